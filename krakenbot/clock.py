@@ -1,0 +1,92 @@
+"""Time: the only reader of the system's clocks.
+
+`now` is the exchange's time: its own answer to `Time`, carried on by a clock that no one can
+set. A step of the host's wall clock therefore moves neither a deadline nor the end of a search.
+"""
+
+import os
+import select
+import signal
+import time
+from types import FrameType
+from typing import Protocol
+
+
+class StopRequestedError(Exception):
+    """SIGTERM or SIGINT came. Raised by waiting only, so never between journal and send."""
+
+
+class Clock(Protocol):
+    def now(self) -> float:
+        """Return the exchange's time in unix seconds, as far as it is known."""
+
+    def monotonic(self) -> float:
+        """Return seconds that only rise, at the exchange's speed."""
+
+    def wall(self) -> float:
+        """Return what the host believes the time to be."""
+
+    def nonce(self) -> int:
+        """Return nanoseconds of the host's clock, the raw material of nonces."""
+
+    def set(self, exchange_time: float) -> None:
+        """Take over the exchange's time."""
+
+    def wait(self, seconds: float) -> None:
+        """Wait. Raises StopRequestedError at once when the process is asked to end."""
+
+
+class SystemClock:
+    """The host's clocks, `speed` times as fast (other than 1 only for rehearsals)."""
+
+    def __init__(self, speed: float = 1.0) -> None:
+        self.speed = speed
+        self._started = _steady()
+        self._wall = time.time()
+        self._offset = self._wall - self._started * speed
+        self._stop_reader, self._stop_writer = os.pipe()
+        self.stop_requested = False
+
+    def now(self) -> float:
+        return self.monotonic() + self._offset
+
+    def monotonic(self) -> float:
+        return _steady() * self.speed
+
+    def wall(self) -> float:
+        if self.speed == 1:
+            return time.time()
+        return self._wall + (_steady() - self._started) * self.speed
+
+    def nonce(self) -> int:
+        return time.time_ns()
+
+    def set(self, exchange_time: float) -> None:
+        if self.speed != 1 and self._wall != exchange_time:
+            # A rehearsal lives in the exchange's time, which may be years ago.
+            self._wall += exchange_time - self.wall()
+        self._offset = exchange_time - self.monotonic()
+
+    def wait(self, seconds: float) -> None:
+        ready = [self._stop_reader] if self.stop_requested else []
+        if not ready and seconds > 0:
+            ready, _, _ = select.select([self._stop_reader], [], [], seconds / self.speed)
+        if ready:
+            raise StopRequestedError
+
+    def stop_on_signals(self) -> None:
+        """Let SIGTERM and SIGINT end the next (or current) wait."""
+        signal.signal(signal.SIGTERM, self._request_stop)
+        signal.signal(signal.SIGINT, self._request_stop)
+
+    def _request_stop(self, number: int, frame: FrameType | None) -> None:
+        if not self.stop_requested:
+            self.stop_requested = True
+            os.write(self._stop_writer, b"x")
+
+
+def _steady() -> float:
+    # Unlike CLOCK_MONOTONIC it goes on while a virtual machine sleeps.
+    if hasattr(time, "CLOCK_BOOTTIME"):
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+    return time.monotonic()

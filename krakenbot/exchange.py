@@ -1,0 +1,66 @@
+"""The port: what the bot needs of an exchange, whichever one stands behind it.
+
+Every method may raise LaterError, UnansweredError or StopError (key refused); RefusedError
+where the exchange says no for good.
+"""
+
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from typing import Protocol
+
+from krakenbot.model import Candle, Execution, MarginSummary, Order, Position, Quote
+from krakenbot.pairs import PairRules
+
+
+class Market(Protocol):
+    """What everybody may know."""
+
+    def server_time(self) -> int:
+        """Return the exchange's time in whole unix seconds."""
+
+    def system_status(self) -> str:
+        """Return `online` or what is the matter with the whole exchange."""
+
+    def rules(self) -> PairRules:
+        """Return the pair's rules as they are now."""
+
+    def candles(self, since: int | None) -> Sequence[Candle]:
+        """Return the candles from about `since` (None: all there are), oldest first.
+
+        The last one is still being made.
+        """
+
+    def quote(self) -> Quote:
+        """Return the best bid and ask."""
+
+
+class Exchange(Market, Protocol):
+    """One account on one pair."""
+
+    def summary(self) -> MarginSummary:
+        """Return the account's margin numbers in the pair's quote currency."""
+
+    def balances(self) -> Mapping[str, Decimal]:
+        """Return what is owned outright, by asset code."""
+
+    def position(self) -> Position:
+        """Return the open margin position on the pair."""
+
+    def fee_rate(self) -> Decimal:
+        """Return the account's taker fee as a fraction: 0.008 is 0.8 %."""
+
+    def place(self, order: Order, deadline: int) -> None:
+        """Send the order once. What became of it is learnt from `find` alone.
+
+        Raises RefusedError, LaterError or StopError when it was definitely not executed,
+        UnansweredError when it may have been. The exchange refuses it after `deadline`.
+        """
+
+    def find(self, client_order_id: str, since: int) -> Execution | None:
+        """Return what became of an order sent after `since`.
+
+        None only when the exchange has answered that it knows no such order.
+        """
+
+    def traded_orders(self, since: int) -> Sequence[str]:
+        """Return the exchange's ids of all orders that traded on the pair since then."""

@@ -1,0 +1,175 @@
+"""The nouns: frozen values that the rest of the program hands around.
+
+Money is `Decimal`, volumes are in base currency, costs and fees in quote currency, times in
+unix seconds (UTC). A long position has a positive volume, a short one a negative.
+"""
+
+from dataclasses import dataclass
+from decimal import Decimal
+from enum import Enum, IntEnum
+from typing import NoReturn
+
+ZERO = Decimal(0)
+
+
+class Side(Enum):
+    BUY = "buy"
+    SELL = "sell"
+
+    @property
+    def sign(self) -> int:
+        return 1 if self is Side.BUY else -1
+
+
+class Direction(IntEnum):
+    LONG = 1
+    FLAT = 0
+    SHORT = -1
+
+
+class OrderStatus(Enum):
+    """Kraken's words for where an order is in its life."""
+
+    PENDING = "pending"
+    OPEN = "open"
+    CLOSED = "closed"
+    CANCELED = "canceled"
+    EXPIRED = "expired"
+
+    @property
+    def is_final(self) -> bool:
+        return self not in (OrderStatus.PENDING, OrderStatus.OPEN)
+
+
+class Purpose(Enum):
+    """What an order is for. `TURN` closes and opens the other way in one order."""
+
+    CLOSE = "close"
+    OPEN = "open"
+    TURN = "turn"
+
+
+@dataclass(frozen=True, slots=True)
+class Candle:
+    """One finished interval; `time` is its start."""
+
+    time: int
+    open: Decimal
+    high: Decimal
+    low: Decimal
+    close: Decimal
+
+
+@dataclass(frozen=True, slots=True)
+class Quote:
+    bid: Decimal
+    ask: Decimal
+
+    @property
+    def mid(self) -> Decimal:
+        return (self.bid + self.ask) / 2
+
+    @property
+    def spread_percent(self) -> Decimal:
+        return (self.ask - self.bid) / self.mid * 100
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """The next order that leads from what is held towards the target."""
+
+    purpose: Purpose
+    side: Side
+    volume: Decimal
+    reduce_only: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """A market order as it is sent. `leverage` 0 is a plain spot order."""
+
+    client_order_id: str
+    side: Side
+    volume: Decimal
+    leverage: int
+    reduce_only: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """What the exchange says became of an order so far. `cost` and `fee` in quote currency."""
+
+    client_order_id: str
+    exchange_order_id: str
+    status: OrderStatus
+    volume: Decimal
+    cost: Decimal
+    fee: Decimal
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """The sum of all entries of one pair: signed volume, opening cost, used margin."""
+
+    volume: Decimal = ZERO
+    cost: Decimal = ZERO
+    margin: Decimal = ZERO
+
+
+@dataclass(frozen=True, slots=True)
+class MarginSummary:
+    """Kraken's TradeBalance. Source: Kraken support, "Terminology used on the Overview page"."""
+
+    trade_balance: Decimal
+    unrealized_pnl: Decimal
+    used_margin: Decimal
+
+    @property
+    def equity(self) -> Decimal:
+        return self.trade_balance + self.unrealized_pnl
+
+    @property
+    def free_margin(self) -> Decimal:
+        return self.equity - self.used_margin
+
+    @property
+    def margin_level(self) -> Decimal | None:
+        """Return equity over used margin in percent, or None when no margin is used."""
+        return self.equity / self.used_margin * 100 if self.used_margin else None
+
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """What a strategy says after a finished candle.
+
+    `direction` is FLAT only while the candles do not yet show any. `average` is for people to
+    look at, never for deciding.
+    """
+
+    direction: Direction
+    average: Decimal
+    slope: int
+
+
+class Secret:
+    """A text that no repr, str, format, pickle or copy shows; `reveal` is the only way in."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def reveal(self) -> str:
+        return self._text
+
+    def __repr__(self) -> str:
+        return "<secret>"
+
+    __str__ = __repr__
+
+    def __format__(self, spec: str) -> str:
+        return "<secret>"
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError("a secret cannot be pickled or copied")

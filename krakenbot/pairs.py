@@ -1,0 +1,109 @@
+"""What Kraken allows on one pair, and the only place where volumes are rounded."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import ROUND_DOWN, Decimal, InvalidOperation
+from typing import Any
+
+from krakenbot.model import ZERO, Side
+
+
+@dataclass(frozen=True, slots=True)
+class PairRules:
+    """One entry of AssetPairs. `pair` is Kraken's internal name, `altname` the one to send.
+
+    `ordermin` is in base, `costmin` in quote currency; `leverages_buy` and `leverages_sell` are
+    empty where the pair has no margin on that side; a position limit of None is unknown.
+    """
+
+    pair: str
+    altname: str
+    base: str
+    quote: str
+    status: str
+    lot_decimals: int
+    pair_decimals: int
+    cost_decimals: int
+    ordermin: Decimal
+    costmin: Decimal
+    leverages_buy: tuple[int, ...]
+    leverages_sell: tuple[int, ...]
+    margin_call: int
+    margin_stop: int
+    long_position_limit: Decimal | None
+    short_position_limit: Decimal | None
+
+    @property
+    def volume_step(self) -> Decimal:
+        return Decimal(1).scaleb(-self.lot_decimals)
+
+    def leverages(self, side: Side) -> tuple[int, ...]:
+        return self.leverages_buy if side is Side.BUY else self.leverages_sell
+
+    def round_volume(self, volume: Decimal) -> Decimal:
+        """Return the volume cut to the pair's lot decimals, towards zero."""
+        return volume.quantize(self.volume_step, rounding=ROUND_DOWN)
+
+
+def parse_rules(pair: str, row: Mapping[str, Any]) -> PairRules:
+    """Return the rules in one AssetPairs entry.
+
+    Raises ValueError, naming the field, when it is not of the expected shape.
+    """
+    try:
+        rules = PairRules(
+            pair=pair,
+            altname=str(row["altname"]),
+            base=str(row["base"]),
+            quote=str(row["quote"]),
+            status=str(row.get("status", "online")),
+            lot_decimals=_digits(row, "lot_decimals"),
+            pair_decimals=_digits(row, "pair_decimals"),
+            cost_decimals=_digits(row, "cost_decimals", 8),
+            ordermin=decimal(row["ordermin"]),
+            costmin=decimal(row.get("costmin") or 0),
+            leverages_buy=tuple(int(n) for n in row.get("leverage_buy") or ()),
+            leverages_sell=tuple(int(n) for n in row.get("leverage_sell") or ()),
+            margin_call=int(row.get("margin_call") or 80),
+            margin_stop=int(row.get("margin_stop") or 40),
+            long_position_limit=_limit(row, "long_position_limit"),
+            short_position_limit=_limit(row, "short_position_limit"),
+        )
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"AssetPairs entry {pair!r} is not as expected: {error!r}") from error
+    if rules.ordermin < ZERO or rules.costmin < ZERO:
+        raise ValueError(f"AssetPairs entry {pair!r} has a negative minimum")
+    return rules
+
+
+def decimal(value: object) -> Decimal:
+    """Return an outside number (text, int or Decimal) as a finite Decimal; ValueError if none."""
+    if isinstance(value, bool) or not isinstance(value, (str, int, Decimal)):
+        raise ValueError(f"not a number: {value!r:.40}")
+    try:
+        number = Decimal(value)
+    except InvalidOperation:
+        raise ValueError(f"not a number: {value!r:.40}") from None
+    # Kraken's numbers have at most some twenty digits; a huge exponent would cost memory later.
+    if not number.is_finite() or abs(number.adjusted()) > 30:
+        raise ValueError(f"not a usable number: {value!r:.40}")
+    return number
+
+
+def plain(number: Decimal) -> str:
+    """Return the number as Kraken wants it: fixed point, no exponent, no needless zeros."""
+    text = f"{number:f}"
+    if "." in text:
+        text = text.rstrip("0").rstrip(".")
+    return "0" if text in ("-0", "") else text
+
+
+def _digits(row: Mapping[str, Any], name: str, default: int | None = None) -> int:
+    value = int(row[name] if default is None else row.get(name, default))
+    if not 0 <= value <= 18:
+        raise ValueError(f"{name} {value} is outside 0..18")
+    return value
+
+
+def _limit(row: Mapping[str, Any], name: str) -> Decimal | None:
+    return decimal(row[name]) if row.get(name) is not None else None

@@ -1,0 +1,39 @@
+"""Kraken's signature of private requests.
+
+Source: docs.kraken.com, guide "Spot REST authentication".
+"""
+
+import binascii
+import hashlib
+import hmac
+
+from krakenbot.errors import ConfigError
+from krakenbot.model import Secret
+
+
+def sign(secret: Secret, path: str, nonce: str, body: bytes) -> str:
+    """Return the API-Sign header of a request.
+
+    `path` begins with /0/private/, `nonce` is its digits as they stand in `body`, `body` the very
+    bytes that are sent. Raises ConfigError when the secret is not base64.
+    """
+    digest = hashlib.sha256(nonce.encode() + body).digest()
+    mac = hmac.new(decode_secret(secret), path.encode() + digest, hashlib.sha512)
+    return binascii.b2a_base64(mac.digest(), newline=False).decode()
+
+
+def decode_secret(secret: Secret) -> bytes:
+    """Return the secret's bytes; ConfigError when it is not base64."""
+    try:
+        key = binascii.a2b_base64("".join(secret.reveal().split()), strict_mode=True)
+    except (ValueError, binascii.Error):
+        # `from None`: the original message could carry a part of the secret.
+        raise ConfigError("the API secret is not base64; copy it again, whole") from None
+    if not key:
+        raise ConfigError("the API secret is empty")
+    return key
+
+
+def fingerprint(key: Secret) -> str:
+    """Return twelve hex digits that name an API key without giving it away."""
+    return hashlib.sha256(b"krakenbot " + key.reveal().encode()).hexdigest()[:12]

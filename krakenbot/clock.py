@@ -46,6 +46,7 @@ class SystemClock:
         self._offset = self._wall - self._started * speed
         self._stop_reader, self._stop_writer = os.pipe()
         self.stop_requested = False
+        self.signalled = False
 
     def now(self) -> float:
         return self.monotonic() + self._offset
@@ -76,13 +77,18 @@ class SystemClock:
 
     def stop_on_signals(self) -> None:
         """Let SIGTERM and SIGINT end the next (or current) wait."""
-        signal.signal(signal.SIGTERM, self._request_stop)
-        signal.signal(signal.SIGINT, self._request_stop)
+        signal.signal(signal.SIGTERM, self._on_signal)
+        signal.signal(signal.SIGINT, self._on_signal)
 
-    def _request_stop(self, number: int, frame: FrameType | None) -> None:
+    def request_stop(self) -> None:
+        """Let the next (or current) wait raise StopRequestedError."""
         if not self.stop_requested:
             self.stop_requested = True
             os.write(self._stop_writer, b"x")
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.signalled = True
+        self.request_stop()
 
 
 def _steady() -> float:

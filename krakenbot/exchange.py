@@ -8,7 +8,15 @@ from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Protocol
 
-from krakenbot.model import Candle, Execution, MarginSummary, Order, Position, Quote
+from krakenbot.model import (
+    Candle,
+    Execution,
+    MarginSummary,
+    Order,
+    Position,
+    Quote,
+    Rollover,
+)
 from krakenbot.pairs import PairRules
 
 
@@ -45,6 +53,9 @@ class Exchange(Market, Protocol):
 
     def position(self) -> Position:
         """Return the open margin position on the pair."""
+
+    def rollovers(self, since: int) -> Sequence[Rollover]:
+        """Return what was charged since then for keeping positions open."""
 
     def fee_rate(self) -> Decimal:
         """Return the account's taker fee as a fraction: 0.008 is 0.8 %."""

@@ -1,15 +1,13 @@
 """What Kraken allows on one pair, and the only place where volumes are rounded."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from decimal import ROUND_DOWN, Decimal, InvalidOperation
-from typing import Any
+from typing import Any, NamedTuple
 
 from krakenbot.model import ZERO, Side
 
 
-@dataclass(frozen=True, slots=True)
-class PairRules:
+class PairRules(NamedTuple):
     """One entry of AssetPairs. `pair` is Kraken's internal name, `altname` the one to send.
 
     `ordermin` is in base, `costmin` in quote currency; `leverages_buy` and `leverages_sell` are

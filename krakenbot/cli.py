@@ -1,0 +1,163 @@
+"""The command line. A command's module is imported only when that command is asked for."""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from krakenbot import __version__
+
+COMMANDS = {
+    "run": "the bot: one decision for each finished candle (what happens without a command)",
+    "demo": "the whole bot against the built-in exchange: no keys, no network",
+    "doctor": "check configuration, keys, clock, pair, account and costs",
+    "status": "position, target, last decision and why, profit and loss",
+    "history": "what the journal holds: decisions, orders, equity",
+    "report": "one self-contained HTML file about what the bot did",
+    "backtest": "the same decisions, orders, fees and margin over files of candles",
+    "sandbox": "a local exchange that answers as Kraken does, for any client",
+    "flatten": "close the bot's position, verify, and leave the bot halted",
+    "resume": "clear a halt after showing why it was set",
+    "call": "any method of Kraken's REST API, signed when private",
+    "unit": "print a hardened systemd unit for this installation",
+    "build": "write the single-file program krakenbot.pyz",
+}
+_ENDED_BY_SIGNAL = ("run", "demo", "sandbox")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return the exit code of the process."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    command = "run"
+    try:
+        config, command, rest = _split(arguments)
+        code = _run(command, config, rest)
+    except SystemExit as ending:
+        # argparse: 0 after --help and --version, 2 after wrong usage.
+        code = ending.code if isinstance(ending.code, int) else 2
+    except BaseException as error:
+        code = _exit_code(command, error)
+    return _flushed(code)
+
+
+def _run(command: str, config: str | None, rest: Sequence[str]) -> int:
+    module = importlib.import_module(f"krakenbot.commands.{command}")
+    parser = argparse.ArgumentParser(
+        prog=f"krakenbot {command}",
+        description=module.HELP,
+        epilog=f"example: {module.EXAMPLE}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    _add_config(parser, config)
+    module.add_arguments(parser)
+    code: int = module.run(parser.parse_args(rest))
+    return code
+
+
+def _split(arguments: list[str]) -> tuple[str | None, str, list[str]]:
+    """Return --config's value, the command and what is left for the command's own parser."""
+    parser = _front_parser()
+    config: str | None = None
+    at = 0
+    while at < len(arguments):
+        word = arguments[at]
+        if word == "--config" and at + 1 < len(arguments):
+            config = arguments[at + 1]
+            at += 2
+        elif word.startswith("--config="):
+            config = word.partition("=")[2]
+            at += 1
+        elif word in ("-h", "--help", "--version"):
+            parser.parse_args([word])
+        elif word.startswith("-"):
+            break
+        elif word in COMMANDS:
+            return config, word, arguments[at + 1 :]
+        else:
+            import difflib
+
+            nearest = difflib.get_close_matches(word, COMMANDS, 1, 0.0)[0]
+            parser.error(f"unknown command {word!r}; the nearest is {nearest!r}")
+    return config, "run", arguments[at:]
+
+
+def _front_parser() -> argparse.ArgumentParser:
+    width = max(map(len, COMMANDS))
+    parser = argparse.ArgumentParser(
+        prog="krakenbot",
+        usage="krakenbot [--config FILE] [COMMAND] [options]",
+        description="commands:\n"
+        + "\n".join(f"  {name:{width}}  {line}" for name, line in COMMANDS.items()),
+        epilog="Each command has its own --help with an example.\nexample: krakenbot demo",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"krakenbot {__version__}")
+    _add_config(parser, None)
+    return parser
+
+
+def _add_config(parser: argparse.ArgumentParser, default: str | None) -> None:
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        default=default,
+        help="TOML file (default: $KRAKENBOT_CONFIG, else config.toml in this folder, if present)",
+    )
+
+
+def _exit_code(command: str, error: BaseException) -> int:
+    """Say what ended the command and return the exit code that stands for it."""
+    from krakenbot import log
+    from krakenbot.clock import StopRequestedError
+    from krakenbot.errors import ConfigError, LaterError, StopError
+
+    if isinstance(error, KeyboardInterrupt | StopRequestedError):
+        return 0 if command in _ENDED_BY_SIGNAL else 130
+    if isinstance(error, BrokenPipeError) and _is_output_cut():
+        # Whoever read our output has seen enough.
+        return 0
+    if isinstance(error, ConfigError | StopError | LaterError):
+        _say("\n".join(f"krakenbot: {log.clean(line)}" for line in str(error).splitlines()))
+        if isinstance(error, StopError):
+            return error.exit_code
+        return 78 if isinstance(error, ConfigError) else 75
+    # Indented, so that no text from outside can pass for a line of ours.
+    _say("\n    ".join(["krakenbot: unexpected error", *log.describe(error).splitlines()]))
+    return 70
+
+
+def _is_output_cut() -> bool:
+    """Return whether it is standard output that nobody reads, and not some other connection."""
+    import select
+
+    poll = select.poll()
+    poll.register(1, 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+
+
+def _flushed(code: int) -> int:
+    """Return the exit code after a last write to standard output.
+
+    Left to the interpreter, a failure would bring a complaint and an exit code of its own.
+    """
+    try:
+        if sys.stdout is not None and not sys.stdout.closed:
+            sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        if not isinstance(error, BrokenPipeError):
+            _say(f"krakenbot: cannot write to standard output: {error.strerror}")
+            return code or 70
+    return code
+
+
+def _say(text: str) -> None:
+    if sys.stderr is None:
+        return
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)

@@ -1,0 +1,21 @@
+"""`flatten`: closes what the bot holds and leaves it halted."""
+
+import argparse
+
+from krakenbot.parts import assemble, load_config
+
+HELP = "Close the bot's position, verify, and leave the bot halted."
+EXAMPLE = "krakenbot flatten --live"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--live", action="store_true", help='needed as well as mode = "live"')
+
+
+def run(arguments: argparse.Namespace) -> int:
+    config = load_config(arguments.config)
+    parts = assemble(config, live=arguments.live)
+    parts.clock.stop_on_signals()
+    parts.bot.flatten("flattened by hand", config.exchange.patience)
+    print(f"nothing is held on {config.pair} any more; `krakenbot resume` lets the bot trade again")
+    return 0

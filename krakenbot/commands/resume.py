@@ -1,0 +1,32 @@
+"""`resume`: clears a halt, after showing why it was set."""
+
+import argparse
+
+from krakenbot import config as configuration
+from krakenbot.journal import Lock, open_journal, open_read_only
+from krakenbot.log import clean
+
+HELP = "Clear a halt after showing why it was set; max_loss counts anew from here."
+EXAMPLE = "krakenbot resume"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    pass
+
+
+def run(arguments: argparse.Namespace) -> int:
+    config = configuration.load_here(arguments.config)
+    path = configuration.journal_path(config)
+    open_read_only(path).close()
+    lock = Lock(path.with_suffix(".lock"), f"the {config.mode} journal of {config.pair}")
+    journal = open_journal(path)
+    reason = journal.get("halted")
+    if reason:
+        print(f"was halted: {clean(reason)}")
+        print("cleared; `krakenbot run` trades again")
+    else:
+        print("was not halted; max_loss counts from here")
+    journal.resume()
+    journal.close()
+    lock.close()
+    return 0

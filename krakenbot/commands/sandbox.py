@@ -1,0 +1,79 @@
+"""`sandbox`: a local exchange that speaks Kraken's REST words."""
+
+import argparse
+import math
+import os
+import signal
+import sys
+from decimal import Decimal
+
+from krakenbot.model import Secret
+from krakenbot.pairs import decimal
+from krakenbot.signing import decode_secret
+from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
+
+HELP = "A local exchange that answers as Kraken's Spot REST API does, for any client."
+EXAMPLE = "krakenbot sandbox --port 8080 --speed 60 --feed random:7"
+PORT = 8080
+SPEED_MAX = 100000
+TIERS = ("sandbox", "starter", "intermediate", "pro")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = (
+        f"KRAKEN_API_KEY and KRAKEN_API_SECRET, if set, are the key and secret; else\n"
+        f"  key    {SANDBOX_KEY}\n  secret {SANDBOX_SECRET}\nexample: {EXAMPLE}"
+    )
+    parser.add_argument("--port", type=int, default=PORT, help="0 for any (default %(default)s)")
+    parser.add_argument(
+        "--speed", type=float, default=1.0, metavar="S", help="simulated seconds a second"
+    )
+    parser.add_argument(
+        "--feed", default="random:1", help="random:SEED, or csv:FILE with Kraken's candles"
+    )
+    parser.add_argument(
+        "--fee", default="0.8", metavar="PERCENT", help="taker fee (default %(default)s)"
+    )
+    parser.add_argument(
+        "--counters", choices=TIERS, default=TIERS[0],
+        help="rate limits of an account tier, or generous ones (default %(default)s)",
+    )  # fmt: skip
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serve until SIGTERM or SIGINT; return the exit code."""
+    from krakenbot.simulated import server
+
+    # Blocked before any thread starts, so that the main one alone is told to end.
+    ends = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, ends)
+    key = os.environ.get("KRAKEN_API_KEY") or SANDBOX_KEY
+    secret = os.environ.get("KRAKEN_API_SECRET") or SANDBOX_SECRET
+    decode_secret(Secret(secret))
+    try:
+        _check(arguments)
+        sandbox = server.start(
+            arguments.feed, arguments.speed, port=arguments.port, key=key, secret=secret,
+            fee_rate=_fee_rate(arguments.fee), tier=arguments.counters,
+        )  # fmt: skip
+    except (ValueError, OSError) as error:
+        print(f"krakenbot sandbox: {error}", file=sys.stderr)
+        return 2
+    print(f"sandbox listening on {sandbox.url}", flush=True)
+    signal.sigwait(ends)
+    sandbox.close()
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    if not (math.isfinite(arguments.speed) and 0 < arguments.speed <= SPEED_MAX):
+        raise ValueError(f"--speed {arguments.speed} is not above 0 and up to {SPEED_MAX}")
+    if not 0 <= arguments.port <= 65535:
+        raise ValueError(f"--port {arguments.port} is not in 0..65535")
+
+
+def _fee_rate(percent: str) -> Decimal:
+    rate = decimal(percent) / 100
+    if not 0 <= rate <= 1:
+        raise ValueError(f"--fee {percent} is not in 0..100")
+    return rate

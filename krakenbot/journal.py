@@ -1,0 +1,550 @@
+"""What was meant and what came of it, on disk before and after each order.
+
+One SQLite file per mode, exchange and pair. Nothing here is believed about what is held: the
+exchange is asked, and the journal explains the answer.
+"""
+
+import fcntl
+import hashlib
+import os
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from krakenbot.errors import ConfigError, StopError
+from krakenbot.model import ZERO, Execution, MarginSummary, Order, Purpose, Side
+
+MIGRATIONS = (
+    """
+    CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+    CREATE TABLE intents (
+        number INTEGER PRIMARY KEY,
+        id TEXT NOT NULL UNIQUE,
+        interval_s INTEGER NOT NULL,
+        candle INTEGER NOT NULL,
+        purpose TEXT NOT NULL,
+        side TEXT NOT NULL,
+        volume TEXT NOT NULL,
+        leverage INTEGER NOT NULL,
+        reduce_only INTEGER NOT NULL,
+        reason TEXT NOT NULL,
+        held_before TEXT NOT NULL,
+        created INTEGER NOT NULL,
+        deadline INTEGER NOT NULL,
+        accepted INTEGER NOT NULL DEFAULT 0,
+        outcome TEXT,
+        exchange_order_id TEXT,
+        executed TEXT NOT NULL DEFAULT '0',
+        cost TEXT NOT NULL DEFAULT '0',
+        fee TEXT NOT NULL DEFAULT '0',
+        settled INTEGER,
+        note TEXT NOT NULL DEFAULT ''
+    );
+    CREATE INDEX intents_open ON intents (number) WHERE outcome IS NULL;
+    CREATE INDEX intents_candle ON intents (interval_s, candle);
+    CREATE INDEX intents_created ON intents (created);
+    CREATE TABLE decisions (
+        interval_s INTEGER NOT NULL,
+        candle INTEGER NOT NULL,
+        price TEXT NOT NULL,
+        average TEXT NOT NULL,
+        slope INTEGER NOT NULL,
+        target INTEGER NOT NULL,
+        held TEXT NOT NULL,
+        reason TEXT NOT NULL,
+        decided INTEGER NOT NULL,
+        done INTEGER NOT NULL,
+        PRIMARY KEY (interval_s, candle)
+    ) WITHOUT ROWID;
+    CREATE TABLE equity (
+        time INTEGER PRIMARY KEY,
+        price TEXT NOT NULL,
+        held TEXT NOT NULL,
+        pnl TEXT NOT NULL,
+        fees TEXT NOT NULL,
+        rollover TEXT NOT NULL,
+        equity TEXT,
+        margin_level TEXT
+    );
+    CREATE TABLE charges (
+        id TEXT PRIMARY KEY,
+        time INTEGER NOT NULL,
+        kind TEXT NOT NULL,
+        amount TEXT NOT NULL
+    ) WITHOUT ROWID;
+    """,
+)
+
+NOT_SENT = "not sent"
+REFUSED = "refused"
+ABSENT = "absent"
+
+
+class Intent(NamedTuple):
+    """An order as it was meant, and what came of it: `outcome` is None while that is unknown."""
+
+    id: str
+    interval_s: int
+    candle: int
+    purpose: Purpose
+    side: Side
+    volume: Decimal
+    leverage: int
+    reduce_only: bool
+    reason: str
+    held_before: Decimal
+    created: int
+    deadline: int
+    accepted: bool = False
+    outcome: str | None = None
+    exchange_order_id: str | None = None
+    executed: Decimal = ZERO
+    cost: Decimal = ZERO
+    fee: Decimal = ZERO
+    settled: int | None = None
+    note: str = ""
+
+    @property
+    def order(self) -> Order:
+        return Order(self.id, self.side, self.volume, self.leverage, self.reduce_only)
+
+
+class Account(NamedTuple):
+    """What the journal's own fills add up to, in quote currency but for `held`.
+
+    `cash` is what sales brought less what purchases cost, before all fees.
+    """
+
+    held: Decimal
+    cash: Decimal
+    fees: Decimal
+    rollover: Decimal
+
+    def pnl(self, price: Decimal) -> Decimal:
+        """Return profit or loss since the beginning, after all costs, held volume at `price`."""
+        return self.cash + self.held * price - self.fees - self.rollover
+
+
+def client_order_id(
+    fingerprint: str, pair: str, interval_s: int, candle: int, purpose: Purpose, attempt: int
+) -> str:
+    """Return the UUID of one step of one decision: the same step has the same id for ever."""
+    text = f"{fingerprint} {pair} {interval_s} {candle} {purpose.value} {attempt}"
+    raw = bytearray(hashlib.sha256(text.encode()).digest()[:16])
+    raw[6] = raw[6] & 0x0F | 0x40
+    raw[8] = raw[8] & 0x3F | 0x80
+    digits = raw.hex()
+    return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
+
+
+class Journal:
+    """The journal on an open connection. All times are the exchange's."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._db = connection
+
+    def close(self) -> None:
+        self._db.close()
+
+    # -- orders ------------------------------------------------------------------------------
+
+    def write(self, intent: Intent) -> None:
+        """Put the intent on disk. Returns only when it is there; refuses a second one like it."""
+        with self._transaction():
+            self._db.execute(
+                "INSERT INTO intents (id, interval_s, candle, purpose, side, volume, leverage,"
+                " reduce_only, reason, held_before, created, deadline)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    intent.id,
+                    intent.interval_s,
+                    intent.candle,
+                    intent.purpose.value,
+                    intent.side.value,
+                    str(intent.volume),
+                    intent.leverage,
+                    intent.reduce_only,
+                    intent.reason,
+                    str(intent.held_before),
+                    intent.created,
+                    intent.deadline,
+                ),
+            )
+
+    def accept(self, intent_id: str) -> None:
+        """Note that the exchange has taken the order, whatever comes of it."""
+        with self._transaction():
+            self._db.execute("UPDATE intents SET accepted = 1 WHERE id = ?", (intent_id,))
+
+    def conclude(
+        self, intent: Intent, outcome: str, now: int, found: Execution | None = None, note: str = ""
+    ) -> None:
+        """Write the end of an intent and add its fill to the account, both or neither."""
+        volume, cost, fee = (found.volume, found.cost, found.fee) if found else (ZERO, ZERO, ZERO)
+        account = self.account()
+        sign = intent.side.sign
+        with self._transaction():
+            changed = self._db.execute(
+                "UPDATE intents SET outcome = ?, exchange_order_id = ?, executed = ?, cost = ?,"
+                " fee = ?, settled = ?, note = ? WHERE id = ? AND outcome IS NULL",
+                (
+                    outcome,
+                    found.exchange_order_id if found else None,
+                    str(volume),
+                    str(cost),
+                    str(fee),
+                    now,
+                    note,
+                    intent.id,
+                ),
+            ).rowcount
+            if changed != 1:
+                raise StopError(f"intent {intent.id} already had an end; it cannot get another")
+            if volume:
+                self._set("held", account.held + sign * volume)
+                self._set("cash", account.cash - sign * cost)
+                self._set("fees", account.fees + fee)
+
+    def open_intents(self) -> list[Intent]:
+        return self.intents("WHERE outcome IS NULL")
+
+    def intents(self, where: str = "", *values: object) -> list[Intent]:
+        """Return intents in the order of their writing; `where` is this program's own SQL."""
+        rows = self._db.execute(f"SELECT * FROM intents {where} ORDER BY number", values)
+        return [_intent(row) for row in rows]
+
+    def orders_since(self, time: int) -> int:
+        """Return how many orders went out since then, whatever came of them."""
+        row = self._db.execute(
+            "SELECT count(*) FROM intents WHERE created > ? AND outcome IS NOT ?", (time, NOT_SENT)
+        ).fetchone()
+        return int(row[0])
+
+    def fruitless_in_a_row(self) -> tuple[int, str]:
+        """Return how many of the newest orders traded nothing, and the last one's note."""
+        count, note = 0, ""
+        rows = self._db.execute(
+            "SELECT executed, outcome, note FROM intents WHERE outcome IS NOT ?"
+            " AND number > ? ORDER BY number DESC LIMIT 50",
+            (NOT_SENT, int(self.get("fruitless_from", "0"))),
+        )
+        for row in rows:
+            if row["outcome"] is None or Decimal(row["executed"]):
+                break
+            note = note or f"{row['outcome']}: {row['note']}"
+            count += 1
+        return count, note
+
+    def knows_order(self, exchange_order_id: str) -> bool:
+        row = self._db.execute(
+            "SELECT 1 FROM intents WHERE exchange_order_id = ?", (exchange_order_id,)
+        ).fetchone()
+        return row is not None
+
+    # -- the account as the journal explains it ------------------------------------------------
+
+    def account(self) -> Account:
+        values = (Decimal(self.get(key, "0")) for key in ("held", "cash", "fees", "rollover"))
+        return Account(*values)
+
+    def adopt(self, held: Decimal, price: Decimal) -> None:
+        """Take over what is held, as if the difference had been traded at `price`."""
+        account = self.account()
+        with self._transaction():
+            self._set("cash", account.cash - (held - account.held) * price)
+            self._set("held", held)
+            self._set("entered", 1)
+
+    def realized(self) -> Decimal:
+        """Return what closed parts won or lost before all costs, first in, first out."""
+        lots: list[tuple[Decimal, Decimal]] = []  # signed volume, cost
+        total = ZERO
+        for intent in self.intents("WHERE executed != '0'"):
+            volume, cost = intent.executed * intent.side.sign, intent.cost
+            while volume and lots and lots[0][0] * volume < 0:
+                lot_volume, lot_cost = lots[0]
+                part = min(abs(volume), abs(lot_volume))
+                opened, closed = lot_cost * part / abs(lot_volume), cost * part / abs(volume)
+                total += (closed - opened) if lot_volume > 0 else (opened - closed)
+                sign = 1 if volume > 0 else -1
+                volume, cost = volume - sign * part, cost - closed
+                rest = lot_volume + sign * part
+                lots[:1] = [(rest, lot_cost - opened)] if rest else []
+            if volume:
+                lots.append((volume, cost))
+        return total
+
+    def resume(self) -> None:
+        """Clear a halt; losses and fruitless orders count anew from here."""
+        last = self._db.execute("SELECT price FROM equity ORDER BY time DESC LIMIT 1").fetchone()
+        number = self._db.execute("SELECT max(number) FROM intents").fetchone()[0]
+        self.put(
+            halted=None,
+            flatten=None,
+            pnl_at_resume=self.account().pnl(Decimal(last[0]) if last else ZERO),
+            fruitless_from=number or 0,
+        )
+
+    def charge(self, charge_id: str, time: int, kind: str, amount: Decimal) -> None:
+        """Book a margin opening fee or a rollover, once, however often it is told."""
+        if self.is_charged(charge_id):
+            return
+        rollover = self.account().rollover + amount
+        with self._transaction():
+            self._db.execute(
+                "INSERT INTO charges VALUES (?, ?, ?, ?)", (charge_id, time, kind, str(amount))
+            )
+            self._set("rollover", rollover)
+
+    def is_charged(self, charge_id: str) -> bool:
+        row = self._db.execute("SELECT 1 FROM charges WHERE id = ?", (charge_id,)).fetchone()
+        return row is not None
+
+    # -- decisions and equity ------------------------------------------------------------------
+
+    def decide(self, row: Mapping[str, Any]) -> None:
+        """Write or replace the decision on a candle that is not done yet."""
+        with self._transaction():
+            self._db.execute(
+                "INSERT INTO decisions VALUES (:interval_s, :candle, :price, :average, :slope,"
+                " :target, :held, :reason, :decided, 0) ON CONFLICT DO UPDATE SET"
+                " target = :target, held = :held, reason = :reason, decided = :decided"
+                " WHERE done = 0",
+                row,
+            )
+
+    def finish(self, row: Mapping[str, Any], price: Decimal, summary: MarginSummary | None) -> None:
+        """Close the decision on a candle for ever and write the equity after it."""
+        account = self.account()
+        with self._transaction():
+            self._db.execute(
+                "INSERT INTO decisions VALUES (:interval_s, :candle, :price, :average, :slope,"
+                " :target, :held, :reason, :decided, 1) ON CONFLICT DO UPDATE SET"
+                " target = :target, held = :held, reason = :reason, decided = :decided, done = 1",
+                row,
+            )
+            level = summary.margin_level if summary else None
+            self._db.execute(
+                "INSERT OR REPLACE INTO equity VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    row["decided"],
+                    str(price),
+                    row["held"],
+                    str(account.pnl(price)),
+                    str(account.fees),
+                    str(account.rollover),
+                    str(summary.equity) if summary else None,
+                    f"{level:.2f}" if level is not None else None,
+                ),
+            )
+
+    def is_done(self, interval_s: int, candle: int) -> bool:
+        row = self._db.execute(
+            "SELECT done FROM decisions WHERE interval_s = ? AND candle = ?", (interval_s, candle)
+        ).fetchone()
+        return row is not None and bool(row[0])
+
+    def rows(self, query: str, *values: object) -> Iterator[sqlite3.Row]:
+        """Yield rows of this program's own query, for commands that only read."""
+        return self._db.execute(query, values)
+
+    # -- single values -------------------------------------------------------------------------
+
+    def get(self, key: str, default: str = "") -> str:
+        row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+        return default if row is None else str(row[0])
+
+    def put(self, **values: object) -> None:
+        """Set single values, all or none; None removes one."""
+        with self._transaction():
+            for key, value in values.items():
+                self._set(key, value)
+
+    def _set(self, key: str, value: object) -> None:
+        if value is None:
+            self._db.execute("DELETE FROM meta WHERE key = ?", (key,))
+        else:
+            self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, str(value)))
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._db.execute("COMMIT")
+            except BaseException:
+                with suppress(sqlite3.Error):
+                    self._db.execute("ROLLBACK")
+                raise
+        except sqlite3.IntegrityError as error:
+            raise StopError(f"the journal already holds this step: {error}") from error
+        except sqlite3.Error as error:
+            raise StopError(
+                f"the journal cannot be written ({error}); nothing is sent without it. Check "
+                "free space and permissions of the state directory"
+            ) from error
+
+
+def open_journal(path: Path) -> Journal:
+    """Open or make the journal at `path`.
+
+    Raises ConfigError when the folder or file cannot be used, StopError when the file is damaged;
+    a damaged file is left as it is.
+    """
+    try:
+        make_private_directory(path.parent)
+        if path.exists():
+            _check(path)
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+        connection = sqlite3.connect(path, isolation_level=None)
+    except (OSError, sqlite3.OperationalError) as error:
+        raise ConfigError(f"the journal {path} cannot be opened: {error}") from error
+    return Journal(prepare(connection, path))
+
+
+def prepare(connection: sqlite3.Connection, path: Path) -> sqlite3.Connection:
+    """Set the connection to write for keeps, and bring its tables up to date."""
+    connection.row_factory = sqlite3.Row
+    try:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        if version > len(MIGRATIONS):
+            raise ConfigError(f"the journal {path} was written by a newer krakenbot")
+        for number in range(version, len(MIGRATIONS)):
+            connection.executescript(
+                f"BEGIN IMMEDIATE; {MIGRATIONS[number]} PRAGMA user_version = {number + 1}; COMMIT;"
+            )
+    except sqlite3.OperationalError as error:
+        raise ConfigError(
+            f"the journal {path} cannot be written: {error}. Nothing was sent; check free space "
+            "and permissions"
+        ) from error
+    except sqlite3.DatabaseError as error:
+        raise damaged(path, error) from error
+    return connection
+
+
+def open_read_only(path: Path) -> Journal:
+    """Open an existing journal for commands that only look; ConfigError when there is none."""
+    if not path.exists():
+        raise ConfigError(f"there is no journal {path} yet: this bot has not run")
+    try:
+        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+        connection.row_factory = sqlite3.Row
+        connection.execute("SELECT count(*) FROM meta")
+    except sqlite3.DatabaseError as error:
+        raise damaged(path, error) from error
+    return Journal(connection)
+
+
+def damaged(path: Path, error: object) -> StopError:
+    return StopError(
+        f"the journal {path} is damaged ({error}) and was left as it is. Look at the exchange what "
+        "is held, move the file away, then start with --adopt or close the position by hand"
+    )
+
+
+def make_private_directory(path: Path) -> None:
+    """Make a folder that only its owner can read."""
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+class Lock:
+    """An exclusive lock on a file, held until the process ends. ConfigError when it is taken."""
+
+    def __init__(self, path: Path, what: str) -> None:
+        try:
+            make_private_directory(path.parent)
+            self.existed = path.exists()
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise ConfigError(f"the lock {path} cannot be opened: {error}") from error
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(self._file)
+            raise ConfigError(f"another krakenbot holds {what} (lock {path})") from None
+
+    def read(self) -> bytes:
+        return os.pread(self._file, 64, 0)
+
+    def write(self, text: bytes) -> None:
+        """Replace the file's first bytes, on disk when this returns."""
+        os.pwrite(self._file, text, 0)
+        os.fsync(self._file)
+
+    def close(self) -> None:
+        os.close(self._file)
+
+
+class Nonces:
+    """Rising numbers for one API key, across restarts and clocks that go back.
+
+    They are nanoseconds of the host's clock, or one more than the last. A second's worth is put
+    on disk in advance, in the key's own lock file, so that a lost journal loses no nonce.
+    """
+
+    RESERVE = 1_000_000_000
+
+    def __init__(self, lock: Lock) -> None:
+        self._lock = lock
+        text = lock.read().strip()
+        self._reserved = int(text) if text.isdigit() else 0
+        self._last = self._reserved
+
+    def next(self, clock_ns: int) -> int:
+        """Return a nonce above all before it; StopError when that cannot be put on disk."""
+        nonce = max(clock_ns, self._last + 1)
+        if nonce > self._reserved:
+            try:
+                self._lock.write(b"%020d\n" % (nonce + self.RESERVE))
+            except OSError as error:
+                raise StopError(f"the nonce cannot be written to disk: {error}") from error
+            self._reserved = nonce + self.RESERVE
+        self._last = nonce
+        return nonce
+
+
+def _check(path: Path) -> None:
+    try:
+        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+        try:
+            verdict = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+        finally:
+            connection.close()
+    except sqlite3.OperationalError:
+        raise
+    except sqlite3.DatabaseError as error:
+        raise damaged(path, error) from error
+    if verdict != "ok":
+        raise damaged(path, verdict)
+
+
+def _intent(row: sqlite3.Row) -> Intent:
+    return Intent(
+        id=row["id"],
+        interval_s=row["interval_s"],
+        candle=row["candle"],
+        purpose=Purpose(row["purpose"]),
+        side=Side(row["side"]),
+        volume=Decimal(row["volume"]),
+        leverage=row["leverage"],
+        reduce_only=bool(row["reduce_only"]),
+        reason=row["reason"],
+        held_before=Decimal(row["held_before"]),
+        created=row["created"],
+        deadline=row["deadline"],
+        accepted=bool(row["accepted"]),
+        outcome=row["outcome"],
+        exchange_order_id=row["exchange_order_id"],
+        executed=Decimal(row["executed"]),
+        cost=Decimal(row["cost"]),
+        fee=Decimal(row["fee"]),
+        settled=row["settled"],
+        note=row["note"],
+    )

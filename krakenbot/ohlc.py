@@ -1,0 +1,101 @@
+"""From Kraken's OHLC rows to finished candles without holes."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from krakenbot.clock import Clock
+from krakenbot.errors import UnansweredError
+from krakenbot.exchange import Market
+from krakenbot.model import ZERO, Candle
+from krakenbot.pairs import decimal
+
+ROWS_KEPT = 720
+LATE_WAIT_S = 2.0
+LATE_TRIES = 8
+
+log = logging.getLogger("krakenbot")
+
+
+class CandleWindow:
+    """The newest finished candles, brought up to date by a few rows a time."""
+
+    def __init__(self, market: Market, clock: Clock, interval_s: int) -> None:
+        self._market = market
+        self._clock = clock
+        self._interval_s = interval_s
+        self._candles: list[Candle] = []
+
+    def up_to(self, expected: int) -> Sequence[Candle] | None:
+        """Return finished candles, the newest one starting at `expected` or later.
+
+        Asks again while that one is late; None when it does not come in good time.
+        """
+        for attempt in range(LATE_TRIES):
+            if attempt:
+                self._clock.wait(LATE_WAIT_S)
+            self._fetch(expected)
+            if self._candles and self._candles[-1].time >= expected:
+                return tuple(self._candles)
+        return None
+
+    def _fetch(self, expected: int) -> None:
+        known = self._candles[-1].time if self._candles else None
+        if known is not None and expected - known > (ROWS_KEPT // 2) * self._interval_s:
+            known = None
+        # One candle more than needed: whether `since` itself comes back is not documented.
+        since = known - self._interval_s if known is not None else None
+        finished = list(self._market.candles(since))[:-1]  # The last row is still being made.
+        if known is None:
+            self._candles = fill(finished, self._interval_s)[-ROWS_KEPT:]
+            return
+        stored = {candle.time: candle for candle in self._candles[-10:]}
+        for candle in finished:
+            before = stored.get(candle.time)
+            if before is not None and before != candle:
+                log.warning("candle revised time=%s was=%s now=%s", candle.time, before, candle)
+        fresh = [candle for candle in finished if candle.time > known]
+        joined = fill([self._candles[-1], *fresh], self._interval_s)
+        self._candles = (self._candles + joined[1:])[-ROWS_KEPT:]
+
+
+def fill(candles: Sequence[Candle], interval_s: int) -> list[Candle]:
+    """Return the candles with each missing interval filled by a flat one at the close before."""
+    filled: list[Candle] = []
+    for candle in candles:
+        while filled and candle.time - filled[-1].time > interval_s:
+            before = filled[-1]
+            log.warning("candle missing time=%s filled flat", before.time + interval_s)
+            price = before.close
+            filled.append(Candle(before.time + interval_s, price, price, price, price))
+        filled.append(candle)
+    return filled
+
+
+def parse_rows(result: Any, interval_s: int) -> list[Candle]:
+    """Return the rows of an OHLC result, oldest first, each time once.
+
+    The key of the rows is Kraken's own pair name, whatever was asked for. Raises UnansweredError
+    when anything is not of the documented shape.
+    """
+    try:
+        (rows,) = (value for key, value in result.items() if key != "last")
+        by_time = {candle.time: candle for candle in (_row(row) for row in rows)}
+    except (AttributeError, TypeError, ValueError, IndexError) as error:
+        raise UnansweredError(f"OHLC answer is not as expected: {error}") from error
+    times = sorted(by_time)
+    if any(time % interval_s for time in times):
+        raise UnansweredError(f"OHLC answer holds a time that no {interval_s} s candle starts at")
+    if times and times[-1] - times[0] > (2 * ROWS_KEPT) * interval_s:
+        raise UnansweredError("OHLC answer spans more than it can hold")
+    return [by_time[time] for time in times]
+
+
+def _row(row: Any) -> Candle:
+    if not isinstance(row, list) or len(row) < 7 or type(row[0]) is not int or row[0] < 0:
+        raise ValueError(f"row {row!r:.80}")
+    candle = Candle(row[0], *(decimal(number) for number in row[1:5]))
+    low, high = candle.low, candle.high
+    if low <= ZERO or not (low <= candle.open <= high and low <= candle.close <= high):
+        raise ValueError(f"row {row!r:.80}")
+    return candle

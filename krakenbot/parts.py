@@ -1,0 +1,183 @@
+"""The front door: which parts a mode is made of. Chosen here once, nowhere further in."""
+
+import logging
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+from krakenbot import config as configuration
+from krakenbot import log as logs
+from krakenbot.bot import VISIBLE_S, Bot, Event
+from krakenbot.client import Client, UrllibTransport
+from krakenbot.clock import Clock, SystemClock
+from krakenbot.config import Config, Credentials
+from krakenbot.decision import Plan
+from krakenbot.errors import ConfigError, RefusedError, StopError
+from krakenbot.exchange import Exchange
+from krakenbot.journal import Journal, Lock, Nonces, open_journal
+from krakenbot.risk import Limits
+from krakenbot.signing import decode_secret, fingerprint
+from krakenbot.spot import FEE_RATE_ASSUMED, FORBIDDEN_PERMISSIONS, NEEDED_PERMISSIONS, Spot
+from krakenbot.strategy import build
+
+log = logging.getLogger("krakenbot")
+
+
+class Parts(NamedTuple):
+    """Everything a command may want of one bot. Both locks are held until the process ends."""
+
+    config: Config
+    clock: SystemClock
+    client: Client
+    spot: Spot
+    exchange: Exchange
+    journal: Journal
+    bot: Bot
+    locks: tuple[Lock, ...]
+
+
+def load_config(path: str | None) -> Config:
+    """Return the configuration and set up logging as it says."""
+    config = configuration.load_here(path)
+    logs.setup(config.log.level, config.log.format)
+    return config
+
+
+def load_credentials(prefix: str = "KRAKEN") -> Credentials | None:
+    """Return the API key and secret, known to the log's filter from here on."""
+    credentials = configuration.load_secrets(os.environ, prefix)
+    if credentials is not None:
+        decode_secret(credentials.secret)
+    return credentials
+
+
+def plan_of(config: Config) -> Plan:
+    """Return what deciding needs to know of the configuration."""
+    chosen = config.strategy
+    strategy, candles_min = build(chosen.name, chosen.length, chosen.short, chosen.long)
+    return Plan(
+        pair=config.pair,
+        interval_s=config.interval * 60,
+        size=config.size,
+        leverage=config.leverage,
+        one_order=config.reversal == "one-order",
+        entry_now=config.entry == "now",
+        strategy=strategy,
+        candles_min=candles_min,
+        limits=Limits(
+            max_loss=config.risk.max_loss,
+            min_margin_level=config.risk.min_margin_level,
+            max_spread_percent=config.risk.max_spread_percent,
+            max_orders_per_day=config.risk.max_orders_per_day,
+        ),
+    )
+
+
+def assemble(
+    config: Config, *, live: bool, on_event: Callable[[Event], None] = lambda event: None
+) -> Parts:
+    """Return the parts of `config.mode`; ConfigError when one of them cannot be had.
+
+    `live` is the word from the command line without which no order can leave.
+    """
+    if config.mode == "live" and not live:
+        raise ConfigError(
+            'mode = "live" trades real money: add --live to the command line as well, '
+            "or set mode to paper. Nothing was sent"
+        )
+    is_live = config.mode == "live" and live
+    credentials = None if config.mode == "paper" else load_credentials()
+    if credentials is None and config.mode != "paper":
+        raise ConfigError(
+            f'mode = "{config.mode}" needs an API key: set KRAKEN_API_KEY_FILE and '
+            "KRAKEN_API_SECRET_FILE, or KRAKEN_API_KEY and KRAKEN_API_SECRET"
+        )
+    path = configuration.journal_path(config)
+    locks = [Lock(path.with_suffix(".lock"), f"the {config.mode} journal of {config.pair}")]
+    if credentials is None:
+        owner = "paper"
+    else:
+        owner = fingerprint(credentials.key)
+        locks.append(Lock(config.state_directory / f"key-{owner}.lock", "this API key"))
+    journal = open_journal(path)
+    clock = SystemClock(config.exchange.clock_speed)
+    client = Client(
+        UrllibTransport(config.exchange.timeout, config.exchange.proxy),
+        config.exchange.url,
+        clock,
+        key=credentials.key if credentials else None,
+        secret=credentials.secret if credentials else None,
+        next_nonce=Nonces(locks[1]).next if credentials else None,
+        live=is_live,
+    )
+    fee_percent = config.exchange.fee_percent
+    fee_rate = FEE_RATE_ASSUMED if fee_percent is None else fee_percent / 100
+    spot = Spot(
+        client,
+        config.pair,
+        config.interval * 60,
+        asset_class=config.exchange.asset_class,
+        trading_agreement=config.exchange.trading_agreement,
+        fee_rate=fee_rate,
+    )
+    exchange: Exchange = spot
+    checks: list[Callable[[], None]] = []
+    if is_live:
+        checks.append(partial(check_key, spot))
+        checks.append(partial(outwait_lost_orders, journal, clock, locks[1].existed))
+    else:
+        from krakenbot.simulated.exchange import PaperExchange
+
+        exchange = PaperExchange(
+            spot,
+            clock,
+            JournalStore(journal),
+            start_balance=config.paper.balance,
+            fee_rate=fee_rate,
+            validate=spot.validate if config.mode == "validate" else None,
+        )
+    bot = Bot(plan_of(config), exchange, journal, clock, owner, on_event, checks)
+    return Parts(config, clock, client, spot, exchange, journal, bot, tuple(locks))
+
+
+class JournalStore:
+    """Where paper mode keeps its account: in the journal, so that a kill loses nothing."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+
+    def load(self) -> str | None:
+        return self._journal.get("paper") or None
+
+    def save(self, state: str) -> None:
+        self._journal.put(paper=state)
+
+
+def check_key(spot: Spot) -> None:
+    """Raise StopError(77) when the key may do too much or too little."""
+    try:
+        permissions = spot.key_permissions()
+    except RefusedError as error:
+        log.warning("key permissions cannot be read reason=%s", error)
+        return
+    too_much = [code for code in FORBIDDEN_PERMISSIONS if code in permissions]
+    if too_much:
+        raise StopError(
+            f"the API key may withdraw ({', '.join(too_much)}): a bot's key must not. Make a new "
+            "key without withdrawal permissions",
+            77,
+        )
+    missing = [code for code in NEEDED_PERMISSIONS if code not in permissions]
+    if missing:
+        raise StopError(f"the API key lacks permissions: {', '.join(missing)}", 77)
+
+
+def outwait_lost_orders(journal: Journal, clock: Clock, key_was_used: bool) -> None:
+    """Let orders of a lost journal become visible before the first decision of a new one."""
+    if journal.get("created"):
+        return
+    if key_was_used:
+        log.warning("new journal for a key used before: waiting for its orders to be visible")
+        clock.wait(VISIBLE_S)
+    journal.put(created=int(clock.now()))

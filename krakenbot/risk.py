@@ -1,0 +1,129 @@
+"""What speaks against an order: pair rules, the market's state, the user's limits. Pure."""
+
+from decimal import Decimal
+from typing import NamedTuple
+
+from krakenbot.model import MarginSummary, Purpose, Quote, Side, Step
+from krakenbot.pairs import PairRules, plain
+
+
+class Limits(NamedTuple):
+    """The user's `[risk]`. `max_loss` in quote currency or None; the rest in percent."""
+
+    max_loss: Decimal | None
+    min_margin_level: Decimal
+    max_spread_percent: Decimal
+    max_orders_per_day: int
+
+
+class Objection(NamedTuple):
+    """Why an order is not sent. `passing` ones may be gone in a minute."""
+
+    reason: str
+    passing: bool = False
+
+
+class Surroundings(NamedTuple):
+    """What is looked at only when there is an order to send."""
+
+    system_status: str
+    quote: Quote
+    rules: PairRules
+    summary: MarginSummary | None
+    orders_today: int
+    fee_rate: Decimal
+    clock_offset_s: float
+
+
+CLOCK_OFFSET_MAX_S = 30.0
+
+
+def objection(step: Step, leverage: int, around: Surroundings, limits: Limits) -> Objection | None:
+    """Return the first objection to sending the step's order now, or None.
+
+    `summary` may be None for a step that only closes: closing is never stopped for margin.
+    """
+    return (
+        _market(step, around, limits)
+        or _pair(step, leverage, around)
+        or (None if step.purpose is Purpose.CLOSE else _exposure(step, leverage, around, limits))
+    )
+
+
+def _market(step: Step, around: Surroundings, limits: Limits) -> Objection | None:
+    rules, quote = around.rules, around.quote
+    if around.system_status != "online":
+        return Objection(f"the exchange is in state {around.system_status}, not online", True)
+    if rules.status != "online" and not (rules.status == "reduce_only" and step.reduce_only):
+        return Objection(f"{rules.altname} is in state {rules.status}, not online", True)
+    if abs(around.clock_offset_s) > CLOCK_OFFSET_MAX_S:
+        return Objection(
+            f"this host's clock is {around.clock_offset_s:+.0f} s off the exchange's, more than "
+            f"{CLOCK_OFFSET_MAX_S:.0f} s; repair it (timedatectl set-ntp true)",
+            True,
+        )
+    if quote.spread_percent > limits.max_spread_percent:
+        return Objection(
+            f"the spread is {quote.spread_percent:.3f} % (bid {plain(quote.bid)}, "
+            f"ask {plain(quote.ask)}), above max_spread_percent {limits.max_spread_percent}",
+            True,
+        )
+    return None
+
+
+def _pair(step: Step, leverage: int, around: Surroundings) -> Objection | None:
+    rules = around.rules
+    allowed = rules.leverages(step.side)
+    if leverage and not allowed:
+        return Objection(f"{rules.altname} has no margin for a {step.side.value}")
+    if leverage and leverage not in allowed and step.purpose is not Purpose.CLOSE:
+        words = " ".join(map(str, allowed))
+        return Objection(f"leverage {leverage} is not offered on {rules.altname}, only {words}")
+    if step.volume < rules.ordermin:
+        return Objection(
+            f"{plain(step.volume)} is below the smallest order of {rules.altname}, "
+            f"{plain(rules.ordermin)}"
+        )
+    cost = step.volume * around.quote.mid
+    if cost < rules.costmin:
+        return Objection(
+            f"an order worth {cost:.5f} is below the smallest of {rules.altname}, "
+            f"{plain(rules.costmin)} {rules.quote}"
+        )
+    return None
+
+
+def _exposure(
+    step: Step, leverage: int, around: Surroundings, limits: Limits
+) -> Objection | None:
+    rules, summary = around.rules, around.summary
+    if around.orders_today >= limits.max_orders_per_day:
+        return Objection(
+            f"{around.orders_today} orders were sent in the last 24 h, max_orders_per_day is "
+            f"{limits.max_orders_per_day}; only closing is allowed now"
+        )
+    if summary is None:
+        return Objection("the margin numbers are not known", True)
+    cost = step.volume * (around.quote.ask if step.side is Side.BUY else around.quote.bid)
+    fee = cost * around.fee_rate
+    needed = (cost / leverage if leverage else cost if step.side is Side.BUY else 0) + fee
+    if step.purpose is Purpose.TURN:
+        # What closes frees its own margin, so only the account's whole equity bounds it.
+        needed -= summary.used_margin
+    if needed > summary.free_margin:
+        return Objection(
+            f"{needed:.2f} {rules.quote} are needed ({plain(step.volume)} at leverage "
+            f"{leverage}, fee included), {summary.free_margin:.2f} are free"
+        )
+    level = summary.margin_level
+    if level is not None and level < limits.min_margin_level:
+        return Objection(
+            f"the margin level is {level:.1f} %, below min_margin_level "
+            f"{limits.min_margin_level} %: no new exposure"
+        )
+    limit = rules.long_position_limit if step.side is Side.BUY else rules.short_position_limit
+    if leverage and limit is not None and step.volume > limit:
+        return Objection(
+            f"{plain(step.volume)} is above the position limit of {rules.altname}, {plain(limit)}"
+        )
+    return None

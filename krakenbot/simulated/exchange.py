@@ -1,0 +1,286 @@
+"""Paper mode: the port of exchange.py on live prices and simulated books.
+
+Also the checks of an order that the sandbox's server shares with it.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
+from typing import Any, NamedTuple, Protocol
+
+from krakenbot.clock import Clock
+from krakenbot.errors import LaterError, RefusedError, UnansweredError
+from krakenbot.exchange import Market
+from krakenbot.model import (
+    ZERO,
+    Candle,
+    Execution,
+    MarginSummary,
+    Order,
+    OrderStatus,
+    Position,
+    PositionEntry,
+    Quote,
+    Rollover,
+    Side,
+)
+from krakenbot.pairs import PairRules
+from krakenbot.simulated.margin import Account, Book, Trade, account_from_text, identifier
+
+FEE_RATE = Decimal("0.008")
+START_BALANCE = Decimal(10000)
+ORDERS_KEPT = 20
+LEDGER_KEPT = 50
+
+
+class Store(Protocol):
+    """Where paper mode keeps its account between ticks."""
+
+    def load(self) -> str | None:
+        """Return the text of the last save, or None."""
+
+    def save(self, state: str) -> None:
+        """Keep the text; when this returns it must survive a crash."""
+
+
+class Filled(NamedTuple):
+    """What paper mode remembers of an order."""
+
+    client_order_id: str
+    order_id: str
+    time: float
+    volume: Decimal
+    asked: Decimal
+    cost: Decimal
+    fee: Decimal
+
+
+def objection(
+    rules: PairRules, side: Side, volume: Decimal, leverage: int, price: Decimal,
+    reduce_only: bool,
+) -> str | None:  # fmt: skip
+    """Return the words in which Kraken refuses this market order, or None."""
+    if rules.status != "online" and not (rules.status == "reduce_only" and reduce_only):
+        return f"EService:Market in {rules.status} mode"
+    if volume != rules.round_volume(volume):
+        return "EGeneral:Invalid arguments:volume"
+    if volume < rules.ordermin or volume <= ZERO:
+        return "EGeneral:Invalid arguments:volume minimum not met"
+    if volume * price < rules.costmin:
+        return "EOrder:Cost minimum not met"
+    if leverage and leverage not in rules.leverages(side):
+        return "EGeneral:Invalid arguments:leverage"
+    if reduce_only and not leverage:
+        return "EGeneral:Invalid arguments:reduce_only"
+    return None
+
+
+def execute(
+    account: Account, book: Book, now: float, side: Side, volume: Decimal, quote: Quote,
+    leverage: int, reduce_only: bool, order: int,
+) -> tuple[Trade, ...]:  # fmt: skip
+    """Fill a market order at the quote: buys at the ask, sells at the bid.
+
+    Raises RefusedError with Kraken's words. The book must have been advanced to `now`.
+    """
+    price = quote.ask if side is Side.BUY else quote.bid
+    if not leverage:
+        return (account.fill_spot(book, now, side.sign, volume, price),)
+    return account.fill(
+        book, now, side.sign, volume, price, leverage, reduce_only=reduce_only, order=order
+    )
+
+
+class PaperExchange:
+    """A simulated account on a real market. A fill is saved before `place` returns.
+
+    `validate` is called with each order before it is filled and may refuse it.
+    """
+
+    def __init__(
+        self,
+        market: Market,
+        clock: Clock,
+        store: Store,
+        *,
+        fee_rate: Decimal = FEE_RATE,
+        start_balance: Decimal = START_BALANCE,
+        validate: Callable[[Order], None] | None = None,
+    ) -> None:
+        self._market = market
+        self._clock = clock
+        self._store = store
+        self._fee_rate = fee_rate
+        self._start_balance = start_balance
+        self._validate = validate
+        self._account: Account | None = None
+        self._orders: list[Filled] = []
+        self._swept = 0
+        self._saved = -1
+
+    def server_time(self) -> int:
+        return self._market.server_time()
+
+    def system_status(self) -> str:
+        return self._market.system_status()
+
+    def rules(self) -> PairRules:
+        return self._market.rules()
+
+    def quote(self) -> Quote:
+        return self._market.quote()
+
+    def candles(self, since: int | None) -> Sequence[Candle]:
+        """Return the market's candles; those that ended meanwhile count for liquidation."""
+        candles = self._market.candles(since)
+        if not candles:
+            return candles
+        account, book = self._open()
+        if self._swept and book.lots:
+            for candle in candles[:-1]:
+                if candle.time >= self._swept:
+                    account.sweep(book, self._clock.now(), candle.low, candle.high)
+        self._swept = max(self._swept, candles[-1].time)
+        self._save()
+        return candles
+
+    def summary(self) -> MarginSummary:
+        account, book, _ = self._advanced()
+        quote = book.rules.quote
+        return MarginSummary(
+            account.balances.get(quote, ZERO), account.unrealized(quote), account.used_margin(quote)
+        )
+
+    def balances(self) -> Mapping[str, Decimal]:
+        return dict(self._open()[0].balances)
+
+    def position(self) -> Position:
+        _, book, _ = self._advanced()
+        entries = (
+            PositionEntry(
+                identifier("T", lot.serial), identifier("O", lot.order), lot.cost, lot.fee
+            )
+            for lot in book.lots
+        )
+        return Position(book.volume, book.cost_left, tuple(entries))
+
+    def rollovers(self, since: int) -> Sequence[Rollover]:
+        account, book, _ = self._advanced()
+        return [
+            Rollover(
+                identifier("L", entry.serial), identifier("T", entry.refid), int(entry.time),
+                entry.fee,
+            )
+            for entry in account.ledger
+            if entry.type == "rollover" and entry.time > since
+        ]  # fmt: skip
+
+    def fee_rate(self) -> Decimal:
+        return self._fee_rate
+
+    def place(self, order: Order, deadline: int) -> None:
+        if self._known(order.client_order_id) is not None:
+            raise UnansweredError("EGeneral:Invalid arguments:cl_ord_id not unique")
+        account, book, quote = self._advanced()
+        price = quote.ask if order.side is Side.BUY else quote.bid
+        refusal = objection(
+            book.rules, order.side, order.volume, order.leverage, price, order.reduce_only
+        )
+        if refusal is not None:
+            raise LaterError(refusal) if "Market in" in refusal else RefusedError(refusal)
+        if self._validate is not None:
+            self._validate(order)
+        now = self._clock.now()
+        if now > deadline:
+            raise LaterError("EService:Deadline elapsed")
+        number = account.serial + 1
+        account.serial = number
+        trades = execute(
+            account, book, now, order.side, order.volume, quote, order.leverage,
+            order.reduce_only, number,
+        )  # fmt: skip
+        self._orders.append(
+            Filled(
+                order.client_order_id,
+                identifier("O", number),
+                now,
+                sum((trade.volume for trade in trades), ZERO),
+                order.volume,
+                sum((trade.cost for trade in trades), ZERO),
+                sum((trade.fee for trade in trades), ZERO),
+            )
+        )
+        del self._orders[:-ORDERS_KEPT]
+        self._save()
+
+    def find(self, client_order_id: str, since: int) -> Execution | None:
+        filled = self._known(client_order_id)
+        if filled is None:
+            return None
+        whole = filled.volume == filled.asked
+        return Execution(
+            client_order_id,
+            filled.order_id,
+            OrderStatus.CLOSED if whole else OrderStatus.CANCELED,
+            filled.volume,
+            filled.cost,
+            filled.fee,
+            "" if whole else "Reduce only:Position is closed",
+        )
+
+    def traded_orders(self, since: int) -> Sequence[str]:
+        self._open()
+        return [filled.order_id for filled in self._orders if filled.time > since]
+
+    def _known(self, client_order_id: str) -> Filled | None:
+        self._open()
+        return next((o for o in self._orders if o.client_order_id == client_order_id), None)
+
+    def _open(self) -> tuple[Account, Book]:
+        """Return account and book, read from the store the first time."""
+        rules = self._market.rules()
+        if self._account is None:
+            text = self._store.load()
+            if text is None:
+                self._account = Account(
+                    {rules.quote: self._start_balance},
+                    self._fee_rate,
+                    serial=int(self._clock.now()) * 1000,
+                    history=LEDGER_KEPT,
+                )
+            else:
+                self._restore(json.loads(text), rules)
+        assert self._account is not None
+        return self._account, self._account.book(rules)
+
+    def _advanced(self) -> tuple[Account, Book, Quote]:
+        """Return account and book as they are at the market's present quote."""
+        account, book = self._open()
+        quote = self._market.quote()
+        account.advance(book, self._clock.now(), quote.mid)
+        self._save()
+        return account, book, quote
+
+    def _restore(self, state: dict[str, Any], rules: PairRules) -> None:
+        self._account = account_from_text(state["account"], [rules])
+        self._account.fee_rate = self._fee_rate
+        self._saved = self._account.revision
+        self._swept = state["swept"]
+        self._orders = [
+            Filled(client_id, order_id, time, *(Decimal(number) for number in numbers))
+            for client_id, order_id, time, *numbers in state["orders"]
+        ]
+
+    def _save(self) -> None:
+        """Save if anything changed; on failure forget it, so that memory never leads the disk."""
+        account = self._account
+        if account is None or account.revision == self._saved:
+            return
+        orders = [[*order[:3], *(str(number) for number in order[3:])] for order in self._orders]
+        state = {"account": account.to_text(), "swept": self._swept, "orders": orders}
+        try:
+            self._store.save(json.dumps(state))
+        except BaseException:
+            self._account, self._orders = None, []
+            raise
+        self._saved = account.revision

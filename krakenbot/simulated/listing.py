@@ -1,0 +1,109 @@
+"""What the sandbox lists: pairs and assets, in the form of Kraken's AssetPairs and Assets."""
+
+from decimal import Decimal
+from typing import Any
+
+SANDBOX_KEY = "SANDBOX-KEY"
+# Public on purpose: it opens nothing but a sandbox.
+SANDBOX_SECRET = (
+    "a3Jha2VuYm90IHNhbmRib3ggc2VjcmV0OiBwdWJsaWMs"
+    "IGdvb2QgZm9yIG5vdGhpbmcgYnV0IGEgc2FuZGJveA=="
+)
+
+_UP_TO_10 = list(range(2, 11))
+
+
+def _pair(
+    altname: str, wsname: str, base: str, quote: str, decimals: int, ordermin: str,
+    leverages: list[int], limits: tuple[int, int] | None, lot_decimals: int = 8,
+) -> dict[str, Any]:  # fmt: skip
+    row: dict[str, Any] = {
+        "altname": altname,
+        "wsname": wsname,
+        "aclass_base": "currency",
+        "base": base,
+        "aclass_quote": "currency",
+        "quote": quote,
+        "lot": "unit",
+        "cost_decimals": 5,
+        "pair_decimals": decimals,
+        "lot_decimals": lot_decimals,
+        "lot_multiplier": 1,
+        "leverage_buy": leverages,
+        "leverage_sell": leverages,
+        "fees": [],
+        "fees_maker": [],
+        "fee_volume_currency": "ZUSD",
+        "margin_call": 80,
+        "margin_stop": 40,
+        "ordermin": ordermin,
+        "costmin": "0.45" if quote == "ZEUR" else "0.5",
+        "tick_size": f"{Decimal(1).scaleb(-decimals):f}",
+        "status": "online",
+        "execution_venue": "international",
+    }
+    if limits is not None:
+        row["long_position_limit"], row["short_position_limit"] = limits
+    return row
+
+
+PAIRS: dict[str, dict[str, Any]] = {
+    "XXBTZUSD": _pair(
+        "XBTUSD", "XBT/USD", "XXBT", "ZUSD", 1, "0.00005", _UP_TO_10, (350, 250)
+    ),
+    "XXBTZEUR": _pair(
+        "XBTEUR", "XBT/EUR", "XXBT", "ZEUR", 1, "0.00005", _UP_TO_10, (250, 200)
+    ),
+    "XETHZUSD": _pair(
+        "ETHUSD", "ETH/USD", "XETH", "ZUSD", 2, "0.001", _UP_TO_10, (7000, 5000)
+    ),
+    "SOLUSD": _pair("SOLUSD", "SOL/USD", "SOL", "ZUSD", 2, "0.02", _UP_TO_10, (80000, 60000)),
+    "USDTZUSD": _pair(
+        "USDTUSD", "USDT/USD", "USDT", "ZUSD", 5, "5", [2, 3], (5000000, 2500000)
+    ),
+    "BONKUSD": _pair("BONKUSD", "BONK/USD", "BONK", "ZUSD", 8, "200000", [], None, 2),
+}
+
+# The price at which a random market begins, in units of the last digit.
+FIRST_TICKS = {
+    "XXBTZUSD": 816840,
+    "XXBTZEUR": 705120,
+    "XETHZUSD": 312045,
+    "SOLUSD": 18233,
+    "USDTZUSD": 99990,
+    "BONKUSD": 1450,
+}
+
+# Asset: altname, decimals, display decimals.
+ASSETS = {
+    "ZUSD": ("USD", 4, 2),
+    "ZEUR": ("EUR", 4, 2),
+    "USDT": ("USDT", 8, 4),
+    "XXBT": ("XBT", 10, 5),
+    "XETH": ("ETH", 10, 5),
+    "SOL": ("SOL", 10, 5),
+    "BONK": ("BONK", 4, 2),
+}
+
+
+def aliases(key: str, row: dict[str, Any]) -> set[str]:
+    """Return all the names under which clients may ask for a pair."""
+    base, quote = row["wsname"].split("/")
+    names = {key, row["altname"], row["wsname"]}
+    if base == "XBT":
+        names |= {f"BTC{quote}", f"BTC/{quote}"}
+    return names
+
+
+def unlisted(altname: str, decimals: int) -> tuple[str, dict[str, Any]]:
+    """Return key and row for a pair outside the table, so that any file of candles can be run."""
+    for quote in ("USDT", "USDC", "USD", "EUR", "GBP"):
+        if altname.endswith(quote) and altname != quote:
+            base = altname.removesuffix(quote)
+            code = f"Z{quote}" if len(quote) == 3 else quote
+            own = {"XBT": "XXBT", "ETH": "XETH"}.get(base, base)
+            ordermin = "0.00005" if base == "XBT" else "0.01"
+            row = _pair(altname, f"{base}/{quote}", own, code, decimals, ordermin,
+                        _UP_TO_10, (1000000, 1000000))  # fmt: skip
+            return altname, row
+    raise ValueError(f"{altname}: not a pair in USD, EUR, GBP, USDT or USDC")

@@ -1,0 +1,140 @@
+import io
+import json
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import unittest
+
+from krakenbot import log
+from krakenbot.model import Secret
+
+KEY = "k+y/AbCdEf0123456789=="
+
+
+def run(code: str, **streams: object) -> "subprocess.CompletedProcess[str]":
+    options = {"text": True, "timeout": 30, "stdout": subprocess.PIPE} | streams
+    return subprocess.run([sys.executable, "-c", code], **options)  # type: ignore[call-overload,no-any-return]
+
+
+class TestLog(unittest.TestCase):
+    def setUp(self) -> None:
+        root = logging.getLogger()
+        self.addCleanup(setattr, logging, "raiseExceptions", logging.raiseExceptions)
+        self.addCleanup(root.setLevel, root.level)
+        self.addCleanup(root.handlers.__setitem__, slice(None), root.handlers[:])
+        self.addCleanup(log._hidden.clear)
+        self.stream = io.StringIO()
+
+    def lines(self, format: str = "text", level: str = "info") -> logging.Logger:
+        log.setup(level, format, self.stream)
+        return logging.getLogger("krakenbot.test")
+
+    def test_text_is_time_level_and_message(self) -> None:
+        self.lines().info("order filled id=%s volume=%s", "a", 5)
+        pattern = r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d INFO order filled id=a volume=5\n$"
+        self.assertRegex(self.stream.getvalue(), pattern)
+
+    def test_json_is_one_object_a_line(self) -> None:
+        logger = self.lines("json")
+        logger.warning("one\ntwo")
+        try:
+            raise ValueError("three")
+        except ValueError:
+            logger.exception("four")
+        first, second = map(json.loads, self.stream.getvalue().splitlines())
+        self.assertEqual("one\\ntwo", first["message"])
+        self.assertEqual("warning", first["level"])
+        self.assertIn("ValueError: three", second["traceback"])
+
+    def test_records_below_the_level_are_left_out(self) -> None:
+        self.lines(level="warning").info("x")
+        self.assertEqual("", self.stream.getvalue())
+
+    def test_a_second_setup_replaces_the_first(self) -> None:
+        self.lines()
+        self.lines().info("x")
+        self.assertEqual(1, self.stream.getvalue().count("\n"))
+
+    def test_registered_secrets_appear_in_no_form(self) -> None:
+        log.register(Secret(KEY))
+        logger = self.lines()
+        forms = (
+            KEY,
+            "ayt5L0FiQ2RFZjAxMjM0NTY3ODk9PQ==",
+            "k%2By%2FAbCdEf0123456789%3D%3D",
+            "k%2by%2fAbCdEf0123456789%3d%3d",
+            "k%2By/AbCdEf0123456789%3D%3D",
+        )
+        for form in forms:
+            logger.info("answer=%s", f"x{form}x")
+            logger.info("answer=%r", {"key": form})
+        try:
+            raise ValueError(KEY) from KeyError(KEY)
+        except ValueError:
+            logger.exception("failed")
+        text = self.stream.getvalue()
+        self.assertIn("<secret>", text)
+        self.assertNotIn("AbCdEf", text)
+        self.assertNotIn("ayt5L0", text)
+
+    def test_text_from_outside_forges_no_line_and_drives_no_terminal(self) -> None:
+        logger = self.lines()
+        evil = "x\n2026-01-01 00:00:00 INFO fine\r\x1b[2J\x9b1m\x00\u2028\u202e\ud800"
+        logger.info("answer=%s", evil)
+        try:
+            raise ValueError(evil)
+        except ValueError:
+            logger.exception("failed")
+        text = self.stream.getvalue()
+        for character in "\r\x1b\x9b\x00\u2028\u202e\ud800":
+            self.assertNotIn(character, text)
+        self.assertEqual(2, sum(line[:1] == "2" for line in text.splitlines()))
+        self.assertIn("x\\n2026-01-01 00:00:00 INFO fine\\r\\x1b[2J", text)
+
+    def test_a_wrong_placeholder_costs_neither_the_record_nor_an_exception(self) -> None:
+        self.lines().info("volume=%d", "many")
+        self.assertIn("many", self.stream.getvalue())
+
+    def test_a_stream_that_fails_raises_nothing(self) -> None:
+        logger = self.lines()
+        self.stream.close()
+        logger.error("x")
+
+    def test_journald_gets_priorities_only_when_it_is_the_reader(self) -> None:
+        code = (
+            "import logging; from krakenbot import log; log.setup('debug', 'text');"
+            "[logging.log(n, 'x') for n in (50, 40, 30, 20, 10)]"
+        )
+        with tempfile.TemporaryFile() as file:
+            at = os.fstat(file.fileno())
+            for name, want in (
+                (f"{at.st_dev}:{at.st_ino}", ["<2>", "<3>", "<4>", "<6>", "<7>"]),
+                ("1:1", ["202"] * 5),
+            ):
+                with self.subTest(name):
+                    file.seek(0)
+                    file.truncate()
+                    run(code, stderr=file, env=os.environ | {"JOURNAL_STREAM": name})
+                    file.seek(0)
+                    got = [
+                        line[:3].replace("203", "202") for line in file.read().decode().splitlines()
+                    ]
+                    self.assertEqual(want, got)
+
+    def test_a_full_disk_or_closed_standard_error_does_not_change_the_exit_code(self) -> None:
+        code = (
+            "import logging, sys; from krakenbot import log; log.setup('info', 'text');"
+            "logging.error('x'); print('done')"
+        )
+        with open("/dev/full", "w") as full:
+            done = run(code, stderr=full)
+        self.assertEqual((0, "done\n"), (done.returncode, done.stdout))
+        command = ["sh", "-c", 'exec "$0" -c "$1" 2>&-', sys.executable, code]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=30)
+        self.assertEqual((0, "done\n"), (done.returncode, done.stdout))
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -81,7 +81,7 @@ class Bot:
         self._clock = clock
         self._fingerprint = fingerprint
         self._on_event = on_event
-        self._window = CandleWindow(exchange, clock, plan.interval_s)
+        self._window = CandleWindow(exchange, clock, plan.interval_s, plan.candles_min)
         self._watched: dict[str, list[float]] = {}
         self._rules: PairRules | None = None
         self._fee_rate = Decimal(0)
@@ -237,6 +237,8 @@ class Bot:
         if self._journal.is_done(interval_s, candle.time):
             return TickResult(next_due, decided=True)
         signal = self._plan.strategy(candles)
+        if signal.direction is Direction.FLAT:
+            signal = self._plan.strategy(self._window.widen(expected))
         done = self._work(candle, signal)
         if not done:
             return TickResult(min(next_due, self._clock.now() + PASSING_PAUSE_S), decided=True)
@@ -257,7 +259,7 @@ class Bot:
                 around = self._exchange.system_status(), self._exchange.quote()
             summary = self._summary() if step.purpose is not Purpose.CLOSE else None
             against = objection(
-                step, self._plan.leverage, self._around(around, summary), self._plan.limits
+                step, self._plan.leverage, self._around(around, held, summary), self._plan.limits
             )
             if against is not None:
                 done = not against.passing
@@ -303,12 +305,15 @@ class Bot:
             return None
         return Direction(int(first)) if first else direction
 
-    def _around(self, market: tuple[str, Quote], summary: MarginSummary | None) -> Surroundings:
+    def _around(
+        self, market: tuple[str, Quote], held: Decimal, summary: MarginSummary | None
+    ) -> Surroundings:
         assert self._rules is not None
         return Surroundings(
             system_status=market[0],
             quote=market[1],
             rules=self._rules,
+            held=held,
             summary=summary,
             orders_today=self._journal.orders_since(int(self._clock.now()) - 86400),
             fee_rate=self._fee_rate,
@@ -444,6 +449,9 @@ class Bot:
             self._plan.interval_s, candle, step.purpose.value, NOT_SENT,
         )  # fmt: skip
         now = int(self._clock.now())
+        leverage, offered = self._plan.leverage, self._rules_known().leverages(step.side)
+        if step.purpose is Purpose.CLOSE and leverage and offered and leverage not in offered:
+            leverage = min(offered)  # Any offered value closes.
         intent = Intent(
             id=client_order_id(
                 self._fingerprint,
@@ -458,7 +466,7 @@ class Bot:
             purpose=step.purpose,
             side=step.side,
             volume=step.volume,
-            leverage=self._plan.leverage,
+            leverage=leverage,
             reduce_only=step.reduce_only,
             reason=reason,
             held_before=held,

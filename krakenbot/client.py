@@ -112,7 +112,7 @@ class Client:
             raise StopError(f"{method} needs an API key and there is none", 77)
         nonce = str(self._next_nonce(self._clock.nonce()))
         path = f"/0/private/{method}"
-        body = urlencode({"nonce": nonce, **params}).encode()
+        body = urlencode({**params, "nonce": nonce}).encode()
         headers = {
             "User-Agent": USER_AGENT,
             "Content-Type": "application/x-www-form-urlencoded",
@@ -162,8 +162,8 @@ def parse_json(body: bytes) -> Any:
     """Return outside JSON with exact numbers; ValueError for anything odd, however deep."""
     try:
         return json.loads(body, parse_float=Decimal, parse_constant=_refuse_constant)
-    except RecursionError:
-        raise ValueError("JSON nested too deeply") from None
+    except (RecursionError, ArithmeticError):
+        raise ValueError("JSON nested too deeply, or a number out of range") from None
 
 
 # Kraken's errors by what a careful caller does. The first match counts; the worst of several
@@ -181,7 +181,8 @@ VERDICTS: tuple[tuple[str, str], ...] = (
     ("EGeneral:Too many requests", STOP),
     ("EGeneral:Invalid arguments:cl_ord_id not unique", UNKNOWN),
     ("EGeneral:Invalid arguments", REFUSED),
-    ("EGeneral:Unknown", REFUSED),
+    ("EGeneral:Unknown method", REFUSED),
+    ("EGeneral:Unknown Method", REFUSED),
     ("EAccount:", STOP),
     ("ETrade:Locked", STOP),
     ("ETrade:User Locked", STOP),
@@ -271,20 +272,22 @@ class _Handler(urllib.request.AbstractHTTPHandler):
             self._kept = None
 
     def http_open(self, request: urllib.request.Request) -> Any:
-        deadline = time.monotonic() + self._timeout_s
+        return self._ask(request, time.monotonic() + self._timeout_s)
+
+    https_open = http_open
+
+    def _ask(self, request: urllib.request.Request, deadline: float) -> "_Answer":
         reused = self._reusable(request)
         try:
             return self._exchange(self._connection(request, deadline), request, deadline)
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             self.drop()
             # `from None` below: a library error can quote the header that it choked on.
             problem = _name(error)
         if reused:
             # A kept connection had died meanwhile. Only reads use one, so they are asked again.
-            return self.http_open(request)
+            return self._ask(request, deadline)
         raise UnansweredError(f"no whole answer from {request.host}: {problem}") from None
-
-    https_open = http_open
 
     def _reusable(self, request: urllib.request.Request) -> bool:
         host = f"{request.type}://{request.host}"
@@ -312,13 +315,13 @@ class _Handler(urllib.request.AbstractHTTPHandler):
         target = urlsplit(f"//{self._proxy}").netloc if self._proxy else request.host
         if request.type == "https":
             connection = http.client.HTTPSConnection(
-                target, timeout=deadline - time.monotonic(), context=self._tls()
+                target, timeout=max(0.001, deadline - time.monotonic()), context=self._tls()
             )
             if self._proxy:
                 connection.set_tunnel(request.host)
         else:
             connection = http.client.HTTPConnection(
-                request.host, timeout=deadline - time.monotonic()
+                request.host, timeout=max(0.001, deadline - time.monotonic())
             )
         connection.connect()
         return connection

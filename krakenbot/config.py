@@ -64,11 +64,14 @@ class LogTable(NamedTuple):
 
 
 class NotifyTable(NamedTuple):
-    """Addresses often carry a token, so they count as secrets."""
+    """Addresses and bodies often carry a token, so they count as secrets."""
 
     url: Secret | None
     body: str | None
     heartbeat_url: Secret | None
+
+    def __repr__(self) -> str:
+        return "NotifyTable(<secret>)"
 
 
 class Config(NamedTuple):

@@ -400,7 +400,7 @@ def open_journal(path: Path) -> Journal:
         if path.exists():
             _check(path)
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
-        connection = sqlite3.connect(path, isolation_level=None)
+        connection = sqlite3.connect(path, isolation_level=None, cached_statements=16)
     except (OSError, sqlite3.OperationalError) as error:
         raise ConfigError(f"the journal {path} cannot be opened: {error}") from error
     return Journal(prepare(connection, path))
@@ -412,6 +412,7 @@ def prepare(connection: sqlite3.Connection, path: Path) -> sqlite3.Connection:
     try:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA cache_size = -256")
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         if version > len(MIGRATIONS):
             raise ConfigError(f"the journal {path} was written by a newer krakenbot")

@@ -10,7 +10,7 @@ from krakenbot.exchange import Market
 from krakenbot.model import ZERO, Candle
 from krakenbot.pairs import decimal
 
-ROWS_KEPT = 720
+ROWS_MAX = 720  # More than these the exchange does not give.
 LATE_WAIT_S = 2.0
 LATE_TRIES = 8
 
@@ -20,11 +20,19 @@ log = logging.getLogger("krakenbot")
 class CandleWindow:
     """The newest finished candles, brought up to date by a few rows a time."""
 
-    def __init__(self, market: Market, clock: Clock, interval_s: int) -> None:
+    def __init__(self, market: Market, clock: Clock, interval_s: int, needed: int) -> None:
         self._market = market
         self._clock = clock
         self._interval_s = interval_s
+        self._kept = min(ROWS_MAX, 3 * needed + 60)
         self._candles: list[Candle] = []
+
+    def widen(self, expected: int) -> Sequence[Candle]:
+        """Return all finished candles there are, for when the usual few decide nothing."""
+        self._kept = ROWS_MAX
+        self._candles = []
+        self._fetch(expected)
+        return tuple(self._candles)
 
     def up_to(self, expected: int) -> Sequence[Candle] | None:
         """Return finished candles, the newest one starting at `expected` or later.
@@ -41,13 +49,13 @@ class CandleWindow:
 
     def _fetch(self, expected: int) -> None:
         known = self._candles[-1].time if self._candles else None
-        if known is not None and expected - known > (ROWS_KEPT // 2) * self._interval_s:
+        if known is not None and expected - known > (ROWS_MAX // 2) * self._interval_s:
             known = None
         # One candle more than needed: whether `since` itself comes back is not documented.
-        since = known - self._interval_s if known is not None else None
+        since = (known or expected - self._kept * self._interval_s) - self._interval_s
         finished = list(self._market.candles(since))[:-1]  # The last row is still being made.
         if known is None:
-            self._candles = fill(finished, self._interval_s)[-ROWS_KEPT:]
+            self._candles = fill(finished, self._interval_s)[-self._kept :]
             return
         stored = {candle.time: candle for candle in self._candles[-10:]}
         for candle in finished:
@@ -56,7 +64,7 @@ class CandleWindow:
                 log.warning("candle revised time=%s was=%s now=%s", candle.time, before, candle)
         fresh = [candle for candle in finished if candle.time > known]
         joined = fill([self._candles[-1], *fresh], self._interval_s)
-        self._candles = (self._candles + joined[1:])[-ROWS_KEPT:]
+        self._candles = (self._candles + joined[1:])[-self._kept :]
 
 
 def fill(candles: Sequence[Candle], interval_s: int) -> list[Candle]:
@@ -86,7 +94,7 @@ def parse_rows(result: Any, interval_s: int) -> list[Candle]:
     times = sorted(by_time)
     if any(time % interval_s for time in times):
         raise UnansweredError(f"OHLC answer holds a time that no {interval_s} s candle starts at")
-    if times and times[-1] - times[0] > (2 * ROWS_KEPT) * interval_s:
+    if times and times[-1] - times[0] > (2 * ROWS_MAX) * interval_s:
         raise UnansweredError("OHLC answer spans more than it can hold")
     return [by_time[time] for time in times]
 

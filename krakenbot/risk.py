@@ -3,7 +3,7 @@
 from decimal import Decimal
 from typing import NamedTuple
 
-from krakenbot.model import MarginSummary, Purpose, Quote, Side, Step
+from krakenbot.model import ZERO, MarginSummary, Purpose, Quote, Side, Step
 from krakenbot.pairs import PairRules, plain
 
 
@@ -29,6 +29,7 @@ class Surroundings(NamedTuple):
     system_status: str
     quote: Quote
     rules: PairRules
+    held: Decimal
     summary: MarginSummary | None
     orders_today: int
     fee_rate: Decimal
@@ -74,7 +75,7 @@ def _market(step: Step, around: Surroundings, limits: Limits) -> Objection | Non
 def _pair(step: Step, leverage: int, around: Surroundings) -> Objection | None:
     rules = around.rules
     allowed = rules.leverages(step.side)
-    if leverage and not allowed:
+    if leverage and not allowed and step.purpose is not Purpose.CLOSE:
         return Objection(f"{rules.altname} has no margin for a {step.side.value}")
     if leverage and leverage not in allowed and step.purpose is not Purpose.CLOSE:
         words = " ".join(map(str, allowed))
@@ -104,16 +105,16 @@ def _exposure(
         )
     if summary is None:
         return Objection("the margin numbers are not known", True)
-    cost = step.volume * (around.quote.ask if step.side is Side.BUY else around.quote.bid)
-    fee = cost * around.fee_rate
-    needed = (cost / leverage if leverage else cost if step.side is Side.BUY else 0) + fee
-    if step.purpose is Purpose.TURN:
-        # What closes frees its own margin, so only the account's whole equity bounds it.
-        needed -= summary.used_margin
-    if needed > summary.free_margin:
+    price = around.quote.ask if step.side is Side.BUY else around.quote.bid
+    # What turns closes first, and that frees its own margin.
+    closing = abs(around.held) if step.purpose is Purpose.TURN else ZERO
+    opening = step.volume - closing
+    needed = opening * price / max(leverage, 1) + step.volume * price * around.fee_rate
+    free = summary.free_margin + closing * price / max(leverage, 1)
+    if needed > free:
         return Objection(
-            f"{needed:.2f} {rules.quote} are needed ({plain(step.volume)} at leverage "
-            f"{leverage}, fee included), {summary.free_margin:.2f} are free"
+            f"{needed:.2f} {rules.quote} are needed ({plain(opening)} at leverage "
+            f"{leverage}, fee included), {free:.2f} are free"
         )
     level = summary.margin_level
     if level is not None and level < limits.min_margin_level:
@@ -122,8 +123,8 @@ def _exposure(
             f"{limits.min_margin_level} %: no new exposure"
         )
     limit = rules.long_position_limit if step.side is Side.BUY else rules.short_position_limit
-    if leverage and limit is not None and step.volume > limit:
+    if leverage and limit is not None and opening > limit:
         return Objection(
-            f"{plain(step.volume)} is above the position limit of {rules.altname}, {plain(limit)}"
+            f"{plain(opening)} is above the position limit of {rules.altname}, {plain(limit)}"
         )
     return None

@@ -31,6 +31,8 @@ FEE_RATE = Decimal("0.008")
 START_BALANCE = Decimal(10000)
 ORDERS_KEPT = 20
 LEDGER_KEPT = 50
+# Reading the account asks the market for a price only when the last one is older.
+QUOTE_S = 5
 
 
 class Store(Protocol):
@@ -115,6 +117,8 @@ class PaperExchange:
         self._validate = validate
         self._account: Account | None = None
         self._orders: list[Filled] = []
+        self._rules: PairRules | None = None
+        self._quoted: tuple[float, Quote] | None = None
         self._swept = 0
         self._saved = -1
 
@@ -125,10 +129,12 @@ class PaperExchange:
         return self._market.system_status()
 
     def rules(self) -> PairRules:
-        return self._market.rules()
+        self._rules = self._market.rules()
+        return self._rules
 
     def quote(self) -> Quote:
-        return self._market.quote()
+        self._quoted = self._clock.now(), self._market.quote()
+        return self._quoted[1]
 
     def candles(self, since: int | None) -> Sequence[Candle]:
         """Return the market's candles; those that ended meanwhile count for liquidation."""
@@ -165,7 +171,7 @@ class PaperExchange:
         return Position(book.volume, book.cost_left, tuple(entries))
 
     def rollovers(self, since: int) -> Sequence[Rollover]:
-        account, book, _ = self._advanced()
+        account, _, _ = self._advanced()
         return [
             Rollover(
                 identifier("L", entry.serial), identifier("T", entry.refid), int(entry.time),
@@ -181,6 +187,7 @@ class PaperExchange:
     def place(self, order: Order, deadline: int) -> None:
         if self._known(order.client_order_id) is not None:
             raise UnansweredError("EGeneral:Invalid arguments:cl_ord_id not unique")
+        self.quote()
         account, book, quote = self._advanced()
         price = quote.ask if order.side is Side.BUY else quote.bid
         refusal = objection(
@@ -238,7 +245,7 @@ class PaperExchange:
 
     def _open(self) -> tuple[Account, Book]:
         """Return account and book, read from the store the first time."""
-        rules = self._market.rules()
+        rules = self._rules or self.rules()
         if self._account is None:
             text = self._store.load()
             if text is None:
@@ -254,10 +261,14 @@ class PaperExchange:
         return self._account, self._account.book(rules)
 
     def _advanced(self) -> tuple[Account, Book, Quote]:
-        """Return account and book as they are at the market's present quote."""
+        """Return account and book as they are at the market's quote, some seconds old at most."""
         account, book = self._open()
-        quote = self._market.quote()
-        account.advance(book, self._clock.now(), quote.mid)
+        now = self._clock.now()
+        if self._quoted is None or not 0 <= now - self._quoted[0] < QUOTE_S:
+            self.quote()
+        assert self._quoted is not None
+        quote = self._quoted[1]
+        account.advance(book, now, quote.mid)
         self._save()
         return account, book, quote
 

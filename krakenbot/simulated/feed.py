@@ -121,7 +121,7 @@ class Series:
         begin = running - (ROWS_MAX - 1) * interval_s
         if since is not None:
             begin = min(max(begin, int(since // interval_s + 1) * interval_s), running)
-        self._reach(begin)
+        self.reach(begin)
         if begin < self.first:
             begin = min(-(-self.first // interval_s) * interval_s, running)
         now_index = self.index(now)
@@ -170,7 +170,7 @@ class Series:
             sum(candle[5] for candle in candles),
         )
 
-    def _reach(self, time: int) -> None:
+    def reach(self, time: int) -> None:
         """Make a random market's past as far back as `time`, or as its age allows."""
         missing = min((self.first - time) // self.interval_s, _AGE_MAX - len(self))
         if self.behind is None or missing <= 0:

@@ -4,6 +4,7 @@ Small on purpose: only what clients of a REST API send. Slow or silent ones lose
 foreign Host and Origin headers are refused, so that no web page can reach a sandbox.
 """
 
+import socket
 import socketserver
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -53,8 +54,8 @@ class _Connection(socketserver.StreamRequestHandler):
         try:
             while self._serve_one():
                 pass
-        except (OSError, ValueError):
-            return
+        except OSError:
+            return  # Hung up, or silent for too long.
 
     def _serve_one(self) -> bool:
         """Answer one request; return whether the connection stays open."""
@@ -97,7 +98,12 @@ class _Connection(socketserver.StreamRequestHandler):
         return None
 
     def _refuse(self, status: int) -> bool:
-        return self._send(Answer(status, "text/plain", _REASONS[status].encode()), False)
+        self._send(Answer(status, "text/plain", _REASONS[status].encode()), False)
+        # Closing over unread bytes would reset the connection before the answer is read.
+        self.connection.shutdown(socket.SHUT_WR)
+        self.connection.settimeout(1)
+        self.rfile.read(BODY_MAX)
+        return False
 
     def _send(self, answer: Answer, keep: bool) -> bool:
         head = (

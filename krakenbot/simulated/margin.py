@@ -188,15 +188,15 @@ class Account:
             if reduce_only or closing == volume:
                 return (self.close(book, now, closing, price),)
             opening = volume - closing
-            cost, fee, opening_fee = self._costs(book, sign, opening, price, leverage)
+            costs = self._costs(book, sign, opening, price, leverage)
             return (
                 self.close(book, now, closing, price),
-                self._open(book, now, sign, opening, price, leverage, order, cost, fee, opening_fee),
+                self._open(book, now, sign, opening, price, leverage, order, costs),
             )
         if reduce_only:
             raise RefusedError("EOrder:Reduce only:No position exists")
-        cost, fee, opening_fee = self._costs(book, sign, volume, price, leverage)
-        return (self._open(book, now, sign, volume, price, leverage, order, cost, fee, opening_fee),)
+        costs = self._costs(book, sign, volume, price, leverage)
+        return (self._open(book, now, sign, volume, price, leverage, order, costs),)
 
     def fill_spot(
         self, book: Book, now: float, sign: int, volume: Decimal, price: Decimal
@@ -344,8 +344,9 @@ class Account:
 
     def _open(
         self, book: Book, now: float, sign: int, volume: Decimal, price: Decimal, leverage: int,
-        order: int, cost: Decimal, fee: Decimal, opening_fee: Decimal,
+        order: int, costs: tuple[Decimal, Decimal, Decimal],
     ) -> Trade:  # fmt: skip
+        cost, fee, opening_fee = costs
         self.serial = serial = self.serial + 1
         fees = fee + opening_fee
         book.lots.append(

@@ -56,6 +56,8 @@ TIERS = {
     "sandbox": (50000, 1000.0, 50000, 1000.0, 1000),
 }
 LOCKOUT_S = 900
+CLOCK_STEP_MAX_S = 366 * 86400
+VOLUME_MAX = 10**15
 DEADLINE_MIN_S, DEADLINE_MAX_S = 2, 60
 
 _ORDER_TYPES = (
@@ -89,7 +91,7 @@ _PRIVATE = {
     "QueryTrades": "txid trades",
     "Ledgers": _PAGED + "asset aclass type",
     "QueryLedgers": "id trades",
-    "TradeVolume": "pair fee_schedule",
+    "TradeVolume": "pair fee_schedule fee-info",
     "AddOrder": "pair type ordertype volume price price2 leverage reduce_only stptype oflags "
     "timeinforce trigger displayvol starttm expiretm deadline validate userref cl_ord_id "
     "asset_class broker account_id trading_agreement close[ordertype] close[price] close[price2]",
@@ -168,6 +170,7 @@ class SandboxApi:
         if feed.file is not None and feed.file[0] not in (r["altname"] for r in PAIRS.values()):
             name, row = unlisted(feed.file[0], max(feed.file[1].digits, 1))
             self.listing[name] = row
+            balances = {row["quote"]: Decimal(10000), **balances}
         self.system_status = "online"
         self.fill_share = Decimal(1)
         self.requests: Counter[str] = Counter()
@@ -385,6 +388,7 @@ class SandboxApi:
 
     def _ticker(self, rules: PairRules) -> dict[str, Any]:
         series, now, quote = self.feed.series(rules), self.now(), self._quote(rules)
+        series.reach(int(now) - 86400)
         here = max(series.index(now), 0)
         today = max(series.index(now // 86400 * 86400), 0)
         spans = [_span(series, min(start, here), here) for start in
@@ -459,6 +463,8 @@ class SandboxApi:
         return result if level is None else {**result, "ml": _fixed(level, 2)}
 
     def _do_OpenPositions(self, p: Params) -> Any:
+        if p.get("consolidation") == "market":
+            return [_consolidated(b) for b in self.account.books.values() if b.lots]
         wanted = p["txid"].split(",") if p.get("txid") else None
         return {
             name: self._position(book, lot, _flag(p, "docalcs"))
@@ -572,13 +578,13 @@ class SandboxApi:
         chosen = [
             (key, row)
             for key, row in reversed(list(rows.items()))
-            if any(
+            if all(str(row.get(field, "")) == p[field] for field in same if field in p)
+            and any(
                 (start is None or row[time] > start) and (end is None or row[time] <= end)
                 for time in times
             )
-            and all(str(row.get(field, "")) == p[field] for field in same if field in p)
         ]
-        offset = _whole(p, "ofs", 0)
+        offset = max(_whole(p, "ofs", 0), 0)
         page: dict[str, Any] = {name: dict(chosen[offset : offset + PAGE])}
         return page if _flag(p, "without_count") else {**page, "count": len(chosen)}
 
@@ -660,9 +666,12 @@ class SandboxApi:
         self.account.serial += 1
         number = self.account.serial
         part = rules.round_volume(volume * self.fill_share)
-        trades = execute(
-            self.account, book, now, side, part, quote, leverage, _flag(p, "reduce_only"), number
-        )
+        trades: tuple[Trade, ...] = ()
+        if part:
+            reduce_only = _flag(p, "reduce_only")
+            trades = execute(
+                self.account, book, now, side, part, quote, leverage, reduce_only, number
+            )
         return self._record(rules, side, volume, leverage, trades, now, p, number)
 
     def _volume_of(
@@ -673,6 +682,8 @@ class SandboxApi:
         if not (text.isascii() and text.replace(".", "", 1).isdecimal() and len(text) <= 30):
             raise RefusedError("EGeneral:Invalid arguments:volume")
         volume = Decimal(text)
+        if volume > VOLUME_MAX:
+            raise RefusedError("EGeneral:Invalid arguments:volume")
         if "viqc" in p.get("oflags", "").split(","):
             if side is Side.SELL or leverage:
                 raise RefusedError("EGeneral:Invalid arguments:oflags")
@@ -745,7 +756,7 @@ class SandboxApi:
                 {"position": self._set_position, "clock": self._set_clock,
                  "price": self._set_price, "balance": self._set_balance,
                  "status": self._set_status}[name](wish)  # fmt: skip
-            except (KeyError, ValueError, TypeError, AttributeError) as error:
+            except (LookupError, ValueError, TypeError, ArithmeticError) as error:
                 raise RefusedError(f"EGeneral:Invalid arguments:{error}") from None
             self._settle()
         elif name not in ("ledger", "status"):
@@ -763,7 +774,7 @@ class SandboxApi:
             "status": self.system_status,
             "orders": [{"txid": txid, **row} for txid, row in self.orders.items()],
             "executions": [{"id": name, **row} for name, row in self.trades.items()],
-            "position": {name: str(book.volume) for name, book in books.items()},
+            "position": {name: plain(book.volume) for name, book in books.items()},
             "liquidation": {n: str(account.liquidation_price(b)) for n, b in books.items()},
             "balances": {asset: str(amount) for asset, amount in account.balances.items()},
             "equity": {asset: str(account.equity(asset)) for asset in money},
@@ -790,15 +801,19 @@ class SandboxApi:
                 side = Side.SELL if book.sign > 0 else Side.BUY
                 self._place({}, rules, side, book.held, book.lots[0].leverage)
             return
+        side, volume = Side(wish["side"]), decimal(wish["volume"])
         leverage = int(wish.get("leverage", 2))
-        self._place({}, rules, Side(wish["side"]), decimal(wish["volume"]), leverage)
+        refusal = objection(rules, side, volume, leverage, book.price, False)
+        if refusal is not None:
+            raise RefusedError(refusal)
+        self._place({}, rules, side, volume, leverage)
 
     def _set_clock(self, wish: dict[str, Any]) -> None:
         """{freeze: bool}, {now: unix seconds} or {advance: seconds}; never backwards."""
         target = float(wish.get("now", self.now() + float(wish.get("advance", 0))))
         frozen = bool(wish.get("freeze", self._frozen is not None))
-        if not self.now() <= target < 2**40:
-            raise ValueError("the clock does not go backwards")
+        if not 0 <= target - self.now() <= CLOCK_STEP_MAX_S:
+            raise ValueError("the clock goes forwards only, a year at a time")
         self._frozen = target if frozen else None
         self._offset = target - self._now()
 
@@ -898,7 +913,7 @@ def _order_row(
         "vol_exec": _fixed(executed, rules.lot_decimals),
         "cost": _fixed(cost, rules.cost_decimals),
         "fee": _fixed(fee, rules.cost_decimals),
-        "price": _five(trades[0].price, rules),
+        "price": _five(trades[0].price, rules) if trades else zero,
         "stopprice": zero,
         "limitprice": zero,
         "misc": misc,
@@ -934,6 +949,24 @@ def _trade_row(
         "misc": ",".join(word for word in ("closing" if trade.closing else "", misc) if word),
         "trade_id": trade.serial % 10**9,
         "maker": False,
+    }
+
+
+def _consolidated(book: Book) -> dict[str, str]:
+    """Return a pair's positions in one row, in the shape that ccxt expects."""
+    rules, lots = book.rules, book.lots
+    cost = sum((lot.cost for lot in lots), ZERO)
+    margin = sum((lot.cost / lot.leverage for lot in lots), ZERO)
+    return {
+        "pair": rules.pair,
+        "positions": str(len(lots)),
+        "type": "buy" if book.sign > 0 else "sell",
+        "leverage": _fixed(cost / margin, 5),
+        "cost": _fixed(cost, rules.cost_decimals),
+        "fee": _fixed(sum((lot.fee for lot in lots), ZERO), rules.cost_decimals),
+        "vol": _fixed(sum((lot.volume for lot in lots), ZERO), rules.lot_decimals),
+        "vol_closed": _fixed(sum((lot.closed for lot in lots), ZERO), rules.lot_decimals),
+        "margin": _fixed(margin, rules.cost_decimals),
     }
 
 

@@ -1,0 +1,281 @@
+"""Files of candles as columns: Kraken's OHLCVT CSV (plain or .gz) and saved OHLC answers.
+
+A file is read in blocks, so memory does not grow with its length. Missing intervals are filled
+flat, as the live API has them. Prices are floats parsed from at most 15 digits: they compare
+exactly, and `repr` gives back the digits for the books. Anything odd is a BadDataError.
+"""
+
+import gzip
+import json
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from decimal import Decimal
+from itertools import chain
+from math import gcd, inf
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from krakenbot.errors import UnansweredError
+
+BLOCK_BYTES = 1 << 15
+GAP_MAX = 200_000  # Candles: more is a hole that no flat price may paper over.
+DIGITS_MAX = 15
+INTERVALS = (1, 5, 15, 30, 60, 240, 720, 1440, 10080, 21600)
+_MIXED_ROWS = 24
+
+
+class BadDataError(Exception):
+    """A file that no number may be computed from. Names the file and, where there is one, line."""
+
+
+class Columns(NamedTuple):
+    """Candles without gaps, the first one starting at `time`."""
+
+    time: int
+    interval_s: int
+    opens: Sequence[float]
+    highs: Sequence[float]
+    lows: Sequence[float]
+    closes: Sequence[float]
+
+
+class _Rows(NamedTuple):
+    times: list[int]
+    opens: list[float]
+    highs: list[float]
+    lows: list[float]
+    closes: list[float]
+
+
+def read(paths: Sequence[Path], interval_s: int, notes: list[str]) -> Iterator[Columns]:
+    """Yield the candles of files of one interval in order of time, each a part of the whole.
+
+    Rows that an earlier file had already are left out; `notes` gets a line about them.
+    """
+    last: tuple[int, float] | None = None
+    for path in sorted(paths, key=_first_time) if len(paths) > 1 else paths:
+        skipped = 0
+        for number, rows in _json(path) if ".json" in path.suffixes else _csv(path):
+            if last is not None and len(paths) > 1:
+                old = sum(time <= last[0] for time in rows.times)
+                skipped += old
+                rows = _Rows(*(column[old:] for column in rows))  # type: ignore[arg-type]
+            if rows.times:
+                yield (columns := _filled(path, number, rows, interval_s, last))
+                last = rows.times[-1], columns.closes[-1]
+        if skipped:
+            notes.append(f"{path}: {skipped} rows are in an earlier file already")
+    if last is None:
+        raise BadDataError(f"{paths[0]}: no candles")
+
+
+def aggregate(parts: Iterable[Columns], interval_s: int) -> Iterator[Columns]:
+    """Yield candles of a larger interval; incomplete ones at both ends are left out."""
+    rest: Columns | None = None
+    for part in parts:
+        if rest is not None:
+            part = part._replace(
+                time=rest.time,
+                **{name: [*getattr(rest, name), *getattr(part, name)] for name in _PRICES},
+            )
+        step = interval_s // part.interval_s
+        skip = -part.time // part.interval_s % step
+        count = max(len(part.closes) - skip, 0) // step
+        end = skip + count * step
+        if count:
+            opens, highs, lows, closes = (
+                [column[skip + at : end : step] for at in range(step)] for column in part[2:]
+            )
+            yield Columns(
+                part.time + skip * part.interval_s, interval_s, opens[0],
+                list(map(max, *highs)), list(map(min, *lows)), closes[-1],
+            )  # fmt: skip
+        else:
+            end = 0
+        rest = part._replace(
+            time=part.time + end * part.interval_s,
+            **{name: getattr(part, name)[end:] for name in _PRICES},
+        )
+
+
+def interval_of(path: Path) -> int:
+    """Return the seconds between the candles of a file: by its name, else by its first rows."""
+    minutes = _stem(path).rpartition("_")[2]
+    if minutes.isdecimal() and int(minutes) in INTERVALS:
+        return int(minutes) * 60
+    _, rows = next(iter(_json(path) if ".json" in path.suffixes else _csv(path)))
+    step = gcd(*(b - a for a, b in zip(rows.times, rows.times[1:], strict=False)))
+    if step // 60 not in INTERVALS or step % 60:
+        raise BadDataError(f"{path}: its times are not those of any interval of Kraken's")
+    return step
+
+
+def pair_of(path: Path) -> str | None:
+    """Return the pair in a name like PAIR_MINUTES.csv, None in any other."""
+    pair, _, minutes = _stem(path).rpartition("_")
+    return pair if pair and minutes.isdecimal() else None
+
+
+def _stem(path: Path) -> str:
+    return path.name.removesuffix(".gz").rpartition(".")[0]
+
+
+_PRICES = ("opens", "highs", "lows", "closes")
+
+
+def _first_time(path: Path) -> int:
+    return next(iter(_json(path) if ".json" in path.suffixes else _csv(path)))[1].times[0]
+
+
+def _csv(path: Path) -> Iterator[tuple[int, _Rows]]:
+    """Yield blocks of rows, each with the number of its first line."""
+    number, rest = 1, b""
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+            rest = _start(file)
+            while True:
+                block = file.read(BLOCK_BYTES)
+                text = rest + block if block else rest.rstrip() + b"\n"
+                cut = text.rfind(b"\n") + 1
+                rest = text[cut:]
+                if text[:cut].strip():
+                    rows = _rows(text[:cut])
+                    if rows is None:
+                        raise _bad_row(path, number, text[:cut])
+                    yield number, rows
+                    number += len(rows.times)
+                if not block:
+                    break
+                if len(rest) > BLOCK_BYTES:
+                    raise BadDataError(f"{path}:{number}: not a line of numbers")
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise BadDataError(f"{path}:{number}: after this line: {error}") from error
+    except OSError as error:
+        raise BadDataError(f"{path}: {error.strerror or error}") from error
+    if number == 1:
+        raise BadDataError(f"{path}: no candles")
+
+
+def _start(file: BinaryIO | gzip.GzipFile) -> bytes:
+    return file.read(BLOCK_BYTES).removeprefix(b"\xef\xbb\xbf")
+
+
+def _rows(block: bytes) -> _Rows | None:
+    """Return the columns of whole lines, None if any line is not a candle."""
+    if b"\r" in block:
+        block = block.replace(b"\r\n", b"\n")
+    # A field of its own between the lines: none of them may have too few or too many.
+    fields = block[:-1].replace(b"\n", b",\n,").split(b",")
+    ends, volumes, trades = fields[7::8], fields[5::8], fields[6::8]
+    if ends.count(b"\n") != len(ends) or len(fields) != 8 * len(ends) + 7:
+        return None
+    try:
+        times = list(map(int, fields[0::8]))
+        texts = [fields[at::8] for at in range(1, 5)]
+        opens, highs, lows, closes = [list(map(float, column)) for column in texts]
+        if max(map(len, chain(*texts))) > DIGITS_MAX and max(
+            len(Decimal(text.decode()).normalize().as_tuple().digits)
+            for column in texts
+            for text in column
+        ) > DIGITS_MAX:
+            return None
+        # Volumes and counts are not used, so a look at the characters is enough for most.
+        if b"" in volumes or b"" in trades:
+            return None
+        if odd := block.translate(None, b"0123456789.,\n"):
+            amounts = list(map(float, volumes))
+            if b"_" in odd or min(amounts) < 0 or not sum(amounts) + max(highs) < inf:
+                return None
+            if min(map(int, trades)) < 0:
+                return None
+    except (ValueError, ArithmeticError):
+        return None
+    for o, h, low, c in zip(opens, highs, lows, closes, strict=True):
+        if not 0 < low <= o <= h >= c >= low:
+            return None
+    return _Rows(times, opens, highs, lows, closes)
+
+
+def _bad_row(path: Path, number: int, block: bytes) -> BadDataError:
+    """Return the error about the first line that is not a candle."""
+    for line in block.splitlines(keepends=True):
+        if _rows(line if line.endswith(b"\n") else line + b"\n") is None:
+            break
+        number += 1
+    shown = line.strip().decode("ascii", "replace")
+    return BadDataError(
+        f"{path}:{number}: {shown[:80]!r} is not a candle: seven columns, time, open, high, low,"
+        f" close, volume, trades; prices above zero, low <= open, close <= high, at most"
+        f" {DIGITS_MAX} digits"
+    )
+
+
+def _json(path: Path) -> Iterator[tuple[int, _Rows]]:
+    """Yield the finished rows of a saved OHLC answer."""
+    from krakenbot.ohlc import parse_rows
+
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+            answer = json.loads(file.read(1 << 24), parse_float=Decimal)
+        candles = parse_rows(answer.get("result", answer), 60)[:-1]
+    except (OSError, EOFError, zlib.error, ValueError, AttributeError, UnansweredError) as error:
+        raise BadDataError(f"{path}: not a saved OHLC answer: {error}") from error
+    if not candles:
+        raise BadDataError(f"{path}: no finished candles")
+    prices = ([float(c.open), float(c.high), float(c.low), float(c.close)] for c in candles)
+    yield 1, _Rows([c.time for c in candles], *map(list, zip(*prices, strict=True)))
+
+
+def _filled(
+    path: Path, number: int, rows: _Rows, interval_s: int, last: tuple[int, float] | None
+) -> Columns:
+    """Return the rows with what is missing before and between them filled flat."""
+    times = rows.times
+    first, close = (last[0] + interval_s, last[1]) if last else (times[0], 0.0)
+    breaks = [
+        at
+        for at, (before, time) in enumerate(zip((first - interval_s, *times), times, strict=False))
+        if time - before != interval_s
+    ]
+    if first % interval_s:
+        breaks = [0]
+    _check_times(path, number, times, breaks, interval_s, first - interval_s)
+    if not breaks:
+        return Columns(first, interval_s, *rows[1:])
+    filled: tuple[list[float], ...] = ([], [], [], [])
+    done = 0
+    for at in (*breaks, len(times)):
+        for column, source in zip(filled, rows[1:], strict=True):
+            column += source[done:at]
+        if at < len(times):
+            expected = times[at - 1] + interval_s if at else first
+            flat = [rows.closes[at - 1] if at else close] * ((times[at] - expected) // interval_s)
+            for column in filled:
+                column += flat
+        done = at
+    return Columns(first, interval_s, *filled)
+
+
+def _check_times(
+    path: Path, number: int, times: list[int], breaks: list[int], interval_s: int, before: int
+) -> None:
+    """Raise BadDataError unless times only leave out candles; `breaks` are where they do."""
+    for at in breaks:
+        time, earlier = times[at], times[at - 1] if at else before
+        where = f"{path}:{number + at}: time {time}"
+        if time % interval_s or time < 0:
+            raise BadDataError(f"{where} is not the start of a candle of {interval_s // 60} min")
+        if time <= earlier:
+            raise BadDataError(
+                f"{where} " + ("is there twice" if time == earlier else f"comes after {earlier}")
+            )
+        if time - earlier > GAP_MAX * interval_s:
+            raise BadDataError(f"{where} leaves a hole of {(time - earlier) // interval_s} candles")
+    for begin, end in zip(breaks, breaks[_MIXED_ROWS:], strict=False):
+        if end - begin == _MIXED_ROWS:
+            step = gcd(*(times[at] - times[at - 1] for at in range(begin + 1, end + 1)))
+            if step > interval_s:
+                raise BadDataError(
+                    f"{path}:{number + begin}: from here rows are {step // 60} minutes apart, in a "
+                    f"file of {interval_s // 60}-minute candles"
+                )

@@ -1,0 +1,251 @@
+"""Backtest: every fill, fee and value equals what the live tick makes of the same candles."""
+
+import gzip
+import os
+import sqlite3
+import tempfile
+import unittest
+from collections.abc import Sequence
+from decimal import Decimal as D
+from pathlib import Path
+
+from krakenbot.bot import WAKE_DELAY_S, Bot
+from krakenbot.decision import Plan
+from krakenbot.errors import StopError
+from krakenbot.journal import Journal, prepare
+from krakenbot.model import Candle, Quote
+from krakenbot.pairs import PairRules, parse_rules
+from krakenbot.risk import Limits
+from krakenbot.simulated import backtest
+from krakenbot.simulated.backtest import Costs, Replay
+from krakenbot.simulated.candlefile import BadDataError, Columns, aggregate, read
+from krakenbot.simulated.exchange import PaperExchange
+from krakenbot.simulated.listing import PAIRS
+from krakenbot.strategy import build
+
+DATA = os.environ.get("KRAKENBOT_TEST_DATA")
+XBTUSD = parse_rules("XXBTZUSD", PAIRS["XXBTZUSD"])
+USDTUSD = parse_rules("USDTZUSD", PAIRS["USDTZUSD"])
+
+
+class World:
+    """Market, clock and store in one, over columns of candles."""
+
+    def __init__(self, columns: Columns, rules: PairRules) -> None:
+        self.columns = columns
+        self.pair_rules = rules
+        self.time = float(columns.time)
+        self.state: str | None = None
+        self.tick = D(1).scaleb(-rules.pair_decimals)
+        self.rows = [
+            Candle(columns.time + at * columns.interval_s, *(D(repr(price)) for price in prices))
+            for at, prices in enumerate(zip(*columns[2:], strict=True))
+        ]
+
+    def now(self) -> float:
+        return self.time
+
+    monotonic = wall = now
+
+    def nonce(self) -> int:
+        return int(self.time)
+
+    def set(self, exchange_time: float) -> None:
+        raise AssertionError("the clock is right already")
+
+    def wait(self, seconds: float) -> None:
+        self.time += seconds
+
+    def server_time(self) -> int:
+        return int(self.time)
+
+    def system_status(self) -> str:
+        return "online"
+
+    def rules(self) -> PairRules:
+        return self.pair_rules
+
+    @property
+    def running(self) -> int:
+        return int(self.time - self.columns.time) // self.columns.interval_s
+
+    def candles(self, since: int | None) -> Sequence[Candle]:
+        running = self.running
+        begin = 0 if since is None else (since - self.columns.time) // self.columns.interval_s
+        return self.rows[max(begin, running - 720, 0) : running + 1]
+
+    def quote(self) -> Quote:
+        price = self.rows[self.running].open
+        return Quote(price - self.tick, price + self.tick)
+
+    def load(self) -> str | None:
+        return self.state
+
+    def save(self, state: str) -> None:
+        self.state = state
+
+
+def plan(
+    interval_s: int = 60, size: str = "0.1", leverage: int = 2, one_order: bool = False,
+    entry_now: bool = False, name: str = "sma-slope", length: int = 20,
+    max_loss: str | None = None, orders_max: int = 500, level_min: int = 150,
+) -> Plan:  # fmt: skip
+    strategy, needed = build(name, length, 5, 20)
+    limits = Limits(D(max_loss) if max_loss else None, D(level_min), D(1), orders_max)
+    return Plan(
+        "PAIR", interval_s, D(size), leverage, one_order, entry_now, strategy, needed, limits
+    )
+
+
+class TestAgainstTheLiveTick(unittest.TestCase):
+    """Each case goes through Bot.tick with the simulated account, and through the replay."""
+
+    def compare(
+        self, columns: Columns, rules: PairRules, wish: Plan, *, balance: str = "10000",
+        fee: str = "0.008",
+    ) -> backtest.Result:  # fmt: skip
+        world = World(columns, rules)
+        journal = Journal(
+            prepare(sqlite3.connect(":memory:", isolation_level=None), Path(":memory:"))
+        )
+        exchange = PaperExchange(world, world, world, fee_rate=D(fee), start_balance=D(balance))
+        bot = Bot(wish, exchange, journal, world, "test")
+        bot._start()
+        halted = None
+        for number in range(len(columns.closes) - 1):
+            world.time = columns.time + (number + 1) * columns.interval_s + WAKE_DELAY_S
+            try:
+                bot.tick()
+            except StopError as error:
+                halted = error
+                break
+        costs = Costs(D(fee), D(balance))
+        replay = Replay(
+            wish, 20 if wish.candles_min == 21 else None, rules, costs, keep=None, drawn=True
+        )
+        for part in split(columns, (500, 37, 1, 2, 999)):
+            replay.feed(part)
+        live = [
+            (i.created, i.side.sign, i.executed, i.cost, i.fee) for i in journal.intents()
+            if i.executed
+        ]
+        self.assertEqual(live, orders(replay, wish.one_order))
+        self.assertEqual(halted is not None, replay.ended is not None, (halted, replay.ended))
+        account = exchange._account
+        assert account is not None
+        for name in ("balances", "fees", "rollovers", "realized"):
+            self.assertEqual(getattr(account, name), getattr(replay.account, name), name)
+        if halted is None:
+            self.assertEqual(
+                [lot.values()[2:] for lot in account.book(rules).lots],
+                [lot.values()[2:] for lot in replay.book.lots],
+            )
+            replay.book.price = world.rows[world.running].open
+            quote = rules.quote
+            self.assertEqual(exchange.summary().equity, replay.account.equity(quote))
+            charged = replay.account.fees.get(quote, D(0)) + replay.account.rollovers.get(quote, D(0))
+            self.assertEqual(journal.account().fees + journal.account().rollover, charged)
+        return replay.result()
+
+    def test_a_month_of_bitcoin_is_equal_to_the_last_digit(self) -> None:
+        columns = real("2023-03/XBTUSD_1.csv.gz", 60)
+        result = self.compare(columns, XBTUSD, plan(size="0.01"), balance="20000")
+        self.assertGreater(result.turns, 2000)
+
+    def test_a_month_of_many_ties_is_equal_to_the_last_digit(self) -> None:
+        columns = real("2023-03/USDTUSD_1.csv.gz", 60)
+        result = self.compare(columns, USDTUSD, plan(size="100", one_order=True), fee="0.002")
+        self.assertGreater(result.turns, 1000)
+
+    def test_years_of_hours_with_rollovers_are_equal(self) -> None:
+        columns = real("2023Q1/XBTUSD_60.csv", 3600)
+        for leverage in (0, 2, 5):
+            with self.subTest(leverage=leverage):
+                wish = plan(3600, leverage=leverage, entry_now=True)
+                result = self.compare(columns, XBTUSD, wish, fee="0.001")
+                self.assertEqual(result.rollover > 0, leverage > 0)
+
+    def test_random_walks_with_every_option_are_equal(self) -> None:
+        endings = set()
+        for seed in range(60):
+            with self.subTest(seed=seed):
+                columns, wish, balance = wild(seed)
+                result = self.compare(columns, XBTUSD, wish, balance=balance, fee="0.002")
+                endings.add((result.ended or "none").split()[0])
+        self.assertLessEqual({"none", "liquidated", "the"}, endings)
+
+
+def wild(seed: int) -> tuple[Columns, Plan, str]:
+    """Return a jumpy market and a plan in which every limit is met sooner or later."""
+    import random
+
+    dice = random.Random(seed)
+    price, closes, opens, highs, lows = 20000.0, [], [], [], []
+    for _ in range(700):
+        opened = round(price * (1 + dice.choice((0, 0, 0, 0.001, -0.001))), 1)
+        price = round(opened * (1 + dice.gauss(0, dice.choice((0.0005, 0.005, 0.03)))), 1)
+        if dice.random() < 0.2:
+            price = opened
+        opens.append(opened)
+        closes.append(price)
+        highs.append(round(max(opened, price) * (1 + abs(dice.gauss(0, 0.003))), 1))
+        lows.append(round(min(opened, price) * (1 - abs(dice.gauss(0, 0.003))), 1))
+    interval_s = dice.choice((60, 3600, 14400, 86400))
+    wish = plan(
+        interval_s,
+        size=dice.choice(("0.1", "0.4", "0.00004", "0.123456789")),
+        leverage=dice.choice((0, 2, 2, 5, 10)),
+        one_order=dice.random() < 0.5,
+        entry_now=dice.random() < 0.5,
+        name=dice.choice(("sma-slope", "sma-slope", "sma-cross")),
+        max_loss=dice.choice((None, None, "300")),
+        orders_max=dice.choice((500, 7, 2, 1)),
+        level_min=dice.choice((150, 0, 220)),
+    )
+    columns = Columns(1_600_000_000 // interval_s * interval_s, interval_s, opens, highs, lows, closes)
+    return columns, wish, dice.choice(("4000", "2000", "9000"))
+
+
+def orders(replay: Replay, one_order: bool) -> list[tuple[object, ...]]:
+    """Return the fills as orders: with one order for both, closing and opening are one."""
+    merged: list[tuple[object, ...]] = []
+    previous = None
+    for fill in replay.fills:
+        if fill.reason == "liquidated":
+            continue
+        trade = fill.trade
+        row = (fill.time, fill.direction, trade.volume, trade.cost, trade.fee)
+        joins = one_order and previous is not None and previous.time == fill.time
+        if joins and previous.trade.closing and not trade.closing:
+            before = merged.pop()
+            row = (*row[:2], *(a + b for a, b in zip(before[2:], row[2:], strict=True)))
+        merged.append(row)
+        previous = fill
+    return merged
+
+
+def split(columns: Columns, sizes: Sequence[int]) -> list[Columns]:
+    parts, begin, turn = [], 0, 0
+    while begin < len(columns.closes):
+        end = begin + sizes[turn % len(sizes)]
+        time = columns.time + begin * columns.interval_s
+        parts.append(Columns(time, columns.interval_s, *(c[begin:end] for c in columns[2:])))
+        begin, turn = end, turn + 1
+    return parts
+
+
+def real(name: str, interval_s: int) -> Columns:
+    if not DATA:
+        raise unittest.SkipTest("KRAKENBOT_TEST_DATA is not set")
+    path = Path(DATA) / "candles" / "ohlcvt" / name
+    return joined(read([path], interval_s, []))
+
+
+def joined(parts: object) -> Columns:
+    whole = list(parts)  # type: ignore[call-overload]
+    columns = (sum((list(part[at]) for part in whole), []) for at in range(2, 6))
+    return Columns(whole[0].time, whole[0].interval_s, *columns)
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,7 +1,7 @@
-"""The loop and one tick: settle, look, decide, write, send. Read this first.
+"""The loop and one tick: settle, look, decide, send. Read this first, then orders.py.
 
-An order is written to disk before it is sent, sent once, and asked about until its end is
-known. Nothing is sent while the end of an order, or the position, is not known.
+All that a tick needs to know is on disk or at the exchange, so it may be repeated after any
+error and after any death.
 """
 
 import logging
@@ -13,34 +13,20 @@ from krakenbot.clock import Clock, StopRequestedError
 from krakenbot.decision import Decision, Plan, Snapshot, decide
 from krakenbot.errors import LaterError, RefusedError, StopError, UnansweredError
 from krakenbot.exchange import Exchange
-from krakenbot.journal import ABSENT, NOT_SENT, REFUSED, Intent, Journal, client_order_id
-from krakenbot.model import (
-    Candle,
-    Direction,
-    Execution,
-    MarginSummary,
-    Position,
-    Purpose,
-    Quote,
-    Signal,
-    Step,
-)
+from krakenbot.journal import NOT_SENT, Journal
+from krakenbot.model import ZERO, Candle, Direction, MarginSummary, Purpose, Quote, Signal
 from krakenbot.ohlc import CandleWindow
+from krakenbot.orders import FRUITLESS_MAX, LOOK_PAUSE_S, Orders, Owner
 from krakenbot.pairs import PairRules, plain
 from krakenbot.risk import Surroundings, objection
 
 ROUNDS_MAX = 3  # close, open, confirm
-DEADLINE_S = 15  # The engine refuses an order that reaches it later.
-VISIBLE_S = 120  # How long reading may lag behind what happened: twice the longest seen.
-LOOK_PAUSE_S = 10.0
-WATCH_MIN_S = 75.0  # An order counts as absent only when looked for this long by this process.
 WAKE_DELAY_S = 1.0
 PASSING_PAUSE_S = 60.0
 REFRESH_S = 3600.0
 FEE_REFRESH_S = 86400.0
 BACKOFF_MAX_S = 60.0
 CLOCK_WARN_S = 5.0
-FRUITLESS_MAX = 5
 
 log = logging.getLogger("krakenbot")
 
@@ -74,18 +60,17 @@ class Bot:
         checks: Sequence[Callable[[], None]] = (),
     ) -> None:
         """`checks` are done before the first decision, with the exchange's time known."""
-        self._checks = checks
         self._plan = plan
         self._exchange = exchange
         self._journal = journal
         self._clock = clock
-        self._fingerprint = fingerprint
         self._on_event = on_event
+        self._checks = checks
+        owner = Owner(fingerprint, plan.pair, plan.interval_s, plan.leverage)
+        self._orders = Orders(owner, exchange, journal, clock, self._emit)
         self._window = CandleWindow(exchange, clock, plan.interval_s, plan.candles_min)
-        self._watched: dict[str, list[float]] = {}
-        self._rules: PairRules | None = None
-        self._fee_rate = Decimal(0)
-        self._entries: set[str] = set()
+        self._rules: PairRules
+        self._fee_rate = ZERO
         self._fees_read = self._refreshed = self._clock_offset_s = 0.0
 
     # -- the loop ------------------------------------------------------------------------------
@@ -100,11 +85,17 @@ class Bot:
             self._patiently(self._start, patience_s)
             if adopt:
                 self._patiently(self._adopt, patience_s)
-            self._refuse_when_halted()
+            reason = self._journal.get("halted")
+            if reason:
+                raise StopError(f"halted: {reason}. `krakenbot resume` clears this after a look")
+            self._patiently(self._orders.settle, patience_s)
             self._emit("start", f"trading {self._plan.pair} on {self._plan.interval_s // 60} min")
             self._loop(once)
         except StopRequestedError:
             self._emit("stop", "stopped as asked")
+            raise
+        except StopError as error:
+            self._emit("halt", str(error))
             raise
 
     def _loop(self, once: bool) -> None:
@@ -126,6 +117,7 @@ class Bot:
                 if not failing_since or now - said >= 60:
                     said = now
                     log.warning("no tick now, asking again reason=%s", error)
+                    self._emit("waiting", str(error))
                 failing_since = failing_since or now
                 self._clock.wait(max(backoff_s, getattr(error, "wait_s", 0.0)))
                 backoff_s = min(backoff_s * 2, BACKOFF_MAX_S)
@@ -135,16 +127,24 @@ class Bot:
         self._patiently(self._start, patience_s)
         self._journal.put(flatten=reason)
         for _ in range(2 * FRUITLESS_MAX):
-            self._patiently(self._settle, patience_s)
-            if self._agreed_position() == 0:
-                self._journal.put(flatten=None, halted=reason)
-                return
             try:
-                self._close_now(reason)
+                self._orders.settle()
+                held = self._orders.position()
+                if held == 0:
+                    self._journal.put(flatten=None, halted=reason)
+                    return
+                snapshot = Snapshot(
+                    Signal(Direction.FLAT, ZERO, 0), held, self._rules, None, reason, frozenset()
+                )
+                decision = decide(snapshot, self._plan)
+                if decision.step is None:
+                    raise self._journal.halt(decision.reason)
+                candle = int(self._clock.now())  # Outside of any candle, so that ids are new.
+                self._orders.send(decision.step, self._rules, candle, held, reason)
             except (LaterError, UnansweredError) as error:
                 log.warning("not closed yet reason=%s", error)
                 self._clock.wait(LOOK_PAUSE_S)
-        raise StopError(f"could not close the position for: {reason}; look at the exchange")
+        raise self._journal.halt(f"could not close the position for: {reason}; look at Kraken")
 
     def _patiently(self, action: Callable[[], None], patience_s: float) -> None:
         began, said, pause_s = self._clock.monotonic(), float("-inf"), 1.0
@@ -164,42 +164,39 @@ class Bot:
 
     def _start(self) -> None:
         self._measure_clock()
-        self._rules = self._exchange.rules()
-        self._refreshed = self._clock.monotonic()
+        self._read_rules()
         for check in self._checks:
             check()
         self._read_fee_rate()
-        self._settle()
-        self._book_rollovers()
+        self._orders.book_rollovers()
 
     def _adopt(self) -> None:
         """Make what is held the journal's own, and clear a halt about it."""
-        position = self._exchange.position()
-        price = self._exchange.quote().mid
-        if position.volume:
-            price = position.cost / abs(position.volume)
+        self._orders.settle()
         before = self._journal.account().held
-        self._journal.adopt(position.volume, price)
-        self._journal.put(halted=None, flatten=None)
-        log.warning(
-            "position adopted held=%s explained_before=%s price=%s",
-            plain(position.volume), plain(before), plain(price),
-        )  # fmt: skip
-
-    def _refuse_when_halted(self) -> None:
-        reason = self._journal.get("halted")
-        if reason:
-            raise StopError(f"halted: {reason}. `krakenbot resume` clears this after a look")
+        price = self._exchange.quote().mid
+        if self._plan.leverage:
+            position = self._exchange.position()
+            held = position.volume
+            price = position.cost / abs(held) if held else price
+        else:
+            held = min(before, self._exchange.balances().get(self._rules.base, ZERO))
+        self._journal.adopt(held, price)
+        log.warning("adopted held=%s explained_before=%s price=%s", held, before, price)
 
     def _refresh(self) -> None:
         """Between ticks, hourly: the exchange's clock and the pair's rules; daily: the fee."""
         if self._clock.monotonic() - self._refreshed >= REFRESH_S:
             self._measure_clock()
-            self._rules = self._exchange.rules()
-            self._book_rollovers()
-            self._refreshed = self._clock.monotonic()
+            self._read_rules()
+            self._orders.book_rollovers()
         if self._clock.monotonic() - self._fees_read >= FEE_REFRESH_S:
             self._read_fee_rate()
+
+    def _read_rules(self) -> None:
+        self._rules = self._exchange.rules()
+        self._orders.base = self._rules.base
+        self._refreshed = self._clock.monotonic()
 
     def _read_fee_rate(self) -> None:
         self._fee_rate = self._exchange.fee_rate()
@@ -219,13 +216,9 @@ class Bot:
     # -- one tick ------------------------------------------------------------------------------
 
     def tick(self) -> TickResult:
-        """Bring the position to where the newest finished candle says it should be.
-
-        Safe to be called again after any error and after any death: all it needs to know is on
-        disk or at the exchange.
-        """
+        """Bring the position to where the newest finished candle says it should be."""
         interval_s = self._plan.interval_s
-        self._settle()
+        self._orders.settle()
         expected = int(self._clock.now()) // interval_s * interval_s - interval_s
         candles = self._window.up_to(expected)
         if candles is None:
@@ -249,7 +242,7 @@ class Bot:
         around: tuple[str, Quote] | None = None
         done = True
         for _ in range(ROUNDS_MAX):
-            held = self._agreed_position()
+            held = self._orders.position()
             self._check_loss(held, candle.close)
             decision = decide(self._snapshot(candle, signal, held), self._plan)
             step = decision.step
@@ -263,23 +256,22 @@ class Bot:
             )
             if against is not None:
                 done = not against.passing
-                decision = Decision(decision.target, None, f"{decision.reason}, but {against.reason}")
-                self._emit("objection", decision.reason)
+                reason = f"{decision.reason}, but {against.reason}"
+                decision = Decision(decision.target, None, reason)
+                self._emit("objection", reason)
                 break
             self._journal.decide(self._row(candle, signal, held, decision))
-            self._send(self._write(candle.time, step, held, decision.reason))
-            self._settle()
+            self._orders.send(step, self._rules, candle.time, held, decision.reason)
         else:
-            held = self._agreed_position()
+            held = self._orders.position()
         self._finish(candle, signal, held, decision, done)
         return done
 
     def _snapshot(self, candle: Candle, signal: Signal, held: Decimal) -> Snapshot:
-        assert self._rules is not None
         tried = {
             intent.purpose
             for intent in self._journal.intents(
-                "WHERE interval_s = ? AND candle = ?", self._plan.interval_s, candle.time
+                "interval_s = ? AND candle = ?", self._plan.interval_s, candle.time
             )
             if intent.outcome != NOT_SENT
         }
@@ -308,7 +300,6 @@ class Bot:
     def _around(
         self, market: tuple[str, Quote], held: Decimal, summary: MarginSummary | None
     ) -> Surroundings:
-        assert self._rules is not None
         return Surroundings(
             system_status=market[0],
             quote=market[1],
@@ -323,10 +314,7 @@ class Bot:
     def _summary(self) -> MarginSummary:
         if self._plan.leverage:
             return self._exchange.summary()
-        assert self._rules is not None
-        return MarginSummary(
-            self._exchange.balances().get(self._rules.quote, Decimal(0)), Decimal(0), Decimal(0)
-        )
+        return MarginSummary(self._exchange.balances().get(self._rules.quote, ZERO), ZERO, ZERO)
 
     def _check_loss(self, held: Decimal, price: Decimal) -> None:
         """Latch `max_loss` when it is reached; once flat, end with a safety stop."""
@@ -339,7 +327,7 @@ class Bot:
             log.critical("flattening reason=%s", reason)
         if reason and held == 0:
             self._journal.put(flatten=None)
-            raise self._halt(reason)
+            raise self._journal.halt(reason)
 
     def _finish(
         self, candle: Candle, signal: Signal, held: Decimal, decision: Decision, done: bool
@@ -350,10 +338,7 @@ class Bot:
         if level is not None and level < self._plan.limits.min_margin_level:
             log.critical("margin level low level=%.1f", level)
             self._emit("margin", f"the margin level is {level:.1f} %")
-        if done:
-            self._journal.finish(row, candle.close, summary)
-        else:
-            self._journal.decide(row)
+        self._journal.decide(row, summary if done else None)
         values = {
             "candle": str(candle.time),
             "price": plain(candle.close),
@@ -382,249 +367,5 @@ class Bot:
             "decided": int(self._clock.now()),
         }
 
-    # -- what is held --------------------------------------------------------------------------
-
-    def _agreed_position(self) -> Decimal:
-        """Return the signed volume held, once the exchange and the journal say the same.
-
-        Reading may lag, so a difference is asked about for a while; then a person must look.
-        """
-        explained = self._journal.account().held
-        pause_s, began = 2.0, self._clock.monotonic()
-        while True:
-            held = self._held(explained)
-            if held == explained:
-                return held
-            if self._clock.monotonic() - began >= VISIBLE_S:
-                break
-            log.warning("position differs, asking again held=%s explained=%s", held, explained)
-            self._clock.wait(pause_s)
-            pause_s = min(pause_s * 2, LOOK_PAUSE_S)
-        raise self._halt(
-            f"the exchange holds {plain(held)} {self._plan.pair}, the journal explains "
-            f"{plain(explained)}: closed, opened or liquidated by someone else? "
-            "Look, then `run --adopt` to go on with what is held"
-        )
-
-    def _held(self, explained: Decimal) -> Decimal:
-        if self._plan.leverage:
-            position = self._exchange.position()
-            if position.volume == explained:
-                self._book_opening_fees(position)
-            return position.volume
-        # Without margin, the bot's position is what it bought itself; other coins of the same
-        # kind are not its business, but they must at least be there.
-        assert self._rules is not None
-        return min(explained, self._exchange.balances().get(self._rules.base, Decimal(0)))
-
-    def _book_opening_fees(self, position: Position) -> None:
-        """Book what opening each entry cost beyond its share of the order's own fee."""
-        for entry in position.entries:
-            if entry.id in self._entries:
-                continue
-            self._entries.add(entry.id)
-            for intent in self._journal.intents(
-                "WHERE exchange_order_id = ?", entry.exchange_order_id
-            ):
-                share = (intent.fee * entry.cost / intent.cost).quantize(Decimal("0.00001"))
-                amount = max(entry.fee - share, Decimal(0))
-                self._journal.charge(f"open {entry.id}", self._now(), "opening", amount)
-
-    def _book_rollovers(self) -> None:
-        """Book what keeping the journal's own entries open has cost since the last time."""
-        if not self._plan.leverage:
-            return
-        since = int(self._journal.get("rollovers_read", str(self._now())))
-        for rollover in self._exchange.rollovers(since - 2 * VISIBLE_S):
-            if self._journal.is_charged(f"open {rollover.entry_id}"):
-                self._journal.charge(rollover.id, rollover.time, "rollover", rollover.amount)
-        self._journal.put(rollovers_read=self._now())
-
-    # -- an order, exactly ---------------------------------------------------------------------
-
-    def _write(self, candle: int, step: Step, held: Decimal, reason: str) -> Intent:
-        """Return the intent, which is on disk by then."""
-        same = self._journal.intents(
-            "WHERE interval_s = ? AND candle = ? AND purpose = ? AND outcome = ?",
-            self._plan.interval_s, candle, step.purpose.value, NOT_SENT,
-        )  # fmt: skip
-        now = int(self._clock.now())
-        leverage, offered = self._plan.leverage, self._rules_known().leverages(step.side)
-        if step.purpose is Purpose.CLOSE and leverage and offered and leverage not in offered:
-            leverage = min(offered)  # Any offered value closes.
-        intent = Intent(
-            id=client_order_id(
-                self._fingerprint,
-                self._plan.pair,
-                self._plan.interval_s,
-                candle,
-                step.purpose,
-                len(same),
-            ),
-            interval_s=self._plan.interval_s,
-            candle=candle,
-            purpose=step.purpose,
-            side=step.side,
-            volume=step.volume,
-            leverage=leverage,
-            reduce_only=step.reduce_only,
-            reason=reason,
-            held_before=held,
-            created=now,
-            deadline=now + DEADLINE_S,
-        )
-        self._journal.write(intent)
-        return intent
-
-    def _send(self, intent: Intent) -> None:
-        """Send the order of a written intent, once. Its end is learnt by settling."""
-        self._emit("order", f"{intent.side.value} {plain(intent.volume)}: {intent.reason}")
-        try:
-            self._exchange.place(intent.order, intent.deadline)
-        except UnansweredError as error:
-            log.warning("order unanswered id=%s reason=%s", intent.id, error)
-        except LaterError as error:
-            if error.sent:
-                self._drop_refused(intent, error)
-            else:
-                log.warning("order not sent id=%s reason=%s", intent.id, error)
-                self._journal.conclude(intent, NOT_SENT, self._now(), note=str(error))
-        except RefusedError as error:
-            self._drop_refused(intent, error)
-        except StopError as error:
-            self._drop_refused(intent, error)
-            raise
-        else:
-            self._journal.accept(intent.id)
-
-    def _drop_refused(self, intent: Intent, error: Exception) -> None:
-        """Believe a refusal after one look that finds no such order; else leave it to settling."""
-        try:
-            if self._exchange.find(intent.id, intent.created) is not None:
-                return
-        except (LaterError, UnansweredError, RefusedError, StopError) as failure:
-            log.warning("refusal not confirmed id=%s reason=%s", intent.id, failure)
-            return
-        log.warning("order refused id=%s reason=%s", intent.id, error)
-        self._journal.conclude(intent, REFUSED, self._now(), note=str(error))
-        self._emit("refusal", str(error))
-
-    def _settle(self) -> None:
-        """Ask about every open intent until its end is known; then see that orders still work."""
-        for intent in self._journal.open_intents():
-            self._settle_one(intent)
-        count, note = self._journal.fruitless_in_a_row()
-        if count >= FRUITLESS_MAX:
-            raise self._halt(f"{count} orders in a row traded nothing; the last: {note}")
-
-    def _settle_one(self, intent: Intent) -> None:
-        pause_s = 1.0 if intent.accepted else LOOK_PAUSE_S
-        previous: Execution | None = None
-        looked = False
-        while True:
-            if looked:
-                self._clock.wait(pause_s)
-                pause_s = min(pause_s * 2, LOOK_PAUSE_S)
-            looked = True
-            found = self._exchange.find(intent.id, intent.created)
-            if found is None:
-                previous = None
-                if self._is_absent(intent):
-                    return
-                continue
-            self._watched.pop(intent.id, None)
-            complete = found.volume == intent.volume and found.status.is_final
-            # A cancelled order's fill may still be on its way: two equal reads.
-            if complete or (found.status.is_final and found == previous):
-                return self._conclude(intent, found)
-            previous = found
-            if self._clock.now() > intent.deadline + VISIBLE_S and not found.status.is_final:
-                raise self._halt(
-                    f"market order {found.exchange_order_id} is still {found.status.value}, "
-                    f"{plain(found.volume)} of {plain(intent.volume)} done; look at the exchange"
-                )
-
-    def _conclude(self, intent: Intent, found: Execution) -> None:
-        if not 0 <= found.volume <= intent.volume:
-            raise self._halt(
-                f"order {found.exchange_order_id} traded {plain(found.volume)}, "
-                f"asked for were {plain(intent.volume)}"
-            )
-        self._journal.conclude(
-            intent, found.status.value, self._now(), found, found.reason
-        )
-        price = f"{found.cost / found.volume:.8g}" if found.volume else "-"
-        text = (
-            f"{intent.side.value} {plain(found.volume)} of {plain(intent.volume)} at {price}, "
-            f"fee {plain(found.fee)}"
-        )
-        log.info("order ended id=%s status=%s %s", intent.id, found.status.value, text)
-        self._emit("fill" if found.volume else "refusal", text)
-
-    def _is_absent(self, intent: Intent) -> bool:
-        """Return True once it is certain that an unfound order never happened, and write so.
-
-        Certain means: the deadline and the lag of reading are over, this process has looked for
-        a good while, and neither the trades nor the position say otherwise.
-        """
-        now = self._clock.monotonic()
-        looks = self._watched.setdefault(intent.id, [])
-        looks.append(now)
-        del looks[1:-1]
-        if self._clock.now() <= intent.deadline + VISIBLE_S or now - looks[0] < WATCH_MIN_S:
-            return False
-        if intent.accepted:
-            raise self._halt(
-                f"the exchange accepted order {intent.id} and now does not know it; look there"
-            )
-        strange = self._strange_trades(intent)
-        held = self._held(self._journal.account().held)
-        if strange or held != self._journal.account().held:
-            raise self._halt(
-                f"order {intent.id} is not found, yet the exchange holds {plain(held)} (explained: "
-                f"{plain(self._journal.account().held)}) and shows unexplained trades: "
-                f"{', '.join(strange) or 'none'}"
-            )
-        log.warning("order never happened id=%s", intent.id)
-        self._journal.conclude(intent, ABSENT, self._now(), note="not found after its deadline")
-        self._emit("refusal", f"the {intent.side.value} order never reached the exchange")
-        return True
-
-    def _strange_trades(self, intent: Intent) -> Sequence[str]:
-        trades = self._exchange.traded_orders(intent.created - 5)
-        return [order for order in trades if not self._journal.knows_order(order)]
-
-    def _close_now(self, reason: str) -> None:
-        """Send one closing order outside of any candle."""
-        held = self._agreed_position()
-        direction = Direction.FLAT
-        snapshot = Snapshot(
-            Signal(direction, Decimal(0), 0), held, self._rules_known(), None, reason, frozenset()
-        )
-        decision = decide(snapshot, self._plan)
-        if decision.step is None:
-            raise StopError(decision.reason)
-        self._send(self._write(self._now(), decision.step, held, reason))
-        self._settle()
-
-    # -- small things --------------------------------------------------------------------------
-
-    def _rules_known(self) -> PairRules:
-        assert self._rules is not None
-        return self._rules
-
-    def _now(self) -> int:
-        return int(self._clock.now())
-
-    def _halt(self, reason: str) -> StopError:
-        """Write why the bot stops for good and return the error that ends it."""
-        self._journal.put(halted=reason)
-        log.critical("halted reason=%s", reason)
-        self._emit("halt", reason)
-        return StopError(reason)
-
     def _emit(self, kind: str, text: str, values: Mapping[str, str] | None = None) -> None:
         self._on_event(Event(kind, text, values or {}))
-
-
-__all__ = ["Bot", "Event", "StopRequestedError", "TickResult"]

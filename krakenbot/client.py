@@ -30,12 +30,15 @@ IDLE_MAX_S = 10.0
 USER_AGENT = f"krakenbot/{__version__}"
 
 # Methods that change something. Without `live`, AddOrder is sent as a check only, the others not.
-READS = frozenset(
-    "Balance BalanceEx TradeBalance OpenOrders ClosedOrders QueryOrders TradesHistory QueryTrades "
-    "OpenPositions Ledgers QueryLedgers TradeVolume GetApiKeyInfo GetWebSocketsToken "
-    "CreditLines DepositMethods DepositAddresses DepositStatus WithdrawMethods WithdrawAddresses "
-    "WithdrawInfo WithdrawStatus ExportStatus".split()
-)
+# fmt: off
+READS = frozenset((
+    "Balance", "BalanceEx", "TradeBalance", "OpenOrders", "ClosedOrders", "QueryOrders",
+    "TradesHistory", "QueryTrades", "OpenPositions", "Ledgers", "QueryLedgers", "TradeVolume",
+    "GetApiKeyInfo", "GetWebSocketsToken", "CreditLines", "DepositMethods", "DepositAddresses",
+    "DepositStatus", "WithdrawMethods", "WithdrawAddresses", "WithdrawInfo", "WithdrawStatus",
+    "ExportStatus",
+))
+# fmt: on
 POINTS = {"Ledgers": 2, "QueryLedgers": 2, "TradesHistory": 2, "QueryTrades": 2, "ClosedOrders": 2}
 COUNTER_MAX = 15.0  # Kraken's Starter tier.
 COUNTER_DECAY = 0.33

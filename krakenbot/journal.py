@@ -6,11 +6,13 @@ exchange is asked, and the journal explains the answer.
 
 import fcntl
 import hashlib
+import logging
 import os
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from decimal import Decimal
+from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -82,6 +84,8 @@ NOT_SENT = "not sent"
 REFUSED = "refused"
 ABSENT = "absent"
 
+log = logging.getLogger("krakenbot")
+
 
 class Intent(NamedTuple):
     """An order as it was meant, and what came of it: `outcome` is None while that is unknown."""
@@ -128,6 +132,9 @@ class Account(NamedTuple):
         return self.cash + self.held * price - self.fees - self.rollover
 
 
+WRITTEN_FIRST = Intent._fields.index("accepted")
+
+
 def client_order_id(
     fingerprint: str, pair: str, interval_s: int, candle: int, purpose: Purpose, attempt: int
 ) -> str:
@@ -153,25 +160,12 @@ class Journal:
 
     def write(self, intent: Intent) -> None:
         """Put the intent on disk. Returns only when it is there; refuses a second one like it."""
+        names = Intent._fields[:WRITTEN_FIRST]
+        marks = ", ".join("?" * WRITTEN_FIRST)
         with self._transaction():
             self._db.execute(
-                "INSERT INTO intents (id, interval_s, candle, purpose, side, volume, leverage,"
-                " reduce_only, reason, held_before, created, deadline)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    intent.id,
-                    intent.interval_s,
-                    intent.candle,
-                    intent.purpose.value,
-                    intent.side.value,
-                    str(intent.volume),
-                    intent.leverage,
-                    intent.reduce_only,
-                    intent.reason,
-                    str(intent.held_before),
-                    intent.created,
-                    intent.deadline,
-                ),
+                f"INSERT INTO intents ({', '.join(names)}) VALUES ({marks})",
+                [_stored(value) for value in intent[:WRITTEN_FIRST]],
             )
 
     def accept(self, intent_id: str) -> None:
@@ -190,17 +184,9 @@ class Journal:
             changed = self._db.execute(
                 "UPDATE intents SET outcome = ?, exchange_order_id = ?, executed = ?, cost = ?,"
                 " fee = ?, settled = ?, note = ? WHERE id = ? AND outcome IS NULL",
-                (
-                    outcome,
-                    found.exchange_order_id if found else None,
-                    str(volume),
-                    str(cost),
-                    str(fee),
-                    now,
-                    note,
-                    intent.id,
-                ),
-            ).rowcount
+                (outcome, found.exchange_order_id if found else None, str(volume), str(cost),
+                 str(fee), now, note, intent.id),
+            ).rowcount  # fmt: skip
             if changed != 1:
                 raise StopError(f"intent {intent.id} already had an end; it cannot get another")
             if volume:
@@ -209,19 +195,21 @@ class Journal:
                 self._set("fees", account.fees + fee)
 
     def open_intents(self) -> list[Intent]:
-        return self.intents("WHERE outcome IS NULL")
+        return self.intents("outcome IS NULL")
 
-    def intents(self, where: str = "", *values: object) -> list[Intent]:
+    def intents(self, where: str, *values: object) -> list[Intent]:
         """Return intents in the order of their writing; `where` is this program's own SQL."""
-        rows = self._db.execute(f"SELECT * FROM intents {where} ORDER BY number", values)
+        rows = self._db.execute(f"SELECT * FROM intents WHERE {where} ORDER BY number", values)
         return [_intent(row) for row in rows]
+
+    def count(self, where: str, *values: object) -> int:
+        return int(
+            self._db.execute(f"SELECT count(*) FROM intents WHERE {where}", values).fetchone()[0]
+        )
 
     def orders_since(self, time: int) -> int:
         """Return how many orders went out since then, whatever came of them."""
-        row = self._db.execute(
-            "SELECT count(*) FROM intents WHERE created > ? AND outcome IS NOT ?", (time, NOT_SENT)
-        ).fetchone()
-        return int(row[0])
+        return self.count("created > ? AND outcome IS NOT ?", time, NOT_SENT)
 
     def fruitless_in_a_row(self) -> tuple[int, str]:
         """Return how many of the newest orders traded nothing, and the last one's note."""
@@ -239,10 +227,7 @@ class Journal:
         return count, note
 
     def knows_order(self, exchange_order_id: str) -> bool:
-        row = self._db.execute(
-            "SELECT 1 FROM intents WHERE exchange_order_id = ?", (exchange_order_id,)
-        ).fetchone()
-        return row is not None
+        return self.count("exchange_order_id = ?", exchange_order_id) > 0
 
     # -- the account as the journal explains it ------------------------------------------------
 
@@ -257,12 +242,20 @@ class Journal:
             self._set("cash", account.cash - (held - account.held) * price)
             self._set("held", held)
             self._set("entered", 1)
+            self._set("halted", None)
+            self._set("flatten", None)
+
+    def halt(self, reason: str) -> StopError:
+        """Write why the bot stops for good, and return the error that ends it."""
+        self.put(halted=reason)
+        log.critical("halted reason=%s", reason)
+        return StopError(reason)
 
     def realized(self) -> Decimal:
         """Return what closed parts won or lost before all costs, first in, first out."""
         lots: list[tuple[Decimal, Decimal]] = []  # signed volume, cost
         total = ZERO
-        for intent in self.intents("WHERE executed != '0'"):
+        for intent in self.intents("executed != '0'"):
             volume, cost = intent.executed * intent.side.sign, intent.cost
             while volume and lots and lots[0][0] * volume < 0:
                 lot_volume, lot_cost = lots[0]
@@ -305,41 +298,26 @@ class Journal:
 
     # -- decisions and equity ------------------------------------------------------------------
 
-    def decide(self, row: Mapping[str, Any]) -> None:
-        """Write or replace the decision on a candle that is not done yet."""
-        with self._transaction():
-            self._db.execute(
-                "INSERT INTO decisions VALUES (:interval_s, :candle, :price, :average, :slope,"
-                " :target, :held, :reason, :decided, 0) ON CONFLICT DO UPDATE SET"
-                " target = :target, held = :held, reason = :reason, decided = :decided"
-                " WHERE done = 0",
-                row,
-            )
-
-    def finish(self, row: Mapping[str, Any], price: Decimal, summary: MarginSummary | None) -> None:
-        """Close the decision on a candle for ever and write the equity after it."""
+    def decide(self, row: Mapping[str, Any], summary: MarginSummary | None = None) -> None:
+        """Write what was decided on a candle; with `summary` for good, and the equity after it."""
         account = self.account()
         with self._transaction():
             self._db.execute(
                 "INSERT INTO decisions VALUES (:interval_s, :candle, :price, :average, :slope,"
-                " :target, :held, :reason, :decided, 1) ON CONFLICT DO UPDATE SET"
-                " target = :target, held = :held, reason = :reason, decided = :decided, done = 1",
-                row,
+                " :target, :held, :reason, :decided, :done) ON CONFLICT DO UPDATE SET"
+                " target = :target, held = :held, reason = :reason, decided = :decided,"
+                " done = :done WHERE done = 0",
+                {**row, "done": summary is not None},
             )
-            level = summary.margin_level if summary else None
-            self._db.execute(
-                "INSERT OR REPLACE INTO equity VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    row["decided"],
-                    str(price),
-                    row["held"],
-                    str(account.pnl(price)),
-                    str(account.fees),
-                    str(account.rollover),
-                    str(summary.equity) if summary else None,
-                    f"{level:.2f}" if level is not None else None,
-                ),
-            )
+            if summary is not None:
+                level = summary.margin_level
+                self._db.execute(
+                    "INSERT OR REPLACE INTO equity VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                    (row["decided"], row["price"], row["held"],
+                     str(account.pnl(Decimal(row["price"]))), str(account.fees),
+                     str(account.rollover), str(summary.equity),
+                     None if level is None else f"{level:.2f}"),
+                )  # fmt: skip
 
     def is_done(self, interval_s: int, candle: int) -> bool:
         row = self._db.execute(
@@ -526,26 +504,23 @@ def _check(path: Path) -> None:
         raise damaged(path, verdict)
 
 
+def _stored(value: object) -> object:
+    if isinstance(value, Enum):
+        return value.value
+    return str(value) if isinstance(value, Decimal) else value
+
+
 def _intent(row: sqlite3.Row) -> Intent:
-    return Intent(
-        id=row["id"],
-        interval_s=row["interval_s"],
-        candle=row["candle"],
-        purpose=Purpose(row["purpose"]),
-        side=Side(row["side"]),
-        volume=Decimal(row["volume"]),
-        leverage=row["leverage"],
-        reduce_only=bool(row["reduce_only"]),
-        reason=row["reason"],
-        held_before=Decimal(row["held_before"]),
-        created=row["created"],
-        deadline=row["deadline"],
-        accepted=bool(row["accepted"]),
-        outcome=row["outcome"],
-        exchange_order_id=row["exchange_order_id"],
-        executed=Decimal(row["executed"]),
-        cost=Decimal(row["cost"]),
-        fee=Decimal(row["fee"]),
-        settled=row["settled"],
-        note=row["note"],
-    )
+    return Intent(*(_READ.get(name, _same)(row[name]) for name in Intent._fields))
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+_READ: dict[str, Callable[[Any], Any]] = {
+    "purpose": Purpose,
+    "side": Side,
+    **dict.fromkeys(("volume", "held_before", "executed", "cost", "fee"), Decimal),
+    **dict.fromkeys(("reduce_only", "accepted"), bool),
+}

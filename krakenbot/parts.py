@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from krakenbot import config as configuration
 from krakenbot import log as logs
-from krakenbot.bot import VISIBLE_S, Bot, Event
+from krakenbot.bot import Bot, Event
 from krakenbot.client import Client, UrllibTransport
 from krakenbot.clock import Clock, SystemClock
 from krakenbot.config import Config, Credentials
@@ -16,6 +16,7 @@ from krakenbot.decision import Plan
 from krakenbot.errors import ConfigError, RefusedError, StopError
 from krakenbot.exchange import Exchange
 from krakenbot.journal import Journal, Lock, Nonces, open_journal
+from krakenbot.orders import VISIBLE_S
 from krakenbot.risk import Limits
 from krakenbot.signing import decode_secret, fingerprint
 from krakenbot.spot import FEE_RATE_ASSUMED, FORBIDDEN_PERMISSIONS, NEEDED_PERMISSIONS, Spot

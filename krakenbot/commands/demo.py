@@ -85,7 +85,7 @@ class _Screen:
         self.is_terminal = sys.stdout.isatty()
         self.is_colored = self.is_terminal and not os.environ.get("NO_COLOR")
         if self.is_terminal:
-            print(f"{'time':5} {'price':>9} {'average':>9}  {'decision':22} {'held':>6} {'equity':>10}")
+            print("time      price   average  decision                      held     equity")
 
     def __call__(self, event: Event) -> None:
         if event.kind == "decision":
@@ -104,7 +104,7 @@ class _Screen:
         clock = time.strftime("%H:%M", time.gmtime(int(row["candle"])))
         average = f"{Decimal(row['average']):.1f}"
         self._print(
-            f"{clock:5} {row['price']:>9} {average:>9}  {event.text[:22]:22} "
+            f"{clock:5} {row['price']:>9} {average:>9}  {event.text[:27]:27} "
             f"{row['held']:>6} {row['equity']:>10}"[:80],
             "0",
         )

@@ -62,7 +62,7 @@ def lines(status: dict[str, Any]) -> list[str]:
     rows = [
         ("bot", f"{status['mode']} {status['pair']}, candles of {status['interval']} min"),
         ("position", f"{status['position']}, target {status['target']:+d}"),
-        ("decided", f"{moment(decision['candle'])} {decision['reason']}" if decision else "nothing yet"),
+        ("decided", f"{moment(decision['candle'])} {decision['reason']}" if decision else "never"),
         ("orders", f"{status['orders']}, unresolved: {', '.join(status['unresolved']) or 'none'}"),
         ("realized", status["realized"] + " before costs"),
         ("costs", f"fees {status['fees']}, margin fees and rollover {status['rollover']}"),

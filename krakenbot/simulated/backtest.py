@@ -17,10 +17,10 @@ from krakenbot.errors import RefusedError
 from krakenbot.model import ZERO, Candle, Direction, MarginSummary, Purpose, Quote, Signal
 from krakenbot.pairs import PairRules
 from krakenbot.risk import Surroundings, objection
-from krakenbot.simulated.candlefile import Columns, aggregate
+from krakenbot.simulated.candlefile import Columns
 from krakenbot.simulated.exchange import execute
 from krakenbot.simulated.exchange import objection as refusal
-from krakenbot.simulated.margin import MARGIN_RATE, ROLLOVER_S, Account, Trade
+from krakenbot.simulated.margin import MARGIN_RATE, Account, Trade
 
 WAKE_DELAY_S = 1
 ROUNDS_MAX = 3
@@ -135,11 +135,12 @@ class Replay:
         self._tail: Columns | None = None
         self._number = self._fruitless = 0
         self._time = 0
-        self._opens: Sequence[float] = ()
-        self._lows: Sequence[float] = ()
-        self._highs: Sequence[float] = ()
+        self._low = self._high = 0.0
+        self._opens: Sequence[Price] = ()
+        self._lows: Sequence[Price] = ()
+        self._highs: Sequence[Price] = ()
         self._closes: Sequence[float] = ()
-        self._begin, self._candles, self._first_open, self._candles_held = 0, 0, 0.0, 0
+        self._begin, self._candles, self._first_open, self._candles_held = 0, 0, ZERO, 0
         self._turns = self._trips = self._won = self._orders = 0
         self._opening_fees = self._turnover = ZERO
         self._worth = costs.balance
@@ -152,15 +153,16 @@ class Replay:
     def feed(self, part: Columns) -> None:
         """Go on with the next candles; all but the newest of them are decided on."""
         if self._tail is None:
-            self._begin, self._first_open = part.time, part.opens[0]
+            self._begin, self._first_open = part.time, _exact(part.opens[0])
         self._candles += len(part.closes)
         if self._tail is not None:
-            columns = [[*a, *b] for a, b in zip(self._tail[2:], part[2:], strict=True)]
-            part = Columns(self._tail.time, part.interval_s, *columns)
+            columns = [[*a, *b] for a, b in zip(self._tail[4:], part[4:], strict=True)]
+            low, high = min(self._tail.low, part.low), max(self._tail.high, part.high)
+            part = Columns(self._tail.time, part.interval_s, low, high, *columns)
         last = len(part.closes) - 1
         step = self.step or last
         self._time = part.time
-        _, _, self._opens, self._highs, self._lows, self._closes = part
+        _, _, self._low, self._high, self._opens, self._highs, self._lows, self._closes = part
         turns = self._slope_turns(last) if self._length else self._strategy_turns(last)
         begin = 0
         while begin < last:
@@ -171,8 +173,9 @@ class Replay:
                 self._draw(begin, end)
             begin = end
         self._tail = Columns(
-            part.time + last * part.interval_s, part.interval_s, *(c[last:] for c in part[2:])
-        )
+            part.time + last * part.interval_s, part.interval_s, part.low, part.high,
+            *(column[last:] for column in part[4:]),
+        )  # fmt: skip
 
     def result(self) -> Result:
         """Return what came of it, what is held valued at the last close."""
@@ -181,7 +184,7 @@ class Replay:
         if self._candles == 1 or tail.interval_s != self.plan.interval_s:
             raise ValueError("fewer than two candles of the interval")
         account, quote, close = self.account, self.rules.quote, _exact(tail.closes[0])
-        self._opens, self._highs, self._lows, self._closes = tail[2:]
+        self._opens, self._highs, self._lows, self._closes = tail[4:]
         self._mark(0, 0)
         if self.ended is None and account.sweep(
             self.book, tail.time, _exact(tail.lows[0]), _exact(tail.highs[0])
@@ -193,7 +196,7 @@ class Replay:
         fees = account.fees.get(quote, ZERO) - self._opening_fees
         rollover = account.rollovers.get(quote, ZERO)
         net = equity - self.costs.balance
-        first = _exact(self._first_open)
+        first = self._first_open
         peak, low = ((_exact(a) + _exact(h) * _exact(p)) for _, a, h, p in self._deepest)
         return Result(
             pair=self.rules.altname, interval_s=self.plan.interval_s, begin=self._begin,
@@ -276,17 +279,17 @@ class Replay:
         if self._time + (last + 1) * interval_s + WAKE_DELAY_S >= self._due:
             first = max(-int((self._time + WAKE_DELAY_S - self._due) // interval_s) - 1, at)
         # The open of the candle after counts too: that is where the position is marked.
-        column = self._lows if sign > 0 else self._highs
-        near = column[at : last + 2]
-        if (min(near) <= self._alarm) if sign > 0 else (max(near) >= self._alarm):
-            for number, price in enumerate(near, at):
+        if (self._low <= self._alarm) if sign > 0 else (self._high >= self._alarm):
+            for number in range(at, min(last + 2, len(self._closes))):
+                price = float((self._lows if sign > 0 else self._highs)[number])
                 if (price <= self._alarm) if sign > 0 else (price >= self._alarm):
                     return min(first, max(number - 1, at))
         return first if first <= last else None
 
     def _turn(self, at: int, direction: int) -> bool:
         """Close and open the other way, where nothing can speak against it; else return False."""
-        opened = self._opens[at + 1]
+        price = _exact(self._opens[at + 1])
+        opened = float(price)
         now = self._time + (at + 1) * self.plan.interval_s + WAKE_DELAY_S
         recent, book, account = self._recent, self.book, self.account
         if (
@@ -298,7 +301,7 @@ class Replay:
                 and len(recent) == recent.maxlen)
         ):  # fmt: skip
             return False
-        price = self._price(_exact(opened), direction)
+        price = self._price(price, direction)
         self._number += 1
         try:
             trades = account.fill(
@@ -499,8 +502,8 @@ class Replay:
         paid = self.account.fees.get(quote, ZERO) + self.account.rollovers.get(quote, ZERO)
         self.points.append(
             Point(
-                self._time + end * self.plan.interval_s, min(self._lows[begin:end]),
-                max(self._highs[begin:end]), close, equity, equity + float(paid), self._held,
+                self._time + end * self.plan.interval_s, min(map(float, self._lows[begin:end])),
+                max(map(float, self._highs[begin:end])), close, equity, equity + float(paid), self._held,
             )
         )  # fmt: skip
         for number in range(begin, end):
@@ -513,5 +516,5 @@ class Replay:
             ]
 
 
-def _exact(price: float) -> Decimal:
-    return Decimal(repr(price))
+def _exact(price: Price) -> Decimal:
+    return Decimal(price.decode() if isinstance(price, bytes) else repr(price))

@@ -1,19 +1,23 @@
 """Files of candles as columns: Kraken's OHLCVT CSV (plain or .gz) and saved OHLC answers.
 
 A file is read in blocks, so memory does not grow with its length. Missing intervals are filled
-flat, as the live API has them. Prices are floats parsed from at most 15 digits: they compare
-exactly, and `repr` gives back the digits for the books. Anything odd is a BadDataError.
+flat, as the live API has them. Anything odd is a BadDataError.
+
+Only closes become numbers, floats of at most 15 digits, which compare exactly and whose `repr`
+gives back the digits. The other prices stay as text until somebody asks: where all have as many
+digits before the point, texts compare as the numbers do, and few are ever needed.
 """
 
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from decimal import Decimal
 from itertools import chain
 from math import gcd, inf
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from krakenbot.errors import UnansweredError
 
@@ -22,28 +26,36 @@ GAP_MAX = 200_000  # Candles: more is a hole that no flat price may paper over.
 DIGITS_MAX = 15
 INTERVALS = (1, 5, 15, 30, 60, 240, 720, 1440, 10080, 21600)
 _MIXED_ROWS = 24
+_SHAPES_MAX = 5000
 
 
 class BadDataError(Exception):
     """A file that no number may be computed from. Names the file and, where there is one, line."""
 
 
+Price = float | bytes
+
+
 class Columns(NamedTuple):
-    """Candles without gaps, the first one starting at `time`."""
+    """Candles without gaps, the first one starting at `time`. No price is beyond low and high."""
 
     time: int
     interval_s: int
-    opens: Sequence[float]
-    highs: Sequence[float]
-    lows: Sequence[float]
+    low: float
+    high: float
+    opens: Sequence[Price]
+    highs: Sequence[Price]
+    lows: Sequence[Price]
     closes: Sequence[float]
 
 
 class _Rows(NamedTuple):
     times: list[int]
-    opens: list[float]
-    highs: list[float]
-    lows: list[float]
+    low: float
+    high: float
+    opens: list[Price]
+    highs: list[Price]
+    lows: list[Price]
     closes: list[float]
 
 
@@ -59,7 +71,7 @@ def read(paths: Sequence[Path], interval_s: int, notes: list[str]) -> Iterator[C
             if last is not None and len(paths) > 1:
                 old = sum(time <= last[0] for time in rows.times)
                 skipped += old
-                rows = _Rows(*(column[old:] for column in rows))  # type: ignore[arg-type]
+                rows = _Rows(rows.times[old:], *rows[1:3], *(c[old:] for c in rows[3:]))  # type: ignore
             if rows.times:
                 yield (columns := _filled(path, number, rows, interval_s, last))
                 last = rows.times[-1], columns.closes[-1]
@@ -71,31 +83,23 @@ def read(paths: Sequence[Path], interval_s: int, notes: list[str]) -> Iterator[C
 
 def aggregate(parts: Iterable[Columns], interval_s: int) -> Iterator[Columns]:
     """Yield candles of a larger interval; incomplete ones at both ends are left out."""
-    rest: Columns | None = None
+    rest: list[list[float]] = [[], [], [], []]
     for part in parts:
-        if rest is not None:
-            part = part._replace(
-                time=rest.time,
-                **{name: [*getattr(rest, name), *getattr(part, name)] for name in _PRICES},
-            )
+        time = part.time - len(rest[0]) * part.interval_s
+        columns = [[*a, *map(float, b)] for a, b in zip(rest, part[4:], strict=True)]
         step = interval_s // part.interval_s
-        skip = -part.time // part.interval_s % step
-        count = max(len(part.closes) - skip, 0) // step
+        skip = -time // part.interval_s % step
+        count = max(len(columns[0]) - skip, 0) // step
         end = skip + count * step
         if count:
             opens, highs, lows, closes = (
-                [column[skip + at : end : step] for at in range(step)] for column in part[2:]
+                [column[skip + at : end : step] for at in range(step)] for column in columns
             )
             yield Columns(
-                part.time + skip * part.interval_s, interval_s, opens[0],
-                list(map(max, *highs)), list(map(min, *lows)), closes[-1],
+                time + skip * part.interval_s, interval_s, min(columns[2]), max(columns[1]),
+                opens[0], list(map(max, *highs)), list(map(min, *lows)), closes[-1],
             )  # fmt: skip
-        else:
-            end = 0
-        rest = part._replace(
-            time=part.time + end * part.interval_s,
-            **{name: getattr(part, name)[end:] for name in _PRICES},
-        )
+        rest = [column[end if count else 0 :] for column in columns]
 
 
 def interval_of(path: Path) -> int:
@@ -118,9 +122,6 @@ def pair_of(path: Path) -> str | None:
 
 def _stem(path: Path) -> str:
     return path.name.removesuffix(".gz").rpartition(".")[0]
-
-
-_PRICES = ("opens", "highs", "lows", "closes")
 
 
 def _first_time(path: Path) -> int:
@@ -160,40 +161,73 @@ def _start(file: BinaryIO | gzip.GzipFile) -> bytes:
     return file.read(BLOCK_BYTES).removeprefix(b"\xef\xbb\xbf")
 
 
+_DIGITS = bytes(ord("0") if chr(code).isdigit() and code < 128 else code for code in range(256))
+_SHAPE = re.compile(
+    rb"0{1,11}((?:,0+(?:\.0+)?){4}),0+(?:\.0*)?(?:[eE][-+]?0{1,2})?,0+", re.ASCII
+)
+_shapes: dict[bytes, int] = {}
+
+
+def _whole_digits(shape: bytes) -> int:
+    """Return how many digits stand before the point in all four prices of a line, or 0."""
+    match = _SHAPE.fullmatch(shape)
+    prices = match[1][1:].split(b",") if match else [b""]
+    whole = {len(price.partition(b".")[0]) for price in prices}
+    usual = len(whole) == 1 and max(map(len, prices)) <= DIGITS_MAX
+    if len(_shapes) > _SHAPES_MAX:
+        _shapes.clear()
+    _shapes[shape] = len(prices[0].partition(b".")[0]) if usual else 0
+    return _shapes[shape]
+
+
 def _rows(block: bytes) -> _Rows | None:
     """Return the columns of whole lines, None if any line is not a candle."""
     if b"\r" in block:
         block = block.replace(b"\r\n", b"\n")
+    shapes = set(block.translate(_DIGITS).splitlines())
+    whole = {_shapes.get(shape) or _whole_digits(shape) for shape in shapes}
+    if len(whole) > 1 or 0 in whole:
+        return _unusual_rows(block)
+    fields = block[:-1].replace(b"\n", b",").split(b",")
+    opens, highs, lows, closes = (fields[at::7] for at in range(1, 5))
+    for o, h, low, c in zip(opens, highs, lows, closes, strict=True):
+        if not low <= o <= h >= c >= low:
+            return _unusual_rows(block)
+    bottom = float(min(lows))
+    if not bottom:
+        return None
+    return _Rows(
+        list(map(int, fields[0::7])), bottom, float(max(highs)), opens, highs, lows,
+        list(map(float, closes)),
+    )  # fmt: skip
+
+
+def _unusual_rows(block: bytes) -> _Rows | None:
+    """Return the same for lines whose prices cannot be compared as texts."""
     # A field of its own between the lines: none of them may have too few or too many.
     fields = block[:-1].replace(b"\n", b",\n,").split(b",")
-    ends, volumes, trades = fields[7::8], fields[5::8], fields[6::8]
-    if ends.count(b"\n") != len(ends) or len(fields) != 8 * len(ends) + 7:
+    ends = fields[7::8]
+    if ends.count(b"\n") != len(ends) or len(fields) != 8 * len(ends) + 7 or b"_" in block:
         return None
     try:
-        times = list(map(int, fields[0::8]))
-        texts = [fields[at::8] for at in range(1, 5)]
-        opens, highs, lows, closes = [list(map(float, column)) for column in texts]
-        if max(map(len, chain(*texts))) > DIGITS_MAX and max(
+        times, trades = list(map(int, fields[0::8])), list(map(int, fields[6::8]))
+        opens, highs, lows, closes, volumes = (
+            list(map(float, fields[at::8])) for at in range(1, 6)
+        )
+        digits = max(
             len(Decimal(text.decode()).normalize().as_tuple().digits)
-            for column in texts
-            for text in column
-        ) > DIGITS_MAX:
-            return None
-        # Volumes and counts are not used, so a look at the characters is enough for most.
-        if b"" in volumes or b"" in trades:
-            return None
-        if odd := block.translate(None, b"0123456789.,\n"):
-            amounts = list(map(float, volumes))
-            if b"_" in odd or min(amounts) < 0 or not sum(amounts) + max(highs) < inf:
-                return None
-            if min(map(int, trades)) < 0:
-                return None
+            for text in chain(*(fields[at::8] for at in range(1, 5)))
+        )
     except (ValueError, ArithmeticError):
+        return None
+    if not (digits <= DIGITS_MAX and min(trades) >= 0 <= min(volumes)):
+        return None
+    if not sum(volumes) + max(highs) < inf:
         return None
     for o, h, low, c in zip(opens, highs, lows, closes, strict=True):
         if not 0 < low <= o <= h >= c >= low:
             return None
-    return _Rows(times, opens, highs, lows, closes)
+    return _Rows(times, min(lows), max(highs), opens, highs, lows, closes)  # type: ignore[arg-type]
 
 
 def _bad_row(path: Path, number: int, block: bytes) -> BadDataError:
@@ -223,7 +257,8 @@ def _json(path: Path) -> Iterator[tuple[int, _Rows]]:
     if not candles:
         raise BadDataError(f"{path}: no finished candles")
     prices = ([float(c.open), float(c.high), float(c.low), float(c.close)] for c in candles)
-    yield 1, _Rows([c.time for c in candles], *map(list, zip(*prices, strict=True)))
+    columns = [list(column) for column in zip(*prices, strict=True)]
+    yield 1, _Rows([c.time for c in candles], min(columns[2]), max(columns[1]), *columns)
 
 
 def _filled(
@@ -242,18 +277,20 @@ def _filled(
     _check_times(path, number, times, breaks, interval_s, first - interval_s)
     if not breaks:
         return Columns(first, interval_s, *rows[1:])
-    filled: tuple[list[float], ...] = ([], [], [], [])
+    filled: tuple[list[Any], ...] = ([], [], [], [])
     done = 0
     for at in (*breaks, len(times)):
-        for column, source in zip(filled, rows[1:], strict=True):
+        for column, source in zip(filled, rows[3:], strict=True):
             column += source[done:at]
         if at < len(times):
             expected = times[at - 1] + interval_s if at else first
-            flat = [rows.closes[at - 1] if at else close] * ((times[at] - expected) // interval_s)
+            price = rows.closes[at - 1] if at else close
+            flat = [price] * ((times[at] - expected) // interval_s)
             for column in filled:
                 column += flat
         done = at
-    return Columns(first, interval_s, *filled)
+    low, high = (min(rows.low, close), max(rows.high, close)) if close else rows[1:3]
+    return Columns(first, interval_s, low, high, *filled)
 
 
 def _check_times(

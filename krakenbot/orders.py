@@ -1,0 +1,252 @@
+"""An order, exactly: written, sent once, asked about until its end is known.
+
+And the other half of that: what is held is what the exchange says and the journal explains.
+"""
+
+import logging
+from collections.abc import Callable
+from decimal import Decimal
+from typing import NamedTuple
+
+from krakenbot.clock import Clock
+from krakenbot.errors import LaterError, RefusedError, StopError, UnansweredError
+from krakenbot.exchange import Exchange
+from krakenbot.journal import ABSENT, NOT_SENT, REFUSED, Intent, Journal, client_order_id
+from krakenbot.model import ZERO, Execution, Position, Purpose, Step
+from krakenbot.pairs import PairRules, plain
+
+DEADLINE_S = 15  # The engine refuses an order that reaches it later.
+VISIBLE_S = 120  # How long reading may lag behind what happened: twice the longest seen.
+WATCH_MIN_S = 75.0  # An order counts as absent only when looked for this long by this process.
+LOOK_PAUSE_S = 10.0
+FRUITLESS_MAX = 5
+CENT = Decimal("0.00001")
+
+log = logging.getLogger("krakenbot")
+
+Emit = Callable[[str, str], None]
+
+
+class Owner(NamedTuple):
+    """What makes an order this bot's own; its client order ids are derived from it."""
+
+    fingerprint: str
+    pair: str
+    interval_s: int
+    leverage: int
+
+
+class Orders:
+    """The orders and the position of one bot. Nothing is sent while anything is unknown."""
+
+    def __init__(
+        self, owner: Owner, exchange: Exchange, journal: Journal, clock: Clock, emit: Emit
+    ) -> None:
+        self._owner = owner
+        self._exchange = exchange
+        self._journal = journal
+        self._clock = clock
+        self._emit = emit
+        self.base = ""  # The pair's base asset, known once its rules are.
+        self._looks: dict[str, float] = {}
+        self._entries: set[str] = set()
+
+    # -- sending -------------------------------------------------------------------------------
+
+    def send(self, step: Step, rules: PairRules, candle: int, held: Decimal, reason: str) -> None:
+        """Write the intent, send its order once, and settle it."""
+        intent = self._write(step, rules, candle, held, reason)
+        self._emit("order", f"{intent.side.value} {plain(intent.volume)}: {reason}")
+        try:
+            self._exchange.place(intent.order, intent.deadline)
+        except UnansweredError as error:
+            log.warning("order unanswered id=%s reason=%s", intent.id, error)
+        except LaterError as error:
+            if error.sent:
+                self._drop_refused(intent, error)
+            else:
+                log.warning("order not sent id=%s reason=%s", intent.id, error)
+                self._journal.conclude(intent, NOT_SENT, self._now(), note=str(error))
+        except RefusedError as error:
+            self._drop_refused(intent, error)
+        except StopError as error:
+            self._drop_refused(intent, error)
+            raise
+        else:
+            self._journal.accept(intent.id)
+        self.settle()
+
+    def _write(
+        self, step: Step, rules: PairRules, candle: int, held: Decimal, reason: str
+    ) -> Intent:
+        """Return the intent, which is on disk by then."""
+        owner, now = self._owner, self._now()
+        leverage, offered = owner.leverage, rules.leverages(step.side)
+        if step.purpose is Purpose.CLOSE and leverage and offered and leverage not in offered:
+            leverage = min(offered)  # Any offered value closes.
+        # Only an order that provably never left may be followed by another one like it.
+        attempt = self._journal.count(
+            "interval_s = ? AND candle = ? AND purpose = ? AND outcome = ?",
+            owner.interval_s, candle, step.purpose.value, NOT_SENT,
+        )  # fmt: skip
+        intent = Intent(
+            id=client_order_id(
+                owner.fingerprint, owner.pair, owner.interval_s, candle, step.purpose, attempt
+            ),
+            interval_s=owner.interval_s,
+            candle=candle,
+            purpose=step.purpose,
+            side=step.side,
+            volume=step.volume,
+            leverage=leverage,
+            reduce_only=step.reduce_only,
+            reason=reason,
+            held_before=held,
+            created=now,
+            deadline=now + DEADLINE_S,
+        )
+        self._journal.write(intent)
+        return intent
+
+    def _drop_refused(self, intent: Intent, error: Exception) -> None:
+        """Believe a refusal after one look that finds no such order; else leave it to settling."""
+        try:
+            if self._exchange.find(intent.id, intent.created) is not None:
+                return
+        except (LaterError, UnansweredError, RefusedError, StopError) as failure:
+            log.warning("refusal not confirmed id=%s reason=%s", intent.id, failure)
+            return
+        log.warning("order refused id=%s reason=%s", intent.id, error)
+        self._journal.conclude(intent, REFUSED, self._now(), note=str(error))
+        self._emit("refusal", str(error))
+
+    # -- settling ------------------------------------------------------------------------------
+
+    def settle(self) -> None:
+        """Ask about every open intent until its end is known; then see that orders still work."""
+        for intent in self._journal.open_intents():
+            self._settle_one(intent)
+        count, note = self._journal.fruitless_in_a_row()
+        if count >= FRUITLESS_MAX:
+            raise self._journal.halt(f"{count} orders in a row traded nothing; the last: {note}")
+
+    def _settle_one(self, intent: Intent) -> None:
+        pause_s = 1.0 if intent.accepted else LOOK_PAUSE_S
+        previous: Execution | None = None
+        while True:
+            found = self._exchange.find(intent.id, intent.created)
+            if found is None:
+                if self._is_absent(intent):
+                    return None
+            elif found.status.is_final and (found.volume == intent.volume or found == previous):
+                # A cancelled order's fill may still be on its way, hence two equal reads.
+                return self._conclude(intent, found)
+            elif self._clock.now() > intent.deadline + VISIBLE_S and not found.status.is_final:
+                raise self._journal.halt(
+                    f"market order {found.exchange_order_id} is still {found.status.value}, "
+                    f"{plain(found.volume)} of {plain(intent.volume)} done; look at the exchange"
+                )
+            previous = found
+            self._clock.wait(pause_s)
+            pause_s = min(pause_s * 2, LOOK_PAUSE_S)
+
+    def _conclude(self, intent: Intent, found: Execution) -> None:
+        if not 0 <= found.volume <= intent.volume:
+            raise self._journal.halt(
+                f"order {found.exchange_order_id} traded {plain(found.volume)}, "
+                f"asked for were {plain(intent.volume)}"
+            )
+        self._journal.conclude(intent, found.status.value, self._now(), found, found.reason)
+        price = f"{found.cost / found.volume:.8g}" if found.volume else "-"
+        text = (
+            f"{intent.side.value} {plain(found.volume)} of {plain(intent.volume)} at {price}, "
+            f"fee {plain(found.fee)}"
+        )
+        log.info("order ended id=%s status=%s %s", intent.id, found.status.value, text)
+        self._emit("fill" if found.volume else "refusal", text)
+
+    def _is_absent(self, intent: Intent) -> bool:
+        """Return True once it is certain that an unfound order never happened, and write so.
+
+        Certain means: the deadline and the lag of reading are over, this process has looked for
+        a good while, and neither the trades nor the position say otherwise.
+        """
+        now = self._clock.monotonic()
+        watched_s = now - self._looks.setdefault(intent.id, now)
+        if self._clock.now() <= intent.deadline + VISIBLE_S or watched_s < WATCH_MIN_S:
+            return False
+        if intent.accepted:
+            raise self._journal.halt(
+                f"the exchange accepted order {intent.id} and now does not know it; look there"
+            )
+        traded = self._exchange.traded_orders(intent.created - 5)
+        strange = [order for order in traded if not self._journal.knows_order(order)]
+        explained = self._journal.account().held
+        held = self._held(explained)
+        if strange or held != explained:
+            raise self._journal.halt(
+                f"order {intent.id} is not found, yet the exchange holds {plain(held)} (explained: "
+                f"{plain(explained)}) and shows unexplained trades: {', '.join(strange) or 'none'}"
+            )
+        log.warning("order never happened id=%s", intent.id)
+        self._journal.conclude(intent, ABSENT, self._now(), note="not found after its deadline")
+        self._emit("refusal", f"the {intent.side.value} order never reached the exchange")
+        return True
+
+    # -- what is held --------------------------------------------------------------------------
+
+    def position(self) -> Decimal:
+        """Return the signed volume held, once the exchange and the journal say the same.
+
+        Reading may lag, so a difference is asked about for a while; then a person must look.
+        """
+        explained = self._journal.account().held
+        pause_s, began = 2.0, self._clock.monotonic()
+        while True:
+            held = self._held(explained)
+            if held == explained:
+                return held
+            if self._clock.monotonic() - began >= VISIBLE_S:
+                break
+            log.warning("position differs, asking again held=%s explained=%s", held, explained)
+            self._clock.wait(pause_s)
+            pause_s = min(pause_s * 2, LOOK_PAUSE_S)
+        raise self._journal.halt(
+            f"the exchange holds {plain(held)} {self._owner.pair}, the journal explains "
+            f"{plain(explained)}: closed, opened or liquidated by someone else? "
+            "Look, then `run --adopt` to go on with what is held"
+        )
+
+    def _held(self, explained: Decimal) -> Decimal:
+        if self._owner.leverage:
+            position = self._exchange.position()
+            if position.volume == explained:
+                self._book_opening_fees(position)
+            return position.volume
+        # Without margin, the bot's position is what it bought itself; other coins of the same
+        # kind are not its business, but they must at least be there.
+        return min(explained, self._exchange.balances().get(self.base, ZERO))
+
+    def _book_opening_fees(self, position: Position) -> None:
+        """Book what opening each entry cost beyond its share of the order's own fee."""
+        for entry in position.entries:
+            if entry.id in self._entries:
+                continue
+            for intent in self._journal.intents("exchange_order_id = ?", entry.exchange_order_id):
+                share = (intent.fee * entry.cost / intent.cost).quantize(CENT)
+                amount = max(entry.fee - share, ZERO)
+                self._journal.charge(f"open {entry.id}", self._now(), "opening", amount)
+        self._entries = {entry.id for entry in position.entries}
+
+    def book_rollovers(self) -> None:
+        """Book what keeping the journal's own entries open has cost since the last time."""
+        if not self._owner.leverage:
+            return
+        since = int(self._journal.get("rollovers_read", str(self._now())))
+        for rollover in self._exchange.rollovers(since - 2 * VISIBLE_S):
+            if self._journal.is_charged(f"open {rollover.entry_id}"):
+                self._journal.charge(rollover.id, rollover.time, "rollover", rollover.amount)
+        self._journal.put(rollovers_read=self._now())
+
+    def _now(self) -> int:
+        return int(self._clock.now())

@@ -14,7 +14,7 @@ from krakenbot.decision import Decision, Plan, Snapshot, decide
 from krakenbot.errors import LaterError, RefusedError, StopError, UnansweredError
 from krakenbot.exchange import Exchange
 from krakenbot.journal import NOT_SENT, Journal
-from krakenbot.model import ZERO, Candle, Direction, MarginSummary, Purpose, Quote, Signal
+from krakenbot.model import ZERO, Candle, Direction, MarginSummary, Purpose, Quote, Signal, Step
 from krakenbot.ohlc import CandleWindow
 from krakenbot.orders import FRUITLESS_MAX, LOOK_PAUSE_S, Orders, Owner
 from krakenbot.pairs import PairRules, plain
@@ -23,6 +23,7 @@ from krakenbot.risk import Surroundings, objection
 ROUNDS_MAX = 3  # close, open, confirm
 WAKE_DELAY_S = 1.0
 PASSING_PAUSE_S = 60.0
+MARKET_FRESH_S = 60.0
 REFRESH_S = 3600.0
 FEE_REFRESH_S = 86400.0
 BACKOFF_MAX_S = 60.0
@@ -70,6 +71,7 @@ class Bot:
         self._orders = Orders(owner, exchange, journal, clock, self._emit)
         self._window = CandleWindow(exchange, clock, plan.interval_s, plan.candles_min)
         self._rules: PairRules
+        self._market: tuple[float, str, Quote] | None = None
         self._fee_rate = ZERO
         self._fees_read = self._refreshed = self._clock_offset_s = 0.0
 
@@ -125,13 +127,15 @@ class Bot:
     def flatten(self, reason: str, patience_s: float = 300.0) -> None:
         """Close what the bot holds, verify, and leave it halted for `reason`."""
         self._patiently(self._start, patience_s)
+        self._journal.resume()
         self._journal.put(flatten=reason)
         for _ in range(2 * FRUITLESS_MAX):
             try:
                 self._orders.settle()
                 held = self._orders.position()
-                if held == 0:
-                    self._journal.put(flatten=None, halted=reason)
+                if abs(held) < self._rules.ordermin:
+                    rest = f"; {plain(held)} is too small to be closed" if held else ""
+                    self._journal.put(flatten=None, halted=reason + rest)
                     return
                 snapshot = Snapshot(
                     Signal(Direction.FLAT, ZERO, 0), held, self._rules, None, reason, frozenset()
@@ -144,6 +148,7 @@ class Bot:
             except (LaterError, UnansweredError) as error:
                 log.warning("not closed yet reason=%s", error)
                 self._clock.wait(LOOK_PAUSE_S)
+            self._clock.wait(1.0)
         raise self._journal.halt(f"could not close the position for: {reason}; look at Kraken")
 
     def _patiently(self, action: Callable[[], None], patience_s: float) -> None:
@@ -181,7 +186,7 @@ class Bot:
             price = position.cost / abs(held) if held else price
         else:
             held = min(before, self._exchange.balances().get(self._rules.base, ZERO))
-        self._journal.adopt(held, price)
+        self._journal.adopt(held, price, int(self._clock.now()))
         log.warning("adopted held=%s explained_before=%s price=%s", held, before, price)
 
     def _refresh(self) -> None:
@@ -239,49 +244,47 @@ class Bot:
 
     def _work(self, candle: Candle, signal: Signal) -> bool:
         """Decide and send until on target; False when the market should be asked again soon."""
-        around: tuple[str, Quote] | None = None
+        barred: set[Purpose] = set()
         done = True
+        self._market = None
         for _ in range(ROUNDS_MAX):
             held = self._orders.position()
             self._check_loss(held, candle.close)
-            decision = decide(self._snapshot(candle, signal, held), self._plan)
+            decision = decide(self._snapshot(candle, signal, held, barred), self._plan)
             step = decision.step
             if step is None:
                 break
-            if around is None:
-                around = self._exchange.system_status(), self._exchange.quote()
-            summary = self._summary() if step.purpose is not Purpose.CLOSE else None
-            against = objection(
-                step, self._plan.leverage, self._around(around, held, summary), self._plan.limits
-            )
-            if against is not None:
+            around = self._look_around(step, held)
+            against = objection(step, self._plan.leverage, around, self._plan.limits)
+            if against is None:
+                self._journal.decide(self._row(candle, signal, held, decision))
+                self._orders.send(step, self._rules, candle.time, held, decision.reason)
+                continue
+            reason = f"{decision.reason}, but {against.reason}"
+            decision = Decision(decision.target, None, reason)
+            self._emit("objection", reason)
+            barred.add(step.purpose)
+            if step.purpose is not Purpose.TURN or against.passing:
                 done = not against.passing
-                reason = f"{decision.reason}, but {against.reason}"
-                decision = Decision(decision.target, None, reason)
-                self._emit("objection", reason)
                 break
-            self._journal.decide(self._row(candle, signal, held, decision))
-            self._orders.send(step, self._rules, candle.time, held, decision.reason)
         else:
             held = self._orders.position()
         self._finish(candle, signal, held, decision, done)
         return done
 
-    def _snapshot(self, candle: Candle, signal: Signal, held: Decimal) -> Snapshot:
-        tried = {
-            intent.purpose
-            for intent in self._journal.intents(
-                "interval_s = ? AND candle = ?", self._plan.interval_s, candle.time
-            )
-            if intent.outcome != NOT_SENT
-        }
+    def _snapshot(
+        self, candle: Candle, signal: Signal, held: Decimal, barred: set[Purpose]
+    ) -> Snapshot:
+        sent = self._journal.intents(
+            "interval_s = ? AND candle = ?", self._plan.interval_s, candle.time
+        )
         return Snapshot(
             signal=signal,
             held=held,
             rules=self._rules,
             waits_for_turn_from=self._first_direction(signal.direction),
             flatten_reason=self._journal.get("flatten") or None,
-            tried=tried,
+            tried=barred | {intent.purpose for intent in sent if intent.outcome != NOT_SENT},
         )
 
     def _first_direction(self, direction: Direction) -> Direction | None:
@@ -297,15 +300,17 @@ class Bot:
             return None
         return Direction(int(first)) if first else direction
 
-    def _around(
-        self, market: tuple[str, Quote], held: Decimal, summary: MarginSummary | None
-    ) -> Surroundings:
+    def _look_around(self, step: Step, held: Decimal) -> Surroundings:
+        """Return what matters to an order only; status and quote are good for a minute."""
+        now = self._clock.monotonic()
+        if self._market is None or now - self._market[0] > MARKET_FRESH_S:
+            self._market = (now, self._exchange.system_status(), self._exchange.quote())
         return Surroundings(
-            system_status=market[0],
-            quote=market[1],
+            system_status=self._market[1],
+            quote=self._market[2],
             rules=self._rules,
             held=held,
-            summary=summary,
+            summary=None if step.purpose is Purpose.CLOSE else self._summary(),
             orders_today=self._journal.orders_since(int(self._clock.now()) - 86400),
             fee_rate=self._fee_rate,
             clock_offset_s=self._clock_offset_s,
@@ -319,15 +324,19 @@ class Bot:
     def _check_loss(self, held: Decimal, price: Decimal) -> None:
         """Latch `max_loss` when it is reached; once flat, end with a safety stop."""
         limit = self._plan.limits.max_loss
-        loss = Decimal(self._journal.get("pnl_at_resume", "0")) - self._journal.account().pnl(price)
+        pnl = self._journal.account().pnl(price)
+        if not self._journal.get("pnl_at_resume"):
+            self._journal.put(pnl_at_resume=pnl)
+        loss = Decimal(self._journal.get("pnl_at_resume")) - pnl
         reason = self._journal.get("flatten")
         if not reason and limit is not None and loss >= limit:
             reason = f"the loss since the last resume is {loss:.2f}, max_loss is {limit}"
             self._journal.put(flatten=reason)
             log.critical("flattening reason=%s", reason)
-        if reason and held == 0:
+        if reason and abs(held) < self._rules.ordermin:
             self._journal.put(flatten=None)
-            raise self._journal.halt(reason)
+            rest = f"; {plain(held)} is too small to be closed" if held else ""
+            raise self._journal.halt(reason + rest)
 
     def _finish(
         self, candle: Candle, signal: Signal, held: Decimal, decision: Decision, done: bool

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from krakenbot.errors import ConfigError, StopError
-from krakenbot.model import ZERO, Execution, MarginSummary, Order, Purpose, Side
+from krakenbot.model import ZERO, Execution, MarginSummary, Order, OrderStatus, Purpose, Side
 
 MIGRATIONS = (
     """
@@ -83,6 +83,7 @@ MIGRATIONS = (
 NOT_SENT = "not sent"
 REFUSED = "refused"
 ABSENT = "absent"
+ADOPTED = "adopted"
 
 log = logging.getLogger("krakenbot")
 
@@ -197,7 +198,7 @@ class Journal:
     def open_intents(self) -> list[Intent]:
         return self.intents("outcome IS NULL")
 
-    def intents(self, where: str, *values: object) -> list[Intent]:
+    def intents(self, where: str = "1", *values: object) -> list[Intent]:
         """Return intents in the order of their writing; `where` is this program's own SQL."""
         rows = self._db.execute(f"SELECT * FROM intents WHERE {where} ORDER BY number", values)
         return [_intent(row) for row in rows]
@@ -209,7 +210,9 @@ class Journal:
 
     def orders_since(self, time: int) -> int:
         """Return how many orders went out since then, whatever came of them."""
-        return self.count("created > ? AND outcome IS NOT ?", time, NOT_SENT)
+        return self.count(
+            "created > ? AND outcome IS NOT ? AND outcome IS NOT ?", time, NOT_SENT, ADOPTED
+        )
 
     def fruitless_in_a_row(self) -> tuple[int, str]:
         """Return how many of the newest orders traded nothing, and the last one's note."""
@@ -235,15 +238,20 @@ class Journal:
         values = (Decimal(self.get(key, "0")) for key in ("held", "cash", "fees", "rollover"))
         return Account(*values)
 
-    def adopt(self, held: Decimal, price: Decimal) -> None:
-        """Take over what is held, as if the difference had been traded at `price`."""
-        account = self.account()
-        with self._transaction():
-            self._set("cash", account.cash - (held - account.held) * price)
-            self._set("held", held)
-            self._set("entered", 1)
-            self._set("halted", None)
-            self._set("flatten", None)
+    def adopt(self, held: Decimal, price: Decimal, now: int) -> None:
+        """Take over what is held, as if the difference had been traded at `price`; end a halt."""
+        difference = held - self.account().held
+        self.put(entered=1, halted=None, flatten=None)
+        if difference:
+            side = Side.BUY if difference > 0 else Side.SELL
+            volume, serial = abs(difference), self.count("1")
+            intent = Intent(
+                f"adopted-{now}-{serial}", 0, now, Purpose.ADOPT, side, volume, 0, False,
+                "run --adopt", held - difference, now, now,
+            )  # fmt: skip
+            self.write(intent)
+            found = Execution(intent.id, "", OrderStatus.CLOSED, volume, volume * price, ZERO)
+            self.conclude(intent, ADOPTED, now, found)
 
     def halt(self, reason: str) -> StopError:
         """Write why the bot stops for good, and return the error that ends it."""
@@ -272,14 +280,8 @@ class Journal:
 
     def resume(self) -> None:
         """Clear a halt; losses and fruitless orders count anew from here."""
-        last = self._db.execute("SELECT price FROM equity ORDER BY time DESC LIMIT 1").fetchone()
         number = self._db.execute("SELECT max(number) FROM intents").fetchone()[0]
-        self.put(
-            halted=None,
-            flatten=None,
-            pnl_at_resume=self.account().pnl(Decimal(last[0]) if last else ZERO),
-            fruitless_from=number or 0,
-        )
+        self.put(halted=None, flatten=None, pnl_at_resume=None, fruitless_from=number or 0)
 
     def charge(self, charge_id: str, time: int, kind: str, amount: Decimal) -> None:
         """Book a margin opening fee or a rollover, once, however often it is told."""
@@ -398,6 +400,9 @@ def prepare(connection: sqlite3.Connection, path: Path) -> sqlite3.Connection:
             connection.executescript(
                 f"BEGIN IMMEDIATE; {MIGRATIONS[number]} PRAGMA user_version = {number + 1}; COMMIT;"
             )
+        tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_master")}
+        if not {"meta", "intents", "decisions", "equity", "charges"} <= tables:
+            raise damaged(path, "its tables are not a journal's")
     except sqlite3.OperationalError as error:
         raise ConfigError(
             f"the journal {path} cannot be written: {error}. Nothing was sent; check free space "
@@ -413,6 +418,7 @@ def open_read_only(path: Path) -> Journal:
     if not path.exists():
         raise ConfigError(f"there is no journal {path} yet: this bot has not run")
     try:
+        _check(path)
         connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
         connection.row_factory = sqlite3.Row
         connection.execute("SELECT count(*) FROM meta")

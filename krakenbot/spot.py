@@ -53,14 +53,17 @@ class Spot:
         self._agreement = {"trading_agreement": "agree"} if trading_agreement else {}
         self._fee_rate = fee_rate
         self._rules: PairRules | None = None
-        self._exchange_ids: dict[str, str] = {}
+        self._placed = ("", "")  # The newest order's client order id and exchange order id.
 
     # -- what everybody may know ---------------------------------------------------------------
 
     def server_time(self) -> int:
         result = self._client.public("Time")
         try:
-            return int(result["unixtime"])
+            moment = int(decimal(result["unixtime"]))
+            if not 0 < moment < 10**11:
+                raise ValueError(f"unixtime {moment}")
+            return moment
         except _BROKEN as error:
             raise _odd("Time", error) from error
 
@@ -125,8 +128,7 @@ class Spot:
         volume = cost = ZERO
         entries = []
         try:
-            # Without a position some answers hold a list in place of the object.
-            for entry_id, row in result.items() if result else ():
+            for entry_id, row in _items("OpenPositions", result):
                 if not self._is_ours(row["pair"]):
                     continue
                 opened, whole = decimal(row["vol"]), decimal(row["cost"])
@@ -184,7 +186,7 @@ class Spot:
         ids = result.get("txid") if isinstance(result, dict) else None
         if not isinstance(ids, list) or len(ids) != 1 or not isinstance(ids[0], str) or not ids[0]:
             raise UnansweredError("AddOrder: an answer without one order id")
-        self._exchange_ids[order.client_order_id] = ids[0]
+        self._placed = (order.client_order_id, ids[0])
 
     def validate(self, order: Order) -> None:
         """Let Kraken check the order without making one; RefusedError when it would not take it."""
@@ -201,12 +203,12 @@ class Spot:
         self._client.private("AddOrder", params | self._agreement | self._class)
 
     def find(self, client_order_id: str, since: int) -> Execution | None:
-        known = self._exchange_ids.get(client_order_id)
-        if known is not None:
-            orders = self._client.private("QueryOrders", {"txid": known})
-            rows = list(_items("QueryOrders", orders))
-            if not rows:
-                return None
+        client_id, known = self._placed
+        if client_id == client_order_id:
+            orders = dict(
+                _items("QueryOrders", self._client.private("QueryOrders", {"txid": known}))
+            )
+            rows = [(known, orders[known])] if known in orders else []
         else:
             rows = self._search(client_order_id, since)
         found = [_execution(client_order_id, key, row) for key, row in rows]
@@ -215,7 +217,7 @@ class Spot:
             raise StopError(f"the exchange shows several orders for {client_order_id}: {ids}")
         if not found:
             return None
-        self._exchange_ids[client_order_id] = found[-1].exchange_order_id
+        self._placed = (client_order_id, found[-1].exchange_order_id)
         return found[-1]
 
     def _search(self, client_order_id: str, since: int) -> list[tuple[str, Any]]:
@@ -229,8 +231,10 @@ class Spot:
             if not isinstance(result, dict) or key not in result:
                 raise UnansweredError(f"{method}: an answer without {key!r}")
             for exchange_id, row in _items(method, result[key]):
-                # An exchange that does not know the filter would show other people's orders.
-                if isinstance(row, dict) and _digits(str(row.get("cl_ord_id"))) == wanted:
+                if not isinstance(row, dict):
+                    raise UnansweredError(f"{method}: an order of unknown form")
+                # An exchange that does not know the filter would show other orders, too.
+                if _digits(str(row.get("cl_ord_id"))) == wanted:
                     rows.append((exchange_id, row))
         return rows
 
@@ -276,17 +280,18 @@ def _execution(client_order_id: str, exchange_id: str, row: Any) -> Execution:
             fee=decimal(row["fee"]),
             reason=str(row.get("reason") or ""),
         )
-        if min(execution.volume, execution.cost) < 0:
-            raise ValueError("a negative amount")
+        volume, cost = execution.volume, execution.cost
+        if min(volume, cost) < 0 or (volume == 0) != (cost == 0):
+            raise ValueError(f"volume {volume}, cost {cost}")
     except _BROKEN as error:
         raise _odd("order", error) from error
     return execution
 
 
 def _items(method: str, result: Any) -> Iterator[tuple[str, Any]]:
+    if result == [] and isinstance(result, list):
+        return iter(())  # Some empty answers hold a list in place of the object.
     if not isinstance(result, dict):
-        if result == []:
-            return iter(())
         raise UnansweredError(f"{method}: an answer of unknown form")
     return iter(result.items())
 

@@ -35,7 +35,6 @@ def read_status(journal: Journal) -> dict[str, Any]:
     account = journal.account()
     decision = next(journal.rows("SELECT * FROM decisions ORDER BY decided DESC LIMIT 1"), None)
     equity = next(journal.rows("SELECT * FROM equity ORDER BY time DESC LIMIT 1"), None)
-    orders = next(journal.rows("SELECT count(*) FROM intents WHERE outcome IS NOT 'not sent'"))
     return {
         "position": plain(account.held),
         "target": decision["target"] if decision else 0,
@@ -45,7 +44,7 @@ def read_status(journal: Journal) -> dict[str, Any]:
         else None,
         "unresolved": [intent.id for intent in journal.open_intents()],
         "halted": journal.get("halted") or None,
-        "orders": orders[0],
+        "orders": journal.orders_since(0),
         "fees": plain(account.fees),
         "rollover": plain(account.rollover),
         "realized": plain(journal.realized()),

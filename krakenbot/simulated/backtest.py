@@ -17,7 +17,7 @@ from krakenbot.errors import RefusedError
 from krakenbot.model import ZERO, Candle, Direction, MarginSummary, Purpose, Quote, Signal
 from krakenbot.pairs import PairRules
 from krakenbot.risk import Surroundings, objection
-from krakenbot.simulated.candlefile import Columns
+from krakenbot.simulated.candlefile import Columns, Price
 from krakenbot.simulated.exchange import execute
 from krakenbot.simulated.exchange import objection as refusal
 from krakenbot.simulated.margin import MARGIN_RATE, Account, Trade

@@ -392,7 +392,7 @@ def prepare(connection: sqlite3.Connection, path: Path) -> sqlite3.Connection:
     try:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
-        connection.execute("PRAGMA cache_size = -256")
+        connection.execute("PRAGMA cache_size = -64")
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         if version > len(MIGRATIONS):
             raise ConfigError(f"the journal {path} was written by a newer krakenbot")

@@ -24,7 +24,7 @@ class CandleWindow:
         self._market = market
         self._clock = clock
         self._interval_s = interval_s
-        self._kept = min(ROWS_MAX, 3 * needed + 60)
+        self._kept = min(ROWS_MAX, needed + 20)
         self._candles: list[Candle] = []
 
     def widen(self, expected: int) -> Sequence[Candle]:

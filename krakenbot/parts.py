@@ -1,5 +1,6 @@
 """The front door: which parts a mode is made of. Chosen here once, nowhere further in."""
 
+import gc
 import logging
 import os
 from collections.abc import Callable
@@ -138,6 +139,9 @@ def assemble(
             fee_rate=fee_rate,
             validate=spot.validate if config.mode == "validate" else None,
         )
+    # Nothing made so far will ever be garbage: a later collection need not walk over it.
+    gc.collect()
+    gc.freeze()
     bot = Bot(plan_of(config), exchange, journal, clock, owner, on_event, checks)
     return Parts(config, clock, client, spot, exchange, journal, bot, tuple(locks))
 

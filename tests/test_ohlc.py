@@ -1,8 +1,10 @@
 import json
+import logging
 import os
 import unittest
 from collections.abc import Sequence
 from decimal import Decimal
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,12 @@ from krakenbot.ohlc import CandleWindow, fill, parse_rows
 RECORDED = os.environ.get("KRAKENBOT_TEST_DATA")
 T0 = 1_790_000_040  # A whole minute.
 NEEDED = 21
+
+
+def setUpModule() -> None:
+    logger = logging.getLogger("krakenbot")
+    unittest.addModuleCleanup(logger.setLevel, logger.level)
+    logger.setLevel(logging.CRITICAL + 1)
 
 
 def candle(number: int, close: object = 100) -> Candle:
@@ -63,9 +71,13 @@ class FakeMarket:
         if len(self.rows_told) + 1 == self.finishes_after:
             self.running += 1
         first = self.running - 719
-        rows = [candle(n, 1000 + n % 17) for n in range(first, self.running + 1) if n not in self.gone]
+        rows = [
+            candle(n, 1000 + n % 17) for n in range(first, self.running + 1) if n not in self.gone
+        ]
         if since is not None:
-            rows = [r for r in rows if r.time > since or (self.inclusive and r.time == since)] or rows[-1:]
+            rows = [
+                r for r in rows if r.time > since or (self.inclusive and r.time == since)
+            ] or rows[-1:]
         self.rows_told.append(len(rows))
         return rows
 
@@ -101,7 +113,9 @@ class TestWindow(unittest.TestCase):
         market.running = 7
         got = kept.up_to(candle(6).time)
         assert got is not None
-        self.assertEqual([candle(4).time, candle(5).time, candle(6).time], [c.time for c in got[-3:]])
+        self.assertEqual(
+            [candle(4).time, candle(5).time, candle(6).time], [c.time for c in got[-3:]]
+        )
 
     def test_new_candles_join_those_known_whether_since_is_inclusive_or_not(self) -> None:
         for inclusive in (False, True):
@@ -126,8 +140,12 @@ class TestWindow(unittest.TestCase):
         market.running = 5000
         got = kept.up_to(candle(4999).time)
         assert got is not None
-        self.assertEqual([candle(n).time for n in range(5000 - len(got), 5000)], [c.time for c in got])
-        self.assertEqual([1000 + n % 17 for n in range(4990, 5000)], [int(c.close) for c in got[-10:]])
+        self.assertEqual(
+            [candle(n).time for n in range(5000 - len(got), 5000)], [c.time for c in got]
+        )
+        self.assertEqual(
+            [1000 + n % 17 for n in range(4990, 5000)], [int(c.close) for c in got[-10:]]
+        )
 
     def test_widened_it_shows_all_that_the_exchange_has_and_goes_on_from_there(self) -> None:
         market = FakeMarket(800)
@@ -155,7 +173,7 @@ class TestWindow(unittest.TestCase):
         self.assertEqual(candle(790, 1000 + 789 % 17), by_time[candle(790).time])
         self.assertEqual(candle(802, 1000 + 801 % 17), by_time[candle(802).time])
         self.assertEqual(candle(803, 1000 + 801 % 17), by_time[candle(803).time])
-        self.assertTrue(all(b.time - a.time == 60 for a, b in zip(got, got[1:], strict=False)))
+        self.assertTrue(all(b.time - a.time == 60 for a, b in pairwise(got)))
 
     def test_a_market_without_any_candle_is_waited_for_and_given_up(self) -> None:
         class Empty:
@@ -189,7 +207,9 @@ class TestRows(unittest.TestCase):
             parse_rows(result, 60)  # A float would mean that something read the JSON inexactly.
         result["X"][0][4] = Decimal("0.2")  # type: ignore[index]
         self.assertEqual(
-            Candle(T0, Decimal("0.1"), Decimal("0.30000000000000001"), Decimal("0.1"), Decimal("0.2")),
+            Candle(
+                T0, Decimal("0.1"), Decimal("0.30000000000000001"), Decimal("0.1"), Decimal("0.2")
+            ),
             parse_rows(result, 60)[0],
         )
 
@@ -214,7 +234,16 @@ class TestRows(unittest.TestCase):
             for value in values:
                 wrong_rows.append([*good[:column], value, *good[column + 1 :]])
         results: list[Any] = [{"X": [row(T0 - 60), wrong], "last": T0} for wrong in wrong_rows]
-        results += [None, [], "text", 5, {}, {"last": T0}, {"X": None, "last": T0}, {"X": 5, "last": 1}]
+        results += [
+            None,
+            [],
+            "text",
+            5,
+            {},
+            {"last": T0},
+            {"X": None, "last": T0},
+            {"X": 5, "last": 1},
+        ]
         results += [{"X": [good], "Y": [good], "last": T0}, {"X": True}, {"X": "text", "last": T0}]
         results += [{"X": [row(T0), row(T0 + 60 * 1_000_000)], "last": T0}]
         for result in results:
@@ -248,9 +277,7 @@ class TestRecorded(unittest.TestCase):
                 got = parse_rows(self.result(name), interval_s)
                 self.assertTrue(got)
                 filled = fill(got, interval_s)
-                self.assertTrue(
-                    all(b.time - a.time == interval_s for a, b in zip(filled, filled[1:], strict=False))
-                )
+                self.assertTrue(all(b.time - a.time == interval_s for a, b in pairwise(filled)))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ AROUND = Surroundings(
     system_status="online",
     quote=Quote(Decimal("49999.9"), Decimal("50000.0")),
     rules=rules(),
+    held=Decimal(0),
     summary=MarginSummary(Decimal(2000), Decimal(0), Decimal(0)),
     orders_today=0,
     fee_rate=Decimal("0.008"),
@@ -77,7 +78,9 @@ class TestPair(unittest.TestCase):
         self.assertIsNotNone(against(sell, leverage=5))  # 2 and 3 only
 
     def test_a_position_can_be_closed_although_its_leverage_is_offered_no_more(self) -> None:
-        self.assertIsNone(against(CLOSE, AROUND._replace(rules=rules(leverage_sell=[2])), leverage=5))
+        self.assertIsNone(
+            against(CLOSE, AROUND._replace(rules=rules(leverage_sell=[2])), leverage=5)
+        )
 
     def test_a_position_can_be_closed_although_the_pair_shows_no_margin_any_more(self) -> None:
         around = AROUND._replace(rules=rules(leverage_buy=[], leverage_sell=[]))
@@ -117,21 +120,27 @@ class TestExposure(unittest.TestCase):
 
     def test_a_turn_is_carried_by_the_margin_that_its_closing_half_sets_free(self) -> None:
         # Long 0.04 at 50 000: 1 000 of 1 984 are used. The new short needs 1 000 and a fee of 32.
-        held = AROUND._replace(summary=MarginSummary(Decimal(1984), Decimal(0), Decimal(1000)))
+        held = AROUND._replace(
+            held=Decimal("0.04"), summary=MarginSummary(Decimal(1984), Decimal(0), Decimal(1000))
+        )
         self.assertIsNone(against(TURN, held))
 
     def test_a_turn_that_the_account_can_carry_after_its_closing_half_is_allowed(self) -> None:
         # Equity 1 600: the new short's 1 000 and 32 of fee fit once the long has gone.
-        held = AROUND._replace(summary=MarginSummary(Decimal(1600), Decimal(0), Decimal(1000)))
+        held = AROUND._replace(
+            held=Decimal("0.04"), summary=MarginSummary(Decimal(1600), Decimal(0), Decimal(1000))
+        )
         self.assertIsNone(against(TURN, held))
+        poor = held._replace(summary=MarginSummary(Decimal(1030), Decimal(0), Decimal(1000)))
+        self.assertIsNotNone(against(TURN, poor))
 
     def test_a_margin_level_below_the_limit_forbids_new_exposure_and_never_a_close(self) -> None:
-        low = AROUND._replace(
-            summary=MarginSummary(Decimal(14000), Decimal(900), Decimal(10000))
-        )
+        low = AROUND._replace(summary=MarginSummary(Decimal(14000), Decimal(900), Decimal(10000)))
         self.assertIn("149.0", getattr(against(OPEN, low), "reason", ""))
         self.assertIsNone(against(CLOSE, low))
-        at_limit = low._replace(summary=MarginSummary(Decimal(14000), Decimal(1000), Decimal(10000)))
+        at_limit = low._replace(
+            summary=MarginSummary(Decimal(14000), Decimal(1000), Decimal(10000))
+        )
         self.assertIsNone(against(OPEN, at_limit))
 
     def test_after_the_most_orders_of_a_day_only_closing_is_allowed(self) -> None:
@@ -150,6 +159,12 @@ class TestExposure(unittest.TestCase):
         self.assertIsNotNone(against(OPEN, around))
         self.assertIsNone(against(OPEN._replace(side=Side.SELL), around))
         self.assertIsNone(against(CLOSE, around))
+        turn = TURN._replace(volume=Decimal("1.04"))
+        rich = around._replace(
+            held=Decimal("0.04"), summary=MarginSummary(Decimal(99_000), Decimal(0), Decimal(1000))
+        )
+        self.assertIsNone(against(turn, rich), "only 1 of it is opened")
+        self.assertIsNotNone(against(turn._replace(volume=Decimal("1.05")), rich))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 import random
 import unittest
+from collections.abc import Set
 from decimal import Decimal
 
 from krakenbot.model import Direction, Purpose, Side, Step
@@ -11,7 +12,12 @@ SEED = 71
 
 
 def step(
-    held: str, target: str, *, leverage: int = 2, one_order: bool = False, tried: set[Purpose] = set()
+    held: str,
+    target: str,
+    *,
+    leverage: int = 2,
+    one_order: bool = False,
+    tried: Set[Purpose] = frozenset(),
 ) -> Step | None:
     return next_step(Decimal(held), Decimal(target), leverage, one_order, rules(), tried)
 
@@ -64,9 +70,7 @@ class TestNextStep(unittest.TestCase):
         )
 
     def test_without_margin_closing_is_a_plain_sale(self) -> None:
-        self.assertEqual(
-            Step(Purpose.CLOSE, Side.SELL, SIZE, False), step("0.01", "0", leverage=0)
-        )
+        self.assertEqual(Step(Purpose.CLOSE, Side.SELL, SIZE, False), step("0.01", "0", leverage=0))
 
     def test_a_difference_below_the_smallest_order_is_left_alone(self) -> None:
         self.assertIsNone(step("0.00996", "0.01"))
@@ -81,7 +85,9 @@ class TestNextStep(unittest.TestCase):
     def test_a_kind_of_order_tried_in_this_candle_is_not_tried_again(self) -> None:
         self.assertIsNone(step("0", "0.01", tried={Purpose.OPEN}))
         self.assertIsNone(step("0.01", "-0.01", tried={Purpose.CLOSE}))
-        self.assertIsNone(step("0.01", "-0.01", one_order=True, tried={Purpose.TURN, Purpose.CLOSE}))
+        self.assertIsNone(
+            step("0.01", "-0.01", one_order=True, tried={Purpose.TURN, Purpose.CLOSE})
+        )
 
     def test_from_anywhere_filled_steps_end_within_a_smallest_order_of_the_target(self) -> None:
         draw = random.Random(SEED)

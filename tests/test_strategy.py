@@ -7,7 +7,7 @@ from fractions import Fraction
 from krakenbot.model import Candle, Direction
 from krakenbot.strategy import build, sma_cross, sma_slope
 
-SEEDS = range(60)
+SEEDS = range(40)
 
 
 def candles(closes: Sequence[object]) -> list[Candle]:

@@ -7,20 +7,22 @@ whose answer is known; anything else goes through the same pure functions as a l
 """
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import NamedTuple
 
+from krakenbot.config import Config
 from krakenbot.decision import Plan, Snapshot, decide
 from krakenbot.errors import RefusedError
 from krakenbot.model import ZERO, Candle, Direction, MarginSummary, Purpose, Quote, Signal
 from krakenbot.pairs import PairRules
-from krakenbot.risk import Surroundings, objection
+from krakenbot.risk import Limits, Surroundings, objection
 from krakenbot.simulated.candlefile import Columns, Price
 from krakenbot.simulated.exchange import execute
 from krakenbot.simulated.exchange import objection as refusal
 from krakenbot.simulated.margin import MARGIN_RATE, Account, Trade
+from krakenbot.strategy import build
 
 WAKE_DELAY_S = 1
 ROUNDS_MAX = 3
@@ -41,7 +43,10 @@ class Costs(NamedTuple):
 
 
 class Fill(NamedTuple):
+    """A trade; one order may have two, closing and opening. `order` counts from 1."""
+
     time: int
+    order: int
     direction: int
     reason: str
     trade: Trade
@@ -101,6 +106,24 @@ class Result:
         return (self.gross - self.opening_fees - self.rollover) / self.turnover
 
 
+def plan_of(config: Config, interval_s: int, swept: Mapping[str, int]) -> tuple[Plan, int | None]:
+    """Return the plan and, for sma-slope, its length."""
+    chosen = config.strategy
+    chosen = chosen._replace(
+        length=swept.get("length", chosen.length), short=swept.get("short", chosen.short),
+        long=swept.get("long", chosen.long),
+    )  # fmt: skip
+    strategy, candles_min = build(chosen.name, chosen.length, chosen.short, chosen.long)
+    risk = config.risk
+    plan = Plan(
+        config.pair, interval_s, config.size, config.leverage, config.reversal == "one-order",
+        config.entry == "now", strategy, candles_min,
+        Limits(risk.max_loss, risk.min_margin_level, risk.max_spread_percent,
+               risk.max_orders_per_day),
+    )  # fmt: skip
+    return plan, chosen.length if chosen.name == "sma-slope" else None
+
+
 class Replay:
     """One plan over one series, handed in part by part."""
 
@@ -133,7 +156,7 @@ class Replay:
         self._twice = 2 * self._volume
         self._recent: deque[int] = deque(maxlen=plan.limits.max_orders_per_day)
         self._tail: Columns | None = None
-        self._number = self._fruitless = 0
+        self._fruitless = 0
         self._time = 0
         self._low = self._high = 0.0
         self._opens: Sequence[Price] = ()
@@ -156,9 +179,7 @@ class Replay:
             self._begin, self._first_open = part.time, _exact(part.opens[0])
         self._candles += len(part.closes)
         if self._tail is not None:
-            columns = [[*a, *b] for a, b in zip(self._tail[4:], part[4:], strict=True)]
-            low, high = min(self._tail.low, part.low), max(self._tail.high, part.high)
-            part = Columns(self._tail.time, part.interval_s, low, high, *columns)
+            part = self._tail.joined(part)
         last = len(part.closes) - 1
         step = self.step or last
         self._time = part.time
@@ -172,17 +193,13 @@ class Replay:
             if self.step:
                 self._draw(begin, end)
             begin = end
-        self._tail = Columns(
-            part.time + last * part.interval_s, part.interval_s, part.low, part.high,
-            *(column[last:] for column in part[4:]),
-        )  # fmt: skip
+        self._tail = part.cut(last, last + 1)
 
     def result(self) -> Result:
         """Return what came of it, what is held valued at the last close."""
         tail = self._tail
-        assert tail is not None
-        if self._candles == 1 or tail.interval_s != self.plan.interval_s:
-            raise ValueError("fewer than two candles of the interval")
+        if tail is None or self._candles < 2:
+            raise ValueError("fewer than two candles of this interval")
         account, quote, close = self.account, self.rules.quote, _exact(tail.closes[0])
         self._opens, self._highs, self._lows, self._closes = tail[4:]
         self._mark(0, 0)
@@ -302,16 +319,14 @@ class Replay:
         ):  # fmt: skip
             return False
         price = self._price(price, direction)
-        self._number += 1
         try:
-            trades = account.fill(
-                book, now, direction, self._twice, price, self.plan.leverage, order=self._number
-            )
+            trades = account.fill(book, now, direction, self._twice, price, self.plan.leverage)
         except RefusedError:
             return False
         recent.extend((now,) * self._orders_a_turn)
         self._orders += self._orders_a_turn
-        self._count(now, direction, "average rises" if direction > 0 else "average falls", trades)
+        reason = "average rises" if direction > 0 else "average falls"
+        self._count(now, direction, reason, trades, self._orders_a_turn)
         self._look_up()
         return True
 
@@ -352,6 +367,7 @@ class Replay:
             return
         charged = account.rollovers.get(self.rules.quote, ZERO) - charged
         tried: set[Purpose] = set()
+        self._off_target = False
         for _ in range(ROUNDS_MAX):
             held = book.volume if plan.leverage else account.balances.get(self.rules.base, ZERO)
             self._check_loss(held, _exact(self._closes[at]), charged, now)
@@ -359,21 +375,21 @@ class Replay:
                 break
             step = decide(self._snapshot(held, tried), plan).step
             if step is None:
-                self._off_target = False
                 break
             today = sum(time > now - DAY_S for time in self._recent)
             around = Surroundings(
                 "online", quote, self.rules, held, self._summary(), today, self.costs.fee_rate, 0.0
             )
             against = objection(step, plan.leverage, around, plan.limits)
-            self._off_target = True
-            if against is not None:
-                self.objection = self.objection or against.reason
-                break
             tried.add(step.purpose)
+            if against is not None:
+                self._off_target = True
+                self.objection = self.objection or against.reason
+                if step.purpose is not Purpose.TURN or against.passing:
+                    break
+                continue
             self._recent.append(now)
             self._orders += 1
-            self._number += 1
             slipped = Quote(self._price(opened, -1), self._price(opened, 1))
             side, volume = step.side, step.volume
             price = slipped.ask if side.sign > 0 else slipped.bid
@@ -383,10 +399,11 @@ class Replay:
                     raise RefusedError(refused)
                 trades = execute(
                     account, book, now, side, volume, slipped, plan.leverage, step.reduce_only,
-                    self._number,
+                    self._orders,
                 )  # fmt: skip
             except RefusedError as error:
                 self.objection = self.objection or str(error)
+                self._off_target = True
                 self._fruitless += 1
                 if self._fruitless >= FRUITLESS_MAX:
                     self.ended = f"{FRUITLESS_MAX} orders in a row refused at {now}: {error}"
@@ -422,7 +439,7 @@ class Replay:
         loss = self.costs.balance - worth
         if not self._flatten and loss >= limit:
             self._flatten = f"the loss is {loss:.2f}, max_loss is {limit}"
-        if self._flatten and held == 0:
+        if self._flatten and abs(held) < self.rules.ordermin:
             self.ended = f"{self._flatten}: the bot would stop at {now}"
 
     # -- what is kept of it --------------------------------------------------------------------
@@ -433,7 +450,9 @@ class Replay:
             opened = (opened * (1 + direction * self.costs.slippage)).quantize(self._half)
         return opened + self._half if direction > 0 else opened - self._half
 
-    def _count(self, now: int, direction: int, reason: str, trades: Sequence[Trade]) -> None:
+    def _count(
+        self, now: int, direction: int, reason: str, trades: Sequence[Trade], orders: int = 1
+    ) -> None:
         balance = self.account.balances[self.rules.quote]
         for trade in trades:
             self._turnover += trade.cost
@@ -448,7 +467,8 @@ class Replay:
                 self._turns += 1
                 self._opening_fees += trade.opening_fee
             if self.fills.maxlen != 0:
-                self.fills.append(Fill(now, direction, reason, trade))
+                order = self._orders - (orders > 1 and trade is not trades[-1])
+                self.fills.append(Fill(now, order, direction, reason, trade))
 
     def _look_up(self) -> None:
         """Read from the books what quiet candles are measured by. Floats: to compare and draw."""
@@ -503,7 +523,8 @@ class Replay:
         self.points.append(
             Point(
                 self._time + end * self.plan.interval_s, min(map(float, self._lows[begin:end])),
-                max(map(float, self._highs[begin:end])), close, equity, equity + float(paid), self._held,
+                max(map(float, self._highs[begin:end])), close, equity, equity + float(paid),
+                self._held,
             )
         )  # fmt: skip
         for number in range(begin, end):

@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from krakenbot.errors import UnansweredError
+from krakenbot.model import Candle
 
 BLOCK_BYTES = 1 << 15
-GAP_MAX = 200_000  # Candles: more is a hole that no flat price may paper over.
+GAP_MAX_S = 31 * 86400  # More is a hole that no flat price may paper over.
 DIGITS_MAX = 15
 INTERVALS = (1, 5, 15, 30, 60, 240, 720, 1440, 10080, 21600)
-_MIXED_ROWS = 24
+_MIXED_ROWS = 16
 _SHAPES_MAX = 5000
 
 
@@ -48,15 +49,37 @@ class Columns(NamedTuple):
     lows: Sequence[Price]
     closes: Sequence[float]
 
+    def cut(self, begin: int, end: int) -> "Columns":
+        """Return the candles from number `begin` up to `end`."""
+        return Columns(
+            self.time + begin * self.interval_s, self.interval_s, self.low, self.high,
+            self.opens[begin:end], self.highs[begin:end], self.lows[begin:end],
+            self.closes[begin:end],
+        )  # fmt: skip
+
+    def joined(self, after: "Columns") -> "Columns":
+        """Return these candles and those that follow them."""
+        return Columns(
+            self.time, self.interval_s, min(self.low, after.low), max(self.high, after.high),
+            [*self.opens, *after.opens], [*self.highs, *after.highs], [*self.lows, *after.lows],
+            [*self.closes, *after.closes],
+        )  # fmt: skip
+
 
 class _Rows(NamedTuple):
     times: list[int]
     low: float
     high: float
-    opens: list[Price]
-    highs: list[Price]
-    lows: list[Price]
-    closes: list[float]
+    opens: Sequence[Price]
+    highs: Sequence[Price]
+    lows: Sequence[Price]
+    closes: Sequence[float]
+
+    def after(self, count: int) -> "_Rows":
+        return _Rows(
+            self.times[count:], self.low, self.high, self.opens[count:], self.highs[count:],
+            self.lows[count:], self.closes[count:],
+        )  # fmt: skip
 
 
 def read(paths: Sequence[Path], interval_s: int, notes: list[str]) -> Iterator[Columns]:
@@ -71,7 +94,7 @@ def read(paths: Sequence[Path], interval_s: int, notes: list[str]) -> Iterator[C
             if last is not None and len(paths) > 1:
                 old = sum(time <= last[0] for time in rows.times)
                 skipped += old
-                rows = _Rows(rows.times[old:], *rows[1:3], *(c[old:] for c in rows[3:]))  # type: ignore
+                rows = rows.after(old)
             if rows.times:
                 yield (columns := _filled(path, number, rows, interval_s, last))
                 last = rows.times[-1], columns.closes[-1]
@@ -115,7 +138,9 @@ def interval_of(path: Path) -> int:
 
 
 def pair_of(path: Path) -> str | None:
-    """Return the pair in a name like PAIR_MINUTES.csv, None in any other."""
+    """Return the pair in a name like PAIR_MINUTES.csv or in an OHLC answer, None if none is."""
+    if ".json" in path.suffixes:
+        return _answer(path)[0]
     pair, _, minutes = _stem(path).rpartition("_")
     return pair if pair and minutes.isdecimal() else None
 
@@ -139,10 +164,10 @@ def _csv(path: Path) -> Iterator[tuple[int, _Rows]]:
                 text = rest + block if block else rest.rstrip() + b"\n"
                 cut = text.rfind(b"\n") + 1
                 rest = text[cut:]
-                if text[:cut].strip():
-                    rows = _rows(text[:cut])
+                if lines := text[:cut].rstrip():
+                    rows = _rows(lines + b"\n")
                     if rows is None:
-                        raise _bad_row(path, number, text[:cut])
+                        raise _bad_row(path, number, lines)
                     yield number, rows
                     number += len(rows.times)
                 if not block:
@@ -150,7 +175,7 @@ def _csv(path: Path) -> Iterator[tuple[int, _Rows]]:
                 if len(rest) > BLOCK_BYTES:
                     raise BadDataError(f"{path}:{number}: not a line of numbers")
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise BadDataError(f"{path}:{number}: after this line: {error}") from error
+        raise BadDataError(f"{path}:{number}: damaged after this line: {error}") from error
     except OSError as error:
         raise BadDataError(f"{path}: {error.strerror or error}") from error
     if number == 1:
@@ -227,7 +252,7 @@ def _unusual_rows(block: bytes) -> _Rows | None:
     for o, h, low, c in zip(opens, highs, lows, closes, strict=True):
         if not 0 < low <= o <= h >= c >= low:
             return None
-    return _Rows(times, min(lows), max(highs), opens, highs, lows, closes)  # type: ignore[arg-type]
+    return _Rows(times, min(lows), max(highs), opens, highs, lows, closes)
 
 
 def _bad_row(path: Path, number: int, block: bytes) -> BadDataError:
@@ -246,19 +271,28 @@ def _bad_row(path: Path, number: int, block: bytes) -> BadDataError:
 
 def _json(path: Path) -> Iterator[tuple[int, _Rows]]:
     """Yield the finished rows of a saved OHLC answer."""
+    candles = _answer(path)[1]
+    if not candles:
+        raise BadDataError(f"{path}: no finished candles")
+    prices = ([float(c.open), float(c.high), float(c.low), float(c.close)] for c in candles)
+    columns: list[list[Any]] = [list(column) for column in zip(*prices, strict=True)]
+    times = [candle.time for candle in candles]
+    yield 1, _Rows(times, min(columns[2]), max(columns[1]), *columns)
+
+
+def _answer(path: Path) -> tuple[str, list[Candle]]:
+    """Return the key and the finished candles of a saved OHLC answer."""
     from krakenbot.ohlc import parse_rows
 
     try:
         with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
             answer = json.loads(file.read(1 << 24), parse_float=Decimal)
-        candles = parse_rows(answer.get("result", answer), 60)[:-1]
-    except (OSError, EOFError, zlib.error, ValueError, AttributeError, UnansweredError) as error:
+        result = answer.get("result", answer)
+        return next(key for key in result if key != "last"), parse_rows(result, 60)[:-1]
+    except (
+        OSError, EOFError, zlib.error, ValueError, AttributeError, StopIteration, UnansweredError
+    ) as error:  # fmt: skip
         raise BadDataError(f"{path}: not a saved OHLC answer: {error}") from error
-    if not candles:
-        raise BadDataError(f"{path}: no finished candles")
-    prices = ([float(c.open), float(c.high), float(c.low), float(c.close)] for c in candles)
-    columns = [list(column) for column in zip(*prices, strict=True)]
-    yield 1, _Rows([c.time for c in candles], min(columns[2]), max(columns[1]), *columns)
 
 
 def _filled(
@@ -278,9 +312,10 @@ def _filled(
     if not breaks:
         return Columns(first, interval_s, *rows[1:])
     filled: tuple[list[Any], ...] = ([], [], [], [])
+    prices = (rows.opens, rows.highs, rows.lows, rows.closes)
     done = 0
     for at in (*breaks, len(times)):
-        for column, source in zip(filled, rows[3:], strict=True):
+        for column, source in zip(filled, prices, strict=True):
             column += source[done:at]
         if at < len(times):
             expected = times[at - 1] + interval_s if at else first
@@ -306,12 +341,12 @@ def _check_times(
             raise BadDataError(
                 f"{where} " + ("is there twice" if time == earlier else f"comes after {earlier}")
             )
-        if time - earlier > GAP_MAX * interval_s:
-            raise BadDataError(f"{where} leaves a hole of {(time - earlier) // interval_s} candles")
+        if time - earlier > max(GAP_MAX_S, 4 * interval_s):
+            raise BadDataError(f"{where} leaves a hole of {(time - earlier) // 86400} days before")
     for begin, end in zip(breaks, breaks[_MIXED_ROWS:], strict=False):
         if end - begin == _MIXED_ROWS:
             step = gcd(*(times[at] - times[at - 1] for at in range(begin + 1, end + 1)))
-            if step > interval_s:
+            if step >= 4 * interval_s:
                 raise BadDataError(
                     f"{path}:{number + begin}: from here rows are {step // 60} minutes apart, in a "
                     f"file of {interval_s // 60}-minute candles"

@@ -1,0 +1,335 @@
+"""One self-contained HTML page about a stretch of trading: no network, no library, no fonts.
+
+Charts are stretched vector graphics with labels in HTML over them, so that text keeps its size
+on a phone. Whatever comes from outside passes through `escape`.
+"""
+
+import json
+import math
+import time
+from collections.abc import Iterable, Sequence
+from html import escape
+from typing import NamedTuple
+
+COLUMNS = 1000
+MARKS_MAX = 400
+ROWS_MAX = 500
+
+
+class Mark(NamedTuple):
+    time: float
+    price: float
+    buys: bool
+    text: str
+
+
+class Point(NamedTuple):
+    """A stretch of candles that ends at `time`; profit since the beginning, after and before costs.
+    """
+
+    time: float
+    low: float
+    high: float
+    close: float
+    net: float
+    gross: float
+    held: float
+
+
+class Story(NamedTuple):
+    """All that the page tells. `newest` are times, closes and averages, None where unknown."""
+
+    title: str
+    subtitle: str
+    headline: str
+    tone: int
+    facts: Sequence[tuple[str, str]]
+    costs: Sequence[tuple[str, float]]
+    points: Sequence[Point]
+    newest: Sequence[tuple[float, float, float | None]]
+    marks: Sequence[Mark]
+    columns: Sequence[str]
+    orders: Sequence[Sequence[str]]
+    notes: Sequence[str]
+
+
+def thinned(points: Iterable[Point], limit: int = COLUMNS) -> list[Point]:
+    """Return at most `limit` points; merged ones keep the lowest and highest price."""
+    kept: list[Point] = []
+    step = count = 0
+    for point in points:
+        if count:
+            low, high = min(kept[-1].low, point.low), max(kept[-1].high, point.high)
+            kept[-1] = point._replace(low=low, high=high)
+        else:
+            kept.append(point)
+        count = (count + 1) % (1 << step)
+        if len(kept) >= limit and not count:
+            step += 1
+            kept = [b._replace(low=min(a.low, b.low), high=max(a.high, b.high))
+                    for a, b in zip(kept[::2], kept[1::2], strict=False)]  # fmt: skip
+    return kept
+
+
+def render(story: Story) -> str:
+    """Return the whole page."""
+    body = [
+        f"<header><h1>{escape(story.title)}</h1><p>{escape(story.subtitle)}</p></header>",
+        f'<p class="hero {_tone(story.tone)}">{escape(story.headline)}</p>',
+        "<dl>" + "".join(
+            f"<div><dt>{escape(name)}</dt><dd>{escape(text)}</dd></div>"
+            for name, text in story.facts
+        ) + "</dl>",
+        *(f'<p class="note">{escape(note)}</p>' for note in story.notes),
+    ]  # fmt: skip
+    if len(story.points) > 1:
+        body += _charts(story)
+    body += [_bars(story.costs), _table(story.columns, story.orders)]
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
+        "style-src 'unsafe-inline'; script-src 'unsafe-inline'\">"
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta name="color-scheme" content="light dark">'
+        f"<title>{escape(story.title)}</title><style>{_STYLE}</style></head><body><main>"
+        + "\n".join(body)
+        + f"</main><script>{_SCRIPT}</script></body></html>\n"
+    )
+
+
+def _charts(story: Story) -> list[str]:
+    points = story.points
+    times = [p.time for p in points]
+    peak, falls = points[0].net, []
+    for point in points:
+        peak = max(peak, point.net)
+        falls.append(point.net - peak)
+    few = story.marks if len(story.marks) <= MARKS_MAX else ()
+    price = _Chart("Price and position", times, [min(p.low for p in points)],
+                   [max(p.high for p in points)])  # fmt: skip
+    price.area([p.low for p in points], [p.high for p in points], "range")
+    price.line("price", [p.close for p in points], "price")
+    price.dots(few)
+    price.strip([p.held for p in points])
+    charts = [price.html("" if few or not story.marks else
+                         "too many fills to mark here; the newest are in the next chart")]  # fmt: skip
+    if len(story.newest) > 1:
+        begin = story.newest[0][0]
+        closes = [close for _, close, _ in story.newest]
+        averages = [a if a is not None else close for _, close, a in story.newest]
+        near = _Chart(f"The newest {len(closes)} candles", [row[0] for row in story.newest],
+                      closes, averages)  # fmt: skip
+        near.line("price", closes, "price")
+        near.line("average", averages, "second")
+        near.dots([mark for mark in story.marks if mark.time >= begin][-MARKS_MAX:])
+        charts.append(near.html())
+    nets, grosses = [p.net for p in points], [p.gross for p in points]
+    equity = _Chart("Profit and loss", times, nets, [*grosses, 0.0])
+    equity.line("before costs", grosses, "second")
+    equity.line("after costs", nets, "price")
+    drawdown = _Chart("Below the best so far", times, falls, [0.0])
+    drawdown.area(falls, [0.0] * len(falls), "loss")
+    drawdown.line("drawdown", falls, "lossline")
+    return [*charts, equity.html(), drawdown.html()]
+
+
+class _Chart:
+    """One chart: a time axis, a value axis, and layers put on one after the other."""
+
+    def __init__(
+        self, title: str, times: Sequence[float], low: Sequence[float], high: Sequence[float]
+    ) -> None:
+        self.title, self.times = title, times
+        bottom, top = min(min(low), min(high)), max(max(low), max(high))
+        margin = (top - bottom) * 0.06 or abs(top) * 0.001 or 1.0
+        self.bottom, self.top = bottom - margin, top + margin
+        self.layers: list[str] = []
+        self.series: list[tuple[str, str, Sequence[float]]] = []
+        self.under = ""
+
+    def line(self, name: str, values: Sequence[float], kind: str) -> None:
+        path = " ".join(f"{self._x(t)} {self._y(v)}" for t, v in zip(self.times, values, strict=True))
+        self.layers.append(f'<path class="{kind}" d="M{path}"/>')
+        self.series.append((name, kind, values))
+
+    def area(self, low: Sequence[float], high: Sequence[float], kind: str) -> None:
+        there = [f"{self._x(t)} {self._y(v)}" for t, v in zip(self.times, high, strict=True)]
+        back = [f"{self._x(t)} {self._y(v)}" for t, v in zip(self.times, low, strict=True)]
+        self.layers.append(f'<path class="{kind}" d="M{" ".join(there + back[::-1])}Z"/>')
+
+    def dots(self, marks: Iterable[Mark]) -> None:
+        for mark in marks:
+            if self.times[0] <= mark.time <= self.times[-1]:
+                self.layers.append(
+                    f'<path class="{"buy" if mark.buys else "sell"}" '
+                    f'd="M{self._x(mark.time)} {self._y(mark.price)}h0">'
+                    f"<title>{escape(mark.text)}</title></path>"
+                )
+
+    def strip(self, held: Sequence[float]) -> None:
+        """Show under the chart what was held."""
+        boxes, begin = [], 0
+        for at in range(1, len(held) + 1):
+            if at == len(held) or (held[at] > 0) != (held[begin] > 0) or not held[at] != (
+                not held[begin]):  # fmt: skip
+                if held[begin]:
+                    left, right = self._x(self.times[max(begin - 1, 0)]), self._x(self.times[at - 1])
+                    kind = "long" if held[begin] > 0 else "short"
+                    boxes.append(f'<rect class="{kind}" x="{left}" width="{right - left:.1f}" '
+                                 'y="0" height="1000"/>')  # fmt: skip
+                begin = at
+        self.under = f'<div class="strip"><svg {_BOX}>{"".join(boxes)}</svg></div>'
+
+    def html(self, note: str = "") -> str:
+        labels, grid = [], []
+        for value, text in _ticks(self.bottom, self.top):
+            y = self._y(value)
+            grid.append(f'<path class="grid" d="M0 {y}H{COLUMNS}"/>')
+            labels.append(f'<span class="y" style="top:{y / 10:.2f}%">{text}</span>')
+        span = self.times[-1] - self.times[0]
+        for share in (0.0, 1 / 3, 2 / 3, 1.0):
+            text = _moment(self.times[0] + share * span, span)
+            labels.append(f'<span class="x" style="left:{share * 100:.1f}%;transform:'
+                          f'translateX(-{share * 100:.0f}%)">{text}</span>')  # fmt: skip
+        keys = "".join(f'<span class="key {kind}">{name}</span>' for name, kind, _ in self.series)
+        if any('class="buy"' in layer or 'class="sell"' in layer for layer in self.layers):
+            keys += '<span class="key buy">buy</span><span class="key sell">sell</span>'
+        if self.under:
+            keys += '<span class="key long">long</span><span class="key short">short</span>'
+        data = {
+            "t": [_moment(t, 0) for t in self.times],
+            "x": [self._x(t) for t in self.times],
+            "s": [[name, [_short(v) for v in values]] for name, _, values in self.series],
+        }
+        return (
+            f"<section><h2>{escape(self.title)}</h2><p class=\"keys\">{keys} <small>{escape(note)}"
+            f'</small></p><div class="chart"><svg {_BOX}>{"".join(grid + self.layers)}'
+            f'</svg>{"".join(labels)}<i></i><output></output><script type="application/json">'
+            f"{json.dumps(data, separators=(',', ':')).replace('<', chr(92) + 'u003c')}</script>"
+            f"</div>{self.under}</section>"
+        )
+
+    def _x(self, moment: float) -> float:
+        span = self.times[-1] - self.times[0]
+        return round((moment - self.times[0]) / span * COLUMNS, 1) if span else 0.0
+
+    def _y(self, value: float) -> float:
+        return round((self.top - value) / (self.top - self.bottom) * 1000, 1)
+
+
+def _bars(costs: Sequence[tuple[str, float]]) -> str:
+    """Show amounts as bars to both sides of a middle line."""
+    largest = max((abs(amount) for _, amount in costs), default=0) or 1
+    rows = []
+    for name, amount in costs:
+        width = abs(amount) / largest * 50
+        left = 50 if amount >= 0 else 50 - width
+        rows.append(
+            f"<tr><th>{escape(name)}</th><td><div><b class=\"{_tone(amount)}\" "
+            f'style="left:{left:.2f}%;width:{width:.2f}%"></b></div></td>'
+            f"<td>{amount:+,.2f}</td></tr>"
+        )
+    return f'<section><h2>Where it went</h2><table class="bars">{"".join(rows)}</table></section>'
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    shown = rows[-ROWS_MAX:][::-1]
+    head = "".join(f"<th>{escape(name)}</th>" for name in columns)
+    lines = "".join(
+        "<tr>" + "".join(f"<td>{escape(text)}</td>" for text in row) + "</tr>" for row in shown
+    )
+    more = f" (the newest {len(shown)})" if len(shown) < len(rows) else ""
+    return (
+        f'<section><h2>Orders{more}</h2><div class="wide"><table class="orders"><thead><tr>{head}'
+        f"</tr></thead><tbody>{lines}</tbody></table></div></section>"
+    )
+
+
+def _ticks(low: float, high: float) -> list[tuple[float, str]]:
+    """Return some four round values between low and high, with their labels."""
+    rough = (high - low) / 4
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * f for f in (1, 2, 2.5, 5, 10) if power * f >= rough * 0.999)
+    decimals = max(0, -math.floor(math.log10(step)) + (step / power == 2.5))
+    first = math.ceil(low / step)
+    return [(n * step, f"{n * step:,.{decimals}f}") for n in range(first, int(high // step) + 1)]
+
+
+def _moment(moment: float, span: float) -> str:
+    """Return a time as a label: the shorter the span, the finer; 0 means to the minute."""
+    form = "%Y-%m-%d %H:%M"
+    if span:
+        form = "%b %Y" if span > 300 * 86400 else "%d %b" if span > 3 * 86400 else "%d %b %H:%M"
+    return time.strftime(form, time.gmtime(moment))
+
+
+def _short(value: float) -> str:
+    return f"{value:,.2f}" if abs(value) >= 100 else f"{value:.6g}"
+
+
+def _tone(amount: float) -> str:
+    return "good" if amount > 0 else "bad" if amount < 0 else "even"
+
+
+_BOX = f'viewBox="0 0 {COLUMNS} 1000" preserveAspectRatio="none" aria-hidden="true"'
+_STYLE = """
+:root{--ground:#fbfbfa;--card:#fff;--ink:#1c1e21;--soft:#666c75;--rule:#e4e5e7;--price:#22262b;
+--second:#b0721a;--buy:#1765d8;--sell:#d4451a;--good:#0e7a4b;--bad:#b3261e;--band:#c3cad4}
+@media(prefers-color-scheme:dark){:root{--ground:#14161a;--card:#1c1f24;--ink:#e8eaed;
+--soft:#9aa1ab;--rule:#30343b;--price:#e3e6ea;--second:#e0a64b;--buy:#6aa5ff;--sell:#ff8a5c;
+--good:#4cc38a;--bad:#ff7b72;--band:#465060}}
+*{box-sizing:border-box}body{margin:0;background:var(--ground);color:var(--ink);
+font:15px/1.45 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
+main{max-width:1080px;margin:0 auto;padding:20px 16px 48px}h1{font-size:1.5rem;margin:0}
+header p,.note,.keys,small{color:var(--soft)}header p,.note{margin:.3rem 0;font-size:.9rem}
+.hero{font-size:1.25rem;line-height:1.4;margin:1.1rem 0;padding:.9rem 1.1rem;background:var(--card);
+border:1px solid var(--rule);border-left:5px solid var(--soft);border-radius:8px}
+.hero.good{border-left-color:var(--good)}.hero.bad{border-left-color:var(--bad)}
+dl{display:grid;grid-template-columns:repeat(auto-fill,minmax(150px,1fr));gap:10px;margin:0 0 1rem}
+dl div,section{background:var(--card);border:1px solid var(--rule);border-radius:8px}
+dl div{padding:.55rem .8rem}dt{color:var(--soft);font-size:.8rem}
+dd{margin:0;font-size:1.08rem;font-weight:600;font-variant-numeric:tabular-nums}
+section{padding:.9rem 1rem 1rem;margin:0 0 14px}h2{font-size:1rem;margin:0 0 .2rem}
+.keys{margin:0 0 .5rem;font-size:.82rem}.key{margin-right:.9rem;white-space:nowrap}
+.key:before{content:"";display:inline-block;width:.75em;height:.75em;border-radius:2px;
+margin-right:.35em;background:var(--c)}.key.buy:before,.key.sell:before{border-radius:50%}
+.price{--c:var(--price)}.second{--c:var(--second)}.buy,.long{--c:var(--buy)}
+.sell,.short{--c:var(--sell)}.lossline{--c:var(--bad)}
+.chart{position:relative;height:270px;margin:0 0 22px 58px;touch-action:pan-y}
+.strip{height:12px;margin:0 0 4px 58px}.chart+.strip{margin-top:-2px}
+svg{position:absolute;width:100%;height:100%;overflow:visible}.strip{position:relative}
+path{fill:none;stroke:var(--c);stroke-width:1.4;vector-effect:non-scaling-stroke;
+stroke-linejoin:round}path.grid{stroke:var(--rule);stroke-width:1}
+path.range{fill:var(--band);stroke:none;opacity:.55}path.loss{fill:var(--bad);stroke:none;
+opacity:.18}path.buy,path.sell{stroke-width:8;stroke-linecap:round}rect{fill:var(--c)}
+.chart span{position:absolute;font-size:.74rem;color:var(--soft);white-space:nowrap;
+font-variant-numeric:tabular-nums}.y{right:calc(100% + 6px);transform:translateY(-50%)}
+.x{top:calc(100% + 4px)}.chart i{position:absolute;top:0;bottom:0;width:1px;background:var(--soft);
+display:none;pointer-events:none}.chart output{position:absolute;top:4px;display:none;
+padding:.3rem .55rem;font-size:.8rem;background:var(--card);border:1px solid var(--rule);
+border-radius:6px;pointer-events:none;white-space:pre;z-index:1;
+font-variant-numeric:tabular-nums;box-shadow:0 2px 8px #0003}
+table{border-collapse:collapse;width:100%;font-size:.88rem;font-variant-numeric:tabular-nums}
+.bars th{text-align:left;font-weight:400;white-space:nowrap;padding:.25rem .8rem .25rem 0;width:1%}
+.bars td:last-child{text-align:right;white-space:nowrap;padding-left:.8rem;width:1%}
+.bars div{position:relative;height:14px;background:linear-gradient(var(--rule),var(--rule))
+center/1px 100% no-repeat}.bars b{position:absolute;height:100%;border-radius:3px;min-width:1px}
+b.good{background:var(--good)}b.bad{background:var(--bad)}b.even{background:var(--soft)}
+.wide{overflow-x:auto;max-height:560px;overflow-y:auto}.orders th,.orders td{text-align:left;
+padding:.35rem .7rem .35rem 0;border-bottom:1px solid var(--rule);white-space:nowrap}
+.orders th{position:sticky;top:0;background:var(--card);color:var(--soft);font-weight:500}
+@media(max-width:520px){.hero{font-size:1.08rem}.chart{height:210px;margin-left:52px}
+.strip{margin-left:52px}dl{grid-template-columns:1fr 1fr}section{padding:.8rem .7rem}}
+"""
+_SCRIPT = """
+for(const c of document.querySelectorAll('.chart')){
+const d=JSON.parse(c.querySelector('script').textContent),i=c.querySelector('i'),
+o=c.querySelector('output');
+c.onpointermove=e=>{const b=c.getBoundingClientRect(),x=(e.clientX-b.left)/b.width*1000;
+let l=0,h=d.x.length-1;while(l<h){const m=l+h>>1;d.x[m]<x?l=m+1:h=m}
+if(l&&x-d.x[l-1]<d.x[l]-x)l--;i.style.left=d.x[l]/10+'%';
+o.textContent=d.t[l]+' UTC'+d.s.map(s=>'\\n'+s[0]+'  '+s[1][l]).join('');
+const r=d.x[l]>500;o.style.left=r?'auto':d.x[l]/10+1+'%';
+o.style.right=r?101-d.x[l]/10+'%':'auto';i.style.display=o.style.display='block'};
+c.onpointerleave=()=>{i.style.display=o.style.display='none'}}
+"""

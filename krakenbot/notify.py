@@ -1,0 +1,137 @@
+"""What goes outward: notices to a person, a heartbeat, and signs of life to systemd.
+
+Nothing here can delay or end a tick: a thread of its own posts what lies in a short queue, and
+what does not fit or does not arrive is dropped, and said so in the log.
+"""
+
+import json
+import logging
+import os
+import queue
+import socket
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from types import TracebackType
+from typing import Protocol
+
+from krakenbot.client import USER_AGENT, Transport, UrllibTransport
+from krakenbot.clock import StopRequestedError
+from krakenbot.config import Config
+from krakenbot.errors import UnansweredError
+from krakenbot.log import clean
+from krakenbot.model import Secret
+
+NOTICED = ("start", "fill", "refusal", "margin", "halt", "recovery", "stop")
+LIMIT_S = 5.0  # For one whole request.
+WAITING_MAX = 20
+LAST_WORDS_S = 6.0
+
+log = logging.getLogger("krakenbot")
+
+
+class Event(Protocol):
+    """What the bot tells; `values` are those of a decision."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def text(self) -> str: ...
+    @property
+    def values(self) -> Mapping[str, str]: ...
+
+
+class Notifier:
+    """Takes the bot's events. As a context it also tells how the program ended."""
+
+    def __init__(self, config: Config, transport: Transport | None = None) -> None:
+        self._notify = config.notify
+        self._name = f"krakenbot {config.mode} {config.pair}"
+        self._transport = transport or UrllibTransport(LIMIT_S, config.exchange.proxy)
+        self._queue: queue.Queue[tuple[str, Secret, str] | None] = queue.Queue(WAITING_MAX)
+        self._sender = threading.Thread(target=self._send_all, daemon=True)
+        self._said = ""
+        if self._notify.url is not None or self._notify.heartbeat_url is not None:
+            self._sender.start()
+
+    def __call__(self, event: Event) -> None:
+        """Pass an event on to whoever wants to know it; returns at once."""
+        if event.kind == "start":
+            sd_notify("READY=1")
+        elif event.kind == "decision":
+            held, target = (event.values.get(key, "?") for key in ("held", "target"))
+            sd_notify(f"STATUS=holds {held}, target {target}: {clean(event.text)}")
+            self._put("GET", self._notify.heartbeat_url, "")
+        elif event.kind in ("halt", "stop"):
+            sd_notify(f"STOPPING=1\nSTATUS={event.kind}: {clean(event.text)}")
+        if event.kind in NOTICED:
+            self._said = event.text
+            self._put("POST", self._notify.url, f"{self._name}: {event.kind}: {clean(event.text)}")
+        self.alive()
+
+    def alive(self) -> None:
+        """Feed systemd's watchdog: to be called when a tick or a bounded wait has ended.
+
+        A loop that cannot reach the exchange goes on waiting and asking, so it counts as alive;
+        starting it anew would help nobody. What is caught is a call that never returns.
+        """
+        sd_notify("WATCHDOG=1")
+
+    def __enter__(self) -> "Notifier":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        asked = error is None or isinstance(error, StopRequestedError | KeyboardInterrupt)
+        if not asked and str(error) != self._said:
+            words = clean(f"{type(error).__name__}: {error}")
+            self._put("POST", self._notify.url, f"{self._name}: ended: {words}")
+        sd_notify("STOPPING=1")
+        if self._sender.is_alive():
+            with suppress(queue.Full):
+                self._queue.put_nowait(None)
+            self._sender.join(LAST_WORDS_S)
+
+    def _put(self, method: str, url: Secret | None, text: str) -> None:
+        if url is None:
+            return
+        try:
+            self._queue.put_nowait((method, url, text))
+        except queue.Full:
+            log.warning("notice dropped reason=too many are waiting text=%s", text or "heartbeat")
+
+    def _send_all(self) -> None:
+        while (item := self._queue.get()) is not None:
+            self._send(*item)
+
+    def _send(self, method: str, url: Secret, text: str) -> None:
+        template = self._notify.body
+        kind, body = "text/plain; charset=utf-8", text
+        if template is not None:
+            body = template.replace("$text", json.dumps(text)[1:-1])
+            kind = "application/json" if template.lstrip()[:1] in ("{", "[") else kind
+        headers = {"User-Agent": USER_AGENT, "Content-Type": kind}
+        data = body.encode(errors="replace") if method == "POST" else None
+        try:
+            status, _ = self._transport.send(method, url.reveal(), headers, data, True)
+            if status >= 300:
+                raise UnansweredError(f"HTTP {status}")
+        except Exception as error:  # Whatever it is, the next notice must still go out.
+            log.warning("notice dropped reason=%s text=%s", error, text or "heartbeat")
+
+
+def sd_notify(text: str, environ: Mapping[str, str] = os.environ) -> None:
+    """Tell systemd about our state, if it listens; what it does not take is lost."""
+    address = environ.get("NOTIFY_SOCKET", "")
+    if address[:1] not in ("/", "@"):
+        return
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+            sender.setblocking(False)
+            sender.sendto(text.encode(), address.replace("@", "\0", 1))
+    except OSError as error:
+        log.debug("systemd was not told %s: %s", text, error)

@@ -1,0 +1,287 @@
+"""Faults: what networks, gateways and exchanges do to requests, from outside of the sandbox.
+
+A spec such as `lost-after=0.02,lag=30,seed=7` gives each fault its chance a request, `all=0.01`
+all of them; `lag` is the longest delay of reading in seconds, `seed` makes a run repeat itself.
+"""
+
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from decimal import Decimal
+from difflib import get_close_matches
+from functools import partial
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+from krakenbot.simulated.front import Answer
+
+if TYPE_CHECKING:
+    from krakenbot.simulated.server import SandboxApi
+
+FAULTS = {
+    "refused": "the connection is refused",
+    "lost-before": "the connection breaks before the request is read",
+    "lost-after": "the connection breaks after the request was carried out",
+    "late": "the request arrives up to 12 s late",
+    "overdue": "the request arrives 16 to 19 s late, after an order's deadline",
+    "timeout": "the request is carried out, and no answer ever comes",
+    "stuck": "no answer ever comes, and an order arrives up to a minute later",
+    "gateway": "a page with status 502, 504 or 520, the request carried out or not",
+    "html": "a page with status 200, the request carried out or not",
+    "cut": "the answer ends in its middle",
+    "shape": "the answer is JSON of the wrong shape",
+    "service": "EService or EGeneral:Internal error, the request carried out or not",
+    "unknown": "an error that nobody has heard of, the request carried out or not",
+    "nonce": "EAPI:Invalid nonce",
+    "rate": "EAPI:Rate limit exceeded or EService: Throttled",
+    "lockout": "EGeneral:Temporary lockout",
+    "maintenance": "the exchange is in maintenance for some minutes",
+    "cancel_only": "the exchange is in cancel_only mode for some minutes",
+    "post_only": "the exchange is in post_only mode for some minutes",
+    "margin": "an order is refused for margin",
+    "partial": "an order is filled in part and cancelled",
+    "candle-late": "the newest candles are not there yet",
+    "candle-stale": "an older answer with candles comes again",
+    "candle-missing": "a candle is missing",
+    "candle-repeated": "a candle is there twice",
+    "rules": "the smallest order or the list of leverages changes for some minutes",
+    "clock": "the exchange's clock is up to 90 s off for some minutes",
+}
+_ORDERS, _CANDLES = frozenset(("margin", "partial")), frozenset(f for f in FAULTS if "candle" in f)
+_PRIVATE = frozenset(("nonce", "lockout"))
+_MODES = frozenset(("maintenance", "cancel_only", "post_only"))
+_SERVICE = (
+    "EService:Unavailable", "EService:Busy", "EService:Timeout", "EService:Deadline elapsed",
+    "EGeneral:Internal error", "EGeneral:Internal error:ord",
+)  # fmt: skip
+_MARGIN = ("Insufficient initial margin", "Insufficient margin", "Margin allowance exceeded")
+_SHAPES = (
+    b"[]", b'"x"', b'{"error":[]}', b'{"error":"EGeneral:x","result":{}}', b'{"result":{}}',
+    b'{"error":[],"result":null}', b'{"error":[],"result":"x"}', b'{"error":[],"result":[null]}',
+    b'{"error":[],"result":{"x":null}}', b'{"error":[7],"result":{}}', b'{"error":[],"result":5}',
+)  # fmt: skip
+_LEVERAGES: tuple[list[int], ...] = ([], [3, 4, 5], [2], [5, 10])
+
+_Request = tuple[str, str, Mapping[str, str], bytes]
+
+
+def parse(spec: str) -> dict[str, float]:
+    """Return what a spec says, by word. Raises ValueError, naming the wrong part."""
+    chances: dict[str, float] = {}
+    for part in filter(None, (part.strip() for part in spec.split(","))):
+        word, _, text = part.partition("=")
+        if word not in FAULTS and word not in ("all", "lag", "seed"):
+            near = get_close_matches(word, [*FAULTS, "all", "lag", "seed"], 1)
+            meant = f"; is {near[0]} meant?" if near else ""
+            raise ValueError(f"no fault is called {word!r}{meant}")
+        try:
+            number = float(text)
+        except ValueError:
+            raise ValueError(f"{part!r} is not WORD=NUMBER") from None
+        most = {"lag": 60.0, "seed": 2.0**53}.get(word, 1.0)
+        if not 0 <= number <= most:
+            raise ValueError(f"{part!r}: the number is not in 0..{most:.0f}")
+        chances.update(dict.fromkeys(FAULTS, number) if word == "all" else {word: number})
+    return chances
+
+
+class Faults:
+    """`respond` of a sandbox, with faults. `wait` passes seconds of the sandbox's time."""
+
+    def __init__(
+        self, api: "SandboxApi", spec: str = "", wait: Callable[[float], None] = time.sleep
+    ) -> None:
+        self.api = api
+        self.chances = parse(spec)
+        self.random = Random(int(self.chances.pop("seed", 1)))
+        self.lag_s = self.chances.pop("lag", 0.0)
+        self.seen: Counter[str] = Counter()
+        self._wait = wait
+        self._clock_off = 0
+        fields = ("ordermin", "leverage_buy", "leverage_sell")
+        self._listing = {p: {f: row[f] for f in fields} for p, row in api.listing.items()}
+        self._due: list[tuple[float, Callable[[], object]]] = []
+        self._past: list[tuple[float, dict[str, Any]]] = []
+        self._revision = -1
+        self._stale: Answer | None = None
+        self._lock = threading.RLock()
+
+    def respond(
+        self, method: str, target: str, headers: Mapping[str, str], body: bytes
+    ) -> Answer:
+        """Return the answer to a request.
+
+        Raises ConnectionRefusedError when it never left, ConnectionResetError when the
+        connection breaks, TimeoutError when there will never be an answer.
+        """
+        request = method, target, headers, body
+        if target.startswith("/sandbox/"):
+            return self.api.respond(*request)
+        name = target.partition("?")[0].rpartition("/")[2]
+        with self._lock:
+            self._catch_up()
+            word = self._draw(name, method) if self.chances else ""
+            self.seen[word] += 1
+        if word in ("late", "overdue"):
+            self._wait(self.random.uniform(*((0, 12) if word == "late" else (16, 19))))
+        with self._lock:
+            return self._with(word, name, request) if word else self._pass(name, request)
+
+    def _draw(self, name: str, method: str) -> str:
+        for word, chance in self.chances.items():
+            wanted = "AddOrder" if word in _ORDERS else "OHLC" if word in _CANDLES else name
+            if (
+                chance
+                and wanted == name
+                and (method == "POST" or word not in _PRIVATE)
+                and self.random.random() < chance
+            ):
+                return word
+        return ""
+
+    def _with(self, word: str, name: str, request: _Request) -> Answer:
+        choice = self.random.choice
+        match word:
+            case "refused":
+                raise ConnectionRefusedError("connection refused")
+            case "lost-before":
+                raise ConnectionResetError("connection reset")
+            case "stuck":
+                if name == "AddOrder":
+                    self._later(0, 60, partial(self._arrive, name, request))
+                raise TimeoutError("timed out")
+            case "nonce":
+                return _error("EAPI:Invalid nonce")
+            case "rate":
+                until = f"EService: Throttled: {self.api.now() + 10:.0f}"
+                return _error(choice(("EAPI:Rate limit exceeded", until)))
+            case "lockout":
+                return _error("EGeneral:Temporary lockout")
+            case "margin":
+                return _error(f"EOrder:{choice(_MARGIN)}")
+            case "gateway" | "html" | "service" | "unknown":
+                if choice((True, False)):
+                    self.seen[f"{word}, carried out"] += 1
+                    self._pass(name, request)
+                if word in ("service", "unknown"):
+                    return _error(choice(_SERVICE) if word == "service" else "EFoo:Bar baz")
+                status = choice((502, 504, 520)) if word == "gateway" else 200
+                return Answer(status, "text/html", b"<html><h1>Something went wrong</h1></html>")
+            case "partial":
+                self.api.fill_share = Decimal(choice((0, 3, 50, 97))) / 100
+            case "rules":
+                self._change_rules()
+            case "clock":
+                self._clock_off = self.random.randint(-90, 90)
+                self._later(60, 900, partial(setattr, self, "_clock_off", 0))
+            case _ if word in _MODES:
+                self.api.system_status = word
+                self._later(60, 600, partial(setattr, self.api, "system_status", "online"))
+        answer = self._pass(name, request)
+        self.api.fill_share = Decimal(1)
+        if word in ("lost-after", "timeout"):
+            raise ConnectionResetError("reset") if word == "lost-after" else TimeoutError("gone")
+        if word == "cut":
+            return answer._replace(body=answer.body[: self.random.randrange(len(answer.body))])
+        if word == "shape":
+            return answer._replace(body=choice(_SHAPES))
+        return self._candles(word, answer) if word in _CANDLES else answer
+
+    def _pass(self, name: str, request: _Request) -> Answer:
+        """Return the sandbox's own answer, or what a reader that lags behind it sees."""
+        answer = self.api.respond(*request)
+        account = self.api.account
+        if account.revision != self._revision:
+            self._revision = account.revision
+            seen = {"OpenPositions": self.api._do_OpenPositions({}), "Balance": account.balances}
+            self._past.append((self.api.now(), json.loads(json.dumps(seen, default=str))))
+            del self._past[:-100]
+        if name == "Time" and self._clock_off:
+            now = {"unixtime": int(self.api.now()) + self._clock_off, "rfc1123": ""}
+            return answer._replace(body=json.dumps({"error": [], "result": now}).encode())
+        if not self.lag_s or b'"result"' not in answer.body:
+            return answer
+        moment = self.api.now() - self.lag_s * self.random.choice((0, 1, 1, self.random.random()))
+        if name in ("OpenPositions", "Balance"):
+            known = [seen[name] for time, seen in self._past if time <= moment]
+            result = (known or [self._past[0][1][name]])[-1]
+        elif name in ("OpenOrders", "ClosedOrders", "QueryOrders", "TradesHistory"):
+            result = self._orders(name, moment, json.loads(answer.body)["result"], request[3])
+        else:
+            return answer
+        return answer._replace(body=json.dumps({"error": [], "result": result}).encode())
+
+    def _orders(self, name: str, moment: float, result: Any, body: bytes) -> Any:
+        """Return rows as they were at `moment`; an order is open for up to 6 s before its end."""
+        if name == "TradesHistory":
+            rows = result["trades"].items()
+            return {**result, "trades": {k: row for k, row in rows if row["time"] <= moment}}
+        rows = self.api.orders.items() if name == "OpenOrders" else result.items()
+        if name == "ClosedOrders":
+            rows = result["closed"].items()
+        running, ended = {}, {}
+        for txid, row in list(rows)[-50:]:
+            age = moment - row["opentm"]
+            if age >= int(row["opentm"] * 1000) % 7:
+                ended[txid] = row
+            elif age >= 0:
+                nothing = {"status": "open", "vol_exec": "0.00000000", "cost": "0.0", "fee": "0.0"}
+                running[txid] = row | nothing
+        if name == "QueryOrders":
+            return running | ended
+        if name == "ClosedOrders":
+            return {**result, "closed": ended}
+        return {"open": {k: r for k, r in running.items() if r.get("cl_ord_id", "") in str(body)}}
+
+    def _candles(self, word: str, answer: Answer) -> Answer:
+        if word == "candle-stale":
+            self._stale, answer = answer, self._stale or answer
+            return answer
+        envelope = json.loads(answer.body)
+        for key, rows in (envelope.get("result") or {}).items():
+            if key == "last" or len(rows) < 2:
+                continue
+            place = self.random.randrange(len(rows) - 1)
+            if word == "candle-late":
+                del rows[-self.random.choice((1, 1, 2)) :]
+            elif word == "candle-missing":
+                del rows[place]
+            else:
+                rows.insert(place, rows[place])
+        return answer._replace(body=json.dumps(envelope).encode())
+
+    def _change_rules(self) -> None:
+        for pair, row in self.api.listing.items():
+            if self.random.choice((True, False)):
+                least = Decimal(self._listing[pair]["ordermin"])
+                row["ordermin"] = str(least * self.random.choice((40, 4000)))
+            else:
+                row["leverage_buy"] = row["leverage_sell"] = self.random.choice(_LEVERAGES)
+            self.api._set_status({"pair": pair, "status": row["status"]})
+        self._later(300, 3000, self._restore_rules)
+
+    def _restore_rules(self) -> None:
+        for pair, row in self._listing.items():
+            self.api.listing[pair].update(row)
+            self.api._set_status({"pair": pair, "status": self.api.listing[pair]["status"]})
+
+    def _arrive(self, name: str, request: _Request) -> None:
+        # Its nonce was taken when it was sent; only the rest of the way was slow.
+        newest, self.api._nonce = self.api._nonce, 0
+        self._pass(name, request)
+        self.api._nonce = max(newest, self.api._nonce)
+
+    def _later(self, least_s: float, most_s: float, action: Callable[[], object]) -> None:
+        self._due.append((self.api.now() + self.random.uniform(least_s, most_s), action))
+
+    def _catch_up(self) -> None:
+        now = self.api.now()
+        for due in [due for due in self._due if due[0] <= now]:
+            self._due.remove(due)
+            due[1]()
+
+
+def _error(text: str) -> Answer:
+    return Answer(200, "application/json", json.dumps({"error": [text]}).encode())

@@ -16,7 +16,7 @@ from krakenbot.exchange import Exchange
 from krakenbot.journal import NOT_SENT, Journal
 from krakenbot.model import ZERO, Candle, Direction, MarginSummary, Purpose, Quote, Signal, Step
 from krakenbot.ohlc import CandleWindow
-from krakenbot.orders import FRUITLESS_MAX, LOOK_PAUSE_S, Orders, Owner
+from krakenbot.orders import FRUITLESS_MAX, LOOK_PAUSE_S, VISIBLE_S, Orders, Owner
 from krakenbot.pairs import PairRules, plain
 from krakenbot.risk import Surroundings, objection
 
@@ -127,8 +127,7 @@ class Bot:
     def flatten(self, reason: str, patience_s: float = 300.0) -> None:
         """Close what the bot holds, verify, and leave it halted for `reason`."""
         self._patiently(self._start, patience_s)
-        self._journal.resume()
-        self._journal.put(flatten=reason)
+        self._journal.resume(flatten=reason)
         for _ in range(2 * FRUITLESS_MAX):
             try:
                 self._orders.settle()
@@ -177,7 +176,13 @@ class Bot:
 
     def _adopt(self) -> None:
         """Make what is held the journal's own, and clear a halt about it."""
-        self._orders.settle()
+        try:
+            self._orders.settle()
+        except StopError:
+            # Looking at it was the person's part; only what may still happen is not given up.
+            over = int(self._clock.now()) - VISIBLE_S
+            if any(intent.deadline > over for intent in self._journal.open_intents()):
+                raise
         before = self._journal.account().held
         price = self._exchange.quote().mid
         if self._plan.leverage:
@@ -186,7 +191,8 @@ class Bot:
             price = position.cost / abs(held) if held else price
         else:
             held = min(before, self._exchange.balances().get(self._rules.base, ZERO))
-        self._journal.adopt(held, price, int(self._clock.now()))
+        on_margin = self._plan.leverage > 0
+        self._journal.adopt(held, price, int(self._clock.now()), on_margin)
         log.warning("adopted held=%s explained_before=%s price=%s", held, before, price)
 
     def _refresh(self) -> None:
@@ -230,14 +236,14 @@ class Bot:
             log.warning("candle left out time=%s: the exchange has not finished it", expected)
             self._measure_clock()
             return TickResult(expected + 2 * interval_s + WAKE_DELAY_S, decided=False)
-        candle = candles[-1]
-        next_due = candle.time + 2 * interval_s + WAKE_DELAY_S
-        if self._journal.is_done(interval_s, candle.time):
+        next_due = candles[-1].time + 2 * interval_s + WAKE_DELAY_S
+        if self._journal.is_done(interval_s, candles[-1].time):
             return TickResult(next_due, decided=True)
         signal = self._plan.strategy(candles)
         if signal.direction is Direction.FLAT:
-            signal = self._plan.strategy(self._window.widen(expected))
-        done = self._work(candle, signal)
+            candles = self._window.widen(expected) or candles
+            signal = self._plan.strategy(candles)
+        done = self._work(candles[-1], signal)
         if not done:
             return TickResult(min(next_due, self._clock.now() + PASSING_PAUSE_S), decided=True)
         return TickResult(next_due, decided=True)
@@ -255,10 +261,16 @@ class Bot:
             if step is None:
                 break
             around = self._look_around(step, held)
-            against = objection(step, self._plan.leverage, around, self._plan.limits)
+            limits = self._plan.limits
+            if self._journal.get("flatten"):
+                limits = limits._replace(max_spread_percent=Decimal(100))
+            against = objection(step, self._plan.leverage, around, limits)
             if against is None:
                 self._journal.decide(self._row(candle, signal, held, decision))
                 self._orders.send(step, self._rules, candle.time, held, decision.reason)
+                if self._clock.now() >= candle.time + 2 * self._plan.interval_s + WAKE_DELAY_S:
+                    held = self._orders.position()
+                    break  # A newer candle has finished meanwhile; it decides what comes next.
                 continue
             reason = f"{decision.reason}, but {against.reason}"
             decision = Decision(decision.target, None, reason)

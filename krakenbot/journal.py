@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from krakenbot.errors import ConfigError, StopError
-from krakenbot.model import ZERO, Execution, MarginSummary, Order, OrderStatus, Purpose, Side
+from krakenbot.model import ZERO, Execution, MarginSummary, Order, Purpose, Side
 
 MIGRATIONS = (
     """
@@ -161,13 +161,15 @@ class Journal:
 
     def write(self, intent: Intent) -> None:
         """Put the intent on disk. Returns only when it is there; refuses a second one like it."""
-        names = Intent._fields[:WRITTEN_FIRST]
-        marks = ", ".join("?" * WRITTEN_FIRST)
         with self._transaction():
-            self._db.execute(
-                f"INSERT INTO intents ({', '.join(names)}) VALUES ({marks})",
-                [_stored(value) for value in intent[:WRITTEN_FIRST]],
-            )
+            self._insert(intent, WRITTEN_FIRST)
+
+    def _insert(self, intent: Intent, fields: int) -> None:
+        names, marks = ", ".join(Intent._fields[:fields]), ", ".join("?" * fields)
+        self._db.execute(
+            f"INSERT INTO intents ({names}) VALUES ({marks})",
+            [_stored(value) for value in intent[:fields]],
+        )
 
     def accept(self, intent_id: str) -> None:
         """Note that the exchange has taken the order, whatever comes of it."""
@@ -185,8 +187,8 @@ class Journal:
             changed = self._db.execute(
                 "UPDATE intents SET outcome = ?, exchange_order_id = ?, executed = ?, cost = ?,"
                 " fee = ?, settled = ?, note = ? WHERE id = ? AND outcome IS NULL",
-                (outcome, found.exchange_order_id if found else None, str(volume), str(cost),
-                 str(fee), now, note, intent.id),
+                (outcome, _stored(found.exchange_order_id) if found else None, str(volume),
+                 str(cost), str(fee), now, _stored(note), intent.id),
             ).rowcount  # fmt: skip
             if changed != 1:
                 raise StopError(f"intent {intent.id} already had an end; it cannot get another")
@@ -194,6 +196,7 @@ class Journal:
                 self._set("held", account.held + sign * volume)
                 self._set("cash", account.cash - sign * cost)
                 self._set("fees", account.fees + fee)
+                self._set("on_margin", int(intent.leverage > 0))
 
     def open_intents(self) -> list[Intent]:
         return self.intents("outcome IS NULL")
@@ -238,20 +241,30 @@ class Journal:
         values = (Decimal(self.get(key, "0")) for key in ("held", "cash", "fees", "rollover"))
         return Account(*values)
 
-    def adopt(self, held: Decimal, price: Decimal, now: int) -> None:
-        """Take over what is held, as if the difference had been traded at `price`; end a halt."""
-        difference = held - self.account().held
-        self.put(entered=1, halted=None, flatten=None)
-        if difference:
-            side = Side.BUY if difference > 0 else Side.SELL
-            volume, serial = abs(difference), self.count("1")
-            intent = Intent(
-                f"adopted-{now}-{serial}", 0, now, Purpose.ADOPT, side, volume, 0, False,
-                "run --adopt", held - difference, now, now,
-            )  # fmt: skip
-            self.write(intent)
-            found = Execution(intent.id, "", OrderStatus.CLOSED, volume, volume * price, ZERO)
-            self.conclude(intent, ADOPTED, now, found)
+    def adopt(self, held: Decimal, price: Decimal, now: int, on_margin: bool) -> None:
+        """Take over what is held, as if the difference had been traded at `price`; end a halt.
+
+        Orders whose end was still unknown are given up: what is held now is the truth.
+        """
+        account = self.account()
+        difference = held - account.held
+        side, volume = Side.BUY if difference > 0 else Side.SELL, abs(difference)
+        row = Intent(
+            f"adopted {now} {self.count('1')}", 0, now, Purpose.ADOPT, side, volume,
+            int(on_margin), False, "run --adopt", account.held, now, now, True, ADOPTED, None,
+            volume, volume * price, ZERO, now,
+        )  # fmt: skip
+        with self._transaction():
+            self._db.execute(
+                "UPDATE intents SET outcome = 'given up', settled = ? WHERE outcome IS NULL", (now,)
+            )
+            if difference:
+                self._insert(row, len(row))
+                self._set("held", held)
+                self._set("cash", account.cash - difference * price)
+            for key, value in (("entered", 1), ("halted", None), ("flatten", None)):
+                self._set(key, value)
+            self._set("on_margin", int(on_margin))
 
     def halt(self, reason: str) -> StopError:
         """Write why the bot stops for good, and return the error that ends it."""
@@ -278,10 +291,10 @@ class Journal:
                 lots.append((volume, cost))
         return total
 
-    def resume(self) -> None:
-        """Clear a halt; losses and fruitless orders count anew from here."""
+    def resume(self, flatten: str | None = None) -> None:
+        """Clear a halt, or replace it by a reason to flatten; losses count anew from here."""
         number = self._db.execute("SELECT max(number) FROM intents").fetchone()[0]
-        self.put(halted=None, flatten=None, pnl_at_resume=None, fruitless_from=number or 0)
+        self.put(halted=None, flatten=flatten, pnl_at_resume=None, fruitless_from=number or 0)
 
     def charge(self, charge_id: str, time: int, kind: str, amount: Decimal) -> None:
         """Book a margin opening fee or a rollover, once, however often it is told."""
@@ -513,6 +526,8 @@ def _check(path: Path) -> None:
 def _stored(value: object) -> object:
     if isinstance(value, Enum):
         return value.value
+    if isinstance(value, str):  # Half a surrogate pair from outside cannot be stored as it is.
+        return value.encode("utf-8", "backslashreplace").decode()
     return str(value) if isinstance(value, Decimal) else value
 
 

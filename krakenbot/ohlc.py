@@ -57,6 +57,8 @@ class CandleWindow:
         if known is None:
             self._candles = fill(finished, self._interval_s)[-self._kept :]
             return
+        if finished and finished[-1].time - known > ROWS_MAX * self._interval_s:
+            raise UnansweredError(f"OHLC answer jumps from {known} to {finished[-1].time}")
         stored = {candle.time: candle for candle in self._candles[-10:]}
         for candle in finished:
             before = stored.get(candle.time)

@@ -48,15 +48,25 @@ class Orders:
         self._clock = clock
         self._emit = emit
         self.base = ""  # The pair's base asset, known once its rules are.
-        self._looks: dict[str, float] = {}
+        self._looks: dict[str, tuple[float, float]] = {}
         self._entries: set[str] = set()
 
     # -- sending -------------------------------------------------------------------------------
 
     def send(self, step: Step, rules: PairRules, candle: int, held: Decimal, reason: str) -> None:
         """Write the intent, send its order once, and settle it."""
-        intent = self._write(step, rules, candle, held, reason)
-        self._emit("order", f"{intent.side.value} {plain(intent.volume)}: {reason}")
+        intent = self._intent(step, rules, candle, held, reason)
+        is_first = self._journal.count("1") == 0
+        if is_first and self._exchange.find(intent.id, intent.created) is not None:
+            # The journal is new, yet the exchange knows this order: an earlier journal was lost.
+            self._journal.write(intent)
+        else:
+            self._journal.write(intent)
+            self._send(intent)
+        self.settle()
+
+    def _send(self, intent: Intent) -> None:
+        self._emit("order", f"{intent.side.value} {plain(intent.volume)}: {intent.reason}")
         try:
             self._exchange.place(intent.order, intent.deadline)
         except UnansweredError as error:
@@ -74,12 +84,10 @@ class Orders:
             raise
         else:
             self._journal.accept(intent.id)
-        self.settle()
 
-    def _write(
+    def _intent(
         self, step: Step, rules: PairRules, candle: int, held: Decimal, reason: str
     ) -> Intent:
-        """Return the intent, which is on disk by then."""
         owner, now = self._owner, self._now()
         leverage, offered = owner.leverage, rules.leverages(step.side)
         if step.purpose is Purpose.CLOSE and leverage and offered and leverage not in offered:
@@ -89,7 +97,7 @@ class Orders:
             "interval_s = ? AND candle = ? AND purpose = ? AND outcome = ?",
             owner.interval_s, candle, step.purpose.value, NOT_SENT,
         )  # fmt: skip
-        intent = Intent(
+        return Intent(
             id=client_order_id(
                 owner.fingerprint, owner.pair, owner.interval_s, candle, step.purpose, attempt
             ),
@@ -105,8 +113,6 @@ class Orders:
             created=now,
             deadline=now + DEADLINE_S,
         )
-        self._journal.write(intent)
-        return intent
 
     def _drop_refused(self, intent: Intent, error: Exception) -> None:
         """Believe a refusal after one look that finds no such order; else leave it to settling."""
@@ -171,9 +177,10 @@ class Orders:
         Certain means: the deadline and the lag of reading are over, this process has looked for
         a good while, and neither the trades nor the position say otherwise.
         """
-        now = self._clock.monotonic()
-        watched_s = now - self._looks.setdefault(intent.id, now)
-        if self._clock.now() <= intent.deadline + VISIBLE_S or watched_s < WATCH_MIN_S:
+        now, is_over = self._clock.monotonic(), self._clock.now() > intent.deadline + VISIBLE_S
+        first, first_after = self._looks.get(intent.id, (now, float("inf")))
+        self._looks[intent.id] = first, min(first_after, now) if is_over else first_after
+        if now - first < WATCH_MIN_S or not is_over or now - first_after < LOOK_PAUSE_S:
             return False
         if intent.accepted:
             raise self._journal.halt(
@@ -201,6 +208,13 @@ class Orders:
         Reading may lag, so a difference is asked about for a while; then a person must look.
         """
         explained = self._journal.account().held
+        on_margin = self._owner.leverage > 0
+        if explained and self._journal.get("on_margin", str(int(on_margin))) != str(int(on_margin)):
+            raise self._journal.halt(
+                f"{plain(explained)} {self._owner.pair} is held {'without' if on_margin else 'on'} "
+                f"margin, leverage is now {self._owner.leverage}: set it back, or close the "
+                "position by hand and `run --adopt`"
+            )
         pause_s, began = 2.0, self._clock.monotonic()
         while True:
             held = self._held(explained)
@@ -233,7 +247,9 @@ class Orders:
             if entry.id in self._entries:
                 continue
             for intent in self._journal.intents("exchange_order_id = ?", entry.exchange_order_id):
-                share = (intent.fee * entry.cost / intent.cost).quantize(CENT)
+                share = intent.fee
+                if intent.cost:
+                    share = (intent.fee * entry.cost / intent.cost).quantize(CENT)
                 amount = max(entry.fee - share, ZERO)
                 self._journal.charge(f"open {entry.id}", self._now(), "opening", amount)
         self._entries = {entry.id for entry in position.entries}

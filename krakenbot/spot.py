@@ -30,6 +30,8 @@ NEEDED_PERMISSIONS = ("query-funds", "query-open-trades", "query-closed-trades",
 FORBIDDEN_PERMISSIONS = ("withdraw-funds", "add-withdraw-address", "update-withdraw-address")
 FEE_RATE_ASSUMED = Decimal("0.008")
 SEARCH_BEFORE_S = 60
+TRADES_PAGE = 50
+TRADES_MAX = 1000
 _BROKEN = (AttributeError, KeyError, TypeError, ValueError, IndexError)
 
 
@@ -148,8 +150,8 @@ class Spot:
         result = self._client.private("Ledgers", {"type": "rollover", "start": since})
         try:
             return [
-                Rollover(ledger_id, str(row["refid"]), int(row["time"]), decimal(row["fee"]))
-                for ledger_id, row in (result["ledger"] or {}).items()
+                Rollover(key, str(row["refid"]), int(decimal(row["time"])), decimal(row["fee"]))
+                for key, row in (result["ledger"] or {}).items()
                 if row["type"] == "rollover" and row["asset"] == self._known_rules().quote
             ]
         except _BROKEN as error:
@@ -239,15 +241,18 @@ class Spot:
         return rows
 
     def traded_orders(self, since: int) -> Sequence[str]:
-        result = self._client.private("TradesHistory", {"start": since, "without_count": "true"})
-        try:
-            return [
-                str(row["ordertxid"])
-                for row in result["trades"].values()
-                if self._is_ours(row["pair"])
-            ]
-        except _BROKEN as error:
-            raise _odd("TradesHistory", error) from error
+        params: dict[str, object] = {"start": since, "without_count": "true"}
+        found: list[str] = []
+        for offset in range(0, TRADES_MAX, TRADES_PAGE):
+            result = self._client.private("TradesHistory", params | {"ofs": offset})
+            try:
+                rows = list(result["trades"].values())
+                found += [str(row["ordertxid"]) for row in rows if self._is_ours(row["pair"])]
+            except _BROKEN as error:
+                raise _odd("TradesHistory", error) from error
+            if len(rows) < TRADES_PAGE:
+                return found
+        raise UnansweredError(f"TradesHistory: more than {TRADES_MAX} trades since {since}")
 
     def key_permissions(self) -> Sequence[str]:
         """Return the permission codes of the API key. Source: GetApiKeyInfo."""
@@ -281,7 +286,7 @@ def _execution(client_order_id: str, exchange_id: str, row: Any) -> Execution:
             reason=str(row.get("reason") or ""),
         )
         volume, cost = execution.volume, execution.cost
-        if min(volume, cost) < 0 or (volume == 0) != (cost == 0):
+        if min(volume, cost) < 0 or (volume == 0 and cost):
             raise ValueError(f"volume {volume}, cost {cost}")
     except _BROKEN as error:
         raise _odd("order", error) from error

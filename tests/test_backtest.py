@@ -5,10 +5,13 @@ import os
 import sqlite3
 import unittest
 from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from decimal import Decimal as D
 from functools import reduce
 from pathlib import Path
 
+from krakenbot import bot, cli, config
+from krakenbot import orders as orders_module
 from krakenbot.bot import WAKE_DELAY_S, Bot
 from krakenbot.decision import Plan
 from krakenbot.errors import StopError
@@ -16,7 +19,7 @@ from krakenbot.journal import Journal, prepare
 from krakenbot.model import Candle, Quote
 from krakenbot.pairs import PairRules, parse_rules
 from krakenbot.risk import Limits
-from krakenbot.simulated import backtest
+from krakenbot.simulated import backtest, drag
 from krakenbot.simulated.backtest import Costs, Replay
 from krakenbot.simulated.candlefile import Columns, read
 from krakenbot.simulated.exchange import PaperExchange
@@ -111,8 +114,8 @@ class TestAgainstTheLiveTick(unittest.TestCase):
             prepare(sqlite3.connect(":memory:", isolation_level=None), Path(":memory:"))
         )
         exchange = PaperExchange(world, world, world, fee_rate=D(fee), start_balance=D(balance))
-        bot = Bot(wish, exchange, journal, world, "test")
-        bot._start()
+        live_bot = Bot(wish, exchange, journal, world, "test")
+        live_bot._start()
         halted = None
         for number in range(len(columns.closes) - 1):
             world.time = columns.time + (number + 1) * columns.interval_s + WAKE_DELAY_S
@@ -179,10 +182,150 @@ class TestAgainstTheLiveTick(unittest.TestCase):
         self.assertLessEqual({"none", "liquidated", "the"}, endings)
 
 
+class TestFiles(unittest.TestCase):
+    """What is not a series of candles gives one message with file and line, never a number."""
+
+    def setUp(self) -> None:
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+
+    def rows(self, count: int = 40) -> list[str]:
+        return [
+            f"{1_600_000_020 + at * 60},{100 + at}.5,{110 + at},{99 + at}.25,{101 + at}.0,1.5,3"
+            for at in range(count)
+        ]
+
+    def run_on(self, content: bytes, name: str = "XBTUSD_1.csv") -> tuple[int, str, str]:
+        (self.folder / name).write_bytes(content)
+        return command(str(self.folder / name))
+
+    def test_each_kind_of_bad_line_is_named(self) -> None:
+        good = self.rows()
+        for bad in (
+            "1600001820,100,nan,99,100,1,1", "1600001820,inf,inf,99,100,1,1", "text", "",
+            "1600001820,-100,100,-100,100,1,1", "1600001820,0,100,0,100,1,1",
+            "1600001820,100,99,98,100,1,1", "1600001820,100,101,99,100,1",
+            "1600001820,100,101,99,100,1,1,1", "1600001820,1_00,101,99,100,1,1",
+            "1600001820,100,101,99,100,-1,1", "1600001820,100,101,99,100,x,1",
+            "1600001820,100.0000000000001,101,99,100,1,1", good[29], good[20],
+            "1600001821,100,101,99,100,1,1", "9600001820,100,101,99,100,1,1",
+            "1600001820,100,101,99,100,1,", "1600001820,1.0.0,101,1,100,1,1",
+        ):  # fmt: skip
+            with self.subTest(bad):
+                text = "\n".join([*good[:30], bad, *good[31:]]) + "\n"
+                code, output, errors = self.run_on(text.encode())
+                self.assertEqual((code, output), (2, ""))
+                self.assertEqual(errors.count("\n"), 1)
+                self.assertIn("XBTUSD_1.csv:31:", errors)
+
+    def test_files_that_are_no_series_are_refused(self) -> None:
+        text = "\n".join(self.rows()).encode() + b"\n"
+        hours = "\n".join(f"{1_600_002_000 + at * 3600},9,9,9,9,1,1" for at in range(30)).encode()
+        for name, content in {
+            "XBTUSD_1.csv": b"", "XBTUSD_5.csv": text, "XBTUSD_1.csv.gz": gzip.compress(text)[:-9],
+            "XBTEUR_1.csv.gz": text, "ETHUSD_1.csv": text[:50], "SOLUSD_1.csv": b"\x00\xff" * 99,
+            "ETHEUR_1.csv": text[:-400] + hours, "a.json": b"{}", "b.json": b"[1]",
+        }.items():  # fmt: skip
+            with self.subTest(name):
+                code, output, errors = self.run_on(content, name)
+                self.assertEqual((code, output), (2, ""))
+                self.assertIn(name, errors)
+        self.assertEqual(command(str(self.folder / "none_1.csv"))[0], 2)
+
+    def test_marks_line_ends_and_gaps_change_nothing(self) -> None:
+        rows = self.rows()
+        text = "\n".join(rows).encode() + b"\n"
+        expected = self.run_on(text)
+        self.assertEqual(expected[0], 0)
+        for same in (b"\xef\xbb\xbf" + text, text.replace(b"\n", b"\r\n"), text + b"\n\n", text[:-1]):
+            self.assertEqual(self.run_on(same), expected)
+        flat = rows[:10] + [rows[10].split(",")[0] + ",110.0,110.0,110.0,110.0,0,0"] + rows[11:]
+        with_gap = "\n".join(rows[:10] + rows[11:]).encode()
+        self.assertEqual(self.run_on(with_gap), self.run_on("\n".join(flat).encode()))
+
+    def test_a_folder_is_stitched_in_order_of_time(self) -> None:
+        rows = self.rows(60)
+        expected = self.run_on("\n".join(rows).encode())
+        (self.folder / "XBTUSD_1.csv").unlink()
+        for number, part in enumerate((rows[30:], rows[:30])):
+            path = self.folder / str(number) / "XBTUSD_1.csv"
+            path.parent.mkdir()
+            path.write_text("\n".join(part))
+        self.assertEqual(command(str(self.folder)), expected)
+
+    def test_prices_as_text_and_as_numbers_are_the_same_candles(self) -> None:
+        mixed = "\n".join(
+            f"{60 * at},{p},{p}.50,{p - 1}.0,{p}.5,1E+1,3" for at, p in enumerate(range(90, 120))
+        )
+        path = self.folder / "XBTUSD_1.csv"
+        path.write_text(mixed)
+        columns = reduce(Columns.joined, read([path], 60, []))
+        self.assertEqual([*map(float, columns.opens)], [*map(float, range(90, 120))])
+        self.assertEqual((columns.low, columns.high), (89.0, 119.5))
+        five = reduce(Columns.joined, aggregate(split(columns, (7, 1, 3)), 300))
+        self.assertEqual((five.time, five.interval_s), (0, 300))
+        self.assertEqual([*five.opens], [90.0, 95.0, 100.0, 105.0, 110.0, 115.0])
+        self.assertEqual([*five.highs], [94.5, 99.5, 104.5, 109.5, 114.5, 119.5])
+        self.assertEqual([*five.lows], [89.0, 94.0, 99.0, 104.0, 109.0, 114.0])
+        self.assertEqual([*five.closes], [94.5, 99.5, 104.5, 109.5, 114.5, 119.5])
+
+    def test_a_sweep_gives_what_each_run_gives_alone(self) -> None:
+        columns = wild(3)[0]
+        rows = [
+            f"{60 * at},{o},{h},{low},{c},1,1"
+            for at, (o, h, low, c) in enumerate(zip(*columns[4:], strict=True))
+        ]
+        path = self.folder / "XBTUSD_1.csv"
+        path.write_text("\n".join(rows))
+        code, output, _ = command(str(path), "--sweep", "length=5:15:5", "interval=1,5", "--json")
+        self.assertEqual(code, 0)
+        runs = json.loads(output)
+        self.assertEqual(len(runs), 6)
+        for run in runs:
+            alone = command(
+                str(path), "--json", "--length", str(run.pop("length")),
+                "--interval", str(run.pop("interval")),
+            )  # fmt: skip
+            self.assertEqual(json.loads(alone[1]), run)
+
+
+class TestFeeDrag(unittest.TestCase):
+    def test_a_turn_costs_two_fees_and_an_opening_fee(self) -> None:
+        columns = wild(3)[0]
+        candles = [
+            Candle(at * 60, *(D(repr(float(price))) for price in prices))
+            for at, prices in enumerate(zip(*columns[4:], strict=True))
+        ]
+        settings = config.load(None, {"HOME": "/"}, Path("/nonexistent"))
+        found = drag.check_fee_drag(settings, candles, XBTUSD, D("0.008"))
+        assert found is not None
+        self.assertTrue(found.too_much)
+        self.assertAlmostEqual(float(found.percent_per_turn), 1.62, delta=0.1)
+        self.assertIn(str(found.fits), found.lines()[-1])
+        free = drag.check_fee_drag(settings, candles, XBTUSD, D(0))
+        assert free is not None
+        self.assertEqual((free.fee_percent_per_day, free.turns_per_day), (0, found.turns_per_day))
+        self.assertIsNone(drag.check_fee_drag(settings, candles[:20], XBTUSD, D("0.008")))
+
+
+class TestSameConstants(unittest.TestCase):
+    def test_the_replay_waits_and_gives_up_as_the_bot_does(self) -> None:
+        self.assertEqual(backtest.WAKE_DELAY_S, bot.WAKE_DELAY_S)
+        self.assertEqual(backtest.ROUNDS_MAX, bot.ROUNDS_MAX)
+        self.assertEqual(backtest.FRUITLESS_MAX, orders_module.FRUITLESS_MAX)
+
+
+def command(*words: str) -> tuple[int, str, str]:
+    """Return exit code, output and errors of `backtest`, run far from any configuration."""
+    output, errors = io.StringIO(), io.StringIO()
+    with redirect_stdout(output), redirect_stderr(errors):
+        code = cli.main(["--config", os.devnull, "backtest", *words])
+    return code, output.getvalue(), errors.getvalue()
+
+
 def wild(seed: int) -> tuple[Columns, Plan, str]:
     """Return a jumpy market and a plan in which every limit is met sooner or later."""
-    import random
-
     dice = random.Random(seed)
     price, closes, opens, highs, lows = 20000.0, [], [], [], []
     for _ in range(700):

@@ -524,7 +524,8 @@ class TestRefused(BotTest):
                 self.exchange.script = [word]
                 bot = self.once()
                 self.assertEqual([(Purpose.OPEN, REFUSED)], self.outcomes())
-                self.assertEqual(1, len(self.exchange.looks))
+                # One look before a journal's first order, one after the refusal.
+                self.assertEqual(2, len(self.exchange.looks))
                 bot.tick()
                 self.assertEqual(1, len(self.exchange.placed))
                 self.once(101)

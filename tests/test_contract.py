@@ -39,6 +39,14 @@ BALANCE = D(10000)
 CENTS = D("0.0001")  # TradeBalance and Balance are told to four digits of a dollar.
 
 
+def setUpModule() -> None:  # noqa: N802
+    logging.disable(logging.CRITICAL)
+
+
+def tearDownModule() -> None:  # noqa: N802
+    logging.disable(logging.NOTSET)
+
+
 def write_candles(folder: Path, seed: int) -> Path:
     """Write minutes of a market with turns, ties and gaps of price between candles."""
     dice = Random(seed)
@@ -373,9 +381,6 @@ class TestTheBotOnBoth(unittest.TestCase):
     """The same candles, the same bot: what differs is only whose books are behind the port."""
 
     def test_fills_prices_and_costs_are_identical(self) -> None:
-        logger = logging.getLogger("krakenbot")
-        self.addCleanup(logger.setLevel, logger.level)
-        logger.setLevel(logging.CRITICAL)
         for seed, leverage, one_order in ((1, 2, False), (2, 3, True), (3, 0, False)):
             with (
                 self.subTest(seed=seed, leverage=leverage, one_order=one_order),

@@ -216,7 +216,7 @@ class TestAccount(Folder):
 
     def test_an_adopted_position_counts_as_traded_at_its_price(self) -> None:
         journal = self.journal()
-        journal.adopt(Decimal(1), Decimal(100), CANDLE)
+        journal.adopt(Decimal(1), Decimal(100), CANDLE, True)
         self.assertEqual(Decimal(1), journal.account().held)
         self.assertEqual(0, journal.account().pnl(Decimal(100)))
         self.assertEqual(Decimal(10), journal.account().pnl(Decimal(110)))
@@ -224,7 +224,7 @@ class TestAccount(Folder):
 
     def test_closing_an_adopted_position_realizes_what_it_won(self) -> None:
         journal = self.journal()
-        journal.adopt(Decimal(1), Decimal(100), CANDLE)
+        journal.adopt(Decimal(1), Decimal(100), CANDLE, True)
         self.traded(journal, 0, Side.SELL, "1", "110")
         self.assertEqual(journal.account().pnl(Decimal(999)), Decimal(10))
         self.assertEqual(Decimal(10), journal.realized())
@@ -414,7 +414,7 @@ class TestFullDisk(Folder):
                 lambda full=full: full.decide(
                     ROW, MarginSummary(Decimal(1), Decimal(0), Decimal(0))
                 ),
-                lambda full=full: full.adopt(Decimal(1), Decimal(1), CANDLE),
+                lambda full=full: full.adopt(Decimal(1), Decimal(1), CANDLE, True),
             ]
             stopped = 0
             before = list(connection.iterdump())

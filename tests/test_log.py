@@ -26,6 +26,11 @@ class TestLog(unittest.TestCase):
         self.addCleanup(root.handlers.__setitem__, slice(None), root.handlers[:])
         self.addCleanup(log._hidden.clear)
         self.stream = io.StringIO()
+        ours = logging.getLogger("krakenbot")  # Other tests silence it.
+        self.addCleanup(setattr, ours, "propagate", ours.propagate)
+        self.addCleanup(ours.setLevel, ours.level)
+        ours.propagate = True
+        ours.setLevel(logging.NOTSET)
 
     def lines(self, format: str = "text", level: str = "info") -> logging.Logger:
         log.setup(level, format, self.stream)

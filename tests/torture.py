@@ -162,13 +162,13 @@ class Wire:
             if world.time - began > TIMEOUT_S:
                 raise TimeoutError("timed out")
         except ConnectionRefusedError as error:
-            world.note("refused", "", b"")
+            world.note("refused", "", "")
             world.not_sent(target)
             raise LaterError(f"connection refused: {error}", sent=False) from None
         except OSError as error:
             if isinstance(error, TimeoutError):
                 world.pass_time(max(0.0, began + TIMEOUT_S - world.time))
-            world.note("lost", str(error), b"")
+            world.note("lost", str(error), "")
             raise UnansweredError(f"no whole answer: {error}") from None
         finally:
             world.look_at_exchange()
@@ -238,14 +238,13 @@ class World:
         self.clean = True  # Nobody but this journal ever traded.
         self.foreign_at = self.candle_fault_at = self.disk_failed_at = self.clock_off_at = -DAY_S
         self.calm_from = self.time
-        self.storming = False
+        self.storming = self.lose_journal = False
         self.verified = 0
         self.decided_at = 0.0
         self.decided_candle = 0
         self.born = 0.0  # When the process under test was started.
         self.new_journal()
         self.next_event = self.time + self.random.uniform(60, 3600)
-        self.key_used = False
 
     def _choose(self) -> Setting:
         choice = self.random.choice
@@ -271,18 +270,21 @@ class World:
         with contextlib.suppress(Over):
             while True:
                 self._supervise()
-        self.end = float("inf")
+        self.end = self.next_event = float("inf")
         self._calm_down()
+        self.stop_asked = self.lose_journal = False
         self.verify()
         self._last_look()
 
     def _supervise(self) -> None:
         """Start the process and do what a supervisor and its person do when it ends."""
         choice = self.random.random
+        if self.lose_journal:
+            self.new_journal()
         try:
             self._process(adopt=False)
         except Death:
-            self.note("death", "", b"")
+            self.note("death", "", "")
             self.counts["deaths"] += 1
             if self.storming and choice() < 0.5:
                 self.die_at = self.steps + self.random.randint(1, 150)
@@ -304,7 +306,7 @@ class World:
     def _person(self, error: StopError) -> None:
         """Look whether the reason is true, wait, and let the bot trade again."""
         choice = self.random.random
-        self.note("halt", str(error), b"")
+        self.note("halt", str(error), "")
         self.counts[f"exit {error.exit_code}"] += 1
         self._check_reason(str(error), error.exit_code)
         if choice() < 0.3:
@@ -320,7 +322,7 @@ class World:
                 self._process(adopt=True, once=True)
                 return
             except (StopError, LaterError, ConfigError, StopRequestedError) as again:
-                self.note("halt", f"while adopting: {again}", b"")
+                self.note("halt", f"while adopting: {again}", "")
                 if isinstance(again, StopError):
                     self._check_reason(str(again), again.exit_code)
                 how = 0.5 if "position" in str(again) else choice()
@@ -376,7 +378,7 @@ class World:
         return bot, journal, lock
 
     def _process(self, adopt: bool = False, once: bool = False, flatten: bool = False) -> None:
-        self.note("start", f"adopt={adopt} once={once} flatten={flatten}", b"")
+        self.note("start", f"adopt={adopt} once={once} flatten={flatten}", "")
         bot, journal, lock = self._open_process()
         try:
             if flatten:
@@ -438,14 +440,14 @@ class World:
             self.stop_asked = True
         if choice() < 0.03:
             self.counts["journals deleted"] += 1
-            self.delete_journal_at_next_start = True
-        self.note("storm", f"{self.faults.chances} lag={self.faults.lag_s}", b"")
+            self.lose_journal = True
+        self.note("storm", f"{self.faults.chances} lag={self.faults.lag_s}", "")
         self._set_alarm()
         self.next_event = self.time + self.random.choice((60, 300, 1200)) * (0.3 + choice())
 
     def _calm_down(self) -> None:
         self.storming = False
-        self.note("calm", "", b"")
+        self.note("calm", "", "")
         if self.candle_fault_at == float("inf"):
             self.candle_fault_at = self.time
         self.faults.chances, self.faults.lag_s = {}, 0.0
@@ -467,7 +469,7 @@ class World:
             wish |= {"side": "sell" if held > 0 else "buy", "volume": 2 * abs(held)}
         elif what in ("close", "liquidate") and self.setting.leverage:
             wish = {"pair": ALTNAME, what: True}
-        self.note("hands", str(wish), b"")
+        self.note("hands", str(wish), "")
         self.counts[f"hands: {what}"] += 1
         with contextlib.suppress(Exception):
             self.api._settle()
@@ -486,10 +488,10 @@ class World:
         if self.steps >= self.die_at:
             self.die_at = STEPS_MAX
             self._set_alarm()
-            self.dead = self.random.choice((True, False))
-            self.note("dying", f"{'before' if self.dead else 'after'} {what:.60}", b"")
-            if self.dead or what == "wait":
-                self.dead = True
+            self.dead = True
+            before = what == "wait" or self.random.choice((True, False))
+            self.note("dying", f"{'before' if before else 'after'} {what:.60}", "")
+            if before:
                 raise Death
             return Death()
         if what.startswith(("SELECT", "wait", "send", "answer", "PRAGMA", "ROLLBACK")):
@@ -498,7 +500,7 @@ class World:
         self._set_alarm()
         self.disk_failed_at = self.time
         self.counts["disk faults"] += 1
-        self.note("disk", f"fails at {what:.60}", b"")
+        self.note("disk", f"fails at {what:.60}", "")
         error = sqlite3.OperationalError(
             self.random.choice(("database or disk is full", "disk I/O error"))
         )
@@ -510,3 +512,423 @@ class World:
 
     def _set_alarm(self) -> None:
         self.alarm = min(self.die_at, self.fail_at, STEPS_MAX)
+
+    # -- looking from outside --------------------------------------------------------------------
+
+    def note(self, what: str, text: str, body: bytes | str) -> None:
+        self.trace.append((self.time, what, text, body))
+        if self.show:
+            print(_line(self.steps, *self.trace[-1]))
+
+    def _expect(self, holds: bool, name: str, text: str) -> None:
+        if not holds:
+            raise Violation(name, text)
+
+    def _raw(self, sql: str, *values: object) -> sqlite3.Cursor:
+        """Read the journal past the faults."""
+        return sqlite3.Connection.execute(self.disk, sql, values)
+
+    def new_journal(self) -> None:
+        """Begin an empty journal; what the old one explained is nobody's now."""
+        self.lose_journal = False
+        self.disk = sqlite3.connect(":memory:", isolation_level=None, factory=Disk)
+        self.disk.world = self
+        self.foreign += self.own
+        self.own = self.own_fees = self.own_cash = ZERO
+        self.verified = 0
+        if self.sent:
+            self.clean = False
+            self.foreign_at = self.time
+            self.note("hands", "the journal is deleted", "")
+
+    def _position(self) -> Decimal:
+        book = self.api.account.books.get(PAIR)
+        return book.volume if book else ZERO
+
+    def check_request(self, target: str, body: bytes, fresh: bool) -> None:
+        """What must hold whenever a signed request leaves."""
+        fields = dict(parse_qsl(body.decode()))
+        nonce = int(fields["nonce"])
+        self._expect(nonce > self.nonce, "nonces rise", f"{nonce} after {self.nonce}")
+        self.nonce = nonce
+        self._expect(
+            SANDBOX_SECRET not in target + body.decode(), "no secret", "it is in a request"
+        )
+        if not target.endswith("AddOrder"):
+            return
+        name = fields.get("cl_ord_id", "")
+        self.counts["orders sent"] += 1
+        self._verify_ends()
+        self._expect(fresh, "a fresh connection for an order", name)
+        self._expect("deadline" in fields, "an order has a deadline", str(fields))
+        self._expect(name not in self.sent, "one send an intent", f"{name} is sent again")
+        self.sent.add(name)
+        self.sent_now = name
+        self._expect(not self.disk.in_transaction, "written first", "a transaction is open")
+        rows = self._raw("SELECT * FROM intents WHERE outcome IS NULL").fetchall()
+        known = [row for row in rows if row["id"] == name]
+        self._expect(bool(known), "written first", f"{name} is not in the journal")
+        others = [row["id"] for row in rows if row["id"] != name]
+        self._expect(not others, "nothing sent while an intent is open", f"{others} are")
+        durable = self._raw("PRAGMA synchronous").fetchone()[0]
+        self._expect(durable >= 2, "written for keeps", f"synchronous is {durable}")
+        row = known[0]
+        said = fields["type"], Decimal(fields["volume"]), fields.get("reduce_only") == "true"
+        meant = row["side"], Decimal(row["volume"]), bool(row["reduce_only"])
+        self._expect(said == meant, "sent as written", f"{said} instead of {meant}")
+        ended = self._raw(
+            "SELECT count(*) FROM intents WHERE candle = ? AND purpose = ? AND id != ?"
+            " AND outcome != 'not sent'", row["candle"], row["purpose"], name,
+        ).fetchone()[0]  # fmt: skip
+        self._expect(not ended, "one order a step", f"candle {row['candle']} {row['purpose']}")
+        closes = self.setting.leverage and row["purpose"] == "close"
+        self._expect(not closes or said[2], "closing is reduce_only", name)
+
+    def not_sent(self, target: str) -> None:
+        if target.endswith("AddOrder"):
+            self.sent.discard(self.sent_now)
+
+    def look_at_exchange(self) -> None:
+        """Take note of every order that was executed since the last look."""
+        newest = next(reversed(self.api.orders), None)
+        if newest == self.newest_order:
+            return
+        fresh = []
+        for txid in reversed(self.api.orders):
+            if txid == self.newest_order:
+                break
+            fresh.append((txid, self.api.orders[txid]))
+        self.newest_order = newest
+        for txid, row in reversed(fresh):
+            self._executed(txid, row)
+
+    def _executed(self, txid: str, row: dict[str, Any]) -> None:
+        name = row.get("cl_ord_id", "")
+        volume, cost = Decimal(row["vol_exec"]), Decimal(row["cost"])
+        sign = 1 if row["descr"]["type"] == "buy" else -1
+        self.note("executed", f"{name or 'someone else'} {sign * volume}", "")
+        intent = None
+        if name:
+            self._expect(name not in self.executed, "one execution an order", name)
+            self.executed[name] = row | {"txid": txid}
+            self.counts["orders executed"] += 1
+            if self.storming:
+                self.counts["orders executed in a storm"] += 1
+            intent = self._raw("SELECT * FROM intents WHERE id = ?", name).fetchone()
+        if intent is None:
+            self.counts["foreign orders"] += 1
+            self.foreign += sign * volume
+            self.foreign_at, self.clean = self.time, False
+            return
+        ended = intent["outcome"]
+        self._expect(ended is None, "what has an end does not happen", f"{name} was {ended}")
+        before, self.own = self.own, self.own + sign * volume
+        self.own_fees += Decimal(row["fee"])
+        self.own_cash -= sign * cost
+        self.turns += intent["purpose"] == "turn"
+        bound = max(SIZE, abs(before))
+        self._expect(abs(self.own) <= bound, "never beyond size", f"{before} became {self.own}")
+
+    def on_event(self, event: Event) -> None:
+        if event.kind == "decision":
+            self.decided_at = self.time
+            self.decided_candle = int(event.values["candle"])
+            self.verify()
+            if self.time - max(self.calm_from, self.foreign_at, self.born) > CALM_S:
+                self._check_on_target(event.values)
+
+    def verify(self) -> None:
+        """Compare what the journal says has ended with what the exchange has done."""
+        self._verify_ends()
+        self._verify_account()
+
+    def _verify_ends(self) -> None:
+        rows = self._raw(
+            "SELECT * FROM intents WHERE number > ? AND outcome IS NOT NULL ORDER BY number",
+            self.verified,
+        )  # fmt: skip
+        for row in rows.fetchall():
+            self.verified = row["number"]
+            signed = Decimal(row["executed"]) * (1 if row["side"] == "buy" else -1)
+            if row["purpose"] == "adopt":
+                self.own, self.foreign = self.own + signed, self.foreign - signed
+                self.own_cash -= Decimal(row["cost"]) * (1 if row["side"] == "buy" else -1)
+                continue
+            real = self.executed.get(row["id"], {"vol_exec": 0, "cost": 0, "fee": 0})
+            for mine, theirs in (("executed", "vol_exec"), ("cost", "cost"), ("fee", "fee")):
+                self._expect(
+                    Decimal(row[mine]) == Decimal(real[theirs]), "journal = fills",
+                    f"{row['id']} {row['outcome']}: {mine} {row[mine]}, real {real[theirs]}",
+                )  # fmt: skip
+            self.counts[f"outcome {row['outcome']}"] += 1
+
+    def _verify_account(self) -> None:
+        if self._raw("SELECT 1 FROM intents WHERE outcome IS NULL").fetchone():
+            return
+        values = {row[0]: row[1] for row in self._raw("SELECT key, value FROM meta")}
+        told = [Decimal(values.get(key, "0")) for key in ("held", "cash", "fees")]
+        real = [self.own, self.own_cash, self.own_fees]
+        self._expect(told == real, "journal = fills", f"the account is {told}, really {real}")
+        if self.setting.leverage:
+            books = self._position()
+            total = self.own + self.foreign
+            self._expect(books == total, "fills = books", f"{books}, the fills are {total}")
+        self._check_equity_of_books()
+
+    def _check_equity_of_books(self) -> None:
+        account = self.api.account
+        if not self.setting.leverage:
+            return
+        zero = ZERO
+        expected = (
+            self.setting.balance - account.fees.get(QUOTE, zero) - account.rollovers.get(QUOTE, zero)
+            + account.realized.get(QUOTE, zero) + account.unrealized(QUOTE)
+        )  # fmt: skip
+        equity = account.equity(QUOTE)
+        if not self.counts["foreign orders"]:
+            self._expect(equity == expected, "equity identity", f"{equity}, not {expected}")
+
+    def _true_direction(self, candle: int) -> int:
+        series = self.api.feed.series(self.api._rules[PAIR])
+        closes, length = series.columns[3], self.setting.length
+        here = (candle - series.first) // 60
+        while here >= length:
+            difference = closes[here] - closes[here - length]
+            if difference:
+                return 1 if difference > 0 else -1
+            here -= 1
+        return 0
+
+    def _check_on_target(self, values: Mapping[str, str]) -> None:
+        """In calm times the position is where the candles say, or it is said why not."""
+        self.counts["calm decisions"] += 1
+        reason, held = values["reason"], Decimal(values["held"])
+        if "first start" in reason:
+            return
+        wanted = self._true_direction(int(values["candle"]))
+        target = max(wanted, 0) if not self.setting.leverage else wanted
+        polluted = self.candle_fault_at > self.time - 60 * (self.setting.length + 3)
+        if not polluted:
+            self._expect(int(values["target"]) == target, "back on target", f"{values}")
+        if held == SIZE * int(values["target"]):
+            return
+        why = (
+            "are needed", "margin level", "max_orders_per_day", "left alone below",
+            "tried in this candle already",
+        )  # fmt: skip
+        self._expect(any(word in reason for word in why), "back on target", f"{values}")
+        self.counts["calm but held back"] += 1
+
+    def _check_flat(self) -> None:
+        halted = self._raw("SELECT value FROM meta WHERE key = 'halted'").fetchone()
+        self._expect(bool(halted and halted[0]), "flatten halts", "no halt is written")
+        least = Decimal(self.api.listing[PAIR]["ordermin"])
+        self._expect(abs(self.own) < max(least, SIZE), "flatten closes", f"{self.own} is held")
+
+    def _check_reason(self, text: str, code: int) -> None:
+        """A stop says why, and what it says is true."""
+        self._expect(len(text) > 20, "a halt says why", repr(text))
+        name = "true reason"
+        text = text.removeprefix("halted: ").partition(". `krakenbot resume`")[0]
+        recent = self.time - 3600
+        if code == 77:
+            known = self.faults.seen["lockout"] + self.faults.seen["nonce"]
+            self._expect(known > 0, name, text)
+        elif found := re.search(r"exchange holds (\S+) \S+ the journal explains (\S+):", text):
+            self._expect(self.foreign != 0 or self.foreign_at > recent, name, text)
+            self._expect(found[1] != found[2], name, text)
+        elif "is not found, yet" in text:
+            self._expect(self.foreign_at > recent, name, text)
+        elif "in a row traded nothing" in text:
+            rows = self._raw(
+                "SELECT id, executed FROM intents WHERE outcome != 'not sent'"
+                " ORDER BY number DESC LIMIT 5"
+            ).fetchall()
+            idle = all(row[0] not in self.executed or row[1] == "0" for row in rows)
+            self._expect(len(rows) == 5 and idle, name, text)
+        elif "the loss since" in text:
+            self._expect(self.setting.max_loss is not None and abs(self.own) < SIZE, name, text)
+        elif "flattened by hand" in text or "could not close" in text:
+            pass
+        elif "journal cannot be written" in text or "nonce cannot be written" in text:
+            self._expect(self.disk_failed_at > recent, name, text)
+        else:
+            raise Violation(name, f"not expected at all: {text}")
+
+    def _last_look(self) -> None:
+        """With all faults gone: on target, nothing open, and every book the same to the cent."""
+        self.time += 1000
+        self.calm_from = self.time
+        for _ in range(5):
+            try:
+                self._process(once=True)
+                break
+            except StopError as error:
+                self._check_reason(str(error), error.exit_code)
+                self._open_process()[1].resume()
+                self._adopt_at_last()
+        else:
+            raise Violation("a person can mend it", "five times")
+        self.time += 60
+        with contextlib.suppress(StopError):
+            self._process(once=True)
+        rows = self._raw("SELECT id FROM intents WHERE outcome IS NULL").fetchall()
+        self._expect(not rows, "nothing stays open", str(rows))
+        self._check_equity_of_journal()
+        for table in ("meta", "intents", "decisions", "charges"):
+            text = str([tuple(row) for row in self._raw(f"SELECT * FROM {table}")])
+            hidden = SANDBOX_KEY not in text and SANDBOX_SECRET not in text
+            self._expect(hidden, "no secret", f"table {table}")
+
+    def _adopt_at_last(self) -> None:
+        with contextlib.suppress(StopError):
+            self._process(adopt=True, once=True)
+
+    def _check_equity_of_journal(self) -> None:
+        """Start + the journal's profit = the exchange's equity; a turn's fees round twice."""
+        if not self.clean or not self.setting.leverage:
+            return
+        self.api._settle()
+        account, book = self.api.account, self.api.account.books.get(PAIR)
+        if book is None:
+            return
+        values = {row[0]: Decimal(row[1]) for row in self._raw(
+            "SELECT key, value FROM meta WHERE key IN ('held', 'cash', 'fees', 'rollover')"
+        )}  # fmt: skip
+        pnl = values.get("cash", ZERO) + values.get("held", ZERO) * book.price
+        pnl -= values.get("fees", ZERO) + values.get("rollover", ZERO)
+        difference = abs(account.equity(QUOTE) - self.setting.balance - pnl)
+        self._expect(
+            difference <= TICK * self.turns, "equity identity",
+            f"the journal's profit is {pnl}, the exchange's differs by {difference}",
+        )  # fmt: skip
+        self.counts["journals exact to the end"] += 1
+
+
+class Watcher(logging.Handler):
+    """Every log line: kept for the trace, and searched for secrets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world: World | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if SANDBOX_KEY in text or SANDBOX_SECRET in text:
+            raise Violation("no secret", f"in the log: {text}")
+        if self.world is not None:
+            self.world.note(record.levelname.lower(), text, "")
+
+
+def _line(steps: int, when: float, what: str, text: str, body: bytes | str) -> str:
+    shown = body.decode("utf-8", "replace") if isinstance(body, bytes) else body
+    shown = re.sub(r"nonce=\d+&?|&?nonce=\d+", "", shown)
+    most = 160 if what == "got" else 400
+    return f"{when - START:10.2f} {what:9} {text} {shown[:most]}".rstrip()
+
+
+def episode(seed: int, folder: Path, show: bool = False) -> tuple[float, Counter[str], str]:
+    """Return the days, the counts and the failure (or nothing) of one seed."""
+    days = random.Random(f"days {seed}").choice((0.5, 1, 1, 1, 2.5))
+    watcher = Watcher()
+    logger = logging.getLogger("krakenbot")
+    logger.handlers[:] = [watcher]
+    logger.propagate = False
+    logger.setLevel(logging.INFO if show else logging.WARNING)
+    world = World(seed, days, folder, show)
+    watcher.world = world
+    failure = ""
+    try:
+        world.run()
+    except Violation as violation:
+        lines = [_line(0, *entry) for entry in list(world.trace)[-TRACE_LINES:]]
+        failure = (
+            f"VIOLATION seed={seed} step={world.steps} day={(world.time - START) / DAY_S:.3f}\n"
+            f"{world.setting}\n" + "\n".join(lines) + f"\n{violation}\n"
+            f"again: python -m tests.torture --replay {seed}"
+        )
+    counts = world.counts + Counter({f"fault {k}": n for k, n in world.faults.seen.items() if k})
+    counts["steps"] = world.steps
+    return days, counts, failure
+
+
+def _one(seed: int) -> tuple[int, float, Counter[str], str]:
+    assert _folder is not None
+    return seed, *episode(seed, _folder)
+
+
+_folder: Path | None = None
+
+
+def _begin(root: str) -> None:
+    global _folder
+    _folder = Path(tempfile.mkdtemp(dir=root))
+    gc.disable()
+    logging.raiseExceptions = True
+
+
+def episodes(first: int, days: float, jobs: int) -> Iterator[tuple[int, float, Counter[str], str]]:
+    """Yield seed, days, counts and failure of one episode after the other."""
+    root = tempfile.mkdtemp(dir="/dev/shm" if os.path.isdir("/dev/shm") else None)
+    seeds = range(first, first + int(days * 2) + 1)
+    try:
+        if jobs == 1:
+            _begin(root)
+            yield from map(_one, seeds)
+        else:
+            with multiprocessing.Pool(jobs, _begin, (root,), maxtasksperchild=50) as pool:
+                yield from pool.imap_unordered(_one, seeds, chunksize=4)
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.torture", description=__doc__)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--days", type=float, default=100.0)
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--replay", type=int, metavar="SEED")
+    parser.add_argument("--keep-going", action="store_true", help="show every failure, not one")
+    parser.add_argument("--ci", action="store_true", help="fixed seeds for about two minutes")
+    chosen = parser.parse_args(arguments)
+    if chosen.replay is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            _, _, failure = episode(chosen.replay, Path(folder), show=True)
+        print(failure.rpartition("\n")[0].rpartition("\n")[2] or "no violation")
+        return 1 if failure else 0
+    first, days, jobs = chosen.seed, chosen.days, chosen.jobs
+    if chosen.ci:
+        first, days, jobs = 1, 150.0, os.cpu_count() or 1
+    began = time.monotonic()
+    done, said, failures = 0.0, 0.0, 0
+    total: Counter[str] = Counter()
+    for _, lasted, counts, failure in episodes(first, days, jobs):
+        done += lasted
+        total += counts
+        if failure:
+            print(failure, flush=True)
+            failures += 1
+            if not chosen.keep_going:
+                break
+        if done - said >= 1000:
+            said = done
+            _summary(done, total, failures, time.monotonic() - began)
+        if done >= days:
+            break
+    _summary(done, total, failures, time.monotonic() - began)
+    for name, count in sorted(total.items()):
+        print(f"  {name}: {count}")
+    return 1 if failures else 0
+
+
+def _summary(days: float, total: Mapping[str, int], failures: int, seconds: float) -> None:
+    faults = sum(count for name, count in total.items() if name.startswith("fault "))
+    print(
+        f"days={days:.0f} orders={total['orders executed']} faults={faults} "
+        f"deaths={total['deaths']} violations={failures} seconds={seconds:.0f}",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

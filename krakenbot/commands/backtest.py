@@ -44,8 +44,10 @@ _series: dict[int, Columns] = {}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("files", nargs="+", metavar="FILE_OR_DIR", type=Path,
-                        help="PAIR_MINUTES.csv or .csv.gz, a folder of them, or OHLC JSON")  # fmt: skip
+    parser.add_argument(
+        "files", nargs="+", metavar="FILE_OR_DIR", type=Path,
+        help="PAIR_MINUTES.csv or .csv.gz, a folder of them, or OHLC JSON",
+    )  # fmt: skip
     for name, key in _KEYS.items():
         unit = {"interval": " (minutes)", "fee": " (percent)"}.get(name, "")
         parser.add_argument(f"--{name}", help=f"in place of {key.lower()} as configured{unit}")
@@ -330,14 +332,15 @@ def _story(config: Config, result: Result, replay: Replay, setup: str) -> "Story
         text = f"{_date(fill.time)} {side} {plain(trade.volume)} at {plain(trade.price)}: {why}"
         marks.append(Mark(fill.time, float(trade.price), fill.direction > 0, text))
         orders.append((_date(fill.time), side, plain(trade.volume), plain(trade.price),
-                       plain(trade.fee + trade.opening_fee), "filled", why, f"{fill.order}"))  # fmt: skip
+                       plain(trade.fee + trade.opening_fee), "filled", why,
+                       f"{fill.order}"))  # fmt: skip
     length = config.strategy.length if config.strategy.name == "sma-slope" else config.strategy.long
     closes = [close for _, close in replay.newest]
     newest = [
         (moment, close, sum(closes[at + 1 - length : at + 1]) / length if at >= length else None)
         for at, (moment, close) in enumerate(replay.newest)
     ][length:][-360:]
-    notes = [text for text in (result.ended, result.objection) if text]
+    notes = _remarks(result)
     facts = [(name, text) for name, text in _numbers(result) if name != "before costs"]
     return Story(
         title=f"{result.pair} · backtest",
@@ -367,9 +370,9 @@ def _numbers(result: Result) -> list[tuple[str, str]]:
         ("rollover", f"{-result.rollover:+,.2f}"),
         ("net", f"{result.net:+,.2f}"),
         ("max drawdown", f"{result.max_drawdown:,.2f}"),
-        ("exposure", f"{result.exposure:.1%} of the time"),
+        ("exposure", f"{result.exposure:.1%}"),
         ("break-even fee", "-" if fee is None else f"{fee * 100:.4f} %" if fee > 0
-         else "none: lost before fees"),
+         else "none"),
         ("buy and hold", f"{result.hold:+,.2f}"),
     ]  # fmt: skip
 
@@ -383,8 +386,9 @@ def _lines(result: Result, setup: str) -> list[str]:
         *(f"{name:16}{text}" for name, text in _numbers(result)),
         "",
     ]
-    if result.ended:
-        lines.append(f"ended early: {result.ended}")
-    if result.objection:
-        lines.append(f"first order not sent: {result.objection}")
-    return lines
+    return lines + _remarks(result)
+
+
+def _remarks(result: Result) -> list[str]:
+    remarks = ("ended early", result.ended), ("first order not sent", result.objection)
+    return [f"{name}: {text}" for name, text in remarks if text]

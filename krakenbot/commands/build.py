@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def packed() -> bytes:
-    """Return the archive: sources only, sorted, without times and compression, which would differ."""
+    """Return the archive: sources, sorted, without the times and compression that would differ."""
     files = {"__main__.py": DOOR, **dict(_sources(resources.files("krakenbot"), "krakenbot"))}
     memory = io.BytesIO()
     with zipfile.ZipFile(memory, "w") as archive:

@@ -100,7 +100,7 @@ def _futures(config: Config, arguments: argparse.Namespace, values: list[tuple[s
     path = method if method.startswith("/") else f"/derivatives/api/v3/{method}"
     verb = arguments.verb or ("POST" if re.fullmatch(FUTURES_POST, path) else "GET")
     _ask_for_live(arguments, verb == "GET" or path.endswith("/orders/status"))
-    data, headers, lock = urlencode(values), {"User-Agent": USER_AGENT}, None
+    data, headers = urlencode(values), {"User-Agent": USER_AGENT}
     if not re.fullmatch(FUTURES_PUBLIC, path):
         credentials = _credentials("KRAKEN_FUTURES")
         lock = key_lock(config, credentials)  # Held until the process ends.

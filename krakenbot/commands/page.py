@@ -24,8 +24,7 @@ class Mark(NamedTuple):
 
 
 class Point(NamedTuple):
-    """A stretch of candles that ends at `time`; profit since the beginning, after and before costs.
-    """
+    """A stretch of candles that ends at `time`; `net` and `gross` are profit since the beginning."""
 
     time: float
     low: float
@@ -148,13 +147,13 @@ class _Chart:
         self.under = ""
 
     def line(self, name: str, values: Sequence[float], kind: str) -> None:
-        path = " ".join(f"{self._x(t)} {self._y(v)}" for t, v in zip(self.times, values, strict=True))
+        path = " ".join(self._at(t, v) for t, v in zip(self.times, values, strict=True))
         self.layers.append(f'<path class="{kind}" d="M{path}"/>')
         self.series.append((name, kind, values))
 
     def area(self, low: Sequence[float], high: Sequence[float], kind: str) -> None:
-        there = [f"{self._x(t)} {self._y(v)}" for t, v in zip(self.times, high, strict=True)]
-        back = [f"{self._x(t)} {self._y(v)}" for t, v in zip(self.times, low, strict=True)]
+        there = [self._at(t, v) for t, v in zip(self.times, high, strict=True)]
+        back = [self._at(t, v) for t, v in zip(self.times, low, strict=True)]
         self.layers.append(f'<path class="{kind}" d="M{" ".join(there + back[::-1])}Z"/>')
 
     def dots(self, marks: Iterable[Mark]) -> None:
@@ -169,14 +168,15 @@ class _Chart:
     def strip(self, held: Sequence[float]) -> None:
         """Show under the chart what was held."""
         boxes, begin = [], 0
-        for at in range(1, len(held) + 1):
-            if at == len(held) or (held[at] > 0) != (held[begin] > 0) or not held[at] != (
-                not held[begin]):  # fmt: skip
-                if held[begin]:
-                    left, right = self._x(self.times[max(begin - 1, 0)]), self._x(self.times[at - 1])
-                    kind = "long" if held[begin] > 0 else "short"
-                    boxes.append(f'<rect class="{kind}" x="{left}" width="{right - left:.1f}" '
-                                 'y="0" height="1000"/>')  # fmt: skip
+        signs = [(volume > 0) - (volume < 0) for volume in held]
+        for at in range(1, len(signs) + 1):
+            if at == len(signs) or signs[at] != signs[begin]:
+                left, right = self._x(self.times[max(begin - 1, 0)]), self._x(self.times[at - 1])
+                if signs[begin]:
+                    boxes.append(
+                        f'<rect class="{"long" if signs[begin] > 0 else "short"}" x="{left}" '
+                        f'width="{right - left:.1f}" y="0" height="1000"/>'
+                    )
                 begin = at
         self.under = f'<div class="strip"><svg {_BOX}>{"".join(boxes)}</svg></div>'
 
@@ -187,9 +187,9 @@ class _Chart:
             grid.append(f'<path class="grid" d="M0 {y}H{COLUMNS}"/>')
             labels.append(f'<span class="y" style="top:{y / 10:.2f}%">{text}</span>')
         span = self.times[-1] - self.times[0]
-        for share in (0.0, 1 / 3, 2 / 3, 1.0):
+        for share, kind in ((0, ""), (1 / 3, " far"), (1 / 2, " near"), (2 / 3, " far"), (1, "")):
             text = _moment(self.times[0] + share * span, span)
-            labels.append(f'<span class="x" style="left:{share * 100:.1f}%;transform:'
+            labels.append(f'<span class="x{kind}" style="left:{share * 100:.1f}%;transform:'
                           f'translateX(-{share * 100:.0f}%)">{text}</span>')  # fmt: skip
         keys = "".join(f'<span class="key {kind}">{name}</span>' for name, kind, _ in self.series)
         if any('class="buy"' in layer or 'class="sell"' in layer for layer in self.layers):
@@ -209,6 +209,9 @@ class _Chart:
             f"</div>{self.under}</section>"
         )
 
+    def _at(self, moment: float, value: float) -> str:
+        return f"{self._x(moment)} {self._y(value)}"
+
     def _x(self, moment: float) -> float:
         span = self.times[-1] - self.times[0]
         return round((moment - self.times[0]) / span * COLUMNS, 1) if span else 0.0
@@ -222,6 +225,7 @@ def _bars(costs: Sequence[tuple[str, float]]) -> str:
     largest = max((abs(amount) for _, amount in costs), default=0) or 1
     rows = []
     for name, amount in costs:
+        amount += 0.0  # No negative zero.
         width = abs(amount) / largest * 50
         left = 50 if amount >= 0 else 50 - width
         rows.append(
@@ -246,8 +250,8 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _ticks(low: float, high: float) -> list[tuple[float, str]]:
-    """Return some four round values between low and high, with their labels."""
-    rough = (high - low) / 4
+    """Return three to six round values between low and high, with their labels."""
+    rough = (high - low) / 5.5
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * f for f in (1, 2, 2.5, 5, 10) if power * f >= rough * 0.999)
     decimals = max(0, -math.floor(math.log10(step)) + (step / power == 2.5))
@@ -295,8 +299,8 @@ section{padding:.9rem 1rem 1rem;margin:0 0 14px}h2{font-size:1rem;margin:0 0 .2r
 margin-right:.35em;background:var(--c)}.key.buy:before,.key.sell:before{border-radius:50%}
 .price{--c:var(--price)}.second{--c:var(--second)}.buy,.long{--c:var(--buy)}
 .sell,.short{--c:var(--sell)}.lossline{--c:var(--bad)}
-.chart{position:relative;height:270px;margin:0 0 22px 58px;touch-action:pan-y}
-.strip{height:12px;margin:0 0 4px 58px}.chart+.strip{margin-top:-2px}
+.chart{position:relative;height:270px;margin:0 0 20px 58px;touch-action:pan-y}
+.strip{height:12px;margin:0 0 4px 58px}.chart+.strip{margin-top:26px}
 svg{position:absolute;width:100%;height:100%;overflow:visible}.strip{position:relative}
 path{fill:none;stroke:var(--c);stroke-width:1.4;vector-effect:non-scaling-stroke;
 stroke-linejoin:round}path.grid{stroke:var(--rule);stroke-width:1}
@@ -304,7 +308,7 @@ path.range{fill:var(--band);stroke:none;opacity:.55}path.loss{fill:var(--bad);st
 opacity:.18}path.buy,path.sell{stroke-width:8;stroke-linecap:round}rect{fill:var(--c)}
 .chart span{position:absolute;font-size:.74rem;color:var(--soft);white-space:nowrap;
 font-variant-numeric:tabular-nums}.y{right:calc(100% + 6px);transform:translateY(-50%)}
-.x{top:calc(100% + 4px)}.chart i{position:absolute;top:0;bottom:0;width:1px;background:var(--soft);
+.x{top:calc(100% + 4px)}.near{display:none}.chart i{position:absolute;top:0;bottom:0;width:1px;background:var(--soft);
 display:none;pointer-events:none}.chart output{position:absolute;top:4px;display:none;
 padding:.3rem .55rem;font-size:.8rem;background:var(--card);border:1px solid var(--rule);
 border-radius:6px;pointer-events:none;white-space:pre;z-index:1;
@@ -319,7 +323,7 @@ b.good{background:var(--good)}b.bad{background:var(--bad)}b.even{background:var(
 padding:.35rem .7rem .35rem 0;border-bottom:1px solid var(--rule);white-space:nowrap}
 .orders th{position:sticky;top:0;background:var(--card);color:var(--soft);font-weight:500}
 @media(max-width:520px){.hero{font-size:1.08rem}.chart{height:210px;margin-left:52px}
-.strip{margin-left:52px}dl{grid-template-columns:1fr 1fr}section{padding:.8rem .7rem}}
+.strip{margin-left:52px}.far{display:none}.near{display:inline}dl{grid-template-columns:1fr 1fr}section{padding:.8rem .7rem}}
 """
 _SCRIPT = """
 for(const c of document.querySelectorAll('.chart')){

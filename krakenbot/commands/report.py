@@ -20,7 +20,9 @@ COLUMNS = ("time", "side", "volume", "price", "fee", "outcome", "why", "client o
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--output", metavar="FILE", type=Path, default=Path("krakenbot-report.html"))
+    parser.add_argument(
+        "--output", metavar="FILE", type=Path, default=Path("krakenbot-report.html")
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

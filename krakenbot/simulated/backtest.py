@@ -139,7 +139,7 @@ class Replay:
         self.book = self.account.book(rules)
         self.fills: deque[Fill] = deque(maxlen=keep)
         self.points: list[Point] = []
-        self.step = 4 if drawn else 0
+        self.step = 1 if drawn else 0
         self.newest: deque[tuple[float, ...]] = deque(maxlen=WINDOW if drawn else 0)
         self.ended: str | None = None
         self.objection: str | None = None
@@ -528,7 +528,8 @@ class Replay:
             )
         )  # fmt: skip
         for number in range(begin, end):
-            self.newest.append((self._time + number * self.plan.interval_s, self._closes[number]))
+            ended = self._time + (number + 1) * self.plan.interval_s
+            self.newest.append((ended, self._closes[number]))
         if len(self.points) >= POINTS_MAX:
             self.step *= 2
             self.points = [

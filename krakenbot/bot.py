@@ -18,7 +18,7 @@ from krakenbot.model import ZERO, Candle, Direction, MarginSummary, Purpose, Quo
 from krakenbot.ohlc import CandleWindow
 from krakenbot.orders import FRUITLESS_MAX, LOOK_PAUSE_S, VISIBLE_S, Orders, Owner
 from krakenbot.pairs import PairRules, plain
-from krakenbot.risk import Surroundings, objection
+from krakenbot.risk import CLOCK_OFFSET_MAX_S, Surroundings, objection
 
 ROUNDS_MAX = 3  # close, open, confirm
 WAKE_DELAY_S = 1.0
@@ -268,6 +268,8 @@ class Bot:
             if against is None:
                 self._journal.decide(self._row(candle, signal, held, decision))
                 self._orders.send(step, self._rules, candle.time, held, decision.reason)
+                if self._journal.fruitless_in_a_row()[0]:
+                    self._refreshed = float("-inf")  # The pair's rules may have changed.
                 if self._clock.now() >= candle.time + 2 * self._plan.interval_s + WAKE_DELAY_S:
                     held = self._orders.position()
                     break  # A newer candle has finished meanwhile; it decides what comes next.
@@ -275,6 +277,7 @@ class Bot:
             reason = f"{decision.reason}, but {against.reason}"
             decision = Decision(decision.target, None, reason)
             self._emit("objection", reason)
+            self._refreshed = float("-inf")  # What speaks against it may be gone by the next tick.
             barred.add(step.purpose)
             if step.purpose is not Purpose.TURN or against.passing:
                 done = not against.passing
@@ -315,6 +318,8 @@ class Bot:
     def _look_around(self, step: Step, held: Decimal) -> Surroundings:
         """Return what matters to an order only; status and quote are good for a minute."""
         now = self._clock.monotonic()
+        if abs(self._clock_offset_s) > CLOCK_OFFSET_MAX_S:
+            self._measure_clock()  # It may have been repaired since.
         if self._market is None or now - self._market[0] > MARKET_FRESH_S:
             self._market = (now, self._exchange.system_status(), self._exchange.quote())
         return Surroundings(

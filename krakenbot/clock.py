@@ -8,8 +8,11 @@ import os
 import select
 import signal
 import time
+from collections.abc import Callable
 from types import FrameType
 from typing import Protocol
+
+SLICE_S = 10.0  # How often a long wait shows that it is still one.
 
 
 class StopRequestedError(Exception):
@@ -37,7 +40,10 @@ class Clock(Protocol):
 
 
 class SystemClock:
-    """The host's clocks, `speed` times as fast (other than 1 only for rehearsals)."""
+    """The host's clocks, `speed` times as fast (other than 1 only for rehearsals).
+
+    `progress` is called at least every SLICE_S real seconds of waiting.
+    """
 
     def __init__(self, speed: float = 1.0) -> None:
         self.speed = speed
@@ -46,6 +52,7 @@ class SystemClock:
         self._offset = self._wall - self._started * speed
         self._stop_reader, self._stop_writer = os.pipe()
         self.stop_requested = False
+        self.progress: Callable[[], None] = lambda: None
         self.signalled = False
 
     def now(self) -> float:
@@ -69,11 +76,14 @@ class SystemClock:
         self._offset = exchange_time - self.monotonic()
 
     def wait(self, seconds: float) -> None:
-        ready = [self._stop_reader] if self.stop_requested else []
-        if not ready and seconds > 0:
-            ready, _, _ = select.select([self._stop_reader], [], [], seconds / self.speed)
-        if ready:
-            raise StopRequestedError
+        until = _steady() + seconds / self.speed
+        while not self.stop_requested:
+            self.progress()
+            left = until - _steady()
+            if left <= 0:
+                return
+            select.select([self._stop_reader], [], [], min(left, SLICE_S))
+        raise StopRequestedError
 
     def stop_on_signals(self) -> None:
         """Let SIGTERM and SIGINT end the next (or current) wait."""

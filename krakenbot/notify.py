@@ -93,7 +93,7 @@ class Notifier:
         sd_notify("STOPPING=1")
         if self._sender.is_alive():
             with suppress(queue.Full):
-                self._queue.put_nowait(None)
+                self._queue.put(None, timeout=LAST_WORDS_S)
             self._sender.join(LAST_WORDS_S)
 
     def _put(self, method: str, url: Secret | None, text: str) -> None:

@@ -1,9 +1,11 @@
 """The front door: which parts a mode is made of. Chosen here once, nowhere further in."""
 
 import gc
+import json
 import logging
 import os
 from collections.abc import Callable
+from decimal import Decimal
 from functools import partial
 from typing import NamedTuple
 
@@ -14,7 +16,7 @@ from krakenbot.client import Client, UrllibTransport
 from krakenbot.clock import Clock, SystemClock
 from krakenbot.config import Config, Credentials
 from krakenbot.decision import Plan
-from krakenbot.errors import ConfigError, RefusedError, StopError
+from krakenbot.errors import ConfigError, LaterError, RefusedError, StopError
 from krakenbot.exchange import Exchange
 from krakenbot.journal import Journal, Lock, Nonces, open_journal
 from krakenbot.orders import VISIBLE_S
@@ -128,6 +130,7 @@ def assemble(
     if is_live:
         checks.append(partial(check_key, spot))
         checks.append(partial(outwait_lost_orders, journal, clock, locks[1].existed))
+        checks.append(partial(refuse_costs, config, spot))
     else:
         from krakenbot.simulated.exchange import PaperExchange
 
@@ -186,3 +189,47 @@ def outwait_lost_orders(journal: Journal, clock: Clock, key_was_used: bool) -> N
         log.warning("new journal for a key used before: waiting for its orders to be visible")
         clock.wait(VISIBLE_S)
     journal.put(created=int(clock.now()))
+
+
+def refuse_costs(config: Config, spot: Spot) -> None:
+    """Say what the configuration costs a day; ConfigError when that is above the limit."""
+    too_much, lines = costs(config, spot.fee_rate())
+    if too_much:
+        raise ConfigError("\n".join(["not started: it costs too much. Nothing was sent", *lines]))
+    for line in lines:
+        log.info("costs: %s", line)
+
+
+def costs(config: Config, fee_rate: Decimal) -> tuple[bool, list[str]]:
+    """Return whether costs a day are above the limit, and what to say about them.
+
+    Replaying is done in a child process: the bot itself stays as small as it was. Raises
+    LaterError when the exchange does not give the candles.
+    """
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.write(writer, json.dumps(_replay(config, fee_rate)).encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with open(reader, "rb") as pipe:
+        answer = pipe.read()
+    os.waitpid(child, 0)
+    if not answer:
+        raise LaterError("the newest candles for counting costs cannot be had")
+    too_much, lines = json.loads(answer)
+    return bool(too_much), [str(line) for line in lines]
+
+
+def _replay(config: Config, fee_rate: Decimal) -> tuple[bool, list[str]]:
+    from krakenbot.simulated.drag import check_fee_drag
+
+    transport = UrllibTransport(config.exchange.timeout, config.exchange.proxy)
+    client = Client(transport, config.exchange.url, SystemClock())
+    spot = Spot(
+        client, config.pair, config.interval * 60, asset_class=config.exchange.asset_class
+    )
+    drag = check_fee_drag(config, spot.candles(None)[:-1], spot.rules(), fee_rate)
+    return (drag.too_much, drag.lines()) if drag else (False, [])

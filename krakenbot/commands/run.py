@@ -1,8 +1,15 @@
 """`run`: the bot itself."""
 
 import argparse
+import logging
+from functools import partial
 
-from krakenbot.parts import assemble, load_config
+from krakenbot.bot import Event
+from krakenbot.config import Config
+from krakenbot.errors import LaterError
+from krakenbot.notify import Notifier
+from krakenbot.parts import assemble, costs, load_config
+from krakenbot.spot import FEE_RATE_ASSUMED
 
 HELP = "The bot: one decision for each finished candle, until SIGTERM or SIGINT."
 EXAMPLE = "krakenbot --config my.toml run --live"
@@ -20,9 +27,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config)
-    parts = assemble(config, live=arguments.live)
-    parts.clock.stop_on_signals()
-    parts.bot.run(
-        once=arguments.once, patience_s=config.exchange.patience, adopt=arguments.adopt
-    )
+    with Notifier(config) as notifier:
+        on_event = partial(_show, notifier, config, [config.mode == "live" or arguments.once])
+        parts = assemble(config, live=arguments.live, on_event=on_event)
+        parts.clock.stop_on_signals()
+        parts.clock.progress = notifier.alive
+        parts.bot.run(
+            once=arguments.once, patience_s=config.exchange.patience, adopt=arguments.adopt
+        )
     return 0
+
+
+def _show(notifier: Notifier, config: Config, said: list[bool], event: Event) -> None:
+    """Pass events on; after the first decision without money, say what it would cost."""
+    notifier(event)
+    if event.kind != "decision" or said[0]:
+        return
+    said[0] = True
+    fee_percent = config.exchange.fee_percent
+    try:
+        _, lines = costs(config, FEE_RATE_ASSUMED if fee_percent is None else fee_percent / 100)
+    except LaterError as error:
+        lines = [str(error)]
+    for line in lines:
+        logging.getLogger("krakenbot").warning("costs: %s", line)

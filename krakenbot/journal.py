@@ -413,9 +413,6 @@ def prepare(connection: sqlite3.Connection, path: Path) -> sqlite3.Connection:
             connection.executescript(
                 f"BEGIN IMMEDIATE; {MIGRATIONS[number]} PRAGMA user_version = {number + 1}; COMMIT;"
             )
-        tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_master")}
-        if not {"meta", "intents", "decisions", "equity", "charges"} <= tables:
-            raise damaged(path, "its tables are not a journal's")
     except sqlite3.OperationalError as error:
         raise ConfigError(
             f"the journal {path} cannot be written: {error}. Nothing was sent; check free space "
@@ -509,18 +506,30 @@ class Nonces:
 
 
 def _check(path: Path) -> None:
+    """Raise StopError when the file is not a journal that can be trusted; nothing is written."""
     try:
         connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+        connection.row_factory = sqlite3.Row
         try:
             verdict = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+            if verdict != "ok":
+                raise damaged(path, verdict)
+            tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_master")}
+            if tables and not {"meta", "intents", "decisions", "equity", "charges"} <= tables:
+                raise damaged(path, "its tables are not a journal's")
+            if tables:
+                journal = Journal(connection)
+                journal.account()
+                journal.intents("outcome IS NULL")
+                journal.fruitless_in_a_row()
+                for key in ("first_direction", "rollovers_read", "pnl_at_resume"):
+                    Decimal(journal.get(key) or 0)
         finally:
             connection.close()
     except sqlite3.OperationalError:
         raise
-    except sqlite3.DatabaseError as error:
-        raise damaged(path, error) from error
-    if verdict != "ok":
-        raise damaged(path, verdict)
+    except (sqlite3.DatabaseError, ValueError, ArithmeticError) as error:
+        raise damaged(path, repr(error)) from error
 
 
 def _stored(value: object) -> object:

@@ -60,10 +60,10 @@ def parse_rules(pair: str, row: Mapping[str, Any]) -> PairRules:
             cost_decimals=_digits(row, "cost_decimals", 8),
             ordermin=decimal(row["ordermin"]),
             costmin=decimal(row.get("costmin") or 0),
-            leverages_buy=tuple(int(n) for n in row.get("leverage_buy") or ()),
-            leverages_sell=tuple(int(n) for n in row.get("leverage_sell") or ()),
-            margin_call=int(row.get("margin_call") or 80),
-            margin_stop=int(row.get("margin_stop") or 40),
+            leverages_buy=_leverages(row, "leverage_buy"),
+            leverages_sell=_leverages(row, "leverage_sell"),
+            margin_call=_whole(row.get("margin_call") or 80, 1000),
+            margin_stop=_whole(row.get("margin_stop") or 40, 1000),
             long_position_limit=_limit(row, "long_position_limit"),
             short_position_limit=_limit(row, "short_position_limit"),
         )
@@ -97,10 +97,18 @@ def plain(number: Decimal) -> str:
 
 
 def _digits(row: Mapping[str, Any], name: str, default: int | None = None) -> int:
-    value = int(row[name] if default is None else row.get(name, default))
-    if not 0 <= value <= 18:
-        raise ValueError(f"{name} {value} is outside 0..18")
-    return value
+    return _whole(row[name] if default is None else row.get(name, default), 18)
+
+
+def _leverages(row: Mapping[str, Any], name: str) -> tuple[int, ...]:
+    return tuple(_whole(value, 1000) for value in row.get(name) or ())
+
+
+def _whole(value: object, most: int) -> int:
+    number = decimal(value)
+    if not 0 <= number <= most or number != int(number):
+        raise ValueError(f"{number} is no whole number up to {most}")
+    return int(number)
 
 
 def _limit(row: Mapping[str, Any], name: str) -> Decimal | None:

@@ -9,7 +9,7 @@ import logging
 import sqlite3
 import tempfile
 import unittest
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from decimal import Decimal as D
 from itertools import count
 from pathlib import Path
@@ -39,11 +39,11 @@ BALANCE = D(10000)
 CENTS = D("0.0001")  # TradeBalance and Balance are told to four digits of a dollar.
 
 
-def setUpModule() -> None:  # noqa: N802
+def setUpModule() -> None:
     logging.disable(logging.CRITICAL)
 
 
-def tearDownModule() -> None:  # noqa: N802
+def tearDownModule() -> None:
     logging.disable(logging.NOTSET)
 
 
@@ -154,13 +154,6 @@ class Contract:
     paper: bool
     path: Path
     world: World
-
-    # What the two test cases below lend to this class, for those who read types.
-    assertEqual: Callable[..., None]  # noqa: N815
-    assertIsNone: Callable[..., None]  # noqa: N815
-    assertRaises: Callable[..., unittest.case._AssertRaisesContext]  # type: ignore[type-arg] # noqa: N815
-    assertRaisesRegex: Callable[..., unittest.case._AssertRaisesContext]  # type: ignore[type-arg] # noqa: N815
-    subTest: Callable[..., object]  # noqa: N815
 
     @classmethod
     def setUpClass(cls) -> None:
@@ -288,7 +281,7 @@ class Contract:
             ("EOrder:Insufficient funds", Side.SELL, "0.01", 0, False),
             ("EOrder:Reduce only:No position exists", Side.SELL, "0.04", 2, True),
         ):
-            with self.subTest(words, side=side), self.assertRaisesRegex(RefusedError, words):  # type: ignore[attr-defined]
+            with self.subTest(words, side=side), self.assertRaisesRegex(RefusedError, words):
                 self.place(side, volume, leverage, reduce_only=reduce_only)
         self.assertEqual(self.held(), (0, 0))
         self.assertEqual(self.money(), BALANCE)
@@ -323,14 +316,15 @@ class Contract:
 
     def test_rollover_is_charged_every_four_hours_on_what_is_owed(self) -> None:
         for side, sign in ((Side.BUY, 1), (Side.SELL, -1)):
-            with self.subTest(side):  # type: ignore[attr-defined]
+            with self.subTest(side):
                 self.place(side, "0.04")
                 before = self.summary().trade_balance
                 (entry,) = self.exchange.position().entries
                 opened = self.world.time
                 self.world.wait(2 * 14400 + 1)
                 self.assertEqual(self.held()[0], sign * D("0.04"))
-                charges = [r for r in self.exchange.rollovers(int(opened)) if r.entry_id == entry.id]
+                told = self.exchange.rollovers(int(opened))
+                charges = [charge for charge in told if charge.entry_id == entry.id]
                 owed = D("2000.004") if sign > 0 else D(2000)
                 fee = (owed * D("0.0002")).quantize(D("0.00001"))
                 self.assertEqual([charge.amount for charge in charges], [fee, fee])
@@ -375,6 +369,16 @@ class TestPaper(Contract, unittest.TestCase):
 
 class TestSpotOverHttp(Contract, unittest.TestCase):
     paper = False
+
+
+class TestTheSandboxItself(unittest.TestCase):
+    def test_its_clock_can_be_stopped_where_it_is(self) -> None:
+        sandbox = server.start("random:1", 100.0)
+        self.addCleanup(sandbox.close)
+        answer = sandbox.api.respond("POST", "/sandbox/clock", {}, b'{"freeze": true}')
+        self.assertNotIn("error", json.loads(answer.body))
+        stopped = sandbox.api.now()
+        self.assertEqual(sandbox.api.now(), stopped)
 
 
 class TestTheBotOnBoth(unittest.TestCase):

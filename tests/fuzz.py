@@ -1,0 +1,511 @@
+"""Whatever comes from outside meets a planned error or becomes exact values; nothing else.
+
+    python -m unittest tests.fuzz
+
+Needs hypothesis, which is why plain `python3 -m unittest` does not find it. The same examples are
+tried each time, as many as fit into about half a minute.
+"""
+
+import contextlib
+import json
+import logging
+import sqlite3
+import tempfile
+import time
+import unittest
+from collections.abc import Callable, Iterator, Mapping
+from decimal import Decimal
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from krakenbot import config, log
+from krakenbot.client import Client, parse_json, result_of
+from krakenbot.commands.history import QUERIES
+from krakenbot.commands.status import read_status
+from krakenbot.errors import ConfigError, LaterError, RefusedError, StopError, UnansweredError
+from krakenbot.journal import Intent, Journal, open_journal, open_read_only
+from krakenbot.model import Execution, Order, OrderStatus, Purpose, Secret, Side
+from krakenbot.ohlc import fill, parse_rows
+from krakenbot.pairs import decimal, parse_rules, plain
+from krakenbot.simulated.candlefile import BadDataError, read
+from krakenbot.simulated.feed import read_file
+from krakenbot.simulated.listing import PAIRS, SANDBOX_KEY, SANDBOX_SECRET
+from krakenbot.spot import Spot
+
+ID = "6d1b345e-2821-40e2-ad83-4ecb18a06876"
+T0 = 1_790_000_040
+PLANNED = (UnansweredError, RefusedError, LaterError, StopError)
+
+settings.register_profile(
+    "bounded",
+    deadline=5000,
+    max_examples=150,
+    derandomize=True,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+settings.load_profile("bounded")
+
+CHECK_MAX_S = 0.5  # Of the processor. Written out, 1e200000 takes longer, 1e999999999 for ever.
+
+# Numbers and texts at which parsers stumble, as they stand in JSON.
+AWKWARD = (
+    "1e200000", "-1e-999999999", "1e30", "1E31", "1e400", "0.1", "-0", "-1", "0",
+    "9" * 30, "9" * 4400, "NaN", "Infinity", "-Infinity", "true", "null", '""', '"nan"', '"inf"',
+    '"1e999999999"', '"1_000"', '"\\u0661"', '" 1"', '"0x1"', '"-0.00"', '"\\ud800"', '"\\u0000"',
+    '"' + "9" * 4400 + '"', "[]", "{}", "[[]]", '{"": null}', '"XXBTZUSD"', '"buy"', '"closed"',
+)  # fmt: skip
+ODD = "\x00odd\x00"  # Stands where an awkward piece of JSON is put in.
+
+AMOUNT = st.decimals(-10, 10**9, allow_nan=False, allow_infinity=False, places=8).map(
+    lambda number: f"{number:f}"
+)
+PAIRS_ROW = {**PAIRS["XXBTZUSD"], "leverage_buy": [2, 3], "leverage_sell": [2]}
+ORDER_ROW = {
+    "refid": None, "status": "closed", "reason": None, "opentm": 1790000041.5, "closetm": 1.5,
+    "vol": "0.01", "vol_exec": "0.01", "cost": "500.1", "fee": "4.0", "cl_ord_id": ID,
+    "descr": {"pair": "XBTUSD"},
+}  # fmt: skip
+POSITION_ROW = {
+    "ordertxid": "OABCDE-ABCDE-ABCDEF", "pair": "XXBTZUSD", "type": "buy", "cost": "500.1",
+    "fee": "4.1", "vol": "0.01", "vol_closed": "0.005", "margin": "250.0", "time": 1790000041.5,
+}  # fmt: skip
+LEDGER_ROW = {
+    "refid": "TABCDE-ABCDE-ABCDEF", "time": 1790000041.5, "type": "rollover", "asset": "ZUSD",
+    "amount": "0.0", "fee": "0.1", "balance": "1.0",
+}  # fmt: skip
+TIMES = range(T0, T0 + 300, 60)
+# A good answer of each method; the answers tried are these with one place or more made odd.
+GOOD: dict[str, Any] = {
+    "Time": {"unixtime": T0, "rfc1123": "x"},
+    "SystemStatus": {"status": "online", "timestamp": "x"},
+    "AssetPairs": {"XXBTZUSD": PAIRS_ROW},
+    "OHLC": {
+        "XXBTZUSD": [[t, "5.0", "6.0", "4.0", "5.5", "5.2", "1.5", 7] for t in TIMES], "last": T0,
+    },
+    "Ticker": {"XXBTZUSD": {"a": ["50000.1", "1", "1"], "b": ["49999.9", "1", "1"]}},
+    "TradeBalance": {"tb": "100.0", "n": "-1.5", "m": "20.0", "e": "98.5"},
+    "Balance": {"ZUSD": "100.0", "XXBT": "0.5"},
+    "OpenPositions": {"TABCDE-ABCDE-ABCDEF": POSITION_ROW},
+    "OpenOrders": {"open": {"OABCDE-ABCDE-ABCDEF": {**ORDER_ROW, "status": "open"}}},
+    "ClosedOrders": {"closed": {"OABCDE-ABCDE-ABCDEF": ORDER_ROW}},
+    "QueryOrders": {"OABCDE-ABCDE-ABCDEF": ORDER_ROW},
+    "TradesHistory": {"trades": {"T1": {"ordertxid": "O1", "pair": "XXBTZUSD"}}},
+    "TradeVolume": {"currency": "ZUSD", "fees": {"XXBTZUSD": {"fee": "0.4"}}},
+    "Ledgers": {"ledger": {"LABCDE-ABCDE-ABCDEF": LEDGER_ROW}, "count": 1},
+    "GetApiKeyInfo": {"permissions": ["query-funds"], "nonce": "1"},
+}  # fmt: skip
+# What of the port reads each answer.
+READERS: dict[str, Callable[[Spot], Any]] = {
+    "Time": Spot.server_time,
+    "SystemStatus": Spot.system_status,
+    "AssetPairs": Spot.rules,
+    "OHLC": lambda spot: spot.candles(None),
+    "Ticker": Spot.quote,
+    "TradeBalance": Spot.summary,
+    "Balance": Spot.balances,
+    "OpenPositions": Spot.position,
+    "OpenOrders": lambda spot: spot.find(ID, T0),
+    "ClosedOrders": lambda spot: spot.find(ID, T0),
+    "TradesHistory": lambda spot: spot.traded_orders(T0),
+    "TradeVolume": Spot.fee_rate,
+    "Ledgers": lambda spot: spot.rollovers(T0),
+    "GetApiKeyInfo": Spot.key_permissions,
+}
+
+
+class Clock:
+    def now(self) -> float:
+        return float(T0)
+
+    monotonic = wall = now
+
+    def nonce(self) -> int:
+        return 1
+
+    def set(self, exchange_time: float) -> None:
+        pass
+
+    def wait(self, seconds: float) -> None:
+        pass
+
+
+class Answers:
+    """A transport that answers as told, and keeps the methods that were asked for."""
+
+    def __init__(self, odd: Mapping[str, bytes]) -> None:
+        self.odd = odd
+        self.asked: list[str] = []
+
+    def send(
+        self, method: str, url: str, headers: Mapping[str, str], body: bytes | None, fresh: bool
+    ) -> tuple[int, bytes]:
+        name = url.partition("?")[0].rpartition("/")[2]
+        self.asked.append(name)
+        good = json.dumps({"error": [], "result": GOOD[name]}).encode() if name in GOOD else b"{}"
+        return 200, self.odd.get(name, good)
+
+
+def spot(transport: Answers) -> Spot:
+    nonces = count(1)
+    client = Client(
+        transport, "https://api.kraken.com", Clock(), key=Secret(SANDBOX_KEY),
+        secret=Secret(SANDBOX_SECRET), next_nonce=lambda _: next(nonces), live=True,
+    )  # fmt: skip
+    return Spot(client, "XBTUSD", 60)
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Yield the way to every place of a JSON value, the whole first."""
+    yield path
+    for key, inner in value.items() if isinstance(value, dict) else (
+        enumerate(value) if isinstance(value, list) else ()
+    ):
+        yield from places(inner, (*path, key))
+
+
+def replaced(value: Any, path: tuple[Any, ...], new: Any) -> Any:
+    if not path:
+        return new
+    if isinstance(value, dict):
+        return {k: replaced(v, path[1:], new) if k == path[0] else v for k, v in value.items()}
+    if isinstance(value, list):
+        return [replaced(v, path[1:], new) if k == path[0] else v for k, v in enumerate(value)]
+    return value
+
+
+@st.composite
+def answers(draw: st.DrawFn, method: str) -> bytes:
+    """Return an envelope with a good result in which one to three places are odd."""
+    result, pieces = GOOD[method], []
+    for _ in range(draw(st.integers(1, 3))):
+        result = replaced(result, draw(st.sampled_from(list(places(result)))), ODD)
+        pieces.append(draw(st.one_of(st.sampled_from(AWKWARD), AMOUNT.map(json.dumps), JUNK)))
+    text = json.dumps({"error": [], "result": result})
+    for piece in pieces:
+        text = text.replace(json.dumps(ODD), piece, 1)
+    text = text.replace(json.dumps(ODD), "0")
+    return text.encode("utf-8", "surrogatepass")
+
+
+LEAVES = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.text(max_size=8), st.floats(), AMOUNT
+)
+JUNK = st.recursive(
+    LEAVES,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=8), inner, max_size=3)
+    ),
+    max_leaves=6,
+).map(json.dumps)
+
+
+class FuzzTest(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls) -> None:
+        logging.disable(logging.CRITICAL)
+        cls.folder = Path(cls.enterClassContext(tempfile.TemporaryDirectory()))
+
+    @classmethod
+    def tearDownClass(cls) -> None:
+        logging.disable(logging.NOTSET)
+        log._hidden.clear()
+
+    def assert_exact(self, value: object) -> None:
+        """Fail where a float hides in what was parsed, or a number that is none."""
+        self.assertNotIsInstance(value, float)
+        if isinstance(value, Decimal):
+            self.assertTrue(value.is_finite(), value)
+            self.assertLessEqual(abs(value.adjusted()), 70)
+        elif isinstance(value, dict):
+            for key, inner in value.items():
+                self.assertIsInstance(key, str)
+                self.assert_exact(inner)
+        elif isinstance(value, list | tuple):
+            for inner in value:
+                self.assert_exact(inner)
+
+
+class TestAnswers(FuzzTest):
+    def check(self, method: str, answer: bytes) -> None:
+        transport = Answers({method: answer})
+        began = time.process_time()
+        try:
+            value = READERS[method](spot(transport))
+        except PLANNED:
+            value = None
+        self.assertLess(time.process_time() - began, CHECK_MAX_S)
+        self.assert_exact(value)
+        self.assertNotIn("AddOrder", transport.asked)
+
+    def test_odd_answers_of_every_method(self) -> None:
+        for method in READERS:
+            with self.subTest(method):
+                self.tries(method)()
+
+    def tries(self, method: str) -> Callable[[], None]:
+        @given(answers(method))
+        def tried(answer: bytes) -> None:
+            self.check(method, answer)
+
+        return tried
+
+    def test_numbers_of_any_size_in_every_place(self) -> None:
+        for method in READERS:
+            for path in places(GOOD[method]):
+                for piece in AWKWARD:
+                    result = json.dumps(replaced(GOOD[method], path, ODD))
+                    text = f'{{"error": [], "result": {result.replace(json.dumps(ODD), piece)}}}'
+                    with self.subTest(method, path=path, piece=piece[:20]):
+                        self.check(method, text.encode())
+
+    @given(st.binary(max_size=200) | JUNK.map(str.encode), st.sampled_from((200, 403, 502, 520)))
+    @example(b"[" * 100_000, 200)
+    @example(b'{"error":[],"result":' + b"9" * 100_000 + b"}", 200)
+    def test_bytes_that_are_no_envelope(self, body: bytes, status: int) -> None:
+        with contextlib.suppress(PLANNED):
+            self.assert_exact(result_of("Balance", status, body))
+
+    @given(st.lists(st.one_of(
+        st.text(max_size=30),
+        st.sampled_from(("EAPI:", "EOrder:", "EService:", "EGeneral:", "EQuery:", "W", "E", "")),
+        st.text(max_size=9).map("EOrder:".__add__),
+        st.text(max_size=9).map("EService:".__add__),
+    ), min_size=1, max_size=4))  # fmt: skip
+    def test_lists_of_errors(self, errors: list[str]) -> None:
+        body = json.dumps({"error": errors, "result": {}}).encode()
+        for method, ask in (("Balance", Spot.balances), ("OpenPositions", Spot.position)):
+            transport = Answers({method: body})
+            try:
+                ask(spot(transport))
+                self.assertTrue(all(error.strip().startswith("W") for error in errors), errors)
+            except PLANNED:
+                pass
+            self.assertNotIn("AddOrder", transport.asked)
+
+    @given(JUNK | answers("QueryOrders").map(bytes.decode), st.sampled_from((200, 500)))
+    def test_answers_to_an_order(self, text: str, status: int) -> None:
+        """An order goes out once, whatever the answer; only an answer with one id is a yes."""
+        transport = Answers({"AddOrder": b'{"error":[],"result":' + text.encode() + b"}"})
+        with self.assertRaises((UnansweredError, StopError)):
+            spot(transport).place(Order(ID, Side.BUY, Decimal("0.01"), 2, False), T0 + 15)
+        self.assertEqual(transport.asked.count("AddOrder"), 1)
+
+
+class TestValues(FuzzTest):
+    @given(st.one_of(LEAVES, st.text("0123456789.eE+-_ nNaAiIfF", max_size=12), st.decimals()))
+    def test_a_number_from_outside_is_exact_or_refused(self, value: object) -> None:
+        try:
+            number = decimal(value)
+        except ValueError:
+            return
+        self.assert_exact(number)
+        text = plain(number)
+        self.assertEqual(Decimal(text), number)
+        self.assertRegex(text, r"^-?[0-9]+(\.[0-9]+)?$")
+        self.assertLess(len(text), 100)
+
+    @given(JUNK)
+    def test_rules_and_rows_of_any_form(self, text: str) -> None:
+        try:
+            value = parse_json(text.encode())
+        except ValueError:
+            return
+        for parse, allowed in (
+            (lambda: parse_rules("X", value), ValueError),
+            (lambda: parse_rows(value, 60), UnansweredError),
+            (lambda: parse_rows({"X": value, "last": 1}, 60), UnansweredError),
+        ):
+            with contextlib.suppress(allowed):
+                self.assert_exact(parse())
+
+    @given(st.lists(
+        st.tuples(st.integers(0, 400), *[st.integers(1, 9)] * 4), min_size=1, max_size=30,
+    ))  # fmt: skip
+    def test_rows_in_any_order_become_candles_without_holes(self, rows: list[Any]) -> None:
+        result = {"X": [[60 * row[0], *map(str, row[1:]), "0", "0", 1] for row in rows], "last": 0}
+        try:
+            candles = fill(parse_rows(result, 60), 60)
+        except UnansweredError:
+            return
+        times = [candle.time for candle in candles]
+        self.assertEqual(times, list(range(times[0], times[-1] + 1, 60)))
+        self.assert_exact(candles)
+
+
+class TestFiles(FuzzTest):
+    @given(st.one_of(
+        st.binary(max_size=300),
+        st.lists(
+            st.tuples(
+                st.one_of(st.integers(0, 40).map(lambda n: str(T0 + 60 * n)), st.text(max_size=5)),
+                st.lists(st.one_of(AMOUNT, st.sampled_from(("", "nan", "1e9", "-1", "0", "5", "5.0",
+                                                            "1e999999999", "9" * 400))),
+                         min_size=3, max_size=6),
+            ), max_size=12,
+        ).map(lambda rows: "\n".join(",".join([time, *rest]) for time, rest in rows))
+        .map(lambda text: text.encode("utf-8", "replace")),
+    ), st.sampled_from(("XBTUSD_1.csv", "XBTUSD_1.csv.gz", "XBTUSD_1.json")))  # fmt: skip
+    def test_files_of_candles(self, content: bytes, name: str) -> None:
+        path = self.folder / name
+        path.write_bytes(content)
+        try:
+            for columns in read([path], 60, []):
+                self.assertTrue(columns.closes)
+        except BadDataError:
+            pass
+        if not name.endswith(".json"):
+            with contextlib.suppress(ValueError):
+                read_file(str(path))
+
+    @given(st.one_of(
+        st.binary(max_size=200),
+        st.text(max_size=200).map(lambda text: text.encode("utf-8", "replace")),
+        st.dictionaries(st.sampled_from([*config._KEYS, "risk", "size ", "a.b"]), JUNK).map(
+            lambda pairs: "\n".join(f"{key} = {value}" for key, value in pairs.items()).encode()
+        ),
+        st.sampled_from(AWKWARD).map(lambda piece: f"size = {piece}".encode()),
+    ))  # fmt: skip
+    def test_configuration_files(self, content: bytes) -> None:
+        (self.folder / "c.toml").write_bytes(content)
+        self.check_config("c.toml", {"HOME": "/"})
+
+    @given(st.dictionaries(
+        st.one_of(
+            st.sampled_from(["KRAKENBOT_" + key.replace(".", "_").upper() for key in config._KEYS]),
+            st.text(st.characters(exclude_characters="=\0"), min_size=1, max_size=9)
+            .map("KRAKENBOT_".__add__),
+            st.sampled_from(("HOME", "STATE_DIRECTORY", "XDG_STATE_HOME", "KRAKENBOT_CONFIG")),
+        ),
+        st.one_of(
+            st.text(st.characters(exclude_characters="\0"), max_size=20), AMOUNT,
+            st.sampled_from(("https://[::1", "http://127.0.0.1:99999", "https://a@b", "1e999999999",
+                             "9" * 5000, "true", "~", "~root/x", "/dev/null")),
+        ), max_size=5,
+    ))  # fmt: skip
+    def test_environments(self, environ: dict[str, str]) -> None:
+        self.check_config(None, environ)
+
+    def check_config(self, path: str | None, environ: Mapping[str, str]) -> None:
+        try:
+            found = config.load(path, environ, self.folder)
+        except ConfigError as error:
+            self.assertTrue(str(error))
+            return
+        for money in (found.size, found.paper.balance, found.risk, found.exchange.fee_percent):
+            self.assert_exact(money)
+        url = found.exchange.url
+        self.assertTrue(url.startswith("https://") or config.is_loopback(url))
+
+    @given(st.dictionaries(
+        st.sampled_from(("KRAKEN_API_KEY", "KRAKEN_API_SECRET", "KRAKEN_API_KEY_FILE",
+                         "KRAKEN_API_SECRET_FILE", "CREDENTIALS_DIRECTORY")),
+        st.text(st.characters(exclude_characters="\0"), max_size=12)
+        | st.sampled_from(("/", "/dev/null", "/dev/full", ".")),
+    ))  # fmt: skip
+    def test_secrets(self, environ: dict[str, str]) -> None:
+        try:
+            found = config.load_secrets(environ)
+        except ConfigError:
+            return
+        if found is not None:
+            self.assertNotIn(found.key.reveal() * 2, repr(found) * 2)
+
+
+class TestJournals(FuzzTest):
+    """Bytes of a journal changed by a disk: read as planned, and never changed by looking."""
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        super().setUpClass()
+        path = cls.folder / "sound.db"
+        journal = open_journal(path)
+        _fill(journal)
+        journal.close()
+        cls.sound = path.read_bytes()
+
+    @given(st.binary(max_size=600) | st.binary(max_size=50).map(b"SQLite format 3\0".__add__))
+    def test_bytes_that_are_no_journal(self, content: bytes) -> None:
+        self.check(content)
+
+    @given(st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=8))
+    def test_some_bytes_changed(self, changes: list[tuple[int, int]]) -> None:
+        content = bytearray(self.sound)
+        for at, byte in changes:
+            content[at % len(content)] = byte
+        self.check(bytes(content))
+
+    @given(st.integers(0, 10**6), st.integers(1, 5000))
+    def test_a_part_lost_or_zeroed(self, at: int, length: int) -> None:
+        at %= len(self.sound)
+        self.check(self.sound[:at])
+        self.check(self.sound[:at] + bytes(length) + self.sound[at + length :])
+
+    @given(st.sampled_from(("held", "cash", "fees", "rollover", "halted", "fruitless_from")),
+           st.text(max_size=9) | AMOUNT | st.sampled_from(("nan", "inf", "1e400")))  # fmt: skip
+    def test_odd_values_in_sound_tables(self, key: str, value: str) -> None:
+        path = self.folder / "odd.db"
+        path.write_bytes(self.sound)
+        db = sqlite3.connect(path, isolation_level=None)
+        value = value.encode("utf-8", "replace").decode()
+        db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+        db.close()
+        self.check(path.read_bytes())
+
+    def check(self, content: bytes) -> None:
+        path = self.folder / "fuzzed.db"
+        for name in ("fuzzed.db-wal", "fuzzed.db-shm"):
+            (self.folder / name).unlink(missing_ok=True)
+        path.write_bytes(content)
+        for use in (_look, _work):
+            try:
+                use(path)
+            except (ConfigError, StopError) as error:
+                if isinstance(error, StopError) and "damaged" in str(error) and content:
+                    self.assertEqual(path.read_bytes(), content, "changed by looking at it")
+                return
+
+
+def _fill(journal: Journal) -> None:
+    for number, side in enumerate((Side.BUY, Side.SELL, Side.SELL)):
+        intent = Intent(
+            f"id{number}", 60, T0 + 60 * number, Purpose.OPEN, side, Decimal("0.01"), 2, False,
+            "average rises", Decimal(0), T0, T0 + 15,
+        )  # fmt: skip
+        journal.write(intent)
+        found = Execution(
+            intent.id, f"O{number}", OrderStatus.CLOSED, Decimal("0.01"), Decimal(500), Decimal(4)
+        )
+        journal.conclude(intent, "closed", T0 + 1, found)
+    journal.charge("open T1", T0, "opening", Decimal("0.1"))
+
+
+def _look(path: Path) -> None:
+    journal = open_read_only(path)
+    try:
+        json.dumps(read_status(journal))
+        for _, query in QUERIES.values():
+            list(journal.rows(query, 0))
+    finally:
+        journal.close()
+
+
+def _work(path: Path) -> None:
+    journal = open_journal(path)
+    try:
+        journal.account()
+        journal.open_intents()
+        journal.intents()
+        journal.fruitless_in_a_row()
+        journal.is_done(60, T0)
+        journal.put(flatten="x")
+    finally:
+        journal.close()
+
+
+if __name__ == "__main__":
+    unittest.main()

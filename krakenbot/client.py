@@ -15,7 +15,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
-from functools import partial
+from functools import cache, partial
 from typing import Any, NoReturn, Protocol
 from urllib.parse import urlencode, urlsplit
 
@@ -236,6 +236,8 @@ class UrllibTransport:
     """
 
     def __init__(self, timeout_s: float, proxy: str | None = None) -> None:
+        if proxy is None:
+            _tell_of_unused_proxies()
         self._opener = urllib.request.OpenerDirector()
         self._handler = _Handler(timeout_s, proxy)
         self._opener.add_handler(self._handler)
@@ -252,6 +254,13 @@ class UrllibTransport:
         if fresh:
             self._handler.drop()
         return status, answer
+
+
+@cache
+def _tell_of_unused_proxies() -> None:
+    names = {name for name in os.environ if name.lower() in ("https_proxy", "all_proxy")}
+    if names:
+        log.warning("proxy not used: %s; exchange.proxy would be", ", ".join(sorted(names)))
 
 
 class _Handler(urllib.request.AbstractHTTPHandler):

@@ -51,8 +51,6 @@ class Notifier:
         self._queue: queue.Queue[tuple[str, Secret, str] | None] = queue.Queue(WAITING_MAX)
         self._sender = threading.Thread(target=self._send_all, daemon=True)
         self._said = ""
-        if self._notify.url is not None or self._notify.heartbeat_url is not None:
-            self._sender.start()
 
     def __call__(self, event: Event) -> None:
         """Pass an event on to whoever wants to know it; returns at once."""
@@ -100,9 +98,11 @@ class Notifier:
         if url is None:
             return
         try:
+            if self._sender.ident is None:
+                self._sender.start()
             self._queue.put_nowait((method, url, text))
-        except queue.Full:
-            log.warning("notice dropped reason=too many are waiting text=%s", text or "heartbeat")
+        except (queue.Full, RuntimeError) as error:  # Too many are waiting, or no thread to be had.
+            log.warning("notice dropped reason=%r text=%s", error, text or "heartbeat")
 
     def _send_all(self) -> None:
         while (item := self._queue.get()) is not None:

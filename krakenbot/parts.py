@@ -4,6 +4,7 @@ import gc
 import json
 import logging
 import os
+import signal
 from collections.abc import Callable
 from decimal import Decimal
 from functools import partial
@@ -24,6 +25,8 @@ from krakenbot.risk import Limits
 from krakenbot.signing import decode_secret, fingerprint
 from krakenbot.spot import FEE_RATE_ASSUMED, FORBIDDEN_PERMISSIONS, NEEDED_PERMISSIONS, Spot
 from krakenbot.strategy import build
+
+REPLAY_MAX_S = 120
 
 log = logging.getLogger("krakenbot")
 
@@ -129,7 +132,8 @@ def assemble(
     checks: list[Callable[[], None]] = []
     if is_live:
         checks.append(partial(check_key, spot))
-        checks.append(partial(outwait_lost_orders, journal, clock, locks[1].existed))
+        checks.append(partial(outwait_lost_orders, journal, clock, bool(locks[0].read())))
+        locks[0].write(b"live\n")  # Stays when the journal is lost, and tells that there was one.
         checks.append(partial(refuse_costs, config, spot))
     else:
         from krakenbot.simulated.exchange import PaperExchange
@@ -181,12 +185,12 @@ def check_key(spot: Spot) -> None:
         raise StopError(f"the API key lacks permissions: {', '.join(missing)}", 77)
 
 
-def outwait_lost_orders(journal: Journal, clock: Clock, key_was_used: bool) -> None:
+def outwait_lost_orders(journal: Journal, clock: Clock, was_live: bool) -> None:
     """Let orders of a lost journal become visible before the first decision of a new one."""
     if journal.get("created"):
         return
-    if key_was_used:
-        log.warning("new journal for a key used before: waiting for its orders to be visible")
+    if was_live:
+        log.warning("the journal is new, the bot is not: waiting for earlier orders to be visible")
         clock.wait(VISIBLE_S)
     journal.put(created=int(clock.now()))
 
@@ -210,6 +214,7 @@ def costs(config: Config, fee_rate: Decimal) -> tuple[bool, list[str]]:
     child = os.fork()
     if child == 0:
         try:
+            signal.alarm(REPLAY_MAX_S)
             os.write(writer, json.dumps(_replay(config, fee_rate)).encode())
         finally:
             os._exit(0)

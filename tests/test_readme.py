@@ -46,7 +46,7 @@ ENDING = {
     "python3 -m krakenbot flatten --live",
     "python3 -m krakenbot resume",
     "python3 -m krakenbot build --output krakenbot.pyz",
-    "python3 krakenbot.pyz unit | sudo tee /etc/systemd/system/krakenbot.service",
+    "python3 -I -S krakenbot.pyz unit | sudo tee /etc/systemd/system/krakenbot.service",
 }
 # Commands that run until a signal, and what they write once they are at work.
 LASTING = {
@@ -68,6 +68,7 @@ LEFT_OUT = {
     "sudo install -D -m 644 krakenbot.pyz /opt/krakenbot/krakenbot.pyz": "needs root",
     "sudo install -D -m 644 config.toml /etc/krakenbot/config.toml": "needs root",
     "sudo install -m 600 ~/kraken_api_key ~/kraken_api_secret /etc/krakenbot/": "needs root",
+    "cd /opt/krakenbot": "the line before made it",
     "sudo systemctl daemon-reload": "needs systemd",
     "sudo systemctl enable --now krakenbot": "needs systemd",
     "journalctl -u krakenbot -f": "needs systemd",

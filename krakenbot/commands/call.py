@@ -7,6 +7,7 @@ import hmac
 import json
 import re
 import sys
+from contextlib import ExitStack, closing
 from typing import Any
 from urllib.parse import urlencode
 
@@ -86,10 +87,8 @@ def _spot(config: Config, arguments: argparse.Namespace, values: list[tuple[str,
     is_check = method == "AddOrder" and params.get("validate") == "true"
     _ask_for_live(arguments, method in READS or is_check)
     client, lock = signed_client(config, _credentials("KRAKEN"), not is_check)
-    try:
+    with closing(lock):
         return client.private(method, params)
-    finally:
-        lock.close()
 
 
 def _futures(config: Config, arguments: argparse.Namespace, values: list[tuple[str, str]]) -> Any:
@@ -101,18 +100,19 @@ def _futures(config: Config, arguments: argparse.Namespace, values: list[tuple[s
     verb = arguments.verb or ("POST" if re.fullmatch(FUTURES_POST, path) else "GET")
     _ask_for_live(arguments, verb == "GET" or path.endswith("/orders/status"))
     data, headers = urlencode(values), {"User-Agent": USER_AGENT}
-    if not re.fullmatch(FUTURES_PUBLIC, path):
-        credentials = _credentials("KRAKEN_FUTURES")
-        lock = key_lock(config, credentials)  # Held until the process ends.
-        nonce = str(Nonces(lock).next(SystemClock().nonce()))
-        signature = sign_futures(credentials.secret, path, nonce, data)
-        headers |= {"APIKey": credentials.key.reveal(), "Nonce": nonce, "Authent": signature}
     url, body = arguments.host + path, None
     if verb == "POST":
         body, headers["Content-Type"] = data.encode(), "application/x-www-form-urlencoded"
     elif data:
         url += f"?{data}"
-    status, answer = transport(config).send(verb, url, headers, body, verb != "GET")
+    with ExitStack() as held:
+        if not re.fullmatch(FUTURES_PUBLIC, path):
+            credentials = _credentials("KRAKEN_FUTURES")
+            lock = held.enter_context(closing(key_lock(config, credentials)))
+            nonce = str(Nonces(lock).next(SystemClock().nonce()))
+            signature = sign_futures(credentials.secret, path, nonce, data)
+            headers |= {"APIKey": credentials.key.reveal(), "Nonce": nonce, "Authent": signature}
+        status, answer = transport(config).send(verb, url, headers, body, verb != "GET")
     try:
         result = parse_json(answer)
     except ValueError:

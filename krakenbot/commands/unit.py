@@ -74,10 +74,9 @@ def run(arguments: argparse.Namespace) -> int:
         if path.startswith(HIDDEN):
             print(f"krakenbot unit: the unit cannot see {path}; install the program under /opt and "
                   "run `unit` from there with /usr/bin/python3", file=sys.stderr)  # fmt: skip
-    file = arguments.config or os.environ.get("KRAKENBOT_CONFIG") or "config.toml"
-    if file not in config.sources.values() and not arguments.config:
-        file = f"{FOLDER}/config.toml"
-    print(unit(config, str(Path(file).absolute()), arguments.template), end="")
+    here = "config.toml" if os.path.exists("config.toml") else f"{FOLDER}/config.toml"
+    file = os.path.abspath(arguments.config or os.environ.get("KRAKENBOT_CONFIG") or here)
+    print(unit(config, file, arguments.template), end="")
     return 0
 
 

@@ -11,10 +11,20 @@ from typing import NamedTuple
 
 from krakenbot.clock import Clock, StopRequestedError
 from krakenbot.decision import Decision, Plan, Snapshot, decide
-from krakenbot.errors import LaterError, RefusedError, StopError, UnansweredError
+from krakenbot.errors import ConfigError, LaterError, RefusedError, StopError, UnansweredError
 from krakenbot.exchange import Exchange
 from krakenbot.journal import NOT_SENT, Journal
-from krakenbot.model import ZERO, Candle, Direction, MarginSummary, Purpose, Quote, Signal, Step
+from krakenbot.model import (
+    ZERO,
+    Candle,
+    Direction,
+    MarginSummary,
+    Purpose,
+    Quote,
+    Side,
+    Signal,
+    Step,
+)
 from krakenbot.ohlc import CandleWindow
 from krakenbot.orders import FRUITLESS_MAX, LOOK_PAUSE_S, VISIBLE_S, Orders, Owner
 from krakenbot.pairs import PairRules, plain
@@ -24,7 +34,9 @@ ROUNDS_MAX = 3  # close, open, confirm
 WAKE_DELAY_S = 1.0
 PASSING_PAUSE_S = 60.0
 MARKET_FRESH_S = 60.0
-REFRESH_S = 3600.0
+FEE_RATE_ASSUMED = Decimal("0.008")
+CLOCK_REFRESH_S = 3600.0
+REFRESH_S = 6 * 3600.0
 FEE_REFRESH_S = 86400.0
 BACKOFF_MAX_S = 60.0
 CLOCK_WARN_S = 5.0
@@ -73,7 +85,7 @@ class Bot:
         self._rules: PairRules
         self._market: tuple[float, str, Quote] | None = None
         self._fee_rate = ZERO
-        self._fees_read = self._refreshed = self._clock_offset_s = 0.0
+        self._clock_read = self._fees_read = self._refreshed = self._clock_offset_s = 0.0
 
     # -- the loop ------------------------------------------------------------------------------
 
@@ -84,15 +96,14 @@ class Bot:
         at the start for longer than `patience_s`.
         """
         try:
+            self._refuse_when_halted(adopt)
             self._patiently(self._start, patience_s)
             if adopt:
                 self._patiently(self._adopt, patience_s)
-            reason = self._journal.get("halted")
-            if reason:
-                raise StopError(f"halted: {reason}. `krakenbot resume` clears this after a look")
+            self._refuse_when_halted(adopt=False)
             self._patiently(self._orders.settle, patience_s)
             self._emit("start", f"trading {self._plan.pair} on {self._plan.interval_s // 60} min")
-            self._loop(once)
+            self._loop(patience_s if once else None)
         except StopRequestedError:
             self._emit("stop", "stopped as asked")
             raise
@@ -100,7 +111,14 @@ class Bot:
             self._emit("halt", str(error))
             raise
 
-    def _loop(self, once: bool) -> None:
+    def _refuse_when_halted(self, adopt: bool) -> None:
+        reason = self._journal.get("halted")
+        if reason and not adopt:
+            raise StopError(f"halted: {reason}. `krakenbot resume` clears this after a look")
+
+    def _loop(self, once_patience_s: float | None) -> None:
+        """Tick for ever, or until one candle is decided on within the patience given."""
+        began = self._clock.monotonic()
         backoff_s, failing_since, said = 1.0, 0.0, 0.0
         while True:
             try:
@@ -109,13 +127,17 @@ class Bot:
                     lasted_s = self._clock.monotonic() - failing_since
                     self._emit("recovery", f"the exchange answers again after {lasted_s:.0f} s")
                     backoff_s, failing_since = 1.0, 0.0
-                if once and result.decided:
-                    return
+                if once_patience_s is not None:
+                    if result.decided:
+                        return
+                    raise LaterError("the newest candle is not finished at the exchange")
                 self._clock.wait(max(0.0, result.next_due - self._clock.now()))
                 self._refresh()
             except (LaterError, UnansweredError, RefusedError) as error:
                 # A read that fails is no reason to end: nothing is sent, and it is asked again.
                 now = self._clock.monotonic()
+                if once_patience_s is not None and now - began > once_patience_s:
+                    raise LaterError(f"gave up after {once_patience_s:.0f} s: {error}") from error
                 if not failing_since or now - said >= 60:
                     said = now
                     log.warning("no tick now, asking again reason=%s", error)
@@ -126,36 +148,40 @@ class Bot:
 
     def flatten(self, reason: str, patience_s: float = 300.0) -> None:
         """Close what the bot holds, verify, and leave it halted for `reason`."""
-        self._patiently(self._start, patience_s)
+        self._patiently(self._know_the_market, patience_s)
         self._journal.resume(flatten=reason)
         for _ in range(2 * FRUITLESS_MAX):
             try:
                 self._orders.settle()
                 held = self._orders.position()
-                if abs(held) < self._rules.ordermin:
-                    rest = f"; {plain(held)} is too small to be closed" if held else ""
-                    self._journal.put(flatten=None, halted=reason + rest)
+                if held == 0:
+                    self._journal.put(flatten=None, halted=reason)
                     return
                 snapshot = Snapshot(
                     Signal(Direction.FLAT, ZERO, 0), held, self._rules, None, reason, frozenset()
                 )
                 decision = decide(snapshot, self._plan)
-                if decision.step is None:
-                    raise self._journal.halt(decision.reason)
+                step = decision.step
+                if step is None:  # Whether something so small can be closed is Kraken's say.
+                    side = Side.SELL if held > 0 else Side.BUY
+                    step = Step(Purpose.CLOSE, side, abs(held), self._plan.leverage > 0)
                 candle = int(self._clock.now())  # Outside of any candle, so that ids are new.
-                self._orders.send(decision.step, self._rules, candle, held, reason)
-            except (LaterError, UnansweredError) as error:
+                self._orders.send(step, self._rules, candle, held, reason)
+            except (LaterError, UnansweredError, RefusedError) as error:
                 log.warning("not closed yet reason=%s", error)
                 self._clock.wait(LOOK_PAUSE_S)
             self._clock.wait(1.0)
-        raise self._journal.halt(f"could not close the position for: {reason}; look at Kraken")
+        raise self._journal.halt(
+            f"could not close the position for: {reason}; {plain(self._journal.account().held)} "
+            f"{self._plan.pair} is still held: look at Kraken"
+        )
 
     def _patiently(self, action: Callable[[], None], patience_s: float) -> None:
         began, said, pause_s = self._clock.monotonic(), float("-inf"), 1.0
         while True:
             try:
                 return action()
-            except (LaterError, UnansweredError) as error:
+            except (LaterError, UnansweredError, RefusedError) as error:
                 now = self._clock.monotonic()
                 if now - began > patience_s:
                     raise LaterError(f"gave up after {patience_s:.0f} s: {error}") from error
@@ -166,9 +192,15 @@ class Bot:
                 self._clock.wait(min(wait_s, max(0.1, patience_s - (now - began) + 0.1)))
                 pause_s = min(pause_s * 2, BACKOFF_MAX_S)
 
-    def _start(self) -> None:
+    def _know_the_market(self) -> None:
         self._measure_clock()
-        self._read_rules()
+        try:
+            self._read_rules()
+        except RefusedError as error:
+            raise ConfigError(f"pair = {self._plan.pair!r}: {error}") from error
+
+    def _start(self) -> None:
+        self._know_the_market()
         for check in self._checks:
             check()
         self._read_fee_rate()
@@ -190,15 +222,18 @@ class Bot:
             held = position.volume
             price = position.cost / abs(held) if held else price
         else:
-            held = min(before, self._exchange.balances().get(self._rules.base, ZERO))
+            owned = self._exchange.balances().get(self._rules.base, ZERO)
+            held = min(before or self._plan.size, owned)
         on_margin = self._plan.leverage > 0
         self._journal.adopt(held, price, int(self._clock.now()), on_margin)
         log.warning("adopted held=%s explained_before=%s price=%s", held, before, price)
 
     def _refresh(self) -> None:
-        """Between ticks, hourly: the exchange's clock and the pair's rules; daily: the fee."""
-        if self._clock.monotonic() - self._refreshed >= REFRESH_S:
+        """Between ticks: the exchange's clock hourly, the pair's rules and charges less often."""
+        now = self._clock.monotonic()
+        if now - self._clock_read >= CLOCK_REFRESH_S or self._journal.fruitless_in_a_row()[0]:
             self._measure_clock()
+        if now - self._refreshed >= REFRESH_S:
             self._read_rules()
             self._orders.book_rollovers()
         if self._clock.monotonic() - self._fees_read >= FEE_REFRESH_S:
@@ -210,12 +245,16 @@ class Bot:
         self._refreshed = self._clock.monotonic()
 
     def _read_fee_rate(self) -> None:
-        self._fee_rate = self._exchange.fee_rate()
+        try:
+            self._fee_rate = self._exchange.fee_rate()
+        except (LaterError, UnansweredError, RefusedError, StopError) as error:
+            self._fee_rate = self._fee_rate or FEE_RATE_ASSUMED
+            log.warning("fee rate assumed rate=%s reason=%s", self._fee_rate, error)
         self._fees_read = self._clock.monotonic()
 
     def _measure_clock(self) -> None:
         """Take the exchange's time, good to about half a second and half the round trip."""
-        sent = self._clock.monotonic()
+        sent = self._clock_read = self._clock.monotonic()
         server = self._exchange.server_time()
         estimate = server + 0.5 + (self._clock.monotonic() - sent) / 2
         if abs(estimate - self._clock.now()) > 1.0:
@@ -230,12 +269,14 @@ class Bot:
         """Bring the position to where the newest finished candle says it should be."""
         interval_s = self._plan.interval_s
         self._orders.settle()
-        expected = int(self._clock.now()) // interval_s * interval_s - interval_s
+        # The newest candle that can be finished ended less than an interval ago.
+        expected = int(self._clock.now()) - 2 * interval_s + 1
         candles = self._window.up_to(expected)
         if candles is None:
-            log.warning("candle left out time=%s: the exchange has not finished it", expected)
+            log.warning("candle left out: the exchange has not finished it in good time")
             self._measure_clock()
-            return TickResult(expected + 2 * interval_s + WAKE_DELAY_S, decided=False)
+            now = int(self._clock.now())
+            return TickResult(now - now % interval_s + interval_s + WAKE_DELAY_S, decided=False)
         next_due = candles[-1].time + 2 * interval_s + WAKE_DELAY_S
         if self._journal.is_done(interval_s, candles[-1].time):
             return TickResult(next_due, decided=True)
@@ -299,7 +340,9 @@ class Bot:
             rules=self._rules,
             waits_for_turn_from=self._first_direction(signal.direction),
             flatten_reason=self._journal.get("flatten") or None,
-            tried=barred | {intent.purpose for intent in sent if intent.outcome != NOT_SENT},
+            tried=barred
+            | {intent.purpose for intent in sent if intent.outcome != NOT_SENT}
+            | ({Purpose.TURN} if self._journal.newest_turn_failed() else set()),
         )
 
     def _first_direction(self, direction: Direction) -> Direction | None:
@@ -360,6 +403,8 @@ class Bot:
     ) -> None:
         row = self._row(candle, signal, held, decision)
         summary = self._summary()
+        if not self._plan.leverage:
+            summary = summary._replace(unrealized_pnl=held * candle.close)
         level = summary.margin_level
         if level is not None and level < self._plan.limits.min_margin_level:
             log.critical("margin level low level=%.1f", level)

@@ -349,7 +349,9 @@ class _Handler(urllib.request.AbstractHTTPHandler):
         request: urllib.request.Request,
         deadline: float,
     ) -> "_Answer":
-        headers = {name.title(): value for name, value in request.header_items()}
+        headers = {
+            name.title().replace("Api-", "API-"): value for name, value in request.header_items()
+        }
         connection.sock.settimeout(max(0.001, deadline - time.monotonic()))
         timed: Any = partial(_TimedResponse, deadline)
         connection.response_class = timed

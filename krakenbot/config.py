@@ -149,7 +149,9 @@ def load_here(path: str | None) -> Config:
 def journal_path(config: Config) -> Path:
     """Return the one file of this mode, exchange and pair."""
     host = config.exchange.url.partition("://")[2]
-    name = re.sub(r"[^A-Za-z0-9.]+", "-", f"{config.mode}-{host}-{config.pair}")
+    # However the pair is spelt, it is one market: BTC/USD and XBTUSD share a journal.
+    pair = config.pair.upper().replace("/", "").replace("BTC", "XBT")
+    name = re.sub(r"[^A-Za-z0-9.]+", "-", f"{config.mode}-{host}-{pair}")
     return config.state_directory / f"{name}.db"
 
 
@@ -436,7 +438,7 @@ _HUGE = 10**12
 # Each key's default (None: none) and its parser, which raises ValueError with what is allowed.
 _KEYS: dict[str, tuple[object, Callable[[object], object]]] = {
     "mode": ("paper", _one_of("paper", "validate", "live")),
-    "pair": ("XBTUSD", _text(r"[A-Za-z0-9./_-]{3,20}", "a pair's name at Kraken, like XBTUSD")),
+    "pair": ("XBTUSD", _text(r"[A-Za-z0-9./:_-]{3,20}", "a pair's name at Kraken, like XBTUSD")),
     "interval": (1, _one_of(*INTERVALS)),
     "size": (Decimal("0.0001"), _number(0, _HUGE, above=True)),
     "leverage": (2, _one_of(0, *range(2, 21))),

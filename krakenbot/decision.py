@@ -4,11 +4,12 @@ from collections.abc import Set
 from decimal import Decimal
 from typing import NamedTuple
 
+from krakenbot.config import Config
 from krakenbot.model import ZERO, Direction, Purpose, Signal, Step
 from krakenbot.pairs import PairRules, plain
 from krakenbot.risk import Limits
 from krakenbot.sizing import next_step, target_volume
-from krakenbot.strategy import Strategy
+from krakenbot.strategy import Strategy, build
 
 
 class Plan(NamedTuple):
@@ -23,6 +24,28 @@ class Plan(NamedTuple):
     strategy: Strategy
     candles_min: int
     limits: Limits
+
+
+def plan_of(config: Config) -> Plan:
+    """Return what deciding needs to know of the configuration."""
+    chosen, risk = config.strategy, config.risk
+    strategy, candles_min = build(chosen.name, chosen.length, chosen.short, chosen.long)
+    return Plan(
+        pair=config.pair,
+        interval_s=config.interval * 60,
+        size=config.size,
+        leverage=config.leverage,
+        one_order=config.reversal == "one-order",
+        entry_now=config.entry == "now",
+        strategy=strategy,
+        candles_min=candles_min,
+        limits=Limits(
+            max_loss=risk.max_loss,
+            min_margin_level=risk.min_margin_level,
+            max_spread_percent=risk.max_spread_percent,
+            max_orders_per_day=risk.max_orders_per_day,
+        ),
+    )
 
 
 class Snapshot(NamedTuple):

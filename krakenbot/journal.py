@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from krakenbot.errors import ConfigError, StopError
+from krakenbot.log import redact
 from krakenbot.model import ZERO, Execution, MarginSummary, Order, Purpose, Side
 
 MIGRATIONS = (
@@ -84,6 +85,7 @@ NOT_SENT = "not sent"
 REFUSED = "refused"
 ABSENT = "absent"
 ADOPTED = "adopted"
+PUT_OFF = "put off"  # Refused for a reason that passes: the market's state, a rate limit.
 
 log = logging.getLogger("krakenbot")
 
@@ -222,8 +224,8 @@ class Journal:
         count, note = 0, ""
         rows = self._db.execute(
             "SELECT executed, outcome, note FROM intents WHERE outcome IS NOT ?"
-            " AND number > ? ORDER BY number DESC LIMIT 50",
-            (NOT_SENT, int(self.get("fruitless_from", "0"))),
+            " AND outcome IS NOT ? AND number > ? ORDER BY number DESC LIMIT 50",
+            (NOT_SENT, PUT_OFF, int(self.get("fruitless_from", "0"))),
         )
         for row in rows:
             if row["outcome"] is None or Decimal(row["executed"]):
@@ -231,6 +233,13 @@ class Journal:
             note = note or f"{row['outcome']}: {row['note']}"
             count += 1
         return count, note
+
+    def newest_turn_failed(self) -> bool:
+        """Return whether the newest order was to turn at once and traded nothing."""
+        row = self._db.execute(
+            "SELECT purpose, executed FROM intents ORDER BY number DESC LIMIT 1"
+        ).fetchone()
+        return row is not None and row[0] == Purpose.TURN.value and not Decimal(row[1])
 
     def knows_order(self, exchange_order_id: str) -> bool:
         return self.count("exchange_order_id = ?", exchange_order_id) > 0
@@ -262,6 +271,8 @@ class Journal:
                 self._insert(row, len(row))
                 self._set("held", held)
                 self._set("cash", account.cash - difference * price)
+            number = self._db.execute("SELECT max(number) FROM intents").fetchone()[0]
+            self._set("fruitless_from", number or 0)
             for key, value in (("entered", 1), ("halted", None), ("flatten", None)):
                 self._set(key, value)
             self._set("on_margin", int(on_margin))
@@ -360,7 +371,8 @@ class Journal:
         if value is None:
             self._db.execute("DELETE FROM meta WHERE key = ?", (key,))
         else:
-            self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, str(value)))
+            text = _stored(str(value))
+            self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, text))
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -528,7 +540,7 @@ def _check(path: Path) -> None:
             connection.close()
     except sqlite3.OperationalError:
         raise
-    except (sqlite3.DatabaseError, ValueError, ArithmeticError) as error:
+    except (sqlite3.DatabaseError, ValueError, TypeError, LookupError, ArithmeticError) as error:
         raise damaged(path, repr(error)) from error
 
 
@@ -536,7 +548,7 @@ def _stored(value: object) -> object:
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, str):  # Half a surrogate pair from outside cannot be stored as it is.
-        return value.encode("utf-8", "backslashreplace").decode()
+        return redact(value.encode("utf-8", "backslashreplace").decode())
     return str(value) if isinstance(value, Decimal) else value
 
 

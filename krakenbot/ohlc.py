@@ -13,6 +13,8 @@ from krakenbot.pairs import decimal
 ROWS_MAX = 720  # More than these the exchange does not give.
 LATE_WAIT_S = 2.0
 LATE_TRIES = 8
+LATER_WAIT_S = 30.0  # After the first tries, for as long as a candle of this length is worth it.
+LATE_MAX_S = 3600.0
 
 log = logging.getLogger("krakenbot")
 
@@ -39,9 +41,11 @@ class CandleWindow:
 
         Asks again while that one is late; None when it does not come in good time.
         """
-        for attempt in range(LATE_TRIES):
+        lasting_s = min(LATE_MAX_S, self._interval_s / 4)
+        tries = LATE_TRIES + int(max(0.0, lasting_s - LATE_TRIES * LATE_WAIT_S) // LATER_WAIT_S)
+        for attempt in range(tries):
             if attempt:
-                self._clock.wait(LATE_WAIT_S)
+                self._clock.wait(LATE_WAIT_S if attempt < LATE_TRIES else LATER_WAIT_S)
             self._fetch(expected)
             if self._candles and self._candles[-1].time >= expected:
                 return tuple(self._candles)
@@ -94,17 +98,20 @@ def parse_rows(result: Any, interval_s: int) -> list[Candle]:
     except (AttributeError, TypeError, ValueError, IndexError) as error:
         raise UnansweredError(f"OHLC answer is not as expected: {error}") from error
     times = sorted(by_time)
-    if any(time % interval_s for time in times):
-        raise UnansweredError(f"OHLC answer holds a time that no {interval_s} s candle starts at")
+    if any((time - times[0]) % interval_s for time in times):
+        raise UnansweredError(f"OHLC answer holds times that are not {interval_s} s apart")
     if times and times[-1] - times[0] > (2 * ROWS_MAX) * interval_s:
         raise UnansweredError("OHLC answer spans more than it can hold")
     return [by_time[time] for time in times]
 
 
 def _row(row: Any) -> Candle:
-    if not isinstance(row, list) or len(row) < 7 or type(row[0]) is not int or row[0] < 0:
+    if not isinstance(row, list) or len(row) < 7:
         raise ValueError(f"row {row!r:.80}")
-    candle = Candle(row[0], *(decimal(number) for number in row[1:5]))
+    time = decimal(row[0])
+    if not 0 < time < 10**11 or time != int(time):
+        raise ValueError(f"row {row!r:.80}")
+    candle = Candle(int(time), *(decimal(number) for number in row[1:5]))
     low, high = candle.low, candle.high
     if low <= ZERO or not (low <= candle.open <= high and low <= candle.close <= high):
         raise ValueError(f"row {row!r:.80}")

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from krakenbot.clock import Clock
 from krakenbot.errors import LaterError, RefusedError, StopError, UnansweredError
 from krakenbot.exchange import Exchange
-from krakenbot.journal import ABSENT, NOT_SENT, REFUSED, Intent, Journal, client_order_id
+from krakenbot.journal import ABSENT, NOT_SENT, PUT_OFF, REFUSED, Intent, Journal, client_order_id
 from krakenbot.model import ZERO, Execution, Position, Purpose, Step
 from krakenbot.pairs import PairRules, plain
 
@@ -56,10 +56,13 @@ class Orders:
     def send(self, step: Step, rules: PairRules, candle: int, held: Decimal, reason: str) -> None:
         """Write the intent, send its order once, and settle it."""
         intent = self._intent(step, rules, candle, held, reason)
-        is_first = self._journal.count("1") == 0
-        if is_first and self._exchange.find(intent.id, intent.created) is not None:
-            # The journal is new, yet the exchange knows this order: an earlier journal was lost.
-            self._journal.write(intent)
+        born = int(self._journal.get("created", "0"))
+        is_new = self._journal.count("1") == 0 or born >= candle + self._owner.interval_s
+        lost = intent._replace(created=min(candle, intent.created))
+        if is_new and self._exchange.find(lost.id, lost.created) is not None:
+            # The journal is younger than the candle, and the exchange knows this order from as
+            # far back as the candle goes: an earlier journal was lost.
+            self._journal.write(lost)
         else:
             self._journal.write(intent)
             self._send(intent)
@@ -73,7 +76,7 @@ class Orders:
             log.warning("order unanswered id=%s reason=%s", intent.id, error)
         except LaterError as error:
             if error.sent:
-                self._drop_refused(intent, error)
+                self._drop_refused(intent, error, PUT_OFF)
             else:
                 log.warning("order not sent id=%s reason=%s", intent.id, error)
                 self._journal.conclude(intent, NOT_SENT, self._now(), note=str(error))
@@ -114,7 +117,7 @@ class Orders:
             deadline=now + DEADLINE_S,
         )
 
-    def _drop_refused(self, intent: Intent, error: Exception) -> None:
+    def _drop_refused(self, intent: Intent, error: Exception, outcome: str = REFUSED) -> None:
         """Believe a refusal after one look that finds no such order; else leave it to settling."""
         try:
             if self._exchange.find(intent.id, intent.created) is not None:
@@ -122,8 +125,8 @@ class Orders:
         except (LaterError, UnansweredError, RefusedError, StopError) as failure:
             log.warning("refusal not confirmed id=%s reason=%s", intent.id, failure)
             return
-        log.warning("order refused id=%s reason=%s", intent.id, error)
-        self._journal.conclude(intent, REFUSED, self._now(), note=str(error))
+        log.warning("order %s id=%s reason=%s", outcome, intent.id, error)
+        self._journal.conclude(intent, outcome, self._now(), note=str(error))
         self._emit("refusal", str(error))
 
     # -- settling ------------------------------------------------------------------------------
@@ -259,7 +262,12 @@ class Orders:
         if not self._owner.leverage:
             return
         since = int(self._journal.get("rollovers_read", str(self._now())))
-        for rollover in self._exchange.rollovers(since - 2 * VISIBLE_S):
+        try:
+            rollovers = self._exchange.rollovers(since - 2 * VISIBLE_S)
+        except (LaterError, UnansweredError, RefusedError, StopError) as error:
+            log.warning("rollover charges not read, the books lack them reason=%s", error)
+            return
+        for rollover in rollovers:
             if self._journal.is_charged(f"open {rollover.entry_id}"):
                 self._journal.charge(rollover.id, rollover.time, "rollover", rollover.amount)
         self._journal.put(rollovers_read=self._now())

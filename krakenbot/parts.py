@@ -16,17 +16,18 @@ from krakenbot.bot import Bot, Event
 from krakenbot.client import Client, UrllibTransport
 from krakenbot.clock import Clock, SystemClock
 from krakenbot.config import Config, Credentials
-from krakenbot.decision import Plan
-from krakenbot.errors import ConfigError, LaterError, RefusedError, StopError
+from krakenbot.decision import plan_of
+from krakenbot.errors import ConfigError, LaterError, RefusedError, StopError, UnansweredError
 from krakenbot.exchange import Exchange
 from krakenbot.journal import Journal, Lock, Nonces, open_journal
+from krakenbot.model import ZERO
 from krakenbot.orders import VISIBLE_S
-from krakenbot.risk import Limits
+from krakenbot.pairs import plain
 from krakenbot.signing import decode_secret, fingerprint
 from krakenbot.spot import FEE_RATE_ASSUMED, FORBIDDEN_PERMISSIONS, NEEDED_PERMISSIONS, Spot
-from krakenbot.strategy import build
 
-REPLAY_MAX_S = 120
+REPLAY_MAX_S = 15
+FILES_MAX = 1024
 
 log = logging.getLogger("krakenbot")
 
@@ -57,28 +58,6 @@ def load_credentials(prefix: str = "KRAKEN") -> Credentials | None:
     if credentials is not None:
         decode_secret(credentials.secret)
     return credentials
-
-
-def plan_of(config: Config) -> Plan:
-    """Return what deciding needs to know of the configuration."""
-    chosen = config.strategy
-    strategy, candles_min = build(chosen.name, chosen.length, chosen.short, chosen.long)
-    return Plan(
-        pair=config.pair,
-        interval_s=config.interval * 60,
-        size=config.size,
-        leverage=config.leverage,
-        one_order=config.reversal == "one-order",
-        entry_now=config.entry == "now",
-        strategy=strategy,
-        candles_min=candles_min,
-        limits=Limits(
-            max_loss=config.risk.max_loss,
-            min_margin_level=config.risk.min_margin_level,
-            max_spread_percent=config.risk.max_spread_percent,
-            max_orders_per_day=config.risk.max_orders_per_day,
-        ),
-    )
 
 
 def assemble(
@@ -133,8 +112,8 @@ def assemble(
     if is_live:
         checks.append(partial(check_key, spot))
         checks.append(partial(outwait_lost_orders, journal, clock, bool(locks[0].read())))
-        locks[0].write(b"live\n")  # Stays when the journal is lost, and tells that there was one.
-        checks.append(partial(refuse_costs, config, spot))
+        checks.append(partial(mind_lost_coins, config, spot, journal, locks[0]))
+        checks.append(partial(refuse_costs, config, spot, journal))
     else:
         from krakenbot.simulated.exchange import PaperExchange
 
@@ -195,13 +174,49 @@ def outwait_lost_orders(journal: Journal, clock: Clock, was_live: bool) -> None:
     journal.put(created=int(clock.now()))
 
 
-def refuse_costs(config: Config, spot: Spot) -> None:
-    """Say what the configuration costs a day; ConfigError when that is above the limit."""
-    too_much, lines = costs(config, spot.fee_rate())
-    if too_much:
+def mind_lost_coins(config: Config, spot: Spot, journal: Journal, lock: Lock) -> None:
+    """Stop when the journal of a bot without margin is lost, and with it which coins are its own.
+
+    What is written to the lock file stays when the journal is lost.
+    """
+    if lock.read() and journal.get("created") and not journal.get("minded") and not config.leverage:
+        rules = spot.rules()
+        owned = spot.balances().get(rules.base, ZERO)
+        if owned >= rules.ordermin:
+            journal.put(minded=1)
+            raise journal.halt(
+                f"the account owns {plain(owned)} {rules.base}, the journal is new and explains 0, "
+                "but the bot has traded here before. `run --adopt` takes up to `size` as its own, "
+                "`resume` none"
+            )
+    journal.put(minded=1)
+    lock.write(b"live\n")
+
+
+def refuse_costs(config: Config, spot: Spot, journal: Journal) -> None:
+    """Say what the configuration costs a day; ConfigError when that is above the limit.
+
+    With a position open, stopping would be worse than costs: then they are only said.
+    """
+    holds = journal.account().held != 0
+    try:
+        too_much, lines = costs(config, fee_rate_of(spot))
+    except LaterError as error:
+        if not holds:
+            raise
+        too_much, lines = False, [str(error)]
+    if too_much and not holds:
         raise ConfigError("\n".join(["not started: it costs too much. Nothing was sent", *lines]))
     for line in lines:
         log.info("costs: %s", line)
+
+
+def fee_rate_of(spot: Spot) -> Decimal:
+    """Return the account's taker fee, or the entry tier's where it cannot be asked."""
+    try:
+        return spot.fee_rate()
+    except (LaterError, UnansweredError, RefusedError, StopError):
+        return FEE_RATE_ASSUMED
 
 
 def costs(config: Config, fee_rate: Decimal) -> tuple[bool, list[str]]:
@@ -215,6 +230,9 @@ def costs(config: Config, fee_rate: Decimal) -> tuple[bool, list[str]]:
     if child == 0:
         try:
             signal.alarm(REPLAY_MAX_S)
+            # The locks must not outlive the bot in its child.
+            os.closerange(3, writer)
+            os.closerange(writer + 1, FILES_MAX)
             os.write(writer, json.dumps(_replay(config, fee_rate)).encode())
         finally:
             os._exit(0)

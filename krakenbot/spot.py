@@ -30,8 +30,8 @@ NEEDED_PERMISSIONS = ("query-funds", "query-open-trades", "query-closed-trades",
 FORBIDDEN_PERMISSIONS = ("withdraw-funds", "add-withdraw-address", "update-withdraw-address")
 FEE_RATE_ASSUMED = Decimal("0.008")
 SEARCH_BEFORE_S = 60
-TRADES_PAGE = 50
-TRADES_MAX = 1000
+PAGE = 50
+ROWS_MAX = 1000
 _BROKEN = (AttributeError, KeyError, TypeError, ValueError, IndexError)
 
 
@@ -121,7 +121,7 @@ class Spot:
     def balances(self) -> Mapping[str, Decimal]:
         result = self._client.private("Balance")
         try:
-            return {str(asset): decimal(amount) for asset, amount in result.items()}
+            return {str(asset): decimal(amount) for asset, amount in _items("Balance", result)}
         except _BROKEN as error:
             raise _odd("Balance", error) from error
 
@@ -147,15 +147,29 @@ class Spot:
         return Position(volume, cost, tuple(entries))
 
     def rollovers(self, since: int) -> Sequence[Rollover]:
-        result = self._client.private("Ledgers", {"type": "rollover", "start": since})
+        rows = self._pages("Ledgers", "ledger", {"type": "rollover", "start": since})
         try:
             return [
                 Rollover(key, str(row["refid"]), int(decimal(row["time"])), decimal(row["fee"]))
-                for key, row in (result["ledger"] or {}).items()
+                for key, row in rows
                 if row["type"] == "rollover" and row["asset"] == self._known_rules().quote
             ]
         except _BROKEN as error:
             raise _odd("Ledgers", error) from error
+
+    def _pages(self, method: str, key: str, params: dict[str, object]) -> list[tuple[str, Any]]:
+        """Return the rows of all pages of a history, up to ROWS_MAX of them."""
+        found: list[tuple[str, Any]] = []
+        for offset in range(0, ROWS_MAX, PAGE):
+            page = params | {"without_count": "true"} | ({"ofs": offset} if offset else {})
+            result = self._client.private(method, page)
+            if not isinstance(result, dict) or key not in result:
+                raise UnansweredError(f"{method}: an answer without {key!r}")
+            rows = list(_items(method, result[key]))
+            found += rows
+            if len(rows) < PAGE:
+                return found
+        raise UnansweredError(f"{method}: more than {ROWS_MAX} rows")
 
     def fee_rate(self) -> Decimal:
         rules = self._known_rules()
@@ -241,18 +255,11 @@ class Spot:
         return rows
 
     def traded_orders(self, since: int) -> Sequence[str]:
-        params: dict[str, object] = {"start": since, "without_count": "true"}
-        found: list[str] = []
-        for offset in range(0, TRADES_MAX, TRADES_PAGE):
-            result = self._client.private("TradesHistory", params | {"ofs": offset})
-            try:
-                rows = list(result["trades"].values())
-                found += [str(row["ordertxid"]) for row in rows if self._is_ours(row["pair"])]
-            except _BROKEN as error:
-                raise _odd("TradesHistory", error) from error
-            if len(rows) < TRADES_PAGE:
-                return found
-        raise UnansweredError(f"TradesHistory: more than {TRADES_MAX} trades since {since}")
+        rows = self._pages("TradesHistory", "trades", {"start": since})
+        try:
+            return [str(row["ordertxid"]) for _, row in rows if self._is_ours(row["pair"])]
+        except _BROKEN as error:
+            raise _odd("TradesHistory", error) from error
 
     def key_permissions(self) -> Sequence[str]:
         """Return the permission codes of the API key. Source: GetApiKeyInfo."""

@@ -11,7 +11,7 @@ from krakenbot.bot import Bot, Event
 from krakenbot.clock import StopRequestedError
 from krakenbot.decision import Plan
 from krakenbot.errors import LaterError, RefusedError, StopError, UnansweredError
-from krakenbot.journal import ABSENT, NOT_SENT, REFUSED, Intent, Journal, prepare
+from krakenbot.journal import ABSENT, NOT_SENT, PUT_OFF, REFUSED, Intent, Journal, prepare
 from krakenbot.model import (
     ZERO,
     Candle,
@@ -523,7 +523,8 @@ class TestRefused(BotTest):
                 self.setUp()
                 self.exchange.script = [word]
                 bot = self.once()
-                self.assertEqual([(Purpose.OPEN, REFUSED)], self.outcomes())
+                outcome = REFUSED if word == "refuse" else PUT_OFF
+                self.assertEqual([(Purpose.OPEN, outcome)], self.outcomes())
                 # One look before a journal's first order, one after the refusal.
                 self.assertEqual(2, len(self.exchange.looks))
                 bot.tick()
@@ -545,13 +546,13 @@ class TestRefused(BotTest):
         self.assertEqual((SIZE, 1), (self.journal.account().held, len(self.exchange.placed)))
 
     def test_five_fruitless_orders_in_a_row_halt_the_bot_and_keep_it_halted(self) -> None:
-        self.exchange.script = ["refuse", "never", "zero", "later", "refuse", "fill"]
+        self.exchange.script = ["refuse", "never", "zero", "refuse", "later", "refuse", "fill"]
         self.clock.end = T0 + 60 * 200
         message = self.stopped(lambda: self.bot().run())
         self.assertIn("5", message)
-        self.assertEqual(5, len(self.exchange.placed))
+        self.assertEqual(6, len(self.exchange.placed))
         self.stopped(lambda: self.bot().run())
-        self.assertEqual(5, len(self.exchange.placed))
+        self.assertEqual(6, len(self.exchange.placed))
 
     def test_a_refused_turn_is_followed_by_the_close_alone_so_that_risk_goes_down(self) -> None:
         self.exchange.script = ["fill", "refuse", "fill", "refuse"]
@@ -911,8 +912,9 @@ class TestDeath(BotTest):
                 self.assertEqual([], self.journal.open_intents())
                 self.assertFalse(self.journal.get("halted"))
                 executed = [e.volume for e in self.exchange.executions.values() if e.volume]
-                self.assertEqual(2 * SIZE if changes else SIZE, executed[-1])
-                self.assertEqual(2 if changes else 3, len(executed))
+                # After a turn that never went out, the bot closes first and opens then.
+                turned = (2 * SIZE, 2) if changes else (SIZE, 3)
+                self.assertIn((executed[-1], len(executed)), (turned, (SIZE, 3)))
                 ids = [order.client_order_id for order in self.exchange.placed]
                 self.assertEqual(len(ids), len(set(ids)), "an order went out twice")
         self.assertGreater(number_of_deaths, 50)

@@ -225,7 +225,7 @@ class TestRows(unittest.TestCase):
         good = row(T0)
         wrong_rows: list[Any] = [None, 5, "text", [], {}, [T0], good[:5], [True, *good[1:]]]
         for column, values in {
-            0: (None, "1790000040", T0 + 1, -60, 1.5, Decimal("1.5"), [], 10**400),
+            0: (None, T0 + 1, -60, 1.5, Decimal("1.5"), [], 10**400),
             1: (None, "", "x", "NaN", [], {}, True, "1e400"),
             2: ("89.0", "Infinity", "0"),
             3: ("0", "-1", "111", "0.0"),

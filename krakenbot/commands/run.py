@@ -32,9 +32,12 @@ def run(arguments: argparse.Namespace) -> int:
         parts = assemble(config, live=arguments.live, on_event=on_event)
         parts.clock.stop_on_signals()
         parts.clock.progress = notifier.alive
-        parts.bot.run(
-            once=arguments.once, patience_s=config.exchange.patience, adopt=arguments.adopt
-        )
+        try:
+            parts.bot.run(
+                once=arguments.once, patience_s=config.exchange.patience, adopt=arguments.adopt
+            )
+        finally:
+            parts.journal.close()  # So that one file holds all of it.
     return 0
 
 

@@ -69,7 +69,7 @@ class RandomTest(unittest.TestCase):
             bar = series.bars(60, None, now)[-1]
             self.assertEqual(bar.time, now // 60 * 60)
             self.assertEqual(bar[1:], (bar.open,) * 4 + (0, 0, 0))
-            quote = series.quote(now)
+            quote = series.quote(now, D("0.1"))
             self.assertEqual(quote.mid, series.decimal(bar.open))
             self.assertEqual(quote.ask - quote.bid, D("0.2"))
         later = series.bars(60, None, NOW + 60)

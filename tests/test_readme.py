@@ -46,7 +46,8 @@ ENDING = {
     "python3 -m krakenbot flatten --live",
     "python3 -m krakenbot resume",
     "python3 -m krakenbot build --output krakenbot.pyz",
-    "python3 -I -S krakenbot.pyz unit | sudo tee /etc/systemd/system/krakenbot.service",
+    "python3 -I -S krakenbot.pyz --config /etc/krakenbot/config.toml unit "
+    "| sudo tee /etc/systemd/system/krakenbot.service",
 }
 # Commands that run until a signal, and what they write once they are at work.
 LASTING = {
@@ -58,6 +59,7 @@ LASTING = {
 CHANGED = {
     "| sudo tee /etc/systemd/system/krakenbot.service": "",  # This machine is left as it is.
     "--port 8080": "--port 0",  # The port may be taken.
+    "/etc/krakenbot/config.toml unit": "config.toml unit",
 }
 # Commands that are not run here, and why.
 LEFT_OUT = {

@@ -370,7 +370,7 @@ class TestDisk(ProgramTest):
         )
         self.assert_ends(first, 0)
         gate.control("clock", advance=60)
-        for limit in (30, 34000):
+        for limit in (30, 9000):
             with self.subTest(limit):
                 done = self.run_it(gate, "run", "--live", "--once", before=_full(limit), **LIVE)
                 self.assertIn(done.code, (76, 78), done.err)

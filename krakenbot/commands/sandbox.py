@@ -16,11 +16,32 @@ HELP = "A local exchange that answers as Kraken's Spot REST API does, for any cl
 EXAMPLE = "krakenbot sandbox --port 8080 --speed 60 --feed random:7"
 PORT = 8080
 SPEED_MAX = 100000
+# What a running sandbox is asked to do: the method and its JSON.
+CONTROLS = (
+    ("ledger", "", "orders, fills, books, requests; every other answer is this, too"),
+    ("faults", '{"spec": "lost-after=0.02"}', 'as --faults; "" for none'),
+    ("clock", '{"advance": 3600}', 'or {"now": unix seconds}, {"freeze": true}'),
+    ("price", '{"pair": "XBTUSD", "price": "60000"}', "null: back to the feed"),
+    ("balance", '{"asset": "ZUSD", "amount": "500"}', "a deposit or a withdrawal"),
+    ("status", '{"status": "cancel_only"}', 'with "pair": of one market; {"fill_share": "0.5"}'),
+    ("position", '{"pair": "XBTUSD", "close": true}',
+     'or "liquidate": true, or "side", "volume", "leverage"'),
+)  # fmt: skip
 TIERS = ("sandbox", "starter", "intermediate", "pro")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from krakenbot.simulated.faults import FAULTS
+
+    words = "".join(f"  {word:16} {meaning}\n" for word, meaning in FAULTS.items())
+    url = f"http://127.0.0.1:{PORT}/sandbox"
+    controls = "".join(
+        f"  curl {url}/{name}" + (f" -d '{wish}'" if wish else "") + f"\n      {meaning}\n"
+        for name, wish, meaning in CONTROLS
+    )
     parser.epilog = (
+        f"control, from this machine only:\n{controls}\n"
+        f"faults, such as lost-after=0.02,lag=30,seed=7; all=0.01 for all of them:\n{words}\n"
         f"KRAKEN_API_KEY and KRAKEN_API_SECRET, if set, are the key and secret; else\n"
         f"  key    {SANDBOX_KEY}\n  secret {SANDBOX_SECRET}\nexample: {EXAMPLE}"
     )
@@ -38,6 +59,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--counters", choices=TIERS, default=TIERS[0],
         help="rate limits of an account tier, or generous ones (default %(default)s)",
     )  # fmt: skip
+    parser.add_argument(
+        "--faults", default="", metavar="SPEC", help="what goes wrong, as WORD=CHANCE a request"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -55,6 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
         sandbox = server.start(
             arguments.feed, arguments.speed, port=arguments.port, key=key, secret=secret,
             fee_rate=_fee_rate(arguments.fee), tier=arguments.counters,
+            faults=arguments.faults,
         )  # fmt: skip
     except (ValueError, OSError) as error:
         print(f"krakenbot sandbox: {error}", file=sys.stderr)

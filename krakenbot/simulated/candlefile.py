@@ -3,38 +3,35 @@
 A file is read in blocks, so memory does not grow with its length. Missing intervals are filled
 flat, as the live API has them. Anything odd is a BadDataError.
 
-Only closes become numbers, floats of at most 15 digits, which compare exactly and whose `repr`
-gives back the digits. The other prices stay as text until somebody asks: where all have as many
-digits before the point, texts compare as the numbers do, and few are ever needed.
+A price is a whole number of 1e-10 or still the text of the file: where all texts of a block are
+equally long, they compare as the numbers do, and few of them are ever needed as numbers.
 """
 
 import gzip
 import json
-import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from decimal import Decimal
-from itertools import chain
+from itertools import pairwise
 from math import gcd, inf
+from operator import sub
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 from krakenbot.errors import UnansweredError
 from krakenbot.model import Candle
 
 BLOCK_BYTES = 1 << 15
 GAP_MAX_S = 31 * 86400  # More is a hole that no flat price may paper over.
-DIGITS_MAX = 15
+DIGITS = 10
 INTERVALS = (1, 5, 15, 30, 60, 240, 720, 1440, 10080, 21600)
 _MIXED_ROWS = 16
-_SHAPES_MAX = 5000
+
+Price = int | bytes
 
 
-class BadDataError(Exception):
+class BadDataError(ValueError):
     """A file that no number may be computed from. Names the file and, where there is one, line."""
-
-
-Price = float | bytes
 
 
 class Columns(NamedTuple):
@@ -42,44 +39,71 @@ class Columns(NamedTuple):
 
     time: int
     interval_s: int
-    low: float
-    high: float
+    low: int
+    high: int
     opens: Sequence[Price]
     highs: Sequence[Price]
     lows: Sequence[Price]
-    closes: Sequence[float]
+    closes: Sequence[int]
+
+    @property
+    def end(self) -> int:
+        return self.time + len(self.closes) * self.interval_s
 
     def cut(self, begin: int, end: int) -> "Columns":
         """Return the candles from number `begin` up to `end`."""
+        if begin == 0 and end >= len(self.closes):
+            return self
+        highs, lows = self.highs[begin:end], self.lows[begin:end]
         return Columns(
-            self.time + begin * self.interval_s, self.interval_s, self.low, self.high,
-            self.opens[begin:end], self.highs[begin:end], self.lows[begin:end],
-            self.closes[begin:end],
+            self.time + begin * self.interval_s, self.interval_s,
+            min(map(units, lows), default=self.low), max(map(units, highs), default=self.high),
+            self.opens[begin:end], highs, lows, self.closes[begin:end],
         )  # fmt: skip
 
     def joined(self, after: "Columns") -> "Columns":
         """Return these candles and those that follow them."""
-        return Columns(
-            self.time, self.interval_s, min(self.low, after.low), max(self.high, after.high),
-            [*self.opens, *after.opens], [*self.highs, *after.highs], [*self.lows, *after.lows],
-            [*self.closes, *after.closes],
-        )  # fmt: skip
+        low, high = min(self.low, after.low), max(self.high, after.high)
+        opens, highs, lows = ([*a, *b] for a, b in zip(self[4:7], after[4:7], strict=True))
+        closes = [*self.closes, *after.closes]
+        return Columns(self.time, self.interval_s, low, high, opens, highs, lows, closes)
 
 
 class _Rows(NamedTuple):
+    """The rows of one block as the file has them."""
+
     times: list[int]
-    low: float
-    high: float
+    low: int
+    high: int
     opens: Sequence[Price]
     highs: Sequence[Price]
     lows: Sequence[Price]
-    closes: Sequence[float]
+    closes: Sequence[int]
 
-    def after(self, count: int) -> "_Rows":
-        return _Rows(
-            self.times[count:], self.low, self.high, self.opens[count:], self.highs[count:],
-            self.lows[count:], self.closes[count:],
-        )  # fmt: skip
+
+def units(price: Price | str | Decimal) -> int:
+    """Return a price as a whole number of 1e-10. ValueError or ArithmeticError when it is none."""
+    if isinstance(price, int):
+        return price
+    value = Decimal(price.decode() if isinstance(price, bytes) else price).scaleb(DIGITS)
+    if value.adjusted() > 18 or value != int(value):
+        raise ValueError(f"{price!r} has too many digits")
+    return int(value)
+
+
+def exact(price: Price) -> Decimal:
+    if isinstance(price, bytes):
+        return Decimal(price.decode())
+    return Decimal(price).scaleb(-DIGITS).normalize()
+
+
+def columns_of(candles: Sequence[Candle], interval_s: int) -> Columns:
+    """Return candles without gaps as columns."""
+    rows = ([units(c.open), units(c.high), units(c.low), units(c.close)] for c in candles)
+    opens, highs, lows, closes = map(list, zip(*rows, strict=True))
+    return Columns(
+        candles[0].time, interval_s, min(lows), max(highs), opens, highs, lows, closes
+    )
 
 
 def read(paths: Sequence[Path], interval_s: int, notes: list[str]) -> Iterator[Columns]:
@@ -87,42 +111,39 @@ def read(paths: Sequence[Path], interval_s: int, notes: list[str]) -> Iterator[C
 
     Rows that an earlier file had already are left out; `notes` gets a line about them.
     """
-    last: tuple[int, float] | None = None
-    for path in sorted(paths, key=_first_time) if len(paths) > 1 else paths:
-        skipped = 0
-        for number, rows in _json(path) if ".json" in path.suffixes else _csv(path):
-            if last is not None and len(paths) > 1:
-                old = sum(time <= last[0] for time in rows.times)
-                skipped += old
-                rows = rows.after(old)
-            if rows.times:
-                yield (columns := _filled(path, number, rows, interval_s, last))
-                last = rows.times[-1], columns.closes[-1]
+    last: tuple[int, int] | None = None
+    for path in sorted(paths, key=lambda path: _first(path).times[0]) if paths[1:] else paths:
+        skipped, ended = 0, last[0] if last else -1
+        for number, rows in _blocks(path):
+            old = sum(time <= ended for time in rows.times) if rows.times[0] <= ended else 0
+            skipped += old
+            if old < len(rows.times):
+                if old:
+                    columns: list[Any] = [column[old:] for column in rows[3:]]
+                    rows = _Rows(rows.times[old:], rows.low, rows.high, *columns)
+                yield _filled(rows, interval_s, last, path, number + old)
+                last = rows.times[-1], rows.closes[-1]
         if skipped:
             notes.append(f"{path}: {skipped} rows are in an earlier file already")
-    if last is None:
-        raise BadDataError(f"{paths[0]}: no candles")
 
 
 def aggregate(parts: Iterable[Columns], interval_s: int) -> Iterator[Columns]:
     """Yield candles of a larger interval; incomplete ones at both ends are left out."""
-    rest: list[list[float]] = [[], [], [], []]
+    rest: Columns | None = None
     for part in parts:
-        time = part.time - len(rest[0]) * part.interval_s
-        columns = [[*a, *map(float, b)] for a, b in zip(rest, part[4:], strict=True)]
+        part = part if rest is None else rest.joined(part)
         step = interval_s // part.interval_s
-        skip = -time // part.interval_s % step
-        count = max(len(columns[0]) - skip, 0) // step
-        end = skip + count * step
-        if count:
-            opens, highs, lows, closes = (
-                [column[skip + at : end : step] for at in range(step)] for column in columns
-            )
+        begin = -part.time // part.interval_s % step
+        end = begin + max(len(part.closes) - begin, 0) // step * step
+        if begin < end:
+            whole = [list(map(units, column[begin:end])) for column in part[4:]]
+            opens, highs, lows, closes = ([c[at::step] for at in range(step)] for c in whole)
             yield Columns(
-                time + skip * part.interval_s, interval_s, min(columns[2]), max(columns[1]),
+                part.time + begin * part.interval_s, interval_s, part.low, part.high,
                 opens[0], list(map(max, *highs)), list(map(min, *lows)), closes[-1],
             )  # fmt: skip
-        rest = [column[end if count else 0 :] for column in columns]
+            part = part.cut(end, len(part.closes))
+        rest = part
 
 
 def interval_of(path: Path) -> int:
@@ -130,8 +151,8 @@ def interval_of(path: Path) -> int:
     minutes = _stem(path).rpartition("_")[2]
     if minutes.isdecimal() and int(minutes) in INTERVALS:
         return int(minutes) * 60
-    _, rows = next(iter(_json(path) if ".json" in path.suffixes else _csv(path)))
-    step = gcd(*(b - a for a, b in zip(rows.times, rows.times[1:], strict=False)))
+    times = _first(path).times
+    step = gcd(*(b - a for a, b in pairwise(times)))
     if step // 60 not in INTERVALS or step % 60:
         raise BadDataError(f"{path}: its times are not those of any interval of Kraken's")
     return step
@@ -149,31 +170,23 @@ def _stem(path: Path) -> str:
     return path.name.removesuffix(".gz").rpartition(".")[0]
 
 
-def _first_time(path: Path) -> int:
-    return next(iter(_json(path) if ".json" in path.suffixes else _csv(path)))[1].times[0]
+def _first(path: Path) -> _Rows:
+    return next(_blocks(path))[1]
 
 
-def _csv(path: Path) -> Iterator[tuple[int, _Rows]]:
-    """Yield blocks of rows, each with the number of its first line."""
-    number, rest = 1, b""
+def _blocks(path: Path) -> Iterator[tuple[int, _Rows]]:
+    """Yield blocks of rows, each with the number of its first line; at least one."""
+    if ".json" in path.suffixes:
+        candles = _answer(path)[1]
+        yield 1, _Rows([candle.time for candle in candles], *columns_of(candles, 0)[2:])
+        return
+    number = 1
     try:
-        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
-            rest = _start(file)
-            while True:
-                block = file.read(BLOCK_BYTES)
-                text = rest + block if block else rest.rstrip() + b"\n"
-                cut = text.rfind(b"\n") + 1
-                rest = text[cut:]
-                if lines := text[:cut].rstrip():
-                    rows = _rows(lines + b"\n")
-                    if rows is None:
-                        raise _bad_row(path, number, lines)
-                    yield number, rows
-                    number += len(rows.times)
-                if not block:
-                    break
-                if len(rest) > BLOCK_BYTES:
-                    raise BadDataError(f"{path}:{number}: not a line of numbers")
+        for block in _lines(path):
+            block = block.replace(b"\r\n", b"\n") if b"\r" in block else block
+            rows = _rows(block) or _slow_rows(block, path, number)
+            yield number, rows
+            number += len(rows.times)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise BadDataError(f"{path}:{number}: damaged after this line: {error}") from error
     except OSError as error:
@@ -182,102 +195,76 @@ def _csv(path: Path) -> Iterator[tuple[int, _Rows]]:
         raise BadDataError(f"{path}: no candles")
 
 
-def _start(file: BinaryIO | gzip.GzipFile) -> bytes:
-    return file.read(BLOCK_BYTES).removeprefix(b"\xef\xbb\xbf")
-
-
-_DIGITS = bytes(ord("0") if chr(code).isdigit() and code < 128 else code for code in range(256))
-_SHAPE = re.compile(
-    rb"0{1,11}((?:,0+(?:\.0+)?){4}),0+(?:\.0*)?(?:[eE][-+]?0{1,2})?,0+", re.ASCII
-)
-_shapes: dict[bytes, int] = {}
-
-
-def _whole_digits(shape: bytes) -> int:
-    """Return how many digits stand before the point in all four prices of a line, or 0."""
-    match = _SHAPE.fullmatch(shape)
-    prices = match[1][1:].split(b",") if match else [b""]
-    whole = {len(price.partition(b".")[0]) for price in prices}
-    usual = len(whole) == 1 and max(map(len, prices)) <= DIGITS_MAX
-    if len(_shapes) > _SHAPES_MAX:
-        _shapes.clear()
-    _shapes[shape] = len(prices[0].partition(b".")[0]) if usual else 0
-    return _shapes[shape]
+def _lines(path: Path) -> Iterator[bytes]:
+    """Yield a file in pieces of whole lines, without a mark before and empty lines after them."""
+    with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+        rest = file.read(BLOCK_BYTES).removeprefix(b"\xef\xbb\xbf")
+        while block := file.read(BLOCK_BYTES):
+            cut = rest.rfind(b"\n") + 1 or len(rest)
+            yield rest[:cut]
+            rest = rest[cut:] + block
+        if rest := rest.rstrip():
+            yield rest + b"\n"
 
 
 def _rows(block: bytes) -> _Rows | None:
-    """Return the columns of whole lines, None if any line is not a candle."""
-    if b"\r" in block:
-        block = block.replace(b"\r\n", b"\n")
-    shapes = set(block.translate(_DIGITS).splitlines())
-    whole = {_shapes.get(shape) or _whole_digits(shape) for shape in shapes}
-    if len(whole) > 1 or 0 in whole:
-        return _unusual_rows(block)
+    """Return the columns of lines whose prices are texts of one form, None for any others.
+
+    Volumes are not used, so that only their characters are looked at.
+    """
     fields = block[:-1].replace(b"\n", b",").split(b",")
-    opens, highs, lows, closes = (fields[at::7] for at in range(1, 5))
-    for o, h, low, c in zip(opens, highs, lows, closes, strict=True):
-        if not low <= o <= h >= c >= low:
-            return _unusual_rows(block)
-    bottom = float(min(lows))
-    if not bottom:
+    times, opens, highs, lows, closes, _, trades = (fields[at::7] for at in range(7))
+    count = len(trades)
+    prices = b",".join(opens + highs + lows + closes) + b","
+    width, point = prices.find(b","), prices.find(b".")
+    strange = block.translate(None, b"0123456789.,\n")
+    # Regular commas mean equal lengths, and a line with too many fields would shift the next.
+    if (
+        not 7 * count == len(fields) == 7 * block.count(b"\n")
+        or prices[width :: width + 1] != b"," * 4 * count
+        or prices[point :: width + 1] != b"." * 4 * count or prices.count(b".") != 4 * count
+        or not 0 < point < width <= point + 1 + DIGITS
+        or b",," in block or b",\n" in block or b"." in b"".join(times)
+        or width > 20 or max(map(len, times)) > 12
+        # Very small volumes are written like 5e-07.
+        or strange.strip(b"e-") or b",-" in block or block.count(b".") > 5 * count
+        or (strange and not b"".join((prices.translate(None, b".,"), *times, *trades)).isdigit())
+    ):
         return None
-    return _Rows(
-        list(map(int, fields[0::7])), bottom, float(max(highs)), opens, highs, lows,
-        list(map(float, closes)),
-    )  # fmt: skip
-
-
-def _unusual_rows(block: bytes) -> _Rows | None:
-    """Return the same for lines whose prices cannot be compared as texts."""
-    # A field of its own between the lines: none of them may have too few or too many.
-    fields = block[:-1].replace(b"\n", b",\n,").split(b",")
-    ends = fields[7::8]
-    if ends.count(b"\n") != len(ends) or len(fields) != 8 * len(ends) + 7 or b"_" in block:
-        return None
-    try:
-        times, trades = list(map(int, fields[0::8])), list(map(int, fields[6::8]))
-        opens, highs, lows, closes, volumes = (
-            list(map(float, fields[at::8])) for at in range(1, 6)
-        )
-        digits = max(
-            len(Decimal(text.decode()).normalize().as_tuple().digits)
-            for text in chain(*(fields[at::8] for at in range(1, 5)))
-        )
-    except (ValueError, ArithmeticError):
-        return None
-    if not (digits <= DIGITS_MAX and min(trades) >= 0 <= min(volumes)):
-        return None
-    if not sum(volumes) + max(highs) < inf:
-        return None
-    for o, h, low, c in zip(opens, highs, lows, closes, strict=True):
-        if not 0 < low <= o <= h >= c >= low:
+    for o, high, low, close in zip(opens, highs, lows, closes, strict=True):
+        if not low <= o <= high >= close >= low:
             return None
+    zeros = b"0" * (DIGITS + 1 - width + point)
+    numbers = ((zeros + b",").join(closes) + zeros).replace(b".", b"").split(b",")
+    bottom = units(min(lows))
+    return _Rows(
+        list(map(int, times)), bottom, units(max(highs)), opens, highs, lows,
+        list(map(int, numbers)),
+    ) if bottom else None  # fmt: skip
+
+
+def _slow_rows(block: bytes, path: Path, number: int) -> _Rows:
+    """Return the columns of lines in any form. Raises BadDataError about the first bad one."""
+    times, columns = [], []
+    for at, line in enumerate(block.splitlines()):
+        try:
+            time, *texts, volume, trades = line.decode("ascii").split(",")
+            o, high, low, close = prices = [units(text) for text in texts]
+            if not (0 < low <= o <= high >= close >= low and 0 <= float(volume) < inf):
+                raise ValueError
+            if int(trades) < 0 or b"_" in line:
+                raise ValueError
+            times.append(int(time))
+        except (ValueError, ArithmeticError):
+            shown = line[:80].decode("ascii", "replace")
+            raise BadDataError(
+                f"{path}:{number + at}: {shown!r} is not a candle: seven columns, time, open, high,"
+                f" low, close, volume, trades; prices above zero, low <= open, close <= high, at"
+                f" most {DIGITS} decimals"
+            ) from None
+        columns.append(prices)
+    opens, highs, lows, closes = map(list, zip(*columns, strict=True))
     return _Rows(times, min(lows), max(highs), opens, highs, lows, closes)
-
-
-def _bad_row(path: Path, number: int, block: bytes) -> BadDataError:
-    """Return the error about the first line that is not a candle."""
-    for line in block.splitlines(keepends=True):
-        if _rows(line if line.endswith(b"\n") else line + b"\n") is None:
-            break
-        number += 1
-    shown = line.strip().decode("ascii", "replace")
-    return BadDataError(
-        f"{path}:{number}: {shown[:80]!r} is not a candle: seven columns, time, open, high, low,"
-        f" close, volume, trades; prices above zero, low <= open, close <= high, at most"
-        f" {DIGITS_MAX} digits"
-    )
-
-
-def _json(path: Path) -> Iterator[tuple[int, _Rows]]:
-    """Yield the finished rows of a saved OHLC answer."""
-    candles = _answer(path)[1]
-    if not candles:
-        raise BadDataError(f"{path}: no finished candles")
-    prices = ([float(c.open), float(c.high), float(c.low), float(c.close)] for c in candles)
-    columns: list[list[Any]] = [list(column) for column in zip(*prices, strict=True)]
-    times = [candle.time for candle in candles]
-    yield 1, _Rows(times, min(columns[2]), max(columns[1]), *columns)
 
 
 def _answer(path: Path) -> tuple[str, list[Candle]]:
@@ -288,66 +275,53 @@ def _answer(path: Path) -> tuple[str, list[Candle]]:
         with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
             answer = json.loads(file.read(1 << 24), parse_float=Decimal)
         result = answer.get("result", answer)
-        return next(key for key in result if key != "last"), parse_rows(result, 60)[:-1]
+        candles = parse_rows(result, 60)[:-1]
+        return next(key for key in result if key != "last"), [candles[0], *candles[1:]]
     except (
-        OSError, EOFError, zlib.error, ValueError, AttributeError, StopIteration, UnansweredError
+        OSError, EOFError, zlib.error, ValueError, LookupError, AttributeError, StopIteration,
+        UnansweredError,
     ) as error:  # fmt: skip
         raise BadDataError(f"{path}: not a saved OHLC answer: {error}") from error
 
 
 def _filled(
-    path: Path, number: int, rows: _Rows, interval_s: int, last: tuple[int, float] | None
+    rows: _Rows, interval_s: int, last: tuple[int, int] | None, path: Path, number: int
 ) -> Columns:
     """Return the rows with what is missing before and between them filled flat."""
-    times = rows.times
-    first, close = (last[0] + interval_s, last[1]) if last else (times[0], 0.0)
-    breaks = [
-        at
-        for at, (before, time) in enumerate(zip((first - interval_s, *times), times, strict=False))
-        if time - before != interval_s
-    ]
-    if first % interval_s:
-        breaks = [0]
-    _check_times(path, number, times, breaks, interval_s, first - interval_s)
+    before, flat = last or (rows.times[0] - interval_s, rows.low)
+    steps = list(map(sub, rows.times, (before, *rows.times)))
+    breaks = [at for at, step in enumerate(steps) if step != interval_s]
+    _check_times(rows.times, steps, breaks or [0], interval_s, path, number)
+    first = before + interval_s
     if not breaks:
         return Columns(first, interval_s, *rows[1:])
-    filled: tuple[list[Any], ...] = ([], [], [], [])
-    prices = (rows.opens, rows.highs, rows.lows, rows.closes)
-    done = 0
-    for at in (*breaks, len(times)):
-        for column, source in zip(filled, prices, strict=True):
-            column += source[done:at]
-        if at < len(times):
-            expected = times[at - 1] + interval_s if at else first
-            price = rows.closes[at - 1] if at else close
-            flat = [price] * ((times[at] - expected) // interval_s)
-            for column in filled:
-                column += flat
-        done = at
-    low, high = (min(rows.low, close), max(rows.high, close)) if close else rows[1:3]
-    return Columns(first, interval_s, low, high, *filled)
+    filled: list[list[Any]] = [[], [], [], []]
+    for begin, end in pairwise(dict.fromkeys((0, *breaks, len(steps)))):
+        missing = steps[begin] // interval_s - 1
+        price = rows.closes[begin - 1] if begin else flat
+        for column, source in zip(filled, rows[3:], strict=True):
+            column += [price] * missing
+            column += source[begin:end]
+    return Columns(first, interval_s, min(rows.low, flat), max(rows.high, flat), *filled)
 
 
 def _check_times(
-    path: Path, number: int, times: list[int], breaks: list[int], interval_s: int, before: int
+    times: list[int], steps: list[int], breaks: list[int], interval_s: int, path: Path, number: int
 ) -> None:
-    """Raise BadDataError unless times only leave out candles; `breaks` are where they do."""
-    for at in breaks:
-        time, earlier = times[at], times[at - 1] if at else before
-        where = f"{path}:{number + at}: time {time}"
+    """Raise BadDataError unless times only leave out candles; `breaks` are where they may."""
+    repeated = 0
+    for before, at in pairwise((0, *breaks)):
+        time, step = times[at], steps[at]
+        mixed = step == steps[before] >= 4 * interval_s and at == before + 1
+        repeated = repeated + 1 if mixed else 0
+        wrong = ""
         if time % interval_s or time < 0:
-            raise BadDataError(f"{where} is not the start of a candle of {interval_s // 60} min")
-        if time <= earlier:
-            raise BadDataError(
-                f"{where} " + ("is there twice" if time == earlier else f"comes after {earlier}")
-            )
-        if time - earlier > max(GAP_MAX_S, 4 * interval_s):
-            raise BadDataError(f"{where} leaves a hole of {(time - earlier) // 86400} days before")
-    for begin, end in zip(breaks, breaks[_MIXED_ROWS:], strict=False):
-        if end - begin == _MIXED_ROWS:
-            step = gcd(*(times[at] - times[at - 1] for at in range(begin + 1, end + 1)))
-            if step >= 4 * interval_s:
-                raise BadDataError(
-                    f"{path}:{number + begin}: from here rows are {step // 60} minutes apart, in a "
-                    f"file of {interval_s // 60}-minute candles"
-                )
+            wrong = f"is not the start of a candle of {interval_s // 60} min"
+        elif step <= 0:
+            wrong = f"comes after {times[at] - step}" if step else "is there twice"
+        elif step > max(GAP_MAX_S, 4 * interval_s):
+            wrong = f"leaves a hole of {step // 86400} days before"
+        elif repeated == _MIXED_ROWS:
+            wrong = f"and those before are {step // 60} minutes apart, not {interval_s // 60}"
+        if wrong:
+            raise BadDataError(f"{path}:{number + at}: time {time} {wrong}")

@@ -5,19 +5,20 @@ from decimal import Decimal
 from typing import NamedTuple
 
 from krakenbot.config import INTERVALS, Config
+from krakenbot.decision import plan_of
 from krakenbot.model import ZERO, Candle
 from krakenbot.pairs import PairRules, plain
-from krakenbot.simulated.backtest import Costs, Replay, Result, plan_of
-from krakenbot.simulated.candlefile import Columns, aggregate
+from krakenbot.simulated.backtest import DAY_S, Costs, Replay, slope_length
+from krakenbot.simulated.candlefile import Columns, aggregate, columns_of
+from krakenbot.simulated.margin import ROLLOVER_S
 
-ROLLOVERS_A_DAY = 6
 _NEEDED = 5  # How many times the strategy's own length a count of turns should rest on.
+
+_TIMES = 1000  # As much money as positions, so that no order is ever refused.
 
 
 class FeeDrag(NamedTuple):
-    """Costs in percent of the position; `fits` is the smallest interval in minutes below the limit,
-    None when there is none, and `fits_percent` its costs: counted or, if not, estimated.
-    """
+    """Costs in percent of the position; `fits` says which interval costs less than the limit."""
 
     days: float
     fee_rate: Decimal
@@ -26,9 +27,7 @@ class FeeDrag(NamedTuple):
     margin_percent_per_day: Decimal
     percent_per_turn: Decimal
     limit_percent_per_day: Decimal
-    fits: int | None
-    fits_percent: Decimal | None
-    fits_counted: bool
+    fits: str = ""
 
     @property
     def percent_per_day(self) -> Decimal:
@@ -49,14 +48,8 @@ class FeeDrag(NamedTuple):
             f"each turn must win {self.percent_per_turn:.2f} % of the position to break even",
         ]
         if self.too_much:
-            known = "counted on the same candles" if self.fits_counted else (
-                "an estimate: twice the interval, half the turns"
-            )
-            lines.append(
-                f"risk.max_fee_percent_per_day is {plain(self.limit_percent_per_day)}: "
-                + (f"interval = {self.fits} would cost about {self.fits_percent:.1f} % ({known})"
-                   if self.fits else "no interval would fit at this fee")
-            )  # fmt: skip
+            limit = plain(self.limit_percent_per_day)
+            lines.append(f"risk.max_fee_percent_per_day is {limit}: {self.fits}")
         return lines
 
 
@@ -64,49 +57,51 @@ def check_fee_drag(
     config: Config, candles: Sequence[Candle], rules: PairRules, fee_rate: Decimal
 ) -> FeeDrag | None:
     """Replay finished candles through the plan; None when they are too few to show a turn."""
-    interval_s = config.interval * 60
-    prices = [[float(price) for price in column] for column in zip(*(
-        (c.open, c.high, c.low, c.close) for c in candles
-    ), strict=True)]  # fmt: skip
-    if not prices or len(candles) <= plan_of(config, interval_s, {})[0].candles_min:
+    if len(candles) <= plan_of(config).candles_min:
         return None
-    part = Columns(candles[0].time, interval_s, min(prices[2]), max(prices[1]), *prices)
     price = candles[-1].close
     # The share of the position does not depend on its size, so one that may always trade is taken.
-    size = max(config.size, 10 * rules.ordermin, 10 * rules.costmin / price)
-
-    def replayed(part: Columns) -> tuple[Result, Decimal, Decimal]:
-        plan, length = plan_of(config, part.interval_s, {})
-        limits = plan.limits._replace(
-            max_loss=None, min_margin_level=ZERO, max_spread_percent=Decimal(100),
-            max_orders_per_day=10**6,
-        )  # fmt: skip
-        plan = plan._replace(size=rules.round_volume(size), entry_now=True, limits=limits)
-        replay = Replay(plan, length, rules, Costs(fee_rate, 1000 * size * price))
-        replay.feed(part)
-        result = replay.result()
-        position = plan.size * price * Decimal(result.days) / 100
-        return result, result.fees / position, (result.opening_fees + result.rollover) / position
-
-    result, fees, margin = replayed(part)
-    limit = config.risk.max_fee_percent_per_day
-    drag = FeeDrag(
-        result.days, fee_rate, result.turns_per_day, fees, margin,
-        (fees + margin) * Decimal(result.days) / max(result.turns, 1), limit, None, None, False,
+    size = rules.round_volume(max(config.size, 10 * rules.ordermin, 10 * rules.costmin / price))
+    risk = config.risk._replace(
+        max_loss=None, min_margin_level=ZERO, max_spread_percent=Decimal(100),
+        max_orders_per_day=10**6,
     )  # fmt: skip
-    if not drag.too_much:
-        return drag
-    rollover = ROLLOVERS_A_DAY * Costs(fee_rate, ZERO).margin_rate * 100 if config.leverage else 0
+    free = config._replace(size=size, entry="now", risk=risk)
+    costs = Costs(fee_rate, _TIMES * size * price)
+    part = columns_of(candles, config.interval * 60)
+    drag = _counted(free, part, rules, costs)
+    return drag._replace(fits=_fitting(free, part, rules, costs, drag)) if drag.too_much else drag
+
+
+def _counted(config: Config, part: Columns, rules: PairRules, costs: Costs) -> FeeDrag:
+    plan = plan_of(config)._replace(interval_s=part.interval_s)
+    replay = Replay(plan, slope_length(config), rules, costs)
+    replay.feed(part)
+    result = replay.result()
+    position = costs.balance / _TIMES / 100
+    fees, margin = result.fees / position, (result.opening_fees + result.rollover) / position
+    days = Decimal(result.days)
+    return FeeDrag(
+        result.days, costs.fee_rate, result.turns_per_day, fees / days, margin / days,
+        (fees + margin) / max(result.turns, 1), config.risk.max_fee_percent_per_day,
+    )  # fmt: skip
+
+
+def _fitting(
+    config: Config, part: Columns, rules: PairRules, costs: Costs, drag: FeeDrag
+) -> str:
+    """Return words about the smallest interval below the limit: counted if the candles suffice."""
+    daily = 100 * costs.margin_rate * (DAY_S // ROLLOVER_S) if config.leverage else ZERO
     for minutes in INTERVALS:
-        if minutes <= config.interval or minutes % config.interval:
+        ratio = minutes // config.interval
+        if ratio < 2 or minutes % config.interval:
             continue
-        needed = plan_of(config, interval_s, {})[0].candles_min * _NEEDED
-        counted = len(candles) * config.interval >= needed * minutes
-        larger = next(iter(aggregate([part], minutes * 60)), None) if counted else None
-        if larger is not None:
-            cost = sum(replayed(larger)[1:], ZERO)
-        else:
-            cost = (fees + margin) * config.interval / minutes + rollover
-        if cost <= limit:
-            return drag._replace(fits=minutes, fits_percent=cost, fits_counted=larger is not None)
-    return drag
+        cost = drag.percent_per_day / ratio + daily
+        known = "an estimate: twice the interval, half the turns"
+        if len(part.closes) >= plan_of(config).candles_min * _NEEDED * ratio:
+            larger = next(aggregate([part], minutes * 60))
+            cost = _counted(config, larger, rules, costs).percent_per_day
+            known = "counted on the same candles"
+        if cost <= drag.limit_percent_per_day:
+            return f"interval = {minutes} would cost about {cost:.1f} % ({known})"
+    return "no interval would fit at this fee"

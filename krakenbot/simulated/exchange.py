@@ -6,7 +6,7 @@ Also the checks of an order that the sandbox's server shares with it.
 import json
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from krakenbot.clock import Clock
 from krakenbot.errors import LaterError, RefusedError, UnansweredError
@@ -23,14 +23,13 @@ from krakenbot.model import (
     Quote,
     Rollover,
     Side,
-)
+)  # fmt: skip
 from krakenbot.pairs import PairRules
 from krakenbot.simulated.margin import Account, Book, Trade, account_from_text, identifier
 
 FEE_RATE = Decimal("0.008")
 START_BALANCE = Decimal(10000)
-ORDERS_KEPT = 20
-LEDGER_KEPT = 50
+ORDERS_KEPT, LEDGER_KEPT = 20, 50
 # Reading the account asks the market for a price only when the last one is older.
 QUOTE_S = 5
 
@@ -43,18 +42,6 @@ class Store(Protocol):
 
     def save(self, state: str) -> None:
         """Keep the text; when this returns it must survive a crash."""
-
-
-class Filled(NamedTuple):
-    """What paper mode remembers of an order."""
-
-    client_order_id: str
-    order_id: str
-    time: float
-    volume: Decimal
-    asked: Decimal
-    cost: Decimal
-    fee: Decimal
 
 
 def objection(
@@ -100,23 +87,15 @@ class PaperExchange:
     """
 
     def __init__(
-        self,
-        market: Market,
-        clock: Clock,
-        store: Store,
-        *,
-        fee_rate: Decimal = FEE_RATE,
-        start_balance: Decimal = START_BALANCE,
-        validate: Callable[[Order], None] | None = None,
-    ) -> None:
-        self._market = market
-        self._clock = clock
-        self._store = store
+        self, market: Market, clock: Clock, store: Store, *, fee_rate: Decimal = FEE_RATE,
+        start_balance: Decimal = START_BALANCE, validate: Callable[[Order], None] | None = None,
+    ) -> None:  # fmt: skip
+        self._market, self._clock, self._store = market, clock, store
         self._fee_rate = fee_rate
         self._start_balance = start_balance
         self._validate = validate
         self._account: Account | None = None
-        self._orders: list[Filled] = []
+        self._orders: list[tuple[float, Execution]] = []
         self._rules: PairRules | None = None
         self._quoted: tuple[float, Quote] | None = None
         self._swept = 0
@@ -142,10 +121,9 @@ class PaperExchange:
         if not candles:
             return candles
         account, book = self._open()
-        if self._swept and book.lots:
-            for candle in candles[:-1]:
-                if candle.time >= self._swept:
-                    account.sweep(book, self._clock.now(), candle.low, candle.high)
+        for candle in candles[:-1]:
+            if self._swept and book.lots and candle.time >= self._swept:
+                account.sweep(book, self._clock.now(), candle.low, candle.high)
         self._swept = max(self._swept, candles[-1].time)
         self._save()
         return candles
@@ -163,29 +141,24 @@ class PaperExchange:
     def position(self) -> Position:
         _, book, _ = self._advanced()
         entries = (
-            PositionEntry(
-                identifier("T", lot.serial), identifier("O", lot.order), lot.cost, lot.fee
-            )
-            for lot in book.lots
+            PositionEntry(identifier("T", x.serial), identifier("O", x.order), x.cost, x.fee)
+            for x in book.lots
         )
         return Position(book.volume, book.cost_left, tuple(entries))
 
     def rollovers(self, since: int) -> Sequence[Rollover]:
         account, _, _ = self._advanced()
         return [
-            Rollover(
-                identifier("L", entry.serial), identifier("T", entry.refid), int(entry.time),
-                entry.fee,
-            )
-            for entry in account.ledger
-            if entry.type == "rollover" and entry.time > since
-        ]  # fmt: skip
+            Rollover(identifier("L", x.serial), identifier("T", x.refid), int(x.time), x.fee)
+            for x in account.ledger
+            if x.type == "rollover" and x.time > since
+        ]
 
     def fee_rate(self) -> Decimal:
         return self._fee_rate
 
     def place(self, order: Order, deadline: int) -> None:
-        if self._known(order.client_order_id) is not None:
+        if self.find(order.client_order_id, 0) is not None:
             raise UnansweredError("EGeneral:Invalid arguments:cl_ord_id not unique")
         self.quote()
         account, book, quote = self._advanced()
@@ -200,97 +173,75 @@ class PaperExchange:
         now = self._clock.now()
         if now > deadline:
             raise LaterError("EService:Deadline elapsed")
-        number = account.serial + 1
-        account.serial = number
+        account.serial = number = account.serial + 1
         trades = execute(
             account, book, now, order.side, order.volume, quote, order.leverage,
             order.reduce_only, number,
         )  # fmt: skip
-        self._orders.append(
-            Filled(
-                order.client_order_id,
-                identifier("O", number),
-                now,
-                sum((trade.volume for trade in trades), ZERO),
-                order.volume,
-                sum((trade.cost for trade in trades), ZERO),
-                sum((trade.fee for trade in trades), ZERO),
-            )
+        volume, cost, fee = (
+            sum(column, ZERO)
+            for column in zip(*((x.volume, x.cost, x.fee) for x in trades), strict=True)
         )
-        del self._orders[:-ORDERS_KEPT]
+        status, reason = OrderStatus.CLOSED, ""
+        if volume != order.volume:
+            status, reason = OrderStatus.CANCELED, "Reduce only:Position is closed"
+        execution = Execution(
+            order.client_order_id, identifier("O", number), status, volume, cost, fee, reason
+        )
+        self._orders = [*self._orders, (now, execution)][-ORDERS_KEPT:]
         self._save()
 
     def find(self, client_order_id: str, since: int) -> Execution | None:
-        filled = self._known(client_order_id)
-        if filled is None:
-            return None
-        whole = filled.volume == filled.asked
-        return Execution(
-            client_order_id,
-            filled.order_id,
-            OrderStatus.CLOSED if whole else OrderStatus.CANCELED,
-            filled.volume,
-            filled.cost,
-            filled.fee,
-            "" if whole else "Reduce only:Position is closed",
-        )
+        self._open()
+        return next((x for _, x in self._orders if x.client_order_id == client_order_id), None)
 
     def traded_orders(self, since: int) -> Sequence[str]:
         self._open()
-        return [filled.order_id for filled in self._orders if filled.time > since]
-
-    def _known(self, client_order_id: str) -> Filled | None:
-        self._open()
-        return next((o for o in self._orders if o.client_order_id == client_order_id), None)
+        return [execution.exchange_order_id for time, execution in self._orders if time > since]
 
     def _open(self) -> tuple[Account, Book]:
         """Return account and book, read from the store the first time."""
         rules = self._rules or self.rules()
-        if self._account is None:
-            text = self._store.load()
-            if text is None:
-                self._account = Account(
-                    {rules.quote: self._start_balance},
-                    self._fee_rate,
-                    serial=int(self._clock.now()) * 1000,
-                    history=LEDGER_KEPT,
-                )
-            else:
-                self._restore(json.loads(text), rules)
-        assert self._account is not None
-        return self._account, self._account.book(rules)
+        account = self._account
+        if account is None and (text := self._store.load()) is not None:
+            account = self._restored(json.loads(text), rules)
+        elif account is None:
+            account = Account(
+                {rules.quote: self._start_balance}, self._fee_rate,
+                serial=int(self._clock.now()) * 1000, history=LEDGER_KEPT,
+            )  # fmt: skip
+        self._account = account
+        return account, account.book(rules)
 
     def _advanced(self) -> tuple[Account, Book, Quote]:
         """Return account and book as they are at the market's quote, some seconds old at most."""
         account, book = self._open()
-        now = self._clock.now()
-        if self._quoted is None or not 0 <= now - self._quoted[0] < QUOTE_S:
-            self.quote()
-        assert self._quoted is not None
-        quote = self._quoted[1]
+        now, quoted = self._clock.now(), self._quoted
+        quote = quoted[1] if quoted and 0 <= now - quoted[0] < QUOTE_S else self.quote()
         account.advance(book, now, quote.mid)
         self._save()
         return account, book, quote
 
-    def _restore(self, state: dict[str, Any], rules: PairRules) -> None:
-        self._account = account_from_text(state["account"], [rules])
-        self._account.fee_rate = self._fee_rate
-        self._saved = self._account.revision
+    def _restored(self, state: dict[str, Any], rules: PairRules) -> Account:
+        account = account_from_text(state["account"], [rules])
+        account.fee_rate = self._fee_rate
+        self._saved = account.revision
         self._swept = state["swept"]
-        self._orders = [
-            Filled(client_id, order_id, time, *(Decimal(number) for number in numbers))
-            for client_id, order_id, time, *numbers in state["orders"]
-        ]
+        for time, name, txid, status, *numbers, reason in state["orders"]:
+            volume, cost, fee = map(Decimal, numbers)
+            execution = Execution(name, txid, OrderStatus(status), volume, cost, fee, reason)
+            self._orders.append((time, execution))
+        return account
 
     def _save(self) -> None:
         """Save if anything changed; on failure forget it, so that memory never leads the disk."""
         account = self._account
         if account is None or account.revision == self._saved:
             return
-        orders = [[*order[:3], *(str(number) for number in order[3:])] for order in self._orders]
+        orders = [[time, *x[:2], x.status.value, *x[3:]] for time, x in self._orders]
         state = {"account": account.to_text(), "swept": self._swept, "orders": orders}
         try:
-            self._store.save(json.dumps(state))
+            self._store.save(json.dumps(state, default=str))
         except BaseException:
             self._account, self._orders = None, []
             raise

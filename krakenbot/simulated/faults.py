@@ -13,12 +13,10 @@ from decimal import Decimal
 from difflib import get_close_matches
 from functools import partial
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from krakenbot.simulated.front import Answer
-
-if TYPE_CHECKING:
-    from krakenbot.simulated.server import SandboxApi
+from krakenbot.simulated.margin import Account
 
 FAULTS = {
     "refused": "the connection is refused",
@@ -73,7 +71,7 @@ def parse(spec: str) -> dict[str, float]:
     for part in filter(None, (part.strip() for part in spec.split(","))):
         word, _, text = part.partition("=")
         if word not in FAULTS and word not in ("all", "lag", "seed"):
-            near = get_close_matches(word, [*FAULTS, "all", "lag", "seed"], 1)
+            near = get_close_matches(word, [*FAULTS, "all", "lag", "seed"], 1, 0.4)
             meant = f"; is {near[0]} meant?" if near else ""
             raise ValueError(f"no fault is called {word!r}{meant}")
         try:
@@ -87,11 +85,30 @@ def parse(spec: str) -> dict[str, float]:
     return chances
 
 
+class Sandbox(Protocol):
+    """What the faults need of the exchange behind them."""
+
+    account: Account
+    orders: dict[str, dict[str, Any]]
+    listing: dict[str, dict[str, Any]]
+    system_status: str
+    fill_share: Decimal
+    _nonce: int
+
+    def now(self) -> float: ...
+
+    def respond(
+        self, method: str, target: str, headers: Mapping[str, str], body: bytes
+    ) -> Answer: ...
+
+    def _do_OpenPositions(self, p: dict[str, str]) -> Any: ...
+
+
 class Faults:
     """`respond` of a sandbox, with faults. `wait` passes seconds of the sandbox's time."""
 
     def __init__(
-        self, api: "SandboxApi", spec: str = "", wait: Callable[[float], None] = time.sleep
+        self, api: Sandbox, spec: str = "", wait: Callable[[float], None] = time.sleep
     ) -> None:
         self.api = api
         self.chances = parse(spec)
@@ -132,12 +149,8 @@ class Faults:
     def _draw(self, name: str, method: str) -> str:
         for word, chance in self.chances.items():
             wanted = "AddOrder" if word in _ORDERS else "OHLC" if word in _CANDLES else name
-            if (
-                chance
-                and wanted == name
-                and (method == "POST" or word not in _PRIVATE)
-                and self.random.random() < chance
-            ):
+            fits = wanted == name and (method == "POST" or word not in _PRIVATE)
+            if fits and chance and self.random.random() < chance:
                 return word
         return ""
 
@@ -218,11 +231,9 @@ class Faults:
         if name == "TradesHistory":
             rows = result["trades"].items()
             return {**result, "trades": {k: row for k, row in rows if row["time"] <= moment}}
-        rows = self.api.orders.items() if name == "OpenOrders" else result.items()
-        if name == "ClosedOrders":
-            rows = result["closed"].items()
+        rows = self.api.orders if name == "OpenOrders" else result.get("closed", result)
         running, ended = {}, {}
-        for txid, row in list(rows)[-50:]:
+        for txid, row in list(rows.items())[-50:]:
             age = moment - row["opentm"]
             if age >= int(row["opentm"] * 1000) % 7:
                 ended[txid] = row
@@ -259,13 +270,17 @@ class Faults:
                 row["ordermin"] = str(least * self.random.choice((40, 4000)))
             else:
                 row["leverage_buy"] = row["leverage_sell"] = self.random.choice(_LEVERAGES)
-            self.api._set_status({"pair": pair, "status": row["status"]})
-        self._later(300, 3000, self._restore_rules)
+            self._tell_rules(pair)
+        self._later(60, 900, self._restore_rules)
 
     def _restore_rules(self) -> None:
         for pair, row in self._listing.items():
             self.api.listing[pair].update(row)
-            self.api._set_status({"pair": pair, "status": self.api.listing[pair]["status"]})
+            self._tell_rules(pair)
+
+    def _tell_rules(self, pair: str) -> None:
+        wish = json.dumps({"pair": pair, "status": self.api.listing[pair]["status"]})
+        self.api.respond("POST", "/sandbox/status", {}, wish.encode())
 
     def _arrive(self, name: str, request: _Request) -> None:
         # Its nonce was taken when it was sent; only the rest of the way was slow.
@@ -277,8 +292,7 @@ class Faults:
         self._due.append((self.api.now() + self.random.uniform(least_s, most_s), action))
 
     def _catch_up(self) -> None:
-        now = self.api.now()
-        for due in [due for due in self._due if due[0] <= now]:
+        for due in [due for due in self._due if due[0] <= self.api.now()]:
             self._due.remove(due)
             due[1]()
 

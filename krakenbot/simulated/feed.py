@@ -9,24 +9,23 @@ Prices are kept as whole numbers of the last digit, in columns, not as objects.
 
 import gzip
 import random
+import zlib
 from array import array
-from collections.abc import Iterator
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import NamedTuple
 
-from krakenbot.model import Candle, Quote
+from krakenbot.model import Quote
 from krakenbot.pairs import PairRules
 from krakenbot.simulated.listing import FIRST_TICKS
 
-HISTORY = 720
-HISTORY_MIN = 40
-ROWS_MAX = 721
+HISTORY, HISTORY_MIN, ROWS_MAX = 720, 40, 721
 CANDLES_MAX = 4_000_000
 INTERVALS = (1, 5, 15, 30, 60, 240, 1440, 10080, 21600)
 # How far back a random market goes, in base intervals: 721 days of minutes.
 _AGE_MAX = ROWS_MAX * 1440
-_VOLUME_DIGITS = 8
+VOLUME_DIGITS = 8
 _FILE_DIGITS = 10
+Row = tuple[int, int, int, int, int, int]
 
 
 class Bar(NamedTuple):
@@ -51,7 +50,7 @@ class Walk:
         self._unit = max(price // 8000, 1)
         self._floor = price // 4
 
-    def step(self, forward: bool) -> tuple[int, int, int, int, int, int]:
+    def step(self, forward: bool) -> Row:
         """Return open, high, low, close, volume and count of the next candle."""
         bits, unit = self._bits, self._unit
         noise = bits(38)
@@ -72,11 +71,10 @@ class Walk:
 class Series:
     """The candles of one pair without gaps: columns, the first candle starting at `first`."""
 
-    def __init__(self, interval_s: int, first: int, digits: int, tick: int) -> None:
+    def __init__(self, interval_s: int, first: int, digits: int) -> None:
         self.interval_s = interval_s
         self.first = first
         self.digits = digits
-        self.tick = tick
         self.columns = tuple(array("q") for _ in range(6))
         self.ahead: Walk | None = None
         self.behind: Walk | None = None
@@ -84,22 +82,20 @@ class Series:
     def __len__(self) -> int:
         return len(self.columns[0])
 
-    def append(self, candle: tuple[int, ...]) -> None:
+    def append(self, candle: Row) -> None:
         for column, value in zip(self.columns, candle, strict=True):
             column.append(value)
 
     def index(self, time: float) -> int:
         """Return the number of the candle that runs at `time`, making it if it is random."""
-        number = int((time - self.first) // self.interval_s)
         if self.ahead is not None:
-            for _ in range(len(self), number + 1):
+            for _ in range(len(self), int((time - self.first) // self.interval_s) + 1):
                 self.append(self.ahead.step(True))
             if len(self) > 2 * _AGE_MAX:
                 self._forget(len(self) - _AGE_MAX)
-                number = int((time - self.first) // self.interval_s)
-        return number
+        return int((time - self.first) // self.interval_s)
 
-    def at(self, number: int) -> tuple[int, int, int, int, int, int]:
+    def at(self, number: int) -> Row:
         """Return a candle; past the end of a file the market stands still."""
         if number < len(self):
             o, h, low, c, v, n = (column[number] for column in self.columns)
@@ -107,13 +103,10 @@ class Series:
         last = self.columns[3][-1]
         return last, last, last, last, 0, 0
 
-    def price(self, time: float) -> int:
-        """Return where the market stands: the open of the running interval."""
-        return self.at(max(self.index(time), 0))[0]
-
-    def quote(self, time: float) -> Quote:
-        price = self.price(time)
-        return Quote(self.decimal(price - self.tick), self.decimal(price + self.tick))
+    def quote(self, time: float, tick: Decimal) -> Quote:
+        """Return the running interval's open with a tick to either side."""
+        price = self.decimal(self.at(max(self.index(time), 0))[0])
+        return Quote(price - tick, price + tick)
 
     def bars(self, interval_s: int, since: float | None, now: float) -> list[Bar]:
         """Return up to 721 bars of an interval starting after `since`; the last one runs."""
@@ -124,65 +117,44 @@ class Series:
         self.reach(begin)
         if begin < self.first:
             begin = min(-(-self.first // interval_s) * interval_s, running)
-        now_index = self.index(now)
-        return [
-            self._bar(time, interval_s, now_index)
-            for time in range(begin, running + 1, interval_s)
-        ]
+        return [self.bar(time, interval_s, now) for time in range(begin, running + 1, interval_s)]
 
-    def candles(self, interval_s: int, since: float | None, now: float) -> list[Candle]:
-        """Return the same as `bars`, as the program's own candles."""
-        return [
-            Candle(bar.time, *(self.decimal(price) for price in bar[1:5]))
-            for bar in self.bars(interval_s, since, now)
-        ]
+    def bar(self, time: int, interval_s: int, now: float) -> Bar:
+        """Return what was traded in an interval; of a running candle only its open has been."""
+        here = self.index(now)
+        start = max((time - self.first) // self.interval_s, 0)
+        stop = (time + interval_s - self.first) // self.interval_s
+        candles = [self.at(number) for number in range(start, min(stop, here, len(self)))]
+        if here < stop or not candles:
+            price = self.at(max(min(here, stop - 1), 0))[0]
+            candles.append((price, price, price, price, 0, 0))
+        opens, highs, lows, closes, volumes, trades = zip(*candles, strict=True)
+        volume = sum(volumes)
+        value = sum((h + low + c) // 3 * v for _, h, low, c, v, _ in candles)
+        return Bar(time, opens[0], max(highs), min(lows), closes[-1],
+                   value // volume if volume else 0, volume, sum(trades))  # fmt: skip
 
     def decimal(self, units: int) -> Decimal:
         return Decimal(units).scaleb(-self.digits)
-
-    def text(self, units: int, digits: int | None = None) -> str:
-        """Return a price with the given decimals, by default those it is kept in."""
-        scale = 10**self.digits
-        part = f"{units % scale:0{self.digits}d}" if self.digits else ""
-        return f"{units // scale}.{part.ljust(digits or 0, '0')}"
-
-    def _bar(self, time: int, interval_s: int, now_index: int) -> Bar:
-        start = max((time - self.first) // self.interval_s, 0)
-        stop = (time + interval_s - self.first) // self.interval_s
-        if stop - start == 1 and start < now_index:
-            o, h, low, c, v, n = self.at(start)
-            return Bar(time, o, h, low, c, (h + low + c) // 3 if v else 0, v, n)
-        finished = min(stop, now_index)
-        candles = [self.at(number) for number in range(start, min(finished, len(self)))]
-        if now_index < stop or not candles:
-            price = self.at(min(now_index, stop - 1))[0]
-            candles.append((price, price, price, price, 0, 0))
-        volume = sum(candle[4] for candle in candles)
-        value = sum((candle[1] + candle[2] + candle[3]) // 3 * candle[4] for candle in candles)
-        return Bar(
-            time,
-            candles[0][0],
-            max(candle[1] for candle in candles),
-            min(candle[2] for candle in candles),
-            candles[-1][3],
-            value // volume if volume else 0,
-            volume,
-            sum(candle[5] for candle in candles),
-        )
 
     def reach(self, time: int) -> None:
         """Make a random market's past as far back as `time`, or as its age allows."""
         missing = min((self.first - time) // self.interval_s, _AGE_MAX - len(self))
         if self.behind is None or missing <= 0:
             return
-        past = tuple(array("q") for _ in range(6))
-        for _ in range(missing):
-            for column, value in zip(past, self.behind.step(False), strict=True):
-                column.append(value)
-        for column in past:
-            column.reverse()
-        self.columns = tuple(a + b for a, b in zip(past, self.columns, strict=True))
+        past = [self.behind.step(False) for _ in range(missing)][::-1]
+        self.columns = tuple(
+            array("q", old) + column
+            for old, column in zip(zip(*past, strict=True), self.columns, strict=True)
+        )
         self.first -= missing * self.interval_s
+
+    def rescale(self, digits: int) -> None:
+        """Keep the prices in units of 10**-digits; digits that are lost must be zeros."""
+        up, down = 10 ** max(digits - self.digits, 0), 10 ** max(self.digits - digits, 0)
+        prices = (array("q", [units * up // down for units in c]) for c in self.columns[:4])
+        self.columns = (*prices, *self.columns[4:])
+        self.digits = digits
 
     def _forget(self, count: int) -> None:
         for column in self.columns:
@@ -198,40 +170,31 @@ class Feed:
         kind, _, detail = spec.partition(":")
         self.start = now
         self.file: tuple[str, Series] | None = None
-        self.seed = "1"
-        if kind == "random" and detail.isascii() and detail.isalnum():
-            self.seed = detail
-        elif kind == "csv" and detail:
-            pair, series = read_file(detail)
+        self.seed = detail
+        self._series: dict[str, Series] = {}
+        if kind == "csv" and detail:
+            self.seed = "1"
+            self.file = read_file(detail)
+            series = self.file[1]
             history = max(HISTORY_MIN, min(HISTORY, len(series) // 3))
             if len(series) <= history:
                 raise ValueError(f"{detail}: fewer than {HISTORY_MIN + 1} candles")
-            self.file = pair, series
             self.start = series.first + history * series.interval_s
-        else:
+        elif kind != "random" or not (detail.isascii() and detail.isalnum()):
             raise ValueError(f"feed {spec!r} is neither random:SEED nor csv:FILE")
-        self._series: dict[str, Series] = {}
 
     def series(self, rules: PairRules) -> Series:
-        series = self._series.get(rules.pair)
-        if series is None:
+        if rules.pair not in self._series:
             if self.file is not None and self.file[0] == rules.altname:
                 series = self.file[1]
-                _rescale(series, max(series.digits, rules.pair_decimals))
-                series.tick = 10 ** (series.digits - rules.pair_decimals)
+                series.rescale(max(series.digits, rules.pair_decimals))
             else:
-                series = self._random(rules)
+                price, seed = FIRST_TICKS.get(rules.pair, 100000), f"{self.seed}/{rules.pair}"
+                first = int(self.start // 60) * 60 - HISTORY * 60
+                series = Series(60, first, rules.pair_decimals)
+                series.ahead, series.behind = Walk(seed, price), Walk(f"{seed}/past", price)
             self._series[rules.pair] = series
-        return series
-
-    def _random(self, rules: PairRules) -> Series:
-        price = FIRST_TICKS.get(rules.pair, 100000)
-        seed = f"{self.seed}/{rules.pair}"
-        first = int(self.start // 60) * 60 - HISTORY * 60
-        series = Series(60, first, rules.pair_decimals, 1)
-        series.ahead = Walk(seed, price)
-        series.behind = Walk(f"{seed}/past", price)
-        return series
+        return self._series[rules.pair]
 
 
 def read_file(path: str) -> tuple[str, Series]:
@@ -243,75 +206,48 @@ def read_file(path: str) -> tuple[str, Series]:
     pair, _, minutes = name.removesuffix(".csv").rpartition("_")
     if not pair or not minutes.isdecimal() or not 0 < int(minutes) <= INTERVALS[-1]:
         raise ValueError(f"{path}: the name is not PAIR_MINUTES.csv or PAIR_MINUTES.csv.gz")
-    series = Series(int(minutes) * 60, 0, _FILE_DIGITS, 1)
-    digits = 1
-    for number, line in _lines(path):
-        try:
-            digits = max(digits, _append_row(series, line))
-        except (ValueError, InvalidOperation) as error:
-            raise ValueError(f"{path}:{number}: {error}") from None
-    if not len(series):
-        raise ValueError(f"{path}: no candles")
-    _rescale(series, min(digits, _FILE_DIGITS))
-    return pair, series
-
-
-def _lines(path: str) -> Iterator[tuple[int, str]]:
+    series, number, digits = Series(int(minutes) * 60, 0, _FILE_DIGITS), 0, 1
     opener = gzip.open if path.endswith(".gz") else open
     try:
         with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
-            for number, line in enumerate(file, 1):
+            for number, line in enumerate(file, 1):  # noqa: B007  named in the error
                 if line.strip():
-                    yield number, line.strip()
-    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile) as error:
-        raise ValueError(f"{path}: {error}") from error
+                    digits = max(digits, _append_row(series, line.strip().split(",")))
+    except (ValueError, ArithmeticError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path}:{number}: {error}") from error
+    if not len(series):
+        raise ValueError(f"{path}: no candles")
+    series.rescale(min(digits, _FILE_DIGITS))
+    return pair, series
 
 
-def _append_row(series: Series, line: str) -> int:
+def _append_row(series: Series, fields: list[str]) -> int:
     """Add a row, and flat ones for what is missing before it; return its prices' decimals."""
-    fields = line.split(",")
     if len(fields) != 7:
         raise ValueError(f"{len(fields)} columns instead of 7")
     time = int(fields[0])
-    prices = [_units(text, _FILE_DIGITS) for text in fields[1:5]]
-    o, h, low, c = prices
+    o, h, low, c = (_units(text, _FILE_DIGITS) for text in fields[1:5])
     if not 0 < low <= min(o, c) or h < max(o, c):
         raise ValueError("open, high, low and close contradict each other")
     if time % series.interval_s:
         raise ValueError(f"time {time} is not a multiple of the interval")
-    if len(series):
-        missing = (time - series.first) // series.interval_s - len(series)
-        if missing < 0:
-            raise ValueError(f"time {time} does not rise")
-        if len(series) + missing > CANDLES_MAX:
-            raise ValueError(f"time {time} leaves a gap of {missing} candles")
-        last = series.columns[3][-1]
-        for _ in range(missing):
-            series.append((last, last, last, last, 0, 0))
-    else:
+    if not len(series):
         series.first = time
-    series.append((o, h, low, c, _units(fields[5], _VOLUME_DIGITS), int(fields[6])))
+    missing = (time - series.first) // series.interval_s - len(series)
+    if missing < 0 or len(series) + missing > CANDLES_MAX:
+        raise ValueError(f"time {time} does not rise, or leaves a gap of {missing} candles")
+    for _ in range(missing):
+        series.append(series.at(len(series)))
+    series.append((o, h, low, c, _units(fields[5], VOLUME_DIGITS), int(fields[6])))
     return max(len(text.partition(".")[2]) for text in fields[1:5])
 
 
 def _units(text: str, digits: int) -> int:
     """Return a number as a whole count of 10**-digits; further digits are cut."""
-    whole, _, part = text.partition(".")
-    if whole.isdecimal() and (part.isdecimal() or not part):
-        number = int(whole + part[:digits].ljust(digits, "0"))
-    else:
-        value = Decimal(text)
-        if not value.is_finite() or not -30 < value.adjusted() < 18:
-            raise ValueError(f"{text!r} is not a usable number")
-        number = int(value.scaleb(digits))
+    value = Decimal(text)
+    if not value.is_finite() or not -30 < value.adjusted() < 18:
+        raise ValueError(f"{text!r} is not a usable number")
+    number = int(value.scaleb(digits))
     if not 0 <= number < 2**63:
         raise ValueError(f"{text!r} is out of range")
     return number
-
-
-def _rescale(series: Series, digits: int) -> None:
-    """Keep the prices in units of 10**-digits; digits that are lost must be zeros."""
-    up, down = 10 ** max(digits - series.digits, 0), 10 ** max(series.digits - digits, 0)
-    prices = (array("q", [units * up // down for units in c]) for c in series.columns[:4])
-    series.columns = (*prices, *series.columns[4:])
-    series.digits = digits

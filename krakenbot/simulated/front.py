@@ -1,13 +1,16 @@
-"""The sandbox's door: HTTP/1.1 on loopback, one thread a connection, kept alive.
+"""The sandbox's door: HTTP on loopback, one thread a connection, kept alive.
 
-Small on purpose: only what clients of a REST API send. Slow or silent ones lose their connection;
-foreign Host and Origin headers are refused, so that no web page can reach a sandbox.
+Foreign Host and Origin headers are refused, so that no web page can reach a sandbox. Whoever stays
+silent loses the connection; when there are too many, the one that was quiet the longest goes.
 """
 
+import contextlib
 import socket
-import socketserver
+import threading
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from http.server import BaseHTTPRequestHandler
+from socketserver import ThreadingTCPServer
+from typing import Any, NamedTuple
 
 
 class Answer(NamedTuple):
@@ -19,16 +22,14 @@ class Answer(NamedTuple):
 
 
 IDLE_S = 30.0
+CONNECTIONS_MAX = 200
 BODY_MAX = 1 << 20
-HEADERS_MAX = 100
-LINE_MAX = 16384
 _LOCAL_NAMES = ("127.0.0.1", "localhost", "[::1]")
-_REASONS = {200: "OK", 400: "Bad Request", 403: "Forbidden", 413: "Content Too Large"}
 
 Respond = Callable[[str, str, Mapping[str, str], bytes], Answer]
 
 
-class Front(socketserver.ThreadingTCPServer):
+class Front(ThreadingTCPServer):
     """Hands requests to `respond`, which may raise ConnectionError to hang up unanswered."""
 
     daemon_threads = True
@@ -39,80 +40,82 @@ class Front(socketserver.ThreadingTCPServer):
     def __init__(self, respond: Respond, port: int) -> None:
         super().__init__(("127.0.0.1", port), _Connection)
         self.respond = respond
+        self.port = int(self.server_address[1])
+        self._heard: dict[Any, None] = {}  # The connections, the quietest first.
+        self._lock = threading.Lock()
 
-    @property
-    def port(self) -> int:
-        return int(self.server_address[1])
+    def hear(self, connection: Any) -> None:
+        """Note a sign of life, and hang up on the quietest connection if there are too many."""
+        with self._lock:
+            self._heard.pop(connection, None)
+            self._heard[connection] = None
+            if len(self._heard) > CONNECTIONS_MAX:
+                quiet = next(iter(self._heard))
+                del self._heard[quiet]
+                with contextlib.suppress(OSError):
+                    quiet.shutdown(socket.SHUT_RDWR)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self.hear(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        with self._lock:
+            self._heard.pop(request, None)
+        super().shutdown_request(request)
 
 
-class _Connection(socketserver.StreamRequestHandler):
+class _Connection(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
     timeout = IDLE_S
     disable_nagle_algorithm = True
     server: Front
 
     def handle(self) -> None:
-        try:
-            while self._serve_one():
-                pass
-        except OSError:
-            return  # Hung up, or silent for too long.
+        with contextlib.suppress(OSError):
+            super().handle()
 
-    def _serve_one(self) -> bool:
-        """Answer one request; return whether the connection stays open."""
-        line = self.rfile.readline(LINE_MAX)
-        words = line.decode("latin-1").split()
-        if len(words) != 3 or not words[2].startswith("HTTP/1."):
-            return self._refuse(400) if line.strip() else False
-        method, target, version = words
-        headers = self._headers()
-        if headers is None or "transfer-encoding" in headers:
-            return self._refuse(400)
-        if not _is_local(headers):
-            return self._refuse(403)
+    def do_GET(self) -> None:
+        headers = {name.lower(): value.strip() for name, value in self.headers.items()}
         length = headers.get("content-length", "0")
+        # A repeated header would be read differently by others on the way.
+        if len(headers) != len(self.headers) or "transfer-encoding" in headers:
+            return self.send_error(400)
+        if not _is_local(headers):
+            return self.send_error(403)
         if not (length.isascii() and length.isdecimal()):
-            return self._refuse(400)
+            return self.send_error(400)
         if len(length) > 9 or int(length) > BODY_MAX:
-            return self._refuse(413)
-        if headers.get("expect", "").lower() == "100-continue":
-            self.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        body = self.rfile.read(int(length)) if length != "0" else b""
+            return self.send_error(413)
+        body = self.rfile.read(int(length))
         if len(body) != int(length):
-            return False
-        wish = headers.get("connection", "").lower()
-        keep = wish != "close" if version != "HTTP/1.0" else wish == "keep-alive"
-        return self._send(self.server.respond(method, target, headers, body), keep)
+            raise ConnectionError("hung up in the middle of a body")
+        self.server.hear(self.request)
+        return self._send(self.server.respond(self.command, self.path, headers, body))
 
-    def _headers(self) -> dict[str, str] | None:
-        headers: dict[str, str] = {}
-        for _ in range(HEADERS_MAX):
-            line = self.rfile.readline(LINE_MAX)
-            if line in (b"\r\n", b"\n"):
-                return headers
-            name, colon, value = line.decode("latin-1").partition(":")
-            name = name.lower()
-            # A repeated header would be read differently by others on the way.
-            if not colon or not line.endswith(b"\n") or name in headers or name != name.strip():
-                return None
-            headers[name] = value.strip()
-        return None
+    do_POST = do_PUT = do_DELETE = do_HEAD = do_GET
 
-    def _refuse(self, status: int) -> bool:
-        self._send(Answer(status, "text/plain", _REASONS[status].encode()), False)
+    def send_error(
+        self, code: int, message: str | None = None, explain: str | None = None
+    ) -> None:
+        self.close_connection = True
+        self._send(Answer(code, "text/plain", (message or self.responses[code][0]).encode()))
         # Closing over unread bytes would reset the connection before the answer is read.
         self.connection.shutdown(socket.SHUT_WR)
         self.connection.settimeout(1)
         self.rfile.read(BODY_MAX)
-        return False
 
-    def _send(self, answer: Answer, keep: bool) -> bool:
+    def _send(self, answer: Answer) -> None:
+        reason = self.responses[answer.status][0] if answer.status in self.responses else "Unknown"
         head = (
-            f"HTTP/1.1 {answer.status} {_REASONS.get(answer.status, 'Unknown')}\r\n"
-            f"Content-Type: {answer.content_type}\r\nContent-Length: {len(answer.body)}\r\n"
-            f"Connection: {'keep-alive' if keep else 'close'}\r\n\r\n"
+            f"HTTP/1.1 {answer.status} {reason}\r\nContent-Type: {answer.content_type}\r\n"
+            f"Content-Length: {len(answer.body)}\r\n"
+            f"Connection: {'close' if self.close_connection else 'keep-alive'}\r\n\r\n"
         )
-        self.wfile.write(head.encode("latin-1") + answer.body)
-        return keep
+        self.wfile.write(head.encode() + answer.body)
+
+    def log_message(self, format: str, *values: object) -> None:
+        pass
 
 
 def _is_local(headers: Mapping[str, str]) -> bool:

@@ -9,10 +9,12 @@ Sources: Kraken support, articles on margin fees, margin levels and liquidation.
 """
 
 import json
+from base64 import b32encode
 from collections import deque
 from collections.abc import Iterable, Mapping
 from decimal import ROUND_DOWN, ROUND_UP, Decimal
-from typing import Any, NamedTuple
+from hashlib import blake2b
+from typing import NamedTuple
 
 from krakenbot.errors import RefusedError
 from krakenbot.model import ZERO
@@ -20,7 +22,6 @@ from krakenbot.pairs import PairRules
 
 ROLLOVER_S = 14400
 MARGIN_RATE = Decimal("0.0002")
-_ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 class Trade(NamedTuple):
@@ -50,42 +51,25 @@ class Entry(NamedTuple):
     balance: Decimal
 
 
-class Lot:
+class Lot(NamedTuple):
     """What one fill opened. `cost` stays the opening cost, `cost_left` is that of what is open."""
 
-    __slots__ = (
-        "closed", "cost", "cost_left", "due", "fee", "leverage",
-        "order", "rate", "serial", "sign", "time", "volume",
-    )  # fmt: skip
-
-    def __init__(
-        self, serial: int, order: int, time: float, sign: int, volume: Decimal, closed: Decimal,
-        cost: Decimal, cost_left: Decimal, leverage: int, fee: Decimal, rate: Decimal, due: float,
-    ) -> None:  # fmt: skip
-        self.serial = serial
-        self.order = order
-        self.time = time
-        self.sign = sign
-        self.volume = volume
-        self.closed = closed
-        self.cost = cost
-        self.cost_left = cost_left
-        self.leverage = leverage
-        self.fee = fee
-        self.rate = rate
-        self.due = due
+    serial: int
+    order: int
+    time: float
+    sign: int
+    volume: Decimal
+    closed: Decimal
+    cost: Decimal
+    cost_left: Decimal
+    leverage: int
+    fee: Decimal
+    rate: Decimal
+    due: float
 
     @property
     def open_volume(self) -> Decimal:
         return self.volume - self.closed
-
-    def values(self) -> list[Any]:
-        """Return the constructor's arguments as plain JSON."""
-        return [
-            self.serial, self.order, self.time, self.sign, str(self.volume), str(self.closed),
-            str(self.cost), str(self.cost_left), self.leverage, str(self.fee), str(self.rate),
-            self.due,
-        ]  # fmt: skip
 
 
 class Book:
@@ -96,9 +80,7 @@ class Book:
     def __init__(self, rules: PairRules) -> None:
         self.follow(rules)
         self.lots: list[Lot] = []
-        self.held = ZERO
-        self.cost_left = ZERO
-        self.price = ZERO
+        self.held = self.cost_left = self.price = ZERO
 
     def follow(self, rules: PairRules) -> None:
         """Take over the pair's rules as they are now."""
@@ -116,18 +98,15 @@ class Book:
         return self.held * self.sign
 
     def unrealized(self) -> Decimal:
-        gain = self.held * self.price - self.cost_left
-        return -gain if self.lots and self.lots[0].sign < 0 else gain
+        return (self.held * self.price - self.cost_left) * self.sign
 
     def used_margin(self) -> Decimal:
         """Return what the lots bind: fixed for longs, growing with the price for shorts."""
-        total = ZERO
-        for lot in self.lots:
-            if lot.sign > 0:
-                total += lot.cost_left / lot.leverage
-            else:
-                total += (lot.volume - lot.closed) * self.price / lot.leverage
-        return total
+        price = self.price
+        return sum(
+            ((lot.cost_left if lot.sign > 0 else lot.open_volume * price) / lot.leverage
+             for lot in self.lots), ZERO,
+        )  # fmt: skip
 
 
 class Account:
@@ -137,14 +116,9 @@ class Account:
     """
 
     def __init__(
-        self,
-        balances: Mapping[str, Decimal],
-        fee_rate: Decimal,
-        *,
-        margin_rate: Decimal = MARGIN_RATE,
-        serial: int = 0,
-        history: int = 0,
-    ) -> None:
+        self, balances: Mapping[str, Decimal], fee_rate: Decimal, *,
+        margin_rate: Decimal = MARGIN_RATE, serial: int = 0, history: int = 0,
+    ) -> None:  # fmt: skip
         self.balances = dict(balances)
         self.fee_rate = fee_rate
         self.margin_rate = margin_rate
@@ -166,50 +140,61 @@ class Account:
         return book
 
     def fill(
-        self,
-        book: Book,
-        now: float,
-        sign: int,
-        volume: Decimal,
-        price: Decimal,
-        leverage: int,
-        *,
-        reduce_only: bool = False,
-        order: int = 0,
-    ) -> tuple[Trade, ...]:
+        self, book: Book, now: float, sign: int, volume: Decimal, price: Decimal, leverage: int,
+        *, reduce_only: bool = False, order: int = 0,
+    ) -> tuple[Trade, ...]:  # fmt: skip
         """Execute a market order with leverage and return its one or two trades.
 
         The book must have been advanced to `now`, so that free margin is that of now.
         Opposite lots are closed first, the oldest first; what is left of the volume opens the
         other way or, with `reduce_only`, is dropped. Raises RefusedError, with nothing changed.
         """
+        closing = ZERO
         if book.lots and book.lots[0].sign != sign:
             closing = volume if volume < book.held else book.held
             if reduce_only or closing == volume:
                 return (self.close(book, now, closing, price),)
-            opening = volume - closing
-            costs = self._costs(book, sign, opening, price, leverage)
-            return (
-                self.close(book, now, closing, price),
-                self._open(book, now, sign, opening, price, leverage, order, costs),
-            )
-        if reduce_only:
+        elif reduce_only:
             raise RefusedError("EOrder:Reduce only:No position exists")
-        costs = self._costs(book, sign, volume, price, leverage)
-        return (self._open(book, now, sign, volume, price, leverage, order, costs),)
+        opening = volume - closing
+        costs = self._costs(book, sign, opening, price, leverage)
+        closed = (self.close(book, now, closing, price),) if closing else ()
+        return (*closed, self._open(book, now, sign, opening, price, leverage, order, costs))
+
+    def turn(
+        self, book: Book, now: float, price: Decimal, leverage: int
+    ) -> tuple[Decimal, Decimal, Decimal]:
+        """Close all and open as much the other way, as `fill` does, with few operations.
+
+        Returns cost, fee and opening fee of the new lot. Nothing is checked, no ledger written.
+        """
+        quote, sign, volume = book.rules.quote, book.lots[0].sign, book.held
+        cost, fee = self._cost_and_fee(book, volume, price)
+        opening_fee = (cost * self.margin_rate).quantize(book.cost_step)
+        realized, fees = (cost - book.cost_left) * sign, fee + opening_fee
+        self.serial += 2
+        book.cost_left = cost
+        book.lots = [
+            Lot(self.serial, 0, now, -sign, volume, ZERO, cost, cost, leverage, fees,
+                self.margin_rate, now + ROLLOVER_S)
+        ]  # fmt: skip
+        self.realized[quote] = self.realized.get(quote, ZERO) + realized
+        self.fees[quote] = self.fees.get(quote, ZERO) + fee + fees
+        self.balances[quote] += realized - fee - fees
+        self.revision += 2
+        return cost, fee, opening_fee
 
     def fill_spot(
         self, book: Book, now: float, sign: int, volume: Decimal, price: Decimal
     ) -> Trade:
         """Execute a market order without leverage: coins against money, lots untouched."""
         base, quote = book.rules.base, book.rules.quote
-        cost = (price * volume).quantize(book.cost_step)
-        fee = (cost * self.fee_rate).quantize(book.cost_step)
+        cost, fee = self._cost_and_fee(book, volume, price)
+        own = self.balances.get(quote if sign > 0 else base, ZERO)
         if sign > 0:
-            own = self.balances.get(quote, ZERO)
             short_of = cost + fee > min(own, self.free_margin(quote))
         else:
-            short_of = volume > self.balances.get(base, ZERO)
+            short_of = volume > own
         if short_of:
             raise RefusedError("EOrder:Insufficient funds")
         self.serial += 1
@@ -218,21 +203,30 @@ class Account:
         self._book(now, "trade", trade.serial, base, volume * sign, ZERO)
         return trade
 
+    def close(self, book: Book, now: float, volume: Decimal, price: Decimal) -> Trade:
+        """Close `volume` of the lots, the oldest first; no check is made."""
+        quote, sign = book.rules.quote, book.lots[0].sign
+        cost, fee = self._cost_and_fee(book, volume, price)
+        realized = (cost - _take(book, volume)) * sign
+        self.serial = serial = self.serial + 1
+        self.realized[quote] = self.realized.get(quote, ZERO) + realized
+        self._book(now, "margin", serial, quote, realized, fee)
+        return Trade(serial, volume, price, cost, fee, ZERO, ZERO, realized, True)
+
     def advance(self, book: Book, now: float, price: Decimal) -> Trade | None:
         """Mark the pair at `price`, charge the rollovers due by `now`, liquidate if need be."""
-        book.price = price
-        if not book.lots:
-            return None
-        for lot in book.lots:
-            while lot.due <= now:
-                # The loan of a long is its cost; a short owes coins, at what they are worth now.
-                owed = lot.cost_left if lot.sign > 0 else lot.open_volume * price
-                charge = (owed * lot.rate).quantize(book.cost_step)
-                quote = book.rules.quote
+        book.price, quote = price, book.rules.quote
+        for number, lot in enumerate(book.lots):
+            # The loan of a long is its cost; a short owes coins, at what they are worth now.
+            owed = lot.cost_left if lot.sign > 0 else lot.open_volume * price
+            charge, due = (owed * lot.rate).quantize(book.cost_step), lot.due
+            while due <= now:
                 self.rollovers[quote] = self.rollovers.get(quote, ZERO) + charge
-                self._book(lot.due, "rollover", lot.serial, quote, ZERO, charge, paid=False)
-                lot.due += ROLLOVER_S
-        if self._is_below_stop(book):
+                self._book(due, "rollover", lot.serial, quote, ZERO, charge, paid=False)
+                due += ROLLOVER_S
+            if due != lot.due:
+                book.lots[number] = lot._replace(due=due)
+        if book.lots and self.equity(quote) <= book.stop * self.used_margin(quote):
             return self.close(book, now, book.held, price)
         return None
 
@@ -242,10 +236,6 @@ class Account:
         if limit is None or (low > limit if book.sign > 0 else high < limit):
             return None
         return self.close(book, now, book.held, limit)
-
-    def next_rollover(self, book: Book) -> float | None:
-        """Return when the next charge falls due."""
-        return min((lot.due for lot in book.lots), default=None)
 
     def liquidation_price(self, book: Book) -> Decimal | None:
         """Return the price at which equity falls to the margin stop, other pairs standing still.
@@ -292,24 +282,23 @@ class Account:
 
     def to_text(self) -> str:
         """Return the whole account as JSON text that `account_from_text` reads back exactly."""
-        return json.dumps(
-            {
-                "balances": _texts(self.balances),
-                "rates": [str(self.fee_rate), str(self.margin_rate)],
-                "serial": self.serial,
-                "revision": self.revision,
-                "totals": [_texts(self.fees), _texts(self.rollovers), _texts(self.realized)],
-                "books": {
-                    pair: [str(book.price), [lot.values() for lot in book.lots]]
-                    for pair, book in self.books.items()
-                },
-                "history": self.ledger.maxlen,
-                "ledger": [
-                    [str(value) if isinstance(value, Decimal) else value for value in entry]
-                    for entry in self.ledger
-                ],
-            }
-        )
+        state = {
+            "balances": self.balances,
+            "rates": [self.fee_rate, self.margin_rate],
+            "serial": self.serial,
+            "revision": self.revision,
+            "totals": [self.fees, self.rollovers, self.realized],
+            "books": {pair: [book.price, book.lots] for pair, book in self.books.items()},
+            "history": self.ledger.maxlen,
+            "ledger": list(self.ledger),
+        }
+        return json.dumps(state, default=str)
+
+    def _cost_and_fee(
+        self, book: Book, volume: Decimal, price: Decimal
+    ) -> tuple[Decimal, Decimal]:
+        cost = (price * volume).quantize(book.cost_step)
+        return cost, (cost * self.fee_rate).quantize(book.cost_step)
 
     def _costs(
         self, book: Book, sign: int, volume: Decimal, price: Decimal, leverage: int
@@ -318,23 +307,19 @@ class Account:
 
         Raises RefusedError where Kraken would not open it.
         """
-        rules, step = book.rules, book.cost_step
-        cost = (price * volume).quantize(step)
-        fee = (cost * self.fee_rate).quantize(step)
-        opening_fee = (cost * self.margin_rate).quantize(step)
+        rules = book.rules
+        cost, fee = self._cost_and_fee(book, volume, price)
+        opening_fee = (cost * self.margin_rate).quantize(book.cost_step)
         free = self.balances.get(rules.quote, ZERO)
         held = volume
         if book.lots and book.lots[0].sign != sign:
-            closed = (price * book.held).quantize(step)
-            free -= (closed * self.fee_rate).quantize(step)
-            free += (closed - book.cost_left) * -sign
+            closed, closing_fee = self._cost_and_fee(book, book.held, price)
+            free -= closing_fee + (closed - book.cost_left) * sign
         elif book.lots:
             free += book.unrealized() - book.used_margin()
             held += book.held
-        if len(self.books) > 1:
-            for other in self._books(rules.quote):
-                if other is not book:
-                    free += other.unrealized() - other.used_margin()
+        others = self._books(rules.quote) if len(self.books) > 1 else []
+        free += sum((b.unrealized() - b.used_margin() for b in others if b is not book), ZERO)
         limit = rules.long_position_limit if sign > 0 else rules.short_position_limit
         if limit is not None and held > limit:
             raise RefusedError("EOrder:Margin position size exceeded")
@@ -359,18 +344,6 @@ class Account:
         margin = (cost / leverage).quantize(book.cost_step)
         return Trade(serial, volume, price, cost, fee, opening_fee, margin, ZERO, False)
 
-    def close(self, book: Book, now: float, volume: Decimal, price: Decimal) -> Trade:
-        """Close `volume` of the lots, the oldest first; for liquidation, no check is made."""
-        step, quote = book.cost_step, book.rules.quote
-        sign = book.lots[0].sign
-        cost = (price * volume).quantize(step)
-        fee = (cost * self.fee_rate).quantize(step)
-        realized = (cost - _take(book, volume)) * sign
-        self.serial = serial = self.serial + 1
-        self.realized[quote] = self.realized.get(quote, ZERO) + realized
-        self._book(now, "margin", serial, quote, realized, fee)
-        return Trade(serial, volume, price, cost, fee, ZERO, ZERO, realized, True)
-
     def _book(
         self, now: float, kind: str, refid: int, asset: str, amount: Decimal, fee: Decimal,
         paid: bool = True,
@@ -384,15 +357,6 @@ class Account:
             self.serial += 1
             self.ledger.append(Entry(self.serial, refid, now, kind, asset, amount, fee, balance))
 
-    def _is_below_stop(self, book: Book) -> bool:
-        quote = book.rules.quote
-        equity = used = ZERO
-        for other in self.books.values():
-            if other.lots and other.rules.quote == quote:
-                equity += other.unrealized()
-                used += other.used_margin()
-        return equity + self.balances.get(quote, ZERO) <= book.stop * used
-
     def _books(self, quote: str) -> list[Book]:
         return [b for b in self.books.values() if b.lots and b.rules.quote == quote]
 
@@ -402,12 +366,9 @@ def account_from_text(text: str, rules: Iterable[PairRules]) -> Account:
     state = json.loads(text)
     fee_rate, margin_rate = (Decimal(rate) for rate in state["rates"])
     account = Account(
-        _decimals(state["balances"]),
-        fee_rate,
-        margin_rate=margin_rate,
-        serial=state["serial"],
-        history=state["history"],
-    )
+        _decimals(state["balances"]), fee_rate, margin_rate=margin_rate,
+        serial=state["serial"], history=state["history"],
+    )  # fmt: skip
     account.revision = state["revision"]
     account.fees, account.rollovers, account.realized = map(_decimals, state["totals"])
     for entry in state["ledger"]:
@@ -416,51 +377,37 @@ def account_from_text(text: str, rules: Iterable[PairRules]) -> Account:
     for pair, (price, lots) in state["books"].items():
         book = account.book(known[pair])
         book.price = Decimal(price)
-        for lot in lots:
-            values: list[Any] = [Decimal(v) if isinstance(v, str) else v for v in lot]
-            book.lots.append(Lot(*values))
-            book.held += book.lots[-1].open_volume
-            book.cost_left += book.lots[-1].cost_left
+        book.lots = [
+            Lot._make(Decimal(v) if isinstance(v, str) else v for v in lot) for lot in lots
+        ]
+        book.held = sum((lot.open_volume for lot in book.lots), ZERO)
+        book.cost_left = sum((lot.cost_left for lot in book.lots), ZERO)
     return account
 
 
 def identifier(letter: str, serial: int) -> str:
     """Return a text of Kraken's form (`O` order, `T` trade, `L` ledger), one for each serial."""
-    # A multiplier without common divisor with 36**16 makes neighbours look unlike, never equal.
-    number = serial * 4870217369405018432509133 % 36**16
-    digits = []
-    for _ in range(16):
-        number, digit = divmod(number, 36)
-        digits.append(_ALPHABET[digit])
-    text = "".join(digits)
+    text = b32encode(blake2b(b"%d" % serial, digest_size=10).digest()).decode()
     return f"{letter}{text[:5]}-{text[5:10]}-{text[10:]}"
 
 
 def _take(book: Book, volume: Decimal) -> Decimal:
     """Close `volume` of the lots, oldest first, and return what that part cost to open."""
-    lots = book.lots
-    cost = ZERO
-    left = volume
+    cost, left = ZERO, volume
     while left:
-        lot = lots[0]
-        open_volume = lot.volume - lot.closed
-        if left >= open_volume:
-            cost += lot.cost_left
-            left -= open_volume
-            del lots[0]
+        lot = book.lots[0]
+        part = min(left, lot.open_volume)
+        if part == lot.open_volume:
+            paid = lot.cost_left
+            del book.lots[0]
         else:
-            part = (lot.cost_left * left / open_volume).quantize(book.cost_step)
-            lot.cost_left -= part
-            lot.closed += left
-            cost += part
-            left = ZERO
+            paid = (lot.cost_left * part / lot.open_volume).quantize(book.cost_step)
+            book.lots[0] = lot._replace(closed=lot.closed + part, cost_left=lot.cost_left - paid)
+        cost += paid
+        left -= part
     book.held -= volume
     book.cost_left -= cost
     return cost
-
-
-def _texts(amounts: Mapping[str, Decimal]) -> dict[str, str]:
-    return {asset: str(amount) for asset, amount in amounts.items()}
 
 
 def _decimals(amounts: Mapping[str, str]) -> dict[str, Decimal]:

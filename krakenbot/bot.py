@@ -215,6 +215,10 @@ class Bot:
             over = int(self._clock.now()) - VISIBLE_S
             if any(intent.deadline > over for intent in self._journal.open_intents()):
                 raise
+        # What this bot did last may not be visible yet, and would be adopted as it was before.
+        for newest in self._journal.intents("number = (SELECT max(number) FROM intents)"):
+            visible_s = (newest.settled or newest.created) + VISIBLE_S - self._clock.now()
+            self._clock.wait(min(max(visible_s, 0.0), VISIBLE_S))
         before = self._journal.account().held
         price = self._exchange.quote().mid
         if self._plan.leverage:

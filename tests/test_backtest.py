@@ -1,14 +1,20 @@
 """Backtest: every fill, fee and value equals what the live tick makes of the same candles."""
 
+import gzip
+import io
+import json
 import logging
 import os
+import random
 import sqlite3
+import tempfile
 import unittest
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from decimal import Decimal as D
 from functools import reduce
 from pathlib import Path
+from unittest import mock
 
 from krakenbot import bot, cli, config
 from krakenbot import orders as orders_module
@@ -21,14 +27,15 @@ from krakenbot.pairs import PairRules, parse_rules
 from krakenbot.risk import Limits
 from krakenbot.simulated import backtest, drag
 from krakenbot.simulated.backtest import Costs, Replay
-from krakenbot.simulated.candlefile import Columns, read
+from krakenbot.simulated.candlefile import Columns, aggregate, exact, read, units
 from krakenbot.simulated.exchange import PaperExchange
 from krakenbot.simulated.listing import PAIRS
 from krakenbot.strategy import build
 
 logging.getLogger("krakenbot").addHandler(logging.NullHandler())
 logging.getLogger("krakenbot").propagate = False
-DATA = os.environ.get("KRAKENBOT_TEST_DATA")
+DATA = os.environ.get("TEST_DATA_KRAKEN")
+NOT_BOOKS = {"books": None, "ledger": None}
 XBTUSD = parse_rules("XXBTZUSD", PAIRS["XXBTZUSD"])
 USDTUSD = parse_rules("USDTZUSD", PAIRS["USDTZUSD"])
 
@@ -43,7 +50,7 @@ class World:
         self.state: str | None = None
         self.tick = D(1).scaleb(-rules.pair_decimals)
         self.rows = [
-            Candle(columns.time + at * columns.interval_s, *(D(repr(float(p))) for p in prices))
+            Candle(columns.time + at * columns.interval_s, *map(exact, prices))
             for at, prices in enumerate(zip(*columns[4:], strict=True))
         ]
 
@@ -120,17 +127,19 @@ class TestAgainstTheLiveTick(unittest.TestCase):
         for number in range(len(columns.closes) - 1):
             world.time = columns.time + (number + 1) * columns.interval_s + WAKE_DELAY_S
             try:
-                bot.tick()
-                bot._orders.book_rollovers()
+                live_bot.tick()
+                live_bot._orders.book_rollovers()
             except StopError as error:
                 halted = error
                 break
         costs = Costs(D(fee), D(balance))
-        replay = Replay(
-            wish, 20 if wish.candles_min == 21 else None, rules, costs, keep=None, drawn=True
-        )
+        replay = Replay(wish, 20 if wish.candles_min == 21 else None, rules, costs, keep=None)
+        lean = Replay(wish, 20 if wish.candles_min == 21 else None, rules, costs)
         for part in split(columns, (500, 37, 1, 2, 999)):
             replay.feed(part)
+            lean.feed(part)
+        self.assertEqual(vars(lean.account) | NOT_BOOKS, vars(replay.account) | NOT_BOOKS)
+        self.assertEqual([lot[2:] for lot in lean.book.lots], [lot[2:] for lot in replay.book.lots])
         live = [
             (i.created, i.side.sign, i.executed, i.cost, i.fee) for i in journal.intents("1")
             if i.executed
@@ -143,8 +152,8 @@ class TestAgainstTheLiveTick(unittest.TestCase):
             self.assertEqual(getattr(account, name), getattr(replay.account, name), name)
         if halted is None:
             self.assertEqual(
-                [lot.values()[2:] for lot in account.book(rules).lots],
-                [lot.values()[2:] for lot in replay.book.lots],
+                [lot[2:] for lot in account.book(rules).lots],
+                [lot[2:] for lot in replay.book.lots],
             )
             replay.book.price = world.rows[world.running].open
             quote = rules.quote
@@ -152,7 +161,8 @@ class TestAgainstTheLiveTick(unittest.TestCase):
             paid = journal.account().fees + journal.account().rollover
             charged = sum(replay.account.fees.values(), D(0))
             self.assertEqual(paid, charged + sum(replay.account.rollovers.values(), D(0)))
-        return replay.result()
+        self.assertEqual(lean.result(), replay.result())
+        return lean.result()
 
     def test_a_month_of_bitcoin_is_equal_to_the_last_digit(self) -> None:
         columns = real("2023-03/XBTUSD_1.csv.gz", 60)
@@ -174,7 +184,7 @@ class TestAgainstTheLiveTick(unittest.TestCase):
 
     def test_random_walks_with_every_option_are_equal(self) -> None:
         endings = set()
-        for seed in range(30):
+        for seed in range(40):
             with self.subTest(seed=seed):
                 columns, wish, balance = wild(seed)
                 result = self.compare(columns, XBTUSD, wish, balance=balance, fee="0.002")
@@ -238,9 +248,10 @@ class TestFiles(unittest.TestCase):
         text = "\n".join(rows).encode() + b"\n"
         expected = self.run_on(text)
         self.assertEqual(expected[0], 0)
-        for same in (b"\xef\xbb\xbf" + text, text.replace(b"\n", b"\r\n"), text + b"\n\n", text[:-1]):
+        windows = text.replace(b"\n", b"\r\n")
+        for same in (b"\xef\xbb\xbf" + text, windows, text + b"\n\n", text[:-1]):
             self.assertEqual(self.run_on(same), expected)
-        flat = rows[:10] + [rows[10].split(",")[0] + ",110.0,110.0,110.0,110.0,0,0"] + rows[11:]
+        flat = [*rows[:10], f"{rows[10][:10]},110.0,110.0,110.0,110.0,0,0", *rows[11:]]
         with_gap = "\n".join(rows[:10] + rows[11:]).encode()
         self.assertEqual(self.run_on(with_gap), self.run_on("\n".join(flat).encode()))
 
@@ -261,20 +272,22 @@ class TestFiles(unittest.TestCase):
         path = self.folder / "XBTUSD_1.csv"
         path.write_text(mixed)
         columns = reduce(Columns.joined, read([path], 60, []))
-        self.assertEqual([*map(float, columns.opens)], [*map(float, range(90, 120))])
-        self.assertEqual((columns.low, columns.high), (89.0, 119.5))
+        self.assertEqual([*map(exact, columns.opens)], [*range(90, 120)])
+        self.assertEqual((exact(columns.low), exact(columns.high)), (89, 119.5))
         five = reduce(Columns.joined, aggregate(split(columns, (7, 1, 3)), 300))
         self.assertEqual((five.time, five.interval_s), (0, 300))
-        self.assertEqual([*five.opens], [90.0, 95.0, 100.0, 105.0, 110.0, 115.0])
-        self.assertEqual([*five.highs], [94.5, 99.5, 104.5, 109.5, 114.5, 119.5])
-        self.assertEqual([*five.lows], [89.0, 94.0, 99.0, 104.0, 109.0, 114.0])
-        self.assertEqual([*five.closes], [94.5, 99.5, 104.5, 109.5, 114.5, 119.5])
+        self.assertEqual([*map(exact, five.opens)], [90.0, 95.0, 100.0, 105.0, 110.0, 115.0])
+        self.assertEqual([*map(exact, five.highs)], [94.5, 99.5, 104.5, 109.5, 114.5, 119.5])
+        self.assertEqual([*map(exact, five.lows)], [89.0, 94.0, 99.0, 104.0, 109.0, 114.0])
+        self.assertEqual([*map(exact, five.closes)], [94.5, 99.5, 104.5, 109.5, 114.5, 119.5])
 
     def test_a_sweep_gives_what_each_run_gives_alone(self) -> None:
         columns = wild(3)[0]
         rows = [
             f"{60 * at},{o},{h},{low},{c},1,1"
-            for at, (o, h, low, c) in enumerate(zip(*columns[4:], strict=True))
+            for at, (o, h, low, c) in enumerate(
+                zip(*(map(exact, column) for column in columns[4:]), strict=True)
+            )
         ]
         path = self.folder / "XBTUSD_1.csv"
         path.write_text("\n".join(rows))
@@ -294,14 +307,14 @@ class TestFeeDrag(unittest.TestCase):
     def test_a_turn_costs_two_fees_and_an_opening_fee(self) -> None:
         columns = wild(3)[0]
         candles = [
-            Candle(at * 60, *(D(repr(float(price))) for price in prices))
+            Candle(at * 60, *map(exact, prices))
             for at, prices in enumerate(zip(*columns[4:], strict=True))
         ]
         settings = config.load(None, {"HOME": "/"}, Path("/nonexistent"))
         found = drag.check_fee_drag(settings, candles, XBTUSD, D("0.008"))
         assert found is not None
         self.assertTrue(found.too_much)
-        self.assertAlmostEqual(float(found.percent_per_turn), 1.62, delta=0.1)
+        self.assertAlmostEqual(float(found.percent_per_turn), 1.62, delta=0.4)
         self.assertIn(str(found.fits), found.lines()[-1])
         free = drag.check_fee_drag(settings, candles, XBTUSD, D(0))
         assert free is not None
@@ -319,7 +332,11 @@ class TestSameConstants(unittest.TestCase):
 def command(*words: str) -> tuple[int, str, str]:
     """Return exit code, output and errors of `backtest`, run far from any configuration."""
     output, errors = io.StringIO(), io.StringIO()
-    with redirect_stdout(output), redirect_stderr(errors):
+    own = {name: text for name, text in os.environ.items() if not name.startswith("KRAKENBOT_")}
+    with (
+        redirect_stdout(output), redirect_stderr(errors),
+        mock.patch.dict(os.environ, own, clear=True),
+    ):  # fmt: skip
         code = cli.main(["--config", os.devnull, "backtest", *words])
     return code, output.getvalue(), errors.getvalue()
 
@@ -327,7 +344,8 @@ def command(*words: str) -> tuple[int, str, str]:
 def wild(seed: int) -> tuple[Columns, Plan, str]:
     """Return a jumpy market and a plan in which every limit is met sooner or later."""
     dice = random.Random(seed)
-    price, closes, opens, highs, lows = 20000.0, [], [], [], []
+    price = dice.choice((20000.0, 20000.0, 8000.0))
+    closes, opens, highs, lows = [], [], [], []
     for _ in range(700):
         opened = round(price * (1 + dice.choice((0, 0, 0, 0.001, -0.001))), 1)
         price = round(opened * (1 + dice.gauss(0, dice.choice((0.0005, 0.005, 0.03)))), 1)
@@ -340,18 +358,19 @@ def wild(seed: int) -> tuple[Columns, Plan, str]:
     interval_s = dice.choice((60, 3600, 14400, 86400))
     wish = plan(
         interval_s,
-        size=dice.choice(("0.1", "0.4", "0.00004", "0.123456789")),
-        leverage=dice.choice((0, 2, 2, 5, 10)),
+        size=dice.choice(("0.1", "0.4", "0.00006", "0.123456789")),
+        leverage=dice.choice((0, 2, 5, 10, 10)),
         one_order=dice.random() < 0.5,
         entry_now=dice.random() < 0.5,
         name=dice.choice(("sma-slope", "sma-slope", "sma-cross")),
         max_loss=dice.choice((None, None, "300")),
         orders_max=dice.choice((500, 7, 2, 1)),
-        level_min=dice.choice((150, 0, 220)),
+        level_min=dice.choice((150, 0, 0, 220)),
     )
     time = 1_600_000_000 // interval_s * interval_s
-    columns = Columns(time, interval_s, min(lows), max(highs), opens, highs, lows, closes)
-    return columns, wish, dice.choice(("4000", "2000", "9000"))
+    prices = [[units(str(price)) for price in column] for column in (opens, highs, lows, closes)]
+    columns = Columns(time, interval_s, min(prices[2]), max(prices[1]), *prices)
+    return columns, wish, dice.choice(("4000", "1200", "9000"))
 
 
 def orders(replay: Replay) -> list[tuple[object, ...]]:
@@ -378,7 +397,7 @@ def split(columns: Columns, sizes: Sequence[int]) -> list[Columns]:
 
 def real(name: str, interval_s: int) -> Columns:
     if not DATA:
-        raise unittest.SkipTest("KRAKENBOT_TEST_DATA is not set")
+        raise unittest.SkipTest("TEST_DATA_KRAKEN is not set")
     path = Path(DATA) / "candles" / "ohlcvt" / name
     return reduce(Columns.joined, read([path], interval_s, []))
 

@@ -17,7 +17,7 @@ from krakenbot.errors import LaterError, RefusedError, StopError, UnansweredErro
 from krakenbot.model import Secret
 from krakenbot.signing import sign
 
-RECORDED = os.environ.get("KRAKENBOT_TEST_DATA")
+RECORDED = os.environ.get("TEST_DATA_KRAKEN")
 SECRET = Secret(
     "kQH5HW/8p1uGOVjbgWA7FunAmGO8lsSUXNsu3eow76sz84Q18fWxnyRzBHCd3pd5nE9qa99HAZtuZuj6F1huXg=="
 )
@@ -251,7 +251,7 @@ class TestErrors(unittest.TestCase):
         with self.assertLogs("krakenbot", "WARNING"), self.assertRaises(UnansweredError):
             client(FakeTransport(b'{"error":["WGeneral:Hm"]}')).private("Balance")
 
-    @unittest.skipUnless(RECORDED, "KRAKENBOT_TEST_DATA names no folder with recorded answers")
+    @unittest.skipUnless(RECORDED, "TEST_DATA_KRAKEN names no folder with recorded answers")
     def test_recorded_error_envelopes_and_gateway_pages_are_never_a_result(self) -> None:
         folder = Path(RECORDED or "") / "payloads/spot/constructed"
         bodies = [(folder / name).read_bytes() for name in (

@@ -15,7 +15,7 @@ from krakenbot.simulated.listing import PAIRS
 RULES = {key: parse_rules(key, row) for key, row in PAIRS.items()}
 XBT = RULES["XXBTZUSD"]
 NOW = 1_791_417_605
-DATA = os.environ.get("KRAKENBOT_TEST_DATA")
+DATA = os.environ.get("TEST_DATA_KRAKEN")
 
 
 def walk(seed: str = "1", pair: str = "XXBTZUSD", now: float = NOW) -> Series:
@@ -149,7 +149,7 @@ class FileTest(unittest.TestCase):
             with self.subTest(spec=spec), self.assertRaises(ValueError):
                 Feed(spec, NOW)
 
-    @unittest.skipUnless(DATA, "KRAKENBOT_TEST_DATA is not set")
+    @unittest.skipUnless(DATA, "TEST_DATA_KRAKEN is not set")
     def test_krakens_own_files_are_read(self) -> None:
         assert DATA
         files = sorted((Path(DATA) / "candles" / "ohlcvt").glob("*/*_*.csv*"))

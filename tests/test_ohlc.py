@@ -12,7 +12,7 @@ from krakenbot.errors import UnansweredError
 from krakenbot.model import Candle
 from krakenbot.ohlc import CandleWindow, fill, parse_rows
 
-RECORDED = os.environ.get("KRAKENBOT_TEST_DATA")
+RECORDED = os.environ.get("TEST_DATA_KRAKEN")
 T0 = 1_790_000_040  # A whole minute.
 NEEDED = 21
 
@@ -251,7 +251,7 @@ class TestRows(unittest.TestCase):
                 parse_rows(result, 60)
 
 
-@unittest.skipUnless(RECORDED, "KRAKENBOT_TEST_DATA names no folder with recorded answers")
+@unittest.skipUnless(RECORDED, "TEST_DATA_KRAKEN names no folder with recorded answers")
 class TestRecorded(unittest.TestCase):
     def result(self, name: str) -> Any:
         text = (Path(RECORDED or "") / name).read_bytes()

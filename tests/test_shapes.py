@@ -1,7 +1,7 @@
 """The sandbox's answers against recorded ones of Kraken: every field, and every field's type.
 
 What ours lacks, has too much or types differently fails, unless EXCEPTIONS says why it may.
-Skipped where KRAKENBOT_TEST_DATA does not name the folder with the recordings.
+Skipped where TEST_DATA_KRAKEN does not name the folder with the recordings.
 """
 
 import json
@@ -14,7 +14,7 @@ from typing import Any
 
 from tests.test_sandbox import ID, MARKET, Client
 
-DATA = os.environ.get("KRAKENBOT_TEST_DATA")
+DATA = os.environ.get("TEST_DATA_KRAKEN")
 NAME = re.compile(r"[A-Z0-9][A-Za-z0-9./]+(-[A-Z0-9]+)*")
 NUMBER = re.compile(r"[-+]?\d+(\.\d+)?")
 
@@ -166,7 +166,7 @@ def recordings() -> Iterator[tuple[str, str, Any]]:
             yield name, f"{path.parent.name}/{path.name[:30]}", recorded.get("result", recorded)
 
 
-@unittest.skipUnless(DATA, "KRAKENBOT_TEST_DATA is not set")
+@unittest.skipUnless(DATA, "TEST_DATA_KRAKEN is not set")
 class ShapesTest(unittest.TestCase):
     maxDiff = None
 

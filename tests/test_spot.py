@@ -16,7 +16,7 @@ from krakenbot.spot import Spot
 from tests.test_client import SECRET, FakeClock, Rising
 from tests.test_pairs import ROW
 
-RECORDED = os.environ.get("KRAKENBOT_TEST_DATA")
+RECORDED = os.environ.get("TEST_DATA_KRAKEN")
 ID = "6d1b345e-2821-40e2-ad83-4ecb18a06876"
 TXID = "OUF4EM-FRGI2-MQMWZD"
 SINCE = 1_790_000_000
@@ -503,7 +503,7 @@ class TestMutations(unittest.TestCase):
                 call(spot(Kraken()))
 
 
-@unittest.skipUnless(RECORDED, "KRAKENBOT_TEST_DATA names no folder with recorded answers")
+@unittest.skipUnless(RECORDED, "TEST_DATA_KRAKEN names no folder with recorded answers")
 class TestRecorded(unittest.TestCase):
     def load(self, name: str) -> bytes:
         return (Path(RECORDED or "") / name).read_bytes()

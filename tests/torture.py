@@ -19,12 +19,13 @@ import os
 import random
 import re
 import shutil
+import signal
 import sqlite3
 import sys
 import tempfile
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
@@ -53,7 +54,9 @@ PAIR, ALTNAME, QUOTE, BASE = "XXBTZUSD", "XBTUSD", "ZUSD", "XXBT"
 START = 1_790_000_000.0
 DAY_S = 86400.0
 TIMEOUT_S = 20.0
-CALM_S = 420.0  # Back on target within seven finished candles after the last fault.
+CALM_CANDLES = 7  # Back on target within so many finished candles after the last fault.
+SLOW = ("maintenance", "cancel_only", "post_only", "rules", "clock")
+SLOW_S = 900.0  # So long these may go on when a storm is over.
 TRACE_LINES = 60
 STEPS_MAX = 3_000_000  # An episode that needs more runs in circles.
 TICK = Decimal("0.00001")  # The last digit of costs.
@@ -85,6 +88,7 @@ class Disk(sqlite3.Connection):
         after = self.world.touch(sql)
         cursor = super().execute(sql, parameters)
         if after is not None:
+            cursor.close()
             raise after
         return cursor
 
@@ -157,6 +161,10 @@ class Wire:
         if body is not None:
             world.check_request(target, body, fresh)
         world.pass_time(0.02 + world.random.random() * 0.2)
+        usual = chances = world.faults.chances
+        if target.endswith("AddOrder"):  # Where faults cost money, they shall come more often.
+            chances = {word: min(1.0, 4 * chance) for word, chance in usual.items()}
+        world.faults.chances = chances
         try:
             answer = world.faults.respond(method, target, headers, body or b"")
             if world.time - began > TIMEOUT_S:
@@ -171,6 +179,8 @@ class Wire:
             world.note("lost", str(error), "")
             raise UnansweredError(f"no whole answer: {error}") from None
         finally:
+            if world.faults.chances is chances:
+                world.faults.chances = usual
             world.look_at_exchange()
         world.note("got", str(answer.status), answer.body)
         after = world.touch("answer")
@@ -182,6 +192,7 @@ class Wire:
 class Setting(NamedTuple):
     """One configuration of an episode."""
 
+    interval_s: int
     length: int
     leverage: int
     one_order: bool
@@ -192,6 +203,7 @@ class Setting(NamedTuple):
     coins: Decimal
     fee_rate: Decimal
     tier: str
+    alone: bool  # Nobody else touches the account or the journal.
 
 
 class World:
@@ -207,8 +219,9 @@ class World:
         strategy, needed = build("sma-slope", s.length, 2, 5)
         limits = Limits(s.max_loss, Decimal(150), Decimal(1), s.orders_max)
         self.plan = Plan(
-            ALTNAME, 60, SIZE, s.leverage, s.one_order, s.entry_now, strategy, needed, limits
-        )
+            ALTNAME, s.interval_s, SIZE, s.leverage, s.one_order, s.entry_now,
+            strategy, needed, limits,
+        )  # fmt: skip
         self.api = SandboxApi(
             Feed(f"random:{seed}", START), lambda: self.time, SANDBOX_KEY, SECRET,
             fee_rate=s.fee_rate, balances={QUOTE: s.balance, BASE: s.coins}, tier=s.tier,
@@ -224,13 +237,14 @@ class World:
         self.steps = 0
         self.alarm = STEPS_MAX
         self.die_at = self.fail_at = STEPS_MAX
-        self.dead = False
+        self.dead = self.halted = False
         self.stop_asked = False
         # What is known from outside, for the invariants.
         self.nonce = 0
         self.sent: set[str] = set()
         self.sent_now = ""
         self.executed: dict[str, dict[str, Any]] = {}
+        self.strangers: set[str] = set()  # Orders that the present journal did not know.
         self.newest_order: str | None = None
         self.own = self.foreign = ZERO
         self.own_fees = self.own_cash = ZERO
@@ -240,8 +254,7 @@ class World:
         self.calm_from = self.time
         self.storming = self.lose_journal = False
         self.verified = 0
-        self.decided_at = 0.0
-        self.decided_candle = 0
+        self.rules_objected = False
         self.born = 0.0  # When the process under test was started.
         self.new_journal()
         self.next_event = self.time + self.random.uniform(60, 3600)
@@ -251,16 +264,18 @@ class World:
         leverage = choice((0, 2, 2, 3))
         poor = self.random.random() < 0.1
         return Setting(
+            interval_s=choice((60, 60, 60, 60, 60, 300)),
             length=choice((2, 3, 3, 5, 8, 20)),
             leverage=leverage,
             one_order=choice((False, True)),
             entry_now=choice((True, True, False)),
             max_loss=choice((None, None, None, Decimal(20), Decimal(200))),
-            orders_max=choice((500, 5000, 5000, 30)),
+            orders_max=choice((500, 5000, 5000, 5000, 5000, 30)),
             balance=Decimal(900 if poor else 1_000_000),
             coins=choice((ZERO, Decimal("0.5"))),
             fee_rate=choice((Decimal("0.008"), Decimal("0.0026"), ZERO)),
             tier=choice(("sandbox", "starter", "pro")),
+            alone=choice((True, False, False)),
         )
 
     # -- the supervisor ------------------------------------------------------------------------
@@ -312,12 +327,13 @@ class World:
         if choice() < 0.3:
             self._check_stays_halted()
         self.pass_time(self.random.choice((30, 300, 1800)) * choice() + 1)
-        how = choice()
+        how = 0.15 if "max_loss" in str(error) else choice()
         for _ in range(50):
             try:
-                if how < 0.2 or "max_loss" in str(error):
-                    self._process(flatten=how < 0.1)
-                    self._open_process()[1].resume()
+                if how < 0.1:
+                    self._process(flatten=True)
+                if how < 0.2:
+                    self._resume()
                     return
                 self._process(adopt=True, once=True)
                 return
@@ -335,15 +351,20 @@ class World:
     def _check_stays_halted(self) -> None:
         """Start again without a look: what was halted must say so and send nothing."""
         halted = self._raw("SELECT value FROM meta WHERE key = 'halted'").fetchone()
-        orders = len(self.sent)
-        with contextlib.suppress(Death, LaterError, StopRequestedError, ConfigError):
-            try:
-                if halted is None:
-                    return
-                self._process()
-            except StopError as error:
-                self._check_reason(str(error), error.exit_code)
-            self._expect(len(self.sent) == orders, "halted means halted", "an order was sent")
+        if halted is None:
+            return
+        self.halted = True
+        try:
+            self._process()
+        except StopError as error:
+            said = str(error)
+            known = said.startswith("halted: ") or "Kraken refused" in said or "written" in said
+            self._expect(known, "halted means halted", f"instead it said: {said}")
+            self.counts["started again while halted"] += 1
+        except (Death, LaterError, StopRequestedError, ConfigError):
+            pass
+        finally:
+            self.halted = False
 
     def _open_process(self) -> tuple[Bot, Journal, KeyLock]:
         """Return the parts that a new process is made of, as the front door makes them."""
@@ -366,7 +387,7 @@ class World:
                 self.wire, "https://exchange.test", clock, key=KEY, secret=SECRET,
                 next_nonce=Nonces(lock).next, live=True,
             )  # fmt: skip
-            spot = Spot(client, ALTNAME, 60)
+            spot = Spot(client, ALTNAME, self.setting.interval_s)
             checks = (
                 partial(check_key, spot),
                 partial(outwait_lost_orders, journal, clock, existed),
@@ -377,9 +398,17 @@ class World:
             raise
         return bot, journal, lock
 
+    def _resume(self) -> None:
+        _, journal, lock = self._open_process()
+        try:
+            journal.resume()
+        finally:
+            self.dead = False
+            lock.close()
+
     def _process(self, adopt: bool = False, once: bool = False, flatten: bool = False) -> None:
         self.note("start", f"adopt={adopt} once={once} flatten={flatten}", "")
-        bot, journal, lock = self._open_process()
+        bot, _, lock = self._open_process()
         try:
             if flatten:
                 bot.flatten("flattened by hand", 300.0)
@@ -414,9 +443,9 @@ class World:
         choice = self.random.random
         if self.storming:
             self._calm_down()
-            self.next_event = self.time + self.random.choice((900, 3600, 9000)) * (0.3 + choice())
+            self.next_event = self.time + self.random.choice((600, 1500, 5000)) * (0.3 + choice())
             return
-        if choice() < 0.2:
+        if choice() < 0.2 and not self.setting.alone:
             self._hands()
             self.next_event = self.time + self.random.choice((20, 2000)) * choice()
             return
@@ -425,10 +454,12 @@ class World:
         self.counts["storms"] += 1
         kinds = self.random.sample([*FAULTS], self.random.choice((1, 2, 4, 8)))
         weight = self.random.choice((0.02, 0.1, 0.3))
-        rare = ("lockout", "maintenance", "cancel_only", "post_only", "rules", "clock")
+        rare = ("lockout", *SLOW)
         self.faults.chances = {kind: weight / (20 if kind in rare else 1) for kind in kinds}
+        if choice() < 0.1:
+            self.faults.chances = {self.random.choice(("margin", "partial")): 1.0}
         self.faults.lag_s = self.random.choice((0, 0, 5, 30, 60))
-        if any("candle" in kind for kind in kinds):
+        if any("candle" in kind for kind in self.faults.chances):
             self.candle_fault_at = float("inf")
         if choice() < 0.5:
             self.die_at = self.steps + self.random.randint(1, 400)
@@ -438,7 +469,7 @@ class World:
             self.wall_off = self.random.choice((-7200, -40, -3, -0.5, 0.7, 4, 45, 9000)) * choice()
         if choice() < 0.1:
             self.stop_asked = True
-        if choice() < 0.03:
+        if choice() < 0.03 and not self.setting.alone:
             self.counts["journals deleted"] += 1
             self.lose_journal = True
         self.note("storm", f"{self.faults.chances} lag={self.faults.lag_s}", "")
@@ -450,11 +481,12 @@ class World:
         self.note("calm", "", "")
         if self.candle_fault_at == float("inf"):
             self.candle_fault_at = self.time
+        slow = any(kind in SLOW for kind in self.faults.chances)
+        self.calm_from = self.time + (SLOW_S if slow else 0)
         self.faults.chances, self.faults.lag_s = {}, 0.0
         self.die_at = self.fail_at = STEPS_MAX
         self.wall_off = 0.0
         self._set_alarm()
-        self.calm_from = self.time + 900  # Modes, rules and clocks that are off last so long.
 
     def _hands(self) -> None:
         """Trade beside the bot: close, open, reverse, liquidate."""
@@ -471,9 +503,8 @@ class World:
             wish = {"pair": ALTNAME, what: True}
         self.note("hands", str(wish), "")
         self.counts[f"hands: {what}"] += 1
-        with contextlib.suppress(Exception):
-            self.api._settle()
-            self.api._set_position(wish)
+        body = json.dumps(wish, default=str).encode()
+        self.api.respond("POST", "/sandbox/position", {}, body)
         self.look_at_exchange()
 
     def touch(self, what: str) -> BaseException | None:
@@ -534,6 +565,7 @@ class World:
         self.disk = sqlite3.connect(":memory:", isolation_level=None, factory=Disk)
         self.disk.world = self
         self.foreign += self.own
+        self.strangers |= self.executed.keys()
         self.own = self.own_fees = self.own_cash = ZERO
         self.verified = 0
         if self.sent:
@@ -558,6 +590,7 @@ class World:
             return
         name = fields.get("cl_ord_id", "")
         self.counts["orders sent"] += 1
+        self._expect(not self.halted, "halted means halted", f"{name} is sent")
         self._verify_ends()
         self._expect(fresh, "a fresh connection for an order", name)
         self._expect("deadline" in fields, "an order has a deadline", str(fields))
@@ -581,6 +614,13 @@ class World:
             " AND outcome != 'not sent'", row["candle"], row["purpose"], name,
         ).fetchone()[0]  # fmt: skip
         self._expect(not ended, "one order a step", f"candle {row['candle']} {row['purpose']}")
+        idle = self._raw(
+            "SELECT executed FROM intents WHERE outcome NOT IN ('not sent', 'put off') AND number >"
+            " (SELECT coalesce(max(value), 0) FROM (SELECT CAST(value AS INTEGER) AS value FROM"
+            " meta WHERE key = 'fruitless_from')) ORDER BY number DESC LIMIT 5"
+        ).fetchall()
+        useful = len(idle) < 5 or any(Decimal(row[0]) for row in idle)
+        self._expect(useful, "no hammering", "five orders in a row traded nothing")
         closes = self.setting.leverage and row["purpose"] == "close"
         self._expect(not closes or said[2], "closing is reduce_only", name)
 
@@ -618,6 +658,7 @@ class World:
         if intent is None:
             self.counts["foreign orders"] += 1
             self.foreign += sign * volume
+            self.strangers.add(name)
             self.foreign_at, self.clean = self.time, False
             return
         ended = intent["outcome"]
@@ -631,10 +672,9 @@ class World:
 
     def on_event(self, event: Event) -> None:
         if event.kind == "decision":
-            self.decided_at = self.time
-            self.decided_candle = int(event.values["candle"])
             self.verify()
-            if self.time - max(self.calm_from, self.foreign_at, self.born) > CALM_S:
+            calm_s = CALM_CANDLES * self.setting.interval_s
+            if self.time - max(self.calm_from, self.foreign_at, self.born) > calm_s:
                 self._check_on_target(event.values)
 
     def verify(self) -> None:
@@ -655,12 +695,27 @@ class World:
                 self.own_cash -= Decimal(row["cost"]) * (1 if row["side"] == "buy" else -1)
                 continue
             real = self.executed.get(row["id"], {"vol_exec": 0, "cost": 0, "fee": 0})
+            if (row["outcome"] == "given up") != (row["id"] in self.strangers):
+                self._change_hands(row, real, -1 if row["outcome"] == "given up" else 1)
+            if row["outcome"] == "given up":
+                continue
             for mine, theirs in (("executed", "vol_exec"), ("cost", "cost"), ("fee", "fee")):
                 self._expect(
                     Decimal(row[mine]) == Decimal(real[theirs]), "journal = fills",
                     f"{row['id']} {row['outcome']}: {mine} {row[mine]}, real {real[theirs]}",
                 )  # fmt: skip
             self.counts[f"outcome {row['outcome']}"] += 1
+
+    def _change_hands(self, row: sqlite3.Row, real: Mapping[str, Any], sign: int) -> None:
+        """An order given up is nobody's from now on; one found by a new journal its own."""
+        self.strangers ^= {row["id"]}
+        volume = sign * Decimal(real["vol_exec"]) * (1 if row["side"] == "buy" else -1)
+        cost = sign * Decimal(real["cost"]) * (1 if row["side"] == "buy" else -1)
+        self.own, self.foreign = self.own + volume, self.foreign - volume
+        self.own_cash, self.own_fees = self.own_cash - cost, self.own_fees + sign * Decimal(
+            real["fee"]
+        )
+        self.clean = False
 
     def _verify_account(self) -> None:
         if self._raw("SELECT 1 FROM intents WHERE outcome IS NULL").fetchone():
@@ -679,38 +734,40 @@ class World:
         account = self.api.account
         if not self.setting.leverage:
             return
-        zero = ZERO
-        expected = (
-            self.setting.balance - account.fees.get(QUOTE, zero) - account.rollovers.get(QUOTE, zero)
-            + account.realized.get(QUOTE, zero) + account.unrealized(QUOTE)
-        )  # fmt: skip
-        equity = account.equity(QUOTE)
-        if not self.counts["foreign orders"]:
-            self._expect(equity == expected, "equity identity", f"{equity}, not {expected}")
+        costs = account.fees.get(QUOTE, ZERO) + account.rollovers.get(QUOTE, ZERO)
+        gains = account.realized.get(QUOTE, ZERO) + account.unrealized(QUOTE)
+        expected, equity = self.setting.balance - costs + gains, account.equity(QUOTE)
+        self._expect(equity == expected, "equity identity", f"{equity}, not {expected}")
 
     def _true_direction(self, candle: int) -> int:
         series = self.api.feed.series(self.api._rules[PAIR])
-        closes, length = series.columns[3], self.setting.length
-        here = (candle - series.first) // 60
+        closes, step = series.columns[3], self.setting.interval_s // 60
+        length = self.setting.length * step
+        here = (candle - series.first) // 60 + step - 1
         while here >= length:
             difference = closes[here] - closes[here - length]
             if difference:
                 return 1 if difference > 0 else -1
-            here -= 1
+            here -= step
         return 0
 
     def _check_on_target(self, values: Mapping[str, str]) -> None:
         """In calm times the position is where the candles say, or it is said why not."""
         self.counts["calm decisions"] += 1
         reason, held = values["reason"], Decimal(values["held"])
-        if "first start" in reason:
+        if "first start" in reason or "the loss since" in reason:
             return
         wanted = self._true_direction(int(values["candle"]))
         target = max(wanted, 0) if not self.setting.leverage else wanted
-        polluted = self.candle_fault_at > self.time - 60 * (self.setting.length + 3)
+        candles = self.setting.length + 3
+        polluted = self.candle_fault_at > self.time - self.setting.interval_s * candles
         if not polluted:
             self._expect(int(values["target"]) == target, "back on target", f"{values}")
+        before, self.rules_objected = self.rules_objected, False
         if held == SIZE * int(values["target"]):
+            return
+        if not before and re.search("has no margin|is not offered|the smallest order", reason):
+            self.rules_objected = True  # It read the pair's rules in the storm; next time it knows.
             return
         why = (
             "are needed", "margin level", "max_orders_per_day", "left alone below",
@@ -722,8 +779,8 @@ class World:
     def _check_flat(self) -> None:
         halted = self._raw("SELECT value FROM meta WHERE key = 'halted'").fetchone()
         self._expect(bool(halted and halted[0]), "flatten halts", "no halt is written")
-        least = Decimal(self.api.listing[PAIR]["ordermin"])
-        self._expect(abs(self.own) < max(least, SIZE), "flatten closes", f"{self.own} is held")
+        rest = "too small to be closed" in halted[0] and self.faults.seen["rules"]
+        self._expect(rest or abs(self.own) < SIZE / 10, "flatten closes", f"{self.own} is held")
 
     def _check_reason(self, text: str, code: int) -> None:
         """A stop says why, and what it says is true."""
@@ -744,10 +801,11 @@ class World:
                 "SELECT id, executed FROM intents WHERE outcome != 'not sent'"
                 " ORDER BY number DESC LIMIT 5"
             ).fetchall()
-            idle = all(row[0] not in self.executed or row[1] == "0" for row in rows)
+            idle = not any(Decimal(row[1]) for row in rows)
             self._expect(len(rows) == 5 and idle, name, text)
         elif "the loss since" in text:
-            self._expect(self.setting.max_loss is not None and abs(self.own) < SIZE, name, text)
+            flat = abs(self.own) < SIZE or ("too small" in text and self.faults.seen["rules"])
+            self._expect(self.setting.max_loss is not None and flat, name, text)
         elif "flattened by hand" in text or "could not close" in text:
             pass
         elif "journal cannot be written" in text or "nonce cannot be written" in text:
@@ -765,11 +823,11 @@ class World:
                 break
             except StopError as error:
                 self._check_reason(str(error), error.exit_code)
-                self._open_process()[1].resume()
+                self._resume()
                 self._adopt_at_last()
         else:
             raise Violation("a person can mend it", "five times")
-        self.time += 60
+        self.time += self.setting.interval_s
         with contextlib.suppress(StopError):
             self._process(once=True)
         rows = self._raw("SELECT id FROM intents WHERE outcome IS NULL").fetchall()
@@ -854,14 +912,17 @@ def episode(seed: int, folder: Path, show: bool = False) -> tuple[float, Counter
 
 def _one(seed: int) -> tuple[int, float, Counter[str], str]:
     assert _folder is not None
+    gc.collect()
     return seed, *episode(seed, _folder)
 
 
 _folder: Path | None = None
 
 
-def _begin(root: str) -> None:
+def _begin(root: str, is_worker: bool = True) -> None:
     global _folder
+    if is_worker:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _folder = Path(tempfile.mkdtemp(dir=root))
     gc.disable()
     logging.raiseExceptions = True
@@ -873,7 +934,7 @@ def episodes(first: int, days: float, jobs: int) -> Iterator[tuple[int, float, C
     seeds = range(first, first + int(days * 2) + 1)
     try:
         if jobs == 1:
-            _begin(root)
+            _begin(root, is_worker=False)
             yield from map(_one, seeds)
         else:
             with multiprocessing.Pool(jobs, _begin, (root,), maxtasksperchild=50) as pool:
@@ -898,10 +959,12 @@ def main(arguments: list[str]) -> int:
         return 1 if failure else 0
     first, days, jobs = chosen.seed, chosen.days, chosen.jobs
     if chosen.ci:
-        first, days, jobs = 1, 150.0, os.cpu_count() or 1
+        first, days, jobs = 1, 100.0, os.cpu_count() or 1
     began = time.monotonic()
     done, said, failures = 0.0, 0.0, 0
     total: Counter[str] = Counter()
+    stopped: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, frame: stopped.append(number))
     for _, lasted, counts, failure in episodes(first, days, jobs):
         done += lasted
         total += counts
@@ -913,7 +976,7 @@ def main(arguments: list[str]) -> int:
         if done - said >= 1000:
             said = done
             _summary(done, total, failures, time.monotonic() - began)
-        if done >= days:
+        if done >= days or stopped:
             break
     _summary(done, total, failures, time.monotonic() - began)
     for name, count in sorted(total.items()):

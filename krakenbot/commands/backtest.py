@@ -1,11 +1,14 @@
 """`backtest`: the bot's own decisions, orders, fees and margin over files of candles."""
 
 import argparse
+import gc
 import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from array import array
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from decimal import Decimal
 from itertools import chain, product
 from pathlib import Path
@@ -13,33 +16,38 @@ from typing import TYPE_CHECKING, Any
 
 from krakenbot import config as configuration
 from krakenbot.config import Config
+from krakenbot.decision import plan_of
 from krakenbot.pairs import PairRules, parse_rules, plain
-from krakenbot.simulated.backtest import Costs, Replay, Result, plan_of
+from krakenbot.simulated.backtest import Costs, Replay, Result, slope_length
 from krakenbot.simulated.candlefile import (
+    DIGITS,
     BadDataError,
     Columns,
     aggregate,
+    exact,
     interval_of,
     pair_of,
     read,
+    units,
 )
 from krakenbot.simulated.exchange import FEE_RATE
 from krakenbot.simulated.listing import PAIRS, aliases, unlisted
 
 if TYPE_CHECKING:
-    from krakenbot.commands.page import Story
+    from krakenbot.commands.page import Point, Story
 
 HELP = "The same decisions, orders, fees and margin as live, over Kraken's OHLCVT files."
 EXAMPLE = "krakenbot backtest XBTUSD_1.csv.gz --fee 0.4 --sweep length=10:60:2 interval=1,5,15"
 
 _KEYS = {
     "pair": "PAIR", "interval": "INTERVAL", "size": "SIZE", "leverage": "LEVERAGE",
-    "length": "STRATEGY_LENGTH", "balance": "PAPER_BALANCE",
-    "fee": "EXCHANGE_FEE_PERCENT",
+    "length": "STRATEGY_LENGTH", "balance": "PAPER_BALANCE", "fee": "EXCHANGE_FEE_PERCENT",
 }  # fmt: skip
-_SWEPT = ("length", "short", "long", "interval")
-_PART = 20_000
+_SWEPT = ("length", "interval")
 _RUNS_MAX = 10_000
+_PART = 20_000
+_FILLS_SHOWN, _CANDLES_SHOWN = 1000, 360
+_POINT_BYTES = 20_000  # Of a file: some hundred candles, of which the page shows the outline.
 _series: dict[int, Columns] = {}
 
 
@@ -65,75 +73,79 @@ def run(arguments: argparse.Namespace) -> int:
         if getattr(arguments, name) is not None:
             environ[f"KRAKENBOT_{key}"] = getattr(arguments, name)
     config = configuration.load(arguments.config, environ, Path.cwd())
+    gc.disable()  # Millions of short-lived values and no cycles among them.
     try:
         if not 0 <= arguments.slippage < 10:
             raise BadDataError(f"--slippage {arguments.slippage}: must be from 0 to 10")
-        return _backtest(config, arguments)
-    except BadDataError as error:
+        for line in _backtest(config, arguments):
+            print(line)
+    except (BadDataError, OSError) as error:
         print(f"krakenbot: {error}", file=sys.stderr)
         return 2
+    return 0
 
 
-def _backtest(config: Config, arguments: argparse.Namespace) -> int:
+def _backtest(config: Config, arguments: argparse.Namespace) -> list[str]:
+    """Return the lines to print."""
     sweep = _parse_sweep(arguments.sweep)
     paths, pair, file_s = _files(arguments.files, config)
-    explicit = config.sources["interval"] != "default"
-    interval_s = config.interval * 60 if explicit or config.interval * 60 > file_s else file_s
     notes: list[str] = []
     parts = read(paths, file_s, notes)
     first = next(parts)
+    # A bot's own settings may be finer than the file; only what was asked for here must fit.
+    asked = config.sources["interval"].startswith("KRAKENBOT_")
+    if not asked and config.interval * 60 < file_s:
+        config = config._replace(interval=file_s // 60)
+        if config.sources["interval"] != "default":
+            notes.append(f"candles of {config.interval} min, as in the file")
     rules = _rules(pair, first, notes)
     if config.size < rules.ordermin:
         notes.append(f"size {plain(config.size)} is below the smallest order, "
                      f"{plain(rules.ordermin)}: nothing can be traded")  # fmt: skip
     fee = config.exchange.fee_percent
-    costs = Costs(
-        FEE_RATE if fee is None else fee / 100, config.paper.balance, arguments.slippage / 100
-    )
+    slippage = arguments.slippage / 100
+    costs = Costs(FEE_RATE if fee is None else fee / 100, config.paper.balance, slippage)
     parts = _watched(chain([first], parts))
     if sweep:
-        return _sweep(config, rules, costs, parts, sweep, file_s, interval_s, notes, arguments.json)
-    replay = _replay(config, rules, costs, interval_s, {}, drawn=arguments.report is not None)
-    for part in _at(parts, interval_s, file_s):
-        replay.feed(part)
-    result = _result(replay, paths[0])
-    if arguments.report is not None:
-        from krakenbot.commands.page import render
+        return _sweep(config, rules, costs, parts, sweep, file_s, arguments.json) + notes
+    drawn = arguments.report is not None
+    replay = Replay(plan_of(config), slope_length(config), rules, costs, _FILLS_SHOWN * drawn)
+    parts = _at(parts, config.interval * 60, file_s)
+    if drawn:
+        from krakenbot.commands.page import thinned, write
 
-        page = render(_story(config, result, replay, _setup(config, costs)))
-        arguments.report.write_text(page, encoding="utf-8")
+        every = max(1, sum(path.stat().st_size for path in paths) // _POINT_BYTES)
+        newest: deque[tuple[int, int]] = deque(maxlen=_CANDLES_SHOWN + plan_of(config).candles_min)
+        points = thinned(_points(replay, parts, every, newest))
+    for part in parts:
+        replay.feed(part)
+    result = replay.result()
+    if drawn:
+        write(arguments.report, _story(config, replay, result, points, newest))
         notes.append(f"report: {arguments.report}")
     if arguments.json:
-        print(json.dumps(as_json(result), indent=2))
-    else:
-        print("\n".join([*_lines(result, _setup(config, costs)), *notes]))
-    return 0
+        return [json.dumps(as_json(result), indent=2)]
+    table = [f"{name:16}{text}" for name, text in _numbers(result)]
+    return [_title(result), _setup(config, costs), "", *table, "", *_remarks(result), *notes]
 
 
 def as_json(result: Result) -> dict[str, Any]:
     """Return the result as what json can write; money as decimal text."""
-    values = {name: getattr(result, name) for name in result.__slots__}
-    values |= {"turns_per_day": result.turns_per_day, "break_even_fee": result.break_even_fee,
-               "win_rate": result.won / result.trips if result.trips else None}  # fmt: skip
-    return {k: plain(v) if isinstance(v, Decimal) else v for k, v in values.items()}
+    return {k: plain(v) if isinstance(v, Decimal) else v for k, v in result._asdict().items()}
 
 
 def _files(named: list[Path], config: Config) -> tuple[list[Path], str, int]:
     """Return the files to read, all of one pair and interval, with these two."""
-    paths = []
+    paths: list[Path] = []
     for path in named:
-        if path.is_dir():
-            inside = sorted(p for p in path.rglob("*_*.csv*") if pair_of(p))
-            mine = [p for p in inside if pair_of(p) == config.pair]
-            if not mine:
-                pairs = ", ".join(sorted({pair_of(p) or "" for p in inside})) or "none"
-                raise BadDataError(f"{path}: no files of {config.pair}; pairs there: {pairs}")
-            wanted = config.interval * 60
-            steps = {interval_of(p) for p in mine}
-            fitting = [s for s in steps if wanted % s == 0] or sorted(steps)[:1]
-            paths += [p for p in mine if interval_of(p) == max(fitting)]
-        else:
-            paths.append(path)
+        inside = [p for p in sorted(path.rglob("*_*.csv*")) if pair_of(p) == config.pair]
+        if path.is_dir() and not inside:
+            raise BadDataError(f"{path}: no files of {config.pair}, like {config.pair}_1.csv")
+        # Of a folder, the largest interval that the wanted one can be made of, or the smallest.
+        steps = {interval_of(p) for p in inside}
+        fitting = [step for step in steps if config.interval * 60 % step == 0]
+        chosen = max(fitting) if fitting else min(steps, default=0)
+        paths += [p for p in inside if interval_of(p) == chosen] if inside else [path]
     kinds = {(pair_of(path) or config.pair, interval_of(path)) for path in paths}
     if len(kinds) > 1:
         words = ", ".join(f"{pair} {step // 60} min" for pair, step in sorted(kinds))
@@ -145,28 +157,25 @@ def _rules(pair: str, part: Columns, notes: list[str]) -> PairRules:
     for key, row in PAIRS.items():
         if pair in aliases(key, row):
             return parse_rules(key, row)
-    decimals = max(len(repr(close).partition(".")[2]) for close in part.closes)
     notes.append(f"{pair} is not in the built-in list of pairs: general rules are assumed")
+    decimals = max(-int(exact(close).as_tuple().exponent) for close in part.closes)
     try:
-        return parse_rules(*unlisted(pair, decimals))
+        return parse_rules(*unlisted(pair, max(decimals, 1)))
     except ValueError as error:
         raise BadDataError(str(error)) from error
 
 
-def _at(parts: Iterable[Columns], interval_s: int, file_s: int) -> Iterable[Columns]:
-    if interval_s == file_s:
-        return parts
+def _at(parts: Iterator[Columns], interval_s: int, file_s: int) -> Iterator[Columns]:
     if interval_s % file_s:
         raise BadDataError(
             f"candles of {interval_s // 60} min cannot be made from those of {file_s // 60} min"
         )
-    return aggregate(parts, interval_s)
+    return parts if interval_s == file_s else aggregate(parts, interval_s)
 
 
 def _watched(parts: Iterable[Columns]) -> Iterator[Columns]:
     """Yield the parts, with a line about the progress on a terminal when it takes long."""
-    said, count = time.monotonic(), 0
-    shown = sys.stderr.isatty()
+    said, count, shown = time.monotonic(), 0, sys.stderr.isatty()
     for part in parts:
         yield part
         count += len(part.closes)
@@ -177,21 +186,6 @@ def _watched(parts: Iterable[Columns]) -> Iterator[Columns]:
         print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
-def _replay(
-    config: Config, rules: PairRules, costs: Costs, interval_s: int, swept: Mapping[str, int],
-    drawn: bool = False,
-) -> Replay:  # fmt: skip
-    plan, length = plan_of(config, interval_s, swept)
-    return Replay(plan, length, rules, costs, keep=1000 if drawn else 0, drawn=drawn)
-
-
-def _result(replay: Replay, path: Path) -> Result:
-    try:
-        return replay.result()
-    except ValueError as error:
-        raise BadDataError(f"{path}:1: {error}") from error
-
-
 # -- many at once ------------------------------------------------------------------------------
 
 
@@ -199,17 +193,14 @@ def _parse_sweep(words: list[str]) -> dict[str, list[int]]:
     sweep = {}
     for word in words:
         key, _, text = word.partition("=")
+        values: list[int] = []
         try:
-            if key not in _SWEPT or key in sweep:
-                raise ValueError
-            values: list[int] = []
             for piece in text.split(","):
-                numbers = [int(number) for number in piece.split(":")]
-                begin, end, step = numbers if len(numbers) == 3 else (numbers[0], numbers[-1], 1)
-                values += range(begin, end + 1, step)
-            if not values or min(values) < 1 or max(values) > 50_000:
+                begin, *rest = (int(number) for number in piece.split(":"))
+                values += range(begin, (rest or [begin])[0] + 1, *rest[1:])
+            if key not in _SWEPT or key in sweep or min(values) < 1 or max(values) > 50_000:
                 raise ValueError
-        except ValueError:
+        except (ValueError, TypeError):
             raise BadDataError(
                 f"--sweep {word}: must be one of {', '.join(_SWEPT)}, then = and whole numbers "
                 "like 10:60:2 (from:to:step) or 1,5,15"
@@ -220,90 +211,72 @@ def _parse_sweep(words: list[str]) -> dict[str, list[int]]:
 
 def _sweep(
     config: Config, rules: PairRules, costs: Costs, parts: Iterable[Columns],
-    sweep: dict[str, list[int]], file_s: int, interval_s: int, notes: list[str], as_list: bool,
-) -> int:  # fmt: skip
-    from array import array
+    sweep: dict[str, list[int]], file_s: int, as_list: bool,
+) -> list[str]:  # fmt: skip
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
 
-    columns = [array("d") for _ in range(4)]
-    begin = None
-    for part in parts:
-        begin = part.time if begin is None else begin
-        for column, more in zip(columns, part[4:], strict=True):
-            column.extend(map(float, more))
-    whole = Columns(begin or 0, file_s, min(columns[2]), max(columns[1]), *columns)
-    for minutes in sweep.get("interval", [interval_s // 60]):
-        made = list(_at([whole], minutes * 60, file_s))
-        if not made:
+    whole = _whole(parts, file_s)
+    for minutes in sweep.get("interval", [config.interval]):
+        made = next(_at(iter([whole]), minutes * 60, file_s), None)
+        if made is None:
             raise BadDataError(f"the data hold no whole candle of {minutes} min")
-        _series[minutes * 60] = made[0]
+        _series[minutes] = made
     runs = [dict(zip(sweep, values, strict=True)) for values in product(*sweep.values())]
-    runs = [r for r in runs if r.get("short", 0) < r.get("long", config.strategy.long)]
     if len(runs) > _RUNS_MAX:
         raise BadDataError(f"--sweep: {len(runs)} runs, at most {_RUNS_MAX}")
     # Forked processes see the columns without a copy, so every file is read once.
     with ProcessPoolExecutor(mp_context=get_context("fork")) as pool:
-        tasks = [(config, rules, costs, interval_s, run) for run in runs]
+        tasks = [(config, run, rules, costs) for run in runs]
         results = list(pool.map(_one, tasks, chunksize=max(1, len(tasks) // 64)))
     if as_list:
-        print(json.dumps([r | as_json(result) for r, result in zip(runs, results, strict=True)]))
-        return 0
-    print("\n".join([*_table(sweep, runs, results), "", *notes]))
+        return [json.dumps([r | as_json(one) for r, one in zip(runs, results, strict=True)])]
+    words = [" ".join(f"{key}={value}" for key, value in run.items()) for run in runs]
     best = max(range(len(runs)), key=lambda at: results[at].net)
-    print(f"best of {len(runs)}: {_words(runs[best])}, net {results[best].net:+,.2f}")
-    print(
-        "The best of many is mostly the luckiest: it was chosen by these very candles. Look for "
-        "broad\nareas where neighbours do well too, and test the choice on candles not used here."
-    )
-    return 0
+    return [
+        f"{'':24}{'turns/day':>12}{'gross':>16}{'net':>16}{'drawdown':>16}",
+        *(f"{text:24}{one.turns_per_day:12,.1f}{one.gross:+16,.2f}{one.net:+16,.2f}"
+          f"{one.max_drawdown:16,.2f}" for text, one in zip(words, results, strict=True)),
+        "",
+        f"best of {len(runs)}: {words[best]}, net {results[best].net:+,.2f}",
+        "The best of many is mostly the luckiest: it was chosen by these very candles. Look for",
+        "broad areas where neighbours do well too, and test the choice on candles not used here.",
+    ]  # fmt: skip
 
 
-def _one(task: tuple[Config, PairRules, Costs, int, dict[str, int]]) -> Result:
-    config, rules, costs, interval_s, swept = task
-    interval_s = swept.get("interval", 0) * 60 or interval_s
-    replay = _replay(config, rules, costs, interval_s, swept)
-    series = _series[interval_s]
+def _whole(parts: Iterable[Columns], file_s: int) -> Columns:
+    columns = [array("q") for _ in range(4)]
+    begin = None
+    for part in parts:
+        begin = part.time if begin is None else begin
+        for column, prices in zip(columns, part[4:], strict=True):
+            column.extend(map(units, prices))
+    return Columns(begin or 0, file_s, min(columns[2]), max(columns[1]), *columns)
+
+
+def _one(task: tuple[Config, dict[str, int], PairRules, Costs]) -> Result:
+    config, run, rules, costs = task
+    strategy = config.strategy._replace(length=run.get("length", config.strategy.length))
+    config = config._replace(interval=run.get("interval", config.interval), strategy=strategy)
+    replay = Replay(plan_of(config), slope_length(config), rules, costs)
+    series = _series[config.interval]
     for at in range(0, len(series.closes), _PART):
-        part = series.cut(at, at + _PART)
-        replay.feed(part._replace(low=min(map(float, part.lows)), high=max(map(float, part.highs))))
+        replay.feed(series.cut(at, at + _PART))
     return replay.result()
-
-
-def _table(
-    sweep: dict[str, list[int]], runs: list[dict[str, int]], results: list[Result]
-) -> list[str]:
-    """Return net by two parameters as a grid shaded from worst to best; else one line a run."""
-    if len(sweep) != 2:
-        lines = [f"{'':24}{'turns/day':>12}{'net':>16}{'drawdown':>16}{'gross':>16}"]
-        return lines + [
-            f"{_words(run):24}{r.turns_per_day:12,.1f}{r.net:+16,.2f}{r.max_drawdown:16,.2f}"
-            f"{r.gross:+16,.2f}"
-            for run, r in zip(runs, results, strict=True)
-        ]
-    down, across = sweep
-    nets = {(run[down], run[across]): r.net for run, r in zip(runs, results, strict=True)}
-    order = sorted(nets.values())
-    lines = [f"net in quote currency; the darker the better\n{down:>9} | {across}"]
-    lines.append(" " * 9 + " | " + "".join(f"{value:>15}" for value in sweep[across]))
-    for row in sweep[down]:
-        cells = ((nets.get((row, value))) for value in sweep[across])
-        lines.append(f"{row:>9} | " + "".join(
-            " " * 15 if net is None
-            else f"{net:+13,.2f} {' ░▒▓█'[5 * order.index(net) // len(order)]}" for net in cells
-        ))  # fmt: skip
-    return lines
 
 
 # -- words -------------------------------------------------------------------------------------
 
 
-def _words(values: Mapping[str, int]) -> str:
-    return " ".join(f"{key}={value}" for key, value in values.items())
-
-
 def _date(moment: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M", time.gmtime(moment))
+
+
+def _title(result: Result) -> str:
+    return (
+        f"{result.pair}, {result.interval_s // 60} min, {_date(result.begin)} to "
+        f"{_date(result.end)} UTC, {result.days:,.1f} days, {result.candles:,} candles"
+    )
 
 
 def _setup(config: Config, costs: Costs) -> str:
@@ -318,77 +291,82 @@ def _setup(config: Config, costs: Costs) -> str:
     )
 
 
-def _story(config: Config, result: Result, replay: Replay, setup: str) -> "Story":
-    from krakenbot.commands.page import Mark, Point, Story, thinned
-    from krakenbot.commands.report import COLUMNS, headline
-
-    start = float(replay.costs.balance)
-    costs = result.fees + result.opening_fees + result.rollover
-    marks, orders = [], []
-    for fill in replay.fills:
-        trade = fill.trade
-        side = "buy" if fill.direction > 0 else "sell"
-        why = f"{fill.reason}: {'close' if trade.closing else 'open'}"
-        text = f"{_date(fill.time)} {side} {plain(trade.volume)} at {plain(trade.price)}: {why}"
-        marks.append(Mark(fill.time, float(trade.price), fill.direction > 0, text))
-        orders.append((_date(fill.time), side, plain(trade.volume), plain(trade.price),
-                       plain(trade.fee + trade.opening_fee), "filled", why,
-                       f"{fill.order}"))  # fmt: skip
-    length = config.strategy.length if config.strategy.name == "sma-slope" else config.strategy.long
-    closes = [close for _, close in replay.newest]
-    newest = [
-        (moment, close, sum(closes[at + 1 - length : at + 1]) / length if at >= length else None)
-        for at, (moment, close) in enumerate(replay.newest)
-    ][length:][-360:]
-    notes = _remarks(result)
-    facts = [(name, text) for name, text in _numbers(result) if name != "before costs"]
-    return Story(
-        title=f"{result.pair} · backtest",
-        subtitle=f"{_date(result.begin)} to {_date(result.end)} UTC, {result.interval_s // 60} min "
-        f"candles; {setup}",
-        headline=headline(result.pair, result.days, result.turns, float(result.net), float(costs)),
-        tone=(result.net > 0) - (result.net < 0), facts=facts,
-        costs=[("before costs", float(result.gross)), ("trade fees", -float(result.fees)),
-               ("opening fees", -float(result.opening_fees)),
-               ("rollover", -float(result.rollover)), ("net", float(result.net)),
-               ("buy and hold", float(result.hold))],
-        points=thinned(Point(*p[:4], p.equity - start, p.gross - start, p.held)
-                       for p in replay.points),
-        newest=newest, marks=marks, columns=COLUMNS, orders=orders, notes=notes,
-    )  # fmt: skip
-
-
 def _numbers(result: Result) -> list[tuple[str, str]]:
-    fee = result.break_even_fee
-    won = f"{result.won / result.trips:.1%} after costs" if result.trips else "-"
+    fee, won = result.break_even_fee, result.win_rate
     return [
         ("turns", f"{result.turns:,}, {result.turns_per_day:,.1f} a day"),
-        ("win rate", won),
-        ("before costs", f"{result.gross:+,.2f}"),
-        ("trade fees", f"{-result.fees:+,.2f}"),
-        ("opening fees", f"{-result.opening_fees:+,.2f}"),
-        ("rollover", f"{-result.rollover:+,.2f}"),
-        ("net", f"{result.net:+,.2f}"),
+        ("win rate", "-" if won is None else f"{won:.1%} after costs"),
+        *((name, f"{amount:+,.2f}") for name, amount in _money(result)),
         ("max drawdown", f"{result.max_drawdown:,.2f}"),
         ("exposure", f"{result.exposure:.1%}"),
-        ("break-even fee", "-" if fee is None else f"{fee * 100:.4f} %" if fee > 0
-         else "none"),
-        ("buy and hold", f"{result.hold:+,.2f}"),
+        ("break-even fee", "-" if fee is None else f"{fee * 100:.4f} %" if fee > 0 else "none"),
     ]  # fmt: skip
 
 
-def _lines(result: Result, setup: str) -> list[str]:
-    lines = [
-        f"{result.pair}, {result.interval_s // 60} min, {_date(result.begin)} to "
-        f"{_date(result.end)} UTC, {result.days:,.1f} days, {result.candles:,} candles",
-        setup,
-        "",
-        *(f"{name:16}{text}" for name, text in _numbers(result)),
-        "",
-    ]
-    return lines + _remarks(result)
+def _money(result: Result) -> list[tuple[str, Decimal]]:
+    """Return the way from the profit before costs to the net one, with signs."""
+    return [
+        ("before costs", result.gross), ("trade fees", -result.fees),
+        ("opening fees", -result.opening_fees), ("rollover", -result.rollover),
+        ("net", result.net), ("buy and hold", result.hold),
+    ]  # fmt: skip
 
 
 def _remarks(result: Result) -> list[str]:
     remarks = ("ended early", result.ended), ("first order not sent", result.objection)
     return [f"{name}: {text}" for name, text in remarks if text]
+
+
+# -- the report --------------------------------------------------------------------------------
+
+
+def _points(
+    replay: Replay, parts: Iterable[Columns], every: int, newest: deque[tuple[int, int]]
+) -> "Iterator[Point]":
+    """Feed the parts and yield a point for each so many candles; `newest` gets times and closes."""
+    from krakenbot.commands.page import Point
+
+    start, one = replay.costs.balance, 10.0**-DIGITS
+    for part in parts:
+        ends = range(part.time + part.interval_s, part.end + part.interval_s, part.interval_s)
+        newest.extend(zip(ends, part.closes, strict=True))
+        for at in range(0, len(part.closes), every):
+            piece = part.cut(at, at + every)
+            replay.feed(piece)
+            equity, costs = replay.worth()
+            net = equity - start
+            yield Point(
+                piece.end, one * piece.low, one * piece.high, one * piece.closes[-1], float(net),
+                float(net + costs), float(replay.held),
+            )  # fmt: skip
+
+
+def _story(
+    config: Config, replay: Replay, result: Result, points: "list[Point]",
+    newest: Sequence[tuple[int, int]],
+) -> "Story":  # fmt: skip
+    from krakenbot.commands.page import Mark, Story, headline
+
+    marks, orders = [], []
+    for fill in replay.fills:
+        trade, side = fill.trade, "buy" if fill.direction > 0 else "sell"
+        why = f"{fill.reason}: {'close' if trade.closing else 'open'}"
+        volume, price, fee = plain(trade.volume), plain(trade.price), trade.fee + trade.opening_fee
+        text = f"{_date(fill.time)} {side} {volume} at {price}: {why}"
+        marks.append(Mark(fill.time, float(trade.price), fill.direction > 0, text))
+        orders.append((_date(fill.time), side, volume, price, plain(fee), "filled", why,
+                       f"{fill.order}"))  # fmt: skip
+    length = slope_length(config) or config.strategy.long
+    closes = [close * 10.0**-DIGITS for _, close in newest]
+    candles = [
+        (newest[at][0], closes[at], sum(closes[at + 1 - length : at + 1]) / length)
+        for at in range(length - 1, len(closes))
+    ]
+    costs = [(name, float(amount)) for name, amount in _money(result)]
+    return Story(
+        title=f"{result.pair} · backtest",
+        subtitle=f"{_title(result)}; {_setup(config, replay.costs)}",
+        headline=headline(result.pair, result.days, result.turns, costs[0][1], costs[4][1]),
+        net=costs[4][1], facts=_numbers(result), costs=costs, points=points, newest=candles,
+        marks=marks, orders=orders, notes=_remarks(result),
+    )  # fmt: skip

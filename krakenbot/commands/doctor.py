@@ -24,11 +24,12 @@ from krakenbot.client import Client, tls_context
 from krakenbot.clock import SystemClock
 from krakenbot.commands.call import key_lock, signed_client, transport
 from krakenbot.config import Config, Credentials
+from krakenbot.decision import plan_of
 from krakenbot.errors import ConfigError, LaterError, RefusedError, StopError, UnansweredError
 from krakenbot.journal import Lock, open_read_only
 from krakenbot.model import ZERO, MarginSummary, Order, Purpose, Quote, Side, Step
 from krakenbot.pairs import PairRules, plain
-from krakenbot.parts import check_key, costs, load_credentials, plan_of
+from krakenbot.parts import check_key, costs, load_credentials
 from krakenbot.risk import Surroundings, objection
 from krakenbot.spot import FEE_RATE_ASSUMED, Spot
 

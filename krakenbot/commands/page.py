@@ -6,14 +6,18 @@ on a phone. Whatever comes from outside passes through `escape`.
 
 import json
 import math
+import os
 import time
 from collections.abc import Iterable, Sequence
 from html import escape
+from itertools import accumulate, groupby
+from pathlib import Path
 from typing import NamedTuple
 
 COLUMNS = 1000
 MARKS_MAX = 400
 ROWS_MAX = 500
+_ORDER = ("time", "side", "volume", "price", "fee", "outcome", "why", "client order id")
 
 
 class Mark(NamedTuple):
@@ -24,7 +28,7 @@ class Mark(NamedTuple):
 
 
 class Point(NamedTuple):
-    """A stretch of candles that ends at `time`; `net` and `gross` are profit since the beginning."""
+    """A stretch of candles that ends at `time`. `net` and `gross`: profit since the beginning."""
 
     time: float
     low: float
@@ -36,54 +40,71 @@ class Point(NamedTuple):
 
 
 class Story(NamedTuple):
-    """All that the page tells. `newest` are times, closes and averages, None where unknown."""
+    """All that the page tells. `newest` are times, closes and averages; `orders` rows of texts."""
 
     title: str
     subtitle: str
     headline: str
-    tone: int
+    net: float
     facts: Sequence[tuple[str, str]]
     costs: Sequence[tuple[str, float]]
     points: Sequence[Point]
-    newest: Sequence[tuple[float, float, float | None]]
+    newest: Sequence[tuple[float, float, float]]
     marks: Sequence[Mark]
-    columns: Sequence[str]
     orders: Sequence[Sequence[str]]
     notes: Sequence[str]
+
+
+def write(path: Path, story: Story) -> None:
+    """Put the page in place, whole or not at all."""
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(render(story), encoding="utf-8")
+    os.replace(part, path)
+
+
+def headline(pair: str, days: float, turns: int, before: float, net: float) -> str:
+    """Return the result in plain words."""
+    currency = next((c for c in ("USDT", "USDC") if pair.endswith(c)), pair[-3:])
+    return (
+        f"In {days:,.1f} days and {turns:,} turns the bot {'won' if net > 0 else 'lost'} "
+        f"{abs(net):,.2f} {currency}. Trading itself {'won' if before > 0 else 'lost'} "
+        f"{abs(before):,.2f}; fees and margin cost {before - net:,.2f}."
+    )
 
 
 def thinned(points: Iterable[Point], limit: int = COLUMNS) -> list[Point]:
     """Return at most `limit` points; merged ones keep the lowest and highest price."""
     kept: list[Point] = []
-    step = count = 0
+    step = count = 1
     for point in points:
-        if count:
-            low, high = min(kept[-1].low, point.low), max(kept[-1].high, point.high)
-            kept[-1] = point._replace(low=low, high=high)
-        else:
-            kept.append(point)
-        count = (count + 1) % (1 << step)
-        if len(kept) >= limit and not count:
-            step += 1
-            kept = [b._replace(low=min(a.low, b.low), high=max(a.high, b.high))
-                    for a, b in zip(kept[::2], kept[1::2], strict=False)]  # fmt: skip
+        if count < step:
+            kept[-1] = _merged(kept[-1], point)
+            count += 1
+            continue
+        if len(kept) == limit:
+            kept = [_merged(a, b) for a, b in zip(kept[::2], kept[1::2], strict=True)]
+            step *= 2
+        kept.append(point)
+        count = 1
     return kept
+
+
+def _merged(a: Point, b: Point) -> Point:
+    return b._replace(low=min(a.low, b.low), high=max(a.high, b.high))
 
 
 def render(story: Story) -> str:
     """Return the whole page."""
+    facts = (f"<div><dt>{escape(a)}</dt><dd>{escape(b)}</dd></div>" for a, b in story.facts)
     body = [
         f"<header><h1>{escape(story.title)}</h1><p>{escape(story.subtitle)}</p></header>",
-        f'<p class="hero {_tone(story.tone)}">{escape(story.headline)}</p>',
-        "<dl>" + "".join(
-            f"<div><dt>{escape(name)}</dt><dd>{escape(text)}</dd></div>"
-            for name, text in story.facts
-        ) + "</dl>",
+        f'<p class="hero {_tone(story.net)}">{escape(story.headline)}</p>',
+        f"<dl>{''.join(facts)}</dl>",
         *(f'<p class="note">{escape(note)}</p>' for note in story.notes),
-    ]  # fmt: skip
-    if len(story.points) > 1:
-        body += _charts(story)
-    body += [_bars(story.costs), _table(story.columns, story.orders)]
+        *(_charts(story) if len(story.points) > 1 else ()),
+        _bars(story.costs),
+        _table(story.orders),
+    ]
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
@@ -97,36 +118,27 @@ def render(story: Story) -> str:
 
 
 def _charts(story: Story) -> list[str]:
-    points = story.points
-    times = [p.time for p in points]
-    peak, falls = points[0].net, []
-    for point in points:
-        peak = max(peak, point.net)
-        falls.append(point.net - peak)
+    times, low, high, closes, nets, grosses, held = zip(*story.points, strict=True)
     few = story.marks if len(story.marks) <= MARKS_MAX else ()
-    price = _Chart("Price and position", times, [min(p.low for p in points)],
-                   [max(p.high for p in points)])  # fmt: skip
-    price.area([p.low for p in points], [p.high for p in points], "range")
-    price.line("price", [p.close for p in points], "price")
+    price = _Chart("Price and position", times, [*low, *high])
+    price.area(low, high, "range")
+    price.line("price", closes, "price")
     price.dots(few)
-    price.strip([p.held for p in points])
-    charts = [price.html("" if few or not story.marks else
-                         "too many fills to mark here; the newest are in the next chart")]  # fmt: skip
+    price.strip(held)
+    hidden = "too many fills to mark; the newest are in the next chart"
+    charts = [price.html(hidden if story.marks and not few else "")]
     if len(story.newest) > 1:
-        begin = story.newest[0][0]
-        closes = [close for _, close, _ in story.newest]
-        averages = [a if a is not None else close for _, close, a in story.newest]
-        near = _Chart(f"The newest {len(closes)} candles", [row[0] for row in story.newest],
-                      closes, averages)  # fmt: skip
-        near.line("price", closes, "price")
+        ends, newest, averages = zip(*story.newest, strict=True)
+        near = _Chart(f"The newest {len(newest)} candles", ends, [*newest, *averages])
+        near.line("price", newest, "price")
         near.line("average", averages, "second")
-        near.dots([mark for mark in story.marks if mark.time >= begin][-MARKS_MAX:])
+        near.dots([mark for mark in story.marks if mark.time >= ends[0]][-MARKS_MAX:])
         charts.append(near.html())
-    nets, grosses = [p.net for p in points], [p.gross for p in points]
-    equity = _Chart("Profit and loss", times, nets, [*grosses, 0.0])
+    equity = _Chart("Profit and loss", times, [*nets, *grosses, 0.0])
     equity.line("before costs", grosses, "second")
     equity.line("after costs", nets, "price")
-    drawdown = _Chart("Below the best so far", times, falls, [0.0])
+    falls = [net - peak for net, peak in zip(nets, accumulate(nets, max), strict=True)]
+    drawdown = _Chart("Below the best so far", times, [*falls, 0.0])
     drawdown.area(falls, [0.0] * len(falls), "loss")
     drawdown.line("drawdown", falls, "lossline")
     return [*charts, equity.html(), drawdown.html()]
@@ -135,78 +147,69 @@ def _charts(story: Story) -> list[str]:
 class _Chart:
     """One chart: a time axis, a value axis, and layers put on one after the other."""
 
-    def __init__(
-        self, title: str, times: Sequence[float], low: Sequence[float], high: Sequence[float]
-    ) -> None:
+    def __init__(self, title: str, times: Sequence[float], values: Sequence[float]) -> None:
         self.title, self.times = title, times
-        bottom, top = min(min(low), min(high)), max(max(low), max(high))
+        bottom, top = min(values), max(values)
         margin = (top - bottom) * 0.06 or abs(top) * 0.001 or 1.0
         self.bottom, self.top = bottom - margin, top + margin
         self.layers: list[str] = []
-        self.series: list[tuple[str, str, Sequence[float]]] = []
+        self.series: list[tuple[str, Sequence[float]]] = []
+        self.keys: dict[str, str] = {}
         self.under = ""
 
     def line(self, name: str, values: Sequence[float], kind: str) -> None:
-        path = " ".join(self._at(t, v) for t, v in zip(self.times, values, strict=True))
+        path = " ".join(map(self._at, self.times, values))
         self.layers.append(f'<path class="{kind}" d="M{path}"/>')
-        self.series.append((name, kind, values))
+        self.series.append((name, values))
+        self.keys[name] = kind
 
     def area(self, low: Sequence[float], high: Sequence[float], kind: str) -> None:
-        there = [self._at(t, v) for t, v in zip(self.times, high, strict=True)]
-        back = [self._at(t, v) for t, v in zip(self.times, low, strict=True)]
-        self.layers.append(f'<path class="{kind}" d="M{" ".join(there + back[::-1])}Z"/>')
+        path = [*map(self._at, self.times, high), *[*map(self._at, self.times, low)][::-1]]
+        self.layers.append(f'<path class="{kind}" d="M{" ".join(path)}Z"/>')
 
     def dots(self, marks: Iterable[Mark]) -> None:
         for mark in marks:
             if self.times[0] <= mark.time <= self.times[-1]:
-                self.layers.append(
-                    f'<path class="{"buy" if mark.buys else "sell"}" '
-                    f'd="M{self._x(mark.time)} {self._y(mark.price)}h0">'
-                    f"<title>{escape(mark.text)}</title></path>"
-                )
+                kind = "buy" if mark.buys else "sell"
+                self.layers.append(f'<path class="{kind}" d="M{self._at(mark.time, mark.price)}h0">'
+                                   f"<title>{escape(mark.text)}</title></path>")  # fmt: skip
+                self.keys |= {"buy": "buy", "sell": "sell"}
 
     def strip(self, held: Sequence[float]) -> None:
         """Show under the chart what was held."""
-        boxes, begin = [], 0
-        signs = [(volume > 0) - (volume < 0) for volume in held]
-        for at in range(1, len(signs) + 1):
-            if at == len(signs) or signs[at] != signs[begin]:
-                left, right = self._x(self.times[max(begin - 1, 0)]), self._x(self.times[at - 1])
-                if signs[begin]:
-                    boxes.append(
-                        f'<rect class="{"long" if signs[begin] > 0 else "short"}" x="{left}" '
-                        f'width="{right - left:.1f}" y="0" height="1000"/>'
-                    )
-                begin = at
-        self.under = f'<div class="strip"><svg {_BOX}>{"".join(boxes)}</svg></div>'
+        boxes, left = "", self.times[0]
+        for kind, group in groupby(zip(self.times, map(_side, held), strict=True), lambda p: p[1]):
+            right = [time for time, _ in group][-1]
+            if kind:
+                boxes += (f'<rect class="{kind}" x="{self._x(left)}" y="0" height="1000" '
+                          f'width="{self._x(right) - self._x(left):.1f}"/>')  # fmt: skip
+            left = right
+        self.under = f'<div class="strip"><svg {_BOX}>{boxes}</svg></div>'
+        self.keys |= {"long": "long", "short": "short"}
 
     def html(self, note: str = "") -> str:
-        labels, grid = [], []
+        labels, grid = "", ""
         for value, text in _ticks(self.bottom, self.top):
             y = self._y(value)
-            grid.append(f'<path class="grid" d="M0 {y}H{COLUMNS}"/>')
-            labels.append(f'<span class="y" style="top:{y / 10:.2f}%">{text}</span>')
+            grid += f'<path class="grid" d="M0 {y}H{COLUMNS}"/>'
+            labels += f'<span class="y" style="top:{y / 10:.2f}%">{text}</span>'
         span = self.times[-1] - self.times[0]
         for share, kind in ((0, ""), (1 / 3, " far"), (1 / 2, " near"), (2 / 3, " far"), (1, "")):
             text = _moment(self.times[0] + share * span, span)
-            labels.append(f'<span class="x{kind}" style="left:{share * 100:.1f}%;transform:'
-                          f'translateX(-{share * 100:.0f}%)">{text}</span>')  # fmt: skip
-        keys = "".join(f'<span class="key {kind}">{name}</span>' for name, kind, _ in self.series)
-        if any('class="buy"' in layer or 'class="sell"' in layer for layer in self.layers):
-            keys += '<span class="key buy">buy</span><span class="key sell">sell</span>'
-        if self.under:
-            keys += '<span class="key long">long</span><span class="key short">short</span>'
+            labels += (f'<span class="x{kind}" style="left:{share * 100:.1f}%;transform:'
+                       f'translateX(-{share * 100:.0f}%)">{text}</span>')  # fmt: skip
+        keys = (f'<span class="key {kind}">{name}</span>' for name, kind in self.keys.items())
         data = {
             "t": [_moment(t, 0) for t in self.times],
             "x": [self._x(t) for t in self.times],
-            "s": [[name, [_short(v) for v in values]] for name, _, values in self.series],
+            "s": [[name, [_short(v) for v in values]] for name, values in self.series],
         }
+        numbers = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
         return (
-            f"<section><h2>{escape(self.title)}</h2><p class=\"keys\">{keys} <small>{escape(note)}"
-            f'</small></p><div class="chart"><svg {_BOX}>{"".join(grid + self.layers)}'
-            f'</svg>{"".join(labels)}<i></i><output></output><script type="application/json">'
-            f"{json.dumps(data, separators=(',', ':')).replace('<', chr(92) + 'u003c')}</script>"
-            f"</div>{self.under}</section>"
+            f'<section><h2>{escape(self.title)}</h2><p class="keys">{"".join(keys)} '
+            f'<small>{escape(note)}</small></p><div class="chart"><svg {_BOX}>{grid}'
+            f"{''.join(self.layers)}</svg>{labels}<i></i><output></output>"
+            f'<script type="application/json">{numbers}</script></div>{self.under}</section>'
         )
 
     def _at(self, moment: float, value: float) -> str:
@@ -223,29 +226,27 @@ class _Chart:
 def _bars(costs: Sequence[tuple[str, float]]) -> str:
     """Show amounts as bars to both sides of a middle line."""
     largest = max((abs(amount) for _, amount in costs), default=0) or 1
-    rows = []
+    rows = ""
     for name, amount in costs:
-        amount += 0.0  # No negative zero.
         width = abs(amount) / largest * 50
         left = 50 if amount >= 0 else 50 - width
-        rows.append(
-            f"<tr><th>{escape(name)}</th><td><div><b class=\"{_tone(amount)}\" "
+        rows += (
+            f'<tr><th>{escape(name)}</th><td><div><b class="{_tone(amount)}" '
             f'style="left:{left:.2f}%;width:{width:.2f}%"></b></div></td>'
-            f"<td>{amount:+,.2f}</td></tr>"
+            f"<td>{amount + 0.0:+,.2f}</td></tr>"  # No negative zero.
         )
-    return f'<section><h2>Where it went</h2><table class="bars">{"".join(rows)}</table></section>'
+    return f'<section><h2>Where it went</h2><table class="bars">{rows}</table></section>'
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    shown = rows[-ROWS_MAX:][::-1]
-    head = "".join(f"<th>{escape(name)}</th>" for name in columns)
-    lines = "".join(
-        "<tr>" + "".join(f"<td>{escape(text)}</td>" for text in row) + "</tr>" for row in shown
-    )
-    more = f" (the newest {len(shown)})" if len(shown) < len(rows) else ""
+def _table(orders: Sequence[Sequence[str]]) -> str:
+    shown = orders[-ROWS_MAX:][::-1]
+    head = "".join(f"<th>{name}</th>" for name in _ORDER)
+    rows = ("".join(f"<td>{escape(text)}</td>" for text in row) for row in shown)
+    more = f" (the newest {len(shown)})" if len(shown) < len(orders) else ""
     return (
         f'<section><h2>Orders{more}</h2><div class="wide"><table class="orders"><thead><tr>{head}'
-        f"</tr></thead><tbody>{lines}</tbody></table></div></section>"
+        f"</tr></thead><tbody>{''.join(f'<tr>{row}</tr>' for row in rows)}</tbody></table></div>"
+        "</section>"
     )
 
 
@@ -273,6 +274,10 @@ def _short(value: float) -> str:
 
 def _tone(amount: float) -> str:
     return "good" if amount > 0 else "bad" if amount < 0 else "even"
+
+
+def _side(held: float) -> str:
+    return "long" if held > 0 else "short" if held < 0 else ""
 
 
 _BOX = f'viewBox="0 0 {COLUMNS} 1000" preserveAspectRatio="none" aria-hidden="true"'
@@ -308,7 +313,8 @@ path.range{fill:var(--band);stroke:none;opacity:.55}path.loss{fill:var(--bad);st
 opacity:.18}path.buy,path.sell{stroke-width:8;stroke-linecap:round}rect{fill:var(--c)}
 .chart span{position:absolute;font-size:.74rem;color:var(--soft);white-space:nowrap;
 font-variant-numeric:tabular-nums}.y{right:calc(100% + 6px);transform:translateY(-50%)}
-.x{top:calc(100% + 4px)}.near{display:none}.chart i{position:absolute;top:0;bottom:0;width:1px;background:var(--soft);
+.x{top:calc(100% + 4px)}.near{display:none}
+.chart i{position:absolute;top:0;bottom:0;width:1px;background:var(--soft);
 display:none;pointer-events:none}.chart output{position:absolute;top:4px;display:none;
 padding:.3rem .55rem;font-size:.8rem;background:var(--card);border:1px solid var(--rule);
 border-radius:6px;pointer-events:none;white-space:pre;z-index:1;
@@ -323,7 +329,8 @@ b.good{background:var(--good)}b.bad{background:var(--bad)}b.even{background:var(
 padding:.35rem .7rem .35rem 0;border-bottom:1px solid var(--rule);white-space:nowrap}
 .orders th{position:sticky;top:0;background:var(--card);color:var(--soft);font-weight:500}
 @media(max-width:520px){.hero{font-size:1.08rem}.chart{height:210px;margin-left:52px}
-.strip{margin-left:52px}.far{display:none}.near{display:inline}dl{grid-template-columns:1fr 1fr}section{padding:.8rem .7rem}}
+.strip{margin-left:52px}.far{display:none}.near{display:inline}
+dl{grid-template-columns:1fr 1fr}section{padding:.8rem .7rem}}
 """
 _SCRIPT = """
 for(const c of document.querySelectorAll('.chart')){

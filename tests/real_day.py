@@ -19,6 +19,7 @@ import tempfile
 import time
 import urllib.request
 from decimal import Decimal
+from itertools import pairwise
 from pathlib import Path
 
 LENGTH = 20
@@ -143,7 +144,7 @@ def compare(
     expected = [directions[candle] for candle in candles]
     first_turn = next((i for i, d in enumerate(expected) if d != expected[0]), len(expected))
     everything = [directions[c] for c in sorted(directions) if candles[0] <= c <= candles[-1]]
-    turns = sum(a != b for a, b in zip(everything, everything[1:], strict=False))
+    turns = sum(a != b for a, b in pairwise(everything))
     held = [Decimal(row[2]) for row in rows if row[0] in directions]
     off = [
         candle
@@ -152,7 +153,7 @@ def compare(
         )
         if volume != direction * size
     ]
-    changes = sum(a != b for a, b in zip(held, held[1:], strict=False))
+    changes = sum(a != b for a, b in pairwise(held))
     print(f"file             {arguments.file.name}, {arguments.mode}, speed {arguments.speed}")
     print(f"candles          {len(candles)} decided of {len(everything)} finished")
     missing = sorted(set(directions) - set(candles))

@@ -4,6 +4,8 @@ import json
 import os
 import sys
 import time
+from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 
 from krakenbot import config as configuration
@@ -27,11 +29,9 @@ def main() -> None:
 
     config = configuration.load(None, os.environ, Path.cwd())
     parts = assemble(config, live=True, on_event=watch)
-    try:
+    with suppress(StopRequestedError):
         parts.bot.run()
-    except StopRequestedError:
-        pass
-    costs = [b - a for a, b in zip(times, times[1:], strict=False)]
+    costs = [b - a for a, b in pairwise(times)]
     idle = sorted(cost for index, cost in enumerate(costs) if index + 1 not in orders)
     print(
         json.dumps(

@@ -526,8 +526,10 @@ def _check(path: Path) -> None:
             verdict = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
             if verdict != "ok":
                 raise damaged(path, verdict)
-            tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_master")}
-            if tables and not {"meta", "intents", "decisions", "equity", "charges"} <= tables:
+            tables = [
+                row[0] for row in connection.execute("SELECT sql FROM sqlite_master") if row[0]
+            ]
+            if any(table not in "".join(MIGRATIONS) for table in tables):
                 raise damaged(path, "its tables are not a journal's")
             if tables:
                 journal = Journal(connection)

@@ -82,8 +82,8 @@ DEFECTS: dict[str, tuple[tuple[str, str, str], ...]] = {
          "        interval_s = self._plan.interval_s\n"),
     ),
     "a refused order counts as filled": (
-        ("orders", "self._journal.conclude(intent, REFUSED, self._now(), note=str(error))",
-         f"self._journal.conclude(intent, REFUSED, self._now(), {FILLED}, str(error))"),
+        ("orders", "self._journal.conclude(intent, outcome, self._now(), note=str(error))",
+         f"self._journal.conclude(intent, outcome, self._now(), {FILLED}, str(error))"),
         ("orders", "import ZERO, ", "import OrderStatus, ZERO, "),
     ),
     "an accepted order counts as filled": (
@@ -107,12 +107,12 @@ DEFECTS: dict[str, tuple[tuple[str, str, str], ...]] = {
          "return self._once(method, params, fresh=False)"),
     ),
     "what was tried in this candle is tried again": (
-        ("bot", "tried=barred | {intent.purpose for intent in sent if intent.outcome != NOT_SENT},",
-         "tried=barred,"),
+        ("bot", "            | {intent.purpose for intent in sent if intent.outcome != NOT_SENT}\n",
+         ""),
     ),
     "refusals go on for ever": (("orders", "FRUITLESS_MAX = 5", "FRUITLESS_MAX = 500"),),
     "a halt is forgotten by the next start": (
-        ("bot", '            reason = self._journal.get("halted")\n', '            reason = ""\n'),
+        ("bot", '        reason = self._journal.get("halted")\n', '        reason = ""\n'),
     ),
     "a refused order is thought never to have left": (
         ("orders", "            if error.sent:\n", "            if False:\n"),
@@ -156,6 +156,11 @@ def _again(lines: list[str]) -> str:
 
 
 class TestMutations(unittest.TestCase):
+    def test_every_text_to_be_replaced_is_there_once(self) -> None:
+        for defect in DEFECTS:
+            with self.subTest(defect), tempfile.TemporaryDirectory() as folder:
+                copy_with(defect, Path(folder))
+
     def test_every_deliberate_defect_is_found(self) -> None:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for defect, found in zip(DEFECTS, pool.map(verdict, DEFECTS), strict=True):

@@ -13,6 +13,8 @@ from krakenbot import config as configuration
 from krakenbot import log as logs
 from krakenbot.bot import Event
 from krakenbot.clock import StopRequestedError
+from krakenbot.commands.page import write
+from krakenbot.commands.report import story_of
 from krakenbot.commands.status import read_status
 from krakenbot.parts import Parts, assemble
 
@@ -136,3 +138,7 @@ def _summarise(parts: Parts, seconds: float, interrupted: bool) -> None:
         share = fees / position * 100 / decided * 1440
         print(f"At this pace fees alone cost {share:.0f} % of the position a day. That is why")
         print("`interval` should be far longer than a minute with real money: see the README.")
+    handle, name = tempfile.mkstemp(prefix="krakenbot-demo-", suffix=".html")
+    os.close(handle)
+    write(Path(name), story_of(parts.config, parts.journal))
+    print(f"report: {name}")

@@ -4,11 +4,14 @@ All that a tick needs to know is on disk or at the exchange, so it may be repeat
 error and after any death.
 """
 
+import gc
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
-from typing import NamedTuple
+from functools import partial
+from typing import NamedTuple, TypeVar
 
+from krakenbot.accounting import book_charges
 from krakenbot.clock import Clock, StopRequestedError
 from krakenbot.decision import Decision, Plan, Snapshot, decide
 from krakenbot.errors import ConfigError, LaterError, RefusedError, StopError, UnansweredError
@@ -26,7 +29,7 @@ from krakenbot.model import (
     Step,
 )
 from krakenbot.ohlc import CandleWindow
-from krakenbot.orders import FRUITLESS_MAX, LOOK_PAUSE_S, VISIBLE_S, Orders, Owner
+from krakenbot.orders import FRUITLESS_MAX, VISIBLE_S, Orders, Owner
 from krakenbot.pairs import PairRules, plain
 from krakenbot.risk import CLOCK_OFFSET_MAX_S, Surroundings, objection
 
@@ -42,6 +45,7 @@ BACKOFF_MAX_S = 60.0
 CLOCK_WARN_S = 5.0
 
 log = logging.getLogger("krakenbot")
+T = TypeVar("T")
 
 
 class Event(NamedTuple):
@@ -103,7 +107,13 @@ class Bot:
             self._refuse_when_halted(adopt=False)
             self._patiently(self._orders.settle, patience_s)
             self._emit("start", f"trading {self._plan.pair} on {self._plan.interval_s // 60} min")
-            self._loop(patience_s if once else None)
+            if once:
+                self._patiently(self._tick_once, patience_s)
+                return
+            while True:
+                due = self._patiently(self.tick).next_due
+                self._clock.wait(max(0.0, due - self._clock.now()))
+                self._refresh()
         except StopRequestedError:
             self._emit("stop", "stopped as asked")
             raise
@@ -111,86 +121,67 @@ class Bot:
             self._emit("halt", str(error))
             raise
 
-    def _refuse_when_halted(self, adopt: bool) -> None:
-        reason = self._journal.get("halted")
-        if reason and not adopt:
-            raise StopError(f"halted: {reason}. `krakenbot resume` clears this after a look")
-
-    def _loop(self, once_patience_s: float | None) -> None:
-        """Tick for ever, or until one candle is decided on within the patience given."""
-        began = self._clock.monotonic()
-        backoff_s, failing_since, said = 1.0, 0.0, 0.0
-        while True:
-            try:
-                result = self.tick()
-                if failing_since:
-                    lasted_s = self._clock.monotonic() - failing_since
-                    self._emit("recovery", f"the exchange answers again after {lasted_s:.0f} s")
-                    backoff_s, failing_since = 1.0, 0.0
-                if once_patience_s is not None:
-                    if result.decided:
-                        return
-                    raise LaterError("the newest candle is not finished at the exchange")
-                self._clock.wait(max(0.0, result.next_due - self._clock.now()))
-                self._refresh()
-            except (LaterError, UnansweredError, RefusedError) as error:
-                # A read that fails is no reason to end: nothing is sent, and it is asked again.
-                now = self._clock.monotonic()
-                if once_patience_s is not None and now - began > once_patience_s:
-                    raise LaterError(f"gave up after {once_patience_s:.0f} s: {error}") from error
-                if not failing_since or now - said >= 60:
-                    said = now
-                    log.warning("no tick now, asking again reason=%s", error)
-                    self._emit("waiting", str(error))
-                failing_since = failing_since or now
-                self._clock.wait(max(backoff_s, getattr(error, "wait_s", 0.0)))
-                backoff_s = min(backoff_s * 2, BACKOFF_MAX_S)
-
     def flatten(self, reason: str, patience_s: float = 300.0) -> None:
         """Close what the bot holds, verify, and leave it halted for `reason`."""
         self._patiently(self._know_the_market, patience_s)
         self._journal.resume(flatten=reason)
         for _ in range(2 * FRUITLESS_MAX):
-            try:
-                self._orders.settle()
-                held = self._orders.position()
-                if held == 0:
-                    self._journal.put(flatten=None, halted=reason)
-                    return
-                snapshot = Snapshot(
-                    Signal(Direction.FLAT, ZERO, 0), held, self._rules, None, reason, frozenset()
-                )
-                decision = decide(snapshot, self._plan)
-                step = decision.step
-                if step is None:  # Whether something so small can be closed is Kraken's say.
-                    side = Side.SELL if held > 0 else Side.BUY
-                    step = Step(Purpose.CLOSE, side, abs(held), self._plan.leverage > 0)
-                candle = int(self._clock.now())  # Outside of any candle, so that ids are new.
-                self._orders.send(step, self._rules, candle, held, reason)
-            except (LaterError, UnansweredError, RefusedError) as error:
-                log.warning("not closed yet reason=%s", error)
-                self._clock.wait(LOOK_PAUSE_S)
+            if self._patiently(partial(self._close_all, reason), patience_s):
+                self._journal.put(flatten=None, halted=reason)
+                return
             self._clock.wait(1.0)
         raise self._journal.halt(
             f"could not close the position for: {reason}; {plain(self._journal.account().held)} "
             f"{self._plan.pair} is still held: look at Kraken"
         )
 
-    def _patiently(self, action: Callable[[], None], patience_s: float) -> None:
+    def _close_all(self, reason: str) -> bool:
+        """Return whether nothing is held; if something is, send one order that closes it."""
+        self._orders.settle()
+        held = self._orders.position()
+        if held == 0:
+            return True
+        nowhere = Signal(Direction.FLAT, ZERO, 0)
+        snapshot = Snapshot(nowhere, held, self._rules, None, reason, frozenset())
+        step = decide(snapshot, self._plan).step
+        if step is None:  # Whether something so small can be closed is Kraken's say.
+            side = Side.SELL if held > 0 else Side.BUY
+            step = Step(Purpose.CLOSE, side, abs(held), self._plan.leverage > 0)
+        candle = int(self._clock.now())  # Outside of any candle, so that ids are new.
+        self._orders.send(step, self._rules, candle, held, reason)
+        return False
+
+    def _patiently(self, action: Callable[[], T], patience_s: float = float("inf")) -> T:
+        """Return what the action returns, repeating it while the exchange cannot be had.
+
+        Raises LaterError when that lasts longer than `patience_s`.
+        """
         began, said, pause_s = self._clock.monotonic(), float("-inf"), 1.0
         while True:
             try:
-                return action()
+                result = action()
             except (LaterError, UnansweredError, RefusedError) as error:
+                # A read that fails is no reason to end: nothing is sent, and it is asked again.
                 now = self._clock.monotonic()
                 if now - began > patience_s:
                     raise LaterError(f"gave up after {patience_s:.0f} s: {error}") from error
                 if now - said >= 60:
                     said = now
                     log.warning("waiting for the exchange reason=%s", error)
+                    self._emit("waiting", str(error))
                 wait_s = max(pause_s, getattr(error, "wait_s", 0.0))
                 self._clock.wait(min(wait_s, max(0.1, patience_s - (now - began) + 0.1)))
                 pause_s = min(pause_s * 2, BACKOFF_MAX_S)
+            else:
+                if said > began - 1:
+                    lasted_s = self._clock.monotonic() - began
+                    self._emit("recovery", f"the exchange answers again after {lasted_s:.0f} s")
+                return result
+
+    def _refuse_when_halted(self, adopt: bool) -> None:
+        reason = self._journal.get("halted")
+        if reason and not adopt:
+            raise StopError(f"halted: {reason}. `krakenbot resume` clears this after a look")
 
     def _know_the_market(self) -> None:
         self._measure_clock()
@@ -204,7 +195,7 @@ class Bot:
         for check in self._checks:
             check()
         self._read_fee_rate()
-        self._orders.book_rollovers()
+        self._book_charges()
 
     def _adopt(self) -> None:
         """Make what is held the journal's own, and clear a halt about it."""
@@ -233,15 +224,28 @@ class Bot:
         log.warning("adopted held=%s explained_before=%s price=%s", held, before, price)
 
     def _refresh(self) -> None:
-        """Between ticks: the exchange's clock hourly, the pair's rules and charges less often."""
+        """Between ticks: the exchange's clock and charges hourly, rules and fee less often."""
         now = self._clock.monotonic()
-        if now - self._clock_read >= CLOCK_REFRESH_S or self._journal.fruitless_in_a_row()[0]:
-            self._measure_clock()
-        if now - self._refreshed >= REFRESH_S:
-            self._read_rules()
-            self._orders.book_rollovers()
-        if self._clock.monotonic() - self._fees_read >= FEE_REFRESH_S:
-            self._read_fee_rate()
+        try:
+            if now - self._clock_read >= CLOCK_REFRESH_S or self._journal.fruitless_in_a_row()[0]:
+                self._measure_clock()
+                self._book_charges()
+                gc.collect()  # Python keeps thousands of small tuples at hand until told not to.
+            if now - self._refreshed >= REFRESH_S:
+                self._read_rules()
+            if now - self._fees_read >= FEE_REFRESH_S:
+                self._read_fee_rate()
+        except (LaterError, UnansweredError, RefusedError) as error:
+            log.warning("not refreshed, trying again after the next candle reason=%s", error)
+
+    def _book_charges(self) -> None:
+        try:
+            differences = book_charges(self._exchange, self._journal, int(self._clock.now()))
+        except (LaterError, UnansweredError, RefusedError, StopError) as error:
+            log.warning("ledger not read, the books may lack charges reason=%s", error)
+            return
+        for difference in differences:
+            log.warning("books differ from the ledger: %s", difference)
 
     def _read_rules(self) -> None:
         self._rules = self._exchange.rules()
@@ -268,6 +272,10 @@ class Bot:
             log.warning("clock of this host is off offset_s=%+.1f", -self._clock_offset_s)
 
     # -- one tick ------------------------------------------------------------------------------
+
+    def _tick_once(self) -> None:
+        if not self.tick().decided:
+            raise LaterError("the newest candle is not finished at the exchange")
 
     def tick(self) -> TickResult:
         """Bring the position to where the newest finished candle says it should be."""

@@ -10,12 +10,12 @@ from typing import Protocol
 
 from krakenbot.model import (
     Candle,
+    Charge,
     Execution,
     MarginSummary,
     Order,
     Position,
     Quote,
-    Rollover,
 )
 from krakenbot.pairs import PairRules
 
@@ -54,8 +54,8 @@ class Exchange(Market, Protocol):
     def position(self) -> Position:
         """Return the open margin position on the pair."""
 
-    def rollovers(self, since: int) -> Sequence[Rollover]:
-        """Return what was charged since then for keeping positions open."""
+    def charges(self, since: int) -> Sequence[Charge]:
+        """Return what trades on the pair and keeping positions open cost since then."""
 
     def fee_rate(self) -> Decimal:
         """Return the account's taker fee as a fraction: 0.008 is 0.8 %."""

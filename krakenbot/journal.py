@@ -283,25 +283,6 @@ class Journal:
         log.critical("halted reason=%s", reason)
         return StopError(reason)
 
-    def realized(self) -> Decimal:
-        """Return what closed parts won or lost before all costs, first in, first out."""
-        lots: list[tuple[Decimal, Decimal]] = []  # signed volume, cost
-        total = ZERO
-        for intent in self.intents("executed != '0'"):
-            volume, cost = intent.executed * intent.side.sign, intent.cost
-            while volume and lots and lots[0][0] * volume < 0:
-                lot_volume, lot_cost = lots[0]
-                part = min(abs(volume), abs(lot_volume))
-                opened, closed = lot_cost * part / abs(lot_volume), cost * part / abs(volume)
-                total += (closed - opened) if lot_volume > 0 else (opened - closed)
-                sign = 1 if volume > 0 else -1
-                volume, cost = volume - sign * part, cost - closed
-                rest = lot_volume + sign * part
-                lots[:1] = [(rest, lot_cost - opened)] if rest else []
-            if volume:
-                lots.append((volume, cost))
-        return total
-
     def resume(self, flatten: str | None = None) -> None:
         """Clear a halt, or replace it by a reason to flatten; losses count anew from here."""
         number = self._db.execute("SELECT max(number) FROM intents").fetchone()[0]
@@ -536,7 +517,7 @@ def _check(path: Path) -> None:
                 journal.account()
                 journal.intents("outcome IS NULL")
                 journal.fruitless_in_a_row()
-                for key in ("first_direction", "rollovers_read", "pnl_at_resume"):
+                for key in ("first_direction", "charges_read", "pnl_at_resume"):
                     Decimal(journal.get(key) or 0)
         finally:
             connection.close()

@@ -107,30 +107,25 @@ class Execution(NamedTuple):
     reason: str = ""
 
 
-class PositionEntry(NamedTuple):
-    """What one fill opened. `fee` is the trade fee and the margin opening fee together."""
-
-    id: str
-    exchange_order_id: str
-    cost: Decimal
-    fee: Decimal
-
-
 class Position(NamedTuple):
-    """The sum of all entries of one pair: signed volume, opening cost of what is left."""
+    """What is open on one pair: signed volume, opening cost of what is left."""
 
     volume: Decimal = ZERO
     cost: Decimal = ZERO
-    entries: tuple[PositionEntry, ...] = ()
 
 
-class Rollover(NamedTuple):
-    """One charge for keeping a position entry open, in quote currency."""
+class Charge(NamedTuple):
+    """What the exchange's ledger took for a trade, or for keeping open what that trade opened.
+
+    `cost` is that of the trade, `order_id` its order's; a rollover has neither.
+    """
 
     id: str
-    entry_id: str
+    trade_id: str
+    order_id: str
     time: int
-    amount: Decimal
+    cost: Decimal
+    fee: Decimal
 
 
 class MarginSummary(NamedTuple):

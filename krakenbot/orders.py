@@ -12,7 +12,7 @@ from krakenbot.clock import Clock
 from krakenbot.errors import LaterError, RefusedError, StopError, UnansweredError
 from krakenbot.exchange import Exchange
 from krakenbot.journal import ABSENT, NOT_SENT, PUT_OFF, REFUSED, Intent, Journal, client_order_id
-from krakenbot.model import ZERO, Execution, Position, Purpose, Step
+from krakenbot.model import ZERO, Execution, Purpose, Step
 from krakenbot.pairs import PairRules, plain
 
 DEADLINE_S = 15  # The engine refuses an order that reaches it later.
@@ -20,7 +20,6 @@ VISIBLE_S = 120  # How long reading may lag behind what happened: twice the long
 WATCH_MIN_S = 75.0  # An order counts as absent only when looked for this long by this process.
 LOOK_PAUSE_S = 10.0
 FRUITLESS_MAX = 5
-CENT = Decimal("0.00001")
 
 log = logging.getLogger("krakenbot")
 
@@ -49,7 +48,6 @@ class Orders:
         self._emit = emit
         self.base = ""  # The pair's base asset, known once its rules are.
         self._looks: dict[str, tuple[float, float]] = {}
-        self._entries: set[str] = set()
 
     # -- sending -------------------------------------------------------------------------------
 
@@ -190,7 +188,7 @@ class Orders:
                 f"the exchange accepted order {intent.id} and now does not know it; look there"
             )
         traded = self._exchange.traded_orders(intent.created - 5)
-        strange = [order for order in traded if not self._journal.knows_order(order)]
+        strange = sorted({order for order in traded if not self._journal.knows_order(order)})
         explained = self._journal.account().held
         held = self._held(explained)
         if strange or held != explained:
@@ -236,41 +234,10 @@ class Orders:
 
     def _held(self, explained: Decimal) -> Decimal:
         if self._owner.leverage:
-            position = self._exchange.position()
-            if position.volume == explained:
-                self._book_opening_fees(position)
-            return position.volume
+            return self._exchange.position().volume
         # Without margin, the bot's position is what it bought itself; other coins of the same
         # kind are not its business, but they must at least be there.
         return min(explained, self._exchange.balances().get(self.base, ZERO))
-
-    def _book_opening_fees(self, position: Position) -> None:
-        """Book what opening each entry cost beyond its share of the order's own fee."""
-        for entry in position.entries:
-            if entry.id in self._entries:
-                continue
-            for intent in self._journal.intents("exchange_order_id = ?", entry.exchange_order_id):
-                share = intent.fee
-                if intent.cost:
-                    share = (intent.fee * entry.cost / intent.cost).quantize(CENT)
-                amount = max(entry.fee - share, ZERO)
-                self._journal.charge(f"open {entry.id}", self._now(), "opening", amount)
-        self._entries = {entry.id for entry in position.entries}
-
-    def book_rollovers(self) -> None:
-        """Book what keeping the journal's own entries open has cost since the last time."""
-        if not self._owner.leverage:
-            return
-        since = int(self._journal.get("rollovers_read", str(self._now())))
-        try:
-            rollovers = self._exchange.rollovers(since - 2 * VISIBLE_S)
-        except (LaterError, UnansweredError, RefusedError, StopError) as error:
-            log.warning("rollover charges not read, the books lack them reason=%s", error)
-            return
-        for rollover in rollovers:
-            if self._journal.is_charged(f"open {rollover.entry_id}"):
-                self._journal.charge(rollover.id, rollover.time, "rollover", rollover.amount)
-        self._journal.put(rollovers_read=self._now())
 
     def _now(self) -> int:
         return int(self._clock.now())

@@ -13,14 +13,13 @@ from krakenbot.errors import RefusedError, StopError, UnansweredError
 from krakenbot.model import (
     ZERO,
     Candle,
+    Charge,
     Execution,
     MarginSummary,
     Order,
     OrderStatus,
     Position,
-    PositionEntry,
     Quote,
-    Rollover,
     Side,
 )
 from krakenbot.ohlc import parse_rows
@@ -128,9 +127,8 @@ class Spot:
     def position(self) -> Position:
         result = self._client.private("OpenPositions")
         volume = cost = ZERO
-        entries = []
         try:
-            for entry_id, row in _items("OpenPositions", result):
+            for _, row in _items("OpenPositions", result):
                 if not self._is_ours(row["pair"]):
                     continue
                 opened, whole = decimal(row["vol"]), decimal(row["cost"])
@@ -139,23 +137,41 @@ class Spot:
                     raise ValueError(f"vol {opened}, rest {rest}")
                 volume += rest * Side(row["type"]).sign
                 cost += whole * rest / opened
-                entries.append(
-                    PositionEntry(entry_id, str(row["ordertxid"]), whole, decimal(row["fee"]))
-                )
         except _BROKEN as error:
             raise _odd("OpenPositions", error) from error
-        return Position(volume, cost, tuple(entries))
+        return Position(volume, cost)
 
-    def rollovers(self, since: int) -> Sequence[Rollover]:
-        rows = self._pages("Ledgers", "ledger", {"type": "rollover", "start": since})
+    def charges(self, since: int) -> Sequence[Charge]:
+        trades, quote = dict(self._trades(since)), self._known_rules().quote
+        rows = self._pages("Ledgers", "ledger", {"start": since})
+        found = []
         try:
-            return [
-                Rollover(key, str(row["refid"]), int(decimal(row["time"])), decimal(row["fee"]))
-                for key, row in rows
-                if row["type"] == "rollover" and row["asset"] == self._known_rules().quote
-            ]
+            for key, row in rows:
+                trade_id, kind = str(row["refid"]), row["type"]
+                if row["asset"] != quote:
+                    continue
+                trade = trades.get(trade_id) if kind in ("trade", "margin") else None
+                if trade is not None or kind == "rollover":
+                    order_id = str(trade["ordertxid"]) if trade else ""
+                    cost = decimal(trade["cost"]) if trade else ZERO
+                    at, fee = int(decimal(row["time"])), decimal(row["fee"])
+                    found.append(Charge(key, trade_id, order_id, at, cost, fee))
         except _BROKEN as error:
             raise _odd("Ledgers", error) from error
+        return found
+
+    def traded_orders(self, since: int) -> Sequence[str]:
+        try:
+            return [str(row["ordertxid"]) for _, row in self._trades(since)]
+        except _BROKEN as error:
+            raise _odd("TradesHistory", error) from error
+
+    def _trades(self, since: int) -> list[tuple[str, Any]]:
+        rows = self._pages("TradesHistory", "trades", {"start": since})
+        try:
+            return [(key, row) for key, row in rows if self._is_ours(row["pair"])]
+        except _BROKEN as error:
+            raise _odd("TradesHistory", error) from error
 
     def _pages(self, method: str, key: str, params: dict[str, object]) -> list[tuple[str, Any]]:
         """Return the rows of all pages of a history, up to ROWS_MAX of them."""
@@ -185,20 +201,12 @@ class Spot:
         return rate
 
     def place(self, order: Order, deadline: int) -> None:
-        params: dict[str, object] = {
-            "ordertype": "market",
-            "type": order.side.value,
-            "pair": self._known_rules().altname,
-            "volume": plain(order.volume),
-            "oflags": "fciq",
-            "cl_ord_id": order.client_order_id,
-            "deadline": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(deadline)),
-        }
-        if order.leverage:
-            params["leverage"] = str(order.leverage)
+        params = self._parameters(order)
+        params["cl_ord_id"] = order.client_order_id
+        params["deadline"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(deadline))
         if order.reduce_only:
             params["reduce_only"] = "true"
-        result = self._client.private("AddOrder", params | self._agreement | self._class)
+        result = self._client.private("AddOrder", params)
         ids = result.get("txid") if isinstance(result, dict) else None
         if not isinstance(ids, list) or len(ids) != 1 or not isinstance(ids[0], str) or not ids[0]:
             raise UnansweredError("AddOrder: an answer without one order id")
@@ -206,17 +214,20 @@ class Spot:
 
     def validate(self, order: Order) -> None:
         """Let Kraken check the order without making one; RefusedError when it would not take it."""
-        params: dict[str, object] = {
+        self._client.private("AddOrder", self._parameters(order) | {"validate": "true"})
+
+    def _parameters(self, order: Order) -> dict[str, object]:
+        leverage = {"leverage": str(order.leverage)} if order.leverage else {}
+        return {
             "ordertype": "market",
             "type": order.side.value,
             "pair": self._known_rules().altname,
             "volume": plain(order.volume),
             "oflags": "fciq",
-            "validate": "true",
+            **leverage,
+            **self._agreement,
+            **self._class,
         }
-        if order.leverage:
-            params["leverage"] = str(order.leverage)
-        self._client.private("AddOrder", params | self._agreement | self._class)
 
     def find(self, client_order_id: str, since: int) -> Execution | None:
         client_id, known = self._placed
@@ -253,13 +264,6 @@ class Spot:
                 if _digits(str(row.get("cl_ord_id"))) == wanted:
                     rows.append((exchange_id, row))
         return rows
-
-    def traded_orders(self, since: int) -> Sequence[str]:
-        rows = self._pages("TradesHistory", "trades", {"start": since})
-        try:
-            return [str(row["ordertxid"]) for _, row in rows if self._is_ours(row["pair"])]
-        except _BROKEN as error:
-            raise _odd("TradesHistory", error) from error
 
     def key_permissions(self) -> Sequence[str]:
         """Return the permission codes of the API key. Source: GetApiKeyInfo."""

@@ -53,8 +53,8 @@ DEFECTS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("spot", '("ClosedOrders", "closed", {', '("OpenOrders", "open", {'),
     ),
     "an order has no deadline": (
-        ("spot", '            "deadline": time.strftime("%Y-%m-%dT%H:%M:%SZ", '
-         "time.gmtime(deadline)),\n", ""),
+        ("spot", '        params["deadline"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", '
+         "time.gmtime(deadline))\n", ""),
     ),
     "the first empty answer proves absence": (
         ("orders", "        if now - first < WATCH_MIN_S or not is_over or "

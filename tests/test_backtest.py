@@ -128,7 +128,7 @@ class TestAgainstTheLiveTick(unittest.TestCase):
             world.time = columns.time + (number + 1) * columns.interval_s + WAKE_DELAY_S
             try:
                 live_bot.tick()
-                live_bot._orders.book_rollovers()
+                live_bot._book_charges()
             except StopError as error:
                 halted = error
                 break

@@ -15,15 +15,14 @@ from krakenbot.journal import ABSENT, NOT_SENT, PUT_OFF, REFUSED, Intent, Journa
 from krakenbot.model import (
     ZERO,
     Candle,
+    Charge,
     Execution,
     MarginSummary,
     Order,
     OrderStatus,
     Position,
-    PositionEntry,
     Purpose,
     Quote,
-    Rollover,
     Side,
 )
 from krakenbot.pairs import PairRules
@@ -146,9 +145,9 @@ class FakeExchange:
         if volume == 0:
             return Position()
         cost = abs(volume) * 50_000
-        return Position(volume, cost, (PositionEntry("T1", "OFOREIGN", cost, ZERO),))
+        return Position(volume, cost)
 
-    def rollovers(self, since: int) -> Sequence[Rollover]:
+    def charges(self, since: int) -> Sequence[Charge]:
         return []
 
     def fee_rate(self) -> Decimal:
@@ -874,7 +873,7 @@ class TestDeath(BotTest):
     # fmt: off
     CALLS = frozenset((
         "server_time", "system_status", "rules", "candles", "quote", "summary", "balances",
-        "position", "rollovers", "fee_rate", "place", "find", "traded_orders",
+        "position", "charges", "fee_rate", "place", "find", "traded_orders",
     ))
     # fmt: on
 

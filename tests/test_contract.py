@@ -203,9 +203,9 @@ class Contract:
         self.assertEqual((found.volume, found.cost), (D("0.04"), D("2000.004")))
         self.assertEqual(found.fee, D("16.00003"))
         self.assertEqual(self.held(), (D("0.04"), D("2000.004")))
-        (entry,) = self.exchange.position().entries
-        self.assertEqual(entry.exchange_order_id, found.exchange_order_id)
-        self.assertEqual((entry.cost, entry.fee), (D("2000.004"), D("16.40003")))
+        (charge,) = self.exchange.charges(self.began - 5)
+        self.assertEqual(charge.order_id, found.exchange_order_id)
+        self.assertEqual((charge.cost, charge.fee), (D("2000.004"), D("16.40003")))
         summary = self.summary()
         self.assertEqual(summary.trade_balance, D("9983.6000"))
         self.assertEqual(summary.unrealized_pnl, D("-0.0040"))
@@ -245,7 +245,6 @@ class Contract:
         found = self.place(Side.SELL, "0.05", reduce_only=True)
         self.assertEqual((found.status, found.volume), (OrderStatus.CLOSED, D("0.05")))
         self.assertEqual(self.held(), (D("0.01"), D("500.001")))
-        self.assertEqual(len(self.exchange.position().entries), 1)
 
     def test_one_order_turns_a_long_into_a_short(self) -> None:
         self.place(Side.BUY, "0.04")
@@ -317,17 +316,20 @@ class Contract:
     def test_rollover_is_charged_every_four_hours_on_what_is_owed(self) -> None:
         for side, sign in ((Side.BUY, 1), (Side.SELL, -1)):
             with self.subTest(side):
-                self.place(side, "0.04")
+                order_id = self.place(side, "0.04").exchange_order_id
                 before = self.summary().trade_balance
-                (entry,) = self.exchange.position().entries
                 opened = self.world.time
+                told = self.exchange.charges(int(opened) - 1)
+                (trade_id,) = (charge.trade_id for charge in told if charge.order_id == order_id)
                 self.world.wait(2 * 14400 + 1)
                 self.assertEqual(self.held()[0], sign * D("0.04"))
-                told = self.exchange.rollovers(int(opened))
-                charges = [charge for charge in told if charge.entry_id == entry.id]
+                told = self.exchange.charges(int(opened) - 1)
+                told = [charge for charge in told if charge.trade_id == trade_id]
+                charges = [charge for charge in told if not charge.order_id]
+                self.assertEqual(len(told), 3)
                 owed = D("2000.004") if sign > 0 else D(2000)
                 fee = (owed * D("0.0002")).quantize(D("0.00001"))
-                self.assertEqual([charge.amount for charge in charges], [fee, fee])
+                self.assertEqual([charge.fee for charge in charges], [fee, fee])
                 self.assertEqual(
                     sorted(charge.time for charge in charges),
                     [int(opened + 14400), int(opened + 28800)],

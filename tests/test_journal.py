@@ -201,19 +201,6 @@ class TestAccount(Folder):
         # 40 won, and the short stands at 51 000: 30 more at 50 000.
         self.assertEqual(Decimal(70) - Decimal("44.56"), account.pnl(Decimal(50000)))
 
-    def test_what_was_won_and_lost_is_counted_first_in_first_out(self) -> None:
-        journal = self.journal()
-        self.traded(journal, 0, Side.BUY, "1", "100")
-        self.traded(journal, 1, Side.BUY, "1", "110")
-        self.traded(journal, 2, Side.SELL, "1.5", "180")  # 120 each: 20 + 5
-        self.assertEqual(Decimal(25), journal.realized())
-        self.traded(journal, 3, Side.SELL, "1", "130")  # half closes at 130: 10; half is short
-        self.assertEqual(Decimal(35), journal.realized())
-        self.traded(journal, 4, Side.BUY, "0.5", "75")  # the short from 130 ends at 150
-        self.assertEqual(Decimal(25), journal.realized())
-        self.assertEqual(0, journal.account().held)
-        self.assertEqual(journal.account().pnl(Decimal(1)), journal.realized())
-
     def test_an_adopted_position_counts_as_traded_at_its_price(self) -> None:
         journal = self.journal()
         journal.adopt(Decimal(1), Decimal(100), CANDLE, True)
@@ -221,13 +208,6 @@ class TestAccount(Folder):
         self.assertEqual(0, journal.account().pnl(Decimal(100)))
         self.assertEqual(Decimal(10), journal.account().pnl(Decimal(110)))
         self.assertTrue(journal.get("entered"))
-
-    def test_closing_an_adopted_position_realizes_what_it_won(self) -> None:
-        journal = self.journal()
-        journal.adopt(Decimal(1), Decimal(100), CANDLE, True)
-        self.traded(journal, 0, Side.SELL, "1", "110")
-        self.assertEqual(journal.account().pnl(Decimal(999)), Decimal(10))
-        self.assertEqual(Decimal(10), journal.realized())
 
     def test_a_charge_is_booked_once_however_often_it_is_told(self) -> None:
         journal = self.journal()

@@ -95,7 +95,8 @@ class PaperTest(unittest.TestCase):
         self.assertEqual(bought.status, OrderStatus.CLOSED)
         position = self.exchange.position()
         self.assertEqual((position.volume, position.cost), (D("0.04"), bought.cost))
-        self.assertEqual(position.entries[0].exchange_order_id, bought.exchange_order_id)
+        (charge,) = self.exchange.charges(START - 1)
+        self.assertEqual(charge.order_id, bought.exchange_order_id)
         self.place(order("b", Side.SELL, reduce_only=True))
         sold = self.exchange.find("b", START)
         assert sold is not None
@@ -122,8 +123,8 @@ class PaperTest(unittest.TestCase):
         self.assertEqual(again.summary(), self.exchange.summary())
         self.assertEqual(again.position(), self.exchange.position())
         self.assertEqual(again.find("a", START), self.exchange.find("a", START))
-        self.assertEqual(again.rollovers(START), self.exchange.rollovers(START))
-        self.assertEqual(len(again.rollovers(START)), 1)
+        self.assertEqual(again.charges(START - 1), self.exchange.charges(START - 1))
+        self.assertEqual(len(again.charges(START - 1)), 2)
 
     def test_a_fill_that_could_not_be_saved_did_not_happen(self) -> None:
         self.place(order())

@@ -67,6 +67,11 @@ POSITION: dict[str, Any] = {
     "misc": "",
     "oflags": "",
 }
+LEDGER_ROW: dict[str, Any] = {
+    "refid": "TAGKDK-PVBGJ-RZ4N35", "time": Decimal("1790014402.6"), "type": "rollover",
+    "subtype": "", "aclass": "currency", "asset": "ZUSD", "amount": "0.0000", "fee": "0.4000",
+    "balance": "1983.2",
+}  # fmt: skip
 BALANCE_OF_TRADES = {
     "eb": "2000.0000", "tb": "1982.8000", "m": "1000.0000", "uv": "0.0000", "n": "40.0000",
     "c": "2000.0000", "v": "2040.0000", "e": "2022.8000", "mf": "1022.8000", "ml": "202.28",
@@ -95,16 +100,7 @@ ANSWERS: dict[str, Any] = {
         "TS3FY4-PAZT6-E4TLCB": POSITION,
         "T24DOR-TAFLM-ID3NYP": POSITION | {"vol_closed": "0.00000000"},
     },
-    "Ledgers": {
-        "ledger": {
-            "L4UESK-KG3EQ-UFO4T5": {
-                "refid": "TS3FY4-PAZT6-E4TLCB", "time": Decimal("1790014402.6"), "type": "rollover",
-                "subtype": "", "aclass": "currency", "asset": "ZUSD", "amount": "0.0000",
-                "fee": "0.4000", "balance": "1983.2",
-            }
-        },
-        "count": 1,
-    },
+    "Ledgers": {"ledger": {"L4UESK-KG3EQ-UFO4T5": LEDGER_ROW}, "count": 1},
     "TradeVolume": {
         "currency": "ZUSD",
         "volume": "120.5000",
@@ -117,7 +113,9 @@ ANSWERS: dict[str, Any] = {
     "QueryOrders": {TXID: CLOSED_ORDER},
     "TradesHistory": {
         "trades": {
-            "TAGKDK-PVBGJ-RZ4N35": {"ordertxid": TXID, "pair": "XXBTZUSD", "type": "sell"},
+            "TAGKDK-PVBGJ-RZ4N35": {
+                "ordertxid": TXID, "pair": "XXBTZUSD", "type": "sell", "cost": "2000.00000",
+            },
             "TBGKDK-PVBGJ-RZ4N35": {"ordertxid": "OOTHER-AAAAA-BBBBBB", "pair": "XETHZUSD"},
         }
     },
@@ -218,9 +216,6 @@ class TestAccount(unittest.TestCase):
     def test_a_position_is_the_sum_of_what_is_left_of_its_fills(self) -> None:
         got = spot(Kraken()).position()
         self.assertEqual((Decimal("0.07"), Decimal(3500)), (got.volume, got.cost))
-        self.assertEqual(
-            {"O6WVA4-LI5QL-GPHYKL"}, {entry.exchange_order_id for entry in got.entries}
-        )
 
     def test_a_short_position_is_negative_and_those_of_other_pairs_are_not_counted(self) -> None:
         for name in ("XXBTZUSD", "XBTUSD"):
@@ -241,10 +236,19 @@ class TestAccount(unittest.TestCase):
             with self.subTest(repr(odd)), self.assertRaises(UnansweredError):
                 spot(Kraken(OpenPositions=odd)).position()
 
-    def test_rollovers_are_those_in_quote_currency_by_the_entry_they_were_charged_for(self) -> None:
-        (got,) = spot(Kraken()).rollovers(SINCE)
-        self.assertEqual("TS3FY4-PAZT6-E4TLCB", got.entry_id)
-        self.assertEqual(Decimal("0.4"), got.amount)
+    def test_charges_are_those_of_the_pair_s_trades_and_of_keeping_them_in_quote_currency(
+        self,
+    ) -> None:
+        rollover, other = LEDGER_ROW | {"refid": "TS3FY4-PAZT6-E4TLCB"}, {"asset": "XXBT"}
+        opening = LEDGER_ROW | {"type": "margin", "fee": "16.4"}
+        foreign = opening | {"refid": "TBGKDK-PVBGJ-RZ4N35"}
+        deposit = opening | {"type": "deposit"}
+        rows = [rollover, rollover | other, opening, opening | other, foreign, deposit]
+        ledger = {"ledger": {f"L{number}": row for number, row in enumerate(rows)}}
+        kept, opened = spot(Kraken(Ledgers=ledger)).charges(SINCE)
+        self.assertEqual(("TS3FY4-PAZT6-E4TLCB", "", Decimal("0.4")), (*kept[1:3], kept.fee))
+        self.assertEqual(("TAGKDK-PVBGJ-RZ4N35", TXID), opened[1:3])
+        self.assertEqual((Decimal(2000), Decimal("16.4")), (opened.cost, opened.fee))
 
     def test_the_fee_rate_is_the_account_s_taker_fee_and_assumed_where_it_cannot_be_had(
         self,
@@ -415,7 +419,7 @@ CALLS: dict[str, Callable[[Spot], object]] = {
     "TradeBalance": lambda s: s.summary(),
     "Balance": lambda s: s.balances(),
     "OpenPositions": lambda s: s.position(),
-    "Ledgers": lambda s: s.rollovers(SINCE),
+    "Ledgers": lambda s: s.charges(SINCE),
     "TradeVolume": lambda s: s.fee_rate(),
     "AddOrder": lambda s: s.place(ORDER, SINCE),
     "OpenOrders": lambda s: s.find(ID, SINCE),
@@ -569,7 +573,6 @@ class TestRecorded(unittest.TestCase):
         total = sum(Decimal(row["vol"]) - Decimal(row["vol_closed"]) for row in answer.values())
         got = spot(Kraken(OpenPositions=answer)).position()
         self.assertEqual(total, abs(got.volume))
-        self.assertEqual(1, len({entry.exchange_order_id for entry in got.entries}))
 
     def test_recorded_orders_are_found_by_their_id(self) -> None:
         for name in ("closed_orders_by_cl_ord_id.json",):

@@ -7,6 +7,7 @@ from decimal import Decimal
 from typing import Any
 
 from krakenbot import config as configuration
+from krakenbot.accounting import realized
 from krakenbot.journal import Journal, open_read_only
 from krakenbot.log import clean
 from krakenbot.pairs import plain
@@ -47,7 +48,7 @@ def read_status(journal: Journal) -> dict[str, Any]:
         "orders": journal.orders_since(0),
         "fees": plain(account.fees),
         "rollover": plain(account.rollover),
-        "realized": plain(journal.realized()),
+        "realized": plain(realized(journal.intents("executed != '0'"))),
         "pnl": plain(Decimal(equity["pnl"])) if equity else "0",
         "equity": equity["equity"] if equity else None,
         "margin_level": equity["margin_level"] if equity else None,

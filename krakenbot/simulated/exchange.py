@@ -14,14 +14,13 @@ from krakenbot.exchange import Market
 from krakenbot.model import (
     ZERO,
     Candle,
+    Charge,
     Execution,
     MarginSummary,
     Order,
     OrderStatus,
     Position,
-    PositionEntry,
     Quote,
-    Rollover,
     Side,
 )  # fmt: skip
 from krakenbot.pairs import PairRules
@@ -29,7 +28,7 @@ from krakenbot.simulated.margin import Account, Book, Trade, account_from_text, 
 
 FEE_RATE = Decimal("0.008")
 START_BALANCE = Decimal(10000)
-ORDERS_KEPT, LEDGER_KEPT = 20, 50
+ORDERS_KEPT, LEDGER_KEPT, CHARGES_KEPT = 20, 50, 250
 # Reading the account asks the market for a price only when the last one is older.
 QUOTE_S = 5
 
@@ -96,6 +95,7 @@ class PaperExchange:
         self._validate = validate
         self._account: Account | None = None
         self._orders: list[tuple[float, Execution]] = []
+        self._charges: list[Charge] = []
         self._rules: PairRules | None = None
         self._quoted: tuple[float, Quote] | None = None
         self._swept = 0
@@ -140,19 +140,17 @@ class PaperExchange:
 
     def position(self) -> Position:
         _, book, _ = self._advanced()
-        entries = (
-            PositionEntry(identifier("T", x.serial), identifier("O", x.order), x.cost, x.fee)
-            for x in book.lots
-        )
-        return Position(book.volume, book.cost_left, tuple(entries))
+        return Position(book.volume, book.cost_left)
 
-    def rollovers(self, since: int) -> Sequence[Rollover]:
+    def charges(self, since: int) -> Sequence[Charge]:
         account, _, _ = self._advanced()
-        return [
-            Rollover(identifier("L", x.serial), identifier("T", x.refid), int(x.time), x.fee)
-            for x in account.ledger
-            if x.type == "rollover" and x.time > since
-        ]
+        rollovers = (
+            Charge(identifier("L", entry.serial), identifier("T", entry.refid), "",
+                   int(entry.time), ZERO, entry.fee)
+            for entry in account.ledger
+            if entry.type == "rollover"
+        )  # fmt: skip
+        return [charge for charge in (*self._charges, *rollovers) if charge.time > since]
 
     def fee_rate(self) -> Decimal:
         return self._fee_rate
@@ -189,6 +187,12 @@ class PaperExchange:
             order.client_order_id, identifier("O", number), status, volume, cost, fee, reason
         )
         self._orders = [*self._orders, (now, execution)][-ORDERS_KEPT:]
+        charges = (
+            Charge(identifier("L", x.serial), identifier("T", x.serial), identifier("O", number),
+                   int(now), x.cost, x.fee + x.opening_fee)
+            for x in trades
+        )  # fmt: skip
+        self._charges = [*self._charges, *charges][-CHARGES_KEPT:]
         self._save()
 
     def find(self, client_order_id: str, since: int) -> Execution | None:
@@ -231,6 +235,9 @@ class PaperExchange:
             volume, cost, fee = map(Decimal, numbers)
             execution = Execution(name, txid, OrderStatus(status), volume, cost, fee, reason)
             self._orders.append((time, execution))
+        self._charges = [
+            Charge(*row[:4], *map(Decimal, row[4:])) for row in state.get("charges", ())
+        ]
         return account
 
     def _save(self) -> None:
@@ -239,10 +246,11 @@ class PaperExchange:
         if account is None or account.revision == self._saved:
             return
         orders = [[time, *x[:2], x.status.value, *x[3:]] for time, x in self._orders]
-        state = {"account": account.to_text(), "swept": self._swept, "orders": orders}
+        state = {"account": account.to_text(), "swept": self._swept, "orders": orders,
+                 "charges": self._charges}  # fmt: skip
         try:
             self._store.save(json.dumps(state, default=str))
         except BaseException:
-            self._account, self._orders = None, []
+            self._account, self._orders, self._charges = None, [], []
             raise
         self._saved = account.revision

@@ -5,12 +5,12 @@ error and after any death.
 """
 
 import gc
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from functools import partial
 from typing import NamedTuple, TypeVar
 
+from krakenbot import log
 from krakenbot.accounting import book_charges
 from krakenbot.clock import Clock, StopRequestedError
 from krakenbot.decision import Decision, Plan, Snapshot, decide
@@ -44,7 +44,6 @@ FEE_REFRESH_S = 86400.0
 BACKOFF_MAX_S = 60.0
 CLOCK_WARN_S = 5.0
 
-log = logging.getLogger("krakenbot")
 T = TypeVar("T")
 
 

@@ -6,7 +6,6 @@ Nothing here repeats an order. A read whose nonce was refused is asked once more
 import http.client
 import io
 import json
-import logging
 import os
 import re
 import socket
@@ -19,7 +18,7 @@ from functools import cache, partial
 from typing import Any, NoReturn, Protocol
 from urllib.parse import urlencode, urlsplit
 
-from krakenbot import __version__
+from krakenbot import __version__, log
 from krakenbot.clock import Clock
 from krakenbot.errors import LaterError, RefusedError, StopError, UnansweredError
 from krakenbot.model import Secret
@@ -42,8 +41,6 @@ READS = frozenset((
 POINTS = {"Ledgers": 2, "QueryLedgers": 2, "TradesHistory": 2, "QueryTrades": 2, "ClosedOrders": 2}
 COUNTER_MAX = 15.0  # Kraken's Starter tier.
 COUNTER_DECAY = 0.33
-
-log = logging.getLogger("krakenbot")
 
 
 class Transport(Protocol):

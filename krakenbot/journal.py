@@ -6,7 +6,6 @@ exchange is asked, and the journal explains the answer.
 
 import fcntl
 import hashlib
-import logging
 import os
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +15,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from krakenbot import log
 from krakenbot.errors import ConfigError, StopError
 from krakenbot.log import redact
 from krakenbot.model import ZERO, Execution, MarginSummary, Order, Purpose, Side
@@ -86,8 +86,6 @@ REFUSED = "refused"
 ABSENT = "absent"
 ADOPTED = "adopted"
 PUT_OFF = "put off"  # Refused for a reason that passes: the market's state, a rate limit.
-
-log = logging.getLogger("krakenbot")
 
 
 class Intent(NamedTuple):

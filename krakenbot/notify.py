@@ -5,7 +5,6 @@ what does not fit or does not arrive is dropped, and said so in the log.
 """
 
 import json
-import logging
 import os
 import queue
 import socket
@@ -15,6 +14,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Protocol
 
+from krakenbot import log
 from krakenbot.client import USER_AGENT, Transport, UrllibTransport
 from krakenbot.clock import StopRequestedError
 from krakenbot.config import Config
@@ -26,8 +26,6 @@ NOTICED = ("start", "fill", "refusal", "margin", "halt", "recovery", "stop")
 LIMIT_S = 5.0  # For one whole request.
 WAITING_MAX = 20
 LAST_WORDS_S = 6.0
-
-log = logging.getLogger("krakenbot")
 
 
 class Event(Protocol):

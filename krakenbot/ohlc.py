@@ -1,9 +1,9 @@
 """From Kraken's OHLC rows to finished candles without holes."""
 
-import logging
 from collections.abc import Sequence
 from typing import Any
 
+from krakenbot import log
 from krakenbot.clock import Clock
 from krakenbot.errors import UnansweredError
 from krakenbot.exchange import Market
@@ -15,8 +15,6 @@ LATE_WAIT_S = 2.0
 LATE_TRIES = 8
 LATER_WAIT_S = 30.0  # After the first tries, for as long as a candle of this length is worth it.
 LATE_MAX_S = 3600.0
-
-log = logging.getLogger("krakenbot")
 
 
 class CandleWindow:

@@ -3,11 +3,11 @@
 And the other half of that: what is held is what the exchange says and the journal explains.
 """
 
-import logging
 from collections.abc import Callable
 from decimal import Decimal
 from typing import NamedTuple
 
+from krakenbot import log
 from krakenbot.clock import Clock
 from krakenbot.errors import LaterError, RefusedError, StopError, UnansweredError
 from krakenbot.exchange import Exchange
@@ -20,8 +20,6 @@ VISIBLE_S = 120  # How long reading may lag behind what happened: twice the long
 WATCH_MIN_S = 75.0  # An order counts as absent only when looked for this long by this process.
 LOOK_PAUSE_S = 10.0
 FRUITLESS_MAX = 5
-
-log = logging.getLogger("krakenbot")
 
 Emit = Callable[[str, str], None]
 

@@ -2,7 +2,6 @@
 
 import gc
 import json
-import logging
 import os
 import signal
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from functools import partial
 from typing import NamedTuple
 
 from krakenbot import config as configuration
-from krakenbot import log as logs
+from krakenbot import log
 from krakenbot.bot import Bot, Event
 from krakenbot.client import Client, UrllibTransport
 from krakenbot.clock import Clock, SystemClock
@@ -28,8 +27,6 @@ from krakenbot.spot import FEE_RATE_ASSUMED, FORBIDDEN_PERMISSIONS, NEEDED_PERMI
 
 REPLAY_MAX_S = 15
 FILES_MAX = 1024
-
-log = logging.getLogger("krakenbot")
 
 
 class Parts(NamedTuple):
@@ -48,7 +45,7 @@ class Parts(NamedTuple):
 def load_config(path: str | None) -> Config:
     """Return the configuration and set up logging as it says."""
     config = configuration.load_here(path)
-    logs.setup(config.log.level, config.log.format)
+    log.setup(config.log.level, config.log.format)
     return config
 
 

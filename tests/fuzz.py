@@ -8,7 +8,6 @@ tried each time, as many as fit into about half a minute.
 
 import contextlib
 import json
-import logging
 import sqlite3
 import tempfile
 import time
@@ -35,6 +34,7 @@ from krakenbot.simulated.candlefile import BadDataError, read
 from krakenbot.simulated.feed import read_file
 from krakenbot.simulated.listing import PAIRS, SANDBOX_KEY, SANDBOX_SECRET
 from krakenbot.spot import Spot
+from tests.logs import silence
 
 ID = "6d1b345e-2821-40e2-ad83-4ecb18a06876"
 T0 = 1_790_000_040
@@ -207,12 +207,11 @@ JUNK = st.recursive(
 class FuzzTest(unittest.TestCase):
     @classmethod
     def setUpClass(cls) -> None:
-        logging.disable(logging.CRITICAL)
+        silence(cls)
         cls.folder = Path(cls.enterClassContext(tempfile.TemporaryDirectory()))
 
     @classmethod
     def tearDownClass(cls) -> None:
-        logging.disable(logging.NOTSET)
         log._hidden.clear()
 
     def assert_exact(self, value: object) -> None:

@@ -3,7 +3,6 @@
 import gzip
 import io
 import json
-import logging
 import os
 import random
 import sqlite3
@@ -31,9 +30,12 @@ from krakenbot.simulated.candlefile import Columns, aggregate, exact, read, unit
 from krakenbot.simulated.exchange import PaperExchange
 from krakenbot.simulated.listing import PAIRS
 from krakenbot.strategy import build
+from tests.logs import silence_module
 
-logging.getLogger("krakenbot").addHandler(logging.NullHandler())
-logging.getLogger("krakenbot").propagate = False
+
+def setUpModule() -> None:
+    silence_module()
+
 DATA = os.environ.get("TEST_DATA_KRAKEN")
 NOT_BOOKS = {"books": None, "ledger": None}
 XBTUSD = parse_rules("XXBTZUSD", PAIRS["XXBTZUSD"])

@@ -1,4 +1,3 @@
-import logging
 import sqlite3
 import unittest
 from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +27,7 @@ from krakenbot.model import (
 from krakenbot.pairs import PairRules
 from krakenbot.risk import Limits
 from krakenbot.strategy import build
+from tests.logs import silence
 from tests.test_pairs import rules
 
 T0 = 1_790_000_040  # A whole minute; candle n starts n minutes later.
@@ -217,9 +217,7 @@ class BotTest(unittest.TestCase):
     plan = PLAN
 
     def setUp(self) -> None:
-        logger = logging.getLogger("krakenbot")
-        self.addCleanup(logger.setLevel, logger.level)
-        logger.setLevel(logging.CRITICAL + 1)
+        silence(self)
         self.clock = FakeClock()
         self.exchange = FakeExchange(self.clock)
         self.connection = prepare(sqlite3.connect(":memory:", isolation_level=None), Path("memory"))

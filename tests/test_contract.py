@@ -5,7 +5,6 @@ Then the bot itself trades the same candles on both.
 """
 
 import json
-import logging
 import sqlite3
 import tempfile
 import unittest
@@ -29,6 +28,7 @@ from krakenbot.simulated.exchange import PaperExchange
 from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
 from krakenbot.spot import Spot
 from krakenbot.strategy import build
+from tests.logs import silence_module
 
 T0 = 1_600_000_020 // 60 * 60
 ROWS = 750
@@ -40,11 +40,7 @@ CENTS = D("0.0001")  # TradeBalance and Balance are told to four digits of a dol
 
 
 def setUpModule() -> None:
-    logging.disable(logging.CRITICAL)
-
-
-def tearDownModule() -> None:
-    logging.disable(logging.NOTSET)
+    silence_module()
 
 
 def write_candles(folder: Path, seed: int) -> Path:

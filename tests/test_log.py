@@ -1,6 +1,5 @@
 import io
 import json
-import logging
 import os
 import subprocess
 import sys
@@ -20,51 +19,40 @@ def run(code: str, **streams: object) -> "subprocess.CompletedProcess[str]":
 
 class TestLog(unittest.TestCase):
     def setUp(self) -> None:
-        root = logging.getLogger()
-        self.addCleanup(setattr, logging, "raiseExceptions", logging.raiseExceptions)
-        self.addCleanup(root.setLevel, root.level)
-        self.addCleanup(root.handlers.__setitem__, slice(None), root.handlers[:])
         self.addCleanup(log._hidden.clear)
+        self.addCleanup(setattr, log, "settings", log.settings)
         self.stream = io.StringIO()
-        ours = logging.getLogger("krakenbot")  # Other tests silence it.
-        self.addCleanup(setattr, ours, "propagate", ours.propagate)
-        self.addCleanup(ours.setLevel, ours.level)
-        ours.propagate = True
-        ours.setLevel(logging.NOTSET)
+        self.setup()
 
-    def lines(self, format: str = "text", level: str = "info") -> logging.Logger:
+    def setup(self, format: str = "text", level: str = "info") -> None:
         log.setup(level, format, self.stream)
-        return logging.getLogger("krakenbot.test")
 
     def test_text_is_time_level_and_message(self) -> None:
-        self.lines().info("order filled id=%s volume=%s", "a", 5)
+        log.info("order filled id=%s volume=%s", "a", 5)
         pattern = r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d INFO order filled id=a volume=5\n$"
         self.assertRegex(self.stream.getvalue(), pattern)
 
     def test_json_is_one_object_a_line(self) -> None:
-        logger = self.lines("json")
-        logger.warning("one\ntwo")
-        try:
-            raise ValueError("three")
-        except ValueError:
-            logger.exception("four")
+        self.setup("json")
+        log.warning("one\ntwo")
+        log.error("three")
         first, second = map(json.loads, self.stream.getvalue().splitlines())
         self.assertEqual("one\\ntwo", first["message"])
         self.assertEqual("warning", first["level"])
-        self.assertIn("ValueError: three", second["traceback"])
+        self.assertEqual(("error", "three"), (second["level"], second["message"]))
 
     def test_records_below_the_level_are_left_out(self) -> None:
-        self.lines(level="warning").info("x")
+        self.setup(level="warning")
+        log.info("x")
         self.assertEqual("", self.stream.getvalue())
 
     def test_a_second_setup_replaces_the_first(self) -> None:
-        self.lines()
-        self.lines().info("x")
+        self.setup()
+        log.info("x")
         self.assertEqual(1, self.stream.getvalue().count("\n"))
 
     def test_registered_secrets_appear_in_no_form(self) -> None:
         log.register(Secret(KEY))
-        logger = self.lines()
         forms = (
             KEY,
             "ayt5L0FiQ2RFZjAxMjM0NTY3ODk9PQ==",
@@ -73,44 +61,40 @@ class TestLog(unittest.TestCase):
             "k%2By/AbCdEf0123456789%3D%3D",
         )
         for form in forms:
-            logger.info("answer=%s", f"x{form}x")
-            logger.info("answer=%r", {"key": form})
+            log.info("answer=%s", f"x{form}x")
+            log.info("answer=%r", {"key": form})
         try:
             raise ValueError(KEY) from KeyError(KEY)
-        except ValueError:
-            logger.exception("failed")
-        text = self.stream.getvalue()
+        except ValueError as error:
+            text = self.stream.getvalue() + log.describe(error)
         self.assertIn("<secret>", text)
         self.assertNotIn("AbCdEf", text)
         self.assertNotIn("ayt5L0", text)
 
     def test_text_from_outside_forges_no_line_and_drives_no_terminal(self) -> None:
-        logger = self.lines()
         evil = "x\n2026-01-01 00:00:00 INFO fine\r\x1b[2J\x9b1m\x00\u2028\u202e\ud800"
-        logger.info("answer=%s", evil)
+        log.info("answer=%s", evil)
         try:
             raise ValueError(evil)
-        except ValueError:
-            logger.exception("failed")
-        text = self.stream.getvalue()
+        except ValueError as error:
+            text = self.stream.getvalue() + log.describe(error)
         for character in "\r\x1b\x9b\x00\u2028\u202e\ud800":
             self.assertNotIn(character, text)
         self.assertEqual(2, sum(line[:1] == "2" for line in text.splitlines()))
         self.assertIn("x\\n2026-01-01 00:00:00 INFO fine\\r\\x1b[2J", text)
 
     def test_a_wrong_placeholder_costs_neither_the_record_nor_an_exception(self) -> None:
-        self.lines().info("volume=%d", "many")
+        log.info("volume=%d", "many")
         self.assertIn("many", self.stream.getvalue())
 
     def test_a_stream_that_fails_raises_nothing(self) -> None:
-        logger = self.lines()
         self.stream.close()
-        logger.error("x")
+        log.error("x")
 
     def test_journald_gets_priorities_only_when_it_is_the_reader(self) -> None:
         code = (
-            "import logging; from krakenbot import log; log.setup('debug', 'text');"
-            "[logging.log(n, 'x') for n in (50, 40, 30, 20, 10)]"
+            "from krakenbot import log; log.setup('debug', 'text');"
+            "[write('x') for write in (log.critical, log.error, log.warning, log.info, log.debug)]"
         )
         with tempfile.TemporaryFile() as file:
             at = os.fstat(file.fileno())
@@ -130,8 +114,7 @@ class TestLog(unittest.TestCase):
 
     def test_a_full_disk_or_closed_standard_error_does_not_change_the_exit_code(self) -> None:
         code = (
-            "import logging, sys; from krakenbot import log; log.setup('info', 'text');"
-            "logging.error('x'); print('done')"
+            "from krakenbot import log; log.setup('info', 'text'); log.error('x'); print('done')"
         )
         with open("/dev/full", "w") as full:
             done = run(code, stderr=full)

@@ -1,5 +1,4 @@
 import json
-import logging
 import os
 import socket
 import subprocess
@@ -20,6 +19,7 @@ from krakenbot.config import Config, load
 from krakenbot.errors import StopError, UnansweredError
 from krakenbot.notify import WAITING_MAX, Notifier, sd_notify
 from krakenbot.simulated import server
+from tests.logs import logged, silence
 
 URL = "http://127.0.0.1:9/hook/a-very-secret-token"
 
@@ -51,8 +51,7 @@ class Wire:
 class Quiet(unittest.TestCase):
     def setUp(self) -> None:
         self.addCleanup(log._hidden.clear)
-        logging.disable(logging.CRITICAL)
-        self.addCleanup(logging.disable, logging.NOTSET)
+        silence(self)
 
 
 class TestNotices(Quiet):
@@ -104,28 +103,24 @@ class TestNotices(Quiet):
     def test_a_slow_receiver_delays_nothing_and_too_many_notices_are_dropped(self) -> None:
         wire = Wire()
         wire.open.clear()
-        logging.disable(logging.NOTSET)
-        with self.assertLogs("krakenbot", "WARNING") as logged, Notifier(
-            config(url=URL), wire
-        ) as notifier:
+        with logged() as out, Notifier(config(url=URL), wire) as notifier:
             began = time.monotonic()
             for number in range(WAITING_MAX + 5):
                 notifier(Event("fill", str(number)))
             self.assertLess(time.monotonic() - began, 1)
             wire.open.set()
         self.assertLessEqual(len(wire.sent), WAITING_MAX + 1)
-        self.assertIn("dropped", logged.output[0])
+        self.assertIn("dropped", out.getvalue())
 
     def test_a_broken_receiver_is_said_without_its_address_and_the_next_notice_still_goes(
         self,
     ) -> None:
-        logging.disable(logging.NOTSET)
         for wire in (Wire(500), Wire(302), Wire(error=UnansweredError("no")),
                      Wire(error=ValueError(URL))):  # fmt: skip
-            with self.subTest(wire.error or wire.status), self.assertLogs("krakenbot") as logged:
+            with self.subTest(wire.error or wire.status), logged() as out:
                 told = self.told(config(url=URL), Event("fill", "1"), Event("fill", "2"), wire=wire)
                 self.assertEqual(2, len(told))
-            shown = "\n".join(log._TextFormatter().format(record) for record in logged.records)
+            shown = out.getvalue()
             self.assertEqual(2, shown.count("notice dropped"))
             self.assertNotIn("a-very-secret-token", shown)
 

@@ -1,5 +1,4 @@
 import json
-import logging
 import os
 import unittest
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from typing import Any
 from krakenbot.errors import UnansweredError
 from krakenbot.model import Candle
 from krakenbot.ohlc import CandleWindow, fill, parse_rows
+from tests.logs import silence_module
 
 RECORDED = os.environ.get("TEST_DATA_KRAKEN")
 T0 = 1_790_000_040  # A whole minute.
@@ -18,9 +18,7 @@ NEEDED = 21
 
 
 def setUpModule() -> None:
-    logger = logging.getLogger("krakenbot")
-    unittest.addModuleCleanup(logger.setLevel, logger.level)
-    logger.setLevel(logging.CRITICAL + 1)
+    silence_module()
 
 
 def candle(number: int, close: object = 100) -> Candle:

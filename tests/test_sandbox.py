@@ -20,6 +20,7 @@ from krakenbot.simulated import front, server
 from krakenbot.simulated.feed import Feed
 from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
 from krakenbot.simulated.words import rfc3339
+from tests.logs import logged, silence_module
 
 START = 1_791_500_000.25
 SECRET = Secret(SANDBOX_SECRET)
@@ -27,6 +28,10 @@ ID = "6d1b345e-2821-40e2-ad83-4ecb18a06876"
 HOSTILE = (b"", b"GET / HT", b"\x16\x03\x01\xff" * 9, b"A: " + b"b" * 60000,
            b"POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\nx")  # fmt: skip
 MARKET = {"pair": "XBTUSD", "ordertype": "market", "type": "buy", "volume": "0.04"}
+
+
+def setUpModule() -> None:
+    silence_module()
 
 
 class Client:
@@ -100,8 +105,9 @@ class PublicTest(unittest.TestCase):
 
     def test_unknown_parameters_are_ignored_and_counted(self) -> None:
         client = Client()
-        with self.assertLogs("krakenbot.simulated.server", "WARNING"):
+        with logged() as out:
             self.assertEqual(client.get("Time?intervall=1")["error"], [])
+        self.assertIn("intervall", out.getvalue())
         self.assertEqual(client.api.ignored["Time:intervall"], 1)
 
 

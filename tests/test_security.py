@@ -4,7 +4,6 @@ import contextlib
 import copy
 import io
 import json
-import logging
 import os
 import pickle
 import re
@@ -34,6 +33,7 @@ from krakenbot.model import Secret
 from krakenbot.pairs import decimal
 from krakenbot.signing import decode_secret
 from krakenbot.simulated import server as sandboxes
+from tests.logs import logged
 
 ROOT = Path(__file__).parent.parent
 KEY, SECRET = "the-very-secret-key/with+signs=", "dGhlIHZlcnkgc2VjcmV0IHNlY3JldCBvZiBhIGtleQ=="
@@ -78,19 +78,6 @@ class Safe(unittest.TestCase):
         self.addCleanup(listening.close)
         return listening.getsockname()[1], seen
 
-    @contextlib.contextmanager
-    def logged(self, form: str) -> Iterator[io.StringIO]:
-        """Let the program's log go into the text that this yields."""
-        root, ours, out = logging.getLogger(), logging.getLogger("krakenbot"), io.StringIO()
-        before = root.handlers[:], root.level, ours.propagate
-        log.setup("debug", form, out)
-        ours.propagate = True
-        try:
-            yield out
-        finally:
-            root.handlers[:], ours.propagate = before[0], before[2]
-            root.setLevel(before[1])
-
     def signed(self, url: str) -> Client:
         nonces = Nonces(Lock(self.folder / "key.lock", "the key"))
         return Client(
@@ -127,15 +114,14 @@ class TestWire(Safe):
         self.addCleanup(client._tell_of_unused_proxies.cache_clear)
         with (
             mock.patch.dict(os.environ, dict.fromkeys(names, f"http://127.0.0.1:{proxy_port}")),
-            self.assertLogs("krakenbot", "WARNING") as logged,
+            logged() as out,
         ):
             for scheme in ("http", "http", "https"):
                 with contextlib.suppress(LaterError, UnansweredError):
                     url = f"{scheme}://127.0.0.1:{port}/"
                     UrllibTransport(5).send("GET", url, {}, None, False)
         self.assertEqual(([], 2), (proxied, len([r for r in seen if r.startswith(b"GET")])))
-        self.assertEqual(1, len(logged.output))
-        self.assertIn("HTTPS_PROXY", logged.output[0])
+        self.assertEqual(1, out.getvalue().count("HTTPS_PROXY"))
 
     def test_only_https_or_this_machine_is_taken_for_an_exchange(self) -> None:
         for url in ("http://api.kraken.com", "http://10.0.0.1", "http://127.0.0.1.evil.example",
@@ -292,14 +278,15 @@ class TestSecrets(Safe):
     def test_what_is_registered_is_hidden_in_logs_and_tracebacks(self) -> None:
         load_secrets({"KRAKEN_API_KEY": KEY, "KRAKEN_API_SECRET": SECRET})
         for form in ("text", "json"):
-            with self.logged(form) as out:
-                logging.getLogger("krakenbot").warning("key=%s %r", KEY, [SECRET])
-                try:
-                    raise ValueError(f"Invalid header value {KEY.encode()!r}")
-                except ValueError:
-                    logging.getLogger("krakenbot").exception("%s", {"secret": SECRET})
-            self.assertEqual([], self.leaks(out.getvalue()))
-            self.assertGreaterEqual(out.getvalue().count("<secret>"), 4)
+            with logged("debug", form) as out:
+                log.warning("key=%s %r", KEY, [SECRET])
+                log.error("%s", {"secret": SECRET})
+            try:
+                raise ValueError(f"Invalid header value {KEY.encode()!r}")
+            except ValueError as error:
+                shown = out.getvalue() + log.describe(error)
+            self.assertEqual([], self.leaks(shown))
+            self.assertGreaterEqual(shown.count("<secret>"), 4)
 
     def test_a_defect_shows_a_traceback_without_the_secret(self) -> None:
         load_secrets({"KRAKEN_API_KEY": KEY, "KRAKEN_API_SECRET": SECRET})
@@ -355,8 +342,8 @@ class TestTerminal(Safe):
 
     def test_words_of_the_exchange_cannot_drive_a_terminal_or_forge_a_line(self) -> None:
         for form in ("text", "json"):
-            with self.logged(form) as out:
-                logging.getLogger("krakenbot").error("refused reason=%s", self.EVIL)
+            with logged("debug", form) as out:
+                log.error("refused reason=%s", self.EVIL)
             self.assert_tame(out.getvalue())
             self.assertEqual(1, out.getvalue().count("\n"))
 

@@ -1,9 +1,9 @@
 """`run`: the bot itself."""
 
 import argparse
-import logging
 from functools import partial
 
+from krakenbot import log
 from krakenbot.bot import Event
 from krakenbot.config import Config
 from krakenbot.errors import LaterError
@@ -53,4 +53,4 @@ def _show(notifier: Notifier, config: Config, said: list[bool], event: Event) ->
     except LaterError as error:
         lines = [str(error)]
     for line in lines:
-        logging.getLogger("krakenbot").warning("costs: %s", line)
+        log.warning("costs: %s", line)

@@ -5,7 +5,6 @@ it, a deadline counts for `validate` too, `cl_ord_id` may be used again once its
 """
 
 import json
-import logging
 import threading
 import time
 from collections import Counter
@@ -16,6 +15,7 @@ from hmac import compare_digest
 from math import nextafter
 from typing import Any
 
+from krakenbot import log
 from krakenbot.errors import RefusedError
 from krakenbot.model import ZERO, Quote, Secret, Side
 from krakenbot.pairs import PairRules, decimal, parse_rules, plain
@@ -30,8 +30,6 @@ from krakenbot.simulated.listing import SANDBOX_KEY as SANDBOX_KEY
 from krakenbot.simulated.listing import SANDBOX_SECRET as SANDBOX_SECRET
 from krakenbot.simulated.margin import Account, Book, Trade, identifier
 from krakenbot.simulated.words import Params, Row, Wish, bad, fixed, flag, units, whole
-
-log = logging.getLogger(__name__)
 
 START_BALANCES = {"ZUSD": Decimal(10000), "ZEUR": Decimal(5000), "USDT": Decimal(1000)}
 KEPT, PAGE = 10000, 50

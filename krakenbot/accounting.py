@@ -25,20 +25,22 @@ def book_charges(exchange: Exchange, journal: Journal, now: int) -> list[str]:
     since = int(journal.get("charges_read", str(now)))
     charges = exchange.charges(since - OVERLAP_S)
     read_until, differences = now, []
-    for intent in _filled_since(journal, since - OVERLAP_S):
+    for intent in _traded_since(journal, since - OVERLAP_S):
         own = [charge for charge in charges if charge.order_id == intent.exchange_order_id]
         if own and journal.is_charged(_opened(own[0].trade_id)):
             continue
-        if sum((charge.cost for charge in own), ZERO) != intent.cost:
-            if now - intent.created < LATE_S:
-                read_until = min(read_until, intent.created)
-            else:
-                differences.append(f"order {intent.exchange_order_id} is not in it as a whole")
+        is_whole = sum((charge.cost for charge in own), ZERO) == intent.cost
+        if intent.outcome is None or (not is_whole and now - intent.created < LATE_S):
+            read_until = min(read_until, intent.created)
+            continue
+        if not is_whole:
+            differences.append(f"order {intent.exchange_order_id} is not in the ledger as a whole")
             continue
         extra = sum((charge.fee for charge in own), ZERO) - intent.fee
         if extra < -ROUNDING:
             differences.append(
-                f"order {intent.exchange_order_id} cost {-extra} less than its fee {intent.fee}"
+                f"the ledger took {-extra} less for order {intent.exchange_order_id} than its fee, "
+                f"{intent.fee}"
             )
         for charge in reversed(own):  # The first one last: it says that all are booked.
             amount = max(extra, ZERO) if charge is own[0] else ZERO
@@ -70,10 +72,12 @@ def realized(intents: Iterable[Intent]) -> Decimal:
     return total
 
 
-def _filled_since(journal: Journal, time: int) -> list[Intent]:
+def _traded_since(journal: Journal, time: int) -> list[Intent]:
+    """Return the orders since then that traded or of which that is not known yet."""
     return journal.intents(
-        "executed != '0' AND created >= ? AND purpose != ?", time, Purpose.ADOPT.value
-    )
+        "(executed != '0' OR outcome IS NULL) AND created >= ? AND purpose != ?",
+        time, Purpose.ADOPT.value,
+    )  # fmt: skip
 
 
 def _opened(trade_id: str) -> str:

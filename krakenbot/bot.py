@@ -244,7 +244,8 @@ class Bot:
             log.warning("ledger not read, the books may lack charges reason=%s", error)
             return
         for difference in differences:
-            log.warning("books differ from the ledger: %s", difference)
+            log.warning("books differ: %s", difference)
+            self._journal.put(difference=difference)
 
     def _read_rules(self) -> None:
         self._rules = self._exchange.rules()

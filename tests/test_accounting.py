@@ -91,6 +91,16 @@ class TestLedger(AccountingTest):
         self.assertEqual([], self.book(CANDLE + 7200))
         self.assertEqual((Decimal(16), Decimal("0.40")), self.costs())
 
+    def test_an_order_whose_end_is_learnt_late_is_not_passed_over(self) -> None:
+        wanted = intent(CANDLE)
+        done = execution(wanted, "0.04", "2000", "16")
+        self.journal.write(wanted)
+        self.told("T1", done.exchange_order_id, "2000", "16.4")
+        self.assertEqual([], self.book(CANDLE + 600))
+        self.journal.conclude(wanted, "closed", CANDLE + 900, done)
+        self.assertEqual([], self.book(CANDLE + 1000))
+        self.assertEqual((Decimal(16), Decimal("0.4")), self.costs())
+
     def test_what_the_ledger_does_not_show_within_a_day_is_said_once(self) -> None:
         order = self.traded(self.journal, 0, Side.BUY, "0.04", "2000", "16")
         self.assertEqual([], self.book())

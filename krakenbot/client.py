@@ -13,6 +13,7 @@ import ssl
 import time
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from decimal import Decimal
 from functools import cache, partial
 from typing import Any, NoReturn, Protocol
@@ -27,6 +28,7 @@ from krakenbot.signing import sign
 ANSWER_BYTES_MAX = 8 * 1024 * 1024
 IDLE_MAX_S = 10.0
 USER_AGENT = f"krakenbot/{__version__}"
+_BROKEN = (OSError, ValueError, http.client.HTTPException)
 
 # Methods that change something. Without `live`, AddOrder is sent as a check only, the others not.
 # fmt: off
@@ -196,8 +198,7 @@ VERDICTS: tuple[tuple[str, str], ...] = (
     ("EBM:limit exceeded", REFUSED),
     ("EService:Market in", LATER),
 )
-WAITS_S = {"EService:Market in": 60.0}
-RATE_WAIT_S = 15.0
+MARKET_WAIT_S, RATE_WAIT_S = 60.0, 15.0
 SEVERITY = (UNKNOWN, STOP, NONCE, LATER, REFUSED)
 
 
@@ -212,8 +213,8 @@ def raise_verdict(method: str, failures: Sequence[str]) -> NoReturn:
     if verdict == NONCE:
         raise InvalidNonceError(text)
     if verdict == LATER:
-        market = any(f.startswith("EService:Market in") for f in failures)
-        raise LaterError(text, wait_s=WAITS_S["EService:Market in"] if market else RATE_WAIT_S)
+        is_market = any(f.startswith("EService:Market in") for f in failures)
+        raise LaterError(text, wait_s=MARKET_WAIT_S if is_market else RATE_WAIT_S)
     raise RefusedError(text)
 
 
@@ -224,8 +225,8 @@ def _verdict(failure: str) -> str:
     return UNKNOWN
 
 
-class UrllibTransport:
-    """HTTP by urllib with handlers of our own: no redirect, no cookie, no proxy from outside.
+class UrllibTransport(urllib.request.AbstractHTTPHandler):
+    """HTTP by a urllib opener with this one handler: no redirect, cookie or proxy from outside.
 
     `timeout_s` bounds a whole request: connecting, TLS and every read together (the name lookup
     has the resolver's own limits). Reads share one connection while it is busy; an order gets a
@@ -233,119 +234,85 @@ class UrllibTransport:
     """
 
     def __init__(self, timeout_s: float, proxy: str | None = None) -> None:
+        super().__init__()
         if proxy is None:
             _tell_of_unused_proxies()
-        self._opener = urllib.request.OpenerDirector()
-        self._handler = _Handler(timeout_s, proxy)
-        self._opener.add_handler(self._handler)
-
-    def send(
-        self, method: str, url: str, headers: Mapping[str, str], body: bytes | None, fresh: bool
-    ) -> tuple[int, bytes]:
-        request = urllib.request.Request(url, data=body, headers=dict(headers), method=method)
-        if fresh:
-            self._handler.drop()
-        response = self._opener.open(request)
-        assert response is not None
-        status, answer = response.answer
-        if fresh:
-            self._handler.drop()
-        return status, answer
-
-
-@cache
-def _tell_of_unused_proxies() -> None:
-    names = {name for name in os.environ if name.lower() in ("https_proxy", "all_proxy")}
-    if names:
-        log.warning("proxy not used: %s; exchange.proxy would be", ", ".join(sorted(names)))
-
-
-class _Handler(urllib.request.AbstractHTTPHandler):
-    """Opens http and https, keeps one connection, holds every request to one time limit."""
-
-    def __init__(self, timeout_s: float, proxy: str | None) -> None:
-        super().__init__()
         self._timeout_s = timeout_s
         self._proxy = proxy
         self._context: ssl.SSLContext | None = None
         self._kept: http.client.HTTPConnection | None = None
         self._kept_host = ""
         self._used = 0.0
+        self._opener = urllib.request.OpenerDirector()
+        self._opener.add_handler(self)
 
-    http_request = urllib.request.AbstractHTTPHandler.do_request_
-    https_request = urllib.request.AbstractHTTPHandler.do_request_
+    def send(
+        self, method: str, url: str, headers: Mapping[str, str], body: bytes | None, fresh: bool
+    ) -> tuple[int, bytes]:
+        request = urllib.request.Request(url, data=body, headers=dict(headers), method=method)
+        if fresh:
+            self._drop()
+        answer: Any = self._opener.open(request)
+        if fresh:
+            self._drop()
+        status, text = answer
+        return status, text
 
-    def drop(self) -> None:
-        if self._kept is not None:
-            self._kept.close()
-            self._kept = None
+    http_request = https_request = urllib.request.AbstractHTTPHandler.do_request_
 
     def http_open(self, request: urllib.request.Request) -> Any:
-        return self._ask(request, time.monotonic() + self._timeout_s)
+        """Return status and body of one request; called by the opener."""
+        deadline = time.monotonic() + self._timeout_s
+        host = f"{request.type}://{request.host}"
+        if self._kept_host != host or time.monotonic() - self._used > IDLE_MAX_S:
+            self._drop()
+        if self._kept is not None:
+            with suppress(*_BROKEN):
+                return self._ask(self._kept, request, deadline)
+            # It had died meanwhile. Only reads use a kept connection, so they are asked again.
+            self._drop()
+        try:
+            self._kept, self._kept_host = self._connect(request, deadline), host
+        except _BROKEN as error:
+            problem = f"{request.host} cannot be reached: {_name(error)}"
+            raise LaterError(problem, sent=False) from None
+        try:
+            return self._ask(self._kept, request, deadline)
+        except _BROKEN as error:
+            problem = _name(error)
+        self._drop()
+        # Raised out here, because a library error can quote the header that it choked on.
+        raise UnansweredError(f"no whole answer from {request.host}: {problem}")
 
     https_open = http_open
 
-    def _ask(self, request: urllib.request.Request, deadline: float) -> "_Answer":
-        reused = self._reusable(request)
-        try:
-            return self._exchange(self._connection(request, deadline), request, deadline)
-        except (OSError, ValueError, http.client.HTTPException) as error:
-            self.drop()
-            # `from None` below: a library error can quote the header that it choked on.
-            problem = _name(error)
-        if reused:
-            # A kept connection had died meanwhile. Only reads use one, so they are asked again.
-            return self._ask(request, deadline)
-        raise UnansweredError(f"no whole answer from {request.host}: {problem}") from None
-
-    def _reusable(self, request: urllib.request.Request) -> bool:
-        host = f"{request.type}://{request.host}"
-        if self._kept_host != host or time.monotonic() - self._used > IDLE_MAX_S:
-            self.drop()
-        self._kept_host = host
-        return self._kept is not None
-
-    def _connection(
-        self, request: urllib.request.Request, deadline: float
-    ) -> http.client.HTTPConnection:
-        if self._kept is None:
-            try:
-                self._kept = self._connect(request, deadline)
-            except (OSError, http.client.HTTPException) as error:
-                raise LaterError(
-                    f"{request.host} cannot be reached: {_name(error)}", sent=False
-                ) from None
-        return self._kept
+    def _drop(self) -> None:
+        if self._kept is not None:
+            self._kept.close()
+            self._kept = None
 
     def _connect(
         self, request: urllib.request.Request, deadline: float
     ) -> http.client.HTTPConnection:
         connection: http.client.HTTPConnection
-        target = urlsplit(f"//{self._proxy}").netloc if self._proxy else request.host
+        left_s = max(0.001, deadline - time.monotonic())
         if request.type == "https":
-            connection = http.client.HTTPSConnection(
-                target, timeout=max(0.001, deadline - time.monotonic()), context=self._tls()
-            )
+            target = urlsplit(f"//{self._proxy}").netloc if self._proxy else request.host
+            self._context = self._context or tls_context()
+            connection = http.client.HTTPSConnection(target, timeout=left_s, context=self._context)
             if self._proxy:
                 connection.set_tunnel(request.host)
         else:
-            connection = http.client.HTTPConnection(
-                request.host, timeout=max(0.001, deadline - time.monotonic())
-            )
+            connection = http.client.HTTPConnection(request.host, timeout=left_s)
         connection.connect()
         return connection
 
-    def _tls(self) -> ssl.SSLContext:
-        if self._context is None:
-            self._context = tls_context()
-        return self._context
-
-    def _exchange(
+    def _ask(
         self,
         connection: http.client.HTTPConnection,
         request: urllib.request.Request,
         deadline: float,
-    ) -> "_Answer":
+    ) -> tuple[int, bytes]:
         headers = {
             name.title().replace("Api-", "API-"): value for name, value in request.header_items()
         }
@@ -357,19 +324,19 @@ class _Handler(urllib.request.AbstractHTTPHandler):
         response = connection.getresponse()
         body = response.read(ANSWER_BYTES_MAX + 1)
         if len(body) > ANSWER_BYTES_MAX:
-            self.drop()
+            self._drop()
             raise UnansweredError(f"an answer of {request.host} is over {ANSWER_BYTES_MAX} bytes")
         self._used = time.monotonic()
         if response.will_close:
-            self.drop()
-        return _Answer(response.status, body)
+            self._drop()
+        return response.status, body
 
 
-class _Answer:
-    """What urllib hands back to us: a status and all of the body."""
-
-    def __init__(self, status: int, body: bytes) -> None:
-        self.answer = (status, body)
+@cache
+def _tell_of_unused_proxies() -> None:
+    names = {name for name in os.environ if name.lower() in ("https_proxy", "all_proxy")}
+    if names:
+        log.warning("proxy not used: %s; exchange.proxy would be", ", ".join(sorted(names)))
 
 
 class _TimedResponse(http.client.HTTPResponse):

@@ -112,7 +112,7 @@ class World:
         self.account: Exchange = PaperExchange(spot, self, Memory()) if paper else spot
 
     def close(self) -> None:
-        self._http._handler.drop()
+        self._http._drop()
         self.sandbox.close()
 
     def now(self) -> float:

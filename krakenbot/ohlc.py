@@ -18,14 +18,16 @@ LATE_MAX_S = 3600.0
 
 
 class CandleWindow:
-    """The newest finished candles, brought up to date by a few rows a time."""
+    """The newest finished candles without holes, brought up to date by a few rows a time."""
 
     def __init__(self, market: Market, clock: Clock, interval_s: int, needed: int) -> None:
         self._market = market
         self._clock = clock
         self._interval_s = interval_s
         self._kept = min(ROWS_MAX, needed + 20)
-        self._candles: list[Candle] = []
+        self._told: dict[int, Candle] = {}  # What the exchange gave, by time.
+        self._candles: list[Candle] = []  # The same with its holes filled.
+        self._hole: int | None = None  # A new hole is asked about once more.
 
     def widen(self, expected: int) -> Sequence[Candle]:
         """Return all finished candles there are, for when the usual few decide nothing."""
@@ -51,24 +53,29 @@ class CandleWindow:
 
     def _fetch(self, expected: int) -> None:
         known = self._candles[-1].time if self._candles else None
-        if known is not None and expected - known > (ROWS_MAX // 2) * self._interval_s:
-            known = None
+        if known is None or expected - known > (ROWS_MAX // 2) * self._interval_s:
+            known, self._hole, self._told = None, None, {}
+        begin = self._hole or known or expected - self._kept * self._interval_s
         # One candle more than needed: whether `since` itself comes back is not documented.
-        since = (known or expected - self._kept * self._interval_s) - self._interval_s
-        finished = list(self._market.candles(since))[:-1]  # The last row is still being made.
-        if known is None:
-            self._candles = fill(finished, self._interval_s)[-self._kept :]
-            return
-        if finished and finished[-1].time - known > ROWS_MAX * self._interval_s:
+        rows = self._market.candles(begin - self._interval_s)
+        finished = rows[:-1]  # The last row is still being made; its close will change.
+        if known and finished and finished[-1].time - known > ROWS_MAX * self._interval_s:
             raise UnansweredError(f"OHLC answer jumps from {known} to {finished[-1].time}")
-        stored = {candle.time: candle for candle in self._candles[-10:]}
         for candle in finished:
-            before = stored.get(candle.time)
-            if before is not None and before != candle:
+            before = self._told.get(candle.time, candle)
+            if before != candle:
                 log.warning("candle revised time=%s was=%s now=%s", candle.time, before, candle)
-        fresh = [candle for candle in finished if candle.time > known]
-        joined = fill([self._candles[-1], *fresh], self._interval_s)
-        self._candles = (self._candles + joined[1:])[-self._kept :]
+            self._told[candle.time] = candle
+        whole = fill([self._told[time] for time in sorted(self._told)], self._interval_s)
+        self._candles = whole[-self._kept :]
+        holes = [c.time for c in self._candles if c.time not in self._told]
+        if self._candles:
+            oldest = max(time for time in self._told if time <= self._candles[0].time)
+            self._told = {t: c for t, c in self._told.items() if t >= oldest}
+        fresh = [time for time in holes if known is None or time > known]
+        for time in fresh:
+            log.warning("candle missing time=%s filled flat", time)
+        self._hole = min(fresh, default=None)
 
 
 def fill(candles: Sequence[Candle], interval_s: int) -> list[Candle]:
@@ -76,10 +83,8 @@ def fill(candles: Sequence[Candle], interval_s: int) -> list[Candle]:
     filled: list[Candle] = []
     for candle in candles:
         while filled and candle.time - filled[-1].time > interval_s:
-            before = filled[-1]
-            log.warning("candle missing time=%s filled flat", before.time + interval_s)
-            price = before.close
-            filled.append(Candle(before.time + interval_s, price, price, price, price))
+            time, price = filled[-1].time + interval_s, filled[-1].close
+            filled.append(Candle(time, price, price, price, price))
         filled.append(candle)
     return filled
 

@@ -173,6 +173,32 @@ class TestWindow(unittest.TestCase):
         self.assertEqual(candle(803, 1000 + 801 % 17), by_time[candle(803).time])
         self.assertTrue(all(b.time - a.time == 60 for a, b in pairwise(got)))
 
+    def test_a_hole_is_asked_about_once_more_and_what_comes_then_is_taken(self) -> None:
+        market = FakeMarket(800)
+        kept = window(market, FakeClock())
+        kept.up_to(candle(799).time)
+        market.running, market.gone = 804, {801}
+        got = kept.up_to(candle(803).time)
+        assert got is not None
+        self.assertEqual(candle(801, 1000 + 800 % 17), got[-3])
+        market.running, market.gone = 805, set()
+        got = kept.up_to(candle(804).time)
+        assert got is not None
+        self.assertEqual([candle(n, 1000 + n % 17) for n in range(801, 805)], list(got[-4:]))
+        for running in (806, 807):
+            market.running = running
+            kept.up_to(candle(running - 1).time)
+        self.assertLessEqual(market.rows_told[-1], 4, "only the rows needed travel")
+
+    def test_a_candle_once_known_is_not_lost_to_an_answer_that_lacks_it(self) -> None:
+        market = FakeMarket(800)
+        kept = window(market, FakeClock())
+        kept.up_to(candle(799).time)
+        market.running, market.gone = 801, {799}
+        got = kept.up_to(candle(800).time)
+        assert got is not None
+        self.assertEqual([candle(n, 1000 + n % 17) for n in (799, 800)], list(got[-2:]))
+
     def test_a_market_without_any_candle_is_waited_for_and_given_up(self) -> None:
         class Empty:
             def candles(self, since: int | None) -> Sequence[Candle]:

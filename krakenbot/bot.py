@@ -226,8 +226,10 @@ class Bot:
         """Between ticks: the exchange's clock and charges hourly, rules and fee less often."""
         now = self._clock.monotonic()
         try:
-            if now - self._clock_read >= CLOCK_REFRESH_S or self._journal.fruitless_in_a_row()[0]:
+            is_hour_over = now - self._clock_read >= CLOCK_REFRESH_S
+            if is_hour_over or self._journal.fruitless_in_a_row()[0]:
                 self._measure_clock()
+            if is_hour_over:
                 self._book_charges()
                 gc.collect()  # Python keeps thousands of small tuples at hand until told not to.
             if now - self._refreshed >= REFRESH_S:

@@ -231,6 +231,7 @@ class UrllibTransport(urllib.request.AbstractHTTPHandler):
     `timeout_s` bounds a whole request: connecting, TLS and every read together (the name lookup
     has the resolver's own limits). Reads share one connection while it is busy; an order gets a
     fresh one, since a kept one may die under it without telling whether the order left.
+    `on_read` is told when a read begins and when it is over.
     """
 
     def __init__(self, timeout_s: float, proxy: str | None = None) -> None:
@@ -243,6 +244,7 @@ class UrllibTransport(urllib.request.AbstractHTTPHandler):
         self._kept: http.client.HTTPConnection | None = None
         self._kept_host = ""
         self._used = 0.0
+        self.on_read: Callable[[bool], None] = lambda is_reading: None
         self._opener = urllib.request.OpenerDirector()
         self._opener.add_handler(self)
 
@@ -252,7 +254,14 @@ class UrllibTransport(urllib.request.AbstractHTTPHandler):
         request = urllib.request.Request(url, data=body, headers=dict(headers), method=method)
         if fresh:
             self._drop()
-        answer: Any = self._opener.open(request)
+        try:
+            self.on_read(not fresh)
+            answer: Any = self._opener.open(request)
+        except BaseException:
+            self._drop()  # What is left of this answer must not be taken for the next one.
+            raise
+        finally:
+            self.on_read(False)
         if fresh:
             self._drop()
         status, text = answer

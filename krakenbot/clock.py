@@ -16,7 +16,7 @@ SLICE_S = 10.0  # How often a long wait shows that it is still one.
 
 
 class StopRequestedError(Exception):
-    """SIGTERM or SIGINT came. Raised by waiting only, so never between journal and send."""
+    """SIGTERM or SIGINT came. Raised by waiting and reading, never between journal and send."""
 
 
 class Clock(Protocol):
@@ -54,6 +54,7 @@ class SystemClock:
         self.stop_requested = False
         self.progress: Callable[[], None] = lambda: None
         self.signalled = False
+        self._is_reading = False
 
     def now(self) -> float:
         return self.monotonic() + self._offset
@@ -90,6 +91,10 @@ class SystemClock:
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, self._on_signal)
 
+    def read(self, is_reading: bool) -> None:
+        """Take note of whether a read is going on: a signal may end that, too, at once."""
+        self._is_reading = is_reading
+
     def request_stop(self) -> None:
         """Let the next (or current) wait raise StopRequestedError."""
         if not self.stop_requested:
@@ -99,6 +104,8 @@ class SystemClock:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.signalled = True
         self.request_stop()
+        if self._is_reading:
+            raise StopRequestedError
 
 
 def _steady() -> float:

@@ -85,8 +85,10 @@ def assemble(
         locks.append(Lock(config.state_directory / f"key-{owner}.lock", "this API key"))
     journal = open_journal(path)
     clock = SystemClock(config.exchange.clock_speed)
+    transport = UrllibTransport(config.exchange.timeout, config.exchange.proxy)
+    transport.on_read = clock.read
     client = Client(
-        UrllibTransport(config.exchange.timeout, config.exchange.proxy),
+        transport,
         config.exchange.url,
         clock,
         key=credentials.key if credentials else None,

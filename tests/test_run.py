@@ -328,6 +328,20 @@ class TestNoNetwork(ProgramTest):
         self.assertLess(time.monotonic() - began, ENDS_MAX_S)
 
 
+    def test_a_signal_ends_a_read_that_gets_no_answer_at_once(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+            running = self.start(None, "run", KRAKENBOT_EXCHANGE_URL=url)
+            silent.settimeout(20)
+            connection, _ = silent.accept()
+            with connection:
+                connection.recv(1)
+                running.process.terminate()
+                began = time.monotonic()
+                self.assert_ends(running.done(), 0)
+        self.assertLess(time.monotonic() - began, ENDS_MAX_S)
+
+
 class TestDisk(ProgramTest):
     """What cannot be written down is not done."""
 

@@ -6,6 +6,9 @@ Nothing here decides or sends anything.
 from collections.abc import Iterable
 from decimal import Decimal
 
+from krakenbot import log
+from krakenbot.clock import Clock
+from krakenbot.errors import LaterError, RefusedError, StopError, UnansweredError
 from krakenbot.exchange import Exchange
 from krakenbot.journal import Intent, Journal
 from krakenbot.model import ZERO, Purpose
@@ -13,6 +16,18 @@ from krakenbot.model import ZERO, Purpose
 OVERLAP_S = 240  # The ledger may show a charge later than the clock says.
 LATE_S = 86400
 ROUNDING = Decimal("0.0001")  # A ledger may hold fewer digits than an order.
+
+
+def read_ledger(exchange: Exchange, journal: Journal, clock: Clock) -> None:
+    """Book what the ledger shows and say what differs; without a ledger the bot goes on."""
+    try:
+        differences = book_charges(exchange, journal, int(clock.now()))
+    except (LaterError, UnansweredError, RefusedError, StopError) as error:
+        log.warning("ledger not read, the books may lack charges reason=%s", error)
+        return
+    for difference in differences:
+        log.warning("books differ: %s", difference)
+        journal.put(difference=difference)
 
 
 def book_charges(exchange: Exchange, journal: Journal, now: int) -> list[str]:

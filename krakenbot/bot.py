@@ -11,38 +11,32 @@ from functools import partial
 from typing import NamedTuple, TypeVar
 
 from krakenbot import log
-from krakenbot.accounting import book_charges
+from krakenbot.accounting import read_ledger
 from krakenbot.clock import Clock, StopRequestedError
+from krakenbot.conditions import Conditions
 from krakenbot.decision import Decision, Plan, Snapshot, decide
-from krakenbot.errors import ConfigError, LaterError, RefusedError, StopError, UnansweredError
+from krakenbot.errors import LaterError, RefusedError, StopError, UnansweredError
 from krakenbot.exchange import Exchange
 from krakenbot.journal import NOT_SENT, Journal
 from krakenbot.model import (
     ZERO,
     Candle,
     Direction,
-    MarginSummary,
     Purpose,
-    Quote,
     Side,
     Signal,
     Step,
 )
 from krakenbot.ohlc import CandleWindow
 from krakenbot.orders import FRUITLESS_MAX, VISIBLE_S, Orders, Owner
-from krakenbot.pairs import PairRules, plain
-from krakenbot.risk import CLOCK_OFFSET_MAX_S, Surroundings, objection
+from krakenbot.pairs import plain
+from krakenbot.risk import objection
 
 ROUNDS_MAX = 3  # close, open, confirm
 WAKE_DELAY_S = 1.0
 PASSING_PAUSE_S = 60.0
-MARKET_FRESH_S = 60.0
-FEE_RATE_ASSUMED = Decimal("0.008")
-CLOCK_REFRESH_S = 3600.0
-REFRESH_S = 6 * 3600.0
-FEE_REFRESH_S = 86400.0
 BACKOFF_MAX_S = 60.0
-CLOCK_WARN_S = 5.0
+DAY_S = 86400
 
 T = TypeVar("T")
 
@@ -85,10 +79,7 @@ class Bot:
         owner = Owner(fingerprint, plan.pair, plan.interval_s, plan.leverage)
         self._orders = Orders(owner, exchange, journal, clock, self._emit)
         self._window = CandleWindow(exchange, clock, plan.interval_s, plan.candles_min)
-        self._rules: PairRules
-        self._market: tuple[float, str, Quote] | None = None
-        self._fee_rate = ZERO
-        self._clock_read = self._fees_read = self._refreshed = self._clock_offset_s = 0.0
+        self._conditions = Conditions(plan, exchange, clock)
 
     # -- the loop ------------------------------------------------------------------------------
 
@@ -141,13 +132,13 @@ class Bot:
         if held == 0:
             return True
         nowhere = Signal(Direction.FLAT, ZERO, 0)
-        snapshot = Snapshot(nowhere, held, self._rules, None, reason, frozenset())
+        snapshot = Snapshot(nowhere, held, self._conditions.rules, None, reason, frozenset())
         step = decide(snapshot, self._plan).step
         if step is None:  # Whether something so small can be closed is Kraken's say.
             side = Side.SELL if held > 0 else Side.BUY
             step = Step(Purpose.CLOSE, side, abs(held), self._plan.leverage > 0)
         candle = int(self._clock.now())  # Outside of any candle, so that ids are new.
-        self._orders.send(step, self._rules, candle, held, reason)
+        self._orders.send(step, self._conditions.rules, candle, held, reason)
         return False
 
     def _patiently(self, action: Callable[[], T], patience_s: float = float("inf")) -> T:
@@ -183,18 +174,15 @@ class Bot:
             raise StopError(f"halted: {reason}. `krakenbot resume` clears this after a look")
 
     def _know_the_market(self) -> None:
-        self._measure_clock()
-        try:
-            self._read_rules()
-        except RefusedError as error:
-            raise ConfigError(f"pair = {self._plan.pair!r}: {error}") from error
+        self._conditions.learn()
+        self._orders.base = self._conditions.rules.base
 
     def _start(self) -> None:
         self._know_the_market()
         for check in self._checks:
             check()
-        self._read_fee_rate()
-        self._book_charges()
+        self._conditions.read_fee_rate()
+        read_ledger(self._exchange, self._journal, self._clock)
 
     def _adopt(self) -> None:
         """Make what is held the journal's own, and clear a halt about it."""
@@ -216,62 +204,20 @@ class Bot:
             held = position.volume
             price = position.cost / abs(held) if held else price
         else:
-            owned = self._exchange.balances().get(self._rules.base, ZERO)
+            owned = self._exchange.balances().get(self._conditions.rules.base, ZERO)
             held = min(before or self._plan.size, owned)
         on_margin = self._plan.leverage > 0
         self._journal.adopt(held, price, int(self._clock.now()), on_margin)
         log.warning("adopted held=%s explained_before=%s price=%s", held, before, price)
 
     def _refresh(self) -> None:
-        """Between ticks: the exchange's clock and charges hourly, rules and fee less often."""
-        now = self._clock.monotonic()
+        """Between ticks: read anew what has grown old, and hourly the ledger."""
         try:
-            is_hour_over = now - self._clock_read >= CLOCK_REFRESH_S
-            if is_hour_over or self._journal.fruitless_in_a_row()[0]:
-                self._measure_clock()
-            if is_hour_over:
-                self._book_charges()
+            if self._conditions.refresh(self._journal.fruitless_in_a_row()[0] > 0):
+                read_ledger(self._exchange, self._journal, self._clock)
                 gc.collect()  # Python keeps thousands of small tuples at hand until told not to.
-            if now - self._refreshed >= REFRESH_S:
-                self._read_rules()
-            if now - self._fees_read >= FEE_REFRESH_S:
-                self._read_fee_rate()
         except (LaterError, UnansweredError, RefusedError) as error:
             log.warning("not refreshed, trying again after the next candle reason=%s", error)
-
-    def _book_charges(self) -> None:
-        try:
-            differences = book_charges(self._exchange, self._journal, int(self._clock.now()))
-        except (LaterError, UnansweredError, RefusedError, StopError) as error:
-            log.warning("ledger not read, the books may lack charges reason=%s", error)
-            return
-        for difference in differences:
-            log.warning("books differ: %s", difference)
-            self._journal.put(difference=difference)
-
-    def _read_rules(self) -> None:
-        self._rules = self._exchange.rules()
-        self._orders.base = self._rules.base
-        self._refreshed = self._clock.monotonic()
-
-    def _read_fee_rate(self) -> None:
-        try:
-            self._fee_rate = self._exchange.fee_rate()
-        except (LaterError, UnansweredError, RefusedError, StopError) as error:
-            self._fee_rate = self._fee_rate or FEE_RATE_ASSUMED
-            log.warning("fee rate assumed rate=%s reason=%s", self._fee_rate, error)
-        self._fees_read = self._clock.monotonic()
-
-    def _measure_clock(self) -> None:
-        """Take the exchange's time, good to about half a second and half the round trip."""
-        sent = self._clock_read = self._clock.monotonic()
-        server = self._exchange.server_time()
-        estimate = server + 0.5 + (self._clock.monotonic() - sent) / 2
-        if abs(estimate - self._clock.now()) > 1.0:
-            self._clock.set(estimate)
-        self._clock_offset_s = estimate - self._clock.wall()
-        if abs(self._clock_offset_s) > CLOCK_WARN_S:
-            log.warning("clock of this host is off offset_s=%+.1f", -self._clock_offset_s)
 
     # -- one tick ------------------------------------------------------------------------------
 
@@ -288,7 +234,7 @@ class Bot:
         candles = self._window.up_to(expected)
         if candles is None:
             log.warning("candle left out: the exchange has not finished it in good time")
-            self._measure_clock()
+            self._conditions.measure_clock()
             now = int(self._clock.now())
             return TickResult(now - now % interval_s + interval_s + WAKE_DELAY_S, decided=False)
         next_due = candles[-1].time + 2 * interval_s + WAKE_DELAY_S
@@ -307,7 +253,7 @@ class Bot:
         """Decide and send until on target; False when the market should be asked again soon."""
         barred: set[Purpose] = set()
         done = True
-        self._market = None
+        self._conditions.doubt_market()
         for _ in range(ROUNDS_MAX):
             held = self._orders.position()
             self._check_loss(held, candle.close)
@@ -315,16 +261,17 @@ class Bot:
             step = decision.step
             if step is None:
                 break
-            around = self._look_around(step, held)
+            today = self._journal.orders_since(int(self._clock.now()) - DAY_S)
+            around = self._conditions.around(step, held, today)
             limits = self._plan.limits
             if self._journal.get("flatten"):
                 limits = limits._replace(max_spread_percent=Decimal(100))
             against = objection(step, self._plan.leverage, around, limits)
             if against is None:
                 self._journal.decide(self._row(candle, signal, held, decision))
-                self._orders.send(step, self._rules, candle.time, held, decision.reason)
+                self._orders.send(step, self._conditions.rules, candle.time, held, decision.reason)
                 if self._journal.fruitless_in_a_row()[0]:
-                    self._refreshed = float("-inf")  # The pair's rules may have changed.
+                    self._conditions.doubt_rules()
                 if self._clock.now() >= candle.time + 2 * self._plan.interval_s + WAKE_DELAY_S:
                     held = self._orders.position()
                     break  # A newer candle has finished meanwhile; it decides what comes next.
@@ -332,7 +279,7 @@ class Bot:
             reason = f"{decision.reason}, but {against.reason}"
             decision = Decision(decision.target, None, reason)
             self._emit("objection", reason)
-            self._refreshed = float("-inf")  # What speaks against it may be gone by the next tick.
+            self._conditions.doubt_rules()  # What speaks against it may be gone by the next tick.
             barred.add(step.purpose)
             if step.purpose is not Purpose.TURN or against.passing:
                 done = not against.passing
@@ -351,7 +298,7 @@ class Bot:
         return Snapshot(
             signal=signal,
             held=held,
-            rules=self._rules,
+            rules=self._conditions.rules,
             waits_for_turn_from=self._first_direction(signal.direction),
             flatten_reason=self._journal.get("flatten") or None,
             tried=barred
@@ -372,29 +319,6 @@ class Bot:
             return None
         return Direction(int(first)) if first else direction
 
-    def _look_around(self, step: Step, held: Decimal) -> Surroundings:
-        """Return what matters to an order only; status and quote are good for a minute."""
-        now = self._clock.monotonic()
-        if abs(self._clock_offset_s) > CLOCK_OFFSET_MAX_S:
-            self._measure_clock()  # It may have been repaired since.
-        if self._market is None or now - self._market[0] > MARKET_FRESH_S:
-            self._market = (now, self._exchange.system_status(), self._exchange.quote())
-        return Surroundings(
-            system_status=self._market[1],
-            quote=self._market[2],
-            rules=self._rules,
-            held=held,
-            summary=None if step.purpose is Purpose.CLOSE else self._summary(),
-            orders_today=self._journal.orders_since(int(self._clock.now()) - 86400),
-            fee_rate=self._fee_rate,
-            clock_offset_s=self._clock_offset_s,
-        )
-
-    def _summary(self) -> MarginSummary:
-        if self._plan.leverage:
-            return self._exchange.summary()
-        return MarginSummary(self._exchange.balances().get(self._rules.quote, ZERO), ZERO, ZERO)
-
     def _check_loss(self, held: Decimal, price: Decimal) -> None:
         """Latch `max_loss` when it is reached; once flat, end with a safety stop."""
         limit = self._plan.limits.max_loss
@@ -407,7 +331,7 @@ class Bot:
             reason = f"the loss since the last resume is {loss:.2f}, max_loss is {limit}"
             self._journal.put(flatten=reason)
             log.critical("flattening reason=%s", reason)
-        if reason and abs(held) < self._rules.ordermin:
+        if reason and abs(held) < self._conditions.rules.ordermin:
             self._journal.put(flatten=None)
             rest = f"; {plain(held)} is too small to be closed" if held else ""
             raise self._journal.halt(reason + rest)
@@ -416,7 +340,7 @@ class Bot:
         self, candle: Candle, signal: Signal, held: Decimal, decision: Decision, done: bool
     ) -> None:
         row = self._row(candle, signal, held, decision)
-        summary = self._summary()
+        summary = self._conditions.summary()
         if not self._plan.leverage:
             summary = summary._replace(unrealized_pnl=held * candle.close)
         level = summary.margin_level

@@ -17,6 +17,7 @@ from unittest import mock
 
 from krakenbot import bot, cli, config
 from krakenbot import orders as orders_module
+from krakenbot.accounting import read_ledger
 from krakenbot.bot import WAKE_DELAY_S, Bot
 from krakenbot.decision import Plan
 from krakenbot.errors import StopError
@@ -130,7 +131,7 @@ class TestAgainstTheLiveTick(unittest.TestCase):
             world.time = columns.time + (number + 1) * columns.interval_s + WAKE_DELAY_S
             try:
                 live_bot.tick()
-                live_bot._book_charges()
+                read_ledger(exchange, journal, world)
             except StopError as error:
                 halted = error
                 break

@@ -33,6 +33,7 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
 from krakenbot import log
+from krakenbot.accounting import read_ledger
 from krakenbot.bot import Bot, Event
 from krakenbot.client import Client
 from krakenbot.clock import StopRequestedError
@@ -833,8 +834,8 @@ class World:
             self._process(once=True)
         rows = self._raw("SELECT id FROM intents WHERE outcome IS NULL").fetchall()
         self._expect(not rows, "nothing stays open", str(rows))
-        bot, _, lock = self._open_process()
-        bot._book_charges()
+        bot, journal, lock = self._open_process()
+        read_ledger(bot._exchange, journal, bot._clock)
         lock.close()
         self._check_equity_of_journal()
         for table in ("meta", "intents", "decisions", "charges"):

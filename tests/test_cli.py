@@ -62,14 +62,21 @@ class TestCommandLine(unittest.TestCase):
         command = mock.Mock(return_value=0)
         code, _, err = self.run_with(name, command, *argv)
         self.assertEqual(0, code, err)
-        seen = command.call_args.args[0]
-        assert isinstance(seen, Namespace)
+        seen: Namespace = command.call_args.args[0]
         return seen
 
     def test_no_command_means_run(self) -> None:
         self.assertFalse(self.parsed("run").live)
         self.assertTrue(self.parsed("run", "--live").live)
         self.assertTrue(self.parsed("run", "--config", "a.toml", "--live").live)
+
+    def test_the_short_way_of_run_gives_the_same_as_its_parser(self) -> None:
+        parser = ArgumentParser()
+        parser.add_argument("--config")
+        importlib.import_module("krakenbot.commands.run").add_arguments(parser)
+        for argv in ((), ("--live",), ("--once", "--adopt"), ("--live", "--once", "--live")):
+            with self.subTest(argv):
+                self.assertEqual(vars(parser.parse_args(argv)), vars(self.parsed("run", *argv)))
 
     def test_config_is_taken_before_and_after_the_command(self) -> None:
         for argv in (
@@ -176,6 +183,19 @@ class TestProcess(unittest.TestCase):
                 out, err = process.communicate(timeout=30)
                 self.assertEqual((0, ""), (process.returncode, err))
                 self.assertIn(want, out)
+
+    def test_a_running_bot_does_not_carry_the_parser_of_its_command_line(self) -> None:
+        code = (
+            "import sys; from krakenbot import cli; from krakenbot.commands import run;"
+            "run.run = lambda _: len({'argparse', 'gettext', 'queue', 'difflib'} & {*sys.modules});"
+            "sys.exit(cli.main(sys.argv[1:]))"
+        )
+        for words in ((), ("--live", "--once"), ("--config", "x.toml", "run", "--adopt")):
+            with self.subTest(words):
+                process = self.start("-c", code, *words)
+                self.assertEqual(("", ""), process.communicate(timeout=30))
+                self.assertEqual(0, process.returncode)
+        self.assertEqual(2, self.start("-c", code, "run", "--config=x.toml").wait(timeout=30))
 
     def test_a_reader_that_goes_away_is_no_error(self) -> None:
         body = "[print('line' * 100) for _ in range(5000)]"

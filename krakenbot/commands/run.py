@@ -1,8 +1,8 @@
 """`run`: the bot itself."""
 
-import argparse
 import logging
 from functools import partial
+from typing import TYPE_CHECKING
 
 from krakenbot.bot import Event
 from krakenbot.config import Config
@@ -11,21 +11,22 @@ from krakenbot.notify import Notifier
 from krakenbot.parts import assemble, costs, load_config
 from krakenbot.spot import FEE_RATE_ASSUMED
 
+if TYPE_CHECKING:
+    import argparse
+
 HELP = "The bot: one decision for each finished candle, until SIGTERM or SIGINT."
 EXAMPLE = "krakenbot --config my.toml run --live"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: "argparse.ArgumentParser") -> None:
     parser.add_argument("--live", action="store_true", help='needed as well as mode = "live"')
-    parser.add_argument(
-        "--once", action="store_true", help="decide on the newest finished candle and end"
-    )
-    parser.add_argument(
-        "--adopt", action="store_true", help="take over the position that is held now"
-    )
+    once = "decide on the newest finished candle and end"
+    parser.add_argument("--once", action="store_true", help=once)
+    adopt = "take over the position that is held now"
+    parser.add_argument("--adopt", action="store_true", help=adopt)
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(arguments: "argparse.Namespace") -> int:
     config = load_config(arguments.config)
     with Notifier(config) as notifier:
         on_event = partial(_show, notifier, config, [config.mode == "live" or arguments.once])
@@ -33,9 +34,8 @@ def run(arguments: argparse.Namespace) -> int:
         parts.clock.stop_on_signals()
         parts.clock.progress = notifier.alive
         try:
-            parts.bot.run(
-                once=arguments.once, patience_s=config.exchange.patience, adopt=arguments.adopt
-            )
+            patience_s = config.exchange.patience
+            parts.bot.run(once=arguments.once, patience_s=patience_s, adopt=arguments.adopt)
         finally:
             parts.journal.close()  # So that one file holds all of it.
     return 0

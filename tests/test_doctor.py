@@ -218,7 +218,8 @@ class TestOutput(Patient):
         self.assertNotEqual(plain, colored)
 
     def test_text_from_outside_cannot_drive_the_terminal(self) -> None:
-        with mock.patch.object(doctor, "CHECKS", (("x", lambda v: "a\x1b[2J\nok   b", "", ""),)):
+        answer = ("ok", "a\x1b[2J\nok   b")
+        with mock.patch.object(doctor, "CHECKS", (("x", lambda _: answer, "", ""),)):
             (finding,) = doctor.examine(None)
         self.assertEqual(r"a\x1b[2J\nok   b", finding.text)
 

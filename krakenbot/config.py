@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 from krakenbot.errors import ConfigError
+from krakenbot.log import register
 from krakenbot.model import Secret
 from krakenbot.pairs import decimal, plain
 
@@ -69,24 +70,27 @@ def _number(high: int, kind: type[Decimal | float] = Decimal, *, zero: bool = Fa
     return parse
 
 
-def _text(shape: str, allowed: str) -> _Parser:
-    def parse(raw: object) -> str:
+def _text(shape: str, allowed: str, kind: Callable[[str], object] = str) -> _Parser:
+    def parse(raw: object) -> object:
         match = re.fullmatch(shape, raw) if isinstance(raw, str) else None
         if match is None or int(match.groupdict().get("port") or 0) > 65535:
             raise ValueError(allowed)
-        return match[0]
+        return kind(match[0])
 
     return parse
 
 
-def _exchange_url(raw: object) -> str:
-    allowed = "https://host or http:// with a loopback address, and nothing after it"
-    return str(_text(f"{_ORIGIN}/?", allowed)(raw)).removesuffix("/")
-
-
-def _notify_url(raw: object) -> Secret:
-    allowed = "an https address without user and password, or http on loopback"
-    return Secret(str(_text(rf"{_ORIGIN}([/?][!-~]*)?", allowed)(raw)))
+_PAIR = _text(r"[A-Za-z0-9./:_-]{3,20}", "a pair's name at Kraken, like XBTUSD")
+_EXCHANGE_URL = _text(
+    f"{_ORIGIN}/?", "https://host or http:// with a loopback address, and nothing after it",
+    lambda url: url.removesuffix("/"),
+)  # fmt: skip
+_PROXY = _text(rf"http://{_HOST}:(?P<port>[0-9]{{1,5}})", "http://host:port")
+_NOTIFY_URL = _text(
+    rf"{_ORIGIN}([/?][!-~]*)?", "https without user and password, or http on loopback", Secret
+)
+_BODY = _text(r"(?s:.{1,10000})", "text of at most 10000 characters")
+_FOLDER = _text(r"[^\x00-\x1f\x7f]+", "a folder's path")
 
 
 # The tables are named tuples because a dataclass takes ten times as long to create at each start.
@@ -112,10 +116,8 @@ class RiskTable(NamedTuple):
 class ExchangeTable(NamedTuple):
     """`timeout` and `patience` in seconds."""
 
-    url: Annotated[str, _exchange_url] = "https://api.kraken.com"
-    proxy: Annotated[
-        str | None, _text(rf"http://{_HOST}:(?P<port>[0-9]{{1,5}})", "http://host:port")
-    ] = None
+    url: Annotated[str, _EXCHANGE_URL] = "https://api.kraken.com"
+    proxy: Annotated[str | None, _PROXY] = None
     timeout: Annotated[float, _number(120, float)] = 20.0
     patience: Annotated[float, _number(86400, float)] = 300.0
     clock_speed: Annotated[float, _number(1000000, float)] = 1.0
@@ -136,11 +138,9 @@ class LogTable(NamedTuple):
 class NotifyTable(NamedTuple):
     """Addresses and bodies often carry a token, so they count as secrets."""
 
-    url: Annotated[Secret | None, _notify_url] = None
-    body: Annotated[
-        str | None, _text(r"(?s:.{1,10000})", "text of at most 10000 characters")
-    ] = None
-    heartbeat_url: Annotated[Secret | None, _notify_url] = None
+    url: Annotated[Secret | None, _NOTIFY_URL] = None
+    body: Annotated[str | None, _BODY] = None
+    heartbeat_url: Annotated[Secret | None, _NOTIFY_URL] = None
 
     def __repr__(self) -> str:
         return "NotifyTable(<secret>)"
@@ -150,9 +150,7 @@ class Config(NamedTuple):
     """All of it. `sources` maps a dotted key to "default", a file's or a variable's name."""
 
     mode: Annotated[str, _one_of("paper", "validate", "live")] = "paper"
-    pair: Annotated[
-        str, _text(r"[A-Za-z0-9./:_-]{3,20}", "a pair's name at Kraken, like XBTUSD")
-    ] = "XBTUSD"
+    pair: Annotated[str, _PAIR] = "XBTUSD"
     interval: Annotated[int, _one_of(*INTERVALS)] = 1
     size: Annotated[Decimal, _number(_HUGE)] = Decimal("0.0001")
     leverage: Annotated[int, _one_of(0, *range(2, 21))] = 2
@@ -179,7 +177,7 @@ _KEYS: dict[str, tuple[object, _Parser]] = {
     for field, hint in kind.__annotations__.items()
     if hasattr(hint, "__metadata__")
 }
-_KEYS["state.directory"] = (None, _text(r"[^\x00-\x1f\x7f]+", "a folder's path"))
+_KEYS["state.directory"] = (None, _FOLDER)
 
 
 class Credentials(NamedTuple):
@@ -222,7 +220,9 @@ def load(path: str | None, environ: Mapping[str, str], cwd: Path) -> Config:
         for table, kind in _TABLES.items()
     }
     config = Config(**top, **tables, state_directory=cwd / folder, sources=sources)
-    _register(config.notify.url, config.notify.heartbeat_url)
+    for address in (config.notify.url, config.notify.heartbeat_url):
+        if address is not None:
+            register(address)
     return config
 
 
@@ -257,7 +257,8 @@ def load_secrets(environ: Mapping[str, str], prefix: str = "KRAKEN") -> Credenti
         (key_at, key), (secret_at, secret) = (_secret(environ, source, name) for name in names)
         if key and secret:
             credentials = Credentials(Secret(key), Secret(secret), source)
-            _register(credentials.key, credentials.secret)
+            register(credentials.key)
+            register(credentials.secret)
             return credentials
         if key or secret:
             here, missing = (key_at, secret_at) if key else (secret_at, key_at)
@@ -310,9 +311,6 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
     try:
         return tomllib.loads(raw.decode("utf-8-sig"), parse_float=Decimal)
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"not UTF-8 text (at line {line})") from None
     except ArithmeticError:
         raise ValueError("not valid TOML: a number is out of range") from None
     except (ValueError, RecursionError) as error:
@@ -419,12 +417,3 @@ def _bare(text: str, where: str) -> str:
     if not bare or not is_text or len(text) > _SECRET_CHARACTERS_MAX:
         raise ConfigError(f"{where}: empty, too long or no plain text; copy the key again")
     return bare
-
-
-def _register(*secrets: Secret | None) -> None:
-    for secret in secrets:
-        if secret is not None:
-            # Imported here because logging costs time that a command without secrets saves.
-            from krakenbot.log import register
-
-            register(secret)

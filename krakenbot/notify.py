@@ -10,8 +10,9 @@ import os
 import socket
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
+from krakenbot.bot import Event
 from krakenbot.client import USER_AGENT, Transport, UrllibTransport
 from krakenbot.clock import StopRequestedError
 from krakenbot.config import Config
@@ -28,17 +29,6 @@ WAITING_MAX = 20
 LAST_WORDS_S = 6.0
 
 log = logging.getLogger("krakenbot")
-
-
-class Event(Protocol):
-    """What the bot tells; `values` are those of a decision."""
-
-    @property
-    def kind(self) -> str: ...
-    @property
-    def text(self) -> str: ...
-    @property
-    def values(self) -> Mapping[str, str]: ...
 
 
 class Notifier:

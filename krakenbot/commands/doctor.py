@@ -12,6 +12,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from decimal import Decimal
 from typing import NamedTuple
 
@@ -19,7 +20,8 @@ from krakenbot import config as configuration
 from krakenbot import log as logs
 from krakenbot.client import Client
 from krakenbot.clock import SystemClock
-from krakenbot.commands.call import key_lock, signed_client, transport
+from krakenbot.commands.call import signed_client, transport
+from krakenbot.config import Credentials
 from krakenbot.decision import plan_of
 from krakenbot.errors import ConfigError, LaterError, RefusedError, StopError, UnansweredError
 from krakenbot.journal import Lock, open_read_only
@@ -103,7 +105,8 @@ class Visit:
 
     def __init__(self, file: str | None) -> None:
         self.file = file
-        self.no_key = "no key"
+        self.explained = ZERO
+        self.credentials: Credentials | None = None
         self.lock: Lock | None = None
 
     def _python(self) -> Answer:
@@ -142,23 +145,14 @@ class Visit:
 
     def _journal(self) -> Answer:
         path = configuration.journal_path(self.config)
-        text = "none yet: this bot has not run"
-        if path.exists():
-            journal = open_read_only(path)
+        if not path.exists():
+            return "ok", "none yet: this bot has not run"
+        with closing(open_read_only(path)) as journal:
             halted, unresolved = journal.get("halted"), len(journal.open_intents())
-            journal.close()
-            if halted:
-                return "warn", f"halted: {halted}"
-            text = f"{path.name} is sound, {unresolved} orders unresolved"
-        try:
-            if path.with_suffix(".lock").exists():
-                Lock(path.with_suffix(".lock"), "the journal").close()
-            if self.credentials is not None and self.config.state_directory.exists():
-                key_lock(self.config, self.credentials).close()
-        except ConfigError as error:
-            self.credentials, self.no_key = None, "a bot is running, and the key is its own"
-            text += f"; {error}"
-        return "ok", text
+            self.explained = journal.account().held
+        if halted:
+            return "warn", f"halted: {halted}"
+        return "ok", f"{path.name} is sound, {unresolved} orders unresolved"
 
     def _network(self) -> Answer:
         config, clock = self.config, SystemClock(self.config.exchange.clock_speed)
@@ -188,8 +182,11 @@ class Visit:
 
     def _key(self) -> Answer:
         if self.credentials is None:
-            return "skip", self.no_key
-        client, self.lock = signed_client(self.config, self.credentials, live=False)
+            return "skip", "no key"
+        try:
+            client, self.lock = signed_client(self.config, self.credentials, live=False)
+        except ConfigError as error:
+            return "skip", f"the key is left alone, {error}"
         self.account = self._spot(client)
         check_key(self.account)
         # Kraken's documentation spells these both with underscores and in camel case.
@@ -219,13 +216,10 @@ class Visit:
 
     def _position(self) -> Answer:
         if self.config.mode != "live" or not self.config.leverage:
-            return "skip", "only live margin trading holds any at Kraken"
-        path, explained = configuration.journal_path(self.config), ZERO
-        if path.exists():
-            explained = open_read_only(path).account().held
+            return "skip", "only live margin trading holds any"
         held = self.account.position().volume
-        text = f"the exchange holds {plain(held)}, the journal explains {plain(explained)}"
-        return "ok" if held == explained else "fail", text
+        text = f"the exchange holds {plain(held)}, the journal explains {plain(self.explained)}"
+        return "ok" if held == self.explained else "fail", text
 
     def _costs(self) -> Answer:
         too_much, lines = costs(self.config, self.fee_rate)
@@ -283,7 +277,7 @@ CHECKS = (
     ("secrets", Visit._secrets, "config", "put both into files of mode 0600 and name the files in "
      "KRAKEN_API_KEY_FILE and KRAKEN_API_SECRET_FILE"),
     ("state", Visit._state, "config", "make room there, and let this user write"),
-    ("journal", Visit._journal, "secrets", "look at the exchange, then `krakenbot resume`"),
+    ("journal", Visit._journal, "config", "look at the exchange, then `krakenbot resume`"),
     ("network", Visit._network, "config", "look at DNS, firewall, CA certificates and the clock"),
     ("clock", Visit._clock, "network", "timedatectl set-ntp true"),
     ("pair", Visit._pair, "clock", "look at status.kraken.com and at the name of the pair"),

@@ -78,19 +78,17 @@ def headline(pair: str, days: float, turns: int, before: float, net: float) -> s
 
 
 def thinned(points: Iterable[Point], limit: int = COLUMNS) -> list[Point]:
-    """Return at most `limit` points; merged ones keep the lowest and highest price."""
+    """Return at most `limit` (even) points; merged ones keep the lowest and highest price."""
     kept: list[Point] = []
-    step = count = 1
-    for point in points:
-        if count < step:
+    step = 1
+    for number, point in enumerate(points):
+        if number % step:
             kept[-1] = _merged(kept[-1], point)
-            count += 1
             continue
         if len(kept) == limit:
             kept = [_merged(a, b) for a, b in zip(kept[::2], kept[1::2], strict=True)]
             step *= 2
         kept.append(point)
-        count = 1
     return kept
 
 
@@ -160,7 +158,7 @@ class _Chart:
 
     def line(self, name: str, values: Sequence[float], kind: str) -> None:
         self._draw(kind, "M" + " ".join(map(self._at, self.times, values)))
-        self.series.append((name, [_short(value) for value in values]))
+        self.series.append((name, [f"{value:,.7g}" for value in values]))
         self.keys[name] = kind
 
     def area(self, kind: str, low: Sequence[float], high: Sequence[float]) -> None:
@@ -236,14 +234,12 @@ def _bars(costs: Sequence[tuple[str, float]]) -> str:
 
 def _table(orders: Sequence[Sequence[str]]) -> str:
     shown = orders[-ROWS_MAX:][::-1]
-    head = "".join(f"<th>{name}</th>" for name in _ORDER)
-    rows = ("".join(f"<td>{escape(text)}</td>" for text in row) for row in shown)
     more = f" (the newest {len(shown)})" if len(shown) < len(orders) else ""
-    return (
-        f'<section><h2>Orders{more}</h2><div class="wide"><table class="orders"><thead><tr>{head}'
-        f"</tr></thead><tbody>{''.join(f'<tr>{row}</tr>' for row in rows)}</tbody></table></div>"
-        "</section>"
-    )
+    rows = f"<tr>{''.join(f'<th>{name}</th>' for name in _ORDER)}</tr>"
+    for row in shown:
+        rows += f"<tr>{''.join(f'<td>{escape(text)}</td>' for text in row)}</tr>"
+    return (f'<section><h2>Orders{more}</h2><div class="wide"><table class="orders">{rows}</table>'
+            "</div></section>")  # fmt: skip
 
 
 def _ticks(low: float, high: float) -> list[tuple[float, str]]:
@@ -254,10 +250,6 @@ def _ticks(low: float, high: float) -> list[tuple[float, str]]:
     decimals = max(0, -math.floor(math.log10(step)) + (step / power == 2.5))
     first = math.ceil(low / step)
     return [(n * step, f"{n * step:,.{decimals}f}") for n in range(first, int(high // step) + 1)]
-
-
-def _short(value: float) -> str:
-    return f"{value:,.2f}" if abs(value) >= 100 else f"{value:.6g}"
 
 
 def _tone(amount: float) -> str:

@@ -1,7 +1,6 @@
 """`run`: the bot itself."""
 
 import logging
-from functools import partial
 from typing import TYPE_CHECKING
 
 from krakenbot.bot import Event
@@ -28,8 +27,16 @@ def add_arguments(parser: "argparse.ArgumentParser") -> None:
 
 def run(arguments: "argparse.Namespace") -> int:
     config = load_config(arguments.config)
+    costs_said = config.mode == "live" or arguments.once
+
+    def on_event(event: Event) -> None:
+        nonlocal costs_said
+        notifier(event)
+        if event.kind == "decision" and not costs_said:
+            costs_said = True
+            _say_costs(config)
+
     with Notifier(config) as notifier:
-        on_event = partial(_show, notifier, config, [config.mode == "live" or arguments.once])
         parts = assemble(config, live=arguments.live, on_event=on_event)
         parts.clock.stop_on_signals()
         parts.clock.progress = notifier.alive
@@ -41,12 +48,8 @@ def run(arguments: "argparse.Namespace") -> int:
     return 0
 
 
-def _show(notifier: Notifier, config: Config, said: list[bool], event: Event) -> None:
-    """Pass events on; after the first decision without money, say what it would cost."""
-    notifier(event)
-    if event.kind != "decision" or said[0]:
-        return
-    said[0] = True
+def _say_costs(config: Config) -> None:
+    """Say, after the first decision without money, what it would cost with it."""
     fee_percent = config.exchange.fee_percent
     try:
         _, lines = costs(config, FEE_RATE_ASSUMED if fee_percent is None else fee_percent / 100)

@@ -5,24 +5,24 @@ import os
 import sys
 from collections.abc import Sequence
 from types import ModuleType, SimpleNamespace
-from typing import Any, NoReturn
+from typing import Any
 
 from krakenbot import __version__
 
 COMMANDS = {
     "run": "the bot: one decision for each finished candle (what happens without a command)",
-    "demo": "the whole bot against the built-in exchange: no keys, no network",
-    "doctor": "check configuration, keys, clock, pair, account and costs",
+    "demo": "the whole bot against the built-in exchange: no keys, no network, no money",
+    "doctor": "check configuration, keys, clock, network, pair, account and costs",
     "status": "position, target, last decision and why, profit and loss",
     "history": "what the journal holds: decisions, orders, equity",
     "report": "one self-contained HTML file about what the bot did",
-    "backtest": "the same decisions, orders, fees and margin over files of candles",
-    "sandbox": "a local exchange that answers as Kraken does, for any client",
+    "backtest": "the same decisions, orders, fees and margin over Kraken's OHLCVT files",
+    "sandbox": "a local exchange that answers as Kraken's Spot REST API does, for any client",
     "flatten": "close the bot's position, verify, and leave the bot halted",
-    "resume": "clear a halt after showing why it was set",
-    "call": "any method of Kraken's REST API, signed when private",
-    "unit": "print a hardened systemd unit for this installation",
-    "build": "write the single-file program krakenbot.pyz",
+    "resume": "clear a halt after showing why it was set; max_loss counts anew from here",
+    "call": "any method of Kraken's REST API; what trades or moves money needs --live",
+    "unit": "print a hardened systemd unit for this installation and this mode",
+    "build": "write the program as a single file and print its SHA-256",
 }
 _CONFIG = "TOML file (default: $KRAKENBOT_CONFIG, else config.toml in this folder, if present)"
 _PLAIN = ("--live", "--once", "--adopt")
@@ -61,7 +61,11 @@ def _split(words: list[str]) -> tuple[str | None, str, list[str]]:
         elif word.startswith("-"):
             break
         else:
-            _unknown(word)
+            import difflib
+
+            nearest = difflib.get_close_matches(word, COMMANDS, 1, 0.0)[0]
+            _say(f"krakenbot: unknown command {word!r}; the nearest is {nearest!r}")
+            sys.exit(2)
         words = rest
     return config, "run", words
 
@@ -76,7 +80,7 @@ def _arguments(module: ModuleType, command: str, config: str | None, words: list
 
     parser = argparse.ArgumentParser(
         prog=f"krakenbot {command}",
-        description=module.HELP,
+        description=COMMANDS[command],
         epilog=f"example: {module.EXAMPLE}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -93,14 +97,6 @@ def _help() -> str:
         f"--config FILE  {_CONFIG}\n--version      show it and exit\n\n"
         "Each command has its own --help with an example.\nexample: krakenbot demo"
     )
-
-
-def _unknown(word: str) -> NoReturn:
-    import difflib
-
-    nearest = difflib.get_close_matches(word, COMMANDS, 1, 0.0)[0]
-    _say(f"krakenbot: unknown command {word!r}; the nearest is {nearest!r}; see krakenbot --help")
-    sys.exit(2)
 
 
 def _exit_code(command: str, error: BaseException) -> int:

@@ -56,15 +56,14 @@ def _number(high: int, kind: type[Decimal | float] = Decimal, *, zero: bool = Fa
 
     def parse(raw: object) -> Decimal | float:
         try:
-            text = raw if isinstance(raw, str) else plain(decimal(raw))
-            if not re.fullmatch(r"[0-9]{1,20}(\.[0-9]{1,18})?", text):
-                raise ValueError
-            number = Decimal(plain(Decimal(text)))
-            if number > high or (number == 0 and not zero):
-                raise ValueError
+            number = Decimal(plain(decimal(raw)))
         except ValueError:
+            number = Decimal(-1)
+        is_plain = not isinstance(raw, str) or re.fullmatch(r"[0-9]+(\.[0-9]+)?", raw)
+        decimals = -int(number.as_tuple().exponent)
+        if not is_plain or decimals > 18 or not 0 <= number <= high or (number == 0 and not zero):
             raise ValueError(f"a number {'from' if zero else 'above'} 0, at most {high}, written "
-                             "plainly like 0.0001, with at most 18 decimals") from None  # fmt: skip
+                             "plainly like 0.0001, with at most 18 decimals")  # fmt: skip
         return kind(number)
 
     return parse

@@ -22,7 +22,7 @@ FAKE = """
 import sys, types
 from krakenbot import cli
 module = types.ModuleType("krakenbot.commands.{name}")
-module.HELP, module.EXAMPLE = "h", "e"
+module.EXAMPLE = "e"
 module.add_arguments = lambda parser: None
 def run(arguments):
     {body}
@@ -39,8 +39,7 @@ def fake(name: str, run: Callable[[Namespace], int]) -> types.ModuleType:
         parser.add_argument("words", nargs="*")
 
     module = types.ModuleType(f"krakenbot.commands.{name}")
-    vars(module).update(HELP="a help", EXAMPLE="krakenbot an-example")
-    vars(module).update(add_arguments=add_arguments, run=run)
+    vars(module).update(EXAMPLE="krakenbot an-example", add_arguments=add_arguments, run=run)
     return module
 
 
@@ -150,7 +149,6 @@ class TestCommandLine(unittest.TestCase):
                 continue
             with self.subTest(name):
                 module = importlib.import_module(f"krakenbot.commands.{name}")
-                self.assertNotIn("\n", module.HELP)
                 self.assertNotIn("\n", module.EXAMPLE)
                 module.add_arguments(ArgumentParser())
                 self.assertTrue(callable(module.run))

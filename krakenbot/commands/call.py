@@ -22,7 +22,6 @@ from krakenbot.model import Secret
 from krakenbot.parts import load_config, load_credentials
 from krakenbot.signing import decode_secret, fingerprint
 
-HELP = "Any method of Kraken's REST API. What trades or moves money needs --live."
 EXAMPLE = "krakenbot call OHLC pair=XBTUSD interval=60"
 PUBLIC = ("Time", "SystemStatus", "Assets", "AssetPairs", "Ticker", "OHLC", "Depth",
           "GroupedBook", "Trades", "Spread", "PreTrade", "PostTrade")  # fmt: skip

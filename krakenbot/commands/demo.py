@@ -19,7 +19,6 @@ from krakenbot.commands.status import read_status
 from krakenbot.config import Config, ExchangeTable, RiskTable
 from krakenbot.parts import Parts, assemble
 
-HELP = "The whole bot against the built-in exchange: no keys, no network, no money."
 EXAMPLE = "krakenbot demo --candles 60 --seed 7"
 SIZE = Decimal("0.05")
 

@@ -31,7 +31,6 @@ from krakenbot.parts import check_key, costs, load_credentials
 from krakenbot.risk import Surroundings, objection
 from krakenbot.spot import FEE_RATE_ASSUMED, Spot
 
-HELP = "Check configuration, keys, clock, network, pair, account and costs."
 EXAMPLE = "krakenbot doctor --json"
 FREE_BYTES_MIN = 50 << 20
 EXPOSURE_MAX = 1.2

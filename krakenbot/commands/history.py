@@ -15,7 +15,6 @@ from krakenbot.commands.page import utc
 from krakenbot.journal import open_read_only
 from krakenbot.log import clean
 
-HELP = "What the journal holds: decisions, orders or equity."
 EXAMPLE = "krakenbot history orders --since 7d --format csv"
 
 # The columns shown, in order.

@@ -11,7 +11,6 @@ from krakenbot.log import clean
 from krakenbot.model import Purpose
 from krakenbot.pairs import plain
 
-HELP = "One self-contained HTML file: price, average, fills, profit and loss, costs, orders."
 EXAMPLE = "krakenbot report --output report.html"
 NEWEST = 360
 

@@ -13,7 +13,6 @@ from krakenbot.spot import FEE_RATE_ASSUMED
 if TYPE_CHECKING:
     import argparse
 
-HELP = "The bot: one decision for each finished candle, until SIGTERM or SIGINT."
 EXAMPLE = "krakenbot --config my.toml run --live"
 
 

@@ -13,7 +13,6 @@ from krakenbot.journal import Journal, open_read_only
 from krakenbot.log import clean
 from krakenbot.pairs import plain
 
-HELP = "Position, target, last decision and why, profit and loss."
 EXAMPLE = "krakenbot status --json"
 
 

@@ -1,110 +1,101 @@
 """The command line. A command's module is imported only when that command is asked for."""
 
-import argparse
 import importlib
 import os
 import sys
 from collections.abc import Sequence
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 from krakenbot import __version__
 
 COMMANDS = {
     "run": "the bot: one decision for each finished candle (what happens without a command)",
-    "demo": "the whole bot against the built-in exchange: no keys, no network",
-    "doctor": "check configuration, keys, clock, pair, account and costs",
+    "demo": "the whole bot against the built-in exchange: no keys, no network, no money",
+    "doctor": "check configuration, keys, clock, network, pair, account and costs",
     "status": "position, target, last decision and why, profit and loss",
     "history": "what the journal holds: decisions, orders, equity",
     "report": "one self-contained HTML file about what the bot did",
-    "backtest": "the same decisions, orders, fees and margin over files of candles",
-    "sandbox": "a local exchange that answers as Kraken does, for any client",
+    "backtest": "the same decisions, orders, fees and margin over Kraken's OHLCVT files",
+    "sandbox": "a local exchange that answers as Kraken's Spot REST API does, for any client",
     "flatten": "close the bot's position, verify, and leave the bot halted",
-    "resume": "clear a halt after showing why it was set",
-    "call": "any method of Kraken's REST API, signed when private",
-    "unit": "print a hardened systemd unit for this installation",
-    "build": "write the single-file program krakenbot.pyz",
+    "resume": "clear a halt after showing why it was set; max_loss counts anew from here",
+    "call": "any method of Kraken's REST API; what trades or moves money needs --live",
+    "unit": "print a hardened systemd unit for this installation and this mode",
+    "build": "write the program as a single file and print its SHA-256",
 }
+_CONFIG = "TOML file (default: $KRAKENBOT_CONFIG, else config.toml in this folder, if present)"
+_PLAIN = ("--live", "--once", "--adopt")
 _ENDED_BY_SIGNAL = ("run", "demo", "sandbox")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code of the process."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
     command = "run"
     try:
-        config, command, rest = _split(arguments)
-        code = _run(command, config, rest)
+        config, command, words = _split(list(sys.argv[1:] if argv is None else argv))
+        module = importlib.import_module(f"krakenbot.commands.{command}")
+        code: int = module.run(_arguments(module, command, config, words))
     except SystemExit as ending:
-        # argparse: 0 after --help and --version, 2 after wrong usage.
+        # After --help and --version 0, after wrong usage 2.
         code = ending.code if isinstance(ending.code, int) else 2
     except BaseException as error:
         code = _exit_code(command, error)
     return _flushed(code)
 
 
-def _run(command: str, config: str | None, rest: Sequence[str]) -> int:
-    module = importlib.import_module(f"krakenbot.commands.{command}")
-    parser = argparse.ArgumentParser(
-        prog=f"krakenbot {command}",
-        description=module.HELP,
-        epilog=f"example: {module.EXAMPLE}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    _add_config(parser, config)
-    module.add_arguments(parser)
-    code: int = module.run(parser.parse_args(rest))
-    return code
-
-
-def _split(arguments: list[str]) -> tuple[str | None, str, list[str]]:
+def _split(words: list[str]) -> tuple[str | None, str, list[str]]:
     """Return --config's value, the command and what is left for the command's own parser."""
-    parser = _front_parser()
     config: str | None = None
-    at = 0
-    while at < len(arguments):
-        word = arguments[at]
-        if word == "--config" and at + 1 < len(arguments):
-            config = arguments[at + 1]
-            at += 2
+    while words:
+        word, *rest = words
+        if word == "--config" and rest:
+            config, *rest = rest
         elif word.startswith("--config="):
             config = word.partition("=")[2]
-            at += 1
+        elif word in COMMANDS:
+            return config, word, rest
         elif word in ("-h", "--help", "--version"):
-            parser.parse_args([word])
+            print(f"krakenbot {__version__}" if word == "--version" else _help())
+            sys.exit(0)
         elif word.startswith("-"):
             break
-        elif word in COMMANDS:
-            return config, word, arguments[at + 1 :]
         else:
             import difflib
 
             nearest = difflib.get_close_matches(word, COMMANDS, 1, 0.0)[0]
-            parser.error(f"unknown command {word!r}; the nearest is {nearest!r}")
-    return config, "run", arguments[at:]
+            _say(f"krakenbot: unknown command {word!r}; the nearest is {nearest!r}")
+            sys.exit(2)
+        words = rest
+    return config, "run", words
 
 
-def _front_parser() -> argparse.ArgumentParser:
-    width = max(map(len, COMMANDS))
+def _arguments(module: ModuleType, command: str, config: str | None, words: list[str]) -> Any:
+    """Return a command's arguments, the words after its name."""
+    if command == "run" and set(words) <= set(_PLAIN):
+        # Without argparse the bot needs less memory for as long as it runs.
+        given = {word.removeprefix("--"): word in words for word in _PLAIN}
+        return SimpleNamespace(config=config, **given)
+    import argparse
+
     parser = argparse.ArgumentParser(
-        prog="krakenbot",
-        usage="krakenbot [--config FILE] [COMMAND] [options]",
-        description="commands:\n"
-        + "\n".join(f"  {name:{width}}  {line}" for name, line in COMMANDS.items()),
-        epilog="Each command has its own --help with an example.\nexample: krakenbot demo",
+        prog=f"krakenbot {command}",
+        description=COMMANDS[command],
+        epilog=f"example: {module.EXAMPLE}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=f"krakenbot {__version__}")
-    _add_config(parser, None)
-    return parser
+    parser.add_argument("--config", metavar="FILE", default=config, help=_CONFIG)
+    module.add_arguments(parser)
+    return parser.parse_args(words)
 
 
-def _add_config(parser: argparse.ArgumentParser, default: str | None) -> None:
-    parser.add_argument(
-        "--config",
-        metavar="FILE",
-        default=default,
-        help="TOML file (default: $KRAKENBOT_CONFIG, else config.toml in this folder, if present)",
+def _help() -> str:
+    lines = "".join(f"  {name:9} {line}\n" for name, line in COMMANDS.items())
+    return (
+        f"usage: krakenbot [--config FILE] [COMMAND] [options]\n\ncommands:\n{lines}\n"
+        f"--config FILE  {_CONFIG}\n--version      show it and exit\n\n"
+        "Each command has its own --help with an example.\nexample: krakenbot demo"
     )
 
 

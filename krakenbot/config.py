@@ -1,74 +1,145 @@
 """Configuration: built-in defaults, then a TOML file, then the environment; and the secrets.
 
-`load` reports every mistake at once. `sources` of its result says where each value came from.
+`Config` and its tables are the list of all keys: type, what is allowed, default. `load` reports
+every mistake at once. `sources` of its result says where each value came from.
 """
 
+import json
 import os
 import re
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from krakenbot.errors import ConfigError
+from krakenbot.log import register
 from krakenbot.model import Secret
 from krakenbot.pairs import decimal, plain
 
 STRATEGIES = ("sma-slope", "sma-cross")
 INTERVALS = (1, 5, 15, 30, 60, 240, 1440, 10080, 21600)
 _FILE_BYTES_MAX = 1 << 20
-_SECRET_BYTES_MAX = 4096
+_SECRET_CHARACTERS_MAX = 4096
+_HUGE = 10**12
+_HOST = r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+)"
+_LOOPBACK = r"(?:localhost|\[::1\]|127(?:\.(?:25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])){3})"
+_ORIGIN = rf"(?:https://{_HOST}|http://{_LOOPBACK})(?::(?P<port>[0-9]{{1,5}}))?"
+
+# Takes a value as TOML gives it; ValueError says what is allowed.
+_Parser = Callable[[object], object]
+
+
+def _one_of(*allowed: object) -> _Parser:
+    """Take these values and no look-alikes: True is not 1."""
+
+    def parse(raw: object) -> object:
+        if not any(type(raw) is type(value) and raw == value for value in allowed):
+            raise ValueError("one of " + ", ".join(map(json.dumps, allowed)))
+        return raw
+
+    return parse
+
+
+def _whole(low: int, high: int) -> _Parser:
+    def parse(raw: object) -> int:
+        if type(raw) is not int or not low <= raw <= high:
+            raise ValueError(f"a whole number from {low} to {high}")
+        return raw
+
+    return parse
+
+
+def _number(high: int, kind: type[Decimal | float] = Decimal, *, zero: bool = False) -> _Parser:
+    """Take numbers and texts that are exact decimals above (`zero`: from) 0 and up to `high`."""
+
+    def parse(raw: object) -> Decimal | float:
+        try:
+            number = Decimal(plain(decimal(raw)))
+        except ValueError:
+            number = Decimal(-1)
+        is_plain = not isinstance(raw, str) or re.fullmatch(r"[0-9]+(\.[0-9]+)?", raw)
+        decimals = -int(number.as_tuple().exponent)
+        if not is_plain or decimals > 18 or not 0 <= number <= high or (number == 0 and not zero):
+            raise ValueError(f"a number {'from' if zero else 'above'} 0, at most {high}, written "
+                             "plainly like 0.0001, with at most 18 decimals")  # fmt: skip
+        return kind(number)
+
+    return parse
+
+
+def _text(shape: str, allowed: str, kind: Callable[[str], object] = str) -> _Parser:
+    def parse(raw: object) -> object:
+        match = re.fullmatch(shape, raw) if isinstance(raw, str) else None
+        if match is None or int(match.groupdict().get("port") or 0) > 65535:
+            raise ValueError(allowed)
+        return kind(match[0])
+
+    return parse
+
+
+_PAIR = _text(r"[A-Za-z0-9./:_-]{3,20}", "a pair's name at Kraken, like XBTUSD")
+_EXCHANGE_URL = _text(
+    f"{_ORIGIN}/?", "https://host or http:// with a loopback address, and nothing after it",
+    lambda url: url.removesuffix("/"),
+)  # fmt: skip
+_PROXY = _text(rf"http://{_HOST}:(?P<port>[0-9]{{1,5}})", "http://host:port")
+_NOTIFY_URL = _text(
+    rf"{_ORIGIN}([/?][!-~]*)?", "https without user and password, or http on loopback", Secret
+)
+_BODY = _text(r"(?s:.{1,10000})", "text of at most 10000 characters")
+_FOLDER = _text(r"[^\x00-\x1f\x7f]+", "a folder's path")
 
 
 # The tables are named tuples because a dataclass takes ten times as long to create at each start.
 class StrategyTable(NamedTuple):
     """`length` belongs to sma-slope, `short` and `long` to sma-cross; all in candles."""
 
-    name: str
-    length: int
-    short: int
-    long: int
+    name: Annotated[str, _one_of(*STRATEGIES)] = "sma-slope"
+    length: Annotated[int, _whole(2, 700)] = 20
+    short: Annotated[int, _whole(1, 699)] = 5
+    long: Annotated[int, _whole(2, 700)] = 20
 
 
 class RiskTable(NamedTuple):
     """`max_loss` in quote currency or None; the rest in percent."""
 
-    max_fee_percent_per_day: Decimal
-    max_loss: Decimal | None
-    min_margin_level: Decimal
-    max_spread_percent: Decimal
-    max_orders_per_day: int
+    max_fee_percent_per_day: Annotated[Decimal, _number(1000)] = Decimal(5)
+    max_loss: Annotated[Decimal | None, _number(_HUGE)] = None
+    min_margin_level: Annotated[Decimal, _number(10000, zero=True)] = Decimal(150)
+    max_spread_percent: Annotated[Decimal, _number(100)] = Decimal(1)
+    max_orders_per_day: Annotated[int, _whole(1, 100000)] = 500
 
 
 class ExchangeTable(NamedTuple):
-    """`timeout` and `patience` in seconds; `proxy` is http://host:port or None."""
+    """`timeout` and `patience` in seconds."""
 
-    url: str
-    proxy: str | None
-    timeout: float
-    patience: float
-    clock_speed: float
-    fee_percent: Decimal | None
-    asset_class: str | None
-    trading_agreement: bool
+    url: Annotated[str, _EXCHANGE_URL] = "https://api.kraken.com"
+    proxy: Annotated[str | None, _PROXY] = None
+    timeout: Annotated[float, _number(120, float)] = 20.0
+    patience: Annotated[float, _number(86400, float)] = 300.0
+    clock_speed: Annotated[float, _number(1000000, float)] = 1.0
+    fee_percent: Annotated[Decimal | None, _number(5, zero=True)] = None
+    asset_class: Annotated[str | None, _one_of("currency", "tokenized_asset")] = None
+    trading_agreement: Annotated[bool, _one_of(True, False)] = False
 
 
 class PaperTable(NamedTuple):
-    balance: Decimal
+    balance: Annotated[Decimal, _number(_HUGE)] = Decimal(10000)
 
 
 class LogTable(NamedTuple):
-    level: str
-    format: str
+    level: Annotated[str, _one_of("debug", "info", "warning", "error")] = "info"
+    format: Annotated[str, _one_of("text", "json")] = "text"
 
 
 class NotifyTable(NamedTuple):
     """Addresses and bodies often carry a token, so they count as secrets."""
 
-    url: Secret | None
-    body: str | None
-    heartbeat_url: Secret | None
+    url: Annotated[Secret | None, _NOTIFY_URL] = None
+    body: Annotated[str | None, _BODY] = None
+    heartbeat_url: Annotated[Secret | None, _NOTIFY_URL] = None
 
     def __repr__(self) -> str:
         return "NotifyTable(<secret>)"
@@ -77,21 +148,35 @@ class NotifyTable(NamedTuple):
 class Config(NamedTuple):
     """All of it. `sources` maps a dotted key to "default", a file's or a variable's name."""
 
-    mode: Literal["paper", "validate", "live"]
-    pair: str
-    interval: int
-    size: Decimal
-    leverage: int
-    reversal: Literal["two-step", "one-order"]
-    entry: Literal["next-turn", "now"]
-    strategy: StrategyTable
-    risk: RiskTable
-    exchange: ExchangeTable
-    paper: PaperTable
-    state_directory: Path
-    log: LogTable
-    notify: NotifyTable
-    sources: Mapping[str, str]
+    mode: Annotated[str, _one_of("paper", "validate", "live")] = "paper"
+    pair: Annotated[str, _PAIR] = "XBTUSD"
+    interval: Annotated[int, _one_of(*INTERVALS)] = 1
+    size: Annotated[Decimal, _number(_HUGE)] = Decimal("0.0001")
+    leverage: Annotated[int, _one_of(0, *range(2, 21))] = 2
+    reversal: Annotated[str, _one_of("two-step", "one-order")] = "two-step"
+    entry: Annotated[str, _one_of("next-turn", "now")] = "next-turn"
+    strategy: StrategyTable = StrategyTable()
+    risk: RiskTable = RiskTable()
+    exchange: ExchangeTable = ExchangeTable()
+    paper: PaperTable = PaperTable()
+    state_directory: Path = Path()
+    log: LogTable = LogTable()
+    notify: NotifyTable = NotifyTable()
+    sources: Mapping[str, str] = {}
+
+
+_TABLES: dict[str, Any] = {
+    "strategy": StrategyTable, "risk": RiskTable, "exchange": ExchangeTable,
+    "paper": PaperTable, "log": LogTable, "notify": NotifyTable,
+}  # fmt: skip
+# Each key's default (None: none) and its parser.
+_KEYS: dict[str, tuple[object, _Parser]] = {
+    f"{table}.{field}".removeprefix("."): (kind._field_defaults[field], hint.__metadata__[0])
+    for table, kind in {"": Config, **_TABLES}.items()
+    for field, hint in kind.__annotations__.items()
+    if hasattr(hint, "__metadata__")
+}
+_KEYS["state.directory"] = (None, _FOLDER)
 
 
 class Credentials(NamedTuple):
@@ -111,33 +196,32 @@ def load(path: str | None, environ: Mapping[str, str], cwd: Path) -> Config:
     errors: list[str] = []
     values: dict[str, Any] = {key: default for key, (default, _) in _KEYS.items()}
     sources = dict.fromkeys(_KEYS, "default")
-    settings = [*_from_file(path, environ, cwd, errors), *_from_environment(environ, errors)]
-    for key, raw, source in settings:
-        label = source if source.startswith("KRAKENBOT_") else f"{source}: {key}"
+    for source, key, raw in _settings(path, environ, cwd, errors):
         default, parse = _KEYS[key]
         sources[key] = source
         try:
             values[key] = None if default is None and raw == "" else parse(raw)
         except ValueError as allowed:
+            label = source if source.startswith("KRAKENBOT_") else f"{source}: {key}"
             errors.append(f"{label} = {_shown(key, raw)}: must be {allowed}")
             values.pop(key, None)
     _check_together(values, sources, errors)
-    directory = _state_directory(values, environ, sources, errors)
+    folder = values.get("state.directory") or "~/.local/state/krakenbot"
+    try:
+        folder = _expanded(folder, environ)
+    except ValueError as error:
+        errors.append(f"{error}; set state.directory to an absolute path")
     if errors:
         raise ConfigError("\n".join(errors))
-    rest: dict[str, Any] = {key: values[key] for key in _KEYS if "." not in key}
-    config = Config(
-        **rest,
-        strategy=StrategyTable(**_table(values, "strategy")),
-        risk=RiskTable(**_table(values, "risk")),
-        exchange=ExchangeTable(**_table(values, "exchange")),
-        paper=PaperTable(**_table(values, "paper")),
-        state_directory=cwd / directory,
-        log=LogTable(**_table(values, "log")),
-        notify=NotifyTable(**_table(values, "notify")),
-        sources=sources,
-    )
-    _register(config.notify.url, config.notify.heartbeat_url)
+    top = {key: value for key, value in values.items() if "." not in key}
+    tables: dict[str, Any] = {
+        table: kind(*(values[f"{table}.{field}"] for field in kind._fields))
+        for table, kind in _TABLES.items()
+    }
+    config = Config(**top, **tables, state_directory=cwd / folder, sources=sources)
+    for address in (config.notify.url, config.notify.heartbeat_url):
+        if address is not None:
+            register(address)
     return config
 
 
@@ -155,6 +239,11 @@ def journal_path(config: Config) -> Path:
     return config.state_directory / f"{name}.db"
 
 
+def is_loopback(url: str) -> bool:
+    """Return whether the address is on this machine: localhost, 127.0.0.0/8 or [::1]."""
+    return bool(re.fullmatch(rf"https?://{_LOOPBACK}(:[0-9]{{1,5}})?/?", url))
+
+
 def load_secrets(environ: Mapping[str, str], prefix: str = "KRAKEN") -> Credentials | None:
     """Return the first key and secret found, registered for redaction; None if there are none.
 
@@ -163,61 +252,68 @@ def load_secrets(environ: Mapping[str, str], prefix: str = "KRAKEN") -> Credenti
     for half a pair and for a file that others may read.
     """
     names = (f"{prefix}_API_KEY", f"{prefix}_API_SECRET")
-    places: tuple[tuple[Callable[[Mapping[str, str], str], str | None], str, str], ...] = (
-        (_credential, "CREDENTIALS_DIRECTORY", "file {low} in $CREDENTIALS_DIRECTORY"),
-        (_named_file, f"{names[0]}_FILE", "{name}_FILE"),
-        (_variable, names[0], "{name}"),
-    )
-    for read, source, label in places:
-        key, secret = (read(environ, name) for name in names)
-        if key is not None and secret is not None:
+    for source in ("CREDENTIALS_DIRECTORY", f"{names[0]}_FILE", names[0]):
+        (key_at, key), (secret_at, secret) = (_secret(environ, source, name) for name in names)
+        if key and secret:
             credentials = Credentials(Secret(key), Secret(secret), source)
-            _register(credentials.key, credentials.secret)
+            register(credentials.key)
+            register(credentials.secret)
             return credentials
-        if key is not None or secret is not None:
-            here, missing = (
-                label.format(name=name, low=name.lower())
-                for name in (names if secret is None else names[::-1])
-            )
+        if key or secret:
+            here, missing = (key_at, secret_at) if key else (secret_at, key_at)
             raise ConfigError(f"{here} is there, {missing} is not: a key needs its secret")
     return None
 
 
-def is_loopback(url: str) -> bool:
-    """Return whether the address is on this machine: localhost, 127.0.0.0/8 or [::1]."""
-    return _is_loopback_host(_split(url)[0])
-
-
-def _from_file(
+def _settings(
     path: str | None, environ: Mapping[str, str], cwd: Path, errors: list[str]
-) -> Iterator[tuple[str, Any, str]]:
+) -> Iterator[tuple[str, str, Any]]:
+    """Yield source, key and raw value of all that is set, what beats the others last."""
+    if environ.get("XDG_STATE_HOME", "").startswith("/"):
+        yield "XDG_STATE_HOME", "state.directory", environ["XDG_STATE_HOME"] + "/krakenbot"
+    if environ.get("STATE_DIRECTORY"):
+        yield "STATE_DIRECTORY", "state.directory", environ["STATE_DIRECTORY"].partition(":")[0]
     named = path or environ.get("KRAKENBOT_CONFIG")
-    name = named or "config.toml"
-    for top, raw in _read_toml(name, bool(named), environ, cwd, errors).items():
-        if top not in _TABLES:
-            inner = {top: raw}
-        elif isinstance(raw, dict):
-            inner = {f"{top}.{key}": value for key, value in raw.items()}
-        else:
-            inner = {}
-            errors.append(f"{name}: {top} = {_shown(top, raw)}: must be a table, [{top}]")
-        for key, value in inner.items():
+    file = named or "config.toml"
+    try:
+        table = _read_toml(cwd / _expanded(file, environ))
+    except FileNotFoundError:
+        table = {}
+        errors += [f"{file}: no such file"] if named else []
+    except (OSError, ValueError) as error:
+        table = {}
+        errors.append(f"{file}: {error.strerror if isinstance(error, OSError) else error}")
+    for top, raw in table.items():
+        is_table = isinstance(raw, dict) and top not in _KEYS
+        inner = {f"{top}.{key}": raw[key] for key in raw} if is_table else {top: raw}
+        for key in inner:
             if key in _KEYS:
-                yield key, value, name
+                yield file, key, inner[key]
             else:
-                below = list(value) if isinstance(value, dict) else []
-                errors.append(f"{name}: {_unknown(key, below, [*_KEYS, *_TABLES])}")
-
-
-def _from_environment(
-    environ: Mapping[str, str], errors: list[str]
-) -> Iterator[tuple[str, Any, str]]:
+                errors.append(f"{file}: {_unknown(key, list(_KEYS))}")
     variables = {"KRAKENBOT_" + key.replace(".", "_").upper(): key for key in _KEYS}
     for name in sorted(environ):
         if name in variables:
-            yield variables[name], _typed(environ[name], _KEYS[variables[name]][0]), name
+            key = variables[name]
+            yield name, key, _typed(environ[name], _KEYS[key][0])
         elif name.startswith("KRAKENBOT_") and name != "KRAKENBOT_CONFIG":
-            errors.append(_unknown(name, [], [*variables, "KRAKENBOT_CONFIG"]))
+            errors.append(_unknown(name, [*variables, "KRAKENBOT_CONFIG"]))
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    """Return the file's content. ValueError says what is wrong with it."""
+    with path.open("rb") as file:
+        raw = file.read(_FILE_BYTES_MAX + 1)
+    if len(raw) > _FILE_BYTES_MAX:
+        raise ValueError("larger than a megabyte")
+    import tomllib
+
+    try:
+        return tomllib.loads(raw.decode("utf-8-sig"), parse_float=Decimal)
+    except ArithmeticError:
+        raise ValueError("not valid TOML: a number is out of range") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not valid TOML: {error}") from None
 
 
 def _typed(text: str, default: object) -> object:
@@ -229,57 +325,25 @@ def _typed(text: str, default: object) -> object:
     return text
 
 
-def _read_toml(
-    name: str, must_exist: bool, environ: Mapping[str, str], cwd: Path, errors: list[str]
-) -> dict[str, Any]:
-    raw = b""
-    try:
-        with open(cwd / _expand(name, environ), "rb") as file:
-            raw = file.read(_FILE_BYTES_MAX + 1)
-        if len(raw) > _FILE_BYTES_MAX:
-            raise ValueError("larger than a megabyte")
-        text = raw.decode("utf-8-sig")
-    except FileNotFoundError:
-        if must_exist:
-            errors.append(f"{name}: no such file")
-        return {}
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        errors.append(f"{name}: not UTF-8 text (at line {line})")
-        return {}
-    except (OSError, ValueError) as error:
-        errors.append(f"{name}: cannot be read: {getattr(error, 'strerror', None) or error}")
-        return {}
-    import tomllib
-
-    try:
-        return tomllib.loads(text, parse_float=Decimal)
-    except ArithmeticError:
-        errors.append(f"{name}: not valid TOML: a number is out of range")
-    except (ValueError, RecursionError) as error:
-        errors.append(f"{name}: not valid TOML: {error}")
-    return {}
-
-
-def _unknown(name: str, below: list[str], valid: list[str]) -> str:
+def _unknown(name: str, valid: list[str]) -> str:
     """Return what is said of a name nobody knows; its value is never shown."""
+    last = name.rpartition(".")[2]
     word = "(secret|passw|token|credential|private_?key|api_?key|(^|_)key$)"
-    for part in (name, *below):
-        if re.search(word, part.lower().replace("-", "_").rpartition(".")[2]):
-            return (
-                f"{part!r:.80}: secrets do not belong in the configuration; put them into files"
-                " with mode 0600 named by KRAKEN_API_KEY_FILE and KRAKEN_API_SECRET_FILE, into"
-                " systemd credentials, or into KRAKEN_API_KEY and KRAKEN_API_SECRET"
-            )
+    if re.search(word, last.lower().replace("-", "_")):
+        return (
+            f"{name!r:.80}: secrets do not belong in the configuration; put them into files"
+            " with mode 0600 named by KRAKEN_API_KEY_FILE and KRAKEN_API_SECRET_FILE, into"
+            " systemd credentials, or into KRAKEN_API_KEY and KRAKEN_API_SECRET"
+        )
     import difflib
 
-    same = [key for key in valid if key.rpartition(".")[2] == name.rpartition(".")[2]]
+    same = [key for key in valid if key.rpartition(".")[2] == last]
     nearest = same or difflib.get_close_matches(name[:80], valid, 1, 0.0)
     return f"{name!r:.80} is not known; the nearest valid name is {nearest[0]!r}"
 
 
 def _shown(key: str, raw: object) -> str:
-    if key in ("notify.url", "notify.body", "notify.heartbeat_url"):
+    if key.startswith("notify."):
         return "(not shown)"
     if isinstance(raw, dict | list):
         return "a table" if isinstance(raw, dict) else "a list"
@@ -291,205 +355,41 @@ def _shown(key: str, raw: object) -> str:
     return str(raw).lower() if isinstance(raw, bool) else str(raw)[:80]
 
 
-def _check_together(
-    values: Mapping[str, Any], sources: Mapping[str, str], errors: list[str]
-) -> None:
+def _check_together(values: dict[str, Any], sources: dict[str, str], errors: list[str]) -> None:
     """Check what only makes sense together; a value already found wrong is missing here."""
     short, long = values.get("strategy.short", 0), values.get("strategy.long", 701)
     if short >= long:
-        source = sources["strategy.short"]
-        if source == "default":
-            source = sources["strategy.long"]
-        errors.append(f"{source}: strategy.short = {short}: must be below strategy.long = {long}")
+        where = {sources["strategy.short"], sources["strategy.long"]} - {"default"}
+        errors.append(f"{', '.join(sorted(where))}: strategy.short = {short}:"
+                      f" must be below strategy.long = {long}")  # fmt: skip
     speed, url = values.get("exchange.clock_speed", 1), values.get("exchange.url")
     if speed != 1 and url and not is_loopback(url):
-        source = sources["exchange.clock_speed"]
-        errors.append(
-            f"{source}: exchange.clock_speed = {speed:g}:"
-            f" must be 1 unless exchange.url is a loopback address; it is {url}"
-        )
+        errors.append(f"{sources['exchange.clock_speed']}: exchange.clock_speed = {speed:g}:"
+                      f" must be 1 unless exchange.url is on loopback; it is {url}")  # fmt: skip
 
 
-def _state_directory(
-    values: Mapping[str, Any],
-    environ: Mapping[str, str],
-    sources: dict[str, str],
-    errors: list[str],
-) -> str:
-    directory: str | None = values.get("state.directory")
-    systemd = environ.get("STATE_DIRECTORY", "").partition(":")[0]
-    xdg = environ.get("XDG_STATE_HOME", "")
-    if directory is None and systemd:
-        directory, sources["state.directory"] = systemd, "STATE_DIRECTORY"
-    elif directory is None and xdg.startswith("/"):
-        directory, sources["state.directory"] = f"{xdg}/krakenbot", "XDG_STATE_HOME"
-    try:
-        return _expand(directory or "~/.local/state/krakenbot", environ)
-    except ValueError as error:
-        errors.append(f"state.directory: {error}; set state.directory to an absolute path")
-        return ""
-
-
-def _expand(path: str, environ: Mapping[str, str]) -> str:
+def _expanded(path: str, environ: Mapping[str, str]) -> str:
+    """Return the path with $HOME in place of its ~; ValueError when that cannot be known."""
     if not path.startswith("~"):
         return path
-    if path[1:2] not in ("", "/"):
-        raise ValueError(f"{path!r} names another user's home, which is not looked up")
-    if not environ.get("HOME", "").startswith("/"):
-        raise ValueError(f"{path!r} needs $HOME, which is not set")
-    return environ["HOME"] + path[1:]
+    home = environ.get("HOME", "")
+    if not path.startswith("~/") or not home.startswith("/"):
+        raise ValueError(f"{path!r}: only ~/ is known, and only when $HOME is set")
+    return home + path[1:]
 
 
-def _table(values: Mapping[str, Any], table: str) -> dict[str, Any]:
-    start = f"{table}."
-    return {key[len(start) :]: value for key, value in values.items() if key.startswith(start)}
-
-
-def _one_of(*allowed: str | int) -> Callable[[object], object]:
-    """Return a parser that takes these values and no look-alikes: True is not 1."""
-
-    def parse(raw: object) -> object:
-        if not any(type(raw) is type(value) and raw == value for value in allowed):
-            raise ValueError("one of " + ", ".join(map(json_like, allowed)))
-        return raw
-
-    def json_like(value: str | int) -> str:
-        return f'"{value}"' if isinstance(value, str) else str(value).lower()
-
-    return parse
-
-
-def _whole(low: int, high: int) -> Callable[[object], int]:
-    def parse(raw: object) -> int:
-        if type(raw) is not int or not low <= raw <= high:
-            raise ValueError(f"a whole number from {low} to {high}")
-        return raw
-
-    return parse
-
-
-def _number(low: int, high: int, *, above: bool = False) -> Callable[[object], Decimal]:
-    """Return a parser of exact decimals from (`above`: above) `low` to `high`."""
-    allowed = (
-        f"a number {'above' if above else 'from'} {low}{', at most' if above else ' to'} {high}"
-    )
-
-    def parse(raw: object) -> Decimal:
-        if isinstance(raw, str) and not re.fullmatch(r"[0-9]{1,20}(\.[0-9]{1,18})?", raw):
-            raise ValueError(f"{allowed}, written plainly like 0.0001")
-        try:
-            number = Decimal(plain(decimal(raw)))
-        except ValueError:
-            raise ValueError(allowed) from None
-        if not low <= number <= high or (above and number == low):
-            raise ValueError(allowed)
-        if int(number.as_tuple().exponent) < -18:
-            raise ValueError(f"{allowed}, with at most 18 decimals")
-        return number
-
-    return parse
-
-
-def _seconds(high: int) -> Callable[[object], float]:
-    number = _number(0, high, above=True)
-    return lambda raw: float(number(raw))
-
-
-def _text(shape: str, allowed: str) -> Callable[[object], str]:
-    def parse(raw: object) -> str:
-        if not isinstance(raw, str) or not re.fullmatch(shape, raw):
-            raise ValueError(allowed)
-        return raw
-
-    return parse
-
-
-def _exchange_url(raw: object) -> str:
-    host, rest = _split(raw)
-    if not isinstance(raw, str) or not host or rest not in ("", "/"):
-        raise ValueError("https://host or http:// with a loopback address, and nothing after it")
-    return raw.removesuffix("/")
-
-
-def _notify_url(raw: object) -> Secret:
-    if not isinstance(raw, str) or not _split(raw)[0]:
-        raise ValueError("an https address without user and password, or http on loopback")
-    return Secret(raw)
-
-
-def _split(url: object) -> tuple[str, str]:
-    """Return host and what follows the port; two empty texts if the address is not acceptable."""
-    shape = r"(https?)://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+)(?::([0-9]{1,5}))?([/?][!-~]*)?"
-    match = re.fullmatch(shape, url) if isinstance(url, str) else None
-    if match is None or not 1 <= int(match[3] or 1) <= 65535:
-        return "", ""
-    if match[1] == "http" and not _is_loopback_host(match[2]):
-        return "", ""
-    return match[2], match[4] or ""
-
-
-def _is_loopback_host(host: str) -> bool:
-    if re.fullmatch(r"127(\.[0-9]{1,3}){3}", host):
-        return all(int(part) <= 255 for part in host.split("."))
-    return host in ("localhost", "[::1]")
-
-
-_HUGE = 10**12
-# Each key's default (None: none) and its parser, which raises ValueError with what is allowed.
-_KEYS: dict[str, tuple[object, Callable[[object], object]]] = {
-    "mode": ("paper", _one_of("paper", "validate", "live")),
-    "pair": ("XBTUSD", _text(r"[A-Za-z0-9./:_-]{3,20}", "a pair's name at Kraken, like XBTUSD")),
-    "interval": (1, _one_of(*INTERVALS)),
-    "size": (Decimal("0.0001"), _number(0, _HUGE, above=True)),
-    "leverage": (2, _one_of(0, *range(2, 21))),
-    "reversal": ("two-step", _one_of("two-step", "one-order")),
-    "entry": ("next-turn", _one_of("next-turn", "now")),
-    "strategy.name": ("sma-slope", _one_of(*STRATEGIES)),
-    "strategy.length": (20, _whole(2, 700)),
-    "strategy.short": (5, _whole(1, 699)),
-    "strategy.long": (20, _whole(2, 700)),
-    "risk.max_fee_percent_per_day": (Decimal(5), _number(0, 1000, above=True)),
-    "risk.max_loss": (None, _number(0, _HUGE, above=True)),
-    "risk.min_margin_level": (Decimal(150), _number(0, 10000)),
-    "risk.max_spread_percent": (Decimal(1), _number(0, 100, above=True)),
-    "risk.max_orders_per_day": (500, _whole(1, 100000)),
-    "exchange.url": ("https://api.kraken.com", _exchange_url),
-    "exchange.proxy": (
-        None,
-        _text(r"http://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+):[0-9]{1,5}", "http://host:port"),
-    ),
-    "exchange.timeout": (20.0, _seconds(120)),
-    "exchange.patience": (300.0, _seconds(86400)),
-    "exchange.clock_speed": (1.0, _seconds(1000000)),
-    "exchange.fee_percent": (None, _number(0, 5)),
-    "exchange.asset_class": (None, _one_of("currency", "tokenized_asset")),
-    "exchange.trading_agreement": (False, _one_of(True, False)),
-    "paper.balance": (Decimal(10000), _number(0, _HUGE, above=True)),
-    "state.directory": (None, _text(r"[^\x00-\x1f\x7f]+", "a folder's path")),
-    "log.level": ("info", _one_of("debug", "info", "warning", "error")),
-    "log.format": ("text", _one_of("text", "json")),
-    "notify.url": (None, _notify_url),
-    "notify.body": (None, _text(r"(?s:.{1,10000})", "text of at most 10000 characters")),
-    "notify.heartbeat_url": (None, _notify_url),
-}
-_TABLES = tuple(dict.fromkeys(key.partition(".")[0] for key in _KEYS if "." in key))
-
-
-def _credential(environ: Mapping[str, str], name: str) -> str | None:
-    directory = environ.get("CREDENTIALS_DIRECTORY")
-    path = f"{directory}/{name.lower()}"
-    # systemd guards this folder itself, with modes of its own.
-    return _read_secret(path, strict=False) if directory and os.path.lexists(path) else None
-
-
-def _named_file(environ: Mapping[str, str], name: str) -> str | None:
-    path = environ.get(f"{name}_FILE")
-    return _read_secret(path, strict=True) if path else None
-
-
-def _variable(environ: Mapping[str, str], name: str) -> str | None:
+def _secret(environ: Mapping[str, str], source: str, name: str) -> tuple[str, str]:
+    """Return where this source has the secret, and the secret: empty if it has none."""
+    if source == "CREDENTIALS_DIRECTORY":
+        path = f"{environ.get(source)}/{name.lower()}"
+        there = environ.get(source) and os.path.lexists(path)
+        # systemd guards this folder itself, with modes of its own.
+        return path, _read_secret(path, strict=False) if there else ""
+    if source.endswith("_FILE"):
+        path = environ.get(f"{name}_FILE", "")
+        return f"{name}_FILE", _read_secret(path, strict=True) if path else ""
     text = environ.get(name, "").strip()
-    return _bare(text, name) if text else None
+    return name, _bare(text, name) if text else ""
 
 
 def _read_secret(path: str, *, strict: bool) -> str:
@@ -504,25 +404,15 @@ def _read_secret(path: str, *, strict: bool) -> str:
                 raise ConfigError(
                     f"{path}: mode {have:04o} is too open for a secret; run: chmod 600 {path}"
                 )
-            raw = file.read(_SECRET_BYTES_MAX + 1)
+            raw = file.read(_SECRET_CHARACTERS_MAX + 1)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    if len(raw) > _SECRET_BYTES_MAX:
-        raise ConfigError(f"{path}: too long for a key")
     return _bare(raw.decode("utf-8-sig", "replace"), path)
 
 
 def _bare(text: str, where: str) -> str:
     bare = "".join(text.split())
-    if not bare or not bare.isascii() or not bare.isprintable():
-        raise ConfigError(f"{where}: {'not plain text' if bare else 'empty'}; copy the key again")
+    is_text = bare.isascii() and bare.isprintable()
+    if not bare or not is_text or len(text) > _SECRET_CHARACTERS_MAX:
+        raise ConfigError(f"{where}: empty, too long or no plain text; copy the key again")
     return bare
-
-
-def _register(*secrets: Secret | None) -> None:
-    for secret in secrets:
-        if secret is not None:
-            # Imported here because logging costs time that a command without secrets saves.
-            from krakenbot.log import register
-
-            register(secret)

@@ -6,15 +6,13 @@ what does not fit or does not arrive is dropped, and said so in the log.
 
 import json
 import os
-import queue
 import socket
-import threading
 from collections.abc import Mapping
 from contextlib import suppress
-from types import TracebackType
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from krakenbot import log
+from krakenbot.bot import Event
 from krakenbot.client import USER_AGENT, Transport, UrllibTransport
 from krakenbot.clock import StopRequestedError
 from krakenbot.config import Config
@@ -22,21 +20,13 @@ from krakenbot.errors import UnansweredError
 from krakenbot.log import clean
 from krakenbot.model import Secret
 
+if TYPE_CHECKING:
+    from queue import Queue
+
 NOTICED = ("start", "fill", "refusal", "margin", "halt", "recovery", "stop")
 LIMIT_S = 5.0  # For one whole request.
 WAITING_MAX = 20
 LAST_WORDS_S = 6.0
-
-
-class Event(Protocol):
-    """What the bot tells; `values` are those of a decision."""
-
-    @property
-    def kind(self) -> str: ...
-    @property
-    def text(self) -> str: ...
-    @property
-    def values(self) -> Mapping[str, str]: ...
 
 
 class Notifier:
@@ -46,16 +36,24 @@ class Notifier:
         self._notify = config.notify
         self._name = f"krakenbot {config.mode} {config.pair}"
         self._transport = transport or UrllibTransport(LIMIT_S, config.exchange.proxy)
-        self._queue: queue.Queue[tuple[str, Secret, str] | None] = queue.Queue(WAITING_MAX)
-        self._sender = threading.Thread(target=self._send_all, daemon=True)
         self._said = ""
+        self._queue: Queue[tuple[str, Secret, str] | None] | None = None
+        if self._notify.url or self._notify.heartbeat_url:
+            # Imported here because most bots tell nobody and need neither in memory.
+            import queue
+            import threading
+
+            self._queue = queue.Queue(WAITING_MAX)
+            self._sender = threading.Thread(
+                target=self._send_all, args=(self._queue,), daemon=True
+            )
 
     def __call__(self, event: Event) -> None:
         """Pass an event on to whoever wants to know it; returns at once."""
         if event.kind == "start":
             sd_notify("READY=1")
         elif event.kind == "decision":
-            held, target = (event.values.get(key, "?") for key in ("held", "target"))
+            held, target = event.values.get("held", "?"), event.values.get("target", "?")
             sd_notify(f"STATUS=holds {held}, target {target}: {clean(event.text)}")
             self._put("GET", self._notify.heartbeat_url, "")
         elif event.kind in ("halt", "stop"):
@@ -68,42 +66,36 @@ class Notifier:
     def alive(self) -> None:
         """Feed systemd's watchdog: to be called when a tick or a bounded wait has ended.
 
-        A loop that cannot reach the exchange goes on waiting and asking, so it counts as alive;
-        starting it anew would help nobody. What is caught is a call that never returns.
+        It is to catch a call that never returns. Waiting for the exchange counts as alive.
         """
         sd_notify("WATCHDOG=1")
 
     def __enter__(self) -> "Notifier":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         asked = error is None or isinstance(error, StopRequestedError | KeyboardInterrupt)
         if not asked and str(error) != self._said:
             words = clean(f"{type(error).__name__}: {error}")
             self._put("POST", self._notify.url, f"{self._name}: ended: {words}")
         sd_notify("STOPPING=1")
-        if self._sender.is_alive():
-            with suppress(queue.Full):
+        if self._queue is not None and self._sender.is_alive():
+            with suppress(Exception):  # The queue may still be full.
                 self._queue.put(None, timeout=LAST_WORDS_S)
             self._sender.join(LAST_WORDS_S)
 
     def _put(self, method: str, url: Secret | None, text: str) -> None:
-        if url is None:
+        if self._queue is None or url is None:
             return
         try:
             if self._sender.ident is None:
                 self._sender.start()
             self._queue.put_nowait((method, url, text))
-        except (queue.Full, RuntimeError) as error:  # Too many are waiting, or no thread to be had.
+        except Exception as error:  # Too many are waiting, or no thread to be had.
             log.warning("notice dropped reason=%r text=%s", error, text or "heartbeat")
 
-    def _send_all(self) -> None:
-        while (item := self._queue.get()) is not None:
+    def _send_all(self, waiting: "Queue[tuple[str, Secret, str] | None]") -> None:
+        while (item := waiting.get()) is not None:
             self._send(*item)
 
     def _send(self, method: str, url: Secret, text: str) -> None:

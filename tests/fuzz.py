@@ -487,7 +487,7 @@ def _look(path: Path) -> None:
     journal = open_read_only(path)
     try:
         json.dumps(read_status(journal))
-        for _, query in QUERIES.values():
+        for query in QUERIES.values():
             list(journal.rows(query, 0))
     finally:
         journal.close()

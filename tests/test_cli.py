@@ -22,7 +22,7 @@ FAKE = """
 import sys, types
 from krakenbot import cli
 module = types.ModuleType("krakenbot.commands.{name}")
-module.HELP, module.EXAMPLE = "h", "e"
+module.EXAMPLE = "e"
 module.add_arguments = lambda parser: None
 def run(arguments):
     {body}
@@ -39,8 +39,7 @@ def fake(name: str, run: Callable[[Namespace], int]) -> types.ModuleType:
         parser.add_argument("words", nargs="*")
 
     module = types.ModuleType(f"krakenbot.commands.{name}")
-    vars(module).update(HELP="a help", EXAMPLE="krakenbot an-example")
-    vars(module).update(add_arguments=add_arguments, run=run)
+    vars(module).update(EXAMPLE="krakenbot an-example", add_arguments=add_arguments, run=run)
     return module
 
 
@@ -62,14 +61,21 @@ class TestCommandLine(unittest.TestCase):
         command = mock.Mock(return_value=0)
         code, _, err = self.run_with(name, command, *argv)
         self.assertEqual(0, code, err)
-        seen = command.call_args.args[0]
-        assert isinstance(seen, Namespace)
+        seen: Namespace = command.call_args.args[0]
         return seen
 
     def test_no_command_means_run(self) -> None:
         self.assertFalse(self.parsed("run").live)
         self.assertTrue(self.parsed("run", "--live").live)
         self.assertTrue(self.parsed("run", "--config", "a.toml", "--live").live)
+
+    def test_the_short_way_of_run_gives_the_same_as_its_parser(self) -> None:
+        parser = ArgumentParser()
+        parser.add_argument("--config")
+        importlib.import_module("krakenbot.commands.run").add_arguments(parser)
+        for argv in ((), ("--live",), ("--once", "--adopt"), ("--live", "--once", "--live")):
+            with self.subTest(argv):
+                self.assertEqual(vars(parser.parse_args(argv)), vars(self.parsed("run", *argv)))
 
     def test_config_is_taken_before_and_after_the_command(self) -> None:
         for argv in (
@@ -143,7 +149,6 @@ class TestCommandLine(unittest.TestCase):
                 continue
             with self.subTest(name):
                 module = importlib.import_module(f"krakenbot.commands.{name}")
-                self.assertNotIn("\n", module.HELP)
                 self.assertNotIn("\n", module.EXAMPLE)
                 module.add_arguments(ArgumentParser())
                 self.assertTrue(callable(module.run))
@@ -176,6 +181,19 @@ class TestProcess(unittest.TestCase):
                 out, err = process.communicate(timeout=30)
                 self.assertEqual((0, ""), (process.returncode, err))
                 self.assertIn(want, out)
+
+    def test_a_running_bot_does_not_carry_the_parser_of_its_command_line(self) -> None:
+        code = (
+            "import sys; from krakenbot import cli; from krakenbot.commands import run;"
+            "run.run = lambda _: len({'argparse', 'gettext', 'queue', 'difflib'} & {*sys.modules});"
+            "sys.exit(cli.main(sys.argv[1:]))"
+        )
+        for words in ((), ("--live", "--once"), ("--config", "x.toml", "run", "--adopt")):
+            with self.subTest(words):
+                process = self.start("-c", code, *words)
+                self.assertEqual(("", ""), process.communicate(timeout=30))
+                self.assertEqual(0, process.returncode)
+        self.assertEqual(2, self.start("-c", code, "run", "--config=x.toml").wait(timeout=30))
 
     def test_a_reader_that_goes_away_is_no_error(self) -> None:
         body = "[print('line' * 100) for _ in range(5000)]"

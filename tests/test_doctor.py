@@ -95,9 +95,10 @@ class TestFindings(Patient):
     def test_a_secret_that_others_may_read_fails(self) -> None:
         self.keys()
         (self.folder / "SECRET").chmod(0o644)
-        found = self.examine("http://127.0.0.1:1")["secrets"]
-        self.assertEqual("fail", found.verdict)
-        self.assertIn("chmod 600", found.text)
+        found = self.examine(self.sandbox().url)
+        self.assertEqual("fail", found["secrets"].verdict)
+        self.assertIn("chmod 600", found["secrets"].text)
+        self.assertEqual("skipped: no key", found["key"].text)
 
     def test_keys_in_the_environment_are_warned_about_and_not_shown(self) -> None:
         keys = {"KRAKEN_API_KEY": server.SANDBOX_KEY, "KRAKEN_API_SECRET": server.SANDBOX_SECRET}
@@ -121,8 +122,8 @@ class TestFindings(Patient):
         self.addCleanup(held.close)
         found = self.examine(sandbox.url)
         self.assertEqual(asked, sandbox.api.requests["GetApiKeyInfo"])
-        self.assertIn("a bot is running", found["key"].text)
-        self.assertIn(key_lock.name, found["journal"].text)
+        self.assertIn("another krakenbot holds", found["key"].text)
+        self.assertIn(key_lock.name, found["key"].text)
 
     def test_a_key_that_may_withdraw_fails(self) -> None:
         sandbox = self.sandbox()
@@ -218,7 +219,8 @@ class TestOutput(Patient):
         self.assertNotEqual(plain, colored)
 
     def test_text_from_outside_cannot_drive_the_terminal(self) -> None:
-        with mock.patch.object(doctor, "CHECKS", (("x", lambda v: "a\x1b[2J\nok   b", "", ""),)):
+        answer = ("ok", "a\x1b[2J\nok   b")
+        with mock.patch.object(doctor, "CHECKS", (("x", lambda _: answer, "", ""),)):
             (finding,) = doctor.examine(None)
         self.assertEqual(r"a\x1b[2J\nok   b", finding.text)
 

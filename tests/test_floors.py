@@ -10,8 +10,8 @@ PACKAGE = Path(__file__).parent.parent / "krakenbot"
 FLOORS = {
     0: "model pairs errors",
     1: "strategy sizing risk signing",
-    2: "decision exchange client ohlc journal clock notify log config",
-    3: "accounting conditions bot orders spot parts",
+    2: "decision exchange client ohlc journal clock log config",
+    3: "accounting conditions bot orders spot parts notify",
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names.split()}
 ON_TOP = {"simulated": 4, "commands": 5, "cli": 6, "__main__": 7, "__init__": 0}

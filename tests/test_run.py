@@ -47,7 +47,7 @@ AGREED: dict[str, tuple[type, ...]] = {
     "halted": (str, type(None)), "orders": (int,), "fees": (str,), "rollover": (str,),
     "realized": (str,), "equity": (str,), "updated": (int,),
 }  # fmt: skip
-BEYOND = {"pnl", "margin_level"}
+BEYOND = {"gross", "pnl", "margin_level", "difference"}
 
 
 class Gate:
@@ -543,7 +543,7 @@ class TestLooking(ProgramTest):
         self.assertEqual(set(status), set(AGREED) | BEYOND)
         for name, types in AGREED.items():
             self.assertIs(type(status[name]) in types, True, (name, status[name]))
-        for name in ("position", "fees", "rollover", "realized", "equity"):
+        for name in ("position", "fees", "rollover", "realized", "gross", "pnl", "equity"):
             self.assertRegex(status[name], r"^-?[0-9]+(\.[0-9]+)?$")
         self.assertIn(status["target"], (-1, 0, 1))
         self.assertEqual((status["mode"], status["pair"]), ("paper", "XBTUSD"))
@@ -579,6 +579,9 @@ class TestLooking(ProgramTest):
                     self.assertNotIsInstance(value, float, name)
                     if name != "time":
                         self.assertEqual(rows[0][name], "" if value is None else str(value))
+                if what == "equity":
+                    gross, *rest = (D(objects[0][n]) for n in ("gross", "net", "fees", "rollover"))
+                    self.assertEqual(gross, sum(rest))
                 moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(objects[0]["time"]))
                 self.assertEqual(rows[0]["time"], moment)
                 self.assertTrue(table[1].startswith(moment[:10] + " " + moment[11:19]))

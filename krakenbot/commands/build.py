@@ -11,7 +11,6 @@ from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
-HELP = "Write the program as a single file and print its SHA-256."
 EXAMPLE = "krakenbot build --output krakenbot.pyz && python3 -I -S krakenbot.pyz demo"
 DOOR = b"import sys\n\nfrom krakenbot.cli import main\n\nsys.exit(main())\n"
 NEVER = (1980, 1, 1, 0, 0, 0)

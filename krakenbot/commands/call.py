@@ -7,7 +7,7 @@ import hmac
 import json
 import re
 import sys
-from contextlib import ExitStack, closing
+from contextlib import closing
 from typing import Any
 from urllib.parse import urlencode
 
@@ -22,7 +22,6 @@ from krakenbot.model import Secret
 from krakenbot.parts import load_config, load_credentials
 from krakenbot.signing import decode_secret, fingerprint
 
-HELP = "Any method of Kraken's REST API. What trades or moves money needs --live."
 EXAMPLE = "krakenbot call OHLC pair=XBTUSD interval=60"
 PUBLIC = ("Time", "SystemStatus", "Assets", "AssetPairs", "Ticker", "OHLC", "Depth",
           "GroupedBook", "Trades", "Spread", "PreTrade", "PostTrade")  # fmt: skip
@@ -45,16 +44,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config)
-    method, values = arguments.method, [tuple(v.split("=", 1)) for v in arguments.values]
-    if not re.fullmatch(r"[\w/-]+", method, re.ASCII) or any(len(pair) != 2 for pair in values):
+    values = [tuple(value.split("=", 1)) for value in arguments.values]
+    if not re.fullmatch(r"(?a:[\w/-]+)", arguments.method) or any(len(v) != 2 for v in values):
         print("krakenbot call: give METHOD, then name=value for each parameter", file=sys.stderr)
         return 2
     try:
         result = (_futures if arguments.futures else _spot)(config, arguments, values)
     except (RefusedError, UnansweredError) as error:
         doubt = isinstance(error, UnansweredError) and arguments.live
-        print(f"krakenbot call: {clean(str(error))}" + "; it may have happened" * doubt,
-              file=sys.stderr)  # fmt: skip
+        words = clean(str(error)) + ("; it may have happened" if doubt else "")
+        print(f"krakenbot call: {words}", file=sys.stderr)
         return 1
     print(redact(json.dumps(result, default=str, indent=None if arguments.json else 2)))
     return 0
@@ -82,8 +81,7 @@ def key_lock(config: Config, credentials: Credentials) -> Lock:
 def _spot(config: Config, arguments: argparse.Namespace, values: list[tuple[str, str]]) -> Any:
     method, params = arguments.method, dict(values)
     if method in PUBLIC:
-        client = Client(transport(config), config.exchange.url, SystemClock())
-        return client.public(method, params)
+        return Client(transport(config), config.exchange.url, SystemClock()).public(method, params)
     is_check = method == "AddOrder" and params.get("validate") == "true"
     _ask_for_live(arguments, method in READS or is_check)
     client, lock = signed_client(config, _credentials("KRAKEN"), not is_check)
@@ -105,14 +103,13 @@ def _futures(config: Config, arguments: argparse.Namespace, values: list[tuple[s
         body, headers["Content-Type"] = data.encode(), "application/x-www-form-urlencoded"
     elif data:
         url += f"?{data}"
-    with ExitStack() as held:
-        if not re.fullmatch(FUTURES_PUBLIC, path):
-            credentials = _credentials("KRAKEN_FUTURES")
-            lock = held.enter_context(closing(key_lock(config, credentials)))
+    if not re.fullmatch(FUTURES_PUBLIC, path):
+        credentials = _credentials("KRAKEN_FUTURES")
+        with closing(key_lock(config, credentials)) as lock:
             nonce = str(Nonces(lock).next(SystemClock().nonce()))
-            signature = sign_futures(credentials.secret, path, nonce, data)
-            headers |= {"APIKey": credentials.key.reveal(), "Nonce": nonce, "Authent": signature}
-        status, answer = transport(config).send(verb, url, headers, body, verb != "GET")
+        signature = sign_futures(credentials.secret, path, nonce, data)
+        headers |= {"APIKey": credentials.key.reveal(), "Nonce": nonce, "Authent": signature}
+    status, answer = transport(config).send(verb, url, headers, body, verb != "GET")
     try:
         result = parse_json(answer)
     except ValueError:

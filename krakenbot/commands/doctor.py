@@ -7,33 +7,30 @@ import argparse
 import json
 import os
 import shutil
-import socket
 import ssl
 import sys
 import textwrap
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from decimal import Decimal
-from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import urlsplit
 
 from krakenbot import config as configuration
 from krakenbot import log as logs
-from krakenbot.client import Client, tls_context
+from krakenbot.client import Client
 from krakenbot.clock import SystemClock
-from krakenbot.commands.call import key_lock, signed_client, transport
-from krakenbot.config import Config, Credentials
+from krakenbot.commands.call import signed_client, transport
+from krakenbot.config import Credentials
 from krakenbot.decision import plan_of
 from krakenbot.errors import ConfigError, LaterError, RefusedError, StopError, UnansweredError
 from krakenbot.journal import Lock, open_read_only
-from krakenbot.model import ZERO, MarginSummary, Order, Purpose, Quote, Side, Step
-from krakenbot.pairs import PairRules, plain
+from krakenbot.model import ZERO, MarginSummary, Order, Purpose, Side, Step
+from krakenbot.pairs import plain
 from krakenbot.parts import check_key, costs, load_credentials
 from krakenbot.risk import Surroundings, objection
 from krakenbot.spot import FEE_RATE_ASSUMED, Spot
 
-HELP = "Check configuration, keys, clock, network, pair, account and costs."
 EXAMPLE = "krakenbot doctor --json"
 FREE_BYTES_MIN = 50 << 20
 EXPOSURE_MAX = 1.2
@@ -41,40 +38,15 @@ DAY_S = 86400
 COLORS = {"ok": "32", "warn": "33", "fail": "31"}
 RICH = MarginSummary(Decimal(10**15), ZERO, ZERO)
 TROUBLES = (ConfigError, LaterError, RefusedError, StopError, UnansweredError, OSError)
+# Verdict (ok, warn, fail, skip), what was found and, if it is not what CHECKS says, how to mend it.
+Answer = tuple[str, str] | tuple[str, str, str]
 
 
 class Finding(NamedTuple):
     check: str
     verdict: str
     text: str
-    mend: str = ""
-
-
-class SkippedError(Exception):
-    """The check cannot be made, which is nobody's fault."""
-
-
-class ComplaintError(Exception):
-    """Something to be mended: text, what to do, verdict. With `warn` the bot can still run."""
-
-    def __init__(self, text: str, mend: str = "", verdict: str = "fail") -> None:
-        super().__init__(text)
-        self.mend, self.verdict = mend, verdict
-
-
-class Visit:
-    """What one check learns for those that name it as their need."""
-
-    file: str | None
-    config: Config
-    credentials: Credentials | None
-    no_key = "no key"
-    lock: Lock | None = None
-    market: Spot
-    account: Spot
-    rules: PairRules
-    quote: Quote
-    fee_rate: Decimal
+    mend: str
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -96,25 +68,21 @@ def run(arguments: argparse.Namespace) -> int:
 
 def examine(file: str | None) -> Iterator[Finding]:
     """Yield one finding for each check, always in the same order."""
-    visit = Visit()
-    visit.file = file
+    visit = Visit(file)
     missing: dict[str, str] = {}
-    for name, check, need, mend in CHECKS:
+    for name, check, need, usual_mend in CHECKS:
         try:
-            if need in missing:
-                raise SkippedError(missing[need])
-            found = Finding(name, "ok", check(visit))
-        except SkippedError as reason:
-            missing[name] = str(reason)
-            found = Finding(name, "ok", f"skipped: {reason}")
-        except ComplaintError as error:
-            found = Finding(name, error.verdict, str(error), error.mend or mend)
+            answer = ("skip", missing[need]) if need in missing else check(visit)
         except TROUBLES as error:
-            text = str(error).replace("\n", "; ") or type(error).__name__
-            found = Finding(name, "fail", text, mend)
-        if found.verdict == "fail":
+            answer = ("fail", str(error).replace("\n", "; ") or type(error).__name__)
+        verdict, text, *mend = answer
+        if verdict == "skip":
+            missing[name] = text
+            verdict, text = "ok", f"skipped: {text}"
+        elif verdict == "fail":
             missing[name] = f"see {name}"
-        yield found._replace(text=logs.clean(found.text), mend=logs.clean(found.mend))
+        mend = [] if verdict == "ok" else mend or [usual_mend]
+        yield Finding(name, verdict, logs.clean(text), logs.clean("".join(mend)))
     if visit.lock is not None:
         visit.lock.close()
 
@@ -122,232 +90,206 @@ def examine(file: str | None) -> Iterator[Finding]:
 def shown(finding: Finding, colored: bool) -> str:
     """Return a finding in at most 80 columns, what to do about it on a line of its own."""
     start, indent = f"{finding.verdict:<5}{finding.check:<9} ", " " * 15
-    text = textwrap.fill(finding.text, 80, initial_indent=start, subsequent_indent=indent)
+    lines = textwrap.wrap(finding.text, 80, initial_indent=start, subsequent_indent=indent)
+    lines += textwrap.wrap(
+        finding.mend, 80, initial_indent=f"{indent}-> ", subsequent_indent=f"{indent}   "
+    )
     if colored:
-        text = f"\x1b[{COLORS[finding.verdict]}m{text[:4]}\x1b[0m{text[4:]}"
-    if finding.mend:
-        arrow, indent = f"{indent}-> ", f"{indent}   "
-        text += "\n" + textwrap.fill(
-            finding.mend, 80, initial_indent=arrow, subsequent_indent=indent
-        )
-    return text
+        lines[0] = f"\x1b[{COLORS[finding.verdict]}m{start[:4]}\x1b[0m{lines[0][4:]}"
+    return "\n".join(lines)
 
 
-def _python(visit: Visit) -> str:
-    version = ".".join(map(str, sys.version_info[:3]))
-    foreign = {name.partition(".")[0] for name in sys.modules} - sys.stdlib_module_names
-    if foreign := foreign - {"krakenbot", "__main__", "__mp_main__"}:
-        raise ComplaintError(f"loaded besides the standard library: {', '.join(sorted(foreign))}",
-                             "start with python3 -I -S", "warn")  # fmt: skip
-    return f"Python {version}, {ssl.OPENSSL_VERSION}, nothing foreign loaded"
+class Visit:
+    """The checks. What one of them learns is there for those that name it as their need."""
 
+    def __init__(self, file: str | None) -> None:
+        self.file = file
+        self.explained = ZERO
+        self.credentials: Credentials | None = None
+        self.lock: Lock | None = None
 
-def _config(visit: Visit) -> str:
-    config = visit.config = configuration.load_here(visit.file)
-    chosen = [f"{key} ({source})" for key, source in config.sources.items() if source != "default"]
-    return (f"{config.mode} {config.pair}, {config.interval} min, size {plain(config.size)}, "
-            f"leverage {config.leverage}; set: {', '.join(chosen) or 'nothing'}")  # fmt: skip
+    def _python(self) -> Answer:
+        foreign = {name.partition(".")[0] for name in sys.modules} - sys.stdlib_module_names
+        if foreign := foreign - {"krakenbot", "__main__", "__mp_main__"}:
+            text = f"loaded besides the standard library: {', '.join(sorted(foreign))}"
+            return "warn", text, "start with python3 -I -S"
+        version = ".".join(map(str, sys.version_info[:3]))
+        return "ok", f"Python {version}, {ssl.OPENSSL_VERSION}, nothing foreign loaded"
 
+    def _config(self) -> Answer:
+        config = self.config = configuration.load_here(self.file)
+        chosen = [f"{key} ({by})" for key, by in config.sources.items() if by != "default"]
+        text = f"{config.mode} {config.pair}, {config.interval} min, size {plain(config.size)}, "
+        return "ok", f"{text}leverage {config.leverage}; set: {', '.join(chosen) or 'nothing'}"
 
-def _secrets(visit: Visit) -> str:
-    found = visit.credentials = load_credentials()
-    if found is None and visit.config.mode == "paper":
-        return "no API key; paper mode needs none"
-    if found is None:
-        raise ComplaintError(f"no API key, and mode is {visit.config.mode}")
-    if found.source == "KRAKEN_API_KEY":
-        raise ComplaintError("the key is in the environment, for other programs of this user to "
-                             "read", verdict="warn")  # fmt: skip
-    return f"found through {found.source}, modes as they should be"
+    def _secrets(self) -> Answer:
+        found = self.credentials = load_credentials()
+        if found is None and self.config.mode == "paper":
+            return "ok", "no API key; paper mode needs none"
+        if found is None:
+            return "fail", f"no API key, and mode is {self.config.mode}"
+        if found.source == "KRAKEN_API_KEY":
+            return "warn", "the key is in the environment, for other programs of this user to read"
+        return "ok", f"found through {found.source}, modes as they should be"
 
+    def _state(self) -> Answer:
+        folder = self.config.state_directory
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        free = shutil.disk_usage(there).free
+        if not os.access(there, os.W_OK | os.X_OK) or free < FREE_BYTES_MIN:
+            return "fail", f"{there} cannot be written or is full, {free >> 20} MB free"
+        if there == folder and folder.stat().st_mode & 0o077:
+            return "warn", f"{folder} is open to others", f"chmod 700 {folder}"
+        return "ok", f"{folder}{'' if there == folder else ' (will be made)'}, {free >> 20} MB free"
 
-def _state(visit: Visit) -> str:
-    folder = visit.config.state_directory
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    free = shutil.disk_usage(there).free
-    if not os.access(there, os.W_OK | os.X_OK) or free < FREE_BYTES_MIN:
-        raise ComplaintError(f"{there} cannot be written or is full, {free >> 20} MB free")
-    if there == folder and folder.stat().st_mode & 0o077:
-        raise ComplaintError(f"{folder} is open to others", f"chmod 700 {folder}", "warn")
-    return f"{folder}{'' if there == folder else ' (will be made)'}, {free >> 20} MB free"
-
-
-def _journal(visit: Visit) -> str:
-    path = configuration.journal_path(visit.config)
-    text = "none yet: this bot has not run"
-    if path.exists():
-        journal = open_read_only(path)
-        halted, unresolved = journal.get("halted"), len(journal.open_intents())
-        journal.close()
+    def _journal(self) -> Answer:
+        path = configuration.journal_path(self.config)
+        if not path.exists():
+            return "ok", "none yet: this bot has not run"
+        with closing(open_read_only(path)) as journal:
+            halted, unresolved = journal.get("halted"), len(journal.open_intents())
+            self.explained = journal.account().held
         if halted:
-            raise ComplaintError(f"halted: {halted}", verdict="warn")
+            return "warn", f"halted: {halted}"
         text = f"{path.name} is sound, {unresolved} orders unresolved"
-    try:
-        if path.with_suffix(".lock").exists():
-            Lock(path.with_suffix(".lock"), "the journal").close()
-        if visit.credentials is not None and visit.config.state_directory.exists():
-            key_lock(visit.config, visit.credentials).close()
-    except ConfigError as error:
-        visit.credentials, visit.no_key = None, "a bot is running, and the key is its own"
-        text += f"; {error}"
-    return text
+        try:
+            Lock(path.with_suffix(".lock"), "it").close()
+        except ConfigError as error:
+            text += f"; {error}"
+        return "ok", text
 
+    def _network(self) -> Answer:
+        config, clock = self.config, SystemClock(self.config.exchange.clock_speed)
+        self.market = self._spot(Client(transport(config), config.exchange.url, clock))
+        sent, began = clock.wall(), time.monotonic()
+        exchange_time = self.market.server_time() + 0.5
+        self.ahead_s = (sent + clock.wall()) / 2 - exchange_time
+        return "ok", f"{config.exchange.url} answers in {time.monotonic() - began:.2f} s"
 
-def _network(visit: Visit) -> str:
-    exchange = visit.config.exchange
-    url, way = urlsplit(exchange.url), urlsplit(exchange.proxy or exchange.url)
-    port = way.port or (443 if way.scheme == "https" else 80)
-    with socket.create_connection((way.hostname or "", port), 10) as raw:
-        if url.scheme == "http" or exchange.proxy:
-            return f"{way.hostname} answers, {'through the proxy' if exchange.proxy else 'no TLS'}"
-        with tls_context().wrap_socket(raw, server_hostname=url.hostname) as secured:
-            ends = ssl.cert_time_to_seconds(str((secured.getpeercert() or {})["notAfter"]))
-            return (f"{way.hostname} found, {secured.version()}, certificate good for "
-                    f"{(ends - time.time()) / DAY_S:.0f} days")  # fmt: skip
+    def _clock(self) -> Answer:
+        off_s = abs(self.ahead_s) if self.config.exchange.clock_speed == 1 else 0
+        verdict = "ok" if off_s <= 5 else "warn" if off_s <= 30 else "fail"
+        return verdict, f"this host is {self.ahead_s:+.1f} s ahead of the exchange"
 
+    def _pair(self) -> Answer:
+        state, rules = self.market.system_status(), self.market.rules()
+        self.rules, self.quote = rules, self.market.quote()
+        percent = self.config.exchange.fee_percent
+        self.fee_rate = FEE_RATE_ASSUMED if percent is None else percent / 100
+        verdict = "ok" if state == rules.status == "online" else "warn"
+        bid = plain(self.quote.bid)
+        return verdict, f"exchange {state}, {rules.altname} {rules.status}, bid {bid}"
 
-def _clock(visit: Visit) -> str:
-    config, clock = visit.config, SystemClock(visit.config.exchange.clock_speed)
-    visit.market = _spot(config, Client(transport(config), config.exchange.url, clock))
-    sent = clock.wall()
-    ahead_s = (sent + clock.wall()) / 2 - visit.market.server_time() - 0.5
-    text = f"this host is {ahead_s:+.1f} s ahead of the exchange"
-    if abs(ahead_s) > 5 and clock.speed == 1:
-        raise ComplaintError(text, verdict="fail" if abs(ahead_s) > 30 else "warn")
-    return text
+    def _size(self) -> Answer:
+        text = f"{plain(self.config.size)}, the smallest is {plain(self.rules.ordermin)}"
+        return self._against(RICH) or ("ok", text)
 
+    def _key(self) -> Answer:
+        if self.credentials is None:
+            return "skip", "no key"
+        try:
+            client, self.lock = signed_client(self.config, self.credentials, live=False)
+        except ConfigError as error:
+            return "skip", f"the key is left alone, {error}"
+        self.account = self._spot(client)
+        check_key(self.account)
+        # Kraken's documentation spells these both with underscores and in camel case.
+        answer = client.private("GetApiKeyInfo")
+        row = {name.replace("_", "").lower(): value for name, value in answer.items()}
+        ends = float(row.get("validuntil") or 0)
+        if int(row.get("nonce") or 0) > time.time_ns() + 60 * 10**9:
+            return "fail", "this key was used with larger nonces by another program"
+        if 0 < ends < time.time() + 7 * DAY_S:
+            return "warn", "the key ends within a week", "make a new one in time"
+        if str(row.get("noncewindow") or 0) != "0":
+            return "warn", "the key has a nonce window", "set it to 0 at Kraken"
+        if not any(row.get("ipallowlist") or ()):
+            return "warn", "the key works from any address", "limit it to this server's at Kraken"
+        return "ok", "permissions as needed, none to withdraw, address list set, nonce window 0"
 
-def _pair(visit: Visit) -> str:
-    state, rules = visit.market.system_status(), visit.market.rules()
-    visit.rules, visit.quote = rules, visit.market.quote()
-    percent = visit.config.exchange.fee_percent
-    visit.fee_rate = FEE_RATE_ASSUMED if percent is None else percent / 100
-    text = f"exchange {state}, {rules.altname} {rules.status}, bid {plain(visit.quote.bid)}"
-    if (state, rules.status) != ("online", "online"):
-        raise ComplaintError(text, verdict="warn")
-    return text
+    def _account(self) -> Answer:
+        self.fee_rate = self.account.fee_rate()
+        quote = self.rules.quote
+        if self.config.leverage:
+            summary = self.account.summary()
+        else:
+            summary = MarginSummary(self.account.balances().get(quote, ZERO), ZERO, ZERO)
+        text = (f"taker fee {plain(self.fee_rate * 100)} %, equity {summary.equity:.2f}, "
+                f"free margin {summary.free_margin:.2f} {quote}")  # fmt: skip
+        return self._against(summary) or ("ok", text)
 
+    def _position(self) -> Answer:
+        if self.config.mode != "live" or not self.config.leverage:
+            return "skip", "only live margin trading holds any"
+        held = self.account.position().volume
+        text = f"the exchange holds {plain(held)}, the journal explains {plain(self.explained)}"
+        return "ok" if held == self.explained else "fail", text
 
-def _size(visit: Visit) -> str:
-    _object(visit, RICH)
-    return f"{plain(visit.config.size)}, the smallest is {plain(visit.rules.ordermin)}"
+    def _costs(self) -> Answer:
+        too_much, lines = costs(self.config, self.fee_rate)
+        if not lines:
+            return "skip", "too few candles to show a turn"
+        if too_much:
+            return "fail" if self.config.mode == "live" else "warn", lines[0], lines[-1]
+        return "ok", lines[0]
 
+    def _order(self) -> Answer:
+        volume, leverage = self.rules.round_volume(self.config.size), self.config.leverage
+        self.account.validate(Order("", Side.BUY, volume, leverage, False))
+        return "ok", f"Kraken would take a buy of {plain(volume)} (validated, not sent)"
 
-def _key(visit: Visit) -> str:
-    if visit.credentials is None:
-        raise SkippedError(visit.no_key)
-    client, visit.lock = signed_client(visit.config, visit.credentials, live=False)
-    visit.account = _spot(visit.config, client)
-    check_key(visit.account)
-    # Kraken's documentation spells these both with underscores and in camel case.
-    row = {name.replace("_", "").lower(): v for name, v in client.private("GetApiKeyInfo").items()}
-    if int(row.get("nonce") or 0) > time.time_ns() + 60 * 10**9:
-        raise ComplaintError("this key was used with larger nonces by another program")
-    ends = float(row.get("validuntil") or 0)
-    for bad, text, mend in (
-        (0 < ends < time.time() + 7 * DAY_S, "ends within a week", "make a new one in time"),
-        (str(row.get("noncewindow") or 0) != "0", "has a nonce window", "set it to 0 at Kraken"),
-        (not any(row.get("ipallowlist") or ()), "works from any address",
-         "set its address list to this server's at Kraken"),
-    ):  # fmt: skip
-        if bad:
-            raise ComplaintError(f"the key {text}", mend, "warn")
-    return "permissions as needed, none to withdraw, address list set, nonce window 0"
+    def _unit(self) -> Answer:
+        import subprocess
+        import tempfile
 
+        from krakenbot.commands.unit import unit
 
-def _account(visit: Visit) -> str:
-    visit.fee_rate = visit.account.fee_rate()
-    if visit.config.leverage:
-        summary = visit.account.summary()
-    else:
-        summary = MarginSummary(visit.account.balances().get(visit.rules.quote, ZERO), ZERO, ZERO)
-    _object(visit, summary)
-    return (f"taker fee {plain(visit.fee_rate * 100)} %, equity {summary.equity:.2f}, free margin "
-            f"{summary.free_margin:.2f} {visit.rules.quote}")  # fmt: skip
+        if shutil.which("systemd-analyze") is None:
+            return "skip", "no systemd here"
+        with tempfile.NamedTemporaryFile("w", suffix=".service") as file:
+            file.write(unit(self.config, "/etc/krakenbot/config.toml", False))
+            file.flush()
+            command = ["systemd-analyze", "security", "--offline=true", file.name]
+            done = subprocess.run(command, timeout=30, capture_output=True, text=True, check=False)
+        exposure = done.stdout.rpartition("service: ")[2].partition(" ")[0]
+        if not exposure:
+            return "skip", "this systemd cannot judge a unit"
+        verdict = "ok" if float(exposure) <= EXPOSURE_MAX else "warn"
+        return verdict, f"the unit that `unit` prints has exposure {exposure} of 10"
 
+    def _spot(self, client: Client) -> Spot:
+        config, exchange = self.config, self.config.exchange
+        return Spot(client, config.pair, config.interval * 60, asset_class=exchange.asset_class,
+                    trading_agreement=exchange.trading_agreement)  # fmt: skip
 
-def _position(visit: Visit) -> str:
-    if visit.config.mode != "live" or not visit.config.leverage:
-        raise SkippedError("only live margin trading holds any at Kraken")
-    path, explained = configuration.journal_path(visit.config), ZERO
-    if path.exists():
-        explained = open_read_only(path).account().held
-    held = visit.account.position().volume
-    text = f"the exchange holds {plain(held)}, the journal explains {plain(explained)}"
-    if held != explained:
-        raise ComplaintError(text)
-    return text
-
-
-def _costs(visit: Visit) -> str:
-    too_much, lines = costs(visit.config, visit.fee_rate)
-    if not lines:
-        raise SkippedError("too few candles to show a turn")
-    if too_much:
-        verdict = "fail" if visit.config.mode == "live" else "warn"
-        raise ComplaintError(lines[0], lines[-1], verdict)
-    return lines[0]
-
-
-def _order(visit: Visit) -> str:
-    volume, leverage = visit.rules.round_volume(visit.config.size), visit.config.leverage
-    visit.account.validate(Order("", Side.BUY, volume, leverage, False))
-    return f"Kraken would take a buy of {plain(volume)} (validated, not sent)"
-
-
-def _unit(visit: Visit) -> str:
-    import subprocess
-    import tempfile
-
-    from krakenbot.commands.unit import unit
-
-    if shutil.which("systemd-analyze") is None:
-        raise SkippedError("no systemd here")
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "krakenbot.service"
-        path.write_text(unit(visit.config, "/etc/krakenbot/config.toml", False))
-        command = ["systemd-analyze", "security", "--offline=true", str(path)]
-        done = subprocess.run(command, timeout=30, capture_output=True, text=True, check=False)
-    exposure = done.stdout.rpartition("service: ")[2].partition(" ")[0]
-    if not exposure:
-        raise SkippedError("this systemd cannot judge a unit")
-    if float(exposure) > EXPOSURE_MAX:
-        raise ComplaintError(f"exposure {exposure}", verdict="warn")
-    return f"the unit that `unit` prints has exposure {exposure} of 10"
-
-
-def _spot(config: Config, client: Client) -> Spot:
-    return Spot(client, config.pair, config.interval * 60, asset_class=config.exchange.asset_class,
-                trading_agreement=config.exchange.trading_agreement)  # fmt: skip
-
-
-def _object(visit: Visit, summary: MarginSummary) -> None:
-    """Raise what the bot itself would say against an order of `size` with this account."""
-    config, rules = visit.config, visit.rules
-    around = Surroundings("online", visit.quote, rules, ZERO, summary, 0, visit.fee_rate, 0.0)
-    for side in (Side.BUY, Side.SELL) if config.leverage else (Side.BUY,):
-        step = Step(Purpose.OPEN, side, rules.round_volume(config.size), False)
-        against = objection(step, config.leverage, around, plan_of(config).limits)
-        if against is not None:
-            raise ComplaintError(f"{side.value}: {against.reason}")
+    def _against(self, summary: MarginSummary) -> Answer | None:
+        """Return what the bot itself would say against an order of `size` with this account."""
+        config, rules = self.config, self.rules
+        around = Surroundings("online", self.quote, rules, ZERO, summary, 0, self.fee_rate, 0.0)
+        for side in (Side.BUY, Side.SELL) if config.leverage else (Side.BUY,):
+            step = Step(Purpose.OPEN, side, rules.round_volume(config.size), False)
+            against = objection(step, config.leverage, around, plan_of(config).limits)
+            if against is not None:
+                return "fail", f"{side.value}: {against.reason}"
+        return None
 
 
 # Name, check, the check that it needs, and how to mend what does not say so itself.
 CHECKS = (
-    ("python", _python, "", ""),
-    ("config", _config, "", "mend the file; config.example.toml explains every key"),
-    ("secrets", _secrets, "config", "put both into files of mode 0600 and name the files in "
+    ("python", Visit._python, "", ""),
+    ("config", Visit._config, "", "mend the file; config.example.toml explains every key"),
+    ("secrets", Visit._secrets, "config", "put both into files of mode 0600 and name the files in "
      "KRAKEN_API_KEY_FILE and KRAKEN_API_SECRET_FILE"),
-    ("state", _state, "config", "make room there, and let this user write"),
-    ("journal", _journal, "secrets", "look at the exchange, then `krakenbot resume`"),
-    ("network", _network, "config", "look at DNS, firewall, CA certificates and this host's clock"),
-    ("clock", _clock, "network", "timedatectl set-ntp true"),
-    ("pair", _pair, "clock", "look at status.kraken.com and at the name of the pair"),
-    ("size", _size, "pair", "change `size` or `leverage`"),
-    ("key", _key, "pair", "make a new key at Kraken with the permissions that the README names"),
-    ("account", _account, "key", "pay in, or lower `size`"),
-    ("position", _position, "key", "close it at Kraken, or start once with --adopt"),
-    ("costs", _costs, "pair", "use a longer `interval`"),
-    ("order", _order, "key", "read what Kraken says"),
-    ("unit", _unit, "config", "print the unit again with this version"),
+    ("state", Visit._state, "config", "make room there, and let this user write"),
+    ("journal", Visit._journal, "config", "look at the exchange, then `krakenbot resume`"),
+    ("network", Visit._network, "config", "look at DNS, firewall, CA certificates and the clock"),
+    ("clock", Visit._clock, "network", "timedatectl set-ntp true"),
+    ("pair", Visit._pair, "clock", "look at status.kraken.com and at the name of the pair"),
+    ("size", Visit._size, "pair", "change `size` or `leverage`"),
+    ("key", Visit._key, "pair", "make a new key with the permissions that the README names"),
+    ("account", Visit._account, "key", "pay in, or lower `size`"),
+    ("position", Visit._position, "key", "close it at Kraken, or start once with --adopt"),
+    ("costs", Visit._costs, "pair", "use a longer `interval`"),
+    ("order", Visit._order, "key", "read what Kraken says"),
+    ("unit", Visit._unit, "config", "print the unit again with this version"),
 )  # fmt: skip

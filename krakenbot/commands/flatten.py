@@ -4,7 +4,6 @@ import argparse
 
 from krakenbot.parts import assemble, load_config
 
-HELP = "Close the bot's position, verify, and leave the bot halted."
 EXAMPLE = "krakenbot flatten --live"
 
 

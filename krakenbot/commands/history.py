@@ -2,40 +2,35 @@
 
 import argparse
 import csv
-import io
 import json
 import re
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
 
 from krakenbot import config as configuration
+from krakenbot.commands.page import utc
 from krakenbot.journal import open_read_only
 from krakenbot.log import clean
+from krakenbot.model import ZERO
+from krakenbot.pairs import plain
 
-HELP = "What the journal holds: decisions, orders or equity."
 EXAMPLE = "krakenbot history orders --since 7d --format csv"
 
-# The columns shown, in order, and the time that --since compares.
+# The columns shown, in order.
 QUERIES = {
-    "decisions": (
-        "decided",
-        "SELECT candle AS time, interval_s / 60 AS interval, price, average, slope, target,"
-        " held, reason FROM decisions WHERE decided >= ? ORDER BY decided",
-    ),
-    "orders": (
-        "created",
-        "SELECT created AS time, side, executed AS volume,"
-        " cost, fee, coalesce(outcome, 'unresolved') AS outcome, purpose, volume AS asked,"
-        " leverage, id AS client_order_id, exchange_order_id, reason, note"
-        " FROM intents WHERE created >= ? ORDER BY number",
-    ),
-    "equity": (
-        "time",
-        "SELECT time, price, held, pnl AS net, fees, rollover, equity, margin_level"
-        " FROM equity WHERE time >= ? ORDER BY time",
-    ),
+    "decisions": "SELECT candle AS time, interval_s / 60 AS interval, price, average, slope,"
+    " target, held, reason FROM decisions WHERE decided >= ? ORDER BY decided",
+    "orders": "SELECT created AS time, side, executed AS volume, cost, fee,"
+    " coalesce(outcome, 'unresolved') AS outcome, purpose, volume AS asked, leverage,"
+    " id AS client_order_id, exchange_order_id, reason, note"
+    " FROM intents WHERE created >= ? ORDER BY number",
+    "equity": "SELECT time, price, held, '' AS gross, fees, rollover, pnl AS net, equity,"
+    " margin_level"
+    " FROM equity WHERE time >= ? ORDER BY time",
 }
 SPANS_S = {"m": 60, "h": 3600, "d": 86400, "w": 604800}
 
@@ -52,9 +47,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     config = configuration.load_here(arguments.config)
     journal = open_read_only(configuration.journal_path(config))
-    rows = (dict(row) for row in journal.rows(QUERIES[arguments.what][1], arguments.since))
-    for line in {"table": table, "csv": as_csv, "json": as_json}[arguments.format](rows):
-        sys.stdout.write(line)
+    rows = map(_row, journal.rows(QUERIES[arguments.what], arguments.since))
+    if arguments.format == "json":
+        for row in rows:
+            print(json.dumps(row))
+    elif arguments.format == "csv":
+        _print_csv(rows)
+    else:
+        _print_table(rows)
     return 0
 
 
@@ -63,7 +63,7 @@ def since(text: str) -> int:
     span = re.fullmatch(r"(\d{1,6})([mhdw])", text)
     if span:
         return int(time.time()) - int(span[1]) * SPANS_S[span[2]]
-    if re.fullmatch(r"\d{1,11}", text) and len(text) != 8:
+    if re.fullmatch(r"\d{1,11}", text) and len(text) != 8:  # Eight digits are a date.
         return int(text)
     try:
         moment = datetime.fromisoformat(text)
@@ -74,38 +74,31 @@ def since(text: str) -> int:
     return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
 
 
-def as_json(rows: Iterable[dict[str, object]]) -> Iterator[str]:
-    """Yield one JSON object a line."""
-    for row in rows:
-        yield json.dumps(row) + "\n"
+def _row(row: Any) -> dict[str, Any]:
+    """Return a row of the journal; that of equity with what would be left without costs."""
+    found = dict(row)
+    if "gross" in found:
+        amounts = (Decimal(found[name]) for name in ("net", "fees", "rollover"))
+        found["gross"] = plain(sum(amounts, ZERO))
+    return found
 
 
-def as_csv(rows: Iterable[dict[str, object]]) -> Iterator[str]:
-    """Yield lines of RFC 4180 with a header; times as ISO 8601 in UTC."""
+def _print_csv(rows: Iterable[dict[str, Any]]) -> None:
+    """Print RFC 4180 with a header; times as ISO 8601 in UTC."""
+    writer = csv.writer(sys.stdout)
     for number, row in enumerate(rows):
-        text = io.StringIO()
-        writer = csv.writer(text)
         if number == 0:
             writer.writerow(row)
-        writer.writerow([_time(row["time"], "%Y-%m-%dT%H:%M:%SZ"), *list(row.values())[1:]])
-        yield text.getvalue()
+        writer.writerow((row | {"time": utc(row["time"], "%Y-%m-%dT%H:%M:%SZ")}).values())
 
 
-def table(rows: Iterable[dict[str, object]]) -> Iterator[str]:
-    """Yield aligned lines; each column as wide as its widest value, the last one open."""
-    shown = [
-        {
-            key: _time(value, "%Y-%m-%d %H:%M:%S") if key == "time" else clean(str(value or "-"))
-            for key, value in row.items()
-        }
-        for row in rows
-    ]
-    if not shown:
-        return
-    widths = {key: max(len(key), *(len(row[key]) for row in shown)) for key in shown[0]}
-    for row in [{key: key for key in widths}, *shown]:
-        yield "  ".join(f"{row[key]:<{width}}" for key, width in widths.items()).rstrip() + "\n"
-
-
-def _time(value: object, form: str) -> str:
-    return time.strftime(form, time.gmtime(int(str(value))))
+def _print_table(rows: Iterable[dict[str, Any]]) -> None:
+    """Print aligned columns, each as wide as its widest value."""
+    lines: list[list[str]] = []
+    for row in rows:
+        row["time"] = utc(row["time"], "%Y-%m-%d %H:%M:%S")
+        lines = lines or [list(row)]
+        lines.append([clean(str(value or "-")) for value in row.values()])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        print("  ".join(map(str.ljust, line, widths)).rstrip())

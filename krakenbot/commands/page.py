@@ -8,9 +8,9 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from html import escape
-from itertools import accumulate, groupby
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,6 +55,11 @@ class Story(NamedTuple):
     notes: Sequence[str]
 
 
+def utc(moment: float, form: str = "%Y-%m-%d %H:%M") -> str:
+    """Return unix seconds as people write them, in UTC."""
+    return time.strftime(form, time.gmtime(moment))
+
+
 def write(path: Path, story: Story) -> None:
     """Put the page in place, whole or not at all."""
     part = path.with_name(f"{path.name}.part")
@@ -73,19 +78,17 @@ def headline(pair: str, days: float, turns: int, before: float, net: float) -> s
 
 
 def thinned(points: Iterable[Point], limit: int = COLUMNS) -> list[Point]:
-    """Return at most `limit` points; merged ones keep the lowest and highest price."""
+    """Return at most `limit` (even) points; merged ones keep the lowest and highest price."""
     kept: list[Point] = []
-    step = count = 1
-    for point in points:
-        if count < step:
+    step = 1
+    for number, point in enumerate(points):
+        if number % step:
             kept[-1] = _merged(kept[-1], point)
-            count += 1
             continue
         if len(kept) == limit:
             kept = [_merged(a, b) for a, b in zip(kept[::2], kept[1::2], strict=True)]
             step *= 2
         kept.append(point)
-        count = 1
     return kept
 
 
@@ -95,53 +98,50 @@ def _merged(a: Point, b: Point) -> Point:
 
 def render(story: Story) -> str:
     """Return the whole page."""
-    facts = (f"<div><dt>{escape(a)}</dt><dd>{escape(b)}</dd></div>" for a, b in story.facts)
-    body = [
-        f"<header><h1>{escape(story.title)}</h1><p>{escape(story.subtitle)}</p></header>",
-        f'<p class="hero {_tone(story.net)}">{escape(story.headline)}</p>',
-        f"<dl>{''.join(facts)}</dl>",
-        *(f'<p class="note">{escape(note)}</p>' for note in story.notes),
-        *(_charts(story) if len(story.points) > 1 else ()),
-        _bars(story.costs),
-        _table(story.orders),
-    ]
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
-        "style-src 'unsafe-inline'; script-src 'unsafe-inline'\">"
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta name="color-scheme" content="light dark">'
-        f"<title>{escape(story.title)}</title><style>{_STYLE}</style></head><body><main>"
-        + "\n".join(body)
-        + f"</main><script>{_SCRIPT}</script></body></html>\n"
-    )
+    facts = "".join(f"<div><dt>{escape(a)}</dt><dd>{escape(b)}</dd></div>" for a, b in story.facts)
+    notes = "".join(f'<p class="note">{escape(note)}</p>' for note in story.notes)
+    charts = "\n".join(_charts(story)) if len(story.points) > 1 else ""
+    return f"""<!doctype html><html lang="en"><head><meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none';
+style-src 'unsafe-inline'; script-src 'unsafe-inline'">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{escape(story.title)}</title><style>{_STYLE}</style></head><body><main>
+<header><h1>{escape(story.title)}</h1><p>{escape(story.subtitle)}</p></header>
+<p class="hero {_tone(story.net)}">{escape(story.headline)}</p><dl>{facts}</dl>{notes}
+{charts}
+{_bars(story.costs)}
+{_table(story.orders)}
+</main><script>{_SCRIPT}</script></body></html>
+"""
 
 
-def _charts(story: Story) -> list[str]:
+def _charts(story: Story) -> Iterator[str]:
     times, low, high, closes, nets, grosses, held = zip(*story.points, strict=True)
     few = story.marks if len(story.marks) <= MARKS_MAX else ()
     price = _Chart("Price and position", times, [*low, *high])
-    price.area(low, high, "range")
+    price.area("range", low, high)
     price.line("price", closes, "price")
     price.dots(few)
-    price.strip(held)
+    price.band(held)
     hidden = "too many fills to mark; the newest are in the next chart"
-    charts = [price.html(hidden if story.marks and not few else "")]
+    yield price.html(hidden if len(few) < len(story.marks) else "")
     if len(story.newest) > 1:
         ends, newest, averages = zip(*story.newest, strict=True)
         near = _Chart(f"The newest {len(newest)} candles", ends, [*newest, *averages])
         near.line("price", newest, "price")
         near.line("average", averages, "second")
         near.dots([mark for mark in story.marks if mark.time >= ends[0]][-MARKS_MAX:])
-        charts.append(near.html())
+        yield near.html()
     equity = _Chart("Profit and loss", times, [*nets, *grosses, 0.0])
     equity.line("before costs", grosses, "second")
     equity.line("after costs", nets, "price")
+    yield equity.html()
     falls = [net - peak for net, peak in zip(nets, accumulate(nets, max), strict=True)]
     drawdown = _Chart("Below the best so far", times, [*falls, 0.0])
-    drawdown.area(falls, [0.0] * len(falls), "loss")
+    drawdown.area("loss", falls, [0.0] * len(falls))
     drawdown.line("drawdown", falls, "lossline")
-    return [*charts, equity.html(), drawdown.html()]
+    yield drawdown.html()
 
 
 class _Chart:
@@ -152,40 +152,32 @@ class _Chart:
         bottom, top = min(values), max(values)
         margin = (top - bottom) * 0.06 or abs(top) * 0.001 or 1.0
         self.bottom, self.top = bottom - margin, top + margin
-        self.layers: list[str] = []
-        self.series: list[tuple[str, Sequence[float]]] = []
+        self.layers = ""
+        self.series: list[tuple[str, list[str]]] = []
         self.keys: dict[str, str] = {}
-        self.under = ""
 
     def line(self, name: str, values: Sequence[float], kind: str) -> None:
-        path = " ".join(map(self._at, self.times, values))
-        self.layers.append(f'<path class="{kind}" d="M{path}"/>')
-        self.series.append((name, values))
+        self._draw(kind, "M" + " ".join(map(self._at, self.times, values)))
+        self.series.append((name, [f"{value:,.7g}" for value in values]))
         self.keys[name] = kind
 
-    def area(self, low: Sequence[float], high: Sequence[float], kind: str) -> None:
-        path = [*map(self._at, self.times, high), *[*map(self._at, self.times, low)][::-1]]
-        self.layers.append(f'<path class="{kind}" d="M{" ".join(path)}Z"/>')
+    def area(self, kind: str, low: Sequence[float], high: Sequence[float]) -> None:
+        there, back = map(self._at, self.times, high), map(self._at, self.times, low)
+        self._draw(kind, f"M{' '.join([*there, *[*back][::-1]])}Z")
 
     def dots(self, marks: Iterable[Mark]) -> None:
         for mark in marks:
             if self.times[0] <= mark.time <= self.times[-1]:
-                kind = "buy" if mark.buys else "sell"
-                self.layers.append(f'<path class="{kind}" d="M{self._at(mark.time, mark.price)}h0">'
-                                   f"<title>{escape(mark.text)}</title></path>")  # fmt: skip
+                path = f"M{self._at(mark.time, mark.price)}h0"
+                self._draw("buy" if mark.buys else "sell", path, mark.text)
                 self.keys |= {"buy": "buy", "sell": "sell"}
 
-    def strip(self, held: Sequence[float]) -> None:
-        """Show under the chart what was held."""
-        boxes, left = "", self.times[0]
-        for kind, group in groupby(zip(self.times, map(_side, held), strict=True), lambda p: p[1]):
-            right = [time for time, _ in group][-1]
-            if kind:
-                boxes += (f'<rect class="{kind}" x="{self._x(left)}" y="0" height="1000" '
-                          f'width="{self._x(right) - self._x(left):.1f}"/>')  # fmt: skip
-            left = right
-        self.under = f'<div class="strip"><svg {_BOX}>{boxes}</svg></div>'
-        self.keys |= {"long": "long", "short": "short"}
+    def band(self, held: Sequence[float]) -> None:
+        """Show along the bottom what was held."""
+        for kind, sign in (("long", 1), ("short", -1)):
+            stretches = zip(pairwise(map(self._x, self.times)), held[1:], strict=True)
+            self._draw(kind, "".join(f"M{a} 1000H{b}" for (a, b), v in stretches if v * sign > 0))
+            self.keys[kind] = kind
 
     def html(self, note: str = "") -> str:
         labels, grid = "", ""
@@ -194,23 +186,25 @@ class _Chart:
             grid += f'<path class="grid" d="M0 {y}H{COLUMNS}"/>'
             labels += f'<span class="y" style="top:{y / 10:.2f}%">{text}</span>'
         span = self.times[-1] - self.times[0]
+        # The shorter the span, the finer.
+        form = "%b %Y" if span > 300 * 86400 else "%d %b" if span > 3 * 86400 else "%d %b %H:%M"
         for share, kind in ((0, ""), (1 / 3, " far"), (1 / 2, " near"), (2 / 3, " far"), (1, "")):
-            text = _moment(self.times[0] + share * span, span)
-            labels += (f'<span class="x{kind}" style="left:{share * 100:.1f}%;transform:'
-                       f'translateX(-{share * 100:.0f}%)">{text}</span>')  # fmt: skip
-        keys = (f'<span class="key {kind}">{name}</span>' for name, kind in self.keys.items())
-        data = {
-            "t": [_moment(t, 0) for t in self.times],
-            "x": [self._x(t) for t in self.times],
-            "s": [[name, [_short(v) for v in values]] for name, values in self.series],
-        }
-        numbers = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
+            text = utc(self.times[0] + share * span, form)
+            labels += (f'<span class="x{kind}" style="left:{share:.1%};transform:'
+                       f'translateX(-{share:.0%})">{text}</span>')  # fmt: skip
+        keys = "".join(f'<span class="key {kind}">{key}</span>' for key, kind in self.keys.items())
+        shown = {"t": [*map(utc, self.times)], "x": [*map(self._x, self.times)], "s": self.series}
+        numbers = json.dumps(shown, separators=(",", ":")).replace("<", "\\u003c")
         return (
-            f'<section><h2>{escape(self.title)}</h2><p class="keys">{"".join(keys)} '
-            f'<small>{escape(note)}</small></p><div class="chart"><svg {_BOX}>{grid}'
-            f"{''.join(self.layers)}</svg>{labels}<i></i><output></output>"
-            f'<script type="application/json">{numbers}</script></div>{self.under}</section>'
+            f'<section><h2>{escape(self.title)}</h2><p class="keys">{keys} '
+            f'<small>{escape(note)}</small></p><div class="chart"><svg viewBox="0 0 {COLUMNS} 1000"'
+            f' preserveAspectRatio="none" aria-hidden="true">{grid}{self.layers}</svg>{labels}'
+            f'<i></i><output></output><script type="application/json">{numbers}</script></div>'
+            "</section>"
         )
+
+    def _draw(self, kind: str, path: str, text: str = "") -> None:
+        self.layers += f'<path class="{kind}" d="{path}"><title>{escape(text)}</title></path>'
 
     def _at(self, moment: float, value: float) -> str:
         return f"{self._x(moment)} {self._y(value)}"
@@ -240,14 +234,12 @@ def _bars(costs: Sequence[tuple[str, float]]) -> str:
 
 def _table(orders: Sequence[Sequence[str]]) -> str:
     shown = orders[-ROWS_MAX:][::-1]
-    head = "".join(f"<th>{name}</th>" for name in _ORDER)
-    rows = ("".join(f"<td>{escape(text)}</td>" for text in row) for row in shown)
     more = f" (the newest {len(shown)})" if len(shown) < len(orders) else ""
-    return (
-        f'<section><h2>Orders{more}</h2><div class="wide"><table class="orders"><thead><tr>{head}'
-        f"</tr></thead><tbody>{''.join(f'<tr>{row}</tr>' for row in rows)}</tbody></table></div>"
-        "</section>"
-    )
+    rows = f"<tr>{''.join(f'<th>{name}</th>' for name in _ORDER)}</tr>"
+    for row in shown:
+        rows += f"<tr>{''.join(f'<td>{escape(text)}</td>' for text in row)}</tr>"
+    return (f'<section><h2>Orders{more}</h2><div class="wide"><table class="orders">{rows}</table>'
+            "</div></section>")  # fmt: skip
 
 
 def _ticks(low: float, high: float) -> list[tuple[float, str]]:
@@ -260,27 +252,10 @@ def _ticks(low: float, high: float) -> list[tuple[float, str]]:
     return [(n * step, f"{n * step:,.{decimals}f}") for n in range(first, int(high // step) + 1)]
 
 
-def _moment(moment: float, span: float) -> str:
-    """Return a time as a label: the shorter the span, the finer; 0 means to the minute."""
-    form = "%Y-%m-%d %H:%M"
-    if span:
-        form = "%b %Y" if span > 300 * 86400 else "%d %b" if span > 3 * 86400 else "%d %b %H:%M"
-    return time.strftime(form, time.gmtime(moment))
-
-
-def _short(value: float) -> str:
-    return f"{value:,.2f}" if abs(value) >= 100 else f"{value:.6g}"
-
-
 def _tone(amount: float) -> str:
     return "good" if amount > 0 else "bad" if amount < 0 else "even"
 
 
-def _side(held: float) -> str:
-    return "long" if held > 0 else "short" if held < 0 else ""
-
-
-_BOX = f'viewBox="0 0 {COLUMNS} 1000" preserveAspectRatio="none" aria-hidden="true"'
 _STYLE = """
 :root{--ground:#fbfbfa;--card:#fff;--ink:#1c1e21;--soft:#666c75;--rule:#e4e5e7;--price:#22262b;
 --second:#b0721a;--buy:#1765d8;--sell:#d4451a;--good:#0e7a4b;--bad:#b3261e;--band:#c3cad4}
@@ -305,15 +280,15 @@ margin-right:.35em;background:var(--c)}.key.buy:before,.key.sell:before{border-r
 .price{--c:var(--price)}.second{--c:var(--second)}.buy,.long{--c:var(--buy)}
 .sell,.short{--c:var(--sell)}.lossline{--c:var(--bad)}
 .chart{position:relative;height:270px;margin:0 0 20px 58px;touch-action:pan-y}
-.strip{height:12px;margin:0 0 4px 58px}.chart+.strip{margin-top:26px}
-svg{position:absolute;width:100%;height:100%;overflow:visible}.strip{position:relative}
+svg{position:absolute;width:100%;height:100%;overflow:visible}
 path{fill:none;stroke:var(--c);stroke-width:1.4;vector-effect:non-scaling-stroke;
 stroke-linejoin:round}path.grid{stroke:var(--rule);stroke-width:1}
 path.range{fill:var(--band);stroke:none;opacity:.55}path.loss{fill:var(--bad);stroke:none;
-opacity:.18}path.buy,path.sell{stroke-width:8;stroke-linecap:round}rect{fill:var(--c)}
+opacity:.18}path.buy,path.sell{stroke-width:8;stroke-linecap:round}
+path.long,path.short{stroke-width:8}
 .chart span{position:absolute;font-size:.74rem;color:var(--soft);white-space:nowrap;
 font-variant-numeric:tabular-nums}.y{right:calc(100% + 6px);transform:translateY(-50%)}
-.x{top:calc(100% + 4px)}.near{display:none}
+.x{top:calc(100% + 6px)}.near{display:none}
 .chart i{position:absolute;top:0;bottom:0;width:1px;background:var(--soft);
 display:none;pointer-events:none}.chart output{position:absolute;top:4px;display:none;
 padding:.3rem .55rem;font-size:.8rem;background:var(--card);border:1px solid var(--rule);
@@ -328,8 +303,7 @@ b.good{background:var(--good)}b.bad{background:var(--bad)}b.even{background:var(
 .wide{overflow-x:auto;max-height:560px;overflow-y:auto}.orders th,.orders td{text-align:left;
 padding:.35rem .7rem .35rem 0;border-bottom:1px solid var(--rule);white-space:nowrap}
 .orders th{position:sticky;top:0;background:var(--card);color:var(--soft);font-weight:500}
-@media(max-width:520px){.hero{font-size:1.08rem}.chart{height:210px;margin-left:52px}
-.strip{margin-left:52px}.far{display:none}.near{display:inline}
+@media(max-width:520px){.hero{font-size:1.08rem}.chart{height:210px;margin-left:52px}.far{display:none}.near{display:inline}
 dl{grid-template-columns:1fr 1fr}section{padding:.8rem .7rem}}
 """
 _SCRIPT = """

@@ -1,18 +1,16 @@
 """`report`: one HTML file about what the bot did, from its journal alone; also for `backtest`."""
 
 import argparse
-import time
 from pathlib import Path
 
 from krakenbot import config as configuration
-from krakenbot.commands.page import Mark, Point, Story, headline, thinned, write
+from krakenbot.commands.page import Mark, Point, Story, headline, thinned, utc, write
 from krakenbot.config import Config
-from krakenbot.journal import Intent, Journal, open_read_only
+from krakenbot.journal import Journal, open_read_only
 from krakenbot.log import clean
 from krakenbot.model import Purpose
 from krakenbot.pairs import plain
 
-HELP = "One self-contained HTML file: price, average, fills, profit and loss, costs, orders."
 EXAMPLE = "krakenbot report --output report.html"
 NEWEST = 360
 
@@ -37,55 +35,43 @@ def story_of(config: Config, journal: Journal) -> Story:
         Point(time, price, price, price, net, net + fees + rollover, held)
         for time, price, held, net, fees, rollover in (map(float, row) for row in rows)
     )
+    rows = journal.rows(f"SELECT * FROM decisions WHERE done ORDER BY decided DESC LIMIT {NEWEST}")
     newest = [
         (row["candle"] + row["interval_s"], float(row["price"]), float(row["average"] or 0))
-        for row in journal.rows(
-            f"SELECT * FROM decisions WHERE done ORDER BY decided DESC LIMIT {NEWEST}"
-        )
+        for row in rows
     ][::-1]
-    intents = journal.intents("1")
-    filled = [intent for intent in intents if intent.executed]
-    turns = sum(intent.purpose is not Purpose.CLOSE for intent in filled)
+    marks, orders, turns = [], [], 0
+    for intent in journal.intents("1"):
+        price = intent.cost / intent.executed if intent.executed else None
+        row = (
+            utc(intent.created), intent.side.value, plain(intent.executed or intent.volume),
+            "-" if price is None else f"{price:,.8g}", plain(intent.fee),
+            clean(intent.outcome or "not known yet"),
+            clean(f"{intent.reason}: {intent.note}" if intent.note else intent.reason), intent.id,
+        )  # fmt: skip
+        orders.append(row)
+        if price is not None:
+            text = f"{row[0]} {row[1]} {row[2]} at {row[3]}: {row[6]}"
+            marks.append(Mark(intent.created, float(price), intent.side.sign > 0, text))
+            turns += intent.purpose is not Purpose.CLOSE
     account, halted = journal.account(), journal.get("halted")
     net = points[-1].net if points else 0.0
     fees, rollover = float(account.fees), float(account.rollover)
     before = net + fees + rollover
     begin, end = (points[0].time, points[-1].time) if points else (0.0, 0.0)
+    when = f"{utc(begin)} to {utc(end)} UTC" if points else "no candle yet"
     return Story(
         title=f"{config.pair} · {config.mode}",
-        subtitle=(f"{_date(begin)} to {_date(end)} UTC" if points else "no candle yet")
-        + f", {config.interval} min candles, {config.strategy.name}, size {plain(config.size)}, "
-        f"leverage {config.leverage}",
+        subtitle=f"{when}, {config.interval} min candles, {config.strategy.name}, "
+        f"size {plain(config.size)}, leverage {config.leverage}",
         headline=headline(config.pair, (end - begin) / 86400, turns, before, net), net=net,
         facts=[
             ("Net", f"{net:+,.2f}"), ("Before costs", f"{before:+,.2f}"),
             ("Costs", f"{fees + rollover:,.2f}"), ("Turns", f"{turns:,}"),
-            ("Orders", f"{len(intents):,}"), ("Held now", plain(account.held)),
+            ("Orders", f"{len(orders):,}"), ("Held now", plain(account.held)),
         ],
         costs=[("before costs", before), ("trade fees", -fees), ("margin fees", -rollover),
                ("net", net)],
-        points=points, newest=newest, marks=[_mark(intent) for intent in filled],
-        orders=[_row(intent) for intent in intents],
+        points=points, newest=newest, marks=marks, orders=orders,
         notes=[f"Halted: {clean(halted)}"] if halted else [],
     )  # fmt: skip
-
-
-def _mark(intent: Intent) -> Mark:
-    row = _row(intent)
-    text = f"{row[0]} {row[1]} {row[2]} at {row[3]}: {row[6]}"
-    price = float(intent.cost / intent.executed)
-    return Mark(intent.created, price, intent.side.sign > 0, text)
-
-
-def _row(intent: Intent) -> tuple[str, ...]:
-    """Return an order in the columns of the page's table."""
-    why = f"{intent.reason}: {intent.note}" if intent.note else intent.reason
-    price = f"{intent.cost / intent.executed:,.8g}" if intent.executed else "-"
-    return (
-        _date(intent.created), intent.side.value, plain(intent.executed or intent.volume), price,
-        plain(intent.fee), clean(intent.outcome or "not known yet"), clean(why), intent.id,
-    )  # fmt: skip
-
-
-def _date(moment: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M", time.gmtime(moment))

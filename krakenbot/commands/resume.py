@@ -6,7 +6,6 @@ from krakenbot import config as configuration
 from krakenbot.journal import Lock, open_journal, open_read_only
 from krakenbot.log import clean
 
-HELP = "Clear a halt after showing why it was set; max_loss counts anew from here."
 EXAMPLE = "krakenbot resume"
 
 

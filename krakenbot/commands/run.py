@@ -1,7 +1,6 @@
 """`run`: the bot itself."""
 
-import argparse
-from functools import partial
+from typing import TYPE_CHECKING
 
 from krakenbot import log
 from krakenbot.bot import Event
@@ -11,42 +10,45 @@ from krakenbot.notify import Notifier
 from krakenbot.parts import assemble, costs, load_config
 from krakenbot.spot import FEE_RATE_ASSUMED
 
-HELP = "The bot: one decision for each finished candle, until SIGTERM or SIGINT."
+if TYPE_CHECKING:
+    import argparse
+
 EXAMPLE = "krakenbot --config my.toml run --live"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: "argparse.ArgumentParser") -> None:
     parser.add_argument("--live", action="store_true", help='needed as well as mode = "live"')
-    parser.add_argument(
-        "--once", action="store_true", help="decide on the newest finished candle and end"
-    )
-    parser.add_argument(
-        "--adopt", action="store_true", help="take over the position that is held now"
-    )
+    once = "decide on the newest finished candle and end"
+    parser.add_argument("--once", action="store_true", help=once)
+    adopt = "take over the position that is held now"
+    parser.add_argument("--adopt", action="store_true", help=adopt)
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(arguments: "argparse.Namespace") -> int:
     config = load_config(arguments.config)
+    costs_said = config.mode == "live" or arguments.once
+
+    def on_event(event: Event) -> None:
+        nonlocal costs_said
+        notifier(event)
+        if event.kind == "decision" and not costs_said:
+            costs_said = True
+            _say_costs(config)
+
     with Notifier(config) as notifier:
-        on_event = partial(_show, notifier, config, [config.mode == "live" or arguments.once])
         parts = assemble(config, live=arguments.live, on_event=on_event)
         parts.clock.stop_on_signals()
         parts.clock.progress = notifier.alive
         try:
-            parts.bot.run(
-                once=arguments.once, patience_s=config.exchange.patience, adopt=arguments.adopt
-            )
+            patience_s = config.exchange.patience
+            parts.bot.run(once=arguments.once, patience_s=patience_s, adopt=arguments.adopt)
         finally:
             parts.journal.close()  # So that one file holds all of it.
     return 0
 
 
-def _show(notifier: Notifier, config: Config, said: list[bool], event: Event) -> None:
-    """Pass events on; after the first decision without money, say what it would cost."""
-    notifier(event)
-    if event.kind != "decision" or said[0]:
-        return
-    said[0] = True
+def _say_costs(config: Config) -> None:
+    """Say, after the first decision without money, what it would cost with it."""
     fee_percent = config.exchange.fee_percent
     try:
         _, lines = costs(config, FEE_RATE_ASSUMED if fee_percent is None else fee_percent / 100)

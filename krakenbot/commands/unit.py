@@ -8,7 +8,6 @@ from pathlib import Path
 from krakenbot import config as configuration
 from krakenbot.config import Config
 
-HELP = "Print a hardened systemd unit for this installation and this configuration's mode."
 EXAMPLE = "krakenbot --config /etc/krakenbot/config.toml unit"
 FOLDER = "/etc/krakenbot"
 HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")

@@ -245,8 +245,11 @@ class Journal:
     # -- the account as the journal explains it ------------------------------------------------
 
     def account(self) -> Account:
-        values = (Decimal(self.get(key, "0")) for key in ("held", "cash", "fees", "rollover"))
-        return Account(*values)
+        rows = self._db.execute(
+            "SELECT key, value FROM meta WHERE key IN ('held', 'cash', 'fees', 'rollover')"
+        )
+        values = {str(key): Decimal(value) for key, value in rows}
+        return Account(*(values.get(field, ZERO) for field in Account._fields))
 
     def adopt(self, held: Decimal, price: Decimal, now: int, on_margin: bool) -> None:
         """Take over what is held, as if the difference had been traded at `price`; end a halt.

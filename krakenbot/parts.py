@@ -96,16 +96,7 @@ def assemble(
         next_nonce=Nonces(locks[1]).next if credentials else None,
         live=is_live,
     )
-    fee_percent = config.exchange.fee_percent
-    fee_rate = FEE_RATE_ASSUMED if fee_percent is None else fee_percent / 100
-    spot = Spot(
-        client,
-        config.pair,
-        config.interval * 60,
-        asset_class=config.exchange.asset_class,
-        trading_agreement=config.exchange.trading_agreement,
-        fee_rate=fee_rate,
-    )
+    spot = spot_of(config, client)
     exchange: Exchange = spot
     checks: list[Callable[[], None]] = []
     if is_live:
@@ -121,7 +112,7 @@ def assemble(
             clock,
             JournalStore(journal),
             start_balance=config.paper.balance,
-            fee_rate=fee_rate,
+            fee_rate=assumed_fee_rate(config),
             validate=spot.validate if config.mode == "validate" else None,
         )
     # Nothing made so far will ever be garbage: a later collection need not walk over it.
@@ -129,6 +120,25 @@ def assemble(
     gc.freeze()
     bot = Bot(plan_of(config), exchange, journal, clock, owner, on_event, checks)
     return Parts(config, clock, client, spot, exchange, journal, bot, tuple(locks))
+
+
+def spot_of(config: Config, client: Client) -> Spot:
+    """Return the configured pair at Kraken, through this client."""
+    exchange = config.exchange
+    return Spot(
+        client,
+        config.pair,
+        config.interval * 60,
+        asset_class=exchange.asset_class,
+        trading_agreement=exchange.trading_agreement,
+        fee_rate=assumed_fee_rate(config),
+    )
+
+
+def assumed_fee_rate(config: Config) -> Decimal:
+    """Return the taker fee, a fraction, where the account's own cannot be asked."""
+    percent = config.exchange.fee_percent
+    return FEE_RATE_ASSUMED if percent is None else percent / 100
 
 
 class JournalStore:
@@ -249,9 +259,6 @@ def _replay(config: Config, fee_rate: Decimal) -> tuple[bool, list[str]]:
     from krakenbot.simulated.drag import check_fee_drag
 
     transport = UrllibTransport(config.exchange.timeout, config.exchange.proxy)
-    client = Client(transport, config.exchange.url, SystemClock())
-    spot = Spot(
-        client, config.pair, config.interval * 60, asset_class=config.exchange.asset_class
-    )
+    spot = spot_of(config, Client(transport, config.exchange.url, SystemClock()))
     drag = check_fee_drag(config, spot.candles(None)[:-1], spot.rules(), fee_rate)
     return (drag.too_much, drag.lines()) if drag else (False, [])

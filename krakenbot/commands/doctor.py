@@ -27,9 +27,8 @@ from krakenbot.errors import ConfigError, LaterError, RefusedError, StopError, U
 from krakenbot.journal import Lock, open_read_only
 from krakenbot.model import ZERO, MarginSummary, Order, Purpose, Side, Step
 from krakenbot.pairs import plain
-from krakenbot.parts import check_key, costs, load_credentials
+from krakenbot.parts import assumed_fee_rate, check_key, costs, load_credentials, spot_of
 from krakenbot.risk import Surroundings, objection
-from krakenbot.spot import FEE_RATE_ASSUMED, Spot
 
 EXAMPLE = "krakenbot doctor --json"
 FREE_BYTES_MIN = 50 << 20
@@ -160,7 +159,7 @@ class Visit:
 
     def _network(self) -> Answer:
         config, clock = self.config, SystemClock(self.config.exchange.clock_speed)
-        self.market = self._spot(Client(transport(config), config.exchange.url, clock))
+        self.market = spot_of(config, Client(transport(config), config.exchange.url, clock))
         sent, began = clock.wall(), time.monotonic()
         exchange_time = self.market.server_time() + 0.5
         self.ahead_s = (sent + clock.wall()) / 2 - exchange_time
@@ -174,8 +173,7 @@ class Visit:
     def _pair(self) -> Answer:
         state, rules = self.market.system_status(), self.market.rules()
         self.rules, self.quote = rules, self.market.quote()
-        percent = self.config.exchange.fee_percent
-        self.fee_rate = FEE_RATE_ASSUMED if percent is None else percent / 100
+        self.fee_rate = assumed_fee_rate(self.config)
         verdict = "ok" if state == rules.status == "online" else "warn"
         bid = plain(self.quote.bid)
         return verdict, f"exchange {state}, {rules.altname} {rules.status}, bid {bid}"
@@ -191,7 +189,7 @@ class Visit:
             client, self.lock = signed_client(self.config, self.credentials, live=False)
         except ConfigError as error:
             return "skip", f"the key is left alone, {error}"
-        self.account = self._spot(client)
+        self.account = spot_of(self.config, client)
         check_key(self.account)
         # Kraken's documentation spells these both with underscores and in camel case.
         answer = client.private("GetApiKeyInfo")
@@ -256,11 +254,6 @@ class Visit:
             return "skip", "this systemd cannot judge a unit"
         verdict = "ok" if float(exposure) <= EXPOSURE_MAX else "warn"
         return verdict, f"the unit that `unit` prints has exposure {exposure} of 10"
-
-    def _spot(self, client: Client) -> Spot:
-        config, exchange = self.config, self.config.exchange
-        return Spot(client, config.pair, config.interval * 60, asset_class=exchange.asset_class,
-                    trading_agreement=exchange.trading_agreement)  # fmt: skip
 
     def _against(self, summary: MarginSummary) -> Answer | None:
         """Return what the bot itself would say against an order of `size` with this account."""

@@ -7,8 +7,7 @@ from krakenbot.bot import Event
 from krakenbot.config import Config
 from krakenbot.errors import LaterError
 from krakenbot.notify import Notifier
-from krakenbot.parts import assemble, costs, load_config
-from krakenbot.spot import FEE_RATE_ASSUMED
+from krakenbot.parts import assemble, assumed_fee_rate, costs, load_config
 
 if TYPE_CHECKING:
     import argparse
@@ -49,9 +48,8 @@ def run(arguments: "argparse.Namespace") -> int:
 
 def _say_costs(config: Config) -> None:
     """Say, after the first decision without money, what it would cost with it."""
-    fee_percent = config.exchange.fee_percent
     try:
-        _, lines = costs(config, FEE_RATE_ASSUMED if fee_percent is None else fee_percent / 100)
+        _, lines = costs(config, assumed_fee_rate(config))
     except LaterError as error:
         lines = [str(error)]
     for line in lines:

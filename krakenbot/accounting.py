@@ -3,7 +3,7 @@
 Nothing here decides or sends anything.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from decimal import Decimal
 
 from krakenbot import log
@@ -11,40 +11,58 @@ from krakenbot.clock import Clock
 from krakenbot.errors import LaterError, RefusedError, StopError, UnansweredError
 from krakenbot.exchange import Exchange
 from krakenbot.journal import Intent, Journal
-from krakenbot.model import ZERO, Purpose
+from krakenbot.model import ZERO, Charge, Purpose
 
 OVERLAP_S = 240  # The ledger may show a charge later than the clock says.
+SPAN_MAX_S = 86400  # So much is read at once; what is older than that is caught up hour by hour.
 LATE_S = 86400
-ROUNDING = Decimal("0.0001")  # A ledger may hold fewer digits than an order.
+NEARLY = Decimal("0.0001")  # Of an order's cost: more than rounding each fill makes of it.
 
 
-def read_ledger(exchange: Exchange, journal: Journal, clock: Clock) -> None:
-    """Book what the ledger shows and say what differs; without a ledger the bot goes on."""
+def read_ledger(exchange: Exchange, journal: Journal, clock: Clock) -> str:
+    """Book what the ledger shows; return what it says otherwise than the orders, or nothing.
+
+    Without a ledger the bot goes on, and the books say that they lack it.
+    """
+    now = int(clock.now())
+    if not journal.get("charges_read"):
+        journal.put(charges_read=now)
+    since = int(journal.get("charges_read"))
+    until = min(now, since + SPAN_MAX_S)
     try:
-        differences = book_charges(exchange, journal, int(clock.now()))
-    except (LaterError, UnansweredError, RefusedError, StopError) as error:
-        log.warning("ledger not read, the books may lack charges reason=%s", error)
-        return
-    for difference in differences:
+        charges = exchange.charges(since - OVERLAP_S, until)
+    except (LaterError, UnansweredError, RefusedError) as error:
+        log.warning("ledger not read reason=%s", error)
+        return ""
+    except StopError as error:
+        if error.exit_code != 77:
+            raise
+        difference = f"margin fees are not in the books: {error}"
+    else:
+        difference = "; ".join(book_charges(journal, charges, since - OVERLAP_S, until, now))
+    if difference and difference != journal.get("difference"):
         log.warning("books differ: %s", difference)
         journal.put(difference=difference)
+        return difference
+    return ""
 
 
-def book_charges(exchange: Exchange, journal: Journal, now: int) -> list[str]:
-    """Book opening fees and rollovers as the ledger has them since the last time.
+def book_charges(
+    journal: Journal, charges: Sequence[Charge], since: int, until: int, now: int
+) -> list[str]:
+    """Book opening fees and rollovers of the journal's own orders, each once.
 
     An order's own fee is in the books already; what the ledger took beyond it is the margin
     opening fee. Returns a sentence for each order of which journal and ledger tell different
-    stories. A charge is booked once, however often it is read.
+    stories.
     """
-    since = int(journal.get("charges_read", str(now)))
-    charges = exchange.charges(since - OVERLAP_S)
-    read_until, differences = now, []
-    for intent in _traded_since(journal, since - OVERLAP_S):
+    read_until, differences = until, []
+    for intent in _traded(journal, since, until):
         own = [charge for charge in charges if charge.order_id == intent.exchange_order_id]
-        if own and journal.is_charged(_opened(own[0].trade_id)):
+        if own and all(journal.is_charged(_opened(charge)) for charge in own):
             continue
-        is_whole = sum((charge.cost for charge in own), ZERO) == intent.cost
+        tolerance = intent.cost * NEARLY
+        is_whole = abs(sum((charge.cost for charge in own), ZERO) - intent.cost) <= tolerance
         if intent.outcome is None or (not is_whole and now - intent.created < LATE_S):
             read_until = min(read_until, intent.created)
             continue
@@ -52,16 +70,16 @@ def book_charges(exchange: Exchange, journal: Journal, now: int) -> list[str]:
             differences.append(f"order {intent.exchange_order_id} is not in the ledger as a whole")
             continue
         extra = sum((charge.fee for charge in own), ZERO) - intent.fee
-        if extra < -ROUNDING:
+        if extra < -tolerance:
             differences.append(
                 f"the ledger took {-extra} less for order {intent.exchange_order_id} than its fee, "
                 f"{intent.fee}"
             )
-        for charge in reversed(own):  # The first one last: it says that all are booked.
-            amount = max(extra, ZERO) if charge is own[0] else ZERO
-            journal.charge(_opened(charge.trade_id), charge.time, "opening", amount)
+        journal.charge(intent.id, own[0].time, "opening", max(extra, ZERO))
+        for charge in own:
+            journal.charge(_opened(charge), charge.time, "opening", ZERO)
     for charge in charges:
-        if not charge.order_id and journal.is_charged(_opened(charge.trade_id)):
+        if not charge.order_id and journal.is_charged(_opened(charge)):
             journal.charge(charge.id, charge.time, "rollover", charge.fee)
     journal.put(charges_read=read_until)
     return differences
@@ -87,14 +105,14 @@ def realized(intents: Iterable[Intent]) -> Decimal:
     return total
 
 
-def _traded_since(journal: Journal, time: int) -> list[Intent]:
-    """Return the orders since then that traded or of which that is not known yet."""
+def _traded(journal: Journal, since: int, until: int) -> list[Intent]:
+    """Return the orders of that time that traded or of which that is not known yet."""
     return journal.intents(
-        "(executed != '0' OR outcome IS NULL) AND created >= ? AND purpose != ?",
-        time, Purpose.ADOPT.value,
+        "(executed != '0' OR outcome IS NULL) AND created BETWEEN ? AND ? AND purpose != ?",
+        since, until, Purpose.ADOPT.value,
     )  # fmt: skip
 
 
-def _opened(trade_id: str) -> str:
-    """Return the charge id that marks a trade as the journal's own."""
-    return f"open {trade_id}"
+def _opened(charge: Charge) -> str:
+    """Return the mark, among the charges, of a trade that is the journal's own."""
+    return f"open {charge.trade_id}"

@@ -36,6 +36,7 @@ ROUNDS_MAX = 3  # close, open, confirm
 WAKE_DELAY_S = 1.0
 PASSING_PAUSE_S = 60.0
 BACKOFF_MAX_S = 60.0
+BOOKS_S = 3600.0
 DAY_S = 86400
 
 T = TypeVar("T")
@@ -80,6 +81,7 @@ class Bot:
         self._orders = Orders(owner, exchange, journal, clock, self._emit)
         self._window = CandleWindow(exchange, clock, plan.interval_s, plan.candles_min)
         self._conditions = Conditions(plan, exchange, clock)
+        self._books_kept = float("-inf")
 
     # -- the loop ------------------------------------------------------------------------------
 
@@ -102,6 +104,7 @@ class Bot:
                 return
             while True:
                 due = self._patiently(self.tick).next_due
+                self._keep_books()
                 self._clock.wait(max(0.0, due - self._clock.now()))
                 self._refresh()
         except StopRequestedError:
@@ -115,14 +118,18 @@ class Bot:
         """Close what the bot holds, verify, and leave it halted for `reason`."""
         self._patiently(self._know_the_market, patience_s)
         self._journal.resume(flatten=reason)
-        for _ in range(2 * FRUITLESS_MAX):
-            if self._patiently(partial(self._close_all, reason), patience_s):
-                self._journal.put(flatten=None, halted=reason)
-                return
-            self._clock.wait(1.0)
+        why = "the orders to close it traded nothing"
+        try:
+            for _ in range(2 * FRUITLESS_MAX):
+                if self._patiently(partial(self._close_all, reason), patience_s):
+                    self._journal.put(flatten=None, halted=reason)
+                    return
+                self._clock.wait(1.0)
+        except LaterError as error:
+            why = str(error)
         raise self._journal.halt(
             f"could not close the position for: {reason}; {plain(self._journal.account().held)} "
-            f"{self._plan.pair} is still held: look at Kraken"
+            f"{self._plan.pair} may still be held ({why}): look at Kraken"
         )
 
     def _close_all(self, reason: str) -> bool:
@@ -146,13 +153,15 @@ class Bot:
 
         Raises LaterError when that lasts longer than `patience_s`.
         """
-        began, said, pause_s = self._clock.monotonic(), float("-inf"), 1.0
+        began: float | None = None
+        said, pause_s = float("-inf"), 1.0
         while True:
             try:
                 result = action()
             except (LaterError, UnansweredError, RefusedError) as error:
                 # A read that fails is no reason to end: nothing is sent, and it is asked again.
                 now = self._clock.monotonic()
+                began = now if began is None else began
                 if now - began > patience_s:
                     raise LaterError(f"gave up after {patience_s:.0f} s: {error}") from error
                 if now - said >= 60:
@@ -163,7 +172,7 @@ class Bot:
                 self._clock.wait(min(wait_s, max(0.1, patience_s - (now - began) + 0.1)))
                 pause_s = min(pause_s * 2, BACKOFF_MAX_S)
             else:
-                if said > began - 1:
+                if began is not None:
                     lasted_s = self._clock.monotonic() - began
                     self._emit("recovery", f"the exchange answers again after {lasted_s:.0f} s")
                 return result
@@ -182,7 +191,7 @@ class Bot:
         for check in self._checks:
             check()
         self._conditions.read_fee_rate()
-        read_ledger(self._exchange, self._journal, self._clock)
+        self._keep_books()
 
     def _adopt(self) -> None:
         """Make what is held the journal's own, and clear a halt about it."""
@@ -210,12 +219,21 @@ class Bot:
         self._journal.adopt(held, price, int(self._clock.now()), on_margin)
         log.warning("adopted held=%s explained_before=%s price=%s", held, before, price)
 
+    def _keep_books(self) -> None:
+        """Once an hour: book what the exchange's ledger shows, and say where it differs."""
+        now = self._clock.monotonic()
+        if now - self._books_kept < BOOKS_S:
+            return
+        self._books_kept = now
+        gc.collect()  # Python keeps thousands of small tuples at hand until told not to.
+        difference = read_ledger(self._exchange, self._journal, self._clock)
+        if difference:
+            self._emit("difference", difference)
+
     def _refresh(self) -> None:
-        """Between ticks: read anew what has grown old, and hourly the ledger."""
+        """Right before a tick: read anew what has grown old of all else."""
         try:
-            if self._conditions.refresh(self._journal.fruitless_in_a_row()[0] > 0):
-                read_ledger(self._exchange, self._journal, self._clock)
-                gc.collect()  # Python keeps thousands of small tuples at hand until told not to.
+            self._conditions.refresh(self._journal.fruitless_in_a_row()[0] > 0)
         except (LaterError, UnansweredError, RefusedError) as error:
             log.warning("not refreshed, trying again after the next candle reason=%s", error)
 
@@ -232,6 +250,8 @@ class Bot:
         # The newest candle that can be finished ended less than an interval ago.
         expected = int(self._clock.now()) - 2 * interval_s + 1
         candles = self._window.up_to(expected)
+        if candles and self._plan.strategy(candles).direction is Direction.FLAT:
+            candles = self._window.widen(expected)
         if candles is None:
             log.warning("candle left out: the exchange has not finished it in good time")
             self._conditions.measure_clock()
@@ -240,11 +260,7 @@ class Bot:
         next_due = candles[-1].time + 2 * interval_s + WAKE_DELAY_S
         if self._journal.is_done(interval_s, candles[-1].time):
             return TickResult(next_due, decided=True)
-        signal = self._plan.strategy(candles)
-        if signal.direction is Direction.FLAT:
-            candles = self._window.widen(expected) or candles
-            signal = self._plan.strategy(candles)
-        done = self._work(candles[-1], signal)
+        done = self._work(candles[-1], self._plan.strategy(candles))
         if not done:
             return TickResult(min(next_due, self._clock.now() + PASSING_PAUSE_S), decided=True)
         return TickResult(next_due, decided=True)

@@ -93,7 +93,7 @@ class Client:
             if method != "AddOrder":
                 raise RefusedError(f"{method} changes the account and needs live mode and --live")
             params["validate"] = "true"
-        if is_read or method != "AddOrder":
+        if method != "AddOrder":
             self._spend(POINTS.get(method, 1))
         try:
             return self._once(method, params, fresh=not is_read)
@@ -280,6 +280,8 @@ class UrllibTransport(urllib.request.AbstractHTTPHandler):
                 return self._ask(self._kept, request, deadline)
             # It had died meanwhile. Only reads use a kept connection, so they are asked again.
             self._drop()
+            if time.monotonic() >= deadline:
+                raise UnansweredError(f"no whole answer from {request.host}: timed out")
         try:
             self._kept, self._kept_host = self._connect(request, deadline), host
         except _BROKEN as error:
@@ -296,9 +298,9 @@ class UrllibTransport(urllib.request.AbstractHTTPHandler):
     https_open = http_open
 
     def _drop(self) -> None:
-        if self._kept is not None:
-            self._kept.close()
-            self._kept = None
+        kept, self._kept = self._kept, None
+        if kept is not None:
+            kept.close()
 
     def _connect(
         self, request: urllib.request.Request, deadline: float

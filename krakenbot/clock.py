@@ -10,7 +10,7 @@ import signal
 import time
 from collections.abc import Callable
 from types import FrameType
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 SLICE_S = 10.0  # How often a long wait shows that it is still one.
 
@@ -54,7 +54,7 @@ class SystemClock:
         self.stop_requested = False
         self.progress: Callable[[], None] = lambda: None
         self.signalled = False
-        self._is_reading = False
+        self._is_reading = self._has_ended = False
 
     def now(self) -> float:
         return self.monotonic() + self._offset
@@ -84,7 +84,7 @@ class SystemClock:
             if left <= 0:
                 return
             select.select([self._stop_reader], [], [], min(left, SLICE_S))
-        raise StopRequestedError
+        self._end()
 
     def stop_on_signals(self) -> None:
         """Let SIGTERM and SIGINT end the next (or current) wait."""
@@ -92,8 +92,14 @@ class SystemClock:
         signal.signal(signal.SIGINT, self._on_signal)
 
     def read(self, is_reading: bool) -> None:
-        """Take note of whether a read is going on: a signal may end that, too, at once."""
+        """Take note of whether a read is going on: a signal may end that, too, at once.
+
+        Raises StopRequestedError when a read begins after the request to stop, but only once:
+        what ends the program may read again.
+        """
         self._is_reading = is_reading
+        if is_reading and self.stop_requested and not self._has_ended:
+            self._end()
 
     def request_stop(self) -> None:
         """Let the next (or current) wait raise StopRequestedError."""
@@ -105,7 +111,11 @@ class SystemClock:
         self.signalled = True
         self.request_stop()
         if self._is_reading:
-            raise StopRequestedError
+            self._end()
+
+    def _end(self) -> NoReturn:
+        self._is_reading, self._has_ended = False, True
+        raise StopRequestedError
 
 
 def _steady() -> float:

@@ -9,9 +9,8 @@ from krakenbot.errors import ConfigError, LaterError, RefusedError, StopError, U
 from krakenbot.exchange import Exchange
 from krakenbot.model import ZERO, MarginSummary, Purpose, Quote, Step
 from krakenbot.pairs import PairRules
-from krakenbot.risk import CLOCK_OFFSET_MAX_S, Surroundings
+from krakenbot.risk import CLOCK_OFFSET_MAX_S, FEE_RATE_ASSUMED, Surroundings
 
-FEE_RATE_ASSUMED = Decimal("0.008")
 CLOCK_REFRESH_S = 3600.0
 RULES_REFRESH_S = 6 * 3600.0
 FEE_REFRESH_S = 86400.0
@@ -50,17 +49,15 @@ class Conditions:
         """Have the market's state and quote asked anew for the next order."""
         self._market = (NEVER, *self._market[1:])
 
-    def refresh(self, is_clock_in_doubt: bool) -> bool:
-        """Read what has grown old; return whether an hour had passed since the last time."""
+    def refresh(self, is_clock_in_doubt: bool) -> None:
+        """Read anew what has grown old."""
         now = self._clock.monotonic()
-        is_hour_over = now - self._clock_read >= CLOCK_REFRESH_S
-        if is_hour_over or is_clock_in_doubt:
+        if is_clock_in_doubt or now - self._clock_read >= CLOCK_REFRESH_S:
             self.measure_clock()
         if now - self._rules_read >= RULES_REFRESH_S:
             self._read_rules()
         if now - self._fee_read >= FEE_REFRESH_S:
             self.read_fee_rate()
-        return is_hour_over
 
     def measure_clock(self) -> None:
         """Take the exchange's time, good to about half a second and half the round trip."""

@@ -54,8 +54,8 @@ class Exchange(Market, Protocol):
     def position(self) -> Position:
         """Return the open margin position on the pair."""
 
-    def charges(self, since: int) -> Sequence[Charge]:
-        """Return what trades on the pair and keeping positions open cost since then."""
+    def charges(self, since: int, until: int) -> Sequence[Charge]:
+        """Return what trades on the pair and keeping positions open cost in that time."""
 
     def fee_rate(self) -> Decimal:
         """Return the account's taker fee as a fraction: 0.008 is 0.8 %."""

@@ -274,8 +274,9 @@ class Journal:
                 self._set("cash", account.cash - difference * price)
             number = self._db.execute("SELECT max(number) FROM intents").fetchone()[0]
             self._set("fruitless_from", number or 0)
-            for key, value in (("entered", 1), ("halted", None), ("flatten", None)):
-                self._set(key, value)
+            self._set("entered", 1)
+            for key in ("halted", "flatten", "difference"):
+                self._set(key, None)
             self._set("on_margin", int(on_margin))
 
     def halt(self, reason: str) -> StopError:
@@ -287,22 +288,24 @@ class Journal:
     def resume(self, flatten: str | None = None) -> None:
         """Clear a halt, or replace it by a reason to flatten; losses count anew from here."""
         number = self._db.execute("SELECT max(number) FROM intents").fetchone()[0]
-        self.put(halted=None, flatten=flatten, pnl_at_resume=None, fruitless_from=number or 0)
+        self.put(
+            halted=None, flatten=flatten, difference=None, pnl_at_resume=None,
+            fruitless_from=number or 0,
+        )  # fmt: skip
 
     def charge(self, charge_id: str, time: int, kind: str, amount: Decimal) -> None:
         """Book a margin opening fee or a rollover, once, however often it is told."""
         if self.is_charged(charge_id):
             return
+        row = (_stored(charge_id), time, kind, str(amount))
         rollover = self.account().rollover + amount
         with self._transaction():
-            self._db.execute(
-                "INSERT INTO charges VALUES (?, ?, ?, ?)", (charge_id, time, kind, str(amount))
-            )
+            self._db.execute("INSERT INTO charges VALUES (?, ?, ?, ?)", row)
             self._set("rollover", rollover)
 
     def is_charged(self, charge_id: str) -> bool:
-        row = self._db.execute("SELECT 1 FROM charges WHERE id = ?", (charge_id,)).fetchone()
-        return row is not None
+        found = self._db.execute("SELECT 1 FROM charges WHERE id = ?", (_stored(charge_id),))
+        return found.fetchone() is not None
 
     # -- decisions and equity ------------------------------------------------------------------
 

@@ -67,10 +67,6 @@ def warning(text: str, *values: object) -> None:
     _write("warning", text, values)
 
 
-def error(text: str, *values: object) -> None:
-    _write("error", text, values)
-
-
 def critical(text: str, *values: object) -> None:
     """Write that a person must look."""
     _write("critical", text, values)

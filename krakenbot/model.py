@@ -115,9 +115,9 @@ class Position(NamedTuple):
 
 
 class Charge(NamedTuple):
-    """What the exchange's ledger took for a trade, or for keeping open what that trade opened.
+    """All that the exchange's ledger took for a trade, or once for keeping open what it opened.
 
-    `cost` is that of the trade, `order_id` its order's; a rollover has neither.
+    `cost` is the trade's own, `order_id` its order's; a rollover has neither.
     """
 
     id: str

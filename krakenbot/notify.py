@@ -23,7 +23,7 @@ from krakenbot.model import Secret
 if TYPE_CHECKING:
     from queue import Queue
 
-NOTICED = ("start", "fill", "refusal", "margin", "halt", "recovery", "stop")
+NOTICED = ("start", "fill", "refusal", "margin", "halt", "recovery", "difference", "stop")
 LIMIT_S = 5.0  # For one whole request.
 WAITING_MAX = 20
 LAST_WORDS_S = 6.0

@@ -29,12 +29,14 @@ class CandleWindow:
         self._candles: list[Candle] = []  # The same with its holes filled.
         self._hole: int | None = None  # A new hole is asked about once more.
 
-    def widen(self, expected: int) -> Sequence[Candle]:
-        """Return all finished candles there are, for when the usual few decide nothing."""
-        self._kept = ROWS_MAX
-        self._candles = []
-        self._fetch(expected)
-        return tuple(self._candles)
+    def widen(self, expected: int) -> Sequence[Candle] | None:
+        """Do as `up_to` with all finished candles there are, from now on.
+
+        For when the usual few decide nothing.
+        """
+        if self._kept < ROWS_MAX:
+            self._kept, self._candles = ROWS_MAX, []
+        return self.up_to(expected)
 
     def up_to(self, expected: int) -> Sequence[Candle] | None:
         """Return finished candles, the newest one starting at `expected` or later.
@@ -65,7 +67,7 @@ class CandleWindow:
             before = self._told.get(candle.time, candle)
             if before != candle:
                 log.warning("candle revised time=%s was=%s now=%s", candle.time, before, candle)
-            self._told[candle.time] = candle
+            self._told[candle.time] = candle  # The newest word counts.
         whole = fill([self._told[time] for time in sorted(self._told)], self._interval_s)
         self._candles = whole[-self._kept :]
         holes = [c.time for c in self._candles if c.time not in self._told]

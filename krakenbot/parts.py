@@ -22,8 +22,9 @@ from krakenbot.journal import Journal, Lock, Nonces, open_journal
 from krakenbot.model import ZERO
 from krakenbot.orders import VISIBLE_S
 from krakenbot.pairs import plain
+from krakenbot.risk import FEE_RATE_ASSUMED
 from krakenbot.signing import decode_secret, fingerprint
-from krakenbot.spot import FEE_RATE_ASSUMED, FORBIDDEN_PERMISSIONS, NEEDED_PERMISSIONS, Spot
+from krakenbot.spot import FORBIDDEN_PERMISSIONS, NEEDED_PERMISSIONS, Spot
 
 REPLAY_MAX_S = 15
 FILES_MAX = 1024

@@ -37,6 +37,7 @@ class Surroundings(NamedTuple):
 
 
 CLOCK_OFFSET_MAX_S = 30.0
+FEE_RATE_ASSUMED = Decimal("0.008")  # Kraken's entry tier, where the account's is not known.
 
 
 def objection(step: Step, leverage: int, around: Surroundings, limits: Limits) -> Objection | None:

@@ -24,10 +24,10 @@ from krakenbot.model import (
 )
 from krakenbot.ohlc import parse_rows
 from krakenbot.pairs import PairRules, decimal, parse_rules, plain
+from krakenbot.risk import FEE_RATE_ASSUMED
 
 NEEDED_PERMISSIONS = ("query-funds", "query-open-trades", "query-closed-trades", "modify-trades")
 FORBIDDEN_PERMISSIONS = ("withdraw-funds", "add-withdraw-address", "update-withdraw-address")
-FEE_RATE_ASSUMED = Decimal("0.008")
 SEARCH_BEFORE_S = 60
 PAGE = 50
 ROWS_MAX = 1000
@@ -61,10 +61,7 @@ class Spot:
     def server_time(self) -> int:
         result = self._client.public("Time")
         try:
-            moment = int(decimal(result["unixtime"]))
-            if not 0 < moment < 10**11:
-                raise ValueError(f"unixtime {moment}")
-            return moment
+            return _moment(result["unixtime"])
         except _BROKEN as error:
             raise _odd("Time", error) from error
 
@@ -141,33 +138,38 @@ class Spot:
             raise _odd("OpenPositions", error) from error
         return Position(volume, cost)
 
-    def charges(self, since: int) -> Sequence[Charge]:
-        trades, quote = dict(self._trades(since)), self._known_rules().quote
-        rows = self._pages("Ledgers", "ledger", {"start": since})
-        found = []
+    def charges(self, since: int, until: int) -> Sequence[Charge]:
+        span: dict[str, object] = {"start": since, "end": until}
+        quote = self._known_rules().quote
+        trades = dict(self._trades(span))
+        found: dict[str, Charge] = {}
         try:
-            for key, row in rows:
+            for key, row in self._pages("Ledgers", "ledger", span):
                 trade_id, kind = str(row["refid"]), row["type"]
-                if row["asset"] != quote:
+                if row["asset"] != quote or kind not in ("trade", "margin", "rollover"):
                     continue
-                trade = trades.get(trade_id) if kind in ("trade", "margin") else None
-                if trade is not None or kind == "rollover":
-                    order_id = str(trade["ordertxid"]) if trade else ""
-                    cost = decimal(trade["cost"]) if trade else ZERO
-                    at, fee = int(decimal(row["time"])), decimal(row["fee"])
-                    found.append(Charge(key, trade_id, order_id, at, cost, fee))
+                charge = Charge(key, trade_id, "", _moment(row["time"]), ZERO, decimal(row["fee"]))
+                if kind == "rollover":
+                    found[key] = charge
+                elif trade_id in found:  # Trade fee and opening fee may stand in rows of their own.
+                    sofar = found[trade_id]
+                    found[trade_id] = sofar._replace(fee=sofar.fee + charge.fee)
+                elif trade_id in trades:
+                    trade = trades[trade_id]
+                    order_id, cost = str(trade["ordertxid"]), decimal(trade["cost"])
+                    found[trade_id] = charge._replace(order_id=order_id, cost=cost)
         except _BROKEN as error:
             raise _odd("Ledgers", error) from error
-        return found
+        return list(found.values())
 
     def traded_orders(self, since: int) -> Sequence[str]:
         try:
-            return [str(row["ordertxid"]) for _, row in self._trades(since)]
+            return [str(row["ordertxid"]) for _, row in self._trades({"start": since})]
         except _BROKEN as error:
             raise _odd("TradesHistory", error) from error
 
-    def _trades(self, since: int) -> list[tuple[str, Any]]:
-        rows = self._pages("TradesHistory", "trades", {"start": since})
+    def _trades(self, span: dict[str, object]) -> list[tuple[str, Any]]:
+        rows = self._pages("TradesHistory", "trades", span | {"consolidate_taker": "false"})
         try:
             return [(key, row) for key, row in rows if self._is_ours(row["pair"])]
         except _BROKEN as error:
@@ -310,6 +312,13 @@ def _items(method: str, result: Any) -> Iterator[tuple[str, Any]]:
     if not isinstance(result, dict):
         raise UnansweredError(f"{method}: an answer of unknown form")
     return iter(result.items())
+
+
+def _moment(value: object) -> int:
+    moment = int(decimal(value))
+    if not 0 < moment < 10**11:
+        raise ValueError(f"time {moment}")
+    return moment
 
 
 def _digits(client_order_id: str) -> str:

@@ -113,7 +113,7 @@ READERS: dict[str, Callable[[Spot], Any]] = {
     "ClosedOrders": lambda spot: spot.find(ID, T0),
     "TradesHistory": lambda spot: spot.traded_orders(T0),
     "TradeVolume": Spot.fee_rate,
-    "Ledgers": lambda spot: spot.charges(T0),
+    "Ledgers": lambda spot: spot.charges(T0, T0 + 86400),
     "GetApiKeyInfo": Spot.key_permissions,
 }
 

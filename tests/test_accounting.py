@@ -5,11 +5,14 @@ from decimal import Decimal
 from pathlib import Path
 from typing import cast
 
-from krakenbot.accounting import LATE_S, book_charges, realized
+from krakenbot.accounting import LATE_S, read_ledger, realized
+from krakenbot.errors import StopError, UnansweredError
 from krakenbot.exchange import Exchange
 from krakenbot.journal import Journal, prepare
 from krakenbot.model import Charge, Side
+from tests.logs import silence
 from tests.test_journal import CANDLE, execution, intent
+from tests.test_ohlc import FakeClock
 
 DAY_LATER = CANDLE + LATE_S + 600
 
@@ -24,13 +27,17 @@ class Ledger:
 
     def __init__(self) -> None:
         self.rows: list[Charge] = []
+        self.error: Exception | None = None
 
-    def charges(self, since: int) -> Sequence[Charge]:
-        return [charge for charge in self.rows if charge.time > since]
+    def charges(self, since: int, until: int) -> Sequence[Charge]:
+        if self.error is not None:
+            raise self.error
+        return [charge for charge in self.rows if since < charge.time <= until]
 
 
 class AccountingTest(unittest.TestCase):
     def setUp(self) -> None:
+        silence(self)
         self.journal, self.ledger = empty(), Ledger()
         self.addCleanup(self.journal.close)
         self.journal.put(charges_read=CANDLE)
@@ -50,8 +57,10 @@ class AccountingTest(unittest.TestCase):
             Charge(f"L{number}", trade_id, order_id, at, Decimal(cost), Decimal(fee))
         )
 
-    def book(self, now: int = CANDLE + 600) -> list[str]:
-        return book_charges(cast(Exchange, self.ledger), self.journal, now)
+    def book(self, now: int = CANDLE + 600) -> str:
+        clock = FakeClock()
+        clock.time = now
+        return read_ledger(cast(Exchange, self.ledger), self.journal, clock)
 
     def costs(self) -> tuple[Decimal, Decimal]:
         return self.journal.account().fees, self.journal.account().rollover
@@ -63,13 +72,13 @@ class TestLedger(AccountingTest):
         self.told("T1", order, "500", "4.10")
         self.told("T2", order, "1500", "12.30")
         for _ in range(3):
-            self.assertEqual([], self.book())
+            self.assertEqual("", self.book())
         self.assertEqual((Decimal(16), Decimal("0.40")), self.costs())
 
     def test_a_fee_that_holds_the_opening_fee_already_is_not_counted_twice(self) -> None:
         order = self.traded(self.journal, 0, Side.BUY, "0.04", "2000", "16.4")
         self.told("T1", order, "2000", "16.4")
-        self.assertEqual([], self.book())
+        self.assertEqual("", self.book())
         self.assertEqual((Decimal("16.4"), Decimal(0)), self.costs())
 
     def test_rollovers_of_own_trades_are_booked_and_others_are_nobody_s_business(self) -> None:
@@ -79,16 +88,16 @@ class TestLedger(AccountingTest):
         self.told("T9", "OTHER", "2000", "16.4")
         self.told("T9", "", "0", "0.5", CANDLE + 14400)
         for now in (CANDLE + 600, CANDLE + 15000, CANDLE + 15200):
-            self.assertEqual([], self.book(now))
+            self.assertEqual("", self.book(now))
         self.assertEqual((Decimal(16), Decimal("0.8")), self.costs())
 
     def test_an_order_that_the_ledger_shows_in_part_is_read_again(self) -> None:
         order = self.traded(self.journal, 0, Side.BUY, "0.04", "2000", "16")
         self.told("T1", order, "500", "4.10")
-        self.assertEqual([], self.book())
+        self.assertEqual("", self.book())
         self.assertEqual((Decimal(16), Decimal(0)), self.costs())
         self.told("T2", order, "1500", "12.30")
-        self.assertEqual([], self.book(CANDLE + 7200))
+        self.assertEqual("", self.book(CANDLE + 7200))
         self.assertEqual((Decimal(16), Decimal("0.40")), self.costs())
 
     def test_an_order_whose_end_is_learnt_late_is_not_passed_over(self) -> None:
@@ -96,34 +105,71 @@ class TestLedger(AccountingTest):
         done = execution(wanted, "0.04", "2000", "16")
         self.journal.write(wanted)
         self.told("T1", done.exchange_order_id, "2000", "16.4")
-        self.assertEqual([], self.book(CANDLE + 600))
+        self.assertEqual("", self.book(CANDLE + 600))
         self.journal.conclude(wanted, "closed", CANDLE + 900, done)
-        self.assertEqual([], self.book(CANDLE + 1000))
+        self.assertEqual("", self.book(CANDLE + 1000))
         self.assertEqual((Decimal(16), Decimal("0.4")), self.costs())
 
     def test_what_the_ledger_does_not_show_within_a_day_is_said_once(self) -> None:
         order = self.traded(self.journal, 0, Side.BUY, "0.04", "2000", "16")
-        self.assertEqual([], self.book())
-        (said,) = self.book(DAY_LATER)
+        self.assertEqual("", self.book())
+        said = self.book(DAY_LATER)
         self.assertIn(order, said)
-        self.assertEqual([], self.book(DAY_LATER + 3600))
+        self.assertEqual("", self.book(DAY_LATER + 3600))
 
     def test_a_ledger_that_took_less_than_the_order_said_is_a_difference(self) -> None:
         order = self.traded(self.journal, 0, Side.BUY, "0.04", "2000", "16")
         self.told("T1", order, "2000", "15")
-        (said,) = self.book()
+        said = self.book()
         self.assertIn(order, said)
-        self.assertEqual([], self.book())
+        self.assertEqual("", self.book())
         self.assertEqual((Decimal(16), Decimal(0)), self.costs())
+
+    def test_fills_that_are_rounded_each_on_its_own_are_still_the_whole_order(self) -> None:
+        order = self.traded(self.journal, 0, Side.BUY, "0.04", "2000.00001", "16")
+        self.told("T1", order, "500", "4.10")
+        self.told("T2", order, "1500", "12.30")
+        self.assertEqual("", self.book())
+        self.assertEqual((Decimal(16), Decimal("0.40")), self.costs())
+
+    def test_a_ledger_that_cannot_be_read_at_first_is_read_from_the_beginning(self) -> None:
+        self.journal.put(charges_read=None)
+        self.ledger.error = UnansweredError("no")
+        self.assertEqual("", self.book(CANDLE))
+        order = self.traded(self.journal, 0, Side.BUY, "0.04", "2000", "16")
+        self.told("T1", order, "2000", "16.4", CANDLE + 61)
+        self.ledger.error = None
+        self.assertEqual("", self.book(CANDLE + 3600))
+        self.assertEqual((Decimal(16), Decimal("0.4")), self.costs())
+
+    def test_a_key_that_may_not_read_the_ledger_is_said_once_and_other_stops_stop(self) -> None:
+        self.ledger.error = StopError("Ledgers: EGeneral:Permission denied", 77)
+        self.assertIn("Permission denied", self.book())
+        self.assertEqual("", self.book())
+        self.assertIn("Permission denied", self.journal.get("difference"))
+        self.journal.resume()
+        self.assertEqual("", self.journal.get("difference"))
+        self.ledger.error = StopError("the nonce cannot be written")
+        with self.assertRaises(StopError):
+            self.book()
+
+    def test_after_weeks_without_reading_every_day_is_caught_up(self) -> None:
+        order = self.traded(self.journal, 0, Side.BUY, "0.04", "2000", "16")
+        self.told("T1", order, "2000", "16.4", CANDLE + 61)
+        for number in range(1, 60):
+            self.told("T1", "", "0", "0.1", CANDLE + 14400 * number)
+        for _ in range(12):
+            self.assertEqual("", self.book(CANDLE + 14400 * 60))
+        self.assertEqual((Decimal(16), Decimal("6.3")), self.costs())
 
     def test_a_death_in_the_middle_loses_no_charge(self) -> None:
         order = self.traded(self.journal, 0, Side.BUY, "0.04", "2000", "16")
         self.told("T1", order, "500", "4.10")
         self.told("T2", order, "1500", "12.30")
-        self.journal.charge("open T2", CANDLE, "opening", Decimal(0))
-        self.assertEqual([], self.book())
+        self.journal.charge("open T1", CANDLE, "opening", Decimal(0))
+        self.assertEqual("", self.book())
         self.told("T2", "", "0", "0.3", CANDLE + 14400)
-        self.assertEqual([], self.book(CANDLE + 15000))
+        self.assertEqual("", self.book(CANDLE + 15000))
         self.assertEqual((Decimal(16), Decimal("0.70")), self.costs())
 
 

@@ -104,6 +104,7 @@ class FakeExchange:
         self.pair_rules = rules()
         self.hang_s = 60.0
         self.down = False
+        self.positions_told = -1  # How often the position is told before nothing is any more.
 
     def close(self, number: int) -> Decimal:
         return Decimal(50_000 + (number if number <= self.rise else 2 * self.rise - number))
@@ -140,6 +141,9 @@ class FakeExchange:
         return {"ZUSD": self.quote_money, "XXBT": self.base + self.foreign_base}
 
     def position(self) -> Position:
+        if self.positions_told == 0:
+            raise UnansweredError("timed out")
+        self.positions_told -= 1
         moment = self.clock.time - self.position_lag_s
         volume = [volume for since, volume in self.shown if since <= moment or since == 0.0][-1]
         if volume == 0:
@@ -147,7 +151,7 @@ class FakeExchange:
         cost = abs(volume) * 50_000
         return Position(volume, cost)
 
-    def charges(self, since: int) -> Sequence[Charge]:
+    def charges(self, since: int, until: int) -> Sequence[Charge]:
         return []
 
     def fee_rate(self) -> Decimal:
@@ -830,6 +834,23 @@ class TestFlatten(BotTest):
         self.assertEqual(SIZE, self.exchange.held)
         self.bot().flatten("asked to")
         self.assertEqual(0, self.exchange.held)
+
+
+    def test_an_exchange_that_falls_silent_leaves_it_halted_and_says_so(self) -> None:
+        self.once()
+        self.exchange.positions_told = 0
+        said = self.stopped(lambda: self.bot().flatten("asked to", 60.0))
+        self.assertIn(f"{SIZE} ", said)
+        self.assertIn("may still be held", said)
+        self.assertIn("asked to", self.journal.get("halted"))
+
+    def test_patience_begins_with_the_first_lost_answer_not_with_the_work_before_it(self) -> None:
+        self.once()
+        bot, began = self.bot(), self.clock.time
+        self.exchange.script, self.exchange.hang_s = ["hang"], 100.0
+        self.exchange.positions_told = 1
+        self.stopped(lambda: bot.flatten("asked to", 30.0))
+        self.assertGreater(self.clock.time - began, 100 + 30)
 
 
 class Dying:

@@ -39,6 +39,27 @@ class TestStopping(unittest.TestCase):
             clock.wait(60)
 
 
+    def test_a_read_after_the_signal_ends_at_once_and_what_ends_the_program_may_read(self) -> None:
+        clock = SystemClock()
+        clock.read(True)
+        clock.read(False)
+        clock.request_stop()
+        clock.read(False)
+        with self.assertRaises(StopRequestedError):
+            clock.read(True)
+        clock.read(True)
+
+    def test_a_signal_in_the_middle_of_a_read_ends_it(self) -> None:
+        clock = SystemClock()
+        self.addCleanup(signal.signal, signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+        self.addCleanup(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT))
+        clock.stop_on_signals()
+        clock.read(True)
+        with self.assertRaises(StopRequestedError):
+            os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)  # A second one interrupts nothing.
+
+
 class TestTime(unittest.TestCase):
     def test_a_step_of_the_wall_clock_moves_neither_now_nor_monotonic(self) -> None:
         clock = SystemClock()

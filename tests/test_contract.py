@@ -8,7 +8,7 @@ import json
 import sqlite3
 import tempfile
 import unittest
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from decimal import Decimal as D
 from itertools import count
 from pathlib import Path
@@ -21,7 +21,7 @@ from krakenbot.decision import Plan
 from krakenbot.errors import LaterError, RefusedError, UnansweredError
 from krakenbot.exchange import Exchange
 from krakenbot.journal import Journal, prepare
-from krakenbot.model import Execution, MarginSummary, Order, OrderStatus, Secret, Side
+from krakenbot.model import Charge, Execution, MarginSummary, Order, OrderStatus, Secret, Side
 from krakenbot.risk import Limits
 from krakenbot.simulated import server
 from krakenbot.simulated.exchange import PaperExchange
@@ -190,6 +190,9 @@ class Contract:
     def summary(self) -> MarginSummary:
         return MarginSummary(*(number.quantize(CENTS) for number in self.exchange.summary()))
 
+    def charges(self, since: int) -> Sequence[Charge]:
+        return self.exchange.charges(since, int(self.world.time))
+
     def money(self) -> D:
         return self.exchange.balances()[QUOTE].quantize(CENTS)
 
@@ -199,7 +202,7 @@ class Contract:
         self.assertEqual((found.volume, found.cost), (D("0.04"), D("2000.004")))
         self.assertEqual(found.fee, D("16.00003"))
         self.assertEqual(self.held(), (D("0.04"), D("2000.004")))
-        (charge,) = self.exchange.charges(self.began - 5)
+        (charge,) = self.charges(self.began - 5)
         self.assertEqual(charge.order_id, found.exchange_order_id)
         self.assertEqual((charge.cost, charge.fee), (D("2000.004"), D("16.40003")))
         summary = self.summary()
@@ -315,11 +318,11 @@ class Contract:
                 order_id = self.place(side, "0.04").exchange_order_id
                 before = self.summary().trade_balance
                 opened = self.world.time
-                told = self.exchange.charges(int(opened) - 1)
+                told = self.charges(int(opened) - 1)
                 (trade_id,) = (charge.trade_id for charge in told if charge.order_id == order_id)
                 self.world.wait(2 * 14400 + 1)
                 self.assertEqual(self.held()[0], sign * D("0.04"))
-                told = self.exchange.charges(int(opened) - 1)
+                told = self.charges(int(opened) - 1)
                 told = [charge for charge in told if charge.trade_id == trade_id]
                 charges = [charge for charge in told if not charge.order_id]
                 self.assertEqual(len(told), 3)

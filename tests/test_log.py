@@ -35,11 +35,11 @@ class TestLog(unittest.TestCase):
     def test_json_is_one_object_a_line(self) -> None:
         self.setup("json")
         log.warning("one\ntwo")
-        log.error("three")
+        log.critical("three")
         first, second = map(json.loads, self.stream.getvalue().splitlines())
         self.assertEqual("one\\ntwo", first["message"])
         self.assertEqual("warning", first["level"])
-        self.assertEqual(("error", "three"), (second["level"], second["message"]))
+        self.assertEqual(("critical", "three"), (second["level"], second["message"]))
 
     def test_records_below_the_level_are_left_out(self) -> None:
         self.setup(level="warning")
@@ -89,18 +89,18 @@ class TestLog(unittest.TestCase):
 
     def test_a_stream_that_fails_raises_nothing(self) -> None:
         self.stream.close()
-        log.error("x")
+        log.critical("x")
 
     def test_journald_gets_priorities_only_when_it_is_the_reader(self) -> None:
         code = (
             "from krakenbot import log; log.setup('debug', 'text');"
-            "[write('x') for write in (log.critical, log.error, log.warning, log.info, log.debug)]"
+            "[write('x') for write in (log.critical, log.warning, log.info, log.debug)]"
         )
         with tempfile.TemporaryFile() as file:
             at = os.fstat(file.fileno())
             for name, want in (
-                (f"{at.st_dev}:{at.st_ino}", ["<2>", "<3>", "<4>", "<6>", "<7>"]),
-                ("1:1", ["202"] * 5),
+                (f"{at.st_dev}:{at.st_ino}", ["<2>", "<4>", "<6>", "<7>"]),
+                ("1:1", ["202"] * 4),
             ):
                 with self.subTest(name):
                     file.seek(0)
@@ -114,7 +114,7 @@ class TestLog(unittest.TestCase):
 
     def test_a_full_disk_or_closed_standard_error_does_not_change_the_exit_code(self) -> None:
         code = (
-            "from krakenbot import log; log.setup('info', 'text'); log.error('x'); print('done')"
+            "from krakenbot import log; log.setup('info', 'text'); log.critical('x'); print('done')"
         )
         with open("/dev/full", "w") as full:
             done = run(code, stderr=full)

@@ -95,7 +95,7 @@ class PaperTest(unittest.TestCase):
         self.assertEqual(bought.status, OrderStatus.CLOSED)
         position = self.exchange.position()
         self.assertEqual((position.volume, position.cost), (D("0.04"), bought.cost))
-        (charge,) = self.exchange.charges(START - 1)
+        (charge,) = self.exchange.charges(START - 1, START + 30000)
         self.assertEqual(charge.order_id, bought.exchange_order_id)
         self.place(order("b", Side.SELL, reduce_only=True))
         sold = self.exchange.find("b", START)
@@ -123,8 +123,9 @@ class PaperTest(unittest.TestCase):
         self.assertEqual(again.summary(), self.exchange.summary())
         self.assertEqual(again.position(), self.exchange.position())
         self.assertEqual(again.find("a", START), self.exchange.find("a", START))
-        self.assertEqual(again.charges(START - 1), self.exchange.charges(START - 1))
-        self.assertEqual(len(again.charges(START - 1)), 2)
+        span = START - 1, START + 30000
+        self.assertEqual(again.charges(*span), self.exchange.charges(*span))
+        self.assertEqual(len(again.charges(*span)), 2)
 
     def test_a_fill_that_could_not_be_saved_did_not_happen(self) -> None:
         self.place(order())

@@ -280,7 +280,7 @@ class TestSecrets(Safe):
         for form in ("text", "json"):
             with logged("debug", form) as out:
                 log.warning("key=%s %r", KEY, [SECRET])
-                log.error("%s", {"secret": SECRET})
+                log.critical("%s", {"secret": SECRET})
             try:
                 raise ValueError(f"Invalid header value {KEY.encode()!r}")
             except ValueError as error:
@@ -343,7 +343,7 @@ class TestTerminal(Safe):
     def test_words_of_the_exchange_cannot_drive_a_terminal_or_forge_a_line(self) -> None:
         for form in ("text", "json"):
             with logged("debug", form) as out:
-                log.error("refused reason=%s", self.EVIL)
+                log.critical("refused reason=%s", self.EVIL)
             self.assert_tame(out.getvalue())
             self.assertEqual(1, out.getvalue().count("\n"))
 

@@ -240,12 +240,13 @@ class TestAccount(unittest.TestCase):
         self,
     ) -> None:
         rollover, other = LEDGER_ROW | {"refid": "TS3FY4-PAZT6-E4TLCB"}, {"asset": "XXBT"}
-        opening = LEDGER_ROW | {"type": "margin", "fee": "16.4"}
+        opening = LEDGER_ROW | {"type": "margin", "fee": "16"}
+        margin_fee = LEDGER_ROW | {"type": "margin", "fee": "0.4"}
         foreign = opening | {"refid": "TBGKDK-PVBGJ-RZ4N35"}
         deposit = opening | {"type": "deposit"}
-        rows = [rollover, rollover | other, opening, opening | other, foreign, deposit]
+        rows = [rollover, rollover | other, opening, margin_fee, opening | other, foreign, deposit]
         ledger = {"ledger": {f"L{number}": row for number, row in enumerate(rows)}}
-        kept, opened = spot(Kraken(Ledgers=ledger)).charges(SINCE)
+        kept, opened = spot(Kraken(Ledgers=ledger)).charges(SINCE, SINCE + 86400)
         self.assertEqual(("TS3FY4-PAZT6-E4TLCB", "", Decimal("0.4")), (*kept[1:3], kept.fee))
         self.assertEqual(("TAGKDK-PVBGJ-RZ4N35", TXID), opened[1:3])
         self.assertEqual((Decimal(2000), Decimal("16.4")), (opened.cost, opened.fee))
@@ -419,7 +420,7 @@ CALLS: dict[str, Callable[[Spot], object]] = {
     "TradeBalance": lambda s: s.summary(),
     "Balance": lambda s: s.balances(),
     "OpenPositions": lambda s: s.position(),
-    "Ledgers": lambda s: s.charges(SINCE),
+    "Ledgers": lambda s: s.charges(SINCE, SINCE + 86400),
     "TradeVolume": lambda s: s.fee_rate(),
     "AddOrder": lambda s: s.place(ORDER, SINCE),
     "OpenOrders": lambda s: s.find(ID, SINCE),

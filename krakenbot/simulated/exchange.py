@@ -24,9 +24,10 @@ from krakenbot.model import (
     Side,
 )  # fmt: skip
 from krakenbot.pairs import PairRules
+from krakenbot.risk import FEE_RATE_ASSUMED
 from krakenbot.simulated.margin import Account, Book, Trade, account_from_text, identifier
 
-FEE_RATE = Decimal("0.008")
+FEE_RATE = FEE_RATE_ASSUMED
 START_BALANCE = Decimal(10000)
 ORDERS_KEPT, LEDGER_KEPT, CHARGES_KEPT = 20, 50, 250
 # Reading the account asks the market for a price only when the last one is older.
@@ -142,7 +143,7 @@ class PaperExchange:
         _, book, _ = self._advanced()
         return Position(book.volume, book.cost_left)
 
-    def charges(self, since: int) -> Sequence[Charge]:
+    def charges(self, since: int, until: int) -> Sequence[Charge]:
         account, _, _ = self._advanced()
         rollovers = (
             Charge(identifier("L", entry.serial), identifier("T", entry.refid), "",
@@ -150,7 +151,7 @@ class PaperExchange:
             for entry in account.ledger
             if entry.type == "rollover"
         )  # fmt: skip
-        return [charge for charge in (*self._charges, *rollovers) if charge.time > since]
+        return [c for c in (*self._charges, *rollovers) if since < c.time <= until]
 
     def fee_rate(self) -> Decimal:
         return self._fee_rate

@@ -57,7 +57,9 @@ def book_charges(
     stories.
     """
     read_until, differences = until, []
-    for intent in _traded(journal, since, until):
+    for intent in journal.intents("created BETWEEN ? AND ?", since, until):
+        if intent.purpose is Purpose.ADOPT or (intent.outcome and not intent.executed):
+            continue
         own = [charge for charge in charges if charge.order_id == intent.exchange_order_id]
         if own and all(journal.is_charged(_opened(charge)) for charge in own):
             continue
@@ -103,14 +105,6 @@ def realized(intents: Iterable[Intent]) -> Decimal:
         if volume:
             lots.append((volume, cost))
     return total
-
-
-def _traded(journal: Journal, since: int, until: int) -> list[Intent]:
-    """Return the orders of that time that traded or of which that is not known yet."""
-    return journal.intents(
-        "(executed != '0' OR outcome IS NULL) AND created BETWEEN ? AND ? AND purpose != ?",
-        since, until, Purpose.ADOPT.value,
-    )  # fmt: skip
 
 
 def _opened(charge: Charge) -> str:

@@ -125,6 +125,11 @@ class TestLedger(AccountingTest):
         self.assertEqual("", self.book())
         self.assertEqual((Decimal(16), Decimal(0)), self.costs())
 
+    def test_an_order_that_traded_nothing_costs_nothing(self) -> None:
+        self.traded(self.journal, 0, Side.BUY, "0.00000000", "0.00000")
+        self.assertEqual("", self.book())
+        self.assertEqual("", self.book(DAY_LATER))
+
     def test_fills_that_are_rounded_each_on_its_own_are_still_the_whole_order(self) -> None:
         order = self.traded(self.journal, 0, Side.BUY, "0.04", "2000.00001", "16")
         self.told("T1", order, "500", "4.10")

@@ -29,7 +29,7 @@ from krakenbot.simulated.margin import Account, Book, Trade, account_from_text, 
 
 FEE_RATE = FEE_RATE_ASSUMED
 START_BALANCE = Decimal(10000)
-ORDERS_KEPT, LEDGER_KEPT, CHARGES_KEPT = 20, 50, 250
+ORDERS_KEPT, LEDGER_KEPT, CHARGES_KEPT = 20, 50, 60
 # Reading the account asks the market for a price only when the last one is older.
 QUOTE_S = 5
 

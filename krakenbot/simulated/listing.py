@@ -46,10 +46,14 @@ FIRST_TICKS = {
     "USDTZUSD": 99990, "BONKUSD": 1450,
 }  # fmt: skip
 
-# Asset: altname, decimals, display decimals.
-ASSETS = {
-    "ZUSD": ("USD", 4, 2), "ZEUR": ("EUR", 4, 2), "USDT": ("USDT", 8, 4), "XXBT": ("XBT", 10, 5),
-    "XETH": ("ETH", 10, 5), "SOL": ("SOL", 10, 5), "BONK": ("BONK", 4, 2),
+ASSETS: dict[str, dict[str, Any]] = {
+    code: {"aclass": "currency", "altname": altname, "decimals": decimals,
+           "display_decimals": shown, "status": "enabled"}
+    for code, altname, decimals, shown in (
+        ("ZUSD", "USD", 4, 2), ("ZEUR", "EUR", 4, 2), ("USDT", "USDT", 8, 4),
+        ("XXBT", "XBT", 10, 5), ("XETH", "ETH", 10, 5), ("SOL", "SOL", 10, 5),
+        ("BONK", "BONK", 4, 2),
+    )
 }  # fmt: skip
 
 

@@ -426,7 +426,7 @@ class HttpTest(unittest.TestCase):
                     self.assertTrue(answer.startswith(b"HTTP/1.1 200 "))
             answer = self.raw(b"GET /0/public/Time HTTP/1.1\r\n\r\n")
             self.assertTrue(answer.startswith(b"HTTP/1.1 200 "))
-            self.assertLessEqual(len(self.sandbox._front._heard), front.CONNECTIONS_MAX)
+            self.assertLessEqual(len(self.sandbox._front.heard), front.CONNECTIONS_MAX)
         self.assertLess(time.monotonic() - began, 10)
 
     def test_a_busy_connection_is_not_the_one_that_goes(self) -> None:

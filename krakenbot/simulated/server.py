@@ -64,7 +64,7 @@ class Sandbox:
         if faults.chances or faults.lag_s:
             self._front.respond = faults.respond
         api.controls["faults"] = self._set_faults
-        self.url = f"http://127.0.0.1:{self._front.port}"
+        self.url = self._front.url
         threading.Thread(target=self._front.serve_forever, args=(0.05,), daemon=True).start()
 
     def close(self) -> None:

@@ -42,8 +42,8 @@ class WorkedExampleTest(unittest.TestCase):
         self.assertEqual(account.balances["ZUSD"], D("1982.80000"))
         self.assertEqual(account.unrealized("ZUSD"), D(40))
         self.assertEqual(account.equity("ZUSD"), D("2022.80"))
-        self.assertEqual(account.free_margin("ZUSD"), D("1022.80"))
-        self.assertEqual(account.margin_level("ZUSD"), D("202.28"))
+        self.assertEqual(account.summary("ZUSD").free_margin, D("1022.80"))
+        self.assertEqual(account.summary("ZUSD").margin_level, D("202.28"))
         self.assertEqual(account.liquidation_price(book), D("10430.0"))
 
     def test_turning_costs_the_same_in_one_order_and_in_two(self) -> None:
@@ -60,7 +60,7 @@ class WorkedExampleTest(unittest.TestCase):
                 self.assertEqual(account.balances["ZUSD"], D("1989.752"))
                 self.assertEqual(book.volume, D("-0.04"))
                 self.assertEqual(account.used_margin("ZUSD"), D(1020))
-                level = account.margin_level("ZUSD")
+                level = account.summary("ZUSD").margin_level
                 assert level is not None
                 self.assertEqual(round(level, 2), D("195.07"))
                 self.assertEqual(account.liquidation_price(book), D("83953.2"))

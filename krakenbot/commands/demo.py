@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _parts(url: str, speed: float, folder: Path, candles: int) -> Parts:
     """Return a live bot for the sandbox; nothing of the user's own settings or keys is used."""
-    from krakenbot.simulated.server import SANDBOX_KEY, SANDBOX_SECRET
+    from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
 
     os.environ["KRAKEN_API_KEY"], os.environ["KRAKEN_API_SECRET"] = SANDBOX_KEY, SANDBOX_SECRET
     for name in ("CREDENTIALS_DIRECTORY", "KRAKEN_API_KEY_FILE", "KRAKEN_API_SECRET_FILE"):

@@ -165,10 +165,7 @@ class PaperExchange:
 
     def summary(self) -> MarginSummary:
         account, book, _ = self._advanced()
-        quote = book.rules.quote
-        return MarginSummary(
-            account.balances.get(quote, ZERO), account.unrealized(quote), account.used_margin(quote)
-        )
+        return account.summary(book.rules.quote)
 
     def balances(self) -> Mapping[str, Decimal]:
         return dict(self._open()[0].balances)

@@ -16,7 +16,7 @@ from hashlib import blake2b
 from typing import NamedTuple
 
 from krakenbot.errors import RefusedError
-from krakenbot.model import ZERO
+from krakenbot.model import ZERO, MarginSummary
 from krakenbot.pairs import PairRules
 
 ROLLOVER_S = 14400
@@ -190,7 +190,7 @@ class Account:
         cost, fee = self._cost_and_fee(book, volume, price)
         own, owed = self.balances.get(base, ZERO), volume
         if sign > 0:
-            own = min(self.balances.get(quote, ZERO), self.free_margin(quote))
+            own = min(self.balances.get(quote, ZERO), self.summary(quote).free_margin)
             owed = cost + fee
         if owed > own:
             raise RefusedError("EOrder:Insufficient funds")
@@ -256,13 +256,9 @@ class Account:
     def equity(self, quote: str) -> Decimal:
         return self.balances.get(quote, ZERO) + self.unrealized(quote)
 
-    def free_margin(self, quote: str) -> Decimal:
-        return self.equity(quote) - self.used_margin(quote)
-
-    def margin_level(self, quote: str) -> Decimal | None:
-        """Return equity over used margin in percent, or None when no margin is used."""
-        used = self.used_margin(quote)
-        return self.equity(quote) / used * 100 if used else None
+    def summary(self, quote: str) -> MarginSummary:
+        money = self.balances.get(quote, ZERO)
+        return MarginSummary(money, self.unrealized(quote), self.used_margin(quote))
 
     def deposit(self, now: float, asset: str, amount: Decimal) -> None:
         """Add money from outside, or take it away."""

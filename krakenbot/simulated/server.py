@@ -9,10 +9,11 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from decimal import Decimal
 from hmac import compare_digest
+from itertools import takewhile
 from math import nextafter
 from typing import Any
 
@@ -20,17 +21,16 @@ from krakenbot.errors import RefusedError
 from krakenbot.model import ZERO, Quote, Secret, Side
 from krakenbot.pairs import PairRules, decimal, parse_rules, plain
 from krakenbot.signing import sign
-from krakenbot.simulated import words
+from krakenbot.simulated import listing, words
 from krakenbot.simulated.exchange import FEE_RATE, execute, objection
 from krakenbot.simulated.faults import Faults
 from krakenbot.simulated.feed import INTERVALS, Feed
 from krakenbot.simulated.front import Answer, Front
-from krakenbot.simulated.listing import ASSETS, PAIRS, aliases, unlisted
-from krakenbot.simulated.listing import SANDBOX_KEY as SANDBOX_KEY
-from krakenbot.simulated.listing import SANDBOX_SECRET as SANDBOX_SECRET
-from krakenbot.simulated.margin import Account, Book, Entry, Trade, identifier
+from krakenbot.simulated.listing import ASSETS, PAIRS, SANDBOX_KEY, SANDBOX_SECRET
+from krakenbot.simulated.margin import Account, Book, Trade, identifier
 from krakenbot.simulated.words import Params, Row, Wish, bad, flag, whole
 
+Headers = Mapping[str, str]
 log = logging.getLogger(__name__)
 
 START_BALANCES = {"ZUSD": Decimal(10000), "ZEUR": Decimal(5000), "USDT": Decimal(1000)}
@@ -55,15 +55,23 @@ LABELS_MAX = 1000
 
 
 class Sandbox:
-    """A running sandbox; its threads end with the process or at `close`."""
+    """A sandbox that listens; its threads end with the process or at `close`."""
 
-    def __init__(self, api: "SandboxApi", port: int, faults: Faults) -> None:
-        self.api = api
-        self._front = Front(api.respond, port)
-        self._faults = faults
-        if faults.chances or faults.lag_s:
-            self._front.respond = faults.respond
-        api.controls["faults"] = self._set_faults
+    def __init__(
+        self, spec: str = "random:1", speed: float = 1.0, *, port: int = 0, key: str = SANDBOX_KEY,
+        secret: str = SANDBOX_SECRET, fee_rate: Decimal = FEE_RATE, tier: str = "sandbox",
+        faults: str = "",
+    ) -> None:  # fmt: skip
+        """Raises ValueError for a bad feed or bad faults, OSError for the port."""
+        feed, began = Feed(spec, time.time()), time.monotonic()
+        self.api = SandboxApi(
+            feed, lambda: feed.start + (time.monotonic() - began) * speed, key, Secret(secret),
+            # Half a real second of way is half a minute at 60 times the speed.
+            fee_rate=fee_rate, tier=tier, slack_s=max(speed - 1, 0.0) / 2,
+        )  # fmt: skip
+        self._faults = Faults(self.api, faults, lambda seconds: time.sleep(seconds / speed))
+        self._front = Front(self._faults.respond if faults else self.api.respond, port)
+        self.api.controls["faults"] = self._set_faults
         self.url = self._front.url
         threading.Thread(target=self._front.serve_forever, args=(0.05,), daemon=True).start()
 
@@ -77,20 +85,7 @@ class Sandbox:
         self._front.respond = self._faults.respond
 
 
-def start(
-    spec: str = "random:1", speed: float = 1.0, *, port: int = 0, key: str = SANDBOX_KEY,
-    secret: str = SANDBOX_SECRET, fee_rate: Decimal = FEE_RATE, tier: str = "sandbox",
-    faults: str = "",
-) -> Sandbox:  # fmt: skip
-    """Return a sandbox that listens. Raises ValueError for a bad spec, OSError for the port."""
-    feed = Feed(spec, time.time())
-    began = time.monotonic()
-    api = SandboxApi(
-        feed, lambda: feed.start + (time.monotonic() - began) * speed, key, Secret(secret),
-        # Half a real second of way is half a minute at 60 times the speed.
-        fee_rate=fee_rate, tier=tier, slack_s=max(speed - 1, 0.0) / 2,
-    )  # fmt: skip
-    return Sandbox(api, port, Faults(api, faults, lambda seconds: time.sleep(seconds / speed)))
+start = Sandbox
 
 
 class SandboxApi:
@@ -107,7 +102,7 @@ class SandboxApi:
         self.feed = feed
         self.listing = {name: dict(row) for name, row in PAIRS.items()}
         if feed.pair and feed.pair not in PAIRS:
-            row = self.listing[feed.pair] = unlisted(feed.pair, feed.digits)[1]
+            row = self.listing[feed.pair] = listing.unlisted(feed.pair, feed.digits)[1]
             balances = {row["quote"]: Decimal(10000), **balances}
         self.system_status = "online"
         self.fill_share = Decimal(1)
@@ -128,39 +123,34 @@ class SandboxApi:
         self._lock = threading.Lock()
         self._settled = self.now()
         self.account = Account(balances, fee_rate, serial=int(self._settled) * 1000, history=KEPT)
-        self._open: dict[str, float] = {}
-        self._turnover = ZERO
         self._rules = {name: parse_rules(name, row) for name, row in self.listing.items()}
         self._names = {
-            alias: name for name, row in self.listing.items() for alias in aliases(name, row)
-            if not alias.startswith("XBT/")
+            alias: name for name, row in self.listing.items()
+            for alias in listing.aliases(name, row) if not alias.startswith("XBT/")
         }  # fmt: skip
 
-    def respond(
-        self, method: str, target: str, headers: Mapping[str, str], body: bytes
-    ) -> Answer:
+    def respond(self, method: str, target: str, headers: Headers, body: bytes) -> Answer:
         """Return the answer to one HTTP request."""
         path, _, query = target.partition("?")
-        answer: Any
         with self._lock:
             try:
                 if path.startswith("/sandbox/"):
                     answer = self._control(method, path.removeprefix("/sandbox/"), body)
                 else:
-                    body = query.encode() if path.startswith("/0/public/") else body
-                    answer = {"error": [], "result": self._dispatch(method, path, headers, body)}
+                    said = body if method == "POST" else query.encode()
+                    answer = {"error": [], "result": self._dispatch(method, path, headers, said)}
             except RefusedError as error:
                 answer = {"error": [str(error)]}
+            text = json.dumps(answer, separators=(",", ":"), default=str)
         if path.startswith("/0/private/") and MS_NONCES[0] < self._nonce < MS_NONCES[1]:
             time.sleep(0.001)  # No network is so fast that two requests share a millisecond.
-        text = json.dumps(answer, separators=(",", ":"))
         return Answer(200, "application/json; charset=utf-8", text.encode())
 
     def now(self) -> float:
         """Return the sandbox's time."""
         return self._offset if self._frozen else self._now() + self._offset
 
-    def _dispatch(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Any:
+    def _dispatch(self, method: str, path: str, headers: Headers, body: bytes) -> Any:
         headers = {name.lower(): value for name, value in headers.items()}
         kind, _, name = path.removeprefix("/0/").partition("/")
         known = words.METHODS.get((method, kind), {})
@@ -170,35 +160,35 @@ class SandboxApi:
             self._authenticate(path, headers, p, body)
         if name not in known:
             raise RefusedError(words.NOT_SIMULATED.get(name, "EGeneral:Unknown method"))
-        for parameter in p.keys() - f"{known[name]} nonce otp".split():
+        given = {parameter.partition("[")[0] for parameter in p}
+        for parameter in given - {*known[name].split(), "nonce", "otp"}:
             label = f"{name}:{parameter:.40}"
-            if label in self.ignored or len(self.ignored) < LABELS_MAX:
-                self.ignored[label] += 1
-            if self.ignored[label] == 1:
+            if label not in self.ignored and len(self.ignored) < LABELS_MAX:
                 log.warning("parameter ignored, as Kraken does: %r", label)
+            self.ignored[label if len(self.ignored) < LABELS_MAX else "others"] += 1
         if kind == "private":
             self._spend("", POINTS.get(name, 1), *self._limits[:2], "EAPI:Rate limit exceeded")
         self._settle()
-        return getattr(self, "_do_" + name)(p)
+        # Market orders never rest, so none is ever open or there to be cancelled.
+        always = {"OpenOrders": {"open": {}}, "CancelAll": {"count": 0}}
+        return always[name] if name in always else getattr(self, "_do_" + name)(p)
 
-    def _authenticate(
-        self, path: str, headers: Mapping[str, str], p: Params, body: bytes
-    ) -> None:
+    def _authenticate(self, path: str, headers: Headers, p: Params, body: bytes) -> None:
         now, nonce = self.now(), p.get("nonce", "")
         if now < self._locked_until:
             raise RefusedError("EGeneral:Temporary lockout")
-        is_number = nonce.isascii() and nonce.isdecimal() and len(nonce) <= 20
+        number = int(nonce) if nonce.isascii() and nonce.isdecimal() and len(nonce) <= 20 else None
+        signature = headers.get("api-sign", "").encode("utf-8", "replace")
         if headers.get("api-key") != self._key:
             refusal = "EAPI:Invalid key"
-        elif is_number and not compare_digest(
-            sign(self._secret, path, nonce, body).encode(),
-            headers.get("api-sign", "").encode("utf-8", "replace"),
+        elif number is not None and not compare_digest(
+            sign(self._secret, path, nonce, body).encode(), signature
         ):
             refusal = "EAPI:Invalid signature"
-        elif not is_number or not self._nonce < int(nonce) < 2**64:
+        elif number is None or not self._nonce < number < 2**64:
             refusal = "EAPI:Invalid nonce"
         else:
-            self._nonce, self._failures = int(nonce), 0
+            self._nonce, self._failures = number, 0
             return
         self._failures += 1
         if self._failures >= self._limits[4]:
@@ -232,15 +222,10 @@ class SandboxApi:
             price = series.prices(series.number(self.now()))[0]
         return Quote(price - tick, price + tick)
 
-    def _book(self, rules: PairRules) -> Book:
-        book = self.account.book(rules)
-        book.price = self._quote(rules).mid
-        return book
-
     def _settle(self) -> None:
         """Bring the books to now: each interval's rollovers, then its high and low."""
         now = self.now()
-        for book in [book for book in self.account.books.values() if book.lots]:
+        for book in self._books():
             series = self.feed.series(book.rules)
             passed = range(series.number(self._settled), series.number(now))
             for number in passed if book.rules.pair not in self.prices else ():
@@ -249,6 +234,11 @@ class SandboxApi:
                 self._look(book, nextafter(end, 0), price, low, high)
             self._look(book, now, self._quote(book.rules).mid)
         self._settled = now
+
+    def _books(self, quote: str = "") -> list[Book]:
+        """Return the books with a position, of all quote currencies or of one."""
+        books = self.account.books.values()
+        return [book for book in books if book.lots and quote in ("", book.rules.quote)]
 
     def _look(self, book: Book, now: float, price: Decimal, *span: Decimal) -> None:
         """Let the books look at prices and record the forced closing that may come of it."""
@@ -262,20 +252,20 @@ class SandboxApi:
             self._record(wish, (trade,), now, misc="liquidated")
 
     def _do_Time(self, _: Params) -> Any:
-        now = datetime.fromtimestamp(int(self.now()), UTC)
-        return {"unixtime": int(self.now()), "rfc1123": f"{now:%a, %d %b %y %H:%M:%S +0000}"}
+        now = int(self.now())
+        text = time.strftime("%a, %d %b %y %H:%M:%S +0000", time.gmtime(now))
+        return {"unixtime": now, "rfc1123": text}
 
     def _do_SystemStatus(self, _: Params) -> Any:
-        now = datetime.fromtimestamp(int(self.now()), UTC)
-        return {"status": self.system_status, "timestamp": f"{now:%Y-%m-%dT%H:%M:%SZ}"}
+        moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.now()))
+        return {"status": self.system_status, "timestamp": moment}
 
     def _do_Assets(self, p: Params) -> Any:
-        codes = {row["altname"]: code for code, row in ASSETS.items()}
-        names = p["asset"].split(",") if p.get("asset") else list(ASSETS)
-        chosen = [codes.get(name, name) for name in names]
-        if not ASSETS.keys() >= set(chosen):
+        wanted = set(p["asset"].split(",")) if p.get("asset") else ASSETS.keys()
+        chosen = {code: row for code, row in ASSETS.items() if wanted & {code, row["altname"]}}
+        if len(chosen) < len(wanted):
             raise RefusedError("EQuery:Unknown asset")
-        return {code: ASSETS[code] for code in chosen}
+        return chosen
 
     def _do_AssetPairs(self, p: Params) -> Any:
         return {rules.pair: self.listing[rules.pair] for rules in self._pairs(p)}
@@ -325,8 +315,8 @@ class SandboxApi:
                 for asset, amount in self.account.balances.items() if amount}  # fmt: skip
 
     def _do_BalanceEx(self, p: Params) -> Any:
-        return {asset: {"balance": text, "hold_trade": f"{ZERO:.{words.decimals(asset)}f}"}
-                for asset, text in self._do_Balance(p).items()}  # fmt: skip
+        balances = self._do_Balance(p).items()
+        return {asset: {"balance": text, "hold_trade": "0.0000000000"} for asset, text in balances}
 
     def _do_TradeBalance(self, p: Params) -> Any:
         asset, account = p.get("asset", "ZUSD"), self.account
@@ -334,65 +324,55 @@ class SandboxApi:
         coins = {rules.base: rules for rules in self._rules.values() if rules.quote == quote}
         if not coins:
             raise RefusedError("EQuery:Unknown asset")
-        books = [book for book in account.books.values() if book.lots and book.rules.quote == quote]
-        money, free = account.balances.get(quote, ZERO), account.free_margin(quote)
-        worth = money
-        for coin in coins.keys() & account.balances.keys():
-            worth += account.balances[coin] * self._quote(coins[coin]).mid
+        books, margin = self._books(quote), account.summary(quote)
+        owned = [(coin, account.balances[coin]) for coin in coins if account.balances.get(coin)]
+        worth = sum((number * self._quote(coins[coin]).mid for coin, number in owned), ZERO)
         amounts = {
-            "eb": worth, "tb": money, "m": account.used_margin(quote), "uv": ZERO,
-            "n": account.unrealized(quote), "c": sum((b.cost_left for b in books), ZERO),
-            "v": sum((b.held * b.price for b in books), ZERO), "e": account.equity(quote),
-            "mf": free, "mfo": free,
+            "eb": worth + margin.trade_balance, "tb": margin.trade_balance,
+            "m": margin.used_margin, "uv": ZERO, "n": margin.unrealized_pnl,
+            "c": sum((book.cost_left for book in books), ZERO),
+            "v": sum((book.held * book.price for book in books), ZERO),
+            "e": margin.equity, "mf": margin.free_margin, "mfo": margin.free_margin,
         }  # fmt: skip
-        level = account.margin_level(quote)
         shown = {name: f"{amount:.4f}" for name, amount in amounts.items()}
+        level = margin.margin_level
         return shown if level is None else {**shown, "ml": f"{level:.2f}"}
 
     def _do_OpenPositions(self, p: Params) -> Any:
         wanted = p["txid"].split(",") if p.get("txid") else None
         markets: list[dict[str, Row]] = [
             {identifier("T", lot.serial): words.position_row(book, lot, flag(p, "docalcs"))
-             for lot in book.lots} for book in self.account.books.values() if book.lots
+             for lot in book.lots} for book in self._books()
         ]  # fmt: skip
         if p.get("consolidation") == "market":
             return [words.market_row(list(rows.values())) for rows in markets]
         return {name: row for rows in markets for name, row in rows.items()
                 if wanted is None or name in wanted}  # fmt: skip
 
-    def _do_OpenOrders(self, _: Params) -> Any:
-        return {"open": {}}
-
     def _do_ClosedOrders(self, p: Params) -> Any:
         columns = {"open": ["opentm"], "close": ["closetm"]}
         times = columns.get(p.get("closetime", ""), ["opentm", "closetm"])
-        return self._page(_chosen(self.orders, p), p, "closed", times)
+        return self._page(_orders(self.orders, p), p, "closed", times)
 
     def _do_QueryOrders(self, p: Params) -> Any:
-        return _chosen(_named(self.orders, p, "txid", 50), p)
+        return _orders(_named(self.orders, p, "txid", 50), p)
 
     def _do_TradesHistory(self, p: Params) -> Any:
-        kind = p.get("type", "all").partition(" ")[0]
-        chosen = {
-            name: row for name, row in self.trades.items()
-            if kind == "all" or ((kind == "no") == (row["leverage"] == "0")
-                                 and (kind in ("no", "any") or row["misc"] != ""))
-        }  # fmt: skip
-        return self._page(chosen, p, "trades", ["time"])
+        if p.get("type", "all") != "all":
+            raise RefusedError("EAPI:Feature disabled")
+        return self._page(self.trades, p, "trades", ["time"])
 
     def _do_QueryTrades(self, p: Params) -> Any:
         return _named(self.trades, p, "txid", 20)
 
     def _do_Ledgers(self, p: Params) -> Any:
-        kind, assets = p.get("type", "all"), p.get("asset", "all")
-        rows = _ledger_rows(
-            entry for entry in self.account.ledger
-            if kind in ("all", entry.type) and (assets == "all" or entry.asset in assets.split(","))
-        )  # fmt: skip
-        return self._page(rows, p, "ledger", ["time"])
+        return self._page(_equal(self._ledger(), p, ("type", "asset")), p, "ledger", ["time"])
 
     def _do_QueryLedgers(self, p: Params) -> Any:
-        return _named(_ledger_rows(self.account.ledger), p, "id", 20)
+        return _named(self._ledger(), p, "id", 20)
+
+    def _ledger(self) -> dict[str, Row]:
+        return {identifier("L", x.serial): words.ledger_row(x) for x in self.account.ledger}
 
     def _page(self, rows: Mapping[str, Row], p: Params, name: str, times: Sequence[str]) -> Row:
         """Return 50 rows, the newest first, after `start` and up to `end`."""
@@ -415,7 +395,8 @@ class SandboxApi:
             raise bad(name) from None
 
     def _do_TradeVolume(self, p: Params) -> Any:
-        result: Row = {"currency": "ZUSD", "volume": f"{self._turnover:.4f}"}
+        dollars = (Decimal(r["cost"]) for r in self.trades.values() if r["pair"].endswith("USD"))
+        result: Row = {"currency": "ZUSD", "volume": f"{sum(dollars, ZERO):.4f}"}
         for name, share in (("fees", 100), ("fees_maker", 50)) if p.get("pair") else ():
             percent = f"{self.account.fee_rate * share:.4f}"
             row = {"fee": percent, "minfee": percent, "maxfee": percent, "nextfee": None,
@@ -439,34 +420,30 @@ class SandboxApi:
         self._spend(rules.pair, 1, *self._limits[2:4], "EOrder:Rate limit exceeded")
         wish = words.wish_of(rules, p)
         self._check_deadline(p.get("deadline"))
-        if self._open.get(p.get("cl_ord_id", ""), 0.0) > self.now():
+        quote, now, book = self._quote(rules), self.now(), self.account.book(rules)
+        still_open = takewhile(lambda row: row["closetm"] > now, reversed(self.orders.values()))
+        if "cl_ord_id" in p and p["cl_ord_id"] in (row.get("cl_ord_id") for row in still_open):
             raise bad("cl_ord_id not unique")
-        book, quote = self._book(rules), self._quote(rules)
         if not wish.volume and wish.leverage and book.sign == -wish.side.sign:
             wish = wish._replace(volume=book.held)
         price = quote.ask if wish.side is Side.BUY else quote.bid
         refusal = objection(rules, *wish[1:4], price, wish.reduce_only)
-        if refusal is None and self.system_status == "maintenance":
-            refusal = "EService:Unavailable"
-        elif refusal is None and self.system_status != "online":
+        if refusal is None and self.system_status != "online":
             refusal = f"EService:Market in {self.system_status} mode"
         if refusal is not None:
-            raise RefusedError(refusal)
+            raise RefusedError(refusal.replace("Market in maintenance mode", "Unavailable"))
         told = {"descr": {"order": wish.text(p["volume"])}}
         return told if flag(p, "validate") else {"txid": [self._place(wish)], **told}
 
     def _place(self, wish: Wish) -> str:
         """Fill the order and return its id. Raises RefusedError in the books' words."""
-        rules, now, book = wish.rules, self.now(), self._book(wish.rules)
-        part = rules.round_volume(wish.volume * self.fill_share)
-        number = self.account.serial + 1
-        self.account.serial += 1
+        account, book, quote = self.account, self.account.book(wish.rules), self._quote(wish.rules)
+        part = wish.rules.round_volume(wish.volume * self.fill_share)
+        account.serial = number = account.serial + 1
+        now, book.price = self.now(), quote.mid
         trades: tuple[Trade, ...] = ()
         if part:
-            trades = execute(
-                self.account, book, now, wish.side, part, self._quote(rules), wish.leverage,
-                wish.reduce_only, number,
-            )  # fmt: skip
+            trades = execute(account, book, now, wish.side, part, quote, *wish[3:5], number)
         return self._record(wish, trades, now, number)
 
     def _check_deadline(self, text: str | None) -> None:
@@ -492,20 +469,12 @@ class SandboxApi:
         for trade in trades:
             row = words.trade_row(wish, trade, txid, now, misc)
             _keep(self.trades, identifier("T", trade.serial), row)
-            self._turnover += trade.cost if wish.rules.quote == "ZUSD" else ZERO
-        row = words.order_row(wish, trades, now, misc)
-        _keep(self.orders, txid, row)
-        if "cl_ord_id" in row:
-            _keep(self._open, row["cl_ord_id"], row["closetm"])
+        _keep(self.orders, txid, words.order_row(wish, trades, now, misc))
         return txid
 
     def _do_CancelOrder(self, p: Params) -> Any:
-        # Market orders never rest, so there is never one to cancel.
         known = p.get("txid") or p.get("cl_ord_id")
         raise RefusedError("EOrder:Unknown order" if known else "EGeneral:Invalid arguments")
-
-    def _do_CancelAll(self, _: Params) -> Any:
-        return {"count": 0}
 
     # What only a sandbox has
 
@@ -534,31 +503,31 @@ class SandboxApi:
             "orders": [{"txid": txid, **row} for txid, row in self.orders.items()],
             "executions": [{"id": name, **row} for name, row in self.trades.items()],
             "position": {name: plain(book.volume) for name, book in books.items()},
-            "liquidation": {n: str(account.liquidation_price(b)) for n, b in books.items()},
-            "balances": _texts(account.balances),
-            "equity": {asset: str(account.equity(asset)) for asset in money},
-            "unrealized": {asset: str(account.unrealized(asset)) for asset in money},
-            "realized": _texts(account.realized),
-            "fees": _texts(account.fees),
-            "rollover": _texts(account.rollovers),
-            "requests": dict(self.requests),
-            "ignored": dict(self.ignored),
+            "liquidation": {n: account.liquidation_price(book) for n, book in books.items()},
+            "balances": account.balances,
+            "equity": {asset: account.equity(asset) for asset in money},
+            "unrealized": {asset: account.unrealized(asset) for asset in money},
+            "realized": account.realized,
+            "fees": account.fees,
+            "rollover": account.rollovers,
+            "requests": self.requests,
+            "ignored": self.ignored,
         }
 
     def _set_position(self, wish: Row) -> None:
         """Trade by hand: {pair, close | liquidate} or {pair, side, volume, leverage}."""
         rules = self._pair(wish["pair"])
-        book, now = self._book(rules), self.now()
+        book, price = self.account.book(rules), self._quote(rules).mid
         if "side" in wish:
             side, volume = Side(wish["side"]), decimal(wish["volume"])
             order = Wish(rules, side, volume, int(wish.get("leverage", 2)), False, {})
-            refusal = objection(rules, *order[1:4], book.price, False)
+            refusal = objection(rules, *order[1:4], price, False)
             if refusal is not None:
                 raise RefusedError(refusal)
             self._place(order)
         elif book.lots and wish.get("liquidate"):
-            order = _closing(book)
-            trade = self.account.close(book, now, book.held, book.price)
+            order, now = _closing(book), self.now()
+            trade = self.account.close(book, now, book.held, price)
             self._record(order, (trade,), now, misc="liquidated")
         elif book.lots and wish["close"]:
             self._place(_closing(book))
@@ -621,19 +590,15 @@ def _named(rows: Mapping[str, Row], p: Params, name: str, most: int) -> dict[str
     return {key: rows[key] for key in p[name].split(",")[:most] if key in rows}
 
 
-def _chosen(orders: Mapping[str, Row], p: Params) -> dict[str, Row]:
-    """Return the orders that carry the ids asked for, with their trades only on request."""
-    ids = [(name, p[name]) for name in ("cl_ord_id", "userref") if name in p]
+def _equal(rows: Mapping[str, Row], p: Params, fields: Sequence[str]) -> dict[str, Row]:
+    """Return the rows with one of the values that are asked for, separated by commas."""
+    wanted = {name: p[name].split(",") for name in fields if p.get(name, "all") != "all"}
+    return {key: row for key, row in rows.items()
+            if all(str(row.get(name)) in texts for name, texts in wanted.items())}  # fmt: skip
+
+
+def _orders(orders: Mapping[str, Row], p: Params) -> dict[str, Row]:
+    """Return the orders that are asked for, their trades only on request."""
     left_out = "" if flag(p, "trades") else "trades"
-    return {
-        txid: {name: value for name, value in row.items() if name != left_out}
-        for txid, row in orders.items() if all(str(row.get(name)) == text for name, text in ids)
-    }  # fmt: skip
-
-
-def _ledger_rows(entries: Iterable[Entry]) -> dict[str, Row]:
-    return {identifier("L", entry.serial): words.ledger_row(entry) for entry in entries}
-
-
-def _texts(amounts: Mapping[str, Decimal]) -> dict[str, str]:
-    return {asset: str(amount) for asset, amount in amounts.items()}
+    chosen = _equal(orders, p, ("cl_ord_id", "userref")).items()
+    return {txid: {k: v for k, v in row.items() if k != left_out} for txid, row in chosen}

@@ -25,48 +25,39 @@ _PAGE = "start end ofs without_count "
 # What there is, and the parameters that are known; Kraken ignores all others.
 METHODS = {
     ("GET", "public"): {
-        "Time": "",
-        "SystemStatus": "",
-        "Assets": "asset aclass",
+        "Time": "", "SystemStatus": "", "Assets": "asset aclass", "Ticker": "pair asset_class",
         "AssetPairs": "pair aclass_base info country_code execution_venue",
-        "OHLC": "pair interval since asset_class",
-        "Ticker": "pair asset_class",
-        "Depth": "pair count asset_class",
+        "OHLC": "pair interval since asset_class", "Depth": "pair count asset_class",
     },
     ("POST", "private"): {
-        "Balance": "",
-        "BalanceEx": "",
-        "TradeBalance": "asset",
+        "Balance": "", "BalanceEx": "", "TradeBalance": "asset", "GetApiKeyInfo": "",
         "OpenPositions": "txid docalcs consolidation rebase_multiplier",
         "OpenOrders": "trades userref cl_ord_id",
         "ClosedOrders": _PAGE + "closetime trades userref cl_ord_id consolidate_taker",
         "QueryOrders": "txid trades userref cl_ord_id consolidate_taker",
         "TradesHistory": _PAGE + "type trades consolidate_taker ledgers",
-        "QueryTrades": "txid trades",
-        "Ledgers": _PAGE + "asset aclass type",
-        "QueryLedgers": "id trades",
-        "TradeVolume": "pair fee_schedule fee-info",
+        "QueryTrades": "txid trades", "Ledgers": _PAGE + "asset aclass type",
+        "QueryLedgers": "id trades", "TradeVolume": "pair fee_schedule fee-info",
         "AddOrder": "pair type ordertype volume price price2 leverage reduce_only stptype oflags "
         "timeinforce trigger displayvol starttm expiretm deadline validate userref cl_ord_id close "
         "asset_class broker account_id trading_agreement",
-        "CancelOrder": "txid cl_ord_id",
-        "CancelAll": "",
-        "GetApiKeyInfo": "",
+        "CancelOrder": "txid cl_ord_id", "CancelAll": "",
     },
-}
-NOT_SIMULATED = {
-    **dict.fromkeys((
-        "Trades", "Spread", "AddOrderBatch", "AmendOrder", "EditOrder", "CancelOrderBatch",
-        "CancelAllOrdersAfter",
-    ), "EAPI:Feature disabled"),
-    **dict.fromkeys((
-        "GetWebSocketsToken", "DepositMethods", "DepositAddresses", "DepositStatus",
-        "WithdrawMethods", "WithdrawAddresses", "WithdrawInfo", "Withdraw", "WithdrawStatus",
-        "WithdrawCancel", "WalletTransfer", "CreateSubaccount", "AccountTransfer", "AddExport",
-        "ExportStatus", "RetrieveExport", "RemoveExport", "Earn/Allocate", "Earn/Deallocate",
-        "Earn/AllocateStatus", "Earn/DeallocateStatus", "Earn/Strategies", "Earn/Allocations",
-    ), "EGeneral:Permission denied"),
 }  # fmt: skip
+_DISABLED = (
+    "Trades Spread AddOrderBatch AmendOrder EditOrder CancelOrderBatch CancelAllOrdersAfter"
+)
+_FORBIDDEN = (
+    "GetWebSocketsToken DepositMethods DepositAddresses DepositStatus WithdrawMethods "
+    "WithdrawAddresses WithdrawInfo Withdraw WithdrawStatus WithdrawCancel WalletTransfer "
+    "CreateSubaccount AccountTransfer AddExport ExportStatus RetrieveExport RemoveExport "
+    "Earn/Allocate Earn/Deallocate Earn/AllocateStatus Earn/DeallocateStatus Earn/Strategies "
+    "Earn/Allocations"
+)
+NOT_SIMULATED = {
+    **dict.fromkeys(_DISABLED.split(), "EAPI:Feature disabled"),
+    **dict.fromkeys(_FORBIDDEN.split(), "EGeneral:Permission denied"),
+}
 _OTHER_TYPES = (
     "limit", "iceberg", "stop-loss", "take-profit", "stop-loss-limit", "take-profit-limit",
     "trailing-stop", "trailing-stop-limit", "settle-position",

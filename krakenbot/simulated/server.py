@@ -47,6 +47,7 @@ POINTS = {"Ledgers": 2, "QueryLedgers": 2, "TradesHistory": 2, "QueryTrades": 2,
           "AddOrder": 0, "CancelOrder": 0}  # fmt: skip
 _PERMISSIONS = ("query-funds", "query-open-trades", "query-closed-trades", "modify-trades",
                 "close-trades", "query-ledger")  # fmt: skip
+_IDS = ("cl_ord_id", "userref")
 LOCKOUT_S = 900
 MS_NONCES = (10**12, 10**14)  # What a nonce is that counts milliseconds.
 CLOCK_STEP_MAX_S = 366 * 86400
@@ -111,10 +112,8 @@ class SandboxApi:
         self.orders: dict[str, Row] = {}
         self.trades: dict[str, Row] = {}
         self.prices: dict[str, Decimal] = {}
-        self.controls = {
-            "position": self._set_position, "clock": self._set_clock, "price": self._set_price,
-            "balance": self._set_balance, "status": self._set_status,
-        }  # fmt: skip
+        names = ("position", "clock", "price", "balance", "status")
+        self.controls = {name: getattr(self, f"_set_{name}") for name in names}
         self._now, self._offset, self._frozen = now, 0.0, False
         self._key, self._secret, self._nonce = key, secret, 0
         self._limits, self._slack_s = TIERS[tier], slack_s
@@ -352,10 +351,11 @@ class SandboxApi:
     def _do_ClosedOrders(self, p: Params) -> Any:
         columns = {"open": ["opentm"], "close": ["closetm"]}
         times = columns.get(p.get("closetime", ""), ["opentm", "closetm"])
-        return self._page(_orders(self.orders, p), p, "closed", times)
+        page = self._page(_equal(self.orders, p, _IDS), p, "closed", times)
+        return {**page, "closed": _shown(page["closed"], p)}
 
     def _do_QueryOrders(self, p: Params) -> Any:
-        return _orders(_named(self.orders, p, "txid", 50), p)
+        return _shown(_equal(_named(self.orders, p, "txid", 50), p, _IDS), p)
 
     def _do_TradesHistory(self, p: Params) -> Any:
         if p.get("type", "all") != "all":
@@ -494,16 +494,15 @@ class SandboxApi:
     def truth(self) -> Row:
         """Return everything that happened, for tests: orders, trades, books and requests."""
         account = self.account
-        quotes = {rules.quote for rules in self._rules.values()}
-        books = {name: book for name, book in account.books.items() if book.lots}
-        money = [asset for asset in account.balances if asset in quotes]
+        books = {book.rules.pair: book for book in self._books()}
+        money = sorted({rules.quote for rules in self._rules.values()} & account.balances.keys())
         return {
             "time": self.now(),
             "status": self.system_status,
             "orders": [{"txid": txid, **row} for txid, row in self.orders.items()],
             "executions": [{"id": name, **row} for name, row in self.trades.items()],
             "position": {name: plain(book.volume) for name, book in books.items()},
-            "liquidation": {n: account.liquidation_price(book) for n, book in books.items()},
+            "liquidation": {name: account.liquidation_price(b) for name, b in books.items()},
             "balances": account.balances,
             "equity": {asset: account.equity(asset) for asset in money},
             "unrealized": {asset: account.unrealized(asset) for asset in money},
@@ -597,8 +596,7 @@ def _equal(rows: Mapping[str, Row], p: Params, fields: Sequence[str]) -> dict[st
             if all(str(row.get(name)) in texts for name, texts in wanted.items())}  # fmt: skip
 
 
-def _orders(orders: Mapping[str, Row], p: Params) -> dict[str, Row]:
-    """Return the orders that are asked for, their trades only on request."""
+def _shown(orders: Mapping[str, Row], p: Params) -> dict[str, Row]:
+    """Return orders with their trades only where these are asked for."""
     left_out = "" if flag(p, "trades") else "trades"
-    chosen = _equal(orders, p, ("cl_ord_id", "userref")).items()
-    return {txid: {k: v for k, v in row.items() if k != left_out} for txid, row in chosen}
+    return {txid: {k: v for k, v in row.items() if k != left_out} for txid, row in orders.items()}

@@ -345,13 +345,12 @@ def _take(book: Book, volume: Decimal) -> Decimal:
     cost, left = ZERO, volume
     while left:
         lot = book.lots[0]
-        part = min(left, lot.open_volume)
-        if part == lot.open_volume:
-            paid = lot.cost_left
-            del book.lots[0]
-        else:
+        part, paid = min(left, lot.open_volume), lot.cost_left
+        if part < lot.open_volume:
             paid = (lot.cost_left * part / lot.open_volume).quantize(book.cost_step)
             book.lots[0] = lot._replace(closed=lot.closed + part, cost_left=lot.cost_left - paid)
+        else:
+            del book.lots[0]
         cost += paid
         left -= part
     book.held -= volume

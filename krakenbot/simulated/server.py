@@ -6,6 +6,7 @@ it, a deadline counts for `validate` too, `cl_ord_id` may be used again once its
 
 import json
 import logging
+import math
 import threading
 import time
 from collections import Counter
@@ -14,7 +15,6 @@ from datetime import datetime
 from decimal import Decimal
 from hmac import compare_digest
 from itertools import takewhile
-from math import nextafter
 from typing import Any
 
 from krakenbot.errors import RefusedError
@@ -28,7 +28,7 @@ from krakenbot.simulated.feed import INTERVALS, Feed
 from krakenbot.simulated.front import Answer, Front
 from krakenbot.simulated.listing import ASSETS, PAIRS, SANDBOX_KEY, SANDBOX_SECRET
 from krakenbot.simulated.margin import Account, Book, Trade, identifier
-from krakenbot.simulated.words import Params, Row, Wish, bad, flag, whole
+from krakenbot.simulated.words import Params, Row, Wish, bad, flag, number
 
 Headers = Mapping[str, str]
 log = logging.getLogger(__name__)
@@ -176,18 +176,17 @@ class SandboxApi:
         now, nonce = self.now(), p.get("nonce", "")
         if now < self._locked_until:
             raise RefusedError("EGeneral:Temporary lockout")
-        number = int(nonce) if nonce.isascii() and nonce.isdecimal() and len(nonce) <= 20 else None
-        signature = headers.get("api-sign", "").encode("utf-8", "replace")
-        if headers.get("api-key") != self._key:
-            refusal = "EAPI:Invalid key"
-        elif number is not None and not compare_digest(
-            sign(self._secret, path, nonce, body).encode(), signature
-        ):
-            refusal = "EAPI:Invalid signature"
-        elif number is None or not self._nonce < number < 2**64:
-            refusal = "EAPI:Invalid nonce"
-        else:
-            self._nonce, self._failures = number, 0
+        is_number = nonce.isascii() and nonce.isdecimal() and len(nonce) <= 20
+        signature, told = sign(self._secret, path, nonce, body), headers.get("api-sign", "")
+        checks = {
+            "EAPI:Invalid key": headers.get("api-key") == self._key,
+            "EAPI:Invalid signature": not is_number
+            or compare_digest(signature.encode(), told.encode("utf-8", "replace")),
+            "EAPI:Invalid nonce": is_number and self._nonce < int(nonce) < 2**64,
+        }
+        refusal = next((text for text, is_right in checks.items() if not is_right), None)
+        if refusal is None:
+            self._nonce, self._failures = int(nonce), 0
             return
         self._failures += 1
         if self._failures >= self._limits[4]:
@@ -210,9 +209,8 @@ class SandboxApi:
         return self._rules[self._names[name]]
 
     def _pairs(self, p: Params) -> list[PairRules]:
-        if "pair" not in p:
-            return list(self._rules.values())
-        return [self._pair(name.strip()) for name in p["pair"].split(",")]
+        names = p["pair"].split(",") if "pair" in p else self._rules
+        return [self._pair(name.strip()) for name in names]
 
     def _quote(self, rules: PairRules) -> Quote:
         tick, price = _tick(rules), self.prices.get(rules.pair)
@@ -227,10 +225,10 @@ class SandboxApi:
         for book in self._books():
             series = self.feed.series(book.rules)
             passed = range(series.number(self._settled), series.number(now))
-            for number in passed if book.rules.pair not in self.prices else ():
-                price, high, low, _ = series.prices(number)
-                end = series.first + (number + 1) * series.interval_s
-                self._look(book, nextafter(end, 0), price, low, high)
+            for place in passed if book.rules.pair not in self.prices else ():
+                price, high, low, _ = series.prices(place)
+                end = series.first + (place + 1) * series.interval_s
+                self._look(book, math.nextafter(end, 0), price, low, high)
             self._look(book, now, self._quote(book.rules).mid)
         self._settled = now
 
@@ -270,11 +268,11 @@ class SandboxApi:
         return {rules.pair: self.listing[rules.pair] for rules in self._pairs(p)}
 
     def _do_OHLC(self, p: Params) -> Any:
-        rules, step_s = self._pair(p.get("pair", "")), whole(p, "interval", 1) * 60
+        rules, step_s = self._pair(p.get("pair", "")), int(number(p, "interval", 1) * 60)
         series, price = self.feed.series(rules), self.prices.get(rules.pair)
-        if step_s // 60 not in INTERVALS or step_s % series.interval_s:
+        if step_s / 60 not in INTERVALS or step_s % series.interval_s:
             raise bad("interval")
-        bars = series.bars(step_s, whole(p, "since", 0), self.now())
+        bars = series.bars(step_s, int(number(p, "since", 0)), self.now())
         if price is not None:
             high, low = max(bars[-1].open, price), min(bars[-1].open, price)
             bars[-1] = bars[-1]._replace(high=high, low=low, close=price)
@@ -297,7 +295,7 @@ class SandboxApi:
         }  # fmt: skip
 
     def _do_Depth(self, p: Params) -> Any:
-        rules, count = self._pair(p.get("pair", "")), whole(p, "count", 100)
+        rules, count = self._pair(p.get("pair", "")), int(number(p, "count", 100))
         if not 1 <= count <= 500:
             raise bad("count")
         quote, tick, now = self._quote(rules), _tick(rules), int(self.now())
@@ -324,8 +322,9 @@ class SandboxApi:
         if not coins:
             raise RefusedError("EQuery:Unknown asset")
         books, margin = self._books(quote), account.summary(quote)
-        owned = [(coin, account.balances[coin]) for coin in coins if account.balances.get(coin)]
-        worth = sum((number * self._quote(coins[coin]).mid for coin, number in owned), ZERO)
+        owned = [coin for coin in coins if account.balances.get(coin)]
+        prices = {coin: self._quote(coins[coin]).mid for coin in owned}
+        worth = sum((account.balances[coin] * prices[coin] for coin in owned), ZERO)
         amounts = {
             "eb": worth + margin.trade_balance, "tb": margin.trade_balance,
             "m": margin.used_margin, "uv": ZERO, "n": margin.unrealized_pnl,
@@ -376,23 +375,14 @@ class SandboxApi:
 
     def _page(self, rows: Mapping[str, Row], p: Params, name: str, times: Sequence[str]) -> Row:
         """Return 50 rows, the newest first, after `start` and up to `end`."""
-        start, end = self._moment(p, "start", "0"), self._moment(p, "end", "inf")
+        start, end = number(p, "start", 0), number(p, "end", math.inf)
         chosen = [
             (key, row) for key, row in reversed(list(rows.items()))
             if any(start < row[time] <= end for time in times)
         ]  # fmt: skip
-        offset = max(whole(p, "ofs", 0), 0)
+        offset = max(int(number(p, "ofs", 0)), 0)
         page: Row = {name: dict(chosen[offset : offset + PAGE])}
         return page if flag(p, "without_count") else {**page, "count": len(chosen)}
-
-    def _moment(self, p: Params, name: str, default: str) -> float:
-        """Return a time that is given in seconds or as the id of an order or a trade."""
-        text = p.get(name) or default
-        row = self.orders.get(text) or self.trades.get(text) or {"time": text}
-        try:
-            return float(row["opentm"] if "opentm" in row else row["time"])
-        except ValueError:
-            raise bad(name) from None
 
     def _do_TradeVolume(self, p: Params) -> Any:
         dollars = (Decimal(r["cost"]) for r in self.trades.values() if r["pair"].endswith("USD"))
@@ -439,12 +429,12 @@ class SandboxApi:
         """Fill the order and return its id. Raises RefusedError in the books' words."""
         account, book, quote = self.account, self.account.book(wish.rules), self._quote(wish.rules)
         part = wish.rules.round_volume(wish.volume * self.fill_share)
-        account.serial = number = account.serial + 1
+        account.serial = serial = account.serial + 1
         now, book.price = self.now(), quote.mid
         trades: tuple[Trade, ...] = ()
         if part:
-            trades = execute(account, book, now, wish.side, part, quote, *wish[3:5], number)
-        return self._record(wish, trades, now, number)
+            trades = execute(account, book, now, wish.side, part, quote, *wish[3:5], serial)
+        return self._record(wish, trades, now, serial)
 
     def _check_deadline(self, text: str | None) -> None:
         if text is None:
@@ -460,12 +450,12 @@ class SandboxApi:
             raise bad("deadline")
 
     def _record(
-        self, wish: Wish, trades: tuple[Trade, ...], now: float, number: int = 0, misc: str = ""
+        self, wish: Wish, trades: tuple[Trade, ...], now: float, serial: int = 0, misc: str = ""
     ) -> str:
         """Keep the order and its trades as Kraken shows them; return the order's id."""
-        if not number:
-            self.account.serial = number = self.account.serial + 1
-        txid = identifier("O", number)
+        if not serial:
+            self.account.serial = serial = self.account.serial + 1
+        txid = identifier("O", serial)
         for trade in trades:
             row = words.trade_row(wish, trade, txid, now, misc)
             _keep(self.trades, identifier("T", trade.serial), row)
@@ -484,7 +474,9 @@ class SandboxApi:
         if method == "POST":
             try:
                 self.controls[name](json.loads(body or b"{}", parse_float=Decimal))
-            except (LookupError, ValueError, TypeError, ArithmeticError) as error:
+            except (
+                LookupError, ValueError, TypeError, ArithmeticError, AttributeError, RecursionError,
+            ) as error:  # fmt: skip
                 raise bad(str(error)) from None
             self._settle()
         elif name not in ("ledger", "status"):

@@ -58,10 +58,7 @@ NOT_SIMULATED = {
     **dict.fromkeys(_DISABLED.split(), "EAPI:Feature disabled"),
     **dict.fromkeys(_FORBIDDEN.split(), "EGeneral:Permission denied"),
 }
-_OTHER_TYPES = (
-    "limit", "iceberg", "stop-loss", "take-profit", "stop-loss-limit", "take-profit-limit",
-    "trailing-stop", "trailing-stop-limit", "settle-position",
-)  # fmt: skip
+_OTHER_TYPES = "limit|iceberg|(stop-loss|take-profit|trailing-stop)(-limit)?|settle-position"
 # What a market order's parameters look like; "" is one that is not there.
 _FORMS = {
     "timeinforce": "", "trigger": "", "displayvol": "",
@@ -93,15 +90,14 @@ class Wish(NamedTuple):
 
 def wish_of(rules: PairRules, p: Params) -> Wish:
     """Return the market order in these parameters; RefusedError for what Kraken does not take."""
-    flags, userref = p.get("oflags", ""), whole(p, "userref", 0)
     if (
-        p.get("ordertype") in _OTHER_TYPES or "viqc" in flags or p.get("expiretm", "0") != "0"
-        or any(name.startswith("close") for name in p)
+        re.fullmatch(_OTHER_TYPES, p.get("ordertype", "")) or "viqc" in p.get("oflags", "")
+        or p.get("expiretm", "0") != "0" or any(name.startswith("close") for name in p)
     ):  # fmt: skip
         raise RefusedError("EAPI:Feature disabled")
     wrong = [name for name, value in p.items() if not value]
     wrong += [name for name, form in _FORMS.items() if not re.fullmatch(form, p.get(name, ""))]
-    if not -(2**31) <= userref < 2**31 or {"userref", "cl_ord_id"} <= p.keys():
+    if not -(2**31) <= number(p, "userref", 0) < 2**31 or {"userref", "cl_ord_id"} <= p.keys():
         wrong.append("userref")
     if wrong:
         raise bad(wrong[0])
@@ -117,7 +113,7 @@ def order_row(wish: Wish, trades: Sequence[Trade], now: float, misc: str) -> Row
     volume = f"{wish.volume:{coins}}"
     executed = f"{sum((trade.volume for trade in trades), ZERO):{coins}}"
     row = {
-        "refid": None, "userref": whole(p, "userref", 0), "status": "closed", "reason": None,
+        "refid": None, "userref": int(p.get("userref", 0)), "status": "closed", "reason": None,
         "opentm": round(now, 6), "closetm": round(now + 0.002, 6), "starttm": 0, "expiretm": 0,
         "descr": {
             "pair": rules.altname, "aclass": "forex", "type": wish.side.value,
@@ -176,7 +172,7 @@ def market_row(rows: Sequence[Row]) -> Row:
     sums = {name: sum((Decimal(row[name]) for row in rows), ZERO) for name in names
             if name in rows[0]}  # fmt: skip
     same = {"pair": rows[0]["pair"], "type": rows[0]["type"], "positions": str(len(rows))}
-    texts = {name: f"{number:{'+' if name == 'net' else ''}f}" for name, number in sums.items()}
+    texts = {name: f"{total:{'+' if name == 'net' else ''}f}" for name, total in sums.items()}
     return same | texts | {"leverage": f"{sums['cost'] / sums['margin']:.5f}"}
 
 
@@ -209,15 +205,15 @@ def flag(p: Params, name: str) -> bool:
     return p.get(name, "").lower() in ("true", "1")
 
 
-def whole(p: Params, name: str, default: int) -> int:
-    text = p.get(name) or str(default)
-    if not re.fullmatch("-?[0-9]{1,20}", text):
+def number(p: Params, name: str, default: float) -> float:
+    text = p.get(name)
+    if text and not re.fullmatch(r"-?[0-9]{1,20}(\.[0-9]*)?", text):
         raise bad(name)
-    return int(text)
+    return float(text) if text else default
 
 
-def price(number: Decimal, rules: PairRules) -> str:
-    return f"{number:.{max(5, rules.pair_decimals)}f}"
+def price(price: Decimal, rules: PairRules) -> str:
+    return f"{price:.{max(5, rules.pair_decimals)}f}"
 
 
 def decimals(asset: str) -> int:

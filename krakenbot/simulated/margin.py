@@ -130,12 +130,10 @@ class Account:
 
     def book(self, rules: PairRules) -> Book:
         """Return the pair's book, made or brought up to its present rules."""
-        book = self.books.get(rules.pair)
-        if book is None:
-            book = self.books[rules.pair] = Book(rules)
-        elif book.rules is not rules:
-            book.follow(rules)
-        return book
+        if rules.pair not in self.books:
+            self.books[rules.pair] = Book(rules)
+        self.books[rules.pair].follow(rules)
+        return self.books[rules.pair]
 
     def fill(
         self, book: Book, now: float, sign: int, volume: Decimal, price: Decimal, leverage: int,
@@ -147,16 +145,15 @@ class Account:
         Opposite lots are closed first, the oldest first; what is left of the volume opens the
         other way or, with `reduce_only`, is dropped. Raises RefusedError, with nothing changed.
         """
-        closing = ZERO
-        if book.lots and book.lots[0].sign != sign:
-            closing = volume if volume < book.held else book.held
-            if reduce_only or closing == volume:
-                return (self.close(book, now, closing, price),)
-        elif reduce_only:
+        closing = min(volume, book.held) if book.sign == -sign else ZERO
+        if reduce_only and not closing:
             raise RefusedError("EOrder:Reduce only:No position exists")
-        opening = volume - closing
-        self._check_opening(book, sign, opening, price, leverage)
+        opening = ZERO if reduce_only else volume - closing
+        if opening:
+            self._check_opening(book, sign, opening, price, leverage)
         closed = (self.close(book, now, closing, price),) if closing else ()
+        if not opening:
+            return closed
         return (*closed, self._open(book, now, sign, opening, price, leverage, order))
 
     def turn(

@@ -107,10 +107,8 @@ class SandboxApi:
             balances = {row["quote"]: Decimal(10000), **balances}
         self.system_status = "online"
         self.fill_share = Decimal(1)
-        self.requests: Counter[str] = Counter()
-        self.ignored: Counter[str] = Counter()
-        self.orders: dict[str, Row] = {}
-        self.trades: dict[str, Row] = {}
+        self.requests, self.ignored = Counter[str](), Counter[str]()
+        self.orders, self.trades = dict[str, Row](), dict[str, Row]()
         self.prices: dict[str, Decimal] = {}
         names = ("position", "clock", "price", "balance", "status")
         self.controls = {name: getattr(self, f"_set_{name}") for name in names}
@@ -489,21 +487,16 @@ class SandboxApi:
         books = {book.rules.pair: book for book in self._books()}
         money = sorted({rules.quote for rules in self._rules.values()} & account.balances.keys())
         return {
-            "time": self.now(),
-            "status": self.system_status,
+            "time": self.now(), "status": self.system_status,
             "orders": [{"txid": txid, **row} for txid, row in self.orders.items()],
             "executions": [{"id": name, **row} for name, row in self.trades.items()],
             "position": {name: plain(book.volume) for name, book in books.items()},
             "liquidation": {name: account.liquidation_price(b) for name, b in books.items()},
-            "balances": account.balances,
             "equity": {asset: account.equity(asset) for asset in money},
             "unrealized": {asset: account.unrealized(asset) for asset in money},
-            "realized": account.realized,
-            "fees": account.fees,
-            "rollover": account.rollovers,
-            "requests": self.requests,
-            "ignored": self.ignored,
-        }
+            "balances": account.balances, "realized": account.realized, "fees": account.fees,
+            "rollover": account.rollovers, "requests": self.requests, "ignored": self.ignored,
+        }  # fmt: skip
 
     def _set_position(self, wish: Row) -> None:
         """Trade by hand: {pair, close | liquidate} or {pair, side, volume, leverage}."""

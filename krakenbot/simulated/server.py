@@ -41,7 +41,7 @@ TIERS = {
     "starter": (15, 0.33, 60, 1.0, 20),
     "intermediate": (20, 0.5, 125, 2.34, 20),
     "pro": (20, 1.0, 180, 3.75, 20),
-    "sandbox": (50000, 1000.0, 50000, 1000.0, 1000),
+    "sandbox": (50000, 10000.0, 50000, 10000.0, 1000),
 }
 POINTS = {"Ledgers": 2, "QueryLedgers": 2, "TradesHistory": 2, "QueryTrades": 2,
           "AddOrder": 0, "CancelOrder": 0}  # fmt: skip

@@ -60,8 +60,8 @@ class Series:
         return tuple(self._made[place : place + 4])
 
     def prices(self, number: int) -> tuple[Decimal, ...]:
-        """Return open, high, low and close of a candle."""
-        return tuple(Decimal(price).scaleb(-self.digits) for price in self.row(number))
+        """Return open, high, low and close of a candle, without needless zeros."""
+        return tuple(Decimal(x).scaleb(-self.digits).normalize() for x in self.row(number))
 
     def bars(self, interval_s: int, since: int, now: float) -> list[Bar]:
         """Return up to 721 bars of an interval starting after `since`; the last one runs."""

@@ -138,7 +138,7 @@ class SandboxApi:
                     answer = {"error": [], "result": self._dispatch(method, path, headers, said)}
             except RefusedError as error:
                 answer = {"error": [str(error)]}
-            text = json.dumps(answer, separators=(",", ":"), default=str)
+            text = json.dumps(answer, separators=(",", ":"), default="{:f}".format)
         if path.startswith("/0/private/") and MS_NONCES[0] < self._nonce < MS_NONCES[1]:
             time.sleep(0.001)  # No network is so fast that two requests share a millisecond.
         return Answer(200, "application/json; charset=utf-8", text.encode())

@@ -31,7 +31,7 @@ from krakenbot.model import Execution, Order, OrderStatus, Purpose, Secret, Side
 from krakenbot.ohlc import fill, parse_rows
 from krakenbot.pairs import decimal, parse_rules, plain
 from krakenbot.simulated.candlefile import BadDataError, read
-from krakenbot.simulated.feed import read_file
+from krakenbot.simulated.feed import Feed
 from krakenbot.simulated.listing import PAIRS, SANDBOX_KEY, SANDBOX_SECRET
 from krakenbot.spot import Spot
 from tests.logs import silence
@@ -359,7 +359,7 @@ class TestFiles(FuzzTest):
             pass
         if not name.endswith(".json"):
             with contextlib.suppress(ValueError):
-                read_file(str(path))
+                Feed(f"csv:{path}", T0)
 
     @given(st.one_of(
         st.binary(max_size=200),

@@ -51,7 +51,7 @@ class Gate:
         self.bot: subprocess.Popen[bytes] | None = None
         self.orders = 0
         self.front = Front(self.respond, 0)
-        self.url = f"http://127.0.0.1:{self.front.port}"
+        self.url = self.front.url
         threading.Thread(target=self.front.serve_forever, args=(0.05,), daemon=True).start()
 
     def respond(

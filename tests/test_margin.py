@@ -6,8 +6,9 @@ from decimal import Decimal as D
 
 from krakenbot.errors import RefusedError
 from krakenbot.pairs import PairRules, parse_rules
+from krakenbot.simulated.exchange import account_from_text, account_text
 from krakenbot.simulated.listing import PAIRS
-from krakenbot.simulated.margin import Account, Book, account_from_text, identifier
+from krakenbot.simulated.margin import Account, Book, identifier
 
 RULES = parse_rules("XXBTZUSD", PAIRS["XXBTZUSD"])
 ETH = parse_rules("XETHZUSD", PAIRS["XETHZUSD"])
@@ -41,8 +42,8 @@ class WorkedExampleTest(unittest.TestCase):
         self.assertEqual(account.balances["ZUSD"], D("1982.80000"))
         self.assertEqual(account.unrealized("ZUSD"), D(40))
         self.assertEqual(account.equity("ZUSD"), D("2022.80"))
-        self.assertEqual(account.free_margin("ZUSD"), D("1022.80"))
-        self.assertEqual(account.margin_level("ZUSD"), D("202.28"))
+        self.assertEqual(account.summary("ZUSD").free_margin, D("1022.80"))
+        self.assertEqual(account.summary("ZUSD").margin_level, D("202.28"))
         self.assertEqual(account.liquidation_price(book), D("10430.0"))
 
     def test_turning_costs_the_same_in_one_order_and_in_two(self) -> None:
@@ -59,7 +60,7 @@ class WorkedExampleTest(unittest.TestCase):
                 self.assertEqual(account.balances["ZUSD"], D("1989.752"))
                 self.assertEqual(book.volume, D("-0.04"))
                 self.assertEqual(account.used_margin("ZUSD"), D(1020))
-                level = account.margin_level("ZUSD")
+                level = account.summary("ZUSD").margin_level
                 assert level is not None
                 self.assertEqual(round(level, 2), D("195.07"))
                 self.assertEqual(account.liquidation_price(book), D("83953.2"))
@@ -93,7 +94,7 @@ class OrdersTest(unittest.TestCase):
 
     def test_a_refused_order_changes_nothing(self) -> None:
         account, book = opened()
-        before = account.to_text()
+        before = account_text(account)
         for sign, volume, words in (
             (LONG, "0.04", "EOrder:Insufficient initial margin"),
             (SHORT, "0.2", "EOrder:Insufficient initial margin"),
@@ -101,7 +102,7 @@ class OrdersTest(unittest.TestCase):
         ):
             with self.subTest(volume=volume), self.assertRaisesRegex(RefusedError, words):
                 account.fill(book, START, sign, D(volume), D(50000), 2)
-            self.assertEqual(account.to_text(), before)
+            self.assertEqual(account_text(account), before)
 
     def test_without_leverage_coins_are_bought_and_the_position_stays(self) -> None:
         account, book = opened("10000")
@@ -152,7 +153,7 @@ class TimeTest(unittest.TestCase):
                     account.fill(book, START, sign, volume, D(50000), draw.choice((3, 5)))
                 limit = account.liquidation_price(book)
                 assert limit is not None
-                text = account.to_text()
+                text = account_text(account)
                 for away, is_closed in ((sign, False), (-sign, True)):
                     account = account_from_text(text, [RULES, ETH])
                     book = account.books[RULES.pair]
@@ -179,13 +180,13 @@ class IdentityTest(unittest.TestCase):
 
     def test_an_account_read_back_from_its_text_goes_on_the_same(self) -> None:
         account, book = _random_life(random.Random(7), RULES)
-        again = account_from_text(account.to_text(), [RULES])
-        self.assertEqual(again.to_text(), account.to_text())
+        again = account_from_text(account_text(account), [RULES])
+        self.assertEqual(account_text(again), account_text(account))
         for one in (account, again):
             book = one.books[RULES.pair]
             one.advance(book, START + 10**7, D("50123.4"))
             one.fill(book, START + 10**7, -book.sign or 1, D("0.003"), D("50123.4"), 3)
-        self.assertEqual(again.to_text(), account.to_text())
+        self.assertEqual(account_text(again), account_text(account))
 
     def test_the_ledger_is_bounded(self) -> None:
         account = Account({"ZUSD": D(10000)}, FEE, history=5)

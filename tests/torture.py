@@ -743,11 +743,11 @@ class World:
 
     def _true_direction(self, candle: int) -> int:
         series = self.api.feed.series(self.api._rules[PAIR])
-        closes, step = series.columns[3], self.setting.interval_s // 60
+        step = self.setting.interval_s // 60
         length = self.setting.length * step
         here = (candle - series.first) // 60 + step - 1
         while here >= length:
-            difference = closes[here] - closes[here - length]
+            difference = series.row(here)[3] - series.row(here - length)[3]
             if difference:
                 return 1 if difference > 0 else -1
             here -= step

@@ -4,7 +4,7 @@ Also the checks of an order that the sandbox's server shares with it.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Protocol
 
@@ -25,7 +25,7 @@ from krakenbot.model import (
 )  # fmt: skip
 from krakenbot.pairs import PairRules
 from krakenbot.risk import FEE_RATE_ASSUMED
-from krakenbot.simulated.margin import Account, Book, Trade, account_from_text, identifier
+from krakenbot.simulated.margin import Account, Book, Entry, Lot, Trade, identifier
 
 FEE_RATE = FEE_RATE_ASSUMED
 START_BALANCE = Decimal(10000)
@@ -80,6 +80,41 @@ def execute(
     )
 
 
+def account_text(account: Account) -> str:
+    """Return the whole account as JSON text that `account_from_text` reads back exactly."""
+    return json.dumps({
+        "rates": [account.fee_rate, account.margin_rate],
+        "numbers": [account.serial, account.revision, account.ledger.maxlen],
+        "sums": [account.balances, account.fees, account.rollovers, account.realized],
+        "ledger": list(account.ledger),
+        "books": {pair: [book.price, book.lots] for pair, book in account.books.items()},
+    }, default=str)  # fmt: skip
+
+
+def account_from_text(text: str, rules: Iterable[PairRules]) -> Account:
+    """Return the account that was written; `rules` of every pair it has a book of."""
+    state = json.loads(text)
+    fee_rate, margin_rate = map(Decimal, state["rates"])
+    serial, revision, history = state["numbers"]
+    account = Account({}, fee_rate, margin_rate=margin_rate, serial=serial, history=history)
+    account.revision = revision
+    sums = account.balances, account.fees, account.rollovers, account.realized
+    for amounts, texts in zip(sums, state["sums"], strict=True):
+        amounts.update((asset, Decimal(text)) for asset, text in texts.items())
+    for entry in state["ledger"]:
+        account.ledger.append(Entry(*entry[:5], *map(Decimal, entry[5:])))
+    known = {pair_rules.pair: pair_rules for pair_rules in rules}
+    for pair, (price, lots) in state["books"].items():
+        book = account.book(known[pair])
+        book.price = Decimal(price)
+        book.lots = [
+            Lot._make(Decimal(x) if isinstance(x, str) else x for x in lot) for lot in lots
+        ]
+        book.held = sum((lot.open_volume for lot in book.lots), ZERO)
+        book.cost_left = sum((lot.cost_left for lot in book.lots), ZERO)
+    return account
+
+
 class PaperExchange:
     """A simulated account on a real market. A fill is saved before `place` returns.
 
@@ -131,10 +166,7 @@ class PaperExchange:
 
     def summary(self) -> MarginSummary:
         account, book, _ = self._advanced()
-        quote = book.rules.quote
-        return MarginSummary(
-            account.balances.get(quote, ZERO), account.unrealized(quote), account.used_margin(quote)
-        )
+        return account.summary(book.rules.quote)
 
     def balances(self) -> Mapping[str, Decimal]:
         return dict(self._open()[0].balances)
@@ -247,7 +279,7 @@ class PaperExchange:
         if account is None or account.revision == self._saved:
             return
         orders = [[time, *x[:2], x.status.value, *x[3:]] for time, x in self._orders]
-        state = {"account": account.to_text(), "swept": self._swept, "orders": orders,
+        state = {"account": account_text(account), "swept": self._swept, "orders": orders,
                  "charges": self._charges}  # fmt: skip
         try:
             self._store.save(json.dumps(state, default=str))

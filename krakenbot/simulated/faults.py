@@ -111,9 +111,8 @@ class Faults:
         self, api: Sandbox, spec: str = "", wait: Callable[[float], None] = time.sleep
     ) -> None:
         self.api = api
-        self.chances = parse(spec)
-        self.random = Random(int(self.chances.pop("seed", 1)))
-        self.lag_s = self.chances.pop("lag", 0.0)
+        self.random = Random()
+        self.set(spec)
         self.seen: Counter[str] = Counter()
         self._wait = wait
         self._clock_off = 0
@@ -124,6 +123,12 @@ class Faults:
         self._revision = -1
         self._stale: Answer | None = None
         self._lock = threading.RLock()
+
+    def set(self, spec: str) -> None:
+        """Change what goes wrong from now on."""
+        chances = parse(spec)
+        self.random.seed(int(chances.pop("seed", 1)))
+        self.lag_s, self.chances = chances.pop("lag", 0.0), chances
 
     def respond(
         self, method: str, target: str, headers: Mapping[str, str], body: bytes

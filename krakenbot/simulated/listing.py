@@ -10,21 +10,23 @@ SANDBOX_SECRET = (
     "IGdvb2QgZm9yIG5vdGhpbmcgYnV0IGEgc2FuZGJveA=="
 )
 
+_CODES = {"XBT": "XXBT", "ETH": "XETH", "USD": "ZUSD", "EUR": "ZEUR", "GBP": "ZGBP"}
 _UP_TO_10 = list(range(2, 11))
 
 
 def _pair(
-    altname: str, wsname: str, base: str, quote: str, decimals: int, ordermin: str,
-    leverages: list[int], limits: tuple[int, ...] = (),
+    base: str, quote: str, decimals: int, ordermin: str, leverages: list[int],
+    limits: tuple[int, ...] = (),
 ) -> dict[str, Any]:  # fmt: skip
     names = ("long_position_limit", "short_position_limit")
     return {
-        "altname": altname, "wsname": wsname, "aclass_base": "currency", "base": base,
-        "aclass_quote": "currency", "quote": quote, "lot": "unit", "cost_decimals": 5,
+        "altname": base + quote, "wsname": f"{base}/{quote}", "aclass_base": "currency",
+        "base": _CODES.get(base, base), "aclass_quote": "currency",
+        "quote": _CODES.get(quote, quote), "lot": "unit", "cost_decimals": 5,
         "pair_decimals": decimals, "lot_decimals": 8, "lot_multiplier": 1,
         "leverage_buy": leverages, "leverage_sell": leverages, "fees": [], "fees_maker": [],
         "fee_volume_currency": "ZUSD", "margin_call": 80, "margin_stop": 40,
-        "ordermin": ordermin, "costmin": "0.45" if quote == "ZEUR" else "0.5",
+        "ordermin": ordermin, "costmin": "0.45" if quote == "EUR" else "0.5",
         "tick_size": f"{Decimal(1).scaleb(-decimals):f}", "status": "online",
         "execution_venue": "international", **dict(zip(names, limits, strict=False)),
     }  # fmt: skip
@@ -32,12 +34,12 @@ def _pair(
 
 # As listed in autumn 2026; of XBTEUR, ETHUSD and USDTUSD the limits, of BONKUSD all is a guess.
 PAIRS: dict[str, dict[str, Any]] = {
-    "XXBTZUSD": _pair("XBTUSD", "XBT/USD", "XXBT", "ZUSD", 1, "0.00005", _UP_TO_10, (350, 250)),
-    "XXBTZEUR": _pair("XBTEUR", "XBT/EUR", "XXBT", "ZEUR", 1, "0.00005", _UP_TO_10, (250, 200)),
-    "XETHZUSD": _pair("ETHUSD", "ETH/USD", "XETH", "ZUSD", 2, "0.001", _UP_TO_10, (7000, 5000)),
-    "SOLUSD": _pair("SOLUSD", "SOL/USD", "SOL", "ZUSD", 2, "0.06", _UP_TO_10, (37000, 24000)),
-    "USDTZUSD": _pair("USDTUSD", "USDT/USD", "USDT", "ZUSD", 5, "5", [2, 3], (5000000, 2500000)),
-    "BONKUSD": _pair("BONKUSD", "BONK/USD", "BONK", "ZUSD", 8, "200000", []),
+    "XXBTZUSD": _pair("XBT", "USD", 1, "0.00005", _UP_TO_10, (350, 250)),
+    "XXBTZEUR": _pair("XBT", "EUR", 1, "0.00005", _UP_TO_10, (250, 200)),
+    "XETHZUSD": _pair("ETH", "USD", 2, "0.001", _UP_TO_10, (7000, 5000)),
+    "SOLUSD": _pair("SOL", "USD", 2, "0.06", _UP_TO_10, (37000, 24000)),
+    "USDTZUSD": _pair("USDT", "USD", 5, "5", [2, 3], (5000000, 2500000)),
+    "BONKUSD": _pair("BONK", "USD", 8, "200000", []),
 }
 
 # The price at which a random market begins, in units of the last digit.
@@ -46,10 +48,14 @@ FIRST_TICKS = {
     "USDTZUSD": 99990, "BONKUSD": 1450,
 }  # fmt: skip
 
-# Asset: altname, decimals, display decimals.
-ASSETS = {
-    "ZUSD": ("USD", 4, 2), "ZEUR": ("EUR", 4, 2), "USDT": ("USDT", 8, 4), "XXBT": ("XBT", 10, 5),
-    "XETH": ("ETH", 10, 5), "SOL": ("SOL", 10, 5), "BONK": ("BONK", 4, 2),
+ASSETS: dict[str, dict[str, Any]] = {
+    code: {"aclass": "currency", "altname": altname, "decimals": decimals,
+           "display_decimals": shown, "status": "enabled"}
+    for code, altname, decimals, shown in (
+        ("ZUSD", "USD", 4, 2), ("ZEUR", "EUR", 4, 2), ("USDT", "USDT", 8, 4),
+        ("XXBT", "XBT", 10, 5), ("XETH", "ETH", 10, 5), ("SOL", "SOL", 10, 5),
+        ("BONK", "BONK", 4, 2),
+    )
 }  # fmt: skip
 
 
@@ -62,12 +68,9 @@ def aliases(key: str, row: dict[str, Any]) -> set[str]:
 def unlisted(altname: str, decimals: int) -> tuple[str, dict[str, Any]]:
     """Return key and row for a pair outside the table, so that any file of candles can be run."""
     for quote in ("USDT", "USDC", "USD", "EUR", "GBP"):
-        if altname.endswith(quote) and altname != quote:
-            base = altname.removesuffix(quote)
-            code = f"Z{quote}" if len(quote) == 3 else quote
-            own = {"XBT": "XXBT", "ETH": "XETH"}.get(base, base)
+        base = altname.removesuffix(quote)
+        if base not in ("", altname):
             ordermin = "0.00005" if base == "XBT" else "0.01"
-            row = _pair(altname, f"{base}/{quote}", own, code, decimals, ordermin,
-                        _UP_TO_10, (1000000, 1000000))  # fmt: skip
-            return altname, row
+            limits = (1000000, 1000000)
+            return altname, _pair(base, quote, decimals, ordermin, _UP_TO_10, limits)
     raise ValueError(f"{altname}: not a pair in USD, EUR, GBP, USDT or USDC")

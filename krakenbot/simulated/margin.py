@@ -8,16 +8,15 @@ sum of those, so equity = start - fees - rollover + realized + unrealized to the
 Sources: Kraken support, articles on margin fees, margin levels and liquidation.
 """
 
-import json
 from base64 import b32encode
-from collections import deque
-from collections.abc import Iterable, Mapping
+from collections import defaultdict, deque
+from collections.abc import Mapping
 from decimal import ROUND_DOWN, ROUND_UP, Decimal
 from hashlib import blake2b
 from typing import NamedTuple
 
 from krakenbot.errors import RefusedError
-from krakenbot.model import ZERO
+from krakenbot.model import ZERO, MarginSummary
 from krakenbot.pairs import PairRules
 
 ROLLOVER_S = 14400
@@ -32,10 +31,10 @@ class Trade(NamedTuple):
     price: Decimal
     cost: Decimal
     fee: Decimal
-    opening_fee: Decimal
-    margin: Decimal
-    realized: Decimal
-    closing: bool
+    opening_fee: Decimal = ZERO
+    margin: Decimal = ZERO
+    realized: Decimal = ZERO
+    closing: bool = False
 
 
 class Entry(NamedTuple):
@@ -71,6 +70,10 @@ class Lot(NamedTuple):
     def open_volume(self) -> Decimal:
         return self.volume - self.closed
 
+    def loan(self, price: Decimal) -> Decimal:
+        """Return what is owed: a long's cost; a short's coins, at what they are worth now."""
+        return self.cost_left if self.sign > 0 else self.open_volume * price
+
 
 class Book:
     """The open lots of one pair, oldest first, all on one side. `price` is the last mark."""
@@ -101,12 +104,7 @@ class Book:
         return (self.held * self.price - self.cost_left) * self.sign
 
     def used_margin(self) -> Decimal:
-        """Return what the lots bind: fixed for longs, growing with the price for shorts."""
-        price = self.price
-        return sum(
-            ((lot.cost_left if lot.sign > 0 else lot.open_volume * price) / lot.leverage
-             for lot in self.lots), ZERO,
-        )  # fmt: skip
+        return sum((lot.loan(self.price) / lot.leverage for lot in self.lots), ZERO)
 
 
 class Account:
@@ -119,25 +117,23 @@ class Account:
         self, balances: Mapping[str, Decimal], fee_rate: Decimal, *,
         margin_rate: Decimal = MARGIN_RATE, serial: int = 0, history: int = 0,
     ) -> None:  # fmt: skip
-        self.balances = dict(balances)
+        self.balances = defaultdict(Decimal, balances)
         self.fee_rate = fee_rate
         self.margin_rate = margin_rate
         self.serial = serial
         self.revision = 0
         self.books: dict[str, Book] = {}
-        self.fees: dict[str, Decimal] = {}
-        self.rollovers: dict[str, Decimal] = {}
-        self.realized: dict[str, Decimal] = {}
+        self.fees: defaultdict[str, Decimal] = defaultdict(Decimal)
+        self.rollovers: defaultdict[str, Decimal] = defaultdict(Decimal)
+        self.realized: defaultdict[str, Decimal] = defaultdict(Decimal)
         self.ledger: deque[Entry] = deque(maxlen=history)
 
     def book(self, rules: PairRules) -> Book:
         """Return the pair's book, made or brought up to its present rules."""
-        book = self.books.get(rules.pair)
-        if book is None:
-            book = self.books[rules.pair] = Book(rules)
-        elif book.rules is not rules:
-            book.follow(rules)
-        return book
+        if rules.pair not in self.books:
+            self.books[rules.pair] = Book(rules)
+        self.books[rules.pair].follow(rules)
+        return self.books[rules.pair]
 
     def fill(
         self, book: Book, now: float, sign: int, volume: Decimal, price: Decimal, leverage: int,
@@ -149,17 +145,16 @@ class Account:
         Opposite lots are closed first, the oldest first; what is left of the volume opens the
         other way or, with `reduce_only`, is dropped. Raises RefusedError, with nothing changed.
         """
-        closing = ZERO
-        if book.lots and book.lots[0].sign != sign:
-            closing = volume if volume < book.held else book.held
-            if reduce_only or closing == volume:
-                return (self.close(book, now, closing, price),)
-        elif reduce_only:
+        closing = min(volume, book.held) if book.sign == -sign else ZERO
+        if reduce_only and not closing:
             raise RefusedError("EOrder:Reduce only:No position exists")
-        opening = volume - closing
-        costs = self._costs(book, sign, opening, price, leverage)
+        opening = ZERO if reduce_only else volume - closing
+        if opening:
+            self._check_opening(book, sign, opening, price, leverage)
         closed = (self.close(book, now, closing, price),) if closing else ()
-        return (*closed, self._open(book, now, sign, opening, price, leverage, order, costs))
+        if not opening:
+            return closed
+        return (*closed, self._open(book, now, sign, opening, price, leverage, order))
 
     def turn(
         self, book: Book, now: float, price: Decimal, leverage: int
@@ -190,18 +185,16 @@ class Account:
         """Execute a market order without leverage: coins against money, lots untouched."""
         base, quote = book.rules.base, book.rules.quote
         cost, fee = self._cost_and_fee(book, volume, price)
-        own = self.balances.get(quote if sign > 0 else base, ZERO)
+        own, owed = self.balances.get(base, ZERO), volume
         if sign > 0:
-            short_of = cost + fee > min(own, self.free_margin(quote))
-        else:
-            short_of = volume > own
-        if short_of:
+            own = min(self.balances.get(quote, ZERO), self.summary(quote).free_margin)
+            owed = cost + fee
+        if owed > own:
             raise RefusedError("EOrder:Insufficient funds")
-        self.serial += 1
-        trade = Trade(self.serial, volume, price, cost, fee, ZERO, ZERO, ZERO, False)
-        self._book(now, "trade", trade.serial, quote, -cost * sign, fee)
-        self._book(now, "trade", trade.serial, base, volume * sign, ZERO)
-        return trade
+        self.serial = serial = self.serial + 1
+        self._book(now, "trade", serial, quote, -cost * sign, fee)
+        self._book(now, "trade", serial, base, volume * sign, ZERO)
+        return Trade(serial, volume, price, cost, fee)
 
     def close(self, book: Book, now: float, volume: Decimal, price: Decimal) -> Trade:
         """Close `volume` of the lots, the oldest first; no check is made."""
@@ -209,20 +202,17 @@ class Account:
         cost, fee = self._cost_and_fee(book, volume, price)
         realized = (cost - _take(book, volume)) * sign
         self.serial = serial = self.serial + 1
-        self.realized[quote] = self.realized.get(quote, ZERO) + realized
+        self.realized[quote] += realized
         self._book(now, "margin", serial, quote, realized, fee)
-        return Trade(serial, volume, price, cost, fee, ZERO, ZERO, realized, True)
+        return Trade(serial, volume, price, cost, fee, realized=realized, closing=True)
 
     def advance(self, book: Book, now: float, price: Decimal) -> Trade | None:
         """Mark the pair at `price`, charge the rollovers due by `now`, liquidate if need be."""
         book.price, quote = price, book.rules.quote
         for number, lot in enumerate(book.lots):
-            # The loan of a long is its cost; a short owes coins, at what they are worth now.
-            owed = lot.cost_left if lot.sign > 0 else lot.open_volume * price
-            charge, due = (owed * lot.rate).quantize(book.cost_step), lot.due
+            charge, due = (lot.loan(price) * lot.rate).quantize(book.cost_step), lot.due
             while due <= now:
-                self.rollovers[quote] = self.rollovers.get(quote, ZERO) + charge
-                self._book(due, "rollover", lot.serial, quote, ZERO, charge, paid=False)
+                self._book(due, "rollover", lot.serial, quote, ZERO, charge)
                 due += ROLLOVER_S
             if due != lot.due:
                 book.lots[number] = lot._replace(due=due)
@@ -244,10 +234,7 @@ class Account:
         """
         if not book.lots:
             return None
-        quote = book.rules.quote
-        others = [b for b in self._books(quote) if b is not book]
-        money = self.balances.get(quote, ZERO) + sum((b.unrealized() for b in others), ZERO)
-        money -= book.stop * sum((b.used_margin() for b in others), ZERO)
+        money = self._money_beside(book, book.stop)
         if book.sign > 0:
             price = (book.stop * book.used_margin() + book.cost_left - money) / book.held
         else:
@@ -266,13 +253,9 @@ class Account:
     def equity(self, quote: str) -> Decimal:
         return self.balances.get(quote, ZERO) + self.unrealized(quote)
 
-    def free_margin(self, quote: str) -> Decimal:
-        return self.equity(quote) - self.used_margin(quote)
-
-    def margin_level(self, quote: str) -> Decimal | None:
-        """Return equity over used margin in percent, or None when no margin is used."""
-        used = self.used_margin(quote)
-        return self.equity(quote) / used * 100 if used else None
+    def summary(self, quote: str) -> MarginSummary:
+        money = self.balances.get(quote, ZERO)
+        return MarginSummary(money, self.unrealized(quote), self.used_margin(quote))
 
     def deposit(self, now: float, asset: str, amount: Decimal) -> None:
         """Add money from outside, or take it away."""
@@ -280,78 +263,65 @@ class Account:
         kind = "deposit" if amount >= 0 else "withdrawal"
         self._book(now, kind, self.serial, asset, amount, ZERO)
 
-    def to_text(self) -> str:
-        """Return the whole account as JSON text that `account_from_text` reads back exactly."""
-        state = {
-            "balances": self.balances,
-            "rates": [self.fee_rate, self.margin_rate],
-            "serial": self.serial,
-            "revision": self.revision,
-            "totals": [self.fees, self.rollovers, self.realized],
-            "books": {pair: [book.price, book.lots] for pair, book in self.books.items()},
-            "history": self.ledger.maxlen,
-            "ledger": list(self.ledger),
-        }
-        return json.dumps(state, default=str)
+    def _money_beside(self, book: Book, share: Decimal) -> Decimal:
+        """Return equity less that share of the used margin, as if the book were empty."""
+        others = [other for other in self._books(book.rules.quote) if other is not book]
+        return self.balances.get(book.rules.quote, ZERO) + sum(
+            (other.unrealized() - share * other.used_margin() for other in others), ZERO
+        )
 
-    def _cost_and_fee(
-        self, book: Book, volume: Decimal, price: Decimal
-    ) -> tuple[Decimal, Decimal]:
-        cost = (price * volume).quantize(book.cost_step)
-        return cost, (cost * self.fee_rate).quantize(book.cost_step)
-
-    def _costs(
+    def _check_opening(
         self, book: Book, sign: int, volume: Decimal, price: Decimal, leverage: int
-    ) -> tuple[Decimal, Decimal, Decimal]:
-        """Return cost, fee and opening fee of opening `volume` after opposite lots are closed.
-
-        Raises RefusedError where Kraken would not open it.
-        """
-        rules = book.rules
-        cost, fee = self._cost_and_fee(book, volume, price)
-        opening_fee = (cost * self.margin_rate).quantize(book.cost_step)
-        free = self.balances.get(rules.quote, ZERO)
-        held = volume
-        if book.lots and book.lots[0].sign != sign:
+    ) -> None:
+        """Raise RefusedError where Kraken would not open this, opposite lots closed before."""
+        rules, held = book.rules, volume
+        free = self._money_beside(book, Decimal(1))
+        if book.lots and book.sign != sign:
             closed, closing_fee = self._cost_and_fee(book, book.held, price)
             free -= closing_fee + (closed - book.cost_left) * sign
-        elif book.lots:
+        else:
             free += book.unrealized() - book.used_margin()
             held += book.held
-        others = self._books(rules.quote) if len(self.books) > 1 else []
-        free += sum((b.unrealized() - b.used_margin() for b in others if b is not book), ZERO)
         limit = rules.long_position_limit if sign > 0 else rules.short_position_limit
         if limit is not None and held > limit:
             raise RefusedError("EOrder:Margin position size exceeded")
+        cost, fee, opening_fee = self._opening_costs(book, volume, price)
         if cost / leverage + fee + opening_fee > free:
             raise RefusedError("EOrder:Insufficient initial margin")
-        return cost, fee, opening_fee
 
     def _open(
         self, book: Book, now: float, sign: int, volume: Decimal, price: Decimal, leverage: int,
-        order: int, costs: tuple[Decimal, Decimal, Decimal],
+        order: int,
     ) -> Trade:  # fmt: skip
-        cost, fee, opening_fee = costs
+        cost, fee, opening_fee = self._opening_costs(book, volume, price)
         self.serial = serial = self.serial + 1
-        fees = fee + opening_fee
         book.lots.append(
-            Lot(serial, order, now, sign, volume, ZERO, cost, cost, leverage, fees,
+            Lot(serial, order, now, sign, volume, ZERO, cost, cost, leverage, fee + opening_fee,
                 self.margin_rate, now + ROLLOVER_S)
         )  # fmt: skip
         book.held += volume
         book.cost_left += cost
-        self._book(now, "margin", serial, book.rules.quote, ZERO, fees)
+        self._book(now, "margin", serial, book.rules.quote, ZERO, fee + opening_fee)
         margin = (cost / leverage).quantize(book.cost_step)
-        return Trade(serial, volume, price, cost, fee, opening_fee, margin, ZERO, False)
+        return Trade(serial, volume, price, cost, fee, opening_fee, margin)
+
+    def _cost_and_fee(self, book: Book, volume: Decimal, price: Decimal) -> tuple[Decimal, Decimal]:
+        cost = (price * volume).quantize(book.cost_step)
+        return cost, (cost * self.fee_rate).quantize(book.cost_step)
+
+    def _opening_costs(
+        self, book: Book, volume: Decimal, price: Decimal
+    ) -> tuple[Decimal, Decimal, Decimal]:
+        cost, fee = self._cost_and_fee(book, volume, price)
+        return cost, fee, (cost * self.margin_rate).quantize(book.cost_step)
 
     def _book(
-        self, now: float, kind: str, refid: int, asset: str, amount: Decimal, fee: Decimal,
-        paid: bool = True,
-    ) -> None:  # fmt: skip
-        balance = self.balances.get(asset, ZERO) + amount - fee
-        self.balances[asset] = balance
-        if paid and fee:
-            self.fees[asset] = self.fees.get(asset, ZERO) + fee
+        self, now: float, kind: str, refid: int, asset: str, amount: Decimal, fee: Decimal
+    ) -> None:
+        """Change a balance and say so in the ledger."""
+        self.balances[asset] = balance = self.balances[asset] + amount - fee
+        if fee:
+            (self.rollovers if kind == "rollover" else self.fees)[asset] += fee
         self.revision += 1
         if self.ledger.maxlen:
             self.serial += 1
@@ -359,30 +329,6 @@ class Account:
 
     def _books(self, quote: str) -> list[Book]:
         return [b for b in self.books.values() if b.lots and b.rules.quote == quote]
-
-
-def account_from_text(text: str, rules: Iterable[PairRules]) -> Account:
-    """Return the account that `to_text` wrote; `rules` of every pair it has a book of."""
-    state = json.loads(text)
-    fee_rate, margin_rate = (Decimal(rate) for rate in state["rates"])
-    account = Account(
-        _decimals(state["balances"]), fee_rate, margin_rate=margin_rate,
-        serial=state["serial"], history=state["history"],
-    )  # fmt: skip
-    account.revision = state["revision"]
-    account.fees, account.rollovers, account.realized = map(_decimals, state["totals"])
-    for entry in state["ledger"]:
-        account.ledger.append(Entry(*entry[:5], *(Decimal(text) for text in entry[5:])))
-    known = {rule.pair: rule for rule in rules}
-    for pair, (price, lots) in state["books"].items():
-        book = account.book(known[pair])
-        book.price = Decimal(price)
-        book.lots = [
-            Lot._make(Decimal(v) if isinstance(v, str) else v for v in lot) for lot in lots
-        ]
-        book.held = sum((lot.open_volume for lot in book.lots), ZERO)
-        book.cost_left = sum((lot.cost_left for lot in book.lots), ZERO)
-    return account
 
 
 def identifier(letter: str, serial: int) -> str:
@@ -396,19 +342,15 @@ def _take(book: Book, volume: Decimal) -> Decimal:
     cost, left = ZERO, volume
     while left:
         lot = book.lots[0]
-        part = min(left, lot.open_volume)
-        if part == lot.open_volume:
-            paid = lot.cost_left
-            del book.lots[0]
-        else:
+        part, paid = min(left, lot.open_volume), lot.cost_left
+        if part < lot.open_volume:
             paid = (lot.cost_left * part / lot.open_volume).quantize(book.cost_step)
             book.lots[0] = lot._replace(closed=lot.closed + part, cost_left=lot.cost_left - paid)
+        else:
+            del book.lots[0]
         cost += paid
         left -= part
     book.held -= volume
     book.cost_left -= cost
     return cost
 
-
-def _decimals(amounts: Mapping[str, str]) -> dict[str, Decimal]:
-    return {asset: Decimal(amount) for asset, amount in amounts.items()}

@@ -5,14 +5,15 @@ it, a deadline counts for `validate` too, `cl_ord_id` may be used again once its
 """
 
 import json
+import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from decimal import Decimal
 from hmac import compare_digest
-from math import nextafter
+from itertools import takewhile
 from typing import Any
 
 from krakenbot import log
@@ -20,16 +21,16 @@ from krakenbot.errors import RefusedError
 from krakenbot.model import ZERO, Quote, Secret, Side
 from krakenbot.pairs import PairRules, decimal, parse_rules, plain
 from krakenbot.signing import sign
-from krakenbot.simulated import words
+from krakenbot.simulated import listing, words
 from krakenbot.simulated.exchange import FEE_RATE, execute, objection
-from krakenbot.simulated.faults import Faults, parse
-from krakenbot.simulated.feed import INTERVALS, VOLUME_DIGITS, Feed
+from krakenbot.simulated.faults import Faults
+from krakenbot.simulated.feed import INTERVALS, Feed
 from krakenbot.simulated.front import Answer, Front
-from krakenbot.simulated.listing import ASSETS, PAIRS, aliases, unlisted
-from krakenbot.simulated.listing import SANDBOX_KEY as SANDBOX_KEY
-from krakenbot.simulated.listing import SANDBOX_SECRET as SANDBOX_SECRET
+from krakenbot.simulated.listing import ASSETS, PAIRS, SANDBOX_KEY, SANDBOX_SECRET
 from krakenbot.simulated.margin import Account, Book, Trade, identifier
-from krakenbot.simulated.words import Params, Row, Wish, bad, fixed, flag, units, whole
+from krakenbot.simulated.words import Params, Row, Wish, bad, flag, number
+
+Headers = Mapping[str, str]
 
 START_BALANCES = {"ZUSD": Decimal(10000), "ZEUR": Decimal(5000), "USDT": Decimal(1000)}
 KEPT, PAGE = 10000, 50
@@ -39,27 +40,39 @@ TIERS = {
     "starter": (15, 0.33, 60, 1.0, 20),
     "intermediate": (20, 0.5, 125, 2.34, 20),
     "pro": (20, 1.0, 180, 3.75, 20),
-    "sandbox": (50000, 1000.0, 50000, 1000.0, 1000),
+    "sandbox": (50000, 10000.0, 50000, 10000.0, 1000),
 }
 POINTS = {"Ledgers": 2, "QueryLedgers": 2, "TradesHistory": 2, "QueryTrades": 2,
           "AddOrder": 0, "CancelOrder": 0}  # fmt: skip
 _PERMISSIONS = ("query-funds", "query-open-trades", "query-closed-trades", "modify-trades",
                 "close-trades", "query-ledger")  # fmt: skip
+_IDS = ("cl_ord_id", "userref")
 LOCKOUT_S = 900
 MS_NONCES = (10**12, 10**14)  # What a nonce is that counts milliseconds.
 CLOCK_STEP_MAX_S = 366 * 86400
 DEADLINE_MIN_S, DEADLINE_MAX_S = 2, 60
+LABELS_MAX = 1000
 
 
 class Sandbox:
-    """A running sandbox; its threads end with the process or at `close`."""
+    """A sandbox that listens; its threads end with the process or at `close`."""
 
-    def __init__(self, api: "SandboxApi", port: int, faults: Faults) -> None:
-        self.api = api
-        self._front = Front(faults.respond if faults.chances or faults.lag_s else api.respond, port)
-        self._faults = faults
-        api.controls["faults"] = self._set_faults
-        self.url = f"http://127.0.0.1:{self._front.port}"
+    def __init__(
+        self, spec: str = "random:1", speed: float = 1.0, *, port: int = 0, key: str = SANDBOX_KEY,
+        secret: str = SANDBOX_SECRET, fee_rate: Decimal = FEE_RATE, tier: str = "sandbox",
+        faults: str = "",
+    ) -> None:  # fmt: skip
+        """Raises ValueError for a bad feed or bad faults, OSError for the port."""
+        feed, began = Feed(spec, time.time()), time.monotonic()
+        self.api = SandboxApi(
+            feed, lambda: feed.start + (time.monotonic() - began) * speed, key, Secret(secret),
+            # Half a real second of way is half a minute at 60 times the speed.
+            fee_rate=fee_rate, tier=tier, slack_s=max(speed - 1, 0.0) / 2,
+        )  # fmt: skip
+        self._faults = Faults(self.api, faults, lambda seconds: time.sleep(seconds / speed))
+        self._front = Front(self._faults.respond if faults else self.api.respond, port)
+        self.api.controls["faults"] = self._set_faults
+        self.url = self._front.url
         threading.Thread(target=self._front.serve_forever, args=(0.05,), daemon=True).start()
 
     def close(self) -> None:
@@ -68,30 +81,11 @@ class Sandbox:
 
     def _set_faults(self, wish: Row) -> None:
         """{spec}: what goes wrong from now on, in the words of --faults."""
-        chances = parse(str(wish["spec"]))
-        self._faults.random.seed(int(chances.pop("seed", 1)))
-        self._faults.lag_s, self._faults.chances = chances.pop("lag", 0.0), chances
+        self._faults.set(str(wish["spec"]))
         self._front.respond = self._faults.respond
 
 
-def start(
-    spec: str = "random:1", speed: float = 1.0, *, port: int = 0, key: str = SANDBOX_KEY,
-    secret: str = SANDBOX_SECRET, fee_rate: Decimal = FEE_RATE, tier: str = "sandbox",
-    faults: str = "",
-) -> Sandbox:  # fmt: skip
-    """Return a sandbox that listens. Raises ValueError for a bad spec, OSError for the port."""
-    feed = Feed(spec, time.time())
-    began = time.monotonic()
-
-    def now() -> float:
-        return feed.start + (time.monotonic() - began) * speed
-
-    # Half a real second of way is half a minute at 60 times the speed.
-    slack_s = max(speed - 1, 0.0) / 2
-    api = SandboxApi(
-        feed, now, key, Secret(secret), fee_rate=fee_rate, tier=tier, slack_s=slack_s
-    )
-    return Sandbox(api, port, Faults(api, faults, lambda seconds: time.sleep(seconds / speed)))
+start = Sandbox
 
 
 class SandboxApi:
@@ -107,107 +101,88 @@ class SandboxApi:
     ) -> None:  # fmt: skip
         self.feed = feed
         self.listing = {name: dict(row) for name, row in PAIRS.items()}
-        if feed.file is not None and feed.file[0] not in (r["altname"] for r in PAIRS.values()):
-            name, row = unlisted(feed.file[0], feed.file[1].digits)
-            self.listing[name] = row
+        if feed.pair and feed.pair not in PAIRS:
+            row = self.listing[feed.pair] = listing.unlisted(feed.pair, feed.digits)[1]
             balances = {row["quote"]: Decimal(10000), **balances}
         self.system_status = "online"
         self.fill_share = Decimal(1)
-        self.requests: Counter[str] = Counter()
-        self.ignored: Counter[str] = Counter()
-        self.orders: dict[str, Row] = {}
-        self.trades: dict[str, Row] = {}
+        self.requests, self.ignored = Counter[str](), Counter[str]()
+        self.orders, self.trades = dict[str, Row](), dict[str, Row]()
         self.prices: dict[str, Decimal] = {}
-        self.controls = {
-            "position": self._set_position, "clock": self._set_clock, "price": self._set_price,
-            "balance": self._set_balance, "status": self._set_status,
-        }  # fmt: skip
+        names = ("position", "clock", "price", "balance", "status")
+        self.controls = {name: getattr(self, f"_set_{name}") for name in names}
         self._now, self._offset, self._frozen = now, 0.0, False
-        self._key, self._secret = key, secret
-        self._limits = TIERS[tier]
-        self._slack_s = slack_s
-        self._nonce = 0
+        self._key, self._secret, self._nonce = key, secret, 0
+        self._limits, self._slack_s = TIERS[tier], slack_s
         self._failures, self._locked_until = 0, 0.0
         self._counters: dict[str, tuple[float, float]] = {}
         self._lock = threading.Lock()
         self._settled = self.now()
         self.account = Account(balances, fee_rate, serial=int(self._settled) * 1000, history=KEPT)
-        self._ledger: dict[str, Row] = {}
-        self._ledger_end = 0
-        self._open: dict[str, float] = {}
-        self._turnover = ZERO
         self._rules = {name: parse_rules(name, row) for name, row in self.listing.items()}
         self._names = {
-            alias: name for name, row in self.listing.items() for alias in aliases(name, row)
-            if not alias.startswith("XBT/")
+            alias: name for name, row in self.listing.items()
+            for alias in listing.aliases(name, row) if not alias.startswith("XBT/")
         }  # fmt: skip
 
-    def respond(
-        self, method: str, target: str, headers: Mapping[str, str], body: bytes
-    ) -> Answer:
+    def respond(self, method: str, target: str, headers: Headers, body: bytes) -> Answer:
         """Return the answer to one HTTP request."""
         path, _, query = target.partition("?")
-        answer: Any
         with self._lock:
             try:
                 if path.startswith("/sandbox/"):
                     answer = self._control(method, path.removeprefix("/sandbox/"), body)
                 else:
-                    lower = {name.lower(): value for name, value in headers.items()}
-                    result = self._dispatch(method, path, query, lower, body)
-                    answer = {"error": [], "result": result}
+                    said = body if method == "POST" else query.encode()
+                    answer = {"error": [], "result": self._dispatch(method, path, headers, said)}
             except RefusedError as error:
                 answer = {"error": [str(error)]}
+            text = json.dumps(answer, separators=(",", ":"), default="{:f}".format)
         if path.startswith("/0/private/") and MS_NONCES[0] < self._nonce < MS_NONCES[1]:
             time.sleep(0.001)  # No network is so fast that two requests share a millisecond.
-        text = json.dumps(answer, separators=(",", ":"))
         return Answer(200, "application/json; charset=utf-8", text.encode())
 
     def now(self) -> float:
         """Return the sandbox's time."""
         return self._offset if self._frozen else self._now() + self._offset
 
-    def _dispatch(
-        self, method: str, path: str, query: str, headers: Mapping[str, str], body: bytes
-    ) -> Any:
+    def _dispatch(self, method: str, path: str, headers: Headers, body: bytes) -> Any:
+        headers = {name.lower(): value for name, value in headers.items()}
         kind, _, name = path.removeprefix("/0/").partition("/")
-        known = {("GET", "public"): words.PUBLIC, ("POST", "private"): words.PRIVATE}.get(
-            (method, kind), {}
-        )
+        known = words.METHODS.get((method, kind), {})
         self.requests[name if name in known else "other"] += 1
-        p = words.parameters(headers, query if kind == "public" else body)
+        p = words.parameters(headers, body)
         if kind == "private":
             self._authenticate(path, headers, p, body)
         if name not in known:
             raise RefusedError(words.NOT_SIMULATED.get(name, "EGeneral:Unknown method"))
-        for parameter in p.keys() - f"{known[name]} nonce otp".split():
+        given = {parameter.partition("[")[0] for parameter in p}
+        for parameter in given - {*known[name].split(), "nonce", "otp"}:
             label = f"{name}:{parameter:.40}"
-            if label not in self.ignored and len(self.ignored) < 1000:
+            if label not in self.ignored and len(self.ignored) < LABELS_MAX:
                 log.warning("parameter ignored, as Kraken does: %r", label)
-            if label in self.ignored or len(self.ignored) < 1000:
-                self.ignored[label] += 1
+            self.ignored[label if len(self.ignored) < LABELS_MAX else "others"] += 1
         if kind == "private":
             self._spend("", POINTS.get(name, 1), *self._limits[:2], "EAPI:Rate limit exceeded")
         self._settle()
-        return getattr(self, "_do_" + name)(p)
+        # Market orders never rest, so none is ever open or there to be cancelled.
+        always = {"OpenOrders": {"open": {}}, "CancelAll": {"count": 0}}
+        return always[name] if name in always else getattr(self, "_do_" + name)(p)
 
-    def _authenticate(
-        self, path: str, headers: Mapping[str, str], p: Params, body: bytes
-    ) -> None:
+    def _authenticate(self, path: str, headers: Headers, p: Params, body: bytes) -> None:
         now, nonce = self.now(), p.get("nonce", "")
         if now < self._locked_until:
             raise RefusedError("EGeneral:Temporary lockout")
         is_number = nonce.isascii() and nonce.isdecimal() and len(nonce) <= 20
-        if headers.get("api-key") != self._key:
-            refusal = "EAPI:Invalid key"
-        elif is_number and not compare_digest(
-            sign(self._secret, path, nonce, body).encode(),
-            headers.get("api-sign", "").encode("utf-8", "replace"),
-        ):
-            refusal = "EAPI:Invalid signature"
-        elif not is_number or not self._nonce < int(nonce) < 2**64:
-            refusal = "EAPI:Invalid nonce"
-        else:
+        signature, told = sign(self._secret, path, nonce, body), headers.get("api-sign", "")
+        checks = {
+            "EAPI:Invalid key": headers.get("api-key") == self._key,
+            "EAPI:Invalid signature": not is_number
+            or compare_digest(signature.encode(), told.encode("utf-8", "replace")),
+            "EAPI:Invalid nonce": is_number and self._nonce < int(nonce) < 2**64,
+        }
+        refusal = next((text for text, is_right in checks.items() if not is_right), None)
+        if refusal is None:
             self._nonce, self._failures = int(nonce), 0
             return
         self._failures += 1
@@ -231,246 +206,186 @@ class SandboxApi:
         return self._rules[self._names[name]]
 
     def _pairs(self, p: Params) -> list[PairRules]:
-        if "pair" not in p:
-            return list(self._rules.values())
-        return [self._pair(name.strip()) for name in p["pair"].split(",")]
+        names = p["pair"].split(",") if "pair" in p else self._rules
+        return [self._pair(name.strip()) for name in names]
 
     def _quote(self, rules: PairRules) -> Quote:
         tick, price = _tick(rules), self.prices.get(rules.pair)
-        if price is not None:
-            return Quote(price - tick, price + tick)
-        return self.feed.series(rules).quote(self.now(), tick)
-
-    def _book(self, rules: PairRules) -> Book:
-        book = self.account.book(rules)
-        book.price = self._quote(rules).mid
-        return book
+        if price is None:
+            series = self.feed.series(rules)
+            price = series.prices(series.number(self.now()))[0]
+        return Quote(price - tick, price + tick)
 
     def _settle(self) -> None:
         """Bring the books to now: each interval's rollovers, then its high and low."""
         now = self.now()
-        for book in list(self.account.books.values()):
+        for book in self._books():
             series = self.feed.series(book.rules)
-            here = series.index(self._settled)
-            while book.lots and here < series.index(now) and book.rules.pair not in self.prices:
-                price, high, low = (series.decimal(n) for n in series.at(here)[:3])
-                end = nextafter(series.first + (here + 1) * series.interval_s, 0)
-                self._look(book, end, price, low, high)
-                here += 1
+            passed = range(series.number(self._settled), series.number(now))
+            for place in passed if book.rules.pair not in self.prices else ():
+                price, high, low, _ = series.prices(place)
+                end = series.first + (place + 1) * series.interval_s
+                self._look(book, math.nextafter(end, 0), price, low, high)
             self._look(book, now, self._quote(book.rules).mid)
         self._settled = now
 
+    def _books(self, quote: str = "") -> list[Book]:
+        """Return the books with a position, of all quote currencies or of one."""
+        books = self.account.books.values()
+        return [book for book in books if book.lots and quote in ("", book.rules.quote)]
+
     def _look(self, book: Book, now: float, price: Decimal, *span: Decimal) -> None:
         """Let the books look at prices and record the forced closing that may come of it."""
-        sign, leverage = book.sign, book.lots[0].leverage if book.lots else 0
+        if not book.lots:
+            return
+        wish = _closing(book)
         trade = self.account.advance(book, now, price)
         if trade is None and span:
             trade = self.account.sweep(book, now, *span)
         if trade is not None:
-            self._force_closed(book, now, sign, leverage, trade)
-
-    def _force_closed(
-        self, book: Book, now: float, sign: int, leverage: int, trade: Trade
-    ) -> None:
-        log.warning("liquidated pair=%s volume=%s", book.rules.altname, trade.volume)
-        side = Side.SELL if sign > 0 else Side.BUY
-        wish = Wish(book.rules, side, trade.volume, leverage, False, {})
-        self._record(wish, (trade,), now, misc="liquidated")
+            self._record(wish, (trade,), now, misc="liquidated")
 
     def _do_Time(self, _: Params) -> Any:
         now = int(self.now())
-        text = datetime.fromtimestamp(now, UTC).strftime("%a, %d %b %y %H:%M:%S +0000")
+        text = time.strftime("%a, %d %b %y %H:%M:%S +0000", time.gmtime(now))
         return {"unixtime": now, "rfc1123": text}
 
     def _do_SystemStatus(self, _: Params) -> Any:
-        return {"status": self.system_status, "timestamp": words.rfc3339(self.now())}
+        moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.now()))
+        return {"status": self.system_status, "timestamp": moment}
 
     def _do_Assets(self, p: Params) -> Any:
-        names = {altname: code for code, (altname, _, _) in ASSETS.items()}
-        chosen = p["asset"].split(",") if p.get("asset") else list(ASSETS)
-        codes = [names.get(name, name) for name in chosen]
-        if not ASSETS.keys() >= set(codes):
+        wanted = set(p["asset"].split(",")) if p.get("asset") else ASSETS.keys()
+        chosen = {code: row for code, row in ASSETS.items() if wanted & {code, row["altname"]}}
+        if len(chosen) < len(wanted):
             raise RefusedError("EQuery:Unknown asset")
-        fields = ("altname", "decimals", "display_decimals")
-        return {
-            code: {"aclass": "currency", **dict(zip(fields, ASSETS[code], strict=True)),
-                   "status": "enabled"} for code in codes
-        }  # fmt: skip
+        return chosen
 
     def _do_AssetPairs(self, p: Params) -> Any:
         return {rules.pair: self.listing[rules.pair] for rules in self._pairs(p)}
 
     def _do_OHLC(self, p: Params) -> Any:
-        rules = self._pair(p.get("pair", ""))
-        series, minutes = self.feed.series(rules), whole(p, "interval", 1)
-        if minutes not in INTERVALS or minutes * 60 % series.interval_s:
+        rules, step_s = self._pair(p.get("pair", "")), int(number(p, "interval", 1) * 60)
+        series, price = self.feed.series(rules), self.prices.get(rules.pair)
+        if step_s / 60 not in INTERVALS or step_s % series.interval_s:
             raise bad("interval")
-        since = whole(p, "since", 0) if p.get("since") else None
-        bars = series.bars(minutes * 60, since, self.now())
-        rows = [
-            [bar.time, *(units(price, series.digits) for price in bar[1:5]),
-             units(bar.vwap, series.digits) if bar.volume else "0.0",
-             units(bar.volume, VOLUME_DIGITS), bar.trades]
-            for bar in bars
-        ]  # fmt: skip
-        if rules.pair in self.prices:
-            stands, opened = self.prices[rules.pair], Decimal(str(rows[-1][1]))
-            prices = (max(stands, opened), min(stands, opened), stands)
-            rows[-1][2:5] = [fixed(price, series.digits) for price in prices]
-        return {rules.pair: rows, "last": bars[-1].time - minutes * 60}
+        bars = series.bars(step_s, int(number(p, "since", 0)), self.now())
+        if price is not None:
+            high, low = max(bars[-1].open, price), min(bars[-1].open, price)
+            bars[-1] = bars[-1]._replace(high=high, low=low, close=price)
+        rows = [words.bar_row(bar, rules) for bar in bars]
+        return {rules.pair: rows, "last": bars[-1].time - step_s}
 
     def _do_Ticker(self, p: Params) -> Any:
         return {rules.pair: self._ticker(rules) for rules in self._pairs(p)}
 
     def _ticker(self, rules: PairRules) -> Row:
         series, now, quote = self.feed.series(rules), int(self.now()), self._quote(rules)
-        series.reach(now - 86400)
-        spans = [series.bar(begin, 86400, now)
-                 for begin in (now // 86400 * 86400, now - 86400 + series.interval_s)]  # fmt: skip
-        prices = {
-            name: [words.price(series.decimal(bar[at]), rules) for bar in spans]
-            for name, at in (("p", 5), ("l", 3), ("h", 2), ("o", 1))
-        }
-        return prices | {
+        begins = now // 86400 * 86400, now - 86400 + series.interval_s
+        bars = [words.bar_row(series.bar(begin, 86400, now), rules) for begin in begins]
+        _, opens, highs, lows, _, averages, volumes, counts = map(list, zip(*bars, strict=True))
+        return {
             "a": [words.price(quote.ask, rules), "1", "1.000"],
             "b": [words.price(quote.bid, rules), "1", "1.000"],
             "c": [words.price(quote.mid, rules), "0.01000000"],
-            "v": [units(bar.volume, VOLUME_DIGITS) for bar in spans],
-            "t": [bar.trades for bar in spans],
-            "o": prices["o"][0],
-        }
+            "v": volumes, "p": averages, "t": counts, "l": lows, "h": highs, "o": opens[0],
+        }  # fmt: skip
 
     def _do_Depth(self, p: Params) -> Any:
-        rules, count = self._pair(p.get("pair", "")), whole(p, "count", 100)
+        rules, count = self._pair(p.get("pair", "")), int(number(p, "count", 100))
         if not 1 <= count <= 500:
             raise bad("count")
         quote, tick, now = self._quote(rules), _tick(rules), int(self.now())
         levels = [tick * n for n in range(min(count, int(quote.bid / tick) - 1))]
         return {rules.pair: {
-            side: [[words.price(best + sign * away, rules), "1.000", now] for away in levels]
-            for side, best, sign in (("asks", quote.ask, 1), ("bids", quote.bid, -1))
+            "asks": [[words.price(quote.ask + away, rules), "1.000", now] for away in levels],
+            "bids": [[words.price(quote.bid - away, rules), "1.000", now] for away in levels],
         }}  # fmt: skip
 
     # The account
 
     def _do_Balance(self, _: Params) -> Any:
-        balances = self.account.balances.items()
-        return {asset: words.amount(asset, amount) for asset, amount in balances if amount}
+        return {asset: f"{amount:.{words.decimals(asset)}f}"
+                for asset, amount in self.account.balances.items() if amount}  # fmt: skip
 
     def _do_BalanceEx(self, p: Params) -> Any:
-        return {
-            asset: {"balance": text, "hold_trade": words.amount(asset, ZERO)}
-            for asset, text in self._do_Balance(p).items()
-        }
+        balances = self._do_Balance(p).items()
+        return {asset: {"balance": text, "hold_trade": "0.0000000000"} for asset, text in balances}
 
     def _do_TradeBalance(self, p: Params) -> Any:
-        asset = p.get("asset", "ZUSD")
+        asset, account = p.get("asset", "ZUSD"), self.account
         quote = f"Z{asset}" if f"Z{asset}" in ASSETS else asset
-        rules = [rules for rules in self._rules.values() if rules.quote == quote]
-        if not rules:
+        coins = {rules.base: rules for rules in self._rules.values() if rules.quote == quote}
+        if not coins:
             raise RefusedError("EQuery:Unknown asset")
-        account = self.account
-        books = [b for b in account.books.values() if b.lots and b.rules.quote == quote]
-        own = {r.pair: account.balances.get(r.base, ZERO) for r in rules}
-        coins = sum((own[r.pair] * self._quote(r).mid for r in rules if own[r.pair]), ZERO)
-        money, free = account.balances.get(quote, ZERO), account.free_margin(quote)
+        books, margin = self._books(quote), account.summary(quote)
+        owned = [coin for coin in coins if account.balances.get(coin)]
+        prices = {coin: self._quote(coins[coin]).mid for coin in owned}
+        worth = sum((account.balances[coin] * prices[coin] for coin in owned), ZERO)
         amounts = {
-            "eb": money + coins, "tb": money, "m": account.used_margin(quote), "uv": ZERO,
-            "n": account.unrealized(quote), "c": sum((b.cost_left for b in books), ZERO),
-            "v": sum((b.held * b.price for b in books), ZERO), "e": account.equity(quote),
-            "mf": free, "mfo": free,
+            "eb": worth + margin.trade_balance, "tb": margin.trade_balance,
+            "m": margin.used_margin, "uv": ZERO, "n": margin.unrealized_pnl,
+            "c": sum((book.cost_left for book in books), ZERO),
+            "v": sum((book.held * book.price for book in books), ZERO),
+            "e": margin.equity, "mf": margin.free_margin, "mfo": margin.free_margin,
         }  # fmt: skip
-        result = {name: fixed(amount, 4) for name, amount in amounts.items()}
-        level = account.margin_level(quote)
-        return result if level is None else {**result, "ml": fixed(level, 2)}
+        shown = {name: f"{amount:.4f}" for name, amount in amounts.items()}
+        level = margin.margin_level
+        return shown if level is None else {**shown, "ml": f"{level:.2f}"}
 
     def _do_OpenPositions(self, p: Params) -> Any:
-        books = [book for book in self.account.books.values() if book.lots]
-        docalcs, wanted = flag(p, "docalcs"), p.get("txid", "")
+        wanted = p["txid"].split(",") if p.get("txid") else None
+        markets: list[dict[str, Row]] = [
+            {identifier("T", lot.serial): words.position_row(book, lot, flag(p, "docalcs"))
+             for lot in book.lots} for book in self._books()
+        ]  # fmt: skip
         if p.get("consolidation") == "market":
-            return [words.market_row(book, docalcs) for book in books]
-        named = ((identifier("T", lot.serial), book, lot) for book in books for lot in book.lots)
-        return {
-            name: words.lot_row(book, lot, docalcs)
-            for name, book, lot in named if not wanted or name in wanted.split(",")
-        }  # fmt: skip
-
-    def _do_OpenOrders(self, _: Params) -> Any:
-        return {"open": {}}
+            return [words.market_row(list(rows.values())) for rows in markets]
+        return {name: row for rows in markets for name, row in rows.items()
+                if wanted is None or name in wanted}  # fmt: skip
 
     def _do_ClosedOrders(self, p: Params) -> Any:
-        times = {"open": ("opentm",), "close": ("closetm",)}
-        column = times.get(p.get("closetime", ""), ("opentm", "closetm"))
-        page = self._page(self.orders, p, "closed", column, ("cl_ord_id", "userref"))
-        return page | {"closed": _with_trades(page["closed"], p)}
+        columns = {"open": ["opentm"], "close": ["closetm"]}
+        times = columns.get(p.get("closetime", ""), ["opentm", "closetm"])
+        page = self._page(_equal(self.orders, p, _IDS), p, "closed", times)
+        return {**page, "closed": _shown(page["closed"], p)}
 
     def _do_QueryOrders(self, p: Params) -> Any:
-        found, same = _named(self.orders, p, "txid", 50), ("cl_ord_id", "userref")
-        return _with_trades({t: row for t, row in found.items() if _equal(row, p, same)}, p)
+        return _shown(_equal(_named(self.orders, p, "txid", 50), p, _IDS), p)
 
     def _do_TradesHistory(self, p: Params) -> Any:
-        kind = p.get("type", "all").replace("position", "").strip()
-        trades = self.trades.items()
-        chosen = {
-            name: row for name, row in trades
-            if kind == "all" or ((kind == "no") == (row["leverage"] == "0")
-                                 and (kind in ("no", "any") or row["misc"] != ""))
-        }  # fmt: skip
-        return self._page(chosen, p, "trades", ("time",), ())
+        if p.get("type", "all") != "all":
+            raise RefusedError("EAPI:Feature disabled")
+        return self._page(self.trades, p, "trades", ["time"])
 
     def _do_QueryTrades(self, p: Params) -> Any:
         return _named(self.trades, p, "txid", 20)
 
     def _do_Ledgers(self, p: Params) -> Any:
-        same = () if p.get("type") in (None, "all") else ("type",)
-        rows, assets = self._ledger_rows(), p.get("asset", "all")
-        if assets != "all":
-            rows = {name: row for name, row in rows.items() if row["asset"] in assets.split(",")}
-        return self._page(rows, p, "ledger", ("time",), same)
+        return self._page(_equal(self._ledger(), p, ("type", "asset")), p, "ledger", ["time"])
 
     def _do_QueryLedgers(self, p: Params) -> Any:
-        return _named(self._ledger_rows(), p, "id", 20)
+        return _named(self._ledger(), p, "id", 20)
 
-    def _ledger_rows(self) -> dict[str, Row]:
-        for entry in self.account.ledger:
-            if entry.serial > self._ledger_end:
-                self._ledger_end = entry.serial
-                _keep(self._ledger, identifier("L", entry.serial), words.ledger_row(entry))
-        return self._ledger
+    def _ledger(self) -> dict[str, Row]:
+        return {identifier("L", x.serial): words.ledger_row(x) for x in self.account.ledger}
 
-    def _page(
-        self, rows: Mapping[str, Row], p: Params, name: str, times: tuple[str, ...],
-        same: tuple[str, ...],
-    ) -> Row:  # fmt: skip
-        """Return 50 rows, the newest first: after `start`, up to `end`, equal in `same`."""
-        start, end = self._moment(p, "start", 0.0), self._moment(p, "end", float("inf"))
+    def _page(self, rows: Mapping[str, Row], p: Params, name: str, times: Sequence[str]) -> Row:
+        """Return 50 rows, the newest first, after `start` and up to `end`."""
+        start, end = number(p, "start", 0), number(p, "end", math.inf)
         chosen = [
-            (key, row)
-            for key, row in reversed(list(rows.items()))
-            if _equal(row, p, same)
-            and any(start < row[time] <= end for time in times)
-        ]
-        offset = max(whole(p, "ofs", 0), 0)
+            (key, row) for key, row in reversed(list(rows.items()))
+            if any(start < row[time] <= end for time in times)
+        ]  # fmt: skip
+        offset = max(int(number(p, "ofs", 0)), 0)
         page: Row = {name: dict(chosen[offset : offset + PAGE])}
         return page if flag(p, "without_count") else {**page, "count": len(chosen)}
 
-    def _moment(self, p: Params, name: str, default: float) -> float:
-        text = p.get(name) or str(default)
-        if text in self.orders:
-            return float(self.orders[text]["opentm"])
-        if text in self.trades:
-            return float(self.trades[text]["time"])
-        try:
-            return float(text)
-        except ValueError:
-            raise bad(name) from None
-
     def _do_TradeVolume(self, p: Params) -> Any:
-        result: Row = {"currency": "ZUSD", "volume": fixed(self._turnover, 4)}
-        if not p.get("pair"):
-            return result
-        rate = self.account.fee_rate * 100
-        for name, percent in (("fees", fixed(rate, 4)), ("fees_maker", fixed(rate / 2, 4))):
+        dollars = (Decimal(r["cost"]) for r in self.trades.values() if r["pair"].endswith("USD"))
+        result: Row = {"currency": "ZUSD", "volume": f"{sum(dollars, ZERO):.4f}"}
+        for name, share in (("fees", 100), ("fees_maker", 50)) if p.get("pair") else ():
+            percent = f"{self.account.fee_rate * share:.4f}"
             row = {"fee": percent, "minfee": percent, "maxfee": percent, "nextfee": None,
                    "nextvolume": None, "tiervolume": "0.0000"}  # fmt: skip
             result[name] = {rules.pair: row for rules in self._pairs(p)}
@@ -480,7 +395,7 @@ class SandboxApi:
         began = str(int(self.feed.start))
         return {
             "api_key_name": "sandbox", "api_key": self._key, "nonce": str(self._nonce),
-            "nonce_window": "0", "permissions": list(_PERMISSIONS), "iban": "AA00 N000 0000 0000",
+            "nonce_window": "0", "permissions": _PERMISSIONS, "iban": "AA00 N000 0000 0000",
             "valid_until": "0", "query_from": "0", "query_to": "0", "created_time": began,
             "modified_time": began, "ip_allowlist": [""], "last_used": str(int(self.now())),
         }  # fmt: skip
@@ -491,44 +406,38 @@ class SandboxApi:
         rules = self._pair(p.get("pair", ""))
         self._spend(rules.pair, 1, *self._limits[2:4], "EOrder:Rate limit exceeded")
         wish = words.wish_of(rules, p)
-        self._check_deadline(p)
-        book, quote = self._book(rules), self._quote(rules)
-        if self._open.get(p.get("cl_ord_id", ""), 0.0) > self.now():
+        self._check_deadline(p.get("deadline"))
+        quote, now, book = self._quote(rules), self.now(), self.account.book(rules)
+        still_open = takewhile(lambda row: row["closetm"] > now, reversed(self.orders.values()))
+        if "cl_ord_id" in p and p["cl_ord_id"] in (row.get("cl_ord_id") for row in still_open):
             raise bad("cl_ord_id not unique")
-        if "viqc" in p.get("oflags", ""):
-            wish = wish._replace(volume=rules.round_volume(wish.volume / quote.ask))
-        elif not wish.volume and wish.leverage and book.sign == -wish.side.sign:
+        if not wish.volume and wish.leverage and book.sign == -wish.side.sign:
             wish = wish._replace(volume=book.held)
         price = quote.ask if wish.side is Side.BUY else quote.bid
         refusal = objection(rules, *wish[1:4], price, wish.reduce_only)
         if refusal is None and self.system_status != "online":
             refusal = f"EService:Market in {self.system_status} mode"
-            if self.system_status == "maintenance":
-                refusal = "EService:Unavailable"
         if refusal is not None:
-            raise RefusedError(refusal)
+            raise RefusedError(refusal.replace("Market in maintenance mode", "Unavailable"))
         told = {"descr": {"order": wish.text(p["volume"])}}
         return told if flag(p, "validate") else {"txid": [self._place(wish)], **told}
 
     def _place(self, wish: Wish) -> str:
         """Fill the order and return its id. Raises RefusedError in the books' words."""
-        rules, now, book = wish.rules, self.now(), self._book(wish.rules)
-        self.account.serial += 1
-        number = self.account.serial
-        part = rules.round_volume(wish.volume * self.fill_share)
+        account, book, quote = self.account, self.account.book(wish.rules), self._quote(wish.rules)
+        part = wish.rules.round_volume(wish.volume * self.fill_share)
+        account.serial = serial = account.serial + 1
+        now, book.price = self.now(), quote.mid
         trades: tuple[Trade, ...] = ()
         if part:
-            trades = execute(
-                self.account, book, now, wish.side, part, self._quote(rules), wish.leverage,
-                wish.reduce_only, number,
-            )  # fmt: skip
-        return self._record(wish, trades, now, number)
+            trades = execute(account, book, now, wish.side, part, quote, *wish[3:5], serial)
+        return self._record(wish, trades, now, serial)
 
-    def _check_deadline(self, p: Params) -> None:
-        if "deadline" not in p:
+    def _check_deadline(self, text: str | None) -> None:
+        if text is None:
             return
         try:
-            moment = datetime.fromisoformat(p["deadline"])
+            moment = datetime.fromisoformat(text)
             ahead = moment.timestamp() - self.now()
         except (ValueError, OverflowError):
             raise bad("deadline") from None
@@ -538,31 +447,21 @@ class SandboxApi:
             raise bad("deadline")
 
     def _record(
-        self, wish: Wish, trades: tuple[Trade, ...], now: float, number: int = 0, misc: str = ""
+        self, wish: Wish, trades: tuple[Trade, ...], now: float, serial: int = 0, misc: str = ""
     ) -> str:
         """Keep the order and its trades as Kraken shows them; return the order's id."""
-        if not number:
-            self.account.serial = number = self.account.serial + 1
-        txid = identifier("O", number)
+        if not serial:
+            self.account.serial = serial = self.account.serial + 1
+        txid = identifier("O", serial)
         for trade in trades:
             row = words.trade_row(wish, trade, txid, now, misc)
             _keep(self.trades, identifier("T", trade.serial), row)
-            if wish.rules.quote == "ZUSD":
-                self._turnover += trade.cost
-        row = words.order_row(wish, trades, now, misc)
-        _keep(self.orders, txid, row)
-        if "cl_ord_id" in row:
-            _keep(self._open, row["cl_ord_id"], row["closetm"])
+        _keep(self.orders, txid, words.order_row(wish, trades, now, misc))
         return txid
 
     def _do_CancelOrder(self, p: Params) -> Any:
-        if not p.get("txid") and not p.get("cl_ord_id"):
-            raise RefusedError("EGeneral:Invalid arguments")
-        # Market orders never rest, so there is never one to cancel.
-        raise RefusedError("EOrder:Unknown order")
-
-    def _do_CancelAll(self, _: Params) -> Any:
-        return {"count": 0}
+        known = p.get("txid") or p.get("cl_ord_id")
+        raise RefusedError("EOrder:Unknown order" if known else "EGeneral:Invalid arguments")
 
     # What only a sandbox has
 
@@ -572,7 +471,9 @@ class SandboxApi:
         if method == "POST":
             try:
                 self.controls[name](json.loads(body or b"{}", parse_float=Decimal))
-            except (LookupError, ValueError, TypeError, ArithmeticError) as error:
+            except (
+                LookupError, ValueError, TypeError, ArithmeticError, AttributeError, RecursionError,
+            ) as error:  # fmt: skip
                 raise bad(str(error)) from None
             self._settle()
         elif name not in ("ledger", "status"):
@@ -582,44 +483,37 @@ class SandboxApi:
     def truth(self) -> Row:
         """Return everything that happened, for tests: orders, trades, books and requests."""
         account = self.account
-        quotes = {rules.quote for rules in self._rules.values()}
-        books = {name: book for name, book in account.books.items() if book.lots}
-        money = [asset for asset in account.balances if asset in quotes]
+        books = {book.rules.pair: book for book in self._books()}
+        money = sorted({rules.quote for rules in self._rules.values()} & account.balances.keys())
         return {
-            "time": self.now(),
-            "status": self.system_status,
+            "time": self.now(), "status": self.system_status,
             "orders": [{"txid": txid, **row} for txid, row in self.orders.items()],
             "executions": [{"id": name, **row} for name, row in self.trades.items()],
             "position": {name: plain(book.volume) for name, book in books.items()},
-            "liquidation": {n: str(account.liquidation_price(b)) for n, b in books.items()},
-            "balances": _texts(account.balances),
-            "equity": {asset: str(account.equity(asset)) for asset in money},
-            "unrealized": {asset: str(account.unrealized(asset)) for asset in money},
-            "realized": _texts(account.realized),
-            "fees": _texts(account.fees),
-            "rollover": _texts(account.rollovers),
-            "requests": dict(self.requests),
-            "ignored": dict(self.ignored),
-        }
+            "liquidation": {name: account.liquidation_price(b) for name, b in books.items()},
+            "equity": {asset: account.equity(asset) for asset in money},
+            "unrealized": {asset: account.unrealized(asset) for asset in money},
+            "balances": account.balances, "realized": account.realized, "fees": account.fees,
+            "rollover": account.rollovers, "requests": self.requests, "ignored": self.ignored,
+        }  # fmt: skip
 
     def _set_position(self, wish: Row) -> None:
         """Trade by hand: {pair, close | liquidate} or {pair, side, volume, leverage}."""
         rules = self._pair(wish["pair"])
-        book, now, leverage = self._book(rules), self.now(), int(wish.get("leverage", 2))
+        book, price = self.account.book(rules), self._quote(rules).mid
         if "side" in wish:
             side, volume = Side(wish["side"]), decimal(wish["volume"])
-            refusal = objection(rules, side, volume, leverage, book.price, False)
+            order = Wish(rules, side, volume, int(wish.get("leverage", 2)), False, {})
+            refusal = objection(rules, *order[1:4], price, False)
             if refusal is not None:
                 raise RefusedError(refusal)
-            self._place(Wish(rules, side, volume, leverage, False, {}))
-        elif book.lots:
-            sign, leverage = book.sign, book.lots[0].leverage
-            if wish.get("liquidate"):
-                trade = self.account.close(book, now, book.held, book.price)
-                self._force_closed(book, now, sign, leverage, trade)
-            elif wish["close"]:
-                side = Side.SELL if sign > 0 else Side.BUY
-                self._place(Wish(rules, side, book.held, leverage, False, {}))
+            self._place(order)
+        elif book.lots and wish.get("liquidate"):
+            order, now = _closing(book), self.now()
+            trade = self.account.close(book, now, book.held, price)
+            self._record(order, (trade,), now, misc="liquidated")
+        elif book.lots and wish["close"]:
+            self._place(_closing(book))
 
     def _set_clock(self, wish: Row) -> None:
         """{freeze: bool}, {now: unix seconds} or {advance: seconds}; never backwards."""
@@ -661,6 +555,12 @@ def _tick(rules: PairRules) -> Decimal:
     return Decimal(1).scaleb(-rules.pair_decimals)
 
 
+def _closing(book: Book) -> Wish:
+    """Return the order that closes all of the position."""
+    side = Side.SELL if book.sign > 0 else Side.BUY
+    return Wish(book.rules, side, book.held, book.lots[0].leverage, False, {})
+
+
 def _keep(rows: dict[str, Any], name: str, row: Any) -> None:
     rows[name] = row
     while len(rows) > KEPT:
@@ -673,14 +573,14 @@ def _named(rows: Mapping[str, Row], p: Params, name: str, most: int) -> dict[str
     return {key: rows[key] for key in p[name].split(",")[:most] if key in rows}
 
 
-def _equal(row: Row, p: Params, fields: tuple[str, ...]) -> bool:
-    return all(str(row.get(field, "")) == p[field] for field in fields if field in p)
+def _equal(rows: Mapping[str, Row], p: Params, fields: Sequence[str]) -> dict[str, Row]:
+    """Return the rows with one of the values that are asked for, separated by commas."""
+    wanted = {name: p[name].split(",") for name in fields if p.get(name, "all") != "all"}
+    return {key: row for key, row in rows.items()
+            if all(str(row.get(name)) in texts for name, texts in wanted.items())}  # fmt: skip
 
 
-def _with_trades(rows: Mapping[str, Row], p: Params) -> dict[str, Row]:
+def _shown(orders: Mapping[str, Row], p: Params) -> dict[str, Row]:
+    """Return orders with their trades only where these are asked for."""
     left_out = "" if flag(p, "trades") else "trades"
-    return {t: {k: v for k, v in row.items() if k != left_out} for t, row in rows.items()}
-
-
-def _texts(amounts: Mapping[str, Decimal]) -> dict[str, str]:
-    return {asset: str(amount) for asset, amount in amounts.items()}
+    return {txid: {k: v for k, v in row.items() if k != left_out} for txid, row in orders.items()}

@@ -202,6 +202,10 @@ class TestAgainstTheLiveTick(unittest.TestCase):
                 self.assertEqual(result.orders > 0, leverage > 0)
 
 
+class Terminal(io.StringIO):
+    """What a command prints to; a terminal where a test says so."""
+
+
 class TestFiles(unittest.TestCase):
     """What is not a series of candles gives one message with file and line, never a number."""
 
@@ -331,6 +335,21 @@ class TestFiles(unittest.TestCase):
         self.assertEqual(code, 0)
         runs = json.loads(output)
         self.assertEqual(len(runs), 6)
+        table = command(str(path), "--sweep", "length=5:15:5", "interval=1,5")[1].splitlines()
+        self.assertEqual(table[0].split()[:3], ["net", "by", "length"])
+        self.assertEqual(table[1].split(), ["1", "5"])
+        nets = [f"{float(run['net']):+,.2f}" for run in runs]
+        cells = [cell for line in table[2:5] for cell in line.split()[1:]]
+        self.assertEqual([cell.rstrip("*") for cell in cells], nets)
+        best = max(runs, key=lambda run: D(run["net"]))["net"]
+        self.assertEqual([cell for cell in cells if "*" in cell], [f"{float(best):+,.2f}*"])
+        for no_color, shades in (("", True), ("1", False)):
+            with (
+                mock.patch.dict(os.environ, NO_COLOR=no_color),
+                mock.patch.object(Terminal, "isatty", return_value=True),
+            ):
+                shown = command(str(path), "--sweep", "length=5:6", "interval=1,5")[1]
+                self.assertEqual("\x1b[97;48;5;" in shown, shades)
         for run in runs:
             alone = command(
                 str(path), "--json", "--length", str(run.pop("length")),
@@ -367,7 +386,7 @@ class TestSameConstants(unittest.TestCase):
 
 def command(*words: str) -> tuple[int, str, str]:
     """Return exit code, output and errors of `backtest`, run far from any configuration."""
-    output, errors = io.StringIO(), io.StringIO()
+    output, errors = Terminal(), io.StringIO()
     own = {name: text for name, text in os.environ.items() if not name.startswith("KRAKENBOT_")}
     with (
         redirect_stdout(output), redirect_stderr(errors),

@@ -36,6 +36,8 @@ _SWEPT = ("length", "interval")
 _RUNS_MAX = 10_000
 _PART = 20_000
 _UNIT = 10.0**-candlefile.DIGITS
+_GRID_WIDTH = 90
+_GAINS, _LOSSES = (22, 28, 34), (52, 88, 124)  # Shades of the terminal's 256.
 _FILLS_SHOWN, _CANDLES_SHOWN = 1000, 360
 _POINT_BYTES = 20_000  # Of a file: some hundred candles, of which the page shows the outline.
 _series: dict[int, Columns] = {}
@@ -206,7 +208,7 @@ def _sweep(
         return [json.dumps([r | as_json(one) for r, one in zip(runs, results, strict=True)])]
     words = [" ".join(f"{key}={value}" for key, value in run.items()) for run in runs]
     best = max(range(len(runs)), key=lambda at: results[at].net)
-    table = [
+    table = _grid(sweep, runs, [one.net for one in results]) or [
         f"{'':24}{'turns/day':>12}{'gross':>16}{'net':>16}{'drawdown':>16}",
         *(f"{text:24}{one.turns_per_day:12,.1f}{one.gross:+16,.2f}{one.net:+16,.2f}"
           f"{one.max_drawdown:16,.2f}" for text, one in zip(words, results, strict=True)),
@@ -217,6 +219,29 @@ def _sweep(
         f"best of {len(runs)}: {words[best]}, net {results[best].net:+,.2f}",
         "The best of many is mostly the luckiest: it was chosen by these very candles. Look for",
         "broad areas where neighbours do well too, and test the choice on candles not used here.",
+    ]
+
+
+def _grid(
+    sweep: dict[str, list[int]], runs: list[dict[str, int]], nets: list[Decimal]
+) -> list[str]:
+    """Return net by two keys, the longer one down; nothing if there is one, or no room."""
+    across, down = sorted(sweep, key=lambda key: len(sweep[key])) if len(sweep) == 2 else ("", "")
+    width = max(len(f"{net:+,.2f}") for net in nets) + 2
+    if not across or len(sweep[across]) * width > _GRID_WIDTH:
+        return []
+    best, most = max(nets), max(map(abs, nets)) or 1
+    colored = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    cells = {}
+    for run, net in zip(runs, nets, strict=True):
+        cell = f"{net:+,.2f}{'*' if net is best else ' '}".rjust(width)
+        shade = (_LOSSES if net < 0 else _GAINS)[min(int(abs(net) / most * 3), 2)]
+        cells[run[down], run[across]] = f"\x1b[97;48;5;{shade}m{cell}\x1b[0m" if colored else cell
+    columns, rows = sweep[across], sweep[down]
+    return [
+        f"net by {down} (down) and {across} (across), the best with *",
+        " " * 8 + " ".join(f"{column:>{width - 1}}" for column in columns),
+        *(f"{row:>8}{''.join(cells[row, column] for column in columns)}".rstrip() for row in rows),
     ]
 
 

@@ -30,6 +30,7 @@ from krakenbot.simulated.backtest import Costs, Replay
 from krakenbot.simulated.candlefile import Columns, aggregate, exact, numbers, read, units
 from krakenbot.simulated.exchange import PaperExchange
 from krakenbot.simulated.listing import PAIRS
+from krakenbot.simulated.margin import Account
 from krakenbot.strategy import build
 
 logging.getLogger("krakenbot").addHandler(logging.NullHandler())
@@ -375,6 +376,26 @@ class TestFeeDrag(unittest.TestCase):
         assert free is not None
         self.assertEqual((free.fee_percent_per_day, free.turns_per_day), (0, found.turns_per_day))
         self.assertIsNone(drag.check_fee_drag(settings, candles[:20], XBTUSD, D("0.008")))
+
+
+class TestWholeSteps(unittest.TestCase):
+    def test_turns_in_whole_cost_steps_round_like_the_books(self) -> None:
+        dice, ties = random.Random(1), 0
+        for _ in range(2000):
+            fee_rate, rate = (D(dice.choice(("0.008", "0.0002", "0.5"))) for _ in range(2))
+            volume = D(dice.randrange(1, 10**5)).scaleb(-8)
+            price = D(dice.choice((dice.randrange(1, 10**7), 5 * dice.randrange(1, 10**4))))
+            account = Account({"ZUSD": D(10**12)}, fee_rate, margin_rate=rate)
+            book = account.book(XBTUSD)
+            opened = account.fill(book, 0.0, 1, volume, price, 2)[0]
+            charges = account.charges(book, volume, [units(price)], D("1e-10"))
+            exactly = [opened.cost, opened.fee, opened.opening_fee]
+            self.assertEqual([amount * book.cost_step for amount in next(charges)], exactly)
+            ties += any(
+                amount / book.cost_step % 1 == D("0.5")
+                for amount in (price * volume, opened.cost * fee_rate, opened.cost * rate)
+            )
+        self.assertGreater(ties, 100)
 
 
 class TestSameConstants(unittest.TestCase):

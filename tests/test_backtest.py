@@ -25,11 +25,12 @@ from krakenbot.journal import Journal, prepare
 from krakenbot.model import Candle, Quote
 from krakenbot.pairs import PairRules, parse_rules
 from krakenbot.risk import Limits
-from krakenbot.simulated import backtest, drag
+from krakenbot.simulated import backtest, candlefile, drag
 from krakenbot.simulated.backtest import Costs, Replay
-from krakenbot.simulated.candlefile import Columns, aggregate, exact, read, units
+from krakenbot.simulated.candlefile import Columns, aggregate, exact, numbers, read, units
 from krakenbot.simulated.exchange import PaperExchange
 from krakenbot.simulated.listing import PAIRS
+from krakenbot.simulated.margin import Account
 from krakenbot.strategy import build
 from tests.logs import silence_module
 
@@ -131,13 +132,14 @@ class TestAgainstTheLiveTick(unittest.TestCase):
             world.time = columns.time + (number + 1) * columns.interval_s + WAKE_DELAY_S
             try:
                 live_bot.tick()
-                read_ledger(exchange, journal, world)
+                for _ in range(1 + columns.interval_s // 86400):
+                    read_ledger(exchange, journal, world)
             except StopError as error:
                 halted = error
                 break
         costs = Costs(D(fee), D(balance))
-        replay = Replay(wish, 20 if wish.candles_min == 21 else None, rules, costs, keep=None)
-        lean = Replay(wish, 20 if wish.candles_min == 21 else None, rules, costs)
+        replay = Replay(wish, rules, costs, keep=None)
+        lean = Replay(wish, rules, costs)
         for part in split(columns, (500, 37, 1, 2, 999)):
             replay.feed(part)
             lean.feed(part)
@@ -194,6 +196,20 @@ class TestAgainstTheLiveTick(unittest.TestCase):
                 endings.add((result.ended or "none").split()[0])
         self.assertLessEqual({"none", "liquidated", "the"}, endings)
 
+    def test_what_is_too_dear_is_bought_as_soon_as_it_is_not(self) -> None:
+        prices = [units(str(price)) for price in (*range(9000, 9200), *range(9200, 4000, -20))]
+        columns = Columns(0, 60, min(prices), max(prices), prices, prices, prices, prices)
+        for leverage in (0, 2):
+            with self.subTest(leverage=leverage):
+                wish = plan(size="1", leverage=leverage, entry_now=True, level_min=0)
+                result = self.compare(columns, XBTUSD, wish, balance=str(6000 // max(leverage, 1)))
+                self.assertIn("needed", str(result.objection))
+                self.assertEqual(result.orders > 0, leverage > 0)
+
+
+class Terminal(io.StringIO):
+    """What a command prints to; a terminal where a test says so."""
+
 
 class TestFiles(unittest.TestCase):
     """What is not a series of candles gives one message with file and line, never a number."""
@@ -209,23 +225,35 @@ class TestFiles(unittest.TestCase):
             for at in range(count)
         ]
 
+    def plain_rows(self, count: int = 40) -> list[str]:
+        """Return rows whose prices all have one form, like most in Kraken's files."""
+        return [
+            f"{1_600_000_020 + at * 60},{100 + at}.5,{110 + at}.0,{99 + at}.2,{101 + at}.0,1.5,3"
+            for at in range(count)
+        ]
+
     def run_on(self, content: bytes, name: str = "XBTUSD_1.csv") -> tuple[int, str, str]:
         (self.folder / name).write_bytes(content)
         return command(str(self.folder / name))
 
     def test_each_kind_of_bad_line_is_named(self) -> None:
-        good = self.rows()
         for bad in (
             "1600001820,100,nan,99,100,1,1", "1600001820,inf,inf,99,100,1,1", "text", "",
             "1600001820,-100,100,-100,100,1,1", "1600001820,0,100,0,100,1,1",
             "1600001820,100,99,98,100,1,1", "1600001820,100,101,99,100,1",
             "1600001820,100,101,99,100,1,1,1", "1600001820,1_00,101,99,100,1,1",
             "1600001820,100,101,99,100,-1,1", "1600001820,100,101,99,100,x,1",
-            "1600001820,100.0000000000001,101,99,100,1,1", good[29], good[20],
+            "1600001820,100.0000000000001,101,99,100,1,1", *self.rows()[20:30:9],
             "1600001821,100,101,99,100,1,1", "9600001820,100,101,99,100,1,1",
             "1600001820,100,101,99,100,1,", "1600001820,1.0.0,101,1,100,1,1",
+            "1600001820,130.5,130.0,129.2,130.0,1,1", "1600001820,130.5,131.0,130.6,131.0,1,1",
+            "1600001820,130.5,131.0,129.2,131.5,1,1", "1600001820,130.5,131.0,129.2,129.0,1,1",
+            "1600001820,130.5,131.0,000.0,131.0,1,1", "1600001820,130.5,131.0,129.2,131.0,1.2.3,1",
+            "1600001820,130.5,131.0,129.2,131.0,,1", "160000182.,130.5,131.0,129.2,131.0,1,1",
+            "1600001820,130.5,131.0,129.2,131.0,1,1.5", "1600001820,130.5,131.0,129.2,13e.0,1,1",
         ):  # fmt: skip
-            with self.subTest(bad):
+            for good in (self.rows(), self.plain_rows()):
+                bad = {self.rows()[at]: good[at] for at in (20, 29)}.get(bad, bad)
                 text = "\n".join([*good[:30], bad, *good[31:]]) + "\n"
                 code, output, errors = self.run_on(text.encode())
                 self.assertEqual((code, output), (2, ""))
@@ -268,6 +296,20 @@ class TestFiles(unittest.TestCase):
             path.write_text("\n".join(part))
         self.assertEqual(command(str(self.folder)), expected)
 
+    def test_a_block_checked_as_a_whole_is_read_like_line_by_line(self) -> None:
+        quick = 0
+        for seed in range(400):
+            block = rows_of(random.Random(seed))
+            with self.subTest(seed=seed):
+                whole = candlefile._rows(block)
+                if whole is not None:
+                    times, columns = candlefile._slow_rows(block, Path("x"), 1)
+                    self.assertEqual(whole[0], times)
+                    self.assertEqual([*map(list, map(numbers, whole[1][4:]))],
+                                     [*map(list, columns[4:])])  # fmt: skip
+                    quick += 1
+        self.assertGreater(quick, 40)
+
     def test_prices_as_text_and_as_numbers_are_the_same_candles(self) -> None:
         mixed = "\n".join(
             f"{60 * at},{p},{p}.50,{p - 1}.0,{p}.5,1E+1,3" for at, p in enumerate(range(90, 120))
@@ -298,6 +340,21 @@ class TestFiles(unittest.TestCase):
         self.assertEqual(code, 0)
         runs = json.loads(output)
         self.assertEqual(len(runs), 6)
+        table = command(str(path), "--sweep", "length=5:15:5", "interval=1,5")[1].splitlines()
+        self.assertEqual(table[0].split()[:3], ["net", "by", "length"])
+        self.assertEqual(table[1].split(), ["1", "5"])
+        nets = [f"{float(run['net']):+,.2f}" for run in runs]
+        cells = [cell for line in table[2:5] for cell in line.split()[1:]]
+        self.assertEqual([cell.rstrip("*") for cell in cells], nets)
+        best = max(runs, key=lambda run: D(run["net"]))["net"]
+        self.assertEqual([cell for cell in cells if "*" in cell], [f"{float(best):+,.2f}*"])
+        for no_color, shades in (("", True), ("1", False)):
+            with (
+                mock.patch.dict(os.environ, NO_COLOR=no_color),
+                mock.patch.object(Terminal, "isatty", return_value=True),
+            ):
+                shown = command(str(path), "--sweep", "length=5:6", "interval=1,5")[1]
+                self.assertEqual("\x1b[97;48;5;" in shown, shades)
         for run in runs:
             alone = command(
                 str(path), "--json", "--length", str(run.pop("length")),
@@ -325,6 +382,26 @@ class TestFeeDrag(unittest.TestCase):
         self.assertIsNone(drag.check_fee_drag(settings, candles[:20], XBTUSD, D("0.008")))
 
 
+class TestWholeSteps(unittest.TestCase):
+    def test_turns_in_whole_cost_steps_round_like_the_books(self) -> None:
+        dice, ties = random.Random(1), 0
+        for _ in range(2000):
+            fee_rate, rate = (D(dice.choice(("0.008", "0.0002", "0.5"))) for _ in range(2))
+            volume = D(dice.randrange(1, 10**5)).scaleb(-8)
+            price = D(dice.choice((dice.randrange(1, 10**7), 5 * dice.randrange(1, 10**4))))
+            account = Account({"ZUSD": D(10**12)}, fee_rate, margin_rate=rate)
+            book = account.book(XBTUSD)
+            opened = account.fill(book, 0.0, 1, volume, price, 2)[0]
+            charges = account.charges(book, volume, [units(price)], D("1e-10"))
+            exactly = [opened.cost, opened.fee, opened.opening_fee]
+            self.assertEqual([amount * book.cost_step for amount in next(charges)], exactly)
+            ties += any(
+                amount / book.cost_step % 1 == D("0.5")
+                for amount in (price * volume, opened.cost * fee_rate, opened.cost * rate)
+            )
+        self.assertGreater(ties, 100)
+
+
 class TestSameConstants(unittest.TestCase):
     def test_the_replay_waits_and_gives_up_as_the_bot_does(self) -> None:
         self.assertEqual(backtest.WAKE_DELAY_S, bot.WAKE_DELAY_S)
@@ -334,7 +411,7 @@ class TestSameConstants(unittest.TestCase):
 
 def command(*words: str) -> tuple[int, str, str]:
     """Return exit code, output and errors of `backtest`, run far from any configuration."""
-    output, errors = io.StringIO(), io.StringIO()
+    output, errors = Terminal(), io.StringIO()
     own = {name: text for name, text in os.environ.items() if not name.startswith("KRAKENBOT_")}
     with (
         redirect_stdout(output), redirect_stderr(errors),
@@ -376,11 +453,30 @@ def wild(seed: int) -> tuple[Columns, Plan, str]:
     return columns, wish, dice.choice(("4000", "1200", "9000"))
 
 
+def rows_of(dice: random.Random) -> bytes:
+    """Return a few lines of a file, many of them a little wrong."""
+    digits, base = dice.choice((1, 1, 2, 4)), dice.choice((10, 999, 23456, 99999990))
+    lines = []
+    for at in range(dice.randrange(1, 6)):
+        o, close = (base + dice.randrange(9) for _ in range(2))
+        high = max(o, close) + dice.choice((0, 0, 3, 3, 3, 3, -1))
+        low = min(o, close) - dice.choice((0, 0, 3, 3, 3, 3, -1))
+        texts = [f"{D(price).scaleb(-digits):f}" for price in (o, high, low, close)]
+        if dice.random() < 0.3:
+            texts[dice.randrange(4)] = texts[0].rstrip("0").rstrip(".")
+        lines.append(",".join((str(60 * at + 60), *texts, dice.choice(("0.5", "3e-07")), "7")))
+    text = "\n".join(lines)
+    if dice.random() < 0.3:
+        at = dice.randrange(len(text))
+        text = text[:at] + dice.choice("0123456789.,-e\n x") + text[at + dice.randrange(2) :]
+    return text.encode() + b"\n"
+
+
 def orders(replay: Replay) -> list[tuple[object, ...]]:
     """Return the fills, those of one order added up, without liquidations."""
     merged: dict[int, tuple[object, ...]] = {}
     for fill in replay.fills:
-        numbers = fill.trade.volume, fill.trade.cost, fill.trade.fee
+        numbers = fill.volume, fill.cost, fill.fee
         if fill.order in merged:
             before = merged[fill.order][2:]
             numbers = tuple(a + b for a, b in zip(before, numbers, strict=True))

@@ -38,7 +38,7 @@ ENDING = {
     "python3 -m krakenbot history equity --format csv",
     "python3 -m krakenbot report --output report.html",
     "python3 -m krakenbot backtest XBTUSD_60.csv --report backtest.html",
-    "python3 -m krakenbot backtest XBTUSD_60.csv --sweep length=10:60:10",
+    "python3 -m krakenbot backtest XBTUSD_60.csv --sweep length=10:60:10 interval=60,240",
     "python3 -m krakenbot doctor",
     "install -m 600 /dev/null ~/kraken_api_key",
     "install -m 600 /dev/null ~/kraken_api_secret",

@@ -12,29 +12,18 @@ from collections.abc import Iterable, Iterator, Sequence
 from decimal import Decimal
 from itertools import chain, product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from krakenbot import config as configuration
+from krakenbot.commands.page import Mark, Point, Story, headline, thinned, write
 from krakenbot.config import Config
 from krakenbot.decision import plan_of
 from krakenbot.pairs import PairRules, parse_rules, plain
-from krakenbot.simulated.backtest import Costs, Replay, Result, slope_length
-from krakenbot.simulated.candlefile import (
-    DIGITS,
-    BadDataError,
-    Columns,
-    aggregate,
-    exact,
-    interval_of,
-    pair_of,
-    read,
-    units,
-)
+from krakenbot.simulated import candlefile
+from krakenbot.simulated.backtest import Costs, Replay, Result
+from krakenbot.simulated.candlefile import BadDataError, Columns, interval_of, pair_of, units
 from krakenbot.simulated.exchange import FEE_RATE
 from krakenbot.simulated.listing import PAIRS, aliases, unlisted
-
-if TYPE_CHECKING:
-    from krakenbot.commands.page import Point, Story
 
 HELP = "The same decisions, orders, fees and margin as live, over Kraken's OHLCVT files."
 EXAMPLE = "krakenbot backtest XBTUSD_1.csv.gz --fee 0.4 --sweep length=10:60:2 interval=1,5,15"
@@ -46,16 +35,17 @@ _KEYS = {
 _SWEPT = ("length", "interval")
 _RUNS_MAX = 10_000
 _PART = 20_000
+_UNIT = 10.0**-candlefile.DIGITS
+_GRID_WIDTH = 90
+_GAINS, _LOSSES = (22, 28, 34), (52, 88, 124)  # Shades of the terminal's 256.
 _FILLS_SHOWN, _CANDLES_SHOWN = 1000, 360
 _POINT_BYTES = 20_000  # Of a file: some hundred candles, of which the page shows the outline.
 _series: dict[int, Columns] = {}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "files", nargs="+", metavar="FILE_OR_DIR", type=Path,
-        help="PAIR_MINUTES.csv or .csv.gz, a folder of them, or OHLC JSON",
-    )  # fmt: skip
+    files = "PAIR_MINUTES.csv or .csv.gz, a folder of them, or OHLC JSON"
+    parser.add_argument("files", nargs="+", metavar="FILE_OR_DIR", type=Path, help=files)
     for name, key in _KEYS.items():
         unit = {"interval": " (minutes)", "fee": " (percent)"}.get(name, "")
         parser.add_argument(f"--{name}", help=f"in place of {key.lower()} as configured{unit}")
@@ -68,11 +58,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    environ = dict(os.environ)
-    for name, key in _KEYS.items():
-        if getattr(arguments, name) is not None:
-            environ[f"KRAKENBOT_{key}"] = getattr(arguments, name)
-    config = configuration.load(arguments.config, environ, Path.cwd())
+    given = {key: getattr(arguments, name) for name, key in _KEYS.items()}
+    asked = {f"KRAKENBOT_{key}": text for key, text in given.items() if text is not None}
+    config = configuration.load(arguments.config, os.environ | asked, Path.cwd())
     gc.disable()  # Millions of short-lived values and no cycles among them.
     try:
         if not 0 <= arguments.slippage < 10:
@@ -90,7 +78,7 @@ def _backtest(config: Config, arguments: argparse.Namespace) -> list[str]:
     sweep = _parse_sweep(arguments.sweep)
     paths, pair, file_s = _files(arguments.files, config)
     notes: list[str] = []
-    parts = read(paths, file_s, notes)
+    parts = candlefile.read(paths, file_s, notes)
     first = next(parts)
     # A bot's own settings may be finer than the file; only what was asked for here must fit.
     asked = config.sources["interval"].startswith("KRAKENBOT_")
@@ -103,19 +91,17 @@ def _backtest(config: Config, arguments: argparse.Namespace) -> list[str]:
         notes.append(f"size {plain(config.size)} is below the smallest order, "
                      f"{plain(rules.ordermin)}: nothing can be traded")  # fmt: skip
     fee = config.exchange.fee_percent
-    slippage = arguments.slippage / 100
-    costs = Costs(FEE_RATE if fee is None else fee / 100, config.paper.balance, slippage)
+    fee_rate = FEE_RATE if fee is None else fee / 100
+    costs = Costs(fee_rate, config.paper.balance, arguments.slippage / 100)
     parts = _watched(chain([first], parts))
     if sweep:
-        return _sweep(config, rules, costs, parts, sweep, file_s, arguments.json) + notes
+        return _sweep(config, rules, costs, parts, sweep, arguments.json) + notes
     drawn = arguments.report is not None
-    replay = Replay(plan_of(config), slope_length(config), rules, costs, _FILLS_SHOWN * drawn)
-    parts = _at(parts, config.interval * 60, file_s)
+    replay = Replay(plan_of(config), rules, costs, _FILLS_SHOWN * drawn)
+    parts = candlefile.aggregate(parts, config.interval * 60)
     if drawn:
-        from krakenbot.commands.page import thinned, write
-
         every = max(1, sum(path.stat().st_size for path in paths) // _POINT_BYTES)
-        newest: deque[tuple[int, int]] = deque(maxlen=_CANDLES_SHOWN + plan_of(config).candles_min)
+        newest: deque[tuple[int, Any]] = deque(maxlen=_CANDLES_SHOWN + replay.plan.candles_min)
         points = thinned(_points(replay, parts, every, newest))
     for part in parts:
         replay.feed(part)
@@ -143,8 +129,8 @@ def _files(named: list[Path], config: Config) -> tuple[list[Path], str, int]:
             raise BadDataError(f"{path}: no files of {config.pair}, like {config.pair}_1.csv")
         # Of a folder, the largest interval that the wanted one can be made of, or the smallest.
         steps = {interval_of(p) for p in inside}
-        fitting = [step for step in steps if config.interval * 60 % step == 0]
-        chosen = max(fitting) if fitting else min(steps, default=0)
+        fitting = (step for step in steps if config.interval * 60 % step == 0)
+        chosen = max(fitting, default=min(steps, default=0))
         paths += [p for p in inside if interval_of(p) == chosen] if inside else [path]
     kinds = {(pair_of(path) or config.pair, interval_of(path)) for path in paths}
     if len(kinds) > 1:
@@ -158,19 +144,11 @@ def _rules(pair: str, part: Columns, notes: list[str]) -> PairRules:
         if pair in aliases(key, row):
             return parse_rules(key, row)
     notes.append(f"{pair} is not in the built-in list of pairs: general rules are assumed")
-    decimals = max(-int(exact(close).as_tuple().exponent) for close in part.closes)
+    decimals = max(-int(candlefile.exact(close).as_tuple().exponent) for close in part.closes)
     try:
         return parse_rules(*unlisted(pair, max(decimals, 1)))
     except ValueError as error:
         raise BadDataError(str(error)) from error
-
-
-def _at(parts: Iterator[Columns], interval_s: int, file_s: int) -> Iterator[Columns]:
-    if interval_s % file_s:
-        raise BadDataError(
-            f"candles of {interval_s // 60} min cannot be made from those of {file_s // 60} min"
-        )
-    return parts if interval_s == file_s else aggregate(parts, interval_s)
 
 
 def _watched(parts: Iterable[Columns]) -> Iterator[Columns]:
@@ -184,9 +162,6 @@ def _watched(parts: Iterable[Columns]) -> Iterator[Columns]:
             print(f"\r{count:,} candles, {_date(part.time)}", end="", file=sys.stderr, flush=True)
     if shown:
         print("\r\x1b[K", end="", file=sys.stderr, flush=True)
-
-
-# -- many at once ------------------------------------------------------------------------------
 
 
 def _parse_sweep(words: list[str]) -> dict[str, list[int]]:
@@ -211,20 +186,20 @@ def _parse_sweep(words: list[str]) -> dict[str, list[int]]:
 
 def _sweep(
     config: Config, rules: PairRules, costs: Costs, parts: Iterable[Columns],
-    sweep: dict[str, list[int]], file_s: int, as_list: bool,
+    sweep: dict[str, list[int]], as_list: bool,
 ) -> list[str]:  # fmt: skip
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
 
-    whole = _whole(parts, file_s)
-    for minutes in sweep.get("interval", [config.interval]):
-        made = next(_at(iter([whole]), minutes * 60, file_s), None)
-        if made is None:
-            raise BadDataError(f"the data hold no whole candle of {minutes} min")
-        _series[minutes] = made
     runs = [dict(zip(sweep, values, strict=True)) for values in product(*sweep.values())]
     if len(runs) > _RUNS_MAX:
         raise BadDataError(f"--sweep: {len(runs)} runs, at most {_RUNS_MAX}")
+    whole = _whole(parts)
+    for minutes in sweep.get("interval", [config.interval]):
+        made = next(candlefile.aggregate([whole], minutes * 60), None)
+        if made is None:
+            raise BadDataError(f"the data hold no whole candle of {minutes} min")
+        _series[minutes] = made
     # Forked processes see the columns without a copy, so every file is read once.
     with ProcessPoolExecutor(mp_context=get_context("fork")) as pool:
         tasks = [(config, run, rules, costs) for run in runs]
@@ -233,39 +208,62 @@ def _sweep(
         return [json.dumps([r | as_json(one) for r, one in zip(runs, results, strict=True)])]
     words = [" ".join(f"{key}={value}" for key, value in run.items()) for run in runs]
     best = max(range(len(runs)), key=lambda at: results[at].net)
-    return [
+    table = _grid(sweep, runs, [one.net for one in results]) or [
         f"{'':24}{'turns/day':>12}{'gross':>16}{'net':>16}{'drawdown':>16}",
         *(f"{text:24}{one.turns_per_day:12,.1f}{one.gross:+16,.2f}{one.net:+16,.2f}"
           f"{one.max_drawdown:16,.2f}" for text, one in zip(words, results, strict=True)),
+    ]  # fmt: skip
+    return [
+        *table,
         "",
         f"best of {len(runs)}: {words[best]}, net {results[best].net:+,.2f}",
         "The best of many is mostly the luckiest: it was chosen by these very candles. Look for",
         "broad areas where neighbours do well too, and test the choice on candles not used here.",
-    ]  # fmt: skip
+    ]
 
 
-def _whole(parts: Iterable[Columns], file_s: int) -> Columns:
+def _grid(
+    sweep: dict[str, list[int]], runs: list[dict[str, int]], nets: list[Decimal]
+) -> list[str]:
+    """Return net by two keys, the longer one down; nothing if there is one, or no room."""
+    across, down = sorted(sweep, key=lambda key: len(sweep[key])) if len(sweep) == 2 else ("", "")
+    width = max(len(f"{net:+,.2f}") for net in nets) + 2
+    if not across or len(sweep[across]) * width > _GRID_WIDTH:
+        return []
+    best, most = max(nets), max(map(abs, nets)) or 1
+    colored = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    cells = {}
+    for run, net in zip(runs, nets, strict=True):
+        cell = f"{net:+,.2f}{'*' if net is best else ' '}".rjust(width)
+        shade = (_LOSSES if net < 0 else _GAINS)[min(int(abs(net) / most * 3), 2)]
+        cells[run[down], run[across]] = f"\x1b[97;48;5;{shade}m{cell}\x1b[0m" if colored else cell
+    columns, rows = sweep[across], sweep[down]
+    return [
+        f"net by {down} (down) and {across} (across), the best with *",
+        " " * 8 + " ".join(f"{column:>{width - 1}}" for column in columns),
+        *(f"{row:>8}{''.join(cells[row, column] for column in columns)}".rstrip() for row in rows),
+    ]
+
+
+def _whole(parts: Iterable[Columns]) -> Columns:
+    """Return all parts as one, in arrays of numbers."""
     columns = [array("q") for _ in range(4)]
-    begin = None
-    for part in parts:
-        begin = part.time if begin is None else begin
-        for column, prices in zip(columns, part[4:], strict=True):
-            column.extend(map(units, prices))
-    return Columns(begin or 0, file_s, min(columns[2]), max(columns[1]), *columns)
+    for end in parts:
+        for column, prices in zip(columns, end[4:], strict=True):
+            column.extend(candlefile.numbers(prices))
+    begin = end.end - end.interval_s * len(columns[0])
+    return Columns(begin, end.interval_s, min(columns[2]), max(columns[1]), *columns)
 
 
 def _one(task: tuple[Config, dict[str, int], PairRules, Costs]) -> Result:
     config, run, rules, costs = task
     strategy = config.strategy._replace(length=run.get("length", config.strategy.length))
     config = config._replace(interval=run.get("interval", config.interval), strategy=strategy)
-    replay = Replay(plan_of(config), slope_length(config), rules, costs)
+    replay = Replay(plan_of(config), rules, costs)
     series = _series[config.interval]
     for at in range(0, len(series.closes), _PART):
         replay.feed(series.cut(at, at + _PART))
     return replay.result()
-
-
-# -- words -------------------------------------------------------------------------------------
 
 
 def _date(moment: float) -> str:
@@ -317,16 +315,10 @@ def _remarks(result: Result) -> list[str]:
     return [f"{name}: {text}" for name, text in remarks if text]
 
 
-# -- the report --------------------------------------------------------------------------------
-
-
 def _points(
-    replay: Replay, parts: Iterable[Columns], every: int, newest: deque[tuple[int, int]]
-) -> "Iterator[Point]":
-    """Feed the parts and yield a point for each so many candles; `newest` gets times and closes."""
-    from krakenbot.commands.page import Point
-
-    start, one = replay.costs.balance, 10.0**-DIGITS
+    replay: Replay, parts: Iterable[Columns], every: int, newest: deque[tuple[int, Any]]
+) -> Iterator[Point]:
+    """Feed the parts, yield a point for each so many candles; `newest` gets times and closes."""
     for part in parts:
         ends = range(part.time + part.interval_s, part.end + part.interval_s, part.interval_s)
         newest.extend(zip(ends, part.closes, strict=True))
@@ -334,30 +326,26 @@ def _points(
             piece = part.cut(at, at + every)
             replay.feed(piece)
             equity, costs = replay.worth()
-            net = equity - start
-            yield Point(
-                piece.end, one * piece.low, one * piece.high, one * piece.closes[-1], float(net),
-                float(net + costs), float(replay.held),
-            )  # fmt: skip
+            low, high, close = (_UNIT * units(p) for p in (piece.low, piece.high, piece.closes[-1]))
+            net = equity - replay.costs.balance
+            gross, held = float(net + costs), float(replay.held)
+            yield Point(piece.end, low, high, close, float(net), gross, held)
 
 
 def _story(
-    config: Config, replay: Replay, result: Result, points: "list[Point]",
-    newest: Sequence[tuple[int, int]],
-) -> "Story":  # fmt: skip
-    from krakenbot.commands.page import Mark, Story, headline
-
+    config: Config, replay: Replay, result: Result, points: list[Point],
+    newest: Sequence[tuple[int, Any]],
+) -> Story:  # fmt: skip
     marks, orders = [], []
     for fill in replay.fills:
-        trade, side = fill.trade, "buy" if fill.direction > 0 else "sell"
-        why = f"{fill.reason}: {'close' if trade.closing else 'open'}"
-        volume, price, fee = plain(trade.volume), plain(trade.price), trade.fee + trade.opening_fee
-        text = f"{_date(fill.time)} {side} {volume} at {price}: {why}"
-        marks.append(Mark(fill.time, float(trade.price), fill.direction > 0, text))
-        orders.append((_date(fill.time), side, volume, price, plain(fee), "filled", why,
-                       f"{fill.order}"))  # fmt: skip
-    length = slope_length(config) or config.strategy.long
-    closes = [close * 10.0**-DIGITS for _, close in newest]
+        when, side = _date(fill.time), "buy" if fill.direction > 0 else "sell"
+        why = f"{fill.reason}: {'close' if fill.closing else 'open'}"
+        volume, price, fee = plain(fill.volume), plain(fill.price), fill.fee + fill.opening_fee
+        text = f"{when} {side} {volume} at {price}: {why}"
+        marks.append(Mark(fill.time, float(fill.price), fill.direction > 0, text))
+        orders.append((when, side, volume, price, plain(fee), "filled", why, f"{fill.order}"))
+    length = plan_of(config).candles_min - (config.strategy.name == "sma-slope")
+    closes = [_UNIT * units(close) for _, close in newest]
     candles = [
         (newest[at][0], closes[at], sum(closes[at + 1 - length : at + 1]) / length)
         for at in range(length - 1, len(closes))

@@ -2,33 +2,36 @@
 
 After candle n is finished an order fills at the open of candle n + 1, a second into it, at the
 ask or bid one tick away. Candles without an event cost one comparison of two closes; the exact
-books move only at fills, rollovers and near liquidation. An ordinary turn skips the questions
-whose answer is known; anything else goes through the same pure functions as a live tick.
+books move only at fills, rollovers and near liquidation. Ordinary turns are worked out in whole
+cost steps, many at once; anything else goes through the same pure functions as a live tick.
 """
 
 from collections import deque
 from collections.abc import Sequence
 from decimal import Decimal
+from itertools import islice
+from math import inf
 from typing import NamedTuple
 
-from krakenbot.config import Config
 from krakenbot.decision import Plan, Snapshot, decide
 from krakenbot.errors import RefusedError
 from krakenbot.model import ZERO, Candle, Direction, MarginSummary, Purpose, Quote, Signal, Step
 from krakenbot.pairs import PairRules
 from krakenbot.risk import Surroundings, objection
-from krakenbot.simulated.candlefile import DIGITS, BadDataError, Columns, exact, units
+from krakenbot.simulated.candlefile import DIGITS, BadDataError, Columns, exact, numbers, units
 from krakenbot.simulated.exchange import execute
 from krakenbot.simulated.exchange import objection as refusal
 from krakenbot.simulated.margin import MARGIN_RATE, ROLLOVER_S, Account, Trade
+from krakenbot.strategy import sma_slope
 
 WAKE_DELAY_S = 1
 ROUNDS_MAX = 3
 FRUITLESS_MAX = 5
 DAY_S = 86400
 WINDOW = 720
-_UNIT = 10.0**-DIGITS
 _REASONS = {1: "average rises", -1: "average falls"}
+# Candle, direction, price in units of the columns; cost, fee and opening fee in cost steps.
+_Turn = tuple[int, int, int, tuple[int, int, int]]
 
 
 class Costs(NamedTuple):
@@ -41,13 +44,18 @@ class Costs(NamedTuple):
 
 
 class Fill(NamedTuple):
-    """A trade; one order may have two, closing and opening. `order` counts from 1."""
+    """One part of an order, which may close and open. `order` counts from 1."""
 
     time: int
     order: int
     direction: int
     reason: str
-    trade: Trade
+    closing: bool
+    volume: Decimal
+    price: Decimal
+    cost: Decimal
+    fee: Decimal
+    opening_fee: Decimal
 
 
 class Result(NamedTuple):
@@ -57,6 +65,7 @@ class Result(NamedTuple):
     interval_s: int
     begin: int
     end: int
+    days: float
     candles: int
     turns: int
     turns_per_day: float
@@ -74,61 +83,49 @@ class Result(NamedTuple):
     ended: str | None
     objection: str | None
 
-    @property
-    def days(self) -> float:
-        return (self.end - self.begin) / DAY_S
-
-
-def slope_length(config: Config) -> int | None:
-    """Return the length of sma-slope, None for any other strategy."""
-    return config.strategy.length if config.strategy.name == "sma-slope" else None
-
 
 class Replay:
-    """One plan over one series, handed in part by part."""
+    """One plan over one series, handed in part by part. Keeps the newest `keep` fills."""
 
-    def __init__(
-        self, plan: Plan, length: int | None, rules: PairRules, costs: Costs, keep: int | None = 0
-    ) -> None:
-        """`length` is that of sma-slope, None for any other strategy. Keeps `keep` fills."""
+    def __init__(self, plan: Plan, rules: PairRules, costs: Costs, keep: int | None = 0) -> None:
         self.plan, self.rules, self.costs = plan, rules, costs
-        self.account = Account(
-            {rules.quote: costs.balance}, costs.fee_rate, margin_rate=costs.margin_rate
-        )
+        money = {rules.quote: costs.balance}
+        self.account = Account(money, costs.fee_rate, margin_rate=costs.margin_rate)
         self.book = self.account.book(rules)
         self.fills: deque[Fill] = deque(maxlen=keep)
         self.ended: str | None = None
         self.objection: str | None = None
-        self._length = length
-        self._past: list[int] = []
+        slope = getattr(plan.strategy, "func", None) is sma_slope
+        self._length = plan.candles_min - 1 if slope else 0
         self._window: deque[Candle] = deque(maxlen=WINDOW)
         self._part: Columns | None = None
         self._begin, self._first_open, self._candles, self._candles_held = 0, ZERO, 0, 0
         self._seen = self._direction = self._first = 0
         self._entered, self._off_target, self._flatten = plan.entry_now, True, ""
+        self._too_dear = inf
         self._recent: deque[int] = deque(maxlen=plan.limits.max_orders_per_day)
         self._turns = self._trips = self._won = self._orders = self._fruitless = 0
         self._turnover = self._opening_fees = ZERO
         self._worth = costs.balance
-        self._peak, self._drawdown = float(costs.balance), 0.0
-        self._sign, self._money = 0, costs.balance
-        self._held = self._due = self._fixed = self._alarm = 0.0
         self._set_bounds()
+        self._peak, self._drawdown = self._steps(costs.balance), 0.0
         self._look_up()
 
     def feed(self, part: Columns) -> None:
         """Go on with the next candles; all but the newest of them are decided on."""
-        if self._part is None:
-            self._begin, self._first_open = part.time, exact(part.opens[0])
+        before, at = self._part, 0
         self._candles += len(part.closes)
-        last = len(self._part.closes) - 1 if self._part else 0
-        if self._part is not None:
-            part = self._part.cut(last, last + 1).joined(part)
+        if before is None:
+            self._begin, self._first_open = part.time, exact(part.opens[0])
+        else:
+            # The newest candle is not decided on yet, and the strategy looks back from it.
+            at = min(len(before.closes) - 1, self._length)
+            part = before.cut(len(before.closes) - 1 - at, len(before.closes)).joined(part)
         self._part = part
-        self._time, _, self._low, self._high, self._opens, self._highs, self._lows, closes = part
-        self._closes = closes
+        self._time, _, self._low, self._high, self._opens, self._highs, self._lows, _ = part
+        self._closes = part.closes
         if self.ended is None:
-            self._run(len(closes) - 1)
+            self._run(at, len(part.closes) - 1)
 
     def result(self) -> Result:
         """Return what came of it, what is held valued at the last close."""
@@ -136,26 +133,22 @@ class Replay:
             raise BadDataError("fewer than two candles of this interval")
         account, quote, part = self.account, self.rules.quote, self._part
         last = len(part.closes) - 1
-        end, first, price = part.end, self._first_open, exact(part.closes[-1])
-        self._mark(last, last + 1)
-        low, high = exact(part.lows[-1]), exact(part.highs[-1])
-        if self.ended is None and account.sweep(self.book, end, low, high):
-            self.ended = f"liquidated at {end}"
+        self._mark(last, last + 1, self._fixed, self._held)
+        low, high, price = exact(part.lows[-1]), exact(part.highs[-1]), exact(part.closes[-1])
+        if self.ended is None and account.sweep(self.book, part.end, low, high):
+            self.ended = f"liquidated at {part.end}"
         equity, costs = self.worth()
-        net = equity - self.costs.balance
-        rollover = account.rollovers.get(quote, ZERO)
-        margin_costs = self._opening_fees + rollover
-        left = net + costs - margin_costs
-        days = (end - self._begin) / DAY_S
+        net, rollover = equity - self.costs.balance, account.rollovers.get(quote, ZERO)
+        fees = costs - self._opening_fees - rollover
+        first, days = self._first_open, (part.end - self._begin) / DAY_S
         return Result(
-            pair=self.rules.altname, interval_s=part.interval_s, begin=self._begin, end=end,
-            candles=self._candles, turns=self._turns, turns_per_day=self._turns / days,
+            pair=self.rules.altname, interval_s=part.interval_s, begin=self._begin, end=part.end,
+            days=days, candles=self._candles, turns=self._turns, turns_per_day=self._turns / days,
             win_rate=self._won / self._trips if self._trips else None, orders=self._orders,
-            gross=net + costs, fees=costs - margin_costs, opening_fees=self._opening_fees,
-            rollover=rollover, net=net,
-            max_drawdown=Decimal(self._drawdown).quantize(self.book.cost_step),
+            gross=net + costs, fees=fees, opening_fees=self._opening_fees, rollover=rollover,
+            net=net, max_drawdown=round(self._drawdown) * self.book.cost_step,
             exposure=self._candles_held / self._candles,
-            break_even_fee=left / self._turnover if self._turnover else None,
+            break_even_fee=(net + fees) / self._turnover if self._turnover else None,
             hold=self._volume * (price - first - (price + first) * self.costs.fee_rate),
             ended=self.ended, objection=self.objection,
         )  # fmt: skip
@@ -163,9 +156,8 @@ class Replay:
     @property
     def held(self) -> Decimal:
         """Return the signed volume of the position, without leverage the coins."""
-        if self.plan.leverage:
-            return self.book.volume
-        return self.account.balances.get(self.rules.base, ZERO)
+        coins = self.account.balances.get(self.rules.base, ZERO)
+        return self.book.volume if self.plan.leverage else coins
 
     def worth(self) -> tuple[Decimal, Decimal]:
         """Return equity at the newest close, and all costs so far."""
@@ -176,51 +168,43 @@ class Replay:
         costs = account.fees.get(quote, ZERO) + account.rollovers.get(quote, ZERO)
         return account.equity(quote) + coins, costs
 
-    # -- from event to event -------------------------------------------------------------------
-
-    def _run(self, last: int) -> None:
-        """Decide on the candles before number `last`."""
-        turns = self._slope_turns(last) if self._length else self._strategy_turns(last)
-        at = 0
-        for turn, direction in (*turns, (last, 0)):
-            while (stop := self._next_look(at, turn)) < turn:
-                self._mark(at, stop + 1)
-                self._look(stop)
-                at = stop + 1
-                if self.ended is not None:
-                    return
-            if turn == last:
-                self._mark(at, last)
+    def _run(self, at: int, last: int) -> None:
+        """Decide on the candles from number `at` up to `last`."""
+        turns = self._slope_turns(at, last) if self._length else self._strategy_turns(at, last)
+        ahead = self._priced(turns)
+        while self.ended is None:
+            if made := self._ride(ahead, at):
+                at, ahead = ahead[made - 1][0] + 1, ahead[made:]
+            turn = ahead[0][0] if ahead else last
+            stop = min(self._next_look(at, turn), turn)
+            self._mark(at, min(stop + 1, last), self._fixed, self._held)
+            if stop == last:
                 return
-            self._mark(at, turn + 1)
-            self._direction = direction
-            if stop == turn or not self._quick or not self._turn(turn, direction):
-                self._look(turn)
-                if self.ended is not None:
-                    return
-            at = turn + 1
+            if stop == turn:
+                self._direction = ahead[0][1]
+                ahead = ahead[1:]
+            self._look(stop)
+            at = stop + 1
 
-    def _slope_turns(self, count: int) -> list[tuple[int, int]]:
+    def _slope_turns(self, begin: int, end: int) -> list[tuple[int, int]]:
         """Return number and new direction of each candle at which the average turns."""
-        length = self._length or 0
-        closes = [*self._past, *self._closes[:count]]
-        seen, turns = self._seen, []
-        begin = length - len(self._past)
-        for at, (before, close) in enumerate(zip(closes, closes[length:], strict=False), begin):
-            if close > before:
-                if seen != 1:
-                    seen = 1
-                    turns.append((at, 1))
-            elif close < before and seen != -1:
+        length, seen, turns = self._length, self._seen, []
+        begin = max(begin, length)
+        pairs = zip(self._closes[begin - length :], self._closes[begin:end], strict=False)
+        for at, (before, close) in enumerate(pairs, begin):
+            if seen < 1 and close > before:
+                seen = 1
+                turns.append((at, 1))
+            elif seen > -1 and close < before:
                 seen = -1
                 turns.append((at, -1))
-        self._past, self._seen = closes[-length:], seen
+        self._seen = seen
         return turns
 
-    def _strategy_turns(self, count: int) -> list[tuple[int, int]]:
+    def _strategy_turns(self, begin: int, end: int) -> list[tuple[int, int]]:
         """Return the same for any strategy, by asking it about each candle."""
         turns = []
-        for at, close in enumerate(map(exact, self._closes[:count])):
+        for at, close in enumerate(map(exact, self._closes[begin:end]), begin):
             self._window.append(Candle(at, close, close, close, close))
             direction = int(self.plan.strategy(list(self._window)).direction)
             if direction and direction != self._seen:
@@ -232,26 +216,31 @@ class Replay:
         """Return the first candle after which an order is missing, a rollover is due or the price
         is near an end; beyond `turn` when there is none before."""
         if self._off_target:
-            return at
-        sign, stop, interval_s = self._sign, turn + 1, self.plan.interval_s
-        if not sign:
+            # What could not be paid at one price cannot be at a higher one.
+            opens = enumerate(map(units, islice(self._opens, at + 1, turn + 1)), at)
+            return next((number for number, price in opens if price < self._too_dear), turn)
+        stop, interval_s = turn + 1, self.plan.interval_s
+        if not self._sign:
             return stop
         if self._time + stop * interval_s + WAKE_DELAY_S >= self._due:
             stop = max(-int((self._time + WAKE_DELAY_S - self._due) // interval_s) - 1, at)
         # The open of the candle after counts too: that is where the position is marked.
-        if self._low <= self._alarm if sign > 0 else self._high >= self._alarm:
-            prices = self._lows if sign > 0 else self._highs
+        prices, worst = (self._lows, self._low) if self._sign > 0 else (self._highs, self._high)
+        if not self._outlives(worst):
             for number in range(at, min(turn + 2, len(prices))):
-                price = units(prices[number])
-                if price <= self._alarm if sign > 0 else price >= self._alarm:
+                if not self._outlives(units(prices[number])):
                     return min(stop, max(number - 1, at))
         return stop
 
-    def _mark(self, begin: int, end: int) -> None:
+    def _outlives(self, price: int) -> bool:
+        """Return whether the position goes on at a price, with a thousandth of it to spare."""
+        value = self._held * price
+        used = self._cost if self._sign > 0 else -value
+        return bool(self._fixed + value - abs(value) / 1000 > max(self._stop * used, self._floor))
+
+    def _mark(self, begin: int, end: int, fixed: float, held: float) -> None:
         """Follow the equity over the closes of candles `begin` up to `end`, for the drawdown."""
-        fixed, held, peak = self._fixed, self._held, self._peak
-        if begin == end:
-            return
+        peak = self._peak
         if held:
             self._candles_held += end - begin
         low, high = (self._low, self._high) if held >= 0 else (self._high, self._low)
@@ -259,140 +248,160 @@ class Replay:
         if fixed + held * high <= peak and peak - fixed - held * low <= self._drawdown:
             return
         closes = self._closes[begin:end]
-        if fixed + held * high <= peak:
-            low = min(closes) if held >= 0 else max(closes)
-            self._drawdown = max(self._drawdown, peak - fixed - held * low)
-            return
-        for close in closes:
+        if closes and fixed + held * high <= peak:
+            closes = [min(closes) if held >= 0 else max(closes)]
+        for close in numbers(closes):
             equity = fixed + held * close
             if equity > peak:
                 self._peak = peak = equity
             elif peak - equity > self._drawdown:
                 self._drawdown = peak - equity
 
-    def _turn(self, at: int, direction: int) -> bool:
-        """Close and open the other way, where nothing can speak against it; else return False."""
-        plan, recent, account = self.plan, self._recent, self.account
-        opened = exact(self._opens[at + 1])
-        now = self._time + (at + 1) * plan.interval_s + WAKE_DELAY_S
+    def _priced(self, turns: Sequence[tuple[int, int]]) -> list[_Turn]:
+        """Return what each turn would be filled at and cost, whatever the account holds."""
+        opens, tick = numbers([self._opens[at + 1] for at, _ in turns]), units(self._tick)
+        prices = [
+            units(self._price(exact(opened), way)) if self.costs.slippage else opened + way * tick
+            for opened, (_, way) in zip(opens, turns, strict=True)
+        ]
+        charges = self.account.charges(self.book, self._volume, prices, Decimal(1).scaleb(-DIGITS))
+        rows = zip(turns, prices, charges, strict=True)
+        return [(at, direction, price, charge) for (at, direction), price, charge in rows]
+
+    def _ride(self, ahead: Sequence[_Turn], at: int) -> int:
+        """Take the turns that nothing can speak against and before which nothing else comes.
+
+        Each closes and opens the other way. Returns how many; afterwards they are in the books.
+        """
+        sign, due, recent, held = self._sign, self._due, self._recent, abs(self._held)
         if (
-            direction != -self._sign
-            or self.book.held != self._volume
-            or opened < self._price_min
-            or self._money < opened * self._needs[direction]
-            or (len(recent) == recent.maxlen and recent[1] > now - DAY_S)
-        ):
-            return False
-        recent.append(now)
-        self._orders += 1
-        if not plan.one_order:
-            recent.append(now)
-            self._orders += 1
-        price_paid = self._price(opened, direction)
-        if self.fills.maxlen != 0:
-            trades = account.fill(
-                self.book, now, direction, 2 * self._volume, price_paid, plan.leverage
-            )
-            self._count(now, direction, _REASONS[direction], trades)
-        else:
-            cost, fee, opening_fee = account.turn(self.book, now, price_paid, plan.leverage)
-            worth = account.balances[self.rules.quote] + fee + opening_fee
-            self._turnover += cost + cost
-            self._opening_fees += opening_fee
-            self._trips += 1
-            self._turns += 1
-            self._won += worth > self._worth
-            self._worth = worth
-        self._sign, self._held, self._due = direction, -self._held, now + ROLLOVER_S
-        self._look_at_money()
-        return True
+            not (self._quick and sign and ahead and ahead[0][1] == -sign) or self._off_target
+            or self._low < self._price_min or self.book.held != self._volume
+        ):  # fmt: skip
+            return 0
+        # What is held changes the equity by this much at the ends of this part of the candles.
+        worst = {1: held * self._low, -1: -held * self._high}
+        best = {1: held * self._high, -1: -held * self._low}
+        enough = self._need * best[1] + max(self._stop * self._cost, self._floor)
+        start, step = self.account.balances[self.rules.quote], self.book.cost_step
+        balance, worth = self._steps(start), int((self._worth - start) / step)
+        gain, won, paid, stretches, rises = 0, 0, int(self._cost), [], False
+        for turn, direction, _, (cost, fee, opening_fee) in ahead:
+            now, fixed = self._wake(turn), balance + gain - sign * paid
+            if (
+                now >= due or fixed + worst[sign] <= enough
+                or (len(recent) == recent.maxlen and recent[1] > now - DAY_S)
+            ):  # fmt: skip
+                break
+            recent.extend((now,) * self._orders_a_turn)
+            stretches.append((at, turn + 1, fixed, sign * held))
+            rises = rises or fixed + best[sign] > self._peak
+            worth, before = gain + (cost - paid) * sign - fee, worth
+            gain = worth - fee - opening_fee
+            won += worth > before
+            sign, paid, due, at = direction, cost, now + ROLLOVER_S, turn + 1
+        # Where nothing rises above the peak, most drawdowns are less than that at the end.
+        for stretch in stretches if rises else reversed(stretches):
+            self._mark(*stretch)
+        if stretches:
+            self._won += won
+            self._worth = start + worth * step
+            self._settle(ahead[: len(stretches)], gain * step)
+        return len(stretches)
+
+    def _settle(self, made: Sequence[_Turn], gain: Decimal) -> None:
+        """Enter turns into the books; `gain` is by how much they change the balance."""
+        step, order = self.book.cost_step, self._orders
+        for at, direction, price, charge in made if self.fills.maxlen != 0 else ():
+            cost, fee, opening_fee = (step * amount for amount in charge)
+            first, order = order + 1, order + self._orders_a_turn
+            fill = Fill(self._wake(at), first, direction, _REASONS[direction], True, self._volume,
+                        exact(price), cost, fee, ZERO)  # fmt: skip
+            opened = fill._replace(order=order, closing=False, opening_fee=opening_fee)
+            self.fills.extend((fill, opened))
+        charges = [charge for *_, charge in made]
+        now = self._wake(made[-1][0])
+        self.account.turned(self.book, now, charges, gain, self.plan.leverage)
+        self._turnover += 2 * step * sum(cost for cost, _, _ in charges)
+        self._opening_fees += step * sum(opening_fee for _, _, opening_fee in charges)
+        self._turns += len(made)
+        self._trips += len(made)
+        self._orders += len(made) * self._orders_a_turn
+        self._direction = made[-1][1]
+        self._look_up()
 
     def _set_bounds(self) -> None:
-        """Set the bounds inside which an ordinary turn meets no objection."""
-        plan, rules = self.plan, self.rules
+        """Set what never changes, and the bounds inside which a turn meets no objection."""
+        plan, rules, costs = self.plan, self.rules, self.costs
+        self._orders_a_turn = 1 if plan.one_order else 2
         self._tick = Decimal(1).scaleb(-rules.pair_decimals)
         self._volume = rules.round_volume(plan.size)
-        spread = 200 * self._tick / plan.limits.max_spread_percent
-        self._price_min = Decimal("1.001") * max(spread, rules.costmin / (self._volume or 1))
-        level = max(Decimal(1), plan.limits.min_margin_level / 100)
-        share = (level + 1) / (plan.leverage or 1) + 4 * self.costs.fee_rate + self.costs.slippage
-        need = Decimal("1.01") * 2 * self._volume * share
-        self._needs = {1: need + self._volume, -1: need - self._volume}
-        self._stop = float(rules.margin_stop) / 100 / (plan.leverage or 1)
-        loss = plan.limits.max_loss
-        self._floor = float("-inf") if loss is None else float(self.costs.balance - loss)
-        limits = [rules.long_position_limit, rules.short_position_limit]
+        limits, leverage, loss = plan.limits, plan.leverage or 1, plan.limits.max_loss
+        price_min = max(200 * self._tick / limits.max_spread_percent,
+                        rules.costmin / (self._volume or 1))  # fmt: skip
+        self._price_min = 1.001 * float(price_min) * 10**DIGITS
+        share = max(Decimal(1), limits.min_margin_level / 100) + 1
+        self._need = 2.02 * float(share / leverage + 4 * costs.fee_rate + costs.slippage)
+        self._stop = float(rules.margin_stop) / 100 / leverage
+        self._floor = -inf if loss is None else self._steps(costs.balance - loss)
+        sizes = rules.long_position_limit, rules.short_position_limit
         self._quick = (
             rules.status == "online"
-            and plan.leverage in rules.leverages_buy
-            and plan.leverage in rules.leverages_sell
+            and plan.leverage in {*rules.leverages_buy} & {*rules.leverages_sell}
             and self._volume == plan.size >= rules.ordermin
-            and all(limit is None or 2 * self._volume <= limit for limit in limits)
-            and plan.limits.max_orders_per_day > 2
+            and all(size is None or 2 * self._volume <= size for size in sizes)
+            and limits.max_orders_per_day > 2
         )
 
     def _look_up(self) -> None:
-        """Read from the books what quiet candles are measured by.
+        """Read from the books what quiet candles are measured by, to compare and draw only.
 
-        Equity at a price in the units of the columns is `_fixed` and `_held` times it; floats,
-        to compare and draw. `_alarm` is some way before a price that would end the position.
+        Equity at a price in the units of the columns is `_fixed` and `_held` times it.
         """
-        self._sign, self._held = self.book.sign, _UNIT * float(self.held)
+        self._sign, self._held = self.book.sign, self._steps(self.held) / 10**DIGITS
         self._due = min((lot.due for lot in self.book.lots), default=0.0)
         if not self._sign and self._held and self.plan.limits.max_loss is not None:
             self._off_target = True
-        self._look_at_money()
-
-    def _look_at_money(self) -> None:
-        sign, cost = self._sign, self.book.cost_left
+        self._cost = self._steps(self.book.cost_left)
         balance = self.account.balances[self.rules.quote]
-        self._money = balance - cost if sign > 0 else balance + cost
-        self._fixed = fixed = float(self._money)
-        if sign > 0:
-            worst = max(self._stop * float(cost), self._floor)
-            self._alarm = 1.001 * (worst - fixed) / self._held
-        elif sign < 0:
-            most = min(fixed / (1 + self._stop), fixed - self._floor)
-            self._alarm = 0.999 * most / -self._held
+        self._fixed = self._steps(balance) - self._sign * self._cost
 
-    # -- one candle as the live tick sees it ---------------------------------------------------
+    def _steps(self, money: Decimal) -> float:
+        return float(money.scaleb(self.rules.cost_decimals))
+
+    def _wake(self, at: int) -> int:
+        """Return when candle `at` is decided on."""
+        return self._time + (at + 1) * self.plan.interval_s + WAKE_DELAY_S
 
     def _look(self, at: int) -> None:
         """Do after candle `at` all that a tick does."""
         account, book, quote = self.account, self.book, self.rules.quote
-        opened = exact(self._opens[at + 1])
-        now = self._time + (at + 1) * self.plan.interval_s + WAKE_DELAY_S
+        opened, now = exact(self._opens[at + 1]), self._wake(at)
         charged = account.rollovers.get(quote, ZERO)
         lost = account.sweep(book, now, exact(self._lows[at]), exact(self._highs[at]))
         lost = account.advance(book, now, opened) or lost
         charged = account.rollovers.get(quote, ZERO) - charged
-        self._off_target = False
+        self._off_target, self._too_dear = False, inf
         if lost is not None:
             self._count(now, -self._sign, "liquidated", (lost,))
             self.ended = f"liquidated at {now}: the bot would stop here"
-        tried: set[Purpose] = set()
-        for _ in range(ROUNDS_MAX):
-            held = self.held
-            if self.ended is None:
-                self._check_loss(held, exact(self._closes[at]), charged, now)
-            if self.ended is not None:
-                break
-            step = decide(self._snapshot(held, tried), self.plan).step
-            if step is None:
-                break
-            tried.add(step.purpose)
-            if not self._place(step, held, opened, now):
-                break
-        self._look_up()
-
-    def _snapshot(self, held: Decimal, tried: set[Purpose]) -> Snapshot:
-        direction = Direction(self._direction)
+        direction, tried = Direction(self._direction), set[Purpose]()
+        signal = Signal(direction, ZERO, 0)
         if not self._entered and direction:
             self._first = self._first or direction
             self._entered = self._first != direction
-        waits = None if self._entered else direction
-        signal = Signal(direction, ZERO, 0)
-        return Snapshot(signal, held, self.rules, waits, self._flatten or None, tried)
+        for _ in range(ROUNDS_MAX if lost is None else 0):
+            held = self.held
+            self._check_loss(held, exact(self._closes[at]), charged, now)
+            if self.ended is not None:
+                break
+            waits = None if self._entered else direction
+            snapshot = Snapshot(signal, held, self.rules, waits, self._flatten or None, tried)
+            step = decide(snapshot, self.plan).step
+            if step is None or not self._place(step, held, opened, now):
+                break
+            tried.add(step.purpose)
+        self._look_up()
 
     def _check_loss(self, held: Decimal, close: Decimal, charged: Decimal, now: int) -> None:
         """Latch max_loss as the bot does; what was charged just now is booked after the check."""
@@ -411,18 +420,18 @@ class Replay:
         plan, rules, account = self.plan, self.rules, self.account
         quote = Quote(opened - self._tick, opened + self._tick)
         today = sum(time > now - DAY_S for time in self._recent)
-        balance = account.balances.get(rules.quote, ZERO)
-        summary = MarginSummary(balance, ZERO, ZERO)
-        if plan.leverage:
-            pair = rules.quote
-            summary = MarginSummary(balance, account.unrealized(pair), account.used_margin(pair))
-        around = Surroundings(
-            "online", quote, rules, held, summary, today, self.costs.fee_rate, 0.0
+        money = rules.quote
+        summary = MarginSummary(
+            account.balances[money], account.unrealized(money), account.used_margin(money)
         )
+        fee_rate = self.costs.fee_rate
+        around = Surroundings("online", quote, rules, held, summary, today, fee_rate, 0.0)
         against = objection(step, plan.leverage, around, plan.limits)
         if against is not None:
             self._off_target = True
             self.objection = self.objection or against.reason
+            if not (held or against.passing or today >= plan.limits.max_orders_per_day):
+                self._too_dear = units(opened) if step.volume * opened >= rules.costmin else inf
             return step.purpose is Purpose.TURN and not against.passing
         self._recent.append(now)
         self._orders += 1
@@ -465,4 +474,4 @@ class Replay:
                 self._turns += 1
                 self._opening_fees += trade.opening_fee
             order = self._orders if self.plan.one_order else self._orders + later
-            self.fills.append(Fill(now, order, direction, reason, trade))
+            self.fills.append(Fill(now, order, direction, reason, trade.closing, *trade[1:6]))

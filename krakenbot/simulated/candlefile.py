@@ -3,16 +3,17 @@
 A file is read in blocks, so memory does not grow with its length. Missing intervals are filled
 flat, as the live API has them. Anything odd is a BadDataError.
 
-A price is a whole number of 1e-10 or still the text of the file: where all texts of a block are
-equally long, they compare as the numbers do, and few of them are ever needed as numbers.
+A column holds whole numbers of 1e-10 or, where all of them have one form like 000.00, the texts
+of the file: these compare as their numbers do, and few of them are ever needed as numbers.
 """
 
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from decimal import Decimal
-from itertools import pairwise
+from itertools import chain, pairwise
 from math import gcd, inf
 from operator import sub
 from pathlib import Path
@@ -21,13 +22,16 @@ from typing import Any, NamedTuple
 from krakenbot.errors import UnansweredError
 from krakenbot.model import Candle
 
-BLOCK_BYTES = 1 << 15
+BLOCK_BYTES = 1 << 16
 GAP_MAX_S = 31 * 86400  # More is a hole that no flat price may paper over.
 DIGITS = 10
 INTERVALS = (1, 5, 15, 30, 60, 240, 720, 1440, 10080, 21600)
 _MIXED_ROWS = 16
+_VOLUMES = re.compile(rb"(?:\d++(?:\.\d++)?+(?:e-\d++)?+,)*+")  # Small ones are like 5e-07.
+_ZEROS = bytes.maketrans(b"123456789", b"000000000")
 
 Price = int | bytes
+Column = Sequence[Any]  # Of prices; those of one column are of one kind and compare.
 
 
 class BadDataError(ValueError):
@@ -41,10 +45,10 @@ class Columns(NamedTuple):
     interval_s: int
     low: int
     high: int
-    opens: Sequence[Price]
-    highs: Sequence[Price]
-    lows: Sequence[Price]
-    closes: Sequence[int]
+    opens: Column
+    highs: Column
+    lows: Column
+    closes: Column
 
     @property
     def end(self) -> int:
@@ -54,31 +58,16 @@ class Columns(NamedTuple):
         """Return the candles from number `begin` up to `end`."""
         if begin == 0 and end >= len(self.closes):
             return self
-        highs, lows = self.highs[begin:end], self.lows[begin:end]
-        return Columns(
-            self.time + begin * self.interval_s, self.interval_s,
-            min(map(units, lows), default=self.low), max(map(units, highs), default=self.high),
-            self.opens[begin:end], highs, lows, self.closes[begin:end],
-        )  # fmt: skip
+        columns = [column[begin:end] for column in self[4:]]
+        return _part(self.time + begin * self.interval_s, self.interval_s, *columns)
 
     def joined(self, after: "Columns") -> "Columns":
         """Return these candles and those that follow them."""
         low, high = min(self.low, after.low), max(self.high, after.high)
-        opens, highs, lows = ([*a, *b] for a, b in zip(self[4:7], after[4:7], strict=True))
-        closes = [*self.closes, *after.closes]
-        return Columns(self.time, self.interval_s, low, high, opens, highs, lows, closes)
-
-
-class _Rows(NamedTuple):
-    """The rows of one block as the file has them."""
-
-    times: list[int]
-    low: int
-    high: int
-    opens: Sequence[Price]
-    highs: Sequence[Price]
-    lows: Sequence[Price]
-    closes: Sequence[int]
+        pairs: Iterable[tuple[Column, Column]] = zip(self[4:], after[4:], strict=True)
+        if _form(self.closes) != _form(after.closes):
+            pairs = ((numbers(a), numbers(b)) for a, b in pairs)
+        return Columns(self.time, self.interval_s, low, high, *([*a, *b] for a, b in pairs))
 
 
 def units(price: Price | str | Decimal) -> int:
@@ -97,13 +86,19 @@ def exact(price: Price) -> Decimal:
     return Decimal(price).scaleb(-DIGITS).normalize()
 
 
+def numbers(column: Column) -> Sequence[int]:
+    """Return `units` of every price of a column."""
+    if not column or isinstance(column[0], int):
+        return column
+    zeros = b"0" * (DIGITS + 1 - len(column[0]) + column[0].find(b"."))
+    texts = (zeros + b",").join(column) + zeros
+    return list(map(int, texts.replace(b".", b"").split(b",")))
+
+
 def columns_of(candles: Sequence[Candle], interval_s: int) -> Columns:
     """Return candles without gaps as columns."""
-    rows = ([units(c.open), units(c.high), units(c.low), units(c.close)] for c in candles)
-    opens, highs, lows, closes = map(list, zip(*rows, strict=True))
-    return Columns(
-        candles[0].time, interval_s, min(lows), max(highs), opens, highs, lows, closes
-    )
+    prices = ([units(price) for price in candle[1:5]] for candle in candles)
+    return _part(candles[0].time, interval_s, *zip(*prices, strict=True))
 
 
 def read(paths: Sequence[Path], interval_s: int, notes: list[str]) -> Iterator[Columns]:
@@ -111,39 +106,42 @@ def read(paths: Sequence[Path], interval_s: int, notes: list[str]) -> Iterator[C
 
     Rows that an earlier file had already are left out; `notes` gets a line about them.
     """
-    last: tuple[int, int] | None = None
-    for path in sorted(paths, key=lambda path: _first(path).times[0]) if paths[1:] else paths:
+    last: tuple[int, Price] | None = None
+    for path in sorted(paths, key=lambda path: next(_blocks(path))[1][0]) if paths[1:] else paths:
         skipped, ended = 0, last[0] if last else -1
-        for number, rows in _blocks(path):
-            old = sum(time <= ended for time in rows.times) if rows.times[0] <= ended else 0
+        for number, times, rows in _blocks(path):
+            old = sum(time <= ended for time in times) if times[0] <= ended else 0
             skipped += old
-            if old < len(rows.times):
-                if old:
-                    columns: list[Any] = [column[old:] for column in rows[3:]]
-                    rows = _Rows(rows.times[old:], rows.low, rows.high, *columns)
-                yield _filled(rows, interval_s, last, path, number + old)
-                last = rows.times[-1], rows.closes[-1]
+            if old < len(times):
+                times, rows = times[old:], rows.cut(old, len(times))
+                yield _filled(times, rows, interval_s, last, path, number + old)
+                last = times[-1], rows.closes[-1]
         if skipped:
             notes.append(f"{path}: {skipped} rows are in an earlier file already")
 
 
 def aggregate(parts: Iterable[Columns], interval_s: int) -> Iterator[Columns]:
-    """Yield candles of a larger interval; incomplete ones at both ends are left out."""
+    """Yield candles of another interval; incomplete ones at both ends are left out."""
     rest: Columns | None = None
     for part in parts:
+        step, odd = divmod(interval_s, part.interval_s)
+        if odd:
+            given, wanted = part.interval_s // 60, interval_s // 60
+            raise BadDataError(f"candles of {wanted} min cannot be made from those of {given} min")
+        if step == 1:
+            yield part
+            continue
         part = part if rest is None else rest.joined(part)
-        step = interval_s // part.interval_s
         begin = -part.time // part.interval_s % step
         end = begin + max(len(part.closes) - begin, 0) // step * step
         if begin < end:
-            whole = [list(map(units, column[begin:end])) for column in part[4:]]
-            opens, highs, lows, closes = ([c[at::step] for at in range(step)] for c in whole)
-            yield Columns(
-                part.time + begin * part.interval_s, interval_s, part.low, part.high,
-                opens[0], list(map(max, *highs)), list(map(min, *lows)), closes[-1],
-            )  # fmt: skip
-            part = part.cut(end, len(part.closes))
-        rest = part
+            opens, highs, lows, closes = (
+                [column[at:end:step] for at in range(begin, begin + step)] for column in part[4:]
+            )
+            high, low = list(map(max, *highs)), list(map(min, *lows))
+            time = part.time + begin * part.interval_s
+            yield _part(time, interval_s, opens[0], high, low, closes[-1])
+        rest = part.cut(end, len(part.closes)) if end < len(part.closes) else None
 
 
 def interval_of(path: Path) -> int:
@@ -151,8 +149,7 @@ def interval_of(path: Path) -> int:
     minutes = _stem(path).rpartition("_")[2]
     if minutes.isdecimal() and int(minutes) in INTERVALS:
         return int(minutes) * 60
-    times = _first(path).times
-    step = gcd(*(b - a for a, b in pairwise(times)))
+    step = gcd(*(b - a for a, b in pairwise(next(_blocks(path))[1])))
     if step // 60 not in INTERVALS or step % 60:
         raise BadDataError(f"{path}: its times are not those of any interval of Kraken's")
     return step
@@ -170,23 +167,29 @@ def _stem(path: Path) -> str:
     return path.name.removesuffix(".gz").rpartition(".")[0]
 
 
-def _first(path: Path) -> _Rows:
-    return next(_blocks(path))[1]
+def _part(time: int, interval_s: int, *columns: Column) -> Columns:
+    low, high = units(min(columns[2])), units(max(columns[1]))
+    return Columns(time, interval_s, low, high, *columns)
 
 
-def _blocks(path: Path) -> Iterator[tuple[int, _Rows]]:
-    """Yield blocks of rows, each with the number of its first line; at least one."""
+def _form(column: Column) -> bytes:
+    """Return what the texts of a column look like, nothing for one of numbers."""
+    return column[0].translate(_ZEROS) if isinstance(column[0], bytes) else b""
+
+
+def _blocks(path: Path) -> Iterator[tuple[int, list[int], Columns]]:
+    """Yield blocks of rows: the number of the first line, the times, the columns. At least one."""
     if ".json" in path.suffixes:
         candles = _answer(path)[1]
-        yield 1, _Rows([candle.time for candle in candles], *columns_of(candles, 0)[2:])
+        yield 1, [candle.time for candle in candles], columns_of(candles, 0)
         return
     number = 1
     try:
         for block in _lines(path):
             block = block.replace(b"\r\n", b"\n") if b"\r" in block else block
-            rows = _rows(block) or _slow_rows(block, path, number)
-            yield number, rows
-            number += len(rows.times)
+            times, columns = _rows(block) or _slow_rows(block, path, number)
+            yield number, times, columns
+            number += len(times)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise BadDataError(f"{path}:{number}: damaged after this line: {error}") from error
     except OSError as error:
@@ -207,64 +210,70 @@ def _lines(path: Path) -> Iterator[bytes]:
             yield rest + b"\n"
 
 
-def _rows(block: bytes) -> _Rows | None:
-    """Return the columns of lines whose prices are texts of one form, None for any others.
-
-    Volumes are not used, so that only their characters are looked at.
-    """
+def _rows(block: bytes) -> tuple[list[int], Columns] | None:
+    """Return the rows of lines whose prices are texts of one form, None for any others."""
     fields = block[:-1].replace(b"\n", b",").split(b",")
-    times, opens, highs, lows, closes, _, trades = (fields[at::7] for at in range(7))
+    times, *columns, volumes, trades = (fields[at::7] for at in range(7))
     count = len(trades)
-    prices = b",".join(opens + highs + lows + closes) + b","
-    width, point = prices.find(b","), prices.find(b".")
-    strange = block.translate(None, b"0123456789.,\n")
-    # Regular commas mean equal lengths, and a line with too many fields would shift the next.
-    if (
-        not 7 * count == len(fields) == 7 * block.count(b"\n")
-        or prices[width :: width + 1] != b"," * 4 * count
-        or prices[point :: width + 1] != b"." * 4 * count or prices.count(b".") != 4 * count
-        or not 0 < point < width <= point + 1 + DIGITS
-        or b",," in block or b",\n" in block or b"." in b"".join(times)
-        or width > 20 or max(map(len, times)) > 12
-        # Very small volumes are written like 5e-07.
-        or strange.strip(b"e-") or b",-" in block or block.count(b".") > 5 * count
-        or (strange and not b"".join((prices.translate(None, b".,"), *times, *trades)).isdigit())
-    ):
+    if not 7 * count == len(fields) == 7 * block.count(b"\n"):
         return None
-    for o, high, low, close in zip(opens, highs, lows, closes, strict=True):
-        if not low <= o <= high >= close >= low:
-            return None
-    zeros = b"0" * (DIGITS + 1 - width + point)
-    numbers = ((zeros + b",").join(closes) + zeros).replace(b".", b"").split(b",")
-    bottom = units(min(lows))
-    return _Rows(
-        list(map(int, times)), bottom, units(max(highs)), opens, highs, lows,
-        list(map(int, numbers)),
-    ) if bottom else None  # fmt: skip
+    for _ in range(2):
+        prices = b"," + b",".join(chain(*columns))
+        form = b"," + _form(columns[0])
+        # Too many fields in one line and too few in another would be of another form as well.
+        if len(form) <= 21 and prices.translate(_ZEROS) == form * 4 * count:
+            break
+        # Zeros at the end are not always written.
+        width = min(max(map(len, chain(*columns))), 20)
+        columns = [[text.ljust(width, b"0") for text in column] for column in columns]
+    else:
+        return None
+    point = form.find(b".")
+    if (
+        form.strip(b",0") != b"." or point < 2 or len(form) > point + 1 + DIGITS
+        or not (all(times) and all(trades) and b"".join((*times, *trades)).isdigit())
+        or max(map(len, times)) > 12 or not _VOLUMES.fullmatch(b",".join(volumes) + b",")
+        or not _in_order(prices, len(form), count)
+    ):  # fmt: skip
+        return None
+    rows = _part(0, 0, *columns)
+    return (list(map(int, times)), rows) if rows.low else None
 
 
-def _slow_rows(block: bytes, path: Path, number: int) -> _Rows:
-    """Return the columns of lines in any form. Raises BadDataError about the first bad one."""
+def _in_order(prices: bytes, width: int, count: int) -> bool:
+    """Return whether low <= open, close <= high in each row, of texts of one form by column.
+
+    Each column is one large number. A bit is set before each price of the minuend: to subtract a
+    larger price would borrow it.
+    """
+    size = width * count
+    opens, highs, lows, closes = (
+        int.from_bytes(prices[at : at + size], "big") for at in range(0, 4 * size, size)
+    )
+    bits = int.from_bytes((b"\x80" + bytes(width - 1)) * count, "big")
+    pairs = ((highs, opens), (highs, closes), (opens, lows), (closes, lows))
+    return all((more | bits) - less & bits == bits for more, less in pairs)
+
+
+def _slow_rows(block: bytes, path: Path, number: int) -> tuple[list[int], Columns]:
+    """Return the rows of lines in any form. Raises BadDataError about the first bad one."""
     times, columns = [], []
     for at, line in enumerate(block.splitlines()):
         try:
             time, *texts, volume, trades = line.decode("ascii").split(",")
             o, high, low, close = prices = [units(text) for text in texts]
-            if not (0 < low <= o <= high >= close >= low and 0 <= float(volume) < inf):
-                raise ValueError
-            if int(trades) < 0 or b"_" in line:
+            in_order = 0 < low <= o <= high >= close >= low
+            if not in_order or not 0 <= float(volume) < inf or int(trades) < 0 or b"_" in line:
                 raise ValueError
             times.append(int(time))
+            columns.append(prices)
         except (ValueError, ArithmeticError):
-            shown = line[:80].decode("ascii", "replace")
             raise BadDataError(
-                f"{path}:{number + at}: {shown!r} is not a candle: seven columns, time, open, high,"
-                f" low, close, volume, trades; prices above zero, low <= open, close <= high, at"
-                f" most {DIGITS} decimals"
+                f"{path}:{number + at}: {line[:80].decode('ascii', 'replace')!r} is not a candle: "
+                "seven columns, time, open, high, low, close, volume, trades; prices above zero, "
+                f"low <= open, close <= high, at most {DIGITS} decimals"
             ) from None
-        columns.append(prices)
-    opens, highs, lows, closes = map(list, zip(*columns, strict=True))
-    return _Rows(times, min(lows), max(highs), opens, highs, lows, closes)
+    return times, _part(0, 0, *zip(*columns, strict=True))
 
 
 def _answer(path: Path) -> tuple[str, list[Candle]]:
@@ -285,43 +294,41 @@ def _answer(path: Path) -> tuple[str, list[Candle]]:
 
 
 def _filled(
-    rows: _Rows, interval_s: int, last: tuple[int, int] | None, path: Path, number: int
-) -> Columns:
+    times: list[int], rows: Columns, interval_s: int, last: tuple[int, Price] | None, path: Path,
+    number: int,
+) -> Columns:  # fmt: skip
     """Return the rows with what is missing before and between them filled flat."""
-    before, flat = last or (rows.times[0] - interval_s, rows.low)
-    steps = list(map(sub, rows.times, (before, *rows.times)))
-    breaks = [at for at, step in enumerate(steps) if step != interval_s]
-    _check_times(rows.times, steps, breaks or [0], interval_s, path, number)
+    before, flat = last or (times[0] - interval_s, rows.closes[0])
     first = before + interval_s
-    if not breaks:
-        return Columns(first, interval_s, *rows[1:])
-    filled: list[list[Any]] = [[], [], [], []]
-    for begin, end in pairwise(dict.fromkeys((0, *breaks, len(steps)))):
-        missing = steps[begin] // interval_s - 1
-        price = rows.closes[begin - 1] if begin else flat
-        for column, source in zip(filled, rows[3:], strict=True):
-            column += [price] * missing
-            column += source[begin:end]
-    return Columns(first, interval_s, min(rows.low, flat), max(rows.high, flat), *filled)
-
-
-def _check_times(
-    times: list[int], steps: list[int], breaks: list[int], interval_s: int, path: Path, number: int
-) -> None:
-    """Raise BadDataError unless times only leave out candles; `breaks` are where they may."""
+    if last and times == list(range(first, first + len(times) * interval_s, interval_s)):
+        return rows._replace(time=first, interval_s=interval_s)
+    steps = list(map(sub, times, (before, *times)))
+    breaks = [at for at, step in enumerate(steps) if step != interval_s]
+    columns: Sequence[Column] = rows[4:]
+    if _form([flat]) != _form(rows.closes):
+        flat, columns = units(flat), [*map(numbers, columns)]
+    filled: list[list[Price]] = [[], [], [], []]
     repeated = 0
-    for before, at in pairwise((0, *breaks)):
-        time, step = times[at], steps[at]
-        mixed = step == steps[before] >= 4 * interval_s and at == before + 1
-        repeated = repeated + 1 if mixed else 0
-        wrong = ""
-        if time % interval_s or time < 0:
-            wrong = f"is not the start of a candle of {interval_s // 60} min"
-        elif step <= 0:
-            wrong = f"comes after {times[at] - step}" if step else "is there twice"
-        elif step > max(GAP_MAX_S, 4 * interval_s):
-            wrong = f"leaves a hole of {step // 86400} days before"
-        elif repeated == _MIXED_ROWS:
-            wrong = f"and those before are {step // 60} minutes apart, not {interval_s // 60}"
-        if wrong:
-            raise BadDataError(f"{path}:{number + at}: time {time} {wrong}")
+    for begin, end in pairwise(dict.fromkeys((0, *breaks, len(steps)))):
+        step = steps[begin]
+        repeated = repeated + 1 if begin and steps[begin - 1] == step >= 4 * interval_s else 0
+        if wrong := _wrong_time(times[begin], step, interval_s, repeated):
+            raise BadDataError(f"{path}:{number + begin}: time {times[begin]} {wrong}")
+        price = columns[3][begin - 1] if begin else flat
+        for column, source in zip(filled, columns, strict=True):
+            column += [price] * (step // interval_s - 1)
+            column += source[begin:end]
+    return _part(first, interval_s, *filled)
+
+
+def _wrong_time(time: int, step: int, interval_s: int, repeated: int) -> str | None:
+    """Return what is wrong with a time so long after the one before, None if it may be so."""
+    if time % interval_s or time < 0:
+        return f"is not the start of a candle of {interval_s // 60} min"
+    if step <= 0:
+        return f"comes after {time - step}" if step else "is there twice"
+    if step > max(GAP_MAX_S, 4 * interval_s):
+        return f"leaves a hole of {step // 86400} days before"
+    if repeated == _MIXED_ROWS:
+        return f"and those before are {step // 60} minutes apart, not {interval_s // 60}"
+    return None

@@ -8,12 +8,11 @@ from krakenbot.config import INTERVALS, Config
 from krakenbot.decision import plan_of
 from krakenbot.model import ZERO, Candle
 from krakenbot.pairs import PairRules, plain
-from krakenbot.simulated.backtest import DAY_S, Costs, Replay, slope_length
+from krakenbot.simulated.backtest import DAY_S, Costs, Replay
 from krakenbot.simulated.candlefile import Columns, aggregate, columns_of
 from krakenbot.simulated.margin import ROLLOVER_S
 
 _NEEDED = 5  # How many times the strategy's own length a count of turns should rest on.
-
 _TIMES = 1000  # As much money as positions, so that no order is ever refused.
 
 
@@ -39,18 +38,16 @@ class FeeDrag(NamedTuple):
 
     def lines(self) -> list[str]:
         """Return what people should read, the newest numbers first."""
-        lines = [
+        limit = plain(self.limit_percent_per_day)
+        return [
             f"over the newest {self.days * 24:.1f} h this configuration turned "
             f"{self.turns_per_day:.1f} times a day; at a taker fee of "
             f"{plain(self.fee_rate * 100)} % that costs {self.percent_per_day:.1f} % of the "
             f"position a day (fees {self.fee_percent_per_day:.1f} %, margin "
             f"{self.margin_percent_per_day:.2f} %)",
             f"each turn must win {self.percent_per_turn:.2f} % of the position to break even",
+            *([f"risk.max_fee_percent_per_day is {limit}: {self.fits}"] if self.too_much else []),
         ]
-        if self.too_much:
-            limit = plain(self.limit_percent_per_day)
-            lines.append(f"risk.max_fee_percent_per_day is {limit}: {self.fits}")
-        return lines
 
 
 def check_fee_drag(
@@ -75,7 +72,7 @@ def check_fee_drag(
 
 def _counted(config: Config, part: Columns, rules: PairRules, costs: Costs) -> FeeDrag:
     plan = plan_of(config)._replace(interval_s=part.interval_s)
-    replay = Replay(plan, slope_length(config), rules, costs)
+    replay = Replay(plan, rules, costs)
     replay.feed(part)
     result = replay.result()
     position = costs.balance / _TIMES / 100
@@ -87,14 +84,12 @@ def _counted(config: Config, part: Columns, rules: PairRules, costs: Costs) -> F
     )  # fmt: skip
 
 
-def _fitting(
-    config: Config, part: Columns, rules: PairRules, costs: Costs, drag: FeeDrag
-) -> str:
+def _fitting(config: Config, part: Columns, rules: PairRules, costs: Costs, drag: FeeDrag) -> str:
     """Return words about the smallest interval below the limit: counted if the candles suffice."""
     daily = 100 * costs.margin_rate * (DAY_S // ROLLOVER_S) if config.leverage else ZERO
     for minutes in INTERVALS:
-        ratio = minutes // config.interval
-        if ratio < 2 or minutes % config.interval:
+        ratio, rest = divmod(minutes, config.interval)
+        if ratio < 2 or rest:
             continue
         cost = drag.percent_per_day / ratio + daily
         known = "an estimate: twice the interval, half the turns"

@@ -1,12 +1,14 @@
 """The books: worked example, FIFO, margin, rollover, liquidation, and that nothing is lost."""
 
+import json
 import random
 import unittest
+from collections.abc import Iterable
 from decimal import Decimal as D
 
 from krakenbot.errors import RefusedError
 from krakenbot.pairs import PairRules, parse_rules
-from krakenbot.simulated.exchange import account_from_text, account_text
+from krakenbot.simulated.exchange import account_of, state_of
 from krakenbot.simulated.listing import PAIRS
 from krakenbot.simulated.margin import Account, Book, identifier
 
@@ -25,6 +27,14 @@ def opened(
     account.advance(book, START, D(price))
     account.fill(book, START, sign, D(volume), D(price), 2)
     return account, book
+
+
+def text_of(account: Account) -> str:
+    return json.dumps(state_of(account), default=str)
+
+
+def account_from(text: str, rules: Iterable[PairRules]) -> Account:
+    return account_of(json.loads(text), rules)
 
 
 class WorkedExampleTest(unittest.TestCase):
@@ -94,7 +104,7 @@ class OrdersTest(unittest.TestCase):
 
     def test_a_refused_order_changes_nothing(self) -> None:
         account, book = opened()
-        before = account_text(account)
+        before = text_of(account)
         for sign, volume, words in (
             (LONG, "0.04", "EOrder:Insufficient initial margin"),
             (SHORT, "0.2", "EOrder:Insufficient initial margin"),
@@ -102,7 +112,7 @@ class OrdersTest(unittest.TestCase):
         ):
             with self.subTest(volume=volume), self.assertRaisesRegex(RefusedError, words):
                 account.fill(book, START, sign, D(volume), D(50000), 2)
-            self.assertEqual(account_text(account), before)
+            self.assertEqual(text_of(account), before)
 
     def test_without_leverage_coins_are_bought_and_the_position_stays(self) -> None:
         account, book = opened("10000")
@@ -153,9 +163,9 @@ class TimeTest(unittest.TestCase):
                     account.fill(book, START, sign, volume, D(50000), draw.choice((3, 5)))
                 limit = account.liquidation_price(book)
                 assert limit is not None
-                text = account_text(account)
+                text = text_of(account)
                 for away, is_closed in ((sign, False), (-sign, True)):
-                    account = account_from_text(text, [RULES, ETH])
+                    account = account_from(text, [RULES, ETH])
                     book = account.books[RULES.pair]
                     account.advance(book, START, limit + D("0.1") * away)
                     self.assertEqual(book.volume == 0, is_closed)
@@ -180,13 +190,13 @@ class IdentityTest(unittest.TestCase):
 
     def test_an_account_read_back_from_its_text_goes_on_the_same(self) -> None:
         account, book = _random_life(random.Random(7), RULES)
-        again = account_from_text(account_text(account), [RULES])
-        self.assertEqual(account_text(again), account_text(account))
+        again = account_from(text_of(account), [RULES])
+        self.assertEqual(text_of(again), text_of(account))
         for one in (account, again):
             book = one.books[RULES.pair]
             one.advance(book, START + 10**7, D("50123.4"))
             one.fill(book, START + 10**7, -book.sign or 1, D("0.003"), D("50123.4"), 3)
-        self.assertEqual(account_text(again), account_text(account))
+        self.assertEqual(text_of(again), text_of(account))
 
     def test_the_ledger_is_bounded(self) -> None:
         account = Account({"ZUSD": D(10000)}, FEE, history=5)

@@ -4,7 +4,7 @@ import unittest
 from collections.abc import Sequence
 from decimal import Decimal as D
 
-from krakenbot.errors import LaterError, RefusedError, UnansweredError
+from krakenbot.errors import LaterError, RefusedError, StopError, UnansweredError
 from krakenbot.model import Candle, Order, OrderStatus, Quote, Side
 from krakenbot.pairs import PairRules, parse_rules
 from krakenbot.simulated.exchange import ORDERS_KEPT, PaperExchange
@@ -126,6 +126,13 @@ class PaperTest(unittest.TestCase):
         span = START - 1, START + 30000
         self.assertEqual(again.charges(*span), self.exchange.charges(*span))
         self.assertEqual(len(again.charges(*span)), 2)
+
+    def test_a_saved_account_of_another_kind_is_said_and_left_alone(self) -> None:
+        for text in ('{"swept": 0}', "[]", '{"account": {"rates": ["x", "y"]}}'):
+            self.world.state = text
+            with self.assertRaises(StopError):
+                self.world.exchange().summary()
+            self.assertEqual(self.world.state, text)
 
     def test_a_fill_that_could_not_be_saved_did_not_happen(self) -> None:
         self.place(order())

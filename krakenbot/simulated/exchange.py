@@ -9,7 +9,7 @@ from decimal import Decimal
 from typing import Any, Protocol
 
 from krakenbot.clock import Clock
-from krakenbot.errors import LaterError, RefusedError, UnansweredError
+from krakenbot.errors import LaterError, RefusedError, StopError, UnansweredError
 from krakenbot.exchange import Market
 from krakenbot.model import (
     ZERO,
@@ -80,20 +80,19 @@ def execute(
     )
 
 
-def account_text(account: Account) -> str:
-    """Return the whole account as JSON text that `account_from_text` reads back exactly."""
-    return json.dumps({
+def state_of(account: Account) -> dict[str, Any]:
+    """Return the whole account as what JSON can write, for `account_of` to read back exactly."""
+    return {
         "rates": [account.fee_rate, account.margin_rate],
         "numbers": [account.serial, account.revision, account.ledger.maxlen],
         "sums": [account.balances, account.fees, account.rollovers, account.realized],
         "ledger": list(account.ledger),
         "books": {pair: [book.price, book.lots] for pair, book in account.books.items()},
-    }, default=str)  # fmt: skip
+    }  # fmt: skip
 
 
-def account_from_text(text: str, rules: Iterable[PairRules]) -> Account:
+def account_of(state: dict[str, Any], rules: Iterable[PairRules]) -> Account:
     """Return the account that was written; `rules` of every pair it has a book of."""
-    state = json.loads(text)
     fee_rate, margin_rate = map(Decimal, state["rates"])
     serial, revision, history = state["numbers"]
     account = Account({}, fee_rate, margin_rate=margin_rate, serial=serial, history=history)
@@ -241,7 +240,13 @@ class PaperExchange:
         rules = self._rules or self.rules()
         account = self._account
         if account is None and (text := self._store.load()) is not None:
-            account = self._restored(json.loads(text), rules)
+            try:
+                account = self._restored(json.loads(text), rules)
+            except (LookupError, TypeError, ValueError, ArithmeticError) as error:
+                raise StopError(
+                    f"the paper account in the journal cannot be read ({error!r:.80}); move the "
+                    "journal away to begin with a new one"
+                ) from error
         elif account is None:
             account = Account(
                 {rules.quote: self._start_balance}, self._fee_rate,
@@ -260,7 +265,7 @@ class PaperExchange:
         return account, book, quote
 
     def _restored(self, state: dict[str, Any], rules: PairRules) -> Account:
-        account = account_from_text(state["account"], [rules])
+        account = account_of(state["account"], [rules])
         account.fee_rate = self._fee_rate
         self._saved = account.revision
         self._swept = state["swept"]
@@ -279,7 +284,7 @@ class PaperExchange:
         if account is None or account.revision == self._saved:
             return
         orders = [[time, *x[:2], x.status.value, *x[3:]] for time, x in self._orders]
-        state = {"account": account_text(account), "swept": self._swept, "orders": orders,
+        state = {"account": state_of(account), "swept": self._swept, "orders": orders,
                  "charges": self._charges}  # fmt: skip
         try:
             self._store.save(json.dumps(state, default=str))

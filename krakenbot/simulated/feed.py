@@ -143,6 +143,6 @@ def _rows_of(path: Path, interval_s: int) -> Iterator[Row]:
     close = 0
     for part in read([path], interval_s, []):
         yield from zip(*(map(units, prices) for prices in part[4:]), strict=True)
-        close = part.closes[-1]
+        close = units(part.closes[-1])
     while True:
         yield close, close, close, close

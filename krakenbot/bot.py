@@ -104,7 +104,8 @@ class Bot:
                 return
             while True:
                 due = self._patiently(self.tick).next_due
-                self._keep_books()
+                if self._keep_books():
+                    gc.collect()  # Python keeps thousands of small tuples until it is told not to.
                 self._clock.wait(max(0.0, due - self._clock.now()))
                 self._refresh()
         except StopRequestedError:
@@ -219,16 +220,16 @@ class Bot:
         self._journal.adopt(held, price, int(self._clock.now()), on_margin)
         log.warning("adopted held=%s explained_before=%s price=%s", held, before, price)
 
-    def _keep_books(self) -> None:
-        """Once an hour: book what the exchange's ledger shows, and say where it differs."""
+    def _keep_books(self) -> bool:
+        """Book what the exchange's ledger shows and say where it differs, when that is due."""
         now = self._clock.monotonic()
         if now - self._books_kept < BOOKS_S:
-            return
+            return False
         self._books_kept = now
-        gc.collect()  # Python keeps thousands of small tuples at hand until told not to.
         difference = read_ledger(self._exchange, self._journal, self._clock)
         if difference:
             self._emit("difference", difference)
+        return True
 
     def _refresh(self) -> None:
         """Right before a tick: read anew what has grown old of all else."""

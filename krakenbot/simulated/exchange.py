@@ -180,9 +180,9 @@ class PaperExchange:
             Charge(identifier("L", entry.serial), identifier("T", entry.refid), "",
                    int(entry.time), ZERO, entry.fee)
             for entry in account.ledger
-            if entry.type == "rollover"
+            if entry.type == "rollover" and since < int(entry.time) <= until
         )  # fmt: skip
-        return [c for c in (*self._charges, *rollovers) if since < c.time <= until]
+        return [*(c for c in self._charges if since < c.time <= until), *rollovers]
 
     def fee_rate(self) -> Decimal:
         return self._fee_rate

@@ -25,9 +25,9 @@ class CandleWindow:
         self._clock = clock
         self._interval_s = interval_s
         self._kept = min(ROWS_MAX, needed + 20)
-        self._told: dict[int, Candle] = {}  # What the exchange gave, by time.
-        self._candles: list[Candle] = []  # The same with its holes filled.
-        self._hole: int | None = None  # A new hole is asked about once more.
+        self._candles: list[Candle] = []
+        self._filled: set[int] = set()  # The times of those that the exchange did not give.
+        self._hole: int | None = None  # The first of the newest of these: asked about once more.
 
     def widen(self, expected: int) -> Sequence[Candle] | None:
         """Do as `up_to` with all finished candles there are, from now on.
@@ -54,30 +54,35 @@ class CandleWindow:
         return None
 
     def _fetch(self, expected: int) -> None:
+        interval_s = self._interval_s
         known = self._candles[-1].time if self._candles else None
-        if known is None or expected - known > (ROWS_MAX // 2) * self._interval_s:
-            known, self._hole, self._told = None, None, {}
-        begin = self._hole or known or expected - self._kept * self._interval_s
+        if known is None or expected - known > (ROWS_MAX // 2) * interval_s:
+            known, self._candles, self._filled, self._hole = None, [], set(), None
+        begin = self._hole or known or expected - self._kept * interval_s
         # One candle more than needed: whether `since` itself comes back is not documented.
-        rows = self._market.candles(begin - self._interval_s)
+        rows = self._market.candles(begin - interval_s)
         finished = rows[:-1]  # The last row is still being made; its close will change.
-        if known and finished and finished[-1].time - known > ROWS_MAX * self._interval_s:
+        if not finished:
+            return
+        if known and finished[-1].time - known > ROWS_MAX * interval_s:
             raise UnansweredError(f"OHLC answer jumps from {known} to {finished[-1].time}")
+        oldest = self._candles[0].time if self._candles else finished[0].time
+        before = self._candles[: max(0, (finished[0].time - oldest) // interval_s)]
+        told = {c.time: c for c in self._candles[len(before) :] if c.time not in self._filled}
         for candle in finished:
-            before = self._told.get(candle.time, candle)
-            if before != candle:
-                log.warning("candle revised time=%s was=%s now=%s", candle.time, before, candle)
-            self._told[candle.time] = candle  # The newest word counts.
-        whole = fill([self._told[time] for time in sorted(self._told)], self._interval_s)
-        self._candles = whole[-self._kept :]
-        holes = [c.time for c in self._candles if c.time not in self._told]
-        if self._candles:
-            oldest = max(time for time in self._told if time <= self._candles[0].time)
-            self._told = {t: c for t, c in self._told.items() if t >= oldest}
-        fresh = [time for time in holes if known is None or time > known]
+            was = told.get(candle.time, candle)
+            if was != candle:
+                log.warning("candle revised time=%s was=%s now=%s", candle.time, was, candle)
+            told[candle.time] = candle  # The newest word counts.
+        joined = fill([*before[-1:], *(told[time] for time in sorted(told))], interval_s)
+        self._candles = (before[:-1] + joined)[-self._kept :]
+        flat = {c.time for c in joined[len(before[-1:]) :] if c.time not in told}
+        fresh = sorted(flat - self._filled)
         for time in fresh:
             log.warning("candle missing time=%s filled flat", time)
-        self._hole = min(fresh, default=None)
+        self._hole = fresh[0] if fresh else None
+        begin = self._candles[0].time
+        self._filled = {t for t in self._filled | flat if t >= begin and t not in told}
 
 
 def fill(candles: Sequence[Candle], interval_s: int) -> list[Candle]:

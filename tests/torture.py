@@ -834,6 +834,7 @@ class World:
             self._process(once=True)
         rows = self._raw("SELECT id FROM intents WHERE outcome IS NULL").fetchall()
         self._expect(not rows, "nothing stays open", str(rows))
+        self.time += 60
         bot, journal, lock = self._open_process()
         read_ledger(bot._exchange, journal, bot._clock)
         lock.close()

@@ -11,6 +11,7 @@ from decimal import Decimal
 from pathlib import Path
 
 from krakenbot import log as logs
+from krakenbot.accounting import read_ledger
 from krakenbot.bot import Event
 from krakenbot.clock import StopRequestedError
 from krakenbot.commands.page import utc, write
@@ -97,6 +98,7 @@ class _Screen:
 
 
 def _summarise(parts: Parts, seconds: float) -> None:
+    read_ledger(parts.exchange, parts.journal, parts.clock)
     status = read_status(parts.journal)
     decided = next(parts.journal.rows("SELECT count(*) FROM decisions WHERE done"))[0]
     fees, rollover, pnl = (Decimal(status[key]) for key in ("fees", "rollover", "pnl"))

@@ -37,7 +37,7 @@ def read_status(journal: Journal) -> dict[str, Any]:
     decision = next(map(dict, decided), None)
     worth = journal.rows("SELECT * FROM equity ORDER BY time DESC LIMIT 1")
     equity: Mapping[str, Any] = next(map(dict, worth), {})
-    net = Decimal(equity.get("pnl", 0))
+    net = account.pnl(Decimal(equity.get("price", 0)))
     return {
         "position": plain(account.held),
         "target": decision["target"] if decision else 0,
@@ -49,7 +49,7 @@ def read_status(journal: Journal) -> dict[str, Any]:
         "fees": plain(account.fees),
         "rollover": plain(account.rollover),
         "realized": plain(realized(journal.intents("executed != '0'"))),
-        "gross": plain(net + Decimal(equity.get("fees", 0)) + Decimal(equity.get("rollover", 0))),
+        "gross": plain(net + account.fees + account.rollover),
         "pnl": plain(net),
         "equity": equity.get("equity"),
         "margin_level": equity.get("margin_level"),

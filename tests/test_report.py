@@ -53,6 +53,7 @@ def page(count: int = 3000, orders: int = 5) -> str:
             " '10.5', '0.1', ?)",
             (f"id-{at}", START, EVIL, START + at * 600, "0.1" if at % 2 else "0", EVIL),
         )  # fmt: skip
+    database.execute("INSERT INTO meta VALUES ('cash', '-29.99')")
     settings = config.load(None, {"HOME": "/"}, Path(tempfile.gettempdir()) / "none")
     return render(story_of(settings, Journal(database)))
 

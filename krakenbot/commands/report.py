@@ -1,6 +1,7 @@
 """`report`: one HTML file about what the bot did, from its journal alone; also for `backtest`."""
 
 import argparse
+from decimal import Decimal
 from pathlib import Path
 
 from krakenbot import config as configuration
@@ -55,7 +56,7 @@ def story_of(config: Config, journal: Journal) -> Story:
             marks.append(Mark(intent.created, float(price), intent.side.sign > 0, text))
             turns += intent.purpose is not Purpose.CLOSE
     account, halted = journal.account(), journal.get("halted")
-    net = points[-1].net if points else 0.0
+    net = float(account.pnl(Decimal(points[-1].close))) if points else 0.0
     fees, rollover = float(account.fees), float(account.rollover)
     before = net + fees + rollover
     begin, end = (points[0].time, points[-1].time) if points else (0.0, 0.0)

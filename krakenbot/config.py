@@ -284,7 +284,8 @@ def _settings(
         table = {}
         errors.append(f"{file}: {error.strerror if isinstance(error, OSError) else error}")
     for top, raw in table.items():
-        is_table = isinstance(raw, dict) and top not in _KEYS
+        is_table = isinstance(raw, dict) and (top in (*_TABLES, "state") or bool(raw))
+        is_table = is_table and top not in _KEYS
         inner = {f"{top}.{key}": raw[key] for key in raw} if is_table else {top: raw}
         for key in inner:
             if key in _KEYS:

@@ -160,6 +160,7 @@ class TestMistakes(Folder):
             ("leverage = false", "leverage = false"),
             ("strategy = 'sma'", "'strategy' is not known; the nearest valid name is 'strategy."),
             ("[pair]\nname = 'x'", "pair = a table"),
+            ("[riks]", "'riks' is not known; the nearest valid name is"),
             ("[strategy]\nlength = 1", "strategy.length = 1"),
             ("[strategy]\nlength = 701", "strategy.length = 701"),
             ("[strategy]\nname = 'macd'", '"sma-slope", "sma-cross"'),

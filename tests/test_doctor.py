@@ -14,7 +14,7 @@ from krakenbot.commands import doctor
 from krakenbot.journal import Lock, open_journal
 from krakenbot.model import Position
 from krakenbot.simulated import server
-from krakenbot.spot import Spot
+from krakenbot.spot import NEEDED_PERMISSIONS, Spot
 
 NAMES = [name for name, *_ in doctor.CHECKS]
 
@@ -79,6 +79,15 @@ class TestFindings(Patient):
         self.assertEqual("fail", found["network"].verdict)
         self.assertEqual("skipped: see network", found["pair"].text)
         self.assertEqual("ok", found["config"].verdict)
+
+    def test_an_answer_of_a_strange_form_fails_its_check_and_the_others_go_on(self) -> None:
+        self.keys()
+        strange = {"permissions": list(NEEDED_PERMISSIONS), "nonce": "n/a", "valid_until": "soon"}
+        api = server.SandboxApi
+        with mock.patch.object(api, "_do_GetApiKeyInfo", lambda *_: strange, create=True):
+            found = self.examine(self.sandbox().url, 'mode = "validate"')
+        self.assertEqual("fail", found["key"].verdict)
+        self.assertEqual(NAMES, list(found))
 
     def test_a_wrong_configuration_is_one_line_with_all_mistakes(self) -> None:
         found = self.examine("http://127.0.0.1:1", 'interval = 7\nsizee = 1\nmode = "live"')

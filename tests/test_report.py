@@ -8,12 +8,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 from krakenbot import config
-from krakenbot.commands.page import COLUMNS, Point, render, thinned
+from krakenbot.commands.page import COLUMNS, Point, render, thinned, write
 from krakenbot.commands.report import story_of
 from krakenbot.journal import Journal, prepare
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=y>\x1b[31m"
 START = 1_700_000_000
+SETTINGS = config.load(None, {"HOME": "/"}, Path(tempfile.gettempdir()) / "none")
 
 
 class Tags(HTMLParser):
@@ -30,6 +31,10 @@ class Tags(HTMLParser):
     def handle_endtag(self, tag: str) -> None:
         if tag not in ("path", "rect"):
             assert self.open.pop() == tag, tag
+
+
+def empty() -> Journal:
+    return Journal(prepare(sqlite3.connect(":memory:", isolation_level=None), Path(":memory:")))
 
 
 def page(count: int = 3000, orders: int = 5) -> str:
@@ -54,8 +59,7 @@ def page(count: int = 3000, orders: int = 5) -> str:
             (f"id-{at}", START, EVIL, START + at * 600, "0.1" if at % 2 else "0", EVIL),
         )  # fmt: skip
     database.execute("INSERT INTO meta VALUES ('cash', '-29.99')")
-    settings = config.load(None, {"HOME": "/"}, Path(tempfile.gettempdir()) / "none")
-    return render(story_of(settings, Journal(database)))
+    return render(story_of(SETTINGS, Journal(database)))
 
 
 class ReportTest(unittest.TestCase):
@@ -84,6 +88,12 @@ class ReportTest(unittest.TestCase):
 
     def test_a_journal_without_anything_makes_a_page_too(self) -> None:
         self.assertIn("no candle yet", page(0, 0))
+
+    def test_a_place_that_cannot_be_written_leaves_nothing_behind(self) -> None:
+        with tempfile.TemporaryDirectory() as name:
+            with self.assertRaises(OSError):
+                write(Path(name), story_of(SETTINGS, empty()))
+            self.assertEqual([], list(Path(name).parent.glob(f"{Path(name).name}.part")))
 
     def test_a_million_points_are_thinned_without_losing_an_extreme(self) -> None:
         points = (

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from decimal import Decimal
+from subprocess import SubprocessError
 from typing import NamedTuple
 
 from krakenbot import config as configuration
@@ -36,7 +37,9 @@ EXPOSURE_MAX = 1.2
 DAY_S = 86400
 COLORS = {"ok": "32", "warn": "33", "fail": "31"}
 RICH = MarginSummary(Decimal(10**15), ZERO, ZERO)
-TROUBLES = (ConfigError, LaterError, RefusedError, StopError, UnansweredError, OSError)
+# What an answer of a strange form or a strange system raises must not end the visit.
+TROUBLES = (ConfigError, LaterError, RefusedError, StopError, UnansweredError, OSError, ValueError,
+            ArithmeticError, AttributeError, TypeError, SubprocessError)  # fmt: skip
 # Verdict (ok, warn, fail, skip), what was found and, if it is not what CHECKS says, how to mend it.
 Answer = tuple[str, str] | tuple[str, str, str]
 

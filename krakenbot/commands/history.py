@@ -98,7 +98,7 @@ def _print_table(rows: Iterable[dict[str, Any]]) -> None:
     for row in rows:
         row["time"] = utc(row["time"], "%Y-%m-%d %H:%M:%S")
         lines = lines or [list(row)]
-        lines.append([clean(str(value or "-")) for value in row.values()])
+        lines.append([clean("-" if value in (None, "") else str(value)) for value in row.values()])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
         print("  ".join(map(str.ljust, line, widths)).rstrip())

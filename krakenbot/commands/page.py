@@ -63,8 +63,12 @@ def utc(moment: float, form: str = "%Y-%m-%d %H:%M") -> str:
 def write(path: Path, story: Story) -> None:
     """Put the page in place, whole or not at all."""
     part = path.with_name(f"{path.name}.part")
-    part.write_text(render(story), encoding="utf-8")
-    os.replace(part, path)
+    try:
+        part.write_text(render(story), encoding="utf-8")
+        os.replace(part, path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
 
 
 def headline(pair: str, days: float, turns: int, before: float, net: float) -> str:

@@ -4,7 +4,6 @@ One SQLite file per mode, exchange and pair. Nothing here is believed about what
 exchange is asked, and the journal explains the answer.
 """
 
-import fcntl
 import hashlib
 import os
 import sqlite3
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple
 
 from krakenbot import log
 from krakenbot.errors import ConfigError, StopError
+from krakenbot.lock import make_private_directory
 from krakenbot.log import redact
 from krakenbot.model import ZERO, Execution, MarginSummary, Order, Purpose, Side
 
@@ -439,67 +439,6 @@ def damaged(path: Path, error: object) -> StopError:
         f"the journal {path} is damaged ({error}) and was left as it is. Look at the exchange what "
         "is held, move the file away, then start with --adopt or close the position by hand"
     )
-
-
-def make_private_directory(path: Path) -> None:
-    """Make a folder that only its owner can read."""
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
-
-
-class Lock:
-    """An exclusive lock on a file, held until the process ends. ConfigError when it is taken."""
-
-    def __init__(self, path: Path, what: str) -> None:
-        try:
-            make_private_directory(path.parent)
-            self.existed = path.exists()
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise ConfigError(f"the lock {path} cannot be opened: {error}") from error
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(self._file)
-            raise ConfigError(f"another krakenbot holds {what} (lock {path})") from None
-
-    def read(self) -> bytes:
-        return os.pread(self._file, 64, 0)
-
-    def write(self, text: bytes) -> None:
-        """Replace the file's first bytes, on disk when this returns."""
-        os.pwrite(self._file, text, 0)
-        os.fsync(self._file)
-
-    def close(self) -> None:
-        os.close(self._file)
-
-
-class Nonces:
-    """Rising numbers for one API key, across restarts and clocks that go back.
-
-    They are nanoseconds of the host's clock, or one more than the last. A second's worth is put
-    on disk in advance, in the key's own lock file, so that a lost journal loses no nonce.
-    """
-
-    RESERVE = 1_000_000_000
-
-    def __init__(self, lock: Lock) -> None:
-        self._lock = lock
-        text = lock.read().strip()
-        self._reserved = int(text) if text.isdigit() else 0
-        self._last = self._reserved
-
-    def next(self, clock_ns: int) -> int:
-        """Return a nonce above all before it; StopError when that cannot be put on disk."""
-        nonce = max(clock_ns, self._last + 1)
-        if nonce > self._reserved:
-            try:
-                self._lock.write(b"%020d\n" % (nonce + self.RESERVE))
-            except OSError as error:
-                raise StopError(f"the nonce cannot be written to disk: {error}") from error
-            self._reserved = nonce + self.RESERVE
-        self._last = nonce
-        return nonce
 
 
 def _check(path: Path) -> None:

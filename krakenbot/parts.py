@@ -18,7 +18,8 @@ from krakenbot.config import Config, Credentials
 from krakenbot.decision import plan_of
 from krakenbot.errors import ConfigError, LaterError, RefusedError, StopError, UnansweredError
 from krakenbot.exchange import Exchange
-from krakenbot.journal import Journal, Lock, Nonces, open_journal
+from krakenbot.journal import Journal, open_journal
+from krakenbot.lock import Lock, Nonces
 from krakenbot.model import ZERO
 from krakenbot.orders import VISIBLE_S
 from krakenbot.pairs import plain

@@ -65,13 +65,13 @@ DEFECTS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("orders", "WATCH_MIN_S = 75.0", "WATCH_MIN_S = 5.0"),
     ),
     "nonces are the clock's": (
-        ("journal", "nonce = max(clock_ns, self._last + 1)", "nonce = clock_ns"),
+        ("lock", "nonce = max(clock_ns, self._last + 1)", "nonce = clock_ns"),
     ),
     "a new process forgets the nonces of the old one": (
-        ("journal", "self._reserved = int(text) if text.isdigit() else 0", "self._reserved = 0"),
+        ("lock", "self._reserved = int(text) if text.isdigit() else 0", "self._reserved = 0"),
     ),
     "the key is not locked": (
-        ("journal", "fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)", "pass"),
+        ("lock", "fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)", "pass"),
     ),
     "what of a position is closed already is not counted": (
         ("spot", 'rest = opened - decimal(row["vol_closed"])', "rest = opened"),

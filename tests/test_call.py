@@ -12,7 +12,7 @@ from unittest import mock
 
 from krakenbot import cli, log
 from krakenbot.commands.call import sign_futures
-from krakenbot.journal import Lock
+from krakenbot.lock import Lock
 from krakenbot.model import Secret
 from krakenbot.simulated import server
 

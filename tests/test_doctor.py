@@ -11,7 +11,8 @@ from unittest import mock
 
 from krakenbot import cli, log
 from krakenbot.commands import doctor
-from krakenbot.journal import Lock, open_journal
+from krakenbot.journal import open_journal
+from krakenbot.lock import Lock
 from krakenbot.model import Position
 from krakenbot.simulated import server
 from krakenbot.spot import NEEDED_PERMISSIONS, Spot

@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "krakenbot"
 FLOORS = {
     0: "model pairs errors",
     1: "strategy sizing risk signing",
-    2: "decision exchange client ohlc journal clock log config",
+    2: "decision exchange client ohlc journal lock clock log config",
     3: "accounting conditions bot orders spot parts notify",
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names.split()}

@@ -15,13 +15,12 @@ from krakenbot.journal import (
     REFUSED,
     Intent,
     Journal,
-    Lock,
-    Nonces,
     client_order_id,
     open_journal,
     open_read_only,
     prepare,
 )
+from krakenbot.lock import Lock, Nonces
 from krakenbot.model import Execution, MarginSummary, OrderStatus, Purpose, Side
 
 CANDLE = 1_790_000_040

@@ -28,7 +28,8 @@ from krakenbot.client import ANSWER_BYTES_MAX, Client, UrllibTransport, parse_js
 from krakenbot.clock import SystemClock
 from krakenbot.config import load, load_secrets
 from krakenbot.errors import ConfigError, LaterError, UnansweredError
-from krakenbot.journal import Lock, Nonces, open_journal
+from krakenbot.journal import open_journal
+from krakenbot.lock import Lock, Nonces
 from krakenbot.model import Secret
 from krakenbot.pairs import decimal
 from krakenbot.signing import decode_secret

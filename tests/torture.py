@@ -39,7 +39,8 @@ from krakenbot.client import Client
 from krakenbot.clock import StopRequestedError
 from krakenbot.decision import Plan
 from krakenbot.errors import ConfigError, LaterError, StopError, UnansweredError
-from krakenbot.journal import Journal, Lock, Nonces, prepare
+from krakenbot.journal import Journal, prepare
+from krakenbot.lock import Lock, Nonces
 from krakenbot.model import ZERO, Secret, Side
 from krakenbot.parts import check_key, outwait_lost_orders
 from krakenbot.risk import Limits

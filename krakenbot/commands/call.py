@@ -16,7 +16,7 @@ from krakenbot.client import READS, USER_AGENT, Client, UrllibTransport, parse_j
 from krakenbot.clock import SystemClock
 from krakenbot.config import Config, Credentials
 from krakenbot.errors import ConfigError, RefusedError, UnansweredError
-from krakenbot.journal import Lock, Nonces
+from krakenbot.lock import Lock, Nonces
 from krakenbot.log import clean, redact
 from krakenbot.model import Secret
 from krakenbot.parts import load_config, load_credentials

@@ -25,7 +25,8 @@ from krakenbot.commands.call import signed_client, transport
 from krakenbot.config import Credentials
 from krakenbot.decision import plan_of
 from krakenbot.errors import ConfigError, LaterError, RefusedError, StopError, UnansweredError
-from krakenbot.journal import Lock, open_read_only
+from krakenbot.journal import open_read_only
+from krakenbot.lock import Lock
 from krakenbot.model import ZERO, MarginSummary, Order, Purpose, Side, Step
 from krakenbot.pairs import plain
 from krakenbot.parts import assumed_fee_rate, check_key, costs, load_credentials, spot_of

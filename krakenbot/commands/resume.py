@@ -3,7 +3,8 @@
 import argparse
 
 from krakenbot import config as configuration
-from krakenbot.journal import Lock, open_journal, open_read_only
+from krakenbot.journal import open_journal, open_read_only
+from krakenbot.lock import Lock
 from krakenbot.log import clean
 
 EXAMPLE = "krakenbot resume"

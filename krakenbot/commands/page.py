@@ -73,9 +73,10 @@ def write(path: Path, story: Story) -> None:
 
 def headline(pair: str, days: float, turns: int, before: float, net: float) -> str:
     """Return the result in plain words."""
+    span = f"{days:,.1f} days" if days >= 2 else f"{days * 24:.1f} hours"
     currency = next((c for c in ("USDT", "USDC") if pair.endswith(c)), pair[-3:])
     return (
-        f"In {days:,.1f} days and {turns:,} turns the bot {'won' if net > 0 else 'lost'} "
+        f"In {span} and {turns:,} turns the bot {'won' if net > 0 else 'lost'} "
         f"{abs(net):,.2f} {currency}. Trading itself {'won' if before > 0 else 'lost'} "
         f"{abs(before):,.2f}; fees and margin cost {before - net:,.2f}."
     )

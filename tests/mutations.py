@@ -114,6 +114,15 @@ DEFECTS: dict[str, tuple[tuple[str, str, str], ...]] = {
     "a halt is forgotten by the next start": (
         ("bot", '        reason = self._journal.get("halted")\n', '        reason = ""\n'),
     ),
+    "what the ledger took is not booked": (
+        ("accounting", '"opening", max(extra, ZERO))', '"opening", ZERO)'),
+    ),
+    "a charge is booked each time it is read": (
+        ("journal", "        if self.is_charged(charge_id):\n            return\n",
+         "        charge_id = f'{charge_id} {os.urandom(4).hex()}'\n"),
+        ("accounting", "if own and all(journal.is_charged(_opened(charge)) for charge in own):",
+         "if False:"),
+    ),
     "a refused order is thought never to have left": (
         ("orders", "            if error.sent:\n", "            if False:\n"),
         ("client", "    if verdict == UNKNOWN:\n        raise UnansweredError(text)",

@@ -196,6 +196,17 @@ class TestAgainstTheLiveTick(unittest.TestCase):
                 endings.add((result.ended or "none").split()[0])
         self.assertLessEqual({"none", "liquidated", "the"}, endings)
 
+    def test_the_limit_of_orders_is_kept_by_many_turns_at_once_and_waited_for(self) -> None:
+        prices = [units(str(9000 + at // 2 % 2)) for at in range(3000)]
+        columns = Columns(0, 60, min(prices), max(prices), prices, prices, prices, prices)
+        for limit in range(1, 9):
+            with self.subTest(limit=limit):
+                wish = plan(entry_now=True, length=2, orders_max=limit, one_order=limit > 6)
+                with mock.patch.object(backtest, "objection", wraps=backtest.objection) as asked:
+                    result = self.compare(columns, XBTUSD, wish, fee="0.0001")
+                self.assertIn("in the last 24 h", str(result.objection))
+                self.assertLess(asked.call_count, 2 * result.orders + 2 * len(prices) / 60)
+
     def test_what_is_too_dear_is_bought_as_soon_as_it_is_not(self) -> None:
         prices = [units(str(price)) for price in (*range(9000, 9200), *range(9200, 4000, -20))]
         columns = Columns(0, 60, min(prices), max(prices), prices, prices, prices, prices)

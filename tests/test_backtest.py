@@ -285,6 +285,16 @@ class TestFiles(unittest.TestCase):
                 self.assertIn(name, errors)
         self.assertEqual(command(str(self.folder / "none_1.csv"))[0], 2)
 
+    def test_an_answer_of_impossible_prices_or_depth_is_refused(self) -> None:
+        for price in ("9.5", "9.50000000001", "1e30", "1e999999999", "NaN", "0"):
+            rows = [[60 * at, price, price, price, price, "9", "1", 1] for at in range(1, 40)]
+            text = json.dumps({"XBTUSD": rows, "last": 0})
+            with self.subTest(price=price):
+                code, output, errors = self.run_on(text.encode(), "a.json")
+                self.assertEqual((code, bool(output)), (0, True) if price == "9.5" else (2, False))
+                self.assertEqual("not a saved OHLC answer" in errors, price != "9.5")
+        self.assertEqual(self.run_on(b"[" * 200_000, "a.json")[0], 2)
+
     def test_marks_line_ends_and_gaps_change_nothing(self) -> None:
         rows = self.rows()
         text = "\n".join(rows).encode() + b"\n"

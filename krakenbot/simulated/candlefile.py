@@ -180,8 +180,7 @@ def _form(column: Column) -> bytes:
 def _blocks(path: Path) -> Iterator[tuple[int, list[int], Columns]]:
     """Yield blocks of rows: the number of the first line, the times, the columns. At least one."""
     if ".json" in path.suffixes:
-        candles = _answer(path)[1]
-        yield 1, [candle.time for candle in candles], columns_of(candles, 0)
+        yield 1, *_answer(path)[1:]
         return
     number = 1
     try:
@@ -276,8 +275,8 @@ def _slow_rows(block: bytes, path: Path, number: int) -> tuple[list[int], Column
     return times, _part(0, 0, *zip(*columns, strict=True))
 
 
-def _answer(path: Path) -> tuple[str, list[Candle]]:
-    """Return the key and the finished candles of a saved OHLC answer."""
+def _answer(path: Path) -> tuple[str, list[int], Columns]:
+    """Return the key of a saved OHLC answer, and times and columns of its finished candles."""
     from krakenbot.ohlc import parse_rows
 
     try:
@@ -285,10 +284,11 @@ def _answer(path: Path) -> tuple[str, list[Candle]]:
             answer = json.loads(file.read(1 << 24), parse_float=Decimal)
         result = answer.get("result", answer)
         candles = parse_rows(result, 60)[:-1]
-        return next(key for key in result if key != "last"), [candles[0], *candles[1:]]
+        key = next(key for key in result if key != "last")
+        return key, [candle.time for candle in candles], columns_of(candles, 0)
     except (
         OSError, EOFError, zlib.error, ValueError, LookupError, AttributeError, StopIteration,
-        UnansweredError,
+        ArithmeticError, RecursionError, UnansweredError,
     ) as error:  # fmt: skip
         raise BadDataError(f"{path}: not a saved OHLC answer: {error}") from error
 

@@ -317,6 +317,29 @@ class TestFiles(unittest.TestCase):
             path.write_text("\n".join(part))
         self.assertEqual(command(str(self.folder)), expected)
 
+    def test_rows_of_two_files_are_skipped_where_both_have_them_and_refused_in_a_gap(self) -> None:
+        rows = self.rows(60)
+        expected = self.run_on("\n".join(rows).encode())
+        for number, (first, second) in enumerate((
+            (rows[:40], rows[20:]), (rows, rows), (rows, rows[10:50]),
+            (rows[:20] + rows[30:], rows[10:]), (rows[:20] + rows[50:], rows[20:50]),
+            (rows[:40], [*rows[10:20], "1600001249,100,100,100,100,1,1", *rows[20:]]),
+        )):  # fmt: skip
+            with self.subTest(number=number):
+                paths = []
+                for part in (second, first):
+                    paths.append(self.folder / str(len(paths)) / "XBTUSD_1.csv")
+                    paths[-1].parent.mkdir(exist_ok=True)
+                    paths[-1].write_text("\n".join(part))
+                code, output, errors = command(*map(str, paths))
+                if number < 3:
+                    count = (20, 60, 40)[number]
+                    note = f": {count} rows are in an earlier file already\n"
+                    self.assertTrue(output.startswith(expected[1]) and output.endswith(note))
+                else:
+                    self.assertEqual((code, output), (2, ""))
+                    self.assertIn("is in a gap of a file that begins earlier", errors)
+
     def test_a_block_checked_as_a_whole_is_read_like_line_by_line(self) -> None:
         quick = 0
         for seed in range(400):

@@ -11,6 +11,8 @@ import gzip
 import json
 import re
 import zlib
+from array import array
+from bisect import bisect
 from collections.abc import Iterable, Iterator, Sequence
 from decimal import Decimal
 from itertools import chain, pairwise
@@ -107,15 +109,23 @@ def read(paths: Sequence[Path], interval_s: int, notes: list[str]) -> Iterator[C
     Rows that an earlier file had already are left out; `notes` gets a line about them.
     """
     last: tuple[int, Price] | None = None
-    for path in sorted(paths, key=lambda path: next(_blocks(path))[1][0]) if paths[1:] else paths:
+    begins: list[tuple[float, Path]] = sorted((next(_blocks(path))[1][0], path) for path in paths)
+    known = array("q")  # The times that a later file may have as well.
+    for (_, path), (later, _) in pairwise([*begins, (inf, Path())]):
         skipped, ended = 0, last[0] if last else -1
         for number, times, rows in _blocks(path):
             old = sum(time <= ended for time in times) if times[0] <= ended else 0
             skipped += old
+            had = known[bisect(known, times[0] - 1) : bisect(known, times[old - 1])] if old else ()
+            if odd := {*times[:old]}.difference(had):
+                line = f"{path}:{number + times.index(min(odd))}: time {min(odd)}"
+                raise BadDataError(f"{line} is in a gap of a file that begins earlier")
             if old < len(times):
                 times, rows = times[old:], rows.cut(old, len(times))
                 yield _filled(times, rows, interval_s, last, path, number + old)
                 last = times[-1], rows.closes[-1]
+                if times[-1] >= later:
+                    known.extend(time for time in times if time >= later)
         if skipped:
             notes.append(f"{path}: {skipped} rows are in an earlier file already")
 

@@ -354,6 +354,17 @@ class TestFiles(unittest.TestCase):
                     quick += 1
         self.assertGreater(quick, 40)
 
+    def test_a_block_in_which_the_price_gets_a_digit_more_is_checked_as_a_whole(self) -> None:
+        lines = (f"{60 * at},{at}.5,{at + 9}.25,{at}.5,{at}.5,1E+1,3\n" for at in range(90, 120))
+        block = "".join(lines).encode()
+        whole = candlefile._rows(block)
+        assert whole is not None
+        times, columns = candlefile._slow_rows(block, Path("x"), 1)
+        self.assertEqual(whole[0], times)
+        self.assertEqual([*map(list, map(numbers, whole[1][4:]))], [*map(list, columns[4:])])
+        self.assertEqual(whole[1][2:4], columns[2:4])
+        self.assertIsNone(candlefile._rows(block.replace(b"1E+1,", b"1E+999,")))
+
     def test_prices_as_text_and_as_numbers_are_the_same_candles(self) -> None:
         mixed = "\n".join(
             f"{60 * at},{p},{p}.50,{p - 1}.0,{p}.5,1E+1,3" for at, p in enumerate(range(90, 120))

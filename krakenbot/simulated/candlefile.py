@@ -29,7 +29,7 @@ GAP_MAX_S = 31 * 86400  # More is a hole that no flat price may paper over.
 DIGITS = 10
 INTERVALS = (1, 5, 15, 30, 60, 240, 720, 1440, 10080, 21600)
 _MIXED_ROWS = 16
-_VOLUMES = re.compile(rb"(?:\d++(?:\.\d++)?+(?:e-\d++)?+,)*+")  # Small ones are like 5e-07.
+_VOLUMES = re.compile(rb"(?:\d++(?:\.\d++)?+(?:e-\d++|E\+\d)?+,)*+")  # Like 5e-07, 1E+1.
 _ZEROS = bytes.maketrans(b"123456789", b"000000000")
 
 Price = int | bytes
@@ -226,15 +226,19 @@ def _rows(block: bytes) -> tuple[list[int], Columns] | None:
     count = len(trades)
     if not 7 * count == len(fields) == 7 * block.count(b"\n"):
         return None
-    for _ in range(2):
+    texts = columns
+    for attempt in range(3):
         prices = b"," + b",".join(chain(*columns))
         form = b"," + _form(columns[0])
         # Too many fields in one line and too few in another would be of another form as well.
         if len(form) <= 21 and prices.translate(_ZEROS) == form * 4 * count:
             break
-        # Zeros at the end are not always written.
-        width = min(max(map(len, chain(*columns))), 20)
-        columns = [[text.ljust(width, b"0") for text in column] for column in columns]
+        # Zeros at the end are not always written, those before 999.9 near 1000.0 never.
+        if attempt:
+            whole = min(max(text.find(b".") for text in chain(*texts)), 20)
+            texts = [[b"0" * (whole - text.find(b".")) + text for text in part] for part in texts]
+        width = min(max(map(len, chain(*texts))), 20)
+        columns = [[text.ljust(width, b"0") for text in part] for part in texts]
     else:
         return None
     point = form.find(b".")

@@ -416,6 +416,27 @@ class TestFiles(unittest.TestCase):
                 "--interval", str(run.pop("interval")),
             )  # fmt: skip
             self.assertEqual(json.loads(alone[1]), run)
+        skipped = command(str(path), str(path), "--sweep", "length=5:6", "--json")[1]
+        self.assertEqual(len(json.loads(skipped)), 2)
+
+    def test_options_that_mean_nothing_are_refused_in_one_line(self) -> None:
+        text = "\n".join(self.rows()).encode()
+        self.assertEqual(self.run_on(text)[0], 0)
+        path, report = str(self.folder / "XBTUSD_1.csv"), self.folder / "report.html"
+        cross = {"KRAKENBOT_STRATEGY_NAME": "sma-cross"}
+        for environment, *words in (
+            ({}, "--slippage", "x"), ({}, "--slippage", "NaN"), ({}, "--slippage", "-1"),
+            ({}, "--slippage", "10"), ({}, "--sweep", "length=1:99999999999999"),
+            ({}, "--sweep", "length=-99999999999999:5"), ({}, "--sweep", "length=5:1"),
+            ({}, "--sweep", "length=5:6", "--report", str(report)),
+            (cross, "--sweep", "length=5:6"),
+        ):  # fmt: skip
+            with self.subTest(words=words):
+                code, output, errors = command(path, *words, **environment)
+                self.assertEqual((code, output, errors.count("\n")), (2, "", 1))
+                self.assertIn(words[0], errors)
+        self.assertFalse(report.exists())
+        self.assertEqual(command(path, "--sweep", "interval=1,5", **cross)[0], 0)
 
 
 class TestFeeDrag(unittest.TestCase):
@@ -464,13 +485,13 @@ class TestSameConstants(unittest.TestCase):
         self.assertEqual(backtest.FRUITLESS_MAX, orders_module.FRUITLESS_MAX)
 
 
-def command(*words: str) -> tuple[int, str, str]:
+def command(*words: str, **environment: str) -> tuple[int, str, str]:
     """Return exit code, output and errors of `backtest`, run far from any configuration."""
     output, errors = Terminal(), io.StringIO()
     own = {name: text for name, text in os.environ.items() if not name.startswith("KRAKENBOT_")}
     with (
         redirect_stdout(output), redirect_stderr(errors),
-        mock.patch.dict(os.environ, own, clear=True),
+        mock.patch.dict(os.environ, own | environment, clear=True),
     ):  # fmt: skip
         code = cli.main(["--config", os.devnull, "backtest", *words])
     return code, output.getvalue(), errors.getvalue()

@@ -9,13 +9,14 @@ import time
 from array import array
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from decimal import Decimal
+from contextlib import suppress
+from decimal import Decimal, InvalidOperation
 from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
 from krakenbot import config as configuration
-from krakenbot.commands.page import Mark, Point, Story, headline, thinned, write
+from krakenbot.commands.page import Mark, Point, Story, headline, thinned, utc, write
 from krakenbot.config import Config
 from krakenbot.decision import plan_of
 from krakenbot.pairs import PairRules, parse_rules, plain
@@ -25,7 +26,6 @@ from krakenbot.simulated.candlefile import BadDataError, Columns, interval_of, p
 from krakenbot.simulated.exchange import FEE_RATE
 from krakenbot.simulated.listing import PAIRS, aliases, unlisted
 
-HELP = "The same decisions, orders, fees and margin as live, over Kraken's OHLCVT files."
 EXAMPLE = "krakenbot backtest XBTUSD_1.csv.gz --fee 0.4 --sweep length=10:60:2 interval=1,5,15"
 
 _KEYS = {
@@ -33,7 +33,7 @@ _KEYS = {
     "length": "STRATEGY_LENGTH", "balance": "PAPER_BALANCE", "fee": "EXCHANGE_FEE_PERCENT",
 }  # fmt: skip
 _SWEPT = ("length", "interval")
-_RUNS_MAX = 10_000
+_SWEPT_MAX, _RUNS_MAX = 50_000, 10_000
 _PART = 20_000
 _UNIT = 10.0**-candlefile.DIGITS
 _GRID_WIDTH = 90
@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, key in _KEYS.items():
         unit = {"interval": " (minutes)", "fee": " (percent)"}.get(name, "")
         parser.add_argument(f"--{name}", help=f"in place of {key.lower()} as configured{unit}")
-    parser.add_argument("--slippage", metavar="PERCENT", type=Decimal, default=Decimal(0),
+    parser.add_argument("--slippage", metavar="PERCENT", default="0",
                         help="of the price, on top of the half spread of one tick")  # fmt: skip
     parser.add_argument("--sweep", nargs="+", metavar="KEY=VALUES", default=[],
                         help=f"{', '.join(_SWEPT)}: 10:60:2 (from:to:step) or 1,5,15")  # fmt: skip
@@ -63,8 +63,6 @@ def run(arguments: argparse.Namespace) -> int:
     config = configuration.load(arguments.config, os.environ | asked, Path.cwd())
     gc.disable()  # Millions of short-lived values and no cycles among them.
     try:
-        if not 0 <= arguments.slippage < 10:
-            raise BadDataError(f"--slippage {arguments.slippage}: must be from 0 to 10")
         for line in _backtest(config, arguments):
             print(line)
     except (BadDataError, OSError) as error:
@@ -76,6 +74,10 @@ def run(arguments: argparse.Namespace) -> int:
 def _backtest(config: Config, arguments: argparse.Namespace) -> list[str]:
     """Return the lines to print."""
     sweep = _parse_sweep(arguments.sweep)
+    if sweep and arguments.report:
+        raise BadDataError("--report: shows one run, so it does not go with --sweep")
+    if "length" in sweep and config.strategy.name != "sma-slope":
+        raise BadDataError(f"--sweep length: strategy {config.strategy.name} has no length")
     paths, pair, file_s = _files(arguments.files, config)
     notes: list[str] = []
     parts = candlefile.read(paths, file_s, notes)
@@ -92,10 +94,11 @@ def _backtest(config: Config, arguments: argparse.Namespace) -> list[str]:
                      f"{plain(rules.ordermin)}: nothing can be traded")  # fmt: skip
     fee = config.exchange.fee_percent
     fee_rate = FEE_RATE if fee is None else fee / 100
-    costs = Costs(fee_rate, config.paper.balance, arguments.slippage / 100)
+    costs = Costs(fee_rate, config.paper.balance, _slippage(arguments.slippage))
     parts = _watched(chain([first], parts))
     if sweep:
-        return _sweep(config, rules, costs, parts, sweep, arguments.json) + notes
+        lines = _sweep(config, rules, costs, parts, sweep, arguments.json)
+        return lines if arguments.json else lines + notes
     drawn = arguments.report is not None
     replay = Replay(plan_of(config), rules, costs, _FILLS_SHOWN * drawn)
     parts = candlefile.aggregate(parts, config.interval * 60)
@@ -113,6 +116,14 @@ def _backtest(config: Config, arguments: argparse.Namespace) -> list[str]:
         return [json.dumps(as_json(result), indent=2)]
     table = [f"{name:16}{text}" for name, text in _numbers(result)]
     return [_title(result), _setup(config, costs), "", *table, "", *_remarks(result), *notes]
+
+
+def _slippage(text: str) -> Decimal:
+    """Return the fraction of a text in percent."""
+    with suppress(InvalidOperation):
+        if 0 <= (percent := Decimal(text)) < 10:
+            return percent / 100
+    raise BadDataError(f"--slippage {text}: must be from 0 to 10")
 
 
 def as_json(result: Result) -> dict[str, Any]:
@@ -159,7 +170,7 @@ def _watched(parts: Iterable[Columns]) -> Iterator[Columns]:
         count += len(part.closes)
         if shown and time.monotonic() - said > 0.5:
             said = time.monotonic()
-            print(f"\r{count:,} candles, {_date(part.time)}", end="", file=sys.stderr, flush=True)
+            print(f"\r{count:,} candles, {utc(part.time)}", end="", file=sys.stderr, flush=True)
     if shown:
         print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
@@ -172,10 +183,13 @@ def _parse_sweep(words: list[str]) -> dict[str, list[int]]:
         try:
             for piece in text.split(","):
                 begin, *rest = (int(number) for number in piece.split(":"))
-                values += range(begin, (rest or [begin])[0] + 1, *rest[1:])
-            if key not in _SWEPT or key in sweep or min(values) < 1 or max(values) > 50_000:
+                found = range(begin, (rest or [begin])[0] + 1, *rest[1:])
+                if not 1 <= found[0] <= found[-1] <= _SWEPT_MAX:
+                    raise ValueError
+                values += found
+            if key not in _SWEPT or key in sweep:
                 raise ValueError
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, IndexError):
             raise BadDataError(
                 f"--sweep {word}: must be one of {', '.join(_SWEPT)}, then = and whole numbers "
                 "like 10:60:2 (from:to:step) or 1,5,15"
@@ -266,14 +280,10 @@ def _one(task: tuple[Config, dict[str, int], PairRules, Costs]) -> Result:
     return replay.result()
 
 
-def _date(moment: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M", time.gmtime(moment))
-
-
 def _title(result: Result) -> str:
     return (
-        f"{result.pair}, {result.interval_s // 60} min, {_date(result.begin)} to "
-        f"{_date(result.end)} UTC, {result.days:,.1f} days, {result.candles:,} candles"
+        f"{result.pair}, {result.interval_s // 60} min, {utc(result.begin)} to "
+        f"{utc(result.end)} UTC, {result.days:,.1f} days, {result.candles:,} candles"
     )
 
 
@@ -338,7 +348,7 @@ def _story(
 ) -> Story:  # fmt: skip
     marks, orders = [], []
     for fill in replay.fills:
-        when, side = _date(fill.time), "buy" if fill.direction > 0 else "sell"
+        when, side = utc(fill.time), "buy" if fill.direction > 0 else "sell"
         why = f"{fill.reason}: {'close' if fill.closing else 'open'}"
         volume, price, fee = plain(fill.volume), plain(fill.price), fill.fee + fill.opening_fee
         text = f"{when} {side} {volume} at {price}: {why}"

@@ -438,6 +438,15 @@ class TestFiles(unittest.TestCase):
         self.assertFalse(report.exists())
         self.assertEqual(command(path, "--sweep", "interval=1,5", **cross)[0], 0)
 
+    def test_a_folder_is_searched_for_every_name_of_the_pair(self) -> None:
+        expected = self.run_on("\n".join(self.rows()).encode())
+        for name in ("BTC/USD", "XBT/USD", "BTCUSD", "XXBTZUSD"):
+            self.assertEqual(command(str(self.folder), "--pair", name), expected)
+        for name, like in (("ETH/USD", "ETHUSD_1.csv"), ("FOO/USD", "FOOUSD_1.csv")):
+            code, output, errors = command(str(self.folder), "--pair", name)
+            self.assertEqual((code, output), (2, ""))
+            self.assertIn(f"no files of {name}, like {like}", errors)
+
 
 class TestFeeDrag(unittest.TestCase):
     def test_a_turn_costs_two_fees_and_an_opening_fee(self) -> None:

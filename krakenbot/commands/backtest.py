@@ -134,26 +134,35 @@ def as_json(result: Result) -> dict[str, Any]:
 def _files(named: list[Path], config: Config) -> tuple[list[Path], str, int]:
     """Return the files to read, all of one pair and interval, with these two."""
     paths: list[Path] = []
+    key = _key(config.pair)
+    names, like = {key}, key
+    if key in PAIRS:
+        names, like = aliases(key, PAIRS[key]), PAIRS[key]["altname"]
     for path in named:
-        inside = [p for p in sorted(path.rglob("*_*.csv*")) if pair_of(p) == config.pair]
+        inside = [p for p in sorted(path.rglob("*_*.csv*")) if pair_of(p) in names]
         if path.is_dir() and not inside:
-            raise BadDataError(f"{path}: no files of {config.pair}, like {config.pair}_1.csv")
+            raise BadDataError(f"{path}: no files of {config.pair}, like {like}_1.csv")
         # Of a folder, the largest interval that the wanted one can be made of, or the smallest.
         steps = {interval_of(p) for p in inside}
         fitting = (step for step in steps if config.interval * 60 % step == 0)
         chosen = max(fitting, default=min(steps, default=0))
         paths += [p for p in inside if interval_of(p) == chosen] if inside else [path]
-    kinds = {(pair_of(path) or config.pair, interval_of(path)) for path in paths}
+    kinds = {(_key(pair_of(path) or config.pair), interval_of(path)) for path in paths}
     if len(kinds) > 1:
         words = ", ".join(f"{pair} {step // 60} min" for pair, step in sorted(kinds))
         raise BadDataError(f"the files are not of one pair and interval: {words}")
     return paths, *kinds.pop()
 
 
+def _key(pair: str) -> str:
+    """Return the key of a pair in the built-in list, or the name that its files have."""
+    named = (key for key, row in PAIRS.items() if pair in aliases(key, row))
+    return next(named, pair.replace("/", ""))
+
+
 def _rules(pair: str, part: Columns, notes: list[str]) -> PairRules:
-    for key, row in PAIRS.items():
-        if pair in aliases(key, row):
-            return parse_rules(key, row)
+    if pair in PAIRS:
+        return parse_rules(pair, PAIRS[pair])
     notes.append(f"{pair} is not in the built-in list of pairs: general rules are assumed")
     decimals = max(-int(candlefile.exact(close).as_tuple().exponent) for close in part.closes)
     try:

@@ -419,7 +419,7 @@ class TestFiles(unittest.TestCase):
         skipped = command(str(path), str(path), "--sweep", "length=5:6", "--json")[1]
         self.assertEqual(len(json.loads(skipped)), 2)
 
-    def test_options_that_mean_nothing_are_refused_in_one_line(self) -> None:
+    def test_options_that_mean_nothing_are_refused(self) -> None:
         text = "\n".join(self.rows()).encode()
         self.assertEqual(self.run_on(text)[0], 0)
         path, report = str(self.folder / "XBTUSD_1.csv"), self.folder / "report.html"
@@ -433,8 +433,8 @@ class TestFiles(unittest.TestCase):
         ):  # fmt: skip
             with self.subTest(words=words):
                 code, output, errors = command(path, *words, **environment)
-                self.assertEqual((code, output, errors.count("\n")), (2, "", 1))
-                self.assertIn(words[0], errors)
+                self.assertEqual((code, output), (2, ""))
+                self.assertIn(words[0], errors.splitlines()[-1])
         self.assertFalse(report.exists())
         self.assertEqual(command(path, "--sweep", "interval=1,5", **cross)[0], 0)
 

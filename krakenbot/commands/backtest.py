@@ -9,8 +9,7 @@ import time
 from array import array
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from itertools import chain, product
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from krakenbot import config as configuration
 from krakenbot.commands.page import Mark, Point, Story, headline, thinned, utc, write
 from krakenbot.config import Config
 from krakenbot.decision import plan_of
-from krakenbot.pairs import PairRules, parse_rules, plain
+from krakenbot.pairs import PairRules, decimal, parse_rules, plain
 from krakenbot.simulated import candlefile
 from krakenbot.simulated.backtest import Costs, Replay, Result
 from krakenbot.simulated.candlefile import BadDataError, Columns, interval_of, pair_of, units
@@ -49,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, key in _KEYS.items():
         unit = {"interval": " (minutes)", "fee": " (percent)"}.get(name, "")
         parser.add_argument(f"--{name}", help=f"in place of {key.lower()} as configured{unit}")
-    parser.add_argument("--slippage", metavar="PERCENT", default="0",
+    parser.add_argument("--slippage", metavar="PERCENT", type=decimal, default=Decimal(0),
                         help="of the price, on top of the half spread of one tick")  # fmt: skip
     parser.add_argument("--sweep", nargs="+", metavar="KEY=VALUES", default=[],
                         help=f"{', '.join(_SWEPT)}: 10:60:2 (from:to:step) or 1,5,15")  # fmt: skip
@@ -63,6 +62,8 @@ def run(arguments: argparse.Namespace) -> int:
     config = configuration.load(arguments.config, os.environ | asked, Path.cwd())
     gc.disable()  # Millions of short-lived values and no cycles among them.
     try:
+        if not 0 <= arguments.slippage < 10:
+            raise BadDataError(f"--slippage {arguments.slippage}: must be from 0 to 10")
         for line in _backtest(config, arguments):
             print(line)
     except (BadDataError, OSError) as error:
@@ -94,7 +95,7 @@ def _backtest(config: Config, arguments: argparse.Namespace) -> list[str]:
                      f"{plain(rules.ordermin)}: nothing can be traded")  # fmt: skip
     fee = config.exchange.fee_percent
     fee_rate = FEE_RATE if fee is None else fee / 100
-    costs = Costs(fee_rate, config.paper.balance, _slippage(arguments.slippage))
+    costs = Costs(fee_rate, config.paper.balance, arguments.slippage / 100)
     parts = _watched(chain([first], parts))
     if sweep:
         lines = _sweep(config, rules, costs, parts, sweep, arguments.json)
@@ -118,14 +119,6 @@ def _backtest(config: Config, arguments: argparse.Namespace) -> list[str]:
     return [_title(result), _setup(config, costs), "", *table, "", *_remarks(result), *notes]
 
 
-def _slippage(text: str) -> Decimal:
-    """Return the fraction of a text in percent."""
-    with suppress(InvalidOperation):
-        if 0 <= (percent := Decimal(text)) < 10:
-            return percent / 100
-    raise BadDataError(f"--slippage {text}: must be from 0 to 10")
-
-
 def as_json(result: Result) -> dict[str, Any]:
     """Return the result as what json can write; money as decimal text."""
     return {k: plain(v) if isinstance(v, Decimal) else v for k, v in result._asdict().items()}
@@ -134,35 +127,33 @@ def as_json(result: Result) -> dict[str, Any]:
 def _files(named: list[Path], config: Config) -> tuple[list[Path], str, int]:
     """Return the files to read, all of one pair and interval, with these two."""
     paths: list[Path] = []
-    key = _key(config.pair)
-    names, like = {key}, key
-    if key in PAIRS:
-        names, like = aliases(key, PAIRS[key]), PAIRS[key]["altname"]
+    wanted = _altname(config.pair)
     for path in named:
-        inside = [p for p in sorted(path.rglob("*_*.csv*")) if pair_of(p) in names]
+        inside = [p for p in sorted(path.rglob("*_*.csv*")) if _altname(pair_of(p)) == wanted]
         if path.is_dir() and not inside:
-            raise BadDataError(f"{path}: no files of {config.pair}, like {like}_1.csv")
+            raise BadDataError(f"{path}: no files of {config.pair}, like {wanted}_1.csv")
         # Of a folder, the largest interval that the wanted one can be made of, or the smallest.
         steps = {interval_of(p) for p in inside}
         fitting = (step for step in steps if config.interval * 60 % step == 0)
         chosen = max(fitting, default=min(steps, default=0))
         paths += [p for p in inside if interval_of(p) == chosen] if inside else [path]
-    kinds = {(_key(pair_of(path) or config.pair), interval_of(path)) for path in paths}
+    kinds = {(_altname(pair_of(path)) or wanted, interval_of(path)) for path in paths}
     if len(kinds) > 1:
         words = ", ".join(f"{pair} {step // 60} min" for pair, step in sorted(kinds))
         raise BadDataError(f"the files are not of one pair and interval: {words}")
     return paths, *kinds.pop()
 
 
-def _key(pair: str) -> str:
-    """Return the key of a pair in the built-in list, or the name that its files have."""
-    named = (key for key, row in PAIRS.items() if pair in aliases(key, row))
-    return next(named, pair.replace("/", ""))
+def _altname(pair: str | None) -> str:
+    """Return the name that the files of a pair have, nothing for None."""
+    known = (row["altname"] for key, row in PAIRS.items() if pair in aliases(key, row))
+    return next(known, (pair or "").replace("/", ""))
 
 
 def _rules(pair: str, part: Columns, notes: list[str]) -> PairRules:
-    if pair in PAIRS:
-        return parse_rules(pair, PAIRS[pair])
+    for key, row in PAIRS.items():
+        if pair == row["altname"]:
+            return parse_rules(key, row)
     notes.append(f"{pair} is not in the built-in list of pairs: general rules are assumed")
     decimals = max(-int(candlefile.exact(close).as_tuple().exponent) for close in part.closes)
     try:
@@ -193,11 +184,10 @@ def _parse_sweep(words: list[str]) -> dict[str, list[int]]:
             for piece in text.split(","):
                 begin, *rest = (int(number) for number in piece.split(":"))
                 found = range(begin, (rest or [begin])[0] + 1, *rest[1:])
-                if not 1 <= found[0] <= found[-1] <= _SWEPT_MAX:
+                fits = 1 <= found[0] <= found[-1] <= _SWEPT_MAX
+                if not fits or key not in _SWEPT or key in sweep:
                     raise ValueError
                 values += found
-            if key not in _SWEPT or key in sweep:
-                raise ValueError
         except (ValueError, TypeError, IndexError):
             raise BadDataError(
                 f"--sweep {word}: must be one of {', '.join(_SWEPT)}, then = and whole numbers "

@@ -278,6 +278,7 @@ class TestFiles(unittest.TestCase):
             "XBTUSD_1.csv": b"", "XBTUSD_5.csv": text, "XBTUSD_1.csv.gz": gzip.compress(text)[:-9],
             "XBTEUR_1.csv.gz": text, "ETHUSD_1.csv": text[:50], "SOLUSD_1.csv": b"\x00\xff" * 99,
             "ETHEUR_1.csv": text[:-400] + hours, "a.json": b"{}", "b.json": b"[1]",
+            "DOTUSD_1.csv": b"6" + b"0" * 30 + b",9,9,9,9,1,1\n",
         }.items():  # fmt: skip
             with self.subTest(name):
                 code, output, errors = self.run_on(content, name)

@@ -337,7 +337,7 @@ def _filled(
 
 def _wrong_time(time: int, step: int, interval_s: int, repeated: int) -> str | None:
     """Return what is wrong with a time so long after the one before, None if it may be so."""
-    if time % interval_s or time < 0:
+    if time % interval_s or not 0 <= time < 1 << 33:
         return f"is not the start of a candle of {interval_s // 60} min"
     if step <= 0:
         return f"comes after {time - step}" if step else "is there twice"

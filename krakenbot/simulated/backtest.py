@@ -272,7 +272,8 @@ class Replay:
 
         Each closes and opens the other way. Returns how many; afterwards they are in the books.
         """
-        sign, due, held, orders = self._sign, self._due, abs(self._held), self._orders_a_turn
+        sign, due, recent, held = self._sign, self._due, self._recent, abs(self._held)
+        room = self.plan.limits.max_orders_per_day - self._orders_a_turn
         if (
             not (self._quick and sign and ahead and ahead[0][1] == -sign) or self._off_target
             or self._low < self._price_min or self.book.held != self._volume
@@ -289,10 +290,10 @@ class Replay:
             now, fixed = self._wake(turn), balance + gain - sign * paid
             if (
                 now >= due or fixed + worst[sign] <= enough
-                or self._sent(now) + orders > self.plan.limits.max_orders_per_day
+                or (len(recent) > room and self._sent(now) > room)
             ):  # fmt: skip
                 break
-            self._recent.extend((now,) * orders)
+            recent.extend((now,) * self._orders_a_turn)
             stretches.append((at, turn + 1, fixed, sign * held))
             rises = rises or fixed + best[sign] > self._peak
             worth, before = gain + (cost - paid) * sign - fee, worth

@@ -196,6 +196,17 @@ class TestAgainstTheLiveTick(unittest.TestCase):
                 endings.add((result.ended or "none").split()[0])
         self.assertLessEqual({"none", "liquidated", "the"}, endings)
 
+    def test_the_limit_of_orders_is_kept_by_many_turns_at_once_and_waited_for(self) -> None:
+        prices = [units(str(9000 + at // 2 % 2)) for at in range(3000)]
+        columns = Columns(0, 60, min(prices), max(prices), prices, prices, prices, prices)
+        for limit in range(1, 9):
+            with self.subTest(limit=limit):
+                wish = plan(entry_now=True, length=2, orders_max=limit, one_order=limit > 6)
+                with mock.patch.object(backtest, "objection", wraps=backtest.objection) as asked:
+                    result = self.compare(columns, XBTUSD, wish, fee="0.0001")
+                self.assertIn("in the last 24 h", str(result.objection))
+                self.assertLess(asked.call_count, 2 * result.orders + 2 * len(prices) / 60)
+
     def test_what_is_too_dear_is_bought_as_soon_as_it_is_not(self) -> None:
         prices = [units(str(price)) for price in (*range(9000, 9200), *range(9200, 4000, -20))]
         columns = Columns(0, 60, min(prices), max(prices), prices, prices, prices, prices)
@@ -267,12 +278,23 @@ class TestFiles(unittest.TestCase):
             "XBTUSD_1.csv": b"", "XBTUSD_5.csv": text, "XBTUSD_1.csv.gz": gzip.compress(text)[:-9],
             "XBTEUR_1.csv.gz": text, "ETHUSD_1.csv": text[:50], "SOLUSD_1.csv": b"\x00\xff" * 99,
             "ETHEUR_1.csv": text[:-400] + hours, "a.json": b"{}", "b.json": b"[1]",
+            "DOTUSD_1.csv": b"6" + b"0" * 30 + b",9,9,9,9,1,1\n",
         }.items():  # fmt: skip
             with self.subTest(name):
                 code, output, errors = self.run_on(content, name)
                 self.assertEqual((code, output), (2, ""))
                 self.assertIn(name, errors)
         self.assertEqual(command(str(self.folder / "none_1.csv"))[0], 2)
+
+    def test_an_answer_of_impossible_prices_or_depth_is_refused(self) -> None:
+        for price in ("9.5", "9.50000000001", "1e30", "1e999999999", "NaN", "0"):
+            rows = [[60 * at, price, price, price, price, "9", "1", 1] for at in range(1, 40)]
+            text = json.dumps({"XBTUSD": rows, "last": 0})
+            with self.subTest(price=price):
+                code, output, errors = self.run_on(text.encode(), "a.json")
+                self.assertEqual((code, bool(output)), (0, True) if price == "9.5" else (2, False))
+                self.assertEqual("not a saved OHLC answer" in errors, price != "9.5")
+        self.assertEqual(self.run_on(b"[" * 200_000, "a.json")[0], 2)
 
     def test_marks_line_ends_and_gaps_change_nothing(self) -> None:
         rows = self.rows()
@@ -296,6 +318,29 @@ class TestFiles(unittest.TestCase):
             path.write_text("\n".join(part))
         self.assertEqual(command(str(self.folder)), expected)
 
+    def test_rows_of_two_files_are_skipped_where_both_have_them_and_refused_in_a_gap(self) -> None:
+        rows = self.rows(60)
+        expected = self.run_on("\n".join(rows).encode())
+        for number, (first, second) in enumerate((
+            (rows[:40], rows[20:]), (rows, rows), (rows, rows[10:50]),
+            (rows[:20] + rows[30:], rows[10:]), (rows[:20] + rows[50:], rows[20:50]),
+            (rows[:40], [*rows[10:20], "1600001249,100,100,100,100,1,1", *rows[20:]]),
+        )):  # fmt: skip
+            with self.subTest(number=number):
+                paths = []
+                for part in (second, first):
+                    paths.append(self.folder / str(len(paths)) / "XBTUSD_1.csv")
+                    paths[-1].parent.mkdir(exist_ok=True)
+                    paths[-1].write_text("\n".join(part))
+                code, output, errors = command(*map(str, paths))
+                if number < 3:
+                    count = (20, 60, 40)[number]
+                    note = f": {count} rows are in an earlier file already\n"
+                    self.assertTrue(output.startswith(expected[1]) and output.endswith(note))
+                else:
+                    self.assertEqual((code, output), (2, ""))
+                    self.assertIn("is in a gap of a file that begins earlier", errors)
+
     def test_a_block_checked_as_a_whole_is_read_like_line_by_line(self) -> None:
         quick = 0
         for seed in range(400):
@@ -309,6 +354,17 @@ class TestFiles(unittest.TestCase):
                                      [*map(list, columns[4:])])  # fmt: skip
                     quick += 1
         self.assertGreater(quick, 40)
+
+    def test_a_block_in_which_the_price_gets_a_digit_more_is_checked_as_a_whole(self) -> None:
+        lines = (f"{60 * at},{at}.5,{at + 9}.25,{at}.5,{at}.5,1E+1,3\n" for at in range(90, 120))
+        block = "".join(lines).encode()
+        whole = candlefile._rows(block)
+        assert whole is not None
+        times, columns = candlefile._slow_rows(block, Path("x"), 1)
+        self.assertEqual(whole[0], times)
+        self.assertEqual([*map(list, map(numbers, whole[1][4:]))], [*map(list, columns[4:])])
+        self.assertEqual(whole[1][2:4], columns[2:4])
+        self.assertIsNone(candlefile._rows(block.replace(b"1E+1,", b"1E+999,")))
 
     def test_prices_as_text_and_as_numbers_are_the_same_candles(self) -> None:
         mixed = "\n".join(
@@ -361,6 +417,36 @@ class TestFiles(unittest.TestCase):
                 "--interval", str(run.pop("interval")),
             )  # fmt: skip
             self.assertEqual(json.loads(alone[1]), run)
+        skipped = command(str(path), str(path), "--sweep", "length=5:6", "--json")[1]
+        self.assertEqual(len(json.loads(skipped)), 2)
+
+    def test_options_that_mean_nothing_are_refused(self) -> None:
+        text = "\n".join(self.rows()).encode()
+        self.assertEqual(self.run_on(text)[0], 0)
+        path, report = str(self.folder / "XBTUSD_1.csv"), self.folder / "report.html"
+        cross = {"KRAKENBOT_STRATEGY_NAME": "sma-cross"}
+        for environment, *words in (
+            ({}, "--slippage", "x"), ({}, "--slippage", "NaN"), ({}, "--slippage", "-1"),
+            ({}, "--slippage", "10"), ({}, "--sweep", "length=1:99999999999999"),
+            ({}, "--sweep", "length=-99999999999999:5"), ({}, "--sweep", "length=5:1"),
+            ({}, "--sweep", "length=5:6", "--report", str(report)),
+            (cross, "--sweep", "length=5:6"),
+        ):  # fmt: skip
+            with self.subTest(words=words):
+                code, output, errors = command(path, *words, **environment)
+                self.assertEqual((code, output), (2, ""))
+                self.assertIn(words[0], errors.splitlines()[-1])
+        self.assertFalse(report.exists())
+        self.assertEqual(command(path, "--sweep", "interval=1,5", **cross)[0], 0)
+
+    def test_a_folder_is_searched_for_every_name_of_the_pair(self) -> None:
+        expected = self.run_on("\n".join(self.rows()).encode())
+        for name in ("BTC/USD", "XBT/USD", "BTCUSD", "XXBTZUSD"):
+            self.assertEqual(command(str(self.folder), "--pair", name), expected)
+        for name, like in (("ETH/USD", "ETHUSD_1.csv"), ("FOO/USD", "FOOUSD_1.csv")):
+            code, output, errors = command(str(self.folder), "--pair", name)
+            self.assertEqual((code, output), (2, ""))
+            self.assertIn(f"no files of {name}, like {like}", errors)
 
 
 class TestFeeDrag(unittest.TestCase):
@@ -409,13 +495,13 @@ class TestSameConstants(unittest.TestCase):
         self.assertEqual(backtest.FRUITLESS_MAX, orders_module.FRUITLESS_MAX)
 
 
-def command(*words: str) -> tuple[int, str, str]:
+def command(*words: str, **environment: str) -> tuple[int, str, str]:
     """Return exit code, output and errors of `backtest`, run far from any configuration."""
     output, errors = Terminal(), io.StringIO()
     own = {name: text for name, text in os.environ.items() if not name.startswith("KRAKENBOT_")}
     with (
         redirect_stdout(output), redirect_stderr(errors),
-        mock.patch.dict(os.environ, own, clear=True),
+        mock.patch.dict(os.environ, own | environment, clear=True),
     ):  # fmt: skip
         code = cli.main(["--config", os.devnull, "backtest", *words])
     return code, output.getvalue(), errors.getvalue()

@@ -15,17 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from krakenbot import config as configuration
-from krakenbot.commands.page import Mark, Point, Story, headline, thinned, write
+from krakenbot.commands.page import Mark, Point, Story, headline, thinned, utc, write
 from krakenbot.config import Config
 from krakenbot.decision import plan_of
-from krakenbot.pairs import PairRules, parse_rules, plain
+from krakenbot.pairs import PairRules, decimal, parse_rules, plain
 from krakenbot.simulated import candlefile
 from krakenbot.simulated.backtest import Costs, Replay, Result
 from krakenbot.simulated.candlefile import BadDataError, Columns, interval_of, pair_of, units
 from krakenbot.simulated.exchange import FEE_RATE
 from krakenbot.simulated.listing import PAIRS, aliases, unlisted
 
-HELP = "The same decisions, orders, fees and margin as live, over Kraken's OHLCVT files."
 EXAMPLE = "krakenbot backtest XBTUSD_1.csv.gz --fee 0.4 --sweep length=10:60:2 interval=1,5,15"
 
 _KEYS = {
@@ -33,7 +32,7 @@ _KEYS = {
     "length": "STRATEGY_LENGTH", "balance": "PAPER_BALANCE", "fee": "EXCHANGE_FEE_PERCENT",
 }  # fmt: skip
 _SWEPT = ("length", "interval")
-_RUNS_MAX = 10_000
+_SWEPT_MAX, _RUNS_MAX = 50_000, 10_000
 _PART = 20_000
 _UNIT = 10.0**-candlefile.DIGITS
 _GRID_WIDTH = 90
@@ -49,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, key in _KEYS.items():
         unit = {"interval": " (minutes)", "fee": " (percent)"}.get(name, "")
         parser.add_argument(f"--{name}", help=f"in place of {key.lower()} as configured{unit}")
-    parser.add_argument("--slippage", metavar="PERCENT", type=Decimal, default=Decimal(0),
+    parser.add_argument("--slippage", metavar="PERCENT", type=decimal, default=Decimal(0),
                         help="of the price, on top of the half spread of one tick")  # fmt: skip
     parser.add_argument("--sweep", nargs="+", metavar="KEY=VALUES", default=[],
                         help=f"{', '.join(_SWEPT)}: 10:60:2 (from:to:step) or 1,5,15")  # fmt: skip
@@ -76,6 +75,10 @@ def run(arguments: argparse.Namespace) -> int:
 def _backtest(config: Config, arguments: argparse.Namespace) -> list[str]:
     """Return the lines to print."""
     sweep = _parse_sweep(arguments.sweep)
+    if sweep and arguments.report:
+        raise BadDataError("--report: shows one run, so it does not go with --sweep")
+    if "length" in sweep and config.strategy.name != "sma-slope":
+        raise BadDataError(f"--sweep length: strategy {config.strategy.name} has no length")
     paths, pair, file_s = _files(arguments.files, config)
     notes: list[str] = []
     parts = candlefile.read(paths, file_s, notes)
@@ -95,7 +98,8 @@ def _backtest(config: Config, arguments: argparse.Namespace) -> list[str]:
     costs = Costs(fee_rate, config.paper.balance, arguments.slippage / 100)
     parts = _watched(chain([first], parts))
     if sweep:
-        return _sweep(config, rules, costs, parts, sweep, arguments.json) + notes
+        lines = _sweep(config, rules, costs, parts, sweep, arguments.json)
+        return lines if arguments.json else lines + notes
     drawn = arguments.report is not None
     replay = Replay(plan_of(config), rules, costs, _FILLS_SHOWN * drawn)
     parts = candlefile.aggregate(parts, config.interval * 60)
@@ -123,25 +127,32 @@ def as_json(result: Result) -> dict[str, Any]:
 def _files(named: list[Path], config: Config) -> tuple[list[Path], str, int]:
     """Return the files to read, all of one pair and interval, with these two."""
     paths: list[Path] = []
+    wanted = _altname(config.pair)
     for path in named:
-        inside = [p for p in sorted(path.rglob("*_*.csv*")) if pair_of(p) == config.pair]
+        inside = [p for p in sorted(path.rglob("*_*.csv*")) if _altname(pair_of(p)) == wanted]
         if path.is_dir() and not inside:
-            raise BadDataError(f"{path}: no files of {config.pair}, like {config.pair}_1.csv")
+            raise BadDataError(f"{path}: no files of {config.pair}, like {wanted}_1.csv")
         # Of a folder, the largest interval that the wanted one can be made of, or the smallest.
         steps = {interval_of(p) for p in inside}
         fitting = (step for step in steps if config.interval * 60 % step == 0)
         chosen = max(fitting, default=min(steps, default=0))
         paths += [p for p in inside if interval_of(p) == chosen] if inside else [path]
-    kinds = {(pair_of(path) or config.pair, interval_of(path)) for path in paths}
+    kinds = {(_altname(pair_of(path)) or wanted, interval_of(path)) for path in paths}
     if len(kinds) > 1:
         words = ", ".join(f"{pair} {step // 60} min" for pair, step in sorted(kinds))
         raise BadDataError(f"the files are not of one pair and interval: {words}")
     return paths, *kinds.pop()
 
 
+def _altname(pair: str | None) -> str:
+    """Return the name that the files of a pair have, nothing for None."""
+    known = (row["altname"] for key, row in PAIRS.items() if pair in aliases(key, row))
+    return next(known, (pair or "").replace("/", ""))
+
+
 def _rules(pair: str, part: Columns, notes: list[str]) -> PairRules:
     for key, row in PAIRS.items():
-        if pair in aliases(key, row):
+        if pair == row["altname"]:
             return parse_rules(key, row)
     notes.append(f"{pair} is not in the built-in list of pairs: general rules are assumed")
     decimals = max(-int(candlefile.exact(close).as_tuple().exponent) for close in part.closes)
@@ -159,7 +170,7 @@ def _watched(parts: Iterable[Columns]) -> Iterator[Columns]:
         count += len(part.closes)
         if shown and time.monotonic() - said > 0.5:
             said = time.monotonic()
-            print(f"\r{count:,} candles, {_date(part.time)}", end="", file=sys.stderr, flush=True)
+            print(f"\r{count:,} candles, {utc(part.time)}", end="", file=sys.stderr, flush=True)
     if shown:
         print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
@@ -172,10 +183,12 @@ def _parse_sweep(words: list[str]) -> dict[str, list[int]]:
         try:
             for piece in text.split(","):
                 begin, *rest = (int(number) for number in piece.split(":"))
-                values += range(begin, (rest or [begin])[0] + 1, *rest[1:])
-            if key not in _SWEPT or key in sweep or min(values) < 1 or max(values) > 50_000:
-                raise ValueError
-        except (ValueError, TypeError):
+                found = range(begin, (rest or [begin])[0] + 1, *rest[1:])
+                fits = 1 <= found[0] <= found[-1] <= _SWEPT_MAX
+                if not fits or key not in _SWEPT or key in sweep:
+                    raise ValueError
+                values += found
+        except (ValueError, TypeError, IndexError):
             raise BadDataError(
                 f"--sweep {word}: must be one of {', '.join(_SWEPT)}, then = and whole numbers "
                 "like 10:60:2 (from:to:step) or 1,5,15"
@@ -266,14 +279,10 @@ def _one(task: tuple[Config, dict[str, int], PairRules, Costs]) -> Result:
     return replay.result()
 
 
-def _date(moment: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M", time.gmtime(moment))
-
-
 def _title(result: Result) -> str:
     return (
-        f"{result.pair}, {result.interval_s // 60} min, {_date(result.begin)} to "
-        f"{_date(result.end)} UTC, {result.days:,.1f} days, {result.candles:,} candles"
+        f"{result.pair}, {result.interval_s // 60} min, {utc(result.begin)} to "
+        f"{utc(result.end)} UTC, {result.days:,.1f} days, {result.candles:,} candles"
     )
 
 
@@ -338,7 +347,7 @@ def _story(
 ) -> Story:  # fmt: skip
     marks, orders = [], []
     for fill in replay.fills:
-        when, side = _date(fill.time), "buy" if fill.direction > 0 else "sell"
+        when, side = utc(fill.time), "buy" if fill.direction > 0 else "sell"
         why = f"{fill.reason}: {'close' if fill.closing else 'open'}"
         volume, price, fee = plain(fill.volume), plain(fill.price), fill.fee + fill.opening_fee
         text = f"{when} {side} {volume} at {price}: {why}"

@@ -9,7 +9,6 @@ cost steps, many at once; anything else goes through the same pure functions as 
 from collections import deque
 from collections.abc import Sequence
 from decimal import Decimal
-from itertools import islice
 from math import inf
 from typing import NamedTuple
 
@@ -102,8 +101,8 @@ class Replay:
         self._begin, self._first_open, self._candles, self._candles_held = 0, ZERO, 0, 0
         self._seen = self._direction = self._first = 0
         self._entered, self._off_target, self._flatten = plan.entry_now, True, ""
-        self._too_dear = inf
-        self._recent: deque[int] = deque(maxlen=plan.limits.max_orders_per_day)
+        self._too_dear, self._allowed_at = inf, 0
+        self._recent: deque[int] = deque()
         self._turns = self._trips = self._won = self._orders = self._fruitless = 0
         self._turnover = self._opening_fees = ZERO
         self._worth = costs.balance
@@ -183,7 +182,8 @@ class Replay:
             if stop == turn:
                 self._direction = ahead[0][1]
                 ahead = ahead[1:]
-            self._look(stop)
+            if self._wake(stop) >= self._allowed_at:
+                self._look(stop)
             at = stop + 1
 
     def _slope_turns(self, begin: int, end: int) -> list[tuple[int, int]]:
@@ -217,13 +217,12 @@ class Replay:
         is near an end; beyond `turn` when there is none before."""
         if self._off_target:
             # What could not be paid at one price cannot be at a higher one.
-            opens = enumerate(map(units, islice(self._opens, at + 1, turn + 1)), at)
-            return next((number for number, price in opens if price < self._too_dear), turn)
-        stop, interval_s = turn + 1, self.plan.interval_s
+            opens, dear = self._opens, self._too_dear
+            later = range(max(at, self._candle(self._allowed_at)), turn)
+            return next((number for number in later if units(opens[number + 1]) < dear), turn)
         if not self._sign:
-            return stop
-        if self._time + stop * interval_s + WAKE_DELAY_S >= self._due:
-            stop = max(-int((self._time + WAKE_DELAY_S - self._due) // interval_s) - 1, at)
+            return turn + 1
+        stop = min(turn + 1, max(at, self._candle(self._due)))
         # The open of the candle after counts too: that is where the position is marked.
         prices, worst = (self._lows, self._low) if self._sign > 0 else (self._highs, self._high)
         if not self._outlives(worst):
@@ -274,6 +273,7 @@ class Replay:
         Each closes and opens the other way. Returns how many; afterwards they are in the books.
         """
         sign, due, recent, held = self._sign, self._due, self._recent, abs(self._held)
+        room = self.plan.limits.max_orders_per_day - self._orders_a_turn
         if (
             not (self._quick and sign and ahead and ahead[0][1] == -sign) or self._off_target
             or self._low < self._price_min or self.book.held != self._volume
@@ -290,7 +290,7 @@ class Replay:
             now, fixed = self._wake(turn), balance + gain - sign * paid
             if (
                 now >= due or fixed + worst[sign] <= enough
-                or (len(recent) == recent.maxlen and recent[1] > now - DAY_S)
+                or (len(recent) > room and self._sent(now) > room)
             ):  # fmt: skip
                 break
             recent.extend((now,) * self._orders_a_turn)
@@ -350,7 +350,6 @@ class Replay:
             and plan.leverage in {*rules.leverages_buy} & {*rules.leverages_sell}
             and self._volume == plan.size >= rules.ordermin
             and all(size is None or 2 * self._volume <= size for size in sizes)
-            and limits.max_orders_per_day > 2
         )
 
     def _look_up(self) -> None:
@@ -373,6 +372,16 @@ class Replay:
         """Return when candle `at` is decided on."""
         return self._time + (at + 1) * self.plan.interval_s + WAKE_DELAY_S
 
+    def _candle(self, moment: float) -> int:
+        """Return the first candle that is decided on at this moment or later."""
+        return -int((self._time + WAKE_DELAY_S - moment) // self.plan.interval_s) - 1
+
+    def _sent(self, now: int) -> int:
+        """Return how many orders were sent in the 24 h before, and forget older ones."""
+        while self._recent and self._recent[0] <= now - DAY_S:
+            self._recent.popleft()
+        return len(self._recent)
+
     def _look(self, at: int) -> None:
         """Do after candle `at` all that a tick does."""
         account, book, quote = self.account, self.book, self.rules.quote
@@ -381,7 +390,7 @@ class Replay:
         lost = account.sweep(book, now, exact(self._lows[at]), exact(self._highs[at]))
         lost = account.advance(book, now, opened) or lost
         charged = account.rollovers.get(quote, ZERO) - charged
-        self._off_target, self._too_dear = False, inf
+        self._off_target, self._too_dear, self._allowed_at = False, inf, 0
         if lost is not None:
             self._count(now, -self._sign, "liquidated", (lost,))
             self.ended = f"liquidated at {now}: the bot would stop here"
@@ -419,8 +428,7 @@ class Replay:
         """Send an order as the bot would; return whether there may be another one."""
         plan, rules, account = self.plan, self.rules, self.account
         quote = Quote(opened - self._tick, opened + self._tick)
-        today = sum(time > now - DAY_S for time in self._recent)
-        money = rules.quote
+        today, today_max, money = self._sent(now), plan.limits.max_orders_per_day, rules.quote
         summary = MarginSummary(
             account.balances[money], account.unrealized(money), account.used_margin(money)
         )
@@ -430,7 +438,9 @@ class Replay:
         if against is not None:
             self._off_target = True
             self.objection = self.objection or against.reason
-            if not (held or against.passing or today >= plan.limits.max_orders_per_day):
+            if not (held or against.passing) and today >= today_max:
+                self._allowed_at = self._recent[today - today_max] + DAY_S
+            elif not (held or against.passing):
                 self._too_dear = units(opened) if step.volume * opened >= rules.costmin else inf
             return step.purpose is Purpose.TURN and not against.passing
         self._recent.append(now)

@@ -11,6 +11,8 @@ import gzip
 import json
 import re
 import zlib
+from array import array
+from bisect import bisect
 from collections.abc import Iterable, Iterator, Sequence
 from decimal import Decimal
 from itertools import chain, pairwise
@@ -27,7 +29,7 @@ GAP_MAX_S = 31 * 86400  # More is a hole that no flat price may paper over.
 DIGITS = 10
 INTERVALS = (1, 5, 15, 30, 60, 240, 720, 1440, 10080, 21600)
 _MIXED_ROWS = 16
-_VOLUMES = re.compile(rb"(?:\d++(?:\.\d++)?+(?:e-\d++)?+,)*+")  # Small ones are like 5e-07.
+_VOLUMES = re.compile(rb"(?:\d++(?:\.\d++)?+(?:e-\d++|E\+\d)?+,)*+")  # Like 5e-07, 1E+1.
 _ZEROS = bytes.maketrans(b"123456789", b"000000000")
 
 Price = int | bytes
@@ -107,15 +109,23 @@ def read(paths: Sequence[Path], interval_s: int, notes: list[str]) -> Iterator[C
     Rows that an earlier file had already are left out; `notes` gets a line about them.
     """
     last: tuple[int, Price] | None = None
-    for path in sorted(paths, key=lambda path: next(_blocks(path))[1][0]) if paths[1:] else paths:
+    begins: list[tuple[float, Path]] = sorted((next(_blocks(path))[1][0], path) for path in paths)
+    known = array("q")  # The times that a later file may have as well.
+    for (_, path), (later, _) in pairwise([*begins, (inf, Path())]):
         skipped, ended = 0, last[0] if last else -1
         for number, times, rows in _blocks(path):
             old = sum(time <= ended for time in times) if times[0] <= ended else 0
             skipped += old
+            had = known[bisect(known, times[0] - 1) : bisect(known, times[old - 1])] if old else ()
+            if odd := {*times[:old]}.difference(had):
+                line = f"{path}:{number + times.index(min(odd))}: time {min(odd)}"
+                raise BadDataError(f"{line} is in a gap of a file that begins earlier")
             if old < len(times):
                 times, rows = times[old:], rows.cut(old, len(times))
                 yield _filled(times, rows, interval_s, last, path, number + old)
                 last = times[-1], rows.closes[-1]
+                if times[-1] >= later:
+                    known.extend(time for time in times if time >= later)
         if skipped:
             notes.append(f"{path}: {skipped} rows are in an earlier file already")
 
@@ -180,8 +190,7 @@ def _form(column: Column) -> bytes:
 def _blocks(path: Path) -> Iterator[tuple[int, list[int], Columns]]:
     """Yield blocks of rows: the number of the first line, the times, the columns. At least one."""
     if ".json" in path.suffixes:
-        candles = _answer(path)[1]
-        yield 1, [candle.time for candle in candles], columns_of(candles, 0)
+        yield 1, *_answer(path)[1:]
         return
     number = 1
     try:
@@ -217,15 +226,19 @@ def _rows(block: bytes) -> tuple[list[int], Columns] | None:
     count = len(trades)
     if not 7 * count == len(fields) == 7 * block.count(b"\n"):
         return None
-    for _ in range(2):
+    texts = columns
+    for attempt in range(3):
         prices = b"," + b",".join(chain(*columns))
         form = b"," + _form(columns[0])
         # Too many fields in one line and too few in another would be of another form as well.
         if len(form) <= 21 and prices.translate(_ZEROS) == form * 4 * count:
             break
-        # Zeros at the end are not always written.
-        width = min(max(map(len, chain(*columns))), 20)
-        columns = [[text.ljust(width, b"0") for text in column] for column in columns]
+        # Zeros at the end are not always written, those before 999.9 near 1000.0 never.
+        if attempt:
+            whole = min(max(text.find(b".") for text in chain(*texts)), 20)
+            texts = [[b"0" * (whole - text.find(b".")) + text for text in part] for part in texts]
+        width = min(max(map(len, chain(*texts))), 20)
+        columns = [[text.ljust(width, b"0") for text in part] for part in texts]
     else:
         return None
     point = form.find(b".")
@@ -276,8 +289,8 @@ def _slow_rows(block: bytes, path: Path, number: int) -> tuple[list[int], Column
     return times, _part(0, 0, *zip(*columns, strict=True))
 
 
-def _answer(path: Path) -> tuple[str, list[Candle]]:
-    """Return the key and the finished candles of a saved OHLC answer."""
+def _answer(path: Path) -> tuple[str, list[int], Columns]:
+    """Return the key of a saved OHLC answer, and times and columns of its finished candles."""
     from krakenbot.ohlc import parse_rows
 
     try:
@@ -285,10 +298,11 @@ def _answer(path: Path) -> tuple[str, list[Candle]]:
             answer = json.loads(file.read(1 << 24), parse_float=Decimal)
         result = answer.get("result", answer)
         candles = parse_rows(result, 60)[:-1]
-        return next(key for key in result if key != "last"), [candles[0], *candles[1:]]
+        key = next(key for key in result if key != "last")
+        return key, [candle.time for candle in candles], columns_of(candles, 0)
     except (
         OSError, EOFError, zlib.error, ValueError, LookupError, AttributeError, StopIteration,
-        UnansweredError,
+        ArithmeticError, RecursionError, UnansweredError,
     ) as error:  # fmt: skip
         raise BadDataError(f"{path}: not a saved OHLC answer: {error}") from error
 
@@ -323,7 +337,7 @@ def _filled(
 
 def _wrong_time(time: int, step: int, interval_s: int, repeated: int) -> str | None:
     """Return what is wrong with a time so long after the one before, None if it may be so."""
-    if time % interval_s or time < 0:
+    if time % interval_s or not 0 <= time < 1 << 33:
         return f"is not the start of a candle of {interval_s // 60} min"
     if step <= 0:
         return f"comes after {time - step}" if step else "is there twice"

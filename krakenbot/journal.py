@@ -457,7 +457,8 @@ def _check(path: Path) -> None:
                 raise damaged(path, "its tables are not a journal's")
             if tables:
                 journal = Journal(connection)
-                journal.account()
+                if not all(value.is_finite() for value in journal.account()):
+                    raise damaged(path, "its account holds what is no number")
                 journal.intents("outcome IS NULL")
                 journal.fruitless_in_a_row()
                 for key in ("first_direction", "charges_read", "pnl_at_resume"):

@@ -102,6 +102,15 @@ class PublicTest(unittest.TestCase):
             ["EGeneral:Invalid arguments:interval"],
         )
 
+    def test_an_asset_asked_for_by_two_names_comes_once(self) -> None:
+        client = Client()
+        self.assertEqual(list(client.get("Assets?asset=XBT,XXBT,USD")["result"]), ["XXBT", "ZUSD"])
+        self.assertEqual(client.get("Assets?asset=XBT,X")["error"], ["EQuery:Unknown asset"])
+
+    def test_a_depth_is_a_whole_number(self) -> None:
+        self.assertEqual(Client().get("Depth?pair=XBTUSD&count=1.9")["error"],
+                         ["EGeneral:Invalid arguments:count"])  # fmt: skip
+
     def test_unknown_parameters_are_ignored_and_counted(self) -> None:
         client = Client()
         with logged() as out:
@@ -190,6 +199,7 @@ class OrderTest(unittest.TestCase):
             ({"ordertype": "limit"}, "EAPI:Feature disabled"),
             ({"oflags": "fciq,viqc"}, "EAPI:Feature disabled"),
             ({"close[ordertype]": "limit"}, "EAPI:Feature disabled"),
+            ({"starttm": "+3600"}, "EAPI:Feature disabled"),
             ({"oflags": "post"}, f"{bad}:oflags"),
             ({"volume": "1e-2"}, f"{bad}:volume"),
             ({"volume": "0.000123456789"}, f"{bad}:volume"),
@@ -293,6 +303,63 @@ class OrderTest(unittest.TestCase):
         late = client.result("ClosedOrders", start=times[3], closetime="open", without_count="true")
         self.assertEqual(len(late["closed"]), 3)
         self.assertNotIn("count", late)
+
+
+class HistoryTest(unittest.TestCase):
+    def test_an_id_as_start_or_end_stands_for_its_time(self) -> None:
+        client = Client()
+        for _ in range(4):
+            client.result("AddOrder", **MARKET, leverage="2")
+            client.time += 1
+        for name, key in (("ClosedOrders", "closed"), ("TradesHistory", "trades"),
+                          ("Ledgers", "ledger")):  # fmt: skip
+            with self.subTest(name=name):
+                ids = list(client.result(name)[key])
+                self.assertEqual(list(client.result(name, start=ids[2], closetime="open")[key]),
+                                 ids[:2])  # fmt: skip
+                self.assertEqual(list(client.result(name, end=ids[2], closetime="open")[key]),
+                                 ids[2:])  # fmt: skip
+                self.assertEqual(client.error(name, start="OAAAAA-BBBBB-CCCCCC"),
+                                 "EGeneral:Invalid arguments:start")  # fmt: skip
+
+    def test_a_client_order_id_is_found_by_its_very_words_or_its_128_bits(self) -> None:
+        for said, asked, others in (
+            ("a,b", ("a,b",), ("a", "all")),
+            (ID, (ID, ID.upper(), ID.replace("-", "")), (ID[:-1] + "0",)),
+            (ID.replace("-", "").upper(), (ID,), ("all",)),
+        ):
+            client = Client()
+            client.result("AddOrder", **MARKET, cl_ord_id=said)
+            for text in (*asked, *others):
+                with self.subTest(said=said, text=text):
+                    found = client.result("ClosedOrders", cl_ord_id=text)
+                    self.assertEqual(found["count"], int(text in asked))
+            for text in asked:
+                self.assertIn("not unique", client.error("AddOrder", **MARKET, cl_ord_id=text))
+
+    def test_trades_are_told_by_what_they_did_to_positions(self) -> None:
+        client = Client()
+        client.result("AddOrder", **MARKET)
+        client.result("AddOrder", **MARKET, leverage="2")
+        client.result("AddOrder", **{**MARKET, "type": "sell"}, leverage="2")
+        for kind, count in (("all", 3), ("any position", 2), ("closing position", 1),
+                            ("no position", 1)):  # fmt: skip
+            self.assertEqual(client.result("TradesHistory", type=kind)["count"], count, kind)
+        self.assertEqual(client.error("TradesHistory", type="closed position"),
+                         "EAPI:Feature disabled")  # fmt: skip
+
+    def test_ledger_and_volume_are_told_as_they_grow(self) -> None:
+        client = Client()
+        for count in (2, 4):
+            client.result("AddOrder", **MARKET)
+            ledger = client.result("Ledgers")["ledger"]
+            self.assertEqual(len(ledger), count)
+            name = next(iter(ledger))
+            self.assertEqual(client.result("QueryLedgers", id=name), {name: ledger[name]})
+        trades = client.result("TradesHistory")["trades"].values()
+        self.assertEqual(D(client.result("TradeVolume")["volume"]),
+                         sum(D(row["cost"]) for row in trades).quantize(D("0.0001")))  # fmt: skip
+        self.assertEqual(client.result("Ledgers", asset="XXBT,ZEUR", type="trade")["count"], 2)
 
 
 class TimePassesTest(unittest.TestCase):

@@ -12,7 +12,6 @@ from krakenbot.pairs import decimal
 from krakenbot.signing import decode_secret
 from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
 
-HELP = "A local exchange that answers as Kraken's Spot REST API does, for any client."
 EXAMPLE = "krakenbot sandbox --port 8080 --speed 60 --feed random:7"
 PORT = 8080
 SPEED_MAX = 100000

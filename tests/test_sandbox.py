@@ -156,6 +156,10 @@ class LoginTest(unittest.TestCase):
         for _ in range(20):
             client.send("Balance", b"nonce=0", "0")
         self.assertEqual(client.error("Balance"), "EGeneral:Temporary lockout")
+        client.time += server.LOCKOUT_S - 1
+        self.assertEqual(client.error("Balance"), "EGeneral:Temporary lockout")
+        client.time += server.LOCKOUT_S - 1
+        self.assertEqual(client.error("Balance"), "EGeneral:Temporary lockout")
         client.time += server.LOCKOUT_S
         client.result("Balance")
 
@@ -400,6 +404,30 @@ class TimePassesTest(unittest.TestCase):
         order = next(iter(client.result("ClosedOrders")["closed"].values()))
         self.assertEqual((order["misc"], order["descr"]["type"]), ("liquidated", "sell"))
 
+    def test_amounts_beyond_all_markets_are_refused_and_stop_nobody(self) -> None:
+        client = Client()
+        client.control("position", pair="XBTUSD", side="sell", volume="0.0001")
+        for name, wish in (("balance", {"asset": "ZUSD", "amount": "1e24"}),
+                           ("balance", {"asset": "ZUSD", "amount": "-1e15"}),
+                           ("price", {"pair": "XBTUSD", "price": "1e15"})):  # fmt: skip
+            self.assertIn("error", client.control(name, **wish))
+        client.control("balance", asset="ZUSD", amount="999999999999999")
+        self.assertNotIn("error", client.control("price", pair="XBTUSD", price="99999999999999"))
+        self.assertNotIn("error", client.control("clock", advance=120))
+        self.assertEqual(client.get("Time")["error"], [])
+        client.api.prices["XXBTZUSD"] = D("1e30")
+        self.assertEqual(client.control("clock", advance=14400),
+                         {"error": ["EGeneral:Internal error"]})  # fmt: skip
+
+    def test_a_margin_that_rounds_to_nothing_is_shown(self) -> None:
+        client = Client()
+        client.control("price", pair="XBTUSD", price="0.2")
+        client.control("status", fill_share="0.000000001")
+        client.result("AddOrder", **{**MARKET, "volume": "10"}, leverage="2")
+        markets = client.result("OpenPositions", consolidation="market")
+        self.assertEqual([(row["margin"], row["vol"]) for row in markets],
+                         [("0.00000", "0.00000001")])  # fmt: skip
+
     def test_a_human_hand_moves_clock_position_money_and_status(self) -> None:
         client = Client()
         truth = client.control("position", pair="XBTUSD", side="sell", volume="0.01")
@@ -486,6 +514,21 @@ class HttpTest(unittest.TestCase):
         ):
             with self.subTest(request=request[:60]):
                 self.assertEqual(self.raw(request).split(b" ")[1:2], [status])
+
+    def test_a_head_is_refused_without_a_body(self) -> None:
+        answer = self.raw(b"HEAD /0/public/Time HTTP/1.1\r\n\r\n")
+        self.assertTrue(answer.startswith(b"HTTP/1.1 501 "), answer)
+        self.assertTrue(answer.endswith(b"\r\n\r\n"), answer)
+
+    def test_a_refused_client_that_trickles_on_is_hung_up_on_soon(self) -> None:
+        began = time.monotonic()
+        with socket.create_connection(self.address(), 5) as trickling:
+            trickling.sendall(b"hello\r\n\r\n")
+            with self.assertRaises(OSError):
+                while time.monotonic() < began + 5:
+                    trickling.sendall(b"x")
+                    time.sleep(0.05)
+        self.assertLess(time.monotonic() - began, 3)
 
     def test_hostile_and_silent_clients_in_any_number_stop_nobody(self) -> None:
         began = time.monotonic()

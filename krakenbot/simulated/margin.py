@@ -21,6 +21,7 @@ from krakenbot.pairs import PairRules
 
 ROLLOVER_S = 14400
 MARGIN_RATE = Decimal("0.0002")
+AMOUNT_MAX = Decimal(10**15)  # Sums of what is below can still be rounded to the last digit.
 
 
 class Trade(NamedTuple):
@@ -259,7 +260,7 @@ class Account:
             price = (money + book.cost_left) / (book.held + book.stop * loans)
         step = Decimal(1).scaleb(-book.rules.pair_decimals)
         rounding = ROUND_DOWN if book.sign > 0 else ROUND_UP
-        return price.quantize(step, rounding=rounding) if price > 0 else None
+        return price.quantize(step, rounding=rounding) if 0 < price < AMOUNT_MAX else None
 
     def unrealized(self, quote: str) -> Decimal:
         return sum((book.unrealized() for book in self._books(quote)), ZERO)

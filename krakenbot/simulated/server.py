@@ -27,7 +27,7 @@ from krakenbot.simulated.faults import Faults
 from krakenbot.simulated.feed import INTERVALS, Feed
 from krakenbot.simulated.front import Answer, Front
 from krakenbot.simulated.listing import ASSETS, PAIRS, SANDBOX_KEY, SANDBOX_SECRET
-from krakenbot.simulated.margin import Account, Book, Trade, identifier
+from krakenbot.simulated.margin import AMOUNT_MAX, Account, Book, Trade, identifier
 from krakenbot.simulated.words import Params, Row, Wish, bad, flag, number, whole
 
 Headers = Mapping[str, str]
@@ -143,6 +143,8 @@ class SandboxApi:
                     answer = {"error": [], "result": self._dispatch(method, path, headers, said)}
             except RefusedError as error:
                 answer = {"error": [str(error)]}
+            except ArithmeticError:  # Amounts that no market knows.
+                answer = {"error": ["EGeneral:Internal error"]}
             text = json.dumps(answer, separators=(",", ":"), default="{:f}".format)
         if path.startswith("/0/private/") and MS_NONCES[0] < self._nonce < MS_NONCES[1]:
             time.sleep(0.001)  # No network is so fast that two requests share a millisecond.
@@ -178,6 +180,7 @@ class SandboxApi:
     def _authenticate(self, path: str, headers: Headers, p: Params, body: bytes) -> None:
         now, nonce = self.now(), p.get("nonce", "")
         if now < self._locked_until:
+            self._locked_until = now + LOCKOUT_S
             raise RefusedError("EGeneral:Temporary lockout")
         is_number = nonce.isascii() and nonce.isdecimal() and len(nonce) <= 20
         signature, told = sign(self._secret, path, nonce, body), headers.get("api-sign", "")
@@ -552,7 +555,7 @@ class SandboxApi:
         rules = self._pair(wish["pair"])
         self.prices.pop(rules.pair, None)
         if wish["price"] is not None:
-            price = decimal(wish["price"]).quantize(_tick(rules))
+            price = _amount(wish["price"]).quantize(_tick(rules))
             if price <= _tick(rules):
                 raise ValueError("the price is not above one tick")
             self.prices[rules.pair] = price
@@ -560,7 +563,7 @@ class SandboxApi:
     def _set_balance(self, wish: Row) -> None:
         """{asset, amount}: a deposit or withdrawal makes the balance that amount."""
         had = self.account.balances.get(wish["asset"], ZERO)
-        self.account.deposit(self.now(), wish["asset"], decimal(wish["amount"]) - had)
+        self.account.deposit(self.now(), wish["asset"], _amount(wish["amount"]) - had)
 
     def _set_status(self, wish: Row) -> None:
         """{status} of the exchange, {pair, status} of one market, {fill_share} of each order."""
@@ -572,6 +575,13 @@ class SandboxApi:
             self._rules[pair] = parse_rules(pair, self.listing[pair])
         else:
             self.system_status = str(wish["status"])
+
+
+def _amount(said: object) -> Decimal:
+    amount = decimal(said)
+    if abs(amount) >= AMOUNT_MAX:
+        raise ValueError(f"{amount} is not below {AMOUNT_MAX}")
+    return amount
 
 
 def _tick(rules: PairRules) -> Decimal:

@@ -174,7 +174,8 @@ def market_row(rows: Sequence[Row]) -> Row:
             if name in rows[0]}  # fmt: skip
     same = {"pair": rows[0]["pair"], "type": rows[0]["type"], "positions": str(len(rows))}
     texts = {name: f"{total:{'+' if name == 'net' else ''}f}" for name, total in sums.items()}
-    return same | texts | {"leverage": f"{sums['cost'] / sums['margin']:.5f}"}
+    leverage = sums["cost"] / (sums["margin"] or 1)  # The margin of a few coins may round to 0.
+    return same | texts | {"leverage": f"{leverage:.5f}"}
 
 
 def bar_row(bar: Bar, rules: PairRules) -> list[Any]:

@@ -381,6 +381,32 @@ class TimePassesTest(unittest.TestCase):
             + D(truth["unrealized"]["ZUSD"]),
         )  # fmt: skip
 
+    def test_after_a_long_step_the_ledger_is_in_order_of_time(self) -> None:
+        client = Client()
+        for pair in ("XBTUSD", "ETHUSD", "XBTUSD", "SOLUSD", "ETHUSD"):
+            client.result("AddOrder", **{**MARKET, "pair": pair, "volume": "0.1"}, leverage="2")
+            client.time += 700
+        client.control("price", pair="ETHUSD", price="3000")
+        client.control("clock", advance=2 * 86400)
+        client.control("price", pair="ETHUSD", price=None)
+        client.control("clock", advance=86400)
+        first, rest = (client.result("Ledgers", ofs=ofs)["ledger"] for ofs in (0, 50))
+        rows = list((first | rest).values())[::-1]
+        self.assertEqual(len(rows), 5 + 5 * 18)
+        self.assertEqual([row["time"] for row in rows], sorted(row["time"] for row in rows))
+        balance = D(10000)
+        for row in rows:
+            balance += D(row["amount"]) - D(row["fee"])
+            self.assertEqual(D(row["balance"]), balance)
+
+    def test_a_month_passes_quickly_and_not_more_of_it_at_once(self) -> None:
+        client = Client()
+        client.result("AddOrder", **MARKET, leverage="2")
+        began = time.perf_counter()
+        self.assertNotIn("error", client.control("clock", advance=31 * 86400))
+        self.assertLess(time.perf_counter() - began, 5)
+        self.assertIn("31 days", str(client.control("clock", advance=31 * 86400 + 1)["error"]))
+
     def test_the_level_is_missing_without_a_position(self) -> None:
         client = Client()
         self.assertNotIn("ml", client.result("TradeBalance"))

@@ -9,11 +9,13 @@ import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
+from heapq import merge
 from hmac import compare_digest
 from itertools import takewhile
+from operator import itemgetter
 from typing import Any
 
 from krakenbot import log
@@ -31,6 +33,7 @@ from krakenbot.simulated.margin import AMOUNT_MAX, Account, Book, Trade, identif
 from krakenbot.simulated.words import Params, Row, Wish, bad, flag, number, whole
 
 Headers = Mapping[str, str]
+_Look = tuple[Book, float, Decimal, Decimal, Decimal]
 
 START_BALANCES = {"ZUSD": Decimal(10000), "ZEUR": Decimal(5000), "USDT": Decimal(1000)}
 KEPT, PAGE = 10000, 50
@@ -54,7 +57,7 @@ _TRADE_TYPES: dict[str, Callable[[Row], bool]] = {
 }
 LOCKOUT_S = 900
 MS_NONCES = (10**12, 10**14)  # What a nonce is that counts milliseconds.
-CLOCK_STEP_MAX_S = 366 * 86400
+CLOCK_STEP_MAX_S = 31 * 86400
 DEADLINE_MIN_S, DEADLINE_MAX_S = 2, 60
 LABELS_MAX = 1000
 
@@ -227,16 +230,29 @@ class SandboxApi:
 
     def _settle(self) -> None:
         """Bring the books to now: each interval's rollovers, then its high and low."""
-        now = self.now()
-        for book in self._books():
-            series = self.feed.series(book.rules)
-            passed = range(series.number(self._settled), series.number(now))
-            for place in passed if book.rules.pair not in self.prices else ():
-                price, high, low, _ = series.prices(place)
-                end = series.first + (place + 1) * series.interval_s
-                self._look(book, math.nextafter(end, 0), price, low, high)
+        now, serial, books = self.now(), self.account.serial, self._books()
+        for _, look in merge(*(self._passed(book, now) for book in books), key=itemgetter(0)):
+            self._look(*look)
+        for book in books:
             self._look(book, now, self._quote(book.rules).mid)
+        self.account.sort_ledger(serial)
         self._settled = now
+
+    def _passed(self, book: Book, now: float) -> Iterator[tuple[float, _Look]]:
+        """Yield a look at each interval that ended, but not where nothing can have happened."""
+        series, tick = self.feed.series(book.rules), _tick(book.rules)
+        alone, due, least, most = len(self._books(book.rules.quote)) == 1, 0.0, ZERO, ZERO
+        passed = range(series.number(self._settled), series.number(now))
+        for place in passed if book.rules.pair not in self.prices else ():
+            price, high, low, _ = series.prices(place)
+            end = math.nextafter(series.first + (place + 1) * series.interval_s, 0)
+            if end >= due or not least < low <= high < most:
+                yield end, (book, end, price, low, high)
+                if alone:
+                    due = min((lot.due for lot in book.lots), default=math.inf)
+                    limit = self.account.liquidation_price(book)
+                    least = limit + tick if limit and book.sign > 0 else ZERO
+                    most = limit - tick if limit and book.sign < 0 else AMOUNT_MAX
 
     def _books(self, quote: str = "") -> list[Book]:
         """Return the books with a position, of all quote currencies or of one."""
@@ -497,9 +513,7 @@ class SandboxApi:
         if method == "POST":
             try:
                 self.controls[name](json.loads(body or b"{}", parse_float=Decimal))
-            except (
-                LookupError, ValueError, TypeError, ArithmeticError, AttributeError, RecursionError,
-            ) as error:  # fmt: skip
+            except (LookupError, ValueError, TypeError, AttributeError, RecursionError) as error:
                 raise bad(str(error)) from None
             self._settle()
         elif name not in ("ledger", "status"):
@@ -546,7 +560,7 @@ class SandboxApi:
         now = self.now()
         target = float(wish.get("now", now + float(wish.get("advance", 0))))
         if not 0 <= target - now <= CLOCK_STEP_MAX_S:
-            raise ValueError("the clock goes forwards only, a year at a time")
+            raise ValueError("the clock goes forwards only, 31 days at a time")
         self._frozen = bool(wish.get("freeze", self._frozen))
         self._offset = target - (0 if self._frozen else self._now())
 

@@ -490,7 +490,7 @@ class HttpTest(unittest.TestCase):
 
     @classmethod
     def setUpClass(cls) -> None:
-        cls.sandbox = server.start("random:1")
+        cls.sandbox = server.Sandbox("random:1")
         cls.addClassCleanup(cls.sandbox.close)
 
     def address(self) -> tuple[str, int]:

@@ -75,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
     decode_secret(Secret(secret))
     try:
         _check(arguments)
-        sandbox = server.start(
+        sandbox = server.Sandbox(
             arguments.feed, arguments.speed, port=arguments.port, key=key, secret=secret,
             fee_rate=_fee_rate(arguments.fee), tier=arguments.counters,
             faults=arguments.faults,

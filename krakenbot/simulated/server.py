@@ -93,9 +93,6 @@ class Sandbox:
         self._front.respond = self._faults.respond
 
 
-start = Sandbox
-
-
 class SandboxApi:
     """One account and its markets. `now` gives unix seconds; `respond` may be called by threads.
 

@@ -19,7 +19,7 @@ SPEED_MAX = 100000
 CONTROLS = (
     ("ledger", "", "orders, fills, books, requests; every other answer is this, too"),
     ("faults", '{"spec": "lost-after=0.02"}', 'as --faults; "" for none'),
-    ("clock", '{"advance": 3600}', 'or {"now": unix seconds}, {"freeze": true}'),
+    ("clock", '{"advance": 3600}', '31 days at most; or {"now": unix seconds}, {"freeze": true}'),
     ("price", '{"pair": "XBTUSD", "price": "60000"}', "null: back to the feed"),
     ("balance", '{"asset": "ZUSD", "amount": "500"}', "a deposit or a withdrawal"),
     ("status", '{"status": "cancel_only"}', 'with "pair": of one market; {"fill_share": "0.5"}'),

@@ -33,7 +33,6 @@ from krakenbot.simulated.margin import AMOUNT_MAX, Account, Book, Trade, identif
 from krakenbot.simulated.words import Params, Row, Wish, bad, flag, number, whole
 
 Headers = Mapping[str, str]
-_Look = tuple[Book, float, Decimal, Decimal, Decimal]
 
 START_BALANCES = {"ZUSD": Decimal(10000), "ZEUR": Decimal(5000), "USDT": Decimal(1000)}
 KEPT, PAGE = 10000, 50
@@ -227,15 +226,13 @@ class SandboxApi:
 
     def _settle(self) -> None:
         """Bring the books to now: each interval's rollovers, then its high and low."""
-        now, serial, books = self.now(), self.account.serial, self._books()
-        for _, look in merge(*(self._passed(book, now) for book in books), key=itemgetter(0)):
+        now, serial = self.now(), self.account.serial
+        for look in merge(*(self._looks(book, now) for book in self._books()), key=itemgetter(1)):
             self._look(*look)
-        for book in books:
-            self._look(book, now, self._quote(book.rules).mid)
         self.account.sort_ledger(serial)
         self._settled = now
 
-    def _passed(self, book: Book, now: float) -> Iterator[tuple[float, _Look]]:
+    def _looks(self, book: Book, now: float) -> Iterator[tuple[Any, ...]]:
         """Yield a look at each interval that ended, but not where nothing can have happened."""
         series, tick = self.feed.series(book.rules), _tick(book.rules)
         alone, due, least, most = len(self._books(book.rules.quote)) == 1, 0.0, ZERO, ZERO
@@ -244,12 +241,13 @@ class SandboxApi:
             price, high, low, _ = series.prices(place)
             end = math.nextafter(series.first + (place + 1) * series.interval_s, 0)
             if end >= due or not least < low <= high < most:
-                yield end, (book, end, price, low, high)
+                yield book, end, price, low, high
                 if alone:
                     due = min((lot.due for lot in book.lots), default=math.inf)
                     limit = self.account.liquidation_price(book)
                     least = limit + tick if limit and book.sign > 0 else ZERO
                     most = limit - tick if limit and book.sign < 0 else AMOUNT_MAX
+        yield book, now, self._quote(book.rules).mid
 
     def _books(self, quote: str = "") -> list[Book]:
         """Return the books with a position, of all quote currencies or of one."""

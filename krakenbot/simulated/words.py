@@ -215,18 +215,15 @@ def flag(p: Params, name: str) -> bool:
     return p.get(name, "").lower() in ("true", "1")
 
 
-def number(p: Params, name: str, default: float) -> float:
+def number(p: Params, name: str, default: float, fraction: str = r"(\.[0-9]*)?") -> float:
     text = p.get(name)
-    if text and not re.fullmatch(r"-?[0-9]{1,20}(\.[0-9]*)?", text):
+    if text and not re.fullmatch("-?[0-9]{1,20}" + fraction, text):
         raise bad(name)
     return float(text) if text else default
 
 
 def whole(p: Params, name: str, default: int) -> int:
-    value = number(p, name, default)
-    if value % 1:
-        raise bad(name)
-    return int(value)
+    return int(number(p, name, default, fraction=""))
 
 
 def price(price: Decimal, rules: PairRules) -> str:

@@ -92,7 +92,7 @@ class TestBuild(unittest.TestCase):
 
     def test_it_runs_for_a_stranger_with_nothing_but_a_state_directory(self) -> None:
         """Empty environment, no home, a folder that cannot be written, a user without rights."""
-        sandbox = server.start("random:3")
+        sandbox = server.Sandbox("random:3")
         self.addCleanup(sandbox.close)
         state, shut, file = self.folder / "state", self.folder / "shut", self.folder / "c.toml"
         state.mkdir(0o700)

@@ -57,7 +57,7 @@ class Called(unittest.TestCase):
 class TestSpot(Called):
     def setUp(self) -> None:
         super().setUp()
-        self.sandbox = server.start("random:3")
+        self.sandbox = server.Sandbox("random:3")
         self.addCleanup(self.sandbox.close)
         self.environ["KRAKENBOT_EXCHANGE_URL"] = self.sandbox.url
 

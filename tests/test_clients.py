@@ -39,7 +39,7 @@ def has(module: str) -> bool:
 
 class WithSandbox(unittest.TestCase):
     def setUp(self) -> None:
-        self.sandbox = server.start("random:1")
+        self.sandbox = server.Sandbox("random:1")
         self.addCleanup(self.sandbox.close)
 
     def mode(self, status: str) -> None:
@@ -177,7 +177,7 @@ class SdkTest(WithSandbox):
             lambda method, **p: client.request("POST", f"/0/private/{method}", params=dict(p))
         )
         self.sandbox.close()
-        self.sandbox = server.start("random:1")
+        self.sandbox = server.Sandbox("random:1")
         self.addCleanup(self.sandbox.close)
 
         async def ask(method: str, parameters: dict[str, str]) -> Any:

@@ -92,7 +92,7 @@ class World:
     """
 
     def __init__(self, path: Path, *, paper: bool, direct: bool = False) -> None:
-        self.sandbox = server.start(f"csv:{path}")
+        self.sandbox = server.Sandbox(f"csv:{path}")
         self.time = float(T0 + 60 * HISTORY + 30)
         self.end = float("inf")
         self._control("clock", freeze=True, now=self.time)
@@ -374,7 +374,7 @@ class TestSpotOverHttp(Contract, unittest.TestCase):
 
 class TestTheSandboxItself(unittest.TestCase):
     def test_its_clock_can_be_stopped_where_it_is(self) -> None:
-        sandbox = server.start("random:1", 100.0)
+        sandbox = server.Sandbox("random:1", 100.0)
         self.addCleanup(sandbox.close)
         answer = sandbox.api.respond("POST", "/sandbox/clock", {}, b'{"freeze": true}')
         self.assertNotIn("error", json.loads(answer.body))

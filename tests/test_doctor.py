@@ -34,7 +34,7 @@ class Patient(unittest.TestCase):
         self.environ: dict[str, str] = {"HOME": folder.name}
 
     def sandbox(self) -> server.Sandbox:
-        sandbox = server.start("random:3")
+        sandbox = server.Sandbox("random:3")
         self.addCleanup(sandbox.close)
         return sandbox
 

@@ -133,6 +133,14 @@ class TimeTest(unittest.TestCase):
         account.advance(book, START + 14400, D(50000))
         self.assertEqual(account.rollovers, {"ZUSD": D("0.40000")})
 
+    def test_the_rollovers_of_two_lots_are_entered_in_order_of_time(self) -> None:
+        account, book = opened("10000")
+        account.fill(book, START + 60, LONG, D("0.01"), D(50000), 2)
+        account.advance(book, START + 5 * 14400, D(50000))
+        times = [entry.time for entry in account.ledger]
+        self.assertEqual(len(times), 2 + 9)
+        self.assertEqual(times, sorted(times))
+
     def test_a_short_pays_on_what_the_coins_are_worth(self) -> None:
         account, book = opened(sign=SHORT)
         account.advance(book, START + 14400, D(60000))

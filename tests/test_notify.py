@@ -219,7 +219,7 @@ class TestSystemd(Quiet):
         self.assertEqual(["STOPPING=1"], self.read(self.socket))
 
     def test_a_run_says_when_it_is_ready_what_it_decided_and_that_it_ends(self) -> None:
-        sandbox = server.start("random:3")
+        sandbox = server.Sandbox("random:3")
         self.addCleanup(sandbox.close)
         environ = {"NOTIFY_SOCKET": self.address, "KRAKENBOT_EXCHANGE_URL": sandbox.url,
                    "STATE_DIRECTORY": str(Path(self.address).parent)}  # fmt: skip

@@ -91,7 +91,7 @@ class TestReadme(unittest.TestCase):
         tools.mkdir()
         (tools / "python3").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
         (tools / "python3").chmod(0o755)
-        sandbox = server.start("random:5", SPEED)
+        sandbox = server.Sandbox("random:5", SPEED)
         self.addCleanup(sandbox.close)
         self.environ = {
             "HOME": str(self.home),

@@ -58,7 +58,7 @@ class Gate:
 
     def __init__(self, speed: float = 2.0, key: str = SANDBOX_KEY, secret: str = SANDBOX_SECRET):
         self.speed = speed
-        self.sandbox = server.start("random:5", speed, key=key, secret=secret)
+        self.sandbox = server.Sandbox("random:5", speed, key=key, secret=secret)
         self.sent: list[tuple[str, dict[str, str]]] = []
         self.edit: Callable[[str, bytes], bytes] = lambda path, answer: answer
         gate = self

@@ -102,6 +102,15 @@ class PublicTest(unittest.TestCase):
             ["EGeneral:Invalid arguments:interval"],
         )
 
+    def test_an_asset_asked_for_by_two_names_comes_once(self) -> None:
+        client = Client()
+        self.assertEqual(list(client.get("Assets?asset=XBT,XXBT,USD")["result"]), ["XXBT", "ZUSD"])
+        self.assertEqual(client.get("Assets?asset=XBT,X")["error"], ["EQuery:Unknown asset"])
+
+    def test_a_depth_is_a_whole_number(self) -> None:
+        self.assertEqual(Client().get("Depth?pair=XBTUSD&count=1.9")["error"],
+                         ["EGeneral:Invalid arguments:count"])  # fmt: skip
+
     def test_unknown_parameters_are_ignored_and_counted(self) -> None:
         client = Client()
         with logged() as out:
@@ -147,6 +156,10 @@ class LoginTest(unittest.TestCase):
         for _ in range(20):
             client.send("Balance", b"nonce=0", "0")
         self.assertEqual(client.error("Balance"), "EGeneral:Temporary lockout")
+        client.time += server.LOCKOUT_S - 1
+        self.assertEqual(client.error("Balance"), "EGeneral:Temporary lockout")
+        client.time += server.LOCKOUT_S - 1
+        self.assertEqual(client.error("Balance"), "EGeneral:Temporary lockout")
         client.time += server.LOCKOUT_S
         client.result("Balance")
 
@@ -190,6 +203,7 @@ class OrderTest(unittest.TestCase):
             ({"ordertype": "limit"}, "EAPI:Feature disabled"),
             ({"oflags": "fciq,viqc"}, "EAPI:Feature disabled"),
             ({"close[ordertype]": "limit"}, "EAPI:Feature disabled"),
+            ({"starttm": "+3600"}, "EAPI:Feature disabled"),
             ({"oflags": "post"}, f"{bad}:oflags"),
             ({"volume": "1e-2"}, f"{bad}:volume"),
             ({"volume": "0.000123456789"}, f"{bad}:volume"),
@@ -295,6 +309,63 @@ class OrderTest(unittest.TestCase):
         self.assertNotIn("count", late)
 
 
+class HistoryTest(unittest.TestCase):
+    def test_an_id_as_start_or_end_stands_for_its_time(self) -> None:
+        client = Client()
+        for _ in range(4):
+            client.result("AddOrder", **MARKET, leverage="2")
+            client.time += 1
+        for name, key in (("ClosedOrders", "closed"), ("TradesHistory", "trades"),
+                          ("Ledgers", "ledger")):  # fmt: skip
+            with self.subTest(name=name):
+                ids = list(client.result(name)[key])
+                self.assertEqual(list(client.result(name, start=ids[2], closetime="open")[key]),
+                                 ids[:2])  # fmt: skip
+                self.assertEqual(list(client.result(name, end=ids[2], closetime="open")[key]),
+                                 ids[2:])  # fmt: skip
+                self.assertEqual(client.error(name, start="OAAAAA-BBBBB-CCCCCC"),
+                                 "EGeneral:Invalid arguments:start")  # fmt: skip
+
+    def test_a_client_order_id_is_found_by_its_very_words_or_its_128_bits(self) -> None:
+        for said, asked, others in (
+            ("a,b", ("a,b",), ("a", "all")),
+            (ID, (ID, ID.upper(), ID.replace("-", "")), (ID[:-1] + "0",)),
+            (ID.replace("-", "").upper(), (ID,), ("all",)),
+        ):
+            client = Client()
+            client.result("AddOrder", **MARKET, cl_ord_id=said)
+            for text in (*asked, *others):
+                with self.subTest(said=said, text=text):
+                    found = client.result("ClosedOrders", cl_ord_id=text)
+                    self.assertEqual(found["count"], int(text in asked))
+            for text in asked:
+                self.assertIn("not unique", client.error("AddOrder", **MARKET, cl_ord_id=text))
+
+    def test_trades_are_told_by_what_they_did_to_positions(self) -> None:
+        client = Client()
+        client.result("AddOrder", **MARKET)
+        client.result("AddOrder", **MARKET, leverage="2")
+        client.result("AddOrder", **{**MARKET, "type": "sell"}, leverage="2")
+        for kind, count in (("all", 3), ("any position", 2), ("closing position", 1),
+                            ("no position", 1)):  # fmt: skip
+            self.assertEqual(client.result("TradesHistory", type=kind)["count"], count, kind)
+        self.assertEqual(client.error("TradesHistory", type="closed position"),
+                         "EAPI:Feature disabled")  # fmt: skip
+
+    def test_ledger_and_volume_are_told_as_they_grow(self) -> None:
+        client = Client()
+        for count in (2, 4):
+            client.result("AddOrder", **MARKET)
+            ledger = client.result("Ledgers")["ledger"]
+            self.assertEqual(len(ledger), count)
+            name = next(iter(ledger))
+            self.assertEqual(client.result("QueryLedgers", id=name), {name: ledger[name]})
+        trades = client.result("TradesHistory")["trades"].values()
+        self.assertEqual(D(client.result("TradeVolume")["volume"]),
+                         sum(D(row["cost"]) for row in trades).quantize(D("0.0001")))  # fmt: skip
+        self.assertEqual(client.result("Ledgers", asset="XXBT,ZEUR", type="trade")["count"], 2)
+
+
 class TimePassesTest(unittest.TestCase):
     def test_rollover_is_charged_every_four_hours_and_told_by_the_ledger(self) -> None:
         client = Client()
@@ -309,6 +380,32 @@ class TimePassesTest(unittest.TestCase):
             10000 - D(truth["fees"]["ZUSD"]) - D(truth["rollover"]["ZUSD"])
             + D(truth["unrealized"]["ZUSD"]),
         )  # fmt: skip
+
+    def test_after_a_long_step_the_ledger_is_in_order_of_time(self) -> None:
+        client = Client()
+        for pair in ("XBTUSD", "ETHUSD", "XBTUSD", "SOLUSD", "ETHUSD"):
+            client.result("AddOrder", **{**MARKET, "pair": pair, "volume": "0.1"}, leverage="2")
+            client.time += 700
+        client.control("price", pair="ETHUSD", price="3000")
+        client.control("clock", advance=2 * 86400)
+        client.control("price", pair="ETHUSD", price=None)
+        client.control("clock", advance=86400)
+        first, rest = (client.result("Ledgers", ofs=ofs)["ledger"] for ofs in (0, 50))
+        rows = list((first | rest).values())[::-1]
+        self.assertEqual(len(rows), 5 + 5 * 18)
+        self.assertEqual([row["time"] for row in rows], sorted(row["time"] for row in rows))
+        balance = D(10000)
+        for row in rows:
+            balance += D(row["amount"]) - D(row["fee"])
+            self.assertEqual(D(row["balance"]), balance)
+
+    def test_a_month_passes_quickly_and_not_more_of_it_at_once(self) -> None:
+        client = Client()
+        client.result("AddOrder", **MARKET, leverage="2")
+        began = time.perf_counter()
+        self.assertNotIn("error", client.control("clock", advance=31 * 86400))
+        self.assertLess(time.perf_counter() - began, 5)
+        self.assertIn("31 days", str(client.control("clock", advance=31 * 86400 + 1)["error"]))
 
     def test_the_level_is_missing_without_a_position(self) -> None:
         client = Client()
@@ -332,6 +429,30 @@ class TimePassesTest(unittest.TestCase):
         self.assertEqual(client.control("position", pair="ETHUSD", liquidate=True)["position"], {})
         order = next(iter(client.result("ClosedOrders")["closed"].values()))
         self.assertEqual((order["misc"], order["descr"]["type"]), ("liquidated", "sell"))
+
+    def test_amounts_beyond_all_markets_are_refused_and_stop_nobody(self) -> None:
+        client = Client()
+        client.control("position", pair="XBTUSD", side="sell", volume="0.0001")
+        for name, wish in (("balance", {"asset": "ZUSD", "amount": "1e24"}),
+                           ("balance", {"asset": "ZUSD", "amount": "-1e15"}),
+                           ("price", {"pair": "XBTUSD", "price": "1e15"})):  # fmt: skip
+            self.assertIn("error", client.control(name, **wish))
+        client.control("balance", asset="ZUSD", amount="999999999999999")
+        self.assertNotIn("error", client.control("price", pair="XBTUSD", price="99999999999999"))
+        self.assertNotIn("error", client.control("clock", advance=120))
+        self.assertEqual(client.get("Time")["error"], [])
+        client.api.prices["XXBTZUSD"] = D("1e30")
+        self.assertEqual(client.control("clock", advance=14400),
+                         {"error": ["EGeneral:Internal error"]})  # fmt: skip
+
+    def test_a_margin_that_rounds_to_nothing_is_shown(self) -> None:
+        client = Client()
+        client.control("price", pair="XBTUSD", price="0.2")
+        client.control("status", fill_share="0.000000001")
+        client.result("AddOrder", **{**MARKET, "volume": "10"}, leverage="2")
+        markets = client.result("OpenPositions", consolidation="market")
+        self.assertEqual([(row["margin"], row["vol"]) for row in markets],
+                         [("0.00000", "0.00000001")])  # fmt: skip
 
     def test_a_human_hand_moves_clock_position_money_and_status(self) -> None:
         client = Client()
@@ -369,7 +490,7 @@ class HttpTest(unittest.TestCase):
 
     @classmethod
     def setUpClass(cls) -> None:
-        cls.sandbox = server.start("random:1")
+        cls.sandbox = server.Sandbox("random:1")
         cls.addClassCleanup(cls.sandbox.close)
 
     def address(self) -> tuple[str, int]:
@@ -419,6 +540,21 @@ class HttpTest(unittest.TestCase):
         ):
             with self.subTest(request=request[:60]):
                 self.assertEqual(self.raw(request).split(b" ")[1:2], [status])
+
+    def test_a_head_is_refused_without_a_body(self) -> None:
+        answer = self.raw(b"HEAD /0/public/Time HTTP/1.1\r\n\r\n")
+        self.assertTrue(answer.startswith(b"HTTP/1.1 501 "), answer)
+        self.assertTrue(answer.endswith(b"\r\n\r\n"), answer)
+
+    def test_a_refused_client_that_trickles_on_is_hung_up_on_soon(self) -> None:
+        began = time.monotonic()
+        with socket.create_connection(self.address(), 5) as trickling:
+            trickling.sendall(b"hello\r\n\r\n")
+            with self.assertRaises(OSError):
+                while time.monotonic() < began + 5:
+                    trickling.sendall(b"x")
+                    time.sleep(0.05)
+        self.assertLess(time.monotonic() - began, 3)
 
     def test_hostile_and_silent_clients_in_any_number_stop_nobody(self) -> None:
         began = time.monotonic()

@@ -300,7 +300,7 @@ class TestSecrets(Safe):
 
     @unittest.skipUnless(Path("/proc/self/environ").exists(), "no /proc here")
     def test_the_process_list_and_proc_show_no_secret_from_files(self) -> None:
-        sandbox = sandboxes.start("random:3")
+        sandbox = sandboxes.Sandbox("random:3")
         self.addCleanup(sandbox.close)
         environ = {"HOME": str(self.folder), "KRAKENBOT_EXCHANGE_URL": sandbox.url,
                    "KRAKENBOT_LOG_LEVEL": "debug", "KRAKENBOT_MODE": "live",

@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
         os.environ.pop(name, None)
     os.environ["KRAKEN_API_KEY"], os.environ["KRAKEN_API_SECRET"] = SANDBOX_KEY, SANDBOX_SECRET
     with tempfile.TemporaryDirectory(prefix="krakenbot-demo-") as folder:
-        sandbox = server.start(f"random:{arguments.seed}", arguments.speed)
+        sandbox = server.Sandbox(f"random:{arguments.seed}", arguments.speed)
         try:
             config = Config(
                 mode="live", size=SIZE, state_directory=Path(folder),

@@ -12,7 +12,6 @@ from krakenbot.pairs import decimal
 from krakenbot.signing import decode_secret
 from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
 
-HELP = "A local exchange that answers as Kraken's Spot REST API does, for any client."
 EXAMPLE = "krakenbot sandbox --port 8080 --speed 60 --feed random:7"
 PORT = 8080
 SPEED_MAX = 100000
@@ -20,7 +19,7 @@ SPEED_MAX = 100000
 CONTROLS = (
     ("ledger", "", "orders, fills, books, requests; every other answer is this, too"),
     ("faults", '{"spec": "lost-after=0.02"}', 'as --faults; "" for none'),
-    ("clock", '{"advance": 3600}', 'or {"now": unix seconds}, {"freeze": true}'),
+    ("clock", '{"advance": 3600}', '31 days at most; or {"now": unix seconds}, {"freeze": true}'),
     ("price", '{"pair": "XBTUSD", "price": "60000"}', "null: back to the feed"),
     ("balance", '{"asset": "ZUSD", "amount": "500"}', "a deposit or a withdrawal"),
     ("status", '{"status": "cancel_only"}', 'with "pair": of one market; {"fill_share": "0.5"}'),
@@ -76,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
     decode_secret(Secret(secret))
     try:
         _check(arguments)
-        sandbox = server.start(
+        sandbox = server.Sandbox(
             arguments.feed, arguments.speed, port=arguments.port, key=key, secret=secret,
             fee_rate=_fee_rate(arguments.fee), tier=arguments.counters,
             faults=arguments.faults,

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from krakenbot.simulated.front import Answer
 from krakenbot.simulated.margin import Account
+from krakenbot.simulated.words import Params, identified, parameters
 
 FAULTS = {
     "refused": "the connection is refused",
@@ -226,12 +227,13 @@ class Faults:
             known = [seen[name] for time, seen in self._past if time <= moment]
             result = (known or [self._past[0][1][name]])[-1]
         elif name in ("OpenOrders", "ClosedOrders", "QueryOrders", "TradesHistory"):
-            result = self._orders(name, moment, json.loads(answer.body)["result"], request[3])
+            asked = parameters(request[2], request[3])
+            result = self._orders(name, moment, json.loads(answer.body)["result"], asked)
         else:
             return answer
         return answer._replace(body=json.dumps({"error": [], "result": result}).encode())
 
-    def _orders(self, name: str, moment: float, result: Any, body: bytes) -> Any:
+    def _orders(self, name: str, moment: float, result: Any, asked: Params) -> Any:
         """Return rows as they were at `moment`; an order is open for up to 6 s before its end."""
         if name == "TradesHistory":
             rows = result["trades"].items()
@@ -249,7 +251,7 @@ class Faults:
             return running | ended
         if name == "ClosedOrders":
             return {**result, "closed": ended}
-        return {"open": {k: r for k, r in running.items() if r.get("cl_ord_id", "") in str(body)}}
+        return {"open": identified(running, asked)}
 
     def _candles(self, word: str, answer: Answer) -> Answer:
         if word == "candle-stale":

@@ -8,6 +8,7 @@ import contextlib
 import re
 import socket
 import threading
+import time
 from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler
 from socketserver import ThreadingTCPServer
@@ -23,6 +24,7 @@ class Answer(NamedTuple):
 
 
 IDLE_S = 30.0
+DRAIN_S = 1.0
 CONNECTIONS_MAX = 200
 BODY_MAX = 1 << 20
 _LOCAL = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:[0-9]+)?", re.IGNORECASE)
@@ -99,14 +101,16 @@ class _Connection(BaseHTTPRequestHandler):
         self.wfile.write(answer.body)
         return None
 
-    do_POST = do_PUT = do_DELETE = do_HEAD = do_GET
+    do_POST = do_PUT = do_DELETE = do_GET
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         super().send_error(code, message, explain)
         # Closing over unread bytes would reset the connection before the answer is read.
         self.connection.shutdown(socket.SHUT_WR)
-        self.connection.settimeout(1)
-        self.rfile.read(BODY_MAX)
+        self.connection.settimeout(DRAIN_S)
+        ends = time.monotonic() + DRAIN_S
+        while self.rfile.read1(BODY_MAX) and time.monotonic() < ends:
+            pass
 
     def log_message(self, format: str, *values: object) -> None:
         pass

@@ -21,6 +21,7 @@ from krakenbot.pairs import PairRules
 
 ROLLOVER_S = 14400
 MARGIN_RATE = Decimal("0.0002")
+AMOUNT_MAX = Decimal(10**15)  # Sums of what is below can still be rounded to the last digit.
 
 
 class Trade(NamedTuple):
@@ -225,14 +226,15 @@ class Account:
 
     def advance(self, book: Book, now: float, price: Decimal) -> Trade | None:
         """Mark the pair at `price`, charge the rollovers due by `now`, liquidate if need be."""
-        book.price, quote = price, book.rules.quote
+        book.price, quote, charges = price, book.rules.quote, []
         for number, lot in enumerate(book.lots):
-            charge, due = (lot.loan(price) * lot.rate).quantize(book.cost_step), lot.due
-            while due <= now:
-                self._book(due, "rollover", lot.serial, quote, ZERO, charge)
-                due += ROLLOVER_S
-            if due != lot.due:
-                book.lots[number] = lot._replace(due=due)
+            if lot.due <= now:
+                charge = (lot.loan(price) * lot.rate).quantize(book.cost_step)
+                count = int((now - lot.due) // ROLLOVER_S) + 1
+                charges += [(lot.due + ROLLOVER_S * n, lot.serial, charge) for n in range(count)]
+                book.lots[number] = lot._replace(due=lot.due + ROLLOVER_S * count)
+        for due, serial, charge in sorted(charges):
+            self._book(due, "rollover", serial, quote, ZERO, charge)
         if book.lots and self.equity(quote) <= book.stop * self.used_margin(quote):
             return self.close(book, now, book.held, price)
         return None
@@ -259,7 +261,7 @@ class Account:
             price = (money + book.cost_left) / (book.held + book.stop * loans)
         step = Decimal(1).scaleb(-book.rules.pair_decimals)
         rounding = ROUND_DOWN if book.sign > 0 else ROUND_UP
-        return price.quantize(step, rounding=rounding) if price > 0 else None
+        return price.quantize(step, rounding=rounding) if 0 < price < AMOUNT_MAX else None
 
     def unrealized(self, quote: str) -> Decimal:
         return sum((book.unrealized() for book in self._books(quote)), ZERO)
@@ -279,6 +281,16 @@ class Account:
         self.serial += 1
         kind = "deposit" if amount >= 0 else "withdrawal"
         self._book(now, kind, self.serial, asset, amount, ZERO)
+
+    def sort_ledger(self, since: int) -> None:
+        """Put what was entered after a serial number in order of time, balances with it."""
+        fresh, balances = [], dict(self.balances)
+        while self.ledger and self.ledger[-1].serial > since:
+            fresh.append(self.ledger.pop())
+            balances[fresh[-1].asset] -= fresh[-1].amount - fresh[-1].fee
+        for entry in sorted(fresh, key=lambda entry: (entry.time, entry.serial)):
+            balances[entry.asset] += entry.amount - entry.fee
+            self.ledger.append(entry._replace(balance=balances[entry.asset]))
 
     def _money_beside(self, book: Book, share: Decimal) -> Decimal:
         """Return equity less that share of the used margin, as if the book were empty."""

@@ -9,11 +9,13 @@ import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
+from heapq import merge
 from hmac import compare_digest
 from itertools import takewhile
+from operator import itemgetter
 from typing import Any
 
 from krakenbot import log
@@ -27,8 +29,8 @@ from krakenbot.simulated.faults import Faults
 from krakenbot.simulated.feed import INTERVALS, Feed
 from krakenbot.simulated.front import Answer, Front
 from krakenbot.simulated.listing import ASSETS, PAIRS, SANDBOX_KEY, SANDBOX_SECRET
-from krakenbot.simulated.margin import Account, Book, Trade, identifier
-from krakenbot.simulated.words import Params, Row, Wish, bad, flag, number
+from krakenbot.simulated.margin import AMOUNT_MAX, Account, Book, Trade, identifier
+from krakenbot.simulated.words import Params, Row, Wish, bad, flag, number, whole
 
 Headers = Mapping[str, str]
 
@@ -46,10 +48,15 @@ POINTS = {"Ledgers": 2, "QueryLedgers": 2, "TradesHistory": 2, "QueryTrades": 2,
           "AddOrder": 0, "CancelOrder": 0}  # fmt: skip
 _PERMISSIONS = ("query-funds", "query-open-trades", "query-closed-trades", "modify-trades",
                 "close-trades", "query-ledger")  # fmt: skip
-_IDS = ("cl_ord_id", "userref")
+_TRADE_TYPES: dict[str, Callable[[Row], bool]] = {
+    "all": lambda row: True,
+    "any position": lambda row: row["leverage"] != "0",
+    "closing position": lambda row: "closing" in row["misc"],
+    "no position": lambda row: row["leverage"] == "0",
+}
 LOCKOUT_S = 900
 MS_NONCES = (10**12, 10**14)  # What a nonce is that counts milliseconds.
-CLOCK_STEP_MAX_S = 366 * 86400
+CLOCK_STEP_MAX_S = 31 * 86400
 DEADLINE_MIN_S, DEADLINE_MAX_S = 2, 60
 LABELS_MAX = 1000
 
@@ -85,9 +92,6 @@ class Sandbox:
         self._front.respond = self._faults.respond
 
 
-start = Sandbox
-
-
 class SandboxApi:
     """One account and its markets. `now` gives unix seconds; `respond` may be called by threads.
 
@@ -109,6 +113,7 @@ class SandboxApi:
         self.requests, self.ignored = Counter[str](), Counter[str]()
         self.orders, self.trades = dict[str, Row](), dict[str, Row]()
         self.prices: dict[str, Decimal] = {}
+        self._ledger_rows, self._told, self._dollars = dict[str, Row](), 0, ZERO
         names = ("position", "clock", "price", "balance", "status")
         self.controls = {name: getattr(self, f"_set_{name}") for name in names}
         self._now, self._offset, self._frozen = now, 0.0, False
@@ -137,6 +142,8 @@ class SandboxApi:
                     answer = {"error": [], "result": self._dispatch(method, path, headers, said)}
             except RefusedError as error:
                 answer = {"error": [str(error)]}
+            except ArithmeticError:  # Amounts that no market knows.
+                answer = {"error": ["EGeneral:Internal error"]}
             text = json.dumps(answer, separators=(",", ":"), default="{:f}".format)
         if path.startswith("/0/private/") and MS_NONCES[0] < self._nonce < MS_NONCES[1]:
             time.sleep(0.001)  # No network is so fast that two requests share a millisecond.
@@ -172,6 +179,7 @@ class SandboxApi:
     def _authenticate(self, path: str, headers: Headers, p: Params, body: bytes) -> None:
         now, nonce = self.now(), p.get("nonce", "")
         if now < self._locked_until:
+            self._locked_until = now + LOCKOUT_S
             raise RefusedError("EGeneral:Temporary lockout")
         is_number = nonce.isascii() and nonce.isdecimal() and len(nonce) <= 20
         signature, told = sign(self._secret, path, nonce, body), headers.get("api-sign", "")
@@ -218,16 +226,28 @@ class SandboxApi:
 
     def _settle(self) -> None:
         """Bring the books to now: each interval's rollovers, then its high and low."""
-        now = self.now()
-        for book in self._books():
-            series = self.feed.series(book.rules)
-            passed = range(series.number(self._settled), series.number(now))
-            for place in passed if book.rules.pair not in self.prices else ():
-                price, high, low, _ = series.prices(place)
-                end = series.first + (place + 1) * series.interval_s
-                self._look(book, math.nextafter(end, 0), price, low, high)
-            self._look(book, now, self._quote(book.rules).mid)
+        now, serial = self.now(), self.account.serial
+        for look in merge(*(self._looks(book, now) for book in self._books()), key=itemgetter(1)):
+            self._look(*look)
+        self.account.sort_ledger(serial)
         self._settled = now
+
+    def _looks(self, book: Book, now: float) -> Iterator[tuple[Any, ...]]:
+        """Yield a look at each interval that ended, but not where nothing can have happened."""
+        series, tick = self.feed.series(book.rules), _tick(book.rules)
+        alone, due, least, most = len(self._books(book.rules.quote)) == 1, 0.0, ZERO, ZERO
+        passed = range(series.number(self._settled), series.number(now))
+        for place in passed if book.rules.pair not in self.prices else ():
+            price, high, low, _ = series.prices(place)
+            end = math.nextafter(series.first + (place + 1) * series.interval_s, 0)
+            if end >= due or not least < low <= high < most:
+                yield book, end, price, low, high
+                if alone:
+                    due = min((lot.due for lot in book.lots), default=math.inf)
+                    limit = self.account.liquidation_price(book)
+                    least = limit + tick if limit and book.sign > 0 else ZERO
+                    most = limit - tick if limit and book.sign < 0 else AMOUNT_MAX
+        yield book, now, self._quote(book.rules).mid
 
     def _books(self, quote: str = "") -> list[Book]:
         """Return the books with a position, of all quote currencies or of one."""
@@ -255,11 +275,11 @@ class SandboxApi:
         return {"status": self.system_status, "timestamp": moment}
 
     def _do_Assets(self, p: Params) -> Any:
-        wanted = set(p["asset"].split(",")) if p.get("asset") else ASSETS.keys()
-        chosen = {code: row for code, row in ASSETS.items() if wanted & {code, row["altname"]}}
-        if len(chosen) < len(wanted):
+        codes = {name: code for code, row in ASSETS.items() for name in (code, row["altname"])}
+        wanted = p["asset"].split(",") if p.get("asset") else ASSETS
+        if not codes.keys() >= set(wanted):
             raise RefusedError("EQuery:Unknown asset")
-        return chosen
+        return {codes[name]: ASSETS[codes[name]] for name in wanted}
 
     def _do_AssetPairs(self, p: Params) -> Any:
         return {rules.pair: self.listing[rules.pair] for rules in self._pairs(p)}
@@ -292,7 +312,7 @@ class SandboxApi:
         }  # fmt: skip
 
     def _do_Depth(self, p: Params) -> Any:
-        rules, count = self._pair(p.get("pair", "")), int(number(p, "count", 100))
+        rules, count = self._pair(p.get("pair", "")), whole(p, "count", 100)
         if not 1 <= count <= 500:
             raise bad("count")
         quote, tick, now = self._quote(rules), _tick(rules), int(self.now())
@@ -347,43 +367,59 @@ class SandboxApi:
     def _do_ClosedOrders(self, p: Params) -> Any:
         columns = {"open": ["opentm"], "close": ["closetm"]}
         times = columns.get(p.get("closetime", ""), ["opentm", "closetm"])
-        page = self._page(_equal(self.orders, p, _IDS), p, "closed", times)
+        page = self._page(words.identified(self.orders, p), p, "closed", times)
         return {**page, "closed": _shown(page["closed"], p)}
 
     def _do_QueryOrders(self, p: Params) -> Any:
-        return _shown(_equal(_named(self.orders, p, "txid", 50), p, _IDS), p)
+        return _shown(words.identified(_named(self.orders, p, "txid", 50), p), p)
 
     def _do_TradesHistory(self, p: Params) -> Any:
-        if p.get("type", "all") != "all":
+        if (kind := p.get("type", "all")) not in _TRADE_TYPES:
             raise RefusedError("EAPI:Feature disabled")
-        return self._page(self.trades, p, "trades", ["time"])
+        chosen = {txid: row for txid, row in self.trades.items() if _TRADE_TYPES[kind](row)}
+        return self._page(chosen, p, "trades")
 
     def _do_QueryTrades(self, p: Params) -> Any:
         return _named(self.trades, p, "txid", 20)
 
     def _do_Ledgers(self, p: Params) -> Any:
-        return self._page(_equal(self._ledger(), p, ("type", "asset")), p, "ledger", ["time"])
+        rows = self._ledger()
+        for name in ("type", "asset"):
+            if (texts := p.get(name, "all").split(",")) != ["all"]:
+                rows = {key: row for key, row in rows.items() if row[name] in texts}
+        return self._page(rows, p, "ledger")
 
     def _do_QueryLedgers(self, p: Params) -> Any:
         return _named(self._ledger(), p, "id", 20)
 
     def _ledger(self) -> dict[str, Row]:
-        return {identifier("L", x.serial): words.ledger_row(x) for x in self.account.ledger}
+        """Return the rows of the ledger by id; each is made once."""
+        fresh = takewhile(lambda entry: entry.serial > self._told, reversed(self.account.ledger))
+        for entry in reversed(list(fresh)):
+            _keep(self._ledger_rows, identifier("L", entry.serial), words.ledger_row(entry))
+        self._told = self.account.serial
+        return self._ledger_rows
 
-    def _page(self, rows: Mapping[str, Row], p: Params, name: str, times: Sequence[str]) -> Row:
-        """Return 50 rows, the newest first, after `start` and up to `end`."""
-        start, end = number(p, "start", 0), number(p, "end", math.inf)
-        chosen = [
-            (key, row) for key, row in reversed(list(rows.items()))
-            if any(start < row[time] <= end for time in times)
-        ]  # fmt: skip
-        offset = max(int(number(p, "ofs", 0)), 0)
-        page: Row = {name: dict(chosen[offset : offset + PAGE])}
+    def _page(
+        self, rows: dict[str, Row], p: Params, name: str, times: Sequence[str] = ("time",)
+    ) -> Row:
+        """Return 50 rows, the newest first, after `start` and up to `end` by one of its times."""
+        start, end = self._moment(p, "start", 0), self._moment(p, "end", math.inf)
+        chosen = [key for key, row in reversed(rows.items())
+                  if start < row[times[0]] <= end or start < row[times[-1]] <= end]  # fmt: skip
+        offset = max(whole(p, "ofs", 0), 0)
+        page: Row = {name: {key: rows[key] for key in chosen[offset : offset + PAGE]}}
         return page if flag(p, "without_count") else {**page, "count": len(chosen)}
 
+    def _moment(self, p: Params, name: str, default: float) -> float:
+        """Return unix seconds, given as such or by the id of what happened then."""
+        for rows in (self.orders, self.trades, self._ledger_rows):
+            if row := rows.get(p.get(name, "")):
+                return float(row["opentm" if rows is self.orders else "time"])
+        return number(p, name, default)
+
     def _do_TradeVolume(self, p: Params) -> Any:
-        dollars = (Decimal(r["cost"]) for r in self.trades.values() if r["pair"].endswith("USD"))
-        result: Row = {"currency": "ZUSD", "volume": f"{sum(dollars, ZERO):.4f}"}
+        result: Row = {"currency": "ZUSD", "volume": f"{self._dollars:.4f}"}
         for name, share in (("fees", 100), ("fees_maker", 50)) if p.get("pair") else ():
             percent = f"{self.account.fee_rate * share:.4f}"
             row = {"fee": percent, "minfee": percent, "maxfee": percent, "nextfee": None,
@@ -408,8 +444,8 @@ class SandboxApi:
         wish = words.wish_of(rules, p)
         self._check_deadline(p.get("deadline"))
         quote, now, book = self._quote(rules), self.now(), self.account.book(rules)
-        still_open = takewhile(lambda row: row["closetm"] > now, reversed(self.orders.values()))
-        if "cl_ord_id" in p and p["cl_ord_id"] in (row.get("cl_ord_id") for row in still_open):
+        still_open = takewhile(lambda x: x[1]["closetm"] > now, reversed(self.orders.items()))
+        if "cl_ord_id" in p and words.identified(dict(still_open), p):
             raise bad("cl_ord_id not unique")
         if not wish.volume and wish.leverage and book.sign == -wish.side.sign:
             wish = wish._replace(volume=book.held)
@@ -456,6 +492,7 @@ class SandboxApi:
         for trade in trades:
             row = words.trade_row(wish, trade, txid, now, misc)
             _keep(self.trades, identifier("T", trade.serial), row)
+            self._dollars += trade.cost if wish.rules.quote == "ZUSD" else ZERO
         _keep(self.orders, txid, words.order_row(wish, trades, now, misc))
         return txid
 
@@ -471,9 +508,7 @@ class SandboxApi:
         if method == "POST":
             try:
                 self.controls[name](json.loads(body or b"{}", parse_float=Decimal))
-            except (
-                LookupError, ValueError, TypeError, ArithmeticError, AttributeError, RecursionError,
-            ) as error:  # fmt: skip
+            except (LookupError, ValueError, TypeError, AttributeError, RecursionError) as error:
                 raise bad(str(error)) from None
             self._settle()
         elif name not in ("ledger", "status"):
@@ -520,7 +555,7 @@ class SandboxApi:
         now = self.now()
         target = float(wish.get("now", now + float(wish.get("advance", 0))))
         if not 0 <= target - now <= CLOCK_STEP_MAX_S:
-            raise ValueError("the clock goes forwards only, a year at a time")
+            raise ValueError("the clock goes forwards only, 31 days at a time")
         self._frozen = bool(wish.get("freeze", self._frozen))
         self._offset = target - (0 if self._frozen else self._now())
 
@@ -529,7 +564,7 @@ class SandboxApi:
         rules = self._pair(wish["pair"])
         self.prices.pop(rules.pair, None)
         if wish["price"] is not None:
-            price = decimal(wish["price"]).quantize(_tick(rules))
+            price = _amount(wish["price"]).quantize(_tick(rules))
             if price <= _tick(rules):
                 raise ValueError("the price is not above one tick")
             self.prices[rules.pair] = price
@@ -537,7 +572,7 @@ class SandboxApi:
     def _set_balance(self, wish: Row) -> None:
         """{asset, amount}: a deposit or withdrawal makes the balance that amount."""
         had = self.account.balances.get(wish["asset"], ZERO)
-        self.account.deposit(self.now(), wish["asset"], decimal(wish["amount"]) - had)
+        self.account.deposit(self.now(), wish["asset"], _amount(wish["amount"]) - had)
 
     def _set_status(self, wish: Row) -> None:
         """{status} of the exchange, {pair, status} of one market, {fill_share} of each order."""
@@ -549,6 +584,13 @@ class SandboxApi:
             self._rules[pair] = parse_rules(pair, self.listing[pair])
         else:
             self.system_status = str(wish["status"])
+
+
+def _amount(said: object) -> Decimal:
+    amount = decimal(said)
+    if abs(amount) >= AMOUNT_MAX:
+        raise ValueError(f"{amount} is not below {AMOUNT_MAX}")
+    return amount
 
 
 def _tick(rules: PairRules) -> Decimal:
@@ -571,13 +613,6 @@ def _named(rows: Mapping[str, Row], p: Params, name: str, most: int) -> dict[str
     if not p.get(name):
         raise RefusedError("EGeneral:Invalid arguments")
     return {key: rows[key] for key in p[name].split(",")[:most] if key in rows}
-
-
-def _equal(rows: Mapping[str, Row], p: Params, fields: Sequence[str]) -> dict[str, Row]:
-    """Return the rows with one of the values that are asked for, separated by commas."""
-    wanted = {name: p[name].split(",") for name in fields if p.get(name, "all") != "all"}
-    return {key: row for key, row in rows.items()
-            if all(str(row.get(name)) in texts for name, texts in wanted.items())}  # fmt: skip
 
 
 def _shown(orders: Mapping[str, Row], p: Params) -> dict[str, Row]:

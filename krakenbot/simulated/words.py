@@ -92,7 +92,8 @@ def wish_of(rules: PairRules, p: Params) -> Wish:
     """Return the market order in these parameters; RefusedError for what Kraken does not take."""
     if (
         re.fullmatch(_OTHER_TYPES, p.get("ordertype", "")) or "viqc" in p.get("oflags", "")
-        or p.get("expiretm", "0") != "0" or any(name.startswith("close") for name in p)
+        or any(p.get(name, "0") != "0" for name in ("starttm", "expiretm"))
+        or any(name.startswith("close") for name in p)
     ):  # fmt: skip
         raise RefusedError("EAPI:Feature disabled")
     wrong = [name for name, value in p.items() if not value]
@@ -109,7 +110,7 @@ def wish_of(rules: PairRules, p: Params) -> Wish:
 
 def order_row(wish: Wish, trades: Sequence[Trade], now: float, misc: str) -> Row:
     rules, p = wish.rules, wish.said
-    coins, money = f".{rules.lot_decimals}f", f".{rules.cost_decimals}f"
+    coins, money = _forms(rules)
     volume = f"{wish.volume:{coins}}"
     executed = f"{sum((trade.volume for trade in trades), ZERO):{coins}}"
     row = {
@@ -139,7 +140,7 @@ def order_row(wish: Wish, trades: Sequence[Trade], now: float, misc: str) -> Row
 
 def trade_row(wish: Wish, trade: Trade, txid: str, now: float, misc: str) -> Row:
     rules = wish.rules
-    coins, money = f".{rules.lot_decimals}f", f".{rules.cost_decimals}f"
+    coins, money = _forms(rules)
     return {
         "ordertxid": txid, "postxid": "TKH2SE-M7IF5-CFI7LT", "pair": rules.pair,
         "aclass": "forex", "time": round(now, 6), "type": wish.side.value, "ordertype": "market",
@@ -153,7 +154,7 @@ def trade_row(wish: Wish, trade: Trade, txid: str, now: float, misc: str) -> Row
 
 def position_row(book: Book, lot: Lot, docalcs: bool) -> Row:
     rules, value = book.rules, lot.open_volume * book.price
-    coins, money = f".{rules.lot_decimals}f", f".{rules.cost_decimals}f"
+    coins, money = _forms(rules)
     row = {
         "ordertxid": identifier("O", lot.order), "posstatus": "open", "pair": rules.pair,
         "class": "forex", "time": round(lot.time, 6), "type": "buy" if lot.sign > 0 else "sell",
@@ -173,7 +174,8 @@ def market_row(rows: Sequence[Row]) -> Row:
             if name in rows[0]}  # fmt: skip
     same = {"pair": rows[0]["pair"], "type": rows[0]["type"], "positions": str(len(rows))}
     texts = {name: f"{total:{'+' if name == 'net' else ''}f}" for name, total in sums.items()}
-    return same | texts | {"leverage": f"{sums['cost'] / sums['margin']:.5f}"}
+    leverage = sums["cost"] / (sums["margin"] or 1)  # The margin of a few coins may round to 0.
+    return same | texts | {"leverage": f"{leverage:.5f}"}
 
 
 def bar_row(bar: Bar, rules: PairRules) -> list[Any]:
@@ -197,6 +199,14 @@ def ledger_row(entry: Entry) -> Row:
     }  # fmt: skip
 
 
+def identified(orders: Mapping[str, Row], p: Params) -> dict[str, Row]:
+    """Return the orders with the client's ids that are asked for."""
+    said, userref = _client_id(p.get("cl_ord_id", "")), p.get("userref", "")
+    return {txid: row for txid, row in orders.items()
+            if said in ("", _client_id(row.get("cl_ord_id", "")))
+            and userref in ("", str(row["userref"]))}  # fmt: skip
+
+
 def bad(name: str) -> RefusedError:
     return RefusedError(f"EGeneral:Invalid arguments:{name}")
 
@@ -205,15 +215,28 @@ def flag(p: Params, name: str) -> bool:
     return p.get(name, "").lower() in ("true", "1")
 
 
-def number(p: Params, name: str, default: float) -> float:
+def number(p: Params, name: str, default: float, fraction: str = r"(\.[0-9]*)?") -> float:
     text = p.get(name)
-    if text and not re.fullmatch(r"-?[0-9]{1,20}(\.[0-9]*)?", text):
+    if text and not re.fullmatch("-?[0-9]{1,20}" + fraction, text):
         raise bad(name)
     return float(text) if text else default
 
 
+def whole(p: Params, name: str, default: int) -> int:
+    return int(number(p, name, default, fraction=""))
+
+
 def price(price: Decimal, rules: PairRules) -> str:
     return f"{price:.{max(5, rules.pair_decimals)}f}"
+
+
+def _forms(rules: PairRules) -> tuple[str, str]:
+    return f".{rules.lot_decimals}f", f".{rules.cost_decimals}f"
+
+
+def _client_id(text: str) -> str:
+    """Return what ids are compared by: a UUID may come without dashes or in capitals."""
+    return text.replace("-", "").lower() if len(text) >= 32 else text
 
 
 def decimals(asset: str) -> int:

@@ -68,7 +68,7 @@ def client(port: int, pipe: Connection) -> None:
 
 def main(orders: int) -> None:
     pin(0)
-    sandbox = server.start("random:1")
+    sandbox = server.Sandbox("random:1")
     ours, theirs = get_context("spawn").Pipe()
     process = get_context("spawn").Process(
         target=client, args=(int(sandbox.url.rsplit(":", 1)[1]), theirs)

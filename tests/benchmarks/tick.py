@@ -57,7 +57,7 @@ def cold_start(folder: Path) -> None:
     """Print process time and wall time of one decision against one bare fetch, in turn."""
     from krakenbot.simulated import server
 
-    sandbox = server.start("random:1")
+    sandbox = server.Sandbox("random:1")
     ours, bare = [], []
     run = [sys.executable, "-m", "krakenbot", "run", "--once"]
     for number in range(21):
@@ -86,7 +86,7 @@ def memory(folder: Path) -> None:
     """Print the resident memory of a live bot early and after a thousand ticks."""
     from krakenbot.simulated import server
 
-    sandbox = server.start("random:1", SPEED)
+    sandbox = server.Sandbox("random:1", SPEED)
     bot = subprocess.Popen(
         [sys.executable, "-m", "krakenbot", "run", "--live"],
         env=environment(folder / "memory", sandbox.url, SPEED, "live"),
@@ -123,7 +123,7 @@ def https(folder: Path) -> None:
     bundle.write_text((roots.read_text() if roots.exists() else "") + certificate.read_text())
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
-    sandbox = server.start("random:1", SPEED)
+    sandbox = server.Sandbox("random:1", SPEED)
     front = sandbox._front
     front.socket = context.wrap_socket(front.socket, server_side=True)
     url = sandbox.url.replace("http://127.0.0.1", "https://localhost")

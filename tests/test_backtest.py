@@ -26,7 +26,7 @@ from krakenbot.model import Candle, Quote
 from krakenbot.pairs import PairRules, parse_rules
 from krakenbot.risk import Limits
 from krakenbot.simulated import backtest, candlefile, drag
-from krakenbot.simulated.backtest import Costs, Replay
+from krakenbot.simulated.backtest import Costs, Replay, whole_charges
 from krakenbot.simulated.candlefile import Columns, aggregate, exact, numbers, read, units
 from krakenbot.simulated.exchange import PaperExchange
 from krakenbot.simulated.listing import PAIRS
@@ -478,7 +478,7 @@ class TestWholeSteps(unittest.TestCase):
             account = Account({"ZUSD": D(10**12)}, fee_rate, margin_rate=rate)
             book = account.book(XBTUSD)
             opened = account.fill(book, 0.0, 1, volume, price, 2)[0]
-            charges = account.charges(book, volume, [units(price)], D("1e-10"))
+            charges = whole_charges(account, book, volume, [units(price)])
             exactly = [opened.cost, opened.fee, opened.opening_fee]
             self.assertEqual([amount * book.cost_step for amount in next(charges)], exactly)
             ties += any(

@@ -7,7 +7,7 @@ cost steps, many at once; anything else goes through the same pure functions as 
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from decimal import Decimal
 from math import inf
 from typing import NamedTuple
@@ -20,7 +20,7 @@ from krakenbot.risk import Surroundings, objection
 from krakenbot.simulated.candlefile import DIGITS, BadDataError, Columns, exact, numbers, units
 from krakenbot.simulated.exchange import execute
 from krakenbot.simulated.exchange import objection as refusal
-from krakenbot.simulated.margin import MARGIN_RATE, ROLLOVER_S, Account, Trade
+from krakenbot.simulated.margin import MARGIN_RATE, ROLLOVER_S, Account, Book, Lot, Trade
 from krakenbot.strategy import sma_slope
 
 WAKE_DELAY_S = 1
@@ -263,7 +263,7 @@ class Replay:
             units(self._price(exact(opened), way)) if self.costs.slippage else opened + way * tick
             for opened, (_, way) in zip(opens, turns, strict=True)
         ]
-        charges = self.account.charges(self.book, self._volume, prices, Decimal(1).scaleb(-DIGITS))
+        charges = whole_charges(self.account, self.book, self._volume, prices)
         rows = zip(turns, prices, charges, strict=True)
         return [(at, direction, price, charge) for (at, direction), price, charge in rows]
 
@@ -321,7 +321,7 @@ class Replay:
             self.fills.extend((fill, opened))
         charges = [charge for *_, charge in made]
         now = self._wake(made[-1][0])
-        self.account.turned(self.book, now, charges, gain, self.plan.leverage)
+        enter_turns(self.account, self.book, now, charges, gain, self.plan.leverage)
         self._turnover += 2 * step * sum(cost for cost, _, _ in charges)
         self._opening_fees += step * sum(opening_fee for _, _, opening_fee in charges)
         self._turns += len(made)
@@ -485,3 +485,46 @@ class Replay:
                 self._opening_fees += trade.opening_fee
             order = self._orders if self.plan.one_order else self._orders + later
             self.fills.append(Fill(now, order, direction, reason, trade.closing, *trade[1:6]))
+
+
+def whole_charges(
+    account: Account, book: Book, volume: Decimal, prices: Iterable[int]
+) -> Iterator[tuple[int, int, int]]:
+    """Yield cost, fee and opening fee at each price, all as whole numbers of the cost step.
+
+    A price is a whole number of 10**-DIGITS. Rounded half to even, as the books do it.
+    """
+    share = volume * Decimal(1).scaleb(-DIGITS) / book.cost_step
+    shares = (share, account.fee_rate, account.margin_rate)
+    (p, per_p), (f, per_f), (m, per_m) = (share.as_integer_ratio() for share in shares)
+    for price in prices:
+        cost, rest = divmod(price * p, per_p)
+        cost += 2 * rest + (cost & 1) > per_p
+        fee, rest = divmod(cost * f, per_f)
+        fee += 2 * rest + (fee & 1) > per_f
+        opening_fee, rest = divmod(cost * m, per_m)
+        yield cost, fee, opening_fee + (2 * rest + (opening_fee & 1) > per_m)
+
+
+def enter_turns(
+    account: Account, book: Book, now: float, charges: Sequence[tuple[int, int, int]],
+    gain: Decimal, leverage: int,
+) -> None:  # fmt: skip
+    """Enter into the books that all was closed and as much opened the other way at each charge.
+
+    The last turn was `now`; all of them changed the balance by `gain`. Nothing is checked and no
+    ledger written.
+    """
+    step, quote, (cost, *fees) = book.cost_step, book.rules.quote, charges[-1]
+    paid = step * sum(2 * fee + opening_fee for _, fee, opening_fee in charges)
+    sign = -book.sign if len(charges) % 2 else book.sign
+    account.serial += 2 * len(charges)
+    account.revision += 2 * len(charges)
+    book.cost_left = step * cost
+    book.lots = [
+        Lot(account.serial, 0, now, sign, book.held, ZERO, book.cost_left, book.cost_left,
+            leverage, step * sum(fees), account.margin_rate, now + ROLLOVER_S)
+    ]  # fmt: skip
+    account.realized[quote] = account.realized.get(quote, ZERO) + gain + paid
+    account.fees[quote] = account.fees.get(quote, ZERO) + paid
+    account.balances[quote] += gain

@@ -10,7 +10,7 @@ Sources: Kraken support, articles on margin fees, margin levels and liquidation.
 
 from base64 import b32encode
 from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from decimal import ROUND_DOWN, ROUND_UP, Decimal
 from hashlib import blake2b
 from typing import NamedTuple
@@ -156,46 +156,6 @@ class Account:
         if not opening:
             return closed
         return (*closed, self._open(book, now, sign, opening, price, leverage, order))
-
-    def charges(
-        self, book: Book, volume: Decimal, prices: Iterable[int], unit: Decimal
-    ) -> Iterator[tuple[int, int, int]]:
-        """Yield cost, fee and opening fee at each price, all as whole numbers of the cost step.
-
-        A price is a whole number of `unit`. Rounded half to even, as `fill` does it.
-        """
-        shares = (volume * unit / book.cost_step, self.fee_rate, self.margin_rate)
-        (p, per_p), (f, per_f), (m, per_m) = (share.as_integer_ratio() for share in shares)
-        for price in prices:
-            cost, rest = divmod(price * p, per_p)
-            cost += 2 * rest + (cost & 1) > per_p
-            fee, rest = divmod(cost * f, per_f)
-            fee += 2 * rest + (fee & 1) > per_f
-            opening_fee, rest = divmod(cost * m, per_m)
-            yield cost, fee, opening_fee + (2 * rest + (opening_fee & 1) > per_m)
-
-    def turned(
-        self, book: Book, now: float, charges: Sequence[tuple[int, int, int]], gain: Decimal,
-        leverage: int,
-    ) -> None:  # fmt: skip
-        """Enter that all was closed and as much opened the other way at each of `charges`.
-
-        The last turn was `now`; all of them changed the balance by `gain`. Nothing is checked and
-        no ledger written.
-        """
-        step, quote, (cost, *fees) = book.cost_step, book.rules.quote, charges[-1]
-        paid = step * sum(2 * fee + opening_fee for _, fee, opening_fee in charges)
-        sign = -book.sign if len(charges) % 2 else book.sign
-        self.serial += 2 * len(charges)
-        self.revision += 2 * len(charges)
-        book.cost_left = step * cost
-        book.lots = [
-            Lot(self.serial, 0, now, sign, book.held, ZERO, book.cost_left, book.cost_left,
-                leverage, step * sum(fees), self.margin_rate, now + ROLLOVER_S)
-        ]  # fmt: skip
-        self.realized[quote] = self.realized.get(quote, ZERO) + gain + paid
-        self.fees[quote] = self.fees.get(quote, ZERO) + paid
-        self.balances[quote] += gain
 
     def fill_spot(
         self, book: Book, now: float, sign: int, volume: Decimal, price: Decimal

@@ -233,20 +233,13 @@ class SandboxApi:
         self._settled = now
 
     def _looks(self, book: Book, now: float) -> Iterator[tuple[Any, ...]]:
-        """Yield a look at each interval that ended, but not where nothing can have happened."""
-        series, tick = self.feed.series(book.rules), _tick(book.rules)
-        alone, due, least, most = len(self._books(book.rules.quote)) == 1, 0.0, ZERO, ZERO
+        """Yield a look at each interval that has ended since the last time, and one at now."""
+        series = self.feed.series(book.rules)
         passed = range(series.number(self._settled), series.number(now))
         for place in passed if book.rules.pair not in self.prices else ():
             price, high, low, _ = series.prices(place)
-            end = math.nextafter(series.first + (place + 1) * series.interval_s, 0)
-            if end >= due or not least < low <= high < most:
-                yield book, end, price, low, high
-                if alone:
-                    due = min((lot.due for lot in book.lots), default=math.inf)
-                    limit = self.account.liquidation_price(book)
-                    least = limit + tick if limit and book.sign > 0 else ZERO
-                    most = limit - tick if limit and book.sign < 0 else AMOUNT_MAX
+            end = series.first + (place + 1) * series.interval_s
+            yield book, math.nextafter(end, 0), price, low, high
         yield book, now, self._quote(book.rules).mid
 
     def _books(self, quote: str = "") -> list[Book]:

@@ -25,7 +25,7 @@ from krakenbot.simulated.front import Answer, Front
 from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
 
 ROOT = Path(__file__).resolve().parent.parent
-KILLS = int(os.environ.get("TEST_KILLS", "3"))
+KILLS = int(os.environ.get("TEST_KILLS", "2"))
 SPEED = 300
 SIZE = Decimal("0.01")
 WAIT_MAX_S = 30.0

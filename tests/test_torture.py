@@ -1,6 +1,7 @@
 """A few seeds of the simulation in every run of the tests; `python -m tests.torture` has more."""
 
 import contextlib
+import gc
 import tempfile
 import unittest
 from pathlib import Path
@@ -9,7 +10,12 @@ from krakenbot.errors import StopError
 from krakenbot.simulated.faults import parse
 from tests.torture import SIZE, World, episode
 
-SEEDS = (1, 4)
+SEEDS = (2, 7)
+
+
+def setUpModule() -> None:
+    gc.freeze()  # The bot collects garbage hourly, which need not walk over all other tests.
+    unittest.addModuleCleanup(gc.unfreeze)
 
 
 class TestTorture(unittest.TestCase):
@@ -68,7 +74,7 @@ class TestTorture(unittest.TestCase):
 
     def test_a_seed_tells_the_same_story_twice(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            once, again = episode(2, Path(folder)), episode(2, Path(folder))
+            once, again = episode(29, Path(folder)), episode(29, Path(folder))
         self.assertEqual(once, again)
 
 

@@ -190,7 +190,7 @@ class TestAgainstTheLiveTick(unittest.TestCase):
 
     def test_random_walks_with_every_option_are_equal(self) -> None:
         endings = set()
-        for seed in (*range(11), 29, 31, 38):
+        for seed in (*range(8), 29, 31, 38):
             with self.subTest(seed=seed):
                 columns, wish, balance = wild(seed)
                 result = self.compare(columns, XBTUSD, wish, balance=balance, fee="0.002")
@@ -200,7 +200,7 @@ class TestAgainstTheLiveTick(unittest.TestCase):
     def test_the_limit_of_orders_is_kept_by_many_turns_at_once_and_waited_for(self) -> None:
         prices = [units(str(9000 + at // 2 % 2)) for at in range(3000)]
         columns = Columns(0, 60, min(prices), max(prices), prices, prices, prices, prices)
-        for limit in (1, 2, 3, 7):
+        for limit in (2, 7):
             with self.subTest(limit=limit):
                 wish = plan(entry_now=True, length=2, orders_max=limit, one_order=limit > 6)
                 with mock.patch.object(backtest, "objection", wraps=backtest.objection) as asked:

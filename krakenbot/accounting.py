@@ -39,7 +39,7 @@ def read_ledger(exchange: Exchange, journal: Journal, clock: Clock) -> str:
             raise
         difference = f"margin fees are not in the books: {error}"
     else:
-        difference = "; ".join(book_charges(journal, charges, since - OVERLAP_S, until, now))
+        difference = "; ".join(book_charges(journal, charges, since - OVERLAP_S, until))
     if difference and difference != journal.get("difference"):
         log.warning("books differ: %s", difference)
         journal.put(difference=difference)
@@ -48,7 +48,7 @@ def read_ledger(exchange: Exchange, journal: Journal, clock: Clock) -> str:
 
 
 def book_charges(
-    journal: Journal, charges: Sequence[Charge], since: int, until: int, now: int
+    journal: Journal, charges: Sequence[Charge], since: int, until: int
 ) -> list[str]:
     """Book opening fees and rollovers of the journal's own orders, each once.
 
@@ -65,7 +65,7 @@ def book_charges(
             continue
         tolerance = intent.cost * NEARLY
         is_whole = abs(sum((charge.cost for charge in own), ZERO) - intent.cost) <= tolerance
-        if intent.outcome is None or (not is_whole and now - intent.created < LATE_S):
+        if intent.outcome is None or (not is_whole and until - intent.created < LATE_S):
             read_until = min(read_until, intent.created)
             continue
         if not is_whole:

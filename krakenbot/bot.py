@@ -251,8 +251,10 @@ class Bot:
         # The newest candle that can be finished ended less than an interval ago.
         expected = int(self._clock.now()) - 2 * interval_s + 1
         candles = self._window.up_to(expected)
-        if candles and self._plan.strategy(candles).direction is Direction.FLAT:
+        signal = self._plan.strategy(candles or ())
+        if candles and signal.direction is Direction.FLAT:
             candles = self._window.widen(expected)
+            signal = self._plan.strategy(candles or ())
         if candles is None:
             log.warning("candle left out: the exchange has not finished it in good time")
             self._conditions.measure_clock()
@@ -261,7 +263,7 @@ class Bot:
         next_due = candles[-1].time + 2 * interval_s + WAKE_DELAY_S
         if self._journal.is_done(interval_s, candles[-1].time):
             return TickResult(next_due, decided=True)
-        done = self._work(candles[-1], self._plan.strategy(candles))
+        done = self._work(candles[-1], signal)
         if not done:
             return TickResult(min(next_due, self._clock.now() + PASSING_PAUSE_S), decided=True)
         return TickResult(next_due, decided=True)

@@ -99,29 +99,31 @@ def assemble(
         live=is_live,
     )
     spot = spot_of(config, client)
-    exchange: Exchange = spot
-    checks: list[Callable[[], None]] = []
-    if is_live:
-        checks.append(partial(check_key, spot))
-        checks.append(partial(outwait_lost_orders, journal, clock, bool(locks[0].read())))
-        checks.append(partial(mind_lost_coins, config, spot, journal, locks[0]))
-        checks.append(partial(refuse_costs, config, spot, journal))
-    else:
-        from krakenbot.simulated.exchange import PaperExchange
-
-        exchange = PaperExchange(
-            spot,
-            clock,
-            JournalStore(journal),
-            start_balance=config.paper.balance,
-            fee_rate=assumed_fee_rate(config),
-            validate=spot.validate if config.mode == "validate" else None,
-        )
+    exchange = spot if is_live else _paper(config, spot, clock, journal)
+    checks = (
+        partial(check_key, spot),
+        partial(outwait_lost_orders, journal, clock, bool(locks[0].read())),
+        partial(mind_lost_coins, config, spot, journal, locks[0]),
+        partial(refuse_costs, config, spot, journal),
+    )
     # Nothing made so far will ever be garbage: a later collection need not walk over it.
     gc.collect()
     gc.freeze()
-    bot = Bot(plan_of(config), exchange, journal, clock, owner, on_event, checks)
+    bot = Bot(plan_of(config), exchange, journal, clock, owner, on_event, checks if is_live else ())
     return Parts(config, clock, client, spot, exchange, journal, bot, tuple(locks))
+
+
+def _paper(config: Config, spot: Spot, clock: Clock, journal: Journal) -> Exchange:
+    from krakenbot.simulated.exchange import PaperExchange
+
+    return PaperExchange(
+        spot,
+        clock,
+        JournalStore(journal),
+        start_balance=config.paper.balance,
+        fee_rate=assumed_fee_rate(config),
+        validate=spot.validate if config.mode == "validate" else None,
+    )
 
 
 def spot_of(config: Config, client: Client) -> Spot:

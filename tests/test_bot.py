@@ -104,6 +104,7 @@ class FakeExchange:
         self.pair_rules = rules()
         self.hang_s = 60.0
         self.down = False
+        self.ledger_read: list[float] = []
         self.positions_told = -1  # How often the position is told before nothing is any more.
 
     def close(self, number: int) -> Decimal:
@@ -152,6 +153,7 @@ class FakeExchange:
         return Position(volume, cost)
 
     def charges(self, since: int, until: int) -> Sequence[Charge]:
+        self.ledger_read.append(self.clock.time)
         return []
 
     def fee_rate(self) -> Decimal:
@@ -329,6 +331,12 @@ class TestOrdinaryTicks(BotTest):
         self.until(DOWN + 3)
         self.assertEqual([], self.journal.open_intents())
         self.assertEqual((-SIZE, 3), (self.exchange.held, len(self.exchange.placed)))
+
+    def test_the_ledger_is_read_at_the_start_and_once_an_hour_between_ticks(self) -> None:
+        began = self.clock.time
+        self.until(100 + 150)
+        hours = [(at - began) / 3600 for at in self.exchange.ledger_read]
+        self.assertEqual([0, 1, 2], [int(hour) for hour in hours])
 
 
 class TestEntry(BotTest):

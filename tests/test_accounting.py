@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import cast
 
 from krakenbot.accounting import LATE_S, read_ledger, realized
+from krakenbot.commands.status import read_status
 from krakenbot.errors import StopError, UnansweredError
 from krakenbot.exchange import Exchange
 from krakenbot.journal import Journal, prepare
@@ -166,6 +167,22 @@ class TestLedger(AccountingTest):
         for _ in range(12):
             self.assertEqual("", self.book(CANDLE + 14400 * 60))
         self.assertEqual((Decimal(16), Decimal("6.3")), self.costs())
+
+    def test_an_order_at_the_end_of_a_day_that_is_caught_up_is_not_called_late(self) -> None:
+        self.journal.put(charges_read=CANDLE - LATE_S + 62)  # It was sent at CANDLE + 61.
+        order = self.traded(self.journal, 0, Side.BUY, "0.04", "2000", "16")
+        self.told("T1", order, "2000", "16.4", CANDLE + 63)
+        for _ in range(2):
+            self.assertEqual("", self.book(CANDLE + 5 * LATE_S))
+        self.assertEqual((Decimal(16), Decimal("0.4")), self.costs())
+
+    def test_a_difference_is_shown_by_status(self) -> None:
+        self.assertIsNone(read_status(self.journal)["difference"])
+        self.traded(self.journal, 0, Side.BUY, "0.04", "2000", "16")
+        self.book()
+        said = self.book(DAY_LATER)
+        self.assertIn("not in the ledger", said)
+        self.assertEqual(said, read_status(self.journal)["difference"])
 
     def test_a_death_in_the_middle_loses_no_charge(self) -> None:
         order = self.traded(self.journal, 0, Side.BUY, "0.04", "2000", "16")

@@ -338,6 +338,20 @@ class TestOrdinaryTicks(BotTest):
         hours = [(at - began) / 3600 for at in self.exchange.ledger_read]
         self.assertEqual([0, 1, 2], [int(hour) for hour in hours])
 
+    def test_recovery_is_told_after_trouble_only_and_patience_lasts_from_there(self) -> None:
+        bot = self.bot()
+        self.assertEqual("fine", bot._patiently(lambda: "fine"))
+        self.assertEqual([], self.events)
+        answers = iter([0, 1])
+
+        def slow() -> None:
+            self.clock.time += 500
+            if next(answers) == 0:
+                raise UnansweredError("one lost answer")
+
+        bot._patiently(slow, 300)
+        self.assertEqual(["waiting", "recovery"], [event.kind for event in self.events])
+
 
 class TestEntry(BotTest):
     def test_a_first_start_waits_for_the_next_turn_of_the_average(self) -> None:

@@ -79,9 +79,12 @@ class TestBuild(unittest.TestCase):
         self.assertNotIn("Traceback", done.stderr)
 
     def test_the_demo_runs_from_it(self) -> None:
-        done = self.run_python(str(self.file), "demo", "--candles", "2", "--speed", "1000")
+        words = ("--candles", "25", "--speed", "1000", "--seed", "1")
+        done = self.run_python(str(self.file), "demo", *words)
         self.assertEqual(0, done.returncode, done.stderr)
-        self.assertIn("candles decided on    2", done.stdout)
+        self.assertIn("candles decided on    25", done.stdout)
+
+        self.assertRegex(done.stdout, r"margin fees  +-[1-9]")
 
     def test_the_doctor_finds_nothing_foreign_in_it(self) -> None:
         done = self.run_python(

@@ -10,9 +10,11 @@ from collections.abc import Callable, Mapping
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from unittest import mock
 from urllib.parse import parse_qs, urlsplit
 
 from krakenbot.client import Client, UrllibTransport
+from krakenbot.clock import StopRequestedError
 from krakenbot.errors import LaterError, RefusedError, StopError, UnansweredError
 from krakenbot.model import Secret
 from krakenbot.signing import sign
@@ -570,6 +572,19 @@ class TestTransport(unittest.TestCase):
         with self.assertRaises((UnansweredError, LaterError)):
             self.get(transport, server)
         self.assertLess(time.monotonic() - began, 0.55)
+
+    def test_a_read_that_was_given_up_leaves_nothing_for_the_next_one(self) -> None:
+        def serve(server: RawServer, connection: socket.socket, number: int) -> None:
+            while server.read_request(connection):
+                connection.sendall(http(str(number).encode()))
+
+        server, transport = self.server(serve), UrllibTransport(5)
+        self.get(transport, server)
+        kept = transport._kept
+        with mock.patch.object(transport, "_ask", side_effect=StopRequestedError):
+            self.assertRaises(StopRequestedError, self.get, transport, server)
+        self.assertIsNot(kept, transport._kept)
+        self.assertEqual(b"2", self.get(transport, server)[1])
 
     def test_an_answer_over_the_size_cap_is_no_answer(self) -> None:
         def endless(server: RawServer, connection: socket.socket, number: int) -> None:

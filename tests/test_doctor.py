@@ -135,6 +135,16 @@ class TestFindings(Patient):
         self.assertIn("another krakenbot holds", found["key"].text)
         self.assertIn(key_lock.name, found["key"].text)
 
+    def test_a_journal_that_a_bot_holds_is_said(self) -> None:
+        with mock.patch.dict(os.environ, {"HOME": str(self.folder)}):
+            url = self.sandbox().url
+            self.examine(url)
+            path = self.state / f"paper-{url.partition('://')[2].replace(':', '-')}-XBTUSD.db"
+            open_journal(path).close()
+            held = Lock(path.with_suffix(".lock"), "the journal")
+            self.addCleanup(held.close)
+            self.assertIn("another krakenbot holds", self.examine(url)["journal"].text)
+
     def test_a_key_that_may_withdraw_fails(self) -> None:
         sandbox = self.sandbox()
         self.keys()

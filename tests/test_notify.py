@@ -64,11 +64,11 @@ class TestNotices(Quiet):
 
     def test_what_a_person_wants_to_know_is_posted_and_nothing_else(self) -> None:
         kinds = ("start", "waiting", "decision", "objection", "order", "fill", "refusal", "margin",
-                 "halt", "recovery", "stop")  # fmt: skip
+                 "halt", "recovery", "difference", "stop")  # fmt: skip
         told = self.told(config(url=URL), *(Event(kind, "text") for kind in kinds))
         self.assertEqual(
             [f"krakenbot paper XBTUSD: {kind}: text" for kind in
-             ("start", "fill", "refusal", "margin", "halt", "recovery", "stop")],
+             ("start", "fill", "refusal", "margin", "halt", "recovery", "difference", "stop")],
             told,
         )  # fmt: skip
 

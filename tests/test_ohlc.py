@@ -190,6 +190,20 @@ class TestWindow(unittest.TestCase):
             kept.up_to(candle(running - 1).time)
         self.assertLessEqual(market.rows_told[-1], 4, "only the rows needed travel")
 
+    def test_of_two_answers_about_a_candle_the_newer_one_counts(self) -> None:
+        market = FakeMarket(800)
+        kept = window(market, FakeClock())
+        kept.up_to(candle(799).time)
+        market.running, told = 801, market.candles
+
+        def revised(since: int | None) -> Sequence[Candle]:
+            return [candle(799, 5) if c.time == candle(799).time else c for c in told(since)]
+
+        market.candles = revised  # type: ignore[method-assign]
+        got = kept.up_to(candle(800).time)
+        assert got is not None
+        self.assertEqual(candle(799, 5), got[-2])
+
     def test_a_candle_once_known_is_not_lost_to_an_answer_that_lacks_it(self) -> None:
         market = FakeMarket(800)
         kept = window(market, FakeClock())

@@ -580,6 +580,8 @@ class TestLooking(ProgramTest):
                 # Started one after the other while the bot trades on: the same row comes first.
                 self.assertEqual(list(rows[0]), list(objects[0]))
                 self.assertEqual(table[0].split(), list(objects[0]))
+                if what == "decisions":
+                    self.assertNotIn("-", {line.split()[5] for line in table[1:]})
                 for name, value in objects[0].items():
                     self.assertNotIsInstance(value, float, name)
                     if name != "time":

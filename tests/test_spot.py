@@ -251,6 +251,11 @@ class TestAccount(unittest.TestCase):
         self.assertEqual(("TAGKDK-PVBGJ-RZ4N35", TXID), opened[1:3])
         self.assertEqual((Decimal(2000), Decimal("16.4")), (opened.cost, opened.fee))
 
+    def test_fills_are_asked_for_one_by_one_as_the_ledger_has_them(self) -> None:
+        kraken = Kraken()
+        spot(kraken).charges(SINCE, SINCE + 86400)
+        self.assertEqual("false", kraken.params("TradesHistory")["consolidate_taker"])
+
     def test_the_fee_rate_is_the_account_s_taker_fee_and_assumed_where_it_cannot_be_had(
         self,
     ) -> None:

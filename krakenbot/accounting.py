@@ -47,9 +47,7 @@ def read_ledger(exchange: Exchange, journal: Journal, clock: Clock) -> str:
     return ""
 
 
-def book_charges(
-    journal: Journal, charges: Sequence[Charge], since: int, until: int
-) -> list[str]:
+def book_charges(journal: Journal, charges: Sequence[Charge], since: int, until: int) -> list[str]:
     """Book opening fees and rollovers of the journal's own orders, each once.
 
     An order's own fee is in the books already; what the ledger took beyond it is the margin

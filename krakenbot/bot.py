@@ -12,12 +12,13 @@ from typing import NamedTuple, TypeVar
 
 from krakenbot import log
 from krakenbot.accounting import read_ledger
+from krakenbot.candles import CandleWindow
 from krakenbot.clock import Clock, StopRequestedError
-from krakenbot.conditions import Conditions
 from krakenbot.decision import Decision, Plan, Snapshot, decide
 from krakenbot.errors import LaterError, RefusedError, StopError, UnansweredError
 from krakenbot.exchange import Exchange
 from krakenbot.journal import NOT_SENT, Journal
+from krakenbot.market import MarketState
 from krakenbot.model import (
     ZERO,
     Candle,
@@ -27,8 +28,7 @@ from krakenbot.model import (
     Signal,
     Step,
 )
-from krakenbot.ohlc import CandleWindow
-from krakenbot.orders import FRUITLESS_MAX, VISIBLE_S, Orders, Owner
+from krakenbot.orders import UNFILLED_MAX, VISIBLE_S, Orders, Owner
 from krakenbot.pairs import plain
 from krakenbot.risk import objection
 
@@ -80,7 +80,7 @@ class Bot:
         owner = Owner(fingerprint, plan.pair, plan.interval_s, plan.leverage)
         self._orders = Orders(owner, exchange, journal, clock, self._emit)
         self._window = CandleWindow(exchange, clock, plan.interval_s, plan.candles_min)
-        self._conditions = Conditions(plan, exchange, clock)
+        self._market = MarketState(plan, exchange, clock)
         self._books_kept = float("-inf")
 
     # -- the loop ------------------------------------------------------------------------------
@@ -97,7 +97,7 @@ class Bot:
             if adopt:
                 self._patiently(self._adopt, patience_s)
             self._refuse_when_halted(adopt=False)
-            self._patiently(self._orders.settle, patience_s)
+            self._patiently(self._orders.reconcile, patience_s)
             self._emit("start", f"trading {self._plan.pair} on {self._plan.interval_s // 60} min")
             if once:
                 self._patiently(self._tick_once, patience_s)
@@ -121,7 +121,7 @@ class Bot:
         self._journal.resume(flatten=reason)
         why = "the orders to close it traded nothing"
         try:
-            for _ in range(2 * FRUITLESS_MAX):
+            for _ in range(2 * UNFILLED_MAX):
                 if self._patiently(partial(self._close_all, reason), patience_s):
                     self._journal.put(flatten=None, halted=reason)
                     return
@@ -135,18 +135,18 @@ class Bot:
 
     def _close_all(self, reason: str) -> bool:
         """Return whether nothing is held; if something is, send one order that closes it."""
-        self._orders.settle()
+        self._orders.reconcile()
         held = self._orders.position()
         if held == 0:
             return True
         nowhere = Signal(Direction.FLAT, ZERO, 0)
-        snapshot = Snapshot(nowhere, held, self._conditions.rules, None, reason, frozenset())
+        snapshot = Snapshot(nowhere, held, self._market.rules, None, reason, frozenset())
         step = decide(snapshot, self._plan).step
         if step is None:  # Whether something so small can be closed is Kraken's say.
             side = Side.SELL if held > 0 else Side.BUY
             step = Step(Purpose.CLOSE, side, abs(held), self._plan.leverage > 0)
         candle = int(self._clock.now())  # Outside of any candle, so that ids are new.
-        self._orders.send(step, self._conditions.rules, candle, held, reason)
+        self._orders.send(step, self._market.rules, candle, held, reason)
         return False
 
     def _patiently(self, action: Callable[[], T], patience_s: float = float("inf")) -> T:
@@ -184,20 +184,20 @@ class Bot:
             raise StopError(f"halted: {reason}. `krakenbot resume` clears this after a look")
 
     def _know_the_market(self) -> None:
-        self._conditions.learn()
-        self._orders.base = self._conditions.rules.base
+        self._market.learn()
+        self._orders.base = self._market.rules.base
 
     def _start(self) -> None:
         self._know_the_market()
         for check in self._checks:
             check()
-        self._conditions.read_fee_rate()
+        self._market.read_fee_rate()
         self._keep_books()
 
     def _adopt(self) -> None:
         """Make what is held the journal's own, and clear a halt about it."""
         try:
-            self._orders.settle()
+            self._orders.reconcile()
         except StopError:
             # Looking at it was the person's part; only what may still happen is not given up.
             over = int(self._clock.now()) - VISIBLE_S
@@ -214,7 +214,7 @@ class Bot:
             held = position.volume
             price = position.cost / abs(held) if held else price
         else:
-            owned = self._exchange.balances().get(self._conditions.rules.base, ZERO)
+            owned = self._exchange.balances().get(self._market.rules.base, ZERO)
             held = min(before or self._plan.size, owned)
         on_margin = self._plan.leverage > 0
         self._journal.adopt(held, price, int(self._clock.now()), on_margin)
@@ -234,7 +234,7 @@ class Bot:
     def _refresh(self) -> None:
         """Right before a tick: read anew what has grown old of all else."""
         try:
-            self._conditions.refresh(self._journal.fruitless_in_a_row()[0] > 0)
+            self._market.refresh(self._journal.consecutive_unfilled()[0] > 0)
         except (LaterError, UnansweredError, RefusedError) as error:
             log.warning("not refreshed, trying again after the next candle reason=%s", error)
 
@@ -247,7 +247,7 @@ class Bot:
     def tick(self) -> TickResult:
         """Bring the position to where the newest finished candle says it should be."""
         interval_s = self._plan.interval_s
-        self._orders.settle()
+        self._orders.reconcile()
         # The newest candle that can be finished ended less than an interval ago.
         expected = int(self._clock.now()) - 2 * interval_s + 1
         candles = self._window.up_to(expected)
@@ -257,7 +257,7 @@ class Bot:
             signal = self._plan.strategy(candles or ())
         if candles is None:
             log.warning("candle left out: the exchange has not finished it in good time")
-            self._conditions.measure_clock()
+            self._market.measure_clock()
             now = int(self._clock.now())
             return TickResult(now - now % interval_s + interval_s + WAKE_DELAY_S, decided=False)
         next_due = candles[-1].time + 2 * interval_s + WAKE_DELAY_S
@@ -270,27 +270,27 @@ class Bot:
 
     def _work(self, candle: Candle, signal: Signal) -> bool:
         """Decide and send until on target; False when the market should be asked again soon."""
-        barred: set[Purpose] = set()
+        blocked: set[Purpose] = set()
         done = True
-        self._conditions.doubt_market()
+        self._market.invalidate_quote()
         for _ in range(ROUNDS_MAX):
             held = self._orders.position()
             self._check_loss(held, candle.close)
-            decision = decide(self._snapshot(candle, signal, held, barred), self._plan)
+            decision = decide(self._snapshot(candle, signal, held, blocked), self._plan)
             step = decision.step
             if step is None:
                 break
             today = self._journal.orders_since(int(self._clock.now()) - DAY_S)
-            around = self._conditions.around(step, held, today)
+            inputs = self._market.risk_inputs(step, held, today)
             limits = self._plan.limits
             if self._journal.get("flatten"):
                 limits = limits._replace(max_spread_percent=Decimal(100))
-            against = objection(step, self._plan.leverage, around, limits)
+            against = objection(step, self._plan.leverage, inputs, limits)
             if against is None:
                 self._journal.decide(self._row(candle, signal, held, decision))
-                self._orders.send(step, self._conditions.rules, candle.time, held, decision.reason)
-                if self._journal.fruitless_in_a_row()[0]:
-                    self._conditions.doubt_rules()
+                self._orders.send(step, self._market.rules, candle.time, held, decision.reason)
+                if self._journal.consecutive_unfilled()[0]:
+                    self._market.invalidate_rules()
                 if self._clock.now() >= candle.time + 2 * self._plan.interval_s + WAKE_DELAY_S:
                     held = self._orders.position()
                     break  # A newer candle has finished meanwhile; it decides what comes next.
@@ -298,9 +298,9 @@ class Bot:
             reason = f"{decision.reason}, but {against.reason}"
             decision = Decision(decision.target, None, reason)
             self._emit("objection", reason)
-            self._conditions.doubt_rules()  # What speaks against it may be gone by the next tick.
-            barred.add(step.purpose)
-            if step.purpose is not Purpose.TURN or against.passing:
+            self._market.invalidate_rules()  # What speaks against it may be gone by the next tick.
+            blocked.add(step.purpose)
+            if step.purpose is not Purpose.REVERSE or against.passing:
                 done = not against.passing
                 break
         else:
@@ -309,7 +309,7 @@ class Bot:
         return done
 
     def _snapshot(
-        self, candle: Candle, signal: Signal, held: Decimal, barred: set[Purpose]
+        self, candle: Candle, signal: Signal, held: Decimal, blocked: set[Purpose]
     ) -> Snapshot:
         sent = self._journal.intents(
             "interval_s = ? AND candle = ?", self._plan.interval_s, candle.time
@@ -317,12 +317,12 @@ class Bot:
         return Snapshot(
             signal=signal,
             held=held,
-            rules=self._conditions.rules,
+            rules=self._market.rules,
             waits_for_turn_from=self._first_direction(signal.direction),
             flatten_reason=self._journal.get("flatten") or None,
-            tried=barred
+            tried=blocked
             | {intent.purpose for intent in sent if intent.outcome != NOT_SENT}
-            | ({Purpose.TURN} if self._journal.newest_turn_failed() else set()),
+            | ({Purpose.REVERSE} if self._journal.newest_turn_failed() else set()),
         )
 
     def _first_direction(self, direction: Direction) -> Direction | None:
@@ -350,7 +350,7 @@ class Bot:
             reason = f"the loss since the last resume is {loss:.2f}, max_loss is {limit}"
             self._journal.put(flatten=reason)
             log.critical("flattening reason=%s", reason)
-        if reason and abs(held) < self._conditions.rules.ordermin:
+        if reason and abs(held) < self._market.rules.ordermin:
             self._journal.put(flatten=None)
             rest = f"; {plain(held)} is too small to be closed" if held else ""
             raise self._journal.halt(reason + rest)
@@ -359,7 +359,7 @@ class Bot:
         self, candle: Candle, signal: Signal, held: Decimal, decision: Decision, done: bool
     ) -> None:
         row = self._row(candle, signal, held, decision)
-        summary = self._conditions.summary()
+        summary = self._market.summary()
         if not self._plan.leverage:
             summary = summary._replace(unrealized_pnl=held * candle.close)
         level = summary.margin_level

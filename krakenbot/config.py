@@ -62,8 +62,10 @@ def _number(high: int, kind: type[Decimal | float] = Decimal, *, zero: bool = Fa
         is_plain = not isinstance(raw, str) or re.fullmatch(r"[0-9]+(\.[0-9]+)?", raw)
         decimals = -int(number.as_tuple().exponent)
         if not is_plain or decimals > 18 or not 0 <= number <= high or (number == 0 and not zero):
-            raise ValueError(f"a number {'from' if zero else 'above'} 0, at most {high}, written "
-                             "plainly like 0.0001, with at most 18 decimals")  # fmt: skip
+            raise ValueError(
+                f"a number {'from' if zero else 'above'} 0, at most {high}, written "
+                "plainly like 0.0001, with at most 18 decimals"
+            )
         return kind(number)
 
     return parse
@@ -81,9 +83,10 @@ def _text(shape: str, allowed: str, kind: Callable[[str], object] = str) -> _Par
 
 _PAIR = _text(r"[A-Za-z0-9./:_-]{3,20}", "a pair's name at Kraken, like XBTUSD")
 _EXCHANGE_URL = _text(
-    f"{_ORIGIN}/?", "https://host or http:// with a loopback address, and nothing after it",
+    f"{_ORIGIN}/?",
+    "https://host or http:// with a loopback address, and nothing after it",
     lambda url: url.removesuffix("/"),
-)  # fmt: skip
+)
 _PROXY = _text(rf"http://{_HOST}:(?P<port>[0-9]{{1,5}})", "http://host:port")
 _NOTIFY_URL = _text(
     rf"{_ORIGIN}([/?][!-~]*)?", "https without user and password, or http on loopback", Secret
@@ -166,9 +169,13 @@ class Config(NamedTuple):
 
 
 _TABLES: dict[str, Any] = {
-    "strategy": StrategyTable, "risk": RiskTable, "exchange": ExchangeTable,
-    "paper": PaperTable, "log": LogTable, "notify": NotifyTable,
-}  # fmt: skip
+    "strategy": StrategyTable,
+    "risk": RiskTable,
+    "exchange": ExchangeTable,
+    "paper": PaperTable,
+    "log": LogTable,
+    "notify": NotifyTable,
+}
 # Each key's default (None: none) and its parser.
 _KEYS: dict[str, tuple[object, _Parser]] = {
     f"{table}.{field}".removeprefix("."): (kind._field_defaults[field], hint.__metadata__[0])
@@ -361,12 +368,16 @@ def _check_together(values: dict[str, Any], sources: dict[str, str], errors: lis
     short, long = values.get("strategy.short", 0), values.get("strategy.long", 701)
     if short >= long:
         where = {sources["strategy.short"], sources["strategy.long"]} - {"default"}
-        errors.append(f"{', '.join(sorted(where))}: strategy.short = {short}:"
-                      f" must be below strategy.long = {long}")  # fmt: skip
+        errors.append(
+            f"{', '.join(sorted(where))}: strategy.short = {short}:"
+            f" must be below strategy.long = {long}"
+        )
     speed, url = values.get("exchange.clock_speed", 1), values.get("exchange.url")
     if speed != 1 and url and not is_loopback(url):
-        errors.append(f"{sources['exchange.clock_speed']}: exchange.clock_speed = {speed:g}:"
-                      f" must be 1 unless exchange.url is on loopback; it is {url}")  # fmt: skip
+        errors.append(
+            f"{sources['exchange.clock_speed']}: exchange.clock_speed = {speed:g}:"
+            f" must be 1 unless exchange.url is on loopback; it is {url}"
+        )
 
 
 def _expanded(path: str, environ: Mapping[str, str]) -> str:

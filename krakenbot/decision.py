@@ -86,12 +86,10 @@ def decide(snapshot: Snapshot, plan: Plan) -> Decision:
         direction = signal.direction
         why = "average rises" if direction is Direction.LONG else "average falls"
     target = target_volume(direction, plan.size, plan.leverage)
-    step = next_step(
-        held, target, plan.leverage, plan.one_order, snapshot.rules, snapshot.tried
-    )
+    step = next_step(held, target, plan.leverage, plan.one_order, snapshot.rules, snapshot.tried)
     goal = _direction(target)
     if step is not None:
-        verb = {Purpose.CLOSE: "close", Purpose.OPEN: "open", Purpose.TURN: "turn"}[step.purpose]
+        verb = {Purpose.CLOSE: "close", Purpose.OPEN: "open", Purpose.REVERSE: "turn"}[step.purpose]
         return Decision(goal, step, f"{why}: {verb} by {step.side.value} {plain(step.volume)}")
     if held == target:
         return Decision(goal, None, f"{why}: on target")

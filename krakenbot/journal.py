@@ -187,9 +187,17 @@ class Journal:
             changed = self._db.execute(
                 "UPDATE intents SET outcome = ?, exchange_order_id = ?, executed = ?, cost = ?,"
                 " fee = ?, settled = ?, note = ? WHERE id = ? AND outcome IS NULL",
-                (outcome, _stored(found.exchange_order_id) if found else None, str(volume),
-                 str(cost), str(fee), now, _stored(note), intent.id),
-            ).rowcount  # fmt: skip
+                (
+                    outcome,
+                    _stored(found.exchange_order_id) if found else None,
+                    str(volume),
+                    str(cost),
+                    str(fee),
+                    now,
+                    _stored(note),
+                    intent.id,
+                ),
+            ).rowcount
             if changed != 1:
                 raise StopError(f"intent {intent.id} already had an end; it cannot get another")
             if volume:
@@ -217,7 +225,7 @@ class Journal:
             "created > ? AND outcome IS NOT ? AND outcome IS NOT ?", time, NOT_SENT, ADOPTED
         )
 
-    def fruitless_in_a_row(self) -> tuple[int, str]:
+    def consecutive_unfilled(self) -> tuple[int, str]:
         """Return how many of the newest orders traded nothing, and the last one's note."""
         count, note = 0, ""
         rows = self._db.execute(
@@ -237,7 +245,7 @@ class Journal:
         row = self._db.execute(
             "SELECT purpose, executed FROM intents ORDER BY number DESC LIMIT 1"
         ).fetchone()
-        return row is not None and row[0] == Purpose.TURN.value and not Decimal(row[1])
+        return row is not None and row[0] == Purpose.REVERSE.value and not Decimal(row[1])
 
     def knows_order(self, exchange_order_id: str) -> bool:
         return self.count("exchange_order_id = ?", exchange_order_id) > 0
@@ -260,10 +268,26 @@ class Journal:
         difference = held - account.held
         side, volume = Side.BUY if difference > 0 else Side.SELL, abs(difference)
         row = Intent(
-            f"adopted {now} {self.count('1')}", 0, now, Purpose.ADOPT, side, volume,
-            int(on_margin), False, "run --adopt", account.held, now, now, True, ADOPTED, None,
-            volume, volume * price, ZERO, now,
-        )  # fmt: skip
+            f"adopted {now} {self.count('1')}",
+            0,
+            now,
+            Purpose.ADOPT,
+            side,
+            volume,
+            int(on_margin),
+            False,
+            "run --adopt",
+            account.held,
+            now,
+            now,
+            True,
+            ADOPTED,
+            None,
+            volume,
+            volume * price,
+            ZERO,
+            now,
+        )
         with self._transaction():
             self._db.execute(
                 "UPDATE intents SET outcome = 'given up', settled = ? WHERE outcome IS NULL", (now,)
@@ -289,9 +313,12 @@ class Journal:
         """Clear a halt, or replace it by a reason to flatten; losses count anew from here."""
         number = self._db.execute("SELECT max(number) FROM intents").fetchone()[0]
         self.put(
-            halted=None, flatten=flatten, difference=None, pnl_at_resume=None,
+            halted=None,
+            flatten=flatten,
+            difference=None,
+            pnl_at_resume=None,
             fruitless_from=number or 0,
-        )  # fmt: skip
+        )
 
     def charge(self, charge_id: str, time: int, kind: str, amount: Decimal) -> None:
         """Book a margin opening fee or a rollover, once, however often it is told."""
@@ -324,11 +351,17 @@ class Journal:
                 level = summary.margin_level
                 self._db.execute(
                     "INSERT OR REPLACE INTO equity VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                    (row["decided"], row["price"], row["held"],
-                     str(account.pnl(Decimal(row["price"]))), str(account.fees),
-                     str(account.rollover), str(summary.equity),
-                     None if level is None else f"{level:.2f}"),
-                )  # fmt: skip
+                    (
+                        row["decided"],
+                        row["price"],
+                        row["held"],
+                        str(account.pnl(Decimal(row["price"]))),
+                        str(account.fees),
+                        str(account.rollover),
+                        str(summary.equity),
+                        None if level is None else f"{level:.2f}",
+                    ),
+                )
 
     def is_done(self, interval_s: int, candle: int) -> bool:
         row = self._db.execute(
@@ -460,7 +493,7 @@ def _check(path: Path) -> None:
                 if not all(value.is_finite() for value in journal.account()):
                     raise damaged(path, "its account holds what is no number")
                 journal.intents("outcome IS NULL")
-                journal.fruitless_in_a_row()
+                journal.consecutive_unfilled()
                 for key in ("first_direction", "charges_read", "pnl_at_resume"):
                     Decimal(journal.get(key) or 0)
         finally:

@@ -42,14 +42,14 @@ class OrderStatus(Enum):
 
 
 class Purpose(Enum):
-    """What an order is for. `TURN` closes and opens the other way in one order.
+    """What an order is for. `REVERSE` closes and opens the other way in one order.
 
     `ADOPT` is no order: it enters into the journal what someone else has traded.
     """
 
     CLOSE = "close"
     OPEN = "open"
-    TURN = "turn"
+    REVERSE = "turn"
     ADOPT = "adopt"
 
 

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 from krakenbot import log
 from krakenbot.bot import Event
-from krakenbot.client import USER_AGENT, Transport, UrllibTransport
 from krakenbot.clock import StopRequestedError
 from krakenbot.config import Config
 from krakenbot.errors import UnansweredError
+from krakenbot.kraken.client import USER_AGENT, Transport, UrllibTransport
 from krakenbot.log import clean
 from krakenbot.model import Secret
 
@@ -44,9 +44,7 @@ class Notifier:
             import threading
 
             self._queue = queue.Queue(WAITING_MAX)
-            self._sender = threading.Thread(
-                target=self._send_all, args=(self._queue,), daemon=True
-            )
+            self._sender = threading.Thread(target=self._send_all, args=(self._queue,), daemon=True)
 
     def __call__(self, event: Event) -> None:
         """Pass an event on to whoever wants to know it; returns at once."""

@@ -19,7 +19,7 @@ DEADLINE_S = 15  # The engine refuses an order that reaches it later.
 VISIBLE_S = 120  # How long reading may lag behind what happened: twice the longest seen.
 WATCH_MIN_S = 75.0  # An order counts as absent only when looked for this long by this process.
 LOOK_PAUSE_S = 10.0
-FRUITLESS_MAX = 5
+UNFILLED_MAX = 5
 
 Emit = Callable[[str, str], None]
 
@@ -62,7 +62,7 @@ class Orders:
         else:
             self._journal.write(intent)
             self._send(intent)
-        self.settle()
+        self.reconcile()
 
     def _send(self, intent: Intent) -> None:
         self._emit("order", f"{intent.side.value} {plain(intent.volume)}: {intent.reason}")
@@ -94,8 +94,11 @@ class Orders:
         # Only an order that provably never left may be followed by another one like it.
         attempt = self._journal.count(
             "interval_s = ? AND candle = ? AND purpose = ? AND outcome = ?",
-            owner.interval_s, candle, step.purpose.value, NOT_SENT,
-        )  # fmt: skip
+            owner.interval_s,
+            candle,
+            step.purpose.value,
+            NOT_SENT,
+        )
         return Intent(
             id=client_order_id(
                 owner.fingerprint, owner.pair, owner.interval_s, candle, step.purpose, attempt
@@ -127,15 +130,15 @@ class Orders:
 
     # -- settling ------------------------------------------------------------------------------
 
-    def settle(self) -> None:
+    def reconcile(self) -> None:
         """Ask about every open intent until its end is known; then see that orders still work."""
         for intent in self._journal.open_intents():
-            self._settle_one(intent)
-        count, note = self._journal.fruitless_in_a_row()
-        if count >= FRUITLESS_MAX:
+            self._reconcile_one(intent)
+        count, note = self._journal.consecutive_unfilled()
+        if count >= UNFILLED_MAX:
             raise self._journal.halt(f"{count} orders in a row traded nothing; the last: {note}")
 
-    def _settle_one(self, intent: Intent) -> None:
+    def _reconcile_one(self, intent: Intent) -> None:
         pause_s = 1.0 if intent.accepted else LOOK_PAUSE_S
         previous: Execution | None = None
         while True:

@@ -23,7 +23,7 @@ class Objection(NamedTuple):
     passing: bool = False
 
 
-class Surroundings(NamedTuple):
+class RiskInputs(NamedTuple):
     """What is looked at only when there is an order to send."""
 
     system_status: str
@@ -40,27 +40,27 @@ CLOCK_OFFSET_MAX_S = 30.0
 FEE_RATE_ASSUMED = Decimal("0.008")  # Kraken's entry tier, where the account's is not known.
 
 
-def objection(step: Step, leverage: int, around: Surroundings, limits: Limits) -> Objection | None:
+def objection(step: Step, leverage: int, inputs: RiskInputs, limits: Limits) -> Objection | None:
     """Return the first objection to sending the step's order now, or None.
 
     `summary` may be None for a step that only closes: closing is never stopped for margin.
     """
     return (
-        _market(step, around, limits)
-        or _pair(step, leverage, around)
-        or (None if step.purpose is Purpose.CLOSE else _exposure(step, leverage, around, limits))
+        _market(step, inputs, limits)
+        or _pair(step, leverage, inputs)
+        or (None if step.purpose is Purpose.CLOSE else _exposure(step, leverage, inputs, limits))
     )
 
 
-def _market(step: Step, around: Surroundings, limits: Limits) -> Objection | None:
-    rules, quote = around.rules, around.quote
-    if around.system_status != "online":
-        return Objection(f"the exchange is in state {around.system_status}, not online", True)
+def _market(step: Step, inputs: RiskInputs, limits: Limits) -> Objection | None:
+    rules, quote = inputs.rules, inputs.quote
+    if inputs.system_status != "online":
+        return Objection(f"the exchange is in state {inputs.system_status}, not online", True)
     if rules.status != "online" and not (rules.status == "reduce_only" and step.reduce_only):
         return Objection(f"{rules.altname} is in state {rules.status}, not online", True)
-    if abs(around.clock_offset_s) > CLOCK_OFFSET_MAX_S:
+    if abs(inputs.clock_offset_s) > CLOCK_OFFSET_MAX_S:
         return Objection(
-            f"this host's clock is {around.clock_offset_s:+.0f} s off the exchange's, more than "
+            f"this host's clock is {inputs.clock_offset_s:+.0f} s off the exchange's, more than "
             f"{CLOCK_OFFSET_MAX_S:.0f} s; repair it (timedatectl set-ntp true)",
             True,
         )
@@ -73,8 +73,8 @@ def _market(step: Step, around: Surroundings, limits: Limits) -> Objection | Non
     return None
 
 
-def _pair(step: Step, leverage: int, around: Surroundings) -> Objection | None:
-    rules = around.rules
+def _pair(step: Step, leverage: int, inputs: RiskInputs) -> Objection | None:
+    rules = inputs.rules
     allowed = rules.leverages(step.side)
     if leverage and not allowed and step.purpose is not Purpose.CLOSE:
         return Objection(f"{rules.altname} has no margin for a {step.side.value}")
@@ -86,7 +86,7 @@ def _pair(step: Step, leverage: int, around: Surroundings) -> Objection | None:
             f"{plain(step.volume)} is below the smallest order of {rules.altname}, "
             f"{plain(rules.ordermin)}"
         )
-    cost = step.volume * around.quote.mid
+    cost = step.volume * inputs.quote.mid
     if cost < rules.costmin:
         return Objection(
             f"an order worth {cost:.5f} is below the smallest of {rules.altname}, "
@@ -95,22 +95,20 @@ def _pair(step: Step, leverage: int, around: Surroundings) -> Objection | None:
     return None
 
 
-def _exposure(
-    step: Step, leverage: int, around: Surroundings, limits: Limits
-) -> Objection | None:
-    rules, summary = around.rules, around.summary
-    if around.orders_today >= limits.max_orders_per_day:
+def _exposure(step: Step, leverage: int, inputs: RiskInputs, limits: Limits) -> Objection | None:
+    rules, summary = inputs.rules, inputs.summary
+    if inputs.orders_today >= limits.max_orders_per_day:
         return Objection(
-            f"{around.orders_today} orders were sent in the last 24 h, max_orders_per_day is "
+            f"{inputs.orders_today} orders were sent in the last 24 h, max_orders_per_day is "
             f"{limits.max_orders_per_day}; only closing is allowed now"
         )
     if summary is None:
         return Objection("the margin numbers are not known", True)
-    price = around.quote.ask if step.side is Side.BUY else around.quote.bid
+    price = inputs.quote.ask if step.side is Side.BUY else inputs.quote.bid
     # What turns closes first, and that frees its own margin.
-    closing = abs(around.held) if step.purpose is Purpose.TURN else ZERO
+    closing = abs(inputs.held) if step.purpose is Purpose.REVERSE else ZERO
     opening = step.volume - closing
-    needed = opening * price / max(leverage, 1) + step.volume * price * around.fee_rate
+    needed = opening * price / max(leverage, 1) + step.volume * price * inputs.fee_rate
     free = summary.free_margin + closing * price / max(leverage, 1)
     if needed > free:
         return Objection(

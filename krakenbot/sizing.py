@@ -34,8 +34,8 @@ def next_step(
     shrinks = abs(target) < abs(held) and not reverses
     volume = abs(difference)
     reduce_only = False
-    if reverses and one_order and Purpose.TURN not in tried:
-        purpose = Purpose.TURN
+    if reverses and one_order and Purpose.REVERSE not in tried:
+        purpose = Purpose.REVERSE
     elif reverses and abs(held) < rules.ordermin:
         # A rest too small to be closed alone goes with the order the other way.
         purpose = Purpose.OPEN

@@ -22,18 +22,18 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from krakenbot import config, log
-from krakenbot.client import Client, parse_json, result_of
+from krakenbot.backtest.files import BadDataError, read
+from krakenbot.candles import fill, parse_rows
 from krakenbot.commands.history import QUERIES
 from krakenbot.commands.status import read_status
 from krakenbot.errors import ConfigError, LaterError, RefusedError, StopError, UnansweredError
 from krakenbot.journal import Intent, Journal, open_journal, open_read_only
+from krakenbot.kraken.client import Client, parse_json, result_of
+from krakenbot.kraken.spot import Spot
 from krakenbot.model import Execution, Order, OrderStatus, Purpose, Secret, Side
-from krakenbot.ohlc import fill, parse_rows
 from krakenbot.pairs import decimal, parse_rules, plain
-from krakenbot.simulated.candlefile import BadDataError, read
 from krakenbot.simulated.feed import Feed
 from krakenbot.simulated.listing import PAIRS, SANDBOX_KEY, SANDBOX_SECRET
-from krakenbot.spot import Spot
 from tests.logs import silence
 
 ID = "6d1b345e-2821-40e2-ad83-4ecb18a06876"
@@ -54,11 +54,42 @@ CHECK_MAX_S = 0.5  # Of the processor. Written out, 1e200000 takes longer, 1e999
 
 # Numbers and texts at which parsers stumble, as they stand in JSON.
 AWKWARD = (
-    "1e200000", "-1e-999999999", "1e30", "1E31", "1e400", "0.1", "-0", "-1", "0",
-    "9" * 30, "9" * 4400, "NaN", "Infinity", "-Infinity", "true", "null", '""', '"nan"', '"inf"',
-    '"1e999999999"', '"1_000"', '"\\u0661"', '" 1"', '"0x1"', '"-0.00"', '"\\ud800"', '"\\u0000"',
-    '"' + "9" * 4400 + '"', "[]", "{}", "[[]]", '{"": null}', '"XXBTZUSD"', '"buy"', '"closed"',
-)  # fmt: skip
+    "1e200000",
+    "-1e-999999999",
+    "1e30",
+    "1E31",
+    "1e400",
+    "0.1",
+    "-0",
+    "-1",
+    "0",
+    "9" * 30,
+    "9" * 4400,
+    "NaN",
+    "Infinity",
+    "-Infinity",
+    "true",
+    "null",
+    '""',
+    '"nan"',
+    '"inf"',
+    '"1e999999999"',
+    '"1_000"',
+    '"\\u0661"',
+    '" 1"',
+    '"0x1"',
+    '"-0.00"',
+    '"\\ud800"',
+    '"\\u0000"',
+    '"' + "9" * 4400 + '"',
+    "[]",
+    "{}",
+    "[[]]",
+    '{"": null}',
+    '"XXBTZUSD"',
+    '"buy"',
+    '"closed"',
+)
 ODD = "\x00odd\x00"  # Stands where an awkward piece of JSON is put in.
 
 AMOUNT = st.decimals(-10, 10**9, allow_nan=False, allow_infinity=False, places=8).map(
@@ -66,18 +97,38 @@ AMOUNT = st.decimals(-10, 10**9, allow_nan=False, allow_infinity=False, places=8
 )
 PAIRS_ROW = {**PAIRS["XXBTZUSD"], "leverage_buy": [2, 3], "leverage_sell": [2]}
 ORDER_ROW = {
-    "refid": None, "status": "closed", "reason": None, "opentm": 1790000041.5, "closetm": 1.5,
-    "vol": "0.01", "vol_exec": "0.01", "cost": "500.1", "fee": "4.0", "cl_ord_id": ID,
+    "refid": None,
+    "status": "closed",
+    "reason": None,
+    "opentm": 1790000041.5,
+    "closetm": 1.5,
+    "vol": "0.01",
+    "vol_exec": "0.01",
+    "cost": "500.1",
+    "fee": "4.0",
+    "cl_ord_id": ID,
     "descr": {"pair": "XBTUSD"},
-}  # fmt: skip
+}
 POSITION_ROW = {
-    "ordertxid": "OABCDE-ABCDE-ABCDEF", "pair": "XXBTZUSD", "type": "buy", "cost": "500.1",
-    "fee": "4.1", "vol": "0.01", "vol_closed": "0.005", "margin": "250.0", "time": 1790000041.5,
-}  # fmt: skip
+    "ordertxid": "OABCDE-ABCDE-ABCDEF",
+    "pair": "XXBTZUSD",
+    "type": "buy",
+    "cost": "500.1",
+    "fee": "4.1",
+    "vol": "0.01",
+    "vol_closed": "0.005",
+    "margin": "250.0",
+    "time": 1790000041.5,
+}
 LEDGER_ROW = {
-    "refid": "TABCDE-ABCDE-ABCDEF", "time": 1790000041.5, "type": "rollover", "asset": "ZUSD",
-    "amount": "0.0", "fee": "0.1", "balance": "1.0",
-}  # fmt: skip
+    "refid": "TABCDE-ABCDE-ABCDEF",
+    "time": 1790000041.5,
+    "type": "rollover",
+    "asset": "ZUSD",
+    "amount": "0.0",
+    "fee": "0.1",
+    "balance": "1.0",
+}
 TIMES = range(T0, T0 + 300, 60)
 # A good answer of each method; the answers tried are these with one place or more made odd.
 GOOD: dict[str, Any] = {
@@ -85,7 +136,8 @@ GOOD: dict[str, Any] = {
     "SystemStatus": {"status": "online", "timestamp": "x"},
     "AssetPairs": {"XXBTZUSD": PAIRS_ROW},
     "OHLC": {
-        "XXBTZUSD": [[t, "5.0", "6.0", "4.0", "5.5", "5.2", "1.5", 7] for t in TIMES], "last": T0,
+        "XXBTZUSD": [[t, "5.0", "6.0", "4.0", "5.5", "5.2", "1.5", 7] for t in TIMES],
+        "last": T0,
     },
     "Ticker": {"XXBTZUSD": {"a": ["50000.1", "1", "1"], "b": ["49999.9", "1", "1"]}},
     "TradeBalance": {"tb": "100.0", "n": "-1.5", "m": "20.0", "e": "98.5"},
@@ -98,7 +150,7 @@ GOOD: dict[str, Any] = {
     "TradeVolume": {"currency": "ZUSD", "fees": {"XXBTZUSD": {"fee": "0.4"}}},
     "Ledgers": {"ledger": {"LABCDE-ABCDE-ABCDEF": LEDGER_ROW}, "count": 1},
     "GetApiKeyInfo": {"permissions": ["query-funds"], "nonce": "1"},
-}  # fmt: skip
+}
 # What of the port reads each answer.
 READERS: dict[str, Callable[[Spot], Any]] = {
     "Time": Spot.server_time,
@@ -153,17 +205,24 @@ class Answers:
 def spot(transport: Answers) -> Spot:
     nonces = count(1)
     client = Client(
-        transport, "https://api.kraken.com", Clock(), key=Secret(SANDBOX_KEY),
-        secret=Secret(SANDBOX_SECRET), next_nonce=lambda _: next(nonces), live=True,
-    )  # fmt: skip
+        transport,
+        "https://api.kraken.com",
+        Clock(),
+        key=Secret(SANDBOX_KEY),
+        secret=Secret(SANDBOX_SECRET),
+        next_nonce=lambda _: next(nonces),
+        live=True,
+    )
     return Spot(client, "XBTUSD", 60)
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """Yield the way to every place of a JSON value, the whole first."""
     yield path
-    for key, inner in value.items() if isinstance(value, dict) else (
-        enumerate(value) if isinstance(value, list) else ()
+    for key, inner in (
+        value.items()
+        if isinstance(value, dict)
+        else (enumerate(value) if isinstance(value, list) else ())
     ):
         yield from places(inner, (*path, key))
 
@@ -269,12 +328,20 @@ class TestAnswers(FuzzTest):
         with contextlib.suppress(PLANNED):
             self.assert_exact(result_of("Balance", status, body))
 
-    @given(st.lists(st.one_of(
-        st.text(max_size=30),
-        st.sampled_from(("EAPI:", "EOrder:", "EService:", "EGeneral:", "EQuery:", "W", "E", "")),
-        st.text(max_size=9).map("EOrder:".__add__),
-        st.text(max_size=9).map("EService:".__add__),
-    ), min_size=1, max_size=4))  # fmt: skip
+    @given(
+        st.lists(
+            st.one_of(
+                st.text(max_size=30),
+                st.sampled_from(
+                    ("EAPI:", "EOrder:", "EService:", "EGeneral:", "EQuery:", "W", "E", "")
+                ),
+                st.text(max_size=9).map("EOrder:".__add__),
+                st.text(max_size=9).map("EService:".__add__),
+            ),
+            min_size=1,
+            max_size=4,
+        )
+    )
     def test_lists_of_errors(self, errors: list[str]) -> None:
         body = json.dumps({"error": errors, "result": {}}).encode()
         for method, ask in (("Balance", Spot.balances), ("OpenPositions", Spot.position)):
@@ -322,9 +389,13 @@ class TestValues(FuzzTest):
             with contextlib.suppress(allowed):
                 self.assert_exact(parse())
 
-    @given(st.lists(
-        st.tuples(st.integers(0, 400), *[st.integers(1, 9)] * 4), min_size=1, max_size=30,
-    ))  # fmt: skip
+    @given(
+        st.lists(
+            st.tuples(st.integers(0, 400), *[st.integers(1, 9)] * 4),
+            min_size=1,
+            max_size=30,
+        )
+    )
     def test_rows_in_any_order_become_candles_without_holes(self, rows: list[Any]) -> None:
         result = {"X": [[60 * row[0], *map(str, row[1:]), "0", "0", 1] for row in rows], "last": 0}
         try:
@@ -337,18 +408,32 @@ class TestValues(FuzzTest):
 
 
 class TestFiles(FuzzTest):
-    @given(st.one_of(
-        st.binary(max_size=300),
-        st.lists(
-            st.tuples(
-                st.one_of(st.integers(0, 40).map(lambda n: str(T0 + 60 * n)), st.text(max_size=5)),
-                st.lists(st.one_of(AMOUNT, st.sampled_from(("", "nan", "1e9", "-1", "0", "5", "5.0",
-                                                            "1e999999999", "9" * 400))),
-                         min_size=3, max_size=6),
-            ), max_size=12,
-        ).map(lambda rows: "\n".join(",".join([time, *rest]) for time, rest in rows))
-        .map(lambda text: text.encode("utf-8", "replace")),
-    ), st.sampled_from(("XBTUSD_1.csv", "XBTUSD_1.csv.gz", "XBTUSD_1.json")))  # fmt: skip
+    @given(
+        st.one_of(
+            st.binary(max_size=300),
+            st.lists(
+                st.tuples(
+                    st.one_of(
+                        st.integers(0, 40).map(lambda n: str(T0 + 60 * n)), st.text(max_size=5)
+                    ),
+                    st.lists(
+                        st.one_of(
+                            AMOUNT,
+                            st.sampled_from(
+                                ("", "nan", "1e9", "-1", "0", "5", "5.0", "1e999999999", "9" * 400)
+                            ),
+                        ),
+                        min_size=3,
+                        max_size=6,
+                    ),
+                ),
+                max_size=12,
+            )
+            .map(lambda rows: "\n".join(",".join([time, *rest]) for time, rest in rows))
+            .map(lambda text: text.encode("utf-8", "replace")),
+        ),
+        st.sampled_from(("XBTUSD_1.csv", "XBTUSD_1.csv.gz", "XBTUSD_1.json")),
+    )
     def test_files_of_candles(self, content: bytes, name: str) -> None:
         path = self.folder / name
         path.write_bytes(content)
@@ -361,31 +446,51 @@ class TestFiles(FuzzTest):
             with contextlib.suppress(ValueError):
                 Feed(f"csv:{path}", T0)
 
-    @given(st.one_of(
-        st.binary(max_size=200),
-        st.text(max_size=200).map(lambda text: text.encode("utf-8", "replace")),
-        st.dictionaries(st.sampled_from([*config._KEYS, "risk", "size ", "a.b"]), JUNK).map(
-            lambda pairs: "\n".join(f"{key} = {value}" for key, value in pairs.items()).encode()
-        ),
-        st.sampled_from(AWKWARD).map(lambda piece: f"size = {piece}".encode()),
-    ))  # fmt: skip
+    @given(
+        st.one_of(
+            st.binary(max_size=200),
+            st.text(max_size=200).map(lambda text: text.encode("utf-8", "replace")),
+            st.dictionaries(st.sampled_from([*config._KEYS, "risk", "size ", "a.b"]), JUNK).map(
+                lambda pairs: "\n".join(f"{key} = {value}" for key, value in pairs.items()).encode()
+            ),
+            st.sampled_from(AWKWARD).map(lambda piece: f"size = {piece}".encode()),
+        )
+    )
     def test_configuration_files(self, content: bytes) -> None:
         (self.folder / "c.toml").write_bytes(content)
         self.check_config("c.toml", {"HOME": "/"})
 
-    @given(st.dictionaries(
-        st.one_of(
-            st.sampled_from(["KRAKENBOT_" + key.replace(".", "_").upper() for key in config._KEYS]),
-            st.text(st.characters(exclude_characters="=\0"), min_size=1, max_size=9)
-            .map("KRAKENBOT_".__add__),
-            st.sampled_from(("HOME", "STATE_DIRECTORY", "XDG_STATE_HOME", "KRAKENBOT_CONFIG")),
-        ),
-        st.one_of(
-            st.text(st.characters(exclude_characters="\0"), max_size=20), AMOUNT,
-            st.sampled_from(("https://[::1", "http://127.0.0.1:99999", "https://a@b", "1e999999999",
-                             "9" * 5000, "true", "~", "~root/x", "/dev/null")),
-        ), max_size=5,
-    ))  # fmt: skip
+    @given(
+        st.dictionaries(
+            st.one_of(
+                st.sampled_from(
+                    ["KRAKENBOT_" + key.replace(".", "_").upper() for key in config._KEYS]
+                ),
+                st.text(st.characters(exclude_characters="=\0"), min_size=1, max_size=9).map(
+                    "KRAKENBOT_".__add__
+                ),
+                st.sampled_from(("HOME", "STATE_DIRECTORY", "XDG_STATE_HOME", "KRAKENBOT_CONFIG")),
+            ),
+            st.one_of(
+                st.text(st.characters(exclude_characters="\0"), max_size=20),
+                AMOUNT,
+                st.sampled_from(
+                    (
+                        "https://[::1",
+                        "http://127.0.0.1:99999",
+                        "https://a@b",
+                        "1e999999999",
+                        "9" * 5000,
+                        "true",
+                        "~",
+                        "~root/x",
+                        "/dev/null",
+                    )
+                ),
+            ),
+            max_size=5,
+        )
+    )
     def test_environments(self, environ: dict[str, str]) -> None:
         self.check_config(None, environ)
 
@@ -400,12 +505,21 @@ class TestFiles(FuzzTest):
         url = found.exchange.url
         self.assertTrue(url.startswith("https://") or config.is_loopback(url))
 
-    @given(st.dictionaries(
-        st.sampled_from(("KRAKEN_API_KEY", "KRAKEN_API_SECRET", "KRAKEN_API_KEY_FILE",
-                         "KRAKEN_API_SECRET_FILE", "CREDENTIALS_DIRECTORY")),
-        st.text(st.characters(exclude_characters="\0"), max_size=12)
-        | st.sampled_from(("/", "/dev/null", "/dev/full", ".")),
-    ))  # fmt: skip
+    @given(
+        st.dictionaries(
+            st.sampled_from(
+                (
+                    "KRAKEN_API_KEY",
+                    "KRAKEN_API_SECRET",
+                    "KRAKEN_API_KEY_FILE",
+                    "KRAKEN_API_SECRET_FILE",
+                    "CREDENTIALS_DIRECTORY",
+                )
+            ),
+            st.text(st.characters(exclude_characters="\0"), max_size=12)
+            | st.sampled_from(("/", "/dev/null", "/dev/full", ".")),
+        )
+    )
     def test_secrets(self, environ: dict[str, str]) -> None:
         try:
             found = config.load_secrets(environ)
@@ -444,8 +558,10 @@ class TestJournals(FuzzTest):
         self.check(self.sound[:at])
         self.check(self.sound[:at] + bytes(length) + self.sound[at + length :])
 
-    @given(st.sampled_from(("held", "cash", "fees", "rollover", "halted", "fruitless_from")),
-           st.text(max_size=9) | AMOUNT | st.sampled_from(("nan", "inf", "1e400")))  # fmt: skip
+    @given(
+        st.sampled_from(("held", "cash", "fees", "rollover", "halted", "fruitless_from")),
+        st.text(max_size=9) | AMOUNT | st.sampled_from(("nan", "inf", "1e400")),
+    )
     def test_odd_values_in_sound_tables(self, key: str, value: str) -> None:
         path = self.folder / "odd.db"
         path.write_bytes(self.sound)
@@ -472,9 +588,19 @@ class TestJournals(FuzzTest):
 def _fill(journal: Journal) -> None:
     for number, side in enumerate((Side.BUY, Side.SELL, Side.SELL)):
         intent = Intent(
-            f"id{number}", 60, T0 + 60 * number, Purpose.OPEN, side, Decimal("0.01"), 2, False,
-            "average rises", Decimal(0), T0, T0 + 15,
-        )  # fmt: skip
+            f"id{number}",
+            60,
+            T0 + 60 * number,
+            Purpose.OPEN,
+            side,
+            Decimal("0.01"),
+            2,
+            False,
+            "average rises",
+            Decimal(0),
+            T0,
+            T0 + 15,
+        )
         journal.write(intent)
         found = Execution(
             intent.id, f"O{number}", OrderStatus.CLOSED, Decimal("0.01"), Decimal(500), Decimal(4)
@@ -499,7 +625,7 @@ def _work(path: Path) -> None:
         journal.account()
         journal.open_intents()
         journal.intents()
-        journal.fruitless_in_a_row()
+        journal.consecutive_unfilled()
         journal.is_done(60, T0)
         journal.put(flatten="x")
     finally:

@@ -22,43 +22,70 @@ FILLED = "Execution(intent.id, '', OrderStatus.CLOSED, intent.volume, intent.vol
 # What is wrong: file, right text, wrong text.
 DEFECTS: dict[str, tuple[tuple[str, str, str], ...]] = {
     "an order is sent again after a time-out": (
-        ("orders", 'log.warning("order unanswered id=%s reason=%s", intent.id, error)',
-         "self._exchange.place(intent.order, intent.deadline)"),
+        (
+            "orders",
+            'log.warning("order unanswered id=%s reason=%s", intent.id, error)',
+            "self._exchange.place(intent.order, intent.deadline)",
+        ),
     ),
     "the intent is written after the order is sent": (
-        ("orders", "            self._journal.write(intent)\n            self._send(intent)\n",
-         "            self._send(intent)\n            self._journal.write(intent)\n"),
+        (
+            "orders",
+            "            self._journal.write(intent)\n            self._send(intent)\n",
+            "            self._send(intent)\n            self._journal.write(intent)\n",
+        ),
     ),
     "what is committed may not be on disk": (
         ("journal", "PRAGMA synchronous = FULL", "PRAGMA synchronous = NORMAL"),
     ),
     "an intent's end and its fill are two transactions": (
-        ("journal", '            if volume:\n                self._set("held", account.held',
-         '            self._db.execute("COMMIT")\n            self._db.execute("BEGIN IMMEDIATE")\n'
-         '            if volume:\n                self._set("held", account.held'),
+        (
+            "journal",
+            '            if volume:\n                self._set("held", account.held',
+            '            self._db.execute("COMMIT")\n'
+            '            self._db.execute("BEGIN IMMEDIATE")\n'
+            '            if volume:\n                self._set("held", account.held',
+        ),
     ),
     "the remembered position is believed": (
-        ("orders", "            held = self._held(explained)\n            if held == explained:",
-         "            return explained\n            if held == explained:"),
+        (
+            "orders",
+            "            held = self._held(explained)\n            if held == explained:",
+            "            return explained\n            if held == explained:",
+        ),
     ),
     "position and journal need not agree": (
-        ("orders", "            if held == explained:\n                return held",
-         "            if True:\n                return held"),
+        (
+            "orders",
+            "            if held == explained:\n                return held",
+            "            if True:\n                return held",
+        ),
     ),
     "a partial fill counts as a whole one": (
-        ("orders", "self._now(), found, found.reason)",
-         "self._now(), found._replace(volume=intent.volume), found.reason)"),
+        (
+            "orders",
+            "self._now(), found, found.reason)",
+            "self._now(), found._replace(volume=intent.volume), found.reason)",
+        ),
     ),
     "an order is looked for among open orders only": (
-        ("spot", '("ClosedOrders", "closed", {', '("OpenOrders", "open", {'),
+        ("kraken/spot", '("ClosedOrders", "closed", {', '("OpenOrders", "open", {'),
     ),
     "an order has no deadline": (
-        ("spot", '        params["deadline"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", '
-         "time.gmtime(deadline))\n", ""),
+        (
+            "spot",
+            '        params["deadline"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", '
+            "time.gmtime(deadline))\n",
+            "",
+        ),
     ),
     "the first empty answer proves absence": (
-        ("orders", "        if now - first < WATCH_MIN_S or not is_over or "
-         "now - first_after < LOOK_PAUSE_S:\n", "        if False:\n"),
+        (
+            "orders",
+            "        if now - first < WATCH_MIN_S or not is_over or "
+            "now - first_after < LOOK_PAUSE_S:\n",
+            "        if False:\n",
+        ),
     ),
     "reading is thought to lag for five seconds at most": (
         ("orders", "VISIBLE_S = 120", "VISIBLE_S = 5"),
@@ -74,43 +101,64 @@ DEFECTS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("lock", "fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)", "pass"),
     ),
     "what of a position is closed already is not counted": (
-        ("spot", 'rest = opened - decimal(row["vol_closed"])', "rest = opened"),
+        ("kraken/spot", 'rest = opened - decimal(row["vol_closed"])', "rest = opened"),
     ),
     "open intents are not settled": (
-        ("bot", "            self._patiently(self._orders.settle, patience_s)\n", ""),
-        ("bot", "        interval_s = self._plan.interval_s\n        self._orders.settle()\n",
-         "        interval_s = self._plan.interval_s\n"),
+        ("bot", "            self._patiently(self._orders.reconcile, patience_s)\n", ""),
+        (
+            "bot",
+            "        interval_s = self._plan.interval_s\n        self._orders.reconcile()\n",
+            "        interval_s = self._plan.interval_s\n",
+        ),
     ),
     "a refused order counts as filled": (
-        ("orders", "self._journal.conclude(intent, outcome, self._now(), note=str(error))",
-         f"self._journal.conclude(intent, outcome, self._now(), {FILLED}, str(error))"),
+        (
+            "orders",
+            "self._journal.conclude(intent, outcome, self._now(), note=str(error))",
+            f"self._journal.conclude(intent, outcome, self._now(), {FILLED}, str(error))",
+        ),
         ("orders", "import ZERO, ", "import OrderStatus, ZERO, "),
     ),
     "an accepted order counts as filled": (
-        ("orders", "            self._journal.accept(intent.id)\n",
-         f"            self._journal.conclude(intent, 'closed', self._now(), {FILLED})\n"),
+        (
+            "orders",
+            "            self._journal.accept(intent.id)\n",
+            f"            self._journal.conclude(intent, 'closed', self._now(), {FILLED})\n",
+        ),
         ("orders", "import ZERO, ", "import OrderStatus, ZERO, "),
     ),
     "an error of unknown text is a refusal": (
-        ("client", "    if verdict == UNKNOWN:\n",
-         '    if verdict == UNKNOWN and method != "AddOrder":\n'),
+        (
+            "client",
+            "    if verdict == UNKNOWN:\n",
+            '    if verdict == UNKNOWN and method != "AddOrder":\n',
+        ),
     ),
     "a page in place of JSON is a refusal": (
-        ("client", 'raise UnansweredError(f"{method}: HTTP {status} without a JSON answer")',
-         'raise (RefusedError if method == "AddOrder" else UnansweredError)("a page")'),
+        (
+            "client",
+            'raise UnansweredError(f"{method}: HTTP {status} without a JSON answer")',
+            'raise (RefusedError if method == "AddOrder" else UnansweredError)("a page")',
+        ),
     ),
     "closing may open the other way": (
         ("sizing", "reduce_only = leverage > 0", "reduce_only = False"),
     ),
     "an order travels on a kept connection": (
-        ("client", "return self._once(method, params, fresh=not is_read)",
-         "return self._once(method, params, fresh=False)"),
+        (
+            "client",
+            "return self._once(method, params, fresh=not is_read)",
+            "return self._once(method, params, fresh=False)",
+        ),
     ),
     "what was tried in this candle is tried again": (
-        ("bot", "            | {intent.purpose for intent in sent if intent.outcome != NOT_SENT}\n",
-         ""),
+        (
+            "bot",
+            "            | {intent.purpose for intent in sent if intent.outcome != NOT_SENT}\n",
+            "",
+        ),
     ),
-    "refusals go on for ever": (("orders", "FRUITLESS_MAX = 5", "FRUITLESS_MAX = 500"),),
+    "refusals go on for ever": (("orders", "UNFILLED_MAX = 5", "UNFILLED_MAX = 500"),),
     "a halt is forgotten by the next start": (
         ("bot", '        reason = self._journal.get("halted")\n', '        reason = ""\n'),
     ),
@@ -118,17 +166,26 @@ DEFECTS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("accounting", '"opening", max(extra, ZERO))', '"opening", ZERO)'),
     ),
     "a charge is booked each time it is read": (
-        ("journal", "        if self.is_charged(charge_id):\n            return\n",
-         "        charge_id = f'{charge_id} {os.urandom(4).hex()}'\n"),
-        ("accounting", "if own and all(journal.is_charged(_opened(charge)) for charge in own):",
-         "if False:"),
+        (
+            "journal",
+            "        if self.is_charged(charge_id):\n            return\n",
+            "        charge_id = f'{charge_id} {os.urandom(4).hex()}'\n",
+        ),
+        (
+            "accounting",
+            "if own and all(journal.is_charged(_opened(charge)) for charge in own):",
+            "if False:",
+        ),
     ),
     "a refused order is thought never to have left": (
         ("orders", "            if error.sent:\n", "            if False:\n"),
-        ("client", "    if verdict == UNKNOWN:\n        raise UnansweredError(text)",
-         "    if verdict == UNKNOWN:\n        raise LaterError(text)"),
+        (
+            "client",
+            "    if verdict == UNKNOWN:\n        raise UnansweredError(text)",
+            "    if verdict == UNKNOWN:\n        raise LaterError(text)",
+        ),
     ),
-}  # fmt: skip
+}
 
 
 def copy_with(defect: str, folder: Path) -> None:
@@ -149,9 +206,20 @@ def verdict(defect: str) -> str:
         copy_with(defect, Path(folder))
         try:
             done = subprocess.run(
-                [sys.executable, "-m", "tests.torture", "--seed", "1", "--days", str(DAYS_MAX)],
-                cwd=folder, capture_output=True, text=True, timeout=SECONDS_MAX,
-            )  # fmt: skip
+                [
+                    sys.executable,
+                    "-m",
+                    "tests.torture",
+                    "--seed",
+                    "1",
+                    "--days",
+                    str(DAYS_MAX),
+                ],
+                cwd=folder,
+                capture_output=True,
+                text=True,
+                timeout=SECONDS_MAX,
+            )
         except subprocess.TimeoutExpired:
             return ""
     lines = done.stdout.splitlines()

@@ -57,10 +57,21 @@ def main() -> int:
     directions = rule(arguments.file, int(minutes) * 60)
     with tempfile.TemporaryDirectory() as folder:
         with subprocess.Popen(
-            [sys.executable, "-m", "krakenbot", "sandbox", "--port", "0", "--feed",
-             f"csv:{arguments.file}", "--speed", arguments.speed],
-            stdout=subprocess.PIPE, text=True,
-        ) as sandbox:  # fmt: skip
+            [
+                sys.executable,
+                "-m",
+                "krakenbot",
+                "sandbox",
+                "--port",
+                "0",
+                "--feed",
+                f"csv:{arguments.file}",
+                "--speed",
+                arguments.speed,
+            ],
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as sandbox:
             assert sandbox.stdout is not None
             url = sandbox.stdout.readline().split()[-1]
             environment = bot_environment(arguments, pair, minutes, url, folder)

@@ -34,22 +34,22 @@ from urllib.parse import parse_qsl
 
 from krakenbot import log
 from krakenbot.accounting import read_ledger
+from krakenbot.assemble import check_key, outwait_lost_orders
 from krakenbot.bot import Bot, Event
-from krakenbot.client import Client
 from krakenbot.clock import StopRequestedError
 from krakenbot.decision import Plan
 from krakenbot.errors import ConfigError, LaterError, StopError, UnansweredError
 from krakenbot.journal import Journal, prepare
+from krakenbot.kraken.client import Client
+from krakenbot.kraken.signing import fingerprint
+from krakenbot.kraken.spot import Spot
 from krakenbot.lock import Lock, Nonces
 from krakenbot.model import ZERO, Secret, Side
-from krakenbot.parts import check_key, outwait_lost_orders
 from krakenbot.risk import Limits
-from krakenbot.signing import fingerprint
+from krakenbot.simulated.api import SandboxApi
 from krakenbot.simulated.faults import FAULTS, Faults
 from krakenbot.simulated.feed import Feed
 from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
-from krakenbot.simulated.server import SandboxApi
-from krakenbot.spot import Spot
 from krakenbot.strategy import build
 
 SIZE = Decimal("0.01")
@@ -222,13 +222,25 @@ class World:
         strategy, needed = build("sma-slope", s.length, 2, 5)
         limits = Limits(s.max_loss, Decimal(150), Decimal(1), s.orders_max)
         self.plan = Plan(
-            ALTNAME, s.interval_s, SIZE, s.leverage, s.one_order, s.entry_now,
-            strategy, needed, limits,
-        )  # fmt: skip
+            ALTNAME,
+            s.interval_s,
+            SIZE,
+            s.leverage,
+            s.one_order,
+            s.entry_now,
+            strategy,
+            needed,
+            limits,
+        )
         self.api = SandboxApi(
-            Feed(f"random:{seed}", START), lambda: self.time, SANDBOX_KEY, SECRET,
-            fee_rate=s.fee_rate, balances={QUOTE: s.balance, BASE: s.coins}, tier=s.tier,
-        )  # fmt: skip
+            Feed(f"random:{seed}", START),
+            lambda: self.time,
+            SANDBOX_KEY,
+            SECRET,
+            fee_rate=s.fee_rate,
+            balances={QUOTE: s.balance, BASE: s.coins},
+            tier=s.tier,
+        )
         self.faults = Faults(self.api, f"seed={seed}", self.pass_time)
         self.wire = Wire(self)
         self.owner = fingerprint(KEY)
@@ -387,9 +399,14 @@ class World:
             clock = SimulatedClock(self)
             journal = Journal(prepare(self.disk, Path("journal")))
             client = Client(
-                self.wire, "https://exchange.test", clock, key=KEY, secret=SECRET,
-                next_nonce=Nonces(lock).next, live=True,
-            )  # fmt: skip
+                self.wire,
+                "https://exchange.test",
+                clock,
+                key=KEY,
+                secret=SECRET,
+                next_nonce=Nonces(lock).next,
+                live=True,
+            )
             spot = Spot(client, ALTNAME, self.setting.interval_s)
             checks = (
                 partial(check_key, spot),
@@ -614,8 +631,11 @@ class World:
         self._expect(said == meant, "sent as written", f"{said} instead of {meant}")
         ended = self._raw(
             "SELECT count(*) FROM intents WHERE candle = ? AND purpose = ? AND id != ?"
-            " AND outcome != 'not sent'", row["candle"], row["purpose"], name,
-        ).fetchone()[0]  # fmt: skip
+            " AND outcome != 'not sent'",
+            row["candle"],
+            row["purpose"],
+            name,
+        ).fetchone()[0]
         self._expect(not ended, "one order a step", f"candle {row['candle']} {row['purpose']}")
         idle = self._raw(
             "SELECT executed FROM intents WHERE outcome NOT IN ('not sent', 'put off') AND number >"
@@ -689,7 +709,7 @@ class World:
         rows = self._raw(
             "SELECT * FROM intents WHERE number > ? AND outcome IS NOT NULL ORDER BY number",
             self.verified,
-        )  # fmt: skip
+        )
         for row in rows.fetchall():
             self.verified = row["number"]
             signed = Decimal(row["executed"]) * (1 if row["side"] == "buy" else -1)
@@ -704,9 +724,10 @@ class World:
                 continue
             for mine, theirs in (("executed", "vol_exec"), ("cost", "cost"), ("fee", "fee")):
                 self._expect(
-                    Decimal(row[mine]) == Decimal(real[theirs]), "journal = fills",
+                    Decimal(row[mine]) == Decimal(real[theirs]),
+                    "journal = fills",
                     f"{row['id']} {row['outcome']}: {mine} {row[mine]}, real {real[theirs]}",
-                )  # fmt: skip
+                )
             self.counts[f"outcome {row['outcome']}"] += 1
 
     def _change_hands(self, row: sqlite3.Row, real: Mapping[str, Any], sign: int) -> None:
@@ -715,8 +736,9 @@ class World:
         volume = sign * Decimal(real["vol_exec"]) * (1 if row["side"] == "buy" else -1)
         cost = sign * Decimal(real["cost"]) * (1 if row["side"] == "buy" else -1)
         self.own, self.foreign = self.own + volume, self.foreign - volume
-        self.own_cash, self.own_fees = self.own_cash - cost, self.own_fees + sign * Decimal(
-            real["fee"]
+        self.own_cash, self.own_fees = (
+            self.own_cash - cost,
+            self.own_fees + sign * Decimal(real["fee"]),
         )
         self.clean = False
 
@@ -773,9 +795,12 @@ class World:
             self.rules_objected = True  # It read the pair's rules in the storm; next time it knows.
             return
         why = (
-            "are needed", "margin level", "max_orders_per_day", "left alone below",
+            "are needed",
+            "margin level",
+            "max_orders_per_day",
+            "left alone below",
             "tried in this candle already",
-        )  # fmt: skip
+        )
         self._expect(any(word in reason for word in why), "back on target", f"{values}")
         self.counts["calm but held back"] += 1
 
@@ -857,16 +882,20 @@ class World:
         account, book = self.api.account, self.api.account.books.get(PAIR)
         if book is None:
             return
-        values = {row[0]: Decimal(row[1]) for row in self._raw(
-            "SELECT key, value FROM meta WHERE key IN ('held', 'cash', 'fees', 'rollover')"
-        )}  # fmt: skip
+        values = {
+            row[0]: Decimal(row[1])
+            for row in self._raw(
+                "SELECT key, value FROM meta WHERE key IN ('held', 'cash', 'fees', 'rollover')"
+            )
+        }
         pnl = values.get("cash", ZERO) + values.get("held", ZERO) * book.price
         pnl -= values.get("fees", ZERO) + values.get("rollover", ZERO)
         difference = abs(account.equity(QUOTE) - self.setting.balance - pnl)
         self._expect(
-            difference <= TICK * self.turns, "equity identity",
+            difference <= TICK * self.turns,
+            "equity identity",
             f"the journal's profit is {pnl}, the exchange's differs by {difference}",
-        )  # fmt: skip
+        )
         self.counts["journals exact to the end"] += 1
 
 

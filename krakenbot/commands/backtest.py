@@ -15,22 +15,27 @@ from pathlib import Path
 from typing import Any
 
 from krakenbot import config as configuration
+from krakenbot.backtest import files as candlefile
+from krakenbot.backtest.engine import Costs, Replay, Result
+from krakenbot.backtest.files import BadDataError, Columns, interval_of, pair_of, units
 from krakenbot.commands.page import Mark, Point, Story, headline, thinned, utc, write
 from krakenbot.config import Config
 from krakenbot.decision import plan_of
 from krakenbot.pairs import PairRules, decimal, parse_rules, plain
-from krakenbot.simulated import candlefile
-from krakenbot.simulated.backtest import Costs, Replay, Result
-from krakenbot.simulated.candlefile import BadDataError, Columns, interval_of, pair_of, units
-from krakenbot.simulated.exchange import FEE_RATE
 from krakenbot.simulated.listing import PAIRS, aliases, unlisted
+from krakenbot.simulated.paper import FEE_RATE
 
 EXAMPLE = "krakenbot backtest XBTUSD_1.csv.gz --fee 0.4 --sweep length=10:60:2 interval=1,5,15"
 
 _KEYS = {
-    "pair": "PAIR", "interval": "INTERVAL", "size": "SIZE", "leverage": "LEVERAGE",
-    "length": "STRATEGY_LENGTH", "balance": "PAPER_BALANCE", "fee": "EXCHANGE_FEE_PERCENT",
-}  # fmt: skip
+    "pair": "PAIR",
+    "interval": "INTERVAL",
+    "size": "SIZE",
+    "leverage": "LEVERAGE",
+    "length": "STRATEGY_LENGTH",
+    "balance": "PAPER_BALANCE",
+    "fee": "EXCHANGE_FEE_PERCENT",
+}
 _SWEPT = ("length", "interval")
 _SWEPT_MAX, _RUNS_MAX = 50_000, 10_000
 _PART = 20_000
@@ -48,10 +53,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, key in _KEYS.items():
         unit = {"interval": " (minutes)", "fee": " (percent)"}.get(name, "")
         parser.add_argument(f"--{name}", help=f"in place of {key.lower()} as configured{unit}")
-    parser.add_argument("--slippage", metavar="PERCENT", type=decimal, default=Decimal(0),
-                        help="of the price, on top of the half spread of one tick")  # fmt: skip
-    parser.add_argument("--sweep", nargs="+", metavar="KEY=VALUES", default=[],
-                        help=f"{', '.join(_SWEPT)}: 10:60:2 (from:to:step) or 1,5,15")  # fmt: skip
+    parser.add_argument(
+        "--slippage",
+        metavar="PERCENT",
+        type=decimal,
+        default=Decimal(0),
+        help="of the price, on top of the half spread of one tick",
+    )
+    parser.add_argument(
+        "--sweep",
+        nargs="+",
+        metavar="KEY=VALUES",
+        default=[],
+        help=f"{', '.join(_SWEPT)}: 10:60:2 (from:to:step) or 1,5,15",
+    )
     parser.add_argument("--report", metavar="FILE", type=Path, help="write an HTML report as well")
     parser.add_argument("--json", action="store_true", help="one object (with --sweep a list)")
 
@@ -91,8 +106,10 @@ def _backtest(config: Config, arguments: argparse.Namespace) -> list[str]:
             notes.append(f"candles of {config.interval} min, as in the file")
     rules = _rules(pair, first, notes)
     if config.size < rules.ordermin:
-        notes.append(f"size {plain(config.size)} is below the smallest order, "
-                     f"{plain(rules.ordermin)}: nothing can be traded")  # fmt: skip
+        notes.append(
+            f"size {plain(config.size)} is below the smallest order, "
+            f"{plain(rules.ordermin)}: nothing can be traded"
+        )
     fee = config.exchange.fee_percent
     fee_rate = FEE_RATE if fee is None else fee / 100
     costs = Costs(fee_rate, config.paper.balance, arguments.slippage / 100)
@@ -198,9 +215,13 @@ def _parse_sweep(words: list[str]) -> dict[str, list[int]]:
 
 
 def _sweep(
-    config: Config, rules: PairRules, costs: Costs, parts: Iterable[Columns],
-    sweep: dict[str, list[int]], as_list: bool,
-) -> list[str]:  # fmt: skip
+    config: Config,
+    rules: PairRules,
+    costs: Costs,
+    parts: Iterable[Columns],
+    sweep: dict[str, list[int]],
+    as_list: bool,
+) -> list[str]:
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
 
@@ -223,9 +244,12 @@ def _sweep(
     best = max(range(len(runs)), key=lambda at: results[at].net)
     table = _grid(sweep, runs, [one.net for one in results]) or [
         f"{'':24}{'turns/day':>12}{'gross':>16}{'net':>16}{'drawdown':>16}",
-        *(f"{text:24}{one.turns_per_day:12,.1f}{one.gross:+16,.2f}{one.net:+16,.2f}"
-          f"{one.max_drawdown:16,.2f}" for text, one in zip(words, results, strict=True)),
-    ]  # fmt: skip
+        *(
+            f"{text:24}{one.turns_per_day:12,.1f}{one.gross:+16,.2f}{one.net:+16,.2f}"
+            f"{one.max_drawdown:16,.2f}"
+            for text, one in zip(words, results, strict=True)
+        ),
+    ]
     return [
         *table,
         "",
@@ -307,16 +331,19 @@ def _numbers(result: Result) -> list[tuple[str, str]]:
         ("max drawdown", f"{result.max_drawdown:,.2f}"),
         ("exposure", f"{result.exposure:.1%}"),
         ("break-even fee", "-" if fee is None else f"{fee * 100:.4f} %" if fee > 0 else "none"),
-    ]  # fmt: skip
+    ]
 
 
 def _money(result: Result) -> list[tuple[str, Decimal]]:
     """Return the way from the profit before costs to the net one, with signs."""
     return [
-        ("before costs", result.gross), ("trade fees", -result.fees),
-        ("opening fees", -result.opening_fees), ("rollover", -result.rollover),
-        ("net", result.net), ("buy and hold", result.hold),
-    ]  # fmt: skip
+        ("before costs", result.gross),
+        ("trade fees", -result.fees),
+        ("opening fees", -result.opening_fees),
+        ("rollover", -result.rollover),
+        ("net", result.net),
+        ("buy and hold", result.hold),
+    ]
 
 
 def _remarks(result: Result) -> list[str]:
@@ -342,9 +369,12 @@ def _points(
 
 
 def _story(
-    config: Config, replay: Replay, result: Result, points: list[Point],
+    config: Config,
+    replay: Replay,
+    result: Result,
+    points: list[Point],
     newest: Sequence[tuple[int, Any]],
-) -> Story:  # fmt: skip
+) -> Story:
     marks, orders = [], []
     for fill in replay.fills:
         when, side = utc(fill.time), "buy" if fill.direction > 0 else "sell"
@@ -364,6 +394,12 @@ def _story(
         title=f"{result.pair} · backtest",
         subtitle=f"{_title(result)}; {_setup(config, replay.costs)}",
         headline=headline(result.pair, result.days, result.turns, costs[0][1], costs[4][1]),
-        net=costs[4][1], facts=_numbers(result), costs=costs, points=points, newest=candles,
-        marks=marks, orders=orders, notes=_remarks(result),
-    )  # fmt: skip
+        net=costs[4][1],
+        facts=_numbers(result),
+        costs=costs,
+        points=points,
+        newest=candles,
+        marks=marks,
+        orders=orders,
+        notes=_remarks(result),
+    )

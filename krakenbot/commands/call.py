@@ -12,24 +12,40 @@ from typing import Any
 from urllib.parse import urlencode
 
 from krakenbot import config as configuration
-from krakenbot.client import READS, USER_AGENT, Client, UrllibTransport, parse_json
+from krakenbot.assemble import load_config, load_credentials
 from krakenbot.clock import SystemClock
 from krakenbot.config import Config, Credentials
 from krakenbot.errors import ConfigError, RefusedError, UnansweredError
+from krakenbot.kraken.client import READS, USER_AGENT, Client, UrllibTransport, parse_json
+from krakenbot.kraken.signing import decode_secret, fingerprint
 from krakenbot.lock import Lock, Nonces
 from krakenbot.log import clean, redact
 from krakenbot.model import Secret
-from krakenbot.parts import load_config, load_credentials
-from krakenbot.signing import decode_secret, fingerprint
 
 EXAMPLE = "krakenbot call OHLC pair=XBTUSD interval=60"
-PUBLIC = ("Time", "SystemStatus", "Assets", "AssetPairs", "Ticker", "OHLC", "Depth",
-          "GroupedBook", "Trades", "Spread", "PreTrade", "PostTrade")  # fmt: skip
+PUBLIC = (
+    "Time",
+    "SystemStatus",
+    "Assets",
+    "AssetPairs",
+    "Ticker",
+    "OHLC",
+    "Depth",
+    "GroupedBook",
+    "Trades",
+    "Spread",
+    "PreTrade",
+    "PostTrade",
+)
 FUTURES = "https://futures.kraken.com"
-FUTURES_PUBLIC = (r"/api/charts/.+|/derivatives/api/v\d/(instruments|tickers|orderbook|history|"
-                  r"feeschedules|historicalfundingrates)(/(?!volumes).*)?")  # fmt: skip
-FUTURES_POST = (r".*/(sendorder|editorder|cancel\w+|batchorder|transfer|transfer/subaccount|"
-                r"withdrawal|orders/status)")  # fmt: skip
+FUTURES_PUBLIC = (
+    r"/api/charts/.+|/derivatives/api/v\d/(instruments|tickers|orderbook|history|"
+    r"feeschedules|historicalfundingrates)(/(?!volumes).*)?"
+)
+FUTURES_POST = (
+    r".*/(sendorder|editorder|cancel\w+|batchorder|transfer|transfer/subaccount|"
+    r"withdrawal|orders/status)"
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,9 +83,14 @@ def signed_client(config: Config, credentials: Credentials, live: bool) -> tuple
     """Return a client and the key's lock, without which no nonce of the key may be used."""
     lock = key_lock(config, credentials)
     return Client(
-        transport(config), config.exchange.url, SystemClock(config.exchange.clock_speed),
-        key=credentials.key, secret=credentials.secret, next_nonce=Nonces(lock).next, live=live,
-    ), lock  # fmt: skip
+        transport(config),
+        config.exchange.url,
+        SystemClock(config.exchange.clock_speed),
+        key=credentials.key,
+        secret=credentials.secret,
+        next_nonce=Nonces(lock).next,
+        live=live,
+    ), lock
 
 
 def key_lock(config: Config, credentials: Credentials) -> Lock:
@@ -138,5 +159,7 @@ def _credentials(prefix: str) -> Credentials:
 
 def _ask_for_live(arguments: argparse.Namespace, is_harmless: bool) -> None:
     if not is_harmless and not arguments.live:
-        raise ConfigError(f"{arguments.method} may trade, move money or change the account: "
-                          "add --live. Nothing was sent")  # fmt: skip
+        raise ConfigError(
+            f"{arguments.method} may trade, move money or change the account: "
+            "add --live. Nothing was sent"
+        )

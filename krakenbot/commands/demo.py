@@ -12,13 +12,13 @@ from pathlib import Path
 
 from krakenbot import log as logs
 from krakenbot.accounting import read_ledger
+from krakenbot.assemble import Parts, assemble
 from krakenbot.bot import Event
 from krakenbot.clock import StopRequestedError
 from krakenbot.commands.page import utc, write
 from krakenbot.commands.report import story_of
 from krakenbot.commands.status import read_status
 from krakenbot.config import Config, ExchangeTable, RiskTable
-from krakenbot.parts import Parts, assemble
 
 EXAMPLE = "krakenbot demo --candles 60 --seed 7"
 SIZE = Decimal("0.05")
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from krakenbot.simulated import server
+    from krakenbot.simulated import api as server
     from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
 
     if arguments.candles < 1 or not 1 <= arguments.speed <= 5000:
@@ -46,12 +46,16 @@ def run(arguments: argparse.Namespace) -> int:
         sandbox = server.Sandbox(f"random:{arguments.seed}", arguments.speed)
         try:
             config = Config(
-                mode="live", size=SIZE, state_directory=Path(folder),
+                mode="live",
+                size=SIZE,
+                state_directory=Path(folder),
                 exchange=ExchangeTable(url=sandbox.url, clock_speed=arguments.speed),
                 risk=RiskTable(max_fee_percent_per_day=Decimal(1000)),
-            )  # fmt: skip
-            print(f"A built-in exchange listens on {sandbox.url}; one second is "
-                  f"{arguments.speed / 60:g} minutes.")  # fmt: skip
+            )
+            print(
+                f"A built-in exchange listens on {sandbox.url}; one second is "
+                f"{arguments.speed / 60:g} minutes."
+            )
             screen = _Screen(arguments.candles)
             parts = assemble(config, live=True, on_event=screen)
             screen.stop = parts.clock.request_stop
@@ -82,8 +86,9 @@ class _Screen:
                 self._print(
                     f"{utc(int(row['candle']), '%H:%M')} {row['price']:>9} "
                     f"{Decimal(row['average']):9.1f}  {event.text[:27]:27} "
-                    f"{row['held']:>6} {row['equity']:>10}", "0",
-                )  # fmt: skip
+                    f"{row['held']:>6} {row['equity']:>10}",
+                    "0",
+                )
             self.left -= 1
             if self.left <= 0:
                 self.stop()
@@ -116,8 +121,10 @@ def _summarise(parts: Parts, seconds: float) -> None:
     )
     if decided:
         share = fees / position / decided * 1440
-        print(f"At this pace fees alone cost {share:.0%} of the position a day. That is why\n"
-              "`interval` should be far longer than a minute with real money: see the README.")
+        print(
+            f"At this pace fees alone cost {share:.0%} of the position a day. That is why\n"
+            "`interval` should be far longer than a minute with real money: see the README."
+        )
     handle, name = tempfile.mkstemp(prefix="krakenbot-demo-", suffix=".html")
     os.close(handle)
     write(Path(name), story_of(parts.config, parts.journal))

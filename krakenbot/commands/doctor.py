@@ -19,18 +19,18 @@ from typing import NamedTuple
 
 from krakenbot import config as configuration
 from krakenbot import log as logs
-from krakenbot.client import Client
+from krakenbot.assemble import assumed_fee_rate, check_key, costs, load_credentials, spot_of
 from krakenbot.clock import SystemClock
 from krakenbot.commands.call import signed_client, transport
 from krakenbot.config import Credentials
 from krakenbot.decision import plan_of
 from krakenbot.errors import ConfigError, LaterError, RefusedError, StopError, UnansweredError
 from krakenbot.journal import open_read_only
+from krakenbot.kraken.client import Client
 from krakenbot.lock import Lock
 from krakenbot.model import ZERO, MarginSummary, Order, Purpose, Side, Step
 from krakenbot.pairs import plain
-from krakenbot.parts import assumed_fee_rate, check_key, costs, load_credentials, spot_of
-from krakenbot.risk import Surroundings, objection
+from krakenbot.risk import RiskInputs, objection
 
 EXAMPLE = "krakenbot doctor --json"
 FREE_BYTES_MIN = 50 << 20
@@ -39,8 +39,19 @@ DAY_S = 86400
 COLORS = {"ok": "32", "warn": "33", "fail": "31"}
 RICH = MarginSummary(Decimal(10**15), ZERO, ZERO)
 # What an answer of a strange form or a strange system raises must not end the visit.
-TROUBLES = (ConfigError, LaterError, RefusedError, StopError, UnansweredError, OSError, ValueError,
-            ArithmeticError, AttributeError, TypeError, SubprocessError)  # fmt: skip
+TROUBLES = (
+    ConfigError,
+    LaterError,
+    RefusedError,
+    StopError,
+    UnansweredError,
+    OSError,
+    ValueError,
+    ArithmeticError,
+    AttributeError,
+    TypeError,
+    SubprocessError,
+)
 # Verdict (ok, warn, fail, skip), what was found and, if it is not what CHECKS says, how to mend it.
 Answer = tuple[str, str] | tuple[str, str, str]
 
@@ -216,8 +227,10 @@ class Visit:
             summary = self.account.summary()
         else:
             summary = MarginSummary(self.account.balances().get(quote, ZERO), ZERO, ZERO)
-        text = (f"taker fee {plain(self.fee_rate * 100)} %, equity {summary.equity:.2f}, "
-                f"free margin {summary.free_margin:.2f} {quote}")  # fmt: skip
+        text = (
+            f"taker fee {plain(self.fee_rate * 100)} %, equity {summary.equity:.2f}, "
+            f"free margin {summary.free_margin:.2f} {quote}"
+        )
         return self._against(summary) or ("ok", text)
 
     def _position(self) -> Answer:
@@ -262,10 +275,10 @@ class Visit:
     def _against(self, summary: MarginSummary) -> Answer | None:
         """Return what the bot itself would say against an order of `size` with this account."""
         config, rules = self.config, self.rules
-        around = Surroundings("online", self.quote, rules, ZERO, summary, 0, self.fee_rate, 0.0)
+        inputs = RiskInputs("online", self.quote, rules, ZERO, summary, 0, self.fee_rate, 0.0)
         for side in (Side.BUY, Side.SELL) if config.leverage else (Side.BUY,):
             step = Step(Purpose.OPEN, side, rules.round_volume(config.size), False)
-            against = objection(step, config.leverage, around, plan_of(config).limits)
+            against = objection(step, config.leverage, inputs, plan_of(config).limits)
             if against is not None:
                 return "fail", f"{side.value}: {against.reason}"
         return None
@@ -275,8 +288,13 @@ class Visit:
 CHECKS = (
     ("python", Visit._python, "", ""),
     ("config", Visit._config, "", "mend the file; config.example.toml explains every key"),
-    ("secrets", Visit._secrets, "config", "put both into files of mode 0600 and name the files in "
-     "KRAKEN_API_KEY_FILE and KRAKEN_API_SECRET_FILE"),
+    (
+        "secrets",
+        Visit._secrets,
+        "config",
+        "put both into files of mode 0600 and name the files in "
+        "KRAKEN_API_KEY_FILE and KRAKEN_API_SECRET_FILE",
+    ),
     ("state", Visit._state, "config", "make room there, and let this user write"),
     ("journal", Visit._journal, "config", "look at the exchange, then `krakenbot resume`"),
     ("network", Visit._network, "config", "look at DNS, firewall, CA certificates and the clock"),
@@ -289,4 +307,4 @@ CHECKS = (
     ("costs", Visit._costs, "pair", "use a longer `interval`"),
     ("order", Visit._order, "key", "read what Kraken says"),
     ("unit", Visit._unit, "config", "print the unit again with this version"),
-)  # fmt: skip
+)

@@ -2,7 +2,7 @@
 
 import argparse
 
-from krakenbot.parts import assemble, load_config
+from krakenbot.assemble import assemble, load_config
 
 EXAMPLE = "krakenbot flatten --live"
 

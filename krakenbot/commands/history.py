@@ -38,9 +38,12 @@ SPANS_S = {"m": 60, "h": 3600, "d": 86400, "w": 604800}
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", choices=QUERIES)
     parser.add_argument(
-        "--since", type=since, default=0, metavar="T",
+        "--since",
+        type=since,
+        default=0,
+        metavar="T",
         help="a date (2026-11-21 or 2026-11-21T12:00, UTC), unix seconds, or a span: 90m 24h 7d 2w",
-    )  # fmt: skip
+    )
     parser.add_argument("--format", choices=("table", "csv", "json"), default="table")
 
 

@@ -195,8 +195,10 @@ class _Chart:
         form = "%b %Y" if span > 300 * 86400 else "%d %b" if span > 3 * 86400 else "%d %b %H:%M"
         for share, kind in ((0, ""), (1 / 3, " far"), (1 / 2, " near"), (2 / 3, " far"), (1, "")):
             text = utc(self.times[0] + share * span, form)
-            labels += (f'<span class="x{kind}" style="left:{share:.1%};transform:'
-                       f'translateX(-{share:.0%})">{text}</span>')  # fmt: skip
+            labels += (
+                f'<span class="x{kind}" style="left:{share:.1%};transform:'
+                f'translateX(-{share:.0%})">{text}</span>'
+            )
         keys = "".join(f'<span class="key {kind}">{key}</span>' for key, kind in self.keys.items())
         shown = {"t": [*map(utc, self.times)], "x": [*map(self._x, self.times)], "s": self.series}
         numbers = json.dumps(shown, separators=(",", ":")).replace("<", "\\u003c")
@@ -243,8 +245,10 @@ def _table(orders: Sequence[Sequence[str]]) -> str:
     rows = f"<tr>{''.join(f'<th>{name}</th>' for name in _ORDER)}</tr>"
     for row in shown:
         rows += f"<tr>{''.join(f'<td>{escape(text)}</td>' for text in row)}</tr>"
-    return (f'<section><h2>Orders{more}</h2><div class="wide"><table class="orders">{rows}</table>'
-            "</div></section>")  # fmt: skip
+    return (
+        f'<section><h2>Orders{more}</h2><div class="wide"><table class="orders">{rows}</table>'
+        "</div></section>"
+    )
 
 
 def _ticks(low: float, high: float) -> list[tuple[float, str]]:

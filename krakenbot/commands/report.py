@@ -51,11 +51,15 @@ def story_of(config: Config, journal: Journal) -> Story:
     for intent in journal.intents("1"):
         price = intent.cost / intent.executed if intent.executed else None
         row = (
-            utc(intent.created), intent.side.value, plain(intent.executed or intent.volume),
-            "-" if price is None else f"{price:,.8g}", plain(intent.fee),
+            utc(intent.created),
+            intent.side.value,
+            plain(intent.executed or intent.volume),
+            "-" if price is None else f"{price:,.8g}",
+            plain(intent.fee),
             clean(intent.outcome or "not known yet"),
-            clean(f"{intent.reason}: {intent.note}" if intent.note else intent.reason), intent.id,
-        )  # fmt: skip
+            clean(f"{intent.reason}: {intent.note}" if intent.note else intent.reason),
+            intent.id,
+        )
         orders.append(row)
         if price is not None:
             text = f"{row[0]} {row[1]} {row[2]} at {row[3]}: {row[6]}"
@@ -71,14 +75,25 @@ def story_of(config: Config, journal: Journal) -> Story:
         title=f"{config.pair} · {config.mode}",
         subtitle=f"{when}, {config.interval} min candles, {config.strategy.name}, "
         f"size {plain(config.size)}, leverage {config.leverage}",
-        headline=headline(config.pair, (end - begin) / 86400, turns, before, net), net=net,
+        headline=headline(config.pair, (end - begin) / 86400, turns, before, net),
+        net=net,
         facts=[
-            ("Net", f"{net:+,.2f}"), ("Before costs", f"{before:+,.2f}"),
-            ("Costs", f"{fees + rollover:,.2f}"), ("Turns", f"{turns:,}"),
-            ("Orders", f"{len(orders):,}"), ("Held now", plain(account.held)),
+            ("Net", f"{net:+,.2f}"),
+            ("Before costs", f"{before:+,.2f}"),
+            ("Costs", f"{fees + rollover:,.2f}"),
+            ("Turns", f"{turns:,}"),
+            ("Orders", f"{len(orders):,}"),
+            ("Held now", plain(account.held)),
         ],
-        costs=[("before costs", before), ("trade fees", -fees), ("margin fees", -rollover),
-               ("net", net)],
-        points=points, newest=newest, marks=marks, orders=orders,
+        costs=[
+            ("before costs", before),
+            ("trade fees", -fees),
+            ("margin fees", -rollover),
+            ("net", net),
+        ],
+        points=points,
+        newest=newest,
+        marks=marks,
+        orders=orders,
         notes=[f"Halted: {clean(halted)}"] if halted else [],
-    )  # fmt: skip
+    )

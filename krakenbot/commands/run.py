@@ -3,11 +3,11 @@
 from typing import TYPE_CHECKING
 
 from krakenbot import log
+from krakenbot.assemble import assemble, assumed_fee_rate, costs, load_config
 from krakenbot.bot import Event
 from krakenbot.config import Config
 from krakenbot.errors import LaterError
 from krakenbot.notify import Notifier
-from krakenbot.parts import assemble, assumed_fee_rate, costs, load_config
 
 if TYPE_CHECKING:
     import argparse

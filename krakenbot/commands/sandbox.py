@@ -7,9 +7,9 @@ import signal
 import sys
 from decimal import Decimal
 
+from krakenbot.kraken.signing import decode_secret
 from krakenbot.model import Secret
 from krakenbot.pairs import decimal
-from krakenbot.signing import decode_secret
 from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
 
 EXAMPLE = "krakenbot sandbox --port 8080 --speed 60 --feed random:7"
@@ -23,9 +23,12 @@ CONTROLS = (
     ("price", '{"pair": "XBTUSD", "price": "60000"}', "null: back to the feed"),
     ("balance", '{"asset": "ZUSD", "amount": "500"}', "a deposit or a withdrawal"),
     ("status", '{"status": "cancel_only"}', 'with "pair": of one market; {"fill_share": "0.5"}'),
-    ("position", '{"pair": "XBTUSD", "close": true}',
-     'or "liquidate": true, or "side", "volume", "leverage"'),
-)  # fmt: skip
+    (
+        "position",
+        '{"pair": "XBTUSD", "close": true}',
+        'or "liquidate": true, or "side", "volume", "leverage"',
+    ),
+)
 TIERS = ("sandbox", "starter", "intermediate", "pro")
 
 
@@ -55,9 +58,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--fee", default="0.8", metavar="PERCENT", help="taker fee (default %(default)s)"
     )
     parser.add_argument(
-        "--counters", choices=TIERS, default=TIERS[0],
+        "--counters",
+        choices=TIERS,
+        default=TIERS[0],
         help="rate limits of an account tier, or generous ones (default %(default)s)",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--faults", default="", metavar="SPEC", help="what goes wrong, as WORD=CHANCE a request"
     )
@@ -65,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve until SIGTERM or SIGINT; return the exit code."""
-    from krakenbot.simulated import server
+    from krakenbot.simulated import api as server
 
     # Blocked before any thread starts, so that the main one alone is told to end.
     ends = {signal.SIGTERM, signal.SIGINT}
@@ -76,10 +81,15 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         _check(arguments)
         sandbox = server.Sandbox(
-            arguments.feed, arguments.speed, port=arguments.port, key=key, secret=secret,
-            fee_rate=_fee_rate(arguments.fee), tier=arguments.counters,
+            arguments.feed,
+            arguments.speed,
+            port=arguments.port,
+            key=key,
+            secret=secret,
+            fee_rate=_fee_rate(arguments.fee),
+            tier=arguments.counters,
             faults=arguments.faults,
-        )  # fmt: skip
+        )
     except (ValueError, OSError) as error:
         print(f"krakenbot sandbox: {error}", file=sys.stderr)
         return 2

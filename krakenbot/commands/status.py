@@ -32,8 +32,9 @@ def run(arguments: argparse.Namespace) -> int:
 def read_status(journal: Journal) -> dict[str, Any]:
     """Return what INTERFACE calls the status object, less mode, pair and interval."""
     account = journal.account()
-    decided = journal.rows("SELECT candle, slope, target, reason FROM decisions"
-                           " ORDER BY decided DESC LIMIT 1")  # fmt: skip
+    decided = journal.rows(
+        "SELECT candle, slope, target, reason FROM decisions ORDER BY decided DESC LIMIT 1"
+    )
     decision = next(map(dict, decided), None)
     worth = journal.rows("SELECT * FROM equity ORDER BY time DESC LIMIT 1")
     equity: Mapping[str, Any] = next(map(dict, worth), {})

@@ -71,8 +71,11 @@ def run(arguments: argparse.Namespace) -> int:
     config = configuration.load_here(arguments.config)
     for path in (sys.executable, str(home())):
         if path.startswith(HIDDEN):
-            print(f"krakenbot unit: the unit cannot see {path}; install the program under /opt and "
-                  "run `unit` from there with /usr/bin/python3", file=sys.stderr)  # fmt: skip
+            print(
+                f"krakenbot unit: the unit cannot see {path}; install the program under /opt and "
+                "run `unit` from there with /usr/bin/python3",
+                file=sys.stderr,
+            )
     here = "config.toml" if os.path.exists("config.toml") else f"{FOLDER}/config.toml"
     file = os.path.abspath(arguments.config or os.environ.get("KRAKENBOT_CONFIG") or here)
     print(unit(config, file, arguments.template), end="")

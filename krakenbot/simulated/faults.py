@@ -15,8 +15,8 @@ from functools import partial
 from random import Random
 from typing import Any, Protocol
 
-from krakenbot.simulated.front import Answer
-from krakenbot.simulated.margin import Account
+from krakenbot.simulated.books import Account
+from krakenbot.simulated.http import Answer
 from krakenbot.simulated.words import Params, identified, parameters
 
 FAULTS = {
@@ -52,15 +52,27 @@ _ORDERS, _CANDLES = frozenset(("margin", "partial")), frozenset(f for f in FAULT
 _PRIVATE = frozenset(("nonce", "lockout"))
 _MODES = frozenset(("maintenance", "cancel_only", "post_only"))
 _SERVICE = (
-    "EService:Unavailable", "EService:Busy", "EService:Timeout", "EService:Deadline elapsed",
-    "EGeneral:Internal error", "EGeneral:Internal error:ord",
-)  # fmt: skip
+    "EService:Unavailable",
+    "EService:Busy",
+    "EService:Timeout",
+    "EService:Deadline elapsed",
+    "EGeneral:Internal error",
+    "EGeneral:Internal error:ord",
+)
 _MARGIN = ("Insufficient initial margin", "Insufficient margin", "Margin allowance exceeded")
 _SHAPES = (
-    b"[]", b'"x"', b'{"error":[]}', b'{"error":"EGeneral:x","result":{}}', b'{"result":{}}',
-    b'{"error":[],"result":null}', b'{"error":[],"result":"x"}', b'{"error":[],"result":[null]}',
-    b'{"error":[],"result":{"x":null}}', b'{"error":[7],"result":{}}', b'{"error":[],"result":5}',
-)  # fmt: skip
+    b"[]",
+    b'"x"',
+    b'{"error":[]}',
+    b'{"error":"EGeneral:x","result":{}}',
+    b'{"result":{}}',
+    b'{"error":[],"result":null}',
+    b'{"error":[],"result":"x"}',
+    b'{"error":[],"result":[null]}',
+    b'{"error":[],"result":{"x":null}}',
+    b'{"error":[7],"result":{}}',
+    b'{"error":[],"result":5}',
+)
 _LEVERAGES: tuple[list[int], ...] = ([], [3, 4, 5], [2], [5, 10])
 
 _Request = tuple[str, str, Mapping[str, str], bytes]
@@ -131,9 +143,7 @@ class Faults:
         self.random.seed(int(chances.pop("seed", 1)))
         self.lag_s, self.chances = chances.pop("lag", 0.0), chances
 
-    def respond(
-        self, method: str, target: str, headers: Mapping[str, str], body: bytes
-    ) -> Answer:
+    def respond(self, method: str, target: str, headers: Mapping[str, str], body: bytes) -> Answer:
         """Return the answer to a request.
 
         Raises ConnectionRefusedError when it never left, ConnectionResetError when the

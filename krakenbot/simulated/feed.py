@@ -13,8 +13,8 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
+from krakenbot.backtest.files import DIGITS, exact, interval_of, pair_of, read, units
 from krakenbot.pairs import PairRules
-from krakenbot.simulated.candlefile import DIGITS, exact, interval_of, pair_of, read, units
 from krakenbot.simulated.listing import FIRST_TICKS, PAIRS, aliases
 
 INTERVALS = (1, 5, 15, 30, 60, 240, 1440, 10080, 21600)

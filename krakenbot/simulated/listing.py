@@ -6,8 +6,7 @@ from typing import Any
 SANDBOX_KEY = "SANDBOX-KEY"
 # Public on purpose: it opens nothing but a sandbox.
 SANDBOX_SECRET = (
-    "a3Jha2VuYm90IHNhbmRib3ggc2VjcmV0OiBwdWJsaWMs"
-    "IGdvb2QgZm9yIG5vdGhpbmcgYnV0IGEgc2FuZGJveA=="
+    "a3Jha2VuYm90IHNhbmRib3ggc2VjcmV0OiBwdWJsaWMsIGdvb2QgZm9yIG5vdGhpbmcgYnV0IGEgc2FuZGJveA=="
 )
 
 _CODES = {"XBT": "XXBT", "ETH": "XETH", "USD": "ZUSD", "EUR": "ZEUR", "GBP": "ZGBP"}
@@ -15,21 +14,40 @@ _UP_TO_10 = list(range(2, 11))
 
 
 def _pair(
-    base: str, quote: str, decimals: int, ordermin: str, leverages: list[int],
+    base: str,
+    quote: str,
+    decimals: int,
+    ordermin: str,
+    leverages: list[int],
     limits: tuple[int, ...] = (),
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     names = ("long_position_limit", "short_position_limit")
     return {
-        "altname": base + quote, "wsname": f"{base}/{quote}", "aclass_base": "currency",
-        "base": _CODES.get(base, base), "aclass_quote": "currency",
-        "quote": _CODES.get(quote, quote), "lot": "unit", "cost_decimals": 5,
-        "pair_decimals": decimals, "lot_decimals": 8, "lot_multiplier": 1,
-        "leverage_buy": leverages, "leverage_sell": leverages, "fees": [], "fees_maker": [],
-        "fee_volume_currency": "ZUSD", "margin_call": 80, "margin_stop": 40,
-        "ordermin": ordermin, "costmin": "0.45" if quote == "EUR" else "0.5",
-        "tick_size": f"{Decimal(1).scaleb(-decimals):f}", "status": "online",
-        "execution_venue": "international", **dict(zip(names, limits, strict=False)),
-    }  # fmt: skip
+        "altname": base + quote,
+        "wsname": f"{base}/{quote}",
+        "aclass_base": "currency",
+        "base": _CODES.get(base, base),
+        "aclass_quote": "currency",
+        "quote": _CODES.get(quote, quote),
+        "lot": "unit",
+        "cost_decimals": 5,
+        "pair_decimals": decimals,
+        "lot_decimals": 8,
+        "lot_multiplier": 1,
+        "leverage_buy": leverages,
+        "leverage_sell": leverages,
+        "fees": [],
+        "fees_maker": [],
+        "fee_volume_currency": "ZUSD",
+        "margin_call": 80,
+        "margin_stop": 40,
+        "ordermin": ordermin,
+        "costmin": "0.45" if quote == "EUR" else "0.5",
+        "tick_size": f"{Decimal(1).scaleb(-decimals):f}",
+        "status": "online",
+        "execution_venue": "international",
+        **dict(zip(names, limits, strict=False)),
+    }
 
 
 # As listed in autumn 2026; of XBTEUR, ETHUSD and USDTUSD the limits, of BONKUSD all is a guess.
@@ -44,19 +62,32 @@ PAIRS: dict[str, dict[str, Any]] = {
 
 # The price at which a random market begins, in units of the last digit.
 FIRST_TICKS = {
-    "XXBTZUSD": 816840, "XXBTZEUR": 705120, "XETHZUSD": 312045, "SOLUSD": 18233,
-    "USDTZUSD": 99990, "BONKUSD": 1450,
-}  # fmt: skip
+    "XXBTZUSD": 816840,
+    "XXBTZEUR": 705120,
+    "XETHZUSD": 312045,
+    "SOLUSD": 18233,
+    "USDTZUSD": 99990,
+    "BONKUSD": 1450,
+}
 
 ASSETS: dict[str, dict[str, Any]] = {
-    code: {"aclass": "currency", "altname": altname, "decimals": decimals,
-           "display_decimals": shown, "status": "enabled"}
+    code: {
+        "aclass": "currency",
+        "altname": altname,
+        "decimals": decimals,
+        "display_decimals": shown,
+        "status": "enabled",
+    }
     for code, altname, decimals, shown in (
-        ("ZUSD", "USD", 4, 2), ("ZEUR", "EUR", 4, 2), ("USDT", "USDT", 8, 4),
-        ("XXBT", "XBT", 10, 5), ("XETH", "ETH", 10, 5), ("SOL", "SOL", 10, 5),
+        ("ZUSD", "USD", 4, 2),
+        ("ZEUR", "EUR", 4, 2),
+        ("USDT", "USDT", 8, 4),
+        ("XXBT", "XBT", 10, 5),
+        ("XETH", "ETH", 10, 5),
+        ("SOL", "SOL", 10, 5),
         ("BONK", "BONK", 4, 2),
     )
-}  # fmt: skip
+}
 
 
 def aliases(key: str, row: dict[str, Any]) -> set[str]:

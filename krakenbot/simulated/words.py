@@ -14,9 +14,9 @@ from urllib.parse import parse_qsl
 from krakenbot.errors import RefusedError
 from krakenbot.model import ZERO, Side
 from krakenbot.pairs import PairRules
+from krakenbot.simulated.books import Book, Entry, Lot, Trade, identifier
 from krakenbot.simulated.feed import Bar
 from krakenbot.simulated.listing import ASSETS
-from krakenbot.simulated.margin import Book, Entry, Lot, Trade, identifier
 
 Params = dict[str, str]
 Row = dict[str, Any]
@@ -25,28 +25,36 @@ _PAGE = "start end ofs without_count "
 # What there is, and the parameters that are known; Kraken ignores all others.
 METHODS = {
     ("GET", "public"): {
-        "Time": "", "SystemStatus": "", "Assets": "asset aclass", "Ticker": "pair asset_class",
+        "Time": "",
+        "SystemStatus": "",
+        "Assets": "asset aclass",
+        "Ticker": "pair asset_class",
         "AssetPairs": "pair aclass_base info country_code execution_venue",
-        "OHLC": "pair interval since asset_class", "Depth": "pair count asset_class",
+        "OHLC": "pair interval since asset_class",
+        "Depth": "pair count asset_class",
     },
     ("POST", "private"): {
-        "Balance": "", "BalanceEx": "", "TradeBalance": "asset", "GetApiKeyInfo": "",
+        "Balance": "",
+        "BalanceEx": "",
+        "TradeBalance": "asset",
+        "GetApiKeyInfo": "",
         "OpenPositions": "txid docalcs consolidation rebase_multiplier",
         "OpenOrders": "trades userref cl_ord_id",
         "ClosedOrders": _PAGE + "closetime trades userref cl_ord_id consolidate_taker",
         "QueryOrders": "txid trades userref cl_ord_id consolidate_taker",
         "TradesHistory": _PAGE + "type trades consolidate_taker ledgers",
-        "QueryTrades": "txid trades", "Ledgers": _PAGE + "asset aclass type",
-        "QueryLedgers": "id trades", "TradeVolume": "pair fee_schedule fee-info",
+        "QueryTrades": "txid trades",
+        "Ledgers": _PAGE + "asset aclass type",
+        "QueryLedgers": "id trades",
+        "TradeVolume": "pair fee_schedule fee-info",
         "AddOrder": "pair type ordertype volume price price2 leverage reduce_only stptype oflags "
         "timeinforce trigger displayvol starttm expiretm deadline validate userref cl_ord_id close "
         "asset_class broker account_id trading_agreement",
-        "CancelOrder": "txid cl_ord_id", "CancelAll": "",
+        "CancelOrder": "txid cl_ord_id",
+        "CancelAll": "",
     },
-}  # fmt: skip
-_DISABLED = (
-    "Trades Spread AddOrderBatch AmendOrder EditOrder CancelOrderBatch CancelAllOrdersAfter"
-)
+}
+_DISABLED = "Trades Spread AddOrderBatch AmendOrder EditOrder CancelOrderBatch CancelAllOrdersAfter"
 _FORBIDDEN = (
     "GetWebSocketsToken DepositMethods DepositAddresses DepositStatus WithdrawMethods "
     "WithdrawAddresses WithdrawInfo Withdraw WithdrawStatus WithdrawCancel WalletTransfer "
@@ -61,7 +69,9 @@ NOT_SIMULATED = {
 _OTHER_TYPES = "limit|iceberg|(stop-loss|take-profit|trailing-stop)(-limit)?|settle-position"
 # What a market order's parameters look like; "" is one that is not there.
 _FORMS = {
-    "timeinforce": "", "trigger": "", "displayvol": "",
+    "timeinforce": "",
+    "trigger": "",
+    "displayvol": "",
     "type": "buy|sell",
     "ordertype": "market",
     "oflags": "((fciq|fcib|nompp),?)*",
@@ -69,7 +79,7 @@ _FORMS = {
     "userref": "(-?[0-9]{1,10})?",
     "leverage": r"(none|[1-9][0-9]{0,2}(:1|\.0)?)?",
     "volume": r"[0-9]{1,15}(\.[0-9]{0,15})?",
-}  # fmt: skip
+}
 _MINUTE_VOLUME = Decimal("0.05000000")  # What is traded in a minute in which the price moves.
 
 
@@ -91,10 +101,11 @@ class Wish(NamedTuple):
 def wish_of(rules: PairRules, p: Params) -> Wish:
     """Return the market order in these parameters; RefusedError for what Kraken does not take."""
     if (
-        re.fullmatch(_OTHER_TYPES, p.get("ordertype", "")) or "viqc" in p.get("oflags", "")
+        re.fullmatch(_OTHER_TYPES, p.get("ordertype", ""))
+        or "viqc" in p.get("oflags", "")
         or any(p.get(name, "0") != "0" for name in ("starttm", "expiretm"))
         or any(name.startswith("close") for name in p)
-    ):  # fmt: skip
+    ):
         raise RefusedError("EAPI:Feature disabled")
     wrong = [name for name, value in p.items() if not value]
     wrong += [name for name, form in _FORMS.items() if not re.fullmatch(form, p.get(name, ""))]
@@ -114,27 +125,44 @@ def order_row(wish: Wish, trades: Sequence[Trade], now: float, misc: str) -> Row
     volume = f"{wish.volume:{coins}}"
     executed = f"{sum((trade.volume for trade in trades), ZERO):{coins}}"
     row = {
-        "refid": None, "userref": int(p.get("userref", 0)), "status": "closed", "reason": None,
-        "opentm": round(now, 6), "closetm": round(now + 0.002, 6), "starttm": 0, "expiretm": 0,
+        "refid": None,
+        "userref": int(p.get("userref", 0)),
+        "status": "closed",
+        "reason": None,
+        "opentm": round(now, 6),
+        "closetm": round(now + 0.002, 6),
+        "starttm": 0,
+        "expiretm": 0,
         "descr": {
-            "pair": rules.altname, "aclass": "forex", "type": wish.side.value,
-            "ordertype": "market", "price": "0", "price2": "0",
+            "pair": rules.altname,
+            "aclass": "forex",
+            "type": wish.side.value,
+            "ordertype": "market",
+            "price": "0",
+            "price2": "0",
             "leverage": f"{wish.leverage}:1" if wish.leverage else "none",
-            "order": wish.text(volume), "close": "",
+            "order": wish.text(volume),
+            "close": "",
         },
-        "vol": volume, "vol_exec": executed,
+        "vol": volume,
+        "vol_exec": executed,
         "cost": f"{sum((trade.cost for trade in trades), ZERO):{money}}",
         "fee": f"{sum((trade.fee for trade in trades), ZERO):{money}}",
         "price": price(trades[0].price if trades else ZERO, rules),
-        "stopprice": f"{ZERO:{money}}", "limitprice": f"{ZERO:{money}}", "misc": misc,
+        "stopprice": f"{ZERO:{money}}",
+        "limitprice": f"{ZERO:{money}}",
+        "misc": misc,
         "oflags": p.get("oflags", "fciq"),
         "trades": [identifier("T", trade.serial) for trade in trades],
-    }  # fmt: skip
+    }
     if executed != volume:
         reason = "Position is closed" if wish.reduce_only else "Market price protection"
         row |= {"status": "canceled", "reason": reason}
-    said_only = {"cl_ord_id": p.get("cl_ord_id"), "margin": wish.leverage > 0,
-                 "reduce_only": wish.reduce_only}  # fmt: skip
+    said_only = {
+        "cl_ord_id": p.get("cl_ord_id"),
+        "margin": wish.leverage > 0,
+        "reduce_only": wish.reduce_only,
+    }
     return row | {name: value for name, value in said_only.items() if value}
 
 
@@ -142,27 +170,46 @@ def trade_row(wish: Wish, trade: Trade, txid: str, now: float, misc: str) -> Row
     rules = wish.rules
     coins, money = _forms(rules)
     return {
-        "ordertxid": txid, "postxid": "TKH2SE-M7IF5-CFI7LT", "pair": rules.pair,
-        "aclass": "forex", "time": round(now, 6), "type": wish.side.value, "ordertype": "market",
-        "price": price(trade.price, rules), "cost": f"{trade.cost:{money}}",
-        "fee": f"{trade.fee:{money}}", "vol": f"{trade.volume:{coins}}",
-        "margin": f"{trade.margin:{money}}", "leverage": str(wish.leverage),
+        "ordertxid": txid,
+        "postxid": "TKH2SE-M7IF5-CFI7LT",
+        "pair": rules.pair,
+        "aclass": "forex",
+        "time": round(now, 6),
+        "type": wish.side.value,
+        "ordertype": "market",
+        "price": price(trade.price, rules),
+        "cost": f"{trade.cost:{money}}",
+        "fee": f"{trade.fee:{money}}",
+        "vol": f"{trade.volume:{coins}}",
+        "margin": f"{trade.margin:{money}}",
+        "leverage": str(wish.leverage),
         "misc": f"closing,{misc}".strip(",") if trade.closing else misc,
-        "trade_id": trade.serial % 10**9, "maker": False,
-    }  # fmt: skip
+        "trade_id": trade.serial % 10**9,
+        "maker": False,
+    }
 
 
 def position_row(book: Book, lot: Lot, docalcs: bool) -> Row:
     rules, value = book.rules, lot.open_volume * book.price
     coins, money = _forms(rules)
     row = {
-        "ordertxid": identifier("O", lot.order), "posstatus": "open", "pair": rules.pair,
-        "class": "forex", "time": round(lot.time, 6), "type": "buy" if lot.sign > 0 else "sell",
-        "ordertype": "market", "cost": f"{lot.cost:{money}}", "fee": f"{lot.fee:{money}}",
-        "vol": f"{lot.volume:{coins}}", "vol_closed": f"{lot.closed:{coins}}",
-        "margin": f"{lot.cost / lot.leverage:{money}}", "rollovertm": str(int(lot.due)),
-        "terms": f"{lot.rate * 100:.4f}% per 4 hours", "misc": "", "oflags": "",
-    }  # fmt: skip
+        "ordertxid": identifier("O", lot.order),
+        "posstatus": "open",
+        "pair": rules.pair,
+        "class": "forex",
+        "time": round(lot.time, 6),
+        "type": "buy" if lot.sign > 0 else "sell",
+        "ordertype": "market",
+        "cost": f"{lot.cost:{money}}",
+        "fee": f"{lot.fee:{money}}",
+        "vol": f"{lot.volume:{coins}}",
+        "vol_closed": f"{lot.closed:{coins}}",
+        "margin": f"{lot.cost / lot.leverage:{money}}",
+        "rollovertm": str(int(lot.due)),
+        "terms": f"{lot.rate * 100:.4f}% per 4 hours",
+        "misc": "",
+        "oflags": "",
+    }
     net = f"{(value - lot.cost_left) * lot.sign:+.4f}"
     return row | ({"value": f"{value:.{rules.pair_decimals}f}", "net": net} if docalcs else {})
 
@@ -170,8 +217,9 @@ def position_row(book: Book, lot: Lot, docalcs: bool) -> Row:
 def market_row(rows: Sequence[Row]) -> Row:
     """Return the positions of a pair as one, in the shape that ccxt expects."""
     names = ("cost", "fee", "vol", "vol_closed", "margin", "value", "net")
-    sums = {name: sum((Decimal(row[name]) for row in rows), ZERO) for name in names
-            if name in rows[0]}  # fmt: skip
+    sums = {
+        name: sum((Decimal(row[name]) for row in rows), ZERO) for name in names if name in rows[0]
+    }
     same = {"pair": rows[0]["pair"], "type": rows[0]["type"], "positions": str(len(rows))}
     texts = {name: f"{total:{'+' if name == 'net' else ''}f}" for name, total in sums.items()}
     leverage = sums["cost"] / (sums["margin"] or 1)  # The margin of a few coins may round to 0.
@@ -192,19 +240,27 @@ def bar_row(bar: Bar, rules: PairRules) -> list[Any]:
 def ledger_row(entry: Entry) -> Row:
     digits = max(decimals(entry.asset), 5)
     return {
-        "aclass": "currency", "amount": f"{entry.amount:.{digits}f}", "asset": entry.asset,
-        "balance": f"{entry.balance:.{digits}f}", "fee": f"{entry.fee:.{digits}f}",
-        "refid": identifier("T", entry.refid), "time": round(entry.time, 6), "type": entry.type,
+        "aclass": "currency",
+        "amount": f"{entry.amount:.{digits}f}",
+        "asset": entry.asset,
+        "balance": f"{entry.balance:.{digits}f}",
+        "fee": f"{entry.fee:.{digits}f}",
+        "refid": identifier("T", entry.refid),
+        "time": round(entry.time, 6),
+        "type": entry.type,
         "subtype": "tradespot" if entry.type == "trade" else "",
-    }  # fmt: skip
+    }
 
 
 def identified(orders: Mapping[str, Row], p: Params) -> dict[str, Row]:
     """Return the orders with the client's ids that are asked for."""
     said, userref = _client_id(p.get("cl_ord_id", "")), p.get("userref", "")
-    return {txid: row for txid, row in orders.items()
-            if said in ("", _client_id(row.get("cl_ord_id", "")))
-            and userref in ("", str(row["userref"]))}  # fmt: skip
+    return {
+        txid: row
+        for txid, row in orders.items()
+        if said in ("", _client_id(row.get("cl_ord_id", "")))
+        and userref in ("", str(row["userref"]))
+    }
 
 
 def bad(name: str) -> RefusedError:
@@ -249,7 +305,10 @@ def parameters(headers: Mapping[str, str], body: bytes) -> Params:
         if "json" not in headers.get("content-type", ""):
             return dict(parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=100))
         said = json.loads(body, parse_float=str, parse_int=str)
-        return {name: value if isinstance(value, str) else json.dumps(value)
-                for name, value in said.items() if value is not None}  # fmt: skip
+        return {
+            name: value if isinstance(value, str) else json.dumps(value)
+            for name, value in said.items()
+            if value is not None
+        }
     except (ValueError, AttributeError, RecursionError):
         raise RefusedError("EGeneral:Invalid arguments") from None

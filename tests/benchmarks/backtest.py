@@ -127,5 +127,4 @@ def resident(process: int) -> float:
 
 
 if __name__ == "__main__":
-
     main()

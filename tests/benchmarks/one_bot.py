@@ -9,9 +9,9 @@ from itertools import pairwise
 from pathlib import Path
 
 from krakenbot import config as configuration
+from krakenbot.assemble import assemble
 from krakenbot.bot import Event
 from krakenbot.clock import StopRequestedError
-from krakenbot.parts import assemble
 
 
 def main() -> None:

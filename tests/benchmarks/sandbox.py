@@ -15,9 +15,9 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from urllib.parse import urlencode
 
+from krakenbot.kraken.signing import sign
 from krakenbot.model import Secret
-from krakenbot.signing import sign
-from krakenbot.simulated import server
+from krakenbot.simulated import api as server
 
 ORDERS = 100_000
 SAMPLE = 5000
@@ -33,10 +33,17 @@ def pin(core: int) -> None:
 def order(number: int) -> bytes:
     """Return a signed AddOrder: opens, turns and closes in turn, so that positions stay small."""
     nonce = str(time.time_ns())
-    body = urlencode({
-        "nonce": nonce, "pair": "XBTUSD", "type": ("buy", "sell")[number % 2],
-        "ordertype": "market", "volume": "0.0001", "leverage": "2", "cl_ord_id": f"{number:018d}",
-    }).encode()  # fmt: skip
+    body = urlencode(
+        {
+            "nonce": nonce,
+            "pair": "XBTUSD",
+            "type": ("buy", "sell")[number % 2],
+            "ordertype": "market",
+            "volume": "0.0001",
+            "leverage": "2",
+            "cl_ord_id": f"{number:018d}",
+        }
+    ).encode()
     path = "/0/private/AddOrder"
     signature = sign(Secret(server.SANDBOX_SECRET), path, nonce, body)
     return (

@@ -55,7 +55,7 @@ def environment(folder: Path, url: str, speed: float, mode: str) -> dict[str, st
 
 def cold_start(folder: Path) -> None:
     """Print process time and wall time of one decision against one bare fetch, in turn."""
-    from krakenbot.simulated import server
+    from krakenbot.simulated import api as server
 
     sandbox = server.Sandbox("random:1")
     ours, bare = [], []
@@ -84,7 +84,7 @@ def median(seconds: list[float]) -> float:
 
 def memory(folder: Path) -> None:
     """Print the resident memory of a live bot early and after a thousand ticks."""
-    from krakenbot.simulated import server
+    from krakenbot.simulated import api as server
 
     sandbox = server.Sandbox("random:1", SPEED)
     bot = subprocess.Popen(
@@ -109,15 +109,33 @@ def https(folder: Path) -> None:
     if not shutil.which("openssl"):
         print("https: skipped, there is no openssl program")
         return
-    from krakenbot.simulated import server
+    from krakenbot.simulated import api as server
 
     key, certificate, bundle = (folder / name for name in ("key.pem", "cert.pem", "all.pem"))
     subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1",
-         "-nodes", "-keyout", str(key), "-out", str(certificate), "-days", "2",
-         "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"],
-        check=True, capture_output=True,
-    )  # fmt: skip
+        [
+            "openssl",
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:prime256v1",
+            "-nodes",
+            "-keyout",
+            str(key),
+            "-out",
+            str(certificate),
+            "-days",
+            "2",
+            "-subj",
+            "/CN=localhost",
+            "-addext",
+            "subjectAltName=DNS:localhost",
+        ],
+        check=True,
+        capture_output=True,
+    )
     system = Path(ssl.get_default_verify_paths().openssl_cafile)
     roots = system if system.exists() else Path("/etc/ssl/certs/ca-certificates.crt")
     bundle.write_text((roots.read_text() if roots.exists() else "") + certificate.read_text())
@@ -131,13 +149,19 @@ def https(folder: Path) -> None:
     ours = json.loads(
         subprocess.run(
             [sys.executable, "-m", "tests.benchmarks.one_bot", "300"],
-            env=values, check=True, capture_output=True, text=True,
+            env=values,
+            check=True,
+            capture_output=True,
+            text=True,
         ).stdout
-    )  # fmt: skip
+    )
     plain = subprocess.run(
         [sys.executable, "-c", PLAIN, f"{url}/0/public/OHLC?pair=XBTUSD", "40"],
-        env=values, check=True, capture_output=True, text=True,
-    ).stdout  # fmt: skip
+        env=values,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
     sandbox.close()
     print(
         f"https: {ours['idle_ms']:.2f} ms CPU a tick without an order "

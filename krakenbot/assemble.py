@@ -1,0 +1,268 @@
+"""The front door: which parts a mode is made of. Chosen here once, nowhere further in."""
+
+import gc
+import json
+import os
+import signal
+from collections.abc import Callable
+from decimal import Decimal
+from functools import partial
+from typing import NamedTuple
+
+from krakenbot import config as configuration
+from krakenbot import log
+from krakenbot.bot import Bot, Event
+from krakenbot.clock import Clock, SystemClock
+from krakenbot.config import Config, Credentials
+from krakenbot.decision import plan_of
+from krakenbot.errors import ConfigError, LaterError, RefusedError, StopError, UnansweredError
+from krakenbot.exchange import Exchange
+from krakenbot.journal import Journal, open_journal
+from krakenbot.kraken.client import Client, UrllibTransport
+from krakenbot.kraken.signing import decode_secret, fingerprint
+from krakenbot.kraken.spot import FORBIDDEN_PERMISSIONS, NEEDED_PERMISSIONS, Spot
+from krakenbot.lock import Lock, Nonces
+from krakenbot.model import ZERO
+from krakenbot.orders import VISIBLE_S
+from krakenbot.pairs import plain
+from krakenbot.risk import FEE_RATE_ASSUMED
+
+REPLAY_MAX_S = 15
+FILES_MAX = 1024
+
+
+class Parts(NamedTuple):
+    """Everything a command may want of one bot. Both locks are held until the process ends."""
+
+    config: Config
+    clock: SystemClock
+    client: Client
+    spot: Spot
+    exchange: Exchange
+    journal: Journal
+    bot: Bot
+    locks: tuple[Lock, ...]
+
+
+def load_config(path: str | None) -> Config:
+    """Return the configuration and set up logging as it says."""
+    config = configuration.load_here(path)
+    log.setup(config.log.level, config.log.format)
+    return config
+
+
+def load_credentials(prefix: str = "KRAKEN") -> Credentials | None:
+    """Return the API key and secret, known to the log's filter from here on."""
+    credentials = configuration.load_secrets(os.environ, prefix)
+    if credentials is not None:
+        decode_secret(credentials.secret)
+    return credentials
+
+
+def assemble(
+    config: Config, *, live: bool, on_event: Callable[[Event], None] = lambda event: None
+) -> Parts:
+    """Return the parts of `config.mode`; ConfigError when one of them cannot be had.
+
+    `live` is the word from the command line without which no order can leave.
+    """
+    if config.mode == "live" and not live:
+        raise ConfigError(
+            'mode = "live" trades real money: add --live to the command line as well, '
+            "or set mode to paper. Nothing was sent"
+        )
+    is_live = config.mode == "live" and live
+    credentials = None if config.mode == "paper" else load_credentials()
+    if credentials is None and config.mode != "paper":
+        raise ConfigError(
+            f'mode = "{config.mode}" needs an API key: set KRAKEN_API_KEY_FILE and '
+            "KRAKEN_API_SECRET_FILE, or KRAKEN_API_KEY and KRAKEN_API_SECRET"
+        )
+    path = configuration.journal_path(config)
+    locks = [Lock(path.with_suffix(".lock"), f"the {config.mode} journal of {config.pair}")]
+    if credentials is None:
+        owner = "paper"
+    else:
+        owner = fingerprint(credentials.key)
+        locks.append(Lock(config.state_directory / f"key-{owner}.lock", "this API key"))
+    journal = open_journal(path)
+    clock = SystemClock(config.exchange.clock_speed)
+    transport = UrllibTransport(config.exchange.timeout, config.exchange.proxy)
+    transport.on_read = clock.read
+    client = Client(
+        transport,
+        config.exchange.url,
+        clock,
+        key=credentials.key if credentials else None,
+        secret=credentials.secret if credentials else None,
+        next_nonce=Nonces(locks[1]).next if credentials else None,
+        live=is_live,
+    )
+    spot = spot_of(config, client)
+    exchange = spot if is_live else _paper(config, spot, clock, journal)
+    checks = (
+        partial(check_key, spot),
+        partial(outwait_lost_orders, journal, clock, bool(locks[0].read())),
+        partial(check_untracked_balance, config, spot, journal, locks[0]),
+        partial(refuse_costs, config, spot, journal),
+    )
+    # Nothing made so far will ever be garbage: a later collection need not walk over it.
+    gc.collect()
+    gc.freeze()
+    bot = Bot(plan_of(config), exchange, journal, clock, owner, on_event, checks if is_live else ())
+    return Parts(config, clock, client, spot, exchange, journal, bot, tuple(locks))
+
+
+def _paper(config: Config, spot: Spot, clock: Clock, journal: Journal) -> Exchange:
+    from krakenbot.simulated.paper import PaperExchange
+
+    return PaperExchange(
+        spot,
+        clock,
+        JournalStore(journal),
+        start_balance=config.paper.balance,
+        fee_rate=assumed_fee_rate(config),
+        validate=spot.validate if config.mode == "validate" else None,
+    )
+
+
+def spot_of(config: Config, client: Client) -> Spot:
+    """Return the configured pair at Kraken, through this client."""
+    exchange = config.exchange
+    return Spot(
+        client,
+        config.pair,
+        config.interval * 60,
+        asset_class=exchange.asset_class,
+        trading_agreement=exchange.trading_agreement,
+        fee_rate=assumed_fee_rate(config),
+    )
+
+
+def assumed_fee_rate(config: Config) -> Decimal:
+    """Return the taker fee, a fraction, where the account's own cannot be asked."""
+    percent = config.exchange.fee_percent
+    return FEE_RATE_ASSUMED if percent is None else percent / 100
+
+
+class JournalStore:
+    """Where paper mode keeps its account: in the journal, so that a kill loses nothing."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+
+    def load(self) -> str | None:
+        return self._journal.get("paper") or None
+
+    def save(self, state: str) -> None:
+        self._journal.put(paper=state)
+
+
+def check_key(spot: Spot) -> None:
+    """Raise StopError(77) when the key may do too much or too little."""
+    try:
+        permissions = spot.key_permissions()
+    except RefusedError as error:
+        log.warning("key permissions cannot be read reason=%s", error)
+        return
+    too_much = [code for code in FORBIDDEN_PERMISSIONS if code in permissions]
+    if too_much:
+        raise StopError(
+            f"the API key may withdraw ({', '.join(too_much)}): a bot's key must not. Make a new "
+            "key without withdrawal permissions",
+            77,
+        )
+    missing = [code for code in NEEDED_PERMISSIONS if code not in permissions]
+    if missing:
+        raise StopError(f"the API key lacks permissions: {', '.join(missing)}", 77)
+
+
+def outwait_lost_orders(journal: Journal, clock: Clock, was_live: bool) -> None:
+    """Let orders of a lost journal become visible before the first decision of a new one."""
+    if journal.get("created"):
+        return
+    if was_live:
+        log.warning("the journal is new, the bot is not: waiting for earlier orders to be visible")
+        clock.wait(VISIBLE_S)
+    journal.put(created=int(clock.now()))
+
+
+def check_untracked_balance(config: Config, spot: Spot, journal: Journal, lock: Lock) -> None:
+    """Stop when the journal of a bot without margin is lost, and with it which coins are its own.
+
+    What is written to the lock file stays when the journal is lost.
+    """
+    if lock.read() and journal.get("created") and not journal.get("minded") and not config.leverage:
+        rules = spot.rules()
+        owned = spot.balances().get(rules.base, ZERO)
+        if owned >= rules.ordermin:
+            journal.put(minded=1)
+            raise journal.halt(
+                f"the account owns {plain(owned)} {rules.base}, the journal is new and explains 0, "
+                "but the bot has traded here before. `run --adopt` takes up to `size` as its own, "
+                "`resume` none"
+            )
+    journal.put(minded=1)
+    lock.write(b"live\n")
+
+
+def refuse_costs(config: Config, spot: Spot, journal: Journal) -> None:
+    """Say what the configuration costs a day; ConfigError when that is above the limit.
+
+    With a position open, stopping would be worse than costs: then they are only said.
+    """
+    holds = journal.account().held != 0
+    try:
+        too_much, lines = costs(config, fee_rate_of(spot))
+    except LaterError as error:
+        if not holds:
+            raise
+        too_much, lines = False, [str(error)]
+    if too_much and not holds:
+        raise ConfigError("\n".join(["not started: it costs too much. Nothing was sent", *lines]))
+    for line in lines:
+        log.info("costs: %s", line)
+
+
+def fee_rate_of(spot: Spot) -> Decimal:
+    """Return the account's taker fee, or the entry tier's where it cannot be asked."""
+    try:
+        return spot.fee_rate()
+    except (LaterError, UnansweredError, RefusedError, StopError):
+        return FEE_RATE_ASSUMED
+
+
+def costs(config: Config, fee_rate: Decimal) -> tuple[bool, list[str]]:
+    """Return whether costs a day are above the limit, and what to say about them.
+
+    Replaying is done in a child process: the bot itself stays as small as it was. Raises
+    LaterError when the exchange does not give the candles.
+    """
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            signal.alarm(REPLAY_MAX_S)
+            # The locks must not outlive the bot in its child.
+            os.closerange(3, writer)
+            os.closerange(writer + 1, FILES_MAX)
+            os.write(writer, json.dumps(_replay(config, fee_rate)).encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with open(reader, "rb") as pipe:
+        answer = pipe.read()
+    os.waitpid(child, 0)
+    if not answer:
+        raise LaterError("the newest candles for counting costs cannot be had")
+    too_much, lines = json.loads(answer)
+    return bool(too_much), [str(line) for line in lines]
+
+
+def _replay(config: Config, fee_rate: Decimal) -> tuple[bool, list[str]]:
+    from krakenbot.backtest.costs import check_fee_drag
+
+    transport = UrllibTransport(config.exchange.timeout, config.exchange.proxy)
+    spot = spot_of(config, Client(transport, config.exchange.url, SystemClock()))
+    drag = check_fee_drag(config, spot.candles(None)[:-1], spot.rules(), fee_rate)
+    return (drag.too_much, drag.lines()) if drag else (False, [])

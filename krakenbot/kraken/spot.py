@@ -1,0 +1,329 @@
+"""Kraken Spot behind the port: parameters out, answers in, shapes checked.
+
+An answer of a wrong shape is no answer: UnansweredError, never a guess.
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal
+from typing import Any
+
+from krakenbot.candles import parse_rows
+from krakenbot.errors import RefusedError, StopError, UnansweredError
+from krakenbot.kraken.client import Client
+from krakenbot.model import (
+    ZERO,
+    Candle,
+    Charge,
+    Execution,
+    MarginSummary,
+    Order,
+    OrderStatus,
+    Position,
+    Quote,
+    Side,
+)
+from krakenbot.pairs import PairRules, decimal, parse_rules, plain
+from krakenbot.risk import FEE_RATE_ASSUMED
+
+NEEDED_PERMISSIONS = ("query-funds", "query-open-trades", "query-closed-trades", "modify-trades")
+FORBIDDEN_PERMISSIONS = ("withdraw-funds", "add-withdraw-address", "update-withdraw-address")
+SEARCH_BEFORE_S = 60
+PAGE = 50
+ROWS_MAX = 1000
+_BROKEN = (AttributeError, KeyError, TypeError, ValueError, IndexError)
+
+
+class Spot:
+    """One account and one pair at Kraken, as `krakenbot.exchange.Exchange` describes it."""
+
+    def __init__(
+        self,
+        client: Client,
+        pair: str,
+        interval_s: int,
+        *,
+        asset_class: str | None = None,
+        trading_agreement: bool = False,
+        fee_rate: Decimal | None = None,
+    ) -> None:
+        self._client = client
+        self._pair = pair
+        self._interval_s = interval_s
+        self._class = {"asset_class": asset_class} if asset_class else {}
+        self._agreement = {"trading_agreement": "agree"} if trading_agreement else {}
+        self._fee_rate = fee_rate
+        self._rules: PairRules | None = None
+        self._placed = ("", "")  # The newest order's client order id and exchange order id.
+
+    # -- what everybody may know ---------------------------------------------------------------
+
+    def server_time(self) -> int:
+        result = self._client.public("Time")
+        try:
+            return _moment(result["unixtime"])
+        except _BROKEN as error:
+            raise _odd("Time", error) from error
+
+    def system_status(self) -> str:
+        result = self._client.public("SystemStatus")
+        try:
+            return str(result["status"])
+        except _BROKEN as error:
+            raise _odd("SystemStatus", error) from error
+
+    def rules(self) -> PairRules:
+        params = {"pair": self._pair}
+        if self._class:
+            params["aclass_base"] = self._class["asset_class"]
+        result = self._client.public("AssetPairs", params)
+        try:
+            ((pair, row),) = result.items()
+            self._rules = parse_rules(pair, row)
+        except _BROKEN as error:
+            raise _odd("AssetPairs", error) from error
+        return self._rules
+
+    def candles(self, since: int | None) -> Sequence[Candle]:
+        params: dict[str, object] = {"pair": self._name, "interval": self._interval_s // 60}
+        if since is not None:
+            params["since"] = since
+        return parse_rows(self._client.public("OHLC", params | self._class), self._interval_s)
+
+    def quote(self) -> Quote:
+        result = self._client.public("Ticker", {"pair": self._name, **self._class})
+        try:
+            (row,) = result.values()
+            quote = Quote(bid=decimal(row["b"][0]), ask=decimal(row["a"][0]))
+            if not ZERO < quote.bid <= quote.ask:
+                raise ValueError(f"bid {quote.bid}, ask {quote.ask}")
+        except _BROKEN as error:
+            raise _odd("Ticker", error) from error
+        return quote
+
+    # -- the account ---------------------------------------------------------------------------
+
+    def summary(self) -> MarginSummary:
+        result = self._client.private("TradeBalance", {"asset": self._known_rules().quote})
+        try:
+            return MarginSummary(
+                trade_balance=decimal(result["tb"]),
+                unrealized_pnl=decimal(result["n"]),
+                used_margin=decimal(result["m"]),
+            )
+        except _BROKEN as error:
+            raise _odd("TradeBalance", error) from error
+
+    def balances(self) -> Mapping[str, Decimal]:
+        result = self._client.private("Balance")
+        try:
+            return {str(asset): decimal(amount) for asset, amount in _items("Balance", result)}
+        except _BROKEN as error:
+            raise _odd("Balance", error) from error
+
+    def position(self) -> Position:
+        result = self._client.private("OpenPositions")
+        volume = cost = ZERO
+        try:
+            for _, row in _items("OpenPositions", result):
+                if not self._is_ours(row["pair"]):
+                    continue
+                opened, whole = decimal(row["vol"]), decimal(row["cost"])
+                rest = opened - decimal(row["vol_closed"])
+                if rest < 0 or opened <= 0:
+                    raise ValueError(f"vol {opened}, rest {rest}")
+                volume += rest * Side(row["type"]).sign
+                cost += whole * rest / opened
+        except _BROKEN as error:
+            raise _odd("OpenPositions", error) from error
+        return Position(volume, cost)
+
+    def charges(self, since: int, until: int) -> Sequence[Charge]:
+        span: dict[str, object] = {"start": since, "end": until}
+        quote = self._known_rules().quote
+        trades = dict(self._trades(span))
+        found: dict[str, Charge] = {}
+        try:
+            for key, row in self._pages("Ledgers", "ledger", span):
+                trade_id, kind = str(row["refid"]), row["type"]
+                if row["asset"] != quote or kind not in ("trade", "margin", "rollover"):
+                    continue
+                charge = Charge(key, trade_id, "", _moment(row["time"]), ZERO, decimal(row["fee"]))
+                if kind == "rollover":
+                    found[key] = charge
+                elif trade_id in found:  # Trade fee and opening fee may stand in rows of their own.
+                    sofar = found[trade_id]
+                    found[trade_id] = sofar._replace(fee=sofar.fee + charge.fee)
+                elif trade_id in trades:
+                    trade = trades[trade_id]
+                    order_id, cost = str(trade["ordertxid"]), decimal(trade["cost"])
+                    found[trade_id] = charge._replace(order_id=order_id, cost=cost)
+        except _BROKEN as error:
+            raise _odd("Ledgers", error) from error
+        return list(found.values())
+
+    def traded_orders(self, since: int) -> Sequence[str]:
+        try:
+            return [str(row["ordertxid"]) for _, row in self._trades({"start": since})]
+        except _BROKEN as error:
+            raise _odd("TradesHistory", error) from error
+
+    def _trades(self, span: dict[str, object]) -> list[tuple[str, Any]]:
+        rows = self._pages("TradesHistory", "trades", span | {"consolidate_taker": "false"})
+        try:
+            return [(key, row) for key, row in rows if self._is_ours(row["pair"])]
+        except _BROKEN as error:
+            raise _odd("TradesHistory", error) from error
+
+    def _pages(self, method: str, key: str, params: dict[str, object]) -> list[tuple[str, Any]]:
+        """Return the rows of all pages of a history, up to ROWS_MAX of them."""
+        found: list[tuple[str, Any]] = []
+        for offset in range(0, ROWS_MAX, PAGE):
+            page = params | {"without_count": "true"} | ({"ofs": offset} if offset else {})
+            result = self._client.private(method, page)
+            if not isinstance(result, dict) or key not in result:
+                raise UnansweredError(f"{method}: an answer without {key!r}")
+            rows = list(_items(method, result[key]))
+            found += rows
+            if len(rows) < PAGE:
+                return found
+        raise UnansweredError(f"{method}: more than {ROWS_MAX} rows")
+
+    def fee_rate(self) -> Decimal:
+        rules = self._known_rules()
+        try:
+            result = self._client.private("TradeVolume", {"pair": rules.altname, **self._class})
+            fees = result["fees"]
+            row = fees.get(rules.pair) or fees[rules.altname]
+            rate = decimal(row["fee"]) / 100
+            if not 0 <= rate < Decimal("0.1"):
+                raise ValueError(f"fee {rate}")
+        except (*_BROKEN, RefusedError):
+            return FEE_RATE_ASSUMED if self._fee_rate is None else self._fee_rate
+        return rate
+
+    def place(self, order: Order, deadline: int) -> None:
+        params = self._parameters(order)
+        params["cl_ord_id"] = order.client_order_id
+        params["deadline"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(deadline))
+        if order.reduce_only:
+            params["reduce_only"] = "true"
+        result = self._client.private("AddOrder", params)
+        ids = result.get("txid") if isinstance(result, dict) else None
+        if not isinstance(ids, list) or len(ids) != 1 or not isinstance(ids[0], str) or not ids[0]:
+            raise UnansweredError("AddOrder: an answer without one order id")
+        self._placed = (order.client_order_id, ids[0])
+
+    def validate(self, order: Order) -> None:
+        """Let Kraken check the order without making one; RefusedError when it would not take it."""
+        self._client.private("AddOrder", self._parameters(order) | {"validate": "true"})
+
+    def _parameters(self, order: Order) -> dict[str, object]:
+        leverage = {"leverage": str(order.leverage)} if order.leverage else {}
+        return {
+            "ordertype": "market",
+            "type": order.side.value,
+            "pair": self._known_rules().altname,
+            "volume": plain(order.volume),
+            "oflags": "fciq",
+            **leverage,
+            **self._agreement,
+            **self._class,
+        }
+
+    def find(self, client_order_id: str, since: int) -> Execution | None:
+        client_id, known = self._placed
+        if client_id == client_order_id:
+            orders = dict(
+                _items("QueryOrders", self._client.private("QueryOrders", {"txid": known}))
+            )
+            rows = [(known, orders[known])] if known in orders else []
+        else:
+            rows = self._search(client_order_id, since)
+        found = [_execution(client_order_id, key, row) for key, row in rows]
+        if len({execution.exchange_order_id for execution in found}) > 1:
+            ids = ", ".join(execution.exchange_order_id for execution in found)
+            raise StopError(f"the exchange shows several orders for {client_order_id}: {ids}")
+        if not found:
+            return None
+        self._placed = (client_order_id, found[-1].exchange_order_id)
+        return found[-1]
+
+    def _search(self, client_order_id: str, since: int) -> list[tuple[str, Any]]:
+        wanted = _digits(client_order_id)
+        rows = []
+        for method, key, extra in (
+            ("OpenOrders", "open", {}),
+            ("ClosedOrders", "closed", {"start": since - SEARCH_BEFORE_S, "without_count": "true"}),
+        ):
+            result = self._client.private(method, {"cl_ord_id": client_order_id, **extra})
+            if not isinstance(result, dict) or key not in result:
+                raise UnansweredError(f"{method}: an answer without {key!r}")
+            for exchange_id, row in _items(method, result[key]):
+                if not isinstance(row, dict):
+                    raise UnansweredError(f"{method}: an order of unknown form")
+                # An exchange that does not know the filter would show other orders, too.
+                if _digits(str(row.get("cl_ord_id"))) == wanted:
+                    rows.append((exchange_id, row))
+        return rows
+
+    def key_permissions(self) -> Sequence[str]:
+        """Return the permission codes of the API key. Source: GetApiKeyInfo."""
+        result = self._client.private("GetApiKeyInfo")
+        try:
+            return [str(code) for code in result["permissions"]]
+        except _BROKEN as error:
+            raise _odd("GetApiKeyInfo", error) from error
+
+    @property
+    def _name(self) -> str:
+        return self._rules.altname if self._rules else self._pair
+
+    def _known_rules(self) -> PairRules:
+        return self._rules or self.rules()
+
+    def _is_ours(self, pair: object) -> bool:
+        rules = self._known_rules()
+        return pair in (rules.pair, rules.altname)
+
+
+def _execution(client_order_id: str, exchange_id: str, row: Any) -> Execution:
+    try:
+        execution = Execution(
+            client_order_id=client_order_id,
+            exchange_order_id=exchange_id,
+            status=OrderStatus(row["status"]),
+            volume=decimal(row["vol_exec"]),
+            cost=decimal(row["cost"]),
+            fee=decimal(row["fee"]),
+            reason=str(row.get("reason") or ""),
+        )
+        volume, cost = execution.volume, execution.cost
+        if min(volume, cost) < 0 or (volume == 0 and cost):
+            raise ValueError(f"volume {volume}, cost {cost}")
+    except _BROKEN as error:
+        raise _odd("order", error) from error
+    return execution
+
+
+def _items(method: str, result: Any) -> Iterator[tuple[str, Any]]:
+    if result == [] and isinstance(result, list):
+        return iter(())  # Some empty answers hold a list in place of the object.
+    if not isinstance(result, dict):
+        raise UnansweredError(f"{method}: an answer of unknown form")
+    return iter(result.items())
+
+
+def _moment(value: object) -> int:
+    moment = int(decimal(value))
+    if not 0 < moment < 10**11:
+        raise ValueError(f"time {moment}")
+    return moment
+
+
+def _digits(client_order_id: str) -> str:
+    return client_order_id.replace("-", "").lower()
+
+
+def _odd(method: str, error: Exception) -> UnansweredError:
+    return UnansweredError(f"{method}: an answer of unknown form ({error!r:.120})")

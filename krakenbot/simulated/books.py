@@ -1,0 +1,375 @@
+"""The books of a simulated account: spot balances and margin lots, pure arithmetic.
+
+One quote currency is one margin account: its balance is the collateral of the pairs quoted in it,
+other assets do not count. Costs, fees, opening fees, rollovers and the opening cost of a part that
+is closed are each rounded once, half to even, to the pair's cost decimals; everything else is a
+sum of those, so equity = start - fees - rollover + realized + unrealized to the last digit.
+
+Sources: Kraken support, articles on margin fees, margin levels and liquidation.
+"""
+
+from base64 import b32encode
+from collections import defaultdict, deque
+from collections.abc import Mapping
+from decimal import ROUND_DOWN, ROUND_UP, Decimal
+from hashlib import blake2b
+from typing import NamedTuple
+
+from krakenbot.errors import RefusedError
+from krakenbot.model import ZERO, MarginSummary
+from krakenbot.pairs import PairRules
+
+ROLLOVER_S = 14400
+MARGIN_RATE = Decimal("0.0002")
+AMOUNT_MAX = Decimal(10**15)  # Sums of what is below can still be rounded to the last digit.
+
+
+class Trade(NamedTuple):
+    """One fill. `fee` is the trade fee; `opening_fee` and `margin` are zero unless it opens."""
+
+    serial: int
+    volume: Decimal
+    price: Decimal
+    cost: Decimal
+    fee: Decimal
+    opening_fee: Decimal = ZERO
+    margin: Decimal = ZERO
+    realized: Decimal = ZERO
+    closing: bool = False
+
+
+class Entry(NamedTuple):
+    """One line of the ledger, in Kraken's words."""
+
+    serial: int
+    refid: int
+    time: float
+    type: str
+    asset: str
+    amount: Decimal
+    fee: Decimal
+    balance: Decimal
+
+
+class Lot(NamedTuple):
+    """What one fill opened. `cost` stays the opening cost, `cost_left` is that of what is open."""
+
+    serial: int
+    order: int
+    time: float
+    sign: int
+    volume: Decimal
+    closed: Decimal
+    cost: Decimal
+    cost_left: Decimal
+    leverage: int
+    fee: Decimal
+    rate: Decimal
+    due: float
+
+    @property
+    def open_volume(self) -> Decimal:
+        return self.volume - self.closed
+
+    def loan(self, price: Decimal) -> Decimal:
+        """Return what is owed: a long's cost; a short's coins, at what they are worth now."""
+        return self.cost_left if self.sign > 0 else self.open_volume * price
+
+
+class Book:
+    """The open lots of one pair, oldest first, all on one side. `price` is the last mark."""
+
+    __slots__ = ("cost_left", "cost_step", "held", "lots", "price", "rules", "stop")
+
+    def __init__(self, rules: PairRules) -> None:
+        self.follow(rules)
+        self.lots: list[Lot] = []
+        self.held = self.cost_left = self.price = ZERO
+
+    def follow(self, rules: PairRules) -> None:
+        """Take over the pair's rules as they are now."""
+        self.rules = rules
+        self.cost_step = Decimal(1).scaleb(-rules.cost_decimals)
+        self.stop = Decimal(rules.margin_stop) / 100
+
+    @property
+    def sign(self) -> int:
+        return self.lots[0].sign if self.lots else 0
+
+    @property
+    def volume(self) -> Decimal:
+        """Return the signed open volume."""
+        return self.held * self.sign
+
+    def unrealized(self) -> Decimal:
+        return (self.held * self.price - self.cost_left) * self.sign
+
+    def used_margin(self) -> Decimal:
+        return sum((lot.loan(self.price) / lot.leverage for lot in self.lots), ZERO)
+
+
+class Account:
+    """Balances and lots of one holder. `revision` rises with every change.
+
+    `history` bounds the ledger; 0 keeps none, which is what a long backtest wants.
+    """
+
+    def __init__(
+        self,
+        balances: Mapping[str, Decimal],
+        fee_rate: Decimal,
+        *,
+        margin_rate: Decimal = MARGIN_RATE,
+        serial: int = 0,
+        history: int = 0,
+    ) -> None:
+        self.balances = defaultdict(Decimal, balances)
+        self.fee_rate = fee_rate
+        self.margin_rate = margin_rate
+        self.serial = serial
+        self.revision = 0
+        self.books: dict[str, Book] = {}
+        self.fees: defaultdict[str, Decimal] = defaultdict(Decimal)
+        self.rollovers: defaultdict[str, Decimal] = defaultdict(Decimal)
+        self.realized: defaultdict[str, Decimal] = defaultdict(Decimal)
+        self.ledger: deque[Entry] = deque(maxlen=history)
+
+    def book(self, rules: PairRules) -> Book:
+        """Return the pair's book, made or brought up to its present rules."""
+        if rules.pair not in self.books:
+            self.books[rules.pair] = Book(rules)
+        self.books[rules.pair].follow(rules)
+        return self.books[rules.pair]
+
+    def fill(
+        self,
+        book: Book,
+        now: float,
+        sign: int,
+        volume: Decimal,
+        price: Decimal,
+        leverage: int,
+        *,
+        reduce_only: bool = False,
+        order: int = 0,
+    ) -> tuple[Trade, ...]:
+        """Execute a market order with leverage and return its one or two trades.
+
+        The book must have been advanced to `now`, so that free margin is that of now.
+        Opposite lots are closed first, the oldest first; what is left of the volume opens the
+        other way or, with `reduce_only`, is dropped. Raises RefusedError, with nothing changed.
+        """
+        closing = min(volume, book.held) if book.sign == -sign else ZERO
+        if reduce_only and not closing:
+            raise RefusedError("EOrder:Reduce only:No position exists")
+        opening = ZERO if reduce_only else volume - closing
+        if opening:
+            self._check_opening(book, sign, opening, price, leverage)
+        closed = (self.close(book, now, closing, price),) if closing else ()
+        if not opening:
+            return closed
+        return (*closed, self._open(book, now, sign, opening, price, leverage, order))
+
+    def fill_spot(
+        self, book: Book, now: float, sign: int, volume: Decimal, price: Decimal
+    ) -> Trade:
+        """Execute a market order without leverage: coins against money, lots untouched."""
+        base, quote = book.rules.base, book.rules.quote
+        cost, fee = self._cost_and_fee(book, volume, price)
+        own, owed = self.balances.get(base, ZERO), volume
+        if sign > 0:
+            own = min(self.balances.get(quote, ZERO), self.summary(quote).free_margin)
+            owed = cost + fee
+        if owed > own:
+            raise RefusedError("EOrder:Insufficient funds")
+        self.serial = serial = self.serial + 1
+        self._book(now, "trade", serial, quote, -cost * sign, fee)
+        self._book(now, "trade", serial, base, volume * sign, ZERO)
+        return Trade(serial, volume, price, cost, fee)
+
+    def close(self, book: Book, now: float, volume: Decimal, price: Decimal) -> Trade:
+        """Close `volume` of the lots, the oldest first; no check is made."""
+        quote, sign = book.rules.quote, book.lots[0].sign
+        cost, fee = self._cost_and_fee(book, volume, price)
+        realized = (cost - _take(book, volume)) * sign
+        self.serial = serial = self.serial + 1
+        self.realized[quote] += realized
+        self._book(now, "margin", serial, quote, realized, fee)
+        return Trade(serial, volume, price, cost, fee, realized=realized, closing=True)
+
+    def advance(self, book: Book, now: float, price: Decimal) -> Trade | None:
+        """Mark the pair at `price`, charge the rollovers due by `now`, liquidate if need be."""
+        book.price, quote, charges = price, book.rules.quote, []
+        for number, lot in enumerate(book.lots):
+            if lot.due <= now:
+                charge = (lot.loan(price) * lot.rate).quantize(book.cost_step)
+                count = int((now - lot.due) // ROLLOVER_S) + 1
+                charges += [(lot.due + ROLLOVER_S * n, lot.serial, charge) for n in range(count)]
+                book.lots[number] = lot._replace(due=lot.due + ROLLOVER_S * count)
+        for due, serial, charge in sorted(charges):
+            self._book(due, "rollover", serial, quote, ZERO, charge)
+        if book.lots and self.equity(quote) <= book.stop * self.used_margin(quote):
+            return self.close(book, now, book.held, price)
+        return None
+
+    def sweep(self, book: Book, now: float, low: Decimal, high: Decimal) -> Trade | None:
+        """Liquidate if the price passed the liquidation price on its way from `low` to `high`."""
+        limit = self.liquidation_price(book)
+        if limit is None or (low > limit if book.sign > 0 else high < limit):
+            return None
+        return self.close(book, now, book.held, limit)
+
+    def liquidation_price(self, book: Book) -> Decimal | None:
+        """Return the price at which equity falls to the margin stop, other pairs standing still.
+
+        Rounded to the pair's decimals, against the holder. None: flat, or at no price.
+        """
+        if not book.lots:
+            return None
+        money = self._money_beside(book, book.stop)
+        if book.sign > 0:
+            price = (book.stop * book.used_margin() + book.cost_left - money) / book.held
+        else:
+            loans = sum((lot.open_volume / lot.leverage for lot in book.lots), ZERO)
+            price = (money + book.cost_left) / (book.held + book.stop * loans)
+        step = Decimal(1).scaleb(-book.rules.pair_decimals)
+        rounding = ROUND_DOWN if book.sign > 0 else ROUND_UP
+        return price.quantize(step, rounding=rounding) if 0 < price < AMOUNT_MAX else None
+
+    def unrealized(self, quote: str) -> Decimal:
+        return sum((book.unrealized() for book in self._books(quote)), ZERO)
+
+    def used_margin(self, quote: str) -> Decimal:
+        return sum((book.used_margin() for book in self._books(quote)), ZERO)
+
+    def equity(self, quote: str) -> Decimal:
+        return self.balances.get(quote, ZERO) + self.unrealized(quote)
+
+    def summary(self, quote: str) -> MarginSummary:
+        money = self.balances.get(quote, ZERO)
+        return MarginSummary(money, self.unrealized(quote), self.used_margin(quote))
+
+    def deposit(self, now: float, asset: str, amount: Decimal) -> None:
+        """Add money from outside, or take it away."""
+        self.serial += 1
+        kind = "deposit" if amount >= 0 else "withdrawal"
+        self._book(now, kind, self.serial, asset, amount, ZERO)
+
+    def sort_ledger(self, since: int) -> None:
+        """Put what was entered after a serial number in order of time, balances with it."""
+        fresh, balances = [], dict(self.balances)
+        while self.ledger and self.ledger[-1].serial > since:
+            fresh.append(self.ledger.pop())
+            balances[fresh[-1].asset] -= fresh[-1].amount - fresh[-1].fee
+        for entry in sorted(fresh, key=lambda entry: (entry.time, entry.serial)):
+            balances[entry.asset] += entry.amount - entry.fee
+            self.ledger.append(entry._replace(balance=balances[entry.asset]))
+
+    def _money_beside(self, book: Book, share: Decimal) -> Decimal:
+        """Return equity less that share of the used margin, as if the book were empty."""
+        others = [other for other in self._books(book.rules.quote) if other is not book]
+        return self.balances.get(book.rules.quote, ZERO) + sum(
+            (other.unrealized() - share * other.used_margin() for other in others), ZERO
+        )
+
+    def _check_opening(
+        self, book: Book, sign: int, volume: Decimal, price: Decimal, leverage: int
+    ) -> None:
+        """Raise RefusedError where Kraken would not open this, opposite lots closed before."""
+        rules, held = book.rules, volume
+        free = self._money_beside(book, Decimal(1))
+        if book.lots and book.sign != sign:
+            closed, closing_fee = self._cost_and_fee(book, book.held, price)
+            free -= closing_fee + (closed - book.cost_left) * sign
+        else:
+            free += book.unrealized() - book.used_margin()
+            held += book.held
+        limit = rules.long_position_limit if sign > 0 else rules.short_position_limit
+        if limit is not None and held > limit:
+            raise RefusedError("EOrder:Margin position size exceeded")
+        cost, fee, opening_fee = self._opening_costs(book, volume, price)
+        if cost / leverage + fee + opening_fee > free:
+            raise RefusedError("EOrder:Insufficient initial margin")
+
+    def _open(
+        self,
+        book: Book,
+        now: float,
+        sign: int,
+        volume: Decimal,
+        price: Decimal,
+        leverage: int,
+        order: int,
+    ) -> Trade:
+        cost, fee, opening_fee = self._opening_costs(book, volume, price)
+        self.serial = serial = self.serial + 1
+        book.lots.append(
+            Lot(
+                serial,
+                order,
+                now,
+                sign,
+                volume,
+                ZERO,
+                cost,
+                cost,
+                leverage,
+                fee + opening_fee,
+                self.margin_rate,
+                now + ROLLOVER_S,
+            )
+        )
+        book.held += volume
+        book.cost_left += cost
+        self._book(now, "margin", serial, book.rules.quote, ZERO, fee + opening_fee)
+        margin = (cost / leverage).quantize(book.cost_step)
+        return Trade(serial, volume, price, cost, fee, opening_fee, margin)
+
+    def _cost_and_fee(self, book: Book, volume: Decimal, price: Decimal) -> tuple[Decimal, Decimal]:
+        cost = (price * volume).quantize(book.cost_step)
+        return cost, (cost * self.fee_rate).quantize(book.cost_step)
+
+    def _opening_costs(
+        self, book: Book, volume: Decimal, price: Decimal
+    ) -> tuple[Decimal, Decimal, Decimal]:
+        cost, fee = self._cost_and_fee(book, volume, price)
+        return cost, fee, (cost * self.margin_rate).quantize(book.cost_step)
+
+    def _book(
+        self, now: float, kind: str, refid: int, asset: str, amount: Decimal, fee: Decimal
+    ) -> None:
+        """Change a balance and say so in the ledger."""
+        self.balances[asset] = balance = self.balances[asset] + amount - fee
+        if fee:
+            (self.rollovers if kind == "rollover" else self.fees)[asset] += fee
+        self.revision += 1
+        if self.ledger.maxlen:
+            self.serial += 1
+            self.ledger.append(Entry(self.serial, refid, now, kind, asset, amount, fee, balance))
+
+    def _books(self, quote: str) -> list[Book]:
+        return [b for b in self.books.values() if b.lots and b.rules.quote == quote]
+
+
+def identifier(letter: str, serial: int) -> str:
+    """Return a text of Kraken's form (`O` order, `T` trade, `L` ledger), one for each serial."""
+    text = b32encode(blake2b(b"%d" % serial, digest_size=10).digest()).decode()
+    return f"{letter}{text[:5]}-{text[5:10]}-{text[10:]}"
+
+
+def _take(book: Book, volume: Decimal) -> Decimal:
+    """Close `volume` of the lots, oldest first, and return what that part cost to open."""
+    cost, left = ZERO, volume
+    while left:
+        lot = book.lots[0]
+        part, paid = min(left, lot.open_volume), lot.cost_left
+        if part < lot.open_volume:
+            paid = (lot.cost_left * part / lot.open_volume).quantize(book.cost_step)
+            book.lots[0] = lot._replace(closed=lot.closed + part, cost_left=lot.cost_left - paid)
+        else:
+            del book.lots[0]
+        cost += paid
+        left -= part
+    book.held -= volume
+    book.cost_left -= cost
+    return cost

@@ -1,0 +1,146 @@
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+import unittest
+import zipfile
+from pathlib import Path
+
+from krakenbot.commands.build import packed
+from krakenbot.simulated import api as server
+
+ROOT = Path(__file__).parent.parent.parent
+NOBODY = 65534
+
+
+def python_for_others() -> str | None:
+    """Return a Python that a user without any rights can start, None if there is none."""
+    for python in (sys.executable, "/usr/bin/python3"):
+        try:
+            check = "import sys; sys.exit(sys.version_info < (3, 11))"
+            done = subprocess.run(
+                [python, "-I", "-S", "-c", check],
+                user=NOBODY,
+                group=NOBODY,
+                extra_groups=[],
+                capture_output=True,
+                check=False,
+            )
+        except OSError:
+            continue
+        if done.returncode == 0:
+            return python
+    return None
+
+
+class TestBuild(unittest.TestCase):
+    def setUp(self) -> None:
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+        self.file = self.folder / "krakenbot.pyz"
+        self.file.write_bytes(packed())
+
+    def run_python(self, *argv: str, **environ: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [sys.executable, "-I", "-S", *argv],
+            cwd=self.folder,
+            env=environ,
+            text=True,
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+
+    def test_it_holds_the_sources_in_order_with_one_time_and_nothing_else(self) -> None:
+        with zipfile.ZipFile(self.file) as archive:
+            entries = archive.infolist()
+        names = [entry.filename for entry in entries]
+        package = (ROOT / "krakenbot").rglob("*.py")
+        self.assertEqual(
+            sorted(["__main__.py", *(str(path.relative_to(ROOT)) for path in package)]), names
+        )
+        self.assertEqual({(1980, 1, 1, 0, 0, 0)}, {entry.date_time for entry in entries})
+        self.assertEqual({0o100644 << 16}, {entry.external_attr for entry in entries})
+
+    def test_a_clone_an_installed_copy_and_the_file_itself_build_the_same_bytes(self) -> None:
+        again = self.folder / "again.pyz"
+        done = self.run_python(str(self.file), "build", "--output", str(again))
+        digest = hashlib.sha256(self.file.read_bytes()).hexdigest()
+        self.assertEqual(f"{digest}  {again}\n", done.stdout, done.stderr)
+        self.assertEqual(self.file.read_bytes(), again.read_bytes())
+        with zipfile.ZipFile(self.file) as archive:
+            archive.extractall(self.folder / "installed")
+        code = f"import sys; sys.path.insert(0, {str(self.folder / 'installed')!r}); "
+        code += "from krakenbot.cli import main; sys.exit(main(['build']))"
+        self.file.unlink()
+        self.run_python("-c", code)
+        self.assertEqual(self.file.read_bytes(), again.read_bytes())
+
+    def test_it_can_replace_the_very_file_that_runs(self) -> None:
+        before = self.file.read_bytes()
+        done = self.run_python(str(self.file), "build", "--output", str(self.file))
+        self.assertEqual((0, before), (done.returncode, self.file.read_bytes()))
+        self.assertEqual([self.file], list(self.folder.iterdir()))
+
+    def test_a_place_that_cannot_be_written_is_wrong_usage(self) -> None:
+        done = self.run_python(str(self.file), "build", "--output", "/proc/none.pyz")
+        self.assertEqual(2, done.returncode)
+        self.assertNotIn("Traceback", done.stderr)
+
+    def test_the_demo_runs_from_it(self) -> None:
+        words = ("--candles", "25", "--speed", "1000", "--seed", "1")
+        done = self.run_python(str(self.file), "demo", *words)
+        self.assertEqual(0, done.returncode, done.stderr)
+        self.assertIn("candles decided on    25", done.stdout)
+
+        self.assertRegex(done.stdout, r"margin fees  +-[1-9]")
+
+    def test_the_doctor_finds_nothing_foreign_in_it(self) -> None:
+        done = self.run_python(
+            str(self.file),
+            "doctor",
+            HOME=str(self.folder),
+            KRAKENBOT_EXCHANGE_URL="http://127.0.0.1:1",
+        )
+        self.assertIn("nothing foreign loaded", done.stdout)
+
+    def test_it_runs_for_a_stranger_with_nothing_but_a_state_directory(self) -> None:
+        """Empty environment, no home, a folder that cannot be written, a user without rights."""
+        sandbox = server.Sandbox("random:3")
+        self.addCleanup(sandbox.close)
+        state, shut, file = self.folder / "state", self.folder / "shut", self.folder / "c.toml"
+        state.mkdir(0o700)
+        shut.mkdir(0o755)
+        file.write_text(f'exchange.url = "{sandbox.url}"\nstate.directory = "{state}"\n')
+        for path in (self.folder, shut, self.file):
+            path.chmod(0o555)
+        self.addCleanup(self.folder.chmod, 0o700)
+        python = python_for_others() if os.geteuid() == 0 else None
+        who: dict[str, object] = {}
+        if python is not None:
+            os.chown(state, NOBODY, NOBODY)
+            who = {"user": NOBODY, "group": NOBODY, "extra_groups": []}
+        command = [python or sys.executable, "-I", "-S", str(self.file), "--config", str(file)]
+        done = subprocess.run(
+            [*command, "run", "--once"],
+            cwd=shut,
+            env={},
+            text=True,
+            capture_output=True,
+            timeout=60,
+            check=False,
+            **who,  # type: ignore[call-overload]
+        )
+        self.assertEqual(0, done.returncode, done.stderr)
+        self.assertIn("decided", done.stderr)
+        self.assertEqual([], list(shut.iterdir()))
+        made = list(state.iterdir())
+        self.assertEqual({0o600}, {path.stat().st_mode & 0o777 for path in made})
+        if python is not None:
+            self.assertEqual({NOBODY}, {path.stat().st_uid for path in made})
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,257 @@
+import contextlib
+import io
+import json
+import os
+import tempfile
+import threading
+import unittest
+import warnings
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from unittest import mock
+
+from krakenbot import cli, log
+from krakenbot.commands.call import sign_futures
+from krakenbot.lock import Lock
+from krakenbot.model import Secret
+from krakenbot.simulated import api as server
+
+# Published with the API's documentation and by the maintainers of a public client.
+SECRET = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8gISIjJCUmJygpKissLS4vMDEyMzQ1Njc4OTo7PD0+Pw=="
+GOLDEN_SECRET = "cHl0aG9uLWtyYWtlbi1zZGsgdW5pdC10ZXN0IHNlY3JldCB2YWx1ZQ=="
+VECTORS = (
+    (
+        GOLDEN_SECRET,
+        "/derivatives/api/v3/sendorder",
+        "orderType=lmt&symbol=PI_XBTUSD",
+        "1616492376594",
+        "Txi+gJVXe3EN1brXYQ46FuV6UVtEVSKhc6dYMhPb7a/HXZLGvO6m9UUg+KVKqhLxrbllOPI7qRkHYmPfJZZSGA==",
+    ),
+    (
+        SECRET,
+        "/derivatives/api/v3/accounts",
+        "",
+        "",
+        "QBye7cezp0pKjoos3UxEPd8Y4zfzoNG4k2coPuQvof0HlKBQn7RFH8fqt7jPNYVUD32XTYNtlcH/m28djrR8KA==",
+    ),
+    (
+        SECRET,
+        "/derivatives/api/v3/sendorder",
+        "processBefore=2026-01-01T00%3A00%3A05.000Z&orderType=mkt&symbol=PF_XBTUSD&side=sell"
+        "&size=0.0010",
+        "1767225600002",
+        "MP1uL8wfsu1yv/aYJq3hBnE1n4DF6WijxJvPGJLnOGxEEZqgFmrwLTOMg3QSVq/nNvGvwBqZNU0Kz7qADHCYrw==",
+    ),
+    (
+        SECRET,
+        "/api/history/v3/positions",
+        "since=1767225600000&sort=asc",
+        "1767225600006",
+        "Bvb61hXH4AOs6ta9o58+qwE9lHp0etdXeuf4tFp0xPjdVnmY4DgBVCfa7o96AgmDzek3R8RC1oLVyRGG8IEaYA==",
+    ),
+)
+
+
+class Called(unittest.TestCase):
+    def setUp(self) -> None:
+        warnings.simplefilter("ignore", ResourceWarning)
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.addCleanup(log._hidden.clear)
+        self.state = Path(folder.name)
+        self.environ = {"KRAKENBOT_STATE_DIRECTORY": folder.name, "KRAKENBOT_EXCHANGE_TIMEOUT": "5"}
+
+    def call(self, *argv: str) -> tuple[int, str, str]:
+        out, err = io.StringIO(), io.StringIO()
+        with (
+            mock.patch.dict(os.environ, self.environ, clear=True),
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+        ):
+            code = cli.main(["--config", "/dev/null", "call", *argv])
+        return code, out.getvalue(), err.getvalue()
+
+
+class TestSpot(Called):
+    def setUp(self) -> None:
+        super().setUp()
+        self.sandbox = server.Sandbox("random:3")
+        self.addCleanup(self.sandbox.close)
+        self.environ["KRAKENBOT_EXCHANGE_URL"] = self.sandbox.url
+
+    def with_keys(self) -> None:
+        self.environ["KRAKEN_API_KEY"] = server.SANDBOX_KEY
+        self.environ["KRAKEN_API_SECRET"] = server.SANDBOX_SECRET
+
+    def test_a_public_method_needs_no_key_and_uses_none(self) -> None:
+        code, out, _ = self.call("OHLC", "pair=XBTUSD", "interval=60", "--json")
+        self.assertEqual(0, code)
+        self.assertEqual({"XXBTZUSD", "last"}, set(json.loads(out)))
+        self.assertEqual([], list(self.state.iterdir()))
+
+    def test_a_private_read_is_signed_with_the_bot_s_own_nonces(self) -> None:
+        self.with_keys()
+        for _ in range(2):
+            code, out, err = self.call("Balance", "--json")
+            self.assertEqual(0, code, err)
+            self.assertIn("ZUSD", json.loads(out))
+        (lock,) = self.state.iterdir()
+        self.assertEqual(0o600, lock.stat().st_mode & 0o777)
+        self.assertGreater(int(lock.read_bytes()), self.sandbox.api._nonce)
+
+    def test_a_private_method_without_a_key_is_a_matter_of_configuration(self) -> None:
+        self.assertEqual(78, self.call("Balance")[0])
+
+    def test_what_trades_or_moves_money_needs_live_and_sends_nothing_without(self) -> None:
+        self.with_keys()
+        before = sum(self.sandbox.api.requests.values())
+        order = ("pair=XBTUSD", "type=buy", "ordertype=market", "volume=0.001")
+        for method in ("AddOrder", "CancelAll", "Withdraw", "WalletTransfer", "NewThing"):
+            code, _, err = self.call(method, *order)
+            self.assertEqual(78, code)
+            self.assertIn("--live", err)
+        self.assertEqual(before, sum(self.sandbox.api.requests.values()))
+        self.assertEqual(0, self.call("AddOrder", *order, "--live")[0])
+        self.assertEqual(1, len(self.sandbox.api.orders))
+
+    def test_an_order_that_is_only_validated_needs_no_live(self) -> None:
+        self.with_keys()
+        order = ("pair=XBTUSD", "type=buy", "ordertype=market", "volume=0.001", "validate=true")
+        for extra in ((), ("--live",)):
+            self.assertEqual(0, self.call("AddOrder", *order, *extra)[0])
+        self.assertEqual({}, self.sandbox.api.orders)
+
+    def test_while_a_bot_holds_the_key_nothing_is_signed(self) -> None:
+        self.with_keys()
+        self.call("Balance")
+        (path,) = self.state.iterdir()
+        held = Lock(path, "the bot")
+        self.addCleanup(held.close)
+        code, _, err = self.call("Balance")
+        self.assertEqual(78, code)
+        self.assertIn("holds this API key", err)
+
+    def test_kraken_s_refusal_is_one_line(self) -> None:
+        code, out, err = self.call("Ticker", "pair=NOPE")
+        self.assertEqual((1, ""), (code, out))
+        self.assertIn("EQuery:Unknown asset pair", err)
+        self.assertNotIn("Traceback", err)
+
+    def test_what_is_no_method_or_no_parameter_is_wrong_usage(self) -> None:
+        for argv in (("../Balance",), ("Balance?x",), ("Balance", "asset"), ("",)):
+            self.assertEqual(2, self.call(*argv)[0], argv)
+
+    def test_the_key_is_not_shown_even_when_the_exchange_sends_it_back(self) -> None:
+        self.with_keys()
+        code, out, _ = self.call("GetApiKeyInfo")
+        self.assertEqual(0, code)
+        self.assertIn("<secret>", out)
+        self.assertNotIn(server.SANDBOX_KEY, out)
+
+
+class TestFutures(Called):
+    def setUp(self) -> None:
+        super().setUp()
+        self.seen: list[tuple[str, str, dict[str, str], str]] = []
+        self.answer = (200, b'{"result":"success","size":0.0001}')
+        test = self
+
+        class Page(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                length = int(self.headers.get("Content-Length") or 0)
+                body = self.rfile.read(length).decode()
+                headers = {name.lower(): value for name, value in self.headers.items()}
+                test.seen.append((self.command, self.path, headers, body))
+                self.send_response(test.answer[0])
+                self.send_header("Content-Length", str(len(test.answer[1])))
+                self.end_headers()
+                self.wfile.write(test.answer[1])
+
+            do_POST = do_PUT = do_GET
+
+            def log_message(self, *words: object) -> None:
+                pass
+
+        web = HTTPServer(("127.0.0.1", 0), Page)
+        self.addCleanup(web.server_close)
+        self.addCleanup(web.shutdown)
+        threading.Thread(target=web.serve_forever, args=(0.01,), daemon=True).start()
+        self.host = f"http://127.0.0.1:{web.server_port}"
+        for prefix, key in (("KRAKEN_FUTURES", "futures-key"), ("KRAKEN", "spot-key")):
+            self.environ |= {f"{prefix}_API_KEY": key, f"{prefix}_API_SECRET": SECRET}
+
+    def futures(self, *argv: str) -> tuple[int, str, str]:
+        return self.call("--futures", "--host", self.host, *argv)
+
+    def test_the_signature_is_that_of_the_published_vectors(self) -> None:
+        for secret, path, data, nonce, want in VECTORS:
+            self.assertEqual(want, sign_futures(Secret(secret), path, nonce, data))
+
+    def test_a_private_read_carries_its_own_key_and_a_signature_over_what_is_sent(self) -> None:
+        code, out, err = self.futures("fills", "lastFillTime=2026-01-01T00:00:00.000Z", "--json")
+        self.assertEqual(0, code, err)
+        ((verb, target, headers, _),) = self.seen
+        path, _, query = target.partition("?")
+        self.assertEqual(("GET", "/derivatives/api/v3/fills"), (verb, path))
+        self.assertEqual("futures-key", headers["apikey"])
+        want = sign_futures(Secret(SECRET), path, headers["nonce"], query)
+        self.assertEqual(want, headers["authent"])
+        self.assertEqual({"result": "success", "size": "0.0001"}, json.loads(out))
+        self.assertIn("1 March 2027", err)
+
+    def test_an_order_is_posted_once_and_only_with_live(self) -> None:
+        order = ("sendorder", "orderType=mkt", "symbol=PF_XBTUSD", "side=buy", "size=0.001")
+        self.assertEqual((78, []), (self.futures(*order)[0], self.seen))
+        self.assertEqual(0, self.futures(*order, "--live")[0])
+        ((verb, target, headers, body),) = self.seen
+        self.assertEqual(("POST", "/derivatives/api/v3/sendorder"), (verb, target))
+        self.assertEqual(
+            sign_futures(Secret(SECRET), target, headers["nonce"], body), headers["authent"]
+        )
+
+    def test_every_verb_but_get_needs_live_apart_from_asking_about_orders(self) -> None:
+        self.assertEqual(78, self.futures("leveragepreferences", "--verb", "PUT")[0])
+        self.assertEqual(78, self.futures("transfer", "amount=1")[0])
+        self.assertEqual([], self.seen)
+        self.assertEqual(0, self.futures("orders/status", "cliOrdIds=a", "cliOrdIds=b")[0])
+        self.assertEqual(("POST", "cliOrdIds=a&cliOrdIds=b"), (self.seen[0][0], self.seen[0][3]))
+
+    def test_public_methods_carry_no_key(self) -> None:
+        for method in (
+            "tickers/PF_XBTUSD",
+            "instruments",
+            "instruments/PF_XBTUSD/status",
+            "/api/charts/v1/trade/PF_XBTUSD/1h",
+        ):
+            self.assertEqual(0, self.futures(method)[0])
+        for verb, _, headers, _ in self.seen:
+            self.assertEqual("GET", verb)
+            self.assertFalse({"apikey", "authent", "nonce"} & headers.keys())
+        self.futures("feeschedules/volumes")
+        self.assertIn("authent", self.seen[-1][2])
+
+    def test_an_error_inside_http_200_is_an_error(self) -> None:
+        for answer in (
+            (200, b'{"result":"error","error":"authenticationError"}'),
+            (403, b"<html>no</html>"),
+            (200, b"x"),
+            (500, b"{}"),
+        ):
+            self.answer = answer
+            code, out, err = self.futures("accounts")
+            self.assertEqual((1, ""), (code, out))
+            self.assertNotIn("Traceback", err)
+
+    def test_keys_go_to_kraken_or_this_machine_only(self) -> None:
+        for host in (
+            "https://evil.example",
+            "http://futures.kraken.com",
+            "http://10.0.0.1",
+            "http://127.0.0.1.evil.example",
+        ):
+            code, _, err = self.call("accounts", "--futures", "--host", host)
+            self.assertEqual(78, code, err)
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,249 @@
+import contextlib
+import io
+import json
+import os
+import tempfile
+import unittest
+import warnings
+from decimal import Decimal
+from pathlib import Path
+from unittest import mock
+
+from krakenbot import cli, log
+from krakenbot.commands import doctor
+from krakenbot.journal import open_journal
+from krakenbot.kraken.spot import NEEDED_PERMISSIONS, Spot
+from krakenbot.lock import Lock
+from krakenbot.model import Position
+from krakenbot.simulated import api as server
+
+NAMES = [name for name, *_ in doctor.CHECKS]
+
+
+class Patient(unittest.TestCase):
+    """A folder, an environment and, where asked for, a sandbox of the test's own."""
+
+    def setUp(self) -> None:
+        # Connections that are kept open end with the process, as the command does.
+        warnings.simplefilter("ignore", ResourceWarning)
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.addCleanup(log._hidden.clear)
+        self.folder = Path(folder.name)
+        self.state = self.folder / "state"
+        self.environ: dict[str, str] = {"HOME": folder.name}
+
+    def sandbox(self) -> server.Sandbox:
+        sandbox = server.Sandbox("random:3")
+        self.addCleanup(sandbox.close)
+        return sandbox
+
+    def keys(self) -> None:
+        for name, text in (("KEY", server.SANDBOX_KEY), ("SECRET", server.SANDBOX_SECRET)):
+            path = self.folder / name
+            path.write_text(text)
+            path.chmod(0o600)
+            self.environ[f"KRAKEN_API_{name}_FILE"] = str(path)
+
+    def examine(self, url: str, toml: str = "", **environ: str) -> dict[str, doctor.Finding]:
+        file = self.folder / "my.toml"
+        file.write_text(
+            f'{toml}\n[exchange]\nurl = "{url}"\ntimeout = 5\n[state]\ndirectory = "{self.state}"\n'
+        )
+        with mock.patch.dict(os.environ, self.environ | environ, clear=True):
+            return {finding.check: finding for finding in doctor.examine(str(file))}
+
+
+class TestFindings(Patient):
+    def test_paper_without_a_key_is_sound_and_says_which_checks_were_left_out(self) -> None:
+        found = self.examine(self.sandbox().url)
+        self.assertEqual(NAMES, list(found))
+        self.assertEqual([], [finding for finding in found.values() if finding.verdict == "fail"])
+        for name in ("key", "account", "position", "order"):
+            self.assertEqual(("ok", "skipped: no key"), found[name][1:3])
+        self.assertFalse(self.state.exists(), "doctor makes nothing where it has nothing to sign")
+
+    def test_live_with_a_key_looks_at_the_account_and_sends_nothing(self) -> None:
+        sandbox = self.sandbox()
+        self.keys()
+        found = self.examine(sandbox.url, 'mode = "live"')
+        verdicts = {name: finding.verdict for name, finding in found.items()}
+        for name in ("secrets", "account", "position", "order"):
+            self.assertEqual("ok", verdicts[name], found[name])
+        self.assertIn("free margin", found["account"].text)
+        self.assertEqual({}, sandbox.api.orders)
+        self.assertIn("any address", found["key"].text)
+
+    def test_without_network_the_line_says_so_and_the_others_are_still_there(self) -> None:
+        found = self.examine("http://127.0.0.1:1")
+        self.assertEqual(NAMES, list(found))
+        self.assertEqual("fail", found["network"].verdict)
+        self.assertEqual("skipped: see network", found["pair"].text)
+        self.assertEqual("ok", found["config"].verdict)
+
+    def test_an_answer_of_a_strange_form_fails_its_check_and_the_others_go_on(self) -> None:
+        self.keys()
+        strange = {"permissions": list(NEEDED_PERMISSIONS), "nonce": "n/a", "valid_until": "soon"}
+        api = server.SandboxApi
+        with mock.patch.object(api, "_do_GetApiKeyInfo", lambda *_: strange, create=True):
+            found = self.examine(self.sandbox().url, 'mode = "validate"')
+        self.assertEqual("fail", found["key"].verdict)
+        self.assertEqual(NAMES, list(found))
+
+    def test_a_wrong_configuration_is_one_line_with_all_mistakes(self) -> None:
+        found = self.examine("http://127.0.0.1:1", 'interval = 7\nsizee = 1\nmode = "live"')
+        self.assertEqual("fail", found["config"].verdict)
+        self.assertIn("interval = 7", found["config"].text)
+        self.assertIn("'sizee'", found["config"].text)
+        self.assertEqual("skipped: see config", found["clock"].text)
+
+    def test_the_place_of_each_value_is_named(self) -> None:
+        found = self.examine("http://127.0.0.1:1", "leverage = 3", KRAKENBOT_SIZE="0.5")
+        self.assertIn("size (KRAKENBOT_SIZE)", found["config"].text)
+        self.assertIn(f"leverage ({self.folder}/my.toml)", found["config"].text)
+
+    def test_a_secret_that_others_may_read_fails(self) -> None:
+        self.keys()
+        (self.folder / "SECRET").chmod(0o644)
+        found = self.examine(self.sandbox().url)
+        self.assertEqual("fail", found["secrets"].verdict)
+        self.assertIn("chmod 600", found["secrets"].text)
+        self.assertEqual("skipped: no key", found["key"].text)
+
+    def test_keys_in_the_environment_are_warned_about_and_not_shown(self) -> None:
+        keys = {"KRAKEN_API_KEY": server.SANDBOX_KEY, "KRAKEN_API_SECRET": server.SANDBOX_SECRET}
+        found = self.examine(self.sandbox().url, "", **keys)
+        self.assertEqual("warn", found["secrets"].verdict)
+        self.assertNotIn(server.SANDBOX_KEY, str(found))
+        self.assertNotIn(server.SANDBOX_SECRET, str(found))
+
+    def test_no_secrets_for_live_mode_fail(self) -> None:
+        self.assertEqual(
+            "fail", self.examine("http://127.0.0.1:1", 'mode = "live"')["secrets"].verdict
+        )
+
+    def test_a_key_that_a_bot_holds_is_never_used(self) -> None:
+        sandbox = self.sandbox()
+        self.keys()
+        self.examine(sandbox.url)
+        (key_lock,) = self.state.glob("key-*.lock")
+        asked = sandbox.api.requests["GetApiKeyInfo"]
+        held = Lock(key_lock, "the bot")
+        self.addCleanup(held.close)
+        found = self.examine(sandbox.url)
+        self.assertEqual(asked, sandbox.api.requests["GetApiKeyInfo"])
+        self.assertIn("another krakenbot holds", found["key"].text)
+        self.assertIn(key_lock.name, found["key"].text)
+
+    def test_a_journal_that_a_bot_holds_is_said(self) -> None:
+        with mock.patch.dict(os.environ, {"HOME": str(self.folder)}):
+            url = self.sandbox().url
+            self.examine(url)
+            path = self.state / f"paper-{url.partition('://')[2].replace(':', '-')}-XBTUSD.db"
+            open_journal(path).close()
+            held = Lock(path.with_suffix(".lock"), "the journal")
+            self.addCleanup(held.close)
+            self.assertIn("another krakenbot holds", self.examine(url)["journal"].text)
+
+    def test_a_key_that_may_withdraw_fails(self) -> None:
+        sandbox = self.sandbox()
+        self.keys()
+        with mock.patch.object(Spot, "key_permissions", return_value=["withdraw-funds"]):
+            found = self.examine(sandbox.url)
+        self.assertEqual("fail", found["key"].verdict)
+        self.assertIn("withdraw", found["key"].text)
+        self.assertEqual("skipped: see key", found["account"].text)
+
+    def test_larger_nonces_of_another_program_are_told(self) -> None:
+        sandbox = self.sandbox()
+        self.keys()
+        sandbox.api._nonce = 10**20
+        found = self.examine(sandbox.url)["key"]
+        self.assertEqual("fail", found.verdict)
+        self.assertIn("another program", found.text)
+
+    def test_a_size_below_the_smallest_and_a_leverage_not_offered_fail(self) -> None:
+        url = self.sandbox().url
+        for toml, word in (("size = 0.00001", "smallest"), ("leverage = 20", "not offer")):
+            with self.subTest(toml):
+                found = self.examine(url, toml)["size"]
+                self.assertEqual("fail", found.verdict)
+                self.assertIn(word, found.text)
+
+    def test_an_account_too_small_for_the_size_fails(self) -> None:
+        self.keys()
+        found = self.examine(self.sandbox().url, "size = 5")["account"]
+        self.assertEqual("fail", found.verdict)
+        self.assertIn("are needed", found.text)
+
+    def test_a_position_that_the_journal_cannot_explain_fails(self) -> None:
+        sandbox = self.sandbox()
+        self.keys()
+        with mock.patch.object(Spot, "position", return_value=Position(Decimal(1), Decimal(9))):
+            found = self.examine(sandbox.url, 'mode = "live"')["position"]
+        self.assertEqual("fail", found.verdict)
+        self.assertIn("holds 1, the journal explains 0", found.text)
+
+    def test_costs_over_the_limit_fail_in_live_mode_only(self) -> None:
+        url = self.sandbox().url
+        self.assertEqual("warn", self.examine(url)["costs"].verdict)
+        self.keys()
+        found = self.examine(url, 'mode = "live"')["costs"]
+        self.assertEqual("fail", found.verdict)
+        self.assertIn("max_fee_percent_per_day", found.mend)
+
+    def test_a_damaged_journal_fails_and_a_halted_one_warns(self) -> None:
+        self.state.mkdir(0o700)
+        path = self.state / "paper-127.0.0.1-1-XBTUSD.db"
+        journal = open_journal(path)
+        journal.put(halted="someone else traded")
+        journal.close()
+        found = self.examine("http://127.0.0.1:1")["journal"]
+        self.assertEqual(("warn", "halted: someone else traded"), found[1:3])
+        path.write_bytes(b"no journal at all" * 1000)
+        self.assertEqual("fail", self.examine("http://127.0.0.1:1")["journal"].verdict)
+
+    def test_a_state_folder_open_to_others_warns(self) -> None:
+        self.state.mkdir(0o755)
+        self.state.chmod(0o755)
+        self.assertEqual("warn", self.examine("http://127.0.0.1:1")["state"].verdict)
+
+
+class TestOutput(Patient):
+    def run_doctor(self, *argv: str, **environ: str) -> tuple[int, str]:
+        out = io.StringIO()
+        environ |= {"KRAKENBOT_EXCHANGE_URL": "http://127.0.0.1:1"}
+        with (
+            mock.patch.dict(os.environ, self.environ | environ, clear=True),
+            contextlib.redirect_stdout(out),
+        ):
+            return cli.main(["--config", "/dev/null", "doctor", *argv]), out.getvalue()
+
+    def test_json_is_one_list_of_objects_and_a_fail_is_exit_code_one(self) -> None:
+        code, out = self.run_doctor("--json")
+        findings = json.loads(out)
+        self.assertEqual(1, code)
+        self.assertEqual(NAMES, [finding["check"] for finding in findings])
+        self.assertEqual({"check", "verdict", "text", "mend"}, set(findings[0]))
+
+    def test_lines_are_at_most_eighty_columns_and_uncolored_in_a_pipe(self) -> None:
+        _, out = self.run_doctor(KRAKENBOT_STATE_DIRECTORY=f"{self.folder}/{'long' * 9}")
+        self.assertLessEqual(max(map(len, out.splitlines())), 80)
+        self.assertNotIn("\x1b", out)
+        self.assertIn("\n               -> ", out)
+
+    def test_color_touches_the_verdict_only(self) -> None:
+        finding = doctor.Finding("clock", "fail", "slow", "wind it up")
+        plain, colored = doctor.shown(finding, False), doctor.shown(finding, True)
+        self.assertEqual(plain, colored.replace("\x1b[31m", "").replace("\x1b[0m", ""))
+        self.assertNotEqual(plain, colored)
+
+    def test_text_from_outside_cannot_drive_the_terminal(self) -> None:
+        answer = ("ok", "a\x1b[2J\nok   b")
+        with mock.patch.object(doctor, "CHECKS", (("x", lambda _: answer, "", ""),)):
+            (finding,) = doctor.examine(None)
+        self.assertEqual(r"a\x1b[2J\nok   b", finding.text)
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,675 @@
+"""The program as its users have it: a process, its exit code, its words, and what it sent.
+
+An exchange of the built-in kind listens on loopback behind a gate that keeps every request. Its
+clock and the bot's run equally fast, so that waiting for minutes takes a moment.
+"""
+
+import csv
+import ctypes
+import hashlib
+import io
+import json
+import os
+import re
+import resource
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import unittest
+from collections.abc import Callable
+from decimal import Decimal as D
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import parse_qsl
+
+from krakenbot.simulated import api as server
+from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+SIGNS_MAX_S = 20.0
+ENDS_MAX_S = 1.0
+KEYS = {"KRAKEN_API_KEY": SANDBOX_KEY, "KRAKEN_API_SECRET": SANDBOX_SECRET}
+LIVE = KEYS | {
+    "KRAKENBOT_MODE": "live",
+    "KRAKENBOT_ENTRY": "now",
+    "KRAKENBOT_SIZE": "0.01",
+    "KRAKENBOT_RISK_MAX_FEE_PERCENT_PER_DAY": "1000",
+}
+PAPER = {"KRAKENBOT_ENTRY": "now"}
+# Fields of `status --json` and their types, as agreed; then what is told beyond that.
+AGREED: dict[str, tuple[type, ...]] = {
+    "mode": (str,),
+    "pair": (str,),
+    "interval": (int,),
+    "position": (str,),
+    "target": (int,),
+    "last_candle": (int,),
+    "decision": (dict,),
+    "unresolved": (list,),
+    "halted": (str, type(None)),
+    "orders": (int,),
+    "fees": (str,),
+    "rollover": (str,),
+    "realized": (str,),
+    "equity": (str,),
+    "updated": (int,),
+}
+BEYOND = {"gross", "pnl", "margin_level", "difference"}
+
+
+class Gate:
+    """An exchange on loopback whose requests are kept, and whose answers may be changed.
+
+    At speed 1 a bot would notice that its host's clock differs once this one's is moved.
+    """
+
+    def __init__(self, speed: float = 2.0, key: str = SANDBOX_KEY, secret: str = SANDBOX_SECRET):
+        self.speed = speed
+        self.sandbox = server.Sandbox("random:5", speed, key=key, secret=secret)
+        self.sent: list[tuple[str, dict[str, str]]] = []
+        self.edit: Callable[[str, bytes], bytes] = lambda path, answer: answer
+        gate = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+            wbufsize = 1 << 16
+            timeout = 30
+
+            def do_GET(self) -> None:
+                self.answer()
+
+            def do_POST(self) -> None:
+                self.answer()
+
+            def answer(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                gate.sent.append((self.path, dict(parse_qsl(body.decode()))))
+                answer = gate.sandbox.api.respond(self.command, self.path, dict(self.headers), body)
+                changed = gate.edit(self.path, answer.body)
+                self.send_response(answer.status)
+                self.send_header("Content-Type", answer.content_type)
+                self.send_header("Content-Length", str(len(changed)))
+                self.end_headers()
+                self.wfile.write(changed)
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.http.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.http.server_address[1]}"
+        threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True).start()
+
+    def close(self) -> None:
+        self.http.shutdown()
+        self.http.server_close()
+        self.sandbox.close()
+
+    def control(self, name: str, **wish: object) -> dict[str, Any]:
+        body = json.dumps(wish).encode() if wish else b""
+        method = "POST" if wish else "GET"
+        answer = self.sandbox.api.respond(method, f"/sandbox/{name}", {}, body)
+        truth: dict[str, Any] = json.loads(answer.body)
+        assert "error" not in truth, truth
+        return truth
+
+    @property
+    def orders(self) -> list[dict[str, Any]]:
+        """Return the orders that the exchange has executed."""
+        orders: list[dict[str, Any]] = self.control("ledger")["orders"]
+        return orders
+
+    @property
+    def position(self) -> D:
+        return D(self.control("ledger")["position"].get("XXBTZUSD", "0"))
+
+    @property
+    def added(self) -> list[dict[str, str]]:
+        """Return the parameters of every AddOrder that arrived."""
+        return [body for path, body in self.sent if path.endswith("/AddOrder")]
+
+    @property
+    def private(self) -> list[str]:
+        return [path for path, _ in self.sent if "/private/" in path]
+
+
+class Done(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+class Running:
+    """A started program and what it has written so far: less than its pipes hold."""
+
+    def __init__(
+        self,
+        folder: Path,
+        environ: dict[str, str],
+        argv: tuple[str, ...],
+        before: Callable[[], None] | None,
+    ) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "krakenbot", *argv],
+            env=environ,
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            preexec_fn=before,
+        )
+        assert self.process.stderr is not None
+        os.set_blocking(self.process.stderr.fileno(), False)
+        self.err = ""
+
+    def wait_for(self, words: str) -> None:
+        """Wait until standard error shows the words."""
+        end = time.monotonic() + SIGNS_MAX_S
+        while words not in self.read():
+            if time.monotonic() > end or self.process.poll() is not None:
+                raise AssertionError(f"no {words!r} in:\n{self.read()}")
+            time.sleep(0.02)
+
+    def done(self) -> Done:
+        try:
+            code = self.process.wait(SIGNS_MAX_S)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"does not end:\n{self.read()}") from None
+        assert self.process.stdout is not None
+        return Done(code, self.process.stdout.read().decode(), self.read())
+
+    def read(self) -> str:
+        assert self.process.stderr is not None
+        self.err += (self.process.stderr.read() or b"").decode()
+        return self.err
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        with self.process:
+            pass
+
+
+class ProgramTest(unittest.TestCase):
+    """Starts programs, each test in a folder of its own; all of them end with the test."""
+
+    def setUp(self) -> None:
+        # In memory where there is such a folder: what is written for keeps is written often.
+        memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+        folder = tempfile.TemporaryDirectory(prefix="krakenbot-test-", dir=memory)
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+        self.state = self.folder / "state"
+
+    def gate(self, speed: float = 2.0, **options: str) -> Gate:
+        gate = Gate(speed, **options)
+        self.addCleanup(gate.close)
+        return gate
+
+    def start(
+        self,
+        gate: Gate | None,
+        *argv: str,
+        before: Callable[[], None] | None = None,
+        **settings: str,
+    ) -> Running:
+        environ = {"HOME": str(self.folder), "PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
+        environ["KRAKENBOT_STATE_DIRECTORY"] = str(self.state)
+        if gate is not None:
+            environ["KRAKENBOT_EXCHANGE_URL"] = gate.url
+            environ["KRAKENBOT_EXCHANGE_CLOCK_SPEED"] = f"{gate.speed:g}"
+        running = Running(self.folder, environ | settings, argv, before)
+        self.addCleanup(running.close)
+        return running
+
+    def run_it(self, gate: Gate | None, *argv: str, **settings: Any) -> Done:
+        return self.start(gate, *argv, **settings).done()
+
+    def journal(self) -> Path:
+        (path,) = self.state.glob("*.db")
+        return path
+
+    def assert_ends(self, done: Done, code: int, *words: str) -> None:
+        self.assertEqual(done.code, code, done.err)
+        self.assertNotIn("Traceback", done.err)
+        self.assertNotIn(SANDBOX_SECRET, done.err + done.out)
+        for word in words:
+            self.assertIn(word, done.err)
+
+
+class TestRefusals(ProgramTest):
+    def test_a_key_that_does_not_fit_ends_with_77(self) -> None:
+        def permissions(gate: Gate, change: Callable[[list[str]], list[str]]) -> None:
+            def edit(path: str, answer: bytes) -> bytes:
+                if not path.endswith("/GetApiKeyInfo"):
+                    return answer
+                envelope = json.loads(answer)
+                result = envelope["result"]
+                result["permissions"] = change(result["permissions"])
+                return json.dumps(envelope).encode()
+
+            gate.edit = edit
+
+        other = SANDBOX_SECRET.swapcase()
+        cases = [
+            (self.gate(key="ANOTHER-KEY"), ("Kraken refused the key", "EAPI:Invalid key")),
+            (self.gate(secret=other), ("Kraken refused the key", "EAPI:Invalid signature")),
+            (self.gate(), ("withdraw-funds", "must not")),
+            (self.gate(), ("lacks permissions: modify-trades",)),
+        ]
+        permissions(cases[2][0], lambda had: [*had, "withdraw-funds"])
+        permissions(cases[3][0], lambda had: [code for code in had if code != "modify-trades"])
+        started = []
+        for number, (gate, _) in enumerate(cases):
+            state = {"KRAKENBOT_STATE_DIRECTORY": str(self.folder / str(number))}
+            started.append(self.start(gate, "run", "--live", **(LIVE | state)))
+        for running, (gate, words) in zip(started, cases, strict=True):
+            with self.subTest(words):
+                self.assert_ends(running.done(), 77, *words)
+                self.assertEqual(gate.added, [])
+
+    def test_without_the_second_word_or_a_key_nothing_is_sent(self) -> None:
+        gate = self.gate()
+        keyless = {name: value for name, value in LIVE.items() if name not in KEYS}
+        half = {name: value for name, value in LIVE.items() if name != "KRAKEN_API_SECRET"}
+        cases: tuple[tuple[str, dict[str, str], str], ...] = (
+            ("run", LIVE, "--live"),
+            ("", LIVE, "--live"),
+            ("flatten", LIVE, "--live"),
+            ("run --live", keyless, "KRAKEN_API_KEY_FILE"),
+            ("run --live", half, "KRAKEN_API_SECRET"),
+            ("run", keyless | {"KRAKENBOT_MODE": "validate"}, "KRAKEN_API_KEY_FILE"),
+        )
+        started = [self.start(gate, *words.split(), **settings) for words, settings, _ in cases]
+        for running, (words, _, say) in zip(started, cases, strict=True):
+            with self.subTest(words, say=say):
+                self.assert_ends(running.done(), 78, say)
+        self.assertEqual(gate.sent, [])
+
+    def test_costs_above_the_limit_are_said_before_anything_is_sent(self) -> None:
+        gate = self.gate()
+        settings = LIVE | {"KRAKENBOT_RISK_MAX_FEE_PERCENT_PER_DAY": "5"}
+        done = self.run_it(gate, "run", "--live", "--once", **settings)
+        self.assert_ends(done, 78, "max_fee_percent_per_day")
+        self.assertEqual(gate.added, [])
+
+    def test_every_mistake_of_the_configuration_is_said_at_once(self) -> None:
+        gate = self.gate()
+        done = self.run_it(gate, "run", KRAKENBOT_INTERVAL="7", KRAKENBOT_SIZ="1")
+        self.assert_ends(done, 78, "KRAKENBOT_INTERVAL = 7", "'KRAKENBOT_SIZE'")
+        self.assertEqual(gate.sent, [])
+
+    def test_a_second_instance_is_refused_and_the_first_goes_on(self) -> None:
+        gate = self.gate()
+        hourly = LIVE | {"KRAKENBOT_INTERVAL": "60"}  # So that the first one only waits now.
+        first = self.start(gate, "run", "--live", **hourly)
+        first.wait_for("decided")
+        count = len(gate.sent)
+        same = self.start(gate, "run", "--live", **hourly)
+        key = self.start(gate, "run", "--live", **hourly, KRAKENBOT_PAIR="ETHUSD")
+        closing = self.start(gate, "flatten", "--live", **hourly)
+        for running, words in (
+            (same, "journal of XBTUSD"),
+            (key, "this API key"),
+            (closing, "journal of XBTUSD"),
+        ):
+            with self.subTest(words):
+                self.assert_ends(running.done(), 78, "another krakenbot holds", words)
+        self.assertEqual(len(gate.sent), count)
+        self.assertIsNone(first.process.poll())
+
+
+class TestNoNetwork(ProgramTest):
+    def closed_url(self) -> str:
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            return f"http://127.0.0.1:{taken.getsockname()[1]}"
+
+    def test_it_waits_as_long_as_patience_and_says_so_once_a_minute(self) -> None:
+        started = [
+            (
+                lines,
+                self.start(
+                    None,
+                    "run",
+                    KRAKENBOT_EXCHANGE_URL=self.closed_url(),
+                    KRAKENBOT_EXCHANGE_CLOCK_SPEED=speed,
+                    KRAKENBOT_EXCHANGE_PATIENCE=patience,
+                    KRAKENBOT_STATE_DIRECTORY=str(self.folder / patience),
+                ),
+            )
+            for patience, speed, lines in (("2", "4", (1,)), ("150", "300", (2, 3)))
+        ]
+        for lines, running in started:
+            done = running.done()
+            self.assert_ends(done, 75, "cannot be reached", "gave up after")
+            self.assertIn(done.err.count("waiting for the exchange"), lines, done.err)
+
+    def test_a_signal_ends_the_wait_at_once(self) -> None:
+        running = self.start(None, "run", KRAKENBOT_EXCHANGE_URL=self.closed_url())
+        running.wait_for("waiting for the exchange")
+        running.process.terminate()
+        began = time.monotonic()
+        self.assert_ends(running.done(), 0)
+        self.assertLess(time.monotonic() - began, ENDS_MAX_S)
+
+    def test_a_signal_ends_a_read_that_gets_no_answer_at_once(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+            running = self.start(None, "run", KRAKENBOT_EXCHANGE_URL=url)
+            silent.settimeout(20)
+            connection, _ = silent.accept()
+            with connection:
+                connection.recv(1)
+                running.process.terminate()
+                began = time.monotonic()
+                self.assert_ends(running.done(), 0)
+        self.assertLess(time.monotonic() - began, ENDS_MAX_S)
+
+
+class TestDisk(ProgramTest):
+    """What cannot be written down is not done."""
+
+    def test_a_state_directory_that_cannot_be_written_is_said_first(self) -> None:
+        gate = self.gate()
+        self.run_it(gate, "run", "--live", "--once", **(LIVE | {"KRAKENBOT_ENTRY": "next-turn"}))
+        gate.control("clock", advance=60)
+        self.addCleanup(self.state.chmod, 0o700)
+        before = _without_override()
+        fresh = self.folder / "fresh"
+        fresh.mkdir()
+        self.journal().chmod(0o400)
+        for number, directory in enumerate((fresh, self.state)):
+            directory.chmod(0o500)
+            settings = LIVE | {"KRAKENBOT_STATE_DIRECTORY": str(directory)}
+            with self.subTest(number):
+                done = self.run_it(gate, "run", "--live", "--once", before=before, **settings)
+                self.assert_ends(done, 78, "cannot be", str(directory))
+        self.assertEqual(gate.added, [])
+
+    def test_a_full_disk_is_said_before_any_order(self) -> None:
+        gate = self.gate()
+        started = []
+        for limit in (0, 30, 20000):
+            directory = self.folder / str(limit)
+            settings = LIVE | {"KRAKENBOT_STATE_DIRECTORY": str(directory)}
+            started.append(
+                self.start(gate, "run", "--live", "--once", before=_full(limit), **settings)
+            )
+        for running in started:
+            done = running.done()
+            self.assertIn(done.code, (76, 78), done.err)
+            self.assert_ends(done, done.code, "cannot be")
+        self.assertEqual(gate.added, [])
+
+    def test_a_disk_that_fills_up_later_is_said_before_the_next_order(self) -> None:
+        gate = self.gate()
+        first = self.run_it(
+            gate, "run", "--live", "--once", **(LIVE | {"KRAKENBOT_ENTRY": "next-turn"})
+        )
+        self.assert_ends(first, 0)
+        gate.control("clock", advance=60)
+        for limit in (30, 9000):
+            with self.subTest(limit):
+                done = self.run_it(gate, "run", "--live", "--once", before=_full(limit), **LIVE)
+                self.assertIn(done.code, (76, 78), done.err)
+                self.assert_ends(done, done.code, "cannot be")
+        self.assertEqual(gate.added, [])
+        self.assert_ends(self.run_it(gate, "run", "--live", "--once", **LIVE), 0)
+        self.assertEqual(len(gate.orders), 1)
+
+    def test_a_damaged_journal_stops_with_76_and_is_left_as_it_is(self) -> None:
+        gate = self.gate()
+        self.assert_ends(self.run_it(gate, "run", "--live", "--once", **LIVE), 0)
+        path, sound = self.journal(), _settled(self.journal())
+        gate.control("clock", advance=60)
+        sent = len(gate.added)
+        for name, broken in (
+            ("other file", b"this is no journal\n" * 500),
+            ("cut short", sound[: len(sound) // 2]),
+            ("zeros in the middle", sound[:5000] + bytes(9000) + sound[14000:]),
+            ("no tables", _empty_database()),
+        ):
+            with self.subTest(name):
+                path.write_bytes(broken)
+                done = self.run_it(gate, "run", "--live", "--once", **LIVE)
+                self.assert_ends(done, 76, "damaged", "left as it is", "--adopt")
+                self.assertEqual(_digest(path.read_bytes()), _digest(broken))
+        self.assertEqual(len(gate.added), sent)
+
+
+class TestTrading(ProgramTest):
+    def test_one_candle_is_decided_on_once(self) -> None:
+        gate = self.gate()
+        gate.control("clock", freeze=True, advance=1)
+        for _ in range(2):
+            self.assert_ends(self.run_it(gate, "run", "--live", "--once", **LIVE), 0)
+        self.assertEqual(len(gate.orders), 1)
+        (order,) = gate.added
+        self.assertEqual(D(order["volume"]), D("0.01"))
+        self.assertEqual(order["ordertype"], "market")
+        self.assertNotIn("validate", order)
+        self.assertEqual(abs(gate.position), D("0.01"))
+
+    def test_a_position_nobody_explained_stops_until_it_is_adopted(self) -> None:
+        gate = self.gate(speed=600)
+        gate.control("position", pair="XBTUSD", side="buy", volume="0.02", leverage=2)
+        settings = LIVE | {"KRAKENBOT_EXCHANGE_TIMEOUT": "10"}
+        done = self.run_it(gate, "run", "--live", "--once", **settings)
+        self.assert_ends(done, 76, "holds 0.02 XBTUSD", "explains 0", "--adopt")
+        again = self.run_it(gate, "run", "--live", "--once", **settings)
+        self.assert_ends(again, 76, "halted", "0.02")
+        self.assertEqual(gate.added, [])
+        done = self.run_it(gate, "run", "--live", "--once", "--adopt", **settings)
+        self.assert_ends(done, 0)
+        # Long at 0.02 with a size of 0.01: what the candles say is reached from there. At this
+        # speed a candle may end between closing and opening; the next one goes on.
+        for _ in range(5):
+            if abs(gate.position) == D("0.01"):
+                break
+            self.assert_ends(self.run_it(gate, "run", "--live", "--once", **settings), 0)
+        self.assertEqual(abs(gate.position), D("0.01"))
+        status = json.loads(self.run_it(gate, "status", "--json", **settings).out)
+        self.assertEqual(D(status["position"]), gate.position)
+        self.assertIsNone(status["halted"])
+
+    def test_a_signal_ends_the_wait_for_the_next_candle_at_once(self) -> None:
+        gate = self.gate()
+        started = []
+        for number in (signal.SIGTERM, signal.SIGINT):
+            settings = PAPER | {"KRAKENBOT_STATE_DIRECTORY": str(self.folder / number.name)}
+            started.append((self.start(gate, "run", **settings), number))
+        for running, number in started:
+            running.wait_for("decided")
+            running.process.send_signal(number)
+            began = time.monotonic()
+            self.assert_ends(running.done(), 0)
+            self.assertLess(time.monotonic() - began, ENDS_MAX_S)
+
+    def test_max_loss_closes_and_stays_latched_over_restarts(self) -> None:
+        gate = self.gate()
+        settings = LIVE | {"KRAKENBOT_RISK_MAX_LOSS": "1"}
+        wide = LIVE | {"KRAKENBOT_RISK_MAX_LOSS": "1000"}
+        self.assert_ends(self.run_it(gate, "run", "--live", "--once", **wide), 0)
+        self.assertEqual(abs(gate.position), D("0.01"))  # Its fee alone is over a dollar.
+        gate.control("clock", advance=60)
+        done = self.run_it(gate, "run", "--live", "--once", **settings)
+        self.assert_ends(done, 76, "max_loss is 1")
+        self.assertEqual(gate.position, 0)
+        count = len(gate.added)
+        gate.control("clock", advance=60)
+        done = self.run_it(gate, "run", "--live", "--once", **wide)
+        self.assert_ends(done, 76, "halted", "max_loss is 1", "resume")
+        self.assertEqual(len(gate.added), count)
+        resumed = self.run_it(gate, "resume", **settings)
+        self.assert_ends(resumed, 0)
+        self.assertIn("max_loss is 1", resumed.out)
+        self.assert_ends(self.run_it(gate, "run", "--live", "--once", **wide), 0)
+        self.assertEqual(abs(gate.position), D("0.01"))
+
+    def test_flatten_closes_and_only_resume_lets_it_trade_again(self) -> None:
+        gate = self.gate()
+        self.assert_ends(self.run_it(gate, "run", "--live", "--once", **LIVE), 0)
+        self.assertNotEqual(gate.position, 0)
+        self.assert_ends(self.run_it(gate, "flatten", "--live", **LIVE), 0)
+        self.assertEqual(gate.position, 0)
+        self.assertTrue(gate.orders[-1]["reduce_only"])
+        gate.control("clock", advance=60)
+        self.assert_ends(self.run_it(gate, "run", "--live", "--once", **LIVE), 76, "by hand")
+        self.assertEqual(len(gate.orders), 2)
+        self.assert_ends(self.run_it(gate, "resume", **LIVE), 0)
+        self.assert_ends(self.run_it(gate, "run", "--live", "--once", **LIVE), 0)
+        self.assertEqual(len(gate.orders), 3)
+
+
+class TestWithoutRisk(ProgramTest):
+    """Paper and validate: nothing that reaches the exchange can trade."""
+
+    def test_paper_needs_no_key_and_asks_nothing_private(self) -> None:
+        gate = self.gate()
+        for words, keys in (
+            (("run", "--once"), {}),
+            (("flatten", "--live"), KEYS),
+            (("resume",), KEYS),
+            (("run", "--live", "--once"), KEYS),
+        ):
+            with self.subTest(words):
+                self.assert_ends(self.run_it(gate, *words, **(PAPER | keys)), 0)
+                gate.control("clock", advance=60)
+        status = json.loads(self.run_it(gate, "status", "--json", **PAPER).out)
+        self.assertEqual(status["orders"], 3)
+        self.assertEqual(gate.private, [])
+        self.assertEqual(gate.orders, [])
+
+    def test_validate_lets_every_order_be_checked_and_none_be_made(self) -> None:
+        gate = self.gate()
+        settings = LIVE | {"KRAKENBOT_MODE": "validate"}
+        for words in (("run", "--live", "--once"), ("flatten",)):
+            self.assert_ends(self.run_it(gate, *words, **settings), 0)
+        self.assertEqual(len(gate.added), 2)
+        self.assertEqual({order.get("validate") for order in gate.added}, {"true"})
+        self.assertEqual(gate.orders, [])
+        status = json.loads(self.run_it(gate, "status", "--json", **settings).out)
+        self.assertEqual(status["orders"], len(gate.added))
+        self.assertEqual(status["position"], "0")
+
+
+class TestLooking(ProgramTest):
+    """The commands that only look, while the bot runs."""
+
+    def test_status_and_history_can_be_read_by_programs(self) -> None:
+        gate = self.gate(speed=300)
+        bot = self.start(gate, "run", **PAPER)
+        bot.wait_for("order ended")
+        bot.wait_for("decided")
+        status = self.run_it(gate, "status", "--json", **PAPER)
+        self.assert_ends(status, 0)
+        self.check_status(json.loads(status.out))
+        self.check_history(gate)
+        plain = self.run_it(gate, "status", **PAPER)
+        self.assert_ends(plain, 0)
+        self.assertLessEqual(max(map(len, plain.out.splitlines())), 80)
+        self.assertIsNone(bot.process.poll())
+        bot.process.terminate()
+        self.assert_ends(bot.done(), 0)
+
+    def check_status(self, status: dict[str, Any]) -> None:
+        self.assertEqual(set(status), set(AGREED) | BEYOND)
+        for name, types in AGREED.items():
+            self.assertIs(type(status[name]) in types, True, (name, status[name]))
+        for name in ("position", "fees", "rollover", "realized", "gross", "pnl", "equity"):
+            self.assertRegex(status[name], r"^-?[0-9]+(\.[0-9]+)?$")
+        self.assertIn(status["target"], (-1, 0, 1))
+        self.assertEqual((status["mode"], status["pair"]), ("paper", "XBTUSD"))
+        self.assertEqual(status["interval"], 1)
+        decision = status["decision"]
+        self.assertEqual(set(decision), {"candle", "slope", "target", "reason"})
+        self.assertEqual(
+            [type(decision[name]) for name in ("candle", "slope", "target", "reason")],
+            [int, int, int, str],
+        )
+        self.assertEqual(status["last_candle"], decision["candle"])
+        self.assertEqual(status["last_candle"] % 60, 0)
+        self.assertTrue(all(type(name) is str for name in status["unresolved"]))
+
+    def check_history(self, gate: Gate) -> None:
+        for what in ("decisions", "orders", "equity"):
+            started = {
+                form: self.start(gate, "history", what, "--format", form, **PAPER)
+                for form in ("json", "csv", "table")
+            }
+            done = {form: running.done() for form, running in started.items()}
+            with self.subTest(what):
+                for one in done.values():
+                    self.assert_ends(one, 0)
+                objects = [json.loads(line) for line in done["json"].out.splitlines()]
+                rows = list(csv.DictReader(io.StringIO(done["csv"].out)))
+                table = done["table"].out.splitlines()
+                self.assertGreaterEqual(len(objects), 1)
+                # Started one after the other while the bot trades on: the same row comes first.
+                self.assertEqual(list(rows[0]), list(objects[0]))
+                self.assertEqual(table[0].split(), list(objects[0]))
+                if what == "decisions":
+                    self.assertNotIn("-", {line.split()[5] for line in table[1:]})
+                for name, value in objects[0].items():
+                    self.assertNotIsInstance(value, float, name)
+                    if name != "time":
+                        self.assertEqual(rows[0][name], "" if value is None else str(value))
+                if what == "equity":
+                    gross, *rest = (D(objects[0][n]) for n in ("gross", "net", "fees", "rollover"))
+                    self.assertEqual(gross, sum(rest))
+                moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(objects[0]["time"]))
+                self.assertEqual(rows[0]["time"], moment)
+                self.assertTrue(table[1].startswith(moment[:10] + " " + moment[11:19]))
+                self.assertTrue(all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d", t) for t in table[1:]))
+
+
+def _settled(path: Path) -> bytes:
+    """Return all of a journal, after what is still beside its file was put into it."""
+    connection = sqlite3.connect(path)
+    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    connection.close()
+    return path.read_bytes()
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _empty_database() -> bytes:
+    db = sqlite3.connect(":memory:")
+    db.execute("PRAGMA user_version = 1")
+    db.execute("CREATE TABLE other (x)")
+    return bytes(db.serialize())
+
+
+def _full(limit: int) -> Callable[[], None]:
+    """Return what makes every write beyond `limit` bytes of a file fail, as a full disk does."""
+    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+
+def _without_override() -> Callable[[], None] | None:
+    """Return what makes root obey file modes like everybody else; None where it is not root."""
+    if os.geteuid():
+        return None
+    libc = ctypes.CDLL(None, use_errno=True)
+    drop_from_bounding_set = 24
+    dac_override = 1
+    if libc.prctl(23, dac_override, 0, 0, 0) != 1:
+        raise unittest.SkipTest("root here cannot be told to obey file modes")
+
+    def before() -> None:
+        if libc.prctl(drop_from_bounding_set, dac_override, 0, 0, 0):
+            raise OSError(ctypes.get_errno(), "prctl")
+
+    return before
+
+
+if __name__ == "__main__":
+    unittest.main()

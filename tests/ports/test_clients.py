@@ -1,0 +1,351 @@
+"""Other people's clients against the sandbox, unchanged but for the base URL.
+
+Skipped where python-kraken-sdk, krakenex or ccxt is not installed. Each client gets a sandbox of
+its own: their nonces count in different units, which no key at Kraken would take either.
+"""
+
+import asyncio
+import importlib.util
+import unittest
+from collections.abc import Callable
+from decimal import Decimal as D
+from typing import Any
+
+from krakenbot.simulated import api as server
+from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
+
+ID = "6d1b345e-2821-40e2-ad83-4ecb18a06876"
+WRONG_SECRET = "d3Jvbmc="
+ORDER = {"ordertype": "market", "type": "buy", "pair": "XBTUSD", "volume": "0.01"}
+MARGIN = {**ORDER, "leverage": "2"}
+CLOSE = {**MARGIN, "type": "sell", "reduce_only": "true"}
+BAD = "EGeneral:Invalid arguments"
+
+# What is wrong with an order: Kraken's words for it.
+REFUSALS: tuple[tuple[dict[str, str], str], ...] = (
+    ({"pair": "NOPE"}, "EQuery:Unknown asset pair"),
+    ({"volume": "0.00001"}, f"{BAD}:volume minimum not met"),
+    ({"leverage": "50"}, f"{BAD}:leverage"),
+    ({"volume": "5", "leverage": "2"}, "EOrder:Insufficient initial margin"),
+    ({"volume": "5"}, "EOrder:Insufficient funds"),
+    ({"leverage": "2", "reduce_only": "true"}, "EOrder:Reduce only:No position exists"),
+    ({"volume": "400", "leverage": "2"}, "EOrder:Margin position size exceeded"),
+)
+
+
+def has(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+class WithSandbox(unittest.TestCase):
+    def setUp(self) -> None:
+        self.sandbox = server.Sandbox("random:1")
+        self.addCleanup(self.sandbox.close)
+
+    def mode(self, status: str) -> None:
+        self.sandbox.api.system_status = status
+
+    def check_account(self, call: Callable[..., Any]) -> None:
+        """Go through every call of an account by `call(method, **parameters) -> result`."""
+        opened = call("AddOrder", **MARGIN, cl_ord_id=ID)["txid"][0]
+        spot = call("AddOrder", **ORDER, userref="7")["txid"][0]
+        self.assertNotIn("txid", call("AddOrder", **ORDER, validate="true"))
+        self.assertEqual("0.0100000000", call("Balance")["XXBT"])
+        self.assertEqual("0.0100000000", call("BalanceEx")["XXBT"]["balance"])
+        self.assertIn("ml", call("TradeBalance"))
+        (position,) = call("OpenPositions", docalcs="true").values()
+        self.assertEqual(opened, position["ordertxid"])
+        self.assertEqual({"open": {}}, call("OpenOrders", cl_ord_id=ID))
+        self.assertEqual({spot, opened}, set(call("QueryOrders", txid=f"{opened},{spot}")))
+        self.assertEqual([spot], list(call("QueryOrders", txid=f"{opened},{spot}", userref="7")))
+        self.assertEqual([opened], list(call("ClosedOrders", cl_ord_id=ID)["closed"]))
+        self.assertEqual([spot], list(call("ClosedOrders", userref="7")["closed"]))
+        self.assertEqual(2, call("TradesHistory")["count"])
+        order = call("QueryOrders", txid=opened, trades="true")[opened]
+        self.assertEqual(order["trades"], list(call("QueryTrades", txid=order["trades"][0])))
+        self.assertEqual(3, call("Ledgers")["count"])
+        self.assertEqual("0.8000", call("TradeVolume", pair="XBTUSD")["fees"]["XXBTZUSD"]["fee"])
+        self.assertEqual(SANDBOX_KEY, call("GetApiKeyInfo")["api_key"])
+        call("AddOrder", **CLOSE)
+        self.assertEqual({}, call("OpenPositions"))
+
+
+@unittest.skipUnless(has("krakenex"), "krakenex is not installed")
+class KrakenexTest(WithSandbox):
+    def client(self, key: str = SANDBOX_KEY, secret: str = SANDBOX_SECRET) -> Any:
+        import krakenex
+
+        client = krakenex.API(key, secret)
+        client.uri = self.sandbox.url
+        self.addCleanup(client.close)
+        return client
+
+    def test_the_market(self) -> None:
+        client = self.client()
+        for method, parameters in (
+            ("Time", {}),
+            ("SystemStatus", {}),
+            ("AssetPairs", {}),
+            ("Assets", {}),
+            ("OHLC", {"pair": "XBTUSD", "interval": 60}),
+            ("Ticker", {"pair": "ETHUSD"}),
+            ("Depth", {"pair": "SOLUSD", "count": 3}),
+        ):
+            with self.subTest(method=method):
+                answer = client.query_public(method, parameters)
+                self.assertEqual([], answer["error"])
+                self.assertTrue(answer["result"])
+
+    def test_the_account(self) -> None:
+        client = self.client()
+
+        def call(method: str, **parameters: str) -> Any:
+            answer = client.query_private(method, parameters)
+            self.assertEqual([], answer["error"])
+            return answer["result"]
+
+        self.check_account(call)
+
+    def test_errors_are_krakens_words(self) -> None:
+        client = self.client()
+        for change, words in REFUSALS:
+            with self.subTest(words=words):
+                answer = client.query_private("AddOrder", {**ORDER, **change})
+                self.assertEqual({"error": [words]}, answer)
+        for other, words in (
+            (self.client(key="x"), "EAPI:Invalid key"),
+            (self.client(secret=WRONG_SECRET), "EAPI:Invalid signature"),
+        ):
+            self.assertEqual([words], other.query_private("Balance")["error"])
+        client._nonce = lambda: 1
+        self.assertEqual(["EAPI:Invalid nonce"], client.query_private("Balance")["error"])
+        self.assertEqual([], self.sandbox.api.truth()["orders"])
+
+
+@unittest.skipUnless(has("kraken"), "python-kraken-sdk is not installed")
+class SdkTest(WithSandbox):
+    def clients(self, key: str = SANDBOX_KEY, secret: str = SANDBOX_SECRET) -> tuple[Any, ...]:
+        from kraken.spot import Market, Trade, User
+
+        return tuple(
+            part(key=key, secret=secret, url=self.sandbox.url) for part in (Market, User, Trade)
+        )
+
+    def test_the_market(self) -> None:
+        market, _, _ = self.clients()
+        self.assertIn("XBT", str(market.get_assets()))
+        self.assertIn("XXBTZUSD", market.get_asset_pairs(pair="XBTUSD"))
+        self.assertIn("XXBTZUSD", market.get_ticker(pair="BTC/USD"))
+        self.assertEqual(721, len(market.get_ohlc(pair="XBTUSD", interval=5)["XXBTZUSD"]))
+        self.assertEqual(3, len(market.get_order_book(pair="XBTUSD", count=3)["XXBTZUSD"]["asks"]))
+        self.assertEqual("online", market.get_system_status()["status"])
+        self.assertIn("unixtime", market.request("GET", "/0/public/Time", auth=False))
+
+    def test_the_account_through_its_methods(self) -> None:
+        _, user, trade = self.clients()
+        opened = trade.create_order(
+            ordertype="market",
+            side="buy",
+            pair="XBTUSD",
+            volume="0.01",
+            leverage=2,
+            cl_ord_id=ID,
+            oflags="fciq",
+        )["txid"][0]
+        spot = trade.create_order(
+            ordertype="market", side="buy", pair="BTC/USD", volume=0.01, userref=7
+        )["txid"][0]
+        self.assertNotIn(
+            "txid",
+            trade.create_order(
+                ordertype="market", side="sell", pair="XBTUSD", volume=0.01, validate=True
+            ),
+        )
+        self.assertIn("ZUSD", user.get_account_balance())
+        self.assertEqual("0.0100000000", user.get_balances()["XXBT"]["balance"])
+        self.assertEqual(0.01, float(user.get_balance("XBT")["available_balance"]))
+        self.assertIn("ml", user.get_trade_balance())
+        self.assertEqual("1", user.get_open_positions(docalcs=True)[0]["positions"])
+        (position,) = user.get_open_positions(consolidation="").values()
+        self.assertEqual(opened, position["ordertxid"])
+        self.assertEqual({}, user.get_open_orders(userref=7)["open"])
+        self.assertEqual([opened], list(user.get_closed_orders(cl_ord_id=ID)["closed"]))
+        self.assertEqual([spot], list(user.get_closed_orders(userref=7, trades=True)["closed"]))
+        order = user.get_orders_info(txid=[opened, spot], trades=True)[opened]
+        self.assertEqual(2, user.get_trades_history()["count"])
+        self.assertIn(order["trades"][0], user.get_trades_info(txid=order["trades"]))
+        ledger = user.get_ledgers_info(type_="margin", asset=["ZUSD", "XXBT"])["ledger"]
+        self.assertEqual(ledger, user.get_ledgers(id_=list(ledger)))
+        self.assertEqual("0.8000", user.get_trade_volume(pair="XBTUSD")["fees"]["XXBTZUSD"]["fee"])
+        trade.create_order(
+            ordertype="market",
+            side="sell",
+            pair="XBTUSD",
+            volume="0.01",
+            leverage=2,
+            reduce_only=True,
+        )
+        self.assertEqual([], user.get_open_positions())
+
+    def test_every_private_call_sync_and_async(self) -> None:
+        from kraken.spot import SpotAsyncClient, SpotClient
+
+        client = SpotClient(key=SANDBOX_KEY, secret=SANDBOX_SECRET, url=self.sandbox.url)
+        self.check_account(
+            lambda method, **p: client.request("POST", f"/0/private/{method}", params=dict(p))
+        )
+        self.sandbox.close()
+        self.sandbox = server.Sandbox("random:1")
+        self.addCleanup(self.sandbox.close)
+
+        async def ask(method: str, parameters: dict[str, str]) -> Any:
+            async with SpotAsyncClient(
+                key=SANDBOX_KEY, secret=SANDBOX_SECRET, url=self.sandbox.url
+            ) as one:
+                return await one.request("POST", f"/0/private/{method}", params=dict(parameters))
+
+        self.check_account(lambda method, **p: asyncio.run(ask(method, p)))
+
+    def test_errors_become_its_exceptions(self) -> None:
+        from kraken import exceptions as e
+
+        _, user, trade = self.clients()
+        known = {
+            "EQuery:Unknown asset pair": e.KrakenUnknownAssetError,
+            f"{BAD}:volume minimum not met": e.KrakenInvalidArgumentsError,
+            f"{BAD}:leverage": e.KrakenInvalidArgumentsError,
+            "EOrder:Insufficient funds": e.KrakenInsufficientFundsError,
+            "EOrder:Margin position size exceeded": e.KrakenMarginPositionSizeExceededError,
+        }
+        for change, words in REFUSALS:
+            order = {**ORDER, **change}
+            with self.subTest(words=words):
+                if words in known:
+                    with self.assertRaises(known[words]):
+                        trade.request("POST", "/0/private/AddOrder", params=order)
+                else:  # It hands back what it has no exception for.
+                    answer = trade.request("POST", "/0/private/AddOrder", params=order)
+                    self.assertEqual({"error": [words]}, answer)
+        for other, kind in (
+            (self.clients(key="x")[1], e.KrakenInvalidAPIKeyError),
+            (self.clients(secret=WRONG_SECRET)[1], e.KrakenInvalidSignatureError),
+        ):
+            with self.assertRaises(kind):
+                other.get_account_balance()
+        with self.assertRaises(e.KrakenUnknownOrderError):
+            trade.cancel_order(txid="OAAAAA-BBBBB-CCCCCC")
+        with self.assertRaises(e.KrakenUnknownMethodError):
+            user.request("POST", "/0/private/Nonsense")
+        with self.assertRaises(e.KrakenPermissionDeniedError):
+            user.request("POST", "/0/private/Earn/Strategies")
+        for status, kind in (
+            ("cancel_only", e.KrakenMarketInOnlyCancelModeError),
+            ("post_only", e.KrakenMarketInOnlyPostModeError),
+            ("maintenance", e.KrakenServiceUnavailableError),
+        ):
+            self.mode(status)
+            with self.assertRaises(kind):
+                trade.request("POST", "/0/private/AddOrder", params=dict(ORDER))
+        user.get_nonce = lambda: "1"
+        with self.assertRaises(e.KrakenInvalidNonceError):
+            user.get_account_balance()
+
+
+@unittest.skipUnless(has("ccxt"), "ccxt is not installed")
+class CcxtTest(WithSandbox):
+    def client(self, key: str = SANDBOX_KEY, secret: str = SANDBOX_SECRET) -> Any:
+        import ccxt
+
+        client = ccxt.kraken({"apiKey": key, "secret": secret, "enableRateLimit": False})
+        client.urls["api"].update(public=self.sandbox.url, private=self.sandbox.url)
+        return client
+
+    def test_the_market(self) -> None:
+        client = self.client()
+        markets = client.load_markets()
+        self.assertEqual(6, len(markets))
+        self.assertEqual(D("0.00005"), D(str(markets["BTC/USD"]["limits"]["amount"]["min"])))
+        self.assertFalse(markets["BONK/USD"]["margin"])
+        self.assertGreater(client.fetch_time(), 1.6e12)
+        self.assertEqual("ok", client.fetch_status()["status"])
+        self.assertEqual(720, len(client.fetch_ohlcv("BTC/USD", "5m", limit=720)))
+        ticker = client.fetch_ticker("ETH/USD")
+        self.assertLess(ticker["bid"], ticker["ask"])
+        self.assertEqual(3, len(client.fetch_order_book("BTC/USD", 3)["bids"]))
+
+    def test_the_account(self) -> None:
+        client = self.client()
+        opened = client.create_order(
+            "BTC/USD", "market", "buy", 0.01, params={"leverage": 2, "clientOrderId": ID}
+        )
+        spot = client.create_order("BTC/USD", "market", "buy", 0.01, params={"userref": 7})
+        client.create_order("BTC/USD", "market", "buy", 0.01, params={"validate": True})
+        self.assertEqual(0.01, client.fetch_balance()["BTC"]["total"])
+        (position,) = client.fetch_positions()
+        self.assertEqual(("long", 0.01), (position["side"], position["contracts"]))
+        self.assertEqual(2, position["leverage"])
+        order = client.fetch_order(opened["id"], "BTC/USD")
+        self.assertEqual(
+            ("closed", 0.01, ID), (order["status"], order["filled"], order["clientOrderId"])
+        )
+        self.assertEqual([], client.fetch_open_orders("BTC/USD"))
+        closed = client.fetch_closed_orders("BTC/USD")
+        self.assertEqual({spot["id"], opened["id"]}, {order["id"] for order in closed})
+        self.assertEqual(2, len(client.fetch_my_trades("BTC/USD")))
+        self.assertEqual(
+            1,
+            len(
+                client.fetch_order_trades(
+                    opened["id"], "BTC/USD", params={"trades": order["trades"]}
+                )
+            ),
+        )
+        self.assertEqual(3, len(client.fetch_ledger()))
+        self.assertEqual(0.008, client.fetch_trading_fee("BTC/USD")["taker"])
+        client.create_order(
+            "BTC/USD", "market", "sell", 0.01, params={"leverage": 2, "reduce_only": True}
+        )
+        self.assertEqual([], client.fetch_positions())
+
+    def test_every_private_call(self) -> None:
+        client = self.client()
+
+        def call(method: str, **parameters: str) -> Any:
+            return getattr(client, f"private_post_{method.lower()}")(parameters)["result"]
+
+        self.check_account(call)
+
+    def test_errors_become_its_exceptions(self) -> None:
+        import ccxt
+
+        client = self.client()
+        known = {
+            "EQuery:Unknown asset pair": ccxt.ExchangeError,
+            f"{BAD}:volume minimum not met": ccxt.InvalidOrder,
+            f"{BAD}:leverage": ccxt.ExchangeError,
+            "EOrder:Insufficient funds": ccxt.InsufficientFunds,
+        }
+        for change, words in REFUSALS:
+            kind = known.get(words, ccxt.ExchangeError)
+            with self.subTest(words=words), self.assertRaisesRegex(kind, words):
+                client.private_post_addorder({**ORDER, **change})
+        with self.assertRaises(ccxt.BadSymbol):
+            client.private_post_tradebalance({"asset": "NOPE"})
+        with self.assertRaises(ccxt.AuthenticationError):
+            self.client(key="x").fetch_balance()
+        with self.assertRaisesRegex(ccxt.ExchangeError, "EAPI:Invalid signature"):
+            self.client(secret=WRONG_SECRET).fetch_balance()
+        with self.assertRaises(ccxt.PermissionDenied):
+            client.private_post_depositmethods({"asset": "XBT"})
+        with self.assertRaises(ccxt.InvalidOrder):
+            client.cancel_order("OAAAAA-BBBBB-CCCCCC")
+        self.mode("post_only")
+        with self.assertRaises(ccxt.OnMaintenance):
+            client.private_post_addorder(dict(ORDER))
+        client.incrementing_nonce = lambda: 1
+        with self.assertRaises(ccxt.InvalidNonce):
+            client.fetch_balance()
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,157 @@
+"""The simulated market: what the walk looks like, and what a file of candles becomes."""
+
+import gzip
+import os
+import tempfile
+import unittest
+from decimal import Decimal as D
+from itertools import pairwise
+from pathlib import Path
+
+from krakenbot.pairs import parse_rules
+from krakenbot.simulated.feed import Feed, Series
+from krakenbot.simulated.listing import PAIRS
+
+RULES = {key: parse_rules(key, row) for key, row in PAIRS.items()}
+XBT = RULES["XXBTZUSD"]
+NOW = 1_791_417_605
+DATA = os.environ.get("TEST_DATA_KRAKEN")
+
+
+def walk(seed: str = "1", pair: str = "XXBTZUSD", now: float = NOW) -> Series:
+    return Feed(f"random:{seed}", now).series(RULES[pair])
+
+
+def closes(series: Series, count: int) -> list[int]:
+    return [series.row(number)[3] for number in range(count)]
+
+
+class RandomTest(unittest.TestCase):
+    def test_seed_and_pair_give_the_same_candles_whenever_it_starts(self) -> None:
+        one, two = walk(), walk(now=NOW + 5000)
+        self.assertEqual(
+            [bar[1:] for bar in one.bars(60, 0, NOW)],
+            [bar[1:] for bar in two.bars(60, 0, NOW + 5000)],
+        )
+        self.assertNotEqual(closes(one, 50), closes(walk("2"), 50))
+
+    def test_there_are_sixty_days_of_history_and_a_year_is_remembered(self) -> None:
+        series = walk()
+        for interval_s, count in ((60, 721), (3600, 721), (86400, 60), (1296000, 4)):
+            bars = series.bars(interval_s, 0, NOW)
+            self.assertIn(len(bars), (count, count + 1))
+        later = NOW + 3 * 366 * 86400
+        days = series.bars(86400, 0, later)
+        self.assertGreaterEqual(len(days), 365)
+        self.assertEqual(days[-1].time, later // 86400 * 86400)
+        self.assertEqual(series.bars(60, 0, later)[-1].open, series.prices(series.number(later))[0])
+
+    def test_the_twenty_candle_rule_turns_every_eight_to_twelve_candles(self) -> None:
+        for pair in RULES:
+            with self.subTest(pair=pair):
+                seen = closes(walk(pair=pair), 30000)
+                turns, direction, ties = 0, 0, 0
+                for now, then in zip(seen[20:], seen, strict=False):
+                    sign = (now > then) - (now < then)
+                    ties += sign == 0
+                    if sign and sign != direction:
+                        direction, turns = sign, turns + 1
+                self.assertTrue(8 <= len(seen) / turns <= 12, len(seen) / turns)
+                self.assertGreater(ties, 100)
+                self.assertGreater(min(seen), 0)
+
+    def test_candles_contain_their_open_and_close_and_follow_without_a_gap(self) -> None:
+        for interval_s in (60, 300, 3600, 14400):
+            bars = walk().bars(interval_s, 0, NOW)
+            for before, bar in pairwise(bars):
+                self.assertEqual(bar.time, before.time + interval_s)
+                self.assertLessEqual(bar.low, min(bar.open, bar.close))
+                self.assertGreaterEqual(bar.high, max(bar.open, bar.close))
+
+    def test_the_running_row_is_its_open_and_the_market_stands_there(self) -> None:
+        series = walk()
+        for now in (NOW // 60 * 60, NOW // 60 * 60 + 59.9):
+            bar = series.bars(60, 0, now)[-1]
+            self.assertEqual(bar.time, now // 60 * 60)
+            self.assertEqual(bar[1:], (bar.open,) * 4 + (0,))
+            self.assertEqual(series.prices(series.number(now))[0], bar.open)
+        later = series.bars(60, 0, NOW + 60)
+        self.assertEqual(later[-2].open, bar.open)
+
+    def test_since_gives_the_rows_after_it_and_always_the_running_one(self) -> None:
+        series, running = walk(), NOW // 60 * 60
+        times = [bar.time for bar in series.bars(60, running - 180, NOW)]
+        self.assertEqual(times, [running - 120, running - 60, running])
+        self.assertEqual([bar.time for bar in series.bars(60, running + 999, NOW)], [running])
+
+    def test_a_larger_interval_is_made_of_the_smaller_one(self) -> None:
+        series = walk()
+        minutes = {bar.time: bar for bar in series.bars(60, 0, NOW)}
+        for bar in series.bars(300, NOW - 30000, NOW)[:-1]:
+            parts = [minutes[bar.time + 60 * n] for n in range(5)]
+            self.assertEqual(bar.open, parts[0].open)
+            self.assertEqual(bar.high, max(part.high for part in parts))
+            self.assertEqual(bar.low, min(part.low for part in parts))
+            self.assertEqual(bar.close, parts[-1].close)
+            self.assertEqual(bar.trades, sum(part.trades for part in parts))
+
+
+class FileTest(unittest.TestCase):
+    """How a file is read is the backtest's business; here is what the sandbox makes of it."""
+
+    def setUp(self) -> None:
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+
+    def write(self, text: str, name: str = "XBTUSD_1.csv") -> str:
+        path = self.folder / name
+        path.write_bytes(gzip.compress(text.encode()) if name.endswith("gz") else text.encode())
+        return f"csv:{path}"
+
+    def rows(self, count: int) -> str:
+        return "".join(f"{60 * n},10.5,11,10,{10 + n % 2},0.5,3\n" for n in range(1, count + 1))
+
+    def test_time_starts_after_a_third_and_the_market_stands_still_at_the_end(self) -> None:
+        for name in ("XBTUSD_1.csv", "XBTUSD_1.csv.gz"):
+            feed = Feed(self.write(self.rows(150), name), NOW)
+            self.assertEqual((feed.pair, feed.start), ("XXBTZUSD", 60 + 50 * 60))
+            series = feed.series(XBT)
+            self.assertEqual(len(series.bars(60, 0, feed.start)), 51)
+            self.assertEqual(series.prices(0), (D("10.5"), D(11), D(10), D(11)))
+            over = series.bars(60, 0, 60 * 1000)
+            self.assertEqual({bar[1:] for bar in over[-300:]}, {(D(10),) * 4 + (0,)})
+
+    def test_what_is_not_a_file_of_enough_candles_is_refused_at_once(self) -> None:
+        for name, text in (
+            ("XBTUSD.csv", self.rows(50)),
+            ("XBTUSD_1.csv", ""),
+            ("XBTUSD_x.csv", self.rows(50)),
+            ("XBTUSD_1.csv", self.rows(40)),
+            ("XBTUSD_1.csv", self.rows(50) + "x\n"),
+        ):
+            with self.subTest(name=name), self.assertRaisesRegex(ValueError, name):
+                Feed(self.write(text, name), NOW)
+        (self.folder / "XBTUSD_5.csv.gz").write_bytes(b"no gzip")
+        with self.assertRaises(ValueError):
+            Feed(f"csv:{self.folder}/XBTUSD_5.csv.gz", NOW)
+
+    def test_a_feed_that_is_neither_is_refused(self) -> None:
+        for spec in ("", "random:", "random:a/b", "file:x", "csv:"):
+            with self.subTest(spec=spec), self.assertRaises(ValueError):
+                Feed(spec, NOW)
+
+    @unittest.skipUnless(DATA, "TEST_DATA_KRAKEN is not set")
+    def test_krakens_own_files_are_read(self) -> None:
+        assert DATA
+        files = sorted((Path(DATA) / "candles" / "ohlcvt").glob("*/*_*.csv*"))
+        self.assertTrue(files)
+        for path in files:
+            with self.subTest(path=path.name):
+                feed = Feed(f"csv:{path}", NOW)
+                self.assertTrue(feed.pair)
+                self.assertLess(feed.start, NOW)
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,496 @@
+import os
+import sqlite3
+import stat
+import tempfile
+import unittest
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from krakenbot.errors import ConfigError, StopError
+from krakenbot.journal import (
+    ABSENT,
+    MIGRATIONS,
+    NOT_SENT,
+    REFUSED,
+    Intent,
+    Journal,
+    client_order_id,
+    open_journal,
+    open_read_only,
+    prepare,
+)
+from krakenbot.lock import Lock, Nonces
+from krakenbot.model import Execution, MarginSummary, OrderStatus, Purpose, Side
+
+CANDLE = 1_790_000_040
+ROW: dict[str, Any] = {
+    "interval_s": 60,
+    "candle": CANDLE,
+    "price": "50000",
+    "average": "49990",
+    "slope": 1,
+    "target": 1,
+    "held": "0",
+    "reason": "average rises",
+    "decided": CANDLE + 61,
+}
+
+SUMMARY = MarginSummary(Decimal(2000), Decimal(0), Decimal(0))
+
+
+def intent(
+    candle: int = CANDLE, purpose: Purpose = Purpose.OPEN, attempt: int = 0, **more: Any
+) -> Intent:
+    wanted = Intent(
+        id=client_order_id("abc", "XBTUSD", 60, candle, purpose, attempt),
+        interval_s=60,
+        candle=candle,
+        purpose=purpose,
+        side=Side.BUY,
+        volume=Decimal("0.04"),
+        leverage=2,
+        reduce_only=False,
+        reason="average rises",
+        held_before=Decimal(0),
+        created=candle + 61,
+        deadline=candle + 76,
+    )
+    return wanted._replace(**more)
+
+
+def execution(wanted: Intent, volume: str, cost: str, fee: str = "0") -> Execution:
+    return Execution(
+        wanted.id,
+        f"O{wanted.id[:5]}",
+        OrderStatus.CLOSED,
+        Decimal(volume),
+        Decimal(cost),
+        Decimal(fee),
+    )
+
+
+class Folder(unittest.TestCase):
+    def setUp(self) -> None:
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+        self.path = self.folder / "state" / "live.sqlite"
+
+    def journal(self) -> Journal:
+        journal = open_journal(self.path)
+        self.addCleanup(journal.close)
+        return journal
+
+    def traded(
+        self, journal: Journal, number: int, side: Side, volume: str, cost: str, fee: str = "0"
+    ) -> None:
+        wanted = intent(CANDLE + 60 * number, side=side, volume=Decimal(volume))
+        journal.write(wanted)
+        journal.conclude(wanted, "closed", wanted.created + 2, execution(wanted, volume, cost, fee))
+
+
+class TestOrders(Folder):
+    def test_an_intent_is_on_disk_before_its_writing_returns(self) -> None:
+        journal = self.journal()
+        journal.write(intent())
+        other = sqlite3.connect(self.path)
+        self.addCleanup(other.close)
+        self.assertEqual(
+            [(intent().id, None)], other.execute("SELECT id, outcome FROM intents").fetchall()
+        )
+        self.assertEqual(2, journal.rows("PRAGMA synchronous").__next__()[0], "FULL")
+
+    def test_an_intent_reads_back_as_it_was_written(self) -> None:
+        journal = self.journal()
+        wanted = intent(
+            reduce_only=True, held_before=Decimal("-0.04"), volume=Decimal("0.00000001")
+        )
+        journal.write(wanted)
+        self.assertEqual([wanted], journal.open_intents())
+
+    def test_a_second_intent_for_the_same_step_is_refused_and_nothing_is_lost(self) -> None:
+        journal = self.journal()
+        journal.write(intent())
+        with self.assertRaises(StopError) as caught:
+            journal.write(intent(volume=Decimal(9)))
+        self.assertEqual(76, caught.exception.exit_code)
+        self.assertEqual([intent()], journal.intents())
+        journal.write(intent(attempt=1))
+        self.assertEqual(2, len(journal.open_intents()))
+
+    def test_the_same_step_has_the_same_uuid_for_ever_and_every_other_step_another(self) -> None:
+        base = ("abc", "XBTUSD", 60, CANDLE, Purpose.OPEN, 0)
+        first = client_order_id(*base)
+        self.assertRegex(
+            first, "^[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$"
+        )
+        self.assertEqual(first, client_order_id(*base))
+        others = {
+            client_order_id(*base[:n], value, *base[n + 1 :])  # type: ignore[call-arg]
+            for n, value in enumerate(("abd", "ETHUSD", 300, CANDLE + 60, Purpose.CLOSE, 1))
+        }
+        self.assertEqual(6, len(others - {first}))
+
+    def test_an_accepted_order_stays_open_until_its_end_is_known(self) -> None:
+        journal = self.journal()
+        journal.write(intent())
+        journal.accept(intent().id)
+        (got,) = journal.open_intents()
+        self.assertTrue(got.accepted)
+        self.assertIsNone(got.outcome)
+
+    def test_the_end_of_an_order_and_its_fill_are_written_together(self) -> None:
+        journal = self.journal()
+        journal.write(intent())
+        journal.conclude(intent(), "closed", CANDLE + 63, execution(intent(), "0.04", "2000", "16"))
+        self.assertEqual([], journal.open_intents())
+        account = journal.account()
+        self.assertEqual((Decimal("0.04"), Decimal(-2000), Decimal(16), Decimal(0)), tuple(account))
+        self.assertTrue(journal.knows_order(f"O{intent().id[:5]}"))
+        self.assertFalse(journal.knows_order("OTHER"))
+
+    def test_an_order_has_one_end_and_its_fill_is_counted_once(self) -> None:
+        journal = self.journal()
+        journal.write(intent())
+        journal.conclude(intent(), "closed", CANDLE + 63, execution(intent(), "0.04", "2000", "16"))
+        for outcome in ("closed", REFUSED, ABSENT):
+            with self.assertRaises(StopError):
+                journal.conclude(
+                    intent(), outcome, CANDLE + 64, execution(intent(), "0.04", "2000", "16")
+                )
+        self.assertEqual(Decimal("0.04"), journal.account().held)
+
+    def test_an_intent_that_was_never_written_cannot_end(self) -> None:
+        journal = self.journal()
+        with self.assertRaises(StopError):
+            journal.conclude(intent(), "closed", CANDLE, execution(intent(), "0.04", "2000"))
+        self.assertEqual(0, journal.account().held)
+
+    def test_orders_not_sent_do_not_count_as_orders_of_the_day(self) -> None:
+        journal = self.journal()
+        for number, outcome in enumerate((NOT_SENT, REFUSED, ABSENT)):
+            wanted = intent(CANDLE + 60 * number)
+            journal.write(wanted)
+            journal.conclude(wanted, outcome, wanted.created)
+        journal.write(intent(CANDLE + 600))
+        self.assertEqual(3, journal.orders_since(CANDLE))
+        self.assertEqual(1, journal.orders_since(CANDLE + 300))
+
+    def test_fruitless_orders_are_counted_until_one_trades_or_someone_resumes(self) -> None:
+        journal = self.journal()
+
+        def fruitless(number: int) -> None:
+            wanted = intent(CANDLE + 60 * number)
+            journal.write(wanted)
+            journal.conclude(wanted, REFUSED, wanted.created, note=f"no {number}")
+
+        for number in range(3):
+            fruitless(number)
+        self.assertEqual((3, "refused: no 2"), journal.consecutive_unfilled())
+        self.traded(journal, 10, Side.BUY, "0.01", "500")
+        self.assertEqual(0, journal.consecutive_unfilled()[0])
+        fruitless(11)
+        self.assertEqual(1, journal.consecutive_unfilled()[0])
+        journal.resume()
+        self.assertEqual(0, journal.consecutive_unfilled()[0])
+
+
+class TestAccount(Folder):
+    def test_the_account_is_the_sum_of_all_fills(self) -> None:
+        journal = self.journal()
+        self.traded(journal, 0, Side.BUY, "0.04", "2000", "16")
+        self.traded(journal, 1, Side.SELL, "0.04", "2040", "16.32")
+        self.traded(journal, 2, Side.SELL, "0.03", "1530", "12.24")
+        account = journal.account()
+        self.assertEqual((Decimal("-0.03"), Decimal(1570), Decimal("44.56")), tuple(account)[:3])
+        # 40 won, and the short stands at 51 000: 30 more at 50 000.
+        self.assertEqual(Decimal(70) - Decimal("44.56"), account.pnl(Decimal(50000)))
+
+    def test_an_adopted_position_counts_as_traded_at_its_price(self) -> None:
+        journal = self.journal()
+        journal.adopt(Decimal(1), Decimal(100), CANDLE, True)
+        self.assertEqual(Decimal(1), journal.account().held)
+        self.assertEqual(0, journal.account().pnl(Decimal(100)))
+        self.assertEqual(Decimal(10), journal.account().pnl(Decimal(110)))
+        self.assertTrue(journal.get("entered"))
+
+    def test_a_charge_is_booked_once_however_often_it_is_told(self) -> None:
+        journal = self.journal()
+        for _ in range(3):
+            journal.charge("L1", CANDLE, "rollover", Decimal("0.4"))
+        journal.charge("L2", CANDLE, "opening", Decimal("0.1"))
+        self.assertEqual(Decimal("0.5"), journal.account().rollover)
+        self.assertTrue(journal.is_charged("L1"))
+
+    def test_resume_clears_a_halt_and_lets_the_loss_count_anew(self) -> None:
+        journal = self.journal()
+        journal.put(halted="loss", flatten="loss", pnl_at_resume=Decimal(-3))
+        journal.resume()
+        for key in ("halted", "flatten", "pnl_at_resume"):
+            self.assertEqual("", journal.get(key))
+
+
+class TestDecisions(Folder):
+    def test_a_finished_decision_stays_as_it_is(self) -> None:
+        journal = self.journal()
+        self.assertFalse(journal.is_done(60, CANDLE))
+        journal.decide(ROW)
+        self.assertFalse(journal.is_done(60, CANDLE))
+        summary = MarginSummary(Decimal(2000), Decimal(40), Decimal(1000))
+        journal.decide(ROW | {"reason": "on target"}, summary)
+        self.assertTrue(journal.is_done(60, CANDLE))
+        self.assertFalse(journal.is_done(300, CANDLE))
+        journal.decide(ROW | {"reason": "another", "target": -1})
+        (row,) = journal.rows("SELECT * FROM decisions")
+        self.assertEqual(("on target", 1, 1), (row["reason"], row["target"], row["done"]))
+        (row,) = journal.rows("SELECT * FROM equity")
+        self.assertEqual(("2040", "204.00"), (row["equity"], row["margin_level"]))
+
+    def test_single_values_are_set_and_removed_all_or_none(self) -> None:
+        journal = self.journal()
+        journal.put(a=1, b="two")
+        journal.put(a=None, c=Decimal("0.1"))
+        self.assertEqual(("", "two", "0.1"), tuple(journal.get(key) for key in "abc"))
+
+
+class TestFile(Folder):
+    def test_a_new_journal_and_its_folder_are_readable_by_their_owner_only(self) -> None:
+        old = os.umask(0)
+        self.addCleanup(os.umask, old)
+        journal = self.journal()
+        journal.put(a=1)
+        self.assertEqual(0o700, stat.S_IMODE(self.path.parent.stat().st_mode))
+        for path in self.path.parent.iterdir():
+            self.assertEqual(0o600, stat.S_IMODE(path.stat().st_mode), path.name)
+
+    def test_a_journal_opens_again_with_all_that_was_in_it(self) -> None:
+        journal = open_journal(self.path)
+        journal.write(intent())
+        journal.close()
+        self.assertEqual([intent()], self.journal().open_intents())
+
+    def test_what_was_written_survives_a_death_without_closing(self) -> None:
+        journal = self.journal()
+        journal.write(intent())
+        copy = self.folder / "copy"
+        copy.mkdir()
+        for path in self.path.parent.iterdir():
+            (copy / path.name).write_bytes(path.read_bytes())
+        again = open_journal(copy / self.path.name)
+        self.addCleanup(again.close)
+        self.assertEqual([intent()], again.open_intents())
+
+    def test_a_file_from_a_death_before_the_tables_were_made_is_brought_up_to_date(self) -> None:
+        self.path.parent.mkdir()
+        self.path.touch(mode=0o600)
+        journal = self.journal()
+        self.assertEqual([], journal.intents())
+        self.assertEqual(len(MIGRATIONS), next(iter(journal.rows("PRAGMA user_version")))[0])
+
+    def test_a_journal_of_a_newer_program_is_refused_and_left_as_it_is(self) -> None:
+        journal = open_journal(self.path)
+        list(journal.rows(f"PRAGMA user_version = {len(MIGRATIONS) + 1}"))
+        journal.close()
+        before = self.path.read_bytes()
+        with self.assertRaises(ConfigError):
+            open_journal(self.path)
+        self.assertEqual(before, self.path.read_bytes())
+
+    def test_a_damaged_file_is_refused_and_byte_identical_afterwards(self) -> None:
+        journal = open_journal(self.path)
+        for number in range(200):
+            journal.write(intent(CANDLE + 60 * number))
+        journal.close()
+        whole = self.path.read_bytes()
+        middle = len(whole) // 2
+        for name, text in {
+            "zeroed": whole[:middle] + b"\0" * 4096 + whole[middle + 4096 :],
+            "cut": whole[: middle - 100],
+            "header": b"x" * 100 + whole[100:],
+            "first page": whole[:100] + b"\xff" * 3996 + whole[4096:],
+            "text": b"this is no database\n" * 100,
+        }.items():
+            self.path.write_bytes(text)
+            with self.subTest(name):
+                with self.assertRaises(StopError) as caught:
+                    open_journal(self.path)
+                self.assertEqual(76, caught.exception.exit_code)
+                self.assertEqual(text, self.path.read_bytes())
+                with self.assertRaises((StopError, ConfigError)):
+                    list(open_read_only(self.path).rows("SELECT * FROM intents"))
+
+    def test_a_database_of_another_program_stops_the_bot_and_is_no_defect(self) -> None:
+        self.path.parent.mkdir()
+        other = sqlite3.connect(self.path)
+        other.executescript(f"CREATE TABLE t (x); PRAGMA user_version = {len(MIGRATIONS)};")
+        other.close()
+        with self.assertRaises((StopError, ConfigError)):
+            open_journal(self.path).open_intents()
+
+    def test_a_link_in_place_of_the_journal_is_refused(self) -> None:
+        elsewhere = self.folder / "elsewhere"
+        self.path.parent.mkdir()
+        self.path.symlink_to(elsewhere)
+        with self.assertRaises(ConfigError):
+            open_journal(self.path)
+        self.assertFalse(elsewhere.exists())
+        elsewhere.touch()
+        with self.assertRaises(ConfigError):
+            open_journal(self.path)
+        self.assertEqual(b"", elsewhere.read_bytes())
+
+    def test_a_folder_or_a_file_in_the_way_is_a_configuration_error(self) -> None:
+        self.path.mkdir(parents=True)
+        with self.assertRaises(ConfigError):
+            open_journal(self.path)
+        (self.folder / "file").touch()
+        with self.assertRaises(ConfigError):
+            open_journal(self.folder / "file" / "live.sqlite")
+
+    @unittest.skipIf(os.geteuid() == 0, "permissions do not bind root")
+    def test_a_folder_that_cannot_be_written_is_a_configuration_error(self) -> None:
+        self.path.parent.mkdir(mode=0o500)
+        with self.assertRaises(ConfigError):
+            open_journal(self.path)
+        with self.assertRaises(ConfigError):
+            Lock(self.path.with_suffix(".lock"), "the journal")
+
+    def test_only_looking_needs_a_journal_and_cannot_write_it(self) -> None:
+        with self.assertRaises(ConfigError):
+            open_read_only(self.path)
+        self.assertFalse(self.path.exists())
+        self.journal().write(intent())
+        looking = open_read_only(self.path)
+        self.addCleanup(looking.close)
+        self.assertEqual([intent()], looking.intents())
+        with self.assertRaises(StopError):
+            looking.put(a=1)
+
+
+class FullDisk:
+    """A connection on which the disk is full from the `after`-th statement of a kind on."""
+
+    def __init__(self, connection: sqlite3.Connection, word: str) -> None:
+        self._connection = connection
+        self._word = word
+
+    def execute(self, sql: str, *values: Any) -> Any:
+        if sql.lstrip().startswith(self._word):
+            raise sqlite3.OperationalError("database or disk is full")
+        return self._connection.execute(sql, *values)
+
+
+class TestFullDisk(Folder):
+    def test_whatever_statement_fails_the_bot_stops_and_nothing_is_half_written(self) -> None:
+        for word in ("BEGIN", "INSERT", "UPDATE", "COMMIT"):
+            connection = prepare(sqlite3.connect(":memory:", isolation_level=None), self.path)
+            self.addCleanup(connection.close)
+            whole = Journal(connection)
+            whole.write(intent())
+            full = Journal(FullDisk(connection, word))  # type: ignore[arg-type]
+            attempts = [
+                lambda full=full: full.put(a=1),
+                lambda full=full: full.write(intent(attempt=1)),
+                lambda full=full: full.accept(intent().id),
+                lambda full=full: full.conclude(
+                    intent(), "closed", CANDLE, execution(intent(), "0.04", "2000", "16")
+                ),
+                lambda full=full: full.charge("L1", CANDLE, "rollover", Decimal(1)),
+                lambda full=full: full.decide(
+                    ROW, MarginSummary(Decimal(1), Decimal(0), Decimal(0))
+                ),
+                lambda full=full: full.adopt(Decimal(1), Decimal(1), CANDLE, True),
+            ]
+            stopped = 0
+            before = list(connection.iterdump())
+            for attempt in attempts:
+                try:
+                    attempt()
+                except StopError as error:
+                    stopped += 1
+                    self.assertEqual(76, error.exit_code)
+                    self.assertEqual(before, list(connection.iterdump()))
+                before = list(connection.iterdump())
+            with self.subTest(word):
+                self.assertGreater(stopped, 1)
+                whole.put(still="works")
+
+    def test_a_disk_that_is_full_at_the_start_is_a_configuration_error(self) -> None:
+        connection = sqlite3.connect(":memory:", isolation_level=None)
+        self.addCleanup(connection.close)
+        connection.execute("PRAGMA max_page_count = 2")
+        with self.assertRaises(ConfigError):
+            prepare(connection, self.path)
+
+
+class TestLock(Folder):
+    def test_a_second_holder_is_refused_until_the_first_has_gone(self) -> None:
+        path = self.folder / "state" / "key.lock"
+        first = Lock(path, "this API key")
+        with self.assertRaisesRegex(ConfigError, "this API key"):
+            Lock(path, "this API key")
+        first.close()
+        second = Lock(path, "this API key")
+        self.assertEqual((False, True), (first.existed, second.existed))
+        second.close()
+
+    def test_the_lock_is_readable_by_its_owner_only_and_no_link_is_followed(self) -> None:
+        old = os.umask(0)
+        self.addCleanup(os.umask, old)
+        path = self.folder / "state" / "key.lock"
+        Lock(path, "it").close()
+        self.assertEqual(0o600, stat.S_IMODE(path.stat().st_mode))
+        self.assertEqual(0o700, stat.S_IMODE(path.parent.stat().st_mode))
+        link = self.folder / "state" / "link.lock"
+        link.symlink_to(self.folder / "target")
+        with self.assertRaises(ConfigError):
+            Lock(link, "it")
+
+
+class TestNonces(Folder):
+    def nonces(self) -> tuple[Nonces, Lock]:
+        lock = Lock(self.folder / "key.lock", "this API key")
+        return Nonces(lock), lock
+
+    def test_nonces_rise_across_restarts_and_clocks_that_go_back(self) -> None:
+        last, clock_ns = 0, 1_790_000_000_000_000_000
+        for restart in range(5):
+            nonces, lock = self.nonces()
+            for step in (0, 0, 1, -(10**15), 5, 3 * 10**9, -1):
+                nonce = nonces.next(clock_ns + step)
+                with self.subTest(restart=restart, step=step):
+                    self.assertGreater(nonce, last)
+                last = nonce
+            clock_ns -= 10**12 * restart
+            lock.close()
+
+    def test_no_nonce_is_given_before_one_above_it_is_on_disk(self) -> None:
+        nonces, lock = self.nonces()
+        self.addCleanup(lock.close)
+        for clock_ns in (10**18, 10**18, 10**18 + 10**9 + 1, 5):
+            nonce = nonces.next(clock_ns)
+            self.assertGreaterEqual(int((self.folder / "key.lock").read_text()), nonce)
+
+    def test_a_lock_file_with_other_text_starts_from_the_clock(self) -> None:
+        for text in ("", "\n", "not a number\n", "-5", "12.5"):
+            (self.folder / "key.lock").write_text(text)
+            nonces, lock = self.nonces()
+            self.assertEqual(10**18, nonces.next(10**18))
+            lock.close()
+
+    def test_a_nonce_that_cannot_be_put_on_disk_stops_the_bot(self) -> None:
+        class Full:
+            def read(self) -> bytes:
+                return b""
+
+            def write(self, text: bytes) -> None:
+                raise OSError(28, "No space left on device")
+
+        with self.assertRaises(StopError) as caught:
+            Nonces(Full()).next(10**18)  # type: ignore[arg-type]
+        self.assertEqual(76, caught.exception.exit_code)
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,322 @@
+import json
+import os
+import unittest
+from collections.abc import Sequence
+from decimal import Decimal
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from krakenbot.candles import CandleWindow, fill, parse_rows
+from krakenbot.errors import UnansweredError
+from krakenbot.model import Candle
+from tests.logs import silence_module
+
+RECORDED = os.environ.get("TEST_DATA_KRAKEN")
+T0 = 1_790_000_040  # A whole minute.
+NEEDED = 21
+
+
+def setUpModule() -> None:
+    silence_module()
+
+
+def candle(number: int, close: object = 100) -> Candle:
+    price = Decimal(str(close))
+    return Candle(T0 + 60 * number, price, price, price, price)
+
+
+def row(time: int, close: str = "100.0") -> list[Any]:
+    return [time, "100.0", "110.0", "90.0", close, "100.0", "1.5", 7]
+
+
+class FakeClock:
+    """Waiting costs nothing; what was waited for is added to the time."""
+
+    def __init__(self) -> None:
+        self.time = 0.0
+
+    def now(self) -> float:
+        return self.time
+
+    def monotonic(self) -> float:
+        return self.time
+
+    def wall(self) -> float:
+        return self.time
+
+    def nonce(self) -> int:
+        return 1
+
+    def set(self, exchange_time: float) -> None:
+        raise AssertionError("nothing sets the clock here")
+
+    def wait(self, seconds: float) -> None:
+        self.time += seconds
+
+
+class FakeMarket:
+    """A market of numbered candles; number `running` is being made, those in `gone` are lost."""
+
+    def __init__(self, running: int, *, inclusive: bool = False) -> None:
+        self.running = running
+        self.inclusive = inclusive
+        self.gone: set[int] = set()
+        self.rows_told: list[int] = []
+        self.finishes_after = -1
+
+    def candles(self, since: int | None) -> Sequence[Candle]:
+        if len(self.rows_told) + 1 == self.finishes_after:
+            self.running += 1
+        first = self.running - 719
+        rows = [
+            candle(n, 1000 + n % 17) for n in range(first, self.running + 1) if n not in self.gone
+        ]
+        if since is not None:
+            rows = [
+                r for r in rows if r.time > since or (self.inclusive and r.time == since)
+            ] or rows[-1:]
+        self.rows_told.append(len(rows))
+        return rows
+
+
+def window(market: FakeMarket, clock: FakeClock) -> CandleWindow:
+    return CandleWindow(market, clock, 60, NEEDED)  # type: ignore[arg-type]
+
+
+class TestWindow(unittest.TestCase):
+    def test_the_candle_still_being_made_is_never_shown(self) -> None:
+        got = window(FakeMarket(5), FakeClock()).up_to(candle(4).time)
+        assert got is not None
+        self.assertEqual(candle(4, 1004), got[-1])
+
+    def test_a_late_candle_is_asked_for_again(self) -> None:
+        market, clock = FakeMarket(5), FakeClock()
+        market.finishes_after = 3
+        got = window(market, clock).up_to(candle(5).time)
+        assert got is not None
+        self.assertEqual(candle(5).time, got[-1].time)
+        self.assertEqual(3, len(market.rows_told))
+        self.assertGreater(clock.time, 0)
+
+    def test_a_candle_that_never_comes_is_given_up_within_a_minute(self) -> None:
+        clock = FakeClock()
+        self.assertIsNone(window(FakeMarket(5), clock).up_to(candle(5).time))
+        self.assertLess(clock.time, 60)
+
+    def test_a_given_up_candle_is_there_at_the_next_one(self) -> None:
+        market = FakeMarket(5)
+        kept = window(market, FakeClock())
+        self.assertIsNone(kept.up_to(candle(5).time))
+        market.running = 7
+        got = kept.up_to(candle(6).time)
+        assert got is not None
+        self.assertEqual(
+            [candle(4).time, candle(5).time, candle(6).time], [c.time for c in got[-3:]]
+        )
+
+    def test_new_candles_join_those_known_whether_since_is_inclusive_or_not(self) -> None:
+        for inclusive in (False, True):
+            market = FakeMarket(800, inclusive=inclusive)
+            kept = window(market, FakeClock())
+            kept.up_to(candle(799).time)
+            for running in (801, 802, 805, 1105):
+                market.running = running
+                got = kept.up_to(candle(running - 1).time)
+                assert got is not None
+                numbers = range(running - len(got), running)
+                with self.subTest(inclusive=inclusive, running=running):
+                    self.assertEqual([candle(n, 1000 + n % 17) for n in numbers], list(got))
+                    self.assertGreaterEqual(len(got), NEEDED)
+                    self.assertLessEqual(len(got), 721)
+            self.assertLessEqual(market.rows_told[1], 4, "only the rows needed travel")
+
+    def test_after_a_long_outage_everything_is_fetched_anew_without_a_hole(self) -> None:
+        market = FakeMarket(800)
+        kept = window(market, FakeClock())
+        kept.up_to(candle(799).time)
+        market.running = 5000
+        got = kept.up_to(candle(4999).time)
+        assert got is not None
+        self.assertEqual(
+            [candle(n).time for n in range(5000 - len(got), 5000)], [c.time for c in got]
+        )
+        self.assertEqual(
+            [1000 + n % 17 for n in range(4990, 5000)], [int(c.close) for c in got[-10:]]
+        )
+
+    def test_widened_it_shows_all_that_the_exchange_has_and_goes_on_from_there(self) -> None:
+        market = FakeMarket(800)
+        kept = window(market, FakeClock())
+        kept.up_to(candle(799).time)
+        self.assertEqual(
+            [candle(n, 1000 + n % 17) for n in range(81, 800)], list(kept.widen(candle(799).time))
+        )
+        market.running = 801
+        got = kept.up_to(candle(800).time)
+        assert got is not None
+        self.assertEqual([candle(n).time for n in range(81, 801)], [c.time for c in got])
+
+    def test_a_missing_interval_is_filled_flat_at_the_close_before_in_first_and_later_fetches(
+        self,
+    ) -> None:
+        market = FakeMarket(800)
+        market.gone = {790, 802, 803}
+        kept = window(market, FakeClock())
+        kept.up_to(candle(799).time)
+        market.running = 805
+        got = kept.up_to(candle(804).time)
+        assert got is not None
+        by_time = {c.time: c for c in got}
+        self.assertEqual(candle(790, 1000 + 789 % 17), by_time[candle(790).time])
+        self.assertEqual(candle(802, 1000 + 801 % 17), by_time[candle(802).time])
+        self.assertEqual(candle(803, 1000 + 801 % 17), by_time[candle(803).time])
+        self.assertTrue(all(b.time - a.time == 60 for a, b in pairwise(got)))
+
+    def test_a_hole_is_asked_about_once_more_and_what_comes_then_is_taken(self) -> None:
+        market = FakeMarket(800)
+        kept = window(market, FakeClock())
+        kept.up_to(candle(799).time)
+        market.running, market.gone = 804, {801}
+        got = kept.up_to(candle(803).time)
+        assert got is not None
+        self.assertEqual(candle(801, 1000 + 800 % 17), got[-3])
+        market.running, market.gone = 805, set()
+        got = kept.up_to(candle(804).time)
+        assert got is not None
+        self.assertEqual([candle(n, 1000 + n % 17) for n in range(801, 805)], list(got[-4:]))
+        for running in (806, 807):
+            market.running = running
+            kept.up_to(candle(running - 1).time)
+        self.assertLessEqual(market.rows_told[-1], 4, "only the rows needed travel")
+
+    def test_of_two_answers_about_a_candle_the_newer_one_counts(self) -> None:
+        market = FakeMarket(800)
+        kept = window(market, FakeClock())
+        kept.up_to(candle(799).time)
+        market.running, told = 801, market.candles
+
+        def revised(since: int | None) -> Sequence[Candle]:
+            return [candle(799, 5) if c.time == candle(799).time else c for c in told(since)]
+
+        market.candles = revised  # type: ignore[method-assign]
+        got = kept.up_to(candle(800).time)
+        assert got is not None
+        self.assertEqual(candle(799, 5), got[-2])
+
+    def test_a_candle_once_known_is_not_lost_to_an_answer_that_lacks_it(self) -> None:
+        market = FakeMarket(800)
+        kept = window(market, FakeClock())
+        kept.up_to(candle(799).time)
+        market.running, market.gone = 801, {799}
+        got = kept.up_to(candle(800).time)
+        assert got is not None
+        self.assertEqual([candle(n, 1000 + n % 17) for n in (799, 800)], list(got[-2:]))
+
+    def test_a_market_without_any_candle_is_waited_for_and_given_up(self) -> None:
+        class Empty:
+            def candles(self, since: int | None) -> Sequence[Candle]:
+                return []
+
+        clock = FakeClock()
+        self.assertIsNone(CandleWindow(Empty(), clock, 60, NEEDED).up_to(T0))  # type: ignore[arg-type]
+
+
+class TestFill(unittest.TestCase):
+    def test_whole_series_stay_as_they_are(self) -> None:
+        whole = [candle(0, 1), candle(1, 2), candle(2, 3)]
+        self.assertEqual(whole, fill(whole, 60))
+        self.assertEqual([], fill([], 60))
+
+    def test_each_missing_interval_gets_a_flat_candle(self) -> None:
+        got = fill([candle(0, 7), candle(3, 9)], 60)
+        self.assertEqual([candle(0, 7), candle(1, 7), candle(2, 7), candle(3, 9)], got)
+
+
+class TestRows(unittest.TestCase):
+    def test_rows_are_read_under_whatever_name_kraken_gives_the_pair(self) -> None:
+        for name in ("XXBTZUSD", "XBTUSD", "SOLUSD"):
+            result = {"last": T0, name: [row(T0), row(T0 + 60)]}
+            self.assertEqual([T0, T0 + 60], [c.time for c in parse_rows(result, 60)])
+
+    def test_prices_are_exact(self) -> None:
+        result = {"X": [[T0, "0.1", "0.30000000000000001", "0.1", 0.2, "0", "0", 0]], "last": T0}
+        with self.assertRaises(UnansweredError):
+            parse_rows(result, 60)  # A float would mean that something read the JSON inexactly.
+        result["X"][0][4] = Decimal("0.2")  # type: ignore[index]
+        self.assertEqual(
+            Candle(
+                T0, Decimal("0.1"), Decimal("0.30000000000000001"), Decimal("0.1"), Decimal("0.2")
+            ),
+            parse_rows(result, 60)[0],
+        )
+
+    def test_rows_out_of_order_or_twice_come_out_once_and_in_order(self) -> None:
+        result = {"X": [row(T0 + 60), row(T0), row(T0 + 60, "101.0")], "last": T0}
+        got = parse_rows(result, 60)
+        self.assertEqual([T0, T0 + 60], [c.time for c in got])
+
+    def test_no_rows_at_all_are_no_candles(self) -> None:
+        self.assertEqual([], parse_rows({"X": [], "last": T0}, 60))
+
+    def test_any_other_shape_is_no_answer(self) -> None:
+        good = row(T0)
+        wrong_rows: list[Any] = [None, 5, "text", [], {}, [T0], good[:5], [True, *good[1:]]]
+        for column, values in {
+            0: (None, T0 + 1, -60, 1.5, Decimal("1.5"), [], 10**400),
+            1: (None, "", "x", "NaN", [], {}, True, "1e400"),
+            2: ("89.0", "Infinity", "0"),
+            3: ("0", "-1", "111", "0.0"),
+            4: ("111", "89", "-5", None, "sNaN"),
+        }.items():
+            for value in values:
+                wrong_rows.append([*good[:column], value, *good[column + 1 :]])
+        results: list[Any] = [{"X": [row(T0 - 60), wrong], "last": T0} for wrong in wrong_rows]
+        results += [
+            None,
+            [],
+            "text",
+            5,
+            {},
+            {"last": T0},
+            {"X": None, "last": T0},
+            {"X": 5, "last": 1},
+        ]
+        results += [{"X": [good], "Y": [good], "last": T0}, {"X": True}, {"X": "text", "last": T0}]
+        results += [{"X": [row(T0), row(T0 + 60 * 1_000_000)], "last": T0}]
+        for result in results:
+            with self.subTest(str(result)[:100]), self.assertRaises(UnansweredError):
+                parse_rows(result, 60)
+
+
+@unittest.skipUnless(RECORDED, "TEST_DATA_KRAKEN names no folder with recorded answers")
+class TestRecorded(unittest.TestCase):
+    def result(self, name: str) -> Any:
+        text = (Path(RECORDED or "") / name).read_bytes()
+        return json.loads(text, parse_float=Decimal)["result"]
+
+    def test_recorded_minutes_are_whole_and_last_names_the_last_finished_one(self) -> None:
+        result = self.result("candles/rest/OHLC_XBTUSDT_1.json")
+        got = parse_rows(result, 60)
+        self.assertGreaterEqual(len(got), 700)
+        self.assertEqual(got, fill(got, 60))
+        self.assertEqual(result["last"], got[-2].time)
+
+    def test_a_recorded_answer_to_since_and_recorded_samples_are_read(self) -> None:
+        for name, interval_s in {
+            "candles/rest/OHLC_ETHUSD_1_since.json": 60,
+            "payloads/spot/constructed/ohlc_daily_oct2026.json": 86400,
+            "payloads/spot/constructed/ohlc_flat_rows_and_gap.json": 60,
+            "payloads/spot/nautilus_trader/http_ohlc.json": 60,
+            "payloads/spot/kraken.net/GetKlines.json": 60,
+            "payloads/spot/api-specs/ohlc.json": 60,
+        }.items():
+            with self.subTest(name):
+                got = parse_rows(self.result(name), interval_s)
+                self.assertTrue(got)
+                filled = fill(got, interval_s)
+                self.assertTrue(all(b.time - a.time == interval_s for a, b in pairwise(filled)))
+
+
+if __name__ == "__main__":
+    unittest.main()

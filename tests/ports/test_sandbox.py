@@ -1,0 +1,676 @@
+"""The sandbox in Kraken's words: through `respond`, and through real HTTP."""
+
+import contextlib
+import http.client
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+import unittest
+from decimal import Decimal as D
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+from krakenbot.kraken.signing import sign
+from krakenbot.model import Secret
+from krakenbot.simulated import api as server
+from krakenbot.simulated import http as front
+from krakenbot.simulated.feed import Feed
+from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
+from tests.logs import logged, silence_module
+
+START = 1_791_500_000.25
+SECRET = Secret(SANDBOX_SECRET)
+ID = "6d1b345e-2821-40e2-ad83-4ecb18a06876"
+HOSTILE = (
+    b"",
+    b"GET / HT",
+    b"\x16\x03\x01\xff" * 9,
+    b"A: " + b"b" * 60000,
+    b"POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\nx",
+)
+MARKET = {"pair": "XBTUSD", "ordertype": "market", "type": "buy", "volume": "0.04"}
+
+
+def setUpModule() -> None:
+    silence_module()
+
+
+class Client:
+    """Speaks to a SandboxApi without a socket, on a clock that stands until it is moved."""
+
+    def __init__(self, **options: Any) -> None:
+        self.time = START
+        self.nonce = 0
+        self.api = server.SandboxApi(
+            Feed("random:1", START), lambda: self.time, SANDBOX_KEY, SECRET, **options
+        )
+
+    def get(self, target: str) -> Any:
+        return json.loads(self.api.respond("GET", "/0/public/" + target, {}, b"").body)
+
+    def post(self, name: str, /, **parameters: Any) -> Any:
+        self.nonce += 1
+        body = urlencode({"nonce": self.nonce, **parameters}).encode()
+        return self.send(name, body, str(self.nonce))
+
+    def send(self, name: str, body: bytes, nonce: str, kind: str = "") -> Any:
+        path = "/0/private/" + name
+        headers = {
+            "API-Key": SANDBOX_KEY,
+            "API-Sign": sign(SECRET, path, nonce, body),
+            "Content-Type": kind or "application/x-www-form-urlencoded",
+        }
+        return json.loads(self.api.respond("POST", path, headers, body).body)
+
+    def result(self, name: str, /, **parameters: Any) -> Any:
+        answer = self.post(name, **parameters)
+        if answer["error"]:
+            raise AssertionError(answer)
+        return answer["result"]
+
+    def error(self, name: str, /, **parameters: Any) -> str:
+        answer = self.post(name, **parameters)
+        if "result" in answer:
+            raise AssertionError(answer)
+        return str(answer["error"][0])
+
+    def control(self, name: str, **wish: Any) -> Any:
+        body = json.dumps(wish).encode() if wish else b""
+        return json.loads(
+            self.api.respond("POST" if wish else "GET", f"/sandbox/{name}", {}, body).body
+        )
+
+
+class PublicTest(unittest.TestCase):
+    def test_a_pair_has_many_names_and_one_key(self) -> None:
+        client = Client()
+        for name in ("XBTUSD", "XXBTZUSD", "BTCUSD", "BTC/USD"):
+            self.assertEqual(list(client.get(f"Ticker?pair={name}")["result"]), ["XXBTZUSD"])
+        for name in ("NOPE", "XBT/USD"):
+            self.assertEqual(
+                client.get(f"AssetPairs?pair={name}"), {"error": ["EQuery:Unknown asset pair"]}
+            )
+        self.assertEqual(client.get("Nope"), {"error": ["EGeneral:Unknown method"]})
+
+    def test_the_last_row_is_running_and_last_names_the_one_before(self) -> None:
+        client = Client()
+        result = client.get("OHLC?pair=XBTUSD&interval=5")["result"]
+        rows = result["XXBTZUSD"]
+        self.assertEqual(len(rows), 721)
+        self.assertEqual(rows[-1][0], START // 300 * 300)
+        self.assertEqual(result["last"], rows[-2][0])
+        self.assertEqual(
+            client.get("OHLC?pair=XBTUSD&interval=7")["error"],
+            ["EGeneral:Invalid arguments:interval"],
+        )
+
+    def test_an_asset_asked_for_by_two_names_comes_once(self) -> None:
+        client = Client()
+        self.assertEqual(list(client.get("Assets?asset=XBT,XXBT,USD")["result"]), ["XXBT", "ZUSD"])
+        self.assertEqual(client.get("Assets?asset=XBT,X")["error"], ["EQuery:Unknown asset"])
+
+    def test_a_depth_is_a_whole_number(self) -> None:
+        self.assertEqual(
+            Client().get("Depth?pair=XBTUSD&count=1.9")["error"],
+            ["EGeneral:Invalid arguments:count"],
+        )
+
+    def test_unknown_parameters_are_ignored_and_counted(self) -> None:
+        client = Client()
+        with logged() as out:
+            self.assertEqual(client.get("Time?intervall=1")["error"], [])
+        self.assertIn("intervall", out.getvalue())
+        self.assertEqual(client.api.ignored["Time:intervall"], 1)
+
+
+class LoginTest(unittest.TestCase):
+    def test_wrong_key_signature_and_nonce_are_told_apart(self) -> None:
+        client = Client()
+        client.result("Balance")
+        body = b"nonce=7"
+        good = {"API-Key": SANDBOX_KEY, "API-Sign": sign(SECRET, "/0/private/Balance", "7", body)}
+        for headers, words in (
+            ({}, "EAPI:Invalid key"),
+            ({**good, "API-Key": "x"}, "EAPI:Invalid key"),
+            ({**good, "API-Sign": "\u00e9"}, "EAPI:Invalid signature"),
+            ({**good, "api-key": SANDBOX_KEY}, None),
+            (good, "EAPI:Invalid nonce"),
+        ):
+            with self.subTest(words=words):
+                answer = json.loads(
+                    client.api.respond("POST", "/0/private/Balance", headers, body).body
+                )
+                self.assertEqual(answer["error"], [words] if words else [])
+
+    def test_a_json_body_is_signed_and_read_like_a_form(self) -> None:
+        client = Client()
+        order = {"nonce": 9, **MARKET, "leverage": 2, "reduce_only": False, "validate": True}
+        answer = client.send("AddOrder", json.dumps(order).encode(), "9", "application/json")
+        self.assertEqual(
+            answer["result"],
+            {"descr": {"order": "buy 0.04 XBTUSD @ market with 2:1 leverage"}},
+        )
+        self.assertEqual(
+            client.send("Balance", b"[1]", "10", "application/json")["error"],
+            ["EGeneral:Invalid arguments"],
+        )
+
+    def test_failed_logins_in_a_row_lock_the_key_out(self) -> None:
+        client = Client(tier="starter")
+        for _ in range(20):
+            client.send("Balance", b"nonce=0", "0")
+        self.assertEqual(client.error("Balance"), "EGeneral:Temporary lockout")
+        client.time += server.LOCKOUT_S - 1
+        self.assertEqual(client.error("Balance"), "EGeneral:Temporary lockout")
+        client.time += server.LOCKOUT_S - 1
+        self.assertEqual(client.error("Balance"), "EGeneral:Temporary lockout")
+        client.time += server.LOCKOUT_S
+        client.result("Balance")
+
+    def test_the_starter_counter_lets_fifteen_calls_through_and_decays(self) -> None:
+        client = Client(tier="starter")
+        for _ in range(15):
+            client.result("Balance")
+        self.assertEqual(client.error("Balance"), "EAPI:Rate limit exceeded")
+        client.time += 60
+        client.result("Balance")
+
+
+class OrderTest(unittest.TestCase):
+    def test_a_margin_order_is_told_the_same_everywhere(self) -> None:
+        client = Client()
+        answer = client.result("AddOrder", **MARKET, leverage="2:1", cl_ord_id=ID)
+        txid = answer["txid"][0]
+        order = client.result("QueryOrders", txid=txid, trades="true")[txid]
+        self.assertEqual(
+            client.result("ClosedOrders", cl_ord_id=ID, trades="true")["closed"], {txid: order}
+        )
+        self.assertEqual(order["descr"]["leverage"], "2:1")
+        self.assertEqual(order["status"], "closed")
+        trade = client.result("QueryTrades", txid=order["trades"][0])[order["trades"][0]]
+        positions = client.result("OpenPositions", docalcs="true")
+        position = positions[order["trades"][0]]
+        self.assertEqual(position["ordertxid"], txid)
+        self.assertEqual(position["cost"], trade["cost"])
+        self.assertEqual(position["rollovertm"], str(int(START) + 14400))
+        self.assertEqual(D(position["fee"]), (D(trade["cost"]) * D("0.0082")).quantize(D("1e-5")))
+        self.assertEqual(D(position["margin"]) * 2, D(position["cost"]))
+        ask = client.get("Ticker?pair=XBTUSD")["result"]["XXBTZUSD"]["a"][0]
+        self.assertEqual(trade["price"], ask)
+
+    def test_what_kraken_refuses_is_refused_in_its_words(self) -> None:
+        client = Client()
+        bad = "EGeneral:Invalid arguments"
+        for change, words in (
+            ({"pair": "NOPE"}, "EQuery:Unknown asset pair"),
+            ({"type": "hold"}, f"{bad}:type"),
+            ({"ordertype": "bet"}, f"{bad}:ordertype"),
+            ({"ordertype": "limit"}, "EAPI:Feature disabled"),
+            ({"oflags": "fciq,viqc"}, "EAPI:Feature disabled"),
+            ({"close[ordertype]": "limit"}, "EAPI:Feature disabled"),
+            ({"starttm": "+3600"}, "EAPI:Feature disabled"),
+            ({"oflags": "post"}, f"{bad}:oflags"),
+            ({"volume": "1e-2"}, f"{bad}:volume"),
+            ({"volume": "0.000123456789"}, f"{bad}:volume"),
+            ({"volume": "0.00004"}, f"{bad}:volume minimum not met"),
+            ({"pair": "BONKUSD", "volume": "1"}, f"{bad}:volume minimum not met"),
+            ({"leverage": "11"}, f"{bad}:leverage"),
+            ({"leverage": "1.5"}, f"{bad}:leverage"),
+            ({"pair": "BONKUSD", "volume": "300000", "leverage": "2"}, f"{bad}:leverage"),
+            ({"timeinforce": "GTC"}, f"{bad}:timeinforce"),
+            ({"trigger": "last"}, f"{bad}:trigger"),
+            ({"price": ""}, f"{bad}:price"),
+            ({"cl_ord_id": "x" * 19}, f"{bad}:cl_ord_id"),
+            ({"cl_ord_id": "x", "userref": "1"}, f"{bad}:userref"),
+            ({"volume": "1"}, "EOrder:Insufficient funds"),
+            ({"volume": "1", "leverage": "2"}, "EOrder:Insufficient initial margin"),
+            ({"volume": "351", "leverage": "2"}, "EOrder:Margin position size exceeded"),
+            ({"leverage": "2", "reduce_only": "true"}, "EOrder:Reduce only:No position exists"),
+        ):
+            with self.subTest(change=change):
+                self.assertEqual(client.error("AddOrder", **{**MARKET, **change}), words)
+        self.assertEqual(client.control("ledger")["orders"], [])
+
+    def test_a_client_order_id_is_unique_among_open_orders_and_free_again_after(self) -> None:
+        client = Client()
+        client.result("AddOrder", **MARKET, cl_ord_id=ID)
+        self.assertEqual(
+            client.error("AddOrder", **MARKET, cl_ord_id=ID),
+            "EGeneral:Invalid arguments:cl_ord_id not unique",
+        )
+        client.time += 1
+        client.result("AddOrder", **MARKET, cl_ord_id=ID)
+        self.assertEqual(len(client.result("ClosedOrders", cl_ord_id=ID)["closed"]), 2)
+
+    def test_what_is_not_simulated_is_refused_in_krakens_words(self) -> None:
+        client = Client()
+        for method, words in (
+            ("Withdraw", "EGeneral:Permission denied"),
+            ("Earn/Strategies", "EGeneral:Permission denied"),
+            ("AmendOrder", "EAPI:Feature disabled"),
+            ("Nonsense", "EGeneral:Unknown method"),
+        ):
+            self.assertEqual(client.error(method), words)
+
+    def test_the_engines_counter_is_kept_for_each_pair(self) -> None:
+        client = Client(tier="starter")
+        for _ in range(60):
+            client.error("AddOrder", **{**MARKET, "volume": "0"})
+        self.assertEqual(client.error("AddOrder", **MARKET), "EOrder:Rate limit exceeded")
+        client.result("AddOrder", **{**MARKET, "pair": "ETHUSD"})
+        client.time += 2
+        client.result("AddOrder", **MARKET)
+
+    def test_a_deadline_must_lie_two_to_sixty_seconds_ahead(self) -> None:
+        client = Client()
+        client.time = 1_791_500_000.0
+        for seconds, words in (
+            (-1, "EService:Deadline elapsed"),
+            (1, "EGeneral:Invalid arguments:deadline"),
+            (2, None),
+            (60, None),
+            (61, "EGeneral:Invalid arguments:deadline"),
+        ):
+            deadline = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(client.time + seconds))
+            answer = client.post("AddOrder", **MARKET, deadline=deadline)
+            with self.subTest(seconds=seconds):
+                self.assertEqual(answer["error"], [words] if words else [])
+
+    def test_reduce_only_closes_and_the_volume_zero_asks_kraken_to_count(self) -> None:
+        client = Client()
+        client.result("AddOrder", **MARKET, leverage="2")
+        sell = {**MARKET, "type": "sell", "leverage": "2"}
+        txid = client.result("AddOrder", **{**sell, "volume": "0.05"}, reduce_only="true")["txid"]
+        order = client.result("QueryOrders", txid=txid[0])[txid[0]]
+        self.assertEqual((order["status"], order["vol_exec"]), ("canceled", "0.04000000"))
+        self.assertEqual(client.result("OpenPositions"), {})
+        client.result("AddOrder", **MARKET, leverage="2")
+        client.result("AddOrder", **{**sell, "volume": "0"})
+        self.assertEqual(client.result("OpenPositions"), {})
+
+    def test_an_opposite_order_without_leverage_leaves_the_position(self) -> None:
+        client = Client()
+        client.result("AddOrder", **MARKET, leverage="2")
+        client.result("AddOrder", **MARKET)
+        client.result("AddOrder", **{**MARKET, "type": "sell"})
+        self.assertEqual(len(client.result("OpenPositions")), 1)
+
+    def test_an_unknown_id_is_no_error_and_no_id_is_one(self) -> None:
+        client = Client()
+        self.assertEqual(client.result("QueryOrders", txid="OAAAAA-BBBBB-CCCCCC"), {})
+        self.assertEqual(client.error("QueryOrders", cl_ord_id=ID), "EGeneral:Invalid arguments")
+        self.assertEqual(client.error("CancelOrder", txid="O"), "EOrder:Unknown order")
+
+    def test_closed_orders_come_fifty_a_page_newest_first(self) -> None:
+        client = Client()
+        for _ in range(60):
+            client.result("AddOrder", **{**MARKET, "volume": "0.0001"})
+            client.time += 1
+        page = client.result("ClosedOrders")
+        self.assertEqual((len(page["closed"]), page["count"]), (50, 60))
+        times = [row["opentm"] for row in page["closed"].values()]
+        self.assertEqual(times, sorted(times, reverse=True))
+        self.assertEqual(len(client.result("ClosedOrders", ofs=50)["closed"]), 10)
+        late = client.result("ClosedOrders", start=times[3], closetime="open", without_count="true")
+        self.assertEqual(len(late["closed"]), 3)
+        self.assertNotIn("count", late)
+
+
+class HistoryTest(unittest.TestCase):
+    def test_an_id_as_start_or_end_stands_for_its_time(self) -> None:
+        client = Client()
+        for _ in range(4):
+            client.result("AddOrder", **MARKET, leverage="2")
+            client.time += 1
+        for name, key in (
+            ("ClosedOrders", "closed"),
+            ("TradesHistory", "trades"),
+            ("Ledgers", "ledger"),
+        ):
+            with self.subTest(name=name):
+                ids = list(client.result(name)[key])
+                self.assertEqual(
+                    list(client.result(name, start=ids[2], closetime="open")[key]), ids[:2]
+                )
+                self.assertEqual(
+                    list(client.result(name, end=ids[2], closetime="open")[key]), ids[2:]
+                )
+                self.assertEqual(
+                    client.error(name, start="OAAAAA-BBBBB-CCCCCC"),
+                    "EGeneral:Invalid arguments:start",
+                )
+
+    def test_a_client_order_id_is_found_by_its_very_words_or_its_128_bits(self) -> None:
+        for said, asked, others in (
+            ("a,b", ("a,b",), ("a", "all")),
+            (ID, (ID, ID.upper(), ID.replace("-", "")), (ID[:-1] + "0",)),
+            (ID.replace("-", "").upper(), (ID,), ("all",)),
+        ):
+            client = Client()
+            client.result("AddOrder", **MARKET, cl_ord_id=said)
+            for text in (*asked, *others):
+                with self.subTest(said=said, text=text):
+                    found = client.result("ClosedOrders", cl_ord_id=text)
+                    self.assertEqual(found["count"], int(text in asked))
+            for text in asked:
+                self.assertIn("not unique", client.error("AddOrder", **MARKET, cl_ord_id=text))
+
+    def test_trades_are_told_by_what_they_did_to_positions(self) -> None:
+        client = Client()
+        client.result("AddOrder", **MARKET)
+        client.result("AddOrder", **MARKET, leverage="2")
+        client.result("AddOrder", **{**MARKET, "type": "sell"}, leverage="2")
+        for kind, count in (
+            ("all", 3),
+            ("any position", 2),
+            ("closing position", 1),
+            ("no position", 1),
+        ):
+            self.assertEqual(client.result("TradesHistory", type=kind)["count"], count, kind)
+        self.assertEqual(
+            client.error("TradesHistory", type="closed position"), "EAPI:Feature disabled"
+        )
+
+    def test_ledger_and_volume_are_told_as_they_grow(self) -> None:
+        client = Client()
+        for count in (2, 4):
+            client.result("AddOrder", **MARKET)
+            ledger = client.result("Ledgers")["ledger"]
+            self.assertEqual(len(ledger), count)
+            name = next(iter(ledger))
+            self.assertEqual(client.result("QueryLedgers", id=name), {name: ledger[name]})
+        trades = client.result("TradesHistory")["trades"].values()
+        self.assertEqual(
+            D(client.result("TradeVolume")["volume"]),
+            sum(D(row["cost"]) for row in trades).quantize(D("0.0001")),
+        )
+        self.assertEqual(client.result("Ledgers", asset="XXBT,ZEUR", type="trade")["count"], 2)
+
+
+class TimePassesTest(unittest.TestCase):
+    def test_rollover_is_charged_every_four_hours_and_told_by_the_ledger(self) -> None:
+        client = Client()
+        client.result("AddOrder", **MARKET, leverage="2")
+        client.time += 2 * 14400
+        rows = client.result("Ledgers", type="rollover")["ledger"].values()
+        self.assertEqual([row["amount"] for row in rows], ["0.00000"] * 2)
+        truth = client.control("ledger")
+        self.assertEqual(sum(D(row["fee"]) for row in rows), D(truth["rollover"]["ZUSD"]))
+        self.assertEqual(
+            D(truth["equity"]["ZUSD"]),
+            10000
+            - D(truth["fees"]["ZUSD"])
+            - D(truth["rollover"]["ZUSD"])
+            + D(truth["unrealized"]["ZUSD"]),
+        )
+
+    def test_after_a_long_step_the_ledger_is_in_order_of_time(self) -> None:
+        client = Client()
+        for pair in ("XBTUSD", "ETHUSD", "XBTUSD", "SOLUSD", "ETHUSD"):
+            client.result("AddOrder", **{**MARKET, "pair": pair, "volume": "0.1"}, leverage="2")
+            client.time += 700
+        client.control("price", pair="ETHUSD", price="3000")
+        client.control("clock", advance=2 * 86400)
+        client.control("price", pair="ETHUSD", price=None)
+        client.control("clock", advance=86400)
+        first, rest = (client.result("Ledgers", ofs=ofs)["ledger"] for ofs in (0, 50))
+        rows = list((first | rest).values())[::-1]
+        self.assertEqual(len(rows), 5 + 5 * 18)
+        self.assertEqual([row["time"] for row in rows], sorted(row["time"] for row in rows))
+        balance = D(10000)
+        for row in rows:
+            balance += D(row["amount"]) - D(row["fee"])
+            self.assertEqual(D(row["balance"]), balance)
+
+    def test_a_month_passes_quickly_and_not_more_of_it_at_once(self) -> None:
+        client = Client()
+        client.result("AddOrder", **MARKET, leverage="2")
+        began = time.perf_counter()
+        self.assertNotIn("error", client.control("clock", advance=31 * 86400))
+        self.assertLess(time.perf_counter() - began, 5)
+        self.assertIn("31 days", str(client.control("clock", advance=31 * 86400 + 1)["error"]))
+
+    def test_the_level_is_missing_without_a_position(self) -> None:
+        client = Client()
+        self.assertNotIn("ml", client.result("TradeBalance"))
+        client.result("AddOrder", **MARKET, leverage="2")
+        summary = client.result("TradeBalance", asset="ZUSD")
+        self.assertEqual(D(summary["e"]), D(summary["tb"]) + D(summary["n"]))
+        self.assertRegex(summary["ml"], r"\A\d+\.\d\d\Z")
+
+    def test_a_price_far_enough_away_liquidates(self) -> None:
+        client = Client()
+        client.result("AddOrder", **{**MARKET, "volume": "0.2"}, leverage="5")
+        client.control("price", pair="XBTUSD", price="10000")
+        self.assertEqual(client.result("OpenPositions"), {})
+        order = next(iter(client.result("ClosedOrders")["closed"].values()))
+        self.assertEqual(order["misc"], "liquidated")
+
+    def test_a_position_is_liquidated_by_hand(self) -> None:
+        client = Client()
+        client.result("AddOrder", **{**MARKET, "pair": "ETHUSD"}, leverage="2")
+        self.assertEqual(client.control("position", pair="ETHUSD", liquidate=True)["position"], {})
+        order = next(iter(client.result("ClosedOrders")["closed"].values()))
+        self.assertEqual((order["misc"], order["descr"]["type"]), ("liquidated", "sell"))
+
+    def test_amounts_beyond_all_markets_are_refused_and_stop_nobody(self) -> None:
+        client = Client()
+        client.control("position", pair="XBTUSD", side="sell", volume="0.0001")
+        for name, wish in (
+            ("balance", {"asset": "ZUSD", "amount": "1e24"}),
+            ("balance", {"asset": "ZUSD", "amount": "-1e15"}),
+            ("price", {"pair": "XBTUSD", "price": "1e15"}),
+        ):
+            self.assertIn("error", client.control(name, **wish))
+        client.control("balance", asset="ZUSD", amount="999999999999999")
+        self.assertNotIn("error", client.control("price", pair="XBTUSD", price="99999999999999"))
+        self.assertNotIn("error", client.control("clock", advance=120))
+        self.assertEqual(client.get("Time")["error"], [])
+        client.api.prices["XXBTZUSD"] = D("1e30")
+        self.assertEqual(
+            client.control("clock", advance=14400), {"error": ["EGeneral:Internal error"]}
+        )
+
+    def test_a_margin_that_rounds_to_nothing_is_shown(self) -> None:
+        client = Client()
+        client.control("price", pair="XBTUSD", price="0.2")
+        client.control("status", fill_share="0.000000001")
+        client.result("AddOrder", **{**MARKET, "volume": "10"}, leverage="2")
+        markets = client.result("OpenPositions", consolidation="market")
+        self.assertEqual(
+            [(row["margin"], row["vol"]) for row in markets], [("0.00000", "0.00000001")]
+        )
+
+    def test_a_human_hand_moves_clock_position_money_and_status(self) -> None:
+        client = Client()
+        truth = client.control("position", pair="XBTUSD", side="sell", volume="0.01")
+        self.assertEqual(truth["position"], {"XXBTZUSD": "-0.01"})
+        self.assertEqual(client.control("position", pair="XBTUSD", close=True)["position"], {})
+        self.assertEqual(client.control("clock", advance=3600)["time"], START + 3600)
+        client.control("clock", freeze=True)
+        client.time += 100
+        self.assertEqual(client.control("clock", freeze=False)["time"], START + 3600)
+        client.time += 100
+        self.assertEqual(client.api.now(), START + 3700)
+        balances = client.control("balance", asset="ZUSD", amount="5")["balances"]
+        self.assertEqual(balances["ZUSD"], "5.00000")
+        client.control("status", pair="XBTUSD", status="cancel_only")
+        self.assertEqual(client.error("AddOrder", **MARKET), "EService:Market in cancel_only mode")
+        self.assertIn("error", client.control("clock", now=1))
+        self.assertIn("error", client.control("nothing", x=1))
+
+    def test_the_books_do_not_depend_on_how_often_they_are_looked_at(self) -> None:
+        seen = []
+        for step in (97, 5000):
+            client = Client()
+            client.result("AddOrder", **{**MARKET, "volume": "0.3"}, leverage="5")
+            while client.time < START + 50000:
+                client.time = min(client.time + step, START + 50000)
+                client.result("OpenPositions")
+            truth = client.control("ledger")
+            seen.append([truth[name] for name in ("balances", "rollover", "position", "equity")])
+        self.assertEqual(seen[0], seen[1])
+
+
+class HttpTest(unittest.TestCase):
+    sandbox: server.Sandbox
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        cls.sandbox = server.Sandbox("random:1")
+        cls.addClassCleanup(cls.sandbox.close)
+
+    def address(self) -> tuple[str, int]:
+        host, port = self.sandbox.url.removeprefix("http://").split(":")
+        return host, int(port)
+
+    def raw(self, request: bytes) -> bytes:
+        with socket.create_connection(self.address(), 5) as connection:
+            connection.sendall(request)
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_WR)
+            parts = []
+            while part := connection.recv(65536):
+                parts.append(part)
+        return b"".join(parts)
+
+    def test_one_connection_serves_many_requests(self) -> None:
+        connection = http.client.HTTPConnection(*self.address(), timeout=5)
+        self.addCleanup(connection.close)
+        for _ in range(3):
+            connection.request("GET", "/0/public/Time")
+            answer = connection.getresponse()
+            self.assertEqual(json.loads(answer.read())["error"], [])
+            self.assertEqual(answer.status, 200)
+
+    def test_pages_of_other_sites_and_foreign_hosts_are_refused(self) -> None:
+        for line in (
+            "Host: evil.example",
+            "Host: 127.0.0.1.evil.example",
+            "Origin: http://x",
+            "Host: localhost\r\nSec-Fetch-Site: cross-site",
+        ):
+            with self.subTest(line=line):
+                answer = self.raw(f"GET /0/public/Time HTTP/1.1\r\n{line}\r\n\r\n".encode())
+                self.assertTrue(answer.startswith(b"HTTP/1.1 403 "), answer)
+        for host in ("localhost:1", "[::1]:80", "127.0.0.1"):
+            answer = self.raw(f"GET /0/public/Time HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+            self.assertTrue(answer.startswith(b"HTTP/1.1 200 "), answer)
+
+    def test_nonsense_and_too_much_of_it_is_refused(self) -> None:
+        post = b"POST /0/private/Balance HTTP/1.1\r\n"
+        for request, status in (
+            (b"hello\r\n\r\n", b"400"),
+            (post + b"Content-Length: 99999999\r\n\r\n", b"413"),
+            (post + b"Content-Length: -1\r\n\r\n", b"400"),
+            (post + b"Transfer-Encoding: chunked\r\n\r\n", b"400"),
+            (post + b"a: b\r\na: c\r\n\r\n", b"400"),
+            (post + b"a: b\r\n" * 200 + b"\r\n", b"431"),
+            (post + b"a: " + b"x" * 70000 + b"\r\n\r\n", b"431"),
+            (b"GET /" + b"x" * 70000 + b" HTTP/1.1\r\n\r\n", b"414"),
+        ):
+            with self.subTest(request=request[:60]):
+                self.assertEqual(self.raw(request).split(b" ")[1:2], [status])
+
+    def test_a_head_is_refused_without_a_body(self) -> None:
+        answer = self.raw(b"HEAD /0/public/Time HTTP/1.1\r\n\r\n")
+        self.assertTrue(answer.startswith(b"HTTP/1.1 501 "), answer)
+        self.assertTrue(answer.endswith(b"\r\n\r\n"), answer)
+
+    def test_a_refused_client_that_trickles_on_is_hung_up_on_soon(self) -> None:
+        began = time.monotonic()
+        with socket.create_connection(self.address(), 5) as trickling:
+            trickling.sendall(b"hello\r\n\r\n")
+            with self.assertRaises(OSError):
+                while time.monotonic() < began + 5:
+                    trickling.sendall(b"x")
+                    time.sleep(0.05)
+        self.assertLess(time.monotonic() - began, 3)
+
+    def test_hostile_and_silent_clients_in_any_number_stop_nobody(self) -> None:
+        began = time.monotonic()
+        with contextlib.ExitStack() as stack:
+            for number in range(front.CONNECTIONS_MAX + 100):
+                other = stack.enter_context(socket.create_connection(self.address(), 5))
+                with contextlib.suppress(OSError):
+                    other.sendall(HOSTILE[number % len(HOSTILE)])
+                if number % 50 == 0:
+                    answer = self.raw(b"GET /0/public/Time HTTP/1.1\r\n\r\n")
+                    self.assertTrue(answer.startswith(b"HTTP/1.1 200 "))
+            answer = self.raw(b"GET /0/public/Time HTTP/1.1\r\n\r\n")
+            self.assertTrue(answer.startswith(b"HTTP/1.1 200 "))
+            self.assertLessEqual(len(self.sandbox._front.heard), front.CONNECTIONS_MAX)
+        self.assertLess(time.monotonic() - began, 10)
+
+    def test_a_busy_connection_is_not_the_one_that_goes(self) -> None:
+        busy = http.client.HTTPConnection(*self.address(), timeout=5)
+        self.addCleanup(busy.close)
+        with contextlib.ExitStack() as stack:
+            for _ in range(front.CONNECTIONS_MAX + 20):
+                stack.enter_context(socket.create_connection(self.address(), 5))
+                busy.request("GET", "/0/public/Time")
+                self.assertEqual(busy.getresponse().read()[:11], b'{"error":[]')
+
+    def test_faults_are_set_and_taken_back_on_a_running_sandbox(self) -> None:
+        def control(name: str, wish: dict[str, str]) -> Any:
+            body = json.dumps(wish).encode()
+            head = f"POST /sandbox/{name} HTTP/1.1\r\nContent-Length: {len(body)}\r\n\r\n"
+            return json.loads(self.raw(head.encode() + body).partition(b"\r\n\r\n")[2])
+
+        self.assertNotIn("error", control("faults", {"spec": "lost-before=1"}))
+        self.assertEqual(self.raw(b"GET /0/public/Time HTTP/1.1\r\n\r\n"), b"")
+        self.assertIn("error", control("faults", {"spec": "nonsense=1"}))
+        self.assertNotIn("error", control("faults", {"spec": ""}))
+        answer = self.raw(b"GET /0/public/Time HTTP/1.1\r\n\r\n")
+        self.assertTrue(answer.startswith(b"HTTP/1.1 200 "))
+
+    def test_a_silent_client_stops_nobody(self) -> None:
+        with socket.create_connection(self.address(), 5) as silent:
+            silent.sendall(b"POST /0/private/Balance HTTP/1.1\r\nContent-Length: 5\r\n\r\n")
+            answer = self.raw(b"GET /0/public/Time HTTP/1.1\r\n\r\n")
+            self.assertTrue(answer.startswith(b"HTTP/1.1 200 "))
+
+
+class CommandTest(unittest.TestCase):
+    def test_it_says_where_it_listens_and_ends_cleanly_on_sigterm(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            with (
+                self.subTest(signal=number),
+                subprocess.Popen(
+                    [sys.executable, "-m", "krakenbot", "sandbox", "--port", "0"],
+                    stdout=subprocess.PIPE,
+                    text=True,
+                    cwd=Path(__file__).parent.parent.parent,
+                ) as process,
+            ):
+                assert process.stdout is not None
+                line = process.stdout.readline()
+                self.assertRegex(line, r"\Asandbox listening on http://127\.0\.0\.1:\d+\n\Z")
+                process.send_signal(number)
+                self.assertEqual(process.wait(5), 0)
+
+    def test_wrong_options_end_with_two(self) -> None:
+        for options in (
+            ["--feed", "csv:/nowhere_1.csv"],
+            ["--speed", "0"],
+            ["--fee", "x"],
+            ["--port", "70000"],
+        ):
+            with self.subTest(options=options):
+                done = subprocess.run(
+                    [sys.executable, "-m", "krakenbot", "sandbox", "--port", "0", *options],
+                    capture_output=True,
+                    text=True,
+                    cwd=Path(__file__).parent.parent.parent,
+                    timeout=20,
+                )
+                self.assertEqual(done.returncode, 2, done)
+                self.assertEqual(len(done.stderr.splitlines()), 1)
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,493 @@
+"""What an attacker on the wire, beside the process or at the exchange's end must not get."""
+
+import contextlib
+import copy
+import io
+import json
+import os
+import pickle
+import re
+import shutil
+import socket
+import ssl
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+import tracemalloc
+import unittest
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from unittest import mock
+
+from krakenbot import cli, log
+from krakenbot.clock import SystemClock
+from krakenbot.config import load, load_secrets
+from krakenbot.errors import ConfigError, LaterError, UnansweredError
+from krakenbot.journal import open_journal
+from krakenbot.kraken import client
+from krakenbot.kraken.client import (
+    ANSWER_BYTES_MAX,
+    Client,
+    UrllibTransport,
+    parse_json,
+    tls_context,
+)
+from krakenbot.kraken.signing import decode_secret
+from krakenbot.lock import Lock, Nonces
+from krakenbot.model import Secret
+from krakenbot.pairs import decimal
+from krakenbot.simulated import api as sandboxes
+from tests.logs import logged
+
+ROOT = Path(__file__).parent.parent.parent
+KEY, SECRET = "the-very-secret-key/with+signs=", "dGhlIHZlcnkgc2VjcmV0IHNlY3JldCBvZiBhIGtleQ=="
+OK = b'HTTP/1.1 200 OK\r\nContent-Length: 26\r\n\r\n{"error":[],"result":{"a":1}}'
+
+
+class Safe(unittest.TestCase):
+    def setUp(self) -> None:
+        warnings.simplefilter("ignore", ResourceWarning)
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+        self.addCleanup(log._hidden.clear)
+
+    def listener(
+        self, serve: Callable[[socket.socket, bytes], None], context: ssl.SSLContext | None = None
+    ) -> tuple[int, list[bytes]]:
+        """Return the port of a server that notes each request's head and lets `serve` answer."""
+        listening = socket.create_server(("127.0.0.1", 0))
+        seen: list[bytes] = []
+
+        def answer(raw: socket.socket) -> None:
+            with contextlib.suppress(OSError), raw, contextlib.ExitStack() as stack:
+                connection = raw
+                if context is not None:
+                    connection = stack.enter_context(context.wrap_socket(raw, server_side=True))
+                request = connection.recv(65536)
+                # A body may come apart; closing over an unread one would reset the connection.
+                length = re.search(rb"Content-Length: (\d+)", request)
+                while length and len(request.partition(b"\r\n\r\n")[2]) < int(length[1]):
+                    request += connection.recv(65536)
+                seen.append(request)
+                serve(connection, request)
+
+        def accept() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    raw, _ = listening.accept()
+                    threading.Thread(target=answer, args=(raw,), daemon=True).start()
+
+        threading.Thread(target=accept, daemon=True).start()
+        self.addCleanup(listening.close)
+        return listening.getsockname()[1], seen
+
+    def signed(self, url: str) -> Client:
+        nonces = Nonces(Lock(self.folder / "key.lock", "the key"))
+        return Client(
+            UrllibTransport(5),
+            url,
+            SystemClock(),
+            key=Secret(KEY),
+            secret=Secret(SECRET),
+            next_nonce=nonces.next,
+            live=True,
+        )
+
+
+class TestWire(Safe):
+    def test_no_redirect_carries_the_key_to_another_host(self) -> None:
+        other_port, other = self.listener(lambda connection, _: connection.sendall(OK))
+        status = 301
+
+        def redirect(connection: socket.socket, _: bytes) -> None:
+            connection.sendall(
+                f"HTTP/1.1 {status} Moved\r\nLocation: http://127.0.0.1:{other_port}/0/x\r\n"
+                "Content-Length: 0\r\nConnection: close\r\n\r\n".encode()
+            )
+
+        port, seen = self.listener(redirect)
+        calls = self.signed(f"http://127.0.0.1:{port}")
+        for status in (301, 302, 303, 307, 308):
+            for ask, method in (
+                (calls.private, "Balance"),
+                (calls.private, "AddOrder"),
+                (calls.public, "Time"),
+            ):
+                with self.subTest(status), self.assertRaises(UnansweredError):
+                    ask(method)
+        self.assertEqual(([], 15), (other, len(seen)))
+
+    def test_proxies_of_the_environment_are_not_used_and_that_is_said_once(self) -> None:
+        proxy_port, proxied = self.listener(lambda connection, _: connection.sendall(OK))
+        port, seen = self.listener(lambda connection, _: connection.sendall(OK))
+        names = ("http_proxy", "https_proxy", "HTTPS_PROXY", "ALL_PROXY")
+        client._tell_of_unused_proxies.cache_clear()
+        self.addCleanup(client._tell_of_unused_proxies.cache_clear)
+        with (
+            mock.patch.dict(os.environ, dict.fromkeys(names, f"http://127.0.0.1:{proxy_port}")),
+            logged() as out,
+        ):
+            for scheme in ("http", "http", "https"):
+                with contextlib.suppress(LaterError, UnansweredError):
+                    url = f"{scheme}://127.0.0.1:{port}/"
+                    UrllibTransport(5).send("GET", url, {}, None, False)
+        self.assertEqual(([], 2), (proxied, len([r for r in seen if r.startswith(b"GET")])))
+        self.assertEqual(1, out.getvalue().count("HTTPS_PROXY"))
+
+    def test_only_https_or_this_machine_is_taken_for_an_exchange(self) -> None:
+        for url in (
+            "http://api.kraken.com",
+            "http://10.0.0.1",
+            "http://127.0.0.1.evil.example",
+            "ftp://127.0.0.1",
+            "https://user:pw@api.kraken.com",
+            "file:///etc/passwd",
+            "http://localhost@evil.example",
+            "https://api.kraken.com/path",
+        ):
+            with self.subTest(url), self.assertRaises(ConfigError):
+                load("/dev/null", {"HOME": "/x", "KRAKENBOT_EXCHANGE_URL": url}, self.folder)
+
+    def test_an_answer_of_a_hundred_megabytes_costs_little_memory_and_time(self) -> None:
+        def flood(connection: socket.socket, _: bytes) -> None:
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000000\r\n\r\n")
+            for _count in range(100):
+                connection.sendall(b"x" * 1_000_000)
+
+        port, _ = self.listener(flood)
+        tracemalloc.start()
+        self.addCleanup(tracemalloc.stop)
+        began = time.monotonic()
+        with self.assertRaises(UnansweredError):
+            UrllibTransport(5).send("GET", f"http://127.0.0.1:{port}/", {}, None, False)
+        self.assertLess(time.monotonic() - began, 5)
+        self.assertLess(tracemalloc.get_traced_memory()[1], 4 * ANSWER_BYTES_MAX)
+
+    def test_a_drip_of_headers_or_body_ends_at_the_time_limit(self) -> None:
+        for head in (b"HTTP/1.1 200 OK\r\nX-A: ", b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n"):
+
+            def drip(connection: socket.socket, _: bytes, head: bytes = head) -> None:
+                connection.sendall(head)
+                for _count in range(100):
+                    connection.sendall(b"x")
+                    time.sleep(0.05)
+
+            port, _ = self.listener(drip)
+            began = time.monotonic()
+            with self.subTest(head), self.assertRaises(UnansweredError):
+                UrllibTransport(0.3).send("GET", f"http://127.0.0.1:{port}/", {}, None, True)
+            self.assertLess(time.monotonic() - began, 1.5)
+
+    def test_deep_or_huge_json_is_refused_in_no_time(self) -> None:
+        began = time.monotonic()
+        for text in (
+            b"[" * 10**6,
+            b'{"a":' * 10**6,
+            b"9" * 10**6,
+            b"NaN",
+            b"-Infinity",
+            b"1e" + b"9" * 10**6,
+        ):
+            with self.assertRaises(ValueError):
+                parse_json(text)
+        digits = b'"' + b"9" * 10**6 + b'"'
+        for text in (b"1e999999999", b"1e-999999999", digits, b'"1e99"', b"1e31"):
+            with self.assertRaises(ValueError):
+                decimal(parse_json(text))
+        self.assertLess(time.monotonic() - began, 3)
+
+
+@unittest.skipIf(shutil.which("openssl") is None, "no openssl to make certificates with")
+class TestTls(Safe):
+    def openssl(self, *argv: str) -> None:
+        subprocess.run(["openssl", *argv], cwd=self.folder, check=True, capture_output=True)
+
+    def certificate(self, name: str, host: str, days: int = 2, *, signed: bool = True) -> None:
+        new = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+        new += ["-keyout", f"{name}.key", "-subj", f"/CN={host}"]
+        if not signed:
+            self.openssl(
+                "req",
+                "-x509",
+                *new,
+                "-addext",
+                f"subjectAltName=DNS:{host}",
+                "-addext",
+                "keyUsage=critical,keyCertSign,digitalSignature",
+                "-days",
+                str(days),
+                "-out",
+                f"{name}.pem",
+            )
+            return
+        (self.folder / "names").write_text(
+            f"subjectAltName=DNS:{host}\nauthorityKeyIdentifier=keyid\n"
+        )
+        self.openssl("req", *new, "-out", "request")
+        self.openssl(
+            "x509",
+            "-req",
+            "-in",
+            "request",
+            "-CA",
+            "root.pem",
+            "-CAkey",
+            "root.key",
+            "-CAcreateserial",
+            "-days",
+            str(days),
+            "-extfile",
+            "names",
+            "-out",
+            f"{name}.pem",
+        )
+
+    def ask(self, name: str) -> tuple[int, list[bytes]]:
+        """Return the status of a signed-like request to a server with that certificate."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(self.folder / f"{name}.pem", self.folder / f"{name}.key")
+        port, seen = self.listener(lambda connection, _: connection.sendall(OK), context)
+        with mock.patch.dict(os.environ, {"SSL_CERT_FILE": str(self.folder / "root.pem")}):
+            url = f"https://localhost:{port}/0/private/Balance"
+            try:
+                return UrllibTransport(5).send("POST", url, {"API-Key": KEY}, b"x", False)[0], seen
+            except LaterError as error:
+                self.assertFalse(error.sent)
+                return 0, seen
+
+    def test_a_certificate_must_be_of_the_right_name_not_expired_and_signed_by_a_root(self) -> None:
+        self.certificate("root", "root", signed=False)
+        self.certificate("good", "localhost")
+        self.certificate("wrong", "api.kraken.example")
+        self.certificate("expired", "localhost", -1)
+        self.certificate("own", "localhost", signed=False)
+        self.assertEqual(200, self.ask("good")[0])
+        for name in ("wrong", "expired", "own"):
+            with self.subTest(name):
+                self.assertEqual((0, []), self.ask(name))
+
+    def test_old_versions_of_tls_are_not_spoken(self) -> None:
+        context = tls_context()
+        self.assertGreaterEqual(context.minimum_version, ssl.TLSVersion.TLSv1_2)
+        self.assertTrue(context.check_hostname)
+        self.assertEqual(ssl.CERT_REQUIRED, context.verify_mode)
+
+
+class TestSecrets(Safe):
+    def leaks(self, text: str) -> list[str]:
+        parts = (KEY, SECRET, KEY[4:20], SECRET[4:20])
+        return [part for part in parts if part in text]
+
+    def test_a_secret_shows_in_no_form_of_text(self) -> None:
+        secret = Secret(SECRET)
+        percent, braces = "%s %r", "{} {!r} {:>9}"
+        for text in (
+            repr(secret),
+            str(secret),
+            ascii(secret),
+            f"{secret} {secret!r:>99}",
+            percent % (secret, [secret]),
+            braces.format(secret, {1: secret}, secret),
+        ):
+            self.assertEqual([], self.leaks(text))
+        self.assertFalse(hasattr(secret, "__dict__"))
+        for take in (pickle.dumps, copy.copy, copy.deepcopy, json.dumps):
+            with self.assertRaises(TypeError) as caught:
+                take(secret)
+            self.assertEqual([], self.leaks(str(caught.exception)))
+        shown = json.dumps({"a": secret}, default=str)
+        self.assertEqual([], self.leaks(shown))
+
+    def test_no_exception_chain_carries_a_secret(self) -> None:
+        def chain(error: BaseException | None) -> Iterator[BaseException]:
+            while error is not None:
+                yield error
+                error = error.__cause__ or error.__context__
+
+        files = [self.folder / name for name in ("a", "b")]
+        for path in files:
+            path.write_text(SECRET)
+        environ = {"KRAKEN_API_KEY_FILE": str(files[0]), "KRAKEN_API_SECRET_FILE": str(files[1])}
+        port, _ = self.listener(lambda connection, _: None)
+        odd = Client(
+            UrllibTransport(5),
+            f"http://127.0.0.1:{port}",
+            SystemClock(),
+            key=Secret(f"{KEY}\n{KEY}"),
+            secret=Secret(SECRET),
+            next_nonce=lambda ns: ns,
+        )
+        for fails in (
+            lambda: decode_secret(Secret(SECRET + "*")),
+            lambda: load_secrets(environ),
+            lambda: load_secrets({"KRAKEN_API_KEY": KEY + "\xe9", "KRAKEN_API_SECRET": SECRET}),
+            lambda: load_secrets({"KRAKEN_API_SECRET": SECRET}),
+            lambda: load("/dev/null", {"HOME": "/x", "KRAKENBOT_API_SECRET": SECRET}, self.folder),
+            lambda: odd.private("Balance"),
+            lambda: self.signed(f"http://127.0.0.1:{port}").private("Balance"),
+        ):
+            with self.assertRaises((ConfigError, UnansweredError)) as caught:
+                fails()
+            for error in chain(caught.exception):
+                self.assertEqual([], self.leaks(f"{error} {error!r} {error.args}"))
+            self.assertEqual([], self.leaks("".join(traceback.format_exception(caught.exception))))
+
+    def test_what_is_registered_is_hidden_in_logs_and_tracebacks(self) -> None:
+        load_secrets({"KRAKEN_API_KEY": KEY, "KRAKEN_API_SECRET": SECRET})
+        for form in ("text", "json"):
+            with logged("debug", form) as out:
+                log.warning("key=%s %r", KEY, [SECRET])
+                log.critical("%s", {"secret": SECRET})
+            try:
+                raise ValueError(f"Invalid header value {KEY.encode()!r}")
+            except ValueError as error:
+                shown = out.getvalue() + log.describe(error)
+            self.assertEqual([], self.leaks(shown))
+            self.assertGreaterEqual(shown.count("<secret>"), 4)
+
+    def test_a_defect_shows_a_traceback_without_the_secret(self) -> None:
+        load_secrets({"KRAKEN_API_KEY": KEY, "KRAKEN_API_SECRET": SECRET})
+        err = io.StringIO()
+        with contextlib.redirect_stderr(err):
+            code = cli._exit_code("run", ValueError(f"bad header {KEY!r} {SECRET}"))
+        self.assertEqual(70, code)
+        self.assertIn("ValueError", err.getvalue())
+        self.assertEqual([], self.leaks(err.getvalue()))
+
+    @unittest.skipUnless(Path("/proc/self/environ").exists(), "no /proc here")
+    def test_the_process_list_and_proc_show_no_secret_from_files(self) -> None:
+        sandbox = sandboxes.Sandbox("random:3")
+        self.addCleanup(sandbox.close)
+        environ = {
+            "HOME": str(self.folder),
+            "KRAKENBOT_EXCHANGE_URL": sandbox.url,
+            "KRAKENBOT_LOG_LEVEL": "debug",
+            "KRAKENBOT_MODE": "live",
+            "KRAKENBOT_RISK_MAX_FEE_PERCENT_PER_DAY": "1000",
+        }
+        for name, text in (("KEY", sandboxes.SANDBOX_KEY), ("SECRET", sandboxes.SANDBOX_SECRET)):
+            path = self.folder / name
+            path.write_text(text)
+            path.chmod(0o600)
+            environ[f"KRAKEN_API_{name}_FILE"] = str(path)
+        bot = subprocess.Popen(
+            [sys.executable, "-m", "krakenbot", "run", "--live"],
+            cwd=ROOT,
+            env=environ,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        limit = threading.Timer(60, bot.kill)
+        limit.start()
+        for cleanup in (bot.wait, bot.kill, limit.cancel):
+            self.addCleanup(cleanup)
+        assert bot.stderr is not None
+        shown = ""
+        for line in bot.stderr:
+            shown += line
+            if "decided" in line:
+                break
+        self.assertIn("decided", shown)
+        for name in ("cmdline", "environ", "comm"):
+            shown += Path(f"/proc/{bot.pid}/{name}").read_bytes().decode(errors="replace")
+        bot.terminate()
+        shown += bot.communicate(timeout=20)[1]
+        for path in self.folder.rglob("*"):
+            if path.is_file() and path.name not in ("KEY", "SECRET"):
+                shown += path.read_bytes().decode("latin-1")
+        for hidden in (sandboxes.SANDBOX_KEY, sandboxes.SANDBOX_SECRET):
+            self.assertNotIn(hidden, shown)
+
+
+class TestTerminal(Safe):
+    EVIL = "\x1b]0;owned\x07\x1b[2J\r\nkrakenbot: all is well\x9b31m\u202e\u2028"
+
+    def assert_tame(self, text: str) -> None:
+        self.assertEqual([], [c for c in text if c != "\n" and not c.isprintable()])
+        self.assertNotIn("\nkrakenbot: all is well", text)
+
+    def test_words_of_the_exchange_cannot_drive_a_terminal_or_forge_a_line(self) -> None:
+        for form in ("text", "json"):
+            with logged("debug", form) as out:
+                log.critical("refused reason=%s", self.EVIL)
+            self.assert_tame(out.getvalue())
+            self.assertEqual(1, out.getvalue().count("\n"))
+
+    def test_errors_and_commands_show_them_tamed(self) -> None:
+        err = io.StringIO()
+        with contextlib.redirect_stderr(err):
+            cli._exit_code("run", LaterError(f"Kraken says {self.EVIL.replace(chr(10), ' ')}"))
+            cli._exit_code("run", ValueError(self.EVIL))
+        self.assert_tame(err.getvalue())
+        state = self.folder / "state"
+        path = state / "paper-api.kraken.com-XBTUSD.db"
+        journal = open_journal(path)
+        journal.put(halted=self.EVIL)
+        journal.decide(
+            {
+                "interval_s": 60,
+                "candle": 60,
+                "price": "1",
+                "average": self.EVIL,
+                "slope": 1,
+                "target": 1,
+                "held": "0",
+                "reason": self.EVIL,
+                "decided": 120,
+            }
+        )
+        journal.close()
+        environ = {"HOME": "/x", "KRAKENBOT_STATE_DIRECTORY": str(state)}
+        for argv in (["status"], ["history", "decisions"], ["resume"]):
+            out = io.StringIO()
+            with mock.patch.dict(os.environ, environ, clear=True), contextlib.redirect_stdout(out):
+                self.assertEqual(0, cli.main(["--config", "/dev/null", *argv]), argv)
+            self.assertIn("owned", out.getvalue())
+            self.assert_tame(out.getvalue())
+
+
+class TestFiles(Safe):
+    def setUp(self) -> None:
+        super().setUp()
+        self.state = self.folder / "deep" / "state"
+        self.addCleanup(os.umask, os.umask(0))
+
+    def test_files_are_for_their_owner_alone_whatever_the_umask(self) -> None:
+        journal = open_journal(self.state / "a.db")
+        journal.put(x=1)
+        lock = Lock(self.state / "a.lock", "a")
+        Nonces(lock).next(1)
+        made = list(self.state.iterdir())
+        self.assertGreaterEqual(len(made), 3)
+        self.assertEqual({0o600}, {path.stat().st_mode & 0o777 for path in made})
+        self.assertEqual(0o700, self.state.stat().st_mode & 0o777)
+        journal.close()
+        lock.close()
+
+    def test_state_is_not_written_through_symbolic_links(self) -> None:
+        victim = self.folder / "victim"
+        self.state.mkdir(parents=True, mode=0o700)
+        for name in ("a.db", "a.db-wal", "a.db-shm", "a.lock"):
+            for content in (b"", b"precious"):
+                victim.write_bytes(content)
+                link = self.state / name
+                link.symlink_to(victim)
+                with self.subTest(name=name, content=content):
+                    with contextlib.suppress(Exception):
+                        if name == "a.lock":
+                            Lock(link, "a").write(b"1")
+                        journal = open_journal(self.state / "a.db")
+                        self.addCleanup(journal.close)
+                        journal.put(x=1)
+                    self.assertEqual(content, victim.read_bytes())
+                for path in self.state.iterdir():
+                    path.unlink()
+
+
+if __name__ == "__main__":
+    unittest.main()

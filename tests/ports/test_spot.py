@@ -1,0 +1,659 @@
+import copy
+import json
+import os
+import unittest
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from krakenbot.errors import LaterError, RefusedError, StopError, UnansweredError
+from krakenbot.kraken.client import Client
+from krakenbot.kraken.spot import Spot
+from krakenbot.model import Order, OrderStatus, Secret, Side
+from tests.ports.test_client import SECRET, FakeClock, Rising
+from tests.rules.test_pairs import ROW
+
+RECORDED = os.environ.get("TEST_DATA_KRAKEN")
+ID = "6d1b345e-2821-40e2-ad83-4ecb18a06876"
+TXID = "OUF4EM-FRGI2-MQMWZD"
+SINCE = 1_790_000_000
+ORDER = Order(ID, Side.SELL, Decimal("0.00005"), 2, True)
+
+# Answers written by hand after the documentation of each method.
+OPEN_ORDER: dict[str, Any] = {
+    "refid": None,
+    "userref": 0,
+    "cl_ord_id": ID,
+    "status": "open",
+    "opentm": Decimal("1790000001.62"),
+    "starttm": 0,
+    "expiretm": 0,
+    "descr": {"pair": "XBTUSD", "type": "sell", "ordertype": "market", "leverage": "2:1"},
+    "vol": "0.04000000",
+    "vol_exec": "0.00000000",
+    "cost": "0.00000",
+    "fee": "0.00000",
+    "price": "0.00000",
+    "misc": "",
+    "oflags": "fciq",
+}
+CLOSED_ORDER = OPEN_ORDER | {
+    "status": "closed",
+    "reason": None,
+    "closetm": Decimal("1790000001.64"),
+    "vol_exec": "0.04000000",
+    "cost": "2000.00000",
+    "fee": "16.00000",
+    "price": "50000.0",
+}
+POSITION: dict[str, Any] = {
+    "ordertxid": "O6WVA4-LI5QL-GPHYKL",
+    "posstatus": "open",
+    "pair": "XXBTZUSD",
+    "class": "forex",
+    "time": Decimal("1790000001.583491"),
+    "type": "buy",
+    "ordertype": "market",
+    "cost": "2000.00000",
+    "fee": "16.40000",
+    "vol": "0.04000000",
+    "vol_closed": "0.01000000",
+    "margin": "1000.00000",
+    "terms": "0.0200% per 4 hours",
+    "rollovertm": "1790014401",
+    "misc": "",
+    "oflags": "",
+}
+LEDGER_ROW: dict[str, Any] = {
+    "refid": "TAGKDK-PVBGJ-RZ4N35",
+    "time": Decimal("1790014402.6"),
+    "type": "rollover",
+    "subtype": "",
+    "aclass": "currency",
+    "asset": "ZUSD",
+    "amount": "0.0000",
+    "fee": "0.4000",
+    "balance": "1983.2",
+}
+BALANCE_OF_TRADES = {
+    "eb": "2000.0000",
+    "tb": "1982.8000",
+    "m": "1000.0000",
+    "uv": "0.0000",
+    "n": "40.0000",
+    "c": "2000.0000",
+    "v": "2040.0000",
+    "e": "2022.8000",
+    "mf": "1022.8000",
+    "ml": "202.28",
+}
+ANSWERS: dict[str, Any] = {
+    "Time": {"unixtime": 1762820224, "rfc1123": "Tue, 11 Nov 25 00:17:04 +0000"},
+    "SystemStatus": {"status": "online", "timestamp": "2026-10-01T00:00:00Z"},
+    "AssetPairs": {"XXBTZUSD": ROW},
+    "OHLC": {
+        "XXBTZUSD": [
+            [1791417600, "83276.1", "83467.7", "80328.6", "81683.8", "81878.5", "4015.1", 196775],
+            [1791504000, "81683.8", "81771.5", "81656.4", "81723.4", "81717.5", "3.55", 1117],
+        ],
+        "last": 1791417600,
+    },
+    "Ticker": {
+        "XXBTZUSD": {
+            "a": ["50000.10000", "1", "1.000"],
+            "b": ["50000.00000", "1", "1.000"],
+            "c": ["50000.00000", "0.00009443"],
+        }
+    },
+    "TradeBalance": BALANCE_OF_TRADES,
+    "Balance": {"ZUSD": "2970172.7962", "XXBT": "3.2223768244"},
+    "OpenPositions": {
+        "TS3FY4-PAZT6-E4TLCB": POSITION,
+        "T24DOR-TAFLM-ID3NYP": POSITION | {"vol_closed": "0.00000000"},
+    },
+    "Ledgers": {"ledger": {"L4UESK-KG3EQ-UFO4T5": LEDGER_ROW}, "count": 1},
+    "TradeVolume": {
+        "currency": "ZUSD",
+        "volume": "120.5000",
+        "fees": {"XXBTZUSD": {"fee": "0.6000", "minfee": "0.0500", "maxfee": "0.8000"}},
+        "fees_maker": {"XXBTZUSD": {"fee": "0.3000"}},
+    },
+    "AddOrder": {"descr": {"order": "sell 0.00005 XBTUSD @ market"}, "txid": [TXID]},
+    "OpenOrders": {"open": {}},
+    "ClosedOrders": {"closed": {TXID: CLOSED_ORDER}},
+    "QueryOrders": {TXID: CLOSED_ORDER},
+    "TradesHistory": {
+        "trades": {
+            "TAGKDK-PVBGJ-RZ4N35": {
+                "ordertxid": TXID,
+                "pair": "XXBTZUSD",
+                "type": "sell",
+                "cost": "2000.00000",
+            },
+            "TBGKDK-PVBGJ-RZ4N35": {"ordertxid": "OOTHER-AAAAA-BBBBBB", "pair": "XETHZUSD"},
+        }
+    },
+    "GetApiKeyInfo": {"permissions": ["query-funds", "modify-trades"], "nonce": "1"},
+}
+
+
+class Kraken:
+    """A transport that answers each method as it was told, and notes what was asked."""
+
+    def __init__(self, **answers: Any) -> None:
+        self.answers = ANSWERS | answers
+        self.asked: list[tuple[str, dict[str, str]]] = []
+
+    def send(
+        self, method: str, url: str, headers: Mapping[str, str], body: bytes | None, fresh: bool
+    ) -> tuple[int, bytes]:
+        parts = urlsplit(url)
+        name = parts.path.rsplit("/", 1)[1]
+        query = body.decode() if body is not None else parts.query
+        params = {key: values[-1] for key, values in parse_qs(query).items()}
+        self.asked.append((name, params))
+        answer = self.answers[name]
+        if isinstance(answer, Exception):
+            raise answer
+        if isinstance(answer, bytes):
+            return 200, answer
+        return 200, json.dumps({"error": [], "result": answer}, default=float).encode()
+
+    def params(self, method: str) -> dict[str, str]:
+        return next(params for name, params in reversed(self.asked) if name == method)
+
+
+def spot(kraken: Kraken, pair: str = "XBTUSD", **more: Any) -> Spot:
+    client = Client(
+        kraken,
+        "http://127.0.0.1:1",
+        FakeClock(),
+        key=Secret("key"),
+        secret=SECRET,
+        next_nonce=Rising(),
+        live=True,
+    )
+    return Spot(client, pair, 86400, **more)
+
+
+def error(text: str) -> bytes:
+    return json.dumps({"error": [text]}).encode()
+
+
+class TestMarket(unittest.TestCase):
+    def test_time_status_rules_and_quote_are_read(self) -> None:
+        kraken = Kraken()
+        exchange = spot(kraken)
+        self.assertEqual(1762820224, exchange.server_time())
+        self.assertEqual("online", exchange.system_status())
+        self.assertEqual("XXBTZUSD", exchange.rules().pair)
+        quote = exchange.quote()
+        self.assertEqual((Decimal("50000"), Decimal("50000.1")), (quote.bid, quote.ask))
+
+    def test_candles_are_asked_for_in_minutes_and_under_the_altname_once_it_is_known(self) -> None:
+        kraken = Kraken()
+        exchange = spot(kraken, "BTC/USD")
+        exchange.rules()
+        self.assertEqual([1791417600, 1791504000], [c.time for c in exchange.candles(1791331200)])
+        asked = kraken.params("OHLC")
+        self.assertEqual(
+            ("XBTUSD", "1440", "1791331200"), (asked["pair"], asked["interval"], asked["since"])
+        )
+        exchange.candles(None)
+        self.assertNotIn("since", kraken.params("OHLC"))
+
+    def test_a_crossed_or_empty_quote_is_no_answer(self) -> None:
+        for ask, bid in (("1", "2"), ("0", "0"), ("2", "0"), ("2", "-1"), ("0", "1")):
+            kraken = Kraken(Ticker={"X": {"a": [ask], "b": [bid]}})
+            with self.subTest(ask=ask, bid=bid), self.assertRaises(UnansweredError):
+                spot(kraken).quote()
+
+    def test_the_asset_class_travels_wherever_kraken_wants_it(self) -> None:
+        kraken = Kraken()
+        exchange = spot(kraken, asset_class="tokenized_asset")
+        exchange.rules()
+        exchange.candles(None)
+        exchange.quote()
+        exchange.place(ORDER, SINCE)
+        self.assertEqual("tokenized_asset", kraken.params("AssetPairs")["aclass_base"])
+        for method in ("OHLC", "Ticker", "AddOrder"):
+            self.assertEqual("tokenized_asset", kraken.params(method)["asset_class"])
+
+
+class TestAccount(unittest.TestCase):
+    def test_the_margin_numbers_are_those_of_the_quote_currency(self) -> None:
+        kraken = Kraken()
+        got = spot(kraken).summary()
+        self.assertEqual((Decimal("2022.8"), Decimal("1022.8")), (got.equity, got.free_margin))
+        self.assertEqual(Decimal("202.28"), got.margin_level)
+        self.assertEqual("ZUSD", kraken.params("TradeBalance")["asset"])
+
+    def test_a_flat_account_has_no_margin_level(self) -> None:
+        flat = {"eb": "99.9", "tb": "99.4940", "m": "0.0000", "n": "0.0000", "e": "99.4940"}
+        self.assertIsNone(spot(Kraken(TradeBalance=flat)).summary().margin_level)
+
+    def test_a_position_is_the_sum_of_what_is_left_of_its_fills(self) -> None:
+        got = spot(Kraken()).position()
+        self.assertEqual((Decimal("0.07"), Decimal(3500)), (got.volume, got.cost))
+
+    def test_a_short_position_is_negative_and_those_of_other_pairs_are_not_counted(self) -> None:
+        for name in ("XXBTZUSD", "XBTUSD"):
+            positions = {
+                "T1": POSITION | {"type": "sell", "pair": name},
+                "T2": POSITION | {"pair": "XETHZUSD"},
+            }
+            self.assertEqual(
+                Decimal("-0.03"), spot(Kraken(OpenPositions=positions)).position().volume
+            )
+
+    def test_both_ways_of_showing_no_position_are_flat(self) -> None:
+        for empty in ({}, []):
+            self.assertEqual(0, spot(Kraken(OpenPositions=empty)).position().volume)
+
+    def test_nothing_else_that_is_empty_means_flat(self) -> None:
+        for odd in (0, "", False, Decimal(0)):
+            with self.subTest(repr(odd)), self.assertRaises(UnansweredError):
+                spot(Kraken(OpenPositions=odd)).position()
+
+    def test_charges_are_those_of_the_pair_s_trades_and_of_keeping_them_in_quote_currency(
+        self,
+    ) -> None:
+        rollover, other = LEDGER_ROW | {"refid": "TS3FY4-PAZT6-E4TLCB"}, {"asset": "XXBT"}
+        opening = LEDGER_ROW | {"type": "margin", "fee": "16"}
+        margin_fee = LEDGER_ROW | {"type": "margin", "fee": "0.4"}
+        foreign = opening | {"refid": "TBGKDK-PVBGJ-RZ4N35"}
+        deposit = opening | {"type": "deposit"}
+        rows = [rollover, rollover | other, opening, margin_fee, opening | other, foreign, deposit]
+        ledger = {"ledger": {f"L{number}": row for number, row in enumerate(rows)}}
+        kept, opened = spot(Kraken(Ledgers=ledger)).charges(SINCE, SINCE + 86400)
+        self.assertEqual(("TS3FY4-PAZT6-E4TLCB", "", Decimal("0.4")), (*kept[1:3], kept.fee))
+        self.assertEqual(("TAGKDK-PVBGJ-RZ4N35", TXID), opened[1:3])
+        self.assertEqual((Decimal(2000), Decimal("16.4")), (opened.cost, opened.fee))
+
+    def test_fills_are_asked_for_one_by_one_as_the_ledger_has_them(self) -> None:
+        kraken = Kraken()
+        spot(kraken).charges(SINCE, SINCE + 86400)
+        self.assertEqual("false", kraken.params("TradesHistory")["consolidate_taker"])
+
+    def test_the_fee_rate_is_the_account_s_taker_fee_and_assumed_where_it_cannot_be_had(
+        self,
+    ) -> None:
+        self.assertEqual(Decimal("0.006"), spot(Kraken()).fee_rate())
+        for answer in ({}, {"fees": {}}, {"fees": None}, [], {"fees": {"XXBTZUSD": {"fee": "80"}}}):
+            got = spot(Kraken(TradeVolume=answer)).fee_rate()
+            self.assertEqual(Decimal("0.008"), got)
+        self.assertEqual(
+            Decimal("0.001"), spot(Kraken(TradeVolume={}), fee_rate=Decimal("0.001")).fee_rate()
+        )
+
+    def test_only_trades_of_the_own_pair_are_told(self) -> None:
+        self.assertEqual([TXID], list(spot(Kraken()).traded_orders(SINCE)))
+
+
+class TestPlacing(unittest.TestCase):
+    def test_an_order_says_everything_that_it_must_and_nothing_that_does_not_fit(self) -> None:
+        kraken = Kraken()
+        spot(kraken).place(ORDER, 1_617_236_325)
+        asked = kraken.params("AddOrder")
+        del asked["nonce"]
+        self.assertEqual(
+            {
+                "ordertype": "market",
+                "type": "sell",
+                "pair": "XBTUSD",
+                "volume": "0.00005",
+                "leverage": "2",
+                "reduce_only": "true",
+                "oflags": "fciq",
+                "cl_ord_id": ID,
+                "deadline": "2021-04-01T00:18:45Z",
+            },
+            asked,
+        )
+
+    def test_a_plain_spot_order_carries_no_word_about_margin(self) -> None:
+        kraken = Kraken()
+        spot(kraken).place(ORDER._replace(leverage=0, reduce_only=False), SINCE)
+        self.assertFalse({"leverage", "reduce_only"} & set(kraken.params("AddOrder")))
+
+    def test_an_answer_without_exactly_one_order_id_is_no_answer(self) -> None:
+        for ids in (None, [], [TXID, TXID + "X"], TXID, [None], [5], [""], {}, True):
+            for answer in ({"descr": {}, "txid": ids}, {"descr": {}}, [], "text", {}):
+                with self.subTest(answer), self.assertRaises(UnansweredError):
+                    spot(Kraken(AddOrder=answer)).place(ORDER, SINCE)
+
+    def test_refusals_of_the_exchange_are_handed_on_as_they_are(self) -> None:
+        for text, kind in {
+            "EOrder:Insufficient initial margin": RefusedError,
+            "EService:Market in post_only mode": LaterError,
+            "EService:Unavailable": UnansweredError,
+            "EAPI:Invalid key": StopError,
+        }.items():
+            with self.subTest(text), self.assertRaises(kind):
+                spot(Kraken(AddOrder=error(text))).place(ORDER, SINCE)
+
+    def test_a_dry_check_never_makes_an_order_even_with_a_live_client(self) -> None:
+        kraken = Kraken(AddOrder={"descr": {"order": "sell"}})
+        spot(kraken).validate(ORDER)
+        self.assertEqual("true", kraken.params("AddOrder")["validate"])
+
+
+class TestFinding(unittest.TestCase):
+    def test_a_closed_order_is_found_by_its_own_id_with_what_it_traded(self) -> None:
+        kraken = Kraken()
+        got = spot(kraken).find(ID, SINCE)
+        assert got is not None
+        self.assertEqual(
+            (ID, TXID, OrderStatus.CLOSED), (got.client_order_id, got.exchange_order_id, got.status)
+        )
+        self.assertEqual(
+            (Decimal("0.04"), Decimal(2000), Decimal(16)), (got.volume, got.cost, got.fee)
+        )
+        for method in ("OpenOrders", "ClosedOrders"):
+            self.assertEqual(ID, kraken.params(method)["cl_ord_id"])
+        self.assertLessEqual(int(kraken.params("ClosedOrders")["start"]), SINCE - 60)
+
+    def test_an_order_still_open_is_found(self) -> None:
+        for status in ("open", "pending"):
+            row = OPEN_ORDER | {"status": status}
+            got = spot(Kraken(OpenOrders={"open": {TXID: row}}, ClosedOrders={"closed": {}})).find(
+                ID, SINCE
+            )
+            assert got is not None
+            self.assertFalse(got.status.is_final)
+
+    def test_an_order_seen_open_and_closed_in_one_look_is_closed(self) -> None:
+        got = spot(Kraken(OpenOrders={"open": {TXID: OPEN_ORDER}})).find(ID, SINCE)
+        assert got is not None
+        self.assertEqual(OrderStatus.CLOSED, got.status)
+
+    def test_the_id_is_known_again_in_capitals_and_without_dashes(self) -> None:
+        for shown in (ID.upper(), ID.replace("-", "")):
+            row = CLOSED_ORDER | {"cl_ord_id": shown}
+            self.assertIsNotNone(spot(Kraken(ClosedOrders={"closed": {TXID: row}})).find(ID, SINCE))
+
+    def test_orders_of_others_are_not_taken_for_the_own_one(self) -> None:
+        strangers = {
+            "OAAAAA-AAAAA-AAAAAA": CLOSED_ORDER | {"cl_ord_id": "0" * 32},
+            "OBBBBB-BBBBB-BBBBBB": CLOSED_ORDER | {"cl_ord_id": None},
+            "OCCCCC-CCCCC-CCCCCC": {k: v for k, v in CLOSED_ORDER.items() if k != "cl_ord_id"},
+        }
+        kraken = Kraken(OpenOrders={"open": strangers}, ClosedOrders={"closed": strangers})
+        self.assertIsNone(spot(kraken).find(ID, SINCE))
+        kraken.answers["ClosedOrders"] = {"closed": strangers | {TXID: CLOSED_ORDER}}
+        got = spot(kraken).find(ID, SINCE)
+        assert got is not None
+        self.assertEqual(TXID, got.exchange_order_id)
+
+    def test_several_orders_for_one_id_need_a_person(self) -> None:
+        both = {TXID: CLOSED_ORDER, "OAAAAA-AAAAA-AAAAAA": CLOSED_ORDER}
+        with self.assertRaises(StopError) as caught:
+            spot(Kraken(ClosedOrders={"closed": both})).find(ID, SINCE)
+        self.assertEqual(76, caught.exception.exit_code)
+        with self.assertRaises(StopError):
+            spot(Kraken(OpenOrders={"open": {"OAAAAA-AAAAA-AAAAAA": OPEN_ORDER}})).find(ID, SINCE)
+
+    def test_an_accepted_order_is_followed_by_the_exchange_s_own_id(self) -> None:
+        kraken = Kraken()
+        exchange = spot(kraken)
+        exchange.place(ORDER, SINCE)
+        self.assertIsNotNone(exchange.find(ID, SINCE))
+        self.assertEqual(TXID, kraken.params("QueryOrders")["txid"])
+        kraken.answers["QueryOrders"] = {}
+        self.assertIsNone(exchange.find(ID, SINCE))
+
+    def test_an_order_that_was_not_asked_for_is_not_taken_for_the_accepted_one(self) -> None:
+        kraken = Kraken(QueryOrders={"OAAAAA-AAAAA-AAAAAA": CLOSED_ORDER | {"cl_ord_id": "0" * 32}})
+        exchange = spot(kraken)
+        exchange.place(ORDER, SINCE)
+        with suppress(UnansweredError, StopError):
+            self.assertIsNone(exchange.find(ID, SINCE))
+
+    def test_a_look_that_was_answered_only_in_part_is_no_look(self) -> None:
+        for method in ("OpenOrders", "ClosedOrders"):
+            for answer in (
+                error("EService:Busy"),
+                UnansweredError("reset"),
+                b"<html>",
+                {},
+                [],
+                {"x": {}},
+            ):
+                kraken = Kraken(OpenOrders={"open": {}}, ClosedOrders={"closed": {}})
+                kraken.answers[method] = answer
+                with self.subTest(method=method, answer=answer), self.assertRaises(UnansweredError):
+                    spot(kraken).find(ID, SINCE)
+
+    def test_a_row_that_is_no_order_is_not_taken_for_no_order(self) -> None:
+        for rows in ({TXID: None}, {TXID: []}, {TXID: "closed"}, "", 0, False):
+            kraken = Kraken(ClosedOrders={"closed": rows})
+            with self.subTest(rows), self.assertRaises(UnansweredError):
+                spot(kraken).find(ID, SINCE)
+
+    def test_amounts_that_no_order_can_have_are_no_answer(self) -> None:
+        for changes in (
+            {"vol_exec": "-0.04"},
+            {"cost": "-1"},
+            {"status": "filled"},
+        ):
+            kraken = Kraken(ClosedOrders={"closed": {TXID: CLOSED_ORDER | changes}})
+            with self.subTest(changes), self.assertRaises(UnansweredError):
+                spot(kraken).find(ID, SINCE)
+
+
+CALLS: dict[str, Callable[[Spot], object]] = {
+    "Time": lambda s: s.server_time(),
+    "SystemStatus": lambda s: s.system_status(),
+    "AssetPairs": lambda s: s.rules(),
+    "OHLC": lambda s: s.candles(None),
+    "Ticker": lambda s: s.quote(),
+    "TradeBalance": lambda s: s.summary(),
+    "Balance": lambda s: s.balances(),
+    "OpenPositions": lambda s: s.position(),
+    "Ledgers": lambda s: s.charges(SINCE, SINCE + 86400),
+    "TradeVolume": lambda s: s.fee_rate(),
+    "AddOrder": lambda s: s.place(ORDER, SINCE),
+    "OpenOrders": lambda s: s.find(ID, SINCE),
+    "ClosedOrders": lambda s: s.find(ID, SINCE),
+    "QueryOrders": lambda s: (s.place(ORDER, SINCE), s.find(ID, SINCE)),
+    "TradesHistory": lambda s: s.traded_orders(SINCE),
+    "GetApiKeyInfo": lambda s: s.key_permissions(),
+}
+ODD_VALUES: tuple[Any, ...] = (
+    None,
+    "",
+    "x",
+    "NaN",
+    "Infinity",
+    "-Infinity",
+    "1e400",
+    -1,
+    0,
+    1.5,
+    True,
+    [],
+    {},
+    [[]],
+    {"a": {}},
+    [None],
+    "\ud800",
+    10**400,
+    "9" * 400,
+)
+
+
+def mutations(answer: Any) -> Iterator[Any]:
+    """Yield copies of the answer with one part replaced by something odd, or left out."""
+    for odd in ODD_VALUES:
+        yield odd
+    for path in paths(answer):
+        for odd in ODD_VALUES:
+            changed = copy.deepcopy(answer)
+            target = changed
+            for key in path[:-1]:
+                target = target[key]
+            target[path[-1]] = odd
+            yield changed
+        changed = copy.deepcopy(answer)
+        target = changed
+        for key in path[:-1]:
+            target = target[key]
+        del target[path[-1]]
+        yield changed
+
+
+def paths(answer: Any, before: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    keys = (
+        answer.keys()
+        if isinstance(answer, dict)
+        else range(len(answer))
+        if isinstance(answer, list)
+        else ()
+    )
+    for key in keys:
+        yield (*before, key)
+        yield from paths(answer[key], (*before, key))
+
+
+class TestMutations(unittest.TestCase):
+    def test_a_wrong_shape_anywhere_in_any_answer_is_no_answer_and_no_other_exception(self) -> None:
+        answers = dict(ANSWERS)
+        answers["OpenOrders"] = {"open": {TXID: OPEN_ORDER}}
+        for method, call in CALLS.items():
+            for changed in mutations(answers[method]):
+                kraken = Kraken(**{method: changed})
+                shown = str(changed)[:2000]
+                with (
+                    self.subTest(method=method, changed=shown),
+                    suppress(UnansweredError, StopError),
+                ):
+                    call(spot(kraken))
+
+    def test_numbers_out_of_all_bounds_are_no_answer_and_no_other_exception(self) -> None:
+        bodies = {
+            "Time": b'{"unixtime": %s}',
+            "TradeBalance": b'{"tb": %s, "n": 0, "m": 0}',
+            "Ledgers": b'{"ledger": {"L": {"refid": "T", "time": %s, "type": "rollover",'
+            b' "asset": "ZUSD", "fee": "1"}}}',
+        }
+        for method, body in bodies.items():
+            for number in (b"1e400", b"-1e400", b"1e99999", b"-5", b"1e30", b"-1e15"):
+                text = b'{"error": [], "result": ' + body % number + b"}"
+                with self.subTest(method=method, number=number):
+                    try:
+                        got = CALLS[method](spot(Kraken(**{method: text})))
+                    except UnansweredError:
+                        continue
+                    if method == "Time":
+                        assert isinstance(got, int)
+                        self.assertTrue(0 < got < 10**11, "no unix time of this age")
+
+    def test_each_good_answer_is_accepted_before_it_is_broken(self) -> None:
+        for method, call in CALLS.items():
+            with self.subTest(method):
+                call(spot(Kraken()))
+
+
+@unittest.skipUnless(RECORDED, "TEST_DATA_KRAKEN names no folder with recorded answers")
+class TestRecorded(unittest.TestCase):
+    def load(self, name: str) -> bytes:
+        return (Path(RECORDED or "") / name).read_bytes()
+
+    def one_pair(self, name: str, key: str) -> dict[str, Any]:
+        return {key: json.loads(self.load(name))["result"][key]}
+
+    def test_recorded_pairs_become_rules(self) -> None:
+        for name in (
+            "payloads/spot/constructed/asset_pairs_autumn2026.json",
+            "payloads/spot/nautilus_trader/http_asset_pairs.json",
+            "payloads/spot/nautilus_trader/http_asset_pairs_tokenized.json",
+            "candles/rest/AssetPairs_XBTUSDT.json",
+        ):
+            for key, row in json.loads(self.load(name))["result"].items():
+                with self.subTest(name=name, pair=key):
+                    got = spot(Kraken(AssetPairs={key: row})).rules()
+                    self.assertEqual(row["altname"], got.altname)
+                    self.assertEqual(Decimal(row["ordermin"]), got.ordermin)
+
+    def test_recorded_public_answers_are_read(self) -> None:
+        for name, method in {
+            "candles/rest/Time.json": "Time",
+            "candles/rest/SystemStatus.json": "SystemStatus",
+            "candles/rest/Ticker_XBTUSDT.json": "Ticker",
+            "payloads/spot/nautilus_trader/http_server_time.json": "Time",
+            "payloads/spot/nautilus_trader/http_system_status.json": "SystemStatus",
+            "payloads/spot/kraken.net/GetSystemStatus.json": "SystemStatus",
+        }.items():
+            with self.subTest(name):
+                CALLS[method](spot(Kraken(**{method: self.load(name)})))
+
+    def test_recorded_private_answers_are_read(self) -> None:
+        for name, method in {
+            "payloads/spot/constructed/trade_balance_flat.json": "TradeBalance",
+            "payloads/spot/constructed/trade_balance_long_2x.json": "TradeBalance",
+            "payloads/spot/nautilus_trader/http_spot_trade_balance.json": "TradeBalance",
+            "payloads/spot/nautilus_trader/http_spot_balance.json": "Balance",
+            "payloads/spot/nautilus_trader/http_spot_open_positions.json": "OpenPositions",
+            "payloads/spot/kraken.net/GetOpenPositions.json": "OpenPositions",
+            "payloads/spot/nautilus_trader/http_trades_history.json": "TradesHistory",
+            "payloads/spot/nautilus_trader/http_add_order_spot.json": "AddOrder",
+            "payloads/spot/constructed/add_order_margin_market.json": "AddOrder",
+            "payloads/spot/constructed/get_api_key_info_camel_case.json": "GetApiKeyInfo",
+            "payloads/spot/kraken.net/GetApiKeyInfo.json": "GetApiKeyInfo",
+            "candles/private_examples/Ledgers.json": "Ledgers",
+            "candles/private_examples/TradesHistory.json": "TradesHistory",
+            "candles/private_examples/OpenPositions.json": "OpenPositions",
+            "candles/private_examples/Balance.json": "Balance",
+            "candles/private_examples/TradeVolume.json": "TradeVolume",
+        }.items():
+            with self.subTest(name):
+                CALLS[method](spot(Kraken(**{method: self.load(name)})))
+
+    def test_both_recorded_ways_of_no_position_are_flat_and_two_fills_are_one_position(
+        self,
+    ) -> None:
+        folder = "payloads/spot/constructed/open_positions"
+        for form in ("none_object", "none_array"):
+            answer = self.load(f"{folder}_{form}.json")
+            self.assertEqual(0, spot(Kraken(OpenPositions=answer)).position().volume)
+        answer = json.loads(self.load(f"{folder}_one_order_two_fills.json"))["result"]
+        total = sum(Decimal(row["vol"]) - Decimal(row["vol_closed"]) for row in answer.values())
+        got = spot(Kraken(OpenPositions=answer)).position()
+        self.assertEqual(total, abs(got.volume))
+
+    def test_recorded_orders_are_found_by_their_id(self) -> None:
+        for name in ("closed_orders_by_cl_ord_id.json",):
+            result = json.loads(self.load(f"payloads/spot/constructed/{name}"))["result"]
+            ((txid, row),) = result["closed"].items()
+            got = spot(Kraken(ClosedOrders=result)).find(row["cl_ord_id"], SINCE)
+            assert got is not None
+            self.assertEqual((txid, Decimal(row["vol_exec"])), (got.exchange_order_id, got.volume))
+        nothing = Kraken(
+            OpenOrders=self.load("payloads/spot/constructed/open_orders_none.json"),
+            ClosedOrders=self.load("payloads/spot/constructed/closed_orders_none.json"),
+        )
+        self.assertIsNone(spot(nothing).find(ID, SINCE))
+
+    def test_a_recorded_partial_fill_that_was_cancelled_keeps_its_volume_and_reason(self) -> None:
+        name = "payloads/spot/constructed/query_orders_market_partial_then_canceled.json"
+        result = json.loads(self.load(name))["result"]
+        ((txid, row),) = result.items()
+        kraken = Kraken(AddOrder={"txid": [txid], "descr": {}}, QueryOrders=result)
+        exchange = spot(kraken)
+        exchange.place(ORDER, SINCE)
+        got = exchange.find(ID, SINCE)
+        assert got is not None
+        self.assertEqual(OrderStatus.CANCELED, got.status)
+        self.assertEqual(Decimal(row["vol_exec"]), got.volume)
+        self.assertTrue(got.reason)
+        kraken.answers["QueryOrders"] = self.load(
+            "payloads/spot/constructed/query_orders_unknown_txid.json"
+        )
+        self.assertIsNone(exchange.find(ID, SINCE))
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,217 @@
+import sqlite3
+import unittest
+from collections.abc import Sequence
+from decimal import Decimal
+from pathlib import Path
+from typing import cast
+
+from krakenbot.accounting import LATE_S, read_ledger, realized
+from krakenbot.commands.status import read_status
+from krakenbot.errors import StopError, UnansweredError
+from krakenbot.exchange import Exchange
+from krakenbot.journal import Journal, prepare
+from krakenbot.model import Charge, Side
+from tests.logs import silence
+from tests.ports.test_journal import CANDLE, execution, intent
+from tests.ports.test_ohlc import FakeClock
+
+DAY_LATER = CANDLE + LATE_S + 600
+
+
+def empty() -> Journal:
+    connection = sqlite3.connect(":memory:", isolation_level=None)
+    return Journal(prepare(connection, Path("journal")))
+
+
+class Ledger:
+    """An exchange of which only the ledger is asked."""
+
+    def __init__(self) -> None:
+        self.rows: list[Charge] = []
+        self.error: Exception | None = None
+
+    def charges(self, since: int, until: int) -> Sequence[Charge]:
+        if self.error is not None:
+            raise self.error
+        return [charge for charge in self.rows if since < charge.time <= until]
+
+
+class AccountingTest(unittest.TestCase):
+    def setUp(self) -> None:
+        silence(self)
+        self.journal, self.ledger = empty(), Ledger()
+        self.addCleanup(self.journal.close)
+        self.journal.put(charges_read=CANDLE)
+
+    def traded(
+        self, journal: Journal, number: int, side: Side, volume: str, cost: str, fee: str = "0"
+    ) -> str:
+        wanted = intent(CANDLE + 60 * number, side=side, volume=Decimal(volume))
+        done = execution(wanted, volume, cost, fee)
+        journal.write(wanted)
+        journal.conclude(wanted, "closed", wanted.created + 2, done)
+        return done.exchange_order_id
+
+    def told(self, trade_id: str, order_id: str, cost: str, fee: str, at: int = CANDLE) -> None:
+        number = len(self.ledger.rows)
+        self.ledger.rows.append(
+            Charge(f"L{number}", trade_id, order_id, at, Decimal(cost), Decimal(fee))
+        )
+
+    def book(self, now: int = CANDLE + 600) -> str:
+        clock = FakeClock()
+        clock.time = now
+        return read_ledger(cast(Exchange, self.ledger), self.journal, clock)
+
+    def costs(self) -> tuple[Decimal, Decimal]:
+        return self.journal.account().fees, self.journal.account().rollover
+
+
+class TestLedger(AccountingTest):
+    def test_what_an_opening_cost_beyond_the_order_s_fee_is_booked_once(self) -> None:
+        order = self.traded(self.journal, 0, Side.BUY, "0.04", "2000", "16")
+        self.told("T1", order, "500", "4.10")
+        self.told("T2", order, "1500", "12.30")
+        for _ in range(3):
+            self.assertEqual("", self.book())
+        self.assertEqual((Decimal(16), Decimal("0.40")), self.costs())
+
+    def test_a_fee_that_holds_the_opening_fee_already_is_not_counted_twice(self) -> None:
+        order = self.traded(self.journal, 0, Side.BUY, "0.04", "2000", "16.4")
+        self.told("T1", order, "2000", "16.4")
+        self.assertEqual("", self.book())
+        self.assertEqual((Decimal("16.4"), Decimal(0)), self.costs())
+
+    def test_rollovers_of_own_trades_are_booked_and_others_are_nobody_s_business(self) -> None:
+        order = self.traded(self.journal, 0, Side.BUY, "0.04", "2000", "16")
+        self.told("T1", order, "2000", "16.4")
+        self.told("T1", "", "0", "0.4", CANDLE + 14400)
+        self.told("T9", "OTHER", "2000", "16.4")
+        self.told("T9", "", "0", "0.5", CANDLE + 14400)
+        for now in (CANDLE + 600, CANDLE + 15000, CANDLE + 15200):
+            self.assertEqual("", self.book(now))
+        self.assertEqual((Decimal(16), Decimal("0.8")), self.costs())
+
+    def test_an_order_that_the_ledger_shows_in_part_is_read_again(self) -> None:
+        order = self.traded(self.journal, 0, Side.BUY, "0.04", "2000", "16")
+        self.told("T1", order, "500", "4.10")
+        self.assertEqual("", self.book())
+        self.assertEqual((Decimal(16), Decimal(0)), self.costs())
+        self.told("T2", order, "1500", "12.30")
+        self.assertEqual("", self.book(CANDLE + 7200))
+        self.assertEqual((Decimal(16), Decimal("0.40")), self.costs())
+
+    def test_an_order_whose_end_is_learnt_late_is_not_passed_over(self) -> None:
+        wanted = intent(CANDLE)
+        done = execution(wanted, "0.04", "2000", "16")
+        self.journal.write(wanted)
+        self.told("T1", done.exchange_order_id, "2000", "16.4")
+        self.assertEqual("", self.book(CANDLE + 600))
+        self.journal.conclude(wanted, "closed", CANDLE + 900, done)
+        self.assertEqual("", self.book(CANDLE + 1000))
+        self.assertEqual((Decimal(16), Decimal("0.4")), self.costs())
+
+    def test_what_the_ledger_does_not_show_within_a_day_is_said_once(self) -> None:
+        order = self.traded(self.journal, 0, Side.BUY, "0.04", "2000", "16")
+        self.assertEqual("", self.book())
+        said = self.book(DAY_LATER)
+        self.assertIn(order, said)
+        self.assertEqual("", self.book(DAY_LATER + 3600))
+
+    def test_a_ledger_that_took_less_than_the_order_said_is_a_difference(self) -> None:
+        order = self.traded(self.journal, 0, Side.BUY, "0.04", "2000", "16")
+        self.told("T1", order, "2000", "15")
+        said = self.book()
+        self.assertIn(order, said)
+        self.assertEqual("", self.book())
+        self.assertEqual((Decimal(16), Decimal(0)), self.costs())
+
+    def test_an_order_that_traded_nothing_costs_nothing(self) -> None:
+        self.traded(self.journal, 0, Side.BUY, "0.00000000", "0.00000")
+        self.assertEqual("", self.book())
+        self.assertEqual("", self.book(DAY_LATER))
+
+    def test_fills_that_are_rounded_each_on_its_own_are_still_the_whole_order(self) -> None:
+        order = self.traded(self.journal, 0, Side.BUY, "0.04", "2000.00001", "16")
+        self.told("T1", order, "500", "4.10")
+        self.told("T2", order, "1500", "12.30")
+        self.assertEqual("", self.book())
+        self.assertEqual((Decimal(16), Decimal("0.40")), self.costs())
+
+    def test_a_ledger_that_cannot_be_read_at_first_is_read_from_the_beginning(self) -> None:
+        self.journal.put(charges_read=None)
+        self.ledger.error = UnansweredError("no")
+        self.assertEqual("", self.book(CANDLE))
+        order = self.traded(self.journal, 0, Side.BUY, "0.04", "2000", "16")
+        self.told("T1", order, "2000", "16.4", CANDLE + 61)
+        self.ledger.error = None
+        self.assertEqual("", self.book(CANDLE + 3600))
+        self.assertEqual((Decimal(16), Decimal("0.4")), self.costs())
+
+    def test_a_key_that_may_not_read_the_ledger_is_said_once_and_other_stops_stop(self) -> None:
+        self.ledger.error = StopError("Ledgers: EGeneral:Permission denied", 77)
+        self.assertIn("Permission denied", self.book())
+        self.assertEqual("", self.book())
+        self.assertIn("Permission denied", self.journal.get("difference"))
+        self.journal.resume()
+        self.assertEqual("", self.journal.get("difference"))
+        self.ledger.error = StopError("the nonce cannot be written")
+        with self.assertRaises(StopError):
+            self.book()
+
+    def test_after_weeks_without_reading_every_day_is_caught_up(self) -> None:
+        order = self.traded(self.journal, 0, Side.BUY, "0.04", "2000", "16")
+        self.told("T1", order, "2000", "16.4", CANDLE + 61)
+        for number in range(1, 60):
+            self.told("T1", "", "0", "0.1", CANDLE + 14400 * number)
+        for _ in range(12):
+            self.assertEqual("", self.book(CANDLE + 14400 * 60))
+        self.assertEqual((Decimal(16), Decimal("6.3")), self.costs())
+
+    def test_an_order_at_the_end_of_a_day_that_is_caught_up_is_not_called_late(self) -> None:
+        self.journal.put(charges_read=CANDLE - LATE_S + 62)  # It was sent at CANDLE + 61.
+        order = self.traded(self.journal, 0, Side.BUY, "0.04", "2000", "16")
+        self.told("T1", order, "2000", "16.4", CANDLE + 63)
+        for _ in range(2):
+            self.assertEqual("", self.book(CANDLE + 5 * LATE_S))
+        self.assertEqual((Decimal(16), Decimal("0.4")), self.costs())
+
+    def test_a_difference_is_shown_by_status(self) -> None:
+        self.assertIsNone(read_status(self.journal)["difference"])
+        self.traded(self.journal, 0, Side.BUY, "0.04", "2000", "16")
+        self.book()
+        said = self.book(DAY_LATER)
+        self.assertIn("not in the ledger", said)
+        self.assertEqual(said, read_status(self.journal)["difference"])
+
+    def test_a_death_in_the_middle_loses_no_charge(self) -> None:
+        order = self.traded(self.journal, 0, Side.BUY, "0.04", "2000", "16")
+        self.told("T1", order, "500", "4.10")
+        self.told("T2", order, "1500", "12.30")
+        self.journal.charge("open T1", CANDLE, "opening", Decimal(0))
+        self.assertEqual("", self.book())
+        self.told("T2", "", "0", "0.3", CANDLE + 14400)
+        self.assertEqual("", self.book(CANDLE + 15000))
+        self.assertEqual((Decimal(16), Decimal("0.70")), self.costs())
+
+
+class TestRealized(AccountingTest):
+    def test_what_was_won_and_lost_is_counted_first_in_first_out(self) -> None:
+        journal = self.journal
+        self.traded(journal, 0, Side.BUY, "1", "100")
+        self.traded(journal, 1, Side.BUY, "1", "110")
+        self.traded(journal, 2, Side.SELL, "1.5", "180")  # 120 each: 20 + 5
+        self.assertEqual(Decimal(25), realized(journal.intents()))
+        self.traded(journal, 3, Side.SELL, "1", "130")  # half closes at 130: 10; half is short
+        self.assertEqual(Decimal(35), realized(journal.intents()))
+        self.traded(journal, 4, Side.BUY, "0.5", "75")  # the short from 130 ends at 150
+        self.assertEqual(Decimal(25), realized(journal.intents()))
+        self.assertEqual(0, journal.account().held)
+        self.assertEqual(journal.account().pnl(Decimal(1)), realized(journal.intents()))
+
+    def test_closing_an_adopted_position_realizes_what_it_won(self) -> None:
+        journal = self.journal
+        journal.adopt(Decimal(1), Decimal(100), CANDLE, True)
+        self.traded(journal, 0, Side.SELL, "1", "110")
+        self.assertEqual(journal.account().pnl(Decimal(999)), Decimal(10))
+        self.assertEqual(Decimal(10), realized(journal.intents()))

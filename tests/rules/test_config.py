@@ -1,0 +1,389 @@
+import os
+import pickle
+import tempfile
+import unittest
+from decimal import Decimal
+from pathlib import Path
+
+from krakenbot import config, log
+from krakenbot.config import load, load_secrets
+from krakenbot.errors import ConfigError
+
+EXAMPLE = Path(__file__).parent.parent.parent / "config.example.toml"
+HOME = {"HOME": "/home/someone"}
+BASE64 = "c2VjcmV0IGJ5dGVzIG9mIHRoZSBrZXk="
+
+
+class Folder(unittest.TestCase):
+    def setUp(self) -> None:
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+        self.addCleanup(log._hidden.clear)
+
+    def load(self, toml: str | bytes = "", **environ: str) -> config.Config:
+        data = toml.encode() if isinstance(toml, str) else toml
+        (self.folder / "config.toml").write_bytes(data)
+        return load(None, HOME | environ, self.folder)
+
+    def complaint(self, toml: str | bytes = "", **environ: str) -> str:
+        with self.assertRaises(ConfigError) as caught:
+            self.load(toml, **environ)
+        return str(caught.exception)
+
+
+class TestDefaults(Folder):
+    def test_without_file_and_variables_every_value_is_the_default(self) -> None:
+        got = load(None, HOME, self.folder)
+        self.assertEqual(
+            ("paper", "XBTUSD", 1, 2), (got.mode, got.pair, got.interval, got.leverage)
+        )
+        self.assertEqual(Decimal("0.0001"), got.size)
+        self.assertEqual("https://api.kraken.com", got.exchange.url)
+        self.assertIsNone(got.exchange.proxy)
+        self.assertEqual(Path("/home/someone/.local/state/krakenbot"), got.state_directory)
+        self.assertEqual({"default"}, set(got.sources.values()))
+
+    def test_the_example_file_says_exactly_the_defaults(self) -> None:
+        example = load(str(EXAMPLE), HOME, self.folder)
+        default = load(None, HOME, self.folder)
+        self.assertEqual(default._replace(sources={}), example._replace(sources={}))
+
+    def test_the_example_file_sets_every_key_that_has_a_default_and_mentions_the_others(
+        self,
+    ) -> None:
+        example = load(str(EXAMPLE), HOME, self.folder)
+        table = ""
+        set_keys: set[str] = set()
+        mentioned: set[str] = set()
+        for line in EXAMPLE.read_text().splitlines():
+            if line.startswith("["):
+                table = line.strip("[]") + "."
+            words = line.removeprefix("# ").split()
+            if len(words) > 2 and words[1] == "=":
+                (mentioned if line.startswith("#") else set_keys).add(table + words[0])
+        self.assertEqual(set(example.sources), set_keys | mentioned)
+        for key, (default, _) in config._KEYS.items():
+            with self.subTest(key):
+                self.assertIn(key, mentioned if default is None else set_keys)
+
+    def test_the_commented_lines_of_the_example_are_valid_settings(self) -> None:
+        text = EXAMPLE.read_text()
+        for key, (default, _) in config._KEYS.items():
+            if default is None:
+                name = key.partition(".")[2]
+                text = text.replace(f"\n# {name} = ", f"\n{name} = ")
+        got = self.load(text)
+        self.assertNotIn(None, (*got.exchange, *got.notify, got.risk.max_loss))
+
+
+class TestOrder(Folder):
+    def test_large_amounts_and_many_decimals_are_exact(self) -> None:
+        for text in ("1000000000000", "999999999999.000000000000000001"):
+            with self.subTest(text):
+                self.assertEqual(Decimal(text), self.load(f"size = {text}").size)
+
+    def test_a_variable_beats_the_file_and_the_file_beats_the_default(self) -> None:
+        got = self.load("pair = 'ETHUSD'\nleverage = 3\n", KRAKENBOT_PAIR="SOLUSD")
+        self.assertEqual(("SOLUSD", 3, 1), (got.pair, got.leverage, got.interval))
+        self.assertEqual("KRAKENBOT_PAIR", got.sources["pair"])
+        self.assertEqual("config.toml", got.sources["leverage"])
+        self.assertEqual("default", got.sources["interval"])
+
+    def test_the_command_line_beats_the_variable_that_names_the_file(self) -> None:
+        (self.folder / "a.toml").write_text("leverage = 3")
+        (self.folder / "b.toml").write_text("leverage = 4")
+        environ = HOME | {"KRAKENBOT_CONFIG": "b.toml"}
+        self.assertEqual(3, load("a.toml", environ, self.folder).leverage)
+        self.assertEqual(4, load(None, environ, self.folder).leverage)
+
+    def test_variables_take_the_type_of_their_key(self) -> None:
+        got = self.load(
+            KRAKENBOT_INTERVAL="60",
+            KRAKENBOT_SIZE="0.5",
+            KRAKENBOT_STRATEGY_LENGTH="30",
+            KRAKENBOT_RISK_MAX_LOSS="12.50",
+            KRAKENBOT_EXCHANGE_TRADING_AGREEMENT="true",
+            KRAKENBOT_EXCHANGE_TIMEOUT="2.5",
+        )
+        self.assertEqual((60, Decimal("0.5"), 30), (got.interval, got.size, got.strategy.length))
+        self.assertEqual(Decimal("12.5"), got.risk.max_loss)
+        self.assertEqual((True, 2.5), (got.exchange.trading_agreement, got.exchange.timeout))
+
+    def test_an_empty_variable_unsets_a_key_without_default(self) -> None:
+        self.assertIsNone(
+            self.load("[risk]\nmax_loss = 5", KRAKENBOT_RISK_MAX_LOSS="").risk.max_loss
+        )
+
+    def test_a_size_keeps_every_digit_whether_number_or_text(self) -> None:
+        for text in ("0.10000000000000001", "'0.10000000000000001'"):
+            with self.subTest(text):
+                self.assertEqual(Decimal("0.10000000000000001"), self.load(f"size = {text}").size)
+
+
+class TestMistakes(Folder):
+    def test_all_mistakes_are_told_at_once_one_a_line(self) -> None:
+        toml = "leverage = 1\npiar = 'x'\n[exchange]\nurl = 'http://api.kraken.com'\n"
+        lines = self.complaint(toml, KRAKENBOT_INTERVAL="7", KRAKENBOT_MODUS="live").splitlines()
+        self.assertEqual(5, len(lines))
+        text = "\n".join(lines)
+        for part in (
+            "config.toml: leverage = 1: must be one of 0, 2,",
+            "nearest valid name is 'pair'",
+            "config.toml: exchange.url = 'http://api.kraken.com': must be https://",
+            "KRAKENBOT_INTERVAL = 7: must be one of 1, 5, 15",
+            "'KRAKENBOT_MODUS' is not known; the nearest valid name is 'KRAKENBOT_MODE'",
+        ):
+            self.assertIn(part, text)
+
+    def test_wrong_values_are_refused_with_key_and_value(self) -> None:
+        for toml, part in (
+            ("mode = 'Live'", "mode = 'Live'"),
+            ("pair = 'X/../../Y Z'", "pair = "),
+            ("pair = 5", "pair = 5"),
+            ("interval = true", "interval = true"),
+            ("interval = '60'", "interval = '60'"),
+            ("interval = 60.0", "interval = 60.0"),
+            ("size = 0", "size = 0"),
+            ("size = -1", "size = -1"),
+            ("size = nan", "size = NaN"),
+            ("size = inf", "size = Infinity"),
+            ("size = '1e-4'", "size = '1e-4'"),
+            ("size = '1_0'", "size = '1_0'"),
+            ("size = true", "size = true"),
+            ("size = 1e-19", "size = 1E-19"),
+            ("size = 1e99", "size = 1E+99"),
+            ("size = [1]", "size = a list"),
+            ("size = 0x" + "f" * 5000, "size = a huge number"),
+            ("interval = 0x" + "f" * 5000, "interval = a huge number"),
+            ("leverage = 21", "leverage = 21"),
+            ("leverage = false", "leverage = false"),
+            ("strategy = 'sma'", "'strategy' is not known; the nearest valid name is 'strategy."),
+            ("[pair]\nname = 'x'", "pair = a table"),
+            ("[riks]", "'riks' is not known; the nearest valid name is"),
+            ("[strategy]\nlength = 1", "strategy.length = 1"),
+            ("[strategy]\nlength = 701", "strategy.length = 701"),
+            ("[strategy]\nname = 'macd'", '"sma-slope", "sma-cross"'),
+            ("[strategy]\nshort = 20", "strategy.short = 20"),
+            ("[strategy]\nlong = 5", "strategy.long = 5"),
+            ("[risk]\nmax_orders_per_day = 0", "risk.max_orders_per_day = 0"),
+            ("[risk]\nmin_margin_level = -1", "risk.min_margin_level = -1"),
+            ("[exchange]\nfee_percent = 5.1", "exchange.fee_percent = 5.1"),
+            ("[exchange]\ntimeout = 0", "exchange.timeout = 0"),
+            ("[exchange]\npatience = 90000", "exchange.patience = 90000"),
+            ("[exchange]\nclock_speed = 60", "exchange.clock_speed = 60"),
+            ("[exchange]\ntrading_agreement = 1", "exchange.trading_agreement = 1"),
+            ("[exchange]\nproxy = 'http://host'", "http://host:port"),
+            ("[state]\ndirectory = 'a\\nb'\nx = 1", "state.x"),
+            ("[log]\nformat = 'xml'", "log.format = 'xml'"),
+        ):
+            with self.subTest(toml):
+                self.assertIn(part, self.complaint(toml))
+
+    def test_a_value_wrong_in_file_and_variable_is_told_twice(self) -> None:
+        text = self.complaint("leverage = 1", KRAKENBOT_LEVERAGE="x")
+        self.assertEqual(2, len(text.splitlines()))
+
+    def test_a_key_in_the_wrong_place_is_sent_to_its_table(self) -> None:
+        self.assertIn("'strategy.length'", self.complaint("length = 30"))
+
+    def test_plain_http_is_for_loopback_only(self) -> None:
+        for url in (
+            "http://127.0.0.1:8000",
+            "http://127.9.9.9",
+            "http://localhost:1",
+            "http://[::1]:80",
+            "https://example.org",
+            "https://127.0.0.1:8443/",
+        ):
+            with self.subTest(url):
+                got = self.load(f"[exchange]\nurl = '{url}'").exchange.url
+                self.assertEqual(url.removesuffix("/"), got)
+        for url in (
+            "http://127.0.0.1.evil.example",
+            "http://127.0.0.999",
+            "http://example.org",
+            "https://a@b",
+            "https://b/path",
+            "https://b?x=1",
+            "https://b:99999",
+            "https://",
+            "ftp://b",
+            "https://b\\nX",
+        ):
+            with self.subTest(url):
+                self.complaint(f'[exchange]\nurl = "{url}"')
+
+    def test_another_clock_speed_needs_a_loopback_address(self) -> None:
+        toml = "[exchange]\nclock_speed = 60\nurl = '{}'"
+        self.assertEqual(60, self.load(toml.format("http://127.0.0.1:1")).exchange.clock_speed)
+        self.assertIn("loopback", self.complaint(toml.format("https://example.org")))
+
+    def test_files_that_cannot_be_understood_give_one_clear_message(self) -> None:
+        for data, part in (
+            (b"pair = \n", "line 1"),
+            (b"pair = 'X'\nx = '\xff'\n", "can't decode byte 0xff in position 16"),
+            (b"x = " + b"[" * 5000, "not valid TOML"),
+            (b"x = " + b"1" * 5000, "not valid TOML"),
+            (b"x = 1e99999999999999999999", "not valid TOML"),
+            (b"#" * (1 << 20) + b"#", "larger than a megabyte"),
+        ):
+            with self.subTest(part):
+                text = self.complaint(data)
+                self.assertIn(part, text)
+                self.assertTrue(text.startswith("config.toml: "), text)
+                self.assertEqual(1, len(text.splitlines()))
+
+    def test_a_file_saved_with_a_byte_order_mark_is_read(self) -> None:
+        self.assertEqual(3, self.load(b"\xef\xbb\xbfleverage = 3").leverage)
+
+    def test_a_named_file_must_exist_and_be_a_file(self) -> None:
+        for path, part in (("none.toml", "no such file"), (".", "Is a directory")):
+            with self.subTest(path), self.assertRaisesRegex(ConfigError, part):
+                load(path, HOME, self.folder)
+
+    @unittest.skipIf(os.geteuid() == 0, "nothing is unreadable for root")
+    def test_an_unreadable_file_is_told(self) -> None:
+        (self.folder / "config.toml").touch(0o000)
+        with self.assertRaisesRegex(ConfigError, "Permission denied"):
+            load(None, HOME, self.folder)
+
+
+class TestStateDirectory(Folder):
+    def test_the_first_place_given_is_used(self) -> None:
+        xdg = {"XDG_STATE_HOME": "/xdg"}
+        systemd = xdg | {"STATE_DIRECTORY": "/var/lib/a:/var/lib/b"}
+        for toml, environ, want, source in (
+            ("", xdg, "/xdg/krakenbot", "XDG_STATE_HOME"),
+            ("", systemd, "/var/lib/a", "STATE_DIRECTORY"),
+            ("[state]\ndirectory = '~/bot'", systemd, "/home/someone/bot", "config.toml"),
+            ("", {"XDG_STATE_HOME": "relative"}, "/home/someone/.local/state/krakenbot", "default"),
+        ):
+            with self.subTest(want):
+                got = self.load(toml, **environ)
+                self.assertEqual(
+                    (Path(want), source), (got.state_directory, got.sources["state.directory"])
+                )
+
+    def test_a_relative_folder_counts_from_the_current_one(self) -> None:
+        got = self.load("[state]\ndirectory = 'here'")
+        self.assertEqual(self.folder / "here", got.state_directory)
+
+    def test_without_any_home_the_message_says_what_to_set(self) -> None:
+        with self.assertRaisesRegex(ConfigError, "set state.directory"):
+            load(None, {}, self.folder)
+        load(None, {"STATE_DIRECTORY": "/var/lib/a"}, self.folder)
+
+
+class TestNothingSecretIsShown(Folder):
+    def test_keys_in_the_file_are_refused_without_showing_them(self) -> None:
+        for toml in (
+            "api_key = 'HUSHHUSH'",
+            "secret = 'HUSHHUSH'",
+            "[exchange]\napi-secret = 'HUSHHUSH'",
+            "[kraken]\nkey = 'HUSHHUSH'",
+        ):
+            with self.subTest(toml):
+                text = self.complaint(toml)
+                self.assertIn("secrets do not belong in the configuration", text)
+                self.assertNotIn("HUSH", text)
+        self.assertNotIn("HUSH", self.complaint(KRAKENBOT_API_SECRET="HUSHHUSH"))
+
+    def test_wrong_addresses_do_not_show_passwords_or_tokens(self) -> None:
+        text = self.complaint(
+            "[notify]\nurl = 'http://hooks.example/HUSH'\nbody = 5\nheartbeat_url = 'HUSH'\n"
+            "[exchange]\nurl = 'https://me:HUSH@b'\nproxy = 'http://me:HUSH@b:1'\n"
+        )
+        self.assertEqual(5, len(text.splitlines()))
+        self.assertNotIn("HUSH", text)
+
+    def test_a_notify_address_is_a_secret_everywhere(self) -> None:
+        got = self.load("[notify]\nurl = 'https://hooks.example/T0/HUSHHUSH'\nbody = 'HUSH $text'")
+        assert got.notify.url is not None
+        self.assertEqual("https://hooks.example/T0/HUSHHUSH", got.notify.url.reveal())
+        self.assertNotIn("HUSH", repr(got))
+        self.assertNotIn("HUSH", log.redact("POST /T0/HUSHHUSH failed"))
+
+
+class TestSecrets(Folder):
+    def file(self, name: str, text: str, mode: int = 0o600) -> str:
+        path = self.folder / name
+        path.write_text(text)
+        path.chmod(mode)
+        return str(path)
+
+    def pair(self, environ: dict[str, str], prefix: str = "KRAKEN") -> tuple[str, str, str]:
+        found = load_secrets(environ, prefix)
+        assert found is not None
+        return found.key.reveal(), found.secret.reveal(), found.source
+
+    def refused(self, environ: dict[str, str], pattern: str) -> str:
+        with self.assertRaisesRegex(ConfigError, pattern) as caught:
+            load_secrets(environ)
+        return str(caught.exception)
+
+    def test_none_given_is_none(self) -> None:
+        self.assertIsNone(load_secrets({}))
+        self.assertIsNone(load_secrets({"KRAKEN_API_KEY": "", "KRAKEN_API_SECRET": " "}))
+        self.assertIsNone(load_secrets({"CREDENTIALS_DIRECTORY": str(self.folder)}))
+
+    def test_the_credentials_folder_comes_first_then_files_then_variables(self) -> None:
+        environ = {"KRAKEN_API_KEY": " varkey\n", "KRAKEN_API_SECRET": BASE64}
+        self.assertEqual(("varkey", BASE64, "KRAKEN_API_KEY"), self.pair(environ))
+        environ["KRAKEN_API_KEY_FILE"] = self.file("k", "filekey\r\n")
+        environ["KRAKEN_API_SECRET_FILE"] = self.file("s", f"\n {BASE64} \n", 0o400)
+        self.assertEqual(("filekey", BASE64, "KRAKEN_API_KEY_FILE"), self.pair(environ))
+        environ["CREDENTIALS_DIRECTORY"] = str(self.folder)
+        self.file("kraken_api_key", "systemdkey", 0o444)
+        self.file("kraken_api_secret", BASE64, 0o440)
+        self.assertEqual(("systemdkey", BASE64, "CREDENTIALS_DIRECTORY"), self.pair(environ))
+
+    def test_another_prefix_has_its_own_names(self) -> None:
+        environ = {"CREDENTIALS_DIRECTORY": str(self.folder), "KRAKEN_API_KEY": "x"}
+        self.file("kraken_futures_api_key", "futures")
+        self.file("kraken_futures_api_secret", BASE64)
+        self.assertEqual("futures", self.pair(environ, "KRAKEN_FUTURES")[0])
+
+    def test_half_a_pair_is_refused(self) -> None:
+        self.refused({"KRAKEN_API_KEY": "x"}, "KRAKEN_API_KEY is there, KRAKEN_API_SECRET is not")
+        self.refused(
+            {"KRAKEN_API_SECRET": "x"}, "KRAKEN_API_SECRET is there, KRAKEN_API_KEY is not"
+        )
+        self.file("kraken_api_key", "x")
+        both = {"KRAKEN_API_KEY": "x", "KRAKEN_API_SECRET": "y"}
+        self.refused(both | {"CREDENTIALS_DIRECTORY": str(self.folder)}, "kraken_api_secret is not")
+
+    def test_a_file_that_others_may_read_is_refused_with_the_command_that_mends_it(self) -> None:
+        secret = self.file("s", BASE64)
+        for mode in (0o640, 0o604, 0o644, 0o620):
+            with self.subTest(oct(mode)):
+                key = self.file("k", "HUSHHUSH", mode)
+                environ = {"KRAKEN_API_KEY_FILE": key, "KRAKEN_API_SECRET_FILE": secret}
+                text = self.refused(environ, f"mode {mode:04o} .*chmod 600 {key}")
+                self.assertNotIn("HUSH", text)
+
+    def test_what_is_no_key_file_is_refused_without_showing_or_waiting(self) -> None:
+        os.mkfifo(self.folder / "fifo", 0o600)
+        for path, part in (
+            (str(self.folder / "fifo"), "not a regular file"),
+            (str(self.folder), "directory|not a regular file"),
+            (str(self.folder / "none"), "No such file"),
+            *(
+                (self.file(f"odd-{number}", text), "empty, too long or no plain text")
+                for number, text in enumerate((" \n", "HUSH" * 5000, "HUSH\x00HUSH", "HUSHé"))
+            ),
+        ):
+            with self.subTest(path):
+                environ = {"KRAKEN_API_KEY_FILE": path, "KRAKEN_API_SECRET_FILE": path}
+                self.assertNotIn("HUSH", self.refused(environ, part))
+
+    def test_what_was_loaded_is_redacted_from_then_on_and_cannot_be_pickled(self) -> None:
+        got = load_secrets({"KRAKEN_API_KEY": "HUSHHUSH", "KRAKEN_API_SECRET": BASE64})
+        self.assertNotIn("HUSH", repr(got))
+        self.assertEqual("<secret> and <secret>", log.redact(f"HUSHHUSH and {BASE64}"))
+        with self.assertRaises(TypeError):
+            pickle.dumps(got)
+
+
+if __name__ == "__main__":
+    unittest.main()

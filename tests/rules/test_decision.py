@@ -1,0 +1,97 @@
+import unittest
+from decimal import Decimal
+
+from krakenbot.decision import Decision, Plan, Snapshot, decide
+from krakenbot.model import Direction, Purpose, Side, Signal
+from krakenbot.risk import Limits
+from krakenbot.strategy import build
+from tests.rules.test_pairs import rules
+
+STRATEGY, CANDLES_MIN = build("sma-slope", 3, 2, 5)
+PLAN = Plan(
+    pair="XBTUSD",
+    interval_s=60,
+    size=Decimal("0.01"),
+    leverage=2,
+    one_order=False,
+    entry_now=False,
+    strategy=STRATEGY,
+    candles_min=CANDLES_MIN,
+    limits=Limits(None, Decimal(150), Decimal(1), 500),
+)
+
+
+def decision(direction: Direction, held: str = "0", plan: Plan = PLAN, **more: object) -> Decision:
+    snapshot = Snapshot(
+        signal=Signal(direction, Decimal(100), int(direction)),
+        held=Decimal(held),
+        rules=rules(),
+        waits_for_turn_from=None,
+        flatten_reason=None,
+        tried=frozenset(),
+    )
+    return decide(snapshot._replace(**more), plan)  # type: ignore[arg-type]
+
+
+class TestDecision(unittest.TestCase):
+    def test_a_rise_is_long_and_a_fall_is_short(self) -> None:
+        for direction, side in ((Direction.LONG, Side.BUY), (Direction.SHORT, Side.SELL)):
+            got = decision(direction)
+            assert got.step is not None
+            self.assertEqual((direction, side), (got.target, got.step.side))
+            self.assertEqual((Purpose.OPEN, PLAN.size), (got.step.purpose, got.step.volume))
+
+    def test_on_target_nothing_is_ordered_however_often_it_is_asked(self) -> None:
+        for direction, held in ((Direction.LONG, "0.01"), (Direction.SHORT, "-0.01")):
+            got = decision(direction, held)
+            self.assertEqual((direction, None), (got.target, got.step))
+            self.assertIn("on target", got.reason)
+
+    def test_without_a_slope_yet_nothing_is_touched(self) -> None:
+        for held, target in (("0", 0), ("0.01", 1), ("-0.01", -1)):
+            got = decision(Direction.FLAT, held)
+            self.assertEqual((target, None), (int(got.target), got.step))
+
+    def test_a_first_start_waits_for_the_next_turn(self) -> None:
+        got = decision(Direction.LONG, waits_for_turn_from=Direction.LONG)
+        self.assertEqual((Direction.FLAT, None), (got.target, got.step))
+        self.assertIn("waiting", got.reason)
+        self.assertIsNotNone(decision(Direction.SHORT, waits_for_turn_from=Direction.LONG).step)
+
+    def test_a_reason_to_flatten_beats_the_signal_and_the_waiting(self) -> None:
+        got = decision(
+            Direction.LONG, "0.01", flatten_reason="enough", waits_for_turn_from=Direction.LONG
+        )
+        assert got.step is not None
+        self.assertEqual((Direction.FLAT, Purpose.CLOSE), (got.target, got.step.purpose))
+        self.assertTrue(got.step.reduce_only)
+        self.assertIn("enough", got.reason)
+
+    def test_flattening_while_flat_orders_nothing(self) -> None:
+        self.assertIsNone(decision(Direction.LONG, "0", flatten_reason="enough").step)
+
+    def test_without_margin_a_fall_means_flat(self) -> None:
+        plan = PLAN._replace(leverage=0)
+        got = decision(Direction.SHORT, "0.01", plan)
+        assert got.step is not None
+        self.assertEqual((Direction.FLAT, Side.SELL), (got.target, got.step.side))
+        self.assertFalse(got.step.reduce_only)
+        self.assertIsNone(decision(Direction.SHORT, "0", plan).step)
+
+    def test_a_rest_below_the_smallest_order_is_left_and_both_numbers_are_said(self) -> None:
+        got = decision(Direction.LONG, "0.00998")
+        self.assertIsNone(got.step)
+        self.assertIn("0.00002", got.reason)
+        self.assertIn("0.00005", got.reason)
+
+    def test_what_was_tried_in_this_candle_is_said_and_not_tried_again(self) -> None:
+        got = decision(Direction.LONG, tried={Purpose.OPEN})
+        self.assertIsNone(got.step)
+        self.assertIn("tried", got.reason)
+
+    def test_deciding_twice_on_the_same_snapshot_says_the_same(self) -> None:
+        self.assertEqual(decision(Direction.SHORT, "0.01"), decision(Direction.SHORT, "0.01"))
+
+
+if __name__ == "__main__":
+    unittest.main()

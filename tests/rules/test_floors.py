@@ -1,0 +1,141 @@
+"""Imports point down: a floor knows those below it, and nothing foreign is imported at all."""
+
+import ast
+import sys
+import unittest
+from collections.abc import Iterator
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent.parent.parent / "krakenbot"
+FLOORS = {
+    0: "model pairs errors",
+    1: "strategy sizing risk kraken.signing",
+    2: "decision exchange candles journal lock clock log config kraken.client",
+    3: "accounting market bot orders kraken.spot assemble notify",
+}
+ROOMS = tuple(f"krakenbot.{room}" for room in ("kraken", "simulated", "backtest", "commands"))
+FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names.split()}
+ON_TOP = {
+    "kraken": 0,
+    "simulated": 4,
+    "backtest": 4,
+    "commands": 5,
+    "cli": 6,
+    "__main__": 7,
+    "__init__": 0,
+}
+# The front door of the parts chooses the account of paper mode, and only when it is asked for.
+LAZY_EXCEPTIONS = {("assemble", "simulated"), ("assemble", "backtest")}
+
+
+def modules() -> dict[str, ast.Module]:
+    """Return every module of the package, parsed, by its dotted name without the package."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+        found[name] = ast.parse(path.read_text(encoding="utf-8"), str(path))
+    return found
+
+
+def imports(tree: ast.AST, *, lazy: bool) -> Iterator[str]:
+    """Yield the full names of imported modules; with `lazy` those inside functions as well."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            assert node.level == 0, f"a relative import of {module!r}"
+            if module == "krakenbot":
+                yield from (f"krakenbot.{alias.name}" for alias in node.names)
+            elif module in (
+                "krakenbot.simulated",
+                "krakenbot.backtest",
+                "krakenbot.kraken",
+                "krakenbot.commands",
+            ):
+                yield from (f"{module}.{alias.name}" for alias in node.names)
+            else:
+                yield module
+        elif lazy or not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            yield from imports(node, lazy=lazy)
+
+
+def own(names: Iterator[str]) -> set[str]:
+    """Return those of the package's own modules, without its name; values of it are left out."""
+    inside = {name.removeprefix("krakenbot.") for name in names if name.startswith("krakenbot.")}
+    return {name for name in inside if not name.startswith("__")}
+
+
+def floor(name: str) -> int | None:
+    return FLOOR_OF.get(name, ON_TOP.get(name.split(".")[0]))
+
+
+class TestFloors(unittest.TestCase):
+    modules: dict[str, ast.Module]
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        cls.modules = modules()
+
+    def test_every_module_of_the_top_level_stands_on_a_floor(self) -> None:
+        self.assertEqual([], [name for name in self.modules if floor(name) is None])
+
+    def test_an_import_points_to_the_same_or_a_lower_floor(self) -> None:
+        wrong = []
+        for name, tree in self.modules.items():
+            for target in own(imports(tree, lazy=True)):
+                if (name, target.split(".")[0]) in LAZY_EXCEPTIONS:
+                    continue
+                here, there = floor(name), floor(target)
+                if here is not None and (there is None or there > here):
+                    wrong.append(f"{name} imports {target}")
+        self.assertEqual([], wrong)
+
+    def test_no_modules_import_each_other_in_a_circle(self) -> None:
+        graph = {name: own(imports(tree, lazy=True)) for name, tree in self.modules.items()}
+        left = {
+            name: {target for target in targets if target in graph}
+            for name, targets in graph.items()
+        }
+        while free := [name for name, targets in left.items() if not targets & left.keys()]:
+            for name in free:
+                del left[name]
+        self.assertEqual({}, left)
+
+    def test_only_the_standard_library_and_the_package_itself_are_imported(self) -> None:
+        foreign = {
+            f"{name}: {target}"
+            for name, tree in self.modules.items()
+            for target in imports(tree, lazy=True)
+            if target.split(".")[0] not in sys.stdlib_module_names | {"krakenbot", "__future__"}
+        }
+        self.assertEqual(set(), foreign)
+
+    def test_the_trading_path_needs_nothing_simulated_and_no_command(self) -> None:
+        for name in FLOOR_OF:
+            if name not in self.modules:
+                continue
+            tree = self.modules[name]
+            with self.subTest(name):
+                at_once = {target.split(".")[0] for target in own(imports(tree, lazy=False))}
+                self.assertFalse(at_once & {"simulated", "backtest", "commands", "cli"})
+                later = {target.split(".")[0] for target in own(imports(tree, lazy=True))}
+                allowed = {"simulated", "backtest"} if name == "assemble" else set()
+                self.assertLessEqual(later & {"simulated", "backtest", "commands", "cli"}, allowed)
+
+    def test_only_the_clock_and_the_transport_read_the_system_s_time(self) -> None:
+        for name, tree in self.modules.items():
+            if floor(name) in (0, 1) or name in (
+                "decision",
+                "candles",
+                "journal",
+                "bot",
+                "exchange",
+            ):
+                with self.subTest(name):
+                    taken = {target.split(".")[0] for target in imports(tree, lazy=True)}
+                    self.assertFalse(taken & {"time", "datetime", "random", "socket", "urllib"})
+
+
+if __name__ == "__main__":
+    unittest.main()

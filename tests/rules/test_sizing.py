@@ -1,0 +1,117 @@
+import random
+import unittest
+from collections.abc import Set
+from decimal import Decimal
+
+from krakenbot.model import Direction, Purpose, Side, Step
+from krakenbot.sizing import next_step, target_volume
+from tests.rules.test_pairs import rules
+
+SIZE = Decimal("0.01")
+SEED = 71
+
+
+def step(
+    held: str,
+    target: str,
+    *,
+    leverage: int = 2,
+    one_order: bool = False,
+    tried: Set[Purpose] = frozenset(),
+) -> Step | None:
+    return next_step(Decimal(held), Decimal(target), leverage, one_order, rules(), tried)
+
+
+class TestTarget(unittest.TestCase):
+    def test_the_target_is_the_size_in_the_direction(self) -> None:
+        for direction in Direction:
+            self.assertEqual(SIZE * int(direction), target_volume(direction, SIZE, 2))
+
+    def test_without_margin_nothing_is_sold_short(self) -> None:
+        self.assertEqual(0, target_volume(Direction.SHORT, SIZE, 0))
+        self.assertEqual(SIZE, target_volume(Direction.LONG, SIZE, 0))
+
+
+class TestNextStep(unittest.TestCase):
+    def test_on_target_there_is_no_step(self) -> None:
+        for volume in ("0", "0.01", "-0.01"):
+            self.assertIsNone(step(volume, volume))
+
+    def test_from_flat_the_position_is_opened(self) -> None:
+        self.assertEqual(Step(Purpose.OPEN, Side.BUY, SIZE, False), step("0", "0.01"))
+        self.assertEqual(Step(Purpose.OPEN, Side.SELL, SIZE, False), step("0", "-0.01"))
+
+    def test_a_reversal_closes_exactly_what_is_held_first_with_reduce_only(self) -> None:
+        self.assertEqual(
+            Step(Purpose.CLOSE, Side.SELL, Decimal("0.007"), True), step("0.007", "-0.01")
+        )
+        self.assertEqual(
+            Step(Purpose.CLOSE, Side.BUY, Decimal("0.02"), True), step("-0.02", "0.01")
+        )
+
+    def test_with_one_order_a_reversal_is_a_single_order_for_the_whole_way(self) -> None:
+        self.assertEqual(
+            Step(Purpose.REVERSE, Side.SELL, Decimal("0.02"), False),
+            step("0.01", "-0.01", one_order=True),
+        )
+
+    def test_after_a_turn_was_tried_only_the_close_remains(self) -> None:
+        self.assertEqual(
+            Step(Purpose.CLOSE, Side.SELL, SIZE, True),
+            step("0.01", "-0.01", one_order=True, tried={Purpose.REVERSE}),
+        )
+
+    def test_too_much_is_shrunk_with_reduce_only_and_too_little_is_filled_up(self) -> None:
+        self.assertEqual(
+            Step(Purpose.CLOSE, Side.SELL, Decimal("0.004"), True), step("0.014", "0.01")
+        )
+        self.assertEqual(
+            Step(Purpose.OPEN, Side.BUY, Decimal("0.003"), False), step("0.007", "0.01")
+        )
+
+    def test_without_margin_closing_is_a_plain_sale(self) -> None:
+        self.assertEqual(Step(Purpose.CLOSE, Side.SELL, SIZE, False), step("0.01", "0", leverage=0))
+
+    def test_a_difference_below_the_smallest_order_is_left_alone(self) -> None:
+        self.assertIsNone(step("0.00996", "0.01"))
+        self.assertIsNone(step("0.00004", "0"))
+        self.assertIsNotNone(step("0.00995", "0.01"))
+
+    def test_a_rest_too_small_to_be_closed_goes_with_the_order_the_other_way(self) -> None:
+        self.assertEqual(
+            Step(Purpose.OPEN, Side.SELL, Decimal("0.01004"), False), step("0.00004", "-0.01")
+        )
+
+    def test_a_kind_of_order_tried_in_this_candle_is_not_tried_again(self) -> None:
+        self.assertIsNone(step("0", "0.01", tried={Purpose.OPEN}))
+        self.assertIsNone(step("0.01", "-0.01", tried={Purpose.CLOSE}))
+        self.assertIsNone(
+            step("0.01", "-0.01", one_order=True, tried={Purpose.REVERSE, Purpose.CLOSE})
+        )
+
+    def test_from_anywhere_filled_steps_end_within_a_smallest_order_of_the_target(self) -> None:
+        draw = random.Random(SEED)
+        for number in range(400):
+            held = Decimal(draw.randint(-3_000_000, 3_000_000)).scaleb(-8)
+            target = SIZE * draw.choice((-1, 0, 1))
+            one_order = draw.random() < 0.5
+            before, tried, bound = held, set[Purpose](), max(abs(held), abs(target))
+            for _ in range(3):
+                order = next_step(held, target, 2, one_order, rules(), tried)
+                if order is None:
+                    break
+                self.assertEqual(0, order.volume % rules().volume_step)
+                self.assertGreaterEqual(order.volume, rules().ordermin)
+                after = held + order.side.sign * order.volume
+                if order.reduce_only:
+                    self.assertLessEqual(abs(after), abs(held))
+                    self.assertGreaterEqual(after * held, 0, "reduce-only crossed flat")
+                held = after
+                tried.add(order.purpose)
+                self.assertLessEqual(abs(held), bound)
+            with self.subTest(number=number, before=before, target=target, one_order=one_order):
+                self.assertLess(abs(target - held), rules().ordermin)
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,1008 @@
+import sqlite3
+import unittest
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from krakenbot.bot import Bot, Event
+from krakenbot.clock import StopRequestedError
+from krakenbot.decision import Plan
+from krakenbot.errors import LaterError, RefusedError, StopError, UnansweredError
+from krakenbot.journal import ABSENT, NOT_SENT, PUT_OFF, REFUSED, Intent, Journal, prepare
+from krakenbot.model import (
+    ZERO,
+    Candle,
+    Charge,
+    Execution,
+    MarginSummary,
+    Order,
+    OrderStatus,
+    Position,
+    Purpose,
+    Quote,
+    Side,
+)
+from krakenbot.pairs import PairRules
+from krakenbot.risk import Limits
+from krakenbot.strategy import build
+from tests.logs import silence
+from tests.rules.test_pairs import rules
+
+T0 = 1_790_000_040  # A whole minute; candle n starts n minutes later.
+SIZE = Decimal("0.01")
+STRATEGY, NEEDED = build("sma-slope", 3, 2, 5)
+PLAN = Plan(
+    pair="XBTUSD",
+    interval_s=60,
+    size=SIZE,
+    leverage=2,
+    one_order=False,
+    entry_now=True,
+    strategy=STRATEGY,
+    candles_min=NEEDED,
+    limits=Limits(None, Decimal(150), Decimal(1), 500),
+)
+PEAK = 110  # Closes rise up to this candle; the first falling decision is two candles later.
+DOWN = PEAK + 2
+
+
+class Killed(BaseException):
+    """The process dies here."""
+
+
+class FakeClock:
+    """Waiting costs nothing. At `end` the process is asked to stop."""
+
+    def __init__(self) -> None:
+        self.time = 0.0
+        self.end = float("inf")
+
+    def now(self) -> float:
+        return self.time
+
+    monotonic = wall = now
+
+    def nonce(self) -> int:
+        return int(self.time * 1e9)
+
+    def set(self, exchange_time: float) -> None:
+        pass
+
+    def wait(self, seconds: float) -> None:
+        self.time += max(0.0, seconds)
+        if self.time >= self.end:
+            raise StopRequestedError
+
+
+class FakeExchange:
+    """An exchange with one account on one pair, whose answers to orders can be told before.
+
+    `script` holds one word for each coming order: fill (also when it is empty), lost (executed,
+    the answer lost), never (lost on the way), refuse, later, unsent, stop, half, hang (executed
+    and shown `hang_s` later), zero (cancelled without a trade).
+    """
+
+    def __init__(self, clock: FakeClock, script: Sequence[str] = ()) -> None:
+        self.clock = clock
+        self.script = list(script)
+        self.placed: list[Order] = []
+        self.executions: dict[str, Execution] = {}
+        self.visible_from: dict[str, float] = {}
+        self.held = ZERO
+        self.shown: list[tuple[float, Decimal]] = [(0.0, ZERO)]
+        self.position_lag_s = 0.0
+        self.base = self.foreign_base = ZERO
+        self.quote_money = self.equity = Decimal(100_000)
+        self.used_margin = ZERO
+        self.looks: list[str] = []
+        self.quotes: list[float] = []
+        self.rise = PEAK
+        self.status = "online"
+        self.spread = Decimal(1)
+        self.pair_rules = rules()
+        self.hang_s = 60.0
+        self.down = False
+        self.ledger_read: list[float] = []
+        self.positions_told = -1  # How often the position is told before nothing is any more.
+
+    def close(self, number: int) -> Decimal:
+        return Decimal(50_000 + (number if number <= self.rise else 2 * self.rise - number))
+
+    def server_time(self) -> int:
+        return int(self.clock.time)
+
+    def system_status(self) -> str:
+        return self.status
+
+    def rules(self) -> PairRules:
+        return self.pair_rules
+
+    def candles(self, since: int | None) -> Sequence[Candle]:
+        if self.down:
+            raise UnansweredError("timed out")
+        running = (int(self.clock.time) - T0) // 60
+        first = 0 if since is None else (since - T0) // 60 + 1
+        found = []
+        for number in range(min(running, max(0, first, running - 719)), running + 1):
+            price = self.close(number)
+            found.append(Candle(T0 + 60 * number, price, price, price, price))
+        return found
+
+    def quote(self) -> Quote:
+        self.quotes.append(self.clock.time)
+        middle = self.close((int(self.clock.time) - T0) // 60)
+        return Quote(middle - self.spread / 2, middle + self.spread / 2)
+
+    def summary(self) -> MarginSummary:
+        return MarginSummary(self.equity, ZERO, self.used_margin)
+
+    def balances(self) -> Mapping[str, Decimal]:
+        return {"ZUSD": self.quote_money, "XXBT": self.base + self.foreign_base}
+
+    def position(self) -> Position:
+        if self.positions_told == 0:
+            raise UnansweredError("timed out")
+        self.positions_told -= 1
+        moment = self.clock.time - self.position_lag_s
+        volume = [volume for since, volume in self.shown if since <= moment or since == 0.0][-1]
+        if volume == 0:
+            return Position()
+        cost = abs(volume) * 50_000
+        return Position(volume, cost)
+
+    def charges(self, since: int, until: int) -> Sequence[Charge]:
+        self.ledger_read.append(self.clock.time)
+        return []
+
+    def fee_rate(self) -> Decimal:
+        return Decimal("0.008")
+
+    def place(self, order: Order, deadline: int) -> None:
+        self.placed.append(order)
+        word = self.script.pop(0) if self.script else "fill"
+        if word == "unsent":
+            raise LaterError("connection refused", sent=False)
+        if word == "refuse":
+            raise RefusedError("EOrder:Insufficient initial margin")
+        if word == "later":
+            raise LaterError("EOrder:Rate limit exceeded", wait_s=15)
+        if word == "stop":
+            raise StopError("EAPI:Invalid key", 77)
+        if word == "never":
+            raise UnansweredError("timed out")
+        part = {"half": Decimal("0.5"), "zero": ZERO}.get(word, Decimal(1))
+        self.execute(order, order.volume * part)
+        if word == "hang":
+            self.visible_from[order.client_order_id] = self.clock.time + self.hang_s
+        if word in ("lost", "hang"):
+            raise UnansweredError("timed out")
+
+    def execute(self, order: Order, volume: Decimal) -> None:
+        if order.reduce_only:
+            volume = min(volume, max(ZERO, -self.held * order.side.sign))
+        status = OrderStatus.CLOSED if volume == order.volume else OrderStatus.CANCELED
+        price = self.close((int(self.clock.time) - T0) // 60)
+        cost = volume * price
+        self.executions[order.client_order_id] = Execution(
+            order.client_order_id,
+            f"O{len(self.executions)}",
+            status,
+            volume,
+            cost,
+            cost * self.fee_rate(),
+        )
+        if order.leverage:
+            self.held += order.side.sign * volume
+            self.shown.append((self.clock.time, self.held))
+        else:
+            self.base += order.side.sign * volume
+            self.quote_money -= order.side.sign * cost
+
+    def find(self, client_order_id: str, since: int) -> Execution | None:
+        self.looks.append(client_order_id)
+        if self.clock.time < self.visible_from.get(client_order_id, 0.0):
+            return None
+        return self.executions.get(client_order_id)
+
+    def traded_orders(self, since: int) -> Sequence[str]:
+        return [
+            execution.exchange_order_id
+            for execution in self.executions.values()
+            if execution.volume
+        ]
+
+    def by_hand(self, volume: Decimal) -> None:
+        """Someone else changes the position."""
+        self.held = volume
+        self.shown.append((self.clock.time, volume))
+
+
+class BotTest(unittest.TestCase):
+    plan = PLAN
+
+    def setUp(self) -> None:
+        silence(self)
+        self.clock = FakeClock()
+        self.exchange = FakeExchange(self.clock)
+        self.connection = prepare(sqlite3.connect(":memory:", isolation_level=None), Path("memory"))
+        self.addCleanup(self.connection.close)
+        self.journal = Journal(self.connection)
+        self.events: list[Event] = []
+        self.at(100)
+
+    def at(self, number: int, seconds: float = 1.5) -> None:
+        """Make it that many seconds after candle `number` was finished."""
+        self.clock.time = T0 + 60 * (number + 1) + seconds
+
+    def bot(self, **changes: Any) -> Bot:
+        return Bot(
+            self.plan._replace(**changes),
+            self.exchange,
+            self.journal,
+            self.clock,
+            "abc",
+            self.events.append,
+        )
+
+    def once(self, number: int | None = None, bot: Bot | None = None, **more: Any) -> Bot:
+        """Start a bot (or go on with one) and let it decide on one candle."""
+        if number is not None:
+            self.at(number)
+        bot = bot or self.bot()
+        bot.run(once=True, **more)
+        return bot
+
+    def until(self, number: int, bot: Bot | None = None, **changes: Any) -> Bot:
+        """Let a bot run until candle `number` was finished a while ago."""
+        self.clock.end = T0 + 60 * (number + 1) + 40
+        bot = bot or self.bot(**changes)
+        with self.assertRaises(StopRequestedError):
+            bot.run()
+        return bot
+
+    def stopped(self, act: Callable[[], object], code: int = 76) -> str:
+        with self.assertRaises(StopError) as caught:
+            act()
+        self.assertEqual(code, caught.exception.exit_code)
+        return str(caught.exception)
+
+    def outcomes(self) -> list[tuple[Purpose, str | None]]:
+        return [(intent.purpose, intent.outcome) for intent in self.intents()]
+
+    def intents(self) -> list[Intent]:
+        return self.journal.intents()
+
+
+class TestOrdinaryTicks(BotTest):
+    def test_a_rise_is_bought_once_and_then_held(self) -> None:
+        self.until(108)
+        self.assertEqual([(Side.BUY, SIZE)], [(o.side, o.volume) for o in self.exchange.placed])
+        self.assertEqual(SIZE, self.journal.account().held)
+        self.assertEqual(9, len(list(self.journal.rows("SELECT * FROM decisions WHERE done = 1"))))
+
+    def test_on_target_no_order_is_sent_also_by_a_restarted_bot(self) -> None:
+        self.once()
+        for number in range(101, 106):
+            self.once(number)
+        self.assertEqual(1, len(self.exchange.placed))
+
+    def test_a_turn_closes_exactly_what_is_held_and_then_opens_the_other_way(self) -> None:
+        self.until(DOWN)
+        _, closed, turned = self.exchange.placed
+        self.assertEqual((Side.SELL, SIZE, True), (closed.side, closed.volume, closed.reduce_only))
+        self.assertEqual((Side.SELL, SIZE, False), (turned.side, turned.volume, turned.reduce_only))
+        self.assertEqual(3, len({order.client_order_id for order in self.exchange.placed}))
+        self.assertEqual(-SIZE, self.exchange.held)
+        self.assertEqual(-SIZE, self.journal.account().held)
+
+    def test_with_one_order_a_turn_is_a_single_order_of_twice_the_size(self) -> None:
+        self.until(DOWN, one_order=True)
+        self.assertEqual([SIZE, 2 * SIZE], [order.volume for order in self.exchange.placed])
+        self.assertEqual(-SIZE, self.exchange.held)
+
+    def test_a_candle_is_decided_on_once_however_often_the_bot_ticks(self) -> None:
+        bot = self.once()
+        self.exchange.by_hand(ZERO)  # Were it decided again, this would be seen.
+        for seconds in (2, 20, 40, 57):
+            self.at(100, seconds)
+            self.assertTrue(bot.tick().decided)
+        self.assertEqual(1, len(self.exchange.placed))
+
+    def test_the_next_tick_is_due_just_after_the_next_candle_is_finished(self) -> None:
+        result = self.once().tick()
+        self.assertTrue(T0 + 60 * 102 <= result.next_due <= T0 + 60 * 102 + 5)
+
+    def test_a_turn_missed_in_an_outage_is_repaired_at_the_next_finished_candle(self) -> None:
+        bot = self.once(105)
+        self.exchange.down = True
+        self.until(DOWN + 3, bot)
+        self.assertEqual(SIZE, self.exchange.held)
+        self.exchange.down = False
+        self.until(DOWN + 6, bot)
+        self.assertEqual(-SIZE, self.exchange.held)
+        self.assertEqual(3, len(self.exchange.placed))
+
+    def test_a_request_to_stop_between_close_and_open_leaves_nothing_unsettled(self) -> None:
+        self.once(105)
+        self.exchange.script, self.exchange.hang_s = ["hang"], 30.0
+        self.at(DOWN)
+        self.clock.end = self.clock.time + 15
+        with self.assertRaises(StopRequestedError):
+            self.bot().run()
+        self.assertEqual(1, len(self.journal.open_intents()))
+        self.until(DOWN + 3)
+        self.assertEqual([], self.journal.open_intents())
+        self.assertEqual((-SIZE, 3), (self.exchange.held, len(self.exchange.placed)))
+
+    def test_the_ledger_is_read_at_the_start_and_once_an_hour_between_ticks(self) -> None:
+        began = self.clock.time
+        self.until(100 + 150)
+        hours = [(at - began) / 3600 for at in self.exchange.ledger_read]
+        self.assertEqual([0, 1, 2], [int(hour) for hour in hours])
+
+    def test_recovery_is_told_after_trouble_only_and_patience_lasts_from_there(self) -> None:
+        bot = self.bot()
+        self.assertEqual("fine", bot._patiently(lambda: "fine"))
+        self.assertEqual([], self.events)
+        answers = iter([0, 1])
+
+        def slow() -> None:
+            self.clock.time += 500
+            if next(answers) == 0:
+                raise UnansweredError("one lost answer")
+
+        bot._patiently(slow, 300)
+        self.assertEqual(["waiting", "recovery"], [event.kind for event in self.events])
+
+
+class TestEntry(BotTest):
+    def test_a_first_start_waits_for_the_next_turn_of_the_average(self) -> None:
+        self.until(DOWN - 1, entry_now=False)
+        self.assertEqual([], self.exchange.placed)
+        self.until(DOWN, entry_now=False)
+        self.assertEqual([(Side.SELL, SIZE)], [(o.side, o.volume) for o in self.exchange.placed])
+
+    def test_the_turn_is_also_noticed_when_it_came_while_the_bot_was_not_running(self) -> None:
+        self.once(bot=self.bot(entry_now=False))
+        self.once(DOWN + 20, self.bot(entry_now=False))
+        self.assertEqual(-SIZE, self.exchange.held)
+
+    def test_once_in_the_market_a_restart_does_not_wait_again(self) -> None:
+        self.until(DOWN, entry_now=False)
+        self.exchange.rise = 10_000
+        self.once(DOWN + 200, self.bot(entry_now=False))
+        self.assertEqual(SIZE, self.exchange.held)
+
+
+class TestWithoutMargin(BotTest):
+    plan = PLAN._replace(leverage=0)
+
+    def test_a_fall_sells_what_the_bot_bought_and_nothing_else(self) -> None:
+        self.exchange.foreign_base = Decimal(3)
+        self.until(DOWN + 5)
+        self.assertEqual([Side.BUY, Side.SELL], [order.side for order in self.exchange.placed])
+        self.assertEqual({SIZE}, {order.volume for order in self.exchange.placed})
+        self.assertFalse(any(o.reduce_only or o.leverage for o in self.exchange.placed))
+        self.assertEqual((ZERO, Decimal(3)), (self.exchange.base, self.exchange.foreign_base))
+
+    def test_a_first_start_in_a_fall_sells_nothing(self) -> None:
+        self.exchange.foreign_base = Decimal(3)
+        self.until(DOWN + 3)
+        count = len(self.exchange.placed)
+        self.once(DOWN + 30)
+        self.assertEqual(count, len(self.exchange.placed))
+
+    def test_coins_of_the_bot_that_are_gone_stop_it_with_both_numbers(self) -> None:
+        bot = self.once()
+        self.exchange.base = Decimal("0.004")
+        self.at(101)
+        message = self.stopped(lambda: bot.run(once=True))
+        self.assertIn("0.004", message)
+        self.assertIn("0.01", message)
+
+    def test_adopting_goes_on_with_what_is_left_of_the_bot_s_own_coins(self) -> None:
+        self.once()
+        self.exchange.base = Decimal("0.004")
+        self.once(101, adopt=True)
+        self.assertEqual(SIZE, self.exchange.base, "more than `size` is held by the bot's doing")
+
+    def test_turning_margin_off_over_an_open_margin_position_trades_nothing(self) -> None:
+        for number, rise in ((105, PEAK), (DOWN, PEAK)):  # Over a long and over a short one.
+            with self.subTest(number):
+                self.setUp()
+                self.exchange.rise = rise
+                self.exchange.foreign_base = Decimal(3)  # The holder's own coins.
+                self.once(number, self.bot(leverage=2))
+                before = len(self.exchange.placed)
+                self.exchange.rise = PEAK if number < PEAK else 10_000
+                with self.assertRaises(StopError):
+                    self.once(DOWN + 3, self.bot(leverage=0))
+                self.assertEqual(before, len(self.exchange.placed), "other coins were traded")
+                self.assertEqual(ZERO, self.exchange.base)
+
+    def test_after_the_journal_was_lost_the_order_of_this_candle_is_found_and_not_repeated(
+        self,
+    ) -> None:
+        self.once()
+        lost = prepare(sqlite3.connect(":memory:", isolation_level=None), Path("memory"))
+        self.addCleanup(lost.close)
+        self.journal = Journal(lost)
+        self.at(100, 40)
+        with suppress(StopError):
+            self.bot().run(once=True)
+        self.assertEqual(1, len(self.exchange.placed))
+        self.assertEqual(SIZE, self.exchange.base, "more than `size` by the bot's own doing")
+
+    def test_turning_margin_on_over_coins_bought_without_it_trades_nothing(self) -> None:
+        self.once(105)
+        with self.assertRaises(StopError):
+            self.once(DOWN + 3, self.bot(leverage=2))
+        self.assertEqual(1, len(self.exchange.placed))
+
+
+class TestUnanswered(BotTest):
+    def test_an_order_whose_answer_was_lost_is_found_and_not_sent_again(self) -> None:
+        self.exchange.script = ["lost"]
+        self.until(103)
+        self.assertEqual(1, len(self.exchange.placed))
+        self.assertEqual([(Purpose.OPEN, "closed")], self.outcomes())
+        self.assertEqual(SIZE, self.journal.account().held)
+
+    def test_an_order_that_becomes_visible_late_is_found_and_nothing_is_sent_meanwhile(
+        self,
+    ) -> None:
+        self.exchange.script = ["hang"]
+        self.until(104)
+        self.assertEqual(1, len(self.exchange.placed))
+        self.assertEqual(SIZE, self.journal.account().held)
+
+    def test_an_order_that_never_happened_counts_so_only_after_its_deadline_and_the_lag(
+        self,
+    ) -> None:
+        self.exchange.script = ["never"]
+        began = self.clock.time
+        self.once()
+        (intent,) = self.intents()
+        self.assertEqual(ABSENT, intent.outcome)
+        assert intent.settled is not None
+        self.assertGreaterEqual(intent.settled, intent.deadline + 120)
+        self.assertLess(self.clock.time - began, 200)
+        self.assertGreaterEqual(self.exchange.looks.count(intent.id), 8)
+        self.assertEqual(1, len(self.exchange.placed))
+
+    def test_after_an_order_that_never_happened_a_later_candle_opens_with_another_id(self) -> None:
+        self.exchange.script = ["never"]
+        self.until(106)
+        first, second = self.exchange.placed
+        self.assertNotEqual(first.client_order_id, second.client_order_id)
+        self.assertEqual(SIZE, self.exchange.held)
+
+    def test_an_order_not_found_while_the_exchange_shows_unknown_trades_stops_the_bot(self) -> None:
+        self.exchange.script = ["hang"]
+        self.exchange.visible_from = {}
+        original = self.exchange.find
+        self.exchange.find = lambda order_id, since: original("hidden", since)  # type: ignore[method-assign]
+        self.stopped(lambda: self.once())
+        self.assertTrue(self.journal.get("halted"))
+        self.assertEqual([(Purpose.OPEN, None)], self.outcomes())
+
+    def test_after_such_a_contradiction_a_person_can_take_over_what_is_held(self) -> None:
+        self.exchange.script = ["hang"]
+        original = self.exchange.find
+        self.exchange.find = lambda order_id, since: original("hidden", since)  # type: ignore[method-assign]
+        self.stopped(lambda: self.once())
+        self.at(110)
+        self.once(adopt=True)
+        self.assertEqual(SIZE, self.journal.account().held)
+        self.assertEqual(1, len(self.exchange.placed))
+
+    def test_an_accepted_order_that_the_exchange_then_does_not_know_stops_the_bot(self) -> None:
+        self.exchange.script = ["fill"]
+        self.exchange.find = lambda order_id, since: None  # type: ignore[method-assign]
+        message = self.stopped(lambda: self.once())
+        self.assertIn(self.exchange.placed[0].client_order_id, message)
+        self.assertEqual(1, len(self.exchange.placed))
+
+    def test_an_outage_while_an_order_is_unknown_decides_nothing(self) -> None:
+        self.exchange.script = ["lost"]
+        original, until = self.exchange.find, self.clock.time + 1000
+
+        def find(order_id: str, since: int) -> Execution | None:
+            if self.clock.time < until:
+                raise UnansweredError("timed out")
+            return original(order_id, since)
+
+        self.exchange.find = find  # type: ignore[method-assign]
+        self.until(120)
+        self.assertEqual((1, "closed"), (len(self.exchange.placed[:1]), self.outcomes()[0][1]))
+        self.assertEqual(SIZE, abs(self.exchange.held))
+
+    def test_a_market_order_that_stays_open_stops_the_bot(self) -> None:
+        original = self.exchange.find
+
+        def find(order_id: str, since: int) -> Execution | None:
+            found = original(order_id, since)
+            return found and found._replace(status=OrderStatus.OPEN, volume=ZERO)
+
+        self.exchange.find = find  # type: ignore[method-assign]
+        self.assertIn("open", self.stopped(lambda: self.once()))
+        self.assertEqual(1, len(self.exchange.placed))
+
+    def test_an_order_that_traded_more_than_was_asked_for_stops_the_bot(self) -> None:
+        original = self.exchange.find
+
+        def find(order_id: str, since: int) -> Execution | None:
+            found = original(order_id, since)
+            return found and found._replace(volume=found.volume * 2)
+
+        self.exchange.find = find  # type: ignore[method-assign]
+        message = self.stopped(lambda: self.once())
+        self.assertIn("0.02", message)
+        self.assertIn("0.01", message)
+
+
+class TestRefused(BotTest):
+    def test_a_refused_order_is_looked_for_once_and_not_tried_again_in_this_candle(self) -> None:
+        for word in ("refuse", "later"):
+            with self.subTest(word):
+                self.setUp()
+                self.exchange.script = [word]
+                bot = self.once()
+                outcome = REFUSED if word == "refuse" else PUT_OFF
+                self.assertEqual([(Purpose.OPEN, outcome)], self.outcomes())
+                # One look before a journal's first order, one after the refusal.
+                self.assertEqual(2, len(self.exchange.looks))
+                bot.tick()
+                self.assertEqual(1, len(self.exchange.placed))
+                self.once(101)
+                self.assertEqual(2, len(self.exchange.placed))
+                self.assertEqual(SIZE, self.exchange.held)
+
+    def test_a_refusal_that_hides_an_executed_order_is_noticed(self) -> None:
+        original = self.exchange.place
+
+        def place(order: Order, deadline: int) -> None:
+            original(order, deadline)
+            raise RefusedError("EOrder:Insufficient funds")
+
+        self.exchange.place = place  # type: ignore[method-assign]
+        self.once()
+        self.assertEqual([(Purpose.OPEN, "closed")], self.outcomes())
+        self.assertEqual((SIZE, 1), (self.journal.account().held, len(self.exchange.placed)))
+
+    def test_five_fruitless_orders_in_a_row_halt_the_bot_and_keep_it_halted(self) -> None:
+        self.exchange.script = ["refuse", "never", "zero", "refuse", "later", "refuse", "fill"]
+        self.clock.end = T0 + 60 * 200
+        message = self.stopped(lambda: self.bot().run())
+        self.assertIn("5", message)
+        self.assertEqual(6, len(self.exchange.placed))
+        self.stopped(lambda: self.bot().run())
+        self.assertEqual(6, len(self.exchange.placed))
+
+    def test_a_refused_turn_is_followed_by_the_close_alone_so_that_risk_goes_down(self) -> None:
+        self.exchange.script = ["fill", "refuse", "fill", "refuse"]
+        self.until(DOWN, one_order=True)
+        self.assertEqual(
+            [(SIZE, False), (2 * SIZE, False), (SIZE, True), (SIZE, False)],
+            [(order.volume, order.reduce_only) for order in self.exchange.placed],
+        )
+        self.assertEqual(0, self.exchange.held)
+
+    def test_a_turn_that_is_objected_to_is_followed_by_the_close_so_that_risk_goes_down(
+        self,
+    ) -> None:
+        self.once(105, self.bot(one_order=True))
+        self.exchange.equity = Decimal(300)  # A level of 120 %: no new exposure.
+        self.exchange.used_margin = Decimal(250)
+        self.once(DOWN, self.bot(one_order=True))
+        self.assertEqual(0, self.exchange.held, "the wrong way round, and nothing is done about it")
+
+    def test_a_refused_key_ends_the_bot_with_its_own_code(self) -> None:
+        self.exchange.script = ["stop"]
+        self.stopped(lambda: self.once(), 77)
+        self.assertEqual([(Purpose.OPEN, REFUSED)], self.outcomes())
+
+    def test_a_passing_objection_is_looked_at_again_within_the_candle(self) -> None:
+        for trouble in ("status", "spread"):
+            with self.subTest(trouble):
+                self.setUp()
+                self.exchange.status = "maintenance" if trouble == "status" else "online"
+                self.exchange.spread = Decimal(5000 if trouble == "spread" else 1)
+                bot = self.bot()
+                result = [bot.run(once=True), bot.tick()][1]
+                self.assertEqual([], self.exchange.placed)
+                self.assertLessEqual(result.next_due - self.clock.time, 60)
+                self.exchange.status, self.exchange.spread = "online", Decimal(1)
+                self.clock.time += 30
+                bot.tick()
+                self.assertEqual(1, len(self.exchange.placed))
+
+
+class TestNotSent(BotTest):
+    def test_an_order_that_never_left_is_tried_again_within_the_tick_under_another_id(self) -> None:
+        self.exchange.script = ["unsent", "fill"]
+        self.once()
+        first, second = self.exchange.placed
+        self.assertNotEqual(first.client_order_id, second.client_order_id)
+        self.assertEqual([(Purpose.OPEN, NOT_SENT), (Purpose.OPEN, "closed")], self.outcomes())
+        self.assertEqual(SIZE, self.exchange.held)
+
+    def test_orders_that_never_leave_end_with_the_tick_and_halt_nothing(self) -> None:
+        self.exchange.script = ["unsent"] * 20
+        self.until(104)
+        self.assertEqual(0, self.exchange.held)
+        self.until(115)
+        self.assertEqual(SIZE, abs(self.exchange.held))
+        ids = [order.client_order_id for order in self.exchange.placed]
+        self.assertEqual(len(ids), len(set(ids)))
+
+
+class TestPartialFill(BotTest):
+    def test_what_was_filled_is_the_position_and_the_rest_comes_with_the_next_candle(self) -> None:
+        self.exchange.script = ["half", "fill"]
+        bot = self.once()
+        self.assertEqual((SIZE / 2, 1), (self.journal.account().held, len(self.exchange.placed)))
+        self.until(101, bot)
+        self.assertEqual([SIZE, SIZE / 2], [order.volume for order in self.exchange.placed])
+        self.assertEqual(SIZE, self.exchange.held)
+
+    def test_a_close_filled_in_part_opens_nothing_the_other_way_in_this_candle(self) -> None:
+        self.exchange.script = ["fill", "half"]
+        self.until(DOWN)
+        self.assertEqual(SIZE / 2, self.exchange.held)
+        self.until(DOWN + 1)
+        self.assertEqual(-SIZE, self.exchange.held)
+
+    def test_a_rest_below_the_smallest_order_is_left_alone(self) -> None:
+        self.exchange.script = ["fill"]
+        bot = self.bot(size=Decimal("0.01003"))
+        self.once(bot=self.bot())
+        self.once(101, bot)
+        self.assertEqual(1, len(self.exchange.placed))
+
+
+class TestPositionTruth(BotTest):
+    def test_a_position_that_the_journal_cannot_explain_stops_the_bot_with_both_numbers(
+        self,
+    ) -> None:
+        for held in (Decimal("0.5"), Decimal("-0.01"), ZERO):
+            with self.subTest(held):
+                self.setUp()
+                bot = self.once()
+                self.exchange.by_hand(held)
+                self.at(101)
+                began = self.clock.time
+                message = self.stopped(lambda bot=bot: bot.run(once=True))  # type: ignore[misc]
+                self.assertIn(f"{held:f}", message)
+                self.assertIn("0.01", message)
+                self.assertGreaterEqual(self.clock.time - began, 120)
+                self.assertLess(self.clock.time - began, 150)
+                self.assertEqual(1, len(self.exchange.placed))
+                self.stopped(lambda: self.once(110))
+                self.assertEqual(1, len(self.exchange.placed))
+
+    def test_a_position_opened_by_hand_before_the_first_start_is_not_traded_on(self) -> None:
+        self.exchange.by_hand(Decimal("0.3"))
+        self.stopped(lambda: self.once())
+        self.assertEqual([], self.exchange.placed)
+
+    def test_a_position_that_lags_is_waited_for_and_nothing_is_ordered_meanwhile(self) -> None:
+        self.exchange.position_lag_s = 50
+        self.until(DOWN + 2)
+        self.assertEqual(3, len(self.exchange.placed))
+        self.assertEqual(-SIZE, self.exchange.held)
+        self.assertFalse(self.journal.get("halted"))
+
+    def test_adopting_takes_over_what_is_there_and_trades_on_from_it(self) -> None:
+        self.exchange.by_hand(Decimal("-0.02"))
+        self.stopped(lambda: self.once())
+        self.once(101, adopt=True)
+        close, opened = self.exchange.placed
+        self.assertEqual((Decimal("0.02"), True), (close.volume, close.reduce_only))
+        self.assertEqual((SIZE, SIZE), (opened.volume, self.exchange.held))
+
+    def test_a_death_while_adopting_does_not_leave_the_bot_stuck(self) -> None:
+        for moment in range(1, 400):
+            self.setUp()
+            self.once()
+            self.exchange.by_hand(Decimal("-0.02"))
+            self.at(101)
+            deaths = Deaths()
+            deaths.at = moment
+            journal = Journal(Dying(self.connection, deaths, frozenset({"execute"})))  # type: ignore[arg-type]
+            bot = Bot(PLAN, self.exchange, journal, self.clock, "abc")
+            try:
+                bot.run(once=True, adopt=True)
+                break
+            except Killed:
+                self.connection.rollback()
+            with self.subTest(moment):
+                self.at(105)
+                self.once(adopt=True)
+                self.assertEqual(SIZE, self.exchange.held)
+        self.assertGreater(moment, 20)
+
+    def test_the_market_is_looked_at_anew_before_each_order(self) -> None:
+        self.exchange.script, self.exchange.hang_s = ["fill", "hang"], 90.0
+        self.until(DOWN + 2)
+        self.assertEqual(3, len(self.exchange.placed))
+        closed = self.intents()[1]
+        opened = self.intents()[2]
+        assert closed.settled is not None
+        self.assertTrue(
+            any(
+                closed.settled - 1 <= moment <= opened.created + 1
+                for moment in self.exchange.quotes
+            ),
+            "the order went out on a quote from before a long wait",
+        )
+
+    def test_after_a_long_wait_for_the_close_the_newest_candle_says_what_to_open(self) -> None:
+        self.once(105)
+        original = self.exchange.close
+        self.exchange.close = (  # type: ignore[method-assign]
+            lambda number: original(number) + 100 * max(0, number - DOWN)
+        )
+        self.exchange.script, self.exchange.hang_s = ["hang"], 125.0
+        self.at(DOWN)
+        self.until(DOWN + 4)
+        self.assertEqual(SIZE, self.exchange.held)
+        sides = [order.side for order in self.exchange.placed]
+        self.assertEqual([Side.BUY, Side.SELL, Side.BUY], sides, "a short on a candle long gone")
+
+
+class TestMaxLoss(BotTest):
+    plan = PLAN._replace(limits=PLAN.limits._replace(max_loss=Decimal(10)))
+
+    def lose(self) -> None:
+        """Opening costs 4 in fees; then the price falls by a thousand: 10 more."""
+        self.once()
+        self.exchange.close = lambda number: Decimal(50_000 if number <= 100 else 49_000)  # type: ignore[method-assign]
+
+    def test_the_loss_is_taken_and_the_bot_halted_with_nothing_held(self) -> None:
+        self.lose()
+        message = self.stopped(lambda: self.once(101))
+        self.assertIn("max_loss", message)
+        self.assertEqual(0, self.exchange.held)
+        self.assertTrue(self.exchange.placed[-1].reduce_only)
+        for number in (102, 103):
+            self.stopped(lambda number=number: self.once(number))  # type: ignore[misc]
+        self.assertEqual(2, len(self.exchange.placed))
+
+    def test_a_death_between_the_loss_and_its_close_does_not_forget_the_loss(self) -> None:
+        self.lose()
+        self.exchange.script = ["refuse"]
+        self.once(101)
+        self.assertEqual(SIZE, self.exchange.held)
+        self.exchange.close = lambda number: Decimal(60_000)  # type: ignore[method-assign]
+        self.stopped(lambda: self.once(102))
+        self.assertEqual(0, self.exchange.held)
+        self.stopped(lambda: self.once(103))
+
+    def test_after_resume_the_loss_counts_anew(self) -> None:
+        self.lose()
+        self.stopped(lambda: self.once(101))
+        self.journal.resume()
+        self.exchange.close = FakeExchange.close.__get__(self.exchange)  # type: ignore[method-assign]
+        self.once(105)
+        self.assertEqual(SIZE, self.exchange.held)
+
+    def test_resume_before_the_first_finished_candle_values_the_position_at_its_price(self) -> None:
+        for rise in (10_000, 0):  # A long and a short one.
+            with self.subTest(rise):
+                self.setUp()
+                self.exchange.rise = rise
+                self.exchange.summary = self.fail_once  # type: ignore[assignment,method-assign]
+                self.failures = 0
+                with self.assertRaises(Killed):
+                    self.once()
+                del self.exchange.summary
+                self.assertEqual(SIZE, abs(self.exchange.held))
+                self.journal.put(halted="by hand")
+                self.journal.resume()
+                self.once(101)
+                steady = self.exchange.close(102)
+                losing = steady - (Decimal(1100) if rise else Decimal(-1100))
+                self.exchange.close = lambda number, p=losing: p  # type: ignore[method-assign,misc]
+                self.stopped(lambda: self.once(102))
+                self.assertEqual(0, self.exchange.held)
+
+    def fail_once(self) -> MarginSummary:
+        """Give the margin numbers for the order, and die when they are asked for after it."""
+        self.failures += 1
+        if self.failures > 1:
+            raise Killed
+        return MarginSummary(Decimal(100_000), ZERO, ZERO)
+
+    def test_a_dust_rest_does_not_keep_the_bot_from_halting(self) -> None:
+        self.lose()
+        original = self.exchange.execute
+        self.exchange.execute = (  # type: ignore[method-assign]
+            lambda order, volume: original(order, order.volume - Decimal("0.00001"))
+        )
+        self.stopped(lambda: self.until(105))
+        self.assertTrue(self.journal.get("halted"))
+
+
+class TestFlatten(BotTest):
+    def test_what_the_bot_holds_is_closed_and_the_bot_left_halted(self) -> None:
+        self.once()
+        self.bot().flatten("asked to")
+        self.assertEqual(0, self.exchange.held)
+        self.assertTrue(self.exchange.placed[-1].reduce_only)
+        self.assertIn("asked to", self.stopped(lambda: self.once(101)))
+
+    def test_flattening_while_flat_sends_nothing_and_halts(self) -> None:
+        self.bot().flatten("asked to")
+        self.assertEqual([], self.exchange.placed)
+        self.stopped(lambda: self.once(101))
+
+    def test_a_partial_fill_a_lost_answer_and_an_unsent_order_are_followed_to_the_end(self) -> None:
+        self.once()
+        self.exchange.script = ["half", "lost", "unsent"]
+        self.bot().flatten("asked to")
+        self.assertEqual(0, self.exchange.held)
+
+    def test_a_close_refused_at_once_is_tried_again_under_another_id(self) -> None:
+        self.once()
+        self.exchange.script = ["refuse", "refuse", "fill"]
+        self.bot().flatten("asked to")
+        self.assertEqual(0, self.exchange.held)
+        ids = [order.client_order_id for order in self.exchange.placed]
+        self.assertEqual(len(ids), len(set(ids)))
+
+    def test_a_bot_halted_for_fruitless_orders_can_still_be_flattened(self) -> None:
+        self.exchange.script = ["fill"] + ["refuse"] * 5
+        self.clock.end = T0 + 60 * 200
+        self.stopped(lambda: self.bot().run())
+        self.assertEqual(SIZE, self.exchange.held)
+        self.bot().flatten("asked to")
+        self.assertEqual(0, self.exchange.held)
+
+    def test_an_exchange_that_falls_silent_leaves_it_halted_and_says_so(self) -> None:
+        self.once()
+        self.exchange.positions_told = 0
+        said = self.stopped(lambda: self.bot().flatten("asked to", 60.0))
+        self.assertIn(f"{SIZE} ", said)
+        self.assertIn("may still be held", said)
+        self.assertIn("asked to", self.journal.get("halted"))
+
+    def test_patience_begins_with_the_first_lost_answer_not_with_the_work_before_it(self) -> None:
+        self.once()
+        bot, began = self.bot(), self.clock.time
+        self.exchange.script, self.exchange.hang_s = ["hang"], 100.0
+        self.exchange.positions_told = 1
+        self.stopped(lambda: bot.flatten("asked to", 30.0))
+        self.assertGreater(self.clock.time - began, 100 + 30)
+
+
+class Dying:
+    """Hands every call on; the process dies before or after the one numbered `at`."""
+
+    def __init__(self, target: Any, deaths: "Deaths", names: frozenset[str]) -> None:
+        self._target = target
+        self._deaths = deaths
+        self._names = names
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._target, name)
+        if name not in self._names:
+            return method
+
+        def call(*args: Any) -> Any:
+            if args and isinstance(args[0], str) and args[0] == "ROLLBACK":
+                return method(*args)
+            self._deaths.step()
+            result = method(*args)
+            self._deaths.step()
+            return result
+
+        return call
+
+
+class Deaths:
+    def __init__(self) -> None:
+        self.count = 0
+        self.at = -1
+
+    def step(self) -> None:
+        self.count += 1
+        if self.count == self.at:
+            raise Killed
+
+
+class TestDeath(BotTest):
+    CALLS = frozenset(
+        (
+            "server_time",
+            "system_status",
+            "rules",
+            "candles",
+            "quote",
+            "summary",
+            "balances",
+            "position",
+            "charges",
+            "fee_rate",
+            "place",
+            "find",
+            "traded_orders",
+        )
+    )
+
+    def dying_bot(self, deaths: Deaths, **changes: Any) -> Bot:
+        return Bot(
+            self.plan._replace(**changes),
+            Dying(self.exchange, deaths, self.CALLS),
+            Journal(Dying(self.connection, deaths, frozenset({"execute"}))),  # type: ignore[arg-type]
+            self.clock,
+            "abc",
+        )
+
+    def check_every_death(self, script: Sequence[str], **changes: Any) -> None:
+        moment, number_of_deaths = 0, 0
+        while True:
+            moment += 1
+            self.setUp()
+            self.once(105, self.bot(**changes))
+            self.exchange.script = list(script)
+            self.at(DOWN)
+            deaths = Deaths()
+            deaths.at = moment
+            try:
+                self.dying_bot(deaths, **changes).run(once=True)
+            except Killed:
+                number_of_deaths += 1
+                self.connection.rollback()  # As a real death does.
+            else:
+                break
+            with self.subTest(script=script, moment=moment, **changes):
+                self.clock.time += 3
+                self.until(DOWN + 6, **changes)
+                self.assertEqual(-SIZE, self.exchange.held)
+                self.assertEqual(-SIZE, self.journal.account().held)
+                self.assertEqual([], self.journal.open_intents())
+                self.assertFalse(self.journal.get("halted"))
+                executed = [e.volume for e in self.exchange.executions.values() if e.volume]
+                # After a turn that never went out, the bot closes first and opens then.
+                turned = (2 * SIZE, 2) if changes else (SIZE, 3)
+                self.assertIn((executed[-1], len(executed)), (turned, (SIZE, 3)))
+                ids = [order.client_order_id for order in self.exchange.placed]
+                self.assertEqual(len(ids), len(set(ids)), "an order went out twice")
+        self.assertGreater(number_of_deaths, 50)
+
+    def test_after_a_death_at_any_call_the_target_is_reached_with_one_executed_order_a_step(
+        self,
+    ) -> None:
+        self.check_every_death(["fill", "fill"])
+
+    def test_the_same_is_true_when_the_answer_is_lost_as_well(self) -> None:
+        self.check_every_death(["lost", "hang"])
+
+    def test_the_same_is_true_of_a_turn_in_one_order(self) -> None:
+        self.check_every_death(["lost"], one_order=True)
+
+
+class TestOneAtATime(BotTest):
+    def test_nothing_is_sent_while_the_end_of_an_order_is_not_known(self) -> None:
+        journal, original, open_ones = self.journal, self.exchange.place, list[int]()
+
+        def place(order: Order, deadline: int) -> None:
+            open_ones.append(len(journal.open_intents()))
+            found: list[Intent] = journal.open_intents()
+            self.assertEqual(order, found[0].order)
+            self.assertEqual(deadline, found[0].deadline)
+            self.assertLessEqual(deadline - self.clock.time, 15)
+            original(order, deadline)
+
+        self.exchange.place = place  # type: ignore[method-assign]
+        self.exchange.script = ["hang", "lost", "never", "half", "refuse", "unsent", "hang"]
+        self.until(130)
+        self.assertGreater(len(open_ones), 6)
+        self.assertEqual({1}, set(open_ones), "exactly the written intent of this order is open")
+
+
+if __name__ == "__main__":
+    unittest.main()

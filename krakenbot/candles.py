@@ -121,8 +121,10 @@ def _row(row: Any) -> Candle:
     time = decimal(row[0])
     if not 0 < time < 10**11 or time != int(time):
         raise ValueError(f"row {row!r:.80}")
-    candle = Candle(int(time), *(decimal(number) for number in row[1:5]))
+    # Column 5 is the volume-weighted average price, which nothing here uses.
+    candle = Candle(int(time), *(decimal(number) for number in (*row[1:5], row[6])))
     low, high = candle.low, candle.high
-    if low <= ZERO or not (low <= candle.open <= high and low <= candle.close <= high):
+    in_order = low <= candle.open <= high and low <= candle.close <= high
+    if low <= ZERO or not in_order or candle.volume < ZERO:
         raise ValueError(f"row {row!r:.80}")
     return candle

@@ -54,13 +54,14 @@ class Purpose(Enum):
 
 
 class Candle(NamedTuple):
-    """One finished interval; `time` is its start."""
+    """One finished interval; `time` is its start. `volume` is 0 when nobody traded."""
 
     time: int
     open: Decimal
     high: Decimal
     low: Decimal
     close: Decimal
+    volume: Decimal = ZERO
 
 
 class Quote(NamedTuple):

@@ -245,11 +245,13 @@ class TestRows(unittest.TestCase):
             parse_rows(result, 60)  # A float would mean that something read the JSON inexactly.
         result["X"][0][4] = Decimal("0.2")  # type: ignore[index]
         self.assertEqual(
-            Candle(
-                T0, Decimal("0.1"), Decimal("0.30000000000000001"), Decimal("0.1"), Decimal("0.2")
-            ),
+            Candle(T0, *map(Decimal, ("0.1", "0.30000000000000001", "0.1", "0.2", "0"))),
             parse_rows(result, 60)[0],
         )
+
+    def test_what_was_traded_is_read_and_a_candle_filled_in_traded_nothing(self) -> None:
+        candles = fill(parse_rows({"X": [row(T0), row(T0 + 120)], "last": T0}, 60), 60)
+        self.assertEqual([Decimal("1.5"), 0, Decimal("1.5")], [c.volume for c in candles])
 
     def test_rows_out_of_order_or_twice_come_out_once_and_in_order(self) -> None:
         result = {"X": [row(T0 + 60), row(T0), row(T0 + 60, "101.0")], "last": T0}
@@ -268,6 +270,7 @@ class TestRows(unittest.TestCase):
             2: ("89.0", "Infinity", "0"),
             3: ("0", "-1", "111", "0.0"),
             4: ("111", "89", "-5", None, "sNaN"),
+            6: ("-1", None, "x", "NaN"),
         }.items():
             for value in values:
                 wrong_rows.append([*good[:column], value, *good[column + 1 :]])

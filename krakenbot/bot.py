@@ -252,8 +252,8 @@ class Bot:
         expected = int(self._clock.now()) - 2 * interval_s + 1
         candles = self._window.up_to(expected)
         signal = self._plan.strategy(candles or ())
-        if candles and signal.direction is Direction.FLAT:
-            candles = self._window.widen(expected)
+        if candles and signal.direction is None and self._window.widen():
+            candles = self._window.up_to(expected)
             signal = self._plan.strategy(candles or ())
         if candles is None:
             log.warning("candle left out: the exchange has not finished it in good time")
@@ -263,10 +263,19 @@ class Bot:
         next_due = candles[-1].time + 2 * interval_s + WAKE_DELAY_S
         if self._journal.is_done(interval_s, candles[-1].time):
             return TickResult(next_due, decided=True)
-        done = self._work(candles[-1], signal)
+        done = self._work(candles[-1], self._remembered(signal))
         if not done:
             return TickResult(min(next_due, self._clock.now() + PASSING_PAUSE_S), decided=True)
         return TickResult(next_due, decided=True)
+
+    def _remembered(self, signal: Signal) -> Signal:
+        """Return the signal, without a view of its own with the one that was had last."""
+        last = self._journal.get("direction")
+        if signal.direction is None:
+            return signal._replace(direction=Direction(int(last)) if last else None)
+        if last != str(int(signal.direction)):
+            self._journal.put(direction=int(signal.direction))
+        return signal
 
     def _work(self, candle: Candle, signal: Signal) -> bool:
         """Decide and send until on target; False when the market should be asked again soon."""
@@ -325,18 +334,17 @@ class Bot:
             | ({Purpose.REVERSE} if self._journal.newest_turn_failed() else set()),
         )
 
-    def _first_direction(self, direction: Direction) -> Direction | None:
+    def _first_direction(self, direction: Direction | None) -> Direction | None:
         """Return the direction whose end a first start waits for; None when it has entered."""
-        if self._plan.entry_now or self._journal.get("entered"):
+        if direction is None or self._plan.entry_now or self._journal.get("entered"):
             return None
         first = self._journal.get("first_direction")
-        if not first and direction is not Direction.FLAT:
-            self._journal.put(first_direction=int(direction))
-            return direction
-        if first and direction is not Direction.FLAT and int(first) != direction:
+        if first and int(first) != direction:
             self._journal.put(entered=1)
             return None
-        return Direction(int(first)) if first else direction
+        if not first:
+            self._journal.put(first_direction=int(direction))
+        return direction
 
     def _check_loss(self, held: Decimal, price: Decimal) -> None:
         """Latch `max_loss` when it is reached; once flat, end with a safety stop."""

@@ -29,14 +29,15 @@ class CandleWindow:
         self._filled: set[int] = set()  # The times of those that the exchange did not give.
         self._hole: int | None = None  # The first of the newest of these: asked about once more.
 
-    def widen(self, expected: int) -> Sequence[Candle] | None:
-        """Do as `up_to` with all finished candles there are, from now on.
+    def widen(self) -> bool:
+        """Hold all finished candles there are from now on; False when it does so already.
 
         For when the usual few decide nothing.
         """
-        if self._kept < ROWS_MAX:
-            self._kept, self._candles = ROWS_MAX, []
-        return self.up_to(expected)
+        if self._kept == ROWS_MAX:
+            return False
+        self._kept, self._candles = ROWS_MAX, []
+        return True
 
     def up_to(self, expected: int) -> Sequence[Candle] | None:
         """Return finished candles, the newest one starting at `expected` or later.

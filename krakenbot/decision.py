@@ -77,14 +77,13 @@ def decide(snapshot: Snapshot, plan: Plan) -> Decision:
     signal, held = snapshot.signal, snapshot.held
     if snapshot.flatten_reason is not None:
         direction, why = Direction.FLAT, snapshot.flatten_reason
-    elif signal.direction is Direction.FLAT:
-        return Decision(_direction(held), None, "the candles show no slope yet")
+    elif signal.direction is None:
+        return Decision(_direction(held), None, "the strategy has no view yet")
     elif snapshot.waits_for_turn_from is signal.direction:
-        moves = "rises" if signal.direction is Direction.LONG else "falls"
-        return Decision(Direction.FLAT, None, f"first start: average {moves}, waiting for a turn")
+        view = signal.direction.name.lower()
+        return Decision(Direction.FLAT, None, f"first start: {view}, waiting for a turn")
     else:
-        direction = signal.direction
-        why = "average rises" if direction is Direction.LONG else "average falls"
+        direction, why = signal.direction, signal.direction.name.lower()
     target = target_volume(direction, plan.size, plan.leverage)
     step = next_step(held, target, plan.leverage, plan.one_order, snapshot.rules, snapshot.tried)
     goal = _direction(target)

@@ -494,7 +494,7 @@ def _check(path: Path) -> None:
                     raise damaged(path, "its account holds what is no number")
                 journal.intents("outcome IS NULL")
                 journal.consecutive_unfilled()
-                for key in ("first_direction", "charges_read", "pnl_at_resume"):
+                for key in ("first_direction", "direction", "charges_read", "pnl_at_resume"):
                     Decimal(journal.get(key) or 0)
         finally:
             connection.close()

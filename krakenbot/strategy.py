@@ -33,7 +33,7 @@ def sma_slope(candles: Sequence[Candle], length: int) -> Signal:
     that turn from it; here it does not.
     """
     slope = 0
-    direction = Direction.FLAT
+    direction = None
     for newest in range(len(candles) - 1, length - 1, -1):
         sign = _sign(candles[newest].close - candles[newest - length].close)
         if newest == len(candles) - 1:
@@ -50,7 +50,7 @@ def sma_cross(candles: Sequence[Candle], short: int, long: int) -> Signal:
     Equal averages keep the direction before. `average` is the long one.
     """
     slope = 0
-    direction = Direction.FLAT
+    direction = None
     for end in range(len(candles), long - 1, -1):
         short_sum = sum((c.close for c in candles[end - short : end]), ZERO)
         long_sum = sum((c.close for c in candles[end - long : end]), ZERO)

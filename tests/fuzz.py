@@ -154,7 +154,7 @@ GOOD: dict[str, Any] = {
 # What of the port reads each answer.
 READERS: dict[str, Callable[[Spot], Any]] = {
     "Time": Spot.server_time,
-    "SystemStatus": Spot.market_status,
+    "SystemStatus": Spot.system_status,
     "AssetPairs": Spot.rules,
     "OHLC": lambda spot: spot.candles(None),
     "Ticker": Spot.quote,
@@ -163,10 +163,10 @@ READERS: dict[str, Callable[[Spot], Any]] = {
     "OpenPositions": Spot.position,
     "OpenOrders": lambda spot: spot.find(ID, T0),
     "ClosedOrders": lambda spot: spot.find(ID, T0),
-    "TradesHistory": lambda spot: spot.traded_orders(T0, T0 + 86400),
+    "TradesHistory": lambda spot: spot.traded_orders(T0),
     "TradeVolume": Spot.fee_rate,
     "Ledgers": lambda spot: spot.charges(T0, T0 + 86400),
-    "GetApiKeyInfo": Spot.key_info,
+    "GetApiKeyInfo": Spot.key_permissions,
 }
 
 
@@ -596,7 +596,7 @@ def _fill(journal: Journal) -> None:
             Decimal("0.01"),
             2,
             False,
-            "average rises",
+            "long",
             Decimal(0),
             T0,
             T0 + 15,

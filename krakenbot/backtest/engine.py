@@ -28,7 +28,7 @@ ROUNDS_MAX = 3
 UNFILLED_MAX = 5
 DAY_S = 86400
 WINDOW = 720
-_REASONS = {1: "average rises", -1: "average falls"}
+_REASONS = {way.value: way.name.lower() for way in Direction}
 # Candle, direction, price in units of the columns; cost, fee and opening fee in cost steps.
 _Turn = tuple[int, int, int, tuple[int, int, int]]
 
@@ -99,7 +99,9 @@ class Replay:
         self._window: deque[Candle] = deque(maxlen=WINDOW)
         self._part: Columns | None = None
         self._begin, self._first_open, self._candles, self._candles_held = 0, ZERO, 0, 0
-        self._seen = self._direction = self._first = 0
+        self._seen: int | None = None
+        self._direction: int | None = None
+        self._first: int | None = None
         self._entered, self._off_target, self._flatten = plan.entry_now, True, ""
         self._too_dear, self._allowed_at = inf, 0
         self._recent: deque[int] = deque()
@@ -200,7 +202,7 @@ class Replay:
 
     def _slope_turns(self, begin: int, end: int) -> list[tuple[int, int]]:
         """Return number and new direction of each candle at which the average turns."""
-        length, seen, turns = self._length, self._seen, []
+        length, seen, turns = self._length, self._seen or 0, []
         begin = max(begin, length)
         pairs = zip(self._closes[begin - length :], self._closes[begin:end], strict=False)
         for at, (before, close) in enumerate(pairs, begin):
@@ -215,11 +217,11 @@ class Replay:
 
     def _strategy_turns(self, begin: int, end: int) -> list[tuple[int, int]]:
         """Return the same for any strategy, by asking it about each candle."""
-        turns = []
+        turns: list[tuple[int, int]] = []
         for at, close in enumerate(map(exact, self._closes[begin:end]), begin):
             self._window.append(Candle(at, close, close, close, close))
-            direction = int(self.plan.strategy(list(self._window)).direction)
-            if direction and direction != self._seen:
+            direction = self.plan.strategy(list(self._window)).direction
+            if direction is not None and direction != self._seen:
                 self._seen = direction
                 turns.append((at, direction))
         return turns
@@ -420,10 +422,10 @@ class Replay:
         if lost is not None:
             self._count(now, -self._sign, "liquidated", (lost,))
             self.ended = f"liquidated at {now}: the bot would stop here"
-        direction, tried = Direction(self._direction), set[Purpose]()
-        signal = Signal(direction, ZERO, 0)
-        if not self._entered and direction:
-            self._first = self._first or direction
+        direction = None if self._direction is None else Direction(self._direction)
+        signal, tried = Signal(direction, ZERO, 0), set[Purpose]()
+        if not self._entered and direction is not None:
+            self._first = direction if self._first is None else self._first
             self._entered = self._first != direction
         for _ in range(ROUNDS_MAX if lost is None else 0):
             held = self.held
@@ -495,7 +497,7 @@ class Replay:
                 self.ended = f"{UNFILLED_MAX} orders in a row refused at {now}: {error}"
             return self.ended is None
         self._fruitless = 0
-        self._count(now, side.sign, self._flatten or _REASONS[self._direction], trades)
+        self._count(now, side.sign, self._flatten or _REASONS[self._direction or 0], trades)
         return True
 
     def _price(self, opened: Decimal, direction: int) -> Decimal:

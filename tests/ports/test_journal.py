@@ -32,7 +32,7 @@ ROW: dict[str, Any] = {
     "slope": 1,
     "target": 1,
     "held": "0",
-    "reason": "average rises",
+    "reason": "long",
     "decided": CANDLE + 61,
 }
 
@@ -51,7 +51,7 @@ def intent(
         volume=Decimal("0.04"),
         leverage=2,
         reduce_only=False,
-        reason="average rises",
+        reason="long",
         held_before=Decimal(0),
         created=candle + 61,
         deadline=candle + 76,

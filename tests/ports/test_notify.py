@@ -224,9 +224,9 @@ class TestSystemd(Quiet):
 
     def test_a_decision_is_the_status_in_one_line_and_feeds_the_watchdog(self) -> None:
         values = {"held": "-0.05", "target": "-1"}
-        event = Event("decision", "average falls: on target\nREADY=1", values)
+        event = Event("decision", "short: on target\nREADY=1", values)
         self.assertEqual(
-            ["STATUS=holds -0.05, target -1: average falls: on target\\nREADY=1", "WATCHDOG=1"],
+            ["STATUS=holds -0.05, target -1: short: on target\\nREADY=1", "WATCHDOG=1"],
             self.heard(event),
         )
 

@@ -149,8 +149,10 @@ class TestWindow(unittest.TestCase):
         market = FakeMarket(800)
         kept = window(market, FakeClock())
         kept.up_to(candle(799).time)
+        self.assertEqual([True, False], [kept.widen(), kept.widen()])
         self.assertEqual(
-            [candle(n, 1000 + n % 17) for n in range(81, 800)], list(kept.widen(candle(799).time))
+            [candle(n, 1000 + n % 17) for n in range(81, 800)],
+            list(kept.up_to(candle(799).time) or ()),
         )
         market.running = 801
         got = kept.up_to(candle(800).time)

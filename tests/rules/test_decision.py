@@ -2,7 +2,7 @@ import unittest
 from decimal import Decimal
 
 from krakenbot.decision import Decision, Plan, Snapshot, decide
-from krakenbot.model import Direction, Purpose, Side, Signal
+from krakenbot.model import Direction, Purpose, Side, Signal, Step
 from krakenbot.risk import Limits
 from krakenbot.strategy import build
 from tests.rules.test_pairs import rules
@@ -21,9 +21,11 @@ PLAN = Plan(
 )
 
 
-def decision(direction: Direction, held: str = "0", plan: Plan = PLAN, **more: object) -> Decision:
+def decision(
+    direction: Direction | None, held: str = "0", plan: Plan = PLAN, **more: object
+) -> Decision:
     snapshot = Snapshot(
-        signal=Signal(direction, Decimal(100), int(direction)),
+        signal=Signal(direction, Decimal(100), int(direction or 0)),
         held=Decimal(held),
         rules=rules(),
         waits_for_turn_from=None,
@@ -47,10 +49,22 @@ class TestDecision(unittest.TestCase):
             self.assertEqual((direction, None), (got.target, got.step))
             self.assertIn("on target", got.reason)
 
-    def test_without_a_slope_yet_nothing_is_touched(self) -> None:
+    def test_without_a_view_yet_nothing_is_touched(self) -> None:
         for held, target in (("0", 0), ("0.01", 1), ("-0.01", -1)):
-            got = decision(Direction.FLAT, held)
+            got = decision(None, held)
             self.assertEqual((target, None), (int(got.target), got.step))
+
+    def test_flat_closes_what_is_held_and_orders_no_more(self) -> None:
+        for held, side in (("0.01", Side.SELL), ("-0.01", Side.BUY)):
+            for one_order in (False, True):
+                got = decision(Direction.FLAT, held, PLAN._replace(one_order=one_order))
+                self.assertEqual(Step(Purpose.CLOSE, side, PLAN.size, True), got.step)
+        self.assertEqual((Direction.FLAT, None), decision(Direction.FLAT)[:2])
+
+    def test_a_first_start_waits_through_flat_and_goes_with_the_next_view(self) -> None:
+        waiting = decision(Direction.FLAT, waits_for_turn_from=Direction.FLAT)
+        self.assertIn("waiting", waiting.reason)
+        self.assertIsNotNone(decision(Direction.LONG).step)
 
     def test_a_first_start_waits_for_the_next_turn(self) -> None:
         got = decision(Direction.LONG, waits_for_turn_from=Direction.LONG)

@@ -1,0 +1,73 @@
+"""What a strategy may say after a candle: long, short, flat, or nothing new."""
+
+import unittest
+from collections.abc import Sequence
+from decimal import Decimal
+
+from krakenbot.bot import Bot
+from krakenbot.model import ZERO, Candle, Direction, Signal
+from tests.simulation.test_bot import SIZE, T0, BotTest
+
+
+class TestViews(BotTest):
+    """`views` are by number of the candle; on any other the strategy has nothing to say."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.views: dict[int, Direction] = {}
+
+    def bot(self, **changes: object) -> Bot:
+        def strategy(candles: Sequence[Candle]) -> Signal:
+            number = (candles[-1].time - T0) // 60 if candles else -1
+            return Signal(self.views.get(number), ZERO, 0)
+
+        return super().bot(strategy=strategy, **changes)
+
+    def held_after(self, number: int, **changes: object) -> Decimal:
+        """Return what is held after a new bot's decision on that candle."""
+        self.once(number, self.bot(**changes))
+        return self.exchange.held
+
+    def test_flat_closes_without_opening_and_stays_out(self) -> None:
+        self.views = {100: Direction.LONG, 101: Direction.FLAT, 103: Direction.SHORT}
+        held = [self.held_after(number) for number in range(100, 104)]
+        self.assertEqual([SIZE, ZERO, ZERO, -SIZE], held)
+        self.assertEqual(
+            [False, True, False], [order.reduce_only for order in self.exchange.placed]
+        )
+
+    def test_without_a_view_what_was_wanted_before_a_restart_is_still_wanted(self) -> None:
+        self.views = {100: Direction.LONG}
+        self.exchange.script = ["unsent"] * 9
+        self.assertEqual(ZERO, self.held_after(100))
+        self.exchange.script = []
+        self.assertEqual(SIZE, self.held_after(101))
+        self.assertEqual(SIZE, self.held_after(102))
+
+    def test_a_bot_that_never_had_a_view_touches_nothing_that_it_holds(self) -> None:
+        self.exchange.by_hand(Decimal("0.02"))
+        self.once(101, self.bot(), adopt=True)
+        self.assertEqual([Decimal("0.02")] * 2, [self.held_after(n) for n in (102, 103)])
+
+    def test_waiting_for_a_turn_no_view_is_no_turn_and_flat_is_one(self) -> None:
+        self.views = {101: Direction.LONG, 103: Direction.LONG, 104: Direction.FLAT}
+        self.views[105] = Direction.LONG
+        held = [self.held_after(number, entry_now=False) for number in range(100, 106)]
+        self.assertEqual([*[ZERO] * 5, SIZE], held)
+
+    def test_waiting_that_begins_flat_ends_with_the_first_other_view(self) -> None:
+        self.views = {100: Direction.FLAT, 102: Direction.SHORT}
+        held = [self.held_after(number, entry_now=False) for number in range(100, 103)]
+        self.assertEqual([ZERO, ZERO, -SIZE], held)
+
+    def test_without_a_view_the_candles_are_asked_for_once_a_tick(self) -> None:
+        bot = self.once(100)
+        asked = []
+        ask = self.exchange.candles
+        self.exchange.candles = lambda since: asked.append(since) or ask(since)  # type: ignore
+        self.once(101, bot)
+        self.assertEqual(1, len(asked))
+
+
+if __name__ == "__main__":
+    unittest.main()

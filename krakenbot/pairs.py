@@ -11,7 +11,8 @@ class PairRules(NamedTuple):
     """One entry of AssetPairs. `pair` is Kraken's internal name, `altname` the one to send.
 
     `ordermin` is in base, `costmin` in quote currency; `leverages_buy` and `leverages_sell` are
-    empty where the pair has no margin on that side; a position limit of None is unknown.
+    empty where the pair has no margin on that side; `margin_call` and `margin_stop` are percent; a
+    position limit of None is unknown.
     """
 
     pair: str
@@ -26,8 +27,8 @@ class PairRules(NamedTuple):
     costmin: Decimal
     leverages_buy: tuple[int, ...]
     leverages_sell: tuple[int, ...]
-    margin_call: int
-    margin_stop: int
+    margin_call: Decimal
+    margin_stop: Decimal
     long_position_limit: Decimal | None
     short_position_limit: Decimal | None
 
@@ -62,8 +63,8 @@ def parse_rules(pair: str, row: Mapping[str, Any]) -> PairRules:
             costmin=decimal(row.get("costmin") or 0),
             leverages_buy=_leverages(row, "leverage_buy"),
             leverages_sell=_leverages(row, "leverage_sell"),
-            margin_call=_whole(row.get("margin_call") or 80, 1000),
-            margin_stop=_whole(row.get("margin_stop") or 40, 1000),
+            margin_call=decimal(row.get("margin_call") or 80),
+            margin_stop=decimal(row.get("margin_stop") or 40),
             long_position_limit=_limit(row, "long_position_limit"),
             short_position_limit=_limit(row, "short_position_limit"),
         )
@@ -101,7 +102,9 @@ def _digits(row: Mapping[str, Any], name: str, default: int | None = None) -> in
 
 
 def _leverages(row: Mapping[str, Any], name: str) -> tuple[int, ...]:
-    return tuple(_whole(value, 1000) for value in row.get(name) or ())
+    """Return the whole numbers in a list of leverages; what is none cannot be ordered here."""
+    numbers = (decimal(value) for value in row.get(name) or ())
+    return tuple(int(number) for number in numbers if number == int(number) and number > 0)
 
 
 def _whole(value: object, most: int) -> int:

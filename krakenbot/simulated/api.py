@@ -140,6 +140,7 @@ class SandboxApi:
             row = self.listing[feed.pair] = listing.unlisted(feed.pair, feed.digits)[1]
             balances = {row["quote"]: Decimal(10000), **balances}
         self.system_status = "online"
+        self.notices: dict[str, list[Row]] = {}
         self.fill_share = Decimal(1)
         self.requests, self.ignored = Counter[str](), Counter[str]()
         self.orders, self.trades = dict[str, Row](), dict[str, Row]()
@@ -154,7 +155,13 @@ class SandboxApi:
         self._counters: dict[str, tuple[float, float]] = {}
         self._lock = threading.Lock()
         self._settled = self.now()
-        self.account = Account(balances, fee_rate, serial=int(self._settled) * 1000, history=KEPT)
+        self.account = Account(
+            balances,
+            fee_rate,
+            margin_rates=listing.MARGIN_RATES,
+            serial=int(self._settled) * 1000,
+            history=KEPT,
+        )
         self._rules = {name: parse_rules(name, row) for name, row in self.listing.items()}
         self._names = {
             alias: name
@@ -298,7 +305,8 @@ class SandboxApi:
 
     def _do_SystemStatus(self, _: Params) -> Any:
         moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.now()))
-        return {"status": self.system_status, "timestamp": moment}
+        told = {name: rows for name, rows in self.notices.items() if rows}
+        return {"status": self.system_status, "timestamp": moment, **told}
 
     def _do_Assets(self, p: Params) -> Any:
         codes = {name: code for code, row in ASSETS.items() for name in (code, row["altname"])}
@@ -646,8 +654,16 @@ class SandboxApi:
         self.account.deposit(self.now(), wish["asset"], _amount(wish["amount"]) - had)
 
     def _set_status(self, wish: Row) -> None:
-        """{status} of the exchange, {pair, status} of one market, {fill_share} of each order."""
-        if "fill_share" in wish:
+        """{status} of the exchange, {pair, status} of one market, {fill_share} of each order.
+
+        {upcoming_maintenance: [...]} and {emergency: [...]} are told by SystemStatus as they are.
+        """
+        notices = {
+            name: wish[name] for name in ("upcoming_maintenance", "emergency") if name in wish
+        }
+        if notices:
+            self.notices.update({name: list(rows) for name, rows in notices.items()})
+        elif "fill_share" in wish:
             self.fill_share = min(max(decimal(wish["fill_share"]), ZERO), Decimal(1))
         elif "pair" in wish:
             pair = self._pair(wish["pair"]).pair

@@ -1,9 +1,11 @@
 """The books of a simulated account: spot balances and margin lots, pure arithmetic.
 
 One quote currency is one margin account: its balance is the collateral of the pairs quoted in it,
-other assets do not count. Costs, fees, opening fees, rollovers and the opening cost of a part that
-is closed are each rounded once, half to even, to the pair's cost decimals; everything else is a
-sum of those, so equity = start - fees - rollover + realized + unrealized to the last digit.
+other assets do not count. The opening fee and each rollover are charged at the rate of what is
+lent, a long's quote or a short's base currency, fixed for a lot when it is opened. Costs, fees,
+opening fees, rollovers and the opening cost of a part that is closed are each rounded once, half
+to even, to the pair's cost decimals; everything else is a sum of those, so equity = start - fees -
+rollover + realized + unrealized to the last digit.
 
 Sources: Kraken support, articles on margin fees, margin levels and liquidation.
 """
@@ -90,7 +92,7 @@ class Book:
         """Take over the pair's rules as they are now."""
         self.rules = rules
         self.cost_step = Decimal(1).scaleb(-rules.cost_decimals)
-        self.stop = Decimal(rules.margin_stop) / 100
+        self.stop = rules.margin_stop / 100
 
     @property
     def sign(self) -> int:
@@ -120,12 +122,15 @@ class Account:
         fee_rate: Decimal,
         *,
         margin_rate: Decimal = MARGIN_RATE,
+        margin_rates: Mapping[str, Decimal] | None = None,
         serial: int = 0,
         history: int = 0,
     ) -> None:
+        """`margin_rates` are by the asset that is lent, `margin_rate` is that of all others."""
         self.balances = defaultdict(Decimal, balances)
         self.fee_rate = fee_rate
         self.margin_rate = margin_rate
+        self.margin_rates = dict(margin_rates or {})
         self.serial = serial
         self.revision = 0
         self.books: dict[str, Book] = {}
@@ -236,6 +241,10 @@ class Account:
         rounding = ROUND_DOWN if book.sign > 0 else ROUND_UP
         return price.quantize(step, rounding=rounding) if 0 < price < AMOUNT_MAX else None
 
+    def rate_of_loan(self, rules: PairRules, sign: int) -> Decimal:
+        """Return what borrowing for a position costs, a fraction at opening and every 4 h."""
+        return self.margin_rates.get(rules.quote if sign > 0 else rules.base, self.margin_rate)
+
     def unrealized(self, quote: str) -> Decimal:
         return sum((book.unrealized() for book in self._books(quote)), ZERO)
 
@@ -287,7 +296,7 @@ class Account:
         limit = rules.long_position_limit if sign > 0 else rules.short_position_limit
         if limit is not None and held > limit:
             raise RefusedError("EOrder:Margin position size exceeded")
-        cost, fee, opening_fee = self._opening_costs(book, volume, price)
+        cost, fee, opening_fee = self._opening_costs(book, sign, volume, price)
         if cost / leverage + fee + opening_fee > free:
             raise RefusedError("EOrder:Insufficient initial margin")
 
@@ -301,7 +310,7 @@ class Account:
         leverage: int,
         order: int,
     ) -> Trade:
-        cost, fee, opening_fee = self._opening_costs(book, volume, price)
+        cost, fee, opening_fee = self._opening_costs(book, sign, volume, price)
         self.serial = serial = self.serial + 1
         book.lots.append(
             Lot(
@@ -315,7 +324,7 @@ class Account:
                 cost,
                 leverage,
                 fee + opening_fee,
-                self.margin_rate,
+                self.rate_of_loan(book.rules, sign),
                 now + ROLLOVER_S,
             )
         )
@@ -330,10 +339,10 @@ class Account:
         return cost, (cost * self.fee_rate).quantize(book.cost_step)
 
     def _opening_costs(
-        self, book: Book, volume: Decimal, price: Decimal
+        self, book: Book, sign: int, volume: Decimal, price: Decimal
     ) -> tuple[Decimal, Decimal, Decimal]:
         cost, fee = self._cost_and_fee(book, volume, price)
-        return cost, fee, (cost * self.margin_rate).quantize(book.cost_step)
+        return cost, fee, (cost * self.rate_of_loan(book.rules, sign)).quantize(book.cost_step)
 
     def _book(
         self, now: float, kind: str, refid: int, asset: str, amount: Decimal, fee: Decimal

@@ -70,23 +70,35 @@ FIRST_TICKS = {
     "BONKUSD": 1450,
 }
 
-ASSETS: dict[str, dict[str, Any]] = {
-    code: {
+
+def _asset(
+    altname: str, decimals: int, shown: int, rate: float | None, collateral: float | None = None
+) -> dict[str, Any]:
+    optional = {"collateral_value": collateral, "margin_rate": rate}
+    return {
         "aclass": "currency",
         "altname": altname,
         "decimals": decimals,
         "display_decimals": shown,
+        **{name: value for name, value in optional.items() if value is not None},
         "status": "enabled",
     }
-    for code, altname, decimals, shown in (
-        ("ZUSD", "USD", 4, 2),
-        ("ZEUR", "EUR", 4, 2),
-        ("USDT", "USDT", 8, 4),
-        ("XXBT", "XBT", 10, 5),
-        ("XETH", "ETH", 10, 5),
-        ("SOL", "SOL", 10, 5),
-        ("BONK", "BONK", 4, 2),
-    )
+
+
+# `margin_rate` is in percent, for opening and for each 4 h, of what is lent; BONK is not.
+ASSETS: dict[str, dict[str, Any]] = {
+    "ZUSD": _asset("USD", 4, 2, 0.025, 1),
+    "ZEUR": _asset("EUR", 4, 2, 0.02, 1),
+    "USDT": _asset("USDT", 8, 4, 0.02, 0.9),
+    "XXBT": _asset("XBT", 10, 5, 0.01),
+    "XETH": _asset("ETH", 10, 5, 0.02),
+    "SOL": _asset("SOL", 10, 5, 0.02),
+    "BONK": _asset("BONK", 4, 2, None),
+}
+MARGIN_RATES = {
+    code: Decimal(str(row["margin_rate"])) / 100
+    for code, row in ASSETS.items()
+    if "margin_rate" in row
 }
 
 

@@ -140,11 +140,13 @@ class PaperExchange:
         fee_rate: Decimal = FEE_RATE,
         start_balance: Decimal = START_BALANCE,
         validate: Callable[[Order], None] | None = None,
+        margin_rates: Mapping[str, Decimal] | None = None,
     ) -> None:
         self._market, self._clock, self._store = market, clock, store
         self._fee_rate = fee_rate
         self._start_balance = start_balance
         self._validate = validate
+        self._margin_rates = margin_rates
         self._account: Account | None = None
         self._orders: list[tuple[float, Execution]] = []
         self._charges: list[Charge] = []
@@ -287,6 +289,7 @@ class PaperExchange:
             account = Account(
                 {rules.quote: self._start_balance},
                 self._fee_rate,
+                margin_rates=self._margin_rates,
                 serial=int(self._clock.now()) * 1000,
                 history=LEDGER_KEPT,
             )
@@ -305,6 +308,7 @@ class PaperExchange:
     def _restored(self, state: dict[str, Any], rules: PairRules) -> Account:
         account = account_of(state["account"], [rules])
         account.fee_rate = self._fee_rate
+        account.margin_rates = dict(self._margin_rates or {})
         self._saved = account.revision
         self._swept = state["swept"]
         for time, name, txid, status, *numbers, reason in state["orders"]:

@@ -113,6 +113,21 @@ class PublicTest(unittest.TestCase):
         self.assertEqual(list(client.get("Assets?asset=XBT,XXBT,USD")["result"]), ["XXBT", "ZUSD"])
         self.assertEqual(client.get("Assets?asset=XBT,X")["error"], ["EQuery:Unknown asset"])
 
+    def test_assets_tell_what_lending_them_costs_where_they_are_lent(self) -> None:
+        rows = Client().get("Assets")["result"]
+        self.assertEqual((rows["ZUSD"]["margin_rate"], rows["XXBT"]["margin_rate"]), (0.025, 0.01))
+        self.assertNotIn("margin_rate", rows["BONK"])
+        self.assertEqual(rows["USDT"]["collateral_value"], 0.9)
+
+    def test_maintenance_ahead_and_emergencies_are_told_beside_the_status(self) -> None:
+        client = Client()
+        self.assertEqual(client.get("SystemStatus")["result"].keys(), {"status", "timestamp"})
+        client.control("status", upcoming_maintenance=["at noon"], emergency=["no margin"])
+        told = client.get("SystemStatus")["result"]
+        self.assertEqual((told["status"], told["emergency"]), ("online", ["no margin"]))
+        client.control("status", upcoming_maintenance=[])
+        self.assertNotIn("upcoming_maintenance", client.get("SystemStatus")["result"])
+
     def test_a_depth_is_a_whole_number(self) -> None:
         self.assertEqual(
             Client().get("Depth?pair=XBTUSD&count=1.9")["error"],
@@ -197,7 +212,7 @@ class OrderTest(unittest.TestCase):
         self.assertEqual(position["ordertxid"], txid)
         self.assertEqual(position["cost"], trade["cost"])
         self.assertEqual(position["rollovertm"], str(int(START) + 14400))
-        self.assertEqual(D(position["fee"]), (D(trade["cost"]) * D("0.0082")).quantize(D("1e-5")))
+        self.assertEqual(D(position["fee"]), (D(trade["cost"]) * D("0.00825")).quantize(D("1e-5")))
         self.assertEqual(D(position["margin"]) * 2, D(position["cost"]))
         ask = client.get("Ticker?pair=XBTUSD")["result"]["XXBTZUSD"]["a"][0]
         self.assertEqual(trade["price"], ask)

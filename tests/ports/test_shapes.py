@@ -60,7 +60,7 @@ NEWER = "the recording is older than the field"
 EXCEPTIONS = {
     ("AssetPairs", r".*\.fees(_maker)?\[\].*"): "empty since September 2026",
     ("AssetPairs", r".*\.execution_venue"): "there since April 2026",
-    ("Assets", r".*\.collateral_value"): "no asset but the quote currency is collateral here",
+    ("Assets", r".*\.margin_rate"): NEWER,
     ("OpenPositions docalcs", r".*\.class"): NEWER,
     ("ClosedOrders", r".*\.(cl_ord_id|margin|reduce_only)"): OPTIONAL,
     ("ClosedOrders", r".*\.descr\.aclass"): NEWER,

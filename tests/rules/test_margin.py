@@ -15,6 +15,7 @@ from krakenbot.simulated.paper import account_of, state_of
 RULES = parse_rules("XXBTZUSD", PAIRS["XXBTZUSD"])
 ETH = parse_rules("XETHZUSD", PAIRS["XETHZUSD"])
 FEE = D("0.008")
+RATES = {"ZUSD": D("0.00025"), "XXBT": D("0.0001")}
 LONG, SHORT = 1, -1
 START = 1_791_500_000
 
@@ -83,6 +84,26 @@ class WorkedExampleTest(unittest.TestCase):
         account.advance(book, START, D(65200))
         self.assertEqual(account.used_margin("ZUSD"), D(2608))
         self.assertEqual(account.equity("ZUSD"), D(1960))
+
+
+class RatesTest(unittest.TestCase):
+    """A long borrows the quote currency, a short the base; a lot keeps the rate it began with."""
+
+    def test_opening_and_rollover_cost_the_rate_of_what_is_lent(self) -> None:
+        for sign, rate, costs in ((LONG, "0.00025", "0.50000"), (SHORT, "0.0001", "0.20000")):
+            account = Account({"ZUSD": D(2000)}, D(0), margin_rates=RATES, history=9)
+            book = account.book(RULES)
+            account.advance(book, START, D(50000))
+            (trade,) = account.fill(book, START, sign, D("0.04"), D(50000), 2)
+            account.margin_rates.clear()
+            account.advance(book, START + 14400, D(50000))
+            with self.subTest(sign=sign):
+                self.assertEqual((trade.opening_fee, book.lots[0].rate), (D(costs), D(rate)))
+                self.assertEqual(account.rollovers["ZUSD"], D(costs))
+
+    def test_what_has_no_rate_of_its_own_pays_the_assumed_one(self) -> None:
+        account = Account({}, D(0), margin_rates=RATES)
+        self.assertEqual(account.rate_of_loan(ETH, SHORT), D("0.0002"))
 
 
 class OrdersTest(unittest.TestCase):

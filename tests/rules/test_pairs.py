@@ -79,6 +79,10 @@ class TestRules(unittest.TestCase):
                 with self.subTest(field=field, value=value), self.assertRaises(ValueError):
                     rules(**{field: value})
 
+    def test_a_fraction_in_a_field_of_margin_leaves_the_pair_readable(self) -> None:
+        got = rules(leverage_buy=[2, Decimal("2.5"), 3], margin_call=Decimal("82.5"))
+        self.assertEqual(((2, 3), Decimal("82.5")), (got.leverages_buy, got.margin_call))
+
     def test_something_that_is_no_entry_is_a_value_error(self) -> None:
         for row in (None, [], "text", 5, Decimal(1)):
             with self.subTest(row), self.assertRaises(ValueError):

@@ -25,7 +25,7 @@ from krakenbot.kraken.spot import Spot
 from krakenbot.model import Charge, Execution, MarginSummary, Order, OrderStatus, Secret, Side
 from krakenbot.risk import Limits
 from krakenbot.simulated import api as server
-from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
+from krakenbot.simulated.listing import MARGIN_RATES, SANDBOX_KEY, SANDBOX_SECRET
 from krakenbot.simulated.paper import PaperExchange
 from krakenbot.strategy import build
 from tests.logs import silence_module
@@ -109,7 +109,9 @@ class World:
             live=not paper,
         )
         spot = Spot(client, "XBTUSD", 60)
-        self.account: Exchange = PaperExchange(spot, self, Memory()) if paper else spot
+        self.account: Exchange = (
+            PaperExchange(spot, self, Memory(), margin_rates=MARGIN_RATES) if paper else spot
+        )
 
     def close(self) -> None:
         self._http._drop()
@@ -204,9 +206,9 @@ class Contract:
         self.assertEqual(self.held(), (D("0.04"), D("2000.004")))
         (charge,) = self.charges(self.began - 5)
         self.assertEqual(charge.order_id, found.exchange_order_id)
-        self.assertEqual((charge.cost, charge.fee), (D("2000.004"), D("16.40003")))
+        self.assertEqual((charge.cost, charge.fee), (D("2000.004"), D("16.50003")))
         summary = self.summary()
-        self.assertEqual(summary.trade_balance, D("9983.6000"))
+        self.assertEqual(summary.trade_balance, D("9983.5000"))
         self.assertEqual(summary.unrealized_pnl, D("-0.0040"))
         self.assertEqual(summary.used_margin, D("1000.0020"))
 
@@ -229,8 +231,8 @@ class Contract:
         found = self.place(Side.SELL, "0.04", reduce_only=True)
         self.assertEqual((found.cost, found.fee), (D("2039.996"), D("16.31997")))
         self.assertEqual(self.held(), (0, 0))
-        # 10000 - 16.00003 - 0.40000 + 39.992 - 16.31997
-        self.assertEqual(self.summary(), MarginSummary(D("10007.2720"), D(0), D(0)))
+        # 10000 - 16.00003 - 0.50000 + 39.992 - 16.31997
+        self.assertEqual(self.summary(), MarginSummary(D("10007.1720"), D(0), D(0)))
 
     def test_a_close_of_more_than_is_held_stops_at_nothing(self) -> None:
         self.place(Side.BUY, "0.04")
@@ -253,8 +255,8 @@ class Contract:
         self.assertEqual((found.volume, found.cost), (D("0.08"), D("3919.992")))
         self.assertEqual(found.fee, D("31.35994"))
         self.assertEqual(self.held(), (D("-0.04"), D("1959.996")))
-        # 10000 - 16.00003 - 0.40000 - 40.008 - 31.35994 - 0.39200
-        self.assertEqual(self.summary().trade_balance, D("9911.8400"))
+        # 10000 - 16.00003 - 0.50000 - 40.008 - 31.35994 - 0.19600
+        self.assertEqual(self.summary().trade_balance, D("9911.9360"))
 
     def test_coins_are_bought_and_sold_without_leverage(self) -> None:
         found = self.place(Side.BUY, "0.04", 0)
@@ -326,8 +328,8 @@ class Contract:
                 told = [charge for charge in told if charge.trade_id == trade_id]
                 charges = [charge for charge in told if not charge.order_id]
                 self.assertEqual(len(told), 3)
-                owed = D("2000.004") if sign > 0 else D(2000)
-                fee = (owed * D("0.0002")).quantize(D("0.00001"))
+                owed, rate = (D("2000.004"), "0.00025") if sign > 0 else (D(2000), "0.0001")
+                fee = (owed * D(rate)).quantize(D("0.00001"))
                 self.assertEqual([charge.fee for charge in charges], [fee, fee])
                 self.assertEqual(
                     sorted(charge.time for charge in charges),
@@ -342,8 +344,8 @@ class Contract:
         self.world.wait(10)
         self.world.price("40000")
         self.assertEqual(self.held(), (0, 0))
-        # 10000 - 320.00064 - 8.00002 - 8000.08 - 256: sold at the middle of bid and ask.
-        self.assertEqual(self.summary(), MarginSummary(D("1415.9193"), D(0), D(0)))
+        # 10000 - 320.00064 - 10.00002 - 8000.08 - 256: sold at the middle of bid and ask.
+        self.assertEqual(self.summary(), MarginSummary(D("1413.9193"), D(0), D(0)))
 
     def test_time_rules_candles_quote_and_fee_are_told(self) -> None:
         self.assertEqual(self.exchange.server_time(), self.began)

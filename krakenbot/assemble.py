@@ -161,7 +161,7 @@ class JournalStore:
 def check_key(spot: Spot) -> None:
     """Raise StopError(77) when the key may do too much or too little."""
     try:
-        permissions = spot.key_permissions()
+        permissions = spot.key_info().permissions
     except RefusedError as error:
         log.warning("key permissions cannot be read reason=%s", error)
         return

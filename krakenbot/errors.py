@@ -1,5 +1,19 @@
 """The five errors. Each stands for one thing that a caller does about it."""
 
+from enum import Enum
+
+
+class Cause(Enum):
+    """Why the exchange does not do something now, as far as a caller treats it differently."""
+
+    UNREACHABLE = "no byte of the request left this machine"
+    RATE_LIMIT = "too many requests or orders"
+    MARKET_STATE = "the market does not take such orders now"
+    LENDING_POOL = "the exchange has nothing left to lend"
+    FUNDS = "the account's free margin or balance is too small"
+    NONCE = "the nonce was not above the last one"
+    OTHER = "other"
+
 
 class ConfigError(Exception):
     """The configuration or the surroundings must be mended first. Exit code 78."""
@@ -8,18 +22,35 @@ class ConfigError(Exception):
 class RefusedError(Exception):
     """The exchange said no for good: nothing was executed, asking again is pointless."""
 
+    def __init__(self, message: str, *, cause: Cause = Cause.OTHER) -> None:
+        super().__init__(message)
+        self.cause = cause
+
 
 class LaterError(Exception):
     """Nothing was executed now; the same may work later.
 
-    `sent` is False when provably no byte of the request left this machine. `wait_s` is the
-    shortest wait that makes sense.
+    `wait_s` is the shortest wait that makes sense. `leaves_no_order`: Kraken documents that this
+    refusal leaves no order behind.
     """
 
-    def __init__(self, message: str, *, sent: bool = True, wait_s: float = 1.0) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        cause: Cause = Cause.OTHER,
+        wait_s: float = 1.0,
+        leaves_no_order: bool = False,
+    ) -> None:
         super().__init__(message)
-        self.sent = sent
+        self.cause = cause
         self.wait_s = wait_s
+        self.leaves_no_order = leaves_no_order
+
+    @property
+    def sent(self) -> bool:
+        """Return False when provably no byte of the request left this machine."""
+        return self.cause is not Cause.UNREACHABLE
 
 
 class UnansweredError(Exception):
@@ -32,3 +63,16 @@ class StopError(Exception):
     def __init__(self, message: str, exit_code: int = 76) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+class KeyRefusedError(StopError):
+    """The exchange refused the key, a permission of it, or the account. Nothing was executed.
+
+    `lockout`: each further private request prolongs it. `nonce`: nonces stayed refused for a
+    minute, so another program uses the key.
+    """
+
+    def __init__(self, message: str, *, lockout: bool = False, nonce: bool = False) -> None:
+        super().__init__(message, 77)
+        self.lockout = lockout
+        self.nonce = nonce

@@ -1,7 +1,7 @@
 """The port: what the bot needs of an exchange, whichever one stands behind it.
 
-Every method may raise LaterError, UnansweredError or StopError (key refused); RefusedError
-where the exchange says no for good.
+Every method may raise LaterError, UnansweredError or KeyRefusedError; RefusedError where the
+exchange says no for good.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,10 +12,13 @@ from krakenbot.model import (
     Candle,
     Charge,
     Execution,
+    KeyInfo,
+    MarginRates,
     MarginSummary,
     Order,
     Position,
     Quote,
+    SystemStatus,
 )
 from krakenbot.pairs import PairRules
 
@@ -26,8 +29,8 @@ class Market(Protocol):
     def server_time(self) -> int:
         """Return the exchange's time in whole unix seconds."""
 
-    def system_status(self) -> str:
-        """Return `online` or what is the matter with the whole exchange."""
+    def market_status(self) -> SystemStatus:
+        """Return `online` or what is the matter with the whole exchange, and what is announced."""
 
     def rules(self) -> PairRules:
         """Return the pair's rules as they are now."""
@@ -41,9 +44,15 @@ class Market(Protocol):
     def quote(self) -> Quote:
         """Return the best bid and ask."""
 
+    def margin_rates(self) -> MarginRates:
+        """Return what borrowing costs on either side of the pair."""
+
 
 class Exchange(Market, Protocol):
     """One account on one pair."""
+
+    def key_info(self) -> KeyInfo:
+        """Return what the exchange knows of the API key and whose it is."""
 
     def summary(self) -> MarginSummary:
         """Return the account's margin numbers in the pair's quote currency."""
@@ -55,7 +64,10 @@ class Exchange(Market, Protocol):
         """Return the open margin position on the pair."""
 
     def charges(self, since: int, until: int) -> Sequence[Charge]:
-        """Return what trades on the pair and keeping positions open cost in that time."""
+        """Return what trades on the pair and keeping positions open cost, in whatever asset.
+
+        Rows of the ledger after `since` until `until`, both in unix seconds.
+        """
 
     def fee_rate(self) -> Decimal:
         """Return the account's taker fee as a fraction: 0.008 is 0.8 %."""
@@ -63,7 +75,7 @@ class Exchange(Market, Protocol):
     def place(self, order: Order, deadline: int) -> None:
         """Send the order once. What became of it is learnt from `find` alone.
 
-        Raises RefusedError, LaterError or StopError when it was definitely not executed,
+        Raises RefusedError, LaterError or KeyRefusedError when it was definitely not executed,
         UnansweredError when it may have been. The exchange refuses it after `deadline`.
         """
 
@@ -73,5 +85,5 @@ class Exchange(Market, Protocol):
         None only when the exchange has answered that it knows no such order.
         """
 
-    def traded_orders(self, since: int) -> Sequence[str]:
-        """Return the exchange's ids of all orders that traded on the pair since then."""
+    def traded_orders(self, since: int, until: int) -> Sequence[str]:
+        """Return the exchange's ids of all orders that traded on the pair from then to then."""

@@ -84,7 +84,7 @@ class MarketState:
         if abs(self._clock_offset_s) > CLOCK_OFFSET_MAX_S:
             self.measure_clock()  # It may have been repaired since.
         if now - self._market[0] > MARKET_FRESH_S:
-            self._market = (now, self._exchange.system_status(), self._exchange.quote())
+            self._market = (now, self._exchange.market_status().status, self._exchange.quote())
         return RiskInputs(
             system_status=self._market[1],
             quote=self._market[2],

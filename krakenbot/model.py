@@ -115,10 +115,19 @@ class Position(NamedTuple):
     cost: Decimal = ZERO
 
 
+class ChargeKind(Enum):
+    """Kraken's words for a row of its ledger. The fee of opening on margin may stand in two."""
+
+    TRADE = "trade"
+    MARGIN = "margin"
+    ROLLOVER = "rollover"
+
+
 class Charge(NamedTuple):
     """All that the exchange's ledger took for a trade, or once for keeping open what it opened.
 
-    `cost` is the trade's own, `order_id` its order's; a rollover has neither.
+    `cost` is the trade's own in quote currency, told once for each trade; `order_id` is its
+    order's. A rollover has neither. `fee` is in `asset`.
     """
 
     id: str
@@ -127,6 +136,39 @@ class Charge(NamedTuple):
     time: int
     cost: Decimal
     fee: Decimal
+    asset: str = ""
+    kind: ChargeKind = ChargeKind.TRADE
+
+
+class SystemStatus(NamedTuple):
+    """The whole exchange's state: `online` or what else, and its announcements in words."""
+
+    status: str
+    upcoming: tuple[str, ...] = ()
+    emergency: tuple[str, ...] = ()
+
+
+class KeyInfo(NamedTuple):
+    """What the exchange knows of an API key.
+
+    `nonce` is the last one it has seen, None when it does not say; `account` names the account,
+    the same for all its keys, and is empty when unknown.
+    """
+
+    permissions: tuple[str, ...]
+    nonce: int | None = None
+    account: str = ""
+
+
+class MarginRates(NamedTuple):
+    """What borrowing costs, as fractions, at the opening and again each 4 hours.
+
+    A long position borrows the quote currency, a short one the base. None: the exchange does not
+    say.
+    """
+
+    long: Decimal | None = None
+    short: Decimal | None = None
 
 
 class MarginSummary(NamedTuple):

@@ -188,7 +188,7 @@ class Orders:
             raise self._journal.halt(
                 f"the exchange accepted order {intent.id} and now does not know it; look there"
             )
-        traded = self._exchange.traded_orders(intent.created - 5)
+        traded = self._exchange.traded_orders(intent.created - 5, intent.deadline + VISIBLE_S)
         strange = sorted({order for order in traded if not self._journal.knows_order(order)})
         explained = self._journal.account().held
         held = self._held(explained)

@@ -154,7 +154,7 @@ GOOD: dict[str, Any] = {
 # What of the port reads each answer.
 READERS: dict[str, Callable[[Spot], Any]] = {
     "Time": Spot.server_time,
-    "SystemStatus": Spot.system_status,
+    "SystemStatus": Spot.market_status,
     "AssetPairs": Spot.rules,
     "OHLC": lambda spot: spot.candles(None),
     "Ticker": Spot.quote,
@@ -163,10 +163,10 @@ READERS: dict[str, Callable[[Spot], Any]] = {
     "OpenPositions": Spot.position,
     "OpenOrders": lambda spot: spot.find(ID, T0),
     "ClosedOrders": lambda spot: spot.find(ID, T0),
-    "TradesHistory": lambda spot: spot.traded_orders(T0),
+    "TradesHistory": lambda spot: spot.traded_orders(T0, T0 + 86400),
     "TradeVolume": Spot.fee_rate,
     "Ledgers": lambda spot: spot.charges(T0, T0 + 86400),
-    "GetApiKeyInfo": Spot.key_permissions,
+    "GetApiKeyInfo": Spot.key_info,
 }
 
 

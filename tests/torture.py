@@ -38,7 +38,7 @@ from krakenbot.assemble import check_key, outwait_lost_orders
 from krakenbot.bot import Bot, Event
 from krakenbot.clock import StopRequestedError
 from krakenbot.decision import Plan
-from krakenbot.errors import ConfigError, LaterError, StopError, UnansweredError
+from krakenbot.errors import Cause, ConfigError, LaterError, StopError, UnansweredError
 from krakenbot.journal import Journal, prepare
 from krakenbot.kraken.client import Client
 from krakenbot.kraken.signing import fingerprint
@@ -175,7 +175,7 @@ class Wire:
         except ConnectionRefusedError as error:
             world.note("refused", "", "")
             world.not_sent(target)
-            raise LaterError(f"connection refused: {error}", sent=False) from None
+            raise LaterError(f"connection refused: {error}", cause=Cause.UNREACHABLE) from None
         except OSError as error:
             if isinstance(error, TimeoutError):
                 world.pass_time(max(0.0, began + TIMEOUT_S - world.time))

@@ -186,7 +186,7 @@ class Visit:
         return verdict, f"this host is {self.ahead_s:+.1f} s ahead of the exchange"
 
     def _pair(self) -> Answer:
-        state, rules = self.market.system_status(), self.market.rules()
+        state, rules = self.market.market_status().status, self.market.rules()
         self.rules, self.quote = rules, self.market.quote()
         self.fee_rate = assumed_fee_rate(self.config)
         verdict = "ok" if state == rules.status == "online" else "warn"

@@ -21,7 +21,7 @@ from urllib.parse import urlencode, urlsplit
 
 from krakenbot import __version__, log
 from krakenbot.clock import Clock
-from krakenbot.errors import LaterError, RefusedError, StopError, UnansweredError
+from krakenbot.errors import Cause, KeyRefusedError, LaterError, RefusedError, UnansweredError
 from krakenbot.kraken.signing import sign
 from krakenbot.model import Secret
 
@@ -121,15 +121,15 @@ class Client:
         try:
             return self._once(method, params, fresh=False)
         except InvalidNonceError as error:
-            raise StopError(
+            raise KeyRefusedError(
                 f"Kraken refused two nonces in a row ({error}): another program uses this key, or "
                 "it has seen larger nonces. Give each program a key of its own",
-                77,
+                nonce=True,
             ) from error
 
     def _once(self, method: str, params: Mapping[str, object], fresh: bool) -> Any:
         if self._key is None or self._secret is None or self._next_nonce is None:
-            raise StopError(f"{method} needs an API key and there is none", 77)
+            raise KeyRefusedError(f"{method} needs an API key and there is none")
         nonce = str(self._next_nonce(self._clock.nonce()))
         path = f"/0/private/{method}"
         body = urlencode({**params, "nonce": nonce}).encode()
@@ -227,7 +227,7 @@ def raise_verdict(method: str, failures: Sequence[str]) -> NoReturn:
     if verdict == UNKNOWN:
         raise UnansweredError(text)
     if verdict == STOP:
-        raise StopError(f"Kraken refused the key or the account: {text}", 77)
+        raise KeyRefusedError(f"Kraken refused the key or the account: {text}")
     if verdict == NONCE:
         raise InvalidNonceError(text)
     if verdict == LATER:
@@ -304,7 +304,7 @@ class UrllibTransport(urllib.request.AbstractHTTPHandler):
             self._kept, self._kept_host = self._connect(request, deadline), host
         except _BROKEN as error:
             problem = f"{request.host} cannot be reached: {_name(error)}"
-            raise LaterError(problem, sent=False) from None
+            raise LaterError(problem, cause=Cause.UNREACHABLE) from None
         try:
             return self._ask(self._kept, request, deadline)
         except _BROKEN as error:

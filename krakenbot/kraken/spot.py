@@ -3,6 +3,7 @@
 An answer of a wrong shape is no answer: UnansweredError, never a guess.
 """
 
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
@@ -15,13 +16,17 @@ from krakenbot.model import (
     ZERO,
     Candle,
     Charge,
+    ChargeKind,
     Execution,
+    KeyInfo,
+    MarginRates,
     MarginSummary,
     Order,
     OrderStatus,
     Position,
     Quote,
     Side,
+    SystemStatus,
 )
 from krakenbot.pairs import PairRules, decimal, parse_rules, plain
 from krakenbot.risk import FEE_RATE_ASSUMED
@@ -31,6 +36,7 @@ FORBIDDEN_PERMISSIONS = ("withdraw-funds", "add-withdraw-address", "update-withd
 SEARCH_BEFORE_S = 60
 PAGE = 50
 ROWS_MAX = 1000
+MARGIN_RATE_MAX = Decimal("0.05")
 _BROKEN = (AttributeError, KeyError, TypeError, ValueError, IndexError)
 
 
@@ -65,10 +71,14 @@ class Spot:
         except _BROKEN as error:
             raise _odd("Time", error) from error
 
-    def system_status(self) -> str:
+    def market_status(self) -> SystemStatus:
         result = self._client.public("SystemStatus")
         try:
-            return str(result["status"])
+            upcoming, emergency = (
+                tuple(_words(event) for event in result.get(key) or ())
+                for key in ("upcoming_maintenance", "emergency")
+            )
+            return SystemStatus(str(result["status"]), upcoming, emergency)
         except _BROKEN as error:
             raise _odd("SystemStatus", error) from error
 
@@ -101,7 +111,38 @@ class Spot:
             raise _odd("Ticker", error) from error
         return quote
 
+    def margin_rates(self) -> MarginRates:
+        rules = self._known_rules()
+        base = {"aclass": self._class["asset_class"]} if self._class else {}
+        return MarginRates(
+            long=self._margin_rate({"asset": rules.quote}),
+            short=self._margin_rate({"asset": rules.base} | base),
+        )
+
+    def _margin_rate(self, params: Mapping[str, object]) -> Decimal | None:
+        result = self._client.public("Assets", params)
+        try:
+            (row,) = result.values()
+            rate = None if row.get("margin_rate") is None else decimal(row["margin_rate"]) / 100
+            if rate is not None and not 0 <= rate < MARGIN_RATE_MAX:
+                raise ValueError(f"margin rate {rate}")
+        except _BROKEN as error:
+            raise _odd("Assets", error) from error
+        return rate
+
     # -- the account ---------------------------------------------------------------------------
+
+    def key_info(self) -> KeyInfo:
+        result = self._client.private("GetApiKeyInfo")
+        try:
+            nonce = str(result.get("nonce"))
+            return KeyInfo(
+                permissions=tuple(str(code) for code in result["permissions"]),
+                nonce=int(nonce) if re.fullmatch(r"(?a:\d{1,20})", nonce) else None,
+                account=str(result.get("iban") or ""),
+            )
+        except _BROKEN as error:
+            raise _odd("GetApiKeyInfo", error) from error
 
     def summary(self) -> MarginSummary:
         result = self._client.private("TradeBalance", {"asset": self._known_rules().quote})
@@ -148,7 +189,8 @@ class Spot:
                 trade_id, kind = str(row["refid"]), row["type"]
                 if row["asset"] != quote or kind not in ("trade", "margin", "rollover"):
                     continue
-                charge = Charge(key, trade_id, "", _moment(row["time"]), ZERO, decimal(row["fee"]))
+                time, fee = _moment(row["time"]), decimal(row["fee"])
+                charge = Charge(key, trade_id, "", time, ZERO, fee, quote, ChargeKind(kind))
                 if kind == "rollover":
                     found[key] = charge
                 elif trade_id in found:  # Trade fee and opening fee may stand in rows of their own.
@@ -162,9 +204,10 @@ class Spot:
             raise _odd("Ledgers", error) from error
         return list(found.values())
 
-    def traded_orders(self, since: int) -> Sequence[str]:
+    def traded_orders(self, since: int, until: int) -> Sequence[str]:
+        span: dict[str, object] = {"start": since - 1, "end": until}  # `start` is exclusive.
         try:
-            return [str(row["ordertxid"]) for _, row in self._trades({"start": since})]
+            return [str(row["ordertxid"]) for _, row in self._trades(span)]
         except _BROKEN as error:
             raise _odd("TradesHistory", error) from error
 
@@ -267,14 +310,6 @@ class Spot:
                     rows.append((exchange_id, row))
         return rows
 
-    def key_permissions(self) -> Sequence[str]:
-        """Return the permission codes of the API key. Source: GetApiKeyInfo."""
-        result = self._client.private("GetApiKeyInfo")
-        try:
-            return [str(code) for code in result["permissions"]]
-        except _BROKEN as error:
-            raise _odd("GetApiKeyInfo", error) from error
-
     @property
     def _name(self) -> str:
         return self._rules.altname if self._rules else self._pair
@@ -312,6 +347,13 @@ def _items(method: str, result: Any) -> Iterator[tuple[str, Any]]:
     if not isinstance(result, dict):
         raise UnansweredError(f"{method}: an answer of unknown form")
     return iter(result.items())
+
+
+def _words(event: Any) -> str:
+    """Return an announcement, of whatever form, as words."""
+    if isinstance(event, dict):
+        return ", ".join(f"{key} {value}" for key, value in event.items())
+    return str(event)
 
 
 def _moment(value: object) -> int:

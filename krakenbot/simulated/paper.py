@@ -15,13 +15,17 @@ from krakenbot.model import (
     ZERO,
     Candle,
     Charge,
+    ChargeKind,
     Execution,
+    KeyInfo,
+    MarginRates,
     MarginSummary,
     Order,
     OrderStatus,
     Position,
     Quote,
     Side,
+    SystemStatus,
 )
 from krakenbot.pairs import PairRules
 from krakenbot.risk import FEE_RATE_ASSUMED
@@ -158,8 +162,14 @@ class PaperExchange:
     def server_time(self) -> int:
         return self._market.server_time()
 
-    def system_status(self) -> str:
-        return self._market.system_status()
+    def market_status(self) -> SystemStatus:
+        return self._market.market_status()
+
+    def margin_rates(self) -> MarginRates:
+        return self._market.margin_rates()
+
+    def key_info(self) -> KeyInfo:
+        return KeyInfo(())
 
     def rules(self) -> PairRules:
         self._rules = self._market.rules()
@@ -203,6 +213,8 @@ class PaperExchange:
                 int(entry.time),
                 ZERO,
                 entry.fee,
+                entry.asset,
+                ChargeKind.ROLLOVER,
             )
             for entry in account.ledger
             if entry.type == "rollover" and since < int(entry.time) <= until
@@ -259,6 +271,7 @@ class PaperExchange:
                 int(now),
                 x.cost,
                 x.fee + x.opening_fee,
+                book.rules.quote,
             )
             for x in trades
         )
@@ -269,9 +282,9 @@ class PaperExchange:
         self._open()
         return next((x for _, x in self._orders if x.client_order_id == client_order_id), None)
 
-    def traded_orders(self, since: int) -> Sequence[str]:
+    def traded_orders(self, since: int, until: int) -> Sequence[str]:
         self._open()
-        return [execution.exchange_order_id for time, execution in self._orders if time > since]
+        return [x.exchange_order_id for time, x in self._orders if since <= time <= until]
 
     def _open(self) -> tuple[Account, Book]:
         """Return account and book, read from the store the first time."""
@@ -316,7 +329,8 @@ class PaperExchange:
             execution = Execution(name, txid, OrderStatus(status), volume, cost, fee, reason)
             self._orders.append((time, execution))
         self._charges = [
-            Charge(*row[:4], *map(Decimal, row[4:])) for row in state.get("charges", ())
+            Charge(*row[:4], *map(Decimal, row[4:6]))._replace(asset=rules.quote)
+            for row in state.get("charges", ())
         ]
         return account
 
@@ -330,7 +344,7 @@ class PaperExchange:
             "account": state_of(account),
             "swept": self._swept,
             "orders": orders,
-            "charges": self._charges,
+            "charges": [charge[:6] for charge in self._charges],
         }
         try:
             self._store.save(json.dumps(state, default=str))

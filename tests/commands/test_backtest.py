@@ -27,7 +27,7 @@ from krakenbot.bot import WAKE_DELAY_S, Bot
 from krakenbot.decision import Plan
 from krakenbot.errors import StopError
 from krakenbot.journal import Journal, prepare
-from krakenbot.model import Candle, Quote
+from krakenbot.model import Candle, MarginRates, Quote, SystemStatus
 from krakenbot.pairs import PairRules, parse_rules
 from krakenbot.risk import Limits
 from krakenbot.simulated.books import Account
@@ -79,8 +79,11 @@ class World:
     def server_time(self) -> int:
         return int(self.time)
 
-    def system_status(self) -> str:
-        return "online"
+    def market_status(self) -> SystemStatus:
+        return SystemStatus("online")
+
+    def margin_rates(self) -> MarginRates:
+        return MarginRates()
 
     def rules(self) -> PairRules:
         return self.pair_rules

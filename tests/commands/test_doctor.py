@@ -14,7 +14,7 @@ from krakenbot.commands import doctor
 from krakenbot.journal import open_journal
 from krakenbot.kraken.spot import NEEDED_PERMISSIONS, Spot
 from krakenbot.lock import Lock
-from krakenbot.model import Position
+from krakenbot.model import KeyInfo, Position
 from krakenbot.simulated import api as server
 
 NAMES = [name for name, *_ in doctor.CHECKS]
@@ -148,7 +148,7 @@ class TestFindings(Patient):
     def test_a_key_that_may_withdraw_fails(self) -> None:
         sandbox = self.sandbox()
         self.keys()
-        with mock.patch.object(Spot, "key_permissions", return_value=["withdraw-funds"]):
+        with mock.patch.object(Spot, "key_info", return_value=KeyInfo(("withdraw-funds",))):
             found = self.examine(sandbox.url)
         self.assertEqual("fail", found["key"].verdict)
         self.assertIn("withdraw", found["key"].text)

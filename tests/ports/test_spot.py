@@ -188,7 +188,7 @@ class TestMarket(unittest.TestCase):
         kraken = Kraken()
         exchange = spot(kraken)
         self.assertEqual(1762820224, exchange.server_time())
-        self.assertEqual("online", exchange.system_status())
+        self.assertEqual("online", exchange.market_status().status)
         self.assertEqual("XXBTZUSD", exchange.rules().pair)
         quote = exchange.quote()
         self.assertEqual((Decimal("50000"), Decimal("50000.1")), (quote.bid, quote.ask))
@@ -290,7 +290,7 @@ class TestAccount(unittest.TestCase):
         )
 
     def test_only_trades_of_the_own_pair_are_told(self) -> None:
-        self.assertEqual([TXID], list(spot(Kraken()).traded_orders(SINCE)))
+        self.assertEqual([TXID], list(spot(Kraken()).traded_orders(SINCE, SINCE + 86400)))
 
 
 class TestPlacing(unittest.TestCase):
@@ -446,7 +446,7 @@ class TestFinding(unittest.TestCase):
 
 CALLS: dict[str, Callable[[Spot], object]] = {
     "Time": lambda s: s.server_time(),
-    "SystemStatus": lambda s: s.system_status(),
+    "SystemStatus": lambda s: s.market_status(),
     "AssetPairs": lambda s: s.rules(),
     "OHLC": lambda s: s.candles(None),
     "Ticker": lambda s: s.quote(),
@@ -459,8 +459,8 @@ CALLS: dict[str, Callable[[Spot], object]] = {
     "OpenOrders": lambda s: s.find(ID, SINCE),
     "ClosedOrders": lambda s: s.find(ID, SINCE),
     "QueryOrders": lambda s: (s.place(ORDER, SINCE), s.find(ID, SINCE)),
-    "TradesHistory": lambda s: s.traded_orders(SINCE),
-    "GetApiKeyInfo": lambda s: s.key_permissions(),
+    "TradesHistory": lambda s: s.traded_orders(SINCE, SINCE + 86400),
+    "GetApiKeyInfo": lambda s: s.key_info(),
 }
 ODD_VALUES: tuple[Any, ...] = (
     None,

@@ -9,13 +9,15 @@ from typing import Any
 from krakenbot.bot import Bot, Event
 from krakenbot.clock import StopRequestedError
 from krakenbot.decision import Plan
-from krakenbot.errors import LaterError, RefusedError, StopError, UnansweredError
+from krakenbot.errors import Cause, LaterError, RefusedError, StopError, UnansweredError
 from krakenbot.journal import ABSENT, NOT_SENT, PUT_OFF, REFUSED, Intent, Journal, prepare
 from krakenbot.model import (
     ZERO,
     Candle,
     Charge,
     Execution,
+    KeyInfo,
+    MarginRates,
     MarginSummary,
     Order,
     OrderStatus,
@@ -23,6 +25,7 @@ from krakenbot.model import (
     Purpose,
     Quote,
     Side,
+    SystemStatus,
 )
 from krakenbot.pairs import PairRules
 from krakenbot.risk import Limits
@@ -113,8 +116,14 @@ class FakeExchange:
     def server_time(self) -> int:
         return int(self.clock.time)
 
-    def system_status(self) -> str:
-        return self.status
+    def market_status(self) -> SystemStatus:
+        return SystemStatus(self.status)
+
+    def margin_rates(self) -> MarginRates:
+        return MarginRates()
+
+    def key_info(self) -> KeyInfo:
+        return KeyInfo(())
 
     def rules(self) -> PairRules:
         return self.pair_rules
@@ -163,7 +172,7 @@ class FakeExchange:
         self.placed.append(order)
         word = self.script.pop(0) if self.script else "fill"
         if word == "unsent":
-            raise LaterError("connection refused", sent=False)
+            raise LaterError("connection refused", cause=Cause.UNREACHABLE)
         if word == "refuse":
             raise RefusedError("EOrder:Insufficient initial margin")
         if word == "later":
@@ -206,7 +215,7 @@ class FakeExchange:
             return None
         return self.executions.get(client_order_id)
 
-    def traded_orders(self, since: int) -> Sequence[str]:
+    def traded_orders(self, since: int, until: int) -> Sequence[str]:
         return [
             execution.exchange_order_id
             for execution in self.executions.values()
@@ -917,7 +926,7 @@ class TestDeath(BotTest):
     CALLS = frozenset(
         (
             "server_time",
-            "system_status",
+            "market_status",
             "rules",
             "candles",
             "quote",

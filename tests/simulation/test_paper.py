@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from decimal import Decimal as D
 
 from krakenbot.errors import LaterError, RefusedError, StopError, UnansweredError
-from krakenbot.model import Candle, Order, OrderStatus, Quote, Side
+from krakenbot.model import Candle, MarginRates, Order, OrderStatus, Quote, Side, SystemStatus
 from krakenbot.pairs import PairRules, parse_rules
 from krakenbot.simulated.listing import PAIRS
 from krakenbot.simulated.paper import ORDERS_KEPT, PaperExchange
@@ -46,8 +46,11 @@ class World:
     def server_time(self) -> int:
         return int(self.time)
 
-    def system_status(self) -> str:
-        return "online"
+    def market_status(self) -> SystemStatus:
+        return SystemStatus("online")
+
+    def margin_rates(self) -> MarginRates:
+        return MarginRates()
 
     def rules(self) -> PairRules:
         return parse_rules("XXBTZUSD", {**PAIRS["XXBTZUSD"], "status": self.status})
@@ -106,7 +109,7 @@ class PaperTest(unittest.TestCase):
         self.assertEqual(sold.cost, D("49999.9") * D("0.04"))
         self.assertEqual(self.exchange.position().volume, 0)
         self.assertEqual(
-            self.exchange.traded_orders(START - 1),
+            self.exchange.traded_orders(START - 1, START + 60),
             [bought.exchange_order_id, sold.exchange_order_id],
         )
         self.assertIsNone(self.exchange.find("c", START))

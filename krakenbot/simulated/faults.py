@@ -116,6 +116,8 @@ class Sandbox(Protocol):
 
     def _do_OpenPositions(self, p: dict[str, str]) -> Any: ...
 
+    def _do_TradeBalance(self, p: dict[str, str]) -> Any: ...
+
 
 class Faults:
     """`respond` of a sandbox, with faults. `wait` passes seconds of the sandbox's time."""
@@ -133,6 +135,7 @@ class Faults:
         self._listing = {p: {f: row[f] for f in fields} for p, row in api.listing.items()}
         self._due: list[tuple[float, Callable[[], object]]] = []
         self._past: list[tuple[float, dict[str, Any]]] = []
+        self._assets = {"ZUSD"}  # Of which margin numbers are asked for.
         self._revision = -1
         self._stale: Answer | None = None
         self._lock = threading.RLock()
@@ -225,6 +228,8 @@ class Faults:
         if account.revision != self._revision:
             self._revision = account.revision
             seen = {"OpenPositions": self.api._do_OpenPositions({}), "Balance": account.balances}
+            for asset in self._assets:
+                seen[f"TradeBalance {asset}"] = self.api._do_TradeBalance({"asset": asset})
             self._past.append((self.api.now(), json.loads(json.dumps(seen, default=str))))
             del self._past[:-100]
         if name == "Time" and self._clock_off:
@@ -233,11 +238,14 @@ class Faults:
         if not self.lag_s or b'"result"' not in answer.body:
             return answer
         moment = self.api.now() - self.lag_s * self.random.choice((0, 1, 1, self.random.random()))
-        if name in ("OpenPositions", "Balance"):
-            known = [seen[name] for time, seen in self._past if time <= moment]
-            result = (known or [self._past[0][1][name]])[-1]
+        asked = parameters(request[2], request[3])
+        if name == "TradeBalance":
+            name += f" {asked.get('asset', 'ZUSD')}"
+            self._assets.add(asked.get("asset", "ZUSD"))
+        if name in self._past[-1][1]:
+            known = [seen[name] for time, seen in self._past if time <= moment and name in seen]
+            result = (known or [next(seen[name] for _, seen in self._past if name in seen)])[-1]
         elif name in ("OpenOrders", "ClosedOrders", "QueryOrders", "TradesHistory"):
-            asked = parameters(request[2], request[3])
             result = self._orders(name, moment, json.loads(answer.body)["result"], asked)
         else:
             return answer

@@ -260,9 +260,11 @@ def costs(config: Config, fee_rate: Decimal) -> tuple[bool, list[str]]:
 
 
 def _replay(config: Config, fee_rate: Decimal) -> tuple[bool, list[str]]:
-    from krakenbot.backtest.costs import check_fee_drag
+    from krakenbot.backtest.costs import fee_guard
 
     transport = UrllibTransport(config.exchange.timeout, config.exchange.proxy)
     spot = spot_of(config, Client(transport, config.exchange.url, SystemClock()))
-    drag = check_fee_drag(config, spot.candles(None)[:-1], spot.rules(), fee_rate)
-    return (drag.too_much, drag.lines()) if drag else (False, [])
+    rules, candles = spot.rules(), spot.candles(None)[:-1]
+    guard = fee_guard(config, candles, rules, fee_rate, spot.margin_rates())
+    too_much = guard.percent_per_day > config.risk.max_fee_percent_per_day
+    return too_much or guard.refused_reason is not None, guard.lines

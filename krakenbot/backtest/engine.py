@@ -7,7 +7,7 @@ cost steps, many at once; anything else goes through the same pure functions as 
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from math import inf
 from typing import NamedTuple
@@ -15,7 +15,17 @@ from typing import NamedTuple
 from krakenbot.backtest.files import DIGITS, BadDataError, Columns, exact, numbers, units
 from krakenbot.decision import Plan, Snapshot, decide
 from krakenbot.errors import RefusedError
-from krakenbot.model import ZERO, Candle, Direction, MarginSummary, Purpose, Quote, Signal, Step
+from krakenbot.model import (
+    ZERO,
+    Candle,
+    Direction,
+    MarginRates,
+    MarginSummary,
+    Purpose,
+    Quote,
+    Signal,
+    Step,
+)
 from krakenbot.pairs import PairRules
 from krakenbot.risk import RiskInputs, objection
 from krakenbot.simulated.books import MARGIN_RATE, ROLLOVER_S, Account, Book, Lot, Trade
@@ -39,7 +49,20 @@ class Costs(NamedTuple):
     fee_rate: Decimal
     balance: Decimal
     slippage: Decimal = ZERO
-    margin_rate: Decimal = MARGIN_RATE
+    margin_rates: Mapping[str, Decimal] = {}  # By the asset that is lent.
+
+    @classmethod
+    def of(
+        cls,
+        fee_rate: Decimal,
+        balance: Decimal,
+        rules: PairRules,
+        rates: MarginRates,
+        slippage: Decimal = ZERO,
+    ) -> "Costs":
+        """Return the costs on one pair; a rate that is not known is 0.02 %."""
+        long, short = (MARGIN_RATE if rate is None else rate for rate in rates)
+        return cls(fee_rate, balance, slippage, {rules.quote: long, rules.base: short})
 
 
 class Fill(NamedTuple):
@@ -89,7 +112,7 @@ class Replay:
     def __init__(self, plan: Plan, rules: PairRules, costs: Costs, keep: int | None = 0) -> None:
         self.plan, self.rules, self.costs = plan, rules, costs
         money = {rules.quote: costs.balance}
-        self.account = Account(money, costs.fee_rate, margin_rate=costs.margin_rate)
+        self.account = Account(money, costs.fee_rate, margin_rates=costs.margin_rates)
         self.book = self.account.book(rules)
         self.fills: deque[Fill] = deque(maxlen=keep)
         self.ended: str | None = None
@@ -374,7 +397,8 @@ class Replay:
         self._floor = -inf if loss is None else self._steps(costs.balance - loss)
         sizes = rules.long_position_limit, rules.short_position_limit
         self._quick = (
-            rules.status == "online"
+            not costs.margin_rates
+            and rules.status == "online"
             and plan.leverage in {*rules.leverages_buy} & {*rules.leverages_sell}
             and self._volume == plan.size >= rules.ordermin
             and all(size is None or 2 * self._volume <= size for size in sizes)

@@ -317,7 +317,7 @@ def _setup(config: Config, costs: Costs) -> str:
     return (
         f"{chosen.name} {lengths}, size {plain(config.size)}, leverage {config.leverage}, "
         f"{config.reversal}; taker fee {plain(costs.fee_rate * 100)} %, margin "
-        f"{plain(costs.margin_rate * 100)} % at opening and every 4 h, fills at the next open "
+        f"{plain(Decimal('0.02'))} % at opening and every 4 h, fills at the next open "
         f"one tick away{slipped}; start {plain(costs.balance)}"
     )
 

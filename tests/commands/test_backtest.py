@@ -18,12 +18,13 @@ from unittest import mock
 from krakenbot import bot, cli, config
 from krakenbot import orders as orders_module
 from krakenbot.accounting import read_ledger
-from krakenbot.backtest import costs as drag
+from krakenbot.backtest import costs
 from krakenbot.backtest import engine as backtest
 from krakenbot.backtest import files as candlefile
 from krakenbot.backtest.engine import Costs, Replay, whole_charges
 from krakenbot.backtest.files import Columns, aggregate, exact, numbers, read, units
 from krakenbot.bot import WAKE_DELAY_S, Bot
+from krakenbot.candles import fill
 from krakenbot.decision import Plan
 from krakenbot.errors import StopError
 from krakenbot.journal import Journal, prepare
@@ -156,9 +157,9 @@ class TestAgainstTheLiveTick(unittest.TestCase):
             except StopError as error:
                 halted = error
                 break
-        costs = Costs(D(fee), D(balance))
-        replay = Replay(wish, rules, costs, keep=None)
-        lean = Replay(wish, rules, costs)
+        paid = Costs(D(fee), D(balance))
+        replay = Replay(wish, rules, paid, keep=None)
+        lean = Replay(wish, rules, paid)
         for part in split(columns, (500, 37, 1, 2, 999)):
             replay.feed(part)
             lean.feed(part)
@@ -504,23 +505,64 @@ class TestFiles(unittest.TestCase):
             self.assertIn(f"no files of {name}, like {like}", errors)
 
 
-class TestFeeDrag(unittest.TestCase):
-    def test_a_turn_costs_two_fees_and_an_opening_fee(self) -> None:
+class TestFeeGuard(unittest.TestCase):
+    RATES = MarginRates(D("0.00025"), D("0.0001"))
+
+    def setUp(self) -> None:
+        self.settings = config.load(None, {"HOME": "/"}, Path("/nonexistent"))
         columns = wild(3)[0]
-        candles = [
+        self.candles = [
             Candle(at * 60, *map(exact, prices))
             for at, prices in enumerate(zip(*columns[4:], strict=True))
         ]
-        settings = config.load(None, {"HOME": "/"}, Path("/nonexistent"))
-        found = drag.check_fee_drag(settings, candles, XBTUSD, D("0.008"))
-        assert found is not None
-        self.assertTrue(found.too_much)
-        self.assertAlmostEqual(float(found.percent_per_turn), 1.62, delta=0.4)
-        self.assertIn(str(found.fits), found.lines()[-1])
-        free = drag.check_fee_drag(settings, candles, XBTUSD, D(0))
-        assert free is not None
-        self.assertEqual((free.fee_percent_per_day, free.turns_per_day), (0, found.turns_per_day))
-        self.assertIsNone(drag.check_fee_drag(settings, candles[:20], XBTUSD, D("0.008")))
+
+    def guard(
+        self,
+        candles: Sequence[Candle],
+        rules: PairRules = XBTUSD,
+        fee: str = "0.008",
+        rates: MarginRates = RATES,
+    ) -> costs.Guard:
+        return costs.fee_guard(self.settings, candles, rules, D(fee), rates)
+
+    def test_the_share_of_the_position_that_a_day_of_turns_costs_is_counted(self) -> None:
+        found = self.guard(self.candles)
+        self.assertIsNone(found.refused_reason)
+        self.assertGreater(found.percent_per_day, self.settings.risk.max_fee_percent_per_day)
+        self.assertAlmostEqual(float(found.percent_per_day) / found.turns_per_day, 1.62, delta=0.4)
+        self.assertIn("interval", found.lines[-1])
+
+    def test_without_a_fee_the_rates_of_what_is_lent_are_what_it_costs(self) -> None:
+        free = MarginRates(D(0), D(0))
+        self.assertEqual(self.guard(self.candles, fee="0", rates=free).percent_per_day, 0)
+        turns = self.guard(self.candles, fee="0").turns_per_day
+        cost = self.guard(self.candles, fee="0", rates=MarginRates(D(0), D("0.0001")))
+        self.assertAlmostEqual(float(cost.percent_per_day), turns / 2 * 0.01, delta=turns * 0.002)
+
+    def test_candles_with_gaps_cost_what_they_cost_when_filled(self) -> None:
+        gaps = [c for at, c in enumerate(self.candles) if not at or at % 3]
+        filled = fill(gaps, 60)
+        self.assertEqual(len(filled), len(self.candles) - (len(self.candles) % 3 == 1))
+        self.assertEqual(self.guard(gaps), self.guard(filled))
+
+    def test_a_pair_that_refuses_the_orders_is_not_cheap(self) -> None:
+        for rules, word in (
+            (XBTUSD._replace(leverages_buy=(), leverages_sell=()), "margin"),
+            (XBTUSD._replace(leverages_buy=(3,), leverages_sell=(3,)), "leverage 2"),
+            (XBTUSD._replace(long_position_limit=D("0.0001")), "position limit"),
+        ):
+            with self.subTest(word=word):
+                self.assertIn(word, str(self.guard(self.candles, rules).refused_reason))
+
+    def test_too_few_candles_are_not_cheap_and_a_market_without_turns_is(self) -> None:
+        self.assertIn("only 20", str(self.guard(self.candles[:20]).refused_reason))
+        still = [Candle(60 * at, *[D(9000 + at)] * 4) for at in range(200)]
+        found = self.guard(still)
+        self.assertEqual((found.refused_reason, found.turns_per_day < 15), (None, True))
+
+    def test_a_market_that_is_closed_now_is_counted_all_the_same(self) -> None:
+        closed = XBTUSD._replace(status="cancel_only")
+        self.assertEqual(self.guard(self.candles, closed), self.guard(self.candles))
 
 
 class TestWholeSteps(unittest.TestCase):
@@ -617,13 +659,13 @@ def rows_of(dice: random.Random) -> bytes:
 def orders(replay: Replay) -> list[tuple[object, ...]]:
     """Return the fills, those of one order added up, without liquidations."""
     merged: dict[int, tuple[object, ...]] = {}
-    for fill in replay.fills:
-        numbers = fill.volume, fill.cost, fill.fee
-        if fill.order in merged:
-            before = merged[fill.order][2:]
+    for one in replay.fills:
+        numbers = one.volume, one.cost, one.fee
+        if one.order in merged:
+            before = merged[one.order][2:]
             numbers = tuple(a + b for a, b in zip(before, numbers, strict=True))
-        if fill.reason != "liquidated":
-            merged[fill.order] = (fill.time, fill.direction, *numbers)
+        if one.reason != "liquidated":
+            merged[one.order] = (one.time, one.direction, *numbers)
     return list(merged.values())
 
 

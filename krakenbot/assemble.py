@@ -13,13 +13,14 @@ from krakenbot import config as configuration
 from krakenbot import log
 from krakenbot.bot import Bot, Event
 from krakenbot.clock import Clock, SystemClock
-from krakenbot.config import Config, Credentials
+from krakenbot.config import Config
+from krakenbot.credentials import load_credentials
 from krakenbot.decision import plan_of
 from krakenbot.errors import ConfigError, LaterError, RefusedError, StopError, UnansweredError
 from krakenbot.exchange import Exchange
 from krakenbot.journal import Journal, open_journal
 from krakenbot.kraken.client import Client, UrllibTransport
-from krakenbot.kraken.signing import decode_secret, fingerprint
+from krakenbot.kraken.signing import fingerprint
 from krakenbot.kraken.spot import FORBIDDEN_PERMISSIONS, NEEDED_PERMISSIONS, Spot
 from krakenbot.lock import Lock, Nonces
 from krakenbot.model import ZERO
@@ -51,14 +52,6 @@ def load_config(path: str | None) -> Config:
     return config
 
 
-def load_credentials(prefix: str = "KRAKEN") -> Credentials | None:
-    """Return the API key and secret, known to the log's filter from here on."""
-    credentials = configuration.load_secrets(os.environ, prefix)
-    if credentials is not None:
-        decode_secret(credentials.secret)
-    return credentials
-
-
 def assemble(
     config: Config, *, live: bool, on_event: Callable[[Event], None] = lambda event: None
 ) -> Parts:
@@ -72,7 +65,7 @@ def assemble(
             "or set mode to paper. Nothing was sent"
         )
     is_live = config.mode == "live" and live
-    credentials = None if config.mode == "paper" else load_credentials()
+    credentials = None if config.mode == "paper" else load_credentials(config)
     if credentials is None and config.mode != "paper":
         raise ConfigError(
             f'mode = "{config.mode}" needs an API key: set KRAKEN_API_KEY_FILE and '

@@ -1,13 +1,14 @@
-"""Configuration: built-in defaults, then a TOML file, then the environment; and the secrets.
+"""Configuration: built-in defaults, then a TOML file, then the environment.
 
 `Config` and its tables are the list of all keys: type, what is allowed, default. `load` reports
 every mistake at once. `sources` of its result says where each value came from.
 """
 
+import difflib
 import json
 import os
 import re
-import stat
+import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from decimal import Decimal
 from pathlib import Path
@@ -21,7 +22,6 @@ from krakenbot.pairs import decimal, plain
 STRATEGIES = ("sma-slope", "sma-cross")
 INTERVALS = (1, 5, 15, 30, 60, 240, 1440, 10080, 21600)
 _FILE_BYTES_MAX = 1 << 20
-_SECRET_CHARACTERS_MAX = 4096
 _HUGE = 10**12
 _HOST = r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+)"
 _LOOPBACK = r"(?:localhost|\[::1\]|127(?:\.(?:25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])){3})"
@@ -92,10 +92,9 @@ _NOTIFY_URL = _text(
     rf"{_ORIGIN}([/?][!-~]*)?", "https without user and password, or http on loopback", Secret
 )
 _BODY = _text(r"(?s:.{1,10000})", "text of at most 10000 characters")
-_FOLDER = _text(r"[^\x00-\x1f\x7f]+", "a folder's path")
+_PATH = _text(r"[^\x00-\x1f\x7f]+", "a path", Path)
 
 
-# The tables are named tuples because a dataclass takes ten times as long to create at each start.
 class StrategyTable(NamedTuple):
     """`length` belongs to sma-slope, `short` and `long` to sma-cross; all in candles."""
 
@@ -103,6 +102,13 @@ class StrategyTable(NamedTuple):
     length: Annotated[int, _whole(2, 700)] = 20
     short: Annotated[int, _whole(1, 699)] = 5
     long: Annotated[int, _whole(2, 700)] = 20
+
+
+class KeysTable(NamedTuple):
+    """Where the two secrets lie; never the secrets themselves."""
+
+    api_key_file: Annotated[Path | None, _PATH] = None
+    api_secret_file: Annotated[Path | None, _PATH] = None
 
 
 class RiskTable(NamedTuple):
@@ -132,6 +138,10 @@ class PaperTable(NamedTuple):
     balance: Annotated[Decimal, _number(_HUGE)] = Decimal(10000)
 
 
+class StateTable(NamedTuple):
+    directory: Annotated[Path | None, _PATH] = None
+
+
 class LogTable(NamedTuple):
     level: Annotated[str, _one_of("debug", "info", "warning", "error")] = "info"
     format: Annotated[str, _one_of("text", "json")] = "text"
@@ -159,20 +169,23 @@ class Config(NamedTuple):
     reversal: Annotated[str, _one_of("two-step", "one-order")] = "two-step"
     entry: Annotated[str, _one_of("next-turn", "now")] = "next-turn"
     strategy: StrategyTable = StrategyTable()
+    keys: KeysTable = KeysTable()
     risk: RiskTable = RiskTable()
     exchange: ExchangeTable = ExchangeTable()
     paper: PaperTable = PaperTable()
-    state_directory: Path = Path()
     log: LogTable = LogTable()
     notify: NotifyTable = NotifyTable()
+    state_directory: Path = Path()
     sources: Mapping[str, str] = {}
 
 
 _TABLES: dict[str, Any] = {
     "strategy": StrategyTable,
+    "keys": KeysTable,
     "risk": RiskTable,
     "exchange": ExchangeTable,
     "paper": PaperTable,
+    "state": StateTable,
     "log": LogTable,
     "notify": NotifyTable,
 }
@@ -183,15 +196,6 @@ _KEYS: dict[str, tuple[object, _Parser]] = {
     for field, hint in kind.__annotations__.items()
     if hasattr(hint, "__metadata__")
 }
-_KEYS["state.directory"] = (None, _FOLDER)
-
-
-class Credentials(NamedTuple):
-    """`source` names the variable through which the two were found."""
-
-    key: Secret
-    secret: Secret
-    source: str
 
 
 def load(path: str | None, environ: Mapping[str, str], cwd: Path) -> Config:
@@ -202,22 +206,24 @@ def load(path: str | None, environ: Mapping[str, str], cwd: Path) -> Config:
     """
     errors: list[str] = []
     values: dict[str, Any] = {key: default for key, (default, _) in _KEYS.items()}
+    values["state.directory"] = Path("~/.local/state/krakenbot")
     sources = dict.fromkeys(_KEYS, "default")
     for source, key, raw in _settings(path, environ, cwd, errors):
-        default, parse = _KEYS[key]
         sources[key] = source
         try:
-            values[key] = None if default is None and raw == "" else parse(raw)
+            is_unset = raw == "" and source.startswith("KRAKENBOT_") and _KEYS[key][0] is None
+            values[key] = None if is_unset else _KEYS[key][1](raw)
         except ValueError as allowed:
             label = source if source.startswith("KRAKENBOT_") else f"{source}: {key}"
-            errors.append(f"{label} = {_shown(key, raw)}: must be {allowed}")
+            errors.append(f"{label} = {shown(key, raw)}: must be {allowed}")
             values.pop(key, None)
+    for key, value in values.items():
+        try:
+            if isinstance(value, Path):
+                values[key] = cwd / _expanded(value, environ)
+        except ValueError as error:
+            errors.append(f"{sources[key]}: {error}; set {key} to an absolute path")
     _check_together(values, sources, errors)
-    folder = values.get("state.directory") or "~/.local/state/krakenbot"
-    try:
-        folder = _expanded(folder, environ)
-    except ValueError as error:
-        errors.append(f"{error}; set state.directory to an absolute path")
     if errors:
         raise ConfigError("\n".join(errors))
     top = {key: value for key, value in values.items() if "." not in key}
@@ -225,7 +231,8 @@ def load(path: str | None, environ: Mapping[str, str], cwd: Path) -> Config:
         table: kind(*(values[f"{table}.{field}"] for field in kind._fields))
         for table, kind in _TABLES.items()
     }
-    config = Config(**top, **tables, state_directory=cwd / folder, sources=sources)
+    folder = tables.pop("state").directory
+    config = Config(**top, **tables, state_directory=folder, sources=sources)
     for address in (config.notify.url, config.notify.heartbeat_url):
         if address is not None:
             register(address)
@@ -251,27 +258,6 @@ def is_loopback(url: str) -> bool:
     return bool(re.fullmatch(rf"https?://{_LOOPBACK}(:[0-9]{{1,5}})?/?", url))
 
 
-def load_secrets(environ: Mapping[str, str], prefix: str = "KRAKEN") -> Credentials | None:
-    """Return the first key and secret found, registered for redaction; None if there are none.
-
-    Looks into $CREDENTIALS_DIRECTORY, then at the files named by <prefix>_API_KEY_FILE and
-    <prefix>_API_SECRET_FILE, then at <prefix>_API_KEY and <prefix>_API_SECRET. Raises ConfigError
-    for half a pair and for a file that others may read.
-    """
-    names = (f"{prefix}_API_KEY", f"{prefix}_API_SECRET")
-    for source in ("CREDENTIALS_DIRECTORY", f"{names[0]}_FILE", names[0]):
-        (key_at, key), (secret_at, secret) = (_secret(environ, source, name) for name in names)
-        if key and secret:
-            credentials = Credentials(Secret(key), Secret(secret), source)
-            register(credentials.key)
-            register(credentials.secret)
-            return credentials
-        if key or secret:
-            here, missing = (key_at, secret_at) if key else (secret_at, key_at)
-            raise ConfigError(f"{here} is there, {missing} is not: a key needs its secret")
-    return None
-
-
 def _settings(
     path: str | None, environ: Mapping[str, str], cwd: Path, errors: list[str]
 ) -> Iterator[tuple[str, str, Any]]:
@@ -280,25 +266,16 @@ def _settings(
         yield "XDG_STATE_HOME", "state.directory", environ["XDG_STATE_HOME"] + "/krakenbot"
     if environ.get("STATE_DIRECTORY"):
         yield "STATE_DIRECTORY", "state.directory", environ["STATE_DIRECTORY"].partition(":")[0]
-    named = path or environ.get("KRAKENBOT_CONFIG")
-    file = named or "config.toml"
-    try:
-        table = _read_toml(cwd / _expanded(file, environ))
-    except FileNotFoundError:
-        table = {}
-        errors += [f"{file}: no such file"] if named else []
-    except (OSError, ValueError) as error:
-        table = {}
-        errors.append(f"{file}: {error.strerror if isinstance(error, OSError) else error}")
-    for top, raw in table.items():
-        is_table = isinstance(raw, dict) and (top in (*_TABLES, "state") or bool(raw))
-        is_table = is_table and top not in _KEYS
-        inner = {f"{top}.{key}": raw[key] for key in raw} if is_table else {top: raw}
+    named = path if path is not None else environ.get("KRAKENBOT_CONFIG") or None
+    file = "config.toml" if named is None else named
+    for name, raw in _read_toml(file, named is not None, environ, cwd, errors).items():
+        is_table = isinstance(raw, dict) and (name in _TABLES or (raw and name not in _KEYS))
+        inner = {f"{name}.{key}": raw[key] for key in raw} if is_table else {name: raw}
         for key in inner:
             if key in _KEYS:
                 yield file, key, inner[key]
             else:
-                errors.append(f"{file}: {_unknown(key, list(_KEYS))}")
+                errors.append(f"{file}: {_unknown(key, [*_KEYS])}")
     variables = {"KRAKENBOT_" + key.replace(".", "_").upper(): key for key in _KEYS}
     for name in sorted(environ):
         if name in variables:
@@ -308,20 +285,33 @@ def _settings(
             errors.append(_unknown(name, [*variables, "KRAKENBOT_CONFIG"]))
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
-    """Return the file's content. ValueError says what is wrong with it."""
-    with path.open("rb") as file:
-        raw = file.read(_FILE_BYTES_MAX + 1)
-    if len(raw) > _FILE_BYTES_MAX:
-        raise ValueError("larger than a megabyte")
-    import tomllib
-
+def _read_toml(
+    file: str, must_exist: bool, environ: Mapping[str, str], cwd: Path, errors: list[str]
+) -> dict[str, Any]:
+    """Return the file's content; what is wrong with it is put to the errors."""
+    trouble = "--config '' names no file" if not file else ""
+    raw = b""
     try:
-        return tomllib.loads(raw.decode("utf-8-sig"), parse_float=Decimal)
+        if file:
+            with (cwd / _expanded(Path(file), environ)).open("rb") as opened:
+                raw = opened.read(_FILE_BYTES_MAX + 1)
+        if len(raw) > _FILE_BYTES_MAX:
+            trouble = f"{file}: larger than a megabyte"
+    except FileNotFoundError:
+        trouble = f"{file}: no such file" if must_exist else ""
+    except PermissionError:
+        trouble = f"{file}: this user may not read it; try again with sudo in front"
+    except (OSError, ValueError) as error:
+        trouble = f"{file}: {getattr(error, 'strerror', error)}"
+    try:
+        if not trouble:
+            return tomllib.loads(raw.decode("utf-8-sig"), parse_float=Decimal)
     except ArithmeticError:
-        raise ValueError("not valid TOML: a number is out of range") from None
+        trouble = f"{file}: not valid TOML: a number is out of range"
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"not valid TOML: {error}") from None
+        trouble = f"{file}: not valid TOML: {error}"
+    errors += [trouble] if trouble else []
+    return {}
 
 
 def _typed(text: str, default: object) -> object:
@@ -335,22 +325,22 @@ def _typed(text: str, default: object) -> object:
 
 def _unknown(name: str, valid: list[str]) -> str:
     """Return what is said of a name nobody knows; its value is never shown."""
-    last = name.rpartition(".")[2]
-    word = "(secret|passw|token|credential|private_?key|api_?key|(^|_)key$)"
+    table, dot, last = name.rpartition(".")
+    word = "(secret|passw|token|credential|private_?key|api_?key|(^|_)key)$"
     if re.search(word, last.lower().replace("-", "_")):
         return (
-            f"{name!r:.80}: secrets do not belong in the configuration; put them into files"
-            " with mode 0600 named by KRAKEN_API_KEY_FILE and KRAKEN_API_SECRET_FILE, into"
-            " systemd credentials, or into KRAKEN_API_KEY and KRAKEN_API_SECRET"
+            f"{name!r:.80}: secrets do not belong in the configuration; put them into two files "
+            "of mode 0600 and name these as api_key_file and api_secret_file in the table [keys]"
         )
-    import difflib
-
     same = [key for key in valid if key.rpartition(".")[2] == last]
-    nearest = same or difflib.get_close_matches(name[:80], valid, 1, 0.0)
+    inside = [key for key in valid if table and key.startswith(table + dot)]
+    longer = [key for key in inside if key.startswith(name)]
+    nearest = same or longer or difflib.get_close_matches(name[:80], inside or valid, 1, 0.0)
     return f"{name!r:.80} is not known; the nearest valid name is {nearest[0]!r}"
 
 
-def _shown(key: str, raw: object) -> str:
+def shown(key: str, raw: object) -> str:
+    """Return a value as it may be shown to anybody."""
     if key.startswith("notify."):
         return "(not shown)"
     if isinstance(raw, dict | list):
@@ -378,53 +368,17 @@ def _check_together(values: dict[str, Any], sources: dict[str, str], errors: lis
             f"{sources['exchange.clock_speed']}: exchange.clock_speed = {speed:g}:"
             f" must be 1 unless exchange.url is on loopback; it is {url}"
         )
+    files = [key for key in ("keys.api_key_file", "keys.api_secret_file") if values.get(key)]
+    if len(files) == 1:
+        errors.append(f"{sources[files[0]]}: {files[0]} is set, the other file of [keys] is not")
 
 
-def _expanded(path: str, environ: Mapping[str, str]) -> str:
+def _expanded(path: Path, environ: Mapping[str, str]) -> Path:
     """Return the path with $HOME in place of its ~; ValueError when that cannot be known."""
-    if not path.startswith("~"):
+    first, *rest = path.parts or ("",)
+    if not first.startswith("~"):
         return path
     home = environ.get("HOME", "")
-    if not path.startswith("~/") or not home.startswith("/"):
-        raise ValueError(f"{path!r}: only ~/ is known, and only when $HOME is set")
-    return home + path[1:]
-
-
-def _secret(environ: Mapping[str, str], source: str, name: str) -> tuple[str, str]:
-    """Return where this source has the secret, and the secret: empty if it has none."""
-    if source == "CREDENTIALS_DIRECTORY":
-        path = f"{environ.get(source)}/{name.lower()}"
-        there = environ.get(source) and os.path.lexists(path)
-        # systemd guards this folder itself, with modes of its own.
-        return path, _read_secret(path, strict=False) if there else ""
-    if source.endswith("_FILE"):
-        path = environ.get(f"{name}_FILE", "")
-        return f"{name}_FILE", _read_secret(path, strict=True) if path else ""
-    text = environ.get(name, "").strip()
-    return name, _bare(text, name) if text else ""
-
-
-def _read_secret(path: str, *, strict: bool) -> str:
-    try:
-        # Without O_NONBLOCK a named pipe would hold the program here for ever.
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-            mode = os.fstat(file.fileno()).st_mode
-            if not stat.S_ISREG(mode):
-                raise ConfigError(f"{path}: not a regular file")
-            if strict and mode & 0o177:
-                have = stat.S_IMODE(mode)
-                raise ConfigError(
-                    f"{path}: mode {have:04o} is too open for a secret; run: chmod 600 {path}"
-                )
-            raw = file.read(_SECRET_CHARACTERS_MAX + 1)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    return _bare(raw.decode("utf-8-sig", "replace"), path)
-
-
-def _bare(text: str, where: str) -> str:
-    bare = "".join(text.split())
-    is_text = bare.isascii() and bare.isprintable()
-    if not bare or not is_text or len(text) > _SECRET_CHARACTERS_MAX:
-        raise ConfigError(f"{where}: empty, too long or no plain text; copy the key again")
-    return bare
+    if first != "~" or not home.startswith("/"):
+        raise ValueError(f"'{path}': only ~/ is known, and only when $HOME is set")
+    return Path(home, *rest)

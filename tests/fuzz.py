@@ -26,6 +26,7 @@ from krakenbot.backtest.files import BadDataError, read
 from krakenbot.candles import fill, parse_rows
 from krakenbot.commands.history import QUERIES
 from krakenbot.commands.status import read_status
+from krakenbot.credentials import load_secrets
 from krakenbot.errors import ConfigError, LaterError, RefusedError, StopError, UnansweredError
 from krakenbot.journal import Intent, Journal, open_journal, open_read_only
 from krakenbot.kraken.client import Client, parse_json, result_of
@@ -522,7 +523,7 @@ class TestFiles(FuzzTest):
     )
     def test_secrets(self, environ: dict[str, str]) -> None:
         try:
-            found = config.load_secrets(environ)
+            found = load_secrets(environ)
         except ConfigError:
             return
         if found is not None:

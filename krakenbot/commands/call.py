@@ -12,9 +12,10 @@ from typing import Any
 from urllib.parse import urlencode
 
 from krakenbot import config as configuration
-from krakenbot.assemble import load_config, load_credentials
+from krakenbot.assemble import load_config
 from krakenbot.clock import SystemClock
-from krakenbot.config import Config, Credentials
+from krakenbot.config import Config
+from krakenbot.credentials import Credentials, load_credentials
 from krakenbot.errors import ConfigError, RefusedError, UnansweredError
 from krakenbot.kraken.client import READS, USER_AGENT, Client, UrllibTransport, parse_json
 from krakenbot.kraken.signing import decode_secret, fingerprint
@@ -105,7 +106,7 @@ def _spot(config: Config, arguments: argparse.Namespace, values: list[tuple[str,
         return Client(transport(config), config.exchange.url, SystemClock()).public(method, params)
     is_check = method == "AddOrder" and params.get("validate") == "true"
     _ask_for_live(arguments, method in READS or is_check)
-    client, lock = signed_client(config, _credentials("KRAKEN"), not is_check)
+    client, lock = signed_client(config, _credentials(config, "KRAKEN"), not is_check)
     with closing(lock):
         return client.private(method, params)
 
@@ -125,7 +126,7 @@ def _futures(config: Config, arguments: argparse.Namespace, values: list[tuple[s
     elif data:
         url += f"?{data}"
     if not re.fullmatch(FUTURES_PUBLIC, path):
-        credentials = _credentials("KRAKEN_FUTURES")
+        credentials = _credentials(config, "KRAKEN_FUTURES")
         with closing(key_lock(config, credentials)) as lock:
             nonce = str(Nonces(lock).next(SystemClock().nonce()))
         signature = sign_futures(credentials.secret, path, nonce, data)
@@ -150,8 +151,8 @@ def sign_futures(secret: Secret, path: str, nonce: str, data: str) -> str:
     return binascii.b2a_base64(mac.digest(), newline=False).decode()
 
 
-def _credentials(prefix: str) -> Credentials:
-    credentials = load_credentials(prefix)
+def _credentials(config: Config, prefix: str) -> Credentials:
+    credentials = load_credentials(config, prefix)
     if credentials is None:
         raise ConfigError(f"needs a key: set {prefix}_API_KEY_FILE and {prefix}_API_SECRET_FILE")
     return credentials

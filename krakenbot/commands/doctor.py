@@ -19,10 +19,10 @@ from typing import NamedTuple
 
 from krakenbot import config as configuration
 from krakenbot import log as logs
-from krakenbot.assemble import assumed_fee_rate, check_key, costs, load_credentials, spot_of
+from krakenbot.assemble import assumed_fee_rate, check_key, costs, spot_of
 from krakenbot.clock import SystemClock
 from krakenbot.commands.call import signed_client, transport
-from krakenbot.config import Credentials
+from krakenbot.credentials import Credentials, load_credentials
 from krakenbot.decision import plan_of
 from krakenbot.errors import ConfigError, LaterError, RefusedError, StopError, UnansweredError
 from krakenbot.journal import open_read_only
@@ -137,7 +137,7 @@ class Visit:
         return "ok", f"{text}leverage {config.leverage}; set: {', '.join(chosen) or 'nothing'}"
 
     def _secrets(self) -> Answer:
-        found = self.credentials = load_credentials()
+        found = self.credentials = load_credentials(self.config)
         if found is None and self.config.mode == "paper":
             return "ok", "no API key; paper mode needs none"
         if found is None:

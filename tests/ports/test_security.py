@@ -25,7 +25,8 @@ from unittest import mock
 
 from krakenbot import cli, log
 from krakenbot.clock import SystemClock
-from krakenbot.config import load, load_secrets
+from krakenbot.config import load
+from krakenbot.credentials import load_secrets
 from krakenbot.errors import ConfigError, LaterError, UnansweredError
 from krakenbot.journal import open_journal
 from krakenbot.kraken import client

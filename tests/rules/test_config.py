@@ -1,17 +1,15 @@
-import os
-import pickle
 import tempfile
 import unittest
 from decimal import Decimal
 from pathlib import Path
+from unittest import mock
 
 from krakenbot import config, log
-from krakenbot.config import load, load_secrets
+from krakenbot.config import load
 from krakenbot.errors import ConfigError
 
 EXAMPLE = Path(__file__).parent.parent.parent / "config.example.toml"
 HOME = {"HOME": "/home/someone"}
-BASE64 = "c2VjcmV0IGJ5dGVzIG9mIHRoZSBrZXk="
 
 
 class Folder(unittest.TestCase):
@@ -175,6 +173,8 @@ class TestMistakes(Folder):
             ("[exchange]\ntrading_agreement = 1", "exchange.trading_agreement = 1"),
             ("[exchange]\nproxy = 'http://host'", "http://host:port"),
             ("[state]\ndirectory = 'a\\nb'\nx = 1", "state.x"),
+            ("[state]\ndirectory = ''", "state.directory = '': must be a path"),
+            ("[keys]\napi_key_file = 'k'", "api_key_file is set, the other file"),
             ("[log]\nformat = 'xml'", "log.format = 'xml'"),
         ):
             with self.subTest(toml):
@@ -183,6 +183,21 @@ class TestMistakes(Folder):
     def test_a_value_wrong_in_file_and_variable_is_told_twice(self) -> None:
         text = self.complaint("leverage = 1", KRAKENBOT_LEVERAGE="x")
         self.assertEqual(2, len(text.splitlines()))
+
+    def test_the_nearest_key_is_looked_for_in_the_same_table(self) -> None:
+        for key, want in (
+            ("risk.max_fee_percent", "risk.max_fee_percent_per_day"),
+            ("risk.max_los", "risk.max_loss"),
+            ("paper.balanc", "paper.balance"),
+            ("keys.api_key_path", "keys.api_key_file"),
+        ):
+            with self.subTest(key):
+                self.assertIn(f"name is '{want}'", self.complaint(f"{key} = 1"))
+
+    def test_an_empty_name_of_the_file_is_told_and_nothing_else_is_read(self) -> None:
+        (self.folder / "config.toml").write_text("leverage = 3")
+        with self.assertRaisesRegex(ConfigError, "^--config '' names no file$"):
+            load("", HOME, self.folder)
 
     def test_a_key_in_the_wrong_place_is_sent_to_its_table(self) -> None:
         self.assertIn("'strategy.length'", self.complaint("length = 30"))
@@ -242,10 +257,12 @@ class TestMistakes(Folder):
             with self.subTest(path), self.assertRaisesRegex(ConfigError, part):
                 load(path, HOME, self.folder)
 
-    @unittest.skipIf(os.geteuid() == 0, "nothing is unreadable for root")
-    def test_an_unreadable_file_is_told(self) -> None:
-        (self.folder / "config.toml").touch(0o000)
-        with self.assertRaisesRegex(ConfigError, "Permission denied"):
+    def test_who_may_not_read_the_file_is_told_to_use_sudo(self) -> None:
+        (self.folder / "config.toml").touch()
+        with (
+            mock.patch.object(Path, "open", side_effect=PermissionError(13, "Permission denied")),
+            self.assertRaisesRegex(ConfigError, "config.toml: .*sudo"),
+        ):
             load(None, HOME, self.folder)
 
 
@@ -268,6 +285,10 @@ class TestStateDirectory(Folder):
     def test_a_relative_folder_counts_from_the_current_one(self) -> None:
         got = self.load("[state]\ndirectory = 'here'")
         self.assertEqual(self.folder / "here", got.state_directory)
+
+    def test_paths_of_the_key_files_count_as_all_others_do(self) -> None:
+        got = self.load("[keys]\napi_key_file = '~/key'\napi_secret_file = 'secret'").keys
+        self.assertEqual((Path("/home/someone/key"), self.folder / "secret"), got)
 
     def test_without_any_home_the_message_says_what_to_set(self) -> None:
         with self.assertRaisesRegex(ConfigError, "set state.directory"):
@@ -303,86 +324,6 @@ class TestNothingSecretIsShown(Folder):
         self.assertEqual("https://hooks.example/T0/HUSHHUSH", got.notify.url.reveal())
         self.assertNotIn("HUSH", repr(got))
         self.assertNotIn("HUSH", log.redact("POST /T0/HUSHHUSH failed"))
-
-
-class TestSecrets(Folder):
-    def file(self, name: str, text: str, mode: int = 0o600) -> str:
-        path = self.folder / name
-        path.write_text(text)
-        path.chmod(mode)
-        return str(path)
-
-    def pair(self, environ: dict[str, str], prefix: str = "KRAKEN") -> tuple[str, str, str]:
-        found = load_secrets(environ, prefix)
-        assert found is not None
-        return found.key.reveal(), found.secret.reveal(), found.source
-
-    def refused(self, environ: dict[str, str], pattern: str) -> str:
-        with self.assertRaisesRegex(ConfigError, pattern) as caught:
-            load_secrets(environ)
-        return str(caught.exception)
-
-    def test_none_given_is_none(self) -> None:
-        self.assertIsNone(load_secrets({}))
-        self.assertIsNone(load_secrets({"KRAKEN_API_KEY": "", "KRAKEN_API_SECRET": " "}))
-        self.assertIsNone(load_secrets({"CREDENTIALS_DIRECTORY": str(self.folder)}))
-
-    def test_the_credentials_folder_comes_first_then_files_then_variables(self) -> None:
-        environ = {"KRAKEN_API_KEY": " varkey\n", "KRAKEN_API_SECRET": BASE64}
-        self.assertEqual(("varkey", BASE64, "KRAKEN_API_KEY"), self.pair(environ))
-        environ["KRAKEN_API_KEY_FILE"] = self.file("k", "filekey\r\n")
-        environ["KRAKEN_API_SECRET_FILE"] = self.file("s", f"\n {BASE64} \n", 0o400)
-        self.assertEqual(("filekey", BASE64, "KRAKEN_API_KEY_FILE"), self.pair(environ))
-        environ["CREDENTIALS_DIRECTORY"] = str(self.folder)
-        self.file("kraken_api_key", "systemdkey", 0o444)
-        self.file("kraken_api_secret", BASE64, 0o440)
-        self.assertEqual(("systemdkey", BASE64, "CREDENTIALS_DIRECTORY"), self.pair(environ))
-
-    def test_another_prefix_has_its_own_names(self) -> None:
-        environ = {"CREDENTIALS_DIRECTORY": str(self.folder), "KRAKEN_API_KEY": "x"}
-        self.file("kraken_futures_api_key", "futures")
-        self.file("kraken_futures_api_secret", BASE64)
-        self.assertEqual("futures", self.pair(environ, "KRAKEN_FUTURES")[0])
-
-    def test_half_a_pair_is_refused(self) -> None:
-        self.refused({"KRAKEN_API_KEY": "x"}, "KRAKEN_API_KEY is there, KRAKEN_API_SECRET is not")
-        self.refused(
-            {"KRAKEN_API_SECRET": "x"}, "KRAKEN_API_SECRET is there, KRAKEN_API_KEY is not"
-        )
-        self.file("kraken_api_key", "x")
-        both = {"KRAKEN_API_KEY": "x", "KRAKEN_API_SECRET": "y"}
-        self.refused(both | {"CREDENTIALS_DIRECTORY": str(self.folder)}, "kraken_api_secret is not")
-
-    def test_a_file_that_others_may_read_is_refused_with_the_command_that_mends_it(self) -> None:
-        secret = self.file("s", BASE64)
-        for mode in (0o640, 0o604, 0o644, 0o620):
-            with self.subTest(oct(mode)):
-                key = self.file("k", "HUSHHUSH", mode)
-                environ = {"KRAKEN_API_KEY_FILE": key, "KRAKEN_API_SECRET_FILE": secret}
-                text = self.refused(environ, f"mode {mode:04o} .*chmod 600 {key}")
-                self.assertNotIn("HUSH", text)
-
-    def test_what_is_no_key_file_is_refused_without_showing_or_waiting(self) -> None:
-        os.mkfifo(self.folder / "fifo", 0o600)
-        for path, part in (
-            (str(self.folder / "fifo"), "not a regular file"),
-            (str(self.folder), "directory|not a regular file"),
-            (str(self.folder / "none"), "No such file"),
-            *(
-                (self.file(f"odd-{number}", text), "empty, too long or no plain text")
-                for number, text in enumerate((" \n", "HUSH" * 5000, "HUSH\x00HUSH", "HUSHé"))
-            ),
-        ):
-            with self.subTest(path):
-                environ = {"KRAKEN_API_KEY_FILE": path, "KRAKEN_API_SECRET_FILE": path}
-                self.assertNotIn("HUSH", self.refused(environ, part))
-
-    def test_what_was_loaded_is_redacted_from_then_on_and_cannot_be_pickled(self) -> None:
-        got = load_secrets({"KRAKEN_API_KEY": "HUSHHUSH", "KRAKEN_API_SECRET": BASE64})
-        self.assertNotIn("HUSH", repr(got))
-        self.assertEqual("<secret> and <secret>", log.redact(f"HUSHHUSH and {BASE64}"))
-        with self.assertRaises(TypeError):
-            pickle.dumps(got)
 
 
 if __name__ == "__main__":

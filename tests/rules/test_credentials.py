@@ -1,0 +1,135 @@
+import os
+import pickle
+import tempfile
+import unittest
+from pathlib import Path
+from unittest import mock
+
+from krakenbot import log
+from krakenbot.config import KeysTable
+from krakenbot.credentials import load_secrets
+from krakenbot.errors import ConfigError
+
+BASE64 = "c2VjcmV0IGJ5dGVzIG9mIHRoZSBrZXk="
+# What is no key, and what is said about it.
+ODD = {
+    " \n": "is empty",
+    "HUSH" * 5000: "too long",
+    "HUSH\x00HUSH": "no plain text",
+    "HUSHé": "no plain text",
+    "HUSH\nHUSH\n": "a line end in the middle",
+    "HUSH HUSH": "a space",
+    '"HUSHHUSH"': "quotes",
+    "'HUSHHUSH'": "quotes",
+}
+
+
+class TestCredentials(unittest.TestCase):
+    def setUp(self) -> None:
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+        self.addCleanup(log._hidden.clear)
+
+    def file(self, name: str, text: str, mode: int = 0o600) -> str:
+        path = self.folder / name
+        path.write_text(text)
+        path.chmod(mode)
+        return str(path)
+
+    def pair(
+        self, environ: dict[str, str], prefix: str = "KRAKEN", keys: KeysTable | None = None
+    ) -> tuple[str, str, str]:
+        found = load_secrets(environ, prefix, keys)
+        assert found is not None
+        return found.key.reveal(), found.secret.reveal(), found.source
+
+    def refused(self, environ: dict[str, str], pattern: str) -> str:
+        with self.assertRaisesRegex(ConfigError, pattern) as caught:
+            load_secrets(environ)
+        return str(caught.exception)
+
+    def test_none_given_is_none(self) -> None:
+        self.assertIsNone(load_secrets({}))
+        self.assertIsNone(load_secrets({"KRAKEN_API_KEY": "", "KRAKEN_API_SECRET": " "}))
+        self.assertIsNone(load_secrets({"CREDENTIALS_DIRECTORY": str(self.folder)}))
+
+    def test_the_credentials_folder_comes_first_then_files_then_variables(self) -> None:
+        environ = {"KRAKEN_API_KEY": " varkey\n", "KRAKEN_API_SECRET": BASE64}
+        self.assertEqual(("varkey", BASE64, "KRAKEN_API_KEY"), self.pair(environ))
+        environ["KRAKEN_API_KEY_FILE"] = self.file("k", "filekey\r\n")
+        environ["KRAKEN_API_SECRET_FILE"] = self.file("s", f"\n {BASE64} \n", 0o400)
+        self.assertEqual(("filekey", BASE64, "KRAKEN_API_KEY_FILE"), self.pair(environ))
+        keys = KeysTable(Path(self.file("K", "tablekey")), Path(self.file("S", BASE64)))
+        self.assertEqual("[keys]", self.pair(environ, keys=keys)[2])
+        environ["CREDENTIALS_DIRECTORY"] = str(self.folder)
+        self.file("kraken_api_key", "systemdkey", 0o444)
+        self.file("kraken_api_secret", BASE64, 0o440)
+        systemd = ("systemdkey", BASE64, "CREDENTIALS_DIRECTORY")
+        self.assertEqual(systemd, self.pair(environ, keys=keys))
+
+    def test_another_prefix_has_its_own_names(self) -> None:
+        environ = {"CREDENTIALS_DIRECTORY": str(self.folder), "KRAKEN_API_KEY": "x"}
+        self.file("kraken_futures_api_key", "futures")
+        self.file("kraken_futures_api_secret", BASE64)
+        self.assertEqual("futures", self.pair(environ, "KRAKEN_FUTURES")[0])
+
+    def test_half_a_pair_is_refused(self) -> None:
+        self.refused({"KRAKEN_API_KEY": "x"}, "KRAKEN_API_KEY is there, KRAKEN_API_SECRET is not")
+        self.refused(
+            {"KRAKEN_API_SECRET": "x"}, "KRAKEN_API_SECRET is there, KRAKEN_API_KEY is not"
+        )
+        self.file("kraken_api_key", "x")
+        both = {"KRAKEN_API_KEY": "x", "KRAKEN_API_SECRET": "y"}
+        self.refused(both | {"CREDENTIALS_DIRECTORY": str(self.folder)}, "kraken_api_secret is not")
+
+    def test_a_file_that_others_may_read_is_refused_with_the_command_that_repairs_it(self) -> None:
+        secret = self.file("s", BASE64)
+        for mode in (0o640, 0o604, 0o644, 0o620):
+            with self.subTest(oct(mode)):
+                key = self.file("k", "HUSHHUSH", mode)
+                environ = {"KRAKEN_API_KEY_FILE": key, "KRAKEN_API_SECRET_FILE": secret}
+                text = self.refused(environ, f"mode {mode:04o} .*chmod 600 {key}")
+                self.assertNotIn("HUSH", text)
+
+    def test_what_is_no_key_file_is_refused_without_showing_or_waiting(self) -> None:
+        os.mkfifo(self.folder / "fifo", 0o600)
+        for path, part in (
+            (str(self.folder / "fifo"), "not a regular file"),
+            (str(self.folder), "directory|not a regular file"),
+            (str(self.folder / "none"), "No such file"),
+            *(
+                (self.file(f"odd-{number}", text), part)
+                for number, (text, part) in enumerate(ODD.items())
+            ),
+        ):
+            with self.subTest(path):
+                environ = {"KRAKEN_API_KEY_FILE": path, "KRAKEN_API_SECRET_FILE": path}
+                self.assertNotIn("HUSH", self.refused(environ, part))
+
+    def test_what_was_loaded_is_redacted_from_then_on_and_cannot_be_pickled(self) -> None:
+        got = load_secrets({"KRAKEN_API_KEY": "HUSHHUSH", "KRAKEN_API_SECRET": BASE64})
+        self.assertNotIn("HUSH", repr(got))
+        self.assertEqual("<secret> and <secret>", log.redact(f"HUSHHUSH and {BASE64}"))
+        with self.assertRaises(TypeError):
+            pickle.dumps(got)
+
+    def test_a_variable_with_quotes_around_the_key_is_told(self) -> None:
+        environ = {"KRAKEN_API_KEY": '"HUSHHUSH"', "KRAKEN_API_SECRET": BASE64}
+        self.assertNotIn("HUSH", self.refused(environ, "^KRAKEN_API_KEY: has quotes"))
+
+    def test_the_files_of_the_table_are_not_for_futures(self) -> None:
+        keys = KeysTable(Path(self.file("K", "k")), Path(self.file("S", BASE64)))
+        self.assertIsNone(load_secrets({}, "KRAKEN_FUTURES", keys))
+
+    def test_who_may_not_read_a_file_is_told_to_use_sudo(self) -> None:
+        keys = KeysTable(Path("/k"), Path("/s"))
+        with (
+            mock.patch("os.open", side_effect=PermissionError),
+            self.assertRaisesRegex(ConfigError, "^/k: .*sudo"),
+        ):
+            load_secrets({}, "KRAKEN", keys)
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -10,8 +10,9 @@ from functools import partial
 from typing import NamedTuple
 
 from krakenbot import config as configuration
-from krakenbot import log
+from krakenbot import log, rulefile
 from krakenbot.bot import Bot, Event
+from krakenbot.candles import fill
 from krakenbot.clock import Clock, SystemClock
 from krakenbot.config import Config
 from krakenbot.credentials import load_credentials
@@ -93,7 +94,7 @@ def assemble(
     )
     spot = spot_of(config, client)
     exchange = spot if is_live else _paper(config, spot, clock, journal)
-    checks = (
+    checks: tuple[Callable[[], None], ...] = (
         partial(check_key, spot),
         partial(outwait_lost_orders, journal, clock, bool(locks[0].read())),
         partial(check_untracked_balance, config, spot, journal, locks[0]),
@@ -102,7 +103,8 @@ def assemble(
     # Nothing made so far will ever be garbage: a later collection need not walk over it.
     gc.collect()
     gc.freeze()
-    bot = Bot(plan_of(config), exchange, journal, clock, owner, on_event, checks if is_live else ())
+    checks = (partial(try_strategy, config, exchange, journal), *(checks if is_live else ()))
+    bot = Bot(plan_of(config), exchange, journal, clock, owner, on_event, checks)
     return Parts(config, clock, client, spot, exchange, journal, bot, tuple(locks))
 
 
@@ -149,6 +151,20 @@ class JournalStore:
 
     def save(self, state: str) -> None:
         self._journal.put(paper=state)
+
+
+def try_strategy(config: Config, exchange: Exchange, journal: Journal) -> None:
+    """Say which strategy runs, in the journal too; RuleError when a rule file fails its trial."""
+    chosen, name = config.strategy, config.strategy.name
+    if chosen.file is not None:
+        rule = rulefile.load(chosen.file)
+        finished = fill(exchange.candles(None)[:-1], config.interval * 60)
+        if len(finished) < rule.candles:
+            log.warning("strategy untried: it needs %s candles", rule.candles)
+        rule.try_on(finished, chosen.parameters)
+        name = f"{chosen.file.name} {rule.sha256}"
+    log.info("strategy %s", name)
+    journal.put(strategy=name)
 
 
 def check_key(spot: Spot) -> None:

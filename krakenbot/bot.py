@@ -31,6 +31,7 @@ from krakenbot.model import (
 from krakenbot.orders import UNFILLED_MAX, VISIBLE_S, Orders, Owner
 from krakenbot.pairs import plain
 from krakenbot.risk import objection
+from krakenbot.rulefile import RuleError
 
 ROUNDS_MAX = 3  # close, open, confirm
 WAKE_DELAY_S = 1.0
@@ -251,10 +252,10 @@ class Bot:
         # The newest candle that can be finished ended less than an interval ago.
         expected = int(self._clock.now()) - 2 * interval_s + 1
         candles = self._window.up_to(expected)
-        signal = self._plan.strategy(candles or ())
+        signal = self._signal(candles)
         if candles and signal.direction is None and self._window.widen():
             candles = self._window.up_to(expected)
-            signal = self._plan.strategy(candles or ())
+            signal = self._signal(candles)
         if candles is None:
             log.warning("candle left out: the exchange has not finished it in good time")
             self._market.measure_clock()
@@ -267,6 +268,16 @@ class Bot:
         if not done:
             return TickResult(min(next_due, self._clock.now() + PASSING_PAUSE_S), decided=True)
         return TickResult(next_due, decided=True)
+
+    def _signal(self, candles: Sequence[Candle] | None) -> Signal:
+        try:
+            return self._plan.strategy(candles or ())
+        except RuleError as error:
+            held = self._journal.account().held
+            raise self._journal.halt(
+                f"{error}. Nothing was sent; {plain(held)} {self._plan.pair} stays held until "
+                "somebody acts"
+            ) from error
 
     def _remembered(self, signal: Signal) -> Signal:
         """Return the signal, without a view of its own with the one that was had last."""

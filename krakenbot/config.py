@@ -19,7 +19,7 @@ from krakenbot.log import register
 from krakenbot.model import Secret
 from krakenbot.pairs import decimal, plain
 
-STRATEGIES = ("sma-slope", "sma-cross")
+STRATEGIES = ("sma-slope", "sma-cross", "file")
 INTERVALS = (1, 5, 15, 30, 60, 240, 1440, 10080, 21600)
 _FILE_BYTES_MAX = 1 << 20
 _HUGE = 10**12
@@ -95,13 +95,26 @@ _BODY = _text(r"(?s:.{1,10000})", "text of at most 10000 characters")
 _PATH = _text(r"[^\x00-\x1f\x7f]+", "a path", Path)
 
 
+def _parameters(raw: object) -> object:
+    is_table = isinstance(raw, dict) and all(
+        name.isidentifier() and isinstance(value, str | int | Decimal)
+        for name, value in raw.items()
+    )
+    if not is_table:
+        raise ValueError("a table of names with one number, text, true or false each")
+    return raw
+
+
 class StrategyTable(NamedTuple):
-    """`length` belongs to sma-slope, `short` and `long` to sma-cross; all in candles."""
+    """`length` belongs to sma-slope, `short` and `long` to sma-cross, all in candles; the rest to
+    file."""
 
     name: Annotated[str, _one_of(*STRATEGIES)] = "sma-slope"
     length: Annotated[int, _whole(2, 700)] = 20
     short: Annotated[int, _whole(1, 699)] = 5
     long: Annotated[int, _whole(2, 700)] = 20
+    file: Annotated[Path | None, _PATH] = None
+    parameters: Annotated[Mapping[str, Any], _parameters] = {}
 
 
 class KeysTable(NamedTuple):
@@ -220,7 +233,9 @@ def load(path: str | None, environ: Mapping[str, str], cwd: Path) -> Config:
     for key, value in values.items():
         try:
             if isinstance(value, Path):
-                values[key] = cwd / _expanded(value, environ)
+                is_beside = key == "strategy.file" and not sources[key].startswith("KRAKENBOT_")
+                beside = _expanded(Path(sources[key]), environ).parent if is_beside else ""
+                values[key] = cwd / beside / _expanded(value, environ)
         except ValueError as error:
             errors.append(f"{sources[key]}: {error}; set {key} to an absolute path")
     _check_together(values, sources, errors)
@@ -361,6 +376,13 @@ def _check_together(values: dict[str, Any], sources: dict[str, str], errors: lis
         errors.append(
             f"{', '.join(sorted(where))}: strategy.short = {short}:"
             f" must be below strategy.long = {long}"
+        )
+    name, file = values.get("strategy.name"), values.get("strategy.file")
+    if name == "file" and "strategy.file" in values and file is None:
+        errors.append(f'{sources["strategy.name"]}: strategy.name = "file" needs strategy.file')
+    if name in STRATEGIES[:2] and (file is not None or values.get("strategy.parameters")):
+        errors.append(
+            f'strategy.file and strategy.parameters need strategy.name = "file", not {name}'
         )
     speed, url = values.get("exchange.clock_speed", 1), values.get("exchange.url")
     if speed != 1 and url and not is_loopback(url):

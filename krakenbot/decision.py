@@ -29,7 +29,9 @@ class Plan(NamedTuple):
 def plan_of(config: Config) -> Plan:
     """Return what deciding needs to know of the configuration."""
     chosen, risk = config.strategy, config.risk
-    strategy, candles_min = build(chosen.name, chosen.length, chosen.short, chosen.long)
+    strategy, candles_min = build(
+        chosen.name, chosen.length, chosen.short, chosen.long, chosen.file, chosen.parameters
+    )
     return Plan(
         pair=config.pair,
         interval_s=config.interval * 60,

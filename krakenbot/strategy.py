@@ -1,19 +1,34 @@
 """Strategies: functions from finished candles to a Signal, and the table of their names.
 
-To add one, write a function of candles and its lengths, and give it a line in `build`.
+A strategy of one's own needs no change here: it is a file, see rulefile.py.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from functools import partial
+from pathlib import Path
 
+from krakenbot import rulefile
 from krakenbot.model import ZERO, Candle, Direction, Signal
 
 Strategy = Callable[[Sequence[Candle]], Signal]
 
 
-def build(name: str, length: int, short: int, long: int) -> tuple[Strategy, int]:
-    """Return the strategy of that name and how many candles it needs before it says anything."""
+def build(
+    name: str,
+    length: int,
+    short: int,
+    long: int,
+    file: Path | None = None,
+    parameters: Mapping[str, object] = {},
+) -> tuple[Strategy, int]:
+    """Return the strategy of that name and how many candles it needs before it says anything.
+
+    Raises rulefile.RuleError for a file that cannot be used.
+    """
+    if name == "file" and file is not None:
+        rule = rulefile.load(file)
+        return partial(rule.signal, parameters=parameters), rule.candles
     if name == "sma-slope":
         return partial(sma_slope, length=length), length + 1
     if name == "sma-cross":

@@ -3,6 +3,7 @@
 import argparse
 
 from krakenbot.assemble import assemble, load_config
+from krakenbot.config import StrategyTable
 
 EXAMPLE = "krakenbot flatten --live"
 
@@ -12,7 +13,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    config = load_config(arguments.config)
+    # Closing needs no strategy, so a broken rule file must not stand in its way.
+    config = load_config(arguments.config)._replace(strategy=StrategyTable())
     parts = assemble(config, live=arguments.live)
     parts.clock.stop_on_signals()
     parts.bot.flatten("flattened by hand", config.exchange.patience)

@@ -71,8 +71,36 @@ class TestDefaults(Folder):
             if default is None:
                 name = key.partition(".")[2]
                 text = text.replace(f"\n# {name} = ", f"\n{name} = ")
-        got = self.load(text)
+        got = self.load(text.replace('name = "sma-slope"', 'name = "file"'))
         self.assertNotIn(None, (*got.exchange, *got.notify, got.risk.max_loss))
+
+
+class TestRule(Folder):
+    def test_the_file_lies_beside_the_configuration_that_names_it(self) -> None:
+        toml = 'strategy = {name = "file", file = "rules/my_rule.py"}'
+        (self.folder / "bot.toml").write_text(toml)
+        elsewhere = load(str(self.folder / "bot.toml"), HOME, Path("/"))
+        self.assertEqual(self.folder / "rules/my_rule.py", elsewhere.strategy.file)
+        named = {"KRAKENBOT_STRATEGY_NAME": "file", "KRAKENBOT_STRATEGY_FILE": "my_rule.py"}
+        self.assertEqual(self.folder / "my_rule.py", self.load(**named).strategy.file)
+
+    def test_parameters_are_exact_and_single_values(self) -> None:
+        rule = "[strategy]\nname = 'file'\nfile = 'r.py'\n[strategy.parameters]\n"
+        got = self.load(rule + "fast = 12\nband = 0.1\nname = 'x'\nboth = true\n")
+        expected = {"fast": 12, "band": Decimal("0.1"), "name": "x", "both": True}
+        self.assertEqual(expected, got.strategy.parameters)
+        for line in ("fast = [1]", "fast = 2026-01-01", "fast = {}", '"a b" = 1', '"" = 1'):
+            with self.subTest(line):
+                self.assertIn("strategy.parameters", self.complaint(rule + line))
+
+    def test_a_rule_without_its_name_or_the_name_without_a_rule_is_refused(self) -> None:
+        for toml in (
+            "[strategy]\nname = 'file'",
+            "[strategy]\nfile = 'r.py'",
+            "[strategy]\nname = 'sma-cross'\nparameters = {fast = 1}",
+        ):
+            with self.subTest(toml):
+                self.assertIn('name = "file"', self.complaint(toml))
 
 
 class TestOrder(Folder):

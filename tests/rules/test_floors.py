@@ -9,7 +9,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent.parent / "krakenbot"
 FLOORS = {
     0: "model pairs errors format",
-    1: "strategy sizing risk kraken.signing",
+    1: "strategy rulefile sizing risk kraken.signing",
     2: "decision exchange candles journal lock clock log config credentials kraken.client",
     3: "accounting market bot orders kraken.spot assemble notify",
 }

@@ -1,11 +1,15 @@
 """What a strategy may say after a candle: long, short, flat, or nothing new."""
 
+import tempfile
 import unittest
 from collections.abc import Sequence
 from decimal import Decimal
+from functools import partial
+from pathlib import Path
 
 from krakenbot.bot import Bot
 from krakenbot.model import ZERO, Candle, Direction, Signal
+from krakenbot.rulefile import load
 from tests.simulation.test_bot import SIZE, T0, BotTest
 
 
@@ -67,6 +71,34 @@ class TestViews(BotTest):
         self.exchange.candles = lambda since: asked.append(since) or ask(since)  # type: ignore
         self.once(101, bot)
         self.assertEqual(1, len(asked))
+
+
+class TestOwnRule(BotTest):
+    """A rule file that is long until candle 102, and there does what it should not."""
+
+    def run_rule(self, then: str) -> str:
+        """Return why the bot halted."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "rule.py"
+            path.write_text(
+                "CANDLES = 20\n"
+                "def direction(candles):\n"
+                f"    if candles[-1].time < {T0 + 102 * 60}: return 1\n"
+                f"    {then}\n"
+            )
+            strategy = partial(load(path).signal, parameters={}, answer_max_s=0.2)
+        reason = self.stopped(lambda: self.until(105, strategy=strategy, candles_min=20))
+        self.assertEqual(reason, self.journal.get("halted"))
+        return reason
+
+    def test_a_rule_that_fails_halts_the_bot_with_its_line_and_leaves_what_is_held(self) -> None:
+        for then in ("return 1 / 0", "return 7", "while True: pass"):
+            with self.subTest(then):
+                self.setUp()
+                reason = self.run_rule(then)
+                self.assertRegex(reason, "rule.py:[24]: ")
+                self.assertIn(f"{SIZE} XBTUSD stays held", reason)
+                self.assertEqual((SIZE, 1), (self.exchange.held, len(self.exchange.placed)))
 
 
 if __name__ == "__main__":

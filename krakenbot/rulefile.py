@@ -1,0 +1,163 @@
+"""A strategy of the user's own, from a Python file: what it must hold is in manual/strategies.md.
+
+Its code runs in this process and can see all that the process sees, keys too. So nobody else may
+be able to write it, it is read once, and its answers are checked at every candle.
+"""
+
+import hashlib
+import os
+import signal
+import stat
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal, localcontext
+from functools import cache
+from pathlib import Path
+from types import FrameType, FunctionType, ModuleType
+from typing import NamedTuple, TypeVar
+
+from krakenbot.errors import ConfigError
+from krakenbot.model import ZERO, Candle, Direction, Signal
+
+CANDLES_MAX = 700
+ANSWER_MAX_S = 5.0
+TRIAL_MAX_S = 1.0
+_REPEAT_S = 0.005  # A rule that catches the first interruption will not catch them all.
+_BYTES_MAX = 1 << 20
+_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+
+T = TypeVar("T")
+
+
+class RuleError(ConfigError):
+    """The rule file cannot be trusted or did not answer as it must. Names the file and line."""
+
+
+class Rule(NamedTuple):
+    """A rule file as it was read. `sha256` is that of the bytes that run."""
+
+    path: Path
+    sha256: str
+    candles: int
+    direction: FunctionType
+    average: FunctionType | None
+
+    def signal(
+        self,
+        candles: Sequence[Candle],
+        parameters: Mapping[str, object],
+        answer_max_s: float = ANSWER_MAX_S,
+    ) -> Signal:
+        """Return the rule's view of its last candles, None while they are too few.
+
+        Raises RuleError when it fails, answers anything else or takes longer.
+        """
+        if len(candles) < self.candles:
+            return Signal(None, ZERO, 0)
+        seen = tuple(candles[-self.candles :])
+
+        def ask() -> Signal:
+            view = self.direction(seen, **parameters)
+            if view is not None and (type(view) is bool or view not in (1, 0, -1)):
+                line = self.direction.__code__.co_firstlineno
+                raise RuleError(
+                    f"{self.path}:{line}: direction returned {view!r:.80}, not 1, -1, 0 or None"
+                )
+            average = Decimal(self.average(seen) if self.average else seen[-1].close)
+            if not average.is_finite():
+                raise ValueError(f"average returned {average}")
+            direction = None if view is None else Direction(view)
+            return Signal(direction, average, int(direction or 0))
+
+        return _guarded(ask, self.path, answer_max_s)
+
+    def try_on(self, candles: Sequence[Candle], parameters: Mapping[str, object]) -> None:
+        """Raise RuleError unless the rule answers well, within a second and twice the same."""
+        first, second = (self.signal(candles, parameters, TRIAL_MAX_S) for _ in range(2))
+        if first != second:
+            raise RuleError(
+                f"{self.path}: asked twice about the same candles it answers differently"
+            )
+
+
+@cache
+def load(path: Path) -> Rule:
+    """Return the rule in a file, which is read and run once in the life of this process.
+
+    Raises RuleError when others may write it, it does not run, or lacks what a rule must have.
+    """
+    source = _read(path)
+    module = ModuleType("krakenbot_rule")
+    module.__file__ = str(path)
+    sys.modules[module.__name__] = module  # Where dataclasses look for the names of annotations.
+    _guarded(lambda: exec(compile(source, str(path), "exec"), vars(module)), path)
+    candles, direction, average = map(vars(module).get, ("CANDLES", "direction", "average"))
+    if type(candles) is not int or not 1 <= candles <= CANDLES_MAX:
+        raise RuleError(f"{path}: needs CANDLES = a whole number from 1 to {CANDLES_MAX}")
+    if not isinstance(direction, FunctionType) or not isinstance(average, FunctionType | None):
+        raise RuleError(f"{path}: needs def direction(candles), and may have def average(candles)")
+    return Rule(path, hashlib.sha256(source).hexdigest(), candles, direction, average)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        # Without O_NONBLOCK a named pipe would hold the program here for ever.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            for place, status in (
+                (path, os.fstat(file.fileno())),
+                (path.parent, path.parent.stat()),
+                (path.resolve().parent, path.resolve().parent.stat()),
+            ):
+                if status.st_mode & _OTHERS_WRITE or status.st_uid not in (0, os.geteuid()):
+                    raise RuleError(
+                        f"{place}: others may write it, so they could trade with your money; it "
+                        f"must belong to you or root: chown it, then run: chmod go-w {place}"
+                    )
+            source = file.read(_BYTES_MAX + 1)
+    except OSError as error:
+        raise RuleError(f"{path}: cannot be read: {error.strerror}") from error
+    if len(source) > _BYTES_MAX:
+        raise RuleError(f"{path}: larger than a megabyte")
+    return source
+
+
+class _TooLongError(BaseException):
+    """Not an Exception, so that a rule's own `except Exception` does not swallow it."""
+
+
+def _guarded(ask: Callable[[], T], path: Path, answer_max_s: float = 0.0) -> T:
+    """Return what a part of the rule returns; 0 s is no limit. Raises RuleError with its line.
+
+    Only code that comes back to the interpreter can be interrupted: a single call into C that
+    never ends is left to the watchdog of systemd.
+    """
+    running = True
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        if running:
+            raise _TooLongError(f"no answer within {answer_max_s:g} s")
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, answer_max_s, _REPEAT_S)
+        with localcontext():  # Money is computed in this process too; its precision stays.
+            return ask()
+    except (KeyboardInterrupt, RuleError):
+        raise
+    except BaseException as error:
+        running = False
+        lines: list[int | None] = [
+            line
+            for frame, line in traceback.walk_tb(error.__traceback__)
+            if frame.f_code.co_filename == str(path)
+        ]
+        if isinstance(error, SyntaxError) and error.filename == str(path):
+            lines = [error.lineno]
+        where = f"{path}:{lines[-1]}" if lines else f"{path}"
+        what = traceback.format_exception_only(error)[-1].strip()
+        raise RuleError(f"{where}: {what.removeprefix(f'{__name__}._TooLongError: ')}") from error
+    finally:
+        running = False
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

@@ -55,7 +55,7 @@ def book_charges(journal: Journal, charges: Sequence[Charge], since: int, until:
     stories.
     """
     read_until, differences = until, []
-    for intent in journal.intents("created BETWEEN ? AND ?", since, until):
+    for intent in journal.intents_between(since, until):
         if intent.purpose is Purpose.ADOPT or (intent.outcome and not intent.executed):
             continue
         own = [charge for charge in charges if charge.order_id == intent.exchange_order_id]

@@ -19,7 +19,8 @@ from krakenbot.credentials import load_credentials
 from krakenbot.decision import plan_of
 from krakenbot.errors import ConfigError, LaterError, RefusedError, StopError, UnansweredError
 from krakenbot.exchange import Exchange
-from krakenbot.journal import Journal, open_journal
+from krakenbot.journal import Journal
+from krakenbot.journal_file import open_journal
 from krakenbot.kraken.client import Client, UrllibTransport
 from krakenbot.kraken.signing import fingerprint
 from krakenbot.kraken.spot import FORBIDDEN_PERMISSIONS, NEEDED_PERMISSIONS, Spot

@@ -17,7 +17,7 @@ from krakenbot.clock import Clock, StopRequestedError
 from krakenbot.decision import Decision, Plan, Snapshot, decide
 from krakenbot.errors import LaterError, RefusedError, StopError, UnansweredError
 from krakenbot.exchange import Exchange
-from krakenbot.journal import NOT_SENT, Journal
+from krakenbot.journal import Journal, Outcome
 from krakenbot.market import MarketState
 from krakenbot.model import (
     ZERO,
@@ -113,6 +113,7 @@ class Bot:
             self._emit("stop", "stopped as asked")
             raise
         except StopError as error:
+            self._journal.keep_stop(error)
             self._emit("halt", str(error))
             raise
 
@@ -205,7 +206,8 @@ class Bot:
             if any(intent.deadline > over for intent in self._journal.open_intents()):
                 raise
         # What this bot did last may not be visible yet, and would be adopted as it was before.
-        for newest in self._journal.intents("number = (SELECT max(number) FROM intents)"):
+        newest = self._journal.newest_intent()
+        if newest is not None:
             visible_s = (newest.settled or newest.created) + VISIBLE_S - self._clock.now()
             self._clock.wait(min(max(visible_s, 0.0), VISIBLE_S))
         before = self._journal.account().held
@@ -331,9 +333,7 @@ class Bot:
     def _snapshot(
         self, candle: Candle, signal: Signal, held: Decimal, blocked: set[Purpose]
     ) -> Snapshot:
-        sent = self._journal.intents(
-            "interval_s = ? AND candle = ?", self._plan.interval_s, candle.time
-        )
+        sent = self._journal.intents_of(self._plan.interval_s, candle.time)
         return Snapshot(
             signal=signal,
             held=held,
@@ -341,7 +341,7 @@ class Bot:
             waits_for_turn_from=self._first_direction(signal.direction),
             flatten_reason=self._journal.get("flatten") or None,
             tried=blocked
-            | {intent.purpose for intent in sent if intent.outcome != NOT_SENT}
+            | {intent.purpose for intent in sent if intent.outcome is not Outcome.NOT_SENT}
             | ({Purpose.REVERSE} if self._journal.newest_turn_failed() else set()),
         )
 

@@ -1,91 +1,37 @@
 """What was meant and what came of it, on disk before and after each order.
 
-One SQLite file per mode, exchange and pair. Nothing here is believed about what is held: the
-exchange is asked, and the journal explains the answer.
+One SQLite file per mode, exchange, account and market. Nothing here is believed about what is
+held: the exchange is asked, and the journal explains the answer. Only this file writes SQL.
 """
 
 import hashlib
-import os
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from decimal import Decimal
-from enum import Enum
-from pathlib import Path
+from enum import Enum, StrEnum
 from typing import Any, NamedTuple
 
 from krakenbot import log
-from krakenbot.errors import ConfigError, StopError
-from krakenbot.lock import make_private_directory
+from krakenbot.errors import StopError
 from krakenbot.log import redact
 from krakenbot.model import ZERO, Execution, MarginSummary, Order, Purpose, Side
 
-MIGRATIONS = (
-    """
-    CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-    CREATE TABLE intents (
-        number INTEGER PRIMARY KEY,
-        id TEXT NOT NULL UNIQUE,
-        interval_s INTEGER NOT NULL,
-        candle INTEGER NOT NULL,
-        purpose TEXT NOT NULL,
-        side TEXT NOT NULL,
-        volume TEXT NOT NULL,
-        leverage INTEGER NOT NULL,
-        reduce_only INTEGER NOT NULL,
-        reason TEXT NOT NULL,
-        held_before TEXT NOT NULL,
-        created INTEGER NOT NULL,
-        deadline INTEGER NOT NULL,
-        accepted INTEGER NOT NULL DEFAULT 0,
-        outcome TEXT,
-        exchange_order_id TEXT,
-        executed TEXT NOT NULL DEFAULT '0',
-        cost TEXT NOT NULL DEFAULT '0',
-        fee TEXT NOT NULL DEFAULT '0',
-        settled INTEGER,
-        note TEXT NOT NULL DEFAULT ''
-    );
-    CREATE INDEX intents_open ON intents (number) WHERE outcome IS NULL;
-    CREATE INDEX intents_candle ON intents (interval_s, candle);
-    CREATE INDEX intents_created ON intents (created);
-    CREATE TABLE decisions (
-        interval_s INTEGER NOT NULL,
-        candle INTEGER NOT NULL,
-        price TEXT NOT NULL,
-        average TEXT NOT NULL,
-        slope INTEGER NOT NULL,
-        target INTEGER NOT NULL,
-        held TEXT NOT NULL,
-        reason TEXT NOT NULL,
-        decided INTEGER NOT NULL,
-        done INTEGER NOT NULL,
-        PRIMARY KEY (interval_s, candle)
-    ) WITHOUT ROWID;
-    CREATE TABLE equity (
-        time INTEGER PRIMARY KEY,
-        price TEXT NOT NULL,
-        held TEXT NOT NULL,
-        pnl TEXT NOT NULL,
-        fees TEXT NOT NULL,
-        rollover TEXT NOT NULL,
-        equity TEXT,
-        margin_level TEXT
-    );
-    CREATE TABLE charges (
-        id TEXT PRIMARY KEY,
-        time INTEGER NOT NULL,
-        kind TEXT NOT NULL,
-        amount TEXT NOT NULL
-    ) WITHOUT ROWID;
-    """,
-)
+BUSY_S = 20.0  # So long another program may hold the file's lock.
 
-NOT_SENT = "not sent"
-REFUSED = "refused"
-ABSENT = "absent"
-ADOPTED = "adopted"
-PUT_OFF = "put off"  # Refused for a reason that passes: the market's state, a rate limit.
+
+class Outcome(StrEnum):
+    """How an order ended; the texts are what is stored."""
+
+    CLOSED = "closed"
+    CANCELED = "canceled"
+    EXPIRED = "expired"
+    NOT_SENT = "not sent"
+    REFUSED = "refused"
+    ABSENT = "absent"
+    ADOPTED = "adopted"
+    RATE_LIMITED = "put off"  # Refused for a reason that passes: the market's state, a rate limit.
+    ABANDONED = "given up"
 
 
 class Intent(NamedTuple):
@@ -104,7 +50,7 @@ class Intent(NamedTuple):
     created: int
     deadline: int
     accepted: bool = False
-    outcome: str | None = None
+    outcome: Outcome | None = None
     exchange_order_id: str | None = None
     executed: Decimal = ZERO
     cost: Decimal = ZERO
@@ -117,23 +63,66 @@ class Intent(NamedTuple):
         return Order(self.id, self.side, self.volume, self.leverage, self.reduce_only)
 
 
+class Decided(NamedTuple):
+    """What was decided on a candle; `done` when nothing is left to do for it."""
+
+    interval_s: int
+    candle: int
+    price: Decimal
+    average: Decimal
+    slope: int
+    target: int
+    held: Decimal
+    reason: str
+    decided: int
+    done: bool
+
+
+class Equity(NamedTuple):
+    """What the account had come to after a decision, in quote currency but for time and held."""
+
+    time: int
+    price: Decimal
+    held: Decimal
+    pnl: Decimal
+    fees: Decimal
+    margin_fees: Decimal
+    rollover: Decimal
+    equity: Decimal | None
+    margin_level: Decimal | None
+
+
 class Account(NamedTuple):
-    """What the journal's own fills add up to, in quote currency but for `held`.
+    """What the journal's own fills and charges add up to, in quote currency but for `held`.
 
     `cash` is what sales brought less what purchases cost, before all fees.
     """
 
-    held: Decimal
-    cash: Decimal
-    fees: Decimal
-    rollover: Decimal
+    held: Decimal = ZERO
+    cash: Decimal = ZERO
+    fees: Decimal = ZERO
+    rollover: Decimal = ZERO
+    margin_fees: Decimal = ZERO
+
+    @property
+    def costs(self) -> Decimal:
+        return self.fees + self.margin_fees + self.rollover
 
     def pnl(self, price: Decimal) -> Decimal:
         """Return profit or loss since the beginning, after all costs, held volume at `price`."""
-        return self.cash + self.held * price - self.fees - self.rollover
+        return self.cash + self.held * price - self.costs
 
+    def traded(self, side: Side, volume: Decimal, cost: Decimal, fee: Decimal) -> "Account":
+        return self._replace(
+            held=self.held + side.sign * volume,
+            cash=self.cash - side.sign * cost,
+            fees=self.fees + fee,
+        )
 
-WRITTEN_FIRST = Intent._fields.index("accepted")
+    def charged(self, kind: str, amount: Decimal) -> "Account":
+        if kind == "opening":
+            return self._replace(margin_fees=self.margin_fees + amount)
+        return self._replace(rollover=self.rollover + amount)
 
 
 def client_order_id(
@@ -153,6 +142,9 @@ class Journal:
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._db = connection
+        self._account: Account | None = None
+        self._summed_at = -1
+        self.on_write: Callable[[str], None] = lambda intent_id: None
 
     def close(self) -> None:
         self._db.close()
@@ -160,16 +152,13 @@ class Journal:
     # -- orders ------------------------------------------------------------------------------
 
     def write(self, intent: Intent) -> None:
-        """Put the intent on disk. Returns only when it is there; refuses a second one like it."""
-        with self._transaction():
-            self._insert(intent, WRITTEN_FIRST)
+        """Put the intent on disk. Returns only when it is there; refuses a second one like it.
 
-    def _insert(self, intent: Intent, fields: int) -> None:
-        names, marks = ", ".join(Intent._fields[:fields]), ", ".join("?" * fields)
-        self._db.execute(
-            f"INSERT INTO intents ({names}) VALUES ({marks})",
-            [_stored(value) for value in intent[:fields]],
-        )
+        `on_write` is told its id before anything can be sent.
+        """
+        with self._transaction():
+            self._insert("intents", intent._asdict())
+        self.on_write(intent.id)
 
     def accept(self, intent_id: str) -> None:
         """Note that the exchange has taken the order, whatever comes of it."""
@@ -177,52 +166,64 @@ class Journal:
             self._db.execute("UPDATE intents SET accepted = 1 WHERE id = ?", (intent_id,))
 
     def conclude(
-        self, intent: Intent, outcome: str, now: int, found: Execution | None = None, note: str = ""
+        self,
+        intent: Intent,
+        outcome: Outcome,
+        now: int,
+        found: Execution | None = None,
+        note: str = "",
     ) -> None:
-        """Write the end of an intent and add its fill to the account, both or neither."""
+        """Record the final state and book the fill in one transaction."""
         volume, cost, fee = (found.volume, found.cost, found.fee) if found else (ZERO, ZERO, ZERO)
         account = self.account()
-        sign = intent.side.sign
+        order_id = found.exchange_order_id if found else None
+        row = (outcome, order_id, volume, cost, fee, now, note, intent.id)
         with self._transaction():
             changed = self._db.execute(
                 "UPDATE intents SET outcome = ?, exchange_order_id = ?, executed = ?, cost = ?,"
                 " fee = ?, settled = ?, note = ? WHERE id = ? AND outcome IS NULL",
-                (
-                    outcome,
-                    _stored(found.exchange_order_id) if found else None,
-                    str(volume),
-                    str(cost),
-                    str(fee),
-                    now,
-                    _stored(note),
-                    intent.id,
-                ),
+                [_stored(value) for value in row],
             ).rowcount
             if changed != 1:
                 raise StopError(f"intent {intent.id} already had an end; it cannot get another")
             if volume:
-                self._set("held", account.held + sign * volume)
-                self._set("cash", account.cash - sign * cost)
-                self._set("fees", account.fees + fee)
                 self._set("on_margin", int(intent.leverage > 0))
+        self._account = account.traded(intent.side, volume, cost, fee)
+
+    def intents(self) -> list[Intent]:
+        """Return all intents in the order of their writing."""
+        return self._intents("1")
 
     def open_intents(self) -> list[Intent]:
-        return self.intents("outcome IS NULL")
+        return self._intents("outcome IS NULL")
 
-    def intents(self, where: str = "1", *values: object) -> list[Intent]:
-        """Return intents in the order of their writing; `where` is this program's own SQL."""
+    def newest_intent(self) -> Intent | None:
+        return next(iter(self._intents("number = (SELECT max(number) FROM intents)")), None)
+
+    def intents_of(self, interval_s: int, candle: int) -> list[Intent]:
+        return self._intents("interval_s = ? AND candle = ?", interval_s, candle)
+
+    def intents_between(self, first: int, last: int) -> list[Intent]:
+        """Return the intents written in that time, both ends included."""
+        return self._intents("created BETWEEN ? AND ?", first, last)
+
+    def _intents(self, where: str, *values: object) -> list[Intent]:
         rows = self._db.execute(f"SELECT * FROM intents WHERE {where} ORDER BY number", values)
-        return [_intent(row) for row in rows]
+        return [_read(Intent, row) for row in rows]
 
-    def count(self, where: str, *values: object) -> int:
-        return int(
-            self._db.execute(f"SELECT count(*) FROM intents WHERE {where}", values).fetchone()[0]
-        )
+    def attempts(self, interval_s: int, candle: int, purpose: Purpose, outcome: Outcome) -> int:
+        """Return how many orders of that step ended so."""
+        found = self.intents_of(interval_s, candle)
+        return sum(intent.purpose is purpose and intent.outcome is outcome for intent in found)
 
     def orders_since(self, time: int) -> int:
         """Return how many orders went out since then, whatever came of them."""
-        return self.count(
-            "created > ? AND outcome IS NOT ? AND outcome IS NOT ?", time, NOT_SENT, ADOPTED
+        return self._number(
+            "SELECT count(*) FROM intents WHERE created > ? AND outcome IS NOT ?"
+            " AND outcome IS NOT ?",
+            time,
+            Outcome.NOT_SENT,
+            Outcome.ADOPTED,
         )
 
     def consecutive_unfilled(self) -> tuple[int, str]:
@@ -231,7 +232,7 @@ class Journal:
         rows = self._db.execute(
             "SELECT executed, outcome, note FROM intents WHERE outcome IS NOT ?"
             " AND outcome IS NOT ? AND number > ? ORDER BY number DESC LIMIT 50",
-            (NOT_SENT, PUT_OFF, int(self.get("fruitless_from", "0"))),
+            (Outcome.NOT_SENT, Outcome.RATE_LIMITED, int(self.get("unfilled_from", "0"))),
         )
         for row in rows:
             if row["outcome"] is None or Decimal(row["executed"]):
@@ -242,22 +243,31 @@ class Journal:
 
     def newest_turn_failed(self) -> bool:
         """Return whether the newest order was to turn at once and traded nothing."""
-        row = self._db.execute(
-            "SELECT purpose, executed FROM intents ORDER BY number DESC LIMIT 1"
-        ).fetchone()
-        return row is not None and row[0] == Purpose.REVERSE.value and not Decimal(row[1])
+        newest = self.newest_intent()
+        return newest is not None and newest.purpose is Purpose.REVERSE and not newest.executed
 
     def knows_order(self, exchange_order_id: str) -> bool:
-        return self.count("exchange_order_id = ?", exchange_order_id) > 0
+        query = "SELECT count(*) FROM intents WHERE exchange_order_id = ?"
+        return self._number(query, exchange_order_id) > 0
 
     # -- the account as the journal explains it ------------------------------------------------
 
     def account(self) -> Account:
-        rows = self._db.execute(
-            "SELECT key, value FROM meta WHERE key IN ('held', 'cash', 'fees', 'rollover')"
-        )
-        values = {str(key): Decimal(value) for key, value in rows}
-        return Account(*(values.get(field, ZERO) for field in Account._fields))
+        """Return the sum of all fills and charges, summed again when another program wrote."""
+        version = self._number("PRAGMA data_version")
+        if self._account is None or version != self._summed_at:
+            self._account, self._summed_at = self._sum(), version
+        return self._account
+
+    def _sum(self) -> Account:
+        account = Account()
+        for side, *amounts in self._db.execute(
+            "SELECT side, executed, cost, fee FROM intents WHERE executed != '0' ORDER BY number"
+        ):
+            account = account.traded(Side(side), *map(Decimal, amounts))
+        for kind, amount in self._db.execute("SELECT kind, amount FROM charges"):
+            account = account.charged(kind, Decimal(amount))
+        return account
 
     def adopt(self, held: Decimal, price: Decimal, now: int, on_margin: bool) -> None:
         """Take over what is held, as if the difference had been traded at `price`; end a halt.
@@ -267,72 +277,93 @@ class Journal:
         account = self.account()
         difference = held - account.held
         side, volume = Side.BUY if difference > 0 else Side.SELL, abs(difference)
+        newest = self._number("SELECT coalesce(max(number), 0) FROM intents")
         row = Intent(
-            f"adopted {now} {self.count('1')}",
-            0,
-            now,
-            Purpose.ADOPT,
-            side,
-            volume,
-            int(on_margin),
-            False,
-            "run --adopt",
-            account.held,
-            now,
-            now,
-            True,
-            ADOPTED,
-            None,
-            volume,
-            volume * price,
-            ZERO,
-            now,
+            id=f"adopted {now} {newest}",
+            interval_s=0,
+            candle=now,
+            purpose=Purpose.ADOPT,
+            side=side,
+            volume=volume,
+            leverage=int(on_margin),
+            reduce_only=False,
+            reason="adopted",
+            held_before=account.held,
+            created=now,
+            deadline=now,
+            accepted=True,
+            outcome=Outcome.ADOPTED,
+            executed=volume,
+            cost=volume * price,
+            settled=now,
         )
         with self._transaction():
             self._db.execute(
-                "UPDATE intents SET outcome = 'given up', settled = ? WHERE outcome IS NULL", (now,)
+                "UPDATE intents SET outcome = ?, settled = ? WHERE outcome IS NULL",
+                (Outcome.ABANDONED, now),
             )
             if difference:
-                self._insert(row, len(row))
-                self._set("held", held)
-                self._set("cash", account.cash - difference * price)
-            number = self._db.execute("SELECT max(number) FROM intents").fetchone()[0]
-            self._set("fruitless_from", number or 0)
+                self._insert("intents", row._asdict())
             self._set("entered", 1)
-            for key in ("halted", "flatten", "difference"):
-                self._set(key, None)
             self._set("on_margin", int(on_margin))
+            self._forget_halt()
+        self._account = None
 
-    def halt(self, reason: str) -> StopError:
-        """Write why the bot stops for good, and return the error that ends it."""
-        self.put(halted=reason)
+    def halt(self, reason: str, held: Decimal | None = None) -> StopError:
+        """Write why the bot stops for good, and return the error that ends it.
+
+        `held` is what the exchange holds, where that differs from what the journal explains.
+        """
+        self.put(halted=reason, exchange_position=held)
         log.critical("halted reason=%s", reason)
         return StopError(reason)
 
+    def keep_stop(self, error: StopError) -> None:
+        """Write down a safety stop that was raised elsewhere, so that it holds after a restart.
+
+        A disk that could not be written is none: it may have room again.
+        """
+        is_of_disk = isinstance(error.__cause__, sqlite3.Error | OSError)
+        if error.exit_code == 76 and not is_of_disk and not self.get("halted"):
+            self.put(halted=str(error))
+
     def resume(self, flatten: str | None = None) -> None:
         """Clear a halt, or replace it by a reason to flatten; losses count anew from here."""
-        number = self._db.execute("SELECT max(number) FROM intents").fetchone()[0]
-        self.put(
-            halted=None,
-            flatten=flatten,
-            difference=None,
-            pnl_at_resume=None,
-            fruitless_from=number or 0,
-        )
+        with self._transaction():
+            self._forget_halt()
+            self._set("flatten", flatten)
+            self._set("pnl_at_resume", None)
 
-    def charge(self, charge_id: str, time: int, kind: str, amount: Decimal) -> None:
-        """Book a margin opening fee or a rollover, once, however often it is told."""
+    def _forget_halt(self) -> None:
+        for key in ("halted", "flatten", "difference", "exchange_position"):
+            self._set(key, None)
+        newest = self._number("SELECT coalesce(max(number), 0) FROM intents")
+        self._set("unfilled_from", newest)
+
+    def charge(
+        self,
+        charge_id: str,
+        time: int,
+        kind: str,
+        amount: Decimal,
+        asset: str = "",
+        charged: Decimal | None = None,
+    ) -> None:
+        """Book an opening fee ("opening") or a "rollover", once, however often it is told.
+
+        `amount` is in quote currency; `charged` of `asset` is what the exchange really took.
+        """
         if self.is_charged(charge_id):
             return
-        row = (_stored(charge_id), time, kind, str(amount))
-        rollover = self.account().rollover + amount
+        account = self.account()
+        charged = amount if charged is None else charged
+        row = {"id": charge_id, "time": time, "kind": kind, "amount": amount}
         with self._transaction():
-            self._db.execute("INSERT INTO charges VALUES (?, ?, ?, ?)", row)
-            self._set("rollover", rollover)
+            self._insert("charges", {**row, "asset": asset, "charged": charged})
+        self._account = account.charged(kind, amount)
 
     def is_charged(self, charge_id: str) -> bool:
-        found = self._db.execute("SELECT 1 FROM charges WHERE id = ?", (_stored(charge_id),))
-        return found.fetchone() is not None
+        return self._number("SELECT count(*) FROM charges WHERE id = ?", _stored(charge_id)) > 0
 
     # -- decisions and equity ------------------------------------------------------------------
 
@@ -347,31 +378,46 @@ class Journal:
                 " done = :done WHERE done = 0",
                 {**row, "done": summary is not None},
             )
-            if summary is not None:
-                level = summary.margin_level
-                self._db.execute(
-                    "INSERT OR REPLACE INTO equity VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                    (
-                        row["decided"],
-                        row["price"],
-                        row["held"],
-                        str(account.pnl(Decimal(row["price"]))),
-                        str(account.fees),
-                        str(account.rollover),
-                        str(summary.equity),
-                        None if level is None else f"{level:.2f}",
-                    ),
-                )
+            if summary is None:
+                return
+            price, level = Decimal(row["price"]), summary.margin_level
+            equity = Equity(
+                row["decided"],
+                price,
+                row["held"],
+                account.pnl(price),
+                account.fees,
+                account.margin_fees,
+                account.rollover,
+                summary.equity,
+                None if level is None else level.quantize(Decimal("0.01")),
+            )
+            self._insert("equity", equity._asdict())
 
     def is_done(self, interval_s: int, candle: int) -> bool:
-        row = self._db.execute(
-            "SELECT done FROM decisions WHERE interval_s = ? AND candle = ?", (interval_s, candle)
-        ).fetchone()
-        return row is not None and bool(row[0])
+        query = "SELECT count(*) FROM decisions WHERE done AND interval_s = ? AND candle = ?"
+        return self._number(query, interval_s, candle) > 0
 
-    def rows(self, query: str, *values: object) -> Iterator[sqlite3.Row]:
-        """Yield rows of this program's own query, for commands that only read."""
-        return self._db.execute(query, values)
+    def decisions(self, since: int = 0) -> Iterator[Decided]:
+        """Yield what was decided since then, oldest first."""
+        rows = self._db.execute(
+            "SELECT * FROM decisions WHERE decided >= ? ORDER BY decided", (since,)
+        )
+        return (_read(Decided, row) for row in rows)
+
+    def newest_decisions(self, count: int) -> list[Decided]:
+        """Return at most that many decisions, newest first."""
+        query = "SELECT * FROM decisions ORDER BY decided DESC LIMIT ?"
+        return [_read(Decided, row) for row in self._db.execute(query, (count,))]
+
+    def equity(self, since: int = 0) -> Iterator[Equity]:
+        """Yield what the account had come to since then, oldest first."""
+        rows = self._db.execute("SELECT * FROM equity WHERE time >= ? ORDER BY time", (since,))
+        return (_read(Equity, row) for row in rows)
+
+    def newest_equity(self) -> Equity | None:
+        rows = self._db.execute("SELECT * FROM equity ORDER BY time DESC LIMIT 1")
+        return next((_read(Equity, row) for row in rows), None)
 
     # -- single values -------------------------------------------------------------------------
 
@@ -392,6 +438,17 @@ class Journal:
             text = _stored(str(value))
             self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, text))
 
+    def _insert(self, table: str, row: Mapping[str, object]) -> None:
+        """Add a row; only an equity of the same second is replaced."""
+        verb = "INSERT OR REPLACE" if table == "equity" else "INSERT"
+        names, marks = ", ".join(row), ", ".join("?" * len(row))
+        self._db.execute(
+            f"{verb} INTO {table} ({names}) VALUES ({marks})", list(map(_stored, row.values()))
+        )
+
+    def _number(self, query: str, *values: object) -> int:
+        return int(self._db.execute(query, values).fetchone()[0])
+
     @contextmanager
     def _transaction(self) -> Iterator[None]:
         try:
@@ -407,101 +464,22 @@ class Journal:
             raise StopError(f"the journal already holds this step: {error}") from error
         except sqlite3.Error as error:
             raise StopError(
-                f"the journal cannot be written ({error}); nothing is sent without it. Check "
-                "free space and permissions of the state directory"
+                f"the journal cannot be written ({error}); nothing is sent without it. "
+                f"{advice(error)}"
             ) from error
 
 
-def open_journal(path: Path) -> Journal:
-    """Open or make the journal at `path`.
-
-    Raises ConfigError when the folder or file cannot be used, StopError when the file is damaged;
-    a damaged file is left as it is.
-    """
-    try:
-        make_private_directory(path.parent)
-        if path.exists():
-            _check(path)
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
-        connection = sqlite3.connect(path, isolation_level=None, cached_statements=16)
-    except (OSError, sqlite3.OperationalError) as error:
-        raise ConfigError(f"the journal {path} cannot be opened: {error}") from error
-    return Journal(prepare(connection, path))
-
-
-def prepare(connection: sqlite3.Connection, path: Path) -> sqlite3.Connection:
-    """Set the connection to write for keeps, and bring its tables up to date."""
-    connection.row_factory = sqlite3.Row
-    try:
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")
-        connection.execute("PRAGMA cache_size = -64")
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
-        if version > len(MIGRATIONS):
-            raise ConfigError(f"the journal {path} was written by a newer krakenbot")
-        for number in range(version, len(MIGRATIONS)):
-            connection.executescript(
-                f"BEGIN IMMEDIATE; {MIGRATIONS[number]} PRAGMA user_version = {number + 1}; COMMIT;"
-            )
-    except sqlite3.OperationalError as error:
-        raise ConfigError(
-            f"the journal {path} cannot be written: {error}. Nothing was sent; check free space "
-            "and permissions"
-        ) from error
-    except sqlite3.DatabaseError as error:
-        raise damaged(path, error) from error
-    return connection
-
-
-def open_read_only(path: Path) -> Journal:
-    """Open an existing journal for commands that only look; ConfigError when there is none."""
-    if not path.exists():
-        raise ConfigError(f"there is no journal {path} yet: this bot has not run")
-    try:
-        _check(path)
-        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
-        connection.row_factory = sqlite3.Row
-        connection.execute("SELECT count(*) FROM meta")
-    except sqlite3.DatabaseError as error:
-        raise damaged(path, error) from error
-    return Journal(connection)
-
-
-def damaged(path: Path, error: object) -> StopError:
-    return StopError(
-        f"the journal {path} is damaged ({error}) and was left as it is. Look at the exchange what "
-        "is held, move the file away, then start with --adopt or close the position by hand"
-    )
-
-
-def _check(path: Path) -> None:
-    """Raise StopError when the file is not a journal that can be trusted; nothing is written."""
-    try:
-        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
-        connection.row_factory = sqlite3.Row
-        try:
-            verdict = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
-            if verdict != "ok":
-                raise damaged(path, verdict)
-            tables = [
-                row[0] for row in connection.execute("SELECT sql FROM sqlite_master") if row[0]
-            ]
-            if any(table not in "".join(MIGRATIONS) for table in tables):
-                raise damaged(path, "its tables are not a journal's")
-            if tables:
-                journal = Journal(connection)
-                if not all(value.is_finite() for value in journal.account()):
-                    raise damaged(path, "its account holds what is no number")
-                journal.intents("outcome IS NULL")
-                journal.consecutive_unfilled()
-                for key in ("first_direction", "direction", "charges_read", "pnl_at_resume"):
-                    Decimal(journal.get(key) or 0)
-        finally:
-            connection.close()
-    except sqlite3.OperationalError:
-        raise
-    except (sqlite3.DatabaseError, ValueError, TypeError, LookupError, ArithmeticError) as error:
-        raise damaged(path, repr(error)) from error
+def advice(error: sqlite3.Error) -> str:
+    """Return what a person can do about an error of SQLite that is no damage."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return (
+            f"Another program has held its lock for {BUSY_S:.0f} s: a backup or an open sqlite3? "
+            "End that and start again"
+        )
+    if code == sqlite3.SQLITE_READONLY:
+        return "The file, its folder or the whole disk is read-only"
+    return "Check free space and permissions of the state directory"
 
 
 def _stored(value: object) -> object:
@@ -512,17 +490,23 @@ def _stored(value: object) -> object:
     return str(value) if isinstance(value, Decimal) else value
 
 
-def _intent(row: sqlite3.Row) -> Intent:
-    return Intent(*(_READ.get(name, _same)(row[name]) for name in Intent._fields))
+def _read(kind: Any, row: sqlite3.Row) -> Any:
+    """Return a row as the named tuple `kind`, whose fields are named as the columns are."""
+    names = kind._fields
+    return kind(*(_READ[name](row[name]) if name in _READ else row[name] for name in names))
 
 
-def _same(value: Any) -> Any:
-    return value
+def _decimal_or_none(text: Any) -> Decimal | None:
+    return None if text is None else Decimal(text)
 
 
 _READ: dict[str, Callable[[Any], Any]] = {
     "purpose": Purpose,
     "side": Side,
-    **dict.fromkeys(("volume", "held_before", "executed", "cost", "fee"), Decimal),
-    **dict.fromkeys(("reduce_only", "accepted"), bool),
+    "outcome": lambda text: None if text is None else Outcome(text),
+    "average": lambda text: Decimal(text or 0),
+    **dict.fromkeys(("volume", "held_before", "executed", "cost", "fee", "price", "held"), Decimal),
+    **dict.fromkeys(("pnl", "fees", "margin_fees", "rollover"), Decimal),
+    **dict.fromkeys(("equity", "margin_level"), _decimal_or_none),
+    **dict.fromkeys(("reduce_only", "accepted", "done"), bool),
 }

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from krakenbot.errors import ConfigError, StopError
@@ -61,6 +62,29 @@ class Nonces:
             self._reserved = nonce + self.RESERVE
         self._last = nonce
         return nonce
+
+
+def exists(path: Path) -> bool:
+    """Return whether the file is there; ConfigError where this user may not even look."""
+    try:
+        path.lstat()
+        return True
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise ConfigError(
+            f"{path} cannot be looked at: {error.strerror}. {access_hint(path)}"
+        ) from error
+
+
+def access_hint(path: Path) -> str:
+    """Return what helps when a file cannot be used because it is somebody else's, or nothing."""
+    for place in (path, *path.parents):
+        with suppress(OSError):
+            owner = place.stat().st_uid
+            mine = os.geteuid()
+            return "" if mine in (0, owner) else "It belongs to another user: use sudo"
+    return ""
 
 
 def make_private_directory(path: Path) -> None:

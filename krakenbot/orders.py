@@ -11,7 +11,7 @@ from krakenbot import log
 from krakenbot.clock import Clock
 from krakenbot.errors import LaterError, RefusedError, StopError, UnansweredError
 from krakenbot.exchange import Exchange
-from krakenbot.journal import ABSENT, NOT_SENT, PUT_OFF, REFUSED, Intent, Journal, client_order_id
+from krakenbot.journal import Intent, Journal, Outcome, client_order_id
 from krakenbot.model import ZERO, Execution, Purpose, Step
 from krakenbot.pairs import PairRules, plain
 
@@ -53,7 +53,7 @@ class Orders:
         """Write the intent, send its order once, and settle it."""
         intent = self._intent(step, rules, candle, held, reason)
         born = int(self._journal.get("created", "0"))
-        is_new = self._journal.count("1") == 0 or born >= candle + self._owner.interval_s
+        is_new = self._journal.newest_intent() is None or born >= candle + self._owner.interval_s
         lost = intent._replace(created=min(candle, intent.created))
         if is_new and self._exchange.find(lost.id, lost.created) is not None:
             # The journal is younger than the candle, and the exchange knows this order from as
@@ -72,10 +72,10 @@ class Orders:
             log.warning("order unanswered id=%s reason=%s", intent.id, error)
         except LaterError as error:
             if error.sent:
-                self._drop_refused(intent, error, PUT_OFF)
+                self._drop_refused(intent, error, Outcome.RATE_LIMITED)
             else:
                 log.warning("order not sent id=%s reason=%s", intent.id, error)
-                self._journal.conclude(intent, NOT_SENT, self._now(), note=str(error))
+                self._journal.conclude(intent, Outcome.NOT_SENT, self._now(), note=str(error))
         except RefusedError as error:
             self._drop_refused(intent, error)
         except StopError as error:
@@ -92,13 +92,7 @@ class Orders:
         if step.purpose is Purpose.CLOSE and leverage and offered and leverage not in offered:
             leverage = min(offered)  # Any offered value closes.
         # Only an order that provably never left may be followed by another one like it.
-        attempt = self._journal.count(
-            "interval_s = ? AND candle = ? AND purpose = ? AND outcome = ?",
-            owner.interval_s,
-            candle,
-            step.purpose.value,
-            NOT_SENT,
-        )
+        attempt = self._journal.attempts(owner.interval_s, candle, step.purpose, Outcome.NOT_SENT)
         return Intent(
             id=client_order_id(
                 owner.fingerprint, owner.pair, owner.interval_s, candle, step.purpose, attempt
@@ -116,7 +110,9 @@ class Orders:
             deadline=now + DEADLINE_S,
         )
 
-    def _drop_refused(self, intent: Intent, error: Exception, outcome: str = REFUSED) -> None:
+    def _drop_refused(
+        self, intent: Intent, error: Exception, outcome: Outcome = Outcome.REFUSED
+    ) -> None:
         """Believe a refusal after one look that finds no such order; else leave it to settling."""
         try:
             if self._exchange.find(intent.id, intent.created) is not None:
@@ -164,7 +160,9 @@ class Orders:
                 f"order {found.exchange_order_id} traded {plain(found.volume)}, "
                 f"asked for were {plain(intent.volume)}"
             )
-        self._journal.conclude(intent, found.status.value, self._now(), found, found.reason)
+        self._journal.conclude(
+            intent, Outcome(found.status.value), self._now(), found, found.reason
+        )
         price = f"{found.cost / found.volume:.8g}" if found.volume else "-"
         text = (
             f"{intent.side.value} {plain(found.volume)} of {plain(intent.volume)} at {price}, "
@@ -195,10 +193,13 @@ class Orders:
         if strange or held != explained:
             raise self._journal.halt(
                 f"order {intent.id} is not found, yet the exchange holds {plain(held)} (explained: "
-                f"{plain(explained)}) and shows unexplained trades: {', '.join(strange) or 'none'}"
+                f"{plain(explained)}) and shows unexplained trades: {', '.join(strange) or 'none'}",
+                held,
             )
         log.warning("order never happened id=%s", intent.id)
-        self._journal.conclude(intent, ABSENT, self._now(), note="not found after its deadline")
+        self._journal.conclude(
+            intent, Outcome.ABSENT, self._now(), note="not found after its deadline"
+        )
         self._emit("refusal", f"the {intent.side.value} order never reached the exchange")
         return True
 
@@ -230,7 +231,8 @@ class Orders:
         raise self._journal.halt(
             f"the exchange holds {plain(held)} {self._owner.pair}, the journal explains "
             f"{plain(explained)}: closed, opened or liquidated by someone else? "
-            "Look, then `run --adopt` to go on with what is held"
+            "Look, then `run --adopt` to go on with what is held",
+            held,
         )
 
     def _held(self, explained: Decimal) -> Decimal:

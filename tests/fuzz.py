@@ -24,11 +24,12 @@ from hypothesis import strategies as st
 from krakenbot import config, log
 from krakenbot.backtest.files import BadDataError, read
 from krakenbot.candles import fill, parse_rows
-from krakenbot.commands.history import QUERIES
+from krakenbot.commands.history import ROWS
 from krakenbot.commands.status import read_status
 from krakenbot.credentials import load_secrets
 from krakenbot.errors import ConfigError, LaterError, RefusedError, StopError, UnansweredError
-from krakenbot.journal import Intent, Journal, open_journal, open_read_only
+from krakenbot.journal import Intent, Journal, Outcome
+from krakenbot.journal_file import open_journal, open_read_only
 from krakenbot.kraken.client import Client, parse_json, result_of
 from krakenbot.kraken.spot import Spot
 from krakenbot.model import Execution, Order, OrderStatus, Purpose, Secret, Side
@@ -560,7 +561,9 @@ class TestJournals(FuzzTest):
         self.check(self.sound[:at] + bytes(length) + self.sound[at + length :])
 
     @given(
-        st.sampled_from(("held", "cash", "fees", "rollover", "halted", "fruitless_from")),
+        st.sampled_from(
+            ("first_direction", "charges_read", "pnl_at_resume", "halted", "unfilled_from")
+        ),
         st.text(max_size=9) | AMOUNT | st.sampled_from(("nan", "inf", "1e400")),
     )
     def test_odd_values_in_sound_tables(self, key: str, value: str) -> None:
@@ -606,7 +609,7 @@ def _fill(journal: Journal) -> None:
         found = Execution(
             intent.id, f"O{number}", OrderStatus.CLOSED, Decimal("0.01"), Decimal(500), Decimal(4)
         )
-        journal.conclude(intent, "closed", T0 + 1, found)
+        journal.conclude(intent, Outcome.CLOSED, T0 + 1, found)
     journal.charge("open T1", T0, "opening", Decimal("0.1"))
 
 
@@ -614,8 +617,8 @@ def _look(path: Path) -> None:
     journal = open_read_only(path)
     try:
         json.dumps(read_status(journal))
-        for query in QUERIES.values():
-            list(journal.rows(query, 0))
+        for rows in ROWS.values():
+            list(rows(journal, 0))
     finally:
         journal.close()
 

@@ -36,15 +36,13 @@ DEFECTS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ),
     ),
     "what is committed may not be on disk": (
-        ("journal", "PRAGMA synchronous = FULL", "PRAGMA synchronous = NORMAL"),
+        ("journal_file", "PRAGMA synchronous = FULL", "PRAGMA synchronous = NORMAL"),
     ),
-    "an intent's end and its fill are two transactions": (
+    "a fill is written and not counted": (
         (
             "journal",
-            '            if volume:\n                self._set("held", account.held',
-            '            self._db.execute("COMMIT")\n'
-            '            self._db.execute("BEGIN IMMEDIATE")\n'
-            '            if volume:\n                self._set("held", account.held',
+            "        self._account = account.traded(intent.side, volume, cost, fee)",
+            "        self._account = account.traded(intent.side, ZERO, cost, fee)",
         ),
     ),
     "the remembered position is believed": (

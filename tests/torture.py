@@ -29,6 +29,7 @@ from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
@@ -39,7 +40,8 @@ from krakenbot.bot import Bot, Event
 from krakenbot.clock import StopRequestedError
 from krakenbot.decision import Plan
 from krakenbot.errors import Cause, ConfigError, LaterError, StopError, UnansweredError
-from krakenbot.journal import Journal, prepare
+from krakenbot.journal import Account, Journal
+from krakenbot.journal_file import prepare
 from krakenbot.kraken.client import Client
 from krakenbot.kraken.signing import fingerprint
 from krakenbot.kraken.spot import Spot
@@ -579,6 +581,11 @@ class World:
         """Read the journal past the faults."""
         return sqlite3.Connection.execute(self.disk, sql, values)
 
+    def _account(self) -> Account:
+        """Return what the journal explains, read past the faults."""
+        execute = partial(sqlite3.Connection.execute, self.disk)
+        return Journal(SimpleNamespace(execute=execute)).account()  # type: ignore[arg-type]
+
     def new_journal(self) -> None:
         """Begin an empty journal; what the old one explained is nobody's now."""
         self.lose_journal = False
@@ -640,7 +647,7 @@ class World:
         idle = self._raw(
             "SELECT executed FROM intents WHERE outcome NOT IN ('not sent', 'put off') AND number >"
             " (SELECT coalesce(max(value), 0) FROM (SELECT CAST(value AS INTEGER) AS value FROM"
-            " meta WHERE key = 'fruitless_from')) ORDER BY number DESC LIMIT 5"
+            " meta WHERE key = 'unfilled_from')) ORDER BY number DESC LIMIT 5"
         ).fetchall()
         useful = len(idle) < 5 or any(Decimal(row[0]) for row in idle)
         self._expect(useful, "no hammering", "five orders in a row traded nothing")
@@ -745,8 +752,7 @@ class World:
     def _verify_account(self) -> None:
         if self._raw("SELECT 1 FROM intents WHERE outcome IS NULL").fetchone():
             return
-        values = {row[0]: row[1] for row in self._raw("SELECT key, value FROM meta")}
-        told = [Decimal(values.get(key, "0")) for key in ("held", "cash", "fees")]
+        told = list(self._account()[:3])
         real = [self.own, self.own_cash, self.own_fees]
         self._expect(told == real, "journal = fills", f"the account is {told}, really {real}")
         if self.setting.leverage:
@@ -882,14 +888,7 @@ class World:
         account, book = self.api.account, self.api.account.books.get(PAIR)
         if book is None:
             return
-        values = {
-            row[0]: Decimal(row[1])
-            for row in self._raw(
-                "SELECT key, value FROM meta WHERE key IN ('held', 'cash', 'fees', 'rollover')"
-            )
-        }
-        pnl = values.get("cash", ZERO) + values.get("held", ZERO) * book.price
-        pnl -= values.get("fees", ZERO) + values.get("rollover", ZERO)
+        pnl = self._account().pnl(book.price)
         difference = abs(account.equity(QUOTE) - self.setting.balance - pnl)
         self._expect(
             difference <= TICK * self.turns,

@@ -105,8 +105,9 @@ class _Screen:
 def _summarise(parts: Parts, seconds: float) -> None:
     read_ledger(parts.exchange, parts.journal, parts.clock)
     status = read_status(parts.journal)
-    decided = next(parts.journal.rows("SELECT count(*) FROM decisions WHERE done"))[0]
-    fees, rollover, pnl = (Decimal(status[key]) for key in ("fees", "rollover", "pnl"))
+    decided = sum(row.done for row in parts.journal.decisions())
+    account = parts.journal.account()
+    fees, rollover, pnl = account.fees, account.costs - account.fees, Decimal(status["pnl"])
     position = SIZE * parts.exchange.quote().mid
     print(
         f"\n{'Interrupted. ' if parts.clock.signalled else ''}What happened:\n"

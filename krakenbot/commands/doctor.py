@@ -25,7 +25,7 @@ from krakenbot.commands.call import signed_client, transport
 from krakenbot.credentials import Credentials, load_credentials
 from krakenbot.decision import plan_of
 from krakenbot.errors import ConfigError, LaterError, RefusedError, StopError, UnansweredError
-from krakenbot.journal import open_read_only
+from krakenbot.journal_file import open_read_only
 from krakenbot.kraken.client import Client
 from krakenbot.lock import Lock
 from krakenbot.model import ZERO, MarginSummary, Order, Purpose, Side, Step

@@ -6,37 +6,25 @@ import json
 import re
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
 from krakenbot import config as configuration
 from krakenbot.commands.page import utc
-from krakenbot.journal import open_read_only
+from krakenbot.journal import Journal
+from krakenbot.journal_file import open_read_only
 from krakenbot.log import clean
-from krakenbot.model import ZERO
 from krakenbot.pairs import plain
 
 EXAMPLE = "krakenbot history orders --since 7d --format csv"
 
-# The columns shown, in order.
-QUERIES = {
-    "decisions": "SELECT candle AS time, interval_s / 60 AS interval, price, average, slope,"
-    " target, held, reason FROM decisions WHERE decided >= ? ORDER BY decided",
-    "orders": "SELECT created AS time, side, executed AS volume, cost, fee,"
-    " coalesce(outcome, 'unresolved') AS outcome, purpose, volume AS asked, leverage,"
-    " id AS client_order_id, exchange_order_id, reason, note"
-    " FROM intents WHERE created >= ? ORDER BY number",
-    "equity": "SELECT time, price, held, '' AS gross, fees, rollover, pnl AS net, equity,"
-    " margin_level"
-    " FROM equity WHERE time >= ? ORDER BY time",
-}
 SPANS_S = {"m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", choices=QUERIES)
+    parser.add_argument("what", choices=ROWS)
     parser.add_argument(
         "--since",
         type=since,
@@ -50,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     config = configuration.load_here(arguments.config)
     journal = open_read_only(configuration.journal_path(config))
-    rows = map(_row, journal.rows(QUERIES[arguments.what], arguments.since))
+    rows = map(_texts, ROWS[arguments.what](journal, arguments.since))
     if arguments.format == "json":
         for row in rows:
             print(json.dumps(row))
@@ -77,13 +65,64 @@ def since(text: str) -> int:
     return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
 
 
-def _row(row: Any) -> dict[str, Any]:
-    """Return a row of the journal; that of equity with what would be left without costs."""
-    found = dict(row)
-    if "gross" in found:
-        amounts = (Decimal(found[name]) for name in ("net", "fees", "rollover"))
-        found["gross"] = plain(sum(amounts, ZERO))
-    return found
+def _decisions(journal: Journal, since: int) -> Iterator[dict[str, Any]]:
+    for row in journal.decisions(since):
+        yield {
+            "time": row.candle,
+            "interval": row.interval_s // 60,
+            "price": row.price,
+            "average": row.average,
+            "slope": row.slope,
+            "target": row.target,
+            "held": row.held,
+            "reason": row.reason,
+        }
+
+
+def _orders(journal: Journal, since: int) -> Iterator[dict[str, Any]]:
+    for intent in journal.intents():
+        if intent.created < since:
+            continue
+        yield {
+            "time": intent.created,
+            "side": intent.side.value,
+            "volume": intent.executed,
+            "cost": intent.cost,
+            "fee": intent.fee,
+            "outcome": intent.outcome or "unresolved",
+            "purpose": intent.purpose.value,
+            "asked": intent.volume,
+            "leverage": intent.leverage,
+            "client_order_id": intent.id,
+            "exchange_order_id": intent.exchange_order_id,
+            "reason": intent.reason,
+            "note": intent.note,
+        }
+
+
+def _equity(journal: Journal, since: int) -> Iterator[dict[str, Any]]:
+    for row in journal.equity(since):
+        yield {
+            "time": row.time,
+            "price": row.price,
+            "held": row.held,
+            "gross": row.pnl + row.fees + row.margin_fees + row.rollover,
+            "fees": row.fees,
+            "margin_fees": row.margin_fees,
+            "rollover": row.rollover,
+            "net": row.pnl,
+            "equity": row.equity,
+            "margin_level": row.margin_level,
+        }
+
+
+ROWS = {"decisions": _decisions, "orders": _orders, "equity": _equity}
+
+
+def _texts(row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: plain(value) if isinstance(value, Decimal) else value for name, value in row.items()
+    }
 
 
 def _print_csv(rows: Iterable[dict[str, Any]]) -> None:

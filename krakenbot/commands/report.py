@@ -8,7 +8,8 @@ from pathlib import Path
 from krakenbot import config as configuration
 from krakenbot.commands.page import Mark, Point, Story, headline, thinned, utc, write
 from krakenbot.config import Config
-from krakenbot.journal import Journal, open_read_only
+from krakenbot.journal import Journal
+from krakenbot.journal_file import open_read_only
 from krakenbot.log import clean
 from krakenbot.model import Purpose
 from krakenbot.pairs import plain
@@ -37,18 +38,25 @@ def run(arguments: argparse.Namespace) -> int:
 
 def story_of(config: Config, journal: Journal) -> Story:
     """Return what the journal has to tell."""
-    rows = journal.rows("SELECT time, price, held, pnl, fees, rollover FROM equity ORDER BY time")
     points = thinned(
-        Point(time, price, price, price, net, net + fees + rollover, held)
-        for time, price, held, net, fees, rollover in (map(float, row) for row in rows)
+        Point(
+            row.time,
+            float(row.price),
+            float(row.price),
+            float(row.price),
+            float(row.pnl),
+            float(row.pnl + row.fees + row.margin_fees + row.rollover),
+            float(row.held),
+        )
+        for row in journal.equity()
     )
-    rows = journal.rows(f"SELECT * FROM decisions WHERE done ORDER BY decided DESC LIMIT {NEWEST}")
     newest = [
-        (row["candle"] + row["interval_s"], float(row["price"]), float(row["average"] or 0))
-        for row in rows
-    ][::-1]
+        (row.candle + row.interval_s, float(row.price), float(row.average))
+        for row in reversed(journal.newest_decisions(NEWEST))
+        if row.done
+    ]
     marks, orders, turns = [], [], 0
-    for intent in journal.intents("1"):
+    for intent in journal.intents():
         price = intent.cost / intent.executed if intent.executed else None
         row = (
             utc(intent.created),
@@ -67,7 +75,7 @@ def story_of(config: Config, journal: Journal) -> Story:
             turns += intent.purpose is not Purpose.CLOSE
     account, halted = journal.account(), journal.get("halted")
     net = float(account.pnl(Decimal(points[-1].close))) if points else 0.0
-    fees, rollover = float(account.fees), float(account.rollover)
+    fees, rollover = float(account.fees), float(account.costs - account.fees)
     before = net + fees + rollover
     begin, end = (points[0].time, points[-1].time) if points else (0.0, 0.0)
     when = f"{utc(begin)} to {utc(end)} UTC" if points else "no candle yet"

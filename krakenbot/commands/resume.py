@@ -3,7 +3,7 @@
 import argparse
 
 from krakenbot import config as configuration
-from krakenbot.journal import open_journal, open_read_only
+from krakenbot.journal_file import open_journal, open_read_only
 from krakenbot.lock import Lock
 from krakenbot.log import clean
 

@@ -4,14 +4,15 @@ import argparse
 import json
 import textwrap
 from collections.abc import Mapping
-from decimal import Decimal
 from typing import Any
 
 from krakenbot import config as configuration
 from krakenbot.accounting import realized
 from krakenbot.commands.page import utc
-from krakenbot.journal import Journal, open_read_only
+from krakenbot.journal import Journal
+from krakenbot.journal_file import open_read_only
 from krakenbot.log import clean
+from krakenbot.model import ZERO
 from krakenbot.pairs import plain
 
 EXAMPLE = "krakenbot status --json"
@@ -32,29 +33,33 @@ def run(arguments: argparse.Namespace) -> int:
 def read_status(journal: Journal) -> dict[str, Any]:
     """Return what INTERFACE calls the status object, less mode, pair and interval."""
     account = journal.account()
-    decided = journal.rows(
-        "SELECT candle, slope, target, reason FROM decisions ORDER BY decided DESC LIMIT 1"
-    )
-    decision = next(map(dict, decided), None)
-    worth = journal.rows("SELECT * FROM equity ORDER BY time DESC LIMIT 1")
-    equity: Mapping[str, Any] = next(map(dict, worth), {})
-    net = account.pnl(Decimal(equity.get("price", 0)))
+    decided = next(iter(journal.newest_decisions(1)), None)
+    equity = journal.newest_equity()
+    net = account.pnl(equity.price if equity else ZERO)
+    decision = decided and {
+        "candle": decided.candle,
+        "slope": decided.slope,
+        "target": decided.target,
+        "reason": decided.reason,
+    }
     return {
         "position": plain(account.held),
-        "target": decision["target"] if decision else 0,
-        "last_candle": decision["candle"] if decision else None,
+        "target": decided.target if decided else 0,
+        "last_candle": decided.candle if decided else None,
         "decision": decision,
         "unresolved": [intent.id for intent in journal.open_intents()],
         "halted": journal.get("halted") or None,
         "orders": journal.orders_since(0),
         "fees": plain(account.fees),
+        "margin_fees": plain(account.margin_fees),
         "rollover": plain(account.rollover),
-        "realized": plain(realized(journal.intents("executed != '0'"))),
-        "gross": plain(net + account.fees + account.rollover),
+        "realized": plain(realized(journal.intents())),
+        "gross": plain(net + account.costs),
         "pnl": plain(net),
-        "equity": equity.get("equity"),
-        "margin_level": equity.get("margin_level"),
-        "updated": equity.get("time"),
+        "equity": plain(equity.equity) if equity and equity.equity is not None else None,
+        "margin_level": str(equity.margin_level) if equity and equity.margin_level else None,
+        "updated": equity.time if equity else None,
+        "exchange_position": journal.get("exchange_position") or plain(account.held),
         "difference": journal.get("difference") or None,
     }
 
@@ -69,7 +74,8 @@ def lines(status: Mapping[str, Any]) -> list[str]:
         "decided": f"{_moment(decision['candle'])} {decision['reason']}" if decision else "never",
         "orders": f"{status['orders']}, unresolved: {', '.join(status['unresolved']) or 'none'}",
         "realized": f"{status['realized']} before costs",
-        "costs": f"fees {status['fees']}, margin fees and rollover {status['rollover']}",
+        "costs": f"fees {status['fees']}, margin fees {status['margin_fees']}, "
+        f"rollover {status['rollover']}",
         "result": f"gross {status['gross']}, net of all costs {status['pnl']}, held volume at the"
         " last price",
         "equity": f"{status['equity'] or 'unknown'}, margin level "

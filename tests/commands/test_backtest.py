@@ -27,7 +27,8 @@ from krakenbot.bot import WAKE_DELAY_S, Bot
 from krakenbot.candles import fill
 from krakenbot.decision import Plan
 from krakenbot.errors import StopError
-from krakenbot.journal import Journal, prepare
+from krakenbot.journal import Journal
+from krakenbot.journal_file import prepare
 from krakenbot.model import Candle, MarginRates, Quote, SystemStatus
 from krakenbot.pairs import PairRules, parse_rules
 from krakenbot.risk import Limits
@@ -167,7 +168,7 @@ class TestAgainstTheLiveTick(unittest.TestCase):
         self.assertEqual([lot[2:] for lot in lean.book.lots], [lot[2:] for lot in replay.book.lots])
         live = [
             (i.created, i.side.sign, i.executed, i.cost, i.fee)
-            for i in journal.intents("1")
+            for i in journal.intents()
             if i.executed
         ]
         self.assertEqual(live, orders(replay))
@@ -184,7 +185,7 @@ class TestAgainstTheLiveTick(unittest.TestCase):
             replay.book.price = world.rows[world.running].open
             quote = rules.quote
             self.assertEqual(exchange.summary().equity, replay.account.equity(quote))
-            paid = journal.account().fees + journal.account().rollover
+            paid = journal.account().costs
             charged = sum(replay.account.fees.values(), D(0))
             self.assertEqual(paid, charged + sum(replay.account.rollovers.values(), D(0)))
         self.assertEqual(lean.result(), replay.result())

@@ -11,7 +11,7 @@ from unittest import mock
 
 from krakenbot import cli, log
 from krakenbot.commands import doctor
-from krakenbot.journal import open_journal
+from krakenbot.journal_file import open_journal
 from krakenbot.kraken.spot import NEEDED_PERMISSIONS, Spot
 from krakenbot.lock import Lock
 from krakenbot.model import KeyInfo, Position

@@ -10,7 +10,8 @@ from pathlib import Path
 from krakenbot import config
 from krakenbot.commands.page import COLUMNS, Point, render, thinned, write
 from krakenbot.commands.report import story_of
-from krakenbot.journal import Journal, prepare
+from krakenbot.journal import Journal
+from krakenbot.journal_file import prepare
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=y>\x1b[31m"
 START = 1_700_000_000
@@ -42,7 +43,7 @@ def page(count: int = 3000, orders: int = 5) -> str:
     for at in range(count):
         time = START + at * 60
         database.execute(
-            "INSERT INTO equity VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO equity VALUES (?, ?, ?, ?, ?, ?, ?, ?, '0')",
             (
                 time,
                 str(100 + at % 50),
@@ -66,7 +67,7 @@ def page(count: int = 3000, orders: int = 5) -> str:
             " '10.5', '0.1', ?)",
             (f"id-{at}", START, EVIL, START + at * 600, "0.1" if at % 2 else "0", EVIL),
         )
-    database.execute("INSERT INTO meta VALUES ('cash', '-29.99')")
+    database.execute("INSERT INTO charges VALUES ('L1', 0, 'rollover', '100', 'ZUSD', '100')")
     return render(story_of(SETTINGS, Journal(database)))
 
 
@@ -92,7 +93,7 @@ class ReportTest(unittest.TestCase):
     def test_numbers_are_told_in_words(self) -> None:
         words = re.search(r'class="hero bad">([^<]*)', page())
         assert words is not None
-        self.assertIn("lost 29.99 USD", words[1])
+        self.assertIn("lost 91.40 USD", words[1])
 
     def test_a_journal_without_anything_makes_a_page_too(self) -> None:
         self.assertIn("no candle yet", page(0, 0))

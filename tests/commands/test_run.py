@@ -60,7 +60,7 @@ AGREED: dict[str, tuple[type, ...]] = {
     "equity": (str,),
     "updated": (int,),
 }
-BEYOND = {"gross", "pnl", "margin_level", "difference"}
+BEYOND = {"gross", "pnl", "margin_level", "margin_fees", "difference", "exchange_position"}
 
 
 class Gate:

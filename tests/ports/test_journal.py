@@ -2,24 +2,15 @@ import os
 import sqlite3
 import stat
 import tempfile
+import threading
 import unittest
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 from krakenbot.errors import ConfigError, StopError
-from krakenbot.journal import (
-    ABSENT,
-    MIGRATIONS,
-    NOT_SENT,
-    REFUSED,
-    Intent,
-    Journal,
-    client_order_id,
-    open_journal,
-    open_read_only,
-    prepare,
-)
+from krakenbot.journal import Intent, Journal, Outcome, client_order_id
+from krakenbot.journal_file import MIGRATIONS, open_journal, open_read_only, prepare
 from krakenbot.lock import Lock, Nonces
 from krakenbot.model import Execution, MarginSummary, OrderStatus, Purpose, Side
 
@@ -70,6 +61,14 @@ def execution(wanted: Intent, volume: str, cost: str, fee: str = "0") -> Executi
     )
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def rows(journal: Journal, query: str) -> list[Any]:
+    return journal._db.execute(query).fetchall()
+
+
 class Folder(unittest.TestCase):
     def setUp(self) -> None:
         folder = tempfile.TemporaryDirectory()
@@ -87,7 +86,9 @@ class Folder(unittest.TestCase):
     ) -> None:
         wanted = intent(CANDLE + 60 * number, side=side, volume=Decimal(volume))
         journal.write(wanted)
-        journal.conclude(wanted, "closed", wanted.created + 2, execution(wanted, volume, cost, fee))
+        journal.conclude(
+            wanted, Outcome.CLOSED, wanted.created + 2, execution(wanted, volume, cost, fee)
+        )
 
 
 class TestOrders(Folder):
@@ -99,7 +100,7 @@ class TestOrders(Folder):
         self.assertEqual(
             [(intent().id, None)], other.execute("SELECT id, outcome FROM intents").fetchall()
         )
-        self.assertEqual(2, journal.rows("PRAGMA synchronous").__next__()[0], "FULL")
+        self.assertEqual(2, rows(journal, "PRAGMA synchronous")[0][0], "FULL")
 
     def test_an_intent_reads_back_as_it_was_written(self) -> None:
         journal = self.journal()
@@ -143,18 +144,22 @@ class TestOrders(Folder):
     def test_the_end_of_an_order_and_its_fill_are_written_together(self) -> None:
         journal = self.journal()
         journal.write(intent())
-        journal.conclude(intent(), "closed", CANDLE + 63, execution(intent(), "0.04", "2000", "16"))
+        journal.conclude(
+            intent(), Outcome.CLOSED, CANDLE + 63, execution(intent(), "0.04", "2000", "16")
+        )
         self.assertEqual([], journal.open_intents())
         account = journal.account()
-        self.assertEqual((Decimal("0.04"), Decimal(-2000), Decimal(16), Decimal(0)), tuple(account))
+        self.assertEqual((Decimal("0.04"), Decimal(-2000), Decimal(16)), account[:3])
         self.assertTrue(journal.knows_order(f"O{intent().id[:5]}"))
         self.assertFalse(journal.knows_order("OTHER"))
 
     def test_an_order_has_one_end_and_its_fill_is_counted_once(self) -> None:
         journal = self.journal()
         journal.write(intent())
-        journal.conclude(intent(), "closed", CANDLE + 63, execution(intent(), "0.04", "2000", "16"))
-        for outcome in ("closed", REFUSED, ABSENT):
+        journal.conclude(
+            intent(), Outcome.CLOSED, CANDLE + 63, execution(intent(), "0.04", "2000", "16")
+        )
+        for outcome in ("closed", Outcome.REFUSED, Outcome.ABSENT):
             with self.assertRaises(StopError):
                 journal.conclude(
                     intent(), outcome, CANDLE + 64, execution(intent(), "0.04", "2000", "16")
@@ -164,12 +169,12 @@ class TestOrders(Folder):
     def test_an_intent_that_was_never_written_cannot_end(self) -> None:
         journal = self.journal()
         with self.assertRaises(StopError):
-            journal.conclude(intent(), "closed", CANDLE, execution(intent(), "0.04", "2000"))
+            journal.conclude(intent(), Outcome.CLOSED, CANDLE, execution(intent(), "0.04", "2000"))
         self.assertEqual(0, journal.account().held)
 
     def test_orders_not_sent_do_not_count_as_orders_of_the_day(self) -> None:
         journal = self.journal()
-        for number, outcome in enumerate((NOT_SENT, REFUSED, ABSENT)):
+        for number, outcome in enumerate((Outcome.NOT_SENT, Outcome.REFUSED, Outcome.ABSENT)):
             wanted = intent(CANDLE + 60 * number)
             journal.write(wanted)
             journal.conclude(wanted, outcome, wanted.created)
@@ -183,7 +188,7 @@ class TestOrders(Folder):
         def fruitless(number: int) -> None:
             wanted = intent(CANDLE + 60 * number)
             journal.write(wanted)
-            journal.conclude(wanted, REFUSED, wanted.created, note=f"no {number}")
+            journal.conclude(wanted, Outcome.REFUSED, wanted.created, note=f"no {number}")
 
         for number in range(3):
             fruitless(number)
@@ -220,7 +225,7 @@ class TestAccount(Folder):
         for _ in range(3):
             journal.charge("L1", CANDLE, "rollover", Decimal("0.4"))
         journal.charge("L2", CANDLE, "opening", Decimal("0.1"))
-        self.assertEqual(Decimal("0.5"), journal.account().rollover)
+        self.assertEqual((Decimal("0.4"), Decimal("0.1")), journal.account()[3:])
         self.assertTrue(journal.is_charged("L1"))
 
     def test_resume_clears_a_halt_and_lets_the_loss_count_anew(self) -> None:
@@ -242,9 +247,9 @@ class TestDecisions(Folder):
         self.assertTrue(journal.is_done(60, CANDLE))
         self.assertFalse(journal.is_done(300, CANDLE))
         journal.decide(ROW | {"reason": "another", "target": -1})
-        (row,) = journal.rows("SELECT * FROM decisions")
+        (row,) = rows(journal, "SELECT * FROM decisions")
         self.assertEqual(("on target", 1, 1), (row["reason"], row["target"], row["done"]))
-        (row,) = journal.rows("SELECT * FROM equity")
+        (row,) = rows(journal, "SELECT * FROM equity")
         self.assertEqual(("2040", "204.00"), (row["equity"], row["margin_level"]))
 
     def test_single_values_are_set_and_removed_all_or_none(self) -> None:
@@ -286,11 +291,11 @@ class TestFile(Folder):
         self.path.touch(mode=0o600)
         journal = self.journal()
         self.assertEqual([], journal.intents())
-        self.assertEqual(len(MIGRATIONS), next(iter(journal.rows("PRAGMA user_version")))[0])
+        self.assertEqual(len(MIGRATIONS), rows(journal, "PRAGMA user_version")[0][0])
 
     def test_a_journal_of_a_newer_program_is_refused_and_left_as_it_is(self) -> None:
         journal = open_journal(self.path)
-        list(journal.rows(f"PRAGMA user_version = {len(MIGRATIONS) + 1}"))
+        rows(journal, f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
         journal.close()
         before = self.path.read_bytes()
         with self.assertRaises(ConfigError):
@@ -318,7 +323,76 @@ class TestFile(Folder):
                 self.assertEqual(76, caught.exception.exit_code)
                 self.assertEqual(text, self.path.read_bytes())
                 with self.assertRaises((StopError, ConfigError)):
-                    list(open_read_only(self.path).rows("SELECT * FROM intents"))
+                    open_read_only(self.path)
+
+    def test_a_journal_of_0_2_0_goes_on_with_the_same_account(self) -> None:
+        self.old_journal()
+        for journal in (open_read_only(self.path), self.journal(), open_read_only(self.path)):
+            self.addCleanup(journal.close)
+            account = journal.account()
+            self.assertEqual((Decimal("0.04"), Decimal(-2000), Decimal(16)), account[:3])
+            self.assertEqual(Decimal("0.5"), account.margin_fees + account.rollover)
+            self.assertEqual((1, ""), (len(journal.intents()), journal.get("held")))
+
+    def test_a_journal_of_0_2_0_that_remembers_another_account_is_not_believed(self) -> None:
+        self.old_journal(held="0.05")
+        before = self.path.read_bytes()
+        with self.assertRaisesRegex(StopError, "held = 0.05, its orders add up to 0.04"):
+            open_journal(self.path)
+        self.assertEqual(before, self.path.read_bytes())
+
+    def old_journal(self, held: str = "0.04") -> None:
+        """Make a journal as 0.2.0 left it: one order, one charge, and the account in `meta`."""
+        self.path.parent.mkdir(mode=0o700)
+        db = sqlite3.connect(self.path)
+        db.executescript(f"{MIGRATIONS[0]} PRAGMA user_version = 1;")
+        values = {"held": held, "cash": "-2000", "fees": "16", "rollover": "0.5"}
+        db.executemany("INSERT INTO meta VALUES (?, ?)", values.items())
+        db.execute(
+            "INSERT INTO intents VALUES (1, 'id', 60, 1, 'open', 'buy', '0.04', 2, 0, 'rises', '0',"
+            " 1, 16, 1, 'closed', 'OX', '0.04', '2000', '16', 3, '')"
+        )
+        db.execute("INSERT INTO charges VALUES ('L1', 1, 'rollover', '0.5')")
+        db.commit()
+        db.close()
+
+    def test_a_sound_journal_that_may_only_be_read_is_read(self) -> None:
+        self.journal().write(intent())
+        self.addCleanup(self.path.parent.chmod, 0o700)
+        before = contents(self.path.parent)
+        for _ in range(2):
+            self.path.parent.chmod(0o500)
+            looking = open_read_only(self.path)
+            self.assertEqual([intent()], looking.open_intents())
+            looking.close()
+            self.path.parent.chmod(0o700)
+            self.journal().close()
+        self.assertEqual(before.keys(), contents(self.path.parent).keys())
+
+    @unittest.skipIf(os.geteuid() == 0, "permissions do not bind root")
+    def test_a_journal_of_somebody_else_is_not_called_damaged(self) -> None:
+        self.journal().write(intent())
+        self.addCleanup(self.path.parent.chmod, 0o700)
+        self.path.parent.chmod(0)
+        for opening in (open_journal, open_read_only):
+            with self.assertRaises(ConfigError) as caught:
+                opening(self.path)
+            self.assertNotIn("damaged", str(caught.exception))
+
+    def test_a_lock_of_some_seconds_is_waited_for_and_a_longer_one_is_named(self) -> None:
+        journal = self.journal()
+        holder = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
+        self.addCleanup(holder.close)
+        holder.execute("BEGIN IMMEDIATE")
+        journal._db.execute("PRAGMA busy_timeout = 50")
+        with self.assertRaisesRegex(StopError, "Another program has held its lock"):
+            journal.put(a=1)
+        journal._db.execute("PRAGMA busy_timeout = 5000")
+        release = threading.Timer(0.1, holder.execute, ["ROLLBACK"])
+        release.start()
+        journal.put(a=1)
+        release.join()
+        self.assertEqual("1", journal.get("a"))
 
     def test_a_database_of_another_program_stops_the_bot_and_is_no_defect(self) -> None:
         self.path.parent.mkdir()
@@ -394,7 +468,7 @@ class TestFullDisk(Folder):
                 lambda full=full: full.write(intent(attempt=1)),
                 lambda full=full: full.accept(intent().id),
                 lambda full=full: full.conclude(
-                    intent(), "closed", CANDLE, execution(intent(), "0.04", "2000", "16")
+                    intent(), Outcome.CLOSED, CANDLE, execution(intent(), "0.04", "2000", "16")
                 ),
                 lambda full=full: full.charge("L1", CANDLE, "rollover", Decimal(1)),
                 lambda full=full: full.decide(

@@ -28,7 +28,7 @@ from krakenbot.clock import SystemClock
 from krakenbot.config import load
 from krakenbot.credentials import load_secrets
 from krakenbot.errors import ConfigError, LaterError, UnansweredError
-from krakenbot.journal import open_journal
+from krakenbot.journal_file import open_journal
 from krakenbot.kraken import client
 from krakenbot.kraken.client import (
     ANSWER_BYTES_MAX,
@@ -434,7 +434,7 @@ class TestTerminal(Safe):
                 "interval_s": 60,
                 "candle": 60,
                 "price": "1",
-                "average": self.EVIL,
+                "average": "1",
                 "slope": 1,
                 "target": 1,
                 "held": "0",

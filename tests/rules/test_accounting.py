@@ -9,7 +9,8 @@ from krakenbot.accounting import LATE_S, read_ledger, realized
 from krakenbot.commands.status import read_status
 from krakenbot.errors import StopError, UnansweredError
 from krakenbot.exchange import Exchange
-from krakenbot.journal import Journal, prepare
+from krakenbot.journal import Journal, Outcome
+from krakenbot.journal_file import prepare
 from krakenbot.model import Charge, Side
 from tests.logs import silence
 from tests.ports.test_journal import CANDLE, execution, intent
@@ -49,7 +50,7 @@ class AccountingTest(unittest.TestCase):
         wanted = intent(CANDLE + 60 * number, side=side, volume=Decimal(volume))
         done = execution(wanted, volume, cost, fee)
         journal.write(wanted)
-        journal.conclude(wanted, "closed", wanted.created + 2, done)
+        journal.conclude(wanted, Outcome.CLOSED, wanted.created + 2, done)
         return done.exchange_order_id
 
     def told(self, trade_id: str, order_id: str, cost: str, fee: str, at: int = CANDLE) -> None:
@@ -64,7 +65,8 @@ class AccountingTest(unittest.TestCase):
         return read_ledger(cast(Exchange, self.ledger), self.journal, clock)
 
     def costs(self) -> tuple[Decimal, Decimal]:
-        return self.journal.account().fees, self.journal.account().rollover
+        account = self.journal.account()
+        return account.fees, account.margin_fees + account.rollover
 
 
 class TestLedger(AccountingTest):
@@ -107,7 +109,7 @@ class TestLedger(AccountingTest):
         self.journal.write(wanted)
         self.told("T1", done.exchange_order_id, "2000", "16.4")
         self.assertEqual("", self.book(CANDLE + 600))
-        self.journal.conclude(wanted, "closed", CANDLE + 900, done)
+        self.journal.conclude(wanted, Outcome.CLOSED, CANDLE + 900, done)
         self.assertEqual("", self.book(CANDLE + 1000))
         self.assertEqual((Decimal(16), Decimal("0.4")), self.costs())
 

@@ -10,7 +10,8 @@ PACKAGE = Path(__file__).parent.parent.parent / "krakenbot"
 FLOORS = {
     0: "model pairs errors format",
     1: "strategy rulefile sizing risk kraken.signing",
-    2: "decision exchange candles journal lock clock log config credentials kraken.client",
+    2: "decision exchange candles journal journal_file lock clock log config credentials "
+    "kraken.client",
     3: "accounting market bot orders kraken.spot assemble notify",
 }
 ROOMS = tuple(f"krakenbot.{room}" for room in ("kraken", "simulated", "backtest", "commands"))

@@ -10,7 +10,8 @@ from krakenbot.bot import Bot, Event
 from krakenbot.clock import StopRequestedError
 from krakenbot.decision import Plan
 from krakenbot.errors import Cause, LaterError, RefusedError, StopError, UnansweredError
-from krakenbot.journal import ABSENT, NOT_SENT, PUT_OFF, REFUSED, Intent, Journal, prepare
+from krakenbot.journal import Intent, Journal, Outcome
+from krakenbot.journal_file import prepare
 from krakenbot.model import (
     ZERO,
     Candle,
@@ -289,7 +290,7 @@ class TestOrdinaryTicks(BotTest):
         self.until(108)
         self.assertEqual([(Side.BUY, SIZE)], [(o.side, o.volume) for o in self.exchange.placed])
         self.assertEqual(SIZE, self.journal.account().held)
-        self.assertEqual(9, len(list(self.journal.rows("SELECT * FROM decisions WHERE done = 1"))))
+        self.assertEqual(9, sum(row.done for row in self.journal.decisions()))
 
     def test_on_target_no_order_is_sent_also_by_a_restarted_bot(self) -> None:
         self.once()
@@ -474,7 +475,7 @@ class TestUnanswered(BotTest):
         began = self.clock.time
         self.once()
         (intent,) = self.intents()
-        self.assertEqual(ABSENT, intent.outcome)
+        self.assertEqual(Outcome.ABSENT, intent.outcome)
         assert intent.settled is not None
         self.assertGreaterEqual(intent.settled, intent.deadline + 120)
         self.assertLess(self.clock.time - began, 200)
@@ -559,7 +560,7 @@ class TestRefused(BotTest):
                 self.setUp()
                 self.exchange.script = [word]
                 bot = self.once()
-                outcome = REFUSED if word == "refuse" else PUT_OFF
+                outcome = Outcome.REFUSED if word == "refuse" else Outcome.RATE_LIMITED
                 self.assertEqual([(Purpose.OPEN, outcome)], self.outcomes())
                 # One look before a journal's first order, one after the refusal.
                 self.assertEqual(2, len(self.exchange.looks))
@@ -611,7 +612,7 @@ class TestRefused(BotTest):
     def test_a_refused_key_ends_the_bot_with_its_own_code(self) -> None:
         self.exchange.script = ["stop"]
         self.stopped(lambda: self.once(), 77)
-        self.assertEqual([(Purpose.OPEN, REFUSED)], self.outcomes())
+        self.assertEqual([(Purpose.OPEN, Outcome.REFUSED)], self.outcomes())
 
     def test_a_passing_objection_is_looked_at_again_within_the_candle(self) -> None:
         for trouble in ("status", "spread"):
@@ -635,7 +636,9 @@ class TestNotSent(BotTest):
         self.once()
         first, second = self.exchange.placed
         self.assertNotEqual(first.client_order_id, second.client_order_id)
-        self.assertEqual([(Purpose.OPEN, NOT_SENT), (Purpose.OPEN, "closed")], self.outcomes())
+        self.assertEqual(
+            [(Purpose.OPEN, Outcome.NOT_SENT), (Purpose.OPEN, "closed")], self.outcomes()
+        )
         self.assertEqual(SIZE, self.exchange.held)
 
     def test_orders_that_never_leave_end_with_the_tick_and_halt_nothing(self) -> None:
@@ -692,6 +695,28 @@ class TestPositionTruth(BotTest):
                 self.stopped(lambda: self.once(110))
                 self.assertEqual(1, len(self.exchange.placed))
 
+    def test_a_halt_keeps_what_the_exchange_held(self) -> None:
+        self.once(100)
+        self.exchange.by_hand(Decimal("0.3"))
+        self.stopped(lambda: self.once(101))
+        self.assertEqual("0.3", self.journal.get("exchange_position"))
+        self.assertEqual(SIZE, self.journal.account().held)
+
+    def test_every_safety_stop_is_on_disk_and_holds_after_a_restart(self) -> None:
+        self.exchange.script = ["lost"]
+        shown = self.exchange.find
+
+        def twice(client_order_id: str, since: int) -> Execution | None:
+            if self.exchange.placed:
+                raise StopError("the exchange shows several orders for one id")
+            return shown(client_order_id, since)
+
+        self.exchange.find = twice  # type: ignore[method-assign]
+        self.stopped(lambda: self.once(100))
+        self.assertIn("several orders", self.journal.get("halted"))
+        self.exchange.find = shown  # type: ignore[method-assign]
+        self.assertIn("several orders", self.stopped(lambda: self.once(101)))
+
     def test_a_position_opened_by_hand_before_the_first_start_is_not_traded_on(self) -> None:
         self.exchange.by_hand(Decimal("0.3"))
         self.stopped(lambda: self.once())
@@ -727,6 +752,7 @@ class TestPositionTruth(BotTest):
                 break
             except Killed:
                 self.connection.rollback()
+                self.journal = Journal(self.connection)
             with self.subTest(moment):
                 self.at(105)
                 self.once(adopt=True)
@@ -965,6 +991,7 @@ class TestDeath(BotTest):
             except Killed:
                 number_of_deaths += 1
                 self.connection.rollback()  # As a real death does.
+                self.journal = Journal(self.connection)
             else:
                 break
             with self.subTest(script=script, moment=moment, **changes):

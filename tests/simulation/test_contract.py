@@ -19,7 +19,8 @@ from krakenbot.clock import StopRequestedError
 from krakenbot.decision import Plan
 from krakenbot.errors import LaterError, RefusedError, UnansweredError
 from krakenbot.exchange import Exchange
-from krakenbot.journal import Journal, prepare
+from krakenbot.journal import Journal
+from krakenbot.journal_file import prepare
 from krakenbot.kraken.client import Client, UrllibTransport
 from krakenbot.kraken.spot import Spot
 from krakenbot.model import Charge, Execution, MarginSummary, Order, OrderStatus, Secret, Side
@@ -424,10 +425,8 @@ def _traded(path: Path, plan: Plan, *, paper: bool) -> tuple[list[object], objec
         for i in journal.intents()
     ]
     decisions: list[object] = [
-        tuple(row)
-        for row in journal.rows(
-            "SELECT candle, price, slope, target, held, reason, done FROM decisions ORDER BY candle"
-        )
+        (row.candle, row.price, row.slope, row.target, row.held, row.reason, row.done)
+        for row in journal.decisions()
     ]
     account = journal.account()
     journal.close()

@@ -210,8 +210,9 @@ class TestKill(unittest.TestCase):
             steps.add((intent["candle"], intent["purpose"]))
         for name in intents.keys() - seen:
             self.assertEqual("0", intents[name]["executed"], dict(intents[name]))
-        account = {row[0]: row[1] for row in self.rows("SELECT key, value FROM meta")}
-        self.assertEqual(held, Decimal(account.get("held", "0")))
+        signs = {"buy": 1, "sell": -1}
+        known = [signs[row["side"]] * Decimal(row["executed"]) for row in intents.values()]
+        self.assertEqual(held, sum(known))
         self.assertEqual(held, Decimal(truth["position"].get("XXBTZUSD", "0")))
         self.assertLessEqual(self.gate.orders, len(intents))
         self.assertEqual("ok", self.rows("PRAGMA integrity_check")[0][0])

@@ -1,0 +1,194 @@
+"""The journal's file: its tables, and opening it without harm when something is wrong with it."""
+
+import os
+import sqlite3
+from decimal import Decimal
+from pathlib import Path
+
+from krakenbot.errors import ConfigError, StopError
+from krakenbot.journal import BUSY_S, Journal, advice
+from krakenbot.lock import access_hint, exists, make_private_directory
+
+MIGRATIONS = (
+    """
+    CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+    CREATE TABLE intents (
+        number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, interval_s INTEGER NOT NULL,
+        candle INTEGER NOT NULL, purpose TEXT NOT NULL, side TEXT NOT NULL, volume TEXT NOT NULL,
+        leverage INTEGER NOT NULL, reduce_only INTEGER NOT NULL, reason TEXT NOT NULL,
+        held_before TEXT NOT NULL, created INTEGER NOT NULL, deadline INTEGER NOT NULL,
+        accepted INTEGER NOT NULL DEFAULT 0, outcome TEXT, exchange_order_id TEXT,
+        executed TEXT NOT NULL DEFAULT '0', cost TEXT NOT NULL DEFAULT '0',
+        fee TEXT NOT NULL DEFAULT '0', settled INTEGER, note TEXT NOT NULL DEFAULT ''
+    );
+    CREATE INDEX intents_open ON intents (number) WHERE outcome IS NULL;
+    CREATE INDEX intents_candle ON intents (interval_s, candle);
+    CREATE INDEX intents_created ON intents (created);
+    CREATE TABLE decisions (
+        interval_s INTEGER NOT NULL, candle INTEGER NOT NULL, price TEXT NOT NULL,
+        average TEXT NOT NULL, slope INTEGER NOT NULL, target INTEGER NOT NULL, held TEXT NOT NULL,
+        reason TEXT NOT NULL, decided INTEGER NOT NULL, done INTEGER NOT NULL,
+        PRIMARY KEY (interval_s, candle)
+    ) WITHOUT ROWID;
+    CREATE TABLE equity (
+        time INTEGER PRIMARY KEY, price TEXT NOT NULL, held TEXT NOT NULL, pnl TEXT NOT NULL,
+        fees TEXT NOT NULL, rollover TEXT NOT NULL, equity TEXT, margin_level TEXT
+    );
+    CREATE TABLE charges (
+        id TEXT PRIMARY KEY, time INTEGER NOT NULL, kind TEXT NOT NULL, amount TEXT NOT NULL
+    ) WITHOUT ROWID;
+    """,
+    # Opening fees apart from rollovers; charges in other currencies with their own amount. The
+    # account is summed from orders and charges, so its second copy goes.
+    """
+    ALTER TABLE equity ADD COLUMN margin_fees TEXT NOT NULL DEFAULT '0';
+    ALTER TABLE charges ADD COLUMN asset TEXT NOT NULL DEFAULT '';
+    ALTER TABLE charges ADD COLUMN charged TEXT NOT NULL DEFAULT '';
+    DELETE FROM meta WHERE key IN ('held', 'cash', 'fees', 'rollover');
+    UPDATE meta SET key = 'unfilled_from' WHERE key = 'fruitless_from';
+    """,
+)
+
+
+def open_journal(path: Path) -> Journal:
+    """Open or make the journal at `path`.
+
+    Raises ConfigError when the folder or file cannot be used, StopError when the file is damaged;
+    a damaged file is left as it is.
+    """
+    try:
+        make_private_directory(path.parent)
+        if exists(path):
+            _connect(path).close()
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+        connection = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None)
+    except OSError as error:
+        raise ConfigError(
+            f"the journal {path} cannot be opened: {error.strerror}. {access_hint(path)}"
+        ) from error
+    except sqlite3.Error as error:
+        raise _failure(path, error) from error
+    return Journal(prepare(connection, path))
+
+
+def prepare(connection: sqlite3.Connection, path: Path) -> sqlite3.Connection:
+    """Set the connection to write for keeps, and bring its tables up to date."""
+    connection.row_factory = sqlite3.Row
+    try:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        for number in range(version, len(MIGRATIONS)):
+            connection.executescript(
+                f"BEGIN IMMEDIATE; {MIGRATIONS[number]} PRAGMA user_version = {number + 1}; COMMIT;"
+            )
+    except sqlite3.Error as error:
+        raise _failure(path, error) from error
+    return connection
+
+
+def open_read_only(path: Path) -> Journal:
+    """Open an existing journal for commands that only look; ConfigError when there is none."""
+    if not exists(path):
+        raise ConfigError(f"there is no journal {path} yet: this bot has not run")
+    try:
+        connection = _connect(path)
+        if connection.execute("PRAGMA user_version").fetchone()[0] < len(MIGRATIONS):
+            copy = sqlite3.connect(":memory:", isolation_level=None)
+            with connection:
+                connection.backup(copy)
+            connection.close()
+            return Journal(prepare(copy, path))
+    except sqlite3.Error as error:
+        raise _failure(path, error) from error
+    return Journal(connection)
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    """Return a connection that only reads, after seeing that the file can be trusted.
+
+    Raises StopError when it is damaged, ConfigError when a newer krakenbot wrote it.
+    """
+    # Beside a file on a read-only disk no other can be made. Where nothing waits in its log, the
+    # file alone is all of it.
+    log_file = path.with_name(f"{path.name}-wal")
+    is_alone = not exists(log_file) or log_file.stat().st_size == 0
+    is_fixed = is_alone and not os.access(path.parent, os.W_OK)
+    uri = f"{path.absolute().as_uri()}?mode=ro{'&immutable=1' if is_fixed else ''}"
+    connection = sqlite3.connect(uri, uri=True, timeout=BUSY_S, isolation_level=None)
+    connection.row_factory = sqlite3.Row
+    try:
+        _check(connection, path)
+    except sqlite3.OperationalError:
+        connection.close()
+        raise
+    except (sqlite3.DatabaseError, ValueError, TypeError, LookupError, ArithmeticError) as error:
+        connection.close()
+        raise damaged(path, repr(error)) from error
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _check(connection: sqlite3.Connection, path: Path) -> None:
+    verdict = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+    if verdict != "ok":
+        raise damaged(path, verdict)
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version > len(MIGRATIONS):
+        raise ConfigError(f"the journal {path} was written by a newer krakenbot")
+    model = sqlite3.connect(":memory:")
+    model.executescript("".join(MIGRATIONS[:version]))
+    expected = model.execute(_COLUMNS).fetchall()
+    model.close()
+    if [tuple(row) for row in connection.execute(_COLUMNS)] != expected:
+        raise damaged(path, "its tables are not a journal's")
+    if not expected:
+        return
+    journal = Journal(connection)
+    if not all(value.is_finite() for value in journal.account()):
+        raise damaged(path, "its account holds what is no number")
+    if version == 1:
+        _compare_with_copy(journal, path)
+    journal.open_intents()
+    journal.consecutive_unfilled()
+    for key in ("first_direction", "charges_read", "pnl_at_resume"):
+        Decimal(journal.get(key) or 0)
+
+
+_COLUMNS = (
+    "SELECT m.name, c.name, c.type, c.pk FROM sqlite_master m, pragma_table_info(m.name) c"
+    " ORDER BY 1, c.cid"
+)
+
+
+def _compare_with_copy(journal: Journal, path: Path) -> None:
+    """Raise StopError when a journal of 0.2.0 remembers another account than its orders make."""
+    account = journal.account()
+    summed = (account.held, account.cash, account.fees, account.rollover + account.margin_fees)
+    for name, value in zip(("held", "cash", "fees", "rollover"), summed, strict=True):
+        kept = Decimal(journal.get(name, "0"))
+        if abs(kept - value) > max(abs(value), Decimal(1)) * Decimal("1e-15"):
+            raise StopError(
+                f"the journal {path} remembers {name} = {kept}, its orders add up to {value}; it "
+                "was left as it is. Look at the exchange what is held, move the file away, then "
+                "start with --adopt or close the position by hand"
+            )
+
+
+def damaged(path: Path, error: object) -> StopError:
+    return StopError(
+        f"the journal {path} is damaged ({error}) and was left as it is. Look at the exchange what "
+        "is held, move the file away, then start with --adopt or close the position by hand"
+    )
+
+
+def _failure(path: Path, error: sqlite3.Error) -> ConfigError | StopError:
+    """Return what a failure at opening means: no access, no room or a lock; or damage."""
+    if isinstance(error, sqlite3.OperationalError):
+        return ConfigError(
+            f"the journal {path} cannot be used: {error}. Nothing was sent, and it was left as it "
+            f"is. {advice(error)} {access_hint(path)}".rstrip()
+        )
+    return damaged(path, error)

@@ -1,8 +1,18 @@
-"""The door: ``python -m krakenbot``."""
+"""The door: ``python -m krakenbot``, also of the single file. Old Pythons must understand it."""
 
 import sys
 
-from krakenbot.cli import main
+
+def start() -> int:
+    """Return the exit code of the process."""
+    if sys.version_info < (3, 11):  # noqa: UP036
+        found = "%d.%d" % sys.version_info[:2]  # noqa: UP031
+        sys.stderr.write("krakenbot needs Python 3.11 or newer, and this is " + found + ".\n")
+        return 78
+    from krakenbot.cli import main
+
+    return main()
+
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(start())

@@ -4,9 +4,11 @@ What is sent or stored is written by `pairs.plain`. Numbers may be Decimals, who
 floats of a chart.
 """
 
+import os
 import re
 import time
 from decimal import Decimal
+from typing import TextIO
 
 from krakenbot.pairs import PairRules, plain
 
@@ -95,3 +97,9 @@ def _decimal(number: Number) -> Decimal:
 
 def _with_unit(figure: str, code: str) -> str:
     return f"{figure} {asset(code)}" if code else figure
+
+
+def shows_color(stream: TextIO) -> bool:
+    """Return whether what reads this stream is a terminal that wants colors."""
+    environ = os.environ
+    return stream.isatty() and environ.get("TERM") != "dumb" and not environ.get("NO_COLOR")

@@ -1,0 +1,58 @@
+"""The commands: each a module with EXAMPLE, `add_arguments(parser)` and `run(arguments)`."""
+
+import os
+from pathlib import Path
+
+from krakenbot import __version__
+
+# What is typed, the module that does it, and what it does.
+COMMANDS = {
+    "run": ("run", "the bot: one decision for each finished candle (also without a command)"),
+    "demo": ("demo", "the whole bot against the built-in exchange: no keys, no network, no money"),
+    "doctor": ("doctor", "check configuration, keys, clock, network, pair, account and costs"),
+    "status": ("status", "whether it runs; position, target, last decision, result"),
+    "history": ("history", "what the journal holds: decisions, orders, equity"),
+    "report": ("report", "one self-contained HTML file about what the bot did"),
+    "backtest": ("backtest", "the same decisions, orders, fees and margin over past candles"),
+    "sandbox": ("sandbox", "a local exchange that answers as Kraken's Spot REST API does"),
+    "flatten": ("flatten", "close the bot's position, verify, and leave the bot halted"),
+    "resume": ("resume", "clear a halt after showing why it was set; max_loss counts anew"),
+    "call": ("call", "any method of Kraken's REST API; what is no plain read needs --live"),
+    "config": ("config", "every setting with its value and where that came from"),
+    "unit": ("install", "print a hardened systemd unit for this installation and this mode"),
+    "build": ("build", "write the program as a single file and print its SHA-256"),
+    "help": ("help", "this list, or a page of the manual: help TOPIC"),
+}
+CONFIG_HELP = "TOML file (default: $KRAKENBOT_CONFIG, else config.toml in this folder, if present)"
+
+
+def overview() -> str:
+    """Return what `help` and `--help` print."""
+    lines = "".join(f"  {name:10} {text}\n" for name, (_, text) in COMMANDS.items())
+    return (
+        f"krakenbot {__version__}\n"
+        "usage: krakenbot [--config FILE] [COMMAND] [options]\n\n"
+        f"commands:\n{lines}\n"
+        f"--config FILE  {CONFIG_HELP}\n"
+        "--version      show it and exit\n\n"
+        "Each command has its own --help with an example. First: krakenbot demo"
+    )
+
+
+class UsageError(Exception):
+    """What was asked for cannot be done as it was asked. Exit code 2."""
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Put a file in place, whole or not at all; UsageError when it cannot be written.
+
+    The file may be the very program that is running.
+    """
+    part = path.parent / f".{path.name}.{os.getpid()}.part"
+    try:
+        with part.open("xb") as file:
+            file.write(data)
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise UsageError(f"cannot write {path}: {error.strerror}") from error

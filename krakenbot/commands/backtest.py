@@ -21,6 +21,7 @@ from krakenbot.backtest.files import BadDataError, Columns, interval_of, pair_of
 from krakenbot.commands.page import Mark, Point, Story, headline, thinned, utc, write
 from krakenbot.config import Config
 from krakenbot.decision import plan_of
+from krakenbot.format import shows_color
 from krakenbot.pairs import PairRules, decimal, parse_rules, plain
 from krakenbot.simulated.listing import PAIRS, aliases, unlisted
 from krakenbot.simulated.paper import FEE_RATE
@@ -79,11 +80,12 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         if not 0 <= arguments.slippage < 10:
             raise BadDataError(f"--slippage {arguments.slippage}: must be from 0 to 10")
-        for line in _backtest(config, arguments):
-            print(line)
+        lines = _backtest(config, arguments)
     except (BadDataError, OSError) as error:
         print(f"krakenbot: {error}", file=sys.stderr)
         return 2
+    for line in lines:
+        print(line)
     return 0
 
 
@@ -268,7 +270,7 @@ def _grid(
     if not across or len(sweep[across]) * width > _GRID_WIDTH:
         return []
     best, most = max(nets), max(map(abs, nets)) or 1
-    colored = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    colored = shows_color(sys.stdout)
     cells = {}
     for run, net in zip(runs, nets, strict=True):
         cell = f"{net:+,.2f}{'*' if net is best else ' '}".rjust(width)

@@ -3,16 +3,16 @@
 import argparse
 import hashlib
 import io
-import os
-import sys
 import zipfile
 from collections.abc import Iterator
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
+from krakenbot.commands import write_whole
+
 EXAMPLE = "krakenbot build --output krakenbot.pyz && python3 -I -S krakenbot.pyz demo"
-DOOR = b"import sys\n\nfrom krakenbot.cli import main\n\nsys.exit(main())\n"
+KINDS = (".py", ".md", ".toml", ".svg", ".png")
 NEVER = (1980, 1, 1, 0, 0, 0)
 
 
@@ -22,24 +22,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     archive = packed()
-    output: Path = arguments.output
-    # The program may be running from the very file that it replaces.
-    beside = output.with_name(f".{output.name}.{os.getpid()}")
-    try:
-        with beside.open("xb") as file:
-            file.write(archive)
-        beside.replace(output)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        print(f"krakenbot build: cannot write {output}: {error.strerror}", file=sys.stderr)
-        return 2
-    print(f"{hashlib.sha256(archive).hexdigest()}  {output}")
+    write_whole(arguments.output, archive)
+    print(f"{hashlib.sha256(archive).hexdigest()}  {arguments.output}")
     return 0
 
 
 def packed() -> bytes:
     """Return the archive: sources, sorted, without the times and compression that would differ."""
-    files = {"__main__.py": DOOR, **dict(_sources(resources.files("krakenbot"), "krakenbot"))}
+    files = dict(_sources(resources.files("krakenbot"), "krakenbot"))
+    files["__main__.py"] = files["krakenbot/__main__.py"]
     memory = io.BytesIO()
     with zipfile.ZipFile(memory, "w") as archive:
         for name in sorted(files):
@@ -54,5 +45,5 @@ def _sources(folder: Traversable, path: str) -> Iterator[tuple[str, bytes]]:
         inside = f"{path}/{entry.name}"
         if entry.is_dir() and entry.name != "__pycache__":
             yield from _sources(entry, inside)
-        elif entry.name.endswith(".py"):
+        elif entry.name.endswith(KINDS):
             yield inside, entry.read_bytes()

@@ -18,7 +18,9 @@ from krakenbot.clock import StopRequestedError
 from krakenbot.commands.page import utc, write
 from krakenbot.commands.report import story_of
 from krakenbot.commands.status import read_status
-from krakenbot.config import Config, ExchangeTable, RiskTable
+from krakenbot.config import Config, ExchangeTable, RiskTable, load
+from krakenbot.format import shows_color
+from krakenbot.lock import make_private_directory
 
 EXAMPLE = "krakenbot demo --candles 60 --seed 7"
 SIZE = Decimal("0.05")
@@ -42,6 +44,10 @@ def run(arguments: argparse.Namespace) -> int:
     for name in ("CREDENTIALS_DIRECTORY", "KRAKEN_API_KEY_FILE", "KRAKEN_API_SECRET_FILE"):
         os.environ.pop(name, None)
     os.environ["KRAKEN_API_KEY"], os.environ["KRAKEN_API_SECRET"] = SANDBOX_KEY, SANDBOX_SECRET
+    # One report, each time in the same place.
+    places = {name: os.environ[name] for name in ("HOME", "XDG_STATE_HOME") if name in os.environ}
+    home = load("/dev/null", places, Path.cwd()).state_directory if places else Path.cwd()
+    report = home / "krakenbot-demo.html"
     with tempfile.TemporaryDirectory(prefix="krakenbot-demo-") as folder:
         sandbox = server.Sandbox(f"random:{arguments.seed}", arguments.speed)
         try:
@@ -63,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
             began = time.monotonic()
             with suppress(StopRequestedError):
                 parts.bot.run()
-            _summarise(parts, time.monotonic() - began)
+            _summarise(parts, time.monotonic() - began, report)
         finally:
             sandbox.close()
     return 0
@@ -98,11 +104,11 @@ class _Screen:
             self._print(f"      {event.kind}: {event.text}", "33")
 
     def _print(self, text: str, color: str) -> None:
-        colored = self.is_terminal and not os.environ.get("NO_COLOR")
+        colored = shows_color(sys.stdout)
         print(f"\x1b[{color}m{text[:80]}\x1b[0m" if colored else text[:80], flush=True)
 
 
-def _summarise(parts: Parts, seconds: float) -> None:
+def _summarise(parts: Parts, seconds: float, report: Path) -> None:
     read_ledger(parts.exchange, parts.journal, parts.clock)
     status = read_status(parts.journal)
     decided = sum(row.done for row in parts.journal.decisions())
@@ -126,7 +132,6 @@ def _summarise(parts: Parts, seconds: float) -> None:
             f"At this pace fees alone cost {share:.0%} of the position a day. That is why\n"
             "`interval` should be far longer than a minute with real money: see the README."
         )
-    handle, name = tempfile.mkstemp(prefix="krakenbot-demo-", suffix=".html")
-    os.close(handle)
-    write(Path(name), story_of(parts.config, parts.journal))
-    print(f"report: {name}")
+    make_private_directory(report.parent)
+    write(report, story_of(parts.config, parts.journal))
+    print(f"report: {report}")

@@ -25,6 +25,7 @@ from krakenbot.commands.call import signed_client, transport
 from krakenbot.credentials import Credentials, load_credentials
 from krakenbot.decision import plan_of
 from krakenbot.errors import ConfigError, LaterError, RefusedError, StopError, UnansweredError
+from krakenbot.format import shows_color
 from krakenbot.journal_file import open_read_only
 from krakenbot.kraken.client import Client
 from krakenbot.lock import Lock
@@ -69,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     logs.setup("critical", "text")
-    colored = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    colored = shows_color(sys.stdout)
     findings = []
     for finding in examine(arguments.config):
         findings.append(finding)
@@ -257,7 +258,7 @@ class Visit:
         import subprocess
         import tempfile
 
-        from krakenbot.commands.unit import unit
+        from krakenbot.commands.install import unit
 
         if shutil.which("systemd-analyze") is None:
             return "skip", "no systemd here"
@@ -287,7 +288,7 @@ class Visit:
 # Name, check, the check that it needs, and how to mend what does not say so itself.
 CHECKS = (
     ("python", Visit._python, "", ""),
-    ("config", Visit._config, "", "mend the file; config.example.toml explains every key"),
+    ("config", Visit._config, "", "mend the file; `krakenbot config --example` explains every key"),
     (
         "secrets",
         Visit._secrets,

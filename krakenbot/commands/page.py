@@ -6,13 +6,14 @@ on a phone. Whatever comes from outside passes through `escape`.
 
 import json
 import math
-import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import NamedTuple
+
+from krakenbot.commands import write_whole
 
 COLUMNS = 1000
 MARKS_MAX = 400
@@ -61,14 +62,8 @@ def utc(moment: float, form: str = "%Y-%m-%d %H:%M") -> str:
 
 
 def write(path: Path, story: Story) -> None:
-    """Put the page in place, whole or not at all."""
-    part = path.with_name(f"{path.name}.part")
-    try:
-        part.write_text(render(story), encoding="utf-8")
-        os.replace(part, path)
-    except OSError:
-        part.unlink(missing_ok=True)
-        raise
+    """Put the page in place, whole or not at all; UsageError when it cannot be written."""
+    write_whole(path, render(story).encode())
 
 
 def headline(pair: str, days: float, turns: int, before: float, net: float) -> str:

@@ -1,7 +1,6 @@
 """`report`: one HTML file about what the bot did, from its journal alone; also for `backtest`."""
 
 import argparse
-import sys
 from decimal import Decimal
 from pathlib import Path
 
@@ -26,12 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     config = configuration.load_here(arguments.config)
     journal = open_read_only(configuration.journal_path(config))
-    try:
-        write(arguments.output, story_of(config, journal))
-    except OSError as error:
-        reason = f"cannot write {arguments.output}: {error.strerror}"
-        print(f"krakenbot report: {reason}", file=sys.stderr)
-        return 2
+    write(arguments.output, story_of(config, journal))
     print(f"report: {arguments.output}")
     return 0
 

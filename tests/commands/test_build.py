@@ -57,7 +57,11 @@ class TestBuild(unittest.TestCase):
         with zipfile.ZipFile(self.file) as archive:
             entries = archive.infolist()
         names = [entry.filename for entry in entries]
-        package = (ROOT / "krakenbot").rglob("*.py")
+        package = [
+            path
+            for path in (ROOT / "krakenbot").rglob("*.*")
+            if path.is_file() and path.suffix != ".pyc"
+        ]
         self.assertEqual(
             sorted(["__main__.py", *(str(path.relative_to(ROOT)) for path in package)]), names
         )
@@ -85,9 +89,17 @@ class TestBuild(unittest.TestCase):
         self.assertEqual([self.file], list(self.folder.iterdir()))
 
     def test_a_place_that_cannot_be_written_is_wrong_usage(self) -> None:
-        done = self.run_python(str(self.file), "build", "--output", "/proc/none.pyz")
-        self.assertEqual(2, done.returncode)
-        self.assertNotIn("Traceback", done.stderr)
+        for place in ("/proc/none.pyz", "/", ""):
+            with self.subTest(place):
+                done = self.run_python(str(self.file), "build", "--output", place)
+                self.assertEqual(2, done.returncode)
+                self.assertIn("cannot write", done.stderr)
+
+    def test_it_brings_its_manual_and_its_example_along(self) -> None:
+        done = self.run_python(str(self.file), "help", "costs")
+        self.assertTrue(done.stdout.startswith("# Costs"), done.stderr)
+        done = self.run_python(str(self.file), "config", "--example")
+        self.assertIn("interval = 1", done.stdout)
 
     def test_the_demo_runs_from_it(self) -> None:
         words = ("--candles", "25", "--speed", "1000", "--seed", "1")

@@ -32,7 +32,7 @@ DEMO = "python3 -m krakenbot demo"
 
 # Commands that end by themselves, with exit code 0.
 ENDING = {
-    "cp config.example.toml config.toml",
+    "python3 -m krakenbot config --example > config.toml",
     "python3 -m krakenbot status",
     "python3 -m krakenbot history orders --since 24h",
     "python3 -m krakenbot history equity --format csv",
@@ -168,13 +168,17 @@ class TestReadme(unittest.TestCase):
 
     def check_demo(self, demo: "_Terminal") -> None:
         for _ in range(3):
-            demo.wait_for(r"average (rises|falls)")
+            demo.wait_for(r"(long|short): ")
         demo.process.send_signal(signal.SIGINT)
         self.assertEqual(demo.process.wait(LIMIT_S), 0, demo.text)
         demo.close()
         lines = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", demo.text).splitlines()
         self.assertGreater(len(lines), 10)
-        self.assertEqual([line for line in lines if len(line) > COLUMNS], [])
+        report = [line for line in lines if line.startswith("report: ")]
+        self.assertEqual(
+            [f"report: {self.home}/.local/state/krakenbot/krakenbot-demo.html"], report
+        )
+        self.assertEqual([line for line in lines if len(line) > COLUMNS and line not in report], [])
         for words in ("candles decided on", "orders sent", "fees", "result"):
             self.assertIn(words, "\n".join(lines))
 

@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 from krakenbot import config
+from krakenbot.commands import UsageError
 from krakenbot.commands.page import COLUMNS, Point, render, thinned, write
 from krakenbot.commands.report import story_of
 from krakenbot.journal import Journal
@@ -100,9 +101,9 @@ class ReportTest(unittest.TestCase):
 
     def test_a_place_that_cannot_be_written_leaves_nothing_behind(self) -> None:
         with tempfile.TemporaryDirectory() as name:
-            with self.assertRaises(OSError):
+            with self.assertRaises(UsageError):
                 write(Path(name), story_of(SETTINGS, empty()))
-            self.assertEqual([], list(Path(name).parent.glob(f"{Path(name).name}.part")))
+            self.assertEqual([], list(Path(name).parent.glob(f".{Path(name).name}.*")))
 
     def test_many_points_are_thinned_without_losing_an_extreme(self) -> None:
         points = (

@@ -10,7 +10,7 @@ from pathlib import Path
 from unittest import mock
 
 from krakenbot import cli
-from krakenbot.commands import unit as command
+from krakenbot.commands import install as command
 from krakenbot.commands.build import packed
 from krakenbot.config import Config, load
 

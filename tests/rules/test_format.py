@@ -1,5 +1,7 @@
+import io
 import unittest
 from decimal import Decimal as D
+from unittest import mock
 
 from krakenbot import format as formats
 from krakenbot.format import asset, duration, moment, money, percent, price, signed, volume
@@ -75,6 +77,19 @@ class TestAssets(unittest.TestCase):
     def test_a_number_of_any_size_is_written_out(self) -> None:
         for number in (D("1E+30"), D("1E-30"), 1e15, 3):
             self.assertNotIn("E", formats.plain_thousands(number).upper())
+
+
+class TestColors(unittest.TestCase):
+    def test_only_a_terminal_that_wants_colors_gets_them(self) -> None:
+        terminal = mock.Mock(isatty=lambda: True)
+        for environ, want in (
+            ({"TERM": "xterm"}, True),
+            ({"TERM": "dumb"}, False),
+            ({"TERM": "xterm", "NO_COLOR": "1"}, False),
+        ):
+            with self.subTest(environ), mock.patch.dict("os.environ", environ, clear=True):
+                self.assertEqual(want, formats.shows_color(terminal))
+                self.assertFalse(formats.shows_color(io.StringIO()))
 
 
 if __name__ == "__main__":

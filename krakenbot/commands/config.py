@@ -1,0 +1,26 @@
+"""`config`: every setting, its value, and where the value came from."""
+
+import argparse
+
+from krakenbot import config as configuration
+from krakenbot.commands.help import page
+from krakenbot.log import clean
+
+EXAMPLE = "krakenbot config --example > config.toml"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    text = "print a file with every setting explained, to start from"
+    parser.add_argument("--example", action="store_true", help=text)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if arguments.example:
+        print(page("config.example.toml"), end="")
+        return 0
+    config = configuration.load_here(arguments.config)
+    rows = [(key, configuration.value(config, key), by) for key, by in config.sources.items()]
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    for key, value, source in rows:
+        print(clean(f"{key:{widths[0]}}  {value:{widths[1]}}  {source}"))
+    return 0

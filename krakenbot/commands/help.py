@@ -1,0 +1,35 @@
+"""`help`: the commands, or a page of the manual that comes with the program."""
+
+import argparse
+import difflib
+from importlib import resources
+
+from krakenbot.commands import UsageError, overview
+
+EXAMPLE = "krakenbot help costs"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("topic", nargs="?", metavar="TOPIC", help="a page of the manual")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    topics = sorted(
+        entry.name.removesuffix(".md")
+        for entry in resources.files("krakenbot").joinpath("manual").iterdir()
+        if entry.name.endswith(".md")
+    )
+    if arguments.topic is None:
+        print(f"{overview()}\nPages of the manual, printed by help TOPIC: {', '.join(topics)}")
+    elif arguments.topic in topics:
+        print(page(f"{arguments.topic}.md"), end="")
+    else:
+        nearest = difflib.get_close_matches(arguments.topic[:80], topics, 1, 0.0)[0]
+        wrong = f"no page {arguments.topic[:80]!r}; did you mean {nearest!r}?"
+        raise UsageError(f"{wrong} The pages: {', '.join(topics)}")
+    return 0
+
+
+def page(name: str) -> str:
+    """Return a file of the manual, wherever the program lies."""
+    return resources.files("krakenbot").joinpath("manual", name).read_text(encoding="utf-8")

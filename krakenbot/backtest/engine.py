@@ -119,7 +119,7 @@ class Replay:
         self.objection: str | None = None
         slope = getattr(plan.strategy, "func", None) is sma_slope
         self._length = plan.candles_min - 1 if slope else 0
-        self._window: deque[Candle] = deque(maxlen=WINDOW)
+        self._window: list[Candle] = []
         self._part: Columns | None = None
         self._begin, self._first_open, self._candles, self._candles_held = 0, ZERO, 0, 0
         self._seen: int | None = None
@@ -241,9 +241,14 @@ class Replay:
     def _strategy_turns(self, begin: int, end: int) -> list[tuple[int, int]]:
         """Return the same for any strategy, by asking it about each candle."""
         turns: list[tuple[int, int]] = []
-        for at, close in enumerate(map(exact, self._closes[begin:end]), begin):
-            self._window.append(Candle(at, close, close, close, close))
-            direction = self.plan.strategy(list(self._window)).direction
+        part = self._part
+        assert part is not None
+        if len(self._window) > WINDOW:
+            del self._window[:-WINDOW]
+        prices = zip(*(map(exact, column[begin:end]) for column in part[4:]), strict=True)
+        for at, candle in enumerate(prices, begin):
+            self._window.append(Candle(part.time + at * part.interval_s, *candle))
+            direction = self.plan.strategy(self._window).direction
             if direction is not None and direction != self._seen:
                 self._seen = direction
                 turns.append((at, direction))
@@ -312,7 +317,7 @@ class Replay:
         sign, due, recent, held = self._sign, self._due, self._recent, abs(self._held)
         room = self.plan.limits.max_orders_per_day - self._orders_a_turn
         if (
-            not (self._quick and sign and ahead and ahead[0][1] == -sign)
+            not (self._quick and sign and ahead)
             or self._off_target
             or self._low < self._price_min
             or self.book.held != self._volume
@@ -328,7 +333,8 @@ class Replay:
         for turn, direction, _, (cost, fee, opening_fee) in ahead:
             now, fixed = self._wake(turn), balance + gain - sign * paid
             if (
-                now >= due
+                direction != -sign
+                or now >= due
                 or fixed + worst[sign] <= enough
                 or (len(recent) > room and self._sent(now) > room)
             ):

@@ -771,7 +771,7 @@ class World:
         self._expect(equity == expected, "equity identity", f"{equity}, not {expected}")
 
     def _true_direction(self, candle: int) -> int:
-        series = self.api.feed.series(self.api._rules[PAIR])
+        series = self.api.markets.feed.series(self.api.markets.rules[PAIR])
         step = self.setting.interval_s // 60
         length = self.setting.length * step
         here = (candle - series.first) // 60 + step - 1
@@ -884,7 +884,7 @@ class World:
         """Start + the journal's profit = the exchange's equity; a turn's fees round twice."""
         if not self.clean or not self.setting.leverage:
             return
-        self.api._settle()
+        self.api.holder.mark_to_market()
         account, book = self.api.account, self.api.account.books.get(PAIR)
         if book is None:
             return

@@ -27,10 +27,9 @@ from krakenbot.model import (
     Step,
 )
 from krakenbot.pairs import PairRules
-from krakenbot.risk import RiskInputs, objection
-from krakenbot.simulated.books import MARGIN_RATE, ROLLOVER_S, Account, Book, Lot, Trade
-from krakenbot.simulated.paper import execute
-from krakenbot.simulated.paper import objection as refusal
+from krakenbot.risk import MARGIN_RATE_ASSUMED, RiskInputs, objection
+from krakenbot.simulated.books import ROLLOVER_S, Account, Book, Lot, Trade, execute
+from krakenbot.simulated.books import objection as refusal
 from krakenbot.strategy import sma_slope
 
 WAKE_DELAY_S = 1
@@ -61,7 +60,7 @@ class Costs(NamedTuple):
         slippage: Decimal = ZERO,
     ) -> "Costs":
         """Return the costs on one pair; a rate that is not known is 0.02 %."""
-        long, short = (MARGIN_RATE if rate is None else rate for rate in rates)
+        long, short = (MARGIN_RATE_ASSUMED if rate is None else rate for rate in rates)
         return cls(fee_rate, balance, slippage, {rules.quote: long, rules.base: short})
 
 

@@ -23,8 +23,8 @@ from krakenbot.config import Config
 from krakenbot.decision import plan_of
 from krakenbot.format import shows_color
 from krakenbot.pairs import PairRules, decimal, parse_rules, plain
+from krakenbot.risk import FEE_RATE_ASSUMED
 from krakenbot.simulated.listing import PAIRS, aliases, unlisted
-from krakenbot.simulated.paper import FEE_RATE
 
 EXAMPLE = "krakenbot backtest XBTUSD_1.csv.gz --fee 0.4 --sweep length=10:60:2 interval=1,5,15"
 
@@ -113,7 +113,7 @@ def _backtest(config: Config, arguments: argparse.Namespace) -> list[str]:
             f"{plain(rules.ordermin)}: nothing can be traded"
         )
     fee = config.exchange.fee_percent
-    fee_rate = FEE_RATE if fee is None else fee / 100
+    fee_rate = FEE_RATE_ASSUMED if fee is None else fee / 100
     costs = Costs(fee_rate, config.paper.balance, arguments.slippage / 100)
     parts = _watched(chain([first], parts))
     if sweep:

@@ -18,11 +18,12 @@ from hashlib import blake2b
 from typing import NamedTuple
 
 from krakenbot.errors import RefusedError
-from krakenbot.model import ZERO, MarginSummary
+from krakenbot.model import ZERO, MarginSummary, Quote, Side
 from krakenbot.pairs import PairRules
+from krakenbot.risk import MARGIN_RATE_ASSUMED
 
 ROLLOVER_S = 14400
-MARGIN_RATE = Decimal("0.0002")
+COIN_STEP = Decimal("1e-10")
 AMOUNT_MAX = Decimal(10**15)  # Sums of what is below can still be rounded to the last digit.
 
 
@@ -121,16 +122,21 @@ class Account:
         balances: Mapping[str, Decimal],
         fee_rate: Decimal,
         *,
-        margin_rate: Decimal = MARGIN_RATE,
+        margin_rate: Decimal = MARGIN_RATE_ASSUMED,
         margin_rates: Mapping[str, Decimal] | None = None,
+        coin_fees: bool = False,
         serial: int = 0,
         history: int = 0,
     ) -> None:
-        """`margin_rates` are by the asset that is lent, `margin_rate` is that of all others."""
+        """`margin_rates` are by the asset that is lent, `margin_rate` is that of all others.
+
+        With `coin_fees` margin fees are taken in the base currency, at the price of the moment.
+        """
         self.balances = defaultdict(Decimal, balances)
         self.fee_rate = fee_rate
         self.margin_rate = margin_rate
         self.margin_rates = dict(margin_rates or {})
+        self.coin_fees = coin_fees
         self.serial = serial
         self.revision = 0
         self.books: dict[str, Book] = {}
@@ -204,7 +210,8 @@ class Account:
 
     def advance(self, book: Book, now: float, price: Decimal) -> Trade | None:
         """Mark the pair at `price`, charge the rollovers due by `now`, liquidate if need be."""
-        book.price, quote, charges = price, book.rules.quote, []
+        book.price, quote = price, book.rules.quote
+        charges: list[tuple[float, int, Decimal]] = []
         for number, lot in enumerate(book.lots):
             if lot.due <= now:
                 charge = (lot.loan(price) * lot.rate).quantize(book.cost_step)
@@ -212,7 +219,7 @@ class Account:
                 charges += [(lot.due + ROLLOVER_S * n, lot.serial, charge) for n in range(count)]
                 book.lots[number] = lot._replace(due=lot.due + ROLLOVER_S * count)
         for due, serial, charge in sorted(charges):
-            self._book(due, "rollover", serial, quote, ZERO, charge)
+            self._charge_margin(book, due, "rollover", serial, price, charge)
         if book.lots and self.equity(quote) <= book.stop * self.used_margin(quote):
             return self.close(book, now, book.held, price)
         return None
@@ -330,7 +337,11 @@ class Account:
         )
         book.held += volume
         book.cost_left += cost
-        self._book(now, "margin", serial, book.rules.quote, ZERO, fee + opening_fee)
+        if self.coin_fees:
+            self._book(now, "margin", serial, book.rules.quote, ZERO, fee)
+            self._charge_margin(book, now, "margin", serial, price, opening_fee)
+        else:
+            self._book(now, "margin", serial, book.rules.quote, ZERO, fee + opening_fee)
         margin = (cost / leverage).quantize(book.cost_step)
         return Trade(serial, volume, price, cost, fee, opening_fee, margin)
 
@@ -343,6 +354,13 @@ class Account:
     ) -> tuple[Decimal, Decimal, Decimal]:
         cost, fee = self._cost_and_fee(book, volume, price)
         return cost, fee, (cost * self.rate_of_loan(book.rules, sign)).quantize(book.cost_step)
+
+    def _charge_margin(
+        self, book: Book, now: float, kind: str, refid: int, price: Decimal, fee: Decimal
+    ) -> None:
+        asset = book.rules.base if self.coin_fees else book.rules.quote
+        amount = (fee / price).quantize(COIN_STEP) if self.coin_fees else fee
+        self._book(now, kind, refid, asset, ZERO, amount)
 
     def _book(
         self, now: float, kind: str, refid: int, asset: str, amount: Decimal, fee: Decimal
@@ -358,6 +376,53 @@ class Account:
 
     def _books(self, quote: str) -> list[Book]:
         return [b for b in self.books.values() if b.lots and b.rules.quote == quote]
+
+
+def objection(
+    rules: PairRules,
+    side: Side,
+    volume: Decimal,
+    leverage: int,
+    price: Decimal,
+    reduce_only: bool,
+) -> str | None:
+    """Return the words in which Kraken refuses this market order, or None."""
+    if rules.status != "online" and not (rules.status == "reduce_only" and reduce_only):
+        return f"EService:Market in {rules.status} mode"
+    if volume != rules.round_volume(volume):
+        return "EGeneral:Invalid arguments:volume"
+    if volume < rules.ordermin or volume <= ZERO:
+        return "EGeneral:Invalid arguments:volume minimum not met"
+    if volume * price < rules.costmin:
+        return "EOrder:Cost minimum not met"
+    if leverage and leverage not in rules.leverages(side):
+        return "EGeneral:Invalid arguments:leverage"
+    if reduce_only and not leverage:
+        return "EGeneral:Invalid arguments:reduce_only"
+    return None
+
+
+def execute(
+    account: Account,
+    book: Book,
+    now: float,
+    side: Side,
+    volume: Decimal,
+    quote: Quote,
+    leverage: int,
+    reduce_only: bool,
+    order: int,
+) -> tuple[Trade, ...]:
+    """Fill a market order at the quote: buys at the ask, sells at the bid.
+
+    Raises RefusedError with Kraken's words. The book must have been advanced to `now`.
+    """
+    price = quote.ask if side is Side.BUY else quote.bid
+    if not leverage:
+        return (account.fill_spot(book, now, side.sign, volume, price),)
+    return account.fill(
+        book, now, side.sign, volume, price, leverage, reduce_only=reduce_only, order=order
+    )
 
 
 def identifier(letter: str, serial: int) -> str:

@@ -17,6 +17,8 @@ from typing import Any, Protocol
 
 from krakenbot.simulated.books import Account
 from krakenbot.simulated.http import Answer
+from krakenbot.simulated.private import Holder
+from krakenbot.simulated.public import FeedMarkets
 from krakenbot.simulated.words import Params, identified, parameters
 
 FAULTS = {
@@ -104,8 +106,9 @@ class Sandbox(Protocol):
     account: Account
     orders: dict[str, dict[str, Any]]
     listing: dict[str, dict[str, Any]]
-    system_status: str
-    fill_share: Decimal
+    holder: Holder
+    markets: FeedMarkets
+    methods: dict[str, Callable[[Params], Any]]
     _nonce: int
 
     def now(self) -> float: ...
@@ -113,10 +116,6 @@ class Sandbox(Protocol):
     def respond(
         self, method: str, target: str, headers: Mapping[str, str], body: bytes
     ) -> Answer: ...
-
-    def _do_OpenPositions(self, p: dict[str, str]) -> Any: ...
-
-    def _do_TradeBalance(self, p: dict[str, str]) -> Any: ...
 
 
 class Faults:
@@ -202,17 +201,17 @@ class Faults:
                 status = choice((502, 504, 520)) if word == "gateway" else 200
                 return Answer(status, "text/html", b"<html><h1>Something went wrong</h1></html>")
             case "partial":
-                self.api.fill_share = Decimal(choice((0, 3, 50, 97))) / 100
+                self.api.holder.fill_share = Decimal(choice((0, 3, 50, 97))) / 100
             case "rules":
                 self._change_rules()
             case "clock":
                 self._clock_off = self.random.randint(-90, 90)
                 self._later(60, 900, partial(setattr, self, "_clock_off", 0))
             case _ if word in _MODES:
-                self.api.system_status = word
-                self._later(60, 600, partial(setattr, self.api, "system_status", "online"))
+                self.api.markets.status = word
+                self._later(60, 600, partial(setattr, self.api.markets, "status", "online"))
         answer = self._pass(name, request)
-        self.api.fill_share = Decimal(1)
+        self.api.holder.fill_share = Decimal(1)
         if word in ("lost-after", "timeout"):
             raise ConnectionResetError("reset") if word == "lost-after" else TimeoutError("gone")
         if word == "cut":
@@ -227,9 +226,12 @@ class Faults:
         account = self.api.account
         if account.revision != self._revision:
             self._revision = account.revision
-            seen = {"OpenPositions": self.api._do_OpenPositions({}), "Balance": account.balances}
+            seen = {
+                "OpenPositions": self.api.methods["OpenPositions"]({}),
+                "Balance": account.balances,
+            }
             for asset in self._assets:
-                seen[f"TradeBalance {asset}"] = self.api._do_TradeBalance({"asset": asset})
+                seen[f"TradeBalance {asset}"] = self.api.methods["TradeBalance"]({"asset": asset})
             self._past.append((self.api.now(), json.loads(json.dumps(seen, default=str))))
             del self._past[:-100]
         if name == "Time" and self._clock_off:

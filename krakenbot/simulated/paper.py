@@ -29,7 +29,7 @@ from krakenbot.model import (
 )
 from krakenbot.pairs import PairRules
 from krakenbot.risk import FEE_RATE_ASSUMED
-from krakenbot.simulated.books import Account, Book, Entry, Lot, Trade, identifier
+from krakenbot.simulated.books import Account, Book, Entry, Lot, identifier
 
 FEE_RATE = FEE_RATE_ASSUMED
 START_BALANCE = Decimal(10000)
@@ -46,53 +46,6 @@ class Store(Protocol):
 
     def save(self, state: str) -> None:
         """Keep the text; when this returns it must survive a crash."""
-
-
-def objection(
-    rules: PairRules,
-    side: Side,
-    volume: Decimal,
-    leverage: int,
-    price: Decimal,
-    reduce_only: bool,
-) -> str | None:
-    """Return the words in which Kraken refuses this market order, or None."""
-    if rules.status != "online" and not (rules.status == "reduce_only" and reduce_only):
-        return f"EService:Market in {rules.status} mode"
-    if volume != rules.round_volume(volume):
-        return "EGeneral:Invalid arguments:volume"
-    if volume < rules.ordermin or volume <= ZERO:
-        return "EGeneral:Invalid arguments:volume minimum not met"
-    if volume * price < rules.costmin:
-        return "EOrder:Cost minimum not met"
-    if leverage and leverage not in rules.leverages(side):
-        return "EGeneral:Invalid arguments:leverage"
-    if reduce_only and not leverage:
-        return "EGeneral:Invalid arguments:reduce_only"
-    return None
-
-
-def execute(
-    account: Account,
-    book: Book,
-    now: float,
-    side: Side,
-    volume: Decimal,
-    quote: Quote,
-    leverage: int,
-    reduce_only: bool,
-    order: int,
-) -> tuple[Trade, ...]:
-    """Fill a market order at the quote: buys at the ask, sells at the bid.
-
-    Raises RefusedError with Kraken's words. The book must have been advanced to `now`.
-    """
-    price = quote.ask if side is Side.BUY else quote.bid
-    if not leverage:
-        return (account.fill_spot(book, now, side.sign, volume, price),)
-    return account.fill(
-        book, now, side.sign, volume, price, leverage, reduce_only=reduce_only, order=order
-    )
 
 
 def state_of(account: Account) -> dict[str, Any]:

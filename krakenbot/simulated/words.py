@@ -83,22 +83,22 @@ _FORMS = {
 _MINUTE_VOLUME = Decimal("0.05000000")  # What is traded in a minute in which the price moves.
 
 
-class Wish(NamedTuple):
-    """An order as it is asked for; `said` are the parameters it came with."""
+class OrderRequest(NamedTuple):
+    """An order as it is asked for, with the parameters it came with."""
 
     rules: PairRules
     side: Side
     volume: Decimal
     leverage: int
     reduce_only: bool
-    said: Params
+    params: Params
 
     def text(self, volume: str) -> str:
         leverage = f" with {self.leverage}:1 leverage" if self.leverage else ""
         return f"{self.side.value} {volume} {self.rules.altname} @ market{leverage}"
 
 
-def wish_of(rules: PairRules, p: Params) -> Wish:
+def order_request(rules: PairRules, p: Params) -> OrderRequest:
     """Return the market order in these parameters; RefusedError for what Kraken does not take."""
     if (
         re.fullmatch(_OTHER_TYPES, p.get("ordertype", ""))
@@ -114,15 +114,15 @@ def wish_of(rules: PairRules, p: Params) -> Wish:
     if wrong:
         raise bad(wrong[0])
     leverage = p.get("leverage", "none").replace("none", "0").removesuffix(":1").removesuffix(".0")
-    return Wish(
+    return OrderRequest(
         rules, Side(p["type"]), Decimal(p["volume"]), int(leverage), flag(p, "reduce_only"), p
     )
 
 
-def order_row(wish: Wish, trades: Sequence[Trade], now: float, misc: str) -> Row:
-    rules, p = wish.rules, wish.said
+def order_row(request: OrderRequest, trades: Sequence[Trade], now: float, misc: str) -> Row:
+    rules, p = request.rules, request.params
     coins, money = _forms(rules)
-    volume = f"{wish.volume:{coins}}"
+    volume = f"{request.volume:{coins}}"
     executed = f"{sum((trade.volume for trade in trades), ZERO):{coins}}"
     row = {
         "refid": None,
@@ -136,12 +136,12 @@ def order_row(wish: Wish, trades: Sequence[Trade], now: float, misc: str) -> Row
         "descr": {
             "pair": rules.altname,
             "aclass": "forex",
-            "type": wish.side.value,
+            "type": request.side.value,
             "ordertype": "market",
             "price": "0",
             "price2": "0",
-            "leverage": f"{wish.leverage}:1" if wish.leverage else "none",
-            "order": wish.text(volume),
+            "leverage": f"{request.leverage}:1" if request.leverage else "none",
+            "order": request.text(volume),
             "close": "",
         },
         "vol": volume,
@@ -156,18 +156,18 @@ def order_row(wish: Wish, trades: Sequence[Trade], now: float, misc: str) -> Row
         "trades": [identifier("T", trade.serial) for trade in trades],
     }
     if executed != volume:
-        reason = "Position is closed" if wish.reduce_only else "Market price protection"
+        reason = "Position is closed" if request.reduce_only else "Market price protection"
         row |= {"status": "canceled", "reason": reason}
     said_only = {
         "cl_ord_id": p.get("cl_ord_id"),
-        "margin": wish.leverage > 0,
-        "reduce_only": wish.reduce_only,
+        "margin": request.leverage > 0,
+        "reduce_only": request.reduce_only,
     }
     return row | {name: value for name, value in said_only.items() if value}
 
 
-def trade_row(wish: Wish, trade: Trade, txid: str, now: float, misc: str) -> Row:
-    rules = wish.rules
+def trade_row(request: OrderRequest, trade: Trade, txid: str, now: float, misc: str) -> Row:
+    rules = request.rules
     coins, money = _forms(rules)
     return {
         "ordertxid": txid,
@@ -175,14 +175,14 @@ def trade_row(wish: Wish, trade: Trade, txid: str, now: float, misc: str) -> Row
         "pair": rules.pair,
         "aclass": "forex",
         "time": round(now, 6),
-        "type": wish.side.value,
+        "type": request.side.value,
         "ordertype": "market",
         "price": price(trade.price, rules),
         "cost": f"{trade.cost:{money}}",
         "fee": f"{trade.fee:{money}}",
         "vol": f"{trade.volume:{coins}}",
         "margin": f"{trade.margin:{money}}",
-        "leverage": str(wish.leverage),
+        "leverage": str(request.leverage),
         "misc": f"closing,{misc}".strip(",") if trade.closing else misc,
         "trade_id": trade.serial % 10**9,
         "maker": False,

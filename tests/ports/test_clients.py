@@ -43,7 +43,7 @@ class WithSandbox(unittest.TestCase):
         self.addCleanup(self.sandbox.close)
 
     def mode(self, status: str) -> None:
-        self.sandbox.api.system_status = status
+        self.sandbox.api.markets.status = status
 
     def check_account(self, call: Callable[..., Any]) -> None:
         """Go through every call of an account by `call(method, **parameters) -> result`."""

@@ -1,0 +1,345 @@
+"""The account's side of the simulated exchange: Kraken's private methods over the books.
+
+Where Kraken's behaviour is not known for sure: an opposite order bigger than the position turns
+it, a deadline counts for `validate` too, `cl_ord_id` may be used again once its order is closed.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
+from decimal import Decimal
+from heapq import merge
+from itertools import takewhile
+from operator import itemgetter
+from typing import Any, Protocol
+
+from krakenbot.errors import RefusedError
+from krakenbot.model import ZERO, Quote, Side
+from krakenbot.pairs import PairRules
+from krakenbot.simulated import words
+from krakenbot.simulated.books import Account, Book, Trade, execute, identifier, objection
+from krakenbot.simulated.listing import ASSETS
+from krakenbot.simulated.words import OrderRequest, Params, Row, bad, flag, number, whole
+
+KEPT, PAGE = 10000, 50
+DEADLINE_MIN_S, DEADLINE_MAX_S = 2, 60
+_TRADE_TYPES: dict[str, Callable[[Row], bool]] = {
+    "all": lambda row: True,
+    "any position": lambda row: row["leverage"] != "0",
+    "closing position": lambda row: "closing" in row["misc"],
+    "no position": lambda row: row["leverage"] == "0",
+}
+
+
+class Markets(Protocol):
+    """What an account needs of the markets it trades on."""
+
+    rules: dict[str, PairRules]
+    status: str
+
+    def pair(self, name: str) -> PairRules:
+        """Return a pair by any of its names; RefusedError in Kraken's words for an unknown one."""
+
+    def quote(self, rules: PairRules) -> Quote: ...
+
+    def ended(
+        self, rules: PairRules, since: float, until: float
+    ) -> Iterator[tuple[float, Decimal, Decimal, Decimal]]:
+        """Yield end, open, low and high of each interval that ended meanwhile."""
+
+
+class Holder:
+    """One account with its orders, trades and ledger. `now` gives unix seconds.
+
+    `methods` are Kraken's by name; each takes the parameters and returns the result or raises
+    RefusedError. `slack_s` widens deadlines by what a scaled clock makes of a request's way.
+    """
+
+    def __init__(
+        self,
+        markets: Markets,
+        account: Account,
+        now: Callable[[], float],
+        *,
+        kept: int = KEPT,
+        slack_s: float = 0.0,
+    ) -> None:
+        self.markets, self.account, self.now = markets, account, now
+        self.orders, self.trades = dict[str, Row](), dict[str, Row]()
+        self.fill_share = Decimal(1)
+        self._kept, self._slack_s, self._marked = kept, slack_s, now()
+        self._ledger_rows, self._listed, self._dollars = dict[str, Row](), 0, ZERO
+        self.methods: dict[str, Callable[[Params], Any]] = {
+            "Balance": self._balance,
+            "BalanceEx": self._balance_ex,
+            "TradeBalance": self._trade_balance,
+            "OpenPositions": self._open_positions,
+            # Market orders never rest, so none is ever open or there to be cancelled.
+            "OpenOrders": lambda _: {"open": {}},
+            "CancelAll": lambda _: {"count": 0},
+            "CancelOrder": self._cancel_order,
+            "ClosedOrders": self._closed_orders,
+            "QueryOrders": lambda p: _shown(words.identified(_named(self.orders, p), p), p),
+            "TradesHistory": self._trades_history,
+            "QueryTrades": lambda p: _named(self.trades, p, most=20),
+            "Ledgers": self._ledgers,
+            "QueryLedgers": lambda p: _named(self._ledger(), p, "id", 20),
+            "TradeVolume": self._trade_volume,
+            "AddOrder": self._add_order,
+        }
+
+    def mark_to_market(self) -> None:
+        """Bring the books to now: each interval's rollovers, then its high and low."""
+        now, serial = self.now(), self.account.serial
+        for mark in merge(*(self._marks(book, now) for book in self.books()), key=itemgetter(1)):
+            self._mark(*mark)
+        self.account.sort_ledger(serial)
+        self._marked = now
+
+    def _marks(self, book: Book, now: float) -> Iterator[tuple[Any, ...]]:
+        """Yield a mark for each interval that has ended since the last time, and one for now."""
+        for end, opened, low, high in self.markets.ended(book.rules, self._marked, now):
+            yield book, math.nextafter(end, 0), opened, low, high
+        yield book, now, self.markets.quote(book.rules).mid
+
+    def _mark(self, book: Book, now: float, price: Decimal, *span: Decimal) -> None:
+        """Let the books see prices, and record the forced closing that may come of it."""
+        if not book.lots:
+            return
+        request = closing(book)
+        trade = self.account.advance(book, now, price)
+        if trade is None and span:
+            trade = self.account.sweep(book, now, *span)
+        if trade is not None:
+            self.record(request, (trade,), now, misc="liquidated")
+
+    def books(self, quote: str = "") -> list[Book]:
+        """Return the books with a position, of all quote currencies or of one."""
+        books = self.account.books.values()
+        return [book for book in books if book.lots and quote in ("", book.rules.quote)]
+
+    # Balances and positions
+
+    def _balance(self, _: Params) -> Any:
+        return {
+            asset: f"{amount:.{words.decimals(asset)}f}"
+            for asset, amount in self.account.balances.items()
+            if amount
+        }
+
+    def _balance_ex(self, p: Params) -> Any:
+        balances = self._balance(p).items()
+        return {asset: {"balance": text, "hold_trade": "0.0000000000"} for asset, text in balances}
+
+    def _trade_balance(self, p: Params) -> Any:
+        asset, account = p.get("asset", "ZUSD"), self.account
+        quote = f"Z{asset}" if f"Z{asset}" in ASSETS else asset
+        coins = {rules.base: rules for rules in self.markets.rules.values() if rules.quote == quote}
+        if not coins:
+            raise RefusedError("EQuery:Unknown asset")
+        books, margin = self.books(quote), account.summary(quote)
+        worth = sum(
+            (
+                account.balances[coin] * self.markets.quote(rules).mid
+                for coin, rules in coins.items()
+                if account.balances.get(coin)
+            ),
+            ZERO,
+        )
+        amounts = {
+            "eb": worth + margin.trade_balance,
+            "tb": margin.trade_balance,
+            "m": margin.used_margin,
+            "uv": ZERO,
+            "n": margin.unrealized_pnl,
+            "c": sum((book.cost_left for book in books), ZERO),
+            "v": sum((book.held * book.price for book in books), ZERO),
+            "e": margin.equity,
+            "mf": margin.free_margin,
+            "mfo": margin.free_margin,
+        }
+        shown = {name: f"{amount:.4f}" for name, amount in amounts.items()}
+        level = margin.margin_level
+        return shown if level is None else {**shown, "ml": f"{level:.2f}"}
+
+    def _open_positions(self, p: Params) -> Any:
+        wanted = p["txid"].split(",") if p.get("txid") else None
+        markets: list[dict[str, Row]] = [
+            {
+                identifier("T", lot.serial): words.position_row(book, lot, flag(p, "docalcs"))
+                for lot in book.lots
+            }
+            for book in self.books()
+        ]
+        if p.get("consolidation") == "market":
+            return [words.market_row(list(rows.values())) for rows in markets]
+        return {
+            name: row
+            for rows in markets
+            for name, row in rows.items()
+            if wanted is None or name in wanted
+        }
+
+    # Histories
+
+    def _closed_orders(self, p: Params) -> Any:
+        columns = {"open": ["opentm"], "close": ["closetm"]}
+        times = columns.get(p.get("closetime", ""), ["opentm", "closetm"])
+        page = self._page(words.identified(self.orders, p), p, "closed", times)
+        return {**page, "closed": _shown(page["closed"], p)}
+
+    def _trades_history(self, p: Params) -> Any:
+        if (kind := p.get("type", "all")) not in _TRADE_TYPES:
+            raise RefusedError("EAPI:Feature disabled")
+        chosen = {txid: row for txid, row in self.trades.items() if _TRADE_TYPES[kind](row)}
+        return self._page(chosen, p, "trades")
+
+    def _ledgers(self, p: Params) -> Any:
+        rows = self._ledger()
+        for name in ("type", "asset"):
+            if (texts := p.get(name, "all").split(",")) != ["all"]:
+                rows = {key: row for key, row in rows.items() if row[name] in texts}
+        return self._page(rows, p, "ledger")
+
+    def _ledger(self) -> dict[str, Row]:
+        """Return the rows of the ledger by id; each is made once."""
+        fresh = takewhile(lambda entry: entry.serial > self._listed, reversed(self.account.ledger))
+        for entry in reversed(list(fresh)):
+            self._keep(self._ledger_rows, identifier("L", entry.serial), words.ledger_row(entry))
+        self._listed = self.account.serial
+        return self._ledger_rows
+
+    def _page(
+        self, rows: dict[str, Row], p: Params, name: str, times: Sequence[str] = ("time",)
+    ) -> Row:
+        """Return 50 rows, the newest first, after `start` and up to `end` by one of its times."""
+        start, end = self._moment(p, "start", 0), self._moment(p, "end", math.inf)
+        chosen = [
+            key
+            for key, row in reversed(rows.items())
+            if any(start < row[time] <= end for time in times)
+        ]
+        offset = max(whole(p, "ofs", 0), 0)
+        page: Row = {name: {key: rows[key] for key in chosen[offset : offset + PAGE]}}
+        return page if flag(p, "without_count") else {**page, "count": len(chosen)}
+
+    def _moment(self, p: Params, name: str, default: float) -> float:
+        """Return unix seconds, given as such or by the id of what happened then."""
+        for rows in (self.orders, self.trades, self._ledger_rows):
+            if row := rows.get(p.get(name, "")):
+                return float(row["opentm" if rows is self.orders else "time"])
+        return number(p, name, default)
+
+    def _trade_volume(self, p: Params) -> Any:
+        result: Row = {"currency": "ZUSD", "volume": f"{self._dollars:.4f}"}
+        if not p.get("pair"):
+            return result
+        pairs = [self.markets.pair(name.strip()).pair for name in p["pair"].split(",")]
+        for name, share in (("fees", 100), ("fees_maker", 50)):
+            percent = f"{self.account.fee_rate * share:.4f}"
+            row = dict.fromkeys(("fee", "minfee", "maxfee"), percent) | {
+                "nextfee": None,
+                "nextvolume": None,
+                "tiervolume": "0.0000",
+            }
+            result[name] = dict.fromkeys(pairs, row)
+        return result
+
+    # Orders
+
+    def _add_order(self, p: Params) -> Any:
+        rules = self.markets.pair(p.get("pair", ""))
+        request = words.order_request(rules, p)
+        self._check_deadline(p.get("deadline"))
+        quote, now, book = self.markets.quote(rules), self.now(), self.account.book(rules)
+        still_open = takewhile(lambda x: x[1]["closetm"] > now, reversed(self.orders.items()))
+        if "cl_ord_id" in p and words.identified(dict(still_open), p):
+            raise bad("cl_ord_id not unique")
+        if not request.volume and request.leverage and book.sign == -request.side.sign:
+            request = request._replace(volume=book.held)
+        refusal = self.objection(request, quote)
+        if refusal is None and self.markets.status != "online":
+            refusal = f"EService:Market in {self.markets.status} mode"
+        if refusal is not None:
+            raise RefusedError(refusal.replace("Market in maintenance mode", "Unavailable"))
+        reply = {"descr": {"order": request.text(p["volume"])}}
+        return reply if flag(p, "validate") else {"txid": [self.fill(request)], **reply}
+
+    def objection(self, request: OrderRequest, quote: Quote) -> str | None:
+        """Return the words in which Kraken refuses this order by the pair's rules, or None."""
+        price = quote.ask if request.side is Side.BUY else quote.bid
+        rules, side, volume, leverage, reduce_only, _ = request
+        return objection(rules, side, volume, leverage, price, reduce_only)
+
+    def fill(self, request: OrderRequest) -> str:
+        """Fill the order and return its id. Raises RefusedError in the books' words."""
+        rules, side, volume, leverage, reduce_only, _ = request
+        account, book, quote = self.account, self.account.book(rules), self.markets.quote(rules)
+        part = rules.round_volume(volume * self.fill_share)
+        account.serial = serial = account.serial + 1
+        now, book.price = self.now(), quote.mid
+        trades: tuple[Trade, ...] = ()
+        if part:
+            trades = execute(account, book, now, side, part, quote, leverage, reduce_only, serial)
+        return self.record(request, trades, now, serial)
+
+    def _check_deadline(self, text: str | None) -> None:
+        if text is None:
+            return
+        try:
+            moment = datetime.fromisoformat(text)
+            ahead = moment.timestamp() - self.now()
+        except (ValueError, OverflowError):
+            raise bad("deadline") from None
+        if ahead < -self._slack_s:
+            raise RefusedError("EService:Deadline elapsed")
+        if moment.tzinfo is None or not DEADLINE_MIN_S - self._slack_s <= ahead <= DEADLINE_MAX_S:
+            raise bad("deadline")
+
+    def record(
+        self,
+        request: OrderRequest,
+        trades: tuple[Trade, ...],
+        now: float,
+        serial: int = 0,
+        misc: str = "",
+    ) -> str:
+        """Keep the order and its trades as Kraken shows them; return the order's id."""
+        if not serial:
+            self.account.serial = serial = self.account.serial + 1
+        txid = identifier("O", serial)
+        for trade in trades:
+            row = words.trade_row(request, trade, txid, now, misc)
+            self._keep(self.trades, identifier("T", trade.serial), row)
+            self._dollars += trade.cost if request.rules.quote == "ZUSD" else ZERO
+        self._keep(self.orders, txid, words.order_row(request, trades, now, misc))
+        return txid
+
+    def _cancel_order(self, p: Params) -> Any:
+        known = p.get("txid") or p.get("cl_ord_id")
+        raise RefusedError("EOrder:Unknown order" if known else "EGeneral:Invalid arguments")
+
+    def _keep(self, rows: dict[str, Row], name: str, row: Row) -> None:
+        rows[name] = row
+        while len(rows) > self._kept:
+            del rows[next(iter(rows))]
+
+
+def closing(book: Book) -> OrderRequest:
+    """Return the order that closes all of the position."""
+    side = Side.SELL if book.sign > 0 else Side.BUY
+    return OrderRequest(book.rules, side, book.held, book.lots[0].leverage, False, {})
+
+
+def _named(
+    rows: Mapping[str, Row], p: Params, name: str = "txid", most: int = 50
+) -> dict[str, Row]:
+    if not p.get(name):
+        raise RefusedError("EGeneral:Invalid arguments")
+    return {key: rows[key] for key in p[name].split(",")[:most] if key in rows}
+
+
+def _shown(orders: Mapping[str, Row], p: Params) -> dict[str, Row]:
+    """Return orders with their trades only where these are asked for."""
+    left_out = "" if flag(p, "trades") else "trades"
+    return {txid: {k: v for k, v in row.items() if k != left_out} for txid, row in orders.items()}

@@ -1,0 +1,139 @@
+"""The markets' side of the simulated exchange: prices from a feed, Kraken's public methods."""
+
+import time
+from collections.abc import Callable, Iterator
+from decimal import Decimal
+from typing import Any
+
+from krakenbot.errors import RefusedError
+from krakenbot.model import Quote
+from krakenbot.pairs import PairRules, parse_rules
+from krakenbot.simulated import listing, words
+from krakenbot.simulated.feed import INTERVALS, Feed
+from krakenbot.simulated.listing import ASSETS, PAIRS
+from krakenbot.simulated.words import Params, Row, bad, number, whole
+
+
+class FeedMarkets:
+    """The pairs of a sandbox. `prices` are those set by hand, by pair; `now` gives unix seconds.
+
+    `methods` are Kraken's by name; each takes the parameters and returns the result or raises
+    RefusedError.
+    """
+
+    def __init__(self, feed: Feed, now: Callable[[], float]) -> None:
+        self.feed, self.now = feed, now
+        self.status = "online"
+        self.notices: dict[str, list[Any]] = {}
+        self.prices: dict[str, Decimal] = {}
+        self.listing = {name: dict(row) for name, row in PAIRS.items()}
+        if feed.pair and feed.pair not in PAIRS:
+            self.listing[feed.pair] = listing.unlisted(feed.pair, feed.digits)[1]
+        self.rules = {name: parse_rules(name, row) for name, row in self.listing.items()}
+        self._names = {
+            alias: name
+            for name, row in self.listing.items()
+            for alias in listing.aliases(name, row)
+            if not alias.startswith("XBT/")
+        }
+        self.methods: dict[str, Callable[[Params], Any]] = {
+            "Time": self._time,
+            "SystemStatus": self._system_status,
+            "Assets": self._assets,
+            "AssetPairs": lambda p: {r.pair: self.listing[r.pair] for r in self._pairs(p)},
+            "OHLC": self._ohlc,
+            "Ticker": lambda p: {rules.pair: self._ticker(rules) for rules in self._pairs(p)},
+            "Depth": self._depth,
+        }
+
+    def pair(self, name: str) -> PairRules:
+        """Return a pair by any of its names."""
+        if name not in self._names:
+            raise RefusedError("EQuery:Unknown asset pair")
+        return self.rules[self._names[name]]
+
+    def _pairs(self, p: Params) -> list[PairRules]:
+        names = p["pair"].split(",") if "pair" in p else self.rules
+        return [self.pair(name.strip()) for name in names]
+
+    def quote(self, rules: PairRules) -> Quote:
+        """Return bid and ask, one tick to either side of the price."""
+        step, price = tick(rules), self.prices.get(rules.pair)
+        if price is None:
+            series = self.feed.series(rules)
+            price = series.prices(series.number(self.now()))[0]
+        return Quote(price - step, price + step)
+
+    def ended(
+        self, rules: PairRules, since: float, until: float
+    ) -> Iterator[tuple[float, Decimal, Decimal, Decimal]]:
+        """Yield end, open, low and high of each interval that ended; none at a price by hand."""
+        series = self.feed.series(rules)
+        numbers = range(series.number(since), series.number(until))
+        for number_ in numbers if rules.pair not in self.prices else ():
+            opened, high, low, _ = series.prices(number_)
+            yield series.first + (number_ + 1) * series.interval_s, opened, low, high
+
+    def _time(self, _: Params) -> Any:
+        now = int(self.now())
+        text = time.strftime("%a, %d %b %y %H:%M:%S +0000", time.gmtime(now))
+        return {"unixtime": now, "rfc1123": text}
+
+    def _system_status(self, _: Params) -> Any:
+        moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.now()))
+        notices = {name: rows for name, rows in self.notices.items() if rows}
+        return {"status": self.status, "timestamp": moment, **notices}
+
+    def _assets(self, p: Params) -> Any:
+        codes = {name: code for code, row in ASSETS.items() for name in (code, row["altname"])}
+        wanted = p["asset"].split(",") if p.get("asset") else ASSETS
+        if not codes.keys() >= set(wanted):
+            raise RefusedError("EQuery:Unknown asset")
+        return {codes[name]: ASSETS[codes[name]] for name in wanted}
+
+    def _ohlc(self, p: Params) -> Any:
+        rules, step_s = self.pair(p.get("pair", "")), int(number(p, "interval", 1) * 60)
+        series, price = self.feed.series(rules), self.prices.get(rules.pair)
+        if step_s / 60 not in INTERVALS or step_s % series.interval_s:
+            raise bad("interval")
+        bars = series.bars(step_s, int(number(p, "since", 0)), self.now())
+        if price is not None:
+            high, low = max(bars[-1].open, price), min(bars[-1].open, price)
+            bars[-1] = bars[-1]._replace(high=high, low=low, close=price)
+        rows = [words.bar_row(bar, rules) for bar in bars]
+        return {rules.pair: rows, "last": bars[-1].time - step_s}
+
+    def _ticker(self, rules: PairRules) -> Row:
+        series, now, quote = self.feed.series(rules), int(self.now()), self.quote(rules)
+        begins = now // 86400 * 86400, now - 86400 + series.interval_s
+        bars = [words.bar_row(series.bar(begin, 86400, now), rules) for begin in begins]
+        _, opens, highs, lows, _, averages, volumes, counts = map(list, zip(*bars, strict=True))
+        return {
+            "a": [words.price(quote.ask, rules), "1", "1.000"],
+            "b": [words.price(quote.bid, rules), "1", "1.000"],
+            "c": [words.price(quote.mid, rules), "0.01000000"],
+            "v": volumes,
+            "p": averages,
+            "t": counts,
+            "l": lows,
+            "h": highs,
+            "o": opens[0],
+        }
+
+    def _depth(self, p: Params) -> Any:
+        rules, count = self.pair(p.get("pair", "")), whole(p, "count", 100)
+        if not 1 <= count <= 500:
+            raise bad("count")
+        quote, step, now = self.quote(rules), tick(rules), int(self.now())
+        levels = [step * n for n in range(min(count, int(quote.bid / step) - 1))]
+        return {
+            rules.pair: {
+                "asks": [[words.price(quote.ask + away, rules), "1.000", now] for away in levels],
+                "bids": [[words.price(quote.bid - away, rules), "1.000", now] for away in levels],
+            }
+        }
+
+
+def tick(rules: PairRules) -> Decimal:
+    """Return the smallest step of a pair's price."""
+    return Decimal(1).scaleb(-rules.pair_decimals)

@@ -23,7 +23,7 @@ from krakenbot.journal import Journal
 from krakenbot.journal_file import open_journal
 from krakenbot.kraken.client import Client, UrllibTransport
 from krakenbot.kraken.signing import fingerprint
-from krakenbot.kraken.spot import FORBIDDEN_PERMISSIONS, NEEDED_PERMISSIONS, Spot
+from krakenbot.kraken.spot import FORBIDDEN_PERMISSIONS, NEEDED_PERMISSIONS, Methods, Spot
 from krakenbot.lock import Lock, Nonces
 from krakenbot.model import ZERO
 from krakenbot.orders import VISIBLE_S
@@ -94,7 +94,7 @@ def assemble(
         live=is_live,
     )
     spot = spot_of(config, client)
-    exchange = spot if is_live else _paper(config, spot, clock, journal)
+    exchange = spot if is_live else _paper(config, client, spot, clock, journal)
     checks: tuple[Callable[[], None], ...] = (
         partial(check_key, spot),
         partial(outwait_lost_orders, journal, clock, bool(locks[0].read())),
@@ -109,20 +109,22 @@ def assemble(
     return Parts(config, clock, client, spot, exchange, journal, bot, tuple(locks))
 
 
-def _paper(config: Config, spot: Spot, clock: Clock, journal: Journal) -> Exchange:
-    from krakenbot.simulated.paper import PaperExchange
+def _paper(config: Config, client: Client, spot: Spot, clock: Clock, journal: Journal) -> Exchange:
+    from krakenbot.simulated.paper import PaperClient
 
-    return PaperExchange(
+    account = PaperClient(
+        client,
         spot,
         clock,
         JournalStore(journal),
-        start_balance=config.paper.balance,
         fee_rate=assumed_fee_rate(config),
-        validate=spot.validate if config.mode == "validate" else None,
+        balance=config.paper.balance,
+        validates=config.mode == "validate",
     )
+    return spot_of(config, account)
 
 
-def spot_of(config: Config, client: Client) -> Spot:
+def spot_of(config: Config, client: Methods) -> Spot:
     """Return the configured pair at Kraken, through this client."""
     exchange = config.exchange
     return Spot(

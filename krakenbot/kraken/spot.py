@@ -7,11 +7,10 @@ import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
-from typing import Any
+from typing import Any, Protocol
 
 from krakenbot.candles import parse_rows
 from krakenbot.errors import RefusedError, StopError, UnansweredError
-from krakenbot.kraken.client import Client
 from krakenbot.model import (
     ZERO,
     Candle,
@@ -40,12 +39,20 @@ MARGIN_RATE_MAX = Decimal("0.05")
 _BROKEN = (AttributeError, KeyError, TypeError, ValueError, IndexError)
 
 
+class Methods(Protocol):
+    """Kraken's methods by name: a Client, or in paper mode one whose account is simulated."""
+
+    def public(self, method: str, params: Mapping[str, object] | None = None) -> Any: ...
+
+    def private(self, method: str, params: Mapping[str, object] | None = None) -> Any: ...
+
+
 class Spot:
     """One account and one pair at Kraken, as `krakenbot.exchange.Exchange` describes it."""
 
     def __init__(
         self,
-        client: Client,
+        client: Methods,
         pair: str,
         interval_s: int,
         *,

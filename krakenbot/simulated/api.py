@@ -41,7 +41,14 @@ TIERS = {
 }
 POINTS = dict.fromkeys(("Ledgers", "QueryLedgers", "TradesHistory", "QueryTrades"), 2)
 FREE = ("AddOrder", "CancelOrder")  # They count at the matching engine.
-_PERMISSIONS = ["query-funds", "query-open-trades", "query-closed-trades", "modify-trades", "close-trades", "query-ledger"]
+_PERMISSIONS = [
+    "query-funds",
+    "query-open-trades",
+    "query-closed-trades",
+    "modify-trades",
+    "close-trades",
+    "query-ledger",
+]
 LOCKOUT_S = 900
 MS_NONCES = (10**12, 10**14)  # What a nonce is that counts milliseconds.
 CLOCK_STEP_MAX_S = 31 * 86400

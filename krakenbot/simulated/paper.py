@@ -1,41 +1,32 @@
-"""Paper mode: the port of exchange.py on live prices and simulated books.
+"""Paper mode: Kraken's public methods as they are, its private ones by a simulated account.
 
-Also the checks of an order that the sandbox's server shares with it.
+The bot's own `Spot` stands on this client and cannot tell the difference. No private request
+leaves the process but, in validate mode, an order with `validate`.
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from decimal import Decimal
 from typing import Any, Protocol
 
+from krakenbot import log
+from krakenbot.candles import parse_rows
 from krakenbot.clock import Clock
 from krakenbot.errors import LaterError, RefusedError, StopError, UnansweredError
 from krakenbot.exchange import Market
-from krakenbot.model import (
-    ZERO,
-    Candle,
-    Charge,
-    ChargeKind,
-    Execution,
-    KeyInfo,
-    MarginRates,
-    MarginSummary,
-    Order,
-    OrderStatus,
-    Position,
-    Quote,
-    Side,
-    SystemStatus,
-)
+from krakenbot.kraken.client import result_of
+from krakenbot.kraken.spot import Methods
+from krakenbot.model import ZERO, Quote
 from krakenbot.pairs import PairRules
-from krakenbot.risk import FEE_RATE_ASSUMED
-from krakenbot.simulated.books import Account, Book, Entry, Lot, identifier
+from krakenbot.simulated.books import Account, Entry, Lot
+from krakenbot.simulated.private import Holder
 
-FEE_RATE = FEE_RATE_ASSUMED
 START_BALANCE = Decimal(10000)
-ORDERS_KEPT, LEDGER_KEPT, CHARGES_KEPT = 20, 50, 60
-# Reading the account asks the market for a price only when the last one is older.
-QUOTE_S = 5
+ROWS_KEPT, LEDGER_KEPT = 60, 500  # Of orders and trades; of the ledger, months of rollovers.
+QUOTE_S = 5  # Reading the account asks the market for a price only when the last one is older.
+RATES_S = 3600
+_NO_KEY = {"permissions": [], "nonce": "0", "iban": ""}
+_OF_THE_REAL_ACCOUNT = ("cl_ord_id", "deadline", "reduce_only")  # Not sent to be validated.
 
 
 class Store(Protocol):
@@ -46,6 +37,183 @@ class Store(Protocol):
 
     def save(self, state: str) -> None:
         """Keep the text; when this returns it must survive a crash."""
+
+
+class LiveMarket:
+    """The one real pair that a paper account trades on, as the account needs to know it."""
+
+    status = "online"  # What the whole exchange is in, the bot asks itself.
+
+    def __init__(self, market: Market, clock: Clock) -> None:
+        self._market, self._clock = market, clock
+        self.rules: dict[str, PairRules] = {}
+        self.quoted: tuple[float, Quote] | None = None
+
+    def pair(self, name: str) -> PairRules:
+        """Return the pair's rules; there is only one pair."""
+        (rules,) = self.rules.values() or (self.learn(),)
+        return rules
+
+    def learn(self) -> PairRules:
+        """Read the pair's rules anew."""
+        rules = self._market.rules()
+        self.rules = {rules.pair: rules}
+        return rules
+
+    def quote(self, rules: PairRules) -> Quote:
+        """Return the market's bid and ask, some seconds old at most."""
+        now, quoted = self._clock.now(), self.quoted
+        if quoted is None or not 0 <= now - quoted[0] < QUOTE_S:
+            self.quoted = quoted = now, self._market.quote()
+        return quoted[1]
+
+    def ended(
+        self, rules: PairRules, since: float, until: float
+    ) -> Iterator[tuple[float, Decimal, Decimal, Decimal]]:
+        """Yield nothing: what ended meanwhile is seen in the candles that the bot reads."""
+        yield from ()
+
+
+class PaperClient:
+    """Kraken's methods by name, of the real market and a simulated account.
+
+    A fill is saved before it is answered. With `validates` each order is first checked by Kraken,
+    which may refuse it.
+    """
+
+    def __init__(
+        self,
+        real: Methods,
+        market: Market,
+        clock: Clock,
+        store: Store,
+        *,
+        fee_rate: Decimal,
+        balance: Decimal = START_BALANCE,
+        validates: bool = False,
+    ) -> None:
+        self._real, self._market, self._clock, self._store = real, market, clock, store
+        self._fee_rate, self._balance, self._validates = fee_rate, balance, validates
+        self._live = LiveMarket(market, clock)
+        self._holder: Holder | None = None
+        self._swept, self._saved = 0, -1
+        self._rates_read = float("-inf")
+
+    def public(self, method: str, params: Mapping[str, object] | None = None) -> Any:
+        """Return the result of a public method of Kraken's; what concerns the account is noted."""
+        result = self._real.public(method, params)
+        if method == "OHLC" and params:
+            self._sweep(result, int(str(params["interval"])) * 60)
+        if method == "AssetPairs":
+            self._live.rules = {}
+        return result
+
+    def private(self, method: str, params: Mapping[str, object] | None = None) -> Any:
+        """Return the result of a private method of the simulated account.
+
+        Raises as a client does; LaterError where market or Kraken's check cannot be asked.
+        """
+        if method == "GetApiKeyInfo":
+            return _NO_KEY
+        asked = {name: str(value) for name, value in (params or {}).items()}
+        holder = self.holder
+        if method == "AddOrder":
+            self._prepare(holder.account, asked)
+        reply: dict[str, Any]
+        try:
+            if method not in holder.methods:
+                raise RefusedError("EGeneral:Unknown method")
+            holder.mark_to_market()
+            reply = {"error": [], "result": holder.methods[method](asked)}
+        except RefusedError as error:
+            reply = {"error": [str(error)]}
+        self._save()
+        return result_of(method, 200, json.dumps(reply, default="{:f}".format).encode())
+
+    @property
+    def holder(self) -> Holder:
+        """Return the account, read from the store the first time."""
+        if self._holder is None:
+            self._holder = self._opened()
+        return self._holder
+
+    def _prepare(self, account: Account, asked: Mapping[str, str]) -> None:
+        """Have a fresh quote and rates, and Kraken's opinion of the order where it is wanted."""
+        self._live.quoted = None
+        try:
+            self._live.quote(self._live.pair(""))
+            self._learn_rates(account)
+            if self._validates:
+                sent = {k: v for k, v in asked.items() if k not in _OF_THE_REAL_ACCOUNT}
+                self._real.private("AddOrder", sent | {"validate": "true"})
+        except UnansweredError as error:
+            raise LaterError(f"nothing was filled: {error}") from error
+
+    def _learn_rates(self, account: Account) -> None:
+        """Take over the market's margin rates; one that is not told is assumed."""
+        now = self._clock.monotonic()
+        if now - self._rates_read < RATES_S:
+            return
+        rules, rates = self._live.pair(""), self._market.margin_rates()
+        if None in rates:
+            log.warning("margin rate assumed rate=%s known=%s", account.margin_rate, rates)
+        told = {rules.quote: rates.long, rules.base: rates.short}
+        account.margin_rates = {asset: rate for asset, rate in told.items() if rate is not None}
+        self._rates_read = now
+
+    def _sweep(self, result: Any, interval_s: int) -> None:
+        """Let the candles that ended meanwhile liquidate what their high or low was too far for."""
+        candles, holder = parse_rows(result, interval_s), self.holder
+        for candle in candles[:-1]:
+            if self._swept and candle.time >= self._swept:
+                holder.sweep(candle.low, candle.high)
+        if candles and candles[-1].time > self._swept:
+            self._swept = candles[-1].time
+        self._save()
+
+    def _opened(self) -> Holder:
+        rules, text = self._live.pair(""), self._store.load()
+        if text is None:
+            return Holder(self._live, self._fresh(rules), self._clock.now, kept=ROWS_KEPT)
+        try:
+            state = json.loads(text)
+            state["account"]["numbers"][2] = LEDGER_KEPT  # Version 0.2.0 kept fewer.
+            account = account_of(state["account"], [rules])
+            account.fee_rate = self._fee_rate
+            holder = Holder(self._live, account, self._clock.now, kept=ROWS_KEPT)
+            orders, trades = _rows_of(state, rules)
+            holder.orders.update(orders)
+            holder.trades.update(trades)
+            self._swept, self._saved = state["swept"], account.revision
+        except (LookupError, TypeError, ValueError, ArithmeticError) as error:
+            raise StopError(
+                f"the paper account in the journal cannot be read ({error!r:.80}); move the "
+                "journal away to begin with a new one"
+            ) from error
+        return holder
+
+    def _fresh(self, rules: PairRules) -> Account:
+        serial = int(self._clock.now()) * 1000
+        money = {rules.quote: self._balance}
+        return Account(money, self._fee_rate, serial=serial, history=LEDGER_KEPT)
+
+    def _save(self) -> None:
+        """Save if anything changed; on failure forget it, so that memory never leads the disk."""
+        holder = self._holder
+        if holder is None or holder.account.revision == self._saved:
+            return
+        state = {
+            "account": state_of(holder.account),
+            "swept": self._swept,
+            "orders": holder.orders,
+            "trades": holder.trades,
+        }
+        try:
+            self._store.save(json.dumps(state, default=str))
+        except BaseException:
+            self._holder = None
+            raise
+        self._saved = holder.account.revision
 
 
 def state_of(account: Account) -> dict[str, Any]:
@@ -82,226 +250,17 @@ def account_of(state: dict[str, Any], rules: Iterable[PairRules]) -> Account:
     return account
 
 
-class PaperExchange:
-    """A simulated account on a real market. A fill is saved before `place` returns.
-
-    `validate` is called with each order before it is filled and may refuse it.
-    """
-
-    def __init__(
-        self,
-        market: Market,
-        clock: Clock,
-        store: Store,
-        *,
-        fee_rate: Decimal = FEE_RATE,
-        start_balance: Decimal = START_BALANCE,
-        validate: Callable[[Order], None] | None = None,
-        margin_rates: Mapping[str, Decimal] | None = None,
-    ) -> None:
-        self._market, self._clock, self._store = market, clock, store
-        self._fee_rate = fee_rate
-        self._start_balance = start_balance
-        self._validate = validate
-        self._margin_rates = margin_rates
-        self._account: Account | None = None
-        self._orders: list[tuple[float, Execution]] = []
-        self._charges: list[Charge] = []
-        self._rules: PairRules | None = None
-        self._quoted: tuple[float, Quote] | None = None
-        self._swept = 0
-        self._saved = -1
-
-    def server_time(self) -> int:
-        return self._market.server_time()
-
-    def market_status(self) -> SystemStatus:
-        return self._market.market_status()
-
-    def margin_rates(self) -> MarginRates:
-        return self._market.margin_rates()
-
-    def key_info(self) -> KeyInfo:
-        return KeyInfo(())
-
-    def rules(self) -> PairRules:
-        self._rules = self._market.rules()
-        return self._rules
-
-    def quote(self) -> Quote:
-        self._quoted = self._clock.now(), self._market.quote()
-        return self._quoted[1]
-
-    def candles(self, since: int | None) -> Sequence[Candle]:
-        """Return the market's candles; those that ended meanwhile count for liquidation."""
-        candles = self._market.candles(since)
-        if not candles:
-            return candles
-        account, book = self._open()
-        for candle in candles[:-1]:
-            if self._swept and book.lots and candle.time >= self._swept:
-                account.sweep(book, self._clock.now(), candle.low, candle.high)
-        self._swept = max(self._swept, candles[-1].time)
-        self._save()
-        return candles
-
-    def summary(self) -> MarginSummary:
-        account, book, _ = self._advanced()
-        return account.summary(book.rules.quote)
-
-    def balances(self) -> Mapping[str, Decimal]:
-        return dict(self._open()[0].balances)
-
-    def position(self) -> Position:
-        _, book, _ = self._advanced()
-        return Position(book.volume, book.cost_left)
-
-    def charges(self, since: int, until: int) -> Sequence[Charge]:
-        account, _, _ = self._advanced()
-        rollovers = (
-            Charge(
-                identifier("L", entry.serial),
-                identifier("T", entry.refid),
-                "",
-                int(entry.time),
-                ZERO,
-                entry.fee,
-                entry.asset,
-                ChargeKind.ROLLOVER,
-            )
-            for entry in account.ledger
-            if entry.type == "rollover" and since < int(entry.time) <= until
-        )
-        return [*(c for c in self._charges if since < c.time <= until), *rollovers]
-
-    def fee_rate(self) -> Decimal:
-        return self._fee_rate
-
-    def place(self, order: Order, deadline: int) -> None:
-        if self.find(order.client_order_id, 0) is not None:
-            raise UnansweredError("EGeneral:Invalid arguments:cl_ord_id not unique")
-        self.quote()
-        account, book, quote = self._advanced()
-        price = quote.ask if order.side is Side.BUY else quote.bid
-        refusal = objection(
-            book.rules, order.side, order.volume, order.leverage, price, order.reduce_only
-        )
-        if refusal is not None:
-            raise LaterError(refusal) if "Market in" in refusal else RefusedError(refusal)
-        if self._validate is not None:
-            self._validate(order)
-        now = self._clock.now()
-        if now > deadline:
-            raise LaterError("EService:Deadline elapsed")
-        account.serial = number = account.serial + 1
-        trades = execute(
-            account,
-            book,
-            now,
-            order.side,
-            order.volume,
-            quote,
-            order.leverage,
-            order.reduce_only,
-            number,
-        )
-        volume, cost, fee = (
-            sum(column, ZERO)
-            for column in zip(*((x.volume, x.cost, x.fee) for x in trades), strict=True)
-        )
-        status, reason = OrderStatus.CLOSED, ""
-        if volume != order.volume:
-            status, reason = OrderStatus.CANCELED, "Reduce only:Position is closed"
-        execution = Execution(
-            order.client_order_id, identifier("O", number), status, volume, cost, fee, reason
-        )
-        self._orders = [*self._orders, (now, execution)][-ORDERS_KEPT:]
-        charges = (
-            Charge(
-                identifier("L", x.serial),
-                identifier("T", x.serial),
-                identifier("O", number),
-                int(now),
-                x.cost,
-                x.fee + x.opening_fee,
-                book.rules.quote,
-            )
-            for x in trades
-        )
-        self._charges = [*self._charges, *charges][-CHARGES_KEPT:]
-        self._save()
-
-    def find(self, client_order_id: str, since: int) -> Execution | None:
-        self._open()
-        return next((x for _, x in self._orders if x.client_order_id == client_order_id), None)
-
-    def traded_orders(self, since: int, until: int) -> Sequence[str]:
-        self._open()
-        return [x.exchange_order_id for time, x in self._orders if since <= time <= until]
-
-    def _open(self) -> tuple[Account, Book]:
-        """Return account and book, read from the store the first time."""
-        rules = self._rules or self.rules()
-        account = self._account
-        if account is None and (text := self._store.load()) is not None:
-            try:
-                account = self._restored(json.loads(text), rules)
-            except (LookupError, TypeError, ValueError, ArithmeticError) as error:
-                raise StopError(
-                    f"the paper account in the journal cannot be read ({error!r:.80}); move the "
-                    "journal away to begin with a new one"
-                ) from error
-        elif account is None:
-            account = Account(
-                {rules.quote: self._start_balance},
-                self._fee_rate,
-                margin_rates=self._margin_rates,
-                serial=int(self._clock.now()) * 1000,
-                history=LEDGER_KEPT,
-            )
-        self._account = account
-        return account, account.book(rules)
-
-    def _advanced(self) -> tuple[Account, Book, Quote]:
-        """Return account and book as they are at the market's quote, some seconds old at most."""
-        account, book = self._open()
-        now, quoted = self._clock.now(), self._quoted
-        quote = quoted[1] if quoted and 0 <= now - quoted[0] < QUOTE_S else self.quote()
-        account.advance(book, now, quote.mid)
-        self._save()
-        return account, book, quote
-
-    def _restored(self, state: dict[str, Any], rules: PairRules) -> Account:
-        account = account_of(state["account"], [rules])
-        account.fee_rate = self._fee_rate
-        account.margin_rates = dict(self._margin_rates or {})
-        self._saved = account.revision
-        self._swept = state["swept"]
-        for time, name, txid, status, *numbers, reason in state["orders"]:
-            volume, cost, fee = map(Decimal, numbers)
-            execution = Execution(name, txid, OrderStatus(status), volume, cost, fee, reason)
-            self._orders.append((time, execution))
-        self._charges = [
-            Charge(*row[:4], *map(Decimal, row[4:6]))._replace(asset=rules.quote)
-            for row in state.get("charges", ())
-        ]
-        return account
-
-    def _save(self) -> None:
-        """Save if anything changed; on failure forget it, so that memory never leads the disk."""
-        account = self._account
-        if account is None or account.revision == self._saved:
-            return
-        orders = [[time, *x[:2], x.status.value, *x[3:]] for time, x in self._orders]
-        state = {
-            "account": state_of(account),
-            "swept": self._swept,
-            "orders": orders,
-            "charges": [charge[:6] for charge in self._charges],
-        }
-        try:
-            self._store.save(json.dumps(state, default=str))
-        except BaseException:
-            self._account, self._orders, self._charges = None, [], []
-            raise
-        self._saved = account.revision
+def _rows_of(state: dict[str, Any], rules: PairRules) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return orders and trades by id; those of version 0.2.0 in the form that is asked for now."""
+    if isinstance(state["orders"], dict):
+        return state["orders"], state["trades"]
+    names = ("cl_ord_id", "txid", "status", "vol_exec", "cost", "fee", "reason")
+    orders = {}
+    for time, *values in state["orders"]:
+        row = dict(zip(names, values, strict=True))
+        orders[row.pop("txid")] = row | {"opentm": time, "closetm": time, "userref": 0}
+    trades = {
+        trade_id: {"ordertxid": order_id, "pair": rules.pair, "time": time, "cost": cost}
+        for _, trade_id, order_id, time, cost, *_ in state.get("charges", ())
+    }
+    return orders, trades

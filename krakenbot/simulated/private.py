@@ -113,6 +113,14 @@ class Holder:
         if trade is not None:
             self.record(request, (trade,), now, misc="liquidated")
 
+    def sweep(self, low: Decimal, high: Decimal) -> None:
+        """Close what a price between the two, reached a while ago, liquidates."""
+        for book in self.books():
+            request, now = closing(book), self.now()
+            trade = self.account.sweep(book, now, low, high)
+            if trade is not None:
+                self.record(request, (trade,), now, misc="liquidated")
+
     def books(self, quote: str = "") -> list[Book]:
         """Return the books with a position, of all quote currencies or of one."""
         books = self.account.books.values()

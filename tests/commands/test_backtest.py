@@ -29,14 +29,16 @@ from krakenbot.decision import Plan
 from krakenbot.errors import StopError
 from krakenbot.journal import Journal
 from krakenbot.journal_file import prepare
+from krakenbot.kraken.spot import Spot
 from krakenbot.model import Candle, MarginRates, Quote, SystemStatus
 from krakenbot.pairs import PairRules, parse_rules
 from krakenbot.risk import Limits
 from krakenbot.simulated.books import Account
 from krakenbot.simulated.listing import PAIRS
-from krakenbot.simulated.paper import PaperExchange
+from krakenbot.simulated.paper import PaperClient
 from krakenbot.strategy import build
 from tests.logs import silence_module
+from tests.markets import Answers
 
 
 def setUpModule() -> None:
@@ -145,7 +147,9 @@ class TestAgainstTheLiveTick(unittest.TestCase):
         journal = Journal(
             prepare(sqlite3.connect(":memory:", isolation_level=None), Path(":memory:"))
         )
-        exchange = PaperExchange(world, world, world, fee_rate=D(fee), start_balance=D(balance))
+        answers = Answers(world, PAIRS[rules.pair])
+        client = PaperClient(answers, world, world, world, fee_rate=D(fee), balance=D(balance))
+        exchange = Spot(client, rules.altname, columns.interval_s)
         live_bot = Bot(wish, exchange, journal, world, "test")
         live_bot._start()
         halted = None
@@ -173,8 +177,7 @@ class TestAgainstTheLiveTick(unittest.TestCase):
         ]
         self.assertEqual(live, orders(replay))
         self.assertEqual(halted is not None, replay.ended is not None, (halted, replay.ended))
-        account = exchange._account
-        assert account is not None
+        account = client.holder.account
         for name in ("balances", "fees", "rollovers", "realized"):
             self.assertEqual(getattr(account, name), getattr(replay.account, name), name)
         if halted is None:
@@ -184,7 +187,7 @@ class TestAgainstTheLiveTick(unittest.TestCase):
             )
             replay.book.price = world.rows[world.running].open
             quote = rules.quote
-            self.assertEqual(exchange.summary().equity, replay.account.equity(quote))
+            self.assertEqual(account.equity(quote), replay.account.equity(quote))
             paid = journal.account().costs
             charged = sum(replay.account.fees.values(), D(0))
             self.assertEqual(paid, charged + sum(replay.account.rollovers.values(), D(0)))
@@ -220,7 +223,7 @@ class TestAgainstTheLiveTick(unittest.TestCase):
 
     def test_the_limit_of_orders_is_kept_by_many_turns_at_once_and_waited_for(self) -> None:
         prices = [units(str(9000 + at // 2 % 2)) for at in range(3000)]
-        columns = Columns(0, 60, min(prices), max(prices), prices, prices, prices, prices)
+        columns = Columns(6_000_000, 60, min(prices), max(prices), prices, prices, prices, prices)
         for limit in (2, 7):
             with self.subTest(limit=limit):
                 wish = plan(entry_now=True, length=2, orders_max=limit, one_order=limit > 6)
@@ -231,7 +234,7 @@ class TestAgainstTheLiveTick(unittest.TestCase):
 
     def test_what_is_too_dear_is_bought_as_soon_as_it_is_not(self) -> None:
         prices = [units(str(price)) for price in (*range(9000, 9200), *range(9200, 4000, -20))]
-        columns = Columns(0, 60, min(prices), max(prices), prices, prices, prices, prices)
+        columns = Columns(6_000_000, 60, min(prices), max(prices), prices, prices, prices, prices)
         for leverage in (0, 2):
             with self.subTest(leverage=leverage):
                 wish = plan(size="1", leverage=leverage, entry_now=True, level_min=0)

@@ -84,9 +84,9 @@ class TestFindings(Patient):
     def test_an_answer_of_a_strange_form_fails_its_check_and_the_others_go_on(self) -> None:
         self.keys()
         strange = {"permissions": list(NEEDED_PERMISSIONS), "nonce": "n/a", "valid_until": "soon"}
-        api = server.SandboxApi
-        with mock.patch.object(api, "_do_GetApiKeyInfo", lambda *_: strange, create=True):
-            found = self.examine(self.sandbox().url, 'mode = "validate"')
+        sandbox = self.sandbox()
+        sandbox.api.methods["GetApiKeyInfo"] = lambda _: strange
+        found = self.examine(sandbox.url, 'mode = "validate"')
         self.assertEqual("fail", found["key"].verdict)
         self.assertEqual(NAMES, list(found))
 

@@ -24,10 +24,10 @@ from krakenbot.journal_file import prepare
 from krakenbot.kraken.client import Client, UrllibTransport
 from krakenbot.kraken.spot import Spot
 from krakenbot.model import Charge, Execution, MarginSummary, Order, OrderStatus, Secret, Side
-from krakenbot.risk import Limits
+from krakenbot.risk import FEE_RATE_ASSUMED, Limits
 from krakenbot.simulated import api as server
-from krakenbot.simulated.listing import MARGIN_RATES, SANDBOX_KEY, SANDBOX_SECRET
-from krakenbot.simulated.paper import PaperExchange
+from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
+from krakenbot.simulated.paper import PaperClient
 from krakenbot.strategy import build
 from tests.logs import silence_module
 
@@ -110,9 +110,10 @@ class World:
             live=not paper,
         )
         spot = Spot(client, "XBTUSD", 60)
-        self.account: Exchange = (
-            PaperExchange(spot, self, Memory(), margin_rates=MARGIN_RATES) if paper else spot
-        )
+        if paper:
+            account = PaperClient(client, spot, self, Memory(), fee_rate=FEE_RATE_ASSUMED)
+            spot = Spot(account, "XBTUSD", 60)
+        self.account: Exchange = spot
 
     def close(self) -> None:
         self._http._drop()

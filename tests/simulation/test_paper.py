@@ -1,16 +1,31 @@
 """Paper mode: fills at the live quote, kept through a kill, refused in Kraken's words."""
 
+import json
 import unittest
 from collections.abc import Sequence
 from decimal import Decimal as D
 
 from krakenbot.errors import LaterError, RefusedError, StopError, UnansweredError
+from krakenbot.kraken.spot import Spot
 from krakenbot.model import Candle, MarginRates, Order, OrderStatus, Quote, Side, SystemStatus
 from krakenbot.pairs import PairRules, parse_rules
+from krakenbot.risk import FEE_RATE_ASSUMED
 from krakenbot.simulated.listing import PAIRS
-from krakenbot.simulated.paper import ORDERS_KEPT, PaperExchange
+from krakenbot.simulated.paper import ROWS_KEPT, PaperClient
+from tests.logs import silence
+from tests.markets import Answers
 
-START = 1_791_500_000
+START = 1_791_500_040
+SAVED_BY_0_2_0 = (
+    '{"account": {"rates": ["0.008", "0.0002"], "numbers": [1791500100003, 1, 50], "sums": '
+    '[{"ZUSD": "9983.59997"}, {"ZUSD": "16.40003"}, {}, {}], "ledger": [[1791500100003, '
+    '1791500100002, 1791500100.0, "margin", "ZUSD", "0", "16.40003", "9983.59997"]], "books":'
+    ' {"XXBTZUSD": ["50000.0", [[1791500100002, 1791500100001, 1791500100.0, 1, "0.04", "0", '
+    '"2000.00400", "2000.00400", 2, "16.40003", "0.0002", 1791514500.0]]]}}, "swept": 0, '
+    '"orders": [[1791500100.0, "id-1", "OXEJXR-F7ITL-KOY4MN", "closed", "0.04", "2000.00400",'
+    ' "16.00003", ""]], "charges": [["LMF5DK-CIDWS-FZZBW4", "TMF5DK-CIDWS-FZZBW4", '
+    '"OXEJXR-F7ITL-KOY4MN", 1791500100, "2000.00400", "16.40003"]]}'
+)
 
 
 class World:
@@ -19,20 +34,18 @@ class World:
     def __init__(self) -> None:
         self.time = float(START)
         self.price = D(50000)
+        self.rates = MarginRates(D("0.00025"), D("0.0001"))
         self.status = "online"
         self.rows: list[Candle] = []
         self.state: str | None = None
         self.saves = 0
-        self.breaks = False
+        self.breaks = self.mute = False
+        self.answers = Answers(self, PAIRS["XXBTZUSD"])
 
     def now(self) -> float:
         return self.time
 
-    def monotonic(self) -> float:
-        return self.time
-
-    def wall(self) -> float:
-        return self.time
+    monotonic = wall = now
 
     def nonce(self) -> int:
         return int(self.time)
@@ -50,7 +63,7 @@ class World:
         return SystemStatus("online")
 
     def margin_rates(self) -> MarginRates:
-        return MarginRates()
+        return self.rates
 
     def rules(self) -> PairRules:
         return parse_rules("XXBTZUSD", {**PAIRS["XXBTZUSD"], "status": self.status})
@@ -59,6 +72,8 @@ class World:
         return self.rows
 
     def quote(self) -> Quote:
+        if self.mute:
+            raise UnansweredError("no answer")
         return Quote(self.price - D("0.1"), self.price + D("0.1"))
 
     def load(self) -> str | None:
@@ -70,8 +85,11 @@ class World:
         self.state = state
         self.saves += 1
 
-    def exchange(self) -> PaperExchange:
-        return PaperExchange(self, self, self)
+    def exchange(self, *, validates: bool = False) -> Spot:
+        client = PaperClient(
+            self.answers, self, self, self, fee_rate=FEE_RATE_ASSUMED, validates=validates
+        )
+        return Spot(client, "XBTUSD", 60)
 
 
 def order(
@@ -86,6 +104,7 @@ def order(
 
 class PaperTest(unittest.TestCase):
     def setUp(self) -> None:
+        silence(self)
         self.world = World()
         self.exchange = self.world.exchange()
 
@@ -101,25 +120,37 @@ class PaperTest(unittest.TestCase):
         self.assertEqual(bought.status, OrderStatus.CLOSED)
         position = self.exchange.position()
         self.assertEqual((position.volume, position.cost), (D("0.04"), bought.cost))
-        (charge,) = self.exchange.charges(START - 1, START + 30000)
-        self.assertEqual(charge.order_id, bought.exchange_order_id)
+        self.assertEqual(self.charged(), D("16.00003") + D("0.50000"))
+        self.world.time += 1
         self.place(order("b", Side.SELL, reduce_only=True))
         sold = self.exchange.find("b", START)
         assert sold is not None
         self.assertEqual(sold.cost, D("49999.9") * D("0.04"))
         self.assertEqual(self.exchange.position().volume, 0)
         self.assertEqual(
-            self.exchange.traded_orders(START - 1, START + 60),
-            [bought.exchange_order_id, sold.exchange_order_id],
+            set(self.exchange.traded_orders(START, START + 9)),
+            {bought.exchange_order_id, sold.exchange_order_id},
         )
         self.assertIsNone(self.exchange.find("c", START))
 
-    def test_a_known_id_is_never_filled_twice_not_even_after_a_restart(self) -> None:
+    def charged(self) -> D:
+        """Return the sum of all charges there are."""
+        return sum((x.fee for x in self.exchange.charges(START - 1, START + 10**6)), D(0))
+
+    def test_a_long_pays_the_market_s_rate_of_the_quote_and_a_short_of_the_base(self) -> None:
+        for side, rate in ((Side.BUY, "0.00025"), (Side.SELL, "0.0001")):
+            self.world = World()
+            self.exchange = self.world.exchange()
+            self.place(order(side=side))
+            done = self.exchange.find("a", START)
+            assert done is not None
+            opening = (done.cost * D(rate)).quantize(D("1e-5"))
+            self.assertEqual(self.charged(), done.fee + opening)
+
+    def test_where_the_market_tells_no_rate_two_hundredths_of_a_percent_are_assumed(self) -> None:
+        self.world.rates = MarginRates()
         self.place(order())
-        for exchange in (self.exchange, self.world.exchange()):
-            with self.assertRaises(UnansweredError):
-                exchange.place(order(), START + 15)
-            self.assertEqual(exchange.position().volume, D("0.04"))
+        self.assertEqual(self.charged(), D("16.00003") + D("0.40000"))
 
     def test_a_restart_finds_everything_as_it_was(self) -> None:
         self.place(order())
@@ -170,21 +201,53 @@ class PaperTest(unittest.TestCase):
         self.assertIsNone(self.exchange.find("a", START))
 
     def test_a_closed_market_and_a_passed_deadline_mean_later(self) -> None:
-        with self.assertRaisesRegex(LaterError, "Deadline elapsed"):
+        with self.assertRaisesRegex(UnansweredError, "Deadline elapsed"):
             self.exchange.place(order(), START - 1)
         self.world.status = "cancel_only"
         self.exchange.rules()
         with self.assertRaisesRegex(LaterError, "cancel_only"):
             self.place(order())
 
-    def test_the_validator_may_refuse_before_anything_is_filled(self) -> None:
-        def refuse(wish: Order) -> None:
-            raise RefusedError(f"EOrder:{wish.client_order_id}")
-
-        exchange = PaperExchange(self.world, self.world, self.world, validate=refuse)
-        with self.assertRaisesRegex(RefusedError, "EOrder:a"):
-            exchange.place(order(), START + 15)
+    def test_an_order_that_kraken_would_not_take_is_not_filled_in_validate_mode(self) -> None:
+        exchange = self.world.exchange(validates=True)
+        for refusal, error in (
+            (RefusedError("no"), RefusedError),
+            (UnansweredError("?"), LaterError),
+        ):
+            self.world.answers.refusal = refusal
+            with self.assertRaises(error):
+                exchange.place(order(), START + 15)
         self.assertEqual(exchange.position().volume, 0)
+
+    def test_validate_mode_shows_each_order_to_kraken_and_never_asks_for_its_execution(
+        self,
+    ) -> None:
+        self.world.exchange(validates=True).place(order(), START + 15)
+        ((method, params),) = self.world.answers.sent
+        self.assertEqual(
+            (method, params["validate"], params["volume"]), ("AddOrder", "true", "0.04")
+        )
+
+    def test_paper_mode_sends_nothing_private(self) -> None:
+        self.place(order())
+        self.exchange.position(), self.exchange.summary(), self.exchange.balances()
+        self.assertEqual([], self.world.answers.sent)
+
+    def test_without_a_price_nothing_is_filled_and_it_is_tried_later(self) -> None:
+        self.world.mute = True
+        with self.assertRaises(LaterError):
+            self.place(order())
+
+    def test_an_account_saved_by_version_0_2_0_goes_on(self) -> None:
+        self.world.state = SAVED_BY_0_2_0
+        self.world.time = 1791500101.0
+        exchange = self.world.exchange()
+        self.assertEqual(exchange.position().volume, D("0.04"))
+        known = exchange.find("id-1", START)
+        assert known is not None
+        self.assertEqual((known.cost, known.fee), (D("2000.00400"), D("16.00003")))
+        (charge,) = exchange.charges(START - 60, START + 3600)
+        self.assertEqual((charge.order_id, charge.fee), (known.exchange_order_id, D("16.40003")))
 
     def test_a_low_between_two_looks_liquidates(self) -> None:
         self.world.rows = [_candle(START - 60, 1), _candle(START, 50000)]
@@ -199,12 +262,14 @@ class PaperTest(unittest.TestCase):
             self.assertEqual(exchange.position().volume, 0)
 
     def test_what_is_remembered_is_bounded(self) -> None:
-        for number in range(ORDERS_KEPT + 5):
+        for number in range(ROWS_KEPT + 5):
             self.place(order(f"n{number}", volume="0.0001"))
+            self.world.time += 1
         self.assertIsNone(self.exchange.find("n4", START))
         self.assertIsNotNone(self.exchange.find("n5", START))
         assert self.world.state is not None
-        self.assertLess(len(self.world.state), 20000)
+        rows = json.loads(self.world.state)
+        self.assertEqual((len(rows["orders"]), len(rows["trades"])), (ROWS_KEPT, ROWS_KEPT))
 
 
 def _candle(time: int, low: int) -> Candle:

@@ -399,7 +399,7 @@ class TestTheBotOnBoth(unittest.TestCase):
             ):
                 path = write_candles(Path(folder), seed)
                 plan = _plan(leverage, one_order)
-                paper, spot = (_traded(path, plan, paper=on) for on in (True, False))
+                paper, spot = (traded(path, plan, paper=on) for on in (True, False))
                 self.assertGreater(len(paper[0]), 15)
                 self.assertEqual(paper, spot)
 
@@ -410,7 +410,7 @@ def _plan(leverage: int, one_order: bool) -> Plan:
     return Plan("XBTUSD", 60, D("0.02"), leverage, one_order, True, strategy, needed, limits)
 
 
-def _traded(path: Path, plan: Plan, *, paper: bool) -> tuple[list[object], object, list[object]]:
+def traded(path: Path, plan: Plan, *, paper: bool) -> tuple[list[object], object, list[object]]:
     """Return the orders, the account and the decisions of a bot after CANDLES candles."""
     world = World(path, paper=paper, direct=True)
     journal = Journal(prepare(sqlite3.connect(":memory:", isolation_level=None), path))
@@ -426,7 +426,7 @@ def _traded(path: Path, plan: Plan, *, paper: bool) -> tuple[list[object], objec
         for i in journal.intents()
     ]
     decisions: list[object] = [
-        (row.candle, row.price, row.slope, row.target, row.held, row.reason, row.done)
+        (row.candle, row.price, row.average, row.slope, row.target, row.held, row.reason, row.done)
         for row in journal.decisions()
     ]
     account = journal.account()

@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import tempfile
 import unittest
 from decimal import Decimal
@@ -9,10 +10,14 @@ from pathlib import Path
 
 from krakenbot.backtest.engine import Costs, Replay
 from krakenbot.backtest.files import columns_of
+from krakenbot.commands.help import page
 from krakenbot.config import Config, StrategyTable
 from krakenbot.decision import plan_of
 from krakenbot.model import Candle
+from krakenbot.rulefile import load
+from tests.logs import silence_module
 from tests.rules.test_pairs import rules
+from tests.simulation.test_contract import traded, write_candles
 
 SLOPE = """
 CANDLES = 21
@@ -33,6 +38,10 @@ def direction(candles):
     hour = candle.time // 3600 % 24
     return {8: 1, 12: 0, 16: -1, 20: 0}.get(hour)
 """
+
+
+def setUpModule() -> None:
+    silence_module()
 
 
 def walk(count: int, seed: int = 1) -> list[Candle]:
@@ -83,6 +92,49 @@ class TestBacktest(OwnRuleTest):
         self.assertEqual(day + day, found)
         self.assertEqual(40, replay.result().turns)
         self.assertEqual(Decimal(0), replay.held)
+
+
+class TestTheBot(OwnRuleTest):
+    def test_sma_slope_as_a_file_decides_and_orders_as_the_built_in_one(self) -> None:
+        path = write_candles(self.folder, 4)
+        config = Config(size=Decimal("0.02"), entry="now")
+        plans = [
+            plan_of(config._replace(strategy=table))
+            for table in (StrategyTable(), self.file(SLOPE))
+        ]
+        for paper in (True, False):
+            with self.subTest(paper=paper):
+                built_in, file = (traded(path, plan, paper=paper) for plan in plans)
+                self.assertEqual(repr(built_in), repr(file))
+                self.assertGreater(len(built_in[0]), 15)
+
+
+class TestManual(OwnRuleTest):
+    """The rules that the manual shows, as they stand there."""
+
+    def test_each_trades_both_ways_and_passes_its_trial(self) -> None:
+        text = page("strategies.md")
+        rules = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+        (table,) = re.findall(r"```csv\n(.*?)```", text, re.DOTALL)
+        (self.folder / "weights.csv").write_text(table)
+        self.assertEqual(3, len(rules))
+        candles = walk(1500, 3)
+        for rule in rules:
+            with self.subTest(rule[:40]):
+                chosen = self.file(rule)
+                assert chosen.file is not None
+                load(chosen.file).try_on(candles, {})
+                sides = {(f.direction, f.closing) for f in self.replay(chosen, candles).fills}
+                self.assertEqual(4, len(sides))
+
+    def test_the_band_is_also_flat(self) -> None:
+        band = next(
+            rule
+            for rule in re.findall(r"```python\n(.*?)```", page("strategies.md"), re.DOTALL)
+            if "stdev" in rule
+        )
+        replay = self.replay(self.file(band, width=Decimal("1.5")), walk(1500, 3))
+        self.assertLess(replay.result().exposure, 0.9)
 
 
 if __name__ == "__main__":

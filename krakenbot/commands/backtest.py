@@ -8,7 +8,7 @@ import sys
 import time
 from array import array
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from itertools import chain, product
 from pathlib import Path
@@ -24,6 +24,7 @@ from krakenbot.decision import plan_of
 from krakenbot.format import shows_color
 from krakenbot.pairs import PairRules, decimal, parse_rules, plain
 from krakenbot.risk import FEE_RATE_ASSUMED
+from krakenbot.rulefile import load
 from krakenbot.simulated.listing import PAIRS, aliases, unlisted
 
 EXAMPLE = "krakenbot backtest XBTUSD_1.csv.gz --fee 0.4 --sweep length=10:60:2 interval=1,5,15"
@@ -37,7 +38,6 @@ _KEYS = {
     "balance": "PAPER_BALANCE",
     "fee": "EXCHANGE_FEE_PERCENT",
 }
-_SWEPT = ("length", "interval")
 _SWEPT_MAX, _RUNS_MAX = 50_000, 10_000
 _PART = 20_000
 _UNIT = 10.0**-candlefile.DIGITS
@@ -45,6 +45,7 @@ _GRID_WIDTH = 90
 _GAINS, _LOSSES = (22, 28, 34), (52, 88, 124)  # Shades of the terminal's 256.
 _FILLS_SHOWN, _CANDLES_SHOWN = 1000, 360
 _POINT_BYTES = 20_000  # Of a file: some hundred candles, of which the page shows the outline.
+_Swept = int | Decimal
 _series: dict[int, Columns] = {}
 
 
@@ -66,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="KEY=VALUES",
         default=[],
-        help=f"{', '.join(_SWEPT)}: 10:60:2 (from:to:step) or 1,5,15",
+        help="length, interval or a rule's parameter: 10:60:2 (from:to:step) or 1,5,15",
     )
     parser.add_argument("--report", metavar="FILE", type=Path, help="write an HTML report as well")
     parser.add_argument("--json", action="store_true", help="one object (with --sweep a list)")
@@ -91,11 +92,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _backtest(config: Config, arguments: argparse.Namespace) -> list[str]:
     """Return the lines to print."""
-    sweep = _parse_sweep(arguments.sweep)
+    if arguments.length is not None and config.strategy.name != "sma-slope":
+        raise BadDataError(f"--length: the strategy {config.strategy.name} does not take it")
+    sweep = _parse_sweep(arguments.sweep, config.strategy.name)
     if sweep and arguments.report:
         raise BadDataError("--report: shows one run, so it does not go with --sweep")
-    if "length" in sweep and config.strategy.name != "sma-slope":
-        raise BadDataError(f"--sweep length: strategy {config.strategy.name} has no length")
     paths, pair, file_s = _files(arguments.files, config)
     notes: list[str] = []
     parts = candlefile.read(paths, file_s, notes)
@@ -135,12 +136,24 @@ def _backtest(config: Config, arguments: argparse.Namespace) -> list[str]:
     if arguments.json:
         return [json.dumps(as_json(result), indent=2)]
     table = [f"{name:16}{text}" for name, text in _numbers(result)]
-    return [_title(result), _setup(config, costs), "", *table, "", *_remarks(result), *notes]
+    return [
+        _title(result),
+        _setup(config, costs),
+        "",
+        *table,
+        "",
+        *_remarks(config, result),
+        *notes,
+    ]
 
 
 def as_json(result: Result) -> dict[str, Any]:
     """Return the result as what json can write; money as decimal text."""
-    return {k: plain(v) if isinstance(v, Decimal) else v for k, v in result._asdict().items()}
+    return _plainly(result._asdict())
+
+
+def _plainly(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: plain(v) if isinstance(v, Decimal) else v for k, v in values.items()}
 
 
 def _files(named: list[Path], config: Config) -> tuple[list[Path], str, int]:
@@ -194,26 +207,39 @@ def _watched(parts: Iterable[Columns]) -> Iterator[Columns]:
         print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
-def _parse_sweep(words: list[str]) -> dict[str, list[int]]:
-    sweep = {}
+def _parse_sweep(words: list[str], strategy: str) -> dict[str, list[_Swept]]:
+    """Return the values of each key: interval, sma-slope's length, any parameter of a rule."""
+    sweep: dict[str, list[_Swept]] = {}
     for word in words:
         key, _, text = word.partition("=")
-        values: list[int] = []
+        is_parameter = strategy == "file" and key.isidentifier() and key != "interval"
+        known = is_parameter or key == "interval" or (key == "length" and strategy == "sma-slope")
         try:
-            for piece in text.split(","):
-                begin, *rest = (int(number) for number in piece.split(":"))
-                found = range(begin, (rest or [begin])[0] + 1, *rest[1:])
-                fits = 1 <= found[0] <= found[-1] <= _SWEPT_MAX
-                if not fits or key not in _SWEPT or key in sweep:
-                    raise ValueError
-                values += found
-        except (ValueError, TypeError, IndexError):
+            if not known or key in sweep:
+                raise ValueError
+            found = [number for piece in text.split(",") for number in _range(piece)]
+            if not is_parameter and any(
+                not isinstance(number, int) or not 1 <= number <= _SWEPT_MAX for number in found
+            ):
+                raise ValueError
+        except (ValueError, ArithmeticError):
             raise BadDataError(
-                f"--sweep {word}: must be one of {', '.join(_SWEPT)}, then = and whole numbers "
-                "like 10:60:2 (from:to:step) or 1,5,15"
+                f"--sweep {word}: must be interval, length (of sma-slope) or a parameter of a "
+                "rule, then = and numbers like 10:60:2 (from:to:step) or 1,5,15"
             ) from None
-        sweep[key] = list(dict.fromkeys(values))
+        sweep[key] = list(dict.fromkeys(found))
     return sweep
+
+
+def _range(piece: str) -> list[_Swept]:
+    """Return the numbers of 10:60:2, 10:60 or 10, whole ones as int. ValueError if it is none."""
+    begin, *rest = map(decimal, piece.split(":"))
+    end, step = rest[0] if rest else begin, rest[1] if len(rest) > 1 else Decimal(1)
+    count = int((end - begin) // step) + 1
+    if len(rest) > 2 or step <= 0 or not 1 <= count <= _SWEPT_MAX:
+        raise ValueError
+    numbers = [begin + step * number for number in range(count)]
+    return [int(number) if number == int(number) else number for number in numbers]
 
 
 def _sweep(
@@ -221,7 +247,7 @@ def _sweep(
     rules: PairRules,
     costs: Costs,
     parts: Iterable[Columns],
-    sweep: dict[str, list[int]],
+    sweep: dict[str, list[_Swept]],
     as_list: bool,
 ) -> list[str]:
     from concurrent.futures import ProcessPoolExecutor
@@ -231,7 +257,7 @@ def _sweep(
     if len(runs) > _RUNS_MAX:
         raise BadDataError(f"--sweep: {len(runs)} runs, at most {_RUNS_MAX}")
     whole = _whole(parts)
-    for minutes in sweep.get("interval", [config.interval]):
+    for minutes in map(int, sweep.get("interval", [config.interval])):
         made = next(candlefile.aggregate([whole], minutes * 60), None)
         if made is None:
             raise BadDataError(f"the data hold no whole candle of {minutes} min")
@@ -241,7 +267,8 @@ def _sweep(
         tasks = [(config, run, rules, costs) for run in runs]
         results = list(pool.map(_one, tasks, chunksize=max(1, len(tasks) // 64)))
     if as_list:
-        return [json.dumps([r | as_json(one) for r, one in zip(runs, results, strict=True)])]
+        rows = zip(map(_plainly, runs), map(as_json, results), strict=True)
+        return [json.dumps([run | one for run, one in rows])]
     words = [" ".join(f"{key}={value}" for key, value in run.items()) for run in runs]
     best = max(range(len(runs)), key=lambda at: results[at].net)
     table = _grid(sweep, runs, [one.net for one in results]) or [
@@ -262,7 +289,7 @@ def _sweep(
 
 
 def _grid(
-    sweep: dict[str, list[int]], runs: list[dict[str, int]], nets: list[Decimal]
+    sweep: dict[str, list[_Swept]], runs: list[dict[str, _Swept]], nets: list[Decimal]
 ) -> list[str]:
     """Return net by two keys, the longer one down; nothing if there is one, or no room."""
     across, down = sorted(sweep, key=lambda key: len(sweep[key])) if len(sweep) == 2 else ("", "")
@@ -294,10 +321,15 @@ def _whole(parts: Iterable[Columns]) -> Columns:
     return Columns(begin, end.interval_s, min(columns[2]), max(columns[1]), *columns)
 
 
-def _one(task: tuple[Config, dict[str, int], PairRules, Costs]) -> Result:
+def _one(task: tuple[Config, dict[str, _Swept], PairRules, Costs]) -> Result:
     config, run, rules, costs = task
-    strategy = config.strategy._replace(length=run.get("length", config.strategy.length))
-    config = config._replace(interval=run.get("interval", config.interval), strategy=strategy)
+    interval, chosen = int(run.get("interval", config.interval)), config.strategy
+    if chosen.name == "file":
+        swept = {key: value for key, value in run.items() if key != "interval"}
+        chosen = chosen._replace(parameters={**chosen.parameters, **swept})
+    else:
+        chosen = chosen._replace(length=int(run.get("length", chosen.length)))
+    config = config._replace(interval=interval, strategy=chosen)
     replay = Replay(plan_of(config), rules, costs)
     series = _series[config.interval]
     for at in range(0, len(series.closes), _PART):
@@ -313,15 +345,23 @@ def _title(result: Result) -> str:
 
 
 def _setup(config: Config, costs: Costs) -> str:
-    chosen = config.strategy
-    lengths = f"{chosen.length}" if chosen.name == "sma-slope" else f"{chosen.short}/{chosen.long}"
     slipped = f" and {plain(costs.slippage * 100)} % slippage" if costs.slippage else ""
     return (
-        f"{chosen.name} {lengths}, size {plain(config.size)}, leverage {config.leverage}, "
+        f"{_strategy(config)}, size {plain(config.size)}, leverage {config.leverage}, "
         f"{config.reversal}; taker fee {plain(costs.fee_rate * 100)} %, margin "
         f"{plain(Decimal('0.02'))} % at opening and every 4 h, fills at the next open "
         f"one tick away{slipped}; start {plain(costs.balance)}"
     )
+
+
+def _strategy(config: Config) -> str:
+    """Return the strategy's name and lengths, or a rule's file, SHA-256 and parameters."""
+    chosen = config.strategy
+    if chosen.file is not None:
+        values = "".join(f" {key}={value}" for key, value in chosen.parameters.items())
+        return f"{chosen.file.name} {load(chosen.file).sha256[:12]}{values}"
+    lengths = f"{chosen.length}" if chosen.name == "sma-slope" else f"{chosen.short}/{chosen.long}"
+    return f"{chosen.name} {lengths}"
 
 
 def _numbers(result: Result) -> list[tuple[str, str]]:
@@ -348,8 +388,14 @@ def _money(result: Result) -> list[tuple[str, Decimal]]:
     ]
 
 
-def _remarks(result: Result) -> list[str]:
-    remarks = ("ended early", result.ended), ("first order not sent", result.objection)
+def _remarks(config: Config, result: Result) -> list[str]:
+    sight = "it saw nothing but its last {} finished candles each time, so it cannot look ahead"
+    file = config.strategy.file
+    remarks = (
+        (file.name if file else "", sight.format(plan_of(config).candles_min) if file else None),
+        ("ended early", result.ended),
+        ("first order not sent", result.objection),
+    )
     return [f"{name}: {text}" for name, text in remarks if text]
 
 
@@ -385,7 +431,8 @@ def _story(
         text = f"{when} {side} {volume} at {price}: {why}"
         marks.append(Mark(fill.time, float(fill.price), fill.direction > 0, text))
         orders.append((when, side, volume, price, plain(fee), "filled", why, f"{fill.order}"))
-    length = plan_of(config).candles_min - (config.strategy.name == "sma-slope")
+    name, length = config.strategy.name, plan_of(config).candles_min
+    length = {"sma-slope": length - 1, "sma-cross": length}.get(name, 1)
     closes = [_UNIT * units(close) for _, close in newest]
     candles = [
         (newest[at][0], closes[at], sum(closes[at + 1 - length : at + 1]) / length)
@@ -403,5 +450,5 @@ def _story(
         newest=candles,
         marks=marks,
         orders=orders,
-        notes=_remarks(result),
+        notes=_remarks(config, result),
     )

@@ -1,15 +1,19 @@
 """A rule file beside the built-in strategy it repeats: the same decisions everywhere."""
 
+import io
+import json
 import os
 import random
 import re
 import tempfile
 import unittest
+from contextlib import redirect_stderr, redirect_stdout
 from decimal import Decimal
 from pathlib import Path
 
 from krakenbot.backtest.engine import Costs, Replay
 from krakenbot.backtest.files import columns_of
+from krakenbot.cli import main
 from krakenbot.commands.help import page
 from krakenbot.config import Config, StrategyTable
 from krakenbot.decision import plan_of
@@ -28,6 +32,13 @@ def direction(candles):
 
 def average(candles):
     return sum(candle.close for candle in candles[1:]) / 20
+"""
+LAG = """
+CANDLES = 61
+
+def direction(candles, lag, share=1):
+    rise = candles[-1].close - candles[-1 - lag].close
+    return None if not rise else (1 if rise > 0 else -1) if share else 0
 """
 SESSION = """
 CANDLES = 1
@@ -92,6 +103,48 @@ class TestBacktest(OwnRuleTest):
         self.assertEqual(day + day, found)
         self.assertEqual(40, replay.result().turns)
         self.assertEqual(Decimal(0), replay.held)
+
+
+class TestBacktestCommand(OwnRuleTest):
+    def setUp(self) -> None:
+        super().setUp()
+        self.data = self.folder / "XBTUSD_60.csv"
+        rows = (f"{c.time},{','.join(map(str, c[1:6]))},1\n" for c in walk(900))
+        self.data.write_text("".join(rows))
+        table = self.file(LAG)
+        self.config = self.folder / "config.toml"
+        self.config.write_text(
+            f'interval = 60\nentry = "now"\n[strategy]\nname = "file"\nfile = "{table.file}"\n'
+            "[strategy.parameters]\nlag = 20\n"
+        )
+
+    def run_it(self, *words: str, code: int = 0) -> str:
+        out, err = io.StringIO(), io.StringIO()
+        with redirect_stdout(out), redirect_stderr(err):
+            ended = main(["--config", str(self.config), "backtest", str(self.data), *words])
+        self.assertEqual(code, ended, err.getvalue())
+        return out.getvalue() if code == 0 else err.getvalue()
+
+    def test_it_names_the_rule_and_says_that_it_cannot_look_ahead(self) -> None:
+        report = self.folder / "report.html"
+        said = self.run_it("--report", str(report))
+        self.assertRegex(said, r"rule\d\.py [0-9a-f]{12} lag=20, size")
+        for text in (said, report.read_text()):
+            self.assertIn("last 61 finished candles", text)
+
+    def test_a_sweep_goes_over_its_parameters_whole_or_not(self) -> None:
+        rows = json.loads(self.run_it("--sweep", "lag=10:20:10", "share=0:1:0.5", "--json"))
+        swept = [(row["lag"], row["share"]) for row in rows]
+        self.assertEqual([(10, 0), (10, "0.5"), (10, 1), (20, 0), (20, "0.5"), (20, 1)], swept)
+        self.assertEqual(json.loads(self.run_it("--json"))["net"], rows[5]["net"])
+        self.assertNotEqual(rows[2]["net"], rows[5]["net"])
+
+    def test_what_the_rule_does_not_know_or_cannot_do_is_a_matter_of_the_configuration(
+        self,
+    ) -> None:
+        self.assertIn("unexpected keyword", self.run_it("--sweep", "leg=1:3", code=78))
+        self.assertIn("py:5: IndexError", self.run_it("--sweep", "lag=500", code=78))
+        self.assertIn("--length", self.run_it("--length", "5", code=2))
 
 
 class TestTheBot(OwnRuleTest):

@@ -18,7 +18,7 @@ from krakenbot.clock import StopRequestedError
 from krakenbot.commands.page import utc, write
 from krakenbot.commands.report import story_of
 from krakenbot.commands.status import read_status
-from krakenbot.config import Config, ExchangeTable, RiskTable, load
+from krakenbot.config import Config, ExchangeTable, RiskTable, StrategyTable, load
 from krakenbot.format import shows_color
 from krakenbot.lock import make_private_directory
 
@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
         print("krakenbot: --candles must be at least 1, --speed from 1 to 5000", file=sys.stderr)
         return 2
     logs.setup("error", "text")
-    # Nothing of the user's own settings or keys is used.
+    # Of the user's own settings only the strategy is used, and only of a file named with --config.
     for name in ("CREDENTIALS_DIRECTORY", "KRAKEN_API_KEY_FILE", "KRAKEN_API_SECRET_FILE"):
         os.environ.pop(name, None)
     os.environ["KRAKEN_API_KEY"], os.environ["KRAKEN_API_SECRET"] = SANDBOX_KEY, SANDBOX_SECRET
@@ -48,12 +48,16 @@ def run(arguments: argparse.Namespace) -> int:
     places = {name: os.environ[name] for name in ("HOME", "XDG_STATE_HOME") if name in os.environ}
     home = load("/dev/null", places, Path.cwd()).state_directory if places else Path.cwd()
     report = home / "krakenbot-demo.html"
+    strategy = StrategyTable()
+    if arguments.config:
+        strategy = load(arguments.config, places, Path.cwd()).strategy
     with tempfile.TemporaryDirectory(prefix="krakenbot-demo-") as folder:
         sandbox = server.Sandbox(f"random:{arguments.seed}", arguments.speed)
         try:
             config = Config(
                 mode="live",
                 size=SIZE,
+                strategy=strategy,
                 state_directory=Path(folder),
                 exchange=ExchangeTable(url=sandbox.url, clock_speed=arguments.speed),
                 risk=RiskTable(max_fee_percent_per_day=Decimal(1000)),

@@ -25,7 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     config = configuration.load_here(arguments.config)
     status = {"mode": config.mode, "pair": config.pair, "interval": config.interval}
-    status |= read_status(open_read_only(configuration.journal_path(config)))
+    journal = open_read_only(configuration.journal_path(config))
+    status |= read_status(journal) | {"strategy": journal.get("strategy") or config.strategy.name}
     print(json.dumps(status) if arguments.json else "\n".join(lines(status)))
     return 0
 

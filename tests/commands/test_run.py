@@ -54,6 +54,7 @@ AGREED: dict[str, tuple[type, ...]] = {
     "unresolved": (list,),
     "halted": (str, type(None)),
     "orders": (int,),
+    "strategy": (str,),
     "fees": (str,),
     "rollover": (str,),
     "realized": (str,),

@@ -1,0 +1,103 @@
+"""A rule file as its users have it: a process, its exit code, and what it sent."""
+
+import hashlib
+import json
+import subprocess
+import sys
+import unittest
+from decimal import Decimal as D
+
+from krakenbot.commands.build import packed
+from tests.commands.test_run import LIVE, PAPER, Gate, ProgramTest
+
+RULE = """
+import os
+
+CANDLES = 21
+
+def direction(candles):
+    while os.path.exists("hang"):
+        pass
+    return 1
+"""
+FILE = {"KRAKENBOT_STRATEGY_NAME": "file", "KRAKENBOT_STRATEGY_FILE": "my_rule.py"}
+
+
+class RuleTest(ProgramTest):
+    def setUp(self) -> None:
+        super().setUp()
+        self.rule = self.folder / "my_rule.py"
+        self.rule.write_text(RULE)
+
+
+class TestRun(RuleTest):
+    def test_it_trades_live_and_status_names_its_bytes(self) -> None:
+        gate = self.gate()
+        done = self.run_it(gate, "run", "--live", "--once", **LIVE, **FILE)
+        digest = hashlib.sha256(RULE.encode()).hexdigest()
+        self.assert_ends(done, 0, digest)
+        self.assertEqual(D("0.01"), gate.position)
+        status = json.loads(self.run_it(gate, "status", "--json", **LIVE, **FILE).out)
+        self.assertEqual((f"my_rule.py {digest}", 1), (status["strategy"], status["target"]))
+
+    def test_a_rule_that_fails_its_trial_is_refused_and_nothing_is_sent(self) -> None:
+        gate = self.gate()
+        for body, words in (
+            ("return 1 / 0", "my_rule.py:3: ZeroDivisionError"),
+            ("return 'up'", "my_rule.py:2: direction returned 'up'"),
+            ("while True: pass", "no answer within 1 s"),
+            ("calls.append(1); return len(calls) % 2", "differently"),
+        ):
+            calls = "calls = []\n" if "calls" in body else ""
+            text = f"CANDLES = 21\ndef direction(candles):\n    {body}\n{calls}"
+            self.rule.write_text(text)
+            with self.subTest(body):
+                self.assert_ends(self.run_it(gate, "run", "--once", **PAPER, **FILE), 78, words)
+        self.rule.chmod(0o666)
+        done = self.run_it(gate, "run", "--live", **LIVE, **FILE)
+        self.assert_ends(done, 78, "chmod go-w")
+        self.assertEqual([], gate.added)
+
+    def test_a_rule_that_never_answers_halts_within_seconds_and_flatten_goes_without_it(
+        self,
+    ) -> None:
+        gate = self.gate(speed=60)
+        running = self.start(gate, "run", "--live", **LIVE, **FILE)
+        running.wait_for("decided")
+        (self.folder / "hang").touch()
+        done = running.done()
+        self.assert_ends(done, 76, "my_rule.py:7: no answer within 5 s", "0.01 XBTUSD stays held")
+        self.assertEqual(D("0.01"), gate.position)
+        self.rule.write_text("broken")
+        done = self.run_it(gate, "flatten", "--live", **LIVE, **FILE)
+        self.assert_ends(done, 0)
+        self.assertEqual(D(0), gate.position)
+
+
+class TestSingleFile(RuleTest):
+    def test_a_rule_runs_beside_the_single_file_without_any_package(self) -> None:
+        gate: Gate = self.gate()
+        program = self.folder / "krakenbot.pyz"
+        program.write_bytes(packed())
+        config = self.folder / "config.toml"
+        config.write_text(
+            f'entry = "now"\nexchange.url = "{gate.url}"\nexchange.clock_speed = {gate.speed}\n'
+            f'state.directory = "{self.state}"\n'
+            '[strategy]\nname = "file"\nfile = "my_rule.py"\n'
+        )
+        command = [sys.executable, "-I", "-S", str(program), "--config", str(config)]
+        done = subprocess.run(
+            [*command, "run", "--once"],
+            cwd="/",
+            env={},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        self.assertEqual(0, done.returncode, done.stderr)
+        self.assertIn("long: ", done.stderr)
+
+
+if __name__ == "__main__":
+    unittest.main()

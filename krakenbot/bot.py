@@ -99,7 +99,11 @@ class Bot:
                 self._patiently(self._adopt, patience_s)
             self._refuse_when_halted(adopt=False)
             self._patiently(self._orders.reconcile, patience_s)
-            self._emit("start", f"trading {self._plan.pair} on {self._plan.interval_s // 60} min")
+            rules = self._market.rules
+            units = {"base": rules.base, "quote": rules.quote}
+            units["pair_decimals"] = str(rules.pair_decimals)
+            text = f"trading {self._plan.pair} on {self._plan.interval_s // 60} min"
+            self._emit("start", text, units)
             if once:
                 self._patiently(self._tick_once, patience_s)
                 return

@@ -11,18 +11,7 @@ from types import ModuleType
 
 from krakenbot import __version__, log
 from krakenbot.clock import StopRequestedError
-from krakenbot.commands import COMMANDS, CONFIG_HELP, UsageError
-from krakenbot.errors import ConfigError, LaterError, RefusedError, StopError, UnansweredError
-
-_ENDED_BY = {
-    UsageError: 2,
-    StopError: 76,
-    ConfigError: 78,
-    LaterError: 75,
-    RefusedError: 75,
-    UnansweredError: 75,
-}
-_ENDED_BY_SIGNAL = ("run", "demo", "sandbox", "status")
+from krakenbot.commands import COMMANDS, CONFIG_HELP, UsageError, exit_code
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # After --help and --version 0, after wrong usage 2.
         code = ending.code if isinstance(ending.code, int) else 2
     except BaseException as error:
-        code = _exit_code(command, error)
+        code = _explained(command, error)
     return _flushed(code)
 
 
@@ -74,19 +63,19 @@ def _arguments(module: ModuleType, command: str, words: list[str]) -> argparse.N
     return arguments
 
 
-def _exit_code(command: str, error: BaseException) -> int:
+def _explained(command: str, error: BaseException) -> int:
     """Say what ended the command and return the exit code that stands for it."""
+    code = exit_code(error, command)
     if isinstance(error, KeyboardInterrupt | StopRequestedError):
-        return 0 if command in _ENDED_BY_SIGNAL else 130
+        return code
     if isinstance(error, OSError) and _is_output_lost():
         return 0  # `_flushed` says so, if anybody still listens.
-    for kind, code in _ENDED_BY.items():
-        if isinstance(error, kind):
-            _say("\n".join(f"krakenbot: {log.clean(line)}" for line in str(error).splitlines()))
-            return error.exit_code if isinstance(error, StopError) else code
+    if code != 70:
+        _say("\n".join(f"krakenbot: {log.clean(line)}" for line in str(error).splitlines()))
+        return code
     # Indented, so that no text from outside can pass for a line of ours.
     _say("\n    ".join(["krakenbot: unexpected error", *log.describe(error).splitlines()]))
-    return 70
+    return code
 
 
 def _is_output_lost() -> bool:

@@ -2,10 +2,13 @@
 
 import fcntl
 import os
+import time
 from contextlib import suppress
 from pathlib import Path
 
 from krakenbot.errors import ConfigError, StopError
+
+TRIES, LOOK_S = 5, 0.02
 
 
 class Lock:
@@ -18,11 +21,14 @@ class Lock:
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise ConfigError(f"the lock {path} cannot be opened: {error}") from error
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(self._file)
-            raise ConfigError(f"another krakenbot holds {what} (lock {path})") from None
+        for _ in range(TRIES):
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except OSError:
+                time.sleep(LOOK_S)  # It may be somebody who only looks.
+        os.close(self._file)
+        raise ConfigError(f"another krakenbot holds {what} (lock {path})")
 
     def read(self) -> bytes:
         return os.pread(self._file, 64, 0)
@@ -62,6 +68,21 @@ class Nonces:
             self._reserved = nonce + self.RESERVE
         self._last = nonce
         return nonce
+
+
+def is_locked(path: Path) -> bool:
+    """Return whether a process holds this lock; a lock that is not there is held by none."""
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(file)
+    return False
 
 
 def exists(path: Path) -> bool:

@@ -4,6 +4,8 @@ import os
 from pathlib import Path
 
 from krakenbot import __version__
+from krakenbot.clock import StopRequestedError
+from krakenbot.errors import ConfigError, LaterError, RefusedError, StopError, UnansweredError
 
 # What is typed, the module that does it, and what it does.
 COMMANDS = {
@@ -41,6 +43,26 @@ def overview() -> str:
 
 class UsageError(Exception):
     """What was asked for cannot be done as it was asked. Exit code 2."""
+
+
+_ENDED_BY = {
+    UsageError: 2,
+    StopError: 76,
+    ConfigError: 78,
+    LaterError: 75,
+    RefusedError: 75,
+    UnansweredError: 75,
+}
+_ENDED_BY_SIGNAL = ("run", "demo", "sandbox", "status")
+
+
+def exit_code(error: BaseException, command: str) -> int:
+    """Return the exit code that stands for what ended a command; 70 is a defect."""
+    if isinstance(error, KeyboardInterrupt | StopRequestedError):
+        return 0 if command in _ENDED_BY_SIGNAL else 130
+    if isinstance(error, StopError):
+        return error.exit_code
+    return next((code for kind, code in _ENDED_BY.items() if isinstance(error, kind)), 70)
 
 
 def write_whole(path: Path, data: bytes) -> None:

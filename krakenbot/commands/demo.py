@@ -5,7 +5,6 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
@@ -15,11 +14,11 @@ from krakenbot.accounting import read_ledger
 from krakenbot.assemble import Parts, assemble
 from krakenbot.bot import Event
 from krakenbot.clock import StopRequestedError
-from krakenbot.commands.page import utc, write
+from krakenbot.commands.page import write
 from krakenbot.commands.report import story_of
-from krakenbot.commands.status import read_status
+from krakenbot.commands.screen import Screen
 from krakenbot.config import Config, ExchangeTable, RiskTable, StrategyTable, load
-from krakenbot.format import shows_color
+from krakenbot.format import money, percent, signed, volume
 from krakenbot.lock import make_private_directory
 
 EXAMPLE = "krakenbot demo --candles 60 --seed 7"
@@ -66,9 +65,16 @@ def run(arguments: argparse.Namespace) -> int:
                 f"A built-in exchange listens on {sandbox.url}; one second is "
                 f"{arguments.speed / 60:g} minutes."
             )
-            screen = _Screen(arguments.candles)
-            parts = assemble(config, live=True, on_event=screen)
-            screen.stop = parts.clock.request_stop
+            screen, left = Screen(), arguments.candles
+
+            def on_event(event: Event) -> None:
+                nonlocal left
+                screen(event)
+                left -= event.kind == "decision"
+                if left == 0:
+                    parts.clock.request_stop()
+
+            parts = assemble(config, live=True, on_event=on_event)
             parts.clock.stop_on_signals()
             began = time.monotonic()
             with suppress(StopRequestedError):
@@ -79,62 +85,31 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-class _Screen:
-    """Shows what happens as it happens: every candle on a terminal, orders alone in a pipe."""
-
-    def __init__(self, candles: int) -> None:
-        self.left = candles
-        self.stop: Callable[[], None] = lambda: None
-        self.is_terminal = sys.stdout.isatty()
-        if self.is_terminal:
-            print("time      price   average  decision                      held     equity")
-
-    def __call__(self, event: Event) -> None:
-        row = event.values
-        if event.kind == "decision":
-            if self.is_terminal:
-                self._print(
-                    f"{utc(int(row['candle']), '%H:%M')} {row['price']:>9} "
-                    f"{Decimal(row['average']):9.1f}  {event.text[:27]:27} "
-                    f"{row['held']:>6} {row['equity']:>10}",
-                    "0",
-                )
-            self.left -= 1
-            if self.left <= 0:
-                self.stop()
-        elif event.kind == "fill" and self.is_terminal:
-            self._print(f"      {event.text}", "32" if event.text[0] == "b" else "31")
-        elif event.kind in ("refusal", "halt", "objection"):
-            self._print(f"      {event.kind}: {event.text}", "33")
-
-    def _print(self, text: str, color: str) -> None:
-        colored = shows_color(sys.stdout)
-        print(f"\x1b[{color}m{text[:80]}\x1b[0m" if colored else text[:80], flush=True)
-
-
 def _summarise(parts: Parts, seconds: float, report: Path) -> None:
     read_ledger(parts.exchange, parts.journal, parts.clock)
-    status = read_status(parts.journal)
+    account, quote = parts.journal.account(), parts.exchange.quote()
     decided = sum(row.done for row in parts.journal.decisions())
-    account = parts.journal.account()
-    fees, rollover, pnl = account.fees, account.costs - account.fees, Decimal(status["pnl"])
-    position = SIZE * parts.exchange.quote().mid
-    print(
-        f"\n{'Interrupted. ' if parts.clock.signalled else ''}What happened:\n"
-        f"  candles decided on    {decided}, in {seconds:.1f} s\n"
-        f"  orders sent           {status['orders']}, each once; "
-        f"unresolved: {len(status['unresolved'])}\n"
-        f"  position now          {status['position']} XBT (target {status['target']:+d})\n"
-        f"  won or lost by price  {pnl + fees + rollover:+.2f} USD\n"
-        f"  fees                  {-fees:+.2f} USD (0.8 % a trade, the entry tier)\n"
-        f"  margin fees           {-rollover:+.2f} USD\n"
-        f"  result                {pnl:+.2f} USD, {pnl / position:+.1%} of the position\n"
-    )
+    pnl, position = account.pnl(quote.mid), SIZE * quote.mid
+    unresolved = len(parts.journal.open_intents())
+    margin = account.margin_fees + account.rollover
+    figures = {
+        "candles decided on": f"{decided}, in {seconds:.1f} s",
+        "orders sent": f"{parts.journal.orders_since(0)}, each once; unresolved: {unresolved}",
+        "position now": volume(account.held, "XBT"),
+        "won or lost by price": signed(money(pnl + account.costs, "USD")),
+        "trade fees": f"{money(-account.fees, 'USD')} (0.8 % a trade, the entry tier)",
+        "margin fees": money(-margin, "USD"),
+        "result": f"{signed(money(pnl, 'USD'))}, {signed(percent(pnl / position * 100, 1))} of the "
+        "position",
+    }
+    print(f"\n{'Interrupted. ' if parts.clock.signalled else ''}What happened:")
+    for name, text in figures.items():
+        print(f"  {name:22}{text}")
     if decided:
-        share = fees / position / decided * 1440
+        share = percent(account.fees / position / decided * 1440 * 100, 0)
         print(
-            f"At this pace fees alone cost {share:.0%} of the position a day. That is why\n"
-            "`interval` should be far longer than a minute with real money: see the README."
+            f"\nAt this pace fees alone cost {share} of the position a day. With real money\n"
+            "`interval` should be far longer than a minute: krakenbot help costs"
         )
     make_private_directory(report.parent)
     write(report, story_of(parts.config, parts.journal))

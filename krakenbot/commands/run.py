@@ -1,21 +1,23 @@
-"""`run`: the bot itself."""
+"""`run`: the bot itself, and what it says to whoever started it."""
 
-from typing import TYPE_CHECKING
+import argparse
+import sys
 
 from krakenbot import log
-from krakenbot.assemble import assemble, assumed_fee_rate, costs, load_config
+from krakenbot.assemble import Parts, assemble, assumed_fee_rate, costs, load_config
 from krakenbot.bot import Event
-from krakenbot.config import Config
-from krakenbot.errors import LaterError
+from krakenbot.commands import exit_code
+from krakenbot.commands.screen import Screen
+from krakenbot.config import Config, journal_path
+from krakenbot.errors import LaterError, RefusedError, UnansweredError
+from krakenbot.format import asset, moment, money, volume
 from krakenbot.notify import Notifier
-
-if TYPE_CHECKING:
-    import argparse
+from krakenbot.presence import Presence
 
 EXAMPLE = "krakenbot --config my.toml run --live"
 
 
-def add_arguments(parser: "argparse.ArgumentParser") -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--live", action="store_true", help='needed as well as mode = "live"')
     once = "decide on the newest finished candle and end"
     parser.add_argument("--once", action="store_true", help=once)
@@ -23,27 +25,88 @@ def add_arguments(parser: "argparse.ArgumentParser") -> None:
     parser.add_argument("--adopt", action="store_true", help=adopt)
 
 
-def run(arguments: "argparse.Namespace") -> int:
+def run(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config)
+    if _is_watched() and config.sources["log.level"] == "default":
+        log.setup("warning", config.log.format)  # The table says the same better.
     costs_said = config.mode == "live" or arguments.once
 
     def on_event(event: Event) -> None:
         nonlocal costs_said
         notifier(event)
+        presence(event)
+        if event.kind == "start":
+            _say(_banner(config, parts))
+        screen(event)
         if event.kind == "decision" and not costs_said:
             costs_said = True
             _say_costs(config)
 
     with Notifier(config) as notifier:
         parts = assemble(config, live=arguments.live, on_event=on_event)
+        presence = Presence(parts.journal, parts.clock, config.interval * 60)
+        screen = Screen()
         parts.clock.stop_on_signals()
         parts.clock.progress = notifier.alive
         try:
             patience_s = config.exchange.patience
             parts.bot.run(once=arguments.once, patience_s=patience_s, adopt=arguments.adopt)
+        except BaseException as error:
+            presence.end(exit_code(error, "run"), str(error) or "stopped as asked")
+            raise
+        else:
+            presence.end(0, "decided once, as asked")
         finally:
+            _say(_goodbye(config, parts))
             parts.journal.close()  # So that one file holds all of it.
     return 0
+
+
+def _is_watched() -> bool:
+    """Return whether a person sees both outputs on one terminal."""
+    return sys.stdout.isatty() and sys.stderr.isatty()
+
+
+def _say(lines: list[str]) -> None:
+    """Tell a person at a terminal; the log where there is none."""
+    for line in lines:
+        if sys.stdout.isatty():
+            print(line, flush=True)
+        else:
+            log.info("%s", line)
+
+
+def _banner(config: Config, parts: Parts) -> list[str]:
+    """Return what is about to trade, on what, how much, and where it is written down."""
+    journal = parts.journal
+    base, quote = journal.get("base"), journal.get("quote")
+    try:
+        worth = f", worth {money(config.size * parts.spot.quote().mid, quote)} now"
+    except (LaterError, RefusedError, UnansweredError):
+        worth = ""
+    margin = f"leverage {config.leverage}" if config.leverage else "no margin: long or nothing"
+    now, interval_s = int(parts.clock.now()), config.interval * 60
+    held = journal.account().held
+    return [
+        f"{config.mode}: {config.pair} on {config.exchange.url}, {config.strategy.name}",
+        f"  size {volume(config.size, base)}{worth}, {margin}; held now: {volume(held, base)}",
+        f"  one decision per {config.interval} min candle, the next at "
+        f"{moment(now - now % interval_s + interval_s + 1)}",
+        f"  journal {journal_path(config)}",
+        *([] if config.mode != "live" else [f"  REAL ORDERS, paid in {asset(quote)}"]),
+    ]
+
+
+def _goodbye(config: Config, parts: Parts) -> list[str]:
+    """Return what is still held, and how to be rid of it."""
+    account, base = parts.journal.account(), parts.journal.get("base")
+    if not account.held:
+        return ["ended; nothing is held"]
+    live = " --live" if config.mode == "live" else ""
+    return [
+        f"ended; {volume(account.held, base)} is still held, and nobody looks after it: "
+        f"`krakenbot run{live}` goes on, `krakenbot flatten{live}` closes it"
+    ]
 
 
 def _say_costs(config: Config) -> None:

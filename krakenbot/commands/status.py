@@ -1,38 +1,78 @@
-"""`status`: where the bot stands, from its journal alone. Works while it runs, without network."""
+"""`status`: whether the bot runs and where it stands, from its journal alone, without network."""
 
 import argparse
 import json
+import os
+import sys
 import textwrap
+import time
 from collections.abc import Mapping
+from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 from krakenbot import config as configuration
 from krakenbot.accounting import realized
-from krakenbot.commands.page import utc
+from krakenbot.config import Config
+from krakenbot.errors import ConfigError
+from krakenbot.format import duration, moment, money, percent, shows_color, signed, volume
 from krakenbot.journal import Journal
 from krakenbot.journal_file import open_read_only
+from krakenbot.lock import exists
 from krakenbot.log import clean
 from krakenbot.model import ZERO
 from krakenbot.pairs import plain
+from krakenbot.presence import Life, State, read_life
 
-EXAMPLE = "krakenbot status --json"
+EXAMPLE = "krakenbot status --watch"
+WATCH_S = 2.0
+SERVICE_STATE = Path("/var/lib/krakenbot")
+_DIRECTIONS = {1: "long", 0: "nothing", -1: "short"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object")
+    parser.add_argument("--watch", action="store_true", help="again every two seconds, to Ctrl-C")
 
 
 def run(arguments: argparse.Namespace) -> int:
     config = configuration.load_here(arguments.config)
-    status = {"mode": config.mode, "pair": config.pair, "interval": config.interval}
-    journal = open_read_only(configuration.journal_path(config))
-    status |= read_status(journal) | {"strategy": journal.get("strategy") or config.strategy.name}
-    print(json.dumps(status) if arguments.json else "\n".join(lines(status)))
-    return 0
+    while True:
+        journal = open_here(config)
+        lock = configuration.journal_path(config).with_suffix(".lock")
+        life = read_life(journal, lock, config.exchange.clock_speed)
+        status = {"mode": config.mode, "pair": config.pair, "interval": config.interval}
+        status |= read_status(journal) | _of(life)
+        status["strategy"] = journal.get("strategy") or config.strategy.name
+        units = (journal.get("base"), journal.get("quote"))
+        journal.close()
+        text = json.dumps(status) if arguments.json else "\n".join(lines(status, life, *units))
+        is_screen = arguments.watch and not arguments.json and shows_color(sys.stdout)
+        print(f"\x1b[H\x1b[J{text}" if is_screen else text, flush=True)
+        if not arguments.watch:
+            return 0
+        time.sleep(WATCH_S)
+
+
+def open_here(config: Config) -> Journal:
+    """Return the journal of this configuration, to look at; ConfigError names others if none."""
+    path = configuration.journal_path(config)
+    if exists(path):
+        return open_read_only(path)
+    home = Path(os.environ.get("HOME", "/")) / ".local/state/krakenbot"
+    folders = dict.fromkeys((config.state_directory, home, SERVICE_STATE))
+    others = [str(file) for folder in folders for file in sorted(folder.glob("*.db"))]
+    hint = ""
+    if others:
+        names = "".join(f"\n  {name}" for name in others[:10])
+        hint = f". There are others, of other settings (--config FILE):{names}"
+    elif os.geteuid() != 0 and exists(SERVICE_STATE):
+        hint = f". A service's lie in {SERVICE_STATE}: try sudo, and --config with its file"
+    raise ConfigError(f"there is no journal {path} yet: this bot has not run here{hint}")
 
 
 def read_status(journal: Journal) -> dict[str, Any]:
-    """Return what INTERFACE calls the status object, less mode, pair and interval."""
+    """Return what INTERFACE calls the status object, less what the configuration and lock say."""
     account = journal.account()
     decided = next(iter(journal.newest_decisions(1)), None)
     equity = journal.newest_equity()
@@ -57,39 +97,106 @@ def read_status(journal: Journal) -> dict[str, Any]:
         "realized": plain(realized(journal.intents())),
         "gross": plain(net + account.costs),
         "pnl": plain(net),
+        "price": plain(equity.price) if equity else None,
         "equity": plain(equity.equity) if equity and equity.equity is not None else None,
         "margin_level": str(equity.margin_level) if equity and equity.margin_level else None,
         "updated": equity.time if equity else None,
         "exchange_position": journal.get("exchange_position") or plain(account.held),
+        "warnings": [text for text, _ in json.loads(journal.get("warnings") or "{}").values()],
         "difference": journal.get("difference") or None,
     }
 
 
-def lines(status: Mapping[str, Any]) -> list[str]:
-    """Return the status for people, aligned, at most 80 columns."""
-    decision, updated, level = (status[key] for key in ("decision", "updated", "margin_level"))
-    rows = {
-        "HALTED": status["halted"],
-        "bot": f"{status['mode']} {status['pair']}, candles of {status['interval']} min",
-        "position": f"{status['position']}, target {status['target']:+d}",
-        "decided": f"{_moment(decision['candle'])} {decision['reason']}" if decision else "never",
-        "orders": f"{status['orders']}, unresolved: {', '.join(status['unresolved']) or 'none'}",
-        "realized": f"{status['realized']} before costs",
-        "costs": f"fees {status['fees']}, margin fees {status['margin_fees']}, "
-        f"rollover {status['rollover']}",
-        "result": f"gross {status['gross']}, net of all costs {status['pnl']}, held volume at the"
-        " last price",
-        "equity": f"{status['equity'] or 'unknown'}, margin level "
-        + (f"{level} %" if level else "none (nothing held)"),
-        "updated": _moment(updated) if updated else "never",
-        "DIFFERS": status["difference"],
+def _of(life: Life) -> dict[str, Any]:
+    return {
+        "state": life.state.value,
+        "pid": life.pid,
+        "since": life.since,
+        "next_decision": life.next_decision,
+        "exit_code": life.exit_code,
+        "end_reason": life.reason or None,
     }
+
+
+def lines(status: Mapping[str, Any], life: Life, base: str, quote: str) -> list[str]:
+    """Return the status for people, aligned, at most 80 columns, what is asked first first."""
+    decision, level, updated = (status[key] for key in ("decision", "margin_level", "updated"))
+    amounts = {key: Decimal(status[key]) for key in ("gross", "pnl", "realized")}
+    gross, net, realized = (signed(money(amounts[key], quote)) for key in amounts)
+    costs = {key: money(Decimal(status[key]), quote) for key in ("fees", "margin_fees", "rollover")}
+    rows = [
+        (life.state.name, _process(life)),
+        ("next", _next(life)),
+        ("HALTED", status["halted"]),
+        (
+            "bot",
+            f"{status['mode']} {status['pair']}, {status['interval']} min candles, "
+            f"{status['strategy']}",
+        ),
+        ("position", _position(status, base, quote)),
+        (
+            "target",
+            f"{_DIRECTIONS[status['target']]}: {decision['reason']} (candle of "
+            f"{moment(decision['candle'])})"
+            if decision
+            else "none decided yet",
+        ),
+        ("result", f"{net} after all costs, {gross} before; realized before costs {realized}"),
+        (
+            "costs",
+            f"trade fees {costs['fees']}, margin fees {costs['margin_fees']}, rollover "
+            f"{costs['rollover']}",
+        ),
+        ("account", _account(status["equity"], level, quote)),
+        (
+            "orders",
+            f"{status['orders']} sent, unresolved: " + (", ".join(status["unresolved"]) or "none"),
+        ),
+        ("DIFFERS", status["difference"]),
+        *(("warning", text) for text in status["warnings"]),
+        ("as of", f"{moment(updated)}, {duration(life.now - updated)} ago" if updated else None),
+    ]
     return [
         textwrap.fill(clean(text), 80, initial_indent=f"{name:<10}", subsequent_indent=" " * 10)
-        for name, text in rows.items()
+        for name, text in rows
         if text
     ]
 
 
-def _moment(seconds: int) -> str:
-    return utc(seconds, "%Y-%m-%d %H:%M:%S")
+def _process(life: Life) -> str:
+    if life.since is None:
+        return "it has not run yet with this version"
+    since = f"since {moment(life.since)} ({duration(time.time() - life.since)})"
+    if life.state is not State.STOPPED:
+        return f"pid {life.pid}, {since}"
+    if life.exit_code is None:
+        return f"{since}, without an end of its own: killed, or the machine went down"
+    return f"{since}, exit code {life.exit_code}: {life.reason}"
+
+
+def _next(life: Life) -> str | None:
+    if life.next_decision is None:
+        return None
+    left = life.next_decision - life.now
+    when = f"decision at {moment(life.next_decision)}"
+    if life.state is State.STALE:
+        return f"{when} is {duration(left)} late: look at its log and the warnings below"
+    return f"{when}, in {duration(left)}" if left > 0 else f"{when}, now"
+
+
+def _position(status: Mapping[str, Any], base: str, quote: str) -> str:
+    held, explained = (Decimal(status[key]) for key in ("exchange_position", "position"))
+    if held != explained:
+        return (
+            f"the exchange holds {volume(held, base)}, the journal explains "
+            f"{volume(explained, base)}"
+        )
+    worth = money(abs(held) * Decimal(status["price"] or 0), quote)
+    return f"{volume(held, base)}, worth {worth} at the last close" if held else "nothing is held"
+
+
+def _account(equity: str | None, level: str | None, quote: str) -> str | None:
+    if equity is None:
+        return None
+    shown = f"margin level {percent(Decimal(level), 0)}" if level else "no margin used"
+    return f"equity {money(Decimal(equity), quote)}, {shown}"

@@ -51,8 +51,8 @@ ENDING = {
 }
 # Commands that run until a signal, and what they write once they are at work.
 LASTING = {
-    "python3 -m krakenbot": "decided",
-    "python3 -m krakenbot run --live": "decided",
+    "python3 -m krakenbot": "(long|short)[:,]",
+    "python3 -m krakenbot run --live": "(long|short)[:,]",
     "python3 -m krakenbot sandbox --port 8080 --speed 60": "sandbox listening on http://127.0.0.1:",
 }
 # What is written differently here, and why.

@@ -60,8 +60,15 @@ AGREED: dict[str, tuple[type, ...]] = {
     "realized": (str,),
     "equity": (str,),
     "updated": (int,),
+    "margin_fees": (str,),
+    "exchange_position": (str,),
+    "state": (str,),
+    "pid": (int, type(None)),
+    "since": (int,),
+    "next_decision": (int, type(None)),
+    "warnings": (list,),
 }
-BEYOND = {"gross", "pnl", "margin_level", "margin_fees", "difference", "exchange_position"}
+BEYOND = {"gross", "pnl", "price", "margin_level", "difference", "exit_code", "end_reason"}
 
 
 class Gate:

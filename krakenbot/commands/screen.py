@@ -1,0 +1,45 @@
+"""What a person at a terminal sees while the bot runs: a line a candle, a line an order."""
+
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from decimal import Decimal
+
+from krakenbot.bot import Event
+from krakenbot.format import moment, money, price, shows_color, volume
+
+HEADER = "time (UTC)       price    average  decision                      held     equity"
+_COLORS = {"fill": "32", "halt": "31", "warning": "33", "refusal": "33", "objection": "33"}
+
+
+class Screen:
+    """Takes the bot's events. In a pipe only what is not a plain decision is shown."""
+
+    def __init__(self) -> None:
+        self._is_terminal = sys.stdout.isatty()
+        self._decimals: int | None = None
+
+    def __call__(self, event: Event) -> None:
+        if event.kind == "start":
+            self._decimals = int(event.values["pair_decimals"])
+            if self._is_terminal:
+                self._print(HEADER)
+        elif event.kind == "decision" and self._is_terminal:
+            self._print(self._row(event.text, event.values))
+        elif event.kind in _COLORS and (self._is_terminal or event.kind != "fill"):
+            words = event.text if event.kind == "fill" else f"{event.kind}: {event.text}"
+            self._print(f"  {words}", _COLORS[event.kind])
+
+    def _row(self, text: str, values: Mapping[str, str]) -> str:
+        figures = [price(Decimal(values[key]), self._decimals) for key in ("price", "average")]
+        return (
+            f"{moment(int(values['candle']), '%m-%d %H:%M')} {figures[0]:>10} {figures[1]:>10}  "
+            f"{text[:26]:26} {volume(Decimal(values['held'])):>7} "
+            f"{money(Decimal(values['equity'])):>10}"
+        )
+
+    def _print(self, text: str, color: str = "0") -> None:
+        """Print one line of a terminal; what cannot be written must not stop the bot."""
+        shown = f"\x1b[{color}m{text[:80]}\x1b[0m" if shows_color(sys.stdout) else text[:80]
+        with suppress(OSError):
+            print(shown, flush=True)

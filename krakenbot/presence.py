@@ -1,0 +1,89 @@
+"""Whether the bot runs, and since when: `run` notes it in the journal, `status` reads it there.
+
+Times of the process are the host's, those of the market the exchange's.
+"""
+
+import os
+import time
+from contextlib import suppress
+from enum import Enum
+from pathlib import Path
+from typing import NamedTuple
+
+from krakenbot.bot import Event
+from krakenbot.clock import Clock
+from krakenbot.errors import StopError
+from krakenbot.journal import Journal
+from krakenbot.lock import is_locked
+
+OVERDUE_S = 300.0
+UNITS = ("base", "quote", "pair_decimals")
+
+
+class State(Enum):
+    RUNNING = "running"
+    STOPPED = "stopped"
+    STALE = "stale"  # Running, but its next decision is long overdue.
+
+
+class Life(NamedTuple):
+    """`since` in the host's unix seconds; `now` and `next_decision` in the exchange's."""
+
+    state: State
+    pid: int | None
+    since: int | None
+    next_decision: int | None
+    exit_code: int | None
+    reason: str
+    now: int
+
+
+class Presence:
+    """Takes the bot's events and notes what they say about its life."""
+
+    def __init__(self, journal: Journal, clock: Clock, interval_s: int) -> None:
+        self._journal, self._clock, self._interval_s = journal, clock, interval_s
+        values = dict.fromkeys(("next_decision", "ended", "exit_code", "end_reason", "seen"))
+        journal.put(**values, started=int(time.time()), pid=os.getpid())
+
+    def __call__(self, event: Event) -> None:
+        if event.kind == "start":
+            units = {key: event.values[key] for key in UNITS}
+            self._note(next_decision=int(self._clock.now()), **units)
+        elif event.kind == "decision":
+            self._note(next_decision=int(event.values["candle"]) + 2 * self._interval_s + 1)
+
+    def end(self, exit_code: int, reason: str) -> None:
+        """Note how the process ends; a journal that cannot be written has said so already."""
+        with suppress(StopError):
+            self._note(ended=int(time.time()), exit_code=exit_code, end_reason=reason)
+
+    def _note(self, **values: object) -> None:
+        self._journal.put(seen=int(self._clock.now()), seen_wall=int(time.time()), **values)
+
+
+def read_life(journal: Journal, lock_file: Path, clock_speed: float) -> Life:
+    """Return what the journal and its lock say about the process that trades on it."""
+    keys = ("started", "pid", "ended", "exit_code", "seen", "seen_wall", "next_decision")
+    values = {key: int(text) for key in keys if (text := journal.get(key))}
+    now = wall = int(time.time())
+    if "seen" in values:  # A rehearsal's exchange has a time of its own, that also runs faster.
+        now = values["seen"] + int((wall - values["seen_wall"]) * clock_speed)
+    pid, due = values.get("pid"), values.get("next_decision")
+    if "ended" in values or pid is None or not _is_alive(pid) or not is_locked(lock_file):
+        since = values.get("ended", values.get("seen_wall", values.get("started")))
+        reason = journal.get("end_reason")
+        return Life(State.STOPPED, None, since, None, values.get("exit_code"), reason, now)
+    is_overdue = due is not None and (now - due) / clock_speed > OVERDUE_S
+    state = State.STALE if is_overdue else State.RUNNING
+    return Life(state, pid, values["started"], due, None, "", now)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True

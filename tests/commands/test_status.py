@@ -1,0 +1,199 @@
+import contextlib
+import io
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+from decimal import Decimal as D
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from krakenbot import cli
+from krakenbot.bot import Event
+from krakenbot.clock import SystemClock
+from krakenbot.config import journal_path, load
+from krakenbot.journal import Journal, Outcome
+from krakenbot.journal_file import open_journal
+from krakenbot.lock import Lock
+from krakenbot.model import MarginSummary
+from krakenbot.presence import Presence, State, read_life
+from tests.logs import silence_module
+from tests.ports.test_journal import execution, intent
+
+START = Event("start", "", {"base": "XXBT", "quote": "ZUSD", "pair_decimals": "1"})
+
+
+class Folder(unittest.TestCase):
+    def setUp(self) -> None:
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.environ = {"HOME": folder.name, "KRAKENBOT_STATE_DIRECTORY": f"{folder.name}/state"}
+        self.path = journal_path(load("/dev/null", self.environ, Path("/")))
+        self.lock = self.path.with_suffix(".lock")
+
+    def journal(self) -> Journal:
+        journal = open_journal(self.path)
+        self.addCleanup(journal.close)
+        return journal
+
+    def presence(self, journal: Journal, interval_s: int = 60) -> Presence:
+        """Return what a running bot notes itself with; its lock is held until the test ends."""
+        held = Lock(self.lock, "it")
+        self.addCleanup(held.close)
+        return Presence(journal, SystemClock(), interval_s)
+
+    def status(self, *argv: str, **environ: str) -> str:
+        out = io.StringIO()
+        with (
+            mock.patch.dict(os.environ, self.environ | environ, clear=True),
+            contextlib.redirect_stdout(out),
+        ):
+            self.assertEqual(0, cli.main(["--config", "/dev/null", "status", *argv]))
+        return out.getvalue()
+
+
+class TestLife(Folder):
+    def decided(self, presence: Presence, journal: Journal, age_s: int) -> None:
+        presence(START)
+        presence(Event("decision", "long", {"candle": str(int(time.time()) - 120 - age_s)}))
+
+    def test_a_bot_that_holds_its_lock_runs_and_says_since_when_and_what_comes_next(self) -> None:
+        journal = self.journal()
+        self.decided(self.presence(journal), journal, -30)
+        first, second = self.status().splitlines()[:2]
+        self.assertRegex(
+            first, rf"^RUNNING +pid {os.getpid()}, since 20..-..-.. .* UTC \([0-9] s\)"
+        )
+        self.assertRegex(second, r"^next +decision at 20.* UTC, in (29|30|31) s$")
+
+    def test_a_decision_that_is_long_overdue_is_stale(self) -> None:
+        journal = self.journal()
+        self.decided(self.presence(journal), journal, 600)
+        self.assertEqual(State.STALE, read_life(journal, self.lock, 1.0).state)
+        self.assertRegex(
+            self.status(), r"^STALE +pid .*\nnext +decision at .* is (9|10) min.* late"
+        )
+        self.assertEqual(State.RUNNING, read_life(journal, self.lock, 60.0).state)
+
+    def test_one_that_ended_says_when_why_and_with_which_code(self) -> None:
+        journal = self.journal()
+        Presence(journal, SystemClock(), 60).end(76, "the exchange holds 1, explained is 0")
+        first = " ".join(self.status().split())
+        self.assertIn("exit code 76: the exchange holds 1, explained is 0", first)
+        self.assertTrue(first.startswith("STOPPED since 20"), first)
+
+    def test_one_that_was_killed_says_so(self) -> None:
+        journal = self.journal()
+        gone = subprocess.run(
+            [sys.executable, "-c", "import os; print(os.getpid())"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        self.presence(journal)(START)
+        journal.put(pid=int(gone))
+        self.assertRegex(" ".join(self.status().split()), r"^STOPPED since .* killed")
+
+    def test_a_process_that_only_has_the_same_number_is_not_the_bot(self) -> None:
+        journal = self.journal()
+        Presence(journal, SystemClock(), 60)(START)
+        self.assertEqual(State.STOPPED, read_life(journal, self.lock, 1.0).state)
+
+    def test_a_journal_that_never_ran_with_this_version_is_stopped(self) -> None:
+        self.journal()
+        self.assertIn("STOPPED", self.status())
+
+    def test_the_time_of_a_rehearsal_is_that_of_its_exchange(self) -> None:
+        journal = self.journal()
+        self.presence(journal)
+        journal.put(seen=1_000_000, seen_wall=int(time.time()) - 10, next_decision=1_000_700)
+        life = read_life(journal, self.lock, 60.0)
+        self.assertAlmostEqual(1_000_600, life.now, delta=60)
+        self.assertEqual(State.RUNNING, life.state)
+
+    def test_looking_does_not_keep_a_bot_from_starting(self) -> None:
+        journal = self.journal()
+        for _ in range(50):
+            read_life(journal, self.lock, 1.0)
+            Lock(self.lock, "it").close()
+
+
+class TestFigures(Folder):
+    def fill(self, journal: Journal) -> None:
+        bought = intent(volume=D("0.05"))
+        journal.write(bought)
+        found = execution(bought, "0.05", "3500", "28")
+        journal.conclude(bought, Outcome.CLOSED, 1_700_000_000, found)
+        journal.charge("L1", 1_700_000_000, "opening", D("0.7"))
+        row: dict[str, Any] = {
+            "interval_s": 60,
+            "candle": 1_699_999_920,
+            "price": "71780.05",
+            "average": "71000",
+            "slope": 1,
+            "target": 1,
+            "held": "0.05",
+            "reason": "long: on target",
+            "decided": 1_700_000_000,
+        }
+        journal.decide(row, MarginSummary(D("9999.7678600000000"), D(0), D(1750)))
+
+    def test_figures_have_units_and_no_exponent_and_no_raw_time(self) -> None:
+        journal = self.journal()
+        self.presence(journal)(START)
+        self.fill(journal)
+        text = self.status()
+        self.assertIn("position  0.05 XBT, worth 3,589.00 USD", text)
+        self.assertIn("+60.30 USD after all costs, +89.00 USD before", text)
+        self.assertIn("trade fees 28.00 USD, margin fees 0.70 USD, rollover 0.00 USD", text)
+        self.assertIn("equity 9,999.77 USD, margin level 571 %", text)
+        self.assertIn("long: long: on target (candle of 2023-11-14 22:12:00 UTC)", text)
+        self.assertRegex(text, r"as of +2023-11-14 22:13:20 UTC, \d+ days")
+        self.assertNotRegex(text, r"\d[eE][+-]?\d|\b1[67]\d{8}\b")
+        self.assertLessEqual(max(map(len, text.splitlines())), 80)
+
+    def test_what_the_exchange_holds_and_what_is_explained_are_both_said(self) -> None:
+        journal = self.journal()
+        self.presence(journal)(START)
+        self.fill(journal)
+        journal.halt("the exchange holds 0.005", D("0.005"))
+        text = " ".join(self.status().split())
+        self.assertIn("the exchange holds 0.005 XBT, the journal explains 0.05 XBT", text)
+        self.assertIn("HALTED the exchange holds 0.005", text)
+        self.assertEqual("0.005", json.loads(self.status("--json"))["exchange_position"])
+
+    def test_json_gains_the_state_and_keeps_its_names(self) -> None:
+        journal = self.journal()
+        self.presence(journal)(START)
+        self.fill(journal)
+        got = json.loads(self.status("--json"))
+        self.assertEqual(("running", os.getpid()), (got["state"], got["pid"]))
+        self.assertEqual((int, int), (type(got["since"]), type(got["next_decision"])))
+        self.assertEqual([], got["warnings"])
+        self.assertEqual("sma-slope", got["strategy"])
+        self.assertEqual("9999.76786", got["equity"])
+
+    def test_watch_shows_it_again_until_the_signal(self) -> None:
+        self.journal()
+        with mock.patch("time.sleep", side_effect=[None, KeyboardInterrupt]):
+            self.assertEqual(2, self.status("--watch").count("STOPPED"))
+
+    def test_without_a_journal_here_others_are_named(self) -> None:
+        self.journal()
+        err = io.StringIO()
+        with contextlib.redirect_stderr(err), self.assertRaises(AssertionError):
+            self.status(KRAKENBOT_PAIR="ETHUSD")
+        self.assertIn("this bot has not run here", err.getvalue())
+        self.assertIn(str(self.path), err.getvalue())
+
+
+def setUpModule() -> None:
+    silence_module()
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -24,7 +24,6 @@ CANDLES_MAX = 700
 ANSWER_MAX_S = 5.0
 TRIAL_MAX_S = 1.0
 _REPEAT_S = 0.005  # A rule that catches the first interruption will not catch them all.
-_BYTES_MAX = 1 << 20
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 T = TypeVar("T")
@@ -114,12 +113,9 @@ def _read(path: Path) -> bytes:
                         f"{place}: others may write it, so they could trade with your money; it "
                         f"must belong to you or root: chown it, then run: chmod go-w {place}"
                     )
-            source = file.read(_BYTES_MAX + 1)
+            return file.read()
     except OSError as error:
         raise RuleError(f"{path}: cannot be read: {error.strerror}") from error
-    if len(source) > _BYTES_MAX:
-        raise RuleError(f"{path}: larger than a megabyte")
-    return source
 
 
 class _TooLongError(BaseException):

@@ -3,7 +3,7 @@
 A strategy of one's own needs no change here: it is a file, see rulefile.py.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
@@ -40,49 +40,45 @@ def sma_slope(candles: Sequence[Candle], length: int) -> Signal:
     """Return the direction in which the simple moving average of `length` closes last moved.
 
     SMA_t - SMA_(t-1) = (close_t - close_(t-length)) / length, so one exact comparison of two
-    closes gives the sign of the slope: no sum, no rounding, no false turn at a tie. A slope of
-    zero keeps the direction before it, which therefore depends on the candles alone, and a
-    restart needs no memory.
+    closes gives the sign of the slope: no sum, no rounding, no false turn at a tie.
 
     Kraken's example compares only neighbouring slopes, so a tie between a rise and a fall hides
     that turn from it; here it does not.
     """
-    slope = 0
-    direction = None
-    for newest in range(len(candles) - 1, length - 1, -1):
-        sign = _sign(candles[newest].close - candles[newest - length].close)
-        if newest == len(candles) - 1:
-            slope = sign
-        if sign:
-            direction = Direction(sign)
-            break
-    return Signal(direction, _average(candles[-length:]), slope)
+    slopes = (
+        candles[at].close - candles[at - length].close
+        for at in range(len(candles) - 1, length - 1, -1)
+    )
+    return _signal(slopes, candles[-length:])
 
 
 def sma_cross(candles: Sequence[Candle], short: int, long: int) -> Signal:
     """Return LONG while the average of `short` closes is above that of `long`, SHORT below.
 
-    Equal averages keep the direction before. `average` is the long one.
+    `average` is the long one.
     """
-    slope = 0
-    direction = None
-    for end in range(len(candles), long - 1, -1):
-        short_sum = sum((c.close for c in candles[end - short : end]), ZERO)
-        long_sum = sum((c.close for c in candles[end - long : end]), ZERO)
-        sign = _sign(short_sum * long - long_sum * short)
-        if end == len(candles):
-            slope = sign
-        if sign:
-            direction = Direction(sign)
-            break
-    return Signal(direction, _average(candles[-long:]), slope)
+    distances = (
+        _sum(candles[end - short : end]) * long - _sum(candles[end - long : end]) * short
+        for end in range(len(candles), long - 1, -1)
+    )
+    return _signal(distances, candles[-long:])
 
 
-def _sign(number: Decimal) -> int:
-    return (number > 0) - (number < 0)
+def _signal(differences: Iterator[Decimal], averaged: Sequence[Candle]) -> Signal:
+    """Return the sign of the newest difference, the first, or of the one before it at a tie.
+
+    So the direction depends on the candles alone, and a restart needs no memory.
+    """
+    newest = next(differences, ZERO)
+    deciding = newest or next((difference for difference in differences if difference), None)
+    direction = None if deciding is None else _sign(deciding)
+    average = _sum(averaged) / len(averaged) if averaged else ZERO
+    return Signal(direction, average, int(_sign(newest)))
 
 
-def _average(candles: Sequence[Candle]) -> Decimal:
-    if not candles:
-        return ZERO
-    return sum((c.close for c in candles), ZERO) / len(candles)
+def _sum(candles: Sequence[Candle]) -> Decimal:
+    return sum((candle.close for candle in candles), ZERO)
+
+
+def _sign(number: Decimal) -> Direction:
+    return Direction((number > 0) - (number < 0))

@@ -7,7 +7,7 @@ import signal
 from collections.abc import Callable
 from decimal import Decimal
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from krakenbot import config as configuration
 from krakenbot import log, rulefile
@@ -15,15 +15,17 @@ from krakenbot.bot import Bot, Event
 from krakenbot.candles import fill
 from krakenbot.clock import Clock, SystemClock
 from krakenbot.config import Config
-from krakenbot.credentials import load_credentials
+from krakenbot.credentials import Credentials, load_credentials
 from krakenbot.decision import plan_of
 from krakenbot.errors import ConfigError, LaterError, RefusedError, StopError, UnansweredError
 from krakenbot.exchange import Exchange
 from krakenbot.journal import Journal
 from krakenbot.journal_file import open_journal
-from krakenbot.kraken.client import Client, UrllibTransport
+from krakenbot.kraken.client import Client
+from krakenbot.kraken.counter import RestCounter
 from krakenbot.kraken.signing import fingerprint
 from krakenbot.kraken.spot import FORBIDDEN_PERMISSIONS, NEEDED_PERMISSIONS, Methods, Spot
+from krakenbot.kraken.transport import UrllibTransport
 from krakenbot.lock import Lock, Nonces
 from krakenbot.model import ZERO
 from krakenbot.orders import VISIBLE_S
@@ -54,6 +56,31 @@ def load_config(path: str | None) -> Config:
     return config
 
 
+def client_of(
+    config: Config,
+    clock: SystemClock,
+    credentials: Credentials | None = None,
+    lock: Lock | None = None,
+    *,
+    live: bool = False,
+) -> Client:
+    """Return a client of the configured exchange; with credentials it needs the key's lock."""
+    options: dict[str, Any] = {}
+    if credentials is not None and lock is not None:
+        counter = config.state_directory / f"key-{fingerprint(credentials.key)}.counter"
+        options = {
+            "key": credentials.key,
+            "secret": credentials.secret,
+            "next_nonce": Nonces(lock).next,
+            "counter": RestCounter(clock, counter),
+            "live": live,
+        }
+    transport = UrllibTransport(
+        config.exchange.timeout, config.exchange.proxy, lambda: clock.stop_requested
+    )
+    return Client(transport, config.exchange.url, clock, **options)
+
+
 def assemble(
     config: Config, *, live: bool, on_event: Callable[[Event], None] = lambda event: None
 ) -> Parts:
@@ -82,17 +109,8 @@ def assemble(
         locks.append(Lock(config.state_directory / f"key-{owner}.lock", "this API key"))
     journal = open_journal(path)
     clock = SystemClock(config.exchange.clock_speed)
-    transport = UrllibTransport(config.exchange.timeout, config.exchange.proxy)
-    transport.on_read = clock.read
-    client = Client(
-        transport,
-        config.exchange.url,
-        clock,
-        key=credentials.key if credentials else None,
-        secret=credentials.secret if credentials else None,
-        next_nonce=Nonces(locks[1]).next if credentials else None,
-        live=is_live,
-    )
+    client = client_of(config, clock, credentials, locks[-1], live=is_live)
+    client.on_read = clock.read
     spot = spot_of(config, client)
     exchange = spot if is_live else _paper(config, client, spot, clock, journal)
     checks: tuple[Callable[[], None], ...] = (
@@ -274,8 +292,7 @@ def costs(config: Config, fee_rate: Decimal) -> tuple[bool, list[str]]:
 def _replay(config: Config, fee_rate: Decimal) -> tuple[bool, list[str]]:
     from krakenbot.backtest.costs import fee_guard
 
-    transport = UrllibTransport(config.exchange.timeout, config.exchange.proxy)
-    spot = spot_of(config, Client(transport, config.exchange.url, SystemClock()))
+    spot = spot_of(config, client_of(config, SystemClock()))
     rules, candles = spot.rules(), spot.candles(None)[:-1]
     guard = fee_guard(config, candles, rules, fee_rate, spot.margin_rates())
     too_much = guard.percent_per_day > config.risk.max_fee_percent_per_day

@@ -16,7 +16,8 @@ from krakenbot.bot import Event
 from krakenbot.clock import StopRequestedError
 from krakenbot.config import Config
 from krakenbot.errors import UnansweredError
-from krakenbot.kraken.client import USER_AGENT, Transport, UrllibTransport
+from krakenbot.kraken.client import USER_AGENT
+from krakenbot.kraken.transport import Transport, UrllibTransport
 from krakenbot.log import clean
 from krakenbot.model import Secret
 
@@ -105,7 +106,7 @@ class Notifier:
         headers = {"User-Agent": USER_AGENT, "Content-Type": kind}
         data = body.encode(errors="replace") if method == "POST" else None
         try:
-            status, _ = self._transport.send(method, url.reveal(), headers, data, True)
+            status, _ = self._transport.send(method, url.reveal(), headers, data)
             if status >= 300:
                 raise UnansweredError(f"HTTP {status}")
         except Exception as error:  # Whatever it is, the next notice must still go out.

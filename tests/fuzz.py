@@ -196,7 +196,7 @@ class Answers:
         self.asked: list[str] = []
 
     def send(
-        self, method: str, url: str, headers: Mapping[str, str], body: bytes | None, fresh: bool
+        self, method: str, url: str, headers: Mapping[str, str], body: bytes | None
     ) -> tuple[int, bytes]:
         name = url.partition("?")[0].rpartition("/")[2]
         self.asked.append(name)

@@ -135,19 +135,12 @@ DEFECTS: dict[str, tuple[tuple[str, str, str], ...]] = {
     "a page in place of JSON is a refusal": (
         (
             "client",
-            'raise UnansweredError(f"{method}: HTTP {status} without a JSON answer")',
+            'raise UnansweredError(f"{method}: {problem}")',
             'raise (RefusedError if method == "AddOrder" else UnansweredError)("a page")',
         ),
     ),
     "closing may open the other way": (
         ("sizing", "reduce_only = leverage > 0", "reduce_only = False"),
-    ),
-    "an order travels on a kept connection": (
-        (
-            "client",
-            "return self._once(method, params, fresh=not is_read)",
-            "return self._once(method, params, fresh=False)",
-        ),
     ),
     "what was tried in this candle is tried again": (
         (

@@ -156,7 +156,7 @@ class Wire:
         self._world = world
 
     def send(
-        self, method: str, url: str, headers: Mapping[str, str], body: bytes | None, fresh: bool
+        self, method: str, url: str, headers: Mapping[str, str], body: bytes | None
     ) -> tuple[int, bytes]:
         world = self._world
         target = url[len("https://exchange.test") :]
@@ -164,7 +164,7 @@ class Wire:
         world.note("ask", target, body or b"")
         world.touch("send")
         if body is not None:
-            world.check_request(target, body, fresh)
+            world.check_request(target, body)
         world.pass_time(0.02 + world.random.random() * 0.2)
         usual = chances = world.faults.chances
         if target.endswith("AddOrder"):  # Where faults cost money, they shall come more often.
@@ -604,7 +604,7 @@ class World:
         book = self.api.account.books.get(PAIR)
         return book.volume if book else ZERO
 
-    def check_request(self, target: str, body: bytes, fresh: bool) -> None:
+    def check_request(self, target: str, body: bytes) -> None:
         """What must hold whenever a signed request leaves."""
         fields = dict(parse_qsl(body.decode()))
         nonce = int(fields["nonce"])
@@ -619,7 +619,6 @@ class World:
         self.counts["orders sent"] += 1
         self._expect(not self.halted, "halted means halted", f"{name} is sent")
         self._verify_ends()
-        self._expect(fresh, "a fresh connection for an order", name)
         self._expect("deadline" in fields, "an order has a deadline", str(fields))
         self._expect(name not in self.sent, "one send an intent", f"{name} is sent again")
         self.sent.add(name)

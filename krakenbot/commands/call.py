@@ -2,42 +2,39 @@
 
 import argparse
 import binascii
+import contextlib
+import difflib
 import hashlib
 import hmac
 import json
+import os
 import re
 import sys
-from contextlib import closing
 from typing import Any
 from urllib.parse import urlencode
 
 from krakenbot import config as configuration
-from krakenbot.assemble import load_config
+from krakenbot.assemble import client_of, load_config
 from krakenbot.clock import SystemClock
 from krakenbot.config import Config
 from krakenbot.credentials import Credentials, load_credentials
 from krakenbot.errors import ConfigError, RefusedError, UnansweredError
-from krakenbot.kraken.client import READS, USER_AGENT, Client, UrllibTransport, parse_json
+from krakenbot.kraken.client import (
+    CHANGES,
+    PUBLIC,
+    READS,
+    USER_AGENT,
+    Client,
+    kind_of,
+    parse_json,
+)
 from krakenbot.kraken.signing import decode_secret, fingerprint
+from krakenbot.kraken.transport import UrllibTransport
 from krakenbot.lock import Lock, Nonces
 from krakenbot.log import clean, redact
 from krakenbot.model import Secret
 
 EXAMPLE = "krakenbot call OHLC pair=XBTUSD interval=60"
-PUBLIC = (
-    "Time",
-    "SystemStatus",
-    "Assets",
-    "AssetPairs",
-    "Ticker",
-    "OHLC",
-    "Depth",
-    "GroupedBook",
-    "Trades",
-    "Spread",
-    "PreTrade",
-    "PostTrade",
-)
 FUTURES = "https://futures.kraken.com"
 FUTURES_PUBLIC = (
     r"/api/charts/.+|/derivatives/api/v\d/(instruments|tickers|orderbook|history|"
@@ -53,7 +50,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("method", metavar="METHOD", help="Balance; with --futures: accounts")
     parser.add_argument("values", nargs="*", metavar="name=value")
     parser.add_argument("--json", action="store_true", help="one line; fractions come as text")
-    parser.add_argument("--live", action="store_true", help="needed for all but reading")
+    parser.add_argument("--output", metavar="FILE", help="a new file for what RetrieveExport gives")
+    parser.add_argument(
+        "--live", action="store_true", help='needed, with mode = "live", for all but reading'
+    )
     parser.add_argument("--futures", action="store_true", help="Kraken Futures, with its own keys")
     parser.add_argument("--verb", choices=("GET", "POST", "PUT"), help="of a Futures method")
     parser.add_argument("--host", default=FUTURES, help=argparse.SUPPRESS)
@@ -61,10 +61,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config)
-    values = [tuple(value.split("=", 1)) for value in arguments.values]
-    if not re.fullmatch(r"(?a:[\w/-]+)", arguments.method) or any(len(v) != 2 for v in values):
-        print("krakenbot call: give METHOD, then name=value for each parameter", file=sys.stderr)
-        return 2
+    values = [value.partition("=")[::2] for value in arguments.values]
+    named = all(name for name, _ in values) and all("=" in value for value in arguments.values)
+    if not re.fullmatch(r"(?a:[\w/-]+)", arguments.method) or not named:
+        return _wrong("give METHOD, then name=value for each parameter")
+    if arguments.output is not None and os.path.lexists(arguments.output):
+        return _wrong(f"{arguments.output!r} exists; --output names a new file")
+    if arguments.method == "RetrieveExport" and not arguments.output and sys.stdout.isatty():
+        return _wrong("RetrieveExport gives a zip archive: add --output FILE")
     try:
         result = (_futures if arguments.futures else _spot)(config, arguments, values)
     except (RefusedError, UnansweredError) as error:
@@ -72,26 +76,24 @@ def run(arguments: argparse.Namespace) -> int:
         words = clean(str(error)) + ("; it may have happened" if doubt else "")
         print(f"krakenbot call: {words}", file=sys.stderr)
         return 1
-    print(redact(json.dumps(result, default=str, indent=None if arguments.json else 2)))
+    is_file = isinstance(result, bytes)
+    text = "" if is_file else json.dumps(result, default=str, indent=None if arguments.json else 2)
+    if arguments.output is not None:
+        _keep(arguments.output, result if is_file else f"{redact(text)}\n".encode())
+    elif is_file:
+        sys.stdout.buffer.write(result)
+    else:
+        print(redact(text))
     return 0
-
-
-def transport(config: Config) -> UrllibTransport:
-    return UrllibTransport(config.exchange.timeout, config.exchange.proxy)
 
 
 def signed_client(config: Config, credentials: Credentials, live: bool) -> tuple[Client, Lock]:
     """Return a client and the key's lock, without which no nonce of the key may be used."""
     lock = key_lock(config, credentials)
-    return Client(
-        transport(config),
-        config.exchange.url,
-        SystemClock(config.exchange.clock_speed),
-        key=credentials.key,
-        secret=credentials.secret,
-        next_nonce=Nonces(lock).next,
-        live=live,
-    ), lock
+    clock = SystemClock(config.exchange.clock_speed)
+    client = client_of(config, clock, credentials, lock, live=live)
+    client.nonce_pauses_s = (1, 2)  # A person is waiting.
+    return client, lock
 
 
 def key_lock(config: Config, credentials: Credentials) -> Lock:
@@ -103,12 +105,13 @@ def key_lock(config: Config, credentials: Credentials) -> Lock:
 def _spot(config: Config, arguments: argparse.Namespace, values: list[tuple[str, str]]) -> Any:
     method, params = arguments.method, dict(values)
     if method in PUBLIC:
-        return Client(transport(config), config.exchange.url, SystemClock()).public(method, params)
+        return client_of(config, SystemClock()).public(method, params)
     is_check = method == "AddOrder" and params.get("validate") == "true"
-    _ask_for_live(arguments, method in READS or is_check)
+    _ask_for_live(config, arguments, method in READS or is_check)
     client, lock = signed_client(config, _credentials(config, "KRAKEN"), not is_check)
-    with closing(lock):
-        return client.private(method, params)
+    with contextlib.closing(lock):
+        is_file = method == "RetrieveExport"
+        return client.download(method, params) if is_file else client.private(method, params)
 
 
 def _futures(config: Config, arguments: argparse.Namespace, values: list[tuple[str, str]]) -> Any:
@@ -118,7 +121,7 @@ def _futures(config: Config, arguments: argparse.Namespace, values: list[tuple[s
     method = arguments.method
     path = method if method.startswith("/") else f"/derivatives/api/v3/{method}"
     verb = arguments.verb or ("POST" if re.fullmatch(FUTURES_POST, path) else "GET")
-    _ask_for_live(arguments, verb == "GET" or path.endswith("/orders/status"))
+    _ask_for_live(config, arguments, verb == "GET" or path.endswith("/orders/status"))
     data, headers = urlencode(values), {"User-Agent": USER_AGENT}
     url, body = arguments.host + path, None
     if verb == "POST":
@@ -127,15 +130,17 @@ def _futures(config: Config, arguments: argparse.Namespace, values: list[tuple[s
         url += f"?{data}"
     if not re.fullmatch(FUTURES_PUBLIC, path):
         credentials = _credentials(config, "KRAKEN_FUTURES")
-        with closing(key_lock(config, credentials)) as lock:
+        with contextlib.closing(key_lock(config, credentials)) as lock:
             nonce = str(Nonces(lock).next(SystemClock().nonce()))
         signature = sign_futures(credentials.secret, path, nonce, data)
         headers |= {"APIKey": credentials.key.reveal(), "Nonce": nonce, "Authent": signature}
-    status, answer = transport(config).send(verb, url, headers, body, verb != "GET")
+    transport = UrllibTransport(config.exchange.timeout, config.exchange.proxy)
+    status, answer = transport.send(verb, url, headers, body)
     try:
         result = parse_json(answer)
     except ValueError:
-        raise UnansweredError(f"{method}: HTTP {status} without a JSON answer") from None
+        problem = f"HTTP {status} with {kind_of(answer)} in place of a JSON answer"
+        raise UnansweredError(f"{method}: {problem}") from None
     if status != 200 or (isinstance(result, dict) and result.get("result") == "error"):
         raise RefusedError(f"{method}: HTTP {status} {json.dumps(result, default=str):.500}")
     return result
@@ -158,9 +163,28 @@ def _credentials(config: Config, prefix: str) -> Credentials:
     return credentials
 
 
-def _ask_for_live(arguments: argparse.Namespace, is_harmless: bool) -> None:
-    if not is_harmless and not arguments.live:
-        raise ConfigError(
-            f"{arguments.method} may trade, move money or change the account: "
-            "add --live. Nothing was sent"
-        )
+def _ask_for_live(config: Config, arguments: argparse.Namespace, is_harmless: bool) -> None:
+    if is_harmless or (arguments.live and config.mode == "live"):
+        return
+    method, known = arguments.method, PUBLIC | READS | CHANGES
+    near = [] if method in known else difflib.get_close_matches(method, known)
+    meant = f". Did you mean {' or '.join(near)}?" if near else ""
+    raise ConfigError(
+        f"{method} may trade, move money or change the account: it needs both --live and "
+        f'mode = "live". Nothing was sent{meant}'
+    )
+
+
+def _keep(path: str, content: bytes) -> None:
+    """Write a new file for its owner alone."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with open(descriptor, "wb") as file:
+            file.write(content)
+    except OSError as error:
+        raise ConfigError(f"--output {path}: {error.strerror}") from error
+
+
+def _wrong(words: str) -> int:
+    print(f"krakenbot call: {words}", file=sys.stderr)
+    return 2

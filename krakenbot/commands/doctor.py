@@ -19,15 +19,14 @@ from typing import NamedTuple
 
 from krakenbot import config as configuration
 from krakenbot import log as logs
-from krakenbot.assemble import assumed_fee_rate, check_key, costs, spot_of
+from krakenbot.assemble import assumed_fee_rate, check_key, client_of, costs, spot_of
 from krakenbot.clock import SystemClock
-from krakenbot.commands.call import signed_client, transport
+from krakenbot.commands.call import signed_client
 from krakenbot.credentials import Credentials, load_credentials
 from krakenbot.decision import plan_of
 from krakenbot.errors import ConfigError, LaterError, RefusedError, StopError, UnansweredError
 from krakenbot.format import shows_color
 from krakenbot.journal_file import open_read_only
-from krakenbot.kraken.client import Client
 from krakenbot.lock import Lock
 from krakenbot.model import ZERO, MarginSummary, Order, Purpose, Side, Step
 from krakenbot.pairs import plain
@@ -175,7 +174,7 @@ class Visit:
 
     def _network(self) -> Answer:
         config, clock = self.config, SystemClock(self.config.exchange.clock_speed)
-        self.market = spot_of(config, Client(transport(config), config.exchange.url, clock))
+        self.market = spot_of(config, client_of(config, clock))
         sent, began = clock.wall(), time.monotonic()
         exchange_time = self.market.server_time() + 0.5
         self.ahead_s = (sent + clock.wall()) / 2 - exchange_time

@@ -12,6 +12,7 @@ from unittest import mock
 
 from krakenbot import cli, log
 from krakenbot.commands.call import sign_futures
+from krakenbot.kraken.transport import UrllibTransport
 from krakenbot.lock import Lock
 from krakenbot.model import Secret
 from krakenbot.simulated import api as server
@@ -52,7 +53,14 @@ VECTORS = (
 )
 
 
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
 class Called(unittest.TestCase):
+    stdout: type[io.StringIO] = io.StringIO
+
     def setUp(self) -> None:
         warnings.simplefilter("ignore", ResourceWarning)
         folder = tempfile.TemporaryDirectory()
@@ -62,7 +70,7 @@ class Called(unittest.TestCase):
         self.environ = {"KRAKENBOT_STATE_DIRECTORY": folder.name, "KRAKENBOT_EXCHANGE_TIMEOUT": "5"}
 
     def call(self, *argv: str) -> tuple[int, str, str]:
-        out, err = io.StringIO(), io.StringIO()
+        out, err = self.stdout(), io.StringIO()
         with (
             mock.patch.dict(os.environ, self.environ, clear=True),
             contextlib.redirect_stdout(out),
@@ -95,7 +103,7 @@ class TestSpot(Called):
             code, out, err = self.call("Balance", "--json")
             self.assertEqual(0, code, err)
             self.assertIn("ZUSD", json.loads(out))
-        (lock,) = self.state.iterdir()
+        (lock,) = self.state.glob("*.lock")
         self.assertEqual(0o600, lock.stat().st_mode & 0o777)
         self.assertGreater(int(lock.read_bytes()), self.sandbox.api._nonce)
 
@@ -110,9 +118,46 @@ class TestSpot(Called):
             code, _, err = self.call(method, *order)
             self.assertEqual(78, code)
             self.assertIn("--live", err)
+        for mode in ("paper", "validate"):
+            self.environ["KRAKENBOT_MODE"] = mode
+            self.assertEqual(78, self.call("AddOrder", *order, "--live")[0])
         self.assertEqual(before, sum(self.sandbox.api.requests.values()))
+        self.environ["KRAKENBOT_MODE"] = "live"
+        self.assertEqual(78, self.call("AddOrder", *order)[0])
         self.assertEqual(0, self.call("AddOrder", *order, "--live")[0])
         self.assertEqual(1, len(self.sandbox.api.orders))
+
+    def test_a_misspelt_method_gets_the_nearest_names_and_is_not_sent(self) -> None:
+        self.with_keys()
+        before = sum(self.sandbox.api.requests.values())
+        for misspelt, meant in (("Balanc", "Balance"), ("openorders", "OpenOrders")):
+            code, _, err = self.call(misspelt)
+            self.assertEqual(78, code)
+            self.assertIn(f"Did you mean {meant}", err)
+        self.assertEqual(before, sum(self.sandbox.api.requests.values()))
+
+    def test_every_read_of_the_interface_goes_without_live(self) -> None:
+        self.with_keys()
+        for method in ("MaintenanceSchedule", "Level3", "OrderAmends", "Earn/Strategies"):
+            code, _, err = self.call(method)
+            self.assertNotIn("--live", err)
+            self.assertNotEqual(78, code)
+
+    def test_a_file_goes_to_a_new_file_and_never_to_a_terminal(self) -> None:
+        self.with_keys()
+        path = self.state / "export.zip"
+        zipped = b"PK\x03\x04\xff\x00 and more"
+        answer = mock.patch.object(UrllibTransport, "send", return_value=(200, zipped))
+        with answer as send:
+            self.stdout = Terminal
+            self.assertEqual(2, self.call("RetrieveExport", "id=GOCO")[0])
+            send.assert_not_called()
+            self.assertEqual(0, self.call("RetrieveExport", "id=GOCO", "--output", str(path))[0])
+            self.assertEqual(zipped, path.read_bytes())
+            self.assertEqual(0o600, path.stat().st_mode & 0o777)
+            send.reset_mock()
+            self.assertEqual(2, self.call("RetrieveExport", "id=GOCO", "--output", str(path))[0])
+            send.assert_not_called()
 
     def test_an_order_that_is_only_validated_needs_no_live(self) -> None:
         self.with_keys()
@@ -124,7 +169,7 @@ class TestSpot(Called):
     def test_while_a_bot_holds_the_key_nothing_is_signed(self) -> None:
         self.with_keys()
         self.call("Balance")
-        (path,) = self.state.iterdir()
+        (path,) = self.state.glob("*.lock")
         held = Lock(path, "the bot")
         self.addCleanup(held.close)
         code, _, err = self.call("Balance")
@@ -138,7 +183,7 @@ class TestSpot(Called):
         self.assertNotIn("Traceback", err)
 
     def test_what_is_no_method_or_no_parameter_is_wrong_usage(self) -> None:
-        for argv in (("../Balance",), ("Balance?x",), ("Balance", "asset"), ("",)):
+        for argv in (("../Balance",), ("Balance?x",), ("Balance", "asset"), ("OHLC", "=5"), ("",)):
             self.assertEqual(2, self.call(*argv)[0], argv)
 
     def test_the_key_is_not_shown_even_when_the_exchange_sends_it_back(self) -> None:
@@ -202,6 +247,8 @@ class TestFutures(Called):
     def test_an_order_is_posted_once_and_only_with_live(self) -> None:
         order = ("sendorder", "orderType=mkt", "symbol=PF_XBTUSD", "side=buy", "size=0.001")
         self.assertEqual((78, []), (self.futures(*order)[0], self.seen))
+        self.assertEqual((78, []), (self.futures(*order, "--live")[0], self.seen))
+        self.environ["KRAKENBOT_MODE"] = "live"
         self.assertEqual(0, self.futures(*order, "--live")[0])
         ((verb, target, headers, body),) = self.seen
         self.assertEqual(("POST", "/derivatives/api/v3/sendorder"), (verb, target))

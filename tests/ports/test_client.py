@@ -1,24 +1,27 @@
-import contextlib
+import gzip
 import json
 import os
-import socket
-import threading
-import time
+import tempfile
 import unittest
-import unittest.mock
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
-from unittest import mock
 from urllib.parse import parse_qs, urlsplit
 
-from krakenbot.clock import StopRequestedError
-from krakenbot.errors import LaterError, RefusedError, StopError, UnansweredError
-from krakenbot.kraken.client import Client, UrllibTransport
+from krakenbot.errors import (
+    Cause,
+    KeyRefusedError,
+    LaterError,
+    RefusedError,
+    StopError,
+    UnansweredError,
+)
+from krakenbot.kraken.client import Client
+from krakenbot.kraken.counter import RestCounter
 from krakenbot.kraken.signing import sign
 from krakenbot.model import Secret
-from tests.logs import logged
+from tests.logs import logged, silence
 
 RECORDED = os.environ.get("TEST_DATA_KRAKEN")
 SECRET = Secret(
@@ -54,7 +57,6 @@ EOrder:Cancel pending
 ETrade:Invalid request
 EOrder:Insufficient funds
 EOrder:Insufficient initial margin
-EOrder:Insufficient margin
 EOrder:Margin allowance exceeded
 EBM:limit exceeded:CAL
 EOrder:Margin level too low
@@ -73,12 +75,13 @@ LATER = """
 EAPI:Rate limit exceeded
 EOrder:Rate limit exceeded
 EOrder:Domain rate limit exceeded
+EOrder:Orders limit exceeded
+EOrder:Scheduled orders limit exceeded
+EOrder:Insufficient margin
 EService:Market in cancel_only mode
 EService:Market in post_only mode
 EService:Market in limit_only mode
 """.strip().splitlines()
-# Neither is an order: whether the caller waits or gives up, nothing was executed.
-NOT_EXECUTED = ["EOrder:Orders limit exceeded", "EOrder:Scheduled orders limit exceeded"]
 STOP = """
 EAPI:Invalid key
 EAPI:Invalid signature
@@ -154,12 +157,12 @@ class FakeTransport:
 
     def __init__(self, *answers: bytes | tuple[int, bytes]) -> None:
         self.answers = list(answers)
-        self.requests: list[tuple[str, str, Mapping[str, str], bytes | None, bool]] = []
+        self.requests: list[tuple[str, str, Mapping[str, str], bytes | None]] = []
 
     def send(
-        self, method: str, url: str, headers: Mapping[str, str], body: bytes | None, fresh: bool
+        self, method: str, url: str, headers: Mapping[str, str], body: bytes | None
     ) -> tuple[int, bytes]:
-        self.requests.append((method, url, headers, body, fresh))
+        self.requests.append((method, url, headers, body))
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         return answer if isinstance(answer, tuple) else (200, answer)
 
@@ -178,7 +181,13 @@ class Rising:
         return self.last
 
 
-def client(transport: Any, clock: FakeClock | None = None, *, live: bool = False) -> Client:
+def client(
+    transport: Any,
+    clock: FakeClock | None = None,
+    *,
+    live: bool = False,
+    counter: RestCounter | None = None,
+) -> Client:
     return Client(
         transport,
         "http://127.0.0.1:1",
@@ -187,6 +196,7 @@ def client(transport: Any, clock: FakeClock | None = None, *, live: bool = False
         secret=SECRET,
         next_nonce=Rising(),
         live=live,
+        counter=counter,
     )
 
 
@@ -214,11 +224,6 @@ class TestErrors(unittest.TestCase):
                     client(transport, live=True).private("AddOrder", {"pair": "XBTUSD"})
                 self.assertEqual(1, len(transport.requests), "an order went out twice")
 
-    def test_too_many_orders_means_that_nothing_was_executed(self) -> None:
-        for text in NOT_EXECUTED:
-            with self.subTest(text), self.assertRaises((RefusedError, LaterError)):
-                client(FakeTransport(envelope(text)), live=True).private("AddOrder", {})
-
     def test_blanks_round_colons_change_nothing(self) -> None:
         for kind, texts in EVERY:
             for text in texts:
@@ -237,11 +242,36 @@ class TestErrors(unittest.TestCase):
             with self.subTest(other), self.assertRaises(StopError):
                 client(FakeTransport(envelope(other, "EAPI:Invalid key"))).private("Balance")
 
-    def test_a_refused_key_stops_with_its_own_exit_code(self) -> None:
+    def test_a_refused_key_is_told_from_a_lockout_which_asking_prolongs(self) -> None:
         for text in STOP:
-            with self.subTest(text), self.assertRaises(StopError) as caught:
+            with self.subTest(text), self.assertRaises(KeyRefusedError) as caught:
                 client(FakeTransport(envelope(text))).private("Balance")
-            self.assertEqual(77, caught.exception.exit_code)
+            is_lockout = "lockout" in text or "Too many" in text or "EAuth:Rate" in text
+            self.assertEqual(
+                (77, is_lockout, False),
+                (caught.exception.exit_code, caught.exception.lockout, caught.exception.nonce),
+            )
+
+    def test_a_refusal_says_why_as_data(self) -> None:
+        for text, cause, is_documented in (
+            ("EAPI:Rate limit exceeded", Cause.RATE_LIMIT, False),
+            ("EOrder:Rate limit exceeded", Cause.RATE_LIMIT, True),
+            ("EService:Market in cancel_only mode", Cause.MARKET_STATE, False),
+            ("EOrder:Insufficient margin", Cause.LENDING_POOL, True),
+        ):
+            with self.subTest(text), self.assertRaises(LaterError) as caught:
+                client(FakeTransport(envelope(text)), live=True).private("AddOrder", {})
+            self.assertEqual(cause, caught.exception.cause)
+            self.assertEqual(is_documented, caught.exception.leaves_no_order)
+        for text in ("EOrder:Insufficient initial margin", "EOrder:Insufficient funds"):
+            with self.subTest(text), self.assertRaises(RefusedError) as refused:
+                client(FakeTransport(envelope(text)), live=True).private("AddOrder", {})
+            self.assertEqual(Cause.FUNDS, refused.exception.cause)
+
+    def test_an_account_without_margin_on_the_pair_is_told_what_to_do(self) -> None:
+        for text in ("EOrder:Reduce only:Non-ECP", "EOrder: Reduce only: Non-PC"):
+            with self.assertRaisesRegex(RefusedError, "leverage = 0"):
+                client(FakeTransport(envelope(text)), live=True).private("AddOrder", {})
 
     def test_after_a_definite_later_the_request_counts_as_sent_and_a_wait_is_named(self) -> None:
         for text in LATER:
@@ -351,7 +381,7 @@ class TestRequests(unittest.TestCase):
     def test_a_private_request_is_signed_over_the_very_bytes_that_are_sent(self) -> None:
         transport = FakeTransport(OK)
         client(transport).private("OpenPositions", {"docalcs": "true", "x": "a+b:c"})
-        method, url, headers, body, _ = transport.requests[0]
+        method, url, headers, body = transport.requests[0]
         assert body is not None
         self.assertEqual("POST", method)
         nonce = transport.form()["nonce"]
@@ -363,7 +393,7 @@ class TestRequests(unittest.TestCase):
     def test_a_public_request_carries_no_key_and_no_body(self) -> None:
         transport = FakeTransport(OK)
         client(transport).public("OHLC", {"pair": "XBTUSD", "interval": 1})
-        method, url, headers, body, _ = transport.requests[0]
+        method, url, headers, body = transport.requests[0]
         self.assertEqual(("GET", None), (method, body))
         self.assertTrue(url.endswith("/0/public/OHLC?pair=XBTUSD&interval=1"))
         self.assertFalse({"API-Key", "API-Sign"} & set(headers))
@@ -408,11 +438,12 @@ class TestRequests(unittest.TestCase):
         client(transport, live=True).private("AddOrder", {"volume": "1"})
         self.assertNotIn("validate", transport.form())
 
-    def test_orders_and_other_changes_ask_for_a_fresh_connection_and_reads_do_not(self) -> None:
-        for method, fresh in (("AddOrder", True), ("CancelOrder", True), ("Balance", False)):
-            transport = FakeTransport(OK)
-            client(transport, live=True).private(method)
-            self.assertEqual(fresh, transport.requests[0][4])
+    def test_the_clock_is_told_of_reads_and_of_nothing_that_changes_something(self) -> None:
+        for method, want in (("AddOrder", [False] * 2), ("Balance", [True, False])):
+            calls, told = client(FakeTransport(OK), live=True), list[bool]()
+            calls.on_read = told.append
+            calls.private(method)
+            self.assertEqual(want, told)
 
     def test_the_caller_s_parameters_are_left_as_they_were(self) -> None:
         params = {"volume": "1"}
@@ -433,23 +464,31 @@ class TestRequests(unittest.TestCase):
 
 
 class TestNonce(unittest.TestCase):
-    def test_a_read_whose_nonce_was_refused_is_asked_once_more_with_a_larger_one(self) -> None:
-        transport = FakeTransport(envelope("EAPI:Invalid nonce"), OK)
-        self.assertEqual({"ok": 1}, client(transport).private("Balance"))
-        first, second = (int(transport.form(number)["nonce"]) for number in (0, 1))
-        self.assertGreater(second, first)
+    def setUp(self) -> None:
+        silence(self)
 
-    def test_two_refused_nonces_in_a_row_stop_the_bot(self) -> None:
-        transport = FakeTransport(envelope("EAPI:Invalid nonce"))
-        with self.assertRaises(StopError) as caught:
-            client(transport).private("Balance")
-        self.assertEqual(77, caught.exception.exit_code)
-        self.assertEqual(2, len(transport.requests))
+    def test_a_read_whose_nonce_is_refused_is_asked_again_with_larger_ones_after_pauses(
+        self,
+    ) -> None:
+        transport, clock = FakeTransport(*[envelope("EAPI:Invalid nonce")] * 4, OK), FakeClock()
+        self.assertEqual({"ok": 1}, client(transport, clock).private("Balance"))
+        nonces = [int(transport.form(number)["nonce"]) for number in range(5)]
+        self.assertEqual(sorted(set(nonces)), nonces)
+        self.assertEqual(1000 + 1 + 2 + 4 + 8, clock.time)
 
-    def test_an_order_whose_nonce_was_refused_is_refused_and_not_sent_again(self) -> None:
+    def test_nonces_that_stay_refused_for_a_minute_mean_another_program(self) -> None:
+        clock = FakeClock()
+        with self.assertRaises(KeyRefusedError) as caught:
+            client(FakeTransport(envelope("EAPI:Invalid nonce")), clock).private("Balance")
+        self.assertTrue(caught.exception.nonce)
+        self.assertGreaterEqual(clock.time, 1060)
+
+    def test_an_order_whose_nonce_was_refused_is_not_sent_again_here(self) -> None:
         transport = FakeTransport(envelope("EAPI:Invalid nonce"), OK)
-        with self.assertRaises(RefusedError):
+        with self.assertRaises(LaterError) as caught:
             client(transport, live=True).private("AddOrder", {})
+        self.assertEqual(Cause.NONCE, caught.exception.cause)
+        self.assertTrue(caught.exception.sent)
         self.assertEqual(1, len(transport.requests))
 
     def test_the_second_asking_of_a_read_is_an_answer_like_any_other(self) -> None:
@@ -459,366 +498,103 @@ class TestNonce(unittest.TestCase):
 
 
 class TestCounter(unittest.TestCase):
-    def test_reads_wait_so_that_the_counter_of_the_lowest_tier_never_overflows(self) -> None:
-        clock, told = FakeClock(), list[tuple[float, int]]()
-        calls = client(FakeTransport(OK), clock)
-        costs = {"Balance": 1, "ClosedOrders": 2, "TradesHistory": 2, "Ledgers": 2, "OpenOrders": 1}
-        for number in range(60):
-            method = sorted(costs)[number % len(costs)]
-            calls.private(method)
-            told.append((clock.time, costs[method]))
-        counter, before = 0.0, told[0][0]
-        for moment, cost in told:
-            counter = max(0.0, counter - 0.33 * (moment - before)) + cost
-            before = moment
-            self.assertLessEqual(counter, 15.0001)
-        self.assertLess(clock.time - 1000, 84 / 0.33, "waited longer than needed")
+    COSTS = (("Balance", 1), ("ClosedOrders", 2), ("Ledgers", 2), ("OpenOrders", 1))
 
-    def test_the_first_fifteen_points_wait_for_nothing_and_come_back_with_time(self) -> None:
-        clock = FakeClock()
-        calls = client(FakeTransport(OK), clock)
+    def setUp(self) -> None:
+        self.clock, self.told = FakeClock(), list[tuple[float, int]]()
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.path = Path(folder.name) / "counter"
+
+    def start(self) -> Client:
+        return client(FakeTransport(OK), self.clock, counter=RestCounter(self.clock, self.path))
+
+    def ask(self, calls: Client, points: int) -> None:
+        while points > 0:
+            method, cost = self.COSTS[len(self.told) % 4]
+            calls.private(method)
+            self.told.append((self.clock.time, cost))
+            points -= cost
+
+    def highest(self) -> float:
+        """Return how high Kraken's own counter got."""
+        counter, before, highest = 0.0, self.told[0][0], 0.0
+        for moment, cost in self.told:
+            counter = max(0.0, counter - 0.33 * (moment - before)) + cost
+            before, highest = moment, max(highest, counter)
+        return highest
+
+    def test_a_point_of_room_is_kept_below_the_lowest_tier_s_limit(self) -> None:
+        self.ask(self.start(), 90)
+        self.assertLessEqual(self.highest(), 14.001)
+        self.assertLess(self.clock.time - 1000, 84 / 0.33, "waited longer than needed")
+
+    def test_a_start_goes_on_from_where_the_process_before_ended(self) -> None:
+        for _ in range(3):
+            self.ask(self.start(), 14)
+            self.clock.time += 1
+        self.assertLessEqual(self.highest(), 14.001)
+
+    def test_a_nonce_asked_for_again_counts_again(self) -> None:
+        calls = client(FakeTransport(*[envelope("EAPI:Invalid nonce")] * 3, OK), self.clock)
+        with logged():
+            calls.private("Balance")
+        self.clock.time = 1007.0
+        self.ask(calls, 11)
+        self.assertEqual(1007.0, self.clock.time)
+        self.ask(calls, 2)
+        self.assertGreater(self.clock.time, 1007.0)
+
+    def test_what_an_earlier_boot_or_a_broken_file_says_costs_a_short_wait_at_most(self) -> None:
+        for kept in ("99999999.0", "rubbish", "-5", "nan", ""):
+            self.path.write_text(kept)
+            began = self.clock.time
+            self.ask(self.start(), 1)
+            self.assertLessEqual(self.clock.time - began, 1 / 0.33 + 0.01, kept)
+
+    def test_the_points_come_back_with_time(self) -> None:
+        calls = self.start()
         for _ in range(2):
-            began = clock.time
-            for _ in range(15):
-                calls.private("Balance")
-            self.assertEqual(began, clock.time)
-            clock.time += 60
+            began = self.clock.time
+            self.ask(calls, 13)
+            self.assertEqual(began, self.clock.time)
+            self.clock.time += 60
 
     def test_orders_and_public_methods_wait_for_nothing(self) -> None:
-        clock = FakeClock()
-        calls = client(FakeTransport(OK), clock, live=True)
+        calls = client(FakeTransport(OK), self.clock, live=True)
         for _ in range(50):
             calls.private("AddOrder", {})
             calls.public("Time")
-        self.assertEqual(1000.0, clock.time)
+        self.assertEqual(1000.0, self.clock.time)
 
 
-class RawServer:
-    """A listening socket on loopback; `serve` gets each connection and its number."""
-
-    def __init__(
-        self, test: unittest.TestCase, serve: Callable[[socket.socket, int], None]
-    ) -> None:
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
-        self.connections = 0
-        self.requests: list[bytes] = []
-        self._serve = serve
-        self._thread = threading.Thread(target=self._accept, daemon=True)
-        self._thread.start()
-        test.addCleanup(self.close)
-
-    def close(self) -> None:
-        self.listener.close()
-
-    def read_request(self, connection: socket.socket) -> bytes:
-        """Return one request, or nothing when the other side has hung up."""
-        text = b""
-        while b"\r\n\r\n" not in text:
-            chunk = connection.recv(65536)
-            if not chunk:
-                return b""
-            text += chunk
-        head, _, body = text.partition(b"\r\n\r\n")
-        for line in head.lower().split(b"\r\n"):
-            if line.startswith(b"content-length:"):
-                while len(body) < int(line.split(b":")[1]):
-                    body += connection.recv(65536)
-        self.requests.append(head + b"\r\n\r\n" + body)
-        return self.requests[-1]
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                connection, _ = self.listener.accept()
-            except OSError:
-                return
-            self.connections += 1
-            threading.Thread(
-                target=self._run, args=(connection, self.connections), daemon=True
-            ).start()
-
-    def _run(self, connection: socket.socket, number: int) -> None:
-        with connection, contextlib.suppress(OSError):
-            self._serve(connection, number)
-
-
-def http(body: bytes, status: str = "200 OK", *headers: str) -> bytes:
-    lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", *headers]
-    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
-
-
-class TestTransport(unittest.TestCase):
-    def server(self, serve: Callable[["RawServer", socket.socket, int], None]) -> RawServer:
-        server = RawServer(self, lambda connection, number: serve(server, connection, number))
-        return server
-
-    def get(
-        self, transport: UrllibTransport, server: RawServer, *, fresh: bool = False
-    ) -> tuple[int, bytes]:
-        if fresh:
-            return transport.send("POST", server.url + "/0/private/AddOrder", {}, b"nonce=1", True)
-        return transport.send("POST", server.url + "/0/private/Balance", {}, b"nonce=1", False)
-
-    def test_reads_share_a_connection_and_each_order_gets_a_fresh_one(self) -> None:
-        def serve(server: RawServer, connection: socket.socket, number: int) -> None:
-            while server.read_request(connection):
-                connection.sendall(http(str(number).encode()))
-
-        server, transport = self.server(serve), UrllibTransport(5)
-        order = [
-            self.get(transport, server, fresh=fresh)[1]
-            for fresh in (False, False, True, False, True, True)
-        ]
-        self.assertEqual([b"1", b"1", b"2", b"3", b"4", b"5"], order)
-
-    def test_the_time_limit_holds_however_slowly_headers_or_body_drip_in(self) -> None:
-        def drip_headers(server: RawServer, connection: socket.socket, number: int) -> None:
-            server.read_request(connection)
-            connection.sendall(b"HTTP/1.1 200 OK\r\n")
-            for count in range(100):
-                connection.sendall(b"X-%d: y\r\n" % count)
-                time.sleep(0.05)
-
-        def drip_body(server: RawServer, connection: socket.socket, number: int) -> None:
-            server.read_request(connection)
-            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
-            for _ in range(100):
-                connection.sendall(b"x")
-                time.sleep(0.05)
-
-        def drip_chunks(server: RawServer, connection: socket.socket, number: int) -> None:
-            server.read_request(connection)
-            connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
-            for _ in range(100):
-                connection.sendall(b"1\r\nx\r\n")
-                time.sleep(0.05)
-
-        def silent(server: RawServer, connection: socket.socket, number: int) -> None:
-            time.sleep(3)
-
-        for serve in (drip_headers, drip_body, drip_chunks, silent):
-            for fresh in (False, True):
-                server, began = self.server(serve), time.monotonic()
-                with self.subTest(serve.__name__, fresh=fresh), self.assertRaises(UnansweredError):
-                    self.get(UrllibTransport(0.1), server, fresh=fresh)
-                self.assertLess(time.monotonic() - began, 1)
-                self.assertEqual(1, server.connections)
-
-    def test_the_time_limit_also_holds_when_a_kept_connection_falls_silent(self) -> None:
-        def serve(server: RawServer, connection: socket.socket, number: int) -> None:
-            if number == 1 and server.read_request(connection):
-                connection.sendall(http(OK))
-            time.sleep(3)
-
-        server, transport = self.server(serve), UrllibTransport(0.3)
-        self.get(transport, server)
-        began = time.monotonic()
-        with self.assertRaises((UnansweredError, LaterError)):
-            self.get(transport, server)
-        self.assertLess(time.monotonic() - began, 0.55)
-
-    def test_a_read_that_was_given_up_leaves_nothing_for_the_next_one(self) -> None:
-        def serve(server: RawServer, connection: socket.socket, number: int) -> None:
-            while server.read_request(connection):
-                connection.sendall(http(str(number).encode()))
-
-        server, transport = self.server(serve), UrllibTransport(5)
-        self.get(transport, server)
-        kept = transport._kept
-        with mock.patch.object(transport, "_ask", side_effect=StopRequestedError):
-            self.assertRaises(StopRequestedError, self.get, transport, server)
-        self.assertIsNot(kept, transport._kept)
-        self.assertEqual(b"2", self.get(transport, server)[1])
-
-    def test_an_answer_over_the_size_cap_is_no_answer(self) -> None:
-        def endless(server: RawServer, connection: socket.socket, number: int) -> None:
-            server.read_request(connection)
-            connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
-            for _ in range(40):
-                connection.sendall(b"x" * 1_000_000)
-
-        def announced(server: RawServer, connection: socket.socket, number: int) -> None:
-            server.read_request(connection)
-            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999\r\n\r\n")
-            for _ in range(40):
-                connection.sendall(b"x" * 1_000_000)
-
-        for serve in (endless, announced):
-            with self.subTest(serve.__name__), self.assertRaises(UnansweredError):
-                self.get(UrllibTransport(5), self.server(serve))
-
-    def test_a_read_is_asked_again_when_the_kept_connection_had_died(self) -> None:
-        def hang_up_after_one(server: RawServer, connection: socket.socket, number: int) -> None:
-            if server.read_request(connection):
-                connection.sendall(http(str(number).encode()))
-
-        def reset_on_second(server: RawServer, connection: socket.socket, number: int) -> None:
-            if server.read_request(connection):
-                connection.sendall(http(str(number).encode()))
-            if number == 1 and server.read_request(connection):
-                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
-
-        for serve in (hang_up_after_one, reset_on_second):
-            server, transport = self.server(serve), UrllibTransport(5)
-            with self.subTest(serve.__name__):
-                self.assertEqual(b"1", self.get(transport, server)[1])
-                time.sleep(0.05)
-                self.assertEqual(b"2", self.get(transport, server)[1])
-
-    def test_an_order_whose_connection_dies_is_sent_once_and_unanswered(self) -> None:
-        def hang_up(server: RawServer, connection: socket.socket, number: int) -> None:
-            server.read_request(connection)
-
-        def hang_up_in_headers(server: RawServer, connection: socket.socket, number: int) -> None:
-            server.read_request(connection)
-            connection.sendall(b"HTTP/1.1 200 OK\r\nConte")
-
-        def hang_up_in_body(server: RawServer, connection: socket.socket, number: int) -> None:
-            server.read_request(connection)
-            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 30\r\n\r\n" + OK[:20])
-
-        for serve in (hang_up, hang_up_in_headers, hang_up_in_body):
-            server = self.server(serve)
-            orders = Client(
-                UrllibTransport(5),
-                server.url,
-                FakeClock(),
-                key=KEY,
-                secret=SECRET,
-                next_nonce=Rising(),
-                live=True,
-            )
-            with self.subTest(serve.__name__), self.assertRaises(UnansweredError):
-                orders.private("AddOrder", {"volume": "1"})
-            self.assertEqual(1, len(server.requests))
-
-    def test_nobody_listening_means_later_and_that_nothing_was_sent(self) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        for fresh in (False, True):
-            with self.assertRaises(LaterError) as caught:
-                UrllibTransport(5).send("POST", url, {"API-Key": "the-key"}, b"secret", fresh)
-            self.assertFalse(caught.exception.sent)
-            self.assertNotIn("the-key", str(caught.exception))
-
-    def test_no_tls_on_the_other_side_means_later_and_that_nothing_was_sent(self) -> None:
-        def plain(server: RawServer, connection: socket.socket, number: int) -> None:
-            connection.recv(65536)
-            connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
-
-        url = self.server(plain).url.replace("http:", "https:")
-        with self.assertRaises(LaterError) as caught:
-            UrllibTransport(5).send("POST", url, {}, b"nonce=1", True)
-        self.assertFalse(caught.exception.sent)
-
-    def test_a_name_that_does_not_resolve_means_later_and_that_nothing_was_sent(self) -> None:
-        with self.assertRaises(LaterError) as caught:
-            UrllibTransport(5).send("POST", "http://nowhere.invalid", {}, b"nonce=1", True)
-        self.assertFalse(caught.exception.sent)
-
-    def test_a_redirect_is_never_followed(self) -> None:
-        def other(server: RawServer, connection: socket.socket, number: int) -> None:
-            server.read_request(connection)
-            connection.sendall(http(OK))
-
-        elsewhere = self.server(other)
-
-        def redirect(server: RawServer, connection: socket.socket, number: int) -> None:
-            server.read_request(connection)
-            connection.sendall(http(b"moved", "307 Moved", f"Location: {elsewhere.url}/"))
-
-        orders = Client(
-            UrllibTransport(5),
-            self.server(redirect).url,
-            FakeClock(),
-            key=KEY,
-            secret=SECRET,
-            next_nonce=Rising(),
-            live=True,
-        )
-        for ask in (lambda: orders.private("AddOrder", {}), lambda: orders.public("Time")):
-            with self.assertRaises(UnansweredError):
-                ask()
-        self.assertEqual(0, elsewhere.connections)
-
-    def test_proxies_from_the_surroundings_are_not_used(self) -> None:
-        def serve(server: RawServer, connection: socket.socket, number: int) -> None:
-            server.read_request(connection)
-            connection.sendall(http(OK))
-
-        proxy, server = self.server(serve), self.server(serve)
-        with unittest.mock.patch.dict(
-            os.environ, {"http_proxy": proxy.url, "HTTP_PROXY": proxy.url}
+class TestAnswersThatAreNoJson(unittest.TestCase):
+    def test_they_are_named_for_what_they_are(self) -> None:
+        for body, words in (
+            (gzip.compress(OK), "a gzip answer"),
+            (b"<!DOCTYPE html><html>502</html>", "an HTML page"),
+            (b"\n<html><body>", "an HTML page"),
+            (b"PK\x03\x04....", "a zip archive"),
+            (b"", "nothing"),
+            (OK[:-3], "cut"),
+            (b"upstream timed out", "another text"),
         ):
-            self.get(UrllibTransport(5), server)
-        self.assertEqual((0, 1), (proxy.connections, server.connections))
+            with self.subTest(body), self.assertRaisesRegex(UnansweredError, words):
+                client(FakeTransport((502, body))).private("Balance")
 
-    def test_whatever_bytes_come_back_the_outcome_is_an_answer_or_no_answer(self) -> None:
-        replies = [
-            b"",
-            b"\r\n",
-            b"HTTP",
-            b"HTTP/1.1\r\n\r\n",
-            b"HTTP/1.1 abc OK\r\n\r\n",
-            b"HTTP/1.1 99999 OK\r\n\r\n",
-            b"SSH-2.0-x\r\n",
-            b"\x16\x03\x01\x02\x00\x01",
-            b"{}",
-            b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 200 + b"\r\n",
-            b"HTTP/1.1 200 OK\r\nA: " + b"x" * 100_000 + b"\r\n\r\n",
-            b"HTTP/1.1 200 OK\r\n\xff\xfe: \x00\r\n\r\n" + OK,
-            b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\n" + OK,
-            b"HTTP/1.1 200 OK\r\nContent-Length: many\r\n\r\n" + OK,
-            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
-            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-5\r\nabc",
-            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffffffffff\r\nabc",
-            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nab",
-            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"5" * 70_000,
-            b"HTTP/1.1 100 Continue\r\n\r\n" * 50,
-            b"HTTP/1.1 101 Switching\r\n\r\nxx",
-            b"HTTP/1.1 204 No Content\r\n\r\n",
-            b"HTTP/0.9 200 OK\r\n\r\n",
-            b"HTTP/7.3 200 OK\r\n\r\n",
-        ]
-        for reply in replies:
-
-            def serve(
-                server: RawServer, connection: socket.socket, number: int, reply: bytes = reply
-            ) -> None:
-                server.read_request(connection)
-                connection.sendall(reply)
-
-            server = self.server(serve)
-            for fresh in (True, False):
-                with self.subTest(reply[:60], fresh=fresh):
-                    try:
-                        status, body = self.get(UrllibTransport(1), server, fresh=fresh)
-                    except UnansweredError:
-                        continue
-                    self.assertIsInstance(status, int)
-                    self.assertIsInstance(body, bytes)
-
-    def test_no_error_of_the_transport_quotes_the_key_the_signature_or_the_body(self) -> None:
-        def hang_up(server: RawServer, connection: socket.socket, number: int) -> None:
-            server.read_request(connection)
-
-        server = self.server(hang_up)
-        for key in ("the-key", "key\nwith a newline", "ключ"):
-            calls = Client(
-                UrllibTransport(5),
-                server.url,
-                FakeClock(),
-                key=Secret(key),
-                secret=SECRET,
-                next_nonce=Rising(),
-                live=True,
-            )
-            with self.subTest(key):
-                with self.assertRaises((UnansweredError, LaterError, StopError)) as caught:
-                    calls.private("AddOrder", {"volume": "1.2345"})
-                for hidden in (key, "1.2345", SECRET.reveal()[:10]):
-                    self.assertNotIn(hidden, str(caught.exception))
+    def test_a_file_is_given_as_it_is_and_an_error_in_its_place_means_what_it_says(self) -> None:
+        zipped = b"PK\x03\x04 and more"
+        self.assertEqual(zipped, client(FakeTransport(zipped)).download("RetrieveExport"))
+        for answer, kind in (
+            (envelope("EGeneral:Permission denied"), KeyRefusedError),
+            (envelope("EExport:Unknown"), UnansweredError),
+            (OK, UnansweredError),
+            (b"<html>", UnansweredError),
+            (b"", UnansweredError),
+            (OK[:-4], UnansweredError),
+        ):
+            with self.subTest(answer), self.assertRaises(kind):
+                client(FakeTransport(answer)).download("RetrieveExport")
 
 
 if __name__ == "__main__":

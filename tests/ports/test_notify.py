@@ -39,7 +39,7 @@ class Wire:
         self.open.set()
 
     def send(
-        self, method: str, url: str, headers: Mapping[str, str], body: bytes | None, fresh: bool
+        self, method: str, url: str, headers: Mapping[str, str], body: bytes | None
     ) -> tuple[int, bytes]:
         self.open.wait(10)
         self.sent.append((method, url, headers["Content-Type"], (body or b"").decode()))

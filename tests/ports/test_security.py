@@ -29,15 +29,10 @@ from krakenbot.config import load
 from krakenbot.credentials import load_secrets
 from krakenbot.errors import ConfigError, LaterError, UnansweredError
 from krakenbot.journal_file import open_journal
-from krakenbot.kraken import client
-from krakenbot.kraken.client import (
-    ANSWER_BYTES_MAX,
-    Client,
-    UrllibTransport,
-    parse_json,
-    tls_context,
-)
+from krakenbot.kraken import transport
+from krakenbot.kraken.client import Client, parse_json
 from krakenbot.kraken.signing import decode_secret
+from krakenbot.kraken.transport import ANSWER_BYTES_MAX, UrllibTransport, tls_context
 from krakenbot.lock import Lock, Nonces
 from krakenbot.model import Secret
 from krakenbot.pairs import decimal
@@ -127,8 +122,8 @@ class TestWire(Safe):
         proxy_port, proxied = self.listener(lambda connection, _: connection.sendall(OK))
         port, seen = self.listener(lambda connection, _: connection.sendall(OK))
         names = ("http_proxy", "https_proxy", "HTTPS_PROXY", "ALL_PROXY")
-        client._tell_of_unused_proxies.cache_clear()
-        self.addCleanup(client._tell_of_unused_proxies.cache_clear)
+        transport._tell_of_unused_proxies.cache_clear()
+        self.addCleanup(transport._tell_of_unused_proxies.cache_clear)
         with (
             mock.patch.dict(os.environ, dict.fromkeys(names, f"http://127.0.0.1:{proxy_port}")),
             logged() as out,
@@ -136,7 +131,7 @@ class TestWire(Safe):
             for scheme in ("http", "http", "https"):
                 with contextlib.suppress(LaterError, UnansweredError):
                     url = f"{scheme}://127.0.0.1:{port}/"
-                    UrllibTransport(5).send("GET", url, {}, None, False)
+                    UrllibTransport(5).send("GET", url, {}, None)
         self.assertEqual(([], 2), (proxied, len([r for r in seen if r.startswith(b"GET")])))
         self.assertEqual(1, out.getvalue().count("HTTPS_PROXY"))
 
@@ -165,7 +160,7 @@ class TestWire(Safe):
         self.addCleanup(tracemalloc.stop)
         began = time.monotonic()
         with self.assertRaises(UnansweredError):
-            UrllibTransport(5).send("GET", f"http://127.0.0.1:{port}/", {}, None, False)
+            UrllibTransport(5).send("GET", f"http://127.0.0.1:{port}/", {}, None)
         self.assertLess(time.monotonic() - began, 5)
         self.assertLess(tracemalloc.get_traced_memory()[1], 4 * ANSWER_BYTES_MAX)
 
@@ -181,7 +176,7 @@ class TestWire(Safe):
             port, _ = self.listener(drip)
             began = time.monotonic()
             with self.subTest(head), self.assertRaises(UnansweredError):
-                UrllibTransport(0.3).send("GET", f"http://127.0.0.1:{port}/", {}, None, True)
+                UrllibTransport(0.3).send("GET", f"http://127.0.0.1:{port}/", {}, None)
             self.assertLess(time.monotonic() - began, 1.5)
 
     def test_deep_or_huge_json_is_refused_in_no_time(self) -> None:
@@ -253,10 +248,12 @@ class TestTls(Safe):
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(self.folder / f"{name}.pem", self.folder / f"{name}.key")
         port, seen = self.listener(lambda connection, _: connection.sendall(OK), context)
+        tls_context.cache_clear()
+        self.addCleanup(tls_context.cache_clear)
         with mock.patch.dict(os.environ, {"SSL_CERT_FILE": str(self.folder / "root.pem")}):
             url = f"https://localhost:{port}/0/private/Balance"
             try:
-                return UrllibTransport(5).send("POST", url, {"API-Key": KEY}, b"x", False)[0], seen
+                return UrllibTransport(5).send("POST", url, {"API-Key": KEY}, b"x")[0], seen
             except LaterError as error:
                 self.assertFalse(error.sent)
                 return 0, seen
@@ -271,6 +268,14 @@ class TestTls(Safe):
         for name in ("wrong", "expired", "own"):
             with self.subTest(name):
                 self.assertEqual((0, []), self.ask(name))
+
+    def test_the_keys_of_a_session_are_written_nowhere(self) -> None:
+        kept = self.folder / "keys"
+        tls_context.cache_clear()
+        self.addCleanup(tls_context.cache_clear)
+        with mock.patch.dict(os.environ, {"SSLKEYLOGFILE": str(kept)}):
+            self.assertIsNone(tls_context().keylog_filename)
+        self.assertFalse(kept.exists())
 
     def test_old_versions_of_tls_are_not_spoken(self) -> None:
         context = tls_context()

@@ -148,7 +148,7 @@ class Kraken:
         self.asked: list[tuple[str, dict[str, str]]] = []
 
     def send(
-        self, method: str, url: str, headers: Mapping[str, str], body: bytes | None, fresh: bool
+        self, method: str, url: str, headers: Mapping[str, str], body: bytes | None
     ) -> tuple[int, bytes]:
         parts = urlsplit(url)
         name = parts.path.rsplit("/", 1)[1]

@@ -11,7 +11,7 @@ FLOORS = {
     0: "model pairs errors format",
     1: "strategy rulefile sizing risk kraken.signing",
     2: "decision exchange candles journal journal_file lock clock log config credentials "
-    "kraken.client",
+    "kraken.client kraken.transport kraken.counter",
     3: "accounting market bot orders kraken.spot assemble notify presence",
 }
 ROOMS = tuple(f"krakenbot.{room}" for room in ("kraken", "simulated", "backtest", "commands"))

@@ -21,8 +21,9 @@ from krakenbot.errors import LaterError, RefusedError, UnansweredError
 from krakenbot.exchange import Exchange
 from krakenbot.journal import Journal
 from krakenbot.journal_file import prepare
-from krakenbot.kraken.client import Client, UrllibTransport
+from krakenbot.kraken.client import Client
 from krakenbot.kraken.spot import Spot
+from krakenbot.kraken.transport import UrllibTransport
 from krakenbot.model import Charge, Execution, MarginSummary, Order, OrderStatus, Secret, Side
 from krakenbot.risk import FEE_RATE_ASSUMED, Limits
 from krakenbot.simulated import api as server
@@ -79,7 +80,7 @@ class Direct:
         self._api = api
 
     def send(
-        self, method: str, url: str, headers: Mapping[str, str], body: bytes | None, fresh: bool
+        self, method: str, url: str, headers: Mapping[str, str], body: bytes | None
     ) -> tuple[int, bytes]:
         target = url[url.index("/0/") :]
         answer = self._api.respond(method, target, headers, body or b"")
@@ -116,7 +117,6 @@ class World:
         self.account: Exchange = spot
 
     def close(self) -> None:
-        self._http._drop()
         self.sandbox.close()
 
     def now(self) -> float:

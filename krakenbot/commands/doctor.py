@@ -31,6 +31,7 @@ from krakenbot.lock import Lock
 from krakenbot.model import ZERO, MarginSummary, Order, Purpose, Side, Step
 from krakenbot.pairs import plain
 from krakenbot.risk import RiskInputs, objection
+from krakenbot.rulefile import load
 
 EXAMPLE = "krakenbot doctor --json"
 FREE_BYTES_MIN = 50 << 20
@@ -240,6 +241,11 @@ class Visit:
         text = f"the exchange holds {plain(held)}, the journal explains {plain(self.explained)}"
         return "ok" if held == self.explained else "fail", text
 
+    def _strategy(self) -> Answer:
+        plan_of(self.config)
+        file = self.config.strategy.file
+        return "ok", f"{file}: SHA-256 {load(file).sha256}" if file else self.config.strategy.name
+
     def _costs(self) -> Answer:
         too_much, lines = costs(self.config, self.fee_rate)
         if not lines:
@@ -296,6 +302,7 @@ CHECKS = (
         "KRAKEN_API_KEY_FILE and KRAKEN_API_SECRET_FILE",
     ),
     ("state", Visit._state, "config", "make room there, and let this user write"),
+    ("strategy", Visit._strategy, "config", "read `krakenbot help strategies`"),
     ("journal", Visit._journal, "config", "look at the exchange, then `krakenbot resume`"),
     ("network", Visit._network, "config", "look at DNS, firewall, CA certificates and the clock"),
     ("clock", Visit._clock, "network", "timedatectl set-ntp true"),

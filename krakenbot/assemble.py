@@ -176,14 +176,14 @@ class JournalStore:
 
 def try_strategy(config: Config, exchange: Exchange, journal: Journal) -> None:
     """Say which strategy runs, in the journal too; RuleError when a rule file fails its trial."""
-    chosen, name = config.strategy, config.strategy.name
+    chosen, name = config.strategy, config.strategy.title
     if chosen.file is not None:
         rule = rulefile.load(chosen.file)
         finished = fill(exchange.candles(None)[:-1], config.interval * 60)
         if len(finished) < rule.candles:
             log.warning("strategy untried: it needs %s candles", rule.candles)
         rule.try_on(finished, chosen.parameters)
-        name = f"{chosen.file.name} {rule.sha256}"
+        name += f" {rule.sha256}"
     log.info("strategy %s", name)
     journal.put(strategy=name)
 

@@ -116,6 +116,10 @@ class StrategyTable(NamedTuple):
     file: Annotated[Path | None, _PATH] = None
     parameters: Annotated[Mapping[str, Any], _parameters] = {}
 
+    @property
+    def title(self) -> str:
+        return self.name if self.file is None else self.file.name
+
 
 class KeysTable(NamedTuple):
     """Where the two secrets lie; never the secrets themselves."""

@@ -75,7 +75,8 @@ def story_of(config: Config, journal: Journal) -> Story:
     when = f"{utc(begin)} to {utc(end)} UTC" if points else "no candle yet"
     return Story(
         title=f"{config.pair} · {config.mode}",
-        subtitle=f"{when}, {config.interval} min candles, {config.strategy.name}, "
+        subtitle=f"{when}, {config.interval} min candles, "
+        f"{journal.get('strategy') or config.strategy.title}, "
         f"size {plain(config.size)}, leverage {config.leverage}",
         headline=headline(config.pair, (end - begin) / 86400, turns, before, net),
         net=net,

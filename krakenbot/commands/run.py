@@ -88,7 +88,7 @@ def _banner(config: Config, parts: Parts) -> list[str]:
     now, interval_s = int(parts.clock.now()), config.interval * 60
     held = journal.account().held
     return [
-        f"{config.mode}: {config.pair} on {config.exchange.url}, {config.strategy.name}",
+        f"{config.mode}: {config.pair} on {config.exchange.url}, {config.strategy.title}",
         f"  size {volume(config.size, base)}{worth}, {margin}; held now: {volume(held, base)}",
         f"  one decision per {config.interval} min candle, the next at "
         f"{moment(now - now % interval_s + interval_s + 1)}",

@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
         life = read_life(journal, lock, config.exchange.clock_speed)
         status = {"mode": config.mode, "pair": config.pair, "interval": config.interval}
         status |= read_status(journal) | _of(life)
-        status["strategy"] = journal.get("strategy") or config.strategy.name
+        status["strategy"] = journal.get("strategy") or config.strategy.title
         units = (journal.get("base"), journal.get("quote"))
         journal.close()
         text = json.dumps(status) if arguments.json else "\n".join(lines(status, life, *units))

@@ -240,6 +240,9 @@ def load(path: str | None, environ: Mapping[str, str], cwd: Path) -> Config:
                 is_beside = key == "strategy.file" and not sources[key].startswith("KRAKENBOT_")
                 beside = _expanded(Path(sources[key]), environ).parent if is_beside else ""
                 values[key] = cwd / beside / _expanded(value, environ)
+            if key == "strategy.file" and value and "CREDENTIALS_DIRECTORY" in environ:
+                loaded = Path(environ["CREDENTIALS_DIRECTORY"], value.name)
+                values[key] = loaded if loaded.exists() else values[key]
         except ValueError as error:
             errors.append(f"{sources[key]}: {error}; set {key} to an absolute path")
     _check_together(values, sources, errors)

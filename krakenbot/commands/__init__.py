@@ -21,7 +21,9 @@ COMMANDS = {
     "resume": ("resume", "clear a halt after showing why it was set; max_loss counts anew"),
     "call": ("call", "any method of Kraken's REST API; what is no plain read needs --live"),
     "config": ("config", "every setting with its value and where that came from"),
-    "unit": ("install", "print a hardened systemd unit for this installation and this mode"),
+    "install": ("install", "set the bot up as a systemd service; starts nothing"),
+    "uninstall": ("install", "take the service away; journal and keys stay"),
+    "unit": ("install", "print the systemd unit of this installation and mode"),
     "build": ("build", "write the program as a single file and print its SHA-256"),
     "help": ("help", "this list, or a page of the manual: help TOPIC"),
 }
@@ -65,14 +67,17 @@ def exit_code(error: BaseException, command: str) -> int:
     return next((code for kind, code in _ENDED_BY.items() if isinstance(error, kind)), 70)
 
 
-def write_whole(path: Path, data: bytes) -> None:
+def write_whole(path: Path, data: bytes, mode: int | None = None) -> None:
     """Put a file in place, whole or not at all; UsageError when it cannot be written.
 
     The file may be the very program that is running.
     """
     part = path.parent / f".{path.name}.{os.getpid()}.part"
     try:
-        with part.open("xb") as file:
+        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode or 0o666)
+        with open(descriptor, "wb") as file:
+            if mode is not None:
+                os.fchmod(descriptor, mode)
             file.write(data)
         part.replace(path)
     except OSError as error:

@@ -1,15 +1,38 @@
-"""`unit`: a systemd unit for this installation, shut off from all that a bot does not need."""
+"""`install`, `uninstall` and `unit`: the bot as a service, shut off from all that it does not need.
+
+The unit's user is a dynamic one: nothing has to be made or removed for it, and systemd gives it
+the state folder at each start. Root's commands leave every file there to the folder's owner.
+"""
 
 import argparse
+import hashlib
 import os
+import re
+import shutil
+import subprocess
 import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
+from typing import NamedTuple
 
 from krakenbot import config as configuration
+from krakenbot.commands import UsageError, write_whole
+from krakenbot.commands.build import packed
+from krakenbot.commands.help import page
 from krakenbot.config import Config
+from krakenbot.errors import ConfigError
+from krakenbot.format import volume
+from krakenbot.journal_file import open_read_only
 
-EXAMPLE = "krakenbot --config /etc/krakenbot/config.toml unit"
+EXAMPLE = "sudo python3 krakenbot.pyz install --systemd --dry-run"
 FOLDER = "/etc/krakenbot"
+STATE = "/var/lib/krakenbot"
+PROGRAM = "/opt/krakenbot/krakenbot.pyz"
+WRAPPER = "/usr/local/bin/krakenbot"
+UNIT_FILE = "/etc/systemd/system/krakenbot.service"
+KEYS = ("kraken_api_key", "kraken_api_secret")
 HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")
 SLOW_START_S = 600  # On top of `exchange.patience`: settling what the last run left open.
 ON = """DynamicUser LockPersonality MemoryDenyWriteExecute NoNewPrivileges PrivateDevices PrivateIPC
@@ -20,7 +43,7 @@ RestrictRealtime RestrictSUIDSGID"""
 # above the longest that the bot goes without a sign of life. After wrong usage, a safety stop, a
 # refused key or a bad configuration a person must look first.
 UNIT = """\
-# /etc/systemd/system/{name}.service, made by `krakenbot unit`
+# /etc/systemd/system/{name}.service, made by krakenbot
 [Unit]
 Description=krakenbot, {what}
 Wants=network-online.target
@@ -38,6 +61,7 @@ Restart=on-failure
 RestartSec=30
 RestartPreventExitStatus=2 76 77 78
 User=krakenbot
+SyslogIdentifier=krakenbot
 UMask=0077
 CapabilityBoundingSet=
 DevicePolicy=closed
@@ -63,35 +87,229 @@ WantedBy=multi-user.target
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    text = f"one unit for several pairs: krakenbot@NAME runs {FOLDER}/NAME.toml"
-    parser.add_argument("--template", action="store_true", help=text)
+    command = parser.get_default("command")
+    if command == "unit":
+        text = f"one unit for several pairs: krakenbot@NAME runs {FOLDER}/NAME.toml"
+        parser.add_argument("--template", action="store_true", help=text)
+        return
+    if command == "install":
+        text = "as a service of systemd, the only way so far"
+        parser.add_argument("--systemd", action="store_true", required=True, help=text)
+    else:
+        text = "remove journal, configuration and keys as well"
+        parser.add_argument("--purge", action="store_true", help=text)
+    parser.add_argument("--dry-run", action="store_true", help="print every step, do none")
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.command == "unit":
+        _print_unit(arguments)
+        return 0
+    if os.geteuid() != 0 and not arguments.dry_run:
+        raise UsageError(f"needs root: sudo ... {arguments.command}, or --dry-run to see the steps")
+    is_install = arguments.command == "install"
+    steps = _install(arguments.config) if is_install else _uninstall(arguments.purge)
+    for step in steps:
+        print(step.text, flush=True)
+        if not arguments.dry_run:
+            step.do()
+    if arguments.dry_run:
+        print("Nothing of this was done.")
+    elif is_install:
+        print(NEXT)
+    return 0
+
+
+class Step(NamedTuple):
+    text: str
+    do: Callable[[], object]
+
+
+NEXT = f"""\
+Nothing was started. What comes next:
+  put the API key into {FOLDER}/{KEYS[0]}, its secret into {FOLDER}/{KEYS[1]} (not for paper)
+  edit {FOLDER}/config.toml; after a change of `mode`, `pair` or `strategy.file` install again
+  sudo krakenbot --config {FOLDER}/config.toml doctor
+  sudo systemctl enable --now krakenbot      (after an update: systemctl restart krakenbot)
+  sudo krakenbot --config {FOLDER}/config.toml status"""
+
+
+def _install(given: str | None) -> Iterator[Step]:
+    """Yield what makes this program a service; ConfigError for a configuration that is wrong."""
+    archive, python = packed(), _python()
+    file, is_new = Path(FOLDER, "config.toml"), not Path(FOLDER, "config.toml").exists()
+    text = _service_config(given) if is_new else file.read_text()
+    config = _checked(text, given or str(file))
+    digest = hashlib.sha256(archive).hexdigest()
+    yield _write(PROGRAM, archive, 0o644, f"the program as one file, SHA-256 {digest}")
+    wrapper = f'#!/bin/sh\nexec {python} -I -S {PROGRAM} "$@"\n'
+    yield _write(WRAPPER, wrapper.encode(), 0o755, "a command that runs it")
+    if is_new:
+        yield _write(str(file), text.encode(), 0o600, f"mode {config.mode}, {config.pair}")
+    for name in KEYS:
+        if not os.path.lexists(f"{FOLDER}/{name}"):
+            yield _write(f"{FOLDER}/{name}", b"", 0o600, "empty: yours to fill")
+    rule = config.strategy.file
+    here = rule and Path(given or "config.toml").absolute().parent / rule.name
+    if rule and here and rule.parent == Path(FOLDER) and not rule.exists():
+        yield _write(str(rule), here.read_bytes(), 0o600, "your rule")
+    text = unit(config, str(file), False, f"{_quoted(python)} -I -S {PROGRAM}")
+    yield _write(UNIT_FILE, text.encode(), 0o644, "the unit")
+    yield _systemctl("daemon-reload")
+    for key, want in _PLACES.items():
+        if configuration.value(config, key) != want or config.sources[key] == "STATE_DIRECTORY":
+            yield _note(f'{file} should say {key} = "{want}", where `sudo krakenbot` looks, too')
+
+
+_PLACES = {
+    "keys.api_key_file": f"{FOLDER}/{KEYS[0]}",
+    "keys.api_secret_file": f"{FOLDER}/{KEYS[1]}",
+    "state.directory": STATE,
+}
+
+
+def _service_config(given: str | None) -> str:
+    """Return the configuration to start with: the one given, or here, or the example.
+
+    Journal and keys are put where the service has them.
+    """
+    place = Path(given or "config.toml")
+    if given is not None and not place.exists():
+        raise ConfigError(f"{given}: no such file")
+    text = place.read_text() if place.exists() else page("config.example.toml")
+    for key, want in _PLACES.items():
+        table, _, field = key.partition(".")
+        line = f'{field} = "{want}"'
+        text, count = re.subn(rf"(?m)^(?:# )?({table}\.)?{field} *=.*$", rf"\g<1>{line}", text)
+        if not count:
+            text, count = re.subn(rf"(?m)^\[{table}\].*$", rf"\g<0>\n{line}", text)
+        if not count:
+            text += f"\n[{table}]\n{line}\n"
+    return text
+
+
+def _checked(text: str, name: str) -> Config:
+    """Return what the service will make of this text; a rule file beside it is in its folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "config.toml")
+        file.write_text(text)
+        try:
+            config = configuration.load(str(file), {"STATE_DIRECTORY": STATE}, Path(folder))
+        except ConfigError as error:
+            raise ConfigError(str(error).replace(str(file), name)) from None
+    rule = config.strategy.file
+    if rule is not None and rule.parent == Path(folder):
+        rule = Path(FOLDER, rule.name)
+    return config._replace(strategy=config.strategy._replace(file=rule))
+
+
+def _uninstall(purge: bool) -> Iterator[Step]:
+    """Yield what takes the service away; ConfigError while a live bot holds or awaits something."""
+    _refuse_while_held()
+    yield _systemctl("disable", "--now", "krakenbot")
+    _refuse_while_held()  # It may have traded until the moment it ended.
+    for path in (UNIT_FILE, WRAPPER, str(Path(PROGRAM).parent)):
+        yield _remove(path)
+    yield _systemctl("daemon-reload")
+    if purge:
+        for path in (FOLDER, STATE, "/var/lib/private/krakenbot"):
+            yield _remove(path)
+        yield _note("delete the API key at Kraken as well")
+    else:
+        yield _note(f"{FOLDER} and {STATE} are left: configuration, keys, journal")
+
+
+def _refuse_while_held() -> None:
+    for file in sorted(Path(STATE).glob("live-*.db")):
+        with closing(open_read_only(file)) as journal:
+            held, unresolved = journal.account().held, len(journal.open_intents())
+            shown = volume(held, journal.get("base"))
+        if held or unresolved:
+            raise ConfigError(
+                f"{file} explains {shown} held and {unresolved} orders unresolved. Close it "
+                f"first: sudo krakenbot --config {FOLDER}/config.toml flatten --live"
+            )
+
+
+def _note(text: str) -> Step:
+    return Step(f"note: {text}", lambda: None)
+
+
+def _write(path: str, data: bytes, mode: int, what: str) -> Step:
+    def do() -> None:
+        Path(path).parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        write_whole(Path(path), data, mode)
+
+    return Step(f"write {path} (mode {mode:03o}): {what}", do)
+
+
+def _remove(path: str) -> Step:
+    def do() -> None:
+        if os.path.isdir(path) and not os.path.islink(path):
+            shutil.rmtree(path)
+        else:
+            Path(path).unlink(missing_ok=True)
+
+    return Step(f"remove {path}", do)
+
+
+def _systemctl(*words: str) -> Step:
+    """Return a step that fails the command only where systemd is there and says no to a reload."""
+
+    def do() -> None:
+        try:
+            subprocess.run(["systemctl", *words], check=words == ("daemon-reload",))
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise UsageError(f"systemctl {' '.join(words)}: {error}") from error
+
+    return Step(f"run systemctl {' '.join(words)}", do)
+
+
+def _python() -> str:
+    """Return a Python that the service can see, since homes are hidden from it."""
+    for python in (sys.executable, "/usr/bin/python3"):
+        if not python.startswith(HIDDEN) and _is_new_enough(python):
+            return python
+    raise UsageError(f"no Python 3.11 or newer outside of {', '.join(HIDDEN)}")
+
+
+def _is_new_enough(python: str) -> bool:
+    check = "import sys; sys.exit(sys.version_info < (3, 11))"
+    try:
+        return subprocess.run([python, "-I", "-S", "-c", check], check=False).returncode == 0
+    except OSError:
+        return False
+
+
+def _print_unit(arguments: argparse.Namespace) -> None:
     config = configuration.load_here(arguments.config)
     for path in (sys.executable, str(home())):
         if path.startswith(HIDDEN):
             print(
-                f"krakenbot unit: the unit cannot see {path}; install the program under /opt and "
-                "run `unit` from there with /usr/bin/python3",
+                f"krakenbot unit: the unit cannot see {path}; `sudo python3 krakenbot.pyz install "
+                "--systemd` puts the program where it can",
                 file=sys.stderr,
             )
     here = "config.toml" if os.path.exists("config.toml") else f"{FOLDER}/config.toml"
     file = os.path.abspath(arguments.config or os.environ.get("KRAKENBOT_CONFIG") or here)
     print(unit(config, file, arguments.template), end="")
-    return 0
 
 
-def unit(config: Config, file: str, template: bool) -> str:
+def unit(config: Config, file: str, template: bool, program: str | None = None) -> str:
     """Return the unit's text; `file` is the configuration, which only root needs to read."""
     sources = {"config.toml": f"{FOLDER}/%i.toml" if template else file.replace("%", "%%")}
+    rule = config.strategy.file
+    if rule is not None:
+        sources[rule.name.replace(" ", "_")] = str(rule).replace("%", "%%")
     if config.mode != "paper":
-        for name in ("kraken_api_key", "kraken_api_secret"):
-            sources[name] = f"{FOLDER}/{'%i.' if template else ''}{name}"
+        key_files = (config.keys.api_key_file, config.keys.api_secret_file)
+        for name, path in zip(KEYS, key_files, strict=True):
+            place = f"{FOLDER}/{'%i.' if template else ''}{name}"
+            sources[name] = str(path).replace("%", "%%") if path and not template else place
     return UNIT.format(
         name="krakenbot@" if template else "krakenbot",
         what="%i" if template else f"{config.mode} {config.pair}",
-        program=_program(),
+        program=program or _program(),
         live=" --live" if config.mode == "live" else "",
         credentials="".join(f"LoadCredential={key}:{at}\n" for key, at in sources.items()),
         start_s=config.exchange.patience + SLOW_START_S,

@@ -1,0 +1,311 @@
+import contextlib
+import io
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import unittest
+from pathlib import Path
+from unittest import mock
+
+from krakenbot import cli
+from krakenbot.commands import install as command
+from krakenbot.commands.build import packed
+from krakenbot.config import Config, load
+from krakenbot.journal import Journal, Outcome
+from krakenbot.journal_file import open_journal
+from tests.ports.test_journal import execution, intent
+
+EXPOSURE_MAX = 1.2
+
+
+def config(**environ: str) -> Config:
+    return load("/dev/null", {"HOME": "/x", **environ}, Path("/"))
+
+
+def settings(text: str) -> dict[str, list[str]]:
+    """Return all values of each key of a unit, in order."""
+    found: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        name, equals, value = line.partition("=")
+        if equals and not line.startswith("#"):
+            found.setdefault(name, []).append(value)
+    return found
+
+
+class TestUnit(unittest.TestCase):
+    def setUp(self) -> None:
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+
+    def printed(self, *argv: str, **environ: str) -> tuple[str, str]:
+        out, err = io.StringIO(), io.StringIO()
+        with (
+            mock.patch.dict(os.environ, {"HOME": "/x", **environ}, clear=True),
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+            contextlib.chdir(self.folder),
+        ):
+            self.assertEqual(0, cli.main([*argv]))
+        return out.getvalue(), err.getvalue()
+
+    def test_what_must_be_looked_at_by_a_person_is_not_started_again(self) -> None:
+        unit = settings(command.unit(config(), "/etc/krakenbot/config.toml", False))
+        self.assertEqual(["on-failure"], unit["Restart"])
+        self.assertEqual({"2", "76", "77", "78"}, set(unit["RestartPreventExitStatus"][0].split()))
+        self.assertEqual((["notify"], ["main"]), (unit["Type"], unit["NotifyAccess"]))
+        self.assertGreater(int(unit["TimeoutStartSec"][0]), 300)
+
+    def test_only_live_mode_says_live_and_paper_mode_asks_for_no_key(self) -> None:
+        for mode, live, credentials in (("paper", 0, 1), ("validate", 0, 3), ("live", 1, 3)):
+            with self.subTest(mode):
+                unit = settings(command.unit(config(KRAKENBOT_MODE=mode), "/c", False))
+                self.assertEqual(bool(live), unit["ExecStart"][0].endswith(" --live"))
+                self.assertEqual(credentials, len(unit["LoadCredential"]))
+
+    def test_the_template_names_everything_after_its_instance(self) -> None:
+        unit = settings(command.unit(config(KRAKENBOT_MODE="live"), "/ignored", True))
+        self.assertEqual(
+            [
+                "config.toml:/etc/krakenbot/%i.toml",
+                "kraken_api_key:/etc/krakenbot/%i.kraken_api_key",
+                "kraken_api_secret:/etc/krakenbot/%i.kraken_api_secret",
+            ],
+            unit["LoadCredential"],
+        )
+        self.assertEqual((["krakenbot"], ["krakenbot"]), (unit["StateDirectory"], unit["User"]))
+
+    def test_the_configuration_named_is_the_one_that_is_loaded(self) -> None:
+        (self.folder / "my.toml").write_text("")
+        (self.folder / "config.toml").write_text("leverage = 3\n")
+        for argv, environ, want in (
+            (["--config", "my.toml"], {}, f"{self.folder}/my.toml"),
+            ([], {}, f"{self.folder}/config.toml"),
+            ([], {"KRAKENBOT_CONFIG": "my.toml"}, f"{self.folder}/my.toml"),
+        ):
+            with self.subTest(argv):
+                out, _ = self.printed(*argv, "unit", **environ)
+                self.assertEqual([f"config.toml:{want}"], settings(out)["LoadCredential"])
+
+    def test_a_program_that_the_unit_would_hide_is_told(self) -> None:
+        with mock.patch.object(sys, "executable", "/home/me/python"):
+            self.assertIn("/home/me/python", self.printed("unit")[1])
+        with (
+            mock.patch.object(sys, "executable", "/usr/bin/python3"),
+            mock.patch.object(command, "home", return_value=Path("/opt/krakenbot")),
+        ):
+            self.assertEqual("", self.printed("unit")[1])
+
+    def test_odd_paths_survive_systemd_s_quoting(self) -> None:
+        self.assertEqual("/opt/k", command._quoted("/opt/k"))
+        self.assertEqual('"/opt/a b"', command._quoted("/opt/a b"))
+        self.assertEqual("/opt/100%%/$$x", command._quoted("/opt/100%/$x"))
+        self.assertEqual(r'"/opt/\"\\"', command._quoted('/opt/"\\'))
+
+    def test_the_command_line_starts_this_program_from_a_clone_and_from_one_file(self) -> None:
+        file = self.folder / "krakenbot.pyz"
+        file.write_bytes(packed())
+        clone = settings(command.unit(config(), "/c", False))["ExecStart"][0]
+        printed = subprocess.run(
+            [sys.executable, "-I", "-S", str(file), "unit"],
+            check=True,
+            capture_output=True,
+            text=True,
+            env={"HOME": "/x"},
+        )
+        single = settings(printed.stdout)["ExecStart"][0]
+        self.assertIn(f"-I -S {file} --config", single)
+        for line in (clone, single):
+            start = line.partition(" --config")[0]
+            done = subprocess.run(
+                ["/bin/sh", "-c", f"{start} --version"],
+                cwd="/",
+                env={},
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            self.assertRegex(done.stdout, r"^krakenbot \d", done.stderr)
+
+    @unittest.skipIf(shutil.which("systemd-analyze") is None, "no systemd here")
+    def test_systemd_accepts_it_and_finds_it_hardly_exposed(self) -> None:
+        for template in (False, True):
+            for mode in ("paper", "live"):
+                name = "krakenbot@.service" if template else "krakenbot.service"
+                path = self.folder / name
+                text = command.unit(config(KRAKENBOT_MODE=mode), "/etc/k/config.toml", template)
+                path.write_text(text)
+                with self.subTest(name=name, mode=mode):
+                    done = self.analyze("verify", str(path).replace("@.", "@xbt."))
+                    self.assertEqual(("", "", 0), (done.stdout, done.stderr, done.returncode))
+                    done = self.analyze("security", "--offline=true", str(path))
+                    exposure = done.stdout.rpartition("service: ")[2].split()[0]
+                    self.assertLessEqual(float(exposure), EXPOSURE_MAX)
+
+    def analyze(self, *argv: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            ["systemd-analyze", *argv], capture_output=True, text=True, timeout=60, check=False
+        )
+
+
+class TestInstall(unittest.TestCase):
+    """Into a folder that stands for the whole machine; `systemctl` is only noted."""
+
+    def setUp(self) -> None:
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.root = Path(folder.name)
+        self.here = self.root / "here"
+        self.here.mkdir()
+        places = {
+            name: f"{self.root}{getattr(command, name)}"
+            for name in ("FOLDER", "STATE", "PROGRAM", "WRAPPER", "UNIT_FILE")
+        }
+        self.config = Path(places["FOLDER"], "config.toml")
+        keys = [f"{places['FOLDER']}/{name}" for name in command.KEYS]
+        wanted = dict(zip(command._PLACES, [*keys, places["STATE"]], strict=True))
+        self.systemctl = mock.Mock()
+        for change in (
+            mock.patch.multiple(command, **places, _PLACES=wanted),
+            mock.patch.object(command, "_systemctl", self.noted),
+            mock.patch.object(command, "_python", lambda: sys.executable),
+            mock.patch("os.geteuid", lambda: 0),
+            mock.patch.dict(os.environ, {"HOME": str(self.here)}, clear=True),
+        ):
+            change.start()
+            self.addCleanup(change.stop)
+
+    def noted(self, *words: str) -> command.Step:
+        return command.Step(f"run systemctl {' '.join(words)}", lambda: self.systemctl(*words))
+
+    def do(self, *argv: str, code: int = 0) -> str:
+        out, err = io.StringIO(), io.StringIO()
+        with (
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+            contextlib.chdir(self.here),
+        ):
+            self.assertEqual(code, cli.main([*argv]), err.getvalue())
+        return out.getvalue() + err.getvalue()
+
+    def files(self) -> dict[str, int]:
+        return {
+            str(path.relative_to(self.root)): path.stat().st_mode & 0o777
+            for path in sorted(self.root.rglob("*"))
+            if path.is_file()
+        }
+
+    def test_it_puts_six_files_in_place_and_starts_nothing(self) -> None:
+        self.do("install", "--systemd")
+        self.assertEqual(
+            {
+                "etc/krakenbot/config.toml": 0o600,
+                "etc/krakenbot/kraken_api_key": 0o600,
+                "etc/krakenbot/kraken_api_secret": 0o600,
+                "etc/systemd/system/krakenbot.service": 0o644,
+                "opt/krakenbot/krakenbot.pyz": 0o644,
+                "usr/local/bin/krakenbot": 0o755,
+            },
+            self.files(),
+        )
+        self.assertEqual([mock.call("daemon-reload")], self.systemctl.mock_calls)
+
+    def test_the_wrapper_runs_the_single_file(self) -> None:
+        self.do("install", "--systemd")
+        wrapper = [f"{self.root}/usr/local/bin/krakenbot", "--version"]
+        done = subprocess.run(wrapper, capture_output=True, text=True, check=True, env={})
+        self.assertRegex(done.stdout, r"^krakenbot \d")
+
+    def test_the_configuration_finds_keys_and_journal_by_itself(self) -> None:
+        self.do("install", "--systemd")
+        got = load(str(self.config), {}, Path("/"))
+        self.assertEqual(Path(command.STATE), got.state_directory)
+        self.assertEqual(Path(command.FOLDER, "kraken_api_key"), got.keys.api_key_file)
+
+    def test_a_configuration_of_one_s_own_keeps_all_but_these_places(self) -> None:
+        (self.here / "config.toml").write_text(
+            'mode = "live"\n[keys]\napi_key_file = "~/k"\napi_secret_file = "~/s"\n'
+            '[strategy]\nname = "file"\nfile = "my_rule.py"\n'
+        )
+        (self.here / "my_rule.py").write_text("candles = 1\n")
+        self.do("install", "--systemd")
+        got = load(str(self.config), {}, Path("/"))
+        self.assertEqual(("live", Path(command.STATE)), (got.mode, got.state_directory))
+        self.assertEqual(Path(command.FOLDER, "kraken_api_secret"), got.keys.api_secret_file)
+        unit = settings(Path(command.UNIT_FILE).read_text())
+        self.assertTrue(unit["ExecStart"][0].endswith(" run --live"))
+        self.assertEqual(
+            [
+                f"config.toml:{self.config}",
+                f"my_rule.py:{command.FOLDER}/my_rule.py",
+                f"kraken_api_key:{command.FOLDER}/kraken_api_key",
+                f"kraken_api_secret:{command.FOLDER}/kraken_api_secret",
+            ],
+            unit["LoadCredential"],
+        )
+        self.assertTrue(Path(command.FOLDER, "my_rule.py").exists())
+
+    def test_what_is_there_is_kept_and_the_program_is_replaced(self) -> None:
+        self.do("install", "--systemd")
+        self.config.write_text('pair = "ETHUSD"\n')
+        Path(command.FOLDER, "kraken_api_key").write_text("mine")
+        Path(command.PROGRAM).write_text("old")
+        out = self.do("install", "--systemd")
+        self.assertEqual('pair = "ETHUSD"\n', self.config.read_text())
+        self.assertEqual("mine", Path(command.FOLDER, "kraken_api_key").read_text())
+        self.assertGreater(Path(command.PROGRAM).stat().st_size, 1000)
+        self.assertIn(f'should say state.directory = "{command.STATE}"', out)
+
+    def test_a_wrong_configuration_is_told_before_anything_is_written(self) -> None:
+        (self.here / "config.toml").write_text("interval = 7\n")
+        out = self.do("install", "--systemd", code=78)
+        self.assertIn("config.toml: interval = 7", out)
+        self.assertEqual(["here/config.toml"], [*self.files()])
+
+    def test_a_dry_run_prints_every_step_and_does_none(self) -> None:
+        out = self.do("install", "--systemd", "--dry-run")
+        for place in (command.PROGRAM, command.WRAPPER, self.config, command.UNIT_FILE):
+            self.assertIn(f"write {place} ", out)
+        self.assertIn("Nothing of this was done", out)
+        self.assertEqual({}, self.files())
+        self.systemctl.assert_not_called()
+
+    def test_who_is_not_root_is_told_to_use_sudo(self) -> None:
+        with mock.patch("os.geteuid", lambda: 1000):
+            self.assertIn("sudo", self.do("install", "--systemd", code=2))
+
+    def test_uninstall_keeps_journal_and_keys(self) -> None:
+        self.do("install", "--systemd")
+        self.journal().close()
+        self.do("uninstall")
+        self.assertEqual(
+            ["etc/krakenbot/config.toml", "etc/krakenbot/kraken_api_key"], [*self.files()][:2]
+        )
+        self.assertTrue(any("var/lib/krakenbot/live" in name for name in self.files()))
+        self.assertFalse(any("opt/" in name or "usr/" in name for name in self.files()))
+
+    def test_uninstall_with_purge_leaves_nothing(self) -> None:
+        self.do("install", "--systemd")
+        self.journal().close()
+        self.do("uninstall", "--purge")
+        self.assertEqual({}, self.files())
+
+    def test_uninstall_refuses_while_something_is_held_or_unresolved(self) -> None:
+        self.do("install", "--systemd")
+        journal = self.journal()
+        journal.write(intent())
+        self.assertIn("1 orders unresolved", self.do("uninstall", "--purge", code=78))
+        found = execution(intent(), "0.04", "2800")
+        journal.conclude(intent(), Outcome.CLOSED, 1_700_000_000, found)
+        self.assertIn("explains 0.04 held", self.do("uninstall", code=78))
+        self.assertIn("opt/krakenbot/krakenbot.pyz", self.files())
+        journal.close()
+
+    def journal(self) -> Journal:
+        return open_journal(Path(command.STATE, "live-api.kraken.com-XBTUSD.db"))
+
+
+if __name__ == "__main__":
+    unittest.main()

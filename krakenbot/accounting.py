@@ -3,43 +3,68 @@
 Nothing here decides or sends anything.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from decimal import Decimal
+from functools import cache, partial
 
 from krakenbot import log
 from krakenbot.clock import Clock
-from krakenbot.errors import LaterError, RefusedError, StopError, UnansweredError
+from krakenbot.errors import KeyRefusedError, LaterError, RefusedError, UnansweredError
 from krakenbot.exchange import Exchange
-from krakenbot.journal import Intent, Journal
-from krakenbot.model import ZERO, Charge, Purpose
+from krakenbot.journal import Booked, Intent, Journal, assumed_id
+from krakenbot.model import ZERO, Charge, ChargeKind, Execution, MarginRates, Purpose, Side
+from krakenbot.pairs import PairRules, plain
+from krakenbot.risk import MARGIN_RATE_ASSUMED
 
 OVERLAP_S = 240  # The ledger may show a charge later than the clock says.
-SPAN_MAX_S = 86400  # So much is read at once; what is older than that is caught up hour by hour.
+SPAN_MAX_S = 86400  # So much is asked for at once,
+SPANS_MAX = 10  # and so often at one reading.
 LATE_S = 86400
 NEARLY = Decimal("0.0001")  # Of an order's cost: more than rounding each fill makes of it.
+STEP = Decimal("0.00001")  # To which a fee of our own reckoning is rounded.
+FRESH_S = 600  # A charge so young is worth what the market says now.
 
 
-def read_ledger(exchange: Exchange, journal: Journal, clock: Clock) -> str:
+def opening_fee(intent: Intent, found: Execution, rates: MarginRates) -> Decimal:
+    """Return what the part of an order that opens on margin costs, by the known rate.
+
+    In quote currency. A buy borrows the quote, a sell the base currency; 0.02 % where the
+    exchange does not tell the rate.
+    """
+    before = intent.held_before * -intent.side.sign
+    opened = found.volume - min(max(before, ZERO), found.volume)
+    if not intent.leverage or not opened:
+        return ZERO
+    rate = rates.long if intent.side is Side.BUY else rates.short
+    fee = found.cost * opened / found.volume * (MARGIN_RATE_ASSUMED if rate is None else rate)
+    return fee.quantize(STEP)
+
+
+def read_ledger(exchange: Exchange, rules: PairRules, journal: Journal, clock: Clock) -> str:
     """Book what the ledger shows; return what it says otherwise than the orders, or nothing.
 
+    All is read that has come since the last reading, at most SPANS_MAX times SPAN_MAX_S of it.
     Without a ledger the bot goes on, and the books say that they lack it.
     """
     now = int(clock.now())
     if not journal.get("charges_read"):
         journal.put(charges_read=now)
-    since = int(journal.get("charges_read"))
-    until = min(now, since + SPAN_MAX_S)
+    differences: list[str] = []
+    price_at = cache(partial(_price_at, exchange, now))
     try:
-        charges = exchange.charges(since - OVERLAP_S, until)
+        for _ in range(SPANS_MAX):
+            since = int(journal.get("charges_read"))
+            until = min(now, since + SPAN_MAX_S)
+            charges = exchange.charges(since - OVERLAP_S, until)
+            span = since - OVERLAP_S, until
+            differences += book_charges(journal, charges, *span, rules, price_at)
+            if until == now or int(journal.get("charges_read")) == since:
+                break
     except (LaterError, UnansweredError, RefusedError) as error:
         log.warning("ledger not read reason=%s", error)
-        return ""
-    except StopError as error:
-        if error.exit_code != 77:
-            raise
-        difference = f"margin fees are not in the books: {error}"
-    else:
-        difference = "; ".join(book_charges(journal, charges, since - OVERLAP_S, until))
+    except KeyRefusedError as error:
+        differences.append(f"margin fees are not in the books: {error}")
+    difference = "; ".join(differences)
     if difference and difference != journal.get("difference"):
         log.warning("books differ: %s", difference)
         journal.put(difference=difference)
@@ -47,12 +72,19 @@ def read_ledger(exchange: Exchange, journal: Journal, clock: Clock) -> str:
     return ""
 
 
-def book_charges(journal: Journal, charges: Sequence[Charge], since: int, until: int) -> list[str]:
+def book_charges(
+    journal: Journal,
+    charges: Sequence[Charge],
+    since: int,
+    until: int,
+    rules: PairRules,
+    price_at: Callable[[int], Decimal],
+) -> list[str]:
     """Book opening fees and rollovers of the journal's own orders, each once.
 
     An order's own fee is in the books already; what the ledger took beyond it is the margin
-    opening fee. Returns a sentence for each order of which journal and ledger tell different
-    stories.
+    opening fee. Fees in coins are worth what `price_at` says of their time. Returns a sentence for
+    each order of which journal and ledger tell different stories, and for each fee without a worth.
     """
     read_until, differences = until, []
     for intent in journal.intents_between(since, until):
@@ -69,20 +101,63 @@ def book_charges(journal: Journal, charges: Sequence[Charge], since: int, until:
         if not is_whole:
             differences.append(f"order {intent.exchange_order_id} is not in the ledger as a whole")
             continue
-        extra = sum((charge.fee for charge in own), ZERO) - intent.fee
+        in_quote = [charge for charge in own if charge.asset in ("", rules.quote)]
+        extra = sum((charge.fee for charge in in_quote), ZERO) - intent.fee
         if extra < -tolerance:
             differences.append(
                 f"the ledger took {-extra} less for order {intent.exchange_order_id} than its fee, "
                 f"{intent.fee}"
             )
-        journal.charge(intent.id, own[0].time, "opening", max(extra, ZERO))
-        for charge in own:
-            journal.charge(_opened(charge), charge.time, "opening", ZERO)
-    for charge in charges:
-        if not charge.order_id and journal.is_charged(_opened(charge)):
-            journal.charge(charge.id, charge.time, "rollover", charge.fee)
+        extra = max(extra, ZERO)
+        rows = [Booked(intent.id, own[0].time, "opening", extra, rules.quote, extra)]
+        rows += [Booked(_opened(charge), charge.time, "opening", ZERO) for charge in own]
+        journal.book(rows, replaces=assumed_id(intent.id))
+    others = [
+        charge
+        for charge in charges
+        if charge.fee
+        and _stands_alone(charge, rules)
+        and journal.is_charged(_opened(charge))
+        and not journal.is_charged(charge.id)
+    ]
+    journal.book([_booked(charge, rules, price_at) for charge in others])
     journal.put(charges_read=read_until)
-    return differences
+    return differences + _without_worth(others, rules)
+
+
+def _stands_alone(charge: Charge, rules: PairRules) -> bool:
+    """Return whether a charge is not part of what an order's own fee is compared with."""
+    if charge.kind is ChargeKind.MARGIN:
+        return charge.asset not in ("", rules.quote)
+    return charge.kind is ChargeKind.ROLLOVER
+
+
+def _booked(charge: Charge, rules: PairRules, price_at: Callable[[int], Decimal]) -> Booked:
+    asset, worth = charge.asset or rules.quote, ZERO
+    if asset == rules.quote:
+        worth = charge.fee
+    elif asset == rules.base:
+        worth = (charge.fee * price_at(charge.time)).quantize(STEP)
+    kind = "rollover" if charge.kind is ChargeKind.ROLLOVER else "opening"
+    return Booked(charge.id, charge.time, kind, worth, asset, charge.fee)
+
+
+def _without_worth(charges: Iterable[Charge], rules: PairRules) -> list[str]:
+    """Return a sentence for each fee in a currency that the pair's price says nothing about."""
+    return [
+        f"{plain(charge.fee)} {charge.asset} ({charge.kind.value}, {charge.id}) is not in the "
+        f"result: what it is worth in {rules.quote} is not known"
+        for charge in charges
+        if charge.asset not in ("", rules.quote, rules.base)
+    ]
+
+
+def _price_at(exchange: Exchange, now: int, time: int) -> Decimal:
+    """Return the market's price at a time: its quote, or the close of the candle of that time."""
+    if now - time < FRESH_S:
+        return exchange.quote().mid
+    candles = exchange.candles(None)
+    return next((c.close for c in reversed(candles) if c.time <= time), candles[0].open)
 
 
 def realized(intents: Iterable[Intent]) -> Decimal:

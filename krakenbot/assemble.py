@@ -145,13 +145,14 @@ def _paper(config: Config, client: Client, spot: Spot, clock: Clock, journal: Jo
 def spot_of(config: Config, client: Methods) -> Spot:
     """Return the configured pair at Kraken, through this client."""
     exchange = config.exchange
+    percent = exchange.fee_percent
     return Spot(
         client,
         config.pair,
         config.interval * 60,
         asset_class=exchange.asset_class,
         trading_agreement=exchange.trading_agreement,
-        fee_rate=assumed_fee_rate(config),
+        fee_rate=None if percent is None else percent / 100,
     )
 
 

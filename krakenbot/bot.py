@@ -233,7 +233,7 @@ class Bot:
         if now - self._books_kept < BOOKS_S:
             return False
         self._books_kept = now
-        difference = read_ledger(self._exchange, self._journal, self._clock)
+        difference = read_ledger(self._exchange, self._market.rules, self._journal, self._clock)
         if difference:
             self._emit("difference", difference)
         return True

@@ -70,7 +70,10 @@ class Exchange(Market, Protocol):
         """
 
     def fee_rate(self) -> Decimal:
-        """Return the account's taker fee as a fraction: 0.008 is 0.8 %."""
+        """Return the account's taker fee as a fraction: 0.008 is 0.8 %.
+
+        The configured one where it cannot be read; UnansweredError where there is none.
+        """
 
     def place(self, order: Order, deadline: int) -> None:
         """Send the order once. What became of it is learnt from `find` alone.

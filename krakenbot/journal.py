@@ -6,7 +6,7 @@ held: the exchange is asked, and the journal explains the answer. Only this file
 
 import hashlib
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from decimal import Decimal
 from enum import Enum, StrEnum
@@ -92,6 +92,20 @@ class Equity(NamedTuple):
     margin_level: Decimal | None
 
 
+class Booked(NamedTuple):
+    """What the exchange took besides trade fees: an "opening" fee on margin or a "rollover".
+
+    `amount` is in quote currency; `charged` of `asset` is what was really taken.
+    """
+
+    id: str
+    time: int
+    kind: str
+    amount: Decimal
+    asset: str = ""
+    charged: Decimal = ZERO
+
+
 class Account(NamedTuple):
     """What the journal's own fills and charges add up to, in quote currency but for `held`.
 
@@ -137,6 +151,11 @@ def client_order_id(
     return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
 
 
+def assumed_id(intent_id: str) -> str:
+    """Return the id of the charge that stands for an order's opening fee until the ledger's."""
+    return f"assumed {intent_id}"
+
+
 class Journal:
     """The journal on an open connection. All times are the exchange's."""
 
@@ -172,8 +191,12 @@ class Journal:
         now: int,
         found: Execution | None = None,
         note: str = "",
+        opening_fee: Decimal = ZERO,
     ) -> None:
-        """Record the final state and book the fill in one transaction."""
+        """Record the final state and book the fill in one transaction.
+
+        `opening_fee` is what opening on margin is thought to cost until the ledger says it.
+        """
         volume, cost, fee = (found.volume, found.cost, found.fee) if found else (ZERO, ZERO, ZERO)
         account = self.account()
         order_id = found.exchange_order_id if found else None
@@ -188,7 +211,11 @@ class Journal:
                 raise StopError(f"intent {intent.id} already had an end; it cannot get another")
             if volume:
                 self._set("on_margin", int(intent.leverage > 0))
-        self._account = account.traded(intent.side, volume, cost, fee)
+            if opening_fee:
+                assumed = Booked(assumed_id(intent.id), now, "opening", opening_fee)
+                self._insert("charges", assumed._asdict())
+        account = account.traded(intent.side, volume, cost, fee)
+        self._account = account.charged("opening", opening_fee)
 
     def intents(self) -> list[Intent]:
         """Return all intents in the order of their writing."""
@@ -340,27 +367,21 @@ class Journal:
         newest = self._number("SELECT coalesce(max(number), 0) FROM intents")
         self._set("unfilled_from", newest)
 
-    def charge(
-        self,
-        charge_id: str,
-        time: int,
-        kind: str,
-        amount: Decimal,
-        asset: str = "",
-        charged: Decimal | None = None,
-    ) -> None:
-        """Book an opening fee ("opening") or a "rollover", once, however often it is told.
+    def book(self, charges: Sequence[Booked], replaces: str = "") -> None:
+        """Book charges in one transaction, each once however often it is told.
 
-        `amount` is in quote currency; `charged` of `asset` is what the exchange really took.
+        `replaces` is the id of one, booked before on an assumption, that they take the place of.
         """
-        if self.is_charged(charge_id):
-            return
         account = self.account()
-        charged = amount if charged is None else charged
-        row = {"id": charge_id, "time": time, "kind": kind, "amount": amount}
         with self._transaction():
-            self._insert("charges", {**row, "asset": asset, "charged": charged})
-        self._account = account.charged(kind, amount)
+            query = "DELETE FROM charges WHERE id = ? RETURNING kind, amount"
+            for kind, amount in self._db.execute(query, (_stored(replaces),)).fetchall():
+                account = account.charged(kind, -Decimal(amount))
+            for charge in charges:
+                if not self.is_charged(charge.id):
+                    self._insert("charges", charge._asdict())
+                    account = account.charged(charge.kind, charge.amount)
+        self._account = account
 
     def is_charged(self, charge_id: str) -> bool:
         return self._number("SELECT count(*) FROM charges WHERE id = ?", _stored(charge_id)) > 0

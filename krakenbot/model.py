@@ -124,10 +124,10 @@ class ChargeKind(Enum):
 
 
 class Charge(NamedTuple):
-    """All that the exchange's ledger took for a trade, or once for keeping open what it opened.
+    """One row of the exchange's ledger: what a trade cost, or keeping open what it opened.
 
-    `cost` is the trade's own in quote currency, told once for each trade; `order_id` is its
-    order's. A rollover has neither. `fee` is in `asset`.
+    `cost` is the trade's own in quote currency, told with one of its rows; `order_id` is its
+    order's. A rollover has neither. `fee` is in `asset`, the quote currency where that is empty.
     """
 
     id: str

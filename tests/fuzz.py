@@ -28,7 +28,7 @@ from krakenbot.commands.history import ROWS
 from krakenbot.commands.status import read_status
 from krakenbot.credentials import load_secrets
 from krakenbot.errors import ConfigError, LaterError, RefusedError, StopError, UnansweredError
-from krakenbot.journal import Intent, Journal, Outcome
+from krakenbot.journal import Booked, Intent, Journal, Outcome
 from krakenbot.journal_file import open_journal, open_read_only
 from krakenbot.kraken.client import Client, parse_json, result_of
 from krakenbot.kraken.spot import Spot
@@ -610,7 +610,7 @@ def _fill(journal: Journal) -> None:
             intent.id, f"O{number}", OrderStatus.CLOSED, Decimal("0.01"), Decimal(500), Decimal(4)
         )
         journal.conclude(intent, Outcome.CLOSED, T0 + 1, found)
-    journal.charge("open T1", T0, "opening", Decimal("0.1"))
+    journal.book([Booked("open T1", T0, "opening", Decimal("0.1"))])
 
 
 def _look(path: Path) -> None:

@@ -867,7 +867,7 @@ class World:
         self._expect(not rows, "nothing stays open", str(rows))
         self.time += 60
         bot, journal, lock = self._open_process()
-        read_ledger(bot._exchange, journal, bot._clock)
+        read_ledger(bot._exchange, bot._exchange.rules(), journal, bot._clock)
         lock.close()
         self._check_equity_of_journal()
         for table in ("meta", "intents", "decisions", "charges"):

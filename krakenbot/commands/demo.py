@@ -86,7 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _summarise(parts: Parts, seconds: float, report: Path) -> None:
-    read_ledger(parts.exchange, parts.journal, parts.clock)
+    read_ledger(parts.exchange, parts.exchange.rules(), parts.journal, parts.clock)
     account, quote = parts.journal.account(), parts.exchange.quote()
     decided = sum(row.done for row in parts.journal.decisions())
     pnl, position = account.pnl(quote.mid), SIZE * quote.mid

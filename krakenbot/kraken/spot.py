@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Protocol
 
+from krakenbot import log
 from krakenbot.candles import parse_rows
 from krakenbot.errors import RefusedError, StopError, UnansweredError
 from krakenbot.model import (
@@ -28,7 +29,6 @@ from krakenbot.model import (
     SystemStatus,
 )
 from krakenbot.pairs import PairRules, decimal, parse_rules, plain
-from krakenbot.risk import FEE_RATE_ASSUMED
 
 NEEDED_PERMISSIONS = ("query-funds", "query-open-trades", "query-closed-trades", "modify-trades")
 FORBIDDEN_PERMISSIONS = ("withdraw-funds", "add-withdraw-address", "update-withdraw-address")
@@ -36,6 +36,7 @@ SEARCH_BEFORE_S = 60
 PAGE = 50
 ROWS_MAX = 1000
 MARGIN_RATE_MAX = Decimal("0.05")
+_CHARGES = tuple(kind.value for kind in ChargeKind)
 _BROKEN = (AttributeError, KeyError, TypeError, ValueError, IndexError)
 
 
@@ -188,28 +189,22 @@ class Spot:
 
     def charges(self, since: int, until: int) -> Sequence[Charge]:
         span: dict[str, object] = {"start": since, "end": until}
-        quote = self._known_rules().quote
         trades = dict(self._trades(span))
-        found: dict[str, Charge] = {}
+        found, costs = [], {key: row["cost"] for key, row in trades.items()}
         try:
             for key, row in self._pages("Ledgers", "ledger", span):
                 trade_id, kind = str(row["refid"]), row["type"]
-                if row["asset"] != quote or kind not in ("trade", "margin", "rollover"):
+                is_rollover = kind == ChargeKind.ROLLOVER.value
+                if kind not in _CHARGES or not (is_rollover or trade_id in trades):
                     continue
-                time, fee = _moment(row["time"]), decimal(row["fee"])
-                charge = Charge(key, trade_id, "", time, ZERO, fee, quote, ChargeKind(kind))
-                if kind == "rollover":
-                    found[key] = charge
-                elif trade_id in found:  # Trade fee and opening fee may stand in rows of their own.
-                    sofar = found[trade_id]
-                    found[trade_id] = sofar._replace(fee=sofar.fee + charge.fee)
-                elif trade_id in trades:
-                    trade = trades[trade_id]
-                    order_id, cost = str(trade["ordertxid"]), decimal(trade["cost"])
-                    found[trade_id] = charge._replace(order_id=order_id, cost=cost)
+                order_id = "" if is_rollover else str(trades[trade_id]["ordertxid"])
+                cost = ZERO if is_rollover else decimal(costs.pop(trade_id, 0))
+                time, fee, asset = _moment(row["time"]), decimal(row["fee"]), str(row["asset"])
+                charge = Charge(key, trade_id, order_id, time, cost, fee, asset, ChargeKind(kind))
+                found.append(charge)
         except _BROKEN as error:
             raise _odd("Ledgers", error) from error
-        return list(found.values())
+        return found
 
     def traded_orders(self, since: int, until: int) -> Sequence[str]:
         span: dict[str, object] = {"start": since - 1, "end": until}  # `start` is exclusive.
@@ -248,8 +243,11 @@ class Spot:
             rate = decimal(row["fee"]) / 100
             if not 0 <= rate < Decimal("0.1"):
                 raise ValueError(f"fee {rate}")
-        except (*_BROKEN, RefusedError):
-            return FEE_RATE_ASSUMED if self._fee_rate is None else self._fee_rate
+        except (*_BROKEN, RefusedError) as error:
+            if self._fee_rate is None:
+                raise _odd("TradeVolume", error) from error
+            log.warning("configured fee used rate=%s reason=%r", self._fee_rate, error)
+            return self._fee_rate
         return rate
 
     def place(self, order: Order, deadline: int) -> None:

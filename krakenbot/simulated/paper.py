@@ -100,12 +100,10 @@ class PaperClient:
         self._rates_read = float("-inf")
 
     def public(self, method: str, params: Mapping[str, object] | None = None) -> Any:
-        """Return the result of a public method of Kraken's; what concerns the account is noted."""
+        """Return the result of a public method of Kraken's; candles may liquidate."""
         result = self._real.public(method, params)
         if method == "OHLC" and params:
             self._sweep(result, int(str(params["interval"])) * 60)
-        if method == "AssetPairs":
-            self._live.rules = {}
         return result
 
     def private(self, method: str, params: Mapping[str, object] | None = None) -> Any:
@@ -138,10 +136,10 @@ class PaperClient:
         return self._holder
 
     def _prepare(self, account: Account, asked: Mapping[str, str]) -> None:
-        """Have a fresh quote and rates, and Kraken's opinion of the order where it is wanted."""
+        """Have fresh rules, quote and rates, and Kraken's opinion of the order where wanted."""
         self._live.quoted = None
         try:
-            self._live.quote(self._live.pair(""))
+            self._live.quote(self._live.learn())
             self._learn_rates(account)
             if self._validates:
                 sent = {k: v for k, v in asked.items() if k not in _OF_THE_REAL_ACCOUNT}

@@ -158,7 +158,7 @@ class TestAgainstTheLiveTick(unittest.TestCase):
             try:
                 live_bot.tick()
                 for _ in range(1 + columns.interval_s // 86400):
-                    read_ledger(exchange, journal, world)
+                    read_ledger(exchange, rules, journal, world)
             except StopError as error:
                 halted = error
                 break

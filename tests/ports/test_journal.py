@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from krakenbot.errors import ConfigError, StopError
-from krakenbot.journal import Intent, Journal, Outcome, client_order_id
+from krakenbot.journal import Booked, Intent, Journal, Outcome, client_order_id
 from krakenbot.journal_file import MIGRATIONS, open_journal, open_read_only, prepare
 from krakenbot.lock import Lock, Nonces
 from krakenbot.model import Execution, MarginSummary, OrderStatus, Purpose, Side
@@ -223,8 +223,8 @@ class TestAccount(Folder):
     def test_a_charge_is_booked_once_however_often_it_is_told(self) -> None:
         journal = self.journal()
         for _ in range(3):
-            journal.charge("L1", CANDLE, "rollover", Decimal("0.4"))
-        journal.charge("L2", CANDLE, "opening", Decimal("0.1"))
+            journal.book([Booked("L1", CANDLE, "rollover", Decimal("0.4"))])
+        journal.book([Booked("L2", CANDLE, "opening", Decimal("0.1"))])
         self.assertEqual((Decimal("0.4"), Decimal("0.1")), journal.account()[3:])
         self.assertTrue(journal.is_charged("L1"))
 
@@ -470,7 +470,7 @@ class TestFullDisk(Folder):
                 lambda full=full: full.conclude(
                     intent(), Outcome.CLOSED, CANDLE, execution(intent(), "0.04", "2000", "16")
                 ),
-                lambda full=full: full.charge("L1", CANDLE, "rollover", Decimal(1)),
+                lambda full=full: full.book([Booked("L1", CANDLE, "rollover", Decimal(1))]),
                 lambda full=full: full.decide(
                     ROW, MarginSummary(Decimal(1), Decimal(0), Decimal(0))
                 ),

@@ -13,6 +13,7 @@ from krakenbot.errors import LaterError, RefusedError, StopError, UnansweredErro
 from krakenbot.kraken.client import Client
 from krakenbot.kraken.spot import Spot
 from krakenbot.model import Order, OrderStatus, Secret, Side
+from tests.logs import silence
 from tests.ports.test_client import SECRET, FakeClock, Rising
 from tests.rules.test_pairs import ROW
 
@@ -258,36 +259,44 @@ class TestAccount(unittest.TestCase):
             with self.subTest(repr(odd)), self.assertRaises(UnansweredError):
                 spot(Kraken(OpenPositions=odd)).position()
 
-    def test_charges_are_those_of_the_pair_s_trades_and_of_keeping_them_in_quote_currency(
+    def test_charges_are_the_rows_of_the_pair_s_trades_and_all_rollovers_in_any_currency(
         self,
     ) -> None:
-        rollover, other = LEDGER_ROW | {"refid": "TS3FY4-PAZT6-E4TLCB"}, {"asset": "XXBT"}
+        rollover, in_coins = LEDGER_ROW | {"refid": "TS3FY4-PAZT6-E4TLCB"}, {"asset": "XXBT"}
         opening = LEDGER_ROW | {"type": "margin", "fee": "16"}
-        margin_fee = LEDGER_ROW | {"type": "margin", "fee": "0.4"}
+        margin_fee = LEDGER_ROW | {"type": "margin", "fee": "0.00001"} | in_coins
         foreign = opening | {"refid": "TBGKDK-PVBGJ-RZ4N35"}
         deposit = opening | {"type": "deposit"}
-        rows = [rollover, rollover | other, opening, margin_fee, opening | other, foreign, deposit]
+        rows = [rollover, rollover | in_coins, opening, margin_fee, foreign, deposit]
         ledger = {"ledger": {f"L{number}": row for number, row in enumerate(rows)}}
-        kept, opened = spot(Kraken(Ledgers=ledger)).charges(SINCE, SINCE + 86400)
-        self.assertEqual(("TS3FY4-PAZT6-E4TLCB", "", Decimal("0.4")), (*kept[1:3], kept.fee))
-        self.assertEqual(("TAGKDK-PVBGJ-RZ4N35", TXID), opened[1:3])
-        self.assertEqual((Decimal(2000), Decimal("16.4")), (opened.cost, opened.fee))
+        found = spot(Kraken(Ledgers=ledger)).charges(SINCE, SINCE + 86400)
+        self.assertEqual(
+            [
+                ("L0", "", 0, Decimal("0.4"), "ZUSD"),
+                ("L1", "", 0, Decimal("0.4"), "XXBT"),
+                ("L2", TXID, 2000, Decimal(16), "ZUSD"),
+                ("L3", TXID, 0, Decimal("0.00001"), "XXBT"),
+            ],
+            [(x.id, x.order_id, x.cost, x.fee, x.asset) for x in found],
+        )
+        self.assertEqual("TAGKDK-PVBGJ-RZ4N35", found[2].trade_id)
 
     def test_fills_are_asked_for_one_by_one_as_the_ledger_has_them(self) -> None:
         kraken = Kraken()
         spot(kraken).charges(SINCE, SINCE + 86400)
         self.assertEqual("false", kraken.params("TradesHistory")["consolidate_taker"])
 
-    def test_the_fee_rate_is_the_account_s_taker_fee_and_assumed_where_it_cannot_be_had(
-        self,
-    ) -> None:
+    def test_the_fee_rate_is_the_account_s_taker_fee(self) -> None:
         self.assertEqual(Decimal("0.006"), spot(Kraken()).fee_rate())
+
+    def test_a_fee_that_cannot_be_read_is_the_configured_one_or_none_at_all(self) -> None:
+        silence(self)
         for answer in ({}, {"fees": {}}, {"fees": None}, [], {"fees": {"XXBTZUSD": {"fee": "80"}}}):
-            got = spot(Kraken(TradeVolume=answer)).fee_rate()
-            self.assertEqual(Decimal("0.008"), got)
-        self.assertEqual(
-            Decimal("0.001"), spot(Kraken(TradeVolume={}), fee_rate=Decimal("0.001")).fee_rate()
-        )
+            kraken = Kraken(TradeVolume=answer)
+            with self.subTest(answer=answer), self.assertRaises(UnansweredError):
+                spot(kraken).fee_rate()
+            configured = Decimal("0.001")
+            self.assertEqual(configured, spot(kraken, fee_rate=configured).fee_rate())
 
     def test_only_trades_of_the_own_pair_are_told(self) -> None:
         self.assertEqual([TXID], list(spot(Kraken()).traded_orders(SINCE, SINCE + 86400)))

@@ -5,17 +5,21 @@ from decimal import Decimal
 from pathlib import Path
 from typing import cast
 
-from krakenbot.accounting import LATE_S, read_ledger, realized
+from krakenbot.accounting import LATE_S, opening_fee, read_ledger, realized
 from krakenbot.commands.status import read_status
-from krakenbot.errors import StopError, UnansweredError
+from krakenbot.errors import KeyRefusedError, StopError, UnansweredError
 from krakenbot.exchange import Exchange
-from krakenbot.journal import Journal, Outcome
+from krakenbot.journal import Booked, Journal, Outcome
 from krakenbot.journal_file import prepare
-from krakenbot.model import Charge, Side
+from krakenbot.model import Candle, Charge, ChargeKind, MarginRates, Quote, Side
+from krakenbot.pairs import parse_rules
+from krakenbot.simulated.listing import PAIRS
 from tests.logs import silence
 from tests.ports.test_journal import CANDLE, execution, intent
 from tests.ports.test_ohlc import FakeClock
 
+RULES = parse_rules("XXBTZUSD", PAIRS["XXBTZUSD"])
+RATES = MarginRates(Decimal("0.00025"), Decimal("0.0001"))
 DAY_LATER = CANDLE + LATE_S + 600
 
 
@@ -25,16 +29,27 @@ def empty() -> Journal:
 
 
 class Ledger:
-    """An exchange of which only the ledger is asked."""
+    """An exchange of which only the ledger and prices are asked."""
 
     def __init__(self) -> None:
         self.rows: list[Charge] = []
+        self.price = Decimal(50000)
+        self.past: list[Candle] = []
         self.error: Exception | None = None
+        self.fails_after = float("inf")
 
     def charges(self, since: int, until: int) -> Sequence[Charge]:
         if self.error is not None:
             raise self.error
+        if until > self.fails_after:
+            raise UnansweredError("no")
         return [charge for charge in self.rows if since < charge.time <= until]
+
+    def quote(self) -> Quote:
+        return Quote(self.price, self.price)
+
+    def candles(self, since: int | None) -> Sequence[Candle]:
+        return self.past
 
 
 class AccountingTest(unittest.TestCase):
@@ -47,22 +62,34 @@ class AccountingTest(unittest.TestCase):
     def traded(
         self, journal: Journal, number: int, side: Side, volume: str, cost: str, fee: str = "0"
     ) -> str:
-        wanted = intent(CANDLE + 60 * number, side=side, volume=Decimal(volume))
+        held = journal.account().held
+        wanted = intent(CANDLE + 60 * number, side=side, volume=Decimal(volume), held_before=held)
         done = execution(wanted, volume, cost, fee)
         journal.write(wanted)
-        journal.conclude(wanted, Outcome.CLOSED, wanted.created + 2, done)
+        assumed = opening_fee(wanted, done, RATES)
+        journal.conclude(wanted, Outcome.CLOSED, CANDLE, done, opening_fee=assumed)
         return done.exchange_order_id
 
-    def told(self, trade_id: str, order_id: str, cost: str, fee: str, at: int = CANDLE) -> None:
-        number = len(self.ledger.rows)
+    def told(
+        self,
+        trade_id: str,
+        order_id: str,
+        cost: str,
+        fee: str,
+        at: int = CANDLE,
+        asset: str = "ZUSD",
+    ) -> None:
+        """Have the ledger show a row of a trade, or with no order id a rollover."""
+        kind = ChargeKind.MARGIN if order_id else ChargeKind.ROLLOVER
+        name = f"L{len(self.ledger.rows)}"
         self.ledger.rows.append(
-            Charge(f"L{number}", trade_id, order_id, at, Decimal(cost), Decimal(fee))
+            Charge(name, trade_id, order_id, at, Decimal(cost), Decimal(fee), asset, kind)
         )
 
     def book(self, now: int = CANDLE + 600) -> str:
         clock = FakeClock()
         clock.time = now
-        return read_ledger(cast(Exchange, self.ledger), self.journal, clock)
+        return read_ledger(cast(Exchange, self.ledger), RULES, self.journal, clock)
 
     def costs(self) -> tuple[Decimal, Decimal]:
         account = self.journal.account()
@@ -98,7 +125,7 @@ class TestLedger(AccountingTest):
         order = self.traded(self.journal, 0, Side.BUY, "0.04", "2000", "16")
         self.told("T1", order, "500", "4.10")
         self.assertEqual("", self.book())
-        self.assertEqual((Decimal(16), Decimal(0)), self.costs())
+        self.assertEqual((Decimal(16), Decimal("0.5")), self.costs())
         self.told("T2", order, "1500", "12.30")
         self.assertEqual("", self.book(CANDLE + 7200))
         self.assertEqual((Decimal(16), Decimal("0.40")), self.costs())
@@ -151,7 +178,7 @@ class TestLedger(AccountingTest):
         self.assertEqual((Decimal(16), Decimal("0.4")), self.costs())
 
     def test_a_key_that_may_not_read_the_ledger_is_said_once_and_other_stops_stop(self) -> None:
-        self.ledger.error = StopError("Ledgers: EGeneral:Permission denied", 77)
+        self.ledger.error = KeyRefusedError("Ledgers: EGeneral:Permission denied")
         self.assertIn("Permission denied", self.book())
         self.assertEqual("", self.book())
         self.assertIn("Permission denied", self.journal.get("difference"))
@@ -161,14 +188,27 @@ class TestLedger(AccountingTest):
         with self.assertRaises(StopError):
             self.book()
 
-    def test_after_weeks_without_reading_every_day_is_caught_up(self) -> None:
+    def test_ten_days_without_reading_are_caught_up_with_at_once(self) -> None:
         order = self.traded(self.journal, 0, Side.BUY, "0.04", "2000", "16")
         self.told("T1", order, "2000", "16.4", CANDLE + 61)
         for number in range(1, 60):
             self.told("T1", "", "0", "0.1", CANDLE + 14400 * number)
-        for _ in range(12):
-            self.assertEqual("", self.book(CANDLE + 14400 * 60))
+        self.assertEqual("", self.book(CANDLE + 14400 * 60))
         self.assertEqual((Decimal(16), Decimal("6.3")), self.costs())
+
+    def test_months_are_caught_up_with_in_some_readings(self) -> None:
+        order = self.traded(self.journal, 0, Side.BUY, "0.04", "2000", "16")
+        self.told("T1", order, "2000", "16.4", CANDLE + 61)
+        self.told("T1", "", "0", "0.1", CANDLE + 86400 * 35)
+        for _ in range(4):
+            self.assertEqual("", self.book(CANDLE + 86400 * 36))
+        self.assertEqual((Decimal(16), Decimal("0.5")), self.costs())
+
+    def test_a_ledger_that_breaks_off_goes_on_where_it_was(self) -> None:
+        self.traded(self.journal, 0, Side.BUY, "0.04", "2000", "16")
+        self.ledger.fails_after = CANDLE + 3 * 86400
+        self.book(CANDLE + 86400 * 5)
+        self.assertGreater(int(self.journal.get("charges_read")), CANDLE + 86400)
 
     def test_an_order_at_the_end_of_a_day_that_is_caught_up_is_not_called_late(self) -> None:
         self.journal.put(charges_read=CANDLE - LATE_S + 62)  # It was sent at CANDLE + 61.
@@ -190,11 +230,90 @@ class TestLedger(AccountingTest):
         order = self.traded(self.journal, 0, Side.BUY, "0.04", "2000", "16")
         self.told("T1", order, "500", "4.10")
         self.told("T2", order, "1500", "12.30")
-        self.journal.charge("open T1", CANDLE, "opening", Decimal(0))
+        self.journal.book([Booked("open T1", CANDLE, "opening", Decimal(0))])
         self.assertEqual("", self.book())
         self.told("T2", "", "0", "0.3", CANDLE + 14400)
         self.assertEqual("", self.book(CANDLE + 15000))
         self.assertEqual((Decimal(16), Decimal("0.70")), self.costs())
+
+
+class TestBooksAtOnce(AccountingTest):
+    """What an order cost is known when it is done, and the ledger has the last word."""
+
+    def margin_fees(self) -> Decimal:
+        return self.journal.account().margin_fees
+
+    def test_an_opening_costs_the_rate_of_what_it_borrows_before_the_ledger_says_so(self) -> None:
+        for side, fee in ((Side.BUY, "0.5"), (Side.SELL, "0.2")):
+            self.journal = empty()
+            self.traded(self.journal, 0, side, "0.04", "2000", "16")
+            self.assertEqual(Decimal(fee), self.margin_fees())
+            self.assertEqual(Decimal(16), self.journal.account().fees)
+
+    def test_only_the_part_that_opens_costs_an_opening_fee(self) -> None:
+        self.traded(self.journal, 0, Side.BUY, "0.04", "2000")
+        self.traded(self.journal, 1, Side.SELL, "0.04", "2000")
+        self.assertEqual(Decimal("0.5"), self.margin_fees())
+        self.traded(self.journal, 2, Side.BUY, "0.02", "1000")
+        self.traded(self.journal, 3, Side.SELL, "0.05", "2500")
+        self.assertEqual(Decimal("0.5") + Decimal("0.25") + Decimal("0.15"), self.margin_fees())
+
+    def test_where_no_rate_is_told_two_hundredths_of_a_percent_are_assumed(self) -> None:
+        wanted = intent(CANDLE, volume=Decimal("0.04"))
+        done = execution(wanted, "0.04", "2000", "16")
+        self.assertEqual(Decimal("0.4"), opening_fee(wanted, done, MarginRates()))
+        bought = wanted._replace(leverage=0)
+        self.assertEqual(0, opening_fee(bought, done, MarginRates()))
+
+    def test_the_ledger_s_word_replaces_what_was_assumed(self) -> None:
+        order = self.traded(self.journal, 0, Side.BUY, "0.04", "2000", "16")
+        self.told("T1", order, "2000", "16.60")
+        for _ in range(2):
+            self.assertEqual("", self.book())
+            self.assertEqual(Decimal("0.6"), self.margin_fees())
+        again = Journal(self.journal._db)
+        self.assertEqual(again.account(), self.journal.account())
+
+
+class TestOtherCurrencies(AccountingTest):
+    """Fees taken in coins are worth what the price of their moment says, and kept as they were."""
+
+    def test_an_opening_fee_in_coins_is_valued_and_kept_with_its_amount(self) -> None:
+        order = self.traded(self.journal, 0, Side.BUY, "0.04", "2000", "16")
+        self.told("T1", order, "2000", "16")
+        self.told("T1", order, "0", "0.00001", asset="XXBT")
+        self.ledger.price = Decimal(60000)
+        self.assertEqual("", self.book(CANDLE + 300))
+        self.assertEqual((Decimal(16), Decimal("0.6")), self.costs())
+        row = self.journal._db.execute("SELECT asset, charged FROM charges WHERE id = 'L1'")
+        self.assertEqual(("XXBT", "0.00001"), tuple(row.fetchone()))
+
+    def test_an_old_rollover_in_coins_is_worth_what_the_candle_of_its_time_says(self) -> None:
+        order = self.traded(self.journal, 0, Side.BUY, "0.04", "2000", "16")
+        self.told("T1", order, "2000", "16.5")
+        self.told("T1", "", "0", "0.00001", CANDLE + 14400, "XXBT")
+        flat = [Decimal(price) for price in (40000, 45000, 90000)]
+        self.ledger.past = [
+            Candle(CANDLE + 14400 * at, price, price, price, price) for at, price in enumerate(flat)
+        ]
+        self.assertEqual("", self.book(CANDLE + 40000))
+        self.assertEqual(Decimal("0.45"), self.journal.account().rollover)
+
+    def test_what_cannot_be_valued_is_said_and_kept(self) -> None:
+        order = self.traded(self.journal, 0, Side.BUY, "0.04", "2000", "16")
+        self.told("T1", order, "2000", "16.5")
+        self.told("T1", "", "0", "0.37", CANDLE + 14400, "ZEUR")
+        self.assertIn("0.37 ZEUR", self.book(CANDLE + 15000))
+        self.assertIn("0.37 ZEUR", str(read_status(self.journal)["difference"]))
+        self.assertEqual((Decimal(16), Decimal("0.5")), self.costs())
+        self.assertTrue(self.journal.is_charged("L1"))
+
+    def test_coins_bought_without_margin_cost_their_fee_and_nothing_else(self) -> None:
+        order = self.traded(self.journal, 0, Side.BUY, "0.04", "2000", "16")
+        self.told("T1", order, "2000", "16")
+        self.told("T1", order, "0", "0", asset="XXBT")
+        self.assertEqual("", self.book())
+        self.assertEqual((Decimal(16), Decimal(0)), self.costs())
 
 
 class TestRealized(AccountingTest):
@@ -209,7 +328,8 @@ class TestRealized(AccountingTest):
         self.traded(journal, 4, Side.BUY, "0.5", "75")  # the short from 130 ends at 150
         self.assertEqual(Decimal(25), realized(journal.intents()))
         self.assertEqual(0, journal.account().held)
-        self.assertEqual(journal.account().pnl(Decimal(1)), realized(journal.intents()))
+        account = journal.account()
+        self.assertEqual(account.pnl(Decimal(1)) + account.costs, realized(journal.intents()))
 
     def test_closing_an_adopted_position_realizes_what_it_won(self) -> None:
         journal = self.journal

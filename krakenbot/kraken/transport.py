@@ -137,7 +137,9 @@ class _Connection(http.client.HTTPConnection):
             try:
                 super().connect()
             except _BROKEN:
-                self.close()
+                if self.sock is not None:
+                    self.sock.close()
+                    self.sock = None
                 if not addresses:
                     raise
             else:

@@ -1,0 +1,508 @@
+"""What may happen to a request on its way, on real sockets, and what must come of it."""
+
+import contextlib
+import gzip
+import itertools
+import os
+import shutil
+import socket
+import ssl
+import subprocess
+import tempfile
+import threading
+import time
+import unittest
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest import mock
+from urllib.parse import parse_qs
+
+from krakenbot.clock import SystemClock
+from krakenbot.errors import Cause, LaterError, StopError, UnansweredError
+from krakenbot.kraken import transport
+from krakenbot.kraken.client import Client
+from krakenbot.kraken.transport import ANSWER_BYTES_MAX, UrllibTransport, tls_context
+from krakenbot.model import Secret
+
+KEY, SECRET = "the-key", "c2VjcmV0IHNlY3JldCBzZWNyZXQ="
+OK = b'{"error":[],"result":{"ok":1}}'
+HEAD = b"HTTP/1.1 200 OK\r\n"
+LIMIT_S = 0.5
+RESET = b"\x01\0\0\0\0\0\0\0"  # SO_LINGER of no seconds: closing sends a reset.
+
+Serve = Callable[["Server", socket.socket], None]
+
+
+def answer(body: bytes = OK, *headers: bytes, status: bytes = b"200 OK") -> bytes:
+    lines = (b"HTTP/1.1 " + status, b"Content-Length: %d" % len(body), *headers)
+    return b"\r\n".join(lines) + b"\r\n\r\n" + body
+
+
+class Server:
+    """A listening socket; `serve` gets each connection. Keeps the requests that came in whole."""
+
+    def __init__(self, serve: Serve, context: ssl.SSLContext | None = None) -> None:
+        self.requests: list[bytes] = []
+        self._serve, self._context = serve, context
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        self._listener.close()
+
+    def request(self, connection: socket.socket) -> bytes:
+        """Return one request, or nothing when the other side hangs up."""
+        text = b""
+        while b"\r\n\r\n" not in text:
+            chunk = connection.recv(65536)
+            if not chunk:
+                return b""
+            text += chunk
+        head, _, body = text.partition(b"\r\n\r\n")
+        for line in head.lower().split(b"\r\n"):
+            if line.startswith(b"content-length:"):
+                while len(body) < int(line.split(b":")[1]):
+                    body += connection.recv(65536)
+        self.requests.append(head + b"\r\n\r\n" + body)
+        return self.requests[-1]
+
+    def nonces(self) -> list[int]:
+        forms = (parse_qs(request.partition(b"\r\n\r\n")[2]) for request in self.requests)
+        return [int(form[b"nonce"][0]) for form in forms if form]
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._run, args=(connection,), daemon=True).start()
+
+    def _run(self, connection: socket.socket) -> None:
+        with contextlib.suppress(OSError), connection:
+            if self._context is not None and not getattr(self._serve, "is_raw", False):
+                with self._context.wrap_socket(connection, server_side=True) as secure:
+                    self._serve(self, secure)
+            else:
+                self._serve(self, connection)
+
+
+# -- fates -------------------------------------------------------------------------------------
+
+
+def says(*parts: bytes) -> Serve:
+    def serve(server: Server, connection: socket.socket) -> None:
+        server.request(connection)
+        for part in parts:
+            connection.sendall(part)
+
+    return serve
+
+
+def drips(text: bytes) -> Serve:
+    def serve(server: Server, connection: socket.socket) -> None:
+        server.request(connection)
+        for byte in text:
+            connection.sendall(bytes([byte]))
+            time.sleep(0.05)
+
+    return serve
+
+
+def resets(text: bytes = b"") -> Serve:
+    """Reset after the request, and after a part of the answer if there is one."""
+
+    def serve(server: Server, connection: socket.socket) -> None:
+        server.request(connection)
+        connection.sendall(text)
+        time.sleep(0.02 if text else 0)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+
+    return serve
+
+
+def raw(serve: Serve) -> Serve:
+    """Let it act on the bare connection, before any TLS."""
+    serve.is_raw = True  # type: ignore[attr-defined]
+    return serve
+
+
+@raw
+def silent(server: Server, connection: socket.socket) -> None:
+    with contextlib.suppress(ValueError):
+        server.request(connection)
+    time.sleep(3)
+
+
+@raw
+def reset_at_once(server: Server, connection: socket.socket) -> None:
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+
+
+def reset_in_request(server: Server, connection: socket.socket) -> None:
+    connection.recv(20)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+
+
+def endless(server: Server, connection: socket.socket) -> None:
+    server.request(connection)
+    connection.sendall(HEAD + b"\r\n")
+    for _ in range(40):
+        connection.sendall(b"x" * 1_000_000)
+
+
+HINTS = b"HTTP/1.1 103 Hints\r\nLink: x\r\n\r\n"
+CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+ANSWERED, UNREACHABLE, UNANSWERED = "answered", "unreachable", "unanswered"
+EITHER = f"{UNREACHABLE} or {UNANSWERED}"
+# Whether a public read, a private read or an order: the same must come of it.
+# The fate, what comes of it without TLS, and with TLS.
+FATES: tuple[tuple[str, Serve, str, str], ...] = (
+    ("an answer", says(answer()), ANSWERED, ANSWERED),
+    ("accepted and silent", silent, UNANSWERED, UNREACHABLE),
+    ("reset before the request", reset_at_once, EITHER, UNREACHABLE),
+    ("reset during the request", reset_in_request, UNANSWERED, UNANSWERED),
+    ("reset after the request", resets(), UNANSWERED, UNANSWERED),
+    ("reset during the answer", resets(answer()[:-9]), UNANSWERED, UNANSWERED),
+    ("closed after the request", says(), UNANSWERED, UNANSWERED),
+    ("half the headers", says(HEAD + b"Conte"), UNANSWERED, UNANSWERED),
+    ("half an answer", says(answer()[:-9]), UNANSWERED, UNANSWERED),
+    ("an empty answer", says(answer(b"")), UNANSWERED, UNANSWERED),
+    ("one byte at a time", drips(answer()), UNANSWERED, UNANSWERED),
+    ("headers without end", drips(HEAD + b"X: y\r\n" * 99), UNANSWERED, UNANSWERED),
+    ("chunks of one byte", drips(CHUNKED + b"1\r\nx\r\n" * 99), UNANSWERED, UNANSWERED),
+    ("a length too short", says(HEAD + b"Content-Length: 9\r\n\r\n" + OK), UNANSWERED, UNANSWERED),
+    ("a length too long", says(HEAD + b"Content-Length: 99\r\n\r\n" + OK), UNANSWERED, UNANSWERED),
+    ("a length that is none", says(HEAD + b"Content-Length: -5\r\n\r\n" + OK), ANSWERED, ANSWERED),
+    ("no length", says(HEAD + b"\r\n" + OK), ANSWERED, ANSWERED),
+    ("chunks", says(CHUNKED, b"%x\r\n" % len(OK), OK, b"\r\n0\r\n\r\n"), ANSWERED, ANSWERED),
+    ("chunks that end early", says(CHUNKED, b"%x\r\n" % len(OK), OK), UNANSWERED, UNANSWERED),
+    ("chunks of no size", says(CHUNKED, b"zz\r\n", OK), UNANSWERED, UNANSWERED),
+    ("a chunk of negative size", says(CHUNKED, b"-5\r\n", OK), UNANSWERED, UNANSWERED),
+    ("100 before", says(b"HTTP/1.1 100 Continue\r\n\r\n", answer()), ANSWERED, ANSWERED),
+    (
+        "103 before",
+        says(HINTS * 3, answer()),
+        ANSWERED,
+        ANSWERED,
+    ),
+    ("103 and nothing more", says(HINTS), UNANSWERED, UNANSWERED),
+    ("garbage after", says(answer(), b"HTTP/1.1 200 OK\r\n\r\n{}"), ANSWERED, ANSWERED),
+    ("garbage at once", says(b"SSH-2.0-x\r\n"), UNANSWERED, UNANSWERED),
+    ("old HTTP", says(b"HTTP/0.9 200 OK\r\n\r\n" + OK), ANSWERED, ANSWERED),
+    ("unknown HTTP", says(b"HTTP/7.3 200 OK\r\n\r\n" + OK), UNANSWERED, UNANSWERED),
+    ("a page", says(answer(b"<html>", status=b"502 Bad Gateway")), UNANSWERED, UNANSWERED),
+    (
+        "gzip unasked",
+        says(answer(gzip.compress(OK), b"Content-Encoding: gzip")),
+        UNANSWERED,
+        UNANSWERED,
+    ),
+    (
+        "a redirect",
+        says(answer(b"", b"Location: http://127.0.0.1:1/", status=b"307 Moved")),
+        UNANSWERED,
+        UNANSWERED,
+    ),
+    ("over 8 MiB", endless, UNANSWERED, UNANSWERED),
+    (
+        "over 8 MiB, announced",
+        says(HEAD + b"Content-Length: %d\r\n\r\n" % 10**12, b"x" * (ANSWER_BYTES_MAX + 9)),
+        UNANSWERED,
+        UNANSWERED,
+    ),
+    ("too many headers", says(HEAD + b"A: b\r\n" * 200 + b"\r\n" + OK), UNANSWERED, UNANSWERED),
+    ("a header too long", says(HEAD + b"A: " + b"x" * 100_000), UNANSWERED, UNANSWERED),
+)
+
+
+class Wire(unittest.TestCase):
+    def setUp(self) -> None:
+        self.context: ssl.SSLContext | None = None
+        self._nonces = itertools.count(1)
+        transport._answering.clear()
+
+    def serve(self, serve: Serve) -> Server:
+        server = Server(serve, self.context)
+        self.addCleanup(server.close)
+        return server
+
+    def client(self, port: int, limit_s: float = LIMIT_S, **options: Any) -> Client:
+        scheme = "https" if self.context else "http"
+        return Client(
+            UrllibTransport(limit_s, **options),
+            f"{scheme}://localhost:{port}",
+            SystemClock(),
+            key=Secret(KEY),
+            secret=Secret(SECRET),
+            next_nonce=lambda _: next(self._nonces),
+            live=True,
+        )
+
+    def outcome(self, ask: Callable[[], Any]) -> str:
+        """Return what came of it, and see that it came in time."""
+        began = time.monotonic()
+        try:
+            self.assertEqual({"ok": 1}, ask())
+            return ANSWERED
+        except UnansweredError:
+            return UNANSWERED
+        except LaterError as error:
+            self.assertIs(Cause.UNREACHABLE, error.cause)
+            return UNREACHABLE
+        finally:
+            self.assertLess(time.monotonic() - began, LIMIT_S + 1)
+
+    def kinds(self, port: int) -> Iterator[tuple[str, Callable[[], Any]]]:
+        client = self.client(port)
+        yield "a public read", lambda: client.public("Time")
+        yield "a private read", lambda: client.private("Balance")
+        yield "an order", lambda: client.private("AddOrder", {"volume": "1"})
+
+
+class TestFates(Wire):
+    over_tls = False
+
+    def test_whatever_happens_on_the_way_means_what_it_must_and_is_sent_once(self) -> None:
+        def came_of(serve: Serve) -> tuple[Server, list[tuple[str, str, int]]]:
+            server = self.serve(serve)
+            asked = self.kinds(server.port)
+            return server, [(kind, self.outcome(ask), len(server.requests)) for kind, ask in asked]
+
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(came_of, (fate[1] for fate in FATES)))
+        for (name, _, *wanted), (server, results) in zip(FATES, found, strict=True):
+            for number, (kind, result, requests) in enumerate(results, 1):
+                with self.subTest(name, kind=kind):
+                    self.assertIn(result, wanted[self.over_tls])
+                    self.assertLessEqual(requests, number, "it was sent twice")
+            nonces = server.nonces()
+            self.assertEqual(sorted(set(nonces)), nonces)
+
+    def test_nobody_listening_is_unreachable(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            port = listener.getsockname()[1]
+        for kind, ask in self.kinds(port):
+            with self.subTest(kind):
+                self.assertEqual(UNREACHABLE, self.outcome(ask))
+
+    def test_each_request_has_a_connection_of_its_own_that_is_closed_after_it(self) -> None:
+        left: list[bytes] = []
+
+        def serve(server: Server, connection: socket.socket) -> None:
+            server.request(connection)
+            connection.sendall(answer())
+            left.append(connection.recv(1))
+
+        server = self.serve(serve)
+        for number, (_, ask) in enumerate(self.kinds(server.port), 1):
+            self.assertEqual(ANSWERED, self.outcome(ask))
+            self.wait_for(lambda number=number: len(left) == number)  # type: ignore[misc]
+        self.assertEqual([b""] * 3, left)
+
+    def wait_for(self, is_so: Callable[[], bool]) -> None:
+        until = time.monotonic() + 2
+        while not is_so() and time.monotonic() < until:
+            time.sleep(0.01)
+        self.assertTrue(is_so())
+
+
+@unittest.skipIf(shutil.which("openssl") is None, "no openssl to make certificates with")
+class TestFatesOverTls(TestFates):
+    over_tls = True
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        super().setUpClass()
+        folder = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(folder.cleanup)
+        cls.folder = Path(folder.name)
+        words = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2"
+        words += " -keyout key.pem -out cert.pem -subj /CN=localhost"
+        words += " -addext subjectAltName=DNS:localhost"
+        command = ["openssl", *words.split()]
+        subprocess.run(command, cwd=cls.folder, check=True, capture_output=True)
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.context.load_cert_chain(self.folder / "cert.pem", self.folder / "key.pem")
+        roots = {"SSL_CERT_FILE": str(self.folder / "cert.pem")}
+        step = mock.patch.dict(os.environ, roots)
+        step.start()
+        self.addCleanup(step.stop)
+        tls_context.cache_clear()
+        self.addCleanup(tls_context.cache_clear)
+
+    def test_no_tls_on_the_other_side_is_unreachable(self) -> None:
+        @raw
+        def plain(server: Server, connection: socket.socket) -> None:
+            connection.recv(65536)
+            connection.sendall(answer())
+
+        for kind, ask in self.kinds(self.serve(plain).port):
+            with self.subTest(kind):
+                self.assertEqual(UNREACHABLE, self.outcome(ask))
+
+    def test_a_proxy_is_asked_for_a_tunnel_and_sees_no_key(self) -> None:
+        server = self.serve(says(answer()))
+        seen: list[bytes] = []
+
+        @raw
+        def tunnel(proxy: Server, connection: socket.socket) -> None:
+            seen.append(connection.recv(65536))
+            connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+            with socket.create_connection(("127.0.0.1", server.port)) as far:
+                back = threading.Thread(target=_copy, args=(far, connection), daemon=True)
+                back.start()
+                _copy(connection, far)
+
+        proxy = self.serve(tunnel)
+        client = self.client(server.port, proxy=f"http://127.0.0.1:{proxy.port}")
+        with mock.patch.dict(os.environ, {"no_proxy": "*"}):
+            self.assertEqual({"ok": 1}, client.private("Balance"))
+        self.assertTrue(seen[0].startswith(b"CONNECT localhost:%d" % server.port))
+        self.assertNotIn(KEY.encode(), seen[0])
+        self.assertIn(b"Host: localhost:%d" % server.port, server.requests[0])
+
+    def test_a_proxy_that_refuses_or_talks_nonsense_is_unreachable(self) -> None:
+        for words in (b"HTTP/1.1 403 No\r\n\r\n", b"SSH-2.0-x\r\n", b""):
+
+            @raw
+            def refuse(proxy: Server, connection: socket.socket, words: bytes = words) -> None:
+                connection.recv(65536)
+                connection.sendall(words)
+
+            proxy = self.serve(refuse)
+            client = self.client(1, proxy=f"http://127.0.0.1:{proxy.port}")
+            with self.subTest(words):
+                self.assertEqual(UNREACHABLE, self.outcome(partial(client.private, "Balance")))
+
+
+def _copy(source: socket.socket, target: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while chunk := source.recv(65536):
+            target.sendall(chunk)
+        target.shutdown(socket.SHUT_WR)
+
+
+# -- names and addresses -----------------------------------------------------------------------
+
+
+class TestAddresses(Wire):
+    def setUp(self) -> None:
+        super().setUp()
+        self.living = self.serve(says(answer()))
+        # A queue of connections that is full swallows every further one, as a dead host does.
+        full = socket.socket()
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        self.addCleanup(full.close)
+        for _ in range(3):
+            waiting = socket.socket()
+            waiting.setblocking(False)
+            waiting.connect_ex(full.getsockname())
+            self.addCleanup(waiting.close)
+        time.sleep(0.05)
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            refusing = listener.getsockname()[1]
+        self.ports = {"dead": full.getsockname()[1], "no": refusing, "yes": self.living.port}
+
+    def resolves_to(self, words: str) -> None:
+        found = [
+            (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", self.ports[word]))
+            for word in words.split()
+        ]
+        seam = mock.patch.object(socket, "getaddrinfo", return_value=found)
+        seam.start()
+        self.addCleanup(seam.stop)
+
+    def test_one_address_that_works_is_enough_within_the_time_limit(self) -> None:
+        for words in ("yes", "yes dead", "no yes", "dead yes", "dead dead yes", "no dead no yes"):
+            transport._answering.clear()
+            self.resolves_to(words)
+            for number, (kind, ask) in enumerate(self.kinds(1)):
+                with self.subTest(words, kind=kind):
+                    began = time.monotonic()
+                    self.assertEqual(ANSWERED, self.outcome(ask))
+                    if number:
+                        self.assertLess(time.monotonic() - began, LIMIT_S / 3, "not tried first")
+
+    def test_dead_addresses_take_the_time_limit_once_and_not_each(self) -> None:
+        for words in ("dead", "dead dead", "dead dead dead dead", "no no", "dead no dead no"):
+            self.resolves_to(words)
+            for kind, ask in self.kinds(1):
+                with self.subTest(words, kind=kind):
+                    self.assertEqual(UNREACHABLE, self.outcome(ask))
+        self.assertEqual([], self.living.requests)
+
+    def test_an_address_that_worked_and_died_is_left_for_the_others(self) -> None:
+        self.resolves_to("yes dead")
+        client = self.client(1)
+        self.assertEqual({"ok": 1}, client.public("Time"))
+        self.resolves_to("dead yes")
+        transport._answering["localhost", 1] = socket.getaddrinfo("", 0)[0]
+        self.assertEqual(ANSWERED, self.outcome(lambda: client.public("Time")))
+
+
+class TestNames(Wire):
+    def slow(self) -> threading.Event:
+        """Let looking up a name last until the event; return it."""
+        done = threading.Event()
+        self.addCleanup(done.set)
+        patch = mock.patch.object(socket, "getaddrinfo", side_effect=lambda *_, **__: done.wait(9))
+        self.lookups = patch.start()
+        self.addCleanup(patch.stop)
+        return done
+
+    def test_a_name_that_is_unknown_is_unreachable(self) -> None:
+        for answers in (OSError("no such name"), [[]], UnicodeError("label too long")):
+            with mock.patch.object(socket, "getaddrinfo", side_effect=answers):
+                ask = next(iter(self.kinds(1)))[1]
+                self.assertEqual(UNREACHABLE, self.outcome(ask))
+
+    def test_a_slow_lookup_ends_at_the_time_limit_and_is_not_begun_again(self) -> None:
+        self.slow()
+        for kind, ask in self.kinds(1):
+            with self.subTest(kind):
+                self.assertEqual(UNREACHABLE, self.outcome(ask))
+        self.assertEqual(1, self.lookups.call_count)
+
+    def test_a_slow_lookup_is_given_up_when_the_program_is_to_stop(self) -> None:
+        self.slow()
+        client = self.client(1, 60, is_stopping=lambda: True)
+        order = self.outcome(lambda: client.private("AddOrder", {}))
+        self.assertEqual(UNREACHABLE, order)
+
+
+class TestSurroundings(Wire):
+    def test_no_error_quotes_the_key_the_signature_or_the_body(self) -> None:
+        server = self.serve(says())
+        for key in (KEY, "key\nwith a newline", "ключ"):
+            client = self.client(server.port)
+            client._key = Secret(key)
+            with self.subTest(key):
+                with self.assertRaises((UnansweredError, LaterError, StopError)) as caught:
+                    client.private("AddOrder", {"volume": "1.2345"})
+                for hidden in (key, "1.2345", SECRET[:10]):
+                    self.assertNotIn(hidden, str(caught.exception))
+
+    def test_what_is_no_json_is_named(self) -> None:
+        zipped = says(answer(gzip.compress(OK), b"Content-Encoding: gzip"))
+        with self.assertRaisesRegex(UnansweredError, "gzip"):
+            self.client(self.serve(zipped).port).public("Time")
+
+    def test_proxies_from_the_surroundings_are_not_used(self) -> None:
+        proxy, server = self.serve(says(answer())), self.serve(says(answer()))
+        url = f"http://127.0.0.1:{proxy.port}"
+        with mock.patch.dict(os.environ, {"http_proxy": url, "HTTP_PROXY": url}):
+            self.client(server.port).public("Time")
+        self.assertEqual((0, 1), (len(proxy.requests), len(server.requests)))
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -6,20 +6,21 @@ import json
 import re
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
 from krakenbot import config as configuration
-from krakenbot.commands.page import utc
+from krakenbot.commands.status import open_here
+from krakenbot.format import moment, money, percent, price, volume
 from krakenbot.journal import Journal
-from krakenbot.journal_file import open_read_only
 from krakenbot.log import clean
 from krakenbot.pairs import plain
 
 EXAMPLE = "krakenbot history orders --since 7d --format csv"
 
+COLUMNS = 80
 SPANS_S = {"m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
@@ -37,15 +38,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     config = configuration.load_here(arguments.config)
-    journal = open_read_only(configuration.journal_path(config))
-    rows = map(_texts, ROWS[arguments.what](journal, arguments.since))
+    journal = open_here(config)
+    rows = ROWS[arguments.what](journal, arguments.since)
     if arguments.format == "json":
-        for row in rows:
+        for row in map(_texts, rows):
             print(json.dumps(row))
     elif arguments.format == "csv":
-        _print_csv(rows)
+        _print_csv(map(_texts, rows))
     else:
-        _print_table(rows)
+        _print_table(rows, _SHOWN[arguments.what], journal.get("pair_decimals"))
     return 0
 
 
@@ -85,12 +86,13 @@ def _orders(journal: Journal, since: int) -> Iterator[dict[str, Any]]:
             continue
         yield {
             "time": intent.created,
+            "purpose": intent.purpose.value,
             "side": intent.side.value,
             "volume": intent.executed,
+            "price": intent.cost / intent.executed if intent.executed else None,
             "cost": intent.cost,
             "fee": intent.fee,
             "outcome": intent.outcome or "unresolved",
-            "purpose": intent.purpose.value,
             "asked": intent.volume,
             "leverage": intent.leverage,
             "client_order_id": intent.id,
@@ -117,11 +119,24 @@ def _equity(journal: Journal, since: int) -> Iterator[dict[str, Any]]:
 
 
 ROWS = {"decisions": _decisions, "orders": _orders, "equity": _equity}
+# What fits into 80 columns; csv and json have all.
+_SHOWN = {
+    "decisions": ("time", "price", "average", "target", "held", "reason"),
+    "orders": ("time", "purpose", "side", "volume", "price", "fee", "outcome", "reason"),
+    "equity": ("time", "price", "held", "gross", "net", "equity", "margin_level"),
+}
+_MONEY = ("fee", "gross", "net", "equity")
 
 
 def _texts(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row for programs: numbers plain, and no text that could drive a terminal."""
     return {
-        name: plain(value) if isinstance(value, Decimal) else value for name, value in row.items()
+        name: plain(value)
+        if isinstance(value, Decimal)
+        else clean(value)
+        if isinstance(value, str)
+        else value
+        for name, value in row.items()
     }
 
 
@@ -131,16 +146,38 @@ def _print_csv(rows: Iterable[dict[str, Any]]) -> None:
     for number, row in enumerate(rows):
         if number == 0:
             writer.writerow(row)
-        writer.writerow((row | {"time": utc(row["time"], "%Y-%m-%dT%H:%M:%SZ")}).values())
+        writer.writerow((row | {"time": moment(row["time"], "%Y-%m-%dT%H:%M:%SZ")}).values())
 
 
-def _print_table(rows: Iterable[dict[str, Any]]) -> None:
-    """Print aligned columns, each as wide as its widest value."""
-    lines: list[list[str]] = []
+def _print_table(rows: Iterable[dict[str, Any]], names: Sequence[str], decimals: str) -> None:
+    """Print aligned columns in at most 80, numbers to the right."""
+    lines = [["time (UTC)", *(name.replace("_", " ") for name in names[1:])]]
     for row in rows:
-        row["time"] = utc(row["time"], "%Y-%m-%d %H:%M:%S")
-        lines = lines or [list(row)]
-        lines.append([clean("-" if value in (None, "") else str(value)) for value in row.values()])
+        lines.append([_cell(name, row[name], decimals) for name in names])
+    if len(lines) == 1:
+        print("nothing yet")
+        return
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
-        print("  ".join(map(str.ljust, line, widths)).rstrip())
+        cells = [
+            text.ljust(width) if name in _LEFT else text.rjust(width)
+            for name, text, width in zip(names, line, widths, strict=True)
+        ]
+        print("  ".join(cells).rstrip()[:COLUMNS])
+
+
+_LEFT = ("time", "purpose", "side", "outcome", "reason")
+
+
+def _cell(name: str, value: Any, decimals: str) -> str:
+    if value in (None, ""):
+        return "-"
+    if name == "time":
+        return moment(value, "%Y-%m-%d %H:%M")
+    if name in ("price", "average"):
+        return price(value, int(decimals) if decimals else None)
+    if name == "margin_level":
+        return percent(value, 0)
+    if isinstance(value, Decimal):
+        return money(value) if name in _MONEY else volume(value)
+    return clean(str(value))

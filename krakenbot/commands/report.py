@@ -6,9 +6,9 @@ from pathlib import Path
 
 from krakenbot import config as configuration
 from krakenbot.commands.page import Mark, Point, Story, headline, thinned, utc, write
+from krakenbot.commands.status import open_here
 from krakenbot.config import Config
 from krakenbot.journal import Journal
-from krakenbot.journal_file import open_read_only
 from krakenbot.log import clean
 from krakenbot.model import Purpose
 from krakenbot.pairs import plain
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     config = configuration.load_here(arguments.config)
-    journal = open_read_only(configuration.journal_path(config))
+    journal = open_here(config)
     write(arguments.output, story_of(config, journal))
     print(f"report: {arguments.output}")
     return 0

@@ -68,12 +68,11 @@ def _is_watched() -> bool:
 
 
 def _say(lines: list[str]) -> None:
-    """Tell a person at a terminal; the log where there is none."""
-    for line in lines:
-        if sys.stdout.isatty():
-            print(line, flush=True)
-        else:
-            log.info("%s", line)
+    """Tell a person at a terminal line by line; the log, where there is none, in one."""
+    if sys.stdout.isatty():
+        print("\n  ".join(lines), flush=True)
+    else:
+        log.info("%s", "; ".join(lines))
 
 
 def _banner(config: Config, parts: Parts) -> list[str]:

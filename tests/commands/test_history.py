@@ -1,16 +1,83 @@
 import contextlib
+import csv
 import io
+import json
 import unittest
+from decimal import Decimal as D
+from unittest import mock
 
 from krakenbot.commands import history
+from krakenbot.journal import Journal, Outcome
+from krakenbot.presence import UNITS
+from tests.commands.test_status import Folder
+from tests.ports.test_journal import execution, intent
+
+EVIL = "\x1b[2J=cmd"
 
 
-class TestTable(unittest.TestCase):
+class TestHistory(Folder):
+    def setUp(self) -> None:
+        super().setUp()
+        journal = self.journal()
+        journal.put(**dict(zip(UNITS, ("XXBT", "ZUSD", "1"), strict=True)))
+        self.trade(journal)
+
+    def trade(self, journal: Journal) -> None:
+        sold = intent(volume=D("0.05"), reason=f"short: close by sell 0.05 {EVIL * 9}")
+        journal.write(sold)
+        found = execution(sold, "0.05", "3565.52", "28.52416")
+        journal.conclude(sold, Outcome.CLOSED, 1_700_000_000, found, EVIL)
+        journal.write(intent(1_700_000_100))
+
+    def shown(self, *argv: str) -> str:
+        return self.status(*argv, command="history")
+
+    def test_orders_fit_into_80_columns_and_have_a_price(self) -> None:
+        header, first, second = self.shown("orders").splitlines()
+        self.assertEqual(
+            ["time", "(UTC)", "purpose", "side", "volume", "price", "fee"], header.split()[:7]
+        )
+        self.assertEqual(["open", "buy", "0.05", "71,310.4", "28.52", "closed"], first.split()[2:8])
+        self.assertEqual(["open", "buy", "0", "-", "0.00", "unresolved"], second.split()[2:8])
+        self.assertLessEqual(max(map(len, (header, first, second))), 80)
+
+    def test_numbers_stand_to_the_right(self) -> None:
+        header, first, second = self.shown("orders").splitlines()
+        for name in ("volume", "price", "fee"):
+            end = header.index(name) + len(name)
+            for line in (first, second):
+                self.assertRegex(line[:end], r"[-0-9]$")
+                self.assertEqual(" ", line[end])
+
+    def test_for_programs_all_columns_are_there_and_numbers_are_plain(self) -> None:
+        first = json.loads(self.shown("orders", "--format", "json").splitlines()[0])
+        self.assertEqual(("71310.4", "28.52416"), (first["price"], first["fee"]))
+        rows = list(csv.DictReader(io.StringIO(self.shown("orders", "--format", "csv"))))
+        self.assertEqual(set(first), set(rows[0]))
+
+    def test_no_format_prints_what_could_drive_a_terminal(self) -> None:
+        for form in ("table", "csv", "json"):
+            self.assertNotIn("\x1b", self.shown("orders", "--format", form))
+
+    def test_nothing_yet_is_said(self) -> None:
+        self.assertEqual("nothing yet\n", self.shown("equity"))
+
     def test_a_zero_is_shown_as_one_and_only_nothing_as_a_dash(self) -> None:
         out = io.StringIO()
         with contextlib.redirect_stdout(out):
-            history._print_table([{"time": 0, "target": 0, "note": "", "equity": None}])
-        self.assertEqual(["0", "-", "-"], out.getvalue().splitlines()[1].split()[2:])
+            row = {"time": 0, "target": 0, "reason": "", "held": D(0)}
+            history._print_table([row], ("time", "target", "reason", "held"), "")
+        self.assertEqual(["0", "-", "0"], out.getvalue().splitlines()[1].split()[2:])
+
+    def test_since_takes_dates_times_and_spans(self) -> None:
+        with mock.patch("time.time", lambda: 1_700_000_000.0):
+            for text, want in (
+                ("7d", 1_700_000_000 - 7 * 86400),
+                ("2023-11-14", 1_699_920_000),
+                ("20231114", 1_699_920_000),
+                ("1699920000", 1_699_920_000),
+            ):
+                self.assertEqual(want, history.since(text))
 
 
 if __name__ == "__main__":

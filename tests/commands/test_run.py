@@ -622,9 +622,7 @@ class TestLooking(ProgramTest):
                 self.assertGreaterEqual(len(objects), 1)
                 # Started one after the other while the bot trades on: the same row comes first.
                 self.assertEqual(list(rows[0]), list(objects[0]))
-                self.assertEqual(table[0].split(), list(objects[0]))
-                if what == "decisions":
-                    self.assertNotIn("-", {line.split()[5] for line in table[1:]})
+                self.assertLessEqual(max(map(len, table)), 80)
                 for name, value in objects[0].items():
                     self.assertNotIsInstance(value, float, name)
                     if name != "time":
@@ -634,7 +632,7 @@ class TestLooking(ProgramTest):
                     self.assertEqual(gross, sum(rest))
                 moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(objects[0]["time"]))
                 self.assertEqual(rows[0]["time"], moment)
-                self.assertTrue(table[1].startswith(moment[:10] + " " + moment[11:19]))
+                self.assertTrue(table[1].startswith(moment[:10] + " " + moment[11:16]))
                 self.assertTrue(all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d", t) for t in table[1:]))
 
 

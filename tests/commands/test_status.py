@@ -46,13 +46,13 @@ class Folder(unittest.TestCase):
         self.addCleanup(held.close)
         return Presence(journal, SystemClock(), interval_s)
 
-    def status(self, *argv: str, **environ: str) -> str:
+    def status(self, *argv: str, command: str = "status", **environ: str) -> str:
         out = io.StringIO()
         with (
             mock.patch.dict(os.environ, self.environ | environ, clear=True),
             contextlib.redirect_stdout(out),
         ):
-            self.assertEqual(0, cli.main(["--config", "/dev/null", "status", *argv]))
+            self.assertEqual(0, cli.main(["--config", "/dev/null", command, *argv]))
         return out.getvalue()
 
 

@@ -15,7 +15,7 @@ from krakenbot.accounting import read_ledger
 from krakenbot.candles import CandleWindow
 from krakenbot.clock import Clock, StopRequestedError
 from krakenbot.decision import Decision, Plan, Snapshot, decide
-from krakenbot.errors import LaterError, RefusedError, StopError, UnansweredError
+from krakenbot.errors import ConfigError, LaterError, RefusedError, StopError, UnansweredError
 from krakenbot.exchange import Exchange
 from krakenbot.journal import Journal, Outcome
 from krakenbot.market import MarketState
@@ -69,9 +69,12 @@ class Bot:
         clock: Clock,
         fingerprint: str,
         on_event: Callable[[Event], None] = lambda event: None,
-        checks: Sequence[Callable[[], None]] = (),
+        checks: Sequence[Callable[[], str | None]] = (),
     ) -> None:
-        """`checks` are done before the first decision, with the exchange's time known."""
+        """`checks` are done before the first decision, with the exchange's time known.
+
+        What one of them returns says why this run only closes what is held.
+        """
         self._plan = plan
         self._exchange = exchange
         self._journal = journal
@@ -196,7 +199,9 @@ class Bot:
     def _start(self) -> None:
         self._know_the_market()
         for check in self._checks:
-            check()
+            if reason := check():
+                limits = self._plan.limits._replace(close_only=reason)
+                self._plan = self._plan._replace(limits=limits)
         self._market.read_fee_rate()
         self._keep_books()
 
@@ -255,6 +260,8 @@ class Bot:
         """Bring the position to where the newest finished candle says it should be."""
         interval_s = self._plan.interval_s
         self._orders.reconcile()
+        if self._plan.limits.close_only and not self._journal.account().held:
+            raise ConfigError(f"nothing is held any more: {self._plan.limits.close_only}")
         # The newest candle that can be finished ended less than an interval ago.
         expected = int(self._clock.now()) - 2 * interval_s + 1
         candles = self._window.up_to(expected)

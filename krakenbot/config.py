@@ -266,15 +266,6 @@ def load_here(path: str | None) -> Config:
     return load(path, os.environ, Path.cwd())
 
 
-def journal_path(config: Config) -> Path:
-    """Return the one file of this mode, exchange and pair."""
-    host = config.exchange.url.partition("://")[2]
-    # However the pair is spelt, it is one market: BTC/USD and XBTUSD share a journal.
-    pair = config.pair.upper().replace("/", "").replace("BTC", "XBT")
-    name = re.sub(r"[^A-Za-z0-9.]+", "-", f"{config.mode}-{host}-{pair}")
-    return config.state_directory / f"{name}.db"
-
-
 def is_loopback(url: str) -> bool:
     """Return whether the address is on this machine: localhost, 127.0.0.0/8 or [::1]."""
     return bool(re.fullmatch(rf"https?://{_LOOPBACK}(:[0-9]{{1,5}})?/?", url))

@@ -273,6 +273,14 @@ class Journal:
         newest = self.newest_intent()
         return newest is not None and newest.purpose is Purpose.REVERSE and not newest.executed
 
+    def newest_record(self) -> int:
+        """Return the time of the newest thing written down, 0 in a new journal."""
+        return self._number(
+            "SELECT max(coalesce((SELECT max(max(created), max(coalesce(settled, 0))) FROM intents)"
+            ", 0), coalesce((SELECT max(decided) FROM decisions), 0), ?)",
+            int(self.get("created", "0")),
+        )
+
     def knows_order(self, exchange_order_id: str) -> bool:
         query = "SELECT count(*) FROM intents WHERE exchange_order_id = ?"
         return self._number(query, exchange_order_id) > 0
@@ -335,6 +343,8 @@ class Journal:
             self._set("on_margin", int(on_margin))
             self._forget_halt()
         self._account = None
+        if difference:
+            self.on_write(row.id)
 
     def halt(self, reason: str, held: Decimal | None = None) -> StopError:
         """Write why the bot stops for good, and return the error that ends it.

@@ -7,66 +7,98 @@ from contextlib import suppress
 from pathlib import Path
 
 from krakenbot.errors import ConfigError, StopError
+from krakenbot.format import moment
 
 TRIES, LOOK_S = 5, 0.02
+STATE_BYTES_MAX = 80
 
 
 class Lock:
-    """An exclusive lock on a file, held until the process ends. ConfigError when it is taken."""
+    """An exclusive lock on a file, held until the process ends. ConfigError when it is taken.
+
+    The file's first line is kept from process to process, the second says who holds it.
+    """
 
     def __init__(self, path: Path, what: str) -> None:
+        self.path = path
         try:
             make_private_directory(path.parent)
-            self.existed = path.exists()
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise ConfigError(f"the lock {path} cannot be opened: {error}") from error
+            hint = access_hint(path)
+            raise ConfigError(
+                f"the lock {path} cannot be opened: {error.strerror}. {hint}"
+            ) from error
         for _ in range(TRIES):
-            try:
+            with suppress(OSError):
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except OSError:
-                time.sleep(LOOK_S)  # It may be somebody who only looks.
-        os.close(self._file)
-        raise ConfigError(f"another krakenbot holds {what} (lock {path})")
+                break
+            time.sleep(LOOK_S)  # It may be somebody who only looks.
+        else:
+            _, holder = self._lines()
+            os.close(self._file)
+            raise LockedError(
+                f"another krakenbot holds {what} ({holder or 'it does not say who it is'}; lock "
+                f"{path}). Stop it first: systemctl stop its service, or kill that process"
+            )
+        try:
+            self.write(self.read())
+        except OSError as error:
+            os.close(self._file)
+            raise ConfigError(f"the lock {path} cannot be written: {error.strerror}") from error
 
-    def read(self) -> bytes:
-        return os.pread(self._file, 64, 0)
+    def read(self) -> str:
+        """Return the line that outlives the process."""
+        return self._lines()[0]
 
-    def write(self, text: bytes) -> None:
-        """Replace the file's first bytes, on disk when this returns."""
-        os.pwrite(self._file, text, 0)
+    def _lines(self) -> tuple[str, str]:
+        text = os.pread(self._file, 4 * STATE_BYTES_MAX, 0).decode("ascii", "replace")
+        state, holder, *_ = f"{text}\n\n".split("\n")
+        return state.strip(), holder.strip()
+
+    def write(self, state: str) -> None:
+        """Replace that line, on disk when this returns."""
+        holder = f"pid {os.getpid()}, since {moment(time.time())}"
+        os.pwrite(self._file, f"{state:{STATE_BYTES_MAX - 1}}\n{holder:<60}\n".encode(), 0)
         os.fsync(self._file)
 
     def close(self) -> None:
         os.close(self._file)
 
 
+class LockedError(ConfigError):
+    """Another process holds the lock."""
+
+
 class Nonces:
     """Rising numbers for one API key, across restarts and clocks that go back.
 
-    They are nanoseconds of the host's clock, or one more than the last. A second's worth is put
-    on disk in advance, in the key's own lock file, so that a lost journal loses no nonce.
-    """
+    They are nanoseconds of the host's clock, or one more than the last, and on disk in the key's
+    own lock file before they are used, so that a lost journal loses no nonce.
 
-    RESERVE = 1_000_000_000
+    The first one of a process is one more than the last one stored: when the exchange takes it,
+    and says that it has seen none above it, nothing was sent since with this key. `mark` is the
+    newest intent that was on disk; when the journal knows a different one, it went back in time.
+    """
 
     def __init__(self, lock: Lock) -> None:
         self._lock = lock
-        text = lock.read().strip()
-        self._reserved = int(text) if text.isdigit() else 0
-        self._last = self._reserved
+        number, _, self.mark = lock.read().partition(" ")
+        self.stored = self._last = int(number) if number.isdigit() else 0
+        self._is_first = self._last > 0
+
+    def set_mark(self, intent_id: str) -> None:
+        """Have the next nonces stored with the id of the newest intent on disk."""
+        self.mark = intent_id
 
     def next(self, clock_ns: int) -> int:
         """Return a nonce above all before it; StopError when that cannot be put on disk."""
-        nonce = max(clock_ns, self._last + 1)
-        if nonce > self._reserved:
-            try:
-                self._lock.write(b"%020d\n" % (nonce + self.RESERVE))
-            except OSError as error:
-                raise StopError(f"the nonce cannot be written to disk: {error}") from error
-            self._reserved = nonce + self.RESERVE
-        self._last = nonce
+        nonce = self._last + 1 if self._is_first else max(clock_ns, self._last + 1)
+        try:
+            self._lock.write(f"{nonce:020d} {self.mark}")
+        except OSError as error:
+            raise StopError(f"the nonce cannot be written to disk: {error}") from error
+        self._last, self._is_first = nonce, False
         return nonce
 
 

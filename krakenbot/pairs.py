@@ -116,3 +116,17 @@ def _whole(value: object, most: int) -> int:
 
 def _limit(row: Mapping[str, Any], name: str) -> Decimal | None:
     return decimal(row[name]) if row.get(name) is not None else None
+
+
+def elsewhere(balances: Mapping[str, Decimal], base: str) -> dict[str, Decimal]:
+    """Return what the account owns of the asset in Kraken's Earn, staked or bonded, by its code.
+
+    Auto-earn moves XXBT to XBT.F. Source: docs.kraken.com, Balance: suffixes .B .F .M .P .S .T.
+    """
+    names = {base, base[1:] if len(base) == 4 and base[0] in "XZ" else base}
+    found = {}
+    for code, amount in balances.items():
+        name, _, kind = code.partition(".")
+        if amount and kind in ("B", "F", "M", "P", "S") and name.rstrip("0123456789") in names:
+            found[code] = amount
+    return found

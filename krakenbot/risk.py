@@ -8,12 +8,16 @@ from krakenbot.pairs import PairRules, plain
 
 
 class Limits(NamedTuple):
-    """The user's `[risk]`. `max_loss` in quote currency or None; the rest in percent."""
+    """The user's `[risk]`. `max_loss` in quote currency or None; the rest in percent.
+
+    `close_only` says why nothing may be opened, and is empty when it may.
+    """
 
     max_loss: Decimal | None
     min_margin_level: Decimal
     max_spread_percent: Decimal
     max_orders_per_day: int
+    close_only: str = ""
 
 
 class Objection(NamedTuple):
@@ -98,6 +102,8 @@ def _pair(step: Step, leverage: int, inputs: RiskInputs) -> Objection | None:
 
 def _exposure(step: Step, leverage: int, inputs: RiskInputs, limits: Limits) -> Objection | None:
     rules, summary = inputs.rules, inputs.summary
+    if limits.close_only:
+        return Objection(f"only closing is allowed: {limits.close_only}")
     if inputs.orders_today >= limits.max_orders_per_day:
         return Objection(
             f"{inputs.orders_today} orders were sent in the last 24 h, max_orders_per_day is "

@@ -33,13 +33,14 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
-from krakenbot import log
+from krakenbot import log, startup
 from krakenbot.accounting import read_ledger
-from krakenbot.assemble import check_key, outwait_lost_orders
 from krakenbot.bot import Bot, Event
 from krakenbot.clock import StopRequestedError
+from krakenbot.config import Config
 from krakenbot.decision import Plan
 from krakenbot.errors import Cause, ConfigError, LaterError, StopError, UnansweredError
+from krakenbot.identity import Identity
 from krakenbot.journal import Account, Journal
 from krakenbot.journal_file import prepare
 from krakenbot.kraken.client import Client
@@ -112,9 +113,10 @@ class KeyLock(Lock):
         super().__init__(path, "this API key")
         self.world = world
 
-    def write(self, text: bytes) -> None:
-        after = self.world.touch("nonce")
-        super().write(text)
+    def write(self, state: str) -> None:
+        world = getattr(self, "world", None)  # None while the lock is being taken.
+        after = world.touch("nonce") if world else None
+        super().write(state)
         if after is not None:
             raise OSError("I/O error") if isinstance(after, sqlite3.Error) else after
 
@@ -400,20 +402,22 @@ class World:
                 raise Violation("one process a key", "a second process got the lock")
             clock = SimulatedClock(self)
             journal = Journal(prepare(self.disk, Path("journal")))
+            nonces = Nonces(lock)
+            journal.on_write = nonces.set_mark
             client = Client(
                 self.wire,
                 "https://exchange.test",
                 clock,
                 key=KEY,
                 secret=SECRET,
-                next_nonce=Nonces(lock).next,
+                next_nonce=nonces.next,
                 live=True,
             )
             spot = Spot(client, ALTNAME, self.setting.interval_s)
-            checks = (
-                partial(check_key, spot),
-                partial(outwait_lost_orders, journal, clock, existed),
-            )
+            was_live: Any = SimpleNamespace(read=lambda: "live" if existed else "")
+            config, whose = Config(pair=ALTNAME), Identity(PAIR)
+            start = startup.Start(config, spot, journal, clock, was_live, whose, nonces)
+            checks = (partial(startup.check_key, start), partial(startup.check_trades, start))
             bot = Bot(self.plan, spot, journal, clock, self.owner, self.on_event, checks)
         except BaseException:
             lock.close()

@@ -91,7 +91,7 @@ def signed_client(config: Config, credentials: Credentials, live: bool) -> tuple
     """Return a client and the key's lock, without which no nonce of the key may be used."""
     lock = key_lock(config, credentials)
     clock = SystemClock(config.exchange.clock_speed)
-    client = client_of(config, clock, credentials, lock, live=live)
+    client = client_of(config, clock, credentials, Nonces(lock), live=live)
     client.nonce_pauses_s = (1, 2)  # A person is waiting.
     return client, lock
 
@@ -99,7 +99,7 @@ def signed_client(config: Config, credentials: Credentials, live: bool) -> tuple
 def key_lock(config: Config, credentials: Credentials) -> Lock:
     """Return the key's lock; ConfigError while a bot holds it."""
     path = config.state_directory / f"key-{fingerprint(credentials.key)}.lock"
-    return Lock(path, "this API key: stop it first, or use another key here")
+    return Lock(path, "this API key")
 
 
 def _spot(config: Config, arguments: argparse.Namespace, values: list[tuple[str, str]]) -> Any:

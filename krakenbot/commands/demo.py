@@ -75,7 +75,6 @@ def run(arguments: argparse.Namespace) -> int:
                     parts.clock.request_stop()
 
             parts = assemble(config, live=True, on_event=on_event)
-            parts.clock.stop_on_signals()
             began = time.monotonic()
             with suppress(StopRequestedError):
                 parts.bot.run()

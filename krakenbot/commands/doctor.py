@@ -18,8 +18,9 @@ from subprocess import SubprocessError
 from typing import NamedTuple
 
 from krakenbot import config as configuration
+from krakenbot import identity
 from krakenbot import log as logs
-from krakenbot.assemble import assumed_fee_rate, check_key, client_of, costs, spot_of
+from krakenbot.assemble import assumed_fee_rate, client_of, spot_of
 from krakenbot.clock import SystemClock
 from krakenbot.commands.call import signed_client
 from krakenbot.credentials import Credentials, load_credentials
@@ -32,6 +33,7 @@ from krakenbot.model import ZERO, MarginSummary, Order, Purpose, Side, Step
 from krakenbot.pairs import plain
 from krakenbot.risk import RiskInputs, objection
 from krakenbot.rulefile import load
+from krakenbot.startup import check_permissions, count_costs
 
 EXAMPLE = "krakenbot doctor --json"
 FREE_BYTES_MIN = 50 << 20
@@ -158,8 +160,8 @@ class Visit:
         return "ok", f"{folder}{'' if there == folder else ' (will be made)'}, {free >> 20} MB free"
 
     def _journal(self) -> Answer:
-        path = configuration.journal_path(self.config)
-        if not path.exists():
+        path = identity.find(self.config)
+        if path is None:
             return "ok", "none yet: this bot has not run"
         with closing(open_read_only(path)) as journal:
             halted, unresolved = journal.get("halted"), len(journal.open_intents())
@@ -206,7 +208,7 @@ class Visit:
         except ConfigError as error:
             return "skip", f"the key is left alone, {error}"
         self.account = spot_of(self.config, client)
-        check_key(self.account)
+        check_permissions(self.account.key_info())
         # Kraken's documentation spells these both with underscores and in camel case.
         answer = client.private("GetApiKeyInfo")
         row = {name.replace("_", "").lower(): value for name, value in answer.items()}
@@ -247,7 +249,7 @@ class Visit:
         return "ok", f"{file}: SHA-256 {load(file).sha256}" if file else self.config.strategy.name
 
     def _costs(self) -> Answer:
-        too_much, lines = costs(self.config, self.fee_rate)
+        too_much, lines = count_costs(self.config, self.market, self.fee_rate)
         if not lines:
             return "skip", "too few candles to show a turn"
         if too_much:

@@ -16,7 +16,6 @@ def run(arguments: argparse.Namespace) -> int:
     # Closing needs no strategy, so a broken rule file must not stand in its way.
     config = load_config(arguments.config)._replace(strategy=StrategyTable())
     parts = assemble(config, live=arguments.live)
-    parts.clock.stop_on_signals()
     parts.bot.flatten("flattened by hand", config.exchange.patience)
     print(f"nothing is held on {config.pair} any more; `krakenbot resume` lets the bot trade again")
     return 0

@@ -12,8 +12,8 @@ from decimal import Decimal
 from typing import Any
 
 from krakenbot import config as configuration
-from krakenbot.commands.status import open_here
 from krakenbot.format import moment, money, percent, price, volume
+from krakenbot.identity import open_here
 from krakenbot.journal import Journal
 from krakenbot.log import clean
 from krakenbot.pairs import plain

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from krakenbot import config as configuration
 from krakenbot.commands.page import Mark, Point, Story, headline, thinned, utc, write
-from krakenbot.commands.status import open_here
 from krakenbot.config import Config
+from krakenbot.identity import open_here
 from krakenbot.journal import Journal
 from krakenbot.log import clean
 from krakenbot.model import Purpose

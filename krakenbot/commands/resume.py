@@ -3,7 +3,8 @@
 import argparse
 
 from krakenbot import config as configuration
-from krakenbot.journal_file import open_journal, open_read_only
+from krakenbot import identity
+from krakenbot.journal_file import open_journal
 from krakenbot.lock import Lock
 from krakenbot.log import clean
 
@@ -16,8 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     config = configuration.load_here(arguments.config)
-    path = configuration.journal_path(config)
-    open_read_only(path).close()
+    path = identity.journal_path(config)
     lock = Lock(path.with_suffix(".lock"), f"the {config.mode} journal of {config.pair}")
     journal = open_journal(path)
     reason = journal.get("halted")

@@ -4,15 +4,16 @@ import argparse
 import sys
 
 from krakenbot import log
-from krakenbot.assemble import Parts, assemble, assumed_fee_rate, costs, load_config
+from krakenbot.assemble import Parts, assemble, assumed_fee_rate, load_config
 from krakenbot.bot import Event
 from krakenbot.commands import exit_code
 from krakenbot.commands.screen import Screen
-from krakenbot.config import Config, journal_path
+from krakenbot.config import Config
 from krakenbot.errors import LaterError, RefusedError, UnansweredError
 from krakenbot.format import asset, moment, money, volume
 from krakenbot.notify import Notifier
 from krakenbot.presence import Presence
+from krakenbot.startup import count_costs
 
 EXAMPLE = "krakenbot --config my.toml run --live"
 
@@ -23,6 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--once", action="store_true", help=once)
     adopt = "take over the position that is held now"
     parser.add_argument("--adopt", action="store_true", help=adopt)
+    accept = "trade although these settings may cost more than max_fee_percent_per_day"
+    parser.add_argument("--accept-costs", action="store_true", help=accept)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -40,14 +43,19 @@ def run(arguments: argparse.Namespace) -> int:
         screen(event)
         if event.kind == "decision" and not costs_said:
             costs_said = True
-            _say_costs(config)
+            _say_costs(parts)
 
     with Notifier(config) as notifier:
-        parts = assemble(config, live=arguments.live, on_event=on_event)
+        parts = assemble(
+            config,
+            live=arguments.live,
+            on_event=on_event,
+            progress=notifier.alive,
+            accept_costs=arguments.accept_costs,
+            adopts=arguments.adopt,
+        )
         presence = Presence(parts.journal, parts.clock, config.interval * 60)
         screen = Screen()
-        parts.clock.stop_on_signals()
-        parts.clock.progress = notifier.alive
         try:
             patience_s = config.exchange.patience
             parts.bot.run(once=arguments.once, patience_s=patience_s, adopt=arguments.adopt)
@@ -91,7 +99,7 @@ def _banner(config: Config, parts: Parts) -> list[str]:
         f"  size {volume(config.size, base)}{worth}, {margin}; held now: {volume(held, base)}",
         f"  one decision per {config.interval} min candle, the next at "
         f"{moment(now - now % interval_s + interval_s + 1)}",
-        f"  journal {journal_path(config)}",
+        f"  journal {parts.path}",
         *([] if config.mode != "live" else [f"  REAL ORDERS, paid in {asset(quote)}"]),
     ]
 
@@ -108,11 +116,11 @@ def _goodbye(config: Config, parts: Parts) -> list[str]:
     ]
 
 
-def _say_costs(config: Config) -> None:
+def _say_costs(parts: Parts) -> None:
     """Say, after the first decision without money, what it would cost with it."""
     try:
-        _, lines = costs(config, assumed_fee_rate(config))
-    except LaterError as error:
+        _, lines = count_costs(parts.config, parts.exchange, assumed_fee_rate(parts.config))
+    except (LaterError, UnansweredError, RefusedError) as error:
         lines = [str(error)]
     for line in lines:
         log.warning("costs: %s", line)

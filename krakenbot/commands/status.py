@@ -2,23 +2,19 @@
 
 import argparse
 import json
-import os
 import sys
 import textwrap
 import time
 from collections.abc import Mapping
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 from krakenbot import config as configuration
+from krakenbot import identity
 from krakenbot.accounting import realized
-from krakenbot.config import Config
-from krakenbot.errors import ConfigError
 from krakenbot.format import duration, moment, money, percent, shows_color, signed, volume
 from krakenbot.journal import Journal
 from krakenbot.journal_file import open_read_only
-from krakenbot.lock import exists
 from krakenbot.log import clean
 from krakenbot.model import ZERO
 from krakenbot.pairs import plain
@@ -26,7 +22,6 @@ from krakenbot.presence import Life, State, read_life
 
 EXAMPLE = "krakenbot status --watch"
 WATCH_S = 2.0
-SERVICE_STATE = Path("/var/lib/krakenbot")
 _DIRECTIONS = {1: "long", 0: "nothing", -1: "short"}
 
 
@@ -38,9 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     config = configuration.load_here(arguments.config)
     while True:
-        journal = open_here(config)
-        lock = configuration.journal_path(config).with_suffix(".lock")
-        life = read_life(journal, lock, config.exchange.clock_speed)
+        path = identity.journal_path(config)
+        journal = open_read_only(path)
+        life = read_life(journal, path.with_suffix(".lock"), config.exchange.clock_speed)
         status = {"mode": config.mode, "pair": config.pair, "interval": config.interval}
         status |= read_status(journal) | _of(life)
         status["strategy"] = journal.get("strategy") or config.strategy.title
@@ -52,23 +47,6 @@ def run(arguments: argparse.Namespace) -> int:
         if not arguments.watch:
             return 0
         time.sleep(WATCH_S)
-
-
-def open_here(config: Config) -> Journal:
-    """Return the journal of this configuration, to look at; ConfigError names others if none."""
-    path = configuration.journal_path(config)
-    if exists(path):
-        return open_read_only(path)
-    home = Path(os.environ.get("HOME", "/")) / ".local/state/krakenbot"
-    folders = dict.fromkeys((config.state_directory, home, SERVICE_STATE))
-    others = [str(file) for folder in folders for file in sorted(folder.glob("*.db"))]
-    hint = ""
-    if others:
-        names = "".join(f"\n  {name}" for name in others[:10])
-        hint = f". There are others, of other settings (--config FILE):{names}"
-    elif os.geteuid() != 0 and exists(SERVICE_STATE):
-        hint = f". A service's lie in {SERVICE_STATE}: try sudo, and --config with its file"
-    raise ConfigError(f"there is no journal {path} yet: this bot has not run here{hint}")
 
 
 def read_status(journal: Journal) -> dict[str, Any]:

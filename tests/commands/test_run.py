@@ -323,9 +323,9 @@ class TestRefusals(ProgramTest):
         key = self.start(gate, "run", "--live", **hourly, KRAKENBOT_PAIR="ETHUSD")
         closing = self.start(gate, "flatten", "--live", **hourly)
         for running, words in (
-            (same, "journal of XBTUSD"),
-            (key, "this API key"),
-            (closing, "journal of XBTUSD"),
+            (same, "this API key"),
+            (key, f"pid {first.process.pid}"),
+            (closing, "Stop it first"),
         ):
             with self.subTest(words):
                 self.assert_ends(running.done(), 78, "another krakenbot holds", words)

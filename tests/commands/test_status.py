@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from krakenbot import cli
+from krakenbot import cli, identity
 from krakenbot.bot import Event
 from krakenbot.clock import SystemClock
-from krakenbot.config import journal_path, load
+from krakenbot.config import load
 from krakenbot.journal import Journal, Outcome
 from krakenbot.journal_file import open_journal
 from krakenbot.lock import Lock
@@ -32,7 +32,8 @@ class Folder(unittest.TestCase):
         folder = tempfile.TemporaryDirectory()
         self.addCleanup(folder.cleanup)
         self.environ = {"HOME": folder.name, "KRAKENBOT_STATE_DIRECTORY": f"{folder.name}/state"}
-        self.path = journal_path(load("/dev/null", self.environ, Path("/")))
+        config = load("/dev/null", self.environ, Path("/"))
+        self.path = identity.place_of(config, identity.Identity("XBTUSD"))
         self.lock = self.path.with_suffix(".lock")
 
     def journal(self) -> Journal:

@@ -11,7 +11,7 @@ from typing import Any
 from krakenbot.errors import ConfigError, StopError
 from krakenbot.journal import Booked, Intent, Journal, Outcome, client_order_id
 from krakenbot.journal_file import MIGRATIONS, open_journal, open_read_only, prepare
-from krakenbot.lock import Lock, Nonces
+from krakenbot.lock import Lock, Nonces, is_locked
 from krakenbot.model import Execution, MarginSummary, OrderStatus, Purpose, Side
 
 CANDLE = 1_790_000_040
@@ -499,15 +499,23 @@ class TestFullDisk(Folder):
 
 
 class TestLock(Folder):
-    def test_a_second_holder_is_refused_until_the_first_has_gone(self) -> None:
+    def test_a_second_holder_is_refused_until_the_first_has_gone_and_told_who_that_is(self) -> None:
         path = self.folder / "state" / "key.lock"
         first = Lock(path, "this API key")
-        with self.assertRaisesRegex(ConfigError, "this API key"):
+        with self.assertRaisesRegex(ConfigError, rf"this API key \(pid {os.getpid()}, since 20"):
             Lock(path, "this API key")
+        self.assertTrue(is_locked(path))
         first.close()
-        second = Lock(path, "this API key")
-        self.assertEqual((False, True), (first.existed, second.existed))
-        second.close()
+        self.assertFalse(is_locked(path))
+        Lock(path, "this API key").close()
+
+    def test_what_is_written_outlives_the_holder(self) -> None:
+        path = self.folder / "key.lock"
+        for expected, written in (("", "live"), ("live", "x" * 70), ("x" * 70, "")):
+            lock = Lock(path, "it")
+            self.assertEqual(expected, lock.read())
+            lock.write(written)
+            lock.close()
 
     def test_the_lock_is_readable_by_its_owner_only_and_no_link_is_followed(self) -> None:
         old = os.umask(0)
@@ -539,12 +547,24 @@ class TestNonces(Folder):
             clock_ns -= 10**12 * restart
             lock.close()
 
-    def test_no_nonce_is_given_before_one_above_it_is_on_disk(self) -> None:
+    def test_a_nonce_is_on_disk_before_it_is_given(self) -> None:
         nonces, lock = self.nonces()
         self.addCleanup(lock.close)
         for clock_ns in (10**18, 10**18, 10**18 + 10**9 + 1, 5):
             nonce = nonces.next(clock_ns)
-            self.assertGreaterEqual(int((self.folder / "key.lock").read_text()), nonce)
+            self.assertEqual(int(lock.read()), nonce)
+
+    def test_the_first_nonce_of_a_process_follows_the_last_of_the_one_before(self) -> None:
+        nonces, lock = self.nonces()
+        last = nonces.next(10**18)
+        nonces.set_mark("intent-1")
+        last = nonces.next(10**18)
+        lock.close()
+        nonces, lock = self.nonces()
+        self.addCleanup(lock.close)
+        self.assertEqual((last, "intent-1"), (nonces.stored, nonces.mark))
+        self.assertEqual(last + 1, nonces.next(2 * 10**18))
+        self.assertEqual(2 * 10**18, nonces.next(2 * 10**18))
 
     def test_a_lock_file_with_other_text_starts_from_the_clock(self) -> None:
         for text in ("", "\n", "not a number\n", "-5", "12.5"):
@@ -555,10 +575,10 @@ class TestNonces(Folder):
 
     def test_a_nonce_that_cannot_be_put_on_disk_stops_the_bot(self) -> None:
         class Full:
-            def read(self) -> bytes:
-                return b""
+            def read(self) -> str:
+                return ""
 
-            def write(self, text: bytes) -> None:
+            def write(self, state: str) -> None:
                 raise OSError(28, "No space left on device")
 
         with self.assertRaises(StopError) as caught:

@@ -486,7 +486,7 @@ class TestFiles(Safe):
                 with self.subTest(name=name, content=content):
                     with contextlib.suppress(Exception):
                         if name == "a.lock":
-                            Lock(link, "a").write(b"1")
+                            Lock(link, "a").write("1")
                         journal = open_journal(self.state / "a.db")
                         self.addCleanup(journal.close)
                         journal.put(x=1)

@@ -10,9 +10,9 @@ PACKAGE = Path(__file__).parent.parent.parent / "krakenbot"
 FLOORS = {
     0: "model pairs errors format",
     1: "strategy rulefile sizing risk kraken.signing",
-    2: "decision exchange candles journal journal_file lock clock log config credentials "
+    2: "decision exchange candles journal journal_file identity lock clock log config credentials "
     "kraken.client kraken.transport kraken.counter",
-    3: "accounting market bot orders kraken.spot assemble notify presence",
+    3: "accounting market bot orders kraken.spot startup assemble notify presence",
 }
 ROOMS = tuple(f"krakenbot.{room}" for room in ("kraken", "simulated", "backtest", "commands"))
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names.split()}
@@ -26,7 +26,7 @@ ON_TOP = {
     "__init__": 0,
 }
 # The front door of the parts chooses the account of paper mode, and only when it is asked for.
-LAZY_EXCEPTIONS = {("assemble", "simulated"), ("assemble", "backtest")}
+LAZY_EXCEPTIONS = {("assemble", "simulated"), ("startup", "backtest")}
 
 
 def modules() -> dict[str, ast.Module]:
@@ -121,7 +121,7 @@ class TestFloors(unittest.TestCase):
                 at_once = {target.split(".")[0] for target in own(imports(tree, lazy=False))}
                 self.assertFalse(at_once & {"simulated", "backtest", "commands", "cli"})
                 later = {target.split(".")[0] for target in own(imports(tree, lazy=True))}
-                allowed = {"simulated", "backtest"} if name == "assemble" else set()
+                allowed = {room for user, room in LAZY_EXCEPTIONS if user == name}
                 self.assertLessEqual(later & {"simulated", "backtest", "commands", "cli"}, allowed)
 
     def test_only_the_clock_and_the_transport_read_the_system_s_time(self) -> None:

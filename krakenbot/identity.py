@@ -1,0 +1,220 @@
+"""Whose journal is whose: by what the exchange calls pair and account, never by spelling.
+
+What was learned is kept in `index.json` in the state directory, so that commands without network
+find the same journal: which pair a spelling means, which account a key belongs to, and whose the
+journals of 0.2.0 are, which have only a spelling in their names.
+"""
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from krakenbot.config import Config
+from krakenbot.credentials import load_credentials
+from krakenbot.errors import ConfigError, StopError
+from krakenbot.journal import Journal
+from krakenbot.journal_file import open_read_only
+from krakenbot.kraken.signing import fingerprint
+from krakenbot.lock import access_hint, make_private_directory
+from krakenbot.model import Secret
+
+INDEX = "index.json"
+HOME_STATE = ".local/state/krakenbot"
+SERVICE_STATE = Path("/var/lib/krakenbot")
+
+
+class Identity(NamedTuple):
+    """`pair` is the exchange's own id, `account` twelve hex digits, empty when unknown or paper."""
+
+    pair: str
+    account: str = ""
+
+
+def account_name(text: str) -> str:
+    """Return what stands for an account in file names; nothing for an unknown one."""
+    bare = "".join(text.split())
+    return fingerprint(Secret(bare)) if bare else ""
+
+
+# -- what was learned ------------------------------------------------------------------------------
+
+
+def recall(config: Config, kind: str, name: str) -> str:
+    """Return the pair that a spelling means ("pair"), a key's account ("account"), or nothing."""
+    return _index(config).get(f"{kind} {_host(config)} {name}", "")
+
+
+def remember(config: Config, kind: str, name: str, value: str) -> None:
+    """Keep what was learned, on disk when this returns."""
+    index = _index(config) | {f"{kind} {_host(config)} {name}": value}
+    path = config.state_directory / INDEX
+    make_private_directory(path.parent)
+    part = path.with_suffix(".part")
+    try:
+        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            json.dump(index, file, indent=1, sort_keys=True)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        hint = access_hint(path)
+        raise ConfigError(f"{path} cannot be written: {error.strerror}. {hint}") from error
+
+
+def _index(config: Config) -> dict[str, str]:
+    try:
+        index = json.loads((config.state_directory / INDEX).read_text(encoding="utf-8"))
+        return {str(key): str(value) for key, value in index.items()}
+    except (OSError, ValueError, AttributeError):
+        return {}  # It can be learned again.
+
+
+# -- journals --------------------------------------------------------------------------------------
+
+
+def place_of(
+    config: Config, identity: Identity, pair_of: Callable[[str], str] = lambda spelling: ""
+) -> Path:
+    """Return the path of the identity's journal, whether there is one already or not.
+
+    `pair_of` asks the exchange what a spelling means. Raises StopError when there are several.
+    """
+    known = list(_known(config, pair_of))
+    ours = [path for path, whose in known if _is_same(whose, identity)]
+    there = [path for path in ours if path.exists()]
+    if len(there) > 1:
+        told = "".join(f"\n  {path}: {_summary(path)}" for path in there)
+        raise StopError(
+            f"several journals belong to one market and account ({identity.pair}):{told}\nNothing "
+            "was sent. See at the exchange what is held, and move all but the one that explains "
+            "it into another folder"
+        )
+    if there or ours:  # Of a lost journal the lock is left.
+        return (there or ours)[0].with_suffix(".db")
+    account = f"-{identity.account}" if identity.account else ""
+    return config.state_directory / f"{_prefix(config)}{_bare(identity.pair)}{account}.db"
+
+
+def claim(config: Config, journal: Journal, path: Path, identity: Identity) -> None:
+    """Write into journal and index whose it is; StopError when it is somebody else's."""
+    for key, mine in (("pair_id", identity.pair), ("account", identity.account)):
+        theirs = journal.get(key)
+        if theirs and mine and theirs != mine:
+            raise StopError(
+                f"the journal {path} is of {key} {theirs}, the exchange now says {mine}. Nothing "
+                "was sent. Use the key and pair it was made with, or another state.directory"
+            )
+        if mine and not theirs:
+            journal.put(**{key: mine})
+    whose = f"{journal.get('pair_id')} {journal.get('account')}"
+    if recall(config, "journal", path.stem) != whose:
+        remember(config, "journal", path.stem, whose)
+
+
+def find(config: Config) -> Path | None:
+    """Return the path of this configuration's journal from what is on disk, None when none is.
+
+    ConfigError when there are several or the folder cannot be read.
+    """
+    pair = recall(config, "pair", config.pair) or _spelled(config.pair)
+    account = ""
+    if config.mode != "paper":
+        with suppress(ConfigError):  # Who only looks need not be able to read the keys.
+            credentials = load_credentials(config)
+            if credentials is not None:
+                account = recall(config, "account", fingerprint(credentials.key))
+    identity = Identity(pair, account)
+    paths = [path for path, whose in _known(config) if _is_same(whose, identity)]
+    there = [path for path in paths if path.exists()]
+    if len(there) > 1:
+        names = ", ".join(str(path) for path in there)
+        raise ConfigError(f"several journals fit {config.pair}, of several accounts: {names}")
+    return there[0] if there else None
+
+
+def journal_path(config: Config) -> Path:
+    """Return the path of the journal that is here; ConfigError names others if there is none."""
+    path = find(config)
+    if path is not None:
+        return path
+    folders = dict.fromkeys((config.state_directory, Path.home() / HOME_STATE, SERVICE_STATE))
+    others = [f"\n  {file}" for folder in folders for file in sorted(folder.glob("*.db"))]
+    hint = ""
+    if others:
+        hint = f". There are others, of other settings (--config FILE):{''.join(others[:10])}"
+    elif os.geteuid() != 0 and SERVICE_STATE.is_dir():
+        hint = f". A service's lie in {SERVICE_STATE}: try sudo, and --config with its file"
+    raise ConfigError(
+        f"there is no {config.mode} journal of {config.pair} in {config.state_directory} yet: "
+        f"this bot has not run here{hint}"
+    )
+
+
+def open_here(config: Config) -> Journal:
+    """Return the journal that is here, to look at; ConfigError names others if there is none."""
+    return open_read_only(journal_path(config))
+
+
+def _known(
+    config: Config, pair_of: Callable[[str], str] = lambda spelling: ""
+) -> Iterator[tuple[Path, Identity]]:
+    """Yield each journal of this mode and exchange, also lost ones, and whose it is."""
+    prefix = _prefix(config)
+    try:
+        names = os.listdir(config.state_directory)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        hint = access_hint(config.state_directory)
+        raise ConfigError(
+            f"the state directory {config.state_directory} cannot be read: {error.strerror}. {hint}"
+        ) from error
+    for stem in sorted({name.rpartition(".")[0] for name in names if name[-3:] in (".db", "ock")}):
+        if not stem.startswith(prefix):
+            continue
+        whose = recall(config, "journal", stem).split(" ")
+        if len(whose) < 2:
+            match = re.fullmatch(r"(.+?)(?:-([0-9a-f]{12}))?", stem.removeprefix(prefix))
+            spelling, account = match.groups("") if match else (stem, "")
+            pair = recall(config, "pair", spelling) or pair_of(spelling) or spelling
+            whose = [pair, account]
+        yield config.state_directory / f"{stem}.db", Identity(*whose)
+
+
+def _is_same(one: Identity, other: Identity) -> bool:
+    """Return whether the pairs are the same and the accounts may be."""
+    return one.pair == other.pair and (
+        one.account == other.account or not one.account or not other.account
+    )
+
+
+def _summary(path: Path) -> str:
+    try:
+        journal = open_read_only(path)
+    except (ConfigError, StopError) as error:
+        return str(error)
+    newest = journal.newest_intent()
+    held, since = journal.account().held, newest.created if newest else 0
+    journal.close()
+    return f"explains {held}, newest order of {since}"
+
+
+def _host(config: Config) -> str:
+    return config.exchange.url.partition("://")[2]
+
+
+def _prefix(config: Config) -> str:
+    return _bare(f"{config.mode}-{_host(config)}") + "-"
+
+
+def _spelled(pair: str) -> str:
+    """Return the pair as 0.2.0 wrote it in the names of its journals."""
+    return _bare(pair.upper().replace("/", "").replace("BTC", "XBT"))
+
+
+def _bare(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.]+", "-", text)

@@ -1,0 +1,327 @@
+"""What is looked at before the first decision. A check raises, or returns why to close only."""
+
+import hashlib
+from collections.abc import Callable
+from decimal import Decimal
+from functools import partial
+from typing import NamedTuple, TypeVar
+
+from krakenbot import format, identity, log, rulefile
+from krakenbot.candles import fill
+from krakenbot.clock import Clock
+from krakenbot.config import Config
+from krakenbot.decision import plan_of
+from krakenbot.errors import ConfigError, LaterError, RefusedError, StopError, UnansweredError
+from krakenbot.exchange import Exchange
+from krakenbot.identity import Identity, account_name
+from krakenbot.journal import Journal
+from krakenbot.kraken.spot import FORBIDDEN_PERMISSIONS, NEEDED_PERMISSIONS
+from krakenbot.lock import Lock, Nonces
+from krakenbot.model import ZERO, KeyInfo, MarginSummary, Purpose, Quote, Side, Step
+from krakenbot.orders import DEADLINE_S, VISIBLE_S
+from krakenbot.pairs import PairRules, elsewhere, plain
+from krakenbot.risk import FEE_RATE_ASSUMED, RiskInputs, objection
+
+PAUSE_MAX_S, SAID_S = 30.0, 60.0
+OVERLAP_S = 5  # Between the exchange's clock and what is known of it.
+
+T = TypeVar("T")
+
+
+class Start(NamedTuple):
+    """What the checks need. `nonces` is None without an API key, as in paper mode."""
+
+    config: Config
+    exchange: Exchange
+    journal: Journal
+    clock: Clock
+    lock: Lock
+    identity: Identity
+    nonces: Nonces | None = None
+    info: KeyInfo | None = None  # The key's, where it was asked to learn whose the journal is.
+    accept_costs: bool = False
+    adopts: bool = False
+
+
+Check = Callable[[], str | None]
+
+
+def checks_of(start: Start, *, live: bool) -> tuple[Check, ...]:
+    """Return the checks in their order; those of the account in live mode only."""
+    checks: list[Callable[[Start], str | None]] = [try_strategy, check_market]
+    if live:
+        checks += [check_key, check_trades, check_untracked_balance]
+    checks.append(check_can_trade)
+    if live:
+        checks.append(check_costs)
+    return tuple(partial(check, start) for check in checks)
+
+
+def patiently(action: Callable[[], T], clock: Clock, patience_s: float) -> T:
+    """Return what the action returns, asked again for a while; LaterError when that is over."""
+    began, said, pause_s = clock.monotonic(), float("-inf"), 1.0
+    while True:
+        try:
+            return action()
+        except (LaterError, UnansweredError) as error:
+            now = clock.monotonic()
+            if now - began > patience_s:
+                raise LaterError(f"gave up after {patience_s:.0f} s: {error}") from error
+            if now - said >= SAID_S:
+                said = now
+                log.warning("waiting for the exchange reason=%s", error)
+            clock.wait(min(max(pause_s, getattr(error, "wait_s", 0.0)), patience_s))
+            pause_s = min(2 * pause_s, PAUSE_MAX_S)
+
+
+# -- whose journal it is ---------------------------------------------------------------------------
+
+
+def learn(config: Config, exchange: Exchange, key: str) -> tuple[Identity, KeyInfo | None]:
+    """Return what the exchange calls pair and account, from the index where they are known.
+
+    `key` is the key's fingerprint, empty without one. Also returns what the exchange said of the
+    key, where it had to be asked. Raises ConfigError when there is no such pair.
+    """
+    pair = identity.recall(config, "pair", config.pair)
+    if not pair:
+        try:
+            pair = exchange.rules().pair
+        except RefusedError as error:
+            raise ConfigError(f"pair = {config.pair!r}: {error}") from error
+        identity.remember(config, "pair", config.pair, pair)
+    account, info = identity.recall(config, "account", key) if key else "", None
+    if key and not account:
+        try:
+            info = exchange.key_info()
+        except RefusedError as error:
+            log.warning("the account's id cannot be read reason=%s", error)
+            return Identity(pair), None
+        account = account_name(info.account)
+        if account:
+            identity.remember(config, "account", key, account)
+    return Identity(pair, account), info
+
+
+def check_market(start: Start) -> None:
+    """Raise StopError when the pair's name now means another market than the journal's."""
+    pair = start.exchange.rules().pair
+    if pair != start.identity.pair:
+        raise StopError(
+            f"pair = {start.config.pair!r} meant {start.identity.pair} and now means {pair}; the "
+            "journal is of the former. Nothing was sent. Use another state.directory for the new "
+            "market"
+        )
+
+
+# -- the key and what it did -----------------------------------------------------------------------
+
+
+def check_key(start: Start) -> None:
+    """Raise StopError(77) when the key may do too much or too little, 76 for a foreign account."""
+    try:
+        info = start.info or start.exchange.key_info()
+    except RefusedError as error:
+        log.warning("key permissions cannot be read reason=%s", error)
+        return
+    check_permissions(info)
+    account = account_name(info.account)
+    if account and start.identity.account not in ("", account):
+        raise StopError(
+            "this API key is of another account than before, and the journal of the former one. "
+            "Nothing was sent. Use the former key, or another state.directory"
+        )
+    start.journal.put(last_nonce=info.nonce)
+
+
+def check_permissions(info: KeyInfo) -> None:
+    """Raise StopError(77) when the key may withdraw, or lacks what trading needs."""
+    too_much = [code for code in FORBIDDEN_PERMISSIONS if code in info.permissions]
+    if too_much:
+        raise StopError(
+            f"the API key may withdraw ({', '.join(too_much)}): a bot's key must not. Make a new "
+            "key without withdrawal permissions",
+            77,
+        )
+    missing = [code for code in NEEDED_PERMISSIONS if code not in info.permissions]
+    if missing:
+        raise StopError(f"the API key lacks permissions: {', '.join(missing)}", 77)
+
+
+def check_trades(start: Start) -> None:
+    """Halt when the exchange shows trades of the pair that the journal does not know.
+
+    A journal can go back in time: a snapshot, a backup, writes that were lost. So before anything
+    is sent, all trades since its newest record must be its own, looked at when the last of them
+    must be visible. There is nothing to wait for when the exchange has seen no nonce of the key
+    after the last one stored here, and the newest intent is the one that was marked beside it.
+    """
+    journal, clock = start.journal, start.clock
+    newest = journal.newest_intent()
+    mark = newest.id if newest else ""
+    seen, stored = journal.get("last_nonce"), start.nonces.stored if start.nonces else 0
+    is_proven = (
+        start.nonces is not None
+        and stored > 0
+        and seen in (str(stored), str(stored + 1))
+        and start.nonces.mark == mark
+    )
+    is_new = not journal.get("created")
+    was_live = start.lock.read() == "live"
+    if not is_proven and (was_live or not is_new):
+        log.warning(
+            "waiting %s s until every order that may have been sent is visible: %s",
+            DEADLINE_S + VISIBLE_S,
+            "the journal is new, the bot is not" if is_new else "the journal may have gone back",
+        )
+        clock.wait(DEADLINE_S + VISIBLE_S)
+    if is_new:
+        journal.put(created=int(clock.now()))
+    else:
+        _compare_trades(start)
+    if start.nonces is not None:
+        start.nonces.mark = mark
+
+
+def _compare_trades(start: Start) -> None:
+    journal, exchange = start.journal, start.exchange
+    since = journal.newest_record()
+    own = set(journal.get("foreign_orders").split())
+    for intent in journal.open_intents():
+        found = exchange.find(intent.id, intent.created)
+        own |= {found.exchange_order_id} if found else set()
+    traded = exchange.traded_orders(since - OVERLAP_S, int(start.clock.now()))
+    strange = [name for name in dict.fromkeys(traded) if not journal.knows_order(name)]
+    strange = [name for name in strange if name not in own]
+    if not strange:
+        return
+    # Who resumes or adopts after this has seen them.
+    journal.put(foreign_orders=" ".join([*sorted(own), *strange]))
+    if start.adopts:
+        log.warning("adopting, with orders that the journal does not know: %s", strange)
+        return
+    raise journal.halt(
+        f"the exchange shows trades of {start.config.pair} that the journal does not know: "
+        f"{', '.join(strange)}. Its newest record is of {format.moment(since)}, it explains "
+        f"{plain(journal.account().held)}. Either it went back in time (a snapshot, a backup, "
+        "writes that were lost), or someone else traded. Nothing was sent. Look at Kraken what is "
+        "held; `krakenbot adopt` then goes on with that, `krakenbot resume` with what the journal "
+        "explains"
+    )
+
+
+def check_untracked_balance(start: Start) -> None:
+    """Halt when the journal of a bot without margin is lost, and with it which coins are its own.
+
+    What is written to the lock file stays when the journal is lost.
+    """
+    journal, lock = start.journal, start.lock
+    is_lost = lock.read() == "live" and not journal.get("minded") and not start.config.leverage
+    if is_lost and not start.adopts:
+        rules, balances = start.exchange.rules(), start.exchange.balances()
+        owned, earning = balances.get(rules.base, ZERO), elsewhere(balances, rules.base)
+        if owned + sum(earning.values()) >= rules.ordermin:
+            journal.put(minded=1)
+            told = "".join(f" and {plain(amount)} {code}" for code, amount in earning.items())
+            raise journal.halt(
+                f"the account owns {plain(owned)} {rules.base}{told}, the journal is new and "
+                "explains 0, but the bot has traded here before. `krakenbot adopt` takes up to "
+                "`size` as its own, `krakenbot resume` none"
+            )
+    journal.put(minded=1)
+    lock.write("live")
+
+
+# -- what may come of the configuration ------------------------------------------------------------
+
+
+def try_strategy(start: Start) -> None:
+    """Say which strategy runs, in the journal too; RuleError when a rule file fails its trial."""
+    chosen, name = start.config.strategy, start.config.strategy.title
+    if chosen.file is not None:
+        rule = rulefile.load(chosen.file)
+        finished = fill(start.exchange.candles(None)[:-1], start.config.interval * 60)
+        if len(finished) < rule.candles:
+            log.warning("strategy untried: it needs %s candles", rule.candles)
+        rule.try_on(finished, chosen.parameters)
+        name += f" {rule.sha256}"
+    log.info("strategy %s", name)
+    start.journal.put(strategy=name)
+
+
+def check_can_trade(start: Start) -> str | None:
+    """Refuse settings with which no order can ever be sent; with a position, only close it."""
+    rules, quote = start.exchange.rules(), start.exchange.quote()
+    reason = never_trades(start.config, rules, quote)
+    return _refuse(start, f"these settings can never trade: {reason}") if reason else None
+
+
+def never_trades(config: Config, rules: PairRules, quote: Quote) -> str | None:
+    """Return why neither a long nor a short position can ever be opened, or None."""
+    rich = MarginSummary(Decimal(10**15), ZERO, ZERO)
+    online = rules._replace(status="online")
+    calm = Quote(quote.mid, quote.mid)
+    inputs = RiskInputs("online", calm, online, ZERO, rich, 0, FEE_RATE_ASSUMED, 0.0)
+    reason = None
+    for side in (Side.BUY, Side.SELL) if config.leverage else (Side.BUY,):
+        step = Step(Purpose.OPEN, side, rules.round_volume(config.size), False)
+        against = objection(step, config.leverage, inputs, plan_of(config).limits)
+        if against is None:
+            return None
+        reason = reason or against.reason
+    return reason
+
+
+def check_costs(start: Start) -> str | None:
+    """Refuse settings that cost more a day than the limit, unless they were accepted or passed.
+
+    Raises LaterError when the exchange does not give the candles to count on.
+    """
+    config, journal = start.config, start.journal
+    key = f"costs {_settings(start)}"
+    if journal.get(key):
+        log.info("costs: these settings are known: %s", journal.get(key))
+        return None
+    too_much, lines = count_costs(config, start.exchange, fee_rate_of(start.exchange))
+    for line in lines:
+        log.info("costs: %s", line)
+    if not too_much or start.accept_costs:
+        journal.put(**{key: lines[0]})
+        return None
+    words = "\n".join(["it costs too much", *lines, "`run --accept-costs` starts it all the same"])
+    return _refuse(start, words)
+
+
+def count_costs(config: Config, exchange: Exchange, fee_rate: Decimal) -> tuple[bool, list[str]]:
+    """Return whether costs a day are above the limit or unknown, and what to say about them."""
+    from krakenbot.backtest.costs import fee_guard
+
+    rules, candles = exchange.rules(), exchange.candles(None)[:-1]
+    guard = fee_guard(config, candles, rules, fee_rate, exchange.margin_rates())
+    too_much = guard.percent_per_day > config.risk.max_fee_percent_per_day
+    return too_much or guard.refused_reason is not None, guard.lines
+
+
+def fee_rate_of(exchange: Exchange) -> Decimal:
+    """Return the account's taker fee, or the entry tier's where it cannot be asked."""
+    try:
+        return exchange.fee_rate()
+    except (LaterError, UnansweredError, RefusedError, StopError):
+        return FEE_RATE_ASSUMED
+
+
+def _settings(start: Start) -> str:
+    """Return what names the settings that make costs: all but size, which makes no difference."""
+    config = start.config
+    kept = (start.identity.pair, config.interval, config.leverage, config.reversal, config.strategy)
+    text = f"{kept} {start.journal.get('strategy')} {config.risk.max_fee_percent_per_day}"
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _refuse(start: Start, reason: str) -> str:
+    """Raise ConfigError; while something is held or unknown return the reason to close only."""
+    journal = start.journal
+    if not journal.account().held and not journal.open_intents():
+        raise ConfigError(f"not started: {reason}\nNothing was sent")
+    log.warning("closing only, nothing is opened: %s", reason)
+    return reason

@@ -1,0 +1,219 @@
+"""One market and account have one journal, and a journal that is not current trades nothing.
+
+The bot as the front door makes it, in this process, against the built-in exchange over HTTP. Its
+clock runs a thousand times as fast as ours, so that two minutes pass in a moment.
+"""
+
+import os
+import shutil
+import tempfile
+import unittest
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from krakenbot import identity
+from krakenbot.assemble import assemble
+from krakenbot.config import Config, ExchangeTable, RiskTable
+from krakenbot.errors import ConfigError, StopError
+from krakenbot.journal_file import open_journal
+from krakenbot.simulated import api
+from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
+from tests.logs import silence
+
+SPEED = 1000.0
+SIZE = Decimal("0.01")
+KEYS = {"KRAKEN_API_KEY": SANDBOX_KEY, "KRAKEN_API_SECRET": SANDBOX_SECRET}
+
+
+class FrontDoor(unittest.TestCase):
+    def setUp(self) -> None:
+        silence(self)
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+        self.state = self.folder / "state"
+        self.sandbox = api.Sandbox("random:5", SPEED)
+        self.addCleanup(self.sandbox.close)
+        environ = mock.patch.dict(os.environ, KEYS)
+        environ.start()
+        self.addCleanup(environ.stop)
+        # Long candles, so that none ends while a test looks at one.
+        self.config = Config(
+            mode="live",
+            interval=240,
+            size=SIZE,
+            leverage=0,
+            entry="now",
+            state_directory=self.state,
+            exchange=ExchangeTable(url=self.sandbox.url, clock_speed=SPEED, timeout=120.0),
+            risk=RiskTable(max_fee_percent_per_day=Decimal(1000)),
+        )
+
+    def run_once(self, **changes: Any) -> None:
+        options = {name: changes.pop(name) for name in ("accept_costs",) if name in changes}
+        parts = assemble(self.config._replace(**changes), live=True, **options)
+        try:
+            parts.bot.run(once=True)
+        finally:
+            parts.journal.close()
+            for lock in parts.locks:
+                lock.close()
+
+    def bought(self) -> list[Decimal]:
+        return [Decimal(row["vol_exec"]) for row in self.sandbox.api.orders.values()]
+
+    def journals(self) -> list[str]:
+        return sorted(path.name for path in self.state.glob("*.db"))
+
+    def hold(self) -> None:
+        """Let the bot buy, and forget the candle, so that a new journal would buy again."""
+        self.run_once()
+        self.assertEqual([SIZE], self.bought())
+
+
+class TestSpelling(FrontDoor):
+    def test_another_spelling_of_the_pair_finds_the_same_journal(self) -> None:
+        self.hold()
+        self.run_once(pair="XXBTZUSD")
+        self.assertEqual([SIZE], self.bought())
+        self.assertEqual(1, len(self.journals()), self.journals())
+
+    def test_commands_without_network_find_it_by_any_spelling_that_was_used(self) -> None:
+        self.hold()
+        self.run_once(pair="XXBTZUSD")
+        self.sandbox.close()
+        for pair in ("XBTUSD", "XXBTZUSD"):
+            path = identity.journal_path(self.config._replace(pair=pair))
+            self.assertEqual(self.journals(), [path.name])
+        with self.assertRaisesRegex(ConfigError, "this bot has not run here"):
+            identity.journal_path(self.config._replace(pair="ETHUSD"))
+
+    def test_a_journal_of_0_2_0_is_found_whatever_its_spelling_and_carried_over(self) -> None:
+        self.hold()
+        (name,) = self.journals()
+        old = f"{name.rsplit('-', 2)[0]}-XBTUSD.db"
+        for path in self.state.iterdir():  # Only what 0.2.0 left: a journal and a lock.
+            if path.name.startswith("live"):
+                path.rename((self.state / old).with_suffix(path.suffix))
+        (self.state / identity.INDEX).unlink()
+        self.run_once(pair="XXBTZUSD")
+        self.assertEqual(([SIZE], [old]), (self.bought(), self.journals()))
+
+    def test_two_journals_of_one_market_stop_with_both_names(self) -> None:
+        self.hold()
+        (name,) = self.journals()
+        other = f"{name.rsplit('-', 2)[0]}-XBTUSD.db"
+        shutil.copy(self.state / name, self.state / other)
+        with self.assertRaises(StopError) as caught:
+            self.run_once()
+        self.assertEqual(76, caught.exception.exit_code)
+        self.assertIn(name, str(caught.exception))
+        self.assertIn(other, str(caught.exception))
+
+    def test_a_spelling_that_now_means_another_market_stops(self) -> None:
+        self.hold()
+        index = self.state / identity.INDEX
+        index.write_text(index.read_text().replace('"XXBTZUSD"', '"XETHZUSD"'))
+        with self.assertRaisesRegex(StopError, "XXBTZUSD"):
+            self.run_once()
+        self.assertEqual([SIZE], self.bought())
+
+
+class TestCurrent(FrontDoor):
+    """Before anything is sent, all trades since the newest record are known."""
+
+    def copy(self) -> Path:
+        backup = self.folder / "backup"
+        shutil.copytree(self.state, backup, dirs_exist_ok=True)
+        return backup
+
+    def go_back(self, backup: Path, *, keys_too: bool) -> None:
+        for path in self.state.glob("*" if keys_too else "live*"):
+            path.unlink()
+        for path in backup.glob("*" if keys_too else "live*"):
+            shutil.copy(path, self.state)
+
+    def test_a_journal_that_went_back_doubles_nothing_with_or_without_its_key_file(self) -> None:
+        for keys_too in (False, True):
+            with self.subTest(keys_too=keys_too):
+                self.setUp()
+                self.run_once(entry="next-turn")  # It has run and bought nothing yet.
+                path = self.state / self.journals()[0]
+                journal = open_journal(path)
+                with journal._transaction():
+                    journal._db.execute("UPDATE decisions SET done = 0")
+                journal.close()
+                backup = self.copy()
+                self.run_once()
+                self.assertEqual([SIZE], self.bought())
+                self.go_back(backup, keys_too=keys_too)
+                with self.assertRaisesRegex(StopError, "does not know: O"):
+                    self.run_once()
+                self.assertEqual([SIZE], self.bought())
+                with self.assertRaisesRegex(StopError, "halted"):
+                    self.run_once()
+
+    def test_a_journal_that_is_current_is_not_waited_for(self) -> None:
+        self.hold()
+        for _ in range(2):
+            parts = assemble(self.config, live=True)
+            waited = mock.patch.object(parts.clock, "wait", wraps=parts.clock.wait)
+            with waited as wait:
+                parts.bot.run(once=True)
+            self.assertLess(sum(call.args[0] for call in wait.call_args_list), 60)
+            parts.journal.close()
+            for lock in parts.locks:
+                lock.close()
+
+    def test_a_key_that_was_used_elsewhere_meanwhile_makes_it_wait(self) -> None:
+        self.hold()
+        self.sandbox.api._nonce += 5
+        parts = assemble(self.config, live=True)
+        with mock.patch.object(parts.clock, "wait", wraps=parts.clock.wait) as wait:
+            parts.bot.run(once=True)
+        self.assertGreaterEqual(max(call.args[0] for call in wait.call_args_list), 135)
+        parts.journal.close()
+        for lock in parts.locks:
+            lock.close()
+
+
+class TestSettings(FrontDoor):
+    def test_what_can_never_trade_ends_at_once_and_says_why(self) -> None:
+        for changes, words in (
+            ({"size": Decimal("0.00001")}, "smallest"),
+            ({"leverage": 20}, "leverage 20 is not offered"),
+            ({"size": Decimal(10**6), "leverage": 2}, "position limit"),
+        ):
+            with self.subTest(words), self.assertRaisesRegex(ConfigError, words):
+                self.run_once(**changes)
+        self.assertEqual([], self.bought())
+
+    def test_while_something_is_held_it_starts_to_close_only_and_ends_once_flat(self) -> None:
+        self.config = self.config._replace(leverage=2)
+        self.hold()
+        parts = assemble(self.config._replace(leverage=20), live=True)
+        self.addCleanup(parts.journal.close)
+        parts.bot.run(once=True)
+        self.assertEqual([SIZE], self.bought())
+        held = parts.exchange.position()
+        self.assertEqual(SIZE, abs(held.volume))
+        for lock in parts.locks:
+            lock.close()
+
+    def test_costs_that_were_accepted_once_are_not_asked_about_again(self) -> None:
+        self.config = self.config._replace(
+            interval=1, risk=RiskTable(max_fee_percent_per_day=Decimal("0.001"))
+        )
+        with self.assertRaisesRegex(ConfigError, "--accept-costs"):
+            self.run_once()
+        self.assertEqual([], self.bought())
+        self.run_once(accept_costs=True)
+        self.run_once()
+        with self.assertRaisesRegex(ConfigError, "costs too much"):
+            self.run_once(strategy=self.config.strategy._replace(length=3), leverage=2)
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -71,10 +71,10 @@ def _explained(command: str, error: BaseException) -> int:
     if isinstance(error, OSError) and _is_output_lost():
         return 0  # `_flushed` says so, if anybody still listens.
     if code != 70:
-        _say("\n".join(f"krakenbot: {log.clean(line)}" for line in str(error).splitlines()))
+        log.say("\n".join(f"krakenbot: {log.clean(line)}" for line in str(error).splitlines()), 40)
         return code
     # Indented, so that no text from outside can pass for a line of ours.
-    _say("\n    ".join(["krakenbot: unexpected error", *log.describe(error).splitlines()]))
+    log.say("\n    ".join(["krakenbot: unexpected error", *log.describe(error).splitlines()]), 50)
     return code
 
 
@@ -98,15 +98,6 @@ def _flushed(code: int) -> int:
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         if not isinstance(error, BrokenPipeError):  # Whoever read our output has seen enough.
-            _say(f"krakenbot: cannot write to standard output: {error.strerror}")
+            log.say(f"krakenbot: cannot write to standard output: {error.strerror}", 40)
             return code or 2
     return code
-
-
-def _say(text: str) -> None:
-    if sys.stderr is None:
-        return
-    try:
-        print(text, file=sys.stderr, flush=True)
-    except (OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)

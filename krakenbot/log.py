@@ -1,49 +1,36 @@
 """The log on standard error, in which no secret appears and no outside text forges a line.
 
-It does without the logging package, which with all that it imports would take 0.9 MiB of the 25
-that a bot may hold.
+Lines are written by a thread of their own: a reader that stands still (a paused pager, Ctrl-S)
+must hold neither the bot nor its end.
 """
 
 import binascii
 import json
+import logging
 import os
+import queue
 import re
 import sys
+import threading
 import time
+import traceback
 from contextlib import suppress
-from typing import NamedTuple, TextIO
+from typing import TextIO
+from urllib.parse import quote, quote_plus
 
 from krakenbot.model import Secret
 
-PRIORITIES = {"critical": 2, "error": 3, "warning": 4, "info": 6, "debug": 7}  # As in syslog.
+PRIORITIES = {50: 2, 40: 3, 30: 4, 20: 6, 10: 7}  # What journald reads at the start of a line.
+LINES_MAX = 1000  # So many may wait to be read.
+FLUSH_S = 1.0  # So long the end of the program waits for a reader.
 _SECRET_CHARACTERS_MIN = 4
 _PATH_CHARACTERS_MIN = 8
-# Control characters drive terminals, the others end lines or turn the direction of writing.
-_ESCAPES = {
-    code: {10: "\\n", 13: "\\r", 9: "\\t"}.get(
-        code, f"\\x{code:02x}" if code < 256 else f"\\u{code:x}"
-    )
-    for code in (
-        *range(32),
-        *range(127, 160),
-        0x200E,
-        0x200F,
-        *range(0x2028, 0x202F),
-        *range(0x2066, 0x206A),
-    )
-}
 _hidden: list[str] = []
 
-
-class Settings(NamedTuple):
-    """What is written, how, and where to; `stream` None is standard error."""
-
-    level: str = "warning"
-    format: str = "text"
-    stream: TextIO | None = None
-
-
-settings = Settings()
+logger = logging.getLogger("krakenbot")
+logger.propagate = False
+debug, info, warning = logger.debug, logger.info, logger.warning
+critical = logger.critical  # A person must look.
 
 
 def setup(level: str, format: str, stream: TextIO | None = None) -> None:
@@ -51,51 +38,42 @@ def setup(level: str, format: str, stream: TextIO | None = None) -> None:
 
     `format` is "text" or "json". A line that cannot be written is lost without an exception.
     """
-    global settings
-    settings = Settings(level, format, stream)
+    logger.handlers = [_Handler(stream, format == "json")]
+    logger.setLevel(level.upper())
 
 
-def debug(text: str, *values: object) -> None:
-    _write("debug", text, values)
+def say(text: str, level: int = logging.INFO) -> None:
+    """Write lines to standard error that are no log, such as why a command ended."""
+    mark = f"<{PRIORITIES[level]}>" if _is_journal(sys.stderr) else ""
+    put(sys.stderr, "".join(f"{mark}{line}\n" for line in text.splitlines()))
 
 
-def info(text: str, *values: object) -> None:
-    _write("info", text, values)
+def put(stream: TextIO | None, text: str) -> None:
+    """Write to a stream without ever waiting for its reader."""
+    with suppress(OSError, ValueError, AttributeError):
+        _writer.put(stream.fileno(), text)  # type: ignore[union-attr]
+        return
+    with suppress(OSError, ValueError, AttributeError):  # A stream in memory, closed, or none.
+        stream.write(text)  # type: ignore[union-attr]
 
 
-def warning(text: str, *values: object) -> None:
-    _write("warning", text, values)
-
-
-def critical(text: str, *values: object) -> None:
-    """Write that a person must look."""
-    _write("critical", text, values)
+def flush() -> None:
+    """Wait a moment until all is written that was put so far."""
+    _writer.flush()
 
 
 def register(secret: Secret) -> None:
     """Have `redact` hide this secret from now on, also in base64 or quoted for an address."""
-    from urllib.parse import quote, quote_plus
-
     text = secret.reveal()
-    texts = [text]
-    if "://" in text:
-        # Of an address, what follows the host is the secret part, and errors may show it alone.
-        rest = re.split("[/?]", text.partition("://")[2], maxsplit=1)[-1]
-        texts += [rest] if len(rest) >= _PATH_CHARACTERS_MIN else []
-    for part in texts:
+    # Of an address, what follows the host is the secret part, and errors may show it alone.
+    rest = re.split("[/?]", text.partition("://")[2], maxsplit=1)[-1]
+    for part in (text, rest) if len(rest) >= _PATH_CHARACTERS_MIN else (text,):
         encoded = binascii.b2a_base64(part.encode(), newline=False).decode().rstrip("=")
         quoted = quote(part, safe="")
-        for form in (
-            part,
-            encoded,
-            encoded.replace("+", "-").replace("/", "_"),
-            quoted,
-            quoted.replace("%2F", "%2f").replace("%2B", "%2b").replace("%3D", "%3d"),
-            quote(part),
-            quote_plus(part),
-        ):
-            if len(form) >= _SECRET_CHARACTERS_MIN and form not in _hidden:
-                _hidden.append(form)
+        lower = re.sub("%..", lambda found: found[0].lower(), quoted)
+        forms = {part, encoded, encoded.replace("+", "-").replace("/", "_"), quoted, lower}
+        forms |= {quote(part), quote_plus(part)} - {*_hidden}
+        _hidden.extend(form for form in forms if len(form) >= _SECRET_CHARACTERS_MIN)
     _hidden.sort(key=len, reverse=True)
 
 
@@ -108,44 +86,84 @@ def redact(text: str) -> str:
 
 
 def clean(text: str) -> str:
-    """Return the text on one line, redacted, with control characters written as escapes."""
-    return redact(text).translate(_ESCAPES).encode(errors="backslashreplace").decode()
+    """Return the text on one line, redacted, with what a terminal would act on as escapes."""
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in redact(text)
+    )
 
 
 def describe(error: BaseException) -> str:
     """Return the traceback of an error, cleaned line by line and without local values."""
-    import traceback
-
     lines = "".join(traceback.format_exception(error)).splitlines()
     return redact("\n".join(clean(line) for line in lines))
 
 
-def _write(level: str, text: str, values: tuple[object, ...]) -> None:
-    """Write one line, unless it is below the level; what fails here must not fail the caller."""
-    if PRIORITIES[level] > PRIORITIES[settings.level]:
-        return
-    try:
-        message = clean(text % values if values else text)
-    except Exception:  # A wrong placeholder must not cost the line.
-        message = clean(f"{text} {values!r}")
-    now = time.gmtime()
-    if settings.format == "json":
-        moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", now)
-        line = json.dumps({"time": moment, "level": level, "message": message})
-    else:
-        line = f"{time.strftime('%Y-%m-%d %H:%M:%S', now)} {level.upper()} {message}"
+class _Handler(logging.Handler):
+    """Puts each record into one redacted line."""
+
+    def __init__(self, stream: TextIO | None, is_json: bool) -> None:
+        super().__init__()
+        self._stream, self._is_json = stream, is_json
+
+    def emit(self, record: logging.LogRecord) -> None:
+        stream, moment = self._stream or sys.stderr, time.gmtime(record.created)
+        try:
+            line = clean(record.getMessage())
+        except Exception:  # A wrong placeholder must not cost the line.
+            line = clean(f"{record.msg} {record.args!r}")
+        if self._is_json:
+            words = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", moment)}
+            line = json.dumps(words | {"level": record.levelname.lower(), "message": line})
+        elif not _is_journal(stream):  # It keeps the time and the level itself.
+            line = f"{time.strftime('%Y-%m-%d %H:%M:%S', moment)} {record.levelname} {line}"
+        mark = f"<{PRIORITIES[record.levelno]}>" if _is_journal(stream) else ""
+        put(stream, f"{mark}{line}\n")
+
+    def flush(self) -> None:
+        _writer.flush()  # Called at the end of the program, too.
+
+
+class _Writer:
+    """The thread that writes. What nobody reads is dropped; how much, is said later."""
+
+    def __init__(self) -> None:
+        self._waiting: queue.Queue[tuple[int, str]] = queue.Queue(LINES_MAX)
+        self._lost = 0
+        self._thread = threading.Thread(target=self._run, name="log", daemon=True)
+
+    def put(self, descriptor: int, text: str) -> None:
+        try:
+            if self._thread.ident is None:
+                self._thread.start()
+            said = f"{self._lost} lines are lost: nobody read them\n" if self._lost else ""
+            self._waiting.put_nowait((descriptor, said + text))
+            self._lost = 0
+        except (queue.Full, RuntimeError):
+            self._lost += 1
+
+    def flush(self) -> None:
+        waiting = self._waiting
+        with waiting.all_tasks_done:
+            waiting.all_tasks_done.wait_for(lambda: not waiting.unfinished_tasks, FLUSH_S)
+
+    def _run(self) -> None:
+        while True:
+            descriptor, text = self._waiting.get()
+            left = text.encode(errors="backslashreplace")
+            with suppress(OSError):
+                while left:
+                    left = left[os.write(descriptor, left) :]
+            self._waiting.task_done()
+
+
+def _is_journal(stream: TextIO | None) -> bool:
+    """Return whether journald reads the stream. Source: systemd.exec(5), $JOURNAL_STREAM."""
     with suppress(OSError, ValueError, AttributeError):
-        _put(settings.stream or sys.stderr, PRIORITIES[level], line + "\n")
+        at = os.fstat(stream.fileno())  # type: ignore[union-attr]
+        return os.environ.get("JOURNAL_STREAM") == f"{at.st_dev}:{at.st_ino}"
+    return False
 
 
-def _put(stream: TextIO, priority: int, line: str) -> None:
-    """Write at once; a stream that fails keeps nothing back to fail again at exit."""
-    try:
-        descriptor = stream.fileno()
-    except (OSError, ValueError, AttributeError):  # A stream in memory.
-        stream.write(line)
-        return
-    at = os.fstat(descriptor)
-    if os.environ.get("JOURNAL_STREAM") == f"{at.st_dev}:{at.st_ino}":
-        line = f"<{priority}>{line}"  # What journald reads at the start of a line.
-    os.write(descriptor, line.encode())
+_writer = _Writer()
+setup("warning", "text")

@@ -2,31 +2,42 @@
 
 import io
 import unittest
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from krakenbot import log
 
 
+def restoring() -> Callable[[], None]:
+    """Return what brings back the log as it is now."""
+    handlers, level = log.logger.handlers, log.logger.level
+
+    def restore() -> None:
+        log.logger.handlers = handlers
+        log.logger.setLevel(level)
+
+    return restore
+
+
 @contextmanager
 def logged(level: str = "warning", form: str = "text") -> Iterator[io.StringIO]:
     """Let the program's log go into the text that this yields."""
-    before, out = log.settings, io.StringIO()
+    restore, out = restoring(), io.StringIO()
     log.setup(level, form, out)
     try:
         yield out
     finally:
-        log.settings = before
+        restore()
 
 
 def silence(test: unittest.TestCase | type[unittest.TestCase]) -> None:
     """Keep the log silent until the test's or the class's clean-up."""
     clean_up = test.addClassCleanup if isinstance(test, type) else test.addCleanup
-    clean_up(setattr, log, "settings", log.settings)
+    clean_up(restoring())
     log.setup("critical", "text", io.StringIO())
 
 
 def silence_module() -> None:
     """Keep the log silent until the module's clean-up."""
-    unittest.addModuleCleanup(setattr, log, "settings", log.settings)
+    unittest.addModuleCleanup(restoring())
     log.setup("critical", "text", io.StringIO())

@@ -63,7 +63,8 @@ def run(arguments: argparse.Namespace) -> int:
             )
             print(
                 f"A built-in exchange listens on {sandbox.url}; one second is "
-                f"{arguments.speed / 60:g} minutes."
+                f"{arguments.speed / 60:g} minutes.",
+                flush=True,
             )
             screen, left = Screen(), arguments.candles
 
@@ -78,6 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
             began = time.monotonic()
             with suppress(StopRequestedError):
                 parts.bot.run()
+            logs.flush()
             _summarise(parts, time.monotonic() - began, report)
         finally:
             sandbox.close()

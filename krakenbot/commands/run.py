@@ -78,7 +78,7 @@ def _is_watched() -> bool:
 def _say(lines: list[str]) -> None:
     """Tell a person at a terminal line by line; the log, where there is none, in one."""
     if sys.stdout.isatty():
-        print("\n  ".join(lines), flush=True)
+        log.put(sys.stdout, "\n  ".join(lines) + "\n")
     else:
         log.info("%s", "; ".join(lines))
 

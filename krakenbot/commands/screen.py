@@ -2,9 +2,9 @@
 
 import sys
 from collections.abc import Mapping
-from contextlib import suppress
 from decimal import Decimal
 
+from krakenbot import log
 from krakenbot.bot import Event
 from krakenbot.format import moment, money, price, shows_color, volume
 
@@ -41,5 +41,4 @@ class Screen:
     def _print(self, text: str, color: str = "0") -> None:
         """Print one line of a terminal; what cannot be written must not stop the bot."""
         shown = f"\x1b[{color}m{text[:80]}\x1b[0m" if shows_color(sys.stdout) else text[:80]
-        with suppress(OSError):
-            print(shown, flush=True)
+        log.put(sys.stdout, f"{shown}\n")

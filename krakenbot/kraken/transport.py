@@ -17,6 +17,7 @@ from krakenbot.errors import Cause, LaterError, UnansweredError
 
 ANSWER_BYTES_MAX = 8 * 1024 * 1024
 CONNECT_MAX_S = 4.0  # For one address while there are others to try.
+LOOK_S = 0.25  # How often a slow lookup looks whether the program is to stop.
 _BROKEN = (OSError, ValueError, RuntimeError, http.client.HTTPException)
 _lookups: dict[tuple[str, int], "_Lookup"] = {}
 _answering: dict[tuple[str, int], Any] = {}  # The address of each host that answered last.
@@ -207,10 +208,11 @@ def _look_up(host: tuple[str, int], deadline: float, is_stopping: Callable[[], b
     if lookup is None:
         lookup = _lookups[host] = _Lookup(host)
         lookup.start()
+    lookup.join(min(LOOK_S, _left(deadline)))
     while lookup.is_alive():
         if is_stopping():
             raise OSError("asked to stop while its name was looked up")
-        lookup.join(min(0.25, _left(deadline)))
+        lookup.join(min(LOOK_S, _left(deadline)))
     if not lookup.addresses:
         raise lookup.error
     return list(lookup.addresses)

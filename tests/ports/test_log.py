@@ -4,10 +4,12 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 import unittest
 
 from krakenbot import log
 from krakenbot.model import Secret
+from tests.logs import restoring
 
 KEY = "k+y/AbCdEf0123456789=="
 
@@ -20,7 +22,7 @@ def run(code: str, **streams: object) -> "subprocess.CompletedProcess[str]":
 class TestLog(unittest.TestCase):
     def setUp(self) -> None:
         self.addCleanup(log._hidden.clear)
-        self.addCleanup(setattr, log, "settings", log.settings)
+        self.addCleanup(restoring())
         self.stream = io.StringIO()
         self.setup()
 
@@ -99,18 +101,52 @@ class TestLog(unittest.TestCase):
         with tempfile.TemporaryFile() as file:
             at = os.fstat(file.fileno())
             for name, want in (
-                (f"{at.st_dev}:{at.st_ino}", ["<2>", "<4>", "<6>", "<7>"]),
-                ("1:1", ["202"] * 4),
+                (f"{at.st_dev}:{at.st_ino}", ["<2>x", "<4>x", "<6>x", "<7>x"]),
+                ("1:1", ["20"] * 4),
             ):
                 with self.subTest(name):
                     file.seek(0)
                     file.truncate()
                     run(code, stderr=file, env=os.environ | {"JOURNAL_STREAM": name})
                     file.seek(0)
-                    got = [
-                        line[:3].replace("203", "202") for line in file.read().decode().splitlines()
-                    ]
-                    self.assertEqual(want, got)
+                    got = [line[:4] for line in file.read().decode().splitlines()]
+                    self.assertEqual(want, [line[: len(want[0])] for line in got])
+
+    def test_a_reader_that_stands_still_holds_neither_the_program_nor_its_end(self) -> None:
+        code = (
+            "import time; from krakenbot import log; log.setup('info', 'text');"
+            "began = time.monotonic();"
+            "[log.info('line ' * 20) for _ in range(5000)]; log.say('the end');"
+            "print(time.monotonic() - began < 2)"
+        )
+        reader, writer = os.pipe()
+        self.addCleanup(os.close, reader)
+        began = time.monotonic()
+        with open(writer, "w") as stuck:
+            done = run(code, stderr=stuck)
+        self.assertEqual((0, "True\n"), (done.returncode, done.stdout))
+        self.assertLess(time.monotonic() - began, 5)
+
+    def test_lines_that_nobody_read_are_counted_when_somebody_reads_again(self) -> None:
+        code = (
+            "import sys; from krakenbot import log; log.setup('info', 'text');"
+            "[log.info('line ' * 20) for _ in range(5000)]; print(flush=True); sys.stdin.read(1);"
+            "log._writer.flush(); log.info('again')"
+        )
+        command = [sys.executable, "-c", code]
+        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        with subprocess.Popen(command, text=True, **pipes) as process:  # type: ignore[call-overload]
+            process.stdout.readline()
+            _, text = process.communicate("x", timeout=30)
+        self.assertRegex(text, r"\n\d{4} lines are lost: nobody read them\n.* INFO again\n$")
+
+    def test_why_a_command_ended_carries_its_priority_for_journald(self) -> None:
+        code = "from krakenbot import log; log.say('why\\nand how', 40)"
+        with tempfile.TemporaryFile() as file:
+            at = os.fstat(file.fileno())
+            run(code, stderr=file, env=os.environ | {"JOURNAL_STREAM": f"{at.st_dev}:{at.st_ino}"})
+            file.seek(0)
+            self.assertEqual(b"<3>why\n<3>and how\n", file.read())
 
     def test_a_full_disk_or_closed_standard_error_does_not_change_the_exit_code(self) -> None:
         code = (

@@ -360,7 +360,7 @@ class TestSecrets(Safe):
         load_secrets({"KRAKEN_API_KEY": KEY, "KRAKEN_API_SECRET": SECRET})
         err = io.StringIO()
         with contextlib.redirect_stderr(err):
-            code = cli._exit_code("run", ValueError(f"bad header {KEY!r} {SECRET}"))
+            code = cli._explained("run", ValueError(f"bad header {KEY!r} {SECRET}"))
         self.assertEqual(70, code)
         self.assertIn("ValueError", err.getvalue())
         self.assertEqual([], self.leaks(err.getvalue()))
@@ -427,8 +427,8 @@ class TestTerminal(Safe):
     def test_errors_and_commands_show_them_tamed(self) -> None:
         err = io.StringIO()
         with contextlib.redirect_stderr(err):
-            cli._exit_code("run", LaterError(f"Kraken says {self.EVIL.replace(chr(10), ' ')}"))
-            cli._exit_code("run", ValueError(self.EVIL))
+            cli._explained("run", LaterError(f"Kraken says {self.EVIL.replace(chr(10), ' ')}"))
+            cli._explained("run", ValueError(self.EVIL))
         self.assert_tame(err.getvalue())
         state = self.folder / "state"
         path = state / "paper-api.kraken.com-XBTUSD.db"

@@ -6,10 +6,11 @@ what does not fit or does not arrive is dropped, and said so in the log.
 
 import json
 import os
+import queue
 import socket
+import threading
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 from krakenbot import log
 from krakenbot.bot import Event
@@ -20,9 +21,6 @@ from krakenbot.kraken.client import USER_AGENT
 from krakenbot.kraken.transport import Transport, UrllibTransport
 from krakenbot.log import clean
 from krakenbot.model import Secret
-
-if TYPE_CHECKING:
-    from queue import Queue
 
 NOTICED = ("start", "fill", "refusal", "margin", "halt", "recovery", "difference", "stop")
 LIMIT_S = 5.0  # For one whole request.
@@ -38,14 +36,8 @@ class Notifier:
         self._name = f"krakenbot {config.mode} {config.pair}"
         self._transport = transport or UrllibTransport(LIMIT_S, config.exchange.proxy)
         self._said = ""
-        self._queue: Queue[tuple[str, Secret, str] | None] | None = None
-        if self._notify.url or self._notify.heartbeat_url:
-            # Imported here because most bots tell nobody and need neither in memory.
-            import queue
-            import threading
-
-            self._queue = queue.Queue(WAITING_MAX)
-            self._sender = threading.Thread(target=self._send_all, args=(self._queue,), daemon=True)
+        self._waiting: queue.Queue[tuple[str, Secret, str] | None] = queue.Queue(WAITING_MAX)
+        self._sender = threading.Thread(target=self._send_all, name="notify", daemon=True)
 
     def __call__(self, event: Event) -> None:
         """Pass an event on to whoever wants to know it; returns at once."""
@@ -78,23 +70,23 @@ class Notifier:
             words = clean(f"{type(error).__name__}: {error}")
             self._put("POST", self._notify.url, f"{self._name}: ended: {words}")
         sd_notify("STOPPING=1")
-        if self._queue is not None and self._sender.is_alive():
-            with suppress(Exception):  # The queue may still be full.
-                self._queue.put(None, timeout=LAST_WORDS_S)
+        if self._sender.is_alive():
+            with suppress(queue.Full):
+                self._waiting.put(None, timeout=LAST_WORDS_S)
             self._sender.join(LAST_WORDS_S)
 
     def _put(self, method: str, url: Secret | None, text: str) -> None:
-        if self._queue is None or url is None:
+        if url is None:
             return
         try:
             if self._sender.ident is None:
                 self._sender.start()
-            self._queue.put_nowait((method, url, text))
-        except Exception as error:  # Too many are waiting, or no thread to be had.
+            self._waiting.put_nowait((method, url, text))
+        except (queue.Full, RuntimeError) as error:  # Or no thread to be had.
             log.warning("notice dropped reason=%r text=%s", error, text or "heartbeat")
 
-    def _send_all(self, waiting: "Queue[tuple[str, Secret, str] | None]") -> None:
-        while (item := waiting.get()) is not None:
+    def _send_all(self) -> None:
+        while (item := self._waiting.get()) is not None:
             self._send(*item)
 
     def _send(self, method: str, url: Secret, text: str) -> None:

@@ -5,6 +5,7 @@ import gzip
 import itertools
 import os
 import shutil
+import signal
 import socket
 import ssl
 import subprocess
@@ -20,7 +21,7 @@ from typing import Any
 from unittest import mock
 from urllib.parse import parse_qs
 
-from krakenbot.clock import SystemClock
+from krakenbot.clock import StopRequestedError, SystemClock
 from krakenbot.errors import Cause, LaterError, StopError, UnansweredError
 from krakenbot.kraken import transport
 from krakenbot.kraken.client import Client
@@ -224,6 +225,7 @@ class Wire(unittest.TestCase):
     def setUp(self) -> None:
         self.context: ssl.SSLContext | None = None
         self._nonces = itertools.count(1)
+        transport._lookups.clear()
         transport._answering.clear()
 
     def serve(self, serve: Serve) -> Server:
@@ -454,7 +456,12 @@ class TestNames(Wire):
         """Let looking up a name last until the event; return it."""
         done = threading.Event()
         self.addCleanup(done.set)
-        patch = mock.patch.object(socket, "getaddrinfo", side_effect=lambda *_, **__: done.wait(9))
+
+        def look_up(*_: Any, **__: Any) -> list[Any]:
+            done.wait(9)
+            return []
+
+        patch = mock.patch.object(socket, "getaddrinfo", side_effect=look_up)
         self.lookups = patch.start()
         self.addCleanup(patch.stop)
         return done
@@ -477,6 +484,22 @@ class TestNames(Wire):
         client = self.client(1, 60, is_stopping=lambda: True)
         order = self.outcome(lambda: client.private("AddOrder", {}))
         self.assertEqual(UNREACHABLE, order)
+
+    def test_a_signal_ends_a_read_in_the_middle_of_a_slow_lookup(self) -> None:
+        self.slow()
+        clock = SystemClock()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self.addCleanup(signal.signal, number, signal.getsignal(number))
+        clock.stop_on_signals()
+        client = self.client(1, 60)
+        client.on_read = clock.read
+        sender = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM))
+        sender.start()
+        self.addCleanup(sender.join)
+        began = time.monotonic()
+        with self.assertRaises(StopRequestedError):
+            client.private("Balance")
+        self.assertLess(time.monotonic() - began, 1.5)
 
 
 class TestSurroundings(Wire):

@@ -34,7 +34,7 @@ NEEDED_PERMISSIONS = ("query-funds", "query-open-trades", "query-closed-trades",
 FORBIDDEN_PERMISSIONS = ("withdraw-funds", "add-withdraw-address", "update-withdraw-address")
 SEARCH_BEFORE_S = 60
 PAGE = 50
-ROWS_MAX = 1000
+PAGES_MAX = 200  # Of a history; 20 minutes at the pace that Kraken allows.
 MARGIN_RATE_MAX = Decimal("0.05")
 _CHARGES = tuple(kind.value for kind in ChargeKind)
 _BROKEN = (AttributeError, KeyError, TypeError, ValueError, IndexError)
@@ -134,8 +134,9 @@ class Spot:
             rate = None if row.get("margin_rate") is None else decimal(row["margin_rate"]) / 100
             if rate is not None and not 0 <= rate < MARGIN_RATE_MAX:
                 raise ValueError(f"margin rate {rate}")
-        except _BROKEN as error:
-            raise _odd("Assets", error) from error
+        except _BROKEN as error:  # It is only asked for to say what trading costs.
+            log.warning("margin rate of %s not understood: %r", params["asset"], error)
+            return None
         return rate
 
     # -- the account ---------------------------------------------------------------------------
@@ -188,11 +189,10 @@ class Spot:
         return Position(volume, cost)
 
     def charges(self, since: int, until: int) -> Sequence[Charge]:
-        span: dict[str, object] = {"start": since, "end": until}
-        trades = dict(self._trades(span))
+        trades = dict(self._trades(since, until))
         found, costs = [], {key: row["cost"] for key, row in trades.items()}
         try:
-            for key, row in self._pages("Ledgers", "ledger", span):
+            for key, row in self._pages("Ledgers", "ledger", since, until):
                 trade_id, kind = str(row["refid"]), row["type"]
                 is_rollover = kind == ChargeKind.ROLLOVER.value
                 if kind not in _CHARGES or not (is_rollover or trade_id in trades):
@@ -207,32 +207,44 @@ class Spot:
         return found
 
     def traded_orders(self, since: int, until: int) -> Sequence[str]:
-        span: dict[str, object] = {"start": since - 1, "end": until}  # `start` is exclusive.
-        try:
-            return [str(row["ordertxid"]) for _, row in self._trades(span)]
+        try:  # The start of Kraken's window is exclusive.
+            return [str(row["ordertxid"]) for _, row in self._trades(since - 1, until)]
         except _BROKEN as error:
             raise _odd("TradesHistory", error) from error
 
-    def _trades(self, span: dict[str, object]) -> list[tuple[str, Any]]:
-        rows = self._pages("TradesHistory", "trades", span | {"consolidate_taker": "false"})
+    def _trades(self, since: int, until: int) -> list[tuple[str, Any]]:
+        rows = self._pages("TradesHistory", "trades", since, until, consolidate_taker="false")
         try:
             return [(key, row) for key, row in rows if self._is_ours(row["pair"])]
         except _BROKEN as error:
             raise _odd("TradesHistory", error) from error
 
-    def _pages(self, method: str, key: str, params: dict[str, object]) -> list[tuple[str, Any]]:
-        """Return the rows of all pages of a history, up to ROWS_MAX of them."""
-        found: list[tuple[str, Any]] = []
-        for offset in range(0, ROWS_MAX, PAGE):
-            page = params | {"without_count": "true"} | ({"ofs": offset} if offset else {})
-            result = self._client.private(method, page)
+    def _pages(
+        self, method: str, key: str, since: int, until: int, **more: str
+    ) -> list[tuple[str, Any]]:
+        """Return the rows after `since` until `until`, however many others an account has there.
+
+        Newest first, 50 an answer; the window is narrowed from its end, second by second.
+        """
+        found: dict[str, Any] = {}
+        end, offset = until, 0
+        for _ in range(PAGES_MAX):
+            page: dict[str, object] = {"start": since, "end": end, "without_count": "true", **more}
+            result = self._client.private(method, page | ({"ofs": offset} if offset else {}))
             if not isinstance(result, dict) or key not in result:
                 raise UnansweredError(f"{method}: an answer without {key!r}")
-            rows = list(_items(method, result[key]))
-            found += rows
+            rows, known = dict(_items(method, result[key])), len(found)
+            found |= rows
             if len(rows) < PAGE:
-                return found
-        raise UnansweredError(f"{method}: more than {ROWS_MAX} rows")
+                return list(found.items())
+            if len(found) == known and offset:
+                raise UnansweredError(f"{method}: the same rows again and again")
+            try:
+                oldest = min(_moment(row["time"]) for row in rows.values()) + 1
+            except _BROKEN as error:
+                raise _odd(method, error) from error
+            end, offset = (oldest, 0) if oldest < end else (end, offset + PAGE)
+        raise UnansweredError(f"{method}: more than {PAGES_MAX * PAGE} rows")
 
     def fee_rate(self) -> Decimal:
         rules = self._known_rules()
@@ -355,10 +367,11 @@ def _items(method: str, result: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _words(event: Any) -> str:
-    """Return an announcement, of whatever form, as words."""
-    if isinstance(event, dict):
-        return ", ".join(f"{key} {value}" for key, value in event.items())
-    return str(event)
+    """Return an announcement as words. Source: docs.kraken.com, "Get System Status"."""
+    if not isinstance(event, dict):
+        return str(event)
+    names = ("title", "incident_status", "expected_start_utc", "expected_end_utc")
+    return ", ".join(str(event[name]) for name in names if event.get(name))
 
 
 def _moment(value: object) -> int:

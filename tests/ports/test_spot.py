@@ -12,7 +12,7 @@ from urllib.parse import parse_qs, urlsplit
 from krakenbot.errors import LaterError, RefusedError, StopError, UnansweredError
 from krakenbot.kraken.client import Client
 from krakenbot.kraken.spot import Spot
-from krakenbot.model import Order, OrderStatus, Secret, Side
+from krakenbot.model import Order, OrderStatus, Secret, Side, SystemStatus
 from tests.logs import silence
 from tests.ports.test_client import SECRET, FakeClock, Rising
 from tests.rules.test_pairs import ROW
@@ -157,6 +157,8 @@ class Kraken:
         params = {key: values[-1] for key, values in parse_qs(query).items()}
         self.asked.append((name, params))
         answer = self.answers[name]
+        if callable(answer):
+            answer = answer(params)
         if isinstance(answer, Exception):
             raise answer
         if isinstance(answer, bytes):
@@ -300,6 +302,60 @@ class TestAccount(unittest.TestCase):
 
     def test_only_trades_of_the_own_pair_are_told(self) -> None:
         self.assertEqual([TXID], list(spot(Kraken()).traded_orders(SINCE, SINCE + 86400)))
+
+    def test_a_window_is_read_whole_however_many_trades_of_others_lie_in_it(self) -> None:
+        for each_second in (1, 40, 700):
+            rows = [
+                {"pair": "ETHUSD", "ordertxid": f"O{n}", "time": SINCE + n // each_second + 0.5}
+                for n in range(1500)
+            ]
+            rows[7] |= {"pair": "XBTUSD", "ordertxid": "first"}
+            rows[1490] |= {"pair": "XBTUSD", "ordertxid": "last"}
+
+            def page(params: dict[str, str], rows: list[Any] = rows) -> Any:
+                start, end, offset = (int(params.get(key, 0)) for key in ("start", "end", "ofs"))
+                within = [row for row in rows[::-1] if start < row["time"] <= end]
+                chosen = within[offset : offset + 50]
+                return {"trades": {f"T{row['ordertxid']}": row for row in chosen}}
+
+            traded = spot(Kraken(TradesHistory=page)).traded_orders(SINCE, SINCE + 1500)
+            with self.subTest(each_second):
+                self.assertEqual({"first", "last"}, set(traded))
+
+    def test_an_exchange_that_shows_the_same_page_for_ever_is_no_answer(self) -> None:
+        rows = {f"T{n}": {"pair": "X", "ordertxid": "O", "time": SINCE + 9} for n in range(50)}
+        kraken = Kraken(TradesHistory={"trades": rows})
+        with self.assertRaises(UnansweredError):
+            spot(kraken).traded_orders(SINCE, SINCE + 86400)
+        self.assertLess(len(kraken.asked), 6)
+
+
+class TestWhatElseIsTold(unittest.TestCase):
+    def test_announcements_are_words_and_none_of_them_hides_the_status(self) -> None:
+        event = {"title": "Upgrade", "expected_start_utc": "2026-05-11T09:00:00Z", "phase": "x"}
+        odd = {"upcoming_maintenance": [event], "emergency": ["fire", 5, None, {}]}
+        status = spot(Kraken(SystemStatus={"status": "online", **odd})).market_status()
+        self.assertEqual(("Upgrade, 2026-05-11T09:00:00Z",), status.upcoming)
+        self.assertEqual(("online", "fire"), (status.status, status.emergency[0]))
+        for absent in ({}, {"upcoming_maintenance": None, "emergency": []}):
+            status = spot(Kraken(SystemStatus={"status": "online", **absent})).market_status()
+            self.assertEqual(SystemStatus("online"), status)
+
+    def test_borrowing_costs_what_the_lent_asset_s_row_says(self) -> None:
+        rates = {"ZUSD": "0.025", "XXBT": "0.01"}
+        kraken = Kraken(Assets=lambda p: {p["asset"]: {"margin_rate": rates[p["asset"]]}})
+        self.assertEqual((Decimal("0.00025"), Decimal("0.0001")), spot(kraken).margin_rates())
+        silence(self)
+        for row in ({}, {"margin_rate": None}, {"margin_rate": "x"}, {"margin_rate": "99"}, 5):
+            kraken = Kraken(Assets=lambda p, row=row: {p["asset"]: row})
+            self.assertEqual((None, None), spot(kraken).margin_rates())
+
+    def test_a_key_is_known_by_its_account_and_last_nonce_where_they_are_told(self) -> None:
+        told = {"permissions": ["query-funds"], "nonce": "1772611", "iban": "AA00 N1"}
+        got = spot(Kraken(GetApiKeyInfo=told)).key_info()
+        self.assertEqual((("query-funds",), 1772611, "AA00 N1"), got)
+        got = spot(Kraken(GetApiKeyInfo={"permissions": [], "nonce": "n/a"})).key_info()
+        self.assertEqual(((), None, ""), got)
 
 
 class TestPlacing(unittest.TestCase):

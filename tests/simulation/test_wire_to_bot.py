@@ -1,0 +1,155 @@
+"""The whole bot over real sockets that fail: it goes on, sends nothing twice, and gets there."""
+
+import os
+import random
+import socket
+import sqlite3
+import tempfile
+import unittest
+from decimal import Decimal
+from itertools import count, product
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs
+
+from krakenbot.bot import Bot
+from krakenbot.clock import StopRequestedError
+from krakenbot.decision import Plan
+from krakenbot.journal import Journal
+from krakenbot.journal_file import prepare
+from krakenbot.kraken.client import Client
+from krakenbot.kraken.counter import DECAY, POINTS, RestCounter
+from krakenbot.kraken.spot import Spot
+from krakenbot.kraken.transport import UrllibTransport
+from krakenbot.model import Secret
+from krakenbot.risk import Limits
+from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
+from krakenbot.strategy import build
+from tests.logs import silence
+from tests.ports.test_transport import RESET, Server, answer
+from tests.simulation.test_contract import World, write_candles
+
+SEEDS = int(os.environ.get("TEST_SEEDS", "1"))
+KINDS = ("reset", "page", "cut", "empty", "service")
+SHARE = 0.1  # Of all requests.
+FAULTY, GRACE, CALM = 20, 8, 5  # Candles.
+SIZE = Decimal("0.02")
+
+
+class Rough(World):
+    """A sandbox behind a server that fails a tenth of all requests, and everybody's clock."""
+
+    def __init__(self, path: Path, kinds: tuple[str, ...], seed: int) -> None:
+        super().__init__(path, paper=False, direct=True)
+        self.kinds, self.random = kinds, random.Random(f"{kinds} {seed}")
+        self.calm_from = self.time + 60 * FAULTY
+        self.held: dict[int, Decimal] = {}  # By the moment at which a candle ended.
+        self.nonces: list[int] = []
+        self.counter = self.highest = 0.0
+        self.counted = self.time
+        self.failed = 0
+        self.server = Server(self._serve)
+
+    def close(self) -> None:
+        self.server.close()
+        super().close()
+
+    def wait(self, seconds: float) -> None:
+        for end in range(int(self.time) // 60 + 1, int(self.time + seconds) // 60 + 1):
+            book = self.sandbox.api.account.books.get("XXBTZUSD")
+            self.held[60 * end] = book.volume if book else Decimal(0)
+        super().wait(seconds)
+
+    def _serve(self, server: Server, connection: socket.socket) -> None:
+        head, _, body = server.request(connection).partition(b"\r\n\r\n")
+        first, *lines = head.decode().split("\r\n")
+        method, target, _ = first.split(" ")
+        headers = {name.lower(): value for name, _, value in (x.partition(": ") for x in lines)}
+        if "/private/" in target:
+            self._count(target.rsplit("/", 1)[1], int(parse_qs(body)[b"nonce"][0]))
+        is_bad = self.time < self.calm_from and self.random.random() < SHARE
+        kind = self.random.choice(self.kinds) if is_bad else ""
+        self.failed += is_bad
+        if kind in ("page", "service") and self.random.random() < 0.5:
+            said = b""  # It was not carried out.
+        else:
+            said = self.sandbox.api.respond(method, target, headers, body).body
+        if kind == "reset":
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        elif kind == "page":
+            connection.sendall(answer(b"<html>sorry</html>", status=b"502 Bad Gateway"))
+        elif kind == "cut":
+            connection.sendall(answer(said)[: -len(said) // 2])
+        elif kind == "empty":
+            connection.sendall(answer(b""))
+        elif kind == "service":
+            connection.sendall(answer(b'{"error":["EService:Busy"]}'))
+        else:
+            connection.sendall(answer(said))
+
+    def _count(self, method: str, nonce: int) -> None:
+        self.nonces.append(nonce)
+        if method in ("AddOrder", "CancelOrder"):
+            return
+        self.counter = max(0.0, self.counter - DECAY * (self.time - self.counted))
+        self.counter += POINTS.get(method, 1)
+        self.counted, self.highest = self.time, max(self.highest, self.counter)
+
+
+class TestRoughWire(unittest.TestCase):
+    def setUp(self) -> None:
+        silence(self)
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+        self.candles = write_candles(self.folder, 1)
+
+    def bot(self, world: Rough, journal: Journal, nonces: "count[int]") -> Bot:
+        """Return a bot as a start makes it: all in it is new but journal, nonces and counter."""
+        client = Client(
+            UrllibTransport(10),
+            f"http://127.0.0.1:{world.server.port}",
+            world,
+            key=Secret(SANDBOX_KEY),
+            secret=Secret(SANDBOX_SECRET),
+            next_nonce=lambda _: next(nonces),
+            live=True,
+            counter=RestCounter(world, self.folder / f"counter{id(world)}"),
+        )
+        strategy, needed = build("sma-slope", 3, 2, 5)
+        limits = Limits(None, Decimal(150), Decimal(1), 500)
+        plan = Plan("XBTUSD", 60, SIZE, 2, False, True, strategy, needed, limits)
+        return Bot(plan, Spot(client, "XBTUSD", 60), journal, world, "rough")
+
+    def run_through(self, kinds: tuple[str, ...], seed: int) -> tuple[Rough, dict[int, Any]]:
+        """Let a bot, started twice in a row, trade through the faults and some calm candles."""
+        world = Rough(self.candles, kinds, seed)
+        self.addCleanup(world.close)
+        memory = sqlite3.connect(":memory:", isolation_level=None)
+        journal, nonces = Journal(prepare(memory, self.folder)), count(1)
+        self.addCleanup(journal.close)
+        for ends in (3, 5, 60 * (FAULTY + GRACE + CALM)):
+            world.end = world.time + ends
+            with self.assertRaises(StopRequestedError):
+                self.bot(world, journal, nonces).run()
+        return world, {row.candle: row for row in journal.decisions()}
+
+    def test_the_bot_goes_on_and_is_on_target_soon_after_the_last_fault(self) -> None:
+        for kinds, seed in product((KINDS, *((kind,) for kind in KINDS)), range(SEEDS)):
+            with self.subTest(kinds, seed=seed):
+                world, decided = self.run_through(kinds, seed)
+                self.assertGreater(world.failed, 5)
+                self.assertEqual(sorted(set(world.nonces)), world.nonces)
+                self.assertLessEqual(world.highest, 14.001)
+                orders = [row["cl_ord_id"] for row in world.sandbox.api.orders.values()]
+                self.assertGreater(len(orders), 5)
+                self.assertEqual(len(set(orders)), len(orders))
+                calm = [end for end in world.held if end >= world.calm_from + 60 * GRACE]
+                self.assertGreaterEqual(len(calm), CALM - 1)
+                for end in calm:
+                    target = int(decided[end - 120].target)
+                    self.assertEqual(target * SIZE, world.held[end])
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -16,7 +16,7 @@ from krakenbot import cli, identity
 from krakenbot.bot import Event
 from krakenbot.clock import SystemClock
 from krakenbot.config import load
-from krakenbot.journal import Journal, Outcome
+from krakenbot.journal import Booked, Journal, Outcome
 from krakenbot.journal_file import open_journal
 from krakenbot.lock import Lock
 from krakenbot.model import MarginSummary
@@ -129,7 +129,7 @@ class TestFigures(Folder):
         journal.write(bought)
         found = execution(bought, "0.05", "3500", "28")
         journal.conclude(bought, Outcome.CLOSED, 1_700_000_000, found)
-        journal.charge("L1", 1_700_000_000, "opening", D("0.7"))
+        journal.book([Booked("L1", 1_700_000_000, "opening", D("0.7"))])
         row: dict[str, Any] = {
             "interval_s": 60,
             "candle": 1_699_999_920,

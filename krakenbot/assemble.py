@@ -37,6 +37,10 @@ class Parts(NamedTuple):
     bot: Bot
     locks: tuple[Lock, ...]
     path: Path  # The journal's.
+    is_new: bool
+    owner: str  # The key's fingerprint, from which order ids are made.
+    on_event: Callable[[Event], None]
+    checks: tuple[startup.Check, ...]
 
 
 def load_config(path: str | None) -> Config:
@@ -79,12 +83,14 @@ def assemble(
     progress: Callable[[], None] = lambda: None,
     accept_costs: bool = False,
     adopts: bool = False,
+    makes_journal: bool = True,
 ) -> Parts:
     """Return the parts of `config.mode`; ConfigError when one of them cannot be had.
 
     `live` is the word from the command line without which no order can leave. What the exchange
     calls pair and account is asked for where it is not known yet: LaterError when that fails for
-    too long. `progress` is told every few seconds of waiting.
+    too long. `progress` is told every few seconds of waiting. Without `makes_journal` a journal
+    that is not there yet is made in memory alone.
     """
     if config.mode == "live" and not live:
         raise ConfigError(
@@ -120,8 +126,10 @@ def assemble(
         config.exchange.patience,
     )
     lock = Lock(path.with_suffix(".lock"), f"the {config.mode} journal of {config.pair}")
-    journal = open_journal(path)
-    identity.claim(config, journal, path, whose)
+    is_new = not path.exists()
+    journal = open_journal(path if makes_journal or not is_new else None)
+    if makes_journal or not is_new:
+        identity.claim(config, journal, path, whose)
     exchange = spot if is_live else _paper(config, client, spot, clock, journal)
     if nonces is not None and is_live:
         journal.on_write = nonces.set_mark
@@ -130,8 +138,21 @@ def assemble(
     )
     checks = startup.checks_of(start, live=is_live)
     bot = Bot(plan_of(config), exchange, journal, clock, owner, on_event, checks)
-    locks = (lock, key_lock) if key_lock else (lock,)
-    return Parts(config, clock, client, spot, exchange, journal, bot, locks, path)
+    return Parts(
+        config=config,
+        clock=clock,
+        client=client,
+        spot=spot,
+        exchange=exchange,
+        journal=journal,
+        bot=bot,
+        locks=(lock, key_lock) if key_lock else (lock,),
+        path=path,
+        is_new=is_new,
+        owner=owner,
+        on_event=on_event,
+        checks=checks,
+    )
 
 
 def _pair_of(config: Config, client: Client, spelling: str) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn, Protocol
 
-SLICE_S = 10.0  # How often a long wait shows that it is still one.
+SLICE_S = 2.0  # How often a long wait shows that it is still one.
 
 
 class StopRequestedError(Exception):

@@ -53,6 +53,10 @@ class LaterError(Exception):
         return self.cause is not Cause.UNREACHABLE
 
 
+class FlattenRequestedError(Exception):
+    """A person asks the running bot to flatten. Raised by waiting, as a request to stop is."""
+
+
 class UnansweredError(Exception):
     """No answer that can be understood: what was asked for may have happened or not."""
 

@@ -50,12 +50,15 @@ MIGRATIONS = (
 )
 
 
-def open_journal(path: Path) -> Journal:
-    """Open or make the journal at `path`.
+def open_journal(path: Path | None) -> Journal:
+    """Open or make the journal at `path`; None: one in memory, for looking.
 
     Raises ConfigError when the folder or file cannot be used, StopError when the file is damaged;
     a damaged file is left as it is.
     """
+    if path is None:
+        memory = sqlite3.connect(":memory:", isolation_level=None)
+        return Journal(prepare(memory, Path(":memory:")))
     try:
         make_private_directory(path.parent)
         if exists(path):

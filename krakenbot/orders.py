@@ -13,7 +13,7 @@ from krakenbot.errors import LaterError, RefusedError, StopError, UnansweredErro
 from krakenbot.exchange import Exchange
 from krakenbot.journal import Intent, Journal, Outcome, client_order_id
 from krakenbot.model import ZERO, Execution, Purpose, Step
-from krakenbot.pairs import PairRules, plain
+from krakenbot.pairs import PairRules, elsewhere, plain
 
 DEADLINE_S = 15  # The engine refuses an order that reaches it later.
 VISIBLE_S = 120  # How long reading may lag behind what happened: twice the longest seen.
@@ -228,10 +228,22 @@ class Orders:
             log.warning("position differs, asking again held=%s explained=%s", held, explained)
             self._clock.wait(pause_s)
             pause_s = min(pause_s * 2, LOOK_PAUSE_S)
-        raise self._journal.halt(
+        told = (
             f"the exchange holds {plain(held)} {self._owner.pair}, the journal explains "
-            f"{plain(explained)}: closed, opened or liquidated by someone else? "
-            "Look, then `run --adopt` to go on with what is held",
+            f"{plain(explained)}"
+        )
+        earning = {} if on_margin else elsewhere(self._exchange.balances(), self.base)
+        if earning:
+            places = " and ".join(f"{plain(amount)} {code}" for code, amount in earning.items())
+            raise self._journal.halt(
+                f"{told}; {places} lies in Kraken's Earn or is staked: switch auto-earn off, move "
+                "it back to the spot wallet, then `krakenbot resume`. Until it is back do not "
+                "adopt: the bot would buy again",
+                held,
+            )
+        raise self._journal.halt(
+            f"{told}: closed, opened or liquidated by someone else? Look, then `run --adopt` to "
+            "go on with what is held",
             held,
         )
 

@@ -48,12 +48,10 @@ Check = Callable[[], str | None]
 
 def checks_of(start: Start, *, live: bool) -> tuple[Check, ...]:
     """Return the checks in their order; those of the account in live mode only."""
-    checks: list[Callable[[Start], str | None]] = [try_strategy, check_market]
-    if live:
-        checks += [check_key, check_trades, check_untracked_balance]
-    checks.append(check_can_trade)
-    if live:
-        checks.append(check_costs)
+    account = [check_key, check_trades, check_untracked_balance] if live else []
+    checks: list[Callable[[Start], str | None]] = [check_market, *account]
+    if not start.adopts:
+        checks += [try_strategy, check_can_trade, *([check_costs] if live else [])]
     return tuple(partial(check, start) for check in checks)
 
 

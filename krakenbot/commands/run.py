@@ -7,10 +7,18 @@ from krakenbot import log
 from krakenbot.assemble import Parts, assemble, assumed_fee_rate, load_config
 from krakenbot.bot import Event
 from krakenbot.commands import exit_code
+from krakenbot.commands.handover import BY_HAND, adopt
 from krakenbot.commands.screen import Screen
 from krakenbot.config import Config
-from krakenbot.errors import LaterError, RefusedError, UnansweredError
+from krakenbot.errors import (
+    FlattenRequestedError,
+    LaterError,
+    RefusedError,
+    StopError,
+    UnansweredError,
+)
 from krakenbot.format import asset, moment, money, volume
+from krakenbot.handover import Desk, FlattenRequest
 from krakenbot.notify import Notifier
 from krakenbot.presence import Presence
 from krakenbot.startup import count_costs
@@ -22,8 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--live", action="store_true", help='needed as well as mode = "live"')
     once = "decide on the newest finished candle and end"
     parser.add_argument("--once", action="store_true", help=once)
-    adopt = "take over the position that is held now"
-    parser.add_argument("--adopt", action="store_true", help=adopt)
+    text = "go on with what is held now, after saying what that will trade; needs --yes"
+    parser.add_argument("--adopt", action="store_true", help=text)
+    parser.add_argument("--yes", action="store_true", help="adopt without asking")
     accept = "trade although these settings may cost more than max_fee_percent_per_day"
     parser.add_argument("--accept-costs", action="store_true", help=accept)
 
@@ -45,6 +54,10 @@ def run(arguments: argparse.Namespace) -> int:
             costs_said = True
             _say_costs(parts)
 
+    if arguments.adopt:
+        code = adopt(config, live=arguments.live, yes=arguments.yes)
+        if code:
+            return code
     with Notifier(config) as notifier:
         parts = assemble(
             config,
@@ -52,13 +65,27 @@ def run(arguments: argparse.Namespace) -> int:
             on_event=on_event,
             progress=notifier.alive,
             accept_costs=arguments.accept_costs,
-            adopts=arguments.adopt,
         )
         presence = Presence(parts.journal, parts.clock, config.interval * 60)
         screen = Screen()
+        request = FlattenRequest(parts.path)
+        request.withdraw()  # Whoever asked, asked another process.
+
+        def progress() -> None:
+            notifier.alive()
+            request.look()
+
+        parts.clock.progress = progress
         try:
-            patience_s = config.exchange.patience
-            parts.bot.run(once=arguments.once, patience_s=patience_s, adopt=arguments.adopt)
+            try:
+                parts.bot.run(once=arguments.once, patience_s=config.exchange.patience)
+            except FlattenRequestedError:
+                parts.clock.progress = notifier.alive
+                log.warning("flattening, as `krakenbot flatten` asks")
+                desk = Desk(parts)
+                desk.learn()
+                desk.flatten(BY_HAND)
+                raise StopError(f"{BY_HAND}; `krakenbot resume` lets it trade again") from None
         except BaseException as error:
             presence.end(exit_code(error, "run"), str(error) or "stopped as asked")
             raise

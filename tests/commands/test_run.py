@@ -321,11 +321,9 @@ class TestRefusals(ProgramTest):
         count = len(gate.sent)
         same = self.start(gate, "run", "--live", **hourly)
         key = self.start(gate, "run", "--live", **hourly, KRAKENBOT_PAIR="ETHUSD")
-        closing = self.start(gate, "flatten", "--live", **hourly)
         for running, words in (
             (same, "this API key"),
             (key, f"pid {first.process.pid}"),
-            (closing, "Stop it first"),
         ):
             with self.subTest(words):
                 self.assert_ends(running.done(), 78, "another krakenbot holds", words)
@@ -474,7 +472,7 @@ class TestTrading(ProgramTest):
         again = self.run_it(gate, "run", "--live", "--once", **settings)
         self.assert_ends(again, 76, "halted", "0.02")
         self.assertEqual(gate.added, [])
-        done = self.run_it(gate, "run", "--live", "--once", "--adopt", **settings)
+        done = self.run_it(gate, "run", "--live", "--once", "--adopt", "--yes", **settings)
         self.assert_ends(done, 0)
         # Long at 0.02 with a size of 0.01: what the candles say is reached from there. At this
         # speed a candle may end between closing and opening; the next one goes on.

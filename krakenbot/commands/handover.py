@@ -1,0 +1,223 @@
+"""`flatten`, `adopt`, `resume`: what a person does about a position or a halt."""
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from krakenbot import config as configuration
+from krakenbot import identity
+from krakenbot.assemble import Parts, assemble, assumed_fee_rate, client_of, load_config, spot_of
+from krakenbot.clock import SystemClock
+from krakenbot.config import Config
+from krakenbot.errors import ConfigError, LaterError, RefusedError, StopError, UnansweredError
+from krakenbot.format import asset, money, price, volume
+from krakenbot.handover import REQUEST_S, Desk, FlattenRequest
+from krakenbot.journal import Journal
+from krakenbot.journal_file import open_journal, open_read_only
+from krakenbot.lock import Lock, is_locked
+from krakenbot.log import clean
+from krakenbot.model import ZERO, Side
+from krakenbot.startup import patiently
+
+EXAMPLE = "krakenbot flatten --live; krakenbot adopt --live; krakenbot resume"
+BY_HAND = "flattened by hand"
+POLL_S, TOLD_S, GRACE_S = 0.2, 10.0, 600.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    command = parser.get_default("command")
+    if command == "resume":
+        return
+    parser.add_argument("--live", action="store_true", help='needed as well as mode = "live"')
+    parser.add_argument("--yes", action="store_true", help="do it without asking")
+    if command == "flatten":
+        everything = "close the margin position of the pair whoever opened it"
+        parser.add_argument("--all", action="store_true", help=everything)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if arguments.command == "resume":
+        return _resume(configuration.load_here(arguments.config))
+    config = load_config(arguments.config)
+    if arguments.command == "adopt":
+        return adopt(config, live=arguments.live, yes=arguments.yes)
+    return _flatten(config, arguments)
+
+
+def _resume(config: Config) -> int:
+    path = identity.journal_path(config)
+    lock = Lock(path.with_suffix(".lock"), f"the {config.mode} journal of {config.pair}")
+    with closing(lock), closing(open_journal(path)) as journal:
+        reason, held = journal.get("halted"), journal.account().held
+        print(f"was halted: {clean(reason)}" if reason else "was not halted")
+        if journal.get("exchange_position"):
+            shown = volume(Decimal(journal.get("exchange_position")), journal.get("base"))
+            print(f"the exchange then held {shown}, the journal explains {held:f}")
+        journal.resume()
+    print("cleared; `krakenbot run` trades again, and max_loss counts from here")
+    return 0
+
+
+@contextmanager
+def _parts(config: Config, live: bool, **options: Any) -> Iterator[Parts]:
+    """Return the parts of a bot that does not run, closed afterwards."""
+    parts = assemble(config, live=live, **options)
+    try:
+        yield parts
+    finally:
+        parts.journal.close()
+        for lock in parts.locks:
+            lock.close()
+
+
+def adopt(config: Config, *, live: bool, yes: bool) -> int:
+    """Say what adopting does and, with `yes`, do it. Return the exit code: 2 without."""
+    with _parts(config, live, adopts=True) as parts:
+        desk = Desk(parts)
+        desk.learn()
+        if yes:
+            patience_s = config.exchange.patience
+            for check in parts.checks:
+                patiently(check, parts.clock, patience_s)
+        print("\n".join(patiently(desk.adoption, parts.clock, config.exchange.patience)))
+        if not yes:
+            print("Nothing was changed: add --yes to do this")
+            return 2
+        patiently(desk.adopt, parts.clock, config.exchange.patience)
+        print("adopted")
+    return 0
+
+
+def _flatten(config: Config, arguments: argparse.Namespace) -> int:
+    if config.mode == "live" and not arguments.live:
+        raise ConfigError(
+            'mode = "live" trades real money: add --live to the command line as well. '
+            "Nothing was sent"
+        )
+    path = identity.find(config)
+    if path is not None and is_locked(path.with_suffix(".lock")):
+        return _ask_the_bot(config, path, arguments)
+    with _parts(config, arguments.live, makes_journal=arguments.all) as parts:
+        desk = Desk(parts)
+        desk.learn()
+        if parts.is_new and not arguments.all:
+            return _tell_without_journal(desk)
+        held = patiently(desk.held, parts.clock, config.exchange.patience)
+        explained = parts.journal.account().held
+        if arguments.all and config.leverage and held.volume != explained:
+            print(
+                f"the exchange holds {volume(held.volume, desk.rules.base)}, the journal explains "
+                f"{volume(explained, desk.rules.base)}: all of it is closed"
+            )
+            explained = held.volume
+        if explained:
+            side = Side.SELL if explained > 0 else Side.BUY
+            print(f"flatten: {desk.told(side, abs(explained))}")
+        if not _agreed(arguments):
+            return 2
+        if arguments.all and config.leverage:
+            desk.adopt()
+        desk.flatten(BY_HAND)
+        print(_what_is_left(desk))
+    return 0
+
+
+def _agreed(arguments: argparse.Namespace) -> bool:
+    """Ask a person at a terminal; anyone else has agreed by typing the command."""
+    if arguments.yes or not (sys.stdin.isatty() and sys.stdout.isatty()):
+        return True
+    if input("Type yes to do this: ").strip().lower() == "yes":
+        return True
+    print("Nothing was sent")
+    return False
+
+
+def _what_is_left(desk: Desk) -> str:
+    """Return what the exchange shows after flattening; never more than it said."""
+    config, base = desk.parts.config, desk.rules.base
+    tail = "The bot is halted: `krakenbot resume` lets it trade again"
+    if config.leverage:
+        return f"the exchange shows no open position on {config.pair} any more. {tail}"
+    margin = desk.parts.exchange.position().volume
+    besides = (
+        f"; a margin position of {volume(margin, base)}, not its own, is open" if margin else ""
+    )
+    return f"the bot holds no {asset(base)} of its own on {config.pair} any more{besides}. {tail}"
+
+
+def _tell_without_journal(desk: Desk) -> int:
+    """Say what the exchange holds where no journal explains it; StopError when that is anything."""
+    config, rules, exchange = desk.parts.config, desk.rules, desk.parts.exchange
+    if config.mode != "live":
+        raise ConfigError(f"there is no {config.mode} journal of {config.pair} here: nothing to do")
+    position = exchange.position()
+    owned = exchange.balances().get(rules.base, ZERO)
+    told = (
+        f"the exchange shows a position of {volume(position.volume, rules.base)} on {config.pair} "
+        f"and {volume(owned, rules.base)} owned"
+    )
+    if position.volume or (not config.leverage and owned >= rules.ordermin):
+        raise StopError(
+            f"nothing was closed: {told}, and no journal in {config.state_directory} says what of "
+            "that is a bot's. Use the configuration of the bot that opened it, or `flatten --all` "
+            "for the whole margin position"
+        )
+    print(f"{told}: there is nothing to close")
+    return 0
+
+
+def _ask_the_bot(config: Config, path: Path, arguments: argparse.Namespace) -> int:
+    """Ask the bot that runs to flatten, and tell what it does. Return the exit code."""
+    with closing(open_read_only(path)) as journal:
+        held, base, quote = journal.account().held, journal.get("base"), journal.get("quote")
+    print(f"a running bot holds {volume(held, base)}; it is asked to close that")
+    try:
+        spot = spot_of(config, client_of(config, SystemClock(config.exchange.clock_speed)))
+        bid, rate = spot.quote().bid, assumed_fee_rate(config)
+        worth = abs(held) * bid
+        print(
+            f"  at market, about {price(bid)} = {money(worth, quote)}, fee about "
+            f"{money(worth * rate, quote)}"
+        )
+    except (LaterError, UnansweredError, RefusedError) as error:
+        print(f"  the price now is not known: {clean(str(error))}")
+    if not _agreed(arguments):
+        return 2
+    request = FlattenRequest(path)
+    request.make()
+    began = time.monotonic()
+    while request.is_open():
+        if time.monotonic() - began > REQUEST_S and request.withdraw():
+            raise LaterError(f"the bot did not answer within {REQUEST_S:.0f} s; {_waits(path)}")
+        time.sleep(POLL_S)
+    print("the bot has taken it", flush=True)
+    told = time.monotonic()
+    ends = told + config.exchange.patience + GRACE_S
+    while is_locked(path.with_suffix(".lock")):
+        if time.monotonic() > ends:
+            raise LaterError(f"the bot is still at it; {_waits(path)}. See `krakenbot status`")
+        if time.monotonic() - told > TOLD_S:
+            told = time.monotonic()
+            print(f"  waiting: {_waits(path)}", flush=True)
+        time.sleep(POLL_S)
+    with closing(open_read_only(path)) as journal:
+        halted, left = journal.get("halted"), journal.account().held
+    if halted != BY_HAND or left:
+        raise StopError(f"the bot ended with: {halted or 'no halt'}; it explains {left:f} as held")
+    print("it is closed, and the bot halted: `krakenbot resume` lets it trade again")
+    return 0
+
+
+def _waits(path: Path) -> str:
+    with closing(open_read_only(path)) as journal:
+        return _unresolved(journal)
+
+
+def _unresolved(journal: Journal) -> str:
+    ids = ", ".join(intent.id for intent in journal.open_intents())
+    return f"it first finds out about {ids}" if ids else "no order of it is unresolved"

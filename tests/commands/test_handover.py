@@ -1,0 +1,123 @@
+"""`flatten`, `adopt` and `resume`: what a person is told first, and what is done then."""
+
+import json
+import time
+from decimal import Decimal as D
+
+from tests.commands.test_run import LIVE, Gate, ProgramTest
+
+HOURLY = LIVE | {"KRAKENBOT_INTERVAL": "60"}
+SPOT = HOURLY | {"KRAKENBOT_LEVERAGE": "0"}
+
+
+class HandoverTest(ProgramTest):
+    def elsewhere(self, settings: dict[str, str]) -> dict[str, str]:
+        return settings | {"KRAKENBOT_STATE_DIRECTORY": str(self.folder / "elsewhere")}
+
+    def held(self, settings: dict[str, str]) -> Gate:
+        """Return an exchange at which the bot has opened its position and does not run."""
+        gate = self.gate(speed=300)
+        self.assert_ends(self.run_it(gate, "run", "--live", "--once", **settings), 0)
+        self.assertEqual(1, len(gate.orders))
+        return gate
+
+
+class TestAdopt(HandoverTest):
+    def test_adopting_says_what_it_will_trade_and_changes_nothing_without_yes(self) -> None:
+        gate = self.gate(speed=300)
+        gate.control("position", pair="XBTUSD", side="buy", volume="0.02", leverage=2)
+        for words in (("adopt", "--live"), ("run", "--live", "--once", "--adopt")):
+            done = self.run_it(gate, *words, **HOURLY)
+            self.assertEqual(2, done.code, done.err)
+            self.assertIn("held at the exchange: 0.02 XBT; explained so far: 0 XBT", done.out)
+            self.assertRegex(done.out, r"sell 0\.0\d XBT at market, about [\d,.]+ = .* fee about")
+            self.assertIn("Nothing was changed", done.out)
+        self.assertEqual([], gate.added)
+        self.assert_ends(self.run_it(gate, "run", "--live", "--once", **HOURLY), 76, "explains 0")
+
+    def test_with_yes_the_position_is_the_bot_s_own_and_the_command_ends(self) -> None:
+        gate = self.gate(speed=300)
+        gate.control("position", pair="XBTUSD", side="buy", volume="0.01", leverage=2)
+        done = self.run_it(gate, "adopt", "--live", "--yes", **HOURLY)
+        self.assert_ends(done, 0)
+        self.assertEqual([], gate.added)
+        status = json.loads(self.run_it(gate, "status", "--json", **HOURLY).out)
+        self.assertEqual(D("0.01"), D(status["position"]))
+
+    def test_coins_that_earn_are_named_and_not_bought_again_unsaid(self) -> None:
+        gate = self.held(SPOT)
+        account = gate.sandbox.api.account
+        account.balances["XBT.F"] = account.balances.pop("XXBT")
+        gate.control("clock", advance=3600)
+        done = self.run_it(gate, "run", "--live", "--once", **SPOT)
+        self.assert_ends(done, 76, "0.01 XBT.F", "do not adopt")
+        done = self.run_it(gate, "adopt", "--live", **SPOT)
+        self.assertIn("XBT.F lies in Earn", done.out)
+        self.assertEqual(1, len(gate.orders))
+
+
+class TestFlatten(HandoverTest):
+    def test_it_says_what_it_trades_closes_it_and_leaves_the_bot_halted(self) -> None:
+        for settings in (HOURLY, SPOT):
+            with self.subTest(leverage=settings.get("KRAKENBOT_LEVERAGE", "2")):
+                gate = self.held(self.elsewhere(settings) if settings is SPOT else settings)
+                here = self.elsewhere(settings) if settings is SPOT else settings
+                done = self.run_it(gate, "flatten", "--live", **here)
+                self.assert_ends(done, 0)
+                self.assertRegex(done.out, r"(sell|buy) 0\.01 XBT at market, about [\d,.]+ = ")
+                self.assertEqual(2, len(gate.orders))
+                done = self.run_it(gate, "run", "--live", "--once", **here)
+                self.assert_ends(done, 76, "flattened by hand")
+                self.assertIn("flattened by hand", self.run_it(gate, "resume", **here).out)
+
+    def test_without_the_second_word_nothing_is_sent(self) -> None:
+        gate = self.held(HOURLY)
+        sent = len(gate.sent)
+        self.assert_ends(self.run_it(gate, "flatten", **HOURLY), 78, "--live")
+        self.assertEqual(sent, len(gate.sent))
+
+    def test_from_another_folder_it_does_not_report_success_about_an_open_position(self) -> None:
+        for settings in (HOURLY, SPOT):
+            with self.subTest(leverage=settings.get("KRAKENBOT_LEVERAGE", "2")):
+                self.state = self.folder / settings.get("KRAKENBOT_LEVERAGE", "2")
+                gate = self.held(settings)
+                done = self.run_it(gate, "flatten", "--live", **self.elsewhere(settings))
+                self.assert_ends(done, 76, "nothing was closed", "0.01 XBT", "no journal in")
+                self.assertEqual(1, len(gate.orders))
+                self.assertFalse(list((self.folder / "elsewhere").glob("*.db")))
+
+    def test_all_closes_the_position_whoever_opened_it(self) -> None:
+        gate = self.gate(speed=300)
+        gate.control("position", pair="XBTUSD", side="buy", volume="0.02", leverage=2)
+        done = self.run_it(gate, "flatten", "--live", "--all", **HOURLY)
+        self.assert_ends(done, 0)
+        self.assertEqual(0, gate.position)
+        self.assertEqual(["true"], [order["reduce_only"] for order in gate.added])
+
+    def test_all_never_touches_coins_that_the_bot_did_not_buy(self) -> None:
+        gate = self.held(SPOT)
+        gate.sandbox.api.account.balances["XXBT"] += 1
+        self.assert_ends(self.run_it(gate, "flatten", "--live", "--all", **SPOT), 0)
+        self.assertEqual(1, gate.sandbox.api.account.balances["XXBT"])
+
+    def test_a_bot_that_runs_is_asked_and_acts_within_seconds(self) -> None:
+        gate = self.gate()
+        bot = self.start(gate, "run", "--live", **HOURLY)
+        bot.wait_for("decided")
+        self.assertNotEqual(0, gate.position)
+        began = time.monotonic()
+        done = self.run_it(gate, "flatten", "--live", **HOURLY)
+        self.assert_ends(done, 0)
+        self.assertIn("a running bot holds", done.out)
+        self.assertEqual(0, gate.position)
+        self.assert_ends(bot.done(), 76, "flattened by hand")
+        self.assertLess(time.monotonic() - began, 30)
+        status = json.loads(self.run_it(gate, "status", "--json", **HOURLY).out)
+        self.assertEqual(("0", "flattened by hand"), (status["position"], status["halted"]))
+
+    def test_a_request_that_is_old_has_expired_when_a_bot_starts(self) -> None:
+        gate = self.held(HOURLY)
+        self.journal().with_suffix(".flatten").touch()
+        self.assert_ends(self.run_it(gate, "run", "--live", "--once", **HOURLY), 0)
+        self.assertEqual(1, len(gate.orders))
+        self.assertFalse(self.journal().with_suffix(".flatten").exists())

@@ -70,7 +70,7 @@ def client_of(
             "live": live,
         }
     transport = UrllibTransport(
-        config.exchange.timeout, config.exchange.proxy, lambda: clock.stop_requested
+        config.exchange.timeout, config.exchange.proxy, lambda: clock.is_stopping
     )
     return Client(transport, config.exchange.url, clock, **options)
 

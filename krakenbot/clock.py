@@ -101,6 +101,11 @@ class SystemClock:
         if is_reading and self.stop_requested and not self._has_ended:
             self._end()
 
+    @property
+    def is_stopping(self) -> bool:
+        """Return whether a request to stop has not ended anything yet."""
+        return self.stop_requested and not self._has_ended
+
     def request_stop(self) -> None:
         """Let the next (or current) wait raise StopRequestedError."""
         if not self.stop_requested:

@@ -393,6 +393,11 @@ class Journal:
                     account = account.charged(charge.kind, charge.amount)
         self._account = account
 
+    def charges(self) -> list[tuple[int, Decimal]]:
+        """Return when how much was charged for margin, in quote currency, oldest first."""
+        rows = self._db.execute("SELECT time, amount FROM charges ORDER BY time")
+        return [(time, Decimal(amount)) for time, amount in rows]
+
     def is_charged(self, charge_id: str) -> bool:
         return self._number("SELECT count(*) FROM charges WHERE id = ?", _stored(charge_id)) > 0
 

@@ -4,6 +4,7 @@ Times of the process are the host's, those of the market the exchange's.
 """
 
 import os
+import re
 import time
 from contextlib import suppress
 from enum import Enum
@@ -18,6 +19,7 @@ from krakenbot.lock import is_locked
 
 OVERDUE_S = 300.0
 UNITS = ("base", "quote", "pair_decimals")
+_PAIR = re.compile(r"(?i)(.+?)/?(USDT|USDC|USD|EUR|GBP|CAD|AUD|CHF|JPY|XBT|BTC|ETH)")
 
 
 class State(Enum):
@@ -36,6 +38,23 @@ class Life(NamedTuple):
     exit_code: int | None
     reason: str
     now: int
+
+
+class Units(NamedTuple):
+    """What figures of a pair are in; `decimals` of its prices, None where that is not known."""
+
+    base: str
+    quote: str
+    decimals: int | None
+
+
+def units(journal: Journal, pair: str) -> Units:
+    """Return what the exchange said of the pair, or for an older journal what its name says."""
+    base, quote, decimals = (journal.get(key) for key in UNITS)
+    if base and decimals:
+        return Units(base, quote, int(decimals))
+    named = _PAIR.fullmatch(pair)
+    return Units(named[1], named[2], None) if named else Units("", "", None)
 
 
 class Presence:

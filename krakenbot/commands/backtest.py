@@ -18,10 +18,11 @@ from krakenbot import config as configuration
 from krakenbot.backtest import files as candlefile
 from krakenbot.backtest.engine import Costs, Replay, Result
 from krakenbot.backtest.files import BadDataError, Columns, interval_of, pair_of, units
-from krakenbot.commands.page import Mark, Point, Story, headline, thinned, utc, write
+from krakenbot.commands.chart import Mark
+from krakenbot.commands.story import Fill, Point, Story, thinned, write
 from krakenbot.config import Config
 from krakenbot.decision import plan_of
-from krakenbot.format import shows_color
+from krakenbot.format import asset, moment, money, price, shows_color, volume
 from krakenbot.pairs import PairRules, decimal, parse_rules, plain
 from krakenbot.risk import FEE_RATE_ASSUMED
 from krakenbot.rulefile import load
@@ -202,7 +203,7 @@ def _watched(parts: Iterable[Columns]) -> Iterator[Columns]:
         count += len(part.closes)
         if shown and time.monotonic() - said > 0.5:
             said = time.monotonic()
-            print(f"\r{count:,} candles, {utc(part.time)}", end="", file=sys.stderr, flush=True)
+            print(f"\r{count:,} candles, {moment(part.time)}", end="", file=sys.stderr, flush=True)
     if shown:
         print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
@@ -339,8 +340,8 @@ def _one(task: tuple[Config, dict[str, _Swept], PairRules, Costs]) -> Result:
 
 def _title(result: Result) -> str:
     return (
-        f"{result.pair}, {result.interval_s // 60} min, {utc(result.begin)} to "
-        f"{utc(result.end)} UTC, {result.days:,.1f} days, {result.candles:,} candles"
+        f"{result.pair}, {result.interval_s // 60} min, {moment(result.begin)} to "
+        f"{moment(result.end)} UTC, {result.days:,.1f} days, {result.candles:,} candles"
     )
 
 
@@ -423,14 +424,17 @@ def _story(
     points: list[Point],
     newest: Sequence[tuple[int, Any]],
 ) -> Story:
-    marks, orders = [], []
+    marks, fills, orders = [], [], []
     for fill in replay.fills:
-        when, side = utc(fill.time), "buy" if fill.direction > 0 else "sell"
+        when, side = moment(fill.time, "%Y-%m-%d %H:%M"), "buy" if fill.direction > 0 else "sell"
         why = f"{fill.reason}: {'close' if fill.closing else 'open'}"
-        volume, price, fee = plain(fill.volume), plain(fill.price), fill.fee + fill.opening_fee
-        text = f"{when} {side} {volume} at {price}: {why}"
+        shown = volume(fill.volume), price(fill.price, replay.rules)
+        text = f"{when} {side} {shown[0]} at {shown[1]}: {why}"
+        fee = fill.fee + fill.opening_fee
         marks.append(Mark(fill.time, float(fill.price), fill.direction > 0, text))
-        orders.append((when, side, volume, price, plain(fee), "filled", why, f"{fill.order}"))
+        figures = (float(fill.volume), float(fill.price), float(fee))
+        fills.append(Fill(fill.time, fill.direction, *figures))
+        orders.append((when, side, *shown, money(fee), "filled", why, f"{fill.order}"))
     name, length = config.strategy.name, plan_of(config).candles_min
     length = {"sma-slope": length - 1, "sma-cross": length}.get(name, 1)
     closes = [_UNIT * units(close) for _, close in newest]
@@ -442,13 +446,19 @@ def _story(
     return Story(
         title=f"{result.pair} · backtest",
         subtitle=f"{_title(result)}; {_setup(config, replay.costs)}",
-        headline=headline(result.pair, result.days, result.turns, costs[0][1], costs[4][1]),
-        net=costs[4][1],
+        quote=asset(replay.rules.quote),
+        pair_decimals=replay.rules.pair_decimals,
+        net=float(result.net),
+        gross=float(result.gross),
+        balance=float(replay.costs.balance),
+        size=float(config.size),
+        first_price=points[0].close,
         facts=_numbers(result),
         costs=costs,
         points=points,
         newest=candles,
         marks=marks,
+        fills=fills,
         orders=orders,
         notes=_remarks(config, result),
     )

@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import sys
 import tempfile
 import time
 from contextlib import suppress
@@ -14,12 +13,14 @@ from krakenbot.accounting import read_ledger
 from krakenbot.assemble import Parts, assemble
 from krakenbot.bot import Event
 from krakenbot.clock import StopRequestedError
-from krakenbot.commands.page import write
+from krakenbot.commands import UsageError
 from krakenbot.commands.report import story_of
 from krakenbot.commands.screen import Screen
+from krakenbot.commands.story import write
 from krakenbot.config import Config, ExchangeTable, RiskTable, StrategyTable, load
 from krakenbot.format import money, percent, signed, volume
 from krakenbot.lock import make_private_directory
+from krakenbot.presence import Presence
 
 EXAMPLE = "krakenbot demo --candles 60 --seed 7"
 SIZE = Decimal("0.05")
@@ -36,8 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
     from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
 
     if arguments.candles < 1 or not 1 <= arguments.speed <= 5000:
-        print("krakenbot: --candles must be at least 1, --speed from 1 to 5000", file=sys.stderr)
-        return 2
+        raise UsageError("--candles must be at least 1, --speed from 1 to 5000")
     logs.setup("error", "text")
     # Of the user's own settings only the strategy is used, and only of a file named with --config.
     for name in ("CREDENTIALS_DIRECTORY", "KRAKEN_API_KEY_FILE", "KRAKEN_API_SECRET_FILE"):
@@ -70,12 +70,14 @@ def run(arguments: argparse.Namespace) -> int:
 
             def on_event(event: Event) -> None:
                 nonlocal left
+                presence(event)
                 screen(event)
                 left -= event.kind == "decision"
                 if left == 0:
                     parts.clock.request_stop()
 
             parts = assemble(config, live=True, on_event=on_event)
+            presence = Presence(parts.journal, parts.clock, config.interval * 60)
             began = time.monotonic()
             with suppress(StopRequestedError):
                 parts.bot.run()

@@ -17,6 +17,7 @@ from krakenbot.identity import open_here
 from krakenbot.journal import Journal
 from krakenbot.log import clean
 from krakenbot.pairs import plain
+from krakenbot.presence import units
 
 EXAMPLE = "krakenbot history orders --since 7d --format csv"
 
@@ -46,7 +47,8 @@ def run(arguments: argparse.Namespace) -> int:
     elif arguments.format == "csv":
         _print_csv(map(_texts, rows))
     else:
-        _print_table(rows, _SHOWN[arguments.what], journal.get("pair_decimals"))
+        decimals = units(journal, config.pair).decimals
+        _print_table(rows, _SHOWN[arguments.what], decimals)
     return 0
 
 
@@ -149,7 +151,9 @@ def _print_csv(rows: Iterable[dict[str, Any]]) -> None:
         writer.writerow((row | {"time": moment(row["time"], "%Y-%m-%dT%H:%M:%SZ")}).values())
 
 
-def _print_table(rows: Iterable[dict[str, Any]], names: Sequence[str], decimals: str) -> None:
+def _print_table(
+    rows: Iterable[dict[str, Any]], names: Sequence[str], decimals: int | None
+) -> None:
     """Print aligned columns in at most 80, numbers to the right."""
     lines = [["time (UTC)", *(name.replace("_", " ") for name in names[1:])]]
     for row in rows:
@@ -169,13 +173,13 @@ def _print_table(rows: Iterable[dict[str, Any]], names: Sequence[str], decimals:
 _LEFT = ("time", "purpose", "side", "outcome", "reason")
 
 
-def _cell(name: str, value: Any, decimals: str) -> str:
+def _cell(name: str, value: Any, decimals: int | None) -> str:
     if value in (None, ""):
         return "-"
     if name == "time":
         return moment(value, "%Y-%m-%d %H:%M")
     if name in ("price", "average"):
-        return price(value, int(decimals) if decimals else None)
+        return price(value, decimals)
     if name == "margin_level":
         return percent(value, 0)
     if isinstance(value, Decimal):

@@ -1,226 +1,84 @@
-"""One self-contained HTML page about a stretch of trading: no network, no library, no fonts.
+"""Pieces of a self-contained HTML page: no network, no library, no fonts.
 
-Charts are stretched vector graphics with labels in HTML over them, so that text keeps its size
-on a phone. Whatever comes from outside passes through `escape`.
+Whatever comes from outside passes through `escape`.
 """
 
-import json
-import math
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from itertools import accumulate, pairwise
-from pathlib import Path
-from typing import NamedTuple
 
-from krakenbot.commands import write_whole
+from krakenbot.format import money, signed
 
-COLUMNS = 1000
-MARKS_MAX = 400
 ROWS_MAX = 500
-_ORDER = ("time", "side", "volume", "price", "fee", "outcome", "why", "client order id")
 
 
-class Mark(NamedTuple):
-    time: float
-    price: float
-    buys: bool
-    text: str
-
-
-class Point(NamedTuple):
-    """A stretch of candles that ends at `time`. `net` and `gross`: profit since the beginning."""
-
-    time: float
-    low: float
-    high: float
-    close: float
-    net: float
-    gross: float
-    held: float
-
-
-class Story(NamedTuple):
-    """All that the page tells. `newest` are times, closes and averages; `orders` rows of texts."""
-
-    title: str
-    subtitle: str
-    headline: str
-    net: float
-    facts: Sequence[tuple[str, str]]
-    costs: Sequence[tuple[str, float]]
-    points: Sequence[Point]
-    newest: Sequence[tuple[float, float, float]]
-    marks: Sequence[Mark]
-    orders: Sequence[Sequence[str]]
-    notes: Sequence[str]
-
-
-def utc(moment: float, form: str = "%Y-%m-%d %H:%M") -> str:
-    """Return unix seconds as people write them, in UTC."""
-    return time.strftime(form, time.gmtime(moment))
-
-
-def write(path: Path, story: Story) -> None:
-    """Put the page in place, whole or not at all; UsageError when it cannot be written."""
-    write_whole(path, render(story).encode())
-
-
-def headline(pair: str, days: float, turns: int, before: float, net: float) -> str:
-    """Return the result in plain words."""
-    span = f"{days:,.1f} days" if days >= 2 else f"{days * 24:.1f} hours"
-    currency = next((c for c in ("USDT", "USDC") if pair.endswith(c)), pair[-3:])
-    return (
-        f"In {span} and {turns:,} turns the bot {'won' if net > 0 else 'lost'} "
-        f"{abs(net):,.2f} {currency}. Trading itself {'won' if before > 0 else 'lost'} "
-        f"{abs(before):,.2f}; fees and margin cost {before - net:,.2f}."
-    )
-
-
-def thinned(points: Iterable[Point], limit: int = COLUMNS) -> list[Point]:
-    """Return at most `limit` (even) points; merged ones keep the lowest and highest price."""
-    kept: list[Point] = []
-    step = 1
-    for number, point in enumerate(points):
-        if number % step:
-            kept[-1] = _merged(kept[-1], point)
-            continue
-        if len(kept) == limit:
-            kept = [_merged(a, b) for a, b in zip(kept[::2], kept[1::2], strict=True)]
-            step *= 2
-        kept.append(point)
-    return kept
-
-
-def _merged(a: Point, b: Point) -> Point:
-    return b._replace(low=min(a.low, b.low), high=max(a.high, b.high))
-
-
-def render(story: Story) -> str:
-    """Return the whole page."""
-    facts = "".join(f"<div><dt>{escape(a)}</dt><dd>{escape(b)}</dd></div>" for a, b in story.facts)
-    notes = "".join(f'<p class="note">{escape(note)}</p>' for note in story.notes)
-    charts = "\n".join(_charts(story)) if len(story.points) > 1 else ""
+def page(
+    title: str,
+    subtitle: str,
+    headline: str,
+    tone: float,
+    facts: Iterable[tuple[str, str]],
+    notes: Iterable[str],
+    sections: Iterable[str],
+) -> str:
+    """Return a whole page. `sections` are HTML already; the sign of `tone` colors the headline."""
+    shown = "".join(f"<div><dt>{escape(a)}</dt><dd>{escape(b)}</dd></div>" for a, b in facts)
+    said = "".join(f'<p class="note">{escape(note)}</p>' for note in notes)
     return f"""<!doctype html><html lang="en"><head><meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none';
 style-src 'unsafe-inline'; script-src 'unsafe-inline'">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
-<title>{escape(story.title)}</title><style>{_STYLE}</style></head><body><main>
-<header><h1>{escape(story.title)}</h1><p>{escape(story.subtitle)}</p></header>
-<p class="hero {_tone(story.net)}">{escape(story.headline)}</p><dl>{facts}</dl>{notes}
-{charts}
-{_bars(story.costs)}
-{_table(story.orders)}
+<title>{escape(title)}</title><style>{_STYLE}</style></head><body><main>
+<header><h1>{escape(title)}</h1><p>{escape(subtitle)}</p></header>
+<p class="hero {_tone(tone)}">{escape(headline)}</p><dl>{shown}</dl>{said}
+{"".join(sections)}
 </main><script>{_SCRIPT}</script></body></html>
 """
 
 
-def _charts(story: Story) -> Iterator[str]:
-    times, low, high, closes, nets, grosses, held = zip(*story.points, strict=True)
-    few = story.marks if len(story.marks) <= MARKS_MAX else ()
-    price = _Chart("Price and position", times, [*low, *high])
-    price.area("range", low, high)
-    price.line("price", closes, "price")
-    price.dots(few)
-    price.band(held)
-    hidden = "too many fills to mark; the newest are in the next chart"
-    yield price.html(hidden if len(few) < len(story.marks) else "")
-    if len(story.newest) > 1:
-        ends, newest, averages = zip(*story.newest, strict=True)
-        near = _Chart(f"The newest {len(newest)} candles", ends, [*newest, *averages])
-        near.line("price", newest, "price")
-        near.line("average", averages, "second")
-        near.dots([mark for mark in story.marks if mark.time >= ends[0]][-MARKS_MAX:])
-        yield near.html()
-    equity = _Chart("Profit and loss", times, [*nets, *grosses, 0.0])
-    equity.line("before costs", grosses, "second")
-    equity.line("after costs", nets, "price")
-    yield equity.html()
-    falls = [net - peak for net, peak in zip(nets, accumulate(nets, max), strict=True)]
-    drawdown = _Chart("Below the best so far", times, [*falls, 0.0])
-    drawdown.area("loss", falls, [0.0] * len(falls))
-    drawdown.line("drawdown", falls, "lossline")
-    yield drawdown.html()
+def table(title: str, names: Sequence[str], rows: Sequence[Sequence[str]], note: str = "") -> str:
+    """Return a table that scrolls by itself. Columns after one named with a | stand right."""
+    shown = rows[:ROWS_MAX]
+    more = f", {len(shown)} of {len(rows):,}" if len(shown) < len(rows) else ""
+    kinds = [' class="n"' if name.startswith("|") else "" for name in names]
+    lines = [_row("th", kinds, [name.removeprefix("|") for name in names])]
+    lines += [_row("td", kinds, row) for row in shown]
+    return (
+        f"<section><h2>{escape(title)} <small>{escape(note + more)}</small></h2>"
+        f'<div class="wide"><table class="rows">{"".join(lines)}</table></div></section>'
+    )
 
 
-class _Chart:
-    """One chart: a time axis, a value axis, and layers put on one after the other."""
-
-    def __init__(self, title: str, times: Sequence[float], values: Sequence[float]) -> None:
-        self.title, self.times = title, times
-        bottom, top = min(values), max(values)
-        margin = (top - bottom) * 0.06 or abs(top) * 0.001 or 1.0
-        self.bottom, self.top = bottom - margin, top + margin
-        self.layers = ""
-        self.series: list[tuple[str, list[str]]] = []
-        self.keys: dict[str, str] = {}
-
-    def line(self, name: str, values: Sequence[float], kind: str) -> None:
-        self._draw(kind, "M" + " ".join(map(self._at, self.times, values)))
-        self.series.append((name, [f"{value:,.7g}" for value in values]))
-        self.keys[name] = kind
-
-    def area(self, kind: str, low: Sequence[float], high: Sequence[float]) -> None:
-        there, back = map(self._at, self.times, high), map(self._at, self.times, low)
-        self._draw(kind, f"M{' '.join([*there, *[*back][::-1]])}Z")
-
-    def dots(self, marks: Iterable[Mark]) -> None:
-        for mark in marks:
-            if self.times[0] <= mark.time <= self.times[-1]:
-                path = f"M{self._at(mark.time, mark.price)}h0"
-                self._draw("buy" if mark.buys else "sell", path, mark.text)
-                self.keys |= {"buy": "buy", "sell": "sell"}
-
-    def band(self, held: Sequence[float]) -> None:
-        """Show along the bottom what was held."""
-        for kind, sign in (("long", 1), ("short", -1)):
-            stretches = zip(pairwise(map(self._x, self.times)), held[1:], strict=True)
-            self._draw(kind, "".join(f"M{a} 1000H{b}" for (a, b), v in stretches if v * sign > 0))
-            self.keys[kind] = kind
-
-    def html(self, note: str = "") -> str:
-        labels, grid = "", ""
-        for value, text in _ticks(self.bottom, self.top):
-            y = self._y(value)
-            grid += f'<path class="grid" d="M0 {y}H{COLUMNS}"/>'
-            labels += f'<span class="y" style="top:{y / 10:.2f}%">{text}</span>'
-        span = self.times[-1] - self.times[0]
-        # The shorter the span, the finer.
-        form = "%b %Y" if span > 300 * 86400 else "%d %b" if span > 3 * 86400 else "%d %b %H:%M"
-        for share, kind in ((0, ""), (1 / 3, " far"), (1 / 2, " near"), (2 / 3, " far"), (1, "")):
-            text = utc(self.times[0] + share * span, form)
-            labels += (
-                f'<span class="x{kind}" style="left:{share:.1%};transform:'
-                f'translateX(-{share:.0%})">{text}</span>'
-            )
-        keys = "".join(f'<span class="key {kind}">{key}</span>' for key, kind in self.keys.items())
-        shown = {"t": [*map(utc, self.times)], "x": [*map(self._x, self.times)], "s": self.series}
-        numbers = json.dumps(shown, separators=(",", ":")).replace("<", "\\u003c")
-        return (
-            f'<section><h2>{escape(self.title)}</h2><p class="keys">{keys} '
-            f'<small>{escape(note)}</small></p><div class="chart"><svg viewBox="0 0 {COLUMNS} 1000"'
-            f' preserveAspectRatio="none" aria-hidden="true">{grid}{self.layers}</svg>{labels}'
-            f'<i></i><output></output><script type="application/json">{numbers}</script></div>'
-            "</section>"
-        )
-
-    def _draw(self, kind: str, path: str, text: str = "") -> None:
-        self.layers += f'<path class="{kind}" d="{path}"><title>{escape(text)}</title></path>'
-
-    def _at(self, moment: float, value: float) -> str:
-        return f"{self._x(moment)} {self._y(value)}"
-
-    def _x(self, moment: float) -> float:
-        span = self.times[-1] - self.times[0]
-        return round((moment - self.times[0]) / span * COLUMNS, 1) if span else 0.0
-
-    def _y(self, value: float) -> float:
-        return round((self.top - value) / (self.top - self.bottom) * 1000, 1)
+def _row(tag: str, kinds: Sequence[str], cells: Sequence[str]) -> str:
+    pairs = zip(kinds, cells, strict=True)
+    return f"<tr>{''.join(f'<{tag}{kind}>{escape(cell)}</{tag}>' for kind, cell in pairs)}</tr>"
 
 
-def _bars(costs: Sequence[tuple[str, float]]) -> str:
-    """Show amounts as bars to both sides of a middle line."""
+def heat_map(
+    title: str, corner: str, cells: Mapping[tuple[str, str], float], note: str = ""
+) -> str:
+    """Return figures by two keys, row and column, shaded by sign and size; the best is framed."""
+    rows, columns = (list(dict.fromkeys(key[at] for key in cells)) for at in (0, 1))
+    most, best = max(map(abs, cells.values()), default=0) or 1.0, max(cells.values(), default=0)
+    body = "".join(f'<th class="n">{escape(name)}</th>' for name in columns)
+    for row in rows:
+        body += f'</tr><tr><th class="n">{escape(row)}</th>'
+        for value in (cells.get((row, column)) for column in columns):
+            if value is None:
+                body += "<td></td>"
+                continue
+            kind = f"n {_tone(value)}{' best' if value == best else ''}"
+            share = min(abs(value) / most, 1) * 75
+            body += f'<td class="{kind}" style="--share:{share:.0f}%">{signed(money(value))}</td>'
+    return (
+        f"<section><h2>{escape(title)} <small>{escape(note)}</small></h2>"
+        f'<div class="wide"><table class="heat"><tr><th>{escape(corner)}</th>{body}</tr></table>'
+        "</div></section>"
+    )
+
+
+def bars(costs: Sequence[tuple[str, float]]) -> str:
+    """Return amounts as bars to both sides of a middle line."""
     largest = max((abs(amount) for _, amount in costs), default=0) or 1
     rows = ""
     for name, amount in costs:
@@ -229,31 +87,9 @@ def _bars(costs: Sequence[tuple[str, float]]) -> str:
         rows += (
             f'<tr><th>{escape(name)}</th><td><div><b class="{_tone(amount)}" '
             f'style="left:{left:.2f}%;width:{width:.2f}%"></b></div></td>'
-            f"<td>{amount + 0.0:+,.2f}</td></tr>"  # No negative zero.
+            f"<td>{signed(money(amount))}</td></tr>"
         )
     return f'<section><h2>Where it went</h2><table class="bars">{rows}</table></section>'
-
-
-def _table(orders: Sequence[Sequence[str]]) -> str:
-    shown = orders[-ROWS_MAX:][::-1]
-    more = f" (the newest {len(shown)})" if len(shown) < len(orders) else ""
-    rows = f"<tr>{''.join(f'<th>{name}</th>' for name in _ORDER)}</tr>"
-    for row in shown:
-        rows += f"<tr>{''.join(f'<td>{escape(text)}</td>' for text in row)}</tr>"
-    return (
-        f'<section><h2>Orders{more}</h2><div class="wide"><table class="orders">{rows}</table>'
-        "</div></section>"
-    )
-
-
-def _ticks(low: float, high: float) -> list[tuple[float, str]]:
-    """Return three to six round values between low and high, with their labels."""
-    rough = (high - low) / 5.5
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(power * f for f in (1, 2, 2.5, 5, 10) if power * f >= rough * 0.999)
-    decimals = max(0, -math.floor(math.log10(step)) + (step / power == 2.5))
-    first = math.ceil(low / step)
-    return [(n * step, f"{n * step:,.{decimals}f}") for n in range(first, int(high // step) + 1)]
 
 
 def _tone(amount: float) -> str:
@@ -282,14 +118,14 @@ section{padding:.9rem 1rem 1rem;margin:0 0 14px}h2{font-size:1rem;margin:0 0 .2r
 .key:before{content:"";display:inline-block;width:.75em;height:.75em;border-radius:2px;
 margin-right:.35em;background:var(--c)}.key.buy:before,.key.sell:before{border-radius:50%}
 .price{--c:var(--price)}.second{--c:var(--second)}.buy,.long{--c:var(--buy)}
-.sell,.short{--c:var(--sell)}.lossline{--c:var(--bad)}
+.sell,.short{--c:var(--sell)}.lossline{--c:var(--bad)}.faint{--c:var(--soft)}
 .chart{position:relative;height:270px;margin:0 0 20px 58px;touch-action:pan-y}
 svg{position:absolute;width:100%;height:100%;overflow:visible}
 path{fill:none;stroke:var(--c);stroke-width:1.4;vector-effect:non-scaling-stroke;
 stroke-linejoin:round}path.grid{stroke:var(--rule);stroke-width:1}
 path.range{fill:var(--band);stroke:none;opacity:.55}path.loss{fill:var(--bad);stroke:none;
 opacity:.18}path.buy,path.sell{stroke-width:8;stroke-linecap:round}
-path.long,path.short{stroke-width:8}
+path.long,path.short{stroke-width:8}path.faint{stroke-dasharray:4 3}
 .chart span{position:absolute;font-size:.74rem;color:var(--soft);white-space:nowrap;
 font-variant-numeric:tabular-nums}.y{right:calc(100% + 6px);transform:translateY(-50%)}
 .x{top:calc(100% + 6px)}.near{display:none}
@@ -304,9 +140,14 @@ table{border-collapse:collapse;width:100%;font-size:.88rem;font-variant-numeric:
 .bars div{position:relative;height:14px;background:linear-gradient(var(--rule),var(--rule))
 center/1px 100% no-repeat}.bars b{position:absolute;height:100%;border-radius:3px;min-width:1px}
 b.good{background:var(--good)}b.bad{background:var(--bad)}b.even{background:var(--soft)}
-.wide{overflow-x:auto;max-height:560px;overflow-y:auto}.orders th,.orders td{text-align:left;
+.wide{overflow-x:auto;max-height:560px;overflow-y:auto}.rows th,.rows td{text-align:left;
 padding:.35rem .7rem .35rem 0;border-bottom:1px solid var(--rule);white-space:nowrap}
-.orders th{position:sticky;top:0;background:var(--card);color:var(--soft);font-weight:500}
+.rows th{position:sticky;top:0;background:var(--card);color:var(--soft);font-weight:500}
+.rows .n,.heat .n{text-align:right}h2 small{font-weight:400;font-size:.8rem}
+.heat td,.heat th{padding:.35rem .6rem;white-space:nowrap;font-weight:400}.heat{width:auto}
+.heat td.good{background:color-mix(in srgb,var(--good) var(--share),transparent)}
+.heat td.bad{background:color-mix(in srgb,var(--bad) var(--share),transparent)}
+.heat td.best{outline:2px solid var(--ink);outline-offset:-2px;font-weight:600}
 @media(max-width:520px){.hero{font-size:1.08rem}.chart{height:210px;margin-left:52px}.far{display:none}.near{display:inline}
 dl{grid-template-columns:1fr 1fr}section{padding:.8rem .7rem}}
 """

@@ -1,20 +1,22 @@
 """`report`: one HTML file about what the bot did, from its journal alone; also for `backtest`."""
 
 import argparse
-from decimal import Decimal
 from pathlib import Path
 
 from krakenbot import config as configuration
-from krakenbot.commands.page import Mark, Point, Story, headline, thinned, utc, write
+from krakenbot.commands.chart import Mark
+from krakenbot.commands.story import Fill, Point, Story, thinned, write
 from krakenbot.config import Config
+from krakenbot.format import asset, moment, money, price, volume
 from krakenbot.identity import open_here
 from krakenbot.journal import Journal
 from krakenbot.log import clean
-from krakenbot.model import Purpose
-from krakenbot.pairs import plain
+from krakenbot.model import ZERO
+from krakenbot.presence import units
 
 EXAMPLE = "krakenbot report --output report.html"
 NEWEST = 360
+GAP_CANDLES = 3  # So many candles without a decision: the bot was down.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,71 +34,77 @@ def run(arguments: argparse.Namespace) -> int:
 
 def story_of(config: Config, journal: Journal) -> Story:
     """Return what the journal has to tell."""
-    points = thinned(
+    equity, unit = [*journal.equity()], units(journal, config.pair)
+    gap_s = GAP_CANDLES * config.interval * 60
+    points = [
         Point(
-            row.time,
-            float(row.price),
-            float(row.price),
-            float(row.price),
-            float(row.pnl),
-            float(row.pnl + row.fees + row.margin_fees + row.rollover),
-            float(row.held),
+            time=now.time,
+            low=float(now.price),
+            high=float(now.price),
+            close=float(now.price),
+            net=float(now.pnl),
+            gross=float(now.pnl + now.fees + now.margin_fees + now.rollover),
+            held=float(now.held),
+            is_after_gap=now.time - before.time > gap_s,
         )
-        for row in journal.equity()
-    )
+        for before, now in zip(equity[:1] + equity, equity, strict=False)
+    ]
     newest = [
         (row.candle + row.interval_s, float(row.price), float(row.average))
         for row in reversed(journal.newest_decisions(NEWEST))
         if row.done
     ]
-    marks, orders, turns = [], [], 0
+    marks, fills, orders = [], [], []
     for intent in journal.intents():
-        price = intent.cost / intent.executed if intent.executed else None
+        paid = intent.cost / intent.executed if intent.executed else None
         row = (
-            utc(intent.created),
+            moment(intent.created, "%Y-%m-%d %H:%M:%S"),
             intent.side.value,
-            plain(intent.executed or intent.volume),
-            "-" if price is None else f"{price:,.8g}",
-            plain(intent.fee),
+            volume(intent.executed or intent.volume),
+            "-" if paid is None else price(paid, unit.decimals),
+            money(intent.fee),
             clean(intent.outcome or "not known yet"),
             clean(f"{intent.reason}: {intent.note}" if intent.note else intent.reason),
             intent.id,
         )
         orders.append(row)
-        if price is not None:
+        if paid is not None:
             text = f"{row[0]} {row[1]} {row[2]} at {row[3]}: {row[6]}"
-            marks.append(Mark(intent.created, float(price), intent.side.sign > 0, text))
-            turns += intent.purpose is not Purpose.CLOSE
+            marks.append(Mark(intent.created, float(paid), intent.side.sign > 0, text))
+            figures = (float(intent.executed), float(paid), float(intent.fee))
+            fills.append(Fill(intent.created, intent.side.sign, *figures))
+    fills += [Fill(time, 0, 0.0, 0.0, float(amount)) for time, amount in journal.charges()]
     account, halted = journal.account(), journal.get("halted")
-    net = float(account.pnl(Decimal(points[-1].close))) if points else 0.0
-    fees, rollover = float(account.fees), float(account.costs - account.fees)
-    before = net + fees + rollover
-    begin, end = (points[0].time, points[-1].time) if points else (0.0, 0.0)
-    when = f"{utc(begin)} to {utc(end)} UTC" if points else "no candle yet"
+    net = account.pnl(equity[-1].price) if equity else ZERO
+    when = f"{moment(points[0].time)} to {moment(points[-1].time)}" if points else "no candle yet"
+    strategy = journal.get("strategy") or config.strategy.title
     return Story(
         title=f"{config.pair} · {config.mode}",
-        subtitle=f"{when}, {config.interval} min candles, "
-        f"{journal.get('strategy') or config.strategy.title}, "
-        f"size {plain(config.size)}, leverage {config.leverage}",
-        headline=headline(config.pair, (end - begin) / 86400, turns, before, net),
-        net=net,
+        subtitle=f"{when}, {config.interval} min candles, {strategy}, size {volume(config.size)}, "
+        f"leverage {config.leverage}",
+        quote=asset(unit.quote),
+        pair_decimals=unit.decimals,
+        net=float(net),
+        gross=float(net + account.costs),
+        balance=float((equity[0].equity or ZERO) - equity[0].pnl) if equity else 0.0,
+        size=float(config.size),
+        first_price=points[0].close if points else 0.0,
         facts=[
-            ("Net", f"{net:+,.2f}"),
-            ("Before costs", f"{before:+,.2f}"),
-            ("Costs", f"{fees + rollover:,.2f}"),
-            ("Turns", f"{turns:,}"),
             ("Orders", f"{len(orders):,}"),
-            ("Held now", plain(account.held)),
+            ("Held now", volume(account.held, unit.base)),
         ],
         costs=[
-            ("before costs", before),
-            ("trade fees", -fees),
-            ("margin fees", -rollover),
-            ("net", net),
+            ("before costs", float(net + account.costs)),
+            ("trade fees", -float(account.fees)),
+            ("margin fees", -float(account.margin_fees)),
+            ("rollover", -float(account.rollover)),
+            ("net", float(net)),
         ],
-        points=points,
+        points=thinned(points),
         newest=newest,
         marks=marks,
+        fills=sorted(fills),
         orders=orders,
-        notes=[f"Halted: {clean(halted)}"] if halted else [],
+        notes=[],
+        end=f"The bot is halted: {clean(halted)}." if halted else "",
     )

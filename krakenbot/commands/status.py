@@ -18,7 +18,7 @@ from krakenbot.journal_file import open_read_only
 from krakenbot.log import clean
 from krakenbot.model import ZERO
 from krakenbot.pairs import plain
-from krakenbot.presence import Life, State, read_life
+from krakenbot.presence import Life, State, Units, read_life, units
 
 EXAMPLE = "krakenbot status --watch"
 WATCH_S = 2.0
@@ -39,9 +39,9 @@ def run(arguments: argparse.Namespace) -> int:
         status = {"mode": config.mode, "pair": config.pair, "interval": config.interval}
         status |= read_status(journal) | _of(life)
         status["strategy"] = journal.get("strategy") or config.strategy.title
-        units = (journal.get("base"), journal.get("quote"))
+        unit = units(journal, config.pair)
         journal.close()
-        text = json.dumps(status) if arguments.json else "\n".join(lines(status, life, *units))
+        text = json.dumps(status) if arguments.json else "\n".join(lines(status, life, unit))
         is_screen = arguments.watch and not arguments.json and shows_color(sys.stdout)
         print(f"\x1b[H\x1b[J{text}" if is_screen else text, flush=True)
         if not arguments.watch:
@@ -96,8 +96,9 @@ def _of(life: Life) -> dict[str, Any]:
     }
 
 
-def lines(status: Mapping[str, Any], life: Life, base: str, quote: str) -> list[str]:
+def lines(status: Mapping[str, Any], life: Life, unit: Units) -> list[str]:
     """Return the status for people, aligned, at most 80 columns, what is asked first first."""
+    base, quote, _ = unit
     decision, level, updated = (status[key] for key in ("decision", "margin_level", "updated"))
     amounts = {key: Decimal(status[key]) for key in ("gross", "pnl", "realized")}
     gross, net, realized = (signed(money(amounts[key], quote)) for key in amounts)

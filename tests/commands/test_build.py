@@ -107,7 +107,7 @@ class TestBuild(unittest.TestCase):
         self.assertEqual(0, done.returncode, done.stderr)
         self.assertIn("candles decided on    25", done.stdout)
 
-        self.assertRegex(done.stdout, r"margin fees  +-[1-9]")
+        self.assertRegex(done.stdout, r"margin fees +-\d+\.\d*[1-9]")
 
     def test_the_doctor_finds_nothing_foreign_in_it(self) -> None:
         done = self.run_python(

@@ -9,8 +9,10 @@ from pathlib import Path
 
 from krakenbot import config
 from krakenbot.commands import UsageError
-from krakenbot.commands.page import COLUMNS, Point, render, thinned, write
+from krakenbot.commands.chart import COLUMNS
+from krakenbot.commands.page import heat_map, table
 from krakenbot.commands.report import story_of
+from krakenbot.commands.story import Fill, Point, render, round_trips, thinned, write
 from krakenbot.journal import Journal
 from krakenbot.journal_file import prepare
 
@@ -39,10 +41,18 @@ def empty() -> Journal:
     return Journal(prepare(sqlite3.connect(":memory:", isolation_level=None), Path(":memory:")))
 
 
-def page(count: int = 3000, orders: int = 5) -> str:
+def _path(text: str, kind: str) -> str:
+    """Return the first line of that kind in the page's drawings."""
+    found = re.search(rf'<path class="{kind}" d="([^"]*)"', text)
+    assert found is not None
+    return found[1]
+
+
+def page(count: int = 3000, orders: int = 5, down: int = 0) -> str:
+    """Return the page of a bot that was down for an hour from candle `down` on."""
     database = prepare(sqlite3.connect(":memory:", isolation_level=None), Path(":memory:"))
     for at in range(count):
-        time = START + at * 60
+        time = START + at * 60 + 3600 * (0 < down <= at)
         database.execute(
             "INSERT INTO equity VALUES (?, ?, ?, ?, ?, ?, ?, ?, '0')",
             (
@@ -94,7 +104,35 @@ class ReportTest(unittest.TestCase):
     def test_numbers_are_told_in_words(self) -> None:
         words = re.search(r'class="hero bad">([^<]*)', page())
         assert words is not None
-        self.assertIn("lost 91.40 USD", words[1])
+        self.assertIn(
+            "lost 91.40 USD, 9.14 % of the account. Trading itself won 8.80 USD", words[1]
+        )
+        self.assertIn("Holding would have won 0.0049 USD", words[1])
+
+    def test_drawdown_return_and_holding_are_in_percent(self) -> None:
+        text = page()
+        for name, figure in (
+            ("Return", "-9.14 %"),
+            ("Holding", "0.00 %"),
+            ("Max drawdown", "3.00 %"),
+        ):
+            self.assertIn(f"<dt>{name}</dt><dd>{figure}</dd>", text)
+
+    def test_numbers_stand_to_the_right_and_words_to_the_left(self) -> None:
+        text = table("Orders", ("why", "|fee"), [("<b>", "28.57")])
+        self.assertIn('<th>why</th><th class="n">fee</th>', text)
+        self.assertIn('<td>&lt;b&gt;</td><td class="n">28.57</td>', text)
+
+    def test_the_line_has_a_gap_where_the_bot_was_down(self) -> None:
+        whole, broken = page(10), page(10, down=5)
+        self.assertEqual(1, _path(whole, "price").count("M"))
+        self.assertEqual(2, _path(broken, "price").count("M"))
+        self.assertLess(_path(broken, "long").count("M"), _path(whole, "long").count("M"))
+
+    def test_the_end_of_the_account_comes_first(self) -> None:
+        journal = empty()
+        journal.put(halted="the loss since the last resume is 51, max_loss is 50")
+        self.assertIn('">The bot is halted: the loss', render(story_of(SETTINGS, journal)))
 
     def test_a_journal_without_anything_makes_a_page_too(self) -> None:
         self.assertIn("no candle yet", page(0, 0))
@@ -117,6 +155,49 @@ class ReportTest(unittest.TestCase):
 
     def test_the_page_stays_small(self) -> None:
         self.assertLess(len(page(20_000, 2_000)), 3_000_000)
+
+
+class RoundTripsTest(unittest.TestCase):
+    def test_a_round_ends_flat_or_on_the_other_side(self) -> None:
+        fills = [
+            Fill(0, 1, 0.05, 100.0, 0.5),
+            Fill(10, -1, 0.05, 110.0, 0.5),
+            Fill(20, -1, 0.05, 110.0, 0.5),
+            Fill(30, 1, 0.1, 100.0, 1.0),
+        ]
+        first, second = round_trips(fills)
+        self.assertEqual(
+            (0, 10, 1, 100.0, 110.0), (first.begin, first.end, first.sign, first.entry, first.exit)
+        )
+        self.assertAlmostEqual(0.5 - 1.0, first.net)
+        self.assertAlmostEqual(-10.0, first.percent)
+        self.assertEqual((20, 30, -1), (second.begin, second.end, second.sign))
+        self.assertAlmostEqual(0.5 - 1.0, second.net)
+
+    def test_parts_add_up_and_holding_costs_are_of_the_round_they_fall_in(self) -> None:
+        fills = [
+            Fill(0, 1, 0.02, 100.0, 0.0),
+            Fill(1, 1, 0.03, 110.0, 0.0),
+            Fill(2, 0, 0.0, 0.0, 0.25),
+            Fill(3, -1, 0.04, 120.0, 0.0),
+            Fill(4, -1, 0.01, 120.0, 0.0),
+            Fill(5, 0, 0.0, 0.0, 9.0),
+        ]
+        (one,) = round_trips(fills)
+        self.assertAlmostEqual(106.0, one.entry)
+        self.assertAlmostEqual(0.05 * 14 - 0.25, one.net)
+
+    def test_what_is_still_held_is_no_round_yet(self) -> None:
+        self.assertEqual([], round_trips([Fill(0, 1, 0.05, 100.0, 0.5)]))
+
+
+class HeatMapTest(unittest.TestCase):
+    def test_cells_are_shaded_by_sign_and_size_and_the_best_is_framed(self) -> None:
+        cells = {("10", "60"): -50.0, ("10", "240"): 100.0, ("20", "60"): 0.0}
+        text = heat_map("Net", "length \\ interval", cells)
+        self.assertIn('<td class="n bad" style="--share:38%">-50.00</td>', text)
+        self.assertIn('<td class="n good best" style="--share:75%">+100.00</td>', text)
+        self.assertEqual(2, text.count("<td></td>") + text.count("even"))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,126 @@
+"""Charts as stretched vector graphics with labels in HTML over them.
+
+So text keeps its size on a phone. Whatever comes from outside passes through `escape`.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from html import escape
+from itertools import pairwise
+from typing import NamedTuple
+
+from krakenbot.format import moment
+
+COLUMNS = 1000
+
+
+class Mark(NamedTuple):
+    """A fill, as a dot with a text to point at."""
+
+    time: float
+    price: float
+    buys: bool
+    text: str
+
+
+class Chart:
+    """One chart: a time axis, a value axis, and layers put on one after the other.
+
+    `gaps` are the numbers of the points before which nothing is known: no line leads to them.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        times: Sequence[float],
+        values: Sequence[float],
+        gaps: frozenset[int] = frozenset(),
+        decimals: int = 2,
+    ) -> None:
+        self.title, self.times, self.gaps, self.decimals = title, times, gaps, decimals
+        bottom, top = min(values), max(values)
+        margin = (top - bottom) * 0.06 or abs(top) * 0.001 or 1.0
+        self.bottom, self.top = bottom - margin, top + margin
+        self.layers = ""
+        self.series: list[tuple[str, list[str]]] = []
+        self.keys: dict[str, str] = {}
+
+    def line(self, name: str, values: Sequence[float], kind: str) -> None:
+        points = map(self._at, self.times, values)
+        path = "".join(
+            f"{'M' if at in self.gaps or not at else ' '}{point}" for at, point in enumerate(points)
+        )
+        self._draw(kind, path)
+        self.series.append((name, [f"{value:,.{self.decimals}f}" for value in values]))
+        self.keys[name] = kind
+
+    def area(self, kind: str, low: Sequence[float], high: Sequence[float]) -> None:
+        there, back = map(self._at, self.times, high), map(self._at, self.times, low)
+        self._draw(kind, f"M{' '.join([*there, *[*back][::-1]])}Z")
+
+    def dots(self, marks: Iterable[Mark]) -> None:
+        for mark in marks:
+            if self.times[0] <= mark.time <= self.times[-1]:
+                path = f"M{self._at(mark.time, mark.price)}h0"
+                self._draw("buy" if mark.buys else "sell", path, mark.text)
+                self.keys |= {"buy": "buy", "sell": "sell"}
+
+    def band(self, held: Sequence[float]) -> None:
+        """Show along the bottom what was held, as far as it is known."""
+        stretches = [
+            (*ends, held[at])
+            for at, ends in enumerate(pairwise(map(self._x, self.times)), 1)
+            if at not in self.gaps
+        ]
+        for kind, sign in (("long", 1), ("short", -1)):
+            self._draw(kind, "".join(f"M{a} 1000H{b}" for a, b, v in stretches if v * sign > 0))
+            self.keys[kind] = kind
+
+    def html(self, note: str = "") -> str:
+        labels, grid = "", ""
+        for value, text in _ticks(self.bottom, self.top):
+            y = self._y(value)
+            grid += f'<path class="grid" d="M0 {y}H{COLUMNS}"/>'
+            labels += f'<span class="y" style="top:{y / 10:.2f}%">{text}</span>'
+        span = self.times[-1] - self.times[0]
+        # The shorter the span, the finer.
+        form = "%b %Y" if span > 300 * 86400 else "%d %b" if span > 3 * 86400 else "%d %b %H:%M"
+        for share, kind in ((0, ""), (1 / 3, " far"), (1 / 2, " near"), (2 / 3, " far"), (1, "")):
+            text = moment(self.times[0] + share * span, form)
+            place = f"left:{share:.1%};transform:translateX(-{share:.0%})"
+            labels += f'<span class="x{kind}" style="{place}">{text}</span>'
+        keys = "".join(f'<span class="key {kind}">{key}</span>' for key, kind in self.keys.items())
+        when = [moment(time, "%Y-%m-%d %H:%M") for time in self.times]
+        shown = {"t": when, "x": [*map(self._x, self.times)], "s": self.series}
+        numbers = json.dumps(shown, separators=(",", ":")).replace("<", "\\u003c")
+        return (
+            f'<section><h2>{escape(self.title)}</h2><p class="keys">{keys} '
+            f'<small>{escape(note)}</small></p><div class="chart"><svg viewBox="0 0 {COLUMNS} 1000"'
+            f' preserveAspectRatio="none" aria-hidden="true">{grid}{self.layers}</svg>{labels}'
+            f'<i></i><output></output><script type="application/json">{numbers}</script></div>'
+            "</section>"
+        )
+
+    def _draw(self, kind: str, path: str, text: str = "") -> None:
+        self.layers += f'<path class="{kind}" d="{path}"><title>{escape(text)}</title></path>'
+
+    def _at(self, moment: float, value: float) -> str:
+        return f"{self._x(moment)} {self._y(value)}"
+
+    def _x(self, moment: float) -> float:
+        span = self.times[-1] - self.times[0]
+        return round((moment - self.times[0]) / span * COLUMNS, 1) if span else 0.0
+
+    def _y(self, value: float) -> float:
+        return round((self.top - value) / (self.top - self.bottom) * 1000, 1)
+
+
+def _ticks(low: float, high: float) -> list[tuple[float, str]]:
+    """Return three to six round values between low and high, with their labels."""
+    rough = (high - low) / 5.5
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * f for f in (1, 2, 2.5, 5, 10) if power * f >= rough * 0.999)
+    decimals = max(0, -math.floor(math.log10(step)) + (step / power == 2.5))
+    first = math.ceil(low / step)
+    return [(n * step, f"{n * step:,.{decimals}f}") for n in range(first, int(high // step) + 1)]

@@ -1,10 +1,9 @@
-"""The loop and one tick: settle, look, decide, send. Read this first, then orders.py.
+"""The loop and one tick: reconcile, look, decide, send. Read this first, then orders.py.
 
 All that a tick needs to know is on disk or at the exchange, so it may be repeated after any
 error and after any death.
 """
 
-import gc
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from functools import partial
@@ -12,17 +11,26 @@ from typing import NamedTuple, TypeVar
 
 from krakenbot import log
 from krakenbot.accounting import read_ledger
+from krakenbot.alerts import Alerts
 from krakenbot.candles import CandleWindow
 from krakenbot.clock import Clock, StopRequestedError
-from krakenbot.decision import Decision, Plan, Snapshot, decide
-from krakenbot.errors import ConfigError, LaterError, RefusedError, StopError, UnansweredError
+from krakenbot.decision import Blocked, Decision, Plan, Snapshot, decide, is_stuck
+from krakenbot.errors import (
+    ConfigError,
+    KeyRefusedError,
+    LaterError,
+    RefusedError,
+    StopError,
+    UnansweredError,
+)
 from krakenbot.exchange import Exchange
-from krakenbot.journal import Journal, Outcome
+from krakenbot.journal import Journal
 from krakenbot.market import MarketState
 from krakenbot.model import (
     ZERO,
     Candle,
     Direction,
+    MarginSummary,
     Purpose,
     Side,
     Signal,
@@ -30,14 +38,20 @@ from krakenbot.model import (
 )
 from krakenbot.orders import UNFILLED_MAX, VISIBLE_S, Orders, Owner
 from krakenbot.pairs import plain
-from krakenbot.risk import objection
+from krakenbot.risk import CLOCK_OFFSET_MAX_S, clock_error, objection
 from krakenbot.rulefile import RuleError
 
 ROUNDS_MAX = 3  # close, open, confirm
 WAKE_DELAY_S = 1.0
+LOOK_MAX_S = 300.0  # Nothing is left unlooked at for longer, whatever anyone says the time is.
 PASSING_PAUSE_S = 60.0
+FUNDS_PAUSE_S = 5.0  # TradeBalance shows a close some seconds late.
+LATE_PAUSE_S = 30.0
+LOSS_PAUSE_S = 10.0
 BACKOFF_MAX_S = 60.0
-BOOKS_S = 3600.0
+SILENCE_MAX_S = 300.0  # Waiting for longer is told outside.
+KEY_PAUSES_S = (60.0, 180.0, 300.0)
+LOCKOUT_S = 900.0
 DAY_S = 86400
 
 T = TypeVar("T")
@@ -52,10 +66,14 @@ class Event(NamedTuple):
 
 
 class TickResult(NamedTuple):
-    """`next_due` is when the next tick should be; `decided` whether a candle was decided on."""
+    """`next_due` is when the next tick should be; `decided` whether a candle was decided on.
+
+    `is_done` unless there may be another order for that candle.
+    """
 
     next_due: float
     decided: bool
+    is_done: bool = True
 
 
 class Bot:
@@ -83,9 +101,11 @@ class Bot:
         self._checks = checks
         owner = Owner(fingerprint, plan.pair, plan.interval_s, plan.leverage)
         self._orders = Orders(owner, exchange, journal, clock, self._emit)
+        self._alerts = Alerts(journal, clock, self._emit)
         self._window = CandleWindow(exchange, clock, plan.interval_s, plan.candles_min)
-        self._market = MarketState(plan, exchange, clock)
-        self._books_kept = float("-inf")
+        self._market = MarketState(plan, exchange, clock, journal)
+        self._books_kept, self._looked = float("-inf"), clock.monotonic()
+        self._has_worked = False  # Whether the exchange has taken the key in this process.
 
     # -- the loop ------------------------------------------------------------------------------
 
@@ -112,10 +132,9 @@ class Bot:
                 return
             while True:
                 due = self._patiently(self.tick).next_due
-                if self._keep_books():
-                    gc.collect()  # Python keeps thousands of small tuples until it is told not to.
-                self._clock.wait(max(0.0, due - self._clock.now()))
-                self._refresh()
+                self._keep_books()
+                pause_s = max(0.0, due - self._clock.now())
+                self._clock.wait(min(pause_s, LOOK_MAX_S, self._plan.interval_s))
         except StopRequestedError:
             self._emit("stop", "stopped as asked")
             raise
@@ -149,7 +168,7 @@ class Bot:
         if held == 0:
             return True
         nowhere = Signal(Direction.FLAT, ZERO, 0)
-        snapshot = Snapshot(nowhere, held, self._market.rules, None, reason, frozenset())
+        snapshot = Snapshot(nowhere, held, self._market.rules, None, reason, {})
         step = decide(snapshot, self._plan).step
         if step is None:  # Whether something so small can be closed is Kraken's say.
             side = Side.SELL if held > 0 else Side.BUY
@@ -168,6 +187,8 @@ class Bot:
         while True:
             try:
                 result = action()
+            except KeyRefusedError as error:
+                self._outwait_refused_key(error)
             except (LaterError, UnansweredError, RefusedError) as error:
                 # A read that fails is no reason to end: nothing is sent, and it is asked again.
                 now = self._clock.monotonic()
@@ -177,15 +198,37 @@ class Bot:
                 if now - said >= 60:
                     said = now
                     log.warning("waiting for the exchange reason=%s", error)
-                    self._emit("waiting", str(error))
-                wait_s = max(pause_s, getattr(error, "wait_s", 0.0))
+                self._alerts.hold("waiting", f"waiting for the exchange: {error}", SILENCE_MAX_S)
+                wait_s = min(max(pause_s, getattr(error, "wait_s", 0.0)), LOOK_MAX_S)
                 self._clock.wait(min(wait_s, max(0.1, patience_s - (now - began) + 0.1)))
                 pause_s = min(pause_s * 2, BACKOFF_MAX_S)
             else:
-                if began is not None:
-                    lasted_s = self._clock.monotonic() - began
-                    self._emit("recovery", f"the exchange answers again after {lasted_s:.0f} s")
+                self._has_worked = True
+                self._alerts.over("waiting")
                 return result
+
+    def _outwait_refused_key(self, error: KeyRefusedError) -> None:
+        """Ask some minutes later whether the key is still refused; raise that when it is.
+
+        Nothing private is sent between, since each attempt prolongs a lockout. A key that never
+        worked, with nothing to look after, is not asked about again.
+        """
+        is_needed = self._journal.account().held or self._journal.open_intents()
+        if not (is_needed or self._has_worked):
+            raise error
+        self._alerts.hold("key", f"{error}; asked again in some minutes")
+        for pause_s in (LOCKOUT_S,) if error.lockout else KEY_PAUSES_S:
+            self._clock.wait(LOCKOUT_S if error.lockout else pause_s)
+            try:
+                self._exchange.balances()
+            except KeyRefusedError as again:
+                error = again
+            except (LaterError, UnansweredError, RefusedError):
+                return  # Whoever waits for the exchange asks on.
+            else:
+                self._alerts.over("key")
+                return
+        raise error
 
     def _refuse_when_halted(self, adopt: bool) -> None:
         reason = self._journal.get("halted")
@@ -202,7 +245,7 @@ class Bot:
             if reason := check():
                 limits = self._plan.limits._replace(close_only=reason)
                 self._plan = self._plan._replace(limits=limits)
-        self._market.read_fee_rate()
+        self._market.read_rates()
         self._keep_books()
 
     def _adopt(self) -> None:
@@ -232,29 +275,40 @@ class Bot:
         self._journal.adopt(held, price, int(self._clock.now()), on_margin)
         log.warning("adopted held=%s explained_before=%s price=%s", held, before, price)
 
-    def _keep_books(self) -> bool:
+    def _keep_books(self) -> None:
         """Book what the exchange's ledger shows and say where it differs, when that is due."""
         now = self._clock.monotonic()
-        if now - self._books_kept < BOOKS_S:
-            return False
+        if now - self._books_kept < LOOK_MAX_S:
+            return
         self._books_kept = now
         difference = read_ledger(self._exchange, self._market.rules, self._journal, self._clock)
         if difference:
             self._emit("difference", difference)
-        return True
 
     def _refresh(self) -> None:
-        """Right before a tick: read anew what has grown old of all else."""
+        """Read anew what has grown old of all that matters besides candles and position."""
         try:
-            self._market.refresh(self._journal.consecutive_unfilled()[0] > 0)
+            self._market.refresh()
         except (LaterError, UnansweredError, RefusedError) as error:
-            log.warning("not refreshed, trying again after the next candle reason=%s", error)
+            log.warning("not refreshed, trying again with the next look reason=%s", error)
+        offset_s = self._market.clock_offset_s
+        if abs(offset_s) > CLOCK_OFFSET_MAX_S:
+            words = f"this host's clock is {clock_error(offset_s)}: nothing is opened"
+            self._alerts.hold("clock", words)
+        else:
+            self._alerts.over("clock")
 
     # -- one tick ------------------------------------------------------------------------------
 
     def _tick_once(self) -> None:
-        if not self.tick().decided:
-            raise LaterError("the newest candle is not finished at the exchange")
+        began = self._clock.monotonic()
+        while True:
+            result = self.tick()
+            if not result.decided:
+                raise LaterError("the newest candle is not finished at the exchange")
+            if result.is_done or self._clock.monotonic() - began >= VISIBLE_S:
+                return
+            self._clock.wait(result.next_due - self._clock.now())
 
     def tick(self) -> TickResult:
         """Bring the position to where the newest finished candle says it should be."""
@@ -262,29 +316,63 @@ class Bot:
         self._orders.reconcile()
         if self._plan.limits.close_only and not self._journal.account().held:
             raise ConfigError(f"nothing is held any more: {self._plan.limits.close_only}")
+        self._refresh()
+        if self._clock.monotonic() - self._looked >= LOOK_MAX_S:
+            self._look()
+        if self._journal.get("flatten"):
+            return self._flatten_on()
         # The newest candle that can be finished ended less than an interval ago.
         expected = int(self._clock.now()) - 2 * interval_s + 1
-        candles = self._window.up_to(expected)
-        signal = self._signal(candles)
-        if candles and signal.direction is None and self._window.widen():
-            candles = self._window.up_to(expected)
-            signal = self._signal(candles)
+        candles = self._finished(expected)
         if candles is None:
-            log.warning("candle left out: the exchange has not finished it in good time")
-            self._market.measure_clock()
-            now = int(self._clock.now())
-            return TickResult(now - now % interval_s + interval_s + WAKE_DELAY_S, decided=False)
-        next_due = candles[-1].time + 2 * interval_s + WAKE_DELAY_S
-        if self._journal.is_done(interval_s, candles[-1].time):
+            return TickResult(self._clock.now() + LATE_PAUSE_S, decided=False)
+        newest = candles[-1]
+        next_due = newest.time + 2 * interval_s + WAKE_DELAY_S
+        if self._journal.is_done(interval_s, newest.time):
             return TickResult(next_due, decided=True)
-        done = self._work(candles[-1], self._remembered(signal))
-        if not done:
-            return TickResult(min(next_due, self._clock.now() + PASSING_PAUSE_S), decided=True)
-        return TickResult(next_due, decided=True)
+        signal = self._signal(candles)
+        if signal.direction is None and self._window.widen():
+            signal = self._signal(self._finished(expected) or candles)
+        again_at = self._work(newest, self._remembered(signal))
+        if again_at is None:
+            return TickResult(next_due, decided=True)
+        return TickResult(min(next_due, again_at), decided=True, is_done=False)
 
-    def _signal(self, candles: Sequence[Candle] | None) -> Signal:
+    def _flatten_on(self) -> TickResult:
+        """Go on closing what is to be flattened, which needs no candle."""
+        now, interval_s = int(self._clock.now()), self._plan.interval_s
+        price = self._exchange.quote().mid
+        candle = Candle(now - now % interval_s - interval_s, price, price, price, price)
+        again_at = self._work(candle, Signal(Direction.FLAT, price, 0))
+        return TickResult(again_at or self._clock.now() + PASSING_PAUSE_S, decided=True)
+
+    def _look(self) -> None:
+        """See, between candles, whether someone else traded, and how much is lost and left."""
+        held = self._orders.position()
+        self._check_loss(held)
+        if held and self._plan.leverage:
+            self._check_margin(self._exchange.summary())
+        self._looked = self._clock.monotonic()
+
+    def _finished(self, expected: int) -> Sequence[Candle] | None:
+        """Return finished candles, the newest from `expected` on; None while it is late."""
         try:
-            return self._plan.strategy(candles or ())
+            candles = self._window.up_to(expected)
+        except UnansweredError:
+            self._market.invalidate_clock()  # One of the two is wrong about the time.
+            raise
+        if candles is None:
+            log.warning("candle late: the exchange has not finished it in good time")
+            self._market.invalidate_clock()
+            words = "the exchange finishes no candle: closed, delisted, or in trouble?"
+            self._alerts.hold("candles", words, SILENCE_MAX_S)
+        else:
+            self._alerts.over("candles")
+        return candles
+
+    def _signal(self, candles: Sequence[Candle]) -> Signal:
+        try:
+            return self._plan.strategy(candles)
         except RuleError as error:
             held = self._journal.account().held
             raise self._journal.halt(
@@ -301,59 +389,73 @@ class Bot:
             self._journal.put(direction=int(signal.direction))
         return signal
 
-    def _work(self, candle: Candle, signal: Signal) -> bool:
-        """Decide and send until on target; False when the market should be asked again soon."""
-        blocked: set[Purpose] = set()
-        done = True
+    def _work(self, candle: Candle, signal: Signal) -> float | None:
+        """Decide and send until on target; return when to go on with this candle, None if never."""
+        next_due = candle.time + 2 * self._plan.interval_s + WAKE_DELAY_S
+        objected: dict[Purpose, Blocked] = {}
         self._market.invalidate_quote()
-        for _ in range(ROUNDS_MAX):
-            held = self._orders.position()
-            self._check_loss(held, candle.close)
-            decision = decide(self._snapshot(candle, signal, held, blocked), self._plan)
+        sent, is_over = 0, False
+        held = self._orders.position()
+        while True:
+            self._check_baseline(candle.close)
+            self._check_loss(held)
+            decision = decide(self._snapshot(candle, signal, held, objected), self._plan)
             step = decision.step
             if step is None:
                 break
-            today = self._journal.orders_since(int(self._clock.now()) - DAY_S)
-            inputs = self._market.risk_inputs(step, held, today)
-            limits = self._plan.limits
-            if self._journal.get("flatten"):
-                limits = limits._replace(max_spread_percent=Decimal(100))
-            against = objection(step, self._plan.leverage, inputs, limits)
-            if against is None:
-                self._journal.decide(self._row(candle, signal, held, decision))
-                self._orders.send(step, self._market.rules, candle.time, held, decision.reason)
-                if self._journal.consecutive_unfilled()[0]:
-                    self._market.invalidate_rules()
-                if self._clock.now() >= candle.time + 2 * self._plan.interval_s + WAKE_DELAY_S:
-                    held = self._orders.position()
-                    break  # A newer candle has finished meanwhile; it decides what comes next.
-                continue
-            reason = f"{decision.reason}, but {against.reason}"
-            decision = Decision(decision.target, None, reason)
-            self._emit("objection", reason)
-            self._market.invalidate_rules()  # What speaks against it may be gone by the next tick.
-            blocked.add(step.purpose)
-            if step.purpose is not Purpose.REVERSE or against.passing:
-                done = not against.passing
+            if is_over or sent == ROUNDS_MAX:
+                words = "left to the next candle" if is_over else "after a pause"
+                until = None if is_over else self._clock.now() + PASSING_PAUSE_S
+                blocked = Blocked(words, until)
+                reason = f"{decision.reason}, {words}"
+                decision = Decision(decision.target, None, reason, blocked)
                 break
-        else:
-            held = self._orders.position()
-        self._finish(candle, signal, held, decision, done)
-        return done
+            against = self._objection(step, held, candle)
+            if against is not None:
+                objected[step.purpose] = against
+                continue
+            self._journal.decide(self._row(candle, signal, held, decision))
+            self._orders.send(step, self._market.rules, candle.time, held, decision.reason)
+            sent, before, held = sent + 1, held, self._orders.position()
+            if held == before:  # Was it refused for what is known wrongly?
+                self._market.invalidate_rules()
+                self._market.invalidate_clock()
+            # A newer candle may have finished meanwhile; it decides what comes next.
+            is_over = self._clock.now() >= next_due
+        self._finish(candle, signal, held, decision)
+        return decision.blocked.until if decision.blocked else None
+
+    def _objection(self, step: Step, held: Decimal, candle: Candle) -> Blocked | None:
+        """Return what speaks against the step now, and when to see whether it still does."""
+        today = self._journal.orders_since(int(self._clock.now()) - DAY_S)
+        inputs = self._market.risk_inputs(step, held, today)
+        limits = self._plan.limits
+        if self._journal.get("flatten"):
+            limits = limits._replace(max_spread_percent=Decimal(100))
+        against = objection(step, self._plan.leverage, inputs, limits)
+        if against is None:
+            return None
+        pause_s = PASSING_PAUSE_S if against.passing else LOOK_MAX_S
+        if against.funds and self._orders.has_closed(candle.time):
+            pause_s = FUNDS_PAUSE_S
+        self._market.invalidate_rules()  # What speaks against it may be gone by the next look.
+        self._emit("objection", against.reason)
+        return Blocked(f"but {against.reason}", self._clock.now() + pause_s)
 
     def _snapshot(
-        self, candle: Candle, signal: Signal, held: Decimal, blocked: set[Purpose]
+        self,
+        candle: Candle,
+        signal: Signal,
+        held: Decimal,
+        objected: Mapping[Purpose, Blocked],
     ) -> Snapshot:
-        sent = self._journal.intents_of(self._plan.interval_s, candle.time)
         return Snapshot(
             signal=signal,
             held=held,
             rules=self._market.rules,
             waits_for_turn_from=self._first_direction(signal.direction),
             flatten_reason=self._journal.get("flatten") or None,
-            tried=blocked
-            | {intent.purpose for intent in sent if intent.outcome is not Outcome.NOT_SENT}
-            | ({Purpose.REVERSE} if self._journal.newest_turn_failed() else set()),
+            blocked={**self._orders.blocked(candle.time, self._market.rules.ordermin), **objected},
         )
 
     def _first_direction(self, direction: Direction | None) -> Direction | None:
@@ -368,35 +470,67 @@ class Bot:
             self._journal.put(first_direction=int(direction))
         return direction
 
-    def _check_loss(self, held: Decimal, price: Decimal) -> None:
-        """Latch `max_loss` when it is reached; once flat, end with a safety stop."""
-        limit = self._plan.limits.max_loss
-        pnl = self._journal.account().pnl(price)
+    def _check_baseline(self, price: Decimal) -> None:
+        """Remember the profit from which a loss is counted, once after each resume."""
         if not self._journal.get("pnl_at_resume"):
-            self._journal.put(pnl_at_resume=pnl)
-        loss = Decimal(self._journal.get("pnl_at_resume")) - pnl
-        reason = self._journal.get("flatten")
-        if not reason and limit is not None and loss >= limit:
-            reason = f"the loss since the last resume is {loss:.2f}, max_loss is {limit}"
+            self._journal.put(pnl_at_resume=self._journal.account().pnl(price))
+
+    def _check_loss(self, held: Decimal) -> None:
+        """Latch `max_loss` when it is reached; once flat, end with a safety stop."""
+        reason = self._journal.get("flatten") or self._loss_reached(held)
+        if reason and not self._journal.get("flatten"):
             self._journal.put(flatten=reason)
             log.critical("flattening reason=%s", reason)
         if reason and abs(held) < self._market.rules.ordermin:
             self._journal.put(flatten=None)
-            rest = f"; {plain(held)} is too small to be closed" if held else ""
+            pair = self._plan.pair
+            rest = f"; {plain(held)} {pair} is held and too small to be closed" if held else ""
             raise self._journal.halt(reason + rest)
 
-    def _finish(
-        self, candle: Candle, signal: Signal, held: Decimal, decision: Decision, done: bool
-    ) -> None:
+    def _loss_reached(self, held: Decimal) -> str:
+        """Return why to flatten, when two looks in quiet quotes both say so; else nothing."""
+        limit, began = self._plan.limits.max_loss, self._journal.get("pnl_at_resume")
+        if limit is None or not began:
+            return ""
+        for look in range(2):
+            if look and held:
+                self._clock.wait(LOSS_PAUSE_S)
+            quote = self._exchange.quote()
+            loss = Decimal(began) - self._journal.account().pnl(quote.mid)
+            if loss < limit or quote.spread_percent > self._plan.limits.max_spread_percent:
+                return ""
+        return f"the loss since the last resume is {loss:.2f}, max_loss is {limit}"
+
+    def _check_margin(self, summary: MarginSummary) -> None:
+        level, level_min = summary.margin_level, self._plan.limits.min_margin_level
+        if level is not None and level < level_min:
+            log.critical("margin level low level=%.1f", level)
+            words = f"the margin level is {level:.1f} %, below min_margin_level {level_min} %"
+            self._alerts.hold("margin", words)
+        else:
+            self._alerts.over("margin")
+
+    def _finish(self, candle: Candle, signal: Signal, held: Decimal, decision: Decision) -> None:
+        """Write down where this look at the candle ended, and tell what holds for too long."""
         row = self._row(candle, signal, held, decision)
         summary = self._market.summary()
         if not self._plan.leverage:
             summary = summary._replace(unrealized_pnl=held * candle.close)
-        level = summary.margin_level
-        if level is not None and level < self._plan.limits.min_margin_level:
-            log.critical("margin level low level=%.1f", level)
-            self._emit("margin", f"the margin level is {level:.1f} %")
-        self._journal.decide(row, summary if done else None)
+        self._check_margin(summary)
+        self._looked = self._clock.monotonic()
+        is_done = decision.blocked is None or decision.blocked.until is None
+        self._journal.decide(row, summary if is_done else None)
+        if decision.blocked is None:
+            self._alerts.over("target")
+        else:
+            self._alerts.hold("target", decision.reason, min(3 * self._plan.interval_s, 3600))
+        rules = self._market.rules
+        if is_stuck(held, self._plan.size, rules):
+            self._market.invalidate_rules()
+            words = f"{plain(held)} {self._plan.pair} is held, below the smallest order"
+            self._alerts.hold("minimum", f"{words} {plain(rules.ordermin)} of the exchange now")
+        else:
+            self._alerts.over("minimum")
         values = {
             "candle": str(candle.time),
             "price": plain(candle.close),

@@ -13,8 +13,7 @@ from krakenbot.pairs import decimal
 ROWS_MAX = 720  # More than these the exchange does not give.
 LATE_WAIT_S = 2.0
 LATE_TRIES = 8
-LATER_WAIT_S = 30.0  # After the first tries, for as long as a candle of this length is worth it.
-LATE_MAX_S = 3600.0
+AHEAD_MAX_S = 5.0  # A candle that begins later than this from now is not believed.
 
 
 class CandleWindow:
@@ -42,13 +41,14 @@ class CandleWindow:
     def up_to(self, expected: int) -> Sequence[Candle] | None:
         """Return finished candles, the newest one starting at `expected` or later.
 
-        Asks again while that one is late; None when it does not come in good time.
+        Asks again while that one is late; None when it does not come in good time. Raises
+        UnansweredError, too, for candles of the future: then one of two clocks is wrong.
         """
-        lasting_s = min(LATE_MAX_S, self._interval_s / 4)
-        tries = LATE_TRIES + int(max(0.0, lasting_s - LATE_TRIES * LATE_WAIT_S) // LATER_WAIT_S)
-        for attempt in range(tries):
+        for attempt in range(LATE_TRIES):
+            if self._candles and self._candles[-1].time >= expected:
+                return tuple(self._candles)
             if attempt:
-                self._clock.wait(LATE_WAIT_S if attempt < LATE_TRIES else LATER_WAIT_S)
+                self._clock.wait(LATE_WAIT_S)
             self._fetch(expected)
             if self._candles and self._candles[-1].time >= expected:
                 return tuple(self._candles)
@@ -62,6 +62,10 @@ class CandleWindow:
         begin = self._hole or known or expected - self._kept * interval_s
         # One candle more than needed: whether `since` itself comes back is not documented.
         rows = self._market.candles(begin - interval_s)
+        if rows and rows[-1].time > self._clock.now() + AHEAD_MAX_S:
+            raise UnansweredError(
+                f"OHLC answer holds a candle of {rows[-1].time}, now it is {self._clock.now():.0f}"
+            )
         finished = rows[:-1]  # The last row is still being made; its close will change.
         if not finished:
             return

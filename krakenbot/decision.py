@@ -1,11 +1,11 @@
 """From a snapshot of the world to a decision. Pure: no clock, no socket, no memory."""
 
-from collections.abc import Set
+from collections.abc import Mapping
 from decimal import Decimal
 from typing import NamedTuple
 
 from krakenbot.config import Config
-from krakenbot.model import ZERO, Direction, Purpose, Signal, Step
+from krakenbot.model import ZERO, Direction, Purpose, Side, Signal, Step
 from krakenbot.pairs import PairRules, plain
 from krakenbot.risk import Limits
 from krakenbot.sizing import next_step, target_volume
@@ -50,12 +50,19 @@ def plan_of(config: Config) -> Plan:
     )
 
 
+class Blocked(NamedTuple):
+    """Why a kind of order is not sent now, and until when; None: not for this candle any more."""
+
+    reason: str
+    until: float | None
+
+
 class Snapshot(NamedTuple):
     """What is known when deciding.
 
     `waits_for_turn_from` is the direction whose end a first start waits for, None once it is in
-    the market. `flatten_reason` is set when nothing may be held any more. `tried` are the kinds
-    of orders already sent for this candle.
+    the market. `flatten_reason` is set when nothing may be held any more. `blocked` are the kinds
+    of orders that may not be sent now.
     """
 
     signal: Signal
@@ -63,20 +70,24 @@ class Snapshot(NamedTuple):
     rules: PairRules
     waits_for_turn_from: Direction | None
     flatten_reason: str | None
-    tried: Set[Purpose]
+    blocked: Mapping[Purpose, Blocked]
 
 
 class Decision(NamedTuple):
-    """`target` is the direction to be in, `step` the next order towards it or None."""
+    """`target` is the direction to be in, `step` the next order towards it or None.
+
+    `blocked` is set when there is a next order that may not be sent now.
+    """
 
     target: Direction
     step: Step | None
     reason: str
+    blocked: Blocked | None = None
 
 
 def decide(snapshot: Snapshot, plan: Plan) -> Decision:
     """Return where to be and the next order on the way there."""
-    signal, held = snapshot.signal, snapshot.held
+    signal, held, rules = snapshot.signal, snapshot.held, snapshot.rules
     if snapshot.flatten_reason is not None:
         direction, why = Direction.FLAT, snapshot.flatten_reason
     elif signal.direction is None:
@@ -87,22 +98,31 @@ def decide(snapshot: Snapshot, plan: Plan) -> Decision:
     else:
         direction, why = signal.direction, signal.direction.name.lower()
     target = target_volume(direction, plan.size, plan.leverage)
-    step = next_step(held, target, plan.leverage, plan.one_order, snapshot.rules, snapshot.tried)
-    goal = _direction(target)
-    if step is not None:
-        verb = {Purpose.CLOSE: "close", Purpose.OPEN: "open", Purpose.REVERSE: "turn"}[step.purpose]
-        return Decision(goal, step, f"{why}: {verb} by {step.side.value} {plain(step.volume)}")
-    if held == target:
+    goal, rest = _direction(target), abs(target - held)
+    step = next_step(held, target, plan.leverage, plan.one_order, rules, snapshot.blocked)
+    if step is None and is_stuck(held, plan.size, rules) and held * target <= 0:
+        # The exchange raised its minimum: what is held must still go, if it lets it.
+        side = Side.SELL if held > 0 else Side.BUY
+        step = Step(Purpose.CLOSE, side, abs(held), plan.leverage > 0)
+    if step is None and rest == 0:
         return Decision(goal, None, f"{why}: on target")
-    rest = abs(target - held)
-    if snapshot.rules.round_volume(rest) < snapshot.rules.ordermin:
+    if step is None:
         return Decision(
             goal,
             None,
             f"{why}: {plain(rest)} off target, left alone below the smallest order "
-            f"{plain(snapshot.rules.ordermin)}",
+            f"{plain(rules.ordermin)}",
         )
-    return Decision(goal, None, f"{why}: {plain(rest)} off target, tried in this candle already")
+    if step.purpose in snapshot.blocked:
+        blocked = snapshot.blocked[step.purpose]
+        return Decision(goal, None, f"{why}: {plain(rest)} off target, {blocked.reason}", blocked)
+    order = f"{step.purpose.verb} by {step.side.value} {plain(step.volume)}"
+    return Decision(goal, step, f"{why}: {order}")
+
+
+def is_stuck(held: Decimal, size: Decimal, rules: PairRules) -> bool:
+    """Return whether a whole position became too small to be closed; a mere rest is left alone."""
+    return held != 0 and abs(held) < rules.ordermin and size < rules.ordermin
 
 
 def _direction(volume: Decimal) -> Direction:

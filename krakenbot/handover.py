@@ -29,7 +29,7 @@ class Desk:
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
         self.plan = plan_of(parts.config)
-        self._market = MarketState(self.plan, parts.exchange, parts.clock)
+        self._market = MarketState(self.plan, parts.exchange, parts.clock, parts.journal)
         owner = Owner(parts.owner, self.plan.pair, self.plan.interval_s, self.plan.leverage)
         self._orders = Orders(owner, parts.exchange, parts.journal, parts.clock, self._emit)
         self._patience_s = parts.config.exchange.patience
@@ -105,7 +105,7 @@ class Desk:
         if signal.direction is None and parts.journal.get("direction"):
             signal = signal._replace(direction=Direction(int(parts.journal.get("direction"))))
         for _ in range(2):  # A reversal takes two.
-            decision = decide(Snapshot(signal, held, self.rules, None, None, frozenset()), plan)
+            decision = decide(Snapshot(signal, held, self.rules, None, None, {}), plan)
             if decision.step is None:
                 return
             yield f"{self.told(decision.step.side, decision.step.volume)} ({decision.reason})"
@@ -161,9 +161,7 @@ class Desk:
         if held == 0:
             return True
         nowhere = Signal(Direction.FLAT, ZERO, 0)
-        step = decide(
-            Snapshot(nowhere, held, self.rules, None, reason, frozenset()), self.plan
-        ).step
+        step = decide(Snapshot(nowhere, held, self.rules, None, reason, {}), self.plan).step
         if step is None:  # Whether something so small can be closed is Kraken's say.
             side = Side.SELL if held > 0 else Side.BUY
             step = Step(Purpose.CLOSE, side, abs(held), self.plan.leverage > 0)

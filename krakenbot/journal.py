@@ -30,8 +30,14 @@ class Outcome(StrEnum):
     REFUSED = "refused"
     ABSENT = "absent"
     ADOPTED = "adopted"
-    RATE_LIMITED = "put off"  # Refused for a reason that passes: the market's state, a rate limit.
+    PUT_OFF = "put off"  # Refused for a reason that passes: a rate limit, the market's state.
+    PUT_OFF_SURELY = "put off, no order left"  # The same, documented to leave no order.
     ABANDONED = "given up"
+
+
+# Nothing came of it, by no fault of the bot's: counted neither as an order of the day nor as one
+# that traded nothing.
+PASSING = (Outcome.NOT_SENT, Outcome.PUT_OFF, Outcome.PUT_OFF_SURELY, Outcome.ABSENT)
 
 
 class Intent(NamedTuple):
@@ -238,28 +244,27 @@ class Journal:
         rows = self._db.execute(f"SELECT * FROM intents WHERE {where} ORDER BY number", values)
         return [_read(Intent, row) for row in rows]
 
-    def attempts(self, interval_s: int, candle: int, purpose: Purpose, outcome: Outcome) -> int:
-        """Return how many orders of that step ended so."""
-        found = self.intents_of(interval_s, candle)
-        return sum(intent.purpose is purpose and intent.outcome is outcome for intent in found)
+    def newest_of(self, purpose: Purpose, count: int) -> list[Intent]:
+        """Return at most that many orders of the purpose, newest first."""
+        rows = self._db.execute(
+            "SELECT * FROM intents WHERE purpose = ? ORDER BY number DESC LIMIT ?",
+            (purpose.value, count),
+        )
+        return [_read(Intent, row) for row in rows]
 
     def orders_since(self, time: int) -> int:
-        """Return how many orders went out since then, whatever came of them."""
-        return self._number(
-            "SELECT count(*) FROM intents WHERE created > ? AND outcome IS NOT ?"
-            " AND outcome IS NOT ?",
-            time,
-            Outcome.NOT_SENT,
-            Outcome.ADOPTED,
-        )
+        """Return how many orders the exchange took or refused for good since then."""
+        aside = (*PASSING, Outcome.ADOPTED)
+        query = f"SELECT count(*) FROM intents WHERE created > ? AND {_is_none_of(aside)}"
+        return self._number(query, time, *aside)
 
     def consecutive_unfilled(self) -> tuple[int, str]:
         """Return how many of the newest orders traded nothing, and the last one's note."""
         count, note = 0, ""
         rows = self._db.execute(
-            "SELECT executed, outcome, note FROM intents WHERE outcome IS NOT ?"
-            " AND outcome IS NOT ? AND number > ? ORDER BY number DESC LIMIT 50",
-            (Outcome.NOT_SENT, Outcome.RATE_LIMITED, int(self.get("unfilled_from", "0"))),
+            f"SELECT executed, outcome, note FROM intents WHERE {_is_none_of(PASSING)}"
+            " AND number > ? ORDER BY number DESC LIMIT 50",
+            (*PASSING, int(self.get("unfilled_from", "0"))),
         )
         for row in rows:
             if row["outcome"] is None or Decimal(row["executed"]):
@@ -516,6 +521,10 @@ def advice(error: sqlite3.Error) -> str:
     if code == sqlite3.SQLITE_READONLY:
         return "The file, its folder or the whole disk is read-only"
     return "Check free space and permissions of the state directory"
+
+
+def _is_none_of(outcomes: Sequence[Outcome]) -> str:
+    return " AND ".join(["outcome IS NOT ?"] * len(outcomes))
 
 
 def _stored(value: object) -> object:

@@ -7,15 +7,26 @@ from krakenbot.clock import Clock
 from krakenbot.decision import Plan
 from krakenbot.errors import ConfigError, LaterError, RefusedError, StopError, UnansweredError
 from krakenbot.exchange import Exchange
-from krakenbot.model import ZERO, MarginSummary, Purpose, Quote, Step
-from krakenbot.pairs import PairRules
-from krakenbot.risk import CLOCK_OFFSET_MAX_S, FEE_RATE_ASSUMED, RiskInputs
+from krakenbot.journal import Journal
+from krakenbot.model import ZERO, MarginRates, MarginSummary, Purpose, Quote, Side, Step
+from krakenbot.pairs import PairRules, recall_rules, remember_rules
+from krakenbot.risk import (
+    CLOCK_OFFSET_MAX_S,
+    FEE_RATE_ASSUMED,
+    MARGIN_RATE_ASSUMED,
+    RiskInputs,
+    clock_error,
+)
 
-CLOCK_REFRESH_S = 3600.0
+CLOCK_REFRESH_S = 300.0
 RULES_REFRESH_S = 6 * 3600.0
 FEE_REFRESH_S = 86400.0
 MARKET_FRESH_S = 60.0
 CLOCK_WARN_S = 5.0
+CLOCK_JUMP_S = 5.0  # An answer so far from what is known needs others that agree with it.
+CLOCK_LOOKS = 3
+CLOCK_PAUSE_S = 5.0
+CLOCK_AGREES_S = 2.0
 NEVER = float("-inf")
 
 
@@ -24,55 +35,99 @@ class MarketState:
 
     rules: PairRules
 
-    def __init__(self, plan: Plan, exchange: Exchange, clock: Clock) -> None:
+    def __init__(self, plan: Plan, exchange: Exchange, clock: Clock, journal: Journal) -> None:
         self._plan = plan
         self._exchange = exchange
         self._clock = clock
+        self._journal = journal
         self._fee_rate = ZERO
-        self._clock_offset_s = 0.0
+        self._margin_rates = MarginRates(None, None)
+        self.clock_offset_s = 0.0  # The exchange's time less the host's.
         self._market: tuple[float, str, Quote] = NEVER, "", Quote(ZERO, ZERO)
         self._clock_read = self._rules_read = self._fee_read = NEVER
 
     def learn(self) -> None:
-        """Read clock and rules. Raises ConfigError when there is no such pair."""
+        """Read clock and rules; with a position to look after, remembered rules will do.
+
+        Raises ConfigError when there is no such pair.
+        """
         self.measure_clock()
         try:
             self._read_rules()
-        except RefusedError as error:
-            raise ConfigError(f"pair = {self._plan.pair!r}: {error}") from error
+        except (LaterError, UnansweredError, RefusedError) as error:
+            text = self._journal.get("rules")
+            if not text or not (self._journal.account().held or self._journal.open_intents()):
+                if not isinstance(error, RefusedError):
+                    raise
+                raise ConfigError(f"pair = {self._plan.pair!r}: {error}") from error
+            log.warning("rules of the pair cannot be read, remembered ones are used: %s", error)
+            self.rules = recall_rules(text)
+            if isinstance(error, RefusedError):
+                self.rules = self.rules._replace(status="not listed")
+            self._exchange.assume_rules(self.rules)
 
     def invalidate_rules(self) -> None:
-        """Have the pair's rules read anew after this tick."""
+        """Have the pair's rules read anew before the next tick."""
         self._rules_read = NEVER
+
+    def invalidate_clock(self) -> None:
+        """Have the exchange's time asked anew before the next tick."""
+        self._clock_read = NEVER
 
     def invalidate_quote(self) -> None:
         """Have the market's state and quote asked anew for the next order."""
         self._market = (NEVER, *self._market[1:])
 
-    def refresh(self, is_clock_in_doubt: bool) -> None:
+    def refresh(self) -> None:
         """Read anew what has grown old."""
         now = self._clock.monotonic()
-        if is_clock_in_doubt or now - self._clock_read >= CLOCK_REFRESH_S:
+        if now - self._clock_read >= CLOCK_REFRESH_S:
             self.measure_clock()
         if now - self._rules_read >= RULES_REFRESH_S:
             self._read_rules()
         if now - self._fee_read >= FEE_REFRESH_S:
-            self.read_fee_rate()
+            self.read_rates()
 
     def measure_clock(self) -> None:
-        """Take the exchange's time, good to about half a second and half the round trip."""
-        sent = self._clock_read = self._clock.monotonic()
-        server = self._exchange.server_time()
-        estimate = server + 0.5 + (self._clock.monotonic() - sent) / 2
-        if abs(estimate - self._clock.now()) > 1.0:
-            self._clock.set(estimate)
-        self._clock_offset_s = estimate - self._clock.wall()
-        if abs(self._clock_offset_s) > CLOCK_WARN_S:
-            log.warning("clock of this host is off offset_s=%+.1f", -self._clock_offset_s)
+        """Take the exchange's time, good to about half a second and half the round trip.
 
-    def read_fee_rate(self) -> None:
+        An answer far from what is known so far (at first: from the host's clock) is believed only
+        when others, some seconds apart, agree with it; UnansweredError when they do not. The
+        exchange then counts, since it judges deadlines by its own clock; while the host's clock
+        says otherwise nothing is opened.
+        """
+        self._clock_read = self._clock.monotonic()
+        offset_s = self._ask_time()
+        if abs(self._clock.monotonic() + offset_s - self._clock.now()) > CLOCK_JUMP_S:
+            for _ in range(CLOCK_LOOKS - 1):
+                self._clock.wait(CLOCK_PAUSE_S)
+                before_s, offset_s = offset_s, self._ask_time()
+                if abs(offset_s - before_s) > CLOCK_AGREES_S:
+                    self._clock_read = NEVER
+                    raise UnansweredError(
+                        f"the exchange's clock jumps by {offset_s - before_s:+.0f} s"
+                    )
+            log.warning("clock set step_s=%+.1f", self._now(offset_s) - self._clock.now())
+        if abs(self._now(offset_s) - self._clock.now()) > 1.0:
+            self._clock.set(self._now(offset_s))
+        self.clock_offset_s = self._now(offset_s) - self._clock.wall()
+        if abs(self.clock_offset_s) > CLOCK_WARN_S:
+            log.warning("this host's clock is %s", clock_error(self.clock_offset_s))
+
+    def _now(self, offset_s: float) -> float:
+        return self._clock.monotonic() + offset_s
+
+    def _ask_time(self) -> float:
+        """Return the exchange's time less the clock that no one can set."""
+        sent = self._clock.monotonic()
+        server = self._exchange.server_time()
+        return server + 0.5 - (sent + self._clock.monotonic()) / 2
+
+    def read_rates(self) -> None:
+        """Take the account's fee and what borrowing costs; assume them where they cannot be had."""
         try:
             self._fee_rate = self._exchange.fee_rate()
+            self._margin_rates = self._exchange.margin_rates()
         except (LaterError, UnansweredError, RefusedError, StopError) as error:
             self._fee_rate = self._fee_rate or FEE_RATE_ASSUMED
             log.warning("fee rate assumed rate=%s reason=%s", self._fee_rate, error)
@@ -81,10 +136,13 @@ class MarketState:
     def risk_inputs(self, step: Step, held: Decimal, orders_today: int) -> RiskInputs:
         """Return what speaks for or against an order; status and quote are good for a minute."""
         now = self._clock.monotonic()
-        if abs(self._clock_offset_s) > CLOCK_OFFSET_MAX_S:
+        if abs(self.clock_offset_s) > CLOCK_OFFSET_MAX_S:
             self.measure_clock()  # It may have been repaired since.
         if now - self._market[0] > MARKET_FRESH_S:
-            self._market = (now, self._exchange.market_status().status, self._exchange.quote())
+            status = self._exchange.market_status().status
+            self._market = (now, status, self._exchange.quote())
+        rates, is_long = self._margin_rates, step.side is Side.BUY
+        rate = rates.long if is_long else rates.short
         return RiskInputs(
             system_status=self._market[1],
             quote=self._market[2],
@@ -93,7 +151,8 @@ class MarketState:
             summary=None if step.purpose is Purpose.CLOSE else self.summary(),
             orders_today=orders_today,
             fee_rate=self._fee_rate,
-            clock_offset_s=self._clock_offset_s,
+            clock_offset_s=self.clock_offset_s,
+            margin_rate=MARGIN_RATE_ASSUMED if rate is None else rate,
         )
 
     def summary(self) -> MarginSummary:
@@ -105,3 +164,6 @@ class MarketState:
     def _read_rules(self) -> None:
         self.rules = self._exchange.rules()
         self._rules_read = self._clock.monotonic()
+        text = remember_rules(self.rules)
+        if text != self._journal.get("rules"):
+            self._journal.put(rules=text)

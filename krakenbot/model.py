@@ -52,6 +52,10 @@ class Purpose(Enum):
     REVERSE = "turn"
     ADOPT = "adopt"
 
+    @property
+    def verb(self) -> str:
+        return "reverse" if self is Purpose.REVERSE else self.value
+
 
 class Candle(NamedTuple):
     """One finished interval; `time` is its start. `volume` is 0 when nobody traded."""

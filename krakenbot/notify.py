@@ -22,7 +22,7 @@ from krakenbot.kraken.transport import Transport, UrllibTransport
 from krakenbot.log import clean
 from krakenbot.model import Secret
 
-NOTICED = ("start", "fill", "refusal", "margin", "halt", "recovery", "difference", "stop")
+NOTICED = ("start", "fill", "refusal", "warning", "halt", "recovery", "difference", "stop")
 LIMIT_S = 5.0  # For one whole request.
 WAITING_MAX = 20
 LAST_WORDS_S = 6.0

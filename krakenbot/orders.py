@@ -1,17 +1,22 @@
-"""An order, exactly: written, sent once, asked about until its end is known.
+"""An order's life as one table: written, sent once, asked about until its end is known.
 
-And the other half of that: what is held is what the exchange says and the journal explains.
+The first half is pure: what is done after each answer in each state (TABLE), and when a step may
+be attempted anew. The second half carries it out. And what is held is what the exchange says and
+the journal explains.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
+from enum import Enum
+from itertools import product
 from typing import NamedTuple
 
 from krakenbot import log
 from krakenbot.clock import Clock
-from krakenbot.errors import LaterError, RefusedError, StopError, UnansweredError
+from krakenbot.decision import Blocked
+from krakenbot.errors import Cause, LaterError, RefusedError, UnansweredError
 from krakenbot.exchange import Exchange
-from krakenbot.journal import Intent, Journal, Outcome, client_order_id
+from krakenbot.journal import PASSING, Intent, Journal, Outcome, client_order_id
 from krakenbot.model import ZERO, Execution, Purpose, Step
 from krakenbot.pairs import PairRules, elsewhere, plain
 
@@ -19,7 +24,245 @@ DEADLINE_S = 15  # The engine refuses an order that reaches it later.
 VISIBLE_S = 120  # How long reading may lag behind what happened: twice the longest seen.
 WATCH_MIN_S = 75.0  # An order counts as absent only when looked for this long by this process.
 LOOK_PAUSE_S = 10.0
+LOOK_REFUSED_S = 3600.0  # A look that is refused for so long needs a person.
 UNFILLED_MAX = 5
+
+# -- the table -----------------------------------------------------------------------------------
+
+
+class State(Enum):
+    PREPARED = "meant; neither on disk nor sent"
+    SENT = "on disk and sent; what was answered is not yet checked"
+    ACCEPTED = "the exchange has taken it"
+    UNCONFIRMED = "it may have been executed or not"
+    FINAL = "its end is on disk"
+
+
+class Answer(Enum):
+    ACCEPTED = "taken"
+    REJECTED = "a definite no"
+    RETRY_LATER = "a no that passes by itself"
+    NOT_SENT = "no byte left this machine"
+    UNKNOWN = "no answer, or none that can be understood"
+    FOUND_OPEN = "a look: it is there, and may still trade or show more of its fill"
+    FOUND_FINAL = "a look: it has ended, and what it traded is certain"
+    NOT_FOUND = "a look: the exchange knows no such order"
+    LOOKUP_FAILED = "a look without an answer"
+
+
+class Write(Enum):
+    NOTHING = "nothing"
+    INTENT = "the intent"
+    ACCEPTED = "that the exchange has taken it"
+    FILL = "its end and its fill"
+    REFUSAL = "that it was refused or not sent, and why"
+    ABSENT = "that it never happened"
+
+
+class Do(Enum):
+    SEND = "send it, once"
+    LOOK = "ask what became of it"
+    PROVE = "see whether trades and position agree that it never happened"
+    DECIDE = "nothing more; the next decision may make a new attempt, see next_attempt"
+    WAIT = "leave it; the loop waits for the exchange, and asks again"
+    HALT = "stop for good: a person must look"
+
+
+class Cell(NamedTuple):
+    """What comes of an answer: `write`, then `do` after `pause_s` (the last one repeats).
+
+    `late` is done instead, and its `reason` told, once waiting is over: see `next_action`.
+    """
+
+    state: State
+    write: Write
+    do: Do
+    pause_s: Sequence[float] = (0.0,)
+    late: Do | None = None
+    reason: str = ""
+
+
+QUICK_S = (1.0, 2.0, 4.0, 8.0, LOOK_PAUSE_S)  # An accepted order ends within a second or two.
+SLOW_S = (LOOK_PAUSE_S,)  # What Kraken's lowest REST limit sustains.
+_STILL_OPEN = "is a market order and still open long after its deadline"
+_REFUSED_LOOK = "cannot be looked up: the exchange has refused that for an hour"
+
+
+def _impossible(state: State, answer: Answer) -> Cell:
+    reason = f"answered {answer.name} in state {state.name}, which cannot be"
+    return Cell(state, Write.NOTHING, Do.HALT, reason=reason)
+
+
+TABLE: Mapping[tuple[State, Answer], Cell] = {
+    **{cell: _impossible(*cell) for cell in product(State, Answer)},
+    # Nothing is sent yet. A look, where the journal is young: an earlier one may have been lost.
+    (State.PREPARED, Answer.NOT_FOUND): Cell(State.SENT, Write.INTENT, Do.SEND),
+    (State.PREPARED, Answer.FOUND_OPEN): Cell(State.UNCONFIRMED, Write.INTENT, Do.LOOK, QUICK_S),
+    (State.PREPARED, Answer.FOUND_FINAL): Cell(State.UNCONFIRMED, Write.INTENT, Do.LOOK, QUICK_S),
+    (State.PREPARED, Answer.LOOKUP_FAILED): Cell(State.PREPARED, Write.NOTHING, Do.WAIT),
+    # The answer to sending. A no is believed after one look that finds no such order.
+    (State.SENT, Answer.ACCEPTED): Cell(State.ACCEPTED, Write.ACCEPTED, Do.LOOK),
+    (State.SENT, Answer.REJECTED): Cell(State.SENT, Write.NOTHING, Do.LOOK),
+    (State.SENT, Answer.RETRY_LATER): Cell(State.SENT, Write.NOTHING, Do.LOOK),
+    (State.SENT, Answer.NOT_SENT): Cell(State.FINAL, Write.REFUSAL, Do.DECIDE),
+    (State.SENT, Answer.UNKNOWN): Cell(State.UNCONFIRMED, Write.NOTHING, Do.LOOK),
+    (State.SENT, Answer.NOT_FOUND): Cell(State.FINAL, Write.REFUSAL, Do.DECIDE),
+    (State.SENT, Answer.FOUND_OPEN): Cell(State.UNCONFIRMED, Write.NOTHING, Do.LOOK, QUICK_S),
+    (State.SENT, Answer.FOUND_FINAL): Cell(State.FINAL, Write.FILL, Do.DECIDE),
+    (State.SENT, Answer.LOOKUP_FAILED): Cell(State.UNCONFIRMED, Write.NOTHING, Do.LOOK, SLOW_S),
+    # It was taken. It must be there, and must end.
+    (State.ACCEPTED, Answer.FOUND_FINAL): Cell(State.FINAL, Write.FILL, Do.DECIDE),
+    (State.ACCEPTED, Answer.FOUND_OPEN): Cell(
+        State.ACCEPTED, Write.NOTHING, Do.LOOK, QUICK_S, Do.HALT, _STILL_OPEN
+    ),
+    (State.ACCEPTED, Answer.NOT_FOUND): Cell(
+        State.ACCEPTED,
+        Write.NOTHING,
+        Do.LOOK,
+        QUICK_S,
+        Do.HALT,
+        "was accepted by the exchange, which now does not know it",
+    ),
+    (State.ACCEPTED, Answer.LOOKUP_FAILED): Cell(
+        State.ACCEPTED, Write.NOTHING, Do.WAIT, late=Do.HALT, reason=_REFUSED_LOOK
+    ),
+    # Nobody knows. Also the state of every intent that a process before this one left open.
+    (State.UNCONFIRMED, Answer.FOUND_FINAL): Cell(State.FINAL, Write.FILL, Do.DECIDE),
+    (State.UNCONFIRMED, Answer.FOUND_OPEN): Cell(
+        State.UNCONFIRMED, Write.NOTHING, Do.LOOK, QUICK_S, Do.HALT, _STILL_OPEN
+    ),
+    (State.UNCONFIRMED, Answer.NOT_FOUND): Cell(
+        State.UNCONFIRMED, Write.NOTHING, Do.LOOK, SLOW_S, Do.PROVE
+    ),
+    (State.UNCONFIRMED, Answer.LOOKUP_FAILED): Cell(
+        State.UNCONFIRMED, Write.NOTHING, Do.WAIT, late=Do.HALT, reason=_REFUSED_LOOK
+    ),
+    # Its end is written. A refusal not documented to leave no order is looked at once more
+    # before the next order that opens.
+    (State.FINAL, Answer.NOT_FOUND): Cell(State.FINAL, Write.NOTHING, Do.DECIDE),
+    (State.FINAL, Answer.FOUND_OPEN): Cell(
+        State.FINAL, Write.NOTHING, Do.HALT, reason="was refused, and yet it is open"
+    ),
+    (State.FINAL, Answer.FOUND_FINAL): Cell(
+        State.FINAL, Write.NOTHING, Do.HALT, reason="was refused, and yet it has traded or ended"
+    ),
+    (State.FINAL, Answer.LOOKUP_FAILED): Cell(
+        State.FINAL, Write.NOTHING, Do.WAIT, late=Do.HALT, reason=_REFUSED_LOOK
+    ),
+}
+
+
+class Search(NamedTuple):
+    """What is known of the looks for one order, all times in seconds.
+
+    `looks` were answered since `first`; `after` is the first one after the deadline and the lag
+    of reading were over. `refused` is when looking began to be refused, None while it is not.
+    """
+
+    looks: int = 0
+    first: float | None = None
+    after: float | None = None
+    refused: float | None = None
+
+    def answered(self, now: float, is_over: bool) -> "Search":
+        first = now if self.first is None else self.first
+        after = now if self.after is None and is_over else self.after
+        return Search(self.looks + 1, first, after)
+
+    def failed(self, now: float, is_refused: bool) -> "Search":
+        return self._replace(refused=now) if is_refused and self.refused is None else self
+
+
+class Action(NamedTuple):
+    """What to do now: write, wait, do, and be in `state`."""
+
+    state: State
+    write: Write
+    pause_s: float
+    do: Do
+    reason: str
+
+
+def next_action(state: State, answer: Answer, search: Search, now: float) -> Action:
+    """Return the table's cell as it is now.
+
+    Waiting is over for a look that is answered when deadline and lag are over, this process has
+    looked for WATCH_MIN_S, and two answered looks after that were LOOK_PAUSE_S apart; for a look
+    that fails when it was refused for LOOK_REFUSED_S. An exchange that cannot be reached, or does
+    not answer, is waited for without end.
+    """
+    cell = TABLE[state, answer]
+    if answer is Answer.LOOKUP_FAILED:
+        is_late = search.refused is not None and now - search.refused >= LOOK_REFUSED_S
+    else:
+        is_late = (
+            search.first is not None
+            and search.after is not None
+            and now - search.first >= WATCH_MIN_S
+            and now - search.after >= LOOK_PAUSE_S
+        )
+    pause_s = cell.pause_s[min(max(search.looks - 1, 0), len(cell.pause_s) - 1)]
+    if cell.late is None or not is_late:
+        return Action(cell.state, cell.write, pause_s, cell.do, cell.reason)
+    return Action(cell.state, cell.write, 0.0, cell.late, cell.reason)
+
+
+# -- a new attempt -------------------------------------------------------------------------------
+
+REFUSED_AFTER_S = (15.0, 60.0, 300.0, 900.0)  # The last one repeats.
+NOT_SENT_AFTER_S = (2.0, 5.0, 15.0, 60.0)
+EARLIER_CANDLE_MAX_S = 300.0  # A new candle's first attempt waits no longer for an older one's.
+BELOW_MINIMUM_AFTER_S = 3600.0
+
+
+def next_attempt(
+    newest_first: Sequence[Intent], candle: int, interval_s: int, ordermin: Decimal
+) -> Blocked | None:
+    """Return what speaks against one more order of this purpose on the candle, and until when.
+
+    `newest_first` are orders of one purpose, all with an end. Their pauses grow as long as nothing
+    but refusals comes; none is tried again in the last tenth of the time for this candle.
+    """
+    if not newest_first:
+        return None
+    newest = newest_first[0]
+    if newest.reduce_only and newest.executed == newest.volume:
+        return None  # What it could only shrink is gone; one more can shrink no more than is held.
+    is_of_candle = newest.interval_s == interval_s and newest.candle == candle
+    if not _may_repeat(newest):
+        return Blocked("ordered once in this candle already", None) if is_of_candle else None
+    count = next(
+        (n for n, intent in enumerate(newest_first) if intent.outcome is not newest.outcome),
+        len(newest_first),
+    )
+    if newest.outcome is Outcome.ABSENT:
+        count = 1  # Its absence took two minutes to prove.
+    pauses = NOT_SENT_AFTER_S if newest.outcome is Outcome.NOT_SENT else REFUSED_AFTER_S
+    pause_s = pauses[min(count, len(pauses)) - 1]
+    if newest.volume < ordermin:
+        pause_s = BELOW_MINIMUM_AFTER_S
+    elif not is_of_candle:
+        pause_s = min(pause_s, EARLIER_CANDLE_MAX_S)
+    at = (newest.settled or newest.created) + pause_s
+    if needs_proof(newest):
+        at = max(at, float(newest.deadline + VISIBLE_S))
+    reason = f"{newest.outcome} ({newest.note})" if newest.note else f"{newest.outcome}"
+    if is_of_candle and at > candle + 2 * interval_s - interval_s / 10:
+        return Blocked(f"{reason}: not again in this candle", None)
+    return Blocked(f"{reason}: tried again later", at)
+
+
+def needs_proof(intent: Intent) -> bool:
+    """Return whether a refusal may hide an order that opens: it is looked for once more."""
+    return intent.outcome is Outcome.PUT_OFF and not intent.reduce_only
+
+
+def _may_repeat(intent: Intent) -> bool:
+    # A reduce-only order can only shrink what is held, so one more harms nothing.
+    return intent.reduce_only or intent.outcome in PASSING
+
+
+# -- carrying it out -----------------------------------------------------------------------------
 
 Emit = Callable[[str, str], None]
 
@@ -31,6 +274,13 @@ class Owner(NamedTuple):
     pair: str
     interval_s: int
     leverage: int
+
+
+class Refusal(NamedTuple):
+    """How an order that was not taken ends, unless a look finds it."""
+
+    outcome: Outcome
+    note: str
 
 
 class Orders:
@@ -45,54 +295,182 @@ class Orders:
         self._clock = clock
         self._emit = emit
         self.base = ""  # The pair's base asset, known once its rules are.
-        self._looks: dict[str, tuple[float, float]] = {}
-
-    # -- sending -------------------------------------------------------------------------------
+        self._searches: dict[str, Search] = {}
+        self._found: Execution | None = None
+        self._refusal = Refusal(Outcome.REFUSED, "")
+        self._failure: Exception | None = None
 
     def send(self, step: Step, rules: PairRules, candle: int, held: Decimal, reason: str) -> None:
-        """Write the intent, send its order once, and settle it."""
+        """Write the intent, send its order once, and follow it to its end."""
+        owner = self._owner
+        for earlier in self._journal.newest_of(step.purpose, 1):
+            if needs_proof(earlier):
+                self._clock.wait(earlier.deadline + VISIBLE_S - self._clock.now())
+                self._follow(earlier, State.FINAL, self._look(earlier))
         intent = self._intent(step, rules, candle, held, reason)
+        answer = Answer.NOT_FOUND
         born = int(self._journal.get("created", "0"))
-        is_new = self._journal.newest_intent() is None or born >= candle + self._owner.interval_s
-        lost = intent._replace(created=min(candle, intent.created))
-        if is_new and self._exchange.find(lost.id, lost.created) is not None:
-            # The journal is younger than the candle, and the exchange knows this order from as
-            # far back as the candle goes: an earlier journal was lost.
-            self._journal.write(lost)
-        else:
-            self._journal.write(intent)
-            self._send(intent)
-        self.reconcile()
+        if born >= candle + owner.interval_s or self._journal.newest_intent() is None:
+            # The journal is younger than the candle: an earlier one may have been lost, which
+            # sent this order as long ago as the candle goes.
+            lost = intent._replace(created=min(candle, intent.created))
+            answer = self._look(lost)
+            intent = intent if answer is Answer.NOT_FOUND else lost
+        self._follow(intent, State.PREPARED, answer, is_small=step.volume < rules.ordermin)
+        self._check_unfilled()
 
-    def _send(self, intent: Intent) -> None:
+    def reconcile(self) -> None:
+        """Ask about every open intent until its end is known; then see that orders still work."""
+        for intent in self._journal.open_intents():
+            state = State.ACCEPTED if intent.accepted else State.UNCONFIRMED
+            self._follow(intent, state, self._look(intent))
+        self._check_unfilled()
+
+    def blocked(self, candle: int, ordermin: Decimal) -> dict[Purpose, Blocked]:
+        """Return what may not be ordered now for this candle, why, and until when."""
+        now, blocked = self._clock.now(), dict[Purpose, Blocked]()
+        newest = self._journal.newest_intent()
+        is_whole = abs(self._journal.account().held) >= ordermin
+        for purpose in (Purpose.CLOSE, Purpose.OPEN, Purpose.REVERSE):
+            history = self._journal.newest_of(purpose, len(REFUSED_AFTER_S))
+            if is_whole:  # What was too small for the exchange says nothing about this order.
+                history = [intent for intent in history if intent.volume >= ordermin]
+            found = next_attempt(history, candle, self._owner.interval_s, ordermin)
+            if found is not None and (found.until is None or found.until > now):
+                blocked[purpose] = found
+        unsent = blocked.get(newest.purpose) if newest else None
+        if newest is not None and newest.outcome is Outcome.NOT_SENT and unsent is not None:
+            blocked = dict.fromkeys(Purpose, unsent) | blocked  # Nothing leaves now.
+        if self._journal.newest_turn_failed():
+            blocked.setdefault(Purpose.REVERSE, Blocked("the last one traded nothing", None))
+        return blocked
+
+    def _check_unfilled(self) -> None:
+        count, note = self._journal.consecutive_unfilled()
+        if count >= UNFILLED_MAX:
+            raise self._journal.halt(f"{count} orders in a row traded nothing; the last: {note}")
+
+    def _follow(self, intent: Intent, state: State, answer: Answer, is_small: bool = False) -> None:
+        """Carry out the table until the order has its end. Raises where the loop must wait."""
+        while True:
+            search = self._searches.get(intent.id, Search())
+            action = next_action(state, answer, search, self._clock.monotonic())
+            self._write(action.write, intent)
+            state = action.state
+            match action.do:
+                case Do.SEND:
+                    answer = self._place(intent, is_small)
+                case Do.LOOK:
+                    if action.pause_s:
+                        self._clock.wait(action.pause_s)
+                    answer = self._look(intent)
+                case Do.PROVE:
+                    return self._prove_absent(intent)
+                case Do.DECIDE:
+                    self._searches.pop(intent.id, None)
+                    return None
+                case Do.WAIT:
+                    assert self._failure is not None
+                    raise self._failure
+                case Do.HALT:
+                    raise self._journal.halt(
+                        f"order {intent.id} ({intent.side.value} {plain(intent.volume)}) "
+                        f"{action.reason}; {self._shown()}: look at the exchange"
+                    )
+
+    def _shown(self) -> str:
+        found = self._found
+        if found is None:
+            return "the exchange shows no such order"
+        done = f"{found.status.value}, {plain(found.volume)} done"
+        return f"the exchange shows {found.exchange_order_id} {done}"
+
+    def _write(self, what: Write, intent: Intent) -> None:
+        now = int(self._clock.now())
+        match what:
+            case Write.INTENT:
+                self._journal.write(intent)
+            case Write.ACCEPTED:
+                self._journal.accept(intent.id)
+            case Write.FILL:
+                self._book(intent)
+            case Write.REFUSAL:
+                outcome, note = self._refusal
+                log.warning("order %s id=%s reason=%s", outcome, intent.id, note)
+                self._journal.conclude(intent, outcome, now, note=note)
+                self._emit("refusal" if outcome is Outcome.REFUSED else "delay", note)
+            case Write.ABSENT:
+                log.warning("order never happened id=%s", intent.id)
+                self._journal.conclude(intent, Outcome.ABSENT, now, note="not found in time")
+                text = f"the order to {intent.purpose.verb} never reached the exchange"
+                self._emit("delay", text)
+
+    def _place(self, intent: Intent, is_small: bool) -> Answer:
+        """Send the order. KeyRefusedError leaves the intent open: nothing private follows it."""
         self._emit("order", f"{intent.side.value} {plain(intent.volume)}: {intent.reason}")
         try:
             self._exchange.place(intent.order, intent.deadline)
         except UnansweredError as error:
             log.warning("order unanswered id=%s reason=%s", intent.id, error)
+            return Answer.UNKNOWN
         except LaterError as error:
-            if error.sent:
-                self._drop_refused(intent, error, Outcome.RATE_LIMITED)
-            else:
-                log.warning("order not sent id=%s reason=%s", intent.id, error)
-                self._journal.conclude(intent, Outcome.NOT_SENT, self._now(), note=str(error))
+            if error.cause is Cause.UNREACHABLE:
+                self._refusal = Refusal(Outcome.NOT_SENT, str(error))
+                return Answer.NOT_SENT
+            sure = error.leaves_no_order
+            outcome = Outcome.PUT_OFF_SURELY if sure else Outcome.PUT_OFF
+            self._refusal = Refusal(outcome, str(error))
+            return Answer.RETRY_LATER
         except RefusedError as error:
-            self._drop_refused(intent, error)
-        except StopError as error:
-            self._drop_refused(intent, error)
-            raise
-        else:
-            self._journal.accept(intent.id)
+            early = error.cause is Cause.FUNDS and self.has_closed(intent.candle)
+            if early or (is_small and intent.purpose is Purpose.CLOSE):
+                outcome = Outcome.PUT_OFF_SURELY if early else Outcome.PUT_OFF
+                self._refusal = Refusal(outcome, str(error))
+                return Answer.RETRY_LATER
+            self._refusal = Refusal(Outcome.REFUSED, str(error))
+            return Answer.REJECTED
+        return Answer.ACCEPTED
+
+    def has_closed(self, candle: int) -> bool:
+        """Return whether margin may seem too small because a close of this candle is not seen."""
+        visible_from = self._clock.now() - VISIBLE_S
+        return any(
+            intent.executed
+            and intent.purpose is not Purpose.OPEN
+            and (intent.settled or 0) > visible_from
+            for intent in self._journal.intents_of(self._owner.interval_s, candle)
+        )
+
+    def _look(self, intent: Intent) -> Answer:
+        """Ask what became of the order; KeyRefusedError and safety stops go up."""
+        search, now = self._searches.get(intent.id, Search()), self._clock.monotonic()
+        before, self._found = self._found, None
+        try:
+            found = self._exchange.find(intent.id, intent.created)
+        except (LaterError, UnansweredError, RefusedError) as error:
+            self._failure = error
+            is_refused = isinstance(error, RefusedError)
+            self._searches[intent.id] = search.failed(now, is_refused)
+            log.warning("order not looked up id=%s reason=%s", intent.id, error)
+            return Answer.LOOKUP_FAILED
+        is_over = self._clock.now() > intent.deadline + VISIBLE_S
+        self._searches[intent.id] = search.answered(now, is_over)
+        self._found = found
+        if found is None:
+            return Answer.NOT_FOUND
+        # A cancelled order's fill may still be on its way, hence two equal reads.
+        is_certain = found.volume == intent.volume or found == before
+        return Answer.FOUND_FINAL if found.status.is_final and is_certain else Answer.FOUND_OPEN
 
     def _intent(
         self, step: Step, rules: PairRules, candle: int, held: Decimal, reason: str
     ) -> Intent:
-        owner, now = self._owner, self._now()
+        owner, now = self._owner, int(self._clock.now())
         leverage, offered = owner.leverage, rules.leverages(step.side)
         if step.purpose is Purpose.CLOSE and leverage and offered and leverage not in offered:
             leverage = min(offered)  # Any offered value closes.
-        # Only an order that provably never left may be followed by another one like it.
-        attempt = self._journal.attempts(owner.interval_s, candle, step.purpose, Outcome.NOT_SENT)
+        sent = self._journal.intents_of(owner.interval_s, candle)
+        attempt = sum(intent.purpose is step.purpose for intent in sent)
         return Intent(
             id=client_order_id(
                 owner.fingerprint, owner.pair, owner.interval_s, candle, step.purpose, attempt
@@ -110,83 +488,24 @@ class Orders:
             deadline=now + DEADLINE_S,
         )
 
-    def _drop_refused(
-        self, intent: Intent, error: Exception, outcome: Outcome = Outcome.REFUSED
-    ) -> None:
-        """Believe a refusal after one look that finds no such order; else leave it to settling."""
-        try:
-            if self._exchange.find(intent.id, intent.created) is not None:
-                return
-        except (LaterError, UnansweredError, RefusedError, StopError) as failure:
-            log.warning("refusal not confirmed id=%s reason=%s", intent.id, failure)
-            return
-        log.warning("order %s id=%s reason=%s", outcome, intent.id, error)
-        self._journal.conclude(intent, outcome, self._now(), note=str(error))
-        self._emit("refusal", str(error))
-
-    # -- settling ------------------------------------------------------------------------------
-
-    def reconcile(self) -> None:
-        """Ask about every open intent until its end is known; then see that orders still work."""
-        for intent in self._journal.open_intents():
-            self._reconcile_one(intent)
-        count, note = self._journal.consecutive_unfilled()
-        if count >= UNFILLED_MAX:
-            raise self._journal.halt(f"{count} orders in a row traded nothing; the last: {note}")
-
-    def _reconcile_one(self, intent: Intent) -> None:
-        pause_s = 1.0 if intent.accepted else LOOK_PAUSE_S
-        previous: Execution | None = None
-        while True:
-            found = self._exchange.find(intent.id, intent.created)
-            if found is None:
-                if self._is_absent(intent):
-                    return None
-            elif found.status.is_final and (found.volume == intent.volume or found == previous):
-                # A cancelled order's fill may still be on its way, hence two equal reads.
-                return self._conclude(intent, found)
-            elif self._clock.now() > intent.deadline + VISIBLE_S and not found.status.is_final:
-                raise self._journal.halt(
-                    f"market order {found.exchange_order_id} is still {found.status.value}, "
-                    f"{plain(found.volume)} of {plain(intent.volume)} done; look at the exchange"
-                )
-            previous = found
-            self._clock.wait(pause_s)
-            pause_s = min(pause_s * 2, LOOK_PAUSE_S)
-
-    def _conclude(self, intent: Intent, found: Execution) -> None:
+    def _book(self, intent: Intent) -> None:
+        found = self._found
+        assert found is not None
         if not 0 <= found.volume <= intent.volume:
             raise self._journal.halt(
                 f"order {found.exchange_order_id} traded {plain(found.volume)}, "
                 f"asked for were {plain(intent.volume)}"
             )
-        self._journal.conclude(
-            intent, Outcome(found.status.value), self._now(), found, found.reason
-        )
-        price = f"{found.cost / found.volume:.8g}" if found.volume else "-"
-        text = (
-            f"{intent.side.value} {plain(found.volume)} of {plain(intent.volume)} at {price}, "
-            f"fee {plain(found.fee)}"
-        )
-        log.info("order ended id=%s status=%s %s", intent.id, found.status.value, text)
+        now, outcome = int(self._clock.now()), Outcome(found.status.value)
+        self._journal.conclude(intent, outcome, now, found, found.reason)
+        text = f"{intent.purpose.verb}: {_traded(intent, found)}"
+        log.info("order ended id=%s status=%s %s", intent.id, outcome, text)
         self._emit("fill" if found.volume else "refusal", text)
 
-    def _is_absent(self, intent: Intent) -> bool:
-        """Return True once it is certain that an unfound order never happened, and write so.
-
-        Certain means: the deadline and the lag of reading are over, this process has looked for
-        a good while, and neither the trades nor the position say otherwise.
-        """
-        now, is_over = self._clock.monotonic(), self._clock.now() > intent.deadline + VISIBLE_S
-        first, first_after = self._looks.get(intent.id, (now, float("inf")))
-        self._looks[intent.id] = first, min(first_after, now) if is_over else first_after
-        if now - first < WATCH_MIN_S or not is_over or now - first_after < LOOK_PAUSE_S:
-            return False
-        if intent.accepted:
-            raise self._journal.halt(
-                f"the exchange accepted order {intent.id} and now does not know it; look there"
-            )
-        traded = self._exchange.traded_orders(intent.created - 5, intent.deadline + VISIBLE_S)
+    def _prove_absent(self, intent: Intent) -> None:
+        """Write that an order never happened; halt when trades or the position say otherwise."""
+        since, until = intent.created - 5, intent.deadline + VISIBLE_S
+        traded = self._exchange.traded_orders(since, until)
         strange = sorted({order for order in traded if not self._journal.knows_order(order)})
         explained = self._journal.account().held
         held = self._held(explained)
@@ -196,12 +515,8 @@ class Orders:
                 f"{plain(explained)}) and shows unexplained trades: {', '.join(strange) or 'none'}",
                 held,
             )
-        log.warning("order never happened id=%s", intent.id)
-        self._journal.conclude(
-            intent, Outcome.ABSENT, self._now(), note="not found after its deadline"
-        )
-        self._emit("refusal", f"the {intent.side.value} order never reached the exchange")
-        return True
+        self._write(Write.ABSENT, intent)
+        self._searches.pop(intent.id, None)
 
     # -- what is held --------------------------------------------------------------------------
 
@@ -254,5 +569,10 @@ class Orders:
         # kind are not its business, but they must at least be there.
         return min(explained, self._exchange.balances().get(self.base, ZERO))
 
-    def _now(self) -> int:
-        return int(self._clock.now())
+
+def _traded(intent: Intent, found: Execution) -> str:
+    price = f"{found.cost / found.volume:.8g}" if found.volume else "-"
+    return (
+        f"{intent.side.value} {plain(found.volume)} of {plain(intent.volume)} at {price}, "
+        f"fee {plain(found.fee)}"
+    )

@@ -1,5 +1,6 @@
 """What Kraken allows on one pair, and the only place where volumes are rounded."""
 
+import json
 from collections.abc import Mapping
 from decimal import ROUND_DOWN, Decimal, InvalidOperation
 from typing import Any, NamedTuple
@@ -73,6 +74,17 @@ def parse_rules(pair: str, row: Mapping[str, Any]) -> PairRules:
     if rules.ordermin < ZERO or rules.costmin < ZERO:
         raise ValueError(f"AssetPairs entry {pair!r} has a negative minimum")
     return rules
+
+
+def remember_rules(rules: PairRules) -> str:
+    """Return the rules as a text for `recall_rules`."""
+    lists = {"leverage_buy": rules.leverages_buy, "leverage_sell": rules.leverages_sell}
+    return json.dumps(rules._asdict() | lists, default=str)
+
+
+def recall_rules(text: str) -> PairRules:
+    row = json.loads(text)
+    return parse_rules(row["pair"], row)
 
 
 def decimal(value: object) -> Decimal:

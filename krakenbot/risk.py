@@ -21,14 +21,22 @@ class Limits(NamedTuple):
 
 
 class Objection(NamedTuple):
-    """Why an order is not sent. `passing` ones may be gone in a minute."""
+    """Why an order is not sent. `passing` ones may be gone in a minute.
+
+    `funds`: too little is free, which right after a close may only mean that it is not seen yet.
+    """
 
     reason: str
     passing: bool = False
+    funds: bool = False
 
 
 class RiskInputs(NamedTuple):
-    """What is looked at only when there is an order to send."""
+    """What is looked at only when there is an order to send.
+
+    `fee_rate` and `margin_rate` are fractions: of what is traded, and of what is opened on margin.
+    `clock_offset_s` is the exchange's time less the host's.
+    """
 
     system_status: str
     quote: Quote
@@ -38,9 +46,11 @@ class RiskInputs(NamedTuple):
     orders_today: int
     fee_rate: Decimal
     clock_offset_s: float
+    margin_rate: Decimal = ZERO
 
 
 CLOCK_OFFSET_MAX_S = 30.0
+MARGIN_RATE_ASSUMED = Decimal("0.0002")  # Of most assets, where Kraken names none.
 FEE_RATE_ASSUMED = Decimal("0.008")  # Kraken's entry tier, where the account's is not known.
 MARGIN_RATE_ASSUMED = Decimal("0.0002")  # At opening and each 4 h, where Assets does not tell it.
 
@@ -63,12 +73,6 @@ def _market(step: Step, inputs: RiskInputs, limits: Limits) -> Objection | None:
         return Objection(f"the exchange is in state {inputs.system_status}, not online", True)
     if rules.status != "online" and not (rules.status == "reduce_only" and step.reduce_only):
         return Objection(f"{rules.altname} is in state {rules.status}, not online", True)
-    if abs(inputs.clock_offset_s) > CLOCK_OFFSET_MAX_S:
-        return Objection(
-            f"this host's clock is {inputs.clock_offset_s:+.0f} s off the exchange's, more than "
-            f"{CLOCK_OFFSET_MAX_S:.0f} s; repair it (timedatectl set-ntp true)",
-            True,
-        )
     if quote.spread_percent > limits.max_spread_percent:
         return Objection(
             f"the spread is {quote.spread_percent:.3f} % (bid {plain(quote.bid)}, "
@@ -86,7 +90,7 @@ def _pair(step: Step, leverage: int, inputs: RiskInputs) -> Objection | None:
     if leverage and leverage not in allowed and step.purpose is not Purpose.CLOSE:
         words = " ".join(map(str, allowed))
         return Objection(f"leverage {leverage} is not offered on {rules.altname}, only {words}")
-    if step.volume < rules.ordermin:
+    if step.volume < rules.ordermin and step.purpose is not Purpose.CLOSE:
         return Objection(
             f"{plain(step.volume)} is below the smallest order of {rules.altname}, "
             f"{plain(rules.ordermin)}"
@@ -104,6 +108,12 @@ def _exposure(step: Step, leverage: int, inputs: RiskInputs, limits: Limits) -> 
     rules, summary = inputs.rules, inputs.summary
     if limits.close_only:
         return Objection(f"only closing is allowed: {limits.close_only}")
+    if abs(inputs.clock_offset_s) > CLOCK_OFFSET_MAX_S:
+        return Objection(
+            f"this host's clock is {clock_error(inputs.clock_offset_s)}, more than "
+            f"{CLOCK_OFFSET_MAX_S:.0f} s; repair it (timedatectl set-ntp true)",
+            True,
+        )
     if inputs.orders_today >= limits.max_orders_per_day:
         return Objection(
             f"{inputs.orders_today} orders were sent in the last 24 h, max_orders_per_day is "
@@ -116,17 +126,20 @@ def _exposure(step: Step, leverage: int, inputs: RiskInputs, limits: Limits) -> 
     closing = abs(inputs.held) if step.purpose is Purpose.REVERSE else ZERO
     opening = step.volume - closing
     needed = opening * price / max(leverage, 1) + step.volume * price * inputs.fee_rate
+    needed += opening * price * inputs.margin_rate if leverage else ZERO
     free = summary.free_margin + closing * price / max(leverage, 1)
     if needed > free:
         return Objection(
             f"{needed:.2f} {rules.quote} are needed ({plain(opening)} at leverage "
-            f"{leverage}, fee included), {free:.2f} are free"
+            f"{leverage}, fees included), {free:.2f} are free",
+            funds=True,
         )
     level = summary.margin_level
     if level is not None and level < limits.min_margin_level:
         return Objection(
             f"the margin level is {level:.1f} %, below min_margin_level "
-            f"{limits.min_margin_level} %: no new exposure"
+            f"{limits.min_margin_level} %: no new exposure",
+            funds=True,
         )
     limit = rules.long_position_limit if step.side is Side.BUY else rules.short_position_limit
     if leverage and limit is not None and opening > limit:
@@ -134,3 +147,8 @@ def _exposure(step: Step, leverage: int, inputs: RiskInputs, limits: Limits) -> 
             f"{plain(opening)} is above the position limit of {rules.altname}, {plain(limit)}"
         )
     return None
+
+
+def clock_error(offset_s: float) -> str:
+    """Return in words how far the host's clock is off: the exchange's time less the host's."""
+    return f"{abs(offset_s):.0f} s {'behind' if offset_s > 0 else 'ahead of'} the exchange's"

@@ -1,6 +1,6 @@
 """How much: from a direction and what is held to the next order. Pure."""
 
-from collections.abc import Set
+from collections.abc import Container
 from decimal import Decimal
 
 from krakenbot.model import ZERO, Direction, Purpose, Side, Step
@@ -20,13 +20,12 @@ def next_step(
     leverage: int,
     one_order: bool,
     rules: PairRules,
-    tried: Set[Purpose],
+    blocked: Container[Purpose],
 ) -> Step | None:
     """Return the next order on the way from `held` to `target`, or None.
 
-    None also when the difference is below the pair's minimum, or when this kind of order was
-    tried already in this candle. A reversal closes first and opens next; with `one_order` it
-    turns at once unless that was `tried`, which leads back to closing alone.
+    None also when the difference is below the pair's minimum. A reversal closes first and opens
+    next; with `one_order` it is one order unless that is `blocked`, which leads back to closing.
     """
     difference = target - held
     side = Side.BUY if difference > 0 else Side.SELL
@@ -34,7 +33,7 @@ def next_step(
     shrinks = abs(target) < abs(held) and not reverses
     volume = abs(difference)
     reduce_only = False
-    if reverses and one_order and Purpose.REVERSE not in tried:
+    if reverses and one_order and Purpose.REVERSE not in blocked:
         purpose = Purpose.REVERSE
     elif reverses and abs(held) < rules.ordermin:
         # A rest too small to be closed alone goes with the order the other way.
@@ -46,6 +45,6 @@ def next_step(
     else:
         purpose = Purpose.OPEN
     volume = rules.round_volume(volume)
-    if purpose in tried or volume == 0 or volume < rules.ordermin:
+    if volume == 0 or volume < rules.ordermin:
         return None
     return Step(purpose, side, volume, reduce_only)

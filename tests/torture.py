@@ -65,6 +65,8 @@ SLOW = ("maintenance", "cancel_only", "post_only", "rules", "clock")
 SLOW_S = 900.0  # So long these may go on when a storm is over.
 TRACE_LINES = 60
 STEPS_MAX = 3_000_000  # An episode that needs more runs in circles.
+# Ends of orders that surely left nothing behind; they count for nothing.
+PASSING = ("not sent", "put off", "put off, no order left", "absent")
 TICK = Decimal("0.00001")  # The last digit of costs.
 
 KEY, SECRET = Secret(SANDBOX_KEY), Secret(SANDBOX_SECRET)
@@ -639,16 +641,9 @@ class World:
         said = fields["type"], Decimal(fields["volume"]), fields.get("reduce_only") == "true"
         meant = row["side"], Decimal(row["volume"]), bool(row["reduce_only"])
         self._expect(said == meant, "sent as written", f"{said} instead of {meant}")
-        ended = self._raw(
-            "SELECT count(*) FROM intents WHERE candle = ? AND purpose = ? AND id != ?"
-            " AND outcome != 'not sent'",
-            row["candle"],
-            row["purpose"],
-            name,
-        ).fetchone()[0]
-        self._expect(not ended, "one order a step", f"candle {row['candle']} {row['purpose']}")
+        self._check_attempts(row, is_reducing=said[2])
         idle = self._raw(
-            "SELECT executed FROM intents WHERE outcome NOT IN ('not sent', 'put off') AND number >"
+            f"SELECT executed FROM intents WHERE outcome NOT IN {PASSING} AND number >"
             " (SELECT coalesce(max(value), 0) FROM (SELECT CAST(value AS INTEGER) AS value FROM"
             " meta WHERE key = 'unfilled_from')) ORDER BY number DESC LIMIT 5"
         ).fetchall()
@@ -656,6 +651,20 @@ class World:
         self._expect(useful, "no hammering", "five orders in a row traded nothing")
         closes = self.setting.leverage and row["purpose"] == "close"
         self._expect(not closes or said[2], "closing is reduce_only", name)
+
+    def _check_attempts(self, row: sqlite3.Row, is_reducing: bool) -> None:
+        """A step that may open is attempted again only after what surely left no order."""
+        earlier = self._raw(
+            "SELECT outcome, deadline FROM intents WHERE candle = ? AND purpose = ? AND id != ?",
+            row["candle"],
+            row["purpose"],
+            row["id"],
+        ).fetchall()
+        step = f"candle {row['candle']} {row['purpose']}"
+        for outcome, deadline in () if is_reducing else earlier:
+            self._expect(outcome in PASSING, "one order a step", step)
+            is_proven = outcome != "put off" or self.time > deadline + 120
+            self._expect(is_proven, "a second attempt needs proof", step)
 
     def not_sent(self, target: str) -> None:
         if target.endswith("AddOrder"):
@@ -835,7 +844,7 @@ class World:
             self._expect(self.foreign_at > recent, name, text)
         elif "in a row traded nothing" in text:
             rows = self._raw(
-                "SELECT id, executed FROM intents WHERE outcome != 'not sent'"
+                f"SELECT id, executed FROM intents WHERE outcome NOT IN {PASSING}"
                 " ORDER BY number DESC LIMIT 5"
             ).fetchall()
             idle = not any(Decimal(row[1]) for row in rows)

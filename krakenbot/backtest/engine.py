@@ -13,7 +13,7 @@ from math import inf
 from typing import NamedTuple
 
 from krakenbot.backtest.files import DIGITS, BadDataError, Columns, exact, numbers, units
-from krakenbot.decision import Plan, Snapshot, decide
+from krakenbot.decision import Blocked, Plan, Snapshot, decide
 from krakenbot.errors import RefusedError
 from krakenbot.model import (
     ZERO,
@@ -452,7 +452,7 @@ class Replay:
             self._count(now, -self._sign, "liquidated", (lost,))
             self.ended = f"liquidated at {now}: the bot would stop here"
         direction = None if self._direction is None else Direction(self._direction)
-        signal, tried = Signal(direction, ZERO, 0), set[Purpose]()
+        signal, sent = Signal(direction, ZERO, 0), dict[Purpose, Blocked]()
         if not self._entered and direction is not None:
             self._first = direction if self._first is None else self._first
             self._entered = self._first != direction
@@ -462,11 +462,11 @@ class Replay:
             if self.ended is not None:
                 break
             waits = None if self._entered else direction
-            snapshot = Snapshot(signal, held, self.rules, waits, self._flatten or None, tried)
+            snapshot = Snapshot(signal, held, self.rules, waits, self._flatten or None, sent)
             step = decide(snapshot, self.plan).step
             if step is None or not self._place(step, held, opened, now):
                 break
-            tried.add(step.purpose)
+            sent[step.purpose] = Blocked("ordered in this candle already", None)
         self._look_up()
 
     def _check_loss(self, held: Decimal, close: Decimal, charged: Decimal, now: int) -> None:

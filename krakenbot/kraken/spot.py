@@ -102,6 +102,9 @@ class Spot:
             raise _odd("AssetPairs", error) from error
         return self._rules
 
+    def assume_rules(self, rules: PairRules) -> None:
+        self._rules = rules
+
     def candles(self, since: int | None) -> Sequence[Candle]:
         params: dict[str, object] = {"pair": self._name, "interval": self._interval_s // 60}
         if since is not None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from krakenbot.errors import ConfigError, StopError
-from krakenbot.journal import Booked, Intent, Journal, Outcome, client_order_id
+from krakenbot.journal import PASSING, Booked, Intent, Journal, Outcome, client_order_id
 from krakenbot.journal_file import MIGRATIONS, open_journal, open_read_only, prepare
 from krakenbot.lock import Lock, Nonces, is_locked
 from krakenbot.model import Execution, MarginSummary, OrderStatus, Purpose, Side
@@ -172,15 +172,17 @@ class TestOrders(Folder):
             journal.conclude(intent(), Outcome.CLOSED, CANDLE, execution(intent(), "0.04", "2000"))
         self.assertEqual(0, journal.account().held)
 
-    def test_orders_not_sent_do_not_count_as_orders_of_the_day(self) -> None:
+    def test_what_left_nothing_behind_counts_neither_for_the_day_nor_as_unfilled(self) -> None:
         journal = self.journal()
-        for number, outcome in enumerate((Outcome.NOT_SENT, Outcome.REFUSED, Outcome.ABSENT)):
+        for number, outcome in enumerate((*PASSING, Outcome.REFUSED, Outcome.CANCELED)):
             wanted = intent(CANDLE + 60 * number)
             journal.write(wanted)
             journal.conclude(wanted, outcome, wanted.created)
+        self.assertEqual(2, journal.orders_since(CANDLE))
+        self.assertEqual(2, journal.consecutive_unfilled()[0])
         journal.write(intent(CANDLE + 600))
         self.assertEqual(3, journal.orders_since(CANDLE))
-        self.assertEqual(1, journal.orders_since(CANDLE + 300))
+        self.assertEqual(1, journal.orders_since(CANDLE + 500))
 
     def test_fruitless_orders_are_counted_until_one_trades_or_someone_resumes(self) -> None:
         journal = self.journal()

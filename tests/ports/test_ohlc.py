@@ -37,7 +37,7 @@ class FakeClock:
         self.time = 0.0
 
     def now(self) -> float:
-        return self.time
+        return 2 * T0 + self.time  # After all candles.
 
     def monotonic(self) -> float:
         return self.time

@@ -1,7 +1,7 @@
 import unittest
 from decimal import Decimal
 
-from krakenbot.decision import Decision, Plan, Snapshot, decide
+from krakenbot.decision import Blocked, Decision, Plan, Snapshot, decide
 from krakenbot.model import Direction, Purpose, Side, Signal, Step
 from krakenbot.risk import Limits
 from krakenbot.strategy import build
@@ -30,7 +30,7 @@ def decision(
         rules=rules(),
         waits_for_turn_from=None,
         flatten_reason=None,
-        tried=frozenset(),
+        blocked={},
     )
     return decide(snapshot._replace(**more), plan)  # type: ignore[arg-type]
 
@@ -98,10 +98,20 @@ class TestDecision(unittest.TestCase):
         self.assertIn("0.00002", got.reason)
         self.assertIn("0.00005", got.reason)
 
-    def test_what_was_tried_in_this_candle_is_said_and_not_tried_again(self) -> None:
-        got = decision(Direction.LONG, tried={Purpose.OPEN})
-        self.assertIsNone(got.step)
-        self.assertIn("tried", got.reason)
+    def test_what_may_not_be_sent_now_is_said_with_why_and_until_when(self) -> None:
+        blocked = Blocked("refused for now", 99.0)
+        got = decision(Direction.LONG, blocked={Purpose.OPEN: blocked})
+        self.assertEqual((None, blocked), (got.step, got.blocked))
+        self.assertIn("0.01 off target, refused for now", got.reason)
+
+    def test_a_whole_position_below_a_raised_minimum_is_still_to_be_closed(self) -> None:
+        raised = rules()._replace(ordermin=Decimal("0.05"))
+        got = decision(Direction.SHORT, "0.01", rules=raised)
+        self.assertEqual(Step(Purpose.CLOSE, Side.SELL, Decimal("0.01"), True), got.step)
+        self.assertIsNone(decision(Direction.LONG, "0.01", rules=raised).step)
+
+    def test_a_mere_rest_below_the_minimum_is_left_alone(self) -> None:
+        self.assertIsNone(decision(Direction.FLAT, "0.00004").step)
 
     def test_deciding_twice_on_the_same_snapshot_says_the_same(self) -> None:
         self.assertEqual(decision(Direction.SHORT, "0.01"), decision(Direction.SHORT, "0.01"))

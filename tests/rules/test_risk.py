@@ -2,7 +2,7 @@ import unittest
 from decimal import Decimal
 
 from krakenbot.model import MarginSummary, Purpose, Quote, Side, Step
-from krakenbot.risk import Limits, Objection, RiskInputs, objection
+from krakenbot.risk import Limits, Objection, RiskInputs, clock_error, objection
 from tests.rules.test_pairs import rules
 
 LIMITS = Limits(None, Decimal(150), Decimal(1), 500)
@@ -49,11 +49,17 @@ class TestMarket(unittest.TestCase):
         self.assertIsNotNone(against(CLOSE._replace(reduce_only=False), inputs))
         self.assertIsNotNone(against(CLOSE, AROUND._replace(rules=rules(status="cancel_only"))))
 
-    def test_a_clock_more_than_thirty_seconds_off_stops_every_order(self) -> None:
+    def test_a_clock_more_than_thirty_seconds_off_opens_nothing_and_closes_everything(self) -> None:
         for offset, stops in ((30.0, False), (-30.0, False), (30.5, True), (-31.0, True)):
             got = against(OPEN, AROUND._replace(clock_offset_s=offset))
             with self.subTest(offset):
                 self.assertEqual(stops, got is not None and got.passing)
+                self.assertIsNone(against(CLOSE, AROUND._replace(clock_offset_s=offset)))
+
+    def test_the_sentence_about_the_clock_says_which_way_it_is_off(self) -> None:
+        # The exchange's time less the host's: above zero the host is behind.
+        self.assertEqual("40 s behind the exchange's", clock_error(40.0))
+        self.assertEqual("40 s ahead of the exchange's", clock_error(-40.0))
 
     def test_a_spread_above_the_limit_stops_market_orders_and_says_both_numbers(self) -> None:
         at_limit = AROUND._replace(quote=Quote(Decimal("49750"), Decimal("50250")))

@@ -3,13 +3,22 @@ import unittest
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from decimal import Decimal
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from krakenbot.alerts import standing
 from krakenbot.bot import Bot, Event
 from krakenbot.clock import StopRequestedError
 from krakenbot.decision import Plan
-from krakenbot.errors import Cause, LaterError, RefusedError, StopError, UnansweredError
+from krakenbot.errors import (
+    Cause,
+    KeyRefusedError,
+    LaterError,
+    RefusedError,
+    StopError,
+    UnansweredError,
+)
 from krakenbot.journal import Intent, Journal, Outcome
 from krakenbot.journal_file import prepare
 from krakenbot.model import (
@@ -84,8 +93,8 @@ class FakeExchange:
     """An exchange with one account on one pair, whose answers to orders can be told before.
 
     `script` holds one word for each coming order: fill (also when it is empty), lost (executed,
-    the answer lost), never (lost on the way), refuse, later, unsent, stop, half, hang (executed
-    and shown `hang_s` later), zero (cancelled without a trade).
+    the answer lost), never (lost on the way), refuse, later, wait, unsent, stop, half, hang
+    (executed and shown `hang_s` later), zero (cancelled without a trade).
     """
 
     def __init__(self, clock: FakeClock, script: Sequence[str] = ()) -> None:
@@ -128,6 +137,9 @@ class FakeExchange:
 
     def rules(self) -> PairRules:
         return self.pair_rules
+
+    def assume_rules(self, rules: PairRules) -> None:
+        self.pair_rules = rules
 
     def candles(self, since: int | None) -> Sequence[Candle]:
         if self.down:
@@ -177,9 +189,11 @@ class FakeExchange:
         if word == "refuse":
             raise RefusedError("EOrder:Insufficient initial margin")
         if word == "later":
-            raise LaterError("EOrder:Rate limit exceeded", wait_s=15)
+            raise LaterError("EOrder:Rate limit exceeded", leaves_no_order=True)
+        if word == "wait":
+            raise LaterError("EAPI:Rate limit exceeded")
         if word == "stop":
-            raise StopError("EAPI:Invalid key", 77)
+            raise KeyRefusedError("EAPI:Invalid key")
         if word == "never":
             raise UnansweredError("timed out")
         part = {"half": Decimal("0.5"), "zero": ZERO}.get(word, Decimal(1))
@@ -346,16 +360,15 @@ class TestOrdinaryTicks(BotTest):
         self.assertEqual([], self.journal.open_intents())
         self.assertEqual((-SIZE, 3), (self.exchange.held, len(self.exchange.placed)))
 
-    def test_the_ledger_is_read_at_the_start_and_once_an_hour_between_ticks(self) -> None:
+    def test_the_ledger_is_read_at_the_start_and_every_five_minutes(self) -> None:
         began = self.clock.time
-        self.until(100 + 150)
-        hours = [(at - began) / 3600 for at in self.exchange.ledger_read]
-        self.assertEqual([0, 1, 2], [int(hour) for hour in hours])
+        self.until(100 + 30)
+        reads = [at - began for at in self.exchange.ledger_read]
+        self.assertLess(reads[0], 5)
+        gaps = [later - sooner for sooner, later in pairwise(reads)]
+        self.assertTrue(all(300 <= gap <= 360 for gap in gaps), gaps)
 
-    def test_recovery_is_told_after_trouble_only_and_patience_lasts_from_there(self) -> None:
-        bot = self.bot()
-        self.assertEqual("fine", bot._patiently(lambda: "fine"))
-        self.assertEqual([], self.events)
+    def test_short_trouble_is_told_nobody_and_patience_lasts_from_its_beginning(self) -> None:
         answers = iter([0, 1])
 
         def slow() -> None:
@@ -363,8 +376,23 @@ class TestOrdinaryTicks(BotTest):
             if next(answers) == 0:
                 raise UnansweredError("one lost answer")
 
-        bot._patiently(slow, 300)
-        self.assertEqual(["waiting", "recovery"], [event.kind for event in self.events])
+        self.bot()._patiently(slow, 300)
+        self.assertEqual([], self.events)
+
+    def test_waiting_for_more_than_five_minutes_is_told_once_again_daily_and_when_over(
+        self,
+    ) -> None:
+        until = self.clock.time + 2.5 * 86400
+
+        def silent() -> None:
+            if self.clock.time < until:
+                raise UnansweredError("timed out")
+            self.assertEqual(1, len(standing(self.journal)))
+
+        self.bot()._patiently(silent)
+        kinds = [event.kind for event in self.events]
+        self.assertEqual(["warning"] * 3 + ["recovery"], kinds)
+        self.assertEqual([], standing(self.journal))
 
 
 class TestEntry(BotTest):
@@ -554,21 +582,18 @@ class TestUnanswered(BotTest):
 
 
 class TestRefused(BotTest):
-    def test_a_refused_order_is_looked_for_once_and_not_tried_again_in_this_candle(self) -> None:
-        for word in ("refuse", "later"):
-            with self.subTest(word):
-                self.setUp()
-                self.exchange.script = [word]
-                bot = self.once()
-                outcome = Outcome.REFUSED if word == "refuse" else Outcome.RATE_LIMITED
-                self.assertEqual([(Purpose.OPEN, outcome)], self.outcomes())
-                # One look before a journal's first order, one after the refusal.
-                self.assertEqual(2, len(self.exchange.looks))
-                bot.tick()
-                self.assertEqual(1, len(self.exchange.placed))
-                self.once(101)
-                self.assertEqual(2, len(self.exchange.placed))
-                self.assertEqual(SIZE, self.exchange.held)
+    def test_an_opening_order_refused_for_good_is_looked_for_once_and_left_to_the_next_candle(
+        self,
+    ) -> None:
+        self.exchange.script = ["refuse"]
+        bot = self.once()
+        self.assertEqual([(Purpose.OPEN, Outcome.REFUSED)], self.outcomes())
+        # One look before a journal's first order, one after the refusal.
+        self.assertEqual(2, len(self.exchange.looks))
+        bot.tick()
+        self.assertEqual(1, len(self.exchange.placed))
+        self.once(101)
+        self.assertEqual((2, SIZE), (len(self.exchange.placed), self.exchange.held))
 
     def test_a_refusal_that_hides_an_executed_order_is_noticed(self) -> None:
         original = self.exchange.place
@@ -583,13 +608,14 @@ class TestRefused(BotTest):
         self.assertEqual((SIZE, 1), (self.journal.account().held, len(self.exchange.placed)))
 
     def test_five_fruitless_orders_in_a_row_halt_the_bot_and_keep_it_halted(self) -> None:
-        self.exchange.script = ["refuse", "never", "zero", "refuse", "later", "refuse", "fill"]
+        words = ["refuse", "never", "zero", "refuse", "later", "unsent", "refuse", "refuse", "fill"]
+        self.exchange.script = words
         self.clock.end = T0 + 60 * 200
         message = self.stopped(lambda: self.bot().run())
         self.assertIn("5", message)
-        self.assertEqual(6, len(self.exchange.placed))
+        self.assertEqual(8, len(self.exchange.placed))
         self.stopped(lambda: self.bot().run())
-        self.assertEqual(6, len(self.exchange.placed))
+        self.assertEqual(8, len(self.exchange.placed))
 
     def test_a_refused_turn_is_followed_by_the_close_alone_so_that_risk_goes_down(self) -> None:
         self.exchange.script = ["fill", "refuse", "fill", "refuse"]
@@ -609,10 +635,42 @@ class TestRefused(BotTest):
         self.once(DOWN, self.bot(one_order=True))
         self.assertEqual(0, self.exchange.held, "the wrong way round, and nothing is done about it")
 
-    def test_a_refused_key_ends_the_bot_with_its_own_code(self) -> None:
+    def test_a_key_refused_once_does_not_end_the_bot(self) -> None:
         self.exchange.script = ["stop"]
-        self.stopped(lambda: self.once(), 77)
-        self.assertEqual([(Purpose.OPEN, Outcome.REFUSED)], self.outcomes())
+        self.until(105)
+        self.assertEqual((SIZE, 2), (self.exchange.held, len(self.exchange.placed)))
+
+    def test_a_key_that_stays_refused_is_asked_about_three_times_and_then_ends_the_bot(
+        self,
+    ) -> None:
+        bot, asked = self.once(), list[float]()
+
+        def refuse(*args: object) -> Position:
+            asked.append(self.clock.time)
+            raise KeyRefusedError("EAPI:Invalid key")
+
+        self.exchange.position = self.exchange.balances = refuse  # type: ignore[method-assign,assignment]
+        self.at(101)
+        self.stopped(bot.run, 77)
+        gaps = [round(b - a) for a, b in pairwise(asked)]
+        self.assertEqual([60, 180, 300], gaps)
+        told = [event for event in self.events if event.kind == "warning"]
+        self.assertIn("EAPI:Invalid key", told[0].text)
+
+    def test_in_a_lockout_nothing_private_is_sent_for_fifteen_minutes(self) -> None:
+        bot, asked = self.once(), list[float]()
+        original = self.exchange.position
+
+        def locked() -> Position:
+            asked.append(self.clock.time)
+            if len(asked) == 1:
+                raise KeyRefusedError("EGeneral:Temporary lockout", lockout=True)
+            return original()
+
+        self.exchange.position = locked  # type: ignore[method-assign]
+        self.at(101)
+        self.until(120, bot)
+        self.assertGreaterEqual(asked[1] - asked[0], 900)
 
     def test_a_passing_objection_is_looked_at_again_within_the_candle(self) -> None:
         for trouble in ("status", "spread"):
@@ -631,9 +689,11 @@ class TestRefused(BotTest):
 
 
 class TestNotSent(BotTest):
-    def test_an_order_that_never_left_is_tried_again_within_the_tick_under_another_id(self) -> None:
+    def test_an_order_that_never_left_is_tried_again_after_a_pause_under_another_id(self) -> None:
         self.exchange.script = ["unsent", "fill"]
         self.once()
+        before, after = (intent.created for intent in self.intents())
+        self.assertGreaterEqual(after - before, 2)
         first, second = self.exchange.placed
         self.assertNotEqual(first.client_order_id, second.client_order_id)
         self.assertEqual(
@@ -641,8 +701,8 @@ class TestNotSent(BotTest):
         )
         self.assertEqual(SIZE, self.exchange.held)
 
-    def test_orders_that_never_leave_end_with_the_tick_and_halt_nothing(self) -> None:
-        self.exchange.script = ["unsent"] * 20
+    def test_orders_that_never_leave_halt_nothing_and_do_not_count(self) -> None:
+        self.exchange.script = ["unsent"] * 12
         self.until(104)
         self.assertEqual(0, self.exchange.held)
         self.until(115)
@@ -660,11 +720,11 @@ class TestPartialFill(BotTest):
         self.assertEqual([SIZE, SIZE / 2], [order.volume for order in self.exchange.placed])
         self.assertEqual(SIZE, self.exchange.held)
 
-    def test_a_close_filled_in_part_opens_nothing_the_other_way_in_this_candle(self) -> None:
+    def test_the_rest_of_a_close_filled_in_part_is_closed_before_anything_is_opened(self) -> None:
         self.exchange.script = ["fill", "half"]
         self.until(DOWN)
-        self.assertEqual(SIZE / 2, self.exchange.held)
-        self.until(DOWN + 1)
+        volumes = [order.volume * order.side.sign for order in self.exchange.placed]
+        self.assertEqual([SIZE, -SIZE, -SIZE / 2, -SIZE], volumes)
         self.assertEqual(-SIZE, self.exchange.held)
 
     def test_a_rest_below_the_smallest_order_is_left_alone(self) -> None:
@@ -808,13 +868,13 @@ class TestMaxLoss(BotTest):
 
     def test_a_death_between_the_loss_and_its_close_does_not_forget_the_loss(self) -> None:
         self.lose()
-        self.exchange.script = ["refuse"]
+        self.exchange.script = ["refuse"] * 2
         self.once(101)
         self.assertEqual(SIZE, self.exchange.held)
         self.exchange.close = lambda number: Decimal(60_000)  # type: ignore[method-assign]
-        self.stopped(lambda: self.once(102))
+        self.stopped(lambda: self.once(108))
         self.assertEqual(0, self.exchange.held)
-        self.stopped(lambda: self.once(103))
+        self.stopped(lambda: self.once(109))
 
     def test_after_resume_the_loss_counts_anew(self) -> None:
         self.lose()

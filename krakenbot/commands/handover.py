@@ -13,7 +13,7 @@ from krakenbot import config as configuration
 from krakenbot import identity
 from krakenbot.assemble import Parts, assemble, assumed_fee_rate, client_of, load_config, spot_of
 from krakenbot.clock import SystemClock
-from krakenbot.config import Config
+from krakenbot.config import Config, StrategyTable
 from krakenbot.errors import ConfigError, LaterError, RefusedError, StopError, UnansweredError
 from krakenbot.format import asset, money, price, volume
 from krakenbot.handover import REQUEST_S, Desk, FlattenRequest
@@ -46,7 +46,8 @@ def run(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config)
     if arguments.command == "adopt":
         return adopt(config, live=arguments.live, yes=arguments.yes)
-    return _flatten(config, arguments)
+    # Closing needs no strategy, so a broken rule file must not stand in its way.
+    return _flatten(config._replace(strategy=StrategyTable()), arguments)
 
 
 def _resume(config: Config) -> int:

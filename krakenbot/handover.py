@@ -13,7 +13,7 @@ from krakenbot.bot import Event
 from krakenbot.candles import CandleWindow
 from krakenbot.decision import Snapshot, decide, plan_of
 from krakenbot.errors import ConfigError, FlattenRequestedError, LaterError, StopError
-from krakenbot.lock import access_hint
+from krakenbot.lock import access_hint, open_private
 from krakenbot.market import MarketState
 from krakenbot.model import ZERO, Direction, Position, Purpose, Side, Signal, Step
 from krakenbot.orders import UNFILLED_MAX, VISIBLE_S, Orders, Owner
@@ -181,7 +181,7 @@ class FlattenRequest:
 
     def make(self) -> None:
         try:
-            os.close(os.open(self._path, os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW, 0o600))
+            os.close(open_private(self._path, os.O_WRONLY))
             os.utime(self._path)
         except OSError as error:
             hint = access_hint(self._path.parent)

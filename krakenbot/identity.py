@@ -19,7 +19,7 @@ from krakenbot.errors import ConfigError, StopError
 from krakenbot.journal import Journal
 from krakenbot.journal_file import open_read_only
 from krakenbot.kraken.signing import fingerprint
-from krakenbot.lock import access_hint, make_private_directory
+from krakenbot.lock import access_hint, make_private_directory, open_private
 from krakenbot.model import Secret
 
 INDEX = "index.json"
@@ -55,7 +55,7 @@ def remember(config: Config, kind: str, name: str, value: str) -> None:
     make_private_directory(path.parent)
     part = path.with_suffix(".part")
     try:
-        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        with open(open_private(part, os.O_WRONLY | os.O_TRUNC), "w") as file:
             json.dump(index, file, indent=1, sort_keys=True)
             file.flush()
             os.fsync(file.fileno())

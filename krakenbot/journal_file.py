@@ -7,7 +7,7 @@ from pathlib import Path
 
 from krakenbot.errors import ConfigError, StopError
 from krakenbot.journal import BUSY_S, Journal, advice
-from krakenbot.lock import access_hint, exists, make_private_directory
+from krakenbot.lock import access_hint, exists, make_private_directory, open_private
 
 MIGRATIONS = (
     """
@@ -63,7 +63,7 @@ def open_journal(path: Path | None) -> Journal:
         make_private_directory(path.parent)
         if exists(path):
             _connect(path).close()
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+        os.close(open_private(path, os.O_RDWR))
         connection = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None)
     except OSError as error:
         raise ConfigError(

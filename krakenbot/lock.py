@@ -23,7 +23,7 @@ class Lock:
         self.path = path
         try:
             make_private_directory(path.parent)
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            self._file = open_private(path, os.O_RDWR)
         except OSError as error:
             hint = access_hint(path)
             raise ConfigError(
@@ -100,6 +100,19 @@ class Nonces:
             raise StopError(f"the nonce cannot be written to disk: {error}") from error
         self._last, self._is_first = nonce, False
         return nonce
+
+
+def open_private(path: Path, flags: int) -> int:
+    """Open a file that only its owner can read, made if there is none; OSError as `os.open`.
+
+    Root makes it for the folder's owner, so that a service can use what its operator's commands
+    have made.
+    """
+    file = os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    if os.geteuid() == 0:
+        folder = path.parent.stat()
+        os.fchown(file, folder.st_uid, folder.st_gid)
+    return file
 
 
 def is_locked(path: Path) -> bool:

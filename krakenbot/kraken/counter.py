@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from krakenbot.clock import Clock
+from krakenbot.lock import open_private
 
 COUNTER_MAX = 14.0  # Kraken refuses above 15; a point of room is for its clock and ours.
 DECAY = 0.33  # Points a second.
@@ -29,8 +30,7 @@ class RestCounter:
         self._zero = clock.monotonic()
         if path is not None:
             with suppress(OSError, ValueError):
-                flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-                self._file = os.open(path, flags, 0o600)
+                self._file = open_private(path, os.O_RDWR)
                 kept = float(os.pread(self._file, 32, 0) or 0)
                 # A machine that was started anew counts from zero: then the worst is assumed.
                 self._zero += min(max(0.0, kept - self._zero), COUNTER_MAX / DECAY)

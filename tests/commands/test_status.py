@@ -123,6 +123,21 @@ class TestLife(Folder):
             Lock(self.lock, "it").close()
 
 
+@unittest.skipIf(os.geteuid() != 0, "needs root")
+class TestRoot(Folder):
+    """A service's folder belongs to the service's user, whoever runs a command on it."""
+
+    def test_what_root_makes_in_a_service_s_folder_belongs_to_the_service(self) -> None:
+        self.path.parent.mkdir(mode=0o700)
+        os.chown(self.path.parent, 65534, 65534)
+        journal = self.journal()
+        self.presence(journal)(START)
+        self.assertEqual({65534}, {file.stat().st_uid for file in self.path.parent.iterdir()})
+        journal.close()
+        self.status()
+        self.assertEqual({65534}, {file.stat().st_uid for file in self.path.parent.iterdir()})
+
+
 class TestFigures(Folder):
     def fill(self, journal: Journal) -> None:
         bought = intent(volume=D("0.05"))

@@ -24,6 +24,7 @@ from krakenbot.errors import (
     UnansweredError,
 )
 from krakenbot.exchange import Exchange
+from krakenbot.format import moment, money, price
 from krakenbot.journal import Journal
 from krakenbot.market import MarketState
 from krakenbot.model import (
@@ -534,14 +535,16 @@ class Bot:
         values = {
             "candle": str(candle.time),
             "price": plain(candle.close),
-            "average": f"{signal.average:.8g}",
+            "average": plain(round(signal.average, rules.pair_decimals)),
             "slope": str(signal.slope),
             "target": str(int(decision.target)),
             "held": plain(held),
             "equity": f"{summary.equity:.2f}",
             "reason": decision.reason,
         }
-        log.info("decided %s", " ".join(f"{key}={value}" for key, value in values.items()))
+        shown = values | {"candle": moment(candle.time), "price": price(candle.close, rules)}
+        shown |= {"average": price(signal.average, rules), "equity": money(summary.equity)}
+        log.info("decided %s", " ".join(f"{key}={value}" for key, value in shown.items()))
         self._emit("decision", decision.reason, values)
 
     def _row(

@@ -7,7 +7,7 @@ floats of a chart.
 import os
 import re
 import time
-from decimal import Decimal
+from decimal import Context, Decimal
 from typing import TextIO
 
 from krakenbot.pairs import PairRules, plain
@@ -25,10 +25,12 @@ _UNITS = ((86400, "day"), (3600, "h"), (60, "min"), (1, "s"))
 
 
 def price(number: Number, decimals: PairRules | int | None = None) -> str:
-    """Return a price with the pair's decimals; with all that it has where they are not known."""
+    """Return a price with the pair's decimals; where they are not known, ten digits of it."""
     if isinstance(decimals, PairRules):
         decimals = decimals.pair_decimals
-    return plain_thousands(number) if decimals is None else _fixed(number, decimals)
+    if decimals is None:
+        return plain_thousands(Context(prec=10).plus(_decimal(number)))
+    return _fixed(number, decimals)
 
 
 def volume(number: Number, asset_code: str = "") -> str:

@@ -16,6 +16,7 @@ from krakenbot.clock import Clock
 from krakenbot.decision import Blocked
 from krakenbot.errors import Cause, LaterError, RefusedError, UnansweredError
 from krakenbot.exchange import Exchange
+from krakenbot.format import money, price
 from krakenbot.journal import PASSING, Intent, Journal, Outcome, client_order_id
 from krakenbot.model import ZERO, Execution, Purpose, Step
 from krakenbot.pairs import PairRules, elsewhere, plain
@@ -571,8 +572,8 @@ class Orders:
 
 
 def _traded(intent: Intent, found: Execution) -> str:
-    price = f"{found.cost / found.volume:.8g}" if found.volume else "-"
+    paid = price(found.cost / found.volume) if found.volume else "-"
     return (
-        f"{intent.side.value} {plain(found.volume)} of {plain(intent.volume)} at {price}, "
-        f"fee {plain(found.fee)}"
+        f"{intent.side.value} {plain(found.volume)} of {plain(intent.volume)} at {paid}, "
+        f"fee {money(found.fee)}"
     )

@@ -12,6 +12,7 @@ from typing import Any
 from krakenbot import config as configuration
 from krakenbot import identity
 from krakenbot.accounting import realized
+from krakenbot.alerts import standing
 from krakenbot.format import duration, moment, money, percent, shows_color, signed, volume
 from krakenbot.journal import Journal
 from krakenbot.journal_file import open_read_only
@@ -80,7 +81,7 @@ def read_status(journal: Journal) -> dict[str, Any]:
         "margin_level": str(equity.margin_level) if equity and equity.margin_level else None,
         "updated": equity.time if equity else None,
         "exchange_position": journal.get("exchange_position") or plain(account.held),
-        "warnings": [text for text, _ in json.loads(journal.get("warnings") or "{}").values()],
+        "warnings": standing(journal),
         "difference": journal.get("difference") or None,
     }
 

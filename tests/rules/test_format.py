@@ -14,6 +14,8 @@ class TestFigures(unittest.TestCase):
             (D("0.000012345"), 9, "0.000012345"),
             (71780.05, 1, "71,780.0"),
             (D("71780.10"), None, "71,780.1"),
+            (D(2) / D(3), None, "0.6666666667"),
+            (D("0.00001234"), None, "0.00001234"),
         ):
             with self.subTest(number):
                 self.assertEqual(want, price(number, decimals))

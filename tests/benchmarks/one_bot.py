@@ -12,36 +12,40 @@ from krakenbot import config as configuration
 from krakenbot.assemble import assemble
 from krakenbot.bot import Event
 from krakenbot.clock import StopRequestedError
+from krakenbot.kraken.transport import UrllibTransport
 
 
 def main() -> None:
     count = int(sys.argv[1])
-    times: list[float] = []
-    orders: list[int] = []
+    marks: list[tuple[float, int]] = []  # CPU and requests so far, at each decision.
+    orders: set[int] = set()
+    requests = 0
+    send = UrllibTransport.send
+
+    def counted(self: UrllibTransport, *request: object) -> tuple[int, bytes]:
+        nonlocal requests
+        requests += 1
+        return send(self, *request)  # type: ignore[arg-type]
 
     def watch(event: Event) -> None:
         if event.kind == "order":
-            orders.append(len(times))
+            orders.add(len(marks))
         elif event.kind == "decision":
-            times.append(time.process_time())
-            if len(times) > count:
+            marks.append((time.process_time(), requests))
+            if len(marks) > count:
                 parts.clock.request_stop()
 
+    UrllibTransport.send = counted  # type: ignore[method-assign]
     config = configuration.load(None, os.environ, Path.cwd())
     parts = assemble(config, live=True, on_event=watch)
     with suppress(StopRequestedError):
         parts.bot.run()
-    costs = [b - a for a, b in pairwise(times)]
-    idle = sorted(cost for index, cost in enumerate(costs) if index + 1 not in orders)
-    print(
-        json.dumps(
-            {
-                "idle_ms": idle[len(idle) // 2] * 1000,
-                "all_ms": sum(costs) / len(costs) * 1000,
-                "requests": 3.0,
-            }
-        )
-    )
+    ticks = [(b[0] - a[0], b[1] - a[1]) for a, b in pairwise(marks)]
+    busy = sorted(cost for number, cost in enumerate(ticks, 1) if number in orders)
+    idle = sorted(cost for number, cost in enumerate(ticks, 1) if number not in orders)
+    cpu, sent = busy[len(busy) // 2]
+    idle_ms = idle[len(idle) // 2][0] * 1000
+    print(json.dumps({"order_ms": cpu * 1000, "requests": sent, "idle_ms": idle_ms}))
 
 
 if __name__ == "__main__":

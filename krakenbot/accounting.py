@@ -12,9 +12,8 @@ from krakenbot.clock import Clock
 from krakenbot.errors import KeyRefusedError, LaterError, RefusedError, UnansweredError
 from krakenbot.exchange import Exchange
 from krakenbot.journal import Booked, Intent, Journal, assumed_id
-from krakenbot.model import ZERO, Charge, ChargeKind, Execution, MarginRates, Purpose, Side
+from krakenbot.model import ZERO, Charge, ChargeKind, Execution, MarginRates, Purpose
 from krakenbot.pairs import PairRules, plain
-from krakenbot.risk import MARGIN_RATE_ASSUMED
 
 OVERLAP_S = 240  # The ledger may show a charge later than the clock says.
 SPAN_MAX_S = 86400  # So much is asked for at once,
@@ -35,9 +34,7 @@ def opening_fee(intent: Intent, found: Execution, rates: MarginRates) -> Decimal
     opened = found.volume - min(max(before, ZERO), found.volume)
     if not intent.leverage or not opened:
         return ZERO
-    rate = rates.long if intent.side is Side.BUY else rates.short
-    fee = found.cost * opened / found.volume * (MARGIN_RATE_ASSUMED if rate is None else rate)
-    return fee.quantize(STEP)
+    return (found.cost * opened / found.volume * rates.of(intent.side)).quantize(STEP)
 
 
 def read_ledger(exchange: Exchange, rules: PairRules, journal: Journal, clock: Clock) -> str:
@@ -82,74 +79,95 @@ def book_charges(
 ) -> list[str]:
     """Book opening fees and rollovers of the journal's own orders, each once.
 
-    An order's own fee is in the books already; what the ledger took beyond it is the margin
-    opening fee. Fees in coins are worth what `price_at` says of their time. Returns a sentence for
-    each order of which journal and ledger tell different stories, and for each fee without a worth.
+    Fees in coins are worth what `price_at` says of their time. Returns a sentence for each order
+    of which journal and ledger tell different stories, and for each fee whose worth is not known.
     """
     read_until, differences = until, []
     for intent in journal.intents_between(since, until):
         if intent.purpose is Purpose.ADOPT or (intent.outcome and not intent.executed):
             continue
         own = [charge for charge in charges if charge.order_id == intent.exchange_order_id]
-        if own and all(journal.is_charged(_opened(charge)) for charge in own):
-            continue
-        tolerance = intent.cost * NEARLY
-        is_whole = abs(sum((charge.cost for charge in own), ZERO) - intent.cost) <= tolerance
-        if intent.outcome is None or (not is_whole and until - intent.created < LATE_S):
+        is_known = bool(own) and all(journal.is_charged(_mark(charge)) for charge in own)
+        is_whole = intent.outcome is not None and _is_whole(intent, own)
+        if is_known or is_whole:
+            differences += _book_order(journal, intent, own, rules, price_at, is_known)
+        elif intent.outcome is None or until - intent.created < LATE_S:
             read_until = min(read_until, intent.created)
-            continue
-        if not is_whole:
+        else:
             differences.append(f"order {intent.exchange_order_id} is not in the ledger as a whole")
-            continue
-        in_quote = [charge for charge in own if charge.asset in ("", rules.quote)]
-        extra = sum((charge.fee for charge in in_quote), ZERO) - intent.fee
-        if extra < -tolerance:
-            differences.append(
-                f"the ledger took {-extra} less for order {intent.exchange_order_id} than its fee, "
-                f"{intent.fee}"
-            )
-        extra = max(extra, ZERO)
-        rows = [Booked(intent.id, own[0].time, "opening", extra, rules.quote, extra)]
-        rows += [Booked(_opened(charge), charge.time, "opening", ZERO) for charge in own]
-        journal.book(rows, replaces=assumed_id(intent.id))
-    others = [
-        charge
+    rows = [
+        _booked(charge.id, charge, rules, price_at)
         for charge in charges
-        if charge.fee
-        and _stands_alone(charge, rules)
-        and journal.is_charged(_opened(charge))
+        if charge.kind is ChargeKind.ROLLOVER
+        and journal.is_charged(_mark(charge))
         and not journal.is_charged(charge.id)
     ]
-    journal.book([_booked(charge, rules, price_at) for charge in others])
+    differences += _book(journal, rows, rules)
     journal.put(charges_read=read_until)
-    return differences + _without_worth(others, rules)
+    return differences
 
 
-def _stands_alone(charge: Charge, rules: PairRules) -> bool:
-    """Return whether a charge is not part of what an order's own fee is compared with."""
-    if charge.kind is ChargeKind.MARGIN:
-        return charge.asset not in ("", rules.quote)
-    return charge.kind is ChargeKind.ROLLOVER
+def _is_whole(intent: Intent, own: Sequence[Charge]) -> bool:
+    cost = sum((charge.cost for charge in own), ZERO)
+    return abs(cost - intent.cost) <= intent.cost * NEARLY
 
 
-def _booked(charge: Charge, rules: PairRules, price_at: Callable[[int], Decimal]) -> Booked:
+def _book_order(
+    journal: Journal,
+    intent: Intent,
+    own: Sequence[Charge],
+    rules: PairRules,
+    price_at: Callable[[int], Decimal],
+    is_known: bool,
+) -> list[str]:
+    """Book what an order's rows took beyond its own fee, which is in the books already.
+
+    That takes the place of the opening fee that was assumed. Of a known order only rows in other
+    currencies can be new.
+    """
+    rows, differences, extra = [], [], -intent.fee
+    for charge in own:
+        name = f"{intent.id} {charge.id}"
+        if charge.asset in ("", rules.quote):
+            extra += charge.fee
+        elif charge.fee and charge.kind is ChargeKind.MARGIN and not journal.is_charged(name):
+            rows.append(_booked(name, charge, rules, price_at))
+    if is_known:
+        return _book(journal, rows, rules)
+    if extra < -intent.cost * NEARLY:
+        differences.append(
+            f"the ledger took {-extra} less for order {intent.exchange_order_id} than its fee, "
+            f"{intent.fee}"
+        )
+    extra = max(extra, ZERO)
+    rows.append(Booked(intent.id, own[0].time, "opening", extra, rules.quote, extra))
+    marks = {_mark(charge): Booked(_mark(charge), charge.time, "opening", ZERO) for charge in own}
+    return differences + _book(journal, [*rows, *marks.values()], rules, assumed_id(intent.id))
+
+
+def _book(
+    journal: Journal, rows: Sequence[Booked], rules: PairRules, replaces: str = ""
+) -> list[str]:
+    """Book the rows; return a sentence for each whose worth is not known."""
+    journal.book(rows, replaces)
+    return [
+        f"{plain(row.charged)} {row.asset} ({row.kind}, {row.id}) is not in the result: what it is "
+        f"worth in {rules.quote} is not known"
+        for row in rows
+        if row.charged and row.asset not in (rules.quote, rules.base)
+    ]
+
+
+def _booked(
+    name: str, charge: Charge, rules: PairRules, price_at: Callable[[int], Decimal]
+) -> Booked:
     asset, worth = charge.asset or rules.quote, ZERO
     if asset == rules.quote:
         worth = charge.fee
     elif asset == rules.base:
         worth = (charge.fee * price_at(charge.time)).quantize(STEP)
     kind = "rollover" if charge.kind is ChargeKind.ROLLOVER else "opening"
-    return Booked(charge.id, charge.time, kind, worth, asset, charge.fee)
-
-
-def _without_worth(charges: Iterable[Charge], rules: PairRules) -> list[str]:
-    """Return a sentence for each fee in a currency that the pair's price says nothing about."""
-    return [
-        f"{plain(charge.fee)} {charge.asset} ({charge.kind.value}, {charge.id}) is not in the "
-        f"result: what it is worth in {rules.quote} is not known"
-        for charge in charges
-        if charge.asset not in ("", rules.quote, rules.base)
-    ]
+    return Booked(name, charge.time, kind, worth, asset, charge.fee)
 
 
 def _price_at(exchange: Exchange, now: int, time: int) -> Decimal:
@@ -180,6 +198,6 @@ def realized(intents: Iterable[Intent]) -> Decimal:
     return total
 
 
-def _opened(charge: Charge) -> str:
+def _mark(charge: Charge) -> str:
     """Return the mark, among the charges, of a trade that is the journal's own."""
     return f"open {charge.trade_id}"

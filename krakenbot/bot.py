@@ -247,6 +247,7 @@ class Bot:
                 limits = self._plan.limits._replace(close_only=reason)
                 self._plan = self._plan._replace(limits=limits)
         self._market.read_rates()
+        self._tell_rates()
         self._keep_books()
 
     def _adopt(self) -> None:
@@ -286,12 +287,20 @@ class Bot:
         if difference:
             self._emit("difference", difference)
 
+    def _tell_rates(self) -> None:
+        self._orders.margin_rates = self._market.margin_rates
+        if self._market.assumed:
+            self._alerts.hold("rates", self._market.assumed)
+        else:
+            self._alerts.over("rates")
+
     def _refresh(self) -> None:
         """Read anew what has grown old of all that matters besides candles and position."""
         try:
             self._market.refresh()
         except (LaterError, UnansweredError, RefusedError) as error:
             log.warning("not refreshed, trying again with the next look reason=%s", error)
+        self._tell_rates()
         offset_s = self._market.clock_offset_s
         if abs(offset_s) > CLOCK_OFFSET_MAX_S:
             words = f"this host's clock is {clock_error(offset_s)}: nothing is opened"

@@ -403,6 +403,16 @@ class Journal:
         rows = self._db.execute("SELECT time, amount FROM charges ORDER BY time")
         return [(time, Decimal(amount)) for time, amount in rows]
 
+    def opening_fees(self) -> dict[str, Decimal]:
+        """Return what opening on margin cost, in quote currency, by the intent's id."""
+        fees: dict[str, Decimal] = {}
+        rows = self._db.execute("SELECT id, amount FROM charges WHERE kind = 'opening'")
+        for name, amount in rows:
+            # An intent's id, or that after or before a word: see assumed_id and accounting.py.
+            intent_id = name.removeprefix(assumed_id("")).partition(" ")[0]
+            fees[intent_id] = fees.get(intent_id, ZERO) + Decimal(amount)
+        return fees
+
     def is_charged(self, charge_id: str) -> bool:
         return self._number("SELECT count(*) FROM charges WHERE id = ?", _stored(charge_id)) > 0
 

@@ -8,19 +8,26 @@ from krakenbot.decision import Plan
 from krakenbot.errors import ConfigError, LaterError, RefusedError, StopError, UnansweredError
 from krakenbot.exchange import Exchange
 from krakenbot.journal import Journal
-from krakenbot.model import ZERO, MarginRates, MarginSummary, Purpose, Quote, Side, Step
-from krakenbot.pairs import PairRules, recall_rules, remember_rules
+from krakenbot.model import (
+    MARGIN_RATE_ASSUMED,
+    ZERO,
+    MarginRates,
+    MarginSummary,
+    Purpose,
+    Quote,
+    Step,
+)
+from krakenbot.pairs import PairRules, plain, recall_rules, remember_rules
 from krakenbot.risk import (
     CLOCK_OFFSET_MAX_S,
     FEE_RATE_ASSUMED,
-    MARGIN_RATE_ASSUMED,
     RiskInputs,
     clock_error,
 )
 
 CLOCK_REFRESH_S = 300.0
 RULES_REFRESH_S = 6 * 3600.0
-FEE_REFRESH_S = 86400.0
+FEE_REFRESH_S, FEE_RETRY_S = 86400.0, 3600.0
 MARKET_FRESH_S = 60.0
 CLOCK_WARN_S = 5.0
 CLOCK_JUMP_S = 5.0  # An answer so far from what is known needs others that agree with it.
@@ -41,7 +48,8 @@ class MarketState:
         self._clock = clock
         self._journal = journal
         self._fee_rate = ZERO
-        self._margin_rates = MarginRates(None, None)
+        self.margin_rates = MarginRates()
+        self.assumed = ""
         self.clock_offset_s = 0.0  # The exchange's time less the host's.
         self._market: tuple[float, str, Quote] = NEVER, "", Quote(ZERO, ZERO)
         self._clock_read = self._rules_read = self._fee_read = NEVER
@@ -124,14 +132,23 @@ class MarketState:
         return server + 0.5 - (sent + self._clock.monotonic()) / 2
 
     def read_rates(self) -> None:
-        """Take the account's fee and what borrowing costs; assume them where they cannot be had."""
+        """Take the account's fee and what borrowing costs.
+
+        What cannot be had is assumed, as `assumed` says, and asked for again within the hour.
+        """
+        self.assumed, self._fee_read = "", self._clock.monotonic()
         try:
             self._fee_rate = self._exchange.fee_rate()
-            self._margin_rates = self._exchange.margin_rates()
+            if self._plan.leverage:
+                self.margin_rates = self._exchange.margin_rates()
         except (LaterError, UnansweredError, RefusedError, StopError) as error:
             self._fee_rate = self._fee_rate or FEE_RATE_ASSUMED
-            log.warning("fee rate assumed rate=%s reason=%s", self._fee_rate, error)
-        self._fee_read = self._clock.monotonic()
+            self.assumed = f"fees are assumed ({plain(100 * self._fee_rate)} % a trade): {error}"
+        if self._plan.leverage and None in self.margin_rates:
+            words = f"a margin rate of {plain(100 * MARGIN_RATE_ASSUMED)} % is assumed"
+            self.assumed = f"{self.assumed}; {words}" if self.assumed else words
+        if self.assumed:
+            self._fee_read -= FEE_REFRESH_S - FEE_RETRY_S
 
     def risk_inputs(self, step: Step, held: Decimal, orders_today: int) -> RiskInputs:
         """Return what speaks for or against an order; status and quote are good for a minute."""
@@ -141,8 +158,6 @@ class MarketState:
         if now - self._market[0] > MARKET_FRESH_S:
             status = self._exchange.market_status().status
             self._market = (now, status, self._exchange.quote())
-        rates, is_long = self._margin_rates, step.side is Side.BUY
-        rate = rates.long if is_long else rates.short
         return RiskInputs(
             system_status=self._market[1],
             quote=self._market[2],
@@ -152,7 +167,7 @@ class MarketState:
             orders_today=orders_today,
             fee_rate=self._fee_rate,
             clock_offset_s=self.clock_offset_s,
-            margin_rate=MARGIN_RATE_ASSUMED if rate is None else rate,
+            margin_rate=self.margin_rates.of(step.side),
         )
 
     def summary(self) -> MarginSummary:

@@ -10,6 +10,7 @@ from enum import Enum, IntEnum
 from typing import NamedTuple, NoReturn
 
 ZERO = Decimal(0)
+MARGIN_RATE_ASSUMED = Decimal("0.0002")  # Of most assets, where Kraken names none.
 
 
 class Side(Enum):
@@ -173,6 +174,11 @@ class MarginRates(NamedTuple):
 
     long: Decimal | None = None
     short: Decimal | None = None
+
+    def of(self, side: Side) -> Decimal:
+        """Return the rate of a position opened by a buy or a sell, MARGIN_RATE_ASSUMED if none."""
+        rate = self.long if side is Side.BUY else self.short
+        return MARGIN_RATE_ASSUMED if rate is None else rate
 
 
 class MarginSummary(NamedTuple):

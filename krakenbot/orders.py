@@ -12,13 +12,14 @@ from itertools import product
 from typing import NamedTuple
 
 from krakenbot import log
+from krakenbot.accounting import opening_fee
 from krakenbot.clock import Clock
 from krakenbot.decision import Blocked
 from krakenbot.errors import Cause, LaterError, RefusedError, UnansweredError
 from krakenbot.exchange import Exchange
 from krakenbot.format import money, price
 from krakenbot.journal import PASSING, Intent, Journal, Outcome, client_order_id
-from krakenbot.model import ZERO, Execution, Purpose, Step
+from krakenbot.model import ZERO, Execution, MarginRates, Purpose, Step
 from krakenbot.pairs import PairRules, elsewhere, plain
 
 DEADLINE_S = 15  # The engine refuses an order that reaches it later.
@@ -296,6 +297,7 @@ class Orders:
         self._clock = clock
         self._emit = emit
         self.base = ""  # The pair's base asset, known once its rules are.
+        self.margin_rates = MarginRates()
         self._searches: dict[str, Search] = {}
         self._found: Execution | None = None
         self._refusal = Refusal(Outcome.REFUSED, "")
@@ -498,7 +500,8 @@ class Orders:
                 f"asked for were {plain(intent.volume)}"
             )
         now, outcome = int(self._clock.now()), Outcome(found.status.value)
-        self._journal.conclude(intent, outcome, now, found, found.reason)
+        fee = opening_fee(intent, found, self.margin_rates)
+        self._journal.conclude(intent, outcome, now, found, found.reason, fee)
         text = f"{intent.purpose.verb}: {_traded(intent, found)}"
         log.info("order ended id=%s status=%s %s", intent.id, outcome, text)
         self._emit("fill" if found.volume else "refusal", text)

@@ -50,9 +50,7 @@ class RiskInputs(NamedTuple):
 
 
 CLOCK_OFFSET_MAX_S = 30.0
-MARGIN_RATE_ASSUMED = Decimal("0.0002")  # Of most assets, where Kraken names none.
 FEE_RATE_ASSUMED = Decimal("0.008")  # Kraken's entry tier, where the account's is not known.
-MARGIN_RATE_ASSUMED = Decimal("0.0002")  # At opening and each 4 h, where Assets does not tell it.
 
 
 def objection(step: Step, leverage: int, inputs: RiskInputs, limits: Limits) -> Objection | None:

@@ -23,11 +23,12 @@ from krakenbot.model import (
     MarginSummary,
     Purpose,
     Quote,
+    Side,
     Signal,
     Step,
 )
 from krakenbot.pairs import PairRules
-from krakenbot.risk import MARGIN_RATE_ASSUMED, RiskInputs, objection
+from krakenbot.risk import RiskInputs, objection
 from krakenbot.simulated.books import ROLLOVER_S, Account, Book, Lot, Trade, execute
 from krakenbot.simulated.books import objection as refusal
 from krakenbot.strategy import sma_slope
@@ -60,8 +61,8 @@ class Costs(NamedTuple):
         slippage: Decimal = ZERO,
     ) -> "Costs":
         """Return the costs on one pair; a rate that is not known is 0.02 %."""
-        long, short = (MARGIN_RATE_ASSUMED if rate is None else rate for rate in rates)
-        return cls(fee_rate, balance, slippage, {rules.quote: long, rules.base: short})
+        by_asset = {rules.quote: rates.of(Side.BUY), rules.base: rates.of(Side.SELL)}
+        return cls(fee_rate, balance, slippage, by_asset)
 
 
 class Fill(NamedTuple):

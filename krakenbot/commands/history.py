@@ -16,6 +16,7 @@ from krakenbot.format import moment, money, percent, price, volume
 from krakenbot.identity import open_here
 from krakenbot.journal import Journal
 from krakenbot.log import clean
+from krakenbot.model import ZERO
 from krakenbot.pairs import plain
 from krakenbot.presence import units
 
@@ -83,6 +84,7 @@ def _decisions(journal: Journal, since: int) -> Iterator[dict[str, Any]]:
 
 
 def _orders(journal: Journal, since: int) -> Iterator[dict[str, Any]]:
+    opening_fees = journal.opening_fees()
     for intent in journal.intents():
         if intent.created < since:
             continue
@@ -94,6 +96,7 @@ def _orders(journal: Journal, since: int) -> Iterator[dict[str, Any]]:
             "price": intent.cost / intent.executed if intent.executed else None,
             "cost": intent.cost,
             "fee": intent.fee,
+            "margin_fee": opening_fees.get(intent.id, ZERO),
             "outcome": intent.outcome or "unresolved",
             "asked": intent.volume,
             "leverage": intent.leverage,

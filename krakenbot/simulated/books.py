@@ -18,9 +18,8 @@ from hashlib import blake2b
 from typing import NamedTuple
 
 from krakenbot.errors import RefusedError
-from krakenbot.model import ZERO, MarginSummary, Quote, Side
+from krakenbot.model import MARGIN_RATE_ASSUMED, ZERO, MarginSummary, Quote, Side
 from krakenbot.pairs import PairRules
-from krakenbot.risk import MARGIN_RATE_ASSUMED
 
 ROLLOVER_S = 14400
 COIN_STEP = Decimal("1e-10")

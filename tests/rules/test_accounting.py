@@ -88,7 +88,7 @@ class AccountingTest(unittest.TestCase):
 
     def book(self, now: int = CANDLE + 600) -> str:
         clock = FakeClock()
-        clock.time = now
+        clock.time = now - clock.now()
         return read_ledger(cast(Exchange, self.ledger), RULES, self.journal, clock)
 
     def costs(self) -> tuple[Decimal, Decimal]:
@@ -285,8 +285,19 @@ class TestOtherCurrencies(AccountingTest):
         self.ledger.price = Decimal(60000)
         self.assertEqual("", self.book(CANDLE + 300))
         self.assertEqual((Decimal(16), Decimal("0.6")), self.costs())
-        row = self.journal._db.execute("SELECT asset, charged FROM charges WHERE id = 'L1'")
-        self.assertEqual(("XXBT", "0.00001"), tuple(row.fetchone()))
+        rows = self.journal._db.execute("SELECT charged FROM charges WHERE asset = 'XXBT'")
+        self.assertEqual([("0.00001",)], [tuple(row) for row in rows])
+        (intent_id,) = (x.id for x in self.journal.intents())
+        self.assertEqual(Decimal("0.6"), self.journal.opening_fees()[intent_id])
+
+    def test_a_row_in_coins_that_comes_late_is_booked_too(self) -> None:
+        order = self.traded(self.journal, 0, Side.BUY, "0.04", "2000", "16")
+        self.told("T1", order, "2000", "16")
+        self.book(CANDLE + 100)
+        self.told("T1", order, "0", "0.00001", asset="XXBT")
+        for _ in range(2):
+            self.book(CANDLE + 200)
+            self.assertEqual((Decimal(16), Decimal("0.5")), self.costs())
 
     def test_an_old_rollover_in_coins_is_worth_what_the_candle_of_its_time_says(self) -> None:
         order = self.traded(self.journal, 0, Side.BUY, "0.04", "2000", "16")

@@ -130,7 +130,7 @@ class FakeExchange:
         return SystemStatus(self.status)
 
     def margin_rates(self) -> MarginRates:
-        return MarginRates()
+        return MarginRates(Decimal("0.00025"), Decimal("0.0001"))
 
     def key_info(self) -> KeyInfo:
         return KeyInfo(())

@@ -1,0 +1,202 @@
+"""A live bot on the sandbox, and then its books against the exchange's: equal to the cent.
+
+Long runs, and long candles with fees in coins, are for .ci/run, which sets TEST_DAYS.
+"""
+
+import os
+import sqlite3
+import unittest
+from collections.abc import Iterator
+from decimal import Decimal as D
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from krakenbot.accounting import read_ledger
+from krakenbot.bot import Bot
+from krakenbot.clock import StopRequestedError
+from krakenbot.commands.history import ROWS
+from krakenbot.commands.report import story_of
+from krakenbot.commands.status import read_status
+from krakenbot.config import Config
+from krakenbot.decision import Plan
+from krakenbot.journal import Journal
+from krakenbot.journal_file import prepare
+from krakenbot.kraken.client import Client
+from krakenbot.kraken.spot import Spot
+from krakenbot.model import Secret
+from krakenbot.risk import Limits
+from krakenbot.simulated.api import SandboxApi
+from krakenbot.simulated.feed import Feed
+from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
+from krakenbot.strategy import build
+from tests.logs import silence_module
+from tests.simulation.test_contract import Direct
+
+START = 1_791_504_000.0
+CENT = D("0.01")
+# Minutes of a candle, how many candles, and whether margin fees are taken in coins.
+SHORT = ((1, 300, False), (240, 40, True), (1440, 20, False))
+LONG = tuple(
+    (*run, coins) for run in ((1, 1500), (240, 120), (1440, 40)) for coins in (False, True)
+)
+
+
+def setUpModule() -> None:
+    silence_module()
+
+
+class World:
+    """A sandbox with a bot in live mode, on one simulated clock."""
+
+    def __init__(self, interval_s: int, *, coin_fees: bool, seed: str = "3") -> None:
+        self.time, self.end = START, float("inf")
+        self.api = SandboxApi(
+            Feed(f"random:{seed}", START),
+            lambda: self.time,
+            SANDBOX_KEY,
+            Secret(SANDBOX_SECRET),
+            coin_fees=coin_fees,
+            balances={"ZUSD": D(10000), "XXBT": D(1)},
+        )
+        nonces = count(1)
+        client = Client(
+            Direct(self.api),
+            "http://127.0.0.1",
+            self,
+            key=Secret(SANDBOX_KEY),
+            secret=Secret(SANDBOX_SECRET),
+            next_nonce=lambda _: next(nonces),
+            live=True,
+        )
+        self.spot = Spot(client, "XBTUSD", interval_s)
+        connection = sqlite3.connect(":memory:", isolation_level=None)
+        self.journal = Journal(prepare(connection, Path(":memory:")))
+        strategy, needed = build("sma-slope", 5, 2, 5)
+        limits = Limits(None, D(150), D(1), 500)
+        plan = Plan("XBTUSD", interval_s, D("0.05"), 2, False, True, strategy, needed, limits)
+        self.bot = Bot(plan, self.spot, self.journal, self, "money")
+
+    def now(self) -> float:
+        return self.time
+
+    monotonic = wall = now
+
+    def nonce(self) -> int:
+        return 0
+
+    def set(self, exchange_time: float) -> None:
+        self.time = max(self.time, exchange_time)
+
+    def wait(self, seconds: float) -> None:
+        self.time += max(seconds, 0.0)
+        if self.time >= self.end:
+            raise StopRequestedError
+
+    def run(self, seconds: float) -> None:
+        self.end = self.time + seconds
+        try:
+            self.bot.run()
+        except StopRequestedError:
+            self.end = float("inf")
+
+
+def sums(rows: Iterator[dict[str, Any]]) -> dict[str, D]:
+    """Return what the ledger took, by kind and asset."""
+    total: dict[str, D] = {}
+    for row in rows:
+        key = f"{row['type']} {row['asset']}"
+        total[key] = total.get(key, D(0)) + D(row["fee"])
+    return total
+
+
+class TestBooks(unittest.TestCase):
+    def life(self, minutes: int, candles: int, *, coin_fees: bool = False) -> World:
+        world = World(minutes * 60, coin_fees=coin_fees)
+        self.addCleanup(world.journal.close)
+        world.run(candles * minutes * 60 + 30)
+        self.assertGreater(world.journal.account().fees, 20)
+        return world
+
+    def ledger(self, world: World) -> dict[str, D]:
+        return sums(iter(world.api.holder._ledger().values()))
+
+    def check_all_tell_the_same(self, world: World) -> None:
+        """Hold status, history and report against each other."""
+        account, status = world.journal.account(), read_status(world.journal)
+        for name in ("fees", "margin_fees", "rollover"):
+            self.assertEqual(D(status[name]), getattr(account, name), name)
+        orders = list(ROWS["orders"](world.journal, 0))
+        self.assertEqual(sum(row["fee"] for row in orders), account.fees)
+        self.assertEqual(sum(row["margin_fee"] for row in orders), account.margin_fees)
+        costs = dict(story_of(Config(), world.journal).costs)
+        for name, amount in (
+            ("trade fees", account.fees),
+            ("margin fees", account.margin_fees),
+            ("rollover", account.rollover),
+        ):
+            self.assertAlmostEqual(costs[name], -float(amount), 6)
+
+    def check_ledger_in_quote(self, world: World) -> None:
+        account, told = world.journal.account(), self.ledger(world)
+        trade_fees = sum(D(row["fee"]) for row in world.api.trades.values())
+        self.assertEqual(account.fees, trade_fees)
+        self.assertEqual(account.margin_fees, told["margin ZUSD"] - trade_fees)
+        self.assertEqual(account.rollover, told.get("rollover ZUSD", 0))
+        price = world.spot.quote().mid
+        equity = world.api.account.equity("ZUSD")
+        self.assertLess(abs(10000 + account.pnl(price) - equity), CENT)
+
+    def check_ledger_in_coins(self, world: World) -> None:
+        account, told = world.journal.account(), self.ledger(world)
+        self.assertEqual(account.fees, told["margin ZUSD"])
+        taken = world.journal._db.execute(
+            "SELECT kind, sum(charged) FROM charges WHERE asset = 'XXBT' GROUP BY kind"
+        )
+        kinds = {"opening": "margin XXBT", "rollover": "rollover XXBT"}
+        for kind, amount in taken:
+            self.assertAlmostEqual(float(told[kinds[kind]]), amount, 10)
+        series = world.api.markets.feed.series(world.spot.rules())
+        worth = sum(
+            entry.fee * series.prices(series.number(entry.time))[0]
+            for entry in world.api.account.ledger
+            if entry.asset == "XXBT"
+        )
+        booked = account.margin_fees + account.rollover
+        self.assertAlmostEqual(float(booked), float(worth), delta=float(worth) / 100)
+
+    def read(self, world: World) -> None:
+        world.time += 300
+        self.assertEqual("", read_ledger(world.spot, world.spot.rules(), world.journal, world))
+
+    def test_status_history_report_and_ledger_are_equal_to_the_cent(self) -> None:
+        for minutes, candles, coin_fees in LONG if "TEST_DAYS" in os.environ else SHORT:
+            with self.subTest(minutes=minutes, coin_fees=coin_fees):
+                world = self.life(minutes, candles, coin_fees=coin_fees)
+                self.read(world)
+                self.check_all_tell_the_same(world)
+                if coin_fees:
+                    self.check_ledger_in_coins(world)
+                else:
+                    self.check_ledger_in_quote(world)
+
+    def test_what_an_order_cost_is_told_the_moment_it_is_done(self) -> None:
+        world = World(60, coin_fees=False)
+        self.addCleanup(world.journal.close)
+        seen: list[tuple[D, D]] = []
+
+        def see(event: Any) -> None:
+            if event.kind == "fill":
+                account = world.journal.account()
+                entries = [x for x in world.api.account.ledger if x.type != "rollover"]
+                seen.append((account.fees + account.margin_fees, sum(x.fee for x in entries)))
+
+        world.bot._on_event = see
+        world.run(3600)
+        self.assertGreater(len(seen), 3)
+        for booked, charged in seen:
+            self.assertEqual(booked, charged)
+
+
+if __name__ == "__main__":
+    unittest.main()

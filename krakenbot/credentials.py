@@ -2,13 +2,16 @@
 
 import os
 import stat
+import sys
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any, NamedTuple
 
+from krakenbot import log
 from krakenbot.config import Config, KeysTable
 from krakenbot.errors import ConfigError
 from krakenbot.kraken.signing import decode_secret
-from krakenbot.log import register
+from krakenbot.log import clean, register
 from krakenbot.model import Secret
 
 _CHARACTERS_MAX = 4096
@@ -27,7 +30,21 @@ def load_credentials(config: Config, prefix: str = "KRAKEN") -> Credentials | No
     credentials = load_secrets(os.environ, prefix, config.keys)
     if credentials is not None:
         decode_secret(credentials.secret)
+        _tell_of_foreign_code()
     return credentials
+
+
+@cache
+def _tell_of_foreign_code() -> None:
+    """Say which code of this machine ran in this process before the program itself."""
+    for name in ("sitecustomize", "usercustomize"):
+        if name in sys.modules:
+            path = clean(str(getattr(sys.modules[name], "__file__", "")))
+            log.warning(
+                "%s ran in this process and may read the API key; `python3 -I -S krakenbot.pyz` "
+                "runs without it",
+                path,
+            )
 
 
 def load_secrets(

@@ -1,5 +1,7 @@
 import os
 import pickle
+import subprocess
+import sys
 import tempfile
 import unittest
 from pathlib import Path
@@ -10,6 +12,7 @@ from krakenbot.config import KeysTable
 from krakenbot.credentials import load_secrets
 from krakenbot.errors import ConfigError
 
+ROOT = Path(__file__).parent.parent.parent
 BASE64 = "c2VjcmV0IGJ5dGVzIG9mIHRoZSBrZXk="
 # What is no key, and what is said about it.
 ODD = {
@@ -129,6 +132,32 @@ class TestCredentials(unittest.TestCase):
             self.assertRaisesRegex(ConfigError, "^/k: .*sudo"),
         ):
             load_secrets({}, "KRAKEN", keys)
+
+
+class TestForeignCode(unittest.TestCase):
+    def test_code_that_ran_before_the_program_and_sees_the_key_is_named(self) -> None:
+        for flags, want in (((), True), (("-I", "-S"), False)):
+            with tempfile.TemporaryDirectory() as folder:
+                (Path(folder) / "sitecustomize.py").touch()
+                code = (
+                    f"import sys; sys.path.append({str(ROOT)!r});"
+                    "from krakenbot.config import Config;"
+                    "from krakenbot.credentials import load_credentials;"
+                    "load_credentials(Config())"
+                )
+                environ = {
+                    "PYTHONPATH": folder,
+                    "KRAKEN_API_KEY": "HUSHHUSH",
+                    "KRAKEN_API_SECRET": "SFVTSEhVU0g=",
+                }
+                done = subprocess.run(
+                    [sys.executable, *flags, "-c", code],
+                    env=environ,
+                    capture_output=True,
+                    text=True,
+                )
+            self.assertEqual(0, done.returncode, done.stderr)
+            self.assertEqual(want, f"{folder}/sitecustomize.py ran" in done.stderr)
 
 
 if __name__ == "__main__":

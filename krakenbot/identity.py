@@ -9,7 +9,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -83,25 +83,24 @@ def place_of(
 
     `pair_of` asks the exchange what a spelling means. Raises StopError when there are several.
     """
-    known = list(_known(config, pair_of))
-    ours = [path for path, whose in known if _is_same(whose, identity)]
+    ours = [path for path, whose in _known(config, pair_of) if _is_same(whose, identity)]
     there = [path for path in ours if path.exists()]
     if len(there) > 1:
-        told = "".join(f"\n  {path}: {_summary(path)}" for path in there)
+        told = "".join(f"\n  {path} explains {_held(path)}" for path in there)
         raise StopError(
-            f"several journals belong to one market and account ({identity.pair}):{told}\nNothing "
-            "was sent. See at the exchange what is held, and move all but the one that explains "
-            "it into another folder"
+            f"several journals may be the one of {config.pair}:{told}\nNothing was sent. See at "
+            "the exchange what is held, keep the one that explains it, and move the others into "
+            "another folder"
         )
     if there or ours:  # Of a lost journal the lock is left.
-        return (there or ours)[0].with_suffix(".db")
+        return (there or ours)[0]
     account = f"-{identity.account}" if identity.account else ""
     return config.state_directory / f"{_prefix(config)}{_bare(identity.pair)}{account}.db"
 
 
 def claim(config: Config, journal: Journal, path: Path, identity: Identity) -> None:
     """Write into journal and index whose it is; StopError when it is somebody else's."""
-    for key, mine in (("pair_id", identity.pair), ("account", identity.account)):
+    for key, mine in zip(("pair_id", "account"), identity, strict=True):
         theirs = journal.get(key)
         if theirs and mine and theirs != mine:
             raise StopError(
@@ -116,24 +115,18 @@ def claim(config: Config, journal: Journal, path: Path, identity: Identity) -> N
 
 
 def find(config: Config) -> Path | None:
-    """Return the path of this configuration's journal from what is on disk, None when none is.
+    """Return the path of this configuration's journal by what is on disk, None when none is.
 
-    ConfigError when there are several or the folder cannot be read.
+    Raises StopError when there are several, ConfigError when the folder cannot be read.
     """
-    pair = recall(config, "pair", config.pair) or _spelled(config.pair)
     account = ""
-    if config.mode != "paper":
-        with suppress(ConfigError):  # Who only looks need not be able to read the keys.
-            credentials = load_credentials(config)
-            if credentials is not None:
-                account = recall(config, "account", fingerprint(credentials.key))
-    identity = Identity(pair, account)
-    paths = [path for path, whose in _known(config) if _is_same(whose, identity)]
-    there = [path for path in paths if path.exists()]
-    if len(there) > 1:
-        names = ", ".join(str(path) for path in there)
-        raise ConfigError(f"several journals fit {config.pair}, of several accounts: {names}")
-    return there[0] if there else None
+    with suppress(ConfigError):  # Who only looks need not be able to read the keys.
+        credentials = load_credentials(config) if config.mode != "paper" else None
+        if credentials is not None:
+            account = recall(config, "account", fingerprint(credentials.key))
+    pair = recall(config, "pair", config.pair) or _spelled(config.pair)
+    path = place_of(config, Identity(pair, account))
+    return path if path.exists() else None
 
 
 def journal_path(config: Config) -> Path:
@@ -159,56 +152,46 @@ def open_here(config: Config) -> Journal:
     return open_read_only(journal_path(config))
 
 
-def _known(
-    config: Config, pair_of: Callable[[str], str] = lambda spelling: ""
-) -> Iterator[tuple[Path, Identity]]:
+def _known(config: Config, pair_of: Callable[[str], str]) -> Iterator[tuple[Path, Identity]]:
     """Yield each journal of this mode and exchange, also lost ones, and whose it is."""
-    prefix = _prefix(config)
+    folder, prefix = config.state_directory, _prefix(config)
     try:
-        names = os.listdir(config.state_directory)
+        names = [Path(name) for name in os.listdir(folder)]
     except FileNotFoundError:
         return
     except OSError as error:
-        hint = access_hint(config.state_directory)
         raise ConfigError(
-            f"the state directory {config.state_directory} cannot be read: {error.strerror}. {hint}"
+            f"the state directory {folder} cannot be read: {error.strerror}. {access_hint(folder)}"
         ) from error
-    for stem in sorted({name.rpartition(".")[0] for name in names if name[-3:] in (".db", "ock")}):
+    for stem in sorted({name.stem for name in names if name.suffix in (".db", ".lock")}):
         if not stem.startswith(prefix):
             continue
         whose = recall(config, "journal", stem).split(" ")
-        if len(whose) < 2:
-            match = re.fullmatch(r"(.+?)(?:-([0-9a-f]{12}))?", stem.removeprefix(prefix))
-            spelling, account = match.groups("") if match else (stem, "")
-            pair = recall(config, "pair", spelling) or pair_of(spelling) or spelling
-            whose = [pair, account]
-        yield config.state_directory / f"{stem}.db", Identity(*whose)
+        if len(whose) < 2:  # Only its name says whose it is.
+            spelling, _, account = stem.removeprefix(prefix).partition("-")
+            whose = [recall(config, "pair", spelling) or pair_of(spelling) or spelling, account]
+        yield folder / f"{stem}.db", Identity(*whose)
 
 
 def _is_same(one: Identity, other: Identity) -> bool:
     """Return whether the pairs are the same and the accounts may be."""
-    return one.pair == other.pair and (
-        one.account == other.account or not one.account or not other.account
-    )
+    return one == other or (one.pair == other.pair and "" in (one.account, other.account))
 
 
-def _summary(path: Path) -> str:
+def _held(path: Path) -> str:
     try:
-        journal = open_read_only(path)
+        with closing(open_read_only(path)) as journal:
+            return str(journal.account().held)
     except (ConfigError, StopError) as error:
-        return str(error)
-    newest = journal.newest_intent()
-    held, since = journal.account().held, newest.created if newest else 0
-    journal.close()
-    return f"explains {held}, newest order of {since}"
-
-
-def _host(config: Config) -> str:
-    return config.exchange.url.partition("://")[2]
+        return f"nothing that can be read: {error}"
 
 
 def _prefix(config: Config) -> str:
     return _bare(f"{config.mode}-{_host(config)}") + "-"
+
+
+def _host(config: Config) -> str:
+    return config.exchange.url.partition("://")[2]
 
 
 def _spelled(pair: str) -> str:

@@ -14,6 +14,7 @@ from krakenbot.credentials import Credentials, load_credentials
 from krakenbot.decision import plan_of
 from krakenbot.errors import ConfigError, RefusedError
 from krakenbot.exchange import Exchange
+from krakenbot.handover import Desk
 from krakenbot.journal import Journal
 from krakenbot.journal_file import open_journal
 from krakenbot.kraken.client import Client
@@ -22,6 +23,7 @@ from krakenbot.kraken.signing import fingerprint
 from krakenbot.kraken.spot import Methods, Spot
 from krakenbot.kraken.transport import UrllibTransport
 from krakenbot.lock import Lock, Nonces
+from krakenbot.patience import patiently
 from krakenbot.risk import FEE_RATE_ASSUMED
 
 
@@ -37,9 +39,8 @@ class Parts(NamedTuple):
     bot: Bot
     locks: tuple[Lock, ...]
     path: Path  # The journal's.
-    is_new: bool
-    owner: str  # The key's fingerprint, from which order ids are made.
-    on_event: Callable[[Event], None]
+    desk: Desk
+    is_new: bool  # Whether the journal was made just now.
     checks: tuple[startup.Check, ...]
 
 
@@ -115,12 +116,12 @@ def assemble(
     client = client_of(config, clock, credentials, nonces, live=is_live)
     client.on_read = clock.read
     spot = spot_of(config, client)
-    whose, info = startup.patiently(
+    whose, info = patiently(
         lambda: startup.learn(config, spot, owner if credentials else ""),
         clock,
         config.exchange.patience,
     )
-    path = startup.patiently(
+    path = patiently(
         lambda: identity.place_of(config, whose, lambda name: _pair_of(config, client, name)),
         clock,
         config.exchange.patience,
@@ -137,7 +138,8 @@ def assemble(
         config, exchange, journal, clock, lock, whose, nonces, info, accept_costs, adopts
     )
     checks = startup.checks_of(start, live=is_live)
-    bot = Bot(plan_of(config), exchange, journal, clock, owner, on_event, checks)
+    plan = plan_of(config)
+    bot = Bot(plan, exchange, journal, clock, owner, on_event, checks)
     return Parts(
         config=config,
         clock=clock,
@@ -148,9 +150,8 @@ def assemble(
         bot=bot,
         locks=(lock, key_lock) if key_lock else (lock,),
         path=path,
+        desk=Desk(plan, exchange, journal, clock, owner, on_event),
         is_new=is_new,
-        owner=owner,
-        on_event=on_event,
         checks=checks,
     )
 

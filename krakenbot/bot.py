@@ -6,7 +6,6 @@ error and after any death.
 
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
-from functools import partial
 from typing import NamedTuple, TypeVar
 
 from krakenbot import log
@@ -17,7 +16,6 @@ from krakenbot.clock import Clock, StopRequestedError
 from krakenbot.decision import Blocked, Decision, Plan, Snapshot, decide, is_stuck
 from krakenbot.errors import (
     ConfigError,
-    KeyRefusedError,
     LaterError,
     RefusedError,
     StopError,
@@ -28,17 +26,16 @@ from krakenbot.format import moment, money, price
 from krakenbot.journal import Journal
 from krakenbot.market import MarketState
 from krakenbot.model import (
-    ZERO,
     Candle,
     Direction,
     MarginSummary,
     Purpose,
-    Side,
     Signal,
     Step,
 )
-from krakenbot.orders import UNFILLED_MAX, VISIBLE_S, Orders, Owner
+from krakenbot.orders import VISIBLE_S, Orders, Owner
 from krakenbot.pairs import plain
+from krakenbot.patience import SILENCE_MAX_S, Patience
 from krakenbot.risk import CLOCK_OFFSET_MAX_S, clock_error, objection
 from krakenbot.rulefile import RuleError
 
@@ -49,10 +46,6 @@ PASSING_PAUSE_S = 60.0
 FUNDS_PAUSE_S = 5.0  # TradeBalance shows a close some seconds late.
 LATE_PAUSE_S = 30.0
 LOSS_PAUSE_S = 10.0
-BACKOFF_MAX_S = 60.0
-SILENCE_MAX_S = 300.0  # Waiting for longer is told outside.
-KEY_PAUSES_S = (60.0, 180.0, 300.0)
-LOCKOUT_S = 900.0
 DAY_S = 86400
 
 T = TypeVar("T")
@@ -106,22 +99,19 @@ class Bot:
         self._window = CandleWindow(exchange, clock, plan.interval_s, plan.candles_min)
         self._market = MarketState(plan, exchange, clock, journal)
         self._books_kept, self._looked = float("-inf"), clock.monotonic()
-        self._has_worked = False  # Whether the exchange has taken the key in this process.
+        self._patiently = Patience(exchange, journal, clock, self._alerts)
 
     # -- the loop ------------------------------------------------------------------------------
 
-    def run(self, *, once: bool = False, patience_s: float = 300.0, adopt: bool = False) -> None:
+    def run(self, *, once: bool = False, patience_s: float = 300.0) -> None:
         """Decide on every finished candle until StopRequestedError; with `once` on one.
 
         Raises StopError when a person must look, LaterError when the exchange cannot be reached
         at the start for longer than `patience_s`.
         """
         try:
-            self._refuse_when_halted(adopt)
+            self._refuse_when_halted()
             self._patiently(self._start, patience_s)
-            if adopt:
-                self._patiently(self._adopt, patience_s)
-            self._refuse_when_halted(adopt=False)
             self._patiently(self._orders.reconcile, patience_s)
             rules = self._market.rules
             units = {"base": rules.base, "quote": rules.quote}
@@ -144,104 +134,14 @@ class Bot:
             self._emit("halt", str(error))
             raise
 
-    def flatten(self, reason: str, patience_s: float = 300.0) -> None:
-        """Close what the bot holds, verify, and leave it halted for `reason`."""
-        self._patiently(self._know_the_market, patience_s)
-        self._journal.resume(flatten=reason)
-        why = "the orders to close it traded nothing"
-        try:
-            for _ in range(2 * UNFILLED_MAX):
-                if self._patiently(partial(self._close_all, reason), patience_s):
-                    self._journal.put(flatten=None, halted=reason)
-                    return
-                self._clock.wait(1.0)
-        except LaterError as error:
-            why = str(error)
-        raise self._journal.halt(
-            f"could not close the position for: {reason}; {plain(self._journal.account().held)} "
-            f"{self._plan.pair} may still be held ({why}): look at Kraken"
-        )
-
-    def _close_all(self, reason: str) -> bool:
-        """Return whether nothing is held; if something is, send one order that closes it."""
-        self._orders.reconcile()
-        held = self._orders.position()
-        if held == 0:
-            return True
-        nowhere = Signal(Direction.FLAT, ZERO, 0)
-        snapshot = Snapshot(nowhere, held, self._market.rules, None, reason, {})
-        step = decide(snapshot, self._plan).step
-        if step is None:  # Whether something so small can be closed is Kraken's say.
-            side = Side.SELL if held > 0 else Side.BUY
-            step = Step(Purpose.CLOSE, side, abs(held), self._plan.leverage > 0)
-        candle = int(self._clock.now())  # Outside of any candle, so that ids are new.
-        self._orders.send(step, self._market.rules, candle, held, reason)
-        return False
-
-    def _patiently(self, action: Callable[[], T], patience_s: float = float("inf")) -> T:
-        """Return what the action returns, repeating it while the exchange cannot be had.
-
-        Raises LaterError when that lasts longer than `patience_s`.
-        """
-        began: float | None = None
-        said, pause_s = float("-inf"), 1.0
-        while True:
-            try:
-                result = action()
-            except KeyRefusedError as error:
-                self._outwait_refused_key(error)
-            except (LaterError, UnansweredError, RefusedError) as error:
-                # A read that fails is no reason to end: nothing is sent, and it is asked again.
-                now = self._clock.monotonic()
-                began = now if began is None else began
-                if now - began > patience_s:
-                    raise LaterError(f"gave up after {patience_s:.0f} s: {error}") from error
-                if now - said >= 60:
-                    said = now
-                    log.warning("waiting for the exchange reason=%s", error)
-                self._alerts.hold("waiting", f"waiting for the exchange: {error}", SILENCE_MAX_S)
-                wait_s = min(max(pause_s, getattr(error, "wait_s", 0.0)), LOOK_MAX_S)
-                self._clock.wait(min(wait_s, max(0.1, patience_s - (now - began) + 0.1)))
-                pause_s = min(pause_s * 2, BACKOFF_MAX_S)
-            else:
-                self._has_worked = True
-                self._alerts.over("waiting")
-                return result
-
-    def _outwait_refused_key(self, error: KeyRefusedError) -> None:
-        """Ask some minutes later whether the key is still refused; raise that when it is.
-
-        Nothing private is sent between, since each attempt prolongs a lockout. A key that never
-        worked, with nothing to look after, is not asked about again.
-        """
-        is_needed = self._journal.account().held or self._journal.open_intents()
-        if not (is_needed or self._has_worked):
-            raise error
-        self._alerts.hold("key", f"{error}; asked again in some minutes")
-        for pause_s in (LOCKOUT_S,) if error.lockout else KEY_PAUSES_S:
-            self._clock.wait(LOCKOUT_S if error.lockout else pause_s)
-            try:
-                self._exchange.balances()
-            except KeyRefusedError as again:
-                error = again
-            except (LaterError, UnansweredError, RefusedError):
-                return  # Whoever waits for the exchange asks on.
-            else:
-                self._alerts.over("key")
-                return
-        raise error
-
-    def _refuse_when_halted(self, adopt: bool) -> None:
+    def _refuse_when_halted(self) -> None:
         reason = self._journal.get("halted")
-        if reason and not adopt:
+        if reason:
             raise StopError(f"halted: {reason}. `krakenbot resume` clears this after a look")
 
-    def _know_the_market(self) -> None:
+    def _start(self) -> None:
         self._market.learn()
         self._orders.base = self._market.rules.base
-
-    def _start(self) -> None:
-        self._know_the_market()
         for check in self._checks:
             if reason := check():
                 limits = self._plan.limits._replace(close_only=reason)
@@ -249,33 +149,6 @@ class Bot:
         self._market.read_rates()
         self._tell_rates()
         self._keep_books()
-
-    def _adopt(self) -> None:
-        """Make what is held the journal's own, and clear a halt about it."""
-        try:
-            self._orders.reconcile()
-        except StopError:
-            # Looking at it was the person's part; only what may still happen is not given up.
-            over = int(self._clock.now()) - VISIBLE_S
-            if any(intent.deadline > over for intent in self._journal.open_intents()):
-                raise
-        # What this bot did last may not be visible yet, and would be adopted as it was before.
-        newest = self._journal.newest_intent()
-        if newest is not None:
-            visible_s = (newest.settled or newest.created) + VISIBLE_S - self._clock.now()
-            self._clock.wait(min(max(visible_s, 0.0), VISIBLE_S))
-        before = self._journal.account().held
-        price = self._exchange.quote().mid
-        if self._plan.leverage:
-            position = self._exchange.position()
-            held = position.volume
-            price = position.cost / abs(held) if held else price
-        else:
-            owned = self._exchange.balances().get(self._market.rules.base, ZERO)
-            held = min(before or self._plan.size, owned)
-        on_margin = self._plan.leverage > 0
-        self._journal.adopt(held, price, int(self._clock.now()), on_margin)
-        log.warning("adopted held=%s explained_before=%s price=%s", held, before, price)
 
     def _keep_books(self) -> None:
         """Book what the exchange's ledger shows and say where it differs, when that is due."""

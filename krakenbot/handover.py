@@ -2,23 +2,27 @@
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 
 from krakenbot import format, log
-from krakenbot.assemble import Parts
+from krakenbot.alerts import Alerts
 from krakenbot.bot import Event
 from krakenbot.candles import CandleWindow
-from krakenbot.decision import Snapshot, decide, plan_of
+from krakenbot.clock import Clock
+from krakenbot.decision import Plan, Snapshot, decide
 from krakenbot.errors import ConfigError, FlattenRequestedError, LaterError, StopError
+from krakenbot.exchange import Exchange
+from krakenbot.journal import Journal
 from krakenbot.lock import access_hint, open_private
 from krakenbot.market import MarketState
 from krakenbot.model import ZERO, Direction, Position, Purpose, Side, Signal, Step
 from krakenbot.orders import UNFILLED_MAX, VISIBLE_S, Orders, Owner
-from krakenbot.pairs import elsewhere, plain
-from krakenbot.startup import fee_rate_of, patiently
+from krakenbot.pairs import PairRules, elsewhere, plain
+from krakenbot.patience import Patience
 
 REQUEST_S = 60.0  # So long a request to flatten waits for the bot to take it.
 
@@ -26,20 +30,33 @@ REQUEST_S = 60.0  # So long a request to flatten waits for the bot to take it.
 class Desk:
     """One bot's orders and market, without its loop."""
 
-    def __init__(self, parts: Parts) -> None:
-        self.parts = parts
-        self.plan = plan_of(parts.config)
-        self._market = MarketState(self.plan, parts.exchange, parts.clock, parts.journal)
-        owner = Owner(parts.owner, self.plan.pair, self.plan.interval_s, self.plan.leverage)
-        self._orders = Orders(owner, parts.exchange, parts.journal, parts.clock, self._emit)
-        self._patience_s = parts.config.exchange.patience
+    rules: PairRules
+
+    def __init__(
+        self,
+        plan: Plan,
+        exchange: Exchange,
+        journal: Journal,
+        clock: Clock,
+        fingerprint: str,
+        on_event: Callable[[Event], None] = lambda event: None,
+    ) -> None:
+        self.plan = plan
+        self._exchange = exchange
+        self._journal = journal
+        self._clock = clock
+        self._on_event = on_event
+        owner = Owner(fingerprint, plan.pair, plan.interval_s, plan.leverage)
+        self._market = MarketState(plan, exchange, clock, journal)
+        self._orders = Orders(owner, exchange, journal, clock, self._emit)
+        self.patiently = Patience(exchange, journal, clock, Alerts(journal, clock, self._emit))
 
     def _emit(self, kind: str, text: str) -> None:
-        self.parts.on_event(Event(kind, text, {}))
+        self._on_event(Event(kind, text))
 
     def learn(self) -> None:
-        """Read clock and rules; LaterError when that cannot be done for too long."""
-        patiently(self._market.learn, self.parts.clock, self._patience_s)
+        """Read clock and rules, which everything else here needs."""
+        self._market.learn()
         self.rules = self._market.rules
         self._orders.base = self.rules.base
 
@@ -51,18 +68,18 @@ class Desk:
         Without margin that is what the journal says was bought, as far as it is there.
         """
         if self.plan.leverage:
-            return self.parts.exchange.position()
-        owned = self.parts.exchange.balances().get(self.rules.base, ZERO)
-        explained = self.parts.journal.account().held
+            return self._exchange.position()
+        owned = self._exchange.balances().get(self.rules.base, ZERO)
+        explained = self._journal.account().held
         volume = min(explained or self.plan.size, owned)
-        return Position(volume, volume * self.parts.exchange.quote().mid)
+        return Position(volume, volume * self._exchange.quote().mid)
 
     def told(self, side: Side, volume: Decimal) -> str:
         """Return what an order trades now, in words: volume, price, worth and fee."""
-        quote = self.parts.exchange.quote()
+        quote = self._exchange.quote()
         price = quote.ask if side is Side.BUY else quote.bid
         rules, worth = self.rules, volume * price
-        fee = worth * fee_rate_of(self.parts.exchange)
+        fee = worth * self._exchange.fee_rate()
         return (
             f"{side.value} {format.volume(volume, rules.base)} at market, about "
             f"{format.price(price, rules)} = {format.money(worth, rules.quote)}, fee about "
@@ -74,7 +91,7 @@ class Desk:
     def adoption(self) -> list[str]:
         """Return what adopting will explain, and what the next decision will trade then."""
         position, rules = self.held(), self.rules
-        before = self.parts.journal.account().held
+        before = self._journal.account().held
         shown = format.volume(position.volume, rules.base)
         lines = [
             f"held at the exchange: {shown}; explained so far: {format.volume(before, rules.base)}",
@@ -82,7 +99,7 @@ class Desk:
             f"{format.price(self._price(position), rules)}; a halt ends",
         ]
         if not self.plan.leverage:
-            earning = elsewhere(self.parts.exchange.balances(), rules.base)
+            earning = elsewhere(self._exchange.balances(), rules.base)
             lines += [
                 f"{plain(amount)} {code} lies in Earn or is staked, and is not counted: move it "
                 "back first, else the bot buys again"
@@ -94,16 +111,16 @@ class Desk:
 
     def _price(self, position: Position) -> Decimal:
         if not position.volume:
-            return self.parts.exchange.quote().mid
+            return self._exchange.quote().mid
         return position.cost / abs(position.volume)
 
     def _next_trades(self, held: Decimal) -> Iterator[str]:
-        parts, plan = self.parts, self.plan
-        window = CandleWindow(parts.exchange, parts.clock, plan.interval_s, plan.candles_min)
-        candles = window.up_to(int(parts.clock.now()) - 2 * plan.interval_s + 1)
+        plan = self.plan
+        window = CandleWindow(self._exchange, self._clock, plan.interval_s, plan.candles_min)
+        candles = window.up_to(int(self._clock.now()) - 2 * plan.interval_s + 1)
         signal = plan.strategy(candles or ())
-        if signal.direction is None and parts.journal.get("direction"):
-            signal = signal._replace(direction=Direction(int(parts.journal.get("direction"))))
+        if signal.direction is None and self._journal.get("direction"):
+            signal = signal._replace(direction=Direction(int(self._journal.get("direction"))))
         for _ in range(2):  # A reversal takes two.
             decision = decide(Snapshot(signal, held, self.rules, None, None, {}), plan)
             if decision.step is None:
@@ -113,7 +130,7 @@ class Desk:
 
     def adopt(self) -> None:
         """Make what is held the journal's own, and clear a halt about it."""
-        journal, clock = self.parts.journal, self.parts.clock
+        journal, clock = self._journal, self._clock
         try:
             self._orders.reconcile()
         except StopError:
@@ -133,24 +150,24 @@ class Desk:
 
     # -- flattening ----------------------------------------------------------------------------
 
-    def flatten(self, reason: str) -> None:
+    def flatten(self, reason: str, patience_s: float = 300.0) -> None:
         """Close what the bot holds, verify, and leave it halted for `reason`.
 
         Raises StopError when something may still be held.
         """
-        journal, clock = self.parts.journal, self.parts.clock
-        journal.resume(flatten=reason)
+        self.patiently(self.learn, patience_s)
+        self._journal.resume(flatten=reason)
         why = "the orders to close it traded nothing"
         try:
             for _ in range(2 * UNFILLED_MAX):
-                if patiently(lambda: self._close(reason), clock, self._patience_s):
-                    journal.put(flatten=None, halted=reason)
+                if self.patiently(partial(self._close, reason), patience_s):
+                    self._journal.put(flatten=None, halted=reason)
                     return
-                clock.wait(1.0)
+                self._clock.wait(1.0)
         except LaterError as error:
             why = str(error)
-        raise journal.halt(
-            f"could not close the position for: {reason}; {plain(journal.account().held)} "
+        raise self._journal.halt(
+            f"could not close the position for: {reason}; {plain(self._journal.account().held)} "
             f"{self.plan.pair} may still be held ({why}): look at Kraken"
         )
 
@@ -165,7 +182,7 @@ class Desk:
         if step is None:  # Whether something so small can be closed is Kraken's say.
             side = Side.SELL if held > 0 else Side.BUY
             step = Step(Purpose.CLOSE, side, abs(held), self.plan.leverage > 0)
-        candle = int(self.parts.clock.now())  # Outside of any candle, so that ids are new.
+        candle = int(self._clock.now())  # Outside of any candle, so that ids are new.
         self._orders.send(step, self.rules, candle, held, reason)
         return False
 

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable
 from decimal import Decimal
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from krakenbot import format, identity, log, rulefile
 from krakenbot.candles import fill
@@ -22,10 +22,7 @@ from krakenbot.orders import DEADLINE_S, VISIBLE_S
 from krakenbot.pairs import PairRules, elsewhere, plain
 from krakenbot.risk import FEE_RATE_ASSUMED, RiskInputs, objection
 
-PAUSE_MAX_S, SAID_S = 30.0, 60.0
 OVERLAP_S = 5  # Between the exchange's clock and what is known of it.
-
-T = TypeVar("T")
 
 
 class Start(NamedTuple):
@@ -53,23 +50,6 @@ def checks_of(start: Start, *, live: bool) -> tuple[Check, ...]:
     if not start.adopts:
         checks += [try_strategy, check_can_trade, *([check_costs] if live else [])]
     return tuple(partial(check, start) for check in checks)
-
-
-def patiently(action: Callable[[], T], clock: Clock, patience_s: float) -> T:
-    """Return what the action returns, asked again for a while; LaterError when that is over."""
-    began, said, pause_s = clock.monotonic(), float("-inf"), 1.0
-    while True:
-        try:
-            return action()
-        except (LaterError, UnansweredError) as error:
-            now = clock.monotonic()
-            if now - began > patience_s:
-                raise LaterError(f"gave up after {patience_s:.0f} s: {error}") from error
-            if now - said >= SAID_S:
-                said = now
-                log.warning("waiting for the exchange reason=%s", error)
-            clock.wait(min(max(pause_s, getattr(error, "wait_s", 0.0)), patience_s))
-            pause_s = min(2 * pause_s, PAUSE_MAX_S)
 
 
 # -- whose journal it is ---------------------------------------------------------------------------

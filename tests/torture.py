@@ -40,6 +40,7 @@ from krakenbot.clock import StopRequestedError
 from krakenbot.config import Config
 from krakenbot.decision import Plan
 from krakenbot.errors import Cause, ConfigError, LaterError, StopError, UnansweredError
+from krakenbot.handover import Desk
 from krakenbot.identity import Identity
 from krakenbot.journal import Account, Journal
 from krakenbot.journal_file import prepare
@@ -387,7 +388,7 @@ class World:
         finally:
             self.halted = False
 
-    def _open_process(self) -> tuple[Bot, Journal, KeyLock]:
+    def _open_process(self, adopts: bool = False) -> tuple[Bot, Journal, KeyLock]:
         """Return the parts that a new process is made of, as the front door makes them."""
         self.dead = False
         self.born = self.time
@@ -418,7 +419,9 @@ class World:
             spot = Spot(client, ALTNAME, self.setting.interval_s)
             was_live: Any = SimpleNamespace(read=lambda: "live" if existed else "")
             config, whose = Config(pair=ALTNAME), Identity(PAIR)
-            start = startup.Start(config, spot, journal, clock, was_live, whose, nonces)
+            start = startup.Start(
+                config, spot, journal, clock, was_live, whose, nonces, adopts=adopts
+            )
             checks = (partial(startup.check_key, start), partial(startup.check_trades, start))
             bot = Bot(self.plan, spot, journal, clock, self.owner, self.on_event, checks)
         except BaseException:
@@ -436,14 +439,20 @@ class World:
 
     def _process(self, adopt: bool = False, once: bool = False, flatten: bool = False) -> None:
         self.note("start", f"adopt={adopt} once={once} flatten={flatten}", "")
-        bot, _, lock = self._open_process()
+        bot, journal, lock = self._open_process(adopt)
         try:
+            desk = Desk(self.plan, bot._exchange, journal, bot._clock, self.owner, self.on_event)
+            if adopt:
+                desk.patiently(desk.learn, 300.0)
+                for check in bot._checks:
+                    desk.patiently(check, 300.0)
+                desk.patiently(desk.adopt, 300.0)
             if flatten:
-                bot.flatten("flattened by hand", 300.0)
+                desk.flatten("flattened by hand", 300.0)
                 self.verify()
                 self._check_flat()
             else:
-                bot.run(adopt=adopt, once=once, patience_s=300.0)
+                bot.run(once=once, patience_s=300.0)
         except (StopError, LaterError, StopRequestedError, Over):
             self.verify()
             raise

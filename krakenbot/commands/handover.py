@@ -16,13 +16,12 @@ from krakenbot.clock import SystemClock
 from krakenbot.config import Config, StrategyTable
 from krakenbot.errors import ConfigError, LaterError, RefusedError, StopError, UnansweredError
 from krakenbot.format import asset, money, price, volume
-from krakenbot.handover import REQUEST_S, Desk, FlattenRequest
+from krakenbot.handover import REQUEST_S, FlattenRequest
 from krakenbot.journal import Journal
 from krakenbot.journal_file import open_journal, open_read_only
 from krakenbot.lock import Lock, is_locked
 from krakenbot.log import clean
 from krakenbot.model import ZERO, Side
-from krakenbot.startup import patiently
 
 EXAMPLE = "krakenbot flatten --live; krakenbot adopt --live; krakenbot resume"
 BY_HAND = "flattened by hand"
@@ -79,17 +78,16 @@ def _parts(config: Config, live: bool, **options: Any) -> Iterator[Parts]:
 def adopt(config: Config, *, live: bool, yes: bool) -> int:
     """Say what adopting does and, with `yes`, do it. Return the exit code: 2 without."""
     with _parts(config, live, adopts=True) as parts:
-        desk = Desk(parts)
-        desk.learn()
+        desk, patience_s = parts.desk, config.exchange.patience
+        desk.patiently(desk.learn, patience_s)
         if yes:
-            patience_s = config.exchange.patience
             for check in parts.checks:
-                patiently(check, parts.clock, patience_s)
-        print("\n".join(patiently(desk.adoption, parts.clock, config.exchange.patience)))
+                desk.patiently(check, patience_s)
+        print("\n".join(desk.patiently(desk.adoption, patience_s)))
         if not yes:
             print("Nothing was changed: add --yes to do this")
             return 2
-        patiently(desk.adopt, parts.clock, config.exchange.patience)
+        desk.patiently(desk.adopt, patience_s)
         print("adopted")
     return 0
 
@@ -104,11 +102,11 @@ def _flatten(config: Config, arguments: argparse.Namespace) -> int:
     if path is not None and is_locked(path.with_suffix(".lock")):
         return _ask_the_bot(config, path, arguments)
     with _parts(config, arguments.live, makes_journal=arguments.all) as parts:
-        desk = Desk(parts)
-        desk.learn()
+        desk, patience_s = parts.desk, config.exchange.patience
+        desk.patiently(desk.learn, patience_s)
         if parts.is_new and not arguments.all:
-            return _tell_without_journal(desk)
-        held = patiently(desk.held, parts.clock, config.exchange.patience)
+            return _tell_without_journal(parts)
+        held = desk.patiently(desk.held, patience_s)
         explained = parts.journal.account().held
         if arguments.all and config.leverage and held.volume != explained:
             print(
@@ -122,9 +120,9 @@ def _flatten(config: Config, arguments: argparse.Namespace) -> int:
         if not _agreed(arguments):
             return 2
         if arguments.all and config.leverage:
-            desk.adopt()
-        desk.flatten(BY_HAND)
-        print(_what_is_left(desk))
+            desk.patiently(desk.adopt, patience_s)
+        desk.flatten(BY_HAND, patience_s)
+        print(_what_is_left(parts))
     return 0
 
 
@@ -138,22 +136,22 @@ def _agreed(arguments: argparse.Namespace) -> bool:
     return False
 
 
-def _what_is_left(desk: Desk) -> str:
+def _what_is_left(parts: Parts) -> str:
     """Return what the exchange shows after flattening; never more than it said."""
-    config, base = desk.parts.config, desk.rules.base
+    config, base = parts.config, parts.desk.rules.base
     tail = "The bot is halted: `krakenbot resume` lets it trade again"
     if config.leverage:
         return f"the exchange shows no open position on {config.pair} any more. {tail}"
-    margin = desk.parts.exchange.position().volume
+    margin = parts.exchange.position().volume
     besides = (
         f"; a margin position of {volume(margin, base)}, not its own, is open" if margin else ""
     )
     return f"the bot holds no {asset(base)} of its own on {config.pair} any more{besides}. {tail}"
 
 
-def _tell_without_journal(desk: Desk) -> int:
+def _tell_without_journal(parts: Parts) -> int:
     """Say what the exchange holds where no journal explains it; StopError when that is anything."""
-    config, rules, exchange = desk.parts.config, desk.rules, desk.parts.exchange
+    config, rules, exchange = parts.config, parts.desk.rules, parts.exchange
     if config.mode != "live":
         raise ConfigError(f"there is no {config.mode} journal of {config.pair} here: nothing to do")
     position = exchange.position()

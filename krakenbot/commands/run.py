@@ -18,7 +18,7 @@ from krakenbot.errors import (
     UnansweredError,
 )
 from krakenbot.format import asset, moment, money, volume
-from krakenbot.handover import Desk, FlattenRequest
+from krakenbot.handover import FlattenRequest
 from krakenbot.notify import Notifier
 from krakenbot.presence import Presence
 from krakenbot.startup import count_costs
@@ -82,9 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
             except FlattenRequestedError:
                 parts.clock.progress = notifier.alive
                 log.warning("flattening, as `krakenbot flatten` asks")
-                desk = Desk(parts)
-                desk.learn()
-                desk.flatten(BY_HAND)
+                parts.desk.flatten(BY_HAND, config.exchange.patience)
                 raise StopError(f"{BY_HAND}; `krakenbot resume` lets it trade again") from None
         except BaseException as error:
             presence.end(exit_code(error, "run"), str(error) or "stopped as asked")

@@ -19,6 +19,7 @@ from krakenbot.errors import (
     StopError,
     UnansweredError,
 )
+from krakenbot.handover import Desk
 from krakenbot.journal import Intent, Journal, Outcome
 from krakenbot.journal_file import prepare
 from krakenbot.model import (
@@ -270,12 +271,24 @@ class BotTest(unittest.TestCase):
             self.events.append,
         )
 
-    def once(self, number: int | None = None, bot: Bot | None = None, **more: Any) -> Bot:
+    def desk(self) -> Desk:
+        return Desk(self.plan, self.exchange, self.journal, self.clock, "abc", self.events.append)
+
+    def adopt(self, desk: Desk | None = None) -> None:
+        desk = desk or self.desk()
+        desk.patiently(desk.learn)
+        desk.patiently(desk.adopt)
+
+    def once(
+        self, number: int | None = None, bot: Bot | None = None, *, adopt: bool = False
+    ) -> Bot:
         """Start a bot (or go on with one) and let it decide on one candle."""
         if number is not None:
             self.at(number)
+        if adopt:
+            self.adopt()
         bot = bot or self.bot()
-        bot.run(once=True, **more)
+        bot.run(once=True)
         return bot
 
     def until(self, number: int, bot: Bot | None = None, **changes: Any) -> Bot:
@@ -806,9 +819,9 @@ class TestPositionTruth(BotTest):
             deaths = Deaths()
             deaths.at = moment
             journal = Journal(Dying(self.connection, deaths, frozenset({"execute"})))  # type: ignore[arg-type]
-            bot = Bot(PLAN, self.exchange, journal, self.clock, "abc")
             try:
-                bot.run(once=True, adopt=True)
+                self.adopt(Desk(PLAN, self.exchange, journal, self.clock, "abc"))
+                Bot(PLAN, self.exchange, journal, self.clock, "abc").run(once=True)
                 break
             except Killed:
                 self.connection.rollback()
@@ -924,26 +937,26 @@ class TestMaxLoss(BotTest):
 class TestFlatten(BotTest):
     def test_what_the_bot_holds_is_closed_and_the_bot_left_halted(self) -> None:
         self.once()
-        self.bot().flatten("asked to")
+        self.desk().flatten("asked to")
         self.assertEqual(0, self.exchange.held)
         self.assertTrue(self.exchange.placed[-1].reduce_only)
         self.assertIn("asked to", self.stopped(lambda: self.once(101)))
 
     def test_flattening_while_flat_sends_nothing_and_halts(self) -> None:
-        self.bot().flatten("asked to")
+        self.desk().flatten("asked to")
         self.assertEqual([], self.exchange.placed)
         self.stopped(lambda: self.once(101))
 
     def test_a_partial_fill_a_lost_answer_and_an_unsent_order_are_followed_to_the_end(self) -> None:
         self.once()
         self.exchange.script = ["half", "lost", "unsent"]
-        self.bot().flatten("asked to")
+        self.desk().flatten("asked to")
         self.assertEqual(0, self.exchange.held)
 
     def test_a_close_refused_at_once_is_tried_again_under_another_id(self) -> None:
         self.once()
         self.exchange.script = ["refuse", "refuse", "fill"]
-        self.bot().flatten("asked to")
+        self.desk().flatten("asked to")
         self.assertEqual(0, self.exchange.held)
         ids = [order.client_order_id for order in self.exchange.placed]
         self.assertEqual(len(ids), len(set(ids)))
@@ -953,23 +966,23 @@ class TestFlatten(BotTest):
         self.clock.end = T0 + 60 * 200
         self.stopped(lambda: self.bot().run())
         self.assertEqual(SIZE, self.exchange.held)
-        self.bot().flatten("asked to")
+        self.desk().flatten("asked to")
         self.assertEqual(0, self.exchange.held)
 
     def test_an_exchange_that_falls_silent_leaves_it_halted_and_says_so(self) -> None:
         self.once()
         self.exchange.positions_told = 0
-        said = self.stopped(lambda: self.bot().flatten("asked to", 60.0))
+        said = self.stopped(lambda: self.desk().flatten("asked to", 60.0))
         self.assertIn(f"{SIZE} ", said)
         self.assertIn("may still be held", said)
         self.assertIn("asked to", self.journal.get("halted"))
 
     def test_patience_begins_with_the_first_lost_answer_not_with_the_work_before_it(self) -> None:
         self.once()
-        bot, began = self.bot(), self.clock.time
+        desk, began = self.desk(), self.clock.time
         self.exchange.script, self.exchange.hang_s = ["hang"], 100.0
         self.exchange.positions_told = 1
-        self.stopped(lambda: bot.flatten("asked to", 30.0))
+        self.stopped(lambda: desk.flatten("asked to", 30.0))
         self.assertGreater(self.clock.time - began, 100 + 30)
 
 

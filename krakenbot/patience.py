@@ -1,0 +1,98 @@
+"""Asking again while the exchange cannot be had, or refuses the key, and saying so."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from krakenbot import log
+from krakenbot.alerts import Alerts
+from krakenbot.clock import Clock
+from krakenbot.errors import KeyRefusedError, LaterError, RefusedError, UnansweredError
+from krakenbot.exchange import Exchange
+from krakenbot.journal import Journal
+
+BACKOFF_MAX_S, WAIT_MAX_S = 60.0, 300.0
+LOGGED_S = 60.0
+SILENCE_MAX_S = 300.0  # Waiting for longer is told outside.
+KEY_PAUSES_S = (60.0, 180.0, 300.0)
+LOCKOUT_S = 900.0
+
+T = TypeVar("T")
+
+
+class Patience:
+    """Calls actions that may be repeated after any failure of the exchange."""
+
+    def __init__(self, exchange: Exchange, journal: Journal, clock: Clock, alerts: Alerts) -> None:
+        self._exchange = exchange
+        self._journal = journal
+        self._clock = clock
+        self._alerts = alerts
+        self._has_worked = False  # Whether the exchange has taken the key in this process.
+
+    def __call__(self, action: Callable[[], T], patience_s: float = float("inf")) -> T:
+        """Return what the action returns; LaterError when it fails for longer than `patience_s`."""
+        while True:
+            try:
+                result = patiently(action, self._clock, patience_s, self._tell)
+            except KeyRefusedError as error:
+                self._outwait_refused_key(error)
+            else:
+                self._has_worked = True
+                self._alerts.over("waiting")
+                return result
+
+    def _tell(self, text: str) -> None:
+        self._alerts.hold("waiting", text, SILENCE_MAX_S)
+
+    def _outwait_refused_key(self, error: KeyRefusedError) -> None:
+        """Ask some minutes later whether the key is still refused; raise that when it is.
+
+        Nothing private is sent between, since each attempt prolongs a lockout. A key that never
+        worked, with nothing to look after, is not asked about again.
+        """
+        is_needed = self._journal.account().held or self._journal.open_intents()
+        if not (is_needed or self._has_worked):
+            raise error
+        self._alerts.hold("key", f"{error}; asked again in some minutes")
+        for pause_s in (LOCKOUT_S,) if error.lockout else KEY_PAUSES_S:
+            self._clock.wait(LOCKOUT_S if error.lockout else pause_s)
+            try:
+                self._exchange.balances()
+            except KeyRefusedError as again:
+                error = again
+            except (LaterError, UnansweredError, RefusedError):
+                return  # Whoever waits for the exchange asks on.
+            else:
+                self._alerts.over("key")
+                return
+        raise error
+
+
+def patiently(
+    action: Callable[[], T],
+    clock: Clock,
+    patience_s: float,
+    tell: Callable[[str], None] = lambda text: None,
+) -> T:
+    """Return what the action returns, repeating it while the exchange cannot be had.
+
+    A read that fails is no reason to end: nothing is sent, and it is asked again. Raises LaterError
+    when that lasts longer than `patience_s`. `tell` is told at each failure.
+    """
+    began: float | None = None
+    logged, pause_s = float("-inf"), 1.0
+    while True:
+        try:
+            return action()
+        except (LaterError, UnansweredError, RefusedError) as error:
+            now = clock.monotonic()
+            began = now if began is None else began
+            if now - began > patience_s:
+                raise LaterError(f"gave up after {patience_s:.0f} s: {error}") from error
+            if now - logged >= LOGGED_S:
+                logged = now
+                log.warning("waiting for the exchange reason=%s", error)
+            tell(f"waiting for the exchange: {error}")
+            wait_s = min(max(pause_s, getattr(error, "wait_s", 0.0)), WAIT_MAX_S)
+            clock.wait(min(wait_s, max(0.1, patience_s - (now - began) + 0.1)))
+            pause_s = min(pause_s * 2, BACKOFF_MAX_S)

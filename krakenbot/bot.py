@@ -180,6 +180,10 @@ class Bot:
             self._alerts.hold("clock", words)
         else:
             self._alerts.over("clock")
+        if self._market.notices:
+            self._alerts.hold("notices", f"Kraken announces: {'; '.join(self._market.notices)}")
+        else:
+            self._alerts.over("notices")
 
     # -- one tick ------------------------------------------------------------------------------
 

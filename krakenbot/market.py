@@ -29,6 +29,7 @@ CLOCK_REFRESH_S = 300.0
 RULES_REFRESH_S = 6 * 3600.0
 FEE_REFRESH_S, FEE_RETRY_S = 86400.0, 3600.0
 MARKET_FRESH_S = 60.0
+NOTICE_REFRESH_S = 3600.0
 CLOCK_WARN_S = 5.0
 CLOCK_JUMP_S = 5.0  # An answer so far from what is known needs others that agree with it.
 CLOCK_LOOKS = 3
@@ -52,7 +53,8 @@ class MarketState:
         self.assumed = ""
         self.clock_offset_s = 0.0  # The exchange's time less the host's.
         self._market: tuple[float, str, Quote] = NEVER, "", Quote(ZERO, ZERO)
-        self._clock_read = self._rules_read = self._fee_read = NEVER
+        self.notices: tuple[str, ...] = ()  # What the exchange announces: emergencies, maintenance.
+        self._clock_read = self._rules_read = self._fee_read = self._notices_read = NEVER
 
     def learn(self) -> None:
         """Read clock and rules; with a position to look after, remembered rules will do.
@@ -95,6 +97,8 @@ class MarketState:
             self._read_rules()
         if now - self._fee_read >= FEE_REFRESH_S:
             self.read_rates()
+        if now - self._notices_read >= NOTICE_REFRESH_S:
+            self._read_status()
 
     def measure_clock(self) -> None:
         """Take the exchange's time, good to about half a second and half the round trip.
@@ -150,14 +154,19 @@ class MarketState:
         if self.assumed:
             self._fee_read -= FEE_REFRESH_S - FEE_RETRY_S
 
+    def _read_status(self) -> str:
+        found = self._exchange.market_status()
+        self.notices = (*found.emergency, *found.upcoming)
+        self._notices_read = self._clock.monotonic()
+        return found.status
+
     def risk_inputs(self, step: Step, held: Decimal, orders_today: int) -> RiskInputs:
         """Return what speaks for or against an order; status and quote are good for a minute."""
         now = self._clock.monotonic()
         if abs(self.clock_offset_s) > CLOCK_OFFSET_MAX_S:
             self.measure_clock()  # It may have been repaired since.
         if now - self._market[0] > MARKET_FRESH_S:
-            status = self._exchange.market_status().status
-            self._market = (now, status, self._exchange.quote())
+            self._market = (now, self._read_status(), self._exchange.quote())
         return RiskInputs(
             system_status=self._market[1],
             quote=self._market[2],

@@ -8,13 +8,14 @@ import json
 import os
 import shutil
 import ssl
+import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from collections.abc import Iterator
 from contextlib import closing
 from decimal import Decimal
-from subprocess import SubprocessError
 from typing import NamedTuple
 
 from krakenbot import config as configuration
@@ -23,23 +24,26 @@ from krakenbot import log as logs
 from krakenbot.assemble import assumed_fee_rate, client_of, spot_of
 from krakenbot.clock import SystemClock
 from krakenbot.commands.call import signed_client
+from krakenbot.commands.install import unit
 from krakenbot.credentials import Credentials, load_credentials
 from krakenbot.decision import plan_of
 from krakenbot.errors import ConfigError, LaterError, RefusedError, StopError, UnansweredError
-from krakenbot.format import shows_color
+from krakenbot.format import money, percent, shows_color, volume
 from krakenbot.journal_file import open_read_only
 from krakenbot.lock import Lock
 from krakenbot.model import ZERO, MarginSummary, Order, Purpose, Side, Step
 from krakenbot.pairs import plain
-from krakenbot.risk import RiskInputs, objection
+from krakenbot.presence import read_life
+from krakenbot.risk import CLOCK_OFFSET_MAX_S, RiskInputs, clock_error, objection
 from krakenbot.rulefile import load
 from krakenbot.startup import check_permissions, count_costs
 
 EXAMPLE = "krakenbot doctor --json"
 FREE_BYTES_MIN = 50 << 20
 EXPOSURE_MAX = 1.2
+PLAIN_ENVIRON = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LC_ALL": "C"}
 DAY_S = 86400
-COLORS = {"ok": "32", "warn": "33", "fail": "31"}
+COLORS = {"ok": "32", "warn": "33", "fail": "31", "skip": "2"}
 RICH = MarginSummary(Decimal(10**15), ZERO, ZERO)
 # What an answer of a strange form or a strange system raises must not end the visit.
 TROUBLES = (
@@ -53,9 +57,10 @@ TROUBLES = (
     ArithmeticError,
     AttributeError,
     TypeError,
-    SubprocessError,
+    subprocess.SubprocessError,
 )
-# Verdict (ok, warn, fail, skip), what was found and, if it is not what CHECKS says, how to mend it.
+# Verdict (ok, warn, fail, skip), what was found and, if it is not what CHECKS says, how to
+# repair it.
 Answer = tuple[str, str] | tuple[str, str, str]
 
 
@@ -87,18 +92,15 @@ def examine(file: str | None) -> Iterator[Finding]:
     """Yield one finding for each check, always in the same order."""
     visit = Visit(file)
     missing: dict[str, str] = {}
-    for name, check, need, usual_mend in CHECKS:
+    for name, check, need, usual_repair in CHECKS:
         try:
             answer = ("skip", missing[need]) if need in missing else check(visit)
         except TROUBLES as error:
             answer = ("fail", str(error).replace("\n", "; ") or type(error).__name__)
         verdict, text, *mend = answer
-        if verdict == "skip":
-            missing[name] = text
-            verdict, text = "ok", f"skipped: {text}"
-        elif verdict == "fail":
-            missing[name] = f"see {name}"
-        mend = [] if verdict == "ok" else mend or [usual_mend]
+        if verdict in ("skip", "fail"):
+            missing[name] = text if verdict == "skip" else f"see {name}"
+        mend = [] if verdict in ("ok", "skip") else mend or [usual_repair]
         yield Finding(name, verdict, logs.clean(text), logs.clean("".join(mend)))
     if visit.lock is not None:
         visit.lock.close()
@@ -125,6 +127,11 @@ class Visit:
         self.credentials: Credentials | None = None
         self.lock: Lock | None = None
 
+    @property
+    def is_rehearsal(self) -> bool:
+        """Return whether the exchange is a sandbox on this machine."""
+        return configuration.is_loopback(self.config.exchange.url)
+
     def _python(self) -> Answer:
         foreign = {name.partition(".")[0] for name in sys.modules} - sys.stdlib_module_names
         if foreign := foreign - {"krakenbot", "__main__", "__mp_main__"}:
@@ -140,9 +147,12 @@ class Visit:
         return "ok", f"{text}leverage {config.leverage}; set: {', '.join(chosen) or 'nothing'}"
 
     def _secrets(self) -> Answer:
-        found = self.credentials = load_credentials(self.config)
+        files = [file for file in self.config.keys if file is not None and file.exists()]
+        is_empty = files and not any(file.stat().st_size for file in files)
+        found = None if is_empty and self.config.mode == "paper" else load_credentials(self.config)
+        self.credentials = found
         if found is None and self.config.mode == "paper":
-            return "ok", "no API key; paper mode needs none"
+            return "skip", "paper mode needs no API key"
         if found is None:
             return "fail", f"no API key, and mode is {self.config.mode}"
         if found.source == "KRAKEN_API_KEY":
@@ -162,18 +172,16 @@ class Visit:
     def _journal(self) -> Answer:
         path = identity.find(self.config)
         if path is None:
-            return "ok", "none yet: this bot has not run"
+            return "skip", "none yet: this bot has not run"
         with closing(open_read_only(path)) as journal:
             halted, unresolved = journal.get("halted"), len(journal.open_intents())
             self.explained = journal.account().held
+            speed = self.config.exchange.clock_speed
+            life = read_life(journal, path.with_suffix(".lock"), speed)
         if halted:
             return "warn", f"halted: {halted}"
-        text = f"{path.name} is sound, {unresolved} orders unresolved"
-        try:
-            Lock(path.with_suffix(".lock"), "it").close()
-        except ConfigError as error:
-            text += f"; {error}"
-        return "ok", text
+        runs = f"{life.state.value} with pid {life.pid}" if life.pid else life.state.value
+        return "ok", f"{path.name} is sound, {unresolved} orders unresolved; the bot is {runs}"
 
     def _network(self) -> Answer:
         config, clock = self.config, SystemClock(self.config.exchange.clock_speed)
@@ -184,20 +192,31 @@ class Visit:
         return "ok", f"{config.exchange.url} answers in {time.monotonic() - began:.2f} s"
 
     def _clock(self) -> Answer:
-        off_s = abs(self.ahead_s) if self.config.exchange.clock_speed == 1 else 0
-        verdict = "ok" if off_s <= 5 else "warn" if off_s <= 30 else "fail"
-        return verdict, f"this host is {self.ahead_s:+.1f} s ahead of the exchange"
+        if self.is_rehearsal:
+            return "skip", "a sandbox has a time of its own"
+        off_s = abs(self.ahead_s)
+        verdict = "ok" if off_s <= 5 else "warn" if off_s <= CLOCK_OFFSET_MAX_S else "fail"
+        return verdict, f"this host's clock is {clock_error(-self.ahead_s)}"
 
     def _pair(self) -> Answer:
-        state, rules = self.market.market_status().status, self.market.rules()
+        status, rules = self.market.market_status(), self.market.rules()
         self.rules, self.quote = rules, self.market.quote()
         self.fee_rate = assumed_fee_rate(self.config)
-        verdict = "ok" if state == rules.status == "online" else "warn"
-        bid = plain(self.quote.bid)
-        return verdict, f"exchange {state}, {rules.altname} {rules.status}, bid {bid}"
+        bid = money(self.quote.bid, rules.quote, rules.pair_decimals)
+        text = f"exchange {status.status}, {rules.altname} {rules.status}, bid {bid}"
+        if notices := (*status.emergency, *status.upcoming):
+            return (
+                "warn",
+                f"{text}; Kraken announces: {'; '.join(notices)}",
+                "see status.kraken.com",
+            )
+        return "ok" if status.status == rules.status == "online" else "warn", text
 
     def _size(self) -> Answer:
-        text = f"{plain(self.config.size)}, the smallest is {plain(self.rules.ordermin)}"
+        base, quote = self.rules.base, self.rules.quote
+        size, smallest = volume(self.config.size, base), volume(self.rules.ordermin, base)
+        worth = money(self.config.size * self.quote.mid, quote)
+        text = f"{size}, worth {worth}; the smallest is {smallest}"
         return self._against(RICH) or ("ok", text)
 
     def _key(self) -> Answer:
@@ -219,9 +238,9 @@ class Visit:
             return "warn", "the key ends within a week", "make a new one in time"
         if str(row.get("noncewindow") or 0) != "0":
             return "warn", "the key has a nonce window", "set it to 0 at Kraken"
-        if not any(row.get("ipallowlist") or ()):
+        if not any(row.get("ipallowlist") or ()) and not self.is_rehearsal:
             return "warn", "the key works from any address", "limit it to this server's at Kraken"
-        return "ok", "permissions as needed, none to withdraw, address list set, nonce window 0"
+        return "ok", "permissions as needed, none to withdraw; nonce window 0"
 
     def _account(self) -> Answer:
         self.fee_rate = self.account.fee_rate()
@@ -231,8 +250,8 @@ class Visit:
         else:
             summary = MarginSummary(self.account.balances().get(quote, ZERO), ZERO, ZERO)
         text = (
-            f"taker fee {plain(self.fee_rate * 100)} %, equity {summary.equity:.2f}, "
-            f"free margin {summary.free_margin:.2f} {quote}"
+            f"taker fee {percent(self.fee_rate * 100)}, equity {money(summary.equity, quote)}, "
+            f"free margin {money(summary.free_margin, quote)}"
         )
         return self._against(summary) or ("ok", text)
 
@@ -240,8 +259,10 @@ class Visit:
         if self.config.mode != "live" or not self.config.leverage:
             return "skip", "only live margin trading holds any"
         held = self.account.position().volume
-        text = f"the exchange holds {plain(held)}, the journal explains {plain(self.explained)}"
-        return "ok" if held == self.explained else "fail", text
+        explained, base = self.explained, self.rules.base
+        holds, explains = volume(held, base), volume(explained, base)
+        text = f"the exchange holds {holds}, the journal explains {explains}"
+        return "ok" if held == explained else "fail", text
 
     def _strategy(self) -> Answer:
         plan_of(self.config)
@@ -257,23 +278,24 @@ class Visit:
         return "ok", lines[0]
 
     def _order(self) -> Answer:
-        volume, leverage = self.rules.round_volume(self.config.size), self.config.leverage
-        self.account.validate(Order("", Side.BUY, volume, leverage, False))
-        return "ok", f"Kraken would take a buy of {plain(volume)} (validated, not sent)"
+        bought, leverage = self.rules.round_volume(self.config.size), self.config.leverage
+        self.account.validate(Order("", Side.BUY, bought, leverage, False))
+        return (
+            "ok",
+            f"Kraken would take a buy of {volume(bought, self.rules.base)} (only validated)",
+        )
 
     def _unit(self) -> Answer:
-        import subprocess
-        import tempfile
-
-        from krakenbot.commands.install import unit
-
         if shutil.which("systemd-analyze") is None:
             return "skip", "no systemd here"
         with tempfile.NamedTemporaryFile("w", suffix=".service") as file:
             file.write(unit(self.config, "/etc/krakenbot/config.toml", False))
             file.flush()
             command = ["systemd-analyze", "security", "--offline=true", file.name]
-            done = subprocess.run(command, timeout=30, capture_output=True, text=True, check=False)
+            # Another program is given no secret: nothing of this one's environment.
+            done = subprocess.run(
+                command, timeout=30, capture_output=True, text=True, check=False, env=PLAIN_ENVIRON
+            )
         exposure = done.stdout.rpartition("service: ")[2].partition(" ")[0]
         if not exposure:
             return "skip", "this systemd cannot judge a unit"
@@ -292,27 +314,31 @@ class Visit:
         return None
 
 
-# Name, check, the check that it needs, and how to mend what does not say so itself.
+# Name, check, the check that it needs, and how to repair what does not say so itself.
 CHECKS = (
     ("python", Visit._python, "", ""),
-    ("config", Visit._config, "", "mend the file; `krakenbot config --example` explains every key"),
+    (
+        "config",
+        Visit._config,
+        "",
+        "repair the file; see `krakenbot config --example`",
+    ),
     (
         "secrets",
         Visit._secrets,
         "config",
-        "put both into files of mode 0600 and name the files in "
-        "KRAKEN_API_KEY_FILE and KRAKEN_API_SECRET_FILE",
+        "put both into files of mode 0600 and name these in the table [keys]",
     ),
     ("state", Visit._state, "config", "make room there, and let this user write"),
     ("strategy", Visit._strategy, "config", "read `krakenbot help strategies`"),
     ("journal", Visit._journal, "config", "look at the exchange, then `krakenbot resume`"),
     ("network", Visit._network, "config", "look at DNS, firewall, CA certificates and the clock"),
     ("clock", Visit._clock, "network", "timedatectl set-ntp true"),
-    ("pair", Visit._pair, "clock", "look at status.kraken.com and at the name of the pair"),
+    ("pair", Visit._pair, "network", "look at status.kraken.com and at the name of the pair"),
     ("size", Visit._size, "pair", "change `size` or `leverage`"),
     ("key", Visit._key, "pair", "make a new key with the permissions that the README names"),
     ("account", Visit._account, "key", "pay in, or lower `size`"),
-    ("position", Visit._position, "key", "close it at Kraken, or start once with --adopt"),
+    ("position", Visit._position, "key", "close it at Kraken, or `krakenbot adopt`"),
     ("costs", Visit._costs, "pair", "use a longer `interval`"),
     ("order", Visit._order, "key", "read what Kraken says"),
     ("unit", Visit._unit, "config", "print the unit again with this version"),

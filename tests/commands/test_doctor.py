@@ -10,11 +10,13 @@ from pathlib import Path
 from unittest import mock
 
 from krakenbot import cli, log
+from krakenbot.clock import SystemClock
 from krakenbot.commands import doctor
 from krakenbot.journal_file import open_journal
 from krakenbot.kraken.spot import NEEDED_PERMISSIONS, Spot
 from krakenbot.lock import Lock
 from krakenbot.model import KeyInfo, Position
+from krakenbot.presence import Presence
 from krakenbot.simulated import api as server
 
 NAMES = [name for name, *_ in doctor.CHECKS]
@@ -60,7 +62,7 @@ class TestFindings(Patient):
         self.assertEqual(NAMES, list(found))
         self.assertEqual([], [finding for finding in found.values() if finding.verdict == "fail"])
         for name in ("key", "account", "position", "order"):
-            self.assertEqual(("ok", "skipped: no key"), found[name][1:3])
+            self.assertEqual(("skip", "no key"), found[name][1:3])
         self.assertFalse(self.state.exists(), "doctor makes nothing where it has nothing to sign")
 
     def test_live_with_a_key_looks_at_the_account_and_sends_nothing(self) -> None:
@@ -72,13 +74,44 @@ class TestFindings(Patient):
             self.assertEqual("ok", verdicts[name], found[name])
         self.assertIn("free margin", found["account"].text)
         self.assertEqual({}, sandbox.api.orders)
-        self.assertIn("any address", found["key"].text)
+        self.assertNotIn("any address", found["key"].text)
+
+    def test_a_sandbox_is_known_and_no_advice_about_the_host_s_clock_is_given(self) -> None:
+        found = self.examine(self.sandbox().url)
+        self.assertEqual("skip", found["clock"].verdict)
+        self.assertNotIn("timedatectl", str(found))
+
+    def test_announcements_of_the_exchange_are_passed_on(self) -> None:
+        sandbox = self.sandbox()
+        sandbox.api.markets.notices["upcoming_maintenance"] = ["Upgrade at noon"]
+        found = self.examine(sandbox.url)["pair"]
+        self.assertEqual("warn", found.verdict)
+        self.assertIn("Kraken announces: Upgrade at noon", found.text)
+
+    def test_another_program_is_given_no_secret(self) -> None:
+        self.keys()
+        with mock.patch("subprocess.run") as run, mock.patch("shutil.which", lambda _: "/bin/true"):
+            run.return_value.stdout = "for x.service: 1.1 OK"
+            found = self.examine(
+                self.sandbox().url, KRAKEN_API_KEY="HUSH", KRAKEN_API_SECRET="HUSH"
+            )
+        self.assertEqual("ok", found["unit"].verdict)
+        self.assertEqual({"PATH", "LC_ALL"}, set(run.call_args.kwargs["env"]))
+
+    def test_the_empty_key_files_of_an_installation_are_no_trouble_in_paper_mode(self) -> None:
+        for name in ("K", "S"):
+            (self.folder / name).touch(0o600)
+        keys = f'[keys]\napi_key_file = "{self.folder}/K"\napi_secret_file = "{self.folder}/S"\n'
+        self.assertEqual("skip", self.examine(self.sandbox().url, keys)["secrets"].verdict)
+        found = self.examine(self.sandbox().url, f'mode = "live"\n{keys}')["secrets"]
+        self.assertEqual("fail", found.verdict)
+        self.assertIn("is empty", found.text)
 
     def test_without_network_the_line_says_so_and_the_others_are_still_there(self) -> None:
         found = self.examine("http://127.0.0.1:1")
         self.assertEqual(NAMES, list(found))
         self.assertEqual("fail", found["network"].verdict)
-        self.assertEqual("skipped: see network", found["pair"].text)
+        self.assertEqual("see network", found["pair"].text)
         self.assertEqual("ok", found["config"].verdict)
 
     def test_an_answer_of_a_strange_form_fails_its_check_and_the_others_go_on(self) -> None:
@@ -95,7 +128,7 @@ class TestFindings(Patient):
         self.assertEqual("fail", found["config"].verdict)
         self.assertIn("interval = 7", found["config"].text)
         self.assertIn("'sizee'", found["config"].text)
-        self.assertEqual("skipped: see config", found["clock"].text)
+        self.assertEqual("see config", found["clock"].text)
 
     def test_the_place_of_each_value_is_named(self) -> None:
         found = self.examine("http://127.0.0.1:1", "leverage = 3", KRAKENBOT_SIZE="0.5")
@@ -108,7 +141,7 @@ class TestFindings(Patient):
         found = self.examine(self.sandbox().url)
         self.assertEqual("fail", found["secrets"].verdict)
         self.assertIn("chmod 600", found["secrets"].text)
-        self.assertEqual("skipped: no key", found["key"].text)
+        self.assertEqual("no key", found["key"].text)
 
     def test_keys_in_the_environment_are_warned_about_and_not_shown(self) -> None:
         keys = {"KRAKEN_API_KEY": server.SANDBOX_KEY, "KRAKEN_API_SECRET": server.SANDBOX_SECRET}
@@ -140,10 +173,13 @@ class TestFindings(Patient):
             url = self.sandbox().url
             self.examine(url)
             path = self.state / f"paper-{url.partition('://')[2].replace(':', '-')}-XBTUSD.db"
-            open_journal(path).close()
+            journal = open_journal(path)
+            self.addCleanup(journal.close)
             held = Lock(path.with_suffix(".lock"), "the journal")
             self.addCleanup(held.close)
-            self.assertIn("another krakenbot holds", self.examine(url)["journal"].text)
+            Presence(journal, SystemClock(), 60)
+            text = self.examine(url)["journal"].text
+            self.assertIn(f"the bot is running with pid {os.getpid()}", text)
 
     def test_a_key_that_may_withdraw_fails(self) -> None:
         sandbox = self.sandbox()
@@ -152,7 +188,7 @@ class TestFindings(Patient):
             found = self.examine(sandbox.url)
         self.assertEqual("fail", found["key"].verdict)
         self.assertIn("withdraw", found["key"].text)
-        self.assertEqual("skipped: see key", found["account"].text)
+        self.assertEqual("see key", found["account"].text)
 
     def test_larger_nonces_of_another_program_are_told(self) -> None:
         sandbox = self.sandbox()
@@ -182,7 +218,7 @@ class TestFindings(Patient):
         with mock.patch.object(Spot, "position", return_value=Position(Decimal(1), Decimal(9))):
             found = self.examine(sandbox.url, 'mode = "live"')["position"]
         self.assertEqual("fail", found.verdict)
-        self.assertIn("holds 1, the journal explains 0", found.text)
+        self.assertIn("holds 1 XBT, the journal explains 0 XBT", found.text)
 
     def test_costs_over_the_limit_fail_in_live_mode_only(self) -> None:
         url = self.sandbox().url

@@ -114,6 +114,7 @@ class FakeExchange:
         self.quotes: list[float] = []
         self.rise = PEAK
         self.status = "online"
+        self.upcoming: tuple[str, ...] = ()
         self.spread = Decimal(1)
         self.pair_rules = rules()
         self.hang_s = 60.0
@@ -128,7 +129,7 @@ class FakeExchange:
         return int(self.clock.time)
 
     def market_status(self) -> SystemStatus:
-        return SystemStatus(self.status)
+        return SystemStatus(self.status, self.upcoming)
 
     def margin_rates(self) -> MarginRates:
         return MarginRates(Decimal("0.00025"), Decimal("0.0001"))
@@ -405,6 +406,16 @@ class TestOrdinaryTicks(BotTest):
         self.bot()._patiently(silent)
         kinds = [event.kind for event in self.events]
         self.assertEqual(["warning"] * 3 + ["recovery"], kinds)
+        self.assertEqual([], standing(self.journal))
+
+    def test_maintenance_that_is_announced_is_a_warning_until_it_is_over(self) -> None:
+        self.exchange.upcoming = ("Upgrade, 2026-05-11T09:00:00Z",)
+        bot = self.until(101)
+        said = "Kraken announces: Upgrade, 2026-05-11T09:00:00Z"
+        self.assertEqual([said], standing(self.journal))
+        self.assertIn(("warning", said), [event[:2] for event in self.events])
+        self.exchange.upcoming = ()
+        self.until(170, bot)
         self.assertEqual([], standing(self.journal))
 
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import subprocess
 import sys
+import time
 import unittest
 from decimal import Decimal as D
 
@@ -72,6 +73,17 @@ class TestRun(RuleTest):
         done = self.run_it(gate, "flatten", "--live", **LIVE, **FILE)
         self.assert_ends(done, 0)
         self.assertEqual(D(0), gate.position)
+
+    def test_what_another_rule_wanted_last_is_not_traded_on(self) -> None:
+        gate = self.gate(speed=60)  # So that a minute later is a second later.
+        self.run_it(gate, "run", "--once", **FILE)  # It waits for its first turn.
+        for body, position in (("None", "0"), ("1", "0.0001"), ("None", "0.0001")):
+            self.rule.write_text(f"CANDLES = 21\ndef direction(candles): return {body}\n")
+            time.sleep(1)
+            self.assert_ends(self.run_it(gate, "run", "--once", **PAPER, **FILE), 0)
+            status = json.loads(self.run_it(gate, "status", "--json", **FILE).out)
+            with self.subTest(body):
+                self.assertEqual(position, status["position"])
 
 
 class TestSingleFile(RuleTest):

@@ -33,7 +33,8 @@ from krakenbot.model import (
     Signal,
     Step,
 )
-from krakenbot.orders import VISIBLE_S, Orders, Owner
+from krakenbot.order_states import VISIBLE_S
+from krakenbot.orders import Orders, Owner
 from krakenbot.pairs import plain
 from krakenbot.patience import SILENCE_MAX_S, Patience
 from krakenbot.risk import CLOCK_OFFSET_MAX_S, clock_error, objection

@@ -20,7 +20,8 @@ from krakenbot.journal import Journal
 from krakenbot.lock import access_hint, open_private
 from krakenbot.market import MarketState
 from krakenbot.model import ZERO, Direction, Position, Purpose, Side, Signal, Step
-from krakenbot.orders import UNFILLED_MAX, VISIBLE_S, Orders, Owner
+from krakenbot.order_states import VISIBLE_S
+from krakenbot.orders import UNFILLED_MAX, Orders, Owner
 from krakenbot.pairs import PairRules, elsewhere, plain
 from krakenbot.patience import Patience
 

@@ -1,14 +1,10 @@
-"""An order's life as one table: written, sent once, asked about until its end is known.
+"""An order, exactly: written, sent once, asked about until its end is known; see order_states.py.
 
-The first half is pure: what is done after each answer in each state (TABLE), and when a step may
-be attempted anew. The second half carries it out. And what is held is what the exchange says and
-the journal explains.
+And the other half of that: what is held is what the exchange says and the journal explains.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from decimal import Decimal
-from enum import Enum
-from itertools import product
 from typing import NamedTuple
 
 from krakenbot import log
@@ -18,253 +14,26 @@ from krakenbot.decision import Blocked
 from krakenbot.errors import Cause, LaterError, RefusedError, UnansweredError
 from krakenbot.exchange import Exchange
 from krakenbot.format import money, price
-from krakenbot.journal import PASSING, Intent, Journal, Outcome, client_order_id
+from krakenbot.journal import Intent, Journal, Outcome, client_order_id
 from krakenbot.model import ZERO, Execution, MarginRates, Purpose, Step
+from krakenbot.order_states import (
+    LOOK_PAUSE_S,
+    NOT_SENT_AFTER_S,
+    VISIBLE_S,
+    Answer,
+    Do,
+    Search,
+    State,
+    Write,
+    needs_proof,
+    next_action,
+    next_attempt,
+)
 from krakenbot.pairs import PairRules, elsewhere, plain
 
 DEADLINE_S = 15  # The engine refuses an order that reaches it later.
-VISIBLE_S = 120  # How long reading may lag behind what happened: twice the longest seen.
-WATCH_MIN_S = 75.0  # An order counts as absent only when looked for this long by this process.
-LOOK_PAUSE_S = 10.0
-LOOK_REFUSED_S = 3600.0  # A look that is refused for so long needs a person.
 UNFILLED_MAX = 5
-
-# -- the table -----------------------------------------------------------------------------------
-
-
-class State(Enum):
-    PREPARED = "meant; neither on disk nor sent"
-    SENT = "on disk and sent; what was answered is not yet checked"
-    ACCEPTED = "the exchange has taken it"
-    UNCONFIRMED = "it may have been executed or not"
-    FINAL = "its end is on disk"
-
-
-class Answer(Enum):
-    ACCEPTED = "taken"
-    REJECTED = "a definite no"
-    RETRY_LATER = "a no that passes by itself"
-    NOT_SENT = "no byte left this machine"
-    UNKNOWN = "no answer, or none that can be understood"
-    FOUND_OPEN = "a look: it is there, and may still trade or show more of its fill"
-    FOUND_FINAL = "a look: it has ended, and what it traded is certain"
-    NOT_FOUND = "a look: the exchange knows no such order"
-    LOOKUP_FAILED = "a look without an answer"
-
-
-class Write(Enum):
-    NOTHING = "nothing"
-    INTENT = "the intent"
-    ACCEPTED = "that the exchange has taken it"
-    FILL = "its end and its fill"
-    REFUSAL = "that it was refused or not sent, and why"
-    ABSENT = "that it never happened"
-
-
-class Do(Enum):
-    SEND = "send it, once"
-    LOOK = "ask what became of it"
-    PROVE = "see whether trades and position agree that it never happened"
-    DECIDE = "nothing more; the next decision may make a new attempt, see next_attempt"
-    WAIT = "leave it; the loop waits for the exchange, and asks again"
-    HALT = "stop for good: a person must look"
-
-
-class Cell(NamedTuple):
-    """What comes of an answer: `write`, then `do` after `pause_s` (the last one repeats).
-
-    `late` is done instead, and its `reason` told, once waiting is over: see `next_action`.
-    """
-
-    state: State
-    write: Write
-    do: Do
-    pause_s: Sequence[float] = (0.0,)
-    late: Do | None = None
-    reason: str = ""
-
-
-QUICK_S = (1.0, 2.0, 4.0, 8.0, LOOK_PAUSE_S)  # An accepted order ends within a second or two.
-SLOW_S = (LOOK_PAUSE_S,)  # What Kraken's lowest REST limit sustains.
-_STILL_OPEN = "is a market order and still open long after its deadline"
-_REFUSED_LOOK = "cannot be looked up: the exchange has refused that for an hour"
-
-
-def _impossible(state: State, answer: Answer) -> Cell:
-    reason = f"answered {answer.name} in state {state.name}, which cannot be"
-    return Cell(state, Write.NOTHING, Do.HALT, reason=reason)
-
-
-TABLE: Mapping[tuple[State, Answer], Cell] = {
-    **{cell: _impossible(*cell) for cell in product(State, Answer)},
-    # Nothing is sent yet. A look, where the journal is young: an earlier one may have been lost.
-    (State.PREPARED, Answer.NOT_FOUND): Cell(State.SENT, Write.INTENT, Do.SEND),
-    (State.PREPARED, Answer.FOUND_OPEN): Cell(State.UNCONFIRMED, Write.INTENT, Do.LOOK, QUICK_S),
-    (State.PREPARED, Answer.FOUND_FINAL): Cell(State.UNCONFIRMED, Write.INTENT, Do.LOOK, QUICK_S),
-    (State.PREPARED, Answer.LOOKUP_FAILED): Cell(State.PREPARED, Write.NOTHING, Do.WAIT),
-    # The answer to sending. A no is believed after one look that finds no such order.
-    (State.SENT, Answer.ACCEPTED): Cell(State.ACCEPTED, Write.ACCEPTED, Do.LOOK),
-    (State.SENT, Answer.REJECTED): Cell(State.SENT, Write.NOTHING, Do.LOOK),
-    (State.SENT, Answer.RETRY_LATER): Cell(State.SENT, Write.NOTHING, Do.LOOK),
-    (State.SENT, Answer.NOT_SENT): Cell(State.FINAL, Write.REFUSAL, Do.DECIDE),
-    (State.SENT, Answer.UNKNOWN): Cell(State.UNCONFIRMED, Write.NOTHING, Do.LOOK),
-    (State.SENT, Answer.NOT_FOUND): Cell(State.FINAL, Write.REFUSAL, Do.DECIDE),
-    (State.SENT, Answer.FOUND_OPEN): Cell(State.UNCONFIRMED, Write.NOTHING, Do.LOOK, QUICK_S),
-    (State.SENT, Answer.FOUND_FINAL): Cell(State.FINAL, Write.FILL, Do.DECIDE),
-    (State.SENT, Answer.LOOKUP_FAILED): Cell(State.UNCONFIRMED, Write.NOTHING, Do.LOOK, SLOW_S),
-    # It was taken. It must be there, and must end.
-    (State.ACCEPTED, Answer.FOUND_FINAL): Cell(State.FINAL, Write.FILL, Do.DECIDE),
-    (State.ACCEPTED, Answer.FOUND_OPEN): Cell(
-        State.ACCEPTED, Write.NOTHING, Do.LOOK, QUICK_S, Do.HALT, _STILL_OPEN
-    ),
-    (State.ACCEPTED, Answer.NOT_FOUND): Cell(
-        State.ACCEPTED,
-        Write.NOTHING,
-        Do.LOOK,
-        QUICK_S,
-        Do.HALT,
-        "was accepted by the exchange, which now does not know it",
-    ),
-    (State.ACCEPTED, Answer.LOOKUP_FAILED): Cell(
-        State.ACCEPTED, Write.NOTHING, Do.WAIT, late=Do.HALT, reason=_REFUSED_LOOK
-    ),
-    # Nobody knows. Also the state of every intent that a process before this one left open.
-    (State.UNCONFIRMED, Answer.FOUND_FINAL): Cell(State.FINAL, Write.FILL, Do.DECIDE),
-    (State.UNCONFIRMED, Answer.FOUND_OPEN): Cell(
-        State.UNCONFIRMED, Write.NOTHING, Do.LOOK, QUICK_S, Do.HALT, _STILL_OPEN
-    ),
-    (State.UNCONFIRMED, Answer.NOT_FOUND): Cell(
-        State.UNCONFIRMED, Write.NOTHING, Do.LOOK, SLOW_S, Do.PROVE
-    ),
-    (State.UNCONFIRMED, Answer.LOOKUP_FAILED): Cell(
-        State.UNCONFIRMED, Write.NOTHING, Do.WAIT, late=Do.HALT, reason=_REFUSED_LOOK
-    ),
-    # Its end is written. A refusal not documented to leave no order is looked at once more
-    # before the next order that opens.
-    (State.FINAL, Answer.NOT_FOUND): Cell(State.FINAL, Write.NOTHING, Do.DECIDE),
-    (State.FINAL, Answer.FOUND_OPEN): Cell(
-        State.FINAL, Write.NOTHING, Do.HALT, reason="was refused, and yet it is open"
-    ),
-    (State.FINAL, Answer.FOUND_FINAL): Cell(
-        State.FINAL, Write.NOTHING, Do.HALT, reason="was refused, and yet it has traded or ended"
-    ),
-    (State.FINAL, Answer.LOOKUP_FAILED): Cell(
-        State.FINAL, Write.NOTHING, Do.WAIT, late=Do.HALT, reason=_REFUSED_LOOK
-    ),
-}
-
-
-class Search(NamedTuple):
-    """What is known of the looks for one order, all times in seconds.
-
-    `looks` were answered since `first`; `after` is the first one after the deadline and the lag
-    of reading were over. `refused` is when looking began to be refused, None while it is not.
-    """
-
-    looks: int = 0
-    first: float | None = None
-    after: float | None = None
-    refused: float | None = None
-
-    def answered(self, now: float, is_over: bool) -> "Search":
-        first = now if self.first is None else self.first
-        after = now if self.after is None and is_over else self.after
-        return Search(self.looks + 1, first, after)
-
-    def failed(self, now: float, is_refused: bool) -> "Search":
-        return self._replace(refused=now) if is_refused and self.refused is None else self
-
-
-class Action(NamedTuple):
-    """What to do now: write, wait, do, and be in `state`."""
-
-    state: State
-    write: Write
-    pause_s: float
-    do: Do
-    reason: str
-
-
-def next_action(state: State, answer: Answer, search: Search, now: float) -> Action:
-    """Return the table's cell as it is now.
-
-    Waiting is over for a look that is answered when deadline and lag are over, this process has
-    looked for WATCH_MIN_S, and two answered looks after that were LOOK_PAUSE_S apart; for a look
-    that fails when it was refused for LOOK_REFUSED_S. An exchange that cannot be reached, or does
-    not answer, is waited for without end.
-    """
-    cell = TABLE[state, answer]
-    if answer is Answer.LOOKUP_FAILED:
-        is_late = search.refused is not None and now - search.refused >= LOOK_REFUSED_S
-    else:
-        is_late = (
-            search.first is not None
-            and search.after is not None
-            and now - search.first >= WATCH_MIN_S
-            and now - search.after >= LOOK_PAUSE_S
-        )
-    pause_s = cell.pause_s[min(max(search.looks - 1, 0), len(cell.pause_s) - 1)]
-    if cell.late is None or not is_late:
-        return Action(cell.state, cell.write, pause_s, cell.do, cell.reason)
-    return Action(cell.state, cell.write, 0.0, cell.late, cell.reason)
-
-
-# -- a new attempt -------------------------------------------------------------------------------
-
-REFUSED_AFTER_S = (15.0, 60.0, 300.0, 900.0)  # The last one repeats.
-NOT_SENT_AFTER_S = (2.0, 5.0, 15.0, 60.0)
-EARLIER_CANDLE_MAX_S = 300.0  # A new candle's first attempt waits no longer for an older one's.
-BELOW_MINIMUM_AFTER_S = 3600.0
-
-
-def next_attempt(
-    newest_first: Sequence[Intent], candle: int, interval_s: int, ordermin: Decimal
-) -> Blocked | None:
-    """Return what speaks against one more order of this purpose on the candle, and until when.
-
-    `newest_first` are orders of one purpose, all with an end. Their pauses grow as long as nothing
-    but refusals comes; none is tried again in the last tenth of the time for this candle.
-    """
-    if not newest_first:
-        return None
-    newest = newest_first[0]
-    if newest.reduce_only and newest.executed == newest.volume:
-        return None  # What it could only shrink is gone; one more can shrink no more than is held.
-    is_of_candle = newest.interval_s == interval_s and newest.candle == candle
-    if not _may_repeat(newest):
-        return Blocked("ordered once in this candle already", None) if is_of_candle else None
-    count = next(
-        (n for n, intent in enumerate(newest_first) if intent.outcome is not newest.outcome),
-        len(newest_first),
-    )
-    if newest.outcome is Outcome.ABSENT:
-        count = 1  # Its absence took two minutes to prove.
-    pauses = NOT_SENT_AFTER_S if newest.outcome is Outcome.NOT_SENT else REFUSED_AFTER_S
-    pause_s = pauses[min(count, len(pauses)) - 1]
-    if newest.volume < ordermin:
-        pause_s = BELOW_MINIMUM_AFTER_S
-    elif not is_of_candle:
-        pause_s = min(pause_s, EARLIER_CANDLE_MAX_S)
-    at = (newest.settled or newest.created) + pause_s
-    if needs_proof(newest):
-        at = max(at, float(newest.deadline + VISIBLE_S))
-    reason = f"{newest.outcome} ({newest.note})" if newest.note else f"{newest.outcome}"
-    if is_of_candle and at > candle + 2 * interval_s - interval_s / 10:
-        return Blocked(f"{reason}: not again in this candle", None)
-    return Blocked(f"{reason}: tried again later", at)
-
-
-def needs_proof(intent: Intent) -> bool:
-    """Return whether a refusal may hide an order that opens: it is looked for once more."""
-    return intent.outcome is Outcome.PUT_OFF and not intent.reduce_only
-
-
-def _may_repeat(intent: Intent) -> bool:
-    # A reduce-only order can only shrink what is held, so one more harms nothing.
-    return intent.reduce_only or intent.outcome in PASSING
-
-
-# -- carrying it out -----------------------------------------------------------------------------
+HISTORY = len(NOT_SENT_AFTER_S)  # So many orders back the pauses grow.
 
 Emit = Callable[[str, str], None]
 
@@ -335,7 +104,7 @@ class Orders:
         newest = self._journal.newest_intent()
         is_whole = abs(self._journal.account().held) >= ordermin
         for purpose in (Purpose.CLOSE, Purpose.OPEN, Purpose.REVERSE):
-            history = self._journal.newest_of(purpose, len(REFUSED_AFTER_S))
+            history = self._journal.newest_of(purpose, HISTORY)
             if is_whole:  # What was too small for the exchange says nothing about this order.
                 history = [intent for intent in history if intent.volume >= ordermin]
             found = next_attempt(history, candle, self._owner.interval_s, ordermin)
@@ -402,11 +171,6 @@ class Orders:
                 log.warning("order %s id=%s reason=%s", outcome, intent.id, note)
                 self._journal.conclude(intent, outcome, now, note=note)
                 self._emit("refusal" if outcome is Outcome.REFUSED else "delay", note)
-            case Write.ABSENT:
-                log.warning("order never happened id=%s", intent.id)
-                self._journal.conclude(intent, Outcome.ABSENT, now, note="not found in time")
-                text = f"the order to {intent.purpose.verb} never reached the exchange"
-                self._emit("delay", text)
 
     def _place(self, intent: Intent, is_small: bool) -> Answer:
         """Send the order. KeyRefusedError leaves the intent open: nothing private follows it."""
@@ -519,7 +283,10 @@ class Orders:
                 f"{plain(explained)}) and shows unexplained trades: {', '.join(strange) or 'none'}",
                 held,
             )
-        self._write(Write.ABSENT, intent)
+        log.warning("order never happened id=%s", intent.id)
+        now = int(self._clock.now())
+        self._journal.conclude(intent, Outcome.ABSENT, now, note="not found after its deadline")
+        self._emit("delay", f"the order to {intent.purpose.verb} never reached the exchange")
         self._searches.pop(intent.id, None)
 
     # -- what is held --------------------------------------------------------------------------

@@ -18,7 +18,8 @@ from krakenbot.journal import Journal
 from krakenbot.kraken.spot import FORBIDDEN_PERMISSIONS, NEEDED_PERMISSIONS
 from krakenbot.lock import Lock, Nonces
 from krakenbot.model import ZERO, KeyInfo, MarginSummary, Purpose, Quote, Side, Step
-from krakenbot.orders import DEADLINE_S, VISIBLE_S
+from krakenbot.order_states import VISIBLE_S
+from krakenbot.orders import DEADLINE_S
 from krakenbot.pairs import PairRules, elsewhere, plain
 from krakenbot.risk import FEE_RATE_ASSUMED, RiskInputs, objection
 

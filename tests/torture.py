@@ -849,6 +849,8 @@ class World:
         elif found := re.search(r"exchange holds (\S+) \S+ the journal explains (\S+):", text):
             self._expect(self.foreign != 0 or self.foreign_at > recent, name, text)
             self._expect(found[1] != found[2], name, text)
+        elif "that the journal does not know" in text:
+            self._expect(self.foreign_at > START, name, text)
         elif "is not found, yet" in text:
             self._expect(self.foreign_at > recent, name, text)
         elif "in a row traded nothing" in text:

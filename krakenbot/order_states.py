@@ -1,0 +1,238 @@
+"""An order's life as one table: what is done after each answer in each state. Pure.
+
+Look at TABLE first. orders.py carries it out; the tests go through it cell by cell.
+"""
+
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from enum import Enum
+from itertools import product
+from typing import NamedTuple
+
+from krakenbot.decision import Blocked
+from krakenbot.journal import PASSING, Intent, Outcome
+
+VISIBLE_S = 120  # How long reading may lag behind what happened: twice the longest seen.
+WATCH_MIN_S = 75.0  # Nothing is concluded from looks before this process looked for so long.
+LOOK_PAUSE_S = 10.0  # What Kraken's lowest REST limit sustains.
+LOOK_REFUSED_S = 3600.0
+
+
+class State(Enum):
+    PREPARED = "meant; neither on disk nor sent"
+    SENT = "on disk and sent; a no is not yet checked"
+    ACCEPTED = "the exchange has taken it"
+    UNCONFIRMED = "it may have been executed or not"
+    FINAL = "its end is on disk"
+
+
+class Answer(Enum):
+    """The first five are answers to sending it, the others to asking what became of it."""
+
+    ACCEPTED = "taken"
+    REJECTED = "a definite no"
+    RETRY_LATER = "a no that passes by itself"
+    NOT_SENT = "no byte left this machine"
+    UNKNOWN = "no answer, or none that can be understood"
+    FOUND_OPEN = "it is there, and may still trade or show more of its fill"
+    FOUND_FINAL = "it has ended, and what it traded is certain"
+    NOT_FOUND = "the exchange knows no such order"
+    LOOKUP_FAILED = "no answer to the question"
+
+
+class Write(Enum):
+    NOTHING = "nothing"
+    INTENT = "the intent"
+    ACCEPTED = "that the exchange has taken it"
+    FILL = "its end and its fill"
+    REFUSAL = "that it was refused or not sent, and why"
+
+
+class Do(Enum):
+    SEND = "send it, once"
+    LOOK = "ask what became of it"
+    PROVE = "write that it never happened, if trades and position agree; else halt"
+    DECIDE = "nothing more; the next decision may make a new attempt: next_attempt"
+    WAIT = "leave it; the loop waits for the exchange and asks again"
+    HALT = "stop for good, on disk: a person must look"
+
+
+class Cell(NamedTuple):
+    """What comes of an answer: `write`, then `do` after `pauses_s`, of which the last repeats.
+
+    `late` is done instead once waiting is over (see `next_action`); `reason` is what a halt says.
+    """
+
+    state: State
+    write: Write
+    do: Do
+    pauses_s: Sequence[float] = (0.0,)
+    late: Do | None = None
+    reason: str = ""
+
+
+PREPARED, SENT, ACCEPTED, UNCONFIRMED, FINAL = State
+QUICK_S = (1.0, 2.0, 4.0, 8.0, LOOK_PAUSE_S)  # A market order ends within a second or two.
+SLOW_S = (LOOK_PAUSE_S,)
+LOST = "was accepted by the exchange, which now does not know it"
+STILL_OPEN = "is a market order and still open long after its deadline"
+LOOK_REFUSED = "cannot be looked up: the exchange has refused that for an hour"
+OPEN_AFTER_NO = "was refused, and yet it is open"
+TRADED_AFTER_NO = "was refused, and yet it was taken"
+
+
+def _impossible(state: State, answer: Answer) -> Cell:
+    reason = f"was answered {answer.name} in state {state.name}, which cannot be"
+    return Cell(state, Write.NOTHING, Do.HALT, reason=reason)
+
+
+TABLE: Mapping[tuple[State, Answer], Cell] = {
+    **{pair: _impossible(*pair) for pair in product(State, Answer)},
+    # Nothing is sent. Where the journal is young it is looked for: an earlier one may be lost.
+    (PREPARED, Answer.NOT_FOUND): Cell(SENT, Write.INTENT, Do.SEND),
+    (PREPARED, Answer.FOUND_OPEN): Cell(UNCONFIRMED, Write.INTENT, Do.LOOK, QUICK_S),
+    (PREPARED, Answer.FOUND_FINAL): Cell(UNCONFIRMED, Write.INTENT, Do.LOOK, QUICK_S),
+    (PREPARED, Answer.LOOKUP_FAILED): Cell(PREPARED, Write.NOTHING, Do.WAIT),
+    # It was sent. A no is believed after one look that finds no such order.
+    (SENT, Answer.ACCEPTED): Cell(ACCEPTED, Write.ACCEPTED, Do.LOOK),
+    (SENT, Answer.REJECTED): Cell(SENT, Write.NOTHING, Do.LOOK),
+    (SENT, Answer.RETRY_LATER): Cell(SENT, Write.NOTHING, Do.LOOK),
+    (SENT, Answer.NOT_SENT): Cell(FINAL, Write.REFUSAL, Do.DECIDE),
+    (SENT, Answer.UNKNOWN): Cell(UNCONFIRMED, Write.NOTHING, Do.LOOK),
+    (SENT, Answer.NOT_FOUND): Cell(FINAL, Write.REFUSAL, Do.DECIDE),
+    (SENT, Answer.FOUND_OPEN): Cell(UNCONFIRMED, Write.NOTHING, Do.LOOK, QUICK_S),
+    (SENT, Answer.FOUND_FINAL): Cell(FINAL, Write.FILL, Do.DECIDE),
+    (SENT, Answer.LOOKUP_FAILED): Cell(UNCONFIRMED, Write.NOTHING, Do.LOOK, SLOW_S),
+    # It was taken: it must be there, and must end.
+    (ACCEPTED, Answer.FOUND_FINAL): Cell(FINAL, Write.FILL, Do.DECIDE),
+    (ACCEPTED, Answer.FOUND_OPEN): Cell(
+        ACCEPTED, Write.NOTHING, Do.LOOK, QUICK_S, late=Do.HALT, reason=STILL_OPEN
+    ),
+    (ACCEPTED, Answer.NOT_FOUND): Cell(
+        ACCEPTED, Write.NOTHING, Do.LOOK, QUICK_S, late=Do.HALT, reason=LOST
+    ),
+    (ACCEPTED, Answer.LOOKUP_FAILED): Cell(
+        ACCEPTED, Write.NOTHING, Do.WAIT, late=Do.HALT, reason=LOOK_REFUSED
+    ),
+    # Nobody knows. So begins every order that another process left without an end, too.
+    (UNCONFIRMED, Answer.FOUND_FINAL): Cell(FINAL, Write.FILL, Do.DECIDE),
+    (UNCONFIRMED, Answer.FOUND_OPEN): Cell(
+        UNCONFIRMED, Write.NOTHING, Do.LOOK, QUICK_S, late=Do.HALT, reason=STILL_OPEN
+    ),
+    (UNCONFIRMED, Answer.NOT_FOUND): Cell(
+        UNCONFIRMED, Write.NOTHING, Do.LOOK, SLOW_S, late=Do.PROVE
+    ),
+    (UNCONFIRMED, Answer.LOOKUP_FAILED): Cell(
+        UNCONFIRMED, Write.NOTHING, Do.WAIT, late=Do.HALT, reason=LOOK_REFUSED
+    ),
+    # It was refused, in a way not documented to leave no order. Before another order may open
+    # anything it is looked for once more, when deadline and lag are over.
+    (FINAL, Answer.NOT_FOUND): Cell(FINAL, Write.NOTHING, Do.DECIDE),
+    (FINAL, Answer.FOUND_OPEN): Cell(FINAL, Write.NOTHING, Do.HALT, reason=OPEN_AFTER_NO),
+    (FINAL, Answer.FOUND_FINAL): Cell(FINAL, Write.NOTHING, Do.HALT, reason=TRADED_AFTER_NO),
+    (FINAL, Answer.LOOKUP_FAILED): Cell(
+        FINAL, Write.NOTHING, Do.WAIT, late=Do.HALT, reason=LOOK_REFUSED
+    ),
+}
+
+
+class Search(NamedTuple):
+    """What is known of the looks for one order, by a clock in seconds that no one can set.
+
+    `looks` were answered since `first`; `after` is the first one after the deadline and the lag
+    of reading were over. `refused` is since when looking has been refused, None while it is not.
+    """
+
+    looks: int = 0
+    first: float | None = None
+    after: float | None = None
+    refused: float | None = None
+
+    def answered(self, now: float, is_over: bool) -> "Search":
+        first = now if self.first is None else self.first
+        after = now if self.after is None and is_over else self.after
+        return Search(self.looks + 1, first, after)
+
+    def failed(self, now: float, is_refused: bool) -> "Search":
+        return self._replace(refused=now) if is_refused and self.refused is None else self
+
+
+class Action(NamedTuple):
+    """What to do now: write, pause, do, and be in `state`."""
+
+    state: State
+    write: Write
+    pause_s: float
+    do: Do
+    reason: str
+
+
+def next_action(state: State, answer: Answer, search: Search, now: float) -> Action:
+    """Return the table's cell as it is now.
+
+    For a look that is answered, waiting is over when deadline and lag are over, this process has
+    looked for WATCH_MIN_S, and two answered looks since then were LOOK_PAUSE_S apart. For one that
+    fails it is over when it was refused for LOOK_REFUSED_S: an exchange that cannot be reached, or
+    does not answer, is waited for without end.
+    """
+    cell = TABLE[state, answer]
+    if answer is Answer.LOOKUP_FAILED:
+        is_late = search.refused is not None and now - search.refused >= LOOK_REFUSED_S
+    elif search.first is None or search.after is None:
+        is_late = False
+    else:
+        is_late = now - search.first >= WATCH_MIN_S and now - search.after >= LOOK_PAUSE_S
+    if cell.late is not None and is_late:
+        return Action(cell.state, cell.write, 0.0, cell.late, cell.reason)
+    pause_s = cell.pauses_s[min(max(search.looks, 1), len(cell.pauses_s)) - 1]
+    return Action(cell.state, cell.write, pause_s, cell.do, cell.reason)
+
+
+# -- a new attempt -------------------------------------------------------------------------------
+
+REFUSED_AFTER_S = (15.0, 60.0, 300.0, 900.0)  # The last one repeats.
+NOT_SENT_AFTER_S = (2.0, 5.0, 15.0, 60.0)
+EARLIER_CANDLE_MAX_S = 300.0  # A new candle's first attempt waits no longer for an older one's.
+BELOW_MINIMUM_AFTER_S = 3600.0
+
+
+def next_attempt(
+    newest_first: Sequence[Intent], candle: int, interval_s: int, ordermin: Decimal
+) -> Blocked | None:
+    """Return what speaks against one more order of this purpose for the candle, and until when.
+
+    `newest_first` are orders of one purpose, all with an end. Pauses grow as long as nothing but
+    refusals comes; nothing is tried again in the last tenth of the time for a candle. Only what
+    left no order, or can only shrink what is held, is tried again for the same candle.
+    """
+    newest = newest_first[0] if newest_first else None
+    if newest is None or (newest.reduce_only and newest.executed == newest.volume):
+        return None
+    is_of_candle = newest.interval_s == interval_s and newest.candle == candle
+    if not newest.reduce_only and newest.outcome not in PASSING:
+        return Blocked("ordered once in this candle already", None) if is_of_candle else None
+    at = (newest.settled or newest.created) + _pause_s(newest_first, is_of_candle, ordermin)
+    if needs_proof(newest):
+        at = max(at, newest.deadline + VISIBLE_S)
+    reason = f"{newest.outcome} ({newest.note})" if newest.note else str(newest.outcome)
+    if is_of_candle and at > candle + 2 * interval_s - interval_s / 10:
+        return Blocked(f"{reason}, not again for this candle", None)
+    return Blocked(f"{reason}, tried again after a pause", at)
+
+
+def needs_proof(intent: Intent) -> bool:
+    """Return whether a refusal may hide an order that opens: it is looked for once more."""
+    return intent.outcome is Outcome.PUT_OFF and not intent.reduce_only
+
+
+def _pause_s(newest_first: Sequence[Intent], is_of_candle: bool, ordermin: Decimal) -> float:
+    newest = newest_first[0]
+    if newest.volume < ordermin:
+        return BELOW_MINIMUM_AFTER_S
+    pauses = NOT_SENT_AFTER_S if newest.outcome is Outcome.NOT_SENT else REFUSED_AFTER_S
+    ends = [intent.outcome is newest.outcome for intent in newest_first]
+    in_a_row = ends.index(False) if False in ends else len(ends)
+    if newest.outcome is Outcome.ABSENT:
+        in_a_row = 1  # To prove its absence took two minutes.
+    pause_s = pauses[min(in_a_row, len(pauses)) - 1]
+    return pause_s if is_of_candle else min(pause_s, EARLIER_CANDLE_MAX_S)

@@ -1,0 +1,236 @@
+import unittest
+from decimal import Decimal
+from itertools import product
+from typing import Any
+
+from krakenbot.journal import Intent, Outcome
+from krakenbot.model import Purpose, Side
+from krakenbot.order_states import (
+    BELOW_MINIMUM_AFTER_S,
+    LOOK_REFUSED,
+    LOST,
+    OPEN_AFTER_NO,
+    STILL_OPEN,
+    TABLE,
+    TRADED_AFTER_NO,
+    VISIBLE_S,
+    Answer,
+    Do,
+    Search,
+    State,
+    Write,
+    needs_proof,
+    next_action,
+    next_attempt,
+)
+
+A, S, W = Answer, State, Write
+CANDLE, DAY = 1_790_000_040, 86400
+ORDERMIN = Decimal("0.00005")
+NEW = Search()
+LONG = Search(looks=20, first=0.0, after=190.0)  # Looked for 200 s, 10 s of it after all was over.
+NOW = 200.0
+
+# State, answer: what is written, what is done, after how many seconds, the state after it; then
+# what is done once waiting is over, and what a person is told. All other cells cannot be.
+CELLS: dict[tuple[State, Answer], tuple[Any, ...]] = {
+    (S.PREPARED, A.NOT_FOUND): (W.INTENT, Do.SEND, 0, S.SENT),
+    (S.PREPARED, A.FOUND_OPEN): (W.INTENT, Do.LOOK, 1, S.UNCONFIRMED),
+    (S.PREPARED, A.FOUND_FINAL): (W.INTENT, Do.LOOK, 1, S.UNCONFIRMED),
+    (S.PREPARED, A.LOOKUP_FAILED): (W.NOTHING, Do.WAIT, 0, S.PREPARED),
+    (S.SENT, A.ACCEPTED): (W.ACCEPTED, Do.LOOK, 0, S.ACCEPTED),
+    (S.SENT, A.REJECTED): (W.NOTHING, Do.LOOK, 0, S.SENT),
+    (S.SENT, A.RETRY_LATER): (W.NOTHING, Do.LOOK, 0, S.SENT),
+    (S.SENT, A.NOT_SENT): (W.REFUSAL, Do.DECIDE, 0, S.FINAL),
+    (S.SENT, A.UNKNOWN): (W.NOTHING, Do.LOOK, 0, S.UNCONFIRMED),
+    (S.SENT, A.FOUND_OPEN): (W.NOTHING, Do.LOOK, 1, S.UNCONFIRMED),
+    (S.SENT, A.FOUND_FINAL): (W.FILL, Do.DECIDE, 0, S.FINAL),
+    (S.SENT, A.NOT_FOUND): (W.REFUSAL, Do.DECIDE, 0, S.FINAL),
+    (S.SENT, A.LOOKUP_FAILED): (W.NOTHING, Do.LOOK, 10, S.UNCONFIRMED),
+    (S.ACCEPTED, A.FOUND_OPEN): (W.NOTHING, Do.LOOK, 1, S.ACCEPTED, Do.HALT, STILL_OPEN),
+    (S.ACCEPTED, A.FOUND_FINAL): (W.FILL, Do.DECIDE, 0, S.FINAL),
+    (S.ACCEPTED, A.NOT_FOUND): (W.NOTHING, Do.LOOK, 1, S.ACCEPTED, Do.HALT, LOST),
+    (S.ACCEPTED, A.LOOKUP_FAILED): (W.NOTHING, Do.WAIT, 0, S.ACCEPTED, Do.HALT, LOOK_REFUSED),
+    (S.UNCONFIRMED, A.FOUND_OPEN): (W.NOTHING, Do.LOOK, 1, S.UNCONFIRMED, Do.HALT, STILL_OPEN),
+    (S.UNCONFIRMED, A.FOUND_FINAL): (W.FILL, Do.DECIDE, 0, S.FINAL),
+    (S.UNCONFIRMED, A.NOT_FOUND): (W.NOTHING, Do.LOOK, 10, S.UNCONFIRMED, Do.PROVE, ""),
+    (S.UNCONFIRMED, A.LOOKUP_FAILED): (
+        *(W.NOTHING, Do.WAIT, 0, S.UNCONFIRMED),
+        *(Do.HALT, LOOK_REFUSED),
+    ),
+    (S.FINAL, A.NOT_FOUND): (W.NOTHING, Do.DECIDE, 0, S.FINAL),
+    (S.FINAL, A.FOUND_OPEN): (W.NOTHING, Do.HALT, 0, S.FINAL, Do.HALT, OPEN_AFTER_NO),
+    (S.FINAL, A.FOUND_FINAL): (W.NOTHING, Do.HALT, 0, S.FINAL, Do.HALT, TRADED_AFTER_NO),
+    (S.FINAL, A.LOOKUP_FAILED): (W.NOTHING, Do.WAIT, 0, S.FINAL, Do.HALT, LOOK_REFUSED),
+}
+
+
+class TestTable(unittest.TestCase):
+    def test_every_state_has_a_cell_for_every_answer(self) -> None:
+        self.assertEqual(set(product(State, Answer)), set(TABLE))
+
+    def test_each_cell_does_what_is_written_here(self) -> None:
+        for (state, answer), (write, do, pause_s, after, *_) in CELLS.items():
+            with self.subTest(state=state.name, answer=answer.name):
+                got = next_action(state, answer, NEW, NOW)
+                self.assertEqual(
+                    (write, do, pause_s, after), (got.write, got.do, got.pause_s, got.state)
+                )
+
+    def test_each_cell_does_something_else_once_waiting_is_over_only_where_written(self) -> None:
+        for (state, answer), (write, do, _, after, *late) in CELLS.items():
+            over = LONG._replace(refused=0.0) if answer is A.LOOKUP_FAILED else LONG
+            with self.subTest(state=state.name, answer=answer.name):
+                got = next_action(state, answer, over, 4000.0)
+                self.assertEqual((late or [do])[0], got.do)
+                self.assertEqual((write, after), (got.write, got.state))
+                self.assertEqual(late[1:] or [""], [got.reason])
+
+    def test_every_other_cell_cannot_be_and_stops_for_a_person_with_nothing_written(self) -> None:
+        others = TABLE.keys() - CELLS.keys()
+        self.assertEqual(20, len(others))
+        for state, answer in others:
+            with self.subTest(state=state.name, answer=answer.name):
+                got = next_action(state, answer, NEW, NOW)
+                self.assertEqual((W.NOTHING, Do.HALT), (got.write, got.do))
+                self.assertIn(answer.name, got.reason)
+                self.assertIn(state.name, got.reason)
+
+    def test_an_order_is_sent_from_one_cell_alone_right_after_its_intent_is_written(self) -> None:
+        sending = [(key, cell.write) for key, cell in TABLE.items() if cell.do is Do.SEND]
+        self.assertEqual([((S.PREPARED, A.NOT_FOUND), W.INTENT)], sending)
+
+    def test_nothing_leads_back_from_final(self) -> None:
+        ends = {cell.state for (state, _), cell in TABLE.items() if state is S.FINAL}
+        self.assertEqual({S.FINAL}, ends)
+
+
+class TestWaiting(unittest.TestCase):
+    def absent(self, search: Search, now: float = NOW) -> bool:
+        return next_action(S.UNCONFIRMED, A.NOT_FOUND, search, now).do is Do.PROVE
+
+    def test_absent_needs_time_over_a_long_watch_and_two_answered_looks_ten_seconds_apart(
+        self,
+    ) -> None:
+        self.assertTrue(self.absent(LONG))
+        self.assertFalse(self.absent(LONG._replace(after=None)), "deadline and lag are not over")
+        self.assertFalse(self.absent(LONG._replace(after=191.0)), "one look after that")
+        self.assertFalse(self.absent(LONG._replace(first=126.0, after=126.0)), "a short watch")
+
+    def test_answered_looks_count_from_the_first_one_and_the_first_one_after_the_time(self) -> None:
+        search = NEW.answered(5, False).answered(15, False).answered(25, True).answered(35, True)
+        self.assertEqual(Search(4, 5, 25), search)
+
+    def test_an_accepted_order_is_looked_at_after_1_2_4_8_and_then_every_10_seconds(self) -> None:
+        pauses = [
+            next_action(S.ACCEPTED, A.FOUND_OPEN, NEW._replace(looks=n), NOW).pause_s
+            for n in range(1, 8)
+        ]
+        self.assertEqual([1, 2, 4, 8, 10, 10, 10], pauses)
+
+    def test_a_look_that_is_refused_for_an_hour_needs_a_person(self) -> None:
+        search = NEW.failed(100, True).failed(2000, False).failed(3000, True)
+        early = next_action(S.UNCONFIRMED, A.LOOKUP_FAILED, search, 3699)
+        late = next_action(S.UNCONFIRMED, A.LOOKUP_FAILED, search, 3700)
+        self.assertEqual((Do.WAIT, Do.HALT), (early.do, late.do))
+
+    def test_an_exchange_that_cannot_be_reached_is_waited_for_without_end(self) -> None:
+        search = NEW.failed(100, False)
+        action = next_action(S.ACCEPTED, A.LOOKUP_FAILED, search, 100 + 30 * DAY)
+        self.assertIs(Do.WAIT, action.do)
+
+    def test_a_look_that_is_answered_again_forgets_the_refusals(self) -> None:
+        self.assertIsNone(NEW.failed(100, True).answered(200, False).refused)
+
+
+def intent(outcome: Outcome, settled: int = CANDLE + DAY, **more: Any) -> Intent:
+    row = Intent(
+        id="x",
+        interval_s=DAY,
+        candle=CANDLE,
+        purpose=Purpose.OPEN,
+        side=Side.BUY,
+        volume=Decimal("0.01"),
+        leverage=2,
+        reduce_only=False,
+        reason="",
+        held_before=Decimal(0),
+        created=settled - 1,
+        deadline=settled + 14,
+        outcome=outcome,
+        settled=settled,
+    )
+    return row._replace(**more)
+
+
+def pause(*newest_first: Intent, candle: int = CANDLE, interval_s: int = DAY) -> float | None:
+    """Return the seconds from the newest one's end to the next attempt; None for none at all."""
+    blocked = next_attempt(newest_first, candle, interval_s, ORDERMIN)
+    assert blocked is not None
+    assert newest_first[0].settled is not None
+    return None if blocked.until is None else blocked.until - newest_first[0].settled
+
+
+SURE, UNSURE, NOT_SENT = Outcome.PUT_OFF_SURELY, Outcome.PUT_OFF, Outcome.NOT_SENT
+
+
+class TestNextAttempt(unittest.TestCase):
+    def test_the_first_order_of_a_purpose_is_free(self) -> None:
+        self.assertIsNone(next_attempt([], CANDLE, DAY, ORDERMIN))
+
+    def test_refusals_documented_to_leave_no_order_are_tried_again_after_growing_pauses(
+        self,
+    ) -> None:
+        pauses = [pause(*[intent(SURE)] * count) for count in range(1, 6)]
+        self.assertEqual([15, 60, 300, 900, 900], pauses)
+
+    def test_what_was_not_sent_is_asked_again_after_seconds(self) -> None:
+        pauses = [pause(*[intent(NOT_SENT)] * count) for count in range(1, 6)]
+        self.assertEqual([2, 5, 15, 60, 60], pauses)
+
+    def test_another_refusal_of_what_opens_waits_until_deadline_and_lag_are_over(self) -> None:
+        self.assertEqual(14 + VISIBLE_S, pause(intent(UNSURE)))
+        self.assertTrue(needs_proof(intent(UNSURE)))
+        self.assertFalse(needs_proof(intent(SURE)))
+
+    def test_a_close_that_can_only_shrink_waits_for_no_proof(self) -> None:
+        for outcome in (UNSURE, SURE, Outcome.REFUSED, Outcome.CANCELED):
+            with self.subTest(outcome):
+                close = intent(outcome, purpose=Purpose.CLOSE, reduce_only=True)
+                self.assertEqual(15, pause(close))
+                self.assertFalse(needs_proof(close))
+
+    def test_what_never_happened_may_be_tried_again_for_the_same_candle(self) -> None:
+        self.assertEqual(15, pause(*[intent(Outcome.ABSENT)] * 4))
+
+    def test_a_definite_no_to_what_opens_is_final_for_the_candle_and_not_for_the_next(self) -> None:
+        for outcome in (Outcome.REFUSED, Outcome.CANCELED, Outcome.CLOSED, Outcome.EXPIRED):
+            with self.subTest(outcome):
+                self.assertIsNone(pause(intent(outcome)))
+                row = [intent(outcome)]
+                self.assertIsNone(next_attempt(row, CANDLE + DAY, DAY, ORDERMIN))
+
+    def test_a_close_that_was_filled_stands_in_no_later_one_s_way(self) -> None:
+        close = intent(Outcome.CLOSED, reduce_only=True, executed=Decimal("0.01"))
+        self.assertIsNone(next_attempt([close], CANDLE, DAY, ORDERMIN))
+
+    def test_nothing_is_tried_again_in_the_last_tenth_of_a_candle_s_time(self) -> None:
+        end, tenth = CANDLE + 2 * DAY, DAY // 10
+        self.assertEqual(15, pause(intent(SURE, end - tenth - 15)))
+        self.assertIsNone(pause(intent(SURE, end - tenth - 14)))
+
+    def test_a_new_candle_waits_at_most_five_minutes_for_the_refusals_of_older_ones(self) -> None:
+        refused = [intent(SURE)] * 4
+        self.assertEqual(300, pause(*refused, candle=CANDLE + DAY))
+
+    def test_only_refusals_in_a_row_make_the_pause_longer(self) -> None:
+        self.assertEqual(15, pause(intent(SURE), intent(Outcome.CLOSED), intent(SURE)))
+
+    def test_a_close_below_a_raised_minimum_is_tried_once_an_hour(self) -> None:
+        small = intent(UNSURE, reduce_only=True, volume=ORDERMIN / 2)
+        self.assertEqual(BELOW_MINIMUM_AFTER_S, pause(small))
+        self.assertEqual(BELOW_MINIMUM_AFTER_S, pause(small, candle=CANDLE + DAY))
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -7,7 +7,6 @@ be able to write it, it is read once, and its answers are checked at every candl
 import hashlib
 import os
 import signal
-import stat
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -15,18 +14,15 @@ from decimal import Decimal, localcontext
 from functools import cache
 from pathlib import Path
 from types import FrameType, FunctionType, ModuleType
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from krakenbot.errors import ConfigError
 from krakenbot.model import ZERO, Candle, Direction, Signal
 
 CANDLES_MAX = 700
-ANSWER_MAX_S = 5.0
-TRIAL_MAX_S = 1.0
+ANSWER_MAX_S, TRIAL_MAX_S = 5.0, 1.0
 _REPEAT_S = 0.005  # A rule that catches the first interruption will not catch them all.
-_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
-
-T = TypeVar("T")
+_OTHERS_WRITE = 0o022
 
 
 class RuleError(ConfigError):
@@ -69,7 +65,8 @@ class Rule(NamedTuple):
             direction = None if view is None else Direction(view)
             return Signal(direction, average, int(direction or 0))
 
-        return _guarded(ask, self.path, answer_max_s)
+        signal: Signal = _guarded(ask, self.path, answer_max_s)
+        return signal
 
     def try_on(self, candles: Sequence[Candle], parameters: Mapping[str, object]) -> None:
         """Raise RuleError unless the rule answers well, within a second and twice the same."""
@@ -86,8 +83,7 @@ def load(path: Path) -> Rule:
 
     Raises RuleError when others may write it, it does not run, or lacks what a rule must have.
     """
-    source = _read(path)
-    module = ModuleType("krakenbot_rule")
+    source, module = _read(path), ModuleType("krakenbot_rule")
     module.__file__ = str(path)
     sys.modules[module.__name__] = module  # Where dataclasses look for the names of annotations.
     _guarded(lambda: exec(compile(source, str(path), "exec"), vars(module)), path)
@@ -103,15 +99,13 @@ def _read(path: Path) -> bytes:
     try:
         # Without O_NONBLOCK a named pipe would hold the program here for ever.
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-            for place, status in (
-                (path, os.fstat(file.fileno())),
-                (path.parent, path.parent.stat()),
-                (path.resolve().parent, path.resolve().parent.stat()),
-            ):
+            for place in (file.fileno(), path.parent, path.resolve().parent):
+                status = os.stat(place)
                 if status.st_mode & _OTHERS_WRITE or status.st_uid not in (0, os.geteuid()):
+                    name = path if isinstance(place, int) else place
                     raise RuleError(
-                        f"{place}: others may write it, so they could trade with your money; it "
-                        f"must belong to you or root: chown it, then run: chmod go-w {place}"
+                        f"{name}: others may write it, so they could trade with your money; it "
+                        f"must belong to you or root: chown it, then run: chmod go-w {name}"
                     )
             return file.read()
     except OSError as error:
@@ -122,7 +116,7 @@ class _TooLongError(BaseException):
     """Not an Exception, so that a rule's own `except Exception` does not swallow it."""
 
 
-def _guarded(ask: Callable[[], T], path: Path, answer_max_s: float = 0.0) -> T:
+def _guarded(ask: Callable[[], Any], path: Path, answer_max_s: float = 0.0) -> Any:
     """Return what a part of the rule returns; 0 s is no limit. Raises RuleError with its line.
 
     Only code that comes back to the interpreter can be interrupted: a single call into C that
@@ -132,7 +126,7 @@ def _guarded(ask: Callable[[], T], path: Path, answer_max_s: float = 0.0) -> T:
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         if running:
-            raise _TooLongError(f"no answer within {answer_max_s:g} s")
+            raise _TooLongError
 
     before = signal.signal(signal.SIGALRM, interrupt)
     try:
@@ -143,16 +137,14 @@ def _guarded(ask: Callable[[], T], path: Path, answer_max_s: float = 0.0) -> T:
         raise
     except BaseException as error:
         running = False
-        lines: list[int | None] = [
-            line
-            for frame, line in traceback.walk_tb(error.__traceback__)
-            if frame.f_code.co_filename == str(path)
-        ]
+        frames = traceback.walk_tb(error.__traceback__)
+        lines = [line for frame, line in frames if frame.f_code.co_filename == str(path)]
         if isinstance(error, SyntaxError) and error.filename == str(path):
-            lines = [error.lineno]
-        where = f"{path}:{lines[-1]}" if lines else f"{path}"
+            lines = [error.lineno or 0]
         what = traceback.format_exception_only(error)[-1].strip()
-        raise RuleError(f"{where}: {what.removeprefix(f'{__name__}._TooLongError: ')}") from error
+        if isinstance(error, _TooLongError):
+            what = f"no answer within {answer_max_s:g} s"
+        raise RuleError(":".join([str(path), *map(str, lines[-1:]), f" {what}"])) from error
     finally:
         running = False
         signal.setitimer(signal.ITIMER_REAL, 0)

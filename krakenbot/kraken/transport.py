@@ -11,6 +11,7 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 from krakenbot import log
 from krakenbot.errors import Cause, LaterError, UnansweredError
@@ -32,11 +33,11 @@ class Transport(Protocol):
         """Return status and body of the answer."""
 
 
-class UrllibTransport:
-    """HTTP by a urllib opener that follows no redirect and takes nothing from the environment.
+class UrllibTransport(urllib.request.AbstractHTTPHandler):
+    """HTTP by a urllib opener with this one handler: no redirect, nothing of the environment.
 
     `timeout_s` bounds a whole request: name lookup, all addresses tried, TLS and every read.
-    `proxy` is `http://host:port`. A name lookup ends when `is_stopping` says so.
+    `proxy` is `http://host:port`. A slow name lookup ends when `is_stopping` says so.
     """
 
     def __init__(
@@ -45,11 +46,12 @@ class UrllibTransport:
         proxy: str | None = None,
         is_stopping: Callable[[], bool] = lambda: False,
     ) -> None:
+        super().__init__()
         if proxy is None:
             _tell_of_unused_proxies()
-        self._timeout_s = timeout_s
+        self._timeout_s, self._proxy, self._is_stopping = timeout_s, proxy, is_stopping
         self._opener = urllib.request.OpenerDirector()
-        self._opener.add_handler(_Handler(proxy, is_stopping))
+        self._opener.add_handler(self)
 
     def send(
         self, method: str, url: str, headers: Mapping[str, str], body: bytes | None
@@ -74,23 +76,18 @@ class UrllibTransport:
         # Raised out here, because a library error can quote the header that it choked on.
         raise UnansweredError(f"no whole answer from {host}: {problem}")
 
-
-class _Handler(urllib.request.AbstractHTTPHandler):
-    def __init__(self, proxy: str | None, is_stopping: Callable[[], bool]) -> None:
-        super().__init__()
-        self._proxy = proxy.partition("://")[2].rstrip("/") if proxy else None
-        self._is_stopping = is_stopping
-
     http_request = https_request = urllib.request.AbstractHTTPHandler.do_request_
 
     def http_open(self, request: urllib.request.Request) -> Any:
-        return self.do_open(_Connection, request, is_stopping=self._is_stopping)  # type: ignore[arg-type]
+        return self._open(_Connection, request)
 
     def https_open(self, request: urllib.request.Request) -> Any:
         if self._proxy:
-            request.set_proxy(self._proxy, "http")
-        options: dict[str, Any] = {"context": tls_context(), "is_stopping": self._is_stopping}
-        return self.do_open(_TlsConnection, request, **options)  # type: ignore[arg-type]
+            request.set_proxy(urlsplit(self._proxy).netloc, "http")
+        return self._open(_TlsConnection, request, context=tls_context())
+
+    def _open(self, kind: Any, request: urllib.request.Request, **options: Any) -> Any:
+        return self.do_open(kind, request, is_stopping=self._is_stopping, **options)
 
 
 class _Response(http.client.HTTPResponse):
@@ -114,38 +111,38 @@ class _Connection(http.client.HTTPConnection):
         self._is_stopping = is_stopping
 
     def connect(self) -> None:
-        """Connect, with TLS where it is due. LaterError when no address answers in time."""
+        """Connect to the first address that answers, with TLS; LaterError when none does in time.
+
+        Each gets its share of the time that is left; the one that answered last comes first.
+        """
+        host = self.host, self.port
         try:
-            self._connect_any()
+            addresses = _look_up(host, self._deadline, self._is_stopping)
+            addresses.sort(key=lambda address: address != _answering.get(host))
+            while not self._connect_to(addresses.pop(0), len(addresses)):
+                pass
         except _BROKEN as error:
             problem = f"{self.host} cannot be reached: {_name(error)}"
             raise LaterError(problem, cause=Cause.UNREACHABLE) from None
         self.sock.deadline = self._deadline
 
-    def _connect_any(self) -> None:
-        """Try each address for its share of the time that is left, the one known to work first."""
-        host = self.host, self.port
-        addresses = _look_up(host, self._deadline, self._is_stopping)
-        addresses.sort(key=lambda address: address != _answering.get(host))
-        while True:
-            address = addresses.pop(0)
-            limit_s = _left(self._deadline) / (len(addresses) + 1)
-            if addresses:
-                limit_s = min(limit_s, CONNECT_MAX_S)
-            deadline = time.monotonic() + limit_s
-            # Where HTTPConnection.connect gets its socket from; a tunnel and TLS follow there.
-            self._create_connection = lambda *_, to=address, by=deadline: _open(to, by)
-            try:
-                super().connect()
-            except _BROKEN:
-                if self.sock is not None:
-                    self.sock.close()
-                    self.sock = None
-                if not addresses:
-                    raise
-            else:
-                _answering[host] = address
-                return
+    def _connect_to(self, address: Any, others: int) -> bool:
+        """Return whether it worked; an error is raised when there are no others to try."""
+        share_s = _left(self._deadline) / (others + 1)
+        deadline = time.monotonic() + (min(share_s, CONNECT_MAX_S) if others else share_s)
+        # Where HTTPConnection.connect gets its socket from; a tunnel and TLS follow there.
+        self._create_connection = lambda *_: _open(address, deadline)
+        try:
+            super().connect()
+        except _BROKEN:
+            if self.sock is not None:
+                self.sock.close()
+                self.sock = None
+            if not others:
+                raise
+            return False
+        _answering[self.host, self.port] = address
+        return True
 
 
 class _TlsConnection(_Connection, http.client.HTTPSConnection):
@@ -185,34 +182,35 @@ def _open(address: Any, deadline: float) -> _Socket:
     return sock
 
 
-class _Lookup(threading.Thread):
-    """The lookup of one name. It cannot be ended, only left alone; then the next request joins."""
+class _Lookup:
+    """The lookup of one name. It cannot be ended, only left alone; then the next request joins.
+
+    An Event is waited for, since a signal in the middle of Thread.join makes it seem dead.
+    """
 
     def __init__(self, host: tuple[str, int]) -> None:
-        super().__init__(daemon=True)
         self._host = host
         self.addresses: list[Any] = []
         self.error: Exception = OSError("it has no address")
+        self.done = threading.Event()
+        threading.Thread(target=self._run, name="lookup", daemon=True).start()
 
-    def run(self) -> None:
+    def _run(self) -> None:
+        _lookups[self._host] = self
         try:
             self.addresses = socket.getaddrinfo(*self._host, type=socket.SOCK_STREAM)
         except (OSError, ValueError) as error:
             self.error = error
         finally:
             _lookups.pop(self._host, None)
+            self.done.set()
 
 
 def _look_up(host: tuple[str, int], deadline: float, is_stopping: Callable[[], bool]) -> list[Any]:
-    lookup = _lookups.get(host)
-    if lookup is None:
-        lookup = _lookups[host] = _Lookup(host)
-        lookup.start()
-    lookup.join(min(LOOK_S, _left(deadline)))
-    while lookup.is_alive():
+    lookup = _lookups.get(host) or _Lookup(host)
+    while not lookup.done.wait(min(LOOK_S, _left(deadline))):
         if is_stopping():
             raise OSError("asked to stop while its name was looked up")
-        lookup.join(min(LOOK_S, _left(deadline)))
     if not lookup.addresses:
         raise lookup.error
     return list(lookup.addresses)

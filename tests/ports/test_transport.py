@@ -225,7 +225,6 @@ class Wire(unittest.TestCase):
     def setUp(self) -> None:
         self.context: ssl.SSLContext | None = None
         self._nonces = itertools.count(1)
-        transport._lookups.clear()
         transport._answering.clear()
 
     def serve(self, serve: Serve) -> Server:
@@ -455,7 +454,13 @@ class TestNames(Wire):
     def slow(self) -> threading.Event:
         """Let looking up a name last until the event; return it."""
         done = threading.Event()
-        self.addCleanup(done.set)
+
+        def finish() -> None:
+            done.set()
+            for lookup in list(transport._lookups.values()):
+                lookup.done.wait()
+
+        self.addCleanup(finish)
 
         def look_up(*_: Any, **__: Any) -> list[Any]:
             done.wait(9)

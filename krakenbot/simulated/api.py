@@ -26,7 +26,7 @@ from krakenbot.simulated.http import Answer, Front
 from krakenbot.simulated.listing import MARGIN_RATES, PAIRS, SANDBOX_KEY, SANDBOX_SECRET
 from krakenbot.simulated.private import KEPT, Holder, closing
 from krakenbot.simulated.public import FeedMarkets, tick
-from krakenbot.simulated.words import OrderRequest, Params, Row, bad
+from krakenbot.simulated.words import Method, OrderRequest, Params, Row, bad
 
 Headers = Mapping[str, str]
 
@@ -131,10 +131,10 @@ class SandboxApi:
             history=KEPT,
         )
         self.holder = Holder(self.markets, self.account, self.now, slack_s=slack_s)
-        self.methods = {
-            **self.markets.methods,
-            **self.holder.methods,
-            "GetApiKeyInfo": self._key_info,
+        self.holder.methods["GetApiKeyInfo"] = Method(self._key_info)
+        self._methods = {
+            ("GET", "public"): self.markets.methods,
+            ("POST", "private"): self.holder.methods,
         }
         self.orders, self.trades = self.holder.orders, self.holder.trades
         self.listing, self.prices = self.markets.listing, self.markets.prices
@@ -173,7 +173,7 @@ class SandboxApi:
     def _dispatch(self, method: str, path: str, headers: Headers, body: bytes) -> Any:
         headers = {name.lower(): value for name, value in headers.items()}
         kind, _, name = path.removeprefix("/0/").partition("/")
-        known = words.METHODS.get((method, kind), {})
+        known = self._methods.get((method, kind), {})
         self.requests[name if name in known else "other"] += 1
         p = words.parameters(headers, body)
         if kind == "private":
@@ -181,7 +181,7 @@ class SandboxApi:
         if name not in known:
             raise RefusedError(words.NOT_SIMULATED.get(name, "EGeneral:Unknown method"))
         given = {parameter.partition("[")[0] for parameter in p}
-        for parameter in given - {*known[name].split(), "nonce", "otp"}:
+        for parameter in given - {*known[name].parameters.split(), "nonce", "otp"}:
             label = f"{name}:{parameter:.40}"
             if label not in self.ignored and len(self.ignored) < LABELS_MAX:
                 log.warning("parameter ignored, as Kraken does: %r", label)
@@ -193,7 +193,7 @@ class SandboxApi:
             pair = self.markets.pair(p.get("pair", "")).pair
             self._spend(pair, 1, *self._limits[2:4], "EOrder:Rate limit exceeded")
         self.holder.mark_to_market()
-        return self.methods[name](p)
+        return known[name].answer(p)
 
     def _authenticate(self, path: str, headers: Headers, p: Params, body: bytes) -> None:
         now, nonce = self.now(), p.get("nonce", "")

@@ -108,7 +108,6 @@ class Sandbox(Protocol):
     listing: dict[str, dict[str, Any]]
     holder: Holder
     markets: FeedMarkets
-    methods: dict[str, Callable[[Params], Any]]
     _nonce: int
 
     def now(self) -> float: ...
@@ -227,11 +226,13 @@ class Faults:
         if account.revision != self._revision:
             self._revision = account.revision
             seen = {
-                "OpenPositions": self.api.methods["OpenPositions"]({}),
+                "OpenPositions": self.api.holder.methods["OpenPositions"].answer({}),
                 "Balance": account.balances,
             }
             for asset in self._assets:
-                seen[f"TradeBalance {asset}"] = self.api.methods["TradeBalance"]({"asset": asset})
+                seen[f"TradeBalance {asset}"] = self.api.holder.methods["TradeBalance"].answer(
+                    {"asset": asset}
+                )
             self._past.append((self.api.now(), json.loads(json.dumps(seen, default=str))))
             del self._past[:-100]
         if name == "Time" and self._clock_off:

@@ -1,18 +1,14 @@
-"""The sandbox's door: HTTP on loopback, one thread a connection, kept alive.
+"""The sandbox's door: HTTP on loopback, a thread for each connection.
 
-Foreign Host and Origin headers are refused, so that no web page can reach a sandbox. Whoever stays
-silent loses the connection; when there are too many, the one that was quiet the longest goes.
+Foreign Host and Origin headers are refused, so that no web page can reach a sandbox.
 """
 
 import contextlib
 import re
-import socket
-import threading
-import time
 from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler
 from socketserver import ThreadingTCPServer
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 
 class Answer(NamedTuple):
@@ -24,8 +20,6 @@ class Answer(NamedTuple):
 
 
 IDLE_S = 30.0
-DRAIN_S = 1.0
-CONNECTIONS_MAX = 200
 BODY_MAX = 1 << 20
 _LOCAL = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:[0-9]+)?", re.IGNORECASE)
 
@@ -43,24 +37,6 @@ class Front(ThreadingTCPServer):
         super().__init__(("127.0.0.1", port), _Connection)
         self.respond = respond
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
-        self.heard: dict[Any, None] = {}  # The connections, the quietest first.
-        self._lock = threading.Lock()
-
-    def hear(self, connection: Any) -> None:
-        """Note a sign of life, and hang up on the quietest connection if there are too many."""
-        with self._lock:
-            self.heard.pop(connection, None)
-            self.heard[connection] = None
-            if len(self.heard) > CONNECTIONS_MAX:
-                quiet = next(iter(self.heard))
-                del self.heard[quiet]
-                with contextlib.suppress(OSError):
-                    quiet.shutdown(socket.SHUT_RDWR)
-
-    def shutdown_request(self, request: Any) -> None:
-        with self._lock:
-            self.heard.pop(request, None)
-        super().shutdown_request(request)
 
 
 class _Connection(BaseHTTPRequestHandler):
@@ -70,30 +46,28 @@ class _Connection(BaseHTTPRequestHandler):
     server: Front
 
     def handle(self) -> None:
-        self.server.hear(self.request)
         with contextlib.suppress(OSError):
             super().handle()
 
     def do_GET(self) -> None:
         headers = {name.lower(): value.strip() for name, value in self.headers.items()}
         length = headers.get("content-length", "0")
-        # A repeated header would be read differently by others on the way.
-        if len(headers) != len(self.headers) or "transfer-encoding" in headers:
-            return self.send_error(400)
-        if (
+        is_foreign = (
             not _LOCAL.fullmatch(headers.get("host", "localhost"))
             or "origin" in headers
             or headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
-        ):
-            return self.send_error(403)
-        if not re.fullmatch("[0-9]{1,9}", length):
+        )
+        # A repeated header would be read differently by others on the way.
+        is_odd = len(headers) != len(self.headers) or "transfer-encoding" in headers
+        if is_odd or not re.fullmatch("[0-9]{1,9}", length):
             return self.send_error(400)
+        if is_foreign:
+            return self.send_error(403)
         if int(length) > BODY_MAX:
             return self.send_error(413)
         body = self.rfile.read(int(length))
         if len(body) != int(length):
             raise ConnectionError("hung up in the middle of a body")
-        self.server.hear(self.request)
         answer = self.server.respond(self.command, self.path, headers, body)
         self.send_response(answer.status)
         self.send_header("Content-Type", answer.content_type)
@@ -103,15 +77,6 @@ class _Connection(BaseHTTPRequestHandler):
         return None
 
     do_POST = do_PUT = do_DELETE = do_GET
-
-    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        super().send_error(code, message, explain)
-        # Closing over unread bytes would reset the connection before the answer is read.
-        self.connection.shutdown(socket.SHUT_WR)
-        self.connection.settimeout(DRAIN_S)
-        ends = time.monotonic() + DRAIN_S
-        while self.rfile.read1(BODY_MAX) and time.monotonic() < ends:
-            pass
 
     def log_message(self, format: str, *values: object) -> None:
         pass

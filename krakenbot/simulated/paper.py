@@ -5,18 +5,17 @@ leaves the process but, in validate mode, an order with `validate`.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from typing import Any, Protocol
 
-from krakenbot import log
 from krakenbot.candles import parse_rows
 from krakenbot.clock import Clock
 from krakenbot.errors import LaterError, RefusedError, StopError, UnansweredError
 from krakenbot.exchange import Market
 from krakenbot.kraken.client import result_of
 from krakenbot.kraken.spot import Methods
-from krakenbot.model import ZERO, Quote
+from krakenbot.model import ZERO, Quote, Side
 from krakenbot.pairs import PairRules
 from krakenbot.simulated.books import Account, Entry, Lot
 from krakenbot.simulated.private import Holder
@@ -24,7 +23,6 @@ from krakenbot.simulated.private import Holder
 START_BALANCE = Decimal(10000)
 ROWS_KEPT, LEDGER_KEPT = 60, 500  # Of orders and trades; of the ledger, months of rollovers.
 QUOTE_S = 5  # Reading the account asks the market for a price only when the last one is older.
-RATES_S = 3600
 _NO_KEY = {"permissions": [], "nonce": "0", "iban": ""}
 _OF_THE_REAL_ACCOUNT = ("cl_ord_id", "deadline", "reduce_only")  # Not sent to be validated.
 
@@ -39,47 +37,14 @@ class Store(Protocol):
         """Keep the text; when this returns it must survive a crash."""
 
 
-class LiveMarket:
-    """The one real pair that a paper account trades on, as the account needs to know it."""
-
-    status = "online"  # What the whole exchange is in, the bot asks itself.
-
-    def __init__(self, market: Market, clock: Clock) -> None:
-        self._market, self._clock = market, clock
-        self.rules: dict[str, PairRules] = {}
-        self.quoted: tuple[float, Quote] | None = None
-
-    def pair(self, name: str) -> PairRules:
-        """Return the pair's rules; there is only one pair."""
-        (rules,) = self.rules.values() or (self.learn(),)
-        return rules
-
-    def learn(self) -> PairRules:
-        """Read the pair's rules anew."""
-        rules = self._market.rules()
-        self.rules = {rules.pair: rules}
-        return rules
-
-    def quote(self, rules: PairRules) -> Quote:
-        """Return the market's bid and ask, some seconds old at most."""
-        now, quoted = self._clock.now(), self.quoted
-        if quoted is None or not 0 <= now - quoted[0] < QUOTE_S:
-            self.quoted = quoted = now, self._market.quote()
-        return quoted[1]
-
-    def ended(
-        self, rules: PairRules, since: float, until: float
-    ) -> Iterator[tuple[float, Decimal, Decimal, Decimal]]:
-        """Yield nothing: what ended meanwhile is seen in the candles that the bot reads."""
-        yield from ()
-
-
 class PaperClient:
     """Kraken's methods by name, of the real market and a simulated account.
 
     A fill is saved before it is answered. With `validates` each order is first checked by Kraken,
-    which may refuse it.
+    which may refuse it. To the account it is its one market, whose state the bot asks itself.
     """
+
+    status = "online"
 
     def __init__(
         self,
@@ -94,10 +59,10 @@ class PaperClient:
     ) -> None:
         self._real, self._market, self._clock, self._store = real, market, clock, store
         self._fee_rate, self._balance, self._validates = fee_rate, balance, validates
-        self._live = LiveMarket(market, clock)
+        self.rules: dict[str, PairRules] = {}
+        self._quoted: tuple[float, Quote] | None = None
         self._holder: Holder | None = None
         self._swept, self._saved = 0, -1
-        self._rates_read = float("-inf")
 
     def public(self, method: str, params: Mapping[str, object] | None = None) -> Any:
         """Return the result of a public method of Kraken's; candles may liquidate."""
@@ -122,11 +87,32 @@ class PaperClient:
             if method not in holder.methods:
                 raise RefusedError("EGeneral:Unknown method")
             holder.mark_to_market()
-            reply = {"error": [], "result": holder.methods[method](asked)}
+            reply = {"error": [], "result": holder.methods[method].answer(asked)}
         except RefusedError as error:
             reply = {"error": [str(error)]}
         self._save()
         return result_of(method, 200, json.dumps(reply, default="{:f}".format).encode())
+
+    # What the account asks of its market
+
+    def pair(self, name: str) -> PairRules:
+        if not self.rules:
+            rules = self._market.rules()
+            self.rules = {rules.pair: rules}
+        return next(iter(self.rules.values()))
+
+    def quote(self, rules: PairRules) -> Quote:
+        now, quoted = self._clock.now(), self._quoted
+        if quoted is None or not 0 <= now - quoted[0] < QUOTE_S:
+            self._quoted = quoted = now, self._market.quote()
+        return quoted[1]
+
+    def ended(
+        self, rules: PairRules, since: float, until: float
+    ) -> Iterable[tuple[float, Decimal, Decimal, Decimal]]:
+        return ()  # What ended meanwhile is seen in the candles that the bot reads.
+
+    # The account
 
     @property
     def holder(self) -> Holder:
@@ -137,27 +123,19 @@ class PaperClient:
 
     def _prepare(self, account: Account, asked: Mapping[str, str]) -> None:
         """Have fresh rules, quote and rates, and Kraken's opinion of the order where wanted."""
-        self._live.quoted = None
+        self.rules, self._quoted = {}, None
         try:
-            self._live.quote(self._live.learn())
-            self._learn_rates(account)
+            rules = self.pair("")
+            self.quote(rules)
+            if "leverage" in asked:
+                rates = self._market.margin_rates()
+                lent = {rules.quote: rates.of(Side.BUY), rules.base: rates.of(Side.SELL)}
+                account.margin_rates = lent
             if self._validates:
                 sent = {k: v for k, v in asked.items() if k not in _OF_THE_REAL_ACCOUNT}
                 self._real.private("AddOrder", sent | {"validate": "true"})
         except UnansweredError as error:
             raise LaterError(f"nothing was filled: {error}") from error
-
-    def _learn_rates(self, account: Account) -> None:
-        """Take over the market's margin rates; one that is not told is assumed."""
-        now = self._clock.monotonic()
-        if now - self._rates_read < RATES_S:
-            return
-        rules, rates = self._live.pair(""), self._market.margin_rates()
-        if None in rates:
-            log.warning("margin rate assumed rate=%s known=%s", account.margin_rate, rates)
-        told = {rules.quote: rates.long, rules.base: rates.short}
-        account.margin_rates = {asset: rate for asset, rate in told.items() if rate is not None}
-        self._rates_read = now
 
     def _sweep(self, result: Any, interval_s: int) -> None:
         """Let the candles that ended meanwhile liquidate what their high or low was too far for."""
@@ -165,23 +143,24 @@ class PaperClient:
         for candle in candles[:-1]:
             if self._swept and candle.time >= self._swept:
                 holder.sweep(candle.low, candle.high)
-        if candles and candles[-1].time > self._swept:
-            self._swept = candles[-1].time
+        if candles:
+            self._swept = max(self._swept, candles[-1].time)
         self._save()
 
     def _opened(self) -> Holder:
-        rules, text = self._live.pair(""), self._store.load()
+        rules, text = self.pair(""), self._store.load()
         if text is None:
-            return Holder(self._live, self._fresh(rules), self._clock.now, kept=ROWS_KEPT)
+            serial = int(self._clock.now()) * 1000
+            money = {rules.quote: self._balance}
+            account = Account(money, self._fee_rate, serial=serial, history=LEDGER_KEPT)
+            return Holder(self, account, self._clock.now, kept=ROWS_KEPT)
         try:
             state = json.loads(text)
             state["account"]["numbers"][2] = LEDGER_KEPT  # Version 0.2.0 kept fewer.
             account = account_of(state["account"], [rules])
             account.fee_rate = self._fee_rate
-            holder = Holder(self._live, account, self._clock.now, kept=ROWS_KEPT)
-            orders, trades = _rows_of(state, rules)
-            holder.orders.update(orders)
-            holder.trades.update(trades)
+            holder = Holder(self, account, self._clock.now, kept=ROWS_KEPT)
+            holder.orders, holder.trades = _rows_of(state, rules)
             self._swept, self._saved = state["swept"], account.revision
         except (LookupError, TypeError, ValueError, ArithmeticError) as error:
             raise StopError(
@@ -190,22 +169,13 @@ class PaperClient:
             ) from error
         return holder
 
-    def _fresh(self, rules: PairRules) -> Account:
-        serial = int(self._clock.now()) * 1000
-        money = {rules.quote: self._balance}
-        return Account(money, self._fee_rate, serial=serial, history=LEDGER_KEPT)
-
     def _save(self) -> None:
         """Save if anything changed; on failure forget it, so that memory never leads the disk."""
         holder = self._holder
         if holder is None or holder.account.revision == self._saved:
             return
-        state = {
-            "account": state_of(holder.account),
-            "swept": self._swept,
-            "orders": holder.orders,
-            "trades": holder.trades,
-        }
+        rows = {"orders": holder.orders, "trades": holder.trades}
+        state = {"account": state_of(holder.account), "swept": self._swept, **rows}
         try:
             self._store.save(json.dumps(state, default=str))
         except BaseException:

@@ -5,7 +5,7 @@ it, a deadline counts for `validate` too, `cl_ord_id` may be used again once its
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 from heapq import merge
@@ -19,7 +19,7 @@ from krakenbot.pairs import PairRules
 from krakenbot.simulated import words
 from krakenbot.simulated.books import Account, Book, Trade, execute, identifier, objection
 from krakenbot.simulated.listing import ASSETS
-from krakenbot.simulated.words import OrderRequest, Params, Row, bad, flag, number, whole
+from krakenbot.simulated.words import Method, OrderRequest, Params, Row, bad, flag, number, whole
 
 KEPT, PAGE = 10000, 50
 DEADLINE_MIN_S, DEADLINE_MAX_S = 2, 60
@@ -37,22 +37,21 @@ class Markets(Protocol):
     rules: dict[str, PairRules]
     status: str
 
-    def pair(self, name: str) -> PairRules:
-        """Return a pair by any of its names; RefusedError in Kraken's words for an unknown one."""
+    def pair(self, name: str) -> PairRules: ...
 
     def quote(self, rules: PairRules) -> Quote: ...
 
     def ended(
         self, rules: PairRules, since: float, until: float
-    ) -> Iterator[tuple[float, Decimal, Decimal, Decimal]]:
-        """Yield end, open, low and high of each interval that ended meanwhile."""
+    ) -> Iterable[tuple[float, Decimal, Decimal, Decimal]]:
+        """Return end, open, low and high of each interval that ended meanwhile."""
 
 
 class Holder:
     """One account with its orders, trades and ledger. `now` gives unix seconds.
 
-    `methods` are Kraken's by name; each takes the parameters and returns the result or raises
-    RefusedError. `slack_s` widens deadlines by what a scaled clock makes of a request's way.
+    `methods` are Kraken's by name; what a method answers is its result or a RefusedError.
+    `slack_s` widens deadlines by what a scaled clock makes of a request's way.
     """
 
     def __init__(
@@ -69,23 +68,31 @@ class Holder:
         self.fill_share = Decimal(1)
         self._kept, self._slack_s, self._marked = kept, slack_s, now()
         self._ledger_rows, self._listed, self._dollars = dict[str, Row](), 0, ZERO
-        self.methods: dict[str, Callable[[Params], Any]] = {
-            "Balance": self._balance,
-            "BalanceEx": self._balance_ex,
-            "TradeBalance": self._trade_balance,
-            "OpenPositions": self._open_positions,
+        page, ids = "start end ofs without_count ", "trades userref cl_ord_id "
+        self.methods = {
+            "Balance": Method(self._balance),
+            "BalanceEx": Method(self._balance_ex),
+            "TradeBalance": Method(self._trade_balance, "asset"),
+            "OpenPositions": Method(
+                self._open_positions, "txid docalcs consolidation rebase_multiplier"
+            ),
             # Market orders never rest, so none is ever open or there to be cancelled.
-            "OpenOrders": lambda _: {"open": {}},
-            "CancelAll": lambda _: {"count": 0},
-            "CancelOrder": self._cancel_order,
-            "ClosedOrders": self._closed_orders,
-            "QueryOrders": lambda p: _shown(words.identified(_named(self.orders, p), p), p),
-            "TradesHistory": self._trades_history,
-            "QueryTrades": lambda p: _named(self.trades, p, most=20),
-            "Ledgers": self._ledgers,
-            "QueryLedgers": lambda p: _named(self._ledger(), p, "id", 20),
-            "TradeVolume": self._trade_volume,
-            "AddOrder": self._add_order,
+            "OpenOrders": Method(lambda _: {"open": {}}, ids),
+            "CancelAll": Method(lambda _: {"count": 0}),
+            "CancelOrder": Method(self._cancel_order, "txid cl_ord_id"),
+            "ClosedOrders": Method(self._closed_orders, page + ids + "closetime consolidate_taker"),
+            "QueryOrders": Method(
+                lambda p: _shown(words.identified(_named(self.orders, p), p), p),
+                ids + "txid consolidate_taker",
+            ),
+            "TradesHistory": Method(
+                self._trades_history, page + "type trades consolidate_taker ledgers"
+            ),
+            "QueryTrades": Method(lambda p: _named(self.trades, p, most=20), "txid trades"),
+            "Ledgers": Method(self._ledgers, page + "asset aclass type"),
+            "QueryLedgers": Method(lambda p: _named(self._ledger(), p, "id", 20), "id trades"),
+            "TradeVolume": Method(self._trade_volume, "pair fee_schedule fee-info"),
+            "AddOrder": Method(self._add_order, words.ORDER),
         }
 
     def mark_to_market(self) -> None:

@@ -11,14 +11,13 @@ from krakenbot.pairs import PairRules, parse_rules
 from krakenbot.simulated import listing, words
 from krakenbot.simulated.feed import INTERVALS, Feed
 from krakenbot.simulated.listing import ASSETS, PAIRS
-from krakenbot.simulated.words import Params, Row, bad, number, whole
+from krakenbot.simulated.words import Method, Params, Row, bad, number, whole
 
 
 class FeedMarkets:
     """The pairs of a sandbox. `prices` are those set by hand, by pair; `now` gives unix seconds.
 
-    `methods` are Kraken's by name; each takes the parameters and returns the result or raises
-    RefusedError.
+    `methods` are Kraken's by name; what a method answers is its result or a RefusedError.
     """
 
     def __init__(self, feed: Feed, now: Callable[[], float]) -> None:
@@ -36,14 +35,20 @@ class FeedMarkets:
             for alias in listing.aliases(name, row)
             if not alias.startswith("XBT/")
         }
-        self.methods: dict[str, Callable[[Params], Any]] = {
-            "Time": self._time,
-            "SystemStatus": self._system_status,
-            "Assets": self._assets,
-            "AssetPairs": lambda p: {r.pair: self.listing[r.pair] for r in self._pairs(p)},
-            "OHLC": self._ohlc,
-            "Ticker": lambda p: {rules.pair: self._ticker(rules) for rules in self._pairs(p)},
-            "Depth": self._depth,
+        self.methods = {
+            "Time": Method(self._time),
+            "SystemStatus": Method(self._system_status),
+            "Assets": Method(self._assets, "asset aclass"),
+            "AssetPairs": Method(
+                lambda p: {rules.pair: self.listing[rules.pair] for rules in self._pairs(p)},
+                "pair aclass_base info country_code execution_venue",
+            ),
+            "OHLC": Method(self._ohlc, "pair interval since asset_class"),
+            "Ticker": Method(
+                lambda p: {rules.pair: self._ticker(rules) for rules in self._pairs(p)},
+                "pair asset_class",
+            ),
+            "Depth": Method(self._depth, "pair count asset_class"),
         }
 
     def pair(self, name: str) -> PairRules:

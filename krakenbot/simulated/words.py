@@ -6,7 +6,7 @@ Where Kraken's behaviour is not known for sure: an order's `fee` is the trade fe
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
@@ -21,39 +21,14 @@ from krakenbot.simulated.listing import ASSETS
 Params = dict[str, str]
 Row = dict[str, Any]
 
-_PAGE = "start end ofs without_count "
-# What there is, and the parameters that are known; Kraken ignores all others.
-METHODS = {
-    ("GET", "public"): {
-        "Time": "",
-        "SystemStatus": "",
-        "Assets": "asset aclass",
-        "Ticker": "pair asset_class",
-        "AssetPairs": "pair aclass_base info country_code execution_venue",
-        "OHLC": "pair interval since asset_class",
-        "Depth": "pair count asset_class",
-    },
-    ("POST", "private"): {
-        "Balance": "",
-        "BalanceEx": "",
-        "TradeBalance": "asset",
-        "GetApiKeyInfo": "",
-        "OpenPositions": "txid docalcs consolidation rebase_multiplier",
-        "OpenOrders": "trades userref cl_ord_id",
-        "ClosedOrders": _PAGE + "closetime trades userref cl_ord_id consolidate_taker",
-        "QueryOrders": "txid trades userref cl_ord_id consolidate_taker",
-        "TradesHistory": _PAGE + "type trades consolidate_taker ledgers",
-        "QueryTrades": "txid trades",
-        "Ledgers": _PAGE + "asset aclass type",
-        "QueryLedgers": "id trades",
-        "TradeVolume": "pair fee_schedule fee-info",
-        "AddOrder": "pair type ordertype volume price price2 leverage reduce_only stptype oflags "
-        "timeinforce trigger displayvol starttm expiretm deadline validate userref cl_ord_id close "
-        "asset_class broker account_id trading_agreement",
-        "CancelOrder": "txid cl_ord_id",
-        "CancelAll": "",
-    },
-}
+
+class Method(NamedTuple):
+    """What answers a method, and the parameters that it knows; Kraken ignores all others."""
+
+    answer: Callable[[Params], Any]
+    parameters: str = ""
+
+
 _DISABLED = "Trades Spread AddOrderBatch AmendOrder EditOrder CancelOrderBatch CancelAllOrdersAfter"
 _FORBIDDEN = (
     "GetWebSocketsToken DepositMethods DepositAddresses DepositStatus WithdrawMethods "
@@ -66,6 +41,11 @@ NOT_SIMULATED = {
     **dict.fromkeys(_DISABLED.split(), "EAPI:Feature disabled"),
     **dict.fromkeys(_FORBIDDEN.split(), "EGeneral:Permission denied"),
 }
+ORDER = (
+    "pair type ordertype volume price price2 leverage reduce_only stptype oflags timeinforce "
+    "trigger displayvol starttm expiretm deadline validate userref cl_ord_id close asset_class "
+    "broker account_id trading_agreement"
+)
 _OTHER_TYPES = "limit|iceberg|(stop-loss|take-profit|trailing-stop)(-limit)?|settle-position"
 # What a market order's parameters look like; "" is one that is not there.
 _FORMS = {

@@ -18,6 +18,7 @@ from krakenbot.lock import Lock
 from krakenbot.model import KeyInfo, Position
 from krakenbot.presence import Presence
 from krakenbot.simulated import api as server
+from krakenbot.simulated.words import Method
 
 NAMES = [name for name, *_ in doctor.CHECKS]
 
@@ -118,7 +119,7 @@ class TestFindings(Patient):
         self.keys()
         strange = {"permissions": list(NEEDED_PERMISSIONS), "nonce": "n/a", "valid_until": "soon"}
         sandbox = self.sandbox()
-        sandbox.api.methods["GetApiKeyInfo"] = lambda _: strange
+        sandbox.api.holder.methods["GetApiKeyInfo"] = Method(lambda _: strange)
         found = self.examine(sandbox.url, 'mode = "validate"')
         self.assertEqual("fail", found["key"].verdict)
         self.assertEqual(NAMES, list(found))

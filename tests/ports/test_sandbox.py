@@ -17,7 +17,6 @@ from urllib.parse import urlencode
 from krakenbot.kraken.signing import sign
 from krakenbot.model import Secret
 from krakenbot.simulated import api as server
-from krakenbot.simulated import http as front
 from krakenbot.simulated.feed import Feed
 from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
 from tests.logs import logged, silence_module
@@ -25,13 +24,6 @@ from tests.logs import logged, silence_module
 START = 1_791_500_000.25
 SECRET = Secret(SANDBOX_SECRET)
 ID = "6d1b345e-2821-40e2-ad83-4ecb18a06876"
-HOSTILE = (
-    b"",
-    b"GET / HT",
-    b"\x16\x03\x01\xff" * 9,
-    b"A: " + b"b" * 60000,
-    b"POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\nx",
-)
 MARKET = {"pair": "XBTUSD", "ordertype": "market", "type": "buy", "volume": "0.04"}
 
 
@@ -595,40 +587,6 @@ class HttpTest(unittest.TestCase):
         answer = self.raw(b"HEAD /0/public/Time HTTP/1.1\r\n\r\n")
         self.assertTrue(answer.startswith(b"HTTP/1.1 501 "), answer)
         self.assertTrue(answer.endswith(b"\r\n\r\n"), answer)
-
-    def test_a_refused_client_that_trickles_on_is_hung_up_on_soon(self) -> None:
-        began = time.monotonic()
-        with socket.create_connection(self.address(), 5) as trickling:
-            trickling.sendall(b"hello\r\n\r\n")
-            with self.assertRaises(OSError):
-                while time.monotonic() < began + 5:
-                    trickling.sendall(b"x")
-                    time.sleep(0.05)
-        self.assertLess(time.monotonic() - began, 3)
-
-    def test_hostile_and_silent_clients_in_any_number_stop_nobody(self) -> None:
-        began = time.monotonic()
-        with contextlib.ExitStack() as stack:
-            for number in range(front.CONNECTIONS_MAX + 100):
-                other = stack.enter_context(socket.create_connection(self.address(), 5))
-                with contextlib.suppress(OSError):
-                    other.sendall(HOSTILE[number % len(HOSTILE)])
-                if number % 50 == 0:
-                    answer = self.raw(b"GET /0/public/Time HTTP/1.1\r\n\r\n")
-                    self.assertTrue(answer.startswith(b"HTTP/1.1 200 "))
-            answer = self.raw(b"GET /0/public/Time HTTP/1.1\r\n\r\n")
-            self.assertTrue(answer.startswith(b"HTTP/1.1 200 "))
-            self.assertLessEqual(len(self.sandbox._front.heard), front.CONNECTIONS_MAX)
-        self.assertLess(time.monotonic() - began, 10)
-
-    def test_a_busy_connection_is_not_the_one_that_goes(self) -> None:
-        busy = http.client.HTTPConnection(*self.address(), timeout=5)
-        self.addCleanup(busy.close)
-        with contextlib.ExitStack() as stack:
-            for _ in range(front.CONNECTIONS_MAX + 20):
-                stack.enter_context(socket.create_connection(self.address(), 5))
-                busy.request("GET", "/0/public/Time")
-                self.assertEqual(busy.getresponse().read()[:11], b'{"error":[]')
 
     def test_faults_are_set_and_taken_back_on_a_running_sandbox(self) -> None:
         def control(name: str, wish: dict[str, str]) -> Any:

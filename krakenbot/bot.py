@@ -298,7 +298,7 @@ class Bot:
                 reason = f"{decision.reason}, {words}"
                 decision = Decision(decision.target, None, reason, blocked)
                 break
-            against = self._objection(step, held, candle)
+            against = self._objection(step, held)
             if against is not None:
                 objected[step.purpose] = against
                 continue
@@ -313,7 +313,7 @@ class Bot:
         self._finish(candle, signal, held, decision)
         return decision.blocked.until if decision.blocked else None
 
-    def _objection(self, step: Step, held: Decimal, candle: Candle) -> Blocked | None:
+    def _objection(self, step: Step, held: Decimal) -> Blocked | None:
         """Return what speaks against the step now, and when to see whether it still does."""
         today = self._journal.orders_since(int(self._clock.now()) - DAY_S)
         inputs = self._market.risk_inputs(step, held, today)
@@ -324,7 +324,7 @@ class Bot:
         if against is None:
             return None
         pause_s = PASSING_PAUSE_S if against.passing else LOOK_MAX_S
-        if against.funds and self._orders.has_closed(candle.time):
+        if against.funds and self._orders.has_just_closed():
             pause_s = FUNDS_PAUSE_S
         self._market.invalidate_rules()  # What speaks against it may be gone by the next look.
         self._emit("objection", against.reason)

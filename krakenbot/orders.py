@@ -33,6 +33,7 @@ from krakenbot.pairs import PairRules, elsewhere, plain
 
 DEADLINE_S = 15  # The engine refuses an order that reaches it later.
 UNFILLED_MAX = 5
+CLOSING = (Purpose.CLOSE, Purpose.REVERSE)
 HISTORY = len(NOT_SENT_AFTER_S)  # So many orders back the pauses grow.
 
 Emit = Callable[[str, str], None]
@@ -189,7 +190,7 @@ class Orders:
             self._refusal = Refusal(outcome, str(error))
             return Answer.RETRY_LATER
         except RefusedError as error:
-            early = error.cause is Cause.FUNDS and self.has_closed(intent.candle)
+            early = error.cause is Cause.FUNDS and self.has_just_closed()
             if early or (is_small and intent.purpose is Purpose.CLOSE):
                 outcome = Outcome.PUT_OFF_SURELY if early else Outcome.PUT_OFF
                 self._refusal = Refusal(outcome, str(error))
@@ -198,14 +199,14 @@ class Orders:
             return Answer.REJECTED
         return Answer.ACCEPTED
 
-    def has_closed(self, candle: int) -> bool:
-        """Return whether margin may seem too small because a close of this candle is not seen."""
+    def has_just_closed(self) -> bool:
+        """Return whether margin may seem too small because a close is not yet seen everywhere."""
         visible_from = self._clock.now() - VISIBLE_S
+        newest = (self._journal.newest_of(purpose, 1) for purpose in CLOSING)
         return any(
-            intent.executed
-            and intent.purpose is not Purpose.OPEN
-            and (intent.settled or 0) > visible_from
-            for intent in self._journal.intents_of(self._owner.interval_s, candle)
+            intent.executed and (intent.settled or 0) > visible_from
+            for intents in newest
+            for intent in intents
         )
 
     def _look(self, intent: Intent) -> Answer:

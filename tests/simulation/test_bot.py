@@ -94,8 +94,8 @@ class FakeExchange:
     """An exchange with one account on one pair, whose answers to orders can be told before.
 
     `script` holds one word for each coming order: fill (also when it is empty), lost (executed,
-    the answer lost), never (lost on the way), refuse, later, wait, unsent, stop, half, hang
-    (executed and shown `hang_s` later), zero (cancelled without a trade).
+    the answer lost), never (lost on the way), refuse, funds, later, pool, wait, unsent, stop,
+    half, hang (executed and shown `hang_s` later), zero (cancelled without a trade).
     """
 
     def __init__(self, clock: FakeClock, script: Sequence[str] = ()) -> None:
@@ -119,8 +119,14 @@ class FakeExchange:
         self.pair_rules = rules()
         self.hang_s = 60.0
         self.down = False
+        self.interval_s = 60
         self.ledger_read: list[float] = []
         self.positions_told = -1  # How often the position is told before nothing is any more.
+
+    @property
+    def number(self) -> int:
+        """Return the number of the candle being made."""
+        return (int(self.clock.time) - T0) // self.interval_s
 
     def close(self, number: int) -> Decimal:
         return Decimal(50_000 + (number if number <= self.rise else 2 * self.rise - number))
@@ -146,17 +152,18 @@ class FakeExchange:
     def candles(self, since: int | None) -> Sequence[Candle]:
         if self.down:
             raise UnansweredError("timed out")
-        running = (int(self.clock.time) - T0) // 60
-        first = 0 if since is None else (since - T0) // 60 + 1
+        step_s = self.interval_s
+        running = self.number
+        first = 0 if since is None else (since - T0) // step_s + 1
         found = []
         for number in range(min(running, max(0, first, running - 719)), running + 1):
             price = self.close(number)
-            found.append(Candle(T0 + 60 * number, price, price, price, price))
+            found.append(Candle(T0 + step_s * number, price, price, price, price))
         return found
 
     def quote(self) -> Quote:
         self.quotes.append(self.clock.time)
-        middle = self.close((int(self.clock.time) - T0) // 60)
+        middle = self.close(self.number)
         return Quote(middle - self.spread / 2, middle + self.spread / 2)
 
     def summary(self) -> MarginSummary:
@@ -192,6 +199,11 @@ class FakeExchange:
             raise RefusedError("EOrder:Insufficient initial margin")
         if word == "later":
             raise LaterError("EOrder:Rate limit exceeded", leaves_no_order=True)
+        if word == "funds":
+            raise RefusedError("EOrder:Insufficient initial margin", cause=Cause.FUNDS)
+        if word == "pool":
+            text, pool = "EOrder:Insufficient margin", Cause.LENDING_POOL
+            raise LaterError(text, cause=pool, leaves_no_order=True)
         if word == "wait":
             raise LaterError("EAPI:Rate limit exceeded")
         if word == "stop":
@@ -209,7 +221,7 @@ class FakeExchange:
         if order.reduce_only:
             volume = min(volume, max(ZERO, -self.held * order.side.sign))
         status = OrderStatus.CLOSED if volume == order.volume else OrderStatus.CANCELED
-        price = self.close((int(self.clock.time) - T0) // 60)
+        price = self.close(self.number)
         cost = volume * price
         self.executions[order.client_order_id] = Execution(
             order.client_order_id,

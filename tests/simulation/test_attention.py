@@ -1,0 +1,435 @@
+"""What happens between and around decisions: attention, patience, clocks, and who is told."""
+
+import unittest
+from collections.abc import Sequence
+from decimal import Decimal
+from itertools import pairwise
+from typing import Any
+
+from krakenbot.alerts import standing
+from krakenbot.bot import Bot
+from krakenbot.errors import LaterError, RefusedError, StopError
+from krakenbot.journal import Outcome
+from krakenbot.model import ZERO, Candle, Execution, MarginSummary, Purpose
+from krakenbot.pairs import PairRules
+from tests.rules.test_pairs import rules
+from tests.simulation.test_bot import DOWN, PLAN, SIZE, T0, BotTest, FakeClock
+
+LONG_S = 240 * 60
+DAY_S = 86400
+
+
+class LooseClock(FakeClock):
+    """A clock that can be set, beside a host's clock that can be wrong."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.offset = self.host_off = 0.0
+
+    def now(self) -> float:
+        return self.time + self.offset
+
+    def monotonic(self) -> float:
+        return self.time
+
+    def wall(self) -> float:
+        return self.time + self.host_off
+
+    def set(self, exchange_time: float) -> None:
+        self.offset = exchange_time - self.time
+
+
+class AttentionTest(BotTest):
+    interval_s = 60
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.plan = PLAN._replace(interval_s=self.interval_s)
+        self.exchange.interval_s = self.interval_s
+        self.at(100)
+
+    def at(self, number: int, seconds: float = 1.5) -> None:
+        self.clock.time = T0 + self.interval_s * (number + 1) + seconds
+
+    def run_for(self, seconds: float, bot: Bot | None = None) -> Bot:
+        """Let a bot run for so long from now."""
+        self.clock.end = self.clock.time + seconds
+        bot = bot or self.bot()
+        with self.assertRaises(Exception) as caught:
+            bot.run()
+        self.assertEqual("StopRequestedError", type(caught.exception).__name__, caught.exception)
+        self.clock.end = float("inf")
+        return bot
+
+    def told(self, kind: str = "warning") -> list[str]:
+        return [event.text for event in self.events if event.kind == kind]
+
+
+class TestTradeBalanceThatLags(AttentionTest):
+    def test_margin_that_a_close_set_free_is_waited_for_and_the_position_opened_in_time(
+        self,
+    ) -> None:
+        for lag_s in (5, 15, 60):
+            with self.subTest(lag_s):
+                self.setUp()
+                money = Decimal(480)
+
+                def summary(money: Decimal = money, lag_s: int = lag_s) -> MarginSummary:
+                    moment = self.clock.time - lag_s
+                    held = [v for since, v in self.exchange.shown if since <= moment][-1]
+                    return MarginSummary(money, ZERO, abs(held) * 50_000 / 2)
+
+                self.exchange.summary = summary  # type: ignore[method-assign]
+                self.once(105)
+                self.at(DOWN)
+                began = self.clock.time
+                self.until(DOWN) if lag_s < 30 else self.run_for(lag_s + 30)
+                self.assertEqual(-SIZE, self.exchange.held)
+                self.assertLess(self.intents()[2].created - began, lag_s + 15)
+
+    def test_a_refusal_for_funds_right_after_a_close_is_not_held_against_the_bot(self) -> None:
+        self.once(105)
+        self.exchange.script = ["fill", "funds", "fill"]
+        self.until(DOWN)
+        self.assertEqual(-SIZE, self.exchange.held)
+        self.assertEqual(Outcome.PUT_OFF_SURELY, self.intents()[2].outcome)
+
+
+class TestRefusalsThatPass(AttentionTest):
+    interval_s = LONG_S
+
+    def test_one_rate_limit_or_a_few_refused_connections_do_not_cost_the_candle(self) -> None:
+        for script in (["later"], ["wait"], ["unsent"] * 3, ["never"], ["pool"] * 3):
+            with self.subTest(script):
+                self.setUp()
+                self.exchange.script = list(script)
+                self.run_for(1000)
+                self.assertEqual(SIZE, self.exchange.held)
+                self.assertEqual(len(script) + 1, len(self.exchange.placed))
+                self.assertEqual(1, self.journal.orders_since(0))
+
+    def test_a_refusal_that_may_hide_an_order_is_proven_before_another_one_may_open(self) -> None:
+        self.exchange.script = ["wait"]
+        self.run_for(1000)
+        first, second = self.intents()
+        self.assertGreaterEqual(second.created, first.deadline + 120)
+        # Before it is sent, since the journal is young; right after its refusal; and once more.
+        self.assertEqual(3, self.exchange.looks.count(first.id))
+
+    def test_an_order_that_shows_up_after_its_refusal_stops_the_bot(self) -> None:
+        original = self.exchange.place
+
+        def place(order: Any, deadline: int) -> None:
+            self.exchange.visible_from[order.client_order_id] = self.clock.time + 60
+            original(order, deadline)
+            self.exchange.shown.pop()
+            raise LaterError("EAPI:Rate limit exceeded")
+
+        self.exchange.place = place  # type: ignore[method-assign]
+        message = self.stopped(self.bot().run)
+        self.assertIn("was refused, and yet", message)
+        self.assertEqual(1, len(self.exchange.placed))
+
+    def test_an_empty_lending_pool_halts_nothing_and_is_told_after_an_hour(self) -> None:
+        self.exchange.script = ["pool"] * 20
+        self.run_for(4 * 3600 - 1600)
+        self.assertFalse(self.journal.get("halted"))
+        self.assertLess(len(self.exchange.placed), 20)
+        self.assertEqual(1, len(self.told()))
+        self.assertIn("Insufficient margin", self.told()[0])
+        self.assertEqual(0, self.journal.orders_since(0))
+        self.assertTrue(standing(self.journal))
+
+    def test_what_was_told_is_told_again_when_it_is_over(self) -> None:
+        self.exchange.script = ["pool"] * 8
+        self.run_for(3 * 3600)
+        self.assertEqual(SIZE, self.exchange.held)
+        self.assertEqual(1, len(self.told("recovery")))
+        self.assertEqual([], standing(self.journal))
+
+
+class TestAskingByOrdering(AttentionTest):
+    def test_a_market_that_refuses_for_hours_is_not_hammered_and_counts_for_nothing(self) -> None:
+        self.exchange.script = ["later"] * 300
+        self.run_for(5 * 3600)
+        self.assertLess(len(self.exchange.placed), 75)
+        self.assertEqual(0, self.journal.orders_since(0))
+        self.assertFalse(self.journal.get("halted"))
+
+    def test_a_market_that_says_so_is_not_asked_by_ordering_at_all(self) -> None:
+        self.exchange.status = "cancel_only"
+        self.run_for(5 * 3600)
+        self.assertEqual([], self.exchange.placed)
+        self.assertIn("cancel_only", self.told()[0])
+
+
+class TestLookups(AttentionTest):
+    def test_a_lookup_that_is_refused_for_an_hour_halts_on_disk(self) -> None:
+        bot = self.once(105)
+        self.exchange.script = ["lost"]
+        self.exchange.find = self.refuse_to_look  # type: ignore[method-assign]
+        self.at(DOWN)
+        began = self.clock.time
+        self.stopped(bot.run)
+        self.assertTrue(3600 <= self.clock.time - began < 4200, self.clock.time - began)
+        self.assertIn("looked up", self.journal.get("halted"))
+        self.assertTrue(self.told(), "an hour of waiting told nobody")
+
+    def refuse_to_look(self, order_id: str, since: int) -> Execution | None:
+        raise RefusedError("QueryOrders: EOrder:Invalid order")
+
+    def test_an_absent_order_is_proven_by_the_trades_of_a_closed_window(self) -> None:
+        asked: list[tuple[int, int]] = []
+
+        def traded(since: int, until: int) -> Sequence[str]:
+            asked.append((since, until))
+            return []
+
+        self.exchange.traded_orders = traded  # type: ignore[method-assign]
+        self.exchange.script = ["never"]
+        self.run_for(200)
+        absent = self.intents()[0]
+        self.assertEqual([(absent.created - 5, absent.deadline + 120)], asked)
+
+    def test_several_orders_for_one_id_halt_on_disk(self) -> None:
+        def find(order_id: str, since: int) -> Execution | None:
+            if self.exchange.placed:
+                raise StopError(f"the exchange shows several orders for {order_id}")
+            return None
+
+        self.exchange.find = find  # type: ignore[method-assign]
+        self.stopped(self.bot().run)
+        self.assertIn("several orders", self.journal.get("halted"))
+        self.stopped(self.bot().run)
+
+
+class TestLongCandles(AttentionTest):
+    interval_s = LONG_S
+
+    def test_foreign_hands_and_liquidation_are_noticed_within_minutes(self) -> None:
+        for held in (ZERO, SIZE * 2):
+            with self.subTest(held):
+                self.setUp()
+                bot = self.run_for(1000)
+                self.exchange.by_hand(held)
+                began = self.clock.time
+                self.stopped(bot.run)
+                self.assertLess(self.clock.time - began, 300 + 150)
+
+    def test_max_loss_is_acted_on_within_minutes(self) -> None:
+        limits = PLAN.limits._replace(max_loss=Decimal(10))
+        bot = self.run_for(1000, self.bot(limits=limits))
+        self.exchange.close = lambda number: Decimal(48_000)  # type: ignore[method-assign]
+        began = self.clock.time
+        self.assertIn("max_loss", self.stopped(bot.run))
+        self.assertLess(self.clock.time - began, 360)
+        self.assertEqual(ZERO, self.exchange.held)
+
+    def test_one_wild_quote_sells_nothing(self) -> None:
+        limits = PLAN.limits._replace(max_loss=Decimal(10))
+        bot = self.run_for(1000, self.bot(limits=limits))
+        steady, quotes = self.exchange.close, iter((40_000, 50_100))
+        self.exchange.close = lambda n: Decimal(next(quotes, 0)) or steady(n)  # type: ignore[method-assign]
+        self.run_for(1000, bot)
+        self.assertEqual(SIZE, self.exchange.held)
+
+    def test_a_loss_seen_only_through_a_wide_spread_sells_nothing(self) -> None:
+        limits = PLAN.limits._replace(max_loss=Decimal(10))
+        bot = self.run_for(1000, self.bot(limits=limits))
+        self.exchange.close = lambda number: Decimal(45_000)  # type: ignore[method-assign]
+        self.exchange.spread = Decimal(2000)
+        self.run_for(1000, bot)
+        self.assertEqual(SIZE, self.exchange.held)
+
+    def test_a_low_margin_level_is_told_within_minutes_and_once(self) -> None:
+        bot = self.run_for(1000)
+        self.exchange.equity, self.exchange.used_margin = Decimal(300), Decimal(250)
+        self.run_for(400, bot)
+        self.assertIn("margin level is 120.0 %", self.told()[0])
+        self.run_for(3000, bot)
+        self.assertEqual(1, len(self.told()))
+
+    def test_the_clock_is_looked_at_every_five_minutes(self) -> None:
+        asked: list[float] = []
+        original = self.exchange.server_time
+
+        def server_time() -> int:
+            asked.append(self.clock.time)
+            return original()
+
+        self.exchange.server_time = server_time  # type: ignore[method-assign]
+        self.run_for(3600)
+        gaps = [later - sooner for sooner, later in pairwise(asked)]
+        self.assertLess(max(gaps), 310)
+
+    def test_an_attentive_bot_still_decides_once_a_candle(self) -> None:
+        self.run_for(5 * LONG_S)
+        self.assertEqual(6, len(list(self.journal.decisions())))
+        self.assertEqual(1, len(self.exchange.placed))
+
+
+class TestRaisedMinimum(AttentionTest):
+    def raise_minimum(self) -> Bot:
+        """Hold a long in a market that falls, whose smallest order is now five times that."""
+        bot = self.once(105)
+        self.exchange.pair_rules = rules(ordermin="0.05")
+        original = self.exchange.place
+
+        def place(order: Any, deadline: int) -> None:
+            if order.volume < self.exchange.pair_rules.ordermin:
+                self.exchange.placed.append(order)
+                raise RefusedError("EGeneral:Invalid arguments:volume minimum not met")
+            original(order, deadline)
+
+        self.exchange.place = place  # type: ignore[method-assign]
+        self.at(DOWN)
+        return bot
+
+    def test_its_close_is_tried_hourly_uncounted_and_told_at_once(self) -> None:
+        bot = self.raise_minimum()
+        self.run_for(6 * 3600, bot)
+        self.assertTrue(5 <= len(self.exchange.placed) - 1 <= 8, len(self.exchange.placed))
+        self.assertEqual(1, self.journal.orders_since(0))
+        self.assertFalse(self.journal.get("halted"))
+        self.assertTrue(any("below the smallest order 0.05" in text for text in self.told()))
+
+    def test_when_the_minimum_falls_again_the_position_is_closed_within_minutes(self) -> None:
+        bot = self.raise_minimum()
+        self.run_for(3600, bot)
+        self.exchange.pair_rules = rules()
+        self.run_for(600, bot)
+        self.assertEqual(-SIZE, self.exchange.held)
+        self.assertTrue(self.told("recovery"))
+
+    def test_max_loss_meeting_it_halts_with_the_position_named(self) -> None:
+        self.raise_minimum()
+        self.exchange.close = lambda number: Decimal(40_000)  # type: ignore[method-assign]
+        limits = PLAN.limits._replace(max_loss=Decimal(10))
+        self.run_for(100)
+        message = self.stopped(self.bot(limits=limits).run)
+        self.assertIn("0.01 XBTUSD is held", message)
+
+
+class TestWaiting(AttentionTest):
+    def test_candles_that_are_refused_are_told_and_the_position_still_looked_after(self) -> None:
+        bot = self.once(105)
+
+        def refuse(since: int | None) -> Sequence[Candle]:
+            raise RefusedError("OHLC: EQuery:Unknown asset pair")
+
+        self.exchange.candles = refuse  # type: ignore[method-assign]
+        self.at(106)
+        self.run_for(1000, bot)
+        self.assertIn("Unknown asset pair", self.told()[0])
+        self.exchange.by_hand(ZERO)
+        began = self.clock.time
+        self.stopped(bot.run)
+        self.assertLess(self.clock.time - began, 600)
+
+    def test_a_market_that_makes_no_candles_is_told(self) -> None:
+        bot = self.once(105)
+        newest = self.exchange.candles(None)
+        self.exchange.candles = lambda since: newest  # type: ignore[method-assign]
+        self.run_for(1000, bot)
+        self.assertIn("finishes no candle", self.told()[0])
+
+    def test_flatten_needs_no_rules_from_the_exchange_when_they_are_remembered(self) -> None:
+        self.once(105)
+
+        def refuse() -> PairRules:
+            raise RefusedError("AssetPairs: EQuery:Unknown asset pair")
+
+        self.exchange.rules = refuse  # type: ignore[method-assign]
+        desk = self.desk()
+        desk.flatten("asked to")
+        self.assertEqual(ZERO, self.exchange.held)
+
+
+class TestClocks(AttentionTest):
+    def setUp(self) -> None:
+        super().setUp()
+        clock = LooseClock()
+        clock.time, self.clock = self.clock.time, clock
+        self.loose = clock
+        self.exchange.clock = clock
+
+    def test_one_old_answer_about_the_time_at_the_start_is_not_believed(self) -> None:
+        answers = iter((7200,))
+        self.exchange.server_time = lambda: int(self.clock.time) - next(answers, 0)  # type: ignore[method-assign]
+        self.run_for(120)
+        newest = max(decided.candle for decided in self.journal.decisions())
+        self.assertGreater(newest, self.clock.time - 180)
+
+    def test_a_later_answer_hours_off_does_not_move_the_clock(self) -> None:
+        bot = self.run_for(100)
+        answers = iter((7200,))
+        self.exchange.server_time = lambda: int(self.clock.time) + next(answers, 0)  # type: ignore[method-assign]
+        self.run_for(900, bot)
+        self.assertLess(abs(self.clock.now() - self.clock.time), 2)
+        newest = max(decided.candle for decided in self.journal.decisions())
+        self.assertGreater(newest, self.clock.time - 180)
+
+    def test_candles_of_the_future_are_not_believed_and_asked_for_again(self) -> None:
+        original, answers = self.exchange.candles, iter((600, 15))
+
+        def candles(since: int | None) -> Sequence[Candle]:
+            ahead = next(answers, 0)
+            return [c._replace(time=c.time + 60 * ahead) for c in original(since)]
+
+        self.exchange.candles = candles  # type: ignore[method-assign]
+        self.run_for(300)
+        newest = max(decided.candle for decided in self.journal.decisions())
+        self.assertTrue(self.clock.time - 180 < newest < self.clock.time)
+        self.assertEqual(SIZE, self.exchange.held)
+
+    def test_a_host_s_clock_that_is_off_blocks_opening_never_closing_and_is_told(self) -> None:
+        self.once(105)
+        self.at(DOWN)
+        self.loose.host_off = -40.0
+        self.run_for(100)
+        self.assertEqual(ZERO, self.exchange.held)
+        self.assertEqual([Purpose.OPEN, Purpose.CLOSE], [i.purpose for i in self.intents()])
+        self.assertIn("40 s behind", self.told()[0])
+        self.loose.host_off = 0.0
+        self.run_for(400)
+        self.assertEqual(-SIZE, self.exchange.held)
+        self.assertTrue(self.told("recovery"))
+
+    def test_an_exchange_whose_answers_about_the_time_contradict_each_other_is_waited_for(
+        self,
+    ) -> None:
+        answers = iter((9000, -9000) * 100)
+        self.exchange.server_time = lambda: int(self.clock.time) + next(answers)  # type: ignore[method-assign]
+        with self.assertRaises(LaterError):
+            self.bot().run(patience_s=60)
+        self.assertEqual([], self.exchange.placed)
+
+
+class TestWords(AttentionTest):
+    def test_the_two_orders_of_a_reversal_say_close_and_open(self) -> None:
+        self.once(105)
+        self.events.clear()
+        self.once(DOWN)
+        orders, fills = self.told("order"), self.told("fill")
+        self.assertIn("close by sell", orders[0])
+        self.assertIn("open by sell", orders[1])
+        self.assertEqual(["close", "open"], [text.partition(":")[0] for text in fills])
+
+    def test_a_decision_that_ended_without_its_order_says_why(self) -> None:
+        self.exchange.script = ["refuse"]
+        self.once()
+        (decided,) = self.journal.decisions()
+        self.assertIn("0.01 off target", decided.reason)
+        self.assertIn("ordered once in this candle already", decided.reason)
+
+    def test_an_unreachable_exchange_is_told_of_after_five_minutes(self) -> None:
+        bot = self.once(105)
+        self.exchange.down = True
+        self.run_for(280, bot)
+        self.assertEqual([], self.told())
+        self.run_for(600, bot)
+        self.assertEqual(1, len(self.told()))
+
+
+if __name__ == "__main__":
+    unittest.main()

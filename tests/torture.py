@@ -853,6 +853,10 @@ class World:
             self._expect(self.foreign_at > START, name, text)
         elif "is not found, yet" in text:
             self._expect(self.foreign_at > recent, name, text)
+        elif "that the journal does not know" in text:
+            names = re.findall(r"O\w{5}-\w{5}-\w{6}", text)
+            rows = self._raw("SELECT exchange_order_id FROM intents").fetchall()
+            self._expect(bool(names) and not {row[0] for row in rows} & {*names}, name, text)
         elif "in a row traded nothing" in text:
             rows = self._raw(
                 f"SELECT id, executed FROM intents WHERE outcome NOT IN {PASSING}"

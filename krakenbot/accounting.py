@@ -11,9 +11,10 @@ from krakenbot import log
 from krakenbot.clock import Clock
 from krakenbot.errors import KeyRefusedError, LaterError, RefusedError, UnansweredError
 from krakenbot.exchange import Exchange
-from krakenbot.journal import Booked, Intent, Journal, assumed_id
+from krakenbot.journal import Journal
 from krakenbot.model import ZERO, Charge, ChargeKind, Execution, MarginRates, Purpose
 from krakenbot.pairs import PairRules, plain
+from krakenbot.records import Booked, Intent, assumed_id
 
 OVERLAP_S = 240  # The ledger may show a charge later than the clock says.
 SPAN_MAX_S = 86400  # So much is asked for at once,

@@ -10,7 +10,7 @@ from itertools import product
 from typing import NamedTuple
 
 from krakenbot.decision import Blocked
-from krakenbot.journal import PASSING, Intent, Outcome
+from krakenbot.records import PASSING, Intent, Outcome
 
 VISIBLE_S = 120  # How long reading may lag behind what happened: twice the longest seen.
 WATCH_MIN_S = 75.0  # Nothing is concluded from looks before this process looked for so long.

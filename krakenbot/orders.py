@@ -14,7 +14,7 @@ from krakenbot.decision import Blocked
 from krakenbot.errors import Cause, LaterError, RefusedError, UnansweredError
 from krakenbot.exchange import Exchange
 from krakenbot.format import money, price
-from krakenbot.journal import Intent, Journal, Outcome, client_order_id
+from krakenbot.journal import Journal
 from krakenbot.model import ZERO, Execution, MarginRates, Purpose, Step
 from krakenbot.order_states import (
     LOOK_PAUSE_S,
@@ -30,6 +30,7 @@ from krakenbot.order_states import (
     next_attempt,
 )
 from krakenbot.pairs import PairRules, elsewhere, plain
+from krakenbot.records import Intent, Outcome, client_order_id
 
 DEADLINE_S = 15  # The engine refuses an order that reaches it later.
 UNFILLED_MAX = 5

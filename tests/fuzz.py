@@ -28,12 +28,13 @@ from krakenbot.commands.history import ROWS
 from krakenbot.commands.status import read_status
 from krakenbot.credentials import load_secrets
 from krakenbot.errors import ConfigError, LaterError, RefusedError, StopError, UnansweredError
-from krakenbot.journal import Booked, Intent, Journal, Outcome
+from krakenbot.journal import Journal
 from krakenbot.journal_file import open_journal, open_read_only
 from krakenbot.kraken.client import Client, parse_json, result_of
 from krakenbot.kraken.spot import Spot
 from krakenbot.model import Execution, Order, OrderStatus, Purpose, Secret, Side
 from krakenbot.pairs import decimal, parse_rules, plain
+from krakenbot.records import Booked, Intent, Outcome
 from krakenbot.simulated.feed import Feed
 from krakenbot.simulated.listing import PAIRS, SANDBOX_KEY, SANDBOX_SECRET
 from tests.logs import silence

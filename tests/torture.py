@@ -42,13 +42,14 @@ from krakenbot.decision import Plan
 from krakenbot.errors import Cause, ConfigError, LaterError, StopError, UnansweredError
 from krakenbot.handover import Desk
 from krakenbot.identity import Identity
-from krakenbot.journal import Account, Journal
+from krakenbot.journal import Journal
 from krakenbot.journal_file import prepare
 from krakenbot.kraken.client import Client
 from krakenbot.kraken.signing import fingerprint
 from krakenbot.kraken.spot import Spot
 from krakenbot.lock import Lock, Nonces
 from krakenbot.model import ZERO, Secret, Side
+from krakenbot.records import Account
 from krakenbot.risk import Limits
 from krakenbot.simulated.api import SandboxApi
 from krakenbot.simulated.faults import FAULTS, Faults

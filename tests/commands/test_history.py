@@ -7,8 +7,9 @@ from decimal import Decimal as D
 from unittest import mock
 
 from krakenbot.commands import history
-from krakenbot.journal import Journal, Outcome
+from krakenbot.journal import Journal
 from krakenbot.presence import UNITS
+from krakenbot.records import Outcome
 from tests.commands.test_status import Folder
 from tests.ports.test_journal import execution, intent
 

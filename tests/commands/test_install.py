@@ -13,8 +13,9 @@ from krakenbot import cli
 from krakenbot.commands import install as command
 from krakenbot.commands.build import packed
 from krakenbot.config import Config, load
-from krakenbot.journal import Journal, Outcome
+from krakenbot.journal import Journal
 from krakenbot.journal_file import open_journal
+from krakenbot.records import Outcome
 from tests.ports.test_journal import execution, intent
 
 EXPOSURE_MAX = 1.2

@@ -16,11 +16,12 @@ from krakenbot import cli, identity
 from krakenbot.bot import Event
 from krakenbot.clock import SystemClock
 from krakenbot.config import load
-from krakenbot.journal import Booked, Journal, Outcome
+from krakenbot.journal import Journal
 from krakenbot.journal_file import open_journal
 from krakenbot.lock import Lock
 from krakenbot.model import MarginSummary
 from krakenbot.presence import Presence, State, read_life
+from krakenbot.records import Booked, Outcome
 from tests.logs import silence_module
 from tests.ports.test_journal import execution, intent
 

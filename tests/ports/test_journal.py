@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from krakenbot.errors import ConfigError, StopError
-from krakenbot.journal import PASSING, Booked, Intent, Journal, Outcome, client_order_id
+from krakenbot.journal import Journal
 from krakenbot.journal_file import MIGRATIONS, open_journal, open_read_only, prepare
 from krakenbot.lock import Lock, Nonces, is_locked
 from krakenbot.model import Execution, MarginSummary, OrderStatus, Purpose, Side
+from krakenbot.records import PASSING, Booked, Intent, Outcome, client_order_id
 
 CANDLE = 1_790_000_040
 ROW: dict[str, Any] = {

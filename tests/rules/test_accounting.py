@@ -9,10 +9,11 @@ from krakenbot.accounting import LATE_S, opening_fee, read_ledger, realized
 from krakenbot.commands.status import read_status
 from krakenbot.errors import KeyRefusedError, StopError, UnansweredError
 from krakenbot.exchange import Exchange
-from krakenbot.journal import Booked, Journal, Outcome
+from krakenbot.journal import Journal
 from krakenbot.journal_file import prepare
 from krakenbot.model import Candle, Charge, ChargeKind, MarginRates, Quote, Side
 from krakenbot.pairs import parse_rules
+from krakenbot.records import Booked, Outcome
 from krakenbot.simulated.listing import PAIRS
 from tests.logs import silence
 from tests.ports.test_journal import CANDLE, execution, intent

@@ -3,7 +3,6 @@ from decimal import Decimal
 from itertools import product
 from typing import Any
 
-from krakenbot.journal import Intent, Outcome
 from krakenbot.model import Purpose, Side
 from krakenbot.order_states import (
     BELOW_MINIMUM_AFTER_S,
@@ -23,6 +22,7 @@ from krakenbot.order_states import (
     next_action,
     next_attempt,
 )
+from krakenbot.records import Intent, Outcome
 
 A, S, W = Answer, State, Write
 CANDLE, DAY = 1_790_000_040, 86400

@@ -20,7 +20,7 @@ from krakenbot.errors import (
     UnansweredError,
 )
 from krakenbot.handover import Desk
-from krakenbot.journal import Intent, Journal, Outcome
+from krakenbot.journal import Journal
 from krakenbot.journal_file import prepare
 from krakenbot.model import (
     ZERO,
@@ -39,6 +39,7 @@ from krakenbot.model import (
     SystemStatus,
 )
 from krakenbot.pairs import PairRules
+from krakenbot.records import Intent, Outcome
 from krakenbot.risk import Limits
 from krakenbot.strategy import build
 from tests.logs import silence

@@ -1,0 +1,150 @@
+"""The rows of the journal as values: orders, decisions, equity, charges, and their sum."""
+
+import hashlib
+from decimal import Decimal
+from enum import StrEnum
+from typing import NamedTuple
+
+from krakenbot.model import ZERO, Order, Purpose, Side
+
+
+class Outcome(StrEnum):
+    """How an order ended; the texts are what is stored."""
+
+    CLOSED = "closed"
+    CANCELED = "canceled"
+    EXPIRED = "expired"
+    NOT_SENT = "not sent"
+    REFUSED = "refused"
+    ABSENT = "absent"
+    ADOPTED = "adopted"
+    PUT_OFF = "put off"  # Refused for a reason that passes: a rate limit, the market's state.
+    PUT_OFF_SURELY = "put off, no order left"  # The same, documented to leave no order.
+    ABANDONED = "given up"
+
+
+# Nothing came of it, by no fault of the bot's: counted neither as an order of the day nor as one
+# that traded nothing.
+PASSING = (Outcome.NOT_SENT, Outcome.PUT_OFF, Outcome.PUT_OFF_SURELY, Outcome.ABSENT)
+
+
+class Intent(NamedTuple):
+    """An order as it was meant, and what came of it: `outcome` is None while that is unknown."""
+
+    id: str
+    interval_s: int
+    candle: int
+    purpose: Purpose
+    side: Side
+    volume: Decimal
+    leverage: int
+    reduce_only: bool
+    reason: str
+    held_before: Decimal
+    created: int
+    deadline: int
+    accepted: bool = False
+    outcome: Outcome | None = None
+    exchange_order_id: str | None = None
+    executed: Decimal = ZERO
+    cost: Decimal = ZERO
+    fee: Decimal = ZERO
+    settled: int | None = None
+    note: str = ""
+
+    @property
+    def order(self) -> Order:
+        return Order(self.id, self.side, self.volume, self.leverage, self.reduce_only)
+
+
+class Decided(NamedTuple):
+    """What was decided on a candle; `done` when nothing is left to do for it."""
+
+    interval_s: int
+    candle: int
+    price: Decimal
+    average: Decimal
+    slope: int
+    target: int
+    held: Decimal
+    reason: str
+    decided: int
+    done: bool
+
+
+class Equity(NamedTuple):
+    """What the account had come to after a decision, in quote currency but for time and held."""
+
+    time: int
+    price: Decimal
+    held: Decimal
+    pnl: Decimal
+    fees: Decimal
+    margin_fees: Decimal
+    rollover: Decimal
+    equity: Decimal | None
+    margin_level: Decimal | None
+
+
+class Booked(NamedTuple):
+    """What the exchange took besides trade fees: an "opening" fee on margin or a "rollover".
+
+    `amount` is in quote currency; `charged` of `asset` is what was really taken.
+    """
+
+    id: str
+    time: int
+    kind: str
+    amount: Decimal
+    asset: str = ""
+    charged: Decimal = ZERO
+
+
+class Account(NamedTuple):
+    """What the journal's own fills and charges add up to, in quote currency but for `held`.
+
+    `cash` is what sales brought less what purchases cost, before all fees.
+    """
+
+    held: Decimal = ZERO
+    cash: Decimal = ZERO
+    fees: Decimal = ZERO
+    rollover: Decimal = ZERO
+    margin_fees: Decimal = ZERO
+
+    @property
+    def costs(self) -> Decimal:
+        return self.fees + self.margin_fees + self.rollover
+
+    def pnl(self, price: Decimal) -> Decimal:
+        """Return profit or loss since the beginning, after all costs, held volume at `price`."""
+        return self.cash + self.held * price - self.costs
+
+    def traded(self, side: Side, volume: Decimal, cost: Decimal, fee: Decimal) -> "Account":
+        return self._replace(
+            held=self.held + side.sign * volume,
+            cash=self.cash - side.sign * cost,
+            fees=self.fees + fee,
+        )
+
+    def charged(self, kind: str, amount: Decimal) -> "Account":
+        if kind == "opening":
+            return self._replace(margin_fees=self.margin_fees + amount)
+        return self._replace(rollover=self.rollover + amount)
+
+
+def client_order_id(
+    fingerprint: str, pair: str, interval_s: int, candle: int, purpose: Purpose, attempt: int
+) -> str:
+    """Return the UUID of one step of one decision: the same step has the same id for ever."""
+    text = f"{fingerprint} {pair} {interval_s} {candle} {purpose.value} {attempt}"
+    raw = bytearray(hashlib.sha256(text.encode()).digest()[:16])
+    raw[6] = raw[6] & 0x0F | 0x40
+    raw[8] = raw[8] & 0x3F | 0x80
+    digits = raw.hex()
+    return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
+
+
+def assumed_id(intent_id: str) -> str:
+    """Return the id of the charge that stands for an order's opening fee until the ledger's."""
+    return f"assumed {intent_id}"

@@ -165,11 +165,14 @@ class Faults:
 
     def _draw(self, name: str, method: str) -> str:
         for word, chance in self.chances.items():
-            wanted = "AddOrder" if word in _ORDERS else "OHLC" if word in _CANDLES else name
-            fits = wanted == name and (method == "POST" or word not in _PRIVATE)
-            if fits and chance and self.random.random() < chance:
+            if self.fits(word, name, method) and chance and self.random.random() < chance:
                 return word
         return ""
+
+    def fits(self, word: str, name: str, method: str) -> bool:
+        """Return whether this fault can happen to a request of this method."""
+        wanted = "AddOrder" if word in _ORDERS else "OHLC" if word in _CANDLES else name
+        return wanted == name and (method == "POST" or word not in _PRIVATE)
 
     def _with(self, word: str, name: str, request: _Request) -> Answer:
         choice = self.random.choice

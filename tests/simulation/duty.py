@@ -1,0 +1,112 @@
+"""What the bot owes when nothing goes wrong: a decision a candle, the target, a word in silence."""
+
+import re
+from typing import TYPE_CHECKING
+
+from krakenbot.bot import Event
+from krakenbot.pairs import parse_rules
+from krakenbot.simulated.listing import PAIRS
+
+if TYPE_CHECKING:
+    from tests.simulation.world import World
+
+RULES = parse_rules("XXBTZUSD", PAIRS["XXBTZUSD"])
+SILENCE_MAX_S, AGAIN_S = 1800.0, 90000.0
+# Reasons for which it may be off target in calm.
+HELD_BACK = (
+    "are needed",
+    "margin level",
+    "max_orders_per_day",
+    "left alone below",
+    "max_loss",
+    "first start",
+    "last tenth",
+)
+
+
+class Duty:
+    """Looks at each finished candle. `due` is when it next looks."""
+
+    def __init__(self, world: "World") -> None:
+        self.world = world
+        self.due = world.time
+        self.decided = 0  # The start of the newest candle that was decided on.
+        self.reason = ""
+        self.target = 0
+        self.decided_at = self.told_at = world.time
+
+    def back_s(self) -> float:
+        """Return how long after the last fault the bot must be back on target.
+
+        The lag of reading and a search for a lost order, the pauses between attempts, and the
+        last tenth of a candle, in which nothing is opened.
+        """
+        interval_s = self.world.interval_s
+        return 480.0 + min(2.0 * interval_s, 1200.0) + 0.15 * interval_s
+
+    def late_s(self) -> float:
+        """Return how long after a candle's end it must be decided."""
+        return 45.0 if self.world.interval_s == 60 else 150.0
+
+    def is_calm(self) -> bool:
+        """Return whether all has been well for so long that there is no excuse."""
+        world = self.world
+        since = max(world.storms.calm_from, world.truth.foreign_at, world.born)
+        return world.is_alive and world.time - since > self.back_s()
+
+    def hear(self, event: Event) -> None:
+        if event.kind == "decision":
+            self.decided_at = self.world.time
+            self.decided = int(event.values["candle"])
+            self.reason, self.target = event.values["reason"], int(event.values["target"])
+        elif event.kind not in ("order", "fill"):
+            self.told_at = self.world.time
+
+    def act(self) -> None:
+        """Look at the candle that ended a little while ago, and at the position."""
+        world, step = self.world, self.world.interval_s
+        ended = int(world.time - self.late_s()) // step * step
+        self.due = ended + step + self.late_s()
+        silent = world.time - max(self.decided_at, world.born)
+        if world.is_alive and silent > SILENCE_MAX_S + 2 * step:
+            told = self.told_at > self.decided_at and world.time - self.told_at < AGAIN_S
+            world.expect(told, "no long silence", f"{silent:.0f} s without decision or notice")
+        if not self.is_calm() or world.meta("halted"):
+            return
+        text = f"the candle of {ended - step} is not decided, the newest is {self.decided}"
+        polluted = world.storms.candles_wrong_at > world.time - (world.setting.length + 3) * step
+        if not polluted or world.storms.candles_wrong_at < world.time - 3 * step:
+            world.expect(self.decided >= ended - step, "one decision a finished candle", text)
+        world.counts["calm candles"] += 1
+        if not polluted:
+            self._check_target(ended - step)
+
+    def _check_target(self, candle: int) -> None:
+        world = self.world
+        if any(word in self.reason for word in ("first start", "loss since")):
+            return
+        wanted = self.true_direction(candle)
+        target = max(wanted, 0) if not world.leverage else wanted
+        text = f"candle {candle}: target {self.target}, truly {target}: {self.reason}"
+        if self.decided == candle and wanted:
+            world.expect(self.target == target, "the candles are followed", text)
+        own = world.truth.own
+        if own == world.size * self.target:
+            return
+        excuse = re.search("|".join(HELD_BACK), self.reason)
+        world.expect(excuse, "back on target", f"{own} is held; {text}")
+        world.counts["calm but held back"] += 1
+
+    def true_direction(self, candle: int) -> int:
+        """Return the sign of the newest slope that is not zero, straight from the market."""
+        world = self.world
+        series = world.feed.series(RULES)
+        step = world.interval_s // series.interval_s
+        length = int(world.settings["STRATEGY_LENGTH"]) * step
+        here = (candle - series.first) // series.interval_s + step - 1
+        while here >= length:
+            difference = series.row(here)[3] - series.row(here - length)[3]
+            if difference:
+                return 1 if difference > 0 else -1
+            here -= step
+        return 0

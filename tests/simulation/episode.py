@@ -1,0 +1,188 @@
+"""One seed from beginning to end; many of them on several processes; the shrinking of one."""
+
+import contextlib
+import gc
+import multiprocessing
+import os
+import shutil
+import signal
+import socket
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from functools import partialmethod
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tests.simulation import world as worlds
+from tests.simulation.network import Network
+from tests.simulation.people import Ended, attached
+from tests.simulation.report import START, Violation
+from tests.simulation.world import DAY_S, Over, World
+
+LIVENESS_CANDLES = 6
+TRIES_MAX = 150  # Runs that shrinking may take.
+
+
+class Result(NamedTuple):
+    """`failure` is empty when all invariants held; `name` is that of the one that did not."""
+
+    seed: int
+    days: float
+    counts: Counter[str]
+    failure: str = ""
+    name: str = ""
+    text: str = ""
+    struck: tuple[int, ...] = ()
+
+
+def episode(
+    seed: int, folder: Path, keep: frozenset[int] | None = None, show: bool = False
+) -> Result:
+    """Live through one seed; with `keep` only the faults of these numbers happen."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    world = World(seed, 0, folder, keep=keep, show=show)
+    days = worlds.episode_days(world.setting)
+    world.end = START + days * DAY_S
+    failure = name = text = ""
+    try:
+        with world.machine, simulated(world):
+            live(world)
+    except Violation as violation:
+        name, text = violation.name, violation.text
+        failure = "\n".join(
+            (
+                f"VIOLATION seed={seed} step={world.steps} day={(world.time - START) / DAY_S:.3f}",
+                f"{world.setting} {world.settings}",
+                *world.trace.lines(),
+                str(violation),
+                f"again: python -m tests.torture --replay {seed}",
+            )
+        )
+    finally:
+        world.close_reader()
+    counts = world.counts
+    counts.update({f"fault {k}": n for k, n in world.trouble_maker.seen.items() if k})
+    counts["steps"] = world.steps
+    return Result(seed, days, counts, failure, name, text, tuple(world.storms.struck))
+
+
+@contextlib.contextmanager
+def simulated(world: World) -> Iterator[None]:
+    """Put the network and the listeners of the world in place."""
+    network = Network(world)
+    for name, method in network.methods().items():
+        world.machine.replace(socket.socket, name, partialmethod(_called, method))
+    world.machine.replace(socket, "getaddrinfo", network.getaddrinfo)
+    with attached(world):
+        yield
+
+
+def _called(sock: socket.socket, method: Callable[..., Any], *args: Any) -> Any:
+    return method(sock, *args)
+
+
+def live(world: World) -> None:
+    """Live until the end; then let all faults stop, and see that everything comes right."""
+    people = world.people
+    with contextlib.suppress(Over):
+        while True:
+            people.live()
+    world.end = world.storms.due = float("inf")
+    world.storms.calm_down()
+    world.stop_asked, people.next_loss = False, ""
+    world.truth.verify()
+    _come_right(world)
+    world.end = world.time + world.duty.back_s() + LIVENESS_CANDLES * world.interval_s
+    with contextlib.suppress(Over):
+        while True:
+            people.live()
+    world.end = float("inf")
+    _last_look(world)
+
+
+def _come_right(world: World) -> None:
+    """Wait until nothing lasts any more, and have a halt looked at."""
+    world.pass_time(max(0.0, world.storms.calm_from - world.time) + 1000)
+    for _ in range(5):
+        try:
+            world.people.command("run", "--live", "--accept-costs", "--once")
+        except Ended as error:
+            world.people._check(error)
+            if error.code == 76:
+                with contextlib.suppress(Ended):
+                    world.people.command("resume")
+                world.people.adopt()
+            world.pass_time(60)
+        else:
+            return
+    raise Violation("a person can mend it", "five times")
+
+
+def _last_look(world: World) -> None:
+    """With all faults gone: nothing open, no secret, every book the same to the cent."""
+    with contextlib.suppress(Ended):
+        world.people.command("run", "--live", "--accept-costs", "--once")
+    rows = world.raw("SELECT id FROM intents WHERE outcome IS NULL")
+    world.expect(not rows, "nothing stays open", str([row[0] for row in rows]))
+    world.truth.check_no_secret()
+
+
+def shrink(seed: int, folder: Path, tell: Callable[[str], None]) -> Result:
+    """Return the result of this seed with as few faults as still break the same invariant."""
+    best = episode(seed, folder)
+    kept: Sequence[int] = best.struck
+    parts, tries = 2, 0
+    while best.failure and len(kept) > 1 and tries < TRIES_MAX:
+        size = max(1, len(kept) // parts)
+        for begin in range(0, len(kept), size):
+            fewer = [*kept[:begin], *kept[begin + size :]]
+            tries += 1
+            result = episode(seed, folder, frozenset(fewer))
+            if result.name == best.name:
+                best, kept = result, [n for n in fewer if n in result.struck]
+                tell(f"{len(kept)} faults still break it")
+                parts = max(2, parts - 1)
+                break
+        else:
+            if size == 1:
+                break
+            parts = min(len(kept), 2 * parts)
+    return best
+
+
+_folder: Path | None = None
+
+
+def _one(seed: int) -> Result:
+    assert _folder is not None
+    gc.collect()
+    return episode(seed, _folder)
+
+
+def _begin(root: str, is_worker: bool = True) -> None:
+    global _folder
+    if is_worker:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _folder = Path(tempfile.mkdtemp(dir=root)) / "run"
+
+
+def scratch() -> str:
+    """Return a new folder in memory, where there is such a thing."""
+    return tempfile.mkdtemp(dir="/dev/shm" if os.path.isdir("/dev/shm") else None)
+
+
+def episodes(first: int, days: float, jobs: int) -> Iterator[Result]:
+    """Yield one episode after the other."""
+    root = scratch()
+    seeds = range(first, first + int(days * 4) + 1)
+    try:
+        if jobs == 1:
+            _begin(root, is_worker=False)
+            yield from map(_one, seeds)
+        else:
+            with multiprocessing.Pool(jobs, _begin, (root,), maxtasksperchild=50) as pool:
+                yield from pool.imap_unordered(_one, seeds, chunksize=2)
+    finally:
+        shutil.rmtree(root, ignore_errors=True)

@@ -1,0 +1,320 @@
+"""What must hold at every step, seen from outside: at the wire, in the journal, in the books.
+
+`Truth` keeps what the exchange really did with the bot's orders and compares it with what the
+journal says. Nothing here reads the bot's own variables but its account.
+"""
+
+import re
+import sqlite3
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl
+
+from krakenbot.model import ZERO
+from krakenbot.simulated.listing import SANDBOX_SECRET
+
+if TYPE_CHECKING:
+    from tests.simulation.world import World
+
+PAIR, QUOTE, BASE = "XXBTZUSD", "ZUSD", "XXBT"
+NOT_SENT, GIVEN_UP, ADOPTED = "not sent", "given up", "adopted"
+# Refusals that pass by themselves: they count neither as an order nor against the bot.
+PASSING = (NOT_SENT, "put off", "put off, no order left", "absent")
+TICK = Decimal("0.00001")  # The last digit of costs.
+IDLE_MAX = 5
+
+
+class Truth:
+    """Every order of the bot as the exchange knows it, and what the journal may say of them."""
+
+    def __init__(self, world: "World") -> None:
+        self.world = world
+        self.nonces: dict[str, int] = {}
+        self.sent: set[str] = set()
+        self.executed: dict[str, dict[str, Any]] = {}
+        self.strangers: set[str] = set()  # Executed orders that the journal does not explain.
+        self.newest: str | None = None  # The newest order at the exchange that was looked at.
+        self.own = self.own_cash = self.own_fees = self.foreign = ZERO
+        self.outside = ZERO  # What trades in other things brought and cost, fees left out.
+        self.turns = 0
+        self.clean = True  # Nobody but this journal ever traded.
+        self.foreign_at = float("-inf")
+        self.verified = 0
+        self.doubles = 0  # Orders sent although one before them happened, unseen for too long.
+
+    # -- at the wire ---------------------------------------------------------------------------
+
+    def check_request(self, target: str, key: str, body: bytes) -> None:
+        """What must hold whenever a signed request reaches the exchange."""
+        expect = self.world.expect
+        fields = dict(parse_qsl(body.decode()))
+        nonce = int(fields["nonce"])
+        last = self.nonces.get(key, 0)
+        expect(nonce > last, "nonces rise", f"{nonce} after {last} in {target}")
+        self.nonces[key] = nonce
+        hidden = SANDBOX_SECRET not in target + body.decode()
+        expect(hidden, "no secret", "it is in a request")
+        if target.endswith("AddOrder"):
+            self._check_order(fields)
+
+    def _check_order(self, fields: Mapping[str, str]) -> None:
+        world, expect, raw = self.world, self.world.expect, self.world.raw
+        name = fields.get("cl_ord_id", "")
+        world.counts["orders sent"] += 1
+        expect("validate" not in fields, "no rehearsal", name)
+        expect(not world.is_halted, "halted means halted", f"{name} is sent")
+        self._verify_ends()
+        expect("deadline" in fields, "an order has a deadline", str(fields))
+        ahead = _unix(fields["deadline"]) - world.time
+        off = 100 if world.is_disturbed() else 5
+        expect(-off < ahead < 20 + off, "an order has a deadline", f"{ahead:.0f} s ahead")
+        expect(name not in self.sent, "one send an intent", f"{name} is sent again")
+        self.sent.add(name)
+        expect(world.machine.is_locked(), "one process a key", "a lock is free")
+        rows = raw("SELECT * FROM intents WHERE outcome IS NULL")
+        known = [row for row in rows if row["id"] == name]
+        expect(known, "written first", f"{name} is not in the journal")
+        others = [row["id"] for row in rows if row["id"] != name]
+        expect(not others, "nothing sent while an intent is open", f"{others} are")
+        expect(world.machine.is_durable(), "written for keeps", name)
+        row = known[0]
+        said = fields["type"], Decimal(fields["volume"]), fields.get("reduce_only") == "true"
+        meant = row["side"], Decimal(row["volume"]), bool(row["reduce_only"])
+        expect(said == meant, "sent as written", f"{said} instead of {meant}")
+        closes = int(row["leverage"]) and row["purpose"] == "close"
+        expect(not closes or said[2], "closing is reduce_only", name)
+        self._check_repeats(row)
+
+    def _check_repeats(self, row: sqlite3.Row) -> None:
+        """One order a step that may have traded; never on and on without trading."""
+        marks = ", ".join("?" * len(PASSING))
+        same = self.world.raw(
+            "SELECT id, outcome FROM intents WHERE candle = ? AND interval_s = ? AND purpose = ?"
+            f" AND id != ? AND outcome NOT IN ({marks})",
+            *(row["candle"], row["interval_s"], row["purpose"], row["id"], *PASSING),
+        )
+        traded = [other["id"] for other in same if other["id"] in self.executed]
+        text = f"candle {row['candle']} {row['purpose']}: {traded}"
+        # What can only shrink a position may be ordered again, and so may closing for good.
+        may = row["reduce_only"] or self.world.meta("flatten") or not traded
+        self.world.expect(may, "one order a step", text)
+        idle = self.world.raw(
+            f"SELECT executed FROM intents WHERE outcome NOT IN ({marks}) AND number >"
+            " (SELECT coalesce(max(CAST(value AS INTEGER)), 0) FROM meta WHERE key ="
+            " 'fruitless_from') ORDER BY number DESC LIMIT ?",
+            *(*PASSING, 3 * IDLE_MAX),
+        )
+        useful = len(idle) < 3 * IDLE_MAX or any(Decimal(row[0]) for row in idle)
+        self.world.expect(useful, "no hammering", "many orders in a row traded nothing")
+
+    # -- what the exchange did -----------------------------------------------------------------
+
+    def look(self) -> None:
+        """Take note of every order that was executed since the last look."""
+        orders = self.world.api.orders
+        newest = next(reversed(orders), None)
+        if newest == self.newest:
+            return
+        fresh = []
+        for txid in reversed(orders):
+            if txid == self.newest:
+                break
+            fresh.append(orders[txid])
+        self.newest = newest
+        for row in reversed(fresh):
+            if row["descr"]["pair"] == "XBTUSD":
+                self._executed(row)
+
+    def _executed(self, row: dict[str, Any]) -> None:
+        world, expect = self.world, self.world.expect
+        name = row.get("cl_ord_id", "")
+        volume, cost, fee = signed(row)
+        world.note("executed", f"{name or 'someone else'} {volume}")
+        intent = None
+        if name:
+            expect(name not in self.executed, "one execution an order", name)
+            self.executed[name] = row
+            world.counts["orders executed"] += 1
+            world.counts["orders executed in a storm"] += world.storming
+            intent = next(iter(world.raw("SELECT * FROM intents WHERE id = ?", name)), None)
+        if intent is None:
+            world.counts["foreign orders"] += 1
+            self.foreign += volume
+            self.strangers.add(name)
+            self.foreign_at, self.clean = world.time, False
+            return
+        before = self.own
+        if intent["outcome"] is not None and world.blind and not self.doubles:
+            # Nobody can tell an order that no view shows for minutes from one that never was.
+            self.doubles += 1
+            self.strangers.add(name)
+            self.foreign, self.foreign_at, self.clean = self.foreign + volume, world.time, False
+            return
+        ended = f"{name} was {intent['outcome']}"
+        expect(intent["outcome"] is None, "what has an end does not happen", ended)
+        self.own, self.own_cash = self.own + volume, self.own_cash - cost
+        self.own_fees += fee
+        self.turns += intent["purpose"] == "turn"
+        bound = max(world.sizes, abs(before))
+        expect(abs(self.own) <= bound, "never beyond size", f"{before} became {self.own}")
+
+    def recount(self) -> None:
+        """Begin anew with the journal that lies there now; it may be another or an older one."""
+        own = cash = fees = ZERO
+        known = set()
+        rows = self.world.raw("SELECT * FROM intents ORDER BY number")
+        for row in rows:
+            if row["purpose"] == "adopt":
+                sign = 1 if row["side"] == "buy" else -1
+                own += sign * Decimal(row["executed"])
+                cash -= sign * Decimal(row["cost"])
+            elif row["id"] in self.executed and row["outcome"] != GIVEN_UP:
+                known.add(row["id"])
+                volume, cost, fee = signed(self.executed[row["id"]])
+                own, cash, fees = own + volume, cash - cost, fees + fee
+        self.foreign += self.own - own
+        self.own, self.own_cash, self.own_fees = own, cash, fees
+        self.strangers = self.executed.keys() - known
+        self.verified = max(
+            (row["number"] for row in rows if row["outcome"] is not None), default=0
+        )
+        if self.strangers or self.foreign:
+            self.foreign_at, self.clean = self.world.time, False
+
+    # -- what the journal says -------------------------------------------------------------------
+
+    def verify(self) -> None:
+        """Compare what the journal says has ended with what the exchange has done."""
+        self._verify_ends()
+        self._verify_account()
+
+    def _verify_ends(self) -> None:
+        world = self.world
+        for row in world.raw(
+            "SELECT * FROM intents WHERE number > ? AND outcome IS NOT NULL ORDER BY number",
+            self.verified,
+        ):
+            self.verified = row["number"]
+            sign = 1 if row["side"] == "buy" else -1
+            if row["purpose"] == "adopt":
+                volume = sign * Decimal(row["executed"])
+                self.own, self.foreign = self.own + volume, self.foreign - volume
+                self.own_cash -= sign * Decimal(row["cost"])
+                continue
+            real = self.executed.get(row["id"])
+            if (row["outcome"] == GIVEN_UP) != (row["id"] in self.strangers):
+                self._change_hands(row["id"], real, -1 if row["outcome"] == GIVEN_UP else 1)
+            if row["outcome"] == GIVEN_UP:
+                continue
+            for mine, theirs in (("executed", "vol_exec"), ("cost", "cost"), ("fee", "fee")):
+                true = Decimal(real[theirs]) if real else ZERO
+                text = f"{row['id']} {row['outcome']}: {mine} {row[mine]}, real {true}"
+                world.expect(Decimal(row[mine]) == true, "journal = fills", text)
+            world.counts[f"outcome {row['outcome']}"] += 1
+
+    def _change_hands(self, name: str, real: Mapping[str, Any] | None, sign: int) -> None:
+        """An order given up is nobody's from now on; one found by a new journal its own."""
+        self.strangers ^= {name}
+        volume, cost, fee = signed(real) if real else (ZERO, ZERO, ZERO)
+        self.own, self.foreign = self.own + sign * volume, self.foreign - sign * volume
+        self.own_cash, self.own_fees = self.own_cash - sign * cost, self.own_fees + sign * fee
+        self.clean = False
+
+    def _verify_account(self) -> None:
+        world = self.world
+        if world.raw("SELECT 1 FROM intents WHERE outcome IS NULL"):
+            return
+        if (account := world.account()) is not None:
+            told = [account.held, account.cash, account.fees]
+            real = [self.own, self.own_cash, self.own_fees]
+            text = f"the account is {told}, really {real}"
+            world.expect(told == real, "journal = fills", text)
+        if world.leverage:
+            books, total = world.position(), self.own + self.foreign
+            world.expect(books == total, "fills = books", f"{books}, the fills are {total}")
+            self._check_equity_of_books()
+
+    def _check_equity_of_books(self) -> None:
+        account = self.world.api.account
+        costs = account.fees.get(QUOTE, ZERO) + account.rollovers.get(QUOTE, ZERO)
+        gains = account.realized.get(QUOTE, ZERO) + account.unrealized(QUOTE)
+        expected = self.world.setting.balance + self.outside - costs + gains
+        equity = account.equity(QUOTE)
+        self.world.expect(equity == expected, "equity identity", f"{equity}, not {expected}")
+
+    def check_equity_of_journal(self) -> None:
+        """Start + the journal's profit = the exchange's equity; a turn's fees round twice."""
+        world = self.world
+        books = world.api.account.books.get(PAIR)
+        account = world.account()
+        if not self.clean or not world.leverage or books is None or account is None:
+            return
+        world.api.holder.mark_to_market()
+        equity = world.api.account.equity(QUOTE)
+        difference = abs(equity - world.setting.balance - account.pnl(books.price))
+        text = f"the journal's profit and the exchange's differ by {difference}"
+        world.expect(difference <= TICK * self.turns, "equity identity", text)
+        world.counts["journals exact to the end"] += 1
+
+    def check_no_secret(self) -> None:
+        for (table,) in self.world.raw("SELECT name FROM sqlite_master WHERE type = 'table'"):
+            text = str([tuple(row) for row in self.world.raw(f"SELECT * FROM {table}")])
+            self.world.expect(SANDBOX_SECRET not in text, "no secret", f"table {table}")
+
+    # -- why it stopped --------------------------------------------------------------------------
+
+    def check_reason(self, text: str, code: int) -> None:
+        """A stop says why, what it says is true, and a halt is on disk."""
+        world, expect = self.world, self.world.expect
+        expect(len(text) > 20, "a halt says why", repr(text))
+        name = "true reason"
+        recent = world.time - 3600
+        if code == 77:
+            expect(world.key_was_refused(), "77 only with its cause", text)
+            return
+        disk = "cannot be written" in text or "damaged" in text or "already holds" in text
+        if disk:
+            expect(world.disk_failed_at > recent, name, text)
+            return
+        halted = world.meta("halted")
+        expect(halted, "every halt is on disk", text)
+        if found := re.search(r"holds (\S+) \S+ the journal explains (\S+?):", text):
+            expect(self.foreign != 0 or self.foreign_at > recent or world.blind, name, text)
+            expect(found[1] != found[2], name, text)
+        elif "is not found, yet" in text or "unexplained" in text or "does not know:" in text:
+            expect(self.foreign_at > recent or self.strangers or world.blind, name, text)
+        elif "in a row traded nothing" in text:
+            rows = world.raw(
+                "SELECT executed FROM intents WHERE outcome != 'not sent' ORDER BY number DESC"
+                " LIMIT 5"
+            )
+            expect(len(rows) == 5 and not any(Decimal(row[0]) for row in rows), name, text)
+        elif "loss since" in text:
+            flat = abs(self.own) < world.size or ("too small" in text and world.seen("rules"))
+            text += f"; {self.own} is held"
+            expect(world.setting.max_loss is not None and flat, name, text)
+        elif "does not know it" in text or "several orders" in text or "still open" in text:
+            expect(world.blind, name, text)
+        elif "was refused, and yet" in text:
+            expect(world.storms.lied or world.blind, name, text)
+        elif "margin, leverage is now" in text:
+            expect(world.changed("leverage"), name, text)
+        elif "the journal is new" in text or "by hand" in text or "could not close" in text:
+            pass
+        elif "has refused that for an hour" in text:
+            expect(world.seen("dead-view"), name, text)
+        else:
+            world.expect(False, name, f"not expected at all: {text}")
+
+
+def signed(row: Mapping[str, Any]) -> tuple[Decimal, Decimal, Decimal]:
+    """Return what an order did: signed volume, signed cost, fee."""
+    sign = 1 if row["descr"]["type"] == "buy" else -1
+    return sign * Decimal(row["vol_exec"]), sign * Decimal(row["cost"]), Decimal(row["fee"])
+
+
+def _unix(text: str) -> float:
+    from datetime import datetime
+
+    return datetime.fromisoformat(text).timestamp()

@@ -1,0 +1,304 @@
+"""Who starts the program again, looks at its halts, changes its settings, or trades beside it."""
+
+import argparse
+import contextlib
+import importlib
+import os
+import shutil
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from random import Random
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from krakenbot.bot import Event
+from krakenbot.clock import StopRequestedError
+from krakenbot.commands import COMMANDS
+from krakenbot.errors import ConfigError, LaterError, RefusedError, StopError
+from krakenbot.model import Side
+from tests.simulation.invariants import QUOTE
+from tests.simulation.machine import Death
+from tests.simulation.report import Violation
+from tests.simulation.storms import PENDING
+
+if TYPE_CHECKING:
+    from tests.simulation.world import World
+
+ALTNAME = "XBTUSD"
+CHANGES = {
+    "SIZE": ("0.01", "0.005", "0.02"),
+    "LEVERAGE": ("0", "2", "3"),
+    "REVERSAL": ("two-step", "one-order"),
+    "STRATEGY_LENGTH": ("2", "3", "5"),
+    "ENTRY": ("now", "next-turn"),
+    "INTERVAL": ("1", "5"),
+}
+
+
+class Ended(Exception):
+    """The program ended for a reason of its own. `code` is its exit code."""
+
+    def __init__(self, error: Exception, code: int) -> None:
+        super().__init__(str(error))
+        self.code = code
+
+
+class Notifier:
+    """Stands in for the program's own: what it is told goes to the world."""
+
+    def __init__(self, tell: Callable[[Event], None]) -> None:
+        self._tell = tell
+
+    def __call__(self, event: Event) -> None:
+        self._tell(event)
+
+    def alive(self) -> None: ...
+
+    def __enter__(self) -> "Notifier":
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+class People:
+    """The supervisor and everybody else around one bot."""
+
+    def __init__(self, world: "World", folder: Path) -> None:
+        self.world, self.folder = world, folder
+        self.random = Random(f"{world.seed} people")
+        self.next_loss = ""  # What happens to the journal before the next start.
+
+    # -- processes -----------------------------------------------------------------------------
+
+    def command(self, name: str, *wanted: str) -> None:
+        """Run a command of the program on the machine. Raises Ended with its exit code, or Death.
+
+        Of the words wanted, those that the command does not know are left out.
+        """
+        world = self.world
+        world.note("start", " ".join((name, *wanted)))
+        module = importlib.import_module(f"krakenbot.commands.{COMMANDS[name][0]}")
+        arguments = _arguments(module, name, wanted)
+        world.is_dead, world.is_alive, world.born = False, False, world.time
+        for key in [key for key in os.environ if key.startswith("KRAKEN")]:
+            del os.environ[key]
+        os.environ.update(world.environ())
+        try:
+            module.run(arguments)
+        except (StopError, LaterError, ConfigError, StopRequestedError) as error:
+            world.truth.verify()
+            code = {LaterError: 75, ConfigError: 78, StopRequestedError: 0}
+            raise Ended(error, getattr(error, "exit_code", code.get(type(error), 70))) from error
+        except Exception as error:
+            text = "".join(traceback.format_exception(error)[-6:])
+            raise Violation("no defect", f"exit 70: {text}") from error
+        else:
+            world.truth.verify()
+        finally:
+            world.is_dead = world.is_alive = False
+            world.parts = None
+            world.close_reader()
+            world.machine.end_process()
+
+    # -- the supervisor ------------------------------------------------------------------------
+
+    def live(self) -> None:
+        """Start the program and do what a supervisor and its person do when it ends."""
+        world, chance = self.world, self.random.random
+        self._lose_journal()
+        if chance() < 0.15 and not world.setting.alone and world.storms.strikes("change"):
+            self._change()
+        try:
+            self.command("run", "--live", "--accept-costs")
+        except Death:
+            self._died()
+            world.pass_time(self.random.choice((0.5, 3, 30, 300)) * chance())
+        except Ended as error:
+            world.counts[f"exit {error.code}"] += 1
+            if error.code == 0:
+                world.pass_time(self.random.choice((1, 60, 1800)) * chance())
+            elif error.code == 75:
+                world.pass_time(5)
+            elif error.code == 78:
+                reasons = world.disk_failed_at >= world.born or world.seen("delisted")
+                reasons = reasons or world.changed("leverage") or world.seen("rules")
+                world.expect(reasons, "true reason", f"78 said {error}")
+                world.pass_time(60)
+            else:
+                self._look_at_halt(error)
+
+    def _died(self) -> None:
+        world = self.world
+        world.note("death", "")
+        world.counts["deaths"] += 1
+        if world.storms.loses_power:
+            world.storms.loses_power = False
+            world.close_reader()
+            lost = world.machine.lose_power()
+            world.note("power", f"lost: {lost}")
+            world.truth.recount()
+        world.storms.die_soon()
+
+    def _look_at_halt(self, error: Ended) -> None:
+        """Look whether the reason is true, wait, and let the bot trade again."""
+        world, chance = self.world, self.random.random
+        world.note("halt", str(error))
+        self._check(error)
+        if chance() < 0.3:
+            self._check_stays_halted()
+        world.pass_time(self.random.choice((30, 300, 1800)) * chance() + 1)
+        how = 0.15 if "loss since" in str(error) else chance()
+        for _ in range(50):
+            try:
+                if how < 0.1:
+                    self.command("flatten", "--live", "--yes")
+                    self._check_flat()
+                if how < 0.2:
+                    self.command("resume")
+                    return
+                self.command("run", "--live", "--accept-costs", "--adopt", "--yes", "--once")
+                return
+            except Ended as again:
+                world.note("halt", f"while adopting: {again}")
+                self._check(again)
+                how = 0.5 if "position" in str(again) else chance()
+                world.pass_time(60 * chance() + 20)
+            except Death:
+                self._died()
+                world.pass_time(10 * chance())
+        raise Violation("a person can mend it", str(error))
+
+    def _check(self, error: Ended) -> None:
+        if error.code in (76, 77):
+            self.world.truth.check_reason(_bare(str(error)), error.code)
+
+    def _check_stays_halted(self) -> None:
+        """Start again without a look: what was halted must say so and send nothing."""
+        world = self.world
+        if not world.meta("halted"):
+            return
+        world.is_halted = True
+        with contextlib.suppress(Death):
+            try:
+                self.command("run", "--live", "--accept-costs")
+            except Ended as error:
+                if error.code in (76, 77):
+                    said = str(error)
+                    known = said.startswith("halted: ") or error.code == 77 or "written" in said
+                    world.expect(known, "halted means halted", f"instead it said: {said}")
+                    world.counts["started again while halted"] += 1
+        world.is_halted = False
+
+    def _check_flat(self) -> None:
+        world = self.world
+        halted = world.meta("halted")
+        world.expect(halted, "flatten halts", "no halt is written")
+        rest = "too small to be closed" in halted and world.seen("rules")
+        flat = abs(world.truth.own) < world.size / 10
+        world.expect(rest or flat, "flatten closes", f"{world.truth.own} is held")
+
+    def adopt(self) -> None:
+        """Take over what is held, whatever it was that halted the bot."""
+        with contextlib.suppress(Ended):
+            self.command("run", "--live", "--accept-costs", "--adopt", "--yes", "--once")
+
+    # -- what happens around it ----------------------------------------------------------------
+
+    def hands(self) -> None:
+        """Trade beside the bot: close, open, reverse, liquidate, or trade something else."""
+        world, choice = self.world, self.random.choice
+        held, size = world.position(), world.size
+        what = choice(("close", "open", "reverse", "liquidate", "elsewhere", "elsewhere"))
+        side, volume = choice((Side.BUY, Side.SELL)), choice((size, size / 2, 3 * size))
+        wish: dict[str, object] = {"pair": ALTNAME, "side": side.value, "volume": volume}
+        wish["leverage"] = world.leverage
+        count = 1
+        if what == "elsewhere":
+            wish |= {"pair": "ETHUSD", "leverage": 0, "side": "buy"}
+            count = choice((3, 40) if "busy" in PENDING else (3, 60, 300, 1200))
+        elif what == "reverse" and held:
+            wish |= {"side": "sell" if held > 0 else "buy", "volume": 2 * abs(held)}
+        elif what in ("close", "liquidate") and world.leverage:
+            wish = {"pair": ALTNAME, what: True}
+        world.note("hands", f"{count} times {wish}")
+        world.counts[f"hands: {what}"] += 1
+        world.api.holder.mark_to_market()
+        account = world.api.account
+        before = account.balances[QUOTE] + account.fees[QUOTE]
+        for _ in range(count):
+            with contextlib.suppress(RefusedError):
+                world.api.controls["position"](wish)
+        if what == "elsewhere":
+            world.truth.outside += account.balances[QUOTE] + account.fees[QUOTE] - before
+        world.truth.look()
+
+    def _change(self) -> None:
+        """Change the configuration between two processes."""
+        world = self.world
+        names = [n for n in CHANGES if n != "INTERVAL" or world.setting.interval == 1]
+        name = self.random.choice(names)
+        value = self.random.choice(CHANGES[name])
+        if name == "LEVERAGE" and self.random.random() < 0.7:
+            return
+        world.storms.sizes.add(world.settings["SIZE"])
+        world.counts[f"changed {name}"] += world.settings[name] != value
+        world.note("change", f"{name} from {world.settings[name]} to {value}")
+        world.settings[name] = value
+
+    def _lose_journal(self) -> None:
+        """Delete the journal, or put an old copy in its place; make that copy now and then."""
+        world, state = self.world, self.folder / "state"
+        backup = self.folder / "backup"
+        what, self.next_loss = self.next_loss, ""
+        world.close_reader()
+        journals = list(state.glob("*.db*")) if state.exists() else []
+        if what == "backup" and backup.exists():
+            for path in journals:
+                path.unlink()
+            for path in backup.iterdir():
+                shutil.copy(path, state)
+        elif what == "deleted":
+            for path in journals:
+                path.unlink()
+        elif journals and self.random.random() < 0.1:
+            shutil.rmtree(backup, ignore_errors=True)
+            backup.mkdir()
+            for path in journals:
+                shutil.copy(path, backup)
+        if what:
+            world.counts[f"journals: {what}"] += 1
+            world.note("hands", f"the journal is {what}")
+            world.truth.foreign_at, world.truth.clean = world.time, False
+            world.truth.recount()
+
+
+def _bare(text: str) -> str:
+    return text.removeprefix("halted: ").partition(". `krakenbot resume`")[0]
+
+
+def _arguments(module: ModuleType, name: str, wanted: tuple[str, ...]) -> Any:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--config", default=None)
+    parser.set_defaults(command=name)
+    module.add_arguments(parser)
+    known = {word for action in parser._actions for word in action.option_strings}
+    return parser.parse_args([word for word in wanted if word in known])
+
+
+@contextlib.contextmanager
+def attached(world: "World") -> Iterator[None]:
+    """Stand in for the notifier of the commands, and take note of the parts they are made of."""
+    run = importlib.import_module("krakenbot.commands.run")
+    for name in sorted({COMMANDS["run"][0], COMMANDS["flatten"][0]}):
+        module = importlib.import_module(f"krakenbot.commands.{name}")
+        assemble = module.assemble
+
+        def noted(*args: Any, assemble: Any = assemble, **more: Any) -> Any:
+            world.parts = assemble(*args, **more)
+            world.is_alive = True  # With books of its own.
+            return world.parts
+
+        world.machine.replace(module, "assemble", noted)
+    world.machine.replace(run, "Notifier", lambda config: Notifier(world.on_event))
+    yield

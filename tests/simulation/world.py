@@ -1,0 +1,335 @@
+"""One account, one bot on one machine, everything from one seed.
+
+The rooms: `machine` and `network` are what the shipped program runs on, `market` and `lies` the
+exchange, `storms` what goes wrong and when, `people` who starts the program and who else trades,
+`invariants` and `duty` what must hold. Here they meet, and here time passes.
+"""
+
+import contextlib
+import random
+import sqlite3
+from collections import Counter
+from collections.abc import Mapping
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from krakenbot.bot import Event
+from krakenbot.journal import Account, Journal
+from krakenbot.model import ZERO
+from krakenbot.simulated.http import Answer
+from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
+from tests.simulation.duty import Duty
+from tests.simulation.invariants import BASE, PAIR, QUOTE, Truth
+from tests.simulation.lies import Trouble
+from tests.simulation.machine import Death, Machine
+from tests.simulation.market import Market, TurningFeed
+from tests.simulation.people import People
+from tests.simulation.report import START, Trace, Violation
+from tests.simulation.storms import Storms
+
+DAY_S = 86400.0
+STEPS_MAX = 3_000_000  # An episode that needs more runs in circles.
+SIZE = Decimal("0.01")
+
+
+class Over(BaseException):
+    """The episode's time is over."""
+
+
+class Setting(NamedTuple):
+    """What stays the same in an episode."""
+
+    interval: int  # Minutes.
+    length: int
+    balance: Decimal
+    coins: Decimal
+    fee_rate: Decimal
+    max_loss: Decimal | None
+    orders_max: int
+    tier: str
+    turning: float
+    alone: bool  # Nobody else touches the account or the journal, nothing is changed.
+    blinding: bool  # Views may lag for longer than the bot waits.
+
+
+class World:
+    """See the module. `keep` are the numbers of the faults that happen; None: all of them."""
+
+    def __init__(
+        self,
+        seed: int,
+        days: float,
+        folder: Path,
+        *,
+        keep: frozenset[int] | None = None,
+        show: bool = False,
+        setting: Setting | None = None,
+    ) -> None:
+        self.seed = seed
+        self.random = random.Random(f"{seed} world")
+        self.setting = s = setting or choose(self.random, seed)
+        self.time, self.end = START + self.random.uniform(0, 7200), START + days * DAY_S
+        self.wall_off = self.slept = 0.0
+        self.counts: Counter[str] = Counter()
+        self.trace = Trace(show)
+        self.steps = 0
+        self.feed = TurningFeed(seed, self.time, s.interval * 60, s.length, s.turning)
+        self.api = Market(
+            self.feed,
+            lambda: self.time,
+            random.Random(f"{seed} market"),
+            fee_rate=s.fee_rate,
+            balances={QUOTE: s.balance, BASE: s.coins},
+            tier=s.tier,
+        )
+        self.trouble_maker = Trouble(self.api, self.pass_time)
+        self.trouble_maker.random = random.Random(f"{seed} trouble")
+        self.trouble_maker.strikes = self.strikes
+        self.storms = Storms(self, keep)
+        self.machine = Machine(self, folder)
+        # The process under test.
+        self.settings: dict[str, str] = self._first_settings(folder)
+        self.parts: Any = None
+        self.is_dead = self.is_halted = self.is_alive = False
+        self.born = 0.0
+        self.stop_asked = False
+        self.disk_failed_at = float("-inf")
+        self.connection: sqlite3.Connection | None = None
+        self.opened: tuple[Path, int] | None = None
+        self.people = People(self, folder)
+        self.truth = Truth(self)
+        self.duty = Duty(self)
+
+    def _first_settings(self, folder: Path) -> dict[str, str]:
+        s, choice = self.setting, self.random.choice
+        settings = {
+            "MODE": "live",
+            "PAIR": "XBTUSD",
+            "INTERVAL": str(s.interval),
+            "SIZE": str(SIZE),
+            "LEVERAGE": str(choice((0, 2, 2, 3))),
+            "REVERSAL": choice(("two-step", "one-order")),
+            "ENTRY": choice(("now", "now", "next-turn")),
+            "STRATEGY_LENGTH": str(s.length),
+            "RISK_MAX_FEE_PERCENT_PER_DAY": "1000",
+            "RISK_MAX_ORDERS_PER_DAY": str(s.orders_max),
+            "EXCHANGE_URL": f"http://127.0.0.1:8{'0' * 3}",
+            "STATE_DIRECTORY": str(folder / "state"),
+            "LOG_LEVEL": "info" if self.trace.show else "warning",
+        }
+        if s.max_loss is not None:
+            settings["RISK_MAX_LOSS"] = str(s.max_loss)
+        self.key = SANDBOX_KEY
+        return settings
+
+    def environ(self) -> dict[str, str]:
+        """Return the environment of the next process."""
+        return {
+            "KRAKEN_API_KEY": self.key,
+            "KRAKEN_API_SECRET": SANDBOX_SECRET,
+            **{f"KRAKENBOT_{key}": value for key, value in self.settings.items()},
+        }
+
+    # -- what the configuration says -------------------------------------------------------------
+
+    @property
+    def leverage(self) -> int:
+        return int(self.settings["LEVERAGE"])
+
+    @property
+    def interval_s(self) -> int:
+        return int(self.settings["INTERVAL"]) * 60
+
+    @property
+    def size(self) -> Decimal:
+        return Decimal(self.settings["SIZE"])
+
+    # -- time and steps --------------------------------------------------------------------------
+
+    def pass_time(self, seconds: float) -> None:
+        target = self.time + max(seconds, 0.0)
+        while (due := min(self.storms.due, self.duty.due)) <= min(target, self.end):
+            self.time, slept = max(self.time, due), self.slept
+            (self.storms if due == self.storms.due else self.duty).act()
+            target += self.slept - slept  # While the machine sleeps, nothing waits.
+        self.time = target
+        if self.time >= self.end:
+            raise Over
+
+    def wait(self, seconds: float) -> bool:
+        """Pass the time; return whether a signal woke the process."""
+        self.pass_time(seconds)
+        if self.stop_asked and self.machine.hears:
+            self.stop_asked = False
+            self.machine.terminate()
+            return True
+        return False
+
+    def touch(self, what: str) -> BaseException | None:
+        """Count one step; raise, or return what is to be raised after it was carried out."""
+        self.steps += 1
+        if self.is_dead:
+            raise Death
+        if self.steps < self.storms.alarm:
+            return None
+        self.expect(self.steps < STEPS_MAX, "progress", f"{STEPS_MAX} steps are not enough")
+        return self.storms.strike(what)
+
+    def strikes(self, what: str) -> bool:
+        return self.storms.strikes(what)
+
+    # -- the network -----------------------------------------------------------------------------
+
+    def way_s(self) -> float:
+        return 0.01 + self.trouble_maker.random.random() * 0.1
+
+    def spoil(self, most: int) -> int:
+        return self.trouble_maker.random.randrange(max(most, 1))
+
+    def trouble(self, words: Mapping[str, str]) -> str:
+        return self.storms.wire(words)
+
+    def respond(self, method: str, target: str, headers: dict[str, str], body: bytes) -> Answer:
+        """Let one request reach the exchange."""
+        self.note("ask", target, body)
+        self.touch("send")
+        if method == "POST":
+            self.truth.check_request(target, headers.get("api-key", ""), body)
+        usual = self.trouble_maker.chances
+        if target.endswith("AddOrder"):  # Where faults cost money, they shall come more often.
+            chances = {word: min(1.0, 4 * chance) for word, chance in usual.items()}
+            self.trouble_maker.chances = chances
+        try:
+            answer = self.trouble_maker.respond(method, target, headers, body)
+        except OSError as error:
+            self.note("lost", str(error))
+            raise
+        finally:
+            if target.endswith("AddOrder") and self.trouble_maker.chances is chances:
+                self.trouble_maker.chances = usual
+            self.truth.look()
+        self.note("got", str(answer.status), answer.body)
+        return answer
+
+    # -- looking from outside --------------------------------------------------------------------
+
+    def expect(self, holds: object, name: str, text: str) -> None:
+        if not holds:
+            raise Violation(name, text)
+
+    def note(self, what: str, text: str, body: bytes | str = "") -> None:
+        self.trace.add(self.time, what, text, body)
+
+    def log(self, line: str) -> None:
+        self.expect(SANDBOX_SECRET not in line and self.key not in line, "no secret", line)
+        if line.strip():
+            self.note("log", line.strip())
+
+    def on_event(self, event: Event) -> None:
+        self.counts[f"event {event.kind}"] += 1
+        self.duty.hear(event)
+        if event.kind == "decision":
+            self.truth.verify()
+
+    def raw(self, sql: str, *values: object) -> list[sqlite3.Row]:
+        """Read the journal past all faults."""
+        connection = self._journal()
+        return [] if connection is None else connection.execute(sql, values).fetchall()
+
+    def _journal(self) -> sqlite3.Connection | None:
+        path = self.machine.database
+        if path is None or not path.exists():
+            return None
+        this = path, path.stat().st_ino
+        if self.connection is None or this != self.opened:
+            self.close_reader()
+            self.connection, self.opened = self.machine.read_only(), this
+        connection = self.connection
+        if (
+            connection is not None
+            and not connection.execute(
+                "SELECT 1 FROM sqlite_master WHERE name = 'intents'"
+            ).fetchone()
+        ):
+            return None
+        return connection
+
+    def close_reader(self) -> None:
+        """Let go of the journal's file."""
+        if self.connection is not None:
+            self.connection.close()
+            self.connection = None
+
+    def meta(self, key: str) -> str:
+        rows = self.raw("SELECT value FROM meta WHERE key = ?", key)
+        return str(rows[0][0]) if rows else ""
+
+    def account(self) -> Account | None:
+        """Return what the bot's books say: those of the process that runs, or those on disk."""
+        self.machine.looking = True
+        try:
+            if self.is_alive:
+                with contextlib.suppress(sqlite3.ProgrammingError):  # It is closed already.
+                    return Account(*self.parts.journal.account())
+            connection = self._journal()
+            return None if connection is None else Journal(connection).account()
+        finally:
+            self.machine.looking = False
+
+    def position(self) -> Decimal:
+        book = self.api.account.books.get(PAIR)
+        return book.volume if book else ZERO
+
+    def seen(self, word: str) -> bool:
+        """Return whether something like this has happened in the episode."""
+        return any(word in name and count for name, count in self.trouble_maker.seen.items())
+
+    def changed(self, key: str) -> bool:
+        return bool(self.counts[f"changed {key.upper()}"])
+
+    def is_disturbed(self) -> bool:
+        """Return whether a storm is on, or one is not long over."""
+        return self.storms.is_on or self.time < self.storms.calm_from + 60
+
+    @property
+    def storming(self) -> bool:
+        return self.storms.is_on
+
+    @property
+    def blind(self) -> bool:
+        """Return whether views may have lagged for longer than the bot can wait."""
+        return self.storms.blind
+
+    @property
+    def sizes(self) -> Decimal:
+        """Return the largest size that was configured in this episode."""
+        return max(Decimal(x) for x in (self.settings["SIZE"], *self.storms.sizes))
+
+    def key_was_refused(self) -> bool:
+        """Return whether the key was refused often enough, and not long ago."""
+        refused = [when for when in self.trouble_maker.refused_keys if when > self.time - 3600]
+        return len(refused) >= 1
+
+
+def choose(random: random.Random, seed: int) -> Setting:
+    choice = random.choice
+    poor = random.random() < 0.1
+    return Setting(
+        interval=random.choices((1, 5, 60, 240, 1440), (70, 18, 7, 3, 2))[0],
+        length=choice((2, 2, 3, 3, 5, 8, 20)),
+        balance=Decimal(480 if poor else 1_000_000),
+        coins=choice((ZERO, Decimal("0.5"))),
+        fee_rate=choice((Decimal("0.008"), Decimal("0.0026"), ZERO)),
+        max_loss=choice((None, None, None, Decimal(20), Decimal(200))),
+        orders_max=choice((5000, 5000, 5000, 5000, 20000, 30)),
+        tier=choice(("sandbox", "starter", "pro")),
+        turning=choice((0.3, 0.5, 0.7)),
+        alone=choice((True, False, False)),
+        blinding=random.random() < 0.05,
+    )
+
+
+def episode_days(setting: Setting) -> float:
+    """Return how long an episode lasts, so that all of them take about as long to run."""
+    return {1: 0.5, 5: 1.0, 60: 4.0, 240: 8.0, 1440: 12.0}[setting.interval]

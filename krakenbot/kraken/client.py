@@ -181,19 +181,10 @@ def file_of(method: str, status: int, body: bytes) -> bytes:
 
 def kind_of(body: bytes) -> str:
     """Return in words what an answer is that is no JSON."""
-    start = body.lstrip()[:15].lower()
-    for prefix, kind in (
-        (b"\x1f\x8b", "a gzip answer"),
-        (b"pk\x03\x04", "a zip archive"),
-        (b"<!doctype html", "an HTML page"),
-        (b"<html", "an HTML page"),
-        (b"<", "an XML or HTML page"),
-        (b"{", "a broken or cut text"),
-        (b"[", "a broken or cut text"),
-    ):
-        if start.startswith(prefix):
-            return kind
-    return "another text" if start else "nothing"
+    if body[:2] in (b"\x1f\x8b", b"PK"):
+        return "a zip archive" if body[:2] == b"PK" else "a gzip answer"
+    kinds = {b"": "nothing", b"<": "an HTML page", b"{": "a broken or cut text"}
+    return kinds.get(body.lstrip()[:1], "another text")
 
 
 def parse_json(body: bytes) -> Any:

@@ -47,11 +47,6 @@ class LaterError(Exception):
         self.wait_s = wait_s
         self.leaves_no_order = leaves_no_order
 
-    @property
-    def sent(self) -> bool:
-        """Return False when provably no byte of the request left this machine."""
-        return self.cause is not Cause.UNREACHABLE
-
 
 class FlattenRequestedError(Exception):
     """A person asks the running bot to flatten. Raised by waiting, as a request to stop is."""

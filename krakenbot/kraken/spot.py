@@ -74,32 +74,26 @@ class Spot:
 
     def server_time(self) -> int:
         result = self._client.public("Time")
-        try:
+        with _Shape("Time"):
             return _moment(result["unixtime"])
-        except _BROKEN as error:
-            raise _odd("Time", error) from error
 
     def market_status(self) -> SystemStatus:
         result = self._client.public("SystemStatus")
-        try:
+        with _Shape("SystemStatus"):
             upcoming, emergency = (
                 tuple(_words(event) for event in result.get(key) or ())
                 for key in ("upcoming_maintenance", "emergency")
             )
             return SystemStatus(str(result["status"]), upcoming, emergency)
-        except _BROKEN as error:
-            raise _odd("SystemStatus", error) from error
 
     def rules(self) -> PairRules:
         params = {"pair": self._pair}
         if self._class:
             params["aclass_base"] = self._class["asset_class"]
         result = self._client.public("AssetPairs", params)
-        try:
+        with _Shape("AssetPairs"):
             ((pair, row),) = result.items()
             self._rules = parse_rules(pair, row)
-        except _BROKEN as error:
-            raise _odd("AssetPairs", error) from error
         return self._rules
 
     def assume_rules(self, rules: PairRules) -> None:
@@ -113,13 +107,11 @@ class Spot:
 
     def quote(self) -> Quote:
         result = self._client.public("Ticker", {"pair": self._name, **self._class})
-        try:
+        with _Shape("Ticker"):
             (row,) = result.values()
             quote = Quote(bid=decimal(row["b"][0]), ask=decimal(row["a"][0]))
             if not ZERO < quote.bid <= quote.ask:
                 raise ValueError(f"bid {quote.bid}, ask {quote.ask}")
-        except _BROKEN as error:
-            raise _odd("Ticker", error) from error
         return quote
 
     def margin_rates(self) -> MarginRates:
@@ -146,38 +138,32 @@ class Spot:
 
     def key_info(self) -> KeyInfo:
         result = self._client.private("GetApiKeyInfo")
-        try:
+        with _Shape("GetApiKeyInfo"):
             nonce = str(result.get("nonce"))
             return KeyInfo(
                 permissions=tuple(str(code) for code in result["permissions"]),
                 nonce=int(nonce) if re.fullmatch(r"(?a:\d{1,20})", nonce) else None,
                 account=str(result.get("iban") or ""),
             )
-        except _BROKEN as error:
-            raise _odd("GetApiKeyInfo", error) from error
 
     def summary(self) -> MarginSummary:
         result = self._client.private("TradeBalance", {"asset": self._known_rules().quote})
-        try:
+        with _Shape("TradeBalance"):
             return MarginSummary(
                 trade_balance=decimal(result["tb"]),
                 unrealized_pnl=decimal(result["n"]),
                 used_margin=decimal(result["m"]),
             )
-        except _BROKEN as error:
-            raise _odd("TradeBalance", error) from error
 
     def balances(self) -> Mapping[str, Decimal]:
         result = self._client.private("Balance")
-        try:
+        with _Shape("Balance"):
             return {str(asset): decimal(amount) for asset, amount in _items("Balance", result)}
-        except _BROKEN as error:
-            raise _odd("Balance", error) from error
 
     def position(self) -> Position:
         result = self._client.private("OpenPositions")
         volume = cost = ZERO
-        try:
+        with _Shape("OpenPositions"):
             for _, row in _items("OpenPositions", result):
                 if not self._is_ours(row["pair"]):
                     continue
@@ -187,14 +173,12 @@ class Spot:
                     raise ValueError(f"vol {opened}, rest {rest}")
                 volume += rest * Side(row["type"]).sign
                 cost += whole * rest / opened
-        except _BROKEN as error:
-            raise _odd("OpenPositions", error) from error
         return Position(volume, cost)
 
     def charges(self, since: int, until: int) -> Sequence[Charge]:
         trades = dict(self._trades(since, until))
         found, costs = [], {key: row["cost"] for key, row in trades.items()}
-        try:
+        with _Shape("Ledgers"):
             for key, row in self._pages("Ledgers", "ledger", since, until):
                 trade_id, kind = str(row["refid"]), row["type"]
                 is_rollover = kind == ChargeKind.ROLLOVER.value
@@ -205,22 +189,16 @@ class Spot:
                 time, fee, asset = _moment(row["time"]), decimal(row["fee"]), str(row["asset"])
                 charge = Charge(key, trade_id, order_id, time, cost, fee, asset, ChargeKind(kind))
                 found.append(charge)
-        except _BROKEN as error:
-            raise _odd("Ledgers", error) from error
         return found
 
     def traded_orders(self, since: int, until: int) -> Sequence[str]:
-        try:  # The start of Kraken's window is exclusive.
+        with _Shape("TradesHistory"):  # The start of Kraken's window is exclusive.
             return [str(row["ordertxid"]) for _, row in self._trades(since - 1, until)]
-        except _BROKEN as error:
-            raise _odd("TradesHistory", error) from error
 
     def _trades(self, since: int, until: int) -> list[tuple[str, Any]]:
         rows = self._pages("TradesHistory", "trades", since, until, consolidate_taker="false")
-        try:
+        with _Shape("TradesHistory"):
             return [(key, row) for key, row in rows if self._is_ours(row["pair"])]
-        except _BROKEN as error:
-            raise _odd("TradesHistory", error) from error
 
     def _pages(
         self, method: str, key: str, since: int, until: int, **more: str
@@ -242,10 +220,8 @@ class Spot:
                 return list(found.items())
             if len(found) == known and offset:
                 raise UnansweredError(f"{method}: the same rows again and again")
-            try:
+            with _Shape(method):
                 oldest = min(_moment(row["time"]) for row in rows.values()) + 1
-            except _BROKEN as error:
-                raise _odd(method, error) from error
             end, offset = (oldest, 0) if oldest < end else (end, offset + PAGE)
         raise UnansweredError(f"{method}: more than {PAGES_MAX * PAGE} rows")
 
@@ -260,7 +236,7 @@ class Spot:
                 raise ValueError(f"fee {rate}")
         except (*_BROKEN, RefusedError) as error:
             if self._fee_rate is None:
-                raise _odd("TradeVolume", error) from error
+                raise UnansweredError(f"TradeVolume: not understood ({error!r:.120})") from error
             log.warning("configured fee used rate=%s reason=%r", self._fee_rate, error)
             return self._fee_rate
         return rate
@@ -343,7 +319,7 @@ class Spot:
 
 
 def _execution(client_order_id: str, exchange_id: str, row: Any) -> Execution:
-    try:
+    with _Shape("order"):
         execution = Execution(
             client_order_id=client_order_id,
             exchange_order_id=exchange_id,
@@ -356,8 +332,6 @@ def _execution(client_order_id: str, exchange_id: str, row: Any) -> Execution:
         volume, cost = execution.volume, execution.cost
         if min(volume, cost) < 0 or (volume == 0 and cost):
             raise ValueError(f"volume {volume}, cost {cost}")
-    except _BROKEN as error:
-        raise _odd("order", error) from error
     return execution
 
 
@@ -388,5 +362,16 @@ def _digits(client_order_id: str) -> str:
     return client_order_id.replace("-", "").lower()
 
 
-def _odd(method: str, error: Exception) -> UnansweredError:
-    return UnansweredError(f"{method}: an answer of unknown form ({error!r:.120})")
+class _Shape:
+    """Takes what cannot be read of an answer for no answer: UnansweredError."""
+
+    def __init__(self, method: str) -> None:
+        self._method = method
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, _BROKEN):
+            problem = f"an answer of unknown form ({error!r:.120})"
+            raise UnansweredError(f"{self._method}: {problem}") from error

@@ -27,7 +27,7 @@ from krakenbot import cli, log
 from krakenbot.clock import SystemClock
 from krakenbot.config import load
 from krakenbot.credentials import load_secrets
-from krakenbot.errors import ConfigError, LaterError, UnansweredError
+from krakenbot.errors import Cause, ConfigError, LaterError, UnansweredError
 from krakenbot.journal_file import open_journal
 from krakenbot.kraken import transport
 from krakenbot.kraken.client import Client, parse_json
@@ -255,7 +255,7 @@ class TestTls(Safe):
             try:
                 return UrllibTransport(5).send("POST", url, {"API-Key": KEY}, b"x")[0], seen
             except LaterError as error:
-                self.assertFalse(error.sent)
+                self.assertIs(Cause.UNREACHABLE, error.cause)
                 return 0, seen
 
     def test_a_certificate_must_be_of_the_right_name_not_expired_and_signed_by_a_root(self) -> None:

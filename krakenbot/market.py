@@ -34,7 +34,6 @@ CLOCK_WARN_S = 5.0
 CLOCK_JUMP_S = 5.0  # An answer so far from what is known needs others that agree with it.
 CLOCK_LOOKS = 3
 CLOCK_PAUSE_S = 5.0
-CLOCK_AGREES_S = 2.0
 NEVER = float("-inf")
 
 
@@ -109,16 +108,15 @@ class MarketState:
         says otherwise nothing is opened.
         """
         self._clock_read = self._clock.monotonic()
-        offset_s = self._ask_time()
-        if abs(self._clock.monotonic() + offset_s - self._clock.now()) > CLOCK_JUMP_S:
+        offset_s, doubt_s = self._ask_time()
+        if abs(self._now(offset_s) - self._clock.now()) > CLOCK_JUMP_S + doubt_s:
             for _ in range(CLOCK_LOOKS - 1):
                 self._clock.wait(CLOCK_PAUSE_S)
-                before_s, offset_s = offset_s, self._ask_time()
-                if abs(offset_s - before_s) > CLOCK_AGREES_S:
+                again_s, again_doubt_s = self._ask_time()
+                if abs(again_s - offset_s) > doubt_s + again_doubt_s:
                     self._clock_read = NEVER
-                    raise UnansweredError(
-                        f"the exchange's clock jumps by {offset_s - before_s:+.0f} s"
-                    )
+                    raise UnansweredError(f"the exchange's clock jumps {again_s - offset_s:+.0f} s")
+                offset_s, doubt_s = again_s, again_doubt_s
             log.warning("clock set step_s=%+.1f", self._now(offset_s) - self._clock.now())
         if abs(self._now(offset_s) - self._clock.now()) > 1.0:
             self._clock.set(self._now(offset_s))
@@ -129,11 +127,15 @@ class MarketState:
     def _now(self, offset_s: float) -> float:
         return self._clock.monotonic() + offset_s
 
-    def _ask_time(self) -> float:
-        """Return the exchange's time less the clock that no one can set."""
+    def _ask_time(self) -> tuple[float, float]:
+        """Return the exchange's time less the clock that no one can set, and how far it may be off.
+
+        Its answer has whole seconds.
+        """
         sent = self._clock.monotonic()
         server = self._exchange.server_time()
-        return server + 0.5 - (sent + self._clock.monotonic()) / 2
+        trip_s = self._clock.monotonic() - sent
+        return server + 0.5 - sent - trip_s / 2, 1.0 + trip_s / 2
 
     def read_rates(self) -> None:
         """Take the account's fee and what borrowing costs.

@@ -25,7 +25,10 @@ class Alerts:
         self._since: dict[str, float] = {}
 
     def hold(self, key: str, text: str, after_s: float = 0.0) -> None:
-        """Note that this holds now; it is told once it has held for `after_s`."""
+        """Note that this holds now, or without a text that it does not; tell it after `after_s`."""
+        if not text:
+            self.over(key)
+            return
         now, known = self._clock.now(), _read(self._journal)
         since = self._since.setdefault(key, self._clock.monotonic())
         if key not in known and self._clock.monotonic() - since < after_s:

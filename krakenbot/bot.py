@@ -47,6 +47,7 @@ PASSING_PAUSE_S = 60.0
 FUNDS_PAUSE_S = 5.0  # TradeBalance shows a close some seconds late.
 LATE_PAUSE_S = 30.0
 LOSS_PAUSE_S = 10.0
+BLOCKED_CANDLES, BLOCKED_MAX_S = 3, 3600.0  # What blocks the target for longer is told outside.
 DAY_S = 86400
 
 T = TypeVar("T")
@@ -163,10 +164,7 @@ class Bot:
 
     def _tell_rates(self) -> None:
         self._orders.margin_rates = self._market.margin_rates
-        if self._market.assumed:
-            self._alerts.hold("rates", self._market.assumed)
-        else:
-            self._alerts.over("rates")
+        self._alerts.hold("rates", self._market.assumed)
 
     def _refresh(self) -> None:
         """Read anew what has grown old of all that matters besides candles and position."""
@@ -175,16 +173,10 @@ class Bot:
         except (LaterError, UnansweredError, RefusedError) as error:
             log.warning("not refreshed, trying again with the next look reason=%s", error)
         self._tell_rates()
-        offset_s = self._market.clock_offset_s
-        if abs(offset_s) > CLOCK_OFFSET_MAX_S:
-            words = f"this host's clock is {clock_error(offset_s)}: nothing is opened"
-            self._alerts.hold("clock", words)
-        else:
-            self._alerts.over("clock")
-        if self._market.notices:
-            self._alerts.hold("notices", f"Kraken announces: {'; '.join(self._market.notices)}")
-        else:
-            self._alerts.over("notices")
+        offset_s, announced = self._market.clock_offset_s, "; ".join(self._market.notices)
+        words = f"this host's clock is {clock_error(offset_s)}: nothing is opened"
+        self._alerts.hold("clock", words if abs(offset_s) > CLOCK_OFFSET_MAX_S else "")
+        self._alerts.hold("notices", f"Kraken announces: {announced}" if announced else "")
 
     # -- one tick ------------------------------------------------------------------------------
 
@@ -249,13 +241,11 @@ class Bot:
         except UnansweredError:
             self._market.invalidate_clock()  # One of the two is wrong about the time.
             raise
+        words = "the exchange finishes no candle: closed, delisted, or in trouble?"
+        self._alerts.hold("candles", words if candles is None else "", SILENCE_MAX_S)
         if candles is None:
             log.warning("candle late: the exchange has not finished it in good time")
             self._market.invalidate_clock()
-            words = "the exchange finishes no candle: closed, delisted, or in trouble?"
-            self._alerts.hold("candles", words, SILENCE_MAX_S)
-        else:
-            self._alerts.over("candles")
         return candles
 
     def _signal(self, candles: Sequence[Candle]) -> Signal:
@@ -282,21 +272,13 @@ class Bot:
         next_due = candle.time + 2 * self._plan.interval_s + WAKE_DELAY_S
         objected: dict[Purpose, Blocked] = {}
         self._market.invalidate_quote()
-        sent, is_over = 0, False
-        held = self._orders.position()
+        sent, held = 0, self._orders.position()
         while True:
             self._check_baseline(candle.close)
             self._check_loss(held)
             decision = decide(self._snapshot(candle, signal, held, objected), self._plan)
             step = decision.step
             if step is None:
-                break
-            if is_over or sent == ROUNDS_MAX:
-                words = "left to the next candle" if is_over else "after a pause"
-                until = None if is_over else self._clock.now() + PASSING_PAUSE_S
-                blocked = Blocked(words, until)
-                reason = f"{decision.reason}, {words}"
-                decision = Decision(decision.target, None, reason, blocked)
                 break
             against = self._objection(step, held)
             if against is not None:
@@ -308,8 +290,12 @@ class Bot:
             if held == before:  # Was it refused for what is known wrongly?
                 self._market.invalidate_rules()
                 self._market.invalidate_clock()
-            # A newer candle may have finished meanwhile; it decides what comes next.
-            is_over = self._clock.now() >= next_due
+            now = self._clock.now()
+            if now >= next_due:  # A newer candle has finished meanwhile.
+                objected = dict.fromkeys(Purpose, Blocked("left to the next candle", None))
+            elif sent == ROUNDS_MAX:
+                pause = Blocked("going on after a pause", now + PASSING_PAUSE_S)
+                objected = dict.fromkeys(Purpose, pause)
         self._finish(candle, signal, held, decision)
         return decision.blocked.until if decision.blocked else None
 
@@ -391,12 +377,10 @@ class Bot:
 
     def _check_margin(self, summary: MarginSummary) -> None:
         level, level_min = summary.margin_level, self._plan.limits.min_margin_level
-        if level is not None and level < level_min:
-            log.critical("margin level low level=%.1f", level)
-            words = f"the margin level is {level:.1f} %, below min_margin_level {level_min} %"
-            self._alerts.hold("margin", words)
-        else:
-            self._alerts.over("margin")
+        level = None if level is None else round(level, 1)
+        is_low = level is not None and level < level_min
+        words = f"the margin level is {level} %, below min_margin_level {level_min} %"
+        self._alerts.hold("margin", words if is_low else "")
 
     def _finish(self, candle: Candle, signal: Signal, held: Decimal, decision: Decision) -> None:
         """Write down where this look at the candle ended, and tell what holds for too long."""
@@ -408,17 +392,16 @@ class Bot:
         self._looked = self._clock.monotonic()
         is_done = decision.blocked is None or decision.blocked.until is None
         self._journal.decide(row, summary if is_done else None)
-        if decision.blocked is None:
-            self._alerts.over("target")
-        else:
-            self._alerts.hold("target", decision.reason, min(3 * self._plan.interval_s, 3600))
-        rules = self._market.rules
+        after_s = min(BLOCKED_CANDLES * self._plan.interval_s, BLOCKED_MAX_S)
+        self._alerts.hold("target", decision.reason if decision.blocked else "", after_s)
+        rules, words = self._market.rules, ""
         if is_stuck(held, self._plan.size, rules):
             self._market.invalidate_rules()
-            words = f"{plain(held)} {self._plan.pair} is held, below the smallest order"
-            self._alerts.hold("minimum", f"{words} {plain(rules.ordermin)} of the exchange now")
-        else:
-            self._alerts.over("minimum")
+            words = (
+                f"{plain(held)} {self._plan.pair} is held, and now below the smallest order of "
+                f"the exchange, {plain(rules.ordermin)}"
+            )
+        self._alerts.hold("minimum", words)
         values = {
             "candle": str(candle.time),
             "price": plain(candle.close),

@@ -4,6 +4,7 @@ They run in a copy of the program with a home of its own, on an exchange on loop
 """
 
 import fcntl
+import json
 import os
 import pty
 import random
@@ -23,6 +24,7 @@ from pathlib import Path
 
 from krakenbot.simulated import api as server
 from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
+from tests.rules import test_floors
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 COLUMNS = 80
@@ -33,51 +35,55 @@ DEMO = "python3 -m krakenbot demo"
 # Commands that end by themselves, with exit code 0.
 ENDING = {
     "python3 -m krakenbot config --example > config.toml",
+    "python3 -m krakenbot config",
+    "python3 -m krakenbot help",
+    "python3 -m krakenbot help strategies",
     "python3 -m krakenbot status",
     "python3 -m krakenbot history orders --since 24h",
-    "python3 -m krakenbot history equity --format csv",
     "python3 -m krakenbot report --output report.html",
     "python3 -m krakenbot backtest XBTUSD_60.csv --report backtest.html",
     "python3 -m krakenbot backtest XBTUSD_60.csv --sweep length=10:60:10 interval=60,240",
     "python3 -m krakenbot doctor",
     "install -m 600 /dev/null ~/kraken_api_key",
     "install -m 600 /dev/null ~/kraken_api_secret",
-    "export KRAKEN_API_KEY_FILE=~/kraken_api_key KRAKEN_API_SECRET_FILE=~/kraken_api_secret",
     "python3 -m krakenbot flatten --live",
     "python3 -m krakenbot resume",
     "python3 -m krakenbot build --output krakenbot.pyz",
-    "python3 -I -S krakenbot.pyz --config /etc/krakenbot/config.toml unit "
-    "| sudo tee /etc/systemd/system/krakenbot.service",
+    "sudo python3 krakenbot.pyz install --systemd",
 }
-# Commands that run until a signal, and what they write once they are at work.
+# Commands that run until Ctrl-C, and what they write once they are at work.
 LASTING = {
     "python3 -m krakenbot": "(long|short)[:,]",
     "python3 -m krakenbot run --live": "(long|short)[:,]",
-    "python3 -m krakenbot sandbox --port 8080 --speed 60": "sandbox listening on http://127.0.0.1:",
+    "python3 -m krakenbot status --watch": "STOPPED",
 }
 # What is written differently here, and why.
 CHANGED = {
-    "| sudo tee /etc/systemd/system/krakenbot.service": "",  # This machine is left as it is.
-    "--port 8080": "--port 0",  # The port may be taken.
-    "/etc/krakenbot/config.toml unit": "config.toml unit",
+    # This machine is left as it is; tests/systemd.py does it all in a machine of its own.
+    "sudo python3 krakenbot.pyz install": "python3 krakenbot.pyz install --dry-run",
 }
 # Commands that are not run here, and why.
 LEFT_OUT = {
     "python3 -m unittest": "these are the tests",
     "bash .ci/run": "it runs these tests and much more",
     "python3 -m tests.torture --seed 1 --days 100": "it has a step of its own in .ci/run",
-    "python3 -m tests.benchmarks.tick": "it measures; nothing depends on it",
-    "sudo install -D -m 644 krakenbot.pyz /opt/krakenbot/krakenbot.pyz": "needs root",
-    "sudo install -D -m 644 config.toml /etc/krakenbot/config.toml": "needs root",
-    "sudo install -m 600 ~/kraken_api_key ~/kraken_api_secret /etc/krakenbot/": "needs root",
-    "cd /opt/krakenbot": "the line before made it",
-    "sudo systemctl daemon-reload": "needs systemd",
-    "sudo systemctl enable --now krakenbot": "needs systemd",
-    "journalctl -u krakenbot -f": "needs systemd",
+    "sudo krakenbot --config /etc/krakenbot/config.toml doctor": "tests/systemd.py runs it",
+    "sudo systemctl enable --now krakenbot": "tests/systemd.py runs it",
+    "sudo krakenbot --config /etc/krakenbot/config.toml status": "tests/systemd.py runs it",
 }
+# Configuration that the README's prose asks for before live mode.
+LIVE = {
+    '\nmode = "paper"': '\nmode = "live"',
+    "\ninterval = 1\n": "\ninterval = 240\n",
+    "# api_key_file": "api_key_file",
+    "# api_secret_file": "api_secret_file",
+}
+WORDS_MAX = 1500
 
 
-class TestReadme(unittest.TestCase):
+class Reader(unittest.TestCase):
+    """A home, a copy of the program, and a sandbox in place of Kraken."""
+
     def setUp(self) -> None:
         folder = tempfile.TemporaryDirectory(prefix="krakenbot-readme-")
         self.addCleanup(folder.cleanup)
@@ -103,6 +109,38 @@ class TestReadme(unittest.TestCase):
         }
         self.exports: list[str] = []
 
+    def arguments(self, command: str) -> list[str]:
+        for written, instead in CHANGED.items():
+            command = command.replace(written, instead)
+        if command.startswith("python3 "):
+            command = f"exec {command}"  # So that a signal finds the program.
+        return ["bash", "-ec", "\n".join([*self.exports, command])]
+
+    def run_to_its_end(self, command: str, code: int = 0) -> str:
+        done = subprocess.run(
+            self.arguments(command),
+            env=self.environ,
+            cwd=self.clone,
+            capture_output=True,
+            text=True,
+            timeout=LIMIT_S,
+            stdin=subprocess.DEVNULL,
+        )
+        self.assertEqual(done.returncode, code, done.stdout + done.stderr)
+        self.assertNotIn("Traceback", done.stderr)
+        return done.stdout
+
+    def run_until_signal(self, command: str, words: str) -> None:
+        running = _Terminal(self.arguments(command), self.environ, self.clone)
+        try:
+            running.wait_for(words)
+            running.process.send_signal(signal.SIGINT)
+            self.assertEqual(running.process.wait(LIMIT_S), 0, running.text)
+        finally:
+            running.close()
+
+
+class TestReadme(Reader):
     def test_every_command_is_known_to_this_test(self) -> None:
         known = {DEMO, *ENDING, *LASTING, *LEFT_OUT}
         self.assertEqual(known, set(_commands()))
@@ -115,9 +153,7 @@ class TestReadme(unittest.TestCase):
                 continue
             with self.subTest(command):
                 self.prepare(command)
-                if command.startswith("export "):
-                    self.exports.append(command)
-                elif command in LASTING:
+                if command in LASTING:
                     self.run_until_signal(command, LASTING[command])
                 else:
                     self.run_to_its_end(command)
@@ -127,44 +163,13 @@ class TestReadme(unittest.TestCase):
 
     def prepare(self, command: str) -> None:
         """Do what the README's prose tells the reader to do before a command."""
-        if command.startswith("export "):
+        if command.endswith("doctor"):
             (self.home / "kraken_api_key").write_text(SANDBOX_KEY)
             (self.home / "kraken_api_secret").write_text(SANDBOX_SECRET)
-        elif command.endswith("run --live"):
-            # With one-minute candles the costs would be above the limit.
             text = (self.clone / "config.toml").read_text()
-            text = text.replace('\nmode = "paper"', '\nmode = "live"')
-            text = text.replace("\ninterval = 1\n", "\ninterval = 240\n")
+            for written, instead in LIVE.items():
+                text = text.replace(written, instead)
             (self.clone / "config.toml").write_text(text)
-
-    def arguments(self, command: str) -> list[str]:
-        for written, instead in CHANGED.items():
-            command = command.replace(written, instead)
-        if command.startswith("python3 "):
-            command = f"exec {command}"  # So that a signal finds the program.
-        return ["bash", "-ec", "\n".join([*self.exports, command])]
-
-    def run_to_its_end(self, command: str) -> None:
-        done = subprocess.run(
-            self.arguments(command),
-            env=self.environ,
-            cwd=self.clone,
-            capture_output=True,
-            text=True,
-            timeout=LIMIT_S,
-            stdin=subprocess.DEVNULL,
-        )
-        self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
-        self.assertNotIn("Traceback", done.stderr)
-
-    def run_until_signal(self, command: str, words: str) -> None:
-        running = _Terminal(self.arguments(command), self.environ, self.clone)
-        try:
-            running.wait_for(words)
-            running.process.send_signal(signal.SIGTERM)
-            self.assertEqual(running.process.wait(LIMIT_S), 0, running.text)
-        finally:
-            running.close()
 
     def check_demo(self, demo: "_Terminal") -> None:
         for _ in range(3):
@@ -230,17 +235,121 @@ class _Terminal:
             return  # The program, and with it the other side of the terminal, is gone.
 
 
+class TestRehearsal(Reader):
+    """The recipe of the manual's page about the sandbox, in its three terminals."""
+
+    def test_it_leads_from_nothing_to_a_safety_stop(self) -> None:
+        page = (ROOT / "krakenbot/manual/sandbox.md").read_text(encoding="utf-8")
+        recipe = page.partition("## Rehearse")[2].partition("\n## ")[0]
+        sandbox, *rest = _found(recipe)
+        self.environ = {k: v for k, v in self.environ.items() if not k.startswith("KRAKENBOT_")}
+        exchange = _Terminal(self.arguments(sandbox.replace("8080", "0")), self.environ, self.clone)
+        self.addCleanup(exchange.close)
+        exchange.wait_for(r"listening on http://127.0.0.1:\d+\s")
+        port = re.findall(r"listening on http://127.0.0.1:(\d+)", exchange.text)[0]
+        toml = recipe.partition("```toml\n")[2].partition("```")[0].replace("8080", port)
+        (self.clone / "rehearsal.toml").write_text(toml)
+        self.exports = [command for command in rest if command.startswith("export ")]
+        doctor, run, status, liquidate = (c for c in rest if not c.startswith("export "))
+        self.run_to_its_end(doctor)
+        bot = _Terminal(self.arguments(run), self.environ, self.clone)
+        self.addCleanup(bot.close)
+        bot.wait_for("(long|short): on target")
+        self.assertRegex(self.run_to_its_end(status), r"^RUNNING .*\n(.*\n)*position +-?0.01 XBT")
+        self.run_to_its_end(liquidate.replace("8080", port))
+        self.assertEqual(76, bot.process.wait(LIMIT_S), bot.text)
+        self.assertRegex(" ".join(bot.text.split()), "exchange holds 0 .*journal explains -?0.01")
+
+
+class TestClaims(unittest.TestCase):
+    """What the README and the manual count is counted again."""
+
+    def test_the_readme_has_at_most_its_words(self) -> None:
+        self.assertLessEqual(len(_readme().split()), WORDS_MAX)
+
+    def test_it_names_and_counts_the_files_that_can_spend_money(self) -> None:
+        path = trading_path()
+        lines = sum(len(file.read_text(encoding="utf-8").splitlines()) for file in path)
+        found = re.search(r"(\d+) files of ([\d,]+) lines", _readme())
+        assert found is not None
+        self.assertEqual(len(path), int(found[1]))
+        self.assertAlmostEqual(lines, int(found[2].replace(",", "")), delta=lines / 100)
+        layout = _readme().partition("## How the code is laid out")[2]
+        for file in path:
+            self.assertIn(f"`{file.relative_to(ROOT / 'krakenbot')}`", layout)
+
+    def test_links_lead_to_files_that_are_there(self) -> None:
+        for link in re.findall(r"\]\((krakenbot/[^)]+)\)", _readme()):
+            self.assertTrue((ROOT / link).exists(), link)
+
+    @unittest.skipIf("TEST_DATA_KRAKEN" not in os.environ, "no recorded candles here")
+    def test_turns_a_day_are_those_of_recorded_candles(self) -> None:
+        page = (ROOT / "krakenbot/manual/costs.md").read_text(encoding="utf-8")
+        rows = re.findall(r"(?m)^\| (\d+) min \| ([\d.]+) \| ([\d.]+) \|", page)
+        self.assertEqual(len(COUNTED), len(rows))
+        for minutes, turns, percent in rows:
+            with self.subTest(minutes):
+                counted = _turns_per_day(int(minutes), COUNTED[minutes])
+                self.assertAlmostEqual(float(turns), counted, delta=counted * 0.05)
+                self.assertAlmostEqual(float(percent), counted * 1.62, delta=counted * 0.15)
+        self.assertIn(f"about {rows[0][1]} times a day", _readme().replace("\n> ", " "))
+        self.assertIn(f"**{rows[0][2]} % of the position", _readme())
+
+
+COUNTED = {
+    "1": "2023-03/XBTUSD_1.csv.gz",
+    "5": "2023Q1/XBTUSD_5.csv.gz",
+    "15": "2023Q1/XBTUSD_5.csv.gz",
+    "60": "2023Q1/XBTUSD_60.csv",
+    "240": "2024-2025/XBTUSD_240.csv",
+    "1440": "2024-2025/XBTUSD_240.csv",
+}
+
+
+def _turns_per_day(minutes: int, file: str) -> float:
+    """Return what `backtest` counts with the default rule and an account that cannot be ruined."""
+    path = Path(os.environ["TEST_DATA_KRAKEN"]) / "candles/ohlcvt" / file
+    words = f"--config /dev/null backtest {path} --interval {minutes} --balance 1000000000 --json"
+    done = subprocess.run(
+        [sys.executable, "-m", "krakenbot", *words.split()],
+        cwd=ROOT,
+        env={"HOME": "/x", "PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return float(json.loads(done.stdout)["turns_per_day"])
+
+
+def trading_path() -> list[Path]:
+    """Return the files of the door, the loop, and all that they import."""
+    modules = test_floors.modules()
+    found: set[str] = set()
+    waiting = ["assemble", "bot"]
+    while waiting:
+        name = waiting.pop()
+        if name in modules and name not in found:
+            found.add(name)
+            waiting += test_floors.own(test_floors.imports(modules[name], lazy=False))
+    return sorted(ROOT / "krakenbot" / f"{name.replace('.', '/')}.py" for name in found)
+
+
+def _readme() -> str:
+    return (ROOT / "README.md").read_text(encoding="utf-8")
+
+
 def _commands() -> list[str]:
     """Return the README's commands in its order: indented lines, and those within sentences."""
-    return list(dict.fromkeys(_found((ROOT / "README.md").read_text(encoding="utf-8"))))
+    return list(dict.fromkeys(_found(_readme())))
 
 
 def _found(text: str) -> Iterator[str]:
+    text = re.sub(r"(?ms)^ *```.*?```$", "", text)  # What is printed, and what stands in files.
     for line in text.splitlines():
         if line.startswith("    "):
             yield re.split(r"\s+#\s", line)[0].strip()
         else:
-            yield from re.findall(r"`(python3 [^`]+)`", line)
+            yield from re.findall(r"`((?:python3|bash) [^`]+)`", line)
 
 
 def _write_candles(path: Path) -> None:

@@ -227,18 +227,12 @@ class SandboxApi:
 
     def _key_info(self, _: Params) -> Any:
         unset = dict.fromkeys(("nonce_window", "valid_until", "query_from", "query_to"), "0")
-        return {
-            "api_key_name": "sandbox",
-            "api_key": self._key,
-            "nonce": str(self._nonce),
-            "permissions": _PERMISSIONS,
-            "iban": "AA00 N000 0000 0000",
-            "created_time": str(int(self._began)),
-            "modified_time": str(int(self._began)),
-            "ip_allowlist": [""],
-            "last_used": str(int(self.now())),
-            **unset,
-        }
+        began = dict.fromkeys(("created_time", "modified_time"), str(int(self._began)))
+        return (
+            {"api_key_name": "sandbox", "api_key": self._key, "nonce": str(self._nonce)}
+            | {"permissions": _PERMISSIONS, "iban": "AA00 N000 0000 0000", "ip_allowlist": [""]}
+            | {"last_used": str(int(self.now())), **began, **unset}
+        )
 
     # What only a sandbox has
 
@@ -262,22 +256,17 @@ class SandboxApi:
         money = sorted(
             {rules.quote for rules in self.markets.rules.values()} & account.balances.keys()
         )
-        return {
-            "time": self.now(),
-            "status": self.markets.status,
-            "orders": [{"txid": txid, **row} for txid, row in self.orders.items()],
-            "executions": [{"id": name, **row} for name, row in self.trades.items()],
-            "position": {name: plain(book.volume) for name, book in books.items()},
-            "liquidation": {name: account.liquidation_price(b) for name, b in books.items()},
-            "equity": {asset: account.equity(asset) for asset in money},
-            "unrealized": {asset: account.unrealized(asset) for asset in money},
-            "balances": account.balances,
-            "realized": account.realized,
-            "fees": account.fees,
-            "rollover": account.rollovers,
-            "requests": self.requests,
-            "ignored": self.ignored,
-        }
+        return (
+            {"time": self.now(), "status": self.markets.status, "balances": account.balances}
+            | {"orders": [{"txid": txid, **row} for txid, row in self.orders.items()]}
+            | {"executions": [{"id": name, **row} for name, row in self.trades.items()]}
+            | {"position": {name: plain(book.volume) for name, book in books.items()}}
+            | {"liquidation": {name: account.liquidation_price(b) for name, b in books.items()}}
+            | {"equity": {asset: account.equity(asset) for asset in money}}
+            | {"unrealized": {asset: account.unrealized(asset) for asset in money}}
+            | {"realized": account.realized, "fees": account.fees, "rollover": account.rollovers}
+            | {"requests": self.requests, "ignored": self.ignored}
+        )
 
     def _set_position(self, wish: Row) -> None:
         """Trade by hand: {pair, close | liquidate} or {pair, side, volume, leverage}."""

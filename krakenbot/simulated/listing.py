@@ -21,33 +21,18 @@ def _pair(
     leverages: list[int],
     limits: tuple[int, ...] = (),
 ) -> dict[str, Any]:
+    codes = {"base": _CODES.get(base, base), "quote": _CODES.get(quote, quote)}
     names = ("long_position_limit", "short_position_limit")
-    return {
-        "altname": base + quote,
-        "wsname": f"{base}/{quote}",
-        "aclass_base": "currency",
-        "base": _CODES.get(base, base),
-        "aclass_quote": "currency",
-        "quote": _CODES.get(quote, quote),
-        "lot": "unit",
-        "cost_decimals": 5,
-        "pair_decimals": decimals,
-        "lot_decimals": 8,
-        "lot_multiplier": 1,
-        "leverage_buy": leverages,
-        "leverage_sell": leverages,
-        "fees": [],
-        "fees_maker": [],
-        "fee_volume_currency": "ZUSD",
-        "margin_call": 80,
-        "margin_stop": 40,
-        "ordermin": ordermin,
-        "costmin": "0.45" if quote == "EUR" else "0.5",
-        "tick_size": f"{Decimal(1).scaleb(-decimals):f}",
-        "status": "online",
-        "execution_venue": "international",
-        **dict(zip(names, limits, strict=False)),
-    }
+    return (
+        {"altname": base + quote, "wsname": f"{base}/{quote}", "status": "online", **codes}
+        | {"aclass_base": "currency", "aclass_quote": "currency", "lot": "unit"}
+        | {"pair_decimals": decimals, "lot_decimals": 8, "cost_decimals": 5, "lot_multiplier": 1}
+        | {"ordermin": ordermin, "costmin": "0.45" if quote == "EUR" else "0.5"}
+        | {"tick_size": f"{Decimal(1).scaleb(-decimals):f}", "margin_call": 80, "margin_stop": 40}
+        | {"leverage_buy": leverages, "leverage_sell": leverages, "fees": [], "fees_maker": []}
+        | {"fee_volume_currency": "ZUSD", "execution_venue": "international"}
+        | dict(zip(names, limits, strict=False))
+    )
 
 
 # As listed in autumn 2026; of XBTEUR, ETHUSD and USDTUSD the limits, of BONKUSD all is a guess.
@@ -61,44 +46,26 @@ PAIRS: dict[str, dict[str, Any]] = {
 }
 
 # The price at which a random market begins, in units of the last digit.
-FIRST_TICKS = {
-    "XXBTZUSD": 816840,
-    "XXBTZEUR": 705120,
-    "XETHZUSD": 312045,
-    "SOLUSD": 18233,
-    "USDTZUSD": 99990,
-    "BONKUSD": 1450,
-}
+FIRST_TICKS = dict(zip(PAIRS, (816840, 705120, 312045, 18233, 99990, 1450), strict=True))
 
 
-def _asset(
-    altname: str, decimals: int, shown: int, rate: float | None, collateral: float | None = None
-) -> dict[str, Any]:
-    optional = {"collateral_value": collateral, "margin_rate": rate}
-    return {
-        "aclass": "currency",
-        "altname": altname,
-        "decimals": decimals,
-        "display_decimals": shown,
-        **{name: value for name, value in optional.items() if value is not None},
-        "status": "enabled",
-    }
+def _asset(altname: str, decimals: int, shown: int, **optional: float) -> dict[str, Any]:
+    digits = {"decimals": decimals, "display_decimals": shown}
+    return {"aclass": "currency", "altname": altname, **digits, **optional, "status": "enabled"}
 
 
 # `margin_rate` is in percent, for opening and for each 4 h, of what is lent; BONK is not.
 ASSETS: dict[str, dict[str, Any]] = {
-    "ZUSD": _asset("USD", 4, 2, 0.025, 1),
-    "ZEUR": _asset("EUR", 4, 2, 0.02, 1),
-    "USDT": _asset("USDT", 8, 4, 0.02, 0.9),
-    "XXBT": _asset("XBT", 10, 5, 0.01),
-    "XETH": _asset("ETH", 10, 5, 0.02),
-    "SOL": _asset("SOL", 10, 5, 0.02),
-    "BONK": _asset("BONK", 4, 2, None),
+    "ZUSD": _asset("USD", 4, 2, collateral_value=1, margin_rate=0.025),
+    "ZEUR": _asset("EUR", 4, 2, collateral_value=1, margin_rate=0.02),
+    "USDT": _asset("USDT", 8, 4, collateral_value=0.9, margin_rate=0.02),
+    "XXBT": _asset("XBT", 10, 5, margin_rate=0.01),
+    "XETH": _asset("ETH", 10, 5, margin_rate=0.02),
+    "SOL": _asset("SOL", 10, 5, margin_rate=0.02),
+    "BONK": _asset("BONK", 4, 2),
 }
 MARGIN_RATES = {
-    code: Decimal(str(row["margin_rate"])) / 100
-    for code, row in ASSETS.items()
-    if "margin_rate" in row
+    code: Decimal(f"{row.get('margin_rate', 0.02)}") / 100 for code, row in ASSETS.items()
 }
 
 

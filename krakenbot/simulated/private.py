@@ -161,18 +161,13 @@ class Holder:
             ),
             ZERO,
         )
-        amounts = {
-            "eb": worth + margin.trade_balance,
-            "tb": margin.trade_balance,
-            "m": margin.used_margin,
-            "uv": ZERO,
-            "n": margin.unrealized_pnl,
-            "c": sum((book.cost_left for book in books), ZERO),
-            "v": sum((book.held * book.price for book in books), ZERO),
-            "e": margin.equity,
-            "mf": margin.free_margin,
-            "mfo": margin.free_margin,
-        }
+        value = sum((book.held * book.price for book in books), ZERO)
+        cost = sum((book.cost_left for book in books), ZERO)
+        amounts = (
+            {"eb": worth + margin.trade_balance, "tb": margin.trade_balance, "uv": ZERO}
+            | {"m": margin.used_margin, "n": margin.unrealized_pnl, "c": cost, "v": value}
+            | {"e": margin.equity, "mf": margin.free_margin, "mfo": margin.free_margin}
+        )
         shown = {name: f"{amount:.4f}" for name, amount in amounts.items()}
         level = margin.margin_level
         return shown if level is None else {**shown, "ml": f"{level:.2f}"}
@@ -251,12 +246,9 @@ class Holder:
             return result
         pairs = [self.markets.pair(name.strip()).pair for name in p["pair"].split(",")]
         for name, share in (("fees", 100), ("fees_maker", 50)):
-            percent = f"{self.account.fee_rate * share:.4f}"
-            row = dict.fromkeys(("fee", "minfee", "maxfee"), percent) | {
-                "nextfee": None,
-                "nextvolume": None,
-                "tiervolume": "0.0000",
-            }
+            percent: Any = f"{self.account.fee_rate * share:.4f}"
+            row = dict.fromkeys(("fee", "minfee", "maxfee"), percent)
+            row |= {"nextfee": None, "nextvolume": None, "tiervolume": "0.0000"}
             result[name] = dict.fromkeys(pairs, row)
         return result
 

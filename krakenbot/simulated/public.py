@@ -113,10 +113,8 @@ class FeedMarkets:
         begins = now // 86400 * 86400, now - 86400 + series.interval_s
         bars = [words.bar_row(series.bar(begin, 86400, now), rules) for begin in begins]
         _, opens, highs, lows, _, averages, volumes, counts = map(list, zip(*bars, strict=True))
-        return {
-            "a": [words.price(quote.ask, rules), "1", "1.000"],
-            "b": [words.price(quote.bid, rules), "1", "1.000"],
-            "c": [words.price(quote.mid, rules), "0.01000000"],
+        ask, bid, last = (words.price(x, rules) for x in (quote.ask, quote.bid, quote.mid))
+        return {"a": [ask, "1", "1.000"], "b": [bid, "1", "1.000"], "c": [last, "0.01000000"]} | {
             "v": volumes,
             "p": averages,
             "t": counts,
@@ -131,12 +129,11 @@ class FeedMarkets:
             raise bad("count")
         quote, step, now = self.quote(rules), tick(rules), int(self.now())
         levels = [step * n for n in range(min(count, int(quote.bid / step) - 1))]
-        return {
-            rules.pair: {
-                "asks": [[words.price(quote.ask + away, rules), "1.000", now] for away in levels],
-                "bids": [[words.price(quote.bid - away, rules), "1.000", now] for away in levels],
-            }
-        }
+        asks, bids = (
+            [[words.price(first + away * sign, rules), "1.000", now] for away in levels]
+            for first, sign in ((quote.ask, 1), (quote.bid, -1))
+        )
+        return {rules.pair: {"asks": asks, "bids": bids}}
 
 
 def tick(rules: PairRules) -> Decimal:

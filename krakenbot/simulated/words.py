@@ -102,94 +102,60 @@ def order_request(rules: PairRules, p: Params) -> OrderRequest:
 def order_row(request: OrderRequest, trades: Sequence[Trade], now: float, misc: str) -> Row:
     rules, p = request.rules, request.params
     coins, money = _forms(rules)
-    volume = f"{request.volume:{coins}}"
-    executed = f"{sum((trade.volume for trade in trades), ZERO):{coins}}"
-    row = {
-        "refid": None,
-        "userref": int(p.get("userref", 0)),
-        "status": "closed",
-        "reason": None,
-        "opentm": round(now, 6),
-        "closetm": round(now + 0.002, 6),
-        "starttm": 0,
-        "expiretm": 0,
-        "descr": {
-            "pair": rules.altname,
-            "aclass": "forex",
-            "type": request.side.value,
-            "ordertype": "market",
-            "price": "0",
-            "price2": "0",
-            "leverage": f"{request.leverage}:1" if request.leverage else "none",
-            "order": request.text(volume),
-            "close": "",
-        },
-        "vol": volume,
-        "vol_exec": executed,
-        "cost": f"{sum((trade.cost for trade in trades), ZERO):{money}}",
-        "fee": f"{sum((trade.fee for trade in trades), ZERO):{money}}",
-        "price": price(trades[0].price if trades else ZERO, rules),
-        "stopprice": f"{ZERO:{money}}",
-        "limitprice": f"{ZERO:{money}}",
-        "misc": misc,
-        "oflags": p.get("oflags", "fciq"),
-        "trades": [identifier("T", trade.serial) for trade in trades],
-    }
+    volume, executed, cost, fee = (
+        f"{request.volume:{coins}}",
+        f"{sum((trade.volume for trade in trades), ZERO):{coins}}",
+        f"{sum((trade.cost for trade in trades), ZERO):{money}}",
+        f"{sum((trade.fee for trade in trades), ZERO):{money}}",
+    )
+    leverage = f"{request.leverage}:1" if request.leverage else "none"
+    descr = (
+        {"pair": rules.altname, "aclass": "forex", "type": request.side.value, "close": ""}
+        | {"ordertype": "market", "price": "0", "price2": "0", "leverage": leverage}
+        | {"order": request.text(volume)}
+    )
+    row = (
+        {"status": "closed", "reason": None, "refid": None, "userref": int(p.get("userref", 0))}
+        | {"opentm": round(now, 6), "closetm": round(now + 0.002, 6), "starttm": 0, "expiretm": 0}
+        | {"descr": descr, "vol": volume, "vol_exec": executed, "cost": cost, "fee": fee}
+        | {"price": price(trades[0].price if trades else ZERO, rules)}
+        | dict.fromkeys(("stopprice", "limitprice"), f"{ZERO:{money}}")
+        | {"misc": misc, "oflags": p.get("oflags", "fciq")}
+        | {"trades": [identifier("T", trade.serial) for trade in trades]}
+    )
     if executed != volume:
         reason = "Position is closed" if request.reduce_only else "Market price protection"
         row |= {"status": "canceled", "reason": reason}
-    said_only = {
-        "cl_ord_id": p.get("cl_ord_id"),
-        "margin": request.leverage > 0,
-        "reduce_only": request.reduce_only,
-    }
-    return row | {name: value for name, value in said_only.items() if value}
+    only_if_set = {"cl_ord_id": p.get("cl_ord_id"), "margin": request.leverage > 0}
+    only_if_set["reduce_only"] = request.reduce_only
+    return row | {name: value for name, value in only_if_set.items() if value}
 
 
 def trade_row(request: OrderRequest, trade: Trade, txid: str, now: float, misc: str) -> Row:
     rules = request.rules
     coins, money = _forms(rules)
-    return {
-        "ordertxid": txid,
-        "postxid": "TKH2SE-M7IF5-CFI7LT",
-        "pair": rules.pair,
-        "aclass": "forex",
-        "time": round(now, 6),
-        "type": request.side.value,
-        "ordertype": "market",
-        "price": price(trade.price, rules),
-        "cost": f"{trade.cost:{money}}",
-        "fee": f"{trade.fee:{money}}",
-        "vol": f"{trade.volume:{coins}}",
-        "margin": f"{trade.margin:{money}}",
-        "leverage": str(request.leverage),
-        "misc": f"closing,{misc}".strip(",") if trade.closing else misc,
-        "trade_id": trade.serial % 10**9,
-        "maker": False,
-    }
+    misc = f"closing,{misc}".strip(",") if trade.closing else misc
+    return (
+        {"ordertxid": txid, "postxid": "TKH2SE-M7IF5-CFI7LT", "trade_id": trade.serial % 10**9}
+        | {"pair": rules.pair, "aclass": "forex", "time": round(now, 6), "ordertype": "market"}
+        | {"type": request.side.value, "price": price(trade.price, rules), "maker": False}
+        | {"cost": f"{trade.cost:{money}}", "fee": f"{trade.fee:{money}}", "misc": misc}
+        | {"vol": f"{trade.volume:{coins}}", "margin": f"{trade.margin:{money}}"}
+        | {"leverage": str(request.leverage)}
+    )
 
 
 def position_row(book: Book, lot: Lot, docalcs: bool) -> Row:
     rules, value = book.rules, lot.open_volume * book.price
     coins, money = _forms(rules)
-    row = {
-        "ordertxid": identifier("O", lot.order),
-        "posstatus": "open",
-        "pair": rules.pair,
-        "class": "forex",
-        "time": round(lot.time, 6),
-        "type": "buy" if lot.sign > 0 else "sell",
-        "ordertype": "market",
-        "cost": f"{lot.cost:{money}}",
-        "fee": f"{lot.fee:{money}}",
-        "vol": f"{lot.volume:{coins}}",
-        "vol_closed": f"{lot.closed:{coins}}",
-        "margin": f"{lot.cost / lot.leverage:{money}}",
-        "rollovertm": str(int(lot.due)),
-        "terms": f"{lot.rate * 100:.4f}% per 4 hours",
-        "misc": "",
-        "oflags": "",
-    }
+    row = (
+        {"ordertxid": identifier("O", lot.order), "posstatus": "open", "pair": rules.pair}
+        | {"class": "forex", "time": round(lot.time, 6), "type": "buy" if lot.sign > 0 else "sell"}
+        | {"ordertype": "market", "cost": f"{lot.cost:{money}}", "fee": f"{lot.fee:{money}}"}
+        | {"vol": f"{lot.volume:{coins}}", "vol_closed": f"{lot.closed:{coins}}"}
+        | {"margin": f"{lot.cost / lot.leverage:{money}}", "rollovertm": str(int(lot.due))}
+        | {"terms": f"{lot.rate * 100:.4f}% per 4 hours", "misc": "", "oflags": ""}
+    )
     net = f"{(value - lot.cost_left) * lot.sign:+.4f}"
     return row | ({"value": f"{value:.{rules.pair_decimals}f}", "net": net} if docalcs else {})
 
@@ -218,18 +184,13 @@ def bar_row(bar: Bar, rules: PairRules) -> list[Any]:
 
 
 def ledger_row(entry: Entry) -> Row:
-    digits = max(decimals(entry.asset), 5)
-    return {
-        "aclass": "currency",
-        "amount": f"{entry.amount:.{digits}f}",
-        "asset": entry.asset,
-        "balance": f"{entry.balance:.{digits}f}",
-        "fee": f"{entry.fee:.{digits}f}",
-        "refid": identifier("T", entry.refid),
-        "time": round(entry.time, 6),
-        "type": entry.type,
-        "subtype": "tradespot" if entry.type == "trade" else "",
-    }
+    form = f".{max(decimals(entry.asset), 5)}f"
+    return (
+        {"aclass": "currency", "asset": entry.asset, "amount": f"{entry.amount:{form}}"}
+        | {"balance": f"{entry.balance:{form}}", "fee": f"{entry.fee:{form}}", "type": entry.type}
+        | {"refid": identifier("T", entry.refid), "time": round(entry.time, 6)}
+        | {"subtype": "tradespot" if entry.type == "trade" else ""}
+    )
 
 
 def identified(orders: Mapping[str, Row], p: Params) -> dict[str, Row]:

@@ -38,8 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     words = "".join(f"  {word:16} {meaning}\n" for word, meaning in FAULTS.items())
     url = f"http://127.0.0.1:{PORT}/sandbox"
     controls = "".join(
-        f"  curl {url}/{name}" + (f" -d '{wish}'" if wish else "") + f"\n      {meaning}\n"
-        for name, wish, meaning in CONTROLS
+        f"  curl {url}/{name}" + (f" -d '{params}'" if params else "") + f"\n      {meaning}\n"
+        for name, params, meaning in CONTROLS
     )
     parser.epilog = (
         f"control, from this machine only:\n{controls}\n"

@@ -92,9 +92,9 @@ class Sandbox:
         self._front.shutdown()
         self._front.server_close()
 
-    def _set_faults(self, wish: Row) -> None:
+    def _set_faults(self, params: Row) -> None:
         """{spec}: what goes wrong from now on, in the words of --faults."""
-        self._faults.set(str(wish["spec"]))
+        self._faults.set(str(params["spec"]))
         self._front.respond = self._faults.respond
 
 
@@ -155,8 +155,8 @@ class SandboxApi:
                 if path.startswith("/sandbox/"):
                     answer = self._control(method, path.removeprefix("/sandbox/"), body)
                 else:
-                    said = body if method == "POST" else query.encode()
-                    answer = {"error": [], "result": self._dispatch(method, path, headers, said)}
+                    sent = body if method == "POST" else query.encode()
+                    answer = {"error": [], "result": self._dispatch(method, path, headers, sent)}
             except RefusedError as error:
                 answer = {"error": [str(error)]}
             except ArithmeticError:  # Amounts that no market knows.
@@ -201,11 +201,11 @@ class SandboxApi:
             self._locked_until = now + LOCKOUT_S
             raise RefusedError("EGeneral:Temporary lockout")
         is_number = nonce.isascii() and nonce.isdecimal() and len(nonce) <= 20
-        signature, told = sign(self._secret, path, nonce, body), headers.get("api-sign", "")
+        signature, given = sign(self._secret, path, nonce, body), headers.get("api-sign", "")
         checks = {
             "EAPI:Invalid key": headers.get("api-key") == self._key,
             "EAPI:Invalid signature": not is_number
-            or compare_digest(signature.encode(), told.encode("utf-8", "replace")),
+            or compare_digest(signature.encode(), given.encode("utf-8", "replace")),
             "EAPI:Invalid nonce": is_number and self._nonce < int(nonce) < 2**64,
         }
         refusal = next((text for text, is_right in checks.items() if not is_right), None)
@@ -268,70 +268,70 @@ class SandboxApi:
             | {"requests": self.requests, "ignored": self.ignored}
         )
 
-    def _set_position(self, wish: Row) -> None:
+    def _set_position(self, params: Row) -> None:
         """Trade by hand: {pair, close | liquidate} or {pair, side, volume, leverage}."""
-        rules = self.markets.pair(wish["pair"])
+        rules = self.markets.pair(params["pair"])
         book, quote = self.account.book(rules), self.markets.quote(rules)
-        if "side" in wish:
-            side, volume = Side(wish["side"]), decimal(wish["volume"])
-            order = OrderRequest(rules, side, volume, int(wish.get("leverage", 2)), False, {})
+        if "side" in params:
+            side, volume = Side(params["side"]), decimal(params["volume"])
+            order = OrderRequest(rules, side, volume, int(params.get("leverage", 2)), False, {})
             refusal = self.holder.objection(order, quote)
             if refusal is not None:
                 raise RefusedError(refusal)
             self.holder.fill(order)
-        elif book.lots and wish.get("liquidate"):
+        elif book.lots and params.get("liquidate"):
             order, now = closing(book), self.now()
             trade = self.account.close(book, now, book.held, quote.mid)
             self.holder.record(order, (trade,), now, misc="liquidated")
-        elif book.lots and wish["close"]:
+        elif book.lots and params["close"]:
             self.holder.fill(closing(book))
 
-    def _set_clock(self, wish: Row) -> None:
+    def _set_clock(self, params: Row) -> None:
         """{freeze: bool}, {now: unix seconds} or {advance: seconds}; never backwards."""
         now = self.now()
-        target = float(wish.get("now", now + float(wish.get("advance", 0))))
+        target = float(params.get("now", now + float(params.get("advance", 0))))
         if not 0 <= target - now <= CLOCK_STEP_MAX_S:
             raise ValueError("the clock goes forwards only, 31 days at a time")
-        self._frozen = bool(wish.get("freeze", self._frozen))
+        self._frozen = bool(params.get("freeze", self._frozen))
         self._offset = target - (0 if self._frozen else self._now())
 
-    def _set_price(self, wish: Row) -> None:
+    def _set_price(self, params: Row) -> None:
         """{pair, price}: the market stands there until the price is set to null."""
-        rules = self.markets.pair(wish["pair"])
+        rules = self.markets.pair(params["pair"])
         self.prices.pop(rules.pair, None)
-        if wish["price"] is not None:
-            price = _amount(wish["price"]).quantize(tick(rules))
+        if params["price"] is not None:
+            price = _amount(params["price"]).quantize(tick(rules))
             if price <= tick(rules):
                 raise ValueError("the price is not above one tick")
             self.prices[rules.pair] = price
 
-    def _set_balance(self, wish: Row) -> None:
+    def _set_balance(self, params: Row) -> None:
         """{asset, amount}: a deposit or withdrawal makes the balance that amount."""
-        had = self.account.balances.get(wish["asset"], ZERO)
-        self.account.deposit(self.now(), wish["asset"], _amount(wish["amount"]) - had)
+        had = self.account.balances.get(params["asset"], ZERO)
+        self.account.deposit(self.now(), params["asset"], _amount(params["amount"]) - had)
 
-    def _set_status(self, wish: Row) -> None:
+    def _set_status(self, params: Row) -> None:
         """{status} of the exchange, {pair, status} of one market, {fill_share} of each order.
 
         {upcoming_maintenance: [...]} and {emergency: [...]} are told by SystemStatus as they are.
         """
         notices = {
-            name: wish[name] for name in ("upcoming_maintenance", "emergency") if name in wish
+            name: params[name] for name in ("upcoming_maintenance", "emergency") if name in params
         }
         if notices:
             self.markets.notices.update({name: list(rows) for name, rows in notices.items()})
-        elif "fill_share" in wish:
-            self.holder.fill_share = min(max(decimal(wish["fill_share"]), ZERO), Decimal(1))
-        elif "pair" in wish:
-            pair = self.markets.pair(wish["pair"]).pair
-            self.listing[pair]["status"] = str(wish["status"])
+        elif "fill_share" in params:
+            self.holder.fill_share = min(max(decimal(params["fill_share"]), ZERO), Decimal(1))
+        elif "pair" in params:
+            pair = self.markets.pair(params["pair"]).pair
+            self.listing[pair]["status"] = str(params["status"])
             self.markets.rules[pair] = parse_rules(pair, self.listing[pair])
         else:
-            self.markets.status = str(wish["status"])
+            self.markets.status = str(params["status"])
 
 
-def _amount(said: object) -> Decimal:
-    amount = decimal(said)
+def _amount(text: object) -> Decimal:
+    amount = decimal(text)
     if abs(amount) >= AMOUNT_MAX:
         raise ValueError(f"{amount} is not below {AMOUNT_MAX}")
     return amount

@@ -318,29 +318,15 @@ class Account:
     ) -> Trade:
         cost, fee, opening_fee = self._opening_costs(book, sign, volume, price)
         self.serial = serial = self.serial + 1
-        book.lots.append(
-            Lot(
-                serial,
-                order,
-                now,
-                sign,
-                volume,
-                ZERO,
-                cost,
-                cost,
-                leverage,
-                fee + opening_fee,
-                self.rate_of_loan(book.rules, sign),
-                now + ROLLOVER_S,
-            )
-        )
+        rate, paid, due = self.rate_of_loan(book.rules, sign), fee + opening_fee, now + ROLLOVER_S
+        lot = Lot(serial, order, now, sign, volume, ZERO, cost, cost, leverage, paid, rate, due)
+        book.lots.append(lot)
         book.held += volume
         book.cost_left += cost
-        if self.coin_fees:
-            self._book(now, "margin", serial, book.rules.quote, ZERO, fee)
-            self._charge_margin(book, now, "margin", serial, price, opening_fee)
-        else:
-            self._book(now, "margin", serial, book.rules.quote, ZERO, fee + opening_fee)
+        apart = opening_fee if self.coin_fees else ZERO
+        self._book(now, "margin", serial, book.rules.quote, ZERO, paid - apart)
+        if apart:
+            self._charge_margin(book, now, "margin", serial, price, apart)
         margin = (cost / leverage).quantize(book.cost_step)
         return Trade(serial, volume, price, cost, fee, opening_fee, margin)
 
@@ -378,12 +364,7 @@ class Account:
 
 
 def objection(
-    rules: PairRules,
-    side: Side,
-    volume: Decimal,
-    leverage: int,
-    price: Decimal,
-    reduce_only: bool,
+    rules: PairRules, side: Side, volume: Decimal, leverage: int, price: Decimal, reduce_only: bool
 ) -> str | None:
     """Return the words in which Kraken refuses this market order, or None."""
     if rules.status != "online" and not (rules.status == "reduce_only" and reduce_only):

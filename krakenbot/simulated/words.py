@@ -195,11 +195,11 @@ def ledger_row(entry: Entry) -> Row:
 
 def identified(orders: Mapping[str, Row], p: Params) -> dict[str, Row]:
     """Return the orders with the client's ids that are asked for."""
-    said, userref = _client_id(p.get("cl_ord_id", "")), p.get("userref", "")
+    wanted, userref = _client_id(p.get("cl_ord_id", "")), p.get("userref", "")
     return {
         txid: row
         for txid, row in orders.items()
-        if said in ("", _client_id(row.get("cl_ord_id", "")))
+        if wanted in ("", _client_id(row.get("cl_ord_id", "")))
         and userref in ("", str(row["userref"]))
     }
 
@@ -245,10 +245,10 @@ def parameters(headers: Mapping[str, str], body: bytes) -> Params:
     try:
         if "json" not in headers.get("content-type", ""):
             return dict(parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=100))
-        said = json.loads(body, parse_float=str, parse_int=str)
+        given = json.loads(body, parse_float=str, parse_int=str)
         return {
             name: value if isinstance(value, str) else json.dumps(value)
-            for name, value in said.items()
+            for name, value in given.items()
             if value is not None
         }
     except (ValueError, AttributeError, RecursionError):

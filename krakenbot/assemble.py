@@ -1,7 +1,8 @@
 """The front door: which parts a mode is made of. Chosen here once, nowhere further in."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from krakenbot.kraken.signing import fingerprint
 from krakenbot.kraken.spot import Methods, Spot
 from krakenbot.kraken.transport import UrllibTransport
 from krakenbot.lock import Lock, Nonces
+from krakenbot.model import KeyInfo
 from krakenbot.patience import patiently
 from krakenbot.risk import FEE_RATE_ASSUMED
 
@@ -37,7 +39,7 @@ class Parts(NamedTuple):
     exchange: Exchange
     journal: Journal
     bot: Bot
-    locks: tuple[Lock, ...]
+    locks: Sequence[Lock]
     path: Path  # The journal's.
     desk: Desk
     is_new: bool  # Whether the journal was made just now.
@@ -93,67 +95,69 @@ def assemble(
     too long. `progress` is told every few seconds of waiting. Without `makes_journal` a journal
     that is not there yet is made in memory alone.
     """
+    credentials = _credentials(config, live)
+    is_live = config.mode == "live"
+    clock = SystemClock(config.exchange.clock_speed)
+    clock.progress = progress
+    clock.stop_on_signals()
+    owner, locks, nonces = "paper", [], None
+    if credentials is not None:
+        owner = fingerprint(credentials.key)
+        locks = [Lock(config.state_directory / f"key-{owner}.lock", "this API key")]
+        nonces = Nonces(locks[0])
+    client = client_of(config, clock, credentials, nonces, live=is_live)
+    client.on_read = clock.read
+    spot = spot_of(config, client)
+
+    def find_journal() -> tuple[identity.Identity, KeyInfo | None, Path]:
+        whose, info = startup.learn(config, spot, owner if credentials else "")
+        return whose, info, identity.place_of(config, whose, partial(_pair_of, config, client))
+
+    whose, info, path = patiently(find_journal, clock, config.exchange.patience)
+    locks.append(Lock(path.with_suffix(".lock"), f"the {config.mode} journal of {config.pair}"))
+    is_new = not path.exists()
+    journal = open_journal(path if makes_journal or not is_new else None)
+    if makes_journal or not is_new:
+        identity.claim(config, journal, path, whose)
+    if nonces is not None and is_live:
+        journal.on_write = nonces.set_mark
+    exchange = spot if is_live else _paper(config, client, spot, clock, journal)
+    start = startup.Start(
+        config=config,
+        exchange=exchange,
+        journal=journal,
+        clock=clock,
+        lock=locks[-1],
+        identity=whose,
+        began=clock.monotonic(),
+        nonces=nonces if is_live else None,
+        info=info,
+        accept_costs=accept_costs,
+        adopts=adopts,
+    )
+    plan, checks = plan_of(config), startup.checks_of(start)
+    bot = Bot(plan, exchange, journal, clock, owner, on_event, checks)
+    desk = Desk(plan, exchange, journal, clock, owner, on_event)
+    return Parts(
+        config, clock, client, spot, exchange, journal, bot, locks, path, desk, is_new, checks
+    )
+
+
+def _credentials(config: Config, live: bool) -> Credentials | None:
+    """Return the key that the mode needs; ConfigError without it, or without `live` for money."""
     if config.mode == "live" and not live:
         raise ConfigError(
             'mode = "live" trades real money: add --live to the command line as well, '
             "or set mode to paper. Nothing was sent"
         )
-    is_live = config.mode == "live"
     credentials = None if config.mode == "paper" else load_credentials(config)
     if credentials is None and config.mode != "paper":
         raise ConfigError(
-            f'mode = "{config.mode}" needs an API key: set KRAKEN_API_KEY_FILE and '
-            "KRAKEN_API_SECRET_FILE, or KRAKEN_API_KEY and KRAKEN_API_SECRET"
+            f'mode = "{config.mode}" needs an API key: name its two files in [keys], or set '
+            "KRAKEN_API_KEY_FILE and KRAKEN_API_SECRET_FILE, or KRAKEN_API_KEY and "
+            "KRAKEN_API_SECRET"
         )
-    clock = SystemClock(config.exchange.clock_speed)
-    clock.progress = progress
-    clock.stop_on_signals()
-    owner, key_lock, nonces = "paper", None, None
-    if credentials is not None:
-        owner = fingerprint(credentials.key)
-        key_lock = Lock(config.state_directory / f"key-{owner}.lock", "this API key")
-        nonces = Nonces(key_lock)
-    client = client_of(config, clock, credentials, nonces, live=is_live)
-    client.on_read = clock.read
-    spot = spot_of(config, client)
-    whose, info = patiently(
-        lambda: startup.learn(config, spot, owner if credentials else ""),
-        clock,
-        config.exchange.patience,
-    )
-    path = patiently(
-        lambda: identity.place_of(config, whose, lambda name: _pair_of(config, client, name)),
-        clock,
-        config.exchange.patience,
-    )
-    lock = Lock(path.with_suffix(".lock"), f"the {config.mode} journal of {config.pair}")
-    is_new = not path.exists()
-    journal = open_journal(path if makes_journal or not is_new else None)
-    if makes_journal or not is_new:
-        identity.claim(config, journal, path, whose)
-    exchange = spot if is_live else _paper(config, client, spot, clock, journal)
-    if nonces is not None and is_live:
-        journal.on_write = nonces.set_mark
-    start = startup.Start(
-        config, exchange, journal, clock, lock, whose, nonces, info, accept_costs, adopts
-    )
-    checks = startup.checks_of(start, live=is_live)
-    plan = plan_of(config)
-    bot = Bot(plan, exchange, journal, clock, owner, on_event, checks)
-    return Parts(
-        config=config,
-        clock=clock,
-        client=client,
-        spot=spot,
-        exchange=exchange,
-        journal=journal,
-        bot=bot,
-        locks=(lock, key_lock) if key_lock else (lock,),
-        path=path,
-        desk=Desk(plan, exchange, journal, clock, owner, on_event),
-        is_new=is_new,
-        checks=checks,
-    )
+    return credentials
 
 
 def _pair_of(config: Config, client: Client, spelling: str) -> str:

@@ -86,6 +86,7 @@ class Nonces:
         number, _, self.mark = lock.read().partition(" ")
         self.stored = self._last = int(number) if number.isdigit() else 0
         self._is_first = self._last > 0
+        self.seen: int | None = None  # The last one that the exchange knew of at the start.
 
     def set_mark(self, intent_id: str) -> None:
         """Have the next nonces stored with the id of the newest intent on disk."""

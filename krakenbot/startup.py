@@ -27,7 +27,7 @@ OVERLAP_S = 5  # Between the exchange's clock and what is known of it.
 
 
 class Start(NamedTuple):
-    """What the checks need. `nonces` is None without an API key, as in paper mode."""
+    """What the checks need; those of the account are done with `nonces`. `began` is monotonic."""
 
     config: Config
     exchange: Exchange
@@ -35,7 +35,8 @@ class Start(NamedTuple):
     clock: Clock
     lock: Lock
     identity: Identity
-    nonces: Nonces | None = None
+    began: float
+    nonces: Nonces | None = None  # The live key's.
     info: KeyInfo | None = None  # The key's, where it was asked to learn whose the journal is.
     accept_costs: bool = False
     adopts: bool = False
@@ -44,12 +45,13 @@ class Start(NamedTuple):
 Check = Callable[[], str | None]
 
 
-def checks_of(start: Start, *, live: bool) -> tuple[Check, ...]:
-    """Return the checks in their order; those of the account in live mode only."""
-    account = [check_key, check_trades, check_untracked_balance] if live else []
-    checks: list[Callable[[Start], str | None]] = [check_market, *account]
+def checks_of(start: Start) -> tuple[Check, ...]:
+    """Return the checks in their order: who only adopts needs none of the settings."""
+    checks: list[Callable[[Start], str | None]] = []
+    if start.nonces is not None:
+        checks += [check_key, check_trades, check_untracked_balance]
     if not start.adopts:
-        checks += [try_strategy, check_can_trade, *([check_costs] if live else [])]
+        checks += [try_strategy, check_settings]
     return tuple(partial(check, start) for check in checks)
 
 
@@ -82,17 +84,6 @@ def learn(config: Config, exchange: Exchange, key: str) -> tuple[Identity, KeyIn
     return Identity(pair, account), info
 
 
-def check_market(start: Start) -> None:
-    """Raise StopError when the pair's name now means another market than the journal's."""
-    pair = start.exchange.rules().pair
-    if pair != start.identity.pair:
-        raise StopError(
-            f"pair = {start.config.pair!r} meant {start.identity.pair} and now means {pair}; the "
-            "journal is of the former. Nothing was sent. Use another state.directory for the new "
-            "market"
-        )
-
-
 # -- the key and what it did -----------------------------------------------------------------------
 
 
@@ -110,7 +101,10 @@ def check_key(start: Start) -> None:
             "this API key is of another account than before, and the journal of the former one. "
             "Nothing was sent. Use the former key, or another state.directory"
         )
-    start.journal.put(last_nonce=info.nonce)
+    if (
+        start.nonces is not None and start.nonces.seen is None
+    ):  # What counts is what was seen before this process used it.
+        start.nonces.seen = info.nonce
 
 
 def check_permissions(info: KeyInfo) -> None:
@@ -135,31 +129,22 @@ def check_trades(start: Start) -> None:
     must be visible. There is nothing to wait for when the exchange has seen no nonce of the key
     after the last one stored here, and the newest intent is the one that was marked beside it.
     """
-    journal, clock = start.journal, start.clock
+    journal, clock, nonces = start.journal, start.clock, start.nonces
+    assert nonces is not None
     newest = journal.newest_intent()
     mark = newest.id if newest else ""
-    seen, stored = journal.get("last_nonce"), start.nonces.stored if start.nonces else 0
-    is_proven = (
-        start.nonces is not None
-        and stored > 0
-        and seen in (str(stored), str(stored + 1))
-        and start.nonces.mark == mark
-    )
-    is_new = not journal.get("created")
-    was_live = start.lock.read() == "live"
-    if not is_proven and (was_live or not is_new):
-        log.warning(
-            "waiting %s s until every order that may have been sent is visible: %s",
-            DEADLINE_S + VISIBLE_S,
-            "the journal is new, the bot is not" if is_new else "the journal may have gone back",
-        )
-        clock.wait(DEADLINE_S + VISIBLE_S)
+    is_new, was_live = not journal.get("created"), start.lock.read() == "live"
+    is_proven = nonces.seen in (nonces.stored, nonces.stored + 1) and nonces.mark == mark
+    wait_s = start.began + DEADLINE_S + VISIBLE_S - clock.monotonic()
+    if wait_s > 0 and not is_proven and (was_live or not is_new):
+        why = "the journal is new, the bot is not" if is_new else "the journal may be an old one"
+        log.warning("waiting %.0f s for any order of it to be visible: %s", wait_s, why)
+        clock.wait(wait_s)
     if is_new:
         journal.put(created=int(clock.now()))
     else:
         _compare_trades(start)
-    if start.nonces is not None:
-        start.nonces.mark = mark
+    nonces.mark = mark
 
 
 def _compare_trades(start: Start) -> None:
@@ -232,11 +217,24 @@ def try_strategy(start: Start) -> None:
         start.journal.put(direction_by=settings, direction=None)
 
 
-def check_can_trade(start: Start) -> str | None:
-    """Refuse settings with which no order can ever be sent; with a position, only close it."""
-    rules, quote = start.exchange.rules(), start.exchange.quote()
-    reason = never_trades(start.config, rules, quote)
-    return _refuse(start, f"these settings can never trade: {reason}") if reason else None
+def check_settings(start: Start) -> str | None:
+    """Refuse a market, settings or costs that must not be traded; with a position, only close it.
+
+    Raises StopError when the pair's name now means another market than the journal's.
+    """
+    try:
+        rules, quote = start.exchange.rules(), start.exchange.quote()
+    except RefusedError as error:
+        return _refuse(start, f"the pair is not to be had: {error}")
+    if rules.pair != start.identity.pair:
+        raise StopError(
+            f"pair = {start.config.pair!r} meant {start.identity.pair} and now means {rules.pair}; "
+            "the journal is of the former. Nothing was sent. Use another state.directory for the "
+            "new market"
+        )
+    if reason := never_trades(start.config, rules, quote):
+        return _refuse(start, f"these settings can never trade: {reason}")
+    return _check_costs(start) if start.nonces is not None else None
 
 
 def never_trades(config: Config, rules: PairRules, quote: Quote) -> str | None:
@@ -255,19 +253,15 @@ def never_trades(config: Config, rules: PairRules, quote: Quote) -> str | None:
     return reason
 
 
-def check_costs(start: Start) -> str | None:
-    """Refuse settings that cost more a day than the limit, unless they were accepted or passed.
-
-    Raises LaterError when the exchange does not give the candles to count on.
-    """
+def _check_costs(start: Start) -> str | None:
+    """Refuse settings that cost more a day than the limit, unless they were accepted or passed."""
     config, journal = start.config, start.journal
     key = f"costs {_settings(start)}"
     if journal.get(key):
         log.info("costs: these settings are known: %s", journal.get(key))
         return None
     too_much, lines = count_costs(config, start.exchange, fee_rate_of(start.exchange))
-    for line in lines:
-        log.info("costs: %s", line)
+    log.info("costs: %s", "; ".join(lines))
     if not too_much or start.accept_costs:
         journal.put(**{key: lines[0]})
         return None

@@ -1,9 +1,18 @@
 """`flatten`, `adopt` and `resume`: what a person is told first, and what is done then."""
 
+import contextlib
+import io
 import json
+import os
+import sys
 import time
+from argparse import Namespace
 from decimal import Decimal as D
+from unittest import mock
 
+from krakenbot.commands import handover
+from krakenbot.errors import LaterError
+from krakenbot.lock import Lock
 from tests.commands.test_run import LIVE, Gate, ProgramTest
 
 HOURLY = LIVE | {"KRAKENBOT_INTERVAL": "60"}
@@ -114,6 +123,27 @@ class TestFlatten(HandoverTest):
         self.assertLess(time.monotonic() - began, 30)
         status = json.loads(self.run_it(gate, "status", "--json", **HOURLY).out)
         self.assertEqual(("0", "flattened by hand"), (status["position"], status["halted"]))
+
+    def test_a_request_that_nobody_takes_is_withdrawn_and_said(self) -> None:
+        gate = self.held(HOURLY)
+        lock = Lock(self.journal().with_suffix(".lock"), "it")  # As a bot that hangs holds it.
+        self.addCleanup(lock.close)
+        with (
+            mock.patch.dict(os.environ, self.environ(gate) | HOURLY),
+            mock.patch.object(handover, "REQUEST_S", 0.5),
+            contextlib.redirect_stdout(io.StringIO()),
+            self.assertRaisesRegex(LaterError, "did not answer within"),
+        ):
+            handover.run(Namespace(config=None, command="flatten", live=True, all=False, yes=True))
+        self.assertFalse(self.journal().with_suffix(".flatten").exists())
+
+    def test_at_a_terminal_nothing_happens_without_a_yes(self) -> None:
+        terminal = mock.Mock(isatty=lambda: True)
+        with mock.patch.multiple(sys, stdin=terminal, stdout=terminal):
+            for said, agreed in (("", False), ("y", False), ("yes", True)):
+                with mock.patch("builtins.input", return_value=said):
+                    self.assertEqual(agreed, handover._agreed(Namespace(yes=False)), said)
+            self.assertTrue(handover._agreed(Namespace(yes=True)))
 
     def test_a_request_that_is_old_has_expired_when_a_bot_starts(self) -> None:
         gate = self.held(HOURLY)

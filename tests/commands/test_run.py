@@ -220,6 +220,14 @@ class ProgramTest(unittest.TestCase):
         self.addCleanup(gate.close)
         return gate
 
+    def environ(self, gate: Gate | None) -> dict[str, str]:
+        environ = {"HOME": str(self.folder), "PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
+        environ["KRAKENBOT_STATE_DIRECTORY"] = str(self.state)
+        if gate is not None:
+            environ["KRAKENBOT_EXCHANGE_URL"] = gate.url
+            environ["KRAKENBOT_EXCHANGE_CLOCK_SPEED"] = f"{gate.speed:g}"
+        return environ
+
     def start(
         self,
         gate: Gate | None,
@@ -227,12 +235,7 @@ class ProgramTest(unittest.TestCase):
         before: Callable[[], None] | None = None,
         **settings: str,
     ) -> Running:
-        environ = {"HOME": str(self.folder), "PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
-        environ["KRAKENBOT_STATE_DIRECTORY"] = str(self.state)
-        if gate is not None:
-            environ["KRAKENBOT_EXCHANGE_URL"] = gate.url
-            environ["KRAKENBOT_EXCHANGE_CLOCK_SPEED"] = f"{gate.speed:g}"
-        running = Running(self.folder, environ | settings, argv, before)
+        running = Running(self.folder, self.environ(gate) | settings, argv, before)
         self.addCleanup(running.close)
         return running
 

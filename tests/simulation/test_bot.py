@@ -13,6 +13,7 @@ from krakenbot.clock import StopRequestedError
 from krakenbot.decision import Plan
 from krakenbot.errors import (
     Cause,
+    ConfigError,
     KeyRefusedError,
     LaterError,
     RefusedError,
@@ -956,6 +957,18 @@ class TestMaxLoss(BotTest):
         )
         self.stopped(lambda: self.until(105))
         self.assertTrue(self.journal.get("halted"))
+
+
+class TestCloseOnly(BotTest):
+    def test_what_is_held_is_closed_by_the_rule_nothing_is_opened_and_then_it_ends(self) -> None:
+        self.once(100)
+        bot = self.bot()
+        bot._checks = [lambda: "it costs too much"]
+        self.clock.end = T0 + 60 * 200
+        with self.assertRaisesRegex(ConfigError, "it costs too much"):
+            bot.run()
+        self.assertLess(self.clock.time, T0 + 60 * (DOWN + 3))
+        self.assertEqual((ZERO, 2), (self.exchange.held, len(self.exchange.placed)))
 
 
 class TestFlatten(BotTest):

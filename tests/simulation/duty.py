@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 RULES = parse_rules("XXBTZUSD", PAIRS["XXBTZUSD"])
 SILENCE_MAX_S, AGAIN_S = 1800.0, 90000.0
+FLAT_EVERY = 5  # Of the rule's candles.
 # Reasons for which it may be off target in calm.
 HELD_BACK = (
     "are needed",
@@ -88,7 +89,7 @@ class Duty:
         wanted = self.true_direction(candle)
         target = max(wanted, 0) if not world.leverage else wanted
         text = f"candle {candle}: target {self.target}, truly {target}: {self.reason}"
-        if self.decided == candle and wanted:
+        if self.decided == candle and (wanted or world.setting.rule):
             world.expect(self.target == target, "the candles are followed", text)
         own = world.truth.own
         if own == world.size * self.target:
@@ -98,13 +99,21 @@ class Duty:
         world.counts["calm but held back"] += 1
 
     def true_direction(self, candle: int) -> int:
-        """Return the sign of the newest slope that is not zero, straight from the market."""
+        """Return the sign of the newest slope that is not zero, straight from the market.
+
+        A rule is flat instead in every candle of certain times.
+        """
         world = self.world
         series = world.feed.series(RULES)
         step = world.interval_s // series.interval_s
-        length = int(world.settings["STRATEGY_LENGTH"]) * step
+        has_rule, step_s = world.settings.get("STRATEGY_NAME") == "file", world.interval_s
+        length = world.setting.length if has_rule else int(world.settings["STRATEGY_LENGTH"])
+        length *= step
         here = (candle - series.first) // series.interval_s + step - 1
         while here >= length:
+            if has_rule and (candle // step_s) % FLAT_EVERY == 0:
+                return 0
+            candle -= step_s
             difference = series.row(here)[3] - series.row(here - length)[3]
             if difference:
                 return 1 if difference > 0 else -1

@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 from krakenbot.bot import Event
 from krakenbot.journal import Account, Journal
 from krakenbot.model import ZERO
+from krakenbot.rulefile import load
 from krakenbot.simulated.http import Answer
 from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
-from tests.simulation.duty import Duty
+from tests.simulation.duty import FLAT_EVERY, Duty
 from tests.simulation.invariants import BASE, PAIR, QUOTE, Truth
 from tests.simulation.lies import Trouble
 from tests.simulation.machine import Death, Machine
@@ -31,6 +32,20 @@ from tests.simulation.storms import Storms
 DAY_S = 86400.0
 STEPS_MAX = 3_000_000  # An episode that needs more runs in circles.
 SIZE = Decimal("0.01")
+# As sma-slope, but flat in each fifth candle.
+RULE = """
+CANDLES = {length} + 20
+
+def direction(candles):
+    step_s = candles[1].time - candles[0].time
+    for at in range(len(candles) - 1, {length} - 1, -1):
+        if candles[at].time // step_s % {flat} == 0:
+            return 0
+        rise = candles[at].close - candles[at - {length}].close
+        if rise:
+            return 1 if rise > 0 else -1
+    return None
+"""
 
 
 class Over(BaseException):
@@ -50,6 +65,7 @@ class Setting(NamedTuple):
     tier: str
     turning: float
     alone: bool  # Nobody else touches the account or the journal, nothing is changed.
+    rule: bool  # A rule file decides, which is flat now and then.
     blinding: bool  # Views may lag for longer than the bot waits.
 
 
@@ -118,6 +134,11 @@ class World:
             "STATE_DIRECTORY": str(folder / "state"),
             "LOG_LEVEL": "info" if self.trace.show else "warning",
         }
+        if s.rule:
+            load.cache_clear()  # The episode before had a file of the same name.
+            path = folder / "rule.py"
+            path.write_text(RULE.format(length=s.length, flat=FLAT_EVERY))
+            settings |= {"STRATEGY_NAME": "file", "STRATEGY_FILE": str(path)}
         if s.max_loss is not None:
             settings["RISK_MAX_LOSS"] = str(s.max_loss)
         self.key = SANDBOX_KEY
@@ -326,6 +347,7 @@ def choose(random: random.Random, seed: int) -> Setting:
         tier=choice(("sandbox", "starter", "pro")),
         turning=choice((0.3, 0.5, 0.7)),
         alone=choice((True, False, False)),
+        rule=random.random() < 0.25,
         blinding=random.random() < 0.05,
     )
 

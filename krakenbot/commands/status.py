@@ -5,13 +5,12 @@ import json
 import sys
 import textwrap
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from typing import Any
 
 from krakenbot import config as configuration
 from krakenbot import identity
-from krakenbot.accounting import realized
 from krakenbot.alerts import standing
 from krakenbot.format import duration, moment, money, percent, shows_color, signed, volume
 from krakenbot.journal import Journal
@@ -20,6 +19,7 @@ from krakenbot.log import clean
 from krakenbot.model import ZERO
 from krakenbot.pairs import plain
 from krakenbot.presence import Life, State, Units, read_life, units
+from krakenbot.records import Intent
 
 EXAMPLE = "krakenbot status --watch"
 WATCH_S = 2.0
@@ -84,6 +84,26 @@ def read_status(journal: Journal) -> dict[str, Any]:
         "warnings": standing(journal),
         "difference": journal.get("difference") or None,
     }
+
+
+def realized(intents: Iterable[Intent]) -> Decimal:
+    """Return what closed parts won or lost before all costs, first in, first out."""
+    lots: list[tuple[Decimal, Decimal]] = []  # signed volume, cost
+    total = ZERO
+    for intent in intents:
+        volume, cost = intent.executed * intent.side.sign, intent.cost
+        while volume and lots and lots[0][0] * volume < 0:
+            lot_volume, lot_cost = lots[0]
+            part = min(abs(volume), abs(lot_volume))
+            opened, closed = lot_cost * part / abs(lot_volume), cost * part / abs(volume)
+            total += (closed - opened) if lot_volume > 0 else (opened - closed)
+            sign = 1 if volume > 0 else -1
+            volume, cost = volume - sign * part, cost - closed
+            rest = lot_volume + sign * part
+            lots[:1] = [(rest, lot_cost - opened)] if rest else []
+        if volume:
+            lots.append((volume, cost))
+    return total
 
 
 def _of(life: Life) -> dict[str, Any]:

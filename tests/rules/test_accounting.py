@@ -5,8 +5,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import cast
 
-from krakenbot.accounting import LATE_S, opening_fee, read_ledger, realized
-from krakenbot.commands.status import read_status
+from krakenbot.accounting import LATE_S, opening_fee, read_ledger
+from krakenbot.commands.status import read_status, realized
 from krakenbot.errors import KeyRefusedError, StopError, UnansweredError
 from krakenbot.exchange import Exchange
 from krakenbot.journal import Journal

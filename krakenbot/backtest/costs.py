@@ -5,8 +5,9 @@ from decimal import Decimal
 from typing import NamedTuple
 
 from krakenbot import format
-from krakenbot.backtest.engine import Costs, Replay, Result
+from krakenbot.backtest.engine import Costs, Replay
 from krakenbot.backtest.files import aggregate, columns_of
+from krakenbot.backtest.result import DAY_S, Result
 from krakenbot.candles import fill
 from krakenbot.config import INTERVALS, Config
 from krakenbot.decision import plan_of
@@ -66,12 +67,12 @@ def fee_guard(
     free = config._replace(size=size, entry="now", risk=risk)
     costs = Costs.of(fee_rate, _TIMES * size * price, rules, rates)
     count = _counted(free, filled, rules, costs)
-    if count.result.objection:
-        return _unknown(count.result.objection)
-    total, days = count.fees + count.margin, count.result.days
+    if count.result.refused_reason:
+        return _unknown(count.result.refused_reason)
+    total = count.fees + count.margin
     limit = config.risk.max_fee_percent_per_day
     lines = [
-        f"over the newest {format.duration(days * 86400)} this configuration turned "
+        f"over the newest {format.duration(len(filled) * interval_s)} this configuration turned "
         f"{count.result.turns_per_day:.1f} times a day; at a taker fee of "
         f"{plain(fee_rate * 100)} % that costs {total:.2f} % of the position a day (fees "
         f"{count.fees:.2f} %, margin {count.margin:.2f} %)",
@@ -102,8 +103,8 @@ def _counted(
     replay.feed(part)
     result = replay.result()
     position = costs.balance / _TIMES / 100
-    fees, margin = result.fees / position, (result.opening_fees + result.rollover) / position
-    days = Decimal(result.days)
+    fees, margin = result.fees / position, (result.margin_fees + result.rollover) / position
+    days = Decimal(result.end - result.begin) / DAY_S
     return _Count(fees / days, margin / days, (fees + margin) / max(result.turns, 1), result)
 
 

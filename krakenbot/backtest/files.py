@@ -1,137 +1,216 @@
-"""Files of candles as columns: Kraken's OHLCVT CSV (plain or .gz) and saved OHLC answers.
+"""Files of candles as columns of numbers.
 
-A file is read in blocks, so memory does not grow with its length. Missing intervals are filled
-flat, as the live API has them. Anything odd is a BadDataError.
+Read are Kraken's OHLCVT files (CSV, .csv.gz, or the zip of its download page as it is), CSV with a
+line of column names, and saved answers of OHLC. A file is read in blocks, so memory does not grow
+with its length. Missing intervals are filled flat, as the live API has them.
 
-A column holds whole numbers of 1e-10 or, where all of them have one form like 000.00, the texts
-of the file: these compare as their numbers do, and few of them are ever needed as numbers.
+Prices are floats to look at. Those of at most 15 digits compare as the numbers in the file do, and
+`exact` gives these numbers back; a file with longer ones is refused. Volumes stay as they are
+written, since hardly any of them is looked at.
 """
 
 import gzip
 import json
 import re
+import zipfile
 import zlib
-from array import array
-from bisect import bisect
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime
 from decimal import Decimal
+from io import BufferedIOBase
 from itertools import chain, pairwise
 from math import gcd, inf
-from operator import sub
+from operator import le
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
-from krakenbot.errors import UnansweredError
 from krakenbot.model import Candle
+from krakenbot.pairs import plain
 
 BLOCK_BYTES = 1 << 16
+ANSWER_BYTES = 1 << 24
 GAP_MAX_S = 31 * 86400  # More is a hole that no flat price may paper over.
-DIGITS = 10
+DIGITS = 15
 INTERVALS = (1, 5, 15, 30, 60, 240, 720, 1440, 10080, 21600)
 _MIXED_ROWS = 16
-_VOLUMES = re.compile(rb"(?:\d++(?:\.\d++)?+(?:e-\d++|E\+\d)?+,)*+")  # Like 5e-07, 1E+1.
-_ZEROS = bytes.maketrans(b"123456789", b"000000000")
-
-Price = int | bytes
-Column = Sequence[Any]  # Of prices; those of one column are of one kind and compare.
+_MILLISECONDS = 10**11  # As seconds this is the year 5138.
+_TIME_NAMES = ("time", "timestamp", "unix", "date", "datetime")
+_UNIT_MINUTES = {"": 1, "m": 1, "min": 1, "h": 60, "d": 1440, "w": 10080}
+# PAIR_MINUTES, and what browsers and people make of it: `XBTEUR_60 (1)`, `BTC_USD_1h`.
+NO_TRADES = b"0"
+_VOLUMES = re.compile(rb"(?:\d++(?:\.\d*+)?+(?:[eE][-+]?\d++)?+,)*+")
+_SOME_ZERO = re.compile(rb",0[.0]*+,")
+_NAME = re.compile(
+    r"([a-z0-9.]+?(?:[-_][a-z]{3,5})?)[-_](\d+)(m|min|h|d|w|)(?![a-z0-9]).*", re.IGNORECASE
+)
 
 
 class BadDataError(ValueError):
     """A file that no number may be computed from. Names the file and, where there is one, line."""
 
 
-class Columns(NamedTuple):
-    """Candles without gaps, the first one starting at `time`. No price is beyond low and high."""
+class Source(NamedTuple):
+    """One file of candles, by itself or in a zip."""
 
-    time: int
+    path: Path
+    member: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.path}/{self.member}" if self.member else str(self.path)
+
+    @property
+    def name(self) -> str:
+        return Path(self.member or self.path).name
+
+    @property
+    def is_answer(self) -> bool:
+        return ".json" in Path(self.name).suffixes
+
+    def open(self) -> IO[bytes] | BufferedIOBase:
+        if self.member:
+            return zipfile.ZipFile(self.path).open(self.member)
+        return gzip.open(self.path) if self.path.suffix == ".gz" else open(self.path, "rb")
+
+
+class Columns(NamedTuple):
+    """Candles by column. `times` are their starts, prices are floats, volumes numbers or texts.
+
+    A candle in which nobody traded has the volume NO_TRADES or 0.0. What `read` and `aggregate`
+    yield has no gaps.
+    """
+
     interval_s: int
-    low: int
-    high: int
-    opens: Column
-    highs: Column
-    lows: Column
-    closes: Column
+    times: Sequence[int]
+    opens: Sequence[float]
+    highs: Sequence[float]
+    lows: Sequence[float]
+    closes: Sequence[float]
+    volumes: Sequence[Any]
 
     @property
     def end(self) -> int:
-        return self.time + len(self.closes) * self.interval_s
+        return self.times[-1] + self.interval_s
+
+    @property
+    def numbers(self) -> tuple[Sequence[Any], ...]:
+        return self.opens, self.highs, self.lows, self.closes, self.volumes
+
+    def is_traded(self, at: int) -> bool:
+        return self.volumes[at] not in (NO_TRADES, 0.0)
+
+    def untraded(self, begin: int) -> int:
+        """Return how many candles from number `begin` on had no trades."""
+        volumes = self.volumes[begin:]
+        return volumes.count(NO_TRADES) + volumes.count(0.0)
 
     def cut(self, begin: int, end: int) -> "Columns":
         """Return the candles from number `begin` up to `end`."""
-        if begin == 0 and end >= len(self.closes):
-            return self
-        columns = [column[begin:end] for column in self[4:]]
-        return _part(self.time + begin * self.interval_s, self.interval_s, *columns)
+        numbers = (column[begin:end] for column in self.numbers)
+        return Columns(self.interval_s, self.times[begin:end], *numbers)
 
     def joined(self, after: "Columns") -> "Columns":
-        """Return these candles and those that follow them."""
-        low, high = min(self.low, after.low), max(self.high, after.high)
-        pairs: Iterable[tuple[Column, Column]] = zip(self[4:], after[4:], strict=True)
-        if _form(self.closes) != _form(after.closes):
-            pairs = ((numbers(a), numbers(b)) for a, b in pairs)
-        return Columns(self.time, self.interval_s, low, high, *([*a, *b] for a, b in pairs))
+        """Return these candles and those that follow them without a gap."""
+        both = zip(self.numbers, after.numbers, strict=True)
+        times = range(self.times[0], after.end, self.interval_s)
+        return Columns(self.interval_s, times, *([*a, *b] for a, b in both))
 
 
-def units(price: Price | str | Decimal) -> int:
-    """Return a price as a whole number of 1e-10. ValueError or ArithmeticError when it is none."""
-    if isinstance(price, int):
-        return price
-    value = Decimal(price.decode() if isinstance(price, bytes) else price).scaleb(DIGITS)
-    if value.adjusted() > 18 or value != int(value):
-        raise ValueError(f"{price!r} has too many digits")
-    return int(value)
+class _Form(NamedTuple):
+    """Which columns of a file are time, open, high, low, close and volume."""
+
+    width: int
+    places: tuple[int, ...]
 
 
-def exact(price: Price) -> Decimal:
-    if isinstance(price, bytes):
-        return Decimal(price.decode())
-    return Decimal(price).scaleb(-DIGITS).normalize()
+_KRAKEN = _Form(7, (0, 1, 2, 3, 4, 5))  # The seventh is the number of trades.
+_ANSWER = _Form(8, (0, 1, 2, 3, 4, 6))  # The sixth is an average price.
 
 
-def numbers(column: Column) -> Sequence[int]:
-    """Return `units` of every price of a column."""
-    if not column or isinstance(column[0], int):
-        return column
-    zeros = b"0" * (DIGITS + 1 - len(column[0]) + column[0].find(b"."))
-    texts = (zeros + b",").join(column) + zeros
-    return list(map(int, texts.replace(b".", b"").split(b",")))
+def exact(number: float | bytes) -> Decimal:
+    """Return the number that was in the file."""
+    return Decimal(number.decode() if isinstance(number, bytes) else repr(number))
 
 
 def columns_of(candles: Sequence[Candle], interval_s: int) -> Columns:
     """Return candles without gaps as columns."""
-    prices = ([units(price) for price in candle[1:5]] for candle in candles)
-    return _part(candles[0].time, interval_s, *zip(*prices, strict=True))
+    times, *numbers = zip(*candles, strict=True)
+    return Columns(interval_s, times, *(list(map(float, column)) for column in numbers))
 
 
-def read(paths: Sequence[Path], interval_s: int, notes: list[str]) -> Iterator[Columns]:
+def candles_of(part: Columns) -> Iterator[Candle]:
+    """Yield the candles with the numbers of the file."""
+    for time, *numbers in zip(part.times, *part.numbers, strict=True):
+        yield Candle(time, *map(exact, numbers))
+
+
+def sources_of(path: Path) -> list[Source]:
+    """Return the files of candles that a path stands for: itself, or those of a folder or zip."""
+    if path.is_dir():
+        inside = [Source(found) for found in sorted(path.rglob("*")) if found.is_file()]
+    elif path.suffix == ".zip":
+        try:
+            with zipfile.ZipFile(path) as archive:
+                inside = [Source(path, name) for name in sorted(archive.namelist())]
+        except (OSError, zipfile.BadZipFile) as error:
+            raise BadDataError(f"{path}: {error}") from error
+    else:
+        return [Source(path)]
+    kinds = ".csv", ".csv.gz", ".json"
+    return [one for one in inside if one.name.endswith(kinds) and not one.name.startswith(".")]
+
+
+def pair_of(source: Source) -> str | None:
+    """Return the pair in a name like PAIR_MINUTES.csv or in a saved answer, None if none is."""
+    return _answer(source)[0] if source.is_answer else _named(source)[0]
+
+
+def interval_of(source: Source) -> int:
+    """Return the seconds between the candles of a file: by its name, else by its first rows."""
+    if not source.is_answer and (named := _named(source)[1]):
+        return named
+    step = gcd(*(b - a for a, b in pairwise(next(_blocks(source))[1].times)))
+    if step // 60 not in INTERVALS or step % 60:
+        raise BadDataError(f"{source}: its times are not those of any interval of Kraken's")
+    return step
+
+
+def read(sources: Sequence[Source], interval_s: int, notes: list[str]) -> Iterator[Columns]:
     """Yield the candles of files of one interval in order of time, each a part of the whole.
 
-    Rows that an earlier file had already are left out; `notes` gets a line about them.
+    Rows that an earlier file had already are left out; `notes` gets a line about them. Raises
+    BadDataError where files disagree.
     """
-    last: tuple[int, Price] | None = None
-    begins: list[tuple[float, Path]] = sorted((next(_blocks(path))[1][0], path) for path in paths)
-    known = array("q")  # The times that a later file may have as well.
-    for (_, path), (later, _) in pairwise([*begins, (inf, Path())]):
+    last: tuple[int, float] | None = None
+    begins = sorted((next(_blocks(one))[1].times[0], one) for one in sources)
+    known: dict[int, tuple[str, tuple[Any, ...]]] = {}  # What a later file may have as well.
+    for (_, source), (later, _) in pairwise([*begins, (inf, Source(Path()))]):
         skipped, ended = 0, last[0] if last else -1
-        for number, times, rows in _blocks(path):
-            old = sum(time <= ended for time in times) if times[0] <= ended else 0
+        for number, rows in _blocks(source):
+            times = rows.times
+            old = bisect_right(times, ended) if times[0] <= ended else 0
+            for at in range(old):
+                _agree(source, number + at, times[at], tuple(c[at] for c in rows.numbers), known)
             skipped += old
-            had = known[bisect(known, times[0] - 1) : bisect(known, times[old - 1])] if old else ()
-            if odd := {*times[:old]}.difference(had):
-                line = f"{path}:{number + times.index(min(odd))}: time {min(odd)}"
-                raise BadDataError(f"{line} is in a gap of a file that begins earlier")
-            if old < len(times):
-                times, rows = times[old:], rows.cut(old, len(times))
-                yield _filled(times, rows, interval_s, last, path, number + old)
-                last = times[-1], rows.closes[-1]
-                if times[-1] >= later:
-                    known.extend(time for time in times if time >= later)
+            if old == len(times):
+                continue
+            rows, number = rows.cut(old, len(times)), number + old
+            _check_times(rows.times, last and last[0], interval_s, source, number)
+            yield _filled(rows, interval_s, last)
+            last = rows.times[-1], rows.closes[-1]
+            if rows.times[-1] >= later:
+                for at, (time, *numbers) in enumerate(zip(rows.times, *rows.numbers, strict=True)):
+                    known[time] = f"{source}:{number + at}", tuple(numbers)
         if skipped:
-            notes.append(f"{path}: {skipped} rows are in an earlier file already")
+            notes.append(f"{source}: {skipped} rows are in an earlier file already")
 
 
 def aggregate(parts: Iterable[Columns], interval_s: int) -> Iterator[Columns]:
-    """Yield candles of another interval; incomplete ones at both ends are left out."""
+    """Yield candles of another interval; incomplete ones at both ends are left out.
+
+    A candle is made of what was traded in it, as Kraken's own are: its open is the first price
+    that was paid, not the close before it.
+    """
     rest: Columns | None = None
     for part in parts:
         step, odd = divmod(interval_s, part.interval_s)
@@ -142,74 +221,68 @@ def aggregate(parts: Iterable[Columns], interval_s: int) -> Iterator[Columns]:
             yield part
             continue
         part = part if rest is None else rest.joined(part)
-        begin = -part.time // part.interval_s % step
-        end = begin + max(len(part.closes) - begin, 0) // step * step
+        count = len(part.times)
+        begin = -part.times[0] // part.interval_s % step
+        end = begin + max(count - begin, 0) // step * step
+        rest = part.cut(end, count) if end < count else None
         if begin < end:
-            opens, highs, lows, closes = (
-                [column[at:end:step] for at in range(begin, begin + step)] for column in part[4:]
-            )
-            high, low = list(map(max, *highs)), list(map(min, *lows))
-            time = part.time + begin * part.interval_s
-            yield _part(time, interval_s, opens[0], high, low, closes[-1])
-        rest = part.cut(end, len(part.closes)) if end < len(part.closes) else None
+            yield _larger(part, range(begin, end, step), interval_s)
 
 
-def interval_of(path: Path) -> int:
-    """Return the seconds between the candles of a file: by its name, else by its first rows."""
-    minutes = _stem(path).rpartition("_")[2]
-    if minutes.isdecimal() and int(minutes) in INTERVALS:
-        return int(minutes) * 60
-    step = gcd(*(b - a for a, b in pairwise(next(_blocks(path))[1])))
-    if step // 60 not in INTERVALS or step % 60:
-        raise BadDataError(f"{path}: its times are not those of any interval of Kraken's")
-    return step
+def _larger(part: Columns, starts: range, interval_s: int) -> Columns:
+    """Return one candle for each so many of the part's."""
+    opens, highs, lows, closes, volumes = part.numbers
+    rows = []
+    for start in starts:
+        stop = start + starts.step
+        # Before the first trade there are only flat prices of the candle before.
+        first = next((at for at in range(start, stop) if part.is_traded(at)), start)
+        high, low = max(highs[first:stop]), min(lows[first:stop])
+        volume = sum(map(float, volumes[first:stop]))
+        rows.append((opens[first], high, low, closes[stop - 1], volume))
+    begin = part.times[starts[0]]
+    times = range(begin, begin + len(starts) * interval_s, interval_s)
+    return Columns(interval_s, times, *zip(*rows, strict=True))
 
 
-def pair_of(path: Path) -> str | None:
-    """Return the pair in a name like PAIR_MINUTES.csv or in an OHLC answer, None if none is."""
-    if ".json" in path.suffixes:
-        return _answer(path)[0]
-    pair, _, minutes = _stem(path).rpartition("_")
-    return pair if pair and minutes.isdecimal() else None
+def _named(source: Source) -> tuple[str | None, int]:
+    """Return pair and seconds as the name of a file says them; None and 0 where it does not."""
+    found = _NAME.fullmatch(source.name.removesuffix(".gz").removesuffix(".csv"))
+    minutes = int(found[2]) * _UNIT_MINUTES[found[3].lower()] if found else 0
+    return (found[1], minutes * 60) if found and minutes in INTERVALS else (None, 0)
 
 
-def _stem(path: Path) -> str:
-    return path.name.removesuffix(".gz").rpartition(".")[0]
-
-
-def _part(time: int, interval_s: int, *columns: Column) -> Columns:
-    low, high = units(min(columns[2])), units(max(columns[1]))
-    return Columns(time, interval_s, low, high, *columns)
-
-
-def _form(column: Column) -> bytes:
-    """Return what the texts of a column look like, nothing for one of numbers."""
-    return column[0].translate(_ZEROS) if isinstance(column[0], bytes) else b""
-
-
-def _blocks(path: Path) -> Iterator[tuple[int, list[int], Columns]]:
-    """Yield blocks of rows: the number of the first line, the times, the columns. At least one."""
-    if ".json" in path.suffixes:
-        yield 1, *_answer(path)[1:]
+def _blocks(source: Source) -> Iterator[tuple[int, Columns]]:
+    """Yield blocks of rows: the number of the first line, and the columns. At least one."""
+    if source.is_answer:
+        yield 1, _answer(source)[1]
         return
-    number = 1
+    number, form = 1, _KRAKEN
     try:
-        for block in _lines(path):
-            block = block.replace(b"\r\n", b"\n") if b"\r" in block else block
-            times, columns = _rows(block) or _slow_rows(block, path, number)
-            yield number, times, columns
-            number += len(times)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise BadDataError(f"{path}:{number}: damaged after this line: {error}") from error
-    except OSError as error:
-        raise BadDataError(f"{path}: {error.strerror or error}") from error
-    if number == 1:
-        raise BadDataError(f"{path}: no candles")
+        for block in _lines(source):
+            if number == 1 and re.match(rb"[\"A-Za-z]", block):
+                names, _, block = block.partition(b"\n")
+                number, form = 2, _header(names, source)
+                if not block:
+                    continue
+            try:
+                rows = _parse(block, form)
+            except (ValueError, ArithmeticError):
+                raise _first_wrong(block, form, source, number) from None
+            yield number, rows
+            number += len(rows.times)
+    except (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile) as error:
+        raise BadDataError(f"{source}:{number}: damaged after this line: {error}") from error
+    except (OSError, RuntimeError, NotImplementedError) as error:
+        words = getattr(error, "strerror", None) or error
+        raise BadDataError(f"{source}: {words}") from error
+    if number < 3 and (number == 1 or form is not _KRAKEN):
+        raise BadDataError(f"{source}: no candles")
 
 
-def _lines(path: Path) -> Iterator[bytes]:
+def _lines(source: Source) -> Iterator[bytes]:
     """Yield a file in pieces of whole lines, without a mark before and empty lines after them."""
-    with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+    with source.open() as file:
         rest = file.read(BLOCK_BYTES).removeprefix(b"\xef\xbb\xbf")
         while block := file.read(BLOCK_BYTES):
             cut = rest.rfind(b"\n") + 1 or len(rest)
@@ -219,135 +292,144 @@ def _lines(path: Path) -> Iterator[bytes]:
             yield rest + b"\n"
 
 
-def _rows(block: bytes) -> tuple[list[int], Columns] | None:
-    """Return the rows of lines whose prices are texts of one form, None for any others."""
-    fields = block[:-1].replace(b"\n", b",").split(b",")
-    times, *columns, volumes, trades = (fields[at::7] for at in range(7))
-    count = len(trades)
-    if not 7 * count == len(fields) == 7 * block.count(b"\n"):
-        return None
-    texts = columns
-    for attempt in range(3):
-        prices = b"," + b",".join(chain(*columns))
-        form = b"," + _form(columns[0])
-        # Too many fields in one line and too few in another would be of another form as well.
-        if len(form) <= 21 and prices.translate(_ZEROS) == form * 4 * count:
-            break
-        # Zeros at the end are not always written, those before 999.9 near 1000.0 never.
-        if attempt:
-            whole = min(max(text.find(b".") for text in chain(*texts)), 20)
-            texts = [[b"0" * (whole - text.find(b".")) + text for text in part] for part in texts]
-        width = min(max(map(len, chain(*texts))), 20)
-        columns = [[text.ljust(width, b"0") for text in part] for part in texts]
-    else:
-        return None
-    point = form.find(b".")
-    if (
-        form.strip(b",0") != b"."
-        or point < 2
-        or len(form) > point + 1 + DIGITS
-        or not (all(times) and all(trades) and b"".join((*times, *trades)).isdigit())
-        or max(map(len, times)) > 12
-        or not _VOLUMES.fullmatch(b",".join(volumes) + b",")
-        or not _in_order(prices, len(form), count)
-    ):
-        return None
-    rows = _part(0, 0, *columns)
-    return (list(map(int, times)), rows) if rows.low else None
+def _header(line: bytes, source: Source) -> _Form:
+    names = [name.strip(' "\r').lower() for name in line.decode("utf-8", "replace").split(",")]
+    wanted = [next((name for name in _TIME_NAMES if name in names), "time")]
+    wanted += ["open", "high", "low", "close", "volume"]
+    missing = [name for name in wanted if name not in names]
+    if missing:
+        raise BadDataError(f"{source}:1: {line[:80]!r} has no column {', '.join(missing)}")
+    return _Form(len(names), tuple(map(names.index, wanted)))
 
 
-def _in_order(prices: bytes, width: int, count: int) -> bool:
-    """Return whether low <= open, close <= high in each row, of texts of one form by column.
+def _parse(block: bytes, form: _Form) -> Columns:
+    """Return the rows in whole lines. Raises ValueError when one of them is no candle."""
+    if b"\r" in block or b'"' in block:
+        block = block.replace(b"\r\n", b"\n").replace(b'"', b"")
+    fields = block.replace(b"\n", b",").split(b",")
+    width, places = form
+    if len(fields) != width * block.count(b"\n") + 1 or b"_" in block:
+        raise ValueError(f"not {width} columns")
+    texts = [fields[place:-1:width] for place in places]
+    try:
+        times = list(map(int, texts[0]))
+    except ValueError:
+        times = list(map(_moment, texts[0]))
+    if times[0] >= _MILLISECONDS:
+        times = list(map(_seconds, times))
+    return _checked(times, texts[1:])
 
-    Each column is one large number. A bit is set before each price of the minuend: to subtract a
-    larger price would borrow it.
-    """
-    size = width * count
-    opens, highs, lows, closes = (
-        int.from_bytes(prices[at : at + size], "big") for at in range(0, 4 * size, size)
+
+def _checked(times: list[int], texts: Sequence[Sequence[bytes]]) -> Columns:
+    """Return the columns. Raises ValueError when one of the rows is no candle."""
+    *prices, volumes = texts
+    opens, highs, lows, closes = (list(map(float, column)) for column in prices)
+    in_order = (
+        all(map(le, lows, opens))
+        and all(map(le, opens, highs))
+        and all(map(le, lows, closes))
+        and all(map(le, closes, highs))
     )
-    bits = int.from_bytes((b"\x80" + bytes(width - 1)) * count, "big")
-    pairs = ((highs, opens), (highs, closes), (opens, lows), (closes, lows))
-    return all((more | bits) - less & bits == bits for more, less in pairs)
+    if not in_order or min(lows) <= 0 or max(highs) >= 1e15:
+        raise ValueError("prices above zero, low <= open, close <= high")
+    joined = b",".join(volumes) + b","
+    if not _VOLUMES.fullmatch(joined):
+        raise ValueError("a volume that is no number")
+    if _SOME_ZERO.search(b"," + joined):
+        volumes = [volume if volume.strip(b"0.") else NO_TRADES for volume in volumes]
+    if max(max(map(len, column)) for column in prices) > DIGITS + 1:
+        for text in chain(*prices):
+            if len(Decimal(text.decode()).normalize().as_tuple().digits) > DIGITS:
+                raise ValueError(f"more than {DIGITS} digits")
+    return Columns(0, times, opens, highs, lows, closes, volumes)
 
 
-def _slow_rows(block: bytes, path: Path, number: int) -> tuple[list[int], Columns]:
-    """Return the rows of lines in any form. Raises BadDataError about the first bad one."""
-    times, columns = [], []
+def _seconds(milliseconds: int) -> int:
+    seconds, rest = divmod(milliseconds, 1000)
+    if rest or seconds >= _MILLISECONDS:
+        raise ValueError("a time that is no number of seconds")
+    return seconds
+
+
+def _moment(text: bytes) -> int:
+    """Return unix seconds of a written date; without a zone it is UTC."""
+    moment = datetime.fromisoformat(text.decode("ascii"))
+    return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
+
+
+def _first_wrong(block: bytes, form: _Form, source: Source, number: int) -> BadDataError:
+    """Return the error about the first line of a block that is no candle by itself."""
     for at, line in enumerate(block.splitlines()):
         try:
-            time, *texts, volume, trades = line.decode("ascii").split(",")
-            o, high, low, close = prices = [units(text) for text in texts]
-            in_order = 0 < low <= o <= high >= close >= low
-            if not in_order or not 0 <= float(volume) < inf or int(trades) < 0 or b"_" in line:
-                raise ValueError
-            times.append(int(time))
-            columns.append(prices)
-        except (ValueError, ArithmeticError):
-            raise BadDataError(
-                f"{path}:{number + at}: {line[:80].decode('ascii', 'replace')!r} is not a candle: "
-                "seven columns, time, open, high, low, close, volume, trades; prices above zero, "
-                f"low <= open, close <= high, at most {DIGITS} decimals"
-            ) from None
-    return times, _part(0, 0, *zip(*columns, strict=True))
+            _parse(line + b"\n", form)
+        except (ValueError, ArithmeticError) as error:
+            shown = line[:80].decode("ascii", "replace")
+            return BadDataError(f"{source}:{number + at}: {shown!r} is not a candle: {error}")
+    return BadDataError(f"{source}:{number}: some of the times are in seconds, some are not")
 
 
-def _answer(path: Path) -> tuple[str, list[int], Columns]:
-    """Return the key of a saved OHLC answer, and times and columns of its finished candles."""
-    from krakenbot.candles import parse_rows
-
+def _answer(source: Source) -> tuple[str, Columns]:
+    """Return the key of a saved OHLC answer, and its finished candles."""
     try:
-        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
-            answer = json.loads(file.read(1 << 24), parse_float=Decimal)
+        with source.open() as file:
+            answer = json.loads(file.read(ANSWER_BYTES), parse_float=str)
         result = answer.get("result", answer)
-        candles = parse_rows(result, 60)[:-1]
-        key = next(key for key in result if key != "last")
-        return key, [candle.time for candle in candles], columns_of(candles, 0)
+        key, rows = next((key, rows) for key, rows in result.items() if key != "last")
+        finished = [row for row in rows[:-1] if len(row) == _ANSWER.width]
+        columns = list(zip(*finished, strict=True))
+        times, *texts = ([str(x).encode() for x in columns[at]] for at in _ANSWER.places)
+        return key, _checked(list(map(int, times)), texts)
     except (
         OSError,
         EOFError,
         zlib.error,
+        zipfile.BadZipFile,
         ValueError,
         LookupError,
         AttributeError,
+        TypeError,
         StopIteration,
         ArithmeticError,
         RecursionError,
-        UnansweredError,
     ) as error:
-        raise BadDataError(f"{path}: not a saved OHLC answer: {error}") from error
+        raise BadDataError(f"{source}: not a saved OHLC answer: {error}") from error
 
 
-def _filled(
-    times: list[int],
-    rows: Columns,
-    interval_s: int,
-    last: tuple[int, Price] | None,
-    path: Path,
-    number: int,
-) -> Columns:
-    """Return the rows with what is missing before and between them filled flat."""
-    before, flat = last or (times[0] - interval_s, rows.closes[0])
-    first = before + interval_s
-    if last and times == list(range(first, first + len(times) * interval_s, interval_s)):
-        return rows._replace(time=first, interval_s=interval_s)
-    steps = list(map(sub, times, (before, *times)))
-    breaks = [at for at, step in enumerate(steps) if step != interval_s]
-    columns: Sequence[Column] = rows[4:]
-    if _form([flat]) != _form(rows.closes):
-        flat, columns = units(flat), [*map(numbers, columns)]
-    filled: list[list[Price]] = [[], [], [], []]
-    repeated = 0
-    for begin, end in pairwise(dict.fromkeys((0, *breaks, len(steps)))):
-        step = steps[begin]
-        repeated = repeated + 1 if begin and steps[begin - 1] == step >= 4 * interval_s else 0
-        if wrong := _wrong_time(times[begin], step, interval_s, repeated):
-            raise BadDataError(f"{path}:{number + begin}: time {times[begin]} {wrong}")
-        price = columns[3][begin - 1] if begin else flat
-        for column, source in zip(filled, columns, strict=True):
-            column += [price] * (step // interval_s - 1)
-            column += source[begin:end]
-    return _part(first, interval_s, *filled)
+def _agree(
+    source: Source,
+    line: int,
+    time: int,
+    numbers: tuple[Any, ...],
+    known: dict[int, tuple[str, tuple[Any, ...]]],
+) -> None:
+    """Raise BadDataError unless an earlier file has the same candle."""
+    if time not in known:
+        raise BadDataError(
+            f"{source}:{line}: time {time} is in a gap of a file that begins earlier"
+        )
+    where, before = known[time]
+    if tuple(map(exact, numbers)) != tuple(map(exact, before)):
+        one, other = (" ".join(plain(exact(number)) for number in row) for row in (before, numbers))
+        raise BadDataError(
+            f"two files disagree about the candle of {time} (open high low close volume): "
+            f"{where} has {one}, {source}:{line} has {other}"
+        )
+
+
+def _check_times(
+    times: Sequence[int], before: int | None, interval_s: int, source: Source, number: int
+) -> None:
+    """Raise BadDataError unless the times are starts of candles, in order and without a hole."""
+    last = times[0] - interval_s if before is None else before
+    if times == list(range(last + interval_s, times[-1] + 1, interval_s)) and not last % interval_s:
+        return
+    repeated, step_before = 0, 0
+    for at, time in enumerate(times):
+        step = time - last
+        repeated = repeated + 1 if step == step_before >= 4 * interval_s else 0
+        if wrong := _wrong_time(time, step, interval_s, repeated):
+            raise BadDataError(f"{source}:{number + at}: time {time} {wrong}")
+        last, step_before = time, step
 
 
 def _wrong_time(time: int, step: int, interval_s: int, repeated: int) -> str | None:
@@ -361,3 +443,23 @@ def _wrong_time(time: int, step: int, interval_s: int, repeated: int) -> str | N
     if repeated == _MIXED_ROWS:
         return f"and those before are {step // 60} minutes apart, not {interval_s // 60}"
     return None
+
+
+def _filled(rows: Columns, interval_s: int, last: tuple[int, float] | None) -> Columns:
+    """Return the rows with what is missing before and between them filled flat."""
+    before, flat = last or (rows.times[0] - interval_s, rows.opens[0])
+    times = range(before + interval_s, rows.times[-1] + 1, interval_s)
+    if len(times) == len(rows.times):
+        return rows._replace(interval_s=interval_s, times=times)
+    filled: list[list[Any]] = [[], [], [], [], []]
+    breaks = [
+        at for at, (a, b) in enumerate(pairwise([before, *rows.times])) if b - a != interval_s
+    ]
+    for begin, end in pairwise(dict.fromkeys((0, *breaks, len(rows.times)))):
+        earlier = rows.times[begin - 1] if begin else before
+        price = rows.closes[begin - 1] if begin else flat
+        missing = (rows.times[begin] - earlier) // interval_s - 1
+        for column, source in zip(filled, rows.numbers, strict=True):
+            column += [NO_TRADES if source is rows.volumes else price] * missing
+            column += source[begin:end]
+    return Columns(interval_s, times, *filled)

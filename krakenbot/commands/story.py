@@ -58,7 +58,8 @@ class Story(NamedTuple):
 
     `net` is the result after all costs, `gross` the one before.
     `balance` is what the account began with; `size`, bought at `first_price`, what holding is
-    compared with; `end` why and when it ended before its time; `orders` rows of texts.
+    compared with; `end` why and when it ended before its time; `orders` rows of texts;
+    `worst_percent` the drawdown where it is known better than from the points.
     """
 
     title: str
@@ -79,6 +80,7 @@ class Story(NamedTuple):
     orders: Sequence[Sequence[str]]
     notes: Sequence[str]
     end: str = ""
+    worst_percent: float | None = None
 
 
 def write(path: Path, story: Story) -> None:
@@ -219,7 +221,8 @@ def _facts(story: Story, rounds: Sequence[Round]) -> list[tuple[str, str]]:
     won = sum(one.net > 0 for one in rounds)
     facts = [("Net", signed(money(story.net, story.quote)))]
     if story.balance:
-        worst = max(_drawdowns(story))
+        worst = story.worst_percent
+        worst = max(_drawdowns(story)) if worst is None else worst
         facts += [
             ("Return", signed(percent(story.net / story.balance * 100))),
             ("Holding", signed(percent(hold / story.balance * 100))),

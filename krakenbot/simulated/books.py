@@ -207,14 +207,24 @@ class Account:
         self._book(now, "margin", serial, quote, realized, fee)
         return Trade(serial, volume, price, cost, fee, realized=realized, closing=True)
 
+    def turn(self, book: Book, now: float, price: Decimal, leverage: int) -> tuple[Trade, Trade]:
+        """Close all that is open and open as much the other way; no check is made."""
+        sign, volume = book.sign, book.held
+        closed = self.close(book, now, volume, price)
+        return closed, self._open(book, now, -sign, volume, price, leverage, 0)
+
     def advance(self, book: Book, now: float, price: Decimal) -> Trade | None:
-        """Mark the pair at `price`, charge the rollovers due by `now`, liquidate if need be."""
+        """Mark the pair at `price`, charge the rollovers due before `now`, liquidate if need be.
+
+        One that is due in this very second is not: a bot's closing order is the first of its tick
+        and its opening order the last, so what it holds for n times 4 h ends just before.
+        """
         book.price, quote = price, book.rules.quote
         charges: list[tuple[float, int, Decimal]] = []
         for number, lot in enumerate(book.lots):
-            if lot.due <= now:
+            if lot.due < now:
                 charge = (lot.loan(price) * lot.rate).quantize(book.cost_step)
-                count = int((now - lot.due) // ROLLOVER_S) + 1
+                count = -int((lot.due - now) // ROLLOVER_S)
                 charges += [(lot.due + ROLLOVER_S * n, lot.serial, charge) for n in range(count)]
                 book.lots[number] = lot._replace(due=lot.due + ROLLOVER_S * count)
         for due, serial, charge in sorted(charges):

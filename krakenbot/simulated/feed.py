@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from krakenbot.backtest.files import DIGITS, exact, interval_of, pair_of, read, units
+from krakenbot.backtest.files import Source, exact, interval_of, pair_of, read
 from krakenbot.pairs import PairRules
 from krakenbot.simulated.listing import FIRST_TICKS, PAIRS, aliases
 
@@ -21,6 +21,7 @@ INTERVALS = (1, 5, 15, 30, 60, 240, 1440, 10080, 21600)
 ROWS_MAX = 721
 HISTORY = 60 * 1440  # Minutes of a random market that are over when the sandbox opens.
 KEPT = 366 * 1440
+_FILE_DIGITS = 10  # Kraken's prices have no more decimals.
 Row = tuple[int, ...]  # Open, high, low and close as whole numbers of the last digit.
 
 
@@ -109,16 +110,17 @@ class Feed:
 
     def _open(self, path: Path) -> None:
         """Read a file through once, so that errors show now; its candles are read when due."""
-        name, interval_s = pair_of(path), interval_of(path)
-        first = next(read([path], interval_s, []))
-        count = sum(len(part.closes) for part in read([path], interval_s, []))
+        source = Source(path)
+        name, interval_s = pair_of(source), interval_of(source)
+        first = next(read([source], interval_s, []))
+        count = sum(len(part.times) for part in read([source], interval_s, []))
         if name is None or count <= 40:
             raise ValueError(f"{path}: not PAIR_MINUTES.csv, or fewer than 41 candles")
-        self.seed, self.start = "1", first.time + max(40, min(720, count // 3)) * interval_s
+        self.seed, self.start = "1", first.times[0] + max(40, min(720, count // 3)) * interval_s
         self.pair = next((key for key, row in PAIRS.items() if name in aliases(key, row)), name)
         self.digits = max(-int(exact(close).as_tuple().exponent) for close in first.closes)
-        rows = _rows_of(path, interval_s)
-        self._series[self.pair] = Series(interval_s, first.time, DIGITS, rows)
+        rows = _rows_of(source, interval_s)
+        self._series[self.pair] = Series(interval_s, first.times[0], _FILE_DIGITS, rows)
 
 
 def walk(seed: str, price: int) -> Iterator[Row]:
@@ -138,11 +140,13 @@ def walk(seed: str, price: int) -> Iterator[Row]:
         yield opened, high, min(opened, price) - (noise >> 9 & 7) * unit // 2, price
 
 
-def _rows_of(path: Path, interval_s: int) -> Iterator[Row]:
+def _rows_of(source: Source, interval_s: int) -> Iterator[Row]:
     """Yield the candles of a file; when it is over, the market stands still."""
     close = 0
-    for part in read([path], interval_s, []):
-        yield from zip(*(map(units, prices) for prices in part[4:]), strict=True)
-        close = units(part.closes[-1])
+    for part in read([source], interval_s, []):
+        columns = part.opens, part.highs, part.lows, part.closes
+        for row in zip(*columns, strict=True):
+            yield tuple(int(exact(price).scaleb(_FILE_DIGITS)) for price in row)
+        close = int(exact(part.closes[-1]).scaleb(_FILE_DIGITS))
     while True:
         yield close, close, close, close

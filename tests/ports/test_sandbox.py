@@ -402,7 +402,7 @@ class TimePassesTest(unittest.TestCase):
     def test_rollover_is_charged_every_four_hours_and_told_by_the_ledger(self) -> None:
         client = Client()
         client.result("AddOrder", **MARKET, leverage="2")
-        client.time += 2 * 14400
+        client.time += 2 * 14400 + 1
         rows = client.result("Ledgers", type="rollover")["ledger"].values()
         self.assertEqual([row["amount"] for row in rows], ["0.00000"] * 2)
         truth = client.control("ledger")

@@ -96,7 +96,7 @@ class RatesTest(unittest.TestCase):
             account.advance(book, START, D(50000))
             (trade,) = account.fill(book, START, sign, D("0.04"), D(50000), 2)
             account.margin_rates.clear()
-            account.advance(book, START + 14400, D(50000))
+            account.advance(book, START + 14401, D(50000))
             with self.subTest(sign=sign):
                 self.assertEqual((trade.opening_fee, book.lots[0].rate), (D(costs), D(rate)))
                 self.assertEqual(account.rollovers["ZUSD"], D(costs))
@@ -147,24 +147,24 @@ class OrdersTest(unittest.TestCase):
 
 
 class TimeTest(unittest.TestCase):
-    def test_the_first_rollover_falls_due_after_exactly_four_hours(self) -> None:
+    def test_a_position_of_exactly_four_hours_pays_no_rollover_and_a_longer_one_does(self) -> None:
         account, book = opened()
-        account.advance(book, START + 14399, D(50000))
-        self.assertEqual(account.rollovers, {})
         account.advance(book, START + 14400, D(50000))
+        self.assertEqual(account.rollovers, {})
+        account.advance(book, START + 14401, D(50000))
         self.assertEqual(account.rollovers, {"ZUSD": D("0.40000")})
 
     def test_the_rollovers_of_two_lots_are_entered_in_order_of_time(self) -> None:
         account, book = opened("10000")
         account.fill(book, START + 60, LONG, D("0.01"), D(50000), 2)
-        account.advance(book, START + 5 * 14400, D(50000))
+        account.advance(book, START + 5 * 14400 + 1, D(50000))
         times = [entry.time for entry in account.ledger]
         self.assertEqual(len(times), 2 + 9)
         self.assertEqual(times, sorted(times))
 
     def test_a_short_pays_on_what_the_coins_are_worth(self) -> None:
         account, book = opened(sign=SHORT)
-        account.advance(book, START + 14400, D(60000))
+        account.advance(book, START + 14401, D(60000))
         self.assertEqual(account.rollovers, {"ZUSD": D("0.48000")})
 
     def test_a_price_beyond_the_liquidation_price_closes_at_it(self) -> None:

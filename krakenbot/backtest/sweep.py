@@ -1,0 +1,158 @@
+"""The same series with many settings, and what the best of one span made in the next."""
+
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from decimal import Decimal
+from itertools import product
+from multiprocessing import get_context
+from typing import NamedTuple
+
+from krakenbot.backtest.engine import WINDOW, Costs, Replay
+from krakenbot.backtest.files import BadDataError, Columns, aggregate
+from krakenbot.backtest.result import DAY_S, Result
+from krakenbot.config import Config
+from krakenbot.decision import plan_of
+from krakenbot.pairs import PairRules
+
+RUNS_MAX = 10_000
+Value = int | Decimal
+
+
+class Cell(NamedTuple):
+    """One combination of settings: over the whole series, and over each span anew."""
+
+    keys: Mapping[str, Value]
+    whole: Result
+    spans: Sequence[Result]
+
+    @property
+    def name(self) -> str:
+        return " ".join(f"{key}={value}" for key, value in self.keys.items())
+
+
+class Step(NamedTuple):
+    """A span, the cell that was best in the span before, and what it made in this one.
+
+    `rank` 1 is the best of all cells in this span, `average` what all of them made.
+    """
+
+    begin: int
+    end: int
+    chosen: Cell
+    net: Decimal
+    rank: int
+    best: Cell
+    best_net: Decimal
+    average: Decimal
+    hold: Decimal
+
+
+class Sweep(NamedTuple):
+    """All that every cell shares."""
+
+    config: Config
+    rules: PairRules
+    costs: Costs
+    needs_trades: bool
+    spans: Sequence[tuple[int, int]]
+
+
+_shared: dict[int, Columns] = {}
+
+
+def cells_of(sweep: Sweep, values: Mapping[str, Sequence[Value]], whole: Columns) -> list[Cell]:
+    """Return the cell of each combination of values, computed on all processors."""
+    runs = [dict(zip(values, row, strict=True)) for row in product(*values.values())]
+    if len(runs) > RUNS_MAX:
+        raise BadDataError(f"--sweep: {len(runs)} runs, at most {RUNS_MAX}")
+    for minutes in map(int, values.get("interval", [sweep.config.interval])):
+        made = next(aggregate([whole], minutes * 60), None)
+        if made is None:
+            raise BadDataError(f"the data hold no whole candle of {minutes} min")
+        _shared[minutes] = made
+    # Forked processes see the columns without a copy, so every file is read once.
+    with ProcessPoolExecutor(mp_context=get_context("fork")) as pool:
+        tasks = [(sweep, run) for run in runs]
+        return list(pool.map(_cell, tasks, chunksize=max(1, len(tasks) // 64)))
+
+
+def spans_of(begin: int, end: int, span_s: int) -> list[tuple[int, int]]:
+    """Return the whole spans between two times, the first from the next midnight (UTC) on."""
+    begin = -(-begin // DAY_S) * DAY_S
+    return [(at, at + span_s) for at in range(begin, end - span_s + 1, span_s)]
+
+
+def is_sound(result: Result) -> bool:
+    """Return whether a run went on to the end and traded: only such may be the best."""
+    return result.ended is None and result.turns > 0
+
+
+def best_of(cells: Sequence[Cell], results: Sequence[Result]) -> int | None:
+    """Return the number of the best sound cell, None when none is."""
+    sound = [at for at in range(len(cells)) if is_sound(results[at])]
+    return max(sound, key=lambda at: results[at].net, default=None)
+
+
+def walk_forward(cells: Sequence[Cell]) -> list[Step]:
+    """Return for each span but the first what the best cell of the span before made in it."""
+    steps = []
+    for number in range(1, len(cells[0].spans)):
+        before, now = ([cell.spans[at] for cell in cells] for at in (number - 1, number))
+        chosen = best_of(cells, before)
+        if chosen is None:
+            continue
+        nets = [result.net for result in now]
+        best = max(range(len(cells)), key=nets.__getitem__)
+        steps.append(
+            Step(
+                begin=now[0].begin,
+                end=now[0].end,
+                chosen=cells[chosen],
+                net=nets[chosen],
+                rank=1 + sum(net > nets[chosen] for net in nets),
+                best=cells[best],
+                best_net=nets[best],
+                average=sum(nets, Decimal(0)) / len(nets),
+                hold=now[chosen].hold,
+            )
+        )
+    return steps
+
+
+def whole_of(parts: Iterable[Columns]) -> Columns:
+    """Return all parts as one, in arrays."""
+    columns = [array("d") for _ in range(5)]
+    begin = interval_s = 0
+    for part in parts:
+        begin, interval_s = begin or part.times[0], part.interval_s
+        for column, numbers in zip(columns, part.numbers, strict=True):
+            column.extend(map(float, numbers))
+    times = range(begin, begin + len(columns[0]) * interval_s, interval_s)
+    return Columns(interval_s, times, *columns)
+
+
+def _cell(task: tuple[Sweep, dict[str, Value]]) -> Cell:
+    sweep, keys = task
+    interval, chosen = int(keys.get("interval", sweep.config.interval)), sweep.config.strategy
+    if chosen.name == "file":
+        swept = {key: value for key, value in keys.items() if key != "interval"}
+        chosen = chosen._replace(parameters={**chosen.parameters, **swept})
+    else:
+        chosen = chosen._replace(length=int(keys.get("length", chosen.length)))
+    plan = plan_of(sweep.config._replace(interval=interval, strategy=chosen))
+    series = _shared[interval]
+
+    def run(begin: int, end: int, warm_up: int) -> Result:
+        replay = Replay(
+            plan, sweep.rules, sweep.costs, warm_up=warm_up, needs_trades=sweep.needs_trades
+        )
+        replay.feed(series.cut(begin - warm_up, end))
+        return replay.result()
+
+    spans = []
+    for span in sweep.spans:
+        begin, end = (-((series.times[0] - time) // series.interval_s) for time in span)
+        # What the bot would know at the beginning of the span.
+        spans.append(run(begin, end, min(begin, WINDOW)))
+    return Cell(keys, run(0, len(series.times), 0), spans)

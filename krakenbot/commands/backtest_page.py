@@ -1,0 +1,166 @@
+"""The HTML reports of `backtest`: of one run, and of a sweep."""
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from decimal import Decimal
+from pathlib import Path
+
+from krakenbot.backtest.engine import Replay
+from krakenbot.backtest.files import Columns
+from krakenbot.backtest.result import Fill as Order
+from krakenbot.backtest.result import Result
+from krakenbot.backtest.sweep import Cell, Step, best_of, is_sound
+from krakenbot.commands import backtest_text as text
+from krakenbot.commands import write_whole
+from krakenbot.commands.chart import COLUMNS, Mark
+from krakenbot.commands.page import heat_map, page, table
+from krakenbot.commands.story import Fill, Point, Story, thinned, write
+from krakenbot.config import Config
+from krakenbot.decision import plan_of
+from krakenbot.format import asset, moment, money, percent, price, signed, volume
+
+_CANDLES_SHOWN = 360
+
+
+def write_run(
+    path: Path, config: Config, replay: Replay, parts: Iterable[Columns], notes: Sequence[str]
+) -> Result:
+    """Feed the replay, write the page about it, and return the result."""
+    newest: deque[tuple[int, float]] = deque(maxlen=_CANDLES_SHOWN + replay.plan.candles_min)
+    points = thinned(_points(replay, parts, newest))
+    result = replay.result()
+    write(path, _story(config, replay, result, points, newest, notes))
+    return result
+
+
+def _points(
+    replay: Replay, parts: Iterable[Columns], newest: deque[tuple[int, float]]
+) -> Iterator[Point]:
+    """Feed the parts and yield what the page draws, ever fewer candles apart as there are more."""
+    count = 0
+    for part in parts:
+        newest.extend(
+            zip(
+                range(part.times[0] + part.interval_s, part.end + 1, part.interval_s),
+                part.closes,
+                strict=True,
+            )
+        )
+        at = 0
+        while at < len(part.times):
+            step = max(1, count // COLUMNS)
+            piece = part.cut(at, at + step)
+            replay.feed(piece)
+            at, count = at + step, count + len(piece.times)
+            net = replay.worth() - replay.costs.balance
+            prices = min(piece.lows), max(piece.highs), piece.closes[-1]
+            gross = float(net + replay.paid)
+            yield Point(piece.end, *prices, float(net), gross, float(replay.held))
+
+
+def _story(
+    config: Config,
+    replay: Replay,
+    result: Result,
+    points: list[Point],
+    newest: Sequence[tuple[int, float]],
+    notes: Sequence[str],
+) -> Story:
+    marks, fills, orders = [], [], []
+    for one, kind, rollover in _orders(replay):
+        when, side = moment(one.time, text.MINUTE), "buy" if one.direction > 0 else "sell"
+        shown = volume(one.volume), price(one.price, replay.rules)
+        fee, why = one.fee + one.opening_fee, f"{one.reason}: {kind}"
+        told = f"{when} {side} {shown[0]} at {shown[1]}: {why}"
+        marks.append(Mark(one.time, float(one.price), one.direction > 0, told))
+        if rollover:
+            fills.append(Fill(one.time, 0, 0.0, 0.0, float(rollover)))
+        figures = float(one.volume), float(one.price), float(fee)
+        fills.append(Fill(one.time, one.direction, *figures))
+        orders.append((when, side, *shown, money(fee), "filled", why, f"{one.order}"))
+    name, length = config.strategy.name, plan_of(config).candles_min
+    length = {"sma-slope": length - 1, "sma-cross": length}.get(name, 1)
+    closes = [close for _, close in newest]
+    return Story(
+        title=f"{result.pair} · backtest",
+        subtitle=f"{text.title(result)}; {text.setup(config, replay.costs, replay.rules)}",
+        quote=asset(result.quote),
+        pair_decimals=replay.rules.pair_decimals,
+        net=float(result.net),
+        gross=float(result.gross),
+        balance=float(result.balance),
+        size=float(config.size),
+        first_price=points[0].close,
+        facts=text.figures(result),
+        costs=[(name, float(amount)) for name, amount in text.money_of(result)],
+        points=points,
+        newest=[
+            (newest[at][0], closes[at], sum(closes[at + 1 - length : at + 1]) / length)
+            for at in range(length - 1, len(closes))
+        ],
+        marks=marks,
+        fills=fills,
+        orders=orders,
+        notes=notes,
+        end=f"ENDED EARLY: {end}." if (end := text.end_of(result)) else "",
+        worst_percent=result.max_drawdown_percent,
+    )
+
+
+def _orders(replay: Replay) -> Iterator[tuple[Order, str, Decimal]]:
+    """Yield the fills in order of time, what each did, and the rollovers paid since the opening."""
+    for trip in replay.record.trips:
+        fees = trip.entry.fee + trip.entry.opening_fee + trip.exit.fee
+        yield trip.entry, "open", Decimal(0)
+        yield trip.exit, "close", trip.costs - fees
+    if replay.record.entry:
+        yield replay.record.entry, "open", Decimal(0)
+
+
+def write_sweep(
+    path: Path,
+    head: Sequence[str],
+    cells: Sequence[Cell],
+    steps: Sequence[Step],
+    notes: Sequence[str],
+) -> None:
+    """Write the page about a sweep: its cells as a map where there are two keys, and the walk."""
+    results = [cell.whole for cell in cells]
+    best, sections = best_of(cells, results), []
+    if steps:
+        told, verdict = text.forward_rows(steps, len(cells)), text.verdict(steps, len(cells))
+        title = "What the best cell of one span made in the next"
+        sections.append(table(title, text.FORWARD, told, verdict))
+    if len(cells[0].keys) == 2:
+        down, across = cells[0].keys
+        nets = {
+            (str(cell.keys[down]), str(cell.keys[across])): float(cell.whole.net)
+            for cell in cells
+            if is_sound(cell.whole)
+        }
+        note = "a cell that ended early is left out"
+        sections.append(heat_map("Net", f"{down} by {across}", nets, note))
+    names = "cell", "|turns a day", "|gross", "|net", "|drawdown", "|return", "ended early"
+    sections.append(table("Cells", names, [_cell_row(cell) for cell in cells]))
+    chosen, tone = "No cell traded to the end.", -1.0
+    if best is not None:
+        tone = float(results[best].net)
+        chosen = (
+            f"Best of {len(cells)}: {cells[best].name}, net {signed(money(tone))}. "
+            "The best of many is mostly the luckiest: these very candles chose it."
+        )
+    title = f"{results[0].pair} · sweep"
+    write_whole(path, page(title, "; ".join(head), chosen, tone, [], notes, sections).encode())
+
+
+def _cell_row(cell: Cell) -> tuple[str, ...]:
+    one = cell.whole
+    amounts = (signed(money(x)) for x in (one.gross, one.net, -one.max_drawdown))
+    state = "" if is_sound(one) else text.end_of(one) or "no turn"
+    return (
+        cell.name,
+        f"{one.turns_per_day:,.1f}",
+        *amounts,
+        signed(percent(one.net_percent)),
+        state,
+    )

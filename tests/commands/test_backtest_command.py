@@ -1,0 +1,299 @@
+"""`backtest` as people call it: files as they have them, what is disclosed, sweeps, reports."""
+
+import io
+import json
+import os
+import random
+import re
+import tempfile
+import unittest
+import zipfile
+from collections.abc import Iterable, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from decimal import Decimal as D
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from krakenbot import cli
+from krakenbot.simulated.listing import PAIRS
+
+
+class Terminal(io.StringIO):
+    """What a command prints to; a terminal where a test says so."""
+
+
+class CommandTest(unittest.TestCase):
+    def setUp(self) -> None:
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+
+    def write(self, rows: Sequence[str], name: str = "XBTUSD_1.csv") -> str:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join(rows))
+        return str(path)
+
+    def jumpy(self, name: str = "XBTUSD_1.csv") -> str:
+        return self.write(candles(walk(700)), name)
+
+    def told(self, *words: str, **environment: str) -> Any:
+        code, output, errors = command(*words, "--json", **environment)
+        self.assertEqual((code, errors), (0, ""))
+        return json.loads(output)
+
+    def refused(self, *words: str, **environment: str) -> str:
+        code, output, errors = command(*words, **environment)
+        self.assertEqual((code, output, errors.count("\n")), (2, "", 1))
+        return errors
+
+
+class TestRun(CommandTest):
+    ENDING = ("100,100,100,100", "100,100,100,100", "100,101,100,101", "101,101,50,60")
+
+    def liquidated(self, *after: str) -> str:
+        rows = [
+            f"{1600002000 + 3600 * at},{row},1,1" for at, row in enumerate((*self.ENDING, *after))
+        ]
+        return self.write(rows, "ETHUSD_60.csv")
+
+    def test_a_liquidation_is_the_headline_a_round_trip_and_the_whole_drawdown(self) -> None:
+        words = ("--length", "2", "--size", "900", "--leverage", "10", "--fee", "0")
+        for path in (self.liquidated("60,60,60,60"), self.liquidated()):
+            told = self.told(path, *words, KRAKENBOT_ENTRY="now")
+            self.assertEqual(told["max_drawdown"], told["net"].removeprefix("-"))
+            self.assertEqual(
+                (told["orders"], told["win_rate"], len(told["round_trips"])), (2, 0, 1)
+            )
+            self.assertEqual(D(told["round_trips"][0]["net"]), D(told["net"]))
+            lines = command(path, *words, KRAKENBOT_ENTRY="now")[1].splitlines()
+            self.assertIn("ENDED EARLY: 2020-09-13 17:00 UTC, after 0.2 of 0.2 days", lines[1])
+            self.assertIn("liquidated", lines[1])
+
+    def test_an_account_that_can_pay_nothing_any_more_has_ended_and_turned_until_then(self) -> None:
+        path = self.write(candles([*[90, 90, 100, 100] * 45, *range(101, 999)]), "ETHUSD_1.csv")
+        words = ("--length", "2", "--size", "100", "--balance", "7000", "--fee", "1")
+        told = self.told(path, *words, KRAKENBOT_ENTRY="now")
+        self.assertIn("needed", told["ended"])
+        days = (told["ended_at"] - told["begin"]) / 86400
+        self.assertAlmostEqual(told["turns_per_day"], told["turns"] / days)
+        self.assertGreater(told["refused"], 850)
+
+    def test_rollovers_of_the_last_candle_are_paid(self) -> None:
+        path = self.write(candles((100, 100, 101, 101), 1296000), "ETHUSD_21600.csv")
+        words = ("--length", "2", "--size", "1", "--fee", "0")
+        told = self.told(path, *words, KRAKENBOT_ENTRY="now")
+        self.assertEqual(D(told["rollover"]), 89 * D("0.02525"))
+
+    def test_a_position_of_exactly_four_hours_pays_no_rollover(self) -> None:
+        path = self.write(candles((100, 100, 101, 99, 99), 14400), "ETHUSD_240.csv")
+        words = ("--length", "2", "--size", "1", "--fee", "0")
+        told = self.told(path, *words, KRAKENBOT_ENTRY="now")
+        self.assertEqual((told["turns"], D(told["rollover"])), (2, 0))
+
+    def test_openings_in_candles_without_trades_are_counted_or_wait(self) -> None:
+        prices = [*range(100, 130), *range(130, 100, -1), *range(100, 130)]
+        rows = candles(prices)
+        path = self.write(rows[:32] + rows[34:])
+        words = (path, "--length", "2", "--size", "1")
+        told = self.told(*words, KRAKENBOT_ENTRY="now")
+        self.assertEqual((told["candles"], told["candles_untraded"]), (90, 2))
+        self.assertEqual(told["openings_untraded"], 1)
+        waits = self.told(*words, "--no-trade-no-fill", KRAKENBOT_ENTRY="now")
+        self.assertEqual((waits["turns"], waits["openings_untraded"]), (told["turns"], 0))
+        entries = [[trip["entry"] for trip in one["round_trips"]][1] for one in (told, waits)]
+        self.assertEqual(entries, [33 * 60 + 1, 34 * 60 + 1])
+
+    def test_round_trips_add_up_to_the_result(self) -> None:
+        told = self.told(self.jumpy(), "--length", "5")
+        trips = told["round_trips"]
+        self.assertEqual(
+            sum(trip["net"] > "0" and D(trip["net"]) > 0 for trip in trips) / len(trips),
+            told["win_rate"],
+        )
+        for trip in trips:
+            self.assertEqual(D(trip["gross"]) - D(trip["costs"]), D(trip["net"]))
+        self.assertEqual(told["net_percent"], float(100 * D(told["net"]) / D(told["balance"])))
+
+    def test_what_is_assumed_about_a_pair_is_said_and_can_be_given(self) -> None:
+        path = self.jumpy("FOOBAR_1.csv")
+        notes = " ".join(self.told(path)["notes"])
+        self.assertIn("FOO/BAR is not in the built-in list", notes)
+        self.assertIn("margin rate of BAR and FOO: 0.02 %", notes)
+        row = {**PAIRS["XXBTZUSD"], "altname": "FOOBAR", "wsname": "FOO/BAR", "ordermin": "7"}
+        rules = self.write([json.dumps({"error": [], "result": {"FOOBAR": row}})], "rules.json")
+        told = self.told(path, "--pair-rules", rules)
+        self.assertIn("below the smallest order, 7", " ".join(told["notes"]))
+        self.assertIn(
+            "no pair XBT/EUR", self.refused(self.jumpy("XBTEUR_1.csv"), "--pair-rules", rules)
+        )
+        self.assertIn("AssetPairs", self.refused(path, "--pair-rules", path))
+
+    def test_max_loss_and_intervals_that_the_bot_does_not_have_are_remarked(self) -> None:
+        notes = self.told(self.jumpy(), KRAKENBOT_RISK_MAX_LOSS="9")["notes"]
+        self.assertIn("max_loss is looked at when a candle ends", " ".join(notes))
+        rows = [f"{43200 * at},9,9,9,9,1,1" for at in range(40)]
+        self.assertIn(
+            "cannot run at 720 min",
+            " ".join(self.told(self.write(rows, "XBTUSD_720.csv"))["notes"]),
+        )
+
+    def test_a_report_of_an_interval_longer_than_the_file_s_shows_all_of_it(self) -> None:
+        rows = [f"{60 * at},{9 + at % 7},{99},{1},{9 + at % 5},1,1" for at in range(60 * 24 * 9)]
+        path, report = self.write(rows), self.folder / "report.html"
+        self.assertEqual(command(path, "--interval", "60", "--report", str(report))[0], 0)
+        page = report.read_text()
+        self.assertGreater(page.count("UTC"), 0)
+        shown = re.findall(r'"t":\["([^"]*)".*?"([^"]*)"\],"x"', page)[0]
+        self.assertEqual((shown[0][:10], shown[1][:10]), ("1970-01-01", "1970-01-10"))
+
+
+class TestWhichFile(CommandTest):
+    def test_the_pair_is_the_file_s_and_never_another(self) -> None:
+        expected = self.told(self.jumpy("XBTEUR_1.csv"))
+        self.assertEqual(expected["pair"], "XBTEUR")
+        for name in ("XBTEUR_1 (1).csv", "BTC_EUR_1m.csv"):
+            self.assertEqual(self.told(self.jumpy(name)), expected)
+        for pair in ("BTC/EUR", "XBT/EUR", "XXBTZEUR"):
+            self.assertEqual(
+                self.told(self.jumpy("XBTEUR_1.csv"), "--pair", pair)["net"], expected["net"]
+            )
+        self.assertIn(
+            "but --pair says XBTUSD", self.refused(self.jumpy("XBTEUR_1.csv"), "--pair", "XBTUSD")
+        )
+        self.assertIn("add --pair", self.refused(self.jumpy("export.csv")))
+        self.assertEqual(
+            self.told(self.jumpy("export.csv"), "--pair", "XBTEUR")["net"], expected["net"]
+        )
+        self.assertIn(
+            "more than one pair",
+            self.refused(self.jumpy("XBTEUR_1.csv"), self.jumpy("ETHEUR_1.csv")),
+        )
+
+    def test_a_folder_or_zip_is_searched_for_every_name_of_the_pair(self) -> None:
+        expected = self.told(self.jumpy("some/XBTUSD_1.csv"))
+        with zipfile.ZipFile(self.folder / "all.zip", "w") as archive:
+            archive.write(self.folder / "some/XBTUSD_1.csv", "x/XBTUSD_1.csv")
+            archive.writestr("x/ETHUSD_1.csv", "")
+        for place in ("some", "all.zip"):
+            for name in ("BTC/USD", "XBT/USD", "BTCUSD", "XXBTZUSD"):
+                self.assertEqual(
+                    self.told(str(self.folder / place), "--pair", name)["net"], expected["net"]
+                )
+        error = self.refused(str(self.folder / "all.zip"), "--pair", "FOO/USD")
+        self.assertIn("no files of FOO/USD, like FOOUSD_1.csv; it has ETHUSD, XBTUSD", error)
+
+    def test_a_folder_is_stitched_in_order_of_time(self) -> None:
+        rows = candles(walk(700))
+        expected = self.told(self.write(rows, "whole/XBTUSD_1.csv"))
+        self.write(rows[300:], "parts/0/XBTUSD_1.csv")
+        self.write(rows[:300], "parts/1/XBTUSD_1.csv")
+        self.assertEqual(self.told(str(self.folder / "parts")), expected)
+
+
+class TestSweep(CommandTest):
+    def test_a_sweep_gives_what_each_run_gives_alone(self) -> None:
+        path = self.jumpy()
+        cells = self.told(path, "--sweep", "length=5:15:5", "interval=1,5")
+        self.assertEqual(len(cells), 6)
+        for cell in cells:
+            words = "--length", str(cell.pop("length")), "--interval", str(cell.pop("interval"))
+            alone = self.told(path, *words)
+            del alone["notes"], alone["round_trips"]
+            self.assertEqual(alone, cell)
+
+    def test_the_table_marks_the_best_of_the_cells_that_traded_to_the_end(self) -> None:
+        path = self.jumpy()
+        lines = command(path, "--sweep", "length=5:15:5", "interval=1,5")[1].splitlines()
+        cells = self.told(path, "--sweep", "length=5:15:5", "interval=1,5")
+        self.assertEqual(lines[3].split()[:3], ["net", "by", "length"])
+        shown = [word for line in lines[5:8] for word in line.split()[1:]]
+        self.assertEqual(
+            [word.rstrip("*!") for word in shown], [f"{float(c['net']):+,.2f}" for c in cells]
+        )
+        best = max((c for c in cells if not c["ended"]), key=lambda c: D(c["net"]))
+        self.assertEqual([w for w in shown if "*" in w], [f"{float(best['net']):+,.2f}*"])
+        for no_color, shades in (("", True), ("1", False)):
+            with mock.patch.object(Terminal, "isatty", return_value=True):
+                words = (path, "--sweep", "length=5:6", "interval=1,5")
+                shown_so = command(*words, NO_COLOR=no_color, TERM="xterm")[1]
+                self.assertEqual("\x1b[97;48;5;" in shown_so, shades)
+
+    def test_a_cell_that_ended_early_is_never_the_best(self) -> None:
+        path = self.write(candles([*[100, 100, 101, 101] * 40, *range(101, 200)]), "ETHUSD_1.csv")
+        words = (path, "--size", "90", "--balance", "3500", "--leverage", "5")
+        sweep = (*words, "--sweep", "length=2,3,40")
+        shown = command(*sweep, KRAKENBOT_ENTRY="now")[1]
+        cells = self.told(*sweep, KRAKENBOT_ENTRY="now")
+        self.assertEqual([bool(cell["ended"]) for cell in cells], [True, True, False])
+        self.assertIn("! 2 of 3 ended early", shown)
+        self.assertIn("best of 3: length=40,", shown)
+
+    def test_the_walk_forward_tells_what_the_best_of_each_span_made_in_the_next(self) -> None:
+        path = self.write(candles(walk(366 * 24), 3600, 86400), "XBTUSD_60.csv")
+        words = (path, "--sweep", "length=5,10,20", "--size", "0.1")
+        told = self.told(*words, "--forward", "60d")
+        self.assertEqual(len(told["forward"]), 5)
+        for step in told["forward"]:
+            span = (step["begin"], step["end"])
+            self.assertEqual(span[1] - span[0], 60 * 86400)
+            self.assertLessEqual(D(step["net"]), D(step["best_net"]))
+            self.assertIn(step["rank"], (1, 2, 3))
+        text = command(*words, "--forward", "60d")[1]
+        self.assertIn("in the span before", text)
+        self.assertIn("did better than the average cell in", text)
+        report = self.folder / "sweep.html"
+        both = (path, "--sweep", "length=5,10", "interval=60,240", "--forward", "60d")
+        self.assertEqual(command(*both, "--report", str(report))[0], 0)
+        self.assertIn("What the best cell", report.read_text())
+
+    def test_options_that_mean_nothing_are_refused(self) -> None:
+        path = self.jumpy()
+        cross = {"KRAKENBOT_STRATEGY_NAME": "sma-cross"}
+        for environment, *words in (
+            ({}, "--slippage", "-1"),
+            ({}, "--slippage", "10"),
+            ({}, "--sweep", "length=1:99999999999999"),
+            ({}, "--sweep", "length=-99999999999999:5"),
+            ({}, "--sweep", "length=5:1"),
+            ({}, "--sweep", "other=5:6"),
+            (cross, "--sweep", "length=5:6"),
+            ({}, "--forward", "365d"),
+            ({}, "--forward", "1y", "--sweep", "length=5:6"),
+            ({}, "--forward", "x", "--sweep", "length=5:6"),
+        ):
+            with self.subTest(words=words):
+                self.assertIn(words[0], self.refused(path, *words, **environment))
+        self.assertEqual(command(path, "--sweep", "interval=1,5", **cross)[0], 0)
+
+
+def command(*words: str, **environment: str) -> tuple[int, str, str]:
+    """Return exit code, output and errors of `backtest`, run far from any configuration."""
+    output, errors = Terminal(), io.StringIO()
+    own = {name: text for name, text in os.environ.items() if not name.startswith("KRAKENBOT_")}
+    with (
+        redirect_stdout(output),
+        redirect_stderr(errors),
+        mock.patch.dict(os.environ, own | environment, clear=True),
+    ):
+        code = cli.main(["--config", os.devnull, "backtest", *words])
+    return code, output.getvalue(), errors.getvalue()
+
+
+def candles(prices: Iterable[float], step_s: int = 60, first: int = 0) -> list[str]:
+    """Return lines of a file in which each candle has one price."""
+    return [f"{first + step_s * at},{p},{p},{p},{p},1,1" for at, p in enumerate(prices)]
+
+
+def walk(count: int, seed: int = 7) -> list[float]:
+    """Return prices that walk at random."""
+    dice, price, prices = random.Random(seed), 20000.0, []
+    for _ in range(count):
+        price = round(price * (1 + dice.gauss(0, 0.005)), 1)
+        prices.append(price)
+    return prices
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -116,23 +116,11 @@ class Spot:
 
     def margin_rates(self) -> MarginRates:
         rules = self._known_rules()
-        base = {"aclass": self._class["asset_class"]} if self._class else {}
-        return MarginRates(
-            long=self._margin_rate({"asset": rules.quote}),
-            short=self._margin_rate({"asset": rules.base} | base),
-        )
-
-    def _margin_rate(self, params: Mapping[str, object]) -> Decimal | None:
-        result = self._client.public("Assets", params)
-        try:
-            (row,) = result.values()
-            rate = None if row.get("margin_rate") is None else decimal(row["margin_rate"]) / 100
-            if rate is not None and not 0 <= rate < MARGIN_RATE_MAX:
-                raise ValueError(f"margin rate {rate}")
-        except _BROKEN as error:  # It is only asked for to say what trading costs.
-            log.warning("margin rate of %s not understood: %r", params["asset"], error)
-            return None
-        return rate
+        # Tokenized assets stand in a list of their own, and are not known to be lent.
+        is_token = self._class.get("asset_class") == "tokenized_asset"
+        assets = rules.quote if is_token else f"{rules.quote},{rules.base}"
+        result = self._client.public("Assets", {"asset": assets})
+        return MarginRates(_margin_rate(result, rules.quote), _margin_rate(result, rules.base))
 
     # -- the account ---------------------------------------------------------------------------
 
@@ -349,6 +337,18 @@ def _words(event: Any) -> str:
         return str(event)
     names = ("title", "incident_status", "expected_start_utc", "expected_end_utc")
     return ", ".join(str(event[name]) for name in names if event.get(name))
+
+
+def _margin_rate(result: Any, asset: str) -> Decimal | None:
+    try:
+        text = result.get(asset, {}).get("margin_rate")
+        rate = None if text is None else decimal(text) / 100
+        if rate is not None and not 0 <= rate < MARGIN_RATE_MAX:
+            raise ValueError(f"margin rate {rate}")
+    except _BROKEN as error:  # It is only asked for to say what trading costs.
+        log.warning("margin rate of %s not understood: %r", asset, error)
+        return None
+    return rate
 
 
 def _moment(value: object) -> int:

@@ -342,12 +342,12 @@ class TestWhatElseIsTold(unittest.TestCase):
             self.assertEqual(SystemStatus("online"), status)
 
     def test_borrowing_costs_what_the_lent_asset_s_row_says(self) -> None:
-        rates = {"ZUSD": "0.025", "XXBT": "0.01"}
-        kraken = Kraken(Assets=lambda p: {p["asset"]: {"margin_rate": rates[p["asset"]]}})
+        rows = {"ZUSD": {"margin_rate": "0.025"}, "XXBT": {"margin_rate": "0.01"}}
+        kraken = Kraken(Assets=rows)
         self.assertEqual((Decimal("0.00025"), Decimal("0.0001")), spot(kraken).margin_rates())
         silence(self)
         for row in ({}, {"margin_rate": None}, {"margin_rate": "x"}, {"margin_rate": "99"}, 5):
-            kraken = Kraken(Assets=lambda p, row=row: {p["asset"]: row})
+            kraken = Kraken(Assets={"ZUSD": row, "XXBT": row})
             self.assertEqual((None, None), spot(kraken).margin_rates())
 
     def test_a_key_is_known_by_its_account_and_last_nonce_where_they_are_told(self) -> None:

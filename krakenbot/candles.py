@@ -1,6 +1,8 @@
 """From Kraken's OHLC rows to finished candles without holes."""
 
 from collections.abc import Sequence
+from itertools import pairwise
+from math import gcd
 from typing import Any
 
 from krakenbot import log
@@ -13,6 +15,7 @@ from krakenbot.pairs import decimal
 ROWS_MAX = 720  # More than these the exchange does not give.
 LATE_WAIT_S = 2.0
 LATE_TRIES = 8
+STEPS_MIN = 10  # So many rows tell whether they are of a longer interval, or some are missing.
 AHEAD_MAX_S = 5.0  # A candle that begins later than this from now is not believed.
 
 
@@ -113,7 +116,9 @@ def parse_rows(result: Any, interval_s: int) -> list[Candle]:
     except (AttributeError, TypeError, ValueError, IndexError) as error:
         raise UnansweredError(f"OHLC answer is not as expected: {error}") from error
     times = sorted(by_time)
-    if any((time - times[0]) % interval_s for time in times):
+    steps = [after - before for before, after in pairwise(times)]
+    step_s = gcd(*steps) if len(steps) >= STEPS_MIN else interval_s
+    if any(step % interval_s for step in steps) or step_s != interval_s:
         raise UnansweredError(f"OHLC answer holds times that are not {interval_s} s apart")
     if times and times[-1] - times[0] > (2 * ROWS_MAX) * interval_s:
         raise UnansweredError("OHLC answer spans more than it can hold")

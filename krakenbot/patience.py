@@ -39,6 +39,7 @@ class Patience:
             else:
                 self._has_worked = True
                 self._alerts.over("waiting")
+                self._alerts.over("key")
                 return result
 
     def _tell(self, text: str) -> None:
@@ -63,7 +64,6 @@ class Patience:
             except (LaterError, UnansweredError, RefusedError):
                 return  # Whoever waits for the exchange asks on.
             else:
-                self._alerts.over("key")
                 return
         raise error
 

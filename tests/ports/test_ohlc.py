@@ -260,6 +260,12 @@ class TestRows(unittest.TestCase):
         got = parse_rows(result, 60)
         self.assertEqual([T0, T0 + 60], [c.time for c in got])
 
+    def test_rows_of_another_interval_are_no_answer(self) -> None:
+        for asked_s, told_s in ((60, 3600), (3600, 60)):
+            result = {"X": [row(T0 + told_s * n) for n in range(20)], "last": T0}
+            with self.subTest(told_s), self.assertRaises(UnansweredError):
+                parse_rows(result, asked_s)
+
     def test_no_rows_at_all_are_no_candles(self) -> None:
         self.assertEqual([], parse_rows({"X": [], "last": T0}, 60))
 

@@ -233,6 +233,6 @@ def _pause_s(newest_first: Sequence[Intent], is_of_candle: bool, ordermin: Decim
     ends = [intent.outcome is newest.outcome for intent in newest_first]
     in_a_row = ends.index(False) if False in ends else len(ends)
     if newest.outcome is Outcome.ABSENT:
-        in_a_row = 1  # To prove its absence took two minutes.
+        in_a_row = 2  # To prove its absence took two minutes; one more, should all views lag.
     pause_s = pauses[min(in_a_row, len(pauses)) - 1]
     return pause_s if is_of_candle else min(pause_s, EARLIER_CANDLE_MAX_S)

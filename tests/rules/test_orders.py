@@ -201,7 +201,7 @@ class TestNextAttempt(unittest.TestCase):
                 self.assertFalse(needs_proof(close))
 
     def test_what_never_happened_may_be_tried_again_for_the_same_candle(self) -> None:
-        self.assertEqual(15, pause(*[intent(Outcome.ABSENT)] * 4))
+        self.assertEqual(60, pause(*[intent(Outcome.ABSENT)] * 4))
 
     def test_a_definite_no_to_what_opens_is_final_for_the_candle_and_not_for_the_next(self) -> None:
         for outcome in (Outcome.REFUSED, Outcome.CANCELED, Outcome.CLOSED, Outcome.EXPIRED):

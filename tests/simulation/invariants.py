@@ -176,6 +176,9 @@ class Truth:
         self.foreign += self.own - own
         self.own, self.own_cash, self.own_fees = own, cash, fees
         self.strangers = self.executed.keys() - known
+        # An id stands for one step of one candle. What nobody executed and no journal remembers
+        # may be sent under it again: to the exchange, too, it is as if it had never been.
+        self.sent = {row["id"] for row in rows} | self.executed.keys()
         self.verified = max(
             (row["number"] for row in rows if row["outcome"] is not None), default=0
         )

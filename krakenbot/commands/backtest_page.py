@@ -1,12 +1,11 @@
 """The HTML reports of `backtest`: of one run, and of a sweep."""
 
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
 
 from krakenbot.backtest.engine import Replay
-from krakenbot.backtest.files import Columns
+from krakenbot.backtest.files import Columns, candles_of
 from krakenbot.backtest.result import Fill as Order
 from krakenbot.backtest.result import Result
 from krakenbot.backtest.sweep import Cell, Step, best_of, is_sound
@@ -16,8 +15,8 @@ from krakenbot.commands.chart import COLUMNS, Mark
 from krakenbot.commands.page import heat_map, page, table
 from krakenbot.commands.story import Fill, Point, Story, thinned, write
 from krakenbot.config import Config
-from krakenbot.decision import plan_of
 from krakenbot.format import asset, moment, money, percent, price, signed, volume
+from krakenbot.model import Candle
 
 _CANDLES_SHOWN = 360
 
@@ -26,26 +25,22 @@ def write_run(
     path: Path, config: Config, replay: Replay, parts: Iterable[Columns], notes: Sequence[str]
 ) -> Result:
     """Feed the replay, write the page about it, and return the result."""
-    newest: deque[tuple[int, float]] = deque(maxlen=_CANDLES_SHOWN + replay.plan.candles_min)
-    points = thinned(_points(replay, parts, newest))
+    tail: list[Columns] = []
+    points = thinned(_points(replay, parts, tail))
     result = replay.result()
-    write(path, _story(config, replay, result, points, newest, notes))
+    write(path, _story(config, replay, result, points, list(candles_of(*tail)), notes))
     return result
 
 
-def _points(
-    replay: Replay, parts: Iterable[Columns], newest: deque[tuple[int, float]]
-) -> Iterator[Point]:
-    """Feed the parts and yield what the page draws, ever fewer candles apart as there are more."""
-    count = 0
+def _points(replay: Replay, parts: Iterable[Columns], tail: list[Columns]) -> Iterator[Point]:
+    """Feed the parts and yield what the page draws, ever fewer candles apart as there are more.
+
+    `tail` then holds the newest candles, as many as are drawn one by one.
+    """
+    count, kept = 0, _CANDLES_SHOWN + replay.plan.candles_min
     for part in parts:
-        newest.extend(
-            zip(
-                range(part.times[0] + part.interval_s, part.end + 1, part.interval_s),
-                part.closes,
-                strict=True,
-            )
-        )
+        end = tail[0].joined(part) if tail else part
+        tail[:] = [end.cut(max(0, len(end.times) - kept), len(end.times))]
         at = 0
         while at < len(part.times):
             step = max(1, count // COLUMNS)
@@ -63,7 +58,7 @@ def _story(
     replay: Replay,
     result: Result,
     points: list[Point],
-    newest: Sequence[tuple[int, float]],
+    newest: Sequence[Candle],
     notes: Sequence[str],
 ) -> Story:
     marks, fills, orders = [], [], []
@@ -78,9 +73,7 @@ def _story(
         figures = float(one.volume), float(one.price), float(fee)
         fills.append(Fill(one.time, one.direction, *figures))
         orders.append((when, side, *shown, money(fee), "filled", why, f"{one.order}"))
-    name, length = config.strategy.name, plan_of(config).candles_min
-    length = {"sma-slope": length - 1, "sma-cross": length}.get(name, 1)
-    closes = [close for _, close in newest]
+    plan = replay.plan
     return Story(
         title=f"{result.pair} · backtest",
         subtitle=f"{text.title(result)}; {text.setup(config, replay.costs, replay.rules)}",
@@ -95,8 +88,13 @@ def _story(
         costs=[(name, float(amount)) for name, amount in text.money_of(result)],
         points=points,
         newest=[
-            (newest[at][0], closes[at], sum(closes[at + 1 - length : at + 1]) / length)
-            for at in range(length - 1, len(closes))
+            (
+                candle.time + plan.interval_s,
+                float(candle.close),
+                float(plan.strategy(newest[at + 1 - plan.candles_min : at + 1]).average),
+            )
+            for at, candle in enumerate(newest)
+            if at + 1 >= plan.candles_min
         ],
         marks=marks,
         fills=fills,

@@ -42,7 +42,7 @@ class Lock:
                 f"{path}). Stop it first: systemctl stop its service, or kill that process"
             )
         try:
-            self.write(self.read())
+            self._put(self.read())
         except OSError as error:
             os.close(self._file)
             raise ConfigError(f"the lock {path} cannot be written: {error.strerror}") from error
@@ -57,7 +57,15 @@ class Lock:
         return state.strip(), holder.strip()
 
     def write(self, state: str) -> None:
-        """Replace that line, on disk when this returns."""
+        """Replace that line, on disk when this returns; StopError when it cannot be."""
+        try:
+            self._put(state)
+        except OSError as error:
+            raise StopError(
+                f"the lock {self.path} cannot be written ({error}); nothing is sent without it"
+            ) from error
+
+    def _put(self, state: str) -> None:
         holder = f"pid {os.getpid()}, since {moment(time.time())}"
         os.pwrite(self._file, f"{state:{STATE_BYTES_MAX - 1}}\n{holder:<60}\n".encode(), 0)
         os.fsync(self._file)
@@ -95,10 +103,7 @@ class Nonces:
     def next(self, clock_ns: int) -> int:
         """Return a nonce above all before it; StopError when that cannot be put on disk."""
         nonce = self._last + 1 if self._is_first else max(clock_ns, self._last + 1)
-        try:
-            self._lock.write(f"{nonce:020d} {self.mark}")
-        except OSError as error:
-            raise StopError(f"the nonce cannot be written to disk: {error}") from error
+        self._lock.write(f"{nonce:020d} {self.mark}")
         self._last, self._is_first = nonce, False
         return nonce
 

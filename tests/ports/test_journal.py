@@ -7,6 +7,7 @@ import unittest
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from krakenbot.errors import ConfigError, StopError
 from krakenbot.journal import Journal
@@ -577,15 +578,11 @@ class TestNonces(Folder):
             lock.close()
 
     def test_a_nonce_that_cannot_be_put_on_disk_stops_the_bot(self) -> None:
-        class Full:
-            def read(self) -> str:
-                return ""
-
-            def write(self, state: str) -> None:
-                raise OSError(28, "No space left on device")
-
-        with self.assertRaises(StopError) as caught:
-            Nonces(Full()).next(10**18)  # type: ignore[arg-type]
+        nonces, lock = self.nonces()
+        full = patch("krakenbot.lock.os.pwrite", side_effect=OSError(28, "No space left on device"))
+        with full, self.assertRaises(StopError) as caught:
+            nonces.next(10**18)
+        lock.close()
         self.assertEqual(76, caught.exception.exit_code)
 
 

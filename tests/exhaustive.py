@@ -1,0 +1,380 @@
+"""Every fault, and every pair of faults, through a first entry and a reversal.
+
+    python -m tests.exhaustive            all of them
+    python -m tests.exhaustive --sample   every tenth pair, for `.ci/run`
+
+The shipped program runs on the simulated machine (see tests/simulation), each time with one or two
+faults at one or two of its requests and writes, deaths and restarts included. Every run must end
+on target, or halted for a reason that is true, with all invariants of the simulation kept.
+"""
+
+import argparse
+import multiprocessing
+import os
+import random
+import re
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from krakenbot.model import ZERO
+from krakenbot.pairs import PairRules
+from krakenbot.simulated.feed import Row, Series
+from krakenbot.simulated.http import Answer
+from tests.simulation import market
+from tests.simulation.episode import scratch, simulated
+from tests.simulation.lies import Trouble
+from tests.simulation.machine import ENOSPC, Death
+from tests.simulation.people import Ended
+from tests.simulation.report import START, Violation
+from tests.simulation.world import SIZE, Over, Setting, World
+
+INTERVAL_S = 300
+RISING = 40  # Candles that rise; those after them fall.
+ON_TARGET_S = 1500.0  # So long after the reversal is due, it must have been made.
+EACH_MAX = 4  # Of requests that repeat themselves, the first ones and the last are tried.
+VARIANTS: dict[str, dict[str, str]] = {
+    "two-step": {"LEVERAGE": "2", "REVERSAL": "two-step"},
+    "one-order": {"LEVERAGE": "2", "REVERSAL": "one-order"},
+    "no margin": {"LEVERAGE": "0", "REVERSAL": "two-step"},
+}
+PUBLIC = ("refused", "lost-before", "death-after")
+PRIVATE = (*PUBLIC, "lag", "nonce", "rate", "key", "service")
+ORDER = (
+    *("refused", "lost-before", "lost-after", "timeout", "stuck", "overdue", "late-fill"),
+    *("rate", "margin", "pool", "partial", "service", "unknown", "nonce", "key", "lockout"),
+    *("cancel_only", "death-before", "death-after"),
+)
+WRITE = ("death-before", "death-after", "disk", "disk-done")
+READ_AGAIN = ("lost-before", "lag", "death-after")  # Of reads, as the second of two faults.
+
+
+class Point(NamedTuple):
+    """A place where something can go wrong. `name` is a method or "write"."""
+
+    index: int
+    name: str
+
+
+class Outcome(NamedTuple):
+    points: tuple[Point, ...]
+    end: str  # "on target", "halted" or the invariant that does not hold.
+    text: str = ""
+
+
+NAMES = re.compile(r"/\S+|[0-9a-f]{8}-[0-9a-f-]+|[0-9.]+")
+Plan = tuple[tuple[int, str], ...]
+
+
+class HillFeed(market.TurningFeed):
+    """Prices that rise until one candle, and fall from then on."""
+
+    def series(self, rules: PairRules) -> Series:
+        if rules.pair not in self._series:
+            first = (int(self.start) // INTERVAL_S - RISING) * INTERVAL_S
+            self._series[rules.pair] = Series(INTERVAL_S, first, 1, self._rows(816840))
+        return self._series[rules.pair]
+
+    def _rows(self, start: int) -> Iterator[Row]:
+        for number in range(10**6):
+            price = start + 20 * number - 80 * max(0, number - RISING + 1)
+            yield price, price + 80, price - 80, price + (20 if number < RISING else -60)
+
+
+class Scripted(Trouble):
+    """An exchange at which exactly the planned faults happen."""
+
+    lab: "Lab"
+
+    def _draw(self, name: str, method: str) -> str:
+        return self.lab.arrived(name)
+
+    def _with(self, word: str, name: str, request: Any) -> Answer:
+        if word == "lag":
+            self.lag_s = 60.0
+            try:
+                return self._pass(name, request)
+            finally:
+                self.lag_s = 0.0
+        if word.startswith("death"):
+            answer = self._pass(name, request) if word == "death-after" else None
+            self.lab.is_dead = True
+            self.lab.truth.look()
+            raise Death(answer)
+        return super()._with(word, name, request)
+
+
+class Lab(World):
+    """A world in which nothing goes wrong but what is planned; its points are counted."""
+
+    def __init__(self, variant: str, folder: Path, plan: Plan, show: bool = False) -> None:
+        setting = Setting(
+            interval=INTERVAL_S // 60,
+            length=2,
+            balance=Decimal(1_000_000),
+            coins=ZERO,
+            fee_rate=Decimal("0.0026"),
+            max_loss=None,
+            orders_max=5000,
+            tier="pro",
+            turning=0.0,
+            alone=True,
+            blinding=False,
+        )
+        super().__init__(1, 1.0, folder, setting=setting, show=show)
+        self.plan, self.count = dict(plan), 0
+        self.points: list[Point] = []
+        self.halted = ""
+        self.time = START // INTERVAL_S * INTERVAL_S + 5.0
+        feed = HillFeed(1, self.time, INTERVAL_S, 2, 0.0)
+        self.feed = feed
+        self.api = market.Market(
+            feed,
+            lambda: self.time,
+            random.Random(1),
+            fee_rate=setting.fee_rate,
+            balances={"ZUSD": setting.balance},
+            tier="pro",
+        )
+        self.trouble_maker = Scripted(self.api, self.pass_time)
+        self.trouble_maker.random.seed(str(plan))
+        self.trouble_maker.lab = self
+        self.trouble_maker.strikes = lambda _: True
+        self.settings |= VARIANTS[variant] | {"ENTRY": "now"}
+        self.storms.due = self.duty.due = float("inf")
+        self.turns_at = (int(self.time) // INTERVAL_S + 1) * INTERVAL_S
+        self.end = self.turns_at + ON_TARGET_S
+        self.power = random.Random(str(plan)).choice((True, False))
+
+    def touch(self, what: str) -> BaseException | None:
+        if self.is_dead:
+            raise Death
+        if not what.startswith("COMMIT") and what != "write":
+            return None
+        word = self._next("write")
+        if not word:
+            return None
+        self.note("fault", f"{word} at {what}")
+        if word.startswith("death"):
+            self.is_dead = True
+            if word == "death-before":
+                raise Death
+            return Death()
+        self.disk_failed_at = self.time
+        if what == "write":
+            raise ENOSPC
+        error = sqlite_error()
+        if word == "disk-done":
+            return error
+        raise error
+
+    def trouble(self, words: Mapping[str, str]) -> str:
+        if "refused" not in words:
+            return ""
+        if self.plan.get(self.count) == "refused":
+            self._next("refused")
+            return "refused"
+        return ""
+
+    def arrived(self, name: str) -> str:
+        return self._next(name)
+
+    def _next(self, name: str) -> str:
+        self.points.append(Point(self.count, name))
+        self.count += 1
+        return self.plan.get(self.count - 1, "")
+
+    def way_s(self) -> float:
+        return 0.05
+
+    def wait(self, seconds: float) -> bool:
+        if self.is_done():
+            raise Over
+        self.pass_time(seconds)
+        return False
+
+    def is_done(self) -> bool:
+        """Return whether the reversal was decided on and the position is where it should be."""
+        turned = self.duty.decided >= self.turns_at - INTERVAL_S
+        return turned and self.is_on_target() and max(self.plan, default=0) < self.count
+
+    def is_on_target(self) -> bool:
+        down = -SIZE if self.leverage else ZERO
+        opened = self.raw("SELECT 1 FROM intents WHERE outcome IS NULL")
+        return self.truth.own == down and not opened
+
+
+def sqlite_error() -> Exception:
+    import sqlite3
+
+    return sqlite3.OperationalError("disk I/O error")
+
+
+def run(variant: str, folder: Path, plan: Plan, show: bool = False) -> Outcome:
+    """Let the program live with these faults until it is on target, or has halted."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    lab = Lab(variant, folder, plan, show)
+    end, text = "on target", ""
+    try:
+        with lab.machine, simulated(lab):
+            end = _live(lab)
+    except Violation as violation:
+        end, text = violation.name, violation.text
+        text += f" ({lab.is_on_target()})"
+    finally:
+        lab.close_reader()
+    return Outcome(tuple(lab.points), end, text or lab.halted)
+
+
+def _live(lab: Lab) -> str:
+    for _ in range(8):
+        try:
+            lab.people.command("run", "--live", "--accept-costs")
+        except Death:
+            lab.close_reader()
+            if lab.power:
+                lab.machine.lose_power()
+            lab.truth.recount()
+            lab.time += 3
+        except Ended as error:
+            if error.code in (76, 77):
+                lab.truth.check_reason(str(error).removeprefix("halted: "), error.code)
+                lab.halted = str(error)
+                return f"halted {error.code}"
+            lab.expect(error.code == 75 or lab.disk_failed_at > 0, "ends for a reason", str(error))
+            lab.time += 5
+        except Over:
+            break
+    lab.truth.verify()
+    text = f"{lab.truth.own} is held at {lab.time - lab.turns_at:.0f} s: {lab.duty.reason}"
+    lab.expect(lab.is_on_target(), "back on target", text)
+    return "on target"
+
+
+def kinds(name: str, *, again: bool = False) -> tuple[str, ...]:
+    """Return what can go wrong at a point; `again` fewer of it, for the second of two faults."""
+    if name in ("write", "AddOrder"):
+        return WRITE if name == "write" else ORDER
+    if name in ("Time", "AssetPairs", "OHLC", "SystemStatus", "Ticker", "Assets"):
+        return ("lost-before", "death-after") if again else PUBLIC
+    return READ_AGAIN if again else PRIVATE
+
+
+def worth_trying(points: tuple[Point, ...], after: int) -> list[Point]:
+    """Return the points after one, without the many in the middle of what repeats itself."""
+    seen: Counter[str] = Counter()
+    chosen = []
+    last = {point.name: point for point in points}
+    for point in points:
+        if point.index > after:
+            seen[point.name] += 1
+            if seen[point.name] <= EACH_MAX or point is last[point.name]:
+                chosen.append(point)
+    return chosen
+
+
+class Share(NamedTuple):
+    """All pairs that begin with one fault."""
+
+    variant: str
+    first: tuple[int, str]
+    every: int
+
+
+_folder: Path | None = None
+
+
+def _begin(root: str) -> None:
+    global _folder
+    _folder = Path(tempfile.mkdtemp(dir=root)) / "run"
+
+
+def explore(share: Share) -> tuple[Counter[str], list[str]]:
+    """Run a fault alone, and then with each other fault after it."""
+    assert _folder is not None
+    counts: Counter[str] = Counter()
+    wrong: list[str] = []
+
+    def note(plan: Plan, outcome: Outcome) -> None:
+        counts["runs"] += 1
+        counts[outcome.end] += 1
+        if outcome.end.startswith("halted"):
+            counts[f"  {NAMES.sub('#', outcome.text):.70}"] += 1
+        if outcome.end not in ("on target", "halted 76", "halted 77"):
+            wrong.append(f"{share.variant} {plan}: {outcome.end}: {outcome.text:.300}")
+
+    alone = run(share.variant, _folder, (share.first,))
+    note((share.first,), alone)
+    number = share.first[0]
+    for point in worth_trying(alone.points, share.first[0]) if share.every else ():
+        for kind in kinds(point.name, again=True):
+            number += 1
+            if number % share.every == 0:
+                plan = (share.first, (point.index, kind))
+                note(plan, run(share.variant, _folder, plan))
+    return counts, wrong
+
+
+def shares(root: str, every: int) -> list[Share]:
+    """Return every single fault of every variant."""
+    found = []
+    for variant in VARIANTS:
+        calm = run(variant, Path(root) / "calm", ())
+        if calm.end != "on target":
+            raise SystemExit(f"{variant} without any fault: {calm.end}: {calm.text}")
+        found += [
+            Share(variant, (point.index, kind), every)
+            for point in calm.points
+            for kind in kinds(point.name)
+        ]
+    return found
+
+
+def main(arguments: list[str], prepare: Callable[[], None] = lambda: None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.exhaustive", description=__doc__)
+    parser.add_argument("--sample", action="store_true", help="every tenth pair")
+    parser.add_argument("--singles", action="store_true", help="no pairs")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--replay", metavar="PLAN", help="two-step:12=lost-after,15=lag")
+    parser.add_argument("--first", action="store_true", help="end with the first violation")
+    chosen = parser.parse_args(arguments)
+    prepare()
+    root, began = scratch(), time.monotonic()
+    total: Counter[str] = Counter()
+    wrong: list[str] = []
+    try:
+        if chosen.replay:
+            variant, _, text = chosen.replay.partition(":")
+            faults = (part.split("=") for part in text.split(",") if part)
+            plan = tuple((int(index), word) for index, word in faults)
+            print(*run(variant, Path(root) / "replay", plan, show=True)[1:])
+            return 0
+        work = shares(root, 0 if chosen.singles else 10 if chosen.sample else 1)
+        with multiprocessing.Pool(chosen.jobs, _begin, (root,), maxtasksperchild=20) as pool:
+            for counts, found in pool.imap_unordered(explore, work):
+                total += counts
+                wrong += found
+                for line in found:
+                    print(line, flush=True)
+                if wrong and chosen.first:
+                    break
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+    print(
+        f"runs={total['runs']} on_target={total['on target']} halted={total['halted 76']} "
+        f"key_refused={total['halted 77']} violations={len(wrong)} "
+        f"seconds={time.monotonic() - began:.0f}"
+    )
+    print("\n".join(f"{count:7}{name}" for name, count in sorted(total.items()) if name[0] == " "))
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

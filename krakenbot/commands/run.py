@@ -9,7 +9,7 @@ from krakenbot.bot import Event
 from krakenbot.commands import exit_code
 from krakenbot.commands.handover import BY_HAND, adopt
 from krakenbot.commands.screen import Screen
-from krakenbot.config import Config
+from krakenbot.config import Config, is_loopback
 from krakenbot.errors import (
     FlattenRequestedError,
     LaterError,
@@ -17,7 +17,7 @@ from krakenbot.errors import (
     StopError,
     UnansweredError,
 )
-from krakenbot.format import asset, moment, money, volume
+from krakenbot.format import moment, money, volume
 from krakenbot.handover import FlattenRequest
 from krakenbot.notify import Notifier
 from krakenbot.presence import Presence
@@ -41,23 +41,23 @@ def run(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config)
     if _is_watched() and config.sources["log.level"] == "default":
         log.setup("warning", config.log.format)  # The table says the same better.
-    costs_said = config.mode == "live" or arguments.once
+    if arguments.adopt:
+        code = adopt(config, live=arguments.live, yes=arguments.yes)
+        if code:
+            return code
+    tells_costs = not arguments.once and (config.mode != "live" or _is_watched())
 
     def on_event(event: Event) -> None:
-        nonlocal costs_said
+        nonlocal tells_costs
         notifier(event)
         presence(event)
         if event.kind == "start":
             _say(_banner(config, parts))
         screen(event)
-        if event.kind == "decision" and not costs_said:
-            costs_said = True
+        if event.kind == "decision" and tells_costs:
+            tells_costs = False
             _say_costs(parts)
 
-    if arguments.adopt:
-        code = adopt(config, live=arguments.live, yes=arguments.yes)
-        if code:
-            return code
     with Notifier(config) as notifier:
         parts = assemble(
             config,
@@ -66,24 +66,9 @@ def run(arguments: argparse.Namespace) -> int:
             progress=notifier.alive,
             accept_costs=arguments.accept_costs,
         )
-        presence = Presence(parts.journal, parts.clock, config.interval * 60)
-        screen = Screen()
-        request = FlattenRequest(parts.path)
-        request.withdraw()  # Whoever asked, asked another process.
-
-        def progress() -> None:
-            notifier.alive()
-            request.look()
-
-        parts.clock.progress = progress
+        presence, screen = Presence(parts.journal, parts.clock, config.interval * 60), Screen()
         try:
-            try:
-                parts.bot.run(once=arguments.once, patience_s=config.exchange.patience)
-            except FlattenRequestedError:
-                parts.clock.progress = notifier.alive
-                log.warning("flattening, as `krakenbot flatten` asks")
-                parts.desk.flatten(BY_HAND, config.exchange.patience)
-                raise StopError(f"{BY_HAND}; `krakenbot resume` lets it trade again") from None
+            _trade(config, parts, notifier, arguments.once)
         except BaseException as error:
             presence.end(exit_code(error, "run"), str(error) or "stopped as asked")
             raise
@@ -93,6 +78,25 @@ def run(arguments: argparse.Namespace) -> int:
             _say(_goodbye(config, parts))
             parts.journal.close()  # So that one file holds all of it.
     return 0
+
+
+def _trade(config: Config, parts: Parts, notifier: Notifier, once: bool) -> None:
+    """Run the bot until it ends or another process asks it to flatten, which ends in a stop."""
+    request = FlattenRequest(parts.path)
+    request.withdraw()  # Whoever asked, asked another process.
+
+    def progress() -> None:
+        notifier.alive()
+        request.look()
+
+    parts.clock.progress = progress
+    try:
+        parts.bot.run(once=once, patience_s=config.exchange.patience)
+    except FlattenRequestedError:
+        parts.clock.progress = notifier.alive
+        log.warning("flattening, as `krakenbot flatten` asks")
+        parts.desk.flatten(BY_HAND, config.exchange.patience)
+        raise StopError(f"{BY_HAND}; `krakenbot resume` lets it trade again") from None
 
 
 def _is_watched() -> bool:
@@ -118,14 +122,15 @@ def _banner(config: Config, parts: Parts) -> list[str]:
         worth = ""
     margin = f"leverage {config.leverage}" if config.leverage else "no margin: long or nothing"
     now, interval_s = int(parts.clock.now()), config.interval * 60
-    held = journal.account().held
+    held = volume(journal.account().held, base)
+    is_real = config.mode == "live" and not is_loopback(config.exchange.url)
     return [
-        f"{config.mode}: {config.pair} on {config.exchange.url}, {config.strategy.title}",
-        f"  size {volume(config.size, base)}{worth}, {margin}; held now: {volume(held, base)}",
-        f"  one decision per {config.interval} min candle, the next at "
-        f"{moment(now - now % interval_s + interval_s + 1)}",
-        f"  journal {parts.path}",
-        *([] if config.mode != "live" else [f"  REAL ORDERS, paid in {asset(quote)}"]),
+        f"{config.mode} {config.pair} on {config.exchange.url}, {config.strategy.title}: "
+        + ("REAL ORDERS WITH REAL MONEY" if is_real else "no real money"),
+        f"size {volume(config.size, base)}{worth}, {margin}; held now: {held}",
+        f"one decision per {config.interval} min candle, the next after "
+        f"{moment(now - now % interval_s + interval_s)}",
+        f"journal {parts.path}",
     ]
 
 
@@ -142,7 +147,7 @@ def _goodbye(config: Config, parts: Parts) -> list[str]:
 
 
 def _say_costs(parts: Parts) -> None:
-    """Say, after the first decision without money, what it would cost with it."""
+    """Say, after the first decision, what these settings cost with real money."""
     try:
         _, lines = count_costs(parts.config, parts.exchange, assumed_fee_rate(parts.config))
     except (LaterError, UnansweredError, RefusedError) as error:

@@ -629,7 +629,8 @@ class TestLooking(ProgramTest):
                     if name != "time":
                         self.assertEqual(rows[0][name], "" if value is None else str(value))
                 if what == "equity":
-                    gross, *rest = (D(objects[0][n]) for n in ("gross", "net", "fees", "rollover"))
+                    names = ("gross", "net", "fees", "margin_fees", "rollover")
+                    gross, *rest = (D(objects[0][name]) for name in names)
                     self.assertEqual(gross, sum(rest))
                 moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(objects[0]["time"]))
                 self.assertEqual(rows[0]["time"], moment)

@@ -61,6 +61,11 @@ def read_ledger(exchange: Exchange, rules: PairRules, journal: Journal, clock: C
     return ""
 
 
+def own_trades(journal: Journal, trades: Sequence[str], now: int) -> None:
+    """Take what keeping these trades' positions open costs for the journal's own from now on."""
+    journal.book([Booked(f"open {trade_id}", now, "opening", ZERO) for trade_id in trades])
+
+
 class _Reading:
     """One reading of the ledger: opening fees and rollovers of the journal's own orders.
 

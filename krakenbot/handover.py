@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from krakenbot import format, log
+from krakenbot.accounting import own_trades
 from krakenbot.alerts import Alerts
 from krakenbot.bot import Event
 from krakenbot.candles import CandleWindow
@@ -58,6 +59,7 @@ class Desk:
     def learn(self) -> None:
         """Read clock and rules, which everything else here needs."""
         self._market.learn()
+        self._market.read_rates()
         self.rules = self._market.rules
         self._orders.base = self.rules.base
 
@@ -80,7 +82,7 @@ class Desk:
         quote = self._exchange.quote()
         price = quote.ask if side is Side.BUY else quote.bid
         rules, worth = self.rules, volume * price
-        fee = worth * self._exchange.fee_rate()
+        fee = worth * self._market.fee_rate
         return (
             f"{side.value} {format.volume(volume, rules.base)} at market, about "
             f"{format.price(price, rules)} = {format.money(worth, rules.quote)}, fee about "
@@ -146,7 +148,9 @@ class Desk:
             clock.wait(min(max(visible_s, 0.0), VISIBLE_S))
         before, position = journal.account().held, self.held()
         price = self._price(position)
-        journal.adopt(position.volume, price, int(clock.now()), self.plan.leverage > 0)
+        now = int(clock.now())
+        journal.adopt(position.volume, price, now, self.plan.leverage > 0)
+        own_trades(journal, position.trades, now)
         log.warning("adopted held=%s explained_before=%s price=%s", position.volume, before, price)
 
     # -- flattening ----------------------------------------------------------------------------

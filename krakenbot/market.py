@@ -47,7 +47,7 @@ class MarketState:
         self._exchange = exchange
         self._clock = clock
         self._journal = journal
-        self._fee_rate = ZERO
+        self.fee_rate = ZERO
         self.margin_rates = MarginRates()
         self.assumed = ""
         self.clock_offset_s = 0.0  # The exchange's time less the host's.
@@ -144,12 +144,12 @@ class MarketState:
         """
         self.assumed, self._fee_read = "", self._clock.monotonic()
         try:
-            self._fee_rate = self._exchange.fee_rate()
+            self.fee_rate = self._exchange.fee_rate()
             if self._plan.leverage:
                 self.margin_rates = self._exchange.margin_rates()
         except (LaterError, UnansweredError, RefusedError, StopError) as error:
-            self._fee_rate = self._fee_rate or FEE_RATE_ASSUMED
-            self.assumed = f"fees are assumed ({plain(100 * self._fee_rate)} % a trade): {error}"
+            self.fee_rate = self.fee_rate or FEE_RATE_ASSUMED
+            self.assumed = f"fees are assumed ({plain(100 * self.fee_rate)} % a trade): {error}"
         if self._plan.leverage and None in self.margin_rates:
             words = f"a margin rate of {plain(100 * MARGIN_RATE_ASSUMED)} % is assumed"
             self.assumed = f"{self.assumed}; {words}" if self.assumed else words
@@ -176,7 +176,7 @@ class MarketState:
             held=held,
             summary=None if step.purpose is Purpose.CLOSE else self.summary(),
             orders_today=orders_today,
-            fee_rate=self._fee_rate,
+            fee_rate=self.fee_rate,
             clock_offset_s=self.clock_offset_s,
             margin_rate=self.margin_rates.of(step.side),
         )

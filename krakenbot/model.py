@@ -114,10 +114,11 @@ class Execution(NamedTuple):
 
 
 class Position(NamedTuple):
-    """What is open on one pair: signed volume, opening cost of what is left."""
+    """What is open on one pair: signed volume, opening cost of what is left, by which trades."""
 
     volume: Decimal = ZERO
     cost: Decimal = ZERO
+    trades: tuple[str, ...] = ()
 
 
 class ChargeKind(Enum):

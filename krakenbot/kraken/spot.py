@@ -150,18 +150,19 @@ class Spot:
 
     def position(self) -> Position:
         result = self._client.private("OpenPositions")
-        volume = cost = ZERO
+        volume, cost, trades = ZERO, ZERO, list[str]()
         with _Shape("OpenPositions"):
-            for _, row in _items("OpenPositions", result):
+            for trade_id, row in _items("OpenPositions", result):
                 if not self._is_ours(row["pair"]):
                     continue
+                trades.append(trade_id)
                 opened, whole = decimal(row["vol"]), decimal(row["cost"])
                 rest = opened - decimal(row["vol_closed"])
                 if rest < 0 or opened <= 0:
                     raise ValueError(f"vol {opened}, rest {rest}")
                 volume += rest * Side(row["type"]).sign
                 cost += whole * rest / opened
-        return Position(volume, cost)
+        return Position(volume, cost, tuple(trades))
 
     def charges(self, since: int, until: int) -> Sequence[Charge]:
         trades = dict(self._trades(since, until))

@@ -20,6 +20,7 @@ from krakenbot.commands.report import story_of
 from krakenbot.commands.status import read_status
 from krakenbot.config import Config
 from krakenbot.decision import Plan
+from krakenbot.handover import Desk
 from krakenbot.journal import Journal
 from krakenbot.journal_file import prepare
 from krakenbot.kraken.client import Client
@@ -179,6 +180,19 @@ class TestBooks(unittest.TestCase):
                     self.check_ledger_in_coins(world)
                 else:
                     self.check_ledger_in_quote(world)
+
+    def test_what_keeping_an_adopted_position_costs_is_booked(self) -> None:
+        world = World(60, coin_fees=False)
+        self.addCleanup(world.journal.close)
+        world.api._set_position({"pair": "XBTUSD", "side": "buy", "volume": "0.05"})
+        desk = Desk(world.bot._plan, world.spot, world.journal, world, "money")
+        desk.learn()
+        desk.adopt()
+        self.read(world)
+        world.time += 5 * 14400 + 30
+        self.read(world)
+        rollovers = self.ledger(world)["rollover ZUSD"]
+        self.assertEqual((rollovers > 4, rollovers), (True, world.journal.account().rollover))
 
     def test_what_an_order_cost_is_told_the_moment_it_is_done(self) -> None:
         world = World(60, coin_fees=False)

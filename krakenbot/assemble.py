@@ -34,8 +34,6 @@ class Parts(NamedTuple):
 
     config: Config
     clock: SystemClock
-    client: Client
-    spot: Spot
     exchange: Exchange
     journal: Journal
     bot: Bot
@@ -95,7 +93,8 @@ def assemble(
     too long. `progress` is told every few seconds of waiting. Without `makes_journal` a journal
     that is not there yet is made in memory alone.
     """
-    credentials = _credentials(config, live)
+    require_live(config, live)
+    credentials = _credentials(config)
     is_live = config.mode == "live"
     clock = SystemClock(config.exchange.clock_speed)
     clock.progress = progress
@@ -138,18 +137,20 @@ def assemble(
     plan, checks = plan_of(config), startup.checks_of(start)
     bot = Bot(plan, exchange, journal, clock, owner, on_event, checks)
     desk = Desk(plan, exchange, journal, clock, owner, on_event)
-    return Parts(
-        config, clock, client, spot, exchange, journal, bot, locks, path, desk, is_new, checks
-    )
+    return Parts(config, clock, exchange, journal, bot, locks, path, desk, is_new, checks)
 
 
-def _credentials(config: Config, live: bool) -> Credentials | None:
-    """Return the key that the mode needs; ConfigError without it, or without `live` for money."""
+def require_live(config: Config, live: bool) -> None:
+    """Raise ConfigError when real money is to be traded without the word on the command line."""
     if config.mode == "live" and not live:
         raise ConfigError(
             'mode = "live" trades real money: add --live to the command line as well, '
             "or set mode to paper. Nothing was sent"
         )
+
+
+def _credentials(config: Config) -> Credentials | None:
+    """Return the key that the mode needs; ConfigError without it."""
     credentials = None if config.mode == "paper" else load_credentials(config)
     if credentials is None and config.mode != "paper":
         raise ConfigError(

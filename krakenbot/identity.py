@@ -53,7 +53,7 @@ def remember(config: Config, kind: str, name: str, value: str) -> None:
     index = _index(config) | {f"{kind} {_host(config)} {name}": value}
     path = config.state_directory / INDEX
     make_private_directory(path.parent)
-    part = path.with_suffix(".part")
+    part = path.with_suffix(f".{os.getpid()}.part")  # Another bot may write at the same time.
     try:
         with open(open_private(part, os.O_WRONLY | os.O_TRUNC), "w") as file:
             json.dump(index, file, indent=1, sort_keys=True)

@@ -101,10 +101,8 @@ def check_key(start: Start) -> None:
             "this API key is of another account than before, and the journal of the former one. "
             "Nothing was sent. Use the former key, or another state.directory"
         )
-    if (
-        start.nonces is not None and start.nonces.seen is None
-    ):  # What counts is what was seen before this process used it.
-        start.nonces.seen = info.nonce
+    if start.nonces is not None and start.nonces.seen is None:
+        start.nonces.seen = info.nonce  # Only the first answer tells what was before.
 
 
 def check_permissions(info: KeyInfo) -> None:
@@ -223,9 +221,13 @@ def check_settings(start: Start) -> str | None:
     Raises StopError when the pair's name now means another market than the journal's.
     """
     try:
-        rules, quote = start.exchange.rules(), start.exchange.quote()
+        return _check_settings(start)
     except RefusedError as error:
         return _refuse(start, f"the pair is not to be had: {error}")
+
+
+def _check_settings(start: Start) -> str | None:
+    rules, quote = start.exchange.rules(), start.exchange.quote()
     if rules.pair != start.identity.pair:
         raise StopError(
             f"pair = {start.config.pair!r} meant {start.identity.pair} and now means {rules.pair}; "

@@ -11,13 +11,20 @@ from typing import Any
 
 from krakenbot import config as configuration
 from krakenbot import identity
-from krakenbot.assemble import Parts, assemble, assumed_fee_rate, client_of, load_config, spot_of
+from krakenbot.assemble import (
+    Parts,
+    assemble,
+    assumed_fee_rate,
+    client_of,
+    load_config,
+    require_live,
+    spot_of,
+)
 from krakenbot.clock import SystemClock
 from krakenbot.config import Config, StrategyTable
 from krakenbot.errors import ConfigError, LaterError, RefusedError, StopError, UnansweredError
 from krakenbot.format import asset, money, price, volume
 from krakenbot.handover import REQUEST_S, FlattenRequest
-from krakenbot.journal import Journal
 from krakenbot.journal_file import open_journal, open_read_only
 from krakenbot.lock import Lock, is_locked
 from krakenbot.log import clean
@@ -93,11 +100,7 @@ def adopt(config: Config, *, live: bool, yes: bool) -> int:
 
 
 def _flatten(config: Config, arguments: argparse.Namespace) -> int:
-    if config.mode == "live" and not arguments.live:
-        raise ConfigError(
-            'mode = "live" trades real money: add --live to the command line as well. '
-            "Nothing was sent"
-        )
+    require_live(config, arguments.live)
     path = identity.find(config)
     if path is not None and is_locked(path.with_suffix(".lock")):
         return _ask_the_bot(config, path, arguments)
@@ -214,9 +217,5 @@ def _ask_the_bot(config: Config, path: Path, arguments: argparse.Namespace) -> i
 
 def _waits(path: Path) -> str:
     with closing(open_read_only(path)) as journal:
-        return _unresolved(journal)
-
-
-def _unresolved(journal: Journal) -> str:
-    ids = ", ".join(intent.id for intent in journal.open_intents())
+        ids = ", ".join(intent.id for intent in journal.open_intents())
     return f"it first finds out about {ids}" if ids else "no order of it is unresolved"

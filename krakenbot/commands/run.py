@@ -117,7 +117,7 @@ def _banner(config: Config, parts: Parts) -> list[str]:
     journal = parts.journal
     base, quote = journal.get("base"), journal.get("quote")
     try:
-        worth = f", worth {money(config.size * parts.spot.quote().mid, quote)} now"
+        worth = f", worth {money(config.size * parts.exchange.quote().mid, quote)} now"
     except (LaterError, RefusedError, UnansweredError):
         worth = ""
     margin = f"leverage {config.leverage}" if config.leverage else "no margin: long or nothing"

@@ -222,27 +222,23 @@ def load(path: str | None, environ: Mapping[str, str], cwd: Path) -> Config:
     for redaction.
     """
     errors: list[str] = []
-    values: dict[str, Any] = {key: default for key, (default, _) in _KEYS.items()}
-    values["state.directory"] = Path("~/.local/state/krakenbot")
-    sources = dict.fromkeys(_KEYS, "default")
+    defaults: dict[str, Any] = {key: default for key, (default, _) in _KEYS.items()}
+    defaults["state.directory"] = Path("~/.local/state/krakenbot")
+    values, sources = dict(defaults), dict.fromkeys(_KEYS, "default")
     for source, key, raw in _settings(path, environ, cwd, errors):
         sources[key] = source
+        is_variable = source.startswith("KRAKENBOT_")
         try:
-            is_unset = raw == "" and source.startswith("KRAKENBOT_") and _KEYS[key][0] is None
-            values[key] = None if is_unset else _KEYS[key][1](raw)
+            is_unset = raw == "" and is_variable and _KEYS[key][0] is None
+            values[key] = defaults[key] if is_unset else _KEYS[key][1](raw)
         except ValueError as allowed:
-            label = source if source.startswith("KRAKENBOT_") else f"{source}: {key}"
+            label = source if is_variable else f"{source}: {key}"
             errors.append(f"{label} = {_shown(key, raw)}: must be {allowed}")
             values.pop(key, None)
     for key, value in values.items():
         try:
             if isinstance(value, Path):
-                is_beside = key == "strategy.file" and not sources[key].startswith("KRAKENBOT_")
-                beside = _expanded(Path(sources[key]), environ).parent if is_beside else ""
-                values[key] = cwd / beside / _expanded(value, environ)
-            if key == "strategy.file" and value and "CREDENTIALS_DIRECTORY" in environ:
-                loaded = Path(environ["CREDENTIALS_DIRECTORY"], value.name)
-                values[key] = loaded if loaded.exists() else values[key]
+                values[key] = cwd / _place(key, value, sources[key], environ)
         except ValueError as error:
             errors.append(f"{sources[key]}: {error}; set {key} to an absolute path")
     _check_together(values, sources, errors)
@@ -302,28 +298,27 @@ def _read_toml(
     file: str, must_exist: bool, environ: Mapping[str, str], cwd: Path, errors: list[str]
 ) -> dict[str, Any]:
     """Return the file's content; what is wrong with it is put to the errors."""
-    trouble = "--config '' names no file" if not file else ""
-    raw = b""
+    trouble: object = "no such file"
     try:
-        if file:
-            with (cwd / _expanded(Path(file), environ)).open("rb") as opened:
-                raw = opened.read(_FILE_BYTES_MAX + 1)
+        if not file:
+            raise ConfigError("--config '' names no file")
+        with (cwd / _expanded(Path(file), environ)).open("rb") as opened:
+            raw = opened.read(_FILE_BYTES_MAX + 1)
         if len(raw) > _FILE_BYTES_MAX:
-            trouble = f"{file}: larger than a megabyte"
+            raise ConfigError(f"{file}: larger than a megabyte")
+        return tomllib.loads(raw.decode("utf-8-sig"), parse_float=Decimal)
     except FileNotFoundError:
-        trouble = f"{file}: no such file" if must_exist else ""
+        if not must_exist:
+            return {}
     except PermissionError:
-        trouble = f"{file}: this user may not read it; try again with sudo in front"
-    except (OSError, ValueError) as error:
-        trouble = f"{file}: {getattr(error, 'strerror', error)}"
-    try:
-        if not trouble:
-            return tomllib.loads(raw.decode("utf-8-sig"), parse_float=Decimal)
+        trouble = "this user may not read it; try again with sudo in front"
+    except OSError as error:
+        trouble = error.strerror
     except ArithmeticError:
-        trouble = f"{file}: not valid TOML: a number is out of range"
+        trouble = "not valid TOML: a number is out of range"
     except (ValueError, RecursionError) as error:
-        trouble = f"{file}: not valid TOML: {error}"
-    errors += [trouble] if trouble else []
+        trouble = f"not valid TOML: {error}"
+    errors.append(f"{file}: {trouble}")
     return {}
 
 
@@ -401,6 +396,19 @@ def _check_together(values: dict[str, Any], sources: dict[str, str], errors: lis
     files = [key for key in ("keys.api_key_file", "keys.api_secret_file") if values.get(key)]
     if len(files) == 1:
         errors.append(f"{sources[files[0]]}: {files[0]} is set, the other file of [keys] is not")
+
+
+def _place(key: str, path: Path, source: str, environ: Mapping[str, str]) -> Path:
+    """Return where a path leads: a rule file lies beside its configuration.
+
+    Under systemd both are among the credentials, wherever root has them.
+    """
+    path = _expanded(path, environ)
+    if key == "strategy.file" and not source.startswith("KRAKENBOT_"):
+        loaded = Path(environ.get("CREDENTIALS_DIRECTORY") or "/", path.name)
+        beside = _expanded(Path(source), environ).parent / path
+        return loaded if "CREDENTIALS_DIRECTORY" in environ and loaded.exists() else beside
+    return path
 
 
 def _expanded(path: Path, environ: Mapping[str, str]) -> Path:

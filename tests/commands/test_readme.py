@@ -186,6 +186,11 @@ class TestReadme(Reader):
         self.assertEqual([line for line in lines if len(line) > COLUMNS and line not in report], [])
         for words in ("candles decided on", "orders sent", "fees", "result"):
             self.assertIn(words, "\n".join(lines))
+        # A reversal's two orders are told apart.
+        self.assertEqual(
+            {"open"},
+            {line.split(":")[0].strip() for line in lines if " of 0.05 at" in line} - {"close"},
+        )
 
 
 class _Terminal:
@@ -258,6 +263,9 @@ class TestRehearsal(Reader):
         self.assertRegex(self.run_to_its_end(status), r"^RUNNING .*\n(.*\n)*position +-?0.01 XBT")
         self.run_to_its_end(liquidate.replace("8080", port))
         self.assertEqual(76, bot.process.wait(LIMIT_S), bot.text)
+        bot.close()
+        for words in ("no real money", "size 0.01 XBT, worth ", "journal /", "ended; "):
+            self.assertIn(words, bot.text)
         self.assertRegex(" ".join(bot.text.split()), "exchange holds 0 .*journal explains -?0.01")
 
 

@@ -310,9 +310,22 @@ class TestStateDirectory(Folder):
                     (Path(want), source), (got.state_directory, got.sources["state.directory"])
                 )
 
+    def test_an_empty_variable_is_no_folder(self) -> None:
+        got = self.load("", KRAKENBOT_STATE_DIRECTORY="").state_directory
+        self.assertEqual(Path("/home/someone/.local/state/krakenbot"), got)
+
     def test_a_relative_folder_counts_from_the_current_one(self) -> None:
         got = self.load("[state]\ndirectory = 'here'")
         self.assertEqual(self.folder / "here", got.state_directory)
+
+    def test_a_rule_file_is_found_beside_the_configuration_and_among_the_credentials(self) -> None:
+        toml = "[strategy]\nname = 'file'\nfile = '{}'"
+        beside = self.load(toml.format("my_rule.py")).strategy.file
+        self.assertEqual(self.folder / "my_rule.py", beside)
+        (self.folder / "my_rule.py").touch()
+        environ = {"CREDENTIALS_DIRECTORY": str(self.folder)}
+        loaded = self.load(toml.format("/etc/krakenbot/my_rule.py"), **environ).strategy.file
+        self.assertEqual(self.folder / "my_rule.py", loaded)
 
     def test_paths_of_the_key_files_count_as_all_others_do(self) -> None:
         got = self.load("[keys]\napi_key_file = '~/key'\napi_secret_file = 'secret'").keys

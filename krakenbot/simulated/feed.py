@@ -22,17 +22,21 @@ ROWS_MAX = 721
 HISTORY = 60 * 1440  # Minutes of a random market that are over when the sandbox opens.
 KEPT = 366 * 1440
 _FILE_DIGITS = 10  # Kraken's prices have no more decimals.
-Row = tuple[int, ...]  # Open, high, low and close as whole numbers of the last digit.
+# Open, high, low and close as whole numbers of the last digit; volume in units of 1e-8.
+Row = tuple[int, ...]
+_WIDTH, _VOLUME_DIGITS, _VOLUME_MAX = 5, 8, 2**64 - 1
+_MINUTE_VOLUME = 5_000_000  # What is traded in a minute of a random market that moves.
 
 
 class Bar(NamedTuple):
-    """A candle of any interval. `trades` counts the candles in it in which the price moved."""
+    """A candle of any interval. `trades` counts the candles in it in which there were any."""
 
     time: int
     open: Decimal
     high: Decimal
     low: Decimal
     close: Decimal
+    volume: Decimal
     trades: int
 
 
@@ -51,18 +55,18 @@ class Series:
         return int((time - self.first) // self.interval_s)
 
     def row(self, number: int) -> Row:
-        made = self._forgotten + len(self._made) // 4
+        made = self._forgotten + len(self._made) // _WIDTH
         for row in islice(self._source, max(number + 1 - made, 0)):
             self._made.extend(row)
-        if len(self._made) > 8 * KEPT:
-            self._forgotten += len(self._made) // 4 - KEPT
-            del self._made[: -4 * KEPT]
-        place = 4 * (number - self._forgotten)
-        return tuple(self._made[place : place + 4])
+        if len(self._made) > 2 * _WIDTH * KEPT:
+            self._forgotten += len(self._made) // _WIDTH - KEPT
+            del self._made[: -_WIDTH * KEPT]
+        place = _WIDTH * (number - self._forgotten)
+        return tuple(self._made[place : place + _WIDTH])
 
     def prices(self, number: int) -> tuple[Decimal, ...]:
         """Return open, high, low and close of a candle, without needless zeros."""
-        return tuple(Decimal(x).scaleb(-self.digits).normalize() for x in self.row(number))
+        return tuple(Decimal(x).scaleb(-self.digits).normalize() for x in self.row(number)[:4])
 
     def bars(self, interval_s: int, since: int, now: float) -> list[Bar]:
         """Return up to 721 bars of an interval starting after `since`; the last one runs."""
@@ -79,11 +83,12 @@ class Series:
         stop = max(self.number(time + interval_s), start + 1)
         rows = [self.row(number) for number in range(start, min(stop, here))]
         if here < stop:
-            rows.append(self.row(here)[:1] * 4)
-        opens, highs, lows, closes = zip(*rows, strict=True)
+            rows.append((*self.row(here)[:1] * 4, 0))
+        opens, highs, lows, closes, volumes = zip(*rows, strict=True)
         prices = (opens[0], max(highs), min(lows), closes[-1])
         opened, high, low, close = (Decimal(price).scaleb(-self.digits) for price in prices)
-        return Bar(time, opened, high, low, close, sum(row[1] > row[2] for row in rows))
+        volume = Decimal(sum(volumes)).scaleb(-_VOLUME_DIGITS)
+        return Bar(time, opened, high, low, close, volume, sum(map(bool, volumes)))
 
 
 class Feed:
@@ -130,23 +135,25 @@ def walk(seed: str, price: int) -> Iterator[Row]:
     while True:
         noise = bits(38)
         if noise & 15 == 0:
-            yield price, price, price, price
+            yield price, price, price, price, 0
             continue
         opened = price + (noise >> 4 & 1) - (noise >> 5 & 1)
         # The sum of 64 coins is nearly normal; few steps of one size leave room for exact ties.
         change = (bits(64).bit_count() - 32) * unit
         price += change if price + change > floor else abs(change)
         high = max(opened, price) + (noise >> 6 & 7) * unit // 2
-        yield opened, high, min(opened, price) - (noise >> 9 & 7) * unit // 2, price
+        low = min(opened, price) - (noise >> 9 & 7) * unit // 2
+        yield opened, high, low, price, _MINUTE_VOLUME if high > low else 0
 
 
 def _rows_of(source: Source, interval_s: int) -> Iterator[Row]:
     """Yield the candles of a file; when it is over, the market stands still."""
     close = 0
     for part in read([source], interval_s, []):
-        columns = part.opens, part.highs, part.lows, part.closes
-        for row in zip(*columns, strict=True):
-            yield tuple(int(exact(price).scaleb(_FILE_DIGITS)) for price in row)
+        for *prices, volume in zip(*part.numbers, strict=True):
+            units = int(exact(volume).scaleb(_VOLUME_DIGITS))
+            row = (int(exact(price).scaleb(_FILE_DIGITS)) for price in prices)
+            yield *row, min(units, _VOLUME_MAX)
         close = int(exact(part.closes[-1]).scaleb(_FILE_DIGITS))
     while True:
-        yield close, close, close, close
+        yield close, close, close, close, 0

@@ -60,7 +60,6 @@ _FORMS = {
     "leverage": r"(none|[1-9][0-9]{0,2}(:1|\.0)?)?",
     "volume": r"[0-9]{1,15}(\.[0-9]{0,15})?",
 }
-_MINUTE_VOLUME = Decimal("0.05000000")  # What is traded in a minute in which the price moves.
 
 
 class OrderRequest(NamedTuple):
@@ -180,7 +179,7 @@ def bar_row(bar: Bar, rules: PairRules) -> list[Any]:
     prices = [f"{price:.{digits}f}" for price in (*bar[1:5], average)]
     if not bar.trades:
         prices[4] = "0.0"
-    return [bar.time, *prices, f"{bar.trades * _MINUTE_VOLUME:f}", bar.trades]
+    return [bar.time, *prices, f"{bar.volume:.8f}", bar.trades]
 
 
 def ledger_row(entry: Entry) -> Row:

@@ -73,7 +73,7 @@ class RandomTest(unittest.TestCase):
         for now in (NOW // 60 * 60, NOW // 60 * 60 + 59.9):
             bar = series.bars(60, 0, now)[-1]
             self.assertEqual(bar.time, now // 60 * 60)
-            self.assertEqual(bar[1:], (bar.open,) * 4 + (0,))
+            self.assertEqual(bar[1:], (bar.open,) * 4 + (0, 0))
             self.assertEqual(series.prices(series.number(now))[0], bar.open)
         later = series.bars(60, 0, NOW + 60)
         self.assertEqual(later[-2].open, bar.open)
@@ -120,7 +120,9 @@ class FileTest(unittest.TestCase):
             self.assertEqual(len(series.bars(60, 0, feed.start)), 51)
             self.assertEqual(series.prices(0), (D("10.5"), D(11), D(10), D(11)))
             over = series.bars(60, 0, 60 * 1000)
-            self.assertEqual({bar[1:] for bar in over[-300:]}, {(D(10),) * 4 + (0,)})
+            self.assertEqual({bar[1:] for bar in over[-300:]}, {(D(10),) * 4 + (0, 0)})
+            traded = [(bar.volume, bar.trades) for bar in series.bars(300, 0, 60 * 61)][-3:]
+            self.assertEqual(traded, [(D("2.5"), 5), (D("2.5"), 5), (D("0.5"), 1)])
 
     def test_what_is_not_a_file_of_enough_candles_is_refused_at_once(self) -> None:
         for name, text in (

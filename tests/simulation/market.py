@@ -41,7 +41,7 @@ class TurningFeed(Feed):
                 close = start if close != start else start + sign * start // random.choice((3, 20))
                 closes = [close] * self.length
             closes = [*closes[1:], close]
-            yield opened, max(opened, close) + unit, min(opened, close) - unit, close
+            yield opened, max(opened, close) + unit, min(opened, close) - unit, close, unit
             opened = close + random.choice((-1, 0, 0, 1))
 
 

@@ -2,6 +2,7 @@
 
 import os
 import sqlite3
+from contextlib import ExitStack
 from decimal import Decimal
 from pathlib import Path
 
@@ -120,17 +121,15 @@ def _connect(path: Path) -> sqlite3.Connection:
     uri = f"{path.absolute().as_uri()}?mode=ro{'&immutable=1' if is_fixed else ''}"
     connection = sqlite3.connect(uri, uri=True, timeout=BUSY_S, isolation_level=None)
     connection.row_factory = sqlite3.Row
-    try:
-        _check(connection, path)
-    except sqlite3.OperationalError:
-        connection.close()
-        raise
-    except (sqlite3.DatabaseError, ValueError, TypeError, LookupError, ArithmeticError) as error:
-        connection.close()
-        raise damaged(path, repr(error)) from error
-    except BaseException:
-        connection.close()
-        raise
+    with ExitStack() as opened:
+        opened.callback(connection.close)
+        try:
+            _check(connection, path)
+        except sqlite3.OperationalError:
+            raise
+        except (sqlite3.DatabaseError, *_ODD) as error:
+            raise damaged(path, repr(error)) from error
+        opened.pop_all()
     return connection
 
 
@@ -160,6 +159,7 @@ def _check(connection: sqlite3.Connection, path: Path) -> None:
         Decimal(journal.get(key) or 0)
 
 
+_ODD = (ValueError, TypeError, LookupError, ArithmeticError)
 _COLUMNS = (
     "SELECT m.name, c.name, c.type, c.pk FROM sqlite_master m, pragma_table_info(m.name) c"
     " ORDER BY 1, c.cid"
@@ -173,11 +173,7 @@ def _compare_with_copy(journal: Journal, path: Path) -> None:
     for name, value in zip(("held", "cash", "fees", "rollover"), summed, strict=True):
         kept = Decimal(journal.get(name, "0"))
         if abs(kept - value) > max(abs(value), Decimal(1)) * Decimal("1e-15"):
-            raise StopError(
-                f"the journal {path} remembers {name} = {kept}, its orders add up to {value}; it "
-                "was left as it is. Look at the exchange what is held, move the file away, then "
-                "start with --adopt or close the position by hand"
-            )
+            raise damaged(path, f"it remembers {name} = {kept}, its orders add up to {value}")
 
 
 def damaged(path: Path, error: object) -> StopError:

@@ -242,7 +242,7 @@ class Orders:
         attempt = sum(intent.purpose is step.purpose for intent in sent)
         return Intent(
             id=client_order_id(
-                owner.fingerprint, owner.pair, owner.interval_s, candle, step.purpose, attempt
+                owner.fingerprint, rules.pair, owner.interval_s, candle, step.purpose, attempt
             ),
             interval_s=owner.interval_s,
             candle=candle,

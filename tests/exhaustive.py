@@ -126,6 +126,7 @@ class Lab(World):
             turning=0.0,
             alone=True,
             blinding=False,
+            rule=False,
         )
         super().__init__(1, 1.0, folder, setting=setting, show=show)
         self.plan, self.count = dict(plan), 0

@@ -52,11 +52,11 @@ ORDER = (
     *("cancel_only", "death-before", "death-after"),
 )
 WRITE = ("death-before", "death-after", "disk", "disk-done")
-READ_AGAIN = ("lost-before", "lag", "death-after")  # Of reads, as the second of two faults.
+READ_AGAIN = ("lost-before", "lag", "nonce", "rate", "death-after")  # Of reads, as the second of two faults.
 
 
 class Point(NamedTuple):
-    """A place where something can go wrong. `name` is a method or "write"."""
+    """A place where something can go wrong. `name` is a method, "write" or "nonce"."""
 
     index: int
     name: str
@@ -158,7 +158,7 @@ class Lab(World):
             raise Death
         if not what.startswith("COMMIT") and what != "write":
             return None
-        word = self._next("write")
+        word = self._next("nonce" if what == "write" else "write")
         if not word:
             return None
         self.note("fault", f"{word} at {what}")
@@ -261,8 +261,8 @@ def _live(lab: Lab) -> str:
 
 def kinds(name: str, *, again: bool = False) -> tuple[str, ...]:
     """Return what can go wrong at a point; `again` fewer of it, for the second of two faults."""
-    if name in ("write", "AddOrder"):
-        return WRITE if name == "write" else ORDER
+    if name in ("write", "nonce", "AddOrder"):
+        return {"write": WRITE, "nonce": WRITE[::2]}.get(name, ORDER)
     if name in ("Time", "AssetPairs", "OHLC", "SystemStatus", "Ticker", "Assets"):
         return ("lost-before", "death-after") if again else PUBLIC
     return READ_AGAIN if again else PRIVATE

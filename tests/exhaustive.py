@@ -52,7 +52,13 @@ ORDER = (
     *("cancel_only", "death-before", "death-after"),
 )
 WRITE = ("death-before", "death-after", "disk", "disk-done")
-READ_AGAIN = ("lost-before", "lag", "nonce", "rate", "death-after")  # Of reads, as the second of two faults.
+READ_AGAIN = (
+    "lost-before",
+    "lag",
+    "nonce",
+    "rate",
+    "death-after",
+)  # Of reads, as the second of two faults.
 
 
 class Point(NamedTuple):
@@ -309,7 +315,7 @@ def explore(share: Share) -> tuple[Counter[str], list[str]]:
         if outcome.end.startswith("halted"):
             counts[f"  {NAMES.sub('#', outcome.text):.70}"] += 1
         if outcome.end not in ("on target", "halted 76", "halted 77"):
-            wrong.append(f"{share.variant} {plan}: {outcome.end}: {outcome.text:.300}")
+            wrong.append(f"{outcome.end}: {share.variant} {plan}: {outcome.text:.300}")
 
     alone = run(share.variant, _folder, (share.first,))
     note((share.first,), alone)
@@ -338,7 +344,24 @@ def shares(root: str, every: int) -> list[Share]:
     return found
 
 
-def main(arguments: list[str], prepare: Callable[[], None] = lambda: None) -> int:
+def find(plant: Callable[[], None]) -> str:
+    """Return the first violation of a planted defect, of one fault or of two; nothing if none."""
+    root = scratch()
+    try:
+        work = shares(root, 10)
+        plant()
+        _begin(root)
+        for every in (0, 10):
+            for share in work:
+                _, wrong = explore(share._replace(every=every))
+                if wrong:
+                    return wrong[0]
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+    return ""
+
+
+def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.exhaustive", description=__doc__)
     parser.add_argument("--sample", action="store_true", help="every tenth pair")
     parser.add_argument("--singles", action="store_true", help="no pairs")
@@ -346,7 +369,6 @@ def main(arguments: list[str], prepare: Callable[[], None] = lambda: None) -> in
     parser.add_argument("--replay", metavar="PLAN", help="two-step:12=lost-after,15=lag")
     parser.add_argument("--first", action="store_true", help="end with the first violation")
     chosen = parser.parse_args(arguments)
-    prepare()
     root, began = scratch(), time.monotonic()
     total: Counter[str] = Counter()
     wrong: list[str] = []

@@ -1,241 +1,605 @@
 """Deliberate defects, each of which the simulation must find: it must be able to say no.
 
     python -m unittest tests.mutations
+    python -m tests.mutations "an order has no deadline"      what the simulation says of one
+    python -m tests.mutations --pairs "an accepted order counts as filled"
 
-Each defect is a substitution in a copy of the package; a text that is not there fails loudly.
+A defect replaces functions or values by name in a process of its own. In a replacement `original`
+is what it stands in place of; a name that is not there fails loudly.
 """
 
+import importlib
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
+import textwrap
 import unittest
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parent.parent
 DAYS_MAX = 60
-SECONDS_MAX = 240
+SECONDS_MAX = 400
 
-FILLED = "Execution(intent.id, '', OrderStatus.CLOSED, intent.volume, intent.volume, ZERO)"
-# What is wrong: file, right text, wrong text.
-DEFECTS: dict[str, tuple[tuple[str, str, str], ...]] = {
+
+class Change(NamedTuple):
+    """`name` of a module, as `function`, `Class.method` or `VALUE`, and what stands there instead.
+
+    The source is an expression for a value, else the definition of a function called `defect`.
+    """
+
+    module: str
+    name: str
+    source: str
+
+
+# What goes wrong; and the defects of the order's life that two faults at most must show.
+DEFECTS: dict[str, tuple[Change, ...]] = {
+    # -- the order's life ------------------------------------------------------------------------
     "an order is sent again after a time-out": (
-        (
+        Change(
             "orders",
-            'log.warning("order unanswered id=%s reason=%s", intent.id, error)',
-            "self._exchange.place(intent.order, intent.deadline)",
+            "Orders._place",
+            """
+            def defect(self, intent, is_small):
+                answer = original(self, intent, is_small)
+                if answer is Answer.UNKNOWN:
+                    self._exchange.place(intent.order, intent.deadline)
+                return answer
+            """,
         ),
     ),
     "the intent is written after the order is sent": (
-        (
+        Change(
             "orders",
-            "            self._journal.write(intent)\n            self._send(intent)\n",
-            "            self._send(intent)\n            self._journal.write(intent)\n",
+            "Orders._write",
+            """
+            def defect(self, what, intent):
+                if what is not Write.INTENT:
+                    original(self, what, intent)
+            """,
         ),
-    ),
-    "what is committed may not be on disk": (
-        ("journal_file", "PRAGMA synchronous = FULL", "PRAGMA synchronous = NORMAL"),
-    ),
-    "a fill is written and not counted": (
-        (
-            "journal",
-            "        self._account = account.traded(intent.side, volume, cost, fee)",
-            "        self._account = account.traded(intent.side, ZERO, cost, fee)",
+        Change(
+            "orders",
+            "Orders._place",
+            """
+            def defect(self, intent, is_small):
+                try:
+                    return original(self, intent, is_small)
+                finally:
+                    self._journal.write(intent)
+            """,
         ),
     ),
     "the remembered position is believed": (
-        (
-            "orders",
-            "            held = self._held(explained)\n            if held == explained:",
-            "            return explained\n            if held == explained:",
-        ),
+        Change("orders", "Orders._held", "def defect(self, explained): return explained"),
     ),
     "position and journal need not agree": (
-        (
-            "orders",
-            "            if held == explained:\n                return held",
-            "            if True:\n                return held",
-        ),
+        Change("orders", "Orders.position", "def defect(self): return self._held(ZERO)"),
     ),
     "a partial fill counts as a whole one": (
-        (
+        Change(
             "orders",
-            "self._now(), found, found.reason)",
-            "self._now(), found._replace(volume=intent.volume), found.reason)",
+            "Orders._book",
+            """
+            def defect(self, intent):
+                if self._found.volume:
+                    self._found = self._found._replace(volume=intent.volume)
+                original(self, intent)
+            """,
         ),
     ),
-    "an order is looked for among open orders only": (
-        ("kraken/spot", '("ClosedOrders", "closed", {', '("OpenOrders", "open", {'),
-    ),
-    "an order has no deadline": (
-        (
-            "spot",
-            '        params["deadline"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", '
-            "time.gmtime(deadline))\n",
-            "",
+    "the first final read of a cancelled order is believed": (
+        Change(
+            "orders",
+            "Orders._look",
+            """
+            def defect(self, intent):
+                answer = original(self, intent)
+                found = self._found
+                is_final = answer is Answer.FOUND_OPEN and found.status.is_final
+                return Answer.FOUND_FINAL if is_final else answer
+            """,
         ),
     ),
     "the first empty answer proves absence": (
-        (
+        Change(
             "orders",
-            "        if now - first < WATCH_MIN_S or not is_over or "
-            "now - first_after < LOOK_PAUSE_S:\n",
-            "        if False:\n",
+            "Orders._look",
+            """
+            def defect(self, intent):
+                answer = original(self, intent)
+                self._searches[intent.id] = Search(9, -1e9, -1e9)
+                return answer
+            """,
+        ),
+    ),
+    "absent although unexplained trades show": (
+        Change("kraken.spot", "Spot.traded_orders", "def defect(self, since, until): return []"),
+    ),
+    "absent although the position differs": (
+        Change(
+            "orders",
+            "Orders._prove_absent",
+            """
+            def defect(self, intent):
+                self._held, held = lambda explained: explained, self._held
+                try:
+                    original(self, intent)
+                finally:
+                    self._held = held
+            """,
+        ),
+    ),
+    "no contradiction is looked for at all": (
+        Change(
+            "orders", "Orders.position", "def defect(self): return self._journal.account().held"
+        ),
+        Change(
+            "orders",
+            "Orders._prove_absent",
+            """
+            def defect(self, intent):
+                self._journal.conclude(intent, Outcome.ABSENT, int(self._clock.now()))
+            """,
         ),
     ),
     "reading is thought to lag for five seconds at most": (
-        ("orders", "VISIBLE_S = 120", "VISIBLE_S = 5"),
-        ("orders", "WATCH_MIN_S = 75.0", "WATCH_MIN_S = 5.0"),
+        Change("orders", "VISIBLE_S", "5"),
+        Change("order_states", "VISIBLE_S", "5"),
+        Change("order_states", "WATCH_MIN_S", "5.0"),
     ),
-    "nonces are the clock's": (
-        ("lock", "nonce = max(clock_ns, self._last + 1)", "nonce = clock_ns"),
-    ),
-    "a new process forgets the nonces of the old one": (
-        ("lock", "self._reserved = int(text) if text.isdigit() else 0", "self._reserved = 0"),
-    ),
-    "the key is not locked": (
-        ("lock", "fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)", "pass"),
-    ),
-    "what of a position is closed already is not counted": (
-        ("kraken/spot", 'rest = opened - decimal(row["vol_closed"])', "rest = opened"),
-    ),
-    "open intents are not settled": (
-        ("bot", "            self._patiently(self._orders.reconcile, patience_s)\n", ""),
-        (
-            "bot",
-            "        interval_s = self._plan.interval_s\n        self._orders.reconcile()\n",
-            "        interval_s = self._plan.interval_s\n",
-        ),
+    "open intents are not asked about": (
+        Change("orders", "Orders.reconcile", "def defect(self): pass"),
     ),
     "a refused order counts as filled": (
-        (
-            "orders",
-            "self._journal.conclude(intent, outcome, self._now(), note=str(error))",
-            f"self._journal.conclude(intent, outcome, self._now(), {FILLED}, str(error))",
+        Change(
+            "journal",
+            "Journal.conclude",
+            """
+            def defect(self, intent, outcome, now, found=None, note="", opening_fee=ZERO):
+                if outcome is Outcome.REFUSED:
+                    from krakenbot.model import OrderStatus
+                    found = Execution(
+                        intent.id, "", OrderStatus.CLOSED, intent.volume, intent.volume, ZERO
+                    )
+                original(self, intent, outcome, now, found, note, opening_fee)
+            """,
         ),
-        ("orders", "import ZERO, ", "import OrderStatus, ZERO, "),
     ),
     "an accepted order counts as filled": (
-        (
-            "orders",
-            "            self._journal.accept(intent.id)\n",
-            f"            self._journal.conclude(intent, 'closed', self._now(), {FILLED})\n",
-        ),
-        ("orders", "import ZERO, ", "import OrderStatus, ZERO, "),
-    ),
-    "an error of unknown text is a refusal": (
-        (
-            "client",
-            "    if verdict == UNKNOWN:\n",
-            '    if verdict == UNKNOWN and method != "AddOrder":\n',
-        ),
-    ),
-    "a page in place of JSON is a refusal": (
-        (
-            "client",
-            'raise UnansweredError(f"{method}: {problem}")',
-            'raise (RefusedError if method == "AddOrder" else UnansweredError)("a page")',
-        ),
-    ),
-    "closing may open the other way": (
-        ("sizing", "reduce_only = leverage > 0", "reduce_only = False"),
-    ),
-    "what was tried in this candle is tried again": (
-        (
-            "bot",
-            "            | {intent.purpose for intent in sent if intent.outcome != NOT_SENT}\n",
-            "",
-        ),
-    ),
-    "refusals go on for ever": (("orders", "UNFILLED_MAX = 5", "UNFILLED_MAX = 500"),),
-    "a halt is forgotten by the next start": (
-        ("bot", '        reason = self._journal.get("halted")\n', '        reason = ""\n'),
-    ),
-    "what the ledger took is not booked": (
-        ("accounting", '"opening", max(extra, ZERO))', '"opening", ZERO)'),
-    ),
-    "a charge is booked each time it is read": (
-        (
+        Change(
             "journal",
-            "        if self.is_charged(charge_id):\n            return\n",
-            "        charge_id = f'{charge_id} {os.urandom(4).hex()}'\n",
-        ),
-        (
-            "accounting",
-            "if own and all(journal.is_charged(_opened(charge)) for charge in own):",
-            "if False:",
+            "Journal.accept",
+            """
+            def defect(self, intent_id):
+                from krakenbot.model import OrderStatus
+                intent = self.open_intents()[-1]
+                found = Execution(
+                    intent.id, "O", OrderStatus.CLOSED, intent.volume, intent.volume, ZERO
+                )
+                self.conclude(intent, Outcome.CLOSED, intent.created, found)
+            """,
         ),
     ),
     "a refused order is thought never to have left": (
-        ("orders", "            if error.sent:\n", "            if False:\n"),
-        (
-            "client",
-            "    if verdict == UNKNOWN:\n        raise UnansweredError(text)",
-            "    if verdict == UNKNOWN:\n        raise LaterError(text)",
+        Change(
+            "orders",
+            "Orders._place",
+            """
+            def defect(self, intent, is_small):
+                answer = original(self, intent, is_small)
+                if answer in (Answer.UNKNOWN, Answer.RETRY_LATER):
+                    self._refusal = Refusal(Outcome.NOT_SENT, "")
+                    return Answer.NOT_SENT
+                return answer
+            """,
+        ),
+    ),
+    "what was ordered for this candle is ordered again": (
+        Change(
+            "orders", "next_attempt", "def defect(newest_first, candle, interval_s, least): pass"
+        ),
+    ),
+    "refusals go on for ever": (
+        Change("orders", "next_attempt", "def defect(newest_first, candle, step, least): pass"),
+        Change("orders", "UNFILLED_MAX", "500"),
+    ),
+    "an order found in another state counts as ended": (
+        Change(
+            "orders",
+            "Orders._look",
+            """
+            def defect(self, intent):
+                answer = original(self, intent)
+                return Answer.FOUND_FINAL if answer is Answer.FOUND_OPEN else answer
+            """,
+        ),
+        Change(
+            "orders",
+            "Orders._book",
+            """
+            def defect(self, intent):
+                from krakenbot.model import OrderStatus
+                self._found = self._found._replace(status=OrderStatus.CANCELED)
+                original(self, intent)
+            """,
+        ),
+    ),
+    "a lookup that fails proves absence": (
+        Change(
+            "orders",
+            "Orders._look",
+            """
+            def defect(self, intent):
+                answer = original(self, intent)
+                if answer is Answer.LOOKUP_FAILED:
+                    self._searches[intent.id] = Search(9, -1e9, -1e9)
+                    return Answer.NOT_FOUND
+                return answer
+            """,
+        ),
+    ),
+    # -- the journal and the key -------------------------------------------------------------------
+    "what is committed may not be on disk": (
+        Change(
+            "journal_file",
+            "prepare",
+            """
+            def defect(connection, path):
+                connection = original(connection, path)
+                connection.execute("PRAGMA synchronous = NORMAL")
+                return connection
+            """,
+        ),
+    ),
+    "nonces are the clock's": (
+        Change(
+            "lock",
+            "Nonces.next",
+            """
+            def defect(self, clock_ns):
+                self._last, self._is_first = 0, False
+                return original(self, clock_ns)
+            """,
+        ),
+    ),
+    "a new process forgets the nonces of the old one": (
+        Change(
+            "lock",
+            "Nonces.__init__",
+            """
+            def defect(self, lock):
+                original(self, lock)
+                self._last, self._is_first = 0, False
+            """,
+        ),
+    ),
+    "nonces are written without being synced": (
+        Change(
+            "lock",
+            "Lock._put",
+            """
+            def defect(self, state):
+                holder = "pid"
+                text = f"{state:{STATE_BYTES_MAX - 1}}\\n{holder:<60}\\n"
+                os.pwrite(self._file, text.encode(), 0)
+            """,
+        ),
+    ),
+    "the key is not locked": (Change("lock", "fcntl.flock", "def defect(descriptor, how): pass"),),
+    "a halt is forgotten by the next start": (
+        Change("bot", "Bot._refuse_when_halted", "def defect(self): pass"),
+    ),
+    "a halt is not written down": (
+        Change(
+            "journal",
+            "Journal.halt",
+            "def defect(self, reason, held=None): return StopError(reason)",
+        ),
+    ),
+    "a charge is booked each time it is read": (
+        Change("journal", "Journal.is_charged", "def defect(self, charge_id): return False"),
+    ),
+    # -- the wire ----------------------------------------------------------------------------------
+    "an error of unknown text is a refusal": (
+        Change(
+            "kraken.client",
+            "_verdict",
+            """
+            def defect(failure):
+                verdict = original(failure)
+                return (REFUSED, Cause.OTHER) if verdict[0] == UNKNOWN else verdict
+            """,
+        ),
+    ),
+    "a page in place of JSON is a refusal": (
+        Change(
+            "kraken.client",
+            "result_of",
+            """
+            def defect(method, status, body):
+                if method == "AddOrder" and not body.startswith(b"{"):
+                    raise RefusedError("a page")
+                return original(method, status, body)
+            """,
+        ),
+    ),
+    "an order has no deadline": (
+        Change(
+            "kraken.client",
+            "Client.private",
+            """
+            def defect(self, method, params=None):
+                params = dict(params or {})
+                params.pop("deadline", None)
+                return original(self, method, params)
+            """,
+        ),
+    ),
+    "the deadline is in local time": (
+        Change("kraken.spot", "time.gmtime", "def defect(seconds): return time.localtime(seconds)"),
+    ),
+    "an order is looked for among open orders only": (
+        Change(
+            "kraken.spot",
+            "Spot._search",
+            """
+            def defect(self, client_order_id, since):
+                private = self._client.private
+                class Blind:
+                    def private(self, method, params):
+                        if method == "ClosedOrders":
+                            return {"closed": {}}
+                        return private(method, params)
+                self._client, client = Blind(), self._client
+                try:
+                    return original(self, client_order_id, since)
+                finally:
+                    self._client = client
+            """,
+        ),
+    ),
+    "what of a position is closed already is not counted": (
+        Change(
+            "kraken.spot",
+            "Spot.position",
+            """
+            def defect(self):
+                private = self._client.private
+                class Whole:
+                    def private(self, method, params=None):
+                        rows = private(method, params)
+                        return {key: row | {"vol_closed": "0"} for key, row in rows.items()}
+                self._client, client = Whole(), self._client
+                try:
+                    return original(self)
+                finally:
+                    self._client = client
+            """,
+        ),
+    ),
+    "a lost connection is tried again by the transport": (
+        Change(
+            "kraken.transport",
+            "UrllibTransport.send",
+            """
+            def defect(self, method, url, headers, body):
+                try:
+                    return original(self, method, url, headers, body)
+                except UnansweredError:
+                    return original(self, method, url, headers, body)
+            """,
+        ),
+    ),
+    "a request lost on its way counts as not sent": (
+        Change(
+            "kraken.transport",
+            "UrllibTransport.send",
+            """
+            def defect(self, method, url, headers, body):
+                try:
+                    return original(self, method, url, headers, body)
+                except UnansweredError as error:
+                    raise LaterError(str(error), cause=Cause.UNREACHABLE) from None
+            """,
+        ),
+    ),
+    "half an answer is taken for a whole one": (
+        Change(
+            "kraken.client",
+            "result_of",
+            """
+            def defect(method, status, body):
+                try:
+                    return original(method, status, body)
+                except UnansweredError:
+                    if method in ("OpenPositions", "Balance"):
+                        return {}
+                    raise
+            """,
+        ),
+    ),
+    "the whole time goes to the first address": (
+        Change("kraken.transport", "CONNECT_MAX_S", "1e9"),
+        Change(
+            "kraken.transport",
+            "_look_up",
+            "def defect(host, deadline, stopping): return original(host, deadline, stopping)[:1]",
+        ),
+    ),
+    "an answer may drip for as long as it likes": (
+        Change("kraken.transport", "_left", "def defect(deadline): return 1e6"),
+    ),
+    # -- time, waiting, deciding -------------------------------------------------------------------
+    "a clock that stands still while the machine sleeps": (
+        Change("clock", "_steady", "def defect(): return time.monotonic()"),
+    ),
+    "thirty of thirty-one candles are skipped": (
+        Change(
+            "journal",
+            "Journal.is_done",
+            """
+            def defect(self, interval_s, candle):
+                return candle // interval_s % 31 != 0 or original(self, interval_s, candle)
+            """,
+        ),
+    ),
+    "closing may open the other way": (
+        Change(
+            "decision",
+            "next_step",
+            """
+            def defect(*args):
+                step = original(*args)
+                return step._replace(reduce_only=False) if step else step
+            """,
+        ),
+    ),
+    "candles of the future are believed": (
+        Change("candles", "AHEAD_MAX_S", "10**9"),
+        Change("bot", "LOOK_MAX_S", "1e9"),
+    ),
+    "one refusal of the key ends the bot": (
+        Change(
+            "patience",
+            "Patience._outwait_refused_key",
+            "def defect(self, error): raise error",
+        ),
+    ),
+    "waiting is told to nobody": (
+        Change("patience", "Patience._tell", "def defect(self, text): pass"),
+    ),
+    "an objection holds until the next candle": (
+        Change(
+            "bot",
+            "Bot._objection",
+            """
+            def defect(self, step, held, candle):
+                blocked = original(self, step, held, candle)
+                return blocked._replace(until=None) if blocked else None
+            """,
+        ),
+    ),
+    "the pair's rules are read once": (
+        Change(
+            "market",
+            "MarketState._read_rules",
+            """
+            def defect(self):
+                if not hasattr(self, "rules"):
+                    original(self)
+            """,
+        ),
+    ),
+    # -- identity ----------------------------------------------------------------------------------
+    "a journal that went back in time is believed": (
+        Change("startup", "check_trades", "def defect(start): start.journal.put(created=1)"),
+    ),
+    "a lost journal's orders are not looked for": (
+        Change("startup", "check_trades", "def defect(start): start.journal.put(created=1)"),
+    ),
+    "the journal is named by the pair's spelling": (
+        Change(
+            "identity",
+            "recall",
+            "def defect(config, kind, name): return config.pair if kind == 'pair' else ''",
         ),
     ),
 }
+TWO_FAULTS = (
+    "an order is sent again after a time-out",
+    "an accepted order counts as filled",
+    "a request lost on its way counts as not sent",
+    "open intents are not asked about",
+    "a partial fill counts as a whole one",
+)
 
 
-def copy_with(defect: str, folder: Path) -> None:
-    """Make a copy of program and tests that has the defect."""
-    for name in ("krakenbot", "tests"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for module, right, wrong in DEFECTS[defect]:
-        path = folder / "krakenbot" / f"{module}.py"
-        text = path.read_text(encoding="utf-8")
-        if text.count(right) != 1:
-            raise LookupError(f"{defect}: {module}.py has {text.count(right)} times {right!r}")
-        path.write_text(text.replace(right, wrong), encoding="utf-8")
+def plant(defect: str) -> None:
+    """Put the defect into the program of this process."""
+    for module_name, name, source in DEFECTS[defect]:
+        module = importlib.import_module(f"krakenbot.{module_name}")
+        *path, last = name.split(".")
+        place: Any = module
+        for part in path:
+            place = getattr(place, part)
+        names = {**vars(module), "original": getattr(place, last)}
+        text = textwrap.dedent(source).strip()
+        if text.startswith("def "):
+            exec(text, names)
+            setattr(place, last, names["defect"])
+        else:
+            setattr(place, last, eval(text, names))
 
 
-def verdict(defect: str) -> str:
+def verdict(defect: str, program: str = "torture") -> str:
     """Return what the simulation says of the defect; nothing when it finds none."""
-    with tempfile.TemporaryDirectory() as folder:
-        copy_with(defect, Path(folder))
-        try:
-            done = subprocess.run(
-                [
-                    sys.executable,
-                    "-m",
-                    "tests.torture",
-                    "--seed",
-                    "1",
-                    "--days",
-                    str(DAYS_MAX),
-                ],
-                cwd=folder,
-                capture_output=True,
-                text=True,
-                timeout=SECONDS_MAX,
-            )
-        except subprocess.TimeoutExpired:
-            return ""
-    lines = done.stdout.splitlines()
-    if done.returncode == 1 and lines and lines[0].startswith("VIOLATION"):
-        return next(line for line in reversed(lines[: lines.index(_again(lines))]) if line)
-    return done.stderr[-2000:] if done.returncode not in (0, 1) else ""
-
-
-def _again(lines: list[str]) -> str:
-    return next(line for line in lines if line.startswith("again: "))
+    words = [sys.executable, "-m", "tests.mutations", defect]
+    if program == "exhaustive":
+        words.insert(3, "--pairs")
+    try:
+        done = subprocess.run(
+            words,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=SECONDS_MAX,
+            env={**os.environ, "TZ": "Asia/Kolkata"},
+        )
+    except subprocess.TimeoutExpired:
+        return ""
+    found = [line for line in done.stdout.splitlines() if line.startswith("FOUND ")]
+    return found[0].removeprefix("FOUND ") if found else done.stderr[-2000:]
 
 
 class TestMutations(unittest.TestCase):
-    def test_every_text_to_be_replaced_is_there_once(self) -> None:
-        for defect in DEFECTS:
-            with self.subTest(defect), tempfile.TemporaryDirectory() as folder:
-                copy_with(defect, Path(folder))
+    def test_every_name_that_is_replaced_is_there(self) -> None:
+        for defect, changes in DEFECTS.items():
+            for module_name, name, _ in changes:
+                with self.subTest(defect):
+                    place: Any = importlib.import_module(f"krakenbot.{module_name}")
+                    for part in name.split("."):
+                        place = getattr(place, part)
 
     def test_every_deliberate_defect_is_found(self) -> None:
+        self._expect_found([*DEFECTS], "torture")
+
+    def test_two_faults_show_the_defects_of_an_orders_life(self) -> None:
+        self._expect_found([*TWO_FAULTS], "exhaustive")
+
+    def _expect_found(self, defects: list[str], program: str) -> None:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for defect, found in zip(DEFECTS, pool.map(verdict, DEFECTS), strict=True):
+            said = pool.map(lambda defect: verdict(defect, program), defects)
+            for defect, found in zip(defects, said, strict=True):
                 with self.subTest(defect):
-                    print(f"{defect}: {found:.120}")
-                    self.assertRegex(found, r"^[a-z_ =]+: ", defect)
+                    print(f"{program}: {defect}: {found:.150}", flush=True)
+                    self.assertRegex(found, r"^[a-z0-9 =]+: ", defect)
+
+
+def main(words: list[str]) -> int:
+    from tests.exhaustive import find
+    from tests.simulation.episode import episodes
+
+    *options, defect = words
+    if options:
+        text = find(lambda: plant(defect))
+    else:
+        plant(defect)
+        days, text = 0.0, ""
+        for result in episodes(1, DAYS_MAX, 1):
+            days += result.days
+            if result.failure:
+                text = f"{result.name}: seed {result.seed}: {result.text.strip()[-300:]!r}"
+                break
+            if days > DAYS_MAX:
+                break
+    print(f"FOUND {text}" if text else "nothing found")
+    return 0 if text else 1
 
 
 if __name__ == "__main__":
+    if sys.argv[1:]:
+        sys.exit(main(sys.argv[1:]))
     unittest.main()

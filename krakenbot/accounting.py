@@ -10,9 +10,11 @@ from krakenbot import log
 from krakenbot.clock import Clock
 from krakenbot.errors import KeyRefusedError, LaterError, RefusedError, UnansweredError
 from krakenbot.exchange import Exchange
+from krakenbot.format import asset as shown
+from krakenbot.format import volume
 from krakenbot.journal import Journal
 from krakenbot.model import ZERO, Charge, ChargeKind, Execution, MarginRates, Purpose
-from krakenbot.pairs import PairRules, plain
+from krakenbot.pairs import PairRules
 from krakenbot.records import Booked, Intent, assumed_id
 
 OVERLAP_S = 240  # The ledger may show a charge later than the clock says.
@@ -136,8 +138,8 @@ class _Reading:
         elif asset != self._rules.quote:
             worth = ZERO
             self.differences.append(
-                f"{plain(charge.fee)} {asset} ({charge.kind.value}, {charge.id}) is not in the "
-                f"result: what it is worth in {self._rules.quote} is not known"
+                f"{volume(charge.fee, asset)} ({charge.kind.value}, {charge.id}) is not in the "
+                f"result: what it is worth in {shown(self._rules.quote)} is not known"
             )
         kind = "rollover" if charge.kind is ChargeKind.ROLLOVER else "opening"
         return Booked(name, charge.time, kind, worth, asset, charge.fee)

@@ -3,8 +3,9 @@
 from decimal import Decimal
 from typing import NamedTuple
 
+from krakenbot.format import money, percent, price, volume
 from krakenbot.model import ZERO, MarginSummary, Purpose, Quote, Side, Step
-from krakenbot.pairs import PairRules, plain
+from krakenbot.pairs import PairRules
 
 
 class Limits(NamedTuple):
@@ -73,8 +74,8 @@ def _market(step: Step, inputs: RiskInputs, limits: Limits) -> Objection | None:
         return Objection(f"{rules.altname} is in state {rules.status}, not online", True)
     if quote.spread_percent > limits.max_spread_percent:
         return Objection(
-            f"the spread is {quote.spread_percent:.3f} % (bid {plain(quote.bid)}, "
-            f"ask {plain(quote.ask)}), above max_spread_percent {limits.max_spread_percent}",
+            f"the spread is {percent(quote.spread_percent, 3)} (bid {price(quote.bid, rules)}, "
+            f"ask {price(quote.ask, rules)}), above max_spread_percent {limits.max_spread_percent}",
             True,
         )
     return None
@@ -90,14 +91,14 @@ def _pair(step: Step, leverage: int, inputs: RiskInputs) -> Objection | None:
         return Objection(f"leverage {leverage} is not offered on {rules.altname}, only {words}")
     if step.volume < rules.ordermin and step.purpose is not Purpose.CLOSE:
         return Objection(
-            f"{plain(step.volume)} is below the smallest order of {rules.altname}, "
-            f"{plain(rules.ordermin)}"
+            f"{volume(step.volume, rules.base)} is below the smallest order of {rules.altname}, "
+            f"{volume(rules.ordermin, rules.base)}"
         )
     cost = step.volume * inputs.quote.mid
     if cost < rules.costmin:
         return Objection(
-            f"an order worth {cost:.5f} is below the smallest of {rules.altname}, "
-            f"{plain(rules.costmin)} {rules.quote}"
+            f"an order worth {money(cost, rules.quote)} is below the smallest of "
+            f"{rules.altname}, {money(rules.costmin, rules.quote)}"
         )
     return None
 
@@ -119,30 +120,31 @@ def _exposure(step: Step, leverage: int, inputs: RiskInputs, limits: Limits) -> 
         )
     if summary is None:
         return Objection("the margin numbers are not known", True)
-    price = inputs.quote.ask if step.side is Side.BUY else inputs.quote.bid
+    now = inputs.quote.ask if step.side is Side.BUY else inputs.quote.bid
     # What turns closes first, and that frees its own margin.
     closing = abs(inputs.held) if step.purpose is Purpose.REVERSE else ZERO
     opening = step.volume - closing
-    needed = opening * price / max(leverage, 1) + step.volume * price * inputs.fee_rate
-    needed += opening * price * inputs.margin_rate if leverage else ZERO
-    free = summary.free_margin + closing * price / max(leverage, 1)
+    needed = opening * now / max(leverage, 1) + step.volume * now * inputs.fee_rate
+    needed += opening * now * inputs.margin_rate if leverage else ZERO
+    free = summary.free_margin + closing * now / max(leverage, 1)
     if needed > free:
         return Objection(
-            f"{needed:.2f} {rules.quote} are needed ({plain(opening)} at leverage "
-            f"{leverage}, fees included), {free:.2f} are free",
+            f"{money(needed, rules.quote)} are needed ({volume(opening, rules.base)} at leverage "
+            f"{leverage}, fees included), {money(free, rules.quote)} are free",
             funds=True,
         )
     level = summary.margin_level
     if level is not None and level < limits.min_margin_level:
         return Objection(
-            f"the margin level is {level:.1f} %, below min_margin_level "
+            f"the margin level is {percent(level, 1)}, below min_margin_level "
             f"{limits.min_margin_level} %: no new exposure",
             funds=True,
         )
     limit = rules.long_position_limit if step.side is Side.BUY else rules.short_position_limit
     if leverage and limit is not None and opening > limit:
         return Objection(
-            f"{plain(opening)} is above the position limit of {rules.altname}, {plain(limit)}"
+            f"{volume(opening, rules.base)} is above the position limit of {rules.altname}, "
+            f"{volume(limit, rules.base)}"
         )
     return None
 

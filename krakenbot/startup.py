@@ -13,6 +13,7 @@ from krakenbot.config import Config
 from krakenbot.decision import plan_of
 from krakenbot.errors import ConfigError, LaterError, RefusedError, StopError, UnansweredError
 from krakenbot.exchange import Exchange
+from krakenbot.format import volume
 from krakenbot.identity import Identity, account_name
 from krakenbot.journal import Journal
 from krakenbot.kraken.spot import FORBIDDEN_PERMISSIONS, NEEDED_PERMISSIONS
@@ -186,7 +187,7 @@ def check_untracked_balance(start: Start) -> None:
             journal.put(minded=1)
             told = "".join(f" and {plain(amount)} {code}" for code, amount in earning.items())
             raise journal.halt(
-                f"the account owns {plain(owned)} {rules.base}{told}, the journal is new and "
+                f"the account owns {volume(owned, rules.base)}{told}, the journal is new and "
                 "explains 0, but the bot has traded here before. `krakenbot adopt` takes up to "
                 "`size` as its own, `krakenbot resume` none"
             )

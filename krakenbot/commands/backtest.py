@@ -55,7 +55,7 @@ class _Run(NamedTuple):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    files = "PAIRtext.MINUTES.csv or .csv.gz, a folder of them, Kraken's zip, or OHLC JSON"
+    files = "PAIR_MINUTES.csv or .csv.gz, a folder of them, Kraken's zip, or OHLC JSON"
     parser.add_argument("files", nargs="+", metavar="FILE_OR_DIR", type=Path, help=files)
     for name, key in _KEYS.items():
         unit = {"interval": " (minutes)", "fee": " (percent)"}.get(name, "")

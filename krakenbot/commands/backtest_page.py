@@ -20,6 +20,9 @@ from krakenbot.model import Candle
 
 _CANDLES_SHOWN = 360
 
+# What a page does not show anyway.
+_FACTS = ("turns", "win rate", "under water", "exposure", "break-even fee")
+
 
 def write_run(
     path: Path, config: Config, replay: Replay, parts: Iterable[Columns], notes: Sequence[str]
@@ -84,7 +87,7 @@ def _story(
         balance=float(result.balance),
         size=float(config.size),
         first_price=points[0].close,
-        facts=text.figures(result),
+        facts=[row for row in text.figures(result) if row[0] in _FACTS],
         costs=[(name, float(amount)) for name, amount in text.money_of(result)],
         points=points,
         newest=[

@@ -315,8 +315,8 @@ class TestOtherCurrencies(AccountingTest):
         order = self.traded(self.journal, 0, Side.BUY, "0.04", "2000", "16")
         self.told("T1", order, "2000", "16.5")
         self.told("T1", "", "0", "0.37", CANDLE + 14400, "ZEUR")
-        self.assertIn("0.37 ZEUR", self.book(CANDLE + 15000))
-        self.assertIn("0.37 ZEUR", str(read_status(self.journal)["difference"]))
+        self.assertIn("0.37 EUR", self.book(CANDLE + 15000))
+        self.assertIn("0.37 EUR", str(read_status(self.journal)["difference"]))
         self.assertEqual((Decimal(16), Decimal("0.5")), self.costs())
         self.assertTrue(self.journal.is_charged("L1"))
 

@@ -64,10 +64,10 @@ class TestMarket(unittest.TestCase):
     def test_a_spread_above_the_limit_stops_market_orders_and_says_both_numbers(self) -> None:
         at_limit = AROUND._replace(quote=Quote(Decimal("49750"), Decimal("50250")))
         self.assertIsNone(against(CLOSE, at_limit))
-        got = against(CLOSE, AROUND._replace(quote=Quote(Decimal("49749"), Decimal("50251"))))
+        got = against(CLOSE, AROUND._replace(quote=Quote(Decimal("49,749"), Decimal("50251"))))
         assert got is not None
         self.assertTrue(got.passing)
-        self.assertIn("49749", got.reason)
+        self.assertIn("49,749", got.reason)
         self.assertIn("50251", got.reason)
 
 
@@ -102,7 +102,7 @@ class TestPair(unittest.TestCase):
         dear = AROUND._replace(rules=rules(costmin="2500"))
         got = against(OPEN, dear)
         assert got is not None
-        self.assertIn("2500", got.reason)
+        self.assertIn("2,500", got.reason)
 
 
 class TestExposure(unittest.TestCase):
@@ -116,7 +116,7 @@ class TestExposure(unittest.TestCase):
         got = against(OPEN, short)
         assert got is not None
         self.assertFalse(got.passing)
-        self.assertIn("1016.00", got.reason)
+        self.assertIn("1,016.00", got.reason)
         self.assertIn("1015.99", got.reason)
 
     def test_without_margin_the_whole_cost_must_be_there(self) -> None:

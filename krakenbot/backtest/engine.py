@@ -30,7 +30,7 @@ from krakenbot.model import (
 )
 from krakenbot.pairs import PairRules
 from krakenbot.risk import RiskInputs, objection
-from krakenbot.simulated.books import ROLLOVER_S, Account, Trade, execute
+from krakenbot.simulated.books import ROLLOVER_S, Account, Trade
 from krakenbot.simulated.books import objection as refusal
 from krakenbot.strategy import sma_slope
 
@@ -77,7 +77,7 @@ class Replay:
         self.plan, self.rules, self.costs = plan, rules, costs
         money = {rules.quote: costs.balance}
         self.account = Account(money, costs.fee_rate, margin_rates=costs.margin_rates)
-        self.book = self.account.book(rules)
+        self.book = self.account.position(rules)
         self.record = Record(costs.balance, keep)
         self.ended: str | None = None
         self.ended_at: int | None = None
@@ -444,13 +444,11 @@ class Replay:
         self._recent.append(now)
         side, volume, reduces = step.side, step.volume, step.reduce_only
         price, number = self._price(opened, side.sign), self.record.orders + 1
-        paid = Quote(price, price)
         try:
             if refused := refusal(rules, side, volume, plan.leverage, price, reduces):
                 raise RefusedError(refused)
-            trades = execute(
-                account, self.book, now, side, volume, paid, plan.leverage, reduces, number
-            )
+            order = self.book, now, side.sign, volume, price, plan.leverage
+            trades = account.fill(*order, reduce_only=reduces, order=number)
         except RefusedError as error:
             self._refuse(str(error), now)
             self._unfilled += 1

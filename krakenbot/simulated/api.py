@@ -252,7 +252,7 @@ class SandboxApi:
     def truth(self) -> Row:
         """Return everything that happened, for tests: orders, trades, books and requests."""
         account = self.account
-        books = {book.rules.pair: book for book in self.holder.books()}
+        books = {position.rules.pair: position for position in self.holder.positions()}
         money = sorted(
             {rules.quote for rules in self.markets.rules.values()} & account.balances.keys()
         )
@@ -260,7 +260,7 @@ class SandboxApi:
             {"time": self.now(), "status": self.markets.status, "balances": account.balances}
             | {"orders": [{"txid": txid, **row} for txid, row in self.orders.items()]}
             | {"executions": [{"id": name, **row} for name, row in self.trades.items()]}
-            | {"position": {name: plain(book.volume) for name, book in books.items()}}
+            | {"position": {name: plain(position.volume) for name, position in books.items()}}
             | {"liquidation": {name: account.liquidation_price(b) for name, b in books.items()}}
             | {"equity": {asset: account.equity(asset) for asset in money}}
             | {"unrealized": {asset: account.unrealized(asset) for asset in money}}
@@ -271,7 +271,7 @@ class SandboxApi:
     def _set_position(self, params: Row) -> None:
         """Trade by hand: {pair, close | liquidate} or {pair, side, volume, leverage}."""
         rules = self.markets.pair(params["pair"])
-        book, quote = self.account.book(rules), self.markets.quote(rules)
+        position, quote = self.account.position(rules), self.markets.quote(rules)
         if "side" in params:
             side, volume = Side(params["side"]), decimal(params["volume"])
             order = OrderRequest(rules, side, volume, int(params.get("leverage", 2)), False, {})
@@ -279,12 +279,12 @@ class SandboxApi:
             if refusal is not None:
                 raise RefusedError(refusal)
             self.holder.fill(order)
-        elif book.lots and params.get("liquidate"):
-            order, now = closing(book), self.now()
-            trade = self.account.close(book, now, book.held, quote.mid)
+        elif position.lots and params.get("liquidate"):
+            order, now = closing(position), self.now()
+            trade = self.account.close(position, now, position.held, quote.mid)
             self.holder.record(order, (trade,), now, misc="liquidated")
-        elif book.lots and params["close"]:
-            self.holder.fill(closing(book))
+        elif position.lots and params["close"]:
+            self.holder.fill(closing(position))
 
     def _set_clock(self, params: Row) -> None:
         """{freeze: bool}, {now: unix seconds} or {advance: seconds}; never backwards."""

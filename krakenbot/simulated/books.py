@@ -18,7 +18,7 @@ from hashlib import blake2b
 from typing import NamedTuple
 
 from krakenbot.errors import RefusedError
-from krakenbot.model import MARGIN_RATE_ASSUMED, ZERO, MarginSummary, Quote, Side
+from krakenbot.model import MARGIN_RATE_ASSUMED, ZERO, MarginSummary, Side
 from krakenbot.pairs import PairRules
 
 ROLLOVER_S = 14400
@@ -78,7 +78,7 @@ class Lot(NamedTuple):
         return self.cost_left if self.sign > 0 else self.open_volume * price
 
 
-class Book:
+class MarginPosition:
     """The open lots of one pair, oldest first, all on one side. `price` is the last mark."""
 
     __slots__ = ("cost_left", "cost_step", "held", "lots", "price", "rules", "stop")
@@ -138,22 +138,22 @@ class Account:
         self.coin_fees = coin_fees
         self.serial = serial
         self.revision = 0
-        self.books: dict[str, Book] = {}
+        self.positions: dict[str, MarginPosition] = {}
         self.fees: defaultdict[str, Decimal] = defaultdict(Decimal)
         self.rollovers: defaultdict[str, Decimal] = defaultdict(Decimal)
         self.realized: defaultdict[str, Decimal] = defaultdict(Decimal)
         self.ledger: deque[Entry] = deque(maxlen=history)
 
-    def book(self, rules: PairRules) -> Book:
-        """Return the pair's book, made or brought up to its present rules."""
-        if rules.pair not in self.books:
-            self.books[rules.pair] = Book(rules)
-        self.books[rules.pair].follow(rules)
-        return self.books[rules.pair]
+    def position(self, rules: PairRules) -> MarginPosition:
+        """Return the pair's position, made or brought up to its present rules."""
+        if rules.pair not in self.positions:
+            self.positions[rules.pair] = MarginPosition(rules)
+        self.positions[rules.pair].follow(rules)
+        return self.positions[rules.pair]
 
     def fill(
         self,
-        book: Book,
+        position: MarginPosition,
         now: float,
         sign: int,
         volume: Decimal,
@@ -163,29 +163,31 @@ class Account:
         reduce_only: bool = False,
         order: int = 0,
     ) -> tuple[Trade, ...]:
-        """Execute a market order with leverage and return its one or two trades.
+        """Execute a market order and return its trades: two where it turns a position.
 
-        The book must have been advanced to `now`, so that free margin is that of now.
+        The position must have been advanced to `now`, so that free margin is that of now.
         Opposite lots are closed first, the oldest first; what is left of the volume opens the
-        other way or, with `reduce_only`, is dropped. Raises RefusedError, with nothing changed.
+        other way or, with `reduce_only`, is dropped. Without leverage coins are traded for money,
+        and lots stay as they are. Raises RefusedError in Kraken's words, with nothing changed.
         """
-        closing = min(volume, book.held) if book.sign == -sign else ZERO
+        if not leverage:
+            return (self._fill_spot(position, now, sign, volume, price),)
+        closing = min(volume, position.held) if position.sign == -sign else ZERO
         if reduce_only and not closing:
             raise RefusedError("EOrder:Reduce only:No position exists")
         opening = ZERO if reduce_only else volume - closing
         if opening:
-            self._check_opening(book, sign, opening, price, leverage)
-        closed = (self.close(book, now, closing, price),) if closing else ()
+            self._check_opening(position, sign, opening, price, leverage)
+        closed = (self.close(position, now, closing, price),) if closing else ()
         if not opening:
             return closed
-        return (*closed, self._open(book, now, sign, opening, price, leverage, order))
+        return (*closed, self._open(position, now, sign, opening, price, leverage, order))
 
-    def fill_spot(
-        self, book: Book, now: float, sign: int, volume: Decimal, price: Decimal
+    def _fill_spot(
+        self, position: MarginPosition, now: float, sign: int, volume: Decimal, price: Decimal
     ) -> Trade:
-        """Execute a market order without leverage: coins against money, lots untouched."""
-        base, quote = book.rules.base, book.rules.quote
-        cost, fee = self._cost_and_fee(book, volume, price)
+        base, quote = position.rules.base, position.rules.quote
+        cost, fee = self._cost_and_fee(position, volume, price)
         own, owed = self.balances.get(base, ZERO), volume
         if sign > 0:
             own = min(self.balances.get(quote, ZERO), self.summary(quote).free_margin)
@@ -197,64 +199,70 @@ class Account:
         self._book(now, "trade", serial, base, volume * sign, ZERO)
         return Trade(serial, volume, price, cost, fee)
 
-    def close(self, book: Book, now: float, volume: Decimal, price: Decimal) -> Trade:
+    def close(self, position: MarginPosition, now: float, volume: Decimal, price: Decimal) -> Trade:
         """Close `volume` of the lots, the oldest first; no check is made."""
-        quote, sign = book.rules.quote, book.lots[0].sign
-        cost, fee = self._cost_and_fee(book, volume, price)
-        realized = (cost - _take(book, volume)) * sign
+        quote, sign = position.rules.quote, position.lots[0].sign
+        cost, fee = self._cost_and_fee(position, volume, price)
+        realized = (cost - _take(position, volume)) * sign
         self.serial = serial = self.serial + 1
         self.realized[quote] += realized
         self._book(now, "margin", serial, quote, realized, fee)
         return Trade(serial, volume, price, cost, fee, realized=realized, closing=True)
 
-    def turn(self, book: Book, now: float, price: Decimal, leverage: int) -> tuple[Trade, Trade]:
+    def turn(
+        self, position: MarginPosition, now: float, price: Decimal, leverage: int
+    ) -> tuple[Trade, Trade]:
         """Close all that is open and open as much the other way; no check is made."""
-        sign, volume = book.sign, book.held
-        closed = self.close(book, now, volume, price)
-        return closed, self._open(book, now, -sign, volume, price, leverage, 0)
+        sign, volume = position.sign, position.held
+        closed = self.close(position, now, volume, price)
+        return closed, self._open(position, now, -sign, volume, price, leverage, 0)
 
-    def advance(self, book: Book, now: float, price: Decimal) -> Trade | None:
+    def advance(self, position: MarginPosition, now: float, price: Decimal) -> Trade | None:
         """Mark the pair at `price`, charge the rollovers due before `now`, liquidate if need be.
 
         One that is due in this very second is not: a bot's closing order is the first of its tick
         and its opening order the last, so what it holds for n times 4 h ends just before.
         """
-        book.price, quote = price, book.rules.quote
+        position.price, quote = price, position.rules.quote
         charges: list[tuple[float, int, Decimal]] = []
-        for number, lot in enumerate(book.lots):
+        for number, lot in enumerate(position.lots):
             if lot.due < now:
-                charge = (lot.loan(price) * lot.rate).quantize(book.cost_step)
+                charge = (lot.loan(price) * lot.rate).quantize(position.cost_step)
                 count = -int((lot.due - now) // ROLLOVER_S)
                 charges += [(lot.due + ROLLOVER_S * n, lot.serial, charge) for n in range(count)]
-                book.lots[number] = lot._replace(due=lot.due + ROLLOVER_S * count)
+                position.lots[number] = lot._replace(due=lot.due + ROLLOVER_S * count)
         for due, serial, charge in sorted(charges):
-            self._charge_margin(book, due, "rollover", serial, price, charge)
-        if book.lots and self.equity(quote) <= book.stop * self.used_margin(quote):
-            return self.close(book, now, book.held, price)
+            self._charge_margin(position, due, "rollover", serial, price, charge)
+        if position.lots and self.equity(quote) <= position.stop * self.used_margin(quote):
+            return self.close(position, now, position.held, price)
         return None
 
-    def sweep(self, book: Book, now: float, low: Decimal, high: Decimal) -> Trade | None:
+    def sweep(
+        self, position: MarginPosition, now: float, low: Decimal, high: Decimal
+    ) -> Trade | None:
         """Liquidate if the price passed the liquidation price on its way from `low` to `high`."""
-        limit = self.liquidation_price(book)
-        if limit is None or (low > limit if book.sign > 0 else high < limit):
+        limit = self.liquidation_price(position)
+        if limit is None or (low > limit if position.sign > 0 else high < limit):
             return None
-        return self.close(book, now, book.held, limit)
+        return self.close(position, now, position.held, limit)
 
-    def liquidation_price(self, book: Book) -> Decimal | None:
+    def liquidation_price(self, position: MarginPosition) -> Decimal | None:
         """Return the price at which equity falls to the margin stop, other pairs standing still.
 
         Rounded to the pair's decimals, against the holder. None: flat, or at no price.
         """
-        if not book.lots:
+        if not position.lots:
             return None
-        money = self._money_beside(book, book.stop)
-        if book.sign > 0:
-            price = (book.stop * book.used_margin() + book.cost_left - money) / book.held
+        money = self._money_beside(position, position.stop)
+        if position.sign > 0:
+            price = (
+                position.stop * position.used_margin() + position.cost_left - money
+            ) / position.held
         else:
-            loans = sum((lot.open_volume / lot.leverage for lot in book.lots), ZERO)
-            price = (money + book.cost_left) / (book.held + book.stop * loans)
-        step = Decimal(1).scaleb(-book.rules.pair_decimals)
-        rounding = ROUND_DOWN if book.sign > 0 else ROUND_UP
+            loans = sum((lot.open_volume / lot.leverage for lot in position.lots), ZERO)
+            price = (money + position.cost_left) / (position.held + position.stop * loans)
+        step = Decimal(1).scaleb(-position.rules.pair_decimals)
+        rounding = ROUND_DOWN if position.sign > 0 else ROUND_UP
         return price.quantize(step, rounding=rounding) if 0 < price < AMOUNT_MAX else None
 
     def rate_of_loan(self, rules: PairRules, sign: int) -> Decimal:
@@ -262,10 +270,10 @@ class Account:
         return self.margin_rates.get(rules.quote if sign > 0 else rules.base, self.margin_rate)
 
     def unrealized(self, quote: str) -> Decimal:
-        return sum((book.unrealized() for book in self._books(quote)), ZERO)
+        return sum((position.unrealized() for position in self._open_ones(quote)), ZERO)
 
     def used_margin(self, quote: str) -> Decimal:
-        return sum((book.used_margin() for book in self._books(quote)), ZERO)
+        return sum((position.used_margin() for position in self._open_ones(quote)), ZERO)
 
     def equity(self, quote: str) -> Decimal:
         return self.balances.get(quote, ZERO) + self.unrealized(quote)
@@ -280,45 +288,35 @@ class Account:
         kind = "deposit" if amount >= 0 else "withdrawal"
         self._book(now, kind, self.serial, asset, amount, ZERO)
 
-    def sort_ledger(self, since: int) -> None:
-        """Put what was entered after a serial number in order of time, balances with it."""
-        fresh, balances = [], dict(self.balances)
-        while self.ledger and self.ledger[-1].serial > since:
-            fresh.append(self.ledger.pop())
-            balances[fresh[-1].asset] -= fresh[-1].amount - fresh[-1].fee
-        for entry in sorted(fresh, key=lambda entry: (entry.time, entry.serial)):
-            balances[entry.asset] += entry.amount - entry.fee
-            self.ledger.append(entry._replace(balance=balances[entry.asset]))
-
-    def _money_beside(self, book: Book, share: Decimal) -> Decimal:
-        """Return equity less that share of the used margin, as if the book were empty."""
-        others = [other for other in self._books(book.rules.quote) if other is not book]
-        return self.balances.get(book.rules.quote, ZERO) + sum(
+    def _money_beside(self, position: MarginPosition, share: Decimal) -> Decimal:
+        """Return equity less that share of the used margin, as if the position were empty."""
+        others = [other for other in self._open_ones(position.rules.quote) if other is not position]
+        return self.balances.get(position.rules.quote, ZERO) + sum(
             (other.unrealized() - share * other.used_margin() for other in others), ZERO
         )
 
     def _check_opening(
-        self, book: Book, sign: int, volume: Decimal, price: Decimal, leverage: int
+        self, position: MarginPosition, sign: int, volume: Decimal, price: Decimal, leverage: int
     ) -> None:
         """Raise RefusedError where Kraken would not open this, opposite lots closed before."""
-        rules, held = book.rules, volume
-        free = self._money_beside(book, Decimal(1))
-        if book.lots and book.sign != sign:
-            closed, closing_fee = self._cost_and_fee(book, book.held, price)
-            free -= closing_fee + (closed - book.cost_left) * sign
+        rules, held = position.rules, volume
+        free = self._money_beside(position, Decimal(1))
+        if position.lots and position.sign != sign:
+            closed, closing_fee = self._cost_and_fee(position, position.held, price)
+            free -= closing_fee + (closed - position.cost_left) * sign
         else:
-            free += book.unrealized() - book.used_margin()
-            held += book.held
+            free += position.unrealized() - position.used_margin()
+            held += position.held
         limit = rules.long_position_limit if sign > 0 else rules.short_position_limit
         if limit is not None and held > limit:
             raise RefusedError("EOrder:Margin position size exceeded")
-        cost, fee, opening_fee = self._opening_costs(book, sign, volume, price)
+        cost, fee, opening_fee = self._opening_costs(position, sign, volume, price)
         if cost / leverage + fee + opening_fee > free:
             raise RefusedError("EOrder:Insufficient initial margin")
 
     def _open(
         self,
-        book: Book,
+        position: MarginPosition,
         now: float,
         sign: int,
         volume: Decimal,
@@ -326,34 +324,50 @@ class Account:
         leverage: int,
         order: int,
     ) -> Trade:
-        cost, fee, opening_fee = self._opening_costs(book, sign, volume, price)
+        cost, fee, opening_fee = self._opening_costs(position, sign, volume, price)
         self.serial = serial = self.serial + 1
-        rate, paid, due = self.rate_of_loan(book.rules, sign), fee + opening_fee, now + ROLLOVER_S
+        rate, paid, due = (
+            self.rate_of_loan(position.rules, sign),
+            fee + opening_fee,
+            now + ROLLOVER_S,
+        )
         lot = Lot(serial, order, now, sign, volume, ZERO, cost, cost, leverage, paid, rate, due)
-        book.lots.append(lot)
-        book.held += volume
-        book.cost_left += cost
+        position.lots.append(lot)
+        position.held += volume
+        position.cost_left += cost
         apart = opening_fee if self.coin_fees else ZERO
-        self._book(now, "margin", serial, book.rules.quote, ZERO, paid - apart)
+        self._book(now, "margin", serial, position.rules.quote, ZERO, paid - apart)
         if apart:
-            self._charge_margin(book, now, "margin", serial, price, apart)
-        margin = (cost / leverage).quantize(book.cost_step)
+            self._charge_margin(position, now, "margin", serial, price, apart)
+        margin = (cost / leverage).quantize(position.cost_step)
         return Trade(serial, volume, price, cost, fee, opening_fee, margin)
 
-    def _cost_and_fee(self, book: Book, volume: Decimal, price: Decimal) -> tuple[Decimal, Decimal]:
-        cost = (price * volume).quantize(book.cost_step)
-        return cost, (cost * self.fee_rate).quantize(book.cost_step)
+    def _cost_and_fee(
+        self, position: MarginPosition, volume: Decimal, price: Decimal
+    ) -> tuple[Decimal, Decimal]:
+        cost = (price * volume).quantize(position.cost_step)
+        return cost, (cost * self.fee_rate).quantize(position.cost_step)
 
     def _opening_costs(
-        self, book: Book, sign: int, volume: Decimal, price: Decimal
+        self, position: MarginPosition, sign: int, volume: Decimal, price: Decimal
     ) -> tuple[Decimal, Decimal, Decimal]:
-        cost, fee = self._cost_and_fee(book, volume, price)
-        return cost, fee, (cost * self.rate_of_loan(book.rules, sign)).quantize(book.cost_step)
+        cost, fee = self._cost_and_fee(position, volume, price)
+        return (
+            cost,
+            fee,
+            (cost * self.rate_of_loan(position.rules, sign)).quantize(position.cost_step),
+        )
 
     def _charge_margin(
-        self, book: Book, now: float, kind: str, refid: int, price: Decimal, fee: Decimal
+        self,
+        position: MarginPosition,
+        now: float,
+        kind: str,
+        refid: int,
+        price: Decimal,
+        fee: Decimal,
     ) -> None:
-        asset = book.rules.base if self.coin_fees else book.rules.quote
+        asset = position.rules.base if self.coin_fees else position.rules.quote
         amount = (fee / price).quantize(COIN_STEP) if self.coin_fees else fee
         self._book(now, kind, refid, asset, ZERO, amount)
 
@@ -369,8 +383,8 @@ class Account:
             self.serial += 1
             self.ledger.append(Entry(self.serial, refid, now, kind, asset, amount, fee, balance))
 
-    def _books(self, quote: str) -> list[Book]:
-        return [b for b in self.books.values() if b.lots and b.rules.quote == quote]
+    def _open_ones(self, quote: str) -> list[MarginPosition]:
+        return [b for b in self.positions.values() if b.lots and b.rules.quote == quote]
 
 
 def objection(
@@ -392,48 +406,27 @@ def objection(
     return None
 
 
-def execute(
-    account: Account,
-    book: Book,
-    now: float,
-    side: Side,
-    volume: Decimal,
-    quote: Quote,
-    leverage: int,
-    reduce_only: bool,
-    order: int,
-) -> tuple[Trade, ...]:
-    """Fill a market order at the quote: buys at the ask, sells at the bid.
-
-    Raises RefusedError with Kraken's words. The book must have been advanced to `now`.
-    """
-    price = quote.ask if side is Side.BUY else quote.bid
-    if not leverage:
-        return (account.fill_spot(book, now, side.sign, volume, price),)
-    return account.fill(
-        book, now, side.sign, volume, price, leverage, reduce_only=reduce_only, order=order
-    )
-
-
 def identifier(letter: str, serial: int) -> str:
     """Return a text of Kraken's form (`O` order, `T` trade, `L` ledger), one for each serial."""
     text = b32encode(blake2b(b"%d" % serial, digest_size=10).digest()).decode()
     return f"{letter}{text[:5]}-{text[5:10]}-{text[10:]}"
 
 
-def _take(book: Book, volume: Decimal) -> Decimal:
+def _take(position: MarginPosition, volume: Decimal) -> Decimal:
     """Close `volume` of the lots, oldest first, and return what that part cost to open."""
     cost, left = ZERO, volume
     while left:
-        lot = book.lots[0]
+        lot = position.lots[0]
         part, paid = min(left, lot.open_volume), lot.cost_left
         if part < lot.open_volume:
-            paid = (lot.cost_left * part / lot.open_volume).quantize(book.cost_step)
-            book.lots[0] = lot._replace(closed=lot.closed + part, cost_left=lot.cost_left - paid)
+            paid = (lot.cost_left * part / lot.open_volume).quantize(position.cost_step)
+            position.lots[0] = lot._replace(
+                closed=lot.closed + part, cost_left=lot.cost_left - paid
+            )
         else:
-            del book.lots[0]
+            del position.lots[0]
         cost += paid
         left -= part
-    book.held -= volume
-    book.cost_left -= cost
+    position.held -= volume
+    position.cost_left -= cost
     return cost

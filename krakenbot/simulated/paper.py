@@ -191,12 +191,14 @@ def state_of(account: Account) -> dict[str, Any]:
         "numbers": [account.serial, account.revision, account.ledger.maxlen],
         "sums": [account.balances, account.fees, account.rollovers, account.realized],
         "ledger": list(account.ledger),
-        "books": {pair: [book.price, book.lots] for pair, book in account.books.items()},
+        "books": {
+            pair: [position.price, position.lots] for pair, position in account.positions.items()
+        },
     }
 
 
 def account_of(state: dict[str, Any], rules: Iterable[PairRules]) -> Account:
-    """Return the account that was written; `rules` of every pair it has a book of."""
+    """Return the account that was written; `rules` of every pair it has a position of."""
     fee_rate, margin_rate = map(Decimal, state["rates"])
     serial, revision, history = state["numbers"]
     account = Account({}, fee_rate, margin_rate=margin_rate, serial=serial, history=history)
@@ -208,13 +210,13 @@ def account_of(state: dict[str, Any], rules: Iterable[PairRules]) -> Account:
         account.ledger.append(Entry(*entry[:5], *map(Decimal, entry[5:])))
     known = {pair_rules.pair: pair_rules for pair_rules in rules}
     for pair, (price, lots) in state["books"].items():
-        book = account.book(known[pair])
-        book.price = Decimal(price)
-        book.lots = [
+        position = account.position(known[pair])
+        position.price = Decimal(price)
+        position.lots = [
             Lot._make(Decimal(x) if isinstance(x, str) else x for x in lot) for lot in lots
         ]
-        book.held = sum((lot.open_volume for lot in book.lots), ZERO)
-        book.cost_left = sum((lot.cost_left for lot in book.lots), ZERO)
+        position.held = sum((lot.open_volume for lot in position.lots), ZERO)
+        position.cost_left = sum((lot.cost_left for lot in position.lots), ZERO)
     return account
 
 

@@ -17,7 +17,7 @@ from krakenbot.errors import RefusedError
 from krakenbot.model import ZERO, Quote, Side
 from krakenbot.pairs import PairRules
 from krakenbot.simulated import words
-from krakenbot.simulated.books import Account, Book, Trade, execute, identifier, objection
+from krakenbot.simulated.books import Account, MarginPosition, Trade, identifier, objection
 from krakenbot.simulated.listing import ASSETS
 from krakenbot.simulated.words import Method, OrderRequest, Params, Row, bad, flag, number, whole
 
@@ -97,41 +97,44 @@ class Holder:
 
     def mark_to_market(self) -> None:
         """Bring the books to now: each interval's rollovers, then its high and low."""
-        now, serial = self.now(), self.account.serial
-        for mark in merge(*(self._marks(book, now) for book in self.books()), key=itemgetter(1)):
+        now = self.now()
+        for mark in merge(
+            *(self._marks(position, now) for position in self.positions()), key=itemgetter(1)
+        ):
             self._mark(*mark)
-        self.account.sort_ledger(serial)
         self._marked = now
 
-    def _marks(self, book: Book, now: float) -> Iterator[tuple[Any, ...]]:
+    def _marks(self, position: MarginPosition, now: float) -> Iterator[tuple[Any, ...]]:
         """Yield a mark for each interval that has ended since the last time, and one for now."""
-        for end, opened, low, high in self.markets.ended(book.rules, self._marked, now):
-            yield book, math.nextafter(end, 0), opened, low, high
-        yield book, now, self.markets.quote(book.rules).mid
+        for end, opened, low, high in self.markets.ended(position.rules, self._marked, now):
+            yield position, math.nextafter(end, 0), opened, low, high
+        yield position, now, self.markets.quote(position.rules).mid
 
-    def _mark(self, book: Book, now: float, price: Decimal, *span: Decimal) -> None:
+    def _mark(self, position: MarginPosition, now: float, price: Decimal, *span: Decimal) -> None:
         """Let the books see prices, and record the forced closing that may come of it."""
-        if not book.lots:
+        if not position.lots:
             return
-        request = closing(book)
-        trade = self.account.advance(book, now, price)
+        request = closing(position)
+        trade = self.account.advance(position, now, price)
         if trade is None and span:
-            trade = self.account.sweep(book, now, *span)
+            trade = self.account.sweep(position, now, *span)
         if trade is not None:
             self.record(request, (trade,), now, misc="liquidated")
 
     def sweep(self, low: Decimal, high: Decimal) -> None:
         """Close what a price between the two, reached a while ago, liquidates."""
-        for book in self.books():
-            request, now = closing(book), self.now()
-            trade = self.account.sweep(book, now, low, high)
+        for position in self.positions():
+            request, now = closing(position), self.now()
+            trade = self.account.sweep(position, now, low, high)
             if trade is not None:
                 self.record(request, (trade,), now, misc="liquidated")
 
-    def books(self, quote: str = "") -> list[Book]:
+    def positions(self, quote: str = "") -> list[MarginPosition]:
         """Return the books with a position, of all quote currencies or of one."""
-        books = self.account.books.values()
-        return [book for book in books if book.lots and quote in ("", book.rules.quote)]
+        books = self.account.positions.values()
+        return [
+            position for position in books if position.lots and quote in ("", position.rules.quote)
+        ]
 
     # Balances and positions
 
@@ -152,7 +155,7 @@ class Holder:
         coins = {rules.base: rules for rules in self.markets.rules.values() if rules.quote == quote}
         if not coins:
             raise RefusedError("EQuery:Unknown asset")
-        books, margin = self.books(quote), account.summary(quote)
+        books, margin = self.positions(quote), account.summary(quote)
         worth = sum(
             (
                 account.balances[coin] * self.markets.quote(rules).mid
@@ -161,8 +164,8 @@ class Holder:
             ),
             ZERO,
         )
-        value = sum((book.held * book.price for book in books), ZERO)
-        cost = sum((book.cost_left for book in books), ZERO)
+        value = sum((position.held * position.price for position in books), ZERO)
+        cost = sum((position.cost_left for position in books), ZERO)
         amounts = (
             {"eb": worth + margin.trade_balance, "tb": margin.trade_balance, "uv": ZERO}
             | {"m": margin.used_margin, "n": margin.unrealized_pnl, "c": cost, "v": value}
@@ -176,10 +179,10 @@ class Holder:
         wanted = p["txid"].split(",") if p.get("txid") else None
         markets: list[dict[str, Row]] = [
             {
-                identifier("T", lot.serial): words.position_row(book, lot, flag(p, "docalcs"))
-                for lot in book.lots
+                identifier("T", lot.serial): words.position_row(position, lot, flag(p, "docalcs"))
+                for lot in position.lots
             }
-            for book in self.books()
+            for position in self.positions()
         ]
         if p.get("consolidation") == "market":
             return [words.market_row(list(rows.values())) for rows in markets]
@@ -258,12 +261,12 @@ class Holder:
         rules = self.markets.pair(p.get("pair", ""))
         request = words.order_request(rules, p)
         self._check_deadline(p.get("deadline"))
-        quote, now, book = self.markets.quote(rules), self.now(), self.account.book(rules)
+        quote, now, position = self.markets.quote(rules), self.now(), self.account.position(rules)
         still_open = takewhile(lambda x: x[1]["closetm"] > now, reversed(self.orders.items()))
         if "cl_ord_id" in p and words.identified(dict(still_open), p):
             raise bad("cl_ord_id not unique")
-        if not request.volume and request.leverage and book.sign == -request.side.sign:
-            request = request._replace(volume=book.held)
+        if not request.volume and request.leverage and position.sign == -request.side.sign:
+            request = request._replace(volume=position.held)
         refusal = self.objection(request, quote)
         if refusal is None and self.markets.status != "online":
             refusal = f"EService:Market in {self.markets.status} mode"
@@ -280,14 +283,16 @@ class Holder:
 
     def fill(self, request: OrderRequest) -> str:
         """Fill the order and return its id. Raises RefusedError in the books' words."""
-        rules, side, volume, leverage, reduce_only, _ = request
-        account, book, quote = self.account, self.account.book(rules), self.markets.quote(rules)
-        part = rules.round_volume(volume * self.fill_share)
+        rules, side, volume, leverage, reduces, _ = request
+        account, quote, now = self.account, self.markets.quote(rules), self.now()
+        position, part = account.position(rules), rules.round_volume(volume * self.fill_share)
         account.serial = serial = account.serial + 1
-        now, book.price = self.now(), quote.mid
+        position.price = quote.mid
+        price = quote.ask if side is Side.BUY else quote.bid
         trades: tuple[Trade, ...] = ()
         if part:
-            trades = execute(account, book, now, side, part, quote, leverage, reduce_only, serial)
+            order = position, now, side.sign, part, price, leverage
+            trades = account.fill(*order, reduce_only=reduces, order=serial)
         return self.record(request, trades, now, serial)
 
     def _check_deadline(self, text: str | None) -> None:
@@ -332,10 +337,10 @@ class Holder:
             del rows[next(iter(rows))]
 
 
-def closing(book: Book) -> OrderRequest:
+def closing(position: MarginPosition) -> OrderRequest:
     """Return the order that closes all of the position."""
-    side = Side.SELL if book.sign > 0 else Side.BUY
-    return OrderRequest(book.rules, side, book.held, book.lots[0].leverage, False, {})
+    side = Side.SELL if position.sign > 0 else Side.BUY
+    return OrderRequest(position.rules, side, position.held, position.lots[0].leverage, False, {})
 
 
 def _named(

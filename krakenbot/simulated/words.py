@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl
 from krakenbot.errors import RefusedError
 from krakenbot.model import ZERO, Side
 from krakenbot.pairs import PairRules
-from krakenbot.simulated.books import Book, Entry, Lot, Trade, identifier
+from krakenbot.simulated.books import Entry, Lot, MarginPosition, Trade, identifier
 from krakenbot.simulated.feed import Bar
 from krakenbot.simulated.listing import ASSETS
 
@@ -144,8 +144,8 @@ def trade_row(request: OrderRequest, trade: Trade, txid: str, now: float, misc: 
     )
 
 
-def position_row(book: Book, lot: Lot, docalcs: bool) -> Row:
-    rules, value = book.rules, lot.open_volume * book.price
+def position_row(position: MarginPosition, lot: Lot, docalcs: bool) -> Row:
+    rules, value = position.rules, lot.open_volume * position.price
     coins, money = _forms(rules)
     row = (
         {"ordertxid": identifier("O", lot.order), "posstatus": "open", "pair": rules.pair}

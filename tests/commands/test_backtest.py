@@ -39,7 +39,7 @@ def setUpModule() -> None:
 
 DATA = os.environ.get("TEST_DATA_KRAKEN")
 DAYS = int(os.environ.get("TEST_DAYS", "5"))  # Of the months that have more.
-NOT_BOOKS = {"books": None, "ledger": None}
+NOT_BOOKS = {"positions": None, "ledger": None}
 RATES = MarginRates(D("0.00025"), D("0.0001"))
 XBTUSD = parse_rules("XXBTZUSD", PAIRS["XXBTZUSD"])
 USDTUSD = parse_rules("USDTZUSD", PAIRS["USDTZUSD"])
@@ -172,7 +172,7 @@ class TestAgainstTheLiveTick(unittest.TestCase):
             self.assertEqual(getattr(account, name), getattr(replay.account, name), name)
         if halted is None:
             self.assertEqual(
-                [lot[2:] for lot in account.book(rules).lots],
+                [lot[2:] for lot in account.position(rules).lots],
                 [lot[2:] for lot in replay.book.lots],
             )
             replay.book.price = world.rows[world.running].open

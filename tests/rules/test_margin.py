@@ -8,7 +8,7 @@ from decimal import Decimal as D
 
 from krakenbot.errors import RefusedError
 from krakenbot.pairs import PairRules, parse_rules
-from krakenbot.simulated.books import Account, Book, identifier
+from krakenbot.simulated.books import Account, MarginPosition, identifier
 from krakenbot.simulated.listing import PAIRS
 from krakenbot.simulated.paper import account_of, state_of
 
@@ -22,9 +22,9 @@ START = 1_791_500_000
 
 def opened(
     balance: str = "2000", price: str = "50000", sign: int = LONG, volume: str = "0.04"
-) -> tuple[Account, Book]:
+) -> tuple[Account, MarginPosition]:
     account = Account({"ZUSD": D(balance)}, FEE, history=100)
-    book = account.book(RULES)
+    book = account.position(RULES)
     account.advance(book, START, D(price))
     account.fill(book, START, sign, D(volume), D(price), 2)
     return account, book
@@ -78,7 +78,7 @@ class WorkedExampleTest(unittest.TestCase):
 
     def test_a_shorts_used_margin_grows_with_the_price(self) -> None:
         account = Account({"ZUSD": D(5000)}, D(0), margin_rate=D(0))
-        book = account.book(RULES)
+        book = account.position(RULES)
         account.advance(book, START, D(50000))
         account.fill(book, START, SHORT, D("0.2"), D(50000), 5)
         account.advance(book, START, D(65200))
@@ -92,7 +92,7 @@ class RatesTest(unittest.TestCase):
     def test_opening_and_rollover_cost_the_rate_of_what_is_lent(self) -> None:
         for sign, rate, costs in ((LONG, "0.00025", "0.50000"), (SHORT, "0.0001", "0.20000")):
             account = Account({"ZUSD": D(2000)}, D(0), margin_rates=RATES, history=9)
-            book = account.book(RULES)
+            book = account.position(RULES)
             account.advance(book, START, D(50000))
             (trade,) = account.fill(book, START, sign, D("0.04"), D(50000), 2)
             account.margin_rates.clear()
@@ -137,13 +137,13 @@ class OrdersTest(unittest.TestCase):
 
     def test_without_leverage_coins_are_bought_and_the_position_stays(self) -> None:
         account, book = opened("10000")
-        trade = account.fill_spot(book, START, LONG, D("0.01"), D(50000))
+        (trade,) = account.fill(book, START, LONG, D("0.01"), D(50000), 0)
         self.assertEqual(trade.fee, D(4))
         self.assertEqual(account.balances["XXBT"], D("0.01"))
         self.assertEqual(book.volume, D("0.04"))
         for sign, volume in ((SHORT, "0.02"), (LONG, "1")):
             with self.assertRaisesRegex(RefusedError, "Insufficient funds"):
-                account.fill_spot(book, START, sign, D(volume), D(50000))
+                account.fill(book, START, sign, D(volume), D(50000), 0)
 
 
 class TimeTest(unittest.TestCase):
@@ -182,7 +182,7 @@ class TimeTest(unittest.TestCase):
             with self.subTest(seed=seed):
                 draw = random.Random(seed)
                 account = Account({"ZUSD": D(10000)}, FEE)
-                other, book = account.book(ETH), account.book(RULES)
+                other, book = account.position(ETH), account.position(RULES)
                 account.advance(other, START, D(3000))
                 account.advance(book, START, D(50000))
                 account.fill(other, START, draw.choice((LONG, SHORT)), D("0.5"), D(3000), 2)
@@ -195,7 +195,7 @@ class TimeTest(unittest.TestCase):
                 text = text_of(account)
                 for away, is_closed in ((sign, False), (-sign, True)):
                     account = account_from(text, [RULES, ETH])
-                    book = account.books[RULES.pair]
+                    book = account.positions[RULES.pair]
                     account.advance(book, START, limit + D("0.1") * away)
                     self.assertEqual(book.volume == 0, is_closed)
 
@@ -222,7 +222,7 @@ class IdentityTest(unittest.TestCase):
         again = account_from(text_of(account), [RULES])
         self.assertEqual(text_of(again), text_of(account))
         for one in (account, again):
-            book = one.books[RULES.pair]
+            book = one.positions[RULES.pair]
             one.advance(book, START + 10**7, D("50123.4"))
             one.fill(book, START + 10**7, -book.sign or 1, D("0.003"), D("50123.4"), 3)
         self.assertEqual(text_of(again), text_of(account))
@@ -240,9 +240,9 @@ class IdentityTest(unittest.TestCase):
             self.assertRegex(text, r"\AO[0-9A-Z]{5}-[0-9A-Z]{5}-[0-9A-Z]{6}\Z")
 
 
-def _random_life(draw: random.Random, rules: PairRules) -> tuple[Account, Book]:
+def _random_life(draw: random.Random, rules: PairRules) -> tuple[Account, MarginPosition]:
     account = Account({"ZUSD": D(10000)}, D("0.0026"), history=10000)
-    book = account.book(rules)
+    book = account.position(rules)
     price, now = D(50000), START
     for _ in range(200):
         price = max(price + D(draw.randrange(-9000, 9001)) / 10, D(1000))

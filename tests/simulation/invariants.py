@@ -249,7 +249,7 @@ class Truth:
     def check_equity_of_journal(self) -> None:
         """Start + the journal's profit = the exchange's equity; a turn's fees round twice."""
         world = self.world
-        books = world.api.account.books.get(PAIR)
+        books = world.api.account.positions.get(PAIR)
         account = world.account()
         if not self.clean or not world.leverage or books is None or account is None:
             return

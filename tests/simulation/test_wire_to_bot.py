@@ -56,7 +56,7 @@ class Rough(World):
 
     def wait(self, seconds: float) -> None:
         for end in range(int(self.time) // 60 + 1, int(self.time + seconds) // 60 + 1):
-            book = self.sandbox.api.account.books.get("XXBTZUSD")
+            book = self.sandbox.api.account.positions.get("XXBTZUSD")
             self.held[60 * end] = book.volume if book else Decimal(0)
         super().wait(seconds)
 

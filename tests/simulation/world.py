@@ -299,7 +299,7 @@ class World:
             self.machine.looking = False
 
     def position(self) -> Decimal:
-        book = self.api.account.books.get(PAIR)
+        book = self.api.account.positions.get(PAIR)
         return book.volume if book else ZERO
 
     def seen(self, word: str) -> bool:

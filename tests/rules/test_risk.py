@@ -68,7 +68,7 @@ class TestMarket(unittest.TestCase):
         assert got is not None
         self.assertTrue(got.passing)
         self.assertIn("49,749", got.reason)
-        self.assertIn("50251", got.reason)
+        self.assertIn("50,251", got.reason)
 
 
 class TestPair(unittest.TestCase):

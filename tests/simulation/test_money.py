@@ -30,6 +30,7 @@ from krakenbot.risk import Limits
 from krakenbot.simulated.api import SandboxApi
 from krakenbot.simulated.feed import Feed
 from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
+from krakenbot.simulated.words import Method
 from krakenbot.strategy import build
 from tests.logs import silence_module
 from tests.simulation.test_contract import Direct
@@ -180,6 +181,33 @@ class TestBooks(unittest.TestCase):
                     self.check_ledger_in_coins(world)
                 else:
                     self.check_ledger_in_quote(world)
+
+    def test_the_ledger_s_word_replaces_a_wrong_assumption_within_ten_minutes(self) -> None:
+        world = World(86400, coin_fees=False)
+        self.addCleanup(world.journal.close)
+        world.api.markets.methods["Assets"] = Method(lambda p: {p["asset"]: {}})
+        world.run(60)
+        wrong, told = world.journal.account().margin_fees, self.ledger(world)["margin ZUSD"]
+        world.run(600)
+        account = world.journal.account()
+        self.assertNotEqual(wrong, account.margin_fees)
+        self.assertEqual(told, account.fees + account.margin_fees)
+
+    def test_what_is_assumed_is_a_warning_for_as_long_as_it_holds(self) -> None:
+        world = World(60, coin_fees=False)
+        self.addCleanup(world.journal.close)
+        method = {"Assets": world.api.markets.methods, "TradeVolume": world.api.holder.methods}
+        true = {name: methods[name] for name, methods in method.items()}
+        for name, methods in method.items():
+            methods[name] = Method(lambda p: {p.get("asset", "odd"): {}})
+        world.run(60)
+        warnings = " ".join(read_status(world.journal)["warnings"])
+        self.assertIn("0.8 % a trade", warnings)
+        self.assertIn("0.02 %", warnings)
+        for name, methods in method.items():
+            methods[name] = true[name]
+        world.run(3900)
+        self.assertEqual([], read_status(world.journal)["warnings"])
 
     def test_what_keeping_an_adopted_position_costs_is_booked(self) -> None:
         world = World(60, coin_fees=False)

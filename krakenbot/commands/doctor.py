@@ -8,9 +8,7 @@ import json
 import os
 import shutil
 import ssl
-import subprocess
 import sys
-import tempfile
 import textwrap
 import time
 from collections.abc import Iterator
@@ -24,10 +22,9 @@ from krakenbot import log as logs
 from krakenbot.assemble import assumed_fee_rate, client_of, spot_of
 from krakenbot.clock import SystemClock
 from krakenbot.commands.call import signed_client
-from krakenbot.commands.install import unit
 from krakenbot.credentials import Credentials, load_credentials
 from krakenbot.decision import plan_of
-from krakenbot.errors import ConfigError, LaterError, RefusedError, StopError, UnansweredError
+from krakenbot.errors import ConfigError
 from krakenbot.format import money, percent, shows_color, volume
 from krakenbot.journal_file import open_read_only
 from krakenbot.lock import Lock
@@ -40,25 +37,9 @@ from krakenbot.startup import check_permissions, count_costs
 
 EXAMPLE = "krakenbot doctor --json"
 FREE_BYTES_MIN = 50 << 20
-EXPOSURE_MAX = 1.2
-PLAIN_ENVIRON = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LC_ALL": "C"}
 DAY_S = 86400
 COLORS = {"ok": "32", "warn": "33", "fail": "31", "skip": "2"}
 RICH = MarginSummary(Decimal(10**15), ZERO, ZERO)
-# What an answer of a strange form or a strange system raises must not end the visit.
-TROUBLES = (
-    ConfigError,
-    LaterError,
-    RefusedError,
-    StopError,
-    UnansweredError,
-    OSError,
-    ValueError,
-    ArithmeticError,
-    AttributeError,
-    TypeError,
-    subprocess.SubprocessError,
-)
 # Verdict (ok, warn, fail, skip), what was found and, if it is not what CHECKS says, how to
 # repair it.
 Answer = tuple[str, str] | tuple[str, str, str]
@@ -95,7 +76,7 @@ def examine(file: str | None) -> Iterator[Finding]:
     for name, check, need, usual_repair in CHECKS:
         try:
             answer = ("skip", missing[need]) if need in missing else check(visit)
-        except TROUBLES as error:
+        except Exception as error:  # Whatever it is, the others must still be looked at.
             answer = ("fail", str(error).replace("\n", "; ") or type(error).__name__)
         verdict, text, *mend = answer
         if verdict in ("skip", "fail"):
@@ -285,23 +266,6 @@ class Visit:
             f"Kraken would take a buy of {volume(bought, self.rules.base)} (only validated)",
         )
 
-    def _unit(self) -> Answer:
-        if shutil.which("systemd-analyze") is None:
-            return "skip", "no systemd here"
-        with tempfile.NamedTemporaryFile("w", suffix=".service") as file:
-            file.write(unit(self.config, "/etc/krakenbot/config.toml", False))
-            file.flush()
-            command = ["systemd-analyze", "security", "--offline=true", file.name]
-            # Another program is given no secret: nothing of this one's environment.
-            done = subprocess.run(
-                command, timeout=30, capture_output=True, text=True, check=False, env=PLAIN_ENVIRON
-            )
-        exposure = done.stdout.rpartition("service: ")[2].partition(" ")[0]
-        if not exposure:
-            return "skip", "this systemd cannot judge a unit"
-        verdict = "ok" if float(exposure) <= EXPOSURE_MAX else "warn"
-        return verdict, f"the unit that `unit` prints has exposure {exposure} of 10"
-
     def _against(self, summary: MarginSummary) -> Answer | None:
         """Return what the bot itself would say against an order of `size` with this account."""
         config, rules = self.config, self.rules
@@ -341,5 +305,4 @@ CHECKS = (
     ("position", Visit._position, "key", "close it at Kraken, or `krakenbot adopt`"),
     ("costs", Visit._costs, "pair", "use a longer `interval`"),
     ("order", Visit._order, "key", "read what Kraken says"),
-    ("unit", Visit._unit, "config", "print the unit again with this version"),
 )

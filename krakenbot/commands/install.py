@@ -11,11 +11,10 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 from krakenbot import config as configuration
 from krakenbot.commands import UsageError, write_whole
@@ -107,24 +106,30 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     if os.geteuid() != 0 and not arguments.dry_run:
         raise UsageError(f"needs root: sudo ... {arguments.command}, or --dry-run to see the steps")
-    is_install = arguments.command == "install"
-    steps = _install(arguments.config) if is_install else _uninstall(arguments.purge)
-    for step in steps:
-        print(step.text, flush=True)
+
+    def act(text: str, do: Callable[[], object] = lambda: None) -> None:
+        print(text, flush=True)
         if not arguments.dry_run:
-            step.do()
+            do()
+
+    if arguments.command == "install":
+        _install(arguments.config, act)
+    else:
+        _uninstall(arguments.purge, act)
     if arguments.dry_run:
         print("Nothing of this was done.")
-    elif is_install:
+    elif arguments.command == "install":
         print(NEXT)
     return 0
 
 
-class Step(NamedTuple):
-    text: str
-    do: Callable[[], object]
-
-
+# Takes what a step is and, where it is more than a note, what does it.
+Act = Callable[..., None]
+PLACES = {
+    "keys.api_key_file": f"{FOLDER}/{KEYS[0]}",
+    "keys.api_secret_file": f"{FOLDER}/{KEYS[1]}",
+    "state.directory": STATE,
+}
 NEXT = f"""\
 Nothing was started. What comes next:
   put the API key into {FOLDER}/{KEYS[0]}, its secret into {FOLDER}/{KEYS[1]} (not for paper)
@@ -134,89 +139,61 @@ Nothing was started. What comes next:
   sudo krakenbot --config {FOLDER}/config.toml status"""
 
 
-def _install(given: str | None) -> Iterator[Step]:
-    """Yield what makes this program a service; ConfigError for a configuration that is wrong."""
-    archive, python = packed(), _python()
-    file, is_new = Path(FOLDER, "config.toml"), not Path(FOLDER, "config.toml").exists()
-    text = _service_config(given) if is_new else file.read_text()
-    config = _checked(text, given or str(file))
-    digest = hashlib.sha256(archive).hexdigest()
-    yield _write(PROGRAM, archive, 0o644, f"the program as one file, SHA-256 {digest}")
-    wrapper = f'#!/bin/sh\nexec {python} -I -S {PROGRAM} "$@"\n'
-    yield _write(WRAPPER, wrapper.encode(), 0o755, "a command that runs it")
+def _install(given: str | None, act: Act) -> None:
+    """Make this program a service; ConfigError for a configuration that is wrong."""
+    archive, python, file = packed(), _python(), Path(FOLDER, "config.toml")
+    given = given or ("config.toml" if os.path.exists("config.toml") else None)
+    is_new = not file.exists()
     if is_new:
-        yield _write(str(file), text.encode(), 0o600, f"mode {config.mode}, {config.pair}")
+        variables = {f"KRAKENBOT_{key.replace('.', '_').upper()}": at for key, at in PLACES.items()}
+        config = configuration.load(given or "/dev/null", variables, Path.cwd())
+    else:
+        config = configuration.load(str(file), {"STATE_DIRECTORY": STATE}, Path("/"))
+    digest = hashlib.sha256(archive).hexdigest()
+    _write(act, PROGRAM, archive, 0o644, f"the program as one file, SHA-256 {digest}")
+    wrapper = f'#!/bin/sh\nexec {python} -I -S {PROGRAM} "$@"\n'
+    _write(act, WRAPPER, wrapper.encode(), 0o755, "a command that runs it")
+    if is_new:
+        text = Path(given).read_text() if given else page("config.example.toml")
+        what = f"mode {config.mode}, {config.pair}"
+        _write(act, str(file), _with_places(text).encode(), 0o600, what)
+        rule = config.strategy.file
+        if rule is not None:
+            _write(act, f"{FOLDER}/{rule.name}", rule.read_bytes(), 0o600, "your rule")
+            strategy = config.strategy._replace(file=Path(FOLDER, rule.name))
+            config = config._replace(strategy=strategy)
     for name in KEYS:
         if not os.path.lexists(f"{FOLDER}/{name}"):
-            yield _write(f"{FOLDER}/{name}", b"", 0o600, "empty: yours to fill")
-    rule = config.strategy.file
-    here = rule and Path(given or "config.toml").absolute().parent / rule.name
-    if rule and here and rule.parent == Path(FOLDER) and not rule.exists():
-        yield _write(str(rule), here.read_bytes(), 0o600, "your rule")
+            _write(act, f"{FOLDER}/{name}", b"", 0o600, "empty: yours to fill")
     text = unit(config, str(file), False, f"{_quoted(python)} -I -S {PROGRAM}")
-    yield _write(UNIT_FILE, text.encode(), 0o644, "the unit")
-    yield _systemctl("daemon-reload")
-    for key, want in _PLACES.items():
+    _write(act, UNIT_FILE, text.encode(), 0o644, "the unit")
+    _systemctl(act, "daemon-reload")
+    for key, want in PLACES.items():
         if configuration.value(config, key) != want or config.sources[key] == "STATE_DIRECTORY":
-            yield _note(f'{file} should say {key} = "{want}", where `sudo krakenbot` looks, too')
+            act(f'note: {file} should say {key} = "{want}", where `sudo krakenbot` looks, too')
 
 
-_PLACES = {
-    "keys.api_key_file": f"{FOLDER}/{KEYS[0]}",
-    "keys.api_secret_file": f"{FOLDER}/{KEYS[1]}",
-    "state.directory": STATE,
-}
+def _with_places(text: str) -> str:
+    """Return a configuration whose journal and keys are where the service has them."""
+    fields = "|".join(key.partition(".")[2] for key in PLACES)
+    lines = rf"(?m)^(\[(keys|state)\]|(# )?((keys|state)\.)?({fields}) *=).*\n"
+    return "".join(f'{key} = "{at}"\n' for key, at in PLACES.items()) + re.sub(lines, "", text)
 
 
-def _service_config(given: str | None) -> str:
-    """Return the configuration to start with: the one given, or here, or the example.
-
-    Journal and keys are put where the service has them.
-    """
-    place = Path(given or "config.toml")
-    if given is not None and not place.exists():
-        raise ConfigError(f"{given}: no such file")
-    text = place.read_text() if place.exists() else page("config.example.toml")
-    for key, want in _PLACES.items():
-        table, _, field = key.partition(".")
-        line = f'{field} = "{want}"'
-        text, count = re.subn(rf"(?m)^(?:# )?({table}\.)?{field} *=.*$", rf"\g<1>{line}", text)
-        if not count:
-            text, count = re.subn(rf"(?m)^\[{table}\].*$", rf"\g<0>\n{line}", text)
-        if not count:
-            text += f"\n[{table}]\n{line}\n"
-    return text
-
-
-def _checked(text: str, name: str) -> Config:
-    """Return what the service will make of this text; a rule file beside it is in its folder."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "config.toml")
-        file.write_text(text)
-        try:
-            config = configuration.load(str(file), {"STATE_DIRECTORY": STATE}, Path(folder))
-        except ConfigError as error:
-            raise ConfigError(str(error).replace(str(file), name)) from None
-    rule = config.strategy.file
-    if rule is not None and rule.parent == Path(folder):
-        rule = Path(FOLDER, rule.name)
-    return config._replace(strategy=config.strategy._replace(file=rule))
-
-
-def _uninstall(purge: bool) -> Iterator[Step]:
-    """Yield what takes the service away; ConfigError while a live bot holds or awaits something."""
+def _uninstall(purge: bool, act: Act) -> None:
+    """Take the service away; ConfigError while a live bot holds or awaits something."""
     _refuse_while_held()
-    yield _systemctl("disable", "--now", "krakenbot")
+    _systemctl(act, "disable", "--now", "krakenbot")
     _refuse_while_held()  # It may have traded until the moment it ended.
     for path in (UNIT_FILE, WRAPPER, str(Path(PROGRAM).parent)):
-        yield _remove(path)
-    yield _systemctl("daemon-reload")
+        act(f"remove {path}", partial(_remove, path))
+    _systemctl(act, "daemon-reload")
     if purge:
         for path in (FOLDER, STATE, "/var/lib/private/krakenbot"):
-            yield _remove(path)
-        yield _note("delete the API key at Kraken as well")
+            act(f"remove {path}", partial(_remove, path))
+        act("note: delete the API key at Kraken as well")
     else:
-        yield _note(f"{FOLDER} and {STATE} are left: configuration, keys, journal")
+        act(f"note: {FOLDER} and {STATE} are left: configuration, keys, journal")
 
 
 def _refuse_while_held() -> None:
@@ -231,38 +208,29 @@ def _refuse_while_held() -> None:
             )
 
 
-def _note(text: str) -> Step:
-    return Step(f"note: {text}", lambda: None)
-
-
-def _write(path: str, data: bytes, mode: int, what: str) -> Step:
+def _write(act: Act, path: str, data: bytes, mode: int, what: str) -> None:
     def do() -> None:
         Path(path).parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         write_whole(Path(path), data, mode)
 
-    return Step(f"write {path} (mode {mode:03o}): {what}", do)
+    act(f"write {path} (mode {mode:03o}): {what}", do)
 
 
-def _remove(path: str) -> Step:
-    def do() -> None:
-        if os.path.isdir(path) and not os.path.islink(path):
-            shutil.rmtree(path)
-        else:
-            Path(path).unlink(missing_ok=True)
-
-    return Step(f"remove {path}", do)
+def _remove(path: str) -> None:
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path)
+    else:
+        Path(path).unlink(missing_ok=True)
 
 
-def _systemctl(*words: str) -> Step:
-    """Return a step that fails the command only where systemd is there and says no to a reload."""
-
+def _systemctl(act: Act, *words: str) -> None:
     def do() -> None:
         try:
             subprocess.run(["systemctl", *words], check=words == ("daemon-reload",))
         except (OSError, subprocess.CalledProcessError) as error:
             raise UsageError(f"systemctl {' '.join(words)}: {error}") from error
 
-    return Step(f"run systemctl {' '.join(words)}", do)
+    act(f"run systemctl {' '.join(words)}", do)
 
 
 def _python() -> str:

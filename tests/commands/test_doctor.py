@@ -89,16 +89,6 @@ class TestFindings(Patient):
         self.assertEqual("warn", found.verdict)
         self.assertIn("Kraken announces: Upgrade at noon", found.text)
 
-    def test_another_program_is_given_no_secret(self) -> None:
-        self.keys()
-        with mock.patch("subprocess.run") as run, mock.patch("shutil.which", lambda _: "/bin/true"):
-            run.return_value.stdout = "for x.service: 1.1 OK"
-            found = self.examine(
-                self.sandbox().url, KRAKEN_API_KEY="HUSH", KRAKEN_API_SECRET="HUSH"
-            )
-        self.assertEqual("ok", found["unit"].verdict)
-        self.assertEqual({"PATH", "LC_ALL"}, set(run.call_args.kwargs["env"]))
-
     def test_the_empty_key_files_of_an_installation_are_no_trouble_in_paper_mode(self) -> None:
         for name in ("K", "S"):
             (self.folder / name).touch(0o600)

@@ -166,10 +166,10 @@ class TestInstall(unittest.TestCase):
         }
         self.config = Path(places["FOLDER"], "config.toml")
         keys = [f"{places['FOLDER']}/{name}" for name in command.KEYS]
-        wanted = dict(zip(command._PLACES, [*keys, places["STATE"]], strict=True))
+        wanted = dict(zip(command.PLACES, [*keys, places["STATE"]], strict=True))
         self.systemctl = mock.Mock()
         for change in (
-            mock.patch.multiple(command, **places, _PLACES=wanted),
+            mock.patch.multiple(command, **places, PLACES=wanted),
             mock.patch.object(command, "_systemctl", self.noted),
             mock.patch.object(command, "_python", lambda: sys.executable),
             mock.patch("os.geteuid", lambda: 0),
@@ -178,8 +178,8 @@ class TestInstall(unittest.TestCase):
             change.start()
             self.addCleanup(change.stop)
 
-    def noted(self, *words: str) -> command.Step:
-        return command.Step(f"run systemctl {' '.join(words)}", lambda: self.systemctl(*words))
+    def noted(self, act: command.Act, *words: str) -> None:
+        act(" ".join(words), lambda: self.systemctl(*words))
 
     def do(self, *argv: str, code: int = 0) -> str:
         out, err = io.StringIO(), io.StringIO()

@@ -1,6 +1,7 @@
 """`report`: one HTML file about what the bot did, from its journal alone; also for `backtest`."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from krakenbot import config as configuration
@@ -13,6 +14,7 @@ from krakenbot.journal import Journal
 from krakenbot.log import clean
 from krakenbot.model import ZERO
 from krakenbot.presence import units
+from krakenbot.records import Equity
 
 EXAMPLE = "krakenbot report --output report.html"
 NEWEST = 360
@@ -35,44 +37,8 @@ def run(arguments: argparse.Namespace) -> int:
 def story_of(config: Config, journal: Journal) -> Story:
     """Return what the journal has to tell."""
     equity, unit = [*journal.equity()], units(journal, config.pair)
-    gap_s = GAP_CANDLES * config.interval * 60
-    points = [
-        Point(
-            time=now.time,
-            low=float(now.price),
-            high=float(now.price),
-            close=float(now.price),
-            net=float(now.pnl),
-            gross=float(now.pnl + now.fees + now.margin_fees + now.rollover),
-            held=float(now.held),
-            is_after_gap=now.time - before.time > gap_s,
-        )
-        for before, now in zip(equity[:1] + equity, equity, strict=False)
-    ]
-    newest = [
-        (row.candle + row.interval_s, float(row.price), float(row.average))
-        for row in reversed(journal.newest_decisions(NEWEST))
-        if row.done
-    ]
-    marks, fills, orders = [], [], []
-    for intent in journal.intents():
-        paid = intent.cost / intent.executed if intent.executed else None
-        row = (
-            moment(intent.created, "%Y-%m-%d %H:%M:%S"),
-            intent.side.value,
-            volume(intent.executed or intent.volume),
-            "-" if paid is None else price(paid, unit.decimals),
-            money(intent.fee),
-            clean(intent.outcome or "not known yet"),
-            clean(f"{intent.reason}: {intent.note}" if intent.note else intent.reason),
-            intent.id,
-        )
-        orders.append(row)
-        if paid is not None:
-            text = f"{row[0]} {row[1]} {row[2]} at {row[3]}: {row[6]}"
-            marks.append(Mark(intent.created, float(paid), intent.side.sign > 0, text))
-            figures = (float(intent.executed), float(paid), float(intent.fee))
-            fills.append(Fill(intent.created, intent.side.sign, *figures))
+    points = _points(equity, GAP_CANDLES * config.interval * 60)
+    marks, fills, orders = _orders(journal, unit.decimals)
     fills += [Fill(time, 0, 0.0, 0.0, float(amount)) for time, amount in journal.charges()]
     account, halted = journal.account(), journal.get("halted")
     net = account.pnl(equity[-1].price) if equity else ZERO
@@ -89,10 +55,7 @@ def story_of(config: Config, journal: Journal) -> Story:
         balance=float((equity[0].equity or ZERO) - equity[0].pnl) if equity else 0.0,
         size=float(config.size),
         first_price=points[0].close if points else 0.0,
-        facts=[
-            ("Orders", f"{len(orders):,}"),
-            ("Held now", volume(account.held, unit.base)),
-        ],
+        facts=[("Orders", f"{len(orders):,}"), ("Held now", volume(account.held, unit.base))],
         costs=[
             ("before costs", float(net + account.costs)),
             ("trade fees", -float(account.fees)),
@@ -101,10 +64,56 @@ def story_of(config: Config, journal: Journal) -> Story:
             ("net", float(net)),
         ],
         points=thinned(points),
-        newest=newest,
+        newest=[
+            (row.candle + row.interval_s, float(row.price), float(row.average))
+            for row in reversed(journal.newest_decisions(NEWEST))
+            if row.done
+        ],
         marks=marks,
         fills=sorted(fills),
         orders=orders,
         notes=[],
         end=f"The bot is halted: {clean(halted)}." if halted else "",
     )
+
+
+def _points(equity: Sequence[Equity], gap_s: int) -> list[Point]:
+    return [
+        Point(
+            time=now.time,
+            low=float(now.price),
+            high=float(now.price),
+            close=float(now.price),
+            net=float(now.pnl),
+            gross=float(now.pnl + now.fees + now.margin_fees + now.rollover),
+            held=float(now.held),
+            is_after_gap=now.time - before.time > gap_s,
+        )
+        for before, now in zip([*equity[:1], *equity], equity, strict=False)
+    ]
+
+
+def _orders(
+    journal: Journal, decimals: int | None
+) -> tuple[list[Mark], list[Fill], list[Sequence[str]]]:
+    marks, fills = [], []
+    orders: list[Sequence[str]] = []
+    for intent in journal.intents():
+        paid = intent.cost / intent.executed if intent.executed else None
+        row = (
+            moment(intent.created, "%Y-%m-%d %H:%M:%S"),
+            intent.side.value,
+            volume(intent.executed or intent.volume),
+            "-" if paid is None else price(paid, decimals),
+            money(intent.fee),
+            clean(intent.outcome or "not known yet"),
+            clean(f"{intent.reason}: {intent.note}" if intent.note else intent.reason),
+            intent.id,
+        )
+        orders.append(row)
+        if paid is not None:
+            text = f"{row[0]} {row[1]} {row[2]} at {row[3]}: {row[6]}"
+            marks.append(Mark(intent.created, float(paid), intent.side.sign > 0, text))
+            figures = (float(intent.executed), float(paid), float(intent.fee))
+            fills.append(Fill(intent.created, intent.side.sign, *figures))
+    return marks, fills, orders

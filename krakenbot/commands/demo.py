@@ -39,17 +39,10 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.candles < 1 or not 1 <= arguments.speed <= 5000:
         raise UsageError("--candles must be at least 1, --speed from 1 to 5000")
     logs.setup("error", "text")
-    # Of the user's own settings only the strategy is used, and only of a file named with --config.
+    report, strategy = _own(arguments.config)
     for name in ("CREDENTIALS_DIRECTORY", "KRAKEN_API_KEY_FILE", "KRAKEN_API_SECRET_FILE"):
         os.environ.pop(name, None)
     os.environ["KRAKEN_API_KEY"], os.environ["KRAKEN_API_SECRET"] = SANDBOX_KEY, SANDBOX_SECRET
-    # One report, each time in the same place.
-    places = {name: os.environ[name] for name in ("HOME", "XDG_STATE_HOME") if name in os.environ}
-    home = load("/dev/null", places, Path.cwd()).state_directory if places else Path.cwd()
-    report = home / "krakenbot-demo.html"
-    strategy = StrategyTable()
-    if arguments.config:
-        strategy = load(arguments.config, places, Path.cwd()).strategy
     with tempfile.TemporaryDirectory(prefix="krakenbot-demo-") as folder:
         sandbox = server.Sandbox(f"random:{arguments.seed}", arguments.speed)
         try:
@@ -86,6 +79,17 @@ def run(arguments: argparse.Namespace) -> int:
         finally:
             sandbox.close()
     return 0
+
+
+def _own(path: str | None) -> tuple[Path, StrategyTable]:
+    """Return where the report goes, each time the same place, and the strategy to trade on.
+
+    Of the user's own settings only the strategy is used, and only of a file named with --config.
+    """
+    places = {name: os.environ[name] for name in ("HOME", "XDG_STATE_HOME") if name in os.environ}
+    home = load("/dev/null", places, Path.cwd()).state_directory if places else Path.cwd()
+    strategy = load(path, places, Path.cwd()).strategy if path else StrategyTable()
+    return home / "krakenbot-demo.html", strategy
 
 
 def _summarise(parts: Parts, seconds: float, report: Path) -> None:

@@ -179,7 +179,7 @@ class SandboxApi:
         if kind == "private":
             self._authenticate(path, headers, p, body)
         if name not in known:
-            raise RefusedError(words.NOT_SIMULATED.get(name, "EGeneral:Unknown method"))
+            raise words.not_simulated(name)
         given = {parameter.partition("[")[0] for parameter in p}
         for parameter in given - {*known[name].parameters.split(), "nonce", "otp"}:
             label = f"{name}:{parameter:.40}"

@@ -96,10 +96,12 @@ class PaperClient:
     # What the account asks of its market
 
     def pair(self, name: str) -> PairRules:
-        if not self.rules:
-            rules = self._market.rules()
-            self.rules = {rules.pair: rules}
-        return next(iter(self.rules.values()))
+        return next(iter(self.rules.values()), None) or self._learn()
+
+    def _learn(self) -> PairRules:
+        rules = self._market.rules()
+        self.rules = {rules.pair: rules}
+        return rules
 
     def quote(self, rules: PairRules) -> Quote:
         now, quoted = self._clock.now(), self._quoted
@@ -123,9 +125,9 @@ class PaperClient:
 
     def _prepare(self, account: Account, asked: Mapping[str, str]) -> None:
         """Have fresh rules, quote and rates, and Kraken's opinion of the order where wanted."""
-        self.rules, self._quoted = {}, None
+        self._quoted = None
         try:
-            rules = self.pair("")
+            rules = self._learn()
             self.quote(rules)
             if "leverage" in asked:
                 rates = self._market.margin_rates()

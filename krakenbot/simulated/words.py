@@ -29,17 +29,11 @@ class Method(NamedTuple):
     parameters: str = ""
 
 
-_DISABLED = "Trades Spread AddOrderBatch AmendOrder EditOrder CancelOrderBatch CancelAllOrdersAfter"
-_FORBIDDEN = (
-    "GetWebSocketsToken DepositMethods DepositAddresses DepositStatus WithdrawMethods "
-    "WithdrawAddresses WithdrawInfo Withdraw WithdrawStatus WithdrawCancel WalletTransfer "
-    "CreateSubaccount AccountTransfer AddExport ExportStatus RetrieveExport RemoveExport "
-    "Earn/Allocate Earn/Deallocate Earn/AllocateStatus Earn/DeallocateStatus Earn/Strategies "
-    "Earn/Allocations"
-)
-NOT_SIMULATED = {
-    **dict.fromkeys(_DISABLED.split(), "EAPI:Feature disabled"),
-    **dict.fromkeys(_FORBIDDEN.split(), "EGeneral:Permission denied"),
+_NOT_SIMULATED = {
+    "EAPI:Feature disabled": "Trades|Spread|AddOrderBatch|AmendOrder|EditOrder|CancelOrderBatch"
+    "|CancelAllOrdersAfter",
+    "EGeneral:Permission denied": "(Deposit|Withdraw|Create|Earn/|Account|Wallet).*|.*Export.*"
+    "|GetWebSocketsToken",
 }
 ORDER = (
     "pair type ordertype volume price price2 leverage reduce_only stptype oflags timeinforce "
@@ -201,6 +195,12 @@ def identified(orders: Mapping[str, Row], p: Params) -> dict[str, Row]:
         if wanted in ("", _client_id(row.get("cl_ord_id", "")))
         and userref in ("", str(row["userref"]))
     }
+
+
+def not_simulated(method: str) -> RefusedError:
+    """Return what Kraken says of a method that is not simulated or does not exist."""
+    found = (text for text, names in _NOT_SIMULATED.items() if re.fullmatch(names, method))
+    return RefusedError(next(found, "EGeneral:Unknown method"))
 
 
 def bad(name: str) -> RefusedError:

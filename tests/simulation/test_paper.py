@@ -66,6 +66,8 @@ class World:
         return self.rates
 
     def rules(self) -> PairRules:
+        if self.status == "delisted":
+            raise RefusedError("EQuery:Unknown asset pair")
         return parse_rules("XXBTZUSD", {**PAIRS["XXBTZUSD"], "status": self.status})
 
     def candles(self, since: int | None) -> Sequence[Candle]:
@@ -248,6 +250,14 @@ class PaperTest(unittest.TestCase):
         self.assertEqual((known.cost, known.fee), (D("2000.00400"), D("16.00003")))
         (charge,) = exchange.charges(START - 60, START + 3600)
         self.assertEqual((charge.order_id, charge.fee), (known.exchange_order_id, D("16.40003")))
+
+    def test_what_is_held_is_still_told_when_the_pair_is_listed_no_more(self) -> None:
+        self.place(order())
+        self.world.status = "delisted"
+        with self.assertRaises(RefusedError):
+            self.place(order("b", Side.SELL, reduce_only=True))
+        self.assertEqual(self.exchange.position().volume, D("0.04"))
+        self.assertGreater(self.exchange.summary().used_margin, 0)
 
     def test_a_low_between_two_looks_liquidates(self) -> None:
         self.world.rows = [_candle(START - 60, 1), _candle(START, 50000)]

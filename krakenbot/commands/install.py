@@ -102,7 +102,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     if arguments.command == "unit":
-        _print_unit(arguments)
+        config = configuration.load_here(arguments.config)
+        file = os.path.abspath(arguments.config or f"{FOLDER}/config.toml")
+        print(unit(config, file, arguments.template), end="")
         return 0
     if os.geteuid() != 0 and not arguments.dry_run:
         raise UsageError(f"needs root: sudo ... {arguments.command}, or --dry-run to see the steps")
@@ -165,7 +167,7 @@ def _install(given: str | None, act: Act) -> None:
     for name in KEYS:
         if not os.path.lexists(f"{FOLDER}/{name}"):
             _write(act, f"{FOLDER}/{name}", b"", 0o600, "empty: yours to fill")
-    text = unit(config, str(file), False, f"{_quoted(python)} -I -S {PROGRAM}")
+    text = unit(config, str(file), False)
     _write(act, UNIT_FILE, text.encode(), 0o644, "the unit")
     _systemctl(act, "daemon-reload")
     for key, want in PLACES.items():
@@ -249,54 +251,25 @@ def _is_new_enough(python: str) -> bool:
         return False
 
 
-def _print_unit(arguments: argparse.Namespace) -> None:
-    config = configuration.load_here(arguments.config)
-    for path in (sys.executable, str(home())):
-        if path.startswith(HIDDEN):
-            print(
-                f"krakenbot unit: the unit cannot see {path}; `sudo python3 krakenbot.pyz install "
-                "--systemd` puts the program where it can",
-                file=sys.stderr,
-            )
-    here = "config.toml" if os.path.exists("config.toml") else f"{FOLDER}/config.toml"
-    file = os.path.abspath(arguments.config or os.environ.get("KRAKENBOT_CONFIG") or here)
-    print(unit(config, file, arguments.template), end="")
-
-
-def unit(config: Config, file: str, template: bool, program: str | None = None) -> str:
+def unit(config: Config, file: str, template: bool) -> str:
     """Return the unit's text; `file` is the configuration, which only root needs to read."""
     sources = {"config.toml": f"{FOLDER}/%i.toml" if template else file.replace("%", "%%")}
     rule = config.strategy.file
     if rule is not None:
-        sources[rule.name.replace(" ", "_")] = str(rule).replace("%", "%%")
+        sources[rule.name] = str(rule).replace("%", "%%")
     if config.mode != "paper":
-        key_files = (config.keys.api_key_file, config.keys.api_secret_file)
-        for name, path in zip(KEYS, key_files, strict=True):
+        for name, path in zip(KEYS, config.keys, strict=True):
             place = f"{FOLDER}/{'%i.' if template else ''}{name}"
             sources[name] = str(path).replace("%", "%%") if path and not template else place
     return UNIT.format(
         name="krakenbot@" if template else "krakenbot",
         what="%i" if template else f"{config.mode} {config.pair}",
-        program=program or _program(),
+        program=f"{_quoted(_python())} -I -S {PROGRAM}",
         live=" --live" if config.mode == "live" else "",
         credentials="".join(f"LoadCredential={key}:{at}\n" for key, at in sources.items()),
         start_s=config.exchange.patience + SLOW_START_S,
         on="\n".join(f"{name}=yes" for name in ON.split()),
     )
-
-
-def home() -> Path:
-    """Return the single file, or the folder in which the package lies."""
-    return Path(__file__).absolute().parents[2]
-
-
-def _program() -> str:
-    """Return the command that runs this very program without looking elsewhere for code."""
-    python, place = (_quoted(str(path)) for path in (sys.executable, home()))
-    if home().is_file():
-        return f"{python} -I -S {place}"
-    start = "import sys; sys.path.insert(0, sys.argv.pop(1)); from krakenbot.cli import main"
-    return f"{python} -I -S -c '{start}; sys.exit(main())' {place}"
 
 
 def _quoted(path: str) -> str:

@@ -38,7 +38,9 @@ class Screen:
             f"{money(Decimal(values['equity'])):>10}"
         )
 
-    def _print(self, text: str, color: str = "0") -> None:
+    def _print(self, text: str, color: str = "") -> None:
         """Print one line of a terminal; what cannot be written must not stop the bot."""
-        shown = f"\x1b[{color}m{text[:80]}\x1b[0m" if shows_color(sys.stdout) else text[:80]
+        shown = text[:80]
+        if color and shows_color(sys.stdout):
+            shown = f"\x1b[{color}m{shown}\x1b[0m"
         log.put(sys.stdout, f"{shown}\n")

@@ -23,7 +23,6 @@ from krakenbot.records import Intent
 
 EXAMPLE = "krakenbot status --watch"
 WATCH_S = 2.0
-_DIRECTIONS = {1: "long", 0: "nothing", -1: "short"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -136,8 +135,7 @@ def lines(status: Mapping[str, Any], life: Life, unit: Units) -> list[str]:
         ("position", _position(status, base, quote)),
         (
             "target",
-            f"{_DIRECTIONS[status['target']]}: {decision['reason']} (candle of "
-            f"{moment(decision['candle'])})"
+            f"{decision['reason']} (candle of {moment(decision['candle'])})"
             if decision
             else "none decided yet",
         ),

@@ -168,7 +168,7 @@ class TestFigures(Folder):
         self.assertIn("+60.30 USD after all costs, +89.00 USD before", text)
         self.assertIn("trade fees 28.00 USD, margin fees 0.70 USD, rollover 0.00 USD", text)
         self.assertIn("equity 9,999.77 USD, margin level 571 %", text)
-        self.assertIn("long: long: on target (candle of 2023-11-14 22:12:00 UTC)", text)
+        self.assertIn("target    long: on target (candle of 2023-11-14 22:12:00 UTC)", text)
         self.assertRegex(text, r"as of +2023-11-14 22:13:20 UTC, \d+ days")
         self.assertNotRegex(text, r"\d[eE][+-]?\d|\b1[67]\d{8}\b")
         self.assertLessEqual(max(map(len, text.splitlines())), 80)

@@ -50,7 +50,7 @@ class TestCommandLine(unittest.TestCase):
     def run_with(
         self, name: str, run: Callable[[Namespace], int], *argv: str
     ) -> tuple[int, str, str]:
-        module = fake(name, run)
+        module = fake(COMMANDS.get(name, (name,))[0], run)
         out, err = io.StringIO(), io.StringIO()
         with (
             mock.patch.dict(sys.modules, {module.__name__: module}),

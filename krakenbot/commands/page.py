@@ -57,9 +57,9 @@ def _row(tag: str, kinds: Sequence[str], cells: Sequence[str]) -> str:
 def heat_map(
     title: str, corner: str, cells: Mapping[tuple[str, str], float], note: str = ""
 ) -> str:
-    """Return figures by two keys, row and column, shaded by sign and size; the best is framed."""
+    """Return figures by two keys, row and column; gains and losses are shaded by their size."""
     rows, columns = (list(dict.fromkeys(key[at] for key in cells)) for at in (0, 1))
-    most, best = max(map(abs, cells.values()), default=0) or 1.0, max(cells.values(), default=0)
+    best, worst = max(cells.values(), default=0), min(cells.values(), default=0)
     body = "".join(f'<th class="n">{escape(name)}</th>' for name in columns)
     for row in rows:
         body += f'</tr><tr><th class="n">{escape(row)}</th>'
@@ -68,7 +68,7 @@ def heat_map(
                 body += "<td></td>"
                 continue
             kind = f"n {_tone(value)}{' best' if value == best else ''}"
-            share = min(abs(value) / most, 1) * 75
+            share = value / ((best if value > 0 else worst) or 1) * 75
             body += f'<td class="{kind}" style="--share:{share:.0f}%">{signed(money(value))}</td>'
     return (
         f"<section><h2>{escape(title)} <small>{escape(note)}</small></h2>"

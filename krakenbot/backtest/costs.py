@@ -11,7 +11,7 @@ from krakenbot.backtest.result import DAY_S, Result
 from krakenbot.candles import fill
 from krakenbot.config import INTERVALS, Config
 from krakenbot.decision import plan_of
-from krakenbot.model import ZERO, Candle, MarginRates
+from krakenbot.model import ZERO, Candle, MarginRates, Side
 from krakenbot.pairs import PairRules, plain
 
 _NEEDED = 5  # How many times the strategy's own length a count of turns should rest on.
@@ -65,7 +65,8 @@ def fee_guard(
         max_orders_per_day=10**6,
     )
     free = config._replace(size=size, entry="now", risk=risk)
-    costs = Costs.of(fee_rate, _TIMES * size * price, rules, rates)
+    lent = {rules.quote: rates.of(Side.BUY), rules.base: rates.of(Side.SELL)}
+    costs = Costs(fee_rate, _TIMES * size * price, margin_rates=lent)
     count = _counted(free, filled, rules, costs)
     if count.result.refused_reason:
         return _unknown(count.result.refused_reason)

@@ -14,14 +14,13 @@ from typing import NamedTuple
 
 from krakenbot import format
 from krakenbot.backtest.files import BadDataError, Columns, candles_of, exact
-from krakenbot.backtest.result import DAY_S, YEAR_S, Fill, Record, Result
+from krakenbot.backtest.result import DAY_S, Fill, Record, Result
 from krakenbot.decision import Blocked, Plan, Snapshot, decide
 from krakenbot.errors import RefusedError
 from krakenbot.model import (
     ZERO,
     Candle,
     Direction,
-    MarginRates,
     Purpose,
     Quote,
     Side,
@@ -38,6 +37,7 @@ WAKE_DELAY_S = 1
 ROUNDS_MAX = 3
 UNFILLED_MAX = 5
 WINDOW = 720  # Candles that the bot shows its strategy at most.
+_NAMES = {way.value: way.name.lower() for way in Direction}
 
 
 class Costs(NamedTuple):
@@ -47,14 +47,6 @@ class Costs(NamedTuple):
     balance: Decimal
     slippage: Decimal = ZERO
     margin_rates: Mapping[str, Decimal] = {}  # By the asset that is lent.
-
-    @classmethod
-    def of(
-        cls, fee_rate: Decimal, balance: Decimal, rules: PairRules, rates: MarginRates
-    ) -> "Costs":
-        """Return the costs on one pair; a rate that is not known is 0.02 %."""
-        by_asset = {rules.quote: rates.of(Side.BUY), rules.base: rates.of(Side.SELL)}
-        return cls(fee_rate, balance, ZERO, by_asset)
 
 
 class Replay:
@@ -77,10 +69,8 @@ class Replay:
         self.plan, self.rules, self.costs = plan, rules, costs
         money = {rules.quote: costs.balance}
         self.account = Account(money, costs.fee_rate, margin_rates=costs.margin_rates)
-        self.book = self.account.position(rules)
+        self.position = self.account.position(rules)
         self.record = Record(costs.balance, keep)
-        self.ended: str | None = None
-        self.ended_at: int | None = None
         slope = getattr(plan.strategy, "func", None) is sma_slope
         self._length = plan.candles_min - 1 if slope else 0
         self._window: deque[Candle] = deque(maxlen=WINDOW)
@@ -93,8 +83,7 @@ class Replay:
         self._entered, self._off_target, self._flatten = plan.entry_now, True, ""
         self._too_dear, self._allowed_at = inf, 0
         self._recent: deque[int] = deque()
-        self._unfilled = self._refused = self._refused_since = 0
-        self._refused_reason: str | None = None
+        self._unfilled = 0
         self._set_bounds()
         self._look_up()
 
@@ -112,7 +101,7 @@ class Replay:
         self._part, last = part, len(part.times) - 1
         self.record.candles += last + 1 - new
         self.record.untraded += part.untraded(new)
-        if self.ended is None:
+        if self.record.ended is None:
             turns = self._slope_turns if self._length else self._strategy_turns
             self._run(part, turns(part, begin, last), at, last)
 
@@ -121,63 +110,32 @@ class Replay:
         part, record = self._part, self.record
         if part is None or record.candles < 2:
             raise BadDataError("fewer than two candles of this interval")
-        account, book, quote = self.account, self.book, self.rules.quote
-        close, end, balance = exact(part.closes[-1]), part.end, self.costs.balance
-        if self.ended is None and not self._is_over:
-            low, high = exact(part.lows[-1]), exact(part.highs[-1])
-            lost = account.sweep(book, end, low, high) or account.advance(book, end, close)
+        account, position, end = self.account, self.position, part.end
+        low, high, close = (exact(column[-1]) for column in (part.lows, part.highs, part.closes))
+        if record.ended is None and not self._is_over:
+            lost = account.sweep(position, end, low, high) or account.advance(position, end, close)
             self._liquidated(lost, end)
             self._look_up()
             self._mark(part, len(part.times) - 1, len(part.times))
-        if self.ended is None and self._off_target and self._refused_since and not self._allowed_at:
-            self._end(
-                f"no order could be sent any more: {self._refused_reason}", self._refused_since
-            )
         self._is_over = True
-        net, paid, hold = self.worth() - balance, self.paid, self.hold(close)
-        rollover = account.rollovers.get(quote, ZERO)
-        fees = paid - record.opening_fees - rollover
-        traded_s = (self.ended_at or end) - record.begin
-        return Result(
-            pair=self.rules.altname,
-            quote=quote,
-            interval_s=part.interval_s,
-            begin=record.begin,
-            end=end,
-            candles=record.candles,
-            candles_untraded=record.untraded,
-            balance=balance,
-            turns=record.turns,
-            turns_per_day=record.turns / traded_s * DAY_S if traded_s > 0 else 0.0,
-            openings_untraded=record.openings_untraded,
-            orders=record.orders,
-            refused=self._refused,
-            refused_reason=self._refused_reason,
-            gross=net + paid,
-            fees=fees,
-            margin_fees=record.opening_fees,
-            rollover=rollover,
-            net=net,
-            net_percent=float(100 * net / balance),
-            net_percent_per_year=float(100 * net / balance) * YEAR_S / (end - record.begin),
-            hold=hold,
-            hold_percent=float(100 * hold / balance),
-            max_drawdown=Decimal(record.drawdown).quantize(book.cost_step),
-            max_drawdown_percent=100 * record.drawdown_share,
-            under_water_days=record.longest_below(end) / DAY_S,
-            win_rate=record.wins / record.closed if record.closed else None,
-            profit_factor=float(record.won / record.lost) if record.lost else None,
-            exposure=record.candles_held / record.candles,
-            break_even_fee=(net + fees) / record.turnover if record.turnover else None,
-            ended=self.ended,
-            ended_at=self.ended_at,
+        if self._off_target and record.refused_since and not self._allowed_at:
+            why = f"no order could be sent any more: {record.refused_reason}"
+            record.end(why, record.refused_since)
+        return record.result(
+            self.rules,
+            part.interval_s,
+            end,
+            net=self.worth() - self.costs.balance,
+            paid=self.paid,
+            rollover=account.rollovers.get(self.rules.quote, ZERO),
+            hold=self.hold(close),
         )
 
     @property
     def held(self) -> Decimal:
         """Return the signed volume of the position, without leverage the coins."""
         coins = self.account.balances.get(self.rules.base, ZERO)
-        return self.book.volume if self.plan.leverage else coins
+        return self.position.volume if self.plan.leverage else coins
 
     @property
     def paid(self) -> Decimal:
@@ -188,7 +146,7 @@ class Replay:
     def worth(self) -> Decimal:
         """Return the equity at the newest close."""
         assert self._part is not None
-        self.book.price = price = exact(self._part.closes[-1])
+        self.position.price = price = exact(self._part.closes[-1])
         coins = self.account.balances.get(self.rules.base, ZERO) * price
         return self.account.equity(self.rules.quote) + coins
 
@@ -201,17 +159,16 @@ class Replay:
         """Decide on the candles from number `at` up to `last`; `turns` are new directions."""
         ahead = 0
         self._low, self._high = min(part.lows), max(part.highs)
-        while self.ended is None:
+        while self.record.ended is None:
             if made := self._turn_often(part, turns[ahead:], at):
                 at, ahead = turns[ahead + made - 1][0] + 1, ahead + made
             turn = turns[ahead][0] if ahead < len(turns) else last
             stop = max(at, self._next_look(part, at, turn))
             while self._needs_trades and stop < last and not part.is_traded(stop + 1):
                 stop += 1
-            is_turn = ahead < len(turns) and turns[ahead][0] <= stop
+            is_turn = False
             while ahead < len(turns) and turns[ahead][0] <= stop:
-                self._direction = turns[ahead][1]
-                ahead += 1
+                is_turn, self._direction, ahead = True, turns[ahead][1], ahead + 1
             self._mark(part, at, min(stop, last))
             if stop >= last:
                 return
@@ -220,7 +177,7 @@ class Replay:
                 self._look(part, stop, now)
             else:
                 self._mark(part, stop, stop + 1)
-                self.account.advance(self.book, now, exact(part.opens[stop + 1]))
+                self.account.advance(self.position, now, exact(part.opens[stop + 1]))
             self._look_up()
             at = stop + 1
 
@@ -229,32 +186,32 @@ class Replay:
 
         Each closes what is held and opens as much the other way. Returns how many were taken.
         """
-        if not (self._is_ordinary and self._held and self.book.held == self._volume):
+        if not self._is_ordinary or self._off_target or self.position.held != self._volume:
             return 0
-        record, room = self.record, self.plan.limits.max_orders_per_day - self._orders_a_turn
-        size, money = abs(self._held), self.account.balances
+        record, recent, account, position = self.record, self._recent, self.account, self.position
+        quote, leverage, orders = self.rules.quote, self.plan.leverage, self._orders_a_turn
+        room, size = self.plan.limits.max_orders_per_day - orders, abs(self._held)
+        need, floor, held = self._need * size, max(self._floor, 0.0), self._held
         for made, (turn, way) in enumerate(turns):
-            held, price = self._held, part.opens[turn + 1]
-            now, is_traded = part.times[turn + 1] + WAKE_DELAY_S, part.is_traded(turn + 1)
+            price, now = part.opens[turn + 1], part.times[turn + 1] + WAKE_DELAY_S
+            is_traded = part.is_traded(turn + 1)
             if (
                 held * way >= 0
-                or self._off_target
                 or self._due < now
                 or price < self._price_min
-                or self._is_near(self._low if held > 0 else self._high)
-                or self._fixed + held * price <= self._need * size * price + max(self._floor, 0.0)
-                or self._sent(now) > room
+                or (self._low <= self._danger if held > 0 else self._high >= self._danger)
+                or self._fixed + held * price <= need * price + floor
+                or (len(recent) > room and self._sent(now) > room)
                 or (self._needs_trades and not is_traded)
             ):
                 return made
             self._mark(part, at, turn + 1)
-            self._direction, at = way, turn + 1
-            self._recent.extend((now,) * self._orders_a_turn)
-            record.orders += self._orders_a_turn
-            paid = self._price(exact(price), way)
-            trades = self.account.turn(self.book, now, paid, self.plan.leverage)
-            self._record(now, way, "", trades, is_traded)
-            self._follow_position(way * size, float(money[self.rules.quote]), now + ROLLOVER_S)
+            at, self._direction, held = turn + 1, way, way * size
+            recent.extend((now,) * orders)
+            record.orders += orders
+            trades = account.turn(position, now, self._price(exact(price), way), leverage)
+            self._record(now, way, "", trades[0], trades[1], is_traded)
+            self._follow_position(held, float(account.balances[quote]), now + ROLLOVER_S)
         return len(turns)
 
     def _slope_turns(self, part: Columns, begin: int, end: int) -> list[tuple[int, int]]:
@@ -284,14 +241,13 @@ class Replay:
         return turns
 
     def _next_look(self, part: Columns, at: int, turn: int) -> int:
-        """Return the first candle up to `turn` after which an order is missing, a rollover is due
-        or the price is near an end."""
+        """Return the first candle up to `turn` at which something may have to be done."""
         if self._off_target:
             # What could not be paid at one price cannot be at a higher one.
             opens, dear = part.opens, self._too_dear
             later = range(max(at, self._number(part, self._allowed_at)), turn)
             stop = next((number for number in later if opens[number + 1] < dear), turn)
-            self._refused += (stop - at) * (self._refused_since > 0)
+            self.record.refused += (stop - at) * (self.record.refused_since > 0)
             return stop
         if not self._held:
             return turn
@@ -341,13 +297,13 @@ class Replay:
 
     def _look_up(self) -> None:
         """Read from the books what quiet candles are measured by, to compare and draw only."""
-        due = min((lot.due for lot in self.book.lots), default=inf)
+        due = min((lot.due for lot in self.position.lots), default=inf)
         balance = float(self.account.balances[self.rules.quote])
         self._follow_position(float(self.held), balance, due)
 
     def _follow_position(self, held: float, balance: float, due: float) -> None:
         """Set where the position may end. Equity at a price is `_fixed` and `_held` times it."""
-        cost = float(self.book.cost_left)
+        cost = float(self.position.cost_left)
         self._held, self._due = held, due
         self._fixed = fixed = balance - (cost if held > 0 else -cost)
         # A thousandth of the position is kept to spare: what is near is looked at exactly.
@@ -359,8 +315,7 @@ class Replay:
 
     def _number(self, part: Columns, moment: float) -> int:
         """Return the first candle that is decided on at this moment or later."""
-        if moment == inf:
-            return len(part.times)
+        moment = min(moment, part.end + part.interval_s)
         return -int((part.times[0] + WAKE_DELAY_S - moment) // part.interval_s) - 1
 
     def _sent(self, now: int) -> int:
@@ -372,16 +327,16 @@ class Replay:
     def _look(self, part: Columns, at: int, now: int) -> None:
         """Do after candle `at` all that a tick does."""
         if now < self._allowed_at:
-            self._refused += 1
+            self.record.refused += 1
             self._mark(part, at, at + 1)
             return
-        account, book, quote = self.account, self.book, self.rules.quote
+        account, position, quote = self.account, self.position, self.rules.quote
         opened, traded = exact(part.opens[at + 1]), part.is_traded(at + 1)
         charged = account.rollovers.get(quote, ZERO)
-        lost = account.sweep(book, now, exact(part.lows[at]), exact(part.highs[at]))
+        lost = account.sweep(position, now, exact(part.lows[at]), exact(part.highs[at]))
         if lost is None:
             self._mark(part, at, at + 1)
-            lost = account.advance(book, now, opened)
+            lost = account.advance(position, now, opened)
         charged = account.rollovers.get(quote, ZERO) - charged
         self._off_target, self._too_dear, self._allowed_at = False, inf, 0
         self._liquidated(lost, now)
@@ -393,7 +348,7 @@ class Replay:
         for _ in range(ROUNDS_MAX if lost is None else 0):
             held = self.held
             self._check_loss(held, exact(part.closes[at]), charged, now)
-            if self.ended is not None:
+            if self.record.ended is not None:
                 break
             waits = None if self._entered else direction
             snapshot = Snapshot(signal, held, self.rules, waits, self._flatten or None, sent)
@@ -405,13 +360,10 @@ class Replay:
     def _liquidated(self, lost: Trade | None, now: int) -> None:
         if lost is not None:
             self.record.orders += 1
-            self._record(now, -1 if self._held > 0 else 1, "liquidated", (lost,), True)
+            self._record(now, -1 if self._held > 0 else 1, "liquidated", lost, None, True)
             left = format.money(self.record.flat_worth, self.rules.quote)
-            self._end(f"liquidated with {left} left; the bot stops there", now)
+            self.record.end(f"liquidated with {left} left; the bot stops there", now)
             self.record.value(float(self.record.flat_worth), now)
-
-    def _end(self, why: str, now: int) -> None:
-        self.ended, self.ended_at = why, now
 
     def _check_loss(self, held: Decimal, close: Decimal, charged: Decimal, now: int) -> None:
         """Latch max_loss as the bot does; what was charged just now is booked after the check."""
@@ -419,52 +371,56 @@ class Replay:
         if limit is None:
             return
         balance = self.account.balances[self.rules.quote] + charged
-        loss = self.costs.balance - balance - held * close + self.book.cost_left * self.book.sign
+        loss = (
+            self.costs.balance
+            - balance
+            - held * close
+            + self.position.cost_left * self.position.sign
+        )
         if not self._flatten and loss >= limit:
             self._flatten = f"the loss is {loss:.2f}, max_loss is {limit}"
         if self._flatten and abs(held) < self.rules.ordermin:
-            self._end(f"{self._flatten}; the bot stops there", now)
+            self.record.end(f"{self._flatten}; the bot stops there", now)
 
-    def _place(self, step: Step, held: Decimal, opened: Decimal, now: int, traded: bool) -> bool:
+    def _place(self, step: Step, held: Decimal, price: Decimal, now: int, traded: bool) -> bool:
         """Send an order as the bot would; return whether there may be another one."""
         plan, rules, account = self.plan, self.rules, self.account
-        quote = Quote(opened - self._tick, opened + self._tick)
+        quote = Quote(price - self._tick, price + self._tick)
         today, today_max = self._sent(now), plan.limits.max_orders_per_day
         summary, fee_rate = account.summary(rules.quote), self.costs.fee_rate
         rate = account.rate_of_loan(rules, step.side.sign)
         inputs = RiskInputs("online", quote, rules, held, summary, today, fee_rate, 0.0, rate)
         against = objection(step, plan.leverage, inputs, plan.limits)
         if against is not None:
-            self._refuse(against.reason, now)
+            self._off_target = True
+            self.record.refuse(against.reason, now)
             if not (held or against.passing) and today >= today_max:
                 self._allowed_at = self._recent[today - today_max] + DAY_S
             elif not (held or against.passing):
-                self._too_dear = float(opened) if step.volume * opened >= rules.costmin else inf
+                self._too_dear = float(price) if step.volume * price >= rules.costmin else inf
             return step.purpose is Purpose.REVERSE and not against.passing
         self._recent.append(now)
         side, volume, reduces = step.side, step.volume, step.reduce_only
-        price, number = self._price(opened, side.sign), self.record.orders + 1
+        price, number = self._price(price, side.sign), self.record.orders + 1
+        order = self.position, now, side.sign, volume, price, plan.leverage
         try:
             if refused := refusal(rules, side, volume, plan.leverage, price, reduces):
                 raise RefusedError(refused)
-            order = self.book, now, side.sign, volume, price, plan.leverage
             trades = account.fill(*order, reduce_only=reduces, order=number)
         except RefusedError as error:
-            self._refuse(str(error), now)
+            self._off_target = True
+            self.record.refuse(str(error), now)
             self._unfilled += 1
             if self._unfilled >= UNFILLED_MAX:
-                self._end(f"{UNFILLED_MAX} orders in a row were refused: {error}", now)
-            return self.ended is None
-        self._unfilled = self._refused_since = 0
+                self.record.end(f"{UNFILLED_MAX} orders in a row were refused: {error}", now)
+            return self.record.ended is None
+        self._unfilled = self.record.refused_since = 0
         self.record.orders = number
-        self._record(now, side.sign, self._flatten, trades, traded)
+        is_closing = trades[0].closing or (not plan.leverage and side is Side.SELL)
+        closed = trades[0] if is_closing else None
+        opened = None if is_closing and len(trades) == 1 else trades[-1]
+        self._record(now, side.sign, self._flatten, closed, opened, traded)
         return True
-
-    def _refuse(self, reason: str, now: int) -> None:
-        self._off_target = True
-        self._refused += 1
-        if not self._refused_since:
-            self._refused_since, self._refused_reason = now, reason
 
     def _price(self, opened: Decimal, direction: int) -> Decimal:
         """Return the price of a fill: the quote's side and the slippage, in whole ticks."""
@@ -473,19 +429,22 @@ class Replay:
         return opened + self._tick if direction > 0 else opened - self._tick
 
     def _record(
-        self, now: int, direction: int, reason: str, trades: Sequence[Trade], traded: bool
+        self,
+        now: int,
+        direction: int,
+        reason: str,
+        closed: Trade | None,
+        opened: Trade | None,
+        traded: bool,
     ) -> None:
         """Count what was closed and opened, by one order or by the last two."""
-        record, worth, opened = self.record, self.account.balances[self.rules.quote], trades[-1]
-        reason = reason or Direction(self._direction or 0).name.lower()
-        is_closing = opened.closing or (not self.plan.leverage and direction < 0)
-        since = ZERO if is_closing else opened.fee + opened.opening_fee
-        for later, trade in enumerate(trades, 1 - len(trades)):
-            fill = None
-            if record.trips.maxlen != 0:
-                order = record.orders + (0 if self.plan.one_order else later)
-                fill = Fill(now, order, direction, reason, traded, *trade[1:6])
-            if later or is_closing:
-                record.close(fill, trade.cost, worth + since, self.paid - since)
-            else:
-                record.open(fill, trade.cost, trade.opening_fee, traded)
+        record, why = self.record, reason or _NAMES[self._direction or 0]
+        order = record.orders
+        if closed:
+            worth, paid, first = self.account.balances[self.rules.quote], self.paid, order
+            if opened:
+                since = opened.fee + opened.opening_fee
+                worth, paid, first = worth + since, paid - since, order + 1 - self._orders_a_turn
+            record.close(Fill(now, first, direction, why, traded, closed), worth, paid)
+        if opened:
+            record.open(Fill(now, order, direction, why, traded, opened))

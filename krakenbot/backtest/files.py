@@ -21,7 +21,7 @@ from decimal import Decimal
 from io import BufferedIOBase
 from itertools import chain, pairwise
 from math import gcd, inf
-from operator import le
+from operator import le, sub
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -39,6 +39,8 @@ _TIME_NAMES = ("time", "timestamp", "unix", "date", "datetime")
 _UNIT_MINUTES = {"": 1, "m": 1, "min": 1, "h": 60, "d": 1440, "w": 10080}
 # PAIR_MINUTES, and what browsers and people make of it: `XBTEUR_60 (1)`, `BTC_USD_1h`.
 NO_TRADES = b"0"
+_DAMAGED = OSError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError, NotImplementedError
+_ODD = ValueError, LookupError, AttributeError, TypeError, StopIteration, ArithmeticError
 _VOLUMES = re.compile(rb"(?:\d++(?:\.\d*+)?+(?:[eE][-+]?\d++)?+,)*+")
 _SOME_ZERO = re.compile(rb",0[.0]*+,")
 _NAME = re.compile(
@@ -152,7 +154,7 @@ def sources_of(path: Path) -> list[Source]:
         try:
             with zipfile.ZipFile(path) as archive:
                 inside = [Source(path, name) for name in sorted(archive.namelist())]
-        except (OSError, zipfile.BadZipFile) as error:
+        except _DAMAGED as error:
             raise BadDataError(f"{path}: {error}") from error
     else:
         return [Source(path)]
@@ -195,8 +197,7 @@ def read(sources: Sequence[Source], interval_s: int, notes: list[str]) -> Iterat
             if old == len(times):
                 continue
             rows, number = rows.cut(old, len(times)), number + old
-            _check_times(rows.times, last and last[0], interval_s, source, number)
-            yield _filled(rows, interval_s, last)
+            yield _filled(rows, interval_s, last, source, number)
             last = rows.times[-1], rows.closes[-1]
             if rows.times[-1] >= later:
                 for at, (time, *numbers) in enumerate(zip(rows.times, *rows.numbers, strict=True)):
@@ -271,11 +272,10 @@ def _blocks(source: Source) -> Iterator[tuple[int, Columns]]:
                 raise _first_wrong(block, form, source, number) from None
             yield number, rows
             number += len(rows.times)
-    except (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile) as error:
-        raise BadDataError(f"{source}:{number}: damaged after this line: {error}") from error
-    except (OSError, RuntimeError, NotImplementedError) as error:
+    except _DAMAGED as error:
         words = getattr(error, "strerror", None) or error
-        raise BadDataError(f"{source}: {words}") from error
+        after = f":{number}: damaged after this line" if number > 1 else ""
+        raise BadDataError(f"{source}{after}: {words}") from error
     if number < 3 and (number == 1 or form is not _KRAKEN):
         raise BadDataError(f"{source}: no candles")
 
@@ -379,19 +379,7 @@ def _answer(source: Source) -> tuple[str, Columns]:
         columns = list(zip(*finished, strict=True))
         times, *texts = ([str(x).encode() for x in columns[at]] for at in _ANSWER.places)
         return key, _checked(list(map(int, times)), texts)
-    except (
-        OSError,
-        EOFError,
-        zlib.error,
-        zipfile.BadZipFile,
-        ValueError,
-        LookupError,
-        AttributeError,
-        TypeError,
-        StopIteration,
-        ArithmeticError,
-        RecursionError,
-    ) as error:
+    except (*_DAMAGED, *_ODD) as error:
         raise BadDataError(f"{source}: not a saved OHLC answer: {error}") from error
 
 
@@ -416,20 +404,32 @@ def _agree(
         )
 
 
-def _check_times(
-    times: Sequence[int], before: int | None, interval_s: int, source: Source, number: int
-) -> None:
-    """Raise BadDataError unless the times are starts of candles, in order and without a hole."""
-    last = times[0] - interval_s if before is None else before
-    if times == list(range(last + interval_s, times[-1] + 1, interval_s)) and not last % interval_s:
-        return
-    repeated, step_before = 0, 0
-    for at, time in enumerate(times):
-        step = time - last
-        repeated = repeated + 1 if step == step_before >= 4 * interval_s else 0
-        if wrong := _wrong_time(time, step, interval_s, repeated):
-            raise BadDataError(f"{source}:{number + at}: time {time} {wrong}")
-        last, step_before = time, step
+def _filled(
+    rows: Columns, interval_s: int, last: tuple[int, float] | None, source: Source, number: int
+) -> Columns:
+    """Return the rows with what is missing before and between them filled flat.
+
+    Raises BadDataError unless the times are starts of candles, in order and without a hole.
+    """
+    times, repeated, broken = rows.times, 0, -1
+    before, flat = last or (times[0] - interval_s, rows.opens[0])
+    steps = list(map(sub, times, (before, *times)))
+    breaks = [at for at, step in enumerate(steps) if step != interval_s]
+    for at in breaks if last else (0, *breaks):
+        is_same = at == broken + 1 and steps[at] == steps[broken] >= 4 * interval_s
+        repeated, broken = repeated + 1 if is_same else 0, at
+        if wrong := _wrong_time(times[at], steps[at], interval_s, repeated):
+            raise BadDataError(f"{source}:{number + at}: time {times[at]} {wrong}")
+    every = range(before + interval_s, times[-1] + 1, interval_s)
+    if not breaks:
+        return rows._replace(interval_s=interval_s, times=every)
+    filled: list[list[Any]] = [[], [], [], [], []]
+    for begin, end in pairwise(dict.fromkeys((0, *breaks, len(times)))):
+        price, missing = rows.closes[begin - 1] if begin else flat, steps[begin] // interval_s - 1
+        for column, values in zip(filled, rows.numbers, strict=True):
+            column += [NO_TRADES if values is rows.volumes else price] * missing
+            column += values[begin:end]
+    return Columns(interval_s, every, *filled)
 
 
 def _wrong_time(time: int, step: int, interval_s: int, repeated: int) -> str | None:
@@ -443,23 +443,3 @@ def _wrong_time(time: int, step: int, interval_s: int, repeated: int) -> str | N
     if repeated == _MIXED_ROWS:
         return f"and those before are {step // 60} minutes apart, not {interval_s // 60}"
     return None
-
-
-def _filled(rows: Columns, interval_s: int, last: tuple[int, float] | None) -> Columns:
-    """Return the rows with what is missing before and between them filled flat."""
-    before, flat = last or (rows.times[0] - interval_s, rows.opens[0])
-    times = range(before + interval_s, rows.times[-1] + 1, interval_s)
-    if len(times) == len(rows.times):
-        return rows._replace(interval_s=interval_s, times=times)
-    filled: list[list[Any]] = [[], [], [], [], []]
-    breaks = [
-        at for at, (a, b) in enumerate(pairwise([before, *rows.times])) if b - a != interval_s
-    ]
-    for begin, end in pairwise(dict.fromkeys((0, *breaks, len(rows.times)))):
-        earlier = rows.times[begin - 1] if begin else before
-        price = rows.closes[begin - 1] if begin else flat
-        missing = (rows.times[begin] - earlier) // interval_s - 1
-        for column, source in zip(filled, rows.numbers, strict=True):
-            column += [NO_TRADES if source is rows.volumes else price] * missing
-            column += source[begin:end]
-    return Columns(interval_s, times, *filled)

@@ -6,6 +6,8 @@ from decimal import Decimal
 from typing import NamedTuple
 
 from krakenbot.model import ZERO
+from krakenbot.pairs import PairRules
+from krakenbot.simulated.books import Trade
 
 DAY_S = 86400
 YEAR_S = 365.25 * DAY_S
@@ -19,11 +21,7 @@ class Fill(NamedTuple):
     direction: int
     reason: str
     traded: bool
-    volume: Decimal
-    price: Decimal
-    cost: Decimal
-    fee: Decimal
-    opening_fee: Decimal
+    trade: Trade
 
 
 class Trip(NamedTuple):
@@ -86,31 +84,46 @@ class Record:
         self.opening_fees = self.turnover = self.won = self.lost = ZERO
         self.begin, self.candles, self.untraded, self.candles_held = 0, 0, 0, 0
         self.drawdown = self.drawdown_share = 0.0
-        self.flat_worth, self._paid = balance, ZERO
+        self.balance, self.flat_worth, self._paid = balance, balance, ZERO
+        self.refused, self.refused_since = 0, 0
+        self.refused_reason: str | None = None
+        self.ended: str | None = None
+        self.ended_at: int | None = None
         self._peak, self._peak_at, self._is_below, self.under_water_s = float(balance), 0, False, 0
 
     def start(self, begin: int) -> None:
         self.begin = self._peak_at = begin
 
-    def open(self, fill: Fill | None, cost: Decimal, opening_fee: Decimal, traded: bool) -> None:
+    def end(self, why: str, now: int) -> None:
+        """Note why nothing more is traded, the first reason there is."""
+        if self.ended is None:
+            self.ended, self.ended_at = why, now
+
+    def refuse(self, reason: str, now: int) -> None:
+        """Count an order that was not sent or refused; of those in a row the first says why."""
+        self.refused += 1
+        if not self.refused_since:
+            self.refused_since, self.refused_reason = now, reason
+
+    def open(self, fill: Fill) -> None:
         self.entry = fill
         self.turns += 1
-        self.openings_untraded += not traded
-        self.turnover += cost
-        self.opening_fees += opening_fee
+        self.openings_untraded += not fill.traded
+        self.turnover += fill.trade.cost
+        self.opening_fees += fill.trade.opening_fee
 
-    def close(self, fill: Fill | None, cost: Decimal, worth: Decimal, paid: Decimal) -> None:
+    def close(self, fill: Fill, worth: Decimal, paid: Decimal) -> None:
         """Count a round trip that left the account `worth` so much and `paid` so much in all."""
         net, costs = worth - self.flat_worth, paid - self._paid
         self.flat_worth, self._paid = worth, paid
         self.closed += 1
-        self.turnover += cost
+        self.turnover += fill.trade.cost
         if net > 0:
             self.wins += 1
             self.won += net
         else:
             self.lost -= net
-        if fill and self.entry:
+        if self.entry:
             self.trips.append(Trip(self.entry, fill, costs, net))
         self.entry = None
 
@@ -141,3 +154,52 @@ class Record:
             return
         for now, close in enumerate(closes):
             self.value(fixed + held * close, first + step * now)
+
+    def result(
+        self,
+        rules: PairRules,
+        interval_s: int,
+        end: int,
+        *,
+        net: Decimal,
+        paid: Decimal,
+        rollover: Decimal,
+        hold: Decimal,
+    ) -> Result:
+        """Return the figures at the end, when so much was made and paid in all."""
+        traded_s, fees = (self.ended_at or end) - self.begin, paid - self.opening_fees - rollover
+        percent = float(100 * net / self.balance)
+        return Result(
+            pair=rules.altname,
+            quote=rules.quote,
+            interval_s=interval_s,
+            begin=self.begin,
+            end=end,
+            candles=self.candles,
+            candles_untraded=self.untraded,
+            balance=self.balance,
+            turns=self.turns,
+            turns_per_day=self.turns / traded_s * DAY_S if traded_s > 0 else 0.0,
+            openings_untraded=self.openings_untraded,
+            orders=self.orders,
+            refused=self.refused,
+            refused_reason=self.refused_reason,
+            gross=net + paid,
+            fees=fees,
+            margin_fees=self.opening_fees,
+            rollover=rollover,
+            net=net,
+            net_percent=percent,
+            net_percent_per_year=percent * YEAR_S / (end - self.begin),
+            hold=hold,
+            hold_percent=float(100 * hold / self.balance),
+            max_drawdown=Decimal(self.drawdown).quantize(Decimal(1).scaleb(-rules.cost_decimals)),
+            max_drawdown_percent=100 * self.drawdown_share,
+            under_water_days=self.longest_below(end) / DAY_S,
+            win_rate=self.wins / self.closed if self.closed else None,
+            profit_factor=float(self.won / self.lost) if self.lost else None,
+            exposure=self.candles_held / self.candles,
+            break_even_fee=(net + fees) / self.turnover if self.turnover else None,
+            ended=self.ended,
+            ended_at=self.ended_at,
+        )

@@ -149,7 +149,7 @@ def _once(asked: _Run, parts: Iterable[Columns], report: Path | None, as_object:
             replay.feed(part)
         result = replay.result()
     if as_object:
-        trips = [text.trip_object(trip, result) for trip in replay.record.trips]
+        trips = [text.trip_object(trip, result.interval_s) for trip in replay.record.trips]
         told = plainly(result._asdict()) | {"notes": asked.notes, "round_trips": trips}
         return [json.dumps(told, indent=2)]
     return [
@@ -158,7 +158,7 @@ def _once(asked: _Run, parts: Iterable[Columns], report: Path | None, as_object:
         text.setup(asked.config, asked.costs, asked.rules),
         "",
         *(f"{name:16}{words}" for name, words in text.figures(result)),
-        *text.trips(replay.record.trips, asked.rules, result),
+        *text.trips(replay.record.trips, asked.rules, result.interval_s),
         "",
         *asked.notes,
     ]

@@ -15,7 +15,7 @@ from krakenbot.commands.chart import COLUMNS, Mark
 from krakenbot.commands.page import heat_map, page, table
 from krakenbot.commands.story import Fill, Point, Story, thinned, write
 from krakenbot.config import Config
-from krakenbot.format import asset, moment, money, percent, price, signed, volume
+from krakenbot.format import asset, moment, money, price, signed, volume
 from krakenbot.model import Candle
 
 _CANDLES_SHOWN = 360
@@ -66,14 +66,15 @@ def _story(
 ) -> Story:
     marks, fills, orders = [], [], []
     for one, kind, rollover in _orders(replay):
+        trade = one.trade
         when, side = moment(one.time, text.MINUTE), "buy" if one.direction > 0 else "sell"
-        shown = volume(one.volume), price(one.price, replay.rules)
-        fee, why = one.fee + one.opening_fee, f"{one.reason}: {kind}"
+        shown = volume(trade.volume), price(trade.price, replay.rules)
+        fee, why = trade.fee + trade.opening_fee, f"{one.reason}: {kind}"
         told = f"{when} {side} {shown[0]} at {shown[1]}: {why}"
-        marks.append(Mark(one.time, float(one.price), one.direction > 0, told))
+        marks.append(Mark(one.time, float(trade.price), one.direction > 0, told))
         if rollover:
             fills.append(Fill(one.time, 0, 0.0, 0.0, float(rollover)))
-        figures = float(one.volume), float(one.price), float(fee)
+        figures = float(trade.volume), float(trade.price), float(fee)
         fills.append(Fill(one.time, one.direction, *figures))
         orders.append((when, side, *shown, money(fee), "filled", why, f"{one.order}"))
     plan = replay.plan
@@ -111,7 +112,7 @@ def _story(
 def _orders(replay: Replay) -> Iterator[tuple[Order, str, Decimal]]:
     """Yield the fills in order of time, what each did, and the rollovers paid since the opening."""
     for trip in replay.record.trips:
-        fees = trip.entry.fee + trip.entry.opening_fee + trip.exit.fee
+        fees = trip.entry.trade.fee + trip.entry.trade.opening_fee + trip.exit.trade.fee
         yield trip.entry, "open", Decimal(0)
         yield trip.exit, "close", trip.costs - fees
     if replay.record.entry:
@@ -141,8 +142,7 @@ def write_sweep(
         }
         note = "a cell that ended early is left out"
         sections.append(heat_map("Net", f"{down} by {across}", nets, note))
-    names = "cell", "|turns a day", "|gross", "|net", "|drawdown", "|return", "ended early"
-    sections.append(table("Cells", names, [_cell_row(cell) for cell in cells]))
+    sections.append(table("Cells", text.CELL, text.cell_rows(cells, best)))
     chosen, tone = "No cell traded to the end.", -1.0
     if best is not None:
         tone = float(results[best].net)
@@ -152,16 +152,3 @@ def write_sweep(
         )
     title = f"{results[0].pair} · sweep"
     write_whole(path, page(title, "; ".join(head), chosen, tone, [], notes, sections).encode())
-
-
-def _cell_row(cell: Cell) -> tuple[str, ...]:
-    one = cell.whole
-    amounts = (signed(money(x)) for x in (one.gross, one.net, -one.max_drawdown))
-    state = "" if is_sound(one) else text.end_of(one) or "no turn"
-    return (
-        cell.name,
-        f"{one.turns_per_day:,.1f}",
-        *amounts,
-        signed(percent(one.net_percent)),
-        state,
-    )

@@ -40,7 +40,8 @@ def setUpModule() -> None:
 DATA = os.environ.get("TEST_DATA_KRAKEN")
 DAYS = int(os.environ.get("TEST_DAYS", "5"))  # Of the months that have more.
 NOT_BOOKS = {"positions": None, "ledger": None}
-RATES = MarginRates(D("0.00025"), D("0.0001"))
+LONG, SHORT = D("0.00025"), D("0.0001")
+RATES = MarginRates(LONG, SHORT)
 XBTUSD = parse_rules("XXBTZUSD", PAIRS["XXBTZUSD"])
 USDTUSD = parse_rules("USDTZUSD", PAIRS["USDTZUSD"])
 
@@ -152,30 +153,34 @@ class TestAgainstTheLiveTick(unittest.TestCase):
             except StopError as error:
                 halted = error
                 break
-        paid = Costs.of(D(fee), D(balance), rules, RATES)
+        paid = Costs(D(fee), D(balance), margin_rates={rules.quote: LONG, rules.base: SHORT})
         replay = Replay(wish, rules, paid, keep=None)
         lean = Replay(wish, rules, paid)
         for part in split(columns, (500, 37, 1, 2, 999)):
             replay.feed(part)
             lean.feed(part)
         self.assertEqual(vars(lean.account) | NOT_BOOKS, vars(replay.account) | NOT_BOOKS)
-        self.assertEqual([lot[2:] for lot in lean.book.lots], [lot[2:] for lot in replay.book.lots])
+        self.assertEqual(
+            [lot[2:] for lot in lean.position.lots], [lot[2:] for lot in replay.position.lots]
+        )
         live = [
             (i.created // columns.interval_s, i.side.sign, i.executed, i.cost, i.fee)
             for i in journal.intents()
             if i.executed
         ]
         self.assertEqual(live, orders(replay))
-        self.assertEqual(halted is not None, replay.ended is not None, (halted, replay.ended))
+        self.assertEqual(
+            halted is not None, replay.record.ended is not None, (halted, replay.record.ended)
+        )
         account = client.holder.account
         for name in ("balances", "fees", "rollovers", "realized"):
             self.assertEqual(getattr(account, name), getattr(replay.account, name), name)
         if halted is None:
             self.assertEqual(
                 [lot[2:] for lot in account.position(rules).lots],
-                [lot[2:] for lot in replay.book.lots],
+                [lot[2:] for lot in replay.position.lots],
             )
-            replay.book.price = world.rows[world.running].open
+            replay.position.price = world.rows[world.running].open
             quote = rules.quote
             self.assertEqual(account.equity(quote), replay.account.equity(quote))
             paid = journal.account().costs
@@ -287,14 +292,19 @@ def orders(replay: Replay) -> list[tuple[object, ...]]:
     merged: dict[int, Fill] = {}
     for one in fills:
         if one.order in merged:
-            was = merged[one.order]
-            volume, cost, fee = one.volume + was.volume, one.cost + was.cost, one.fee + was.fee
-            one = one._replace(volume=volume, cost=cost, fee=fee)
+            trade, was = one.trade, merged[one.order].trade
+            volume, cost, fee = (
+                trade.volume + was.volume,
+                trade.cost + was.cost,
+                trade.fee + was.fee,
+            )
+            one = one._replace(trade=trade._replace(volume=volume, cost=cost, fee=fee))
         if one.reason != "liquidated":
             merged[one.order] = one
     step = replay.plan.interval_s
     return [
-        (one.time // step, one.direction, one.volume, one.cost, one.fee) for one in merged.values()
+        (one.time // step, one.direction, one.trade.volume, one.trade.cost, one.trade.fee)
+        for one in merged.values()
     ]
 
 

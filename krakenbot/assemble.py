@@ -178,7 +178,7 @@ def _paper(config: Config, client: Client, spot: Spot, clock: Clock, journal: Jo
         client,
         spot,
         clock,
-        JournalStore(journal),
+        journal,
         fee_rate=assumed_fee_rate(config),
         balance=config.paper.balance,
         validates=config.mode == "validate",
@@ -204,16 +204,3 @@ def assumed_fee_rate(config: Config) -> Decimal:
     """Return the taker fee, a fraction, where the account's own cannot be asked."""
     percent = config.exchange.fee_percent
     return FEE_RATE_ASSUMED if percent is None else percent / 100
-
-
-class JournalStore:
-    """Where paper mode keeps its account: in the journal, so that a kill loses nothing."""
-
-    def __init__(self, journal: Journal) -> None:
-        self._journal = journal
-
-    def load(self) -> str | None:
-        return self._journal.get("paper") or None
-
-    def save(self, state: str) -> None:
-        self._journal.put(paper=state)

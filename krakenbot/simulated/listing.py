@@ -64,9 +64,8 @@ ASSETS: dict[str, dict[str, Any]] = {
     "SOL": _asset("SOL", 10, 5, margin_rate=0.02),
     "BONK": _asset("BONK", 4, 2),
 }
-MARGIN_RATES = {
-    code: Decimal(f"{row.get('margin_rate', 0.02)}") / 100 for code, row in ASSETS.items()
-}
+_TOLD = {code: row["margin_rate"] for code, row in ASSETS.items() if "margin_rate" in row}
+MARGIN_RATES = {code: Decimal(str(percent)) / 100 for code, percent in _TOLD.items()}
 
 
 def aliases(key: str, row: dict[str, Any]) -> set[str]:

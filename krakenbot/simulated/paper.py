@@ -7,12 +7,13 @@ leaves the process but, in validate mode, an order with `validate`.
 import json
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
-from typing import Any, Protocol
+from typing import Any
 
 from krakenbot.candles import parse_rows
 from krakenbot.clock import Clock
 from krakenbot.errors import LaterError, RefusedError, StopError, UnansweredError
 from krakenbot.exchange import Market
+from krakenbot.journal import Journal
 from krakenbot.kraken.client import result_of
 from krakenbot.kraken.spot import Methods
 from krakenbot.model import ZERO, Quote, Side
@@ -27,21 +28,11 @@ _NO_KEY = {"permissions": [], "nonce": "0", "iban": ""}
 _OF_THE_REAL_ACCOUNT = ("cl_ord_id", "deadline", "reduce_only")  # Not sent to be validated.
 
 
-class Store(Protocol):
-    """Where paper mode keeps its account between ticks."""
-
-    def load(self) -> str | None:
-        """Return the text of the last save, or None."""
-
-    def save(self, state: str) -> None:
-        """Keep the text; when this returns it must survive a crash."""
-
-
 class PaperClient:
     """Kraken's methods by name, of the real market and a simulated account.
 
-    A fill is saved before it is answered. With `validates` each order is first checked by Kraken,
-    which may refuse it. To the account it is its one market, whose state the bot asks itself.
+    A fill is in the journal before it is answered. With `validates` Kraken checks each order first,
+    and may refuse it. To the account it is its one market, whose state the bot asks itself.
     """
 
     status = "online"
@@ -51,13 +42,13 @@ class PaperClient:
         real: Methods,
         market: Market,
         clock: Clock,
-        store: Store,
+        journal: Journal,
         *,
         fee_rate: Decimal,
         balance: Decimal = START_BALANCE,
         validates: bool = False,
     ) -> None:
-        self._real, self._market, self._clock, self._store = real, market, clock, store
+        self._real, self._market, self._clock, self._journal = real, market, clock, journal
         self._fee_rate, self._balance, self._validates = fee_rate, balance, validates
         self.rules: dict[str, PairRules] = {}
         self._quoted: tuple[float, Quote] | None = None
@@ -118,7 +109,7 @@ class PaperClient:
 
     @property
     def holder(self) -> Holder:
-        """Return the account, read from the store the first time."""
+        """Return the account, read from the journal the first time."""
         if self._holder is None:
             self._holder = self._opened()
         return self._holder
@@ -150,8 +141,8 @@ class PaperClient:
         self._save()
 
     def _opened(self) -> Holder:
-        rules, text = self.pair(""), self._store.load()
-        if text is None:
+        rules, text = self.pair(""), self._journal.get("paper")
+        if not text:
             serial = int(self._clock.now()) * 1000
             money = {rules.quote: self._balance}
             account = Account(money, self._fee_rate, serial=serial, history=LEDGER_KEPT)
@@ -179,7 +170,7 @@ class PaperClient:
         rows = {"orders": holder.orders, "trades": holder.trades}
         state = {"account": state_of(holder.account), "swept": self._swept, **rows}
         try:
-            self._store.save(json.dumps(state, default=str))
+            self._journal.put(paper=json.dumps(state, default=str))
         except BaseException:
             self._holder = None
             raise

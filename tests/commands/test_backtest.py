@@ -47,13 +47,12 @@ USDTUSD = parse_rules("USDTZUSD", PAIRS["USDTZUSD"])
 
 
 class World:
-    """Market, clock and store in one, over columns of candles."""
+    """Market and clock in one, over columns of candles."""
 
     def __init__(self, columns: Columns, rules: PairRules) -> None:
         self.columns = columns
         self.pair_rules = rules
         self.time = float(columns.times[0])
-        self.state: str | None = None
         self.tick = D(1).scaleb(-rules.pair_decimals)
         self.rows = list(candles_of(columns))
 
@@ -96,12 +95,6 @@ class World:
         price = self.rows[self.running].open
         return Quote(price - self.tick, price + self.tick)
 
-    def load(self) -> str | None:
-        return self.state
-
-    def save(self, state: str) -> None:
-        self.state = state
-
 
 def plan(
     interval_s: int = 60,
@@ -139,7 +132,7 @@ class TestAgainstTheLiveTick(unittest.TestCase):
             prepare(sqlite3.connect(":memory:", isolation_level=None), Path(":memory:"))
         )
         answers = Answers(world, PAIRS[rules.pair])
-        client = PaperClient(answers, world, world, world, fee_rate=D(fee), balance=D(balance))
+        client = PaperClient(answers, world, world, journal, fee_rate=D(fee), balance=D(balance))
         exchange = Spot(client, rules.altname, columns.interval_s)
         live_bot = Bot(wish, exchange, journal, world, "test")
         live_bot._start()

@@ -60,19 +60,6 @@ def write_candles(folder: Path, seed: int) -> Path:
     return path
 
 
-class Memory:
-    """The store of paper mode."""
-
-    def __init__(self) -> None:
-        self.state: str | None = None
-
-    def load(self) -> str | None:
-        return self.state
-
-    def save(self, state: str) -> None:
-        self.state = state
-
-
 class Direct:
     """A transport that hands requests to the sandbox without a socket."""
 
@@ -112,7 +99,9 @@ class World:
         )
         spot = Spot(client, "XBTUSD", 60)
         if paper:
-            account = PaperClient(client, spot, self, Memory(), fee_rate=FEE_RATE_ASSUMED)
+            connection = sqlite3.connect(":memory:", isolation_level=None)
+            journal = Journal(prepare(connection, path))
+            account = PaperClient(client, spot, self, journal, fee_rate=FEE_RATE_ASSUMED)
             spot = Spot(account, "XBTUSD", 60)
         self.account: Exchange = spot
 

@@ -4,6 +4,7 @@ import json
 import unittest
 from collections.abc import Sequence
 from decimal import Decimal as D
+from typing import Any
 
 from krakenbot.errors import LaterError, RefusedError, StopError, UnansweredError
 from krakenbot.kraken.spot import Spot
@@ -29,7 +30,7 @@ SAVED_BY_0_2_0 = (
 
 
 class World:
-    """Market, clock and store in one: prices and time are set by the test."""
+    """Market, clock and journal in one: prices and time are set by the test."""
 
     def __init__(self) -> None:
         self.time = float(START)
@@ -78,18 +79,19 @@ class World:
             raise UnansweredError("no answer")
         return Quote(self.price - D("0.1"), self.price + D("0.1"))
 
-    def load(self) -> str | None:
-        return self.state
+    def get(self, key: str) -> str:
+        return self.state or ""
 
-    def save(self, state: str) -> None:
+    def put(self, *, paper: str) -> None:
         if self.breaks:
             raise OSError("disk full")
-        self.state = state
+        self.state = paper
         self.saves += 1
 
     def exchange(self, *, validates: bool = False) -> Spot:
+        journal: Any = self
         client = PaperClient(
-            self.answers, self, self, self, fee_rate=FEE_RATE_ASSUMED, validates=validates
+            self.answers, self, self, journal, fee_rate=FEE_RATE_ASSUMED, validates=validates
         )
         return Spot(client, "XBTUSD", 60)
 

@@ -3,7 +3,7 @@
 import argparse
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from decimal import Decimal
 from pathlib import Path
@@ -120,7 +120,7 @@ def _flatten(config: Config, arguments: argparse.Namespace) -> int:
         if explained:
             side = Side.SELL if explained > 0 else Side.BUY
             print(f"flatten: {desk.told(side, abs(explained))}")
-        if not _agreed(arguments):
+        if not _agreed(arguments, parts.clock.read):
             return 2
         if arguments.all and config.leverage:
             desk.patiently(desk.adopt, patience_s)
@@ -129,12 +129,23 @@ def _flatten(config: Config, arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _agreed(arguments: argparse.Namespace) -> bool:
-    """Ask a person at a terminal; anyone else has agreed by typing the command."""
+def _agreed(
+    arguments: argparse.Namespace, on_read: Callable[[bool], None] = lambda is_reading: None
+) -> bool:
+    """Ask a person at a terminal; anyone else has agreed by typing the command.
+
+    `on_read` is told when the question begins and ends, so that a signal ends it at once.
+    """
     if arguments.yes or not (sys.stdin.isatty() and sys.stdout.isatty()):
         return True
-    if input("Type yes to do this: ").strip().lower() == "yes":
-        return True
+    on_read(True)
+    try:
+        if input("Type yes to do this: ").strip().lower() == "yes":
+            return True
+    except (EOFError, UnicodeDecodeError):
+        print()  # Ctrl-D, or what is no text: no yes.
+    finally:
+        on_read(False)
     print("Nothing was sent")
     return False
 

@@ -4,12 +4,14 @@ import contextlib
 import io
 import json
 import os
+import signal
 import sys
 import time
 from argparse import Namespace
 from decimal import Decimal as D
 from unittest import mock
 
+from krakenbot.clock import StopRequestedError, SystemClock
 from krakenbot.commands import handover
 from krakenbot.errors import LaterError
 from krakenbot.lock import Lock
@@ -140,10 +142,28 @@ class TestFlatten(HandoverTest):
     def test_at_a_terminal_nothing_happens_without_a_yes(self) -> None:
         terminal = mock.Mock(isatty=lambda: True)
         with mock.patch.multiple(sys, stdin=terminal, stdout=terminal):
-            for said, agreed in (("", False), ("y", False), ("yes", True)):
-                with mock.patch("builtins.input", return_value=said):
+            for said, agreed in (("", False), ("y", False), (EOFError, False), ("yes", True)):
+                with mock.patch("builtins.input", side_effect=[said]):
                     self.assertEqual(agreed, handover._agreed(Namespace(yes=False)), said)
             self.assertTrue(handover._agreed(Namespace(yes=True)))
+
+    def test_a_signal_ends_the_question_at_once(self) -> None:
+        clock = SystemClock()
+
+        def interrupted(question: str) -> str:
+            clock.stop_on_signals()
+            signal.raise_signal(signal.SIGINT)
+            return "yes"
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self.addCleanup(signal.signal, number, signal.getsignal(number))
+        terminal = mock.Mock(isatty=lambda: True)
+        with (
+            mock.patch.multiple(sys, stdin=terminal, stdout=terminal),
+            mock.patch("builtins.input", interrupted),
+            self.assertRaises(StopRequestedError),
+        ):
+            handover._agreed(Namespace(yes=False), clock.read)
 
     def test_a_request_that_is_old_has_expired_when_a_bot_starts(self) -> None:
         gate = self.held(HOURLY)

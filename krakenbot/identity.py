@@ -52,9 +52,9 @@ def remember(config: Config, kind: str, name: str, value: str) -> None:
     """Keep what was learned, on disk when this returns."""
     index = _index(config) | {f"{kind} {_host(config)} {name}": value}
     path = config.state_directory / INDEX
-    make_private_directory(path.parent)
     part = path.with_suffix(f".{os.getpid()}.part")  # Another bot may write at the same time.
     try:
+        make_private_directory(path.parent)
         with open(open_private(part, os.O_WRONLY | os.O_TRUNC), "w") as file:
             json.dump(index, file, indent=1, sort_keys=True)
             file.flush()
@@ -134,7 +134,8 @@ def journal_path(config: Config) -> Path:
     path = find(config)
     if path is not None:
         return path
-    folders = dict.fromkeys((config.state_directory, Path.home() / HOME_STATE, SERVICE_STATE))
+    home = Path(os.environ.get("HOME") or "/")
+    folders = dict.fromkeys((config.state_directory, home / HOME_STATE, SERVICE_STATE))
     others = [f"\n  {file}" for folder in folders for file in sorted(folder.glob("*.db"))]
     hint = ""
     if others:

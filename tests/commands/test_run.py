@@ -400,6 +400,14 @@ class TestDisk(ProgramTest):
             with self.subTest(number):
                 done = self.run_it(gate, "run", "--live", "--once", before=before, **settings)
                 self.assert_ends(done, 78, "cannot be", str(directory))
+        file = self.folder / "file"
+        file.touch()
+        for words, settings in (("run", PAPER), ("adopt", PAPER), ("run --live", LIVE)):
+            for path in (str(file), str(file / "below"), "/proc/none"):
+                with self.subTest(words, path=path):
+                    here = settings | {"KRAKENBOT_STATE_DIRECTORY": path}
+                    done = self.run_it(gate, *words.split(), **here)
+                    self.assert_ends(done, 78, "cannot be", path)
         self.assertEqual(gate.added, [])
 
     def test_a_full_disk_is_said_before_any_order(self) -> None:

@@ -90,6 +90,12 @@ class TestSpelling(FrontDoor):
             self.assertEqual(self.journals(), [path.name])
         with self.assertRaisesRegex(ConfigError, "this bot has not run here"):
             identity.journal_path(self.config._replace(pair="ETHUSD"))
+        os.environ.pop("HOME", None)  # As in a container, where a user may have no home at all.
+        with (
+            mock.patch("pwd.getpwuid", side_effect=KeyError),
+            self.assertRaisesRegex(ConfigError, "no live journal"),
+        ):
+            identity.journal_path(self.config._replace(pair="ETHUSD"))
 
     def test_a_journal_of_0_2_0_is_found_whatever_its_spelling_and_carried_over(self) -> None:
         self.hold()

@@ -120,8 +120,10 @@ def _futures(config: Config, arguments: argparse.Namespace, values: list[tuple[s
         raise ConfigError(f"{arguments.host!r:.60}: only {FUTURES} or a loopback address")
     method = arguments.method
     path = method if method.startswith("/") else f"/derivatives/api/v3/{method}"
-    verb = arguments.verb or ("POST" if re.fullmatch(FUTURES_POST, path) else "GET")
-    _ask_for_live(config, arguments, verb == "GET" or path.endswith("/orders/status"))
+    is_posted = bool(re.fullmatch(FUTURES_POST, path))
+    verb = arguments.verb or ("POST" if is_posted else "GET")
+    is_read = path.endswith("/orders/status") or (verb == "GET" and not is_posted)
+    _ask_for_live(config, arguments, is_read)
     data, headers = urlencode(values), {"User-Agent": USER_AGENT}
     url, body = arguments.host + path, None
     if verb == "POST":

@@ -259,6 +259,7 @@ class TestFutures(Called):
     def test_every_verb_but_get_needs_live_apart_from_asking_about_orders(self) -> None:
         self.assertEqual(78, self.futures("leveragepreferences", "--verb", "PUT")[0])
         self.assertEqual(78, self.futures("transfer", "amount=1")[0])
+        self.assertEqual(78, self.futures("sendorder", "size=1", "--verb", "GET")[0])
         self.assertEqual([], self.seen)
         self.assertEqual(0, self.futures("orders/status", "cliOrdIds=a", "cliOrdIds=b")[0])
         self.assertEqual(("POST", "cliOrdIds=a&cliOrdIds=b"), (self.seen[0][0], self.seen[0][3]))

@@ -1,4 +1,4 @@
-"""The loop and one tick: reconcile, look, decide, send. Read this first, then orders.py.
+"""The loop and one tick: reconcile, look, decide, send. Read this first, then order_states.py.
 
 All that a tick needs to know is on disk or at the exchange, so it may be repeated after any
 error and after any death.

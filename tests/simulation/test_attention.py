@@ -191,6 +191,36 @@ class TestLookups(AttentionTest):
         absent = self.intents()[0]
         self.assertEqual([(absent.created - 5, absent.deadline + 120)], asked)
 
+    def test_a_trade_that_nobody_knows_or_a_strange_position_alone_is_no_proof_of_absence(
+        self,
+    ) -> None:
+        for trades, held in ((["OSTRANGE"], ZERO), ([], SIZE)):
+            with self.subTest(trades=trades, held=held):
+                self.setUp()
+                self.exchange.script = ["never"]
+                self.exchange.traded_orders = lambda *span, t=trades: t  # type: ignore[method-assign,misc]
+                original = self.exchange.place
+
+                def place(order: Any, deadline: int, held: Decimal = held, place: Any = original):  # type: ignore[no-untyped-def]
+                    self.exchange.by_hand(held)
+                    place(order, deadline)
+
+                self.exchange.place = place  # type: ignore[method-assign]
+                self.assertIn("is not found, yet", self.stopped(self.bot().run))
+                self.assertIsNone(self.intents()[0].outcome)
+
+    def test_the_first_look_at_a_cancelled_order_is_not_its_last_word(self) -> None:
+        original, looks = self.exchange.find, iter((Decimal("0.003"), Decimal("0.005")))
+        self.exchange.script = ["half"]
+
+        def find(order_id: str, since: int) -> Execution | None:
+            found = original(order_id, since)
+            return found and found._replace(volume=next(looks, SIZE / 2))
+
+        self.exchange.find = find  # type: ignore[method-assign]
+        self.run_for(20)
+        self.assertEqual(SIZE / 2, self.intents()[0].executed)
+
     def test_several_orders_for_one_id_halt_on_disk(self) -> None:
         def find(order_id: str, since: int) -> Execution | None:
             if self.exchange.placed:

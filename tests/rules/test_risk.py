@@ -56,6 +56,17 @@ class TestMarket(unittest.TestCase):
                 self.assertEqual(stops, got is not None and got.passing)
                 self.assertIsNone(against(CLOSE, AROUND._replace(clock_offset_s=offset)))
 
+    def test_the_margin_fee_of_opening_is_needed_too(self) -> None:
+        # 1,000 margin, 16 trade fee, 0.5 margin fee at 0.025 % of what is lent.
+        free = MarginSummary(Decimal("1016.2"), Decimal(0), Decimal(0))
+        inputs = AROUND._replace(summary=free)
+        self.assertIsNone(against(OPEN, inputs))
+        dear = inputs._replace(margin_rate=Decimal("0.00025"))
+        got = against(OPEN, dear)
+        assert got is not None
+        self.assertTrue(got.funds)
+        self.assertIsNone(against(OPEN._replace(volume=Decimal("0.01")), dear, leverage=0))
+
     def test_the_sentence_about_the_clock_says_which_way_it_is_off(self) -> None:
         # The exchange's time less the host's: above zero the host is behind.
         self.assertEqual("40 s behind the exchange's", clock_error(40.0))

@@ -8,6 +8,7 @@ from typing import Any
 
 from krakenbot.alerts import standing
 from krakenbot.bot import Bot
+from krakenbot.clock import StopRequestedError
 from krakenbot.errors import LaterError, RefusedError, StopError
 from krakenbot.journal import Outcome
 from krakenbot.model import ZERO, Candle, Execution, MarginSummary, Purpose
@@ -148,6 +149,19 @@ class TestRefusalsThatPass(AttentionTest):
         self.assertEqual([], standing(self.journal))
 
 
+class TestOneOrder(AttentionTest):
+    def test_while_a_reversal_cannot_be_sent_its_close_is_not_sent_in_the_same_second(
+        self,
+    ) -> None:
+        bot = self.once(105, self.bot(one_order=True))
+        self.exchange.script = ["unsent"] * 2
+        self.at(DOWN)
+        self.run_for(50, bot)
+        moments = [intent.created for intent in self.intents()[1:]]
+        self.assertTrue(all(b - a >= 2 for a, b in pairwise(moments)), moments)
+        self.assertEqual(-SIZE, self.exchange.held)
+
+
 class TestAskingByOrdering(AttentionTest):
     def test_a_market_that_refuses_for_hours_is_not_hammered_and_counts_for_nothing(self) -> None:
         self.exchange.script = ["later"] * 300
@@ -221,6 +235,25 @@ class TestLookups(AttentionTest):
         self.run_for(20)
         self.assertEqual(SIZE / 2, self.intents()[0].executed)
 
+    def test_an_order_accepted_before_a_death_must_be_there_after_it(self) -> None:
+        bot = self.bot()
+        self.exchange.script = ["lost"]
+        self.exchange.find = lambda *asked: None  # type: ignore[method-assign]
+        self.clock.end = self.clock.time + 20
+        with self.assertRaises(StopRequestedError):
+            bot.run()
+        self.clock.end = float("inf")
+        self.journal.accept(self.intents()[0].id)
+        self.assertIn("was accepted", self.stopped(self.bot().run))
+
+    def test_a_close_uses_a_leverage_that_is_offered_when_its_own_is_no_more(self) -> None:
+        bot = self.once(105)
+        self.exchange.pair_rules = rules(leverage_buy=[3, 5], leverage_sell=[3, 5])
+        self.at(DOWN)
+        self.run_for(50, bot)
+        self.assertEqual(3, self.exchange.placed[1].leverage)
+        self.assertEqual(ZERO, self.exchange.held)
+
     def test_several_orders_for_one_id_halt_on_disk(self) -> None:
         def find(order_id: str, since: int) -> Execution | None:
             if self.exchange.placed:
@@ -270,6 +303,13 @@ class TestLongCandles(AttentionTest):
         self.exchange.spread = Decimal(2000)
         self.run_for(1000, bot)
         self.assertEqual(SIZE, self.exchange.held)
+
+    def test_once_latched_a_loss_is_taken_through_a_wide_spread_too(self) -> None:
+        bot = self.run_for(1000)
+        self.journal.put(flatten="the loss is too big")
+        self.exchange.spread = Decimal(5000)
+        self.stopped(bot.run)
+        self.assertEqual(ZERO, self.exchange.held)
 
     def test_a_low_margin_level_is_told_within_minutes_and_once(self) -> None:
         bot = self.run_for(1000)
@@ -325,11 +365,26 @@ class TestRaisedMinimum(AttentionTest):
 
     def test_when_the_minimum_falls_again_the_position_is_closed_within_minutes(self) -> None:
         bot = self.raise_minimum()
-        self.run_for(3600, bot)
+        self.run_for(1200, bot)
         self.exchange.pair_rules = rules()
-        self.run_for(600, bot)
+        self.run_for(400, bot)
         self.assertEqual(-SIZE, self.exchange.held)
         self.assertTrue(self.told("recovery"))
+
+    def test_a_rest_that_could_not_be_closed_does_not_hold_up_the_next_whole_close(self) -> None:
+        bot = self.once(105)
+        refused = self.intents()[0]._replace(
+            id="rest",
+            purpose=Purpose.CLOSE,
+            reduce_only=True,
+            volume=Decimal("0.00001"),
+            created=int(self.clock.time),
+        )
+        self.journal.write(refused._replace(outcome=None, settled=None, executed=ZERO))
+        self.journal.conclude(refused, Outcome.PUT_OFF, int(self.clock.time), note="too small")
+        self.at(DOWN)
+        self.run_for(100, bot)
+        self.assertEqual(-SIZE, self.exchange.held)
 
     def test_max_loss_meeting_it_halts_with_the_position_named(self) -> None:
         self.raise_minimum()
@@ -370,9 +425,12 @@ class TestWaiting(AttentionTest):
             raise RefusedError("AssetPairs: EQuery:Unknown asset pair")
 
         self.exchange.rules = refuse  # type: ignore[method-assign]
+        assumed: list[PairRules] = []
+        self.exchange.assume_rules = assumed.append  # type: ignore[method-assign]
         desk = self.desk()
         desk.flatten("asked to")
         self.assertEqual(ZERO, self.exchange.held)
+        self.assertEqual("not listed", assumed[0].status)
 
 
 class TestClocks(AttentionTest):

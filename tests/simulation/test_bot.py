@@ -695,6 +695,18 @@ class TestRefused(BotTest):
         told = [event for event in self.events if event.kind == "warning"]
         self.assertIn("EAPI:Invalid key", told[0].text)
 
+    def test_a_lockout_while_the_key_is_asked_about_lengthens_the_pause(self) -> None:
+        bot, asked = self.once(), list[float]()
+
+        def refuse(*args: object) -> Position:
+            asked.append(self.clock.time)
+            raise KeyRefusedError("EGeneral:Temporary lockout", lockout=len(asked) == 2)
+
+        self.exchange.position = self.exchange.balances = refuse  # type: ignore[method-assign,assignment]
+        self.at(101)
+        self.stopped(bot.run, 77)
+        self.assertEqual([60, 900, 300], [round(b - a) for a, b in pairwise(asked)])
+
     def test_in_a_lockout_nothing_private_is_sent_for_fifteen_minutes(self) -> None:
         bot, asked = self.once(), list[float]()
         original = self.exchange.position

@@ -41,7 +41,7 @@ class Parts(NamedTuple):
     path: Path  # The journal's.
     desk: Desk
     is_new: bool  # Whether the journal was made just now.
-    checks: tuple[startup.Check, ...]
+    checks: tuple[startup.Check, ...]  # Those of the account: who only closes needs no others.
 
 
 def load_config(path: str | None) -> Config:
@@ -134,8 +134,8 @@ def assemble(
         accept_costs=accept_costs,
         adopts=adopts,
     )
-    plan, checks = plan_of(config), startup.checks_of(start)
-    bot = Bot(plan, exchange, journal, clock, owner, on_event, checks)
+    plan, (checks, others) = plan_of(config), startup.checks_of(start)
+    bot = Bot(plan, exchange, journal, clock, owner, on_event, checks + others)
     desk = Desk(plan, exchange, journal, clock, owner, on_event)
     return Parts(config, clock, exchange, journal, bot, locks, path, desk, is_new, checks)
 

@@ -95,6 +95,7 @@ class Bot:
         self._clock = clock
         self._on_event = on_event
         self._checks = checks
+        self.has_started = False  # Whether all checks are done.
         owner = Owner(fingerprint, plan.pair, plan.interval_s, plan.leverage)
         self._orders = Orders(owner, exchange, journal, clock, self._emit)
         self._alerts = Alerts(journal, clock, self._emit)
@@ -114,6 +115,7 @@ class Bot:
         try:
             self._refuse_when_halted()
             self._patiently(self._start, patience_s)
+            self.has_started = True
             self._patiently(self._orders.reconcile, patience_s)
             rules = self._market.rules
             units = {"base": rules.base, "quote": rules.quote}

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from decimal import Decimal
 from functools import partial
@@ -62,6 +62,10 @@ class Desk:
         self._market.read_rates()
         self.rules = self._market.rules
         self._orders.base = self.rules.base
+
+    def reconcile(self) -> None:
+        """Ask about every order whose end is not known."""
+        self._orders.reconcile()
 
     # -- what is held --------------------------------------------------------------------------
 
@@ -155,12 +159,15 @@ class Desk:
 
     # -- flattening ----------------------------------------------------------------------------
 
-    def flatten(self, reason: str, patience_s: float = 300.0) -> None:
+    def flatten(
+        self, reason: str, patience_s: float = 300.0, checks: Sequence[Callable[[], object]] = ()
+    ) -> None:
         """Close what the bot holds, verify, and leave it halted for `reason`.
 
-        Raises StopError when something may still be held.
+        `checks` come first. Raises StopError when something may still be held.
         """
-        self.patiently(self.learn, patience_s)
+        for action in (self.learn, *checks):
+            self.patiently(action, patience_s)
         self._journal.resume(flatten=reason)
         why = "the orders to close it traded nothing"
         try:

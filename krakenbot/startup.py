@@ -46,14 +46,11 @@ class Start(NamedTuple):
 Check = Callable[[], str | None]
 
 
-def checks_of(start: Start) -> tuple[Check, ...]:
-    """Return the checks in their order: who only adopts needs none of the settings."""
-    checks: list[Callable[[Start], str | None]] = []
-    if start.nonces is not None:
-        checks += [check_key, check_trades, check_untracked_balance]
-    if not start.adopts:
-        checks += [try_strategy, check_settings]
-    return tuple(partial(check, start) for check in checks)
+def checks_of(start: Start) -> tuple[tuple[Check, ...], tuple[Check, ...]]:
+    """Return the checks of the account, in their order, and then those of the settings."""
+    account = (check_key, check_trades, check_untracked_balance) if start.nonces else ()
+    settings = (try_strategy, check_settings)
+    return tuple(partial(c, start) for c in account), tuple(partial(c, start) for c in settings)
 
 
 # -- whose journal it is ---------------------------------------------------------------------------

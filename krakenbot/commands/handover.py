@@ -84,7 +84,7 @@ def _parts(config: Config, live: bool, **options: Any) -> Iterator[Parts]:
 
 def adopt(config: Config, *, live: bool, yes: bool) -> int:
     """Say what adopting does and, with `yes`, do it. Return the exit code: 2 without."""
-    with _parts(config, live, adopts=True) as parts:
+    with _parts(config, live, adopts=True, makes_journal=yes) as parts:
         desk, patience_s = parts.desk, config.exchange.patience
         desk.patiently(desk.learn, patience_s)
         if yes:
@@ -104,14 +104,19 @@ def _flatten(config: Config, arguments: argparse.Namespace) -> int:
     path = identity.find(config)
     if path is not None and is_locked(path.with_suffix(".lock")):
         return _ask_the_bot(config, path, arguments)
-    with _parts(config, arguments.live, makes_journal=arguments.all) as parts:
+    takes_all = arguments.all and config.leverage > 0
+    with _parts(config, arguments.live, adopts=takes_all, makes_journal=arguments.all) as parts:
         desk, patience_s = parts.desk, config.exchange.patience
         desk.patiently(desk.learn, patience_s)
         if parts.is_new and not arguments.all:
             return _tell_without_journal(parts)
+        for check in (*parts.checks, *(() if takes_all else (desk.reconcile,))):
+            desk.patiently(check, patience_s)
+        if reason := parts.journal.get("halted"):
+            print(f"was halted: {clean(reason)}")
         held = desk.patiently(desk.held, patience_s)
         explained = parts.journal.account().held
-        if arguments.all and config.leverage and held.volume != explained:
+        if takes_all and held.volume != explained:
             print(
                 f"the exchange holds {volume(held.volume, desk.rules.base)}, the journal explains "
                 f"{volume(explained, desk.rules.base)}: all of it is closed"
@@ -122,7 +127,7 @@ def _flatten(config: Config, arguments: argparse.Namespace) -> int:
             print(f"flatten: {desk.told(side, abs(explained))}")
         if not _agreed(arguments, parts.clock.read):
             return 2
-        if arguments.all and config.leverage:
+        if takes_all:
             desk.patiently(desk.adopt, patience_s)
         desk.flatten(BY_HAND, patience_s)
         print(_what_is_left(parts))
@@ -156,10 +161,10 @@ def _what_is_left(parts: Parts) -> str:
     tail = "The bot is halted: `krakenbot resume` lets it trade again"
     if config.leverage:
         return f"the exchange shows no open position on {config.pair} any more. {tail}"
-    margin = parts.exchange.position().volume
-    besides = (
-        f"; a margin position of {volume(margin, base)}, not its own, is open" if margin else ""
-    )
+    margin, owned = parts.exchange.position().volume, parts.exchange.balances().get(base, ZERO)
+    besides = f"; the account owns {volume(owned, base)}"
+    if margin:
+        besides += f", and a margin position of {volume(margin, base)}, not the bot's, is open"
     return f"the bot holds no {asset(base)} of its own on {config.pair} any more{besides}. {tail}"
 
 

@@ -95,7 +95,8 @@ def _trade(config: Config, parts: Parts, notifier: Notifier, once: bool) -> None
     except FlattenRequestedError:
         parts.clock.progress = notifier.alive
         log.warning("flattening, as `krakenbot flatten` asks")
-        parts.desk.flatten(BY_HAND, config.exchange.patience)
+        checks = () if parts.bot.has_started else parts.checks
+        parts.desk.flatten(BY_HAND, config.exchange.patience, checks)
         raise StopError(f"{BY_HAND}; `krakenbot resume` lets it trade again") from None
 
 

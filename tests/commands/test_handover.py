@@ -5,6 +5,7 @@ import io
 import json
 import os
 import signal
+import sqlite3
 import sys
 import time
 from argparse import Namespace
@@ -14,14 +15,21 @@ from unittest import mock
 from krakenbot.clock import StopRequestedError, SystemClock
 from krakenbot.commands import handover
 from krakenbot.errors import LaterError
+from krakenbot.journal_file import open_journal
 from krakenbot.lock import Lock
 from tests.commands.test_run import LIVE, Gate, ProgramTest
 
-HOURLY = LIVE | {"KRAKENBOT_INTERVAL": "60"}
+UP = {"KRAKENBOT_STRATEGY_NAME": "file", "KRAKENBOT_STRATEGY_FILE": "up.py"}
+HOURLY = LIVE | UP | {"KRAKENBOT_INTERVAL": "60"}
 SPOT = HOURLY | {"KRAKENBOT_LEVERAGE": "0"}
 
 
 class HandoverTest(ProgramTest):
+    def setUp(self) -> None:
+        super().setUp()
+        rule = "CANDLES = 2\ndef direction(candles):\n    return 1\n"
+        (self.folder / "up.py").write_text(rule)  # Whatever the market does.
+
     def elsewhere(self, settings: dict[str, str]) -> dict[str, str]:
         return settings | {"KRAKENBOT_STATE_DIRECTORY": str(self.folder / "elsewhere")}
 
@@ -40,6 +48,7 @@ class TestAdopt(HandoverTest):
         for words in (("adopt", "--live"), ("run", "--live", "--once", "--adopt")):
             done = self.run_it(gate, *words, **HOURLY)
             self.assertEqual(2, done.code, done.err)
+            self.assertFalse(list(self.state.glob("*.db")))
             self.assertIn("held at the exchange: 0.02 XBT; explained so far: 0 XBT", done.out)
             self.assertRegex(done.out, r"sell 0\.0\d XBT at market, about [\d,.]+ = .* fee about")
             self.assertIn("Nothing was changed", done.out)
@@ -110,6 +119,36 @@ class TestFlatten(HandoverTest):
         gate.sandbox.api.account.balances["XXBT"] += 1
         self.assert_ends(self.run_it(gate, "flatten", "--live", "--all", **SPOT), 0)
         self.assertEqual(1, gate.sandbox.api.account.balances["XXBT"])
+
+    def test_a_journal_that_went_back_in_time_sells_no_coins_of_somebody_else_s(self) -> None:
+        gate = self.held(SPOT)
+        before = self.journal().read_bytes()
+        self.assert_ends(self.run_it(gate, "flatten", "--live", **SPOT), 0)
+        gate.sandbox.api.account.balances["XXBT"] += 1
+        self.journal().write_bytes(before)
+        done = self.run_it(gate, "flatten", "--live", **SPOT)
+        self.assert_ends(done, 76, "trades of XBTUSD that the journal does not know")
+        self.assertEqual(2, len(gate.orders))
+
+    def test_a_lost_journal_is_no_proof_that_nothing_is_held(self) -> None:
+        gate = self.held(SPOT)
+        path = self.journal()
+        path.unlink()
+        open_journal(path).close()  # As a start makes it that ended before it could look.
+        done = self.run_it(gate, "flatten", "--live", **SPOT)
+        self.assert_ends(done, 76, "the bot has traded here before")
+        done = self.run_it(gate, "flatten", "--live", **SPOT)
+        self.assertIn("was halted: the account owns 0.01", done.out)
+        self.assertIn("owns 0.01 XBT", done.out)
+
+    def test_an_order_whose_end_is_not_known_is_asked_about_before_anything_is_said(self) -> None:
+        gate = self.held(HOURLY)
+        with contextlib.closing(sqlite3.connect(self.journal())) as journal, journal:
+            journal.execute("UPDATE intents SET outcome = NULL, executed = '0'")
+            journal.execute("DELETE FROM charges")
+        done = self.run_it(gate, "flatten", "--live", **HOURLY)
+        self.assert_ends(done, 0)
+        self.assertIn("sell 0.01 XBT at market", done.out)
 
     def test_a_bot_that_runs_is_asked_and_acts_within_seconds(self) -> None:
         gate = self.gate()

@@ -233,7 +233,7 @@ def load(path: str | None, environ: Mapping[str, str], cwd: Path) -> Config:
             values[key] = defaults[key] if is_unset else _KEYS[key][1](raw)
         except ValueError as allowed:
             label = source if is_variable else f"{source}: {key}"
-            errors.append(f"{label} = {_shown(key, raw)}: must be {allowed}")
+            errors.append(f"{label} = {shown(key, raw)}: must be {allowed}")
             values.pop(key, None)
     for key, value in values.items():
         try:
@@ -347,18 +347,8 @@ def _unknown(name: str, valid: list[str]) -> str:
     return f"{name!r:.80} is not known; the nearest valid name is {nearest[0]!r}"
 
 
-def value(config: Config, key: str) -> str:
-    """Return a setting's value as it may be shown to anybody."""
-    table, _, field = key.rpartition(".")
-    if key == "state.directory":
-        return str(config.state_directory)
-    found = getattr(getattr(config, table) if table else config, field)
-    if isinstance(found, float):
-        return f"{found:g}"
-    return "none" if found is None else _shown(key, found).strip("'")
-
-
-def _shown(key: str, raw: object) -> str:
+def shown(key: str, raw: object) -> str:
+    """Return a value as it may be shown to anybody."""
     if key.startswith("notify."):
         return "(not shown)"
     if isinstance(raw, dict | list):

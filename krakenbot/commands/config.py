@@ -4,6 +4,7 @@ import argparse
 
 from krakenbot import config as configuration
 from krakenbot.commands.help import page
+from krakenbot.config import Config
 from krakenbot.log import clean
 
 EXAMPLE = "krakenbot config --example > config.toml"
@@ -19,8 +20,19 @@ def run(arguments: argparse.Namespace) -> int:
         print(page("config.example.toml"), end="")
         return 0
     config = configuration.load_here(arguments.config)
-    rows = [(key, configuration.value(config, key), by) for key, by in config.sources.items()]
+    rows = [(key, value(config, key), by) for key, by in config.sources.items()]
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
-    for key, value, source in rows:
-        print(clean(f"{key:{widths[0]}}  {value:{widths[1]}}  {source}"))
+    for key, text, source in rows:
+        print(clean(f"{key:{widths[0]}}  {text:{widths[1]}}  {source}"))
     return 0
+
+
+def value(config: Config, key: str) -> str:
+    """Return a setting's value as it may be shown to anybody."""
+    table, _, field = key.rpartition(".")
+    if key == "state.directory":
+        return str(config.state_directory)
+    found = getattr(getattr(config, table) if table else config, field)
+    if isinstance(found, float):
+        return f"{found:g}"
+    return "none" if found is None else configuration.shown(key, found).strip("'")

@@ -49,7 +49,7 @@ class Finding(NamedTuple):
     check: str
     verdict: str
     text: str
-    mend: str
+    repair: str
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -78,11 +78,11 @@ def examine(file: str | None) -> Iterator[Finding]:
             answer = ("skip", missing[need]) if need in missing else check(visit)
         except Exception as error:  # Whatever it is, the others must still be looked at.
             answer = ("fail", str(error).replace("\n", "; ") or type(error).__name__)
-        verdict, text, *mend = answer
+        verdict, text, *repair = answer
         if verdict in ("skip", "fail"):
             missing[name] = text if verdict == "skip" else f"see {name}"
-        mend = [] if verdict in ("ok", "skip") else mend or [usual_repair]
-        yield Finding(name, verdict, logs.clean(text), logs.clean("".join(mend)))
+        repair = [] if verdict in ("ok", "skip") else repair or [usual_repair]
+        yield Finding(name, verdict, logs.clean(text), logs.clean("".join(repair)))
     if visit.lock is not None:
         visit.lock.close()
 
@@ -92,7 +92,7 @@ def shown(finding: Finding, colored: bool) -> str:
     start, indent = f"{finding.verdict:<5}{finding.check:<9} ", " " * 15
     lines = textwrap.wrap(finding.text, 80, initial_indent=start, subsequent_indent=indent)
     lines += textwrap.wrap(
-        finding.mend, 80, initial_indent=f"{indent}-> ", subsequent_indent=f"{indent}   "
+        finding.repair, 80, initial_indent=f"{indent}-> ", subsequent_indent=f"{indent}   "
     )
     if colored:
         lines[0] = f"\x1b[{COLORS[finding.verdict]}m{start[:4]}\x1b[0m{lines[0][4:]}"

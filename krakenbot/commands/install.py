@@ -19,6 +19,7 @@ from pathlib import Path
 from krakenbot import config as configuration
 from krakenbot.commands import UsageError, write_whole
 from krakenbot.commands.build import packed
+from krakenbot.commands.config import value
 from krakenbot.commands.help import page
 from krakenbot.config import Config
 from krakenbot.errors import ConfigError
@@ -171,7 +172,7 @@ def _install(given: str | None, act: Act) -> None:
     _write(act, UNIT_FILE, text.encode(), 0o644, "the unit")
     _systemctl(act, "daemon-reload")
     for key, want in PLACES.items():
-        if configuration.value(config, key) != want or config.sources[key] == "STATE_DIRECTORY":
+        if value(config, key) != want or config.sources[key] == "STATE_DIRECTORY":
             act(f'note: {file} should say {key} = "{want}", where `sudo krakenbot` looks, too')
 
 

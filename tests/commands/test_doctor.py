@@ -217,7 +217,7 @@ class TestFindings(Patient):
         self.keys()
         found = self.examine(url, 'mode = "live"')["costs"]
         self.assertEqual("fail", found.verdict)
-        self.assertIn("max_fee_percent_per_day", found.mend)
+        self.assertIn("max_fee_percent_per_day", found.repair)
 
     def test_a_damaged_journal_fails_and_a_halted_one_warns(self) -> None:
         self.state.mkdir(0o700)
@@ -251,7 +251,7 @@ class TestOutput(Patient):
         findings = json.loads(out)
         self.assertEqual(1, code)
         self.assertEqual(NAMES, [finding["check"] for finding in findings])
-        self.assertEqual({"check", "verdict", "text", "mend"}, set(findings[0]))
+        self.assertEqual({"check", "verdict", "text", "repair"}, set(findings[0]))
 
     def test_lines_are_at_most_eighty_columns_and_uncolored_in_a_pipe(self) -> None:
         _, out = self.run_doctor(KRAKENBOT_STATE_DIRECTORY=f"{self.folder}/{'long' * 9}")

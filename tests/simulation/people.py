@@ -30,6 +30,7 @@ CHANGES = {
     "SIZE": ("0.01", "0.005", "0.02"),
     "LEVERAGE": ("0", "2", "3"),
     "REVERSAL": ("two-step", "one-order"),
+    "PAIR": ("XBTUSD", "XXBTZUSD", "BTC/USD", "BTCUSD"),
     "STRATEGY_LENGTH": ("2", "3", "5"),
     "ENTRY": ("now", "next-turn"),
     "INTERVAL": ("1", "5"),

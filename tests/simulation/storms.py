@@ -24,8 +24,8 @@ RARE = (
     *("dead-view", "lockout", "time-lie"),
 )
 # Found by the simulation, and not yet mended.
-PENDING = ("future", "time-lie", "busy")
-CANDLES = ("candle", "other-candles", "future", "shifted", "time-lie")
+PENDING = ("busy",)
+CANDLES = ("candle", "shifted", "future")
 STORMY = [word for word in {**FAULTS, **WORDS, **WIRE} if word not in PENDING]
 
 
@@ -118,7 +118,7 @@ class Storms:
         if chance() < 0.1 and self.strikes("stop"):
             world.stop_asked = True
         if chance() < 0.03 and not world.setting.alone and self.strikes("journal"):
-            world.people.next_loss = choice(("deleted",))
+            world.people.next_loss = choice(("deleted", "backup"))
         world.note("storm", f"{chances} lag={lag}")
         self.set_alarm()
 

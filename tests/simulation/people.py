@@ -13,9 +13,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from krakenbot.bot import Event
-from krakenbot.clock import StopRequestedError
-from krakenbot.commands import COMMANDS
-from krakenbot.errors import ConfigError, LaterError, RefusedError, StopError
+from krakenbot.commands import COMMANDS, exit_code
+from krakenbot.errors import RefusedError
 from krakenbot.model import Side
 from tests.simulation.invariants import QUOTE
 from tests.simulation.machine import Death
@@ -87,13 +86,12 @@ class People:
         os.environ.update(world.environ())
         try:
             module.run(arguments)
-        except (StopError, LaterError, ConfigError, StopRequestedError) as error:
-            world.truth.verify()
-            code = {LaterError: 75, ConfigError: 78, StopRequestedError: 0}
-            raise Ended(error, getattr(error, "exit_code", code.get(type(error), 70))) from error
         except Exception as error:
+            code = exit_code(error, name)
             text = "".join(traceback.format_exception(error)[-6:])
-            raise Violation("no defect", f"exit 70: {text}") from error
+            world.expect(code != 70, "no defect", f"exit 70: {text}")
+            world.truth.verify()
+            raise Ended(error, code) from error
         else:
             world.truth.verify()
         finally:

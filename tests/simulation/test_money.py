@@ -40,7 +40,7 @@ CENT = D("0.01")
 # Minutes of a candle, how many candles, and whether margin fees are taken in coins.
 SHORT = ((1, 300, False), (240, 40, True), (1440, 20, False))
 LONG = tuple(
-    (*run, coins) for run in ((1, 1500), (240, 120), (1440, 40)) for coins in (False, True)
+    (*run, coins) for run in ((1, 1000), (240, 80), (1440, 30)) for coins in (False, True)
 )
 
 

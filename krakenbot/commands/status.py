@@ -79,6 +79,7 @@ def read_status(journal: Journal) -> dict[str, Any]:
         "equity": plain(equity.equity) if equity and equity.equity is not None else None,
         "margin_level": str(equity.margin_level) if equity and equity.margin_level else None,
         "updated": equity.time if equity else None,
+        "ledger_read": int(journal.get("charges_read") or 0) or None,
         "exchange_position": journal.get("exchange_position") or plain(account.held),
         "warnings": standing(journal),
         "difference": journal.get("difference") or None,
@@ -119,7 +120,9 @@ def _of(life: Life) -> dict[str, Any]:
 def lines(status: Mapping[str, Any], life: Life, unit: Units) -> list[str]:
     """Return the status for people, aligned, at most 80 columns, what is asked first first."""
     base, quote, _ = unit
-    decision, level, updated = (status[key] for key in ("decision", "margin_level", "updated"))
+    decision, level, updated, read = (
+        status[key] for key in ("decision", "margin_level", "updated", "ledger_read")
+    )
     amounts = {key: Decimal(status[key]) for key in ("gross", "pnl", "realized")}
     gross, net, realized = (signed(money(amounts[key], quote)) for key in amounts)
     costs = {key: money(Decimal(status[key]), quote) for key in ("fees", "margin_fees", "rollover")}
@@ -143,7 +146,7 @@ def lines(status: Mapping[str, Any], life: Life, unit: Units) -> list[str]:
         (
             "costs",
             f"trade fees {costs['fees']}, margin fees {costs['margin_fees']}, rollover "
-            f"{costs['rollover']}",
+            f"{costs['rollover']}" + (f"; ledger as of {moment(read)}" if read else ""),
         ),
         ("account", _account(status["equity"], level, quote)),
         (

@@ -68,7 +68,16 @@ AGREED: dict[str, tuple[type, ...]] = {
     "next_decision": (int, type(None)),
     "warnings": (list,),
 }
-BEYOND = {"gross", "pnl", "price", "margin_level", "difference", "exit_code", "end_reason"}
+BEYOND = {
+    "ledger_read",
+    "gross",
+    "pnl",
+    "price",
+    "margin_level",
+    "difference",
+    "exit_code",
+    "end_reason",
+}
 
 
 class Gate:

@@ -39,9 +39,7 @@ START = 1_791_504_000.0
 CENT = D("0.01")
 # Minutes of a candle, how many candles, and whether margin fees are taken in coins.
 SHORT = ((1, 300, False), (240, 40, True), (1440, 20, False))
-LONG = tuple(
-    (*run, coins) for run in ((1, 1000), (240, 80), (1440, 30)) for coins in (False, True)
-)
+LONG = tuple((*run, coins) for run in ((1, 1000), (240, 80), (1440, 30)) for coins in (False, True))
 
 
 def setUpModule() -> None:
@@ -126,6 +124,7 @@ class TestBooks(unittest.TestCase):
     def check_all_tell_the_same(self, world: World) -> None:
         """Hold status, history and report against each other."""
         account, status = world.journal.account(), read_status(world.journal)
+        self.assertAlmostEqual(status["ledger_read"], world.time, delta=300)
         for name in ("fees", "margin_fees", "rollover"):
             self.assertEqual(D(status[name]), getattr(account, name), name)
         orders = list(ROWS["orders"](world.journal, 0))

@@ -11,9 +11,9 @@ from krakenbot.backtest.result import Result
 from krakenbot.backtest.sweep import Cell, Step, best_of, is_sound
 from krakenbot.commands import backtest_text as text
 from krakenbot.commands import write_whole
-from krakenbot.commands.chart import COLUMNS, Mark
+from krakenbot.commands.chart import COLUMNS, Fill
 from krakenbot.commands.page import heat_map, page, table
-from krakenbot.commands.story import Fill, Point, Story, thinned, write
+from krakenbot.commands.story import Point, Story, thinned, write
 from krakenbot.config import Config
 from krakenbot.format import asset, moment, money, price, signed, volume
 from krakenbot.model import Candle
@@ -64,18 +64,18 @@ def _story(
     newest: Sequence[Candle],
     notes: Sequence[str],
 ) -> Story:
-    marks, fills, orders = [], [], []
+    fills: list[Fill] = []
+    orders = []
     for one, kind, rollover in _orders(replay):
         trade = one.trade
         when, side = moment(one.time, text.MINUTE), "buy" if one.direction > 0 else "sell"
         shown = volume(trade.volume), price(trade.price, replay.rules)
         fee, why = trade.fee + trade.opening_fee, f"{one.reason}: {kind}"
         told = f"{when} {side} {shown[0]} at {shown[1]}: {why}"
-        marks.append(Mark(one.time, float(trade.price), one.direction > 0, told))
         if rollover:
             fills.append(Fill(one.time, 0, 0.0, 0.0, float(rollover)))
         figures = float(trade.volume), float(trade.price), float(fee)
-        fills.append(Fill(one.time, one.direction, *figures))
+        fills.append(Fill(one.time, one.direction, *figures, told))
         orders.append((when, side, *shown, money(fee), "filled", why, f"{one.order}"))
     plan = replay.plan
     return Story(
@@ -100,7 +100,6 @@ def _story(
             for at, candle in enumerate(newest)
             if at + 1 >= plan.candles_min
         ],
-        marks=marks,
         fills=fills,
         orders=orders,
         notes=notes,

@@ -15,13 +15,15 @@ from krakenbot.format import moment
 COLUMNS = 1000
 
 
-class Mark(NamedTuple):
-    """A fill, as a dot with a text to point at."""
+class Fill(NamedTuple):
+    """A trade, or with no volume a cost of holding. `sign` is 1 for a buy, -1 for a sell."""
 
     time: float
+    sign: int
+    volume: float
     price: float
-    buys: bool
-    text: str
+    fee: float
+    text: str = ""
 
 
 class Chart:
@@ -59,11 +61,11 @@ class Chart:
         there, back = map(self._at, self.times, high), map(self._at, self.times, low)
         self._draw(kind, f"M{' '.join([*there, *[*back][::-1]])}Z")
 
-    def dots(self, marks: Iterable[Mark]) -> None:
-        for mark in marks:
+    def dots(self, fills: Iterable[Fill]) -> None:
+        for mark in fills:
             if self.times[0] <= mark.time <= self.times[-1]:
                 path = f"M{self._at(mark.time, mark.price)}h0"
-                self._draw("buy" if mark.buys else "sell", path, mark.text)
+                self._draw("buy" if mark.sign > 0 else "sell", path, mark.text)
                 self.keys |= {"buy": "buy", "sell": "sell"}
 
     def band(self, held: Sequence[float]) -> None:

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from krakenbot import config as configuration
-from krakenbot.commands.chart import Mark
-from krakenbot.commands.story import Fill, Point, Story, thinned, write
+from krakenbot.commands.chart import Fill
+from krakenbot.commands.story import Point, Story, thinned, write
 from krakenbot.config import Config
 from krakenbot.format import asset, moment, money, price, volume
 from krakenbot.identity import open_here
@@ -38,7 +38,7 @@ def story_of(config: Config, journal: Journal) -> Story:
     """Return what the journal has to tell."""
     equity, unit = [*journal.equity()], units(journal, config.pair)
     points = _points(equity, GAP_CANDLES * config.interval * 60)
-    marks, fills, orders = _orders(journal, unit.decimals)
+    fills, orders = _orders(journal, unit.decimals)
     fills += [Fill(time, 0, 0.0, 0.0, float(amount)) for time, amount in journal.charges()]
     account, halted = journal.account(), journal.get("halted")
     net = account.pnl(equity[-1].price) if equity else ZERO
@@ -69,7 +69,6 @@ def story_of(config: Config, journal: Journal) -> Story:
             for row in reversed(journal.newest_decisions(NEWEST))
             if row.done
         ],
-        marks=marks,
         fills=sorted(fills),
         orders=orders,
         notes=[],
@@ -93,10 +92,8 @@ def _points(equity: Sequence[Equity], gap_s: int) -> list[Point]:
     ]
 
 
-def _orders(
-    journal: Journal, decimals: int | None
-) -> tuple[list[Mark], list[Fill], list[Sequence[str]]]:
-    marks, fills = [], []
+def _orders(journal: Journal, decimals: int | None) -> tuple[list[Fill], list[Sequence[str]]]:
+    fills: list[Fill] = []
     orders: list[Sequence[str]] = []
     for intent in journal.intents():
         paid = intent.cost / intent.executed if intent.executed else None
@@ -113,7 +110,6 @@ def _orders(
         orders.append(row)
         if paid is not None:
             text = f"{row[0]} {row[1]} {row[2]} at {row[3]}: {row[6]}"
-            marks.append(Mark(intent.created, float(paid), intent.side.sign > 0, text))
             figures = (float(intent.executed), float(paid), float(intent.fee))
-            fills.append(Fill(intent.created, intent.side.sign, *figures))
-    return marks, fills, orders
+            fills.append(Fill(intent.created, intent.side.sign, *figures, text))
+    return fills, orders

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from krakenbot.commands import write_whole
-from krakenbot.commands.chart import COLUMNS, Chart, Mark
+from krakenbot.commands.chart import COLUMNS, Chart, Fill
 from krakenbot.commands.page import bars, page, table
 from krakenbot.format import duration, moment, money, percent, price, signed, volume
 
@@ -43,16 +43,6 @@ class Point(NamedTuple):
     is_after_gap: bool = False
 
 
-class Fill(NamedTuple):
-    """A trade, or with no volume a cost of holding. `sign` is 1 for a buy, -1 for a sell."""
-
-    time: float
-    sign: int
-    volume: float
-    price: float
-    fee: float
-
-
 class Story(NamedTuple):
     """All that the page of one run tells. `newest` are times, closes and averages.
 
@@ -75,7 +65,6 @@ class Story(NamedTuple):
     costs: Sequence[tuple[str, float]]
     points: Sequence[Point]
     newest: Sequence[tuple[float, float, float]]
-    marks: Sequence[Mark]
     fills: Sequence[Fill]
     orders: Sequence[Sequence[str]]
     notes: Sequence[str]
@@ -243,7 +232,8 @@ def _charts(story: Story) -> Iterator[str]:
     times, low, high, closes, nets, grosses, held, after_gap = zip(*story.points, strict=True)
     gaps = frozenset(at for at, is_after in enumerate(after_gap) if is_after)
     decimals = 6 if story.pair_decimals is None else story.pair_decimals
-    few = story.marks if len(story.marks) <= MARKS_MAX else ()
+    trades = [fill for fill in story.fills if fill.volume]
+    few = trades if len(trades) <= MARKS_MAX else ()
     chart = Chart("Price and position", times, [*low, *high], gaps, decimals)
     if low != high:
         chart.area("range", low, high)
@@ -251,14 +241,14 @@ def _charts(story: Story) -> Iterator[str]:
     chart.dots(few)
     chart.band(held)
     hidden = "too many fills to mark; the newest are in the next chart"
-    yield chart.html(hidden if len(few) < len(story.marks) else "")
+    yield chart.html(hidden if len(few) < len(trades) else "")
     if len(story.newest) > 1:
         ends, newest, averages = zip(*story.newest, strict=True)
         title = f"The newest {len(newest)} candles"
         near = Chart(title, ends, [*newest, *averages], decimals=decimals)
         near.line("price", newest, "price")
         near.line("average", averages, "second")
-        near.dots([mark for mark in story.marks if mark.time >= ends[0]][-MARKS_MAX:])
+        near.dots([trade for trade in trades if trade.time >= ends[0]][-MARKS_MAX:])
         yield near.html()
     hold = [story.size * (close - story.first_price) for close in closes]
     equity = Chart(f"Profit and loss, {story.quote}", times, [*nets, *grosses, *hold, 0.0], gaps)

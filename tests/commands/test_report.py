@@ -9,10 +9,10 @@ from pathlib import Path
 
 from krakenbot import config
 from krakenbot.commands import UsageError
-from krakenbot.commands.chart import COLUMNS
+from krakenbot.commands.chart import COLUMNS, Fill
 from krakenbot.commands.page import heat_map, table
 from krakenbot.commands.report import story_of
-from krakenbot.commands.story import Fill, Point, render, round_trips, thinned, write
+from krakenbot.commands.story import Point, render, round_trips, thinned, write
 from krakenbot.journal import Journal
 from krakenbot.journal_file import prepare
 

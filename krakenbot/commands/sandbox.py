@@ -1,12 +1,10 @@
 """`sandbox`: a local exchange that speaks Kraken's REST words."""
 
 import argparse
-import math
 import os
 import signal
-import sys
-from decimal import Decimal
 
+from krakenbot.commands import UsageError
 from krakenbot.kraken.signing import decode_secret
 from krakenbot.model import Secret
 from krakenbot.pairs import decimal
@@ -79,35 +77,26 @@ def run(arguments: argparse.Namespace) -> int:
     secret = os.environ.get("KRAKEN_API_SECRET") or SANDBOX_SECRET
     decode_secret(Secret(secret))
     try:
-        _check(arguments)
+        fee_rate = decimal(arguments.fee) / 100
+        if not 0 < arguments.speed <= SPEED_MAX:
+            raise ValueError(f"--speed {arguments.speed} is not above 0 and up to {SPEED_MAX}")
+        if not 0 <= arguments.port <= 65535:
+            raise ValueError(f"--port {arguments.port} is not in 0..65535")
+        if not 0 <= fee_rate <= 1:
+            raise ValueError(f"--fee {arguments.fee} is not in 0..100")
         sandbox = server.Sandbox(
             arguments.feed,
             arguments.speed,
             port=arguments.port,
             key=key,
             secret=secret,
-            fee_rate=_fee_rate(arguments.fee),
+            fee_rate=fee_rate,
             tier=arguments.counters,
             faults=arguments.faults,
         )
     except (ValueError, OSError) as error:
-        print(f"krakenbot sandbox: {error}", file=sys.stderr)
-        return 2
+        raise UsageError(str(error)) from error
     print(f"sandbox listening on {sandbox.url}", flush=True)
     signal.sigwait(ends)
     sandbox.close()
     return 0
-
-
-def _check(arguments: argparse.Namespace) -> None:
-    if not (math.isfinite(arguments.speed) and 0 < arguments.speed <= SPEED_MAX):
-        raise ValueError(f"--speed {arguments.speed} is not above 0 and up to {SPEED_MAX}")
-    if not 0 <= arguments.port <= 65535:
-        raise ValueError(f"--port {arguments.port} is not in 0..65535")
-
-
-def _fee_rate(percent: str) -> Decimal:
-    rate = decimal(percent) / 100
-    if not 0 <= rate <= 1:
-        raise ValueError(f"--fee {percent} is not in 0..100")
-    return rate

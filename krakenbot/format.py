@@ -7,6 +7,7 @@ floats of a chart.
 import os
 import re
 import time
+from collections.abc import Sequence
 from decimal import Context, Decimal
 from typing import TextIO
 
@@ -99,6 +100,14 @@ def _decimal(number: Number) -> Decimal:
 
 def _with_unit(figure: str, code: str) -> str:
     return f"{figure} {asset(code)}" if code else figure
+
+
+def in_columns(names: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return lines with aligned columns; those whose name begins with | stand right."""
+    heads = [name.removeprefix("|") for name in names]
+    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
+    sides = [">" if name.startswith("|") else "<" for name in names]
+    return ["  ".join(map("{:{}{}}".format, row, sides, widths)).rstrip() for row in (heads, *rows)]
 
 
 def shows_color(stream: TextIO) -> bool:

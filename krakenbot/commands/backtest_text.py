@@ -12,7 +12,7 @@ from krakenbot.backtest.engine import Costs
 from krakenbot.backtest.result import DAY_S, YEAR_S, Result, Trip
 from krakenbot.backtest.sweep import Cell, Step, Value, best_of, is_sound
 from krakenbot.config import Config
-from krakenbot.format import moment, money, percent, price, shows_color, signed
+from krakenbot.format import in_columns, moment, money, percent, price, shows_color, signed
 from krakenbot.pairs import PairRules, plain
 from krakenbot.rulefile import load
 
@@ -141,20 +141,13 @@ def trips(newest: Sequence[Trip], rules: PairRules, interval_s: int) -> list[str
         )
         for trip in newest
     ]
-    return ["", f"the newest {len(rows)} round trips", *_table(TRIP, rows)] if rows else []
-
-
-def _table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    heads = [name.removeprefix("|") for name in names]
-    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
-    sides = [">" if name.startswith("|") else "<" for name in names]
-    return ["  ".join(map("{:{}{}}".format, row, sides, widths)).rstrip() for row in (heads, *rows)]
+    return ["", f"the newest {len(rows)} round trips", *in_columns(TRIP, rows)] if rows else []
 
 
 def cells(every: Sequence[Cell], values: Mapping[str, Sequence[Value]]) -> list[str]:
     """Return net by the swept keys, and which is the best of those that can be compared."""
     best = best_of(every, [cell.whole for cell in every])
-    lines = _grid(every, values, best) or _table(CELL, cell_rows(every, best))
+    lines = _grid(every, values, best) or in_columns(CELL, cell_rows(every, best))
     if ended := sum(not is_sound(cell.whole) for cell in every):
         lines.append(f"! {ended} of {len(every)} ended early or could not trade: not compared")
     if best is None:
@@ -236,4 +229,4 @@ def verdict(steps: Sequence[Step], count: int) -> str:
 
 def forward(steps: Sequence[Step], count: int) -> list[str]:
     head = ["", "each span with the cell that was best in the span before"]
-    return [*head, *_table(FORWARD, forward_rows(steps, count)), verdict(steps, count)]
+    return [*head, *in_columns(FORWARD, forward_rows(steps, count)), verdict(steps, count)]

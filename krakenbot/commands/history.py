@@ -6,13 +6,13 @@ import json
 import re
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
 from krakenbot import config as configuration
-from krakenbot.format import moment, money, percent, price, volume
+from krakenbot.format import in_columns, moment, money, percent, price, volume
 from krakenbot.identity import open_here
 from krakenbot.journal import Journal
 from krakenbot.log import clean
@@ -126,9 +126,9 @@ def _equity(journal: Journal, since: int) -> Iterator[dict[str, Any]]:
 ROWS = {"decisions": _decisions, "orders": _orders, "equity": _equity}
 # What fits into 80 columns; csv and json have all.
 _SHOWN = {
-    "decisions": ("time", "price", "average", "target", "held", "reason"),
-    "orders": ("time", "purpose", "side", "volume", "price", "fee", "outcome", "reason"),
-    "equity": ("time", "price", "held", "gross", "net", "equity", "margin_level"),
+    "decisions": "time |price |average |target |held reason",
+    "orders": "time purpose side |volume |price |fee outcome reason",
+    "equity": "time |price |held |gross |net |equity |margin_level",
 }
 _MONEY = ("fee", "gross", "net", "equity")
 
@@ -154,26 +154,13 @@ def _print_csv(rows: Iterable[dict[str, Any]]) -> None:
         writer.writerow((row | {"time": moment(row["time"], "%Y-%m-%dT%H:%M:%SZ")}).values())
 
 
-def _print_table(
-    rows: Iterable[dict[str, Any]], names: Sequence[str], decimals: int | None
-) -> None:
-    """Print aligned columns in at most 80, numbers to the right."""
-    lines = [["time (UTC)", *(name.replace("_", " ") for name in names[1:])]]
-    for row in rows:
-        lines.append([_cell(name, row[name], decimals) for name in names])
-    if len(lines) == 1:
-        print("nothing yet")
-        return
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        cells = [
-            text.ljust(width) if name in _LEFT else text.rjust(width)
-            for name, text, width in zip(names, line, widths, strict=True)
-        ]
-        print("  ".join(cells).rstrip()[:COLUMNS])
-
-
-_LEFT = ("time", "purpose", "side", "outcome", "reason")
+def _print_table(rows: Iterable[dict[str, Any]], shown: str, decimals: int | None) -> None:
+    """Print aligned columns in at most 80."""
+    names = shown.replace("|", "").split()
+    cells = [[_cell(name, row[name], decimals) for name in names] for row in rows]
+    heads = shown.replace("time", "time_(UTC)").split()
+    table = in_columns([head.replace("_", " ") for head in heads], cells)
+    print("\n".join(line[:COLUMNS] for line in table) if cells else "nothing yet")
 
 
 def _cell(name: str, value: Any, decimals: int | None) -> str:

@@ -37,7 +37,7 @@ style-src 'unsafe-inline'; script-src 'unsafe-inline'">
 
 
 def table(title: str, names: Sequence[str], rows: Sequence[Sequence[str]], note: str = "") -> str:
-    """Return a table that scrolls by itself. Columns after one named with a | stand right."""
+    """Return a table that scrolls by itself. Columns whose name begins with | stand right."""
     shown = rows[:ROWS_MAX]
     more = f", {len(shown)} of {len(rows):,}" if len(shown) < len(rows) else ""
     kinds = [' class="n"' if name.startswith("|") else "" for name in names]

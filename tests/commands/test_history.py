@@ -67,7 +67,7 @@ class TestHistory(Folder):
         out = io.StringIO()
         with contextlib.redirect_stdout(out):
             row = {"time": 0, "target": 0, "reason": "", "held": D(0)}
-            history._print_table([row], ("time", "target", "reason", "held"), None)
+            history._print_table([row], "time |target reason |held", None)
         self.assertEqual(["0", "-", "0"], out.getvalue().splitlines()[1].split()[2:])
 
     def test_since_takes_dates_times_and_spans(self) -> None:

@@ -206,16 +206,31 @@ def _ask_the_bot(config: Config, path: Path, arguments: argparse.Namespace) -> i
         print(f"  the price now is not known: {clean(str(error))}")
     if not _agreed(arguments):
         return 2
+    _wait_for_the_bot(path, config.exchange.patience + GRACE_S)
+    with closing(open_read_only(path)) as journal:
+        halted, left = journal.get("halted"), journal.account().held
+    if halted != BY_HAND or left:
+        raise StopError(f"the bot ended with: {halted or 'no halt'}; it explains {left:f} as held")
+    print("it is closed, and the bot halted: `krakenbot resume` lets it trade again")
+    return 0
+
+
+def _wait_for_the_bot(path: Path, patience_s: float) -> None:
+    """Ask the bot to flatten and wait until it has ended; who stops waiting asks no more."""
     request = FlattenRequest(path)
     request.make()
     began = time.monotonic()
-    while request.is_open():
-        if time.monotonic() - began > REQUEST_S and request.withdraw():
-            raise LaterError(f"the bot did not answer within {REQUEST_S:.0f} s; {_waits(path)}")
-        time.sleep(POLL_S)
+    try:
+        while request.is_open():
+            if time.monotonic() - began > REQUEST_S and request.withdraw():
+                raise LaterError(f"the bot did not answer within {REQUEST_S:.0f} s; {_waits(path)}")
+            time.sleep(POLL_S)
+    except BaseException:
+        request.withdraw()
+        raise
     print("the bot has taken it", flush=True)
     told = time.monotonic()
-    ends = told + config.exchange.patience + GRACE_S
+    ends = told + patience_s
     while is_locked(path.with_suffix(".lock")):
         if time.monotonic() > ends:
             raise LaterError(f"the bot is still at it; {_waits(path)}. See `krakenbot status`")
@@ -223,12 +238,6 @@ def _ask_the_bot(config: Config, path: Path, arguments: argparse.Namespace) -> i
             told = time.monotonic()
             print(f"  waiting: {_waits(path)}", flush=True)
         time.sleep(POLL_S)
-    with closing(open_read_only(path)) as journal:
-        halted, left = journal.get("halted"), journal.account().held
-    if halted != BY_HAND or left:
-        raise StopError(f"the bot ended with: {halted or 'no halt'}; it explains {left:f} as held")
-    print("it is closed, and the bot halted: `krakenbot resume` lets it trade again")
-    return 0
 
 
 def _waits(path: Path) -> str:

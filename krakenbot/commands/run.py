@@ -83,7 +83,6 @@ def run(arguments: argparse.Namespace) -> int:
 def _trade(config: Config, parts: Parts, notifier: Notifier, once: bool) -> None:
     """Run the bot until it ends or another process asks it to flatten, which ends in a stop."""
     request = FlattenRequest(parts.path)
-    request.withdraw()  # Whoever asked, asked another process.
 
     def progress() -> None:
         notifier.alive()

@@ -206,7 +206,28 @@ class TestFlatten(HandoverTest):
 
     def test_a_request_that_is_old_has_expired_when_a_bot_starts(self) -> None:
         gate = self.held(HOURLY)
-        self.journal().with_suffix(".flatten").touch()
+        request = self.journal().with_suffix(".flatten")
+        request.touch()
+        os.utime(request, (0, 0))
         self.assert_ends(self.run_it(gate, "run", "--live", "--once", **HOURLY), 0)
         self.assertEqual(1, len(gate.orders))
-        self.assertFalse(self.journal().with_suffix(".flatten").exists())
+        self.assertFalse(request.exists())
+
+    def test_a_request_that_somebody_waits_for_outlives_a_restart_of_the_bot(self) -> None:
+        gate = self.held(HOURLY)
+        self.journal().with_suffix(".flatten").touch()
+        done = self.run_it(gate, "run", "--live", "--once", **HOURLY)
+        self.assert_ends(done, 76, "flattened by hand")
+        self.assertEqual((2, 0), (len(gate.orders), gate.position))
+
+    def test_who_stops_waiting_takes_the_request_back(self) -> None:
+        self.held(HOURLY)
+        path = self.journal()
+        lock = Lock(path.with_suffix(".lock"), "it")
+        self.addCleanup(lock.close)
+        with (
+            mock.patch("time.sleep", side_effect=KeyboardInterrupt),
+            self.assertRaises(KeyboardInterrupt),
+        ):
+            handover._wait_for_the_bot(path, 1.0)
+        self.assertFalse(path.with_suffix(".flatten").exists())

@@ -93,7 +93,8 @@ def assemble(
     too long. `progress` is told every few seconds of waiting. Without `makes_journal` a journal
     that is not there yet is made in memory alone.
     """
-    require_live(config, live)
+    if not adopts:  # Who only adopts sends no order.
+        require_live(config, live)
     credentials = _credentials(config)
     is_live = config.mode == "live"
     clock = SystemClock(config.exchange.clock_speed)
@@ -104,7 +105,7 @@ def assemble(
         owner = fingerprint(credentials.key)
         locks = [Lock(config.state_directory / f"key-{owner}.lock", "this API key")]
         nonces = Nonces(locks[0])
-    client = client_of(config, clock, credentials, nonces, live=is_live)
+    client = client_of(config, clock, credentials, nonces, live=is_live and live)
     client.on_read = clock.read
     spot = spot_of(config, client)
 

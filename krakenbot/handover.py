@@ -67,8 +67,6 @@ class Desk:
         """Ask about every order whose end is not known."""
         self._orders.reconcile()
 
-    # -- what is held --------------------------------------------------------------------------
-
     def held(self) -> Position:
         """Return what the exchange holds of the bot's, and what that is worth.
 
@@ -92,8 +90,6 @@ class Desk:
             f"{format.price(price, rules)} = {format.money(worth, rules.quote)}, fee about "
             f"{format.money(fee, rules.quote)}"
         )
-
-    # -- adopting ------------------------------------------------------------------------------
 
     def adoption(self) -> list[str]:
         """Return what adopting will explain, and what the next decision will trade then."""
@@ -157,8 +153,6 @@ class Desk:
         own_trades(journal, position.trades, now)
         log.warning("adopted held=%s explained_before=%s price=%s", position.volume, before, price)
 
-    # -- flattening ----------------------------------------------------------------------------
-
     def flatten(
         self, reason: str, patience_s: float = 300.0, checks: Sequence[Callable[[], object]] = ()
     ) -> None:
@@ -197,9 +191,6 @@ class Desk:
         candle = int(self._clock.now())  # Outside of any candle, so that ids are new.
         self._orders.send(step, self.rules, candle, held, reason)
         return False
-
-
-# -- asking a bot that runs ------------------------------------------------------------------------
 
 
 class FlattenRequest:

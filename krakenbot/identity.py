@@ -40,9 +40,6 @@ def account_name(text: str) -> str:
     return fingerprint(Secret(bare)) if bare else ""
 
 
-# -- what was learned ------------------------------------------------------------------------------
-
-
 def recall(config: Config, kind: str, name: str) -> str:
     """Return the pair that a spelling means ("pair"), a key's account ("account"), or nothing."""
     return _index(config).get(f"{kind} {_host(config)} {name}", "")
@@ -71,9 +68,6 @@ def _index(config: Config) -> dict[str, str]:
         return {str(key): str(value) for key, value in index.items()}
     except (OSError, ValueError, AttributeError):
         return {}  # It can be learned again.
-
-
-# -- journals --------------------------------------------------------------------------------------
 
 
 def place_of(

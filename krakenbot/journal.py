@@ -32,8 +32,6 @@ class Journal:
     def close(self) -> None:
         self._db.close()
 
-    # -- orders ------------------------------------------------------------------------------
-
     def write(self, intent: Intent) -> None:
         """Put the intent on disk. Returns only when it is there; refuses a second one like it.
 
@@ -147,8 +145,6 @@ class Journal:
     def knows_order(self, exchange_order_id: str) -> bool:
         query = "SELECT count(*) FROM intents WHERE exchange_order_id = ?"
         return self._number(query, exchange_order_id) > 0
-
-    # -- the account as the journal explains it ------------------------------------------------
 
     def account(self) -> Account:
         """Return the sum of all fills and charges, summed again when another program wrote."""
@@ -274,8 +270,6 @@ class Journal:
     def is_charged(self, charge_id: str) -> bool:
         return self._number("SELECT count(*) FROM charges WHERE id = ?", _stored(charge_id)) > 0
 
-    # -- decisions and equity ------------------------------------------------------------------
-
     def decide(self, row: Mapping[str, Any], summary: MarginSummary | None = None) -> None:
         """Write what was decided on a candle; with `summary` for good, and the equity after it."""
         account = self.account()
@@ -327,8 +321,6 @@ class Journal:
     def newest_equity(self) -> Equity | None:
         rows = self._db.execute("SELECT * FROM equity ORDER BY time DESC LIMIT 1")
         return next((_read(Equity, row) for row in rows), None)
-
-    # -- single values -------------------------------------------------------------------------
 
     def get(self, key: str, default: str = "") -> str:
         row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()

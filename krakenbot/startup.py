@@ -53,9 +53,6 @@ def checks_of(start: Start) -> tuple[tuple[Check, ...], tuple[Check, ...]]:
     return tuple(partial(c, start) for c in account), tuple(partial(c, start) for c in settings)
 
 
-# -- whose journal it is ---------------------------------------------------------------------------
-
-
 def learn(config: Config, exchange: Exchange, key: str) -> tuple[Identity, KeyInfo | None]:
     """Return what the exchange calls pair and account, from the index where they are known.
 
@@ -80,9 +77,6 @@ def learn(config: Config, exchange: Exchange, key: str) -> tuple[Identity, KeyIn
         if account:
             identity.remember(config, "account", key, account)
     return Identity(pair, account), info
-
-
-# -- the key and what it did -----------------------------------------------------------------------
 
 
 def check_key(start: Start) -> None:
@@ -190,9 +184,6 @@ def check_untracked_balance(start: Start) -> None:
             )
     journal.put(minded=1)
     lock.write("live")
-
-
-# -- what may come of the configuration ------------------------------------------------------------
 
 
 def try_strategy(start: Start) -> None:

@@ -30,18 +30,17 @@ from krakenbot.lock import Lock, is_locked
 from krakenbot.log import clean
 from krakenbot.model import ZERO, Side
 
-EXAMPLE = "krakenbot flatten --live; krakenbot adopt --live; krakenbot resume"
+EXAMPLE = "krakenbot flatten --live; krakenbot adopt; krakenbot resume"
 BY_HAND = "flattened by hand"
 POLL_S, TOLD_S, GRACE_S = 0.2, 10.0, 600.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     command = parser.get_default("command")
-    if command == "resume":
-        return
-    parser.add_argument("--live", action="store_true", help='needed as well as mode = "live"')
-    parser.add_argument("--yes", action="store_true", help="do it without asking")
+    if command != "resume":
+        parser.add_argument("--yes", action="store_true", help="do it without asking")
     if command == "flatten":
+        parser.add_argument("--live", action="store_true", help='needed as well as mode = "live"')
         everything = "close the margin position of the pair whoever opened it"
         parser.add_argument("--all", action="store_true", help=everything)
 
@@ -51,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
         return _resume(configuration.load_here(arguments.config))
     config = load_config(arguments.config)
     if arguments.command == "adopt":
-        return adopt(config, live=arguments.live, yes=arguments.yes)
+        return adopt(config, yes=arguments.yes)
     # Closing needs no strategy, so a broken rule file must not stand in its way.
     return _flatten(config._replace(strategy=StrategyTable()), arguments)
 
@@ -71,9 +70,9 @@ def _resume(config: Config) -> int:
 
 
 @contextmanager
-def _parts(config: Config, live: bool, **options: Any) -> Iterator[Parts]:
+def _parts(config: Config, **options: Any) -> Iterator[Parts]:
     """Return the parts of a bot that does not run, closed afterwards."""
-    parts = assemble(config, live=live, **options)
+    parts = assemble(config, **options)
     try:
         yield parts
     finally:
@@ -82,9 +81,9 @@ def _parts(config: Config, live: bool, **options: Any) -> Iterator[Parts]:
             lock.close()
 
 
-def adopt(config: Config, *, live: bool, yes: bool) -> int:
+def adopt(config: Config, *, yes: bool) -> int:
     """Say what adopting does and, with `yes`, do it. Return the exit code: 2 without."""
-    with _parts(config, live, adopts=True, makes_journal=yes) as parts:
+    with _parts(config, live=False, adopts=True, makes_journal=yes) as parts:
         desk, patience_s = parts.desk, config.exchange.patience
         desk.patiently(desk.learn, patience_s)
         if yes:
@@ -105,7 +104,9 @@ def _flatten(config: Config, arguments: argparse.Namespace) -> int:
     if path is not None and is_locked(path.with_suffix(".lock")):
         return _ask_the_bot(config, path, arguments)
     takes_all = arguments.all and config.leverage > 0
-    with _parts(config, arguments.live, adopts=takes_all, makes_journal=arguments.all) as parts:
+    with _parts(
+        config, live=arguments.live, adopts=takes_all, makes_journal=arguments.all
+    ) as parts:
         desk, patience_s = parts.desk, config.exchange.patience
         desk.patiently(desk.learn, patience_s)
         if parts.is_new and not arguments.all:

@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from krakenbot import log
-from krakenbot.assemble import Parts, assemble, assumed_fee_rate, load_config
+from krakenbot.assemble import Parts, assemble, assumed_fee_rate, load_config, require_live
 from krakenbot.bot import Event
 from krakenbot.commands import exit_code
 from krakenbot.commands.handover import BY_HAND, adopt
@@ -41,8 +41,9 @@ def run(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config)
     if _is_watched() and config.sources["log.level"] == "default":
         log.setup("warning", config.log.format)  # The table says the same better.
+    require_live(config, arguments.live)
     if arguments.adopt:
-        code = adopt(config, live=arguments.live, yes=arguments.yes)
+        code = adopt(config, yes=arguments.yes)
         if code:
             return code
     tells_costs = not arguments.once and (config.mode != "live" or _is_watched())

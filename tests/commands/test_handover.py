@@ -45,7 +45,7 @@ class TestAdopt(HandoverTest):
     def test_adopting_says_what_it_will_trade_and_changes_nothing_without_yes(self) -> None:
         gate = self.gate(speed=300)
         gate.control("position", pair="XBTUSD", side="buy", volume="0.02", leverage=2)
-        for words in (("adopt", "--live"), ("run", "--live", "--once", "--adopt")):
+        for words in (("adopt"), ("run", "--live", "--once", "--adopt")):
             done = self.run_it(gate, *words, **HOURLY)
             self.assertEqual(2, done.code, done.err)
             self.assertFalse(list(self.state.glob("*.db")))
@@ -58,7 +58,7 @@ class TestAdopt(HandoverTest):
     def test_with_yes_the_position_is_the_bot_s_own_and_the_command_ends(self) -> None:
         gate = self.gate(speed=300)
         gate.control("position", pair="XBTUSD", side="buy", volume="0.01", leverage=2)
-        done = self.run_it(gate, "adopt", "--live", "--yes", **HOURLY)
+        done = self.run_it(gate, "adopt", "--yes", **HOURLY)
         self.assert_ends(done, 0)
         self.assertEqual([], gate.added)
         status = json.loads(self.run_it(gate, "status", "--json", **HOURLY).out)
@@ -71,7 +71,7 @@ class TestAdopt(HandoverTest):
         gate.control("clock", advance=3600)
         done = self.run_it(gate, "run", "--live", "--once", **SPOT)
         self.assert_ends(done, 76, "0.01 XBT.F", "do not adopt")
-        done = self.run_it(gate, "adopt", "--live", **SPOT)
+        done = self.run_it(gate, "adopt", **SPOT)
         self.assertIn("XBT.F lies in Earn", done.out)
         self.assertEqual(1, len(gate.orders))
 

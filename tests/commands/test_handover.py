@@ -45,12 +45,12 @@ class TestAdopt(HandoverTest):
     def test_adopting_says_what_it_will_trade_and_changes_nothing_without_yes(self) -> None:
         gate = self.gate(speed=300)
         gate.control("position", pair="XBTUSD", side="buy", volume="0.02", leverage=2)
-        for words in (("adopt"), ("run", "--live", "--once", "--adopt")):
+        for words in (("adopt",), ("run", "--live", "--once", "--adopt")):
             done = self.run_it(gate, *words, **HOURLY)
             self.assertEqual(2, done.code, done.err)
             self.assertFalse(list(self.state.glob("*.db")))
             self.assertIn("held at the exchange: 0.02 XBT; explained so far: 0 XBT", done.out)
-            self.assertRegex(done.out, r"sell 0\.0\d XBT at market, about [\d,.]+ = .* fee about")
+            self.assertRegex(done.out, r"sell 0\.01 XBT at market, about [\d,.]+ = .* fee about")
             self.assertIn("Nothing was changed", done.out)
         self.assertEqual([], gate.added)
         self.assert_ends(self.run_it(gate, "run", "--live", "--once", **HOURLY), 76, "explains 0")

@@ -1,7 +1,6 @@
 """What is known of the pair of a file, under whichever of its names, and what has to be assumed."""
 
 import json
-import re
 from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -10,36 +9,7 @@ from krakenbot import format
 from krakenbot.backtest.files import BadDataError, Columns, exact
 from krakenbot.model import MARGIN_RATE_ASSUMED
 from krakenbot.pairs import PairRules, parse_rules
-from krakenbot.simulated.listing import MARGIN_RATES, PAIRS
-
-# Kraken's names for what others call BTC and DOGE. Source: docs.kraken.com, "Assets", `altname`.
-_ALTNAMES = {"BTC": "XBT", "DOGE": "XDG"}
-# What Kraken's pairs are quoted in: without a separator a name does not say where its base ends.
-_QUOTES = {
-    *("USD", "EUR", "GBP", "JPY", "CAD", "CHF", "AUD", "XBT", "BTC", "ETH", "USDT", "USDC"),
-    *("USDG", "USDQ", "USDR", "DAI", "PYUSD", "RLUSD", "EURC", "EURQ", "EURR", "EURT", "DOGE"),
-}
-_DECIMAL_MONEY = ("XBT", "ETH", "XDG")  # Amounts in these have more than five decimals.
-_LEVERAGES = tuple(range(2, 11))
-
-
-def assets_of(name: str) -> tuple[str, str]:
-    """Return base and quote of a pair as altnames: of XXBTZUSD as of BTC/USD these are XBT, USD."""
-    base, _, quote = re.sub("[-_]", "/", name.upper()).partition("/")
-    if not quote:
-        ends = (end for end in sorted(_QUOTES, key=len, reverse=True) if base.endswith(end))
-        end = next((end for end in ends if end != base), base[-3:])
-        base, quote = base[: -len(end)], end
-        # XXBTZUSD, ZEURZUSD, XETHXXBT, USDTZUSD: the older codes have a letter more on both sides.
-        older = base[:-1]
-        if base[-1:] in ("Z", "X") and (format.asset(older) != older or older == "USDT"):
-            base = older
-    return _altname(base), _altname(quote)
-
-
-def _altname(code: str) -> str:
-    plain = format.asset(code)
-    return _ALTNAMES.get(plain, plain)
+from krakenbot.simulated.listing import MARGIN_RATES, PAIRS, assets_of, unlisted
 
 
 def rules_of(name: str, path: Path | None, part: Columns, notes: list[str]) -> PairRules:
@@ -59,33 +29,15 @@ def rules_of(name: str, path: Path | None, part: Columns, notes: list[str]) -> P
         raise BadDataError(f"{path}: has no pair {base}/{quote}")
     columns = part.opens, part.highs, part.lows, part.closes
     decimals = max(-int(exact(x).as_tuple().exponent) for column in columns for x in column)
-    decimals = max(decimals, 0)
-    tick = Decimal(1).scaleb(-decimals)
-    spread = float(200 * tick) / part.closes[-1]
+    assumed = unlisted(base, quote, max(decimals, 0))
+    spread = 200 * Decimal(assumed["tick_size"]) / exact(part.closes[-1])
     notes.append(
-        f"{base}/{quote} is not in the built-in list of pairs. Assumed: a tick of {tick:f}, as the "
-        f"file's prices have it, so a spread of {spread:.4f} %; no smallest order; no position "
-        f"limit; leverage up to {_LEVERAGES[-1]} on both sides. Kraken's own rules: --pair-rules "
-        "with a saved AssetPairs answer"
+        f"{base}/{quote} is not in the built-in list of pairs. Assumed: a tick of "
+        f"{assumed['tick_size']}, as the file's prices have it, so a spread of {spread:.4f} %; no "
+        "smallest order; no position limit; leverage up to 10 on both sides. Kraken's own rules: "
+        "--pair-rules with a saved AssetPairs answer"
     )
-    return PairRules(
-        pair=base + quote,
-        altname=base + quote,
-        base=base,
-        quote=quote,
-        status="online",
-        lot_decimals=8,
-        pair_decimals=decimals,
-        cost_decimals=10 if quote in _DECIMAL_MONEY else 5,
-        ordermin=Decimal("1e-8"),
-        costmin=Decimal(0),
-        leverages_buy=_LEVERAGES,
-        leverages_sell=_LEVERAGES,
-        margin_call=Decimal(80),
-        margin_stop=Decimal(40),
-        long_position_limit=None,
-        short_position_limit=None,
-    )
+    return parse_rules(base + quote, assumed)
 
 
 def rates_of(rules: PairRules, notes: list[str]) -> dict[str, Decimal]:

@@ -48,32 +48,32 @@ class Step(NamedTuple):
     hold: Decimal
 
 
-class Sweep(NamedTuple):
-    """All that every cell shares."""
+class Setting(NamedTuple):
+    """What all runs share; `spans` are stretches to run through by themselves as well."""
 
     config: Config
     rules: PairRules
     costs: Costs
-    needs_trades: bool
-    spans: Sequence[tuple[int, int]]
+    needs_trades: bool = False
+    spans: Sequence[tuple[int, int]] = ()
 
 
 _shared: dict[int, Columns] = {}
 
 
-def cells_of(sweep: Sweep, values: Mapping[str, Sequence[Value]], whole: Columns) -> list[Cell]:
+def cells_of(setting: Setting, values: Mapping[str, Sequence[Value]], whole: Columns) -> list[Cell]:
     """Return the cell of each combination of values, computed on all processors."""
     runs = [dict(zip(values, row, strict=True)) for row in product(*values.values())]
     if len(runs) > RUNS_MAX:
         raise BadDataError(f"--sweep: {len(runs)} runs, at most {RUNS_MAX}")
-    for minutes in map(int, values.get("interval", [sweep.config.interval])):
+    for minutes in map(int, values.get("interval", [setting.config.interval])):
         made = next(aggregate([whole], minutes * 60), None)
         if made is None:
             raise BadDataError(f"the data hold no whole candle of {minutes} min")
         _shared[minutes] = made
     # Forked processes see the columns without a copy, so every file is read once.
     with ProcessPoolExecutor(mp_context=get_context("fork")) as pool:
-        tasks = [(sweep, run) for run in runs]
+        tasks = [(setting, run) for run in runs]
         return list(pool.map(_cell, tasks, chunksize=max(1, len(tasks) // 64)))
 
 
@@ -132,26 +132,26 @@ def whole_of(parts: Iterable[Columns]) -> Columns:
     return Columns(interval_s, times, *columns)
 
 
-def _cell(task: tuple[Sweep, dict[str, Value]]) -> Cell:
-    sweep, keys = task
-    interval, chosen = int(keys.get("interval", sweep.config.interval)), sweep.config.strategy
+def _cell(task: tuple[Setting, dict[str, Value]]) -> Cell:
+    setting, keys = task
+    interval, chosen = int(keys.get("interval", setting.config.interval)), setting.config.strategy
     if chosen.name == "file":
         swept = {key: value for key, value in keys.items() if key != "interval"}
         chosen = chosen._replace(parameters={**chosen.parameters, **swept})
     else:
         chosen = chosen._replace(length=int(keys.get("length", chosen.length)))
-    plan = plan_of(sweep.config._replace(interval=interval, strategy=chosen))
+    plan = plan_of(setting.config._replace(interval=interval, strategy=chosen))
     series = _shared[interval]
 
     def run(begin: int, end: int, warm_up: int) -> Result:
         replay = Replay(
-            plan, sweep.rules, sweep.costs, warm_up=warm_up, needs_trades=sweep.needs_trades
+            plan, setting.rules, setting.costs, warm_up=warm_up, needs_trades=setting.needs_trades
         )
         replay.feed(series.cut(begin - warm_up, end))
         return replay.result()
 
     spans = []
-    for span in sweep.spans:
+    for span in setting.spans:
         begin, end = (-((series.times[0] - time) // series.interval_s) for time in span)
         # What the bot would know at the beginning of the span.
         spans.append(run(begin, end, min(begin, WINDOW)))

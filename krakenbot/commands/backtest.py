@@ -11,21 +11,22 @@ from collections.abc import Iterable, Iterator, Mapping
 from decimal import Decimal
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from krakenbot import config as configuration
 from krakenbot.backtest import files as candlefile
 from krakenbot.backtest import sweep
 from krakenbot.backtest.engine import Costs, Replay
 from krakenbot.backtest.files import BadDataError, Columns, Source, interval_of, pair_of
-from krakenbot.backtest.pair import assets_of, choose, rates_of, rules_of
+from krakenbot.backtest.pair import choose, rates_of, rules_of
 from krakenbot.backtest.result import DAY_S
 from krakenbot.commands import backtest_text as text
 from krakenbot.config import Config
 from krakenbot.decision import plan_of
 from krakenbot.format import moment
-from krakenbot.pairs import PairRules, decimal, plain
+from krakenbot.pairs import decimal, plain
 from krakenbot.risk import FEE_RATE_ASSUMED
+from krakenbot.simulated.listing import assets_of
 
 EXAMPLE = "krakenbot backtest XBTUSD_60.csv --sweep length=10:100:10 interval=60,240 --forward 365d"
 
@@ -42,16 +43,6 @@ _SWEPT_MAX = 50_000
 _SPAN = re.compile(r"(\d{1,5})(d|w|y)")
 _SPAN_DAYS = {"d": 1, "w": 7, "y": 365}
 _TRIPS_SHOWN, _TRIPS_DRAWN = 10, 1000
-
-
-class _Run(NamedTuple):
-    """What a run needs besides the candles, and what to say about it."""
-
-    config: Config
-    rules: PairRules
-    costs: Costs
-    needs_trades: bool
-    notes: list[str]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -127,40 +118,45 @@ def _backtest(config: Config, arguments: argparse.Namespace) -> list[str]:
     fee_rate = FEE_RATE_ASSUMED if fee is None else fee / 100
     slippage, rates = Decimal(arguments.slippage) / 100, rates_of(rules, notes)
     costs = Costs(fee_rate, config.paper.balance, slippage, rates)
-    asked_for = _Run(config, rules, costs, arguments.no_trade_no_fill, notes)
+    setting = sweep.Setting(config, rules, costs, arguments.no_trade_no_fill)
     parts = _watched(chain([first], parts))
     if values:
-        return _sweep(asked_for, parts, values, span_s, arguments)
-    return _once(asked_for, parts, arguments.report, arguments.json)
+        return _sweep(setting, parts, values, span_s, arguments, notes)
+    return _once(setting, parts, arguments, notes)
 
 
-def _once(asked: _Run, parts: Iterable[Columns], report: Path | None, as_object: bool) -> list[str]:
-    keep = None if as_object else _TRIPS_DRAWN if report else _TRIPS_SHOWN
-    plan = plan_of(asked.config)
-    replay = Replay(plan, asked.rules, asked.costs, keep, needs_trades=asked.needs_trades)
-    parts = candlefile.aggregate(parts, asked.config.interval * 60)
-    if report:
-        from krakenbot.commands import backtest_page
+def _once(
+    setting: sweep.Setting,
+    parts: Iterable[Columns],
+    arguments: argparse.Namespace,
+    notes: list[str],
+) -> list[str]:
+    config, rules, costs, needs_trades, _ = setting
+    keep = None if arguments.json else _TRIPS_DRAWN if arguments.report else _TRIPS_SHOWN
+    replay = Replay(plan_of(config), rules, costs, keep, needs_trades=needs_trades)
+    parts = candlefile.aggregate(parts, config.interval * 60)
+    if arguments.report:
+        from krakenbot.commands.backtest_page import write_run
 
-        result = backtest_page.write_run(report, asked.config, replay, parts, asked.notes)
-        asked.notes.append(f"report: {report}")
+        result = write_run(arguments.report, config, replay, parts, notes)
+        notes.append(f"report: {arguments.report}")
     else:
         for part in parts:
             replay.feed(part)
         result = replay.result()
-    if as_object:
+    if arguments.json:
         trips = [text.trip_object(trip, result.interval_s) for trip in replay.record.trips]
-        told = plainly(result._asdict()) | {"notes": asked.notes, "round_trips": trips}
+        told = plainly(result._asdict()) | {"notes": notes, "round_trips": trips}
         return [json.dumps(told, indent=2)]
     return [
         text.title(result),
         *text.headline(result),
-        text.setup(asked.config, asked.costs, asked.rules),
+        text.setup(config, costs, rules),
         "",
         *(f"{name:16}{words}" for name, words in text.figures(result)),
-        *text.trips(replay.record.trips, asked.rules, result.interval_s),
+        *text.trips(replay.record.trips, rules, result.interval_s),
         "",
-        *asked.notes,
+        *notes,
     ]
 
 
@@ -255,36 +251,35 @@ def _parse_span(word: str) -> int:
 
 
 def _sweep(
-    asked: _Run,
+    setting: sweep.Setting,
     parts: Iterable[Columns],
     values: dict[str, list[sweep.Value]],
     span_s: int,
     arguments: argparse.Namespace,
+    notes: list[str],
 ) -> list[str]:
-    config, report = asked.config, arguments.report
     whole = sweep.whole_of(parts)
     spans = sweep.spans_of(whole.times[0], whole.end, span_s) if span_s else []
     if span_s and len(spans) < 2:
         raise BadDataError(f"--forward {arguments.forward}: the data hold fewer than two spans")
-    shared = sweep.Sweep(config, asked.rules, asked.costs, asked.needs_trades, spans)
-    cells = sweep.cells_of(shared, values, whole)
+    cells = sweep.cells_of(setting._replace(spans=spans), values, whole)
     steps = sweep.walk_forward(cells) if spans else []
     head = [
         text.title(cells[0].whole, with_interval="interval" not in values),
-        text.setup(config, asked.costs, asked.rules, is_sweep=True),
+        text.setup(setting.config, setting.costs, setting.rules, is_sweep=True),
     ]
-    if report:
+    if arguments.report:
         from krakenbot.commands.backtest_page import write_sweep
 
-        write_sweep(report, head, cells, steps, asked.notes)
-        asked.notes.append(f"report: {report}")
+        write_sweep(arguments.report, head, cells, steps, notes)
+        notes.append(f"report: {arguments.report}")
     if arguments.json:
         told: Any = [plainly({**cell.keys, **cell.whole._asdict()}) for cell in cells]
         if spans:
             told = {"cells": told, "forward": [_step_object(step) for step in steps]}
         return [json.dumps(told)]
     forward = text.forward(steps, len(cells)) if spans else []
-    return [*head, "", *text.cells(cells, values), *forward, "", *asked.notes]
+    return [*head, "", *text.cells(cells, values), *forward, "", *notes]
 
 
 def plainly(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,10 @@
 """What the sandbox lists: pairs and assets, in the form of Kraken's AssetPairs and Assets."""
 
+import re
 from decimal import Decimal
 from typing import Any
+
+from krakenbot import format
 
 SANDBOX_KEY = "SANDBOX-KEY"
 # Public on purpose: it opens nothing but a sandbox.
@@ -34,6 +37,14 @@ def _pair(
         | dict(zip(names, limits, strict=False))
     )
 
+
+# Kraken's names for what others call BTC and DOGE. Source: docs.kraken.com, "Assets", `altname`.
+_ALTNAMES = {"BTC": "XBT", "DOGE": "XDG"}
+# What Kraken's pairs are quoted in: without a separator a name does not say where its base ends.
+_QUOTES = {
+    *("USD", "EUR", "GBP", "JPY", "CAD", "CHF", "AUD", "XBT", "BTC", "ETH", "USDT", "USDC"),
+    *("USDG", "USDQ", "USDR", "DAI", "PYUSD", "RLUSD", "EURC", "EURQ", "EURR", "EURT", "DOGE"),
+}
 
 # As listed in autumn 2026; of XBTEUR, ETHUSD and USDTUSD the limits, of BONKUSD all is a guess.
 PAIRS: dict[str, dict[str, Any]] = {
@@ -74,12 +85,26 @@ def aliases(key: str, row: dict[str, Any]) -> set[str]:
     return {key, row["altname"], row["wsname"], modern, modern.replace("/", "")}
 
 
-def unlisted(altname: str, decimals: int) -> tuple[str, dict[str, Any]]:
-    """Return key and row for a pair outside the table, so that any file of candles can be run."""
-    for quote in ("USDT", "USDC", "USD", "EUR", "GBP"):
-        base = altname.removesuffix(quote)
-        if base not in ("", altname):
-            ordermin = "0.00005" if base == "XBT" else "0.01"
-            limits = (1000000, 1000000)
-            return altname, _pair(base, quote, decimals, ordermin, _UP_TO_10, limits)
-    raise ValueError(f"{altname}: not a pair in USD, EUR, GBP, USDT or USDC")
+def unlisted(base: str, quote: str, decimals: int) -> dict[str, Any]:
+    """Return a row for a pair outside the table: no minimum and no limit, as none is known."""
+    row = _pair(base, quote, decimals, "0.00000001", _UP_TO_10) | {"costmin": "0"}
+    return row | {"cost_decimals": 10} if quote in ("XBT", "ETH", "XDG") else row
+
+
+def assets_of(name: str) -> tuple[str, str]:
+    """Return base and quote of a pair as altnames: of XXBTZUSD as of BTC/USD these are XBT, USD."""
+    base, _, quote = re.sub("[-_]", "/", name.upper()).partition("/")
+    if not quote:
+        ends = (end for end in sorted(_QUOTES, key=len, reverse=True) if base.endswith(end))
+        end = next((end for end in ends if end != base), base[-3:])
+        base, quote = base[: -len(end)], end
+        # XXBTZUSD, ZEURZUSD, XETHXXBT, USDTZUSD: the older codes have a letter more on both sides.
+        older = base[:-1]
+        if base[-1:] in ("Z", "X") and (format.asset(older) != older or older == "USDT"):
+            base = older
+    return _altname(base), _altname(quote)
+
+
+def _altname(code: str) -> str:
+    plain = format.asset(code)
+    return _ALTNAMES.get(plain, plain)

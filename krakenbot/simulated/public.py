@@ -27,7 +27,7 @@ class FeedMarkets:
         self.prices: dict[str, Decimal] = {}
         self.listing = {name: dict(row) for name, row in PAIRS.items()}
         if feed.pair and feed.pair not in PAIRS:
-            self.listing[feed.pair] = listing.unlisted(feed.pair, feed.digits)[1]
+            self.listing[feed.pair] = listing.unlisted(*listing.assets_of(feed.pair), feed.digits)
         self.rules = {name: parse_rules(name, row) for name, row in self.listing.items()}
         self._names = {
             alias: name

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from krakenbot.backtest import files
 from krakenbot.backtest.files import BadDataError, Columns, Source, aggregate, exact, read
-from krakenbot.backtest.pair import assets_of
+from krakenbot.simulated.listing import assets_of
 
 DATA = os.environ.get("TEST_DATA_KRAKEN")
 T0 = 1_600_000_020

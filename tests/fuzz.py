@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from krakenbot import config, log
-from krakenbot.backtest.files import BadDataError, Source, read
+from krakenbot.backtest.files import BadDataError, read
 from krakenbot.candles import fill, parse_rows
 from krakenbot.commands.history import ROWS
 from krakenbot.commands.status import read_status
@@ -441,7 +441,7 @@ class TestFiles(FuzzTest):
         path = self.folder / name
         path.write_bytes(content)
         try:
-            for columns in read([Source(path)], 60, []):
+            for columns in read([path], 60, []):
                 self.assertTrue(columns.closes)
         except BadDataError:
             pass

@@ -18,12 +18,11 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
-from io import BufferedIOBase
 from itertools import chain, pairwise
 from math import gcd, inf
 from operator import le, sub
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from krakenbot.model import Candle
 from krakenbot.pairs import plain
@@ -39,6 +38,7 @@ _TIME_NAMES = ("time", "timestamp", "unix", "date", "datetime")
 _UNIT_MINUTES = {"": 1, "m": 1, "min": 1, "h": 60, "d": 1440, "w": 10080}
 # PAIR_MINUTES, and what browsers and people make of it: `XBTEUR_60 (1)`, `BTC_USD_1h`.
 NO_TRADES = b"0"
+Source = Path | zipfile.Path  # A file, or one in a zip.
 _DAMAGED = OSError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError, NotImplementedError
 _ODD = ValueError, LookupError, AttributeError, TypeError, StopIteration, ArithmeticError
 _VOLUMES = re.compile(rb"(?:\d++(?:\.\d*+)?+(?:[eE][-+]?\d++)?+,)*+")
@@ -50,29 +50,6 @@ _NAME = re.compile(
 
 class BadDataError(ValueError):
     """A file that no number may be computed from. Names the file and, where there is one, line."""
-
-
-class Source(NamedTuple):
-    """One file of candles, by itself or in a zip."""
-
-    path: Path
-    member: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.path}/{self.member}" if self.member else str(self.path)
-
-    @property
-    def name(self) -> str:
-        return Path(self.member or self.path).name
-
-    @property
-    def is_answer(self) -> bool:
-        return ".json" in Path(self.name).suffixes
-
-    def open(self) -> IO[bytes] | BufferedIOBase:
-        if self.member:
-            return zipfile.ZipFile(self.path).open(self.member)
-        return gzip.open(self.path) if self.path.suffix == ".gz" else open(self.path, "rb")
 
 
 class Columns(NamedTuple):
@@ -146,30 +123,31 @@ def candles_of(part: Columns) -> Iterator[Candle]:
         yield Candle(time, *map(exact, numbers))
 
 
-def sources_of(path: Path) -> list[Source]:
+def sources_of(path: Path) -> Sequence[Source]:
     """Return the files of candles that a path stands for: itself, or those of a folder or zip."""
+    inside: list[Source]
     if path.is_dir():
-        inside = [Source(found) for found in sorted(path.rglob("*")) if found.is_file()]
+        inside = [found for found in sorted(path.rglob("*")) if found.is_file()]
     elif path.suffix == ".zip":
         try:
-            with zipfile.ZipFile(path) as archive:
-                inside = [Source(path, name) for name in sorted(archive.namelist())]
+            archive = zipfile.ZipFile(path)
         except _DAMAGED as error:
             raise BadDataError(f"{path}: {error}") from error
+        inside = [zipfile.Path(archive, name) for name in sorted(archive.namelist())]
     else:
-        return [Source(path)]
-    kinds = ".csv", ".csv.gz", ".json"
+        return [path]
+    kinds = ".csv", ".csv.gz"
     return [one for one in inside if one.name.endswith(kinds) and not one.name.startswith(".")]
 
 
 def pair_of(source: Source) -> str | None:
     """Return the pair in a name like PAIR_MINUTES.csv or in a saved answer, None if none is."""
-    return _answer(source)[0] if source.is_answer else _named(source)[0]
+    return _answer(source)[0] if _is_answer(source) else _named(source)[0]
 
 
 def interval_of(source: Source) -> int:
     """Return the seconds between the candles of a file: by its name, else by its first rows."""
-    if not source.is_answer and (named := _named(source)[1]):
+    if not _is_answer(source) and (named := _named(source)[1]):
         return named
     step = gcd(*(b - a for a, b in pairwise(next(_blocks(source))[1].times)))
     if step // 60 not in INTERVALS or step % 60:
@@ -184,9 +162,9 @@ def read(sources: Sequence[Source], interval_s: int, notes: list[str]) -> Iterat
     BadDataError where files disagree.
     """
     last: tuple[int, float] | None = None
-    begins = sorted((next(_blocks(one))[1].times[0], one) for one in sources)
+    begins = sorted((next(_blocks(one))[1].times[0], at, one) for at, one in enumerate(sources))
     known: dict[int, tuple[str, tuple[Any, ...]]] = {}  # What a later file may have as well.
-    for (_, source), (later, _) in pairwise([*begins, (inf, Source(Path()))]):
+    for (*_, source), (later, *_) in pairwise([*begins, (inf, 0, Path())]):
         skipped, ended = 0, last[0] if last else -1
         for number, rows in _blocks(source):
             times = rows.times
@@ -246,6 +224,16 @@ def _larger(part: Columns, starts: range, interval_s: int) -> Columns:
     return Columns(interval_s, times, *zip(*rows, strict=True))
 
 
+def _is_answer(source: Source) -> bool:
+    return ".json" in source.name
+
+
+def _open(source: Source) -> Any:
+    if isinstance(source, Path) and source.suffix == ".gz":
+        return gzip.open(source)
+    return source.open("rb")
+
+
 def _named(source: Source) -> tuple[str | None, int]:
     """Return pair and seconds as the name of a file says them; None and 0 where it does not."""
     found = _NAME.fullmatch(source.name.removesuffix(".gz").removesuffix(".csv"))
@@ -255,7 +243,7 @@ def _named(source: Source) -> tuple[str | None, int]:
 
 def _blocks(source: Source) -> Iterator[tuple[int, Columns]]:
     """Yield blocks of rows: the number of the first line, and the columns. At least one."""
-    if source.is_answer:
+    if _is_answer(source):
         yield 1, _answer(source)[1]
         return
     number, form = 1, _KRAKEN
@@ -282,7 +270,7 @@ def _blocks(source: Source) -> Iterator[tuple[int, Columns]]:
 
 def _lines(source: Source) -> Iterator[bytes]:
     """Yield a file in pieces of whole lines, without a mark before and empty lines after them."""
-    with source.open() as file:
+    with _open(source) as file:
         rest = file.read(BLOCK_BYTES).removeprefix(b"\xef\xbb\xbf")
         while block := file.read(BLOCK_BYTES):
             cut = rest.rfind(b"\n") + 1 or len(rest)
@@ -316,7 +304,9 @@ def _parse(block: bytes, form: _Form) -> Columns:
     except ValueError:
         times = list(map(_moment, texts[0]))
     if times[0] >= _MILLISECONDS:
-        times = list(map(_seconds, times))
+        if any(time % 1000 for time in times):
+            raise ValueError("a time that is no number of seconds")
+        times = [time // 1000 for time in times]
     return _checked(times, texts[1:])
 
 
@@ -344,13 +334,6 @@ def _checked(times: list[int], texts: Sequence[Sequence[bytes]]) -> Columns:
     return Columns(0, times, opens, highs, lows, closes, volumes)
 
 
-def _seconds(milliseconds: int) -> int:
-    seconds, rest = divmod(milliseconds, 1000)
-    if rest or seconds >= _MILLISECONDS:
-        raise ValueError("a time that is no number of seconds")
-    return seconds
-
-
 def _moment(text: bytes) -> int:
     """Return unix seconds of a written date; without a zone it is UTC."""
     moment = datetime.fromisoformat(text.decode("ascii"))
@@ -371,7 +354,7 @@ def _first_wrong(block: bytes, form: _Form, source: Source, number: int) -> BadD
 def _answer(source: Source) -> tuple[str, Columns]:
     """Return the key of a saved OHLC answer, and its finished candles."""
     try:
-        with source.open() as file:
+        with _open(source) as file:
             answer = json.loads(file.read(ANSWER_BYTES), parse_float=str)
         result = answer.get("result", answer)
         key, rows = next((key, rows) for key, rows in result.items() if key != "last")

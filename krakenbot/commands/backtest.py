@@ -165,7 +165,7 @@ def _sources(named: list[Path], asked: str | None, config: Config) -> tuple[list
     chosen: list[Source] = []
     for path in named:
         inside = candlefile.sources_of(path)
-        if inside == [Source(path)]:
+        if inside == [path]:
             chosen += inside
             continue
         of_pair = [one for one in inside if _is_of(one, config.pair)]

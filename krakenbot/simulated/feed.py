@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from krakenbot.backtest.files import Source, exact, interval_of, pair_of, read
+from krakenbot.backtest.files import exact, interval_of, pair_of, read
 from krakenbot.pairs import PairRules
 from krakenbot.simulated.listing import FIRST_TICKS, PAIRS, aliases
 
@@ -115,16 +115,15 @@ class Feed:
 
     def _open(self, path: Path) -> None:
         """Read a file through once, so that errors show now; its candles are read when due."""
-        source = Source(path)
-        name, interval_s = pair_of(source), interval_of(source)
-        first = next(read([source], interval_s, []))
-        count = sum(len(part.times) for part in read([source], interval_s, []))
+        name, interval_s = pair_of(path), interval_of(path)
+        first = next(read([path], interval_s, []))
+        count = sum(len(part.times) for part in read([path], interval_s, []))
         if name is None or count <= 40:
             raise ValueError(f"{path}: not PAIR_MINUTES.csv, or fewer than 41 candles")
         self.seed, self.start = "1", first.times[0] + max(40, min(720, count // 3)) * interval_s
         self.pair = next((key for key, row in PAIRS.items() if name in aliases(key, row)), name)
         self.digits = max(-int(exact(close).as_tuple().exponent) for close in first.closes)
-        rows = _rows_of(source, interval_s)
+        rows = _rows_of(path, interval_s)
         self._series[self.pair] = Series(interval_s, first.times[0], _FILE_DIGITS, rows)
 
 
@@ -146,10 +145,10 @@ def walk(seed: str, price: int) -> Iterator[Row]:
         yield opened, high, low, price, _MINUTE_VOLUME if high > low else 0
 
 
-def _rows_of(source: Source, interval_s: int) -> Iterator[Row]:
+def _rows_of(path: Path, interval_s: int) -> Iterator[Row]:
     """Yield the candles of a file; when it is over, the market stands still."""
     close = 0
-    for part in read([source], interval_s, []):
+    for part in read([path], interval_s, []):
         for *prices, volume in zip(*part.numbers, strict=True):
             units = int(exact(volume).scaleb(_VOLUME_DIGITS))
             row = (int(exact(price).scaleb(_FILE_DIGITS)) for price in prices)

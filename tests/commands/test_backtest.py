@@ -15,7 +15,7 @@ from krakenbot import orders as orders_module
 from krakenbot.accounting import read_ledger
 from krakenbot.backtest import engine as backtest
 from krakenbot.backtest.engine import Costs, Replay
-from krakenbot.backtest.files import Columns, Source, candles_of, read
+from krakenbot.backtest.files import Columns, candles_of, read
 from krakenbot.backtest.result import Fill, Result
 from krakenbot.bot import WAKE_DELAY_S, Bot
 from krakenbot.decision import Plan
@@ -314,7 +314,7 @@ def real(name: str, interval_s: int, days: int = 10_000) -> Columns:
     if not DATA:
         raise unittest.SkipTest("TEST_DATA_KRAKEN is not set")
     path = Path(DATA) / "candles" / "ohlcvt" / name
-    whole = reduce(Columns.joined, read([Source(path)], interval_s, []))
+    whole = reduce(Columns.joined, read([path], interval_s, []))
     return whole.cut(0, days * 86400 // interval_s)
 
 

@@ -37,7 +37,7 @@ class FilesTest(unittest.TestCase):
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content.encode() if isinstance(content, str) else content)
-        return Source(path)
+        return path
 
     def read(self, *sources: Source) -> Columns:
         return reduce(Columns.joined, read(sources, files.interval_of(sources[0]), []))
@@ -101,7 +101,7 @@ class TestRows(FilesTest):
         }.items():
             with self.subTest(name=name):
                 self.assertIn(name, self.refused(self.write(content, name)))
-        self.assertIn("none_1.csv", self.refused(Source(self.folder / "none_1.csv")))
+        self.assertIn("none_1.csv", self.refused(self.folder / "none_1.csv"))
 
     def test_line_ends_marks_quotes_headers_and_milliseconds_change_nothing(self) -> None:
         text = "\n".join(rows()) + "\n"
@@ -213,12 +213,12 @@ class TestNames(unittest.TestCase):
             ("ETH-BTC-1d.csv", "ETH-BTC", 1440),
             ("XBTUSD_720.csv", "XBTUSD", 720),
         ):
-            source = Source(Path(name))
+            source = Path(name)
             self.assertEqual(
                 (files.pair_of(source), files.interval_of(source)), (pair, minutes * 60)
             )
         for name in ("candles.csv", "XBTUSD.csv", "XBTUSD_7.csv", "2024_export.csv"):
-            self.assertIsNone(files.pair_of(Source(Path(name))))
+            self.assertIsNone(files.pair_of(Path(name)))
 
     def test_a_pair_is_known_under_all_its_names(self) -> None:
         for names, assets in (
@@ -256,9 +256,9 @@ class TestLarger(FilesTest):
     def test_files_of_one_market_agree_whatever_their_interval(self) -> None:
         assert DATA
         quarter = Path(DATA) / "candles/ohlcvt/2023Q1"
-        finer = aggregate(read([Source(quarter / "XBTUSD_5.csv.gz")], 300, []), 3600)
+        finer = aggregate(read([quarter / "XBTUSD_5.csv.gz"], 300, []), 3600)
         hours = reduce(Columns.joined, finer)
-        own = self.read(Source(quarter / "XBTUSD_60.csv"))
+        own = self.read(quarter / "XBTUSD_60.csv")
         for name in ("times", "opens", "highs", "lows", "closes"):
             self.assertEqual([*getattr(hours, name)], [*getattr(own, name)], name)
 

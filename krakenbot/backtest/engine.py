@@ -34,6 +34,7 @@ from krakenbot.simulated.books import objection as refusal
 from krakenbot.strategy import sma_slope
 
 WAKE_DELAY_S = 1
+LOSS_PAUSE_S = 10
 ROUNDS_MAX = 3
 UNFILLED_MAX = 5
 WINDOW = 720  # Candles that the bot shows its strategy at most.
@@ -347,7 +348,7 @@ class Replay:
             self._entered = self._first != direction
         for _ in range(ROUNDS_MAX if lost is None else 0):
             held = self.held
-            self._check_loss(held, exact(part.closes[at]), charged, now)
+            now = self._check_loss(held, opened, charged, now)
             if self.record.ended is not None:
                 break
             waits = None if self._entered else direction
@@ -365,22 +366,27 @@ class Replay:
             self.record.end(f"liquidated with {left} left; the bot stops there", now)
             self.record.value(float(self.record.flat_worth), now)
 
-    def _check_loss(self, held: Decimal, close: Decimal, charged: Decimal, now: int) -> None:
-        """Latch max_loss as the bot does; what was charged just now is booked after the check."""
+    def _check_loss(self, held: Decimal, price: Decimal, charged: Decimal, now: int) -> int:
+        """Latch max_loss as the bot does, and return when: it looks twice before it sells.
+
+        What was charged just now is booked after the check.
+        """
         limit = self.plan.limits.max_loss
         if limit is None:
-            return
+            return now
         balance = self.account.balances[self.rules.quote] + charged
         loss = (
             self.costs.balance
             - balance
-            - held * close
+            - held * price
             + self.position.cost_left * self.position.sign
         )
         if not self._flatten and loss >= limit:
             self._flatten = f"the loss is {loss:.2f}, max_loss is {limit}"
+            now += LOSS_PAUSE_S if held else 0
         if self._flatten and abs(held) < self.rules.ordermin:
             self.record.end(f"{self._flatten}; the bot stops there", now)
+        return now
 
     def _place(self, step: Step, held: Decimal, price: Decimal, now: int, traded: bool) -> bool:
         """Send an order as the bot would; return whether there may be another one."""

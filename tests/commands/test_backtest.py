@@ -234,6 +234,7 @@ class TestSameConstants(unittest.TestCase):
     def test_the_replay_waits_and_gives_up_as_the_bot_does(self) -> None:
         self.assertEqual(backtest.WAKE_DELAY_S, bot.WAKE_DELAY_S)
         self.assertEqual(backtest.ROUNDS_MAX, bot.ROUNDS_MAX)
+        self.assertEqual(backtest.LOSS_PAUSE_S, bot.LOSS_PAUSE_S)
         self.assertEqual(backtest.UNFILLED_MAX, orders_module.UNFILLED_MAX)
 
 

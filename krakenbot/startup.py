@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from contextlib import suppress
 from decimal import Decimal
 from functools import partial
 from typing import NamedTuple
@@ -49,7 +50,7 @@ Check = Callable[[], str | None]
 def checks_of(start: Start) -> tuple[tuple[Check, ...], tuple[Check, ...]]:
     """Return the checks of the account, in their order, and then those of the settings."""
     account = (check_key, check_trades, check_untracked_balance) if start.nonces else ()
-    settings = (try_strategy, check_settings)
+    settings = (check_permissions, try_strategy, check_settings)
     return tuple(partial(c, start) for c in account), tuple(partial(c, start) for c in settings)
 
 
@@ -80,13 +81,12 @@ def learn(config: Config, exchange: Exchange, key: str) -> tuple[Identity, KeyIn
 
 
 def check_key(start: Start) -> None:
-    """Raise StopError(77) when the key may do too much or too little, 76 for a foreign account."""
+    """Raise StopError when the key is of another account than the journal."""
     try:
         info = start.info or start.exchange.key_info()
     except RefusedError as error:
-        log.warning("key permissions cannot be read reason=%s", error)
+        log.warning("what the key is cannot be read reason=%s", error)
         return
-    check_permissions(info)
     account = account_name(info.account)
     if account and start.identity.account not in ("", account):
         raise StopError(
@@ -97,7 +97,14 @@ def check_key(start: Start) -> None:
         start.nonces.seen = info.nonce  # Only the first answer tells what was before.
 
 
-def check_permissions(info: KeyInfo) -> None:
+def check_permissions(start: Start) -> None:
+    """Raise StopError(77) when the key may do too much or too little; closing does not ask."""
+    if start.nonces is not None:
+        with suppress(RefusedError):  # Said by check_key.
+            refuse_permissions(start.exchange.key_info())
+
+
+def refuse_permissions(info: KeyInfo) -> None:
     """Raise StopError(77) when the key may withdraw, or lacks what trading needs."""
     too_much = [code for code in FORBIDDEN_PERMISSIONS if code in info.permissions]
     if too_much:

@@ -33,7 +33,7 @@ from krakenbot.pairs import plain
 from krakenbot.presence import read_life
 from krakenbot.risk import CLOCK_OFFSET_MAX_S, RiskInputs, clock_error, objection
 from krakenbot.rulefile import load
-from krakenbot.startup import check_permissions, count_costs
+from krakenbot.startup import count_costs, refuse_permissions
 
 EXAMPLE = "krakenbot doctor --json"
 FREE_BYTES_MIN = 50 << 20
@@ -208,7 +208,7 @@ class Visit:
         except ConfigError as error:
             return "skip", f"the key is left alone, {error}"
         self.account = spot_of(self.config, client)
-        check_permissions(self.account.key_info())
+        refuse_permissions(self.account.key_info())
         # Kraken's documentation spells these both with underscores and in camel case.
         answer = client.private("GetApiKeyInfo")
         row = {name.replace("_", "").lower(): value for name, value in answer.items()}

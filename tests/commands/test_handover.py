@@ -90,6 +90,17 @@ class TestFlatten(HandoverTest):
                 self.assert_ends(done, 76, "flattened by hand")
                 self.assertIn("flattened by hand", self.run_it(gate, "resume", **here).out)
 
+    def test_a_key_that_may_do_too_much_does_not_keep_it_from_closing(self) -> None:
+        gate = self.held(HOURLY)
+
+        def edit(path: str, answer: bytes) -> bytes:
+            return answer.replace(b'"modify-trades"', b'"modify-trades","withdraw-funds"')
+
+        gate.edit = edit
+        self.assert_ends(self.run_it(gate, "run", "--live", "--once", **HOURLY), 77, "withdraw")
+        self.assert_ends(self.run_it(gate, "flatten", "--live", **HOURLY), 0)
+        self.assertEqual(0, gate.position)
+
     def test_without_the_second_word_nothing_is_sent(self) -> None:
         gate = self.held(HOURLY)
         sent = len(gate.sent)

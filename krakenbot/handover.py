@@ -26,6 +26,7 @@ from krakenbot.orders import UNFILLED_MAX, Orders, Owner
 from krakenbot.pairs import PairRules, elsewhere, plain
 from krakenbot.patience import Patience
 
+PAUSE_MAX_S = 15.0  # Between two orders that are to close, whatever became of the first.
 REQUEST_S = 60.0  # So long a request to flatten waits for the bot to take it.
 
 
@@ -188,6 +189,9 @@ class Desk:
         if step is None:  # Whether something so small can be closed is Kraken's say.
             side = Side.SELL if held > 0 else Side.BUY
             step = Step(Purpose.CLOSE, side, abs(held), self.plan.leverage > 0)
+        blocked = self._orders.blocked(int(self._clock.now()), ZERO).get(Purpose.CLOSE)
+        if blocked is not None and blocked.until is not None:  # Refused or not sent just now.
+            self._clock.wait(min(blocked.until - self._clock.now(), PAUSE_MAX_S))
         candle = int(self._clock.now())  # Outside of any candle, so that ids are new.
         self._orders.send(step, self.rules, candle, held, reason)
         return False

@@ -1010,6 +1010,15 @@ class TestFlatten(BotTest):
         ids = [order.client_order_id for order in self.exchange.placed]
         self.assertEqual(len(ids), len(set(ids)))
 
+    def test_between_two_refusals_there_is_a_pause(self) -> None:
+        self.once()
+        self.exchange.script = ["later", "later", "unsent"]
+        self.desk().flatten("asked to")
+        self.assertEqual(0, self.exchange.held)
+        first, second, third, last = (intent.created for intent in self.intents()[1:])
+        self.assertGreaterEqual(min(second - first, third - second), 15)
+        self.assertGreaterEqual(last - third, 2)
+
     def test_a_bot_halted_for_fruitless_orders_can_still_be_flattened(self) -> None:
         self.exchange.script = ["fill"] + ["refuse"] * 5
         self.clock.end = T0 + 60 * 200

@@ -96,9 +96,10 @@ def claim(config: Config, journal: Journal, path: Path, identity: Identity) -> N
     """Write into journal and index whose it is; StopError when it is somebody else's."""
     for key, mine in zip(("pair_id", "account"), identity, strict=True):
         theirs = journal.get(key)
-        if theirs and mine and theirs != mine:
+        if theirs and theirs != mine:
+            told = mine or "nothing of it"
             raise StopError(
-                f"the journal {path} is of {key} {theirs}, the exchange now says {mine}. Nothing "
+                f"the journal {path} is of {key} {theirs}, the exchange now says {told}. Nothing "
                 "was sent. Use the key and pair it was made with, or another state.directory"
             )
         if mine and not theirs:
@@ -186,7 +187,8 @@ def _prefix(config: Config) -> str:
 
 
 def _host(config: Config) -> str:
-    return config.exchange.url.partition("://")[2]
+    host = config.exchange.url.partition("://")[2].lower()
+    return host.removesuffix(":443").removesuffix(".")
 
 
 def _spelled(pair: str) -> str:

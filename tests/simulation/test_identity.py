@@ -84,6 +84,28 @@ class TestSpelling(FrontDoor):
         self.assertEqual([SIZE], self.bought())
         self.assertEqual(1, len(self.journals()), self.journals())
 
+    def test_another_spelling_of_the_exchange_s_host_means_the_same_journal(self) -> None:
+        whose = identity.Identity("XXBTZUSD", "0123456789ab")
+        paths = {
+            identity.place_of(self.config._replace(exchange=ExchangeTable(url=url)), whose)
+            for url in (
+                "https://api.kraken.com",
+                "https://API.Kraken.com",
+                "https://api.kraken.com:443",
+            )
+        }
+        self.assertEqual(1, len(paths), paths)
+
+    def test_a_key_of_an_unknown_account_does_not_go_on_with_a_known_one_s_journal(self) -> None:
+        path = self.folder / "live.db"
+        journal = open_journal(path)
+        self.addCleanup(journal.close)
+        identity.claim(self.config, journal, path, identity.Identity("XXBTZUSD", "0123456789ab"))
+        with self.assertRaisesRegex(
+            StopError, "account 0123456789ab, the exchange now says nothing"
+        ):
+            identity.claim(self.config, journal, path, identity.Identity("XXBTZUSD"))
+
     def test_commands_without_network_find_it_by_any_spelling_that_was_used(self) -> None:
         self.hold()
         self.run_once(pair="XXBTZUSD")

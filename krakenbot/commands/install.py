@@ -150,6 +150,10 @@ def _install(given: str | None, act: Act) -> None:
     if is_new:
         variables = {f"KRAKENBOT_{key.replace('.', '_').upper()}": at for key, at in PLACES.items()}
         config = configuration.load(given or "/dev/null", variables, Path.cwd())
+        try:
+            source = config.strategy.file.read_bytes() if config.strategy.file else b""
+        except OSError as error:
+            raise ConfigError(f"strategy.file: {error.filename}: {error.strerror}") from error
     else:
         config = configuration.load(str(file), {"STATE_DIRECTORY": STATE}, Path("/"))
     digest = hashlib.sha256(archive).hexdigest()
@@ -162,7 +166,7 @@ def _install(given: str | None, act: Act) -> None:
         _write(act, str(file), _with_places(text).encode(), 0o600, what)
         rule = config.strategy.file
         if rule is not None:
-            _write(act, f"{FOLDER}/{rule.name}", rule.read_bytes(), 0o600, "your rule")
+            _write(act, f"{FOLDER}/{rule.name}", source, 0o600, "your rule")
             strategy = config.strategy._replace(file=Path(FOLDER, rule.name))
             config = config._replace(strategy=strategy)
     for name in KEYS:

@@ -234,6 +234,9 @@ class TestInstall(unittest.TestCase):
         (self.here / "config.toml").write_text("interval = 7\n")
         out = self.do("install", "--systemd", code=78)
         self.assertIn("config.toml: interval = 7", out)
+        rule = '[strategy]\nname = "file"\nfile = "lost.py"\n'
+        (self.here / "config.toml").write_text(rule)
+        self.assertIn("lost.py: No such file", self.do("install", "--systemd", code=78))
         self.assertEqual(["here/config.toml"], [*self.files()])
 
     def test_a_dry_run_prints_every_step_and_does_none(self) -> None:

@@ -58,9 +58,8 @@ class Desk:
         self._on_event(Event(kind, text))
 
     def learn(self) -> None:
-        """Read clock and rules, which everything else here needs."""
+        """Read clock and rules, which everything else here needs; nothing private."""
         self._market.learn()
-        self._market.read_rates()
         self.rules = self._market.rules
         self._orders.base = self.rules.base
 
@@ -82,6 +81,7 @@ class Desk:
 
     def told(self, side: Side, volume: Decimal) -> str:
         """Return what an order trades now, in words: volume, price, worth and fee."""
+        self._market.read_rates()
         quote = self._exchange.quote()
         price = quote.ask if side is Side.BUY else quote.bid
         rules, worth = self.rules, volume * price

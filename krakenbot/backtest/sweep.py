@@ -152,7 +152,8 @@ def _cell(task: tuple[Setting, dict[str, Value]]) -> Cell:
 
     spans = []
     for span in setting.spans:
-        begin, end = (-((series.times[0] - time) // series.interval_s) for time in span)
+        first, step_s = series.times[0], series.interval_s
+        begin, end = (max(0, -((first - time) // step_s)) for time in span)
         # What the bot would know at the beginning of the span.
         spans.append(run(begin, end, min(begin, WINDOW)))
     return Cell(keys, run(0, len(series.times), 0), spans)

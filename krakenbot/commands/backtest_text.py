@@ -78,7 +78,7 @@ def figures(result: Result) -> list[tuple[str, str]]:
     fee, won, factor = result.break_even_fee, result.win_rate, result.profit_factor
     better = "-" if factor is None else f"{factor:.2f}"
     is_long = result.end - result.begin > YEAR_S / 10
-    a_year = f", {percent(result.net_percent_per_year)} a year" if is_long else ""
+    a_year = f", {percent(result.net_percent_per_year)} a year, not compounded" * is_long
     why = f", since {result.refused_reason}" if result.refused_reason else ""
     fall = money(result.max_drawdown, result.quote)
     return [

@@ -248,6 +248,13 @@ class TestSweep(CommandTest):
         self.assertEqual(command(*both, "--report", str(report))[0], 0)
         self.assertIn("What the best cell", report.read_text())
 
+    def test_spans_are_walked_through_in_candles_that_do_not_begin_with_them(self) -> None:
+        path = self.write(candles(walk(300 * 24), 3600, 86400), "XBTUSD_60.csv")
+        weeks = self.told(path, "--sweep", "length=2,3", "interval=10080", "--forward", "60d")
+        begins = [step["begin"] for step in weeks["forward"]]
+        self.assertEqual([begin % 604800 for begin in begins], [0] * len(begins))
+        self.assertEqual(len(begins), 4)
+
     def test_options_that_mean_nothing_are_refused(self) -> None:
         path = self.jumpy()
         cross = {"KRAKENBOT_STRATEGY_NAME": "sma-cross"}

@@ -17,16 +17,7 @@ from krakenbot.backtest.files import BadDataError, Columns, candles_of, exact
 from krakenbot.backtest.result import DAY_S, Fill, Record, Result
 from krakenbot.decision import Blocked, Plan, Snapshot, decide
 from krakenbot.errors import RefusedError
-from krakenbot.model import (
-    ZERO,
-    Candle,
-    Direction,
-    Purpose,
-    Quote,
-    Side,
-    Signal,
-    Step,
-)
+from krakenbot.model import ZERO, Candle, Direction, Purpose, Quote, Side, Signal, Step
 from krakenbot.pairs import PairRules
 from krakenbot.risk import RiskInputs, objection
 from krakenbot.simulated.books import ROLLOVER_S, Account, Trade
@@ -161,8 +152,8 @@ class Replay:
         ahead = 0
         self._low, self._high = min(part.lows), max(part.highs)
         while self.record.ended is None:
-            if made := self._turn_often(part, turns[ahead:], at):
-                at, ahead = turns[ahead + made - 1][0] + 1, ahead + made
+            if (done := self._turn_often(part, turns, ahead, at)) > ahead:
+                at, ahead = turns[done - 1][0] + 1, done
             turn = turns[ahead][0] if ahead < len(turns) else last
             stop = max(at, self._next_look(part, at, turn))
             while self._needs_trades and stop < last and not part.is_traded(stop + 1):
@@ -182,18 +173,21 @@ class Replay:
             self._look_up()
             at = stop + 1
 
-    def _turn_often(self, part: Columns, turns: Sequence[tuple[int, int]], at: int) -> int:
-        """Take the next turns that nothing can speak against and before which nothing can happen.
+    def _turn_often(
+        self, part: Columns, turns: Sequence[tuple[int, int]], ahead: int, at: int
+    ) -> int:
+        """Take the turns ahead that nothing can speak against and before which nothing can happen.
 
-        Each closes what is held and opens as much the other way. Returns how many were taken.
+        Each closes what is held and opens as much the other way. Returns the next number.
         """
         if not self._is_ordinary or self._off_target or self.position.held != self._volume:
-            return 0
+            return ahead
         record, recent, account, position = self.record, self._recent, self.account, self.position
         quote, leverage, orders = self.rules.quote, self.plan.leverage, self._orders_a_turn
         room, size = self.plan.limits.max_orders_per_day - orders, abs(self._held)
         need, floor, held = self._need * size, max(self._floor, 0.0), self._held
-        for made, (turn, way) in enumerate(turns):
+        for number in range(ahead, len(turns)):
+            turn, way = turns[number]
             price, now = part.opens[turn + 1], part.times[turn + 1] + WAKE_DELAY_S
             is_traded = part.is_traded(turn + 1)
             if (
@@ -205,7 +199,7 @@ class Replay:
                 or (len(recent) > room and self._sent(now) > room)
                 or (self._needs_trades and not is_traded)
             ):
-                return made
+                return number
             self._mark(part, at, turn + 1)
             at, self._direction, held = turn + 1, way, way * size
             recent.extend((now,) * orders)

@@ -157,7 +157,7 @@ class TestAgainstTheLiveTick(unittest.TestCase):
             [lot[2:] for lot in lean.position.lots], [lot[2:] for lot in replay.position.lots]
         )
         live = [
-            (i.created // columns.interval_s, i.side.sign, i.executed, i.cost, i.fee)
+            (i.created, i.side.sign, i.executed, i.cost, i.fee)
             for i in journal.intents()
             if i.executed
         ]
@@ -277,10 +277,7 @@ def flat(*prices: float) -> Columns:
 
 
 def orders(replay: Replay) -> list[tuple[object, ...]]:
-    """Return the fills, those of one order added up, without liquidations, by their candle.
-
-    Before it flattens at max_loss the bot looks again, some seconds later in the same candle.
-    """
+    """Return the fills, those of one order added up, without liquidations."""
     fills = [fill for trip in replay.record.trips for fill in (trip.entry, trip.exit)]
     fills += [replay.record.entry] if replay.record.entry else []
     merged: dict[int, Fill] = {}
@@ -295,9 +292,8 @@ def orders(replay: Replay) -> list[tuple[object, ...]]:
             one = one._replace(trade=trade._replace(volume=volume, cost=cost, fee=fee))
         if one.reason != "liquidated":
             merged[one.order] = one
-    step = replay.plan.interval_s
     return [
-        (one.time // step, one.direction, one.trade.volume, one.trade.cost, one.trade.fee)
+        (one.time, one.direction, one.trade.volume, one.trade.cost, one.trade.fee)
         for one in merged.values()
     ]
 

@@ -41,7 +41,7 @@ class Parts(NamedTuple):
     path: Path  # The journal's.
     desk: Desk
     is_new: bool  # Whether the journal was made just now.
-    checks: tuple[startup.Check, ...]  # Those of the account: who only closes needs no others.
+    checks: tuple[startup.Check, ...]  # Those before only closing; the bot has its own.
 
 
 def load_config(path: str | None) -> Config:
@@ -135,10 +135,10 @@ def assemble(
         accept_costs=accept_costs,
         adopts=adopts,
     )
-    plan, (checks, others) = plan_of(config), startup.checks_of(start)
-    bot = Bot(plan, exchange, journal, clock, owner, on_event, checks + others)
+    plan, (checks, closing) = plan_of(config), startup.checks_of(start)
+    bot = Bot(plan, exchange, journal, clock, owner, on_event, checks)
     desk = Desk(plan, exchange, journal, clock, owner, on_event)
-    return Parts(config, clock, exchange, journal, bot, locks, path, desk, is_new, checks)
+    return Parts(config, clock, exchange, journal, bot, locks, path, desk, is_new, closing)
 
 
 def require_live(config: Config, live: bool) -> None:

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Callable
-from contextlib import suppress
 from decimal import Decimal
 from functools import partial
 from typing import NamedTuple
@@ -48,10 +47,12 @@ Check = Callable[[], str | None]
 
 
 def checks_of(start: Start) -> tuple[tuple[Check, ...], tuple[Check, ...]]:
-    """Return the checks of the account, in their order, and then those of the settings."""
-    account = (check_key, check_trades, check_untracked_balance) if start.nonces else ()
-    settings = (check_permissions, try_strategy, check_settings)
-    return tuple(partial(c, start) for c in account), tuple(partial(c, start) for c in settings)
+    """Return the checks before any order, in their order, and those before only closing."""
+    trades = (check_trades, check_untracked_balance)
+    settings = (try_strategy, check_settings)
+    running = (check_permissions, *trades, *settings) if start.nonces else settings
+    closing = (check_account, *trades) if start.nonces else ()
+    return tuple(partial(c, start) for c in running), tuple(partial(c, start) for c in closing)
 
 
 def learn(config: Config, exchange: Exchange, key: str) -> tuple[Identity, KeyInfo | None]:
@@ -80,13 +81,24 @@ def learn(config: Config, exchange: Exchange, key: str) -> tuple[Identity, KeyIn
     return Identity(pair, account), info
 
 
-def check_key(start: Start) -> None:
+def check_permissions(start: Start) -> None:
+    """Raise StopError(77) when the key may do too much or too little; closing does not ask."""
+    info = _key_info(start)
+    if info is not None:
+        refuse_permissions(info)
+
+
+def check_account(start: Start) -> None:
     """Raise StopError when the key is of another account than the journal."""
+    _key_info(start)
+
+
+def _key_info(start: Start) -> KeyInfo | None:
     try:
         info = start.info or start.exchange.key_info()
     except RefusedError as error:
         log.warning("what the key is cannot be read reason=%s", error)
-        return
+        return None
     account = account_name(info.account)
     if account and start.identity.account not in ("", account):
         raise StopError(
@@ -95,13 +107,7 @@ def check_key(start: Start) -> None:
         )
     if start.nonces is not None and start.nonces.seen is None:
         start.nonces.seen = info.nonce  # Only the first answer tells what was before.
-
-
-def check_permissions(start: Start) -> None:
-    """Raise StopError(77) when the key may do too much or too little; closing does not ask."""
-    if start.nonces is not None:
-        with suppress(RefusedError):  # Said by check_key.
-            refuse_permissions(start.exchange.key_info())
+    return info
 
 
 def refuse_permissions(info: KeyInfo) -> None:

@@ -32,7 +32,7 @@ from krakenbot.simulated import api as server
 from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-SIGNS_MAX_S = 20.0
+SIGNS_MAX_S = 60.0  # The exchange's own limit of requests may hold up a row of starts.
 ENDS_MAX_S = 1.0
 KEYS = {"KRAKEN_API_KEY": SANDBOX_KEY, "KRAKEN_API_SECRET": SANDBOX_SECRET}
 LIVE = KEYS | {

@@ -98,8 +98,8 @@ class TestLateMargin(unittest.TestCase):
             clock.end = (START // 60 + number + 2) * 60
             with self.assertRaises(StopRequestedError):
                 bot.run()
-            book = api.account.books.get("XXBTZUSD")
-            held.append(book.volume if book else Decimal(0))
+            position = api.account.positions.get("XXBTZUSD")
+            held.append(position.volume if position else Decimal(0))
         return held, wanted
 
     def test_it_is_on_target_at_the_end_of_every_candle_all_the_same(self) -> None:

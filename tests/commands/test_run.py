@@ -519,7 +519,7 @@ class TestTrading(ProgramTest):
             self.assertLess(time.monotonic() - began, ENDS_MAX_S)
 
     def test_max_loss_closes_and_stays_latched_over_restarts(self) -> None:
-        gate = self.gate()
+        gate = self.gate(speed=10)  # So many requests wait for the limit.
         settings = LIVE | {"KRAKENBOT_RISK_MAX_LOSS": "1"}
         wide = LIVE | {"KRAKENBOT_RISK_MAX_LOSS": "1000"}
         self.assert_ends(self.run_it(gate, "run", "--live", "--once", **wide), 0)
@@ -540,7 +540,7 @@ class TestTrading(ProgramTest):
         self.assertEqual(abs(gate.position), D("0.01"))
 
     def test_flatten_closes_and_only_resume_lets_it_trade_again(self) -> None:
-        gate = self.gate()
+        gate = self.gate(speed=10)  # So many requests wait for the limit.
         self.assert_ends(self.run_it(gate, "run", "--live", "--once", **LIVE), 0)
         self.assertNotEqual(gate.position, 0)
         self.assert_ends(self.run_it(gate, "flatten", "--live", **LIVE), 0)

@@ -153,15 +153,20 @@ def check_trades(start: Start) -> None:
 def _compare_trades(start: Start) -> None:
     journal, exchange = start.journal, start.exchange
     since = journal.newest_record()
-    own = set(journal.get("foreign_orders").split())
+    own, unseen_until = set(journal.get("foreign_orders").split()), 0
     for intent in journal.open_intents():
         found = exchange.find(intent.id, intent.created)
         own |= {found.exchange_order_id} if found else set()
-    traded = exchange.traded_orders(since - OVERLAP_S, int(start.clock.now()))
+        if found is None:
+            unseen_until = max(unseen_until, intent.deadline + VISIBLE_S)
+    now = int(start.clock.now())
+    traded = exchange.traded_orders(since - OVERLAP_S, now)
     strange = [name for name in dict.fromkeys(traded) if not journal.knows_order(name)]
     strange = [name for name in strange if name not in own]
     if not strange:
         return
+    if now < unseen_until:  # One view may show a trade before another shows its order.
+        raise UnansweredError("an order that has no end yet is not visible everywhere yet")
     # Who resumes or adopts after this has seen them.
     journal.put(foreign_orders=" ".join([*sorted(own), *strange]))
     if start.adopts:

@@ -90,7 +90,8 @@ class HillFeed(market.TurningFeed):
     def _rows(self, start: int) -> Iterator[Row]:
         for number in range(10**6):
             price = start + 20 * number - 80 * max(0, number - RISING + 1)
-            yield price, price + 80, price - 80, price + (20 if number < RISING else -60)
+            close = price + (20 if number < RISING else -60)
+            yield price, price + 80, price - 80, close, market.VOLUME
 
 
 class Scripted(Trouble):

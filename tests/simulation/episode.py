@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import http.client
 import multiprocessing
 import os
 import shutil
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tests.simulation import world as worlds
-from tests.simulation.network import Network
+from tests.simulation.network import Network, parse_headers
 from tests.simulation.people import Ended, attached
 from tests.simulation.report import START, Violation
 from tests.simulation.world import DAY_S, Over, World
@@ -75,6 +76,7 @@ def simulated(world: World) -> Iterator[None]:
     for name, method in network.methods().items():
         world.machine.replace(socket.socket, name, partialmethod(_called, method))
     world.machine.replace(socket, "getaddrinfo", network.getaddrinfo)
+    world.machine.replace(http.client, "parse_headers", parse_headers)
     with attached(world):
         yield
 

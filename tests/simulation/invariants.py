@@ -239,12 +239,21 @@ class Truth:
             self._check_equity_of_books()
 
     def _check_equity_of_books(self) -> None:
+        off, equity = self._equity_off(), self.world.api.account.equity(QUOTE)
+        self.world.expect(not off, "equity identity", f"{equity} is {off} too much")
+
+    def _equity_off(self) -> Decimal:
         account = self.world.api.account
         costs = account.fees.get(QUOTE, ZERO) + account.rollovers.get(QUOTE, ZERO)
         gains = account.realized.get(QUOTE, ZERO) + account.unrealized(QUOTE)
         expected = self.world.setting.balance + self.outside - costs + gains
-        equity = account.equity(QUOTE)
-        self.world.expect(equity == expected, "equity identity", f"{equity}, not {expected}")
+        return account.equity(QUOTE) - expected
+
+    def rebase(self) -> None:
+        """Begin anew with another kind of position: coins that were bought, or one on margin."""
+        self.foreign = self.world.position() - self.own
+        self.outside += self._equity_off()
+        self.foreign_at, self.clean = self.world.time, False
 
     def check_equity_of_journal(self) -> None:
         """Start + the journal's profit = the exchange's equity; a turn's fees round twice."""

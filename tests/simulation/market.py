@@ -10,6 +10,7 @@ from krakenbot.simulated.api import SandboxApi
 from krakenbot.simulated.feed import Feed, Row, Series
 from krakenbot.simulated.listing import FIRST_TICKS, SANDBOX_KEY, SANDBOX_SECRET
 
+VOLUME = 5_000_000  # Of each candle, in units of the eighth decimal.
 KEPT_CANDLES = 800  # Before the episode: more than the exchange gives at once.
 
 

@@ -244,6 +244,8 @@ class People:
         world.counts[f"changed {name}"] += world.settings[name] != value
         world.note("change", f"{name} from {world.settings[name]} to {value}")
         world.settings[name] = value
+        if name == "LEVERAGE":  # Coins that were bought are no position, nor the contrary.
+            world.truth.rebase()
 
     def _lose_journal(self) -> None:
         """Delete the journal, or put an old copy in its place; make that copy now and then."""

@@ -70,14 +70,14 @@ class Storms:
         if self.is_on:
             self.calm_down()
             usual = world.duty.back_s()
-            self.due = world.time + usual * self.random.choice((0.5, 1.2, 2)) + 300 * chance()
+            self.due = world.time + usual * self.random.choice((0.5, 1.1, 1.5)) + 200 * chance()
         elif chance() < 0.12 and not world.setting.alone:
             if self.strikes("hands"):
                 world.people.hands()
             self.due = world.time + self.random.choice((20, 2000)) * chance()
         else:
             self._begin()
-            self.due = world.time + self.random.choice((60, 300, 1200)) * (0.3 + chance()) * scale
+            self.due = world.time + self.random.choice((100, 500, 1500)) * (0.3 + chance()) * scale
             if scale > 1:  # Where candles are long, let it storm when one has just ended.
                 step = world.interval_s
                 self.due = (world.time // step + 1) * step + 600 * chance()
@@ -88,7 +88,7 @@ class Storms:
         self.calm_from = float("inf")
         world.counts["storms"] += 1
         words = self.random.sample(STORMY, choice((1, 2, 4, 8)))
-        weight = choice((0.01, 0.03, 0.1, 0.3))
+        weight = choice((0.01, 0.02, 0.05, 0.1, 0.3))
         chances = {word: weight / (20 if word in RARE else 1) for word in words}
         if chance() < 0.2:
             chances[choice(("margin", "partial", "late-fill"))] = choice((0.1, 0.3, 1.0)) / 4

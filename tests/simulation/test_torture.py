@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from krakenbot.simulated.faults import parse
+from tests import exhaustive
 from tests.simulation.episode import episode, scratch, simulated
 from tests.simulation.people import Ended
 from tests.simulation.world import SIZE, World
@@ -76,6 +77,26 @@ class TestTorture(unittest.TestCase):
         ):
             with self.subTest(spec), self.assertRaisesRegex(ValueError, said):
                 parse(spec)
+
+
+class TestPairsOfFaults(unittest.TestCase):
+    def run_with(self, *faults: tuple[str, str]) -> exhaustive.Outcome:
+        """Let each fault happen at the first request of its method after the one before."""
+        plan: exhaustive.Plan = ()
+        with tempfile.TemporaryDirectory(dir=scratch()) as folder:
+            for name, kind in faults:
+                points = exhaustive.run("two-step", Path(folder) / "run", plan).points
+                after = plan[-1][0] if plan else -1
+                index = next(p.index for p in points if p.name == name and p.index > after)
+                plan = (*plan, (index, kind))
+            return exhaustive.run("two-step", Path(folder) / "run", plan)
+
+    def test_an_order_whose_answer_was_lost_is_found_and_not_sent_again(self) -> None:
+        self.assertEqual("on target", self.run_with(("AddOrder", "lost-after")).end)
+
+    def test_an_order_that_only_one_view_shows_yet_is_no_trade_of_somebody_else(self) -> None:
+        outcome = self.run_with(("AddOrder", "death-after"), ("ClosedOrders", "lag"))
+        self.assertEqual("on target", outcome.end, outcome.text)
 
 
 if __name__ == "__main__":

@@ -335,17 +335,17 @@ class World:
 
 def choose(random: random.Random, seed: int) -> Setting:
     choice = random.choice
-    poor = random.random() < 0.1
+    poor = random.random() < 0.04
     return Setting(
-        interval=random.choices((1, 5, 60, 240, 1440), (70, 18, 7, 3, 2))[0],
-        length=choice((2, 2, 3, 3, 5, 8, 20)),
+        interval=random.choices((1, 5, 60, 240, 1440), (80, 13, 4, 2, 1))[0],
+        length=choice((2, 2, 2, 2, 3, 3, 5, 8)),
         balance=Decimal(480 if poor else 1_000_000),
         coins=choice((ZERO, Decimal("0.5"))),
         fee_rate=choice((Decimal("0.008"), Decimal("0.0026"), ZERO)),
         max_loss=choice((None, None, None, Decimal(20), Decimal(200))),
-        orders_max=choice((5000, 5000, 5000, 5000, 20000, 30)),
+        orders_max=random.choices((20000, 30), (19, 1))[0],
         tier=choice(("sandbox", "starter", "pro")),
-        turning=choice((0.3, 0.5, 0.7)),
+        turning=choice((0.4, 0.7, 0.9)),
         alone=choice((True, False, False)),
         rule=random.random() < 0.25,
         blinding=random.random() < 0.05,
@@ -354,4 +354,4 @@ def choose(random: random.Random, seed: int) -> Setting:
 
 def episode_days(setting: Setting) -> float:
     """Return how long an episode lasts, so that all of them take about as long to run."""
-    return {1: 0.5, 5: 1.0, 60: 4.0, 240: 8.0, 1440: 12.0}[setting.interval]
+    return {1: 0.4, 5: 0.8, 60: 1.0, 240: 2.0, 1440: 4.0}[setting.interval]

@@ -16,6 +16,7 @@ from krakenbot.commands import COMMANDS, CONFIG_HELP, UsageError, exit_code
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code of the process."""
+    _open_closed_streams()
     command = "run"
     try:
         front = argparse.ArgumentParser(prog="krakenbot", add_help=False, allow_abbrev=False)
@@ -41,6 +42,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BaseException as error:
         code = _explained(command, error)
     return _flushed(code)
+
+
+def _open_closed_streams() -> None:
+    """Give the process what it was started without, so that no other file takes its number."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
 
 
 def _arguments(module: ModuleType, command: str, words: list[str]) -> argparse.Namespace:
@@ -93,7 +101,7 @@ def _flushed(code: int) -> int:
     Left to the interpreter, a failure would bring a complaint and an exit code of its own.
     """
     try:
-        if sys.stdout is not None and not sys.stdout.closed:
+        if not sys.stdout.closed:
             print(end="", flush=True)
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

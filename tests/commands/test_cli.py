@@ -239,6 +239,14 @@ class TestProcess(unittest.TestCase):
             process = self.start("-c", FAKE.format(name="status", body=body), stderr=full)
             self.assertEqual(78, process.wait(timeout=30))
 
+    def test_a_program_that_is_started_without_its_streams_runs_all_the_same(self) -> None:
+        body = "assert not any(s.isatty() for s in (sys.stdin, sys.stdout, sys.stderr))"
+        code = FAKE.format(name="status", body=f"import os; {body}; assert os.dup(0) > 2")
+        for closed in ((0,), (1,), (2,), (0, 1, 2)):
+            with self.subTest(closed=closed):
+                process = self.start("-c", code, preexec_fn=lambda n=closed: [*map(os.close, n)])
+                self.assertEqual(0, process.wait(timeout=30))
+
     def test_ctrl_c_is_a_clean_end_for_run_and_130_for_others(self) -> None:
         body = "import time; print('up', flush=True); time.sleep(30)"
         for name, want in (("run", 0), ("backtest", 130)):

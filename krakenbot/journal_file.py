@@ -155,7 +155,9 @@ def _check(connection: sqlite3.Connection, path: Path) -> None:
         _compare_with_copy(journal, path)
     journal.open_intents()
     journal.consecutive_unfilled()
-    for key in ("first_direction", "charges_read", "pnl_at_resume"):
+    journal.newest_intent()
+    journal.newest_record()
+    for key in ("first_direction", "charges_read", "pnl_at_resume", "exchange_position"):
         Decimal(journal.get(key) or 0)
 
 

@@ -1,3 +1,4 @@
+import contextlib
 import os
 import sqlite3
 import stat
@@ -305,6 +306,25 @@ class TestFile(Folder):
         with self.assertRaises(ConfigError):
             open_journal(self.path)
         self.assertEqual(before, self.path.read_bytes())
+
+    def test_what_no_journal_can_hold_is_called_damaged(self) -> None:
+        journal = open_journal(self.path)
+        journal.write(intent())
+        journal.close()
+        whole = self.path.read_bytes()
+        for change in (
+            "UPDATE intents SET purpose = 'x'",
+            "UPDATE intents SET outcome = 'x'",
+            "UPDATE intents SET created = 'x'",
+            "INSERT INTO meta VALUES ('created', 'x')",
+            "INSERT INTO meta VALUES ('exchange_position', 'x')",
+        ):
+            with self.subTest(change):
+                self.path.write_bytes(whole)
+                with contextlib.closing(sqlite3.connect(self.path)) as connection, connection:
+                    connection.execute(change)
+                with self.assertRaisesRegex(StopError, "damaged"):
+                    open_journal(self.path)
 
     def test_a_damaged_file_is_refused_and_byte_identical_afterwards(self) -> None:
         journal = open_journal(self.path)

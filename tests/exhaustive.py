@@ -153,6 +153,7 @@ class Lab(World):
         self.trouble_maker = Scripted(self.api, self.pass_time)
         self.trouble_maker.random.seed(str(plan))
         self.trouble_maker.lab = self
+        self.trouble_maker.chances = {"scripted": 1.0}
         self.trouble_maker.strikes = lambda _: True
         self.settings |= VARIANTS[variant] | {"ENTRY": "now"}
         self.storms.due = self.duty.due = float("inf")

@@ -102,6 +102,7 @@ class Bot:
         self._window = CandleWindow(exchange, clock, plan.interval_s, plan.candles_min)
         self._market = MarketState(plan, exchange, clock, journal)
         self._books_kept, self._looked = float("-inf"), clock.monotonic()
+        self._newest_close: Decimal | None = None
         self._patiently = Patience(exchange, journal, clock, self._alerts)
 
     # -- the loop ------------------------------------------------------------------------------
@@ -188,9 +189,10 @@ class Bot:
             result = self.tick()
             if not result.decided:
                 raise LaterError("the newest candle is not finished at the exchange")
-            if result.is_done or self._clock.monotonic() - began >= VISIBLE_S:
+            pause_s = result.next_due - self._clock.now()
+            if result.is_done or self._clock.monotonic() - began + pause_s > VISIBLE_S:
                 return
-            self._clock.wait(result.next_due - self._clock.now())
+            self._clock.wait(pause_s)
 
     def tick(self) -> TickResult:
         """Bring the position to where the newest finished candle says it should be."""
@@ -225,7 +227,7 @@ class Bot:
         now, interval_s = int(self._clock.now()), self._plan.interval_s
         price = self._exchange.quote().mid
         candle = Candle(now - now % interval_s - interval_s, price, price, price, price)
-        again_at = self._work(candle, Signal(Direction.FLAT, price, 0))
+        again_at = self._work(candle, Signal(None, price, 0))
         return TickResult(again_at or self._clock.now() + PASSING_PAUSE_S, decided=True)
 
     def _look(self) -> None:
@@ -274,6 +276,7 @@ class Bot:
         next_due = candle.time + 2 * self._plan.interval_s + WAKE_DELAY_S
         objected: dict[Purpose, Blocked] = {}
         self._market.invalidate_quote()
+        self._newest_close = candle.close
         sent, held = 0, self._orders.position()
         while True:
             self._check_baseline(candle.close)
@@ -358,13 +361,16 @@ class Bot:
             self._journal.put(flatten=reason)
             log.critical("flattening reason=%s", reason)
         if reason and abs(held) < self._market.rules.ordermin:
-            self._journal.put(flatten=None)
             pair = self._plan.pair
             rest = f"; {plain(held)} {pair} is held and too small to be closed" if held else ""
             raise self._journal.halt(reason + rest)
 
     def _loss_reached(self, held: Decimal) -> str:
-        """Return why to flatten, when two looks in quiet quotes both say so; else nothing."""
+        """Return why to flatten, when two looks both say so; else nothing.
+
+        A quote with a wide spread alone may be absurd: then the newest candle's close must say the
+        same. In a crash spreads are wide and stay so.
+        """
         limit, began = self._plan.limits.max_loss, self._journal.get("pnl_at_resume")
         if limit is None or not began:
             return ""
@@ -372,9 +378,12 @@ class Bot:
             if look and held:
                 self._clock.wait(LOSS_PAUSE_S)
             quote = self._exchange.quote()
-            loss = Decimal(began) - self._journal.account().pnl(quote.mid)
-            if loss < limit or quote.spread_percent > self._plan.limits.max_spread_percent:
+            is_wide = quote.spread_percent > self._plan.limits.max_spread_percent
+            prices = [quote.mid, self._newest_close] if is_wide else [quote.mid]
+            pnl = self._journal.account().pnl
+            if any(price is None or Decimal(began) - pnl(price) < limit for price in prices):
                 return ""
+            loss = Decimal(began) - pnl(quote.mid)
         return f"the loss since the last resume is {loss:.2f}, max_loss is {limit}"
 
     def _check_margin(self, summary: MarginSummary) -> None:

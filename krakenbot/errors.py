@@ -68,10 +68,11 @@ class KeyRefusedError(StopError):
     """The exchange refused the key, a permission of it, or the account. Nothing was executed.
 
     `lockout`: each further private request prolongs it. `nonce`: nonces stayed refused for a
-    minute, so another program uses the key.
+    minute, so another program uses the key. `lasting`: asking again later is no use.
     """
 
     def __init__(self, message: str, *, lockout: bool = False, nonce: bool = False) -> None:
         super().__init__(message, 77)
         self.lockout = lockout
         self.nonce = nonce
+        self.lasting = False

@@ -5,7 +5,14 @@ from decimal import Decimal
 from krakenbot import log
 from krakenbot.clock import Clock
 from krakenbot.decision import Plan
-from krakenbot.errors import ConfigError, LaterError, RefusedError, StopError, UnansweredError
+from krakenbot.errors import (
+    ConfigError,
+    KeyRefusedError,
+    LaterError,
+    RefusedError,
+    StopError,
+    UnansweredError,
+)
 from krakenbot.exchange import Exchange
 from krakenbot.journal import Journal
 from krakenbot.model import (
@@ -148,6 +155,8 @@ class MarketState:
             if self._plan.leverage:
                 self.margin_rates = self._exchange.margin_rates()
         except (LaterError, UnansweredError, RefusedError, StopError) as error:
+            if isinstance(error, KeyRefusedError) and error.lockout:
+                raise  # Nothing private may follow.
             self.fee_rate = self.fee_rate or FEE_RATE_ASSUMED
             self.assumed = f"fees are assumed ({plain(100 * self.fee_rate)} % a trade): {error}"
         if self._plan.leverage and None in self.margin_rates:

@@ -10,6 +10,7 @@ from itertools import product
 from typing import NamedTuple
 
 from krakenbot.decision import Blocked
+from krakenbot.model import Purpose
 from krakenbot.records import PASSING, Intent, Outcome
 
 VISIBLE_S = 120  # How long reading may lag behind what happened: twice the longest seen.
@@ -140,13 +141,15 @@ class Search(NamedTuple):
     """What is known of the looks for one order, by a clock in seconds that no one can set.
 
     `looks` were answered since `first`; `after` is the first one after the deadline and the lag
-    of reading were over. `refused` is since when looking has been refused, None while it is not.
+    of reading were over. `refused` is since when looking has been refused now and then, None while
+    it is answered; `is_refused` whether the newest look was, and not merely unanswered.
     """
 
     looks: int = 0
     first: float | None = None
     after: float | None = None
     refused: float | None = None
+    is_refused: bool = False
 
     def answered(self, now: float, is_over: bool) -> "Search":
         first = now if self.first is None else self.first
@@ -154,7 +157,8 @@ class Search(NamedTuple):
         return Search(self.looks + 1, first, after)
 
     def failed(self, now: float, is_refused: bool) -> "Search":
-        return self._replace(refused=now) if is_refused and self.refused is None else self
+        since = now if is_refused and self.refused is None else self.refused
+        return self._replace(refused=since, is_refused=is_refused)
 
 
 class Action(NamedTuple):
@@ -177,7 +181,8 @@ def next_action(state: State, answer: Answer, search: Search, now: float) -> Act
     """
     cell = TABLE[state, answer]
     if answer is Answer.LOOKUP_FAILED:
-        is_late = search.refused is not None and now - search.refused >= LOOK_REFUSED_S
+        since = search.refused if search.is_refused else None
+        is_late = since is not None and now - since >= LOOK_REFUSED_S
     elif search.first is None or search.after is None:
         is_late = False
     else:
@@ -197,7 +202,7 @@ BELOW_MINIMUM_AFTER_S = 3600.0
 
 
 def next_attempt(
-    newest_first: Sequence[Intent], candle: int, interval_s: int, ordermin: Decimal
+    newest_first: Sequence[Intent], candle: int, interval_s: int, ordermin: Decimal, now: float
 ) -> Blocked | None:
     """Return what speaks against one more order of this purpose for the candle, and until when.
 
@@ -209,13 +214,18 @@ def next_attempt(
     if newest is None or (newest.reduce_only and newest.executed == newest.volume):
         return None
     is_of_candle = newest.interval_s == interval_s and newest.candle == candle
-    if not newest.reduce_only and newest.outcome not in PASSING:
+    # Without margin a close is an ordinary sale; once its end is certain the rest may be sold.
+    was_cut = newest.purpose is Purpose.CLOSE and newest.outcome in (
+        Outcome.CANCELED,
+        Outcome.EXPIRED,
+    )
+    if not (newest.reduce_only or was_cut or newest.outcome in PASSING):
         return Blocked("ordered once in this candle already", None) if is_of_candle else None
     at = (newest.settled or newest.created) + _pause_s(newest_first, is_of_candle, ordermin)
     if needs_proof(newest):
         at = max(at, newest.deadline + VISIBLE_S)
     reason = f"{newest.outcome} ({newest.note})" if newest.note else str(newest.outcome)
-    if is_of_candle and at > candle + 2 * interval_s - interval_s / 10:
+    if is_of_candle and max(at, now) > candle + 2 * interval_s - interval_s / 10:
         return Blocked(f"{reason}, not again for this candle", None)
     return Blocked(f"{reason}, tried again after a pause", at)
 

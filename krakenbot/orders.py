@@ -11,7 +11,7 @@ from krakenbot import log
 from krakenbot.accounting import opening_fee
 from krakenbot.clock import Clock
 from krakenbot.decision import Blocked
-from krakenbot.errors import Cause, LaterError, RefusedError, UnansweredError
+from krakenbot.errors import Cause, KeyRefusedError, LaterError, RefusedError, UnansweredError
 from krakenbot.exchange import Exchange
 from krakenbot.format import money, price
 from krakenbot.journal import Journal
@@ -34,6 +34,7 @@ from krakenbot.records import Intent, Outcome, client_order_id
 
 DEADLINE_S = 15  # The engine refuses an order that reaches it later.
 UNFILLED_MAX = 5
+KEY_REFUSALS_MAX = 3  # More orders in a row whose key was refused end the bot.
 CLOSING = (Purpose.CLOSE, Purpose.REVERSE)
 HISTORY = len(NOT_SENT_AFTER_S)  # So many orders back the pauses grow.
 
@@ -73,6 +74,7 @@ class Orders:
         self._found: Execution | None = None
         self._refusal = Refusal(Outcome.REFUSED, "")
         self._failure: Exception | None = None
+        self._key_refusals = 0
 
     def send(self, step: Step, rules: PairRules, candle: int, held: Decimal, reason: str) -> None:
         """Write the intent, send its order once, and follow it to its end."""
@@ -109,7 +111,7 @@ class Orders:
             history = self._journal.newest_of(purpose, HISTORY)
             if is_whole:  # What was too small for the exchange says nothing about this order.
                 history = [intent for intent in history if intent.volume >= ordermin]
-            found = next_attempt(history, candle, self._owner.interval_s, ordermin)
+            found = next_attempt(history, candle, self._owner.interval_s, ordermin, now)
             if found is not None and (found.until is None or found.until > now):
                 blocked[purpose] = found
         unsent = blocked.get(newest.purpose) if newest else None
@@ -190,6 +192,10 @@ class Orders:
             outcome = Outcome.PUT_OFF_SURELY if sure else Outcome.PUT_OFF
             self._refusal = Refusal(outcome, str(error))
             return Answer.RETRY_LATER
+        except KeyRefusedError as error:
+            self._key_refusals += 1
+            error.lasting = self._key_refusals > KEY_REFUSALS_MAX
+            raise
         except RefusedError as error:
             early = error.cause is Cause.FUNDS and self.has_just_closed()
             if early or (is_small and intent.purpose is Purpose.CLOSE):
@@ -198,6 +204,7 @@ class Orders:
                 return Answer.RETRY_LATER
             self._refusal = Refusal(Outcome.REFUSED, str(error))
             return Answer.REJECTED
+        self._key_refusals = 0
         return Answer.ACCEPTED
 
     def has_just_closed(self) -> bool:
@@ -277,14 +284,15 @@ class Orders:
         since, until = intent.created - 5, intent.deadline + VISIBLE_S
         traded = self._exchange.traded_orders(since, until)
         strange = sorted({order for order in traded if not self._journal.knows_order(order)})
-        explained = self._journal.account().held
-        held = self._held(explained)
-        if strange or held != explained:
+        if strange:
+            explained = self._journal.account().held
+            held = self._held(explained)
             raise self._journal.halt(
                 f"order {intent.id} is not found, yet the exchange holds {plain(held)} (explained: "
-                f"{plain(explained)}) and shows unexplained trades: {', '.join(strange) or 'none'}",
+                f"{plain(explained)}) and shows unexplained trades: {', '.join(strange)}",
                 held,
             )
+        self.position()  # Halts when it goes on saying otherwise.
         log.warning("order never happened id=%s", intent.id)
         now = int(self._clock.now())
         self._journal.conclude(intent, Outcome.ABSENT, now, note="not found after its deadline")

@@ -52,7 +52,7 @@ class Patience:
         worked, with nothing to look after, is not asked about again.
         """
         is_needed = self._journal.account().held or self._journal.open_intents()
-        if not (is_needed or self._has_worked):
+        if error.lasting or not (is_needed or self._has_worked):
             raise error
         self._alerts.hold("key", f"{error}; asked again in some minutes")
         for pause_s in (LOCKOUT_S,) if error.lockout else KEY_PAUSES_S:

@@ -79,7 +79,9 @@ class TestTable(unittest.TestCase):
 
     def test_each_cell_does_something_else_once_waiting_is_over_only_where_written(self) -> None:
         for (state, answer), (write, do, _, after, *late) in CELLS.items():
-            over = LONG._replace(refused=0.0) if answer is A.LOOKUP_FAILED else LONG
+            over = (
+                LONG._replace(refused=0.0, is_refused=True) if answer is A.LOOKUP_FAILED else LONG
+            )
             with self.subTest(state=state.name, answer=answer.name):
                 got = next_action(state, answer, over, 4000.0)
                 self.assertEqual((late or [do])[0], got.do)
@@ -133,6 +135,8 @@ class TestWaiting(unittest.TestCase):
         early = next_action(S.UNCONFIRMED, A.LOOKUP_FAILED, search, 3699)
         late = next_action(S.UNCONFIRMED, A.LOOKUP_FAILED, search, 3700)
         self.assertEqual((Do.WAIT, Do.HALT), (early.do, late.do))
+        outage = next_action(S.UNCONFIRMED, A.LOOKUP_FAILED, search.failed(9000, False), 9000)
+        self.assertIs(Do.WAIT, outage.do)
 
     def test_an_exchange_that_cannot_be_reached_is_waited_for_without_end(self) -> None:
         search = NEW.failed(100, False)
@@ -165,7 +169,7 @@ def intent(outcome: Outcome, settled: int = CANDLE + DAY, **more: Any) -> Intent
 
 def pause(*newest_first: Intent, candle: int = CANDLE, interval_s: int = DAY) -> float | None:
     """Return the seconds from the newest one's end to the next attempt; None for none at all."""
-    blocked = next_attempt(newest_first, candle, interval_s, ORDERMIN)
+    blocked = next_attempt(newest_first, candle, interval_s, ORDERMIN, now=0)
     assert blocked is not None
     assert newest_first[0].settled is not None
     return None if blocked.until is None else blocked.until - newest_first[0].settled
@@ -176,7 +180,7 @@ SURE, UNSURE, NOT_SENT = Outcome.PUT_OFF_SURELY, Outcome.PUT_OFF, Outcome.NOT_SE
 
 class TestNextAttempt(unittest.TestCase):
     def test_the_first_order_of_a_purpose_is_free(self) -> None:
-        self.assertIsNone(next_attempt([], CANDLE, DAY, ORDERMIN))
+        self.assertIsNone(next_attempt([], CANDLE, DAY, ORDERMIN, now=0))
 
     def test_refusals_documented_to_leave_no_order_are_tried_again_after_growing_pauses(
         self,
@@ -208,16 +212,22 @@ class TestNextAttempt(unittest.TestCase):
             with self.subTest(outcome):
                 self.assertIsNone(pause(intent(outcome)))
                 row = [intent(outcome)]
-                self.assertIsNone(next_attempt(row, CANDLE + DAY, DAY, ORDERMIN))
+                self.assertIsNone(next_attempt(row, CANDLE + DAY, DAY, ORDERMIN, now=0))
 
     def test_a_close_that_was_filled_stands_in_no_later_one_s_way(self) -> None:
         close = intent(Outcome.CLOSED, reduce_only=True, executed=Decimal("0.01"))
-        self.assertIsNone(next_attempt([close], CANDLE, DAY, ORDERMIN))
+        self.assertIsNone(next_attempt([close], CANDLE, DAY, ORDERMIN, now=0))
 
     def test_nothing_is_tried_again_in_the_last_tenth_of_a_candle_s_time(self) -> None:
         end, tenth = CANDLE + 2 * DAY, DAY // 10
         self.assertEqual(15, pause(intent(SURE, end - tenth - 15)))
         self.assertIsNone(pause(intent(SURE, end - tenth - 14)))
+
+    def test_an_attempt_that_was_due_earlier_is_not_made_up_for_in_the_last_tenth(self) -> None:
+        row, late = [intent(SURE)], CANDLE + 2 * DAY - DAY // 20
+        blocked = next_attempt(row, CANDLE, DAY, ORDERMIN, now=late)
+        self.assertIsNone(blocked and blocked.until)
+        self.assertIsNotNone(blocked)
 
     def test_a_new_candle_waits_at_most_five_minutes_for_the_refusals_of_older_ones(self) -> None:
         refused = [intent(SURE)] * 4

@@ -220,7 +220,7 @@ class TestLookups(AttentionTest):
                     place(order, deadline)
 
                 self.exchange.place = place  # type: ignore[method-assign]
-                self.assertIn("is not found, yet", self.stopped(self.bot().run))
+                self.assertIn("the exchange holds", self.stopped(self.bot().run))
                 self.assertIsNone(self.intents()[0].outcome)
 
     def test_the_first_look_at_a_cancelled_order_is_not_its_last_word(self) -> None:

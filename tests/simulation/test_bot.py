@@ -1171,5 +1171,75 @@ class TestOneAtATime(BotTest):
         self.assertEqual({1}, set(open_ones), "exactly the written intent of this order is open")
 
 
+class TestWhatLasts(BotTest):
+    """Troubles that one look cannot tell from passing ones."""
+
+    def test_a_loss_in_a_crash_with_wide_spreads_is_seen_by_the_candle_s_close(self) -> None:
+        self.plan = PLAN._replace(limits=PLAN.limits._replace(max_loss=Decimal(50)))
+        self.once(100)
+        self.exchange.spread = Decimal(1200)
+        self.exchange.close = lambda number: Decimal(20_000)  # type: ignore[method-assign]
+        self.assertIn("max_loss", self.stopped(self.bot().run))
+        self.assertEqual(0, self.exchange.held)
+
+    def test_one_order_whose_key_was_refused_does_not_end_the_bot(self) -> None:
+        self.once(100)
+        self.exchange.script = ["stop"]
+        self.until(DOWN + 8)
+        self.assertEqual(Decimal("-0.01"), self.exchange.held)
+
+    def test_a_key_that_may_not_trade_any_more_ends_with_77_though_it_may_read(self) -> None:
+        self.once(100)
+        self.exchange.script = ["stop"] * 99
+        self.clock.end = T0 + 60 * (DOWN + 240)
+        self.stopped(self.bot().run, 77)
+        self.assertLess(len(self.exchange.placed), 7)
+
+    def test_one_refused_look_and_then_an_outage_is_waited_for(self) -> None:
+        self.once(100)
+        self.exchange.script = ["never"]
+        failures = iter([RefusedError("EQuery:glitch")])
+
+        def find(client_order_id: str, since: int) -> Execution | None:
+            raise next(failures, UnansweredError("timed out"))
+
+        self.exchange.find = find  # type: ignore[method-assign]
+        self.until(DOWN + 180)
+        self.assertIsNone(self.intents()[1].outcome)
+
+    def test_one_empty_answer_while_an_absence_is_proven_is_asked_about_again(self) -> None:
+        self.once(100)
+        self.exchange.script = ["never"]
+        told, lies = self.exchange.position, iter([Position()])
+
+        def position() -> Position:
+            return next(lies, told()) if self.journal.open_intents() else told()
+
+        self.exchange.position = position  # type: ignore[method-assign]
+        self.until(DOWN + 10)
+        self.assertEqual(Decimal("-0.01"), self.exchange.held)
+
+    def test_a_sale_that_was_cancelled_is_tried_again_within_the_candle(self) -> None:
+        self.plan = PLAN._replace(leverage=0, interval_s=60)
+        self.once(105)
+        self.exchange.script = ["zero"]
+        self.until(DOWN)
+        self.assertEqual(0, self.exchange.base)
+
+    def test_what_flattens_is_kept_until_somebody_resumes(self) -> None:
+        self.once(100)
+        self.journal.put(flatten="enough")
+        self.stopped(self.bot().run)
+        self.assertEqual(
+            ("enough", "enough"), (self.journal.get("halted"), self.journal.get("flatten"))
+        )
+
+    def test_once_does_not_wait_for_an_objection_that_stays(self) -> None:
+        self.exchange.equity = Decimal(10)
+        began = self.clock.time
+        self.once()
+        self.assertLess(self.clock.time - began, 130)
+
+
 if __name__ == "__main__":
     unittest.main()

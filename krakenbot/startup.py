@@ -47,11 +47,18 @@ Check = Callable[[], str | None]
 
 
 def checks_of(start: Start) -> tuple[tuple[Check, ...], tuple[Check, ...]]:
-    """Return the checks before any order, in their order, and those before only closing."""
+    """Return the checks before any order, in their order, and those before only closing.
+
+    On margin a close waits for no look at the trades: it is `reduce_only`, and sent only when the
+    exchange holds what the journal explains. Without margin it could sell coins of the user's.
+    """
     trades = (check_trades, check_untracked_balance)
     settings = (try_strategy, check_settings)
     running = (check_permissions, *trades, *settings) if start.nonces else settings
-    closing = (check_account, *trades) if start.nonces else ()
+    closing: tuple[Callable[[Start], str | None], ...] = ()
+    if start.nonces:
+        is_sure = start.config.leverage > 0 and not start.adopts
+        closing = (check_account,) if is_sure else (check_account, *trades)
     return tuple(partial(c, start) for c in running), tuple(partial(c, start) for c in closing)
 
 

@@ -91,6 +91,15 @@ class TestFlatten(HandoverTest):
                 self.assert_ends(done, 76, "flattened by hand")
                 self.assertIn("flattened by hand", self.run_it(gate, "resume", **here).out)
 
+    def test_on_margin_it_closes_without_looking_back_at_trades(self) -> None:
+        gate = self.held(HOURLY)
+        for path in self.state.glob("key-*.lock"):
+            path.unlink()  # Now nothing proves that the journal is current.
+        done = self.run_it(gate, "flatten", "--live", **HOURLY)
+        self.assert_ends(done, 0)
+        self.assertNotIn("waiting", done.err)
+        self.assertEqual(0, gate.position)
+
     def test_a_key_that_may_do_too_much_does_not_keep_it_from_closing(self) -> None:
         gate = self.held(HOURLY)
 

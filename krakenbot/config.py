@@ -95,6 +95,20 @@ _BODY = _text(r"(?s:.{1,10000})", "text of at most 10000 characters")
 _PATH = _text(r"[^\x00-\x1f\x7f]+", "a path", Path)
 
 
+def is_key_itself(path: str) -> bool:
+    """Return whether a key stands where its file's name belongs; then no output shows it."""
+    is_key = re.fullmatch(r"[A-Za-z0-9+/]{40,}={0,2}", path) and not os.path.lexists(path)
+    if is_key:
+        register(Secret(path))
+    return bool(is_key)
+
+
+def _key_file(raw: object) -> object:
+    if isinstance(raw, str) and is_key_itself(raw):
+        raise ValueError("the path of a file, not the key")
+    return _PATH(raw)
+
+
 def _parameters(raw: object) -> object:
     is_table = isinstance(raw, dict) and all(
         name.isidentifier() and isinstance(value, str | int | Decimal)
@@ -124,8 +138,8 @@ class StrategyTable(NamedTuple):
 class KeysTable(NamedTuple):
     """Where the two secrets lie; never the secrets themselves."""
 
-    api_key_file: Annotated[Path | None, _PATH] = None
-    api_secret_file: Annotated[Path | None, _PATH] = None
+    api_key_file: Annotated[Path | None, _key_file] = None
+    api_secret_file: Annotated[Path | None, _key_file] = None
 
 
 class RiskTable(NamedTuple):

@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from krakenbot import log
-from krakenbot.config import Config, KeysTable
+from krakenbot.config import Config, KeysTable, is_key_itself
 from krakenbot.errors import ConfigError
 from krakenbot.kraken.signing import decode_secret
 from krakenbot.log import clean, register
@@ -96,6 +96,8 @@ def _places(
 
 def _read(path: str, *, strict: bool = True) -> str:
     """Return the secret in a file that, with `strict`, only its owner may read."""
+    if is_key_itself(path):
+        raise ConfigError("the path of a file is needed, and what stands there looks like the key")
     try:
         # Without O_NONBLOCK a named pipe would hold the program here for ever.
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:

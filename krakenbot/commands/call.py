@@ -87,11 +87,18 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def signed_client(config: Config, credentials: Credentials, live: bool) -> tuple[Client, Lock]:
-    """Return a client and the key's lock, without which no nonce of the key may be used."""
+def signed_client(
+    config: Config, credentials: Credentials, live: bool, *, changes: bool = False
+) -> tuple[Client, Lock]:
+    """Return a client and the key's lock, without which no nonce of the key may be used.
+
+    A call that `changes` something leaves no proof to a bot that it knows all of the key's orders.
+    """
     lock = key_lock(config, credentials)
-    clock = SystemClock(config.exchange.clock_speed)
-    client = client_of(config, clock, credentials, Nonces(lock), live=live)
+    clock, nonces = SystemClock(config.exchange.clock_speed), Nonces(lock)
+    if changes:
+        nonces.set_mark("called")
+    client = client_of(config, clock, credentials, nonces, live=live)
     client.nonce_pauses_s = (1, 2)  # A person is waiting.
     return client, lock
 
@@ -107,8 +114,10 @@ def _spot(config: Config, arguments: argparse.Namespace, values: list[tuple[str,
     if method in PUBLIC:
         return client_of(config, SystemClock()).public(method, params)
     is_check = method == "AddOrder" and params.get("validate") == "true"
-    _ask_for_live(config, arguments, method in READS or is_check)
-    client, lock = signed_client(config, _credentials(config, "KRAKEN"), not is_check)
+    is_harmless = method in READS or is_check
+    _ask_for_live(config, arguments, is_harmless)
+    credentials = _credentials(config, "KRAKEN")
+    client, lock = signed_client(config, credentials, not is_check, changes=not is_harmless)
     with contextlib.closing(lock):
         is_file = method == "RetrieveExport"
         return client.download(method, params) if is_file else client.private(method, params)

@@ -107,6 +107,16 @@ class TestSpot(Called):
         self.assertEqual(0o600, lock.stat().st_mode & 0o777)
         self.assertEqual(int(lock.read_text().split()[0]), self.sandbox.api._nonce)
 
+    def test_what_changes_the_account_leaves_no_proof_that_a_journal_is_current(self) -> None:
+        self.with_keys()
+        self.environ["KRAKENBOT_MODE"] = "live"
+        marks = []
+        for words in (("Balance",), ("CancelAll", "--live"), ("Balance",)):
+            self.assertEqual(0, self.call(*words)[0])
+            (lock,) = self.state.glob("*.lock")
+            marks.append(lock.read_text().splitlines()[0].partition(" ")[2].strip())
+        self.assertEqual(["", "called", "called"], marks)
+
     def test_a_private_method_without_a_key_is_a_matter_of_configuration(self) -> None:
         self.assertEqual(78, self.call("Balance")[0])
 

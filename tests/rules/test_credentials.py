@@ -8,7 +8,7 @@ from pathlib import Path
 from unittest import mock
 
 from krakenbot import log
-from krakenbot.config import KeysTable
+from krakenbot.config import KeysTable, load
 from krakenbot.credentials import load_secrets
 from krakenbot.errors import ConfigError
 
@@ -94,6 +94,16 @@ class TestCredentials(unittest.TestCase):
                 environ = {"KRAKEN_API_KEY_FILE": key, "KRAKEN_API_SECRET_FILE": secret}
                 text = self.refused(environ, f"mode {mode:04o} .*chmod 600 {key}")
                 self.assertNotIn("HUSH", text)
+
+    def test_a_key_in_the_place_of_its_file_s_name_is_not_shown(self) -> None:
+        key = "HUSH" * 14
+        for variable, say in (
+            ("KRAKEN_API_KEY_FILE", load_secrets),
+            ("KRAKENBOT_KEYS_API_KEY_FILE", lambda environ: load(None, environ, self.folder)),
+        ):
+            with self.subTest(variable), self.assertRaises(ConfigError) as caught:
+                say({variable: key, "HOME": "/root"})
+            self.assertNotIn("HUSH", log.clean(str(caught.exception)))
 
     def test_what_is_no_key_file_is_refused_without_showing_or_waiting(self) -> None:
         os.mkfifo(self.folder / "fifo", 0o600)

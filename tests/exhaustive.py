@@ -1,7 +1,7 @@
 """Every fault, and every pair of faults, through a first entry and a reversal.
 
     python -m tests.exhaustive            all of them
-    python -m tests.exhaustive --sample   every tenth pair, for `.ci/run`
+    python -m tests.exhaustive --sample   every fifth pair, for `.ci/run`
 
 The shipped program runs on the simulated machine (see tests/simulation), each time with one or two
 faults at one or two of its requests and writes, deaths and restarts included. Every run must end

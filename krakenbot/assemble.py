@@ -100,11 +100,8 @@ def assemble(
     clock = SystemClock(config.exchange.clock_speed)
     clock.progress = progress
     clock.stop_on_signals()
-    owner, locks, nonces = "paper", [], None
-    if credentials is not None:
-        owner = fingerprint(credentials.key)
-        locks = [Lock(config.state_directory / f"key-{owner}.lock", "this API key")]
-        nonces = Nonces(locks[0])
+    owner, locks = _locked_key(config, credentials)
+    nonces = Nonces(locks[0]) if locks else None
     client = client_of(config, clock, credentials, nonces, live=is_live and live)
     client.on_read = clock.read
     spot = spot_of(config, client)
@@ -122,19 +119,8 @@ def assemble(
     if nonces is not None and is_live:
         journal.on_write = nonces.set_mark
     exchange = spot if is_live else _paper(config, client, spot, clock, journal)
-    start = startup.Start(
-        config=config,
-        exchange=exchange,
-        journal=journal,
-        clock=clock,
-        lock=locks[-1],
-        identity=whose,
-        began=clock.monotonic(),
-        nonces=nonces if is_live else None,
-        info=info,
-        accept_costs=accept_costs,
-        adopts=adopts,
-    )
+    parts = (config, exchange, journal, clock, locks[-1], whose, clock.monotonic())
+    start = startup.Start(*parts, nonces if is_live else None, info, accept_costs, adopts)
     plan, (checks, closing) = plan_of(config), startup.checks_of(start)
     bot = Bot(plan, exchange, journal, clock, owner, on_event, checks)
     desk = Desk(plan, exchange, journal, clock, owner, on_event)
@@ -160,6 +146,14 @@ def _credentials(config: Config) -> Credentials | None:
             "KRAKEN_API_SECRET"
         )
     return credentials
+
+
+def _locked_key(config: Config, credentials: Credentials | None) -> tuple[str, list[Lock]]:
+    """Return what names the key in order ids, and its lock; without a key there is none."""
+    if credentials is None:
+        return "paper", []
+    owner = fingerprint(credentials.key)
+    return owner, [Lock(config.state_directory / f"key-{owner}.lock", "this API key")]
 
 
 def _pair_of(config: Config, client: Client, spelling: str) -> str:

@@ -15,7 +15,14 @@ from krakenbot.bot import Event
 from krakenbot.candles import CandleWindow
 from krakenbot.clock import Clock
 from krakenbot.decision import Plan, Snapshot, decide
-from krakenbot.errors import ConfigError, FlattenRequestedError, LaterError, StopError
+from krakenbot.errors import (
+    ConfigError,
+    FlattenRequestedError,
+    LaterError,
+    RefusedError,
+    StopError,
+    UnansweredError,
+)
 from krakenbot.exchange import Exchange
 from krakenbot.journal import Journal
 from krakenbot.lock import access_hint, open_private
@@ -68,7 +75,7 @@ class Desk:
         self._orders.reconcile()
 
     def held(self) -> Position:
-        """Return what the exchange holds of the bot's, and what that is worth.
+        """Return what the exchange holds of the bot's, on margin with what it cost.
 
         Without margin that is what the journal says was bought, as far as it is there.
         """
@@ -76,20 +83,22 @@ class Desk:
             return self._exchange.position()
         owned = self._exchange.balances().get(self.rules.base, ZERO)
         explained = self._journal.account().held
-        volume = min(explained or self.plan.size, owned)
-        return Position(volume, volume * self._exchange.quote().mid)
+        return Position(min(explained or self.plan.size, owned), ZERO)
 
     def told(self, side: Side, volume: Decimal) -> str:
         """Return what an order trades now, in words: volume, price, worth and fee."""
+        rules = self.rules
+        text = f"{side.value} {format.volume(volume, rules.base)} at market"
         self._market.read_rates()
-        quote = self._exchange.quote()
+        try:
+            quote = self._exchange.quote()
+        except (LaterError, UnansweredError, RefusedError) as error:
+            return f"{text}; what that is worth cannot be had now: {error}"
         price = quote.ask if side is Side.BUY else quote.bid
-        rules, worth = self.rules, volume * price
-        fee = worth * self._market.fee_rate
+        worth = volume * price
         return (
-            f"{side.value} {format.volume(volume, rules.base)} at market, about "
-            f"{format.price(price, rules)} = {format.money(worth, rules.quote)}, fee about "
-            f"{format.money(fee, rules.quote)}"
+            f"{text}, about {format.price(price, rules)} = {format.money(worth, rules.quote)}, "
+            f"fee about {format.money(worth * self._market.fee_rate, rules.quote)}"
         )
 
     def adoption(self) -> list[str]:
@@ -114,7 +123,7 @@ class Desk:
         return [*lines, *(f"  {trade}" for trade in trades)]
 
     def _price(self, position: Position) -> Decimal:
-        if not position.volume:
+        if not position.cost:
             return self._exchange.quote().mid
         return position.cost / abs(position.volume)
 

@@ -111,6 +111,17 @@ class TestFlatten(HandoverTest):
         self.assert_ends(self.run_it(gate, "flatten", "--live", **HOURLY), 0)
         self.assertEqual(0, gate.position)
 
+    def test_a_price_that_cannot_be_had_does_not_keep_it_from_closing(self) -> None:
+        for settings in (HOURLY, SPOT):
+            with self.subTest(leverage=settings.get("KRAKENBOT_LEVERAGE", "2")):
+                self.state = self.folder / settings.get("KRAKENBOT_LEVERAGE", "2")
+                gate = self.held(settings)
+                gate.edit = lambda path, answer: b"<p>" if "/Ticker" in path else answer
+                done = self.run_it(gate, "flatten", "--live", **settings)
+                self.assert_ends(done, 0)
+                self.assertRegex(done.out, r"(sell|buy) 0\.01 XBT at market; what that is worth ")
+                self.assertEqual(2, len(gate.orders))
+
     def test_without_the_second_word_nothing_is_sent(self) -> None:
         gate = self.held(HOURLY)
         sent = len(gate.sent)

@@ -35,6 +35,9 @@ class Market(Protocol):
     def rules(self) -> PairRules:
         """Return the pair's rules as they are now."""
 
+    def known_rules(self) -> PairRules:
+        """Return the pair's rules as they were read last, or as they are now."""
+
     def assume_rules(self, rules: PairRules) -> None:
         """Take over rules that were read before, for when they cannot be read."""
 

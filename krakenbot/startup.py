@@ -197,7 +197,7 @@ def check_untracked_balance(start: Start) -> None:
     journal, lock = start.journal, start.lock
     is_lost = lock.read() == "live" and not journal.get("minded") and not start.config.leverage
     if is_lost and not start.adopts:
-        rules, balances = start.exchange.rules(), start.exchange.balances()
+        rules, balances = start.exchange.known_rules(), start.exchange.balances()
         owned, earning = balances.get(rules.base, ZERO), elsewhere(balances, rules.base)
         if owned + sum(earning.values()) >= rules.ordermin:
             journal.put(minded=1)
@@ -241,7 +241,7 @@ def check_settings(start: Start) -> str | None:
 
 
 def _check_settings(start: Start) -> str | None:
-    rules, quote = start.exchange.rules(), start.exchange.quote()
+    rules, quote = start.exchange.known_rules(), start.exchange.quote()
     if rules.pair != start.identity.pair:
         raise StopError(
             f"pair = {start.config.pair!r} meant {start.identity.pair} and now means {rules.pair}; "
@@ -289,7 +289,7 @@ def count_costs(config: Config, exchange: Exchange, fee_rate: Decimal) -> tuple[
     """Return whether costs a day are above the limit or unknown, and what to say about them."""
     from krakenbot.backtest.costs import fee_guard
 
-    rules, candles = exchange.rules(), exchange.candles(None)[:-1]
+    rules, candles = exchange.known_rules(), exchange.candles(None)[:-1]
     guard = fee_guard(config, candles, rules, fee_rate, exchange.margin_rates())
     too_much = guard.percent_per_day > config.risk.max_fee_percent_per_day
     return too_much or guard.refused_reason is not None, guard.lines

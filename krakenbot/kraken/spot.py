@@ -96,6 +96,9 @@ class Spot:
             self._rules = parse_rules(pair, row)
         return self._rules
 
+    def known_rules(self) -> PairRules:
+        return self._rules or self.rules()
+
     def assume_rules(self, rules: PairRules) -> None:
         self._rules = rules
 
@@ -115,7 +118,7 @@ class Spot:
         return quote
 
     def margin_rates(self) -> MarginRates:
-        rules = self._known_rules()
+        rules = self.known_rules()
         # Tokenized assets stand in a list of their own, and are not known to be lent.
         is_token = self._class.get("asset_class") == "tokenized_asset"
         assets = rules.quote if is_token else f"{rules.quote},{rules.base}"
@@ -135,7 +138,7 @@ class Spot:
             )
 
     def summary(self) -> MarginSummary:
-        result = self._client.private("TradeBalance", {"asset": self._known_rules().quote})
+        result = self._client.private("TradeBalance", {"asset": self.known_rules().quote})
         with _Shape("TradeBalance"):
             return MarginSummary(
                 trade_balance=decimal(result["tb"]),
@@ -215,7 +218,7 @@ class Spot:
         raise UnansweredError(f"{method}: more than {PAGES_MAX * PAGE} rows")
 
     def fee_rate(self) -> Decimal:
-        rules = self._known_rules()
+        rules = self.known_rules()
         try:
             result = self._client.private("TradeVolume", {"pair": rules.altname, **self._class})
             fees = result["fees"]
@@ -251,7 +254,7 @@ class Spot:
         return {
             "ordertype": "market",
             "type": order.side.value,
-            "pair": self._known_rules().altname,
+            "pair": self.known_rules().altname,
             "volume": plain(order.volume),
             "oflags": "fciq",
             **leverage,
@@ -299,11 +302,8 @@ class Spot:
     def _name(self) -> str:
         return self._rules.altname if self._rules else self._pair
 
-    def _known_rules(self) -> PairRules:
-        return self._rules or self.rules()
-
     def _is_ours(self, pair: object) -> bool:
-        rules = self._known_rules()
+        rules = self.known_rules()
         return pair in (rules.pair, rules.altname)
 
 

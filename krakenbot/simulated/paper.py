@@ -90,7 +90,7 @@ class PaperClient:
         return next(iter(self.rules.values()), None) or self._learn()
 
     def _learn(self) -> PairRules:
-        rules = self._market.rules()
+        rules = self._market.known_rules()
         self.rules = {rules.pair: rules}
         return rules
 

@@ -9,7 +9,7 @@ from krakenbot.errors import RefusedError
 from krakenbot.model import Quote
 from krakenbot.pairs import PairRules, parse_rules
 from krakenbot.simulated import listing, words
-from krakenbot.simulated.feed import INTERVALS, Feed
+from krakenbot.simulated.feed import INTERVALS, Bar, Feed
 from krakenbot.simulated.listing import ASSETS, PAIRS
 from krakenbot.simulated.words import Method, Params, Row, bad, number, whole
 
@@ -105,13 +105,13 @@ class FeedMarkets:
         if price is not None:
             high, low = max(bars[-1].open, price), min(bars[-1].open, price)
             bars[-1] = bars[-1]._replace(high=high, low=low, close=price)
-        rows = [words.bar_row(bar, rules) for bar in bars]
+        rows = [_bar_row(bar, rules) for bar in bars]
         return {rules.pair: rows, "last": bars[-1].time - step_s}
 
     def _ticker(self, rules: PairRules) -> Row:
         series, now, quote = self.feed.series(rules), int(self.now()), self.quote(rules)
         begins = now // 86400 * 86400, now - 86400 + series.interval_s
-        bars = [words.bar_row(series.bar(begin, 86400, now), rules) for begin in begins]
+        bars = [_bar_row(series.bar(begin, 86400, now), rules) for begin in begins]
         _, opens, highs, lows, _, averages, volumes, counts = map(list, zip(*bars, strict=True))
         ask, bid, last = (words.price(x, rules) for x in (quote.ask, quote.bid, quote.mid))
         return {"a": [ask, "1", "1.000"], "b": [bid, "1", "1.000"], "c": [last, "0.01000000"]} | {
@@ -139,3 +139,14 @@ class FeedMarkets:
 def tick(rules: PairRules) -> Decimal:
     """Return the smallest step of a pair's price."""
     return Decimal(1).scaleb(-rules.pair_decimals)
+
+
+def _bar_row(bar: Bar, rules: PairRules) -> list[Any]:
+    """Return a row of OHLC; the prices of a file may have more decimals than the pair."""
+    exponents = [int(price.normalize().as_tuple().exponent) for price in bar[1:5]]
+    digits = max(rules.pair_decimals, -min(exponents))
+    average = (bar.high + bar.low + bar.close) / 3
+    prices = [f"{price:.{digits}f}" for price in (*bar[1:5], average)]
+    if not bar.trades:
+        prices[4] = "0.0"
+    return [bar.time, *prices, f"{bar.volume:.8f}", bar.trades]

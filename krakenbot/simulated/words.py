@@ -15,7 +15,6 @@ from krakenbot.errors import RefusedError
 from krakenbot.model import ZERO, Side
 from krakenbot.pairs import PairRules
 from krakenbot.simulated.books import Entry, Lot, MarginPosition, Trade, identifier
-from krakenbot.simulated.feed import Bar
 from krakenbot.simulated.listing import ASSETS
 
 Params = dict[str, str]
@@ -163,17 +162,6 @@ def market_row(rows: Sequence[Row]) -> Row:
     texts = {name: f"{total:{'+' if name == 'net' else ''}f}" for name, total in sums.items()}
     leverage = sums["cost"] / (sums["margin"] or 1)  # The margin of a few coins may round to 0.
     return same | texts | {"leverage": f"{leverage:.5f}"}
-
-
-def bar_row(bar: Bar, rules: PairRules) -> list[Any]:
-    """Return a row of OHLC; the prices of a file may have more decimals than the pair."""
-    exponents = [int(price.normalize().as_tuple().exponent) for price in bar[1:5]]
-    digits = max(rules.pair_decimals, -min(exponents))
-    average = (bar.high + bar.low + bar.close) / 3
-    prices = [f"{price:.{digits}f}" for price in (*bar[1:5], average)]
-    if not bar.trades:
-        prices[4] = "0.0"
-    return [bar.time, *prices, f"{bar.volume:.8f}", bar.trades]
 
 
 def ledger_row(entry: Entry) -> Row:

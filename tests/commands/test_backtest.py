@@ -82,6 +82,8 @@ class World:
     def rules(self) -> PairRules:
         return self.pair_rules
 
+    known_rules = rules
+
     @property
     def running(self) -> int:
         return int(self.time - self.columns.times[0]) // self.columns.interval_s

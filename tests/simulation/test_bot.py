@@ -148,6 +148,8 @@ class FakeExchange:
     def rules(self) -> PairRules:
         return self.pair_rules
 
+    known_rules = rules
+
     def assume_rules(self, rules: PairRules) -> None:
         self.pair_rules = rules
 

@@ -71,6 +71,8 @@ class World:
             raise RefusedError("EQuery:Unknown asset pair")
         return parse_rules("XXBTZUSD", {**PAIRS["XXBTZUSD"], "status": self.status})
 
+    known_rules = rules
+
     def candles(self, since: int | None) -> Sequence[Candle]:
         return self.rows
 

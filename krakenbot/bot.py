@@ -110,12 +110,15 @@ class Bot:
     def run(self, *, once: bool = False, patience_s: float = 300.0) -> None:
         """Decide on every finished candle until StopRequestedError; with `once` on one.
 
-        Raises StopError when a person must look, LaterError when the exchange cannot be reached
-        at the start for longer than `patience_s`.
+        Raises StopError when a person must look, LaterError when any part of the start cannot be
+        had from the exchange for longer than `patience_s`.
         """
         try:
             self._refuse_when_halted()
-            self._patiently(self._start, patience_s)
+            for part in (self._learn, *self._checks, self._learn_costs):
+                if reason := self._patiently(part, patience_s):
+                    limits = self._plan.limits._replace(close_only=reason)
+                    self._plan = self._plan._replace(limits=limits)
             self.has_started = True
             self._patiently(self._orders.reconcile, patience_s)
             rules = self._market.rules
@@ -144,13 +147,11 @@ class Bot:
         if reason:
             raise StopError(f"halted: {reason}. `krakenbot resume` clears this after a look")
 
-    def _start(self) -> None:
+    def _learn(self) -> None:
         self._market.learn()
         self._orders.base = self._market.rules.base
-        for check in self._checks:
-            if reason := check():
-                limits = self._plan.limits._replace(close_only=reason)
-                self._plan = self._plan._replace(limits=limits)
+
+    def _learn_costs(self) -> None:
         self._market.read_rates()
         self._tell_rates()
         self._keep_books()

@@ -3,6 +3,7 @@ import unittest
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from decimal import Decimal
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -408,6 +409,18 @@ class TestOrdinaryTicks(BotTest):
 
         self.bot()._patiently(slow, 300)
         self.assertEqual([], self.events)
+
+    def test_patience_at_the_start_is_for_each_part_that_is_asked_for(self) -> None:
+        def check(until: list[float]) -> None:
+            if not until:
+                until.append(self.clock.time + 200)
+            if self.clock.time < until[0]:
+                raise UnansweredError("one lost answer after another")
+
+        bot = self.bot()
+        bot._checks = [partial(check, []), partial(check, [])]
+        bot.run(once=True, patience_s=300)
+        self.assertTrue(bot.has_started)
 
     def test_waiting_for_more_than_five_minutes_is_told_once_again_daily_and_when_over(
         self,

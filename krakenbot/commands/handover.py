@@ -157,15 +157,22 @@ def _agreed(
 
 
 def _what_is_left(parts: Parts) -> str:
-    """Return what the exchange shows after flattening; never more than it said."""
+    """Return what the exchange shows after flattening; never more than it said.
+
+    The position is closed by now, which no failing read here may deny.
+    """
     config, base = parts.config, parts.desk.rules.base
     tail = "The bot is halted: `krakenbot resume` lets it trade again"
     if config.leverage:
         return f"the exchange shows no open position on {config.pair} any more. {tail}"
-    margin, owned = parts.exchange.position().volume, parts.exchange.balances().get(base, ZERO)
-    besides = f"; the account owns {volume(owned, base)}"
-    if margin:
-        besides += f", and a margin position of {volume(margin, base)}, not the bot's, is open"
+    try:
+        margin, owned = parts.exchange.position().volume, parts.exchange.balances().get(base, ZERO)
+    except (LaterError, UnansweredError, RefusedError, StopError):
+        besides = ""
+    else:
+        besides = f"; the account owns {volume(owned, base)}"
+        if margin:
+            besides += f", and a margin position of {volume(margin, base)}, not the bot's, is open"
     return f"the bot holds no {asset(base)} of its own on {config.pair} any more{besides}. {tail}"
 
 

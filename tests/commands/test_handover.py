@@ -122,6 +122,17 @@ class TestFlatten(HandoverTest):
                 self.assertRegex(done.out, r"(sell|buy) 0\.01 XBT at market; what that is worth ")
                 self.assertEqual(2, len(gate.orders))
 
+    def test_what_cannot_be_read_after_closing_does_not_deny_it(self) -> None:
+        gate = self.held(SPOT)
+
+        def edit(path: str, answer: bytes) -> bytes:
+            return b"" if path.endswith("/OpenPositions") else answer
+
+        gate.edit = edit
+        done = self.run_it(gate, "flatten", "--live", **SPOT)
+        self.assert_ends(done, 0)
+        self.assertIn("the bot holds no XBT of its own", done.out)
+
     def test_without_the_second_word_nothing_is_sent(self) -> None:
         gate = self.held(HOURLY)
         sent = len(gate.sent)

@@ -115,10 +115,7 @@ class Bot:
         """
         try:
             self._refuse_when_halted()
-            for part in (self._learn, *self._checks, self._learn_costs):
-                if reason := self._patiently(part, patience_s):
-                    limits = self._plan.limits._replace(close_only=reason)
-                    self._plan = self._plan._replace(limits=limits)
+            self._start(patience_s)
             self.has_started = True
             self._patiently(self._orders.reconcile, patience_s)
             rules = self._market.rules
@@ -146,6 +143,12 @@ class Bot:
         reason = self._journal.get("halted")
         if reason:
             raise StopError(f"halted: {reason}. `krakenbot resume` clears this after a look")
+
+    def _start(self, patience_s: float = 300.0) -> None:
+        for part in (self._learn, *self._checks, self._learn_costs):
+            if reason := self._patiently(part, patience_s):
+                limits = self._plan.limits._replace(close_only=reason)
+                self._plan = self._plan._replace(limits=limits)
 
     def _learn(self) -> None:
         self._market.learn()

@@ -152,7 +152,7 @@ class Bot:
 
     def _learn(self) -> None:
         self._market.learn()
-        self._orders.base = self._market.rules.base
+        self._orders.rules = self._market.rules
 
     def _learn_costs(self) -> None:
         self._market.read_rates()

@@ -68,7 +68,7 @@ class Desk:
         """Read clock and rules, which everything else here needs; nothing private."""
         self._market.learn()
         self.rules = self._market.rules
-        self._orders.base = self.rules.base
+        self._orders.rules = self.rules
 
     def reconcile(self) -> None:
         """Ask about every order whose end is not known."""
@@ -106,10 +106,13 @@ class Desk:
         position, rules = self.held(), self.rules
         before = self._journal.account().held
         shown = format.volume(position.volume, rules.base)
+        difference = format.signed(format.volume(position.volume - before, rules.base))
+        at = format.price(self._price(position), rules)
         lines = [
             f"held at the exchange: {shown}; explained so far: {format.volume(before, rules.base)}",
-            f"adopting makes {shown} the bot's own, counted as traded at about "
-            f"{format.price(self._price(position), rules)}; a halt ends",
+            "nothing to adopt; a halt ends"
+            if position.volume == before
+            else f"adopting: {difference} counts as traded at about {at}; a halt ends",
         ]
         if not self.plan.leverage:
             earning = elsewhere(self._exchange.balances(), rules.base)

@@ -34,6 +34,7 @@ from krakenbot.records import Intent, Outcome, client_order_id
 
 DEADLINE_S = 15  # The engine refuses an order that reaches it later.
 UNFILLED_MAX = 5
+FIRST_PAUSE_S = 2.0
 KEY_REFUSALS_MAX = 3  # More orders in a row whose key was refused end the bot.
 CLOSING = (Purpose.CLOSE, Purpose.REVERSE)
 HISTORY = len(NOT_SENT_AFTER_S)  # So many orders back the pauses grow.
@@ -68,7 +69,7 @@ class Orders:
         self._journal = journal
         self._clock = clock
         self._emit = emit
-        self.base = ""  # The pair's base asset, known once its rules are.
+        self.rules: PairRules | None = None  # Of the pair, once they are known.
         self.margin_rates = MarginRates()
         self._searches: dict[str, Search] = {}
         self._found: Execution | None = None
@@ -275,7 +276,7 @@ class Orders:
         now, outcome = int(self._clock.now()), Outcome(found.status.value)
         fee = opening_fee(intent, found, self.margin_rates)
         self._journal.conclude(intent, outcome, now, found, found.reason, fee)
-        text = f"{intent.purpose.verb}: {_traded(intent, found)}"
+        text = f"{intent.purpose.verb}: {_traded(intent, found, self.rules)}"
         log.info("order ended id=%s status=%s %s", intent.id, outcome, text)
         self._emit("fill" if found.volume else "refusal", text)
 
@@ -314,21 +315,23 @@ class Orders:
                 f"margin, leverage is now {self._owner.leverage}: set it back, or close the "
                 "position by hand and `run --adopt`"
             )
-        pause_s, began = 2.0, self._clock.monotonic()
+        pause_s, began = FIRST_PAUSE_S, self._clock.monotonic()
         while True:
             held = self._held(explained)
             if held == explained:
                 return held
             if self._clock.monotonic() - began >= VISIBLE_S:
                 break
-            log.warning("position differs, asking again held=%s explained=%s", held, explained)
+            if pause_s == FIRST_PAUSE_S:
+                figures = plain(held), plain(explained)
+                log.warning("position differs, asking again held=%s explained=%s", *figures)
             self._clock.wait(pause_s)
             pause_s = min(pause_s * 2, LOOK_PAUSE_S)
         told = (
             f"the exchange holds {plain(held)} {self._owner.pair}, the journal explains "
             f"{plain(explained)}"
         )
-        earning = {} if on_margin else elsewhere(self._exchange.balances(), self.base)
+        earning = {} if on_margin else elsewhere(self._exchange.balances(), self._base())
         if earning:
             places = " and ".join(f"{plain(amount)} {code}" for code, amount in earning.items())
             raise self._journal.halt(
@@ -348,12 +351,14 @@ class Orders:
             return self._exchange.position().volume
         # Without margin, the bot's position is what it bought itself; other coins of the same
         # kind are not its business, but they must at least be there.
-        return min(explained, self._exchange.balances().get(self.base, ZERO))
+        return min(explained, self._exchange.balances().get(self._base(), ZERO))
+
+    def _base(self) -> str:
+        return self.rules.base if self.rules else ""
 
 
-def _traded(intent: Intent, found: Execution) -> str:
-    paid = price(found.cost / found.volume) if found.volume else "-"
-    return (
-        f"{intent.side.value} {plain(found.volume)} of {plain(intent.volume)} at {paid}, "
-        f"fee {money(found.fee)}"
-    )
+def _traded(intent: Intent, found: Execution, rules: PairRules | None) -> str:
+    """Return side, volume, average price and fee; how much was asked for, where less was traded."""
+    paid = price(found.cost / found.volume, rules) if found.volume else "-"
+    asked = "" if found.volume == intent.volume else f" of {plain(intent.volume)}"
+    return f"{intent.side.value} {plain(found.volume)}{asked} at {paid}, fee {money(found.fee)}"

@@ -63,7 +63,7 @@ def _resume(config: Config) -> int:
         print(f"was halted: {clean(reason)}" if reason else "was not halted")
         if journal.get("exchange_position"):
             shown = volume(Decimal(journal.get("exchange_position")), journal.get("base"))
-            print(f"the exchange then held {shown}, the journal explains {held:f}")
+            print(f"the exchange then held {shown}, the journal explains {volume(held)}")
         journal.resume()
     print("cleared; `krakenbot run` trades again, and max_loss counts from here")
     return 0

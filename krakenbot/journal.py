@@ -231,6 +231,8 @@ class Journal:
             self._set("pnl_at_resume", None)
 
     def _forget_halt(self) -> None:
+        if self.get("halted"):
+            self._set("end_reason", "a safety stop, cleared since then")
         for key in ("halted", "flatten", "difference", "exchange_position"):
             self._set(key, None)
         newest = self._number("SELECT coalesce(max(number), 0) FROM intents")

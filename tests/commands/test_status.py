@@ -88,6 +88,13 @@ class TestLife(Folder):
         self.assertIn("exit code 76: the exchange holds 1, explained is 0", first)
         self.assertTrue(first.startswith("STOPPED since 20"), first)
 
+    def test_a_halt_that_was_cleared_is_not_told_as_if_it_held(self) -> None:
+        journal = self.journal()
+        journal.halt("flattened by hand")
+        self.presence(journal).end(76, "flattened by hand")
+        journal.resume()
+        self.assertIn("cleared since then", self.status())
+
     def test_one_that_was_killed_says_so(self) -> None:
         journal = self.journal()
         gone = subprocess.run(

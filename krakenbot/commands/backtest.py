@@ -6,6 +6,7 @@ import json
 import os
 import re
 import sys
+import textwrap
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from decimal import Decimal
@@ -151,7 +152,7 @@ def _once(
     return [
         text.title(result),
         *text.headline(result),
-        text.setup(config, costs, rules),
+        *textwrap.wrap(text.setup(config, costs, rules), 80),
         "",
         *(f"{name:16}{words}" for name, words in text.figures(result)),
         *text.trips(replay.record.trips, rules, result.interval_s),
@@ -279,6 +280,7 @@ def _sweep(
             told = {"cells": told, "forward": [_step_object(step) for step in steps]}
         return [json.dumps(told)]
     forward = text.forward(steps, len(cells)) if spans else []
+    head = [row for line in head for row in textwrap.wrap(line, 80)]
     return [*head, "", *text.cells(cells, values), *forward, "", *notes]
 
 

@@ -83,15 +83,24 @@ def figures(result: Result) -> list[tuple[str, str]]:
     fall = money(result.max_drawdown, result.quote)
     return [
         ("turns", f"{result.turns:,}, {result.turns_per_day:,.1f} a day while it traded"),
-        ("no trades then", f"{result.openings_untraded:,} of {result.turns:,} openings"),
+        (
+            "empty candles",
+            f"{result.openings_untraded:,} of {result.turns:,} openings were in one without trades",
+        ),
         ("orders", f"{result.orders:,}, {result.refused:,} refused{why}"),
-        ("win rate", "-" if won is None else f"{won:.1%} after costs, profit factor {better}"),
+        (
+            "win rate",
+            "-" if won is None else f"{percent(100 * won, 1)} after costs, profit factor {better}",
+        ),
         *((name, _signed(amount, result)) for name, amount in money_of(result)),
         ("return", f"{percent(result.net_percent)}{a_year}"),
-        ("holding", f"{percent(result.hold_percent)} of the balance with as much"),
-        ("max drawdown", f"{fall}, {percent(result.max_drawdown_percent)} of the best before"),
+        ("holding", f"{percent(result.hold_percent)}: the same size, bought once and kept"),
+        (
+            "max drawdown",
+            f"{fall}, {percent(result.max_drawdown_percent)} below the highest balance",
+        ),
         ("under water", f"{result.under_water_days:,.1f} days at the longest"),
-        ("exposure", f"{result.exposure:.1%}"),
+        ("exposure", f"{percent(100 * result.exposure, 1)} of the time"),
         ("break-even fee", "-" if fee is None else f"{fee * 100:.4f} %" if fee > 0 else "none"),
     ]
 

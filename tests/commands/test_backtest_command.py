@@ -207,8 +207,8 @@ class TestSweep(CommandTest):
         path = self.jumpy()
         lines = command(path, "--sweep", "length=5:15:5", "interval=1,5")[1].splitlines()
         cells = self.told(path, "--sweep", "length=5:15:5", "interval=1,5")
-        self.assertEqual(lines[3].split()[:3], ["net", "by", "length"])
-        shown = [word for line in lines[5:8] for word in line.split()[1:]]
+        table = next(at for at, line in enumerate(lines) if line.startswith("net by length"))
+        shown = [word for line in lines[table + 2 : table + 5] for word in line.split()[1:]]
         self.assertEqual(
             [word.rstrip("*!") for word in shown], [f"{float(c['net']):+,.2f}" for c in cells]
         )

@@ -94,9 +94,10 @@ def _own(path: str | None) -> tuple[Path, StrategyTable]:
 
 def _summarise(parts: Parts, seconds: float, report: Path) -> None:
     read_ledger(parts.exchange, parts.exchange.rules(), parts.journal, parts.clock)
-    account, quote = parts.journal.account(), parts.exchange.quote()
+    account, equity = parts.journal.account(), parts.journal.newest_equity()
+    mark = equity.price if equity else parts.exchange.quote().mid  # As the report does.
     decided = sum(row.done for row in parts.journal.decisions())
-    pnl, position = account.pnl(quote.mid), SIZE * quote.mid
+    pnl, position = account.pnl(mark), SIZE * mark
     unresolved = len(parts.journal.open_intents())
     margin = account.margin_fees + account.rollover
     figures = {

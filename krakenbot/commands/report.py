@@ -7,7 +7,7 @@ from pathlib import Path
 from krakenbot import config as configuration
 from krakenbot.commands.chart import Fill
 from krakenbot.commands.story import Point, Story, thinned, write
-from krakenbot.config import Config
+from krakenbot.config import Config, is_loopback
 from krakenbot.format import asset, moment, money, price, volume
 from krakenbot.identity import open_here
 from krakenbot.journal import Journal
@@ -43,9 +43,10 @@ def story_of(config: Config, journal: Journal) -> Story:
     account, halted = journal.account(), journal.get("halted")
     net = account.pnl(equity[-1].price) if equity else ZERO
     when = f"{moment(points[0].time)} to {moment(points[-1].time)}" if points else "no candle yet"
+    place = " on a sandbox, no real money" if is_loopback(config.exchange.url) else ""
     strategy = journal.get("strategy") or config.strategy.title
     return Story(
-        title=f"{config.pair} · {config.mode}",
+        title=f"{config.pair} · {config.mode}{place}",
         subtitle=f"{when}, {config.interval} min candles, {strategy}, size {volume(config.size)}, "
         f"leverage {config.leverage}",
         quote=asset(unit.quote),

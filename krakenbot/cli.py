@@ -65,8 +65,8 @@ def _arguments(module: ModuleType, command: str, words: list[str]) -> argparse.N
     arguments, unknown = parser.parse_known_intermixed_args(words)
     if unknown:
         options = re.findall(r"(?<=\s)--[a-z-]+", parser.format_help())
-        nearest = difflib.get_close_matches(unknown[0][:80], options, 1, 0.0)[0]
-        hint = f"; did you mean {nearest}?" if unknown[0].startswith("-") else ""
+        nearest = difflib.get_close_matches(unknown[0][:80], options, 1)
+        hint = f"; did you mean {nearest[0]}?" if nearest else ""
         parser.error(f"unknown: {' '.join(unknown):.200}{hint}")
     return arguments
 

@@ -422,5 +422,7 @@ def _expanded(path: Path, environ: Mapping[str, str]) -> Path:
         return path
     home = environ.get("HOME", "")
     if first != "~" or not home.startswith("/"):
-        raise ValueError(f"'{path}': only ~/ is known, and only when $HOME is set")
+        raise ValueError(
+            f"'{path}': " + ("$HOME is not set" if first == "~" else "only ~/ is known")
+        )
     return Path(home, *rest)

@@ -94,7 +94,7 @@ def decide(snapshot: Snapshot, plan: Plan) -> Decision:
         return Decision(_direction(held), None, "the strategy has no view yet")
     elif snapshot.waits_for_turn_from is signal.direction:
         view = signal.direction.name.lower()
-        return Decision(Direction.FLAT, None, f"first start: {view}, waiting for a turn")
+        return Decision(Direction.FLAT, None, f"{view}, waiting for a turn")
     else:
         direction, why = signal.direction, signal.direction.name.lower()
     target = target_volume(direction, plan.size, plan.leverage)

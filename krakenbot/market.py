@@ -124,7 +124,7 @@ class MarketState:
                     self._clock_read = NEVER
                     raise UnansweredError(f"the exchange's clock jumps {again_s - offset_s:+.0f} s")
                 offset_s, doubt_s = again_s, again_doubt_s
-            log.warning("clock set step_s=%+.1f", self._now(offset_s) - self._clock.now())
+            log.debug("clock set step_s=%+.1f", self._now(offset_s) - self._clock.now())
         if abs(self._now(offset_s) - self._clock.now()) > 1.0:
             self._clock.set(self._now(offset_s))
         self.clock_offset_s = self._now(offset_s) - self._clock.wall()

@@ -170,7 +170,10 @@ def sign_futures(secret: Secret, path: str, nonce: str, data: str) -> str:
 def _credentials(config: Config, prefix: str) -> Credentials:
     credentials = load_credentials(config, prefix)
     if credentials is None:
-        raise ConfigError(f"needs a key: set {prefix}_API_KEY_FILE and {prefix}_API_SECRET_FILE")
+        place = "name its files in [keys], or " if prefix == "KRAKEN" else ""
+        raise ConfigError(
+            f"needs a key: {place}set {prefix}_API_KEY_FILE and {prefix}_API_SECRET_FILE"
+        )
     return credentials
 
 

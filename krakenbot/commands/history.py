@@ -27,7 +27,7 @@ SPANS_S = {"m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", choices=ROWS)
+    parser.add_argument("what", choices=ROWS, metavar="|".join(ROWS))
     parser.add_argument(
         "--since",
         type=since,

@@ -189,7 +189,7 @@ class TestReadme(Reader):
         # A reversal's two orders are told apart.
         self.assertEqual(
             {"open"},
-            {line.split(":")[0].strip() for line in lines if " of 0.05 at" in line} - {"close"},
+            {line.split(":")[0].strip() for line in lines if " 0.05 at" in line} - {"close"},
         )
 
 

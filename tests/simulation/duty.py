@@ -20,7 +20,7 @@ HELD_BACK = (
     "max_orders_per_day",
     "left alone below",
     "max_loss",
-    "first start",
+    "waiting for a turn",
     "last tenth",
 )
 
@@ -84,7 +84,7 @@ class Duty:
 
     def _check_target(self, candle: int) -> None:
         world = self.world
-        if any(word in self.reason for word in ("first start", "loss since")):
+        if any(word in self.reason for word in ("waiting for a turn", "loss since")):
             return
         wanted = self.true_direction(candle)
         target = max(wanted, 0) if not world.leverage else wanted

@@ -1,0 +1,5 @@
+import signal
+
+# A shell that starts this in the background has Ctrl-C ignored, by all that is started from here.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)

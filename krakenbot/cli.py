@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import importlib
+import io
 import os
 import re
 import sys
@@ -16,7 +17,7 @@ from krakenbot.commands import COMMANDS, CONFIG_HELP, UsageError, exit_code
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code of the process."""
-    _open_closed_streams()
+    _ready_streams()
     command = "run"
     try:
         front = argparse.ArgumentParser(prog="krakenbot", add_help=False, allow_abbrev=False)
@@ -44,11 +45,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return _flushed(code)
 
 
-def _open_closed_streams() -> None:
-    """Give the process what it was started without, so that no other file takes its number."""
+def _ready_streams() -> None:
+    """Open what the process was started without, so that no other file takes its number."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # Not each terminal knows all of UTF-8.
 
 
 def _arguments(module: ModuleType, command: str, words: list[str]) -> argparse.Namespace:

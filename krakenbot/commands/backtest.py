@@ -165,6 +165,8 @@ def _sources(named: list[Path], asked: str | None, config: Config) -> tuple[list
     """Return the files to read, all of one pair and interval, with these two."""
     chosen: list[Source] = []
     for path in named:
+        if not path.exists():
+            raise BadDataError(f"{path}: no such file")
         inside = candlefile.sources_of(path)
         if inside == [path]:
             chosen += inside

@@ -4,6 +4,7 @@ Rows of tables are texts under names; a name with a | in front stands for figure
 """
 
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
@@ -238,4 +239,5 @@ def verdict(steps: Sequence[Step], count: int) -> str:
 
 def forward(steps: Sequence[Step], count: int) -> list[str]:
     head = ["", "each span with the cell that was best in the span before"]
-    return [*head, *in_columns(FORWARD, forward_rows(steps, count)), verdict(steps, count)]
+    told = textwrap.wrap(verdict(steps, count), 80)
+    return [*head, *in_columns(FORWARD, forward_rows(steps, count)), *told]

@@ -65,7 +65,8 @@ def _resume(config: Config) -> int:
             shown = volume(Decimal(journal.get("exchange_position")), journal.get("base"))
             print(f"the exchange then held {shown}, the journal explains {volume(held)}")
         journal.resume()
-    print("cleared; `krakenbot run` trades again, and max_loss counts from here")
+    live = " --live" if config.mode == "live" else ""
+    print(f"cleared; `krakenbot run{live}` trades again, and max_loss counts from here")
     return 0
 
 

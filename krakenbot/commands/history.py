@@ -160,7 +160,8 @@ def _print_table(rows: Iterable[dict[str, Any]], shown: str, decimals: int | Non
     cells = [[_cell(name, row[name], decimals) for name in names] for row in rows]
     heads = shown.replace("time", "time_(UTC)").split()
     table = in_columns([head.replace("_", " ") for head in heads], cells)
-    print("\n".join(line[:COLUMNS] for line in table) if cells else "nothing yet")
+    lines = (line if len(line) <= COLUMNS else f"{line[: COLUMNS - 3]}..." for line in table)
+    print("\n".join(lines) if cells else "nothing yet")
 
 
 def _cell(name: str, value: Any, decimals: int | None) -> str:

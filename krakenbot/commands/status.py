@@ -123,11 +123,12 @@ def lines(status: Mapping[str, Any], life: Life, unit: Units) -> list[str]:
     decision, level, updated, read = (
         status[key] for key in ("decision", "margin_level", "updated", "ledger_read")
     )
+    held = Decimal(status["exchange_position"])
     amounts = {key: Decimal(status[key]) for key in ("gross", "pnl", "realized")}
     gross, net, realized = (signed(money(amounts[key], quote)) for key in amounts)
     costs = {key: money(Decimal(status[key]), quote) for key in ("fees", "margin_fees", "rollover")}
     rows = [
-        (life.state.name, _process(life)),
+        (life.state.name, _process(life, status["halted"])),
         ("next", _next(life)),
         ("HALTED", status["halted"]),
         (
@@ -148,7 +149,7 @@ def lines(status: Mapping[str, Any], life: Life, unit: Units) -> list[str]:
             f"trade fees {costs['fees']}, margin fees {costs['margin_fees']}, rollover "
             f"{costs['rollover']}" + (f"; ledger as of {moment(read)}" if read else ""),
         ),
-        ("account", _account(status["equity"], level, quote)),
+        ("account", _account(status["equity"], level if held else None, quote)),
         (
             "orders",
             f"{status['orders']} sent, unresolved: " + (", ".join(status["unresolved"]) or "none"),
@@ -164,7 +165,7 @@ def lines(status: Mapping[str, Any], life: Life, unit: Units) -> list[str]:
     ]
 
 
-def _process(life: Life) -> str:
+def _process(life: Life, halted: str | None) -> str:
     if life.since is None:
         return "it has not run yet with this version"
     since = f"since {moment(life.since)} ({duration(time.time() - life.since)})"
@@ -172,7 +173,8 @@ def _process(life: Life) -> str:
         return f"pid {life.pid}, {since}"
     if life.exit_code is None:
         return f"{since}, without an end of its own: killed, or the machine went down"
-    return f"{since}, exit code {life.exit_code}: {life.reason}"
+    reason = "halted" if life.reason == halted else life.reason
+    return f"{since}, exit code {life.exit_code}: {reason}"
 
 
 def _next(life: Life) -> str | None:

@@ -233,6 +233,12 @@ class TestProcess(unittest.TestCase):
                     _, err = process.communicate(timeout=30)
                 self.assertEqual((2, want), (process.returncode, err))
 
+    def test_a_character_that_the_terminal_cannot_show_is_no_defect(self) -> None:
+        environ = os.environ | {"PYTHONIOENCODING": "ascii"}
+        code = FAKE.format(name="history", body="print('\u20bf')")
+        process = self.start("-c", code, env=environ)
+        self.assertEqual(("\\u20bf\n", ""), process.communicate(timeout=30))
+
     def test_an_error_on_a_full_standard_error_keeps_its_exit_code(self) -> None:
         body = "from krakenbot.errors import ConfigError; raise ConfigError('x')"
         with open("/dev/full", "w") as full:

@@ -232,6 +232,7 @@ class ProgramTest(unittest.TestCase):
     def environ(self, gate: Gate | None) -> dict[str, str]:
         environ = {"HOME": str(self.folder), "PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
         environ["KRAKENBOT_STATE_DIRECTORY"] = str(self.state)
+        environ["PYTHONDONTWRITEBYTECODE"] = "1"  # A full disk cuts off bytecode without a word.
         if gate is not None:
             environ["KRAKENBOT_EXCHANGE_URL"] = gate.url
             environ["KRAKENBOT_EXCHANGE_CLOCK_SPEED"] = f"{gate.speed:g}"

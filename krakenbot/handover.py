@@ -108,11 +108,11 @@ class Desk:
         shown = format.volume(position.volume, rules.base)
         difference = format.signed(format.volume(position.volume - before, rules.base))
         at = format.price(self._price(position), rules)
+        adopting = f"adopting: {difference} counts as traded at about {at}"
+        halt = "; the halt ends" if self._journal.get("halted") else ""
         lines = [
             f"held at the exchange: {shown}; explained so far: {format.volume(before, rules.base)}",
-            "nothing to adopt; a halt ends"
-            if position.volume == before
-            else f"adopting: {difference} counts as traded at about {at}; a halt ends",
+            ("nothing to adopt" if position.volume == before else adopting) + halt,
         ]
         if not self.plan.leverage:
             earning = elsewhere(self._exchange.balances(), rules.base)

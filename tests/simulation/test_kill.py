@@ -134,7 +134,8 @@ class TestKill(unittest.TestCase):
         bot = subprocess.Popen(
             [sys.executable, "-m", "krakenbot", *(arguments or ("run", "--live"))],
             cwd=ROOT,
-            env={"PATH": os.environ["PATH"], "KRAKENBOT_EXCHANGE_URL": self.gate.url}
+            env={"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1"}
+            | {"KRAKENBOT_EXCHANGE_URL": self.gate.url}
             | SETTINGS
             | state
             | settings,

@@ -56,10 +56,12 @@ def _ready_streams() -> None:
 
 def _arguments(module: ModuleType, command: str, words: list[str]) -> argparse.Namespace:
     """Return a command's arguments, the words after its name."""
+    examples = module.EXAMPLE.split("; ")
+    example = next((one for one in examples if f" {command}" in one), examples[0])
     parser = argparse.ArgumentParser(
         prog=f"krakenbot {command}",
         description=COMMANDS[command][1],
-        epilog=f"--config FILE is taken before and after the command.\nexample: {module.EXAMPLE}",
+        epilog=f"--config FILE is taken before and after the command.\nexample: {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

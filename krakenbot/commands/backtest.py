@@ -51,7 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", nargs="+", metavar="FILE_OR_DIR", type=Path, help=files)
     for name, key in _KEYS.items():
         unit = {"interval": " (minutes)", "fee": " (percent)"}.get(name, "")
-        parser.add_argument(f"--{name}", help=f"in place of {key.lower()} as configured{unit}")
+        place = key.lower().replace("_", ".", 1)
+        parser.add_argument(f"--{name}", help=f"in place of {place}{unit}")
     slippage = "of the price, on top of the half spread of one tick"
     parser.add_argument("--slippage", metavar="PERCENT", type=decimal, default=0, help=slippage)
     wait = "an order waits for the next candle in which somebody traded"

@@ -26,7 +26,9 @@ from krakenbot.errors import ConfigError
 from krakenbot.format import volume
 from krakenbot.journal_file import open_read_only
 
-EXAMPLE = "sudo python3 krakenbot.pyz install --systemd --dry-run"
+EXAMPLE = (
+    "sudo python3 krakenbot.pyz install --systemd --dry-run; sudo krakenbot uninstall --dry-run"
+)
 FOLDER = "/etc/krakenbot"
 STATE = "/var/lib/krakenbot"
 PROGRAM = "/opt/krakenbot/krakenbot.pyz"

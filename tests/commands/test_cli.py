@@ -233,6 +233,12 @@ class TestProcess(unittest.TestCase):
                     _, err = process.communicate(timeout=30)
                 self.assertEqual((2, want), (process.returncode, err))
 
+    def test_each_of_the_commands_of_one_file_shows_an_example_of_its_own(self) -> None:
+        for command in ("flatten", "adopt", "resume", "uninstall"):
+            process = self.start("-m", "krakenbot", command, "--help")
+            example = process.communicate(timeout=30)[0].rpartition("example: ")[2]
+            self.assertRegex(example, rf"^(sudo )?krakenbot {command}[^;]*\n$")
+
     def test_a_character_that_the_terminal_cannot_show_is_no_defect(self) -> None:
         environ = os.environ | {"PYTHONIOENCODING": "ascii"}
         code = FAKE.format(name="history", body="print('\u20bf')")

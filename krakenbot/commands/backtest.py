@@ -156,7 +156,7 @@ def _once(
         *textwrap.wrap(text.setup(config, costs, rules), 80),
         "",
         *(f"{name:16}{words}" for name, words in text.figures(result)),
-        *text.trips(replay.record.trips, rules, result.interval_s),
+        *text.trips([*replay.record.trips][-_TRIPS_SHOWN:], rules, result.interval_s),
         "",
         *notes,
     ]

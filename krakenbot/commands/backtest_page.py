@@ -88,7 +88,7 @@ def _story(
         balance=float(result.balance),
         size=float(config.size),
         first_price=points[0].close,
-        facts=[row for row in text.figures(result) if row[0] in _FACTS],
+        facts=[(name.capitalize(), told) for name, told in text.figures(result) if name in _FACTS],
         costs=[(name, float(amount)) for name, amount in text.money_of(result)],
         points=points,
         newest=[

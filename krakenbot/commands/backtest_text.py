@@ -95,7 +95,6 @@ def figures(result: Result) -> list[tuple[str, str]]:
         ),
         *((name, _signed(amount, result)) for name, amount in money_of(result)),
         ("return", f"{percent(result.net_percent)}{a_year}"),
-        ("holding", f"{percent(result.hold_percent)}: the same size, bought once and kept"),
         (
             "max drawdown",
             f"{fall}, {percent(result.max_drawdown_percent)} below the highest balance",

@@ -203,6 +203,12 @@ class TestSweep(CommandTest):
             del alone["notes"], alone["round_trips"]
             self.assertEqual(alone, cell)
 
+    def test_a_report_does_not_lengthen_the_list_of_round_trips(self) -> None:
+        path = self.jumpy()
+        words = "--report", str(Path(path).with_name("page.html"))
+        count = len(command(path, "--length", "3")[1].splitlines())
+        self.assertEqual(count + 1, len(command(path, "--length", "3", *words)[1].splitlines()))
+
     def test_the_table_marks_the_best_of_the_cells_that_traded_to_the_end(self) -> None:
         path = self.jumpy()
         lines = command(path, "--sweep", "length=5:15:5", "interval=1,5")[1].splitlines()

@@ -64,7 +64,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     forward = "with --sweep: what the best of each span made in the next one (365d, 26w, 1y)"
     parser.add_argument("--forward", metavar="SPAN", help=forward)
     parser.add_argument("--report", metavar="FILE", type=Path, help="write an HTML report as well")
-    parser.add_argument("--json", action="store_true", help="one object (with --sweep a list)")
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="one object; with --sweep a list, with --forward cells and spans",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

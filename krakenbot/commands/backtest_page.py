@@ -87,9 +87,9 @@ def _story(
         gross=float(result.gross),
         balance=float(result.balance),
         size=float(config.size),
-        first_price=points[0].close,
+        first_price=points[-1].close - float(result.hold / config.size),  # Its fees are in it.
         facts=[(name.capitalize(), told) for name, told in text.figures(result) if name in _FACTS],
-        costs=[(name, float(amount)) for name, amount in text.money_of(result)],
+        costs=[(name, float(amount)) for name, amount in text.money_of(result)[:-1]],
         points=points,
         newest=[
             (

@@ -235,8 +235,8 @@ class Orders:
         self._found = found
         if found is None:
             return Answer.NOT_FOUND
-        # A cancelled order's fill may still be on its way, hence two equal reads.
-        is_certain = found.volume == intent.volume or found == before
+        # A cancelled order's fill may still be on its way: two equal reads, or one after the lag.
+        is_certain = found.volume == intent.volume or found == before or is_over
         return Answer.FOUND_FINAL if found.status.is_final and is_certain else Answer.FOUND_OPEN
 
     def _intent(

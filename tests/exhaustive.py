@@ -155,7 +155,7 @@ class Lab(World):
             tier="pro",
         )
         self.trouble_maker = Scripted(self.api, self.pass_time)
-        self.trouble_maker.random.seed(str(plan))
+        self.trouble_maker.random.seed(str(plan[:1]))
         self.trouble_maker.lab = self
         self.trouble_maker.chances = {"scripted": 1.0}
         self.trouble_maker.strikes = lambda _: True
@@ -163,7 +163,7 @@ class Lab(World):
         self.storms.due = self.duty.due = float("inf")
         self.turns_at = (int(self.time) // INTERVAL_S + 1) * INTERVAL_S
         self.end = self.turns_at + ON_TARGET_S
-        self.power = random.Random(str(plan)).choice((True, False))
+        self.power = random.Random(str(plan[:1])).choice((True, False))
 
     def touch(self, what: str) -> BaseException | None:
         if self.is_dead:
@@ -335,7 +335,7 @@ def explore(share: Share) -> tuple[Counter[str], list[str]]:
         if outcome.end.startswith("halted"):
             counts[f"  {NAMES.sub('#', outcome.text):.70}"] += 1
         if outcome.end not in ("on target", "halted 76", "halted 77"):
-            wrong.append(f"{outcome.end}: {share.variant} {plan}: {outcome.text:.300}")
+            wrong.append(f"{outcome.end}: {share.variant} {plan}: {outcome.text[-300:]!r}")
 
     alone = run(share.variant, _folder, (share.first,))
     note((share.first,), alone)

@@ -74,7 +74,10 @@ class Client:
         if params:
             url += "?" + urlencode(params)
         status, body = self._send(True, "GET", url, {"User-Agent": USER_AGENT}, None)
-        return result_of(method, status, body)
+        try:
+            return result_of(method, status, body)
+        except InvalidNonceError as error:  # There was none: this answers another request.
+            raise UnansweredError(str(error)) from error
 
     def private(self, method: str, params: Mapping[str, object] | None = None) -> Any:
         """Return the result of a private method.

@@ -476,6 +476,10 @@ class TestNonce(unittest.TestCase):
         self.assertEqual(sorted(set(nonces)), nonces)
         self.assertEqual(1000 + 1 + 2 + 4 + 8, clock.time)
 
+    def test_a_public_method_that_is_answered_about_a_nonce_has_no_answer(self) -> None:
+        with self.assertRaises(UnansweredError):
+            client(FakeTransport(envelope("EAPI:Invalid nonce"))).public("Time")
+
     def test_nonces_that_stay_refused_for_a_minute_mean_another_program(self) -> None:
         clock = FakeClock()
         with self.assertRaises(KeyRefusedError) as caught:

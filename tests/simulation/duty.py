@@ -25,6 +25,9 @@ HELD_BACK = (
 )
 
 
+STALE = "in state|has no margin|is not offered|smallest order"
+
+
 class Duty:
     """Looks at each finished candle. `due` is when it next looks."""
 
@@ -33,6 +36,7 @@ class Duty:
         self.due = world.time
         self.decided = 0  # The start of the newest candle that was decided on.
         self.reason = ""
+        self.was_stale = False
         self.target = 0
         self.decided_at = self.told_at = world.time
 
@@ -92,7 +96,11 @@ class Duty:
         if self.decided == candle and (wanted or world.setting.rule):
             world.expect(self.target == target, "the candles are followed", text)
         own = world.truth.own
+        before, self.was_stale = self.was_stale, False
         if own == world.size * self.target:
+            return
+        if not before and re.search(STALE, self.reason):
+            self.was_stale = True  # It read the pair's rules in the storm; soon it knows better.
             return
         excuse = re.search("|".join(HELD_BACK), self.reason)
         world.expect(excuse, "back on target", f"{own} is held; {text}")

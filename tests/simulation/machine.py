@@ -37,6 +37,7 @@ class Host(Protocol):
     def touch(self, what: str) -> BaseException | None: ...
     def wait(self, seconds: float) -> bool: ...
     def log(self, line: str) -> None: ...
+    def close_reader(self) -> None: ...
 
 
 class Disk(sqlite3.Connection):
@@ -247,6 +248,8 @@ class Machine:
         disk: Disk = real_connect(path, *args, **{**more, "factory": Disk})
         disk.machine = self
         if not more.get("uri"):
+            if self.database != Path(text):
+                self.host.close_reader()
             self.database = Path(text)
             # SQLite syncs its files itself, in C.
             self._durable.pop(text, None)

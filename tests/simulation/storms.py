@@ -128,6 +128,7 @@ class Storms:
         self.world.slept += seconds
         self.world.time += seconds
         self.world.duty.decided_at += seconds
+        self.world.born += seconds
 
     def calm_down(self) -> None:
         world = self.world

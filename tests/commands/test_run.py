@@ -473,10 +473,9 @@ class TestDisk(ProgramTest):
 
 class TestTrading(ProgramTest):
     def test_one_candle_is_decided_on_once(self) -> None:
-        gate = self.gate()
-        gate.control("clock", freeze=True, advance=1)
+        gate, settings = self.gate(speed=10), LIVE | {"KRAKENBOT_INTERVAL": "240"}
         for _ in range(2):
-            self.assert_ends(self.run_it(gate, "run", "--live", "--once", **LIVE), 0)
+            self.assert_ends(self.run_it(gate, "run", "--live", "--once", **settings), 0)
         self.assertEqual(len(gate.orders), 1)
         (order,) = gate.added
         self.assertEqual(D(order["volume"]), D("0.01"))

@@ -115,6 +115,8 @@ def _come_right(world: World) -> None:
             if error.code == 76:
                 with contextlib.suppress(Ended):
                     world.people.command("resume")
+                if "loss since" in str(error):  # As it should, and it may soon again.
+                    return
                 world.people.adopt()
             world.pass_time(60)
         else:

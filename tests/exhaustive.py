@@ -33,7 +33,7 @@ from tests.simulation.lies import Trouble
 from tests.simulation.machine import ENOSPC, Death
 from tests.simulation.people import Ended
 from tests.simulation.report import START, Violation
-from tests.simulation.world import SIZE, Over, Setting, World
+from tests.simulation.world import Over, Setting, World
 
 INTERVAL_S = 300
 RISING = 40  # Candles that rise; those after them fall.
@@ -127,6 +127,7 @@ class Lab(World):
     def __init__(self, variant: str, folder: Path, plan: Plan, show: bool = False) -> None:
         setting = Setting(
             interval=INTERVAL_S // 60,
+            pair="XXBTZUSD",
             length=2,
             balance=Decimal(1_000_000),
             coins=ZERO,
@@ -218,7 +219,7 @@ class Lab(World):
         return turned and self.is_on_target() and max(self.plan, default=0) < self.count
 
     def is_on_target(self) -> bool:
-        down = -SIZE if self.leverage else ZERO
+        down = -self.size if self.leverage else ZERO
         opened = self.raw("SELECT 1 FROM intents WHERE outcome IS NULL")
         return self.truth.own == down and not opened
 

@@ -106,7 +106,11 @@ class Spot:
         params: dict[str, object] = {"pair": self._name, "interval": self._interval_s // 60}
         if since is not None:
             params["since"] = since
-        return parse_rows(self._client.public("OHLC", params | self._class), self._interval_s)
+        result = self._client.public("OHLC", params | self._class)
+        names = set(result) - {"last"} if isinstance(result, dict) else set()
+        if self._rules and names and not any(map(self._is_ours, names)):
+            raise UnansweredError(f"OHLC answer is of {', '.join(sorted(map(str, names)))}")
+        return parse_rows(result, self._interval_s)
 
     def quote(self) -> Quote:
         result = self._client.public("Ticker", {"pair": self._name, **self._class})

@@ -208,6 +208,14 @@ class TestMarket(unittest.TestCase):
         exchange.candles(None)
         self.assertNotIn("since", kraken.params("OHLC"))
 
+    def test_the_candles_of_another_pair_are_no_answer(self) -> None:
+        kraken = Kraken()
+        exchange = spot(kraken)
+        exchange.rules()
+        kraken.answers["OHLC"] = {"XETHZUSD": kraken.answers["OHLC"]["XXBTZUSD"], "last": 1}
+        with self.assertRaisesRegex(UnansweredError, "XETHZUSD"):
+            exchange.candles(None)
+
     def test_a_crossed_or_empty_quote_is_no_answer(self) -> None:
         for ask, bid in (("1", "2"), ("0", "0"), ("2", "0"), ("2", "-1"), ("0", "1")):
             kraken = Kraken(Ticker={"X": {"a": [ask], "b": [bid]}})

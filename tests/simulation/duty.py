@@ -4,13 +4,10 @@ import re
 from typing import TYPE_CHECKING
 
 from krakenbot.bot import Event
-from krakenbot.pairs import parse_rules
-from krakenbot.simulated.listing import PAIRS
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
 
-RULES = parse_rules("XXBTZUSD", PAIRS["XXBTZUSD"])
 SILENCE_MAX_S, AGAIN_S = 1800.0, 90000.0
 FLAT_EVERY = 5  # Of the rule's candles.
 # Reasons for which it may be off target in calm.
@@ -64,6 +61,8 @@ class Duty:
             self.decided_at = self.world.time
             self.decided = int(event.values["candle"])
             self.reason, self.target = event.values["reason"], int(event.values["target"])
+            if not self._is_polluted():
+                self._check_direction(self.decided)
         elif event.kind not in ("order", "fill"):
             self.told_at = self.world.time
 
@@ -79,22 +78,37 @@ class Duty:
         if not self.is_calm() or world.meta("halted"):
             return
         text = f"the candle of {ended - step} is not decided, the newest is {self.decided}"
-        polluted = world.storms.candles_wrong_at > world.time - (world.setting.length + 3) * step
+        polluted = self._is_polluted()
         if not polluted or world.storms.candles_wrong_at < world.time - 3 * step:
             world.expect(self.decided >= ended - step, "one decision a finished candle", text)
         world.counts["calm candles"] += 1
         if not polluted:
             self._check_target(ended - step)
 
-    def _check_target(self, candle: int) -> None:
+    def _is_polluted(self) -> bool:
+        """Return whether the candles that count now may have been told wrongly."""
         world = self.world
-        if any(word in self.reason for word in ("waiting for a turn", "loss since")):
+        reach_s = (int(world.settings["STRATEGY_LENGTH"]) + 3) * world.interval_s
+        return world.storms.candles_wrong_at > world.time - reach_s
+
+    def _check_direction(self, candle: int) -> None:
+        """The target is where the market's own candles say, unless something else is said."""
+        world = self.world
+        said_otherwise = ("waiting for a turn", "loss since", "no view yet", "by hand")
+        if any(word in self.reason for word in said_otherwise):
             return
         wanted = self.true_direction(candle)
         target = max(wanted, 0) if not world.leverage else wanted
         text = f"candle {candle}: target {self.target}, truly {target}: {self.reason}"
         if self.decided == candle and (wanted or world.setting.rule):
             world.expect(self.target == target, "the candles are followed", text)
+
+    def _check_target(self, candle: int) -> None:
+        world = self.world
+        if any(word in self.reason for word in ("waiting for a turn", "loss since")):
+            return
+        self._check_direction(candle)
+        text = f"candle {candle}: target {self.target}: {self.reason}"
         own = world.truth.own
         before, self.was_stale = self.was_stale, False
         if own == world.size * self.target:
@@ -112,7 +126,7 @@ class Duty:
         A rule is flat instead in every candle of certain times.
         """
         world = self.world
-        series = world.feed.series(RULES)
+        series = world.feed.series(world.rules)
         step = world.interval_s // series.interval_s
         has_rule, step_s = world.settings.get("STRATEGY_NAME") == "file", world.interval_s
         length = world.setting.length if has_rule else int(world.settings["STRATEGY_LENGTH"])

@@ -17,7 +17,7 @@ from krakenbot.simulated.listing import SANDBOX_SECRET
 if TYPE_CHECKING:
     from tests.simulation.world import World
 
-PAIR, QUOTE, BASE = "XXBTZUSD", "ZUSD", "XXBT"
+QUOTE = "ZUSD"
 NOT_SENT, GIVEN_UP, ADOPTED = "not sent", "given up", "adopted"
 # Refusals that pass by themselves: they count neither as an order nor against the bot.
 PASSING = (NOT_SENT, "put off", "put off, no order left", "absent")
@@ -40,7 +40,7 @@ class Truth:
         self.turns = 0
         self.clean = True  # Nobody but this journal ever traded.
         self.foreign_at = float("-inf")
-        self.verified = 0
+        self.verified = self.idle = 0  # Orders sent since one has traded.
         self.doubles = 0  # Orders sent although one before them happened, unseen for too long.
 
     # -- at the wire ---------------------------------------------------------------------------
@@ -99,14 +99,8 @@ class Truth:
         # What is left of a position may be closed in several orders.
         may = row["purpose"] == "close" or not traded
         self.world.expect(may, "one order a step", text)
-        idle = self.world.raw(
-            f"SELECT executed FROM intents WHERE outcome NOT IN ({marks}) AND number >"
-            " (SELECT coalesce(max(CAST(value AS INTEGER)), 0) FROM meta WHERE key ="
-            " 'fruitless_from') ORDER BY number DESC LIMIT ?",
-            *(*PASSING, 3 * IDLE_MAX),
-        )
-        useful = len(idle) < 3 * IDLE_MAX or any(Decimal(row[0]) for row in idle)
-        self.world.expect(useful, "no hammering", "many orders in a row traded nothing")
+        self.idle += 1
+        self.world.expect(self.idle < 3 * IDLE_MAX, "no hammering", "nothing has traded for long")
 
     # -- what the exchange did -----------------------------------------------------------------
 
@@ -123,7 +117,7 @@ class Truth:
             fresh.append(orders[txid])
         self.newest = newest
         for row in reversed(fresh):
-            if row["descr"]["pair"] == "XBTUSD":
+            if row["descr"]["pair"] == self.world.rules.altname:
                 self._executed(row)
 
     def _executed(self, row: dict[str, Any]) -> None:
@@ -206,6 +200,9 @@ class Truth:
                 self.own_cash -= sign * Decimal(row["cost"])
                 continue
             real = self.executed.get(row["id"])
+            self.idle -= row["outcome"] in PASSING
+            if Decimal(row["executed"]):
+                self.idle = 0
             if (row["outcome"] == GIVEN_UP) != (row["id"] in self.strangers):
                 self._change_hands(row["id"], real, -1 if row["outcome"] == GIVEN_UP else 1)
             if row["outcome"] == GIVEN_UP:
@@ -258,7 +255,7 @@ class Truth:
     def check_equity_of_journal(self) -> None:
         """Start + the journal's profit = the exchange's equity; a turn's fees round twice."""
         world = self.world
-        books = world.api.account.positions.get(PAIR)
+        books = world.api.account.positions.get(world.setting.pair)
         account = world.account()
         if not self.clean or not world.leverage or books is None or account is None:
             return

@@ -154,7 +154,8 @@ class Trouble(Faults):
                 for row in rows:  # Of the same time, with a price of its own.
                     price = f"{Decimal(row[5 - row[0] // 60 % 5 or 1]) / 20:.2f}"
                     row[1:6] = [price] * 5
-                result = {"XETHZUSD": rows, "last": result["last"]}
+                other = "XXBTZUSD" if pair == "XETHZUSD" else "XETHZUSD"
+                result = {other: rows, "last": result["last"]}
             case "future":
                 for rows in (rows for key, rows in result.items() if key != "last"):
                     step = rows[-1][0] - rows[-2][0] if len(rows) > 1 else 60

@@ -154,9 +154,16 @@ class Machine:
         self._files.clear()
         self._handler = None
 
-    def lose_power(self) -> list[str]:
-        """Take back whatever was not on disk for certain; return what that was."""
+    def lose_power(self, torn: bytes = b"") -> list[str]:
+        """Take back whatever was not on disk for certain; return what that was.
+
+        `torn` is what a write that was under way has left behind what was synced.
+        """
         lost = []
+        wal = Path(f"{self.database}-wal")
+        if torn and wal.exists():
+            wal.write_bytes(wal.read_bytes() + torn)
+            lost.append("torn")
         for path, old in self._unsynced.items():
             for name in (path, Path(f"{path}-wal"), Path(f"{path}-shm")):
                 name.unlink(missing_ok=True)
@@ -171,7 +178,7 @@ class Machine:
 
     def is_locked(self) -> bool:
         """Return whether a second process would find every lock file of this one taken."""
-        files = list(self.folder.rglob("*.lock"))
+        files = {path for path in self._files.values() if path.endswith(".lock")}
         for path in files:
             descriptor = real_open(path, os.O_RDWR)
             try:

@@ -7,6 +7,7 @@ import os
 import shutil
 import traceback
 from collections.abc import Callable, Iterator
+from decimal import Decimal
 from pathlib import Path
 from random import Random
 from types import ModuleType
@@ -24,12 +25,19 @@ from tests.simulation.storms import PENDING
 if TYPE_CHECKING:
     from tests.simulation.world import World
 
-ALTNAME = "XBTUSD"
+# Of each pair the sizes in use, and the names that it has.
+SIZES = {
+    "XXBTZUSD": (Decimal("0.01"), Decimal("0.005"), Decimal("0.02")),
+    "XETHZUSD": (Decimal("0.3"), Decimal("0.15"), Decimal("0.6")),
+}
+NAMES = {
+    "XXBTZUSD": ("XBTUSD", "XXBTZUSD", "BTC/USD", "BTCUSD"),
+    "XETHZUSD": ("ETHUSD", "XETHZUSD", "ETH/USD"),
+}
+KEYS = ("SANDBOX-KEY", "SANDBOX-KEY-2", "SANDBOX-KEY-3")
 CHANGES = {
-    "SIZE": ("0.01", "0.005", "0.02"),
     "LEVERAGE": ("0", "2", "3"),
     "REVERSAL": ("two-step", "one-order"),
-    "PAIR": ("XBTUSD", "XXBTZUSD", "BTC/USD", "BTCUSD"),
     "STRATEGY_LENGTH": ("2", "3", "5"),
     "ENTRY": ("now", "next-turn"),
     "INTERVAL": ("1", "5"),
@@ -78,6 +86,8 @@ class People:
         """
         world = self.world
         world.note("start", " ".join((name, *wanted)))
+        if name != "run" or "--adopt" in wanted:  # Somebody has looked.
+            world.truth.idle = 0
         module = importlib.import_module(f"krakenbot.commands.{COMMANDS[name][0]}")
         arguments = _arguments(module, name, wanted)
         world.is_dead, world.is_alive, world.born = False, False, world.time
@@ -134,7 +144,8 @@ class People:
         if world.storms.loses_power:
             world.storms.loses_power = False
             world.close_reader()
-            lost = world.machine.lose_power()
+            torn = self.random.randbytes(self.random.choice((0, 100, 4120, 9000)))
+            lost = world.machine.lose_power(torn)
             world.note("power", f"lost: {lost}")
             world.truth.recount()
         world.storms.die_soon()
@@ -207,19 +218,19 @@ class People:
     def hands(self) -> None:
         """Trade beside the bot: close, open, reverse, liquidate, or trade something else."""
         world, choice = self.world, self.random.choice
-        held, size = world.position(), world.size
+        held, size, pair = world.position(), world.size, world.rules.altname
         what = choice(("close", "open", "reverse", "liquidate", "elsewhere", "elsewhere"))
         side, volume = choice((Side.BUY, Side.SELL)), choice((size, size / 2, 3 * size))
-        wish: dict[str, object] = {"pair": ALTNAME, "side": side.value, "volume": volume}
+        wish: dict[str, object] = {"pair": pair, "side": side.value, "volume": volume}
         wish["leverage"] = world.leverage
         count = 1
         if what == "elsewhere":
-            wish |= {"pair": "ETHUSD", "leverage": 0, "side": "buy"}
+            wish |= {"pair": "SOLUSD", "leverage": 0, "side": "buy", "volume": 1}
             count = choice((3, 40) if "busy" in PENDING else (3, 60, 300, 1200))
         elif what == "reverse" and held:
             wish |= {"side": "sell" if held > 0 else "buy", "volume": 2 * abs(held)}
         elif what in ("close", "liquidate") and world.leverage:
-            wish = {"pair": ALTNAME, what: True}
+            wish = {"pair": pair, what: True}
         world.note("hands", f"{count} times {wish}")
         world.counts[f"hands: {what}"] += 1
         world.api.holder.mark_to_market()
@@ -235,12 +246,20 @@ class People:
     def _change(self) -> None:
         """Change the configuration between two processes."""
         world = self.world
-        names = [n for n in CHANGES if n != "INTERVAL" or world.setting.interval == 1]
+        pair = world.setting.pair
+        values = CHANGES | {"SIZE": tuple(map(str, SIZES[pair])), "PAIR": NAMES[pair], "KEY": KEYS}
+        names = [n for n in values if n != "INTERVAL" or world.setting.interval == 1]
         name = self.random.choice(names)
-        value = self.random.choice(CHANGES[name])
+        value = self.random.choice(values[name])
         if name == "LEVERAGE" and self.random.random() < 0.7:
             return
         world.storms.sizes.add(world.settings["SIZE"])
+        if name == "KEY":  # Another key of the same account, with nonces of its own.
+            world.note("change", f"the key is {value}")
+            world.counts["changed KEY"] += world.key != value
+            world.key = world.api._key = value
+            world.api._nonce = world.truth.nonces.get(value, 0)
+            return
         world.counts[f"changed {name}"] += world.settings[name] != value
         world.note("change", f"{name} from {world.settings[name]} to {value}")
         world.settings[name] = value

@@ -101,7 +101,7 @@ class Storms:
         world.trouble_maker.lag_s = float(lag) if lag and self.strikes(f"lag {lag}") else 0.0
         self.blind |= world.trouble_maker.lag_s > 60 or "no-deadline" in faults
         self.lied |= any(word in LIES for word in faults)
-        if any(part in word for word in chances for part in CANDLES):
+        if any(word.startswith(CANDLES) for word in chances):
             self.candles_wrong_at = float("inf")
         if chance() < 0.4 and self.strikes("death"):
             self.die_at = world.steps + self.random.randint(1, 400)
@@ -128,6 +128,7 @@ class Storms:
         self.world.slept += seconds
         self.world.time += seconds
         self.world.duty.decided_at += seconds
+        self.world.duty.told_at += seconds
         self.world.born += seconds
 
     def calm_down(self) -> None:

@@ -11,7 +11,7 @@ from krakenbot.simulated.faults import parse
 from tests import exhaustive
 from tests.simulation.episode import Result, episode, scratch, simulated
 from tests.simulation.people import Ended
-from tests.simulation.world import SIZE, World
+from tests.simulation.world import World
 
 SEEDS = (2, 5)
 
@@ -73,7 +73,7 @@ class TestTorture(unittest.TestCase):
                 world.pass_time(12)  # A new candle, and a reading from before the order.
                 world.trouble_maker.lag_s = 60.0
                 world.people.adopt()
-                self.assertLessEqual(abs(world.position()), SIZE)
+                self.assertLessEqual(abs(world.position()), world.size)
 
     def test_a_wrong_word_in_a_spec_is_named_with_the_nearest_right_one(self) -> None:
         for spec, said in (

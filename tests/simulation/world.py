@@ -17,21 +17,21 @@ from typing import Any, NamedTuple
 from krakenbot.bot import Event
 from krakenbot.journal import Account, Journal
 from krakenbot.model import ZERO
+from krakenbot.pairs import parse_rules
 from krakenbot.rulefile import load
 from krakenbot.simulated.http import Answer
-from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
+from krakenbot.simulated.listing import PAIRS, SANDBOX_KEY, SANDBOX_SECRET
 from tests.simulation.duty import FLAT_EVERY, Duty
-from tests.simulation.invariants import BASE, PAIR, QUOTE, Truth
+from tests.simulation.invariants import QUOTE, Truth
 from tests.simulation.lies import Trouble
 from tests.simulation.machine import Death, Machine
 from tests.simulation.market import Market, TurningFeed
-from tests.simulation.people import People
+from tests.simulation.people import SIZES, People
 from tests.simulation.report import START, Trace, Violation
 from tests.simulation.storms import Storms
 
 DAY_S = 86400.0
 STEPS_MAX = 3_000_000  # An episode that needs more runs in circles.
-SIZE = Decimal("0.01")
 # As sma-slope, but flat in each fifth candle.
 RULE = """
 CANDLES = {length} + 20
@@ -56,6 +56,7 @@ class Setting(NamedTuple):
     """What stays the same in an episode."""
 
     interval: int  # Minutes.
+    pair: str  # The exchange's own name.
     length: int
     balance: Decimal
     coins: Decimal
@@ -88,6 +89,7 @@ class World:
         self.time, self.end = START + self.random.uniform(0, 7200), START + days * DAY_S
         self.wall_off = self.slept = 0.0
         self.counts: Counter[str] = Counter()
+        self.rules = parse_rules(s.pair, PAIRS[s.pair])
         self.trace = Trace(show)
         self.steps = 0
         self.feed = TurningFeed(seed, self.time, s.interval * 60, s.length, s.turning)
@@ -96,7 +98,7 @@ class World:
             lambda: self.time,
             random.Random(f"{seed} market"),
             fee_rate=s.fee_rate,
-            balances={QUOTE: s.balance, BASE: s.coins},
+            balances={QUOTE: s.balance, self.rules.base: s.coins},
             tier=s.tier,
         )
         self.trouble_maker = Trouble(self.api, self.pass_time)
@@ -120,9 +122,9 @@ class World:
         s, choice = self.setting, self.random.choice
         settings = {
             "MODE": "live",
-            "PAIR": "XBTUSD",
+            "PAIR": self.rules.altname,
             "INTERVAL": str(s.interval),
-            "SIZE": str(SIZE),
+            "SIZE": str(SIZES[s.pair][0]),
             "LEVERAGE": str(choice((0, 2, 2, 2, 3, 3))),
             "REVERSAL": choice(("two-step", "two-step", "one-order")),
             "ENTRY": choice(("now", "now", "next-turn")),
@@ -291,7 +293,7 @@ class World:
             self.machine.looking = False
 
     def position(self) -> Decimal:
-        book = self.api.account.positions.get(PAIR)
+        book = self.api.account.positions.get(self.setting.pair)
         return book.volume if book else ZERO
 
     def seen(self, word: str) -> bool:
@@ -329,6 +331,7 @@ def choose(random: random.Random, seed: int) -> Setting:
     choice = random.choice
     poor = random.random() < 0.04
     return Setting(
+        pair=choice(("XXBTZUSD", "XXBTZUSD", "XXBTZUSD", "XETHZUSD")),
         interval=random.choices((1, 5, 60, 240, 1440), (80, 13, 4, 2, 1))[0],
         length=choice((2, 2, 2, 2, 2, 3, 3, 5)),
         balance=Decimal(480 if poor else 1_000_000),

@@ -157,8 +157,10 @@ def _check(connection: sqlite3.Connection, path: Path) -> None:
     journal.consecutive_unfilled()
     journal.newest_intent()
     journal.newest_record()
-    for key in ("first_direction", "charges_read", "pnl_at_resume", "exchange_position"):
+    for key in ("pnl_at_resume", "exchange_position"):
         Decimal(journal.get(key) or 0)
+    for key in ("first_direction", "direction", "created", "charges_read"):
+        int(journal.get(key) or 0)
 
 
 _ODD = (ValueError, TypeError, LookupError, ArithmeticError)

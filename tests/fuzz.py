@@ -149,7 +149,7 @@ GOOD: dict[str, Any] = {
     "OpenOrders": {"open": {"OABCDE-ABCDE-ABCDEF": {**ORDER_ROW, "status": "open"}}},
     "ClosedOrders": {"closed": {"OABCDE-ABCDE-ABCDEF": ORDER_ROW}},
     "QueryOrders": {"OABCDE-ABCDE-ABCDEF": ORDER_ROW},
-    "TradesHistory": {"trades": {"T1": {"ordertxid": "O1", "pair": "XXBTZUSD"}}},
+    "TradesHistory": {"trades": {"T1": {"ordertxid": "O1", "pair": "XXBTZUSD", "cost": "5.0"}}},
     "TradeVolume": {"currency": "ZUSD", "fees": {"XXBTZUSD": {"fee": "0.4"}}},
     "Ledgers": {"ledger": {"LABCDE-ABCDE-ABCDEF": LEDGER_ROW}, "count": 1},
     "GetApiKeyInfo": {"permissions": ["query-funds"], "nonce": "1"},

@@ -173,7 +173,9 @@ class Spot:
 
     def charges(self, since: int, until: int) -> Sequence[Charge]:
         trades = dict(self._trades(since, until))
-        found, costs = [], {key: row["cost"] for key, row in trades.items()}
+        found = []
+        with _Shape("TradesHistory"):
+            costs = {key: decimal(row["cost"]) for key, row in trades.items()}
         with _Shape("Ledgers"):
             for key, row in self._pages("Ledgers", "ledger", since, until):
                 trade_id, kind = str(row["refid"]), row["type"]
@@ -181,7 +183,7 @@ class Spot:
                 if kind not in _CHARGES or not (is_rollover or trade_id in trades):
                     continue
                 order_id = "" if is_rollover else str(trades[trade_id]["ordertxid"])
-                cost = ZERO if is_rollover else decimal(costs.pop(trade_id, 0))
+                cost = ZERO if is_rollover else costs.pop(trade_id, ZERO)
                 time, fee, asset = _moment(row["time"]), decimal(row["fee"]), str(row["asset"])
                 charge = Charge(key, trade_id, order_id, time, cost, fee, asset, ChargeKind(kind))
                 found.append(charge)

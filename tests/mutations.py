@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parent.parent
-DAYS_FIRST, DAYS_MAX = 6, 40
-SECONDS_MAX = 900
+DAYS_FIRST, DAYS_MAX = 5, 20
+SECONDS_MAX = 1800
 
 
 class Change(NamedTuple):
@@ -519,7 +519,7 @@ TWO_FAULTS = (
 
 def plant(defect: str) -> None:
     """Put the defect into the program of this process."""
-    for module_name, name, source in DEFECTS[defect]:
+    for module_name, name, source in DEFECTS.get(defect, ()):
         module = importlib.import_module(f"krakenbot.{module_name}")
         *path, last = name.split(".")
         place: Any = module
@@ -565,6 +565,9 @@ class TestMutations(unittest.TestCase):
 
     def test_every_deliberate_defect_is_found(self) -> None:
         self._expect_found([*DEFECTS], "torture")
+
+    def test_without_a_defect_nothing_is_found(self) -> None:
+        self.assertEqual("", verdict("none"))
 
     def test_two_faults_show_the_defects_of_an_orders_life(self) -> None:
         self._expect_found([*TWO_FAULTS], "exhaustive")

@@ -29,7 +29,7 @@ from krakenbot.simulated.feed import Row, Series
 from krakenbot.simulated.http import Answer
 from tests.simulation import market
 from tests.simulation.episode import scratch, simulated
-from tests.simulation.lies import Trouble
+from tests.simulation.lies import ALL_VIEWS, ORDER_VIEWS, Trouble
 from tests.simulation.machine import ENOSPC, Death
 from tests.simulation.people import Ended
 from tests.simulation.report import START, Violation
@@ -50,7 +50,7 @@ PRIVATE = (*PUBLIC, "lag", "nonce", "rate", "key", "service")
 ORDER = (
     *("refused", "lost-before", "lost-after", "timeout", "stuck", "overdue", "late-fill"),
     *("rate", "margin", "pool", "partial", "service", "unknown", "nonce", "key", "lockout"),
-    *("cancel_only", "death-before", "death-after"),
+    *("cancel_only", "death-before", "death-after", "unseen", "untold"),
 )
 WRITE = ("death-before", "death-after", "disk", "disk-done")
 # As the second of two faults: one of each sort, deaths around writes and orders only.
@@ -113,6 +113,11 @@ class Scripted(Trouble):
                 return self._pass(name, request)
             finally:
                 self.lag_s = 0.0
+        if word in ("unseen", "untold"):  # By any view of orders; and by that of trades as well.
+            self.dark = ORDER_VIEWS if word == "unseen" else ALL_VIEWS
+            self.dark_from, self.lab.storms.dark = self.api.now(), True
+            self._pass(name, request)
+            raise ConnectionResetError("reset")
         if word.startswith("death"):
             answer = self._pass(name, request) if word == "death-after" else None
             self.lab.is_dead = True
@@ -272,10 +277,13 @@ def _live(lab: Lab) -> str:
     return "on target"
 
 
-def kinds(name: str) -> tuple[str, ...]:
+def kinds(name: str, leverage: str) -> tuple[str, ...]:
     """Return what can go wrong at a point."""
-    if name in ("write", "nonce", "AddOrder"):
-        return {"write": WRITE, "nonce": WRITE[::2]}.get(name, ORDER)
+    if name == "AddOrder":
+        # Coins that were bought look like any others: without trades nothing tells of them.
+        return ORDER if leverage != "0" else ORDER[:-1]
+    if name in ("write", "nonce"):
+        return WRITE if name == "write" else WRITE[::2]
     return PUBLIC if name in OPEN_TO_ALL else PRIVATE
 
 
@@ -362,7 +370,7 @@ def shares(root: str, every: int) -> list[Share]:
         found += [
             Share(variant, (point.index, kind), every)
             for point in calm.points
-            for kind in kinds(point.name)
+            for kind in kinds(point.name, VARIANTS[variant]["LEVERAGE"])
         ]
     return found
 

@@ -289,10 +289,12 @@ class Truth:
         halted = world.meta("halted")
         expect(halted, "every halt is on disk", text)
         if found := re.search(r"holds (\S+) \S+ the journal explains (\S+?):", text):
-            expect(self.foreign != 0 or self.foreign_at > recent or world.blind, name, text)
+            unseen = world.blind or world.storms.dark
+            expect(self.foreign != 0 or self.foreign_at > recent or unseen, name, text)
             expect(found[1] != found[2], name, text)
         elif "is not found, yet" in text or "unexplained" in text or "does not know:" in text:
-            expect(self.foreign_at > recent or self.strangers or world.blind, name, text)
+            unseen = self.strangers or world.blind or world.storms.dark
+            expect(self.foreign_at > recent or unseen, name, text)
         elif "in a row traded nothing" in text:
             rows = world.raw(
                 "SELECT executed FROM intents WHERE outcome != 'not sent' ORDER BY number DESC"
@@ -304,7 +306,7 @@ class Truth:
             text += f"; {self.own} is held"
             expect(world.setting.max_loss is not None and flat, name, text)
         elif "does not know it" in text or "several orders" in text or "still open" in text:
-            expect(world.blind, name, text)
+            expect(world.blind or world.storms.dark, name, text)
         elif "was refused, and yet" in text:
             expect(world.storms.lied or world.blind, name, text)
         elif "margin, leverage is now" in text:

@@ -43,6 +43,8 @@ _WHERE = {
     "no-deadline": "AddOrder",
     "delisted": "AssetPairs",
 }
+ORDER_VIEWS = {"OpenOrders": "open", "ClosedOrders": "closed", "QueryOrders": ""}
+ALL_VIEWS = ORDER_VIEWS | {"TradesHistory": "trades"}
 _VIEWS = ("OpenPositions", "TradeBalance", "OpenOrders", "ClosedOrders", "TradesHistory", "OHLC")
 _PAIR_STATES = ("cancel_only", "post_only", "limit_only", "reduce_only", "delisted")
 
@@ -57,6 +59,9 @@ class Trouble(Faults):
         self.words = FAULTS | WORDS
         self.refused_keys: list[float] = []  # When the key or its nonce was refused.
         self._before: Answer | None = None
+        # Views that show nothing of what has happened since then.
+        self.dark: Mapping[str, str] = {}
+        self.dark_from = 0.0
         self._dead: dict[str, float] = {}  # The view, and until when.
         self._pool_until = self._unknown_until = self._hidden_until = 0.0
 
@@ -98,7 +103,17 @@ class Trouble(Faults):
         answer = super()._pass(name, request)
         if now < self._hidden_until and name in ("QueryOrders", "ClosedOrders"):
             return _without_newest_fill(answer)
-        return answer
+        return self._darkened(name, answer) if name in self.dark else answer
+
+    def _darkened(self, name: str, answer: Answer) -> Answer:
+        envelope = json.loads(answer.body)
+        key, result = self.dark[name], envelope.get("result") or {}
+        rows = result.get(key, {}) if key else result
+        for txid in [
+            t for t, r in rows.items() if r.get("opentm", r.get("time")) >= self.dark_from
+        ]:
+            del rows[txid]
+        return answer._replace(body=json.dumps(envelope).encode())
 
     def _with(self, word: str, name: str, request: _Request) -> Answer:
         if word not in WORDS:

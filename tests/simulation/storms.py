@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from krakenbot.simulated.faults import FAULTS
-from tests.simulation.lies import LIES, WORDS
+from tests.simulation.lies import ALL_VIEWS, LIES, ORDER_VIEWS, WORDS
 from tests.simulation.machine import ENOSPC, Death
 from tests.simulation.network import WIRE
 
@@ -37,7 +37,7 @@ class Storms:
         self.random = random.Random(f"{world.seed} storms")
         self.drawn = 0
         self.struck: list[int] = []
-        self.is_on = self.blind = self.lied = False
+        self.is_on = self.blind = self.lied = self.dark = False
         self.sizes: set[str] = set()
         self.chances: dict[str, float] = {}  # Of what happens on the wire.
         self.die_at = self.fail_at = self.alarm = NEVER
@@ -98,6 +98,12 @@ class Storms:
         lag = choice((0, 0, 5, 10, 30, 60))
         if world.setting.blinding and chance() < 0.3:
             lag = 240
+        elif world.setting.blinding and self.strikes("dark"):  # Some views lag for very long.
+            self.dark = True
+            # Coins of its own and those that were there look alike: there, trades must tell.
+            both = (ORDER_VIEWS, ALL_VIEWS) if world.leverage else (ORDER_VIEWS,)
+            world.trouble_maker.dark = choice(both)
+            world.trouble_maker.dark_from = world.time
         world.trouble_maker.lag_s = float(lag) if lag and self.strikes(f"lag {lag}") else 0.0
         self.blind |= world.trouble_maker.lag_s > 60 or "no-deadline" in faults
         self.lied |= any(word in LIES for word in faults)
@@ -139,7 +145,7 @@ class Storms:
         if self.candles_wrong_at == float("inf"):
             self.candles_wrong_at = world.time
         world.trouble_maker.chances, self.chances = {}, {}
-        world.trouble_maker.lag_s = 0.0
+        world.trouble_maker.lag_s, world.trouble_maker.dark = 0.0, {}
         self.die_at = self.fail_at = NEVER
         world.wall_off = 0.0
         world.api.spread = world.api.slippage = 0

@@ -14,13 +14,7 @@ from krakenbot.alerts import Alerts
 from krakenbot.candles import CandleWindow
 from krakenbot.clock import Clock, StopRequestedError
 from krakenbot.decision import Blocked, Decision, Plan, Snapshot, decide, is_stuck
-from krakenbot.errors import (
-    ConfigError,
-    LaterError,
-    RefusedError,
-    StopError,
-    UnansweredError,
-)
+from krakenbot.errors import ConfigError, LaterError, RefusedError, StopError, UnansweredError
 from krakenbot.exchange import Exchange
 from krakenbot.format import moment, money, price
 from krakenbot.journal import Journal

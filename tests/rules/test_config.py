@@ -8,7 +8,7 @@ from krakenbot import config, log
 from krakenbot.config import load
 from krakenbot.errors import ConfigError
 
-EXAMPLE = Path(config.__file__).parent / "manual" / "config.example.toml"
+EXAMPLE = Path(__file__).parent.parent.parent / "config.example.toml"  # A link into the manual.
 HOME = {"HOME": "/home/someone"}
 
 

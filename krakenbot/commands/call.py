@@ -119,8 +119,7 @@ def _spot(config: Config, arguments: argparse.Namespace, values: list[tuple[str,
     credentials = _credentials(config, "KRAKEN")
     client, lock = signed_client(config, credentials, not is_check, changes=not is_harmless)
     with contextlib.closing(lock):
-        is_file = method == "RetrieveExport"
-        return client.download(method, params) if is_file else client.private(method, params)
+        return client.private(method, params)
 
 
 def _futures(config: Config, arguments: argparse.Namespace, values: list[tuple[str, str]]) -> Any:

@@ -80,25 +80,12 @@ class Client:
             raise UnansweredError(str(error)) from error
 
     def private(self, method: str, params: Mapping[str, object] | None = None) -> Any:
-        """Return the result of a private method.
+        """Return the result of a private method, of RetrieveExport the bytes of its file.
 
         A refused nonce is LaterError for what changes something, and KeyRefusedError for reads
         when it lasts.
         """
-        return self._private(method, params, result_of)
-
-    def download(self, method: str, params: Mapping[str, object] | None = None) -> bytes:
-        """Return the answer of a private method that gives a file, such as RetrieveExport."""
-        content: bytes = self._private(method, params, file_of)
-        return content
-
-    def _private(
-        self,
-        method: str,
-        params: Mapping[str, object] | None,
-        read: Callable[[str, int, bytes], Any],
-    ) -> Any:
-        is_read = method in READS
+        is_read, read = method in READS, file_of if method == "RetrieveExport" else result_of
         params = dict(params or {})
         if not is_read and not self._live:
             if method != "AddOrder":
@@ -176,10 +163,10 @@ def result_of(method: str, status: int, body: bytes) -> Any:
 
 def file_of(method: str, status: int, body: bytes) -> bytes:
     """Return the body when it is no JSON; else raise what Kraken says in it."""
-    if body.lstrip()[:1] in (b"{", b"[", b"<", b"") or status != 200:
-        result_of(method, status, body)
-        raise UnansweredError(f"{method}: a JSON answer in place of a file")
-    return body
+    if status == 200 and body.lstrip()[:1] not in (b"{", b"[", b"<", b""):
+        return body
+    result_of(method, status, body)
+    raise UnansweredError(f"{method}: a JSON answer in place of a file")
 
 
 def kind_of(body: bytes) -> str:

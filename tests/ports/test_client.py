@@ -587,7 +587,7 @@ class TestAnswersThatAreNoJson(unittest.TestCase):
 
     def test_a_file_is_given_as_it_is_and_an_error_in_its_place_means_what_it_says(self) -> None:
         zipped = b"PK\x03\x04 and more"
-        self.assertEqual(zipped, client(FakeTransport(zipped)).download("RetrieveExport"))
+        self.assertEqual(zipped, client(FakeTransport(zipped)).private("RetrieveExport"))
         for answer, kind in (
             (envelope("EGeneral:Permission denied"), KeyRefusedError),
             (envelope("EExport:Unknown"), UnansweredError),
@@ -597,7 +597,7 @@ class TestAnswersThatAreNoJson(unittest.TestCase):
             (OK[:-4], UnansweredError),
         ):
             with self.subTest(answer), self.assertRaises(kind):
-                client(FakeTransport(answer)).download("RetrieveExport")
+                client(FakeTransport(answer)).private("RetrieveExport")
 
 
 if __name__ == "__main__":

@@ -149,22 +149,22 @@ class _TlsConnection(_Connection, http.client.HTTPSConnection):
     pass
 
 
-class _Socket(socket.socket):
-    """A socket whose every read ends at one moment, however slowly bytes drip in."""
+class _Reading:
+    """A socket's reading, which ends at one moment, however slowly bytes drip in."""
 
     deadline: float
 
-    def recv_into(self, *args: Any) -> int:
+    def recv_into(self: Any, *args: Any) -> int:
         self.settimeout(_left(self.deadline))
-        return super().recv_into(*args)
+        return super().recv_into(*args)  # type: ignore[misc, no-any-return]
 
 
-class _TlsSocket(ssl.SSLSocket):
-    deadline: float
+class _Socket(_Reading, socket.socket):
+    pass
 
-    def recv_into(self, *args: Any) -> int:
-        self.settimeout(_left(self.deadline))
-        return super().recv_into(*args)
+
+class _TlsSocket(_Reading, ssl.SSLSocket):
+    pass
 
 
 def _open(address: Any, deadline: float) -> _Socket:

@@ -57,9 +57,9 @@ def parse_rules(pair: str, row: Mapping[str, Any]) -> PairRules:
             base=str(row["base"]),
             quote=str(row["quote"]),
             status=str(row.get("status", "online")),
-            lot_decimals=_digits(row, "lot_decimals"),
-            pair_decimals=_digits(row, "pair_decimals"),
-            cost_decimals=_digits(row, "cost_decimals", 8),
+            lot_decimals=_digits(row["lot_decimals"]),
+            pair_decimals=_digits(row["pair_decimals"]),
+            cost_decimals=_digits(row.get("cost_decimals", 8)),
             ordermin=decimal(row["ordermin"]),
             costmin=decimal(row.get("costmin") or 0),
             leverages_buy=_leverages(row, "leverage_buy"),
@@ -109,21 +109,17 @@ def plain(number: Decimal) -> str:
     return "0" if text in ("-0", "") else text
 
 
-def _digits(row: Mapping[str, Any], name: str, default: int | None = None) -> int:
-    return _whole(row[name] if default is None else row.get(name, default), 18)
+def _digits(value: object) -> int:
+    digits = decimal(value)
+    if not 0 <= digits <= 18 or digits != int(digits):
+        raise ValueError(f"{digits} is no number of decimals")
+    return int(digits)
 
 
 def _leverages(row: Mapping[str, Any], name: str) -> tuple[int, ...]:
     """Return the whole numbers in a list of leverages; what is none cannot be ordered here."""
     numbers = (decimal(value) for value in row.get(name) or ())
     return tuple(int(number) for number in numbers if number == int(number) and number > 0)
-
-
-def _whole(value: object, most: int) -> int:
-    number = decimal(value)
-    if not 0 <= number <= most or number != int(number):
-        raise ValueError(f"{number} is no whole number up to {most}")
-    return int(number)
 
 
 def _limit(row: Mapping[str, Any], name: str) -> Decimal | None:

@@ -13,18 +13,14 @@ SANDBOX_SECRET = (
 )
 
 _CODES = {"XBT": "XXBT", "ETH": "XETH", "USD": "ZUSD", "EUR": "ZEUR", "GBP": "ZGBP"}
-_UP_TO_10 = list(range(2, 11))
+
+Row = dict[str, Any]
 
 
-def _pair(
-    base: str,
-    quote: str,
-    decimals: int,
-    ordermin: str,
-    leverages: list[int],
-    limits: tuple[int, ...] = (),
-) -> dict[str, Any]:
+def _pair(base: str, quote: str, decimals: int, ordermin: str, most: int, *limits: int) -> Row:
+    """Return a row of AssetPairs with leverages up to `most`."""
     codes = {"base": _CODES.get(base, base), "quote": _CODES.get(quote, quote)}
+    leverages = list(range(2, most + 1))
     names = ("long_position_limit", "short_position_limit")
     return (
         {"altname": base + quote, "wsname": f"{base}/{quote}", "status": "online", **codes}
@@ -47,26 +43,26 @@ _QUOTES = {
 }
 
 # As listed in autumn 2026; of XBTEUR, ETHUSD and USDTUSD the limits, of BONKUSD all is a guess.
-PAIRS: dict[str, dict[str, Any]] = {
-    "XXBTZUSD": _pair("XBT", "USD", 1, "0.00005", _UP_TO_10, (350, 250)),
-    "XXBTZEUR": _pair("XBT", "EUR", 1, "0.00005", _UP_TO_10, (250, 200)),
-    "XETHZUSD": _pair("ETH", "USD", 2, "0.001", _UP_TO_10, (7000, 5000)),
-    "SOLUSD": _pair("SOL", "USD", 2, "0.06", _UP_TO_10, (37000, 24000)),
-    "USDTZUSD": _pair("USDT", "USD", 5, "5", [2, 3], (5000000, 2500000)),
-    "BONKUSD": _pair("BONK", "USD", 8, "200000", []),
+PAIRS: dict[str, Row] = {
+    "XXBTZUSD": _pair("XBT", "USD", 1, "0.00005", 10, 350, 250),
+    "XXBTZEUR": _pair("XBT", "EUR", 1, "0.00005", 10, 250, 200),
+    "XETHZUSD": _pair("ETH", "USD", 2, "0.001", 10, 7000, 5000),
+    "SOLUSD": _pair("SOL", "USD", 2, "0.06", 10, 37000, 24000),
+    "USDTZUSD": _pair("USDT", "USD", 5, "5", 3, 5000000, 2500000),
+    "BONKUSD": _pair("BONK", "USD", 8, "200000", 0),
 }
 
 # The price at which a random market begins, in units of the last digit.
 FIRST_TICKS = dict(zip(PAIRS, (816840, 705120, 312045, 18233, 99990, 1450), strict=True))
 
 
-def _asset(altname: str, decimals: int, shown: int, **optional: float) -> dict[str, Any]:
+def _asset(altname: str, decimals: int, shown: int, **optional: float) -> Row:
     digits = {"decimals": decimals, "display_decimals": shown}
     return {"aclass": "currency", "altname": altname, **digits, **optional, "status": "enabled"}
 
 
 # `margin_rate` is in percent, for opening and for each 4 h, of what is lent; BONK is not.
-ASSETS: dict[str, dict[str, Any]] = {
+ASSETS: dict[str, Row] = {
     "ZUSD": _asset("USD", 4, 2, collateral_value=1, margin_rate=0.025),
     "ZEUR": _asset("EUR", 4, 2, collateral_value=1, margin_rate=0.02),
     "USDT": _asset("USDT", 8, 4, collateral_value=0.9, margin_rate=0.02),
@@ -79,15 +75,15 @@ _TOLD = {code: row["margin_rate"] for code, row in ASSETS.items() if "margin_rat
 MARGIN_RATES = {code: Decimal(str(percent)) / 100 for code, percent in _TOLD.items()}
 
 
-def aliases(key: str, row: dict[str, Any]) -> set[str]:
+def aliases(key: str, row: Row) -> set[str]:
     """Return all the names of a pair; Kraken's REST methods know its XBT/USD as BTC/USD only."""
     modern = row["wsname"].replace("XBT/", "BTC/")
     return {key, row["altname"], row["wsname"], modern, modern.replace("/", "")}
 
 
-def unlisted(base: str, quote: str, decimals: int) -> dict[str, Any]:
+def unlisted(base: str, quote: str, decimals: int) -> Row:
     """Return a row for a pair outside the table: no minimum and no limit, as none is known."""
-    row = _pair(base, quote, decimals, "0.00000001", _UP_TO_10) | {"costmin": "0"}
+    row = _pair(base, quote, decimals, "0.00000001", 10) | {"costmin": "0"}
     return row | {"cost_decimals": 10} if quote in ("XBT", "ETH", "XDG") else row
 
 

@@ -15,8 +15,9 @@ from typing import Any
 from krakenbot import log
 from krakenbot.errors import RefusedError
 from krakenbot.kraken.signing import sign
+from krakenbot.kraken.spot import NEEDED_PERMISSIONS
 from krakenbot.model import ZERO, Secret, Side
-from krakenbot.pairs import decimal, parse_rules, plain
+from krakenbot.pairs import decimal, plain
 from krakenbot.risk import FEE_RATE_ASSUMED
 from krakenbot.simulated import words
 from krakenbot.simulated.books import AMOUNT_MAX, Account
@@ -41,14 +42,7 @@ TIERS = {
 }
 POINTS = dict.fromkeys(("Ledgers", "QueryLedgers", "TradesHistory", "QueryTrades"), 2)
 FREE = ("AddOrder", "CancelOrder")  # They count at the matching engine.
-_PERMISSIONS = [
-    "query-funds",
-    "query-open-trades",
-    "query-closed-trades",
-    "modify-trades",
-    "close-trades",
-    "query-ledger",
-]
+_PERMISSIONS = [*NEEDED_PERMISSIONS, "close-trades", "query-ledger"]
 LOCKOUT_S = 900
 MS_NONCES = (10**12, 10**14)  # What a nonce is that counts milliseconds.
 CLOCK_STEP_MAX_S = 31 * 86400
@@ -324,8 +318,7 @@ class SandboxApi:
             self.holder.fill_share = min(max(decimal(params["fill_share"]), ZERO), Decimal(1))
         elif "pair" in params:
             pair = self.markets.pair(params["pair"]).pair
-            self.listing[pair]["status"] = str(params["status"])
-            self.markets.rules[pair] = parse_rules(pair, self.listing[pair])
+            self.markets.relist(pair, status=str(params["status"]))
         else:
             self.markets.status = str(params["status"])
 

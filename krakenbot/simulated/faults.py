@@ -62,19 +62,9 @@ _SERVICE = (
     "EGeneral:Internal error:ord",
 )
 _MARGIN = ("Insufficient initial margin", "Insufficient margin", "Margin allowance exceeded")
-_SHAPES = (
-    b"[]",
-    b'"x"',
-    b'{"error":[]}',
-    b'{"error":"EGeneral:x","result":{}}',
-    b'{"result":{}}',
-    b'{"error":[],"result":null}',
-    b'{"error":[],"result":"x"}',
-    b'{"error":[],"result":[null]}',
-    b'{"error":[],"result":{"x":null}}',
-    b'{"error":[7],"result":{}}',
-    b'{"error":[],"result":5}',
-)
+_SHAPES = b"""[] "x" {"error":[]} {"result":{}} {"error":"EGeneral:x","result":{}}
+    {"error":[],"result":null} {"error":[],"result":"x"} {"error":[],"result":[null]}
+    {"error":[],"result":{"x":null}} {"error":[7],"result":{}} {"error":[],"result":5}""".split()
 _LEVERAGES: tuple[list[int], ...] = ([], [3, 4, 5], [2], [5, 10])
 
 _Request = tuple[str, str, Mapping[str, str], bytes]
@@ -295,23 +285,18 @@ class Faults:
         return answer._replace(body=json.dumps(envelope).encode())
 
     def _change_rules(self) -> None:
-        for pair, row in self.api.listing.items():
+        for pair, row in self._listing.items():
             if self.random.choice((True, False)):
-                least = Decimal(self._listing[pair]["ordermin"])
-                row["ordermin"] = str(least * self.random.choice((40, 4000)))
+                least = Decimal(row["ordermin"]) * self.random.choice((40, 4000))
+                self.api.markets.relist(pair, ordermin=str(least))
             else:
-                row["leverage_buy"] = row["leverage_sell"] = self.random.choice(_LEVERAGES)
-            self._tell_rules(pair)
+                leverages = self.random.choice(_LEVERAGES)
+                self.api.markets.relist(pair, leverage_buy=leverages, leverage_sell=leverages)
         self._later(60, 900, self._restore_rules)
 
     def _restore_rules(self) -> None:
         for pair, row in self._listing.items():
-            self.api.listing[pair].update(row)
-            self._tell_rules(pair)
-
-    def _tell_rules(self, pair: str) -> None:
-        wish = json.dumps({"pair": pair, "status": self.api.listing[pair]["status"]})
-        self.api.respond("POST", "/sandbox/status", {}, wish.encode())
+            self.api.markets.relist(pair, **row)
 
     def _arrive(self, name: str, request: _Request) -> None:
         # Its nonce was taken when it was sent; only the rest of the way was slow.

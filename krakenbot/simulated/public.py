@@ -57,6 +57,11 @@ class FeedMarkets:
             raise RefusedError("EQuery:Unknown asset pair")
         return self.rules[self._names[name]]
 
+    def relist(self, pair: str, **changes: Any) -> None:
+        """Change a pair's row in AssetPairs, and the rules with it."""
+        self.listing[pair].update(changes)
+        self.rules[pair] = parse_rules(pair, self.listing[pair])
+
     def _pairs(self, p: Params) -> list[PairRules]:
         names = p["pair"].split(",") if "pair" in p else self.rules
         return [self.pair(name.strip()) for name in names]

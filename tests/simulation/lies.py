@@ -130,8 +130,7 @@ class Trouble(Faults):
                 return _error("EAPI:Invalid key")
             case "closed":
                 for pair in self.api.listing:
-                    self.api.listing[pair]["status"] = choice(_PAIR_STATES)
-                    self._tell_rules(pair)
+                    self.api.markets.relist(pair, status=choice(_PAIR_STATES))
                 self._later(60, 900, self._open_pairs)
             case "late-fill":
                 self.api.holder.fill_share = Decimal(choice((30, 50, 97))) / 100
@@ -150,8 +149,7 @@ class Trouble(Faults):
 
     def _open_pairs(self) -> None:
         for pair in self.api.listing:
-            self.api.listing[pair]["status"] = "online"
-            self._tell_rules(pair)
+            self.api.markets.relist(pair, status="online")
 
     def _lie(self, word: str, answer: Answer) -> Answer:
         envelope = json.loads(answer.body)

@@ -1,13 +1,14 @@
 """The bot's decisions over columns of candles: the same rules, orders, fees and margin as live.
 
 After candle n is finished an order fills at the open of candle n + 1, a second into it, at the
-ask or bid one tick away. Candles in which nothing can happen are passed over by comparing floats.
-Money moves in the exact books of the simulated exchange alone, and whatever is not an ordinary
-turn goes through the same pure functions as a tick of the bot.
+ask or bid one tick away. One loop takes the candles in order. It passes over those in which
+nothing can happen, which comparing floats shows. Money moves in the exact books of the simulated
+exchange alone, and whatever is not a plain turn goes through the same pure functions as a tick of
+the bot.
 """
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from decimal import Decimal
 from math import inf
 from typing import NamedTuple
@@ -69,7 +70,6 @@ class Replay:
         self._part: Columns | None = None
         self._warm_up, self._needs_trades = warm_up, needs_trades
         self._first_open, self._is_over = ZERO, False
-        self._seen: int | None = None
         self._direction: int | None = None
         self._first: int | None = None
         self._entered, self._off_target, self._flatten = plan.entry_now, True, ""
@@ -82,20 +82,20 @@ class Replay:
     def feed(self, part: Columns) -> None:
         """Go on with the next candles; all but the newest of them are decided on."""
         if self._part is None:
-            new, at, begin = self._warm_up, max(self._warm_up - 1, 0), 0
+            new, first, begin = self._warm_up, max(self._warm_up - 1, 0), 0
             self._first_open = exact(part.opens[new])
             self.record.start(part.times[new])
         else:
             # The newest candle is not decided on yet, and the strategy looks back from it.
             count = len(self._part.times)
-            at = begin = min(count - 1, self._length)
-            part, new = self._part.cut(count - 1 - at, count).joined(part), at + 1
-        self._part, last = part, len(part.times) - 1
-        self.record.candles += last + 1 - new
+            first = begin = min(count - 1, self._length)
+            part, new = self._part.cut(count - 1 - first, count).joined(part), first + 1
+        self._part = part
+        self.record.candles += len(part.times) - new
         self.record.untraded += part.untraded(new)
         if self.record.ended is None:
             turns = self._slope_turns if self._length else self._strategy_turns
-            self._run(part, turns(part, begin, last), at, last)
+            self._run(part, turns(part, begin), begin, first)
 
     def result(self) -> Result:
         """Return what came of it, what is held valued at the last close; nothing can follow."""
@@ -138,7 +138,10 @@ class Replay:
     def worth(self) -> Decimal:
         """Return the equity at the newest close."""
         assert self._part is not None
-        self.position.price = price = exact(self._part.closes[-1])
+        return self._worth_at(exact(self._part.closes[-1]))
+
+    def _worth_at(self, price: Decimal) -> Decimal:
+        self.position.price = price
         coins = self.account.balances.get(self.rules.base, ZERO) * price
         return self.account.equity(self.rules.quote) + coins
 
@@ -147,121 +150,84 @@ class Replay:
         first = self._first_open
         return self._volume * (price - first - (price + first) * self.costs.fee_rate)
 
-    def _run(self, part: Columns, turns: Sequence[tuple[int, int]], at: int, last: int) -> None:
-        """Decide on the candles from number `at` up to `last`; `turns` are new directions."""
-        ahead = 0
-        self._low, self._high = min(part.lows), max(part.highs)
-        while self.record.ended is None:
-            if (done := self._turn_often(part, turns, ahead, at)) > ahead:
-                at, ahead = turns[done - 1][0] + 1, done
-            turn = turns[ahead][0] if ahead < len(turns) else last
-            stop = max(at, self._next_look(part, at, turn))
-            while self._needs_trades and stop < last and not part.is_traded(stop + 1):
-                stop += 1
-            is_turn = False
-            while ahead < len(turns) and turns[ahead][0] <= stop:
-                is_turn, self._direction, ahead = True, turns[ahead][1], ahead + 1
-            self._mark(part, at, min(stop, last))
-            if stop >= last:
-                return
-            now = part.times[stop + 1] + WAKE_DELAY_S
-            if is_turn or self._off_target or self._is_in_danger(part, stop):
-                self._look(part, stop, now)
+    def _run(self, part: Columns, turns: Mapping[int, int], begin: int, first: int) -> None:
+        """Decide on the candles from number `first` on; `turns` has each new direction."""
+        marked, last = first, len(part.times) - 1
+        ends, opens = part.times[begin + 1 :], part.opens[begin + 1 :]
+        rows = zip(ends, opens, part.lows[begin:], part.highs[begin:], strict=False)
+        for at, (end, opened, low, high) in enumerate(rows, begin):
+            bottom, top, is_turn = self._bottom, self._top, at in turns
+            is_safe = bottom < low and high < top and bottom < opened < top
+            if is_safe and end < self._due and not (is_turn or self._off_target):
+                continue
+            now = end + WAKE_DELAY_S
+            self._direction = turns.get(at, self._direction)
+            if at < first:
+                continue
+            # What could not be paid at one price cannot be at a higher one.
+            is_too_dear = opened >= self._too_dear and not is_turn
+            if self._off_target and (now < self._allowed_at or is_too_dear):
+                self.record.refused += 1
+                continue
+            if is_turn and is_safe and self._is_plain_turn(part, at, now):
+                self._mark(part, marked, at + 1)
+                self._turn(exact(opened), now, part.is_traded(at + 1))
             else:
-                self._mark(part, stop, stop + 1)
-                self.account.advance(self.position, now, exact(part.opens[stop + 1]))
-            self._look_up()
-            at = stop + 1
+                self._mark(part, marked, at)
+                self._look(part, at, now, is_turn or not is_safe or self._off_target)
+            marked = at + 1
+            if self.record.ended is not None:
+                return
+        self._mark(part, marked, last)
 
-    def _turn_often(
-        self, part: Columns, turns: Sequence[tuple[int, int]], ahead: int, at: int
-    ) -> int:
-        """Take the turns ahead that nothing can speak against and before which nothing can happen.
+    def _is_plain_turn(self, part: Columns, at: int, now: int) -> bool:
+        """Return whether nothing can speak against closing what is held and opening as much."""
+        held, price, room = self._held, part.opens[at + 1], self._room
+        size = abs(held)
+        return (
+            self._is_ordinary
+            and not self._off_target
+            and self.position.held == self._volume
+            and held * (self._direction or 0) < 0
+            and now <= self._due
+            and price >= self._price_min
+            and self._fixed + held * price > self._need * size * price + max(self._floor, 0.0)
+            and (len(self._recent) <= room or self._sent(now) <= room)
+            and not (self._needs_trades and not part.is_traded(at + 1))
+        )
 
-        Each closes what is held and opens as much the other way. Returns the next number.
-        """
-        if not self._is_ordinary or self._off_target or self.position.held != self._volume:
-            return ahead
-        record, recent, account, position = self.record, self._recent, self.account, self.position
-        quote, leverage, orders = self.rules.quote, self.plan.leverage, self._orders_a_turn
-        room, size = self.plan.limits.max_orders_per_day - orders, abs(self._held)
-        need, floor, held = self._need * size, max(self._floor, 0.0), self._held
-        for number in range(ahead, len(turns)):
-            turn, way = turns[number]
-            price, now = part.opens[turn + 1], part.times[turn + 1] + WAKE_DELAY_S
-            is_traded = part.is_traded(turn + 1)
-            if (
-                held * way >= 0
-                or self._due < now
-                or price < self._price_min
-                or (self._low <= self._danger if held > 0 else self._high >= self._danger)
-                or self._fixed + held * price <= need * price + floor
-                or (len(recent) > room and self._sent(now) > room)
-                or (self._needs_trades and not is_traded)
-            ):
-                return number
-            self._mark(part, at, turn + 1)
-            at, self._direction, held = turn + 1, way, way * size
-            recent.extend((now,) * orders)
-            record.orders += orders
-            trades = account.turn(position, now, self._price(exact(price), way), leverage)
-            self._record(now, way, "", trades[0], trades[1], is_traded)
-            self._follow_position(held, float(account.balances[quote]), now + ROLLOVER_S)
-        return len(turns)
+    def _turn(self, opened: Decimal, now: int, is_traded: bool) -> None:
+        """Close what is held and open as much the other way."""
+        sign, account = -self.position.sign, self.account
+        self._recent.extend((now,) * self._orders_a_turn)
+        self.record.orders += self._orders_a_turn
+        price = self._price(opened, sign)
+        trades = account.turn(self.position, now, price, self.plan.leverage)
+        self._record(now, sign, "", trades[0], trades[1], is_traded)
+        balance = float(account.balances[self.rules.quote])
+        self._follow_position(-self._held, balance, now + ROLLOVER_S)
 
-    def _slope_turns(self, part: Columns, begin: int, end: int) -> list[tuple[int, int]]:
+    def _slope_turns(self, part: Columns, begin: int) -> dict[int, int]:
         """Return number and new direction of each candle at which the average turns."""
-        length, seen, turns = self._length, self._seen or 0, []
+        length, seen, turns = self._length, self._direction or 0, {}
         begin = max(begin, length)
-        pairs = zip(part.closes[begin - length :], part.closes[begin:end], strict=False)
+        pairs = zip(part.closes[begin - length :], part.closes[begin:-1], strict=False)
         for at, (before, close) in enumerate(pairs, begin):
             if seen < 1 and close > before:
-                seen = 1
-                turns.append((at, 1))
+                turns[at] = seen = 1
             elif seen > -1 and close < before:
-                seen = -1
-                turns.append((at, -1))
-        self._seen = seen
+                turns[at] = seen = -1
         return turns
 
-    def _strategy_turns(self, part: Columns, begin: int, end: int) -> list[tuple[int, int]]:
+    def _strategy_turns(self, part: Columns, begin: int) -> dict[int, int]:
         """Return the same for any strategy, by asking it about each candle."""
-        turns: list[tuple[int, int]] = []
-        for at, candle in enumerate(candles_of(part.cut(begin, end)), begin):
+        seen, turns = self._direction, {}
+        for at, candle in enumerate(candles_of(part.cut(begin, len(part.times) - 1)), begin):
             self._window.append(candle)
             direction = self.plan.strategy(list(self._window)).direction
-            if direction is not None and direction != self._seen:
-                self._seen = direction
-                turns.append((at, direction))
+            if direction is not None and direction != seen:
+                turns[at] = seen = direction.value
         return turns
-
-    def _next_look(self, part: Columns, at: int, turn: int) -> int:
-        """Return the first candle up to `turn` at which something may have to be done."""
-        if self._off_target:
-            # What could not be paid at one price cannot be at a higher one.
-            opens, dear = part.opens, self._too_dear
-            later = range(max(at, self._number(part, self._allowed_at)), turn)
-            stop = next((number for number in later if opens[number + 1] < dear), turn)
-            self.record.refused += (stop - at) * (self.record.refused_since > 0)
-            return stop
-        if not self._held:
-            return turn
-        stop = min(turn, max(at, self._number(part, self._due + 1)))
-        if not self._is_near(self._low if self._held > 0 else self._high):
-            return stop
-        # The open of the candle after counts too: that is where the position is marked.
-        prices = (part.lows if self._held > 0 else part.highs)[at : stop + 2]
-        near = (number for number, price in enumerate(prices, at - 1) if self._is_near(price))
-        return min(stop, next(near, stop))
-
-    def _is_near(self, price: float) -> bool:
-        """Return whether the position may end at a price: liquidation, or the loss is reached."""
-        return price <= self._danger if self._held > 0 else price >= self._danger
-
-    def _is_in_danger(self, part: Columns, at: int) -> bool:
-        """Return whether the position may end in candle `at` or at the next open."""
-        worst = part.lows[at] if self._held > 0 else part.highs[at]
-        return self._is_near(worst) or self._is_near(part.opens[at + 1])
 
     def _mark(self, part: Columns, begin: int, end: int) -> None:
         """Follow the equity over the closes of candles `begin` up to `end`."""
@@ -274,6 +240,7 @@ class Replay:
         plan, rules, costs = self.plan, self.rules, self.costs
         limits, leverage, loss = plan.limits, plan.leverage or 1, plan.limits.max_loss
         self._orders_a_turn = 1 if plan.one_order else 2
+        self._room = limits.max_orders_per_day - self._orders_a_turn
         self._tick = Decimal(1).scaleb(-rules.pair_decimals)
         self._volume = rules.round_volume(plan.size)
         spread_max = 200 * self._tick / limits.max_spread_percent
@@ -297,21 +264,18 @@ class Replay:
         self._follow_position(float(self.held), balance, due)
 
     def _follow_position(self, held: float, balance: float, due: float) -> None:
-        """Set where the position may end. Equity at a price is `_fixed` and `_held` times it."""
-        cost = float(self.position.cost_left)
-        self._held, self._due = held, due
-        self._fixed = fixed = balance - (cost if held > 0 else -cost)
-        # A thousandth of the position is kept to spare: what is near is looked at exactly.
-        if held > 0:
-            self._danger = (max(self._stop * cost, self._floor) - fixed) / held / 0.999
-        elif held < 0:
-            most = min(fixed / (1.001 + self._stop), (fixed - self._floor) / 1.001)
-            self._danger = most / -held
+        """Set between which prices the position surely goes on, and until when it costs nothing.
 
-    def _number(self, part: Columns, moment: float) -> int:
-        """Return the first candle that is decided on at this moment or later."""
-        moment = min(moment, part.end + part.interval_s)
-        return -int((part.times[0] + WAKE_DELAY_S - moment) // part.interval_s) - 1
+        Equity at a price is `_fixed` and `_held` times it. A thousandth of the position is kept to
+        spare: what is near liquidation or the largest loss is looked at exactly.
+        """
+        cost = float(self.position.cost_left)
+        self._held, self._due, self._bottom, self._top = held, due, -inf, inf
+        self._fixed = fixed = balance - (cost if held > 0 else -cost)
+        if held > 0:
+            self._bottom = (max(self._stop * cost, self._floor) - fixed) / held / 0.999
+        elif held < 0:
+            self._top = min(fixed / (1.001 + self._stop), (fixed - self._floor) / 1.001) / -held
 
     def _sent(self, now: int) -> int:
         """Return how many orders were sent in the 24 h before, and forget older ones."""
@@ -319,12 +283,8 @@ class Replay:
             self._recent.popleft()
         return len(self._recent)
 
-    def _look(self, part: Columns, at: int, now: int) -> None:
-        """Do after candle `at` all that a tick does."""
-        if now < self._allowed_at:
-            self.record.refused += 1
-            self._mark(part, at, at + 1)
-            return
+    def _look(self, part: Columns, at: int, now: int, decides: bool) -> None:
+        """Let candle `at` pass in the books, and then, if it `decides`, do all that a tick does."""
         account, position, quote = self.account, self.position, self.rules.quote
         opened, traded = exact(part.opens[at + 1]), part.is_traded(at + 1)
         charged = account.rollovers.get(quote, ZERO)
@@ -333,14 +293,23 @@ class Replay:
             self._mark(part, at, at + 1)
             lost = account.advance(position, now, opened)
         charged = account.rollovers.get(quote, ZERO) - charged
-        self._off_target, self._too_dear, self._allowed_at = False, inf, 0
         self._liquidated(lost, now)
+        if decides and lost is None:
+            self._off_target, self._too_dear, self._allowed_at = False, inf, 0
+            if self._needs_trades and not traded:
+                self._off_target = True
+            else:
+                self._trade(opened, charged, now, traded)
+        self._look_up()
+
+    def _trade(self, opened: Decimal, charged: Decimal, now: int, traded: bool) -> None:
+        """Decide and send, as often as the bot does in one tick."""
         direction = None if self._direction is None else Direction(self._direction)
         signal, sent = Signal(direction, ZERO, 0), dict[Purpose, Blocked]()
         if not self._entered and direction is not None:
             self._first = direction if self._first is None else self._first
             self._entered = self._first != direction
-        for _ in range(ROUNDS_MAX if lost is None else 0):
+        for _ in range(ROUNDS_MAX):
             held = self.held
             now = self._check_loss(held, opened, charged, now)
             if self.record.ended is not None:
@@ -368,13 +337,7 @@ class Replay:
         limit = self.plan.limits.max_loss
         if limit is None:
             return now
-        balance = self.account.balances[self.rules.quote] + charged
-        loss = (
-            self.costs.balance
-            - balance
-            - held * price
-            + self.position.cost_left * self.position.sign
-        )
+        loss = self.costs.balance - self._worth_at(price) - charged
         if not self._flatten and loss >= limit:
             self._flatten = f"the loss is {loss:.2f}, max_loss is {limit}"
             now += LOSS_PAUSE_S if held else 0

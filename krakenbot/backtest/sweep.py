@@ -16,7 +16,6 @@ from krakenbot.decision import plan_of
 from krakenbot.pairs import PairRules
 
 RUNS_MAX = 10_000
-_PART = 2_000  # Candles, and more than the strategy sees before a span.
 Value = int | Decimal
 
 
@@ -148,9 +147,7 @@ def _cell(task: tuple[Setting, dict[str, Value]]) -> Cell:
         replay = Replay(
             plan, setting.rules, setting.costs, warm_up=warm_up, needs_trades=setting.needs_trades
         )
-        # In one piece the lowest price of years would look near to every position.
-        for at in range(begin - warm_up, end, _PART):
-            replay.feed(series.cut(at, min(at + _PART, end)))
+        replay.feed(series.cut(begin - warm_up, end))
         return replay.result()
 
     spans = []

@@ -71,6 +71,19 @@ class TestRun(CommandTest):
             self.assertIn("ENDED EARLY: 2020-09-13 17:00 UTC, after 0.2 of 0.2 days", lines[1])
             self.assertIn("liquidated", lines[1])
 
+    def test_a_liquidation_does_not_wait_for_the_next_trade(self) -> None:
+        rows = (*self.ENDING[:3], "101,101,50,101", "", "70,130,70,130", "130,130,130,130")
+        path = self.write(
+            [f"{1600002000 + 3600 * at},{row},1,1" for at, row in enumerate(rows) if row],
+            "ETHUSD_60.csv",
+        )
+        words = (path, "--length", "2", "--size", "900", "--leverage", "10", "--fee", "0")
+        told = self.told(*words, KRAKENBOT_ENTRY="now")
+        waits = self.told(*words, "--no-trade-no-fill", KRAKENBOT_ENTRY="now")
+        self.assertIn("liquidated", told["ended"])
+        for name in ("ended", "ended_at", "net"):
+            self.assertEqual(told[name], waits[name])
+
     def test_an_account_that_can_pay_nothing_any_more_has_ended_and_turned_until_then(self) -> None:
         path = self.write(candles([*[90, 90, 100, 100] * 45, *range(101, 999)]), "ETHUSD_1.csv")
         words = ("--length", "2", "--size", "100", "--balance", "7000", "--fee", "1")

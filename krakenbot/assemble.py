@@ -15,7 +15,6 @@ from krakenbot.credentials import Credentials, load_credentials
 from krakenbot.decision import plan_of
 from krakenbot.errors import ConfigError, RefusedError
 from krakenbot.exchange import Exchange
-from krakenbot.handover import Desk
 from krakenbot.journal import Journal
 from krakenbot.journal_file import open_journal
 from krakenbot.kraken.client import Client
@@ -39,7 +38,6 @@ class Parts(NamedTuple):
     bot: Bot
     locks: Sequence[Lock]
     path: Path  # The journal's.
-    desk: Desk
     is_new: bool  # Whether the journal was made just now.
     checks: tuple[startup.Check, ...]  # Those before only closing; the bot has its own.
 
@@ -123,8 +121,7 @@ def assemble(
     start = startup.Start(*parts, nonces if is_live else None, info, accept_costs, adopts)
     plan, (checks, closing) = plan_of(config), startup.checks_of(start)
     bot = Bot(plan, exchange, journal, clock, owner, on_event, checks)
-    desk = Desk(plan, exchange, journal, clock, owner, on_event)
-    return Parts(config, clock, exchange, journal, bot, locks, path, desk, is_new, closing)
+    return Parts(config, clock, exchange, journal, bot, locks, path, is_new, closing)
 
 
 def require_live(config: Config, live: bool) -> None:

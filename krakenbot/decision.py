@@ -61,15 +61,15 @@ class Snapshot(NamedTuple):
     """What is known when deciding.
 
     `waits_for_turn_from` is the direction whose end a first start waits for, None once it is in
-    the market. `flatten_reason` is set when nothing may be held any more. `blocked` are the kinds
-    of orders that may not be sent now.
+    the market. `flatten_reason` is empty unless nothing may be held any more. `blocked` are the
+    kinds of orders that may not be sent now.
     """
 
     signal: Signal
     held: Decimal
     rules: PairRules
     waits_for_turn_from: Direction | None
-    flatten_reason: str | None
+    flatten_reason: str
     blocked: Mapping[Purpose, Blocked]
 
 
@@ -88,7 +88,7 @@ class Decision(NamedTuple):
 def decide(snapshot: Snapshot, plan: Plan) -> Decision:
     """Return where to be and the next order on the way there."""
     signal, held, rules = snapshot.signal, snapshot.held, snapshot.rules
-    if snapshot.flatten_reason is not None:
+    if snapshot.flatten_reason:
         direction, why = Direction.FLAT, snapshot.flatten_reason
     elif signal.direction is None:
         return Decision(_direction(held), None, "the strategy has no view yet")

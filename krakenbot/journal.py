@@ -129,11 +129,6 @@ class Journal:
             count += 1
         return count, note
 
-    def newest_turn_failed(self) -> bool:
-        """Return whether the newest order was to turn at once and traded nothing."""
-        newest = self.newest_intent()
-        return newest is not None and newest.purpose is Purpose.REVERSE and not newest.executed
-
     def newest_record(self) -> int:
         """Return the time of the newest thing written down, 0 in a new journal."""
         return self._number(

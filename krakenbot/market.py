@@ -21,21 +21,14 @@ from krakenbot.model import (
     MarginRates,
     MarginSummary,
     Purpose,
-    Quote,
     Step,
 )
 from krakenbot.pairs import PairRules, plain, recall_rules, remember_rules
-from krakenbot.risk import (
-    CLOCK_OFFSET_MAX_S,
-    FEE_RATE_ASSUMED,
-    RiskInputs,
-    clock_error,
-)
+from krakenbot.risk import FEE_RATE_ASSUMED, RiskInputs, clock_error
 
 CLOCK_REFRESH_S = 300.0
 RULES_REFRESH_S = 6 * 3600.0
 FEE_REFRESH_S, FEE_RETRY_S = 86400.0, 3600.0
-MARKET_FRESH_S = 60.0
 NOTICE_REFRESH_S = 3600.0
 CLOCK_WARN_S = 5.0
 CLOCK_JUMP_S = 5.0  # An answer so far from what is known needs others that agree with it.
@@ -58,7 +51,6 @@ class MarketState:
         self.margin_rates = MarginRates()
         self.assumed = ""
         self.clock_offset_s = 0.0  # The exchange's time less the host's.
-        self._market: tuple[float, str, Quote] = NEVER, "", Quote(ZERO, ZERO)
         self.notices: tuple[str, ...] = ()  # What the exchange announces: emergencies, maintenance.
         self._clock_read = self._rules_read = self._fee_read = self._notices_read = NEVER
 
@@ -82,17 +74,9 @@ class MarketState:
                 self.rules = self.rules._replace(status="not listed")
             self._exchange.assume_rules(self.rules)
 
-    def invalidate_rules(self) -> None:
-        """Have the pair's rules read anew before the next tick."""
-        self._rules_read = NEVER
-
-    def invalidate_clock(self) -> None:
-        """Have the exchange's time asked anew before the next tick."""
-        self._clock_read = NEVER
-
-    def invalidate_quote(self) -> None:
-        """Have the market's state and quote asked anew for the next order."""
-        self._market = (NEVER, *self._market[1:])
+    def invalidate(self) -> None:
+        """Have the pair's rules and the exchange's time asked anew before the next tick."""
+        self._rules_read = self._clock_read = NEVER
 
     def refresh(self) -> None:
         """Read anew what has grown old."""
@@ -172,15 +156,10 @@ class MarketState:
         return found.status
 
     def risk_inputs(self, step: Step, held: Decimal, orders_today: int) -> RiskInputs:
-        """Return what speaks for or against an order; status and quote are good for a minute."""
-        now = self._clock.monotonic()
-        if abs(self.clock_offset_s) > CLOCK_OFFSET_MAX_S:
-            self.measure_clock()  # It may have been repaired since.
-        if now - self._market[0] > MARKET_FRESH_S:
-            self._market = (now, self._read_status(), self._exchange.quote())
+        """Return what speaks for or against an order; all but rules, fee and clock is asked now."""
         return RiskInputs(
-            system_status=self._market[1],
-            quote=self._market[2],
+            system_status=self._read_status(),
+            quote=self._exchange.quote(),
             rules=self.rules,
             held=held,
             summary=None if step.purpose is Purpose.CLOSE else self.summary(),

@@ -28,11 +28,10 @@ class State(Enum):
 
 
 class Answer(Enum):
-    """The first five are answers to sending it, the others to asking what became of it."""
+    """The first four are answers to sending it, the others to asking what became of it."""
 
     ACCEPTED = "taken"
-    REJECTED = "a definite no"
-    RETRY_LATER = "a no that passes by itself"
+    REJECTED = "a no, for good or for now: which of them is written down as its outcome"
     NOT_SENT = "no byte left this machine"
     UNKNOWN = "no answer, or none that can be understood"
     FOUND_OPEN = "it is there, and may still trade or show more of its fill"
@@ -97,7 +96,6 @@ TABLE: Mapping[tuple[State, Answer], Cell] = {
     # It was sent. A no is believed after one look that finds no such order.
     (SENT, Answer.ACCEPTED): Cell(ACCEPTED, Write.ACCEPTED, Do.LOOK),
     (SENT, Answer.REJECTED): Cell(SENT, Write.NOTHING, Do.LOOK),
-    (SENT, Answer.RETRY_LATER): Cell(SENT, Write.NOTHING, Do.LOOK),
     (SENT, Answer.NOT_SENT): Cell(FINAL, Write.REFUSAL, Do.DECIDE),
     (SENT, Answer.UNKNOWN): Cell(UNCONFIRMED, Write.NOTHING, Do.LOOK),
     (SENT, Answer.NOT_FOUND): Cell(FINAL, Write.REFUSAL, Do.DECIDE),

@@ -3,19 +3,27 @@
 And the other half of that: what is held is what the exchange says and the journal explains.
 """
 
-from collections.abc import Callable
 from decimal import Decimal
 from typing import NamedTuple
 
 from krakenbot import log
 from krakenbot.accounting import opening_fee
+from krakenbot.alerts import Emit
 from krakenbot.clock import Clock
-from krakenbot.decision import Blocked
-from krakenbot.errors import Cause, KeyRefusedError, LaterError, RefusedError, UnansweredError
+from krakenbot.decision import Blocked, Plan
+from krakenbot.errors import (
+    Cause,
+    KeyRefusedError,
+    LaterError,
+    RefusedError,
+    StopError,
+    UnansweredError,
+)
 from krakenbot.exchange import Exchange
 from krakenbot.format import money, price
 from krakenbot.journal import Journal
-from krakenbot.model import ZERO, Execution, MarginRates, Purpose, Step
+from krakenbot.market import MarketState
+from krakenbot.model import ZERO, Execution, Purpose, Step
 from krakenbot.order_states import (
     LOOK_PAUSE_S,
     NOT_SENT_AFTER_S,
@@ -29,7 +37,7 @@ from krakenbot.order_states import (
     next_action,
     next_attempt,
 )
-from krakenbot.pairs import PairRules, elsewhere, plain
+from krakenbot.pairs import elsewhere, plain
 from krakenbot.records import Intent, Outcome, client_order_id
 
 DEADLINE_S = 15  # The engine refuses an order that reaches it later.
@@ -38,17 +46,6 @@ FIRST_PAUSE_S = 2.0
 KEY_REFUSALS_MAX = 3  # More orders in a row whose key was refused end the bot.
 CLOSING = (Purpose.CLOSE, Purpose.REVERSE)
 HISTORY = len(NOT_SENT_AFTER_S)  # So many orders back the pauses grow.
-
-Emit = Callable[[str, str], None]
-
-
-class Owner(NamedTuple):
-    """What makes an order this bot's own; its client order ids are derived from it."""
-
-    fingerprint: str
-    pair: str
-    interval_s: int
-    leverage: int
 
 
 class Refusal(NamedTuple):
@@ -59,41 +56,45 @@ class Refusal(NamedTuple):
 
 
 class Orders:
-    """The orders and the position of one bot. Nothing is sent while anything is unknown."""
+    """The orders and the position of one bot. Nothing is sent while anything is unknown.
+
+    Their ids are derived from the plan and the key's `fingerprint`.
+    """
 
     def __init__(
-        self, owner: Owner, exchange: Exchange, journal: Journal, clock: Clock, emit: Emit
+        self,
+        plan: Plan,
+        fingerprint: str,
+        market: MarketState,
+        exchange: Exchange,
+        journal: Journal,
+        clock: Clock,
+        emit: Emit,
     ) -> None:
-        self._owner = owner
-        self._exchange = exchange
-        self._journal = journal
-        self._clock = clock
-        self._emit = emit
-        self.rules: PairRules | None = None  # Of the pair, once they are known.
-        self.margin_rates = MarginRates()
+        self._plan, self._fingerprint, self._market = plan, fingerprint, market
+        self._exchange, self._journal, self._clock, self._emit = exchange, journal, clock, emit
         self._searches: dict[str, Search] = {}
         self._found: Execution | None = None
         self._refusal = Refusal(Outcome.REFUSED, "")
         self._failure: Exception | None = None
         self._key_refusals = 0
 
-    def send(self, step: Step, rules: PairRules, candle: int, held: Decimal, reason: str) -> None:
+    def send(self, step: Step, candle: int, held: Decimal, reason: str) -> None:
         """Write the intent, send its order once, and follow it to its end."""
-        owner = self._owner
         for earlier in self._journal.newest_of(step.purpose, 1):
             if needs_proof(earlier):
                 self._clock.wait(earlier.deadline + VISIBLE_S - self._clock.now())
                 self._follow(earlier, State.FINAL, self._look(earlier))
-        intent = self._intent(step, rules, candle, held, reason)
+        intent = self._intent(step, candle, held, reason)
         answer = Answer.NOT_FOUND
         born = int(self._journal.get("created", "0"))
-        if born >= candle + owner.interval_s or self._journal.newest_intent() is None:
+        if born >= candle + self._plan.interval_s or self._journal.newest_intent() is None:
             # The journal is younger than the candle: an earlier one may have been lost, which
             # sent this order as long ago as the candle goes.
             lost = intent._replace(created=min(candle, intent.created))
             answer = self._look(lost)
             intent = intent if answer is Answer.NOT_FOUND else lost
-        self._follow(intent, State.PREPARED, answer, is_small=step.volume < rules.ordermin)
+        self._follow(intent, State.PREPARED, answer)
         self._check_unfilled()
 
     def reconcile(self) -> None:
@@ -103,22 +104,21 @@ class Orders:
             self._follow(intent, state, self._look(intent))
         self._check_unfilled()
 
-    def blocked(self, candle: int, ordermin: Decimal) -> dict[Purpose, Blocked]:
+    def blocked(self, candle: int) -> dict[Purpose, Blocked]:
         """Return what may not be ordered now for this candle, why, and until when."""
         now, blocked = self._clock.now(), dict[Purpose, Blocked]()
-        newest = self._journal.newest_intent()
+        newest, ordermin = self._journal.newest_intent(), self._market.rules.ordermin
         is_whole = abs(self._journal.account().held) >= ordermin
         for purpose in (Purpose.CLOSE, Purpose.OPEN, Purpose.REVERSE):
             history = self._journal.newest_of(purpose, HISTORY)
             if is_whole:  # What was too small for the exchange says nothing about this order.
                 history = [intent for intent in history if intent.volume >= ordermin]
-            found = next_attempt(history, candle, self._owner.interval_s, ordermin, now)
+            found = next_attempt(history, candle, self._plan.interval_s, ordermin, now)
             if found is not None and (found.until is None or found.until > now):
                 blocked[purpose] = found
-        unsent = blocked.get(newest.purpose) if newest else None
-        if newest is not None and newest.outcome is Outcome.NOT_SENT and unsent is not None:
-            blocked = dict.fromkeys(Purpose, unsent) | blocked  # Nothing leaves now.
-        if self._journal.newest_turn_failed():
+        if newest and newest.outcome is Outcome.NOT_SENT and newest.purpose in blocked:
+            blocked = dict.fromkeys(Purpose, blocked[newest.purpose]) | blocked  # Nothing leaves.
+        if newest and newest.purpose is Purpose.REVERSE and not newest.executed:
             blocked.setdefault(Purpose.REVERSE, Blocked("the last one traded nothing", None))
         return blocked
 
@@ -127,7 +127,7 @@ class Orders:
         if count >= UNFILLED_MAX:
             raise self._journal.halt(f"{count} orders in a row traded nothing; the last: {note}")
 
-    def _follow(self, intent: Intent, state: State, answer: Answer, is_small: bool = False) -> None:
+    def _follow(self, intent: Intent, state: State, answer: Answer) -> None:
         """Carry out the table until the order has its end. Raises where the loop must wait."""
         while True:
             search = self._searches.get(intent.id, Search())
@@ -136,7 +136,7 @@ class Orders:
             state = action.state
             match action.do:
                 case Do.SEND:
-                    answer = self._place(intent, is_small)
+                    answer = self._place(intent)
                 case Do.LOOK:
                     if action.pause_s:
                         self._clock.wait(action.pause_s)
@@ -150,20 +150,16 @@ class Orders:
                     assert self._failure is not None
                     raise self._failure
                 case Do.HALT:
+                    shown, found = "no such order", self._found
+                    if found is not None:
+                        done = f"{found.status.value}, {plain(found.volume)} done"
+                        shown = f"{found.exchange_order_id} {done}"
                     raise self._journal.halt(
                         f"order {intent.id} ({intent.side.value} {plain(intent.volume)}) "
-                        f"{action.reason}; {self._shown()}: look at the exchange"
+                        f"{action.reason}; the exchange shows {shown}: look at the exchange"
                     )
 
-    def _shown(self) -> str:
-        found = self._found
-        if found is None:
-            return "the exchange shows no such order"
-        done = f"{found.status.value}, {plain(found.volume)} done"
-        return f"the exchange shows {found.exchange_order_id} {done}"
-
     def _write(self, what: Write, intent: Intent) -> None:
-        now = int(self._clock.now())
         match what:
             case Write.INTENT:
                 self._journal.write(intent)
@@ -174,10 +170,10 @@ class Orders:
             case Write.REFUSAL:
                 outcome, note = self._refusal
                 log.warning("order %s id=%s reason=%s", outcome, intent.id, note)
-                self._journal.conclude(intent, outcome, now, note=note)
+                self._journal.conclude(intent, outcome, int(self._clock.now()), note=note)
                 self._emit("refusal" if outcome is Outcome.REFUSED else "delay", note)
 
-    def _place(self, intent: Intent, is_small: bool) -> Answer:
+    def _place(self, intent: Intent) -> Answer:
         """Send the order. KeyRefusedError leaves the intent open: nothing private follows it."""
         self._emit("order", f"{intent.side.value} {plain(intent.volume)}: {intent.reason}")
         try:
@@ -185,38 +181,34 @@ class Orders:
         except UnansweredError as error:
             log.warning("order unanswered id=%s reason=%s", intent.id, error)
             return Answer.UNKNOWN
-        except LaterError as error:
-            if error.cause is Cause.UNREACHABLE:
-                self._refusal = Refusal(Outcome.NOT_SENT, str(error))
-                return Answer.NOT_SENT
-            sure = error.leaves_no_order
-            outcome = Outcome.PUT_OFF_SURELY if sure else Outcome.PUT_OFF
-            self._refusal = Refusal(outcome, str(error))
-            return Answer.RETRY_LATER
         except KeyRefusedError as error:
             self._key_refusals += 1
             error.lasting = self._key_refusals > KEY_REFUSALS_MAX
             raise
-        except RefusedError as error:
-            early = error.cause is Cause.FUNDS and self.has_just_closed()
-            if early or (is_small and intent.purpose is Purpose.CLOSE):
-                outcome = Outcome.PUT_OFF_SURELY if early else Outcome.PUT_OFF
-                self._refusal = Refusal(outcome, str(error))
-                return Answer.RETRY_LATER
-            self._refusal = Refusal(Outcome.REFUSED, str(error))
-            return Answer.REJECTED
+        except (LaterError, RefusedError) as error:
+            outcome = self._outcome(intent, error)
+            self._refusal = Refusal(outcome, str(error))
+            return Answer.NOT_SENT if outcome is Outcome.NOT_SENT else Answer.REJECTED
         self._key_refusals = 0
         return Answer.ACCEPTED
+
+    def _outcome(self, intent: Intent, error: LaterError | RefusedError) -> Outcome:
+        """Return how an order ends that was refused like that, unless a look finds it."""
+        if isinstance(error, LaterError):
+            if error.cause is Cause.UNREACHABLE:
+                return Outcome.NOT_SENT
+            return Outcome.PUT_OFF_SURELY if error.leaves_no_order else Outcome.PUT_OFF
+        if error.cause is Cause.FUNDS and self.has_just_closed():
+            return Outcome.PUT_OFF_SURELY
+        is_small = intent.volume < self._market.rules.ordermin
+        is_small_close = is_small and intent.purpose is Purpose.CLOSE
+        return Outcome.PUT_OFF if is_small_close else Outcome.REFUSED
 
     def has_just_closed(self) -> bool:
         """Return whether margin may seem too small because a close is not yet seen everywhere."""
         visible_from = self._clock.now() - VISIBLE_S
-        newest = (self._journal.newest_of(purpose, 1) for purpose in CLOSING)
-        return any(
-            intent.executed and (intent.settled or 0) > visible_from
-            for intents in newest
-            for intent in intents
-        )
+        closes = [intent for one in CLOSING for intent in self._journal.newest_of(one, 1)]
+        return any(one.executed and (one.settled or 0) > visible_from for one in closes)
 
     def _look(self, intent: Intent) -> Answer:
         """Ask what became of the order; KeyRefusedError and safety stops go up."""
@@ -226,8 +218,7 @@ class Orders:
             found = self._exchange.find(intent.id, intent.created)
         except (LaterError, UnansweredError, RefusedError) as error:
             self._failure = error
-            is_refused = isinstance(error, RefusedError)
-            self._searches[intent.id] = search.failed(now, is_refused)
+            self._searches[intent.id] = search.failed(now, isinstance(error, RefusedError))
             log.warning("order not looked up id=%s reason=%s", intent.id, error)
             return Answer.LOOKUP_FAILED
         is_over = self._clock.now() > intent.deadline + VISIBLE_S
@@ -239,20 +230,17 @@ class Orders:
         is_certain = found.volume == intent.volume or found == before or is_over
         return Answer.FOUND_FINAL if found.status.is_final and is_certain else Answer.FOUND_OPEN
 
-    def _intent(
-        self, step: Step, rules: PairRules, candle: int, held: Decimal, reason: str
-    ) -> Intent:
-        owner, now = self._owner, int(self._clock.now())
-        leverage, offered = owner.leverage, rules.leverages(step.side)
+    def _intent(self, step: Step, candle: int, held: Decimal, reason: str) -> Intent:
+        plan, rules, now = self._plan, self._market.rules, int(self._clock.now())
+        leverage, offered = plan.leverage, rules.leverages(step.side)
         if step.purpose is Purpose.CLOSE and leverage and offered and leverage not in offered:
             leverage = min(offered)  # Any offered value closes.
-        sent = self._journal.intents_of(owner.interval_s, candle)
+        sent = self._journal.intents_of(plan.interval_s, candle)
         attempt = sum(intent.purpose is step.purpose for intent in sent)
+        where = self._fingerprint, rules.pair, plan.interval_s, candle
         return Intent(
-            id=client_order_id(
-                owner.fingerprint, rules.pair, owner.interval_s, candle, step.purpose, attempt
-            ),
-            interval_s=owner.interval_s,
+            id=client_order_id(*where, step.purpose, attempt),
+            interval_s=plan.interval_s,
             candle=candle,
             purpose=step.purpose,
             side=step.side,
@@ -266,17 +254,21 @@ class Orders:
         )
 
     def _book(self, intent: Intent) -> None:
-        found = self._found
+        """Record the order's end with what it traded, and say side, volume, price and fee."""
+        found, rules = self._found, self._market.rules
         assert found is not None
+        volume, asked = plain(found.volume), plain(intent.volume)
         if not 0 <= found.volume <= intent.volume:
-            raise self._journal.halt(
-                f"order {found.exchange_order_id} traded {plain(found.volume)}, "
-                f"asked for were {plain(intent.volume)}"
-            )
-        now, outcome = int(self._clock.now()), Outcome(found.status.value)
-        fee = opening_fee(intent, found, self.margin_rates)
+            order_id = found.exchange_order_id
+            raise self._journal.halt(f"order {order_id} traded {volume}, asked for were {asked}")
+        outcome = Outcome(found.status.value)
+        fee = opening_fee(intent, found, self._market.margin_rates)
+        now = int(self._clock.now())
         self._journal.conclude(intent, outcome, now, found, found.reason, fee)
-        text = f"{intent.purpose.verb}: {_traded(intent, found, self.rules)}"
+        paid = price(found.cost / found.volume, rules) if found.volume else "-"
+        volume += "" if found.volume == intent.volume else f" of {asked}"
+        order = f"{intent.purpose.verb}: {intent.side.value}"
+        text = f"{order} {volume} at {paid}, fee {money(found.fee)}"
         log.info("order ended id=%s status=%s %s", intent.id, outcome, text)
         self._emit("fill" if found.volume else "refusal", text)
 
@@ -307,58 +299,45 @@ class Orders:
 
         Reading may lag, so a difference is asked about for a while; then a person must look.
         """
-        explained = self._journal.account().held
-        on_margin = self._owner.leverage > 0
+        explained, plan = self._journal.account().held, self._plan
+        on_margin = plan.leverage > 0
         if explained and self._journal.get("on_margin", str(int(on_margin))) != str(int(on_margin)):
             raise self._journal.halt(
-                f"{plain(explained)} {self._owner.pair} is held {'without' if on_margin else 'on'} "
-                f"margin, leverage is now {self._owner.leverage}: set it back, or close the "
-                "position by hand and `run --adopt`"
+                f"{plain(explained)} {plan.pair} is held {'without' if on_margin else 'on'} "
+                f"margin, leverage is now {plan.leverage}: set it back, or close the position by "
+                "hand and `run --adopt`"
             )
-        pause_s, began = FIRST_PAUSE_S, self._clock.monotonic()
-        while True:
-            held = self._held(explained)
-            if held == explained:
-                return held
-            if self._clock.monotonic() - began >= VISIBLE_S:
-                break
-            if pause_s == FIRST_PAUSE_S:
-                figures = plain(held), plain(explained)
-                log.warning("position differs, asking again held=%s explained=%s", *figures)
-            self._clock.wait(pause_s)
-            pause_s = min(pause_s * 2, LOOK_PAUSE_S)
-        told = (
-            f"the exchange holds {plain(held)} {self._owner.pair}, the journal explains "
-            f"{plain(explained)}"
-        )
-        earning = {} if on_margin else elsewhere(self._exchange.balances(), self._base())
-        if earning:
-            places = " and ".join(f"{plain(amount)} {code}" for code, amount in earning.items())
-            raise self._journal.halt(
-                f"{told}; {places} lies in Kraken's Earn or is staked: switch auto-earn off, move "
-                "it back to the spot wallet, then `krakenbot resume`. Until it is back do not "
-                "adopt: the bot would buy again",
-                held,
-            )
-        raise self._journal.halt(
-            f"{told}: closed, opened or liquidated by someone else? Look, then `run --adopt` to "
-            "go on with what is held",
-            held,
-        )
+        began = self._clock.monotonic()
+        while (held := self._held(explained)) != explained:
+            waited_s = self._clock.monotonic() - began
+            if waited_s >= VISIBLE_S:
+                raise self._contradiction(held, explained)
+            figures = plain(held), plain(explained)
+            log.warning("position differs, asking again held=%s explained=%s", *figures)
+            self._clock.wait(min(FIRST_PAUSE_S + waited_s, LOOK_PAUSE_S))
+        return held
 
     def _held(self, explained: Decimal) -> Decimal:
-        if self._owner.leverage:
+        if self._plan.leverage:
             return self._exchange.position().volume
         # Without margin, the bot's position is what it bought itself; other coins of the same
         # kind are not its business, but they must at least be there.
-        return min(explained, self._exchange.balances().get(self._base(), ZERO))
+        return min(explained, self._exchange.balances().get(self._market.rules.base, ZERO))
 
-    def _base(self) -> str:
-        return self.rules.base if self.rules else ""
-
-
-def _traded(intent: Intent, found: Execution, rules: PairRules | None) -> str:
-    """Return side, volume, average price and fee; how much was asked for, where less was traded."""
-    paid = price(found.cost / found.volume, rules) if found.volume else "-"
-    asked = "" if found.volume == intent.volume else f" of {plain(intent.volume)}"
-    return f"{intent.side.value} {plain(found.volume)}{asked} at {paid}, fee {money(found.fee)}"
+    def _contradiction(self, held: Decimal, explained: Decimal) -> StopError:
+        """Halt with both numbers, and return the error that ends the bot."""
+        why = (
+            ": closed, opened or liquidated by someone else? Look, then `run --adopt` to go on "
+            "with what is held"
+        )
+        if not self._plan.leverage:
+            earning = elsewhere(self._exchange.balances(), self._market.rules.base)
+            if earning:
+                places = " and ".join(f"{plain(amount)} {code}" for code, amount in earning.items())
+                why = (
+                    f"; {places} lies in Kraken's Earn or is staked: switch auto-earn off, move it "
+                    "back to the spot wallet, then `krakenbot resume`. Until it is back do not "
+                    "adopt: the bot would buy again"
+                )
+        numbers = f"the exchange holds {plain(held)} {self._plan.pair}, the journal explains "
+        return self._journal.halt(f"{numbers}{plain(explained)}{why}", held)

@@ -42,8 +42,8 @@ DEFECTS: dict[str, tuple[Change, ...]] = {
             "orders",
             "Orders._place",
             """
-            def defect(self, intent, is_small):
-                answer = original(self, intent, is_small)
+            def defect(self, intent):
+                answer = original(self, intent)
                 if answer is Answer.UNKNOWN:
                     self._exchange.place(intent.order, intent.deadline)
                 return answer
@@ -64,9 +64,9 @@ DEFECTS: dict[str, tuple[Change, ...]] = {
             "orders",
             "Orders._place",
             """
-            def defect(self, intent, is_small):
+            def defect(self, intent):
                 try:
-                    return original(self, intent, is_small)
+                    return original(self, intent)
                 finally:
                     self._journal.write(intent)
             """,
@@ -188,9 +188,9 @@ DEFECTS: dict[str, tuple[Change, ...]] = {
             "orders",
             "Orders._place",
             """
-            def defect(self, intent, is_small):
-                answer = original(self, intent, is_small)
-                if answer in (Answer.UNKNOWN, Answer.RETRY_LATER):
+            def defect(self, intent):
+                answer = original(self, intent)
+                if answer in (Answer.UNKNOWN, Answer.REJECTED):
                     self._refusal = Refusal(Outcome.NOT_SENT, "")
                     return Answer.NOT_SENT
                 return answer

@@ -315,7 +315,7 @@ class Replay:
             if self.record.ended is not None:
                 break
             waits = None if self._entered else direction
-            snapshot = Snapshot(signal, held, self.rules, waits, self._flatten or None, sent)
+            snapshot = Snapshot(signal, held, self.rules, waits, self._flatten, sent)
             step = decide(snapshot, self.plan).step
             if step is None or not self._place(step, held, opened, now, traded):
                 break

@@ -6,11 +6,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from krakenbot import config as configuration
-from krakenbot import identity
+from krakenbot import handover, identity
 from krakenbot.assemble import (
     Parts,
     assemble,
@@ -85,16 +86,14 @@ def _parts(config: Config, **options: Any) -> Iterator[Parts]:
 def adopt(config: Config, *, yes: bool) -> int:
     """Say what adopting does and, with `yes`, do it. Return the exit code: 2 without."""
     with _parts(config, live=False, adopts=True, makes_journal=yes) as parts:
-        desk, patience_s = parts.desk, config.exchange.patience
-        desk.patiently(desk.learn, patience_s)
-        if yes:
-            for check in parts.checks:
-                desk.patiently(check, patience_s)
-        print("\n".join(desk.patiently(desk.adoption, patience_s)))
+        bot, patience_s = parts.bot, config.exchange.patience
+        for action in (bot.market.learn, *(parts.checks if yes else ())):
+            bot.patiently(action, patience_s)
+        print("\n".join(bot.patiently(partial(handover.adoption, bot), patience_s)))
         if not yes:
             print("Nothing was changed: add --yes to do this")
             return 2
-        desk.patiently(desk.adopt, patience_s)
+        bot.patiently(partial(handover.adopt, bot), patience_s)
         print("adopted")
     return 0
 
@@ -108,30 +107,31 @@ def _flatten(config: Config, arguments: argparse.Namespace) -> int:
     with _parts(
         config, live=arguments.live, adopts=takes_all, makes_journal=arguments.all
     ) as parts:
-        desk, patience_s = parts.desk, config.exchange.patience
-        desk.patiently(desk.learn, patience_s)
+        bot, patience_s = parts.bot, config.exchange.patience
+        bot.patiently(bot.market.learn, patience_s)
         if parts.is_new and not arguments.all:
             return _tell_without_journal(parts)
-        for check in (*parts.checks, *(() if takes_all else (desk.reconcile,))):
-            desk.patiently(check, patience_s)
+        for check in (*parts.checks, *(() if takes_all else (bot.orders.reconcile,))):
+            bot.patiently(check, patience_s)
         if reason := parts.journal.get("halted"):
             print(f"was halted: {clean(reason)}")
-        held = desk.patiently(desk.held, patience_s)
+        held = bot.patiently(partial(handover.held_of, bot), patience_s).volume
         explained = parts.journal.account().held
-        if takes_all and held.volume != explained:
+        if takes_all and held != explained:
+            base = bot.market.rules.base
             print(
-                f"the exchange holds {volume(held.volume, desk.rules.base)}, the journal explains "
-                f"{volume(explained, desk.rules.base)}: all of it is closed"
+                f"the exchange holds {volume(held, base)}, the journal explains "
+                f"{volume(explained, base)}: all of it is closed"
             )
-            explained = held.volume
+            explained = held
         if explained:
             side = Side.SELL if explained > 0 else Side.BUY
-            print(f"flatten: {desk.told(side, abs(explained))}")
+            print(f"flatten: {handover.told(bot, side, abs(explained))}")
         if not _agreed(arguments, parts.clock.read):
             return 2
         if takes_all:
-            desk.patiently(desk.adopt, patience_s)
-        desk.flatten(BY_HAND, patience_s)
+            bot.patiently(partial(handover.adopt, bot), patience_s)
+        handover.flatten(bot, BY_HAND, patience_s)
         print(_what_is_left(parts))
     return 0
 
@@ -162,7 +162,7 @@ def _what_is_left(parts: Parts) -> str:
 
     The position is closed by now, which no failing read here may deny.
     """
-    config, base = parts.config, parts.desk.rules.base
+    config, base = parts.config, parts.bot.market.rules.base
     tail = "The bot is halted: `krakenbot resume` lets it trade again"
     if config.leverage:
         return f"the exchange shows no open position on {config.pair} any more. {tail}"
@@ -179,7 +179,7 @@ def _what_is_left(parts: Parts) -> str:
 
 def _tell_without_journal(parts: Parts) -> int:
     """Say what the exchange holds where no journal explains it; StopError when that is anything."""
-    config, rules, exchange = parts.config, parts.desk.rules, parts.exchange
+    config, rules, exchange = parts.config, parts.bot.market.rules, parts.exchange
     if config.mode != "live":
         raise ConfigError(f"there is no {config.mode} journal of {config.pair} here: nothing to do")
     position = exchange.position()

@@ -18,7 +18,7 @@ from krakenbot.errors import (
     UnansweredError,
 )
 from krakenbot.format import moment, money, volume
-from krakenbot.handover import FlattenRequest
+from krakenbot.handover import FlattenRequest, flatten
 from krakenbot.notify import Notifier
 from krakenbot.presence import Presence
 from krakenbot.startup import count_costs
@@ -96,7 +96,7 @@ def _trade(config: Config, parts: Parts, notifier: Notifier, once: bool) -> None
         parts.clock.progress = notifier.alive
         log.warning("flattening, as `krakenbot flatten` asks")
         checks = () if parts.bot.has_started else parts.checks
-        parts.desk.flatten(BY_HAND, config.exchange.patience, checks)
+        flatten(parts.bot, BY_HAND, config.exchange.patience, checks)
         raise StopError(f"{BY_HAND}; `krakenbot resume` lets it trade again") from None
 
 

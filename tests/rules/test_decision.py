@@ -29,7 +29,7 @@ def decision(
         held=Decimal(held),
         rules=rules(),
         waits_for_turn_from=None,
-        flatten_reason=None,
+        flatten_reason="",
         blocked={},
     )
     return decide(snapshot._replace(**more), plan)  # type: ignore[arg-type]

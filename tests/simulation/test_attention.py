@@ -427,8 +427,7 @@ class TestWaiting(AttentionTest):
         self.exchange.rules = refuse  # type: ignore[method-assign]
         assumed: list[PairRules] = []
         self.exchange.assume_rules = assumed.append  # type: ignore[method-assign]
-        desk = self.desk()
-        desk.flatten("asked to")
+        self.flatten()
         self.assertEqual(ZERO, self.exchange.held)
         self.assertEqual("not listed", assumed[0].status)
 

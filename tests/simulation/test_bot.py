@@ -21,7 +21,7 @@ from krakenbot.errors import (
     StopError,
     UnansweredError,
 )
-from krakenbot.handover import Desk
+from krakenbot.handover import adopt, flatten
 from krakenbot.journal import Journal
 from krakenbot.journal_file import prepare
 from krakenbot.model import (
@@ -289,13 +289,13 @@ class BotTest(unittest.TestCase):
             self.events.append,
         )
 
-    def desk(self) -> Desk:
-        return Desk(self.plan, self.exchange, self.journal, self.clock, "abc", self.events.append)
+    def adopt(self, bot: Bot | None = None) -> None:
+        bot = bot or self.bot()
+        bot.patiently(bot.market.learn)
+        bot.patiently(partial(adopt, bot))
 
-    def adopt(self, desk: Desk | None = None) -> None:
-        desk = desk or self.desk()
-        desk.patiently(desk.learn)
-        desk.patiently(desk.adopt)
+    def flatten(self, bot: Bot | None = None, patience_s: float = 300.0) -> None:
+        flatten(bot or self.bot(), "asked to", patience_s)
 
     def once(
         self, number: int | None = None, bot: Bot | None = None, *, adopt: bool = False
@@ -407,7 +407,7 @@ class TestOrdinaryTicks(BotTest):
             if next(answers) == 0:
                 raise UnansweredError("one lost answer")
 
-        self.bot()._patiently(slow, 300)
+        self.bot().patiently(slow, 300)
         self.assertEqual([], self.events)
 
     def test_patience_at_the_start_is_for_each_part_that_is_asked_for(self) -> None:
@@ -432,7 +432,7 @@ class TestOrdinaryTicks(BotTest):
                 raise UnansweredError("timed out")
             self.assertEqual(1, len(standing(self.journal)))
 
-        self.bot()._patiently(silent)
+        self.bot().patiently(silent)
         kinds = [event.kind for event in self.events]
         self.assertEqual(["warning"] * 3 + ["recovery"], kinds)
         self.assertEqual([], standing(self.journal))
@@ -872,7 +872,7 @@ class TestPositionTruth(BotTest):
             deaths.at = moment
             journal = Journal(Dying(self.connection, deaths, frozenset({"execute"})))  # type: ignore[arg-type]
             try:
-                self.adopt(Desk(PLAN, self.exchange, journal, self.clock, "abc"))
+                self.adopt(Bot(PLAN, self.exchange, journal, self.clock, "abc"))
                 Bot(PLAN, self.exchange, journal, self.clock, "abc").run(once=True)
                 break
             except Killed:
@@ -1001,26 +1001,26 @@ class TestCloseOnly(BotTest):
 class TestFlatten(BotTest):
     def test_what_the_bot_holds_is_closed_and_the_bot_left_halted(self) -> None:
         self.once()
-        self.desk().flatten("asked to")
+        self.flatten()
         self.assertEqual(0, self.exchange.held)
         self.assertTrue(self.exchange.placed[-1].reduce_only)
         self.assertIn("asked to", self.stopped(lambda: self.once(101)))
 
     def test_flattening_while_flat_sends_nothing_and_halts(self) -> None:
-        self.desk().flatten("asked to")
+        self.flatten()
         self.assertEqual([], self.exchange.placed)
         self.stopped(lambda: self.once(101))
 
     def test_a_partial_fill_a_lost_answer_and_an_unsent_order_are_followed_to_the_end(self) -> None:
         self.once()
         self.exchange.script = ["half", "lost", "unsent"]
-        self.desk().flatten("asked to")
+        self.flatten()
         self.assertEqual(0, self.exchange.held)
 
     def test_a_close_refused_at_once_is_tried_again_under_another_id(self) -> None:
         self.once()
         self.exchange.script = ["refuse", "refuse", "fill"]
-        self.desk().flatten("asked to")
+        self.flatten()
         self.assertEqual(0, self.exchange.held)
         ids = [order.client_order_id for order in self.exchange.placed]
         self.assertEqual(len(ids), len(set(ids)))
@@ -1028,7 +1028,7 @@ class TestFlatten(BotTest):
     def test_between_two_refusals_there_is_a_pause(self) -> None:
         self.once()
         self.exchange.script = ["later", "later", "unsent"]
-        self.desk().flatten("asked to")
+        self.flatten()
         self.assertEqual(0, self.exchange.held)
         first, second, third, last = (intent.created for intent in self.intents()[1:])
         self.assertGreaterEqual(min(second - first, third - second), 15)
@@ -1039,23 +1039,23 @@ class TestFlatten(BotTest):
         self.clock.end = T0 + 60 * 200
         self.stopped(lambda: self.bot().run())
         self.assertEqual(SIZE, self.exchange.held)
-        self.desk().flatten("asked to")
+        self.flatten()
         self.assertEqual(0, self.exchange.held)
 
     def test_an_exchange_that_falls_silent_leaves_it_halted_and_says_so(self) -> None:
         self.once()
         self.exchange.positions_told = 0
-        said = self.stopped(lambda: self.desk().flatten("asked to", 60.0))
+        said = self.stopped(lambda: self.flatten(patience_s=60.0))
         self.assertIn(f"{SIZE} ", said)
         self.assertIn("may still be held", said)
         self.assertIn("asked to", self.journal.get("halted"))
 
     def test_patience_begins_with_the_first_lost_answer_not_with_the_work_before_it(self) -> None:
         self.once()
-        desk, began = self.desk(), self.clock.time
+        bot, began = self.bot(), self.clock.time
         self.exchange.script, self.exchange.hang_s = ["hang"], 100.0
         self.exchange.positions_told = 1
-        self.stopped(lambda: desk.flatten("asked to", 30.0))
+        self.stopped(lambda: self.flatten(bot, 30.0))
         self.assertGreater(self.clock.time - began, 100 + 30)
 
 

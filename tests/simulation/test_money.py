@@ -20,7 +20,7 @@ from krakenbot.commands.report import story_of
 from krakenbot.commands.status import read_status
 from krakenbot.config import Config
 from krakenbot.decision import Plan
-from krakenbot.handover import Desk
+from krakenbot.handover import adopt
 from krakenbot.journal import Journal
 from krakenbot.journal_file import prepare
 from krakenbot.kraken.client import Client
@@ -212,9 +212,8 @@ class TestBooks(unittest.TestCase):
         world = World(60, coin_fees=False)
         self.addCleanup(world.journal.close)
         world.api._set_position({"pair": "XBTUSD", "side": "buy", "volume": "0.05"})
-        desk = Desk(world.bot._plan, world.spot, world.journal, world, "money")
-        desk.learn()
-        desk.adopt()
+        world.bot.market.learn()
+        adopt(world.bot)
         self.read(world)
         world.time += 5 * 14400 + 30
         self.read(world)

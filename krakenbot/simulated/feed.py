@@ -20,7 +20,6 @@ from krakenbot.simulated.listing import FIRST_TICKS, PAIRS, aliases
 INTERVALS = (1, 5, 15, 30, 60, 240, 1440, 10080, 21600)
 ROWS_MAX = 721
 HISTORY = 60 * 1440  # Minutes of a random market that are over when the sandbox opens.
-KEPT = 366 * 1440
 _FILE_DIGITS = 10  # Kraken's prices have no more decimals.
 # Open, high, low and close as whole numbers of the last digit; volume in units of 1e-8.
 Row = tuple[int, ...]
@@ -43,26 +42,21 @@ class Bar(NamedTuple):
 class Series:
     """The candles of one pair without gaps, made as far as they are asked for.
 
-    Number 0 starts at `first`. The newest ones are kept, in one array, prices as whole numbers.
+    Number 0 starts at `first`. They are kept in one array, prices as whole numbers.
     """
 
     def __init__(self, interval_s: int, first: int, digits: int, rows: Iterator[Row]) -> None:
         self.interval_s, self.first, self.digits = interval_s, first, digits
-        self._source, self._made, self._forgotten = rows, array("Q"), 0
+        self._source, self._made = rows, array("Q")
 
     def number(self, time: float) -> int:
         """Return the number of the candle that runs at `time`."""
         return int((time - self.first) // self.interval_s)
 
     def row(self, number: int) -> Row:
-        made = self._forgotten + len(self._made) // _WIDTH
-        for row in islice(self._source, max(number + 1 - made, 0)):
+        for row in islice(self._source, max(number + 1 - len(self._made) // _WIDTH, 0)):
             self._made.extend(row)
-        if len(self._made) > 2 * _WIDTH * KEPT:
-            self._forgotten += len(self._made) // _WIDTH - KEPT
-            del self._made[: -_WIDTH * KEPT]
-        place = _WIDTH * (number - self._forgotten)
-        return tuple(self._made[place : place + _WIDTH])
+        return tuple(self._made[_WIDTH * number : _WIDTH * (number + 1)])
 
     def prices(self, number: int) -> tuple[Decimal, ...]:
         """Return open, high, low and close of a candle, without needless zeros."""
@@ -71,15 +65,13 @@ class Series:
     def bars(self, interval_s: int, since: int, now: float) -> list[Bar]:
         """Return up to 721 bars of an interval starting after `since`; the last one runs."""
         running = int(now // interval_s)
-        self.row(self.number(now))
-        oldest = self.first + self._forgotten * self.interval_s
-        begin = max(since // interval_s + 1, running - ROWS_MAX + 1, -(-oldest // interval_s))
+        begin = max(since // interval_s + 1, running - ROWS_MAX + 1, -(-self.first // interval_s))
         times = range(min(begin, running) * interval_s, (running + 1) * interval_s, interval_s)
         return [self.bar(time, interval_s, now) for time in times]
 
     def bar(self, time: int, interval_s: int, now: float) -> Bar:
         """Return what was traded in an interval; of a running candle only its open has been."""
-        here, start = self.number(now), max(self.number(time), self._forgotten)
+        here, start = self.number(now), max(self.number(time), 0)
         stop = max(self.number(time + interval_s), start + 1)
         rows = [self.row(number) for number in range(start, min(stop, here))]
         if here < stop:

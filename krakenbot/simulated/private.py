@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 from heapq import merge
-from itertools import takewhile
+from itertools import groupby, takewhile
 from operator import itemgetter
 from typing import Any, Protocol
 
@@ -67,7 +67,6 @@ class Holder:
         self.orders, self.trades = dict[str, Row](), dict[str, Row]()
         self.fill_share = Decimal(1)
         self._kept, self._slack_s, self._marked = kept, slack_s, now()
-        self._ledger_rows, self._listed, self._dollars = dict[str, Row](), 0, ZERO
         page, ids = "start end ofs without_count ", "trades userref cl_ord_id "
         self.methods = {
             "Balance": Method(self._balance),
@@ -176,22 +175,15 @@ class Holder:
         return shown if level is None else {**shown, "ml": f"{level:.2f}"}
 
     def _open_positions(self, p: Params) -> Any:
-        wanted = p["txid"].split(",") if p.get("txid") else None
-        markets: list[dict[str, Row]] = [
-            {
-                identifier("T", lot.serial): words.position_row(position, lot, flag(p, "docalcs"))
-                for lot in position.lots
-            }
+        rows = {
+            identifier("T", lot.serial): words.position_row(position, lot, flag(p, "docalcs"))
             for position in self.positions()
-        ]
-        if p.get("consolidation") == "market":
-            return [words.market_row(list(rows.values())) for rows in markets]
-        return {
-            name: row
-            for rows in markets
-            for name, row in rows.items()
-            if wanted is None or name in wanted
+            for lot in position.lots
         }
+        if p.get("consolidation") == "market":
+            pairs = groupby(rows.values(), itemgetter("pair"))
+            return [words.market_row(list(lots)) for _, lots in pairs]
+        return _named(rows, p) if p.get("txid") else rows
 
     # Histories
 
@@ -215,12 +207,9 @@ class Holder:
         return self._page(rows, p, "ledger")
 
     def _ledger(self) -> dict[str, Row]:
-        """Return the rows of the ledger by id; each is made once."""
-        fresh = takewhile(lambda entry: entry.serial > self._listed, reversed(self.account.ledger))
-        for entry in reversed(list(fresh)):
-            self._keep(self._ledger_rows, identifier("L", entry.serial), words.ledger_row(entry))
-        self._listed = self.account.serial
-        return self._ledger_rows
+        """Return the rows of the ledger by id."""
+        ledger = self.account.ledger
+        return {identifier("L", entry.serial): words.ledger_row(entry) for entry in ledger}
 
     def _page(
         self, rows: dict[str, Row], p: Params, name: str, times: Sequence[str] = ("time",)
@@ -238,13 +227,18 @@ class Holder:
 
     def _moment(self, p: Params, name: str, default: float) -> float:
         """Return unix seconds, given as such or by the id of what happened then."""
-        for rows in (self.orders, self.trades, self._ledger_rows):
-            if row := rows.get(p.get(name, "")):
+        said = p.get(name, "")
+        for rows in (self.orders, self.trades, self._ledger() if said.startswith("L") else {}):
+            if row := rows.get(said):
                 return float(row["opentm" if rows is self.orders else "time"])
         return number(p, name, default)
 
     def _trade_volume(self, p: Params) -> Any:
-        result: Row = {"currency": "ZUSD", "volume": f"{self._dollars:.4f}"}
+        rules = self.markets.rules
+        costs = (
+            Decimal(t["cost"]) for t in self.trades.values() if rules[t["pair"]].quote == "ZUSD"
+        )
+        result: Row = {"currency": "ZUSD", "volume": f"{sum(costs):.4f}"}
         if not p.get("pair"):
             return result
         pairs = [self.markets.pair(name.strip()).pair for name in p["pair"].split(",")]
@@ -323,7 +317,6 @@ class Holder:
         for trade in trades:
             row = words.trade_row(request, trade, txid, now, misc)
             self._keep(self.trades, identifier("T", trade.serial), row)
-            self._dollars += trade.cost if request.rules.quote == "ZUSD" else ZERO
         self._keep(self.orders, txid, words.order_row(request, trades, now, misc))
         return txid
 

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
@@ -164,6 +165,7 @@ def market_row(rows: Sequence[Row]) -> Row:
     return same | texts | {"leverage": f"{leverage:.5f}"}
 
 
+@lru_cache(maxsize=10000)
 def ledger_row(entry: Entry) -> Row:
     form = f".{max(decimals(entry.asset), 5)}f"
     return (

@@ -352,11 +352,8 @@ class Account:
         self, position: MarginPosition, sign: int, volume: Decimal, price: Decimal
     ) -> tuple[Decimal, Decimal, Decimal]:
         cost, fee = self._cost_and_fee(position, volume, price)
-        return (
-            cost,
-            fee,
-            (cost * self.rate_of_loan(position.rules, sign)).quantize(position.cost_step),
-        )
+        opening_fee = cost * self.rate_of_loan(position.rules, sign)
+        return cost, fee, opening_fee.quantize(position.cost_step)
 
     def _charge_margin(
         self,

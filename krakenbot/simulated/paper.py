@@ -142,17 +142,14 @@ class PaperClient:
 
     def _opened(self) -> Holder:
         rules, text = self.pair(""), self._journal.get("paper")
+        serial, money = int(self._clock.now()) * 1000, {rules.quote: self._balance}
+        account = Account(money, self._fee_rate, serial=serial, history=LEDGER_KEPT)
+        holder = Holder(self, account, self._clock.now, kept=ROWS_KEPT)
         if not text:
-            serial = int(self._clock.now()) * 1000
-            money = {rules.quote: self._balance}
-            account = Account(money, self._fee_rate, serial=serial, history=LEDGER_KEPT)
-            return Holder(self, account, self._clock.now, kept=ROWS_KEPT)
+            return holder
         try:
             state = json.loads(text)
-            state["account"]["numbers"][2] = LEDGER_KEPT  # Version 0.2.0 kept fewer.
-            account = account_of(state["account"], [rules])
-            account.fee_rate = self._fee_rate
-            holder = Holder(self, account, self._clock.now, kept=ROWS_KEPT)
+            restore(account, state["account"], [rules])
             holder.orders, holder.trades = _rows_of(state, rules)
             self._swept, self._saved = state["swept"], account.revision
         except (LookupError, TypeError, ValueError, ArithmeticError) as error:
@@ -178,10 +175,9 @@ class PaperClient:
 
 
 def state_of(account: Account) -> dict[str, Any]:
-    """Return the whole account as what JSON can write, for `account_of` to read back exactly."""
+    """Return what an account has as what JSON can write, for `restore` to read back exactly."""
     return {
-        "rates": [account.fee_rate, account.margin_rate],
-        "numbers": [account.serial, account.revision, account.ledger.maxlen],
+        "numbers": [account.serial],
         "sums": [account.balances, account.fees, account.rollovers, account.realized],
         "ledger": list(account.ledger),
         "books": {
@@ -190,14 +186,12 @@ def state_of(account: Account) -> dict[str, Any]:
     }
 
 
-def account_of(state: dict[str, Any], rules: Iterable[PairRules]) -> Account:
-    """Return the account that was written; `rules` of every pair it has a position of."""
-    fee_rate, margin_rate = map(Decimal, state["rates"])
-    serial, revision, history = state["numbers"]
-    account = Account({}, fee_rate, margin_rate=margin_rate, serial=serial, history=history)
-    account.revision = revision
+def restore(account: Account, state: dict[str, Any], rules: Iterable[PairRules]) -> None:
+    """Give a new account what was written; `rules` of every pair it has a position of."""
+    account.serial = state["numbers"][0]
     sums = account.balances, account.fees, account.rollovers, account.realized
     for amounts, texts in zip(sums, state["sums"], strict=True):
+        amounts.clear()
         amounts.update((asset, Decimal(text)) for asset, text in texts.items())
     for entry in state["ledger"]:
         account.ledger.append(Entry(*entry[:5], *map(Decimal, entry[5:])))
@@ -210,7 +204,6 @@ def account_of(state: dict[str, Any], rules: Iterable[PairRules]) -> Account:
         ]
         position.held = sum((lot.open_volume for lot in position.lots), ZERO)
         position.cost_left = sum((lot.cost_left for lot in position.lots), ZERO)
-    return account
 
 
 def _rows_of(state: dict[str, Any], rules: PairRules) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -10,7 +10,7 @@ from krakenbot.errors import RefusedError
 from krakenbot.pairs import PairRules, parse_rules
 from krakenbot.simulated.books import Account, MarginPosition, identifier
 from krakenbot.simulated.listing import PAIRS
-from krakenbot.simulated.paper import account_of, state_of
+from krakenbot.simulated.paper import restore, state_of
 
 RULES = parse_rules("XXBTZUSD", PAIRS["XXBTZUSD"])
 ETH = parse_rules("XETHZUSD", PAIRS["XETHZUSD"])
@@ -34,8 +34,10 @@ def text_of(account: Account) -> str:
     return json.dumps(state_of(account), default=str)
 
 
-def account_from(text: str, rules: Iterable[PairRules]) -> Account:
-    return account_of(json.loads(text), rules)
+def account_from(text: str, rules: Iterable[PairRules], fee_rate: D = FEE) -> Account:
+    account = Account({"ZUSD": D(1)}, fee_rate, history=10000)
+    restore(account, json.loads(text), rules)
+    return account
 
 
 class WorkedExampleTest(unittest.TestCase):
@@ -219,7 +221,7 @@ class IdentityTest(unittest.TestCase):
 
     def test_an_account_read_back_from_its_text_goes_on_the_same(self) -> None:
         account, book = _random_life(random.Random(7), RULES)
-        again = account_from(text_of(account), [RULES])
+        again = account_from(text_of(account), [RULES], account.fee_rate)
         self.assertEqual(text_of(again), text_of(account))
         for one in (account, again):
             book = one.positions[RULES.pair]

@@ -47,6 +47,7 @@ LOCKOUT_S = 900
 MS_NONCES = (10**12, 10**14)  # What a nonce is that counts milliseconds.
 CLOCK_STEP_MAX_S = 31 * 86400
 LABELS_MAX = 1000
+NOTICES = ("upcoming_maintenance", "emergency")
 
 
 class Sandbox:
@@ -76,20 +77,16 @@ class Sandbox:
             tier=tier,
             slack_s=max(speed - 1, 0.0) / 2,
         )
-        self._faults = Faults(self.api, faults, lambda seconds: time.sleep(seconds / speed))
-        self._front = Front(self._faults.respond if faults else self.api.respond, port)
-        self.api.controls["faults"] = self._set_faults
+        troubled = Faults(self.api, faults, lambda seconds: time.sleep(seconds / speed))
+        # {spec}: what goes wrong from now on, in the words of --faults.
+        self.api.controls["faults"] = lambda params: troubled.set(str(params["spec"]))
+        self._front = Front(troubled.respond, port)
         self.url = self._front.url
         threading.Thread(target=self._front.serve_forever, args=(0.05,), daemon=True).start()
 
     def close(self) -> None:
         self._front.shutdown()
         self._front.server_close()
-
-    def _set_faults(self, params: Row) -> None:
-        """{spec}: what goes wrong from now on, in the words of --faults."""
-        self._faults.set(str(params["spec"]))
-        self._front.respond = self._faults.respond
 
 
 class SandboxApi:
@@ -134,8 +131,10 @@ class SandboxApi:
         self.listing, self.prices = self.markets.listing, self.markets.prices
         self.requests, self.ignored = Counter[str](), Counter[str]()
         names = ("position", "clock", "price", "balance", "status")
-        self.controls = {name: getattr(self, f"_set_{name}") for name in names}
-        self._began, self._key, self._secret, self._nonce = self.now(), key, secret, 0
+        self.controls: dict[str, Callable[[Row], None]] = {
+            name: getattr(self, f"_set_{name}") for name in names
+        }
+        self._began, self._key, self._secret, self.nonce = self.now(), key, secret, 0
         self._limits = TIERS[tier]
         self._failures, self._locked_until = 0, 0.0
         self._counters: dict[str, tuple[float, float]] = {}
@@ -156,7 +155,7 @@ class SandboxApi:
             except ArithmeticError:  # Amounts that no market knows.
                 answer = {"error": ["EGeneral:Internal error"]}
             text = json.dumps(answer, separators=(",", ":"), default="{:f}".format)
-        if path.startswith("/0/private/") and MS_NONCES[0] < self._nonce < MS_NONCES[1]:
+        if path.startswith("/0/private/") and MS_NONCES[0] < self.nonce < MS_NONCES[1]:
             time.sleep(0.001)  # No network is so fast that two requests share a millisecond.
         return Answer(200, "application/json; charset=utf-8", text.encode())
 
@@ -200,11 +199,11 @@ class SandboxApi:
             "EAPI:Invalid key": headers.get("api-key") == self._key,
             "EAPI:Invalid signature": not is_number
             or compare_digest(signature.encode(), given.encode("utf-8", "replace")),
-            "EAPI:Invalid nonce": is_number and self._nonce < int(nonce) < 2**64,
+            "EAPI:Invalid nonce": is_number and self.nonce < int(nonce) < 2**64,
         }
         refusal = next((text for text, is_right in checks.items() if not is_right), None)
         if refusal is None:
-            self._nonce, self._failures = int(nonce), 0
+            self.nonce, self._failures = int(nonce), 0
             return
         self._failures += 1
         if self._failures >= self._limits[4]:
@@ -223,7 +222,7 @@ class SandboxApi:
         unset = dict.fromkeys(("nonce_window", "valid_until", "query_from", "query_to"), "0")
         began = dict.fromkeys(("created_time", "modified_time"), str(int(self._began)))
         return (
-            {"api_key_name": "sandbox", "api_key": self._key, "nonce": str(self._nonce)}
+            {"api_key_name": "sandbox", "api_key": self._key, "nonce": str(self.nonce)}
             | {"permissions": _PERMISSIONS, "iban": "AA00 N000 0000 0000", "ip_allowlist": [""]}
             | {"last_used": str(int(self.now())), **began, **unset}
         )
@@ -309,17 +308,14 @@ class SandboxApi:
 
         {upcoming_maintenance: [...]} and {emergency: [...]} are told by SystemStatus as they are.
         """
-        notices = {
-            name: params[name] for name in ("upcoming_maintenance", "emergency") if name in params
-        }
-        if notices:
-            self.markets.notices.update({name: list(rows) for name, rows in notices.items()})
-        elif "fill_share" in params:
+        told = {name: list(params[name]) for name in NOTICES if name in params}
+        self.markets.notices.update(told)
+        if "fill_share" in params:
             self.holder.fill_share = min(max(decimal(params["fill_share"]), ZERO), Decimal(1))
         elif "pair" in params:
             pair = self.markets.pair(params["pair"]).pair
             self.markets.relist(pair, status=str(params["status"]))
-        else:
+        elif not told:
             self.markets.status = str(params["status"])
 
 

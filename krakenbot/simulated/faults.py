@@ -15,8 +15,7 @@ from functools import partial
 from random import Random
 from typing import Any, Protocol
 
-from krakenbot.simulated.books import Account
-from krakenbot.simulated.http import Answer
+from krakenbot.simulated.http import Answer, Respond
 from krakenbot.simulated.private import Holder
 from krakenbot.simulated.public import FeedMarkets
 from krakenbot.simulated.words import Params, identified, parameters
@@ -90,28 +89,24 @@ def parse(spec: str) -> dict[str, float]:
     return chances
 
 
-class Sandbox(Protocol):
+class Exchange(Protocol):
     """What the faults need of the exchange behind them."""
 
-    account: Account
-    orders: dict[str, dict[str, Any]]
-    listing: dict[str, dict[str, Any]]
     holder: Holder
     markets: FeedMarkets
-    _nonce: int
+    nonce: int
 
     def now(self) -> float: ...
 
-    def respond(
-        self, method: str, target: str, headers: Mapping[str, str], body: bytes
-    ) -> Answer: ...
+    @property
+    def respond(self) -> Respond: ...
 
 
 class Faults:
     """`respond` of a sandbox, with faults. `wait` passes seconds of the sandbox's time."""
 
     def __init__(
-        self, api: Sandbox, spec: str = "", wait: Callable[[float], None] = time.sleep
+        self, api: Exchange, spec: str = "", wait: Callable[[float], None] = time.sleep
     ) -> None:
         self.api = api
         self.random = Random()
@@ -120,7 +115,7 @@ class Faults:
         self._wait = wait
         self._clock_off = 0
         fields = ("ordermin", "leverage_buy", "leverage_sell")
-        self._listing = {p: {f: row[f] for f in fields} for p, row in api.listing.items()}
+        self._listing = {p: {f: row[f] for f in fields} for p, row in api.markets.listing.items()}
         self._due: list[tuple[float, Callable[[], object]]] = []
         self._past: list[tuple[float, dict[str, Any]]] = []
         self._assets = {"ZUSD"}  # Of which margin numbers are asked for.
@@ -215,7 +210,7 @@ class Faults:
     def _pass(self, name: str, request: _Request) -> Answer:
         """Return the sandbox's own answer, or what a reader that lags behind it sees."""
         answer = self.api.respond(*request)
-        account = self.api.account
+        account = self.api.holder.account
         if account.revision != self._revision:
             self._revision = account.revision
             seen = {
@@ -252,7 +247,7 @@ class Faults:
         if name == "TradesHistory":
             rows = result["trades"].items()
             return {**result, "trades": {k: row for k, row in rows if row["time"] <= moment}}
-        rows = self.api.orders if name == "OpenOrders" else result.get("closed", result)
+        rows = self.api.holder.orders if name == "OpenOrders" else result.get("closed", result)
         running, ended = {}, {}
         for txid, row in list(rows.items())[-50:]:
             age = moment - row["opentm"]
@@ -300,9 +295,9 @@ class Faults:
 
     def _arrive(self, name: str, request: _Request) -> None:
         # Its nonce was taken when it was sent; only the rest of the way was slow.
-        newest, self.api._nonce = self.api._nonce, 0
+        newest, self.api.nonce = self.api.nonce, 0
         self._pass(name, request)
-        self.api._nonce = max(newest, self.api._nonce)
+        self.api.nonce = max(newest, self.api.nonce)
 
     def _later(self, least_s: float, most_s: float, action: Callable[[], object]) -> None:
         self._due.append((self.api.now() + self.random.uniform(least_s, most_s), action))

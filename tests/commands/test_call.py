@@ -105,7 +105,7 @@ class TestSpot(Called):
             self.assertIn("ZUSD", json.loads(out))
         (lock,) = self.state.glob("*.lock")
         self.assertEqual(0o600, lock.stat().st_mode & 0o777)
-        self.assertEqual(int(lock.read_text().split()[0]), self.sandbox.api._nonce)
+        self.assertEqual(int(lock.read_text().split()[0]), self.sandbox.api.nonce)
 
     def test_what_changes_the_account_leaves_no_proof_that_a_journal_is_current(self) -> None:
         self.with_keys()

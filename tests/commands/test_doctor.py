@@ -184,7 +184,7 @@ class TestFindings(Patient):
     def test_larger_nonces_of_another_program_are_told(self) -> None:
         sandbox = self.sandbox()
         self.keys()
-        sandbox.api._nonce = 10**20
+        sandbox.api.nonce = 10**20
         found = self.examine(sandbox.url)["key"]
         self.assertEqual("fail", found.verdict)
         self.assertIn("another program", found.text)

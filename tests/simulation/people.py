@@ -258,7 +258,7 @@ class People:
             world.note("change", f"the key is {value}")
             world.counts["changed KEY"] += world.key != value
             world.key = world.api._key = value
-            world.api._nonce = world.truth.nonces.get(value, 0)
+            world.api.nonce = world.truth.nonces.get(value, 0)
             return
         world.counts[f"changed {name}"] += world.settings[name] != value
         world.note("change", f"{name} from {world.settings[name]} to {value}")

@@ -201,7 +201,7 @@ class TestCurrent(FrontDoor):
 
     def test_a_key_that_was_used_elsewhere_meanwhile_makes_it_wait(self) -> None:
         self.hold()
-        self.sandbox.api._nonce += 5
+        self.sandbox.api.nonce += 5
         parts = assemble(self.config, live=True)
         with mock.patch.object(parts.clock, "wait", wraps=parts.clock.wait) as wait:
             parts.bot.run(once=True)

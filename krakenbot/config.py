@@ -35,7 +35,7 @@ def _one_of(*allowed: object) -> _Parser:
     """Take these values and no look-alikes: True is not 1."""
 
     def parse(raw: object) -> object:
-        if not any(type(raw) is type(value) and raw == value for value in allowed):
+        if (type(raw), raw) not in [(type(value), value) for value in allowed]:
             raise ValueError("one of " + ", ".join(map(json.dumps, allowed)))
         return raw
 
@@ -82,25 +82,21 @@ def _text(shape: str, allowed: str, kind: Callable[[str], object] = str) -> _Par
 
 
 _PAIR = _text(r"[A-Za-z0-9./:_-]{3,20}", "a pair's name at Kraken, like XBTUSD")
-_EXCHANGE_URL = _text(
-    f"{_ORIGIN}/?",
-    "https://host or http:// with a loopback address, and nothing after it",
-    lambda url: url.removesuffix("/"),
-)
+_WHERE = "https://host or http:// with a loopback address, and nothing after it"
+_EXCHANGE_URL = _text(f"{_ORIGIN}/?", _WHERE, lambda url: url.removesuffix("/"))
 _PROXY = _text(rf"http://{_HOST}:(?P<port>[0-9]{{1,5}})", "http://host:port")
-_NOTIFY_URL = _text(
-    rf"{_ORIGIN}([/?][!-~]*)?", "https without user and password, or http on loopback", Secret
-)
+_PRIVATELY = "https without user and password, or http on loopback"
+_NOTIFY_URL = _text(rf"{_ORIGIN}([/?][!-~]*)?", _PRIVATELY, Secret)
 _BODY = _text(r"(?s:.{1,10000})", "text of at most 10000 characters")
 _PATH = _text(r"[^\x00-\x1f\x7f]+", "a path", Path)
 
 
 def is_key_itself(path: str) -> bool:
     """Return whether a key stands where its file's name belongs; then no output shows it."""
-    is_key = re.fullmatch(r"[A-Za-z0-9+/]{40,}={0,2}", path) and not os.path.lexists(path)
-    if is_key:
-        register(Secret(path))
-    return bool(is_key)
+    if not re.fullmatch(r"[A-Za-z0-9+/]{40,}={0,2}", path) or os.path.lexists(path):
+        return False
+    register(Secret(path))
+    return True
 
 
 def _key_file(raw: object) -> object:
@@ -110,13 +106,10 @@ def _key_file(raw: object) -> object:
 
 
 def _parameters(raw: object) -> object:
-    is_table = isinstance(raw, dict) and all(
-        name.isidentifier() and isinstance(value, str | int | Decimal)
-        for name, value in raw.items()
-    )
-    if not is_table:
-        raise ValueError("a table of names with one number, text, true or false each")
-    return raw
+    pairs = raw.items() if isinstance(raw, dict) else [("", raw)]
+    if all(name.isidentifier() and isinstance(value, str | int | Decimal) for name, value in pairs):
+        return raw
+    raise ValueError("a table of names with one number, text, true or false each")
 
 
 class StrategyTable(NamedTuple):
@@ -211,15 +204,8 @@ class Config(NamedTuple):
 
 
 _TABLES: dict[str, Any] = {
-    "strategy": StrategyTable,
-    "keys": KeysTable,
-    "risk": RiskTable,
-    "exchange": ExchangeTable,
-    "paper": PaperTable,
-    "state": StateTable,
-    "log": LogTable,
-    "notify": NotifyTable,
-}
+    name: kind for name, kind in Config.__annotations__.items() if hasattr(kind, "_fields")
+} | {"state": StateTable}
 # Each key's default (None: none) and its parser.
 _KEYS: dict[str, tuple[object, _Parser]] = {
     f"{table}.{field}".removeprefix("."): (kind._field_defaults[field], hint.__metadata__[0])
@@ -241,12 +227,10 @@ def load(path: str | None, environ: Mapping[str, str], cwd: Path) -> Config:
     values, sources = dict(defaults), dict.fromkeys(_KEYS, "default")
     for source, key, raw in _settings(path, environ, cwd, errors):
         sources[key] = source
-        is_variable = source.startswith("KRAKENBOT_")
         try:
-            is_unset = raw == "" and is_variable and _KEYS[key][0] is None
-            values[key] = defaults[key] if is_unset else _KEYS[key][1](raw)
+            values[key] = defaults[key] if raw is None else _KEYS[key][1](raw)
         except ValueError as allowed:
-            label = source if is_variable else f"{source}: {key}"
+            label = source if source.startswith("KRAKENBOT_") else f"{source}: {key}"
             errors.append(f"{label} = {shown(key, raw)}: must be {allowed}")
             values.pop(key, None)
     for key, value in values.items():
@@ -259,12 +243,10 @@ def load(path: str | None, environ: Mapping[str, str], cwd: Path) -> Config:
     if errors:
         raise ConfigError("\n".join(errors))
     top = {key: value for key, value in values.items() if "." not in key}
-    tables: dict[str, Any] = {
-        table: kind(*(values[f"{table}.{field}"] for field in kind._fields))
-        for table, kind in _TABLES.items()
-    }
-    folder = tables.pop("state").directory
-    config = Config(**top, **tables, state_directory=folder, sources=sources)
+    for table, kind in _TABLES.items():
+        top[table] = kind(*(values[f"{table}.{field}"] for field in kind._fields))
+    folder = top.pop("state").directory
+    config = Config(**top, state_directory=folder, sources=sources)
     for address in (config.notify.url, config.notify.heartbeat_url):
         if address is not None:
             register(address)
@@ -302,8 +284,7 @@ def _settings(
     variables = {"KRAKENBOT_" + key.replace(".", "_").upper(): key for key in _KEYS}
     for name in sorted(environ):
         if name in variables:
-            key = variables[name]
-            yield name, key, _typed(environ[name], _KEYS[key][0])
+            yield name, variables[name], _typed(environ[name], _KEYS[variables[name]][0])
         elif name.startswith("KRAKENBOT_") and name != "KRAKENBOT_CONFIG":
             errors.append(_unknown(name, [*variables, "KRAKENBOT_CONFIG"]))
 
@@ -337,7 +318,9 @@ def _read_toml(
 
 
 def _typed(text: str, default: object) -> object:
-    """Return a variable's text as the type that TOML would have given it."""
+    """Return a variable's text as TOML would have given it; None: the key is set to nothing."""
+    if text == "" and default is None:
+        return None
     if type(default) is int and re.fullmatch(r"-?[0-9]{1,18}", text):
         return int(text)
     if type(default) is bool:
@@ -371,7 +354,7 @@ def shown(key: str, raw: object) -> str:
         return "a huge number"  # Python refuses to write out some of these.
     if isinstance(raw, str):
         # What stands before an @ in an address may be a password.
-        return repr("***" + raw[raw.rindex("@") :] if "@" in raw else raw)[:80]
+        return repr(re.sub("(?s).*@", "***@", raw))[:80]
     return str(raw).lower() if isinstance(raw, bool) else str(raw)[:80]
 
 
@@ -379,24 +362,19 @@ def _check_together(values: dict[str, Any], sources: dict[str, str], errors: lis
     """Check what only makes sense together; a value already found wrong is missing here."""
     short, long = values.get("strategy.short", 0), values.get("strategy.long", 701)
     if short >= long:
-        where = {sources["strategy.short"], sources["strategy.long"]} - {"default"}
-        errors.append(
-            f"{', '.join(sorted(where))}: strategy.short = {short}:"
-            f" must be below strategy.long = {long}"
-        )
+        by = ", ".join(sorted({sources["strategy.short"], sources["strategy.long"]} - {"default"}))
+        errors.append(f"{by}: strategy.short = {short}: must be below strategy.long = {long}")
     name, file = values.get("strategy.name"), values.get("strategy.file")
     if name == "file" and "strategy.file" in values and file is None:
         errors.append(f'{sources["strategy.name"]}: strategy.name = "file" needs strategy.file')
     if name in STRATEGIES[:2] and (file is not None or values.get("strategy.parameters")):
-        errors.append(
-            f'strategy.file and strategy.parameters need strategy.name = "file", not {name}'
-        )
+        keys = "strategy.file and strategy.parameters"
+        errors.append(f'{keys} need strategy.name = "file", not {name}')
     speed, url = values.get("exchange.clock_speed", 1), values.get("exchange.url")
     if speed != 1 and url and not is_loopback(url):
-        errors.append(
-            f"{sources['exchange.clock_speed']}: exchange.clock_speed = {speed:g}:"
-            f" must be 1 unless exchange.url is on loopback; it is {url}"
-        )
+        key = "exchange.clock_speed"
+        must = f"must be 1 unless exchange.url is on loopback; it is {url}"
+        errors.append(f"{sources[key]}: {key} = {speed:g}: {must}")
     files = [key for key in ("keys.api_key_file", "keys.api_secret_file") if values.get(key)]
     if len(files) == 1:
         errors.append(f"{sources[files[0]]}: {files[0]} is set, the other file of [keys] is not")
@@ -408,11 +386,12 @@ def _place(key: str, path: Path, source: str, environ: Mapping[str, str]) -> Pat
     Under systemd both are among the credentials, wherever root has them.
     """
     path = _expanded(path, environ)
-    if key == "strategy.file" and not source.startswith("KRAKENBOT_"):
-        loaded = Path(environ.get("CREDENTIALS_DIRECTORY") or "/", path.name)
-        beside = _expanded(Path(source), environ).parent / path
-        return loaded if "CREDENTIALS_DIRECTORY" in environ and loaded.exists() else beside
-    return path
+    if key != "strategy.file" or source.startswith("KRAKENBOT_"):
+        return path
+    loaded = Path(environ.get("CREDENTIALS_DIRECTORY") or "/", path.name)
+    if "CREDENTIALS_DIRECTORY" in environ and loaded.exists():
+        return loaded
+    return _expanded(Path(source), environ).parent / path
 
 
 def _expanded(path: Path, environ: Mapping[str, str]) -> Path:
@@ -421,8 +400,8 @@ def _expanded(path: Path, environ: Mapping[str, str]) -> Path:
     if not first.startswith("~"):
         return path
     home = environ.get("HOME", "")
-    if first != "~" or not home.startswith("/"):
-        raise ValueError(
-            f"'{path}': " + ("$HOME is not set" if first == "~" else "only ~/ is known")
-        )
+    if first != "~":
+        raise ValueError(f"'{path}': only ~/ is known")
+    if not home.startswith("/"):
+        raise ValueError(f"'{path}': $HOME is not set")
     return Path(home, *rest)

@@ -9,7 +9,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from decimal import Decimal
 from enum import Enum
-from typing import Any
+from functools import cache
+from itertools import takewhile
+from pathlib import Path
+from typing import Any, get_args
 
 from krakenbot import log
 from krakenbot.errors import StopError
@@ -21,10 +24,13 @@ BUSY_S = 20.0  # So long another program may hold the file's lock.
 
 
 class Journal:
-    """The journal on an open connection. All times are the exchange's."""
+    """The journal on an open connection. All times are the exchange's.
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self._db = connection
+    Raises StopError wherever the file cannot be read or written, or holds what no journal can.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, path: Path = Path(":memory:")) -> None:
+        self._db, self._path = connection, path
         self._account: Account | None = None
         self._summed_at = -1
         self.on_write: Callable[[str], None] = lambda intent_id: None
@@ -60,9 +66,9 @@ class Journal:
         `opening_fee` is what opening on margin is thought to cost until the ledger says it.
         """
         volume, cost, fee = (found.volume, found.cost, found.fee) if found else (ZERO, ZERO, ZERO)
-        account = self.account()
         order_id = found.exchange_order_id if found else None
         row = (outcome, order_id, volume, cost, fee, now, note, intent.id)
+        self._account = None
         with self._transaction():
             changed = self._db.execute(
                 "UPDATE intents SET outcome = ?, exchange_order_id = ?, executed = ?, cost = ?,"
@@ -76,37 +82,31 @@ class Journal:
             if opening_fee:
                 assumed = Booked(assumed_id(intent.id), now, "opening", opening_fee)
                 self._insert("charges", assumed._asdict())
-        account = account.traded(intent.side, volume, cost, fee)
-        self._account = account.charged("opening", opening_fee)
 
     def intents(self) -> list[Intent]:
         """Return all intents in the order of their writing."""
-        return self._intents("1")
+        return self._intents("ORDER BY number")
 
     def open_intents(self) -> list[Intent]:
-        return self._intents("outcome IS NULL")
+        return self._intents("WHERE outcome IS NULL ORDER BY number")
 
     def newest_intent(self) -> Intent | None:
-        return next(iter(self._intents("number = (SELECT max(number) FROM intents)")), None)
-
-    def intents_of(self, interval_s: int, candle: int) -> list[Intent]:
-        return self._intents("interval_s = ? AND candle = ?", interval_s, candle)
-
-    def intents_between(self, first: int, last: int) -> list[Intent]:
-        """Return the intents written in that time, both ends included."""
-        return self._intents("created BETWEEN ? AND ?", first, last)
-
-    def _intents(self, where: str, *values: object) -> list[Intent]:
-        rows = self._db.execute(f"SELECT * FROM intents WHERE {where} ORDER BY number", values)
-        return [_read(Intent, row) for row in rows]
+        return next(iter(self._intents("ORDER BY number DESC LIMIT 1")), None)
 
     def newest_of(self, purpose: Purpose, count: int) -> list[Intent]:
         """Return at most that many orders of the purpose, newest first."""
-        rows = self._db.execute(
-            "SELECT * FROM intents WHERE purpose = ? ORDER BY number DESC LIMIT ?",
-            (purpose.value, count),
-        )
-        return [_read(Intent, row) for row in rows]
+        return self._intents("WHERE purpose = ? ORDER BY number DESC LIMIT ?", purpose.value, count)
+
+    def intents_of(self, interval_s: int, candle: int) -> list[Intent]:
+        where = "WHERE interval_s = ? AND candle = ? ORDER BY number"
+        return self._intents(where, interval_s, candle)
+
+    def intents_between(self, first: int, last: int) -> list[Intent]:
+        """Return the intents written in that time, both ends included."""
+        return self._intents("WHERE created BETWEEN ? AND ? ORDER BY number", first, last)
+
+    def _intents(self, rest: str, *values: object) -> list[Intent]:
+        return list(self._read(Intent, f"SELECT * FROM intents {rest}", *values))
 
     def orders_since(self, time: int) -> int:
         """Return how many orders the exchange took or refused for good since then."""
@@ -116,18 +116,13 @@ class Journal:
 
     def consecutive_unfilled(self) -> tuple[int, str]:
         """Return how many of the newest orders traded nothing, and the last one's note."""
-        count, note = 0, ""
-        rows = self._db.execute(
-            f"SELECT executed, outcome, note FROM intents WHERE {_is_none_of(PASSING)}"
-            " AND number > ? ORDER BY number DESC LIMIT 50",
-            (*PASSING, int(self.get("unfilled_from", "0"))),
+        newest = self._intents(
+            f"WHERE {_is_none_of(PASSING)} AND number > ? ORDER BY number DESC LIMIT 50",
+            *PASSING,
+            int(self.get("unfilled_from", "0")),
         )
-        for row in rows:
-            if row["outcome"] is None or Decimal(row["executed"]):
-                break
-            note = note or f"{row['outcome']}: {row['note']}"
-            count += 1
-        return count, note
+        failed = list(takewhile(lambda intent: intent.outcome and not intent.executed, newest))
+        return len(failed), f"{failed[0].outcome}: {failed[0].note}" if failed else ""
 
     def newest_record(self) -> int:
         """Return the time of the newest thing written down, 0 in a new journal."""
@@ -145,26 +140,21 @@ class Journal:
         """Return the sum of all fills and charges, summed again when another program wrote."""
         version = self._number("PRAGMA data_version")
         if self._account is None or version != self._summed_at:
-            self._account, self._summed_at = self._sum(), version
+            account, self._summed_at = Account(), version
+            for intent in self._intents("WHERE executed != '0' ORDER BY number"):
+                account = account.traded(intent.side, intent.executed, intent.cost, intent.fee)
+            for booked in self._charges():
+                account = account.charged(booked.kind, booked.amount)
+            self._account = account
         return self._account
-
-    def _sum(self) -> Account:
-        account = Account()
-        for side, *amounts in self._db.execute(
-            "SELECT side, executed, cost, fee FROM intents WHERE executed != '0' ORDER BY number"
-        ):
-            account = account.traded(Side(side), *map(Decimal, amounts))
-        for kind, amount in self._db.execute("SELECT kind, amount FROM charges"):
-            account = account.charged(kind, Decimal(amount))
-        return account
 
     def adopt(self, held: Decimal, price: Decimal, now: int, on_margin: bool) -> None:
         """Take over what is held, as if the difference had been traded at `price`; end a halt.
 
         Orders whose end was still unknown are given up: what is held now is the truth.
         """
-        account = self.account()
-        difference = held - account.held
+        explained = self.account().held
+        difference = held - explained
         side, volume = Side.BUY if difference > 0 else Side.SELL, abs(difference)
         newest = self._number("SELECT coalesce(max(number), 0) FROM intents")
         row = Intent(
@@ -177,7 +167,7 @@ class Journal:
             leverage=int(on_margin),
             reduce_only=False,
             reason="adopted",
-            held_before=account.held,
+            held_before=explained,
             created=now,
             deadline=now,
             accepted=True,
@@ -186,6 +176,7 @@ class Journal:
             cost=volume * price,
             settled=now,
         )
+        self._account = None
         with self._transaction():
             self._db.execute(
                 "UPDATE intents SET outcome = ?, settled = ? WHERE outcome IS NULL",
@@ -196,7 +187,6 @@ class Journal:
             self._set("entered", 1)
             self._set("on_margin", int(on_margin))
             self._forget_halt()
-        self._account = None
         if difference:
             self.on_write(row.id)
 
@@ -238,30 +228,28 @@ class Journal:
 
         `replaces` is the id of one, booked before on an assumption, that they take the place of.
         """
-        account = self.account()
+        self._account = None
         with self._transaction():
-            query = "DELETE FROM charges WHERE id = ? RETURNING kind, amount"
-            for kind, amount in self._db.execute(query, (_stored(replaces),)).fetchall():
-                account = account.charged(kind, -Decimal(amount))
+            self._db.execute("DELETE FROM charges WHERE id = ?", (_stored(replaces),))
             for charge in charges:
                 if not self.is_charged(charge.id):
                     self._insert("charges", charge._asdict())
-                    account = account.charged(charge.kind, charge.amount)
-        self._account = account
 
     def charges(self) -> list[tuple[int, Decimal]]:
         """Return when how much was charged for margin, in quote currency, oldest first."""
-        rows = self._db.execute("SELECT time, amount FROM charges ORDER BY time")
-        return [(time, Decimal(amount)) for time, amount in rows]
+        return [(booked.time, booked.amount) for booked in self._charges()]
+
+    def _charges(self) -> Iterator[Booked]:
+        return self._read(Booked, "SELECT id, time, kind, amount FROM charges ORDER BY time")
 
     def opening_fees(self) -> dict[str, Decimal]:
         """Return what opening on margin cost, in quote currency, by the intent's id."""
         fees: dict[str, Decimal] = {}
-        rows = self._db.execute("SELECT id, amount FROM charges WHERE kind = 'opening'")
-        for name, amount in rows:
+        for booked in self._charges():
             # An intent's id, or that after or before a word: see assumed_id and accounting.py.
-            intent_id = name.removeprefix(assumed_id("")).partition(" ")[0]
-            fees[intent_id] = fees.get(intent_id, ZERO) + Decimal(amount)
+            intent_id = booked.id.removeprefix(assumed_id("")).partition(" ")[0]
+            if booked.kind == "opening":
+                fees[intent_id] = fees.get(intent_id, ZERO) + booked.amount
         return fees
 
     def is_charged(self, charge_id: str) -> bool:
@@ -300,28 +288,25 @@ class Journal:
 
     def decisions(self, since: int = 0) -> Iterator[Decided]:
         """Yield what was decided since then, oldest first."""
-        rows = self._db.execute(
-            "SELECT * FROM decisions WHERE decided >= ? ORDER BY decided", (since,)
-        )
-        return (_read(Decided, row) for row in rows)
+        query = "SELECT * FROM decisions WHERE decided >= ? ORDER BY decided"
+        return self._read(Decided, query, since)
 
     def newest_decisions(self, count: int) -> list[Decided]:
         """Return at most that many decisions, newest first."""
         query = "SELECT * FROM decisions ORDER BY decided DESC LIMIT ?"
-        return [_read(Decided, row) for row in self._db.execute(query, (count,))]
+        return list(self._read(Decided, query, count))
 
     def equity(self, since: int = 0) -> Iterator[Equity]:
         """Yield what the account had come to since then, oldest first."""
-        rows = self._db.execute("SELECT * FROM equity WHERE time >= ? ORDER BY time", (since,))
-        return (_read(Equity, row) for row in rows)
+        return self._read(Equity, "SELECT * FROM equity WHERE time >= ? ORDER BY time", since)
 
     def newest_equity(self) -> Equity | None:
-        rows = self._db.execute("SELECT * FROM equity ORDER BY time DESC LIMIT 1")
-        return next((_read(Equity, row) for row in rows), None)
+        rows = self._read(Equity, "SELECT * FROM equity ORDER BY time DESC LIMIT 1")
+        return next(rows, None)
 
     def get(self, key: str, default: str = "") -> str:
-        row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
-        return default if row is None else str(row[0])
+        rows = self._rows("SELECT value FROM meta WHERE key = ?", key)
+        return next((str(row[0]) for row in rows), default)
 
     def put(self, **values: object) -> None:
         """Set single values, all or none; None removes one."""
@@ -345,7 +330,34 @@ class Journal:
         )
 
     def _number(self, query: str, *values: object) -> int:
-        return int(self._db.execute(query, values).fetchone()[0])
+        return int(next(self._rows(query, *values))[0])
+
+    def _read(self, kind: Any, query: str, *parameters: object) -> Iterator[Any]:
+        """Yield rows as the named tuple `kind`, whose fields are named as the columns are.
+
+        A column that is not asked for has the field's default.
+        """
+        fields = _fields(kind)
+        for row in self._rows(query, *parameters):
+            try:
+                values = {
+                    name: _typed(fields[name], row[name]) for name in fields.keys() & row.keys()
+                }
+            except (ValueError, TypeError, ArithmeticError) as error:
+                what = f"{kind.__name__} {tuple(row)}: {error!r}"
+                raise damaged(self._path, what) from sqlite3.DatabaseError(what)
+            yield kind(**values)
+
+    def _rows(self, query: str, *values: object) -> Iterator[sqlite3.Row]:
+        try:
+            yield from self._db.execute(query, values)
+        except sqlite3.OperationalError as error:
+            words = f"the journal {self._path} cannot be read ({error}). {advice(error)}"
+            raise StopError(words) from error
+        except sqlite3.ProgrammingError:
+            raise  # A mistake of ours, not of the disk.
+        except sqlite3.Error as error:
+            raise damaged(self._path, error) from error
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -361,20 +373,16 @@ class Journal:
         except sqlite3.IntegrityError as error:
             raise StopError(f"the journal already holds this step: {error}") from error
         except sqlite3.Error as error:
-            raise StopError(
-                f"the journal cannot be written ({error}); nothing is sent without it. "
-                f"{advice(error)}"
-            ) from error
+            words = f"the journal cannot be written ({error}); nothing is sent without it. "
+            raise StopError(words + advice(error)) from error
 
 
 def advice(error: sqlite3.Error) -> str:
     """Return what a person can do about an error of SQLite that is no damage."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        return (
-            f"Another program has held its lock for {BUSY_S:.0f} s: a backup or an open sqlite3? "
-            "End that and start again"
-        )
+        holder = f"Another program has held its lock for {BUSY_S:.0f} s: a backup"
+        return f"{holder} or an open sqlite3? End that and start again"
     if code == sqlite3.SQLITE_READONLY:
         return "The file, its folder or the whole disk is read-only"
     return "Check free space and permissions of the state directory"
@@ -392,23 +400,21 @@ def _stored(value: object) -> object:
     return str(value) if isinstance(value, Decimal) else value
 
 
-def _read(kind: Any, row: sqlite3.Row) -> Any:
-    """Return a row as the named tuple `kind`, whose fields are named as the columns are."""
-    names = kind._fields
-    return kind(*(_READ[name](row[name]) if name in _READ else row[name] for name in names))
+@cache
+def _fields(kind: Any) -> dict[str, Callable[[Any], Any]]:
+    """Return a named tuple's fields and their types, those of `Decimal | None` without None."""
+    return {name: (get_args(of) or (of,))[0] for name, of in kind.__annotations__.items()}
 
 
-def _decimal_or_none(text: Any) -> Decimal | None:
-    return None if text is None else Decimal(text)
+def _typed(of: Callable[[Any], Any], stored: object) -> object:
+    value = None if stored is None else of(stored)
+    if isinstance(value, Decimal) and not value.is_finite():
+        raise ValueError(f"{value} is no number")
+    return value
 
 
-_READ: dict[str, Callable[[Any], Any]] = {
-    "purpose": Purpose,
-    "side": Side,
-    "outcome": lambda text: None if text is None else Outcome(text),
-    "average": lambda text: Decimal(text or 0),
-    **dict.fromkeys(("volume", "held_before", "executed", "cost", "fee", "price", "held"), Decimal),
-    **dict.fromkeys(("pnl", "fees", "margin_fees", "rollover"), Decimal),
-    **dict.fromkeys(("equity", "margin_level"), _decimal_or_none),
-    **dict.fromkeys(("reduce_only", "accepted", "done"), bool),
-}
+def damaged(path: Path, error: object) -> StopError:
+    return StopError(
+        f"the journal {path} is damaged ({error}) and was left as it is. Look at the exchange what "
+        "is held, move the file away, then start with --adopt or close the position by hand"
+    )

@@ -2,12 +2,12 @@
 
 import os
 import sqlite3
-from contextlib import ExitStack
 from decimal import Decimal
 from pathlib import Path
 
+from krakenbot.alerts import standing
 from krakenbot.errors import ConfigError, StopError
-from krakenbot.journal import BUSY_S, Journal, advice
+from krakenbot.journal import BUSY_S, Journal, advice, damaged
 from krakenbot.lock import access_hint, exists, make_private_directory, open_private
 
 MIGRATIONS = (
@@ -72,7 +72,7 @@ def open_journal(path: Path | None) -> Journal:
         ) from error
     except sqlite3.Error as error:
         raise _failure(path, error) from error
-    return Journal(prepare(connection, path))
+    return Journal(prepare(connection, path), path)
 
 
 def prepare(connection: sqlite3.Connection, path: Path) -> sqlite3.Connection:
@@ -102,10 +102,10 @@ def open_read_only(path: Path) -> Journal:
             with connection:
                 connection.backup(copy)
             connection.close()
-            return Journal(prepare(copy, path))
+            return Journal(prepare(copy, path), path)
     except sqlite3.Error as error:
         raise _failure(path, error) from error
-    return Journal(connection)
+    return Journal(connection, path)
 
 
 def _connect(path: Path) -> sqlite3.Connection:
@@ -121,15 +121,13 @@ def _connect(path: Path) -> sqlite3.Connection:
     uri = f"{path.absolute().as_uri()}?mode=ro{'&immutable=1' if is_fixed else ''}"
     connection = sqlite3.connect(uri, uri=True, timeout=BUSY_S, isolation_level=None)
     connection.row_factory = sqlite3.Row
-    with ExitStack() as opened:
-        opened.callback(connection.close)
-        try:
-            _check(connection, path)
-        except sqlite3.OperationalError:
-            raise
-        except (sqlite3.DatabaseError, *_ODD) as error:
+    try:
+        _check(connection, path)
+    except BaseException as error:
+        connection.close()
+        if isinstance(error, _ODD):
             raise damaged(path, repr(error)) from error
-        opened.pop_all()
+        raise
     return connection
 
 
@@ -148,22 +146,26 @@ def _check(connection: sqlite3.Connection, path: Path) -> None:
         raise damaged(path, "its tables are not a journal's")
     if not expected:
         return
-    journal = Journal(connection)
-    if not all(value.is_finite() for value in journal.account()):
-        raise damaged(path, "its account holds what is no number")
+    journal = Journal(connection, path)
+    journal.account()
     if version == 1:
         _compare_with_copy(journal, path)
     journal.open_intents()
     journal.consecutive_unfilled()
     journal.newest_intent()
     journal.newest_record()
+    standing(journal)
     for key in ("pnl_at_resume", "exchange_position"):
         Decimal(journal.get(key) or 0)
-    for key in ("first_direction", "direction", "created", "charges_read"):
+    for key in _WHOLE.split():
         int(journal.get(key) or 0)
 
 
-_ODD = (ValueError, TypeError, LookupError, ArithmeticError)
+_WHOLE = (
+    "first_direction direction created charges_read started pid ended exit_code seen seen_wall "
+    "next_decision pair_decimals"
+)
+_ODD = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError)
 _COLUMNS = (
     "SELECT m.name, c.name, c.type, c.pk FROM sqlite_master m, pragma_table_info(m.name) c"
     " ORDER BY 1, c.cid"
@@ -178,13 +180,6 @@ def _compare_with_copy(journal: Journal, path: Path) -> None:
         kept = Decimal(journal.get(name, "0"))
         if abs(kept - value) > max(abs(value), Decimal(1)) * Decimal("1e-15"):
             raise damaged(path, f"it remembers {name} = {kept}, its orders add up to {value}")
-
-
-def damaged(path: Path, error: object) -> StopError:
-    return StopError(
-        f"the journal {path} is damaged ({error}) and was left as it is. Look at the exchange what "
-        "is held, move the file away, then start with --adopt or close the position by hand"
-    )
 
 
 def _failure(path: Path, error: sqlite3.Error) -> ConfigError | StopError:

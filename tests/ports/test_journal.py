@@ -5,6 +5,7 @@ import stat
 import tempfile
 import threading
 import unittest
+from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -318,6 +319,9 @@ class TestFile(Folder):
             "UPDATE intents SET created = 'x'",
             "INSERT INTO meta VALUES ('created', 'x')",
             "INSERT INTO meta VALUES ('exchange_position', 'x')",
+            "INSERT INTO meta VALUES ('warnings', '[1]')",
+            'INSERT INTO meta VALUES (\'warnings\', \'{"a": ["b", "c"]}\')',
+            "INSERT INTO meta VALUES ('next_decision', 'x')",
         ):
             with self.subTest(change):
                 self.path.write_bytes(whole)
@@ -325,6 +329,44 @@ class TestFile(Folder):
                     connection.execute(change)
                 with self.assertRaisesRegex(StopError, "damaged"):
                     open_journal(self.path)
+
+    def test_a_row_that_only_commands_read_is_called_damaged_where_it_is_odd(self) -> None:
+        journal = self.journal()
+        journal.decide(ROW, SUMMARY)
+        readings: list[Callable[[], object]] = [
+            lambda: list(journal.decisions()),
+            lambda: journal.newest_decisions(1),
+            lambda: list(journal.equity()),
+            journal.newest_equity,
+        ]
+        for change in ("price = 'x'", "price = 'NaN'", "held = ''"):
+            for table in ("decisions", "equity"):
+                journal._db.execute(f"UPDATE {table} SET {change}")
+            for reading in readings:
+                with self.subTest(change), self.assertRaisesRegex(StopError, "damaged.*left as it"):
+                    reading()
+
+    def test_a_file_that_fails_in_the_middle_of_a_run_stops_it_in_one_sentence(self) -> None:
+        whole = self.journal()
+        whole.decide(ROW, SUMMARY)
+        for kind in (sqlite3.OperationalError, sqlite3.DatabaseError):
+            failing = FullDisk(whole._db, ("SELECT", "PRAGMA"), kind("disk I/O error"))
+            journal = Journal(failing, self.path)  # type: ignore[arg-type]
+            readings: list[Callable[[], object]] = [
+                journal.account,
+                journal.intents,
+                journal.newest_record,
+                lambda journal=journal: journal.get("halted"),
+                lambda journal=journal: list(journal.decisions()),
+            ]
+            for reading in readings:
+                with self.subTest(kind), self.assertRaises(StopError) as caught:
+                    reading()
+                self.assertEqual(76, caught.exception.exit_code)
+                self.assertIn(f"the journal {self.path} ", str(caught.exception))
+                self.assertIn("disk I/O error", str(caught.exception))
+                whole.keep_stop(caught.exception)
+                self.assertEqual("", whole.get("halted"), "a disk may come back")
 
     def test_a_damaged_file_is_refused_and_byte_identical_afterwards(self) -> None:
         journal = open_journal(self.path)
@@ -467,15 +509,21 @@ class TestFile(Folder):
 
 
 class FullDisk:
-    """A connection on which the disk is full from the `after`-th statement of a kind on."""
+    """A connection on which the disk fails at each statement of a kind."""
 
-    def __init__(self, connection: sqlite3.Connection, word: str) -> None:
+    def __init__(
+        self,
+        connection: sqlite3.Connection,
+        words: str | tuple[str, ...],
+        error: sqlite3.Error | None = None,
+    ) -> None:
         self._connection = connection
-        self._word = word
+        self._words = words
+        self._error = error or sqlite3.OperationalError("database or disk is full")
 
     def execute(self, sql: str, *values: Any) -> Any:
-        if sql.lstrip().startswith(self._word):
-            raise sqlite3.OperationalError("database or disk is full")
+        if sql.lstrip().startswith(self._words):
+            raise self._error
         return self._connection.execute(sql, *values)
 
 

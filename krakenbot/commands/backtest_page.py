@@ -2,20 +2,20 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from decimal import Decimal
+from itertools import chain
 from pathlib import Path
 
 from krakenbot.backtest.engine import Replay
 from krakenbot.backtest.files import Columns, candles_of
-from krakenbot.backtest.result import Fill as Order
-from krakenbot.backtest.result import Result
+from krakenbot.backtest.result import Result, Trip
 from krakenbot.backtest.sweep import Cell, Step, best_of, is_sound
 from krakenbot.commands import backtest_text as text
 from krakenbot.commands import write_whole
-from krakenbot.commands.chart import COLUMNS, Fill
+from krakenbot.commands.chart import COLUMNS
 from krakenbot.commands.page import heat_map, page, table
-from krakenbot.commands.story import Point, Story, thinned, write
+from krakenbot.commands.story import Order, Point, Story, thinned, write
 from krakenbot.config import Config
-from krakenbot.format import asset, moment, money, price, signed, volume
+from krakenbot.format import asset, money, signed
 from krakenbot.model import Candle
 
 _CANDLES_SHOWN = 360
@@ -64,32 +64,32 @@ def _story(
     newest: Sequence[Candle],
     notes: Sequence[str],
 ) -> Story:
-    fills: list[Fill] = []
-    orders = []
-    for one, kind, rollover in _orders(replay):
-        trade = one.trade
-        when, side = moment(one.time, text.MINUTE), "buy" if one.direction > 0 else "sell"
-        shown = volume(trade.volume), price(trade.price, replay.rules)
-        fee, why = trade.fee + trade.opening_fee, f"{one.reason}: {kind}"
-        told = f"{when} {side} {shown[0]} at {shown[1]}: {why}"
-        if rollover:
-            fills.append(Fill(one.time, 0, 0.0, 0.0, float(rollover)))
-        figures = float(trade.volume), float(trade.price), float(fee)
-        fills.append(Fill(one.time, one.direction, *figures, told))
-        orders.append((when, side, *shown, money(fee), "filled", why, f"{one.order}"))
+    trips, entry = replay.record.trips, replay.record.entry
+    orders = [
+        Order(
+            time=one.time,
+            sign=one.direction,
+            volume=one.trade.volume,
+            price=one.trade.price,
+            fee=one.trade.fee + one.trade.opening_fee,
+            outcome="filled",
+            why=f"{one.reason}: {'close' if at % 2 else 'open'}",
+            id=f"{one.order}",
+        )
+        for at, one in enumerate([*chain(*((trip.entry, trip.exit) for trip in trips)), entry])
+        if one is not None
+    ]
     plan = replay.plan
     return Story(
         title=f"{result.pair} · backtest",
         subtitle=f"{text.title(result)}; {text.setup(config, replay.costs, replay.rules)}",
         quote=asset(result.quote),
         pair_decimals=replay.rules.pair_decimals,
-        net=float(result.net),
-        gross=float(result.gross),
         balance=float(result.balance),
         size=float(config.size),
         first_price=points[-1].close - float(result.hold / config.size),  # Its fees are in it.
         facts=[(name.capitalize(), told) for name, told in text.figures(result) if name in _FACTS],
-        costs=[(name, float(amount)) for name, amount in text.money_of(result)[:-1]],
+        costs=text.costs_of(result),
         points=points,
         newest=[
             (
@@ -100,22 +100,17 @@ def _story(
             for at, candle in enumerate(newest)
             if at + 1 >= plan.candles_min
         ],
-        fills=fills,
         orders=orders,
+        charges=[(trip.entry.time, rollover) for trip in trips if (rollover := _rollover(trip))],
         notes=notes,
         end=f"ENDED EARLY: {end}." if (end := text.end_of(result)) else "",
         worst_percent=result.max_drawdown_percent,
     )
 
 
-def _orders(replay: Replay) -> Iterator[tuple[Order, str, Decimal]]:
-    """Yield the fills in order of time, what each did, and the rollovers paid since the opening."""
-    for trip in replay.record.trips:
-        fees = trip.entry.trade.fee + trip.entry.trade.opening_fee + trip.exit.trade.fee
-        yield trip.entry, "open", Decimal(0)
-        yield trip.exit, "close", trip.costs - fees
-    if replay.record.entry:
-        yield replay.record.entry, "open", Decimal(0)
+def _rollover(trip: Trip) -> Decimal:
+    opened, closed = trip.entry.trade, trip.exit.trade
+    return trip.costs - opened.fee - opened.opening_fee - closed.fee
 
 
 def write_sweep(

@@ -12,6 +12,7 @@ from typing import Any
 from krakenbot.backtest.engine import Costs
 from krakenbot.backtest.result import DAY_S, YEAR_S, Result, Trip
 from krakenbot.backtest.sweep import Cell, Step, Value, best_of, is_sound
+from krakenbot.commands.story import way_to_net
 from krakenbot.config import Config
 from krakenbot.format import in_columns, moment, money, percent, price, shows_color, signed
 from krakenbot.pairs import PairRules, plain
@@ -93,7 +94,8 @@ def figures(result: Result) -> list[tuple[str, str]]:
             "win rate",
             "-" if won is None else f"{percent(100 * won, 1)} after costs, profit factor {better}",
         ),
-        *((name, _signed(amount, result)) for name, amount in money_of(result)),
+        *((name, _signed(amount, result)) for name, amount in costs_of(result)),
+        ("buy and hold", _signed(result.hold, result)),
         ("return", f"{percent(result.net_percent)}{a_year}"),
         (
             "max drawdown",
@@ -105,16 +107,8 @@ def figures(result: Result) -> list[tuple[str, str]]:
     ]
 
 
-def money_of(result: Result) -> list[tuple[str, Decimal]]:
-    """Return the way from the profit before costs to the net one, with signs."""
-    return [
-        ("before costs", result.gross),
-        ("trade fees", -result.fees),
-        ("margin fees", -result.margin_fees),
-        ("rollover", -result.rollover),
-        ("net", result.net),
-        ("buy and hold", result.hold),
-    ]
+def costs_of(result: Result) -> list[tuple[str, Decimal]]:
+    return way_to_net(result.gross, result.fees, result.margin_fees, result.rollover)
 
 
 def _signed(amount: Decimal, result: Result) -> str:

@@ -19,15 +19,7 @@ from krakenbot.clock import SystemClock
 from krakenbot.config import Config
 from krakenbot.credentials import Credentials, load_credentials
 from krakenbot.errors import ConfigError, RefusedError, UnansweredError
-from krakenbot.kraken.client import (
-    CHANGES,
-    PUBLIC,
-    READS,
-    USER_AGENT,
-    Client,
-    kind_of,
-    parse_json,
-)
+from krakenbot.kraken.client import CHANGES, PUBLIC, READS, USER_AGENT, Client, kind_of, parse_json
 from krakenbot.kraken.signing import decode_secret, fingerprint
 from krakenbot.kraken.transport import UrllibTransport
 from krakenbot.lock import Lock, Nonces

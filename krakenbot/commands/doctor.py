@@ -281,12 +281,7 @@ class Visit:
 # Name, check, the check that it needs, and how to repair what does not say so itself.
 CHECKS = (
     ("python", Visit._python, "", ""),
-    (
-        "config",
-        Visit._config,
-        "",
-        "repair the file; see `krakenbot config --example`",
-    ),
+    ("config", Visit._config, "", "repair the file; see `krakenbot config --example`"),
     (
         "secrets",
         Visit._secrets,

@@ -5,16 +5,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from krakenbot import config as configuration
-from krakenbot.commands.chart import Fill
-from krakenbot.commands.story import Point, Story, thinned, write
+from krakenbot.commands.story import Order, Point, Story, thinned, way_to_net, write
 from krakenbot.config import Config, is_loopback
-from krakenbot.format import asset, moment, money, price, volume
+from krakenbot.format import asset, moment, volume
 from krakenbot.identity import open_here
 from krakenbot.journal import Journal
 from krakenbot.log import clean
 from krakenbot.model import ZERO
 from krakenbot.presence import units
-from krakenbot.records import Equity
+from krakenbot.records import Equity, Intent
 
 EXAMPLE = "krakenbot report --output report.html"
 NEWEST = 360
@@ -38,10 +37,9 @@ def story_of(config: Config, journal: Journal) -> Story:
     """Return what the journal has to tell."""
     equity, unit = [*journal.equity()], units(journal, config.pair)
     points = _points(equity, GAP_CANDLES * config.interval * 60)
-    fills, orders = _orders(journal, unit.decimals)
-    fills += [Fill(time, 0, 0.0, 0.0, float(amount)) for time, amount in journal.charges()]
     account, halted = journal.account(), journal.get("halted")
-    net = account.pnl(equity[-1].price) if equity else ZERO
+    orders = [_order(intent) for intent in journal.intents()]
+    gross = account.costs + (account.pnl(equity[-1].price) if equity else ZERO)
     when = f"{moment(points[0].time)} to {moment(points[-1].time)}" if points else "no candle yet"
     place = " on a sandbox, no real money" if is_loopback(config.exchange.url) else ""
     strategy = journal.get("strategy") or config.strategy.title
@@ -51,27 +49,19 @@ def story_of(config: Config, journal: Journal) -> Story:
         f"leverage {config.leverage}",
         quote=asset(unit.quote),
         pair_decimals=unit.decimals,
-        net=float(net),
-        gross=float(net + account.costs),
         balance=float((equity[0].equity or ZERO) - equity[0].pnl) if equity else 0.0,
         size=float(config.size),
         first_price=points[0].close if points else 0.0,
         facts=[("Orders", f"{len(orders):,}"), ("Held now", volume(account.held, unit.base))],
-        costs=[
-            ("before costs", float(net + account.costs)),
-            ("trade fees", -float(account.fees)),
-            ("margin fees", -float(account.margin_fees)),
-            ("rollover", -float(account.rollover)),
-            ("net", float(net)),
-        ],
+        costs=way_to_net(gross, account.fees, account.margin_fees, account.rollover),
         points=thinned(points),
         newest=[
             (row.candle + row.interval_s, float(row.price), float(row.average))
             for row in reversed(journal.newest_decisions(NEWEST))
             if row.done
         ],
-        fills=sorted(fills),
         orders=orders,
+        charges=journal.charges(),
         notes=[],
         end=f"The bot is halted: {clean(halted)}." if halted else "",
     )
@@ -93,24 +83,14 @@ def _points(equity: Sequence[Equity], gap_s: int) -> list[Point]:
     ]
 
 
-def _orders(journal: Journal, decimals: int | None) -> tuple[list[Fill], list[Sequence[str]]]:
-    fills: list[Fill] = []
-    orders: list[Sequence[str]] = []
-    for intent in journal.intents():
-        paid = intent.cost / intent.executed if intent.executed else None
-        row = (
-            moment(intent.created, "%Y-%m-%d %H:%M:%S"),
-            intent.side.value,
-            volume(intent.executed or intent.volume),
-            "-" if paid is None else price(paid, decimals),
-            money(intent.fee),
-            clean(intent.outcome or "not known yet"),
-            clean(f"{intent.reason}: {intent.note}" if intent.note else intent.reason),
-            intent.id,
-        )
-        orders.append(row)
-        if paid is not None:
-            text = f"{row[0]} {row[1]} {row[2]} at {row[3]}: {row[6]}"
-            figures = (float(intent.executed), float(paid), float(intent.fee))
-            fills.append(Fill(intent.created, intent.side.sign, *figures, text))
-    return fills, orders
+def _order(intent: Intent) -> Order:
+    return Order(
+        time=intent.created,
+        sign=intent.side.sign,
+        volume=intent.executed or intent.volume,
+        price=intent.cost / intent.executed if intent.executed else None,
+        fee=intent.fee,
+        outcome=intent.outcome or "not known yet",
+        why=f"{intent.reason}: {intent.note}" if intent.note else intent.reason,
+        id=intent.id,
+    )

@@ -1,6 +1,7 @@
 """What a report tells about one run, from a journal or a backtest, and its page."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from decimal import Decimal
 from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
@@ -8,23 +9,15 @@ from typing import NamedTuple
 from krakenbot.commands import write_whole
 from krakenbot.commands.chart import COLUMNS, Chart, Fill
 from krakenbot.commands.page import bars, page, table
-from krakenbot.format import duration, moment, money, percent, price, signed, volume
+from krakenbot.format import UTC_FORM, duration, moment, money, percent, price, signed, volume
+from krakenbot.log import clean
 
 MARKS_MAX = 400
 DUST = 1e-12  # What is left of a sum of floats that should be nothing.
 MINUTE = "%Y-%m-%d %H:%M"
 _ORDER = ("time (UTC)", "side", "|volume", "|price", "|fee", "outcome", "why", "client order id")
-_ROUND = (
-    "opened (UTC)",
-    "|held for",
-    "side",
-    "|volume",
-    "|in at",
-    "|out at",
-    "|costs",
-    "|result",
-    "|percent",
-)
+_SIZES = ("|volume", "|in at", "|out at", "|costs", "|result", "|percent")
+_ROUND = ("opened (UTC)", "|held for", "side", *_SIZES)
 
 
 class Point(NamedTuple):
@@ -43,12 +36,25 @@ class Point(NamedTuple):
     is_after_gap: bool = False
 
 
+class Order(NamedTuple):
+    """An order. Without a `price` nothing of it was traded, and `volume` is what was asked."""
+
+    time: float
+    sign: int
+    volume: Decimal
+    price: Decimal | None
+    fee: Decimal
+    outcome: str
+    why: str
+    id: str
+
+
 class Story(NamedTuple):
     """All that the page of one run tells. `newest` are times, closes and averages.
 
-    `net` is the result after all costs, `gross` the one before.
-    `balance` is what the account began with; `size`, bought at `first_price`, what holding is
-    compared with; `end` why and when it ended before its time; `orders` rows of texts;
+    `costs` lead from the result before all costs to the one after, see `way_to_net`; `charges`
+    are times and amounts of margin fees. `balance` is what the account began with; `size`, bought
+    at `first_price`, what holding is compared with; `end` why and when it ended before its time;
     `worst_percent` the drawdown where it is known better than from the points.
     """
 
@@ -56,20 +62,39 @@ class Story(NamedTuple):
     subtitle: str
     quote: str
     pair_decimals: int | None
-    net: float
-    gross: float
     balance: float
     size: float
     first_price: float
     facts: Sequence[tuple[str, str]]
-    costs: Sequence[tuple[str, float]]
+    costs: Sequence[tuple[str, Decimal]]
     points: Sequence[Point]
     newest: Sequence[tuple[float, float, float]]
-    fills: Sequence[Fill]
-    orders: Sequence[Sequence[str]]
+    orders: Sequence[Order]
+    charges: Sequence[tuple[float, Decimal]]
     notes: Sequence[str]
     end: str = ""
     worst_percent: float | None = None
+
+    @property
+    def gross(self) -> float:
+        return float(self.costs[0][1])
+
+    @property
+    def net(self) -> float:
+        return float(self.costs[-1][1])
+
+    def holding(self, price: float) -> float:
+        """Return what holding from the beginning would have made at a price."""
+        return self.size * (price - self.first_price)
+
+
+def way_to_net(
+    gross: Decimal, fees: Decimal, margin_fees: Decimal, rollover: Decimal
+) -> list[tuple[str, Decimal]]:
+    """Return names and amounts from the result before costs to the net one, with signs."""
+    net = gross - fees - margin_fees - rollover
+    costs = ("trade fees", -fees), ("margin fees", -margin_fees), ("rollover", -rollover)
+    return [("before costs", gross), *costs, ("net", net)]
 
 
 def write(path: Path, story: Story) -> None:
@@ -79,17 +104,49 @@ def write(path: Path, story: Story) -> None:
 
 def render(story: Story) -> str:
     """Return the whole page."""
-    rounds = round_trips(story.fills)
-    rows = [_round_row(one, story.pair_decimals) for one in reversed(rounds)]
+    rows = [_row(order, story.pair_decimals) for order in story.orders]
+    fills = _fills(story, rows)
+    rounds = round_trips(fills)
+    ended = [_round_row(one, story.pair_decimals) for one in reversed(rounds)]
     sections = [
-        *(_charts(story) if len(story.points) > 1 else ()),
-        bars(story.costs),
-        table("Round trips", _ROUND, rows, "after costs, newest first"),
-        table("Orders", _ORDER, [*reversed(story.orders)], "newest first"),
+        *(_charts(story, [fill for fill in fills if fill.volume]) if len(story.points) > 1 else ()),
+        bars([(name, float(amount)) for name, amount in story.costs]),
+        table("Round trips", _ROUND, ended, "after costs, newest first"),
+        table("Orders", _ORDER, rows[::-1], "newest first"),
     ]
     facts = [*_facts(story, rounds), *story.facts]
     headline = _headline(story)
     return page(story.title, story.subtitle, headline, story.net, facts, story.notes, sections)
+
+
+def _row(order: Order, decimals: int | None) -> tuple[str, ...]:
+    return (
+        moment(order.time, UTC_FORM),
+        "buy" if order.sign > 0 else "sell",
+        volume(order.volume),
+        "-" if order.price is None else price(order.price, decimals),
+        money(order.fee),
+        *map(clean, (order.outcome, order.why, order.id)),
+    )
+
+
+def _fills(story: Story, rows: Sequence[Sequence[str]]) -> list[Fill]:
+    """Return what was traded and charged, in order of time; `rows` are the orders as text."""
+    fills = [
+        Fill(
+            order.time,
+            order.sign,
+            float(order.volume),
+            float(order.price),
+            float(order.fee),
+            "{0} {1} {2} at {3}: {6}".format(*row),
+        )
+        for order, row in zip(story.orders, rows, strict=True)
+        if order.price is not None
+    ]
+    # A charge of the very second of an order is that of opening, so it comes after the order.
+    fills += [Fill(time, 0, 0.0, 0.0, float(amount)) for time, amount in story.charges]
+    return sorted(fills, key=lambda fill: fill.time)
 
 
 def thinned(points: Iterable[Point], limit: int = COLUMNS) -> list[Point]:
@@ -135,37 +192,34 @@ class Round(NamedTuple):
 def round_trips(fills: Iterable[Fill]) -> list[Round]:
     """Return the round trips that ended, in order. A fill that turns the position ends one."""
     rounds: list[Round] = []
-    inward: list[Fill] = []  # What opened the round that is not over, what closed it, and costs.
-    outward: list[Fill] = []
+    inside: list[Fill] = []  # Fills and costs of the round that is not over.
     for fill in fills:
-        held = _volume(inward) - _volume(outward)
-        is_closing = inward and fill.sign != inward[0].sign
-        closing = min(fill.volume, held) if is_closing else 0.0
+        held = sum(one.sign * one.volume for one in inside)
+        closing = min(fill.volume, abs(held)) if held * fill.sign < 0 else 0.0
         share = closing / fill.volume if fill.volume else 1.0
-        if is_closing:
-            outward.append(fill._replace(volume=closing, fee=fill.fee * share))
-            if held - closing < DUST and fill.volume:
-                rounds.append(_round(inward, outward))
-                inward, outward = [], []
+        if inside and (closing or not fill.volume):
+            inside.append(fill._replace(volume=closing, fee=fill.fee * share))
+        if closing and abs(held) - closing < DUST:
+            rounds.append(_round(inside))
+            inside = []
         left = fill.volume - closing
         if left > DUST:
-            inward.append(fill._replace(volume=left, fee=fill.fee * (1 - share)))
+            inside.append(fill._replace(volume=left, fee=fill.fee * (1 - share)))
     return rounds
 
 
-def _volume(fills: Iterable[Fill]) -> float:
-    return sum(fill.volume for fill in fills)
-
-
-def _round(inward: Sequence[Fill], outward: Sequence[Fill]) -> Round:
-    costs = sum(one.fee for one in (*inward, *outward))
-    entry, exit_ = _average(inward), _average(outward)
-    begin, end = inward[0].time, outward[-1].time
-    return Round(begin, end, inward[0].sign, _volume(inward), entry, exit_, costs)
+def _round(fills: Sequence[Fill]) -> Round:
+    first, last, costs = fills[0], fills[-1], sum(fill.fee for fill in fills)
+    entry, exit_ = (
+        [fill for fill in fills if fill.sign == sign] for sign in (first.sign, -first.sign)
+    )
+    opened = sum(fill.volume for fill in entry)
+    prices = _average(entry), _average(exit_)
+    return Round(first.time, last.time, first.sign, opened, *prices, costs)
 
 
 def _average(fills: Sequence[Fill]) -> float:
-    return sum(fill.volume * fill.price for fill in fills) / _volume(fills)
+    return sum(fill.volume * fill.price for fill in fills) / sum(fill.volume for fill in fills)
 
 
 def _round_row(one: Round, decimals: int | None) -> tuple[str, ...]:
@@ -187,7 +241,6 @@ def _headline(story: Story) -> str:
     if not story.points:
         return f"{story.end} Nothing was decided yet.".strip()
     first, last = story.points[0], story.points[-1]
-    hold = story.size * (last.close - story.first_price)
     share = ""
     if story.balance:
         share = f", {percent(abs(story.net) / story.balance * 100)} of the account"
@@ -195,7 +248,7 @@ def _headline(story: Story) -> str:
     return (
         f"{story.end} In {duration(last.time - first.time)} the bot {_won(story.net, story.quote)}"
         f"{share}. Trading itself {_won(story.gross, story.quote)}; fees and margin cost {costs}. "
-        f"Holding would have {_won(hold, story.quote)}."
+        f"Holding would have {_won(story.holding(last.close), story.quote)}."
     ).strip()
 
 
@@ -206,12 +259,11 @@ def _won(amount: float, quote: str) -> str:
 def _facts(story: Story, rounds: Sequence[Round]) -> list[tuple[str, str]]:
     if not story.points:
         return []
-    hold = story.size * (story.points[-1].close - story.first_price)
+    hold = story.holding(story.points[-1].close)
     won = sum(one.net > 0 for one in rounds)
     facts = [("Net", signed(money(story.net, story.quote)))]
     if story.balance:
-        worst = story.worst_percent
-        worst = max(_drawdowns(story)) if worst is None else worst
+        worst = max(_drawdowns(story)) if story.worst_percent is None else story.worst_percent
         facts += [
             ("Return", signed(percent(story.net / story.balance * 100))),
             ("Holding", signed(percent(hold / story.balance * 100))),
@@ -228,11 +280,10 @@ def _drawdowns(story: Story) -> list[float]:
     return [(peak - now) / peak * 100 if peak > 0 else 0.0 for peak, now in pairs]
 
 
-def _charts(story: Story) -> Iterator[str]:
+def _charts(story: Story, trades: Sequence[Fill]) -> Iterator[str]:
     times, low, high, closes, nets, grosses, held, after_gap = zip(*story.points, strict=True)
     gaps = frozenset(at for at, is_after in enumerate(after_gap) if is_after)
     decimals = 6 if story.pair_decimals is None else story.pair_decimals
-    trades = [fill for fill in story.fills if fill.volume]
     few = trades if len(trades) <= MARKS_MAX else ()
     chart = Chart("Price and position", times, [*low, *high], gaps, decimals)
     if low != high:
@@ -250,7 +301,7 @@ def _charts(story: Story) -> Iterator[str]:
         near.line("average", averages, "second")
         near.dots([trade for trade in trades if trade.time >= ends[0]][-MARKS_MAX:])
         yield near.html()
-    hold = [story.size * (close - story.first_price) for close in closes]
+    hold = [*map(story.holding, closes)]
     equity = Chart(f"Profit and loss, {story.quote}", times, [*nets, *grosses, *hold, 0.0], gaps)
     equity.line("holding", hold, "faint")
     equity.line("before costs", grosses, "second")

@@ -136,7 +136,7 @@ class TestBooks(unittest.TestCase):
             ("margin fees", account.margin_fees),
             ("rollover", account.rollover),
         ):
-            self.assertAlmostEqual(costs[name], -float(amount), 6)
+            self.assertEqual(costs[name], -amount)
 
     def check_ledger_in_quote(self, world: World) -> None:
         account, told = world.journal.account(), self.ledger(world)

@@ -38,6 +38,7 @@ from tests.simulation.world import Over, Setting, World
 INTERVAL_S = 300
 RISING = 40  # Candles that rise; those after them fall.
 ON_TARGET_S = 1500.0  # So long after the reversal is due, it must have been made.
+PROGRESS_S = 30.0
 EACH_MAX = 2  # Of requests that repeat themselves, the first ones and the last are tried.
 VARIANTS: dict[str, dict[str, str]] = {
     "two-step": {"LEVERAGE": "2", "REVERSAL": "two-step"},
@@ -200,6 +201,9 @@ class Lab(World):
             self._next("refused")
             return "refused"
         return ""
+
+    def wire_is_good(self) -> bool:
+        return self.count not in self.plan
 
     def arrived(self, name: str) -> str:
         return self._next(name)
@@ -403,6 +407,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--first", action="store_true", help="end with the first violation")
     chosen = parser.parse_args(arguments)
     root, began = scratch(), time.monotonic()
+    said, done = began, 0
     total: Counter[str] = Counter()
     wrong: list[str] = []
     try:
@@ -421,6 +426,10 @@ def main(arguments: list[str]) -> int:
                     print(line, flush=True)
                 if wrong and chosen.first:
                     break
+                done, now = done + 1, time.monotonic()
+                if now - said >= PROGRESS_S:
+                    said, share = now, f"{done} of {len(work)} first faults"
+                    print(f"{now - began:.0f} s: {share}, {total['runs']} runs", flush=True)
     finally:
         shutil.rmtree(root, ignore_errors=True)
     print(

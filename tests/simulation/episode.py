@@ -15,6 +15,8 @@ from functools import partialmethod
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from krakenbot import clock
+from krakenbot.kraken.transport import UrllibTransport
 from tests.simulation import world as worlds
 from tests.simulation.network import Network, parse_headers
 from tests.simulation.people import Ended, attached
@@ -77,12 +79,14 @@ def simulated(world: World) -> Iterator[None]:
         world.machine.replace(socket.socket, name, partialmethod(_called, method))
     world.machine.replace(socket, "getaddrinfo", network.getaddrinfo)
     world.machine.replace(http.client, "parse_headers", parse_headers)
+    world.machine.replace(UrllibTransport, "send", partialmethod(_called, network.send))
+    world.machine.replace(clock, "SLICE_S", 30.0)  # Nobody counts how often it shows that it waits.
     with attached(world):
         yield
 
 
-def _called(sock: socket.socket, method: Callable[..., Any], *args: Any) -> Any:
-    return method(sock, *args)
+def _called(self: Any, method: Callable[..., Any], *args: Any) -> Any:
+    return method(self, *args)
 
 
 def live(world: World) -> None:

@@ -5,13 +5,16 @@ The shipped transport runs on it, with urllib and http.client above these socket
 
 import http.client
 import socket
+import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
+from krakenbot.errors import UnansweredError
+from krakenbot.kraken.transport import UrllibTransport
 from krakenbot.simulated.http import Answer
-from tests.simulation.report import Violation
 
 DEAD = ("192.0.2.1", "192.0.2.2")  # They swallow every packet.
 ALIVE = "127.0.0.1"
@@ -41,6 +44,7 @@ ANSWERING = {
 }
 WIRE = CONNECTING | ANSWERING
 Event = tuple[float, bytes | OSError]  # What a socket reads: seconds after the one before, what.
+_SEND = UrllibTransport.send
 _ON_TIME = b"HTTP/1.1 200 OK\r\n"
 
 
@@ -56,6 +60,7 @@ class Server(Protocol):
     def respond(self, method: str, target: str, headers: dict[str, str], body: bytes) -> Answer: ...
     def expect(self, holds: object, name: str, text: str) -> None: ...
     def spoil(self, most: int) -> int: ...
+    def wire_is_good(self) -> bool: ...
 
 
 class Network:
@@ -124,8 +129,6 @@ class Network:
             line.coming.append((7200.0, b""))
         except OSError as error:
             line.coming.append((0.0, error))
-        except Exception as error:  # The simulation's own, not to be taken for the program's.
-            raise Violation("the simulation works", repr(error)) from error
         else:
             line.coming.extend(_events(world.trouble(ANSWERING), answer, world.spoil))
 
@@ -153,6 +156,35 @@ class Network:
     def _recv(self, sock: socket.socket, most: int, _: int = 0) -> bytes:
         buffer = bytearray(most)
         return bytes(buffer[: self._recv_into(sock, buffer)])
+
+    def send(
+        self, transport: Any, method: str, url: str, headers: Mapping[str, str], body: bytes | None
+    ) -> tuple[int, bytes]:
+        """Do as the shipped transport does; without it while the wire does no harm.
+
+        That takes less time to run, and nothing else is different.
+        """
+        world = self.world
+        if not world.wire_is_good():
+            return _SEND(transport, method, url, headers, body)
+        parts = urlsplit(url)
+        target = f"{parts.path}?{parts.query}" if parts.query else parts.path
+        lowered = {name.lower(): value for name, value in headers.items()}
+        world.expect(parts.hostname in (ALIVE, "localhost"), "no foreign host", url)
+        deadline = time.monotonic() + transport._timeout_s
+        world.pass_time(world.way_s())
+        way_s = world.way_s()
+        try:
+            answer = world.respond(method, target, lowered, body or b"")
+            if way_s > deadline - time.monotonic():
+                raise TimeoutError("timed out")
+        except OSError as error:
+            if isinstance(error, TimeoutError):
+                world.pass_time(deadline - time.monotonic())
+            raise UnansweredError(f"no whole answer from {parts.netloc}: {error}") from None
+        world.touch("answer")
+        world.pass_time(way_s)
+        return answer.status, answer.body
 
 
 def parse_headers(file: Any, _class: Any = None) -> http.client.HTTPMessage:

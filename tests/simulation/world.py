@@ -206,6 +206,9 @@ class World:
     def way_s(self) -> float:
         return 0.01 + self.trouble_maker.random.random() * 0.1
 
+    def wire_is_good(self) -> bool:
+        return not self.storms.chances and self.seed % 4 != 0
+
     def spoil(self, most: int) -> int:
         return self.trouble_maker.random.randrange(max(most, 1))
 
@@ -227,6 +230,8 @@ class World:
         except OSError as error:
             self.note("lost", str(error))
             raise
+        except Exception as error:  # The simulation's own, not to be taken for the program's.
+            raise Violation("the simulation works", repr(error)) from error
         finally:
             if target.endswith("AddOrder") and self.trouble_maker.chances is chances:
                 self.trouble_maker.chances = usual

@@ -130,9 +130,12 @@ class SandboxApi:
         self.orders, self.trades = self.holder.orders, self.holder.trades
         self.listing, self.prices = self.markets.listing, self.markets.prices
         self.requests, self.ignored = Counter[str](), Counter[str]()
-        names = ("position", "clock", "price", "balance", "status")
         self.controls: dict[str, Callable[[Row], None]] = {
-            name: getattr(self, f"_set_{name}") for name in names
+            "position": self._set_position,
+            "clock": self._set_clock,
+            "price": self._set_price,
+            "balance": self._set_balance,
+            "status": self._set_status,
         }
         self._began, self._key, self._secret, self.nonce = self.now(), key, secret, 0
         self._limits = TIERS[tier]

@@ -6,6 +6,7 @@ An answer of a wrong shape is no answer: UnansweredError, never a guess.
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from decimal import Decimal
 from typing import Any, Protocol
 
@@ -74,24 +75,22 @@ class Spot:
 
     def server_time(self) -> int:
         result = self._client.public("Time")
-        with _Shape("Time"):
+        with _shape("Time"):
             return _moment(result["unixtime"])
 
     def market_status(self) -> SystemStatus:
         result = self._client.public("SystemStatus")
-        with _Shape("SystemStatus"):
-            upcoming, emergency = (
-                tuple(_words(event) for event in result.get(key) or ())
-                for key in ("upcoming_maintenance", "emergency")
-            )
-            return SystemStatus(str(result["status"]), upcoming, emergency)
+        with _shape("SystemStatus"):
+            upcoming = map(_words, result.get("upcoming_maintenance") or ())
+            emergency = map(_words, result.get("emergency") or ())
+            return SystemStatus(str(result["status"]), tuple(upcoming), tuple(emergency))
 
     def rules(self) -> PairRules:
         params = {"pair": self._pair}
         if self._class:
             params["aclass_base"] = self._class["asset_class"]
         result = self._client.public("AssetPairs", params)
-        with _Shape("AssetPairs"):
+        with _shape("AssetPairs"):
             ((pair, row),) = result.items()
             self._rules = parse_rules(pair, row)
         return self._rules
@@ -107,14 +106,13 @@ class Spot:
         if since is not None:
             params["since"] = since
         result = self._client.public("OHLC", params | self._class)
-        names = set(result) - {"last"} if isinstance(result, dict) else set()
-        if self._rules and names and not any(map(self._is_ours, names)):
-            raise UnansweredError(f"OHLC answer is of {', '.join(sorted(map(str, names)))}")
+        if self._rules and isinstance(result, dict) and not any(map(self._is_ours, result)):
+            raise UnansweredError(f"OHLC answer is of another pair: {', '.join(result)}")
         return parse_rows(result, self._interval_s)
 
     def quote(self) -> Quote:
         result = self._client.public("Ticker", {"pair": self._name, **self._class})
-        with _Shape("Ticker"):
+        with _shape("Ticker"):
             (row,) = result.values()
             quote = Quote(bid=decimal(row["b"][0]), ask=decimal(row["a"][0]))
             if not ZERO < quote.bid <= quote.ask:
@@ -133,7 +131,7 @@ class Spot:
 
     def key_info(self) -> KeyInfo:
         result = self._client.private("GetApiKeyInfo")
-        with _Shape("GetApiKeyInfo"):
+        with _shape("GetApiKeyInfo"):
             nonce = str(result.get("nonce"))
             return KeyInfo(
                 permissions=tuple(str(code) for code in result["permissions"]),
@@ -143,7 +141,7 @@ class Spot:
 
     def summary(self) -> MarginSummary:
         result = self._client.private("TradeBalance", {"asset": self.known_rules().quote})
-        with _Shape("TradeBalance"):
+        with _shape("TradeBalance"):
             return MarginSummary(
                 trade_balance=decimal(result["tb"]),
                 unrealized_pnl=decimal(result["n"]),
@@ -151,15 +149,14 @@ class Spot:
             )
 
     def balances(self) -> Mapping[str, Decimal]:
-        result = self._client.private("Balance")
-        with _Shape("Balance"):
-            return {str(asset): decimal(amount) for asset, amount in _items("Balance", result)}
+        rows = self._rows("Balance")
+        with _shape("Balance"):
+            return {asset: decimal(amount) for asset, amount in rows.items()}
 
     def position(self) -> Position:
-        result = self._client.private("OpenPositions")
-        volume, cost, trades = ZERO, ZERO, list[str]()
-        with _Shape("OpenPositions"):
-            for trade_id, row in _items("OpenPositions", result):
+        rows, volume, cost, trades = self._rows("OpenPositions"), ZERO, ZERO, list[str]()
+        with _shape("OpenPositions"):
+            for trade_id, row in rows.items():
                 if not self._is_ours(row["pair"]):
                     continue
                 trades.append(trade_id)
@@ -174,9 +171,9 @@ class Spot:
     def charges(self, since: int, until: int) -> Sequence[Charge]:
         trades = dict(self._trades(since, until))
         found = []
-        with _Shape("TradesHistory"):
+        with _shape("TradesHistory"):
             costs = {key: decimal(row["cost"]) for key, row in trades.items()}
-        with _Shape("Ledgers"):
+        with _shape("Ledgers"):
             for key, row in self._pages("Ledgers", "ledger", since, until):
                 trade_id, kind = str(row["refid"]), row["type"]
                 is_rollover = kind == ChargeKind.ROLLOVER.value
@@ -190,12 +187,12 @@ class Spot:
         return found
 
     def traded_orders(self, since: int, until: int) -> Sequence[str]:
-        with _Shape("TradesHistory"):  # The start of Kraken's window is exclusive.
+        with _shape("TradesHistory"):  # The start of Kraken's window is exclusive.
             return [str(row["ordertxid"]) for _, row in self._trades(since - 1, until)]
 
     def _trades(self, since: int, until: int) -> list[tuple[str, Any]]:
         rows = self._pages("TradesHistory", "trades", since, until, consolidate_taker="false")
-        with _Shape("TradesHistory"):
+        with _shape("TradesHistory"):
             return [(key, row) for key, row in rows if self._is_ours(row["pair"])]
 
     def _pages(
@@ -218,7 +215,7 @@ class Spot:
                 return list(found.items())
             if len(found) == known and offset:
                 raise UnansweredError(f"{method}: the same rows again and again")
-            with _Shape(method):
+            with _shape(method):
                 oldest = min(_moment(row["time"]) for row in rows.values()) + 1
             end, offset = (oldest, 0) if oldest < end else (end, offset + PAGE)
         raise UnansweredError(f"{method}: more than {PAGES_MAX * PAGE} rows")
@@ -271,38 +268,48 @@ class Spot:
     def find(self, client_order_id: str, since: int) -> Execution | None:
         client_id, known = self._placed
         if client_id == client_order_id:
-            orders = dict(
-                _items("QueryOrders", self._client.private("QueryOrders", {"txid": known}))
-            )
-            rows = [(known, orders[known])] if known in orders else []
+            orders = self._rows("QueryOrders", {"txid": known})
+            orders = {key: row for key, row in orders.items() if key == known}
         else:
-            rows = self._search(client_order_id, since)
-        found = [_execution(client_order_id, key, row) for key, row in rows]
-        if len({execution.exchange_order_id for execution in found}) > 1:
-            ids = ", ".join(execution.exchange_order_id for execution in found)
+            orders = self._search(client_order_id, since)
+        if len(orders) > 1:
+            ids = ", ".join(orders)
             raise StopError(f"the exchange shows several orders for {client_order_id}: {ids}")
-        if not found:
+        if not orders:
             return None
-        self._placed = (client_order_id, found[-1].exchange_order_id)
-        return found[-1]
+        ((exchange_id, row),) = orders.items()
+        execution = _execution(client_order_id, exchange_id, row)
+        self._placed = (client_order_id, exchange_id)
+        return execution
 
-    def _search(self, client_order_id: str, since: int) -> list[tuple[str, Any]]:
-        wanted = _digits(client_order_id)
-        rows = []
-        for method, key, extra in (
-            ("OpenOrders", "open", {}),
-            ("ClosedOrders", "closed", {"start": since - SEARCH_BEFORE_S, "without_count": "true"}),
-        ):
-            result = self._client.private(method, {"cl_ord_id": client_order_id, **extra})
-            if not isinstance(result, dict) or key not in result:
-                raise UnansweredError(f"{method}: an answer without {key!r}")
-            for exchange_id, row in _items(method, result[key]):
-                if not isinstance(row, dict):
-                    raise UnansweredError(f"{method}: an order of unknown form")
-                # An exchange that does not know the filter would show other orders, too.
-                if _digits(str(row.get("cl_ord_id"))) == wanted:
-                    rows.append((exchange_id, row))
-        return rows
+    def _search(self, client_order_id: str, since: int) -> dict[str, Any]:
+        """Return the orders of that id by the exchange's; the newest word on each counts."""
+        asked: dict[str, object] = {"cl_ord_id": client_order_id}
+        closed = asked | {"start": since - SEARCH_BEFORE_S, "without_count": "true"}
+        orders = self._rows("OpenOrders", asked, "open")
+        orders |= self._rows("ClosedOrders", closed, "closed")
+        with _shape("OpenOrders or ClosedOrders"):
+            # An exchange that does not know the filter would show other orders, too.
+            return {
+                exchange_id: row
+                for exchange_id, row in orders.items()
+                if _digits(str(row.get("cl_ord_id"))) == _digits(client_order_id)
+            }
+
+    def _rows(
+        self, method: str, params: Mapping[str, object] | None = None, key: str = ""
+    ) -> dict[str, Any]:
+        """Return the rows by id that are the result of a private method, or stand in it at `key`.
+
+        Some empty answers hold a list in place of the object.
+        """
+        result = self._client.private(method, params)
+        if key and (not isinstance(result, dict) or key not in result):
+            raise UnansweredError(f"{method}: an answer without {key!r}")
+        rows = result[key] if key else result
+        if not isinstance(rows, dict) and rows != []:
+            raise UnansweredError(f"{method}: an answer of unknown form")
+        return dict(rows)
 
     @property
     def _name(self) -> str:
@@ -314,7 +321,7 @@ class Spot:
 
 
 def _execution(client_order_id: str, exchange_id: str, row: Any) -> Execution:
-    with _Shape("order"):
+    with _shape("order"):
         execution = Execution(
             client_order_id=client_order_id,
             exchange_order_id=exchange_id,
@@ -369,16 +376,10 @@ def _digits(client_order_id: str) -> str:
     return client_order_id.replace("-", "").lower()
 
 
-class _Shape:
-    """Takes what cannot be read of an answer for no answer: UnansweredError."""
-
-    def __init__(self, method: str) -> None:
-        self._method = method
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if isinstance(error, _BROKEN):
-            problem = f"an answer of unknown form ({error!r:.120})"
-            raise UnansweredError(f"{self._method}: {problem}") from error
+@contextmanager
+def _shape(method: str) -> Iterator[None]:
+    """Take what cannot be read of an answer for no answer: UnansweredError."""
+    try:
+        yield
+    except _BROKEN as error:
+        raise UnansweredError(f"{method}: an answer of unknown form ({error!r:.120})") from error

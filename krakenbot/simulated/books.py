@@ -81,8 +81,6 @@ class Lot(NamedTuple):
 class MarginPosition:
     """The open lots of one pair, oldest first, all on one side. `price` is the last mark."""
 
-    __slots__ = ("cost_left", "cost_step", "held", "lots", "price", "rules", "stop")
-
     def __init__(self, rules: PairRules) -> None:
         self.follow(rules)
         self.lots: list[Lot] = []
@@ -121,19 +119,17 @@ class Account:
         balances: Mapping[str, Decimal],
         fee_rate: Decimal,
         *,
-        margin_rate: Decimal = MARGIN_RATE_ASSUMED,
         margin_rates: Mapping[str, Decimal] | None = None,
         coin_fees: bool = False,
         serial: int = 0,
         history: int = 0,
     ) -> None:
-        """`margin_rates` are by the asset that is lent, `margin_rate` is that of all others.
+        """`margin_rates` are by the asset that is lent; of others MARGIN_RATE_ASSUMED is taken.
 
         With `coin_fees` margin fees are taken in the base currency, at the price of the moment.
         """
         self.balances = defaultdict(Decimal, balances)
         self.fee_rate = fee_rate
-        self.margin_rate = margin_rate
         self.margin_rates = dict(margin_rates or {})
         self.coin_fees = coin_fees
         self.serial = serial
@@ -232,7 +228,8 @@ class Account:
                 charges += [(lot.due + ROLLOVER_S * n, lot.serial, charge) for n in range(count)]
                 position.lots[number] = lot._replace(due=lot.due + ROLLOVER_S * count)
         for due, serial, charge in sorted(charges):
-            self._charge_margin(position, due, "rollover", serial, price, charge)
+            asset, fee = self._margin_fee(position, charge, price)
+            self._book(due, "rollover", serial, asset, ZERO, fee)
         if position.lots and self.equity(quote) <= position.stop * self.used_margin(quote):
             return self.close(position, now, position.held, price)
         return None
@@ -267,7 +264,8 @@ class Account:
 
     def rate_of_loan(self, rules: PairRules, sign: int) -> Decimal:
         """Return what borrowing for a position costs, a fraction at opening and every 4 h."""
-        return self.margin_rates.get(rules.quote if sign > 0 else rules.base, self.margin_rate)
+        lent = rules.quote if sign > 0 else rules.base
+        return self.margin_rates.get(lent, MARGIN_RATE_ASSUMED)
 
     def unrealized(self, quote: str) -> Decimal:
         return sum((position.unrealized() for position in self._open_ones(quote)), ZERO)
@@ -338,7 +336,8 @@ class Account:
         apart = opening_fee if self.coin_fees else ZERO
         self._book(now, "margin", serial, position.rules.quote, ZERO, paid - apart)
         if apart:
-            self._charge_margin(position, now, "margin", serial, price, apart)
+            asset, fee_in_coins = self._margin_fee(position, apart, price)
+            self._book(now, "margin", serial, asset, ZERO, fee_in_coins)
         margin = (cost / leverage).quantize(position.cost_step)
         return Trade(serial, volume, price, cost, fee, opening_fee, margin)
 
@@ -355,18 +354,13 @@ class Account:
         opening_fee = cost * self.rate_of_loan(position.rules, sign)
         return cost, fee, opening_fee.quantize(position.cost_step)
 
-    def _charge_margin(
-        self,
-        position: MarginPosition,
-        now: float,
-        kind: str,
-        refid: int,
-        price: Decimal,
-        fee: Decimal,
-    ) -> None:
-        asset = position.rules.base if self.coin_fees else position.rules.quote
-        amount = (fee / price).quantize(COIN_STEP) if self.coin_fees else fee
-        self._book(now, kind, refid, asset, ZERO, amount)
+    def _margin_fee(
+        self, position: MarginPosition, fee: Decimal, price: Decimal
+    ) -> tuple[str, Decimal]:
+        """Return in which asset a margin fee is taken, and how much of it."""
+        if self.coin_fees:
+            return position.rules.base, (fee / price).quantize(COIN_STEP)
+        return position.rules.quote, fee
 
     def _book(
         self, now: float, kind: str, refid: int, asset: str, amount: Decimal, fee: Decimal

@@ -79,7 +79,7 @@ class WorkedExampleTest(unittest.TestCase):
                 self.assertEqual(account.liquidation_price(book), D("83953.2"))
 
     def test_a_shorts_used_margin_grows_with_the_price(self) -> None:
-        account = Account({"ZUSD": D(5000)}, D(0), margin_rate=D(0))
+        account = Account({"ZUSD": D(5000)}, D(0), margin_rates={"XXBT": D(0)})
         book = account.position(RULES)
         account.advance(book, START, D(50000))
         account.fill(book, START, SHORT, D("0.2"), D(50000), 5)

@@ -46,7 +46,6 @@ _PERMISSIONS = [*NEEDED_PERMISSIONS, "close-trades", "query-ledger"]
 LOCKOUT_S = 900
 MS_NONCES = (10**12, 10**14)  # What a nonce is that counts milliseconds.
 CLOCK_STEP_MAX_S = 31 * 86400
-LABELS_MAX = 1000
 NOTICES = ("upcoming_maintenance", "emergency")
 
 
@@ -179,9 +178,9 @@ class SandboxApi:
         given = {parameter.partition("[")[0] for parameter in p}
         for parameter in given - {*known[name].parameters.split(), "nonce", "otp"}:
             label = f"{name}:{parameter:.40}"
-            if label not in self.ignored and len(self.ignored) < LABELS_MAX:
+            if label not in self.ignored:
                 log.warning("parameter ignored, as Kraken does: %r", label)
-            self.ignored[label if len(self.ignored) < LABELS_MAX else "others"] += 1
+            self.ignored[label] += 1
         if kind == "private":
             points = 0 if name in FREE else POINTS.get(name, 1)
             self._spend("", points, *self._limits[:2], "EAPI:Rate limit exceeded")

@@ -212,16 +212,11 @@ class Faults:
         answer = self.api.respond(*request)
         account = self.api.holder.account
         if account.revision != self._revision:
-            self._revision = account.revision
-            seen = {
-                "OpenPositions": self.api.holder.methods["OpenPositions"].answer({}),
-                "Balance": account.balances,
-            }
+            self._revision, methods = account.revision, self.api.holder.methods
+            seen = {name: methods[name].answer({}) for name in ("OpenPositions", "Balance")}
             for asset in self._assets:
-                seen[f"TradeBalance {asset}"] = self.api.holder.methods["TradeBalance"].answer(
-                    {"asset": asset}
-                )
-            self._past.append((self.api.now(), json.loads(json.dumps(seen, default=str))))
+                seen[f"TradeBalance {asset}"] = methods["TradeBalance"].answer({"asset": asset})
+            self._past.append((self.api.now(), seen))
             del self._past[:-100]
         if name == "Time" and self._clock_off:
             now = {"unixtime": int(self.api.now()) + self._clock_off, "rfc1123": ""}

@@ -119,14 +119,9 @@ class FeedMarkets:
         bars = [_bar_row(series.bar(begin, 86400, now), rules) for begin in begins]
         _, opens, highs, lows, _, averages, volumes, counts = map(list, zip(*bars, strict=True))
         ask, bid, last = (words.price(x, rules) for x in (quote.ask, quote.bid, quote.mid))
-        return {"a": [ask, "1", "1.000"], "b": [bid, "1", "1.000"], "c": [last, "0.01000000"]} | {
-            "v": volumes,
-            "p": averages,
-            "t": counts,
-            "l": lows,
-            "h": highs,
-            "o": opens[0],
-        }
+        sides = {"a": [ask, "1", "1.000"], "b": [bid, "1", "1.000"], "c": [last, "0.01000000"]}
+        day = {"v": volumes, "p": averages, "t": counts, "l": lows, "h": highs, "o": opens[0]}
+        return sides | day
 
     def _depth(self, p: Params) -> Any:
         rules, count = self.pair(p.get("pair", "")), whole(p, "count", 100)

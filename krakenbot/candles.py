@@ -27,9 +27,7 @@ class CandleWindow:
         self._clock = clock
         self._interval_s = interval_s
         self._kept = min(ROWS_MAX, needed + 20)
-        self._candles: list[Candle] = []
-        self._filled: set[int] = set()  # The times of those that the exchange did not give.
-        self._hole: int | None = None  # The first of the newest of these: asked about once more.
+        self._told: dict[int, Candle] = {}  # What the exchange gave, by time, oldest first.
 
     def widen(self) -> bool:
         """Hold all finished candles there are from now on; False when it does so already.
@@ -38,7 +36,7 @@ class CandleWindow:
         """
         if self._kept == ROWS_MAX:
             return False
-        self._kept, self._candles = ROWS_MAX, []
+        self._kept, self._told = ROWS_MAX, {}
         return True
 
     def up_to(self, expected: int) -> Sequence[Candle] | None:
@@ -48,49 +46,38 @@ class CandleWindow:
         UnansweredError, too, for candles of the future: then one of two clocks is wrong.
         """
         for attempt in range(LATE_TRIES):
-            if self._candles and self._candles[-1].time >= expected:
-                return tuple(self._candles)
             if attempt:
                 self._clock.wait(LATE_WAIT_S)
-            self._fetch(expected)
-            if self._candles and self._candles[-1].time >= expected:
-                return tuple(self._candles)
+            if max(self._told, default=0) < expected:
+                self._fetch(expected)
+            if max(self._told, default=0) >= expected:
+                return fill([*self._told.values()], self._interval_s)
         return None
 
     def _fetch(self, expected: int) -> None:
-        interval_s = self._interval_s
-        known = self._candles[-1].time if self._candles else None
-        if known is None or expected - known > (ROWS_MAX // 2) * interval_s:
-            known, self._candles, self._filled, self._hole = None, [], set(), None
-        begin = self._hole or known or expected - self._kept * interval_s
+        """Ask from the first hole on, else for what is newer than the newest that is known."""
+        step_s = self._interval_s
+        oldest = expected - self._kept * step_s
+        known = max(self._told, default=0)
+        if expected - known > (ROWS_MAX // 2) * step_s:
+            known, self._told = 0, {}
+        hole = next((a for a, b in pairwise(self._told) if b - a > step_s), known)
         # One candle more than needed: whether `since` itself comes back is not documented.
-        rows = self._market.candles(begin - interval_s)
+        rows = self._market.candles((hole or oldest) - step_s)
         if rows and rows[-1].time > self._clock.now() + AHEAD_MAX_S:
             raise UnansweredError(
                 f"OHLC answer holds a candle of {rows[-1].time}, now it is {self._clock.now():.0f}"
             )
-        finished = rows[:-1]  # The last row is still being made; its close will change.
-        if not finished:
-            return
-        if known and finished[-1].time - known > ROWS_MAX * interval_s:
-            raise UnansweredError(f"OHLC answer jumps from {known} to {finished[-1].time}")
-        oldest = self._candles[0].time if self._candles else finished[0].time
-        before = self._candles[: max(0, (finished[0].time - oldest) // interval_s)]
-        told = {c.time: c for c in self._candles[len(before) :] if c.time not in self._filled}
-        for candle in finished:
+        told = dict(self._told)
+        for candle in rows[:-1]:  # The last row is still being made; its close will change.
             was = told.get(candle.time, candle)
             if was != candle:
                 log.warning("candle revised time=%s was=%s now=%s", candle.time, was, candle)
             told[candle.time] = candle  # The newest word counts.
-        joined = fill([*before[-1:], *(told[time] for time in sorted(told))], interval_s)
-        self._candles = (before[:-1] + joined)[-self._kept :]
-        flat = {c.time for c in joined[len(before[-1:]) :] if c.time not in told}
-        fresh = sorted(flat - self._filled)
-        for time in fresh:
-            log.warning("candle missing time=%s filled flat", time)
-        self._hole = fresh[0] if fresh else None
-        begin = self._candles[0].time
-        self._filled = {t for t in self._filled | flat if t >= begin and t not in told}
+        self._told = {time: told[time] for time in sorted(told) if time >= oldest}
+        for before, after in pairwise(self._told):
+            if after - before > step_s and after > known:
+                log.warning("candles missing between %s and %s, filled flat", before, after)
 
 
 def fill(candles: Sequence[Candle], interval_s: int) -> list[Candle]:

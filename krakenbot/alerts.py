@@ -19,21 +19,23 @@ class Alerts:
     """Each alert has a key of its own: of one kind of trouble there is one."""
 
     def __init__(self, journal: Journal, clock: Clock, emit: Emit) -> None:
-        self._journal = journal
-        self._clock = clock
-        self._emit = emit
+        self._journal, self._clock, self._emit = journal, clock, emit
         self._since: dict[str, float] = {}
 
     def hold(self, key: str, text: str, after_s: float = 0.0) -> None:
         """Note that this holds now, or without a text that it does not; tell it after `after_s`."""
-        if not text:
-            self.over(key)
-            return
         now, known = self._clock.now(), _read(self._journal)
+        told_text, told = known.get(key, ("", float("-inf")))
+        if not text:
+            self._since.pop(key, None)
+            if known.pop(key, None):
+                self._journal.put(warnings=json.dumps(known) if known else None)
+                log.info("over: %s", told_text)
+                self._emit("recovery", f"over: {told_text}")
+            return
         since = self._since.setdefault(key, self._clock.monotonic())
         if key not in known and self._clock.monotonic() - since < after_s:
             return
-        told_text, told = known.get(key, ("", float("-inf")))
         if now - told >= AGAIN_S:
             told = now
             log.warning("%s", text)
@@ -42,17 +44,6 @@ class Alerts:
             return
         self._journal.put(warnings=json.dumps(known | {key: (text, told)}))
 
-    def over(self, key: str) -> None:
-        """Note that this does not hold any more."""
-        self._since.pop(key, None)
-        known = _read(self._journal)
-        if key not in known:
-            return
-        text, _ = known.pop(key)
-        self._journal.put(warnings=json.dumps(known) if known else None)
-        log.info("over: %s", text)
-        self._emit("recovery", f"over: {text}")
-
 
 def standing(journal: Journal) -> list[str]:
     """Return the texts of what holds."""
@@ -60,7 +51,5 @@ def standing(journal: Journal) -> list[str]:
 
 
 def _read(journal: Journal) -> dict[str, tuple[str, float]]:
-    return {
-        str(key): (str(text), float(told))
-        for key, (text, told) in json.loads(journal.get("warnings") or "{}").items()
-    }
+    known = json.loads(journal.get("warnings") or "{}")
+    return {key: (str(text), float(told)) for key, (text, told) in known.items()}

@@ -11,7 +11,6 @@ from krakenbot.exchange import Exchange
 from krakenbot.journal import Journal
 
 BACKOFF_MAX_S, WAIT_MAX_S = 60.0, 300.0
-LOGGED_S = 60.0
 SILENCE_MAX_S = 300.0  # Waiting for longer is told outside.
 KEY_PAUSES_S = (60.0, 180.0, 300.0)
 LOCKOUT_S = 900.0
@@ -23,10 +22,8 @@ class Patience:
     """Calls actions that may be repeated after any failure of the exchange."""
 
     def __init__(self, exchange: Exchange, journal: Journal, clock: Clock, alerts: Alerts) -> None:
-        self._exchange = exchange
-        self._journal = journal
-        self._clock = clock
-        self._alerts = alerts
+        self._exchange, self._journal = exchange, journal
+        self._clock, self._alerts = clock, alerts
         self._has_worked = False  # Whether the exchange has taken the key in this process.
 
     def __call__(self, action: Callable[[], T], patience_s: float = float("inf")) -> T:
@@ -38,8 +35,8 @@ class Patience:
                 self._outwait_refused_key(error)
             else:
                 self._has_worked = True
-                self._alerts.over("waiting")
-                self._alerts.over("key")
+                self._alerts.hold("waiting", "")
+                self._alerts.hold("key", "")
                 return result
 
     def _tell(self, text: str) -> None:
@@ -59,12 +56,11 @@ class Patience:
             self._clock.wait(LOCKOUT_S if error.lockout else pause_s)
             try:
                 self._exchange.balances()
+                return
             except KeyRefusedError as again:
                 error = again
             except (LaterError, UnansweredError, RefusedError):
                 return  # Whoever waits for the exchange asks on.
-            else:
-                return
         raise error
 
 
@@ -79,19 +75,16 @@ def patiently(
     A read that fails is no reason to end: nothing is sent, and it is asked again. Raises LaterError
     when that lasts longer than `patience_s`. `tell` is told at each failure.
     """
-    began: float | None = None
-    logged, pause_s = float("-inf"), 1.0
+    began, pause_s = float("inf"), 1.0
     while True:
         try:
             return action()
         except (LaterError, UnansweredError, RefusedError) as error:
             now = clock.monotonic()
-            began = now if began is None else began
+            began = min(began, now)
             if now - began > patience_s:
                 raise LaterError(f"gave up after {patience_s:.0f} s: {error}") from error
-            if now - logged >= LOGGED_S:
-                logged = now
-                log.warning("waiting for the exchange reason=%s", error)
+            log.warning("waiting for the exchange reason=%s", error)
             tell(f"waiting for the exchange: {error}")
             wait_s = min(max(pause_s, getattr(error, "wait_s", 0.0)), WAIT_MAX_S)
             clock.wait(min(wait_s, max(0.1, patience_s - (now - began) + 0.1)))

@@ -379,10 +379,11 @@ class Bot:
             )
         self._alerts.hold("minimum", words)
         log.info(
-            "decided candle=%s price=%s average=%s slope=%s target=%s held=%s equity=%s reason=%s",
-            *(moment(candle.time), price(candle.close, rules), price(signal.average, rules)),
-            *(signal.slope, int(decision.target), plain(held)),
-            *(money(summary.equity), decision.reason),
+            "decided %s",
+            f"candle={moment(candle.time)} price={price(candle.close, rules)} "
+            f"average={price(signal.average, rules)} slope={signal.slope} "
+            f"target={int(decision.target)} held={plain(held)} equity={money(summary.equity)} "
+            f"reason={decision.reason}",
         )
         values = {key: str(value) for key, value in row.items()}
         self._emit("decision", decision.reason, values | {"equity": f"{summary.equity:.2f}"})

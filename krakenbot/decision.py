@@ -1,6 +1,6 @@
-"""From a snapshot of the world to a decision. Pure: no clock, no socket, no memory."""
+"""From a snapshot of the world to the next order. Pure: no clock, no socket, no memory."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from decimal import Decimal
 from typing import NamedTuple
 
@@ -8,7 +8,6 @@ from krakenbot.config import Config
 from krakenbot.model import ZERO, Direction, Purpose, Side, Signal, Step
 from krakenbot.pairs import PairRules, plain
 from krakenbot.risk import Limits
-from krakenbot.sizing import next_step, target_volume
 from krakenbot.strategy import Strategy, build
 
 
@@ -42,10 +41,7 @@ def plan_of(config: Config) -> Plan:
         strategy=strategy,
         candles_min=candles_min,
         limits=Limits(
-            max_loss=risk.max_loss,
-            min_margin_level=risk.min_margin_level,
-            max_spread_percent=risk.max_spread_percent,
-            max_orders_per_day=risk.max_orders_per_day,
+            risk.max_loss, risk.min_margin_level, risk.max_spread_percent, risk.max_orders_per_day
         ),
     )
 
@@ -104,15 +100,10 @@ def decide(snapshot: Snapshot, plan: Plan) -> Decision:
         # The exchange raised its minimum: what is held must still go, if it lets it.
         side = Side.SELL if held > 0 else Side.BUY
         step = Step(Purpose.CLOSE, side, abs(held), plan.leverage > 0)
-    if step is None and rest == 0:
-        return Decision(goal, None, f"{why}: on target")
     if step is None:
-        return Decision(
-            goal,
-            None,
-            f"{why}: {plain(rest)} off target, left alone below the smallest order "
-            f"{plain(rules.ordermin)}",
-        )
+        left = f"{plain(rest)} off target, left alone below the smallest order "
+        left = f"{left}{plain(rules.ordermin)}" if rest else "on target"
+        return Decision(goal, None, f"{why}: {left}")
     if step.purpose in snapshot.blocked:
         blocked = snapshot.blocked[step.purpose]
         return Decision(goal, None, f"{why}: {plain(rest)} off target, {blocked.reason}", blocked)
@@ -127,3 +118,38 @@ def is_stuck(held: Decimal, size: Decimal, rules: PairRules) -> bool:
 
 def _direction(volume: Decimal) -> Direction:
     return Direction((volume > ZERO) - (volume < ZERO))
+
+
+def target_volume(direction: Direction, size: Decimal, leverage: int) -> Decimal:
+    """Return the signed volume to hold; without margin there is nothing below flat."""
+    if leverage == 0 and direction is Direction.SHORT:
+        return ZERO
+    return size * int(direction)
+
+
+def next_step(
+    held: Decimal,
+    target: Decimal,
+    leverage: int,
+    one_order: bool,
+    rules: PairRules,
+    blocked: Container[Purpose],
+) -> Step | None:
+    """Return the next order on the way from `held` to `target`, or None.
+
+    None also when the difference is below the pair's minimum. A reversal closes first and opens
+    next; with `one_order` it is one order unless that is `blocked`, which leads back to closing.
+    """
+    difference, reverses = target - held, held * target < 0
+    purpose, volume = Purpose.OPEN, abs(difference)
+    if reverses and one_order and Purpose.REVERSE not in blocked:
+        purpose = Purpose.REVERSE
+    elif reverses and abs(held) >= rules.ordermin:  # A smaller rest goes with what opens.
+        purpose, volume = Purpose.CLOSE, abs(held)
+    elif not reverses and abs(target) < abs(held):
+        purpose = Purpose.CLOSE
+    volume = rules.round_volume(volume)
+    if volume == 0 or volume < rules.ordermin:
+        return None
+    side = Side.BUY if difference > 0 else Side.SELL
+    return Step(purpose, side, volume, purpose is Purpose.CLOSE and leverage > 0)

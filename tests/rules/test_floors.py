@@ -9,7 +9,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent.parent / "krakenbot"
 FLOORS = {
     0: "model pairs errors format",
-    1: "records strategy rulefile sizing risk kraken.signing",
+    1: "records strategy rulefile risk kraken.signing",
     2: "alerts order_states decision exchange candles journal journal_file identity lock clock "
     "log config credentials kraken.client kraken.transport kraken.counter",
     3: "accounting market bot orders kraken.spot startup patience handover assemble "

@@ -3,8 +3,8 @@ import unittest
 from collections.abc import Set
 from decimal import Decimal
 
+from krakenbot.decision import next_step, target_volume
 from krakenbot.model import Direction, Purpose, Side, Step
-from krakenbot.sizing import next_step, target_volume
 from tests.rules.test_pairs import rules
 
 SIZE = Decimal("0.01")

@@ -10,12 +10,14 @@ import json
 import os
 import re
 import sys
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
 from krakenbot import config as configuration
 from krakenbot.assemble import client_of, load_config
 from krakenbot.clock import SystemClock
+from krakenbot.commands import UsageError, write_whole
 from krakenbot.config import Config
 from krakenbot.credentials import Credentials, load_credentials
 from krakenbot.errors import ConfigError, RefusedError, UnansweredError
@@ -42,10 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("method", metavar="METHOD", help="Balance; with --futures: accounts")
     parser.add_argument("values", nargs="*", metavar="name=value")
     parser.add_argument("--json", action="store_true", help="one line; fractions come as text")
-    parser.add_argument("--output", metavar="FILE", help="a new file for what RetrieveExport gives")
-    parser.add_argument(
-        "--live", action="store_true", help='needed, with mode = "live", for all but reading'
-    )
+    output = "a new file for what RetrieveExport gives"
+    parser.add_argument("--output", metavar="FILE", type=Path, help=output)
+    live = 'needed, with mode = "live", for all but reading'
+    parser.add_argument("--live", action="store_true", help=live)
     parser.add_argument("--futures", action="store_true", help="Kraken Futures, with its own keys")
     parser.add_argument("--verb", choices=("GET", "POST", "PUT"), help="of a Futures method")
     parser.add_argument("--host", default=FUTURES, help=argparse.SUPPRESS)
@@ -53,16 +55,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config)
-    values = [value.partition("=")[::2] for value in arguments.values]
-    named = all(name for name, _ in values) and all("=" in value for value in arguments.values)
-    if not re.fullmatch(r"(?a:[\w/-]+)", arguments.method) or not named:
-        return _wrong("give METHOD, then name=value for each parameter")
+    values = [value.partition("=") for value in arguments.values]
+    is_named = all(name and equals for name, equals, _ in values)
+    if not re.fullmatch(r"(?a:[\w/-]+)", arguments.method) or not is_named:
+        raise UsageError("give METHOD, then name=value for each parameter")
     if arguments.output is not None and os.path.lexists(arguments.output):
-        return _wrong(f"{arguments.output!r} exists; --output names a new file")
+        raise UsageError(f"{str(arguments.output)!r} exists; --output names a new file")
     if arguments.method == "RetrieveExport" and not arguments.output and sys.stdout.isatty():
-        return _wrong("RetrieveExport gives a zip archive: add --output FILE")
+        raise UsageError("RetrieveExport gives a zip archive: add --output FILE")
+    params = [(name, value) for name, _, value in values]
     try:
-        result = (_futures if arguments.futures else _spot)(config, arguments, values)
+        result = (_futures if arguments.futures else _spot)(config, arguments, params)
     except (RefusedError, UnansweredError) as error:
         doubt = isinstance(error, UnansweredError) and arguments.live
         words = clean(str(error)) + ("; it may have happened" if doubt else "")
@@ -71,7 +74,8 @@ def run(arguments: argparse.Namespace) -> int:
     is_file = isinstance(result, bytes)
     text = "" if is_file else json.dumps(result, default=str, indent=None if arguments.json else 2)
     if arguments.output is not None:
-        _keep(arguments.output, result if is_file else f"{redact(text)}\n".encode())
+        content = result if is_file else f"{redact(text)}\n".encode()
+        write_whole(arguments.output, content, 0o600)
     elif is_file:
         sys.stdout.buffer.write(result)
     else:
@@ -178,18 +182,3 @@ def _ask_for_live(config: Config, arguments: argparse.Namespace, is_harmless: bo
         f"{method} may trade, move money or change the account: it needs both --live and "
         f'mode = "live". Nothing was sent{meant}'
     )
-
-
-def _keep(path: str, content: bytes) -> None:
-    """Write a new file for its owner alone."""
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with open(descriptor, "wb") as file:
-            file.write(content)
-    except OSError as error:
-        raise ConfigError(f"--output {path}: {error.strerror}") from error
-
-
-def _wrong(words: str) -> int:
-    print(f"krakenbot call: {words}", file=sys.stderr)
-    return 2

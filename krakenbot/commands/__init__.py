@@ -1,11 +1,16 @@
 """The commands: each a module with EXAMPLE, `add_arguments(parser)` and `run(arguments)`."""
 
 import os
+from collections.abc import Mapping
+from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 from krakenbot import __version__
 from krakenbot.clock import StopRequestedError
 from krakenbot.errors import ConfigError, LaterError, RefusedError, StopError, UnansweredError
+from krakenbot.log import clean
+from krakenbot.pairs import plain
 
 # What is typed, the module that does it, and what it does.
 COMMANDS = {
@@ -66,6 +71,13 @@ def exit_code(error: BaseException, command: str) -> int:
     if isinstance(error, StopError):
         return error.exit_code
     return next((code for kind, code in _ENDED_BY.items() if isinstance(error, kind)), 70)
+
+
+def plainly(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values for programs: money as decimal text, no text that could drive a terminal."""
+    texts = {name: plain(value) for name, value in values.items() if isinstance(value, Decimal)}
+    texts |= {name: clean(value) for name, value in values.items() if isinstance(value, str)}
+    return {**values, **texts}
 
 
 def write_whole(path: Path, data: bytes, mode: int | None = None) -> None:

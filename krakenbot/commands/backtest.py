@@ -8,7 +8,7 @@ import re
 import sys
 import textwrap
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from decimal import Decimal
 from itertools import chain
 from pathlib import Path
@@ -22,6 +22,7 @@ from krakenbot.backtest.files import BadDataError, Columns, Source, interval_of,
 from krakenbot.backtest.pair import choose, rates_of, rules_of
 from krakenbot.backtest.result import DAY_S
 from krakenbot.commands import backtest_text as text
+from krakenbot.commands import plainly
 from krakenbot.config import Config
 from krakenbot.decision import plan_of
 from krakenbot.format import moment
@@ -289,11 +290,6 @@ def _sweep(
     forward = text.forward(steps, len(cells)) if spans else []
     head = [row for line in head for row in textwrap.wrap(line, 80)]
     return [*head, "", *text.cells(cells, values), *forward, "", *notes]
-
-
-def plainly(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return values as JSON can write them; money as decimal text."""
-    return {k: plain(v) if isinstance(v, Decimal) else v for k, v in values.items()}
 
 
 def _step_object(step: sweep.Step) -> dict[str, Any]:

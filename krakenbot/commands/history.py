@@ -12,12 +12,12 @@ from decimal import Decimal
 from typing import Any
 
 from krakenbot import config as configuration
+from krakenbot.commands import plainly
 from krakenbot.format import in_columns, moment, money, percent, price, volume
 from krakenbot.identity import open_here
 from krakenbot.journal import Journal
 from krakenbot.log import clean
 from krakenbot.model import ZERO
-from krakenbot.pairs import plain
 from krakenbot.presence import units
 
 EXAMPLE = "krakenbot history orders --since 7d --format csv"
@@ -28,13 +28,8 @@ SPANS_S = {"m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", choices=ROWS, metavar="|".join(ROWS))
-    parser.add_argument(
-        "--since",
-        type=since,
-        default=0,
-        metavar="T",
-        help="a date (2026-11-21 or 2026-11-21T12:00, UTC), unix seconds, or a span: 90m 24h 7d 2w",
-    )
+    text = "a date (2026-11-21 or 2026-11-21T12:00, UTC), unix seconds, or a span: 90m 24h 7d 2w"
+    parser.add_argument("--since", type=since, default=0, metavar="T", help=text)
     parser.add_argument("--format", choices=("table", "csv", "json"), default="table")
 
 
@@ -43,13 +38,12 @@ def run(arguments: argparse.Namespace) -> int:
     journal = open_here(config)
     rows = ROWS[arguments.what](journal, arguments.since)
     if arguments.format == "json":
-        for row in map(_texts, rows):
+        for row in map(plainly, rows):
             print(json.dumps(row))
     elif arguments.format == "csv":
-        _print_csv(map(_texts, rows))
+        _print_csv(map(plainly, rows))
     else:
-        decimals = units(journal, config.pair).decimals
-        _print_table(rows, _SHOWN[arguments.what], decimals)
+        _print_table(rows, _SHOWN[arguments.what], units(journal, config.pair).decimals)
     return 0
 
 
@@ -131,18 +125,6 @@ _SHOWN = {
     "equity": "time |price |held |gross |net |equity |margin_level",
 }
 _MONEY = ("fee", "gross", "net", "equity")
-
-
-def _texts(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row for programs: numbers plain, and no text that could drive a terminal."""
-    return {
-        name: plain(value)
-        if isinstance(value, Decimal)
-        else clean(value)
-        if isinstance(value, str)
-        else value
-        for name, value in row.items()
-    }
 
 
 def _print_csv(rows: Iterable[dict[str, Any]]) -> None:

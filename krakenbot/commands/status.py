@@ -12,12 +12,12 @@ from typing import Any
 from krakenbot import config as configuration
 from krakenbot import identity
 from krakenbot.alerts import standing
+from krakenbot.commands import plainly
 from krakenbot.format import duration, moment, money, percent, shows_color, signed, volume
 from krakenbot.journal import Journal
 from krakenbot.journal_file import open_read_only
 from krakenbot.log import clean
 from krakenbot.model import ZERO
-from krakenbot.pairs import plain
 from krakenbot.presence import Life, State, Units, read_life, units
 from krakenbot.records import Intent
 
@@ -37,7 +37,10 @@ def run(arguments: argparse.Namespace) -> int:
         journal = open_read_only(path)
         life = read_life(journal, path.with_suffix(".lock"), config.exchange.clock_speed)
         status = {"mode": config.mode, "pair": config.pair, "interval": config.interval}
-        status |= read_status(journal) | _of(life)
+        status |= read_status(journal)
+        status |= {"state": life.state.value, "pid": life.pid, "since": life.since}
+        status |= {"next_decision": life.next_decision, "exit_code": life.exit_code}
+        status["end_reason"] = life.reason or None
         status["strategy"] = journal.get("strategy") or config.strategy.title
         unit = units(journal, config.pair)
         journal.close()
@@ -51,39 +54,35 @@ def run(arguments: argparse.Namespace) -> int:
 
 def read_status(journal: Journal) -> dict[str, Any]:
     """Return what INTERFACE calls the status object, less what the configuration and lock say."""
-    account = journal.account()
+    account, equity = journal.account(), journal.newest_equity()
     decided = next(iter(journal.newest_decisions(1)), None)
-    equity = journal.newest_equity()
     net = account.pnl(equity.price if equity else ZERO)
-    decision = decided and {
-        "candle": decided.candle,
-        "slope": decided.slope,
-        "target": decided.target,
-        "reason": decided.reason,
-    }
-    return {
-        "position": plain(account.held),
-        "target": decided.target if decided else 0,
-        "last_candle": decided.candle if decided else None,
-        "decision": decision,
-        "unresolved": [intent.id for intent in journal.open_intents()],
-        "halted": journal.get("halted") or None,
-        "orders": journal.orders_since(0),
-        "fees": plain(account.fees),
-        "margin_fees": plain(account.margin_fees),
-        "rollover": plain(account.rollover),
-        "realized": plain(realized(journal.intents())),
-        "gross": plain(net + account.costs),
-        "pnl": plain(net),
-        "price": plain(equity.price) if equity else None,
-        "equity": plain(equity.equity) if equity and equity.equity is not None else None,
-        "margin_level": str(equity.margin_level) if equity and equity.margin_level else None,
-        "updated": equity.time if equity else None,
-        "ledger_read": int(journal.get("charges_read") or 0) or None,
-        "exchange_position": journal.get("exchange_position") or plain(account.held),
-        "warnings": standing(journal),
-        "difference": journal.get("difference") or None,
-    }
+    names = ("candle", "slope", "target", "reason")
+    return plainly(
+        {
+            "position": account.held,
+            "target": decided.target if decided else 0,
+            "last_candle": decided.candle if decided else None,
+            "decision": decided and {name: getattr(decided, name) for name in names},
+            "unresolved": [intent.id for intent in journal.open_intents()],
+            "halted": journal.get("halted") or None,
+            "orders": journal.orders_since(0),
+            "fees": account.fees,
+            "margin_fees": account.margin_fees,
+            "rollover": account.rollover,
+            "realized": realized(journal.intents()),
+            "gross": net + account.costs,
+            "pnl": net,
+            "price": equity.price if equity else None,
+            "equity": equity.equity if equity else None,
+            "margin_level": (equity.margin_level or None) if equity else None,
+            "updated": equity.time if equity else None,
+            "ledger_read": int(journal.get("charges_read") or 0) or None,
+            "exchange_position": journal.get("exchange_position") or account.held,
+            "warnings": standing(journal),
+            "difference": journal.get("difference") or None,
+        }
+    )
 
 
 def realized(intents: Iterable[Intent]) -> Decimal:
@@ -106,27 +105,11 @@ def realized(intents: Iterable[Intent]) -> Decimal:
     return total
 
 
-def _of(life: Life) -> dict[str, Any]:
-    return {
-        "state": life.state.value,
-        "pid": life.pid,
-        "since": life.since,
-        "next_decision": life.next_decision,
-        "exit_code": life.exit_code,
-        "end_reason": life.reason or None,
-    }
-
-
 def lines(status: Mapping[str, Any], life: Life, unit: Units) -> list[str]:
     """Return the status for people, aligned, at most 80 columns, what is asked first first."""
-    base, quote, _ = unit
-    decision, level, updated, read = (
-        status[key] for key in ("decision", "margin_level", "updated", "ledger_read")
-    )
-    held = Decimal(status["exchange_position"])
-    amounts = {key: Decimal(status[key]) for key in ("gross", "pnl", "realized")}
-    gross, net, realized = (signed(money(amounts[key], quote)) for key in amounts)
-    costs = {key: money(Decimal(status[key]), quote) for key in ("fees", "margin_fees", "rollover")}
+    decision, updated, read = (status[key] for key in ("decision", "updated", "ledger_read"))
+    names = ("gross", "pnl", "realized", "fees", "margin_fees", "rollover")
+    gross, net, realized, *costs = (money(Decimal(status[key]), unit.quote) for key in names)
     rows = [
         (life.state.name, _process(life, status["halted"])),
         ("next", _next(life)),
@@ -136,23 +119,27 @@ def lines(status: Mapping[str, Any], life: Life, unit: Units) -> list[str]:
             f"{status['mode']} {status['pair']}, {status['interval']} min candles, "
             f"{status['strategy']}",
         ),
-        ("position", _position(status, base, quote)),
+        ("position", _position(status, unit)),
         (
             "target",
             f"{decision['reason']} (candle of {moment(decision['candle'])})"
             if decision
             else "none decided yet",
         ),
-        ("result", f"{net} after all costs, {gross} before; realized before costs {realized}"),
+        (
+            "result",
+            f"{signed(net)} after all costs, {signed(gross)} before; realized before costs "
+            f"{signed(realized)}",
+        ),
         (
             "costs",
-            f"trade fees {costs['fees']}, margin fees {costs['margin_fees']}, rollover "
-            f"{costs['rollover']}" + (f"; ledger as of {moment(read)}" if read else ""),
+            "trade fees {}, margin fees {}, rollover {}".format(*costs)
+            + (f"; ledger as of {moment(read)}" if read else ""),
         ),
-        ("account", _account(status["equity"], level if held else None, quote)),
+        ("account", _account(status, unit)),
         (
             "orders",
-            f"{status['orders']} sent, unresolved: " + (", ".join(status["unresolved"]) or "none"),
+            f"{status['orders']} sent, unresolved: {', '.join(status['unresolved']) or 'none'}",
         ),
         ("DIFFERS", status["difference"]),
         *(("warning", text) for text in status["warnings"]),
@@ -187,19 +174,18 @@ def _next(life: Life) -> str | None:
     return f"{when}, in {duration(left)}" if left > 0 else f"{when}, now"
 
 
-def _position(status: Mapping[str, Any], base: str, quote: str) -> str:
+def _position(status: Mapping[str, Any], unit: Units) -> str:
     held, explained = (Decimal(status[key]) for key in ("exchange_position", "position"))
+    shown = volume(held, unit.base)
     if held != explained:
-        return (
-            f"the exchange holds {volume(held, base)}, the journal explains "
-            f"{volume(explained, base)}"
-        )
-    worth = money(abs(held) * Decimal(status["price"] or 0), quote)
-    return f"{volume(held, base)}, worth {worth} at the last close" if held else "nothing is held"
+        return f"the exchange holds {shown}, the journal explains {volume(explained, unit.base)}"
+    worth = money(abs(held) * Decimal(status["price"] or 0), unit.quote)
+    return f"{shown}, worth {worth} at the last close" if held else "nothing is held"
 
 
-def _account(equity: str | None, level: str | None, quote: str) -> str | None:
-    if equity is None:
+def _account(status: Mapping[str, Any], unit: Units) -> str | None:
+    if status["equity"] is None:
         return None
+    level = status["margin_level"] if Decimal(status["exchange_position"]) else None
     shown = f"margin level {percent(Decimal(level), 0)}" if level else "no margin used"
-    return f"equity {money(Decimal(equity), quote)}, {shown}"
+    return f"equity {money(Decimal(status['equity']), unit.quote)}, {shown}"

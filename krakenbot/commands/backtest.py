@@ -65,11 +65,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     forward = "with --sweep: what the best of each span made in the next one (365d, 26w, 1y)"
     parser.add_argument("--forward", metavar="SPAN", help=forward)
     parser.add_argument("--report", metavar="FILE", type=Path, help="write an HTML report as well")
-    parser.add_argument(
-        "--json",
-        action="store_true",
-        help="one object; with --sweep a list, with --forward cells and spans",
-    )
+    form = "one object; with --sweep a list, with --forward cells and spans"
+    parser.add_argument("--json", action="store_true", help=form)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -152,8 +149,8 @@ def _once(
             replay.feed(part)
         result = replay.result()
     if arguments.json:
-        trips = [text.trip_object(trip, result.interval_s) for trip in replay.record.trips]
-        told = plainly(result._asdict()) | {"notes": notes, "round_trips": trips}
+        values = (text.trip_values(trip, result.interval_s) for trip in replay.record.trips)
+        told = plainly(result._asdict()) | {"notes": notes, "round_trips": [*map(plainly, values)]}
         return [json.dumps(told, indent=2)]
     return [
         text.title(result),

@@ -32,11 +32,12 @@ _LUCK = (
 
 
 def title(result: Result, with_interval: bool = True) -> str:
-    interval = f" {result.interval_s // 60} min," * with_interval
-    traded = f", {result.candles_untraded:,} of them without trades" * (result.candles_untraded > 0)
+    interval = f" {result.interval_s // 60} min," if with_interval else ""
+    untraded = result.candles_untraded
     return (
         f"{result.pair},{interval} {moment(result.begin, MINUTE)} to {moment(result.end, MINUTE)} "
-        f"UTC, {(result.end - result.begin) / DAY_S:,.1f} days, {result.candles:,} candles{traded}"
+        f"UTC, {(result.end - result.begin) / DAY_S:,.1f} days, {result.candles:,} candles"
+        + (f", {untraded:,} of them without trades" if untraded else "")
     )
 
 
@@ -47,7 +48,7 @@ def headline(result: Result) -> list[str]:
         f"{money(result.balance, result.quote)} at the start; holding "
         f"{signed(percent(result.hold_percent))}"
     )
-    return [made] if result.ended is None else [f"ENDED EARLY: {end_of(result)}", made]
+    return [f"ENDED EARLY: {end_of(result)}", made] if result.ended else [made]
 
 
 def end_of(result: Result) -> str:
@@ -60,12 +61,12 @@ def end_of(result: Result) -> str:
 
 
 def setup(config: Config, costs: Costs, rules: PairRules, is_sweep: bool = False) -> str:
-    chosen = config.strategy
-    lengths = f"{chosen.length}" if chosen.name == "sma-slope" else f"{chosen.short}/{chosen.long}"
-    name = chosen.name if is_sweep else f"{chosen.name} {lengths}"
+    chosen, name = config.strategy, config.strategy.name
     if chosen.file is not None:
         values = "".join(f" {key}={value}" for key, value in chosen.parameters.items())
         name = f"{chosen.file.name} {load(chosen.file).sha256[:12]}{values}"
+    elif not is_sweep:
+        name += f" {chosen.length}" if name == "sma-slope" else f" {chosen.short}/{chosen.long}"
     slipped = f" and {plain(costs.slippage * 100)} % slippage" if costs.slippage else ""
     long, short = (plain(100 * costs.margin_rates[code]) for code in (rules.quote, rules.base))
     return (
@@ -80,20 +81,16 @@ def figures(result: Result) -> list[tuple[str, str]]:
     fee, won, factor = result.break_even_fee, result.win_rate, result.profit_factor
     better = "-" if factor is None else f"{factor:.2f}"
     is_long = result.end - result.begin > YEAR_S / 10
-    a_year = f", {percent(result.net_percent_per_year)} a year, not compounded" * is_long
+    a_year = f", {percent(result.net_percent_per_year)} a year, not compounded" if is_long else ""
     why = f", since {result.refused_reason}" if result.refused_reason else ""
     fall = money(result.max_drawdown, result.quote)
+    turns, untraded = f"{result.turns:,}", f"{result.openings_untraded:,}"
+    rate = f"{percent(100 * (won or 0), 1)} after costs, profit factor {better}"
     return [
-        ("turns", f"{result.turns:,}, {result.turns_per_day:,.1f} a day while it traded"),
-        (
-            "empty candles",
-            f"{result.openings_untraded:,} of {result.turns:,} openings were in one without trades",
-        ),
+        ("turns", f"{turns}, {result.turns_per_day:,.1f} a day while it traded"),
+        ("empty candles", f"{untraded} of {turns} openings were in one without trades"),
         ("orders", f"{result.orders:,}, {result.refused:,} refused{why}"),
-        (
-            "win rate",
-            "-" if won is None else f"{percent(100 * won, 1)} after costs, profit factor {better}",
-        ),
+        ("win rate", "-" if won is None else rate),
         *((name, _signed(amount, result)) for name, amount in costs_of(result)),
         ("buy and hold", _signed(result.hold, result)),
         ("return", f"{percent(result.net_percent)}{a_year}"),
@@ -115,20 +112,20 @@ def _signed(amount: Decimal, result: Result) -> str:
     return signed(money(amount, result.quote))
 
 
-def trip_object(trip: Trip, interval_s: int) -> dict[str, Any]:
-    """Return a round trip as JSON has it; money as decimal text."""
+def trip_values(trip: Trip, interval_s: int) -> dict[str, Any]:
+    """Return a round trip for programs."""
     entry, end = trip.entry, trip.exit
     return {
         "entry": entry.time,
         "exit": end.time,
         "side": "long" if entry.direction > 0 else "short",
         "bars": (end.time - entry.time) // interval_s,
-        "volume": plain(entry.trade.volume),
-        "entry_price": plain(entry.trade.price),
-        "exit_price": plain(end.trade.price),
-        "gross": plain(trip.net + trip.costs),
-        "costs": plain(trip.costs),
-        "net": plain(trip.net),
+        "volume": entry.trade.volume,
+        "entry_price": entry.trade.price,
+        "exit_price": end.trade.price,
+        "gross": trip.net + trip.costs,
+        "costs": trip.costs,
+        "net": trip.net,
         "why": end.reason,
     }
 
@@ -136,13 +133,13 @@ def trip_object(trip: Trip, interval_s: int) -> dict[str, Any]:
 def trips(newest: Sequence[Trip], rules: PairRules, interval_s: int) -> list[str]:
     rows = [
         (
-            *(moment(fill.time, MINUTE) for fill in (trip.entry, trip.exit)),
-            "long" if trip.entry.direction > 0 else "short",
-            f"{(trip.exit.time - trip.entry.time) // interval_s:,}",
-            *(price(fill.trade.price, rules) for fill in (trip.entry, trip.exit)),
-            *(money(amount) for amount in (trip.net + trip.costs, trip.costs, trip.net)),
+            *(moment(one[key], MINUTE) for key in ("entry", "exit")),
+            one["side"],
+            f"{one['bars']:,}",
+            *(price(one[key], rules) for key in ("entry_price", "exit_price")),
+            *(money(one[key]) for key in ("gross", "costs", "net")),
         )
-        for trip in newest
+        for one in (trip_values(trip, interval_s) for trip in newest)
     ]
     return ["", f"the newest {len(rows)} round trips", *in_columns(TRIP, rows)] if rows else []
 
@@ -164,15 +161,14 @@ def cell_rows(every: Sequence[Cell], best: int | None) -> list[tuple[str, ...]]:
     """Return rows under the names of CELL."""
     return [
         (
-            cell.name + " *" * (at == best),
-            f"{one.turns_per_day:,.1f}",
-            *(money(amount) for amount in (one.gross, one.net)),
-            percent(one.net_percent),
-            money(one.max_drawdown),
-            "" if is_sound(one) else f"! {end_of(one) or 'no turn'}"[:60],
+            f"{cell.name} *" if at == best else cell.name,
+            f"{cell.whole.turns_per_day:,.1f}",
+            *(money(amount) for amount in (cell.whole.gross, cell.whole.net)),
+            percent(cell.whole.net_percent),
+            money(cell.whole.max_drawdown),
+            "" if is_sound(cell.whole) else f"! {end_of(cell.whole) or 'no turn'}"[:60],
         )
         for at, cell in enumerate(every)
-        for one in [cell.whole]
     ]
 
 

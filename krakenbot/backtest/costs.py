@@ -6,15 +6,14 @@ from typing import NamedTuple
 
 from krakenbot import format
 from krakenbot.backtest.engine import Costs, Replay
-from krakenbot.backtest.files import aggregate, columns_of
-from krakenbot.backtest.result import DAY_S, Result
+from krakenbot.backtest.files import columns_of
+from krakenbot.backtest.result import DAY_S
 from krakenbot.candles import fill
 from krakenbot.config import INTERVALS, Config
 from krakenbot.decision import plan_of
 from krakenbot.model import ZERO, Candle, MarginRates, Side
 from krakenbot.pairs import PairRules, plain
 
-_NEEDED = 5  # How many times the strategy's own length a count of turns should rest on.
 _TIMES = 1000  # As much money as positions, so that no order is refused for want of it.
 
 
@@ -29,13 +28,6 @@ class Guard(NamedTuple):
     turns_per_day: float
     refused_reason: str | None
     lines: list[str]
-
-
-class _Count(NamedTuple):
-    fees: Decimal
-    margin: Decimal
-    per_turn: Decimal
-    result: Result
 
 
 def fee_guard(
@@ -66,66 +58,43 @@ def fee_guard(
     )
     free = config._replace(size=size, entry="now", risk=risk)
     lent = {rules.quote: rates.of(Side.BUY), rules.base: rates.of(Side.SELL)}
-    costs = Costs(fee_rate, _TIMES * size * price, margin_rates=lent)
-    count = _counted(free, filled, rules, costs)
-    if count.result.refused_reason:
-        return _unknown(count.result.refused_reason)
-    total = count.fees + count.margin
-    limit = config.risk.max_fee_percent_per_day
+    # The state of the market now says nothing about these candles.
+    online = rules._replace(status="online")
+    replay = Replay(
+        plan_of(free), online, Costs(fee_rate, _TIMES * size * price, margin_rates=lent)
+    )
+    replay.feed(columns_of(filled, interval_s))
+    result = replay.result()
+    if result.refused_reason:
+        return _unknown(result.refused_reason)
+    position, days = size * price / 100, Decimal(result.end - result.begin) / DAY_S
+    fees, margin = result.fees / position, (result.margin_fees + result.rollover) / position
+    total = (fees + margin) / days
     lines = [
         f"over the newest {format.duration(len(filled) * interval_s)} this configuration turned "
-        f"{count.result.turns_per_day:.1f} times a day; at a taker fee of "
-        f"{plain(fee_rate * 100)} % that costs {total:.2f} % of the position a day (fees "
-        f"{count.fees:.2f} %, margin {count.margin:.2f} %)",
-        f"each turn must win {count.per_turn:.2f} % of the position to break even",
+        f"{result.turns_per_day:.1f} times a day; at a taker fee of {plain(fee_rate * 100)} % that "
+        f"costs {total:.2f} % of the position a day (fees {fees / days:.2f} %, margin "
+        f"{margin / days:.2f} %)",
+        f"each turn must win {(fees + margin) / max(result.turns, 1):.2f} % of the position to "
+        "break even",
     ]
-    if total > limit:
-        fitting = _fitting(free, filled, rules, costs, total)
-        lines.append(f"risk.max_fee_percent_per_day is {plain(limit)}: {fitting}")
-    return Guard(total, count.result.turns_per_day, None, lines)
+    if total > config.risk.max_fee_percent_per_day:
+        lines.append(_longer_interval(config, total, max(lent.values())))
+    return Guard(total, result.turns_per_day, None, lines)
+
+
+def _longer_interval(config: Config, total: Decimal, rate: Decimal) -> str:
+    """Return words about the smallest interval that would cost less than the limit."""
+    limit = config.risk.max_fee_percent_per_day
+    daily = 600 * rate if config.leverage else ZERO  # Six rollovers are paid at any interval.
+    hint = "no interval would fit at this fee"
+    for minutes in INTERVALS:
+        cost = total * config.interval / minutes + daily
+        if minutes > config.interval and cost <= limit:
+            hint = f"interval = {minutes} would cost about {cost:.1f} % (an estimate)"
+            break
+    return f"risk.max_fee_percent_per_day is {plain(limit)}: {hint}"
 
 
 def _unknown(reason: str) -> Guard:
     return Guard(ZERO, 0.0, reason, [f"what this configuration costs is not known: {reason}"])
-
-
-def _counted(
-    config: Config, candles: Sequence[Candle], rules: PairRules, costs: Costs, step: int = 1
-) -> _Count:
-    """Return what was paid over the candles, each made of `step` of them, in percent a day."""
-    interval_s = config.interval * 60
-    part = columns_of(candles, interval_s)
-    if step > 1:
-        part = next(aggregate([part], interval_s * step))
-    # The state of the market now says nothing about these candles.
-    online = rules._replace(status="online")
-    plan = plan_of(config)._replace(interval_s=part.interval_s)
-    replay = Replay(plan, online, costs)
-    replay.feed(part)
-    result = replay.result()
-    position = costs.balance / _TIMES / 100
-    fees, margin = result.fees / position, (result.margin_fees + result.rollover) / position
-    days = Decimal(result.end - result.begin) / DAY_S
-    return _Count(fees / days, margin / days, (fees + margin) / max(result.turns, 1), result)
-
-
-def _fitting(
-    config: Config, candles: Sequence[Candle], rules: PairRules, costs: Costs, total: Decimal
-) -> str:
-    """Return words about the smallest interval below the limit: counted if the candles suffice."""
-    limit = config.risk.max_fee_percent_per_day
-    # Six rollovers a day are paid at any interval.
-    daily = 600 * max(costs.margin_rates.values()) if config.leverage else ZERO
-    for minutes in INTERVALS:
-        ratio, rest = divmod(minutes, config.interval)
-        if ratio < 2 or rest:
-            continue
-        cost = total / ratio + daily
-        known = "an estimate: twice the interval, half the turns"
-        if len(candles) >= plan_of(config).candles_min * _NEEDED * ratio:
-            larger = _counted(config, candles, rules, costs, ratio)
-            cost = larger.fees + larger.margin
-            known = "counted on the same candles"
-        if cost <= limit:
-            return f"interval = {minutes} would cost about {cost:.1f} % ({known})"
-    return "no interval would fit at this fee"

@@ -3,7 +3,7 @@
 Nothing here decides or sends anything.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from decimal import Decimal
 
 from krakenbot import log
@@ -18,8 +18,8 @@ from krakenbot.pairs import PairRules
 from krakenbot.records import Booked, Intent, assumed_id
 
 OVERLAP_S = 240  # The ledger may show a charge later than the clock says.
-SPAN_MAX_S = 86400  # So much is asked for at once,
-SPANS_MAX = 10  # and so often at one reading.
+SPAN_MAX_S = 86400  # So much is asked for at once.
+PAGES_AT_ONCE = 20  # A page costs six seconds, once the room that Kraken leaves is used up.
 LATE_S = 86400
 NEARLY = Decimal("0.0001")  # Of an order's cost: more than rounding each fill makes of it.
 STEP = Decimal("0.00001")  # To which a fee of our own reckoning is rounded.
@@ -35,55 +35,71 @@ def opening_fee(intent: Intent, found: Execution, rates: MarginRates) -> Decimal
     return (found.cost * share * rates.of(intent.side)).quantize(STEP)
 
 
-def read_ledger(exchange: Exchange, rules: PairRules, journal: Journal, clock: Clock) -> str:
-    """Book what the ledger shows; return what it says otherwise than the orders, or nothing.
-
-    All is read that has come since the last reading, at most SPANS_MAX times SPAN_MAX_S of it.
-    Without a ledger the bot goes on, and the books say that they lack it.
-    """
-    now = int(clock.now())
-    if not journal.get("charges_read"):
-        journal.put(charges_read=now)
-    reading = _Reading(exchange, rules, journal, now)
-    try:
-        for _ in range(SPANS_MAX):
-            since = int(journal.get("charges_read"))
-            until = min(now, since + SPAN_MAX_S)
-            if reading.book(since - OVERLAP_S, until) in (since, now):
-                break
-    except (LaterError, UnansweredError, RefusedError) as error:
-        log.warning("ledger not read reason=%s", error)
-    except KeyRefusedError as error:
-        reading.differences.append(f"margin fees are not in the books: {error}")
-    difference = "; ".join(reading.differences)
-    if difference and difference != journal.get("difference"):
-        log.warning("books differ: %s", difference)
-        journal.put(difference=difference)
-        return difference
-    return ""
-
-
 def own_trades(journal: Journal, trades: Sequence[str], now: int) -> None:
     """Take what keeping these trades' positions open costs for the journal's own from now on."""
     journal.book([Booked(f"open {trade_id}", now, "opening", ZERO) for trade_id in trades])
 
 
-class _Reading:
-    """One reading of the ledger: opening fees and rollovers of the journal's own orders.
+class Ledger:
+    """Reads the exchange's ledger into the journal: what its own orders and positions cost.
 
-    `differences` is a sentence for each order of which journal and ledger tell different stories,
-    and for each fee in a currency whose worth is not known. A trade that is the journal's own has
-    a mark among the charges, since rollovers name only the trade.
+    An account may have many rows that are nobody's business here. So one call reads a few pages,
+    and the next goes on where it ended. A trade that is the journal's own has a mark among the
+    charges, since rollovers name only the trade.
     """
 
-    def __init__(self, exchange: Exchange, rules: PairRules, journal: Journal, now: int) -> None:
-        self._exchange, self._rules, self._journal, self._now = exchange, rules, journal, now
-        self.differences: list[str] = []
+    def __init__(self, exchange: Exchange, journal: Journal, clock: Clock) -> None:
+        self._exchange, self._journal, self._clock = exchange, journal, clock
+        self._until = 0  # The end of what is being read; 0 when nothing is.
+        self.is_read = False  # Whether the last call came to the end of what there is.
+        self._differences: list[str] = []
 
-    def book(self, since: int, until: int) -> int:
-        """Book a span of time, each charge once; return until when nothing is left to come."""
+    def read(self, rules: PairRules, pages: int = PAGES_AT_ONCE) -> str:
+        """Book what the ledger shows, with as many requests as `pages` at most.
+
+        Returns what it says otherwise than the orders, or nothing: a sentence for each order, and
+        for each fee in a currency whose worth is not known. Without a ledger the bot goes on, and
+        the books say that they lack it.
+        """
+        self._rules, self._now = rules, int(self._clock.now())
+        self._differences = []
+        allowed = iter(range(pages))
+        if not self._journal.get("charges_read"):
+            self._journal.put(charges_read=self._now)
+        self.is_read = False
+        try:
+            while not self.is_read and self._read_span(allowed):
+                pass
+        except (LaterError, UnansweredError, RefusedError) as error:
+            self.is_read = True  # There is time until the next look.
+            log.warning("ledger not read reason=%s", error)
+        except KeyRefusedError as error:
+            self.is_read = True
+            self._differences.append(f"margin fees are not in the books: {error}")
+        difference = "; ".join(self._differences)
+        if difference and difference != self._journal.get("difference"):
+            log.warning("books differ: %s", difference)
+            self._journal.put(difference=difference)
+            return difference
+        return ""
+
+    def _read_span(self, allowed: Iterator[int]) -> bool:
+        """Read and book a span of time; return whether it is done."""
+        since = int(self._journal.get("charges_read"))
+        self._until = self._until or min(self._now, since + SPAN_MAX_S)
+        begin, until = since - OVERLAP_S, self._until
+        charges = self._exchange.charges(begin, until, allowed)
+        if charges is None:
+            return False
+        self._until = 0
+        read_until = self._book(charges, begin, until)
+        self._journal.put(charges_read=read_until)
+        self.is_read = read_until == since or until >= self._now - OVERLAP_S
+        return True
+
+    def _book(self, charges: Sequence[Charge], since: int, until: int) -> int:
+        """Book charges, each once; return until when nothing is left to come."""
         journal, read_until = self._journal, until
-        charges = self._exchange.charges(since, until)
         for intent in journal.intents_between(since, until):
             if intent.purpose is Purpose.ADOPT or (intent.outcome and not intent.executed):
                 continue
@@ -97,12 +113,11 @@ class _Reading:
                 read_until = min(read_until, intent.created)
             else:
                 order_id = intent.exchange_order_id
-                self.differences.append(f"order {order_id} is not in the ledger as a whole")
+                self._differences.append(f"order {order_id} is not in the ledger as a whole")
         for charge in charges:
             is_rollover = charge.kind is ChargeKind.ROLLOVER and journal.is_charged(_mark(charge))
             if is_rollover and not journal.is_charged(charge.id):
                 journal.book([self._row(charge.id, charge)])
-        journal.put(charges_read=read_until)
         return read_until
 
     def _book_order(self, intent: Intent, own: Sequence[Charge], is_known: bool) -> None:
@@ -121,7 +136,7 @@ class _Reading:
         if is_known:
             return journal.book(rows)
         if extra < -intent.cost * NEARLY:
-            self.differences.append(
+            self._differences.append(
                 f"the ledger took {-extra} less for order {intent.exchange_order_id} than its fee, "
                 f"{intent.fee}"
             )
@@ -137,7 +152,7 @@ class _Reading:
             worth = (charge.fee * self._price_at(charge.time)).quantize(STEP)
         elif asset != self._rules.quote:
             worth = ZERO
-            self.differences.append(
+            self._differences.append(
                 f"{volume(charge.fee, asset)} ({charge.kind.value}, {charge.id}) is not in the "
                 f"result: what it is worth in {shown(self._rules.quote)} is not known"
             )

@@ -19,8 +19,9 @@ from krakenbot.journal import Journal
 from krakenbot.journal_file import open_journal
 from krakenbot.kraken.client import Client
 from krakenbot.kraken.counter import RestCounter
+from krakenbot.kraken.shape import Methods
 from krakenbot.kraken.signing import fingerprint
-from krakenbot.kraken.spot import Methods, Spot
+from krakenbot.kraken.spot import Spot
 from krakenbot.kraken.transport import UrllibTransport
 from krakenbot.lock import Lock, Nonces
 from krakenbot.model import KeyInfo

@@ -9,7 +9,7 @@ from decimal import Decimal
 from typing import NamedTuple
 
 from krakenbot import log
-from krakenbot.accounting import read_ledger
+from krakenbot.accounting import Ledger
 from krakenbot.alerts import Alerts
 from krakenbot.candles import CandleWindow
 from krakenbot.clock import Clock, StopRequestedError
@@ -35,6 +35,8 @@ FUNDS_PAUSE_S = 5.0  # TradeBalance shows a close some seconds late.
 LATE_PAUSE_S = 30.0
 LOSS_PAUSE_S = 10.0
 BLOCKED_CANDLES, BLOCKED_MAX_S = 3, 3600.0  # What blocks the target for longer is told outside.
+PAGES_MAX, PAGE_S = 10, 6.0  # Of the ledger at a look; what a page costs of the REST counter.
+PAGES_BEFORE_S = 20.0  # The ledger is let alone so long before a candle is due.
 DAY_S = 86400
 
 
@@ -83,6 +85,7 @@ class Bot:
         self._alerts = Alerts(journal, clock, self._emit)
         self.patiently = Patience(exchange, journal, clock, self._alerts)
         self._window = CandleWindow(exchange, clock, plan.interval_s, plan.candles_min)
+        self._ledger = Ledger(exchange, journal, clock)
         self._books_kept, self._looked = float("-inf"), clock.monotonic()
         self._newest_close: Decimal | None = None
 
@@ -107,9 +110,10 @@ class Bot:
                 return self.patiently(self._tick_once, patience_s)
             while True:
                 due = self.patiently(self.tick).next_due
-                self._keep_books()
+                self._keep_books(due - self.clock.now())
                 pause_s = max(0.0, due - self.clock.now())
-                self.clock.wait(min(pause_s, LOOK_MAX_S, self.plan.interval_s))
+                longest_s = LOOK_MAX_S if self._ledger.is_read else PASSING_PAUSE_S
+                self.clock.wait(min(pause_s, longest_s, self.plan.interval_s))
         except StopRequestedError:
             self._emit("stop", "stopped as asked")
             raise
@@ -130,13 +134,17 @@ class Bot:
                 self.plan = self.plan._replace(limits=limits)
         self.has_started = True
 
-    def _keep_books(self) -> None:
-        """Book what the exchange's ledger shows and say where it differs, when that is due."""
+    def _keep_books(self, left_s: float = LOOK_MAX_S) -> None:
+        """Book what the exchange's ledger shows, when that is due and `left_s` allows it.
+
+        A busy account's is read over several looks, so that no candle waits for it.
+        """
         now = self.clock.monotonic()
-        if now - self._books_kept < LOOK_MAX_S:
+        pages = min(PAGES_MAX, int((left_s - PAGES_BEFORE_S) / PAGE_S))
+        if pages < 1 or (self._ledger.is_read and now - self._books_kept < LOOK_MAX_S):
             return
         self._books_kept = now
-        difference = read_ledger(self.exchange, self.market.rules, self.journal, self.clock)
+        difference = self._ledger.read(self.market.rules, pages)
         if difference:
             self._emit("difference", difference)
 

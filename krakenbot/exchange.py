@@ -4,7 +4,7 @@ Every method may raise LaterError, UnansweredError or KeyRefusedError; RefusedEr
 exchange says no for good.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Protocol
 
@@ -69,10 +69,11 @@ class Exchange(Market, Protocol):
     def position(self) -> Position:
         """Return the open margin position on the pair."""
 
-    def charges(self, since: int, until: int) -> Sequence[Charge]:
+    def charges(self, since: int, until: int, pages: Iterator[int]) -> Sequence[Charge] | None:
         """Return what trades on the pair and keeping positions open cost, in whatever asset.
 
-        Rows of the ledger after `since` until `until`, both in unix seconds.
+        Rows of the ledger after `since` until `until`, both in unix seconds. Each request takes
+        one of `pages`. None when they do not suffice: asked for the same again, it goes on.
         """
 
     def fee_rate(self) -> Decimal:

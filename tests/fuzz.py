@@ -14,7 +14,7 @@ import time
 import unittest
 from collections.abc import Callable, Iterator, Mapping
 from decimal import Decimal
-from itertools import count
+from itertools import count, repeat
 from pathlib import Path
 from typing import Any
 
@@ -168,7 +168,7 @@ READERS: dict[str, Callable[[Spot], Any]] = {
     "ClosedOrders": lambda spot: spot.find(ID, T0),
     "TradesHistory": lambda spot: spot.traded_orders(T0, T0 + 86400),
     "TradeVolume": Spot.fee_rate,
-    "Ledgers": lambda spot: spot.charges(T0, T0 + 86400),
+    "Ledgers": lambda spot: spot.charges(T0, T0 + 86400, repeat(0)),
     "GetApiKeyInfo": Spot.key_info,
 }
 

@@ -9,7 +9,7 @@ from decimal import Decimal
 from pathlib import Path
 
 from krakenbot import log as logs
-from krakenbot.accounting import read_ledger
+from krakenbot.accounting import Ledger
 from krakenbot.assemble import Parts, assemble
 from krakenbot.bot import Event
 from krakenbot.clock import StopRequestedError
@@ -93,7 +93,7 @@ def _own(path: str | None) -> tuple[Path, StrategyTable]:
 
 
 def _summarise(parts: Parts, seconds: float, report: Path) -> None:
-    read_ledger(parts.exchange, parts.exchange.rules(), parts.journal, parts.clock)
+    Ledger(parts.exchange, parts.journal, parts.clock).read(parts.exchange.rules())
     account, equity = parts.journal.account(), parts.journal.newest_equity()
     mark = equity.price if equity else parts.exchange.quote().mid  # As the report does.
     decided = sum(row.done for row in parts.journal.decisions())

@@ -6,13 +6,14 @@ An answer of a wrong shape is no answer: UnansweredError, never a guess.
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from decimal import Decimal
-from typing import Any, Protocol
+from typing import Any
 
 from krakenbot import log
 from krakenbot.candles import parse_rows
 from krakenbot.errors import RefusedError, StopError, UnansweredError
+from krakenbot.kraken.history import PAGE, History
+from krakenbot.kraken.shape import BROKEN, Methods, moment, rows, shape
 from krakenbot.model import (
     ZERO,
     Candle,
@@ -34,19 +35,9 @@ from krakenbot.pairs import PairRules, decimal, parse_rules, plain
 NEEDED_PERMISSIONS = ("query-funds", "query-open-trades", "query-closed-trades", "modify-trades")
 FORBIDDEN_PERMISSIONS = ("withdraw-funds", "add-withdraw-address", "update-withdraw-address")
 SEARCH_BEFORE_S = 60
-PAGE = 50
 PAGES_MAX = 200  # Of a history; 20 minutes at the pace that Kraken allows.
 MARGIN_RATE_MAX = Decimal("0.05")
 _CHARGES = tuple(kind.value for kind in ChargeKind)
-_BROKEN = (AttributeError, KeyError, TypeError, ValueError, IndexError)
-
-
-class Methods(Protocol):
-    """Kraken's methods by name: a Client, or in paper mode one whose account is simulated."""
-
-    def public(self, method: str, params: Mapping[str, object] | None = None) -> Any: ...
-
-    def private(self, method: str, params: Mapping[str, object] | None = None) -> Any: ...
 
 
 class Spot:
@@ -69,18 +60,20 @@ class Spot:
         self._agreement = {"trading_agreement": "agree"} if trading_agreement else {}
         self._fee_rate = fee_rate
         self._rules: PairRules | None = None
+        self._window: tuple[int, int] | None = None  # What `_read` is read of, over several calls.
+        self._read: tuple[History, ...] = ()
         self._placed = ("", "")  # The newest order's client order id and exchange order id.
 
     # -- what everybody may know ---------------------------------------------------------------
 
     def server_time(self) -> int:
         result = self._client.public("Time")
-        with _shape("Time"):
-            return _moment(result["unixtime"])
+        with shape("Time"):
+            return moment(result["unixtime"])
 
     def market_status(self) -> SystemStatus:
         result = self._client.public("SystemStatus")
-        with _shape("SystemStatus"):
+        with shape("SystemStatus"):
             upcoming = map(_words, result.get("upcoming_maintenance") or ())
             emergency = map(_words, result.get("emergency") or ())
             return SystemStatus(str(result["status"]), tuple(upcoming), tuple(emergency))
@@ -90,7 +83,7 @@ class Spot:
         if self._class:
             params["aclass_base"] = self._class["asset_class"]
         result = self._client.public("AssetPairs", params)
-        with _shape("AssetPairs"):
+        with shape("AssetPairs"):
             ((pair, row),) = result.items()
             self._rules = parse_rules(pair, row)
         return self._rules
@@ -112,7 +105,7 @@ class Spot:
 
     def quote(self) -> Quote:
         result = self._client.public("Ticker", {"pair": self._name, **self._class})
-        with _shape("Ticker"):
+        with shape("Ticker"):
             (row,) = result.values()
             quote = Quote(bid=decimal(row["b"][0]), ask=decimal(row["a"][0]))
             if not ZERO < quote.bid <= quote.ask:
@@ -131,7 +124,7 @@ class Spot:
 
     def key_info(self) -> KeyInfo:
         result = self._client.private("GetApiKeyInfo")
-        with _shape("GetApiKeyInfo"):
+        with shape("GetApiKeyInfo"):
             nonce = str(result.get("nonce"))
             return KeyInfo(
                 permissions=tuple(str(code) for code in result["permissions"]),
@@ -141,7 +134,7 @@ class Spot:
 
     def summary(self) -> MarginSummary:
         result = self._client.private("TradeBalance", {"asset": self.known_rules().quote})
-        with _shape("TradeBalance"):
+        with shape("TradeBalance"):
             return MarginSummary(
                 trade_balance=decimal(result["tb"]),
                 unrealized_pnl=decimal(result["n"]),
@@ -149,14 +142,15 @@ class Spot:
             )
 
     def balances(self) -> Mapping[str, Decimal]:
-        rows = self._rows("Balance")
-        with _shape("Balance"):
-            return {asset: decimal(amount) for asset, amount in rows.items()}
+        balances = rows(self._client, "Balance")
+        with shape("Balance"):
+            return {asset: decimal(amount) for asset, amount in balances.items()}
 
     def position(self) -> Position:
-        rows, volume, cost, trades = self._rows("OpenPositions"), ZERO, ZERO, list[str]()
-        with _shape("OpenPositions"):
-            for trade_id, row in rows.items():
+        lots = rows(self._client, "OpenPositions")
+        volume, cost, trades = ZERO, ZERO, list[str]()
+        with shape("OpenPositions"):
+            for trade_id, row in lots.items():
                 if not self._is_ours(row["pair"]):
                     continue
                 trades.append(trade_id)
@@ -168,57 +162,37 @@ class Spot:
                 cost += whole * rest / opened
         return Position(volume, cost, tuple(trades))
 
-    def charges(self, since: int, until: int) -> Sequence[Charge]:
-        trades = dict(self._trades(since, until))
+    def charges(self, since: int, until: int, pages: Iterator[int]) -> Sequence[Charge] | None:
+        if self._window != (since, until):
+            self._window = (since, until)
+            self._read = (_trades(since, until), History("Ledgers", "ledger", since, until))
+        if not all(history.read(self._client, pages) for history in self._read):
+            return None
+        self._window, (trades, ledger) = None, self._read
+        with shape("TradesHistory"):
+            own = {key: row for key, row in trades.rows.items() if self._is_ours(row["pair"])}
+            costs = {key: decimal(row["cost"]) for key, row in own.items()}
         found = []
-        with _shape("TradesHistory"):
-            costs = {key: decimal(row["cost"]) for key, row in trades.items()}
-        with _shape("Ledgers"):
-            for key, row in self._pages("Ledgers", "ledger", since, until):
+        with shape("Ledgers"):
+            for key, row in ledger.rows.items():
                 trade_id, kind = str(row["refid"]), row["type"]
                 is_rollover = kind == ChargeKind.ROLLOVER.value
-                if kind not in _CHARGES or not (is_rollover or trade_id in trades):
+                if kind not in _CHARGES or not (is_rollover or trade_id in own):
                     continue
-                order_id = "" if is_rollover else str(trades[trade_id]["ordertxid"])
+                order_id = "" if is_rollover else str(own[trade_id]["ordertxid"])
                 cost = ZERO if is_rollover else costs.pop(trade_id, ZERO)
-                time, fee, asset = _moment(row["time"]), decimal(row["fee"]), str(row["asset"])
+                time, fee, asset = moment(row["time"]), decimal(row["fee"]), str(row["asset"])
                 charge = Charge(key, trade_id, order_id, time, cost, fee, asset, ChargeKind(kind))
                 found.append(charge)
         return found
 
     def traded_orders(self, since: int, until: int) -> Sequence[str]:
-        with _shape("TradesHistory"):  # The start of Kraken's window is exclusive.
-            return [str(row["ordertxid"]) for _, row in self._trades(since - 1, until)]
-
-    def _trades(self, since: int, until: int) -> list[tuple[str, Any]]:
-        rows = self._pages("TradesHistory", "trades", since, until, consolidate_taker="false")
-        with _shape("TradesHistory"):
-            return [(key, row) for key, row in rows if self._is_ours(row["pair"])]
-
-    def _pages(
-        self, method: str, key: str, since: int, until: int, **more: str
-    ) -> list[tuple[str, Any]]:
-        """Return the rows after `since` until `until`, however many others an account has there.
-
-        Newest first, 50 an answer; the window is narrowed from its end, second by second.
-        """
-        found: dict[str, Any] = {}
-        end, offset = until, 0
-        for _ in range(PAGES_MAX):
-            page: dict[str, object] = {"start": since, "end": end, "without_count": "true", **more}
-            result = self._client.private(method, page | ({"ofs": offset} if offset else {}))
-            if not isinstance(result, dict) or key not in result:
-                raise UnansweredError(f"{method}: an answer without {key!r}")
-            rows, known = dict(_items(method, result[key])), len(found)
-            found |= rows
-            if len(rows) < PAGE:
-                return list(found.items())
-            if len(found) == known and offset:
-                raise UnansweredError(f"{method}: the same rows again and again")
-            with _shape(method):
-                oldest = min(_moment(row["time"]) for row in rows.values()) + 1
-            end, offset = (oldest, 0) if oldest < end else (end, offset + PAGE)
-        raise UnansweredError(f"{method}: more than {PAGES_MAX * PAGE} rows")
+        trades = _trades(since - 1, until)  # The start of Kraken's window is exclusive.
+        if not trades.read(self._client, iter(range(PAGES_MAX))):
+            raise UnansweredError(f"TradesHistory: more than {PAGES_MAX * PAGE} rows")
+        with shape("TradesHistory"):
+            own = (row for row in trades.rows.values() if self._is_ours(row["pair"]))
+            return [str(row["ordertxid"]) for row in own]
 
     def fee_rate(self) -> Decimal:
         rules = self.known_rules()
@@ -229,7 +203,7 @@ class Spot:
             rate = decimal(row["fee"]) / 100
             if not 0 <= rate < Decimal("0.1"):
                 raise ValueError(f"fee {rate}")
-        except (*_BROKEN, RefusedError) as error:
+        except (*BROKEN, RefusedError) as error:
             if self._fee_rate is None:
                 raise UnansweredError(f"TradeVolume: not understood ({error!r:.120})") from error
             log.warning("configured fee used rate=%s reason=%r", self._fee_rate, error)
@@ -268,7 +242,7 @@ class Spot:
     def find(self, client_order_id: str, since: int) -> Execution | None:
         client_id, known = self._placed
         if client_id == client_order_id:
-            orders = self._rows("QueryOrders", {"txid": known})
+            orders = rows(self._client, "QueryOrders", {"txid": known})
             orders = {key: row for key, row in orders.items() if key == known}
         else:
             orders = self._search(client_order_id, since)
@@ -286,30 +260,15 @@ class Spot:
         """Return the orders of that id by the exchange's; the newest word on each counts."""
         asked: dict[str, object] = {"cl_ord_id": client_order_id}
         closed = asked | {"start": since - SEARCH_BEFORE_S, "without_count": "true"}
-        orders = self._rows("OpenOrders", asked, "open")
-        orders |= self._rows("ClosedOrders", closed, "closed")
-        with _shape("OpenOrders or ClosedOrders"):
+        orders = rows(self._client, "OpenOrders", asked, "open")
+        orders |= rows(self._client, "ClosedOrders", closed, "closed")
+        with shape("OpenOrders or ClosedOrders"):
             # An exchange that does not know the filter would show other orders, too.
             return {
                 exchange_id: row
                 for exchange_id, row in orders.items()
                 if _digits(str(row.get("cl_ord_id"))) == _digits(client_order_id)
             }
-
-    def _rows(
-        self, method: str, params: Mapping[str, object] | None = None, key: str = ""
-    ) -> dict[str, Any]:
-        """Return the rows by id that are the result of a private method, or stand in it at `key`.
-
-        Some empty answers hold a list in place of the object.
-        """
-        result = self._client.private(method, params)
-        if key and (not isinstance(result, dict) or key not in result):
-            raise UnansweredError(f"{method}: an answer without {key!r}")
-        rows = result[key] if key else result
-        if not isinstance(rows, dict) and rows != []:
-            raise UnansweredError(f"{method}: an answer of unknown form")
-        return dict(rows)
 
     @property
     def _name(self) -> str:
@@ -320,8 +279,12 @@ class Spot:
         return pair in (rules.pair, rules.altname)
 
 
+def _trades(since: int, until: int) -> History:
+    return History("TradesHistory", "trades", since, until, consolidate_taker="false")
+
+
 def _execution(client_order_id: str, exchange_id: str, row: Any) -> Execution:
-    with _shape("order"):
+    with shape("order"):
         execution = Execution(
             client_order_id=client_order_id,
             exchange_order_id=exchange_id,
@@ -335,14 +298,6 @@ def _execution(client_order_id: str, exchange_id: str, row: Any) -> Execution:
         if min(volume, cost) < 0 or (volume == 0 and cost):
             raise ValueError(f"volume {volume}, cost {cost}")
     return execution
-
-
-def _items(method: str, result: Any) -> Iterator[tuple[str, Any]]:
-    if result == [] and isinstance(result, list):
-        return iter(())  # Some empty answers hold a list in place of the object.
-    if not isinstance(result, dict):
-        raise UnansweredError(f"{method}: an answer of unknown form")
-    return iter(result.items())
 
 
 def _words(event: Any) -> str:
@@ -359,27 +314,11 @@ def _margin_rate(result: Any, asset: str) -> Decimal | None:
         rate = None if text is None else decimal(text) / 100
         if rate is not None and not 0 <= rate < MARGIN_RATE_MAX:
             raise ValueError(f"margin rate {rate}")
-    except _BROKEN as error:  # It is only asked for to say what trading costs.
+    except BROKEN as error:  # It is only asked for to say what trading costs.
         log.warning("margin rate of %s not understood: %r", asset, error)
         return None
     return rate
 
 
-def _moment(value: object) -> int:
-    moment = int(decimal(value))
-    if not 0 < moment < 10**11:
-        raise ValueError(f"time {moment}")
-    return moment
-
-
 def _digits(client_order_id: str) -> str:
     return client_order_id.replace("-", "").lower()
-
-
-@contextmanager
-def _shape(method: str) -> Iterator[None]:
-    """Take what cannot be read of an answer for no answer: UnansweredError."""
-    try:
-        yield
-    except _BROKEN as error:
-        raise UnansweredError(f"{method}: an answer of unknown form ({error!r:.120})") from error

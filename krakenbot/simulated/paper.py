@@ -15,7 +15,7 @@ from krakenbot.errors import LaterError, RefusedError, StopError, UnansweredErro
 from krakenbot.exchange import Market
 from krakenbot.journal import Journal
 from krakenbot.kraken.client import result_of
-from krakenbot.kraken.spot import Methods
+from krakenbot.kraken.shape import Methods
 from krakenbot.model import ZERO, Quote, Side
 from krakenbot.pairs import PairRules
 from krakenbot.simulated.books import Account, Entry, Lot

@@ -12,7 +12,7 @@ from unittest import mock
 
 from krakenbot import bot
 from krakenbot import orders as orders_module
-from krakenbot.accounting import read_ledger
+from krakenbot.accounting import Ledger
 from krakenbot.backtest import engine as backtest
 from krakenbot.backtest.engine import Costs, Replay
 from krakenbot.backtest.files import Columns, candles_of, read
@@ -139,13 +139,12 @@ class TestAgainstTheLiveTick(unittest.TestCase):
         exchange = Spot(client, rules.altname, columns.interval_s)
         live_bot = Bot(wish, exchange, journal, world, "test")
         live_bot._start()
-        halted = None
+        halted, ledger = None, Ledger(exchange, journal, world)
         for number in range(len(columns.times) - 1):
             world.time = columns.times[number + 1] + WAKE_DELAY_S
             try:
                 live_bot.tick()
-                for _ in range(1 + columns.interval_s // 86400):
-                    read_ledger(exchange, rules, journal, world)
+                ledger.read(rules, 100)
             except StopError as error:
                 halted = error
                 break

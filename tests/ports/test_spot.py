@@ -5,6 +5,7 @@ import unittest
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from decimal import Decimal
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -279,7 +280,7 @@ class TestAccount(unittest.TestCase):
         deposit = opening | {"type": "deposit"}
         rows = [rollover, rollover | in_coins, opening, margin_fee, foreign, deposit]
         ledger = {"ledger": {f"L{number}": row for number, row in enumerate(rows)}}
-        found = spot(Kraken(Ledgers=ledger)).charges(SINCE, SINCE + 86400)
+        found = spot(Kraken(Ledgers=ledger)).charges(SINCE, SINCE + 86400, repeat(0))
         self.assertEqual(
             [
                 ("L0", "", 0, Decimal("0.4"), "ZUSD"),
@@ -293,7 +294,7 @@ class TestAccount(unittest.TestCase):
 
     def test_fills_are_asked_for_one_by_one_as_the_ledger_has_them(self) -> None:
         kraken = Kraken()
-        spot(kraken).charges(SINCE, SINCE + 86400)
+        spot(kraken).charges(SINCE, SINCE + 86400, repeat(0))
         self.assertEqual("false", kraken.params("TradesHistory")["consolidate_taker"])
 
     def test_the_fee_rate_is_the_account_s_taker_fee(self) -> None:
@@ -526,7 +527,7 @@ CALLS: dict[str, Callable[[Spot], object]] = {
     "TradeBalance": lambda s: s.summary(),
     "Balance": lambda s: s.balances(),
     "OpenPositions": lambda s: s.position(),
-    "Ledgers": lambda s: s.charges(SINCE, SINCE + 86400),
+    "Ledgers": lambda s: s.charges(SINCE, SINCE + 86400, repeat(0)),
     "TradeVolume": lambda s: s.fee_rate(),
     "AddOrder": lambda s: s.place(ORDER, SINCE),
     "OpenOrders": lambda s: s.find(ID, SINCE),

@@ -1,11 +1,11 @@
 import sqlite3
 import unittest
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import cast
 
-from krakenbot.accounting import LATE_S, opening_fee, read_ledger
+from krakenbot.accounting import LATE_S, Ledger, opening_fee
 from krakenbot.commands.status import read_status, realized
 from krakenbot.errors import KeyRefusedError, StopError, UnansweredError
 from krakenbot.exchange import Exchange
@@ -29,7 +29,7 @@ def empty() -> Journal:
     return Journal(prepare(connection, Path("journal")))
 
 
-class Ledger:
+class Rows:
     """An exchange of which only the ledger and prices are asked."""
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ class Ledger:
         self.error: Exception | None = None
         self.fails_after = float("inf")
 
-    def charges(self, since: int, until: int) -> Sequence[Charge]:
+    def charges(self, since: int, until: int, pages: Iterator[int]) -> Sequence[Charge] | None:
         if self.error is not None:
             raise self.error
         if until > self.fails_after:
@@ -56,7 +56,7 @@ class Ledger:
 class AccountingTest(unittest.TestCase):
     def setUp(self) -> None:
         silence(self)
-        self.journal, self.ledger = empty(), Ledger()
+        self.journal, self.ledger = empty(), Rows()
         self.addCleanup(self.journal.close)
         self.journal.put(charges_read=CANDLE)
 
@@ -90,7 +90,7 @@ class AccountingTest(unittest.TestCase):
     def book(self, now: int = CANDLE + 600) -> str:
         clock = FakeClock()
         clock.time = now - clock.now()
-        return read_ledger(cast(Exchange, self.ledger), RULES, self.journal, clock)
+        return Ledger(cast(Exchange, self.ledger), self.journal, clock).read(RULES)
 
     def costs(self) -> tuple[Decimal, Decimal]:
         account = self.journal.account()

@@ -20,7 +20,6 @@ from krakenbot.model import Side
 from tests.simulation.invariants import QUOTE
 from tests.simulation.machine import Death
 from tests.simulation.report import Violation
-from tests.simulation.storms import PENDING
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -226,7 +225,7 @@ class People:
         count = 1
         if what == "elsewhere":
             wish |= {"pair": "SOLUSD", "leverage": 0, "side": "buy", "volume": 1}
-            count = choice((3, 40) if "busy" in PENDING else (3, 60, 300, 1200))
+            count = choice((3, 60, 300, 1200))
         elif what == "reverse" and held:
             wish |= {"side": "sell" if held > 0 else "buy", "volume": 2 * abs(held)}
         elif what in ("close", "liquidate") and world.leverage:

@@ -23,10 +23,8 @@ RARE = (
     *("maintenance", "cancel_only", "post_only", "rules", "clock", "closed", "pool", "delisted"),
     *("dead-view", "lockout", "time-lie"),
 )
-# Found by the simulation, and not yet mended.
-PENDING = ("busy",)
 CANDLES = ("candle", "shifted", "future")
-STORMY = [word for word in {**FAULTS, **WORDS, **WIRE} if word not in PENDING]
+STORMY = [*{**FAULTS, **WORDS, **WIRE}]
 
 
 class Storms:

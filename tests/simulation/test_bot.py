@@ -1,6 +1,6 @@
 import sqlite3
 import unittest
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from decimal import Decimal
 from functools import partial
@@ -188,7 +188,7 @@ class FakeExchange:
         cost = abs(volume) * 50_000
         return Position(volume, cost)
 
-    def charges(self, since: int, until: int) -> Sequence[Charge]:
+    def charges(self, since: int, until: int, pages: Iterator[int]) -> Sequence[Charge] | None:
         self.ledger_read.append(self.clock.time)
         return []
 

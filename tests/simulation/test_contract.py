@@ -10,7 +10,7 @@ import tempfile
 import unittest
 from collections.abc import Mapping, Sequence
 from decimal import Decimal as D
-from itertools import count
+from itertools import count, repeat
 from pathlib import Path
 from random import Random
 
@@ -187,7 +187,7 @@ class Contract:
         return self.exchange.traded_orders(self.began - 5, int(self.world.time))
 
     def charges(self, since: int) -> Sequence[Charge]:
-        return self.exchange.charges(since, int(self.world.time))
+        return self.exchange.charges(since, int(self.world.time), repeat(0)) or ()
 
     def money(self) -> D:
         return self.exchange.balances()[QUOTE].quantize(CENTS)

@@ -1,8 +1,8 @@
-"""The bot on the real client and sandbox, with money for one position and a TradeBalance behind."""
+"""The bot on the real client and sandbox: a TradeBalance that lags, an account that is busy."""
 
 import sqlite3
 import unittest
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from decimal import Decimal
 from itertools import count, pairwise
 from pathlib import Path
@@ -40,25 +40,26 @@ class LateBalance(Faults):
         return super()._pass(name, request)
 
 
-class TestLateMargin(unittest.TestCase):
-    def run_with(self, late_s: float) -> tuple[list[Decimal], list[int]]:
-        """Return what was held and what was wanted when each candle was over."""
+class RealClientTest(unittest.TestCase):
+    """A bot on an account with money for one position. Waiting costs nothing."""
+
+    money = 480
+
+    def setUp(self) -> None:
         silence(self)
-        clock = LooseClock()
+        self.clock = clock = LooseClock()
         clock.time = START
-        balances = {"ZUSD": Decimal(480)}
         secret = Secret(SANDBOX_SECRET)
-        api = SandboxApi(
+        self.api = SandboxApi(
             Feed("random:7", START),
             lambda: clock.time,
             SANDBOX_KEY,
             secret,
             fee_rate=Decimal("0.0026"),
-            balances=balances,
+            balances={"ZUSD": Decimal(self.money)},
             tier="starter",
         )
-        wire = LateBalance(api, "seed=1", clock.wait)
-        wire.late_s = late_s
+        self.wire = wire = LateBalance(self.api, "seed=1", clock.wait)
 
         class Wire:
             def send(
@@ -83,24 +84,37 @@ class TestLateMargin(unittest.TestCase):
         limits = Limits(None, Decimal(100), Decimal(1), 500)
         plan = Plan("XBTUSD", 60, SIZE, 2, False, True, strategy, needed, limits)
         memory = sqlite3.connect(":memory:", isolation_level=None)
-        journal = Journal(prepare(memory, Path("memory")))
-        self.addCleanup(journal.close)
-        wanted: list[int] = []
+        self.journal = Journal(prepare(memory, Path("memory")))
+        self.addCleanup(self.journal.close)
+        spot = Spot(client, "XBTUSD", 60)
+        self.bot = Bot(plan, spot, self.journal, clock, "late", self.on_event)
 
-        def on_event(event: Event) -> None:
-            if event.kind == "decision":
-                wanted[-1:] = [int(event.values["target"])]
+    def on_event(self, event: Event) -> None:
+        pass
 
-        bot = Bot(plan, Spot(client, "XBTUSD", 60), journal, clock, "late", on_event)
+    def run_until(self, end: float) -> None:
+        self.clock.end = end
+        with self.assertRaises(StopRequestedError):
+            self.bot.run()
+
+
+class TestLateMargin(RealClientTest):
+    def on_event(self, event: Event) -> None:
+        if event.kind == "decision":
+            self.wanted[-1:] = [int(event.values["target"])]
+
+    def run_with(self, late_s: float) -> tuple[list[Decimal], list[int]]:
+        """Return what was held and what was wanted when each candle was over."""
+        self.setUp()
+        self.wire.late_s = late_s
+        self.wanted: list[int] = []
         held: list[Decimal] = []
         for number in range(CANDLES):
-            wanted.append(0)
-            clock.end = (START // 60 + number + 2) * 60
-            with self.assertRaises(StopRequestedError):
-                bot.run()
-            position = api.account.positions.get("XXBTZUSD")
+            self.wanted.append(0)
+            self.run_until((START // 60 + number + 2) * 60)
+            position = self.api.account.positions.get("XXBTZUSD")
             held.append(position.volume if position else Decimal(0))
-        return held, wanted
+        return held, self.wanted
 
     def test_it_is_on_target_at_the_end_of_every_candle_all_the_same(self) -> None:
         for late_s in (0, 5, 10, 15):
@@ -109,6 +123,45 @@ class TestLateMargin(unittest.TestCase):
                 self.assertEqual([SIZE * target for target in wanted], held)
                 turns = sum(a != b for a, b in pairwise(wanted[1:]))
                 self.assertGreaterEqual(turns, 5)
+
+
+class BusyClock(LooseClock):
+    """Whoever waits, `trade` is called `per_hour` times an hour."""
+
+    per_hour = 3000
+    trade: Callable[[], None] = staticmethod(lambda: None)
+
+    def wait(self, seconds: float) -> None:
+        step_s = 3600 / self.per_hour
+        begin, end = self.time // step_s, (self.time + max(0.0, seconds)) // step_s
+        for _ in range(int(end - begin)):
+            self.trade()
+        super().wait(seconds)
+
+
+class TestBusyAccount(RealClientTest):
+    """Another program trades on the account, 3,000 times an hour, elsewhere."""
+
+    money = 1_000_000
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.late_s: list[float] = []
+        self.clock.__class__ = BusyClock
+        wish = {"pair": "SOLUSD", "side": "buy", "volume": Decimal("0.1")}
+        self.clock.trade = lambda: self.api.controls["position"](wish)  # type: ignore[attr-defined]
+
+    def on_event(self, event: Event) -> None:
+        if event.kind == "decision":
+            self.late_s.append(self.clock.time % 60)
+
+    def test_no_candle_waits_for_the_ledger_and_all_of_its_rows_are_booked(self) -> None:
+        self.run_until(START + 1200)
+        self.assertGreaterEqual(len(self.late_s), 19)
+        self.assertLess(max(self.late_s[1:]), 10)
+        self.assertGreater(int(self.journal.get("charges_read")), START + 1200 - 900)
+        self.assertGreater(self.journal.account().margin_fees, 0)
+        self.assertFalse(self.journal.get("difference"))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from krakenbot.accounting import read_ledger
+from krakenbot.accounting import Ledger
 from krakenbot.bot import Bot
 from krakenbot.clock import StopRequestedError
 from krakenbot.commands.history import ROWS
@@ -168,7 +168,7 @@ class TestBooks(unittest.TestCase):
 
     def read(self, world: World) -> None:
         world.time += 300
-        self.assertEqual("", read_ledger(world.spot, world.spot.rules(), world.journal, world))
+        self.assertEqual("", Ledger(world.spot, world.journal, world).read(world.spot.rules()))
 
     def test_status_history_report_and_ledger_are_equal_to_the_cent(self) -> None:
         for minutes, candles, coin_fees in LONG if "TEST_DAYS" in os.environ else SHORT:

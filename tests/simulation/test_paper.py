@@ -4,6 +4,7 @@ import json
 import unittest
 from collections.abc import Sequence
 from decimal import Decimal as D
+from itertools import repeat
 from typing import Any
 
 from krakenbot.errors import LaterError, RefusedError, StopError, UnansweredError
@@ -141,7 +142,9 @@ class PaperTest(unittest.TestCase):
 
     def charged(self) -> D:
         """Return the sum of all charges there are."""
-        return sum((x.fee for x in self.exchange.charges(START - 1, START + 10**6)), D(0))
+        return sum(
+            (x.fee for x in self.exchange.charges(START - 1, START + 10**6, repeat(0)) or ()), D(0)
+        )
 
     def test_a_long_pays_the_market_s_rate_of_the_quote_and_a_short_of_the_base(self) -> None:
         for side, rate in ((Side.BUY, "0.00025"), (Side.SELL, "0.0001")):
@@ -167,8 +170,8 @@ class PaperTest(unittest.TestCase):
         self.assertEqual(again.position(), self.exchange.position())
         self.assertEqual(again.find("a", START), self.exchange.find("a", START))
         span = START - 1, START + 30000
-        self.assertEqual(again.charges(*span), self.exchange.charges(*span))
-        self.assertEqual(len(again.charges(*span)), 2)
+        self.assertEqual(again.charges(*span, repeat(0)), self.exchange.charges(*span, repeat(0)))
+        self.assertEqual(len(again.charges(*span, repeat(0))), 2)
 
     def test_a_saved_account_of_another_kind_is_said_and_left_alone(self) -> None:
         for text in ('{"swept": 0}', "[]", '{"account": {"rates": ["x", "y"]}}'):
@@ -252,7 +255,7 @@ class PaperTest(unittest.TestCase):
         known = exchange.find("id-1", START)
         assert known is not None
         self.assertEqual((known.cost, known.fee), (D("2000.00400"), D("16.00003")))
-        (charge,) = exchange.charges(START - 60, START + 3600)
+        (charge,) = exchange.charges(START - 60, START + 3600, repeat(0)) or ()
         self.assertEqual((charge.order_id, charge.fee), (known.exchange_order_id, D("16.40003")))
 
     def test_what_is_held_is_still_told_when_the_pair_is_listed_no_more(self) -> None:

@@ -1,0 +1,53 @@
+"""Kraken's histories, TradesHistory and Ledgers: read page by page over a window of time.
+
+An account may hold any number of rows there that are nobody's business here, and a page costs two
+points of a count that falls by a third of one a second. So a reading may stop and go on later.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from krakenbot.errors import UnansweredError
+from krakenbot.kraken.shape import Methods, moment, rows, shape
+
+PAGE = 50
+
+
+class History:
+    """The rows of a method after `since` until `until`, in unix seconds, newest first.
+
+    The window is narrowed from its end, second by second; several pages of one second are told
+    apart by their offset. Rows that come meanwhile lie outside of the window and move nothing.
+    """
+
+    def __init__(self, method: str, key: str, since: int, until: int, **more: str) -> None:
+        self._method, self._key, self._more = method, key, more
+        self._since, self._until = since, until
+        self._begin()
+
+    def _begin(self) -> None:
+        self._end, self._offset, self._is_whole = self._until, 0, False
+        self.rows: dict[str, Any] = {}
+
+    def read(self, client: Methods, pages: Iterator[int]) -> bool:
+        """Go on reading, a request for each of `pages`; return whether all rows are read."""
+        while not self._is_whole and next(pages, None) is not None:
+            self._read_page(client)
+        return self._is_whole
+
+    def _read_page(self, client: Methods) -> None:
+        page = {"start": self._since, "end": self._end, "without_count": "true", **self._more}
+        if self._offset:
+            page["ofs"] = self._offset
+        found, known = rows(client, self._method, page, self._key), len(self.rows)
+        self.rows |= found
+        if len(found) < PAGE:
+            self._is_whole = True
+            return
+        if len(self.rows) == known and self._offset:
+            self._begin()
+            raise UnansweredError(f"{self._method}: the same rows again and again")
+        with shape(self._method):
+            oldest = min(moment(row["time"]) for row in found.values()) + 1
+        is_older = oldest < self._end
+        self._end, self._offset = (oldest, 0) if is_older else (self._end, self._offset + PAGE)

@@ -21,7 +21,7 @@ from krakenbot.commands import UsageError, write_whole
 from krakenbot.config import Config
 from krakenbot.credentials import Credentials, load_credentials
 from krakenbot.errors import ConfigError, RefusedError, UnansweredError
-from krakenbot.kraken.client import CHANGES, PUBLIC, READS, USER_AGENT, Client, kind_of, parse_json
+from krakenbot.kraken.client import READS, USER_AGENT, Client, kind_of, parse_json
 from krakenbot.kraken.signing import decode_secret, fingerprint
 from krakenbot.kraken.transport import UrllibTransport
 from krakenbot.lock import Lock, Nonces
@@ -29,6 +29,11 @@ from krakenbot.log import clean, redact
 from krakenbot.model import Secret
 
 EXAMPLE = "krakenbot call OHLC pair=XBTUSD interval=60"
+PUBLIC = """Time SystemStatus MaintenanceSchedule Assets AssetPairs Ticker OHLC Depth GroupedBook
+    Trades Spread PreTrade PostTrade"""
+CHANGES = """AddOrder AddOrderBatch AmendOrder EditOrder CancelOrder CancelOrderBatch CancelAll
+    CancelAllOrdersAfter AddExport RemoveExport DepositAddresses Withdraw WithdrawCancel
+    WalletTransfer CreateSubaccount AccountTransfer Earn/Allocate Earn/Deallocate"""
 FUTURES = "https://futures.kraken.com"
 FUTURES_PUBLIC = (
     r"/api/charts/.+|/derivatives/api/v\d/(instruments|tickers|orderbook|history|"
@@ -107,7 +112,7 @@ def key_lock(config: Config, credentials: Credentials) -> Lock:
 
 def _spot(config: Config, arguments: argparse.Namespace, values: list[tuple[str, str]]) -> Any:
     method, params = arguments.method, dict(values)
-    if method in PUBLIC:
+    if method in PUBLIC.split():
         return client_of(config, SystemClock()).public(method, params)
     is_check = method == "AddOrder" and params.get("validate") == "true"
     is_harmless = method in READS or is_check
@@ -175,7 +180,7 @@ def _credentials(config: Config, prefix: str) -> Credentials:
 def _ask_for_live(config: Config, arguments: argparse.Namespace, is_harmless: bool) -> None:
     if is_harmless or (arguments.live and config.mode == "live"):
         return
-    method, known = arguments.method, PUBLIC | READS | CHANGES
+    method, known = arguments.method, {*PUBLIC.split(), *READS, *CHANGES.split()}
     near = [] if method in known else difflib.get_close_matches(method, known)
     meant = f". Did you mean {' or '.join(near)}?" if near else ""
     raise ConfigError(

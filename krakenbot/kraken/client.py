@@ -21,21 +21,14 @@ from krakenbot.model import Secret
 USER_AGENT = f"krakenbot/{__version__}"
 NONCE_PAUSES_S = (1, 2, 4, 8, 15, 30)  # A minute in all.
 
-_PUBLIC = """Time SystemStatus MaintenanceSchedule Assets AssetPairs Ticker OHLC Depth GroupedBook
-    Trades Spread PreTrade PostTrade"""
+# Private methods that change nothing. What is not known to be a read counts as a change: without
+# `live`, AddOrder is then sent as a check only and the others not at all.
 _READS = """Balance BalanceEx TradeBalance CreditLines OpenOrders ClosedOrders QueryOrders
     OrderAmends TradesHistory QueryTrades OpenPositions Ledgers QueryLedgers TradeVolume Level3
     GetApiKeyInfo GetWebSocketsToken ExportStatus RetrieveExport DepositMethods DepositStatus
     WithdrawMethods WithdrawAddresses WithdrawInfo WithdrawStatus ListWalletAccounts
     Earn/Strategies Earn/Allocations Earn/AllocateStatus Earn/DeallocateStatus"""
-_CHANGES = """AddOrder AddOrderBatch AmendOrder EditOrder CancelOrder CancelOrderBatch CancelAll
-    CancelAllOrdersAfter AddExport RemoveExport DepositAddresses Withdraw WithdrawCancel
-    WalletTransfer CreateSubaccount AccountTransfer Earn/Allocate Earn/Deallocate"""
-PUBLIC = frozenset(_PUBLIC.split())
-# Private methods that change nothing. What is not known to be a read counts as a change: without
-# `live`, AddOrder is then sent as a check only and the others not at all.
 READS = frozenset(_READS.split())
-CHANGES = frozenset(_CHANGES.split())
 
 
 class Client:

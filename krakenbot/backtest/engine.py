@@ -18,7 +18,7 @@ from krakenbot.backtest.files import BadDataError, Columns, candles_of, exact
 from krakenbot.backtest.result import DAY_S, Fill, Record, Result
 from krakenbot.decision import Blocked, Plan, Snapshot, decide
 from krakenbot.errors import RefusedError
-from krakenbot.model import ZERO, Candle, Direction, Purpose, Quote, Side, Signal, Step
+from krakenbot.model import ZERO, Candle, Direction, Order, Purpose, Quote, Side, Signal, Step
 from krakenbot.pairs import PairRules
 from krakenbot.risk import RiskInputs, objection
 from krakenbot.simulated.books import ROLLOVER_S, Account, Trade
@@ -363,13 +363,12 @@ class Replay:
                 self._too_dear = float(price) if step.volume * price >= rules.costmin else inf
             return step.purpose is Purpose.REVERSE and not against.passing
         self._recent.append(now)
-        side, volume, reduces = step.side, step.volume, step.reduce_only
-        price, number = self._price(price, side.sign), self.record.orders + 1
-        order = self.position, now, side.sign, volume, price, plan.leverage
+        side, price = step.side, self._price(price, step.side.sign)
+        order = Order("", side, step.volume, plan.leverage, step.reduce_only)
         try:
-            if refused := refusal(rules, side, volume, plan.leverage, price, reduces):
+            if refused := refusal(rules, order, price):
                 raise RefusedError(refused)
-            trades = account.fill(*order, reduce_only=reduces, order=number)
+            trades = account.fill(self.position, now, order, price)
         except RefusedError as error:
             self._off_target = True
             self.record.refuse(str(error), now)
@@ -378,7 +377,7 @@ class Replay:
                 self.record.end(f"{UNFILLED_MAX} orders in a row were refused: {error}", now)
             return self.record.ended is None
         self._unfilled = self.record.refused_since = 0
-        self.record.orders = number
+        self.record.orders += 1
         is_closing = trades[0].closing or (not plan.leverage and side is Side.SELL)
         closed = trades[0] if is_closing else None
         opened = None if is_closing and len(trades) == 1 else trades[-1]

@@ -16,7 +16,7 @@ from krakenbot import log
 from krakenbot.errors import RefusedError
 from krakenbot.kraken.signing import sign
 from krakenbot.kraken.spot import NEEDED_PERMISSIONS
-from krakenbot.model import ZERO, Secret, Side
+from krakenbot.model import ZERO, Order, Secret, Side
 from krakenbot.pairs import decimal, plain
 from krakenbot.risk import FEE_RATE_ASSUMED
 from krakenbot.simulated import words
@@ -269,7 +269,8 @@ class SandboxApi:
         position, quote = self.account.position(rules), self.markets.quote(rules)
         if "side" in params:
             side, volume = Side(params["side"]), decimal(params["volume"])
-            order = OrderRequest(rules, side, volume, int(params.get("leverage", 2)), False, {})
+            wish = Order("", side, volume, int(params.get("leverage", 2)), False)
+            order = OrderRequest(rules, wish, {})
             refusal = self.holder.objection(order, quote)
             if refusal is not None:
                 raise RefusedError(refusal)

@@ -18,7 +18,7 @@ from hashlib import blake2b
 from typing import NamedTuple
 
 from krakenbot.errors import RefusedError
-from krakenbot.model import MARGIN_RATE_ASSUMED, ZERO, MarginSummary, Side
+from krakenbot.model import MARGIN_RATE_ASSUMED, ZERO, MarginSummary, Order, Side
 from krakenbot.pairs import PairRules
 
 ROLLOVER_S = 14400
@@ -148,43 +148,35 @@ class Account:
         return self.positions[rules.pair]
 
     def fill(
-        self,
-        position: MarginPosition,
-        now: float,
-        sign: int,
-        volume: Decimal,
-        price: Decimal,
-        leverage: int,
-        *,
-        reduce_only: bool = False,
-        order: int = 0,
+        self, position: MarginPosition, now: float, order: Order, price: Decimal, serial: int = 0
     ) -> tuple[Trade, ...]:
-        """Execute a market order and return its trades: two where it turns a position.
+        """Execute a market order, known by `serial`; its trades: two where it turns a position.
 
         The position must have been advanced to `now`, so that free margin is that of now.
         Opposite lots are closed first, the oldest first; what is left of the volume opens the
         other way or, with `reduce_only`, is dropped. Without leverage coins are traded for money,
         and lots stay as they are. Raises RefusedError in Kraken's words, with nothing changed.
         """
-        if not leverage:
-            return (self._fill_spot(position, now, sign, volume, price),)
-        closing = min(volume, position.held) if position.sign == -sign else ZERO
-        if reduce_only and not closing:
+        if not order.leverage:
+            return (self._fill_spot(position, now, order, price),)
+        is_opposite = position.sign == -order.side.sign
+        closing = min(order.volume, position.held) if is_opposite else ZERO
+        if order.reduce_only and not closing:
             raise RefusedError("EOrder:Reduce only:No position exists")
-        opening = ZERO if reduce_only else volume - closing
-        if opening:
-            self._check_opening(position, sign, opening, price, leverage)
+        rest = order._replace(volume=ZERO if order.reduce_only else order.volume - closing)
+        if rest.volume:
+            self._check_opening(position, rest, price)
         closed = (self.close(position, now, closing, price),) if closing else ()
-        if not opening:
+        if not rest.volume:
             return closed
-        return (*closed, self._open(position, now, sign, opening, price, leverage, order))
+        return (*closed, self._open(position, now, rest, price, serial))
 
     def _fill_spot(
-        self, position: MarginPosition, now: float, sign: int, volume: Decimal, price: Decimal
+        self, position: MarginPosition, now: float, order: Order, price: Decimal
     ) -> Trade:
-        base, quote = position.rules.base, position.rules.quote
-        cost, fee = self._cost_and_fee(position, volume, price)
-        own, owed = self.balances.get(base, ZERO), volume
+        base, quote, sign = position.rules.base, position.rules.quote, order.side.sign
+        cost, fee = self._cost_and_fee(position, order.volume, price)
+        own, owed = self.balances.get(base, ZERO), order.volume
         if sign > 0:
             own = min(self.balances.get(quote, ZERO), self.summary(quote).free_margin)
             owed = cost + fee
@@ -192,8 +184,8 @@ class Account:
             raise RefusedError("EOrder:Insufficient funds")
         self.serial = serial = self.serial + 1
         self._book(now, "trade", serial, quote, -cost * sign, fee)
-        self._book(now, "trade", serial, base, volume * sign, ZERO)
-        return Trade(serial, volume, price, cost, fee)
+        self._book(now, "trade", serial, base, order.volume * sign, ZERO)
+        return Trade(serial, order.volume, price, cost, fee)
 
     def close(self, position: MarginPosition, now: float, volume: Decimal, price: Decimal) -> Trade:
         """Close `volume` of the lots, the oldest first; no check is made."""
@@ -209,9 +201,10 @@ class Account:
         self, position: MarginPosition, now: float, price: Decimal, leverage: int
     ) -> tuple[Trade, Trade]:
         """Close all that is open and open as much the other way; no check is made."""
-        sign, volume = position.sign, position.held
-        closed = self.close(position, now, volume, price)
-        return closed, self._open(position, now, -sign, volume, price, leverage, 0)
+        side = Side.SELL if position.sign > 0 else Side.BUY
+        order = Order("", side, position.held, leverage, False)
+        closed = self.close(position, now, order.volume, price)
+        return closed, self._open(position, now, order, price, 0)
 
     def advance(self, position: MarginPosition, now: float, price: Decimal) -> Trade | None:
         """Mark the pair at `price`, charge the rollovers due before `now`, liquidate if need be.
@@ -293,11 +286,9 @@ class Account:
             (other.unrealized() - share * other.used_margin() for other in others), ZERO
         )
 
-    def _check_opening(
-        self, position: MarginPosition, sign: int, volume: Decimal, price: Decimal, leverage: int
-    ) -> None:
+    def _check_opening(self, position: MarginPosition, order: Order, price: Decimal) -> None:
         """Raise RefusedError where Kraken would not open this, opposite lots closed before."""
-        rules, held = position.rules, volume
+        rules, sign, held = position.rules, order.side.sign, order.volume
         free = self._money_beside(position, Decimal(1))
         if position.lots and position.sign != sign:
             closed, closing_fee = self._cost_and_fee(position, position.held, price)
@@ -308,28 +299,19 @@ class Account:
         limit = rules.long_position_limit if sign > 0 else rules.short_position_limit
         if limit is not None and held > limit:
             raise RefusedError("EOrder:Margin position size exceeded")
-        cost, fee, opening_fee = self._opening_costs(position, sign, volume, price)
-        if cost / leverage + fee + opening_fee > free:
+        cost, fee, opening_fee = self._opening_costs(position, order, price)
+        if cost / order.leverage + fee + opening_fee > free:
             raise RefusedError("EOrder:Insufficient initial margin")
 
     def _open(
-        self,
-        position: MarginPosition,
-        now: float,
-        sign: int,
-        volume: Decimal,
-        price: Decimal,
-        leverage: int,
-        order: int,
+        self, position: MarginPosition, now: float, order: Order, price: Decimal, number: int
     ) -> Trade:
-        cost, fee, opening_fee = self._opening_costs(position, sign, volume, price)
+        sign, volume, leverage = order.side.sign, order.volume, order.leverage
+        cost, fee, opening_fee = self._opening_costs(position, order, price)
         self.serial = serial = self.serial + 1
-        rate, paid, due = (
-            self.rate_of_loan(position.rules, sign),
-            fee + opening_fee,
-            now + ROLLOVER_S,
-        )
-        lot = Lot(serial, order, now, sign, volume, ZERO, cost, cost, leverage, paid, rate, due)
+        rate, paid = self.rate_of_loan(position.rules, sign), fee + opening_fee
+        due = now + ROLLOVER_S
+        lot = Lot(serial, number, now, sign, volume, ZERO, cost, cost, leverage, paid, rate, due)
         position.lots.append(lot)
         position.held += volume
         position.cost_left += cost
@@ -348,10 +330,10 @@ class Account:
         return cost, (cost * self.fee_rate).quantize(position.cost_step)
 
     def _opening_costs(
-        self, position: MarginPosition, sign: int, volume: Decimal, price: Decimal
+        self, position: MarginPosition, order: Order, price: Decimal
     ) -> tuple[Decimal, Decimal, Decimal]:
-        cost, fee = self._cost_and_fee(position, volume, price)
-        opening_fee = cost * self.rate_of_loan(position.rules, sign)
+        cost, fee = self._cost_and_fee(position, order.volume, price)
+        opening_fee = cost * self.rate_of_loan(position.rules, order.side.sign)
         return cost, fee, opening_fee.quantize(position.cost_step)
 
     def _margin_fee(
@@ -378,21 +360,19 @@ class Account:
         return [b for b in self.positions.values() if b.lots and b.rules.quote == quote]
 
 
-def objection(
-    rules: PairRules, side: Side, volume: Decimal, leverage: int, price: Decimal, reduce_only: bool
-) -> str | None:
+def objection(rules: PairRules, order: Order, price: Decimal) -> str | None:
     """Return the words in which Kraken refuses this market order, or None."""
-    if rules.status != "online" and not (rules.status == "reduce_only" and reduce_only):
+    if rules.status != "online" and not (rules.status == "reduce_only" and order.reduce_only):
         return f"EService:Market in {rules.status} mode"
-    if volume != rules.round_volume(volume):
+    if order.volume != rules.round_volume(order.volume):
         return "EGeneral:Invalid arguments:volume"
-    if volume < rules.ordermin or volume <= ZERO:
+    if order.volume < rules.ordermin or order.volume <= ZERO:
         return "EGeneral:Invalid arguments:volume minimum not met"
-    if volume * price < rules.costmin:
+    if order.volume * price < rules.costmin:
         return "EOrder:Cost minimum not met"
-    if leverage and leverage not in rules.leverages(side):
+    if order.leverage and order.leverage not in rules.leverages(order.side):
         return "EGeneral:Invalid arguments:leverage"
-    if reduce_only and not leverage:
+    if order.reduce_only and not order.leverage:
         return "EGeneral:Invalid arguments:reduce_only"
     return None
 

@@ -14,7 +14,7 @@ from operator import itemgetter
 from typing import Any, Protocol
 
 from krakenbot.errors import RefusedError
-from krakenbot.model import ZERO, Quote, Side
+from krakenbot.model import ZERO, Order, Quote, Side
 from krakenbot.pairs import PairRules
 from krakenbot.simulated import words
 from krakenbot.simulated.books import Account, MarginPosition, Trade, identifier, objection
@@ -259,8 +259,9 @@ class Holder:
         still_open = takewhile(lambda x: x[1]["closetm"] > now, reversed(self.orders.items()))
         if "cl_ord_id" in p and words.identified(dict(still_open), p):
             raise bad("cl_ord_id not unique")
-        if not request.volume and request.leverage and position.sign == -request.side.sign:
-            request = request._replace(volume=position.held)
+        order = request.order
+        if not order.volume and order.leverage and position.sign == -order.side.sign:
+            request = request._replace(order=order._replace(volume=position.held))
         refusal = self.objection(request, quote)
         if refusal is None and self.markets.status != "online":
             refusal = f"EService:Market in {self.markets.status} mode"
@@ -271,22 +272,20 @@ class Holder:
 
     def objection(self, request: OrderRequest, quote: Quote) -> str | None:
         """Return the words in which Kraken refuses this order by the pair's rules, or None."""
-        price = quote.ask if request.side is Side.BUY else quote.bid
-        rules, side, volume, leverage, reduce_only, _ = request
-        return objection(rules, side, volume, leverage, price, reduce_only)
+        price = quote.ask if request.order.side is Side.BUY else quote.bid
+        return objection(request.rules, request.order, price)
 
     def fill(self, request: OrderRequest) -> str:
         """Fill the order and return its id. Raises RefusedError in the books' words."""
-        rules, side, volume, leverage, reduces, _ = request
+        rules, order, _ = request
         account, quote, now = self.account, self.markets.quote(rules), self.now()
-        position, part = account.position(rules), rules.round_volume(volume * self.fill_share)
+        position, part = account.position(rules), rules.round_volume(order.volume * self.fill_share)
         account.serial = serial = account.serial + 1
         position.price = quote.mid
-        price = quote.ask if side is Side.BUY else quote.bid
+        price = quote.ask if order.side is Side.BUY else quote.bid
         trades: tuple[Trade, ...] = ()
         if part:
-            order = position, now, side.sign, part, price, leverage
-            trades = account.fill(*order, reduce_only=reduces, order=serial)
+            trades = account.fill(position, now, order._replace(volume=part), price, serial)
         return self.record(request, trades, now, serial)
 
     def _check_deadline(self, text: str | None) -> None:
@@ -333,7 +332,8 @@ class Holder:
 def closing(position: MarginPosition) -> OrderRequest:
     """Return the order that closes all of the position."""
     side = Side.SELL if position.sign > 0 else Side.BUY
-    return OrderRequest(position.rules, side, position.held, position.lots[0].leverage, False, {})
+    order = Order("", side, position.held, position.lots[0].leverage, False)
+    return OrderRequest(position.rules, order, {})
 
 
 def _named(

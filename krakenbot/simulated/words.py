@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
 from krakenbot.errors import RefusedError
-from krakenbot.model import ZERO, Side
+from krakenbot.model import ZERO, Order, Side
 from krakenbot.pairs import PairRules
 from krakenbot.simulated.books import Entry, Lot, MarginPosition, Trade, identifier
 from krakenbot.simulated.listing import ASSETS
@@ -60,15 +60,12 @@ class OrderRequest(NamedTuple):
     """An order as it is asked for, with the parameters it came with."""
 
     rules: PairRules
-    side: Side
-    volume: Decimal
-    leverage: int
-    reduce_only: bool
+    order: Order
     params: Params
 
     def text(self, volume: str) -> str:
-        leverage = f" with {self.leverage}:1 leverage" if self.leverage else ""
-        return f"{self.side.value} {volume} {self.rules.altname} @ market{leverage}"
+        leverage = f" with {self.order.leverage}:1 leverage" if self.order.leverage else ""
+        return f"{self.order.side.value} {volume} {self.rules.altname} @ market{leverage}"
 
 
 def order_request(rules: PairRules, p: Params) -> OrderRequest:
@@ -87,23 +84,23 @@ def order_request(rules: PairRules, p: Params) -> OrderRequest:
     if wrong:
         raise bad(wrong[0])
     leverage = p.get("leverage", "none").replace("none", "0").removesuffix(":1").removesuffix(".0")
-    return OrderRequest(
-        rules, Side(p["type"]), Decimal(p["volume"]), int(leverage), flag(p, "reduce_only"), p
-    )
+    side, volume, reduces = Side(p["type"]), Decimal(p["volume"]), flag(p, "reduce_only")
+    order = Order(p.get("cl_ord_id", ""), side, volume, int(leverage), reduces)
+    return OrderRequest(rules, order, p)
 
 
 def order_row(request: OrderRequest, trades: Sequence[Trade], now: float, misc: str) -> Row:
-    rules, p = request.rules, request.params
+    rules, order, p = request
     coins, money = _forms(rules)
     volume, executed, cost, fee = (
-        f"{request.volume:{coins}}",
+        f"{order.volume:{coins}}",
         f"{sum((trade.volume for trade in trades), ZERO):{coins}}",
         f"{sum((trade.cost for trade in trades), ZERO):{money}}",
         f"{sum((trade.fee for trade in trades), ZERO):{money}}",
     )
-    leverage = f"{request.leverage}:1" if request.leverage else "none"
+    leverage = f"{order.leverage}:1" if order.leverage else "none"
     descr = (
-        {"pair": rules.altname, "aclass": "forex", "type": request.side.value, "close": ""}
+        {"pair": rules.altname, "aclass": "forex", "type": order.side.value, "close": ""}
         | {"ordertype": "market", "price": "0", "price2": "0", "leverage": leverage}
         | {"order": request.text(volume)}
     )
@@ -117,24 +114,24 @@ def order_row(request: OrderRequest, trades: Sequence[Trade], now: float, misc: 
         | {"trades": [identifier("T", trade.serial) for trade in trades]}
     )
     if executed != volume:
-        reason = "Position is closed" if request.reduce_only else "Market price protection"
+        reason = "Position is closed" if order.reduce_only else "Market price protection"
         row |= {"status": "canceled", "reason": reason}
-    only_if_set = {"cl_ord_id": p.get("cl_ord_id"), "margin": request.leverage > 0}
-    only_if_set["reduce_only"] = request.reduce_only
+    only_if_set = {"cl_ord_id": order.client_order_id, "margin": order.leverage > 0}
+    only_if_set["reduce_only"] = order.reduce_only
     return row | {name: value for name, value in only_if_set.items() if value}
 
 
 def trade_row(request: OrderRequest, trade: Trade, txid: str, now: float, misc: str) -> Row:
-    rules = request.rules
+    rules, order, _ = request
     coins, money = _forms(rules)
     misc = f"closing,{misc}".strip(",") if trade.closing else misc
     return (
         {"ordertxid": txid, "postxid": "TKH2SE-M7IF5-CFI7LT", "trade_id": trade.serial % 10**9}
         | {"pair": rules.pair, "aclass": "forex", "time": round(now, 6), "ordertype": "market"}
-        | {"type": request.side.value, "price": price(trade.price, rules), "maker": False}
+        | {"type": order.side.value, "price": price(trade.price, rules), "maker": False}
         | {"cost": f"{trade.cost:{money}}", "fee": f"{trade.fee:{money}}", "misc": misc}
         | {"vol": f"{trade.volume:{coins}}", "margin": f"{trade.margin:{money}}"}
-        | {"leverage": str(request.leverage)}
+        | {"leverage": str(order.leverage)}
     )
 
 

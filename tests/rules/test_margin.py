@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from decimal import Decimal as D
 
 from krakenbot.errors import RefusedError
+from krakenbot.model import Order, Side
 from krakenbot.pairs import PairRules, parse_rules
-from krakenbot.simulated.books import Account, MarginPosition, identifier
+from krakenbot.simulated.books import Account, MarginPosition, Trade, identifier
 from krakenbot.simulated.listing import PAIRS
 from krakenbot.simulated.paper import restore, state_of
 
@@ -20,13 +21,27 @@ LONG, SHORT = 1, -1
 START = 1_791_500_000
 
 
+def fill(
+    account: Account,
+    book: MarginPosition,
+    now: float,
+    sign: int,
+    volume: D,
+    price: D,
+    leverage: int,
+    reduce_only: bool = False,
+) -> tuple[Trade, ...]:
+    side = Side.BUY if sign > 0 else Side.SELL
+    return account.fill(book, now, Order("", side, volume, leverage, reduce_only), price)
+
+
 def opened(
     balance: str = "2000", price: str = "50000", sign: int = LONG, volume: str = "0.04"
 ) -> tuple[Account, MarginPosition]:
     account = Account({"ZUSD": D(balance)}, FEE, history=100)
     book = account.position(RULES)
     account.advance(book, START, D(price))
-    account.fill(book, START, sign, D(volume), D(price), 2)
+    fill(account, book, START, sign, D(volume), D(price), 2)
     return account, book
 
 
@@ -67,7 +82,7 @@ class WorkedExampleTest(unittest.TestCase):
                 account.advance(book, now, D(51000))
                 fees = D(0)
                 for volume in orders:
-                    for trade in account.fill(book, now, SHORT, D(volume), D(51000), 2):
+                    for trade in fill(account, book, now, SHORT, D(volume), D(51000), 2):
                         fees += trade.fee + trade.opening_fee
                 self.assertEqual(fees, D("33.048"))
                 self.assertEqual(account.balances["ZUSD"], D("1989.752"))
@@ -82,7 +97,7 @@ class WorkedExampleTest(unittest.TestCase):
         account = Account({"ZUSD": D(5000)}, D(0), margin_rates={"XXBT": D(0)})
         book = account.position(RULES)
         account.advance(book, START, D(50000))
-        account.fill(book, START, SHORT, D("0.2"), D(50000), 5)
+        fill(account, book, START, SHORT, D("0.2"), D(50000), 5)
         account.advance(book, START, D(65200))
         self.assertEqual(account.used_margin("ZUSD"), D(2608))
         self.assertEqual(account.equity("ZUSD"), D(1960))
@@ -96,7 +111,7 @@ class RatesTest(unittest.TestCase):
             account = Account({"ZUSD": D(2000)}, D(0), margin_rates=RATES, history=9)
             book = account.position(RULES)
             account.advance(book, START, D(50000))
-            (trade,) = account.fill(book, START, sign, D("0.04"), D(50000), 2)
+            (trade,) = fill(account, book, START, sign, D("0.04"), D(50000), 2)
             account.margin_rates.clear()
             account.advance(book, START + 14401, D(50000))
             with self.subTest(sign=sign):
@@ -111,19 +126,19 @@ class RatesTest(unittest.TestCase):
 class OrdersTest(unittest.TestCase):
     def test_the_oldest_lot_is_closed_first(self) -> None:
         account, book = opened("10000", volume="0.01")
-        account.fill(book, START + 1, LONG, D("0.02"), D(51000), 2)
-        trades = account.fill(book, START + 2, SHORT, D("0.015"), D(52000), 2)
+        fill(account, book, START + 1, LONG, D("0.02"), D(51000), 2)
+        trades = fill(account, book, START + 2, SHORT, D("0.015"), D(52000), 2)
         self.assertEqual([trade.realized for trade in trades], [D("25.00000")])
         self.assertEqual([lot.open_volume for lot in book.lots], [D("0.015")])
         self.assertEqual(book.lots[0].cost_left, D("765.00000"))
 
     def test_reduce_only_never_opens(self) -> None:
         account, book = opened()
-        trades = account.fill(book, START, SHORT, D("0.1"), D(50000), 2, reduce_only=True)
+        trades = fill(account, book, START, SHORT, D("0.1"), D(50000), 2, reduce_only=True)
         self.assertEqual(sum(trade.volume for trade in trades), D("0.04"))
         self.assertEqual(book.volume, 0)
         with self.assertRaisesRegex(RefusedError, "Reduce only:No position exists"):
-            account.fill(book, START, SHORT, D("0.1"), D(50000), 2, reduce_only=True)
+            fill(account, book, START, SHORT, D("0.1"), D(50000), 2, reduce_only=True)
 
     def test_a_refused_order_changes_nothing(self) -> None:
         account, book = opened()
@@ -134,18 +149,18 @@ class OrdersTest(unittest.TestCase):
             (SHORT, "400", "EOrder:Margin position size exceeded"),
         ):
             with self.subTest(volume=volume), self.assertRaisesRegex(RefusedError, words):
-                account.fill(book, START, sign, D(volume), D(50000), 2)
+                fill(account, book, START, sign, D(volume), D(50000), 2)
             self.assertEqual(text_of(account), before)
 
     def test_without_leverage_coins_are_bought_and_the_position_stays(self) -> None:
         account, book = opened("10000")
-        (trade,) = account.fill(book, START, LONG, D("0.01"), D(50000), 0)
+        (trade,) = fill(account, book, START, LONG, D("0.01"), D(50000), 0)
         self.assertEqual(trade.fee, D(4))
         self.assertEqual(account.balances["XXBT"], D("0.01"))
         self.assertEqual(book.volume, D("0.04"))
         for sign, volume in ((SHORT, "0.02"), (LONG, "1")):
             with self.assertRaisesRegex(RefusedError, "Insufficient funds"):
-                account.fill(book, START, sign, D(volume), D(50000), 0)
+                fill(account, book, START, sign, D(volume), D(50000), 0)
 
 
 class TimeTest(unittest.TestCase):
@@ -158,7 +173,7 @@ class TimeTest(unittest.TestCase):
 
     def test_the_rollovers_of_two_lots_are_entered_in_order_of_time(self) -> None:
         account, book = opened("10000")
-        account.fill(book, START + 60, LONG, D("0.01"), D(50000), 2)
+        fill(account, book, START + 60, LONG, D("0.01"), D(50000), 2)
         account.advance(book, START + 5 * 14400 + 1, D(50000))
         times = [entry.time for entry in account.ledger]
         self.assertEqual(len(times), 2 + 9)
@@ -187,11 +202,11 @@ class TimeTest(unittest.TestCase):
                 other, book = account.position(ETH), account.position(RULES)
                 account.advance(other, START, D(3000))
                 account.advance(book, START, D(50000))
-                account.fill(other, START, draw.choice((LONG, SHORT)), D("0.5"), D(3000), 2)
+                fill(account, other, START, draw.choice((LONG, SHORT)), D("0.5"), D(3000), 2)
                 sign = draw.choice((LONG, SHORT))
                 for _ in range(3):
                     volume = D(draw.randrange(10000, 15000)).scaleb(-5)
-                    account.fill(book, START, sign, volume, D(50000), draw.choice((3, 5)))
+                    fill(account, book, START, sign, volume, D(50000), draw.choice((3, 5)))
                 limit = account.liquidation_price(book)
                 assert limit is not None
                 text = text_of(account)
@@ -226,7 +241,7 @@ class IdentityTest(unittest.TestCase):
         for one in (account, again):
             book = one.positions[RULES.pair]
             one.advance(book, START + 10**7, D("50123.4"))
-            one.fill(book, START + 10**7, -book.sign or 1, D("0.003"), D("50123.4"), 3)
+            fill(one, book, START + 10**7, -book.sign or 1, D("0.003"), D("50123.4"), 3)
         self.assertEqual(text_of(again), text_of(account))
 
     def test_the_ledger_is_bounded(self) -> None:
@@ -252,7 +267,8 @@ def _random_life(draw: random.Random, rules: PairRules) -> tuple[Account, Margin
         account.advance(book, now, price)
         volume = D(draw.randrange(1, 10**7)).scaleb(-8)
         try:
-            account.fill(
+            fill(
+                account,
                 book,
                 now,
                 draw.choice((LONG, SHORT)),

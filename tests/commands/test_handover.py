@@ -17,7 +17,7 @@ from krakenbot.commands import handover
 from krakenbot.errors import LaterError
 from krakenbot.journal_file import open_journal
 from krakenbot.lock import Lock
-from tests.commands.test_run import LIVE, Gate, ProgramTest
+from tests.commands.program import LIVE, Gate, ProgramTest
 
 UP = {"KRAKENBOT_STRATEGY_NAME": "file", "KRAKENBOT_STRATEGY_FILE": "up.py"}
 HOURLY = LIVE | UP | {"KRAKENBOT_INTERVAL": "60"}

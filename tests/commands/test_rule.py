@@ -9,7 +9,7 @@ import unittest
 from decimal import Decimal as D
 
 from krakenbot.commands.build import packed
-from tests.commands.test_run import LIVE, PAPER, Gate, ProgramTest
+from tests.commands.program import LIVE, PAPER, Gate, ProgramTest
 
 RULE = """
 import os

@@ -1,47 +1,27 @@
-"""The program as its users have it: a process, its exit code, its words, and what it sent.
-
-An exchange of the built-in kind listens on loopback behind a gate that keeps every request. Its
-clock and the bot's run equally fast, so that waiting for minutes takes a moment.
-"""
+"""The program as its users have it: a process, its exit code, its words, and what it sent."""
 
 import csv
 import ctypes
 import hashlib
 import io
 import json
-import os
 import re
 import resource
 import signal
 import socket
 import sqlite3
-import subprocess
-import sys
-import tempfile
-import threading
 import time
 import unittest
 from collections.abc import Callable
 from decimal import Decimal as D
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
-from urllib.parse import parse_qsl
+from typing import Any
 
-from krakenbot.simulated import api as server
-from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
+from krakenbot.simulated.listing import SANDBOX_SECRET
+from tests.commands.program import KEYS, LIVE, PAPER, Gate, ProgramTest
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-SIGNS_MAX_S = 60.0  # The exchange's own limit of requests may hold up a row of starts.
 ENDS_MAX_S = 1.0
-KEYS = {"KRAKEN_API_KEY": SANDBOX_KEY, "KRAKEN_API_SECRET": SANDBOX_SECRET}
-LIVE = KEYS | {
-    "KRAKENBOT_MODE": "live",
-    "KRAKENBOT_ENTRY": "now",
-    "KRAKENBOT_SIZE": "0.01",
-    "KRAKENBOT_RISK_MAX_FEE_PERCENT_PER_DAY": "1000",
-}
-PAPER = {"KRAKENBOT_ENTRY": "now"}
 # Fields of `status --json` and their types, as agreed; then what is told beyond that.
 AGREED: dict[str, tuple[type, ...]] = {
     "mode": (str,),
@@ -78,190 +58,6 @@ BEYOND = {
     "exit_code",
     "end_reason",
 }
-
-
-class Gate:
-    """An exchange on loopback whose requests are kept, and whose answers may be changed.
-
-    At speed 1 a bot would notice that its host's clock differs once this one's is moved.
-    """
-
-    def __init__(self, speed: float = 2.0, key: str = SANDBOX_KEY, secret: str = SANDBOX_SECRET):
-        self.speed = speed
-        self.sandbox = server.Sandbox("random:5", speed, key=key, secret=secret)
-        self.sent: list[tuple[str, dict[str, str]]] = []
-        self.edit: Callable[[str, bytes], bytes] = lambda path, answer: answer
-        gate = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-            wbufsize = 1 << 16
-            timeout = 30
-
-            def do_GET(self) -> None:
-                self.answer()
-
-            def do_POST(self) -> None:
-                self.answer()
-
-            def answer(self) -> None:
-                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                gate.sent.append((self.path, dict(parse_qsl(body.decode()))))
-                answer = gate.sandbox.api.respond(self.command, self.path, dict(self.headers), body)
-                changed = gate.edit(self.path, answer.body)
-                self.send_response(answer.status)
-                self.send_header("Content-Type", answer.content_type)
-                self.send_header("Content-Length", str(len(changed)))
-                self.end_headers()
-                self.wfile.write(changed)
-
-            def log_message(self, format: str, *args: object) -> None:
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.http.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self.http.server_address[1]}"
-        threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True).start()
-
-    def close(self) -> None:
-        self.http.shutdown()
-        self.http.server_close()
-        self.sandbox.close()
-
-    def control(self, name: str, **wish: object) -> dict[str, Any]:
-        body = json.dumps(wish).encode() if wish else b""
-        method = "POST" if wish else "GET"
-        answer = self.sandbox.api.respond(method, f"/sandbox/{name}", {}, body)
-        truth: dict[str, Any] = json.loads(answer.body)
-        assert "error" not in truth, truth
-        return truth
-
-    @property
-    def orders(self) -> list[dict[str, Any]]:
-        """Return the orders that the exchange has executed."""
-        orders: list[dict[str, Any]] = self.control("ledger")["orders"]
-        return orders
-
-    @property
-    def position(self) -> D:
-        return D(self.control("ledger")["position"].get("XXBTZUSD", "0"))
-
-    @property
-    def added(self) -> list[dict[str, str]]:
-        """Return the parameters of every AddOrder that arrived."""
-        return [body for path, body in self.sent if path.endswith("/AddOrder")]
-
-    @property
-    def private(self) -> list[str]:
-        return [path for path, _ in self.sent if "/private/" in path]
-
-
-class Done(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-class Running:
-    """A started program and what it has written so far: less than its pipes hold."""
-
-    def __init__(
-        self,
-        folder: Path,
-        environ: dict[str, str],
-        argv: tuple[str, ...],
-        before: Callable[[], None] | None,
-    ) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "krakenbot", *argv],
-            env=environ,
-            cwd=folder,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            stdin=subprocess.DEVNULL,
-            preexec_fn=before,
-        )
-        assert self.process.stderr is not None
-        os.set_blocking(self.process.stderr.fileno(), False)
-        self.err = ""
-
-    def wait_for(self, words: str) -> None:
-        """Wait until standard error shows the words."""
-        end = time.monotonic() + SIGNS_MAX_S
-        while words not in self.read():
-            if time.monotonic() > end or self.process.poll() is not None:
-                raise AssertionError(f"no {words!r} in:\n{self.read()}")
-            time.sleep(0.02)
-
-    def done(self) -> Done:
-        try:
-            code = self.process.wait(SIGNS_MAX_S)
-        except subprocess.TimeoutExpired:
-            raise AssertionError(f"does not end:\n{self.read()}") from None
-        assert self.process.stdout is not None
-        return Done(code, self.process.stdout.read().decode(), self.read())
-
-    def read(self) -> str:
-        assert self.process.stderr is not None
-        self.err += (self.process.stderr.read() or b"").decode()
-        return self.err
-
-    def close(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        with self.process:
-            pass
-
-
-class ProgramTest(unittest.TestCase):
-    """Starts programs, each test in a folder of its own; all of them end with the test."""
-
-    def setUp(self) -> None:
-        # In memory where there is such a folder: what is written for keeps is written often.
-        memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-        folder = tempfile.TemporaryDirectory(prefix="krakenbot-test-", dir=memory)
-        self.addCleanup(folder.cleanup)
-        self.folder = Path(folder.name)
-        self.state = self.folder / "state"
-
-    def gate(self, speed: float = 2.0, **options: str) -> Gate:
-        gate = Gate(speed, **options)
-        self.addCleanup(gate.close)
-        return gate
-
-    def environ(self, gate: Gate | None) -> dict[str, str]:
-        environ = {"HOME": str(self.folder), "PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
-        environ["KRAKENBOT_STATE_DIRECTORY"] = str(self.state)
-        environ["PYTHONDONTWRITEBYTECODE"] = "1"  # A full disk cuts off bytecode without a word.
-        if gate is not None:
-            environ["KRAKENBOT_EXCHANGE_URL"] = gate.url
-            environ["KRAKENBOT_EXCHANGE_CLOCK_SPEED"] = f"{gate.speed:g}"
-        return environ
-
-    def start(
-        self,
-        gate: Gate | None,
-        *argv: str,
-        before: Callable[[], None] | None = None,
-        **settings: str,
-    ) -> Running:
-        running = Running(self.folder, self.environ(gate) | settings, argv, before)
-        self.addCleanup(running.close)
-        return running
-
-    def run_it(self, gate: Gate | None, *argv: str, **settings: Any) -> Done:
-        return self.start(gate, *argv, **settings).done()
-
-    def journal(self) -> Path:
-        (path,) = self.state.glob("*.db")
-        return path
-
-    def assert_ends(self, done: Done, code: int, *words: str) -> None:
-        self.assertEqual(done.code, code, done.err)
-        self.assertNotIn("Traceback", done.err)
-        self.assertNotIn(SANDBOX_SECRET, done.err + done.out)
-        for word in words:
-            self.assertIn(word, done.err)
 
 
 class TestRefusals(ProgramTest):
@@ -336,12 +132,12 @@ class TestRefusals(ProgramTest):
         key = self.start(gate, "run", "--live", **hourly, KRAKENBOT_PAIR="ETHUSD")
         for running, words in (
             (same, "this API key"),
-            (key, f"pid {first.process.pid}"),
+            (key, f"pid {first.pid}"),
         ):
             with self.subTest(words):
                 self.assert_ends(running.done(), 78, "another krakenbot holds", words)
         self.assertEqual(len(gate.sent), count)
-        self.assertIsNone(first.process.poll())
+        self.assertIsNone(first.process.exitcode)
 
 
 class TestNoNetwork(ProgramTest):
@@ -373,7 +169,7 @@ class TestNoNetwork(ProgramTest):
     def test_a_signal_ends_the_wait_at_once(self) -> None:
         running = self.start(None, "run", KRAKENBOT_EXCHANGE_URL=self.closed_url())
         running.wait_for("waiting for the exchange")
-        running.process.terminate()
+        running.send_signal(signal.SIGTERM)
         began = time.monotonic()
         self.assert_ends(running.done(), 0)
         self.assertLess(time.monotonic() - began, ENDS_MAX_S)
@@ -386,7 +182,7 @@ class TestNoNetwork(ProgramTest):
             connection, _ = silent.accept()
             with connection:
                 connection.recv(1)
-                running.process.terminate()
+                running.send_signal(signal.SIGTERM)
                 began = time.monotonic()
                 self.assert_ends(running.done(), 0)
         self.assertLess(time.monotonic() - began, ENDS_MAX_S)
@@ -400,7 +196,6 @@ class TestDisk(ProgramTest):
         self.run_it(gate, "run", "--live", "--once", **(LIVE | {"KRAKENBOT_ENTRY": "next-turn"}))
         gate.control("clock", advance=60)
         self.addCleanup(self.state.chmod, 0o700)
-        before = _without_override()
         fresh = self.folder / "fresh"
         fresh.mkdir()
         self.journal().chmod(0o400)
@@ -408,7 +203,9 @@ class TestDisk(ProgramTest):
             directory.chmod(0o500)
             settings = LIVE | {"KRAKENBOT_STATE_DIRECTORY": str(directory)}
             with self.subTest(number):
-                done = self.run_it(gate, "run", "--live", "--once", before=before, **settings)
+                done = self.run_it(
+                    gate, "run", "--live", "--once", before=_without_override, **settings
+                )
                 self.assert_ends(done, 78, "cannot be", str(directory))
         file = self.folder / "file"
         file.touch()
@@ -513,7 +310,7 @@ class TestTrading(ProgramTest):
             started.append((self.start(gate, "run", **settings), number))
         for running, number in started:
             running.wait_for("decided")
-            running.process.send_signal(number)
+            running.send_signal(number)
             began = time.monotonic()
             self.assert_ends(running.done(), 0)
             self.assertLess(time.monotonic() - began, ENDS_MAX_S)
@@ -601,8 +398,8 @@ class TestLooking(ProgramTest):
         plain = self.run_it(gate, "status", **PAPER)
         self.assert_ends(plain, 0)
         self.assertLessEqual(max(map(len, plain.out.splitlines())), 80)
-        self.assertIsNone(bot.process.poll())
-        bot.process.terminate()
+        self.assertIsNone(bot.process.exitcode)
+        bot.send_signal(signal.SIGTERM)
         self.assert_ends(bot.done(), 0)
 
     def check_status(self, status: dict[str, Any]) -> None:
@@ -676,24 +473,18 @@ def _empty_database() -> bytes:
 
 def _full(limit: int) -> Callable[[], None]:
     """Return what makes every write beyond `limit` bytes of a file fail, as a full disk does."""
-    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    return partial(resource.setrlimit, resource.RLIMIT_FSIZE, (limit, limit))
 
 
-def _without_override() -> Callable[[], None] | None:
-    """Return what makes root obey file modes like everybody else; None where it is not root."""
-    if os.geteuid():
-        return None
+def _without_override() -> None:
+    """Make root obey file modes like everybody else. Source: capabilities(7), capset(2)."""
+    version_3, dac_override = 0x20080522, 1
     libc = ctypes.CDLL(None, use_errno=True)
-    drop_from_bounding_set = 24
-    dac_override = 1
-    if libc.prctl(23, dac_override, 0, 0, 0) != 1:
-        raise unittest.SkipTest("root here cannot be told to obey file modes")
-
-    def before() -> None:
-        if libc.prctl(drop_from_bounding_set, dac_override, 0, 0, 0):
-            raise OSError(ctypes.get_errno(), "prctl")
-
-    return before
+    header, sets = (ctypes.c_uint32 * 2)(version_3, 0), (ctypes.c_uint32 * 6)()
+    libc.capget(header, sets)
+    sets[0] &= ~(1 << dac_override)
+    if libc.capset(header, sets):
+        raise OSError(ctypes.get_errno(), "capset")
 
 
 if __name__ == "__main__":

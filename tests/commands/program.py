@@ -1,0 +1,250 @@
+"""The program in a process of its own, on an exchange whose requests are kept and may be changed.
+
+The exchange's clock and the bot's run equally fast, so that waiting for minutes takes a moment.
+"""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import select
+import sys
+import tempfile
+import threading
+import time
+import unittest
+from collections.abc import Callable
+from decimal import Decimal as D
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import parse_qsl
+
+from krakenbot import cli, log
+from krakenbot.simulated import api as server
+from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
+
+SIGNS_MAX_S = 60.0  # The exchange's own limit of requests may hold up a row of starts.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload([__name__, "krakenbot.commands.run", "krakenbot.commands.handover"])
+KEYS = {"KRAKEN_API_KEY": SANDBOX_KEY, "KRAKEN_API_SECRET": SANDBOX_SECRET}
+LIVE = KEYS | {
+    "KRAKENBOT_MODE": "live",
+    "KRAKENBOT_ENTRY": "now",
+    "KRAKENBOT_SIZE": "0.01",
+    "KRAKENBOT_RISK_MAX_FEE_PERCENT_PER_DAY": "1000",
+}
+PAPER = {"KRAKENBOT_ENTRY": "now"}
+
+
+class Gate:
+    """An exchange on loopback whose requests are kept, and whose answers may be changed.
+
+    At speed 1 a bot would notice that its host's clock differs once this one's is moved.
+    """
+
+    def __init__(self, speed: float = 2.0, key: str = SANDBOX_KEY, secret: str = SANDBOX_SECRET):
+        self.speed = speed
+        self.sandbox = server.Sandbox("random:5", speed, key=key, secret=secret)
+        self.sent: list[tuple[str, dict[str, str]]] = []
+        self.edit: Callable[[str, bytes], bytes] = lambda path, answer: answer
+        gate = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+            wbufsize = 1 << 16
+            timeout = 30
+
+            def do_GET(self) -> None:
+                self.answer()
+
+            def do_POST(self) -> None:
+                self.answer()
+
+            def answer(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                gate.sent.append((self.path, dict(parse_qsl(body.decode()))))
+                answer = gate.sandbox.api.respond(self.command, self.path, dict(self.headers), body)
+                changed = gate.edit(self.path, answer.body)
+                self.send_response(answer.status)
+                self.send_header("Content-Type", answer.content_type)
+                self.send_header("Content-Length", str(len(changed)))
+                self.end_headers()
+                self.wfile.write(changed)
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.http.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.http.server_address[1]}"
+        threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True).start()
+
+    def close(self) -> None:
+        self.http.shutdown()
+        self.http.server_close()
+        self.sandbox.close()
+
+    def control(self, name: str, **wish: object) -> dict[str, Any]:
+        body = json.dumps(wish).encode() if wish else b""
+        method = "POST" if wish else "GET"
+        answer = self.sandbox.api.respond(method, f"/sandbox/{name}", {}, body)
+        truth: dict[str, Any] = json.loads(answer.body)
+        assert "error" not in truth, truth
+        return truth
+
+    @property
+    def orders(self) -> list[dict[str, Any]]:
+        """Return the orders that the exchange has executed."""
+        orders: list[dict[str, Any]] = self.control("ledger")["orders"]
+        return orders
+
+    @property
+    def position(self) -> D:
+        return D(self.control("ledger")["position"].get("XXBTZUSD", "0"))
+
+    @property
+    def added(self) -> list[dict[str, str]]:
+        """Return the parameters of every AddOrder that arrived."""
+        return [body for path, body in self.sent if path.endswith("/AddOrder")]
+
+    @property
+    def private(self) -> list[str]:
+        return [path for path, _ in self.sent if "/private/" in path]
+
+
+class Done(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+class Running:
+    """A program at work and what it has written so far: less than its pipes hold.
+
+    It is forked from a server that has imported the program already, which saves most of a start.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        environ: dict[str, str],
+        argv: tuple[str, ...],
+        before: Callable[[], None] | None,
+    ) -> None:
+        (self._out, out), (self._err, err) = FORKS.Pipe(False), FORKS.Pipe(False)
+        self.process = FORKS.Process(target=_be, args=(folder, environ, argv, before, out, err))
+        self.process.start()
+        out.close()
+        err.close()
+        os.set_blocking(self._err.fileno(), False)
+        self.err = ""
+
+    def wait_for(self, words: str) -> None:
+        """Wait until standard error shows the words."""
+        end = time.monotonic() + SIGNS_MAX_S
+        while words not in self.read():
+            left = end - time.monotonic()
+            if left < 0 or not self.process.is_alive():
+                raise AssertionError(f"no {words!r} in:\n{self.read()}")
+            select.select([self._err, self.process.sentinel], [], [], left)
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    @property
+    def pid(self) -> int:
+        assert self.process.pid is not None
+        return self.process.pid
+
+    def done(self) -> Done:
+        self.process.join(SIGNS_MAX_S)
+        if self.process.exitcode is None:
+            raise AssertionError(f"does not end:\n{self.read()}")
+        with open(self._out.fileno(), closefd=False) as out:
+            return Done(self.process.exitcode, out.read(), self.read())
+
+    def read(self) -> str:
+        with contextlib.suppress(BlockingIOError):
+            while more := os.read(self._err.fileno(), 65536):
+                self.err += more.decode()
+        return self.err
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.join()
+        self.process.close()
+        self._out.close()
+        self._err.close()
+
+
+def _be(
+    folder: Path,
+    environ: dict[str, str],
+    argv: tuple[str, ...],
+    before: Callable[[], None] | None,
+    *output: Connection,
+) -> None:
+    """Become the program, as if it had been started from nothing."""
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environ)
+    for number, pipe in enumerate(output, 1):
+        os.dup2(pipe.fileno(), number)
+        pipe.close()
+    if before is not None:
+        before()
+    code = cli.main(argv)
+    log.flush()
+    sys.exit(code)
+
+
+class ProgramTest(unittest.TestCase):
+    """Starts programs, each test in a folder of its own; all of them end with the test."""
+
+    def setUp(self) -> None:
+        # In memory where there is such a folder: what is written for keeps is written often.
+        memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+        folder = tempfile.TemporaryDirectory(prefix="krakenbot-test-", dir=memory)
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+        self.state = self.folder / "state"
+
+    def gate(self, speed: float = 2.0, **options: str) -> Gate:
+        gate = Gate(speed, **options)
+        self.addCleanup(gate.close)
+        return gate
+
+    def environ(self, gate: Gate | None) -> dict[str, str]:
+        environ = {"HOME": str(self.folder), "PATH": os.environ["PATH"]}
+        environ["KRAKENBOT_STATE_DIRECTORY"] = str(self.state)
+        if gate is not None:
+            environ["KRAKENBOT_EXCHANGE_URL"] = gate.url
+            environ["KRAKENBOT_EXCHANGE_CLOCK_SPEED"] = f"{gate.speed:g}"
+        return environ
+
+    def start(
+        self,
+        gate: Gate | None,
+        *argv: str,
+        before: Callable[[], None] | None = None,
+        **settings: str,
+    ) -> Running:
+        running = Running(self.folder, self.environ(gate) | settings, argv, before)
+        self.addCleanup(running.close)
+        return running
+
+    def run_it(self, gate: Gate | None, *argv: str, **settings: Any) -> Done:
+        return self.start(gate, *argv, **settings).done()
+
+    def journal(self) -> Path:
+        (path,) = self.state.glob("*.db")
+        return path
+
+    def assert_ends(self, done: Done, code: int, *words: str) -> None:
+        self.assertEqual(done.code, code, done.err)
+        self.assertNotIn("Traceback", done.err)
+        self.assertNotIn(SANDBOX_SECRET, done.err + done.out)
+        for word in words:
+            self.assertIn(word, done.err)

@@ -57,6 +57,11 @@ class Do(Enum):
     HALT = "stop for good, on disk: a person must look"
 
 
+NOW_S = (0.0,)
+QUICK_S = (1.0, 2.0, 4.0, 8.0, LOOK_PAUSE_S)  # A market order ends within a second or two.
+SLOW_S = (LOOK_PAUSE_S,)
+
+
 class Cell(NamedTuple):
     """What comes of an answer: `write`, then `do` after `pauses_s`, of which the last repeats.
 
@@ -64,16 +69,14 @@ class Cell(NamedTuple):
     """
 
     state: State
-    write: Write
     do: Do
-    pauses_s: Sequence[float] = (0.0,)
+    pauses_s: Sequence[float] = NOW_S
     late: Do | None = None
     reason: str = ""
+    write: Write = Write.NOTHING
 
 
 PREPARED, SENT, ACCEPTED, UNCONFIRMED, FINAL = State
-QUICK_S = (1.0, 2.0, 4.0, 8.0, LOOK_PAUSE_S)  # A market order ends within a second or two.
-SLOW_S = (LOOK_PAUSE_S,)
 LOST = "was accepted by the exchange, which now does not know it"
 STILL_OPEN = "is a market order and still open long after its deadline"
 LOOK_REFUSED = "cannot be looked up: the exchange has refused that for an hour"
@@ -83,55 +86,41 @@ TRADED_AFTER_NO = "was refused, and yet it was taken"
 
 def _impossible(state: State, answer: Answer) -> Cell:
     reason = f"was answered {answer.name} in state {state.name}, which cannot be"
-    return Cell(state, Write.NOTHING, Do.HALT, reason=reason)
+    return Cell(state, Do.HALT, reason=reason)
 
 
 TABLE: Mapping[tuple[State, Answer], Cell] = {
     **{pair: _impossible(*pair) for pair in product(State, Answer)},
     # Nothing is sent. Where the journal is young it is looked for: an earlier one may be lost.
-    (PREPARED, Answer.NOT_FOUND): Cell(SENT, Write.INTENT, Do.SEND),
-    (PREPARED, Answer.FOUND_OPEN): Cell(UNCONFIRMED, Write.INTENT, Do.LOOK, QUICK_S),
-    (PREPARED, Answer.FOUND_FINAL): Cell(UNCONFIRMED, Write.INTENT, Do.LOOK, QUICK_S),
-    (PREPARED, Answer.LOOKUP_FAILED): Cell(PREPARED, Write.NOTHING, Do.WAIT),
+    (PREPARED, Answer.NOT_FOUND): Cell(SENT, Do.SEND, write=Write.INTENT),
+    (PREPARED, Answer.FOUND_OPEN): Cell(UNCONFIRMED, Do.LOOK, QUICK_S, write=Write.INTENT),
+    (PREPARED, Answer.FOUND_FINAL): Cell(UNCONFIRMED, Do.LOOK, QUICK_S, write=Write.INTENT),
+    (PREPARED, Answer.LOOKUP_FAILED): Cell(PREPARED, Do.WAIT),
     # It was sent. A no is believed after one look that finds no such order.
-    (SENT, Answer.ACCEPTED): Cell(ACCEPTED, Write.ACCEPTED, Do.LOOK),
-    (SENT, Answer.REJECTED): Cell(SENT, Write.NOTHING, Do.LOOK),
-    (SENT, Answer.NOT_SENT): Cell(FINAL, Write.REFUSAL, Do.DECIDE),
-    (SENT, Answer.UNKNOWN): Cell(UNCONFIRMED, Write.NOTHING, Do.LOOK),
-    (SENT, Answer.NOT_FOUND): Cell(FINAL, Write.REFUSAL, Do.DECIDE),
-    (SENT, Answer.FOUND_OPEN): Cell(UNCONFIRMED, Write.NOTHING, Do.LOOK, QUICK_S),
-    (SENT, Answer.FOUND_FINAL): Cell(FINAL, Write.FILL, Do.DECIDE),
-    (SENT, Answer.LOOKUP_FAILED): Cell(UNCONFIRMED, Write.NOTHING, Do.LOOK, SLOW_S),
+    (SENT, Answer.ACCEPTED): Cell(ACCEPTED, Do.LOOK, write=Write.ACCEPTED),
+    (SENT, Answer.REJECTED): Cell(SENT, Do.LOOK),
+    (SENT, Answer.NOT_SENT): Cell(FINAL, Do.DECIDE, write=Write.REFUSAL),
+    (SENT, Answer.UNKNOWN): Cell(UNCONFIRMED, Do.LOOK),
+    (SENT, Answer.NOT_FOUND): Cell(FINAL, Do.DECIDE, write=Write.REFUSAL),
+    (SENT, Answer.FOUND_OPEN): Cell(UNCONFIRMED, Do.LOOK, QUICK_S),
+    (SENT, Answer.FOUND_FINAL): Cell(FINAL, Do.DECIDE, write=Write.FILL),
+    (SENT, Answer.LOOKUP_FAILED): Cell(UNCONFIRMED, Do.LOOK, SLOW_S),
     # It was taken: it must be there, and must end.
-    (ACCEPTED, Answer.FOUND_FINAL): Cell(FINAL, Write.FILL, Do.DECIDE),
-    (ACCEPTED, Answer.FOUND_OPEN): Cell(
-        ACCEPTED, Write.NOTHING, Do.LOOK, QUICK_S, late=Do.HALT, reason=STILL_OPEN
-    ),
-    (ACCEPTED, Answer.NOT_FOUND): Cell(
-        ACCEPTED, Write.NOTHING, Do.LOOK, QUICK_S, late=Do.HALT, reason=LOST
-    ),
-    (ACCEPTED, Answer.LOOKUP_FAILED): Cell(
-        ACCEPTED, Write.NOTHING, Do.WAIT, late=Do.HALT, reason=LOOK_REFUSED
-    ),
+    (ACCEPTED, Answer.FOUND_FINAL): Cell(FINAL, Do.DECIDE, write=Write.FILL),
+    (ACCEPTED, Answer.FOUND_OPEN): Cell(ACCEPTED, Do.LOOK, QUICK_S, Do.HALT, STILL_OPEN),
+    (ACCEPTED, Answer.NOT_FOUND): Cell(ACCEPTED, Do.LOOK, QUICK_S, Do.HALT, LOST),
+    (ACCEPTED, Answer.LOOKUP_FAILED): Cell(ACCEPTED, Do.WAIT, NOW_S, Do.HALT, LOOK_REFUSED),
     # Nobody knows. So begins every order that another process left without an end, too.
-    (UNCONFIRMED, Answer.FOUND_FINAL): Cell(FINAL, Write.FILL, Do.DECIDE),
-    (UNCONFIRMED, Answer.FOUND_OPEN): Cell(
-        UNCONFIRMED, Write.NOTHING, Do.LOOK, QUICK_S, late=Do.HALT, reason=STILL_OPEN
-    ),
-    (UNCONFIRMED, Answer.NOT_FOUND): Cell(
-        UNCONFIRMED, Write.NOTHING, Do.LOOK, SLOW_S, late=Do.PROVE
-    ),
-    (UNCONFIRMED, Answer.LOOKUP_FAILED): Cell(
-        UNCONFIRMED, Write.NOTHING, Do.WAIT, late=Do.HALT, reason=LOOK_REFUSED
-    ),
+    (UNCONFIRMED, Answer.FOUND_FINAL): Cell(FINAL, Do.DECIDE, write=Write.FILL),
+    (UNCONFIRMED, Answer.FOUND_OPEN): Cell(UNCONFIRMED, Do.LOOK, QUICK_S, Do.HALT, STILL_OPEN),
+    (UNCONFIRMED, Answer.NOT_FOUND): Cell(UNCONFIRMED, Do.LOOK, SLOW_S, Do.PROVE),
+    (UNCONFIRMED, Answer.LOOKUP_FAILED): Cell(UNCONFIRMED, Do.WAIT, NOW_S, Do.HALT, LOOK_REFUSED),
     # It was refused, in a way not documented to leave no order. Before another order may open
     # anything it is looked for once more, when deadline and lag are over.
-    (FINAL, Answer.NOT_FOUND): Cell(FINAL, Write.NOTHING, Do.DECIDE),
-    (FINAL, Answer.FOUND_OPEN): Cell(FINAL, Write.NOTHING, Do.HALT, reason=OPEN_AFTER_NO),
-    (FINAL, Answer.FOUND_FINAL): Cell(FINAL, Write.NOTHING, Do.HALT, reason=TRADED_AFTER_NO),
-    (FINAL, Answer.LOOKUP_FAILED): Cell(
-        FINAL, Write.NOTHING, Do.WAIT, late=Do.HALT, reason=LOOK_REFUSED
-    ),
+    (FINAL, Answer.NOT_FOUND): Cell(FINAL, Do.DECIDE),
+    (FINAL, Answer.FOUND_OPEN): Cell(FINAL, Do.HALT, reason=OPEN_AFTER_NO),
+    (FINAL, Answer.FOUND_FINAL): Cell(FINAL, Do.HALT, reason=TRADED_AFTER_NO),
+    (FINAL, Answer.LOOKUP_FAILED): Cell(FINAL, Do.WAIT, NOW_S, Do.HALT, LOOK_REFUSED),
 }
 
 
@@ -177,13 +166,11 @@ def next_action(state: State, answer: Answer, search: Search, now: float) -> Act
     fails it is over when it was refused for LOOK_REFUSED_S: an exchange that cannot be reached, or
     does not answer, is waited for without end.
     """
-    cell = TABLE[state, answer]
+    cell, is_late = TABLE[state, answer], False
     if answer is Answer.LOOKUP_FAILED:
-        since = search.refused if search.is_refused else None
-        is_late = since is not None and now - since >= LOOK_REFUSED_S
-    elif search.first is None or search.after is None:
-        is_late = False
-    else:
+        if search.is_refused and search.refused is not None:
+            is_late = now - search.refused >= LOOK_REFUSED_S
+    elif search.first is not None and search.after is not None:
         is_late = now - search.first >= WATCH_MIN_S and now - search.after >= LOOK_PAUSE_S
     if cell.late is not None and is_late:
         return Action(cell.state, cell.write, 0.0, cell.late, cell.reason)

@@ -4,7 +4,6 @@ And the other half of that: what is held is what the exchange says and the journ
 """
 
 from decimal import Decimal
-from typing import NamedTuple
 
 from krakenbot import log
 from krakenbot.accounting import opening_fee
@@ -48,13 +47,6 @@ CLOSING = (Purpose.CLOSE, Purpose.REVERSE)
 HISTORY = len(NOT_SENT_AFTER_S)  # So many orders back the pauses grow.
 
 
-class Refusal(NamedTuple):
-    """How an order that was not taken ends, unless a look finds it."""
-
-    outcome: Outcome
-    note: str
-
-
 class Orders:
     """The orders and the position of one bot. Nothing is sent while anything is unknown.
 
@@ -75,7 +67,7 @@ class Orders:
         self._exchange, self._journal, self._clock, self._emit = exchange, journal, clock, emit
         self._searches: dict[str, Search] = {}
         self._found: Execution | None = None
-        self._refusal = Refusal(Outcome.REFUSED, "")
+        self._refusal = Outcome.REFUSED, ""  # How what was refused ends, unless it is found.
         self._failure: Exception | None = None
         self._key_refusals = 0
 
@@ -187,7 +179,7 @@ class Orders:
             raise
         except (LaterError, RefusedError) as error:
             outcome = self._outcome(intent, error)
-            self._refusal = Refusal(outcome, str(error))
+            self._refusal = outcome, str(error)
             return Answer.NOT_SENT if outcome is Outcome.NOT_SENT else Answer.REJECTED
         self._key_refusals = 0
         return Answer.ACCEPTED

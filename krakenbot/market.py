@@ -15,22 +15,12 @@ from krakenbot.errors import (
 )
 from krakenbot.exchange import Exchange
 from krakenbot.journal import Journal
-from krakenbot.model import (
-    MARGIN_RATE_ASSUMED,
-    ZERO,
-    MarginRates,
-    MarginSummary,
-    Purpose,
-    Step,
-)
+from krakenbot.model import MARGIN_RATE_ASSUMED, ZERO, MarginRates, MarginSummary, Purpose, Step
 from krakenbot.pairs import PairRules, plain, recall_rules, remember_rules
-from krakenbot.risk import FEE_RATE_ASSUMED, RiskInputs, clock_error
+from krakenbot.risk import FEE_RATE_ASSUMED, RiskInputs
 
 CLOCK_REFRESH_S = 300.0
-RULES_REFRESH_S = 6 * 3600.0
-FEE_REFRESH_S, FEE_RETRY_S = 86400.0, 3600.0
-NOTICE_REFRESH_S = 3600.0
-CLOCK_WARN_S = 5.0
+REFRESH_S = 3600.0  # Of all that changes seldom.
 CLOCK_JUMP_S = 5.0  # An answer so far from what is known needs others that agree with it.
 CLOCK_LOOKS = 3
 CLOCK_PAUSE_S = 5.0
@@ -43,16 +33,12 @@ class MarketState:
     rules: PairRules
 
     def __init__(self, plan: Plan, exchange: Exchange, clock: Clock, journal: Journal) -> None:
-        self._plan = plan
-        self._exchange = exchange
-        self._clock = clock
-        self._journal = journal
-        self.fee_rate = ZERO
-        self.margin_rates = MarginRates()
-        self.assumed = ""
+        self._plan, self._exchange, self._clock, self._journal = plan, exchange, clock, journal
+        self.fee_rate, self.margin_rates = ZERO, MarginRates()
+        self.assumed = ""  # What of these is assumed, in words.
         self.clock_offset_s = 0.0  # The exchange's time less the host's.
         self.notices: tuple[str, ...] = ()  # What the exchange announces: emergencies, maintenance.
-        self._clock_read = self._rules_read = self._fee_read = self._notices_read = NEVER
+        self._clock_read = self._rules_read = self._others_read = NEVER
 
     def learn(self) -> None:
         """Read clock and rules; with a position to look after, remembered rules will do.
@@ -83,12 +69,12 @@ class MarketState:
         now = self._clock.monotonic()
         if now - self._clock_read >= CLOCK_REFRESH_S:
             self.measure_clock()
-        if now - self._rules_read >= RULES_REFRESH_S:
+        if now - self._rules_read >= REFRESH_S:
             self._read_rules()
-        if now - self._fee_read >= FEE_REFRESH_S:
-            self.read_rates()
-        if now - self._notices_read >= NOTICE_REFRESH_S:
+        if now - self._others_read >= REFRESH_S:
             self._read_status()
+            self._others_read = now
+            self.read_rates()
 
     def measure_clock(self) -> None:
         """Take the exchange's time, good to about half a second and half the round trip.
@@ -108,12 +94,9 @@ class MarketState:
                     self._clock_read = NEVER
                     raise UnansweredError(f"the exchange's clock jumps {again_s - offset_s:+.0f} s")
                 offset_s, doubt_s = again_s, again_doubt_s
-            log.debug("clock set step_s=%+.1f", self._now(offset_s) - self._clock.now())
         if abs(self._now(offset_s) - self._clock.now()) > 1.0:
             self._clock.set(self._now(offset_s))
         self.clock_offset_s = self._now(offset_s) - self._clock.wall()
-        if abs(self.clock_offset_s) > CLOCK_WARN_S:
-            log.warning("this host's clock is %s", clock_error(self.clock_offset_s))
 
     def _now(self, offset_s: float) -> float:
         return self._clock.monotonic() + offset_s
@@ -129,11 +112,8 @@ class MarketState:
         return server + 0.5 - sent - trip_s / 2, 1.0 + trip_s / 2
 
     def read_rates(self) -> None:
-        """Take the account's fee and what borrowing costs.
-
-        What cannot be had is assumed, as `assumed` says, and asked for again within the hour.
-        """
-        self.assumed, self._fee_read = "", self._clock.monotonic()
+        """Take the account's fee and what borrowing costs; what cannot be had is assumed."""
+        self.assumed = ""
         try:
             self.fee_rate = self._exchange.fee_rate()
             if self._plan.leverage:
@@ -146,13 +126,10 @@ class MarketState:
         if self._plan.leverage and None in self.margin_rates:
             words = f"a margin rate of {plain(100 * MARGIN_RATE_ASSUMED)} % is assumed"
             self.assumed = f"{self.assumed}; {words}" if self.assumed else words
-        if self.assumed:
-            self._fee_read -= FEE_REFRESH_S - FEE_RETRY_S
 
     def _read_status(self) -> str:
         found = self._exchange.market_status()
         self.notices = (*found.emergency, *found.upcoming)
-        self._notices_read = self._clock.monotonic()
         return found.status
 
     def risk_inputs(self, step: Step, held: Decimal, orders_today: int) -> RiskInputs:

@@ -68,38 +68,34 @@ def objection(step: Step, leverage: int, inputs: RiskInputs, limits: Limits) -> 
 
 def _market(step: Step, inputs: RiskInputs, limits: Limits) -> Objection | None:
     rules, quote = inputs.rules, inputs.quote
+    reduces = rules.status == "reduce_only" and step.reduce_only
     if inputs.system_status != "online":
         return Objection(f"the exchange is in state {inputs.system_status}, not online", True)
-    if rules.status != "online" and not (rules.status == "reduce_only" and step.reduce_only):
+    if rules.status != "online" and not reduces:
         return Objection(f"{rules.altname} is in state {rules.status}, not online", True)
     if quote.spread_percent > limits.max_spread_percent:
-        return Objection(
-            f"the spread is {percent(quote.spread_percent, 3)} (bid {price(quote.bid, rules)}, "
-            f"ask {price(quote.ask, rules)}), above max_spread_percent {limits.max_spread_percent}",
-            True,
-        )
+        spread = f"{percent(quote.spread_percent, 3)} (bid {price(quote.bid, rules)}, ask "
+        spread = f"the spread is {spread}{price(quote.ask, rules)})"
+        return Objection(f"{spread}, above max_spread_percent {limits.max_spread_percent}", True)
     return None
 
 
 def _pair(step: Step, leverage: int, inputs: RiskInputs) -> Objection | None:
-    rules = inputs.rules
-    allowed = rules.leverages(step.side)
-    if leverage and not allowed and step.purpose is not Purpose.CLOSE:
-        return Objection(f"{rules.altname} has no margin for a {step.side.value}")
-    if leverage and leverage not in allowed and step.purpose is not Purpose.CLOSE:
-        words = " ".join(map(str, allowed))
-        return Objection(f"leverage {leverage} is not offered on {rules.altname}, only {words}")
-    if step.volume < rules.ordermin and step.purpose is not Purpose.CLOSE:
+    rules, cost = inputs.rules, step.volume * inputs.quote.mid
+    allowed, name = rules.leverages(step.side), rules.altname
+    closes = step.purpose is Purpose.CLOSE
+    if leverage and leverage not in allowed and not closes:
+        words = " ".join(map(str, allowed)) or "none"
+        kind = f"leverage {leverage} is not offered for a {step.side.value} on {name}"
+        return Objection(f"{kind}; offered is {words}")
+    if step.volume < rules.ordermin and not closes:
+        needed = volume(rules.ordermin, rules.base)
         return Objection(
-            f"{volume(step.volume, rules.base)} is below the smallest order of {rules.altname}, "
-            f"{volume(rules.ordermin, rules.base)}"
+            f"{volume(step.volume, rules.base)} is below the smallest order of {name}, {needed}"
         )
-    cost = step.volume * inputs.quote.mid
     if cost < rules.costmin:
-        return Objection(
-            f"an order worth {money(cost, rules.quote)} is below the smallest of "
-            f"{rules.altname}, {money(rules.costmin, rules.quote)}"
-        )
+        worth, needed = money(cost, rules.quote), money(rules.costmin, rules.quote)
+        return Objection(f"an order worth {worth} is below the smallest of {name}, {needed}")
     return None
 
 
@@ -108,11 +104,9 @@ def _exposure(step: Step, leverage: int, inputs: RiskInputs, limits: Limits) -> 
     if limits.close_only:
         return Objection(f"only closing is allowed: {limits.close_only}")
     if abs(inputs.clock_offset_s) > CLOCK_OFFSET_MAX_S:
-        return Objection(
-            f"this host's clock is {clock_error(inputs.clock_offset_s)}, more than "
-            f"{CLOCK_OFFSET_MAX_S:.0f} s; repair it (timedatectl set-ntp true)",
-            True,
-        )
+        off = f"this host's clock is {clock_error(inputs.clock_offset_s)}, more than "
+        off += f"{CLOCK_OFFSET_MAX_S:.0f} s; repair it (timedatectl set-ntp true)"
+        return Objection(off, True)
     if inputs.orders_today >= limits.max_orders_per_day:
         return Objection(
             f"{inputs.orders_today} orders were sent in the last 24 h, max_orders_per_day is "
@@ -124,28 +118,24 @@ def _exposure(step: Step, leverage: int, inputs: RiskInputs, limits: Limits) -> 
     # What turns closes first, and that frees its own margin.
     closing = abs(inputs.held) if step.purpose is Purpose.REVERSE else ZERO
     opening = step.volume - closing
+    opened = volume(opening, rules.base)
     needed = opening * now / max(leverage, 1) + step.volume * now * inputs.fee_rate
     needed += opening * now * inputs.margin_rate if leverage else ZERO
     free = summary.free_margin + closing * now / max(leverage, 1)
     if needed > free:
         return Objection(
-            f"{money(needed, rules.quote)} are needed ({volume(opening, rules.base)} at leverage "
-            f"{leverage}, fees included), {money(free, rules.quote)} are free",
+            f"{money(needed, rules.quote)} are needed ({opened} at leverage {leverage}, fees "
+            f"included), {money(free, rules.quote)} are free",
             funds=True,
         )
-    level = summary.margin_level
-    if level is not None and level < limits.min_margin_level:
-        return Objection(
-            f"the margin level is {percent(level, 1)}, below min_margin_level "
-            f"{limits.min_margin_level} %: no new exposure",
-            funds=True,
-        )
+    level, level_min = summary.margin_level, limits.min_margin_level
+    if level is not None and level < level_min:
+        low = f"the margin level is {percent(level, 1)}, below min_margin_level {level_min} %"
+        return Objection(f"{low}: no new exposure", funds=True)
     limit = rules.long_position_limit if step.side is Side.BUY else rules.short_position_limit
     if leverage and limit is not None and opening > limit:
-        return Objection(
-            f"{volume(opening, rules.base)} is above the position limit of {rules.altname}, "
-            f"{volume(limit, rules.base)}"
-        )
+        most = volume(limit, rules.base)
+        return Objection(f"{opened} is above the position limit of {rules.altname}, {most}")
     return None
 
 

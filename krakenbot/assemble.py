@@ -42,6 +42,11 @@ class Parts(NamedTuple):
     is_new: bool  # Whether the journal was made just now.
     checks: tuple[startup.Check, ...]  # Those before only closing; the bot has its own.
 
+    def close(self) -> None:
+        self.journal.close()
+        for lock in self.locks:
+            lock.close()
+
 
 def load_config(path: str | None) -> Config:
     """Return the configuration and set up logging as it says."""

@@ -3,12 +3,11 @@
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing, suppress
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from krakenbot import config as configuration
 from krakenbot import handover, identity
@@ -71,29 +70,17 @@ def _resume(config: Config) -> int:
     return 0
 
 
-@contextmanager
-def _parts(config: Config, **options: Any) -> Iterator[Parts]:
-    """Return the parts of a bot that does not run, closed afterwards."""
-    parts = assemble(config, **options)
-    try:
-        yield parts
-    finally:
-        parts.journal.close()
-        for lock in parts.locks:
-            lock.close()
-
-
 def adopt(config: Config, *, yes: bool) -> int:
     """Say what adopting does and, with `yes`, do it. Return the exit code: 2 without."""
-    with _parts(config, live=False, adopts=True, makes_journal=yes) as parts:
-        bot, patience_s = parts.bot, config.exchange.patience
+    with closing(assemble(config, live=False, adopts=True, makes_journal=yes)) as parts:
+        bot, ask = parts.bot, partial(parts.bot.patiently, patience_s=config.exchange.patience)
         for action in (bot.market.learn, *(parts.checks if yes else ())):
-            bot.patiently(action, patience_s)
-        print("\n".join(bot.patiently(partial(handover.adoption, bot), patience_s)))
+            ask(action)
+        print("\n".join(ask(partial(handover.adoption, bot))))
         if not yes:
             print("Nothing was changed: add --yes to do this")
             return 2
-        bot.patiently(partial(handover.adopt, bot), patience_s)
+        ask(partial(handover.adopt, bot))
         print("adopted")
     return 0
 
@@ -104,25 +91,21 @@ def _flatten(config: Config, arguments: argparse.Namespace) -> int:
     if path is not None and is_locked(path.with_suffix(".lock")):
         return _ask_the_bot(config, path, arguments)
     takes_all = arguments.all and config.leverage > 0
-    with _parts(
-        config, live=arguments.live, adopts=takes_all, makes_journal=arguments.all
-    ) as parts:
-        bot, patience_s = parts.bot, config.exchange.patience
-        bot.patiently(bot.market.learn, patience_s)
+    options = {"live": arguments.live, "adopts": takes_all, "makes_journal": arguments.all}
+    with closing(assemble(config, **options)) as parts:
+        bot, ask = parts.bot, partial(parts.bot.patiently, patience_s=config.exchange.patience)
+        ask(bot.market.learn)
         if parts.is_new and not arguments.all:
             return _tell_without_journal(parts)
         for check in (*parts.checks, *(() if takes_all else (bot.orders.reconcile,))):
-            bot.patiently(check, patience_s)
+            ask(check)
         if reason := parts.journal.get("halted"):
             print(f"was halted: {clean(reason)}")
-        held = bot.patiently(partial(handover.held_of, bot), patience_s).volume
-        explained = parts.journal.account().held
+        held = ask(partial(handover.held_of, bot)).volume
+        explained, base = parts.journal.account().held, bot.market.rules.base
         if takes_all and held != explained:
-            base = bot.market.rules.base
-            print(
-                f"the exchange holds {volume(held, base)}, the journal explains "
-                f"{volume(explained, base)}: all of it is closed"
-            )
+            words = f"the exchange holds {volume(held, base)}, the journal explains "
+            print(f"{words}{volume(explained, base)}: all of it is closed")
             explained = held
         if explained:
             side = Side.SELL if explained > 0 else Side.BUY
@@ -130,8 +113,8 @@ def _flatten(config: Config, arguments: argparse.Namespace) -> int:
         if not _agreed(arguments, parts.clock.read):
             return 2
         if takes_all:
-            bot.patiently(partial(handover.adopt, bot), patience_s)
-        handover.flatten(bot, BY_HAND, patience_s)
+            ask(partial(handover.adopt, bot))
+        handover.flatten(bot, BY_HAND, config.exchange.patience)
         print(_what_is_left(parts))
     return 0
 
@@ -162,15 +145,12 @@ def _what_is_left(parts: Parts) -> str:
 
     The position is closed by now, which no failing read here may deny.
     """
-    config, base = parts.config, parts.bot.market.rules.base
+    config, base, besides = parts.config, parts.bot.market.rules.base, ""
     tail = "The bot is halted: `krakenbot resume` lets it trade again"
     if config.leverage:
         return f"the exchange shows no open position on {config.pair} any more. {tail}"
-    try:
+    with suppress(LaterError, UnansweredError, RefusedError, StopError):
         margin, owned = parts.exchange.position().volume, parts.exchange.balances().get(base, ZERO)
-    except (LaterError, UnansweredError, RefusedError, StopError):
-        besides = ""
-    else:
         besides = f"; the account owns {volume(owned, base)}"
         if margin:
             besides += f", and a margin position of {volume(margin, base)}, not the bot's, is open"
@@ -179,16 +159,14 @@ def _what_is_left(parts: Parts) -> str:
 
 def _tell_without_journal(parts: Parts) -> int:
     """Say what the exchange holds where no journal explains it; StopError when that is anything."""
-    config, rules, exchange = parts.config, parts.bot.market.rules, parts.exchange
+    config, rules = parts.config, parts.bot.market.rules
     if config.mode != "live":
         raise ConfigError(f"there is no {config.mode} journal of {config.pair} here: nothing to do")
-    position = exchange.position()
-    owned = exchange.balances().get(rules.base, ZERO)
-    told = (
-        f"the exchange shows a position of {volume(position.volume, rules.base)} on {config.pair} "
-        f"and {volume(owned, rules.base)} owned"
-    )
-    if position.volume or (not config.leverage and owned >= rules.ordermin):
+    margin = parts.exchange.position().volume
+    owned = parts.exchange.balances().get(rules.base, ZERO)
+    told = f"the exchange shows a position of {volume(margin, rules.base)} on {config.pair} and "
+    told += f"{volume(owned, rules.base)} owned"
+    if margin or (not config.leverage and owned >= rules.ordermin):
         raise StopError(
             f"nothing was closed: {told}, and no journal in {config.state_directory} says what of "
             "that is a bot's. Use the configuration of the bot that opened it, or `flatten --all` "
@@ -205,12 +183,10 @@ def _ask_the_bot(config: Config, path: Path, arguments: argparse.Namespace) -> i
     print(f"a running bot holds {volume(held, base)}; it is asked to close that")
     try:
         spot = spot_of(config, client_of(config, SystemClock(config.exchange.clock_speed)))
-        bid, rate = spot.quote().bid, assumed_fee_rate(config)
-        worth = abs(held) * bid
-        print(
-            f"  at market, about {price(bid)} = {money(worth, quote)}, fee about "
-            f"{money(worth * rate, quote)}"
-        )
+        bid = spot.quote().bid
+        worth, fee = abs(held) * bid, abs(held) * bid * assumed_fee_rate(config)
+        words = f"  at market, about {price(bid)} = {money(worth, quote)}, fee about "
+        print(f"{words}{money(fee, quote)}")
     except (LaterError, UnansweredError, RefusedError) as error:
         print(f"  the price now is not known: {clean(str(error))}")
     if not _agreed(arguments):

@@ -21,7 +21,7 @@ from krakenbot.errors import RefusedError
 from krakenbot.model import ZERO, Candle, Direction, Order, Purpose, Quote, Side, Signal, Step
 from krakenbot.pairs import PairRules
 from krakenbot.risk import RiskInputs, objection
-from krakenbot.simulated.books import ROLLOVER_S, Account, Trade
+from krakenbot.simulated.books import Account, Trade
 from krakenbot.simulated.books import objection as refusal
 from krakenbot.strategy import sma_slope
 
@@ -68,8 +68,7 @@ class Replay:
         self._length = plan.candles_min - 1 if slope else 0
         self._window: deque[Candle] = deque(maxlen=WINDOW)
         self._part: Columns | None = None
-        self._warm_up, self._needs_trades = warm_up, needs_trades
-        self._first_open, self._is_over = ZERO, False
+        self._warm_up, self._needs_trades, self._first_open = warm_up, needs_trades, ZERO
         self._direction: int | None = None
         self._first: int | None = None
         self._entered, self._off_target, self._flatten = plan.entry_now, True, ""
@@ -104,24 +103,18 @@ class Replay:
             raise BadDataError("fewer than two candles of this interval")
         account, position, end = self.account, self.position, part.end
         low, high, close = (exact(column[-1]) for column in (part.lows, part.highs, part.closes))
-        if record.ended is None and not self._is_over:
+        if record.ended is None:
             lost = account.sweep(position, end, low, high) or account.advance(position, end, close)
             self._liquidated(lost, end)
             self._look_up()
             self._mark(part, len(part.times) - 1, len(part.times))
-        self._is_over = True
         if self._off_target and record.refused_since and not self._allowed_at:
             why = f"no order could be sent any more: {record.refused_reason}"
             record.end(why, record.refused_since)
-        return record.result(
-            self.rules,
-            part.interval_s,
-            end,
-            net=self.worth() - self.costs.balance,
-            paid=self.paid,
-            rollover=account.rollovers.get(self.rules.quote, ZERO),
-            hold=self.hold(close),
-        )
+        first, net = self._first_open, self.worth() - self.costs.balance
+        hold = self._volume * (close - first - (close + first) * self.costs.fee_rate)
+        rollover = account.rollovers.get(self.rules.quote, ZERO)
+        return record.result(self.rules, part.interval_s, end, net, self.paid, rollover, hold)
 
     @property
     def held(self) -> Decimal:
@@ -144,11 +137,6 @@ class Replay:
         self.position.price = price
         coins = self.account.balances.get(self.rules.base, ZERO) * price
         return self.account.equity(self.rules.quote) + coins
-
-    def hold(self, price: Decimal) -> Decimal:
-        """Return what buying as much at the first open and selling at a price would have made."""
-        first = self._first_open
-        return self._volume * (price - first - (price + first) * self.costs.fee_rate)
 
     def _run(self, part: Columns, turns: Mapping[int, int], begin: int, first: int) -> None:
         """Decide on the candles from number `first` on; `turns` has each new direction."""
@@ -175,6 +163,7 @@ class Replay:
             else:
                 self._mark(part, marked, at)
                 self._look(part, at, now, is_turn or not is_safe or self._off_target)
+            self._look_up()
             marked = at + 1
             if self.record.ended is not None:
                 return
@@ -204,8 +193,6 @@ class Replay:
         price = self._price(opened, sign)
         trades = account.turn(self.position, now, price, self.plan.leverage)
         self._record(now, sign, "", trades[0], trades[1], is_traded)
-        balance = float(account.balances[self.rules.quote])
-        self._follow_position(-self._held, balance, now + ROLLOVER_S)
 
     def _slope_turns(self, part: Columns, begin: int) -> dict[int, int]:
         """Return number and new direction of each candle at which the average turns."""
@@ -258,19 +245,15 @@ class Replay:
         )
 
     def _look_up(self) -> None:
-        """Read from the books what quiet candles are measured by, to compare and draw only."""
-        due = min((lot.due for lot in self.position.lots), default=inf)
-        balance = float(self.account.balances[self.rules.quote])
-        self._follow_position(float(self.held), balance, due)
-
-    def _follow_position(self, held: float, balance: float, due: float) -> None:
-        """Set between which prices the position surely goes on, and until when it costs nothing.
+        """Read from the books between which prices the position goes on, and until when for free.
 
         Equity at a price is `_fixed` and `_held` times it. A thousandth of the position is kept to
         spare: what is near liquidation or the largest loss is looked at exactly.
         """
-        cost = float(self.position.cost_left)
-        self._held, self._due, self._bottom, self._top = held, due, -inf, inf
+        position, balance = self.position, float(self.account.balances[self.rules.quote])
+        held, cost = float(self.held), float(position.cost_left)
+        self._held, self._bottom, self._top = held, -inf, inf
+        self._due = min([lot.due for lot in position.lots], default=inf)
         self._fixed = fixed = balance - (cost if held > 0 else -cost)
         if held > 0:
             self._bottom = (max(self._stop * cost, self._floor) - fixed) / held / 0.999
@@ -300,7 +283,6 @@ class Replay:
                 self._off_target = True
             else:
                 self._trade(opened, charged, now, traded)
-        self._look_up()
 
     def _trade(self, opened: Decimal, charged: Decimal, now: int, traded: bool) -> None:
         """Decide and send, as often as the bot does in one tick."""
@@ -393,7 +375,7 @@ class Replay:
     def _record(
         self,
         now: int,
-        direction: int,
+        sign: int,
         reason: str,
         closed: Trade | None,
         opened: Trade | None,
@@ -407,6 +389,6 @@ class Replay:
             if opened:
                 since = opened.fee + opened.opening_fee
                 worth, paid, first = worth + since, paid - since, order + 1 - self._orders_a_turn
-            record.close(Fill(now, first, direction, why, traded, closed), worth, paid)
+            record.close(Fill(now, first, sign, why, traded, closed), worth, paid)
         if opened:
-            record.open(Fill(now, order, direction, why, traded, opened))
+            record.open(Fill(now, order, sign, why, traded, opened))

@@ -160,7 +160,6 @@ class Record:
         rules: PairRules,
         interval_s: int,
         end: int,
-        *,
         net: Decimal,
         paid: Decimal,
         rollover: Decimal,

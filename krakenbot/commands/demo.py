@@ -54,11 +54,8 @@ def run(arguments: argparse.Namespace) -> int:
                 exchange=ExchangeTable(url=sandbox.url, clock_speed=arguments.speed),
                 risk=RiskTable(max_fee_percent_per_day=Decimal(1000)),
             )
-            print(
-                f"A built-in exchange listens on {sandbox.url}; one second is "
-                f"{arguments.speed / 60:g} minutes.",
-                flush=True,
-            )
+            pace = f"one second is {arguments.speed / 60:g} minutes."
+            print(f"A built-in exchange listens on {sandbox.url}; {pace}", flush=True)
             screen, left = Screen(), arguments.candles
 
             def on_event(event: Event) -> None:

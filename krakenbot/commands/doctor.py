@@ -90,9 +90,10 @@ def examine(file: str | None) -> Iterator[Finding]:
 def shown(finding: Finding, colored: bool) -> str:
     """Return a finding in at most 80 columns, what to do about it on a line of its own."""
     start, indent = f"{finding.verdict:<5}{finding.check:<9} ", " " * 15
+    arrow = f"{indent}-> "
     lines = textwrap.wrap(finding.text, 80, initial_indent=start, subsequent_indent=indent)
     lines += textwrap.wrap(
-        finding.repair, 80, initial_indent=f"{indent}-> ", subsequent_indent=f"{indent}   "
+        finding.repair, 80, initial_indent=arrow, subsequent_indent=indent + "   "
     )
     if colored:
         lines[0] = f"\x1b[{COLORS[finding.verdict]}m{start[:4]}\x1b[0m{lines[0][4:]}"
@@ -103,8 +104,7 @@ class Visit:
     """The checks. What one of them learns is there for those that name it as their need."""
 
     def __init__(self, file: str | None) -> None:
-        self.file = file
-        self.explained = ZERO
+        self.file, self.explained = file, ZERO
         self.credentials: Credentials | None = None
         self.lock: Lock | None = None
 
@@ -128,14 +128,17 @@ class Visit:
         return "ok", f"{text}leverage {config.leverage}; set: {', '.join(chosen) or 'nothing'}"
 
     def _secrets(self) -> Answer:
-        files = [file for file in self.config.keys if file is not None and file.exists()]
+        mode, files = (
+            self.config.mode,
+            [file for file in self.config.keys if file and file.exists()],
+        )
         is_empty = files and not any(file.stat().st_size for file in files)
-        found = None if is_empty and self.config.mode == "paper" else load_credentials(self.config)
+        found = None if is_empty and mode == "paper" else load_credentials(self.config)
         self.credentials = found
-        if found is None and self.config.mode == "paper":
+        if found is None and mode == "paper":
             return "skip", "paper mode needs no API key"
         if found is None:
-            return "fail", f"no API key, and mode is {self.config.mode}"
+            return "fail", f"no API key, and mode is {mode}"
         if found.source == "KRAKEN_API_KEY":
             return "warn", "the key is in the environment, for other programs of this user to read"
         return "ok", f"found through {found.source}, modes as they should be"
@@ -186,18 +189,15 @@ class Visit:
         bid = money(self.quote.bid, rules.quote, rules.pair_decimals)
         text = f"exchange {status.status}, {rules.altname} {rules.status}, bid {bid}"
         if notices := (*status.emergency, *status.upcoming):
-            return (
-                "warn",
-                f"{text}; Kraken announces: {'; '.join(notices)}",
-                "see status.kraken.com",
-            )
+            text += f"; Kraken announces: {'; '.join(notices)}"
+            return "warn", text, "see status.kraken.com"
         return "ok" if status.status == rules.status == "online" else "warn", text
 
     def _size(self) -> Answer:
         base, quote = self.rules.base, self.rules.quote
-        size, smallest = volume(self.config.size, base), volume(self.rules.ordermin, base)
         worth = money(self.config.size * self.quote.mid, quote)
-        text = f"{size}, worth {worth}; the smallest is {smallest}"
+        smallest = volume(self.rules.ordermin, base)
+        text = f"{volume(self.config.size, base)}, worth {worth}; the smallest is {smallest}"
         return self._against(RICH) or ("ok", text)
 
     def _key(self) -> Answer:
@@ -239,11 +239,10 @@ class Visit:
     def _position(self) -> Answer:
         if self.config.mode != "live" or not self.config.leverage:
             return "skip", "only live margin trading holds any"
-        held = self.account.position().volume
-        explained, base = self.explained, self.rules.base
-        holds, explains = volume(held, base), volume(explained, base)
+        held, base = self.account.position().volume, self.rules.base
+        holds, explains = volume(held, base), volume(self.explained, base)
         text = f"the exchange holds {holds}, the journal explains {explains}"
-        return "ok" if held == explained else "fail", text
+        return "ok" if held == self.explained else "fail", text
 
     def _strategy(self) -> Answer:
         plan_of(self.config)
@@ -261,10 +260,8 @@ class Visit:
     def _order(self) -> Answer:
         bought, leverage = self.rules.round_volume(self.config.size), self.config.leverage
         self.account.validate(Order("", Side.BUY, bought, leverage, False))
-        return (
-            "ok",
-            f"Kraken would take a buy of {volume(bought, self.rules.base)} (only validated)",
-        )
+        shown = volume(bought, self.rules.base)
+        return "ok", f"Kraken would take a buy of {shown} (only validated)"
 
     def _against(self, summary: MarginSummary) -> Answer | None:
         """Return what the bot itself would say against an order of `size` with this account."""

@@ -13,6 +13,7 @@ from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
 EXAMPLE = "krakenbot sandbox --port 8080 --speed 60 --feed random:7"
 PORT = 8080
 SPEED_MAX = 100000
+_POSITION = 'or "liquidate": true, or "side", "volume", "leverage"'
 # What a running sandbox is asked to do: the method and its JSON.
 CONTROLS = (
     ("ledger", "", "orders, fills, books, requests; every other answer is this, too"),
@@ -21,11 +22,7 @@ CONTROLS = (
     ("price", '{"pair": "XBTUSD", "price": "60000"}', "null: back to the feed"),
     ("balance", '{"asset": "ZUSD", "amount": "500"}', "a deposit or a withdrawal"),
     ("status", '{"status": "cancel_only"}', 'with "pair": of one market; {"fill_share": "0.5"}'),
-    (
-        "position",
-        '{"pair": "XBTUSD", "close": true}',
-        'or "liquidate": true, or "side", "volume", "leverage"',
-    ),
+    ("position", '{"pair": "XBTUSD", "close": true}', _POSITION),
 )
 TIERS = ("sandbox", "starter", "intermediate", "pro")
 
@@ -45,25 +42,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f"KRAKEN_API_KEY and KRAKEN_API_SECRET, if set, are the key and secret; else\n"
         f"  key    {SANDBOX_KEY}\n  secret {SANDBOX_SECRET}\nexample: {EXAMPLE}"
     )
+    speed, feed = "simulated seconds a second", "random:SEED, or csv:FILE with Kraken's candles"
+    tiers = "rate limits of an account tier, or generous ones (default %(default)s)"
+    faulty = "what goes wrong, as WORD=CHANCE a request"
+    fee = "taker fee (default %(default)s)"
     parser.add_argument("--port", type=int, default=PORT, help="0 for any (default %(default)s)")
-    parser.add_argument(
-        "--speed", type=float, default=1.0, metavar="S", help="simulated seconds a second"
-    )
-    parser.add_argument(
-        "--feed", default="random:1", help="random:SEED, or csv:FILE with Kraken's candles"
-    )
-    parser.add_argument(
-        "--fee", default="0.8", metavar="PERCENT", help="taker fee (default %(default)s)"
-    )
-    parser.add_argument(
-        "--counters",
-        choices=TIERS,
-        default=TIERS[0],
-        help="rate limits of an account tier, or generous ones (default %(default)s)",
-    )
-    parser.add_argument(
-        "--faults", default="", metavar="SPEC", help="what goes wrong, as WORD=CHANCE a request"
-    )
+    parser.add_argument("--speed", type=float, default=1.0, metavar="S", help=speed)
+    parser.add_argument("--feed", default="random:1", help=feed)
+    parser.add_argument("--fee", default="0.8", metavar="PERCENT", help=fee)
+    parser.add_argument("--counters", choices=TIERS, default=TIERS[0], help=tiers)
+    parser.add_argument("--faults", default="", metavar="SPEC", help=faulty)
 
 
 def run(arguments: argparse.Namespace) -> int:

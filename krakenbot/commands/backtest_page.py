@@ -1,19 +1,18 @@
 """The HTML reports of `backtest`: of one run, and of a sweep."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from decimal import Decimal
-from itertools import chain
 from pathlib import Path
 
 from krakenbot.backtest.engine import Replay
 from krakenbot.backtest.files import Columns, candles_of
-from krakenbot.backtest.result import Result, Trip
+from krakenbot.backtest.result import Fill as Order
+from krakenbot.backtest.result import Result
 from krakenbot.backtest.sweep import Cell, Step, best_of, is_sound
 from krakenbot.commands import backtest_text as text
 from krakenbot.commands import write_whole
-from krakenbot.commands.chart import COLUMNS
+from krakenbot.commands.chart import COLUMNS, Fill
 from krakenbot.commands.page import heat_map, page, table
-from krakenbot.commands.story import Order, Point, Story, thinned, write
+from krakenbot.commands.story import Point, Story, thinned, write
 from krakenbot.config import Config
 from krakenbot.format import asset, money, signed
 from krakenbot.model import Candle
@@ -64,21 +63,13 @@ def _story(
     newest: Sequence[Candle],
     notes: Sequence[str],
 ) -> Story:
-    trips, entry = replay.record.trips, replay.record.entry
-    orders = [
-        Order(
-            time=one.time,
-            sign=one.direction,
-            volume=one.trade.volume,
-            price=one.trade.price,
-            fee=one.trade.fee + one.trade.opening_fee,
-            outcome="filled",
-            why=f"{one.reason}: {'close' if at % 2 else 'open'}",
-            id=f"{one.order}",
-        )
-        for at, one in enumerate([*chain(*((trip.entry, trip.exit) for trip in trips)), entry])
-        if one is not None
-    ]
+    fills: list[Fill] = []
+    for trip in replay.record.trips:
+        opening, closing = _fill(trip.entry, "open"), _fill(trip.exit, "close")
+        rollover = float(trip.costs) - opening.fee - closing.fee
+        fills += [opening, Fill(trip.exit.time, 0, 0.0, 0.0, rollover), closing]
+    if replay.record.entry:
+        fills.append(_fill(replay.record.entry, "open"))
     plan = replay.plan
     return Story(
         title=f"{result.pair} · backtest",
@@ -100,17 +91,18 @@ def _story(
             for at, candle in enumerate(newest)
             if at + 1 >= plan.candles_min
         ],
-        orders=orders,
-        charges=[(trip.entry.time, rollover) for trip in trips if (rollover := _rollover(trip))],
+        fills=fills,
         notes=notes,
         end=f"ENDED EARLY: {end}." if (end := text.end_of(result)) else "",
         worst_percent=result.max_drawdown_percent,
     )
 
 
-def _rollover(trip: Trip) -> Decimal:
-    opened, closed = trip.entry.trade, trip.exit.trade
-    return trip.costs - opened.fee - opened.opening_fee - closed.fee
+def _fill(order: Order, kind: str) -> Fill:
+    trade = order.trade
+    figures = float(trade.volume), float(trade.price), float(trade.fee + trade.opening_fee)
+    why = f"{order.reason}: {kind}"
+    return Fill(order.time, order.direction, *figures, "filled", why, f"{order.order}")
 
 
 def write_sweep(

@@ -10,20 +10,37 @@ from html import escape
 from itertools import pairwise
 from typing import NamedTuple
 
-from krakenbot.format import moment
+from krakenbot.format import UTC_FORM, moment, money, price, volume
+from krakenbot.log import clean
 
 COLUMNS = 1000
 
 
 class Fill(NamedTuple):
-    """A trade, or with no volume a cost of holding. `sign` is 1 for a buy, -1 for a sell."""
+    """An order, `sign` 1 for a buy and -1 for a sell; with no price nothing of it was traded.
+
+    With no sign it is a cost of holding, its amount the `fee`.
+    """
 
     time: float
     sign: int
     volume: float
     price: float
     fee: float
-    text: str = ""
+    outcome: str = ""
+    why: str = ""
+    id: str = ""
+
+    def texts(self, decimals: int | None) -> tuple[str, ...]:
+        """Return the fill as a row of a table."""
+        return (
+            moment(self.time, UTC_FORM),
+            "buy" if self.sign > 0 else "sell",
+            volume(self.volume),
+            price(self.price, decimals) if self.price else "-",
+            money(self.fee),
+            *map(clean, (self.outcome, self.why, self.id)),
+        )
 
 
 class Chart:
@@ -64,8 +81,9 @@ class Chart:
     def dots(self, fills: Iterable[Fill]) -> None:
         for mark in fills:
             if self.times[0] <= mark.time <= self.times[-1]:
-                path = f"M{self._at(mark.time, mark.price)}h0"
-                self._draw("buy" if mark.sign > 0 else "sell", path, mark.text)
+                when, side, size, paid, _, _, why, _ = mark.texts(self.decimals)
+                text = f"{when} {side} {size} at {paid}: {why}"
+                self._draw(side, f"M{self._at(mark.time, mark.price)}h0", text)
                 self.keys |= {"buy": "buy", "sell": "sell"}
 
     def band(self, held: Sequence[float]) -> None:

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from krakenbot import config as configuration
-from krakenbot.commands.story import Order, Point, Story, thinned, way_to_net, write
+from krakenbot.commands.chart import Fill
+from krakenbot.commands.story import Point, Story, thinned, way_to_net, write
 from krakenbot.config import Config, is_loopback
 from krakenbot.format import asset, moment, volume
 from krakenbot.identity import open_here
@@ -38,7 +39,8 @@ def story_of(config: Config, journal: Journal) -> Story:
     equity, unit = [*journal.equity()], units(journal, config.pair)
     points = _points(equity, GAP_CANDLES * config.interval * 60)
     account, halted = journal.account(), journal.get("halted")
-    orders = [_order(intent) for intent in journal.intents()]
+    orders = [_fill(intent) for intent in journal.intents()]
+    charges = [Fill(time, 0, 0.0, 0.0, float(amount)) for time, amount in journal.charges()]
     gross = account.costs + (account.pnl(equity[-1].price) if equity else ZERO)
     when = f"{moment(points[0].time)} to {moment(points[-1].time)}" if points else "no candle yet"
     place = " on a sandbox, no real money" if is_loopback(config.exchange.url) else ""
@@ -60,8 +62,8 @@ def story_of(config: Config, journal: Journal) -> Story:
             for row in reversed(journal.newest_decisions(NEWEST))
             if row.done
         ],
-        orders=orders,
-        charges=journal.charges(),
+        # A charge in the very second of an order is that of opening, so it comes after the order.
+        fills=sorted([*orders, *charges], key=lambda fill: fill.time),
         notes=[],
         end=f"The bot is halted: {clean(halted)}." if halted else "",
     )
@@ -83,13 +85,13 @@ def _points(equity: Sequence[Equity], gap_s: int) -> list[Point]:
     ]
 
 
-def _order(intent: Intent) -> Order:
-    return Order(
+def _fill(intent: Intent) -> Fill:
+    return Fill(
         time=intent.created,
         sign=intent.side.sign,
-        volume=intent.executed or intent.volume,
-        price=intent.cost / intent.executed if intent.executed else None,
-        fee=intent.fee,
+        volume=float(intent.executed or intent.volume),
+        price=float(intent.cost / intent.executed) if intent.executed else 0.0,
+        fee=float(intent.fee),
         outcome=intent.outcome or "not known yet",
         why=f"{intent.reason}: {intent.note}" if intent.note else intent.reason,
         id=intent.id,

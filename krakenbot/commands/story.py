@@ -9,8 +9,7 @@ from typing import NamedTuple
 from krakenbot.commands import write_whole
 from krakenbot.commands.chart import COLUMNS, Chart, Fill
 from krakenbot.commands.page import bars, page, table
-from krakenbot.format import UTC_FORM, duration, moment, money, percent, price, signed, volume
-from krakenbot.log import clean
+from krakenbot.format import duration, moment, money, percent, price, signed, volume
 
 MARKS_MAX = 400
 DUST = 1e-12  # What is left of a sum of floats that should be nothing.
@@ -36,26 +35,13 @@ class Point(NamedTuple):
     is_after_gap: bool = False
 
 
-class Order(NamedTuple):
-    """An order. Without a `price` nothing of it was traded, and `volume` is what was asked."""
-
-    time: float
-    sign: int
-    volume: Decimal
-    price: Decimal | None
-    fee: Decimal
-    outcome: str
-    why: str
-    id: str
-
-
 class Story(NamedTuple):
     """All that the page of one run tells. `newest` are times, closes and averages.
 
-    `costs` lead from the result before all costs to the one after, see `way_to_net`; `charges`
-    are times and amounts of margin fees. `balance` is what the account began with; `size`, bought
-    at `first_price`, what holding is compared with; `end` why and when it ended before its time;
-    `worst_percent` the drawdown where it is known better than from the points.
+    `costs` lead from the result before all costs to the one after, see `way_to_net`; `fills` are
+    orders and costs of holding in order of time. `balance` is what the account began with; `size`,
+    bought at `first_price`, what holding is compared with; `end` why and when it ended before its
+    time; `worst_percent` the drawdown where it is known better than from the points.
     """
 
     title: str
@@ -69,8 +55,7 @@ class Story(NamedTuple):
     costs: Sequence[tuple[str, Decimal]]
     points: Sequence[Point]
     newest: Sequence[tuple[float, float, float]]
-    orders: Sequence[Order]
-    charges: Sequence[tuple[float, Decimal]]
+    fills: Sequence[Fill]
     notes: Sequence[str]
     end: str = ""
     worst_percent: float | None = None
@@ -104,49 +89,19 @@ def write(path: Path, story: Story) -> None:
 
 def render(story: Story) -> str:
     """Return the whole page."""
-    rows = [_row(order, story.pair_decimals) for order in story.orders]
-    fills = _fills(story, rows)
-    rounds = round_trips(fills)
+    trades = [fill for fill in story.fills if fill.sign and fill.price]
+    rounds = round_trips(fill for fill in story.fills if fill.price or not fill.sign)
     ended = [_round_row(one, story.pair_decimals) for one in reversed(rounds)]
+    orders = [fill.texts(story.pair_decimals) for fill in reversed(story.fills) if fill.sign]
     sections = [
-        *(_charts(story, [fill for fill in fills if fill.volume]) if len(story.points) > 1 else ()),
+        *(_charts(story, trades) if len(story.points) > 1 else ()),
         bars([(name, float(amount)) for name, amount in story.costs]),
         table("Round trips", _ROUND, ended, "after costs, newest first"),
-        table("Orders", _ORDER, rows[::-1], "newest first"),
+        table("Orders", _ORDER, orders, "newest first"),
     ]
     facts = [*_facts(story, rounds), *story.facts]
     headline = _headline(story)
     return page(story.title, story.subtitle, headline, story.net, facts, story.notes, sections)
-
-
-def _row(order: Order, decimals: int | None) -> tuple[str, ...]:
-    return (
-        moment(order.time, UTC_FORM),
-        "buy" if order.sign > 0 else "sell",
-        volume(order.volume),
-        "-" if order.price is None else price(order.price, decimals),
-        money(order.fee),
-        *map(clean, (order.outcome, order.why, order.id)),
-    )
-
-
-def _fills(story: Story, rows: Sequence[Sequence[str]]) -> list[Fill]:
-    """Return what was traded and charged, in order of time; `rows` are the orders as text."""
-    fills = [
-        Fill(
-            order.time,
-            order.sign,
-            float(order.volume),
-            float(order.price),
-            float(order.fee),
-            "{0} {1} {2} at {3}: {6}".format(*row),
-        )
-        for order, row in zip(story.orders, rows, strict=True)
-        if order.price is not None
-    ]
-    # A charge of the very second of an order is that of opening, so it comes after the order.
-    fills += [Fill(time, 0, 0.0, 0.0, float(amount)) for time, amount in story.charges]
-    return sorted(fills, key=lambda fill: fill.time)
 
 
 def thinned(points: Iterable[Point], limit: int = COLUMNS) -> list[Point]:
@@ -209,17 +164,14 @@ def round_trips(fills: Iterable[Fill]) -> list[Round]:
 
 
 def _round(fills: Sequence[Fill]) -> Round:
-    first, last, costs = fills[0], fills[-1], sum(fill.fee for fill in fills)
+    """Return the round of fills and costs, the first of which opened it."""
+    sign, costs = fills[0].sign, sum(fill.fee for fill in fills)
+    opened = sum(fill.volume for fill in fills if fill.sign == sign)
     entry, exit_ = (
-        [fill for fill in fills if fill.sign == sign] for sign in (first.sign, -first.sign)
+        sum(fill.volume * fill.price for fill in fills if fill.sign == side) / opened
+        for side in (sign, -sign)
     )
-    opened = sum(fill.volume for fill in entry)
-    prices = _average(entry), _average(exit_)
-    return Round(first.time, last.time, first.sign, opened, *prices, costs)
-
-
-def _average(fills: Sequence[Fill]) -> float:
-    return sum(fill.volume * fill.price for fill in fills) / sum(fill.volume for fill in fills)
+    return Round(fills[0].time, fills[-1].time, sign, opened, entry, exit_, costs)
 
 
 def _round_row(one: Round, decimals: int | None) -> tuple[str, ...]:

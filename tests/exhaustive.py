@@ -9,6 +9,7 @@ on target, or halted for a reason that is true, with all invariants of the simul
 """
 
 import argparse
+import contextlib
 import multiprocessing
 import os
 import random
@@ -38,6 +39,8 @@ from tests.simulation.world import Over, Setting, World
 INTERVAL_S = 300
 RISING = 40  # Candles that rise; those after them fall.
 ON_TARGET_S = 1500.0  # So long after the reversal is due, it must have been made.
+STARTS_MAX = 40
+DEAD_S = 5400.0  # So long one view is refused.
 PROGRESS_S = 30.0
 EACH_MAX = 2  # Of requests that repeat themselves, the first ones and the last are tried.
 VARIANTS: dict[str, dict[str, str]] = {
@@ -46,12 +49,13 @@ VARIANTS: dict[str, dict[str, str]] = {
     "no margin": {"LEVERAGE": "0", "REVERSAL": "two-step"},
 }
 OPEN_TO_ALL = ("Time", "AssetPairs", "OHLC", "SystemStatus", "Ticker", "Assets")
-PUBLIC = ("refused", "lost-before", "death-after")
-PRIVATE = (*PUBLIC, "lag", "nonce", "rate", "key", "service")
+PUBLIC = ("refused", "lost-before", "death-after", "dead-addresses", "half")
+PRIVATE = (*PUBLIC, "lag", "nonce", "rate", "key", "service", "dead-view")
 ORDER = (
     *("refused", "lost-before", "lost-after", "timeout", "stuck", "overdue", "late-fill"),
     *("rate", "margin", "pool", "partial", "service", "unknown", "nonce", "key", "lockout"),
     *("cancel_only", "death-before", "death-after", "unseen", "untold"),
+    *("dead-addresses", "half", "death-deleted", "death-stuck-deleted", "death-backup"),
 )
 WRITE = ("death-before", "death-after", "disk", "disk-done")
 # As the second of two faults: one of each sort, deaths around writes and orders only.
@@ -119,9 +123,18 @@ class Scripted(Trouble):
             self.dark_from, self.lab.storms.dark = self.api.now(), True
             self._pass(name, request)
             raise ConnectionResetError("reset")
+        if word == "dead-view":
+            self._dead[name] = self.api.now() + DEAD_S
+            self.lab.end += DEAD_S
+            return self._pass(name, request)
         if word.startswith("death"):
-            answer = self._pass(name, request) if word == "death-after" else None
-            self.lab.is_dead = True
+            answer = None
+            if "stuck" in word:
+                with contextlib.suppress(TimeoutError):
+                    super()._with("stuck", name, request)
+            elif word != "death-before":
+                answer = self._pass(name, request)
+            self.lab.is_dead, self.lab.loses = True, word.rpartition("-")[2]
             self.lab.truth.look()
             raise Death(answer)
         return super()._with(word, name, request)
@@ -144,12 +157,13 @@ class Lab(World):
             turning=0.0,
             alone=True,
             blinding=False,
+            dead_first=False,
             rule=False,
         )
         super().__init__(1, 1.0, folder, setting=setting, show=show)
         self.plan, self.count = dict(plan), 0
         self.points: list[Point] = []
-        self.halted = ""
+        self.halted = self.loses = ""
         self.time = START // INTERVAL_S * INTERVAL_S + 5.0
         feed = HillFeed(1, self.time, INTERVAL_S, 2, 0.0)
         self.feed = feed
@@ -195,17 +209,19 @@ class Lab(World):
         raise error
 
     def trouble(self, words: Mapping[str, str]) -> str:
-        if "refused" not in words:
+        word = self.plan.get(self.count - ("half" in words), "")
+        if word not in words:
             return ""
-        if self.plan.get(self.count) == "refused":
-            self._next("refused")
-            return "refused"
-        return ""
+        if word == "refused":
+            self._next(word)
+        return word
 
     def wire_is_good(self) -> bool:
         return self.count not in self.plan
 
     def arrived(self, name: str) -> str:
+        if name in ("OpenPositions", "Balance") and "death-backup" in self.plan.values():
+            self.people.back_up()
         return self._next(name)
 
     def _next(self, name: str) -> str:
@@ -257,14 +273,18 @@ def run(variant: str, folder: Path, plan: Plan, show: bool = False) -> Outcome:
 
 
 def _live(lab: Lab) -> str:
-    for _ in range(8):
+    for _ in range(STARTS_MAX):
         try:
             lab.people.command("run", "--live", "--accept-costs")
         except Death:
             lab.close_reader()
             if lab.power:
                 lab.machine.lose_power()
-            lab.truth.recount()
+            if lab.loses in ("deleted", "backup"):
+                lab.people.lose_journal(lab.loses)
+            else:
+                lab.truth.recount()
+            lab.loses = ""
             lab.time += 3
         except Ended as error:
             if error.code in (76, 77):
@@ -285,7 +305,7 @@ def kinds(name: str, leverage: str) -> tuple[str, ...]:
     """Return what can go wrong at a point."""
     if name == "AddOrder":
         # Coins that were bought look like any others: without trades nothing tells of them.
-        return ORDER if leverage != "0" else ORDER[:-1]
+        return tuple(word for word in ORDER if word != "untold" or leverage != "0")
     if name in ("write", "nonce"):
         return WRITE if name == "write" else WRITE[::2]
     return PUBLIC if name in OPEN_TO_ALL else PRIVATE

@@ -41,6 +41,8 @@ class Truth:
         self.clean = True  # Nobody but this journal ever traded.
         self.foreign_at = float("-inf")
         self.verified = self.idle = 0  # Orders sent since one has traded.
+        self.unlooked: set[str] = set()  # What a lost journal knew, until a person has looked.
+        self._looked: set[str] = set()
         self.doubles = 0  # Orders sent although one before them happened, unseen for too long.
 
     # -- at the wire ---------------------------------------------------------------------------
@@ -82,6 +84,8 @@ class Truth:
         said = fields["type"], Decimal(fields["volume"]), fields.get("reduce_only") == "true"
         meant = row["side"], Decimal(row["volume"]), bool(row["reduce_only"])
         expect(said == meant, "sent as written", f"{said} instead of {meant}")
+        text = f"{name} is sent, and nobody has seen {self.unlooked}"
+        expect(said[2] or not self.unlooked, "a lost journal is noticed", text)
         closes = int(row["leverage"]) and row["purpose"] == "close"
         expect(not closes or said[2], "closing is reduce_only", name)
         self._check_repeats(row)
@@ -178,6 +182,24 @@ class Truth:
         )
         if self.strangers or self.foreign:
             self.foreign_at, self.clean = self.world.time, False
+
+    def lose(self, *, is_whole: bool) -> None:
+        """Begin anew with an older journal or with none: before an order somebody must look.
+
+        Who has lost all of it can only see by the position that something is missing.
+        """
+        self.foreign_at, self.clean = self.world.time, False
+        was_flat = not self.own
+        self.recount()
+        lost = {name for name in self.strangers if Decimal(self.executed[name]["vol_exec"])}
+        dim = self.world.blind or self.world.storms.dark or self.world.storms.lied
+        self.unlooked = set() if dim or (is_whole and was_flat) else lost - self._looked
+
+    def look_at_all(self) -> None:
+        """A person has looked at the account."""
+        self.idle = 0
+        self._looked |= self.executed.keys()
+        self.unlooked = set()
 
     # -- what the journal says -------------------------------------------------------------------
 
@@ -280,7 +302,11 @@ class Truth:
         name = "true reason"
         recent = world.time - 3600
         if code == 77:
-            expect(world.key_was_refused(), "77 only with its cause", text)
+            refused = [when for when in world.trouble_maker.refused_keys if when > recent]
+            expect(refused, "77 only with its cause", text)
+            if self.own or world.raw("SELECT 1 FROM intents WHERE outcome IS NULL"):
+                lasted_s = refused[-1] - refused[0]
+                expect(lasted_s >= 60, "77 only with its cause", f"after {lasted_s:.0f} s: {text}")
             return
         disk = "cannot be written" in text or "damaged" in text or "already holds" in text
         if disk:

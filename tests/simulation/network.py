@@ -52,6 +52,7 @@ class Server(Protocol):
     """What the network needs of the world."""
 
     time: float
+    setting: Any
     trouble: Callable[[Mapping[str, str]], str]
 
     def pass_time(self, seconds: float) -> None: ...
@@ -90,9 +91,8 @@ class Network:
         if word == "no-name":
             raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
         stream = socket.SOCK_STREAM
-        dead = [(socket.AF_INET, stream, 6, "", (name, port)) for name in DEAD]
-        alive = (socket.AF_INET, stream, 6, "", (ALIVE, port))
-        return [*(dead if word == "dead-addresses" else ()), alive]
+        dead = DEAD if word == "dead-addresses" else DEAD[: world.setting.dead_first]
+        return [(socket.AF_INET, stream, 6, "", (place, port)) for place in (*dead, ALIVE)]
 
     def _connect(self, sock: socket.socket, address: Any) -> None:
         world, timeout = self.world, sock.gettimeout()

@@ -86,7 +86,7 @@ class People:
         world = self.world
         world.note("start", " ".join((name, *wanted)))
         if name != "run" or "--adopt" in wanted:  # Somebody has looked.
-            world.truth.idle = 0
+            world.truth.look_at_all()
         module = importlib.import_module(f"krakenbot.commands.{COMMANDS[name][0]}")
         arguments = _arguments(module, name, wanted)
         world.is_dead, world.is_alive, world.born = False, False, world.time
@@ -114,7 +114,7 @@ class People:
     def live(self) -> None:
         """Start the program and do what a supervisor and its person do when it ends."""
         world, chance = self.world, self.random.random
-        self._lose_journal()
+        self._change_journal()
         if chance() < 0.15 and not world.setting.alone and world.storms.strikes("change"):
             self._change()
         try:
@@ -265,31 +265,35 @@ class People:
         if name == "LEVERAGE":  # Coins that were bought are no position, nor the contrary.
             world.truth.rebase()
 
-    def _lose_journal(self) -> None:
-        """Delete the journal, or put an old copy in its place; make that copy now and then."""
-        world, state = self.world, self.folder / "state"
-        backup = self.folder / "backup"
+    def _change_journal(self) -> None:
+        """Lose the journal if that is planned; make a copy of it now and then."""
         what, self.next_loss = self.next_loss, ""
-        world.close_reader()
-        journals = list(state.glob("*.db*")) if state.exists() else []
-        if what == "backup" and backup.exists():
-            for path in journals:
-                path.unlink()
-            for path in backup.iterdir():
-                shutil.copy(path, state)
-        elif what == "deleted":
-            for path in journals:
-                path.unlink()
-        elif journals and self.random.random() < 0.1:
-            shutil.rmtree(backup, ignore_errors=True)
-            backup.mkdir()
-            for path in journals:
-                shutil.copy(path, backup)
+        self.world.close_reader()
         if what:
-            world.counts[f"journals: {what}"] += 1
-            world.note("hands", f"the journal is {what}")
-            world.truth.foreign_at, world.truth.clean = world.time, False
-            world.truth.recount()
+            self.lose_journal(what)
+        elif self.random.random() < 0.1:
+            self.back_up()
+
+    def back_up(self) -> None:
+        """Keep a copy of the journals as they are now."""
+        shutil.rmtree(self.folder / "backup", ignore_errors=True)
+        (self.folder / "backup").mkdir()
+        for path in (self.folder / "state").glob("*.db*"):
+            shutil.copy(path, self.folder / "backup")
+
+    def lose_journal(self, what: str) -> None:
+        """Let the journals be "deleted", or an old "backup" be in their place."""
+        world, state = self.world, self.folder / "state"
+        kept = sorted((self.folder / "backup").glob("*")) if what == "backup" else []
+        if what == "backup" and not kept:
+            return
+        for path in state.glob("*.db*"):
+            path.unlink()
+        for path in kept:
+            shutil.copy(path, state)
+        world.counts[f"journals: {what}"] += 1
+        world.note("hands", f"the journal is {what}")
+        world.truth.lose(is_whole=not kept)
 
 
 def _bare(text: str) -> str:

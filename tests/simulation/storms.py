@@ -63,19 +63,22 @@ class Storms:
 
     def act(self) -> None:
         """Begin or end a storm; outside of one, let someone else lay hands on the account."""
-        world, chance = self.world, self.random.random
+        world, chance, choice = self.world, self.random.random, self.random.choice
         scale = max(1.0, world.interval_s / 300)
         if self.is_on:
             self.calm_down()
             usual = world.duty.back_s()
-            self.due = world.time + usual * self.random.choice((0.5, 1.1, 1.5)) + 200 * chance()
+            self.due = world.time + usual * choice((0.5, 1.1, 1.5)) + 200 * chance()
+        elif chance() < 0.04 and self.strikes("sleep"):
+            self._sleep(choice((20, 600, 7200)) * chance())
+            self.due = world.time + 600 * chance()
         elif chance() < 0.12 and not world.setting.alone:
             if self.strikes("hands"):
                 world.people.hands()
-            self.due = world.time + self.random.choice((20, 2000)) * chance()
+            self.due = world.time + choice((20, 2000)) * chance()
         else:
             self._begin()
-            self.due = world.time + self.random.choice((100, 500, 1500)) * (0.3 + chance()) * scale
+            self.due = world.time + choice((100, 500, 1500)) * (0.3 + chance()) * scale
             if scale > 1:  # Where candles are long, let it storm when one has just ended.
                 step = world.interval_s
                 self.due = (world.time // step + 1) * step + 600 * chance()
@@ -131,6 +134,7 @@ class Storms:
         self.world.note("sleep", f"{seconds:.0f} s")
         self.world.slept += seconds
         self.world.time += seconds
+        self.world.duty.woke_at = self.world.time
         self.world.duty.decided_at += seconds
         self.world.duty.told_at += seconds
         self.world.born += seconds

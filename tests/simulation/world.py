@@ -68,6 +68,7 @@ class Setting(NamedTuple):
     alone: bool  # Nobody else touches the account or the journal, nothing is changed.
     rule: bool  # A rule file decides, which is flat now and then.
     blinding: bool  # Views may lag for longer than the bot waits.
+    dead_first: bool  # The first address of the exchange's name swallows every packet.
 
 
 class World:
@@ -207,7 +208,8 @@ class World:
         return 0.01 + self.trouble_maker.random.random() * 0.1
 
     def wire_is_good(self) -> bool:
-        return not self.storms.chances and self.seed % 4 != 0
+        """Return whether nothing can happen on the wire now; in some episodes it is used always."""
+        return not (self.storms.chances or self.setting.dead_first or self.seed % 4 == 0)
 
     def spoil(self, most: int) -> int:
         return self.trouble_maker.random.randrange(max(most, 1))
@@ -326,11 +328,6 @@ class World:
         """Return the largest size that was configured in this episode."""
         return max(Decimal(x) for x in (self.settings["SIZE"], *self.storms.sizes))
 
-    def key_was_refused(self) -> bool:
-        """Return whether the key was refused often enough, and not long ago."""
-        refused = [when for when in self.trouble_maker.refused_keys if when > self.time - 3600]
-        return len(refused) >= 1
-
 
 def choose(random: random.Random, seed: int) -> Setting:
     choice = random.choice
@@ -349,6 +346,7 @@ def choose(random: random.Random, seed: int) -> Setting:
         alone=choice((True, False, False)),
         rule=random.random() < 0.25,
         blinding=random.random() < 0.05,
+        dead_first=random.random() < 0.05,
     )
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from krakenbot import config as configuration
 from krakenbot import identity, log, startup
@@ -64,20 +64,22 @@ def client_of(
     live: bool = False,
 ) -> Client:
     """Return a client of the configured exchange; with credentials it needs the key's nonces."""
-    options: dict[str, Any] = {}
-    if credentials is not None and nonces is not None:
-        counter = config.state_directory / f"key-{fingerprint(credentials.key)}.counter"
-        options = {
-            "key": credentials.key,
-            "secret": credentials.secret,
-            "next_nonce": nonces.next,
-            "counter": RestCounter(clock, counter),
-            "live": live,
-        }
     transport = UrllibTransport(
         config.exchange.timeout, config.exchange.proxy, lambda: clock.is_stopping
     )
-    return Client(transport, config.exchange.url, clock, **options)
+    if credentials is None or nonces is None:
+        return Client(transport, config.exchange.url, clock)
+    counter = config.state_directory / f"key-{fingerprint(credentials.key)}.counter"
+    return Client(
+        transport,
+        config.exchange.url,
+        clock,
+        key=credentials.key,
+        secret=credentials.secret,
+        next_nonce=nonces.next,
+        live=live,
+        counter=RestCounter(clock, counter),
+    )
 
 
 def assemble(
@@ -104,8 +106,11 @@ def assemble(
     clock = SystemClock(config.exchange.clock_speed)
     clock.progress = progress
     clock.stop_on_signals()
-    owner, locks = _locked_key(config, credentials)
-    nonces = Nonces(locks[0]) if locks else None
+    owner, locks, nonces = "paper", list[Lock](), None
+    if credentials is not None:
+        owner = fingerprint(credentials.key)
+        locks = [Lock(config.state_directory / f"key-{owner}.lock", "this API key")]
+        nonces = Nonces(locks[0])
     client = client_of(config, clock, credentials, nonces, live=is_live and live)
     client.on_read = clock.read
     spot = spot_of(config, client)
@@ -141,22 +146,14 @@ def require_live(config: Config, live: bool) -> None:
 
 def _credentials(config: Config) -> Credentials | None:
     """Return the key that the mode needs; ConfigError without it."""
-    credentials = None if config.mode == "paper" else load_credentials(config)
-    if credentials is None and config.mode != "paper":
-        raise ConfigError(
-            f'mode = "{config.mode}" needs an API key: name its two files in [keys], or set '
-            "KRAKEN_API_KEY_FILE and KRAKEN_API_SECRET_FILE, or KRAKEN_API_KEY and "
-            "KRAKEN_API_SECRET"
-        )
-    return credentials
-
-
-def _locked_key(config: Config, credentials: Credentials | None) -> tuple[str, list[Lock]]:
-    """Return what names the key in order ids, and its lock; without a key there is none."""
-    if credentials is None:
-        return "paper", []
-    owner = fingerprint(credentials.key)
-    return owner, [Lock(config.state_directory / f"key-{owner}.lock", "this API key")]
+    if config.mode == "paper":
+        return None
+    if (credentials := load_credentials(config)) is not None:
+        return credentials
+    raise ConfigError(
+        f'mode = "{config.mode}" needs an API key: name its two files in [keys], or set '
+        "KRAKEN_API_KEY_FILE and KRAKEN_API_SECRET_FILE, or KRAKEN_API_KEY and KRAKEN_API_SECRET"
+    )
 
 
 def _pair_of(config: Config, client: Client, spelling: str) -> str:
@@ -172,14 +169,15 @@ def _pair_of(config: Config, client: Client, spelling: str) -> str:
 def _paper(config: Config, client: Client, spot: Spot, clock: Clock, journal: Journal) -> Exchange:
     from krakenbot.simulated.paper import PaperClient
 
+    fee_rate, validates = assumed_fee_rate(config), config.mode == "validate"
     account = PaperClient(
         client,
         spot,
         clock,
         journal,
-        fee_rate=assumed_fee_rate(config),
+        fee_rate=fee_rate,
         balance=config.paper.balance,
-        validates=config.mode == "validate",
+        validates=validates,
     )
     return spot_of(config, account)
 
@@ -187,14 +185,13 @@ def _paper(config: Config, client: Client, spot: Spot, clock: Clock, journal: Jo
 def spot_of(config: Config, client: Methods) -> Spot:
     """Return the configured pair at Kraken, through this client."""
     exchange = config.exchange
-    percent = exchange.fee_percent
     return Spot(
         client,
         config.pair,
         config.interval * 60,
         asset_class=exchange.asset_class,
         trading_agreement=exchange.trading_agreement,
-        fee_rate=None if percent is None else percent / 100,
+        fee_rate=None if exchange.fee_percent is None else assumed_fee_rate(config),
     )
 
 

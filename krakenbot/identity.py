@@ -19,7 +19,7 @@ from krakenbot.errors import ConfigError, StopError
 from krakenbot.journal import Journal
 from krakenbot.journal_file import open_read_only
 from krakenbot.kraken.signing import fingerprint
-from krakenbot.lock import access_hint, make_private_directory, open_private
+from krakenbot.lock import access_hint, open_private
 from krakenbot.model import Secret
 
 INDEX = "index.json"
@@ -51,15 +51,14 @@ def remember(config: Config, kind: str, name: str, value: str) -> None:
     path = config.state_directory / INDEX
     part = path.with_suffix(f".{os.getpid()}.part")  # Another bot may write at the same time.
     try:
-        make_private_directory(path.parent)
         with open(open_private(part, os.O_WRONLY | os.O_TRUNC), "w") as file:
             json.dump(index, file, indent=1, sort_keys=True)
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
     except OSError as error:
-        hint = access_hint(path)
-        raise ConfigError(f"{path} cannot be written: {error.strerror}. {hint}") from error
+        words = f"{path} cannot be written: {error.strerror}. {access_hint(path)}"
+        raise ConfigError(words) from error
 
 
 def _index(config: Config) -> dict[str, str]:
@@ -77,7 +76,12 @@ def place_of(
 
     `pair_of` asks the exchange what a spelling means. Raises StopError when there are several.
     """
-    ours = [path for path, whose in _known(config, pair_of) if _is_same(whose, identity)]
+    ours = [
+        path
+        for path, (pair, account) in _known(config, pair_of)
+        if pair == identity.pair
+        and (account == identity.account or not (account and identity.account))
+    ]
     there = [path for path in ours if path.exists()]
     if len(there) > 1:
         told = "".join(f"\n  {path} explains {_held(path)}" for path in there)
@@ -97,10 +101,10 @@ def claim(config: Config, journal: Journal, path: Path, identity: Identity) -> N
     for key, mine in zip(("pair_id", "account"), identity, strict=True):
         theirs = journal.get(key)
         if theirs and theirs != mine:
-            told = mine or "nothing of it"
             raise StopError(
-                f"the journal {path} is of {key} {theirs}, the exchange now says {told}. Nothing "
-                "was sent. Use the key and pair it was made with, or another state.directory"
+                f"the journal {path} is of {key} {theirs}, the exchange now says "
+                f"{mine or 'nothing of it'}. Nothing was sent. Use the key and pair it was made "
+                "with, or another state.directory"
             )
         if mine and not theirs:
             journal.put(**{key: mine})
@@ -119,7 +123,9 @@ def find(config: Config) -> Path | None:
         credentials = load_credentials(config) if config.mode != "paper" else None
         if credentials is not None:
             account = recall(config, "account", fingerprint(credentials.key))
-    pair = recall(config, "pair", config.pair) or _spelled(config.pair)
+    # 0.2.0 named its journals by the pair's spelling.
+    spelled = _bare(config.pair.upper().replace("/", "").replace("BTC", "XBT"))
+    pair = recall(config, "pair", config.pair) or spelled
     path = place_of(config, Identity(pair, account))
     return path if path.exists() else None
 
@@ -156,9 +162,8 @@ def _known(config: Config, pair_of: Callable[[str], str]) -> Iterator[tuple[Path
     except FileNotFoundError:
         return
     except OSError as error:
-        raise ConfigError(
-            f"the state directory {folder} cannot be read: {error.strerror}. {access_hint(folder)}"
-        ) from error
+        words = f"the state directory {folder} cannot be read: {error.strerror}. "
+        raise ConfigError(words + access_hint(folder)) from error
     for stem in sorted({name.stem for name in names if name.suffix in (".db", ".lock")}):
         if not stem.startswith(prefix):
             continue
@@ -167,11 +172,6 @@ def _known(config: Config, pair_of: Callable[[str], str]) -> Iterator[tuple[Path
             spelling, _, account = stem.removeprefix(prefix).partition("-")
             whose = [recall(config, "pair", spelling) or pair_of(spelling) or spelling, account]
         yield folder / f"{stem}.db", Identity(*whose)
-
-
-def _is_same(one: Identity, other: Identity) -> bool:
-    """Return whether the pairs are the same and the accounts may be."""
-    return one == other or (one.pair == other.pair and "" in (one.account, other.account))
 
 
 def _held(path: Path) -> str:
@@ -191,10 +191,6 @@ def _host(config: Config) -> str:
     return host.removesuffix(":443").removesuffix(".")
 
 
-def _spelled(pair: str) -> str:
-    """Return the pair as 0.2.0 wrote it in the names of its journals."""
-    return _bare(pair.upper().replace("/", "").replace("BTC", "XBT"))
-
-
 def _bare(text: str) -> str:
+    """Return the text as it may stand in a file's name."""
     return re.sub(r"[^A-Za-z0-9.]+", "-", text)

@@ -8,7 +8,7 @@ from pathlib import Path
 from krakenbot.alerts import standing
 from krakenbot.errors import ConfigError, StopError
 from krakenbot.journal import BUSY_S, Journal, advice, damaged
-from krakenbot.lock import access_hint, exists, make_private_directory, open_private
+from krakenbot.lock import access_hint, exists, open_private
 
 MIGRATIONS = (
     """
@@ -61,15 +61,13 @@ def open_journal(path: Path | None) -> Journal:
         memory = sqlite3.connect(":memory:", isolation_level=None)
         return Journal(prepare(memory, Path(":memory:")))
     try:
-        make_private_directory(path.parent)
         if exists(path):
             _connect(path).close()
         os.close(open_private(path, os.O_RDWR))
         connection = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None)
     except OSError as error:
-        raise ConfigError(
-            f"the journal {path} cannot be opened: {error.strerror}. {access_hint(path)}"
-        ) from error
+        words = f"the journal {path} cannot be opened: {error.strerror}. {access_hint(path)}"
+        raise ConfigError(words) from error
     except sqlite3.Error as error:
         raise _failure(path, error) from error
     return Journal(prepare(connection, path), path)

@@ -22,48 +22,44 @@ class Lock:
     def __init__(self, path: Path, what: str) -> None:
         self.path = path
         try:
-            make_private_directory(path.parent)
             self._file = open_private(path, os.O_RDWR)
         except OSError as error:
-            hint = access_hint(path)
-            raise ConfigError(
-                f"the lock {path} cannot be opened: {error.strerror}. {hint}"
-            ) from error
-        for _ in range(TRIES):
-            with suppress(OSError):
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            time.sleep(LOOK_S)  # It may be somebody who only looks.
-        else:
-            _, holder = self._lines()
-            os.close(self._file)
-            raise LockedError(
-                f"another krakenbot holds {what} ({holder or 'it does not say who it is'}; lock "
-                f"{path}). Stop it first: systemctl stop its service, or kill that process"
-            )
+            words = f"the lock {path} cannot be opened: {error.strerror}. {access_hint(path)}"
+            raise ConfigError(words) from error
         try:
+            self._take(what)
             self._put(self.read())
         except OSError as error:
             os.close(self._file)
             raise ConfigError(f"the lock {path} cannot be written: {error.strerror}") from error
+        except ConfigError:
+            os.close(self._file)
+            raise
 
-    def read(self) -> str:
-        """Return the line that outlives the process."""
-        return self._lines()[0]
+    def _take(self, what: str) -> None:
+        for _ in range(TRIES):
+            with suppress(OSError):
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            time.sleep(LOOK_S)  # It may be somebody who only looks.
+        holder = self.read(1) or "it does not say who it is"
+        raise ConfigError(
+            f"another krakenbot holds {what} ({holder}; lock {self.path}). Stop it first: "
+            "systemctl stop its service, or kill that process"
+        )
 
-    def _lines(self) -> tuple[str, str]:
+    def read(self, line: int = 0) -> str:
+        """Return the line that outlives the process, or 1: who holds the lock."""
         text = os.pread(self._file, 4 * STATE_BYTES_MAX, 0).decode("ascii", "replace")
-        state, holder, *_ = f"{text}\n\n".split("\n")
-        return state.strip(), holder.strip()
+        return f"{text}\n\n".split("\n")[line].strip()
 
     def write(self, state: str) -> None:
         """Replace that line, on disk when this returns; StopError when it cannot be."""
         try:
             self._put(state)
         except OSError as error:
-            raise StopError(
-                f"the lock {self.path} cannot be written ({error}); nothing is sent without it"
-            ) from error
+            words = f"the lock {self.path} cannot be written ({error}); nothing is sent without it"
+            raise StopError(words) from error
 
     def _put(self, state: str) -> None:
         holder = f"pid {os.getpid()}, since {moment(time.time())}"
@@ -72,10 +68,6 @@ class Lock:
 
     def close(self) -> None:
         os.close(self._file)
-
-
-class LockedError(ConfigError):
-    """Another process holds the lock."""
 
 
 class Nonces:
@@ -109,11 +101,12 @@ class Nonces:
 
 
 def open_private(path: Path, flags: int) -> int:
-    """Open a file that only its owner can read, made if there is none; OSError as `os.open`.
+    """Open a file that only its owner can read, made with its folder if there is none.
 
-    Root makes it for the folder's owner, so that a service can use what its operator's commands
-    have made.
+    Raises OSError as `os.open` does. Root makes it for the folder's owner, so that a service can
+    use what its operator's commands have made.
     """
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     file = os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     if os.geteuid() == 0:
         folder = path.parent.stat()
@@ -144,9 +137,8 @@ def exists(path: Path) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError as error:
-        raise ConfigError(
-            f"{path} cannot be looked at: {error.strerror}. {access_hint(path)}"
-        ) from error
+        words = f"{path} cannot be looked at: {error.strerror}. {access_hint(path)}"
+        raise ConfigError(words) from error
 
 
 def access_hint(path: Path) -> str:
@@ -157,8 +149,3 @@ def access_hint(path: Path) -> str:
             mine = os.geteuid()
             return "" if mine in (0, owner) else "It belongs to another user: use sudo"
     return ""
-
-
-def make_private_directory(path: Path) -> None:
-    """Make a folder that only its owner can read."""
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)

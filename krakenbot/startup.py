@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from contextlib import suppress
 from decimal import Decimal
 from functools import partial
 from typing import NamedTuple
@@ -52,14 +53,14 @@ def checks_of(start: Start) -> tuple[tuple[Check, ...], tuple[Check, ...]]:
     On margin a close waits for no look at the trades: it is `reduce_only`, and sent only when the
     exchange holds what the journal explains. Without margin it could sell coins of the user's.
     """
-    trades = (check_trades, check_untracked_balance)
-    settings = (try_strategy, check_settings)
-    running = (check_permissions, *trades, *settings) if start.nonces else settings
-    closing: tuple[Callable[[Start], str | None], ...] = ()
-    if start.nonces:
-        is_sure = start.config.leverage > 0 and not start.adopts
-        closing = (check_account,) if is_sure else (check_account, *trades)
-    return tuple(partial(c, start) for c in running), tuple(partial(c, start) for c in closing)
+    settings = (partial(try_strategy, start), partial(check_settings, start))
+    if start.nonces is None:
+        return settings, ()
+    account = partial(check_account, start, opens=False)
+    trades = (partial(check_trades, start), partial(check_untracked_balance, start))
+    is_sure = start.config.leverage > 0 and not start.adopts
+    closing = (account,) if is_sure else (account, *trades)
+    return (partial(check_account, start), *trades, *settings), closing
 
 
 def learn(config: Config, exchange: Exchange, key: str) -> tuple[Identity, KeyInfo | None]:
@@ -88,24 +89,16 @@ def learn(config: Config, exchange: Exchange, key: str) -> tuple[Identity, KeyIn
     return Identity(pair, account), info
 
 
-def check_permissions(start: Start) -> None:
-    """Raise StopError(77) when the key may do too much or too little; closing does not ask."""
-    info = _key_info(start)
-    if info is not None:
-        refuse_permissions(info)
+def check_account(start: Start, *, opens: bool = True) -> None:
+    """Raise StopError when the key is of another account than the journal.
 
-
-def check_account(start: Start) -> None:
-    """Raise StopError when the key is of another account than the journal."""
-    _key_info(start)
-
-
-def _key_info(start: Start) -> KeyInfo | None:
+    77 when it may do too much or too little, which does not matter to who only closes.
+    """
     try:
         info = start.info or start.exchange.key_info()
     except RefusedError as error:
         log.warning("what the key is cannot be read reason=%s", error)
-        return None
+        return
     account = account_name(info.account)
     if account and start.identity.account not in ("", account):
         raise StopError(
@@ -114,7 +107,8 @@ def _key_info(start: Start) -> KeyInfo | None:
         )
     if start.nonces is not None and start.nonces.seen is None:
         start.nonces.seen = info.nonce  # Only the first answer tells what was before.
-    return info
+    if opens:
+        refuse_permissions(info)
 
 
 def refuse_permissions(info: KeyInfo) -> None:
@@ -235,22 +229,18 @@ def check_settings(start: Start) -> str | None:
     Raises StopError when the pair's name now means another market than the journal's.
     """
     try:
-        return _check_settings(start)
+        rules, quote = start.exchange.known_rules(), start.exchange.quote()
+        if rules.pair != start.identity.pair:
+            raise StopError(
+                f"pair = {start.config.pair!r} meant {start.identity.pair} and now means "
+                f"{rules.pair}; the journal is of the former. Nothing was sent. Use another "
+                "state.directory for the new market"
+            )
+        if reason := never_trades(start.config, rules, quote):
+            return _refuse(start, f"these settings can never trade: {reason}")
+        return _check_costs(start) if start.nonces is not None else None
     except RefusedError as error:
         return _refuse(start, f"the pair is not to be had: {error}")
-
-
-def _check_settings(start: Start) -> str | None:
-    rules, quote = start.exchange.known_rules(), start.exchange.quote()
-    if rules.pair != start.identity.pair:
-        raise StopError(
-            f"pair = {start.config.pair!r} meant {start.identity.pair} and now means {rules.pair}; "
-            "the journal is of the former. Nothing was sent. Use another state.directory for the "
-            "new market"
-        )
-    if reason := never_trades(start.config, rules, quote):
-        return _refuse(start, f"these settings can never trade: {reason}")
-    return _check_costs(start) if start.nonces is not None else None
 
 
 def never_trades(config: Config, rules: PairRules, quote: Quote) -> str | None:
@@ -271,12 +261,18 @@ def never_trades(config: Config, rules: PairRules, quote: Quote) -> str | None:
 
 def _check_costs(start: Start) -> str | None:
     """Refuse settings that cost more a day than the limit, unless they were accepted or passed."""
-    config, journal = start.config, start.journal
-    key = f"costs {_settings(start)}"
+    config, journal, exchange = start.config, start.journal, start.exchange
+    # All that makes costs: not size, which makes no difference.
+    kept = (start.identity.pair, config.interval, config.leverage, config.reversal, config.strategy)
+    text = f"{kept} {journal.get('strategy')} {config.risk.max_fee_percent_per_day}"
+    key = f"costs {hashlib.sha256(text.encode()).hexdigest()[:12]}"
     if journal.get(key):
         log.info("costs: these settings are known: %s", journal.get(key))
         return None
-    too_much, lines = count_costs(config, start.exchange, fee_rate_of(start.exchange))
+    fee_rate = FEE_RATE_ASSUMED
+    with suppress(LaterError, UnansweredError, RefusedError, StopError):
+        fee_rate = exchange.fee_rate()
+    too_much, lines = count_costs(config, exchange, fee_rate)
     log.info("costs: %s", "; ".join(lines))
     if not too_much or start.accept_costs:
         journal.put(**{key: lines[0]})
@@ -293,22 +289,6 @@ def count_costs(config: Config, exchange: Exchange, fee_rate: Decimal) -> tuple[
     guard = fee_guard(config, candles, rules, fee_rate, exchange.margin_rates())
     too_much = guard.percent_per_day > config.risk.max_fee_percent_per_day
     return too_much or guard.refused_reason is not None, guard.lines
-
-
-def fee_rate_of(exchange: Exchange) -> Decimal:
-    """Return the account's taker fee, or the entry tier's where it cannot be asked."""
-    try:
-        return exchange.fee_rate()
-    except (LaterError, UnansweredError, RefusedError, StopError):
-        return FEE_RATE_ASSUMED
-
-
-def _settings(start: Start) -> str:
-    """Return what names the settings that make costs: all but size, which makes no difference."""
-    config = start.config
-    kept = (start.identity.pair, config.interval, config.leverage, config.reversal, config.strategy)
-    text = f"{kept} {start.journal.get('strategy')} {config.risk.max_fee_percent_per_day}"
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _refuse(start: Start, reason: str) -> str:

@@ -19,7 +19,6 @@ from krakenbot.commands.screen import Screen
 from krakenbot.commands.story import write
 from krakenbot.config import Config, ExchangeTable, RiskTable, StrategyTable, load
 from krakenbot.format import money, percent, signed, volume
-from krakenbot.lock import make_private_directory
 from krakenbot.presence import Presence
 
 EXAMPLE = "krakenbot demo --candles 60 --seed 7"
@@ -116,6 +115,6 @@ def _summarise(parts: Parts, seconds: float, report: Path) -> None:
             f"\nAt this pace fees alone cost {share} of the position a day. With real money\n"
             "`interval` should be far longer than a minute: krakenbot help costs"
         )
-    make_private_directory(report.parent)
+    report.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     write(report, story_of(parts.config, parts.journal))
     print(f"report: {report}")

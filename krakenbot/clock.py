@@ -20,23 +20,19 @@ class StopRequestedError(Exception):
 
 
 class Clock(Protocol):
-    def now(self) -> float:
-        """Return the exchange's time in unix seconds, as far as it is known."""
+    """`now` is the exchange's time in unix seconds, as far as it is known; `set` takes it over.
 
-    def monotonic(self) -> float:
-        """Return seconds that only rise, at the exchange's speed."""
+    `monotonic` are seconds that only rise, at the exchange's speed; `wall` what the host believes
+    the time to be, and `nonce` its nanoseconds. `wait` raises StopRequestedError at once when the
+    process is asked to end.
+    """
 
-    def wall(self) -> float:
-        """Return what the host believes the time to be."""
-
-    def nonce(self) -> int:
-        """Return nanoseconds of the host's clock, the raw material of nonces."""
-
-    def set(self, exchange_time: float) -> None:
-        """Take over the exchange's time."""
-
-    def wait(self, seconds: float) -> None:
-        """Wait. Raises StopRequestedError at once when the process is asked to end."""
+    def now(self) -> float: ...
+    def monotonic(self) -> float: ...
+    def wall(self) -> float: ...
+    def nonce(self) -> int: ...
+    def set(self, exchange_time: float) -> None: ...
+    def wait(self, seconds: float) -> None: ...
 
 
 class SystemClock:

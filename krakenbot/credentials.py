@@ -3,7 +3,7 @@
 import os
 import stat
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ from krakenbot import log
 from krakenbot.config import Config, KeysTable, is_key_itself
 from krakenbot.errors import ConfigError
 from krakenbot.kraken.signing import decode_secret
-from krakenbot.log import clean, register
+from krakenbot.log import register
 from krakenbot.model import Secret
 
 _CHARACTERS_MAX = 4096
@@ -39,11 +39,10 @@ def _tell_of_foreign_code() -> None:
     """Say which code of this machine ran in this process before the program itself."""
     for name in ("sitecustomize", "usercustomize"):
         if name in sys.modules:
-            path = clean(str(getattr(sys.modules[name], "__file__", "")))
             log.warning(
                 "%s ran in this process and may read the API key; `python3 -I -S krakenbot.pyz` "
                 "runs without it",
-                path,
+                getattr(sys.modules[name], "__file__", ""),
             )
 
 
@@ -56,7 +55,28 @@ def load_secrets(
     <prefix>_API_KEY_FILE and <prefix>_API_SECRET_FILE, then at <prefix>_API_KEY and
     <prefix>_API_SECRET. Raises ConfigError for half a pair and for a file that others may read.
     """
-    for source, (key_at, key), (secret_at, secret) in _places(environ, prefix, keys):
+    names = (f"{prefix}_API_KEY", f"{prefix}_API_SECRET")
+
+    def in_folder(path: str) -> str:
+        # systemd guards this folder itself, with modes of its own.
+        return _read(path, strict=False) if os.path.lexists(path) else ""
+
+    def in_named_file(name: str) -> str:
+        return _read(environ[name]) if environ.get(name) else ""
+
+    def in_variable(name: str) -> str:
+        return _bare(environ[name], name) if environ.get(name, "").strip() else ""
+
+    places: list[tuple[str, Iterable[object], Callable[[Any], str]]] = []
+    if folder := environ.get("CREDENTIALS_DIRECTORY"):
+        files = [f"{folder}/{name.lower()}" for name in names]
+        places.append(("CREDENTIALS_DIRECTORY", files, in_folder))
+    if prefix == "KRAKEN" and keys and keys.api_key_file:
+        places.append(("[keys]", map(str, keys), _read))
+    places.append((f"{names[0]}_FILE", [f"{name}_FILE" for name in names], in_named_file))
+    places.append((names[0], names, in_variable))
+    for source, pair, read in places:
+        (key_at, key), (secret_at, secret) = [(where, read(where)) for where in pair]
         if key and secret:
             credentials = Credentials(Secret(key), Secret(secret), source)
             register(credentials.key)
@@ -66,32 +86,6 @@ def load_secrets(
             here, missing = (key_at, secret_at) if key else (secret_at, key_at)
             raise ConfigError(f"{here} is there, {missing} is not: a key needs its secret")
     return None
-
-
-def _places(
-    environ: Mapping[str, str], prefix: str, keys: KeysTable | None
-) -> Iterator[tuple[Any, ...]]:
-    """Yield a source's name, then for key and secret where it is and what it says, or ""."""
-    names = (f"{prefix}_API_KEY", f"{prefix}_API_SECRET")
-    folder = environ.get("CREDENTIALS_DIRECTORY")
-    if folder:
-        # systemd guards this folder itself, with modes of its own.
-        files = [f"{folder}/{name.lower()}" for name in names]
-        yield (
-            "CREDENTIALS_DIRECTORY",
-            *((file, _read(file, strict=False) if os.path.lexists(file) else "") for file in files),
-        )
-    if prefix == "KRAKEN" and keys and keys.api_key_file:
-        yield "[keys]", *((str(file), _read(str(file))) for file in keys)
-    yield (
-        f"{names[0]}_FILE",
-        *(
-            (f"{name}_FILE", _read(environ[f"{name}_FILE"]) if environ.get(f"{name}_FILE") else "")
-            for name in names
-        ),
-    )
-    texts = [(name, environ.get(name, "").strip()) for name in names]
-    yield names[0], *((name, _bare(text, name) if text else "") for name, text in texts)
 
 
 def _read(path: str, *, strict: bool = True) -> str:

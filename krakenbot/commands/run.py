@@ -6,7 +6,7 @@ import sys
 from krakenbot import log
 from krakenbot.assemble import Parts, assemble, assumed_fee_rate, load_config, require_live
 from krakenbot.bot import Event
-from krakenbot.commands import exit_code
+from krakenbot.commands import UsageError, exit_code
 from krakenbot.commands.handover import BY_HAND, adopt
 from krakenbot.commands.screen import Screen
 from krakenbot.config import Config, is_loopback
@@ -38,14 +38,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.yes and not arguments.adopt:
+        raise UsageError("--yes goes with --adopt: run alone asks nothing")
     config = load_config(arguments.config)
     if _is_watched() and config.sources["log.level"] == "default":
         log.setup("warning", config.log.format)  # The table says the same better.
     require_live(config, arguments.live)
-    if arguments.adopt:
-        code = adopt(config, yes=arguments.yes)
-        if code:
-            return code
+    if arguments.adopt and (code := adopt(config, yes=arguments.yes)):
+        return code
     tells_costs = not arguments.once and (config.mode != "live" or _is_watched())
 
     def on_event(event: Event) -> None:

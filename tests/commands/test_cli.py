@@ -101,6 +101,11 @@ class TestCommandLine(unittest.TestCase):
         self.assertIn("did you mean --live?", err)
         self.assertEqual(2, self.run_with("status", lambda _: 0, "status", "--config")[0])
 
+    def test_yes_without_a_question_is_wrong_usage(self) -> None:
+        with contextlib.redirect_stderr(io.StringIO()) as err:
+            self.assertEqual(2, cli.main(["--config", "/dev/null", "run", "--yes"]))
+        self.assertIn("--yes goes with --adopt", err.getvalue())
+
     def test_errors_end_with_the_agreed_exit_codes(self) -> None:
         for name, error, want in (
             ("run", ConfigError("no pair"), 78),

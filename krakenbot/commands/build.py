@@ -12,7 +12,7 @@ from pathlib import Path
 from krakenbot.commands import write_whole
 
 EXAMPLE = "krakenbot build --output krakenbot.pyz && python3 -I -S krakenbot.pyz demo"
-KINDS = (".py", ".md", ".toml", ".svg", ".png")
+KINDS = (".py", ".md", ".toml", ".css", ".js", ".service", ".png")
 NEVER = (1980, 1, 1, 0, 0, 0)
 
 

@@ -37,55 +37,6 @@ UNIT_FILE = "/etc/systemd/system/krakenbot.service"
 KEYS = ("kraken_api_key", "kraken_api_secret")
 HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")
 SLOW_START_S = 600  # On top of `exchange.patience`: settling what the last run left open.
-ON = """DynamicUser LockPersonality MemoryDenyWriteExecute NoNewPrivileges PrivateDevices PrivateIPC
-PrivateMounts PrivateTmp PrivateUsers ProtectClock ProtectControlGroups ProtectHome ProtectHostname
-ProtectKernelLogs ProtectKernelModules ProtectKernelTunables RemoveIPC RestrictNamespaces
-RestrictRealtime RestrictSUIDSGID"""
-# All units share one user, hence one folder of journals and key locks. The watchdog's time is far
-# above the longest that the bot goes without a sign of life. After wrong usage, a safety stop, a
-# refused key or a bad configuration a person must look first.
-UNIT = """\
-# /etc/systemd/system/{name}.service, made by krakenbot
-[Unit]
-Description=krakenbot, {what}
-Wants=network-online.target
-After=network-online.target
-
-[Service]
-Type=notify
-NotifyAccess=main
-ExecStart={program} --config ${{CREDENTIALS_DIRECTORY}}/config.toml run{live}
-{credentials}StateDirectory=krakenbot
-StateDirectoryMode=0700
-TimeoutStartSec={start_s:.0f}
-WatchdogSec=600
-Restart=on-failure
-RestartSec=30
-RestartPreventExitStatus=2 76 77 78
-User=krakenbot
-SyslogIdentifier=krakenbot
-UMask=0077
-CapabilityBoundingSet=
-DevicePolicy=closed
-IPAddressDeny=multicast
-KeyringMode=private
-LimitCORE=0
-MemoryMax=256M
-ProcSubset=pid
-ProtectProc=invisible
-ProtectSystem=strict
-RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX
-SocketBindDeny=any
-SystemCallArchitectures=native
-SystemCallErrorNumber=EPERM
-SystemCallFilter=@system-service
-SystemCallFilter=~@privileged @resources
-TasksMax=16
-{on}
-
-[Install]
-WantedBy=multi-user.target
-"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -268,14 +219,13 @@ def unit(config: Config, file: str, template: bool) -> str:
         for name, path in zip(KEYS, config.keys, strict=True):
             place = f"{FOLDER}/{'%i.' if template else ''}{name}"
             sources[name] = str(path).replace("%", "%%") if path and not template else place
-    return UNIT.format(
+    return page("krakenbot.service").format(
         name="krakenbot@" if template else "krakenbot",
         what="%i" if template else f"{config.mode} {config.pair}",
         program=f"{_quoted(_python())} -I -S {PROGRAM}",
         live=" --live" if config.mode == "live" else "",
         credentials="".join(f"LoadCredential={key}:{at}\n" for key, at in sources.items()),
         start_s=config.exchange.patience + SLOW_START_S,
-        on="\n".join(f"{name}=yes" for name in ON.split()),
     )
 
 

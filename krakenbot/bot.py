@@ -16,7 +16,7 @@ from krakenbot.clock import Clock, StopRequestedError
 from krakenbot.decision import Blocked, Decision, Plan, Snapshot, decide, is_stuck
 from krakenbot.errors import ConfigError, LaterError, RefusedError, StopError, UnansweredError
 from krakenbot.exchange import Exchange
-from krakenbot.format import moment, money, price
+from krakenbot.format import moment, money, percent, price
 from krakenbot.journal import Journal
 from krakenbot.market import MarketState
 from krakenbot.model import Candle, Direction, MarginSummary, Purpose, Signal, Step
@@ -265,7 +265,10 @@ class Bot:
             self.journal.put(pnl_at_resume=self.journal.account().pnl(candle.close))
         while True:
             self._check_loss(held)
-            decision = decide(self._snapshot(candle, signal, held, objected), self.plan)
+            blocked = {**self.orders.blocked(candle.time), **objected}
+            waits, flatten = self._first_direction(signal.direction), self.journal.get("flatten")
+            snapshot = Snapshot(signal, held, self.market.rules, waits, flatten, blocked)
+            decision = decide(snapshot, self.plan)
             step = decision.step
             if step is None:
                 break
@@ -286,14 +289,6 @@ class Bot:
                 objected = dict.fromkeys(Purpose, pause)
         self._finish(candle, signal, held, decision)
         return decision.blocked.until if decision.blocked else None
-
-    def _snapshot(
-        self, candle: Candle, signal: Signal, held: Decimal, objected: Mapping[Purpose, Blocked]
-    ) -> Snapshot:
-        waits_for_turn_from = self._first_direction(signal.direction)
-        flatten, blocked = self.journal.get("flatten"), self.orders.blocked(candle.time)
-        world = held, self.market.rules, waits_for_turn_from, flatten
-        return Snapshot(signal, *world, {**blocked, **objected})
 
     def _first_direction(self, direction: Direction | None) -> Direction | None:
         """Return the direction whose end a first start waits for; None when it has entered."""
@@ -360,11 +355,10 @@ class Bot:
         return f"the loss since the last resume is {loss:.2f}, max_loss is {limit}"
 
     def _check_margin(self, summary: MarginSummary) -> None:
-        level, level_min = summary.margin_level, self.plan.limits.min_margin_level
-        level = None if level is None else round(level, 1)
-        is_low = level is not None and level < level_min
-        words = f"the margin level is {level} %, below min_margin_level {level_min} %"
-        self._alerts.hold("margin", words if is_low else "")
+        level, level_min, words = summary.margin_level, self.plan.limits.min_margin_level, ""
+        if level is not None and level < level_min:
+            words = f"the margin level is {percent(level, 1)}, below min_margin_level {level_min} %"
+        self._alerts.hold("margin", words)
 
     def _finish(self, candle: Candle, signal: Signal, held: Decimal, decision: Decision) -> None:
         """Write down where this look at the candle ended, and tell what holds for too long."""

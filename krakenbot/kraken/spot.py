@@ -100,7 +100,7 @@ class Spot:
             params["since"] = since
         result = self._client.public("OHLC", params | self._class)
         if self._rules and isinstance(result, dict) and not any(map(self._is_ours, result)):
-            raise UnansweredError(f"OHLC answer is of another pair: {', '.join(result)}")
+            raise UnansweredError(f"OHLC answer is of {', '.join({*result} - {'last'})}")
         return parse_rows(result, self._interval_s)
 
     def quote(self) -> Quote:

@@ -16,7 +16,7 @@ from krakenbot import log
 from krakenbot.errors import RefusedError
 from krakenbot.kraken.signing import sign
 from krakenbot.kraken.spot import NEEDED_PERMISSIONS
-from krakenbot.model import ZERO, Order, Secret, Side
+from krakenbot.model import ZERO, Secret
 from krakenbot.pairs import decimal, plain
 from krakenbot.risk import FEE_RATE_ASSUMED
 from krakenbot.simulated import words
@@ -27,7 +27,7 @@ from krakenbot.simulated.http import Answer, Front
 from krakenbot.simulated.listing import MARGIN_RATES, PAIRS, SANDBOX_KEY, SANDBOX_SECRET
 from krakenbot.simulated.private import KEPT, Holder, closing
 from krakenbot.simulated.public import FeedMarkets, tick
-from krakenbot.simulated.words import Method, OrderRequest, Params, Row, bad
+from krakenbot.simulated.words import Method, Params, Row, bad
 
 Headers = Mapping[str, str]
 
@@ -268,13 +268,10 @@ class SandboxApi:
         rules = self.markets.pair(params["pair"])
         position, quote = self.account.position(rules), self.markets.quote(rules)
         if "side" in params:
-            side, volume = Side(params["side"]), decimal(params["volume"])
-            wish = Order("", side, volume, int(params.get("leverage", 2)), False)
-            order = OrderRequest(rules, wish, {})
-            refusal = self.holder.objection(order, quote)
-            if refusal is not None:
-                raise RefusedError(refusal)
-            self.holder.fill(order)
+            leverage, volume = int(params.get("leverage", 2)), decimal(params["volume"])
+            asked = {"pair": rules.pair, "ordertype": "market", "type": str(params["side"])}
+            asked |= {"volume": plain(volume), "leverage": str(leverage or "none")}
+            self.holder.methods["AddOrder"].answer(asked)
         elif position.lots and params.get("liquidate"):
             order, now = closing(position), self.now()
             trade = self.account.close(position, now, position.held, quote.mid)

@@ -262,18 +262,14 @@ class Holder:
         order = request.order
         if not order.volume and order.leverage and position.sign == -order.side.sign:
             request = request._replace(order=order._replace(volume=position.held))
-        refusal = self.objection(request, quote)
+        price = quote.ask if order.side is Side.BUY else quote.bid
+        refusal = objection(rules, request.order, price)
         if refusal is None and self.markets.status != "online":
             refusal = f"EService:Market in {self.markets.status} mode"
         if refusal is not None:
             raise RefusedError(refusal.replace("Market in maintenance mode", "Unavailable"))
         reply = {"descr": {"order": request.text(p["volume"])}}
         return reply if flag(p, "validate") else {"txid": [self.fill(request)], **reply}
-
-    def objection(self, request: OrderRequest, quote: Quote) -> str | None:
-        """Return the words in which Kraken refuses this order by the pair's rules, or None."""
-        price = quote.ask if request.order.side is Side.BUY else quote.bid
-        return objection(request.rules, request.order, price)
 
     def fill(self, request: OrderRequest) -> str:
         """Fill the order and return its id. Raises RefusedError in the books' words."""

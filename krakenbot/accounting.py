@@ -8,7 +8,7 @@ from decimal import Decimal
 
 from krakenbot import log
 from krakenbot.clock import Clock
-from krakenbot.errors import KeyRefusedError, LaterError, RefusedError, UnansweredError
+from krakenbot.errors import ExchangeError, KeyRefusedError
 from krakenbot.exchange import Exchange
 from krakenbot.format import asset as shown
 from krakenbot.format import volume
@@ -70,7 +70,7 @@ class Ledger:
         try:
             while not self.is_read and self._read_span(allowed):
                 pass
-        except (LaterError, UnansweredError, RefusedError) as error:
+        except ExchangeError as error:
             self.is_read = True  # There is time until the next look.
             log.warning("ledger not read reason=%s", error)
         except KeyRefusedError as error:

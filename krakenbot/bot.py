@@ -14,7 +14,7 @@ from krakenbot.alerts import Alerts
 from krakenbot.candles import CandleWindow
 from krakenbot.clock import Clock, StopRequestedError
 from krakenbot.decision import Blocked, Decision, Plan, Snapshot, decide, is_stuck
-from krakenbot.errors import ConfigError, LaterError, RefusedError, StopError, UnansweredError
+from krakenbot.errors import ConfigError, ExchangeError, LaterError, StopError, UnansweredError
 from krakenbot.exchange import Exchange
 from krakenbot.format import moment, money, percent, price
 from krakenbot.journal import Journal
@@ -200,7 +200,7 @@ class Bot:
         """Read anew what has grown old of all that matters besides candles and position."""
         try:
             self.market.refresh()
-        except (LaterError, UnansweredError, RefusedError) as error:
+        except ExchangeError as error:
             log.warning("not refreshed, trying again with the next look reason=%s", error)
         offset_s, announced = self.market.clock_offset_s, "; ".join(self.market.notices)
         words = f"this host's clock is {clock_error(offset_s)}: nothing is opened"

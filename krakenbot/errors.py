@@ -1,4 +1,4 @@
-"""The five errors. Each stands for one thing that a caller does about it."""
+"""The errors. Each stands for one thing that a caller does about it."""
 
 from enum import Enum
 
@@ -19,7 +19,11 @@ class ConfigError(Exception):
     """The configuration or the surroundings must be mended first. Exit code 78."""
 
 
-class RefusedError(Exception):
+class ExchangeError(Exception):
+    """The exchange did not do what was asked of it, whatever that means: one of the next three."""
+
+
+class RefusedError(ExchangeError):
     """The exchange said no for good: nothing was executed, asking again is pointless."""
 
     def __init__(self, message: str, *, cause: Cause = Cause.OTHER) -> None:
@@ -27,7 +31,7 @@ class RefusedError(Exception):
         self.cause = cause
 
 
-class LaterError(Exception):
+class LaterError(ExchangeError):
     """Nothing was executed now; the same may work later.
 
     `wait_s` is the shortest wait that makes sense. `leaves_no_order`: Kraken documents that this
@@ -48,12 +52,12 @@ class LaterError(Exception):
         self.leaves_no_order = leaves_no_order
 
 
+class UnansweredError(ExchangeError):
+    """No answer that can be understood: what was asked for may have happened or not."""
+
+
 class FlattenRequestedError(Exception):
     """A person asks the running bot to flatten. Raised by waiting, as a request to stop is."""
-
-
-class UnansweredError(Exception):
-    """No answer that can be understood: what was asked for may have happened or not."""
 
 
 class StopError(Exception):

@@ -18,11 +18,10 @@ from krakenbot.candles import CandleWindow
 from krakenbot.decision import Snapshot, decide
 from krakenbot.errors import (
     ConfigError,
+    ExchangeError,
     FlattenRequestedError,
     LaterError,
-    RefusedError,
     StopError,
-    UnansweredError,
 )
 from krakenbot.lock import access_hint, open_private
 from krakenbot.model import ZERO, Direction, Position, Purpose, Side, Step
@@ -52,7 +51,7 @@ def told(bot: Bot, side: Side, volume: Decimal) -> str:
     bot.market.read_rates()
     try:
         quote = bot.exchange.quote()
-    except (LaterError, UnansweredError, RefusedError) as error:
+    except ExchangeError as error:
         return f"{text}; what that is worth cannot be had now: {error}"
     price = quote.ask if side is Side.BUY else quote.bid
     worth, fee = volume * price, volume * price * bot.market.fee_rate

@@ -7,8 +7,8 @@ from krakenbot.clock import Clock
 from krakenbot.decision import Plan
 from krakenbot.errors import (
     ConfigError,
+    ExchangeError,
     KeyRefusedError,
-    LaterError,
     RefusedError,
     StopError,
     UnansweredError,
@@ -48,7 +48,7 @@ class MarketState:
         self.measure_clock()
         try:
             self._read_rules()
-        except (LaterError, UnansweredError, RefusedError) as error:
+        except ExchangeError as error:
             text = self._journal.get("rules")
             if not text or not (self._journal.account().held or self._journal.open_intents()):
                 if not isinstance(error, RefusedError):
@@ -118,7 +118,7 @@ class MarketState:
             self.fee_rate = self._exchange.fee_rate()
             if self._plan.leverage:
                 self.margin_rates = self._exchange.margin_rates()
-        except (LaterError, UnansweredError, RefusedError, StopError) as error:
+        except (ExchangeError, StopError) as error:
             if isinstance(error, KeyRefusedError) and error.lockout:
                 raise  # Nothing private may follow.
             self.fee_rate = self.fee_rate or FEE_RATE_ASSUMED

@@ -12,6 +12,7 @@ from krakenbot.clock import Clock
 from krakenbot.decision import Blocked, Plan
 from krakenbot.errors import (
     Cause,
+    ExchangeError,
     KeyRefusedError,
     LaterError,
     RefusedError,
@@ -208,7 +209,7 @@ class Orders:
         before, self._found = self._found, None
         try:
             found = self._exchange.find(intent.id, intent.created)
-        except (LaterError, UnansweredError, RefusedError) as error:
+        except ExchangeError as error:
             self._failure = error
             self._searches[intent.id] = search.failed(now, isinstance(error, RefusedError))
             log.warning("order not looked up id=%s reason=%s", intent.id, error)

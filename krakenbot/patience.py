@@ -6,7 +6,7 @@ from typing import TypeVar
 from krakenbot import log
 from krakenbot.alerts import Alerts
 from krakenbot.clock import Clock
-from krakenbot.errors import KeyRefusedError, LaterError, RefusedError, UnansweredError
+from krakenbot.errors import ExchangeError, KeyRefusedError, LaterError
 from krakenbot.exchange import Exchange
 from krakenbot.journal import Journal
 
@@ -59,7 +59,7 @@ class Patience:
                 return
             except KeyRefusedError as again:
                 error = again
-            except (LaterError, UnansweredError, RefusedError):
+            except ExchangeError:
                 return  # Whoever waits for the exchange asks on.
         raise error
 
@@ -79,7 +79,7 @@ def patiently(
     while True:
         try:
             return action()
-        except (LaterError, UnansweredError, RefusedError) as error:
+        except ExchangeError as error:
             now = clock.monotonic()
             began = min(began, now)
             if now - began > patience_s:

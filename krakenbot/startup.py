@@ -12,7 +12,7 @@ from krakenbot.candles import fill
 from krakenbot.clock import Clock
 from krakenbot.config import Config
 from krakenbot.decision import plan_of
-from krakenbot.errors import ConfigError, LaterError, RefusedError, StopError, UnansweredError
+from krakenbot.errors import ConfigError, ExchangeError, RefusedError, StopError, UnansweredError
 from krakenbot.exchange import Exchange
 from krakenbot.format import volume
 from krakenbot.identity import Identity, account_name
@@ -270,7 +270,7 @@ def _check_costs(start: Start) -> str | None:
         log.info("costs: these settings are known: %s", journal.get(key))
         return None
     fee_rate = FEE_RATE_ASSUMED
-    with suppress(LaterError, UnansweredError, RefusedError, StopError):
+    with suppress(ExchangeError, StopError):
         fee_rate = exchange.fee_rate()
     too_much, lines = count_costs(config, exchange, fee_rate)
     log.info("costs: %s", "; ".join(lines))

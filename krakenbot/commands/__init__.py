@@ -8,7 +8,7 @@ from typing import Any
 
 from krakenbot import __version__
 from krakenbot.clock import StopRequestedError
-from krakenbot.errors import ConfigError, LaterError, RefusedError, StopError, UnansweredError
+from krakenbot.errors import ConfigError, ExchangeError, StopError
 from krakenbot.log import clean
 from krakenbot.pairs import plain
 
@@ -53,14 +53,7 @@ class UsageError(Exception):
     """What was asked for cannot be done as it was asked. Exit code 2."""
 
 
-_ENDED_BY = {
-    UsageError: 2,
-    StopError: 76,
-    ConfigError: 78,
-    LaterError: 75,
-    RefusedError: 75,
-    UnansweredError: 75,
-}
+_ENDED_BY = {UsageError: 2, StopError: 76, ConfigError: 78, ExchangeError: 75}
 _ENDED_BY_SIGNAL = ("run", "demo", "sandbox", "status")
 
 

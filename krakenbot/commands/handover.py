@@ -22,7 +22,7 @@ from krakenbot.assemble import (
 )
 from krakenbot.clock import SystemClock
 from krakenbot.config import Config, StrategyTable
-from krakenbot.errors import ConfigError, LaterError, RefusedError, StopError, UnansweredError
+from krakenbot.errors import ConfigError, ExchangeError, LaterError, StopError
 from krakenbot.format import asset, money, price, volume
 from krakenbot.handover import REQUEST_S, FlattenRequest
 from krakenbot.journal_file import open_journal, open_read_only
@@ -149,7 +149,7 @@ def _what_is_left(parts: Parts) -> str:
     tail = "The bot is halted: `krakenbot resume` lets it trade again"
     if config.leverage:
         return f"the exchange shows no open position on {config.pair} any more. {tail}"
-    with suppress(LaterError, UnansweredError, RefusedError, StopError):
+    with suppress(ExchangeError, StopError):
         margin, owned = parts.exchange.position().volume, parts.exchange.balances().get(base, ZERO)
         besides = f"; the account owns {volume(owned, base)}"
         if margin:
@@ -187,7 +187,7 @@ def _ask_the_bot(config: Config, path: Path, arguments: argparse.Namespace) -> i
         worth, fee = abs(held) * bid, abs(held) * bid * assumed_fee_rate(config)
         words = f"  at market, about {price(bid)} = {money(worth, quote)}, fee about "
         print(f"{words}{money(fee, quote)}")
-    except (LaterError, UnansweredError, RefusedError) as error:
+    except ExchangeError as error:
         print(f"  the price now is not known: {clean(str(error))}")
     if not _agreed(arguments):
         return 2

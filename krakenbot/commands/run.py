@@ -10,13 +10,7 @@ from krakenbot.commands import UsageError, exit_code
 from krakenbot.commands.handover import BY_HAND, adopt
 from krakenbot.commands.screen import Screen
 from krakenbot.config import Config, is_loopback
-from krakenbot.errors import (
-    FlattenRequestedError,
-    LaterError,
-    RefusedError,
-    StopError,
-    UnansweredError,
-)
+from krakenbot.errors import ExchangeError, FlattenRequestedError, StopError
 from krakenbot.format import moment, money, volume
 from krakenbot.handover import FlattenRequest, flatten
 from krakenbot.notify import Notifier
@@ -119,7 +113,7 @@ def _banner(config: Config, parts: Parts) -> list[str]:
     base, quote = journal.get("base"), journal.get("quote")
     try:
         worth = f", worth {money(config.size * parts.exchange.quote().mid, quote)} now"
-    except (LaterError, RefusedError, UnansweredError):
+    except ExchangeError:
         worth = ""
     margin = f"leverage {config.leverage}" if config.leverage else "no margin: long or nothing"
     now, interval_s = int(parts.clock.now()), config.interval * 60
@@ -151,7 +145,7 @@ def _say_costs(parts: Parts) -> None:
     """Say, after the first decision, what these settings cost with real money."""
     try:
         _, lines = count_costs(parts.config, parts.exchange, assumed_fee_rate(parts.config))
-    except (LaterError, UnansweredError, RefusedError) as error:
+    except ExchangeError as error:
         lines = [str(error)]
     for line in lines:
         log.warning("costs: %s", line)

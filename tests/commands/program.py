@@ -26,6 +26,9 @@ from krakenbot.simulated import api as server
 from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
 
 SIGNS_MAX_S = 60.0  # The exchange's own limit of requests may hold up a row of starts.
+# Waits for the exchange are short, and a second that a busy machine takes is still no minute.
+SPEED = 20.0
+MINUTES = 60.0  # Where trades are looked back at, which takes two minutes.
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload([__name__, "krakenbot.commands.run", "krakenbot.commands.handover"])
 KEYS = {"KRAKEN_API_KEY": SANDBOX_KEY, "KRAKEN_API_SECRET": SANDBOX_SECRET}
@@ -33,9 +36,10 @@ LIVE = KEYS | {
     "KRAKENBOT_MODE": "live",
     "KRAKENBOT_ENTRY": "now",
     "KRAKENBOT_SIZE": "0.01",
+    "KRAKENBOT_INTERVAL": "240",  # So that no candle ends but by `pass_candle`.
     "KRAKENBOT_RISK_MAX_FEE_PERCENT_PER_DAY": "1000",
 }
-PAPER = {"KRAKENBOT_ENTRY": "now"}
+PAPER = {"KRAKENBOT_ENTRY": "now", "KRAKENBOT_INTERVAL": "240"}
 
 
 class Gate:
@@ -44,7 +48,7 @@ class Gate:
     At speed 1 a bot would notice that its host's clock differs once this one's is moved.
     """
 
-    def __init__(self, speed: float = 2.0, key: str = SANDBOX_KEY, secret: str = SANDBOX_SECRET):
+    def __init__(self, speed: float = SPEED, key: str = SANDBOX_KEY, secret: str = SANDBOX_SECRET):
         self.speed = speed
         self.sandbox = server.Sandbox("random:5", speed, key=key, secret=secret)
         self.sent: list[tuple[str, dict[str, str]]] = []
@@ -93,6 +97,9 @@ class Gate:
         truth: dict[str, Any] = json.loads(answer.body)
         assert "error" not in truth, truth
         return truth
+
+    def pass_candle(self) -> None:
+        self.control("clock", advance=240 * 60)
 
     @property
     def orders(self) -> list[dict[str, Any]]:
@@ -211,7 +218,7 @@ class ProgramTest(unittest.TestCase):
         self.folder = Path(folder.name)
         self.state = self.folder / "state"
 
-    def gate(self, speed: float = 2.0, **options: str) -> Gate:
+    def gate(self, speed: float = SPEED, **options: str) -> Gate:
         gate = Gate(speed, **options)
         self.addCleanup(gate.close)
         return gate

@@ -17,11 +17,11 @@ from krakenbot.commands import handover
 from krakenbot.errors import LaterError
 from krakenbot.journal_file import open_journal
 from krakenbot.lock import Lock
-from tests.commands.program import LIVE, Gate, ProgramTest
+from tests.commands.program import LIVE, MINUTES, SPEED, Gate, ProgramTest
 
 UP = {"KRAKENBOT_STRATEGY_NAME": "file", "KRAKENBOT_STRATEGY_FILE": "up.py"}
-HOURLY = LIVE | UP | {"KRAKENBOT_INTERVAL": "60"}
-SPOT = HOURLY | {"KRAKENBOT_LEVERAGE": "0"}
+UPWARD = LIVE | UP
+SPOT = UPWARD | {"KRAKENBOT_LEVERAGE": "0"}
 
 
 class HandoverTest(ProgramTest):
@@ -33,9 +33,9 @@ class HandoverTest(ProgramTest):
     def elsewhere(self, settings: dict[str, str]) -> dict[str, str]:
         return settings | {"KRAKENBOT_STATE_DIRECTORY": str(self.folder / "elsewhere")}
 
-    def held(self, settings: dict[str, str]) -> Gate:
+    def held(self, settings: dict[str, str], speed: float = SPEED) -> Gate:
         """Return an exchange at which the bot has opened its position and does not run."""
-        gate = self.gate(speed=300)
+        gate = self.gate(speed)
         self.assert_ends(self.run_it(gate, "run", "--live", "--once", **settings), 0)
         self.assertEqual(1, len(gate.orders))
         return gate
@@ -43,32 +43,32 @@ class HandoverTest(ProgramTest):
 
 class TestAdopt(HandoverTest):
     def test_adopting_says_what_it_will_trade_and_changes_nothing_without_yes(self) -> None:
-        gate = self.gate(speed=300)
+        gate = self.gate(MINUTES)
         gate.control("position", pair="XBTUSD", side="buy", volume="0.02", leverage=2)
         for words in (("adopt",), ("run", "--live", "--once", "--adopt")):
-            done = self.run_it(gate, *words, **HOURLY)
+            done = self.run_it(gate, *words, **UPWARD)
             self.assertEqual(2, done.code, done.err)
             self.assertFalse(list(self.state.glob("*.db")))
             self.assertIn("held at the exchange: 0.02 XBT; explained so far: 0 XBT", done.out)
             self.assertRegex(done.out, r"sell 0\.01 XBT at market, about [\d,.]+ = .* fee about")
             self.assertIn("Nothing was changed", done.out)
         self.assertEqual([], gate.added)
-        self.assert_ends(self.run_it(gate, "run", "--live", "--once", **HOURLY), 76, "explains 0")
+        self.assert_ends(self.run_it(gate, "run", "--live", "--once", **UPWARD), 76, "explains 0")
 
     def test_with_yes_the_position_is_the_bot_s_own_and_the_command_ends(self) -> None:
-        gate = self.gate(speed=300)
+        gate = self.gate()
         gate.control("position", pair="XBTUSD", side="buy", volume="0.01", leverage=2)
-        done = self.run_it(gate, "adopt", "--yes", **HOURLY)
+        done = self.run_it(gate, "adopt", "--yes", **UPWARD)
         self.assert_ends(done, 0)
         self.assertEqual([], gate.added)
-        status = json.loads(self.run_it(gate, "status", "--json", **HOURLY).out)
+        status = json.loads(self.run_it(gate, "status", "--json", **UPWARD).out)
         self.assertEqual(D("0.01"), D(status["position"]))
 
     def test_coins_that_earn_are_named_and_not_bought_again_unsaid(self) -> None:
-        gate = self.held(SPOT)
+        gate = self.held(SPOT, MINUTES)
         account = gate.sandbox.api.account
         account.balances["XBT.F"] = account.balances.pop("XXBT")
-        gate.control("clock", advance=3600)
+        gate.pass_candle()
         done = self.run_it(gate, "run", "--live", "--once", **SPOT)
         self.assert_ends(done, 76, "0.01 XBT.F", "do not adopt")
         done = self.run_it(gate, "adopt", **SPOT)
@@ -78,7 +78,7 @@ class TestAdopt(HandoverTest):
 
 class TestFlatten(HandoverTest):
     def test_it_says_what_it_trades_closes_it_and_leaves_the_bot_halted(self) -> None:
-        for settings in (HOURLY, SPOT):
+        for settings in (UPWARD, SPOT):
             with self.subTest(leverage=settings.get("KRAKENBOT_LEVERAGE", "2")):
                 gate = self.held(self.elsewhere(settings) if settings is SPOT else settings)
                 here = self.elsewhere(settings) if settings is SPOT else settings
@@ -92,27 +92,27 @@ class TestFlatten(HandoverTest):
                 self.assertIn("flattened by hand", self.run_it(gate, "resume", **here).out)
 
     def test_on_margin_it_closes_without_looking_back_at_trades(self) -> None:
-        gate = self.held(HOURLY)
+        gate = self.held(UPWARD)
         for path in self.state.glob("key-*.lock"):
             path.unlink()  # Now nothing proves that the journal is current.
-        done = self.run_it(gate, "flatten", "--live", **HOURLY)
+        done = self.run_it(gate, "flatten", "--live", **UPWARD)
         self.assert_ends(done, 0)
         self.assertNotIn("waiting", done.err)
         self.assertEqual(0, gate.position)
 
     def test_a_key_that_may_do_too_much_does_not_keep_it_from_closing(self) -> None:
-        gate = self.held(HOURLY)
+        gate = self.held(UPWARD)
 
         def edit(path: str, answer: bytes) -> bytes:
             return answer.replace(b'"modify-trades"', b'"modify-trades","withdraw-funds"')
 
         gate.edit = edit
-        self.assert_ends(self.run_it(gate, "run", "--live", "--once", **HOURLY), 77, "withdraw")
-        self.assert_ends(self.run_it(gate, "flatten", "--live", **HOURLY), 0)
+        self.assert_ends(self.run_it(gate, "run", "--live", "--once", **UPWARD), 77, "withdraw")
+        self.assert_ends(self.run_it(gate, "flatten", "--live", **UPWARD), 0)
         self.assertEqual(0, gate.position)
 
     def test_a_price_that_cannot_be_had_does_not_keep_it_from_closing(self) -> None:
-        for settings in (HOURLY, SPOT):
+        for settings in (UPWARD, SPOT):
             with self.subTest(leverage=settings.get("KRAKENBOT_LEVERAGE", "2")):
                 self.state = self.folder / settings.get("KRAKENBOT_LEVERAGE", "2")
                 gate = self.held(settings)
@@ -134,13 +134,13 @@ class TestFlatten(HandoverTest):
         self.assertIn("the bot holds no XBT of its own", done.out)
 
     def test_without_the_second_word_nothing_is_sent(self) -> None:
-        gate = self.held(HOURLY)
+        gate = self.held(UPWARD)
         sent = len(gate.sent)
-        self.assert_ends(self.run_it(gate, "flatten", **HOURLY), 78, "--live")
+        self.assert_ends(self.run_it(gate, "flatten", **UPWARD), 78, "--live")
         self.assertEqual(sent, len(gate.sent))
 
     def test_from_another_folder_it_does_not_report_success_about_an_open_position(self) -> None:
-        for settings in (HOURLY, SPOT):
+        for settings in (UPWARD, SPOT):
             with self.subTest(leverage=settings.get("KRAKENBOT_LEVERAGE", "2")):
                 self.state = self.folder / settings.get("KRAKENBOT_LEVERAGE", "2")
                 gate = self.held(settings)
@@ -150,9 +150,9 @@ class TestFlatten(HandoverTest):
                 self.assertFalse(list((self.folder / "elsewhere").glob("*.db")))
 
     def test_all_closes_the_position_whoever_opened_it(self) -> None:
-        gate = self.gate(speed=300)
+        gate = self.gate()
         gate.control("position", pair="XBTUSD", side="buy", volume="0.02", leverage=2)
-        done = self.run_it(gate, "flatten", "--live", "--all", **HOURLY)
+        done = self.run_it(gate, "flatten", "--live", "--all", **UPWARD)
         self.assert_ends(done, 0)
         self.assertEqual(0, gate.position)
         self.assertEqual(["true"], [order["reduce_only"] for order in gate.added])
@@ -164,7 +164,7 @@ class TestFlatten(HandoverTest):
         self.assertEqual(1, gate.sandbox.api.account.balances["XXBT"])
 
     def test_a_journal_that_went_back_in_time_sells_no_coins_of_somebody_else_s(self) -> None:
-        gate = self.held(SPOT)
+        gate = self.held(SPOT, MINUTES)
         before = self.journal().read_bytes()
         self.assert_ends(self.run_it(gate, "flatten", "--live", **SPOT), 0)
         gate.sandbox.api.account.balances["XXBT"] += 1
@@ -174,7 +174,7 @@ class TestFlatten(HandoverTest):
         self.assertEqual(2, len(gate.orders))
 
     def test_a_lost_journal_is_no_proof_that_nothing_is_held(self) -> None:
-        gate = self.held(SPOT)
+        gate = self.held(SPOT, MINUTES)
         path = self.journal()
         path.unlink()
         open_journal(path).close()  # As a start makes it that ended before it could look.
@@ -185,35 +185,35 @@ class TestFlatten(HandoverTest):
         self.assertIn("owns 0.01 XBT", done.out)
 
     def test_an_order_whose_end_is_not_known_is_asked_about_before_anything_is_said(self) -> None:
-        gate = self.held(HOURLY)
+        gate = self.held(UPWARD)
         with contextlib.closing(sqlite3.connect(self.journal())) as journal, journal:
             journal.execute("UPDATE intents SET outcome = NULL, executed = '0'")
             journal.execute("DELETE FROM charges")
-        done = self.run_it(gate, "flatten", "--live", **HOURLY)
+        done = self.run_it(gate, "flatten", "--live", **UPWARD)
         self.assert_ends(done, 0)
         self.assertIn("sell 0.01 XBT at market", done.out)
 
     def test_a_bot_that_runs_is_asked_and_acts_within_seconds(self) -> None:
         gate = self.gate()
-        bot = self.start(gate, "run", "--live", **HOURLY)
+        bot = self.start(gate, "run", "--live", **UPWARD)
         bot.wait_for("decided")
         self.assertNotEqual(0, gate.position)
         began = time.monotonic()
-        done = self.run_it(gate, "flatten", "--live", **HOURLY)
+        done = self.run_it(gate, "flatten", "--live", **UPWARD)
         self.assert_ends(done, 0)
         self.assertIn("a running bot holds", done.out)
         self.assertEqual(0, gate.position)
         self.assert_ends(bot.done(), 76, "flattened by hand")
         self.assertLess(time.monotonic() - began, 30)
-        status = json.loads(self.run_it(gate, "status", "--json", **HOURLY).out)
+        status = json.loads(self.run_it(gate, "status", "--json", **UPWARD).out)
         self.assertEqual(("0", "flattened by hand"), (status["position"], status["halted"]))
 
     def test_a_request_that_nobody_takes_is_withdrawn_and_said(self) -> None:
-        gate = self.held(HOURLY)
+        gate = self.held(UPWARD)
         lock = Lock(self.journal().with_suffix(".lock"), "it")  # As a bot that hangs holds it.
         self.addCleanup(lock.close)
         with (
-            mock.patch.dict(os.environ, self.environ(gate) | HOURLY),
+            mock.patch.dict(os.environ, self.environ(gate) | UPWARD),
             mock.patch.object(handover, "REQUEST_S", 0.5),
             contextlib.redirect_stdout(io.StringIO()),
             self.assertRaisesRegex(LaterError, "did not answer within"),
@@ -248,23 +248,23 @@ class TestFlatten(HandoverTest):
             handover._agreed(Namespace(yes=False), clock.read)
 
     def test_a_request_that_is_old_has_expired_when_a_bot_starts(self) -> None:
-        gate = self.held(HOURLY)
+        gate = self.held(UPWARD)
         request = self.journal().with_suffix(".flatten")
         request.touch()
         os.utime(request, (0, 0))
-        self.assert_ends(self.run_it(gate, "run", "--live", "--once", **HOURLY), 0)
+        self.assert_ends(self.run_it(gate, "run", "--live", "--once", **UPWARD), 0)
         self.assertEqual(1, len(gate.orders))
         self.assertFalse(request.exists())
 
     def test_a_request_that_somebody_waits_for_outlives_a_restart_of_the_bot(self) -> None:
-        gate = self.held(HOURLY)
+        gate = self.held(UPWARD)
         self.journal().with_suffix(".flatten").touch()
-        done = self.run_it(gate, "run", "--live", "--once", **HOURLY)
+        done = self.run_it(gate, "run", "--live", "--once", **UPWARD)
         self.assert_ends(done, 76, "flattened by hand")
         self.assertEqual((2, 0), (len(gate.orders), gate.position))
 
     def test_who_stops_waiting_takes_the_request_back(self) -> None:
-        self.held(HOURLY)
+        self.held(UPWARD)
         path = self.journal()
         lock = Lock(path.with_suffix(".lock"), "it")
         self.addCleanup(lock.close)

@@ -4,7 +4,6 @@ import hashlib
 import json
 import subprocess
 import sys
-import time
 import unittest
 from decimal import Decimal as D
 
@@ -62,24 +61,25 @@ class TestRun(RuleTest):
     def test_a_rule_that_never_answers_halts_within_seconds_and_flatten_goes_without_it(
         self,
     ) -> None:
-        gate = self.gate(speed=60)
-        running = self.start(gate, "run", "--live", **LIVE, **FILE)
+        gate = self.gate()
+        settings = LIVE | FILE | {"KRAKENBOT_INTERVAL": "1"}  # The next candle comes by itself.
+        running = self.start(gate, "run", "--live", **settings)
         running.wait_for("decided")
         (self.folder / "hang").touch()
         done = running.done()
         self.assert_ends(done, 76, "my_rule.py:7: no answer within 5 s", "0.01 XBTUSD stays held")
         self.assertEqual(D("0.01"), gate.position)
         self.rule.write_text("broken")
-        done = self.run_it(gate, "flatten", "--live", **LIVE, **FILE)
+        done = self.run_it(gate, "flatten", "--live", **settings)
         self.assert_ends(done, 0)
         self.assertEqual(D(0), gate.position)
 
     def test_what_another_rule_wanted_last_is_not_traded_on(self) -> None:
-        gate = self.gate(speed=60)  # So that a minute later is a second later.
-        self.run_it(gate, "run", "--once", **FILE)  # It waits for its first turn.
+        gate, waiting = self.gate(), PAPER | FILE | {"KRAKENBOT_ENTRY": "next-turn"}
+        self.run_it(gate, "run", "--once", **waiting)
         for body, position in (("None", "0"), ("1", "0.0001"), ("None", "0.0001")):
             self.rule.write_text(f"CANDLES = 21\ndef direction(candles): return {body}\n")
-            time.sleep(1)
+            gate.pass_candle()
             self.assert_ends(self.run_it(gate, "run", "--once", **PAPER, **FILE), 0)
             status = json.loads(self.run_it(gate, "status", "--json", **FILE).out)
             with self.subTest(body):

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from krakenbot.simulated.listing import SANDBOX_SECRET
-from tests.commands.program import KEYS, LIVE, PAPER, Gate, ProgramTest
+from tests.commands.program import KEYS, LIVE, MINUTES, PAPER, Gate, ProgramTest
 
 ENDS_MAX_S = 1.0
 # Fields of `status --json` and their types, as agreed; then what is told beyond that.
@@ -111,7 +111,7 @@ class TestRefusals(ProgramTest):
 
     def test_costs_above_the_limit_are_said_before_anything_is_sent(self) -> None:
         gate = self.gate()
-        settings = LIVE | {"KRAKENBOT_RISK_MAX_FEE_PERCENT_PER_DAY": "5"}
+        settings = LIVE | {"KRAKENBOT_RISK_MAX_FEE_PERCENT_PER_DAY": "0.5"}
         done = self.run_it(gate, "run", "--live", "--once", **settings)
         self.assert_ends(done, 78, "max_fee_percent_per_day")
         self.assertEqual(gate.added, [])
@@ -124,12 +124,11 @@ class TestRefusals(ProgramTest):
 
     def test_a_second_instance_is_refused_and_the_first_goes_on(self) -> None:
         gate = self.gate()
-        hourly = LIVE | {"KRAKENBOT_INTERVAL": "60"}  # So that the first one only waits now.
-        first = self.start(gate, "run", "--live", **hourly)
+        first = self.start(gate, "run", "--live", **LIVE)
         first.wait_for("decided")
         count = len(gate.sent)
-        same = self.start(gate, "run", "--live", **hourly)
-        key = self.start(gate, "run", "--live", **hourly, KRAKENBOT_PAIR="ETHUSD")
+        same = self.start(gate, "run", "--live", **LIVE)
+        key = self.start(gate, "run", "--live", **LIVE, KRAKENBOT_PAIR="ETHUSD")
         for running, words in (
             (same, "this API key"),
             (key, f"pid {first.pid}"),
@@ -194,7 +193,7 @@ class TestDisk(ProgramTest):
     def test_a_state_directory_that_cannot_be_written_is_said_first(self) -> None:
         gate = self.gate()
         self.run_it(gate, "run", "--live", "--once", **(LIVE | {"KRAKENBOT_ENTRY": "next-turn"}))
-        gate.control("clock", advance=60)
+        gate.pass_candle()
         self.addCleanup(self.state.chmod, 0o700)
         fresh = self.folder / "fresh"
         fresh.mkdir()
@@ -238,7 +237,7 @@ class TestDisk(ProgramTest):
             gate, "run", "--live", "--once", **(LIVE | {"KRAKENBOT_ENTRY": "next-turn"})
         )
         self.assert_ends(first, 0)
-        gate.control("clock", advance=60)
+        gate.pass_candle()
         for limit in (30, 9000):
             with self.subTest(limit):
                 done = self.run_it(gate, "run", "--live", "--once", before=_full(limit), **LIVE)
@@ -252,7 +251,7 @@ class TestDisk(ProgramTest):
         gate = self.gate()
         self.assert_ends(self.run_it(gate, "run", "--live", "--once", **LIVE), 0)
         path, sound = self.journal(), _settled(self.journal())
-        gate.control("clock", advance=60)
+        gate.pass_candle()
         sent = len(gate.added)
         for name, broken in (
             ("other file", b"this is no journal\n" * 500),
@@ -270,7 +269,7 @@ class TestDisk(ProgramTest):
 
 class TestTrading(ProgramTest):
     def test_one_candle_is_decided_on_once(self) -> None:
-        gate, settings = self.gate(speed=10), LIVE | {"KRAKENBOT_INTERVAL": "240"}
+        gate, settings = self.gate(), LIVE
         for _ in range(2):
             self.assert_ends(self.run_it(gate, "run", "--live", "--once", **settings), 0)
         self.assertEqual(len(gate.orders), 1)
@@ -281,7 +280,7 @@ class TestTrading(ProgramTest):
         self.assertEqual(abs(gate.position), D("0.01"))
 
     def test_a_position_nobody_explained_stops_until_it_is_adopted(self) -> None:
-        gate = self.gate(speed=600)
+        gate = self.gate(MINUTES)
         gate.control("position", pair="XBTUSD", side="buy", volume="0.02", leverage=2)
         settings = LIVE | {"KRAKENBOT_EXCHANGE_TIMEOUT": "10"}
         done = self.run_it(gate, "run", "--live", "--once", **settings)
@@ -291,12 +290,7 @@ class TestTrading(ProgramTest):
         self.assertEqual(gate.added, [])
         done = self.run_it(gate, "run", "--live", "--once", "--adopt", "--yes", **settings)
         self.assert_ends(done, 0)
-        # Long at 0.02 with a size of 0.01: what the candles say is reached from there. At this
-        # speed a candle may end between closing and opening; the next one goes on.
-        for _ in range(5):
-            if abs(gate.position) == D("0.01"):
-                break
-            self.assert_ends(self.run_it(gate, "run", "--live", "--once", **settings), 0)
+        # Long at 0.02 with a size of 0.01: what the candles say is reached from there.
         self.assertEqual(abs(gate.position), D("0.01"))
         status = json.loads(self.run_it(gate, "status", "--json", **settings).out)
         self.assertEqual(D(status["position"]), gate.position)
@@ -316,17 +310,17 @@ class TestTrading(ProgramTest):
             self.assertLess(time.monotonic() - began, ENDS_MAX_S)
 
     def test_max_loss_closes_and_stays_latched_over_restarts(self) -> None:
-        gate = self.gate(speed=10)  # So many requests wait for the limit.
+        gate = self.gate()
         settings = LIVE | {"KRAKENBOT_RISK_MAX_LOSS": "1"}
         wide = LIVE | {"KRAKENBOT_RISK_MAX_LOSS": "1000"}
         self.assert_ends(self.run_it(gate, "run", "--live", "--once", **wide), 0)
         self.assertEqual(abs(gate.position), D("0.01"))  # Its fee alone is over a dollar.
-        gate.control("clock", advance=60)
+        gate.pass_candle()
         done = self.run_it(gate, "run", "--live", "--once", **settings)
         self.assert_ends(done, 76, "max_loss is 1")
         self.assertEqual(gate.position, 0)
         count = len(gate.added)
-        gate.control("clock", advance=60)
+        gate.pass_candle()
         done = self.run_it(gate, "run", "--live", "--once", **wide)
         self.assert_ends(done, 76, "halted", "max_loss is 1", "resume")
         self.assertEqual(len(gate.added), count)
@@ -337,13 +331,13 @@ class TestTrading(ProgramTest):
         self.assertEqual(abs(gate.position), D("0.01"))
 
     def test_flatten_closes_and_only_resume_lets_it_trade_again(self) -> None:
-        gate = self.gate(speed=10)  # So many requests wait for the limit.
+        gate = self.gate()
         self.assert_ends(self.run_it(gate, "run", "--live", "--once", **LIVE), 0)
         self.assertNotEqual(gate.position, 0)
         self.assert_ends(self.run_it(gate, "flatten", "--live", **LIVE), 0)
         self.assertEqual(gate.position, 0)
         self.assertTrue(gate.orders[-1]["reduce_only"])
-        gate.control("clock", advance=60)
+        gate.pass_candle()
         self.assert_ends(self.run_it(gate, "run", "--live", "--once", **LIVE), 76, "by hand")
         self.assertEqual(len(gate.orders), 2)
         self.assert_ends(self.run_it(gate, "resume", **LIVE), 0)
@@ -364,7 +358,7 @@ class TestWithoutRisk(ProgramTest):
         ):
             with self.subTest(words):
                 self.assert_ends(self.run_it(gate, *words, **(PAPER | keys)), 0)
-                gate.control("clock", advance=60)
+                gate.pass_candle()
         status = json.loads(self.run_it(gate, "status", "--json", **PAPER).out)
         self.assertEqual(status["orders"], 3)
         self.assertEqual(gate.private, [])
@@ -387,7 +381,7 @@ class TestLooking(ProgramTest):
     """The commands that only look, while the bot runs."""
 
     def test_status_and_history_can_be_read_by_programs(self) -> None:
-        gate = self.gate(speed=300)
+        gate = self.gate()
         bot = self.start(gate, "run", **PAPER)
         bot.wait_for("order ended")
         bot.wait_for("decided")
@@ -410,7 +404,7 @@ class TestLooking(ProgramTest):
             self.assertRegex(status[name], r"^-?[0-9]+(\.[0-9]+)?$")
         self.assertIn(status["target"], (-1, 0, 1))
         self.assertEqual((status["mode"], status["pair"]), ("paper", "XBTUSD"))
-        self.assertEqual(status["interval"], 1)
+        self.assertEqual(status["interval"], 240)
         decision = status["decision"]
         self.assertEqual(set(decision), {"candle", "slope", "target", "reason"})
         self.assertEqual(
@@ -418,7 +412,7 @@ class TestLooking(ProgramTest):
             [int, int, int, str],
         )
         self.assertEqual(status["last_candle"], decision["candle"])
-        self.assertEqual(status["last_candle"] % 60, 0)
+        self.assertEqual(status["last_candle"] % 14400, 0)
         self.assertTrue(all(type(name) is str for name in status["unresolved"]))
 
     def check_history(self, gate: Gate) -> None:

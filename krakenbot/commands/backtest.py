@@ -135,9 +135,9 @@ def _once(
     arguments: argparse.Namespace,
     notes: list[str],
 ) -> list[str]:
-    config, rules, costs, needs_trades, _ = setting
+    config, rules, costs = setting.config, setting.rules, setting.costs
     keep = None if arguments.json else _TRIPS_DRAWN if arguments.report else _TRIPS_SHOWN
-    replay = Replay(plan_of(config), rules, costs, keep, needs_trades=needs_trades)
+    replay = Replay(plan_of(config), rules, costs, keep, needs_trades=setting.needs_trades)
     parts = candlefile.aggregate(parts, config.interval * 60)
     if arguments.report:
         from krakenbot.commands.backtest_page import write_run
@@ -149,8 +149,8 @@ def _once(
             replay.feed(part)
         result = replay.result()
     if arguments.json:
-        values = (text.trip_values(trip, result.interval_s) for trip in replay.record.trips)
-        told = plainly(result._asdict()) | {"notes": notes, "round_trips": [*map(plainly, values)]}
+        trips = [plainly(text.trip_values(one, result.interval_s)) for one in replay.record.trips]
+        told = plainly(result._asdict()) | {"notes": notes, "round_trips": trips}
         return [json.dumps(told, indent=2)]
     return [
         text.title(result),
@@ -171,22 +171,7 @@ def _sources(named: list[Path], asked: str | None, config: Config) -> tuple[list
         if not path.exists():
             raise BadDataError(f"{path}: no such file")
         inside = candlefile.sources_of(path)
-        if inside == [path]:
-            chosen += inside
-            continue
-        of_pair = [one for one in inside if _is_of(one, config.pair)]
-        if not of_pair:
-            others = sorted({pair_of(one) or one.name for one in inside})
-            has = (
-                f"; it has {', '.join(others[:8])}{' ...' if others[8:] else ''}" if others else ""
-            )
-            like = "".join(assets_of(config.pair))
-            raise BadDataError(f"{path}: no files of {config.pair}, like {like}_1.csv{has}")
-        # The largest interval that the wanted one can be made of, or the smallest.
-        steps = {interval_of(one) for one in of_pair}
-        fitting = (step for step in steps if config.interval * 60 % step == 0)
-        best = max(fitting, default=min(steps))
-        chosen += [one for one in of_pair if interval_of(one) == best]
+        chosen += inside if inside == [path] else _of_pair(inside, config, path)
     pair = choose([pair_of(one) for one in chosen], asked, ", ".join(map(str, named)))
     steps = {interval_of(one) for one in chosen}
     if len(steps) > 1:
@@ -195,9 +180,23 @@ def _sources(named: list[Path], asked: str | None, config: Config) -> tuple[list
     return chosen, pair, steps.pop()
 
 
-def _is_of(source: Source, pair: str) -> bool:
-    named = pair_of(source)
-    return named is not None and assets_of(named) == assets_of(pair)
+def _of_pair(inside: Iterable[Source], config: Config, path: Path) -> list[Source]:
+    """Return those of the configured pair: of the largest interval that the wanted one is made of.
+
+    If there is none, they are of the smallest.
+    """
+    names = {one: pair_of(one) for one in inside}
+    wanted = assets_of(config.pair)
+    steps = {
+        one: interval_of(one) for one, name in names.items() if name and assets_of(name) == wanted
+    }
+    if not steps:
+        others = sorted({name or one.name for one, name in names.items()})
+        has = f"; it has {', '.join(others[:8])}{' ...' if others[8:] else ''}" if others else ""
+        raise BadDataError(f"{path}: no files of {config.pair}, like {''.join(wanted)}_1.csv{has}")
+    fitting = (step for step in steps.values() if config.interval * 60 % step == 0)
+    best = max(fitting, default=min(steps.values()))
+    return [one for one, step in steps.items() if step == best]
 
 
 def _watched(parts: Iterable[Columns]) -> Iterator[Columns]:
@@ -220,20 +219,19 @@ def _parse_sweep(words: list[str], strategy: str) -> dict[str, list[sweep.Value]
     for word in words:
         key, _, after = word.partition("=")
         is_parameter = strategy == "file" and key.isidentifier() and key != "interval"
-        known = is_parameter or key == "interval" or (key == "length" and strategy == "sma-slope")
+        is_known = (
+            is_parameter or key == "interval" or (key == "length" and strategy == "sma-slope")
+        )
         try:
-            if not known or key in found:
-                raise ValueError
             values = [number for piece in after.split(",") for number in _range(piece)]
-            if not is_parameter and any(
-                not isinstance(number, int) or not 1 <= number <= _SWEPT_MAX for number in values
-            ):
-                raise ValueError
         except (ValueError, ArithmeticError):
+            values = []
+        is_count = all(isinstance(one, int) and 1 <= one <= _SWEPT_MAX for one in values)
+        if not values or not is_known or key in found or not (is_parameter or is_count):
             raise BadDataError(
                 f"--sweep {word}: must be interval, length (of sma-slope) or a parameter of a "
                 "rule, then = and numbers like 10:60:2 (from:to:step) or 1,5,15"
-            ) from None
+            )
         found[key] = list(dict.fromkeys(values))
     return found
 

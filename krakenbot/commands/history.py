@@ -64,17 +64,10 @@ def since(text: str) -> int:
 
 
 def _decisions(journal: Journal, since: int) -> Iterator[dict[str, Any]]:
+    names = ("price", "average", "slope", "target", "held", "reason")
     for row in journal.decisions(since):
-        yield {
-            "time": row.candle,
-            "interval": row.interval_s // 60,
-            "price": row.price,
-            "average": row.average,
-            "slope": row.slope,
-            "target": row.target,
-            "held": row.held,
-            "reason": row.reason,
-        }
+        values = {name: getattr(row, name) for name in names}
+        yield {"time": row.candle, "interval": row.interval_s // 60, **values}
 
 
 def _orders(journal: Journal, since: int) -> Iterator[dict[str, Any]]:

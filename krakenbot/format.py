@@ -14,7 +14,8 @@ from typing import TextIO
 from krakenbot.pairs import PairRules, plain
 
 Number = Decimal | float | int
-UTC_FORM = "%Y-%m-%d %H:%M:%S"
+MINUTE = "%Y-%m-%d %H:%M"
+UTC_FORM = f"{MINUTE}:%S"
 # Kraken's old codes carry an X or a Z in front; later assets such as ZETA do not.
 # Source: docs.kraken.com, "Assets", `altname`.
 _OLD_CODE = re.compile(

@@ -25,7 +25,7 @@ from krakenbot.commands import backtest_text as text
 from krakenbot.commands import plainly
 from krakenbot.config import Config
 from krakenbot.decision import plan_of
-from krakenbot.format import moment
+from krakenbot.format import MINUTE, moment
 from krakenbot.pairs import decimal, plain
 from krakenbot.risk import FEE_RATE_ASSUMED
 from krakenbot.simulated.listing import assets_of
@@ -207,7 +207,7 @@ def _watched(parts: Iterable[Columns]) -> Iterator[Columns]:
         count += len(part.times)
         if shown and time.monotonic() - said > 0.5:
             said = time.monotonic()
-            at = moment(part.times[0], text.MINUTE)
+            at = moment(part.times[0], MINUTE)
             print(f"\r{count:,} candles, {at}", end="", file=sys.stderr, flush=True)
     if shown:
         print("\r\x1b[K", end="", file=sys.stderr, flush=True)

@@ -14,7 +14,7 @@ from krakenbot.commands.chart import COLUMNS, Fill
 from krakenbot.commands.page import heat_map, page, table
 from krakenbot.commands.story import Point, Story, thinned, write
 from krakenbot.config import Config
-from krakenbot.format import asset, money, signed
+from krakenbot.format import asset, money, percent, signed
 from krakenbot.model import Candle
 
 _CANDLES_SHOWN = 360
@@ -39,7 +39,7 @@ def _points(replay: Replay, parts: Iterable[Columns], tail: list[Columns]) -> It
 
     `tail` then holds the newest candles, as many as are drawn one by one.
     """
-    count, kept = 0, _CANDLES_SHOWN + replay.plan.candles_min
+    count, kept = 0, _CANDLES_SHOWN + replay.plan.candles_min - 1
     for part in parts:
         end = tail[0].joined(part) if tail else part
         tail[:] = [end.cut(max(0, len(end.times) - kept), len(end.times))]
@@ -70,7 +70,9 @@ def _story(
         fills += [opening, Fill(trip.exit.time, 0, 0.0, 0.0, rollover), closing]
     if replay.record.entry:
         fills.append(_fill(replay.record.entry, "open"))
-    plan = replay.plan
+    plan, trips = replay.plan, f"{replay.record.closed:,}"  # More than are kept.
+    facts = {"Max drawdown": percent(result.max_drawdown_percent), "Round trips": trips}
+    facts |= {name.capitalize(): told for name, told in text.figures(result) if name in _FACTS}
     return Story(
         title=f"{result.pair} · backtest",
         subtitle=f"{text.title(result)}; {text.setup(config, replay.costs, replay.rules)}",
@@ -79,7 +81,7 @@ def _story(
         balance=float(result.balance),
         size=float(config.size),
         first_price=points[-1].close - float(result.hold / config.size),  # Its fees are in it.
-        facts=[(name.capitalize(), told) for name, told in text.figures(result) if name in _FACTS],
+        facts=facts,
         costs=text.costs_of(result),
         points=points,
         newest=[
@@ -94,7 +96,6 @@ def _story(
         fills=fills,
         notes=notes,
         end=f"ENDED EARLY: {end}." if (end := text.end_of(result)) else "",
-        worst_percent=result.max_drawdown_percent,
     )
 
 

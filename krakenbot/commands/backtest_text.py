@@ -14,11 +14,10 @@ from krakenbot.backtest.result import DAY_S, YEAR_S, Result, Trip
 from krakenbot.backtest.sweep import Cell, Step, Value, best_of, is_sound
 from krakenbot.commands.story import way_to_net
 from krakenbot.config import Config
-from krakenbot.format import in_columns, moment, money, percent, price, shows_color, signed
+from krakenbot.format import MINUTE, in_columns, moment, money, percent, price, shows_color, signed
 from krakenbot.pairs import PairRules, plain
 from krakenbot.rulefile import load
 
-MINUTE, _DATE = "%Y-%m-%d %H:%M", "%Y-%m-%d"
 TRIP = ("entry", "exit", "side", "|bars", "|in at", "|out at", "|gross", "|costs", "|net")
 CELL = ("cell", "|turns/day", "|gross", "|net", "|return", "|drawdown", "ended early")
 FORWARD = ("span from", "best before", "|made then", "|rank", "|best then", "|average", "|hold")
@@ -201,7 +200,7 @@ def forward_rows(steps: Sequence[Step], count: int) -> list[tuple[str, ...]]:
     """Return rows under the names of FORWARD."""
     return [
         (
-            moment(step.begin, _DATE),
+            moment(step.begin, "%Y-%m-%d"),
             step.chosen.name,
             signed(money(step.net)),
             f"{step.rank} of {count}",

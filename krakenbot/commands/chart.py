@@ -10,7 +10,7 @@ from html import escape
 from itertools import pairwise
 from typing import NamedTuple
 
-from krakenbot.format import UTC_FORM, moment, money, price, volume
+from krakenbot.format import MINUTE, UTC_FORM, moment, money, price, volume
 from krakenbot.log import clean
 
 COLUMNS = 1000
@@ -111,7 +111,7 @@ class Chart:
             place = f"left:{share:.1%};transform:translateX(-{share:.0%})"
             labels += f'<span class="x{kind}" style="{place}">{text}</span>'
         keys = "".join(f'<span class="key {kind}">{key}</span>' for key, kind in self.keys.items())
-        when = [moment(time, "%Y-%m-%d %H:%M") for time in self.times]
+        when = [moment(time, MINUTE) for time in self.times]
         shown = {"t": when, "x": [*map(self._x, self.times)], "s": self.series}
         numbers = json.dumps(shown, separators=(",", ":")).replace("<", "\\u003c")
         return (

@@ -13,7 +13,7 @@ from typing import Any
 
 from krakenbot import config as configuration
 from krakenbot.commands import plainly
-from krakenbot.format import in_columns, moment, money, percent, price, volume
+from krakenbot.format import MINUTE, in_columns, moment, money, percent, price, volume
 from krakenbot.identity import open_here
 from krakenbot.journal import Journal
 from krakenbot.log import clean
@@ -143,7 +143,7 @@ def _cell(name: str, value: Any, decimals: int | None) -> str:
     if value in (None, ""):
         return "-"
     if name == "time":
-        return moment(value, "%Y-%m-%d %H:%M")
+        return moment(value, MINUTE)
     if name in ("price", "average"):
         return price(value, decimals)
     if name == "margin_level":

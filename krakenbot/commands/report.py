@@ -54,7 +54,7 @@ def story_of(config: Config, journal: Journal) -> Story:
         balance=float((equity[0].equity or ZERO) - equity[0].pnl) if equity else 0.0,
         size=float(config.size),
         first_price=points[0].close if points else 0.0,
-        facts=[("Orders", f"{len(orders):,}"), ("Held now", volume(account.held, unit.base))],
+        facts={"Orders": f"{len(orders):,}", "Held now": volume(account.held, unit.base)},
         costs=way_to_net(gross, account.fees, account.margin_fees, account.rollover),
         points=thinned(points),
         newest=[

@@ -1,6 +1,6 @@
 """What a report tells about one run, from a journal or a backtest, and its page."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from itertools import accumulate
 from pathlib import Path
@@ -9,11 +9,10 @@ from typing import NamedTuple
 from krakenbot.commands import write_whole
 from krakenbot.commands.chart import COLUMNS, Chart, Fill
 from krakenbot.commands.page import bars, page, table
-from krakenbot.format import duration, moment, money, percent, price, signed, volume
+from krakenbot.format import MINUTE, duration, moment, money, percent, price, signed, volume
 
 MARKS_MAX = 400
 DUST = 1e-12  # What is left of a sum of floats that should be nothing.
-MINUTE = "%Y-%m-%d %H:%M"
 _ORDER = ("time (UTC)", "side", "|volume", "|price", "|fee", "outcome", "why", "client order id")
 _SIZES = ("|volume", "|in at", "|out at", "|costs", "|result", "|percent")
 _ROUND = ("opened (UTC)", "|held for", "side", *_SIZES)
@@ -41,7 +40,7 @@ class Story(NamedTuple):
     `costs` lead from the result before all costs to the one after, see `way_to_net`; `fills` are
     orders and costs of holding in order of time. `balance` is what the account began with; `size`,
     bought at `first_price`, what holding is compared with; `end` why and when it ended before its
-    time; `worst_percent` the drawdown where it is known better than from the points.
+    time. `facts` replace those of the same name that the points and fills give.
     """
 
     title: str
@@ -51,14 +50,13 @@ class Story(NamedTuple):
     balance: float
     size: float
     first_price: float
-    facts: Sequence[tuple[str, str]]
+    facts: Mapping[str, str]
     costs: Sequence[tuple[str, Decimal]]
     points: Sequence[Point]
     newest: Sequence[tuple[float, float, float]]
     fills: Sequence[Fill]
     notes: Sequence[str]
     end: str = ""
-    worst_percent: float | None = None
 
     @property
     def gross(self) -> float:
@@ -99,7 +97,7 @@ def render(story: Story) -> str:
         table("Round trips", _ROUND, ended, "after costs, newest first"),
         table("Orders", _ORDER, orders, "newest first"),
     ]
-    facts = [*_facts(story, rounds), *story.facts]
+    facts = {**_facts(story, rounds), **story.facts}.items()
     headline = _headline(story)
     return page(story.title, story.subtitle, headline, story.net, facts, story.notes, sections)
 
@@ -208,21 +206,18 @@ def _won(amount: float, quote: str) -> str:
     return f"{'won' if amount > 0 else 'lost'} {money(abs(amount), quote)}"
 
 
-def _facts(story: Story, rounds: Sequence[Round]) -> list[tuple[str, str]]:
+def _facts(story: Story, rounds: Sequence[Round]) -> dict[str, str]:
     if not story.points:
-        return []
-    hold = story.holding(story.points[-1].close)
-    won = sum(one.net > 0 for one in rounds)
-    facts = [("Net", signed(money(story.net, story.quote)))]
+        return {}
+    facts = {"Net": signed(money(story.net, story.quote))}
     if story.balance:
-        worst = max(_drawdowns(story)) if story.worst_percent is None else story.worst_percent
-        facts += [
-            ("Return", signed(percent(story.net / story.balance * 100))),
-            ("Holding", signed(percent(hold / story.balance * 100))),
-            ("Max drawdown", percent(worst)),
-        ]
+        hold = story.holding(story.points[-1].close)
+        facts["Return"] = signed(percent(story.net / story.balance * 100))
+        facts["Holding"] = signed(percent(hold / story.balance * 100))
+        facts["Max drawdown"] = percent(max(_drawdowns(story)))
+    won = sum(one.net > 0 for one in rounds)
     share = f", {percent(won / len(rounds) * 100, 0)} won" if rounds else ""
-    return [*facts, ("Round trips", f"{len(rounds):,}{share}")]
+    return {**facts, "Round trips": f"{len(rounds):,}{share}"}
 
 
 def _drawdowns(story: Story) -> list[float]:

@@ -16,6 +16,7 @@ from typing import Any
 from unittest import mock
 
 from krakenbot import cli
+from krakenbot.commands import backtest
 from krakenbot.simulated.listing import PAIRS
 
 
@@ -160,6 +161,14 @@ class TestRun(CommandTest):
         self.assertGreater(page.count("UTC"), 0)
         shown = re.findall(r'"t":\["([^"]*)".*?"([^"]*)"\],"x"', page)[0]
         self.assertEqual((shown[0][:10], shown[1][:10]), ("1970-01-01", "1970-01-10"))
+
+    def test_a_report_tells_of_all_round_trips_and_not_of_those_it_draws(self) -> None:
+        path, report = self.jumpy(), self.folder / "report.html"
+        count = len(self.told(path, "--length", "5")["round_trips"])
+        with mock.patch.object(backtest, "_TRIPS_DRAWN", 5):
+            command(path, "--length", "5", "--report", str(report))
+        self.assertGreater(count, 5)
+        self.assertIn(f"<dt>Round trips</dt><dd>{count}</dd>", report.read_text())
 
 
 class TestWhichFile(CommandTest):

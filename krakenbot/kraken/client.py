@@ -69,8 +69,10 @@ class Client:
         status, body = self._send(True, "GET", url, {"User-Agent": USER_AGENT}, None)
         try:
             return result_of(method, status, body)
-        except InvalidNonceError as error:  # There was none: this answers another request.
-            raise UnansweredError(str(error)) from error
+        except LaterError as error:
+            if error.cause is Cause.NONCE:  # There was none: this answers another request.
+                raise UnansweredError(str(error)) from error
+            raise
 
     def private(self, method: str, params: Mapping[str, object] | None = None) -> Any:
         """Return the result of a private method, of RetrieveExport the bytes of its file.
@@ -88,9 +90,9 @@ class Client:
         while True:
             try:
                 return read(method, *self._ask(method, params, is_read))
-            except InvalidNonceError as error:
-                if not is_read:
-                    raise LaterError(str(error), cause=Cause.NONCE) from error
+            except LaterError as error:
+                if error.cause is not Cause.NONCE or not is_read:
+                    raise
                 pause_s = next(pauses, None)
                 if pause_s is None:
                     raise KeyRefusedError(
@@ -125,10 +127,6 @@ class Client:
             return self._transport.send(method, url, headers, body)
         finally:
             self.on_read(False)
-
-
-class InvalidNonceError(Exception):
-    """The nonce was not above the last one; nothing was executed."""
 
 
 def result_of(method: str, status: int, body: bytes) -> Any:
@@ -184,9 +182,9 @@ def _refuse_constant(name: str) -> NoReturn:
 
 # Kraken's errors by what a careful caller does. The first match counts; the worst of several
 # errors counts. Source: docs.kraken.com, guide "Errors"; support article 360001491786.
-UNKNOWN, LOCKOUT, KEY, NONCE, LATER, REFUSED = range(6)  # The worst first.
+UNKNOWN, LOCKOUT, KEY, LATER, REFUSED = range(5)  # The worst first.
 VERDICTS: tuple[tuple[str, int, Cause], ...] = (
-    ("EAPI:Invalid nonce", NONCE, Cause.NONCE),
+    ("EAPI:Invalid nonce", LATER, Cause.NONCE),
     ("EAPI:Rate limit exceeded", LATER, Cause.RATE_LIMIT),
     ("EAPI:", KEY, Cause.OTHER),
     ("EAuth:Rate limit", LOCKOUT, Cause.OTHER),
@@ -244,11 +242,10 @@ def raise_verdict(method: str, failures: Sequence[str]) -> NoReturn:
         raise KeyRefusedError(
             f"Kraken refused the key or the account: {text}", lockout=verdict == LOCKOUT
         )
-    if verdict == NONCE:
-        raise InvalidNonceError(text)
     if verdict == LATER:
         is_documented = all(failure.startswith("EOrder:") for failure in failures)
-        raise LaterError(text, cause=cause, wait_s=WAITS_S[cause], leaves_no_order=is_documented)
+        wait_s = WAITS_S.get(cause, 1.0)
+        raise LaterError(text, cause=cause, wait_s=wait_s, leaves_no_order=is_documented)
     raise RefusedError(text, cause=cause)
 
 

@@ -123,10 +123,7 @@ class Holder:
     def sweep(self, low: Decimal, high: Decimal) -> None:
         """Close what a price between the two, reached a while ago, liquidates."""
         for position in self.positions():
-            request, now = closing(position), self.now()
-            trade = self.account.sweep(position, now, low, high)
-            if trade is not None:
-                self.record(request, (trade,), now, misc="liquidated")
+            self._mark(position, self.now(), position.price, low, high)
 
     def positions(self, quote: str = "") -> list[MarginPosition]:
         """Return the books with a position, of all quote currencies or of one."""

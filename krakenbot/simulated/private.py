@@ -148,18 +148,12 @@ class Holder:
     def _trade_balance(self, p: Params) -> Any:
         asset, account = p.get("asset", "ZUSD"), self.account
         quote = f"Z{asset}" if f"Z{asset}" in ASSETS else asset
-        coins = {rules.base: rules for rules in self.markets.rules.values() if rules.quote == quote}
-        if not coins:
+        pairs = [rules for rules in self.markets.rules.values() if rules.quote == quote]
+        if not pairs:
             raise RefusedError("EQuery:Unknown asset")
         books, margin = self.positions(quote), account.summary(quote)
-        worth = sum(
-            (
-                account.balances[coin] * self.markets.quote(rules).mid
-                for coin, rules in coins.items()
-                if account.balances.get(coin)
-            ),
-            ZERO,
-        )
+        owned = [rules for rules in pairs if account.balances.get(rules.base)]
+        worth = sum((account.balances[r.base] * self.markets.quote(r).mid for r in owned), ZERO)
         value = sum((position.held * position.price for position in books), ZERO)
         cost = sum((position.cost_left for position in books), ZERO)
         amounts = (
@@ -297,7 +291,7 @@ class Holder:
     def record(
         self,
         request: OrderRequest,
-        trades: tuple[Trade, ...],
+        trades: Sequence[Trade],
         now: float,
         serial: int = 0,
         misc: str = "",

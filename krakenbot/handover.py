@@ -17,13 +17,12 @@ from krakenbot.bot import Bot
 from krakenbot.candles import CandleWindow
 from krakenbot.decision import Snapshot, decide
 from krakenbot.errors import (
-    ConfigError,
     ExchangeError,
     FlattenRequestedError,
     LaterError,
     StopError,
 )
-from krakenbot.lock import access_hint, open_private
+from krakenbot.lock import no_access, open_private
 from krakenbot.model import ZERO, Direction, Position, Purpose, Side, Step
 from krakenbot.order_states import VISIBLE_S
 from krakenbot.orders import UNFILLED_MAX
@@ -181,10 +180,8 @@ class FlattenRequest:
             os.close(open_private(self._path, os.O_WRONLY))
             os.utime(self._path)
         except OSError as error:
-            hint = access_hint(self._path.parent)
-            raise ConfigError(
-                f"the bot cannot be asked, {self._path}: {error.strerror}. {hint}"
-            ) from error
+            what = f"the bot cannot be asked, {self._path}"
+            raise no_access(self._path.parent, what, error) from error
 
     def withdraw(self) -> bool:
         """Return whether it was still there to be withdrawn."""

@@ -19,7 +19,7 @@ from krakenbot.errors import ConfigError, StopError
 from krakenbot.journal import Journal
 from krakenbot.journal_file import open_read_only
 from krakenbot.kraken.signing import fingerprint
-from krakenbot.lock import access_hint, open_private
+from krakenbot.lock import no_access, open_private
 from krakenbot.model import Secret
 
 INDEX = "index.json"
@@ -57,8 +57,7 @@ def remember(config: Config, kind: str, name: str, value: str) -> None:
             os.fsync(file.fileno())
         part.replace(path)
     except OSError as error:
-        words = f"{path} cannot be written: {error.strerror}. {access_hint(path)}"
-        raise ConfigError(words) from error
+        raise no_access(path, f"{path} cannot be written", error) from error
 
 
 def _index(config: Config) -> dict[str, str]:
@@ -162,8 +161,8 @@ def _known(config: Config, pair_of: Callable[[str], str]) -> Iterator[tuple[Path
     except FileNotFoundError:
         return
     except OSError as error:
-        words = f"the state directory {folder} cannot be read: {error.strerror}. "
-        raise ConfigError(words + access_hint(folder)) from error
+        what = f"the state directory {folder} cannot be read"
+        raise no_access(folder, what, error) from error
     for stem in sorted({name.stem for name in names if name.suffix in (".db", ".lock")}):
         if not stem.startswith(prefix):
             continue

@@ -141,10 +141,11 @@ class Journal:
         version = self._number("PRAGMA data_version")
         if self._account is None or version != self._summed_at:
             account, self._summed_at = Account(), version
-            for intent in self._intents("WHERE executed != '0' ORDER BY number"):
-                account = account.traded(intent.side, intent.executed, intent.cost, intent.fee)
-            for booked in self._charges():
-                account = account.charged(booked.kind, booked.amount)
+            query = "SELECT side, executed, cost, fee FROM intents WHERE executed != '0'"
+            for side, *amounts in self._rows(f"{query} ORDER BY number"):
+                account = account.traded(Side(side), *map(Decimal, amounts))
+            for kind, amount in self._rows("SELECT kind, amount FROM charges"):
+                account = account.charged(kind, Decimal(amount))
             self._account = account
         return self._account
 
@@ -337,12 +338,11 @@ class Journal:
 
         A column that is not asked for has the field's default.
         """
-        fields = _fields(kind)
+        fields, names = _fields(kind), list[str]()
         for row in self._rows(query, *parameters):
+            names = names or [name for name in fields if name in set(row.keys())]
             try:
-                values = {
-                    name: _typed(fields[name], row[name]) for name in fields.keys() & row.keys()
-                }
+                values = {name: _typed(fields[name], row[name]) for name in names}
             except (ValueError, TypeError, ArithmeticError) as error:
                 what = f"{kind.__name__} {tuple(row)}: {error!r}"
                 raise damaged(self._path, what) from sqlite3.DatabaseError(what)

@@ -8,7 +8,7 @@ from pathlib import Path
 from krakenbot.alerts import standing
 from krakenbot.errors import ConfigError, StopError
 from krakenbot.journal import BUSY_S, Journal, advice, damaged
-from krakenbot.lock import access_hint, exists, open_private
+from krakenbot.lock import access_hint, exists, no_access, open_private
 
 MIGRATIONS = (
     """
@@ -66,8 +66,7 @@ def open_journal(path: Path | None) -> Journal:
         os.close(open_private(path, os.O_RDWR))
         connection = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None)
     except OSError as error:
-        words = f"the journal {path} cannot be opened: {error.strerror}. {access_hint(path)}"
-        raise ConfigError(words) from error
+        raise no_access(path, f"the journal {path} cannot be opened", error) from error
     except sqlite3.Error as error:
         raise _failure(path, error) from error
     return Journal(prepare(connection, path), path)
@@ -145,7 +144,8 @@ def _check(connection: sqlite3.Connection, path: Path) -> None:
     if not expected:
         return
     journal = Journal(connection, path)
-    journal.account()
+    if not all(value.is_finite() for value in journal.account()):
+        raise damaged(path, "its account holds what is no number")
     if version == 1:
         _compare_with_copy(journal, path)
     journal.open_intents()

@@ -24,8 +24,7 @@ class Lock:
         try:
             self._file = open_private(path, os.O_RDWR)
         except OSError as error:
-            words = f"the lock {path} cannot be opened: {error.strerror}. {access_hint(path)}"
-            raise ConfigError(words) from error
+            raise no_access(path, f"the lock {path} cannot be opened", error) from error
         try:
             self._take(what)
             self._put(self.read())
@@ -137,8 +136,11 @@ def exists(path: Path) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError as error:
-        words = f"{path} cannot be looked at: {error.strerror}. {access_hint(path)}"
-        raise ConfigError(words) from error
+        raise no_access(path, f"{path} cannot be looked at", error) from error
+
+
+def no_access(path: Path, what: str, error: OSError) -> ConfigError:
+    return ConfigError(f"{what}: {error.strerror}. {access_hint(path)}")
 
 
 def access_hint(path: Path) -> str:

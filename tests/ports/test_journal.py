@@ -317,6 +317,8 @@ class TestFile(Folder):
             "UPDATE intents SET purpose = 'x'",
             "UPDATE intents SET outcome = 'x'",
             "UPDATE intents SET created = 'x'",
+            "UPDATE intents SET executed = 'NaN'",
+            "UPDATE intents SET executed = 'x'",
             "INSERT INTO meta VALUES ('created', 'x')",
             "INSERT INTO meta VALUES ('exchange_position', 'x')",
             "INSERT INTO meta VALUES ('warnings', '[1]')",

@@ -32,7 +32,7 @@ from krakenbot.journal import Journal
 from krakenbot.journal_file import open_journal, open_read_only
 from krakenbot.kraken.client import Client, parse_json, result_of
 from krakenbot.kraken.spot import Spot
-from krakenbot.model import Execution, Order, OrderStatus, Purpose, Secret, Side
+from krakenbot.model import Execution, MarginSummary, Order, OrderStatus, Purpose, Secret, Side
 from krakenbot.pairs import decimal, parse_rules, plain
 from krakenbot.records import Booked, Intent, Outcome
 from krakenbot.simulated.feed import Feed
@@ -52,6 +52,9 @@ settings.register_profile(
     suppress_health_check=list(HealthCheck),
 )
 settings.load_profile("bounded")
+
+META = """first_direction charges_read pnl_at_resume halted unfilled_from warnings started pid
+    ended exit_code seen seen_wall next_decision pair_decimals exchange_position created"""
 
 CHECK_MAX_S = 0.5  # Of the processor. Written out, 1e200000 takes longer, 1e999999999 for ever.
 
@@ -562,9 +565,7 @@ class TestJournals(FuzzTest):
         self.check(self.sound[:at] + bytes(length) + self.sound[at + length :])
 
     @given(
-        st.sampled_from(
-            ("first_direction", "charges_read", "pnl_at_resume", "halted", "unfilled_from")
-        ),
+        st.sampled_from(META.split()),
         st.text(max_size=9) | AMOUNT | st.sampled_from(("nan", "inf", "1e400")),
     )
     def test_odd_values_in_sound_tables(self, key: str, value: str) -> None:
@@ -612,6 +613,9 @@ def _fill(journal: Journal) -> None:
         )
         journal.conclude(intent, Outcome.CLOSED, T0 + 1, found)
     journal.book([Booked("open T1", T0, "opening", Decimal("0.1"))])
+    row = {"interval_s": 60, "candle": T0, "price": "50000", "average": "1", "slope": 1}
+    row |= {"target": 1, "held": "0.01", "reason": "long", "decided": T0 + 61}
+    journal.decide(row, MarginSummary(Decimal(1), Decimal(0), Decimal(0)))
 
 
 def _look(path: Path) -> None:

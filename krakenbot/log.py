@@ -50,11 +50,11 @@ def say(text: str, level: int = logging.INFO) -> None:
 
 def put(stream: TextIO | None, text: str) -> None:
     """Write to a stream without ever waiting for its reader."""
-    with suppress(OSError, ValueError, AttributeError):
+    try:
         _writer.put(stream.fileno(), text)  # type: ignore[union-attr]
-        return
-    with suppress(OSError, ValueError, AttributeError):  # A stream in memory, closed, or none.
-        stream.write(text)  # type: ignore[union-attr]
+    except (OSError, ValueError, AttributeError):  # A stream in memory, closed, or none.
+        with suppress(OSError, ValueError, AttributeError):
+            stream.write(text)  # type: ignore[union-attr]
 
 
 def flush() -> None:

@@ -216,11 +216,10 @@ def try_strategy(start: Start) -> None:
         rule.try_on(finished, chosen.parameters)
         name += f" {rule.sha256}"
     log.info("strategy %s", name)
-    start.journal.put(strategy=name)
     settings = f"{name} {chosen}"
     if start.journal.get("direction_by") != settings:
         # What another strategy wanted last is not to be traded on by this one.
-        start.journal.put(direction_by=settings, direction=None)
+        start.journal.put(strategy=name, direction_by=settings, direction=None)
 
 
 def check_settings(start: Start) -> str | None:

@@ -21,7 +21,7 @@ from krakenbot.errors import (
     StopError,
     UnansweredError,
 )
-from krakenbot.handover import adopt, flatten
+from krakenbot.handover import adopt, adoption, flatten
 from krakenbot.journal import Journal
 from krakenbot.journal_file import prepare
 from krakenbot.model import (
@@ -1057,6 +1057,17 @@ class TestFlatten(BotTest):
         self.exchange.positions_told = 1
         self.stopped(lambda: self.flatten(bot, 30.0))
         self.assertGreater(self.clock.time - began, 100 + 30)
+
+
+class TestAdoption(BotTest):
+    def test_what_the_usual_candles_leave_open_is_previewed_as_it_will_be_decided(self) -> None:
+        self.exchange.close = lambda number: Decimal(50_000 + min(number, 40))  # type: ignore[method-assign]
+        self.at(200)
+        bot = self.bot()
+        bot.market.learn()
+        self.assertIn("buy 0.01 XBT at market", " ".join(adoption(bot)))
+        self.once()
+        self.assertEqual(SIZE, self.exchange.held)
 
 
 class Dying:

@@ -84,7 +84,7 @@ class Bot:
         self.orders = Orders(plan, fingerprint, *parts)
         self._alerts = Alerts(journal, clock, self._emit)
         self.patiently = Patience(exchange, journal, clock, self._alerts)
-        self._window = CandleWindow(exchange, clock, plan.interval_s, plan.candles_min)
+        self._window = CandleWindow(exchange, clock, plan.interval_s)
         self._ledger = Ledger(exchange, journal, clock)
         self._books_kept, self._looked = float("-inf"), clock.monotonic()
         self._newest_close: Decimal | None = None
@@ -184,10 +184,7 @@ class Bot:
         next_due = self._next_due(newest)
         if self.journal.is_done(interval_s, newest.time):
             return TickResult(next_due, decided=True)
-        signal = self._signal(candles)
-        if signal.direction is None and self._window.widen():
-            signal = self._signal(self._finished(expected) or candles)
-        again_at = self._work(newest, self._remembered(signal))
+        again_at = self._work(newest, self._remembered(self._signal(candles)))
         if again_at is None:
             return TickResult(next_due, decided=True)
         return TickResult(min(next_due, again_at), decided=True, is_done=False)

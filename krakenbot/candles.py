@@ -15,29 +15,17 @@ from krakenbot.pairs import decimal
 ROWS_MAX = 720  # More than these the exchange does not give.
 LATE_WAIT_S = 2.0
 LATE_TRIES = 8
+HOLE_YOUNG = 20  # So many candles long it is asked whether a missing one has come.
 STEPS_MIN = 10  # So many rows tell whether they are of a longer interval, or some are missing.
 AHEAD_MAX_S = 5.0  # A candle that begins later than this from now is not believed.
 
 
 class CandleWindow:
-    """The newest finished candles without holes, brought up to date by a few rows a time."""
+    """All finished candles that the exchange tells, without holes; kept up by a few rows a time."""
 
-    def __init__(self, market: Market, clock: Clock, interval_s: int, needed: int) -> None:
-        self._market = market
-        self._clock = clock
-        self._interval_s = interval_s
-        self._kept = min(ROWS_MAX, needed + 20)
+    def __init__(self, market: Market, clock: Clock, interval_s: int) -> None:
+        self._market, self._clock, self._interval_s = market, clock, interval_s
         self._told: dict[int, Candle] = {}  # What the exchange gave, by time, oldest first.
-
-    def widen(self) -> bool:
-        """Hold all finished candles there are from now on; False when it does so already.
-
-        For when the usual few decide nothing.
-        """
-        if self._kept == ROWS_MAX:
-            return False
-        self._kept, self._told = ROWS_MAX, {}
-        return True
 
     def up_to(self, expected: int) -> Sequence[Candle] | None:
         """Return finished candles, the newest one starting at `expected` or later.
@@ -51,19 +39,19 @@ class CandleWindow:
             if max(self._told, default=0) < expected:
                 self._fetch(expected)
             if max(self._told, default=0) >= expected:
-                return fill([*self._told.values()], self._interval_s)
+                return fill([*self._told.values()], self._interval_s)[-ROWS_MAX:]
         return None
 
     def _fetch(self, expected: int) -> None:
-        """Ask from the first hole on, else for what is newer than the newest that is known."""
-        step_s = self._interval_s
-        oldest = expected - self._kept * step_s
-        known = max(self._told, default=0)
+        """Ask from the first young hole on, else for what is newer than the newest known."""
+        step_s, known = self._interval_s, max(self._told, default=0)
         if expected - known > (ROWS_MAX // 2) * step_s:
             known, self._told = 0, {}
-        hole = next((a for a, b in pairwise(self._told) if b - a > step_s), known)
+        young = expected - HOLE_YOUNG * step_s
+        holes = (a for a, b in pairwise(self._told) if b - a > step_s and a >= young)
+        begin = next(holes, known)
         # One candle more than needed: whether `since` itself comes back is not documented.
-        rows = self._market.candles((hole or oldest) - step_s)
+        rows = self._market.candles(begin - step_s if begin else None)
         if rows and rows[-1].time > self._clock.now() + AHEAD_MAX_S:
             raise UnansweredError(
                 f"OHLC answer holds a candle of {rows[-1].time}, now it is {self._clock.now():.0f}"
@@ -74,7 +62,7 @@ class CandleWindow:
             if was != candle:
                 log.warning("candle revised time=%s was=%s now=%s", candle.time, was, candle)
             told[candle.time] = candle  # The newest word counts.
-        self._told = {time: told[time] for time in sorted(told) if time >= oldest}
+        self._told = {time: told[time] for time in sorted(told)[-ROWS_MAX:]}
         for before, after in pairwise(self._told):
             if after - before > step_s and after > known:
                 log.warning("candles missing between %s and %s, filled flat", before, after)

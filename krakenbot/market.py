@@ -34,7 +34,7 @@ class MarketState:
 
     def __init__(self, plan: Plan, exchange: Exchange, clock: Clock, journal: Journal) -> None:
         self._plan, self._exchange, self._clock, self._journal = plan, exchange, clock, journal
-        self.fee_rate, self.margin_rates = ZERO, MarginRates()
+        self.fee_rate, self.margin_rates = FEE_RATE_ASSUMED, MarginRates()
         self.assumed = ""  # What of these is assumed, in words.
         self.clock_offset_s = 0.0  # The exchange's time less the host's.
         self.notices: tuple[str, ...] = ()  # What the exchange announces: emergencies, maintenance.
@@ -121,7 +121,6 @@ class MarketState:
         except (ExchangeError, StopError) as error:
             if isinstance(error, KeyRefusedError) and error.lockout:
                 raise  # Nothing private may follow.
-            self.fee_rate = self.fee_rate or FEE_RATE_ASSUMED
             self.assumed = f"fees are assumed ({plain(100 * self.fee_rate)} % a trade): {error}"
         if self._plan.leverage and None in self.margin_rates:
             words = f"a margin rate of {plain(100 * MARGIN_RATE_ASSUMED)} % is assumed"

@@ -81,7 +81,7 @@ class FakeMarket:
 
 
 def window(market: FakeMarket, clock: FakeClock) -> CandleWindow:
-    return CandleWindow(market, clock, 60, NEEDED)  # type: ignore[arg-type]
+    return CandleWindow(market, clock, 60)  # type: ignore[arg-type]
 
 
 class TestWindow(unittest.TestCase):
@@ -145,11 +145,9 @@ class TestWindow(unittest.TestCase):
             [1000 + n % 17 for n in range(4990, 5000)], [int(c.close) for c in got[-10:]]
         )
 
-    def test_widened_it_shows_all_that_the_exchange_has_and_goes_on_from_there(self) -> None:
+    def test_it_shows_all_that_the_exchange_has_and_goes_on_from_there(self) -> None:
         market = FakeMarket(800)
         kept = window(market, FakeClock())
-        kept.up_to(candle(799).time)
-        self.assertEqual([True, False], [kept.widen(), kept.widen()])
         self.assertEqual(
             [candle(n, 1000 + n % 17) for n in range(81, 800)],
             list(kept.up_to(candle(799).time) or ()),
@@ -221,7 +219,7 @@ class TestWindow(unittest.TestCase):
                 return []
 
         clock = FakeClock()
-        self.assertIsNone(CandleWindow(Empty(), clock, 60, NEEDED).up_to(T0))  # type: ignore[arg-type]
+        self.assertIsNone(CandleWindow(Empty(), clock, 60).up_to(T0))  # type: ignore[arg-type]
 
 
 class TestFill(unittest.TestCase):

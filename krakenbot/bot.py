@@ -13,7 +13,7 @@ from krakenbot.accounting import Ledger
 from krakenbot.alerts import Alerts
 from krakenbot.candles import CandleWindow
 from krakenbot.clock import Clock, StopRequestedError
-from krakenbot.decision import Blocked, Decision, Plan, Snapshot, decide, is_stuck
+from krakenbot.decision import Blocked, Decision, Plan, Snapshot, decide
 from krakenbot.errors import ConfigError, ExchangeError, LaterError, StopError, UnansweredError
 from krakenbot.exchange import Exchange
 from krakenbot.format import moment, money, percent, price
@@ -370,11 +370,11 @@ class Bot:
         after_s = min(BLOCKED_CANDLES * self.plan.interval_s, BLOCKED_MAX_S)
         self._alerts.hold("target", decision.reason if decision.blocked else "", after_s)
         words = ""
-        if is_stuck(held, self.plan.size, rules):
+        if self.plan.size < rules.ordermin:
             self.market.invalidate()
             words = (
-                f"{plain(held)} {self.plan.pair} is held, and now below the smallest order of "
-                f"the exchange, {plain(rules.ordermin)}"
+                f"{plain(held)} {self.plan.pair} is held, and size, {plain(self.plan.size)}, is "
+                f"now below the smallest order of the exchange, {plain(rules.ordermin)}"
             )
         self._alerts.hold("minimum", words)
         log.info(

@@ -371,6 +371,16 @@ class TestRaisedMinimum(AttentionTest):
         self.assertEqual(-SIZE, self.exchange.held)
         self.assertTrue(self.told("recovery"))
 
+    def test_a_flat_bot_tells_of_it_and_opens_at_the_next_candle_after_it_falls(self) -> None:
+        self.exchange.pair_rules = rules(ordermin="0.05")
+        bot = self.run_for(300)
+        self.assertEqual([], self.exchange.placed)
+        self.assertTrue(any("smallest order of the exchange, 0.05" in text for text in self.told()))
+        self.exchange.pair_rules = rules()
+        self.run_for(130, bot)
+        self.assertEqual(SIZE, self.exchange.held)
+        self.assertTrue(self.told("recovery"))
+
     def test_a_rest_that_could_not_be_closed_does_not_hold_up_the_next_whole_close(self) -> None:
         bot = self.once(105)
         refused = self.intents()[0]._replace(

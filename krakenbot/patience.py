@@ -11,6 +11,7 @@ from krakenbot.exchange import Exchange
 from krakenbot.journal import Journal
 
 BACKOFF_MAX_S, WAIT_MAX_S = 60.0, 300.0
+LOGGED_S = 60.0
 SILENCE_MAX_S = 300.0  # Waiting for longer is told outside.
 KEY_PAUSES_S = (60.0, 180.0, 300.0)
 LOCKOUT_S = 900.0
@@ -75,7 +76,7 @@ def patiently(
     A read that fails is no reason to end: nothing is sent, and it is asked again. Raises LaterError
     when that lasts longer than `patience_s`. `tell` is told at each failure.
     """
-    began, pause_s = float("inf"), 1.0
+    began, logged, pause_s = float("inf"), float("-inf"), 1.0
     while True:
         try:
             return action()
@@ -84,7 +85,9 @@ def patiently(
             began = min(began, now)
             if now - began > patience_s:
                 raise LaterError(f"gave up after {patience_s:.0f} s: {error}") from error
-            log.warning("waiting for the exchange reason=%s", error)
+            if now - logged >= LOGGED_S:
+                logged = now
+                log.warning("waiting for the exchange reason=%s", error)
             tell(f"waiting for the exchange: {error}")
             wait_s = min(max(pause_s, getattr(error, "wait_s", 0.0)), WAIT_MAX_S)
             clock.wait(min(wait_s, max(0.1, patience_s - (now - began) + 0.1)))

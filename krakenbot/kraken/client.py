@@ -180,43 +180,27 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a number")
 
 
-# Kraken's errors by what a careful caller does. The first match counts; the worst of several
-# errors counts. Source: docs.kraken.com, guide "Errors"; support article 360001491786.
+# Kraken's errors by what a careful caller does, told by their beginnings. The first match counts,
+# and of several errors the worst. Source: docs.kraken.com, guide "Errors"; support 360001491786.
 UNKNOWN, LOCKOUT, KEY, LATER, REFUSED = range(5)  # The worst first.
-VERDICTS: tuple[tuple[str, int, Cause], ...] = (
-    ("EAPI:Invalid nonce", LATER, Cause.NONCE),
-    ("EAPI:Rate limit exceeded", LATER, Cause.RATE_LIMIT),
-    ("EAPI:", KEY, Cause.OTHER),
-    ("EAuth:Rate limit", LOCKOUT, Cause.OTHER),
-    ("EAuth:Too many requests", LOCKOUT, Cause.OTHER),
-    ("EAuth:", KEY, Cause.OTHER),
-    ("ESession:", KEY, Cause.OTHER),
-    ("EGeneral:Permission denied", KEY, Cause.OTHER),
-    ("EGeneral:Temporary lockout", LOCKOUT, Cause.OTHER),
-    ("EGeneral:Too many requests", LOCKOUT, Cause.OTHER),
-    ("EGeneral:Invalid arguments:cl_ord_id not unique", UNKNOWN, Cause.OTHER),
-    ("EGeneral:Invalid arguments", REFUSED, Cause.OTHER),
-    ("EGeneral:Unknown method", REFUSED, Cause.OTHER),
-    ("EGeneral:Unknown Method", REFUSED, Cause.OTHER),
-    ("EAccount:", KEY, Cause.OTHER),
-    ("ETrade:Locked", KEY, Cause.OTHER),
-    ("ETrade:User Locked", KEY, Cause.OTHER),
-    ("ETrade:Invalid request", REFUSED, Cause.OTHER),
-    ("EQuery:", REFUSED, Cause.OTHER),
-    ("EOrder:Trading agreement required", KEY, Cause.OTHER),
-    ("EOrder:Rate limit exceeded", LATER, Cause.RATE_LIMIT),
-    ("EOrder:Domain rate limit exceeded", LATER, Cause.RATE_LIMIT),
-    ("EOrder:Orders limit exceeded", LATER, Cause.RATE_LIMIT),
-    ("EOrder:Scheduled orders limit exceeded", LATER, Cause.RATE_LIMIT),
-    ("EOrder:Insufficient margin", LATER, Cause.LENDING_POOL),
-    ("EOrder:Insufficient initial margin", REFUSED, Cause.FUNDS),
-    ("EOrder:Insufficient funds", REFUSED, Cause.FUNDS),
-    ("EOrder:Margin level too low", REFUSED, Cause.FUNDS),
-    ("EOrder:Reduce only:Position is closed", UNKNOWN, Cause.OTHER),
-    ("EOrder:", REFUSED, Cause.OTHER),
-    ("EBM:limit exceeded", REFUSED, Cause.OTHER),
-    ("EService:Market in", LATER, Cause.MARKET_STATE),
-)
+VERDICTS = {
+    (LATER, Cause.NONCE): "EAPI:Invalid nonce",
+    (LATER, Cause.RATE_LIMIT): "EAPI:Rate limit exceeded|EOrder:Rate limit exceeded"
+    "|EOrder:Domain rate limit exceeded|EOrder:Orders limit exceeded"
+    "|EOrder:Scheduled orders limit exceeded",
+    (LATER, Cause.LENDING_POOL): "EOrder:Insufficient margin",
+    (LATER, Cause.MARKET_STATE): "EService:Market in",
+    (LOCKOUT, Cause.OTHER): "EAuth:Rate limit|EAuth:Too many requests|EGeneral:Temporary lockout"
+    "|EGeneral:Too many requests",
+    (UNKNOWN, Cause.OTHER): "EGeneral:Invalid arguments:cl_ord_id not unique"
+    "|EOrder:Reduce only:Position is closed",
+    (KEY, Cause.OTHER): "EAPI:|EAuth:|ESession:|EAccount:|EGeneral:Permission denied"
+    "|ETrade:Locked|ETrade:User Locked|EOrder:Trading agreement required",
+    (REFUSED, Cause.FUNDS): "EOrder:Insufficient initial margin|EOrder:Insufficient funds"
+    "|EOrder:Margin level too low",
+    (REFUSED, Cause.OTHER): "EGeneral:Invalid arguments|EGeneral:Unknown [mM]ethod|EQuery:|EOrder:"
+    "|ETrade:Invalid request|EBM:limit exceeded",
+}
 WAITS_S = {Cause.RATE_LIMIT: 15.0, Cause.MARKET_STATE: 60.0, Cause.LENDING_POOL: 60.0}
 _ELSEWHERE = (
     "Kraken lets this account only reduce margin positions on this pair, because of where it is "
@@ -250,7 +234,5 @@ def raise_verdict(method: str, failures: Sequence[str]) -> NoReturn:
 
 
 def _verdict(failure: str) -> tuple[int, Cause]:
-    for prefix, verdict, cause in VERDICTS:
-        if failure.startswith(prefix):
-            return verdict, cause
-    return UNKNOWN, Cause.OTHER
+    found = (verdict for verdict, texts in VERDICTS.items() if re.match(texts, failure))
+    return next(found, (UNKNOWN, Cause.OTHER))

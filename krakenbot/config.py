@@ -87,7 +87,7 @@ _EXCHANGE_URL = _text(f"{_ORIGIN}/?", _WHERE, lambda url: url.removesuffix("/"))
 _PROXY = _text(rf"http://{_HOST}:(?P<port>[0-9]{{1,5}})", "http://host:port")
 _PRIVATELY = "https without user and password, or http on loopback"
 _NOTIFY_URL = _text(rf"{_ORIGIN}([/?][!-~]*)?", _PRIVATELY, Secret)
-_BODY = _text(r"(?s:.{1,10000})", "text of at most 10000 characters")
+_BODY = _text(r"(?s:.{1,10000})", "text of at most 10000 characters", Secret)
 _PATH = _text(r"[^\x00-\x1f\x7f]+", "a path", Path)
 
 
@@ -175,11 +175,8 @@ class NotifyTable(NamedTuple):
     """Addresses and bodies often carry a token, so they count as secrets."""
 
     url: Annotated[Secret | None, _NOTIFY_URL] = None
-    body: Annotated[str | None, _BODY] = None
+    body: Annotated[Secret | None, _BODY] = None
     heartbeat_url: Annotated[Secret | None, _NOTIFY_URL] = None
-
-    def __repr__(self) -> str:
-        return "NotifyTable(<secret>)"
 
 
 class Config(NamedTuple):

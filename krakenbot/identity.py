@@ -148,11 +148,6 @@ def journal_path(config: Config) -> Path:
     )
 
 
-def open_here(config: Config) -> Journal:
-    """Return the journal that is here, to look at; ConfigError names others if there is none."""
-    return open_read_only(journal_path(config))
-
-
 def _known(config: Config, pair_of: Callable[[str], str]) -> Iterator[tuple[Path, Identity]]:
     """Yield each journal of this mode and exchange, also lost ones, and whose it is."""
     folder, prefix = config.state_directory, _prefix(config)

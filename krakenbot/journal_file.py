@@ -8,7 +8,7 @@ from pathlib import Path
 from krakenbot.alerts import standing
 from krakenbot.errors import ConfigError, StopError
 from krakenbot.journal import BUSY_S, Journal, advice, damaged
-from krakenbot.lock import access_hint, exists, no_access, open_private
+from krakenbot.lock import access_hint, no_access, open_private
 
 MIGRATIONS = (
     """
@@ -61,7 +61,7 @@ def open_journal(path: Path | None) -> Journal:
         memory = sqlite3.connect(":memory:", isolation_level=None)
         return Journal(prepare(memory, Path(":memory:")))
     try:
-        if exists(path):
+        if path.exists():
             _connect(path).close()
         os.close(open_private(path, os.O_RDWR))
         connection = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None)
@@ -90,9 +90,9 @@ def prepare(connection: sqlite3.Connection, path: Path) -> sqlite3.Connection:
 
 def open_read_only(path: Path) -> Journal:
     """Open an existing journal for commands that only look; ConfigError when there is none."""
-    if not exists(path):
-        raise ConfigError(f"there is no journal {path} yet: this bot has not run")
     try:
+        if not path.exists():
+            raise ConfigError(f"there is no journal {path} yet: this bot has not run")
         connection = _connect(path)
         if connection.execute("PRAGMA user_version").fetchone()[0] < len(MIGRATIONS):
             copy = sqlite3.connect(":memory:", isolation_level=None)
@@ -100,6 +100,8 @@ def open_read_only(path: Path) -> Journal:
                 connection.backup(copy)
             connection.close()
             return Journal(prepare(copy, path), path)
+    except OSError as error:
+        raise no_access(path, f"the journal {path} cannot be looked at", error) from error
     except sqlite3.Error as error:
         raise _failure(path, error) from error
     return Journal(connection, path)
@@ -113,7 +115,7 @@ def _connect(path: Path) -> sqlite3.Connection:
     # Beside a file on a read-only disk no other can be made. Where nothing waits in its log, the
     # file alone is all of it.
     log_file = path.with_name(f"{path.name}-wal")
-    is_alone = not exists(log_file) or log_file.stat().st_size == 0
+    is_alone = not log_file.exists() or log_file.stat().st_size == 0
     is_fixed = is_alone and not os.access(path.parent, os.W_OK)
     uri = f"{path.absolute().as_uri()}?mode=ro{'&immutable=1' if is_fixed else ''}"
     connection = sqlite3.connect(uri, uri=True, timeout=BUSY_S, isolation_level=None)

@@ -128,17 +128,6 @@ def is_locked(path: Path) -> bool:
     return False
 
 
-def exists(path: Path) -> bool:
-    """Return whether the file is there; ConfigError where this user may not even look."""
-    try:
-        path.lstat()
-        return True
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    except OSError as error:
-        raise no_access(path, f"{path} cannot be looked at", error) from error
-
-
 def no_access(path: Path, what: str, error: OSError) -> ConfigError:
     return ConfigError(f"{what}: {error.strerror}. {access_hint(path)}")
 

@@ -90,9 +90,9 @@ class Notifier:
             self._send(*item)
 
     def _send(self, method: str, url: Secret, text: str) -> None:
-        template = self._notify.body
         kind, body = "text/plain; charset=utf-8", text
-        if template is not None:
+        if self._notify.body is not None:
+            template = self._notify.body.reveal()
             body = template.replace("$text", json.dumps(text)[1:-1])
             kind = "application/json" if template.lstrip()[:1] in ("{", "[") else kind
         headers = {"User-Agent": USER_AGENT, "Content-Type": kind}

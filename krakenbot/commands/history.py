@@ -14,8 +14,9 @@ from typing import Any
 from krakenbot import config as configuration
 from krakenbot.commands import plainly
 from krakenbot.format import MINUTE, in_columns, moment, money, percent, price, volume
-from krakenbot.identity import open_here
+from krakenbot.identity import journal_path
 from krakenbot.journal import Journal
+from krakenbot.journal_file import open_read_only
 from krakenbot.log import clean
 from krakenbot.model import ZERO
 from krakenbot.presence import units
@@ -35,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     config = configuration.load_here(arguments.config)
-    journal = open_here(config)
+    journal = open_read_only(journal_path(config))
     rows = ROWS[arguments.what](journal, arguments.since)
     if arguments.format == "json":
         for row in map(plainly, rows):

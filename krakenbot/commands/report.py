@@ -9,8 +9,9 @@ from krakenbot.commands.chart import Fill
 from krakenbot.commands.story import Point, Story, thinned, way_to_net, write
 from krakenbot.config import Config, is_loopback
 from krakenbot.format import asset, moment, volume
-from krakenbot.identity import open_here
+from krakenbot.identity import journal_path
 from krakenbot.journal import Journal
+from krakenbot.journal_file import open_read_only
 from krakenbot.log import clean
 from krakenbot.model import ZERO
 from krakenbot.presence import units
@@ -28,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     config = configuration.load_here(arguments.config)
-    journal = open_here(config)
+    journal = open_read_only(journal_path(config))
     write(arguments.output, story_of(config, journal))
     print(f"report: {arguments.output}")
     return 0

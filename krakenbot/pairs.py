@@ -12,8 +12,8 @@ class PairRules(NamedTuple):
     """One entry of AssetPairs. `pair` is Kraken's internal name, `altname` the one to send.
 
     `ordermin` is in base, `costmin` in quote currency; `leverages_buy` and `leverages_sell` are
-    empty where the pair has no margin on that side; `margin_call` and `margin_stop` are percent; a
-    position limit of None is unknown.
+    empty where the pair has no margin on that side; `margin_stop` is percent; a position limit of
+    None is unknown.
     """
 
     pair: str
@@ -28,7 +28,6 @@ class PairRules(NamedTuple):
     costmin: Decimal
     leverages_buy: tuple[int, ...]
     leverages_sell: tuple[int, ...]
-    margin_call: Decimal
     margin_stop: Decimal
     long_position_limit: Decimal | None
     short_position_limit: Decimal | None
@@ -64,7 +63,6 @@ def parse_rules(pair: str, row: Mapping[str, Any]) -> PairRules:
             costmin=decimal(row.get("costmin") or 0),
             leverages_buy=_leverages(row, "leverage_buy"),
             leverages_sell=_leverages(row, "leverage_sell"),
-            margin_call=decimal(row.get("margin_call") or 80),
             margin_stop=decimal(row.get("margin_stop") or 40),
             long_position_limit=_limit(row, "long_position_limit"),
             short_position_limit=_limit(row, "short_position_limit"),

@@ -47,7 +47,7 @@ class TestRules(unittest.TestCase):
         self.assertEqual((Decimal("0.00005"), Decimal("0.5")), (got.ordermin, got.costmin))
         self.assertEqual((2, 3, 4, 5), got.leverages(Side.BUY))
         self.assertEqual((2, 3), got.leverages(Side.SELL))
-        self.assertEqual((80, 40), (got.margin_call, got.margin_stop))
+        self.assertEqual(40, got.margin_stop)
         self.assertEqual(
             (Decimal(350), Decimal(250)), (got.long_position_limit, got.short_position_limit)
         )
@@ -72,7 +72,7 @@ class TestRules(unittest.TestCase):
             "ordermin": (None, "", "NaN", "Infinity", "-0.1", True, [], {}, "1e99"),
             "costmin": ("-1", "many", ["1"], "sNaN"),
             "leverage_buy": ("x", 3, [None], ["two"], [[2]]),
-            "margin_call": ("high", [80]),
+            "margin_stop": ("high", [80]),
             "long_position_limit": ("many", [], True),
         }.items():
             for value in values:
@@ -80,8 +80,8 @@ class TestRules(unittest.TestCase):
                     rules(**{field: value})
 
     def test_a_fraction_in_a_field_of_margin_leaves_the_pair_readable(self) -> None:
-        got = rules(leverage_buy=[2, Decimal("2.5"), 3], margin_call=Decimal("82.5"))
-        self.assertEqual(((2, 3), Decimal("82.5")), (got.leverages_buy, got.margin_call))
+        got = rules(leverage_buy=[2, Decimal("2.5"), 3], margin_stop=Decimal("42.5"))
+        self.assertEqual(((2, 3), Decimal("42.5")), (got.leverages_buy, got.margin_stop))
 
     def test_something_that_is_no_entry_is_a_value_error(self) -> None:
         for row in (None, [], "text", 5, Decimal(1)):

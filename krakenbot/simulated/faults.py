@@ -137,7 +137,8 @@ class Faults:
         """
         request = method, target, headers, body
         if target.startswith("/sandbox/"):
-            return self.api.respond(*request)
+            with self._lock:
+                return self.api.respond(*request)
         name = target.partition("?")[0].rpartition("/")[2]
         with self._lock:
             self._catch_up()

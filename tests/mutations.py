@@ -227,6 +227,7 @@ DEFECTS: dict[str, tuple[Change, ...]] = {
             """,
         ),
     ),
+    # -- the order's life, in ways that only two faults show -----------------------------------
     "a lookup that fails proves absence": (
         Change(
             "orders",
@@ -234,9 +235,74 @@ DEFECTS: dict[str, tuple[Change, ...]] = {
             """
             def defect(self, intent):
                 answer = original(self, intent)
-                if answer is Answer.LOOKUP_FAILED:
+                if answer is Answer.LOOKUP_FAILED and not intent.accepted:
                     self._searches[intent.id] = Search(9, -1e9, -1e9)
                     return Answer.NOT_FOUND
+                return answer
+            """,
+        ),
+    ),
+    "an unanswered order that cannot be looked up counts as filled": (
+        Change(
+            "orders",
+            "Orders._look",
+            """
+            def defect(self, intent):
+                from krakenbot.model import OrderStatus
+                answer = original(self, intent)
+                if answer is not Answer.LOOKUP_FAILED or intent.accepted:
+                    return answer
+                volume = intent.volume
+                self._found = Execution(intent.id, "O", OrderStatus.CLOSED, volume, volume, ZERO)
+                return Answer.FOUND_FINAL
+            """,
+        ),
+    ),
+    "a new process believes its first empty answer": (
+        Change(
+            "orders",
+            "Orders.reconcile",
+            """
+            def defect(self):
+                if not vars(self).get("is_old"):
+                    for intent in self._journal.open_intents():
+                        self._searches[intent.id] = Search(9, -1e9, -1e9)
+                self.is_old = True
+                original(self)
+            """,
+        ),
+    ),
+    "a new process takes a part of a fill for all of it": (
+        Change(
+            "orders",
+            "Orders.reconcile",
+            """
+            def defect(self):
+                self.is_new = True
+                original(self)
+                self.is_new = False
+            """,
+        ),
+        Change(
+            "orders",
+            "Orders._book",
+            """
+            def defect(self, intent):
+                if vars(self).get("is_new") and self._found.volume:
+                    self._found = self._found._replace(volume=intent.volume)
+                original(self, intent)
+            """,
+        ),
+    ),
+    "an unanswered order is sent again when it cannot be looked up": (
+        Change(
+            "orders",
+            "Orders._look",
+            """
+            def defect(self, intent):
+                answer = original(self, intent)
+                if answer is Answer.LOOKUP_FAILED and intent in self._journal.open_intents():
+                    self._exchange.place(intent.order, intent.deadline)
                 return answer
             """,
         ),
@@ -343,40 +409,25 @@ DEFECTS: dict[str, tuple[Change, ...]] = {
     ),
     "an order is looked for among open orders only": (
         Change(
-            "kraken.spot",
-            "Spot._search",
+            "kraken.client",
+            "Client.private",
             """
-            def defect(self, client_order_id, since):
-                private = self._client.private
-                class Blind:
-                    def private(self, method, params):
-                        if method == "ClosedOrders":
-                            return {"closed": {}}
-                        return private(method, params)
-                self._client, client = Blind(), self._client
-                try:
-                    return original(self, client_order_id, since)
-                finally:
-                    self._client = client
+            def defect(self, method, params=None):
+                result = original(self, method, params)
+                return {"closed": {}} if method == "ClosedOrders" else result
             """,
         ),
     ),
     "what of a position is closed already is not counted": (
         Change(
-            "kraken.spot",
-            "Spot.position",
+            "kraken.client",
+            "Client.private",
             """
-            def defect(self):
-                private = self._client.private
-                class Whole:
-                    def private(self, method, params=None):
-                        rows = private(method, params)
-                        return {key: row | {"vol_closed": "0"} for key, row in rows.items()}
-                self._client, client = Whole(), self._client
-                try:
-                    return original(self)
-                finally:
-                    self._client = client
+            def defect(self, method, params=None):
+                result = original(self, method, params)
+                if method == "OpenPositions":
+                    result = {key: row | {"vol_closed": "0"} for key, row in result.items()}
+                return result
             """,
         ),
     ),
@@ -406,15 +457,15 @@ DEFECTS: dict[str, tuple[Change, ...]] = {
             """,
         ),
     ),
-    "half an answer is taken for a whole one": (
+    "an answer that did not come is taken for an empty one": (
         Change(
             "kraken.client",
-            "result_of",
+            "Client.private",
             """
-            def defect(method, status, body):
+            def defect(self, method, params=None):
                 try:
-                    return original(method, status, body)
-                except UnansweredError:
+                    return original(self, method, params)
+                except (LaterError, UnansweredError):
                     if method in ("OpenPositions", "Balance"):
                         return {}
                     raise
@@ -476,8 +527,8 @@ DEFECTS: dict[str, tuple[Change, ...]] = {
             "bot",
             "Bot._objection",
             """
-            def defect(self, step, held, candle):
-                blocked = original(self, step, held, candle)
+            def defect(self, step, held):
+                blocked = original(self, step, held)
                 return blocked._replace(until=None) if blocked else None
             """,
         ),
@@ -509,11 +560,11 @@ DEFECTS: dict[str, tuple[Change, ...]] = {
     ),
 }
 TWO_FAULTS = (
-    "an order is sent again after a time-out",
-    "an accepted order counts as filled",
-    "a request lost on its way counts as not sent",
-    "open intents are not asked about",
-    "a partial fill counts as a whole one",
+    "a lookup that fails proves absence",
+    "an unanswered order that cannot be looked up counts as filled",
+    "a new process believes its first empty answer",
+    "a new process takes a part of a fill for all of it",
+    "an unanswered order is sent again when it cannot be looked up",
 )
 
 

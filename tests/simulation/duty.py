@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from tests.simulation.world import World
 
 SILENCE_MAX_S, AGAIN_S = 1800.0, 90000.0
+LOOK_S = 600.0  # Between two looks at one candle.
+FRESH_S = 400.0
 AWAKE_S = 90.0  # So long after a sleep of the machine all is as before.
 FLAT_EVERY = 5  # Of the rule's candles.
 # Reasons for which it may be off target in calm.
@@ -83,7 +85,7 @@ class Duty:
         """Look at the candle that ended a little while ago, and at the position."""
         world, step = self.world, self.world.interval_s
         ended = int(world.time - self.late_s()) // step * step
-        self.due = ended + step + self.late_s()
+        self.due = min(ended + step + self.late_s(), world.time + LOOK_S)
         self._check_silence()
         if not self.is_calm() or world.meta("halted"):
             return
@@ -128,7 +130,9 @@ class Duty:
             return
         excuse = re.search("|".join(HELD_BACK), self.reason)
         least = Decimal(world.api.listing[world.setting.pair]["ordermin"])
-        if "left alone below" in self.reason and abs(own - world.size * self.target) >= least:
+        is_fresh = self.decided_at > world.storms.calm_from + FRESH_S  # It knows the rules now.
+        is_whole = abs(own - world.size * self.target) >= least
+        if "left alone below" in self.reason and is_fresh and is_whole:
             excuse = None
         world.expect(excuse, "back on target", f"{own} is held; {text}")
         world.counts["calm but held back"] += 1

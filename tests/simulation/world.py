@@ -334,7 +334,7 @@ def choose(random: random.Random, seed: int) -> Setting:
     poor = random.random() < 0.04
     return Setting(
         pair=choice(("XXBTZUSD", "XXBTZUSD", "XXBTZUSD", "XETHZUSD")),
-        interval=random.choices((1, 5, 60, 240, 1440), (80, 13, 4, 2, 1))[0],
+        interval=random.choices((1, 5, 60, 240, 1440), (75, 12, 8, 4, 1))[0],
         length=choice((2, 2, 2, 2, 2, 3, 3, 5)),
         balance=Decimal(480 if poor else 1_000_000),
         coins=choice((ZERO, Decimal("0.5"))),

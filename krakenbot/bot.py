@@ -292,11 +292,11 @@ class Bot:
         if direction is None or self.plan.entry_now or self.journal.get("entered"):
             return None
         first = self.journal.get("first_direction")
-        if first and int(first) != direction:
-            self.journal.put(entered=1)
-            return None
         if not first:
             self.journal.put(first_direction=int(direction))
+        elif int(first) != direction:
+            self.journal.put(entered=1)
+            return None
         return direction
 
     def _objection(self, step: Step, held: Decimal) -> Blocked | None:

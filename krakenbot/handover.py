@@ -16,12 +16,7 @@ from krakenbot.accounting import own_trades
 from krakenbot.bot import Bot
 from krakenbot.candles import CandleWindow
 from krakenbot.decision import Snapshot, decide
-from krakenbot.errors import (
-    ExchangeError,
-    FlattenRequestedError,
-    LaterError,
-    StopError,
-)
+from krakenbot.errors import ExchangeError, FlattenRequestedError, LaterError, StopError
 from krakenbot.lock import no_access, open_private
 from krakenbot.model import ZERO, Direction, Position, Purpose, Side, Step
 from krakenbot.order_states import VISIBLE_S

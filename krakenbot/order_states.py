@@ -184,6 +184,7 @@ REFUSED_AFTER_S = (15.0, 60.0, 300.0, 900.0)  # The last one repeats.
 NOT_SENT_AFTER_S = (2.0, 5.0, 15.0, 60.0)
 EARLIER_CANDLE_MAX_S = 300.0  # A new candle's first attempt waits no longer for an older one's.
 BELOW_MINIMUM_AFTER_S = 3600.0
+CUT = (Outcome.CANCELED, Outcome.EXPIRED)
 
 
 def next_attempt(
@@ -200,10 +201,7 @@ def next_attempt(
         return None
     is_of_candle = newest.interval_s == interval_s and newest.candle == candle
     # Without margin a close is an ordinary sale; once its end is certain the rest may be sold.
-    was_cut = newest.purpose is Purpose.CLOSE and newest.outcome in (
-        Outcome.CANCELED,
-        Outcome.EXPIRED,
-    )
+    was_cut = newest.purpose is Purpose.CLOSE and newest.outcome in CUT
     if not (newest.reduce_only or was_cut or newest.outcome in PASSING):
         return Blocked("ordered once in this candle already", None) if is_of_candle else None
     at = (newest.settled or newest.created) + _pause_s(newest_first, is_of_candle, ordermin)

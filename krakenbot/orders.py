@@ -1,6 +1,10 @@
 """An order, exactly: written, sent once, asked about until its end is known; see order_states.py.
 
-And the other half of that: what is held is what the exchange says and the journal explains.
+Why none is sent twice: only `_place` sends, and only one cell of the table leads there, which puts
+the intent on disk first. Its id follows from candle, purpose and number of the attempt, and the
+journal takes an id once. While any intent has no end, `reconcile` finds it or raises, and
+nothing is decided. The other half of it is what is held: what the exchange says and the journal
+explains.
 """
 
 from decimal import Decimal

@@ -198,12 +198,10 @@ DEFECTS: dict[str, tuple[Change, ...]] = {
         ),
     ),
     "what was ordered for this candle is ordered again": (
-        Change(
-            "orders", "next_attempt", "def defect(newest_first, candle, interval_s, least): pass"
-        ),
+        Change("orders", "next_attempt", "def defect(*question): pass"),
     ),
     "refusals go on for ever": (
-        Change("orders", "next_attempt", "def defect(newest_first, candle, step, least): pass"),
+        Change("orders", "next_attempt", "def defect(*question): pass"),
         Change("orders", "UNFILLED_MAX", "500"),
     ),
     "an order found in another state counts as ended": (

@@ -31,9 +31,6 @@ class Lock:
         except OSError as error:
             os.close(self._file)
             raise ConfigError(f"the lock {path} cannot be written: {error.strerror}") from error
-        except ConfigError:
-            os.close(self._file)
-            raise
 
     def _take(self, what: str) -> None:
         for _ in range(TRIES):
@@ -42,6 +39,7 @@ class Lock:
                 return
             time.sleep(LOOK_S)  # It may be somebody who only looks.
         holder = self.read(1) or "it does not say who it is"
+        os.close(self._file)
         raise ConfigError(
             f"another krakenbot holds {what} ({holder}; lock {self.path}). Stop it first: "
             "systemctl stop its service, or kill that process"

@@ -21,7 +21,7 @@ from krakenbot.errors import RefusedError
 from krakenbot.model import ZERO, Candle, Direction, Order, Purpose, Quote, Side, Signal, Step
 from krakenbot.pairs import PairRules
 from krakenbot.risk import RiskInputs, objection
-from krakenbot.simulated.books import Account, Trade
+from krakenbot.simulated.books import ROLLOVER_S, Account, Trade
 from krakenbot.simulated.books import objection as refusal
 from krakenbot.strategy import sma_slope
 
@@ -75,7 +75,7 @@ class Replay:
         self._too_dear, self._allowed_at = inf, 0
         self._recent: deque[int] = deque()
         self._unfilled = 0
-        self._set_bounds()
+        self._set_limits()
         self._look_up()
 
     def feed(self, part: Columns) -> None:
@@ -143,10 +143,11 @@ class Replay:
         marked, last = first, len(part.times) - 1
         ends, opens = part.times[begin + 1 :], part.opens[begin + 1 :]
         rows = zip(ends, opens, part.lows[begin:], part.highs[begin:], strict=False)
+        bottom, top, due, off_target = self._bottom, self._top, self._due, self._off_target
         for at, (end, opened, low, high) in enumerate(rows, begin):
-            bottom, top, is_turn = self._bottom, self._top, at in turns
             is_safe = bottom < low and high < top and bottom < opened < top
-            if is_safe and end < self._due and not (is_turn or self._off_target):
+            is_turn = at in turns
+            if is_safe and end < due and not is_turn and not off_target:
                 continue
             now = end + WAKE_DELAY_S
             self._direction = turns.get(at, self._direction)
@@ -154,7 +155,7 @@ class Replay:
                 continue
             # What could not be paid at one price cannot be at a higher one.
             is_too_dear = opened >= self._too_dear and not is_turn
-            if self._off_target and (now < self._allowed_at or is_too_dear):
+            if off_target and (now < self._allowed_at or is_too_dear):
                 self.record.refused += 1
                 continue
             if is_turn and is_safe and self._is_plain_turn(part, at, now):
@@ -162,11 +163,11 @@ class Replay:
                 self._turn(exact(opened), now, part.is_traded(at + 1))
             else:
                 self._mark(part, marked, at)
-                self._look(part, at, now, is_turn or not is_safe or self._off_target)
-            self._look_up()
+                self._look(part, at, now, is_turn or not is_safe or off_target)
             marked = at + 1
             if self.record.ended is not None:
                 return
+            bottom, top, due, off_target = self._bottom, self._top, self._due, self._off_target
         self._mark(part, marked, last)
 
     def _is_plain_turn(self, part: Columns, at: int, now: int) -> bool:
@@ -193,6 +194,7 @@ class Replay:
         price = self._price(opened, sign)
         trades = account.turn(self.position, now, price, self.plan.leverage)
         self._record(now, sign, "", trades[0], trades[1], is_traded)
+        self._set_bounds(-self._held, float(account.balances[self.rules.quote]), now + ROLLOVER_S)
 
     def _slope_turns(self, part: Columns, begin: int) -> dict[int, int]:
         """Return number and new direction of each candle at which the average turns."""
@@ -222,8 +224,8 @@ class Replay:
             closes, first = part.closes[begin:end], part.times[begin] + part.interval_s
             self.record.follow(self._fixed, self._held, closes, first, part.interval_s)
 
-    def _set_bounds(self) -> None:
-        """Set what never changes, and the bounds inside which a turn meets no objection."""
+    def _set_limits(self) -> None:
+        """Set what never changes, and the limits inside which a turn meets no objection."""
         plan, rules, costs = self.plan, self.rules, self.costs
         limits, leverage, loss = plan.limits, plan.leverage or 1, plan.limits.max_loss
         self._orders_a_turn = 1 if plan.one_order else 2
@@ -245,15 +247,18 @@ class Replay:
         )
 
     def _look_up(self) -> None:
-        """Read from the books between which prices the position goes on, and until when for free.
+        """Read from the books what quiet candles are measured by."""
+        due = min((lot.due for lot in self.position.lots), default=inf)
+        self._set_bounds(float(self.held), float(self.account.balances[self.rules.quote]), due)
+
+    def _set_bounds(self, held: float, balance: float, due: float) -> None:
+        """Set between which prices the position goes on, and until when it costs nothing.
 
         Equity at a price is `_fixed` and `_held` times it. A thousandth of the position is kept to
         spare: what is near liquidation or the largest loss is looked at exactly.
         """
-        position, balance = self.position, float(self.account.balances[self.rules.quote])
-        held, cost = float(self.held), float(position.cost_left)
-        self._held, self._bottom, self._top = held, -inf, inf
-        self._due = min([lot.due for lot in position.lots], default=inf)
+        cost = float(self.position.cost_left)
+        self._held, self._due, self._bottom, self._top = held, due, -inf, inf
         self._fixed = fixed = balance - (cost if held > 0 else -cost)
         if held > 0:
             self._bottom = (max(self._stop * cost, self._floor) - fixed) / held / 0.999
@@ -283,6 +288,7 @@ class Replay:
                 self._off_target = True
             else:
                 self._trade(opened, charged, now, traded)
+        self._look_up()
 
     def _trade(self, opened: Decimal, charged: Decimal, now: int, traded: bool) -> None:
         """Decide and send, as often as the bot does in one tick."""

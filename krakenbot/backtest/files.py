@@ -396,6 +396,9 @@ def _filled(
     """
     times, repeated, broken = rows.times, 0, -1
     before, flat = last or (times[0] - interval_s, rows.opens[0])
+    every = range(before + interval_s, times[-1] + 1, interval_s)
+    if last and times == [*every]:
+        return rows._replace(interval_s=interval_s, times=every)
     steps = list(map(sub, times, (before, *times)))
     breaks = [at for at, step in enumerate(steps) if step != interval_s]
     for at in breaks if last else (0, *breaks):
@@ -403,9 +406,6 @@ def _filled(
         repeated, broken = repeated + 1 if is_same else 0, at
         if wrong := _wrong_time(times[at], steps[at], interval_s, repeated):
             raise BadDataError(f"{source}:{number + at}: time {times[at]} {wrong}")
-    every = range(before + interval_s, times[-1] + 1, interval_s)
-    if not breaks:
-        return rows._replace(interval_s=interval_s, times=every)
     filled: list[list[Any]] = [[], [], [], [], []]
     for begin, end in pairwise(dict.fromkeys((0, *breaks, len(times)))):
         price, missing = rows.closes[begin - 1] if begin else flat, steps[begin] // interval_s - 1

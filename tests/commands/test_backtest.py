@@ -29,6 +29,7 @@ from krakenbot.risk import Limits
 from krakenbot.simulated.listing import PAIRS
 from krakenbot.simulated.paper import PaperClient
 from krakenbot.strategy import build
+from tests import IS_LONG
 from tests.logs import silence_module
 from tests.markets import Answers
 
@@ -38,8 +39,7 @@ def setUpModule() -> None:
 
 
 DATA = os.environ.get("TEST_DATA_KRAKEN")
-IS_LONG = "TEST_DAYS" in os.environ  # As .ci/run sets it, for months, and every option.
-DAYS = int(os.environ.get("TEST_DAYS", "1"))
+DAYS = float(os.environ.get("TEST_DAYS", "0.25"))
 NOT_BOOKS = {"positions": None, "ledger": None}
 LONG, SHORT = D("0.00025"), D("0.0001")
 RATES = MarginRates(LONG, SHORT)
@@ -196,7 +196,7 @@ class TestAgainstTheLiveTick(unittest.TestCase):
         self.assertGreater(result.turns, 32 * DAYS)
 
     def test_years_of_hours_with_rollovers_are_equal(self) -> None:
-        columns = real("2023Q1/XBTUSD_60.csv", 3600, 10_000 if IS_LONG else 20)
+        columns = real("2023Q1/XBTUSD_60.csv", 3600, 10_000 if IS_LONG else 10)
         for leverage in (0, 2, 5) if IS_LONG else (2,):
             with self.subTest(leverage=leverage):
                 wish = plan(3600, leverage=leverage, entry_now=True)
@@ -205,7 +205,7 @@ class TestAgainstTheLiveTick(unittest.TestCase):
 
     def test_random_walks_with_every_option_are_equal(self) -> None:
         endings = set()
-        for seed in (*range(8), 29, 31, 38) if IS_LONG else (1, 29):
+        for seed in (*range(8), 29, 31, 38) if IS_LONG else (29,):
             with self.subTest(seed=seed):
                 columns, wish, balance = wild(seed)
                 result = self.compare(columns, XBTUSD, wish, balance=balance, fee="0.002")
@@ -214,14 +214,15 @@ class TestAgainstTheLiveTick(unittest.TestCase):
             self.assertLessEqual({"none", "liquidated", "the"}, endings)
 
     def test_the_limit_of_orders_is_kept_by_many_turns_at_once_and_waited_for(self) -> None:
-        columns = flat(*(9000 + at // 2 % 2 for at in range(3000)))
+        minutes = 3000 if IS_LONG else 1600
+        columns = flat(*(9000 + at // 2 % 2 for at in range(minutes)))
         for limit in (2, 7) if IS_LONG else (7,):
             with self.subTest(limit=limit):
                 wish = plan(entry_now=True, length=2, orders_max=limit, one_order=limit > 6)
                 with mock.patch.object(backtest, "objection", wraps=backtest.objection) as asked:
                     result = self.compare(columns, XBTUSD, wish, fee="0.0001")
                 self.assertIn("in the last 24 h", str(result.refused_reason))
-                self.assertLess(asked.call_count, 2 * result.orders + 2 * 3000 / 60)
+                self.assertLess(asked.call_count, 2 * result.orders + 2 * minutes / 60)
 
     def test_what_is_too_dear_is_bought_as_soon_as_it_is_not(self) -> None:
         columns = flat(*range(9000, 9200), *range(9200, 4000, -20))
@@ -310,12 +311,12 @@ def split(columns: Columns, sizes: Sequence[int]) -> list[Columns]:
     return parts
 
 
-def real(name: str, interval_s: int, days: int = 10_000) -> Columns:
+def real(name: str, interval_s: int, days: float = 10_000) -> Columns:
     if not DATA:
         raise unittest.SkipTest("TEST_DATA_KRAKEN is not set")
     path = Path(DATA) / "candles" / "ohlcvt" / name
     whole = reduce(Columns.joined, read([path], interval_s, []))
-    return whole.cut(0, days * 86400 // interval_s)
+    return whole.cut(0, int(days * 86400 // interval_s))
 
 
 if __name__ == "__main__":

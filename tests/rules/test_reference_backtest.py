@@ -13,10 +13,10 @@ from typing import NamedTuple
 from unittest import mock
 
 from krakenbot import cli
+from tests import IS_LONG
 from tests.rules.reference_backtest import Settings, backtest, rows_of
 
 DATA = os.environ.get("TEST_DATA_KRAKEN")
-IS_LONG = "TEST_DAYS" in os.environ  # The slower series go with the heavier suites.
 RATES = {"USD": F(25, 100000), "XBT": F(1, 10000)}
 EXACT = F(1, 10**9)
 
@@ -53,9 +53,27 @@ CASES = (
     Case("ohlcvt/2024-2025/XBTUSD_240.csv", "XBTUSD_240.csv", 240, 1440, "0.1", "0.05"),
     Case("ohlcvt/2024-2025/XBTUSD_240.csv", "XBTUSD_240.csv", 240, 240, "0.1", "0.5", 10),
     Case("ohlcvt/2023Q3/SOLUSD_15.csv.gz", "SOLUSD_15.csv.gz", 15, 60, "0.01", "10", 3, fee="0.1"),
-    Case("ohlcvt/2013-2020/XBTUSD_60.csv.gz", "XBTUSD_60.csv.gz", 60, 240, "0.1", "0.5", 2, 9),
     Case(
-        "ohlcvt/2013-2020/XBTUSD_60.csv.gz", "XBTUSD_60.csv.gz", 60, 1440, "0.1", "20", 10, fee="0"
+        "ohlcvt/2013-2020/XBTUSD_60.csv.gz",
+        "XBTUSD_60.csv.gz",
+        60,
+        240,
+        "0.1",
+        "0.5",
+        2,
+        9,
+        is_slow=True,
+    ),
+    Case(
+        "ohlcvt/2013-2020/XBTUSD_60.csv.gz",
+        "XBTUSD_60.csv.gz",
+        60,
+        1440,
+        "0.1",
+        "20",
+        10,
+        fee="0",
+        is_slow=True,
     ),
     Case("ohlcvt/2023Q1/XBTUSDC_1.csv.gz", "XBTUSDC_1.csv.gz", 1, 60, "0.01", "0.1", is_slow=True),
     Case("ohlcvt/2023-03/XBTEUR_1.csv.gz", "XBTEUR_1.csv.gz", 1, 15, "0.1", "0.1", is_slow=True),

@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import http.client
+import math
 import multiprocessing
 import os
 import shutil
@@ -40,13 +41,17 @@ class Result(NamedTuple):
 
 
 def episode(
-    seed: int, folder: Path, keep: frozenset[int] | None = None, show: bool = False
+    seed: int,
+    folder: Path,
+    keep: frozenset[int] | None = None,
+    show: bool = False,
+    days_max: float = math.inf,
 ) -> Result:
     """Live through one seed; with `keep` only the faults of these numbers happen."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     world = World(seed, 0, folder, keep=keep, show=show)
-    days = worlds.episode_days(world.setting)
+    days = min(worlds.episode_days(world.setting), days_max)
     world.end = START + days * DAY_S
     failure = name = text = ""
     try:

@@ -30,12 +30,13 @@ from krakenbot.simulated import api as server
 from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
 from krakenbot.simulated.paper import PaperClient
 from krakenbot.strategy import build
+from tests import IS_LONG
 from tests.logs import silence_module
 
 T0 = 1_600_000_020 // 60 * 60
 ROWS = 750
 HISTORY = ROWS // 3  # The sandbox opens when this many candles are over.
-CANDLES = 200
+CANDLES, ORDERS_MIN = (200, 15) if IS_LONG else (90, 4)
 BASE, QUOTE = "XXBT", "ZUSD"
 BALANCE = D(10000)
 CENTS = D("0.0001")  # TradeBalance and Balance are told to four digits of a dollar.
@@ -389,7 +390,7 @@ class TestTheBotOnBoth(unittest.TestCase):
                 path = write_candles(Path(folder), seed)
                 plan = _plan(leverage, one_order)
                 paper, spot = (traded(path, plan, paper=on) for on in (True, False))
-                self.assertGreater(len(paper[0]), 15)
+                self.assertGreater(len(paper[0]), ORDERS_MIN)
                 self.assertEqual(paper, spot)
 
 

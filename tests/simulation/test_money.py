@@ -1,9 +1,8 @@
 """A live bot on the sandbox, and then its books against the exchange's: equal to the cent.
 
-Long runs, and long candles with fees in coins, are for .ci/run, which sets TEST_DAYS.
+Long runs, and long candles with fees in coins, are for .ci/run.
 """
 
-import os
 import sqlite3
 import unittest
 from collections.abc import Iterator
@@ -32,13 +31,14 @@ from krakenbot.simulated.feed import Feed
 from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
 from krakenbot.simulated.words import Method
 from krakenbot.strategy import build
+from tests import IS_LONG
 from tests.logs import silence_module
 from tests.simulation.test_contract import Direct
 
 START = 1_791_504_000.0
 CENT = D("0.01")
 # Minutes of a candle, how many candles, and whether margin fees are taken in coins.
-SHORT = ((1, 300, False), (240, 40, True), (1440, 20, False))
+SHORT = ((1, 112, False), (240, 10, True), (1440, 3, False))
 LONG = tuple((*run, coins) for run in ((1, 1000), (240, 80), (1440, 30)) for coins in (False, True))
 
 
@@ -171,7 +171,7 @@ class TestBooks(unittest.TestCase):
         self.assertEqual("", Ledger(world.spot, world.journal, world).read(world.spot.rules()))
 
     def test_status_history_report_and_ledger_are_equal_to_the_cent(self) -> None:
-        for minutes, candles, coin_fees in LONG if "TEST_DAYS" in os.environ else SHORT:
+        for minutes, candles, coin_fees in LONG if IS_LONG else SHORT:
             with self.subTest(minutes=minutes, coin_fees=coin_fees):
                 world = self.life(minutes, candles, coin_fees=coin_fees)
                 self.read(world)

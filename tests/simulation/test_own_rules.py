@@ -22,7 +22,7 @@ from krakenbot.model import Candle
 from krakenbot.rulefile import load
 from tests.logs import silence_module
 from tests.rules.test_pairs import rules
-from tests.simulation.test_contract import traded, write_candles
+from tests.simulation.test_contract import ORDERS_MIN, traded, write_candles
 
 SLOPE = """
 CANDLES = 21
@@ -165,7 +165,7 @@ class TestTheBot(OwnRuleTest):
             with self.subTest(paper=paper):
                 built_in, file = (traded(path, plan, paper=paper) for plan in plans)
                 self.assertEqual(repr(built_in), repr(file))
-                self.assertGreater(len(built_in[0]), 15)
+                self.assertGreater(len(built_in[0]), ORDERS_MIN)
 
 
 class TestManual(OwnRuleTest):

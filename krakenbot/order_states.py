@@ -75,6 +75,10 @@ class Cell(NamedTuple):
     reason: str = ""
     write: Write = Write.NOTHING
 
+    @property
+    def pause_s(self) -> float:
+        return self.pauses_s[0]
+
 
 PREPARED, SENT, ACCEPTED, UNCONFIRMED, FINAL = State
 LOST = "was accepted by the exchange, which now does not know it"
@@ -148,18 +152,8 @@ class Search(NamedTuple):
         return self._replace(refused=since, is_refused=is_refused)
 
 
-class Action(NamedTuple):
-    """What to do now: write, pause, do, and be in `state`."""
-
-    state: State
-    write: Write
-    pause_s: float
-    do: Do
-    reason: str
-
-
-def next_action(state: State, answer: Answer, search: Search, now: float) -> Action:
-    """Return the table's cell as it is now.
+def next_action(state: State, answer: Answer, search: Search, now: float) -> Cell:
+    """Return the table's cell as it is now: with what is to be done, after its first pause.
 
     For a look that is answered, waiting is over when deadline and lag are over, this process has
     looked for WATCH_MIN_S, and two answered looks since then were LOOK_PAUSE_S apart. For one that
@@ -173,9 +167,9 @@ def next_action(state: State, answer: Answer, search: Search, now: float) -> Act
     elif search.first is not None and search.after is not None:
         is_late = now - search.first >= WATCH_MIN_S and now - search.after >= LOOK_PAUSE_S
     if cell.late is not None and is_late:
-        return Action(cell.state, cell.write, 0.0, cell.late, cell.reason)
-    pause_s = cell.pauses_s[min(max(search.looks, 1), len(cell.pauses_s)) - 1]
-    return Action(cell.state, cell.write, pause_s, cell.do, cell.reason)
+        return cell._replace(do=cell.late, pauses_s=NOW_S)
+    looks = min(max(search.looks, 1), len(cell.pauses_s))
+    return cell._replace(pauses_s=cell.pauses_s[looks - 1 :])
 
 
 # -- a new attempt -------------------------------------------------------------------------------

@@ -128,15 +128,15 @@ class Orders:
         """Carry out the table until the order has its end. Raises where the loop must wait."""
         while True:
             search = self._searches.get(intent.id, Search())
-            action = next_action(state, answer, search, self._clock.monotonic())
-            self._write(action.write, intent)
-            state = action.state
-            match action.do:
+            cell = next_action(state, answer, search, self._clock.monotonic())
+            self._write(cell.write, intent)
+            state = cell.state
+            match cell.do:
                 case Do.SEND:
                     answer = self._place(intent)
                 case Do.LOOK:
-                    if action.pause_s:
-                        self._clock.wait(action.pause_s)
+                    if cell.pause_s:
+                        self._clock.wait(cell.pause_s)
                     answer = self._look(intent)
                 case Do.PROVE:
                     return self._prove_absent(intent)
@@ -153,7 +153,7 @@ class Orders:
                         shown = f"{found.exchange_order_id} {done}"
                     raise self._journal.halt(
                         f"order {intent.id} ({intent.side.value} {plain(intent.volume)}) "
-                        f"{action.reason}; the exchange shows {shown}: look at the exchange"
+                        f"{cell.reason}; the exchange shows {shown}: look at the exchange"
                     )
 
     def _write(self, what: Write, intent: Intent) -> None:

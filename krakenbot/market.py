@@ -86,7 +86,8 @@ class MarketState:
         """
         self._clock_read = self._clock.monotonic()
         offset_s, doubt_s = self._ask_time()
-        if abs(self._now(offset_s) - self._clock.now()) > CLOCK_JUMP_S + doubt_s:
+        known_s = self._clock.now() - self._clock.monotonic()
+        if abs(offset_s - known_s) > CLOCK_JUMP_S + doubt_s:
             for _ in range(CLOCK_LOOKS - 1):
                 self._clock.wait(CLOCK_PAUSE_S)
                 again_s, again_doubt_s = self._ask_time()
@@ -94,12 +95,10 @@ class MarketState:
                     self._clock_read = NEVER
                     raise UnansweredError(f"the exchange's clock jumps {again_s - offset_s:+.0f} s")
                 offset_s, doubt_s = again_s, again_doubt_s
-        if abs(self._now(offset_s) - self._clock.now()) > 1.0:
-            self._clock.set(self._now(offset_s))
-        self.clock_offset_s = self._now(offset_s) - self._clock.wall()
-
-    def _now(self, offset_s: float) -> float:
-        return self._clock.monotonic() + offset_s
+        now = self._clock.monotonic() + offset_s
+        if abs(offset_s - known_s) > 1.0:
+            self._clock.set(now)
+        self.clock_offset_s = now - self._clock.wall()
 
     def _ask_time(self) -> tuple[float, float]:
         """Return the exchange's time less the clock that no one can set, and how far it may be off.

@@ -247,10 +247,9 @@ class SandboxApi:
     def truth(self) -> Row:
         """Return everything that happened, for tests: orders, trades, books and requests."""
         account = self.account
-        books = {position.rules.pair: position for position in self.holder.positions()}
-        money = sorted(
-            {rules.quote for rules in self.markets.rules.values()} & account.balances.keys()
-        )
+        books = {position.rules.pair: position for position in account.held_positions()}
+        quotes = {rules.quote for rules in self.markets.rules.values()}
+        money = sorted(quotes & account.balances.keys())
         return (
             {"time": self.now(), "status": self.markets.status, "balances": account.balances}
             | {"orders": [{"txid": txid, **row} for txid, row in self.orders.items()]}

@@ -243,14 +243,13 @@ class Account:
         """
         if not position.lots:
             return None
-        money = self._money_beside(position, position.stop)
+        stop, cost = position.stop, position.cost_left
+        money = self._money_beside(position, stop)
         if position.sign > 0:
-            price = (
-                position.stop * position.used_margin() + position.cost_left - money
-            ) / position.held
+            price = (stop * position.used_margin() + cost - money) / position.held
         else:
             loans = sum((lot.open_volume / lot.leverage for lot in position.lots), ZERO)
-            price = (money + position.cost_left) / (position.held + position.stop * loans)
+            price = (money + cost) / (position.held + stop * loans)
         step = Decimal(1).scaleb(-position.rules.pair_decimals)
         rounding = ROUND_DOWN if position.sign > 0 else ROUND_UP
         return price.quantize(step, rounding=rounding) if 0 < price < AMOUNT_MAX else None
@@ -260,11 +259,16 @@ class Account:
         lent = rules.quote if sign > 0 else rules.base
         return self.margin_rates.get(lent, MARGIN_RATE_ASSUMED)
 
+    def held_positions(self, quote: str = "") -> list[MarginPosition]:
+        """Return those with something open, of all quote currencies or of one."""
+        positions = self.positions.values()
+        return [book for book in positions if book.lots and quote in ("", book.rules.quote)]
+
     def unrealized(self, quote: str) -> Decimal:
-        return sum((position.unrealized() for position in self._open_ones(quote)), ZERO)
+        return sum((position.unrealized() for position in self.held_positions(quote)), ZERO)
 
     def used_margin(self, quote: str) -> Decimal:
-        return sum((position.used_margin() for position in self._open_ones(quote)), ZERO)
+        return sum((position.used_margin() for position in self.held_positions(quote)), ZERO)
 
     def equity(self, quote: str) -> Decimal:
         return self.balances.get(quote, ZERO) + self.unrealized(quote)
@@ -281,10 +285,10 @@ class Account:
 
     def _money_beside(self, position: MarginPosition, share: Decimal) -> Decimal:
         """Return equity less that share of the used margin, as if the position were empty."""
-        others = [other for other in self._open_ones(position.rules.quote) if other is not position]
-        return self.balances.get(position.rules.quote, ZERO) + sum(
-            (other.unrealized() - share * other.used_margin() for other in others), ZERO
-        )
+        quote = position.rules.quote
+        others = [other for other in self.held_positions(quote) if other is not position]
+        beside = sum((other.unrealized() - share * other.used_margin() for other in others), ZERO)
+        return self.balances.get(quote, ZERO) + beside
 
     def _check_opening(self, position: MarginPosition, order: Order, price: Decimal) -> None:
         """Raise RefusedError where Kraken would not open this, opposite lots closed before."""
@@ -355,9 +359,6 @@ class Account:
         if self.ledger.maxlen:
             self.serial += 1
             self.ledger.append(Entry(self.serial, refid, now, kind, asset, amount, fee, balance))
-
-    def _open_ones(self, quote: str) -> list[MarginPosition]:
-        return [b for b in self.positions.values() if b.lots and b.rules.quote == quote]
 
 
 def objection(rules: PairRules, order: Order, price: Decimal) -> str | None:

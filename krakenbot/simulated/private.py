@@ -97,9 +97,8 @@ class Holder:
     def mark_to_market(self) -> None:
         """Bring the books to now: each interval's rollovers, then its high and low."""
         now = self.now()
-        for mark in merge(
-            *(self._marks(position, now) for position in self.positions()), key=itemgetter(1)
-        ):
+        marks = [self._marks(position, now) for position in self.account.held_positions()]
+        for mark in merge(*marks, key=itemgetter(1)):
             self._mark(*mark)
         self._marked = now
 
@@ -122,15 +121,8 @@ class Holder:
 
     def sweep(self, low: Decimal, high: Decimal) -> None:
         """Close what a price between the two, reached a while ago, liquidates."""
-        for position in self.positions():
+        for position in self.account.held_positions():
             self._mark(position, self.now(), position.price, low, high)
-
-    def positions(self, quote: str = "") -> list[MarginPosition]:
-        """Return the books with a position, of all quote currencies or of one."""
-        books = self.account.positions.values()
-        return [
-            position for position in books if position.lots and quote in ("", position.rules.quote)
-        ]
 
     # Balances and positions
 
@@ -151,7 +143,7 @@ class Holder:
         pairs = [rules for rules in self.markets.rules.values() if rules.quote == quote]
         if not pairs:
             raise RefusedError("EQuery:Unknown asset")
-        books, margin = self.positions(quote), account.summary(quote)
+        books, margin = self.account.held_positions(quote), account.summary(quote)
         owned = [rules for rules in pairs if account.balances.get(rules.base)]
         worth = sum((account.balances[r.base] * self.markets.quote(r).mid for r in owned), ZERO)
         value = sum((position.held * position.price for position in books), ZERO)
@@ -168,7 +160,7 @@ class Holder:
     def _open_positions(self, p: Params) -> Any:
         rows = {
             identifier("T", lot.serial): words.position_row(position, lot, flag(p, "docalcs"))
-            for position in self.positions()
+            for position in self.account.held_positions()
             for lot in position.lots
         }
         if p.get("consolidation") == "market":
@@ -225,10 +217,8 @@ class Holder:
         return number(p, name, default)
 
     def _trade_volume(self, p: Params) -> Any:
-        rules = self.markets.rules
-        costs = (
-            Decimal(t["cost"]) for t in self.trades.values() if rules[t["pair"]].quote == "ZUSD"
-        )
+        rules, trades = self.markets.rules, self.trades.values()
+        costs = (Decimal(t["cost"]) for t in trades if rules[t["pair"]].quote == "ZUSD")
         result: Row = {"currency": "ZUSD", "volume": f"{sum(costs):.4f}"}
         if not p.get("pair"):
             return result
@@ -323,9 +313,7 @@ def closing(position: MarginPosition) -> OrderRequest:
     return OrderRequest(position.rules, order, {})
 
 
-def _named(
-    rows: Mapping[str, Row], p: Params, name: str = "txid", most: int = 50
-) -> dict[str, Row]:
+def _named(rows: dict[str, Row], p: Params, name: str = "txid", most: int = 50) -> dict[str, Row]:
     if not p.get(name):
         raise RefusedError("EGeneral:Invalid arguments")
     return {key: rows[key] for key in p[name].split(",")[:most] if key in rows}

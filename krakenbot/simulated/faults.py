@@ -6,7 +6,6 @@ all of them; `lag` is the longest delay of reading in seconds, `seed` makes a ru
 
 import json
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from decimal import Decimal
@@ -105,9 +104,7 @@ class Exchange(Protocol):
 class Faults:
     """`respond` of a sandbox, with faults. `wait` passes seconds of the sandbox's time."""
 
-    def __init__(
-        self, api: Exchange, spec: str = "", wait: Callable[[float], None] = time.sleep
-    ) -> None:
+    def __init__(self, api: Exchange, spec: str, wait: Callable[[float], None]) -> None:
         self.api = api
         self.random = Random()
         self.set(spec)

@@ -71,10 +71,9 @@ class Sandbox:
             lambda: feed.start + (time.monotonic() - began) * speed,
             key,
             Secret(secret),
-            # Half a real second of way is half a minute at 60 times the speed.
             fee_rate=fee_rate,
             tier=tier,
-            slack_s=max(speed - 1, 0.0) / 2,
+            slack_s=max(speed - 1, 0.0) / 2,  # A request may be on its way for half a real second.
         )
         troubled = Faults(self.api, faults, lambda seconds: time.sleep(seconds / speed))
         # {spec}: what goes wrong from now on, in the words of --faults.

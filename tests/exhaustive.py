@@ -176,6 +176,7 @@ class Lab(World):
         self.points: list[Point] = []
         self.halted = self.loses = ""
         self.time = START // INTERVAL_S * INTERVAL_S + 5.0
+        self.duty.decided_at = self.duty.told_at = self.time
         feed = HillFeed(1, self.time, INTERVAL_S, 2, 0.0)
         self.feed = feed
         self.api = market.Market(
@@ -203,11 +204,11 @@ class Lab(World):
         if not what.startswith("COMMIT") and what != "write":
             return None
         word = self._next("nonce" if what == "write" else "write")
-        if not word:
+        if not word.startswith(("death", "disk")):
             return None
         self.note("fault", f"{word} at {what}")
         if word.startswith("death"):
-            self.is_dead = True
+            self.is_dead, self.loses = True, word.rpartition("-")[2]
             if word == "death-before":
                 raise Death
             return Death()
@@ -250,11 +251,12 @@ class Lab(World):
         return False
 
     def is_done(self) -> bool:
-        """Return whether the reversal was decided on and the position is where it should be."""
-        turned = self.duty.decided >= self.turns_at - INTERVAL_S
-        return turned and self.is_on_target() and max(self.plan, default=0) < self.count
+        return self.is_on_target() and max(self.plan, default=0) < self.count
 
     def is_on_target(self) -> bool:
+        """Return whether the reversal was decided on and the position is where it should be."""
+        if self.duty.decided < self.turns_at - INTERVAL_S:
+            return False
         down = -self.size if self.leverage else ZERO
         opened = self.raw("SELECT 1 FROM intents WHERE outcome IS NULL")
         return self.truth.own == down and not opened

@@ -189,10 +189,11 @@ class Truth:
         Who has lost all of it can only see by the position that something is missing.
         """
         self.foreign_at, self.clean = self.world.time, False
-        was_flat = not self.own
+        was_flat = abs(self.own) < self.world.size / 10
         self.recount()
         lost = {name for name in self.strangers if Decimal(self.executed[name]["vol_exec"])}
         dim = self.world.blind or self.world.storms.dark or self.world.storms.lied
+        dim |= self.world.seen("rules")  # Less than the smallest order is not noticed.
         self.unlooked = set() if dim or (is_whole and was_flat) else lost - self._looked
 
     def look_at_all(self) -> None:

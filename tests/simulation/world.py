@@ -260,6 +260,8 @@ class World:
         self.duty.hear(event)
         if event.kind == "decision":
             self.truth.verify()
+            lost = not self.leverage and self.truth.unlooked
+            self.expect(not lost, "a lost journal is noticed", f"nobody has seen {lost}")
 
     def raw(self, sql: str, *values: object) -> list[sqlite3.Row]:
         """Read the journal past all faults."""

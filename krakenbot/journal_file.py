@@ -79,10 +79,10 @@ def prepare(connection: sqlite3.Connection, path: Path) -> sqlite3.Connection:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         version = connection.execute("PRAGMA user_version").fetchone()[0]
-        for number in range(version, len(MIGRATIONS)):
-            connection.executescript(
-                f"BEGIN IMMEDIATE; {MIGRATIONS[number]} PRAGMA user_version = {number + 1}; COMMIT;"
-            )
+        if version < len(MIGRATIONS):
+            steps = "".join(MIGRATIONS[version:])
+            final = f"PRAGMA user_version = {len(MIGRATIONS)}"
+            connection.executescript(f"BEGIN IMMEDIATE; {steps} {final}; COMMIT;")
     except sqlite3.Error as error:
         raise _failure(path, error) from error
     return connection

@@ -17,7 +17,7 @@ from krakenbot.errors import RefusedError
 from krakenbot.model import ZERO, Order, Quote, Side
 from krakenbot.pairs import PairRules
 from krakenbot.simulated import words
-from krakenbot.simulated.books import Account, MarginPosition, Trade, identifier, objection
+from krakenbot.simulated.books import Account, Entry, MarginPosition, Trade, identifier, objection
 from krakenbot.simulated.listing import ASSETS
 from krakenbot.simulated.words import Method, OrderRequest, Params, Row, bad, flag, number, whole
 
@@ -183,15 +183,16 @@ class Holder:
         return self._page(chosen, p, "trades")
 
     def _ledgers(self, p: Params) -> Any:
-        rows = self._ledger()
+        start, end = self._moment(p, "start", 0), self._moment(p, "end", math.inf)
+        rows = self._ledger(lambda entry: start < entry.time < end + 1)
         for name in ("type", "asset"):
             if (texts := p.get(name, "all").split(",")) != ["all"]:
                 rows = {key: row for key, row in rows.items() if row[name] in texts}
         return self._page(rows, p, "ledger")
 
-    def _ledger(self) -> dict[str, Row]:
-        """Return the rows of the ledger by id."""
-        ledger = self.account.ledger
+    def _ledger(self, is_wanted: Callable[[Entry], bool] = lambda entry: True) -> dict[str, Row]:
+        """Return rows of the ledger by id."""
+        ledger = filter(is_wanted, self.account.ledger)
         return {identifier("L", entry.serial): words.ledger_row(entry) for entry in ledger}
 
     def _page(

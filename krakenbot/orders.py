@@ -211,21 +211,28 @@ class Orders:
         """Ask what became of the order; KeyRefusedError and safety stops go up."""
         search, now = self._searches.get(intent.id, Search()), self._clock.monotonic()
         before, self._found = self._found, None
+        is_over = self._clock.now() > intent.deadline + VISIBLE_S
         try:
             found = self._exchange.find(intent.id, intent.created)
+            is_final = found is not None and found.status.is_final
+            if found and is_final and found.volume != intent.volume and not is_over:
+                # A cut order's fill may still be on its way, although two looks say the same.
+                is_final = found == before and self._is_seen(intent, found)
         except ExchangeError as error:
             self._failure = error
             self._searches[intent.id] = search.failed(now, isinstance(error, RefusedError))
             log.warning("order not looked up id=%s reason=%s", intent.id, error)
             return Answer.LOOKUP_FAILED
-        is_over = self._clock.now() > intent.deadline + VISIBLE_S
         self._searches[intent.id] = search.answered(now, is_over)
         self._found = found
         if found is None:
             return Answer.NOT_FOUND
-        # A cancelled order's fill may still be on its way: two equal reads, or one after the lag.
-        is_certain = found.volume == intent.volume or found == before or is_over
-        return Answer.FOUND_FINAL if found.status.is_final and is_certain else Answer.FOUND_OPEN
+        return Answer.FOUND_FINAL if is_final else Answer.FOUND_OPEN
+
+    def _is_seen(self, intent: Intent, found: Execution) -> bool:
+        """Return whether the position shows what a cut order is said to have traded."""
+        explained = self._journal.account().held + intent.side.sign * found.volume
+        return self._held(explained) == explained
 
     def _intent(self, step: Step, candle: int, held: Decimal, reason: str) -> Intent:
         plan, rules, now = self._plan, self._market.rules, int(self._clock.now())

@@ -235,6 +235,18 @@ class TestLookups(AttentionTest):
         self.run_for(20)
         self.assertEqual(SIZE / 2, self.intents()[0].executed)
 
+    def test_two_looks_that_say_the_same_are_not_believed_while_the_position_differs(self) -> None:
+        original, looks = self.exchange.find, iter([ZERO] * 4)
+        self.exchange.script = ["half"]
+
+        def find(order_id: str, since: int) -> Execution | None:
+            found = original(order_id, since)
+            return found and found._replace(volume=next(looks, SIZE / 2))
+
+        self.exchange.find = find  # type: ignore[method-assign]
+        self.run_for(50)
+        self.assertEqual(SIZE / 2, self.intents()[0].executed)
+
     def test_an_order_accepted_before_a_death_must_be_there_after_it(self) -> None:
         bot = self.bot()
         self.exchange.script = ["lost"]

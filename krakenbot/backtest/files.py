@@ -15,7 +15,7 @@ import re
 import zipfile
 import zlib
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from itertools import chain, pairwise
@@ -38,6 +38,7 @@ _TIME_NAMES = ("time", "timestamp", "unix", "date", "datetime")
 _UNIT_MINUTES = {"": 1, "m": 1, "min": 1, "h": 60, "d": 1440, "w": 10080}
 # PAIR_MINUTES, and what browsers and people make of it: `XBTEUR_60 (1)`, `BTC_USD_1h`.
 NO_TRADES = b"0"
+_Numbers = tuple[Any, ...]
 Source = Path | zipfile.Path  # A file, or one in a zip.
 _DAMAGED = OSError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError, NotImplementedError
 _ODD = ValueError, LookupError, AttributeError, TypeError, StopIteration, ArithmeticError
@@ -163,14 +164,15 @@ def read(sources: Sequence[Source], interval_s: int, notes: list[str]) -> Iterat
     """
     last: tuple[int, float] | None = None
     begins = sorted((next(_blocks(one))[1].times[0], at, one) for at, one in enumerate(sources))
-    known: dict[int, tuple[str, tuple[Any, ...]]] = {}  # What a later file may have as well.
+    known: dict[int, tuple[str, _Numbers]] = {}  # What a later file may have as well.
     for (*_, source), (later, *_) in pairwise([*begins, (inf, 0, Path())]):
         skipped, ended = 0, last[0] if last else -1
         for number, rows in _blocks(source):
             times = rows.times
             old = bisect_right(times, ended) if times[0] <= ended else 0
             for at in range(old):
-                _agree(source, number + at, times[at], tuple(c[at] for c in rows.numbers), known)
+                numbers = tuple(column[at] for column in rows.numbers)
+                _agree(f"{source}:{number + at}", times[at], numbers, known)
             skipped += old
             if old == len(times):
                 continue
@@ -178,8 +180,8 @@ def read(sources: Sequence[Source], interval_s: int, notes: list[str]) -> Iterat
             yield _filled(rows, interval_s, last, source, number)
             last = rows.times[-1], rows.closes[-1]
             if rows.times[-1] >= later:
-                for at, (time, *numbers) in enumerate(zip(rows.times, *rows.numbers, strict=True)):
-                    known[time] = f"{source}:{number + at}", tuple(numbers)
+                for at, (time, *row) in enumerate(zip(rows.times, *rows.numbers, strict=True)):
+                    known[time] = f"{source}:{number + at}", tuple(row)
         if skipped:
             notes.append(f"{source}: {skipped} rows are in an earlier file already")
 
@@ -314,13 +316,12 @@ def _checked(times: list[int], texts: Sequence[Sequence[bytes]]) -> Columns:
     """Return the columns. Raises ValueError when one of the rows is no candle."""
     *prices, volumes = texts
     opens, highs, lows, closes = (list(map(float, column)) for column in prices)
-    in_order = (
-        all(map(le, lows, opens))
-        and all(map(le, opens, highs))
-        and all(map(le, lows, closes))
-        and all(map(le, closes, highs))
-    )
-    if not in_order or min(lows) <= 0 or max(highs) >= 1e15:
+    inside = (lows, opens), (opens, highs), (lows, closes), (closes, highs)
+    if (
+        not all(all(map(le, low, high)) for low, high in inside)
+        or min(lows) <= 0
+        or max(highs) >= 1e15
+    ):
         raise ValueError("prices above zero, low <= open, close <= high")
     joined = b",".join(volumes) + b","
     if not _VOLUMES.fullmatch(joined):
@@ -367,23 +368,17 @@ def _answer(source: Source) -> tuple[str, Columns]:
 
 
 def _agree(
-    source: Source,
-    line: int,
-    time: int,
-    numbers: tuple[Any, ...],
-    known: dict[int, tuple[str, tuple[Any, ...]]],
+    where: str, time: int, numbers: _Numbers, known: Mapping[int, tuple[str, _Numbers]]
 ) -> None:
     """Raise BadDataError unless an earlier file has the same candle."""
     if time not in known:
-        raise BadDataError(
-            f"{source}:{line}: time {time} is in a gap of a file that begins earlier"
-        )
-    where, before = known[time]
+        raise BadDataError(f"{where}: time {time} is in a gap of a file that begins earlier")
+    earlier, before = known[time]
     if tuple(map(exact, numbers)) != tuple(map(exact, before)):
         one, other = (" ".join(plain(exact(number)) for number in row) for row in (before, numbers))
         raise BadDataError(
             f"two files disagree about the candle of {time} (open high low close volume): "
-            f"{where} has {one}, {source}:{line} has {other}"
+            f"{earlier} has {one}, {where} has {other}"
         )
 
 

@@ -135,9 +135,8 @@ class Record:
             self._peak, self._peak_at, self._is_below = equity, now, False
             return
         self._is_below = True
-        if fall > self.drawdown_share * self._peak or fall > self.drawdown:
-            self.drawdown = max(self.drawdown, fall)
-            self.drawdown_share = max(self.drawdown_share, fall / self._peak)
+        self.drawdown = max(self.drawdown, fall)
+        self.drawdown_share = max(self.drawdown_share, fall / self._peak)
 
     def longest_below(self, now: int) -> int:
         """Return the longest time below the best equity before, up to now."""

@@ -4,6 +4,7 @@ import re
 import sqlite3
 import tempfile
 import unittest
+from decimal import Decimal as D
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from krakenbot.commands.report import story_of
 from krakenbot.commands.story import Point, render, round_trips, thinned, write
 from krakenbot.journal import Journal
 from krakenbot.journal_file import prepare
+from krakenbot.records import Booked, Outcome
+from tests.ports.test_journal import execution, intent
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=y>\x1b[31m"
 START = 1_700_000_000
@@ -133,6 +136,15 @@ class ReportTest(unittest.TestCase):
         journal = empty()
         journal.put(halted="the loss since the last resume is 51, max_loss is 50")
         self.assertIn('">The bot is halted: the loss', render(story_of(SETTINGS, journal)))
+
+    def test_the_fee_of_opening_belongs_to_the_order_of_the_same_second(self) -> None:
+        journal, bought = empty(), intent(volume=D("0.05"))
+        journal.write(bought)
+        found = execution(bought, "0.05", "3500", "28")
+        journal.conclude(bought, Outcome.CLOSED, bought.created, found)
+        journal.book([Booked("L1", bought.created, "opening", D("0.7"))])
+        fills = story_of(SETTINGS, journal).fills
+        self.assertEqual([(1, 28.0), (0, 0.7)], [(fill.sign, fill.fee) for fill in fills])
 
     def test_a_journal_without_anything_makes_a_page_too(self) -> None:
         self.assertIn("no candle yet", page(0, 0))

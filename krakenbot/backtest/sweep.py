@@ -88,9 +88,9 @@ def is_sound(result: Result) -> bool:
     return result.ended is None and result.turns > 0
 
 
-def best_of(cells: Sequence[Cell], results: Sequence[Result]) -> int | None:
-    """Return the number of the best sound cell, None when none is."""
-    sound = [at for at in range(len(cells)) if is_sound(results[at])]
+def best_of(results: Sequence[Result]) -> int | None:
+    """Return the number of the best sound result, None when none is."""
+    sound = [at for at, result in enumerate(results) if is_sound(result)]
     return max(sound, key=lambda at: results[at].net, default=None)
 
 
@@ -99,7 +99,7 @@ def walk_forward(cells: Sequence[Cell]) -> list[Step]:
     steps = []
     for number in range(1, len(cells[0].spans)):
         before, now = ([cell.spans[at] for cell in cells] for at in (number - 1, number))
-        chosen = best_of(cells, before)
+        chosen = best_of(before)
         if chosen is None:
             continue
         nets = [result.net for result in now]

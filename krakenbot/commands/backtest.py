@@ -1,6 +1,5 @@
 """`backtest`: the bot's own decisions, orders, fees and margin over files of candles."""
 
-import argparse
 import gc
 import json
 import os
@@ -8,6 +7,7 @@ import re
 import sys
 import textwrap
 import time
+from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable, Iterator
 from decimal import Decimal
 from itertools import chain
@@ -21,6 +21,7 @@ from krakenbot.backtest.engine import Costs, Replay
 from krakenbot.backtest.files import BadDataError, Columns, Source, interval_of, pair_of
 from krakenbot.backtest.pair import choose, rates_of, rules_of
 from krakenbot.backtest.result import DAY_S
+from krakenbot.backtest.sweep import Setting, Step, Value
 from krakenbot.commands import backtest_text as text
 from krakenbot.commands import plainly
 from krakenbot.config import Config
@@ -41,13 +42,14 @@ _KEYS = {
     "balance": "PAPER_BALANCE",
     "fee": "EXCHANGE_FEE_PERCENT",
 }
+Parts = Iterable[Columns]
 _SWEPT_MAX = 50_000
 _SPAN = re.compile(r"(\d{1,5})(d|w|y)")
 _SPAN_DAYS = {"d": 1, "w": 7, "y": 365}
 _TRIPS_SHOWN, _TRIPS_DRAWN = 10, 1000
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: ArgumentParser) -> None:
     files = "PAIR_MINUTES.csv or .csv.gz, a folder of them, Kraken's zip, or OHLC JSON"
     parser.add_argument("files", nargs="+", metavar="FILE_OR_DIR", type=Path, help=files)
     for name, key in _KEYS.items():
@@ -69,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help=form)
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(arguments: Namespace) -> int:
     given = {key: getattr(arguments, name) for name, key in _KEYS.items()}
     asked = {f"KRAKENBOT_{key}": word for key, word in given.items() if word is not None}
     config = configuration.load(arguments.config, os.environ | asked, Path.cwd())
@@ -84,15 +86,13 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _backtest(config: Config, arguments: argparse.Namespace) -> list[str]:
+def _backtest(config: Config, arguments: Namespace) -> list[str]:
     """Return the lines to print."""
     if not 0 <= arguments.slippage < 10:
         raise BadDataError(f"--slippage {arguments.slippage}: must be from 0 to 10")
     if arguments.length is not None and config.strategy.name != "sma-slope":
         raise BadDataError(f"--length: the strategy {config.strategy.name} does not take it")
-    values = _parse_sweep(arguments.sweep, config.strategy.name)
-    span_s = _parse_span(arguments.forward) if arguments.forward else 0
-    if span_s and not values:
+    if arguments.forward and not arguments.sweep:
         raise BadDataError("--forward: compares the cells of a sweep, so it needs --sweep")
     sources, pair, file_s = _sources(arguments.files, arguments.pair, config)
     notes: list[str] = []
@@ -122,19 +122,13 @@ def _backtest(config: Config, arguments: argparse.Namespace) -> list[str]:
     fee_rate = FEE_RATE_ASSUMED if fee is None else fee / 100
     slippage, rates = Decimal(arguments.slippage) / 100, rates_of(rules, notes)
     costs = Costs(fee_rate, config.paper.balance, slippage, rates)
-    setting = sweep.Setting(config, rules, costs, arguments.no_trade_no_fill)
+    setting = Setting(config, rules, costs, arguments.no_trade_no_fill)
     parts = _watched(chain([first], parts))
-    if values:
-        return _sweep(setting, parts, values, span_s, arguments, notes)
-    return _once(setting, parts, arguments, notes)
+    work = _sweep if arguments.sweep else _once
+    return work(setting, parts, arguments, notes)
 
 
-def _once(
-    setting: sweep.Setting,
-    parts: Iterable[Columns],
-    arguments: argparse.Namespace,
-    notes: list[str],
-) -> list[str]:
+def _once(setting: Setting, parts: Parts, arguments: Namespace, notes: list[str]) -> list[str]:
     config, rules, costs = setting.config, setting.rules, setting.costs
     keep = None if arguments.json else _TRIPS_DRAWN if arguments.report else _TRIPS_SHOWN
     replay = Replay(plan_of(config), rules, costs, keep, needs_trades=setting.needs_trades)
@@ -213,9 +207,9 @@ def _watched(parts: Iterable[Columns]) -> Iterator[Columns]:
         print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
-def _parse_sweep(words: list[str], strategy: str) -> dict[str, list[sweep.Value]]:
+def _parse_sweep(words: list[str], strategy: str) -> dict[str, list[Value]]:
     """Return the values of each key: interval, sma-slope's length, any parameter of a rule."""
-    found: dict[str, list[sweep.Value]] = {}
+    found: dict[str, list[Value]] = {}
     for word in words:
         key, _, after = word.partition("=")
         is_parameter = strategy == "file" and key.isidentifier() and key != "interval"
@@ -236,7 +230,7 @@ def _parse_sweep(words: list[str], strategy: str) -> dict[str, list[sweep.Value]
     return found
 
 
-def _range(piece: str) -> list[sweep.Value]:
+def _range(piece: str) -> list[Value]:
     """Return the numbers of 10:60:2, 10:60 or 10, whole ones as int. ValueError if it is none."""
     begin, *rest = map(decimal, piece.split(":"))
     end, step = rest[0] if rest else begin, rest[1] if len(rest) > 1 else Decimal(1)
@@ -254,14 +248,9 @@ def _parse_span(word: str) -> int:
     return int(found[1]) * _SPAN_DAYS[found[2]] * DAY_S
 
 
-def _sweep(
-    setting: sweep.Setting,
-    parts: Iterable[Columns],
-    values: dict[str, list[sweep.Value]],
-    span_s: int,
-    arguments: argparse.Namespace,
-    notes: list[str],
-) -> list[str]:
+def _sweep(setting: Setting, parts: Parts, arguments: Namespace, notes: list[str]) -> list[str]:
+    values = _parse_sweep(arguments.sweep, setting.config.strategy.name)
+    span_s = _parse_span(arguments.forward) if arguments.forward else 0
     whole = sweep.whole_of(parts)
     spans = sweep.spans_of(whole.times[0], whole.end, span_s) if span_s else []
     if span_s and len(spans) < 2:
@@ -287,6 +276,6 @@ def _sweep(
     return [*head, "", *text.cells(cells, values), *forward, "", *notes]
 
 
-def _step_object(step: sweep.Step) -> dict[str, Any]:
+def _step_object(step: Step) -> dict[str, Any]:
     chosen, best = plainly(step.chosen.keys), plainly(step.best.keys)
     return plainly(step._asdict()) | {"chosen": chosen, "best": best}

@@ -115,7 +115,7 @@ def write_sweep(
 ) -> None:
     """Write the page about a sweep: its cells as a map where there are two keys, and the walk."""
     results = [cell.whole for cell in cells]
-    best, sections = best_of(cells, results), []
+    best, sections = best_of(results), []
     if steps:
         told, verdict = text.forward_rows(steps, len(cells)), text.verdict(steps, len(cells))
         title = "What the best cell of one span made in the next"

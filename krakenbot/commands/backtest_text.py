@@ -145,7 +145,7 @@ def trips(newest: Sequence[Trip], rules: PairRules, interval_s: int) -> list[str
 
 def cells(every: Sequence[Cell], values: Mapping[str, Sequence[Value]]) -> list[str]:
     """Return net by the swept keys, and which is the best of those that can be compared."""
-    best = best_of(every, [cell.whole for cell in every])
+    best = best_of([cell.whole for cell in every])
     lines = _grid(every, values, best) or in_columns(CELL, cell_rows(every, best))
     if ended := sum(not is_sound(cell.whole) for cell in every):
         lines.append(f"! {ended} of {len(every)} ended early or could not trade: not compared")

@@ -102,15 +102,15 @@ def render(story: Story) -> str:
     return page(story.title, story.subtitle, headline, story.net, facts, story.notes, sections)
 
 
-def thinned(points: Iterable[Point], limit: int = COLUMNS) -> list[Point]:
-    """Return at most `limit` (even) points; merged ones keep the lowest and highest price."""
+def thinned(points: Iterable[Point]) -> list[Point]:
+    """Return at most COLUMNS points; merged ones keep the lowest and highest price."""
     kept: list[Point] = []
     step = 1
     for number, point in enumerate(points):
         if number % step:
             kept[-1] = _merged(kept[-1], point)
             continue
-        if len(kept) == limit:
+        if len(kept) == COLUMNS:
             kept = [_merged(a, b) for a, b in zip(kept[::2], kept[1::2], strict=True)]
             step *= 2
         kept.append(point)

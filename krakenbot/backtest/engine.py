@@ -8,7 +8,7 @@ the bot.
 """
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from math import inf
 from typing import NamedTuple
@@ -18,7 +18,7 @@ from krakenbot.backtest.files import BadDataError, Columns, candles_of, exact
 from krakenbot.backtest.result import DAY_S, Fill, Record, Result
 from krakenbot.decision import Blocked, Plan, Snapshot, decide
 from krakenbot.errors import RefusedError
-from krakenbot.model import ZERO, Candle, Direction, Order, Purpose, Quote, Side, Signal, Step
+from krakenbot.model import ZERO, Candle, Direction, Order, Purpose, Quote, Signal, Step
 from krakenbot.pairs import PairRules
 from krakenbot.risk import RiskInputs, objection
 from krakenbot.simulated.books import ROLLOVER_S, Account, Trade
@@ -193,7 +193,7 @@ class Replay:
         self.record.orders += self._orders_a_turn
         price = self._price(opened, sign)
         trades = account.turn(self.position, now, price, self.plan.leverage)
-        self._record(now, sign, "", trades[0], trades[1], is_traded)
+        self._record(now, sign, "", trades, is_traded)
         self._set_bounds(-self._held, float(account.balances[self.rules.quote]), now + ROLLOVER_S)
 
     def _slope_turns(self, part: Columns, begin: int) -> dict[int, int]:
@@ -312,7 +312,7 @@ class Replay:
     def _liquidated(self, lost: Trade | None, now: int) -> None:
         if lost is not None:
             self.record.orders += 1
-            self._record(now, -1 if self._held > 0 else 1, "liquidated", lost, None, True)
+            self._record(now, -1 if self._held > 0 else 1, "liquidated", (lost,), True)
             left = format.money(self.record.flat_worth, self.rules.quote)
             self.record.end(f"liquidated with {left} left; the bot stops there", now)
             self.record.value(float(self.record.flat_worth), now)
@@ -366,10 +366,7 @@ class Replay:
             return self.record.ended is None
         self._unfilled = self.record.refused_since = 0
         self.record.orders += 1
-        is_closing = trades[0].closing or (not plan.leverage and side is Side.SELL)
-        closed = trades[0] if is_closing else None
-        opened = None if is_closing and len(trades) == 1 else trades[-1]
-        self._record(now, side.sign, self._flatten, closed, opened, traded)
+        self._record(now, side.sign, self._flatten, trades, traded)
         return True
 
     def _price(self, opened: Decimal, direction: int) -> Decimal:
@@ -379,22 +376,20 @@ class Replay:
         return opened + self._tick if direction > 0 else opened - self._tick
 
     def _record(
-        self,
-        now: int,
-        sign: int,
-        reason: str,
-        closed: Trade | None,
-        opened: Trade | None,
-        traded: bool,
+        self, now: int, sign: int, reason: str, trades: Sequence[Trade], traded: bool
     ) -> None:
-        """Count what was closed and opened, by one order or by the last two."""
+        """Count what was closed, opened or both, by one order or by the last two."""
         record, why = self.record, reason or _NAMES[self._direction or 0]
-        order = record.orders
-        if closed:
+        order, is_closing = (
+            record.orders,
+            trades[0].closing or (not self.plan.leverage and sign < 0),
+        )
+        opened = None if is_closing and len(trades) == 1 else trades[-1]
+        if is_closing:
             worth, paid, first = self.account.balances[self.rules.quote], self.paid, order
             if opened:
                 since = opened.fee + opened.opening_fee
                 worth, paid, first = worth + since, paid - since, order + 1 - self._orders_a_turn
-            record.close(Fill(now, first, sign, why, traded, closed), worth, paid)
+            record.close(Fill(now, first, sign, why, traded, trades[0]), worth, paid)
         if opened:
             record.open(Fill(now, order, sign, why, traded, opened))

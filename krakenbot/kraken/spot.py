@@ -99,18 +99,23 @@ class Spot:
         if since is not None:
             params["since"] = since
         result = self._client.public("OHLC", params | self._class)
-        if self._rules and isinstance(result, dict) and not any(map(self._is_ours, result)):
-            raise UnansweredError(f"OHLC answer is of {', '.join({*result} - {'last'})}")
+        self._check_pair("OHLC", result)
         return parse_rows(result, self._interval_s)
 
     def quote(self) -> Quote:
         result = self._client.public("Ticker", {"pair": self._name, **self._class})
+        self._check_pair("Ticker", result)
         with shape("Ticker"):
             (row,) = result.values()
             quote = Quote(bid=decimal(row["b"][0]), ask=decimal(row["a"][0]))
             if not ZERO < quote.bid <= quote.ask:
                 raise ValueError(f"bid {quote.bid}, ask {quote.ask}")
         return quote
+
+    def _check_pair(self, method: str, result: Any) -> None:
+        """Raise UnansweredError for an answer about another pair."""
+        if self._rules and isinstance(result, dict) and not any(map(self._is_ours, result)):
+            raise UnansweredError(f"{method} answer is of {', '.join({*result} - {'last'})}")
 
     def margin_rates(self) -> MarginRates:
         rules = self.known_rules()

@@ -217,6 +217,15 @@ class TestMarket(unittest.TestCase):
         with self.assertRaisesRegex(UnansweredError, "XETHZUSD"):
             exchange.candles(None)
 
+    def test_the_quote_of_another_pair_is_no_answer(self) -> None:
+        kraken = Kraken()
+        exchange = spot(kraken)
+        exchange.rules()
+        exchange.quote()
+        kraken.answers["Ticker"] = {"XETHZUSD": {"a": ["3001"], "b": ["3000"]}}
+        with self.assertRaisesRegex(UnansweredError, "XETHZUSD"):
+            exchange.quote()
+
     def test_a_crossed_or_empty_quote_is_no_answer(self) -> None:
         for ask, bid in (("1", "2"), ("0", "0"), ("2", "0"), ("2", "-1"), ("0", "1")):
             kraken = Kraken(Ticker={"X": {"a": [ask], "b": [bid]}})

@@ -200,6 +200,8 @@ def _be(
     for number, pipe in enumerate(output, 1):
         os.dup2(pipe.fileno(), number)
         pipe.close()
+    # What the server had there may have been a file, which can be sought in.
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", 1, closefd=False) for number in (1, 2))
     if before is not None:
         before()
     code = cli.main(argv)

@@ -85,9 +85,8 @@ def _pair(step: Step, leverage: int, inputs: RiskInputs) -> Objection | None:
     allowed, name = rules.leverages(step.side), rules.altname
     closes = step.purpose is Purpose.CLOSE
     if leverage and leverage not in allowed and not closes:
-        words = " ".join(map(str, allowed)) or "none"
-        kind = f"leverage {leverage} is not offered for a {step.side.value} on {name}"
-        return Objection(f"{kind}; offered is {words}")
+        only = f"leverage {leverage} is not offered on {name}, only {' '.join(map(str, allowed))}"
+        return Objection(only if allowed else f"{name} has no margin for a {step.side.value}")
     if step.volume < rules.ordermin and not closes:
         needed = volume(rules.ordermin, rules.base)
         return Objection(

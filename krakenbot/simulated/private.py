@@ -218,8 +218,8 @@ class Holder:
         return number(p, name, default)
 
     def _trade_volume(self, p: Params) -> Any:
-        rules, trades = self.markets.rules, self.trades.values()
-        costs = (Decimal(t["cost"]) for t in trades if rules[t["pair"]].quote == "ZUSD")
+        in_dollars = {key for key, rules in self.markets.rules.items() if rules.quote == "ZUSD"}
+        costs = (Decimal(t["cost"]) for t in self.trades.values() if t["pair"] in in_dollars)
         result: Row = {"currency": "ZUSD", "volume": f"{sum(costs):.4f}"}
         if not p.get("pair"):
             return result

@@ -145,7 +145,7 @@ class TestNoNetwork(ProgramTest):
             taken.bind(("127.0.0.1", 0))
             return f"http://127.0.0.1:{taken.getsockname()[1]}"
 
-    def test_it_waits_as_long_as_patience_ever_longer_and_says_so_each_time(self) -> None:
+    def test_it_waits_as_long_as_patience_and_says_so_once_a_minute(self) -> None:
         started = [
             (
                 lines,
@@ -158,7 +158,7 @@ class TestNoNetwork(ProgramTest):
                     KRAKENBOT_STATE_DIRECTORY=str(self.folder / patience),
                 ),
             )
-            for patience, speed, lines in (("2", "4", (1, 2)), ("150", "300", range(4, 9)))
+            for patience, speed, lines in (("2", "4", (1,)), ("150", "300", (2, 3)))
         ]
         for lines, running in started:
             done = running.done()

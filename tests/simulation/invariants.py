@@ -321,7 +321,9 @@ class Truth:
             expect(found[1] != found[2], name, text)
         elif "is not found, yet" in text or "unexplained" in text or "does not know:" in text:
             unseen = self.strangers or world.blind or world.storms.dark
-            expect(self.foreign_at > recent or unseen, name, text)
+            # A start compares from the newest record on, which may be of the candle before.
+            since = recent - 2 * world.interval_s
+            expect(self.foreign_at > since or unseen, name, text)
         elif "in a row traded nothing" in text:
             rows = world.raw(
                 "SELECT executed FROM intents WHERE outcome != 'not sent' ORDER BY number DESC"

@@ -104,9 +104,8 @@ def _backtest(config: Config, arguments: Namespace) -> list[str]:
         config = config._replace(interval=file_s // 60)
         notes.append(f"candles of {config.interval} min, as in the file")
     if config.interval not in configuration.INTERVALS:
-        notes.append(
-            f"the bot cannot run at {config.interval} min: Kraken's API has no such candles"
-        )
+        why = "Kraken's API has no such candles"
+        notes.append(f"the bot cannot run at {config.interval} min: {why}")
     rules = rules_of(pair, arguments.pair_rules, first, notes)
     if config.size < rules.ordermin:
         smallest = f"below the smallest order, {plain(rules.ordermin)}: nothing can be traded"

@@ -46,10 +46,12 @@ def table(title: str, names: Sequence[str], rows: Sequence[Sequence[str]], note:
     kinds = [' class="n"' if name.startswith("|") else "" for name in names]
     lines = [_row("th", kinds, [name.removeprefix("|") for name in names])]
     lines += [_row("td", kinds, row) for row in shown]
-    return (
-        f"<section><h2>{escape(title)} <small>{escape(note + more)}</small></h2>"
-        f'<div class="wide"><table class="rows">{"".join(lines)}</table></div></section>'
-    )
+    return _section(title, note + more, f'<table class="rows">{"".join(lines)}</table>')
+
+
+def _section(title: str, note: str, inside: str) -> str:
+    head = f"<h2>{escape(title)} <small>{escape(note)}</small></h2>"
+    return f'<section>{head}<div class="wide">{inside}</div></section>'
 
 
 def _row(tag: str, kinds: Sequence[str], cells: Sequence[str]) -> str:
@@ -57,9 +59,7 @@ def _row(tag: str, kinds: Sequence[str], cells: Sequence[str]) -> str:
     return f"<tr>{''.join(f'<{tag}{kind}>{escape(cell)}</{tag}>' for kind, cell in pairs)}</tr>"
 
 
-def heat_map(
-    title: str, corner: str, cells: Mapping[tuple[str, str], float], note: str = ""
-) -> str:
+def heat_map(title: str, corner: str, cells: Mapping[tuple[str, str], float], note: str) -> str:
     """Return figures by two keys, row and column; gains and losses are shaded by their size."""
     rows, columns = (list(dict.fromkeys(key[at] for key in cells)) for at in (0, 1))
     best, worst = max(cells.values(), default=0), min(cells.values(), default=0)
@@ -73,11 +73,8 @@ def heat_map(
             kind = f"n {_tone(value)}{' best' if value == best else ''}"
             share = value / ((best if value > 0 else worst) or 1) * 75
             body += f'<td class="{kind}" style="--share:{share:.0f}%">{signed(money(value))}</td>'
-    return (
-        f"<section><h2>{escape(title)} <small>{escape(note)}</small></h2>"
-        f'<div class="wide"><table class="heat"><tr><th>{escape(corner)}</th>{body}</tr></table>'
-        "</div></section>"
-    )
+    table = f'<table class="heat"><tr><th>{escape(corner)}</th>{body}</tr></table>'
+    return _section(title, note, table)
 
 
 def bars(costs: Sequence[tuple[str, float]]) -> str:
@@ -87,11 +84,9 @@ def bars(costs: Sequence[tuple[str, float]]) -> str:
     for name, amount in costs:
         width = abs(amount) / largest * 50
         left = 50 if amount >= 0 else 50 - width
-        rows += (
-            f'<tr><th>{escape(name)}</th><td><div><b class="{_tone(amount)}" '
-            f'style="left:{left:.2f}%;width:{width:.2f}%"></b></div></td>'
-            f"<td>{signed(money(amount))}</td></tr>"
-        )
+        bar = f'<b class="{_tone(amount)}" style="left:{left:.2f}%;width:{width:.2f}%"></b>'
+        rows += f"<tr><th>{escape(name)}</th><td><div>{bar}</div></td>"
+        rows += f"<td>{signed(money(amount))}</td></tr>"
     return f'<section><h2>Where it went</h2><table class="bars">{rows}</table></section>'
 
 

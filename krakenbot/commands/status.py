@@ -110,22 +110,16 @@ def lines(status: Mapping[str, Any], life: Life, unit: Units) -> list[str]:
     decision, updated, read = (status[key] for key in ("decision", "updated", "ledger_read"))
     names = ("gross", "pnl", "realized", "fees", "margin_fees", "rollover")
     gross, net, realized, *costs = (money(Decimal(status[key]), unit.quote) for key in names)
+    target = "none decided yet"
+    if decision:
+        target = f"{decision['reason']} (candle of {moment(decision['candle'])})"
     rows = [
         (life.state.name, _process(life, status["halted"])),
         ("next", _next(life)),
         ("HALTED", status["halted"]),
-        (
-            "bot",
-            f"{status['mode']} {status['pair']}, {status['interval']} min candles, "
-            f"{status['strategy']}",
-        ),
+        ("bot", "{mode} {pair}, {interval} min candles, {strategy}".format_map(status)),
         ("position", _position(status, unit)),
-        (
-            "target",
-            f"{decision['reason']} (candle of {moment(decision['candle'])})"
-            if decision
-            else "none decided yet",
-        ),
+        ("target", target),
         (
             "result",
             f"{signed(net)} after all costs, {signed(gross)} before; realized before costs "

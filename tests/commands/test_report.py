@@ -206,7 +206,7 @@ class RoundTripsTest(unittest.TestCase):
 class HeatMapTest(unittest.TestCase):
     def test_cells_are_shaded_by_sign_and_size_and_the_best_is_framed(self) -> None:
         cells = {("10", "60"): -50.0, ("10", "240"): 100.0, ("20", "60"): -25.0}
-        text = heat_map("Net", "length \\ interval", cells)
+        text = heat_map("Net", "length \\ interval", cells, "")
         self.assertIn('<td class="n bad" style="--share:75%">-50.00</td>', text)
         self.assertIn('<td class="n bad" style="--share:38%">-25.00</td>', text)
         self.assertIn('<td class="n good best" style="--share:75%">+100.00</td>', text)

@@ -171,9 +171,8 @@ def _credentials(config: Config, prefix: str) -> Credentials:
     credentials = load_credentials(config, prefix)
     if credentials is None:
         place = "name its files in [keys], or " if prefix == "KRAKEN" else ""
-        raise ConfigError(
-            f"needs a key: {place}set {prefix}_API_KEY_FILE and {prefix}_API_SECRET_FILE"
-        )
+        names = f"{prefix}_API_KEY_FILE and {prefix}_API_SECRET_FILE"
+        raise ConfigError(f"needs a key: {place}set {names}")
     return credentials
 
 

@@ -113,6 +113,10 @@ def lines(status: Mapping[str, Any], life: Life, unit: Units) -> list[str]:
     target = "none decided yet"
     if decision:
         target = f"{decision['reason']} (candle of {moment(decision['candle'])})"
+    result = f"{signed(net)} after all costs, {signed(gross)} before; realized before costs "
+    paid = "trade fees {}, margin fees {}, rollover {}".format(*costs)
+    paid += f"; ledger as of {moment(read)}" if read else ""
+    unresolved = ", ".join(status["unresolved"]) or "none"
     rows = [
         (life.state.name, _process(life, status["halted"])),
         ("next", _next(life)),
@@ -120,21 +124,10 @@ def lines(status: Mapping[str, Any], life: Life, unit: Units) -> list[str]:
         ("bot", "{mode} {pair}, {interval} min candles, {strategy}".format_map(status)),
         ("position", _position(status, unit)),
         ("target", target),
-        (
-            "result",
-            f"{signed(net)} after all costs, {signed(gross)} before; realized before costs "
-            f"{signed(realized)}",
-        ),
-        (
-            "costs",
-            "trade fees {}, margin fees {}, rollover {}".format(*costs)
-            + (f"; ledger as of {moment(read)}" if read else ""),
-        ),
+        ("result", result + signed(realized)),
+        ("costs", paid),
         ("account", _account(status, unit)),
-        (
-            "orders",
-            f"{status['orders']} sent, unresolved: {', '.join(status['unresolved']) or 'none'}",
-        ),
+        ("orders", f"{status['orders']} sent, unresolved: {unresolved}"),
         ("DIFFERS", status["difference"]),
         *(("warning", text) for text in status["warnings"]),
         ("as of", f"{moment(updated)}, {duration(life.now - updated)} ago" if updated else None),

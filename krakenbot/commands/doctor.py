@@ -92,9 +92,8 @@ def shown(finding: Finding, colored: bool) -> str:
     start, indent = f"{finding.verdict:<5}{finding.check:<9} ", " " * 15
     arrow = f"{indent}-> "
     lines = textwrap.wrap(finding.text, 80, initial_indent=start, subsequent_indent=indent)
-    lines += textwrap.wrap(
-        finding.repair, 80, initial_indent=arrow, subsequent_indent=indent + "   "
-    )
+    under = f"{indent}   "
+    lines += textwrap.wrap(finding.repair, 80, initial_indent=arrow, subsequent_indent=under)
     if colored:
         lines[0] = f"\x1b[{COLORS[finding.verdict]}m{start[:4]}\x1b[0m{lines[0][4:]}"
     return "\n".join(lines)
@@ -128,10 +127,8 @@ class Visit:
         return "ok", f"{text}leverage {config.leverage}; set: {', '.join(chosen) or 'nothing'}"
 
     def _secrets(self) -> Answer:
-        mode, files = (
-            self.config.mode,
-            [file for file in self.config.keys if file and file.exists()],
-        )
+        mode = self.config.mode
+        files = [file for file in self.config.keys if file is not None and file.exists()]
         is_empty = files and not any(file.stat().st_size for file in files)
         found = None if is_empty and mode == "paper" else load_credentials(self.config)
         self.credentials = found
@@ -159,8 +156,7 @@ class Visit:
             return "skip", "none yet: this bot has not run"
         with closing(open_read_only(path)) as journal:
             halted, unresolved = journal.get("halted"), len(journal.open_intents())
-            self.explained = journal.account().held
-            speed = self.config.exchange.clock_speed
+            self.explained, speed = journal.account().held, self.config.exchange.clock_speed
             life = read_life(journal, path.with_suffix(".lock"), speed)
         if halted:
             return "warn", f"halted: {halted}"
@@ -251,8 +247,6 @@ class Visit:
 
     def _costs(self) -> Answer:
         too_much, lines = count_costs(self.config, self.market, self.fee_rate)
-        if not lines:
-            return "skip", "too few candles to show a turn"
         if too_much:
             return "fail" if self.config.mode == "live" else "warn", lines[0], lines[-1]
         return "ok", lines[0]
@@ -279,12 +273,7 @@ class Visit:
 CHECKS = (
     ("python", Visit._python, "", ""),
     ("config", Visit._config, "", "repair the file; see `krakenbot config --example`"),
-    (
-        "secrets",
-        Visit._secrets,
-        "config",
-        "put both into files of mode 0600 and name these in the table [keys]",
-    ),
+    ("secrets", Visit._secrets, "config", "put both into files of mode 0600, named in [keys]"),
     ("state", Visit._state, "config", "make room there, and let this user write"),
     ("strategy", Visit._strategy, "config", "read `krakenbot help strategies`"),
     ("journal", Visit._journal, "config", "look at the exchange, then `krakenbot resume`"),

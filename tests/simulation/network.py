@@ -17,13 +17,14 @@ from krakenbot.kraken.transport import UrllibTransport
 from krakenbot.simulated.http import Answer
 
 DEAD = ("192.0.2.1", "192.0.2.2")  # They swallow every packet.
-ALIVE = "127.0.0.1"
+ALIVE, HOST = "127.0.0.1", "localhost"
 # What can happen to a connection, besides what krakenbot.simulated.faults does to a request.
 CONNECTING = {
     "refused": "the connection is refused",
     "unreachable": "there is no route",
     "silent": "nobody answers the connection",
     "no-name": "the name is not found",
+    "slow-name": "the name is found after long",
     "dead-addresses": "two addresses swallow packets before one that answers",
 }
 ANSWERING = {
@@ -86,8 +87,11 @@ class Network:
     def getaddrinfo(self, host: Any, port: Any, *_: Any, **__: Any) -> list[Any]:
         name = host.decode() if isinstance(host, bytes) else host
         world = self.world
-        world.expect(name in (ALIVE, "localhost"), "no foreign host", f"{name} is looked up")
-        word = world.trouble({w: CONNECTING[w] for w in ("no-name", "dead-addresses")})
+        world.expect(name.lower() == HOST, "no foreign host", f"{name} is looked up")
+        words = ("no-name", "slow-name", "dead-addresses")
+        word = world.trouble({w: CONNECTING[w] for w in words})
+        if word == "slow-name":
+            world.pass_time(1.0 + world.spoil(20))
         if word == "no-name":
             raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
         stream = socket.SOCK_STREAM
@@ -170,7 +174,7 @@ class Network:
         parts = urlsplit(url)
         target = f"{parts.path}?{parts.query}" if parts.query else parts.path
         lowered = {name.lower(): value for name, value in headers.items()}
-        world.expect(parts.hostname in (ALIVE, "localhost"), "no foreign host", url)
+        world.expect(parts.hostname == HOST, "no foreign host", url)
         deadline = time.monotonic() + transport._timeout_s
         world.pass_time(world.way_s())
         way_s = world.way_s()

@@ -33,6 +33,7 @@ NAMES = {
     "XXBTZUSD": ("XBTUSD", "XXBTZUSD", "BTC/USD", "BTCUSD"),
     "XETHZUSD": ("ETHUSD", "XETHZUSD", "ETH/USD"),
 }
+URLS = tuple(f"http://{host}:8{'0' * 3}" for host in ("localhost", "LOCALHOST", "LocalHost"))
 KEYS = ("SANDBOX-KEY", "SANDBOX-KEY-2", "SANDBOX-KEY-3")
 CHANGES = {
     "LEVERAGE": ("0", "2", "3"),
@@ -40,6 +41,7 @@ CHANGES = {
     "STRATEGY_LENGTH": ("2", "3", "5"),
     "ENTRY": ("now", "next-turn"),
     "INTERVAL": ("1", "5"),
+    "EXCHANGE_URL": URLS,
 }
 
 
@@ -273,6 +275,9 @@ class People:
             self.lose_journal(what)
         elif self.random.random() < 0.1:
             self.back_up()
+        if self.random.random() < 0.02 and not self.world.setting.alone:
+            # It must be learned again whose journal is whose.
+            (self.folder / "state" / "index.json").unlink(missing_ok=True)
 
     def back_up(self) -> None:
         """Keep a copy of the journals as they are now."""

@@ -12,7 +12,9 @@ from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn, Protocol
 
-SLICE_S = 2.0  # How often a long wait shows that it is still one.
+# How often a long wait shows that it is still one, and sees a signal that came in the instant
+# before it began: such a one does not end it by itself.
+SLICE_S = 0.5
 
 
 class StopRequestedError(Exception):

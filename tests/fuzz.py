@@ -396,11 +396,7 @@ class TestValues(FuzzTest):
                 self.assert_exact(parse())
 
     @given(
-        st.lists(
-            st.tuples(st.integers(0, 400), *[st.integers(1, 9)] * 4),
-            min_size=1,
-            max_size=30,
-        )
+        st.lists(st.tuples(st.integers(0, 400), *[st.integers(1, 9)] * 4), min_size=1, max_size=30)
     )
     def test_rows_in_any_order_become_candles_without_holes(self, rows: list[Any]) -> None:
         result = {"X": [[60 * row[0], *map(str, row[1:]), "0", "0", 1] for row in rows], "last": 0}

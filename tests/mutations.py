@@ -511,11 +511,7 @@ DEFECTS: dict[str, tuple[Change, ...]] = {
         Change("bot", "LOOK_MAX_S", "1e9"),
     ),
     "one refusal of the key ends the bot": (
-        Change(
-            "patience",
-            "Patience._outwait_refused_key",
-            "def defect(self, error): raise error",
-        ),
+        Change("patience", "Patience._outwait_refused_key", "def defect(self, error): raise error"),
     ),
     "waiting is told to nobody": (
         Change("patience", "Patience._tell", "def defect(self, text): pass"),

@@ -205,10 +205,7 @@ class TestProcess(unittest.TestCase):
             "bad = {'ssl', 'socket', 'sqlite3', 'krakenbot.config'} & {*sys.modules};"
             "sys.exit(str(bad) if bad else code)"
         )
-        for option, want in (
-            ("--version", f"krakenbot {__version__}\n"),
-            ("--help", "  sandbox "),
-        ):
+        for option, want in (("--version", f"krakenbot {__version__}\n"), ("--help", "  sandbox ")):
             with self.subTest(option):
                 process = self.start("-c", code, option)
                 out, err = process.communicate(timeout=30)

@@ -61,7 +61,7 @@ LASTING = {
 # What is written differently here, and why.
 CHANGED = {
     # This machine is left as it is; tests/systemd.py does it all in a machine of its own.
-    "sudo python3 krakenbot.pyz install": "python3 krakenbot.pyz install --dry-run",
+    "sudo python3 krakenbot.pyz install": "python3 krakenbot.pyz install --dry-run"
 }
 # Commands that are not run here, and why.
 LEFT_OUT = {

@@ -129,10 +129,7 @@ class TestRefusals(ProgramTest):
         count = len(gate.sent)
         same = self.start(gate, "run", "--live", **LIVE)
         key = self.start(gate, "run", "--live", **LIVE, KRAKENBOT_PAIR="ETHUSD")
-        for running, words in (
-            (same, "this API key"),
-            (key, f"pid {first.pid}"),
-        ):
+        for running, words in ((same, "this API key"), (key, f"pid {first.pid}")):
             with self.subTest(words):
                 self.assert_ends(running.done(), 78, "another krakenbot holds", words)
         self.assertEqual(len(gate.sent), count)

@@ -158,8 +158,7 @@ class LoginTest(unittest.TestCase):
         order = {"nonce": 9, **MARKET, "leverage": 2, "reduce_only": False, "validate": True}
         answer = client.send("AddOrder", json.dumps(order).encode(), "9", "application/json")
         self.assertEqual(
-            answer["result"],
-            {"descr": {"order": "buy 0.04 XBTUSD @ market with 2:1 leverage"}},
+            answer["result"], {"descr": {"order": "buy 0.04 XBTUSD @ market with 2:1 leverage"}}
         )
         self.assertEqual(
             client.send("Balance", b"[1]", "10", "application/json")["error"],

@@ -517,11 +517,7 @@ class TestFinding(unittest.TestCase):
                 spot(kraken).find(ID, SINCE)
 
     def test_amounts_that_no_order_can_have_are_no_answer(self) -> None:
-        for changes in (
-            {"vol_exec": "-0.04"},
-            {"cost": "-1"},
-            {"status": "filled"},
-        ):
+        for changes in ({"vol_exec": "-0.04"}, {"cost": "-1"}, {"status": "filled"}):
             kraken = Kraken(ClosedOrders={"closed": {TXID: CLOSED_ORDER | changes}})
             with self.subTest(changes), self.assertRaises(UnansweredError):
                 spot(kraken).find(ID, SINCE)

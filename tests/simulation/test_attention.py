@@ -150,9 +150,7 @@ class TestRefusalsThatPass(AttentionTest):
 
 
 class TestOneOrder(AttentionTest):
-    def test_while_a_reversal_cannot_be_sent_its_close_is_not_sent_in_the_same_second(
-        self,
-    ) -> None:
+    def test_while_a_reversal_cannot_be_sent_its_close_is_not_sent_in_the_same_second(self) -> None:
         bot = self.once(105, self.bot(one_order=True))
         self.exchange.script = ["unsent"] * 2
         self.at(DOWN)

@@ -37,6 +37,7 @@ from krakenbot.pairs import decimal, parse_rules, plain
 from krakenbot.records import Booked, Intent, Outcome
 from krakenbot.simulated.feed import Feed
 from krakenbot.simulated.listing import PAIRS, SANDBOX_KEY, SANDBOX_SECRET
+from tests.clocks import StandingClock
 from tests.logs import silence
 
 ID = "6d1b345e-2821-40e2-ad83-4ecb18a06876"
@@ -176,22 +177,6 @@ READERS: dict[str, Callable[[Spot], Any]] = {
 }
 
 
-class Clock:
-    def now(self) -> float:
-        return float(T0)
-
-    monotonic = wall = now
-
-    def nonce(self) -> int:
-        return 1
-
-    def set(self, exchange_time: float) -> None:
-        pass
-
-    def wait(self, seconds: float) -> None:
-        pass
-
-
 class Answers:
     """A transport that answers as told, and keeps the methods that were asked for."""
 
@@ -213,7 +198,7 @@ def spot(transport: Answers) -> Spot:
     client = Client(
         transport,
         "https://api.kraken.com",
-        Clock(),
+        StandingClock(float(T0)),
         key=Secret(SANDBOX_KEY),
         secret=Secret(SANDBOX_SECRET),
         next_nonce=lambda _: next(nonces),

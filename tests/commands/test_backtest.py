@@ -2,7 +2,6 @@
 
 import os
 import random
-import sqlite3
 import unittest
 from collections.abc import Sequence
 from decimal import Decimal as D
@@ -20,8 +19,7 @@ from krakenbot.backtest.result import Fill, Result
 from krakenbot.bot import WAKE_DELAY_S, Bot
 from krakenbot.decision import Plan
 from krakenbot.errors import StopError
-from krakenbot.journal import Journal
-from krakenbot.journal_file import prepare
+from krakenbot.journal_file import open_journal
 from krakenbot.kraken.spot import Spot
 from krakenbot.model import Candle, MarginRates, Quote, SystemStatus
 from krakenbot.pairs import PairRules, parse_rules
@@ -30,6 +28,7 @@ from krakenbot.simulated.listing import PAIRS
 from krakenbot.simulated.paper import PaperClient
 from krakenbot.strategy import build
 from tests import IS_LONG
+from tests.clocks import StandingClock
 from tests.logs import silence_module
 from tests.markets import Answers
 
@@ -47,29 +46,15 @@ XBTUSD = parse_rules("XXBTZUSD", PAIRS["XXBTZUSD"])
 USDTUSD = parse_rules("USDTZUSD", PAIRS["USDTZUSD"])
 
 
-class World:
+class World(StandingClock):
     """Market and clock in one, over columns of candles."""
 
     def __init__(self, columns: Columns, rules: PairRules) -> None:
         self.columns = columns
         self.pair_rules = rules
-        self.time = float(columns.times[0])
+        super().__init__(float(columns.times[0]))
         self.tick = D(1).scaleb(-rules.pair_decimals)
         self.rows = list(candles_of(columns))
-
-    def now(self) -> float:
-        return self.time
-
-    monotonic = wall = now
-
-    def nonce(self) -> int:
-        return int(self.time)
-
-    def set(self, exchange_time: float) -> None:
-        raise AssertionError("the clock is right already")
-
-    def wait(self, seconds: float) -> None:
-        self.time += seconds
 
     def server_time(self) -> int:
         return int(self.time)
@@ -131,9 +116,8 @@ class TestAgainstTheLiveTick(unittest.TestCase):
         fee: str = "0.008",
     ) -> Result:
         world = World(columns, rules)
-        journal = Journal(
-            prepare(sqlite3.connect(":memory:", isolation_level=None), Path(":memory:"))
-        )
+        journal = open_journal(None)
+        self.addCleanup(journal.close)
         answers = Answers(world, PAIRS[rules.pair])
         client = PaperClient(answers, world, world, journal, fee_rate=D(fee), balance=D(balance))
         exchange = Spot(client, rules.altname, columns.interval_s)

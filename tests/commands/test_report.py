@@ -15,7 +15,7 @@ from krakenbot.commands.page import heat_map, table
 from krakenbot.commands.report import story_of
 from krakenbot.commands.story import Point, render, round_trips, thinned, write
 from krakenbot.journal import Journal
-from krakenbot.journal_file import prepare
+from krakenbot.journal_file import open_journal, prepare
 from krakenbot.records import Booked, Outcome
 from tests.ports.test_journal import execution, intent
 
@@ -38,10 +38,6 @@ class Tags(HTMLParser):
     def handle_endtag(self, tag: str) -> None:
         if tag not in ("path", "rect"):
             assert self.open.pop() == tag, tag
-
-
-def empty() -> Journal:
-    return Journal(prepare(sqlite3.connect(":memory:", isolation_level=None), Path(":memory:")))
 
 
 def _path(text: str, kind: str) -> str:
@@ -133,7 +129,7 @@ class ReportTest(unittest.TestCase):
         self.assertLess(_path(broken, "long").count("M"), _path(whole, "long").count("M"))
 
     def test_the_end_of_the_account_comes_first(self) -> None:
-        journal = empty()
+        journal = open_journal(None)
         journal.put(halted="the loss since the last resume is 51, max_loss is 50")
         self.assertIn('">The bot is halted: the loss', render(story_of(SETTINGS, journal)))
 
@@ -152,7 +148,7 @@ class ReportTest(unittest.TestCase):
     def test_a_place_that_cannot_be_written_leaves_nothing_behind(self) -> None:
         with tempfile.TemporaryDirectory() as name:
             with self.assertRaises(UsageError):
-                write(Path(name), story_of(SETTINGS, empty()))
+                write(Path(name), story_of(SETTINGS, open_journal(None)))
             self.assertEqual([], list(Path(name).parent.glob(f".{Path(name).name}.*")))
 
     def test_many_points_are_thinned_without_losing_an_extreme(self) -> None:

@@ -21,6 +21,7 @@ from krakenbot.kraken.client import Client
 from krakenbot.kraken.counter import RestCounter
 from krakenbot.kraken.signing import sign
 from krakenbot.model import Secret
+from tests.clocks import StandingClock
 from tests.logs import logged, silence
 
 RECORDED = os.environ.get("TEST_DATA_KRAKEN")
@@ -129,29 +130,6 @@ EVERY = [
 ]
 
 
-class FakeClock:
-    def __init__(self) -> None:
-        self.time = 1000.0
-
-    def now(self) -> float:
-        return self.time
-
-    def monotonic(self) -> float:
-        return self.time
-
-    def wall(self) -> float:
-        return self.time
-
-    def nonce(self) -> int:
-        return 1616492376594
-
-    def set(self, exchange_time: float) -> None:
-        raise AssertionError("the client does not set clocks")
-
-    def wait(self, seconds: float) -> None:
-        self.time += seconds
-
-
 class FakeTransport:
     """Answers in turn; the last one for ever. Notes what was sent."""
 
@@ -183,7 +161,7 @@ class Rising:
 
 def client(
     transport: Any,
-    clock: FakeClock | None = None,
+    clock: StandingClock | None = None,
     *,
     live: bool = False,
     counter: RestCounter | None = None,
@@ -191,7 +169,7 @@ def client(
     return Client(
         transport,
         "http://127.0.0.1:1",
-        clock or FakeClock(),
+        clock or StandingClock(1616.492376594),
         key=KEY,
         secret=SECRET,
         next_nonce=Rising(),
@@ -458,7 +436,7 @@ class TestRequests(unittest.TestCase):
     def test_without_a_key_a_private_method_stops_unsent(self) -> None:
         transport = FakeTransport(OK)
         with self.assertRaises(StopError) as caught:
-            Client(transport, "http://127.0.0.1:1", FakeClock()).private("Balance")
+            Client(transport, "http://127.0.0.1:1", StandingClock(1000.0)).private("Balance")
         self.assertEqual(77, caught.exception.exit_code)
         self.assertEqual([], transport.requests)
 
@@ -470,7 +448,8 @@ class TestNonce(unittest.TestCase):
     def test_a_read_whose_nonce_is_refused_is_asked_again_with_larger_ones_after_pauses(
         self,
     ) -> None:
-        transport, clock = FakeTransport(*[envelope("EAPI:Invalid nonce")] * 4, OK), FakeClock()
+        refused = [envelope("EAPI:Invalid nonce")] * 4
+        transport, clock = FakeTransport(*refused, OK), StandingClock(1000.0)
         self.assertEqual({"ok": 1}, client(transport, clock).private("Balance"))
         nonces = [int(transport.form(number)["nonce"]) for number in range(5)]
         self.assertEqual(sorted(set(nonces)), nonces)
@@ -481,7 +460,7 @@ class TestNonce(unittest.TestCase):
             client(FakeTransport(envelope("EAPI:Invalid nonce"))).public("Time")
 
     def test_nonces_that_stay_refused_for_a_minute_mean_another_program(self) -> None:
-        clock = FakeClock()
+        clock = StandingClock(1000.0)
         with self.assertRaises(KeyRefusedError) as caught:
             client(FakeTransport(envelope("EAPI:Invalid nonce")), clock).private("Balance")
         self.assertTrue(caught.exception.nonce)
@@ -504,7 +483,7 @@ class TestCounter(unittest.TestCase):
     COSTS = (("Balance", 1), ("ClosedOrders", 2), ("Ledgers", 2), ("OpenOrders", 1))
 
     def setUp(self) -> None:
-        self.clock, self.told = FakeClock(), list[tuple[float, int]]()
+        self.clock, self.told = StandingClock(1000.0), list[tuple[float, int]]()
         folder = tempfile.TemporaryDirectory()
         self.addCleanup(folder.cleanup)
         self.path = Path(folder.name) / "counter"

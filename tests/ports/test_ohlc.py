@@ -10,6 +10,7 @@ from typing import Any
 from krakenbot.candles import CandleWindow, fill, parse_rows
 from krakenbot.errors import UnansweredError
 from krakenbot.model import Candle
+from tests.clocks import StandingClock
 from tests.logs import silence_module
 
 RECORDED = os.environ.get("TEST_DATA_KRAKEN")
@@ -30,29 +31,9 @@ def row(time: int, close: str = "100.0") -> list[Any]:
     return [time, "100.0", "110.0", "90.0", close, "100.0", "1.5", 7]
 
 
-class FakeClock:
-    """Waiting costs nothing; what was waited for is added to the time."""
-
-    def __init__(self) -> None:
-        self.time = 0.0
-
+class FakeClock(StandingClock):
     def now(self) -> float:
         return 2 * T0 + self.time  # After all candles.
-
-    def monotonic(self) -> float:
-        return self.time
-
-    def wall(self) -> float:
-        return self.time
-
-    def nonce(self) -> int:
-        return 1
-
-    def set(self, exchange_time: float) -> None:
-        raise AssertionError("nothing sets the clock here")
-
-    def wait(self, seconds: float) -> None:
-        self.time += seconds
 
 
 class FakeMarket:

@@ -14,8 +14,9 @@ from krakenbot.errors import LaterError, RefusedError, StopError, UnansweredErro
 from krakenbot.kraken.client import Client
 from krakenbot.kraken.spot import Spot
 from krakenbot.model import Order, OrderStatus, Secret, Side, SystemStatus
+from tests.clocks import StandingClock
 from tests.logs import silence
-from tests.ports.test_client import SECRET, FakeClock, Rising
+from tests.ports.test_client import SECRET, Rising
 from tests.rules.test_pairs import ROW
 
 RECORDED = os.environ.get("TEST_DATA_KRAKEN")
@@ -174,7 +175,7 @@ def spot(kraken: Kraken, pair: str = "XBTUSD", **more: Any) -> Spot:
     client = Client(
         kraken,
         "http://127.0.0.1:1",
-        FakeClock(),
+        StandingClock(1000.0),
         key=Secret("key"),
         secret=SECRET,
         next_nonce=Rising(),

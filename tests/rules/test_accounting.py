@@ -1,8 +1,6 @@
-import sqlite3
 import unittest
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
-from pathlib import Path
 from typing import cast
 
 from krakenbot.accounting import LATE_S, Ledger, opening_fee
@@ -10,7 +8,7 @@ from krakenbot.commands.status import read_status, realized
 from krakenbot.errors import KeyRefusedError, StopError, UnansweredError
 from krakenbot.exchange import Exchange
 from krakenbot.journal import Journal
-from krakenbot.journal_file import prepare
+from krakenbot.journal_file import open_journal
 from krakenbot.model import Candle, Charge, ChargeKind, MarginRates, Quote, Side
 from krakenbot.pairs import parse_rules
 from krakenbot.records import Booked, Outcome
@@ -22,11 +20,6 @@ from tests.ports.test_ohlc import FakeClock
 RULES = parse_rules("XXBTZUSD", PAIRS["XXBTZUSD"])
 RATES = MarginRates(Decimal("0.00025"), Decimal("0.0001"))
 DAY_LATER = CANDLE + LATE_S + 600
-
-
-def empty() -> Journal:
-    connection = sqlite3.connect(":memory:", isolation_level=None)
-    return Journal(prepare(connection, Path("journal")))
 
 
 class Rows:
@@ -56,7 +49,7 @@ class Rows:
 class AccountingTest(unittest.TestCase):
     def setUp(self) -> None:
         silence(self)
-        self.journal, self.ledger = empty(), Rows()
+        self.journal, self.ledger = open_journal(None), Rows()
         self.addCleanup(self.journal.close)
         self.journal.put(charges_read=CANDLE)
 
@@ -246,7 +239,7 @@ class TestBooksAtOnce(AccountingTest):
 
     def test_an_opening_costs_the_rate_of_what_it_borrows_before_the_ledger_says_so(self) -> None:
         for side, fee in ((Side.BUY, "0.5"), (Side.SELL, "0.2")):
-            self.journal = empty()
+            self.journal = open_journal(None)
             self.traded(self.journal, 0, side, "0.04", "2000", "16")
             self.assertEqual(Decimal(fee), self.margin_fees())
             self.assertEqual(Decimal(16), self.journal.account().fees)

@@ -45,6 +45,7 @@ from krakenbot.records import Intent, Outcome
 from krakenbot.risk import Limits
 from krakenbot.strategy import build
 from tests import IS_LONG
+from tests.clocks import StandingClock
 from tests.logs import silence
 from tests.rules.test_pairs import rules
 
@@ -70,28 +71,9 @@ class Killed(BaseException):
     """The process dies here."""
 
 
-class FakeClock:
-    """Waiting costs nothing. At `end` the process is asked to stop."""
-
-    def __init__(self) -> None:
-        self.time = 0.0
-        self.end = float("inf")
-
-    def now(self) -> float:
-        return self.time
-
-    monotonic = wall = now
-
-    def nonce(self) -> int:
-        return int(self.time * 1e9)
-
+class FakeClock(StandingClock):
     def set(self, exchange_time: float) -> None:
         pass
-
-    def wait(self, seconds: float) -> None:
-        self.time += max(0.0, seconds)
-        if self.time >= self.end:
-            raise StopRequestedError
 
 
 class FakeExchange:

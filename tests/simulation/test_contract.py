@@ -5,7 +5,6 @@ Then the bot itself trades the same candles on both.
 """
 
 import json
-import sqlite3
 import tempfile
 import unittest
 from collections.abc import Mapping, Sequence
@@ -19,8 +18,7 @@ from krakenbot.clock import StopRequestedError
 from krakenbot.decision import Plan
 from krakenbot.errors import LaterError, RefusedError, UnansweredError
 from krakenbot.exchange import Exchange
-from krakenbot.journal import Journal
-from krakenbot.journal_file import prepare
+from krakenbot.journal_file import open_journal
 from krakenbot.kraken.client import Client
 from krakenbot.kraken.spot import Spot
 from krakenbot.kraken.transport import UrllibTransport
@@ -31,6 +29,7 @@ from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
 from krakenbot.simulated.paper import PaperClient
 from krakenbot.strategy import build
 from tests import IS_LONG
+from tests.clocks import StandingClock
 from tests.logs import silence_module
 
 T0 = 1_600_000_020 // 60 * 60
@@ -75,7 +74,7 @@ class Direct:
         return answer.status, answer.body
 
 
-class World:
+class World(StandingClock):
     """A sandbox over one file of candles, and the clock of all who use it: it only stands.
 
     `account` is the sandbox's own, over HTTP; with `paper` it is simulated on the same market.
@@ -83,8 +82,7 @@ class World:
 
     def __init__(self, path: Path, *, paper: bool, direct: bool = False) -> None:
         self.sandbox = server.Sandbox(f"csv:{path}")
-        self.time = float(T0 + 60 * HISTORY + 30)
-        self.end = float("inf")
+        super().__init__(float(T0 + 60 * HISTORY + 30))
         self._control("clock", freeze=True, now=self.time)
         self._http = UrllibTransport(10)
         transport = Direct(self.sandbox.api) if direct else self._http
@@ -100,8 +98,7 @@ class World:
         )
         spot = Spot(client, "XBTUSD", 60)
         if paper:
-            connection = sqlite3.connect(":memory:", isolation_level=None)
-            journal = Journal(prepare(connection, path))
+            journal = open_journal(None)
             account = PaperClient(client, spot, self, journal, fee_rate=FEE_RATE_ASSUMED)
             spot = Spot(account, "XBTUSD", 60)
         self.account: Exchange = spot
@@ -109,22 +106,9 @@ class World:
     def close(self) -> None:
         self.sandbox.close()
 
-    def now(self) -> float:
-        return self.time
-
-    monotonic = wall = now
-
-    def nonce(self) -> int:
-        return 0
-
-    def set(self, exchange_time: float) -> None:
-        raise AssertionError(f"the clock is right: {self.time}, not {exchange_time}")
-
     def wait(self, seconds: float) -> None:
-        self.time += max(seconds, 0.0)
-        self._control("clock", now=self.time)
-        if self.time >= self.end:
-            raise StopRequestedError
+        self._control("clock", now=self.time + max(seconds, 0.0))
+        super().wait(seconds)
 
     def price(self, price: str | None) -> None:
         self._control("price", pair="XBTUSD", price=price)
@@ -403,7 +387,7 @@ def _plan(leverage: int, one_order: bool) -> Plan:
 def traded(path: Path, plan: Plan, *, paper: bool) -> tuple[list[object], object, list[object]]:
     """Return the orders, the account and the decisions of a bot after CANDLES candles."""
     world = World(path, paper=paper, direct=True)
-    journal = Journal(prepare(sqlite3.connect(":memory:", isolation_level=None), path))
+    journal = open_journal(None)
     try:
         world.end = world.time + 60 * CANDLES
         Bot(plan, world.account, journal, world, "contract").run()

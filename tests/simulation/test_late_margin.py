@@ -1,18 +1,15 @@
 """The bot on the real client and sandbox: a TradeBalance that lags, an account that is busy."""
 
-import sqlite3
 import unittest
 from collections.abc import Callable, Mapping
 from decimal import Decimal
 from itertools import count, pairwise
-from pathlib import Path
 from typing import Any
 
 from krakenbot.bot import Bot, Event
 from krakenbot.clock import StopRequestedError
 from krakenbot.decision import Plan
-from krakenbot.journal import Journal
-from krakenbot.journal_file import prepare
+from krakenbot.journal_file import open_journal
 from krakenbot.kraken.client import Client
 from krakenbot.kraken.spot import Spot
 from krakenbot.model import Secret
@@ -83,8 +80,7 @@ class RealClientTest(unittest.TestCase):
         strategy, needed = build("sma-slope", 3, 2, 5)
         limits = Limits(None, Decimal(100), Decimal(1), 500)
         plan = Plan("XBTUSD", 60, SIZE, 2, False, True, strategy, needed, limits)
-        memory = sqlite3.connect(":memory:", isolation_level=None)
-        self.journal = Journal(prepare(memory, Path("memory")))
+        self.journal = open_journal(None)
         self.addCleanup(self.journal.close)
         spot = Spot(client, "XBTUSD", 60)
         self.bot = Bot(plan, spot, self.journal, clock, "late", self.on_event)

@@ -3,12 +3,10 @@
 Long runs, and long candles with fees in coins, are for .ci/run.
 """
 
-import sqlite3
 import unittest
 from collections.abc import Iterator
 from decimal import Decimal as D
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 from krakenbot.accounting import Ledger
@@ -20,8 +18,7 @@ from krakenbot.commands.status import read_status
 from krakenbot.config import Config
 from krakenbot.decision import Plan
 from krakenbot.handover import adopt
-from krakenbot.journal import Journal
-from krakenbot.journal_file import prepare
+from krakenbot.journal_file import open_journal
 from krakenbot.kraken.client import Client
 from krakenbot.kraken.spot import Spot
 from krakenbot.model import Secret
@@ -32,6 +29,7 @@ from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
 from krakenbot.simulated.words import Method
 from krakenbot.strategy import build
 from tests import IS_LONG
+from tests.clocks import StandingClock
 from tests.logs import silence_module
 from tests.simulation.test_contract import Direct
 
@@ -46,11 +44,11 @@ def setUpModule() -> None:
     silence_module()
 
 
-class World:
+class World(StandingClock):
     """A sandbox with a bot in live mode, on one simulated clock."""
 
     def __init__(self, interval_s: int, *, coin_fees: bool, seed: str = "3") -> None:
-        self.time, self.end = START, float("inf")
+        super().__init__(START)
         self.api = SandboxApi(
             Feed(f"random:{seed}", START),
             lambda: self.time,
@@ -70,28 +68,14 @@ class World:
             live=True,
         )
         self.spot = Spot(client, "XBTUSD", interval_s)
-        connection = sqlite3.connect(":memory:", isolation_level=None)
-        self.journal = Journal(prepare(connection, Path(":memory:")))
+        self.journal = open_journal(None)
         strategy, needed = build("sma-slope", 5, 2, 5)
         limits = Limits(None, D(150), D(1), 500)
         plan = Plan("XBTUSD", interval_s, D("0.05"), 2, False, True, strategy, needed, limits)
         self.bot = Bot(plan, self.spot, self.journal, self, "money")
 
-    def now(self) -> float:
-        return self.time
-
-    monotonic = wall = now
-
-    def nonce(self) -> int:
-        return 0
-
     def set(self, exchange_time: float) -> None:
         self.time = max(self.time, exchange_time)
-
-    def wait(self, seconds: float) -> None:
-        self.time += max(seconds, 0.0)
-        if self.time >= self.end:
-            raise StopRequestedError
 
     def run(self, seconds: float) -> None:
         self.end = self.time + seconds

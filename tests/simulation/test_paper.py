@@ -14,6 +14,7 @@ from krakenbot.pairs import PairRules, parse_rules
 from krakenbot.risk import FEE_RATE_ASSUMED
 from krakenbot.simulated.listing import PAIRS
 from krakenbot.simulated.paper import ROWS_KEPT, PaperClient
+from tests.clocks import StandingClock
 from tests.logs import silence
 from tests.markets import Answers
 
@@ -30,11 +31,11 @@ SAVED_BY_0_2_0 = (
 )
 
 
-class World:
+class World(StandingClock):
     """Market, clock and journal in one: prices and time are set by the test."""
 
     def __init__(self) -> None:
-        self.time = float(START)
+        super().__init__(float(START))
         self.price = D(50000)
         self.rates = MarginRates(D("0.00025"), D("0.0001"))
         self.status = "online"
@@ -44,19 +45,8 @@ class World:
         self.breaks = self.mute = False
         self.answers = Answers(self, PAIRS["XXBTZUSD"])
 
-    def now(self) -> float:
-        return self.time
-
-    monotonic = wall = now
-
-    def nonce(self) -> int:
-        return int(self.time)
-
     def set(self, exchange_time: float) -> None:
         self.time = exchange_time
-
-    def wait(self, seconds: float) -> None:
-        self.time += seconds
 
     def server_time(self) -> int:
         return int(self.time)

@@ -3,7 +3,6 @@
 import os
 import random
 import socket
-import sqlite3
 import tempfile
 import unittest
 from decimal import Decimal
@@ -16,7 +15,7 @@ from krakenbot.bot import Bot
 from krakenbot.clock import StopRequestedError
 from krakenbot.decision import Plan
 from krakenbot.journal import Journal
-from krakenbot.journal_file import prepare
+from krakenbot.journal_file import open_journal
 from krakenbot.kraken.client import Client
 from krakenbot.kraken.counter import DECAY, POINTS, RestCounter
 from krakenbot.kraken.spot import Spot
@@ -125,8 +124,7 @@ class TestRoughWire(unittest.TestCase):
         """Let a bot, started twice in a row, trade through the faults and some calm candles."""
         world = Rough(self.candles, kinds, seed)
         self.addCleanup(world.close)
-        memory = sqlite3.connect(":memory:", isolation_level=None)
-        journal, nonces = Journal(prepare(memory, self.folder)), count(1)
+        journal, nonces = open_journal(None), count(1)
         self.addCleanup(journal.close)
         for ends in (3, 5, 60 * (FAULTY + GRACE + CALM)):
             world.end = world.time + ends

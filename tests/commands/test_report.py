@@ -134,7 +134,7 @@ class ReportTest(unittest.TestCase):
         self.assertIn('">The bot is halted: the loss', render(story_of(SETTINGS, journal)))
 
     def test_the_fee_of_opening_belongs_to_the_order_of_the_same_second(self) -> None:
-        journal, bought = empty(), intent(volume=D("0.05"))
+        journal, bought = open_journal(None), intent(volume=D("0.05"))
         journal.write(bought)
         found = execution(bought, "0.05", "3500", "28")
         journal.conclude(bought, Outcome.CLOSED, bought.created, found)

@@ -1,4 +1,5 @@
 import contextlib
+import gc
 import io
 import json
 import os
@@ -51,6 +52,10 @@ VECTORS = (
         "Bvb61hXH4AOs6ta9o58+qwE9lHp0etdXeuf4tFp0xPjdVnmY4DgBVCfa7o96AgmDzek3R8RC1oLVyRGG8IEaYA==",
     ),
 )
+
+
+def setUpModule() -> None:
+    unittest.addModuleCleanup(gc.collect)  # Each exchange knows itself, and has 60 days of minutes.
 
 
 class Terminal(io.StringIO):

@@ -1,4 +1,5 @@
 import contextlib
+import gc
 import io
 import json
 import os
@@ -21,6 +22,10 @@ from krakenbot.simulated import api as server
 from krakenbot.simulated.words import Method
 
 NAMES = [name for name, *_ in doctor.CHECKS]
+
+
+def setUpModule() -> None:
+    unittest.addModuleCleanup(gc.collect)  # Each exchange knows itself, and has 60 days of minutes.
 
 
 class Patient(unittest.TestCase):

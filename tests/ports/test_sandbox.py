@@ -1,6 +1,7 @@
 """The sandbox in Kraken's words: through `respond`, and through real HTTP."""
 
 import contextlib
+import gc
 import http.client
 import json
 import signal
@@ -29,6 +30,7 @@ MARKET = {"pair": "XBTUSD", "ordertype": "market", "type": "buy", "volume": "0.0
 
 def setUpModule() -> None:
     silence_module()
+    unittest.addModuleCleanup(gc.collect)  # Each exchange knows itself, and has 60 days of minutes.
 
 
 class Client:

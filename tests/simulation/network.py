@@ -45,7 +45,6 @@ ANSWERING = {
 }
 WIRE = CONNECTING | ANSWERING
 Event = tuple[float, bytes | OSError]  # What a socket reads: seconds after the one before, what.
-_SEND = UrllibTransport.send
 _ON_TIME = b"HTTP/1.1 200 OK\r\n"
 
 
@@ -70,6 +69,7 @@ class Network:
 
     def __init__(self, world: Server) -> None:
         self.world = world
+        self._shipped_send = UrllibTransport.send
         self._lines: WeakKeyDictionary[socket.socket, _Line] = WeakKeyDictionary()
 
     def methods(self) -> dict[str, Callable[..., Any]]:
@@ -170,7 +170,7 @@ class Network:
         """
         world = self.world
         if not world.wire_is_good():
-            return _SEND(transport, method, url, headers, body)
+            return self._shipped_send(transport, method, url, headers, body)
         parts = urlsplit(url)
         target = f"{parts.path}?{parts.query}" if parts.query else parts.path
         lowered = {name.lower(): value for name, value in headers.items()}

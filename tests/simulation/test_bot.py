@@ -249,6 +249,7 @@ class BotTest(unittest.TestCase):
     plan = PLAN
 
     def setUp(self) -> None:
+        self.doCleanups()  # Tests begin anew many times.
         silence(self)
         self.clock = FakeClock()
         self.exchange = FakeExchange(self.clock)

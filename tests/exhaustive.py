@@ -15,6 +15,7 @@ import os
 import random
 import re
 import shutil
+import sqlite3
 import sys
 import tempfile
 import time
@@ -89,7 +90,7 @@ class Outcome(NamedTuple):
     text: str = ""
 
 
-NAMES = re.compile(r"/\S+|[0-9a-f]{8}-[0-9a-f-]+|[0-9.]+")
+NAMES = re.compile(r"/\S+|O[0-9A-Z]{5}-[0-9A-Z-]+|[0-9a-f]{8}-[0-9a-f-]+|[0-9.]+")
 Plan = tuple[tuple[int, str], ...]
 
 
@@ -115,7 +116,7 @@ class Scripted(Trouble):
     lab: "Lab"
 
     def _draw(self, name: str, method: str) -> str:
-        return self.lab.arrived(name)
+        return self.lab.arrive(name)
 
     def _with(self, word: str, name: str, request: Any) -> Answer:
         if word == "lag":
@@ -215,7 +216,7 @@ class Lab(World):
         self.disk_failed_at = self.time
         if what == "write":
             raise ENOSPC
-        error = sqlite_error()
+        error = sqlite3.OperationalError("disk I/O error")
         if word == "disk-done":
             return error
         raise error
@@ -231,7 +232,8 @@ class Lab(World):
     def wire_is_good(self) -> bool:
         return bool(self.plan) and self.count not in self.plan
 
-    def arrived(self, name: str) -> str:
+    def arrive(self, name: str) -> str:
+        """Return what happens to a request that has reached the exchange."""
         if name in ("OpenPositions", "Balance") and "death-backup" in self.plan.values():
             self.people.back_up()
         return self._next(name)
@@ -260,12 +262,6 @@ class Lab(World):
         down = -self.size if self.leverage else ZERO
         opened = self.raw("SELECT 1 FROM intents WHERE outcome IS NULL")
         return self.truth.own == down and not opened
-
-
-def sqlite_error() -> Exception:
-    import sqlite3
-
-    return sqlite3.OperationalError("disk I/O error")
 
 
 def run(variant: str, folder: Path, plan: Plan, show: bool = False) -> Outcome:

@@ -168,12 +168,14 @@ def _compare_trades(start: Start) -> None:
         return
     if now < unseen_until:  # One view may show a trade before another shows its order.
         raise UnansweredError("an order that has no end yet is not visible everywhere yet")
-    # Who resumes or adopts after this has seen them.
-    journal.put(foreign_orders=" ".join([*sorted(own), *strange]))
+    # Who resumes or adopts after this has seen them; the next order is looked for first, since a
+    # journal that was lost may have sent it.
+    seen = {"foreign_orders": " ".join([*sorted(own), *strange]), "created": now}
     if start.adopts:
+        journal.put(**seen)
         log.warning("adopting, with orders that the journal does not know: %s", strange)
         return
-    raise journal.halt(
+    halt = journal.halt(
         f"the exchange shows trades of {start.config.pair} that the journal does not know: "
         f"{', '.join(strange)}. Its newest record is of {format.moment(since)}, it explains "
         f"{plain(journal.account().held)}. Either it went back in time (a snapshot, a backup, "
@@ -181,6 +183,8 @@ def _compare_trades(start: Start) -> None:
         "held; `krakenbot adopt` then goes on with that, `krakenbot resume` with what the journal "
         "explains"
     )
+    journal.put(**seen)  # Only now: a death between the two must not hide them.
+    raise halt
 
 
 def check_untracked_balance(start: Start) -> None:

@@ -18,6 +18,8 @@ from krakenbot.assemble import assemble
 from krakenbot.config import Config, ExchangeTable, RiskTable, StrategyTable
 from krakenbot.errors import ConfigError, StopError
 from krakenbot.journal_file import open_journal
+from krakenbot.model import ZERO, Purpose, Side
+from krakenbot.records import Intent, Outcome
 from krakenbot.simulated import api
 from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
 from tests.logs import silence
@@ -176,6 +178,9 @@ class TestCurrent(FrontDoor):
                 journal = open_journal(path)
                 with journal._transaction():
                     journal._db.execute("UPDATE decisions SET done = 0")
+                old = Intent("old", 1, 1, Purpose.OPEN, Side.BUY, SIZE, 0, False, "", ZERO, 1, 16)
+                journal.write(old)
+                journal.conclude(old, Outcome.REFUSED, 2)
                 journal.close()
                 backup = self.copy()
                 self.run_once()
@@ -186,6 +191,11 @@ class TestCurrent(FrontDoor):
                 self.assertEqual([SIZE], self.bought())
                 with self.assertRaisesRegex(StopError, "halted"):
                     self.run_once()
+                journal = open_journal(path)
+                journal.resume()
+                journal.close()
+                self.run_once()  # Of the same candle: it finds its order, and sends none.
+                self.assertEqual([SIZE], self.bought())
 
     def test_a_journal_that_is_current_is_not_waited_for(self) -> None:
         self.hold()

@@ -244,6 +244,7 @@ class _Terminal:
 class TestRehearsal(Reader):
     """The recipe of the manual's page about the sandbox, in its three terminals."""
 
+    @unittest.skipUnless(shutil.which("curl"), "the recipe uses curl")
     def test_it_leads_from_nothing_to_a_safety_stop(self) -> None:
         page = (ROOT / "krakenbot/manual/sandbox.md").read_text(encoding="utf-8")
         recipe = page.partition("## Rehearse")[2].partition("\n## ")[0]

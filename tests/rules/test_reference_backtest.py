@@ -22,11 +22,9 @@ EXACT = F(1, 10**9)
 
 
 class Case(NamedTuple):
-    """A file under the candles or the cases, as what to run it, and with which settings."""
+    """A file under the candles or the cases, the minutes to run it at, and with which settings."""
 
     path: str
-    name: str
-    file_min: int
     minutes: int
     tick: str
     size: str
@@ -39,6 +37,15 @@ class Case(NamedTuple):
     is_slow: bool = False
 
     @property
+    def name(self) -> str:
+        """Return the file's name as Kraken writes it."""
+        return "_".join(self.path.rpartition("/")[2].split("_")[-2:])
+
+    @property
+    def file_min(self) -> int:
+        return int(self.name.partition("_")[2].partition(".")[0])
+
+    @property
     def assets(self) -> tuple[str, str]:
         pair = self.name.split("_")[0]
         quote = "USDC" if pair.endswith("USDC") else pair[-3:]
@@ -46,77 +53,24 @@ class Case(NamedTuple):
 
 
 CASES = (
-    Case("ohlcvt/2023Q1/XBTUSD_60.csv", "XBTUSD_60.csv", 60, 60, "0.1", "0.1"),
-    Case("ohlcvt/2023Q1/XBTUSD_60.csv", "XBTUSD_60.csv", 60, 60, "0.1", "0.4", 5, 7, "0.1"),
-    Case("ohlcvt/2023Q1/XBTUSD_60.csv", "XBTUSD_60.csv", 60, 240, "0.1", "0.1", entry="now"),
-    Case("ohlcvt/2023Q1/XBTUSD_1440.csv", "XBTUSD_1440.csv", 1440, 1440, "0.1", "0.1", length=5),
-    Case("ohlcvt/2024-2025/XBTUSD_240.csv", "XBTUSD_240.csv", 240, 1440, "0.1", "0.05"),
-    Case("ohlcvt/2024-2025/XBTUSD_240.csv", "XBTUSD_240.csv", 240, 240, "0.1", "0.5", 10),
-    Case("ohlcvt/2023Q3/SOLUSD_15.csv.gz", "SOLUSD_15.csv.gz", 15, 60, "0.01", "10", 3, fee="0.1"),
-    Case(
-        "ohlcvt/2013-2020/XBTUSD_60.csv.gz",
-        "XBTUSD_60.csv.gz",
-        60,
-        240,
-        "0.1",
-        "0.5",
-        2,
-        9,
-        is_slow=True,
-    ),
-    Case(
-        "ohlcvt/2013-2020/XBTUSD_60.csv.gz",
-        "XBTUSD_60.csv.gz",
-        60,
-        1440,
-        "0.1",
-        "20",
-        10,
-        fee="0",
-        is_slow=True,
-    ),
-    Case("ohlcvt/2023Q1/XBTUSDC_1.csv.gz", "XBTUSDC_1.csv.gz", 1, 60, "0.01", "0.1", is_slow=True),
-    Case("ohlcvt/2023-03/XBTEUR_1.csv.gz", "XBTEUR_1.csv.gz", 1, 15, "0.1", "0.1", is_slow=True),
-    Case(
-        "ohlcvt/2023-03/USDTUSD_1.csv.gz",
-        "USDTUSD_1.csv.gz",
-        1,
-        1,
-        "0.00001",
-        "100",
-        3,
-        fee="0.1",
-        is_slow=True,
-    ),
-    Case("ohlcvt/2023Q1/XBTUSD_5.csv.gz", "XBTUSD_5.csv.gz", 5, 5, "0.1", "0.05", is_slow=True),
-    Case(
-        "ohlcvt/2013-2020/XBTUSD_60.csv.gz", "XBTUSD_60.csv.gz", 60, 60, "0.1", "0.2", is_slow=True
-    ),
-    Case(
-        "../cases/liquidated_ETHUSD_60.csv",
-        "ETHUSD_60.csv",
-        60,
-        60,
-        "0.01",
-        "900",
-        10,
-        2,
-        "0",
-        entry="now",
-    ),
-    Case(
-        "../cases/rollover_last_ETHUSD_21600.csv",
-        "ETHUSD_21600.csv",
-        21600,
-        21600,
-        "0.01",
-        "1",
-        2,
-        2,
-        entry="now",
-    ),
-    Case("../cases/ETHXBT_60.csv", "ETHXBT_60.csv", 60, 60, "0.00001", "1", step="0.0000000001"),
-    Case("../cases/XDGUSD_60.csv", "XDGUSD_60.csv", 60, 60, "0.0000001", "5000"),
+    Case("ohlcvt/2023Q1/XBTUSD_60.csv", 60, "0.1", "0.1"),
+    Case("ohlcvt/2023Q1/XBTUSD_60.csv", 60, "0.1", "0.4", 5, 7, "0.1"),
+    Case("ohlcvt/2023Q1/XBTUSD_60.csv", 240, "0.1", "0.1", entry="now"),
+    Case("ohlcvt/2023Q1/XBTUSD_1440.csv", 1440, "0.1", "0.1", length=5),
+    Case("ohlcvt/2024-2025/XBTUSD_240.csv", 1440, "0.1", "0.05"),
+    Case("ohlcvt/2024-2025/XBTUSD_240.csv", 240, "0.1", "0.5", 10),
+    Case("ohlcvt/2023Q3/SOLUSD_15.csv.gz", 60, "0.01", "10", 3, fee="0.1"),
+    Case("ohlcvt/2013-2020/XBTUSD_60.csv.gz", 240, "0.1", "0.5", 2, 9, is_slow=True),
+    Case("ohlcvt/2013-2020/XBTUSD_60.csv.gz", 1440, "0.1", "20", 10, fee="0", is_slow=True),
+    Case("ohlcvt/2023Q1/XBTUSDC_1.csv.gz", 60, "0.01", "0.1", is_slow=True),
+    Case("ohlcvt/2023-03/XBTEUR_1.csv.gz", 15, "0.1", "0.1", is_slow=True),
+    Case("ohlcvt/2023-03/USDTUSD_1.csv.gz", 1, "0.00001", "100", 3, fee="0.1", is_slow=True),
+    Case("ohlcvt/2023Q1/XBTUSD_5.csv.gz", 5, "0.1", "0.05", is_slow=True),
+    Case("ohlcvt/2013-2020/XBTUSD_60.csv.gz", 60, "0.1", "0.2", is_slow=True),
+    Case("../cases/liquidated_ETHUSD_60.csv", 60, "0.01", "900", 10, 2, "0", entry="now"),
+    Case("../cases/rollover_last_ETHUSD_21600.csv", 21600, "0.01", "1", 2, 2, entry="now"),
+    Case("../cases/ETHXBT_60.csv", 60, "0.00001", "1", step="0.0000000001"),
+    Case("../cases/XDGUSD_60.csv", 60, "0.0000001", "5000"),
 )
 
 

@@ -174,10 +174,9 @@ def _one(seed: int) -> Result:
     return episode(seed, _folder)
 
 
-def _begin(root: str, is_worker: bool = True) -> None:
+def _begin(root: str) -> None:
     global _folder
-    if is_worker:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _folder = Path(tempfile.mkdtemp(dir=root)) / "run"
 
 
@@ -191,11 +190,8 @@ def episodes(first: int, days: float, jobs: int) -> Iterator[Result]:
     root = scratch()
     seeds = range(first, first + int(days * 4) + 1)
     try:
-        if jobs == 1:
-            _begin(root, is_worker=False)
-            yield from map(_one, seeds)
-        else:
-            with multiprocessing.Pool(jobs, _begin, (root,), maxtasksperchild=50) as pool:
-                yield from pool.imap_unordered(_one, seeds, chunksize=2)
+        # A process of some episodes, since each leaves some memory in pieces.
+        with multiprocessing.Pool(jobs, _begin, (root,), maxtasksperchild=20) as pool:
+            yield from pool.imap_unordered(_one, seeds)
     finally:
         shutil.rmtree(root, ignore_errors=True)

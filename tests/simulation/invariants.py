@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tests.simulation.world import World
 
 QUOTE = "ZUSD"
-NOT_SENT, GIVEN_UP, ADOPTED = "not sent", "given up", "adopted"
+NOT_SENT, GIVEN_UP, ADOPTED, ABSENT = "not sent", "given up", "adopted", "absent"
 # Refusals that pass by themselves: they count neither as an order nor against the bot.
 PASSING = (NOT_SENT, "put off", "put off, no order left", "absent")
 TICK = Decimal("0.00001")  # The last digit of costs.
@@ -167,7 +167,7 @@ class Truth:
                 sign = 1 if row["side"] == "buy" else -1
                 own += sign * Decimal(row["executed"])
                 cash -= sign * Decimal(row["cost"])
-            elif row["id"] in self.executed and row["outcome"] != GIVEN_UP:
+            elif row["id"] in self.executed and row["outcome"] not in (GIVEN_UP, ABSENT):
                 known.add(row["id"])
                 volume, cost, fee = signed(self.executed[row["id"]])
                 own, cash, fees = own + volume, cash - cost, fees + fee
@@ -229,6 +229,11 @@ class Truth:
             if (row["outcome"] == GIVEN_UP) != (row["id"] in self.strangers):
                 self._change_hands(row["id"], real, -1 if row["outcome"] == GIVEN_UP else 1)
             if row["outcome"] == GIVEN_UP:
+                continue
+            if row["outcome"] == ABSENT and real and world.blind and not self.doubles:
+                self.doubles += 1  # It lagged for longer than it was looked for.
+                self.foreign_at = world.time
+                self._change_hands(row["id"], real, -1)
                 continue
             for mine, theirs in (("executed", "vol_exec"), ("cost", "cost"), ("fee", "fee")):
                 true = Decimal(real[theirs]) if real else ZERO

@@ -33,7 +33,6 @@ NAMES = {
     "XXBTZUSD": ("XBTUSD", "XXBTZUSD", "BTC/USD", "BTCUSD"),
     "XETHZUSD": ("ETHUSD", "XETHZUSD", "ETH/USD"),
 }
-URLS = tuple(f"http://{host}:8{'0' * 3}" for host in ("localhost", "LOCALHOST", "LocalHost"))
 KEYS = ("SANDBOX-KEY", "SANDBOX-KEY-2", "SANDBOX-KEY-3")
 CHANGES = {
     "LEVERAGE": ("0", "2", "3"),
@@ -41,7 +40,6 @@ CHANGES = {
     "STRATEGY_LENGTH": ("2", "3", "5"),
     "ENTRY": ("now", "next-turn"),
     "INTERVAL": ("1", "5"),
-    "EXCHANGE_URL": URLS,
 }
 
 

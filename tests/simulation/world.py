@@ -26,7 +26,7 @@ from tests.simulation.invariants import QUOTE, Truth
 from tests.simulation.lies import Trouble
 from tests.simulation.machine import Death, Machine
 from tests.simulation.market import Market, TurningFeed
-from tests.simulation.people import SIZES, URLS, People
+from tests.simulation.people import SIZES, People
 from tests.simulation.report import START, Trace, Violation
 from tests.simulation.storms import Storms
 
@@ -132,7 +132,7 @@ class World:
             "STRATEGY_LENGTH": str(s.length),
             "RISK_MAX_FEE_PERCENT_PER_DAY": "1000",
             "RISK_MAX_ORDERS_PER_DAY": str(s.orders_max),
-            "EXCHANGE_URL": URLS[0],
+            "EXCHANGE_URL": f"http://localhost:8{'0' * 3}",
             "STATE_DIRECTORY": str(folder / "state"),
             "LOG_LEVEL": "info" if self.trace.show else "warning",
         }

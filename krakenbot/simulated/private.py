@@ -173,41 +173,37 @@ class Holder:
     def _closed_orders(self, p: Params) -> Any:
         columns = {"open": ["opentm"], "close": ["closetm"]}
         times = columns.get(p.get("closetime", ""), ["opentm", "closetm"])
-        page = self._page(words.identified(self.orders, p), p, "closed", times)
+        orders, is_within = words.identified(self.orders, p), self._window(p)
+        chosen = [x for x in orders.items() if any(is_within(x[1][time]) for time in times)]
+        page = _page(chosen, p, "closed")
         return {**page, "closed": _shown(page["closed"], p)}
 
     def _trades_history(self, p: Params) -> Any:
-        if (kind := p.get("type", "all")) not in _TRADE_TYPES:
+        is_kind, is_within = _TRADE_TYPES.get(p.get("type", "all")), self._window(p)
+        if is_kind is None:
             raise RefusedError("EAPI:Feature disabled")
-        chosen = {txid: row for txid, row in self.trades.items() if _TRADE_TYPES[kind](row)}
-        return self._page(chosen, p, "trades")
+        trades = self.trades.items()
+        return _page([x for x in trades if is_within(x[1]["time"]) and is_kind(x[1])], p, "trades")
 
     def _ledgers(self, p: Params) -> Any:
-        start, end = self._moment(p, "start", 0), self._moment(p, "end", math.inf)
-        rows = self._ledger(lambda entry: start < entry.time < end + 1)
-        for name in ("type", "asset"):
-            if (texts := p.get(name, "all").split(",")) != ["all"]:
-                rows = {key: row for key, row in rows.items() if row[name] in texts}
-        return self._page(rows, p, "ledger")
+        types, assets = (p.get(name, "all").split(",") for name in ("type", "asset"))
+        is_within, found = self._window(p), list[tuple[str, Entry]]()
+        for entry in self.account.ledger:
+            is_asked = types == ["all"] or entry.type in types
+            if is_asked and (assets == ["all"] or entry.asset in assets) and is_within(entry.time):
+                found.append((identifier("L", entry.serial), entry))
+        page = _page(found, p, "ledger")
+        return page | {"ledger": {key: words.ledger_row(x) for key, x in page["ledger"].items()}}
 
-    def _ledger(self, is_wanted: Callable[[Entry], bool] = lambda entry: True) -> dict[str, Row]:
-        """Return rows of the ledger by id."""
-        ledger = filter(is_wanted, self.account.ledger)
+    def _ledger(self) -> dict[str, Row]:
+        """Return the rows of the ledger by id."""
+        ledger = self.account.ledger
         return {identifier("L", entry.serial): words.ledger_row(entry) for entry in ledger}
 
-    def _page(
-        self, rows: dict[str, Row], p: Params, name: str, times: Sequence[str] = ("time",)
-    ) -> Row:
-        """Return 50 rows, the newest first, after `start` and up to `end` by one of its times."""
+    def _window(self, p: Params) -> Callable[[float], bool]:
+        """Return whether a moment lies after `start` and not after `end`, by microseconds."""
         start, end = self._moment(p, "start", 0), self._moment(p, "end", math.inf)
-        chosen = [
-            key
-            for key, row in reversed(rows.items())
-            if any(start < row[time] <= end for time in times)
-        ]
-        offset = max(whole(p, "ofs", 0), 0)
-        page: Row = {name: {key: rows[key] for key in chosen[offset : offset + PAGE]}}
-        return page if flag(p, "without_count") else {**page, "count": len(chosen)}
+        return lambda time: start < round(time, 6) <= end
 
     def _moment(self, p: Params, name: str, default: float) -> float:
         """Return unix seconds, given as such or by the id of what happened then."""
@@ -318,6 +314,13 @@ def _named(rows: dict[str, Row], p: Params, name: str = "txid", most: int = 50) 
     if not p.get(name):
         raise RefusedError("EGeneral:Invalid arguments")
     return {key: rows[key] for key in p[name].split(",")[:most] if key in rows}
+
+
+def _page(rows: Sequence[tuple[str, Any]], p: Params, name: str) -> Row:
+    """Return 50 of the rows by id, the newest first."""
+    offset = max(whole(p, "ofs", 0), 0)
+    page: Row = {name: dict(rows[::-1][offset : offset + PAGE])}
+    return page if flag(p, "without_count") else {**page, "count": len(rows)}
 
 
 def _shown(orders: Mapping[str, Row], p: Params) -> dict[str, Row]:

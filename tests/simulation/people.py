@@ -225,7 +225,7 @@ class People:
         count = 1
         if what == "elsewhere":
             wish |= {"pair": "SOLUSD", "leverage": 0, "side": "buy", "volume": 1}
-            count = choice((3, 60, 300, 1200))
+            count = choice((3, 3, 3, 60, 60, 300, 1200))
         elif what == "reverse" and held:
             wish |= {"side": "sell" if held > 0 else "buy", "volume": 2 * abs(held)}
         elif what in ("close", "liquidate") and world.leverage:

@@ -88,13 +88,14 @@ class MarketState:
         offset_s, doubt_s = self._ask_time()
         known_s = self._clock.now() - self._clock.monotonic()
         if abs(offset_s - known_s) > CLOCK_JUMP_S + doubt_s:
+            self._clock_read = NEVER  # One of the two is wrong: asked again at each tick.
             for _ in range(CLOCK_LOOKS - 1):
                 self._clock.wait(CLOCK_PAUSE_S)
                 again_s, again_doubt_s = self._ask_time()
                 if abs(again_s - offset_s) > doubt_s + again_doubt_s:
-                    self._clock_read = NEVER
                     raise UnansweredError(f"the exchange's clock jumps {again_s - offset_s:+.0f} s")
                 offset_s, doubt_s = again_s, again_doubt_s
+            self._clock_read = self._clock.monotonic()
         now = self._clock.monotonic() + offset_s
         if abs(offset_s - known_s) > 1.0:
             self._clock.set(now)

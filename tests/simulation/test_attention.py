@@ -9,7 +9,7 @@ from typing import Any
 from krakenbot.alerts import standing
 from krakenbot.bot import Bot
 from krakenbot.clock import StopRequestedError
-from krakenbot.errors import LaterError, RefusedError, StopError
+from krakenbot.errors import LaterError, RefusedError, StopError, UnansweredError
 from krakenbot.journal import Outcome
 from krakenbot.model import ZERO, Candle, Execution, MarginSummary, Purpose
 from krakenbot.pairs import PairRules
@@ -475,6 +475,23 @@ class TestClocks(AttentionTest):
         self.assertLess(abs(self.clock.now() - self.clock.time), 2)
         newest = max(decided.candle for decided in self.journal.decisions())
         self.assertGreater(newest, self.clock.time - 180)
+
+    def test_a_clock_found_wrong_is_asked_about_until_answers_agree(self) -> None:
+        bot = self.run_for(100)
+        self.loose.offset = 15.0  # What answers that agreed have said.
+        true, answers = self.exchange.server_time, iter((0, 1))
+
+        def server_time() -> int:
+            if next(answers, 0):
+                raise UnansweredError("timed out")
+            return true()
+
+        self.exchange.server_time = server_time  # type: ignore[method-assign]
+        bot.market.invalidate()
+        with self.assertRaises(UnansweredError):
+            bot.market.refresh()
+        bot.market.refresh()
+        self.assertLess(abs(self.clock.now() - self.clock.time), 2)
 
     def test_candles_of_the_future_are_not_believed_and_asked_for_again(self) -> None:
         original, answers = self.exchange.candles, iter((600, 15))

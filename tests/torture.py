@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> int:
             failures += 1
             if not chosen.keep_going:
                 break
-        if done - said >= 1000:
+        if done - said >= 20:
             said = done
             print(summary(done, total, failures, time.monotonic() - began), flush=True)
         if done >= days or stopped:

@@ -252,7 +252,11 @@ def load(path: str | None, environ: Mapping[str, str], cwd: Path) -> Config:
 
 def load_here(path: str | None) -> Config:
     """Return the configuration of this process: its environment, its current folder."""
-    return load(path, os.environ, Path.cwd())
+    try:
+        here = Path.cwd()
+    except OSError as error:
+        raise ConfigError(f"the current folder cannot be found: {error}") from error
+    return load(path, os.environ, here)
 
 
 def is_loopback(url: str) -> bool:

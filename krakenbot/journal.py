@@ -68,7 +68,7 @@ class Journal:
         volume, cost, fee = (found.volume, found.cost, found.fee) if found else (ZERO, ZERO, ZERO)
         order_id = found.exchange_order_id if found else None
         row = (outcome, order_id, volume, cost, fee, now, note, intent.id)
-        self._account = None
+        account, self._account = self.account(), None
         with self._transaction():
             changed = self._db.execute(
                 "UPDATE intents SET outcome = ?, exchange_order_id = ?, executed = ?, cost = ?,"
@@ -82,6 +82,8 @@ class Journal:
             if opening_fee:
                 assumed = Booked(assumed_id(intent.id), now, "opening", opening_fee)
                 self._insert("charges", assumed._asdict())
+        account = account.traded(intent.side, volume, cost, fee)
+        self._account = account.charged("opening", opening_fee)
 
     def intents(self) -> list[Intent]:
         """Return all intents in the order of their writing."""
@@ -117,7 +119,7 @@ class Journal:
     def consecutive_unfilled(self) -> tuple[int, str]:
         """Return how many of the newest orders traded nothing, and the last one's note."""
         newest = self._intents(
-            f"WHERE {_is_none_of(PASSING)} AND number > ? ORDER BY number DESC LIMIT 50",
+            f"WHERE {_is_none_of(PASSING)} AND number > ? ORDER BY number DESC LIMIT 10",
             *PASSING,
             int(self.get("unfilled_from", "0")),
         )

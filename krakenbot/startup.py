@@ -130,8 +130,9 @@ def check_trades(start: Start) -> None:
 
     A journal can go back in time: a snapshot, a backup, writes that were lost. So before anything
     is sent, all trades since its newest record must be its own, looked at when the last of them
-    must be visible. There is nothing to wait for when the exchange has seen no nonce of the key
-    after the last one stored here, and the newest intent is the one that was marked beside it.
+    must be visible. In place of a lost journal those count that other views may not show yet.
+    There is nothing to wait for when the exchange has seen no nonce of the key after the last one
+    stored here, and the newest intent is the one that was marked beside it.
     """
     journal, clock, nonces = start.journal, start.clock, start.nonces
     assert nonces is not None
@@ -139,21 +140,22 @@ def check_trades(start: Start) -> None:
     mark = newest.id if newest else ""
     is_new, was_live = not journal.get("created"), start.lock.read() == "live"
     is_proven = nonces.seen in (nonces.stored, nonces.stored + 1) and nonces.mark == mark
-    wait_s = start.began + DEADLINE_S + VISIBLE_S - clock.monotonic()
+    visible_s = DEADLINE_S + VISIBLE_S
+    since = int(clock.now() - visible_s) if is_new else journal.newest_record()
+    wait_s = start.began + visible_s - clock.monotonic()
     if wait_s > 0 and not is_proven and (was_live or not is_new):
         why = "the journal is new, the bot is not" if is_new else "the journal may be an old one"
         log.warning("waiting %.0f s for any order of it to be visible: %s", wait_s, why)
         clock.wait(wait_s)
+    if was_live or not is_new:
+        _compare_trades(start, since)
     if is_new:
         journal.put(created=int(clock.now()))
-    else:
-        _compare_trades(start)
     nonces.mark = mark
 
 
-def _compare_trades(start: Start) -> None:
+def _compare_trades(start: Start, since: int) -> None:
     journal, exchange = start.journal, start.exchange
-    since = journal.newest_record()
     own, unseen_until = set(journal.get("foreign_orders").split()), 0
     for intent in journal.open_intents():
         found = exchange.find(intent.id, intent.created)
@@ -177,7 +179,7 @@ def _compare_trades(start: Start) -> None:
         return
     halt = journal.halt(
         f"the exchange shows trades of {start.config.pair} that the journal does not know: "
-        f"{', '.join(strange)}. Its newest record is of {format.moment(since)}, it explains "
+        f"{', '.join(strange)}. It knows nothing after {format.moment(since)}, it explains "
         f"{plain(journal.account().held)}. Either it went back in time (a snapshot, a backup, "
         "writes that were lost), or someone else traded. Nothing was sent. Look at Kraken what is "
         "held; `krakenbot adopt` then goes on with that, `krakenbot resume` with what the journal "

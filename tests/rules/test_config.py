@@ -5,7 +5,7 @@ from pathlib import Path
 from unittest import mock
 
 from krakenbot import config, log
-from krakenbot.config import load
+from krakenbot.config import load, load_here
 from krakenbot.errors import ConfigError
 
 EXAMPLE = Path(__file__).parent.parent.parent / "config.example.toml"  # A link into the manual.
@@ -313,6 +313,11 @@ class TestStateDirectory(Folder):
     def test_an_empty_variable_is_no_folder(self) -> None:
         got = self.load("", KRAKENBOT_STATE_DIRECTORY="").state_directory
         self.assertEqual(Path("/home/someone/.local/state/krakenbot"), got)
+
+    def test_a_current_folder_that_was_deleted_is_said(self) -> None:
+        gone = mock.patch("os.getcwd", side_effect=FileNotFoundError("No such file or directory"))
+        with gone, self.assertRaisesRegex(ConfigError, "current folder"):
+            load_here(None)
 
     def test_a_relative_folder_counts_from_the_current_one(self) -> None:
         got = self.load("[state]\ndirectory = 'here'")

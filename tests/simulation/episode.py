@@ -13,6 +13,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partialmethod
+from itertools import count, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -185,10 +186,11 @@ def scratch() -> str:
     return tempfile.mkdtemp(dir="/dev/shm" if os.path.isdir("/dev/shm") else None)
 
 
-def episodes(first: int, days: float, jobs: int) -> Iterator[Result]:
-    """Yield one episode after the other."""
+def episodes(first: int, days: float, jobs: int, is_dense: bool = False) -> Iterator[Result]:
+    """Yield one episode after the other; with `is_dense` only those of many orders."""
     root = scratch()
-    seeds = range(first, first + int(days * 4) + 1)
+    wanted = (seed for seed in count(first) if not is_dense or worlds.is_dense(seed))
+    seeds = islice(wanted, int(days * 4) + 1)
     try:
         # A process of some episodes, since each leaves some memory in pieces.
         with multiprocessing.Pool(jobs, _begin, (root,), maxtasksperchild=20) as pool:

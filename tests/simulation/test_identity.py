@@ -197,6 +197,21 @@ class TestCurrent(FrontDoor):
                 self.run_once()  # Of the same candle: it finds its order, and sends none.
                 self.assertEqual([SIZE], self.bought())
 
+    def test_orders_of_a_lost_journal_s_last_minutes_stop_a_new_one_though_nothing_is_held(
+        self,
+    ) -> None:
+        self.run_once(leverage=2, entry="next-turn")
+        traded = {"pair": "XBTUSD", "side": "buy", "volume": SIZE, "leverage": 2}
+        for wish in (traded, {"pair": "XBTUSD", "close": True}):
+            self.sandbox.api.controls["position"](wish)
+        for path in self.state.glob("*.db*"):
+            path.unlink()
+        with self.assertRaisesRegex(StopError, "does not know"):
+            self.run_once(leverage=2)
+        self.assertEqual(2, len(self.bought()))
+        with self.assertRaisesRegex(StopError, "halted"):
+            self.run_once(leverage=2)
+
     def test_a_journal_that_is_current_is_not_waited_for(self) -> None:
         self.hold()
         for _ in range(2):

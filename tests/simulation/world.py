@@ -331,6 +331,12 @@ class World:
         return max(Decimal(x) for x in (self.settings["SIZE"], *self.storms.sizes))
 
 
+def is_dense(seed: int) -> bool:
+    """Return whether the seed is of minutes that turn nearly always: most orders in a time."""
+    setting = choose(random.Random(f"{seed} world"), seed)
+    return setting.interval == 1 and setting.length == 2 and setting.turning > 0.8
+
+
 def choose(random: random.Random, seed: int) -> Setting:
     choice = random.choice
     poor = random.random() < 0.04

@@ -48,6 +48,7 @@ DEADLINE_S = 15  # The engine refuses an order that reaches it later.
 UNFILLED_MAX = 5
 FIRST_PAUSE_S = 2.0
 KEY_REFUSALS_MAX = 3  # More orders in a row whose key was refused end the bot.
+PURPOSES = (Purpose.CLOSE, Purpose.OPEN, Purpose.REVERSE)
 CLOSING = (Purpose.CLOSE, Purpose.REVERSE)
 HISTORY = len(NOT_SENT_AFTER_S)  # So many orders back the pauses grow.
 
@@ -75,13 +76,14 @@ class Orders:
         self._refusal = Outcome.REFUSED, ""  # How what was refused ends, unless it is found.
         self._failure: Exception | None = None
         self._key_refusals = 0
+        self._proven = set[str]()  # Refused orders that were looked for once more.
 
     def send(self, step: Step, candle: int, held: Decimal, reason: str) -> None:
         """Write the intent, send its order once, and follow it to its end."""
-        for earlier in self._journal.newest_of(step.purpose, 1):
-            if needs_proof(earlier):
-                self._clock.wait(earlier.deadline + VISIBLE_S - self._clock.now())
-                self._follow(earlier, State.FINAL, self._look(earlier))
+        for earlier in self._unproven(step.reduce_only):
+            self._clock.wait(earlier.deadline + VISIBLE_S - self._clock.now())
+            self._follow(earlier, State.FINAL, self._look(earlier))
+            self._proven.add(earlier.id)
         intent = self._intent(step, candle, held, reason)
         answer = Answer.NOT_FOUND
         born = int(self._journal.get("created", "0"))
@@ -106,18 +108,35 @@ class Orders:
         now, blocked = self._clock.now(), dict[Purpose, Blocked]()
         newest, ordermin = self._journal.newest_intent(), self._market.rules.ordermin
         is_whole = abs(self._journal.account().held) >= ordermin
-        for purpose in (Purpose.CLOSE, Purpose.OPEN, Purpose.REVERSE):
+        for purpose in PURPOSES:
             history = self._journal.newest_of(purpose, HISTORY)
             if is_whole:  # What was too small for the exchange says nothing about this order.
                 history = [intent for intent in history if intent.volume >= ordermin]
             found = next_attempt(history, candle, self._plan.interval_s, ordermin, now)
             if found is not None and (found.until is None or found.until > now):
                 blocked[purpose] = found
+            for earlier in self._unproven(purpose is Purpose.CLOSE and self._plan.leverage > 0):
+                until = earlier.deadline + VISIBLE_S
+                if until > now:
+                    why = (
+                        f"an order to {earlier.purpose.verb} was {earlier.outcome} ({earlier.note})"
+                    )
+                    blocked.setdefault(purpose, Blocked(f"{why} and is looked for first", until))
         if newest and newest.outcome is Outcome.NOT_SENT and newest.purpose in blocked:
             blocked = dict.fromkeys(Purpose, blocked[newest.purpose]) | blocked  # Nothing leaves.
         if newest and newest.purpose is Purpose.REVERSE and not newest.executed:
             blocked.setdefault(Purpose.REVERSE, Blocked("the last one traded nothing", None))
         return blocked
+
+    def _unproven(self, reduces: bool) -> list[Intent]:
+        """Return the refused orders that must be looked for before the next one is sent.
+
+        One that only `reduces` may go before it is known that nothing was opened, but not before
+        a reversal's end is: both together would close twice.
+        """
+        newest = [one for purpose in PURPOSES for one in self._journal.newest_of(purpose, 1)]
+        doubtful = [one for one in newest if needs_proof(one) and one.id not in self._proven]
+        return [one for one in doubtful if one.purpose is Purpose.REVERSE or not reduces]
 
     def _check_unfilled(self) -> None:
         count, note = self._journal.consecutive_unfilled()

@@ -304,7 +304,7 @@ class Truth:
     def check_reason(self, text: str, code: int) -> None:
         """A stop says why, what it says is true, and a halt is on disk."""
         world, expect = self.world, self.world.expect
-        expect(len(text) > 20, "a halt says why", repr(text))
+        expect(len(text) > 15, "a halt says why", repr(text))
         name = "true reason"
         recent = world.time - 3600
         if code == 77:

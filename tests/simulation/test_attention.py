@@ -99,6 +99,16 @@ class TestTradeBalanceThatLags(AttentionTest):
 class TestRefusalsThatPass(AttentionTest):
     interval_s = LONG_S
 
+    def test_after_a_reversal_refused_in_doubt_nothing_goes_until_it_must_have_shown(self) -> None:
+        self.plan = self.plan._replace(one_order=True)
+        self.once(105)
+        self.exchange.script = ["wait"]
+        self.at(DOWN)
+        bot = self.run_for(130)
+        self.assertEqual(2, len(self.exchange.placed))
+        self.run_for(60, bot)
+        self.assertEqual(-SIZE, self.exchange.held)
+
     def test_one_rate_limit_or_a_few_refused_connections_do_not_cost_the_candle(self) -> None:
         for script in (["later"], ["wait"], ["unsent"] * 3, ["never"], ["pool"] * 3):
             with self.subTest(script):

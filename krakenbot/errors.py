@@ -24,7 +24,7 @@ class ExchangeError(Exception):
 
 
 class RefusedError(ExchangeError):
-    """The exchange said no for good: nothing was executed, asking again is pointless."""
+    """The exchange said no for good: asking again is pointless. An order is looked for first."""
 
     def __init__(self, message: str, *, cause: Cause = Cause.OTHER) -> None:
         super().__init__(message)
@@ -32,10 +32,10 @@ class RefusedError(ExchangeError):
 
 
 class LaterError(ExchangeError):
-    """Nothing was executed now; the same may work later.
+    """The exchange did not do it now; the same may work later.
 
     `wait_s` is the shortest wait that makes sense. `leaves_no_order`: Kraken documents that this
-    refusal leaves no order behind.
+    refusal leaves no order behind; without it an order may exist all the same.
     """
 
     def __init__(

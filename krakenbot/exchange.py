@@ -85,8 +85,8 @@ class Exchange(Market, Protocol):
     def place(self, order: Order, deadline: int) -> None:
         """Send the order once. What became of it is learnt from `find` alone.
 
-        Raises RefusedError, LaterError or KeyRefusedError when it was definitely not executed,
-        UnansweredError when it may have been. The exchange refuses it after `deadline`.
+        Raises RefusedError, LaterError or KeyRefusedError when the exchange said no, and
+        UnansweredError when it may have been executed. The exchange refuses it after `deadline`.
         """
 
     def find(self, client_order_id: str, since: int) -> Execution | None:

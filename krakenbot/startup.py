@@ -130,7 +130,7 @@ def check_trades(start: Start) -> None:
 
     A journal can go back in time: a snapshot, a backup, writes that were lost. So before anything
     is sent, all trades since its newest record must be its own, looked at when the last of them
-    must be visible. In place of a lost journal those count that other views may not show yet.
+    must be visible. For a new journal in place of a lost one it is the last minutes' trades.
     There is nothing to wait for when the exchange has seen no nonce of the key after the last one
     stored here, and the newest intent is the one that was marked beside it.
     """
@@ -177,13 +177,17 @@ def _compare_trades(start: Start, since: int) -> None:
         journal.put(**seen)
         log.warning("adopting, with orders that the journal does not know: %s", strange)
         return
+    base = exchange.known_rules().base
+    on_margin = start.config.leverage > 0
+    held = exchange.position().volume if on_margin else exchange.balances().get(base, ZERO)
     halt = journal.halt(
         f"the exchange shows trades of {start.config.pair} that the journal does not know: "
-        f"{', '.join(strange)}. It knows nothing after {format.moment(since)}, it explains "
-        f"{plain(journal.account().held)}. Either it went back in time (a snapshot, a backup, "
-        "writes that were lost), or someone else traded. Nothing was sent. Look at Kraken what is "
-        "held; `krakenbot adopt` then goes on with that, `krakenbot resume` with what the journal "
-        "explains"
+        f"{', '.join(strange)}. It knows nothing after {format.moment(since)} and accounts for "
+        f"{plain(journal.account().held)}; the exchange holds {plain(held)}. Either it went back "
+        "in time (a snapshot, a backup, writes that were lost), or someone else traded. Nothing "
+        "was sent. `krakenbot adopt` goes on with what the exchange holds, `krakenbot resume` with "
+        "what the journal accounts for",
+        held,
     )
     journal.put(**seen)  # Only now: a death between the two must not hide them.
     raise halt

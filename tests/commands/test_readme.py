@@ -335,7 +335,7 @@ def trading_path() -> list[Path]:
     """Return the files of the door, the loop, and all that they import."""
     modules = test_floors.modules()
     found: set[str] = set()
-    waiting = ["assemble", "bot"]
+    waiting = ["assemble", "bot", "handover"]
     while waiting:
         name = waiting.pop()
         if name in modules and name not in found:

@@ -128,7 +128,7 @@ class Bot:
             raise StopError(f"halted: {reason}. `krakenbot resume` clears this after a look")
 
     def _start(self, patience_s: float = 300.0) -> None:
-        for part in (self.market.learn, *self._checks, self._keep_books):
+        for part in (self.market.learn, *self._checks, self.market.read_rates, self._keep_books):
             if reason := self.patiently(part, patience_s):
                 limits = self.plan.limits._replace(close_only=reason)
                 self.plan = self.plan._replace(limits=limits)

@@ -49,9 +49,9 @@ class CandleWindow:
             known, self._told = 0, {}
         young = expected - HOLE_YOUNG * step_s
         holes = (a for a, b in pairwise(self._told) if b - a > step_s and a >= young)
-        begin = next(holes, known)
+        begin = next(holes, known) or expected - (ROWS_MAX - 2) * step_s
         # One candle more than needed: whether `since` itself comes back is not documented.
-        rows = self._market.candles(begin - step_s if begin else None)
+        rows = self._market.candles(begin - step_s)
         if rows and rows[-1].time > self._clock.now() + AHEAD_MAX_S:
             raise UnansweredError(
                 f"OHLC answer holds a candle of {rows[-1].time}, now it is {self._clock.now():.0f}"

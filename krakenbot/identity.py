@@ -19,7 +19,7 @@ from krakenbot.errors import ConfigError, StopError
 from krakenbot.journal import Journal
 from krakenbot.journal_file import open_read_only
 from krakenbot.kraken.signing import fingerprint
-from krakenbot.lock import no_access, open_private
+from krakenbot.lock import exists, no_access, open_private
 from krakenbot.model import Secret
 
 INDEX = "index.json"
@@ -81,7 +81,7 @@ def place_of(
         if pair == identity.pair
         and (account == identity.account or not (account and identity.account))
     ]
-    there = [path for path in ours if path.exists()]
+    there = [path for path in ours if exists(path)]
     if len(there) > 1:
         told = "".join(f"\n  {path} explains {_held(path)}" for path in there)
         raise StopError(
@@ -126,7 +126,7 @@ def find(config: Config) -> Path | None:
     spelled = _bare(config.pair.upper().replace("/", "").replace("BTC", "XBT"))
     pair = recall(config, "pair", config.pair) or spelled
     path = place_of(config, Identity(pair, account))
-    return path if path.exists() else None
+    return path if exists(path) else None
 
 
 def journal_path(config: Config) -> Path:

@@ -8,7 +8,7 @@ from pathlib import Path
 from krakenbot.alerts import standing
 from krakenbot.errors import ConfigError, StopError
 from krakenbot.journal import BUSY_S, Journal, advice, damaged
-from krakenbot.lock import access_hint, no_access, open_private
+from krakenbot.lock import access_hint, exists, no_access, open_private
 
 MIGRATIONS = (
     """
@@ -61,7 +61,7 @@ def open_journal(path: Path | None) -> Journal:
         memory = sqlite3.connect(":memory:", isolation_level=None)
         return Journal(prepare(memory, Path(":memory:")))
     try:
-        if path.exists():
+        if exists(path):
             _connect(path).close()
         os.close(open_private(path, os.O_RDWR))
         connection = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None)
@@ -91,7 +91,7 @@ def prepare(connection: sqlite3.Connection, path: Path) -> sqlite3.Connection:
 def open_read_only(path: Path) -> Journal:
     """Open an existing journal for commands that only look; ConfigError when there is none."""
     try:
-        if not path.exists():
+        if not exists(path):
             raise ConfigError(f"there is no journal {path} yet: this bot has not run")
         connection = _connect(path)
         if connection.execute("PRAGMA user_version").fetchone()[0] < len(MIGRATIONS):

@@ -111,6 +111,17 @@ def open_private(path: Path, flags: int) -> int:
     return file
 
 
+def exists(path: Path) -> bool:
+    """Return whether there is such a file; ConfigError where that may not be seen."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise no_access(path, f"{path} cannot be looked at", error) from error
+    return True
+
+
 def is_locked(path: Path) -> bool:
     """Return whether a process holds this lock; a lock that is not there is held by none."""
     try:

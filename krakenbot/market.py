@@ -17,10 +17,11 @@ from krakenbot.exchange import Exchange
 from krakenbot.journal import Journal
 from krakenbot.model import MARGIN_RATE_ASSUMED, ZERO, MarginRates, MarginSummary, Purpose, Step
 from krakenbot.pairs import PairRules, plain, recall_rules, remember_rules
-from krakenbot.risk import FEE_RATE_ASSUMED, RiskInputs
+from krakenbot.risk import FEE_RATE_ASSUMED, RiskInputs, clock_error
 
 CLOCK_REFRESH_S = 300.0
 REFRESH_S = 3600.0  # Of all that changes seldom.
+CLOCK_WARN_S = 5.0  # Nothing breaks yet; the host's time is not kept as it should be.
 CLOCK_JUMP_S = 5.0  # An answer so far from what is known needs others that agree with it.
 CLOCK_LOOKS = 3
 CLOCK_PAUSE_S = 5.0
@@ -73,7 +74,6 @@ class MarketState:
             self._read_rules()
         if now - self._others_read >= REFRESH_S:
             self._read_status()
-            self._others_read = now
             self.read_rates()
 
     def measure_clock(self) -> None:
@@ -100,6 +100,8 @@ class MarketState:
         if abs(offset_s - known_s) > 1.0:
             self._clock.set(now)
         self.clock_offset_s = now - self._clock.wall()
+        if abs(self.clock_offset_s) > CLOCK_WARN_S:
+            log.warning("this host's clock is %s", clock_error(self.clock_offset_s))
 
     def _ask_time(self) -> tuple[float, float]:
         """Return the exchange's time less the clock that no one can set, and how far it may be off.
@@ -113,7 +115,7 @@ class MarketState:
 
     def read_rates(self) -> None:
         """Take the account's fee and what borrowing costs; what cannot be had is assumed."""
-        self.assumed = ""
+        self.assumed, self._others_read = "", self._clock.monotonic()
         try:
             self.fee_rate = self._exchange.fee_rate()
             if self._plan.leverage:

@@ -45,6 +45,7 @@ from krakenbot.pairs import elsewhere, plain
 from krakenbot.records import Intent, Outcome, client_order_id
 
 DEADLINE_S = 15  # The engine refuses an order that reaches it later.
+DEADLINE_PAST_S = 2.0  # So much later its clock has certainly passed it.
 UNFILLED_MAX = 5
 FIRST_PAUSE_S = 2.0
 KEY_REFUSALS_MAX = 3  # More orders in a row whose key was refused end the bot.
@@ -81,9 +82,10 @@ class Orders:
     def send(self, step: Step, candle: int, held: Decimal, reason: str) -> None:
         """Write the intent, send its order once, and follow it to its end."""
         for earlier in self._unproven(step.reduce_only):
-            self._clock.wait(earlier.deadline + VISIBLE_S - self._clock.now())
-            self._follow(earlier, State.FINAL, self._look(earlier))
-            self._proven.add(earlier.id)
+            self._clock.wait(self._certain_at(earlier, step.reduce_only) - self._clock.now())
+            if not step.reduce_only:
+                self._follow(earlier, State.FINAL, self._look(earlier))
+                self._proven.add(earlier.id)
         intent = self._intent(step, candle, held, reason)
         answer = Answer.NOT_FOUND
         born = int(self._journal.get("created", "0"))
@@ -115,8 +117,9 @@ class Orders:
             found = next_attempt(history, candle, self._plan.interval_s, ordermin, now)
             if found is not None and (found.until is None or found.until > now):
                 blocked[purpose] = found
-            for earlier in self._unproven(purpose is Purpose.CLOSE and self._plan.leverage > 0):
-                until = earlier.deadline + VISIBLE_S
+            reduces = purpose is Purpose.CLOSE and self._plan.leverage > 0
+            for earlier in self._unproven(reduces):
+                until = self._certain_at(earlier, reduces)
                 if until > now:
                     why = (
                         f"an order to {earlier.purpose.verb} was {earlier.outcome} ({earlier.note})"
@@ -129,14 +132,18 @@ class Orders:
         return blocked
 
     def _unproven(self, reduces: bool) -> list[Intent]:
-        """Return the refused orders that must be looked for before the next one is sent.
+        """Return the refused orders that may have been executed, and matter to the next one.
 
-        One that only `reduces` may go before it is known that nothing was opened, but not before
-        a reversal's end is: both together would close twice.
+        One that only `reduces` may go before it is known that nothing was opened, but not while a
+        reversal may still be executed: both together would close twice.
         """
         newest = [one for purpose in PURPOSES for one in self._journal.newest_of(purpose, 1)]
         doubtful = [one for one in newest if needs_proof(one) and one.id not in self._proven]
         return [one for one in doubtful if one.purpose is Purpose.REVERSE or not reduces]
+
+    def _certain_at(self, refused: Intent, reduces: bool) -> float:
+        """Return when the order can no longer be executed, or for what may open is seen as well."""
+        return refused.deadline + (DEADLINE_PAST_S if reduces else VISIBLE_S)
 
     def _check_unfilled(self) -> None:
         count, note = self._journal.consecutive_unfilled()

@@ -172,21 +172,23 @@ def _compare_trades(start: Start, since: int) -> None:
         raise UnansweredError("an order that has no end yet is not visible everywhere yet")
     # Who resumes or adopts after this has seen them; the next order is looked for first, since a
     # journal that was lost may have sent it.
-    seen = {"foreign_orders": " ".join([*sorted(own), *strange]), "created": now}
+    seen = {"foreign_orders": " ".join([*sorted(own), *strange]), "created": now, "minded": 1}
     if start.adopts:
         journal.put(**seen)
         log.warning("adopting, with orders that the journal does not know: %s", strange)
         return
-    base = exchange.known_rules().base
-    on_margin = start.config.leverage > 0
-    held = exchange.position().volume if on_margin else exchange.balances().get(base, ZERO)
+    held = None  # Without margin the coins of others are no business of the bot's.
+    if start.config.leverage:
+        with suppress(ExchangeError):
+            held = exchange.position().volume
+    holds = "" if held is None else f"; the exchange holds {plain(held)}"
     halt = journal.halt(
         f"the exchange shows trades of {start.config.pair} that the journal does not know: "
         f"{', '.join(strange)}. It knows nothing after {format.moment(since)} and accounts for "
-        f"{plain(journal.account().held)}; the exchange holds {plain(held)}. Either it went back "
-        "in time (a snapshot, a backup, writes that were lost), or someone else traded. Nothing "
-        "was sent. `krakenbot adopt` goes on with what the exchange holds, `krakenbot resume` with "
-        "what the journal accounts for",
+        f"{plain(journal.account().held)}{holds}. Either it went back in time (a snapshot, a "
+        "backup, writes that were lost), or someone else traded. Nothing was sent. Look at Kraken; "
+        "`krakenbot adopt` goes on with what is held, without margin up to `size`, and `krakenbot "
+        "resume` with what the journal accounts for",
         held,
     )
     journal.put(**seen)  # Only now: a death between the two must not hide them.

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from krakenbot.backtest.engine import WINDOW, Costs, Replay
 from krakenbot.backtest.files import BadDataError, Columns, aggregate
 from krakenbot.backtest.result import DAY_S, Result
-from krakenbot.config import Config
+from krakenbot.config import Config, NotifyTable
 from krakenbot.decision import plan_of
 from krakenbot.pairs import PairRules
 
@@ -73,7 +73,9 @@ def cells_of(setting: Setting, values: Mapping[str, Sequence[Value]], whole: Col
         _shared[minutes] = made
     # Forked processes see the columns without a copy, so every file is read once.
     with ProcessPoolExecutor(mp_context=get_context("fork")) as pool:
-        tasks = [(setting, run) for run in runs]
+        # Where notices go is a secret, which is not handed to other processes.
+        shared = setting._replace(config=setting.config._replace(notify=NotifyTable()))
+        tasks = [(shared, run) for run in runs]
         return list(pool.map(_cell, tasks, chunksize=max(1, len(tasks) // 64)))
 
 

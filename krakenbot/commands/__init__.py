@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,7 @@ def write_whole(path: Path, data: bytes, mode: int | None = None) -> None:
 
     The file may be the very program that is running.
     """
-    part = path.parent / f".{path.name}.{os.getpid()}.part"
+    part = path.parent / f".krakenbot.{os.getpid()}.part"
     try:
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode or 0o666)
         with open(descriptor, "wb") as file:
@@ -87,5 +88,6 @@ def write_whole(path: Path, data: bytes, mode: int | None = None) -> None:
             file.write(data)
         part.replace(path)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()
         raise UsageError(f"cannot write {path}: {error.strerror}") from error

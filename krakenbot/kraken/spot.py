@@ -251,29 +251,30 @@ class Spot:
             orders = {key: row for key, row in orders.items() if key == known}
         else:
             orders = self._search(client_order_id, since)
-        if len(orders) > 1:
+        found = [_execution(client_order_id, key, row) for key, row in orders.items()]
+        if len(found) > 1:
             ids = ", ".join(orders)
             raise StopError(f"the exchange shows several orders for {client_order_id}: {ids}")
-        if not orders:
+        if not found:
             return None
-        ((exchange_id, row),) = orders.items()
-        execution = _execution(client_order_id, exchange_id, row)
-        self._placed = (client_order_id, exchange_id)
-        return execution
+        self._placed = (client_order_id, found[0].exchange_order_id)
+        return found[0]
 
     def _search(self, client_order_id: str, since: int) -> dict[str, Any]:
         """Return the orders of that id by the exchange's; the newest word on each counts."""
         asked: dict[str, object] = {"cl_ord_id": client_order_id}
         closed = asked | {"start": since - SEARCH_BEFORE_S, "without_count": "true"}
-        orders = rows(self._client, "OpenOrders", asked, "open")
-        orders |= rows(self._client, "ClosedOrders", closed, "closed")
-        with shape("OpenOrders or ClosedOrders"):
-            # An exchange that does not know the filter would show other orders, too.
-            return {
-                exchange_id: row
-                for exchange_id, row in orders.items()
-                if _digits(str(row.get("cl_ord_id"))) == _digits(client_order_id)
-            }
+        found = {}
+        for method, params, key in (
+            ("OpenOrders", asked, "open"),
+            ("ClosedOrders", closed, "closed"),
+        ):
+            orders = rows(self._client, method, params, key)
+            with shape(method):  # One that does not know the filter would show other orders, too.
+                for exchange_id, row in orders.items():
+                    if _digits(str(row.get("cl_ord_id"))) == _digits(client_order_id):
+                        found[exchange_id] = row
+        return found
 
     @property
     def _name(self) -> str:

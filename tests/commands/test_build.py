@@ -89,7 +89,7 @@ class TestBuild(unittest.TestCase):
         self.assertEqual([self.file], list(self.folder.iterdir()))
 
     def test_a_place_that_cannot_be_written_is_wrong_usage(self) -> None:
-        for place in ("/proc/none.pyz", "/", ""):
+        for place in ("/proc/none.pyz", "/etc/passwd/x.pyz", "/", ""):
             with self.subTest(place):
                 done = self.run_python(str(self.file), "build", "--output", place)
                 self.assertEqual(2, done.returncode)

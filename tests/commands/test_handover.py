@@ -179,9 +179,9 @@ class TestFlatten(HandoverTest):
         path.unlink()
         open_journal(path).close()  # As a start makes it that ended before it could look.
         done = self.run_it(gate, "flatten", "--live", **SPOT)
-        self.assert_ends(done, 76, "the bot has traded here before")
+        self.assert_ends(done, 76, "the journal does not know")
         done = self.run_it(gate, "flatten", "--live", **SPOT)
-        self.assertIn("was halted: the account owns 0.01", done.out)
+        self.assertIn("was halted: the exchange shows trades", done.out)
         self.assertIn("owns 0.01 XBT", done.out)
 
     def test_an_order_whose_end_is_not_known_is_asked_about_before_anything_is_said(self) -> None:

@@ -472,6 +472,19 @@ class TestFinding(unittest.TestCase):
         assert got is not None
         self.assertEqual(TXID, got.exchange_order_id)
 
+    def test_an_order_that_one_view_shows_by_its_id_is_found_whatever_the_other_says(self) -> None:
+        nameless = {key: x for key, x in CLOSED_ORDER.items() if key != "cl_ord_id"}
+        views = {"OpenOrders": {"open": {TXID: OPEN_ORDER}}, "ClosedOrders": {"closed": {}}}
+        for other in ({}, {TXID: nameless}):
+            views["ClosedOrders"]["closed"] = other
+            self.assertIsNotNone(spot(Kraken(**views)).find(ID, SINCE))
+
+    def test_a_broken_row_beside_an_order_is_asked_about_again(self) -> None:
+        broken = CLOSED_ORDER | {"vol_exec": "?"}
+        closed = {"closed": {TXID: CLOSED_ORDER, "OAAAAA-AAAAA-AAAAAA": broken}}
+        with self.assertRaises(UnansweredError):
+            spot(Kraken(ClosedOrders=closed)).find(ID, SINCE)
+
     def test_several_orders_for_one_id_need_a_person(self) -> None:
         both = {TXID: CLOSED_ORDER, "OAAAAA-AAAAA-AAAAAA": CLOSED_ORDER}
         with self.assertRaises(StopError) as caught:

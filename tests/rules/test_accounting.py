@@ -200,8 +200,8 @@ class TestLedger(AccountingTest):
 
     def test_a_ledger_that_breaks_off_goes_on_where_it_was(self) -> None:
         self.traded(self.journal, 0, Side.BUY, "0.04", "2000", "16")
-        self.ledger.fails_after = CANDLE + 3 * 86400
-        self.book(CANDLE + 86400 * 5)
+        self.ledger.fails_after = CANDLE + 10 * 86400
+        self.book(CANDLE + 86400 * 12)
         self.assertGreater(int(self.journal.get("charges_read")), CANDLE + 86400)
 
     def test_an_order_at_the_end_of_a_day_that_is_caught_up_is_not_called_late(self) -> None:

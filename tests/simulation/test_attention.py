@@ -104,8 +104,10 @@ class TestRefusalsThatPass(AttentionTest):
         self.once(105)
         self.exchange.script = ["wait"]
         self.at(DOWN)
-        bot = self.run_for(130)
+        bot = self.run_for(14)
         self.assertEqual(2, len(self.exchange.placed))
+        self.run_for(100, bot)  # The close may go when the deadline is over.
+        self.assertEqual((3, ZERO), (len(self.exchange.placed), self.exchange.held))
         self.run_for(60, bot)
         self.assertEqual(-SIZE, self.exchange.held)
 

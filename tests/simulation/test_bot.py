@@ -7,6 +7,7 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from krakenbot.alerts import standing
 from krakenbot.bot import Bot, Event
@@ -1107,6 +1108,18 @@ class TestDeath(BotTest):
             "traded_orders",
         )
     )
+
+    def test_what_a_dead_process_opened_is_booked_at_the_account_s_own_rates(self) -> None:
+        dead = self.bot()
+        with (
+            mock.patch.object(self.exchange, "find", side_effect=Killed),
+            self.assertRaises(Killed),
+        ):
+            self.once(105, dead)
+        self.once(106)
+        bought = self.intents()[0]
+        fee = (bought.cost * Decimal("0.00025")).quantize(Decimal("0.00001"))
+        self.assertEqual(fee, self.journal.account().margin_fees)
 
     def dying_bot(self, deaths: Deaths, **changes: Any) -> Bot:
         return Bot(

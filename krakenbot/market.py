@@ -96,10 +96,9 @@ class MarketState:
                     raise UnansweredError(f"the exchange's clock jumps {again_s - offset_s:+.0f} s")
                 offset_s, doubt_s = again_s, again_doubt_s
             self._clock_read = self._clock.monotonic()
-        now = self._clock.monotonic() + offset_s
-        if abs(offset_s - known_s) > 1.0:
-            self._clock.set(now)
-        self.clock_offset_s = now - self._clock.wall()
+        if abs(offset_s - known_s) > doubt_s:
+            self._clock.set(self._clock.monotonic() + offset_s)
+        self.clock_offset_s = self._clock.now() - self._clock.wall()
         if abs(self.clock_offset_s) > CLOCK_WARN_S:
             log.warning("this host's clock is %s", clock_error(self.clock_offset_s))
 

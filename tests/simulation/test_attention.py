@@ -488,6 +488,20 @@ class TestClocks(AttentionTest):
         newest = max(decided.candle for decided in self.journal.decisions())
         self.assertGreater(newest, self.clock.time - 180)
 
+    def test_an_answer_about_the_time_that_took_long_does_not_move_a_clock_that_it_allows(
+        self,
+    ) -> None:
+        bot = self.run_for(100)
+
+        def server_time() -> int:
+            self.clock.time += 28  # The first addresses were dead.
+            return int(self.clock.time)
+
+        self.exchange.server_time = server_time  # type: ignore[method-assign]
+        bot.market.invalidate()
+        bot.market.refresh()
+        self.assertLess(abs(self.clock.now() - self.clock.time), 2)
+
     def test_a_clock_found_wrong_is_asked_about_until_answers_agree(self) -> None:
         bot = self.run_for(100)
         self.loose.offset = 15.0  # What answers that agreed have said.

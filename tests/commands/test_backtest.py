@@ -27,7 +27,7 @@ from krakenbot.risk import Limits
 from krakenbot.simulated.listing import PAIRS
 from krakenbot.simulated.paper import PaperClient
 from krakenbot.strategy import build
-from tests import IS_LONG
+from tests import IS_LONG, slow
 from tests.clocks import StandingClock
 from tests.logs import silence_module
 from tests.markets import Answers
@@ -197,6 +197,7 @@ class TestAgainstTheLiveTick(unittest.TestCase):
         if IS_LONG:
             self.assertLessEqual({"none", "liquidated", "the"}, endings)
 
+    @slow
     def test_the_limit_of_orders_is_kept_by_many_turns_at_once_and_waited_for(self) -> None:
         minutes = 3000 if IS_LONG else 1600
         columns = flat(*(9000 + at // 2 % 2 for at in range(minutes)))

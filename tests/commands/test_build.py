@@ -9,6 +9,7 @@ from pathlib import Path
 
 from krakenbot.commands.build import packed
 from krakenbot.simulated import api as server
+from tests import slow
 
 ROOT = Path(__file__).parent.parent.parent
 NOBODY = 65534
@@ -101,6 +102,7 @@ class TestBuild(unittest.TestCase):
         done = self.run_python(str(self.file), "config", "--example")
         self.assertIn("interval = 1", done.stdout)
 
+    @slow
     def test_the_demo_runs_from_it(self) -> None:
         words = ("--candles", "25", "--speed", "1000", "--seed", "1")
         done = self.run_python(str(self.file), "demo", *words)

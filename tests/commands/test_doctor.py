@@ -20,6 +20,7 @@ from krakenbot.model import KeyInfo, Position
 from krakenbot.presence import Presence
 from krakenbot.simulated import api as server
 from krakenbot.simulated.words import Method
+from tests import slow
 
 NAMES = [name for name, *_ in doctor.CHECKS]
 
@@ -186,6 +187,7 @@ class TestFindings(Patient):
         self.assertIn("withdraw", found["key"].text)
         self.assertEqual("see key", found["account"].text)
 
+    @slow
     def test_larger_nonces_of_another_program_are_told(self) -> None:
         sandbox = self.sandbox()
         self.keys()

@@ -17,6 +17,7 @@ from krakenbot.commands import handover
 from krakenbot.errors import LaterError
 from krakenbot.journal_file import open_journal
 from krakenbot.lock import Lock
+from tests import slow
 from tests.commands.program import LIVE, MINUTES, SPEED, Gate, ProgramTest
 
 UP = {"KRAKENBOT_STRATEGY_NAME": "file", "KRAKENBOT_STRATEGY_FILE": "up.py"}
@@ -64,6 +65,7 @@ class TestAdopt(HandoverTest):
         status = json.loads(self.run_it(gate, "status", "--json", **UPWARD).out)
         self.assertEqual(D("0.01"), D(status["position"]))
 
+    @slow
     def test_coins_that_earn_are_named_and_not_bought_again_unsaid(self) -> None:
         gate = self.held(SPOT, MINUTES)
         account = gate.sandbox.api.account
@@ -91,6 +93,7 @@ class TestFlatten(HandoverTest):
                 self.assert_ends(done, 76, "flattened by hand")
                 self.assertIn("flattened by hand", self.run_it(gate, "resume", **here).out)
 
+    @slow
     def test_on_margin_it_closes_without_looking_back_at_trades(self) -> None:
         gate = self.held(UPWARD)
         for path in self.state.glob("key-*.lock"):
@@ -100,6 +103,7 @@ class TestFlatten(HandoverTest):
         self.assertNotIn("waiting", done.err)
         self.assertEqual(0, gate.position)
 
+    @slow
     def test_a_key_that_may_do_too_much_does_not_keep_it_from_closing(self) -> None:
         gate = self.held(UPWARD)
 
@@ -111,6 +115,7 @@ class TestFlatten(HandoverTest):
         self.assert_ends(self.run_it(gate, "flatten", "--live", **UPWARD), 0)
         self.assertEqual(0, gate.position)
 
+    @slow
     def test_a_price_that_cannot_be_had_does_not_keep_it_from_closing(self) -> None:
         for settings in (UPWARD, SPOT):
             with self.subTest(leverage=settings.get("KRAKENBOT_LEVERAGE", "2")):
@@ -122,6 +127,7 @@ class TestFlatten(HandoverTest):
                 self.assertRegex(done.out, r"(sell|buy) 0\.01 XBT at market; what that is worth ")
                 self.assertEqual(2, len(gate.orders))
 
+    @slow
     def test_what_cannot_be_read_after_closing_does_not_deny_it(self) -> None:
         gate = self.held(SPOT)
 
@@ -139,6 +145,7 @@ class TestFlatten(HandoverTest):
         self.assert_ends(self.run_it(gate, "flatten", **UPWARD), 78, "--live")
         self.assertEqual(sent, len(gate.sent))
 
+    @slow
     def test_from_another_folder_it_does_not_report_success_about_an_open_position(self) -> None:
         for settings in (UPWARD, SPOT):
             with self.subTest(leverage=settings.get("KRAKENBOT_LEVERAGE", "2")):
@@ -157,12 +164,14 @@ class TestFlatten(HandoverTest):
         self.assertEqual(0, gate.position)
         self.assertEqual(["true"], [order["reduce_only"] for order in gate.added])
 
+    @slow
     def test_all_never_touches_coins_that_the_bot_did_not_buy(self) -> None:
         gate = self.held(SPOT)
         gate.sandbox.api.account.balances["XXBT"] += 1
         self.assert_ends(self.run_it(gate, "flatten", "--live", "--all", **SPOT), 0)
         self.assertEqual(1, gate.sandbox.api.account.balances["XXBT"])
 
+    @slow
     def test_a_journal_that_went_back_in_time_sells_no_coins_of_somebody_else_s(self) -> None:
         gate = self.held(SPOT, MINUTES)
         before = self.journal().read_bytes()
@@ -173,6 +182,7 @@ class TestFlatten(HandoverTest):
         self.assert_ends(done, 76, "trades of XBTUSD that the journal does not know")
         self.assertEqual(2, len(gate.orders))
 
+    @slow
     def test_a_lost_journal_is_no_proof_that_nothing_is_held(self) -> None:
         gate = self.held(SPOT, MINUTES)
         path = self.journal()
@@ -184,6 +194,7 @@ class TestFlatten(HandoverTest):
         self.assertIn("was halted: the exchange shows trades", done.out)
         self.assertIn("owns 0.01 XBT", done.out)
 
+    @slow
     def test_an_order_whose_end_is_not_known_is_asked_about_before_anything_is_said(self) -> None:
         gate = self.held(UPWARD)
         with contextlib.closing(sqlite3.connect(self.journal())) as journal, journal:
@@ -247,6 +258,7 @@ class TestFlatten(HandoverTest):
         ):
             handover._agreed(Namespace(yes=False), clock.read)
 
+    @slow
     def test_a_request_that_is_old_has_expired_when_a_bot_starts(self) -> None:
         gate = self.held(UPWARD)
         request = self.journal().with_suffix(".flatten")

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from krakenbot.simulated import api as server
 from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
-from tests import IS_LONG
+from tests import IS_LONG, slow
 from tests.rules import test_floors
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -141,6 +141,7 @@ class Reader(unittest.TestCase):
             running.close()
 
 
+@slow
 class TestReadme(Reader):
     def test_every_command_is_known_to_this_test(self) -> None:
         known = {DEMO, *ENDING, *LASTING, *LEFT_OUT}
@@ -241,6 +242,7 @@ class _Terminal:
             return  # The program, and with it the other side of the terminal, is gone.
 
 
+@slow
 class TestRehearsal(Reader):
     """The recipe of the manual's page about the sandbox, in its three terminals."""
 

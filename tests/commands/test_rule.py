@@ -8,6 +8,7 @@ import unittest
 from decimal import Decimal as D
 
 from krakenbot.commands.build import packed
+from tests import slow
 from tests.commands.program import LIVE, PAPER, Gate, ProgramTest
 
 RULE = """
@@ -40,6 +41,7 @@ class TestRun(RuleTest):
         status = json.loads(self.run_it(gate, "status", "--json", **LIVE, **FILE).out)
         self.assertEqual((f"my_rule.py {digest}", 1), (status["strategy"], status["target"]))
 
+    @slow
     def test_a_rule_that_fails_its_trial_is_refused_and_nothing_is_sent(self) -> None:
         gate = self.gate()
         for body, words in (
@@ -58,6 +60,7 @@ class TestRun(RuleTest):
         self.assert_ends(done, 78, "chmod go-w")
         self.assertEqual([], gate.added)
 
+    @slow
     def test_a_rule_that_never_answers_halts_within_seconds_and_flatten_goes_without_it(
         self,
     ) -> None:
@@ -74,6 +77,7 @@ class TestRun(RuleTest):
         self.assert_ends(done, 0)
         self.assertEqual(D(0), gate.position)
 
+    @slow
     def test_what_another_rule_wanted_last_is_not_traded_on(self) -> None:
         gate, waiting = self.gate(), PAPER | FILE | {"KRAKENBOT_ENTRY": "next-turn"}
         self.run_it(gate, "run", "--once", **waiting)
@@ -87,6 +91,7 @@ class TestRun(RuleTest):
 
 
 class TestSingleFile(RuleTest):
+    @slow
     def test_a_rule_runs_beside_the_single_file_without_any_package(self) -> None:
         gate: Gate = self.gate()
         program = self.folder / "krakenbot.pyz"

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from krakenbot.simulated.listing import SANDBOX_SECRET
+from tests import slow
 from tests.commands.program import KEYS, LIVE, MINUTES, PAPER, Gate, ProgramTest
 
 ENDS_MAX_S = 1.0
@@ -228,6 +229,7 @@ class TestDisk(ProgramTest):
             self.assert_ends(done, done.code, "cannot be")
         self.assertEqual(gate.added, [])
 
+    @slow
     def test_a_disk_that_fills_up_later_is_said_before_the_next_order(self) -> None:
         gate = self.gate()
         first = self.run_it(
@@ -276,6 +278,7 @@ class TestTrading(ProgramTest):
         self.assertNotIn("validate", order)
         self.assertEqual(abs(gate.position), D("0.01"))
 
+    @slow
     def test_a_position_nobody_explained_stops_until_it_is_adopted(self) -> None:
         gate = self.gate(MINUTES)
         gate.control("position", pair="XBTUSD", side="buy", volume="0.02", leverage=2)
@@ -306,6 +309,7 @@ class TestTrading(ProgramTest):
             self.assert_ends(running.done(), 0)
             self.assertLess(time.monotonic() - began, ENDS_MAX_S)
 
+    @slow
     def test_max_loss_closes_and_stays_latched_over_restarts(self) -> None:
         gate = self.gate()
         settings = LIVE | {"KRAKENBOT_RISK_MAX_LOSS": "1"}
@@ -327,6 +331,7 @@ class TestTrading(ProgramTest):
         self.assert_ends(self.run_it(gate, "run", "--live", "--once", **wide), 0)
         self.assertEqual(abs(gate.position), D("0.01"))
 
+    @slow
     def test_flatten_closes_and_only_resume_lets_it_trade_again(self) -> None:
         gate = self.gate()
         self.assert_ends(self.run_it(gate, "run", "--live", "--once", **LIVE), 0)
@@ -345,6 +350,7 @@ class TestTrading(ProgramTest):
 class TestWithoutRisk(ProgramTest):
     """Paper and validate: nothing that reaches the exchange can trade."""
 
+    @slow
     def test_paper_needs_no_key_and_asks_nothing_private(self) -> None:
         gate = self.gate()
         for words, keys in (

@@ -12,11 +12,13 @@ from pathlib import Path
 
 from krakenbot.simulated import api as server
 from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
+from tests import slow
 
 ROOT = Path(__file__).parent.parent.parent
 SPEED = 600
 
 
+@slow
 class TestStuckReader(unittest.TestCase):
     def bot(self, output: int) -> tuple["subprocess.Popen[bytes]", server.Sandbox]:
         folder = tempfile.TemporaryDirectory()

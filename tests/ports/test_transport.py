@@ -27,6 +27,7 @@ from krakenbot.kraken import transport
 from krakenbot.kraken.client import Client
 from krakenbot.kraken.transport import ANSWER_BYTES_MAX, UrllibTransport, tls_context
 from krakenbot.model import Secret
+from tests import slow
 
 KEY, SECRET = "the-key", "c2VjcmV0IHNlY3JldCBzZWNyZXQ="
 OK = b'{"error":[],"result":{"ok":1}}'
@@ -428,6 +429,7 @@ class TestAddresses(Wire):
                     if number:
                         self.assertLess(time.monotonic() - began, LIMIT_S / 3, "not tried first")
 
+    @slow
     def test_dead_addresses_take_the_time_limit_once_and_not_each(self) -> None:
         for words in ("dead", "dead dead", "dead dead dead dead", "no no", "dead no dead no"):
             self.resolves_to(words)

@@ -45,7 +45,7 @@ from krakenbot.pairs import PairRules
 from krakenbot.records import Intent, Outcome
 from krakenbot.risk import Limits
 from krakenbot.strategy import build
-from tests import IS_LONG
+from tests import IS_LONG, slow
 from tests.clocks import StandingClock
 from tests.logs import silence
 from tests.rules.test_pairs import rules
@@ -847,6 +847,7 @@ class TestPositionTruth(BotTest):
         self.assertEqual((Decimal("0.02"), True), (close.volume, close.reduce_only))
         self.assertEqual((SIZE, SIZE), (opened.volume, self.exchange.held))
 
+    @slow
     def test_a_death_while_adopting_does_not_leave_the_bot_stuck(self) -> None:
         for moment in range(1, 400):
             self.setUp()

@@ -28,7 +28,7 @@ from krakenbot.simulated import api as server
 from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
 from krakenbot.simulated.paper import PaperClient
 from krakenbot.strategy import build
-from tests import IS_LONG
+from tests import IS_LONG, slow
 from tests.clocks import StandingClock
 from tests.logs import silence_module
 
@@ -365,6 +365,7 @@ class TestTheSandboxItself(unittest.TestCase):
 class TestTheBotOnBoth(unittest.TestCase):
     """The same candles, the same bot: what differs is only whose books are behind the port."""
 
+    @slow
     def test_fills_prices_and_costs_are_identical(self) -> None:
         for seed, leverage, one_order in ((1, 2, False), (2, 3, True), (3, 0, False)):
             with (

@@ -22,6 +22,7 @@ from krakenbot.model import ZERO, Purpose, Side
 from krakenbot.records import Intent, Outcome
 from krakenbot.simulated import api
 from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
+from tests import slow
 from tests.logs import silence
 
 SPEED = 1000.0
@@ -169,6 +170,7 @@ class TestCurrent(FrontDoor):
         for path in backup.glob("*" if keys_too else "live*"):
             shutil.copy(path, self.state)
 
+    @slow
     def test_a_journal_that_went_back_doubles_nothing_with_or_without_its_key_file(self) -> None:
         for keys_too in (False, True):
             with self.subTest(keys_too=keys_too):

@@ -23,6 +23,7 @@ from typing import Any
 
 from krakenbot.simulated.http import Answer, Front
 from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
+from tests import slow
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 KILLS = int(os.environ.get("TEST_KILLS", "2"))
@@ -91,6 +92,7 @@ class Gate:
         self.front.server_close()
 
 
+@slow
 class TestKill(unittest.TestCase):
     def setUp(self) -> None:
         folder = tempfile.TemporaryDirectory()

@@ -24,6 +24,7 @@ from krakenbot.model import Secret
 from krakenbot.risk import Limits
 from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
 from krakenbot.strategy import build
+from tests import slow
 from tests.logs import silence
 from tests.ports.test_transport import RESET, Server, answer
 from tests.simulation.test_contract import World, write_candles
@@ -95,6 +96,7 @@ class Rough(World):
         self.counted, self.highest = self.time, max(self.highest, self.counter)
 
 
+@slow
 class TestRoughWire(unittest.TestCase):
     def setUp(self) -> None:
         silence(self)

@@ -312,10 +312,6 @@ class World:
     def changed(self, key: str) -> bool:
         return bool(self.counts[f"changed {key.upper()}"])
 
-    def is_disturbed(self) -> bool:
-        """Return whether a storm is on, or one is not long over."""
-        return self.storms.is_on or self.time < self.storms.calm_from + 60
-
     @property
     def storming(self) -> bool:
         return self.storms.is_on

@@ -138,6 +138,7 @@ class Storms:
         self.world.duty.decided_at += seconds
         self.world.duty.told_at += seconds
         self.world.born += seconds
+        self.world.truth.foreign_at += seconds
 
     def calm_down(self) -> None:
         world = self.world

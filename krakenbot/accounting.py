@@ -18,7 +18,7 @@ from krakenbot.pairs import PairRules
 from krakenbot.records import Booked, Intent, assumed_id
 
 OVERLAP_S = 240  # The ledger may show a charge later than the clock says.
-SPAN_MAX_S = 7 * 86400  # So much is asked for at once.
+SPAN_MAX_S = 7 * 86400  # The longest span that is asked for at once.
 PAGES_AT_ONCE = 20  # A page costs six seconds, once the room that Kraken leaves is used up.
 LATE_S = 86400
 NEARLY = Decimal("0.0001")  # Of an order's cost: more than rounding each fill makes of it.

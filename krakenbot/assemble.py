@@ -40,7 +40,7 @@ class Parts(NamedTuple):
     locks: Sequence[Lock]
     path: Path  # The journal's.
     is_new: bool  # Whether the journal was made just now.
-    checks: tuple[startup.Check, ...]  # Those before only closing; the bot has its own.
+    checks: tuple[startup.Check, ...]  # Before an order that only closes; the bot has others.
 
     def close(self) -> None:
         self.journal.close()
@@ -99,7 +99,7 @@ def assemble(
     too long. `progress` is told every few seconds of waiting. Without `makes_journal` a journal
     that is not there yet is made in memory alone.
     """
-    if not adopts:  # Who only adopts sends no order.
+    if not adopts:  # Adopting sends no order.
         require_live(config, live)
     credentials = _credentials(config)
     is_live = config.mode == "live"

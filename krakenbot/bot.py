@@ -34,9 +34,9 @@ PASSING_PAUSE_S = 60.0
 FUNDS_PAUSE_S = 5.0  # TradeBalance shows a close some seconds late.
 LATE_PAUSE_S = 30.0
 LOSS_PAUSE_S = 10.0
-BLOCKED_CANDLES, BLOCKED_MAX_S = 3, 3600.0  # What blocks the target for longer is told outside.
+BLOCKED_CANDLES, BLOCKED_MAX_S = 3, 3600.0  # What blocks the target longer is a notice.
 PAGES_MAX, PAGE_S = 10, 6.0  # Of the ledger at a look; what a page costs of the REST counter.
-PAGES_BEFORE_S = 20.0  # The ledger is let alone so long before a candle is due.
+PAGES_BEFORE_S = 20.0  # How long before a candle is due the ledger is let alone.
 DAY_S = 86400
 
 

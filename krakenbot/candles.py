@@ -15,8 +15,8 @@ from krakenbot.pairs import decimal
 ROWS_MAX = 720  # More than these the exchange does not give.
 LATE_WAIT_S = 2.0
 LATE_TRIES = 8
-HOLE_YOUNG = 20  # So many candles long it is asked whether a missing one has come.
-STEPS_MIN = 10  # So many rows tell whether they are of a longer interval, or some are missing.
+HOLE_YOUNG = 20  # For how many candles a missing one is asked for again.
+STEPS_MIN = 10  # With fewer rows nobody can tell a longer interval from missing candles.
 AHEAD_MAX_S = 5.0  # A candle that begins later than this from now is not believed.
 
 

@@ -24,7 +24,7 @@ from krakenbot.orders import UNFILLED_MAX
 from krakenbot.pairs import elsewhere, plain
 
 PAUSE_MAX_S = 15.0  # Between two orders that are to close, whatever became of the first.
-REQUEST_S = 60.0  # So long a request to flatten waits for the bot to take it.
+REQUEST_S = 60.0  # How long a request to flatten waits for the bot to take it.
 
 
 def held_of(bot: Bot) -> Position:

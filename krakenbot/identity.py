@@ -118,7 +118,7 @@ def find(config: Config) -> Path | None:
     Raises StopError when there are several, ConfigError when the folder cannot be read.
     """
     account = ""
-    with suppress(ConfigError):  # Who only looks need not be able to read the keys.
+    with suppress(ConfigError):  # Commands that only look need not be able to read the keys.
         credentials = load_credentials(config) if config.mode != "paper" else None
         if credentials is not None:
             account = recall(config, "account", fingerprint(credentials.key))

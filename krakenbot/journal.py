@@ -20,7 +20,7 @@ from krakenbot.log import redact
 from krakenbot.model import ZERO, Execution, MarginSummary, Purpose, Side
 from krakenbot.records import PASSING, Account, Booked, Decided, Equity, Intent, Outcome, assumed_id
 
-BUSY_S = 20.0  # So long another program may hold the file's lock.
+BUSY_S = 20.0  # How long another program may hold the file's lock.
 
 
 class Journal:

@@ -21,8 +21,8 @@ from urllib.parse import quote, quote_plus
 from krakenbot.model import Secret
 
 PRIORITIES = {50: 2, 40: 3, 30: 4, 20: 6, 10: 7}  # What journald reads at the start of a line.
-LINES_MAX = 1000  # So many may wait to be read.
-FLUSH_S = 1.0  # So long the end of the program waits for a reader.
+LINES_MAX = 1000  # How many may wait to be read.
+FLUSH_S = 1.0  # How long the end of the program waits for a reader.
 _SECRET_CHARACTERS_MIN = 4
 _PATH_CHARACTERS_MIN = 8
 _hidden: list[str] = []

@@ -14,7 +14,7 @@ from krakenbot.model import Purpose
 from krakenbot.records import PASSING, Intent, Outcome
 
 VISIBLE_S = 120  # How long reading may lag behind what happened: twice the longest seen.
-WATCH_MIN_S = 75.0  # Nothing is concluded from looks before this process looked for so long.
+WATCH_MIN_S = 75.0  # How long this process must have looked before looks prove anything.
 LOOK_PAUSE_S = 10.0  # What Kraken's lowest REST limit sustains.
 LOOK_REFUSED_S = 3600.0
 

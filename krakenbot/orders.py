@@ -45,13 +45,13 @@ from krakenbot.pairs import elsewhere, plain
 from krakenbot.records import Intent, Outcome, client_order_id
 
 DEADLINE_S = 15  # The engine refuses an order that reaches it later.
-DEADLINE_PAST_S = 2.0  # So much later its clock has certainly passed it.
+DEADLINE_PAST_S = 2.0  # By then the exchange's clock has certainly passed it.
 UNFILLED_MAX = 5
 FIRST_PAUSE_S = 2.0
 KEY_REFUSALS_MAX = 3  # More orders in a row whose key was refused end the bot.
 PURPOSES = (Purpose.CLOSE, Purpose.OPEN, Purpose.REVERSE)
 CLOSING = (Purpose.CLOSE, Purpose.REVERSE)
-HISTORY = len(NOT_SENT_AFTER_S)  # So many orders back the pauses grow.
+HISTORY = len(NOT_SENT_AFTER_S)  # Over how many orders back the pauses grow.
 
 
 class Orders:

@@ -12,7 +12,7 @@ from krakenbot.journal import Journal
 
 BACKOFF_MAX_S, WAIT_MAX_S = 60.0, 300.0
 LOGGED_S = 60.0
-SILENCE_MAX_S = 300.0  # Waiting for longer is told outside.
+SILENCE_MAX_S = 300.0  # Waiting for longer is sent as a notice.
 KEY_PAUSES_S = (60.0, 180.0, 300.0)
 LOCKOUT_S = 900.0
 

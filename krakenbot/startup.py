@@ -92,7 +92,7 @@ def learn(config: Config, exchange: Exchange, key: str) -> tuple[Identity, KeyIn
 def check_account(start: Start, *, opens: bool = True) -> None:
     """Raise StopError when the key is of another account than the journal.
 
-    77 when it may do too much or too little, which does not matter to who only closes.
+    77 when the key may do too much or too little, unless the command only closes.
     """
     try:
         info = start.info or start.exchange.key_info()
@@ -170,8 +170,8 @@ def _compare_trades(start: Start, since: int) -> None:
         return
     if now < unseen_until:  # One view may show a trade before another shows its order.
         raise UnansweredError("an order that has no end yet is not visible everywhere yet")
-    # Who resumes or adopts after this has seen them; the next order is looked for first, since a
-    # journal that was lost may have sent it.
+    # A person who resumes or adopts after this has seen them. The next order is looked for
+    # first, since a lost journal may have sent it.
     seen = {"foreign_orders": " ".join([*sorted(own), *strange]), "created": now, "minded": 1}
     if start.adopts:
         journal.put(**seen)

@@ -19,7 +19,7 @@ from krakenbot.records import Equity, Intent
 
 EXAMPLE = "krakenbot report --output report.html"
 NEWEST = 360
-GAP_CANDLES = 3  # So many candles without a decision: the bot was down.
+GAP_CANDLES = 3  # After that many candles without a decision the bot was down.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -261,7 +261,8 @@ class Lab(World):
             return False
         down = -self.size if self.leverage else ZERO
         opened = self.raw("SELECT 1 FROM intents WHERE outcome IS NULL")
-        return self.truth.own == down and not opened
+        least = Decimal(self.api.listing[self.setting.pair]["ordermin"])
+        return abs(self.truth.own - down) < least and not opened  # Dust is left alone.
 
 
 def run(variant: str, folder: Path, plan: Plan, show: bool = False) -> Outcome:

@@ -231,12 +231,16 @@ class Journal:
 
         `replaces` is the id of one, booked before on an assumption, that they take the place of.
         """
-        self._account = None
+        account, self._account = self.account(), None
         with self._transaction():
-            self._db.execute("DELETE FROM charges WHERE id = ?", (_stored(replaces),))
+            query = "DELETE FROM charges WHERE id = ? RETURNING kind, amount"
+            for kind, amount in self._db.execute(query, (_stored(replaces),)).fetchall():
+                account = account.charged(kind, -Decimal(amount))
             for charge in charges:
                 if not self.is_charged(charge.id):
                     self._insert("charges", charge._asdict())
+                    account = account.charged(charge.kind, charge.amount)
+        self._account = account
 
     def charges(self) -> list[tuple[int, Decimal]]:
         """Return when how much was charged for margin, in quote currency, oldest first."""

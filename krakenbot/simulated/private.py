@@ -173,24 +173,27 @@ class Holder:
     def _closed_orders(self, p: Params) -> Any:
         columns = {"open": ["opentm"], "close": ["closetm"]}
         times = columns.get(p.get("closetime", ""), ["opentm", "closetm"])
-        orders, is_within = words.identified(self.orders, p), self._window(p)
-        chosen = [x for x in orders.items() if any(is_within(x[1][time]) for time in times)]
+        orders, (start, end) = words.identified(self.orders, p), self._window(p)
+        newest = reversed(orders.items())
+        chosen = [x for x in newest if any(start < x[1][time] <= end for time in times)]
         page = _page(chosen, p, "closed")
         return {**page, "closed": _shown(page["closed"], p)}
 
     def _trades_history(self, p: Params) -> Any:
-        is_kind, is_within = _TRADE_TYPES.get(p.get("type", "all")), self._window(p)
+        is_kind, (start, end) = _TRADE_TYPES.get(p.get("type", "all")), self._window(p)
         if is_kind is None:
             raise RefusedError("EAPI:Feature disabled")
-        trades = self.trades.items()
-        return _page([x for x in trades if is_within(x[1]["time"]) and is_kind(x[1])], p, "trades")
+        newest = takewhile(lambda x: x[1]["time"] > start, reversed(self.trades.items()))
+        return _page([x for x in newest if x[1]["time"] <= end and is_kind(x[1])], p, "trades")
 
     def _ledgers(self, p: Params) -> Any:
         types, assets = (p.get(name, "all").split(",") for name in ("type", "asset"))
-        is_within, found = self._window(p), list[tuple[str, Entry]]()
-        for entry in self.account.ledger:
+        (start, end), found = self._window(p), list[tuple[str, Entry]]()
+        newest = takewhile(lambda x: round(x.time, 6) > start, reversed(self.account.ledger))
+        for entry in newest:
             is_asked = types == ["all"] or entry.type in types
-            if is_asked and (assets == ["all"] or entry.asset in assets) and is_within(entry.time):
+            is_asked = is_asked and (assets == ["all"] or entry.asset in assets)
+            if is_asked and round(entry.time, 6) <= end:
                 found.append((identifier("L", entry.serial), entry))
         page = _page(found, p, "ledger")
         return page | {"ledger": {key: words.ledger_row(x) for key, x in page["ledger"].items()}}
@@ -200,10 +203,9 @@ class Holder:
         ledger = self.account.ledger
         return {identifier("L", entry.serial): words.ledger_row(entry) for entry in ledger}
 
-    def _window(self, p: Params) -> Callable[[float], bool]:
-        """Return whether a moment lies after `start` and not after `end`, by microseconds."""
-        start, end = self._moment(p, "start", 0), self._moment(p, "end", math.inf)
-        return lambda time: start < round(time, 6) <= end
+    def _window(self, p: Params) -> tuple[float, float]:
+        """Return the times after and until which rows are asked for."""
+        return self._moment(p, "start", 0), self._moment(p, "end", math.inf)
 
     def _moment(self, p: Params, name: str, default: float) -> float:
         """Return unix seconds, given as such or by the id of what happened then."""
@@ -317,9 +319,9 @@ def _named(rows: dict[str, Row], p: Params, name: str = "txid", most: int = 50) 
 
 
 def _page(rows: Sequence[tuple[str, Any]], p: Params, name: str) -> Row:
-    """Return 50 of the rows by id, the newest first."""
+    """Return 50 of the rows by id, which come newest first."""
     offset = max(whole(p, "ofs", 0), 0)
-    page: Row = {name: dict(rows[::-1][offset : offset + PAGE])}
+    page: Row = {name: dict(rows[offset : offset + PAGE])}
     return page if flag(p, "without_count") else {**page, "count": len(rows)}
 
 

@@ -372,10 +372,9 @@ class Bot:
         words = ""
         if self.plan.size < rules.ordermin:
             self.market.invalidate()
-            words = (
-                f"{plain(held)} {self.plan.pair} is held, and size, {plain(self.plan.size)}, is "
-                f"now below the smallest order of the exchange, {plain(rules.ordermin)}"
-            )
+            least = f"the exchange's smallest order is now {plain(rules.ordermin)}, above size, "
+            stays = f"{plain(held)} {self.plan.pair} is held" if held else "nothing is held"
+            words = f"{least}{plain(self.plan.size)}; {stays}"
         self._alerts.hold("minimum", words)
         log.info(
             "decided %s",

@@ -227,8 +227,8 @@ class TestSweep(CommandTest):
 
     def test_a_sweep_goes_with_the_bot_s_own_configuration(self) -> None:
         path = self.jumpy()
-        with mock.patch.dict(os.environ, KRAKENBOT_NOTIFY_URL="https://example.org/secret"):
-            self.assertEqual(2, len(self.told(path, "--sweep", "length=5,10")))
+        notify = {"KRAKENBOT_NOTIFY_URL": "https://example.org/secret"}
+        self.assertEqual(2, len(self.told(path, "--sweep", "length=5,10", **notify)))
 
     def test_a_report_does_not_lengthen_the_list_of_round_trips(self) -> None:
         path = self.jumpy()

@@ -6,6 +6,7 @@ from decimal import Decimal
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from krakenbot.candles import CandleWindow, fill, parse_rows
 from krakenbot.errors import UnansweredError
@@ -70,6 +71,12 @@ class TestWindow(unittest.TestCase):
         got = window(FakeMarket(5), FakeClock()).up_to(candle(4).time)
         assert got is not None
         self.assertEqual(candle(4, 1004), got[-1])
+
+    def test_the_first_answer_is_asked_for_by_time_lest_it_span_more_than_it_can(self) -> None:
+        market = FakeMarket(5)
+        with mock.patch.object(market, "candles", wraps=market.candles) as asked:
+            window(market, FakeClock()).up_to(candle(4).time)
+        self.assertLessEqual(candle(4).time - 720 * 60, asked.call_args.args[0])
 
     def test_a_late_candle_is_asked_for_again(self) -> None:
         market, clock = FakeMarket(5), FakeClock()

@@ -35,6 +35,8 @@ class Rows:
     def charges(self, since: int, until: int, pages: Iterator[int]) -> Sequence[Charge] | None:
         if self.error is not None:
             raise self.error
+        if next(pages, None) is None or next(pages, None) is None:
+            return None  # Of two histories a page each.
         if until > self.fails_after:
             raise UnansweredError("no")
         return [charge for charge in self.rows if since < charge.time <= until]
@@ -80,10 +82,10 @@ class AccountingTest(unittest.TestCase):
             Charge(name, trade_id, order_id, at, Decimal(cost), Decimal(fee), asset, kind)
         )
 
-    def book(self, now: int = CANDLE + 600) -> str:
+    def book(self, now: int = CANDLE + 600, pages: int = 20) -> str:
         clock = FakeClock()
         clock.time = now - clock.now()
-        return Ledger(cast(Exchange, self.ledger), self.journal, clock).read(RULES)
+        return Ledger(cast(Exchange, self.ledger), self.journal, clock).read(RULES, pages)
 
     def costs(self) -> tuple[Decimal, Decimal]:
         account = self.journal.account()
@@ -197,6 +199,10 @@ class TestLedger(AccountingTest):
         for _ in range(4):
             self.assertEqual("", self.book(CANDLE + 86400 * 36))
         self.assertEqual((Decimal(16), Decimal("0.5")), self.costs())
+
+    def test_weeks_of_a_quiet_account_are_caught_up_with_in_one_short_reading(self) -> None:
+        self.book(CANDLE + 28 * 86400, pages=10)
+        self.assertEqual(CANDLE + 28 * 86400, int(self.journal.get("charges_read")))
 
     def test_a_ledger_that_breaks_off_goes_on_where_it_was(self) -> None:
         self.traded(self.journal, 0, Side.BUY, "0.04", "2000", "16")

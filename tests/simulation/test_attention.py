@@ -383,7 +383,9 @@ class TestRaisedMinimum(AttentionTest):
         self.assertTrue(5 <= len(self.exchange.placed) - 1 <= 8, len(self.exchange.placed))
         self.assertEqual(1, self.journal.orders_since(0))
         self.assertFalse(self.journal.get("halted"))
-        self.assertTrue(any("smallest order of the exchange, 0.05" in text for text in self.told()))
+        self.assertTrue(
+            any("smallest order is now 0.05, above size" in text for text in self.told())
+        )
 
     def test_when_the_minimum_falls_again_the_position_is_closed_within_minutes(self) -> None:
         bot = self.raise_minimum()
@@ -397,7 +399,9 @@ class TestRaisedMinimum(AttentionTest):
         self.exchange.pair_rules = rules(ordermin="0.05")
         bot = self.run_for(300)
         self.assertEqual([], self.exchange.placed)
-        self.assertTrue(any("smallest order of the exchange, 0.05" in text for text in self.told()))
+        self.assertTrue(
+            any("smallest order is now 0.05, above size" in text for text in self.told())
+        )
         self.exchange.pair_rules = rules()
         self.run_for(130, bot)
         self.assertEqual(SIZE, self.exchange.held)

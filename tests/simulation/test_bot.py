@@ -1113,12 +1113,13 @@ class TestDeath(BotTest):
     def test_what_a_dead_process_opened_is_booked_at_the_account_s_own_rates(self) -> None:
         dead = self.bot()
         with (
-            mock.patch.object(self.exchange, "find", side_effect=Killed),
+            mock.patch.object(self.exchange, "find", side_effect=(None, Killed)),
             self.assertRaises(Killed),
         ):
             self.once(105, dead)
         self.once(106)
         bought = self.intents()[0]
+        self.assertEqual(1, len(self.exchange.placed))
         fee = (bought.cost * Decimal("0.00025")).quantize(Decimal("0.00001"))
         self.assertEqual(fee, self.journal.account().margin_fees)
 

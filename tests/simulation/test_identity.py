@@ -16,8 +16,9 @@ from unittest import mock
 from krakenbot import identity
 from krakenbot.assemble import assemble
 from krakenbot.config import Config, ExchangeTable, RiskTable, StrategyTable
-from krakenbot.errors import ConfigError, StopError
+from krakenbot.errors import ConfigError, RefusedError, StopError
 from krakenbot.journal_file import open_journal
+from krakenbot.kraken.spot import Spot
 from krakenbot.model import ZERO, Purpose, Side
 from krakenbot.records import Intent, Outcome
 from krakenbot.simulated import api
@@ -208,7 +209,8 @@ class TestCurrent(FrontDoor):
             self.sandbox.api.controls["position"](wish)
         for path in self.state.glob("*.db*"):
             path.unlink()
-        with self.assertRaisesRegex(StopError, "does not know"):
+        no_view = mock.patch.object(Spot, "position", side_effect=RefusedError("no"))
+        with no_view, self.assertRaisesRegex(StopError, "does not know"):
             self.run_once(leverage=2)
         self.assertEqual(2, len(self.bought()))
         with self.assertRaisesRegex(StopError, "halted"):

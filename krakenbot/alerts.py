@@ -22,7 +22,7 @@ class Alerts:
         self._journal, self._clock, self._emit = journal, clock, emit
         self._since: dict[str, float] = {}
 
-    def hold(self, key: str, text: str, after_s: float = 0.0) -> None:
+    def update(self, key: str, text: str, after_s: float = 0.0) -> None:
         """Note that this holds now, or without a text that it does not; tell it after `after_s`."""
         now, known = self._clock.now(), _read(self._journal)
         told_text, told = known.get(key, ("", float("-inf")))
@@ -45,7 +45,7 @@ class Alerts:
         self._journal.put(warnings=json.dumps(known | {key: (text, told)}))
 
 
-def standing(journal: Journal) -> list[str]:
+def active_alerts(journal: Journal) -> list[str]:
     """Return the texts of what holds."""
     return [text for text, _ in _read(journal).values()]
 

@@ -25,7 +25,7 @@ from krakenbot.kraken.spot import Spot
 from krakenbot.kraken.transport import UrllibTransport
 from krakenbot.lock import Lock, Nonces
 from krakenbot.model import KeyInfo
-from krakenbot.patience import patiently
+from krakenbot.retry import retry
 from krakenbot.risk import FEE_RATE_ASSUMED
 
 
@@ -106,32 +106,32 @@ def assemble(
     clock = SystemClock(config.exchange.clock_speed)
     clock.progress = progress
     clock.stop_on_signals()
-    owner, locks, nonces = "paper", list[Lock](), None
+    key_name, locks, nonces = "paper", list[Lock](), None
     if credentials is not None:
-        owner = fingerprint(credentials.key)
-        locks = [Lock(config.state_directory / f"key-{owner}.lock", "this API key")]
+        key_name = fingerprint(credentials.key)
+        locks = [Lock(config.state_directory / f"key-{key_name}.lock", "this API key")]
         nonces = Nonces(locks[0])
     client = client_of(config, clock, credentials, nonces, live=is_live and live)
     client.on_read = clock.read
     spot = spot_of(config, client)
 
     def find_journal() -> tuple[identity.Identity, KeyInfo | None, Path]:
-        whose, info = startup.learn(config, spot, owner if credentials else "")
-        return whose, info, identity.place_of(config, whose, partial(_pair_of, config, client))
+        owner, info = startup.learn(config, spot, key_name if credentials else "")
+        return owner, info, identity.place_of(config, owner, partial(_pair_of, config, client))
 
-    whose, info, path = patiently(find_journal, clock, config.exchange.patience)
+    owner, info, path = retry(find_journal, clock, config.exchange.patience)
     locks.append(Lock(path.with_suffix(".lock"), f"the {config.mode} journal of {config.pair}"))
     is_new = not path.exists()
     journal = open_journal(path if makes_journal or not is_new else None)
     if makes_journal or not is_new:
-        identity.claim(config, journal, path, whose)
+        identity.claim(config, journal, path, owner)
     if nonces is not None and is_live:
         journal.on_write = nonces.set_mark
     exchange = spot if is_live else _paper(config, client, spot, clock, journal)
-    parts = (config, exchange, journal, clock, locks[-1], whose, clock.monotonic())
+    parts = (config, exchange, journal, clock, locks[-1], owner, clock.monotonic())
     start = startup.Start(*parts, nonces if is_live else None, info, accept_costs, adopts)
     plan, (checks, closing) = plan_of(config), startup.checks_of(start)
-    bot = Bot(plan, exchange, journal, clock, owner, on_event, checks)
+    bot = Bot(plan, exchange, journal, clock, key_name, on_event, checks)
     return Parts(config, clock, exchange, journal, bot, locks, path, is_new, closing)
 
 

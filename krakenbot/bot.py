@@ -23,13 +23,13 @@ from krakenbot.model import Candle, Direction, MarginSummary, Purpose, Signal, S
 from krakenbot.order_states import VISIBLE_S
 from krakenbot.orders import Orders
 from krakenbot.pairs import plain
-from krakenbot.patience import SILENCE_MAX_S, Patience
+from krakenbot.retry import SILENCE_MAX_S, Retry
 from krakenbot.risk import CLOCK_OFFSET_MAX_S, clock_error, objection
 from krakenbot.rulefile import RuleError
 
 ROUNDS_MAX = 3  # close, open, confirm
 WAKE_DELAY_S = 1.0
-LOOK_MAX_S = 300.0  # Nothing is left unlooked at for longer, whatever anyone says the time is.
+CHECK_MAX_S = 300.0  # Nothing is left unlooked at for longer, whatever anyone says the time is.
 PASSING_PAUSE_S = 60.0
 FUNDS_PAUSE_S = 5.0  # TradeBalance shows a close some seconds late.
 LATE_PAUSE_S = 30.0
@@ -83,10 +83,10 @@ class Bot:
         parts = self.market, exchange, journal, clock, self._emit
         self.orders = Orders(plan, fingerprint, *parts)
         self._alerts = Alerts(journal, clock, self._emit)
-        self.patiently = Patience(exchange, journal, clock, self._alerts)
+        self.retry = Retry(exchange, journal, clock, self._alerts)
         self._window = CandleWindow(exchange, clock, plan.interval_s)
         self._ledger = Ledger(exchange, journal, clock)
-        self._books_kept, self._looked = float("-inf"), clock.monotonic()
+        self._books_kept, self._checked = float("-inf"), clock.monotonic()
         self._newest_close: Decimal | None = None
 
     # -- the loop ------------------------------------------------------------------------------
@@ -100,19 +100,19 @@ class Bot:
         try:
             self._refuse_when_halted()
             self._start(patience_s)
-            self.patiently(self.orders.reconcile, patience_s)
+            self.retry(self.orders.reconcile, patience_s)
             rules = self.market.rules
             units = {"base": rules.base, "quote": rules.quote}
             units["pair_decimals"] = str(rules.pair_decimals)
             text = f"trading {self.plan.pair} on {self.plan.interval_s // 60} min"
             self._emit("start", text, units)
             if once:
-                return self.patiently(self._tick_once, patience_s)
+                return self.retry(self._tick_once, patience_s)
             while True:
-                due = self.patiently(self.tick).next_due
+                due = self.retry(self.tick).next_due
                 self._keep_books(due - self.clock.now())
                 pause_s = max(0.0, due - self.clock.now())
-                longest_s = LOOK_MAX_S if self._ledger.is_read else PASSING_PAUSE_S
+                longest_s = CHECK_MAX_S if self._ledger.is_read else PASSING_PAUSE_S
                 self.clock.wait(min(pause_s, longest_s, self.plan.interval_s))
         except StopRequestedError:
             self._emit("stop", "stopped as asked")
@@ -129,19 +129,19 @@ class Bot:
 
     def _start(self, patience_s: float = 300.0) -> None:
         for part in (self.market.learn, *self._checks, self.market.read_rates, self._keep_books):
-            if reason := self.patiently(part, patience_s):
+            if reason := self.retry(part, patience_s):
                 limits = self.plan.limits._replace(close_only=reason)
                 self.plan = self.plan._replace(limits=limits)
         self.has_started = True
 
-    def _keep_books(self, left_s: float = LOOK_MAX_S) -> None:
+    def _keep_books(self, left_s: float = CHECK_MAX_S) -> None:
         """Book what the exchange's ledger shows, when that is due and `left_s` allows it.
 
         A busy account's is read over several looks, so that no candle waits for it.
         """
         now = self.clock.monotonic()
         pages = min(PAGES_MAX, int((left_s - PAGES_BEFORE_S) / PAGE_S))
-        if pages < 1 or (self._ledger.is_read and now - self._books_kept < LOOK_MAX_S):
+        if pages < 1 or (self._ledger.is_read and now - self._books_kept < CHECK_MAX_S):
             return
         self._books_kept = now
         difference = self._ledger.read(self.market.rules, pages)
@@ -171,8 +171,8 @@ class Bot:
         if self.plan.limits.close_only and not self.journal.account().held:
             raise ConfigError(f"nothing is held any more: {self.plan.limits.close_only}")
         self._refresh()
-        if self.clock.monotonic() - self._looked >= LOOK_MAX_S:
-            self._look()
+        if self.clock.monotonic() - self._checked >= CHECK_MAX_S:
+            self._check_between_candles()
         if self.journal.get("flatten"):
             return self._flatten_on()
         # The newest candle that can be finished ended less than an interval ago.
@@ -201,17 +201,17 @@ class Bot:
             log.warning("not refreshed, trying again with the next look reason=%s", error)
         offset_s, announced = self.market.clock_offset_s, "; ".join(self.market.notices)
         words = f"this host's clock is {clock_error(offset_s)}: nothing is opened"
-        self._alerts.hold("rates", self.market.assumed)
-        self._alerts.hold("clock", words if abs(offset_s) > CLOCK_OFFSET_MAX_S else "")
-        self._alerts.hold("notices", f"Kraken announces: {announced}" if announced else "")
+        self._alerts.update("rates", self.market.assumed)
+        self._alerts.update("clock", words if abs(offset_s) > CLOCK_OFFSET_MAX_S else "")
+        self._alerts.update("notices", f"Kraken announces: {announced}" if announced else "")
 
-    def _look(self) -> None:
+    def _check_between_candles(self) -> None:
         """See, between candles, whether someone else traded, and how much is lost and left."""
         held = self.orders.position()
         self._check_loss(held)
         if held and self.plan.leverage:
             self._check_margin(self.exchange.summary())
-        self._looked = self.clock.monotonic()
+        self._checked = self.clock.monotonic()
 
     def _flatten_on(self) -> TickResult:
         """Go on closing what is to be flattened, which needs no candle."""
@@ -229,7 +229,7 @@ class Bot:
             self.market.invalidate()  # One of the two is wrong about the time.
             raise
         words = "the exchange finishes no candle: closed, delisted, or in trouble?"
-        self._alerts.hold("candles", words if candles is None else "", SILENCE_MAX_S)
+        self._alerts.update("candles", words if candles is None else "", SILENCE_MAX_S)
         if candles is None:
             log.warning("candle late: the exchange has not finished it in good time")
             self.market.invalidate()
@@ -309,7 +309,7 @@ class Bot:
         against = objection(step, self.plan.leverage, inputs, limits)
         if against is None:
             return None
-        pause_s = PASSING_PAUSE_S if against.passing else LOOK_MAX_S
+        pause_s = PASSING_PAUSE_S if against.passing else CHECK_MAX_S
         if against.funds and self.orders.has_just_closed():
             pause_s = FUNDS_PAUSE_S
         self.market.invalidate()  # What speaks against it may be gone by the next look.
@@ -355,7 +355,7 @@ class Bot:
         level, level_min, words = summary.margin_level, self.plan.limits.min_margin_level, ""
         if level is not None and level < level_min:
             words = f"the margin level is {percent(level, 1)}, below min_margin_level {level_min} %"
-        self._alerts.hold("margin", words)
+        self._alerts.update("margin", words)
 
     def _finish(self, candle: Candle, signal: Signal, held: Decimal, decision: Decision) -> None:
         """Write down where this look at the candle ended, and tell what holds for too long."""
@@ -364,18 +364,18 @@ class Bot:
         if not self.plan.leverage:
             summary = summary._replace(unrealized_pnl=held * candle.close)
         self._check_margin(summary)
-        self._looked = self.clock.monotonic()
+        self._checked = self.clock.monotonic()
         is_done = decision.blocked is None or decision.blocked.until is None
         self.journal.decide(row, summary if is_done else None)
         after_s = min(BLOCKED_CANDLES * self.plan.interval_s, BLOCKED_MAX_S)
-        self._alerts.hold("target", decision.reason if decision.blocked else "", after_s)
+        self._alerts.update("target", decision.reason if decision.blocked else "", after_s)
         words = ""
         if self.plan.size < rules.ordermin:
             self.market.invalidate()
             least = f"the exchange's smallest order is now {plain(rules.ordermin)}, above size, "
             stays = f"{plain(held)} {self.plan.pair} is held" if held else "nothing is held"
             words = f"{least}{plain(self.plan.size)}; {stays}"
-        self._alerts.hold("minimum", words)
+        self._alerts.update("minimum", words)
         log.info(
             "decided %s",
             f"candle={moment(candle.time)} price={price(candle.close, rules)} "

@@ -25,7 +25,7 @@ class CandleWindow:
 
     def __init__(self, market: Market, clock: Clock, interval_s: int) -> None:
         self._market, self._clock, self._interval_s = market, clock, interval_s
-        self._told: dict[int, Candle] = {}  # What the exchange gave, by time, oldest first.
+        self._candles: dict[int, Candle] = {}  # What the exchange gave, by time, oldest first.
 
     def up_to(self, expected: int) -> Sequence[Candle] | None:
         """Return finished candles, the newest one starting at `expected` or later.
@@ -36,19 +36,19 @@ class CandleWindow:
         for attempt in range(LATE_TRIES):
             if attempt:
                 self._clock.wait(LATE_WAIT_S)
-            if max(self._told, default=0) < expected:
+            if max(self._candles, default=0) < expected:
                 self._fetch(expected)
-            if max(self._told, default=0) >= expected:
-                return fill([*self._told.values()], self._interval_s)[-ROWS_MAX:]
+            if max(self._candles, default=0) >= expected:
+                return fill([*self._candles.values()], self._interval_s)[-ROWS_MAX:]
         return None
 
     def _fetch(self, expected: int) -> None:
         """Ask from the first young hole on, else for what is newer than the newest known."""
-        step_s, known = self._interval_s, max(self._told, default=0)
+        step_s, known = self._interval_s, max(self._candles, default=0)
         if expected - known > (ROWS_MAX // 2) * step_s:
-            known, self._told = 0, {}
+            known, self._candles = 0, {}
         young = expected - HOLE_YOUNG * step_s
-        holes = (a for a, b in pairwise(self._told) if b - a > step_s and a >= young)
+        holes = (a for a, b in pairwise(self._candles) if b - a > step_s and a >= young)
         begin = next(holes, known) or expected - (ROWS_MAX - 2) * step_s
         # One candle more than needed: whether `since` itself comes back is not documented.
         rows = self._market.candles(begin - step_s)
@@ -56,14 +56,14 @@ class CandleWindow:
             raise UnansweredError(
                 f"OHLC answer holds a candle of {rows[-1].time}, now it is {self._clock.now():.0f}"
             )
-        told = dict(self._told)
+        candles = dict(self._candles)
         for candle in rows[:-1]:  # The last row is still being made; its close will change.
-            was = told.get(candle.time, candle)
+            was = candles.get(candle.time, candle)
             if was != candle:
                 log.warning("candle revised time=%s was=%s now=%s", candle.time, was, candle)
-            told[candle.time] = candle  # The newest word counts.
-        self._told = {time: told[time] for time in sorted(told)[-ROWS_MAX:]}
-        for before, after in pairwise(self._told):
+            candles[candle.time] = candle  # The newest word counts.
+        self._candles = {time: candles[time] for time in sorted(candles)[-ROWS_MAX:]}
+        for before, after in pairwise(self._candles):
             if after - before > step_s and after > known:
                 log.warning("candles missing between %s and %s, filled flat", before, after)
 

@@ -30,12 +30,12 @@ def load_credentials(config: Config, prefix: str = "KRAKEN") -> Credentials | No
     credentials = load_secrets(os.environ, prefix, config.keys)
     if credentials is not None:
         decode_secret(credentials.secret)
-        _tell_of_foreign_code()
+        _warn_of_foreign_code()
     return credentials
 
 
 @cache
-def _tell_of_foreign_code() -> None:
+def _warn_of_foreign_code() -> None:
     """Say which code of this machine ran in this process before the program itself."""
     for name in ("sitecustomize", "usercustomize"):
         if name in sys.modules:

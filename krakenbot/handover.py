@@ -38,7 +38,7 @@ def held_of(bot: Bot) -> Position:
     return Position(min(bot.journal.account().held or bot.plan.size, owned), ZERO)
 
 
-def told(bot: Bot, side: Side, volume: Decimal) -> str:
+def describe_trade(bot: Bot, side: Side, volume: Decimal) -> str:
     """Return what an order trades now, in words: volume, price, worth and fee."""
     rules = bot.market.rules
     text = f"{side.value} {format.volume(volume, rules.base)} at market"
@@ -93,7 +93,7 @@ def _next_trades(bot: Bot, held: Decimal) -> Iterator[str]:
         decision = decide(Snapshot(signal, held, bot.market.rules, None, "", {}), plan)
         if decision.step is None:
             return
-        yield f"{told(bot, decision.step.side, decision.step.volume)} ({decision.reason})"
+        yield f"{describe_trade(bot, decision.step.side, decision.step.volume)} ({decision.reason})"
         held += decision.step.side.sign * decision.step.volume
 
 
@@ -127,12 +127,12 @@ def flatten(
     Learning the market and `checks` come first. Raises StopError when something may still be held.
     """
     for action in (bot.market.learn, *checks):
-        bot.patiently(action, patience_s)
+        bot.retry(action, patience_s)
     bot.journal.resume(flatten=reason)
     why = "the orders to close it traded nothing"
     try:
         for _ in range(2 * UNFILLED_MAX):
-            if bot.patiently(partial(_close, bot, reason), patience_s):
+            if bot.retry(partial(_close, bot, reason), patience_s):
                 bot.journal.put(flatten=None, halted=reason)
                 return
             bot.clock.wait(1.0)

@@ -107,9 +107,9 @@ def claim(config: Config, journal: Journal, path: Path, identity: Identity) -> N
             )
         if mine and not theirs:
             journal.put(**{key: mine})
-    whose = f"{journal.get('pair_id')} {journal.get('account')}"
-    if recall(config, "journal", path.stem) != whose:
-        remember(config, "journal", path.stem, whose)
+    owner = f"{journal.get('pair_id')} {journal.get('account')}"
+    if recall(config, "journal", path.stem) != owner:
+        remember(config, "journal", path.stem, owner)
 
 
 def find(config: Config) -> Path | None:
@@ -161,11 +161,11 @@ def _known(config: Config, pair_of: Callable[[str], str]) -> Iterator[tuple[Path
     for stem in sorted({name.stem for name in names if name.suffix in (".db", ".lock")}):
         if not stem.startswith(prefix):
             continue
-        whose = recall(config, "journal", stem).split(" ")
-        if len(whose) < 2:  # Only its name says whose it is.
+        owner = recall(config, "journal", stem).split(" ")
+        if len(owner) < 2:  # Only its name says whose it is.
             spelling, _, account = stem.removeprefix(prefix).partition("-")
-            whose = [recall(config, "pair", spelling) or pair_of(spelling) or spelling, account]
-        yield folder / f"{stem}.db", Identity(*whose)
+            owner = [recall(config, "pair", spelling) or pair_of(spelling) or spelling, account]
+        yield folder / f"{stem}.db", Identity(*owner)
 
 
 def _held(path: Path) -> str:

@@ -5,7 +5,7 @@ import sqlite3
 from decimal import Decimal
 from pathlib import Path
 
-from krakenbot.alerts import standing
+from krakenbot.alerts import active_alerts
 from krakenbot.errors import ConfigError, StopError
 from krakenbot.journal import BUSY_S, Journal, advice, damaged
 from krakenbot.lock import access_hint, exists, no_access, open_private
@@ -154,7 +154,7 @@ def _check(connection: sqlite3.Connection, path: Path) -> None:
     journal.consecutive_unfilled()
     journal.newest_intent()
     journal.newest_record()
-    standing(journal)
+    active_alerts(journal)
     for key in ("pnl_at_resume", "exchange_position"):
         Decimal(journal.get(key) or 0)
     for key in _WHOLE.split():

@@ -35,7 +35,7 @@ class Notifier:
         self._notify = config.notify
         self._name = f"krakenbot {config.mode} {config.pair}"
         self._transport = transport or UrllibTransport(LIMIT_S, config.exchange.proxy)
-        self._said = ""
+        self._last_text = ""
         self._waiting: queue.Queue[tuple[str, Secret, str] | None] = queue.Queue(WAITING_MAX)
         self._sender = threading.Thread(target=self._send_all, name="notify", daemon=True)
 
@@ -50,7 +50,7 @@ class Notifier:
         elif event.kind in ("halt", "stop"):
             sd_notify(f"STOPPING=1\nSTATUS={event.kind}: {clean(event.text)}")
         if event.kind in NOTICED:
-            self._said = event.text
+            self._last_text = event.text
             self._put("POST", self._notify.url, f"{self._name}: {event.kind}: {clean(event.text)}")
         self.alive()
 
@@ -66,7 +66,7 @@ class Notifier:
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         asked = error is None or isinstance(error, StopRequestedError | KeyboardInterrupt)
-        if not asked and str(error) != self._said:
+        if not asked and str(error) != self._last_text:
             words = clean(f"{type(error).__name__}: {error}")
             self._put("POST", self._notify.url, f"{self._name}: ended: {words}")
         sd_notify("STOPPING=1")

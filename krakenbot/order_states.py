@@ -14,9 +14,9 @@ from krakenbot.model import Purpose
 from krakenbot.records import PASSING, Intent, Outcome
 
 VISIBLE_S = 120  # How long reading may lag behind what happened: twice the longest seen.
-WATCH_MIN_S = 75.0  # How long this process must have looked before looks prove anything.
-LOOK_PAUSE_S = 10.0  # What Kraken's lowest REST limit sustains.
-LOOK_REFUSED_S = 3600.0
+WATCH_MIN_S = 75.0  # How long this process must have looked before lookups prove anything.
+LOOKUP_PAUSE_S = 10.0  # What Kraken's lowest REST limit sustains.
+LOOKUP_REFUSED_S = 3600.0
 
 
 class State(Enum):
@@ -50,7 +50,7 @@ class Write(Enum):
 
 class Do(Enum):
     SEND = "send it, once"
-    LOOK = "ask what became of it"
+    LOOK_UP = "ask what became of it"
     PROVE = "write that it never happened, if trades and position agree; else halt"
     DECIDE = "nothing more; the next decision may make a new attempt: next_attempt"
     WAIT = "leave it; the loop waits for the exchange and asks again"
@@ -58,8 +58,8 @@ class Do(Enum):
 
 
 NOW_S = (0.0,)
-QUICK_S = (1.0, 2.0, 4.0, 8.0, LOOK_PAUSE_S)  # A market order ends within a second or two.
-SLOW_S = (LOOK_PAUSE_S,)
+QUICK_S = (1.0, 2.0, 4.0, 8.0, LOOKUP_PAUSE_S)  # A market order ends within a second or two.
+SLOW_S = (LOOKUP_PAUSE_S,)
 
 
 class Cell(NamedTuple):
@@ -71,7 +71,7 @@ class Cell(NamedTuple):
     state: State
     do: Do
     pauses_s: Sequence[float] = NOW_S
-    late: Do | None = None
+    on_timeout: Do | None = None
     reason: str = ""
     write: Write = Write.NOTHING
 
@@ -83,9 +83,9 @@ class Cell(NamedTuple):
 PREPARED, SENT, ACCEPTED, UNCONFIRMED, FINAL = State
 LOST = "was accepted by the exchange, which now does not know it"
 STILL_OPEN = "is a market order and still open long after its deadline"
-LOOK_REFUSED = "cannot be looked up: the exchange has refused that for an hour"
-OPEN_AFTER_NO = "was refused, and yet it is open"
-TRADED_AFTER_NO = "was refused, and yet it was taken"
+LOOKUP_REFUSED = "cannot be looked up: the exchange has refused that for an hour"
+OPEN_AFTER_REFUSAL = "was refused, and yet it is open"
+TRADED_AFTER_REFUSAL = "was refused, and yet it was taken"
 
 
 def _impossible(state: State, answer: Answer) -> Cell:
@@ -97,46 +97,46 @@ TABLE: Mapping[tuple[State, Answer], Cell] = {
     **{pair: _impossible(*pair) for pair in product(State, Answer)},
     # Nothing is sent. Where the journal is young it is looked for: an earlier one may be lost.
     (PREPARED, Answer.NOT_FOUND): Cell(SENT, Do.SEND, write=Write.INTENT),
-    (PREPARED, Answer.FOUND_OPEN): Cell(UNCONFIRMED, Do.LOOK, QUICK_S, write=Write.INTENT),
-    (PREPARED, Answer.FOUND_FINAL): Cell(UNCONFIRMED, Do.LOOK, QUICK_S, write=Write.INTENT),
+    (PREPARED, Answer.FOUND_OPEN): Cell(UNCONFIRMED, Do.LOOK_UP, QUICK_S, write=Write.INTENT),
+    (PREPARED, Answer.FOUND_FINAL): Cell(UNCONFIRMED, Do.LOOK_UP, QUICK_S, write=Write.INTENT),
     (PREPARED, Answer.LOOKUP_FAILED): Cell(PREPARED, Do.WAIT),
     # It was sent. A no is believed after one look that finds no such order.
-    (SENT, Answer.ACCEPTED): Cell(ACCEPTED, Do.LOOK, write=Write.ACCEPTED),
-    (SENT, Answer.REJECTED): Cell(SENT, Do.LOOK),
+    (SENT, Answer.ACCEPTED): Cell(ACCEPTED, Do.LOOK_UP, write=Write.ACCEPTED),
+    (SENT, Answer.REJECTED): Cell(SENT, Do.LOOK_UP),
     (SENT, Answer.NOT_SENT): Cell(FINAL, Do.DECIDE, write=Write.REFUSAL),
-    (SENT, Answer.UNKNOWN): Cell(UNCONFIRMED, Do.LOOK),
+    (SENT, Answer.UNKNOWN): Cell(UNCONFIRMED, Do.LOOK_UP),
     (SENT, Answer.NOT_FOUND): Cell(FINAL, Do.DECIDE, write=Write.REFUSAL),
-    (SENT, Answer.FOUND_OPEN): Cell(UNCONFIRMED, Do.LOOK, QUICK_S),
+    (SENT, Answer.FOUND_OPEN): Cell(UNCONFIRMED, Do.LOOK_UP, QUICK_S),
     (SENT, Answer.FOUND_FINAL): Cell(FINAL, Do.DECIDE, write=Write.FILL),
-    (SENT, Answer.LOOKUP_FAILED): Cell(UNCONFIRMED, Do.LOOK, SLOW_S),
+    (SENT, Answer.LOOKUP_FAILED): Cell(UNCONFIRMED, Do.LOOK_UP, SLOW_S),
     # It was taken: it must be there, and must end.
     (ACCEPTED, Answer.FOUND_FINAL): Cell(FINAL, Do.DECIDE, write=Write.FILL),
-    (ACCEPTED, Answer.FOUND_OPEN): Cell(ACCEPTED, Do.LOOK, QUICK_S, Do.HALT, STILL_OPEN),
-    (ACCEPTED, Answer.NOT_FOUND): Cell(ACCEPTED, Do.LOOK, QUICK_S, Do.HALT, LOST),
-    (ACCEPTED, Answer.LOOKUP_FAILED): Cell(ACCEPTED, Do.WAIT, NOW_S, Do.HALT, LOOK_REFUSED),
+    (ACCEPTED, Answer.FOUND_OPEN): Cell(ACCEPTED, Do.LOOK_UP, QUICK_S, Do.HALT, STILL_OPEN),
+    (ACCEPTED, Answer.NOT_FOUND): Cell(ACCEPTED, Do.LOOK_UP, QUICK_S, Do.HALT, LOST),
+    (ACCEPTED, Answer.LOOKUP_FAILED): Cell(ACCEPTED, Do.WAIT, NOW_S, Do.HALT, LOOKUP_REFUSED),
     # Nobody knows. So begins every order that another process left without an end, too.
     (UNCONFIRMED, Answer.FOUND_FINAL): Cell(FINAL, Do.DECIDE, write=Write.FILL),
-    (UNCONFIRMED, Answer.FOUND_OPEN): Cell(UNCONFIRMED, Do.LOOK, QUICK_S, Do.HALT, STILL_OPEN),
-    (UNCONFIRMED, Answer.NOT_FOUND): Cell(UNCONFIRMED, Do.LOOK, SLOW_S, Do.PROVE),
-    (UNCONFIRMED, Answer.LOOKUP_FAILED): Cell(UNCONFIRMED, Do.WAIT, NOW_S, Do.HALT, LOOK_REFUSED),
+    (UNCONFIRMED, Answer.FOUND_OPEN): Cell(UNCONFIRMED, Do.LOOK_UP, QUICK_S, Do.HALT, STILL_OPEN),
+    (UNCONFIRMED, Answer.NOT_FOUND): Cell(UNCONFIRMED, Do.LOOK_UP, SLOW_S, Do.PROVE),
+    (UNCONFIRMED, Answer.LOOKUP_FAILED): Cell(UNCONFIRMED, Do.WAIT, NOW_S, Do.HALT, LOOKUP_REFUSED),
     # It was refused, in a way not documented to leave no order. Before another order may open
     # anything it is looked for once more, when deadline and lag are over.
     (FINAL, Answer.NOT_FOUND): Cell(FINAL, Do.DECIDE),
-    (FINAL, Answer.FOUND_OPEN): Cell(FINAL, Do.HALT, reason=OPEN_AFTER_NO),
-    (FINAL, Answer.FOUND_FINAL): Cell(FINAL, Do.HALT, reason=TRADED_AFTER_NO),
-    (FINAL, Answer.LOOKUP_FAILED): Cell(FINAL, Do.WAIT, NOW_S, Do.HALT, LOOK_REFUSED),
+    (FINAL, Answer.FOUND_OPEN): Cell(FINAL, Do.HALT, reason=OPEN_AFTER_REFUSAL),
+    (FINAL, Answer.FOUND_FINAL): Cell(FINAL, Do.HALT, reason=TRADED_AFTER_REFUSAL),
+    (FINAL, Answer.LOOKUP_FAILED): Cell(FINAL, Do.WAIT, NOW_S, Do.HALT, LOOKUP_REFUSED),
 }
 
 
 class Search(NamedTuple):
-    """What is known of the looks for one order, by a clock in seconds that no one can set.
+    """What is known of the lookups for one order, by a clock in seconds that no one can set.
 
-    `looks` were answered since `first`; `after` is the first one after the deadline and the lag
+    `lookups` were answered since `first`; `after` is the first one after the deadline and the lag
     of reading were over. `refused` is since when looking has been refused now and then, None while
     it is answered; `is_refused` whether the newest look was, and not merely unanswered.
     """
 
-    looks: int = 0
+    lookups: int = 0
     first: float | None = None
     after: float | None = None
     refused: float | None = None
@@ -145,7 +145,7 @@ class Search(NamedTuple):
     def answered(self, now: float, is_over: bool) -> "Search":
         first = now if self.first is None else self.first
         after = now if self.after is None and is_over else self.after
-        return Search(self.looks + 1, first, after)
+        return Search(self.lookups + 1, first, after)
 
     def failed(self, now: float, is_refused: bool) -> "Search":
         since = now if is_refused and self.refused is None else self.refused
@@ -155,21 +155,21 @@ class Search(NamedTuple):
 def next_action(state: State, answer: Answer, search: Search, now: float) -> Cell:
     """Return the table's cell as it is now: with what is to be done, after its first pause.
 
-    For a look that is answered, waiting is over when deadline and lag are over, this process has
-    looked for WATCH_MIN_S, and two answered looks since then were LOOK_PAUSE_S apart. For one that
-    fails it is over when it was refused for LOOK_REFUSED_S: an exchange that cannot be reached, or
-    does not answer, is waited for without end.
+    An answered lookup times out when the deadline and the reading lag are over, this process has
+    looked for at least WATCH_MIN_S, and two lookups answered since then are LOOKUP_PAUSE_S apart.
+    A failing lookup times out only after LOOKUP_REFUSED_S of refusals. There is no time limit
+    while the exchange cannot be reached or does not answer.
     """
-    cell, is_late = TABLE[state, answer], False
+    cell, has_timed_out = TABLE[state, answer], False
     if answer is Answer.LOOKUP_FAILED:
         if search.is_refused and search.refused is not None:
-            is_late = now - search.refused >= LOOK_REFUSED_S
+            has_timed_out = now - search.refused >= LOOKUP_REFUSED_S
     elif search.first is not None and search.after is not None:
-        is_late = now - search.first >= WATCH_MIN_S and now - search.after >= LOOK_PAUSE_S
-    if cell.late is not None and is_late:
-        return cell._replace(do=cell.late, pauses_s=NOW_S)
-    looks = min(max(search.looks, 1), len(cell.pauses_s))
-    return cell._replace(pauses_s=cell.pauses_s[looks - 1 :])
+        has_timed_out = now - search.first >= WATCH_MIN_S and now - search.after >= LOOKUP_PAUSE_S
+    if cell.on_timeout is not None and has_timed_out:
+        return cell._replace(do=cell.on_timeout, pauses_s=NOW_S)
+    lookups = min(max(search.lookups, 1), len(cell.pauses_s))
+    return cell._replace(pauses_s=cell.pauses_s[lookups - 1 :])
 
 
 # -- a new attempt -------------------------------------------------------------------------------
@@ -178,7 +178,7 @@ REFUSED_AFTER_S = (15.0, 60.0, 300.0, 900.0)  # The last one repeats.
 NOT_SENT_AFTER_S = (2.0, 5.0, 15.0, 60.0)
 EARLIER_CANDLE_MAX_S = 300.0  # A new candle's first attempt waits no longer for an older one's.
 BELOW_MINIMUM_AFTER_S = 3600.0
-CUT = (Outcome.CANCELED, Outcome.EXPIRED)
+ENDED_EARLY = (Outcome.CANCELED, Outcome.EXPIRED)
 
 
 def next_attempt(
@@ -195,8 +195,8 @@ def next_attempt(
         return None
     is_of_candle = newest.interval_s == interval_s and newest.candle == candle
     # Without margin a close is an ordinary sale; once its end is certain the rest may be sold.
-    was_cut = newest.purpose is Purpose.CLOSE and newest.outcome in CUT
-    if not (newest.reduce_only or was_cut or newest.outcome in PASSING):
+    ended_early = newest.purpose is Purpose.CLOSE and newest.outcome in ENDED_EARLY
+    if not (newest.reduce_only or ended_early or newest.outcome in PASSING):
         return Blocked("ordered once in this candle already", None) if is_of_candle else None
     at = (newest.settled or newest.created) + _pause_s(newest_first, is_of_candle, ordermin)
     if needs_proof(newest):
@@ -209,7 +209,7 @@ def next_attempt(
 
 def needs_proof(intent: Intent) -> bool:
     """Return whether a refusal may hide an order that opens: it is looked for once more."""
-    return intent.outcome is Outcome.PUT_OFF and not intent.reduce_only
+    return intent.outcome is Outcome.REFUSED_FOR_NOW and not intent.reduce_only
 
 
 def _pause_s(newest_first: Sequence[Intent], is_of_candle: bool, ordermin: Decimal) -> float:

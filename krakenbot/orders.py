@@ -29,7 +29,7 @@ from krakenbot.journal import Journal
 from krakenbot.market import MarketState
 from krakenbot.model import ZERO, Execution, Purpose, Step
 from krakenbot.order_states import (
-    LOOK_PAUSE_S,
+    LOOKUP_PAUSE_S,
     NOT_SENT_AFTER_S,
     VISIBLE_S,
     Answer,
@@ -84,7 +84,7 @@ class Orders:
         for earlier in self._unproven(step.reduce_only):
             self._clock.wait(self._certain_at(earlier, step.reduce_only) - self._clock.now())
             if not step.reduce_only:
-                self._follow(earlier, State.FINAL, self._look(earlier))
+                self._follow(earlier, State.FINAL, self._look_up(earlier))
                 self._proven.add(earlier.id)
         intent = self._intent(step, candle, held, reason)
         answer = Answer.NOT_FOUND
@@ -93,7 +93,7 @@ class Orders:
             # The journal is younger than the candle: an earlier one may have been lost, which
             # sent this order as long ago as the candle goes.
             lost = intent._replace(created=min(candle, intent.created))
-            answer = self._look(lost)
+            answer = self._look_up(lost)
             intent = intent if answer is Answer.NOT_FOUND else lost
         self._follow(intent, State.PREPARED, answer)
         self._check_unfilled()
@@ -102,7 +102,7 @@ class Orders:
         """Ask about every open intent until its end is known; then see that orders still work."""
         for intent in self._journal.open_intents():
             state = State.ACCEPTED if intent.accepted else State.UNCONFIRMED
-            self._follow(intent, state, self._look(intent))
+            self._follow(intent, state, self._look_up(intent))
         self._check_unfilled()
 
     def blocked(self, candle: int) -> dict[Purpose, Blocked]:
@@ -160,10 +160,10 @@ class Orders:
             match cell.do:
                 case Do.SEND:
                     answer = self._place(intent)
-                case Do.LOOK:
+                case Do.LOOK_UP:
                     if cell.pause_s:
                         self._clock.wait(cell.pause_s)
-                    answer = self._look(intent)
+                    answer = self._look_up(intent)
                 case Do.PROVE:
                     return self._prove_absent(intent)
                 case Do.DECIDE:
@@ -220,12 +220,14 @@ class Orders:
         if isinstance(error, LaterError):
             if error.cause is Cause.UNREACHABLE:
                 return Outcome.NOT_SENT
-            return Outcome.PUT_OFF_SURELY if error.leaves_no_order else Outcome.PUT_OFF
+            if error.leaves_no_order:
+                return Outcome.REFUSED_FOR_NOW_NO_ORDER
+            return Outcome.REFUSED_FOR_NOW
         if error.cause is Cause.FUNDS and self.has_just_closed():
-            return Outcome.PUT_OFF_SURELY
+            return Outcome.REFUSED_FOR_NOW_NO_ORDER
         is_small = intent.volume < self._market.rules.ordermin
         is_small_close = is_small and intent.purpose is Purpose.CLOSE
-        return Outcome.PUT_OFF if is_small_close else Outcome.REFUSED
+        return Outcome.REFUSED_FOR_NOW if is_small_close else Outcome.REFUSED
 
     def has_just_closed(self) -> bool:
         """Return whether margin may seem too small because a close is not yet seen everywhere."""
@@ -233,7 +235,7 @@ class Orders:
         closes = [intent for one in CLOSING for intent in self._journal.newest_of(one, 1)]
         return any(one.executed and (one.settled or 0) > visible_from for one in closes)
 
-    def _look(self, intent: Intent) -> Answer:
+    def _look_up(self, intent: Intent) -> Answer:
         """Ask what became of the order; KeyRefusedError and safety stops go up."""
         search, now = self._searches.get(intent.id, Search()), self._clock.monotonic()
         before, self._found = self._found, None
@@ -306,13 +308,13 @@ class Orders:
         """Write that an order never happened; halt when trades or the position say otherwise."""
         since, until = intent.created - 5, intent.deadline + VISIBLE_S
         traded = self._exchange.traded_orders(since, until)
-        strange = sorted({order for order in traded if not self._journal.knows_order(order)})
-        if strange:
+        unknown = sorted({order for order in traded if not self._journal.knows_order(order)})
+        if unknown:
             explained = self._journal.account().held
             held = self._held(explained)
             raise self._journal.halt(
                 f"order {intent.id} is not found, yet the exchange holds {plain(held)} (explained: "
-                f"{plain(explained)}) and shows unexplained trades: {', '.join(strange)}",
+                f"{plain(explained)}) and shows unexplained trades: {', '.join(unknown)}",
                 held,
             )
         self.position()  # Halts when it goes on saying otherwise.
@@ -344,7 +346,7 @@ class Orders:
                 raise self._contradiction(held, explained)
             figures = plain(held), plain(explained)
             log.warning("position differs, asking again held=%s explained=%s", *figures)
-            self._clock.wait(min(FIRST_PAUSE_S + waited_s, LOOK_PAUSE_S))
+            self._clock.wait(min(FIRST_PAUSE_S + waited_s, LOOKUP_PAUSE_S))
         return held
 
     def _held(self, explained: Decimal) -> Decimal:

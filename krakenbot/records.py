@@ -18,14 +18,21 @@ class Outcome(StrEnum):
     REFUSED = "refused"
     ABSENT = "absent"
     ADOPTED = "adopted"
-    PUT_OFF = "put off"  # Refused for a reason that passes: a rate limit, the market's state.
-    PUT_OFF_SURELY = "put off, no order left"  # The same, documented to leave no order.
+    # Refused for a temporary reason, such as a rate limit. Kraken documents for some of these
+    # refusals that they leave no order; after the others an order may exist.
+    REFUSED_FOR_NOW = "put off"
+    REFUSED_FOR_NOW_NO_ORDER = "put off, no order left"
     ABANDONED = "given up"
 
 
-# Nothing came of it, by no fault of the bot's: counted neither as an order of the day nor as one
-# that traded nothing.
-PASSING = (Outcome.NOT_SENT, Outcome.PUT_OFF, Outcome.PUT_OFF_SURELY, Outcome.ABSENT)
+# Temporary failures. They may be retried, and count neither towards max_orders_per_day nor towards
+# the orders in a row that traded nothing.
+PASSING = (
+    Outcome.NOT_SENT,
+    Outcome.REFUSED_FOR_NOW,
+    Outcome.REFUSED_FOR_NOW_NO_ORDER,
+    Outcome.ABSENT,
+)
 
 
 class Intent(NamedTuple):

@@ -164,18 +164,18 @@ def _compare_trades(start: Start, since: int) -> None:
             unseen_until = max(unseen_until, intent.deadline + VISIBLE_S)
     now = int(start.clock.now())
     traded = exchange.traded_orders(since - OVERLAP_S, now)
-    strange = [name for name in dict.fromkeys(traded) if not journal.knows_order(name)]
-    strange = [name for name in strange if name not in own]
-    if not strange:
+    unknown = [name for name in dict.fromkeys(traded) if not journal.knows_order(name)]
+    unknown = [name for name in unknown if name not in own]
+    if not unknown:
         return
     if now < unseen_until:  # One view may show a trade before another shows its order.
         raise UnansweredError("an order that has no end yet is not visible everywhere yet")
     # A person who resumes or adopts after this has seen them. The next order is looked for
     # first, since a lost journal may have sent it.
-    seen = {"foreign_orders": " ".join([*sorted(own), *strange]), "created": now, "minded": 1}
+    seen = {"foreign_orders": " ".join([*sorted(own), *unknown]), "created": now, "minded": 1}
     if start.adopts:
         journal.put(**seen)
-        log.warning("adopting, with orders that the journal does not know: %s", strange)
+        log.warning("adopting, with orders that the journal does not know: %s", unknown)
         return
     held = None  # Without margin the coins of others are no business of the bot's.
     if start.config.leverage:
@@ -184,7 +184,7 @@ def _compare_trades(start: Start, since: int) -> None:
     holds = "" if held is None else f"; the exchange holds {plain(held)}"
     halt = journal.halt(
         f"the exchange shows trades of {start.config.pair} that the journal does not know: "
-        f"{', '.join(strange)}. It knows nothing after {format.moment(since)} and accounts for "
+        f"{', '.join(unknown)}. It knows nothing after {format.moment(since)} and accounts for "
         f"{plain(journal.account().held)}{holds}. Either it went back in time (a snapshot, a "
         "backup, writes that were lost), or someone else traded. Nothing was sent. Look at Kraken; "
         "`krakenbot adopt` goes on with what is held, without margin up to `size`, and `krakenbot "

@@ -93,7 +93,7 @@ DEFECTS: dict[str, tuple[Change, ...]] = {
     "the first final read of a cancelled order is believed": (
         Change(
             "orders",
-            "Orders._look",
+            "Orders._look_up",
             """
             def defect(self, intent):
                 answer = original(self, intent)
@@ -106,7 +106,7 @@ DEFECTS: dict[str, tuple[Change, ...]] = {
     "the first empty answer proves absence": (
         Change(
             "orders",
-            "Orders._look",
+            "Orders._look_up",
             """
             def defect(self, intent):
                 answer = original(self, intent)
@@ -207,7 +207,7 @@ DEFECTS: dict[str, tuple[Change, ...]] = {
     "an order found in another state counts as ended": (
         Change(
             "orders",
-            "Orders._look",
+            "Orders._look_up",
             """
             def defect(self, intent):
                 answer = original(self, intent)
@@ -229,7 +229,7 @@ DEFECTS: dict[str, tuple[Change, ...]] = {
     "a lookup that fails proves absence": (
         Change(
             "orders",
-            "Orders._look",
+            "Orders._look_up",
             """
             def defect(self, intent):
                 answer = original(self, intent)
@@ -243,7 +243,7 @@ DEFECTS: dict[str, tuple[Change, ...]] = {
     "an unanswered order that cannot be looked up counts as filled": (
         Change(
             "orders",
-            "Orders._look",
+            "Orders._look_up",
             """
             def defect(self, intent):
                 from krakenbot.model import OrderStatus
@@ -295,7 +295,7 @@ DEFECTS: dict[str, tuple[Change, ...]] = {
     "an unanswered order is sent again when it cannot be looked up": (
         Change(
             "orders",
-            "Orders._look",
+            "Orders._look_up",
             """
             def defect(self, intent):
                 answer = original(self, intent)
@@ -508,13 +508,13 @@ DEFECTS: dict[str, tuple[Change, ...]] = {
     ),
     "candles of the future are believed": (
         Change("candles", "AHEAD_MAX_S", "10**9"),
-        Change("bot", "LOOK_MAX_S", "1e9"),
+        Change("bot", "CHECK_MAX_S", "1e9"),
     ),
     "one refusal of the key ends the bot": (
-        Change("patience", "Patience._outwait_refused_key", "def defect(self, error): raise error"),
+        Change("retry", "Retry._wait_out_refused_key", "def defect(self, error): raise error"),
     ),
     "waiting is told to nobody": (
-        Change("patience", "Patience._tell", "def defect(self, text): pass"),
+        Change("retry", "Retry._on_failure", "def defect(self, text): pass"),
     ),
     "an objection holds until the next candle": (
         Change(

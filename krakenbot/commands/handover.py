@@ -73,7 +73,7 @@ def _resume(config: Config) -> int:
 def adopt(config: Config, *, yes: bool) -> int:
     """Say what adopting does and, with `yes`, do it. Return the exit code: 2 without."""
     with closing(assemble(config, live=False, adopts=True, makes_journal=yes)) as parts:
-        bot, ask = parts.bot, partial(parts.bot.patiently, patience_s=config.exchange.patience)
+        bot, ask = parts.bot, partial(parts.bot.retry, patience_s=config.exchange.patience)
         for action in (bot.market.learn, *(parts.checks if yes else ())):
             ask(action)
         print("\n".join(ask(partial(handover.adoption, bot))))
@@ -93,7 +93,7 @@ def _flatten(config: Config, arguments: argparse.Namespace) -> int:
     takes_all = arguments.all and config.leverage > 0
     options = {"live": arguments.live, "adopts": takes_all, "makes_journal": arguments.all}
     with closing(assemble(config, **options)) as parts:
-        bot, ask = parts.bot, partial(parts.bot.patiently, patience_s=config.exchange.patience)
+        bot, ask = parts.bot, partial(parts.bot.retry, patience_s=config.exchange.patience)
         ask(bot.market.learn)
         if parts.is_new and not arguments.all:
             return _tell_without_journal(parts)
@@ -109,7 +109,7 @@ def _flatten(config: Config, arguments: argparse.Namespace) -> int:
             explained = held
         if explained:
             side = Side.SELL if explained > 0 else Side.BUY
-            print(f"flatten: {handover.told(bot, side, abs(explained))}")
+            print(f"flatten: {handover.describe_trade(bot, side, abs(explained))}")
         if not _agreed(arguments, parts.clock.read):
             return 2
         if takes_all:

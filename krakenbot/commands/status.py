@@ -11,7 +11,7 @@ from typing import Any
 
 from krakenbot import config as configuration
 from krakenbot import identity
-from krakenbot.alerts import standing
+from krakenbot.alerts import active_alerts
 from krakenbot.commands import plainly
 from krakenbot.format import duration, moment, money, percent, shows_color, signed, volume
 from krakenbot.journal import Journal
@@ -79,7 +79,7 @@ def read_status(journal: Journal) -> dict[str, Any]:
             "updated": equity.time if equity else None,
             "ledger_read": int(journal.get("charges_read") or 0) or None,
             "exchange_position": journal.get("exchange_position") or account.held,
-            "warnings": standing(journal),
+            "warnings": active_alerts(journal),
             "difference": journal.get("difference") or None,
         }
     )

@@ -48,7 +48,7 @@ class UrllibTransport(urllib.request.AbstractHTTPHandler):
     ) -> None:
         super().__init__()
         if proxy is None:
-            _tell_of_unused_proxies()
+            _warn_of_unused_proxies()
         self._timeout_s, self._proxy, self._is_stopping = timeout_s, proxy, is_stopping
         self._opener = urllib.request.OpenerDirector()
         self._opener.add_handler(self)
@@ -238,7 +238,7 @@ def tls_context() -> ssl.SSLContext:
 
 
 @cache
-def _tell_of_unused_proxies() -> None:
+def _warn_of_unused_proxies() -> None:
     names = {name for name in os.environ if name.lower() in ("https_proxy", "all_proxy")}
     if names:
         log.warning("proxy not used: %s; exchange.proxy would be", ", ".join(sorted(names)))

@@ -122,8 +122,8 @@ class TestWire(Safe):
         proxy_port, proxied = self.listener(lambda connection, _: connection.sendall(OK))
         port, seen = self.listener(lambda connection, _: connection.sendall(OK))
         names = ("http_proxy", "https_proxy", "HTTPS_PROXY", "ALL_PROXY")
-        transport._tell_of_unused_proxies.cache_clear()
-        self.addCleanup(transport._tell_of_unused_proxies.cache_clear)
+        transport._warn_of_unused_proxies.cache_clear()
+        self.addCleanup(transport._warn_of_unused_proxies.cache_clear)
         with (
             mock.patch.dict(os.environ, dict.fromkeys(names, f"http://127.0.0.1:{proxy_port}")),
             logged() as out,

@@ -12,8 +12,7 @@ FLOORS = {
     1: "records strategy rulefile risk kraken.signing",
     2: "alerts order_states decision exchange candles journal journal_file identity lock clock "
     "log config credentials kraken.client kraken.transport kraken.counter",
-    3: "accounting market bot orders kraken.spot startup patience handover assemble "
-    "notify presence",
+    3: "accounting market bot orders kraken.spot startup retry handover assemble notify presence",
 }
 ROOMS = tuple(f"krakenbot.{room}" for room in ("kraken", "simulated", "backtest", "commands"))
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names.split()}

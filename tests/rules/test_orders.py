@@ -6,12 +6,12 @@ from typing import Any
 from krakenbot.model import Purpose, Side
 from krakenbot.order_states import (
     BELOW_MINIMUM_AFTER_S,
-    LOOK_REFUSED,
+    LOOKUP_REFUSED,
     LOST,
-    OPEN_AFTER_NO,
+    OPEN_AFTER_REFUSAL,
     STILL_OPEN,
     TABLE,
-    TRADED_AFTER_NO,
+    TRADED_AFTER_REFUSAL,
     VISIBLE_S,
     Answer,
     Do,
@@ -28,39 +28,40 @@ A, S, W = Answer, State, Write
 CANDLE, DAY = 1_790_000_040, 86400
 ORDERMIN = Decimal("0.00005")
 NEW = Search()
-LONG = Search(looks=20, first=0.0, after=190.0)  # Looked for 200 s, 10 s of it after all was over.
+# Looked up for 200 s; deadline and lag were over for the last 10 s.
+LONG = Search(lookups=20, first=0.0, after=190.0)
 NOW = 200.0
 
 # State, answer: what is written, what is done, after how many seconds, the state after it; then
 # what is done once waiting is over, and what a person is told. All other cells cannot be.
 CELLS: dict[tuple[State, Answer], tuple[Any, ...]] = {
     (S.PREPARED, A.NOT_FOUND): (W.INTENT, Do.SEND, 0, S.SENT),
-    (S.PREPARED, A.FOUND_OPEN): (W.INTENT, Do.LOOK, 1, S.UNCONFIRMED),
-    (S.PREPARED, A.FOUND_FINAL): (W.INTENT, Do.LOOK, 1, S.UNCONFIRMED),
+    (S.PREPARED, A.FOUND_OPEN): (W.INTENT, Do.LOOK_UP, 1, S.UNCONFIRMED),
+    (S.PREPARED, A.FOUND_FINAL): (W.INTENT, Do.LOOK_UP, 1, S.UNCONFIRMED),
     (S.PREPARED, A.LOOKUP_FAILED): (W.NOTHING, Do.WAIT, 0, S.PREPARED),
-    (S.SENT, A.ACCEPTED): (W.ACCEPTED, Do.LOOK, 0, S.ACCEPTED),
-    (S.SENT, A.REJECTED): (W.NOTHING, Do.LOOK, 0, S.SENT),
+    (S.SENT, A.ACCEPTED): (W.ACCEPTED, Do.LOOK_UP, 0, S.ACCEPTED),
+    (S.SENT, A.REJECTED): (W.NOTHING, Do.LOOK_UP, 0, S.SENT),
     (S.SENT, A.NOT_SENT): (W.REFUSAL, Do.DECIDE, 0, S.FINAL),
-    (S.SENT, A.UNKNOWN): (W.NOTHING, Do.LOOK, 0, S.UNCONFIRMED),
-    (S.SENT, A.FOUND_OPEN): (W.NOTHING, Do.LOOK, 1, S.UNCONFIRMED),
+    (S.SENT, A.UNKNOWN): (W.NOTHING, Do.LOOK_UP, 0, S.UNCONFIRMED),
+    (S.SENT, A.FOUND_OPEN): (W.NOTHING, Do.LOOK_UP, 1, S.UNCONFIRMED),
     (S.SENT, A.FOUND_FINAL): (W.FILL, Do.DECIDE, 0, S.FINAL),
     (S.SENT, A.NOT_FOUND): (W.REFUSAL, Do.DECIDE, 0, S.FINAL),
-    (S.SENT, A.LOOKUP_FAILED): (W.NOTHING, Do.LOOK, 10, S.UNCONFIRMED),
-    (S.ACCEPTED, A.FOUND_OPEN): (W.NOTHING, Do.LOOK, 1, S.ACCEPTED, Do.HALT, STILL_OPEN),
+    (S.SENT, A.LOOKUP_FAILED): (W.NOTHING, Do.LOOK_UP, 10, S.UNCONFIRMED),
+    (S.ACCEPTED, A.FOUND_OPEN): (W.NOTHING, Do.LOOK_UP, 1, S.ACCEPTED, Do.HALT, STILL_OPEN),
     (S.ACCEPTED, A.FOUND_FINAL): (W.FILL, Do.DECIDE, 0, S.FINAL),
-    (S.ACCEPTED, A.NOT_FOUND): (W.NOTHING, Do.LOOK, 1, S.ACCEPTED, Do.HALT, LOST),
-    (S.ACCEPTED, A.LOOKUP_FAILED): (W.NOTHING, Do.WAIT, 0, S.ACCEPTED, Do.HALT, LOOK_REFUSED),
-    (S.UNCONFIRMED, A.FOUND_OPEN): (W.NOTHING, Do.LOOK, 1, S.UNCONFIRMED, Do.HALT, STILL_OPEN),
+    (S.ACCEPTED, A.NOT_FOUND): (W.NOTHING, Do.LOOK_UP, 1, S.ACCEPTED, Do.HALT, LOST),
+    (S.ACCEPTED, A.LOOKUP_FAILED): (W.NOTHING, Do.WAIT, 0, S.ACCEPTED, Do.HALT, LOOKUP_REFUSED),
+    (S.UNCONFIRMED, A.FOUND_OPEN): (W.NOTHING, Do.LOOK_UP, 1, S.UNCONFIRMED, Do.HALT, STILL_OPEN),
     (S.UNCONFIRMED, A.FOUND_FINAL): (W.FILL, Do.DECIDE, 0, S.FINAL),
-    (S.UNCONFIRMED, A.NOT_FOUND): (W.NOTHING, Do.LOOK, 10, S.UNCONFIRMED, Do.PROVE, ""),
+    (S.UNCONFIRMED, A.NOT_FOUND): (W.NOTHING, Do.LOOK_UP, 10, S.UNCONFIRMED, Do.PROVE, ""),
     (S.UNCONFIRMED, A.LOOKUP_FAILED): (
         *(W.NOTHING, Do.WAIT, 0, S.UNCONFIRMED),
-        *(Do.HALT, LOOK_REFUSED),
+        *(Do.HALT, LOOKUP_REFUSED),
     ),
     (S.FINAL, A.NOT_FOUND): (W.NOTHING, Do.DECIDE, 0, S.FINAL),
-    (S.FINAL, A.FOUND_OPEN): (W.NOTHING, Do.HALT, 0, S.FINAL, Do.HALT, OPEN_AFTER_NO),
-    (S.FINAL, A.FOUND_FINAL): (W.NOTHING, Do.HALT, 0, S.FINAL, Do.HALT, TRADED_AFTER_NO),
-    (S.FINAL, A.LOOKUP_FAILED): (W.NOTHING, Do.WAIT, 0, S.FINAL, Do.HALT, LOOK_REFUSED),
+    (S.FINAL, A.FOUND_OPEN): (W.NOTHING, Do.HALT, 0, S.FINAL, Do.HALT, OPEN_AFTER_REFUSAL),
+    (S.FINAL, A.FOUND_FINAL): (W.NOTHING, Do.HALT, 0, S.FINAL, Do.HALT, TRADED_AFTER_REFUSAL),
+    (S.FINAL, A.LOOKUP_FAILED): (W.NOTHING, Do.WAIT, 0, S.FINAL, Do.HALT, LOOKUP_REFUSED),
 }
 
 
@@ -124,7 +125,7 @@ class TestWaiting(unittest.TestCase):
 
     def test_an_accepted_order_is_looked_at_after_1_2_4_8_and_then_every_10_seconds(self) -> None:
         pauses = [
-            next_action(S.ACCEPTED, A.FOUND_OPEN, NEW._replace(looks=n), NOW).pause_s
+            next_action(S.ACCEPTED, A.FOUND_OPEN, NEW._replace(lookups=n), NOW).pause_s
             for n in range(1, 8)
         ]
         self.assertEqual([1, 2, 4, 8, 10, 10, 10], pauses)
@@ -174,7 +175,7 @@ def pause(*newest_first: Intent, candle: int = CANDLE, interval_s: int = DAY) ->
     return None if blocked.until is None else blocked.until - newest_first[0].settled
 
 
-SURE, UNSURE, NOT_SENT = Outcome.PUT_OFF_SURELY, Outcome.PUT_OFF, Outcome.NOT_SENT
+SURE, UNSURE, NOT_SENT = Outcome.REFUSED_FOR_NOW_NO_ORDER, Outcome.REFUSED_FOR_NOW, Outcome.NOT_SENT
 
 
 class TestNextAttempt(unittest.TestCase):

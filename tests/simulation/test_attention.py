@@ -6,7 +6,7 @@ from decimal import Decimal
 from itertools import pairwise
 from typing import Any
 
-from krakenbot.alerts import standing
+from krakenbot.alerts import active_alerts
 from krakenbot.bot import Bot
 from krakenbot.clock import StopRequestedError
 from krakenbot.errors import LaterError, RefusedError, StopError, UnansweredError
@@ -93,7 +93,7 @@ class TestTradeBalanceThatLags(AttentionTest):
         self.exchange.script = ["fill", "funds", "fill"]
         self.until(DOWN)
         self.assertEqual(-SIZE, self.exchange.held)
-        self.assertEqual(Outcome.PUT_OFF_SURELY, self.intents()[2].outcome)
+        self.assertEqual(Outcome.REFUSED_FOR_NOW_NO_ORDER, self.intents()[2].outcome)
 
 
 class TestRefusalsThatPass(AttentionTest):
@@ -151,14 +151,14 @@ class TestRefusalsThatPass(AttentionTest):
         self.assertEqual(1, len(self.told()))
         self.assertIn("Insufficient margin", self.told()[0])
         self.assertEqual(0, self.journal.orders_since(0))
-        self.assertTrue(standing(self.journal))
+        self.assertTrue(active_alerts(self.journal))
 
     def test_what_was_told_is_told_again_when_it_is_over(self) -> None:
         self.exchange.script = ["pool"] * 8
         self.run_for(3 * 3600)
         self.assertEqual(SIZE, self.exchange.held)
         self.assertEqual(1, len(self.told("recovery")))
-        self.assertEqual([], standing(self.journal))
+        self.assertEqual([], active_alerts(self.journal))
 
 
 class TestOneOrder(AttentionTest):
@@ -417,7 +417,8 @@ class TestRaisedMinimum(AttentionTest):
             created=int(self.clock.time),
         )
         self.journal.write(refused._replace(outcome=None, settled=None, executed=ZERO))
-        self.journal.conclude(refused, Outcome.PUT_OFF, int(self.clock.time), note="too small")
+        now = int(self.clock.time)
+        self.journal.conclude(refused, Outcome.REFUSED_FOR_NOW, now, note="too small")
         self.at(DOWN)
         self.run_for(100, bot)
         self.assertEqual(-SIZE, self.exchange.held)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from krakenbot.alerts import standing
+from krakenbot.alerts import active_alerts
 from krakenbot.bot import Bot, Event
 from krakenbot.clock import StopRequestedError
 from krakenbot.decision import Plan
@@ -276,8 +276,8 @@ class BotTest(unittest.TestCase):
 
     def adopt(self, bot: Bot | None = None) -> None:
         bot = bot or self.bot()
-        bot.patiently(bot.market.learn)
-        bot.patiently(partial(adopt, bot))
+        bot.retry(bot.market.learn)
+        bot.retry(partial(adopt, bot))
 
     def flatten(self, bot: Bot | None = None, patience_s: float = 300.0) -> None:
         flatten(bot or self.bot(), "asked to", patience_s)
@@ -392,7 +392,7 @@ class TestOrdinaryTicks(BotTest):
             if next(answers) == 0:
                 raise UnansweredError("one lost answer")
 
-        self.bot().patiently(slow, 300)
+        self.bot().retry(slow, 300)
         self.assertEqual([], self.events)
 
     def test_patience_at_the_start_is_for_each_part_that_is_asked_for(self) -> None:
@@ -415,22 +415,22 @@ class TestOrdinaryTicks(BotTest):
         def silent() -> None:
             if self.clock.time < until:
                 raise UnansweredError("timed out")
-            self.assertEqual(1, len(standing(self.journal)))
+            self.assertEqual(1, len(active_alerts(self.journal)))
 
-        self.bot().patiently(silent)
+        self.bot().retry(silent)
         kinds = [event.kind for event in self.events]
         self.assertEqual(["warning"] * 3 + ["recovery"], kinds)
-        self.assertEqual([], standing(self.journal))
+        self.assertEqual([], active_alerts(self.journal))
 
     def test_maintenance_that_is_announced_is_a_warning_until_it_is_over(self) -> None:
         self.exchange.upcoming = ("Upgrade, 2026-05-11T09:00:00Z",)
         bot = self.until(101)
         said = "Kraken announces: Upgrade, 2026-05-11T09:00:00Z"
-        self.assertEqual([said], standing(self.journal))
+        self.assertEqual([said], active_alerts(self.journal))
         self.assertIn(("warning", said), [event[:2] for event in self.events])
         self.exchange.upcoming = ()
         self.until(170, bot)
-        self.assertEqual([], standing(self.journal))
+        self.assertEqual([], active_alerts(self.journal))
 
 
 class TestEntry(BotTest):

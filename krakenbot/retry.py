@@ -19,7 +19,7 @@ LOCKOUT_S = 900.0
 T = TypeVar("T")
 
 
-class Patience:
+class Retry:
     """Calls actions that may be repeated after any failure of the exchange."""
 
     def __init__(self, exchange: Exchange, journal: Journal, clock: Clock, alerts: Alerts) -> None:
@@ -31,19 +31,19 @@ class Patience:
         """Return what the action returns; LaterError when it fails for longer than `patience_s`."""
         while True:
             try:
-                result = patiently(action, self._clock, patience_s, self._tell)
+                result = retry(action, self._clock, patience_s, self._on_failure)
             except KeyRefusedError as error:
-                self._outwait_refused_key(error)
+                self._wait_out_refused_key(error)
             else:
                 self._has_worked = True
-                self._alerts.hold("waiting", "")
-                self._alerts.hold("key", "")
+                self._alerts.update("waiting", "")
+                self._alerts.update("key", "")
                 return result
 
-    def _tell(self, text: str) -> None:
-        self._alerts.hold("waiting", text, SILENCE_MAX_S)
+    def _on_failure(self, text: str) -> None:
+        self._alerts.update("waiting", text, SILENCE_MAX_S)
 
-    def _outwait_refused_key(self, error: KeyRefusedError) -> None:
+    def _wait_out_refused_key(self, error: KeyRefusedError) -> None:
         """Ask some minutes later whether the key is still refused; raise that when it is.
 
         Nothing private is sent between, since each attempt prolongs a lockout. A key that never
@@ -52,7 +52,7 @@ class Patience:
         is_needed = self._journal.account().held or self._journal.open_intents()
         if error.lasting or not (is_needed or self._has_worked):
             raise error
-        self._alerts.hold("key", f"{error}; asked again in some minutes")
+        self._alerts.update("key", f"{error}; asked again in some minutes")
         for pause_s in (LOCKOUT_S,) if error.lockout else KEY_PAUSES_S:
             self._clock.wait(LOCKOUT_S if error.lockout else pause_s)
             try:
@@ -65,11 +65,11 @@ class Patience:
         raise error
 
 
-def patiently(
+def retry(
     action: Callable[[], T],
     clock: Clock,
     patience_s: float,
-    tell: Callable[[str], None] = lambda text: None,
+    on_failure: Callable[[str], None] = lambda text: None,
 ) -> T:
     """Return what the action returns, repeating it while the exchange cannot be had.
 
@@ -88,7 +88,7 @@ def patiently(
             if now - logged >= LOGGED_S:
                 logged = now
                 log.warning("waiting for the exchange reason=%s", error)
-            tell(f"waiting for the exchange: {error}")
+            on_failure(f"waiting for the exchange: {error}")
             wait_s = min(max(pause_s, getattr(error, "wait_s", 0.0)), WAIT_MAX_S)
             clock.wait(min(wait_s, max(0.1, patience_s - (now - began) + 0.1)))
             pause_s = min(pause_s * 2, BACKOFF_MAX_S)

@@ -48,7 +48,7 @@ class MarketState:
         """
         self.measure_clock()
         try:
-            self._read_rules()
+            self._keep_rules(self._exchange.known_rules())
         except ExchangeError as error:
             text = self._journal.get("rules")
             if not text or not (self._journal.account().held or self._journal.open_intents()):
@@ -71,7 +71,7 @@ class MarketState:
         if now - self._clock_read >= CLOCK_REFRESH_S:
             self.measure_clock()
         if now - self._rules_read >= REFRESH_S:
-            self._read_rules()
+            self._keep_rules(self._exchange.rules())
         if now - self._others_read >= REFRESH_S:
             self._read_status()
             self.read_rates()
@@ -152,8 +152,8 @@ class MarketState:
             return self._exchange.summary()
         return MarginSummary(self._exchange.balances().get(self.rules.quote, ZERO), ZERO, ZERO)
 
-    def _read_rules(self) -> None:
-        self.rules = self._exchange.rules()
+    def _keep_rules(self, rules: PairRules) -> None:
+        self.rules = rules
         self._rules_read = self._clock.monotonic()
         text = remember_rules(self.rules)
         if text != self._journal.get("rules"):

@@ -530,11 +530,11 @@ DEFECTS: dict[str, tuple[Change, ...]] = {
     "the pair's rules are read once": (
         Change(
             "market",
-            "MarketState._read_rules",
+            "MarketState._keep_rules",
             """
-            def defect(self):
+            def defect(self, rules):
                 if not hasattr(self, "rules"):
-                    original(self)
+                    original(self, rules)
             """,
         ),
     ),

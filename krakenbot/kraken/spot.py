@@ -6,6 +6,7 @@ An answer of a wrong shape is no answer: UnansweredError, never a guess.
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from decimal import Decimal
 from typing import Any
 
@@ -63,6 +64,12 @@ class Spot:
         self._window: tuple[int, int] | None = None  # What `_read` is read of, over several calls.
         self._read: tuple[History, ...] = ()
         self._placed = ("", "")  # The newest order's client order id and exchange order id.
+
+    def through(self, client: Methods) -> "Spot":
+        """Return the same pair, with what is known of it, through another client."""
+        other = copy(self)
+        other._client = client
+        return other
 
     # -- what everybody may know ---------------------------------------------------------------
 

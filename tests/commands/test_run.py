@@ -117,6 +117,15 @@ class TestRefusals(ProgramTest):
         self.assert_ends(done, 78, "max_fee_percent_per_day")
         self.assertEqual(gate.added, [])
 
+    def test_the_rules_of_the_pair_are_asked_for_once_at_the_start(self) -> None:
+        for number, (settings, words) in enumerate(((LIVE, ["--live"]), (PAPER, []))):
+            with self.subTest(words):
+                gate = self.gate()
+                state = {"KRAKENBOT_STATE_DIRECTORY": str(self.folder / str(number))}
+                self.run_it(gate, "run", "--once", *words, **(settings | state))
+                asked = [path for path, _ in gate.sent if "/AssetPairs" in path]
+                self.assertEqual(1, len(asked), asked)
+
     def test_every_mistake_of_the_configuration_is_said_at_once(self) -> None:
         gate = self.gate()
         done = self.run_it(gate, "run", KRAKENBOT_INTERVAL="7", KRAKENBOT_SIZ="1")

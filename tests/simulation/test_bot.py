@@ -133,7 +133,8 @@ class FakeExchange:
     def rules(self) -> PairRules:
         return self.pair_rules
 
-    known_rules = rules
+    def known_rules(self) -> PairRules:
+        return self.rules()
 
     def assume_rules(self, rules: PairRules) -> None:
         self.pair_rules = rules

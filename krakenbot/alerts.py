@@ -1,6 +1,6 @@
-"""What a person should know for as long as it holds: said once, again daily, and when it is over.
+"""Alerts: lasting conditions, reported when they begin, daily while they last, and at their end.
 
-What holds is kept in the journal, so that `status` shows it and a restart does not say it anew.
+Active alerts are in the journal: `status` shows them, and a restart does not report them again.
 """
 
 import json
@@ -16,40 +16,40 @@ Emit = Callable[[str, str], None]
 
 
 class Alerts:
-    """Each alert has a key of its own: of one kind of trouble there is one."""
+    """The alerts, one for each kind of condition, reported apart by a key."""
 
     def __init__(self, journal: Journal, clock: Clock, emit: Emit) -> None:
         self._journal, self._clock, self._emit = journal, clock, emit
         self._since: dict[str, float] = {}
 
     def update(self, key: str, text: str, after_s: float = 0.0) -> None:
-        """Note that this holds now, or without a text that it does not; tell it after `after_s`."""
+        """Set the alert's text, or clear it if empty; report it once it has lasted `after_s`."""
         now, known = self._clock.now(), _read(self._journal)
-        told_text, told = known.get(key, ("", float("-inf")))
+        last_text, reported = known.get(key, ("", float("-inf")))
         if not text:
             self._since.pop(key, None)
             if known.pop(key, None):
                 self._journal.put(warnings=json.dumps(known) if known else None)
-                log.info("over: %s", told_text)
-                self._emit("recovery", f"over: {told_text}")
+                log.info("over: %s", last_text)
+                self._emit("recovery", f"over: {last_text}")
             return
         since = self._since.setdefault(key, self._clock.monotonic())
         if key not in known and self._clock.monotonic() - since < after_s:
             return
-        if now - told >= AGAIN_S:
-            told = now
+        if now - reported >= AGAIN_S:
+            reported = now
             log.warning("%s", text)
             self._emit("warning", text)
-        elif text == told_text:
+        elif text == last_text:
             return
-        self._journal.put(warnings=json.dumps(known | {key: (text, told)}))
+        self._journal.put(warnings=json.dumps(known | {key: (text, reported)}))
 
 
 def active_alerts(journal: Journal) -> list[str]:
-    """Return the texts of what holds."""
+    """Return the texts of the active alerts."""
     return [text for text, _ in _read(journal).values()]
 
 
 def _read(journal: Journal) -> dict[str, tuple[str, float]]:
     known = json.loads(journal.get("warnings") or "{}")
-    return {key: (str(text), float(told)) for key, (text, told) in known.items()}
+    return {key: (str(text), float(reported)) for key, (text, reported) in known.items()}

@@ -1,7 +1,7 @@
-"""The loop and one tick: reconcile, look, decide, send. Read this first, then order_states.py.
+"""The loop and one tick: reconcile, read the market, decide, send. Read this file first.
 
-All that a tick needs to know is on disk or at the exchange, so it may be repeated after any
-error and after any death.
+Everything a tick needs is in the journal or at the exchange, so a tick can be repeated after any
+error or crash. Read order_states.py next.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,21 +27,21 @@ from krakenbot.retry import SILENCE_MAX_S, Retry
 from krakenbot.risk import CLOCK_OFFSET_MAX_S, clock_error, objection
 from krakenbot.rulefile import RuleError
 
-ROUNDS_MAX = 3  # close, open, confirm
+ROUNDS_MAX = 3  # Orders in one tick before it pauses: a close, an open, one more.
 WAKE_DELAY_S = 1.0
-CHECK_MAX_S = 300.0  # Nothing is left unlooked at for longer, whatever anyone says the time is.
-PASSING_PAUSE_S = 60.0
-FUNDS_PAUSE_S = 5.0  # TradeBalance shows a close some seconds late.
+CHECK_MAX_S = 300.0  # The longest time between two checks, by the monotonic clock.
+PASSING_PAUSE_S = 60.0  # Before the next try when the obstacle is temporary.
+FUNDS_PAUSE_S = 5.0  # TradeBalance shows a close a few seconds late.
 LATE_PAUSE_S = 30.0
 LOSS_PAUSE_S = 10.0
-BLOCKED_CANDLES, BLOCKED_MAX_S = 3, 3600.0  # What blocks the target longer is a notice.
-PAGES_MAX, PAGE_S = 10, 6.0  # Of the ledger at a look; what a page costs of the REST counter.
-PAGES_BEFORE_S = 20.0  # How long before a candle is due the ledger is let alone.
+BLOCKED_CANDLES, BLOCKED_MAX_S = 3, 3600.0  # If blocked for longer than either: an alert.
+PAGES_MAX, PAGE_S = 10, 6.0  # Ledger pages per check; the REST limit allows a page in 6 s.
+PAGES_BEFORE_S = 20.0  # The ledger is not read this close to the next candle.
 DAY_S = 86400
 
 
 class Event(NamedTuple):
-    """Something that a person may want to know at once. `values` are ready to be shown."""
+    """Something a person may want to know at once. `values` are formatted for display."""
 
     kind: str
     text: str
@@ -49,9 +49,9 @@ class Event(NamedTuple):
 
 
 class TickResult(NamedTuple):
-    """`next_due` is when the next tick should be; `decided` whether a candle was decided on.
+    """When the next tick is due (unix seconds), and whether this one decided on a candle.
 
-    `is_done` unless there may be another order for that candle.
+    `is_done` is False while another order may follow for the same candle.
     """
 
     next_due: float
@@ -60,7 +60,7 @@ class TickResult(NamedTuple):
 
 
 class Bot:
-    """One pair, one journal, one exchange. The parts are handed in, or made of those."""
+    """The bot for one pair, with one journal and one exchange. All parts are passed in."""
 
     def __init__(
         self,
@@ -72,13 +72,13 @@ class Bot:
         on_event: Callable[[Event], None] = lambda event: None,
         checks: Sequence[Callable[[], str | None]] = (),
     ) -> None:
-        """`checks` are done before the first decision, with the exchange's time known.
+        """`checks` run before the first decision, once the exchange's time is known.
 
-        What one of them returns says why this run only closes what is held.
+        If a check returns a text, this run only closes what is held; the text says why.
         """
         self.plan, self.exchange, self.journal, self.clock = plan, exchange, journal, clock
         self._on_event, self._checks = on_event, checks
-        self.has_started = False  # Whether all checks are done.
+        self.has_started = False  # Whether all checks have run.
         self.market = MarketState(plan, exchange, clock, journal)
         parts = self.market, exchange, journal, clock, self._emit
         self.orders = Orders(plan, fingerprint, *parts)
@@ -92,10 +92,10 @@ class Bot:
     # -- the loop ------------------------------------------------------------------------------
 
     def run(self, *, once: bool = False, patience_s: float = 300.0) -> None:
-        """Decide on every finished candle until StopRequestedError; with `once` on one.
+        """Decide on every finished candle until StopRequestedError; with `once`, on one candle.
 
-        Raises StopError when a person must look, LaterError when any part of the start cannot be
-        had from the exchange for longer than `patience_s`.
+        Raises StopError when a person must look, and LaterError when a step of the start (or the
+        tick of `once`) keeps failing for longer than `patience_s`.
         """
         try:
             self._refuse_when_halted()
@@ -125,7 +125,9 @@ class Bot:
     def _refuse_when_halted(self) -> None:
         reason = self.journal.get("halted")
         if reason:
-            raise StopError(f"halted: {reason}. `krakenbot resume` clears this after a look")
+            raise StopError(
+                f"halted: {reason}. When you have checked, clear it with `krakenbot resume`"
+            )
 
     def _start(self, patience_s: float = 300.0) -> None:
         for part in (self.market.learn, *self._checks, self.market.read_rates, self._keep_books):
@@ -135,9 +137,9 @@ class Bot:
         self.has_started = True
 
     def _keep_books(self, left_s: float = CHECK_MAX_S) -> None:
-        """Book what the exchange's ledger shows, when that is due and `left_s` allows it.
+        """Book the charges in the exchange's ledger, if that is due and `left_s` is long enough.
 
-        A busy account's is read over several looks, so that no candle waits for it.
+        A busy account's ledger is read over several checks, so that no candle is decided late.
         """
         now = self.clock.monotonic()
         pages = min(PAGES_MAX, int((left_s - PAGES_BEFORE_S) / PAGE_S))
@@ -156,7 +158,7 @@ class Bot:
         while True:
             result = self.tick()
             if not result.decided:
-                raise LaterError("the newest candle is not finished at the exchange")
+                raise LaterError("the exchange has not finished the newest candle yet")
             pause_s = result.next_due - self.clock.now()
             if result.is_done or self.clock.monotonic() - began + pause_s > VISIBLE_S:
                 return
@@ -169,7 +171,7 @@ class Bot:
         interval_s = self.plan.interval_s
         self.orders.reconcile()
         if self.plan.limits.close_only and not self.journal.account().held:
-            raise ConfigError(f"nothing is held any more: {self.plan.limits.close_only}")
+            raise ConfigError(f"nothing is held to close: {self.plan.limits.close_only}")
         self._refresh()
         if self.clock.monotonic() - self._checked >= CHECK_MAX_S:
             self._check_between_candles()
@@ -194,11 +196,11 @@ class Bot:
         return candle.time + 2 * self.plan.interval_s + WAKE_DELAY_S
 
     def _refresh(self) -> None:
-        """Read anew what has grown old of all that matters besides candles and position."""
+        """Read again whatever is out of date, apart from candles and position."""
         try:
             self.market.refresh()
         except ExchangeError as error:
-            log.warning("not refreshed, trying again with the next look reason=%s", error)
+            log.warning("refresh failed, retrying at the next check reason=%s", error)
         offset_s, announced = self.market.clock_offset_s, "; ".join(self.market.notices)
         words = f"this host's clock is {clock_error(offset_s)}: nothing is opened"
         self._alerts.update("rates", self.market.assumed)
@@ -206,7 +208,7 @@ class Bot:
         self._alerts.update("notices", f"Kraken announces: {announced}" if announced else "")
 
     def _check_between_candles(self) -> None:
-        """See, between candles, whether someone else traded, and how much is lost and left."""
+        """Check position, loss and margin level between candles."""
         held = self.orders.position()
         self._check_loss(held)
         if held and self.plan.leverage:
@@ -214,7 +216,7 @@ class Bot:
         self._checked = self.clock.monotonic()
 
     def _flatten_on(self) -> TickResult:
-        """Go on closing what is to be flattened, which needs no candle."""
+        """Continue a flatten that has begun; this needs no finished candle."""
         now, interval_s = int(self.clock.now()), self.plan.interval_s
         price = self.exchange.quote().mid
         candle = Candle(now - now % interval_s - interval_s, price, price, price, price)
@@ -222,16 +224,16 @@ class Bot:
         return TickResult(again_at or self.clock.now() + PASSING_PAUSE_S, decided=True)
 
     def _finished(self, expected: int) -> Sequence[Candle] | None:
-        """Return finished candles, the newest from `expected` on; None while it is late."""
+        """Return finished candles, the newest from `expected` or later; None if it is late."""
         try:
             candles = self._window.up_to(expected)
         except UnansweredError:
-            self.market.invalidate()  # One of the two is wrong about the time.
+            self.market.invalidate()  # Either the exchange's clock or ours is wrong.
             raise
-        words = "the exchange finishes no candle: closed, delisted, or in trouble?"
+        words = "no finished candles from the exchange: market closed, delisted, or an outage?"
         self._alerts.update("candles", words if candles is None else "", SILENCE_MAX_S)
         if candles is None:
-            log.warning("candle late: the exchange has not finished it in good time")
+            log.warning("candle late: the exchange has not finished it in time")
             self.market.invalidate()
         return candles
 
@@ -241,11 +243,11 @@ class Bot:
         except RuleError as error:
             held = plain(self.journal.account().held)
             raise self.journal.halt(
-                f"{error}. Nothing was sent; {held} {self.plan.pair} stays held until somebody acts"
+                f"{error}. Nothing was sent; {held} {self.plan.pair} stays held until someone acts"
             ) from error
 
     def _remembered(self, signal: Signal) -> Signal:
-        """Return the signal, without a view of its own with the one that was had last."""
+        """Return the signal; if it has no direction, with the last known direction."""
         last = self.journal.get("direction")
         if signal.direction is None:
             return signal._replace(direction=Direction(int(last)) if last else None)
@@ -254,11 +256,11 @@ class Bot:
         return signal
 
     def _work(self, candle: Candle, signal: Signal) -> float | None:
-        """Decide and send until on target; return when to go on with this candle, None if never."""
+        """Decide and send until on target; return when to continue with this candle, or None."""
         objected: dict[Purpose, Blocked] = {}
         self._newest_close = candle.close
         sent, held = 0, self.orders.position()
-        if not self.journal.get("pnl_at_resume"):  # From here on losses count.
+        if not self.journal.get("pnl_at_resume"):  # max_loss counts from here.
             self.journal.put(pnl_at_resume=self.journal.account().pnl(candle.close))
         while True:
             self._check_loss(held)
@@ -277,18 +279,18 @@ class Bot:
             self.orders.send(step, candle.time, held, decision.reason)
             sent, before, held = sent + 1, held, self.orders.position()
             if held == before:
-                self.market.invalidate()  # It may have been refused for what is known wrongly.
+                self.market.invalidate()  # Outdated rules or a wrong clock may be why.
             now = self.clock.now()
-            if now >= self._next_due(candle):  # A newer candle has finished meanwhile.
+            if now >= self._next_due(candle):  # Meanwhile a newer candle has finished.
                 objected = dict.fromkeys(Purpose, Blocked("left to the next candle", None))
             elif sent == ROUNDS_MAX:
-                pause = Blocked("going on after a pause", now + PASSING_PAUSE_S)
+                pause = Blocked("continuing after a pause", now + PASSING_PAUSE_S)
                 objected = dict.fromkeys(Purpose, pause)
         self._finish(candle, signal, held, decision)
         return decision.blocked.until if decision.blocked else None
 
     def _first_direction(self, direction: Direction | None) -> Direction | None:
-        """Return the direction whose end a first start waits for; None when it has entered."""
+        """Return the direction that must end before the first entry, or None once entered."""
         if direction is None or self.plan.entry_now or self.journal.get("entered"):
             return None
         first = self.journal.get("first_direction")
@@ -300,7 +302,7 @@ class Bot:
         return direction
 
     def _objection(self, step: Step, held: Decimal) -> Blocked | None:
-        """Return what speaks against the step now, and when to see whether it still does."""
+        """Return why the step may not be sent now and when to check again, or None."""
         today = self.journal.orders_since(int(self.clock.now()) - DAY_S)
         inputs = self.market.risk_inputs(step, held, today)
         limits = self.plan.limits
@@ -312,12 +314,12 @@ class Bot:
         pause_s = PASSING_PAUSE_S if against.passing else CHECK_MAX_S
         if against.funds and self.orders.has_just_closed():
             pause_s = FUNDS_PAUSE_S
-        self.market.invalidate()  # What speaks against it may be gone by the next look.
+        self.market.invalidate()  # The reason may be gone at the next check.
         self._emit("objection", against.reason)
         return Blocked(f"but {against.reason}", self.clock.now() + pause_s)
 
     def _check_loss(self, held: Decimal) -> None:
-        """Latch `max_loss` when it is reached; once flat, end with a safety stop."""
+        """When `max_loss` is reached, begin to flatten; once flat, end with a safety stop."""
         reason = self.journal.get("flatten")
         if not reason:
             reason = self._loss_reached(held)
@@ -331,16 +333,16 @@ class Bot:
             raise self.journal.halt(reason + rest)
 
     def _loss_reached(self, held: Decimal) -> str:
-        """Return why to flatten, when two looks both say so; else nothing.
+        """Return why to flatten if two quotes both show the loss; else an empty text.
 
-        A quote with a wide spread alone may be absurd: then the newest candle's close must say the
-        same. In a crash spreads are wide and stay so.
+        The mid price of a wide spread may be absurd, so the newest candle's close must show the
+        loss too. Wide spreads are not ignored altogether, because they persist in a crash.
         """
         limit, began = self.plan.limits.max_loss, self.journal.get("pnl_at_resume")
         if limit is None or not began:
             return ""
-        for look in range(2):
-            if look and held:
+        for attempt in range(2):
+            if attempt and held:
                 self.clock.wait(LOSS_PAUSE_S)
             quote = self.exchange.quote()
             is_wide = quote.spread_percent > self.plan.limits.max_spread_percent
@@ -358,7 +360,7 @@ class Bot:
         self._alerts.update("margin", words)
 
     def _finish(self, candle: Candle, signal: Signal, held: Decimal, decision: Decision) -> None:
-        """Write down where this look at the candle ended, and tell what holds for too long."""
+        """Record the decision on this candle, and update the alerts about it."""
         row, rules = self._row(candle, signal, held, decision), self.market.rules
         summary = self.market.summary()
         if not self.plan.leverage:

@@ -1,6 +1,6 @@
-"""What a person does about a position: adopt it, or flatten it, after seeing what that trades.
+"""Adopting and flattening a position on a person's request, and showing what that will trade.
 
-Each function takes a bot whose loop does not run, and needs its market learnt.
+Each function takes a bot whose loop is not running; all but `flatten` need its market learnt.
 """
 
 import os
@@ -23,14 +23,14 @@ from krakenbot.order_states import VISIBLE_S
 from krakenbot.orders import UNFILLED_MAX
 from krakenbot.pairs import elsewhere, plain
 
-PAUSE_MAX_S = 15.0  # Between two orders that are to close, whatever became of the first.
-REQUEST_S = 60.0  # How long a request to flatten waits for the bot to take it.
+PAUSE_MAX_S = 15.0  # The longest wait between two closing orders.
+REQUEST_S = 60.0  # A request to flatten expires after this.
 
 
 def held_of(bot: Bot) -> Position:
-    """Return what the exchange holds of the bot's, on margin with what it cost.
+    """Return the bot's position at the exchange; on margin it includes the opening cost.
 
-    Without margin that is what the journal says was bought, as far as it is there.
+    Without margin it is what the journal explains (if nothing, `size`), up to the balance.
     """
     if bot.plan.leverage:
         return bot.exchange.position()
@@ -39,14 +39,14 @@ def held_of(bot: Bot) -> Position:
 
 
 def describe_trade(bot: Bot, side: Side, volume: Decimal) -> str:
-    """Return what an order trades now, in words: volume, price, worth and fee."""
+    """Return in words what an order would trade now: volume, price, value and fee."""
     rules = bot.market.rules
     text = f"{side.value} {format.volume(volume, rules.base)} at market"
     bot.market.read_rates()
     try:
         quote = bot.exchange.quote()
     except ExchangeError as error:
-        return f"{text}; what that is worth cannot be had now: {error}"
+        return f"{text}; its value is not known now: {error}"
     price = quote.ask if side is Side.BUY else quote.bid
     worth, fee = volume * price, volume * price * bot.market.fee_rate
     return (
@@ -56,21 +56,21 @@ def describe_trade(bot: Bot, side: Side, volume: Decimal) -> str:
 
 
 def adoption(bot: Bot) -> list[str]:
-    """Return what adopting will explain, and what the next decision will trade then."""
+    """Return lines on what adopting changes and what the next decision will then trade."""
     position, rules, before = held_of(bot), bot.market.rules, bot.journal.account().held
     shown, explained = (format.volume(held, rules.base) for held in (position.volume, before))
     difference = format.signed(format.volume(position.volume - before, rules.base))
     at = format.price(_price(bot, position), rules)
     adopting = f"adopting: {difference} counts as traded at about {at}"
-    halt = "; the halt ends" if bot.journal.get("halted") else ""
+    halt = "; the halt is cleared" if bot.journal.get("halted") else ""
     lines = [
-        f"held at the exchange: {shown}; explained so far: {explained}",
+        f"held at the exchange: {shown}; explained by the journal: {explained}",
         ("nothing to adopt" if position.volume == before else adopting) + halt,
     ]
     if not bot.plan.leverage:
         lines += [
-            f"{plain(amount)} {code} lies in Earn or is staked, and is not counted: move it "
-            "back first, else the bot buys again"
+            f"{plain(amount)} {code} is in Earn or staked and does not count: move it "
+            "back first, or the bot will buy again"
             for code, amount in elsewhere(bot.exchange.balances(), rules.base).items()
         ]
     trades = [f"  {trade}" for trade in _next_trades(bot, position.volume)]
@@ -98,16 +98,19 @@ def _next_trades(bot: Bot, held: Decimal) -> Iterator[str]:
 
 
 def adopt(bot: Bot) -> None:
-    """Make what is held the journal's own, and clear a halt about it."""
+    """Record what is held as the bot's own, and clear a halt.
+
+    Raises StopError while an earlier order may still be executed.
+    """
     journal, clock = bot.journal, bot.clock
     try:
         bot.orders.reconcile()
     except StopError:
-        # Looking at it was the person's part; only what may still happen is not given up.
+        # A person has looked into it. Only an order that may still be executed is not abandoned.
         over = int(clock.now()) - VISIBLE_S
         if any(intent.deadline > over for intent in journal.open_intents()):
             raise
-    # What this bot did last may not be visible yet, and would be adopted as it was before.
+    # The bot's last trade may not be visible yet; adopting too early would miss it.
     newest = journal.newest_intent()
     if newest is not None:
         visible_s = (newest.settled or newest.created) + VISIBLE_S - clock.now()
@@ -124,12 +127,12 @@ def flatten(
 ) -> None:
     """Close what the bot holds, verify, and leave it halted for `reason`.
 
-    Learning the market and `checks` come first. Raises StopError when something may still be held.
+    Learns the market and runs `checks` first. Raises StopError when something may still be held.
     """
     for action in (bot.market.learn, *checks):
         bot.retry(action, patience_s)
     bot.journal.resume(flatten=reason)
-    why = "the orders to close it traded nothing"
+    why = "the closing orders traded nothing"
     try:
         for _ in range(2 * UNFILLED_MAX):
             if bot.retry(partial(_close, bot, reason), patience_s):
@@ -139,18 +142,18 @@ def flatten(
     except LaterError as error:
         why = str(error)
     raise bot.journal.halt(
-        f"could not close the position for: {reason}; {plain(bot.journal.account().held)} "
+        f"could not close the position ({reason}); {plain(bot.journal.account().held)} "
         f"{bot.plan.pair} may still be held ({why}): look at Kraken"
     )
 
 
 def _close(bot: Bot, reason: str) -> bool:
-    """Return whether nothing is held; if something is, send one order that closes it."""
+    """Return whether nothing is held; otherwise send one order to close it."""
     bot.orders.reconcile()
     held = bot.orders.position()
     if held == 0:
         return True
-    # Whether something very small can be closed is Kraken's say.
+    # Kraken decides whether a very small rest can be closed.
     volume = bot.market.rules.round_volume(abs(held)) or abs(held)
     side = Side.SELL if held > 0 else Side.BUY
     step = Step(Purpose.CLOSE, side, volume, bot.plan.leverage > 0)
@@ -158,7 +161,7 @@ def _close(bot: Bot, reason: str) -> bool:
     blocked = bot.orders.blocked(int(now)).get(Purpose.CLOSE)
     if blocked is not None and blocked.until is not None:  # Refused or not sent just now.
         bot.clock.wait(min(blocked.until - now, PAUSE_MAX_S))
-    # Outside of any candle, so that ids are new.
+    # The current time in place of a candle's makes the order id new.
     bot.orders.send(step, int(bot.clock.now()), held, reason)
     return False
 
@@ -174,11 +177,11 @@ class FlattenRequest:
             os.close(open_private(self._path, os.O_WRONLY))
             os.utime(self._path)
         except OSError as error:
-            what = f"the bot cannot be asked, {self._path}"
+            what = f"the bot cannot be asked to flatten, {self._path}"
             raise no_access(self._path.parent, what, error) from error
 
     def withdraw(self) -> bool:
-        """Return whether it was still there to be withdrawn."""
+        """Delete the request; return whether it was still there."""
         with suppress(FileNotFoundError):
             self._path.unlink()
             return True
@@ -188,7 +191,7 @@ class FlattenRequest:
         return self._path.exists()
 
     def look(self) -> None:
-        """Raise FlattenRequestedError when somebody asks; what is old has expired."""
+        """Delete a request; raise FlattenRequestedError unless it is older than REQUEST_S."""
         with suppress(FileNotFoundError):
             age_s = time.time() - self._path.stat().st_mtime
             if self.withdraw() and age_s <= REQUEST_S:

@@ -1,4 +1,4 @@
-"""Asking again while the exchange cannot be had, or refuses the key, and saying so."""
+"""Retrying while the exchange cannot be reached or refuses the key, and alerts about that."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -11,8 +11,8 @@ from krakenbot.exchange import Exchange
 from krakenbot.journal import Journal
 
 BACKOFF_MAX_S, WAIT_MAX_S = 60.0, 300.0
-LOGGED_S = 60.0
-SILENCE_MAX_S = 300.0  # Waiting for longer is sent as a notice.
+LOGGED_S = 60.0  # At most one log line in this time.
+SILENCE_MAX_S = 300.0  # A longer wait is an alert.
 KEY_PAUSES_S = (60.0, 180.0, 300.0)
 LOCKOUT_S = 900.0
 
@@ -20,15 +20,15 @@ T = TypeVar("T")
 
 
 class Retry:
-    """Calls actions that may be repeated after any failure of the exchange."""
+    """Retries actions that are safe to repeat after any failure of the exchange."""
 
     def __init__(self, exchange: Exchange, journal: Journal, clock: Clock, alerts: Alerts) -> None:
         self._exchange, self._journal = exchange, journal
         self._clock, self._alerts = clock, alerts
-        self._has_worked = False  # Whether the exchange has taken the key in this process.
+        self._has_worked = False  # Whether any action has succeeded in this process.
 
     def __call__(self, action: Callable[[], T], patience_s: float = float("inf")) -> T:
-        """Return what the action returns; LaterError when it fails for longer than `patience_s`."""
+        """Return the action's result; LaterError if it fails for longer than `patience_s`."""
         while True:
             try:
                 result = retry(action, self._clock, patience_s, self._on_failure)
@@ -44,15 +44,16 @@ class Retry:
         self._alerts.update("waiting", text, SILENCE_MAX_S)
 
     def _wait_out_refused_key(self, error: KeyRefusedError) -> None:
-        """Ask some minutes later whether the key is still refused; raise that when it is.
+        """Wait some minutes and try the key again; raise the error if it is still refused.
 
-        Nothing private is sent between, since each attempt prolongs a lockout. A key that never
-        worked, with nothing to look after, is not asked about again.
+        No private request is sent meanwhile, because each one prolongs a lockout. There is no
+        second try when nothing is held, no order is open and no action has succeeded yet.
+        Source: support.kraken.com 360001491786, "API error messages".
         """
         is_needed = self._journal.account().held or self._journal.open_intents()
         if error.lasting or not (is_needed or self._has_worked):
             raise error
-        self._alerts.update("key", f"{error}; asked again in some minutes")
+        self._alerts.update("key", f"{error}; trying it again in some minutes")
         for pause_s in (LOCKOUT_S,) if error.lockout else KEY_PAUSES_S:
             self._clock.wait(LOCKOUT_S if error.lockout else pause_s)
             try:
@@ -61,7 +62,7 @@ class Retry:
             except KeyRefusedError as again:
                 error = again
             except ExchangeError:
-                return  # Whoever waits for the exchange asks on.
+                return  # The caller retries the action.
         raise error
 
 
@@ -71,10 +72,10 @@ def retry(
     patience_s: float,
     on_failure: Callable[[str], None] = lambda text: None,
 ) -> T:
-    """Return what the action returns, repeating it while the exchange cannot be had.
+    """Return the action's result, retrying with backoff while it raises ExchangeError.
 
-    A read that fails is no reason to end: nothing is sent, and it is asked again. Raises LaterError
-    when that lasts longer than `patience_s`. `tell` is told at each failure.
+    Raises LaterError when it keeps failing for longer than `patience_s`. `on_failure` gets a text
+    at each failure.
     """
     began, logged, pause_s = float("inf"), float("-inf"), 1.0
     while True:

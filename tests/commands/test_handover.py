@@ -50,7 +50,9 @@ class TestAdopt(HandoverTest):
             done = self.run_it(gate, *words, **UPWARD)
             self.assertEqual(2, done.code, done.err)
             self.assertFalse(list(self.state.glob("*.db")))
-            self.assertIn("held at the exchange: 0.02 XBT; explained so far: 0 XBT", done.out)
+            self.assertIn(
+                "held at the exchange: 0.02 XBT; explained by the journal: 0 XBT", done.out
+            )
             self.assertRegex(done.out, r"sell 0\.01 XBT at market, about [\d,.]+ = .* fee about")
             self.assertIn("Nothing was changed", done.out)
         self.assertEqual([], gate.added)
@@ -74,7 +76,7 @@ class TestAdopt(HandoverTest):
         done = self.run_it(gate, "run", "--live", "--once", **SPOT)
         self.assert_ends(done, 76, "0.01 XBT.F", "do not adopt")
         done = self.run_it(gate, "adopt", **SPOT)
-        self.assertIn("XBT.F lies in Earn", done.out)
+        self.assertIn("XBT.F is in Earn", done.out)
         self.assertEqual(1, len(gate.orders))
 
 

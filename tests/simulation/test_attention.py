@@ -453,7 +453,7 @@ class TestWaiting(AttentionTest):
         newest = self.exchange.candles(None)
         self.exchange.candles = lambda since: newest  # type: ignore[method-assign]
         self.run_for(1000, bot)
-        self.assertIn("finishes no candle", self.told()[0])
+        self.assertIn("no finished candles", self.told()[0])
 
     def test_flatten_needs_no_rules_from_the_exchange_when_they_are_remembered(self) -> None:
         self.once(105)

@@ -21,8 +21,7 @@ from krakenbot.errors import RefusedError
 from krakenbot.model import ZERO, Candle, Direction, Order, Purpose, Quote, Signal, Step
 from krakenbot.pairs import PairRules
 from krakenbot.risk import RiskInputs, objection
-from krakenbot.simulated.books import ROLLOVER_S, Account, Trade
-from krakenbot.simulated.books import objection as refusal
+from krakenbot.simulated.books import ROLLOVER_S, Account, Trade, refusal
 from krakenbot.strategy import sma_slope
 
 WAKE_DELAY_S = 1
@@ -104,7 +103,9 @@ class Replay:
         account, position, end = self.account, self.position, part.end
         low, high, close = (exact(column[-1]) for column in (part.lows, part.highs, part.closes))
         if record.ended is None:
-            lost = account.sweep(position, end, low, high) or account.advance(position, end, close)
+            lost = account.liquidate_between(position, end, low, high) or account.advance(
+                position, end, close
+            )
             self._liquidated(lost, end)
             self._look_up()
             self._mark(part, len(part.times) - 1, len(part.times))
@@ -192,7 +193,7 @@ class Replay:
         self._recent.extend((now,) * self._orders_a_turn)
         self.record.orders += self._orders_a_turn
         price = self._price(opened, sign)
-        trades = account.turn(self.position, now, price, self.plan.leverage)
+        trades = account.reverse(self.position, now, price, self.plan.leverage)
         self._record(now, sign, "", trades, is_traded)
         self._set_bounds(-self._held, float(account.balances[self.rules.quote]), now + ROLLOVER_S)
 
@@ -276,7 +277,7 @@ class Replay:
         account, position, quote = self.account, self.position, self.rules.quote
         opened, traded = exact(part.opens[at + 1]), part.is_traded(at + 1)
         charged = account.rollovers.get(quote, ZERO)
-        lost = account.sweep(position, now, exact(part.lows[at]), exact(part.highs[at]))
+        lost = account.liquidate_between(position, now, exact(part.lows[at]), exact(part.highs[at]))
         if lost is None:
             self._mark(part, at, at + 1)
             lost = account.advance(position, now, opened)

@@ -1,6 +1,6 @@
-"""The simulated exchange as a whole: one request in, one answer out, no socket but `Sandbox`'s.
+"""The simulated exchange: one HTTP request in, one answer out. Only `Sandbox` opens a socket.
 
-Login, rate limits and nonces are here; what the methods do is in public.py and private.py.
+Authentication, nonces and rate limits are here; the methods are in public.py and private.py.
 """
 
 import json
@@ -19,21 +19,22 @@ from krakenbot.kraken.spot import NEEDED_PERMISSIONS
 from krakenbot.model import ZERO, Secret
 from krakenbot.pairs import decimal, plain
 from krakenbot.risk import FEE_RATE_ASSUMED
-from krakenbot.simulated import words
+from krakenbot.simulated import wire
 from krakenbot.simulated.books import AMOUNT_MAX, Account
 from krakenbot.simulated.faults import Faults
 from krakenbot.simulated.feed import Feed
-from krakenbot.simulated.http import Answer, Front
+from krakenbot.simulated.http import Answer, Server
 from krakenbot.simulated.listing import MARGIN_RATES, PAIRS, SANDBOX_KEY, SANDBOX_SECRET
-from krakenbot.simulated.private import KEPT, Holder, closing
+from krakenbot.simulated.private import HISTORY_MAX, PrivateApi, closing
 from krakenbot.simulated.public import FeedMarkets, tick
-from krakenbot.simulated.words import Method, Params, Row, bad
+from krakenbot.simulated.wire import Method, Params, Row, bad
 
 Headers = Mapping[str, str]
 
 START_BALANCES = {"ZUSD": Decimal(10000), "ZEUR": Decimal(5000), "USDT": Decimal(1000)}
-# Kraken's limits by tier: REST counter and its decay a second, the same of the matching engine,
-# failed logins in a row until the lockout. Not documented: the last column; "sandbox" is ours.
+# Kraken's limits by tier: REST counter and its decay per second, the same for the matching engine,
+# and failed authentications in a row until the lockout. The last column and "sandbox" are ours.
+# Source: support.kraken.com 206548367; docs.kraken.com, guides on REST and trading rate limits.
 TIERS = {
     "starter": (15, 0.33, 60, 1.0, 20),
     "intermediate": (20, 0.5, 125, 2.34, 20),
@@ -41,16 +42,16 @@ TIERS = {
     "sandbox": (50000, 10000.0, 50000, 10000.0, 1000),
 }
 POINTS = dict.fromkeys(("Ledgers", "QueryLedgers", "TradesHistory", "QueryTrades"), 2)
-FREE = ("AddOrder", "CancelOrder")  # They count at the matching engine.
+FREE = ("AddOrder", "CancelOrder")  # Counted by the matching engine instead.
 _PERMISSIONS = [*NEEDED_PERMISSIONS, "close-trades", "query-ledger"]
 LOCKOUT_S = 900
-MS_NONCES = (10**12, 10**14)  # What a nonce is that counts milliseconds.
+MS_NONCES = (10**12, 10**14)  # Nonces in this range count milliseconds.
 CLOCK_STEP_MAX_S = 31 * 86400
 NOTICES = ("upcoming_maintenance", "emergency")
 
 
 class Sandbox:
-    """A sandbox that listens; its threads end with the process or at `close`."""
+    """A sandbox that listens on loopback until `close`, or until the process ends."""
 
     def __init__(
         self,
@@ -64,7 +65,7 @@ class Sandbox:
         tier: str = "sandbox",
         faults: str = "",
     ) -> None:
-        """Raises ValueError for a bad feed or bad faults, OSError for the port."""
+        """Raises ValueError for a wrong feed or fault spec, OSError if the port cannot be bound."""
         feed, began = Feed(spec, time.time()), time.monotonic()
         self.api = SandboxApi(
             feed,
@@ -73,25 +74,25 @@ class Sandbox:
             Secret(secret),
             fee_rate=fee_rate,
             tier=tier,
-            slack_s=max(speed - 1, 0.0) / 2,  # A request may be on its way for half a real second.
+            slack_s=max(speed - 1, 0.0) / 2,  # A request may travel for half a real second.
         )
-        troubled = Faults(self.api, faults, lambda seconds: time.sleep(seconds / speed))
-        # {spec}: what goes wrong from now on, in the words of --faults.
-        self.api.controls["faults"] = lambda params: troubled.set(str(params["spec"]))
-        self._front = Front(troubled.respond, port)
-        self.url = self._front.url
-        threading.Thread(target=self._front.serve_forever, args=(0.05,), daemon=True).start()
+        injector = Faults(self.api, faults, lambda seconds: time.sleep(seconds / speed))
+        # {spec}: replaces the faults, written as for --faults.
+        self.api.controls["faults"] = lambda params: injector.set(str(params["spec"]))
+        self._server = Server(injector.respond, port)
+        self.url = self._server.url
+        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
 
     def close(self) -> None:
-        self._front.shutdown()
-        self._front.server_close()
+        self._server.shutdown()
+        self._server.server_close()
 
 
 class SandboxApi:
-    """One account and its markets. `now` gives unix seconds; `respond` may be called by threads.
+    """One account and its markets. `now` returns unix seconds; `respond` is thread-safe.
 
-    `slack_s` widens deadlines by what a scaled clock makes of the way of a request; with
-    `coin_fees` margin fees are taken in the base currency.
+    `slack_s` widens order deadlines, since a scaled clock runs on while a request travels. With
+    `coin_fees` margin fees are charged in the base currency.
     """
 
     def __init__(
@@ -117,15 +118,15 @@ class SandboxApi:
             margin_rates=MARGIN_RATES,
             coin_fees=coin_fees,
             serial=int(self.now()) * 1000,
-            history=KEPT,
+            history=HISTORY_MAX,
         )
-        self.holder = Holder(self.markets, self.account, self.now, slack_s=slack_s)
-        self.holder.methods["GetApiKeyInfo"] = Method(self._key_info)
+        self.private_api = PrivateApi(self.markets, self.account, self.now, slack_s=slack_s)
+        self.private_api.methods["GetApiKeyInfo"] = Method(self._key_info)
         self._methods = {
             ("GET", "public"): self.markets.methods,
-            ("POST", "private"): self.holder.methods,
+            ("POST", "private"): self.private_api.methods,
         }
-        self.orders, self.trades = self.holder.orders, self.holder.trades
+        self.orders, self.trades = self.private_api.orders, self.private_api.trades
         self.listing, self.prices = self.markets.listing, self.markets.prices
         self.requests, self.ignored = Counter[str](), Counter[str]()
         self.controls: dict[str, Callable[[Row], None]] = {
@@ -153,15 +154,15 @@ class SandboxApi:
                     answer = {"error": [], "result": self._dispatch(method, path, headers, sent)}
             except RefusedError as error:
                 answer = {"error": [str(error)]}
-            except ArithmeticError:  # Amounts that no market knows.
+            except ArithmeticError:  # Amounts too large to be rounded.
                 answer = {"error": ["EGeneral:Internal error"]}
             text = json.dumps(answer, separators=(",", ":"), default="{:f}".format)
         if path.startswith("/0/private/") and MS_NONCES[0] < self.nonce < MS_NONCES[1]:
-            time.sleep(0.001)  # No network is so fast that two requests share a millisecond.
+            time.sleep(0.001)  # Over a real network no two requests share a millisecond.
         return Answer(200, "application/json; charset=utf-8", text.encode())
 
     def now(self) -> float:
-        """Return the sandbox's time."""
+        """Return the simulated time in unix seconds."""
         return self._offset if self._frozen else self._now() + self._offset
 
     def _dispatch(self, method: str, path: str, headers: Headers, body: bytes) -> Any:
@@ -169,11 +170,11 @@ class SandboxApi:
         kind, _, name = path.removeprefix("/0/").partition("/")
         known = self._methods.get((method, kind), {})
         self.requests[name if name in known else "other"] += 1
-        p = words.parameters(headers, body)
+        p = wire.parameters(headers, body)
         if kind == "private":
             self._authenticate(path, headers, p, body)
         if name not in known:
-            raise words.not_simulated(name)
+            raise wire.not_simulated(name)
         given = {parameter.partition("[")[0] for parameter in p}
         for parameter in given - {*known[name].parameters.split(), "nonce", "otp"}:
             label = f"{name}:{parameter:.40}"
@@ -182,11 +183,11 @@ class SandboxApi:
             self.ignored[label] += 1
         if kind == "private":
             points = 0 if name in FREE else POINTS.get(name, 1)
-            self._spend("", points, *self._limits[:2], "EAPI:Rate limit exceeded")
+            self._count("", points, *self._limits[:2], "EAPI:Rate limit exceeded")
         if name == "AddOrder":
             pair = self.markets.pair(p.get("pair", "")).pair
-            self._spend(pair, 1, *self._limits[2:4], "EOrder:Rate limit exceeded")
-        self.holder.mark_to_market()
+            self._count(pair, 1, *self._limits[2:4], "EOrder:Rate limit exceeded")
+        self.private_api.mark_to_market()
         return known[name].answer(p)
 
     def _authenticate(self, path: str, headers: Headers, p: Params, body: bytes) -> None:
@@ -211,7 +212,8 @@ class SandboxApi:
             self._failures, self._locked_until = 0, now + LOCKOUT_S
         raise RefusedError(refusal)
 
-    def _spend(self, name: str, points: int, most: float, decay: float, refusal: str) -> None:
+    def _count(self, name: str, points: int, most: float, decay: float, refusal: str) -> None:
+        """Add points to a rate counter; RefusedError with `refusal` when it exceeds `most`."""
         now = self.now()
         used, then = self._counters.get(name, (0.0, now))
         used = max(0.0, used - decay * max(now - then, 0.0)) + points
@@ -228,23 +230,23 @@ class SandboxApi:
             | {"last_used": str(int(self.now())), **began, **unset}
         )
 
-    # What only a sandbox has
+    # Control of the sandbox, under /sandbox/
 
     def _control(self, method: str, name: str, body: bytes) -> Any:
-        """Return the truth about the sandbox after doing what was asked of it."""
-        self.holder.mark_to_market()
+        """Return the sandbox's full state, after carrying out a command sent by POST."""
+        self.private_api.mark_to_market()
         if method == "POST":
             try:
                 self.controls[name](json.loads(body or b"{}", parse_float=Decimal))
             except (LookupError, ValueError, TypeError, AttributeError, RecursionError) as error:
                 raise bad(str(error)) from None
-            self.holder.mark_to_market()
+            self.private_api.mark_to_market()
         elif name not in ("ledger", "status"):
             raise RefusedError("EGeneral:Unknown method")
         return self.truth()
 
     def truth(self) -> Row:
-        """Return everything that happened, for tests: orders, trades, books and requests."""
+        """Return the full state: orders, trades, balances, positions and request counts."""
         account = self.account
         books = {position.rules.pair: position for position in account.held_positions()}
         quotes = {rules.quote for rules in self.markets.rules.values()}
@@ -269,56 +271,56 @@ class SandboxApi:
             leverage, volume = int(params.get("leverage", 2)), decimal(params["volume"])
             asked = {"pair": rules.pair, "ordertype": "market", "type": str(params["side"])}
             asked |= {"volume": plain(volume), "leverage": str(leverage or "none")}
-            self.holder.methods["AddOrder"].answer(asked)
+            self.private_api.methods["AddOrder"].answer(asked)
         elif position.lots and params.get("liquidate"):
             order, now = closing(position), self.now()
             trade = self.account.close(position, now, position.held, quote.mid)
-            self.holder.record(order, (trade,), now, misc="liquidated")
+            self.private_api.record(order, (trade,), now, misc="liquidated")
         elif position.lots and params["close"]:
-            self.holder.fill(closing(position))
+            self.private_api.fill(closing(position))
 
     def _set_clock(self, params: Row) -> None:
         """{freeze: bool}, {now: unix seconds} or {advance: seconds}; never backwards."""
         now = self.now()
         target = float(params.get("now", now + float(params.get("advance", 0))))
         if not 0 <= target - now <= CLOCK_STEP_MAX_S:
-            raise ValueError("the clock goes forwards only, 31 days at a time")
+            raise ValueError("the clock only moves forward, by at most 31 days at a time")
         self._frozen = bool(params.get("freeze", self._frozen))
         self._offset = target - (0 if self._frozen else self._now())
 
     def _set_price(self, params: Row) -> None:
-        """{pair, price}: the market stands there until the price is set to null."""
+        """{pair, price}: the price stays there until it is set to null."""
         rules = self.markets.pair(params["pair"])
         self.prices.pop(rules.pair, None)
         if params["price"] is not None:
             price = _amount(params["price"]).quantize(tick(rules))
             if price <= tick(rules):
-                raise ValueError("the price is not above one tick")
+                raise ValueError("the price must be above one tick")
             self.prices[rules.pair] = price
 
     def _set_balance(self, params: Row) -> None:
-        """{asset, amount}: a deposit or withdrawal makes the balance that amount."""
+        """{asset, amount}: set a balance by a deposit or withdrawal."""
         had = self.account.balances.get(params["asset"], ZERO)
         self.account.deposit(self.now(), params["asset"], _amount(params["amount"]) - had)
 
     def _set_status(self, params: Row) -> None:
-        """{status} of the exchange, {pair, status} of one market, {fill_share} of each order.
+        """{status} for the exchange, {pair, status} for one pair, {fill_share} for each order.
 
-        {upcoming_maintenance: [...]} and {emergency: [...]} are told by SystemStatus as they are.
+        SystemStatus repeats {upcoming_maintenance: [...]} and {emergency: [...]} unchanged.
         """
-        told = {name: list(params[name]) for name in NOTICES if name in params}
-        self.markets.notices.update(told)
+        announced = {name: list(params[name]) for name in NOTICES if name in params}
+        self.markets.notices.update(announced)
         if "fill_share" in params:
-            self.holder.fill_share = min(max(decimal(params["fill_share"]), ZERO), Decimal(1))
+            self.private_api.fill_share = min(max(decimal(params["fill_share"]), ZERO), Decimal(1))
         elif "pair" in params:
             pair = self.markets.pair(params["pair"]).pair
             self.markets.relist(pair, status=str(params["status"]))
-        elif not told:
+        elif not announced:
             self.markets.status = str(params["status"])
 
 
 def _amount(text: object) -> Decimal:
     amount = decimal(text)
     if abs(amount) >= AMOUNT_MAX:
-        raise ValueError(f"{amount} is not below {AMOUNT_MAX}")
+        raise ValueError(f"{amount} must be below {AMOUNT_MAX}")
     return amount

@@ -1,13 +1,13 @@
-"""The books of a simulated account: spot balances and margin lots, pure arithmetic.
+"""The books of a simulated account: spot balances and margin lots. Arithmetic only, no I/O.
 
-One quote currency is one margin account: its balance is the collateral of the pairs quoted in it,
-other assets do not count. The opening fee and each rollover are charged at the rate of what is
-lent, a long's quote or a short's base currency, fixed for a lot when it is opened. Costs, fees,
-opening fees, rollovers and the opening cost of a part that is closed are each rounded once, half
-to even, to the pair's cost decimals; everything else is a sum of those, so equity = start - fees -
-rollover + realized + unrealized to the last digit.
+Each quote currency is a margin account of its own: its balance is the collateral for the pairs
+quoted in it, and no other asset counts. The opening fee and each rollover are charged at the rate
+of the currency borrowed (quote for a long, base for a short), which is fixed when a lot is opened.
+Costs, fees, opening fees, rollovers and the opening cost of a closed part are each rounded once,
+half to even, to the pair's cost decimals. Everything else is a sum of these, so
+equity = start - fees - rollover + realized + unrealized holds to the last digit.
 
-Sources: Kraken support, articles on margin fees, margin levels and liquidation.
+Sources: support.kraken.com 206161568 (margin fees), articles on margin levels and liquidation.
 """
 
 from base64 import b32encode
@@ -23,11 +23,11 @@ from krakenbot.pairs import PairRules
 
 ROLLOVER_S = 14400
 COIN_STEP = Decimal("1e-10")
-AMOUNT_MAX = Decimal(10**15)  # Sums of what is below can still be rounded to the last digit.
+AMOUNT_MAX = Decimal(10**15)  # Sums of smaller amounts can still be rounded exactly.
 
 
 class Trade(NamedTuple):
-    """One fill. `fee` is the trade fee; `opening_fee` and `margin` are zero unless it opens."""
+    """One fill. `fee` is the trade fee; `opening_fee` and `margin` are 0 unless it opens a lot."""
 
     serial: int
     volume: Decimal
@@ -41,7 +41,7 @@ class Trade(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """One line of the ledger, in Kraken's words."""
+    """One ledger entry, with Kraken's names."""
 
     serial: int
     refid: int
@@ -54,7 +54,10 @@ class Entry(NamedTuple):
 
 
 class Lot(NamedTuple):
-    """What one fill opened. `cost` stays the opening cost, `cost_left` is that of what is open."""
+    """What one fill opened. `cost` is its opening cost, `cost_left` that of the part still open.
+
+    `rate` is the fraction charged at each rollover, `due` the time of the next one.
+    """
 
     serial: int
     order: int
@@ -74,20 +77,20 @@ class Lot(NamedTuple):
         return self.volume - self.closed
 
     def loan(self, price: Decimal) -> Decimal:
-        """Return what is owed: a long's cost; a short's coins, at what they are worth now."""
+        """Return the loan in quote currency: a long's cost, a short's coins at `price`."""
         return self.cost_left if self.sign > 0 else self.open_volume * price
 
 
 class MarginPosition:
-    """The open lots of one pair, oldest first, all on one side. `price` is the last mark."""
+    """The open lots of one pair, oldest first, all on one side. `price` is the latest mark."""
 
     def __init__(self, rules: PairRules) -> None:
-        self.follow(rules)
+        self.use_rules(rules)
         self.lots: list[Lot] = []
         self.held = self.cost_left = self.price = ZERO
 
-    def follow(self, rules: PairRules) -> None:
-        """Take over the pair's rules as they are now."""
+    def use_rules(self, rules: PairRules) -> None:
+        """Use the pair's current rules."""
         self.rules = rules
         self.cost_step = Decimal(1).scaleb(-rules.cost_decimals)
         self.stop = rules.margin_stop / 100
@@ -109,9 +112,9 @@ class MarginPosition:
 
 
 class Account:
-    """Balances and lots of one holder. `revision` rises with every change.
+    """Balances, positions and ledger of one account. `revision` rises with every change.
 
-    `history` bounds the ledger; 0 keeps none, which is what a long backtest wants.
+    `history` is the number of ledger entries kept; a long backtest keeps none.
     """
 
     def __init__(
@@ -124,9 +127,9 @@ class Account:
         serial: int = 0,
         history: int = 0,
     ) -> None:
-        """`margin_rates` are by the asset that is lent; of others MARGIN_RATE_ASSUMED is taken.
+        """`margin_rates` are fractions by the asset borrowed, by default MARGIN_RATE_ASSUMED.
 
-        With `coin_fees` margin fees are taken in the base currency, at the price of the moment.
+        With `coin_fees` margin fees are charged in the base currency, at the current price.
         """
         self.balances = defaultdict(Decimal, balances)
         self.fee_rate = fee_rate
@@ -141,21 +144,21 @@ class Account:
         self.ledger: deque[Entry] = deque(maxlen=history)
 
     def position(self, rules: PairRules) -> MarginPosition:
-        """Return the pair's position, made or brought up to its present rules."""
+        """Return the pair's position, created if needed, with the pair's current rules."""
         if rules.pair not in self.positions:
             self.positions[rules.pair] = MarginPosition(rules)
-        self.positions[rules.pair].follow(rules)
+        self.positions[rules.pair].use_rules(rules)
         return self.positions[rules.pair]
 
     def fill(
         self, position: MarginPosition, now: float, order: Order, price: Decimal, serial: int = 0
     ) -> tuple[Trade, ...]:
-        """Execute a market order, known by `serial`; its trades: two where it turns a position.
+        """Execute market order number `serial`; return its trades, two if it reverses a position.
 
-        The position must have been advanced to `now`, so that free margin is that of now.
-        Opposite lots are closed first, the oldest first; what is left of the volume opens the
-        other way or, with `reduce_only`, is dropped. Without leverage coins are traded for money,
-        and lots stay as they are. Raises RefusedError in Kraken's words, with nothing changed.
+        Call `advance` with `now` first, so that free margin is current. Opposite lots are closed
+        first, oldest first. The rest of the volume opens the other side or, with `reduce_only`, is
+        dropped. An order without leverage is a spot trade and leaves lots as they are. Raises
+        RefusedError with Kraken's error and nothing changed.
         """
         if not order.leverage:
             return (self._fill_spot(position, now, order, price),)
@@ -188,29 +191,29 @@ class Account:
         return Trade(serial, order.volume, price, cost, fee)
 
     def close(self, position: MarginPosition, now: float, volume: Decimal, price: Decimal) -> Trade:
-        """Close `volume` of the lots, the oldest first; no check is made."""
+        """Close `volume` of the lots, oldest first, without any check."""
         quote, sign = position.rules.quote, position.lots[0].sign
         cost, fee = self._cost_and_fee(position, volume, price)
-        realized = (cost - _take(position, volume)) * sign
+        realized = (cost - _close_lots(position, volume)) * sign
         self.serial = serial = self.serial + 1
         self.realized[quote] += realized
         self._book(now, "margin", serial, quote, realized, fee)
         return Trade(serial, volume, price, cost, fee, realized=realized, closing=True)
 
-    def turn(
+    def reverse(
         self, position: MarginPosition, now: float, price: Decimal, leverage: int
     ) -> tuple[Trade, Trade]:
-        """Close all that is open and open as much the other way; no check is made."""
+        """Close the position and open the same volume on the other side, without any check."""
         side = Side.SELL if position.sign > 0 else Side.BUY
         order = Order("", side, position.held, leverage, False)
         closed = self.close(position, now, order.volume, price)
         return closed, self._open(position, now, order, price, 0)
 
     def advance(self, position: MarginPosition, now: float, price: Decimal) -> Trade | None:
-        """Mark the pair at `price`, charge the rollovers due before `now`, liquidate if need be.
+        """Mark the pair at `price`, charge rollovers due before `now`; return any liquidation.
 
-        One that is due in this very second is not: a bot's closing order is the first of its tick
-        and its opening order the last, so what it holds for n times 4 h ends just before.
+        A rollover due exactly at `now` is not charged: a bot closes at the start of a tick and
+        opens at its end, so a position held for n times 4 hours ends just before the rollover.
         """
         position.price, quote = price, position.rules.quote
         charges: list[tuple[float, int, Decimal]] = []
@@ -227,24 +230,24 @@ class Account:
             return self.close(position, now, position.held, price)
         return None
 
-    def sweep(
+    def liquidate_between(
         self, position: MarginPosition, now: float, low: Decimal, high: Decimal
     ) -> Trade | None:
-        """Liquidate if the price passed the liquidation price on its way from `low` to `high`."""
+        """Liquidate at the liquidation price if prices from `low` to `high` reached it."""
         limit = self.liquidation_price(position)
         if limit is None or (low > limit if position.sign > 0 else high < limit):
             return None
         return self.close(position, now, position.held, limit)
 
     def liquidation_price(self, position: MarginPosition) -> Decimal | None:
-        """Return the price at which equity falls to the margin stop, other pairs standing still.
+        """Return the price at which equity falls to the margin stop if no other pair moves.
 
-        Rounded to the pair's decimals, against the holder. None: flat, or at no price.
+        Rounded to the pair's decimals, against the account. None if flat or if no price does.
         """
         if not position.lots:
             return None
         stop, cost = position.stop, position.cost_left
-        money = self._money_beside(position, stop)
+        money = self._equity_without(position, stop)
         if position.sign > 0:
             price = (stop * position.used_margin() + cost - money) / position.held
         else:
@@ -255,12 +258,12 @@ class Account:
         return price.quantize(step, rounding=rounding) if 0 < price < AMOUNT_MAX else None
 
     def rate_of_loan(self, rules: PairRules, sign: int) -> Decimal:
-        """Return what borrowing for a position costs, a fraction at opening and every 4 h."""
+        """Return the fraction charged for a position's loan at opening and every 4 hours."""
         lent = rules.quote if sign > 0 else rules.base
         return self.margin_rates.get(lent, MARGIN_RATE_ASSUMED)
 
     def held_positions(self, quote: str = "") -> list[MarginPosition]:
-        """Return those with something open, of all quote currencies or of one."""
+        """Return the open positions, all or those of one quote currency."""
         positions = self.positions.values()
         return [book for book in positions if book.lots and quote in ("", book.rules.quote)]
 
@@ -278,22 +281,22 @@ class Account:
         return MarginSummary(money, self.unrealized(quote), self.used_margin(quote))
 
     def deposit(self, now: float, asset: str, amount: Decimal) -> None:
-        """Add money from outside, or take it away."""
+        """Deposit an amount, or withdraw a negative one."""
         self.serial += 1
         kind = "deposit" if amount >= 0 else "withdrawal"
         self._book(now, kind, self.serial, asset, amount, ZERO)
 
-    def _money_beside(self, position: MarginPosition, share: Decimal) -> Decimal:
-        """Return equity less that share of the used margin, as if the position were empty."""
+    def _equity_without(self, position: MarginPosition, share: Decimal) -> Decimal:
+        """Return equity less `share` of used margin, as if `position` were closed at no cost."""
         quote = position.rules.quote
         others = [other for other in self.held_positions(quote) if other is not position]
         beside = sum((other.unrealized() - share * other.used_margin() for other in others), ZERO)
         return self.balances.get(quote, ZERO) + beside
 
     def _check_opening(self, position: MarginPosition, order: Order, price: Decimal) -> None:
-        """Raise RefusedError where Kraken would not open this, opposite lots closed before."""
+        """Raise RefusedError if Kraken would not open this once opposite lots are closed."""
         rules, sign, held = position.rules, order.side.sign, order.volume
-        free = self._money_beside(position, Decimal(1))
+        free = self._equity_without(position, Decimal(1))
         if position.lots and position.sign != sign:
             closed, closing_fee = self._cost_and_fee(position, position.held, price)
             free -= closing_fee + (closed - position.cost_left) * sign
@@ -319,11 +322,11 @@ class Account:
         position.lots.append(lot)
         position.held += volume
         position.cost_left += cost
-        apart = opening_fee if self.coin_fees else ZERO
-        self._book(now, "margin", serial, position.rules.quote, ZERO, paid - apart)
-        if apart:
-            asset, fee_in_coins = self._margin_fee(position, apart, price)
-            self._book(now, "margin", serial, asset, ZERO, fee_in_coins)
+        in_coins = opening_fee if self.coin_fees else ZERO
+        self._book(now, "margin", serial, position.rules.quote, ZERO, paid - in_coins)
+        if in_coins:
+            asset, coins = self._margin_fee(position, in_coins, price)
+            self._book(now, "margin", serial, asset, ZERO, coins)
         margin = (cost / leverage).quantize(position.cost_step)
         return Trade(serial, volume, price, cost, fee, opening_fee, margin)
 
@@ -343,7 +346,7 @@ class Account:
     def _margin_fee(
         self, position: MarginPosition, fee: Decimal, price: Decimal
     ) -> tuple[str, Decimal]:
-        """Return in which asset a margin fee is taken, and how much of it."""
+        """Return the asset in which a margin fee is charged, and the amount."""
         if self.coin_fees:
             return position.rules.base, (fee / price).quantize(COIN_STEP)
         return position.rules.quote, fee
@@ -351,7 +354,7 @@ class Account:
     def _book(
         self, now: float, kind: str, refid: int, asset: str, amount: Decimal, fee: Decimal
     ) -> None:
-        """Change a balance and say so in the ledger."""
+        """Change a balance and write a ledger entry."""
         self.balances[asset] = balance = self.balances[asset] + amount - fee
         if fee:
             (self.rollovers if kind == "rollover" else self.fees)[asset] += fee
@@ -361,8 +364,8 @@ class Account:
             self.ledger.append(Entry(self.serial, refid, now, kind, asset, amount, fee, balance))
 
 
-def objection(rules: PairRules, order: Order, price: Decimal) -> str | None:
-    """Return the words in which Kraken refuses this market order, or None."""
+def refusal(rules: PairRules, order: Order, price: Decimal) -> str | None:
+    """Return Kraken's error for a market order at this price, None if it is accepted."""
     if rules.status != "online" and not (rules.status == "reduce_only" and order.reduce_only):
         return f"EService:Market in {rules.status} mode"
     if order.volume != rules.round_volume(order.volume):
@@ -379,12 +382,12 @@ def objection(rules: PairRules, order: Order, price: Decimal) -> str | None:
 
 
 def identifier(letter: str, serial: int) -> str:
-    """Return a text of Kraken's form (`O` order, `T` trade, `L` ledger), one for each serial."""
+    """Return an id in Kraken's form for a serial; O is for orders, T trades, L ledger."""
     text = b32encode(blake2b(b"%d" % serial, digest_size=10).digest()).decode()
     return f"{letter}{text[:5]}-{text[5:10]}-{text[10:]}"
 
 
-def _take(position: MarginPosition, volume: Decimal) -> Decimal:
+def _close_lots(position: MarginPosition, volume: Decimal) -> Decimal:
     """Close `volume` of the lots, oldest first, and return what that part cost to open."""
     cost, left = ZERO, volume
     while left:

@@ -1,7 +1,7 @@
-"""Faults: what networks, gateways and exchanges do to requests, from outside of the sandbox.
+"""Fault injection around the sandbox: what networks, gateways and exchanges do to requests.
 
-A spec such as `lost-after=0.02,lag=30,seed=7` gives each fault its chance a request, `all=0.01`
-all of them; `lag` is the longest delay of reading in seconds, `seed` makes a run repeat itself.
+A spec such as `lost-after=0.02,lag=30,seed=7` gives each fault its probability per request; `all`
+gives one to every fault. Reads are up to `lag` seconds out of date. `seed` makes a run repeatable.
 """
 
 import json
@@ -15,37 +15,37 @@ from random import Random
 from typing import Any, Protocol
 
 from krakenbot.simulated.http import Answer, Respond
-from krakenbot.simulated.private import Holder
+from krakenbot.simulated.private import PrivateApi
 from krakenbot.simulated.public import FeedMarkets
-from krakenbot.simulated.words import Params, identified, parameters
+from krakenbot.simulated.wire import Params, identified, parameters
 
 FAULTS = {
     "refused": "the connection is refused",
     "lost-before": "the connection breaks before the request is read",
-    "lost-after": "the connection breaks after the request was carried out",
+    "lost-after": "the connection breaks after the request was executed",
     "late": "the request arrives up to 12 s late",
     "overdue": "the request arrives 16 to 19 s late, after an order's deadline",
-    "timeout": "the request is carried out, and no answer ever comes",
+    "timeout": "the request is executed, but no answer ever comes",
     "stuck": "no answer ever comes, and an order arrives up to a minute later",
-    "gateway": "a page with status 502, 504 or 520, the request carried out or not",
-    "html": "a page with status 200, the request carried out or not",
-    "cut": "the answer ends in its middle",
+    "gateway": "HTML with status 502, 504 or 520, the request executed or not",
+    "html": "HTML with status 200, the request executed or not",
+    "cut": "the answer is cut off",
     "shape": "the answer is JSON of the wrong shape",
-    "service": "EService or EGeneral:Internal error, the request carried out or not",
-    "unknown": "an error that nobody has heard of, the request carried out or not",
+    "service": "EService or EGeneral:Internal error, the request executed or not",
+    "unknown": "an undocumented error, the request executed or not",
     "nonce": "EAPI:Invalid nonce",
     "rate": "EAPI:Rate limit exceeded or EService: Throttled",
     "lockout": "EGeneral:Temporary lockout",
     "maintenance": "the exchange is in maintenance for some minutes",
     "cancel_only": "the exchange is in cancel_only mode for some minutes",
     "post_only": "the exchange is in post_only mode for some minutes",
-    "margin": "an order is refused for margin",
-    "partial": "an order is filled in part and cancelled",
-    "candle-late": "the newest candles are not there yet",
-    "candle-stale": "an older answer with candles comes again",
+    "margin": "an order is refused for lack of margin",
+    "partial": "an order is partly filled and the rest cancelled",
+    "candle-late": "the newest candles are still missing",
+    "candle-stale": "an earlier answer with candles is repeated",
     "candle-missing": "a candle is missing",
-    "candle-repeated": "a candle is there twice",
-    "rules": "the smallest order or the list of leverages changes for some minutes",
+    "candle-repeated": "a candle appears twice",
+    "rules": "the minimum order or the leverages change for some minutes",
     "clock": "the exchange's clock is up to 90 s off for some minutes",
 }
 _ORDERS, _CANDLES = frozenset(("margin", "partial")), frozenset(f for f in FAULTS if "candle" in f)
@@ -69,13 +69,13 @@ _Request = tuple[str, str, Mapping[str, str], bytes]
 
 
 def parse(spec: str) -> dict[str, float]:
-    """Return what a spec says, by word. Raises ValueError, naming the wrong part."""
+    """Return the number for each word of a spec. Raises ValueError naming the wrong part."""
     chances: dict[str, float] = {}
     for part in filter(None, (part.strip() for part in spec.split(","))):
         word, _, text = part.partition("=")
         if word not in FAULTS and word not in ("all", "lag", "seed"):
             near = get_close_matches(word, [*FAULTS, "all", "lag", "seed"], 1, 0.4)
-            meant = f"; is {near[0]} meant?" if near else ""
+            meant = f"; did you mean {near[0]}?" if near else ""
             raise ValueError(f"no fault is called {word!r}{meant}")
         try:
             number = float(text)
@@ -83,15 +83,15 @@ def parse(spec: str) -> dict[str, float]:
             raise ValueError(f"{part!r} is not WORD=NUMBER") from None
         most = {"lag": 60.0, "seed": 2.0**53}.get(word, 1.0)
         if not 0 <= number <= most:
-            raise ValueError(f"{part!r}: the number is not in 0..{most:.0f}")
+            raise ValueError(f"{part!r}: the number must be from 0 to {most:.0f}")
         chances.update(dict.fromkeys(FAULTS, number) if word == "all" else {word: number})
     return chances
 
 
 class Exchange(Protocol):
-    """What the faults need of the exchange behind them."""
+    """What fault injection needs from the exchange behind it."""
 
-    holder: Holder
+    private_api: PrivateApi
     markets: FeedMarkets
     nonce: int
 
@@ -102,7 +102,7 @@ class Exchange(Protocol):
 
 
 class Faults:
-    """`respond` of a sandbox, with faults. `wait` passes seconds of the sandbox's time."""
+    """A sandbox's `respond` with faults added. `wait` sleeps for simulated seconds."""
 
     def __init__(self, api: Exchange, spec: str, wait: Callable[[float], None]) -> None:
         self.api = api
@@ -115,13 +115,13 @@ class Faults:
         self._listing = {p: {f: row[f] for f in fields} for p, row in api.markets.listing.items()}
         self._due: list[tuple[float, Callable[[], object]]] = []
         self._past: list[tuple[float, dict[str, Any]]] = []
-        self._assets = {"ZUSD"}  # Of which margin numbers are asked for.
+        self._assets = {"ZUSD"}  # Those that TradeBalance was asked about.
         self._revision = -1
         self._stale: Answer | None = None
         self._lock = threading.RLock()
 
     def set(self, spec: str) -> None:
-        """Change what goes wrong from now on."""
+        """Replace the faults from now on."""
         chances = parse(spec)
         self.random.seed(int(chances.pop("seed", 1)))
         self.lag_s, self.chances = chances.pop("lag", 0.0), chances
@@ -129,8 +129,8 @@ class Faults:
     def respond(self, method: str, target: str, headers: Mapping[str, str], body: bytes) -> Answer:
         """Return the answer to a request.
 
-        Raises ConnectionRefusedError when it never left, ConnectionResetError when the
-        connection breaks, TimeoutError when there will never be an answer.
+        Raises ConnectionRefusedError if it was never sent, ConnectionResetError if the connection
+        breaks, TimeoutError if no answer will ever come.
         """
         request = method, target, headers, body
         if target.startswith("/sandbox/"):
@@ -153,7 +153,7 @@ class Faults:
         return ""
 
     def fits(self, word: str, name: str, method: str) -> bool:
-        """Return whether this fault can happen to a request of this method."""
+        """Return whether a fault can happen to a request for Kraken method `name`."""
         wanted = "AddOrder" if word in _ORDERS else "OHLC" if word in _CANDLES else name
         return wanted == name and (method == "POST" or word not in _PRIVATE)
 
@@ -179,14 +179,14 @@ class Faults:
                 return _error(f"EOrder:{choice(_MARGIN)}")
             case "gateway" | "html" | "service" | "unknown":
                 if choice((True, False)):
-                    self.seen[f"{word}, carried out"] += 1
+                    self.seen[f"{word}, executed"] += 1
                     self._pass(name, request)
                 if word in ("service", "unknown"):
                     return _error(choice(_SERVICE) if word == "service" else "EFoo:Bar baz")
                 status = choice((502, 504, 520)) if word == "gateway" else 200
                 return Answer(status, "text/html", b"<html><h1>Something went wrong</h1></html>")
             case "partial":
-                self.api.holder.fill_share = Decimal(choice((0, 3, 50, 97))) / 100
+                self.api.private_api.fill_share = Decimal(choice((0, 3, 50, 97))) / 100
             case "rules":
                 self._change_rules()
             case "clock":
@@ -196,7 +196,7 @@ class Faults:
                 self.api.markets.status = word
                 self._later(60, 600, partial(setattr, self.api.markets, "status", "online"))
         answer = self._pass(name, request)
-        self.api.holder.fill_share = Decimal(1)
+        self.api.private_api.fill_share = Decimal(1)
         if word in ("lost-after", "timeout"):
             raise ConnectionResetError("reset") if word == "lost-after" else TimeoutError("gone")
         if word == "cut":
@@ -206,11 +206,11 @@ class Faults:
         return self._candles(word, answer) if word in _CANDLES else answer
 
     def _pass(self, name: str, request: _Request) -> Answer:
-        """Return the sandbox's own answer, or what a reader that lags behind it sees."""
+        """Return the sandbox's answer, out of date if reads lag."""
         answer = self.api.respond(*request)
-        account = self.api.holder.account
+        account = self.api.private_api.account
         if account.revision != self._revision:
-            self._revision, methods = account.revision, self.api.holder.methods
+            self._revision, methods = account.revision, self.api.private_api.methods
             seen = {name: methods[name].answer({}) for name in ("OpenPositions", "Balance")}
             for asset in self._assets:
                 seen[f"TradeBalance {asset}"] = methods["TradeBalance"].answer({"asset": asset})
@@ -236,11 +236,11 @@ class Faults:
         return answer._replace(body=json.dumps({"error": [], "result": result}).encode())
 
     def _orders(self, name: str, moment: float, result: Any, asked: Params) -> Any:
-        """Return rows as they were at `moment`; an order is open for up to 6 s before its end."""
+        """Return rows as of `moment`; each order shows as open for its first 0 to 6 s."""
         if name == "TradesHistory":
             rows = result["trades"].items()
             return {**result, "trades": {k: row for k, row in rows if row["time"] <= moment}}
-        rows = self.api.holder.orders if name == "OpenOrders" else result.get("closed", result)
+        rows = self.api.private_api.orders if name == "OpenOrders" else result.get("closed", result)
         running, ended = {}, {}
         for txid, row in list(rows.items())[-50:]:
             age = moment - row["opentm"]
@@ -287,7 +287,7 @@ class Faults:
             self.api.markets.relist(pair, **row)
 
     def _arrive(self, name: str, request: _Request) -> None:
-        # Its nonce was taken when it was sent; only the rest of the way was slow.
+        # Its nonce was used when it was sent; only its delivery was slow.
         newest, self.api.nonce = self.api.nonce, 0
         self._pass(name, request)
         self.api.nonce = max(newest, self.api.nonce)

@@ -1,8 +1,8 @@
-"""Candles of a simulated market: a seeded random walk, or a file of candles.
+"""Candles of a simulated market, from a seeded random walk or from a file.
 
-The price rule: while an interval runs the market stands at that interval's open, bid and ask one
-tick to either side; at its end the interval's high and low have been. So an order anywhere inside
-an interval has one price, and sandbox, paper mode and backtest agree.
+During an interval the price stays at its open, with bid and ask one tick away. At the end of the
+interval its high and low count as reached. So every order in an interval gets the same price, and
+sandbox, paper mode and backtest agree.
 """
 
 import random
@@ -19,16 +19,16 @@ from krakenbot.simulated.listing import FIRST_TICKS, PAIRS, aliases
 
 INTERVALS = (1, 5, 15, 30, 60, 240, 1440, 10080, 21600)
 ROWS_MAX = 721
-HISTORY = 60 * 1440  # Minutes of a random market that are over when the sandbox opens.
+HISTORY = 60 * 1440  # Minutes of a random market before the sandbox starts.
 _FILE_DIGITS = 10  # Kraken's prices have no more decimals.
-# Open, high, low and close as whole numbers of the last digit; volume in units of 1e-8.
+# Open, high, low and close in units of the last decimal; volume in units of 1e-8.
 Row = tuple[int, ...]
 _WIDTH, _VOLUME_DIGITS, _VOLUME_MAX = 5, 8, 2**64 - 1
-_MINUTE_VOLUME = 5_000_000  # What is traded in a minute of a random market that moves.
+_MINUTE_VOLUME = 5_000_000  # Traded in each minute in which a random market moves.
 
 
 class Bar(NamedTuple):
-    """A candle of any interval. `trades` counts the candles in it in which there were any."""
+    """A candle of any interval. `trades` counts the feed's candles in it that had trades."""
 
     time: int
     open: Decimal
@@ -40,9 +40,9 @@ class Bar(NamedTuple):
 
 
 class Series:
-    """The candles of one pair without gaps, made as far as they are asked for.
+    """The candles of one pair without gaps, generated as far as they are needed.
 
-    Number 0 starts at `first`. They are kept in one array, prices as whole numbers.
+    Candle 0 starts at `first`. They are kept in one array of whole numbers.
     """
 
     def __init__(self, interval_s: int, first: int, digits: int, rows: Iterator[Row]) -> None:
@@ -50,7 +50,7 @@ class Series:
         self._source, self._made = rows, array("Q")
 
     def number(self, time: float) -> int:
-        """Return the number of the candle that runs at `time`."""
+        """Return the number of the candle that contains `time`."""
         return int((time - self.first) // self.interval_s)
 
     def row(self, number: int) -> Row:
@@ -59,18 +59,18 @@ class Series:
         return tuple(self._made[_WIDTH * number : _WIDTH * (number + 1)])
 
     def prices(self, number: int) -> tuple[Decimal, ...]:
-        """Return open, high, low and close of a candle, without needless zeros."""
+        """Return open, high, low and close of a candle, without trailing zeros."""
         return tuple(Decimal(x).scaleb(-self.digits).normalize() for x in self.row(number)[:4])
 
     def bars(self, interval_s: int, since: int, now: float) -> list[Bar]:
-        """Return up to 721 bars of an interval starting after `since`; the last one runs."""
+        """Return up to 721 bars that start after `since`; the last one is unfinished."""
         running = int(now // interval_s)
         begin = max(since // interval_s + 1, running - ROWS_MAX + 1, -(-self.first // interval_s))
         times = range(min(begin, running) * interval_s, (running + 1) * interval_s, interval_s)
         return [self.bar(time, interval_s, now) for time in times]
 
     def bar(self, time: int, interval_s: int, now: float) -> Bar:
-        """Return what was traded in an interval; of a running candle only its open has been."""
+        """Return the bar of an interval; of an unfinished candle only the open counts."""
         here, start = self.number(now), max(self.number(time), 0)
         stop = max(self.number(time + interval_s), start + 1)
         rows = [self.row(number) for number in range(start, min(stop, here))]
@@ -84,9 +84,9 @@ class Series:
 
 
 class Feed:
-    """All series of one sandbox. `start` is the simulated time at which it opens.
+    """All series of one sandbox. `start` is the simulated time at which it starts.
 
-    `pair` is the key of the pair that a file has the candles of, `digits` are its decimals.
+    `pair` is the key of the pair in a file of candles, `digits` the decimals of its prices.
     """
 
     def __init__(self, spec: str, now: float) -> None:
@@ -106,7 +106,7 @@ class Feed:
         return self._series[rules.pair]
 
     def _open(self, path: Path) -> None:
-        """Read a file through once, so that errors show now; its candles are read when due."""
+        """Read a file once to find its errors now; its candles are read when needed."""
         name, interval_s = pair_of(path), interval_of(path)
         first = next(read([path], interval_s, []))
         count = sum(len(part.times) for part in read([path], interval_s, []))
@@ -120,7 +120,7 @@ class Feed:
 
 
 def walk(seed: str, price: int) -> Iterator[Row]:
-    """Yield the candles of a random walk that begins at `price`."""
+    """Yield the candles of a random walk from `price`, in units of the last decimal."""
     bits = random.Random(seed).getrandbits
     unit, floor = max(price // 8000, 1), price // 4
     while True:
@@ -129,7 +129,7 @@ def walk(seed: str, price: int) -> Iterator[Row]:
             yield price, price, price, price, 0
             continue
         opened = price + (noise >> 4 & 1) - (noise >> 5 & 1)
-        # The sum of 64 coins is nearly normal; few steps of one size leave room for exact ties.
+        # The sum of 64 coin flips is nearly normal; its coarse steps make exact ties possible.
         change = (bits(64).bit_count() - 32) * unit
         price += change if price + change > floor else abs(change)
         high = max(opened, price) + (noise >> 6 & 7) * unit // 2
@@ -138,7 +138,7 @@ def walk(seed: str, price: int) -> Iterator[Row]:
 
 
 def _rows_of(path: Path, interval_s: int) -> Iterator[Row]:
-    """Yield the candles of a file; when it is over, the market stands still."""
+    """Yield the candles of a file; after its end the price stands still."""
     close = 0
     for part in read([path], interval_s, []):
         for *prices, volume in zip(*part.numbers, strict=True):

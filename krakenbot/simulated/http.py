@@ -1,6 +1,6 @@
-"""The sandbox's door: HTTP on loopback, a thread for each connection.
+"""The sandbox's HTTP server: loopback only, one thread per connection.
 
-Foreign Host and Origin headers are refused, so that no web page can reach a sandbox.
+Requests with a foreign Host or any Origin header are refused, so no web page can reach a sandbox.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 
 class Answer(NamedTuple):
-    """What goes back to the client, before HTTP's own headers."""
+    """A response, without HTTP's own headers."""
 
     status: int
     content_type: str
@@ -26,8 +26,8 @@ _LOCAL = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:[0-9]+)?", re.IGNORECASE
 Respond = Callable[[str, str, Mapping[str, str], bytes], Answer]
 
 
-class Front(ThreadingTCPServer):
-    """Hands requests to `respond`, which may raise ConnectionError to hang up unanswered."""
+class Server(ThreadingTCPServer):
+    """Passes requests to `respond`, which may raise ConnectionError to hang up unanswered."""
 
     daemon_threads = allow_reuse_address = True
     block_on_close = False
@@ -43,7 +43,7 @@ class _Connection(BaseHTTPRequestHandler):
     protocol_version = default_request_version = "HTTP/1.1"
     timeout = IDLE_S
     disable_nagle_algorithm = True
-    server: Front
+    server: Server
 
     def handle(self) -> None:
         with contextlib.suppress(OSError):
@@ -57,7 +57,7 @@ class _Connection(BaseHTTPRequestHandler):
             or "origin" in headers
             or headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
         )
-        # A repeated header would be read differently by others on the way.
+        # Programs differ in which copy of a repeated header they believe.
         is_odd = len(headers) != len(self.headers) or "transfer-encoding" in headers
         if is_odd or not re.fullmatch("[0-9]{1,9}", length):
             return self.send_error(400)
@@ -67,7 +67,7 @@ class _Connection(BaseHTTPRequestHandler):
             return self.send_error(413)
         body = self.rfile.read(int(length))
         if len(body) != int(length):
-            raise ConnectionError("hung up in the middle of a body")
+            raise ConnectionError("the client hung up within a body")
         answer = self.server.respond(self.command, self.path, headers, body)
         self.send_response(answer.status)
         self.send_header("Content-Type", answer.content_type)

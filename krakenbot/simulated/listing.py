@@ -1,4 +1,4 @@
-"""What the sandbox lists: pairs and assets, in the form of Kraken's AssetPairs and Assets."""
+"""The sandbox's pairs and assets, in the form of Kraken's AssetPairs and Assets."""
 
 import re
 from decimal import Decimal
@@ -7,7 +7,7 @@ from typing import Any
 from krakenbot import format
 
 SANDBOX_KEY = "SANDBOX-KEY"
-# Public on purpose: it opens nothing but a sandbox.
+# Public on purpose: only a sandbox accepts it.
 SANDBOX_SECRET = (
     "a3Jha2VuYm90IHNhbmRib3ggc2VjcmV0OiBwdWJsaWMsIGdvb2QgZm9yIG5vdGhpbmcgYnV0IGEgc2FuZGJveA=="
 )
@@ -34,15 +34,16 @@ def _pair(base: str, quote: str, decimals: int, ordermin: str, most: int, *limit
     )
 
 
-# Kraken's names for what others call BTC and DOGE. Source: docs.kraken.com, "Assets", `altname`.
+# Kraken's names for BTC and DOGE. Source: docs.kraken.com, "Assets", `altname`.
 _ALTNAMES = {"BTC": "XBT", "DOGE": "XDG"}
-# What Kraken's pairs are quoted in: without a separator a name does not say where its base ends.
+# Quote currencies on Kraken, to split a pair's name that has no separator.
 _QUOTES = {
     *("USD", "EUR", "GBP", "JPY", "CAD", "CHF", "AUD", "XBT", "BTC", "ETH", "USDT", "USDC"),
     *("USDG", "USDQ", "USDR", "DAI", "PYUSD", "RLUSD", "EURC", "EURQ", "EURR", "EURT", "DOGE"),
 }
 
-# As listed in autumn 2026; of XBTEUR, ETHUSD and USDTUSD the limits, of BONKUSD all is a guess.
+# As listed in autumn 2026. The position limits of XBTEUR, ETHUSD and USDTUSD are guesses, and so is
+# all of BONKUSD.
 PAIRS: dict[str, Row] = {
     "XXBTZUSD": _pair("XBT", "USD", 1, "0.00005", 10, 350, 250),
     "XXBTZEUR": _pair("XBT", "EUR", 1, "0.00005", 10, 250, 200),
@@ -52,7 +53,7 @@ PAIRS: dict[str, Row] = {
     "BONKUSD": _pair("BONK", "USD", 8, "200000", 0),
 }
 
-# The price at which a random market begins, in units of the last digit.
+# The first price of a random market, in units of the last decimal.
 FIRST_TICKS = dict(zip(PAIRS, (816840, 705120, 312045, 18233, 99990, 1450), strict=True))
 
 
@@ -61,7 +62,7 @@ def _asset(altname: str, decimals: int, shown: int, **optional: float) -> Row:
     return {"aclass": "currency", "altname": altname, **digits, **optional, "status": "enabled"}
 
 
-# `margin_rate` is in percent, for opening and for each 4 h, of what is lent; BONK is not.
+# `margin_rate` is charged on a loan at opening and every 4 h, in percent. BONK cannot be borrowed.
 ASSETS: dict[str, Row] = {
     "ZUSD": _asset("USD", 4, 2, collateral_value=1, margin_rate=0.025),
     "ZEUR": _asset("EUR", 4, 2, collateral_value=1, margin_rate=0.02),
@@ -71,30 +72,33 @@ ASSETS: dict[str, Row] = {
     "SOL": _asset("SOL", 10, 5, margin_rate=0.02),
     "BONK": _asset("BONK", 4, 2),
 }
-_TOLD = {code: row["margin_rate"] for code, row in ASSETS.items() if "margin_rate" in row}
-MARGIN_RATES = {code: Decimal(str(percent)) / 100 for code, percent in _TOLD.items()}
+MARGIN_RATES = {
+    code: Decimal(str(row["margin_rate"])) / 100
+    for code, row in ASSETS.items()
+    if "margin_rate" in row
+}
 
 
 def aliases(key: str, row: Row) -> set[str]:
-    """Return all the names of a pair; Kraken's REST methods know its XBT/USD as BTC/USD only."""
+    """Return all names of a pair, among them XBT/USD, which Kraken's REST methods refuse."""
     modern = row["wsname"].replace("XBT/", "BTC/")
     return {key, row["altname"], row["wsname"], modern, modern.replace("/", "")}
 
 
 def unlisted(base: str, quote: str, decimals: int) -> Row:
-    """Return a row for a pair outside the table: no minimum and no limit, as none is known."""
+    """Return a row for a pair outside the table, without minimum and position limit."""
     row = _pair(base, quote, decimals, "0.00000001", 10) | {"costmin": "0"}
     return row | {"cost_decimals": 10} if quote in ("XBT", "ETH", "XDG") else row
 
 
 def assets_of(name: str) -> tuple[str, str]:
-    """Return base and quote of a pair as altnames: of XXBTZUSD as of BTC/USD these are XBT, USD."""
+    """Return base and quote of a pair as altnames: XBT, USD for XXBTZUSD and for BTC/USD."""
     base, _, quote = re.sub("[-_]", "/", name.upper()).partition("/")
     if not quote:
         ends = (end for end in sorted(_QUOTES, key=len, reverse=True) if base.endswith(end))
         end = next((end for end in ends if end != base), base[-3:])
         base, quote = base[: -len(end)], end
-        # XXBTZUSD, ZEURZUSD, XETHXXBT, USDTZUSD: the older codes have a letter more on both sides.
+        # XXBTZUSD, ZEURZUSD, XETHXXBT, USDTZUSD: older asset codes begin with an X or Z.
         older = base[:-1]
         if base[-1:] in ("Z", "X") and (format.asset(older) != older or older == "USDT"):
             base = older

@@ -1,7 +1,7 @@
-"""Paper mode: Kraken's public methods as they are, its private ones by a simulated account.
+"""Paper mode: Kraken's real public methods, and private ones on a simulated account.
 
-The bot's own `Spot` stands on this client and cannot tell the difference. No private request
-leaves the process but, in validate mode, an order with `validate`.
+The bot's `Spot` uses this client as it uses the real one. The only private request that leaves the
+process is, in validate mode, AddOrder with `validate`.
 """
 
 import json
@@ -19,20 +19,21 @@ from krakenbot.kraken.shape import Methods
 from krakenbot.model import ZERO, Quote, Side
 from krakenbot.pairs import PairRules
 from krakenbot.simulated.books import Account, Entry, Lot
-from krakenbot.simulated.private import Holder
+from krakenbot.simulated.private import PrivateApi
 
 START_BALANCE = Decimal(10000)
-ROWS_KEPT, LEDGER_KEPT = 60, 500  # Of orders and trades; of the ledger, months of rollovers.
-QUOTE_S = 5  # Reading the account asks the market for a price only when the last one is older.
+ROWS_KEPT, LEDGER_KEPT = 60, 500  # Orders and trades; ledger entries, months of rollovers.
+QUOTE_S = 5  # Reading the account reuses a quote until it is this old.
 _NO_KEY = {"permissions": [], "nonce": "0", "iban": ""}
-_OF_THE_REAL_ACCOUNT = ("cl_ord_id", "deadline", "reduce_only")  # Not sent to be validated.
+_NOT_VALIDATED = ("cl_ord_id", "deadline", "reduce_only")  # Left out when Kraken validates.
 
 
 class PaperClient:
-    """Kraken's methods by name, of the real market and a simulated account.
+    """Kraken's methods by name, on the real market and a simulated account.
 
-    A fill is in the journal before it is answered. With `validates` Kraken checks each order first,
-    and may refuse it. To the account it is its one market, whose state the bot asks itself.
+    A fill is in the journal before its order is answered. With `validates` Kraken checks each order
+    first and may refuse it. It is also the account's `Markets`, always `online`: the bot itself
+    asks Kraken for the status.
     """
 
     status = "online"
@@ -52,11 +53,11 @@ class PaperClient:
         self._fee_rate, self._balance, self._validates = fee_rate, balance, validates
         self.rules: dict[str, PairRules] = {}
         self._quoted: tuple[float, Quote] | None = None
-        self._holder: Holder | None = None
+        self._private_api: PrivateApi | None = None
         self._swept, self._saved = 0, -1
 
     def public(self, method: str, params: Mapping[str, object] | None = None) -> Any:
-        """Return the result of a public method of Kraken's; candles may liquidate."""
+        """Return the result of a public method; candles may liquidate the position."""
         result = self._real.public(method, params)
         if method == "OHLC" and params:
             self._sweep(result, int(str(params["interval"])) * 60)
@@ -65,24 +66,24 @@ class PaperClient:
     def private(self, method: str, params: Mapping[str, object] | None = None) -> Any:
         """Return the result of a private method of the simulated account.
 
-        Raises as a client does; LaterError where market or Kraken's check cannot be asked.
+        Raises as `Client` does, and LaterError if market or validation do not answer.
         """
         if method == "GetApiKeyInfo":
             return _NO_KEY
         asked = {name: str(value) for name, value in (params or {}).items()}
-        holder = self.holder
+        api = self.private_api
         if method == "AddOrder":
-            self._prepare(holder.account, asked)
+            self._prepare(api.account, asked)
         reply: dict[str, Any]
         try:
-            holder.mark_to_market()
-            reply = {"error": [], "result": holder.methods[method].answer(asked)}
+            api.mark_to_market()
+            reply = {"error": [], "result": api.methods[method].answer(asked)}
         except RefusedError as error:
             reply = {"error": [str(error)]}
         self._save()
         return result_of(method, 200, json.dumps(reply, default="{:f}".format).encode())
 
-    # What the account asks of its market
+    # The account's `Markets`
 
     def pair(self, name: str) -> PairRules:
         return next(iter(self.rules.values()), None) or self._learn()
@@ -101,19 +102,19 @@ class PaperClient:
     def ended(
         self, rules: PairRules, since: float, until: float
     ) -> Iterable[tuple[float, Decimal, Decimal, Decimal]]:
-        return ()  # What ended meanwhile is seen in the candles that the bot reads.
+        return ()  # The candles that the bot reads show them.
 
     # The account
 
     @property
-    def holder(self) -> Holder:
-        """Return the account, read from the journal the first time."""
-        if self._holder is None:
-            self._holder = self._opened()
-        return self._holder
+    def private_api(self) -> PrivateApi:
+        """Return the account, read from the journal on first use."""
+        if self._private_api is None:
+            self._private_api = self._opened()
+        return self._private_api
 
     def _prepare(self, account: Account, asked: Mapping[str, str]) -> None:
-        """Have fresh rules, quote and rates, and Kraken's opinion of the order where wanted."""
+        """Fetch rules, quote and margin rates, and have Kraken validate the order if wanted."""
         self._quoted = None
         try:
             rules = self._learn()
@@ -123,57 +124,57 @@ class PaperClient:
                 lent = {rules.quote: rates.of(Side.BUY), rules.base: rates.of(Side.SELL)}
                 account.margin_rates = lent
             if self._validates:
-                sent = {k: v for k, v in asked.items() if k not in _OF_THE_REAL_ACCOUNT}
+                sent = {k: v for k, v in asked.items() if k not in _NOT_VALIDATED}
                 self._real.private("AddOrder", sent | {"validate": "true"})
         except UnansweredError as error:
             raise LaterError(f"nothing was filled: {error}") from error
 
     def _sweep(self, result: Any, interval_s: int) -> None:
-        """Let the candles that ended meanwhile liquidate what their high or low was too far for."""
-        candles, holder = parse_rows(result, interval_s), self.holder
+        """Liquidate if the high or low of a newly finished candle reached the price for it."""
+        candles, api = parse_rows(result, interval_s), self.private_api
         for candle in candles[:-1]:
             if self._swept and candle.time >= self._swept:
-                holder.sweep(candle.low, candle.high)
+                api.liquidate_between(candle.low, candle.high)
         if candles:
             self._swept = max(self._swept, candles[-1].time)
         self._save()
 
-    def _opened(self) -> Holder:
+    def _opened(self) -> PrivateApi:
         rules, text = self.pair(""), self._journal.get("paper")
         serial, money = int(self._clock.now()) * 1000, {rules.quote: self._balance}
         account = Account(money, self._fee_rate, serial=serial, history=LEDGER_KEPT)
-        holder = Holder(self, account, self._clock.now, kept=ROWS_KEPT)
+        api = PrivateApi(self, account, self._clock.now, history=ROWS_KEPT)
         if not text:
-            return holder
+            return api
         try:
             state = json.loads(text)
             restore(account, state["account"], [rules])
-            holder.orders, holder.trades = _rows_of(state, rules)
+            api.orders, api.trades = _rows_of(state, rules)
             self._swept, self._saved = state["swept"], account.revision
         except (LookupError, TypeError, ValueError, ArithmeticError) as error:
             raise StopError(
                 f"the paper account in the journal cannot be read ({error!r:.80}); move the "
-                "journal away to begin with a new one"
+                "journal away to start a new one"
             ) from error
-        return holder
+        return api
 
     def _save(self) -> None:
-        """Save if anything changed; on failure forget it, so that memory never leads the disk."""
-        holder = self._holder
-        if holder is None or holder.account.revision == self._saved:
+        """Save what changed; on failure drop it, so that memory is never ahead of the disk."""
+        api = self._private_api
+        if api is None or api.account.revision == self._saved:
             return
-        rows = {"orders": holder.orders, "trades": holder.trades}
-        state = {"account": state_of(holder.account), "swept": self._swept, **rows}
+        rows = {"orders": api.orders, "trades": api.trades}
+        state = {"account": state_of(api.account), "swept": self._swept, **rows}
         try:
             self._journal.put(paper=json.dumps(state, default=str))
         except BaseException:
-            self._holder = None
+            self._private_api = None
             raise
-        self._saved = holder.account.revision
+        self._saved = api.account.revision
 
 
 def state_of(account: Account) -> dict[str, Any]:
-    """Return what an account has as what JSON can write, for `restore` to read back exactly."""
+    """Return an account as values for JSON, which `restore` reads back exactly."""
     return {
         "numbers": [account.serial],
         "sums": [account.balances, account.fees, account.rollovers, account.realized],
@@ -185,7 +186,7 @@ def state_of(account: Account) -> dict[str, Any]:
 
 
 def restore(account: Account, state: dict[str, Any], rules: Iterable[PairRules]) -> None:
-    """Give a new account what was written; `rules` of every pair it has a position of."""
+    """Load saved state into a new account; `rules` are those of each pair in it."""
     account.serial = state["numbers"][0]
     sums = account.balances, account.fees, account.rollovers, account.realized
     for amounts, texts in zip(sums, state["sums"], strict=True):
@@ -205,7 +206,7 @@ def restore(account: Account, state: dict[str, Any], rules: Iterable[PairRules])
 
 
 def _rows_of(state: dict[str, Any], rules: PairRules) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return orders and trades by id; those of version 0.2.0 in the form that is asked for now."""
+    """Return orders and trades by id; rows of version 0.2.0 are converted."""
     if isinstance(state["orders"], dict):
         return state["orders"], state["trades"]
     names = ("cl_ord_id", "txid", "status", "vol_exec", "cost", "fee", "reason")

@@ -1,7 +1,8 @@
-"""The account's side of the simulated exchange: Kraken's private methods over the books.
+"""Kraken's private methods, answered from the books of a simulated account.
 
-Where Kraken's behaviour is not known for sure: an opposite order bigger than the position turns
-it, a deadline counts for `validate` too, `cl_ord_id` may be used again once its order is closed.
+Assumed where Kraken's behaviour is not known for sure: an opposite order larger than the position
+reverses it, a deadline applies to `validate` too, and a `cl_ord_id` may be reused once its order is
+closed.
 """
 
 import math
@@ -16,12 +17,12 @@ from typing import Any, Protocol
 from krakenbot.errors import RefusedError
 from krakenbot.model import ZERO, Order, Quote, Side
 from krakenbot.pairs import PairRules
-from krakenbot.simulated import words
-from krakenbot.simulated.books import Account, Entry, MarginPosition, Trade, identifier, objection
+from krakenbot.simulated import wire
+from krakenbot.simulated.books import Account, Entry, MarginPosition, Trade, identifier, refusal
 from krakenbot.simulated.listing import ASSETS
-from krakenbot.simulated.words import Method, OrderRequest, Params, Row, bad, flag, number, whole
+from krakenbot.simulated.wire import Method, OrderRequest, Params, Row, bad, flag, number, whole
 
-KEPT, PAGE = 10000, 50
+HISTORY_MAX, PAGE = 10000, 50
 DEADLINE_MIN_S, DEADLINE_MAX_S = 2, 60
 _TRADE_TYPES: dict[str, Callable[[Row], bool]] = {
     "all": lambda row: True,
@@ -32,7 +33,7 @@ _TRADE_TYPES: dict[str, Callable[[Row], bool]] = {
 
 
 class Markets(Protocol):
-    """What an account needs of the markets it trades on."""
+    """What an account needs from the markets it trades on."""
 
     rules: dict[str, PairRules]
     status: str
@@ -44,14 +45,14 @@ class Markets(Protocol):
     def ended(
         self, rules: PairRules, since: float, until: float
     ) -> Iterable[tuple[float, Decimal, Decimal, Decimal]]:
-        """Return end, open, low and high of each interval that ended meanwhile."""
+        """Return end, open, low and high of each interval that ended in between."""
 
 
-class Holder:
-    """One account with its orders, trades and ledger. `now` gives unix seconds.
+class PrivateApi:
+    """One account with its orders, trades and ledger. `now` returns unix seconds.
 
-    `methods` are Kraken's by name; what a method answers is its result or a RefusedError.
-    `slack_s` widens deadlines by what a scaled clock makes of a request's way.
+    `methods` has Kraken's methods by name; each returns its result or raises RefusedError. The
+    newest `history` orders and trades are kept. `slack_s` widens deadlines, see SandboxApi.
     """
 
     def __init__(
@@ -60,13 +61,13 @@ class Holder:
         account: Account,
         now: Callable[[], float],
         *,
-        kept: int = KEPT,
+        history: int = HISTORY_MAX,
         slack_s: float = 0.0,
     ) -> None:
         self.markets, self.account, self.now = markets, account, now
         self.orders, self.trades = dict[str, Row](), dict[str, Row]()
         self.fill_share = Decimal(1)
-        self._kept, self._slack_s, self._marked = kept, slack_s, now()
+        self._history, self._slack_s, self._marked = history, slack_s, now()
         page, ids = "start end ofs without_count ", "trades userref cl_ord_id "
         self.methods = {
             "Balance": Method(self._balance),
@@ -75,27 +76,27 @@ class Holder:
             "OpenPositions": Method(
                 self._open_positions, "txid docalcs consolidation rebase_multiplier"
             ),
-            # Market orders never rest, so none is ever open or there to be cancelled.
+            # Market orders never rest, so there is nothing to show as open or to cancel.
             "OpenOrders": Method(lambda _: {"open": {}}, ids),
             "CancelAll": Method(lambda _: {"count": 0}),
             "CancelOrder": Method(self._cancel_order, "txid cl_ord_id"),
             "ClosedOrders": Method(self._closed_orders, page + ids + "closetime consolidate_taker"),
             "QueryOrders": Method(
-                lambda p: _shown(words.identified(_named(self.orders, p), p), p),
+                lambda p: _shown(wire.identified(_rows_by_id(self.orders, p), p), p),
                 ids + "txid consolidate_taker",
             ),
             "TradesHistory": Method(
                 self._trades_history, page + "type trades consolidate_taker ledgers"
             ),
-            "QueryTrades": Method(lambda p: _named(self.trades, p, most=20), "txid trades"),
+            "QueryTrades": Method(lambda p: _rows_by_id(self.trades, p, most=20), "txid trades"),
             "Ledgers": Method(self._ledgers, page + "asset aclass type"),
-            "QueryLedgers": Method(lambda p: _named(self._ledger(), p, "id", 20), "id trades"),
+            "QueryLedgers": Method(lambda p: _rows_by_id(self._ledger(), p, "id", 20), "id trades"),
             "TradeVolume": Method(self._trade_volume, "pair fee_schedule fee-info"),
-            "AddOrder": Method(self._add_order, words.ORDER),
+            "AddOrder": Method(self._add_order, wire.ORDER),
         }
 
     def mark_to_market(self) -> None:
-        """Bring the books to now: each interval's rollovers, then its high and low."""
+        """Bring the books up to now: for each interval its rollovers, then its high and low."""
         now = self.now()
         marks = [self._marks(position, now) for position in self.account.held_positions()]
         for mark in merge(*marks, key=itemgetter(1)):
@@ -103,24 +104,24 @@ class Holder:
         self._marked = now
 
     def _marks(self, position: MarginPosition, now: float) -> Iterator[tuple[Any, ...]]:
-        """Yield a mark for each interval that has ended since the last time, and one for now."""
+        """Yield a mark for each interval that ended since the last call, and one for now."""
         for end, opened, low, high in self.markets.ended(position.rules, self._marked, now):
             yield position, math.nextafter(end, 0), opened, low, high
         yield position, now, self.markets.quote(position.rules).mid
 
     def _mark(self, position: MarginPosition, now: float, price: Decimal, *span: Decimal) -> None:
-        """Let the books see prices, and record the forced closing that may come of it."""
+        """Mark one position to market, and record the liquidation if there is one."""
         if not position.lots:
             return
         request = closing(position)
         trade = self.account.advance(position, now, price)
         if trade is None and span:
-            trade = self.account.sweep(position, now, *span)
+            trade = self.account.liquidate_between(position, now, *span)
         if trade is not None:
             self.record(request, (trade,), now, misc="liquidated")
 
-    def sweep(self, low: Decimal, high: Decimal) -> None:
-        """Close what a price between the two, reached a while ago, liquidates."""
+    def liquidate_between(self, low: Decimal, high: Decimal) -> None:
+        """Liquidate each position whose liquidation price was reached between the two."""
         for position in self.account.held_positions():
             self._mark(position, self.now(), position.price, low, high)
 
@@ -128,7 +129,7 @@ class Holder:
 
     def _balance(self, _: Params) -> Any:
         return {
-            asset: f"{amount:.{words.decimals(asset)}f}"
+            asset: f"{amount:.{wire.decimals(asset)}f}"
             for asset, amount in self.account.balances.items()
             if amount
         }
@@ -159,21 +160,21 @@ class Holder:
 
     def _open_positions(self, p: Params) -> Any:
         rows = {
-            identifier("T", lot.serial): words.position_row(position, lot, flag(p, "docalcs"))
+            identifier("T", lot.serial): wire.position_row(position, lot, flag(p, "docalcs"))
             for position in self.account.held_positions()
             for lot in position.lots
         }
         if p.get("consolidation") == "market":
             pairs = groupby(rows.values(), itemgetter("pair"))
-            return [words.market_row(list(lots)) for _, lots in pairs]
-        return _named(rows, p) if p.get("txid") else rows
+            return [wire.market_row(list(lots)) for _, lots in pairs]
+        return _rows_by_id(rows, p) if p.get("txid") else rows
 
     # Histories
 
     def _closed_orders(self, p: Params) -> Any:
         columns = {"open": ["opentm"], "close": ["closetm"]}
         times = columns.get(p.get("closetime", ""), ["opentm", "closetm"])
-        orders, (start, end) = words.identified(self.orders, p), self._window(p)
+        orders, (start, end) = wire.identified(self.orders, p), self._window(p)
         newest = reversed(orders.items())
         chosen = [x for x in newest if any(start < x[1][time] <= end for time in times)]
         page = _page(chosen, p, "closed")
@@ -196,22 +197,22 @@ class Holder:
             if is_asked and round(entry.time, 6) <= end:
                 found.append((identifier("L", entry.serial), entry))
         page = _page(found, p, "ledger")
-        return page | {"ledger": {key: words.ledger_row(x) for key, x in page["ledger"].items()}}
+        return page | {"ledger": {key: wire.ledger_row(x) for key, x in page["ledger"].items()}}
 
     def _ledger(self) -> dict[str, Row]:
         """Return the rows of the ledger by id."""
         ledger = self.account.ledger
-        return {identifier("L", entry.serial): words.ledger_row(entry) for entry in ledger}
+        return {identifier("L", entry.serial): wire.ledger_row(entry) for entry in ledger}
 
     def _window(self, p: Params) -> tuple[float, float]:
-        """Return the times after and until which rows are asked for."""
+        """Return `start` (exclusive) and `end` (inclusive) of the rows asked for."""
         return self._moment(p, "start", 0), self._moment(p, "end", math.inf)
 
     def _moment(self, p: Params, name: str, default: float) -> float:
-        """Return unix seconds, given as such or by the id of what happened then."""
-        said = p.get(name, "")
-        for rows in (self.orders, self.trades, self._ledger() if said.startswith("L") else {}):
-            if row := rows.get(said):
+        """Return unix seconds, given as a number or as the id of a row with that time."""
+        text = p.get(name, "")
+        for rows in (self.orders, self.trades, self._ledger() if text.startswith("L") else {}):
+            if row := rows.get(text):
                 return float(row["opentm" if rows is self.orders else "time"])
         return number(p, name, default)
 
@@ -233,26 +234,26 @@ class Holder:
 
     def _add_order(self, p: Params) -> Any:
         rules = self.markets.pair(p.get("pair", ""))
-        request = words.order_request(rules, p)
+        request = wire.order_request(rules, p)
         self._check_deadline(p.get("deadline"))
         quote, now, position = self.markets.quote(rules), self.now(), self.account.position(rules)
         still_open = takewhile(lambda x: x[1]["closetm"] > now, reversed(self.orders.items()))
-        if "cl_ord_id" in p and words.identified(dict(still_open), p):
+        if "cl_ord_id" in p and wire.identified(dict(still_open), p):
             raise bad("cl_ord_id not unique")
         order = request.order
         if not order.volume and order.leverage and position.sign == -order.side.sign:
             request = request._replace(order=order._replace(volume=position.held))
         price = quote.ask if order.side is Side.BUY else quote.bid
-        refusal = objection(rules, request.order, price)
-        if refusal is None and self.markets.status != "online":
-            refusal = f"EService:Market in {self.markets.status} mode"
-        if refusal is not None:
-            raise RefusedError(refusal.replace("Market in maintenance mode", "Unavailable"))
+        error = refusal(rules, request.order, price)
+        if error is None and self.markets.status != "online":
+            error = f"EService:Market in {self.markets.status} mode"
+        if error is not None:
+            raise RefusedError(error.replace("Market in maintenance mode", "Unavailable"))
         reply = {"descr": {"order": request.text(p["volume"])}}
         return reply if flag(p, "validate") else {"txid": [self.fill(request)], **reply}
 
     def fill(self, request: OrderRequest) -> str:
-        """Fill the order and return its id. Raises RefusedError in the books' words."""
+        """Fill the order and return its id. Raises RefusedError as `Account.fill` does."""
         rules, order, _ = request
         account, quote, now = self.account, self.markets.quote(rules), self.now()
         position, part = account.position(rules), rules.round_volume(order.volume * self.fill_share)
@@ -285,14 +286,14 @@ class Holder:
         serial: int = 0,
         misc: str = "",
     ) -> str:
-        """Keep the order and its trades as Kraken shows them; return the order's id."""
+        """Store the order and its trades as Kraken shows them; return the order's id."""
         if not serial:
             self.account.serial = serial = self.account.serial + 1
         txid = identifier("O", serial)
         for trade in trades:
-            row = words.trade_row(request, trade, txid, now, misc)
+            row = wire.trade_row(request, trade, txid, now, misc)
             self._keep(self.trades, identifier("T", trade.serial), row)
-        self._keep(self.orders, txid, words.order_row(request, trades, now, misc))
+        self._keep(self.orders, txid, wire.order_row(request, trades, now, misc))
         return txid
 
     def _cancel_order(self, p: Params) -> Any:
@@ -301,31 +302,33 @@ class Holder:
 
     def _keep(self, rows: dict[str, Row], name: str, row: Row) -> None:
         rows[name] = row
-        while len(rows) > self._kept:
+        while len(rows) > self._history:
             del rows[next(iter(rows))]
 
 
 def closing(position: MarginPosition) -> OrderRequest:
-    """Return the order that closes all of the position."""
+    """Return the order that closes the whole position."""
     side = Side.SELL if position.sign > 0 else Side.BUY
     order = Order("", side, position.held, position.lots[0].leverage, False)
     return OrderRequest(position.rules, order, {})
 
 
-def _named(rows: dict[str, Row], p: Params, name: str = "txid", most: int = 50) -> dict[str, Row]:
+def _rows_by_id(
+    rows: dict[str, Row], p: Params, name: str = "txid", most: int = 50
+) -> dict[str, Row]:
     if not p.get(name):
         raise RefusedError("EGeneral:Invalid arguments")
     return {key: rows[key] for key in p[name].split(",")[:most] if key in rows}
 
 
 def _page(rows: Sequence[tuple[str, Any]], p: Params, name: str) -> Row:
-    """Return 50 of the rows by id, which come newest first."""
+    """Return a page of 50 rows by id. `rows` are the newest first."""
     offset = max(whole(p, "ofs", 0), 0)
     page: Row = {name: dict(rows[offset : offset + PAGE])}
     return page if flag(p, "without_count") else {**page, "count": len(rows)}
 
 
 def _shown(orders: Mapping[str, Row], p: Params) -> dict[str, Row]:
-    """Return orders with their trades only where these are asked for."""
+    """Return orders, with their trade ids only if `trades` asks for them."""
     left_out = "" if flag(p, "trades") else "trades"
     return {txid: {k: v for k, v in row.items() if k != left_out} for txid, row in orders.items()}

@@ -1,4 +1,4 @@
-"""The markets' side of the simulated exchange: prices from a feed, Kraken's public methods."""
+"""Kraken's public methods, answered from a feed of candles."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -8,16 +8,16 @@ from typing import Any
 from krakenbot.errors import RefusedError
 from krakenbot.model import Quote
 from krakenbot.pairs import PairRules, parse_rules
-from krakenbot.simulated import listing, words
+from krakenbot.simulated import listing, wire
 from krakenbot.simulated.feed import INTERVALS, Bar, Feed
 from krakenbot.simulated.listing import ASSETS, PAIRS
-from krakenbot.simulated.words import Method, Params, Row, bad, number, whole
+from krakenbot.simulated.wire import Method, Params, Row, bad, number, whole
 
 
 class FeedMarkets:
-    """The pairs of a sandbox. `prices` are those set by hand, by pair; `now` gives unix seconds.
+    """The pairs of a sandbox. `prices` are those set by hand; `now` returns unix seconds.
 
-    `methods` are Kraken's by name; what a method answers is its result or a RefusedError.
+    `methods` has Kraken's methods by name; each returns its result or raises RefusedError.
     """
 
     def __init__(self, feed: Feed, now: Callable[[], float]) -> None:
@@ -52,13 +52,13 @@ class FeedMarkets:
         }
 
     def pair(self, name: str) -> PairRules:
-        """Return a pair by any of its names."""
+        """Return the rules of a pair, given by any of its names."""
         if name not in self._names:
             raise RefusedError("EQuery:Unknown asset pair")
         return self.rules[self._names[name]]
 
     def relist(self, pair: str, **changes: Any) -> None:
-        """Change a pair's row in AssetPairs, and the rules with it."""
+        """Change a pair's AssetPairs row and with it the rules."""
         self.listing[pair].update(changes)
         self.rules[pair] = parse_rules(pair, self.listing[pair])
 
@@ -77,7 +77,7 @@ class FeedMarkets:
     def ended(
         self, rules: PairRules, since: float, until: float
     ) -> Iterator[tuple[float, Decimal, Decimal, Decimal]]:
-        """Yield end, open, low and high of each interval that ended; none at a price by hand."""
+        """Yield end, open, low and high of each interval that ended; none at a set price."""
         series = self.feed.series(rules)
         numbers = range(series.number(since), series.number(until))
         for number_ in numbers if rules.pair not in self.prices else ():
@@ -118,7 +118,7 @@ class FeedMarkets:
         begins = now // 86400 * 86400, now - 86400 + series.interval_s
         bars = [_bar_row(series.bar(begin, 86400, now), rules) for begin in begins]
         _, opens, highs, lows, _, averages, volumes, counts = map(list, zip(*bars, strict=True))
-        ask, bid, last = (words.price(x, rules) for x in (quote.ask, quote.bid, quote.mid))
+        ask, bid, last = (wire.price(x, rules) for x in (quote.ask, quote.bid, quote.mid))
         sides = {"a": [ask, "1", "1.000"], "b": [bid, "1", "1.000"], "c": [last, "0.01000000"]}
         day = {"v": volumes, "p": averages, "t": counts, "l": lows, "h": highs, "o": opens[0]}
         return sides | day
@@ -130,19 +130,19 @@ class FeedMarkets:
         quote, step, now = self.quote(rules), tick(rules), int(self.now())
         levels = [step * n for n in range(min(count, int(quote.bid / step) - 1))]
         asks, bids = (
-            [[words.price(first + away * sign, rules), "1.000", now] for away in levels]
+            [[wire.price(first + away * sign, rules), "1.000", now] for away in levels]
             for first, sign in ((quote.ask, 1), (quote.bid, -1))
         )
         return {rules.pair: {"asks": asks, "bids": bids}}
 
 
 def tick(rules: PairRules) -> Decimal:
-    """Return the smallest step of a pair's price."""
+    """Return the smallest price step of a pair."""
     return Decimal(1).scaleb(-rules.pair_decimals)
 
 
 def _bar_row(bar: Bar, rules: PairRules) -> list[Any]:
-    """Return a row of OHLC; the prices of a file may have more decimals than the pair."""
+    """Return a row of OHLC; prices from a file may have more decimals than the pair."""
     exponents = [int(price.normalize().as_tuple().exponent) for price in bar[1:5]]
     digits = max(rules.pair_decimals, -min(exponents))
     average = (bar.high + bar.low + bar.close) / 3

@@ -151,7 +151,7 @@ class TestAgainstTheLiveTick(unittest.TestCase):
         self.assertEqual(
             halted is not None, replay.record.ended is not None, (halted, replay.record.ended)
         )
-        account = client.holder.account
+        account = client.private_api.account
         for name in ("balances", "fees", "rollovers", "realized"):
             self.assertEqual(getattr(account, name), getattr(replay.account, name), name)
         if halted is None:

@@ -19,7 +19,7 @@ from krakenbot.lock import Lock
 from krakenbot.model import KeyInfo, Position
 from krakenbot.presence import Presence
 from krakenbot.simulated import api as server
-from krakenbot.simulated.words import Method
+from krakenbot.simulated.wire import Method
 from tests import slow
 
 NAMES = [name for name, *_ in doctor.CHECKS]
@@ -115,7 +115,7 @@ class TestFindings(Patient):
         self.keys()
         strange = {"permissions": list(NEEDED_PERMISSIONS), "nonce": "n/a", "valid_until": "soon"}
         sandbox = self.sandbox()
-        sandbox.api.holder.methods["GetApiKeyInfo"] = Method(lambda _: strange)
+        sandbox.api.private_api.methods["GetApiKeyInfo"] = Method(lambda _: strange)
         found = self.examine(sandbox.url, 'mode = "validate"')
         self.assertEqual("fail", found["key"].verdict)
         self.assertEqual(NAMES, list(found))

@@ -188,8 +188,8 @@ class TimeTest(unittest.TestCase):
         account, book = opened("1100")
         limit = account.liquidation_price(book)
         assert limit is not None
-        self.assertIsNone(account.sweep(book, START, limit + 1, limit + 9))
-        trade = account.sweep(book, START, limit - 9, limit + 9)
+        self.assertIsNone(account.liquidate_between(book, START, limit + 1, limit + 9))
+        trade = account.liquidate_between(book, START, limit - 9, limit + 9)
         assert trade is not None
         self.assertEqual(trade.cost, (limit * D("0.04")).quantize(D("0.00001")))
         self.assertEqual(book.volume, 0)

@@ -290,7 +290,7 @@ class Truth:
         account = world.account()
         if not self.clean or not world.leverage or books is None or account is None:
             return
-        world.api.holder.mark_to_market()
+        world.api.private_api.mark_to_market()
         equity = world.api.account.equity(QUOTE)
         difference = abs(equity - world.setting.balance - account.pnl(books.price))
         text = f"the journal's profit and the exchange's differ by {difference}"

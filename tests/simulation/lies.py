@@ -134,7 +134,7 @@ class Trouble(Faults):
                     self.api.markets.relist(pair, status=choice(_PAIR_STATES))
                 self._later(60, 900, self._open_pairs)
             case "late-fill":
-                self.api.holder.fill_share = Decimal(choice((30, 50, 97))) / 100
+                self.api.private_api.fill_share = Decimal(choice((30, 50, 97))) / 100
             case "no-deadline":
                 self._wait(self.random.uniform(16, 19))
                 text = request[3].decode().replace("deadline=", "late=")
@@ -142,7 +142,7 @@ class Trouble(Faults):
         before = self._before
         answer = self._pass(name, request)
         if word == "late-fill":
-            self.api.holder.fill_share = Decimal(1)
+            self.api.private_api.fill_share = Decimal(1)
             self._hidden_until = self.api.now() + 0.9
         if word == "shifted":
             return before or answer

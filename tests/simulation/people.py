@@ -232,7 +232,7 @@ class People:
             wish = {"pair": pair, what: True}
         world.note("hands", f"{count} times {wish}")
         world.counts[f"hands: {what}"] += 1
-        world.api.holder.mark_to_market()
+        world.api.private_api.mark_to_market()
         account = world.api.account
         before = account.balances[QUOTE] + account.fees[QUOTE]
         for _ in range(count):

@@ -21,7 +21,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from krakenbot.simulated.http import Answer, Front
+from krakenbot.simulated.http import Answer, Server
 from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
 from tests import slow
 
@@ -57,9 +57,9 @@ class Gate:
         self.deadly = ""
         self.bot: subprocess.Popen[bytes] | None = None
         self.orders = 0
-        self.front = Front(self.respond, 0)
-        self.url = self.front.url
-        threading.Thread(target=self.front.serve_forever, args=(0.05,), daemon=True).start()
+        self.server = Server(self.respond, 0)
+        self.url = self.server.url
+        threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
 
     def respond(self, method: str, target: str, headers: Mapping[str, str], body: bytes) -> Answer:
         deadly = ""
@@ -88,8 +88,8 @@ class Gate:
             self.bot.kill()
 
     def close(self) -> None:
-        self.front.shutdown()
-        self.front.server_close()
+        self.server.shutdown()
+        self.server.server_close()
 
 
 @slow

@@ -26,7 +26,7 @@ from krakenbot.risk import Limits
 from krakenbot.simulated.api import SandboxApi
 from krakenbot.simulated.feed import Feed
 from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
-from krakenbot.simulated.words import Method
+from krakenbot.simulated.wire import Method
 from krakenbot.strategy import build
 from tests import IS_LONG
 from tests.clocks import StandingClock
@@ -103,7 +103,7 @@ class TestBooks(unittest.TestCase):
         return world
 
     def ledger(self, world: World) -> dict[str, D]:
-        return sums(iter(world.api.holder._ledger().values()))
+        return sums(iter(world.api.private_api._ledger().values()))
 
     def check_all_tell_the_same(self, world: World) -> None:
         """Hold status, history and report against each other."""
@@ -179,7 +179,7 @@ class TestBooks(unittest.TestCase):
     def test_what_is_assumed_is_a_warning_for_as_long_as_it_holds(self) -> None:
         world = World(60, coin_fees=False)
         self.addCleanup(world.journal.close)
-        method = {"Assets": world.api.markets.methods, "TradeVolume": world.api.holder.methods}
+        method = {"Assets": world.api.markets.methods, "TradeVolume": world.api.private_api.methods}
         true = {name: methods[name] for name, methods in method.items()}
         for name, methods in method.items():
             methods[name] = Method(lambda p: {p.get("asset", "odd"): {}})

@@ -1,7 +1,7 @@
-"""Kraken's words: which parameters a method knows, how they are read, what rows look like.
+"""Kraken's wire format: the parameters of each method, how they are parsed, the rows of answers.
 
-Where Kraken's behaviour is not known for sure: an order's `fee` is the trade fee alone, and a
-`reduce_only` order bigger than the position is cancelled for the rest.
+Assumed where Kraken's behaviour is not known for sure: an order's `fee` is the trade fee alone, and
+what a `reduce_only` order exceeds the position by is cancelled.
 """
 
 import json
@@ -23,7 +23,7 @@ Row = dict[str, Any]
 
 
 class Method(NamedTuple):
-    """What answers a method, and the parameters that it knows; Kraken ignores all others."""
+    """A method's handler and the parameters it knows; Kraken ignores all others."""
 
     answer: Callable[[Params], Any]
     parameters: str = ""
@@ -41,7 +41,7 @@ ORDER = (
     "broker account_id trading_agreement"
 )
 _OTHER_TYPES = "limit|iceberg|(stop-loss|take-profit|trailing-stop)(-limit)?|settle-position"
-# What a market order's parameters look like; "" is one that is not there.
+# Patterns for the parameters of a market order; an absent one counts as "".
 _FORMS = {
     "timeinforce": "",
     "trigger": "",
@@ -57,7 +57,7 @@ _FORMS = {
 
 
 class OrderRequest(NamedTuple):
-    """An order as it is asked for, with the parameters it came with."""
+    """A parsed order, with the parameters of its request."""
 
     rules: PairRules
     order: Order
@@ -69,7 +69,7 @@ class OrderRequest(NamedTuple):
 
 
 def order_request(rules: PairRules, p: Params) -> OrderRequest:
-    """Return the market order in these parameters; RefusedError for what Kraken does not take."""
+    """Parse a market order. Raises RefusedError for parameters that Kraken would refuse."""
     if (
         re.fullmatch(_OTHER_TYPES, p.get("ordertype", ""))
         or "viqc" in p.get("oflags", "")
@@ -151,7 +151,7 @@ def position_row(position: MarginPosition, lot: Lot, docalcs: bool) -> Row:
 
 
 def market_row(rows: Sequence[Row]) -> Row:
-    """Return the positions of a pair as one, in the shape that ccxt expects."""
+    """Return the positions of a pair as one row, in the shape that ccxt expects."""
     names = ("cost", "fee", "vol", "vol_closed", "margin", "value", "net")
     sums = {
         name: sum((Decimal(row[name]) for row in rows), ZERO) for name in names if name in rows[0]
@@ -174,7 +174,7 @@ def ledger_row(entry: Entry) -> Row:
 
 
 def identified(orders: Mapping[str, Row], p: Params) -> dict[str, Row]:
-    """Return the orders with the client's ids that are asked for."""
+    """Return the orders with the `cl_ord_id` and `userref` asked for."""
     wanted, userref = _client_id(p.get("cl_ord_id", "")), p.get("userref", "")
     return {
         txid: row
@@ -185,7 +185,7 @@ def identified(orders: Mapping[str, Row], p: Params) -> dict[str, Row]:
 
 
 def not_simulated(method: str) -> RefusedError:
-    """Return what Kraken says of a method that is not simulated or does not exist."""
+    """Return Kraken's error for a method that is not simulated or does not exist."""
     found = (text for text, names in _NOT_SIMULATED.items() if re.fullmatch(names, method))
     return RefusedError(next(found, "EGeneral:Unknown method"))
 
@@ -218,7 +218,7 @@ def _forms(rules: PairRules) -> tuple[str, str]:
 
 
 def _client_id(text: str) -> str:
-    """Return what ids are compared by: a UUID may come without dashes or in capitals."""
+    """Return an id in the form for comparing: a UUID may lack dashes or use capitals."""
     return text.replace("-", "").lower() if len(text) >= 32 else text
 
 

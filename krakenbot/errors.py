@@ -1,10 +1,10 @@
-"""The errors. Each stands for one thing that a caller does about it."""
+"""The errors, one type for each thing that a caller may do about one."""
 
 from enum import Enum
 
 
 class Cause(Enum):
-    """Why the exchange does not do something now, as far as a caller treats it differently."""
+    """Why a request failed, as far as callers act differently on it."""
 
     UNREACHABLE = "no byte of the request left this machine"
     RATE_LIMIT = "too many requests or orders"
@@ -16,15 +16,15 @@ class Cause(Enum):
 
 
 class ConfigError(Exception):
-    """The configuration or the surroundings must be mended first. Exit code 78."""
+    """The configuration or the environment must be fixed first. Exit code 78."""
 
 
 class ExchangeError(Exception):
-    """The exchange did not do what was asked of it, whatever that means: one of the next three."""
+    """The exchange did not do what was asked: always one of the next three types."""
 
 
 class RefusedError(ExchangeError):
-    """The exchange said no for good: asking again is pointless. An order is looked for first."""
+    """The exchange refused for good; a retry is pointless. An order is still looked up."""
 
     def __init__(self, message: str, *, cause: Cause = Cause.OTHER) -> None:
         super().__init__(message)
@@ -32,10 +32,10 @@ class RefusedError(ExchangeError):
 
 
 class LaterError(ExchangeError):
-    """The exchange did not do it now; the same may work later.
+    """A temporary failure: the same request may work later.
 
-    `wait_s` is the shortest wait that makes sense. `leaves_no_order`: Kraken documents that this
-    refusal leaves no order behind; without it an order may exist all the same.
+    `wait_s` is the shortest sensible pause in seconds. `leaves_no_order`: Kraken documents that
+    this refusal leaves no order; if False, an order may exist all the same.
     """
 
     def __init__(
@@ -53,11 +53,11 @@ class LaterError(ExchangeError):
 
 
 class UnansweredError(ExchangeError):
-    """No answer that can be understood: what was asked for may have happened or not."""
+    """Outcome unknown, for lack of an answer that can be understood: it may have happened."""
 
 
 class FlattenRequestedError(Exception):
-    """A person asks the running bot to flatten. Raised by waiting, as a request to stop is."""
+    """A person asks the running bot to flatten. Raised while waiting, like a request to stop."""
 
 
 class StopError(Exception):
@@ -72,7 +72,7 @@ class KeyRefusedError(StopError):
     """The exchange refused the key, a permission of it, or the account. Nothing was executed.
 
     `lockout`: each further private request prolongs it. `nonce`: nonces stayed refused for a
-    minute, so another program uses the key. `lasting`: asking again later is no use.
+    minute, so another program uses the key. `lasting`: a later retry is pointless.
     """
 
     def __init__(self, message: str, *, lockout: bool = False, nonce: bool = False) -> None:

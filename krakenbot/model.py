@@ -1,8 +1,8 @@
-"""The nouns: frozen values that the rest of the program hands around.
+"""The nouns: frozen values that the rest of the program passes around.
 
 Money is `Decimal`, volumes are in base currency, costs and fees in quote currency, times in
 unix seconds (UTC). A long position has a positive volume, a short one a negative. They are named
-tuples because a dataclass takes ten times as long to make at each start.
+tuples because defining a dataclass takes ten times as long at each start.
 """
 
 from decimal import Decimal
@@ -10,7 +10,7 @@ from enum import Enum, IntEnum
 from typing import NamedTuple, NoReturn
 
 ZERO = Decimal(0)
-MARGIN_RATE_ASSUMED = Decimal("0.0002")  # Of most assets, where Kraken names none.
+MARGIN_RATE_ASSUMED = Decimal("0.0002")  # The rate of most assets, where Kraken gives none.
 
 
 class Side(Enum):
@@ -29,7 +29,7 @@ class Direction(IntEnum):
 
 
 class OrderStatus(Enum):
-    """Kraken's words for where an order is in its life."""
+    """The status of an order. Source: docs.kraken.com, "Query Orders Info"."""
 
     PENDING = "pending"
     OPEN = "open"
@@ -45,7 +45,7 @@ class OrderStatus(Enum):
 class Purpose(Enum):
     """What an order is for. `REVERSE` closes and opens the other way in one order.
 
-    `ADOPT` is no order: it enters into the journal what someone else has traded.
+    `ADOPT` is not an order: it records in the journal what someone else has traded.
     """
 
     CLOSE = "close"
@@ -59,7 +59,7 @@ class Purpose(Enum):
 
 
 class Candle(NamedTuple):
-    """One finished interval; `time` is its start. `volume` is 0 when nobody traded."""
+    """One interval; `time` is its start. `volume` is 0 when nobody traded."""
 
     time: int
     open: Decimal
@@ -70,6 +70,8 @@ class Candle(NamedTuple):
 
 
 class Quote(NamedTuple):
+    """The best prices, in quote currency."""
+
     bid: Decimal
     ask: Decimal
 
@@ -83,7 +85,7 @@ class Quote(NamedTuple):
 
 
 class Step(NamedTuple):
-    """The next order that leads from what is held towards the target."""
+    """The next order on the way from the position held to the target."""
 
     purpose: Purpose
     side: Side
@@ -102,7 +104,7 @@ class Order(NamedTuple):
 
 
 class Execution(NamedTuple):
-    """What the exchange says became of an order so far. `cost` and `fee` in quote currency."""
+    """An order's state and fill so far, at the exchange. `cost` and `fee` in quote currency."""
 
     client_order_id: str
     exchange_order_id: str
@@ -114,7 +116,7 @@ class Execution(NamedTuple):
 
 
 class Position(NamedTuple):
-    """What is open on one pair: signed volume, opening cost of what is left, by which trades."""
+    """The open position on a pair: signed volume, its opening cost, ids of its trades."""
 
     volume: Decimal = ZERO
     cost: Decimal = ZERO
@@ -122,7 +124,7 @@ class Position(NamedTuple):
 
 
 class ChargeKind(Enum):
-    """Kraken's words for a row of its ledger. The fee of opening on margin may stand in two."""
+    """Kraken's types of ledger rows. The margin opening fee may be in a TRADE or MARGIN row."""
 
     TRADE = "trade"
     MARGIN = "margin"
@@ -130,10 +132,10 @@ class ChargeKind(Enum):
 
 
 class Charge(NamedTuple):
-    """One row of the exchange's ledger: what a trade cost, or keeping open what it opened.
+    """One row of the exchange's ledger: the fee of a trade, or a rollover of what it opened.
 
-    `cost` is the trade's own in quote currency, told with one of its rows; `order_id` is its
-    order's. A rollover has neither. `fee` is in `asset`, the quote currency where that is empty.
+    `cost` is the trade's cost in quote currency, given in only one of its rows; `order_id` is its
+    order. A rollover has neither. `fee` is in `asset`, or in quote currency if that is empty.
     """
 
     id: str
@@ -147,7 +149,7 @@ class Charge(NamedTuple):
 
 
 class SystemStatus(NamedTuple):
-    """The whole exchange's state: `online` or what else, and its announcements in words."""
+    """The state of the whole exchange, `online` or another, and the announcements in words."""
 
     status: str
     upcoming: tuple[str, ...] = ()
@@ -157,7 +159,7 @@ class SystemStatus(NamedTuple):
 class KeyInfo(NamedTuple):
     """What the exchange knows of an API key.
 
-    `nonce` is the last one it has seen, None when it does not say; `account` names the account,
+    `nonce` is the last one it has seen, None when not given; `account` identifies the account, is
     the same for all its keys, and is empty when unknown.
     """
 
@@ -167,17 +169,17 @@ class KeyInfo(NamedTuple):
 
 
 class MarginRates(NamedTuple):
-    """What borrowing costs, as fractions, at the opening and again each 4 hours.
+    """The rates of borrowing, as fractions, charged at the opening and again every 4 hours.
 
-    A long position borrows the quote currency, a short one the base. None: the exchange does not
-    say.
+    A long position borrows the quote currency, a short one the base. None: not given.
+    Source: support.kraken.com 206161568.
     """
 
     long: Decimal | None = None
     short: Decimal | None = None
 
     def of(self, side: Side) -> Decimal:
-        """Return the rate of a position opened by a buy or a sell, MARGIN_RATE_ASSUMED if none."""
+        """Return the rate for opening with this side, MARGIN_RATE_ASSUMED if it is unknown."""
         rate = self.long if side is Side.BUY else self.short
         return MARGIN_RATE_ASSUMED if rate is None else rate
 
@@ -206,8 +208,8 @@ class MarginSummary(NamedTuple):
 class Signal(NamedTuple):
     """What a strategy says after a finished candle.
 
-    `direction` is None when it has no view: things are to be left as they are. `average` is for
-    people to look at, never for deciding.
+    `direction` is None when it has no view: the position is left as it is. `average` is only for
+    display. `slope` is the sign of the newest difference: 1, 0 or -1.
     """
 
     direction: Direction | None
@@ -216,7 +218,7 @@ class Signal(NamedTuple):
 
 
 class Secret:
-    """A text that no repr, str, format, pickle or copy shows; `reveal` is the only way in."""
+    """A text that no repr, str, format, pickle or copy shows; only `reveal` returns it."""
 
     __slots__ = ("_text",)
 

@@ -1,6 +1,6 @@
-"""An order's life as one table: what is done after each answer in each state. Pure.
+"""The life of an order as one table: what to do after each answer in each state. Pure.
 
-Look at TABLE first. orders.py carries it out; the tests go through it cell by cell.
+Read TABLE first. orders.py carries it out; the tests check it cell by cell.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,48 +13,48 @@ from krakenbot.decision import Blocked
 from krakenbot.model import Purpose
 from krakenbot.records import PASSING, Intent, Outcome
 
-VISIBLE_S = 120  # How long reading may lag behind what happened: twice the longest seen.
-WATCH_MIN_S = 75.0  # How long this process must have looked before lookups prove anything.
-LOOKUP_PAUSE_S = 10.0  # What Kraken's lowest REST limit sustains.
+VISIBLE_S = 120  # Reads may lag behind events this long: twice the longest lag reported.
+WATCH_MIN_S = 75.0  # How long this process must look up an order to prove it absent.
+LOOKUP_PAUSE_S = 10.0  # As often as Kraken's lowest REST limit allows a lookup.
 LOOKUP_REFUSED_S = 3600.0
 
 
 class State(Enum):
-    PREPARED = "meant; neither on disk nor sent"
-    SENT = "on disk and sent; a no is not yet checked"
-    ACCEPTED = "the exchange has taken it"
-    UNCONFIRMED = "it may have been executed or not"
-    FINAL = "its end is on disk"
+    PREPARED = "planned; neither on disk nor sent"
+    SENT = "on disk and sent; a refusal is not yet confirmed by a lookup"
+    ACCEPTED = "the exchange has accepted it"
+    UNCONFIRMED = "outcome unknown: it may have been executed or not"
+    FINAL = "its outcome is on disk"
 
 
 class Answer(Enum):
-    """The first four are answers to sending it, the others to asking what became of it."""
+    """The first four answer the sending of the order, the others a lookup."""
 
-    ACCEPTED = "taken"
-    REJECTED = "a no, for good or for now: which of them is written down as its outcome"
+    ACCEPTED = "accepted"
+    REJECTED = "refused, for good or for now; the outcome recorded says which"
     NOT_SENT = "no byte left this machine"
-    UNKNOWN = "no answer, or none that can be understood"
-    FOUND_OPEN = "it is there, and may still trade or show more of its fill"
-    FOUND_FINAL = "it has ended, and what it traded is certain"
+    UNKNOWN = "no answer, or one that cannot be understood"
+    FOUND_OPEN = "it exists, and may still trade or show more of its fill"
+    FOUND_FINAL = "it has ended, and its fill is certain"
     NOT_FOUND = "the exchange knows no such order"
-    LOOKUP_FAILED = "no answer to the question"
+    LOOKUP_FAILED = "the lookup was refused or not answered"
 
 
 class Write(Enum):
     NOTHING = "nothing"
     INTENT = "the intent"
-    ACCEPTED = "that the exchange has taken it"
-    FILL = "its end and its fill"
+    ACCEPTED = "that the exchange has accepted it"
+    FILL = "its outcome and its fill"
     REFUSAL = "that it was refused or not sent, and why"
 
 
 class Do(Enum):
     SEND = "send it, once"
-    LOOK_UP = "ask what became of it"
-    PROVE = "write that it never happened, if trades and position agree; else halt"
+    LOOK_UP = "look up what became of it"
+    PROVE = "record it as absent if trades and position agree; else halt"
     DECIDE = "nothing more; the next decision may make a new attempt: next_attempt"
-    WAIT = "leave it; the loop waits for the exchange and asks again"
-    HALT = "stop for good, on disk: a person must look"
+    WAIT = "leave it open; the loop waits for the exchange and reconciles again"
+    HALT = "halt, recorded on disk: a person must look"
 
 
 NOW_S = (0.0,)
@@ -63,9 +63,9 @@ SLOW_S = (LOOKUP_PAUSE_S,)
 
 
 class Cell(NamedTuple):
-    """What comes of an answer: `write`, then `do` after `pauses_s`, of which the last repeats.
+    """What follows an answer: `write`, then `do` after `pauses_s`, of which the last repeats.
 
-    `late` is done instead once waiting is over (see `next_action`); `reason` is what a halt says.
+    `on_timeout` replaces `do` after a timeout (see `next_action`); `reason` is a halt's text.
     """
 
     state: State
@@ -83,24 +83,24 @@ class Cell(NamedTuple):
 PREPARED, SENT, ACCEPTED, UNCONFIRMED, FINAL = State
 LOST = "was accepted by the exchange, which now does not know it"
 STILL_OPEN = "is a market order and still open long after its deadline"
-LOOKUP_REFUSED = "cannot be looked up: the exchange has refused that for an hour"
+LOOKUP_REFUSED = "cannot be looked up: the exchange has refused lookups for an hour"
 OPEN_AFTER_REFUSAL = "was refused, and yet it is open"
-TRADED_AFTER_REFUSAL = "was refused, and yet it was taken"
+TRADED_AFTER_REFUSAL = "was refused, and yet it exists"
 
 
 def _impossible(state: State, answer: Answer) -> Cell:
-    reason = f"was answered {answer.name} in state {state.name}, which cannot be"
+    reason = f"was answered {answer.name} in state {state.name}, which should be impossible"
     return Cell(state, Do.HALT, reason=reason)
 
 
 TABLE: Mapping[tuple[State, Answer], Cell] = {
     **{pair: _impossible(*pair) for pair in product(State, Answer)},
-    # Nothing is sent. Where the journal is young it is looked for: an earlier one may be lost.
+    # Not sent. With a new journal it is looked up: the old one may be lost.
     (PREPARED, Answer.NOT_FOUND): Cell(SENT, Do.SEND, write=Write.INTENT),
     (PREPARED, Answer.FOUND_OPEN): Cell(UNCONFIRMED, Do.LOOK_UP, QUICK_S, write=Write.INTENT),
     (PREPARED, Answer.FOUND_FINAL): Cell(UNCONFIRMED, Do.LOOK_UP, QUICK_S, write=Write.INTENT),
     (PREPARED, Answer.LOOKUP_FAILED): Cell(PREPARED, Do.WAIT),
-    # It was sent. A no is believed after one look that finds no such order.
+    # Sent. A refusal is believed after one lookup that does not find the order.
     (SENT, Answer.ACCEPTED): Cell(ACCEPTED, Do.LOOK_UP, write=Write.ACCEPTED),
     (SENT, Answer.REJECTED): Cell(SENT, Do.LOOK_UP),
     (SENT, Answer.NOT_SENT): Cell(FINAL, Do.DECIDE, write=Write.REFUSAL),
@@ -109,18 +109,18 @@ TABLE: Mapping[tuple[State, Answer], Cell] = {
     (SENT, Answer.FOUND_OPEN): Cell(UNCONFIRMED, Do.LOOK_UP, QUICK_S),
     (SENT, Answer.FOUND_FINAL): Cell(FINAL, Do.DECIDE, write=Write.FILL),
     (SENT, Answer.LOOKUP_FAILED): Cell(UNCONFIRMED, Do.LOOK_UP, SLOW_S),
-    # It was taken: it must be there, and must end.
+    # Accepted: the exchange must know the order, and the order must end.
     (ACCEPTED, Answer.FOUND_FINAL): Cell(FINAL, Do.DECIDE, write=Write.FILL),
     (ACCEPTED, Answer.FOUND_OPEN): Cell(ACCEPTED, Do.LOOK_UP, QUICK_S, Do.HALT, STILL_OPEN),
     (ACCEPTED, Answer.NOT_FOUND): Cell(ACCEPTED, Do.LOOK_UP, QUICK_S, Do.HALT, LOST),
     (ACCEPTED, Answer.LOOKUP_FAILED): Cell(ACCEPTED, Do.WAIT, NOW_S, Do.HALT, LOOKUP_REFUSED),
-    # Nobody knows. So begins every order that another process left without an end, too.
+    # Outcome unknown. Open orders of an earlier process start here, unless they were accepted.
     (UNCONFIRMED, Answer.FOUND_FINAL): Cell(FINAL, Do.DECIDE, write=Write.FILL),
     (UNCONFIRMED, Answer.FOUND_OPEN): Cell(UNCONFIRMED, Do.LOOK_UP, QUICK_S, Do.HALT, STILL_OPEN),
     (UNCONFIRMED, Answer.NOT_FOUND): Cell(UNCONFIRMED, Do.LOOK_UP, SLOW_S, Do.PROVE),
     (UNCONFIRMED, Answer.LOOKUP_FAILED): Cell(UNCONFIRMED, Do.WAIT, NOW_S, Do.HALT, LOOKUP_REFUSED),
-    # It was refused, in a way not documented to leave no order. Before another order may open
-    # anything it is looked for once more, when deadline and lag are over.
+    # Refused, but Kraken does not document that this refusal leaves no order. Before another order
+    # may open a position, it is looked up once more, after deadline and lag.
     (FINAL, Answer.NOT_FOUND): Cell(FINAL, Do.DECIDE),
     (FINAL, Answer.FOUND_OPEN): Cell(FINAL, Do.HALT, reason=OPEN_AFTER_REFUSAL),
     (FINAL, Answer.FOUND_FINAL): Cell(FINAL, Do.HALT, reason=TRADED_AFTER_REFUSAL),
@@ -129,11 +129,11 @@ TABLE: Mapping[tuple[State, Answer], Cell] = {
 
 
 class Search(NamedTuple):
-    """What is known of the lookups for one order, by a clock in seconds that no one can set.
+    """The lookups of one order so far; times are seconds of the monotonic clock.
 
-    `lookups` were answered since `first`; `after` is the first one after the deadline and the lag
-    of reading were over. `refused` is since when looking has been refused now and then, None while
-    it is answered; `is_refused` whether the newest look was, and not merely unanswered.
+    `lookups` were answered since `first`; `after` is the first one after deadline and read lag.
+    `refused` is the first refusal since the last answer, None without one; `is_refused` says
+    whether the newest lookup was refused, not just unanswered.
     """
 
     lookups: int = 0
@@ -153,12 +153,11 @@ class Search(NamedTuple):
 
 
 def next_action(state: State, answer: Answer, search: Search, now: float) -> Cell:
-    """Return the table's cell as it is now: with what is to be done, after its first pause.
+    """Return the table's cell with the action that is due now, after the first of its pauses.
 
-    An answered lookup times out when the deadline and the reading lag are over, this process has
-    looked for at least WATCH_MIN_S, and two lookups answered since then are LOOKUP_PAUSE_S apart.
-    A failing lookup times out only after LOOKUP_REFUSED_S of refusals. There is no time limit
-    while the exchange cannot be reached or does not answer.
+    Answered lookups time out once deadline and read lag are over, this process has looked for
+    WATCH_MIN_S, and two lookups answered since then were LOOKUP_PAUSE_S apart. Refused ones time
+    out after LOOKUP_REFUSED_S; ones without any answer are repeated without limit.
     """
     cell, has_timed_out = TABLE[state, answer], False
     if answer is Answer.LOOKUP_FAILED:
@@ -174,9 +173,9 @@ def next_action(state: State, answer: Answer, search: Search, now: float) -> Cel
 
 # -- a new attempt -------------------------------------------------------------------------------
 
-REFUSED_AFTER_S = (15.0, 60.0, 300.0, 900.0)  # The last one repeats.
+REFUSED_AFTER_S = (15.0, 60.0, 300.0, 900.0)  # Pauses before a retry; the last one repeats.
 NOT_SENT_AFTER_S = (2.0, 5.0, 15.0, 60.0)
-EARLIER_CANDLE_MAX_S = 300.0  # A new candle's first attempt waits no longer for an older one's.
+EARLIER_CANDLE_MAX_S = 300.0  # A new candle's first attempt waits no longer for an earlier one.
 BELOW_MINIMUM_AFTER_S = 3600.0
 ENDED_EARLY = (Outcome.CANCELED, Outcome.EXPIRED)
 
@@ -184,31 +183,31 @@ ENDED_EARLY = (Outcome.CANCELED, Outcome.EXPIRED)
 def next_attempt(
     newest_first: Sequence[Intent], candle: int, interval_s: int, ordermin: Decimal, now: float
 ) -> Blocked | None:
-    """Return what speaks against one more order of this purpose for the candle, and until when.
+    """Return why this purpose may not be ordered again for the candle, and until when, or None.
 
-    `newest_first` are orders of one purpose, all with an end. Pauses grow as long as nothing but
-    refusals comes; nothing is tried again in the last tenth of the time for a candle. Only what
-    left no order, or can only shrink what is held, is tried again for the same candle.
+    `newest_first` are orders of one purpose, all final. Pauses grow while the same outcome repeats.
+    A retry for the same candle is only allowed after a temporary failure, or for an order that can
+    only reduce the position, and never in the last tenth of the candle's time.
     """
     newest = newest_first[0] if newest_first else None
     if newest is None or (newest.reduce_only and newest.executed == newest.volume):
         return None
     is_of_candle = newest.interval_s == interval_s and newest.candle == candle
-    # Without margin a close is an ordinary sale; once its end is certain the rest may be sold.
+    # Without margin a close is an ordinary sale; once it is final, the rest may be sold.
     ended_early = newest.purpose is Purpose.CLOSE and newest.outcome in ENDED_EARLY
     if not (newest.reduce_only or ended_early or newest.outcome in PASSING):
-        return Blocked("ordered once in this candle already", None) if is_of_candle else None
+        return Blocked("already ordered once for this candle", None) if is_of_candle else None
     at = (newest.settled or newest.created) + _pause_s(newest_first, is_of_candle, ordermin)
     if needs_proof(newest):
         at = max(at, newest.deadline + VISIBLE_S)
     reason = f"{newest.outcome} ({newest.note})" if newest.note else str(newest.outcome)
     if is_of_candle and max(at, now) > candle + 2 * interval_s - interval_s / 10:
-        return Blocked(f"{reason}, not again for this candle", None)
-    return Blocked(f"{reason}, tried again after a pause", at)
+        return Blocked(f"{reason}, no retry for this candle", None)
+    return Blocked(f"{reason}, retrying after a pause", at)
 
 
 def needs_proof(intent: Intent) -> bool:
-    """Return whether a refusal may hide an order that opens: it is looked for once more."""
+    """Return whether a refused order may still open a position: it needs one more lookup."""
     return intent.outcome is Outcome.REFUSED_FOR_NOW and not intent.reduce_only
 
 
@@ -220,6 +219,6 @@ def _pause_s(newest_first: Sequence[Intent], is_of_candle: bool, ordermin: Decim
     ends = [intent.outcome is newest.outcome for intent in newest_first]
     in_a_row = ends.index(False) if False in ends else len(ends)
     if newest.outcome is Outcome.ABSENT:
-        in_a_row = 2  # To prove its absence took two minutes; one more, should all views lag.
+        in_a_row = 2  # Proving it absent took two minutes; one more, in case all reads lag.
     pause_s = pauses[min(in_a_row, len(pauses)) - 1]
     return pause_s if is_of_candle else min(pause_s, EARLIER_CANDLE_MAX_S)

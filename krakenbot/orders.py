@@ -1,10 +1,9 @@
-"""An order, exactly: written, sent once, asked about until its end is known; see order_states.py.
+"""Orders: written to disk, sent once, looked up until final, by the table in order_states.py.
 
-Why none is sent twice: only `_place` sends, and only one cell of the table leads there, which puts
-the intent on disk first. Its id follows from candle, purpose and number of the attempt, and the
-journal takes an id once. While any intent has no end, `reconcile` finds it or raises, and
-nothing is decided. The other half of it is what is held: what the exchange says and the journal
-explains.
+Why no order is sent twice: only `_place` sends, and only one cell of the table leads to it, after
+the intent is on disk. The order's id is derived from candle, purpose and attempt number, and the
+journal accepts an id only once. While an intent is open, `reconcile` finds its outcome or raises,
+and nothing is decided. The second half compares the position held with the journal.
 """
 
 from decimal import Decimal
@@ -44,20 +43,20 @@ from krakenbot.order_states import (
 from krakenbot.pairs import elsewhere, plain
 from krakenbot.records import Intent, Outcome, client_order_id
 
-DEADLINE_S = 15  # The engine refuses an order that reaches it later.
-DEADLINE_PAST_S = 2.0  # By then the exchange's clock has certainly passed it.
+DEADLINE_S = 15  # Kraken refuses an order that is matched later. docs.kraken.com, Add Order.
+DEADLINE_PAST_S = 2.0  # For the error of our clock, before a deadline counts as over.
 UNFILLED_MAX = 5
 FIRST_PAUSE_S = 2.0
-KEY_REFUSALS_MAX = 3  # More orders in a row whose key was refused end the bot.
+KEY_REFUSALS_MAX = 3  # If the key is refused for more orders in a row, the bot ends.
 PURPOSES = (Purpose.CLOSE, Purpose.OPEN, Purpose.REVERSE)
 CLOSING = (Purpose.CLOSE, Purpose.REVERSE)
-HISTORY = len(NOT_SENT_AFTER_S)  # Over how many orders back the pauses grow.
+HISTORY = len(NOT_SENT_AFTER_S)  # How many past orders can make a pause grow.
 
 
 class Orders:
-    """The orders and the position of one bot. Nothing is sent while anything is unknown.
+    """The orders and the position of one bot. Nothing is sent while an outcome is unknown.
 
-    Their ids are derived from the plan and the key's `fingerprint`.
+    Order ids are derived from the plan and the key's `fingerprint`.
     """
 
     def __init__(
@@ -74,13 +73,13 @@ class Orders:
         self._exchange, self._journal, self._clock, self._emit = exchange, journal, clock, emit
         self._searches: dict[str, Search] = {}
         self._found: Execution | None = None
-        self._refusal = Outcome.REFUSED, ""  # How what was refused ends, unless it is found.
+        self._refusal = Outcome.REFUSED, ""  # Of the order in hand, unless a lookup finds it.
         self._failure: Exception | None = None
         self._key_refusals = 0
-        self._proven = set[str]()  # Refused orders that were looked for once more.
+        self._proven = set[str]()  # Refused orders that the second lookup did not find.
 
     def send(self, step: Step, candle: int, held: Decimal, reason: str) -> None:
-        """Write the intent, send its order once, and follow it to its end."""
+        """Write the intent, send its order once, and follow it until it is final."""
         for earlier in self._unproven(step.reduce_only):
             self._clock.wait(self._certain_at(earlier, step.reduce_only) - self._clock.now())
             if not step.reduce_only:
@@ -90,8 +89,8 @@ class Orders:
         answer = Answer.NOT_FOUND
         born = int(self._journal.get("created", "0"))
         if born >= candle + self._plan.interval_s or self._journal.newest_intent() is None:
-            # The journal is younger than the candle: an earlier one may have been lost, which
-            # sent this order as long ago as the candle goes.
+            # The journal is newer than the candle. One that was lost may have sent this order
+            # already, at any time since the candle began.
             lost = intent._replace(created=min(candle, intent.created))
             answer = self._look_up(lost)
             intent = intent if answer is Answer.NOT_FOUND else lost
@@ -99,20 +98,20 @@ class Orders:
         self._check_unfilled()
 
     def reconcile(self) -> None:
-        """Ask about every open intent until its end is known; then see that orders still work."""
+        """Look up every open intent until it is final; halt when too many traded nothing."""
         for intent in self._journal.open_intents():
             state = State.ACCEPTED if intent.accepted else State.UNCONFIRMED
             self._follow(intent, state, self._look_up(intent))
         self._check_unfilled()
 
     def blocked(self, candle: int) -> dict[Purpose, Blocked]:
-        """Return what may not be ordered now for this candle, why, and until when."""
+        """Return which purposes may not be ordered now for this candle, why, and until when."""
         now, blocked = self._clock.now(), dict[Purpose, Blocked]()
         newest, ordermin = self._journal.newest_intent(), self._market.rules.ordermin
         is_whole = abs(self._journal.account().held) >= ordermin
         for purpose in PURPOSES:
             history = self._journal.newest_of(purpose, HISTORY)
-            if is_whole:  # What was too small for the exchange says nothing about this order.
+            if is_whole:  # What happened to orders below the minimum does not matter.
                 history = [intent for intent in history if intent.volume >= ordermin]
             found = next_attempt(history, candle, self._plan.interval_s, ordermin, now)
             if found is not None and (found.until is None or found.until > now):
@@ -124,25 +123,25 @@ class Orders:
                     why = (
                         f"an order to {earlier.purpose.verb} was {earlier.outcome} ({earlier.note})"
                     )
-                    blocked.setdefault(purpose, Blocked(f"{why} and is looked for first", until))
+                    blocked.setdefault(purpose, Blocked(f"{why} and is looked up first", until))
         if newest and newest.outcome is Outcome.NOT_SENT and newest.purpose in blocked:
-            blocked = dict.fromkeys(Purpose, blocked[newest.purpose]) | blocked  # Nothing leaves.
+            blocked = dict.fromkeys(Purpose, blocked[newest.purpose]) | blocked  # Offline.
         if newest and newest.purpose is Purpose.REVERSE and not newest.executed:
             blocked.setdefault(Purpose.REVERSE, Blocked("the last one traded nothing", None))
         return blocked
 
     def _unproven(self, reduces: bool) -> list[Intent]:
-        """Return the refused orders that may have been executed, and matter to the next one.
+        """Return refused orders that may have been executed and matter to the next order.
 
-        One that only `reduces` may go before it is known that nothing was opened, but not while a
-        reversal may still be executed: both together would close twice.
+        An order that only `reduces` need not wait until a refused open is looked up again. It does
+        wait for a refused reversal: if both were executed, they would close twice.
         """
         newest = [one for purpose in PURPOSES for one in self._journal.newest_of(purpose, 1)]
         doubtful = [one for one in newest if needs_proof(one) and one.id not in self._proven]
         return [one for one in doubtful if one.purpose is Purpose.REVERSE or not reduces]
 
     def _certain_at(self, refused: Intent, reduces: bool) -> float:
-        """Return when the order can no longer be executed, or for what may open is seen as well."""
+        """Return when it can no longer be executed and, unless `reduces`, would be visible."""
         return refused.deadline + (DEADLINE_PAST_S if reduces else VISIBLE_S)
 
     def _check_unfilled(self) -> None:
@@ -151,7 +150,7 @@ class Orders:
             raise self._journal.halt(f"{count} orders in a row traded nothing; the last: {note}")
 
     def _follow(self, intent: Intent, state: State, answer: Answer) -> None:
-        """Carry out the table until the order has its end. Raises where the loop must wait."""
+        """Carry out the table until the order is final; raise when the loop must wait or halt."""
         while True:
             search = self._searches.get(intent.id, Search())
             cell = next_action(state, answer, search, self._clock.monotonic())
@@ -197,7 +196,7 @@ class Orders:
                 self._emit("refusal" if outcome is Outcome.REFUSED else "delay", note)
 
     def _place(self, intent: Intent) -> Answer:
-        """Send the order. KeyRefusedError leaves the intent open: nothing private follows it."""
+        """Send the order. KeyRefusedError leaves the intent open: no private request may follow."""
         self._emit("order", f"{intent.side.value} {plain(intent.volume)}: {intent.reason}")
         try:
             self._exchange.place(intent.order, intent.deadline)
@@ -216,7 +215,7 @@ class Orders:
         return Answer.ACCEPTED
 
     def _outcome(self, intent: Intent, error: LaterError | RefusedError) -> Outcome:
-        """Return how an order ends that was refused like that, unless a look finds it."""
+        """Return the outcome of an order refused with this error, if a lookup does not find it."""
         if isinstance(error, LaterError):
             if error.cause is Cause.UNREACHABLE:
                 return Outcome.NOT_SENT
@@ -230,13 +229,13 @@ class Orders:
         return Outcome.REFUSED_FOR_NOW if is_small_close else Outcome.REFUSED
 
     def has_just_closed(self) -> bool:
-        """Return whether margin may seem too small because a close is not yet seen everywhere."""
+        """Return whether free margin may look too small because a close is not yet visible."""
         visible_from = self._clock.now() - VISIBLE_S
         closes = [intent for one in CLOSING for intent in self._journal.newest_of(one, 1)]
         return any(one.executed and (one.settled or 0) > visible_from for one in closes)
 
     def _look_up(self, intent: Intent) -> Answer:
-        """Ask what became of the order; KeyRefusedError and safety stops go up."""
+        """Look up what became of the order. KeyRefusedError and safety stops are not caught."""
         search, now = self._searches.get(intent.id, Search()), self._clock.monotonic()
         before, self._found = self._found, None
         is_over = self._clock.now() > intent.deadline + VISIBLE_S
@@ -244,12 +243,12 @@ class Orders:
             found = self._exchange.find(intent.id, intent.created)
             is_final = found is not None and found.status.is_final
             if found and is_final and found.volume != intent.volume and not is_over:
-                # A cut order's fill may still be on its way, although two looks say the same.
+                # A partial fill may still grow, although two lookups show the same.
                 is_final = found == before and self._is_seen(intent, found)
         except ExchangeError as error:
             self._failure = error
             self._searches[intent.id] = search.failed(now, isinstance(error, RefusedError))
-            log.warning("order not looked up id=%s reason=%s", intent.id, error)
+            log.warning("order lookup failed id=%s reason=%s", intent.id, error)
             return Answer.LOOKUP_FAILED
         self._searches[intent.id] = search.answered(now, is_over)
         self._found = found
@@ -258,7 +257,7 @@ class Orders:
         return Answer.FOUND_FINAL if is_final else Answer.FOUND_OPEN
 
     def _is_seen(self, intent: Intent, found: Execution) -> bool:
-        """Return whether the position shows what a cut order is said to have traded."""
+        """Return whether the position shows the partial fill that the lookup found."""
         explained = self._journal.account().held + intent.side.sign * found.volume
         return self._held(explained) == explained
 
@@ -286,13 +285,13 @@ class Orders:
         )
 
     def _book(self, intent: Intent) -> None:
-        """Record the order's end with what it traded, and say side, volume, price and fee."""
+        """Record the order's outcome and fill, and report side, volume, price and fee."""
         found, rules = self._found, self._market.rules
         assert found is not None
         volume, asked = plain(found.volume), plain(intent.volume)
         if not 0 <= found.volume <= intent.volume:
             order_id = found.exchange_order_id
-            raise self._journal.halt(f"order {order_id} traded {volume}, asked for were {asked}")
+            raise self._journal.halt(f"order {order_id} traded {volume}, ordered was {asked}")
         outcome = Outcome(found.status.value)
         fee = opening_fee(intent, found, self._market.margin_rates)
         now = int(self._clock.now())
@@ -305,7 +304,7 @@ class Orders:
         self._emit("fill" if found.volume else "refusal", text)
 
     def _prove_absent(self, intent: Intent) -> None:
-        """Write that an order never happened; halt when trades or the position say otherwise."""
+        """Record an order as absent; halt when trades or the position contradict that."""
         since, until = intent.created - 5, intent.deadline + VISIBLE_S
         traded = self._exchange.traded_orders(since, until)
         unknown = sorted({order for order in traded if not self._journal.knows_order(order)})
@@ -317,8 +316,8 @@ class Orders:
                 f"{plain(explained)}) and shows unexplained trades: {', '.join(unknown)}",
                 held,
             )
-        self.position()  # Halts when it goes on saying otherwise.
-        log.warning("order never happened id=%s", intent.id)
+        self.position()  # Halts if it keeps contradicting the journal.
+        log.warning("order absent id=%s", intent.id)
         now = int(self._clock.now())
         self._journal.conclude(intent, Outcome.ABSENT, now, note="not found after its deadline")
         self._emit("delay", f"the order to {intent.purpose.verb} never reached the exchange")
@@ -327,9 +326,9 @@ class Orders:
     # -- what is held --------------------------------------------------------------------------
 
     def position(self) -> Decimal:
-        """Return the signed volume held, once the exchange and the journal say the same.
+        """Return the signed volume held, once the exchange and the journal agree.
 
-        Reading may lag, so a difference is asked about for a while; then a person must look.
+        Reads may lag, so a difference is read again for VISIBLE_S; if it persists, the bot halts.
         """
         explained, plan = self._journal.account().held, self._plan
         on_margin = plan.leverage > 0
@@ -352,8 +351,8 @@ class Orders:
     def _held(self, explained: Decimal) -> Decimal:
         if self._plan.leverage:
             return self._exchange.position().volume
-        # Without margin, the bot's position is what it bought itself; other coins of the same
-        # kind are not its business, but they must at least be there.
+        # Without margin, the bot's position is what it bought itself. Any other coins are ignored,
+        # but the balance must cover the position.
         return min(explained, self._exchange.balances().get(self._market.rules.base, ZERO))
 
     def _contradiction(self, held: Decimal, explained: Decimal) -> StopError:
@@ -367,7 +366,7 @@ class Orders:
             if earning:
                 places = " and ".join(f"{plain(amount)} {code}" for code, amount in earning.items())
                 why = (
-                    f"; {places} lies in Kraken's Earn or is staked: switch auto-earn off, move it "
+                    f"; {places} is in Kraken's Earn or staked: switch auto-earn off, move it "
                     "back to the spot wallet, then `krakenbot resume`. Until it is back do not "
                     "adopt: the bot would buy again"
                 )

@@ -9,7 +9,7 @@ from krakenbot.model import ZERO, Order, Purpose, Side
 
 
 class Outcome(StrEnum):
-    """How an order ended; the texts are what is stored."""
+    """How an order ended. The texts are stored in journals, so they must not change."""
 
     CLOSED = "closed"
     CANCELED = "canceled"
@@ -18,15 +18,12 @@ class Outcome(StrEnum):
     REFUSED = "refused"
     ABSENT = "absent"
     ADOPTED = "adopted"
-    # Refused for a temporary reason, such as a rate limit. Kraken documents for some of these
-    # refusals that they leave no order; after the others an order may exist.
-    REFUSED_FOR_NOW = "put off"
-    REFUSED_FOR_NOW_NO_ORDER = "put off, no order left"
+    REFUSED_FOR_NOW = "put off"  # For a temporary reason, as a rate limit; an order may exist.
+    REFUSED_FOR_NOW_NO_ORDER = "put off, no order left"  # The same, documented to leave no order.
     ABANDONED = "given up"
 
 
-# Temporary failures. They may be retried, and count neither towards max_orders_per_day nor towards
-# the orders in a row that traded nothing.
+# Temporary failures: retried, counted neither per day nor among the orders that traded nothing.
 PASSING = (
     Outcome.NOT_SENT,
     Outcome.REFUSED_FOR_NOW,
@@ -36,7 +33,7 @@ PASSING = (
 
 
 class Intent(NamedTuple):
-    """An order as it was meant, and what came of it: `outcome` is None while that is unknown."""
+    """An order as planned, and its result; `outcome` is None while it is unknown."""
 
     id: str
     interval_s: int
@@ -80,7 +77,7 @@ class Decided(NamedTuple):
 
 
 class Equity(NamedTuple):
-    """What the account had come to after a decision, in quote currency but for time and held."""
+    """The account after a decision: `held` in base currency, amounts in quote currency."""
 
     time: int
     price: Decimal
@@ -94,9 +91,9 @@ class Equity(NamedTuple):
 
 
 class Booked(NamedTuple):
-    """What the exchange took besides trade fees: an "opening" fee on margin or a "rollover".
+    """A charge besides trade fees: `kind` is "opening", a fee on margin, or "rollover".
 
-    `amount` is in quote currency; `charged` of `asset` is what was really taken.
+    `amount` is in quote currency; what was actually taken is `charged`, in `asset`.
     """
 
     id: str
@@ -108,9 +105,9 @@ class Booked(NamedTuple):
 
 
 class Account(NamedTuple):
-    """What the journal's own fills and charges add up to, in quote currency but for `held`.
+    """The sum of the journal's fills and charges: `held` in base currency, the rest in quote.
 
-    `cash` is what sales brought less what purchases cost, before all fees.
+    `cash` is the proceeds of sales less the cost of purchases, before all fees.
     """
 
     held: Decimal = ZERO
@@ -124,7 +121,7 @@ class Account(NamedTuple):
         return self.fees + self.margin_fees + self.rollover
 
     def pnl(self, price: Decimal) -> Decimal:
-        """Return profit or loss since the beginning, after all costs, held volume at `price`."""
+        """Return profit or loss since the beginning, after all costs, valuing `held` at `price`."""
         return self.cash + self.held * price - self.costs
 
     def traded(self, side: Side, volume: Decimal, cost: Decimal, fee: Decimal) -> "Account":
@@ -143,7 +140,7 @@ class Account(NamedTuple):
 def client_order_id(
     fingerprint: str, pair: str, interval_s: int, candle: int, purpose: Purpose, attempt: int
 ) -> str:
-    """Return the UUID of one step of one decision: the same step has the same id for ever."""
+    """Return the UUID of one step of one decision: the same step always has the same id."""
     text = f"{fingerprint} {pair} {interval_s} {candle} {purpose.value} {attempt}"
     raw = bytearray(hashlib.sha256(text.encode()).digest()[:16])
     raw[6] = raw[6] & 0x0F | 0x40
@@ -153,5 +150,5 @@ def client_order_id(
 
 
 def assumed_id(intent_id: str) -> str:
-    """Return the id of the charge that stands for an order's opening fee until the ledger's."""
+    """Return the id of the estimated opening fee, booked until the ledger shows the real one."""
     return f"assumed {intent_id}"

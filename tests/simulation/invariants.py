@@ -350,7 +350,7 @@ class Truth:
             expect(world.changed("leverage"), name, text)
         elif "the journal is new" in text or "by hand" in text or "could not close" in text:
             pass
-        elif "has refused that for an hour" in text:
+        elif "has refused lookups for an hour" in text:
             expect(world.seen("dead-view"), name, text)
         else:
             world.expect(False, name, f"not expected at all: {text}")

@@ -575,7 +575,7 @@ class TestWords(AttentionTest):
         self.once()
         (decided,) = self.journal.decisions()
         self.assertIn("0.01 off target", decided.reason)
-        self.assertIn("ordered once in this candle already", decided.reason)
+        self.assertIn("already ordered once for this candle", decided.reason)
 
     def test_an_unreachable_exchange_is_told_of_after_five_minutes(self) -> None:
         bot = self.once(105)

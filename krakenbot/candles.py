@@ -1,4 +1,4 @@
-"""From Kraken's OHLC rows to finished candles without holes."""
+"""From Kraken's OHLC rows to finished candles without gaps."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -12,26 +12,26 @@ from krakenbot.exchange import Market
 from krakenbot.model import ZERO, Candle
 from krakenbot.pairs import decimal
 
-ROWS_MAX = 720  # More than these the exchange does not give.
+ROWS_MAX = 720  # The most that OHLC returns. Source: docs.kraken.com, "Get OHLC Data".
 LATE_WAIT_S = 2.0
 LATE_TRIES = 8
-HOLE_YOUNG = 20  # For how many candles a missing one is asked for again.
-STEPS_MIN = 10  # With fewer rows nobody can tell a longer interval from missing candles.
-AHEAD_MAX_S = 5.0  # A candle that begins later than this from now is not believed.
+HOLE_YOUNG = 20  # A missing candle is requested again while it is this recent.
+STEPS_MIN = 10  # Fewer rows cannot tell a longer interval from missing candles.
+AHEAD_MAX_S = 5.0  # A candle that starts further in the future is rejected.
 
 
 class CandleWindow:
-    """All finished candles that the exchange tells, without holes; kept up by a few rows a time."""
+    """The finished candles without gaps, kept up to date by requests of a few rows."""
 
     def __init__(self, market: Market, clock: Clock, interval_s: int) -> None:
         self._market, self._clock, self._interval_s = market, clock, interval_s
-        self._candles: dict[int, Candle] = {}  # What the exchange gave, by time, oldest first.
+        self._candles: dict[int, Candle] = {}  # As received, by time, oldest first.
 
     def up_to(self, expected: int) -> Sequence[Candle] | None:
-        """Return finished candles, the newest one starting at `expected` or later.
+        """Return finished candles, the newest starting at `expected` (unix seconds) or later.
 
-        Asks again while that one is late; None when it does not come in good time. Raises
-        UnansweredError, too, for candles of the future: then one of two clocks is wrong.
+        Retries while that one is late, then returns None. Also raises UnansweredError for candles
+        in the future: then the exchange's clock or ours is wrong.
         """
         for attempt in range(LATE_TRIES):
             if attempt:
@@ -43,25 +43,25 @@ class CandleWindow:
         return None
 
     def _fetch(self, expected: int) -> None:
-        """Ask from the first young hole on, else for what is newer than the newest known."""
+        """Request candles from the first recent gap on, else those after the newest known."""
         step_s, known = self._interval_s, max(self._candles, default=0)
         if expected - known > (ROWS_MAX // 2) * step_s:
             known, self._candles = 0, {}
         young = expected - HOLE_YOUNG * step_s
         holes = (a for a, b in pairwise(self._candles) if b - a > step_s and a >= young)
         begin = next(holes, known) or expected - (ROWS_MAX - 2) * step_s
-        # One candle more than needed: whether `since` itself comes back is not documented.
+        # One candle more than needed: it is not certain that `since` itself is included.
         rows = self._market.candles(begin - step_s)
         if rows and rows[-1].time > self._clock.now() + AHEAD_MAX_S:
             raise UnansweredError(
-                f"OHLC answer holds a candle of {rows[-1].time}, now it is {self._clock.now():.0f}"
+                f"OHLC answer has a candle of {rows[-1].time}, but now is {self._clock.now():.0f}"
             )
         candles = dict(self._candles)
-        for candle in rows[:-1]:  # The last row is still being made; its close will change.
+        for candle in rows[:-1]:  # The last row is unfinished; its close will change.
             was = candles.get(candle.time, candle)
             if was != candle:
                 log.warning("candle revised time=%s was=%s now=%s", candle.time, was, candle)
-            candles[candle.time] = candle  # The newest word counts.
+            candles[candle.time] = candle  # The newest answer counts.
         self._candles = {time: candles[time] for time in sorted(candles)[-ROWS_MAX:]}
         for before, after in pairwise(self._candles):
             if after - before > step_s and after > known:
@@ -69,7 +69,7 @@ class CandleWindow:
 
 
 def fill(candles: Sequence[Candle], interval_s: int) -> list[Candle]:
-    """Return the candles with each missing interval filled by a flat one at the close before."""
+    """Return the candles, each missing one filled by a flat one at the close before it."""
     filled: list[Candle] = []
     for candle in candles:
         while filled and candle.time - filled[-1].time > interval_s:
@@ -80,10 +80,10 @@ def fill(candles: Sequence[Candle], interval_s: int) -> list[Candle]:
 
 
 def parse_rows(result: Any, interval_s: int) -> list[Candle]:
-    """Return the rows of an OHLC result, oldest first, each time once.
+    """Return the rows of an OHLC result, oldest first, one for each time.
 
-    The key of the rows is Kraken's own pair name, whatever was asked for. Raises UnansweredError
-    when anything is not of the documented shape.
+    Their key is Kraken's own name of the pair, whichever name was sent. Raises UnansweredError when
+    the result is not of the documented shape.
     """
     try:
         (rows,) = (value for key, value in result.items() if key != "last")
@@ -94,9 +94,9 @@ def parse_rows(result: Any, interval_s: int) -> list[Candle]:
     steps = [after - before for before, after in pairwise(times)]
     step_s = gcd(*steps) if len(steps) >= STEPS_MIN else interval_s
     if any(step % interval_s for step in steps) or step_s != interval_s:
-        raise UnansweredError(f"OHLC answer holds times that are not {interval_s} s apart")
+        raise UnansweredError(f"OHLC answer has times that are not {interval_s} s apart")
     if times and times[-1] - times[0] > (2 * ROWS_MAX) * interval_s:
-        raise UnansweredError("OHLC answer spans more than it can hold")
+        raise UnansweredError("OHLC answer spans more time than it can")
     return [by_time[time] for time in times]
 
 

@@ -12,7 +12,7 @@ from krakenbot.strategy import Strategy, build
 
 
 class Plan(NamedTuple):
-    """What the user wants, as far as deciding is concerned."""
+    """The settings that a decision depends on. `size` is in base currency."""
 
     pair: str
     interval_s: int
@@ -26,7 +26,7 @@ class Plan(NamedTuple):
 
 
 def plan_of(config: Config) -> Plan:
-    """Return what deciding needs to know of the configuration."""
+    """Return the plan in a configuration. Raises rulefile.RuleError as `strategy.build` does."""
     chosen, risk = config.strategy, config.risk
     strategy, candles_min = build(
         chosen.name, chosen.length, chosen.short, chosen.long, chosen.file, chosen.parameters
@@ -47,18 +47,18 @@ def plan_of(config: Config) -> Plan:
 
 
 class Blocked(NamedTuple):
-    """Why a kind of order is not sent now, and until when; None: not for this candle any more."""
+    """Why a purpose may not be ordered, and until when (unix seconds; None: for this candle)."""
 
     reason: str
     until: float | None
 
 
 class Snapshot(NamedTuple):
-    """What is known when deciding.
+    """What a decision is based on.
 
-    `waits_for_turn_from` is the direction whose end a first start waits for, None once it is in
-    the market. `flatten_reason` is empty unless nothing may be held any more. `blocked` are the
-    kinds of orders that may not be sent now.
+    `waits_for_turn_from` is the direction that must end before the first entry, None after it.
+    `flatten_reason` is empty unless the position must be closed for good. `blocked` are the
+    purposes that may not be ordered now.
     """
 
     signal: Signal
@@ -72,7 +72,7 @@ class Snapshot(NamedTuple):
 class Decision(NamedTuple):
     """`target` is the direction to be in, `step` the next order towards it or None.
 
-    `blocked` is set when there is a next order that may not be sent now.
+    `blocked` is set when the next order may not be sent now.
     """
 
     target: Direction
@@ -82,7 +82,7 @@ class Decision(NamedTuple):
 
 
 def decide(snapshot: Snapshot, plan: Plan) -> Decision:
-    """Return where to be and the next order on the way there."""
+    """Return the target and the next order on the way to it."""
     signal, held, rules = snapshot.signal, snapshot.held, snapshot.rules
     if snapshot.flatten_reason:
         direction, why = Direction.FLAT, snapshot.flatten_reason
@@ -97,7 +97,7 @@ def decide(snapshot: Snapshot, plan: Plan) -> Decision:
     goal, rest = _direction(target), abs(target - held)
     step = next_step(held, target, plan.leverage, plan.one_order, rules, snapshot.blocked)
     if step is None and is_stuck(held, plan.size, rules) and held * target <= 0:
-        # The exchange raised its minimum: what is held must still go, if it lets it.
+        # The exchange raised its minimum. The position must be closed all the same.
         side = Side.SELL if held > 0 else Side.BUY
         step = Step(Purpose.CLOSE, side, abs(held), plan.leverage > 0)
     if step is None:
@@ -112,7 +112,7 @@ def decide(snapshot: Snapshot, plan: Plan) -> Decision:
 
 
 def is_stuck(held: Decimal, size: Decimal, rules: PairRules) -> bool:
-    """Return whether a whole position became too small to be closed; a mere rest is left alone."""
+    """Return whether a raised minimum makes the whole position too small to close."""
     return held != 0 and abs(held) < rules.ordermin and size < rules.ordermin
 
 
@@ -121,7 +121,7 @@ def _direction(volume: Decimal) -> Direction:
 
 
 def target_volume(direction: Direction, size: Decimal, leverage: int) -> Decimal:
-    """Return the signed volume to hold; without margin there is nothing below flat."""
+    """Return the signed volume to hold; without margin, SHORT means flat."""
     if leverage == 0 and direction is Direction.SHORT:
         return ZERO
     return size * int(direction)
@@ -138,13 +138,13 @@ def next_step(
     """Return the next order on the way from `held` to `target`, or None.
 
     None also when the difference is below the pair's minimum. A reversal closes first and opens
-    next; with `one_order` it is one order unless that is `blocked`, which leads back to closing.
+    next; with `one_order` it is a single order, unless REVERSE is `blocked`: then it closes first.
     """
     difference, reverses = target - held, held * target < 0
     purpose, volume = Purpose.OPEN, abs(difference)
     if reverses and one_order and Purpose.REVERSE not in blocked:
         purpose = Purpose.REVERSE
-    elif reverses and abs(held) >= rules.ordermin:  # A smaller rest goes with what opens.
+    elif reverses and abs(held) >= rules.ordermin:  # The opening order closes a smaller rest.
         purpose, volume = Purpose.CLOSE, abs(held)
     elif not reverses and abs(target) < abs(held):
         purpose = Purpose.CLOSE

@@ -1,4 +1,4 @@
-"""What matters to an order besides candles and position, and how fresh that knowledge is."""
+"""What an order depends on besides candles and position, and how fresh that knowledge is."""
 
 from decimal import Decimal
 
@@ -20,31 +20,31 @@ from krakenbot.pairs import PairRules, plain, recall_rules, remember_rules
 from krakenbot.risk import FEE_RATE_ASSUMED, RiskInputs, clock_error
 
 CLOCK_REFRESH_S = 300.0
-REFRESH_S = 3600.0  # Of all that changes seldom.
-CLOCK_WARN_S = 5.0  # Nothing breaks yet; the host's time is not kept as it should be.
-CLOCK_JUMP_S = 5.0  # An answer so far from what is known needs others that agree with it.
+REFRESH_S = 3600.0  # For what rarely changes.
+CLOCK_WARN_S = 5.0  # Harmless so far, but the host's clock is not synchronized.
+CLOCK_JUMP_S = 5.0  # A larger jump is believed only when more answers agree.
 CLOCK_LOOKS = 3
 CLOCK_PAUSE_S = 5.0
 NEVER = float("-inf")
 
 
 class MarketState:
-    """The pair's rules, the account's fee, the exchange's clock and state, asked now and then."""
+    """The pair's rules, the account's fee, the exchange's clock and state, reread now and then."""
 
     rules: PairRules
 
     def __init__(self, plan: Plan, exchange: Exchange, clock: Clock, journal: Journal) -> None:
         self._plan, self._exchange, self._clock, self._journal = plan, exchange, clock, journal
         self.fee_rate, self.margin_rates = FEE_RATE_ASSUMED, MarginRates()
-        self.assumed = ""  # What of these is assumed, in words.
-        self.clock_offset_s = 0.0  # The exchange's time less the host's.
+        self.assumed = ""  # Which of these are assumed, in words.
+        self.clock_offset_s = 0.0  # The exchange's time minus the host's.
         self.notices: tuple[str, ...] = ()  # What the exchange announces: emergencies, maintenance.
         self._clock_read = self._rules_read = self._others_read = NEVER
 
     def learn(self) -> None:
-        """Read clock and rules; with a position to look after, remembered rules will do.
+        """Read clock and rules; while a position or order is open, stored rules will do.
 
-        Raises ConfigError when there is no such pair.
+        Raises ConfigError when the exchange has no such pair.
         """
         self.measure_clock()
         try:
@@ -55,18 +55,18 @@ class MarketState:
                 if not isinstance(error, RefusedError):
                     raise
                 raise ConfigError(f"pair = {self._plan.pair!r}: {error}") from error
-            log.warning("rules of the pair cannot be read, remembered ones are used: %s", error)
+            log.warning("the pair's rules cannot be read, using stored ones: %s", error)
             self.rules = recall_rules(text)
             if isinstance(error, RefusedError):
                 self.rules = self.rules._replace(status="not listed")
             self._exchange.assume_rules(self.rules)
 
     def invalidate(self) -> None:
-        """Have the pair's rules and the exchange's time asked anew before the next tick."""
+        """Let the next refresh read the pair's rules and the exchange's time again."""
         self._rules_read = self._clock_read = NEVER
 
     def refresh(self) -> None:
-        """Read anew what has grown old."""
+        """Read again whatever is out of date."""
         now = self._clock.monotonic()
         if now - self._clock_read >= CLOCK_REFRESH_S:
             self.measure_clock()
@@ -77,18 +77,17 @@ class MarketState:
             self.read_rates()
 
     def measure_clock(self) -> None:
-        """Take the exchange's time, good to about half a second and half the round trip.
+        """Set the clock to the exchange's time, to within half a second and half the round trip.
 
-        An answer far from what is known so far (at first: from the host's clock) is believed only
-        when others, some seconds apart, agree with it; UnansweredError when they do not. The
-        exchange then counts, since it judges deadlines by its own clock; while the host's clock
-        says otherwise nothing is opened.
+        An answer far from the time known so far (at first: the host's) is believed only when more
+        answers, some seconds apart, agree; else UnansweredError. The exchange's time is used then,
+        because it judges deadlines by its own clock; nothing is opened until the host's agrees.
         """
         self._clock_read = self._clock.monotonic()
         offset_s, doubt_s = self._ask_time()
         known_s = self._clock.now() - self._clock.monotonic()
         if abs(offset_s - known_s) > CLOCK_JUMP_S + doubt_s:
-            self._clock_read = NEVER  # One of the two is wrong: asked again at each tick.
+            self._clock_read = NEVER  # One of the two is wrong: measured again at each tick.
             for _ in range(CLOCK_LOOKS - 1):
                 self._clock.wait(CLOCK_PAUSE_S)
                 again_s, again_doubt_s = self._ask_time()
@@ -103,9 +102,9 @@ class MarketState:
             log.warning("this host's clock is %s", clock_error(self.clock_offset_s))
 
     def _ask_time(self) -> tuple[float, float]:
-        """Return the exchange's time less the clock that no one can set, and how far it may be off.
+        """Return the exchange's time minus the monotonic clock, and its possible error, in seconds.
 
-        Its answer has whole seconds.
+        The exchange answers in whole seconds.
         """
         sent = self._clock.monotonic()
         server = self._exchange.server_time()
@@ -113,7 +112,7 @@ class MarketState:
         return server + 0.5 - sent - trip_s / 2, 1.0 + trip_s / 2
 
     def read_rates(self) -> None:
-        """Take the account's fee and what borrowing costs; what cannot be had is assumed."""
+        """Read the account's fee and the margin rates; what cannot be read is assumed."""
         self.assumed, self._others_read = "", self._clock.monotonic()
         try:
             self.fee_rate = self._exchange.fee_rate()
@@ -121,7 +120,7 @@ class MarketState:
                 self.margin_rates = self._exchange.margin_rates()
         except (ExchangeError, StopError) as error:
             if isinstance(error, KeyRefusedError) and error.lockout:
-                raise  # Nothing private may follow.
+                raise  # No private request may follow.
             self.assumed = f"fees are assumed ({plain(100 * self.fee_rate)} % a trade): {error}"
         if self._plan.leverage and None in self.margin_rates:
             words = f"a margin rate of {plain(100 * MARGIN_RATE_ASSUMED)} % is assumed"
@@ -133,7 +132,7 @@ class MarketState:
         return found.status
 
     def risk_inputs(self, step: Step, held: Decimal, orders_today: int) -> RiskInputs:
-        """Return what speaks for or against an order; all but rules, fee and clock is asked now."""
+        """Return the inputs of `objection`. All but rules, rates and clock are read now."""
         return RiskInputs(
             system_status=self._read_status(),
             quote=self._exchange.quote(),
@@ -147,7 +146,7 @@ class MarketState:
         )
 
     def summary(self) -> MarginSummary:
-        """Return the account's numbers; without margin its money alone."""
+        """Return the account's margin figures; without margin, its quote balance alone."""
         if self._plan.leverage:
             return self._exchange.summary()
         return MarginSummary(self._exchange.balances().get(self.rules.quote, ZERO), ZERO, ZERO)

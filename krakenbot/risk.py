@@ -1,4 +1,4 @@
-"""What speaks against an order: pair rules, the market's state, the user's limits. Pure."""
+"""Objections to an order, from the pair's rules, market state and the user's limits. Pure."""
 
 from decimal import Decimal
 from typing import NamedTuple
@@ -9,9 +9,9 @@ from krakenbot.pairs import PairRules
 
 
 class Limits(NamedTuple):
-    """The user's `[risk]`. `max_loss` in quote currency or None; the rest in percent.
+    """The user's `[risk]`. `max_loss` in quote currency or None; level and spread in percent.
 
-    `close_only` says why nothing may be opened, and is empty when it may.
+    `close_only` says why nothing may be opened; it is empty when opening is allowed.
     """
 
     max_loss: Decimal | None
@@ -22,9 +22,9 @@ class Limits(NamedTuple):
 
 
 class Objection(NamedTuple):
-    """Why an order is not sent. `passing` ones may be gone in a minute.
+    """Why an order is not sent. `passing`: the reason may be gone in a minute.
 
-    `funds`: too little is free, which right after a close may only mean that it is not seen yet.
+    `funds`: free margin is too small; right after a close, the close may not be visible yet.
     """
 
     reason: str
@@ -33,10 +33,10 @@ class Objection(NamedTuple):
 
 
 class RiskInputs(NamedTuple):
-    """What is looked at only when there is an order to send.
+    """What is read only when there is an order to send.
 
-    `fee_rate` and `margin_rate` are fractions: of what is traded, and of what is opened on margin.
-    `clock_offset_s` is the exchange's time less the host's.
+    `fee_rate` is a fraction of the cost traded, `margin_rate` of the cost opened on margin.
+    `clock_offset_s` is the exchange's time minus the host's.
     """
 
     system_status: str
@@ -51,7 +51,7 @@ class RiskInputs(NamedTuple):
 
 
 CLOCK_OFFSET_MAX_S = 30.0
-FEE_RATE_ASSUMED = Decimal("0.008")  # Kraken's entry tier, where the account's is not known.
+FEE_RATE_ASSUMED = Decimal("0.008")  # Kraken's entry tier as reported, if the account's is unknown.
 
 
 def objection(step: Step, leverage: int, inputs: RiskInputs, limits: Limits) -> Objection | None:
@@ -114,7 +114,7 @@ def _exposure(step: Step, leverage: int, inputs: RiskInputs, limits: Limits) -> 
     if summary is None:
         return Objection("the margin numbers are not known", True)
     now = inputs.quote.ask if step.side is Side.BUY else inputs.quote.bid
-    # What turns closes first, and that frees its own margin.
+    # A reversal closes first, which frees the margin of the old position.
     closing = abs(inputs.held) if step.purpose is Purpose.REVERSE else ZERO
     opening = step.volume - closing
     opened = volume(opening, rules.base)
@@ -139,5 +139,5 @@ def _exposure(step: Step, leverage: int, inputs: RiskInputs, limits: Limits) -> 
 
 
 def clock_error(offset_s: float) -> str:
-    """Return in words how far the host's clock is off: the exchange's time less the host's."""
+    """Say how far the host's clock is off; `offset_s` is the exchange's time minus the host's."""
     return f"{abs(offset_s):.0f} s {'behind' if offset_s > 0 else 'ahead of'} the exchange's"

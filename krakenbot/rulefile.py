@@ -1,7 +1,7 @@
-"""A strategy of the user's own, from a Python file: what it must hold is in manual/strategies.md.
+"""A user's own strategy in a Python file. What the file must define: manual/strategies.md.
 
-Its code runs in this process and can see all that the process sees, keys too. So nobody else may
-be able to write it, it is read once, and its answers are checked at every candle.
+Its code runs in this process and can see everything in it, keys too. So nobody else may be able
+to write the file, it is read only once, and its answers are checked at every candle.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ _OTHERS_WRITE = 0o022
 
 
 class RuleError(ConfigError):
-    """The rule file cannot be trusted or did not answer as it must. Names the file and line."""
+    """The rule file cannot be trusted or its answer is not valid. Names the file and line."""
 
 
 class Rule(NamedTuple):
@@ -44,9 +44,9 @@ class Rule(NamedTuple):
         parameters: Mapping[str, object],
         answer_max_s: float = ANSWER_MAX_S,
     ) -> Signal:
-        """Return the rule's view of its last candles, None while they are too few.
+        """Return the rule's signal, without a direction while there are too few candles.
 
-        Raises RuleError when it fails, answers anything else or takes longer.
+        Raises RuleError when it fails, takes longer, or its answer is not valid.
         """
         if len(candles) < self.candles:
             return Signal(None, ZERO, 0)
@@ -69,23 +69,21 @@ class Rule(NamedTuple):
         return signal
 
     def try_on(self, candles: Sequence[Candle], parameters: Mapping[str, object]) -> None:
-        """Raise RuleError unless the rule answers well, within a second and twice the same."""
+        """Raise RuleError unless the rule gives the same valid answer twice, each in a second."""
         first, second = (self.signal(candles, parameters, TRIAL_MAX_S) for _ in range(2))
         if first != second:
-            raise RuleError(
-                f"{self.path}: asked twice about the same candles it answers differently"
-            )
+            raise RuleError(f"{self.path}: it gives two answers for the same candles")
 
 
 @cache
 def load(path: Path) -> Rule:
-    """Return the rule in a file, which is read and run once in the life of this process.
+    """Return the rule in a file, which is read and run only once in this process.
 
-    Raises RuleError when others may write it, it does not run, or lacks what a rule must have.
+    Raises RuleError when others may write the file, it fails to run, or definitions are missing.
     """
     source, module = _read(path), ModuleType("krakenbot_rule")
     module.__file__ = str(path)
-    sys.modules[module.__name__] = module  # Where dataclasses look for the names of annotations.
+    sys.modules[module.__name__] = module  # Dataclasses look up annotations there.
     _guarded(lambda: exec(compile(source, str(path), "exec"), vars(module)), path)
     candles, direction, average = map(vars(module).get, ("CANDLES", "direction", "average"))
     if type(candles) is not int or not 1 <= candles <= CANDLES_MAX:
@@ -97,7 +95,7 @@ def load(path: Path) -> Rule:
 
 def _read(path: Path) -> bytes:
     try:
-        # Without O_NONBLOCK a named pipe would hold the program here for ever.
+        # Without O_NONBLOCK, opening a named pipe would block forever.
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             for place in (file.fileno(), path.parent, path.resolve().parent):
                 status = os.stat(place)
@@ -117,10 +115,10 @@ class _TooLongError(BaseException):
 
 
 def _guarded(ask: Callable[[], Any], path: Path, answer_max_s: float = 0.0) -> Any:
-    """Return what a part of the rule returns; 0 s is no limit. Raises RuleError with its line.
+    """Return what a part of the rule returns; 0 s is no limit. RuleError names the line.
 
-    Only code that comes back to the interpreter can be interrupted: a single call into C that
-    never ends is left to the watchdog of systemd.
+    Only Python code can be interrupted. A call into C that never returns is left to systemd's
+    watchdog.
     """
     running = True
 
@@ -131,7 +129,7 @@ def _guarded(ask: Callable[[], Any], path: Path, answer_max_s: float = 0.0) -> A
     before = signal.signal(signal.SIGALRM, interrupt)
     try:
         signal.setitimer(signal.ITIMER_REAL, answer_max_s, _REPEAT_S)
-        with localcontext():  # Money is computed in this process too; its precision stays.
+        with localcontext():  # A rule must not change the precision of money elsewhere.
             return ask()
     except (KeyboardInterrupt, RuleError):
         raise

@@ -1,6 +1,6 @@
 """Strategies: functions from finished candles to a Signal, and the table of their names.
 
-A strategy of one's own needs no change here: it is a file, see rulefile.py.
+A user's own strategy needs no change here: it is a file, see rulefile.py.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +22,7 @@ def build(
     file: Path | None = None,
     parameters: Mapping[str, object] = {},
 ) -> tuple[Strategy, int]:
-    """Return the strategy of that name and how many candles it needs before it says anything.
+    """Return the strategy of that name and how many candles it needs for a direction.
 
     Raises rulefile.RuleError for a file that cannot be used.
     """
@@ -42,8 +42,8 @@ def sma_slope(candles: Sequence[Candle], length: int) -> Signal:
     SMA_t - SMA_(t-1) = (close_t - close_(t-length)) / length, so one exact comparison of two
     closes gives the sign of the slope: no sum, no rounding, no false turn at a tie.
 
-    Kraken's example compares only neighbouring slopes, so a tie between a rise and a fall hides
-    that turn from it; here it does not.
+    Kraken's example compares only neighbouring slopes, so it misses a turn when there is a tie
+    between rise and fall. This one does not.
     """
     slopes = (
         candles[at].close - candles[at - length].close
@@ -65,9 +65,9 @@ def sma_cross(candles: Sequence[Candle], short: int, long: int) -> Signal:
 
 
 def _signal(differences: Iterator[Decimal], averaged: Sequence[Candle]) -> Signal:
-    """Return the sign of the newest difference, the first, or of the one before it at a tie.
+    """Return the sign of the first, newest difference; at a tie, of the newest one not zero.
 
-    So the direction depends on the candles alone, and a restart needs no memory.
+    The direction depends on the candles alone, so a restart needs no memory.
     """
     newest = next(differences, ZERO)
     deciding = newest or next((difference for difference in differences if difference), None)

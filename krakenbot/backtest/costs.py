@@ -1,4 +1,4 @@
-"""What a configuration costs a day, told before the first order."""
+"""What a configuration costs per day, estimated before the first order."""
 
 from collections.abc import Sequence
 from decimal import Decimal
@@ -14,14 +14,14 @@ from krakenbot.decision import plan_of
 from krakenbot.model import ZERO, Candle, MarginRates, Side
 from krakenbot.pairs import PairRules, plain
 
-_TIMES = 1000  # As much money as positions, so that no order is refused for want of it.
+_BALANCE_FACTOR = 1000  # Of the position, so that no order is refused for lack of money.
 
 
-class Guard(NamedTuple):
-    """What trading costs a day in percent of the position, over the newest candles.
+class CostEstimate(NamedTuple):
+    """What trading costs per day in percent of the position, over the newest candles.
 
-    `refused_reason` says why that could not be counted; the other figures mean nothing then.
-    `lines` are for people, the figures first.
+    A `refused_reason` says why the cost is unknown; the other figures then mean nothing. `lines`
+    are for people, the figures first.
     """
 
     percent_per_day: Decimal
@@ -36,11 +36,11 @@ def fee_guard(
     rules: PairRules,
     fee_rate: Decimal,
     rates: MarginRates,
-) -> Guard:
-    """Return what the strategy would have cost over finished candles, gaps filled flat.
+) -> CostEstimate:
+    """Return what the strategy would have cost over finished candles, with gaps filled flat.
 
-    `fee_rate` and `rates` are fractions. A pair that refuses the orders, or too few candles for
-    the strategy to say anything, is a `refused_reason` and never a low cost.
+    `fee_rate` and `rates` are fractions. Refused orders or too few candles for the strategy give
+    a `refused_reason`, never a low cost.
     """
     interval_s, needed = config.interval * 60, plan_of(config).candles_min
     filled = fill(sorted(candles), interval_s)
@@ -48,7 +48,7 @@ def fee_guard(
         reason = f"only {len(filled)} finished candles are known, {needed + 1} are needed"
         return _unknown(reason)
     price = filled[-1].close
-    # The share of the position does not depend on its size, so one that may always trade is taken.
+    # In percent costs do not depend on the size, so take one above the pair's minimum.
     size = rules.round_volume(max(config.size, 10 * rules.ordermin, 10 * rules.costmin / price))
     risk = config.risk._replace(
         max_loss=None,
@@ -58,10 +58,10 @@ def fee_guard(
     )
     free = config._replace(size=size, entry="now", risk=risk)
     lent = {rules.quote: rates.of(Side.BUY), rules.base: rates.of(Side.SELL)}
-    # The state of the market now says nothing about these candles.
+    # The pair's status now says nothing about past candles.
     online = rules._replace(status="online")
     replay = Replay(
-        plan_of(free), online, Costs(fee_rate, _TIMES * size * price, margin_rates=lent)
+        plan_of(free), online, Costs(fee_rate, _BALANCE_FACTOR * size * price, margin_rates=lent)
     )
     replay.feed(columns_of(filled, interval_s))
     result = replay.result()
@@ -80,14 +80,14 @@ def fee_guard(
     ]
     if total > config.risk.max_fee_percent_per_day:
         lines.append(_longer_interval(config, total, max(lent.values())))
-    return Guard(total, result.turns_per_day, None, lines)
+    return CostEstimate(total, result.turns_per_day, None, lines)
 
 
 def _longer_interval(config: Config, total: Decimal, rate: Decimal) -> str:
-    """Return words about the smallest interval that would cost less than the limit."""
+    """Return a hint at the shortest interval that would cost less than the limit."""
     limit = config.risk.max_fee_percent_per_day
-    daily = 600 * rate if config.leverage else ZERO  # Six rollovers are paid at any interval.
-    hint = "no interval would fit at this fee"
+    daily = 600 * rate if config.leverage else ZERO  # Six rollovers a day, at any interval.
+    hint = "no interval would be cheap enough at this fee"
     for minutes in INTERVALS:
         cost = total * config.interval / minutes + daily
         if minutes > config.interval and cost <= limit:
@@ -96,5 +96,5 @@ def _longer_interval(config: Config, total: Decimal, rate: Decimal) -> str:
     return f"risk.max_fee_percent_per_day is {plain(limit)}: {hint}"
 
 
-def _unknown(reason: str) -> Guard:
-    return Guard(ZERO, 0.0, reason, [f"what this configuration costs is not known: {reason}"])
+def _unknown(reason: str) -> CostEstimate:
+    return CostEstimate(ZERO, 0.0, reason, [f"the cost of this configuration is unknown: {reason}"])

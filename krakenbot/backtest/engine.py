@@ -1,10 +1,9 @@
-"""The bot's decisions over columns of candles: the same rules, orders, fees and margin as live.
+"""The bot's decisions replayed over columns of candles, with the same orders, fees and margin.
 
-After candle n is finished an order fills at the open of candle n + 1, a second into it, at the
-ask or bid one tick away. One loop takes the candles in order. It passes over those in which
-nothing can happen, which comparing floats shows. Money moves in the exact books of the simulated
-exchange alone, and whatever is not a plain turn goes through the same pure functions as a tick of
-the bot.
+An order decided on candle n fills one second into candle n + 1, at its open, at the ask or bid one
+tick away. One loop takes the candles in order and skips those in which nothing can happen, as
+comparisons of floats show. Money is counted in the exact books of the simulated exchange only, and
+everything but plain reversals goes through the same pure functions as a tick of the bot.
 """
 
 from collections import deque
@@ -28,24 +27,24 @@ WAKE_DELAY_S = 1
 LOSS_PAUSE_S = 10
 ROUNDS_MAX = 3
 UNFILLED_MAX = 5
-WINDOW = 720  # Candles that the bot shows its strategy at most.
+WINDOW = 720  # The bot passes at most this many candles to its strategy.
 _NAMES = {way.value: way.name.lower() for way in Direction}
 
 
 class Costs(NamedTuple):
-    """What trading costs, as fractions, and the money at the start."""
+    """Trading costs as fractions, and the starting balance in quote currency."""
 
     fee_rate: Decimal
     balance: Decimal
     slippage: Decimal = ZERO
-    margin_rates: Mapping[str, Decimal] = {}  # By the asset that is lent.
+    margin_rates: Mapping[str, Decimal] = {}  # By the asset borrowed.
 
 
 class Replay:
-    """One plan over one series, handed in part by part. `record` keeps the newest `keep` trips.
+    """Replays one plan over one series, fed in parts. `record` keeps the newest `keep` trips.
 
-    The first `warm_up` candles are only for the strategy to see. With `needs_trades` an order
-    waits for the next candle in which there was a trade.
+    The first `warm_up` candles are only shown to the strategy. With `needs_trades` an order waits
+    for the next candle that has trades.
     """
 
     def __init__(
@@ -71,20 +70,20 @@ class Replay:
         self._direction: int | None = None
         self._first: int | None = None
         self._entered, self._off_target, self._flatten = plan.entry_now, True, ""
-        self._too_dear, self._allowed_at = inf, 0
+        self._unaffordable_from, self._allowed_at = inf, 0
         self._recent: deque[int] = deque()
         self._unfilled = 0
         self._set_limits()
-        self._look_up()
+        self._update_bounds()
 
     def feed(self, part: Columns) -> None:
-        """Go on with the next candles; all but the newest of them are decided on."""
+        """Process the next candles, and decide on all but the newest of them."""
         if self._part is None:
             new, first, begin = self._warm_up, max(self._warm_up - 1, 0), 0
             self._first_open = exact(part.opens[new])
             self.record.start(part.times[new])
         else:
-            # The newest candle is not decided on yet, and the strategy looks back from it.
+            # The newest candle so far is still undecided, and the strategy looks back from it.
             count = len(self._part.times)
             first = begin = min(count - 1, self._length)
             part, new = self._part.cut(count - 1 - first, count).joined(part), first + 1
@@ -96,7 +95,10 @@ class Replay:
             self._run(part, turns(part, begin), begin, first)
 
     def result(self) -> Result:
-        """Return what came of it, what is held valued at the last close; nothing can follow."""
+        """Return the result with the position valued at the last close. Ends the replay.
+
+        Raises BadDataError for fewer than two candles.
+        """
         part, record = self._part, self.record
         if part is None or record.candles < 2:
             raise BadDataError("fewer than two candles of this interval")
@@ -107,40 +109,40 @@ class Replay:
                 position, end, close
             )
             self._liquidated(lost, end)
-            self._look_up()
+            self._update_bounds()
             self._mark(part, len(part.times) - 1, len(part.times))
         if self._off_target and record.refused_since and not self._allowed_at:
             why = f"no order could be sent any more: {record.refused_reason}"
             record.end(why, record.refused_since)
-        first, net = self._first_open, self.worth() - self.costs.balance
+        first, net = self._first_open, self.equity() - self.costs.balance
         hold = self._volume * (close - first - (close + first) * self.costs.fee_rate)
         rollover = account.rollovers.get(self.rules.quote, ZERO)
         return record.result(self.rules, part.interval_s, end, net, self.paid, rollover, hold)
 
     @property
     def held(self) -> Decimal:
-        """Return the signed volume of the position, without leverage the coins."""
+        """Return the signed position or, without leverage, the coins owned."""
         coins = self.account.balances.get(self.rules.base, ZERO)
         return self.position.volume if self.plan.leverage else coins
 
     @property
     def paid(self) -> Decimal:
-        """Return all fees, opening fees and rollovers so far."""
+        """Return all fees and rollovers so far, in quote currency."""
         account, quote = self.account, self.rules.quote
         return account.fees.get(quote, ZERO) + account.rollovers.get(quote, ZERO)
 
-    def worth(self) -> Decimal:
-        """Return the equity at the newest close."""
+    def equity(self) -> Decimal:
+        """Return the equity at the newest close, in quote currency."""
         assert self._part is not None
-        return self._worth_at(exact(self._part.closes[-1]))
+        return self._equity_at(exact(self._part.closes[-1]))
 
-    def _worth_at(self, price: Decimal) -> Decimal:
+    def _equity_at(self, price: Decimal) -> Decimal:
         self.position.price = price
         coins = self.account.balances.get(self.rules.base, ZERO) * price
         return self.account.equity(self.rules.quote) + coins
 
     def _run(self, part: Columns, turns: Mapping[int, int], begin: int, first: int) -> None:
-        """Decide on the candles from number `first` on; `turns` has each new direction."""
+        """Decide on the candles from number `first` on; `turns` has new directions by number."""
         marked, last = first, len(part.times) - 1
         ends, opens = part.times[begin + 1 :], part.opens[begin + 1 :]
         rows = zip(ends, opens, part.lows[begin:], part.highs[begin:], strict=False)
@@ -154,25 +156,25 @@ class Replay:
             self._direction = turns.get(at, self._direction)
             if at < first:
                 continue
-            # What could not be paid at one price cannot be at a higher one.
-            is_too_dear = opened >= self._too_dear and not is_turn
-            if off_target and (now < self._allowed_at or is_too_dear):
+            # What the account cannot afford at one price it cannot afford at a higher one.
+            is_unaffordable = opened >= self._unaffordable_from and not is_turn
+            if off_target and (now < self._allowed_at or is_unaffordable):
                 self.record.refused += 1
                 continue
-            if is_turn and is_safe and self._is_plain_turn(part, at, now):
+            if is_turn and is_safe and self._is_plain_reversal(part, at, now):
                 self._mark(part, marked, at + 1)
-                self._turn(exact(opened), now, part.is_traded(at + 1))
+                self._reverse(exact(opened), now, part.is_traded(at + 1))
             else:
                 self._mark(part, marked, at)
-                self._look(part, at, now, is_turn or not is_safe or off_target)
+                self._process(part, at, now, is_turn or not is_safe or off_target)
             marked = at + 1
             if self.record.ended is not None:
                 return
             bottom, top, due, off_target = self._bottom, self._top, self._due, self._off_target
         self._mark(part, marked, last)
 
-    def _is_plain_turn(self, part: Columns, at: int, now: int) -> bool:
-        """Return whether nothing can speak against closing what is held and opening as much."""
+    def _is_plain_reversal(self, part: Columns, at: int, now: int) -> bool:
+        """Return whether the position can be reversed and no check can refuse that."""
         held, price, room = self._held, part.opens[at + 1], self._room
         size = abs(held)
         return (
@@ -187,18 +189,18 @@ class Replay:
             and not (self._needs_trades and not part.is_traded(at + 1))
         )
 
-    def _turn(self, opened: Decimal, now: int, is_traded: bool) -> None:
-        """Close what is held and open as much the other way."""
+    def _reverse(self, opened: Decimal, now: int, is_traded: bool) -> None:
+        """Close the position and open the same volume on the other side."""
         sign, account = -self.position.sign, self.account
-        self._recent.extend((now,) * self._orders_a_turn)
-        self.record.orders += self._orders_a_turn
+        self._recent.extend((now,) * self._orders_per_reversal)
+        self.record.orders += self._orders_per_reversal
         price = self._price(opened, sign)
         trades = account.reverse(self.position, now, price, self.plan.leverage)
         self._record(now, sign, "", trades, is_traded)
         self._set_bounds(-self._held, float(account.balances[self.rules.quote]), now + ROLLOVER_S)
 
     def _slope_turns(self, part: Columns, begin: int) -> dict[int, int]:
-        """Return number and new direction of each candle at which the average turns."""
+        """Return the new direction by number of each candle at which the average turns."""
         length, seen, turns = self._length, self._direction or 0, {}
         begin = max(begin, length)
         pairs = zip(part.closes[begin - length :], part.closes[begin:-1], strict=False)
@@ -210,7 +212,7 @@ class Replay:
         return turns
 
     def _strategy_turns(self, part: Columns, begin: int) -> dict[int, int]:
-        """Return the same for any strategy, by asking it about each candle."""
+        """Return the same for any strategy, by calling it at each candle."""
         seen, turns = self._direction, {}
         for at, candle in enumerate(candles_of(part.cut(begin, len(part.times) - 1)), begin):
             self._window.append(candle)
@@ -220,17 +222,17 @@ class Replay:
         return turns
 
     def _mark(self, part: Columns, begin: int, end: int) -> None:
-        """Follow the equity over the closes of candles `begin` up to `end`."""
+        """Record the equity at the closes of candles `begin` up to `end`."""
         if begin < end:
             closes, first = part.closes[begin:end], part.times[begin] + part.interval_s
             self.record.follow(self._fixed, self._held, closes, first, part.interval_s)
 
     def _set_limits(self) -> None:
-        """Set what never changes, and the limits inside which a turn meets no objection."""
+        """Set the constants, among them the limits within which no reversal is refused."""
         plan, rules, costs = self.plan, self.rules, self.costs
         limits, leverage, loss = plan.limits, plan.leverage or 1, plan.limits.max_loss
-        self._orders_a_turn = 1 if plan.one_order else 2
-        self._room = limits.max_orders_per_day - self._orders_a_turn
+        self._orders_per_reversal = 1 if plan.one_order else 2
+        self._room = limits.max_orders_per_day - self._orders_per_reversal
         self._tick = Decimal(1).scaleb(-rules.pair_decimals)
         self._volume = rules.round_volume(plan.size)
         spread_max = 200 * self._tick / limits.max_spread_percent
@@ -247,16 +249,16 @@ class Replay:
             and all(size is None or 2 * self._volume <= size for size in sizes)
         )
 
-    def _look_up(self) -> None:
-        """Read from the books what quiet candles are measured by."""
+    def _update_bounds(self) -> None:
+        """Set from the books the bounds within which candles are skipped."""
         due = min((lot.due for lot in self.position.lots), default=inf)
         self._set_bounds(float(self.held), float(self.account.balances[self.rules.quote]), due)
 
     def _set_bounds(self, held: float, balance: float, due: float) -> None:
-        """Set between which prices the position goes on, and until when it costs nothing.
+        """Set the prices between which, and the time until which, nothing happens to the position.
 
-        Equity at a price is `_fixed` and `_held` times it. A thousandth of the position is kept to
-        spare: what is near liquidation or the largest loss is looked at exactly.
+        Equity at a price is `_fixed + _held * price`. The prices stop 0.1 % of the position short
+        of liquidation and `max_loss`; beyond them the exact books decide.
         """
         cost = float(self.position.cost_left)
         self._held, self._due, self._bottom, self._top = held, due, -inf, inf
@@ -267,13 +269,13 @@ class Replay:
             self._top = min(fixed / (1.001 + self._stop), (fixed - self._floor) / 1.001) / -held
 
     def _sent(self, now: int) -> int:
-        """Return how many orders were sent in the 24 h before, and forget older ones."""
+        """Return how many orders were sent in the last 24 hours; forget older ones."""
         while self._recent and self._recent[0] <= now - DAY_S:
             self._recent.popleft()
         return len(self._recent)
 
-    def _look(self, part: Columns, at: int, now: int, decides: bool) -> None:
-        """Let candle `at` pass in the books, and then, if it `decides`, do all that a tick does."""
+    def _process(self, part: Columns, at: int, now: int, decides: bool) -> None:
+        """Apply candle `at` to the books and then, if it `decides`, do what a tick does."""
         account, position, quote = self.account, self.position, self.rules.quote
         opened, traded = exact(part.opens[at + 1]), part.is_traded(at + 1)
         charged = account.rollovers.get(quote, ZERO)
@@ -284,15 +286,15 @@ class Replay:
         charged = account.rollovers.get(quote, ZERO) - charged
         self._liquidated(lost, now)
         if decides and lost is None:
-            self._off_target, self._too_dear, self._allowed_at = False, inf, 0
+            self._off_target, self._unaffordable_from, self._allowed_at = False, inf, 0
             if self._needs_trades and not traded:
                 self._off_target = True
             else:
                 self._trade(opened, charged, now, traded)
-        self._look_up()
+        self._update_bounds()
 
     def _trade(self, opened: Decimal, charged: Decimal, now: int, traded: bool) -> None:
-        """Decide and send, as often as the bot does in one tick."""
+        """Decide and send orders, up to as many as the bot does in one tick."""
         direction = None if self._direction is None else Direction(self._direction)
         signal, sent = Signal(direction, ZERO, 0), dict[Purpose, Blocked]()
         if not self._entered and direction is not None:
@@ -319,14 +321,14 @@ class Replay:
             self.record.value(float(self.record.flat_worth), now)
 
     def _check_loss(self, held: Decimal, price: Decimal, charged: Decimal, now: int) -> int:
-        """Latch max_loss as the bot does, and return when: it looks twice before it sells.
+        """Latch max_loss as the bot does. Return the time, later if it checks again to be sure.
 
-        What was charged just now is booked after the check.
+        Rollovers `charged` just now do not count yet: the bot books them after this check.
         """
         limit = self.plan.limits.max_loss
         if limit is None:
             return now
-        loss = self.costs.balance - self._worth_at(price) - charged
+        loss = self.costs.balance - self._equity_at(price) - charged
         if not self._flatten and loss >= limit:
             self._flatten = f"the loss is {loss:.2f}, max_loss is {limit}"
             now += LOSS_PAUSE_S if held else 0
@@ -335,7 +337,7 @@ class Replay:
         return now
 
     def _place(self, step: Step, held: Decimal, price: Decimal, now: int, traded: bool) -> bool:
-        """Send an order as the bot would; return whether there may be another one."""
+        """Send an order as the bot would; return whether another one may follow."""
         plan, rules, account = self.plan, self.rules, self.account
         quote = Quote(price - self._tick, price + self._tick)
         today, today_max = self._sent(now), plan.limits.max_orders_per_day
@@ -349,7 +351,9 @@ class Replay:
             if not (held or against.passing) and today >= today_max:
                 self._allowed_at = self._recent[today - today_max] + DAY_S
             elif not (held or against.passing):
-                self._too_dear = float(price) if step.volume * price >= rules.costmin else inf
+                self._unaffordable_from = (
+                    float(price) if step.volume * price >= rules.costmin else inf
+                )
             return step.purpose is Purpose.REVERSE and not against.passing
         self._recent.append(now)
         side, price = step.side, self._price(price, step.side.sign)
@@ -371,7 +375,7 @@ class Replay:
         return True
 
     def _price(self, opened: Decimal, direction: int) -> Decimal:
-        """Return the price of a fill: the quote's side and the slippage, in whole ticks."""
+        """Return the price of a fill in whole ticks: the open, slippage and half spread."""
         if self.costs.slippage:
             opened = (opened * (1 + direction * self.costs.slippage)).quantize(self._tick)
         return opened + self._tick if direction > 0 else opened - self._tick
@@ -379,18 +383,20 @@ class Replay:
     def _record(
         self, now: int, sign: int, reason: str, trades: Sequence[Trade], traded: bool
     ) -> None:
-        """Count what was closed, opened or both, by one order or by the last two."""
+        """Record what one order, or the last two, closed and opened."""
         record, why = self.record, reason or _NAMES[self._direction or 0]
-        order, is_closing = (
-            record.orders,
-            trades[0].closing or (not self.plan.leverage and sign < 0),
-        )
+        order = record.orders
+        is_closing = trades[0].closing or (not self.plan.leverage and sign < 0)
         opened = None if is_closing and len(trades) == 1 else trades[-1]
         if is_closing:
             worth, paid, first = self.account.balances[self.rules.quote], self.paid, order
             if opened:
                 since = opened.fee + opened.opening_fee
-                worth, paid, first = worth + since, paid - since, order + 1 - self._orders_a_turn
+                worth, paid, first = (
+                    worth + since,
+                    paid - since,
+                    order + 1 - self._orders_per_reversal,
+                )
             record.close(Fill(now, first, sign, why, traded, trades[0]), worth, paid)
         if opened:
             record.open(Fill(now, order, sign, why, traded, opened))

@@ -1,12 +1,11 @@
-"""Files of candles as columns of numbers.
+"""Files of candles, read as columns of numbers.
 
-Read are Kraken's OHLCVT files (CSV, .csv.gz, or the zip of its download page as it is), CSV with a
-line of column names, and saved answers of OHLC. A file is read in blocks, so memory does not grow
-with its length. Missing intervals are filled flat, as the live API has them.
+They may be Kraken's OHLCVT files (CSV, .csv.gz, or the zip from support.kraken.com 360047124832),
+CSV with a header line, or saved OHLC answers. Files are read in blocks, so memory does not grow
+with their length. Missing intervals are filled flat, as in the live API.
 
-Prices are floats to look at. Those of at most 15 digits compare as the numbers in the file do, and
-`exact` gives these numbers back; a file with longer ones is refused. Volumes stay as they are
-written, since hardly any of them is looked at.
+Prices are floats. With at most 15 digits floats compare as the decimals in the file do, and `exact`
+restores those; a file with longer prices is refused. Volumes stay as text until they are needed.
 """
 
 import gzip
@@ -29,14 +28,13 @@ from krakenbot.pairs import plain
 
 BLOCK_BYTES = 1 << 16
 ANSWER_BYTES = 1 << 24
-GAP_MAX_S = 31 * 86400  # More is a hole that no flat price may paper over.
+GAP_MAX_S = 31 * 86400  # A longer gap must not be filled with flat prices.
 DIGITS = 15
 INTERVALS = (1, 5, 15, 30, 60, 240, 720, 1440, 10080, 21600)
 _MIXED_ROWS = 16
 _MILLISECONDS = 10**11  # As seconds this is the year 5138.
 _TIME_NAMES = ("time", "timestamp", "unix", "date", "datetime")
 _UNIT_MINUTES = {"": 1, "m": 1, "min": 1, "h": 60, "d": 1440, "w": 10080}
-# PAIR_MINUTES, and what browsers and people make of it: `XBTEUR_60 (1)`, `BTC_USD_1h`.
 NO_TRADES = b"0"
 _Numbers = tuple[Any, ...]
 Source = Path | zipfile.Path  # A file, or one in a zip.
@@ -44,20 +42,20 @@ _DAMAGED = OSError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError, NotI
 _ODD = ValueError, LookupError, AttributeError, TypeError, StopIteration, ArithmeticError
 _VOLUMES = re.compile(rb"(?:\d++(?:\.\d*+)?+(?:[eE][-+]?\d++)?+,)*+")
 _SOME_ZERO = re.compile(rb",0[.0]*+,")
+# PAIR_MINUTES, and variants from browsers and people: `XBTEUR_60 (1)`, `BTC_USD_1h`.
 _NAME = re.compile(
     r"([a-z0-9.]+?(?:[-_][a-z]{3,5})?)[-_](\d+)(m|min|h|d|w|)(?![a-z0-9]).*", re.IGNORECASE
 )
 
 
 class BadDataError(ValueError):
-    """A file that no number may be computed from. Names the file and, where there is one, line."""
+    """Data that must not be used. The message names the file and, if there is one, the line."""
 
 
 class Columns(NamedTuple):
-    """Candles by column. `times` are their starts, prices are floats, volumes numbers or texts.
+    """Candles by column. `times` are their starts, prices floats, volumes numbers or text.
 
-    A candle in which nobody traded has the volume NO_TRADES or 0.0. What `read` and `aggregate`
-    yield has no gaps.
+    A candle without trades has the volume NO_TRADES or 0.0. `read` and `aggregate` leave no gaps.
     """
 
     interval_s: int
@@ -90,7 +88,7 @@ class Columns(NamedTuple):
         return Columns(self.interval_s, self.times[begin:end], *numbers)
 
     def joined(self, after: "Columns") -> "Columns":
-        """Return these candles and those that follow them without a gap."""
+        """Return these candles and those after them; there must be no gap between."""
         both = zip(self.numbers, after.numbers, strict=True)
         times = range(self.times[0], after.end, self.interval_s)
         return Columns(self.interval_s, times, *([*a, *b] for a, b in both))
@@ -108,7 +106,7 @@ _ANSWER = _Form(8, (0, 1, 2, 3, 4, 6))  # The sixth is an average price.
 
 
 def exact(number: float | bytes) -> Decimal:
-    """Return the number that was in the file."""
+    """Return the number exactly as in the file."""
     return Decimal(number.decode() if isinstance(number, bytes) else repr(number))
 
 
@@ -119,13 +117,13 @@ def columns_of(candles: Sequence[Candle], interval_s: int) -> Columns:
 
 
 def candles_of(part: Columns) -> Iterator[Candle]:
-    """Yield the candles with the numbers of the file."""
+    """Yield the candles with the exact numbers of the file."""
     for time, *numbers in zip(part.times, *part.numbers, strict=True):
         yield Candle(time, *map(exact, numbers))
 
 
 def sources_of(path: Path) -> Sequence[Source]:
-    """Return the files of candles that a path stands for: itself, or those of a folder or zip."""
+    """Return the candle files at a path: itself, or those inside a folder or zip."""
     inside: list[Source]
     if path.is_dir():
         inside = [found for found in sorted(path.rglob("*")) if found.is_file()]
@@ -142,29 +140,29 @@ def sources_of(path: Path) -> Sequence[Source]:
 
 
 def pair_of(source: Source) -> str | None:
-    """Return the pair in a name like PAIR_MINUTES.csv or in a saved answer, None if none is."""
+    """Return the pair in a name like PAIR_MINUTES.csv or in a saved answer, or None."""
     return _answer(source)[0] if _is_answer(source) else _named(source)[0]
 
 
 def interval_of(source: Source) -> int:
-    """Return the seconds between the candles of a file: by its name, else by its first rows."""
+    """Return a file's interval in seconds, from its name or else from its first rows."""
     if not _is_answer(source) and (named := _named(source)[1]):
         return named
     step = gcd(*(b - a for a, b in pairwise(next(_blocks(source))[1].times)))
     if step // 60 not in INTERVALS or step % 60:
-        raise BadDataError(f"{source}: its times are not those of any interval of Kraken's")
+        raise BadDataError(f"{source}: its times fit no interval that Kraken has")
     return step
 
 
 def read(sources: Sequence[Source], interval_s: int, notes: list[str]) -> Iterator[Columns]:
-    """Yield the candles of files of one interval in order of time, each a part of the whole.
+    """Yield the candles of files of one interval, in parts and in order of time.
 
-    Rows that an earlier file had already are left out; `notes` gets a line about them. Raises
-    BadDataError where files disagree.
+    Rows already in an earlier file are left out, with a line in `notes`. Raises BadDataError where
+    files disagree.
     """
     last: tuple[int, float] | None = None
     begins = sorted((next(_blocks(one))[1].times[0], at, one) for at, one in enumerate(sources))
-    known: dict[int, tuple[str, _Numbers]] = {}  # What a later file may have as well.
+    known: dict[int, tuple[str, _Numbers]] = {}  # Rows that a later file may have too.
     for (*_, source), (later, *_) in pairwise([*begins, (inf, 0, Path())]):
         skipped, ended = 0, last[0] if last else -1
         for number, rows in _blocks(source):
@@ -187,10 +185,9 @@ def read(sources: Sequence[Source], interval_s: int, notes: list[str]) -> Iterat
 
 
 def aggregate(parts: Iterable[Columns], interval_s: int) -> Iterator[Columns]:
-    """Yield candles of another interval; incomplete ones at both ends are left out.
+    """Yield candles of a longer interval; incomplete ones at both ends are left out.
 
-    A candle is made of what was traded in it, as Kraken's own are: its open is the first price
-    that was paid, not the close before it.
+    As in Kraken's own candles, the open is the first price traded, not the previous close.
     """
     rest: Columns | None = None
     for part in parts:
@@ -211,12 +208,12 @@ def aggregate(parts: Iterable[Columns], interval_s: int) -> Iterator[Columns]:
 
 
 def _larger(part: Columns, starts: range, interval_s: int) -> Columns:
-    """Return one candle for each so many of the part's."""
+    """Return one candle for each `starts.step` candles of the part."""
     opens, highs, lows, closes, volumes = part.numbers
     rows = []
     for start in starts:
         stop = start + starts.step
-        # Before the first trade there are only flat prices of the candle before.
+        # Before the first trade there is only the previous close.
         first = next((at for at in range(start, stop) if part.is_traded(at)), start)
         high, low = max(highs[first:stop]), min(lows[first:stop])
         volume = sum(map(float, volumes[first:stop]))
@@ -237,14 +234,14 @@ def _open(source: Source) -> Any:
 
 
 def _named(source: Source) -> tuple[str | None, int]:
-    """Return pair and seconds as the name of a file says them; None and 0 where it does not."""
+    """Return pair and interval in seconds from a file's name; None and 0 if it has none."""
     found = _NAME.fullmatch(source.name.removesuffix(".gz").removesuffix(".csv"))
     minutes = int(found[2]) * _UNIT_MINUTES[found[3].lower()] if found else 0
     return (found[1], minutes * 60) if found and minutes in INTERVALS else (None, 0)
 
 
 def _blocks(source: Source) -> Iterator[tuple[int, Columns]]:
-    """Yield blocks of rows: the number of the first line, and the columns. At least one."""
+    """Yield at least one block of rows: the number of its first line, and its columns."""
     if _is_answer(source):
         yield 1, _answer(source)[1]
         return
@@ -271,7 +268,7 @@ def _blocks(source: Source) -> Iterator[tuple[int, Columns]]:
 
 
 def _lines(source: Source) -> Iterator[bytes]:
-    """Yield a file in pieces of whole lines, without a mark before and empty lines after them."""
+    """Yield a file in pieces of whole lines, without byte order mark and blank last lines."""
     with _open(source) as file:
         rest = file.read(BLOCK_BYTES).removeprefix(b"\xef\xbb\xbf")
         while block := file.read(BLOCK_BYTES):
@@ -293,7 +290,7 @@ def _header(line: bytes, source: Source) -> _Form:
 
 
 def _parse(block: bytes, form: _Form) -> Columns:
-    """Return the rows in whole lines. Raises ValueError when one of them is no candle."""
+    """Parse whole lines. Raises ValueError when one of them is not a candle."""
     if b"\r" in block or b'"' in block:
         block = block.replace(b"\r\n", b"\n").replace(b'"', b"")
     fields = block.replace(b"\n", b",").split(b",")
@@ -307,13 +304,13 @@ def _parse(block: bytes, form: _Form) -> Columns:
         times = list(map(_moment, texts[0]))
     if times[0] >= _MILLISECONDS:
         if any(time % 1000 for time in times):
-            raise ValueError("a time that is no number of seconds")
+            raise ValueError("a time that is not a whole second")
         times = [time // 1000 for time in times]
     return _checked(times, texts[1:])
 
 
 def _checked(times: list[int], texts: Sequence[Sequence[bytes]]) -> Columns:
-    """Return the columns. Raises ValueError when one of the rows is no candle."""
+    """Return the columns. Raises ValueError when one of the rows is not a candle."""
     *prices, volumes = texts
     opens, highs, lows, closes = (list(map(float, column)) for column in prices)
     inside = (lows, opens), (opens, highs), (lows, closes), (closes, highs)
@@ -322,10 +319,10 @@ def _checked(times: list[int], texts: Sequence[Sequence[bytes]]) -> Columns:
         or min(lows) <= 0
         or max(highs) >= 1e15
     ):
-        raise ValueError("prices above zero, low <= open, close <= high")
+        raise ValueError("prices must be above 0, open and close between low and high")
     joined = b",".join(volumes) + b","
     if not _VOLUMES.fullmatch(joined):
-        raise ValueError("a volume that is no number")
+        raise ValueError("a volume that is not a number")
     if _SOME_ZERO.search(b"," + joined):
         volumes = [volume if volume.strip(b"0.") else NO_TRADES for volume in volumes]
     if max(max(map(len, column)) for column in prices) > DIGITS + 1:
@@ -336,20 +333,20 @@ def _checked(times: list[int], texts: Sequence[Sequence[bytes]]) -> Columns:
 
 
 def _moment(text: bytes) -> int:
-    """Return unix seconds of a written date; without a zone it is UTC."""
+    """Return unix seconds of an ISO 8601 date; without a time zone it is UTC."""
     moment = datetime.fromisoformat(text.decode("ascii"))
     return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
 
 
 def _first_wrong(block: bytes, form: _Form, source: Source, number: int) -> BadDataError:
-    """Return the error about the first line of a block that is no candle by itself."""
+    """Return the error for the first line of a block that is not a candle."""
     for at, line in enumerate(block.splitlines()):
         try:
             _parse(line + b"\n", form)
         except (ValueError, ArithmeticError) as error:
             shown = line[:80].decode("ascii", "replace")
             return BadDataError(f"{source}:{number + at}: {shown!r} is not a candle: {error}")
-    return BadDataError(f"{source}:{number}: some of the times are in seconds, some are not")
+    return BadDataError(f"{source}:{number}: some times are in seconds, others are not")
 
 
 def _answer(source: Source) -> tuple[str, Columns]:
@@ -385,9 +382,9 @@ def _agree(
 def _filled(
     rows: Columns, interval_s: int, last: tuple[int, float] | None, source: Source, number: int
 ) -> Columns:
-    """Return the rows with what is missing before and between them filled flat.
+    """Return the rows, with candles missing before and between them filled flat.
 
-    Raises BadDataError unless the times are starts of candles, in order and without a hole.
+    Raises BadDataError unless times are starts of candles, in order and without a long gap.
     """
     times, repeated, broken = rows.times, 0, -1
     before, flat = last or (times[0] - interval_s, rows.opens[0])
@@ -411,13 +408,13 @@ def _filled(
 
 
 def _wrong_time(time: int, step: int, interval_s: int, repeated: int) -> str | None:
-    """Return what is wrong with a time so long after the one before, None if it may be so."""
+    """Return what is wrong with a time `step` seconds after the one before, or None."""
     if time % interval_s or not 0 <= time < 1 << 33:
         return f"is not the start of a candle of {interval_s // 60} min"
     if step <= 0:
-        return f"comes after {time - step}" if step else "is there twice"
+        return f"comes after {time - step}" if step else "appears twice"
     if step > max(GAP_MAX_S, 4 * interval_s):
-        return f"leaves a hole of {step // 86400} days before"
+        return f"follows a gap of {step // 86400} days"
     if repeated == _MIXED_ROWS:
         return f"and those before are {step // 60} minutes apart, not {interval_s // 60}"
     return None

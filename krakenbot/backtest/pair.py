@@ -1,4 +1,4 @@
-"""What is known of the pair of a file, under whichever of its names, and what has to be assumed."""
+"""The rules and margin rates of the pair that a file is of, known or assumed."""
 
 import json
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from krakenbot.simulated.listing import MARGIN_RATES, PAIRS, assets_of, unlisted
 def rules_of(name: str, path: Path | None, part: Columns, notes: list[str]) -> PairRules:
     """Return the rules of a pair: from a saved AssetPairs answer, the built-in list, or assumed.
 
-    What is assumed is said in `notes`. Raises BadDataError when the answer has no such pair.
+    Assumptions are added to `notes`. Raises BadDataError when the answer has no such pair.
     """
     base, quote = assets_of(name)
     rows = PAIRS if path is None else _saved(path)
@@ -33,15 +33,15 @@ def rules_of(name: str, path: Path | None, part: Columns, notes: list[str]) -> P
     spread = 200 * Decimal(assumed["tick_size"]) / exact(part.closes[-1])
     notes.append(
         f"{base}/{quote} is not in the built-in list of pairs. Assumed: a tick of "
-        f"{assumed['tick_size']}, as the file's prices have it, so a spread of {spread:.4f} %; no "
-        "smallest order; no position limit; leverage up to 10 on both sides. Kraken's own rules: "
-        "--pair-rules with a saved AssetPairs answer"
+        f"{assumed['tick_size']}, the last decimal of the file's prices, so a spread of "
+        f"{spread:.4f} %; no minimum order; no position limit; leverage up to 10 on both sides. "
+        "For Kraken's own rules pass a saved AssetPairs answer with --pair-rules"
     )
     return parse_rules(base + quote, assumed)
 
 
 def rates_of(rules: PairRules, notes: list[str]) -> dict[str, Decimal]:
-    """Return what borrowing the pair's two assets costs, by their codes, as fractions."""
+    """Return the margin rates of the pair's two assets by code, as fractions."""
     known = {format.asset(code): rate for code, rate in MARGIN_RATES.items()}
     codes = rules.quote, rules.base
     missing = [format.asset(code) for code in codes if format.asset(code) not in known]
@@ -66,15 +66,17 @@ def _saved(path: Path) -> dict[str, dict[str, object]]:
 def choose(names: Sequence[str | None], asked: str | None, where: str) -> str:
     """Return the one pair that files are of.
 
-    Raises BadDataError when their names do not say one, or another than what was `asked` for.
+    Raises BadDataError when their names give none or several, or not the one `asked` for.
     """
     found = {assets_of(name): name for name in names if name}
     if len(found) > 1:
         raise BadDataError(f"{where}: files of more than one pair: {', '.join(found.values())}")
     if not asked and (not found or None in names):
         raise BadDataError(
-            f"{where}: the name does not say which pair it is of; add --pair, such as --pair XBTEUR"
+            f"{where}: the file name does not give the pair; add --pair, such as --pair XBTEUR"
         )
     if asked and found and assets_of(asked) not in found:
-        raise BadDataError(f"{where}: of {', '.join(found.values())}, but --pair says {asked}")
+        raise BadDataError(
+            f"{where}: candles of {', '.join(found.values())}, but --pair says {asked}"
+        )
     return asked or next(iter(found.values()))

@@ -1,4 +1,4 @@
-"""What came of a replay: fills, round trips, and what the equity went through."""
+"""The results of a replay: fills, round trips, equity and drawdown."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ YEAR_S = 365.25 * DAY_S
 
 
 class Fill(NamedTuple):
-    """What one order closed or opened. `order` counts from 1; `traded`: others traded then too."""
+    """What one order closed or opened. `order` counts from 1. `traded`: the candle has trades."""
 
     time: int
     order: int
@@ -36,8 +36,8 @@ class Trip(NamedTuple):
 class Result(NamedTuple):
     """The figures of a run. Money in quote currency; percent of the balance at the start.
 
-    `gross` is the profit before costs, `margin_fees` are opening fees. A run that `ended` early
-    says why and when; turns a day are those of the days until then.
+    `gross` is the profit before costs, `margin_fees` are opening fees. `ended` and `ended_at` say
+    why and when a run ended early; turns per day count the days until then.
     """
 
     pair: str
@@ -64,18 +64,18 @@ class Result(NamedTuple):
     hold: Decimal
     hold_percent: float
     max_drawdown: Decimal
-    max_drawdown_percent: float  # Of the best equity before it.
-    under_water_days: float  # The longest time below the best equity before.
+    max_drawdown_percent: float  # Of the highest equity before it.
+    under_water_days: float  # The longest time below an earlier high.
     win_rate: float | None
     profit_factor: float | None
     exposure: float
-    break_even_fee: Decimal | None  # The taker fee at which net is nothing; negative: no fee is.
+    break_even_fee: Decimal | None  # The taker fee at which net is 0; below 0 if there is none.
     ended: str | None
     ended_at: int | None
 
 
 class Record:
-    """Counts while a replay runs. Keeps the newest `keep` round trips."""
+    """Counts while a replay runs. Keeps the newest `keep` round trips, all if None."""
 
     def __init__(self, balance: Decimal, keep: int | None) -> None:
         self.trips: deque[Trip] = deque(maxlen=keep)
@@ -95,12 +95,12 @@ class Record:
         self.begin = self._peak_at = begin
 
     def end(self, why: str, now: int) -> None:
-        """Note why nothing more is traded, the first reason there is."""
+        """Note why trading ended; the first reason stays."""
         if self.ended is None:
             self.ended, self.ended_at = why, now
 
     def refuse(self, reason: str, now: int) -> None:
-        """Count an order that was not sent or refused; of those in a row the first says why."""
+        """Count an order that was refused or not sent; the first of a row gives the reason."""
         self.refused += 1
         if not self.refused_since:
             self.refused_since, self.refused_reason = now, reason
@@ -113,7 +113,7 @@ class Record:
         self.opening_fees += fill.trade.opening_fee
 
     def close(self, fill: Fill, worth: Decimal, paid: Decimal) -> None:
-        """Count a round trip that left the account `worth` so much and `paid` so much in all."""
+        """Count a round trip; `worth` and `paid` are equity and all costs so far after it."""
         net, costs = worth - self.flat_worth, paid - self._paid
         self.flat_worth, self._paid = worth, paid
         self.closed += 1
@@ -128,7 +128,7 @@ class Record:
         self.entry = None
 
     def value(self, equity: float, now: int) -> None:
-        """Take note of the equity."""
+        """Update peak and drawdown with the equity at `now`."""
         fall = self._peak - equity
         if fall <= 0:
             self.under_water_s = self.longest_below(now)
@@ -139,13 +139,13 @@ class Record:
         self.drawdown_share = max(self.drawdown_share, fall / self._peak)
 
     def longest_below(self, now: int) -> int:
-        """Return the longest time below the best equity before, up to now."""
+        """Return the longest time below an earlier high up to now, in seconds."""
         return max(self.under_water_s, (now - self._peak_at) * self._is_below)
 
     def follow(
         self, fixed: float, held: float, closes: Sequence[float], first: int, step: int
     ) -> None:
-        """Take note of the equity `fixed + held * close` at closes, the first one at `first`."""
+        """Update with the equity `fixed + held * close` at closes `step` seconds apart."""
         self.candles_held += len(closes) * (held != 0)
         best, worst = (max(closes), min(closes)) if held > 0 else (min(closes), max(closes))
         if not held or fixed + held * best < self._peak:
@@ -164,7 +164,7 @@ class Record:
         rollover: Decimal,
         hold: Decimal,
     ) -> Result:
-        """Return the figures at the end, when so much was made and paid in all."""
+        """Return the figures at the end; `net` is the profit, `paid` all costs."""
         traded_s, fees = (self.ended_at or end) - self.begin, paid - self.opening_fees - rollover
         percent = float(100 * net / self.balance)
         return Result(

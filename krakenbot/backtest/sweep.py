@@ -1,4 +1,4 @@
-"""The same series with many settings, and what the best of one span made in the next."""
+"""Sweeps: one series with many settings, and how the best of one span did in the next."""
 
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,7 +20,7 @@ Value = int | Decimal
 
 
 class Cell(NamedTuple):
-    """One combination of settings: over the whole series, and over each span anew."""
+    """One combination of settings, with its results over the whole series and each span."""
 
     keys: Mapping[str, Value]
     whole: Result
@@ -32,9 +32,9 @@ class Cell(NamedTuple):
 
 
 class Step(NamedTuple):
-    """A span, the cell that was best in the span before, and what it made in this one.
+    """A span, the cell that was best in the span before, and the net it made in this one.
 
-    `rank` 1 is the best of all cells in this span, `average` what all of them made.
+    `rank` 1 is the best of all cells in this span, `average` the mean of their nets.
     """
 
     begin: int
@@ -49,7 +49,7 @@ class Step(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """What all runs share; `spans` are stretches to run through by themselves as well."""
+    """What all runs share. `spans` are times from and to which each cell runs once more."""
 
     config: Config
     rules: PairRules
@@ -73,31 +73,31 @@ def cells_of(setting: Setting, values: Mapping[str, Sequence[Value]], whole: Col
         _shared[minutes] = made
     # Forked processes see the columns without a copy, so every file is read once.
     with ProcessPoolExecutor(mp_context=get_context("fork")) as pool:
-        # Where notices go is a secret, which is not handed to other processes.
+        # Addresses for notifications are secrets, which cannot be pickled.
         shared = setting._replace(config=setting.config._replace(notify=NotifyTable()))
         tasks = [(shared, run) for run in runs]
         return list(pool.map(_cell, tasks, chunksize=max(1, len(tasks) // 64)))
 
 
 def spans_of(begin: int, end: int, span_s: int) -> list[tuple[int, int]]:
-    """Return the whole spans between two times, the first from the next midnight (UTC) on."""
+    """Return the whole spans between two times, from the first midnight (UTC) on."""
     begin = -(-begin // DAY_S) * DAY_S
     return [(at, at + span_s) for at in range(begin, end - span_s + 1, span_s)]
 
 
 def is_sound(result: Result) -> bool:
-    """Return whether a run went on to the end and traded: only such may be the best."""
+    """Return whether a run reached the end and traded. Only such a run may be the best."""
     return result.ended is None and result.turns > 0
 
 
 def best_of(results: Sequence[Result]) -> int | None:
-    """Return the number of the best sound result, None when none is."""
+    """Return the index of the sound result with the highest net, None if none is sound."""
     sound = [at for at, result in enumerate(results) if is_sound(result)]
     return max(sound, key=lambda at: results[at].net, default=None)
 
 
 def walk_forward(cells: Sequence[Cell]) -> list[Step]:
-    """Return for each span but the first what the best cell of the span before made in it."""
+    """Return for each span but the first what the best cell of the previous one made in it."""
     steps = []
     for number in range(1, len(cells[0].spans)):
         before, now = ([cell.spans[at] for cell in cells] for at in (number - 1, number))
@@ -156,6 +156,6 @@ def _cell(task: tuple[Setting, dict[str, Value]]) -> Cell:
     for span in setting.spans:
         first, step_s = series.times[0], series.interval_s
         begin, end = (max(0, -((first - time) // step_s)) for time in span)
-        # What the bot would know at the beginning of the span.
+        # The candles that a bot would have at the start of the span.
         spans.append(run(begin, end, min(begin, WINDOW)))
     return Cell(keys, run(0, len(series.times), 0), spans)

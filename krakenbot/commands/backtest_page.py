@@ -49,7 +49,7 @@ def _points(replay: Replay, parts: Iterable[Columns], tail: list[Columns]) -> It
             piece = part.cut(at, at + step)
             replay.feed(piece)
             at, count = at + step, count + len(piece.times)
-            net = replay.worth() - replay.costs.balance
+            net = replay.equity() - replay.costs.balance
             prices = min(piece.lows), max(piece.highs), piece.closes[-1]
             gross = float(net + replay.paid)
             yield Point(piece.end, *prices, float(net), gross, float(replay.held))

@@ -7,7 +7,7 @@ from decimal import Decimal as D
 from pathlib import Path
 
 from krakenbot import config
-from krakenbot.backtest.costs import Guard, fee_guard
+from krakenbot.backtest.costs import CostEstimate, fee_guard
 from krakenbot.candles import fill
 from krakenbot.model import Candle, MarginRates
 from krakenbot.pairs import PairRules, parse_rules
@@ -37,7 +37,7 @@ class TestFeeGuard(unittest.TestCase):
         rules: PairRules = XBTUSD,
         fee: str = "0.008",
         rates: MarginRates = RATES,
-    ) -> Guard:
+    ) -> CostEstimate:
         return fee_guard(self.settings, candles, rules, D(fee), rates)
 
     def test_the_share_of_the_position_that_a_day_of_turns_costs_is_counted(self) -> None:

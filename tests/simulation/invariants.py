@@ -170,7 +170,7 @@ class Truth:
                 sign = 1 if row["side"] == "buy" else -1
                 own += sign * Decimal(row["executed"])
                 cash -= sign * Decimal(row["cost"])
-            elif row["id"] in self.executed and row["outcome"] not in (GIVEN_UP, ABSENT):
+            elif row["id"] in self.executed and row["outcome"] not in (GIVEN_UP, *PASSING):
                 known.add(row["id"])
                 volume, cost, fee = signed(self.executed[row["id"]])
                 own, cash, fees = own + volume, cash - cost, fees + fee
@@ -236,6 +236,10 @@ class Truth:
             if row["outcome"] == ABSENT and real and world.blind and not self.doubles:
                 self.doubles += 1  # It lagged for longer than it was looked for.
                 self.foreign_at = world.time
+                self._change_hands(row["id"], real, -1)
+                continue
+            if row["outcome"] in PASSING and real and world.seen("yes-after-no"):
+                self.foreign_at = world.time  # Refused, not seen then, and yet executed.
                 self._change_hands(row["id"], real, -1)
                 continue
             for mine, theirs in (("executed", "vol_exec"), ("cost", "cost"), ("fee", "fee")):

@@ -29,6 +29,7 @@ STATES = {
     "closed": "the pair is in another state for some minutes",
     "late-fill": "a cancelled order's fill shows a second later",
     "no-deadline": "an order that comes too late is carried out all the same",
+    "yes-after-no": "an order is refused for now, and carried out all the same",
 }
 WORDS = LIES | STATES
 _WHERE = {
@@ -41,6 +42,7 @@ _WHERE = {
     "pool": "AddOrder",
     "late-fill": "AddOrder",
     "no-deadline": "AddOrder",
+    "yes-after-no": "AddOrder",
     "delisted": "AssetPairs",
 }
 ORDER_VIEWS = {"OpenOrders": "open", "ClosedOrders": "closed", "QueryOrders": ""}
@@ -127,6 +129,9 @@ class Trouble(Faults):
                 self._pool_until = now + choice((20, 300, 1200))
             case "delisted":
                 self._unknown_until = now + choice((20, 300, 1200))
+            case "yes-after-no":
+                self._pass(name, request)
+                return _error(choice(("EAPI:Rate limit exceeded", "EService:Market in post_only")))
             case "key":
                 return _error("EAPI:Invalid key")
             case "closed":

@@ -18,6 +18,7 @@ from krakenbot.commands import COMMANDS, exit_code
 from krakenbot.errors import RefusedError
 from krakenbot.model import Side
 from tests.simulation.invariants import QUOTE
+from tests.simulation.journals import make_older, spoil_page
 from tests.simulation.machine import Death
 from tests.simulation.report import Violation
 
@@ -285,11 +286,23 @@ class People:
             shutil.copy(path, self.folder / "backup")
 
     def lose_journal(self, what: str) -> None:
-        """Let the journals be "deleted", or an old "backup" be in their place."""
+        """Let the journals be "deleted" or "damaged", or an old "backup" be in their place.
+
+        "older" makes it one of version 0.2.0, as if the program was brought up to date since.
+        """
         world, state = self.world, self.folder / "state"
         kept = sorted((self.folder / "backup").glob("*")) if what == "backup" else []
-        if what == "backup" and not kept:
+        files = [file for file in state.glob("*.db*") if file.stat().st_size]
+        is_alone = len(files) == 1 and files[0].suffix == ".db"  # Nothing waits in a log.
+        if (what == "backup" and not kept) or (what in ("damaged", "older") and not is_alone):
             return
+        if what == "older":
+            (state / "index.json").unlink(missing_ok=True)
+            make_older(files[0], world.rules.altname)
+            world.counts["journals: older"] += 1
+            return world.note("hands", "the journal is of 0.2.0")
+        if what == "damaged":
+            self._start_with_damage(files[0])
         for path in state.glob("*.db*"):
             path.unlink()
         for path in kept:
@@ -297,6 +310,23 @@ class People:
         world.counts[f"journals: {what}"] += 1
         world.note("hands", f"the journal is {what}")
         world.truth.lose(is_whole=not kept)
+
+
+    def _start_with_damage(self, path: Path) -> None:
+        """Start on a damaged journal: that must be said, and the file be left as it is."""
+        world, spoiled = self.world, spoil_page(path, self.random)
+        world.note("hands", "a page of the journal is spoiled")
+        world.machine.database = None  # Nobody can look into it.
+        with contextlib.suppress(Death):
+            try:
+                self.command("run", "--live", "--accept-costs")
+            except Ended as error:
+                true = error.code == 76 and "damaged" in str(error)
+                true = true or error.code == 75 or world.disk_failed_at >= world.born
+                world.expect(true, "damage is noticed", str(error))
+            else:
+                world.expect(False, "damage is noticed", "it ran on")
+        world.expect(path.read_bytes() == spoiled, "what is damaged is left as it is", path.name)
 
 
 def _bare(text: str) -> str:

@@ -107,7 +107,7 @@ class Storms:
             world.trouble_maker.dark_from = world.time
         world.trouble_maker.lag_s = float(lag) if lag and self.strikes(f"lag {lag}") else 0.0
         self.blind |= world.trouble_maker.lag_s > 60 or "no-deadline" in faults
-        self.lied |= any(word in LIES for word in faults)
+        self.lied |= any(word in LIES or word == "yes-after-no" for word in faults)
         if any(word.startswith(CANDLES) for word in chances):
             self.candles_wrong_at = float("inf")
         if chance() < 0.4 and self.strikes("death"):
@@ -125,7 +125,7 @@ class Storms:
         if chance() < 0.1 and self.strikes("stop"):
             world.stop_asked = True
         if chance() < 0.03 and not world.setting.alone and self.strikes("journal"):
-            world.people.next_loss = choice(("deleted", "backup"))
+            world.people.next_loss = choice(("deleted", "backup", "damaged", "older"))
         world.note("storm", f"{chances} lag={lag}")
         self.set_alarm()
 

@@ -142,6 +142,13 @@ class TestRefusalsThatPass(AttentionTest):
         message = self.stopped(self.bot().run)
         self.assertIn("was refused, and yet", message)
         self.assertEqual(1, len(self.exchange.placed))
+        # Once somebody has looked and adopted what is held, the bot goes on.
+        self.exchange.place = original  # type: ignore[method-assign]
+        self.exchange.shown.append((self.clock.time, SIZE))
+        self.adopt()
+        self.at(DOWN)
+        self.run_for(1000)
+        self.assertEqual(-SIZE, self.exchange.held)
 
     def test_an_empty_lending_pool_halts_nothing_and_is_told_after_an_hour(self) -> None:
         self.exchange.script = ["pool"] * 20

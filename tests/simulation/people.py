@@ -300,7 +300,8 @@ class People:
             (state / "index.json").unlink(missing_ok=True)
             make_older(files[0], world.rules.altname)
             world.counts["journals: older"] += 1
-            return world.note("hands", "the journal is of 0.2.0")
+            world.note("hands", "the journal is of 0.2.0")
+            return
         if what == "damaged":
             self._start_with_damage(files[0])
         for path in state.glob("*.db*"):
@@ -310,7 +311,6 @@ class People:
         world.counts[f"journals: {what}"] += 1
         world.note("hands", f"the journal is {what}")
         world.truth.lose(is_whole=not kept)
-
 
     def _start_with_damage(self, path: Path) -> None:
         """Start on a damaged journal: that must be said, and the file be left as it is."""

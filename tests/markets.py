@@ -1,10 +1,20 @@
 """A market made of values, in Kraken's own words: what a client's public methods would answer."""
 
+import unittest
 from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
+from unittest import mock
 
 from krakenbot.exchange import Market
+from krakenbot.simulated import feed
+
+
+def short_histories() -> None:
+    """Let a module's sandboxes open after ten days of minutes, not sixty: a sixth of the work."""
+    patch = mock.patch.object(feed, "HISTORY", 10 * 1440)
+    patch.start()
+    unittest.addModuleCleanup(patch.stop)
 
 
 class Answers:

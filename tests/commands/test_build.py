@@ -10,9 +10,14 @@ from pathlib import Path
 from krakenbot.commands.build import packed
 from krakenbot.simulated import api as server
 from tests import slow
+from tests.markets import short_histories
 
 ROOT = Path(__file__).parent.parent.parent
 NOBODY = 65534
+
+
+def setUpModule() -> None:
+    short_histories()
 
 
 def python_for_others() -> str | None:

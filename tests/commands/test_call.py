@@ -17,6 +17,7 @@ from krakenbot.kraken.transport import UrllibTransport
 from krakenbot.lock import Lock
 from krakenbot.model import Secret
 from krakenbot.simulated import api as server
+from tests.markets import short_histories
 
 # Published with the API's documentation and by the maintainers of a public client.
 SECRET = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8gISIjJCUmJygpKissLS4vMDEyMzQ1Njc4OTo7PD0+Pw=="
@@ -55,6 +56,7 @@ VECTORS = (
 
 
 def setUpModule() -> None:
+    short_histories()
     unittest.addModuleCleanup(gc.collect)  # Each exchange knows itself, and has 60 days of minutes.
 
 

@@ -21,11 +21,13 @@ from krakenbot.presence import Presence
 from krakenbot.simulated import api as server
 from krakenbot.simulated.wire import Method
 from tests import slow
+from tests.markets import short_histories
 
 NAMES = [name for name, *_ in doctor.CHECKS]
 
 
 def setUpModule() -> None:
+    short_histories()
     unittest.addModuleCleanup(gc.collect)  # Each exchange knows itself, and has 60 days of minutes.
 
 

@@ -19,10 +19,15 @@ from krakenbot.journal_file import open_journal
 from krakenbot.lock import Lock
 from tests import slow
 from tests.commands.program import LIVE, MINUTES, SPEED, Gate, ProgramTest
+from tests.markets import short_histories
 
 UP = {"KRAKENBOT_STRATEGY_NAME": "file", "KRAKENBOT_STRATEGY_FILE": "up.py"}
 UPWARD = LIVE | UP
 SPOT = UPWARD | {"KRAKENBOT_LEVERAGE": "0"}
+
+
+def setUpModule() -> None:
+    short_histories()
 
 
 class HandoverTest(ProgramTest):

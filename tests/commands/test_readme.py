@@ -25,6 +25,7 @@ from pathlib import Path
 from krakenbot.simulated import api as server
 from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
 from tests import IS_LONG, slow
+from tests.markets import short_histories
 from tests.rules import test_floors
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -80,6 +81,10 @@ LIVE = {
     "# api_secret_file": "api_secret_file",
 }
 WORDS_MAX = 1500
+
+
+def setUpModule() -> None:
+    short_histories()
 
 
 class Reader(unittest.TestCase):

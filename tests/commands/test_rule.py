@@ -10,6 +10,7 @@ from decimal import Decimal as D
 from krakenbot.commands.build import packed
 from tests import slow
 from tests.commands.program import LIVE, PAPER, Gate, ProgramTest
+from tests.markets import short_histories
 
 RULE = """
 import os
@@ -22,6 +23,10 @@ def direction(candles):
     return 1
 """
 FILE = {"KRAKENBOT_STRATEGY_NAME": "file", "KRAKENBOT_STRATEGY_FILE": "my_rule.py"}
+
+
+def setUpModule() -> None:
+    short_histories()
 
 
 class RuleTest(ProgramTest):

@@ -21,6 +21,7 @@ from typing import Any
 from krakenbot.simulated.listing import SANDBOX_SECRET
 from tests import slow
 from tests.commands.program import KEYS, LIVE, MINUTES, PAPER, Gate, ProgramTest
+from tests.markets import short_histories
 
 ENDS_MAX_S = 1.0
 # Fields of `status --json` and their types, as agreed; then what is told beyond that.
@@ -59,6 +60,10 @@ BEYOND = {
     "exit_code",
     "end_reason",
 }
+
+
+def setUpModule() -> None:
+    short_histories()
 
 
 class TestRefusals(ProgramTest):
@@ -112,7 +117,7 @@ class TestRefusals(ProgramTest):
 
     def test_costs_above_the_limit_are_said_before_anything_is_sent(self) -> None:
         gate = self.gate()
-        settings = LIVE | {"KRAKENBOT_RISK_MAX_FEE_PERCENT_PER_DAY": "0.5"}
+        settings = LIVE | {"KRAKENBOT_RISK_MAX_FEE_PERCENT_PER_DAY": "0.1"}
         done = self.run_it(gate, "run", "--live", "--once", **settings)
         self.assert_ends(done, 78, "max_fee_percent_per_day")
         self.assertEqual(gate.added, [])

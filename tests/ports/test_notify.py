@@ -20,8 +20,13 @@ from krakenbot.errors import StopError, UnansweredError
 from krakenbot.notify import WAITING_MAX, Notifier, sd_notify
 from krakenbot.simulated import api as server
 from tests.logs import logged, silence
+from tests.markets import short_histories
 
 URL = "http://127.0.0.1:9/hook/a-very-secret-token"
+
+
+def setUpModule() -> None:
+    short_histories()
 
 
 def config(**notify: str) -> Config:

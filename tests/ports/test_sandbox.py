@@ -21,6 +21,7 @@ from krakenbot.simulated import api as server
 from krakenbot.simulated.feed import Feed
 from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
 from tests.logs import logged, silence_module
+from tests.markets import short_histories
 
 START = 1_791_500_000.25
 SECRET = Secret(SANDBOX_SECRET)
@@ -29,6 +30,7 @@ MARKET = {"pair": "XBTUSD", "ordertype": "market", "type": "buy", "volume": "0.0
 
 
 def setUpModule() -> None:
+    short_histories()
     silence_module()
     unittest.addModuleCleanup(gc.collect)  # Each exchange knows itself, and has 60 days of minutes.
 

@@ -38,10 +38,15 @@ from krakenbot.model import Secret
 from krakenbot.pairs import decimal
 from krakenbot.simulated import api as sandboxes
 from tests.logs import logged
+from tests.markets import short_histories
 
 ROOT = Path(__file__).parent.parent.parent
 KEY, SECRET = "the-very-secret-key/with+signs=", "dGhlIHZlcnkgc2VjcmV0IHNlY3JldCBvZiBhIGtleQ=="
 OK = b'HTTP/1.1 200 OK\r\nContent-Length: 26\r\n\r\n{"error":[],"result":{"a":1}}'
+
+
+def setUpModule() -> None:
+    short_histories()
 
 
 class Safe(unittest.TestCase):

@@ -31,6 +31,7 @@ from krakenbot.strategy import build
 from tests import IS_LONG, slow
 from tests.clocks import StandingClock
 from tests.logs import silence_module
+from tests.markets import short_histories
 
 T0 = 1_600_000_020 // 60 * 60
 ROWS = 750
@@ -42,6 +43,7 @@ CENTS = D("0.0001")  # TradeBalance and Balance are told to four digits of a dol
 
 
 def setUpModule() -> None:
+    short_histories()
     silence_module()
 
 

@@ -25,10 +25,15 @@ from krakenbot.simulated import api
 from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
 from tests import slow
 from tests.logs import silence
+from tests.markets import short_histories
 
 SPEED = 1000.0
 SIZE = Decimal("0.01")
 KEYS = {"KRAKEN_API_KEY": SANDBOX_KEY, "KRAKEN_API_SECRET": SANDBOX_SECRET}
+
+
+def setUpModule() -> None:
+    short_histories()
 
 
 class FrontDoor(unittest.TestCase):

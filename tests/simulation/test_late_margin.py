@@ -20,11 +20,16 @@ from krakenbot.simulated.feed import Feed
 from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
 from krakenbot.strategy import build
 from tests.logs import silence
+from tests.markets import short_histories
 from tests.simulation.test_attention import LooseClock
 
 START = 1_790_000_000.0
 CANDLES = 24
 SIZE = Decimal("0.006")  # About 500 USD.
+
+
+def setUpModule() -> None:
+    short_histories()
 
 
 class LateBalance(Faults):

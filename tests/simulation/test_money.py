@@ -31,6 +31,7 @@ from krakenbot.strategy import build
 from tests import IS_LONG
 from tests.clocks import StandingClock
 from tests.logs import silence_module
+from tests.markets import short_histories
 from tests.simulation.test_contract import Direct
 
 START = 1_791_504_000.0
@@ -41,6 +42,7 @@ LONG = tuple((*run, coins) for run in ((1, 1000), (240, 80), (1440, 30)) for coi
 
 
 def setUpModule() -> None:
+    short_histories()
     silence_module()
 
 

@@ -1,4 +1,4 @@
-"""The front door: which parts a mode is made of. Chosen here once, nowhere further in."""
+"""The front door: the only place that chooses the parts that a mode is made of."""
 
 from collections.abc import Callable, Sequence
 from decimal import Decimal
@@ -39,7 +39,7 @@ class Parts(NamedTuple):
     bot: Bot
     locks: Sequence[Lock]
     path: Path  # The journal's.
-    is_new: bool  # Whether the journal was made just now.
+    is_new: bool  # Whether the journal was created just now.
     checks: tuple[startup.Check, ...]  # Before an order that only closes; the bot has others.
 
     def close(self) -> None:
@@ -94,10 +94,10 @@ def assemble(
 ) -> Parts:
     """Return the parts of `config.mode`; ConfigError when one of them cannot be had.
 
-    `live` is the word from the command line without which no order can leave. What the exchange
-    calls pair and account is asked for where it is not known yet: LaterError when that fails for
-    too long. `progress` is told every few seconds of waiting. Without `makes_journal` a journal
-    that is not there yet is made in memory alone.
+    `live` is the option --live, without which no order can be sent. The exchange is asked for its
+    ids of pair and account if they are not known yet; LaterError when that fails for too long.
+    `progress` is called at least every 0.5 s of waiting. Without `makes_journal`, a missing
+    journal is created in memory only.
     """
     if not adopts:  # Adopting sends no order.
         require_live(config, live)
@@ -136,7 +136,7 @@ def assemble(
 
 
 def require_live(config: Config, live: bool) -> None:
-    """Raise ConfigError when real money is to be traded without the word on the command line."""
+    """Raise ConfigError when real money would be traded without --live on the command line."""
     if config.mode == "live" and not live:
         raise ConfigError(
             'mode = "live" trades real money: add --live to the command line as well, '
@@ -157,7 +157,7 @@ def _credentials(config: Config) -> Credentials | None:
 
 
 def _pair_of(config: Config, client: Client, spelling: str) -> str:
-    """Return what the exchange calls the pair, remembered from here on; nothing if it has none."""
+    """Return the exchange's id of the pair and store it; an empty text if there is no such pair."""
     try:
         pair = spot_of(config._replace(pair=spelling), client).rules().pair
     except RefusedError:
@@ -196,6 +196,6 @@ def spot_of(config: Config, client: Methods) -> Spot:
 
 
 def assumed_fee_rate(config: Config) -> Decimal:
-    """Return the taker fee, a fraction, where the account's own cannot be asked."""
+    """Return the taker fee (a fraction) to use if the account's own cannot be read."""
     percent = config.exchange.fee_percent
     return FEE_RATE_ASSUMED if percent is None else percent / 100

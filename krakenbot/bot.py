@@ -126,7 +126,7 @@ class Bot:
         reason = self.journal.get("halted")
         if reason:
             raise StopError(
-                f"halted: {reason}. When you have checked, clear it with `krakenbot resume`"
+                f"halted: {reason}. `krakenbot resume` clears this once you have checked"
             )
 
     def _start(self, patience_s: float = 300.0) -> None:

@@ -1,8 +1,8 @@
-"""Whose journal is whose: by what the exchange calls pair and account, never by spelling.
+"""Which journal belongs to which pair and account, by the exchange's own ids, not by spelling.
 
-What was learned is kept in `index.json` in the state directory, so that commands without network
-find the same journal: which pair a spelling means, which account a key belongs to, and whose the
-journals of 0.2.0 are, which have only a spelling in their names.
+These ids are kept in `index.json` in the state directory, so that commands without network find
+the same journal: the pair that a spelling means, the account of a key, and pair and account of
+each journal. Those of 0.2.0 have only a spelling in their names.
 """
 
 import json
@@ -28,25 +28,25 @@ SERVICE_STATE = Path("/var/lib/krakenbot")
 
 
 class Identity(NamedTuple):
-    """`pair` is the exchange's own id, `account` twelve hex digits, empty when unknown or paper."""
+    """`pair` is the exchange's own id, `account` twelve hex digits, or empty: unknown, or paper."""
 
     pair: str
     account: str = ""
 
 
 def account_name(text: str) -> str:
-    """Return what stands for an account in file names; nothing for an unknown one."""
+    """Return an account's short name for files; an empty text for an unknown account."""
     bare = "".join(text.split())
     return fingerprint(Secret(bare)) if bare else ""
 
 
 def recall(config: Config, kind: str, name: str) -> str:
-    """Return the pair that a spelling means ("pair"), a key's account ("account"), or nothing."""
+    """Return what is stored under `kind` ("pair", "account" or "journal") and name, or ""."""
     return _index(config).get(f"{kind} {_host(config)} {name}", "")
 
 
 def remember(config: Config, kind: str, name: str, value: str) -> None:
-    """Keep what was learned, on disk when this returns."""
+    """Store a value for `recall` on disk before returning; ConfigError when that fails."""
     index = _index(config) | {f"{kind} {_host(config)} {name}": value}
     path = config.state_directory / INDEX
     part = path.with_suffix(f".{os.getpid()}.part")  # Another bot may write at the same time.
@@ -65,15 +65,15 @@ def _index(config: Config) -> dict[str, str]:
         index = json.loads((config.state_directory / INDEX).read_text(encoding="utf-8"))
         return {str(key): str(value) for key, value in index.items()}
     except (OSError, ValueError, AttributeError):
-        return {}  # It can be learned again.
+        return {}  # The exchange will be asked again.
 
 
 def place_of(
     config: Config, identity: Identity, pair_of: Callable[[str], str] = lambda spelling: ""
 ) -> Path:
-    """Return the path of the identity's journal, whether there is one already or not.
+    """Return the path of the identity's journal, whether it exists already or not.
 
-    `pair_of` asks the exchange what a spelling means. Raises StopError when there are several.
+    `pair_of` asks the exchange which pair a spelling means. Raises StopError when several match.
     """
     ours = [
         path
@@ -83,25 +83,25 @@ def place_of(
     ]
     there = [path for path in ours if exists(path)]
     if len(there) > 1:
-        told = "".join(f"\n  {path} explains {_held(path)}" for path in there)
+        listed = "".join(f"\n  {path} explains {_held(path)}" for path in there)
         raise StopError(
-            f"several journals may be the one of {config.pair}:{told}\nNothing was sent. See at "
-            "the exchange what is held, keep the one that explains it, and move the others into "
+            f"several journals match {config.pair}:{listed}\nNothing was sent. Check at the "
+            "exchange what is held, keep the journal that explains it, and move the others to "
             "another folder"
         )
-    if there or ours:  # Of a lost journal the lock is left.
+    if there or ours:  # A lost journal leaves its lock file behind.
         return (there or ours)[0]
     account = f"-{identity.account}" if identity.account else ""
     return config.state_directory / f"{_prefix(config)}{_bare(identity.pair)}{account}.db"
 
 
 def claim(config: Config, journal: Journal, path: Path, identity: Identity) -> None:
-    """Write into journal and index whose it is; StopError when it is somebody else's."""
+    """Record the journal's pair and account in it and the index; StopError if they differ."""
     for key, mine in zip(("pair_id", "account"), identity, strict=True):
         theirs = journal.get(key)
         if theirs and theirs != mine:
             raise StopError(
-                f"the journal {path} is of {key} {theirs}, the exchange now says "
+                f"the journal {path} belongs to {key} {theirs}, the exchange now says "
                 f"{mine or 'nothing of it'}. Nothing was sent. Use the key and pair it was made "
                 "with, or another state.directory"
             )
@@ -113,12 +113,12 @@ def claim(config: Config, journal: Journal, path: Path, identity: Identity) -> N
 
 
 def find(config: Config) -> Path | None:
-    """Return the path of this configuration's journal by what is on disk, None when none is.
+    """Return the path of this configuration's journal without asking the exchange, or None.
 
-    Raises StopError when there are several, ConfigError when the folder cannot be read.
+    Raises StopError when several match, ConfigError when the folder cannot be read.
     """
     account = ""
-    with suppress(ConfigError):  # Commands that only look need not be able to read the keys.
+    with suppress(ConfigError):  # Commands that only read may lack access to the keys.
         credentials = load_credentials(config) if config.mode != "paper" else None
         if credentials is not None:
             account = recall(config, "account", fingerprint(credentials.key))
@@ -130,7 +130,7 @@ def find(config: Config) -> Path | None:
 
 
 def journal_path(config: Config) -> Path:
-    """Return the path of the journal that is here; ConfigError names others if there is none."""
+    """Return the path of the existing journal; else raise ConfigError, which names others."""
     path = find(config)
     if path is not None:
         return path
@@ -139,9 +139,9 @@ def journal_path(config: Config) -> Path:
     others = [f"\n  {file}" for folder in folders for file in sorted(folder.glob("*.db"))]
     hint = ""
     if others:
-        hint = f". There are others, of other settings (--config FILE):{''.join(others[:10])}"
+        hint = f". Journals of other settings (--config FILE):{''.join(others[:10])}"
     elif os.geteuid() != 0 and SERVICE_STATE.is_dir():
-        hint = f". A service's lie in {SERVICE_STATE}: try sudo, and --config with its file"
+        hint = f". A service's are in {SERVICE_STATE}: try sudo, and --config with its file"
     raise ConfigError(
         f"there is no {config.mode} journal of {config.pair} in {config.state_directory} yet: "
         f"this bot has not run here{hint}"
@@ -149,7 +149,7 @@ def journal_path(config: Config) -> Path:
 
 
 def _known(config: Config, pair_of: Callable[[str], str]) -> Iterator[tuple[Path, Identity]]:
-    """Yield each journal of this mode and exchange, also lost ones, and whose it is."""
+    """Yield path and identity of each journal of this mode and exchange, also of lost ones."""
     folder, prefix = config.state_directory, _prefix(config)
     try:
         names = [Path(name) for name in os.listdir(folder)]
@@ -162,7 +162,7 @@ def _known(config: Config, pair_of: Callable[[str], str]) -> Iterator[tuple[Path
         if not stem.startswith(prefix):
             continue
         owner = recall(config, "journal", stem).split(" ")
-        if len(owner) < 2:  # Only its name says whose it is.
+        if len(owner) < 2:  # Only its name is known.
             spelling, _, account = stem.removeprefix(prefix).partition("-")
             owner = [recall(config, "pair", spelling) or pair_of(spelling) or spelling, account]
         yield folder / f"{stem}.db", Identity(*owner)
@@ -186,5 +186,5 @@ def _host(config: Config) -> str:
 
 
 def _bare(text: str) -> str:
-    """Return the text as it may stand in a file's name."""
+    """Return the text in a form that suits a file's name."""
     return re.sub(r"[^A-Za-z0-9.]+", "-", text)

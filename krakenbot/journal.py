@@ -1,7 +1,7 @@
-"""What was meant and what came of it, on disk before and after each order.
+"""The journal: intents, on disk before their orders are sent, and what became of them.
 
-One SQLite file per mode, exchange, account and market. Nothing here is believed about what is
-held: the exchange is asked, and the journal explains the answer. Only this file writes SQL.
+One SQLite file per mode, exchange, account and market. What is held is never taken from here: the
+exchange is asked, and the journal must explain the answer. SQL is only here and in journal_file.
 """
 
 import sqlite3
@@ -20,13 +20,13 @@ from krakenbot.log import redact
 from krakenbot.model import ZERO, Execution, MarginSummary, Purpose, Side
 from krakenbot.records import PASSING, Account, Booked, Decided, Equity, Intent, Outcome, assumed_id
 
-BUSY_S = 20.0  # How long another program may hold the file's lock.
+BUSY_S = 20.0  # How long to wait for another program's lock on the file.
 
 
 class Journal:
-    """The journal on an open connection. All times are the exchange's.
+    """The journal on an open connection. All times are the exchange's, in unix seconds.
 
-    Raises StopError wherever the file cannot be read or written, or holds what no journal can.
+    Every method raises StopError when the file cannot be read or written, or is damaged.
     """
 
     def __init__(self, connection: sqlite3.Connection, path: Path = Path(":memory:")) -> None:
@@ -39,16 +39,16 @@ class Journal:
         self._db.close()
 
     def write(self, intent: Intent) -> None:
-        """Put the intent on disk. Returns only when it is there; refuses a second one like it.
+        """Commit the intent to disk before returning; StopError if its id is there already.
 
-        `on_write` is told its id before anything can be sent.
+        `on_write` is called with the id before anything can be sent.
         """
         with self._transaction():
             self._insert("intents", intent._asdict())
         self.on_write(intent.id)
 
     def accept(self, intent_id: str) -> None:
-        """Note that the exchange has taken the order, whatever comes of it."""
+        """Record that the exchange has accepted the order."""
         with self._transaction():
             self._db.execute("UPDATE intents SET accepted = 1 WHERE id = ?", (intent_id,))
 
@@ -63,7 +63,7 @@ class Journal:
     ) -> None:
         """Record the final state and book the fill in one transaction.
 
-        `opening_fee` is what opening on margin is thought to cost until the ledger says it.
+        `opening_fee`, in quote currency, is an estimate until the ledger shows the real fee.
         """
         volume, cost, fee = (found.volume, found.cost, found.fee) if found else (ZERO, ZERO, ZERO)
         order_id = found.exchange_order_id if found else None
@@ -76,7 +76,7 @@ class Journal:
                 [_stored(value) for value in row],
             ).rowcount
             if changed != 1:
-                raise StopError(f"intent {intent.id} already had an end; it cannot get another")
+                raise StopError(f"intent {intent.id} is final already; its outcome cannot change")
             if volume:
                 self._set("on_margin", int(intent.leverage > 0))
             if opening_fee:
@@ -86,7 +86,7 @@ class Journal:
         self._account = account.charged("opening", opening_fee)
 
     def intents(self) -> list[Intent]:
-        """Return all intents in the order of their writing."""
+        """Return all intents, oldest first."""
         return self._intents("ORDER BY number")
 
     def open_intents(self) -> list[Intent]:
@@ -104,14 +104,14 @@ class Journal:
         return self._intents(where, interval_s, candle)
 
     def intents_between(self, first: int, last: int) -> list[Intent]:
-        """Return the intents written in that time, both ends included."""
+        """Return the intents created between these times, both included."""
         return self._intents("WHERE created BETWEEN ? AND ? ORDER BY number", first, last)
 
     def _intents(self, rest: str, *values: object) -> list[Intent]:
         return list(self._read(Intent, f"SELECT * FROM intents {rest}", *values))
 
     def orders_since(self, time: int) -> int:
-        """Return how many orders the exchange took or refused for good since then."""
+        """Return how many orders since then were accepted, refused for good, or are open."""
         aside = (*PASSING, Outcome.ADOPTED)
         query = f"SELECT count(*) FROM intents WHERE created > ? AND {_is_none_of(aside)}"
         return self._number(query, time, *aside)
@@ -127,7 +127,7 @@ class Journal:
         return len(failed), f"{failed[0].outcome}: {failed[0].note}" if failed else ""
 
     def newest_record(self) -> int:
-        """Return the time of the newest thing written down, 0 in a new journal."""
+        """Return the time of the newest record, 0 in a new journal."""
         return self._number(
             "SELECT max(coalesce((SELECT max(max(created), max(coalesce(settled, 0))) FROM intents)"
             ", 0), coalesce((SELECT max(decided) FROM decisions), 0), ?)",
@@ -139,7 +139,7 @@ class Journal:
         return self._number(query, exchange_order_id) > 0
 
     def account(self) -> Account:
-        """Return the sum of all fills and charges, summed again when another program wrote."""
+        """Return the sum of all fills and charges, updated when another program has written."""
         version = self._number("PRAGMA data_version")
         if self._account is None or version != self._summed_at:
             account, self._summed_at = Account(), version
@@ -152,9 +152,9 @@ class Journal:
         return self._account
 
     def adopt(self, held: Decimal, price: Decimal, now: int, on_margin: bool) -> None:
-        """Take over what is held, as if the difference had been traded at `price`; end a halt.
+        """Adopt what is held as if the difference had been traded at `price`; clear a halt.
 
-        Orders whose end was still unknown are given up: what is held now is the truth.
+        Orders whose outcome is unknown become ABANDONED: what is held now is the truth.
         """
         explained = self.account().held
         difference = held - explained
@@ -194,7 +194,7 @@ class Journal:
             self.on_write(row.id)
 
     def halt(self, reason: str, held: Decimal | None = None) -> StopError:
-        """Write why the bot stops for good, and return the error that ends it.
+        """Record why the bot halts, and return the error to raise.
 
         `held` is what the exchange holds, where that differs from what the journal explains.
         """
@@ -203,16 +203,16 @@ class Journal:
         return StopError(reason)
 
     def keep_stop(self, error: StopError) -> None:
-        """Write down a safety stop that was raised elsewhere, so that it holds after a restart.
+        """Record a safety stop that was raised elsewhere, so that it outlasts a restart.
 
-        A disk that could not be written is none: it may have room again.
+        A disk failure is not recorded: the disk may have space again by then.
         """
         is_of_disk = isinstance(error.__cause__, sqlite3.Error | OSError)
         if error.exit_code == 76 and not is_of_disk and not self.get("halted"):
             self.put(halted=str(error))
 
     def resume(self, flatten: str | None = None) -> None:
-        """Clear a halt, or replace it by a reason to flatten; losses count anew from here."""
+        """Clear a halt, or replace it by a reason to flatten; `max_loss` counts from here again."""
         with self._transaction():
             self._forget_halt()
             self._set("flatten", flatten)
@@ -227,9 +227,9 @@ class Journal:
         self._set("unfilled_from", newest)
 
     def book(self, charges: Sequence[Booked], replaces: str = "") -> None:
-        """Book charges in one transaction, each once however often it is told.
+        """Book charges in one transaction, skipping those that are booked already.
 
-        `replaces` is the id of one, booked before on an assumption, that they take the place of.
+        `replaces` is the id of an estimated charge that they replace.
         """
         account, self._account = self.account(), None
         with self._transaction():
@@ -243,17 +243,17 @@ class Journal:
         self._account = account
 
     def charges(self) -> list[tuple[int, Decimal]]:
-        """Return when how much was charged for margin, in quote currency, oldest first."""
+        """Return time and amount (quote currency) of all margin charges, oldest first."""
         return [(booked.time, booked.amount) for booked in self._charges()]
 
     def _charges(self) -> Iterator[Booked]:
         return self._read(Booked, "SELECT id, time, kind, amount FROM charges ORDER BY time")
 
     def opening_fees(self) -> dict[str, Decimal]:
-        """Return what opening on margin cost, in quote currency, by the intent's id."""
+        """Return the margin opening fees by intent id, in quote currency."""
         fees: dict[str, Decimal] = {}
         for booked in self._charges():
-            # An intent's id, or that after or before a word: see assumed_id and accounting.py.
+            # An intent's id with or without a prefix or suffix: see assumed_id and accounting.py.
             intent_id = booked.id.removeprefix(assumed_id("")).partition(" ")[0]
             if booked.kind == "opening":
                 fees[intent_id] = fees.get(intent_id, ZERO) + booked.amount
@@ -263,7 +263,7 @@ class Journal:
         return self._number("SELECT count(*) FROM charges WHERE id = ?", _stored(charge_id)) > 0
 
     def decide(self, row: Mapping[str, Any], summary: MarginSummary | None = None) -> None:
-        """Write what was decided on a candle; with `summary` for good, and the equity after it."""
+        """Record a decision on a candle; with `summary` it is final, and equity is recorded too."""
         account = self.account()
         with self._transaction():
             self._db.execute(
@@ -294,7 +294,7 @@ class Journal:
         return self._number(query, interval_s, candle) > 0
 
     def decisions(self, since: int = 0) -> Iterator[Decided]:
-        """Yield what was decided since then, oldest first."""
+        """Yield the decisions since then, oldest first."""
         query = "SELECT * FROM decisions WHERE decided >= ? ORDER BY decided"
         return self._read(Decided, query, since)
 
@@ -304,7 +304,7 @@ class Journal:
         return list(self._read(Decided, query, count))
 
     def equity(self, since: int = 0) -> Iterator[Equity]:
-        """Yield what the account had come to since then, oldest first."""
+        """Yield the equity records since then, oldest first."""
         return self._read(Equity, "SELECT * FROM equity WHERE time >= ? ORDER BY time", since)
 
     def newest_equity(self) -> Equity | None:
@@ -316,7 +316,7 @@ class Journal:
         return next((str(row[0]) for row in rows), default)
 
     def put(self, **values: object) -> None:
-        """Set single values, all or none; None removes one."""
+        """Set values in one transaction; None removes a value."""
         with self._transaction():
             for key, value in values.items():
                 self._set(key, value)
@@ -329,7 +329,7 @@ class Journal:
             self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, text))
 
     def _insert(self, table: str, row: Mapping[str, object]) -> None:
-        """Add a row; only an equity of the same second is replaced."""
+        """Insert a row; only an equity row replaces one of the same second."""
         verb = "INSERT OR REPLACE" if table == "equity" else "INSERT"
         names, marks = ", ".join(row), ", ".join("?" * len(row))
         self._db.execute(
@@ -342,7 +342,7 @@ class Journal:
     def _read(self, kind: Any, query: str, *parameters: object) -> Iterator[Any]:
         """Yield rows as the named tuple `kind`, whose fields are named as the columns are.
 
-        A column that is not asked for has the field's default.
+        A field whose column is not selected has its default.
         """
         fields, names = _fields(kind), list[str]()
         for row in self._rows(query, *parameters):
@@ -361,7 +361,7 @@ class Journal:
             words = f"the journal {self._path} cannot be read ({error}). {advice(error)}"
             raise StopError(words) from error
         except sqlite3.ProgrammingError:
-            raise  # A mistake of ours, not of the disk.
+            raise  # A defect of this program, not of the disk.
         except sqlite3.Error as error:
             raise damaged(self._path, error) from error
 
@@ -384,7 +384,7 @@ class Journal:
 
 
 def advice(error: sqlite3.Error) -> str:
-    """Return what a person can do about an error of SQLite that is no damage."""
+    """Return what a person can do about an SQLite error that is not damage."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         holder = f"Another program has held its lock for {BUSY_S:.0f} s: a backup"
@@ -401,7 +401,7 @@ def _is_none_of(outcomes: Sequence[Outcome]) -> str:
 def _stored(value: object) -> object:
     if isinstance(value, Enum):
         return value.value
-    if isinstance(value, str):  # Half a surrogate pair from outside cannot be stored as it is.
+    if isinstance(value, str):  # Half a surrogate pair cannot be stored as it is.
         return redact(value.encode("utf-8", "backslashreplace").decode())
     return str(value) if isinstance(value, Decimal) else value
 
@@ -415,12 +415,12 @@ def _fields(kind: Any) -> dict[str, Callable[[Any], Any]]:
 def _typed(of: Callable[[Any], Any], stored: object) -> object:
     value = None if stored is None else of(stored)
     if isinstance(value, Decimal) and not value.is_finite():
-        raise ValueError(f"{value} is no number")
+        raise ValueError(f"{value} is not a number")
     return value
 
 
 def damaged(path: Path, error: object) -> StopError:
     return StopError(
-        f"the journal {path} is damaged ({error}) and was left as it is. Look at the exchange what "
-        "is held, move the file away, then start with --adopt or close the position by hand"
+        f"the journal {path} is damaged ({error}) and was left as it is. Check at the exchange "
+        "what is held, move the file away, then start with --adopt or close the position by hand"
     )

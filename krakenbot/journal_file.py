@@ -1,4 +1,4 @@
-"""The journal's file: its tables, and opening it without harm when something is wrong with it."""
+"""The journal's file: its tables, and opening it without changing a damaged one."""
 
 import os
 import sqlite3
@@ -39,8 +39,8 @@ MIGRATIONS = (
         id TEXT PRIMARY KEY, time INTEGER NOT NULL, kind TEXT NOT NULL, amount TEXT NOT NULL
     ) WITHOUT ROWID;
     """,
-    # Opening fees apart from rollovers; charges in other currencies with their own amount. The
-    # account is summed from orders and charges, so its second copy goes.
+    # Opening fees separate from rollovers; the original amount of charges in other currencies. The
+    # account is the sum of orders and charges, so the stored copy is dropped.
     """
     ALTER TABLE equity ADD COLUMN margin_fees TEXT NOT NULL DEFAULT '0';
     ALTER TABLE charges ADD COLUMN asset TEXT NOT NULL DEFAULT '';
@@ -52,7 +52,7 @@ MIGRATIONS = (
 
 
 def open_journal(path: Path | None) -> Journal:
-    """Open or make the journal at `path`; None: one in memory, for looking.
+    """Open or create the journal at `path`; None: an empty one in memory.
 
     Raises ConfigError when the folder or file cannot be used, StopError when the file is damaged;
     a damaged file is left as it is.
@@ -73,7 +73,7 @@ def open_journal(path: Path | None) -> Journal:
 
 
 def prepare(connection: sqlite3.Connection, path: Path) -> sqlite3.Connection:
-    """Set the connection to write for keeps, and bring its tables up to date."""
+    """Make commits survive a power failure, and migrate the tables to the newest version."""
     connection.row_factory = sqlite3.Row
     try:
         connection.execute("PRAGMA journal_mode = WAL")
@@ -89,7 +89,7 @@ def prepare(connection: sqlite3.Connection, path: Path) -> sqlite3.Connection:
 
 
 def open_read_only(path: Path) -> Journal:
-    """Open an existing journal for commands that only look; ConfigError when there is none."""
+    """Open an existing journal for commands that only read; ConfigError when there is none."""
     try:
         if not exists(path):
             raise ConfigError(f"there is no journal {path} yet: this bot has not run")
@@ -101,19 +101,19 @@ def open_read_only(path: Path) -> Journal:
             connection.close()
             return Journal(prepare(copy, path), path)
     except OSError as error:
-        raise no_access(path, f"the journal {path} cannot be looked at", error) from error
+        raise no_access(path, f"the journal {path} cannot be opened", error) from error
     except sqlite3.Error as error:
         raise _failure(path, error) from error
     return Journal(connection, path)
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    """Return a connection that only reads, after seeing that the file can be trusted.
+    """Return a read-only connection, after checking that the file can be trusted.
 
     Raises StopError when it is damaged, ConfigError when a newer krakenbot wrote it.
     """
-    # Beside a file on a read-only disk no other can be made. Where nothing waits in its log, the
-    # file alone is all of it.
+    # On a read-only disk SQLite cannot create the files it needs beside the journal. With an empty
+    # write-ahead log, the journal file alone is complete.
     log_file = path.with_name(f"{path.name}-wal")
     is_alone = not log_file.exists() or log_file.stat().st_size == 0
     is_fixed = is_alone and not os.access(path.parent, os.W_OK)
@@ -147,7 +147,7 @@ def _check(connection: sqlite3.Connection, path: Path) -> None:
         return
     journal = Journal(connection, path)
     if not all(value.is_finite() for value in journal.account()):
-        raise damaged(path, "its account holds what is no number")
+        raise damaged(path, "its account has a value that is not a number")
     if version == 1:
         _compare_with_copy(journal, path)
     journal.open_intents()
@@ -173,17 +173,17 @@ _COLUMNS = (
 
 
 def _compare_with_copy(journal: Journal, path: Path) -> None:
-    """Raise StopError when a journal of 0.2.0 remembers another account than its orders make."""
+    """Raise StopError when the account that 0.2.0 stored is not the sum of its orders."""
     account = journal.account()
     summed = (account.held, account.cash, account.fees, account.rollover + account.margin_fees)
     for name, value in zip(("held", "cash", "fees", "rollover"), summed, strict=True):
         kept = Decimal(journal.get(name, "0"))
         if abs(kept - value) > max(abs(value), Decimal(1)) * Decimal("1e-15"):
-            raise damaged(path, f"it remembers {name} = {kept}, its orders add up to {value}")
+            raise damaged(path, f"it stores {name} = {kept}, but its orders add up to {value}")
 
 
 def _failure(path: Path, error: sqlite3.Error) -> ConfigError | StopError:
-    """Return what a failure at opening means: no access, no room or a lock; or damage."""
+    """Return the error for a failed opening: ConfigError for access, space or lock, or damage."""
     if isinstance(error, sqlite3.OperationalError):
         return ConfigError(
             f"the journal {path} cannot be used: {error}. Nothing was sent, and it was left as it "

@@ -1,4 +1,4 @@
-"""One process for each journal and each API key, and the key's rising nonces."""
+"""One process for each journal and each API key, and the key's increasing nonces."""
 
 import fcntl
 import os
@@ -14,9 +14,9 @@ STATE_BYTES_MAX = 80
 
 
 class Lock:
-    """An exclusive lock on a file, held until the process ends. ConfigError when it is taken.
+    """An exclusive lock on a file, held until the process ends. ConfigError if another holds it.
 
-    The file's first line is kept from process to process, the second says who holds it.
+    The file's first line is state that outlives the process, the second says who holds the lock.
     """
 
     def __init__(self, path: Path, what: str) -> None:
@@ -37,8 +37,8 @@ class Lock:
             with suppress(OSError):
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return
-            time.sleep(LOOK_S)  # It may be somebody who only looks.
-        holder = self.read(1) or "it does not say who it is"
+            time.sleep(LOOK_S)  # The holder may only be checking, as `is_locked` does.
+        holder = self.read(1) or "it does not say which process"
         os.close(self._file)
         raise ConfigError(
             f"another krakenbot holds {what} ({holder}; lock {self.path}). Stop it first: "
@@ -46,12 +46,12 @@ class Lock:
         )
 
     def read(self, line: int = 0) -> str:
-        """Return the line that outlives the process, or 1: who holds the lock."""
+        """Return the state, or for line 1 who holds the lock."""
         text = os.pread(self._file, 4 * STATE_BYTES_MAX, 0).decode("ascii", "replace")
         return f"{text}\n\n".split("\n")[line].strip()
 
     def write(self, state: str) -> None:
-        """Replace that line, on disk when this returns; StopError when it cannot be."""
+        """Write the state to disk before returning; StopError when that fails."""
         try:
             self._put(state)
         except OSError as error:
@@ -68,14 +68,15 @@ class Lock:
 
 
 class Nonces:
-    """Rising numbers for one API key, across restarts and clocks that go back.
+    """Increasing nonces for one API key, across restarts and clocks that go back.
 
-    They are nanoseconds of the host's clock, or one more than the last, and on disk in the key's
-    own lock file before they are used, so that a lost journal loses no nonce.
+    A nonce is the host's clock in nanoseconds, or one more than the last. It is written to the
+    key's lock file before it is used, so that a lost journal loses no nonce. Kraken requires each
+    to be above all before it. Source: docs.kraken.com, guide "Spot REST authentication".
 
-    The first one of a process is one more than the last one stored: when the exchange takes it,
-    and says that it has seen none above it, nothing was sent since with this key. `mark` is the
-    newest intent that was on disk; when the journal knows a different one, it went back in time.
+    The first nonce of a process is one more than the last one stored. If the exchange accepts it
+    and reports none above it, nothing was sent since with this key. `mark` is the id of the newest
+    intent on disk; if the journal's newest is a different one, the journal is an old copy.
     """
 
     def __init__(self, lock: Lock) -> None:
@@ -83,14 +84,14 @@ class Nonces:
         number, _, self.mark = lock.read().partition(" ")
         self.stored = self._last = int(number) if number.isdigit() else 0
         self._is_first = self._last > 0
-        self.seen: int | None = None  # The last one that the exchange knew of at the start.
+        self.seen: int | None = None  # The last nonce that the exchange knew of at the start.
 
     def set_mark(self, intent_id: str) -> None:
-        """Have the next nonces stored with the id of the newest intent on disk."""
+        """Store the id of the newest intent on disk with the next nonces."""
         self.mark = intent_id
 
     def next(self, clock_ns: int) -> int:
-        """Return a nonce above all before it; StopError when that cannot be put on disk."""
+        """Return a nonce above all before it; StopError when it cannot be stored."""
         nonce = self._last + 1 if self._is_first else max(clock_ns, self._last + 1)
         self._lock.write(f"{nonce:020d} {self.mark}")
         self._last, self._is_first = nonce, False
@@ -98,10 +99,10 @@ class Nonces:
 
 
 def open_private(path: Path, flags: int) -> int:
-    """Open a file that only its owner can read, made with its folder if there is none.
+    """Open a file that only its owner can read, creating it and its folder if needed.
 
-    Raises OSError as `os.open` does. Root makes it for the folder's owner, so that a service can
-    use what its operator's commands have made.
+    Raises OSError as `os.open` does. As root, the file is given to the folder's owner, so that a
+    service can use files that its operator's commands created.
     """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     file = os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -112,18 +113,18 @@ def open_private(path: Path, flags: int) -> int:
 
 
 def exists(path: Path) -> bool:
-    """Return whether there is such a file; ConfigError where that may not be seen."""
+    """Return whether the file exists; ConfigError when that cannot be checked."""
     try:
         path.lstat()
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError as error:
-        raise no_access(path, f"{path} cannot be looked at", error) from error
+        raise no_access(path, f"{path} cannot be checked", error) from error
     return True
 
 
 def is_locked(path: Path) -> bool:
-    """Return whether a process holds this lock; a lock that is not there is held by none."""
+    """Return whether a process holds this lock; False when there is no such file."""
     try:
         file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
@@ -142,7 +143,7 @@ def no_access(path: Path, what: str, error: OSError) -> ConfigError:
 
 
 def access_hint(path: Path) -> str:
-    """Return what helps when a file cannot be used because it is somebody else's, or nothing."""
+    """Return advice if the file belongs to another user, else an empty text."""
     for place in (path, *path.parents):
         with suppress(OSError):
             owner = place.stat().st_uid

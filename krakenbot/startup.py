@@ -1,4 +1,4 @@
-"""What is looked at before the first decision. A check raises, or returns why to close only."""
+"""The checks before the first decision. A check raises, or returns why to only close."""
 
 import hashlib
 from collections.abc import Callable
@@ -25,11 +25,11 @@ from krakenbot.orders import DEADLINE_S
 from krakenbot.pairs import PairRules, elsewhere, plain
 from krakenbot.risk import FEE_RATE_ASSUMED, RiskInputs, objection
 
-OVERLAP_S = 5  # Between the exchange's clock and what is known of it.
+OVERLAP_S = 5  # For the error of our clock.
 
 
 class Start(NamedTuple):
-    """What the checks need; those of the account are done with `nonces`. `began` is monotonic."""
+    """What the checks need. Without `nonces` the account is not checked. `began` is monotonic."""
 
     config: Config
     exchange: Exchange
@@ -39,7 +39,7 @@ class Start(NamedTuple):
     identity: Identity
     began: float
     nonces: Nonces | None = None  # The live key's.
-    info: KeyInfo | None = None  # The key's, where it was asked to learn whose the journal is.
+    info: KeyInfo | None = None  # The key's, if `learn` had to read it.
     accept_costs: bool = False
     adopts: bool = False
 
@@ -48,10 +48,10 @@ Check = Callable[[], str | None]
 
 
 def checks_of(start: Start) -> tuple[tuple[Check, ...], tuple[Check, ...]]:
-    """Return the checks before any order, in their order, and those before only closing.
+    """Return the checks before trading, in their order, and those before only closing.
 
-    On margin a close waits for no look at the trades: it is `reduce_only`, and sent only when the
-    exchange holds what the journal explains. Without margin it could sell coins of the user's.
+    On margin a close does not wait for a check of the trades: it is `reduce_only`, and only sent
+    when exchange and journal agree. Without margin it could sell the user's own coins.
     """
     settings = (partial(try_strategy, start), partial(check_settings, start))
     if start.nonces is None:
@@ -64,10 +64,10 @@ def checks_of(start: Start) -> tuple[tuple[Check, ...], tuple[Check, ...]]:
 
 
 def learn(config: Config, exchange: Exchange, key: str) -> tuple[Identity, KeyInfo | None]:
-    """Return what the exchange calls pair and account, from the index where they are known.
+    """Return the exchange's ids of pair and account, from the index if they are in it.
 
-    `key` is the key's fingerprint, empty without one. Also returns what the exchange said of the
-    key, where it had to be asked. Raises ConfigError when there is no such pair.
+    `key` is the key's fingerprint, empty without a key. The second value is the key's information,
+    if it had to be requested. Raises ConfigError when there is no such pair.
     """
     pair = identity.recall(config, "pair", config.pair)
     if not pair:
@@ -90,23 +90,23 @@ def learn(config: Config, exchange: Exchange, key: str) -> tuple[Identity, KeyIn
 
 
 def check_account(start: Start, *, opens: bool = True) -> None:
-    """Raise StopError when the key is of another account than the journal.
+    """Raise StopError when key and journal belong to different accounts.
 
-    77 when the key may do too much or too little, unless the command only closes.
+    With `opens`, also when the key has too many or too few permissions (exit code 77).
     """
     try:
         info = start.info or start.exchange.key_info()
     except RefusedError as error:
-        log.warning("what the key is cannot be read reason=%s", error)
+        log.warning("the key's permissions cannot be read reason=%s", error)
         return
     account = account_name(info.account)
     if account and start.identity.account not in ("", account):
         raise StopError(
-            "this API key is of another account than before, and the journal of the former one. "
-            "Nothing was sent. Use the former key, or another state.directory"
+            "this API key belongs to another account than the journal. Nothing was sent. Use a key "
+            "of the former account, or another state.directory"
         )
     if start.nonces is not None and start.nonces.seen is None:
-        start.nonces.seen = info.nonce  # Only the first answer tells what was before.
+        start.nonces.seen = info.nonce  # Only the first answer tells of earlier processes.
     if opens:
         refuse_permissions(info)
 
@@ -128,11 +128,11 @@ def refuse_permissions(info: KeyInfo) -> None:
 def check_trades(start: Start) -> None:
     """Halt when the exchange shows trades of the pair that the journal does not know.
 
-    A journal can go back in time: a snapshot, a backup, writes that were lost. So before anything
-    is sent, all trades since its newest record must be its own, looked at when the last of them
-    must be visible. For a new journal in place of a lost one it is the last minutes' trades.
-    There is nothing to wait for when the exchange has seen no nonce of the key after the last one
-    stored here, and the newest intent is the one that was marked beside it.
+    A journal can be an old copy: a snapshot, a backup, lost writes. So before anything is sent,
+    all trades since its newest record must be its own. They are read only once the newest of them
+    must be visible. With a new journal in place of a lost one, the last minutes are checked. No
+    wait is needed when the exchange has seen no nonce of this key after the last one stored here,
+    and the journal's newest intent is the one stored with that nonce.
     """
     journal, clock, nonces = start.journal, start.clock, start.nonces
     assert nonces is not None
@@ -144,8 +144,8 @@ def check_trades(start: Start) -> None:
     since = int(clock.now() - visible_s) if is_new else journal.newest_record()
     wait_s = start.began + visible_s - clock.monotonic()
     if wait_s > 0 and not is_proven and (was_live or not is_new):
-        why = "the journal is new, the bot is not" if is_new else "the journal may be an old one"
-        log.warning("waiting %.0f s for any order of it to be visible: %s", wait_s, why)
+        why = "the journal is new, the bot is not" if is_new else "the journal may be an old copy"
+        log.warning("waiting %.0f s until any earlier order is visible: %s", wait_s, why)
         clock.wait(wait_s)
     if was_live or not is_new:
         _compare_trades(start, since)
@@ -168,37 +168,37 @@ def _compare_trades(start: Start, since: int) -> None:
     unknown = [name for name in unknown if name not in own]
     if not unknown:
         return
-    if now < unseen_until:  # One view may show a trade before another shows its order.
-        raise UnansweredError("an order that has no end yet is not visible everywhere yet")
-    # A person who resumes or adopts after this has seen them. The next order is looked for
-    # first, since a lost journal may have sent it.
+    if now < unseen_until:  # TradesHistory may show a trade before its order can be found.
+        raise UnansweredError("an open order is not visible everywhere yet")
+    # A person who resumes or adopts after this halt has seen these orders. With `created` set to
+    # now, the next order is looked up before it is sent: a lost journal may have sent it.
     seen = {"foreign_orders": " ".join([*sorted(own), *unknown]), "created": now, "minded": 1}
     if start.adopts:
         journal.put(**seen)
         log.warning("adopting, with orders that the journal does not know: %s", unknown)
         return
-    held = None  # Without margin the coins of others are no business of the bot's.
+    held = None  # Without margin the balance may hold other coins, too.
     if start.config.leverage:
         with suppress(ExchangeError):
             held = exchange.position().volume
     holds = "" if held is None else f"; the exchange holds {plain(held)}"
     halt = journal.halt(
         f"the exchange shows trades of {start.config.pair} that the journal does not know: "
-        f"{', '.join(unknown)}. It knows nothing after {format.moment(since)} and accounts for "
-        f"{plain(journal.account().held)}{holds}. Either it went back in time (a snapshot, a "
-        "backup, writes that were lost), or someone else traded. Nothing was sent. Look at Kraken; "
-        "`krakenbot adopt` goes on with what is held, without margin up to `size`, and `krakenbot "
-        "resume` with what the journal accounts for",
+        f"{', '.join(unknown)}. It has no record after {format.moment(since)} and explains "
+        f"{plain(journal.account().held)}{holds}. Either it is an old copy (a snapshot, a backup, "
+        "lost writes), or someone else traded. Nothing was sent. Look at Kraken; `krakenbot adopt` "
+        "continues with what is held, without margin up to `size`, and `krakenbot resume` with "
+        "what the journal explains",
         held,
     )
-    journal.put(**seen)  # Only now: a death between the two must not hide them.
+    journal.put(**seen)  # Only now: a crash between the two must not hide them.
     raise halt
 
 
 def check_untracked_balance(start: Start) -> None:
-    """Halt when the journal of a bot without margin is lost, and with it which coins are its own.
+    """Without margin, halt when the journal was lost, and with it which coins are the bot's.
 
-    What is written to the lock file stays when the journal is lost.
+    The state in the lock file shows that there was a journal.
     """
     journal, lock = start.journal, start.lock
     is_lost = lock.read() == "live" and not journal.get("minded") and not start.config.leverage
@@ -207,35 +207,35 @@ def check_untracked_balance(start: Start) -> None:
         owned, earning = balances.get(rules.base, ZERO), elsewhere(balances, rules.base)
         if owned + sum(earning.values()) >= rules.ordermin:
             journal.put(minded=1)
-            told = "".join(f" and {plain(amount)} {code}" for code, amount in earning.items())
+            more = "".join(f" and {plain(amount)} {code}" for code, amount in earning.items())
             raise journal.halt(
-                f"the account owns {volume(owned, rules.base)}{told}, the journal is new and "
+                f"the account owns {volume(owned, rules.base)}{more}, the journal is new and "
                 "explains 0, but the bot has traded here before. `krakenbot adopt` takes up to "
-                "`size` as its own, `krakenbot resume` none"
+                "`size` as the bot's own, `krakenbot resume` nothing"
             )
     journal.put(minded=1)
     lock.write("live")
 
 
 def try_strategy(start: Start) -> None:
-    """Say which strategy runs, in the journal too; RuleError when a rule file fails its trial."""
+    """Log and record which strategy runs; RuleError when a rule file fails its trial."""
     chosen, name = start.config.strategy, start.config.strategy.title
     if chosen.file is not None:
         rule = rulefile.load(chosen.file)
         finished = fill(start.exchange.candles(None)[:-1], start.config.interval * 60)
         if len(finished) < rule.candles:
-            log.warning("strategy untried: it needs %s candles", rule.candles)
+            log.warning("strategy not tried: it needs %s candles", rule.candles)
         rule.try_on(finished, chosen.parameters)
         name += f" {rule.sha256}"
     log.info("strategy %s", name)
     settings = f"{name} {chosen}"
     if start.journal.get("direction_by") != settings:
-        # What another strategy wanted last is not to be traded on by this one.
+        # The last direction of another strategy must not be traded on.
         start.journal.put(strategy=name, direction_by=settings, direction=None)
 
 
 def check_settings(start: Start) -> str | None:
-    """Refuse a market, settings or costs that must not be traded; with a position, only close it.
+    """Refuse settings that cannot trade or cost too much; with a position, allow closing only.
 
     Raises StopError when the pair's name now means another market than the journal's.
     """
@@ -244,14 +244,14 @@ def check_settings(start: Start) -> str | None:
         if rules.pair != start.identity.pair:
             raise StopError(
                 f"pair = {start.config.pair!r} meant {start.identity.pair} and now means "
-                f"{rules.pair}; the journal is of the former. Nothing was sent. Use another "
+                f"{rules.pair}; the journal belongs to the former. Nothing was sent. Use another "
                 "state.directory for the new market"
             )
         if reason := never_trades(start.config, rules, quote):
             return _refuse(start, f"these settings can never trade: {reason}")
         return _check_costs(start) if start.nonces is not None else None
     except RefusedError as error:
-        return _refuse(start, f"the pair is not to be had: {error}")
+        return _refuse(start, f"the pair cannot be traded: {error}")
 
 
 def never_trades(config: Config, rules: PairRules, quote: Quote) -> str | None:
@@ -271,14 +271,14 @@ def never_trades(config: Config, rules: PairRules, quote: Quote) -> str | None:
 
 
 def _check_costs(start: Start) -> str | None:
-    """Refuse settings that cost more a day than the limit, unless they were accepted or passed."""
+    """Refuse settings whose daily costs exceed the limit, unless passed or accepted before."""
     config, journal, exchange = start.config, start.journal, start.exchange
-    # All that makes costs: not size, which makes no difference.
+    # All that affects costs in percent; size does not.
     kept = (start.identity.pair, config.interval, config.leverage, config.reversal, config.strategy)
     text = f"{kept} {journal.get('strategy')} {config.risk.max_fee_percent_per_day}"
     key = f"costs {hashlib.sha256(text.encode()).hexdigest()[:12]}"
     if journal.get(key):
-        log.info("costs: these settings are known: %s", journal.get(key))
+        log.info("costs: these settings were checked before: %s", journal.get(key))
         return None
     fee_rate = FEE_RATE_ASSUMED
     with suppress(ExchangeError, StopError):
@@ -288,12 +288,12 @@ def _check_costs(start: Start) -> str | None:
     if not too_much or start.accept_costs:
         journal.put(**{key: lines[0]})
         return None
-    words = "\n".join(["it costs too much", *lines, "`run --accept-costs` starts it all the same"])
+    words = "\n".join(["it costs too much", *lines, "`run --accept-costs` starts it anyway"])
     return _refuse(start, words)
 
 
 def count_costs(config: Config, exchange: Exchange, fee_rate: Decimal) -> tuple[bool, list[str]]:
-    """Return whether costs a day are above the limit or unknown, and what to say about them."""
+    """Return whether daily costs exceed the limit or are unknown, and lines that show them."""
     from krakenbot.backtest.costs import fee_guard
 
     rules, candles = exchange.known_rules(), exchange.candles(None)[:-1]
@@ -303,7 +303,7 @@ def count_costs(config: Config, exchange: Exchange, fee_rate: Decimal) -> tuple[
 
 
 def _refuse(start: Start, reason: str) -> str:
-    """Raise ConfigError; while something is held or unknown return the reason to close only."""
+    """Raise ConfigError; while something is held or unknown, return the reason to only close."""
     journal = start.journal
     if not journal.account().held and not journal.open_intents():
         raise ConfigError(f"not started: {reason}\nNothing was sent")

@@ -93,7 +93,9 @@ class TestFlatten(HandoverTest):
                 here = self.elsewhere(settings) if settings is SPOT else settings
                 done = self.run_it(gate, "flatten", "--live", **here)
                 self.assert_ends(done, 0)
-                self.assertNotIn("any order of it", done.err, "it is proven that nothing was sent")
+                self.assertNotIn(
+                    "any earlier order", done.err, "nothing was sent, and that is proven"
+                )
                 self.assertRegex(done.out, r"(sell|buy) 0\.01 XBT at market, about [\d,.]+ = ")
                 self.assertEqual(2, len(gate.orders))
                 done = self.run_it(gate, "run", "--live", "--once", **here)

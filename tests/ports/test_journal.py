@@ -405,7 +405,7 @@ class TestFile(Folder):
     def test_a_journal_of_0_2_0_that_remembers_another_account_is_not_believed(self) -> None:
         self.old_journal(held="0.05")
         before = self.path.read_bytes()
-        with self.assertRaisesRegex(StopError, "held = 0.05, its orders add up to 0.04"):
+        with self.assertRaisesRegex(StopError, "held = 0.05, but its orders add up to 0.04"):
             open_journal(self.path)
         self.assertEqual(before, self.path.read_bytes())
 

@@ -1,4 +1,4 @@
-"""The commands: each a module with EXAMPLE, `add_arguments(parser)` and `run(arguments)`."""
+"""The commands. Each is a module with EXAMPLE, `add_arguments(parser)` and `run(arguments)`."""
 
 import os
 from collections.abc import Mapping
@@ -13,23 +13,23 @@ from krakenbot.errors import ConfigError, ExchangeError, StopError
 from krakenbot.log import clean
 from krakenbot.pairs import plain
 
-# What is typed, the module that does it, and what it does.
+# By command: its module, and its line in the overview.
 COMMANDS = {
-    "run": ("run", "the bot: one decision for each finished candle (also without a command)"),
-    "demo": ("demo", "the whole bot against the built-in exchange: no keys, no network, no money"),
+    "run": ("run", "run the bot: one decision per finished candle (the default command)"),
+    "demo": ("demo", "try the whole bot on the built-in exchange: no keys, network or money"),
     "doctor": ("doctor", "check configuration, keys, clock, network, pair, account and costs"),
-    "status": ("status", "whether it runs; position, target, last decision, result"),
-    "history": ("history", "what the journal holds: decisions, orders, equity"),
-    "report": ("report", "one self-contained HTML file about what the bot did"),
-    "backtest": ("backtest", "the same decisions, orders, fees and margin over past candles"),
-    "sandbox": ("sandbox", "a local exchange that answers as Kraken's Spot REST API does"),
+    "status": ("status", "show whether the bot runs, its position, last decision and result"),
+    "history": ("history", "list decisions, orders or equity from the journal"),
+    "report": ("report", "write one self-contained HTML file about what the bot did"),
+    "backtest": ("backtest", "replay decisions, orders, fees and margin over past candles"),
+    "sandbox": ("sandbox", "start a local exchange that answers like Kraken's Spot REST API"),
     "flatten": ("handover", "close the bot's position, verify, and leave the bot halted"),
-    "adopt": ("handover", "take over what is held, after saying what that will trade; then exit"),
-    "resume": ("handover", "clear a halt after showing why it was set; max_loss counts anew"),
-    "call": ("call", "any method of Kraken's REST API; what is no plain read needs --live"),
-    "config": ("config", "every setting with its value and where that came from"),
+    "adopt": ("handover", "take over the exchange's position, after showing what that will trade"),
+    "resume": ("handover", "clear a halt after showing its reason; max_loss starts again from 0"),
+    "call": ("call", "call any method of Kraken's REST API; all but reads need --live"),
+    "config": ("config", "show every setting with its value and where it came from"),
     "install": ("install", "set the bot up as a systemd service; starts nothing"),
-    "uninstall": ("install", "take the service away; journal and keys stay"),
+    "uninstall": ("install", "remove the service; journal and keys stay"),
     "unit": ("install", "print the systemd unit of this installation and mode"),
     "build": ("build", "write the program as a single file and print its SHA-256"),
     "help": ("help", "this list, or a page of the manual: help TOPIC"),
@@ -51,7 +51,7 @@ def overview() -> str:
 
 
 class UsageError(Exception):
-    """What was asked for cannot be done as it was asked. Exit code 2."""
+    """The command line asks for something that cannot be done. Exit code 2."""
 
 
 _ENDED_BY = {UsageError: 2, StopError: 76, ConfigError: 78, ExchangeError: 75}
@@ -59,7 +59,7 @@ _ENDED_BY_SIGNAL = ("run", "demo", "sandbox", "status")
 
 
 def exit_code(error: BaseException, command: str) -> int:
-    """Return the exit code that stands for what ended a command; 70 is a defect."""
+    """Return the exit code for the error that ended a command; 70 is a defect."""
     if isinstance(error, KeyboardInterrupt | StopRequestedError):
         return 0 if command in _ENDED_BY_SIGNAL else 130
     if isinstance(error, StopError):
@@ -67,17 +67,17 @@ def exit_code(error: BaseException, command: str) -> int:
     return next((code for kind, code in _ENDED_BY.items() if isinstance(error, kind)), 70)
 
 
-def plainly(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return values for programs: money as decimal text, no text that could drive a terminal."""
+def json_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values for JSON or CSV: Decimals as text, control characters escaped."""
     texts = {name: plain(value) for name, value in values.items() if isinstance(value, Decimal)}
     texts |= {name: clean(value) for name, value in values.items() if isinstance(value, str)}
     return {**values, **texts}
 
 
-def write_whole(path: Path, data: bytes, mode: int | None = None) -> None:
-    """Put a file in place, whole or not at all; UsageError when it cannot be written.
+def write_atomically(path: Path, data: bytes, mode: int | None = None) -> None:
+    """Replace a file in one step. Raises UsageError when it cannot be written.
 
-    The file may be the very program that is running.
+    The file may be the running program. `mode` gives its permissions.
     """
     part = path.parent / f".krakenbot.{os.getpid()}.part"
     try:

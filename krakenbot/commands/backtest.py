@@ -23,7 +23,7 @@ from krakenbot.backtest.pair import choose, rates_of, rules_of
 from krakenbot.backtest.result import DAY_S
 from krakenbot.backtest.sweep import Setting, Step, Value
 from krakenbot.commands import backtest_text as text
-from krakenbot.commands import plainly
+from krakenbot.commands import json_values
 from krakenbot.config import Config
 from krakenbot.decision import plan_of
 from krakenbot.format import MINUTE, moment
@@ -55,19 +55,19 @@ def add_arguments(parser: ArgumentParser) -> None:
     for name, key in _KEYS.items():
         unit = {"interval": " (minutes)", "fee": " (percent)"}.get(name, "")
         place = key.lower().replace("_", ".", 1)
-        parser.add_argument(f"--{name}", help=f"in place of {place}{unit}")
-    slippage = "of the price, on top of the half spread of one tick"
+        parser.add_argument(f"--{name}", help=f"instead of {place}{unit}")
+    slippage = "percent of the price, added to the half spread of one tick"
     parser.add_argument("--slippage", metavar="PERCENT", type=decimal, default=0, help=slippage)
-    wait = "an order waits for the next candle in which somebody traded"
+    wait = "let an order wait for the next candle that has trades"
     parser.add_argument("--no-trade-no-fill", action="store_true", help=wait)
-    rules = "a saved AssetPairs answer, for a pair that is not in the built-in list"
+    rules = "a saved AssetPairs answer, for a pair outside the built-in list"
     parser.add_argument("--pair-rules", metavar="FILE", type=Path, help=rules)
     swept = "length, interval or a rule's parameter: 10:60:2 (from:to:step) or 1,5,15"
     parser.add_argument("--sweep", nargs="+", metavar="KEY=VALUES", default=[], help=swept)
-    forward = "with --sweep: what the best of each span made in the next one (365d, 26w, 1y)"
+    forward = "with --sweep: how the best of each span did in the next (365d, 26w, 1y)"
     parser.add_argument("--forward", metavar="SPAN", help=forward)
     parser.add_argument("--report", metavar="FILE", type=Path, help="write an HTML report as well")
-    form = "one object; with --sweep a list, with --forward cells and spans"
+    form = "print one object; with --sweep a list, with --forward cells and spans"
     parser.add_argument("--json", action="store_true", help=form)
 
 
@@ -75,7 +75,7 @@ def run(arguments: Namespace) -> int:
     given = {key: getattr(arguments, name) for name, key in _KEYS.items()}
     asked = {f"KRAKENBOT_{key}": word for key, word in given.items() if word is not None}
     config = configuration.load(arguments.config, os.environ | asked, Path.cwd())
-    gc.disable()  # Millions of short-lived values and no cycles among them.
+    gc.disable()  # There are millions of short-lived values, and none of them form cycles.
     try:
         lines = _backtest(config, arguments)
     except (BadDataError, OSError) as error:
@@ -98,7 +98,7 @@ def _backtest(config: Config, arguments: Namespace) -> list[str]:
     notes: list[str] = []
     parts = candlefile.read(sources, file_s, notes)
     first = next(parts)
-    # A bot's own settings may be finer than the file; only what was asked for here must fit.
+    # A configured interval may be shorter than the file's; one asked for here must fit.
     asked = config.sources["interval"].startswith("KRAKENBOT_")
     if not asked and config.interval * 60 < file_s:
         config = config._replace(interval=file_s // 60)
@@ -112,11 +112,11 @@ def _backtest(config: Config, arguments: Namespace) -> list[str]:
         notes.append(f"size {plain(config.size)} is {smallest}")
     if config.strategy.file:
         notes.append(
-            f"{config.strategy.file.name} saw nothing but its last {plan_of(config).candles_min} "
-            "finished candles each time, so it cannot look ahead"
+            f"{config.strategy.file.name} only ever saw its last {plan_of(config).candles_min} "
+            "finished candles, so it cannot look ahead"
         )
     if config.risk.max_loss is not None:
-        notes.append("max_loss is looked at when a candle ends; the bot looks every few minutes")
+        notes.append("max_loss is checked when a candle ends; the bot checks it every few minutes")
     fee = config.exchange.fee_percent
     fee_rate = FEE_RATE_ASSUMED if fee is None else fee / 100
     slippage, rates = Decimal(arguments.slippage) / 100, rates_of(rules, notes)
@@ -142,8 +142,10 @@ def _once(setting: Setting, parts: Parts, arguments: Namespace, notes: list[str]
             replay.feed(part)
         result = replay.result()
     if arguments.json:
-        trips = [plainly(text.trip_values(one, result.interval_s)) for one in replay.record.trips]
-        told = plainly(result._asdict()) | {"notes": notes, "round_trips": trips}
+        trips = [
+            json_values(text.trip_values(one, result.interval_s)) for one in replay.record.trips
+        ]
+        told = json_values(result._asdict()) | {"notes": notes, "round_trips": trips}
         return [json.dumps(told, indent=2)]
     return [
         text.title(result),
@@ -158,7 +160,7 @@ def _once(setting: Setting, parts: Parts, arguments: Namespace, notes: list[str]
 
 
 def _sources(named: list[Path], asked: str | None, config: Config) -> tuple[list[Source], str, int]:
-    """Return the files to read, all of one pair and interval, with these two."""
+    """Return the files to read, with the pair and the interval (seconds) of all of them."""
     chosen: list[Source] = []
     for path in named:
         if not path.exists():
@@ -168,15 +170,15 @@ def _sources(named: list[Path], asked: str | None, config: Config) -> tuple[list
     pair = choose([pair_of(one) for one in chosen], asked, ", ".join(map(str, named)))
     steps = {interval_of(one) for one in chosen}
     if len(steps) > 1:
-        words = ", ".join(f"{step // 60}" for step in sorted(steps))
-        raise BadDataError(f"the files are not of one interval: {words} min")
+        minutes = ", ".join(f"{step // 60}" for step in sorted(steps))
+        raise BadDataError(f"the files are not of one interval: {minutes} min")
     return chosen, pair, steps.pop()
 
 
 def _of_pair(inside: Iterable[Source], config: Config, path: Path) -> list[Source]:
-    """Return those of the configured pair: of the largest interval that the wanted one is made of.
+    """Return the files of the configured pair with the longest interval that divides its own.
 
-    If there is none, they are of the smallest.
+    If none divides it, return those with the shortest interval.
     """
     names = {one: pair_of(one) for one in inside}
     wanted = assets_of(config.pair)
@@ -193,13 +195,13 @@ def _of_pair(inside: Iterable[Source], config: Config, path: Path) -> list[Sourc
 
 
 def _watched(parts: Iterable[Columns]) -> Iterator[Columns]:
-    """Yield the parts, with a line about the progress on a terminal when it takes long."""
-    said, count, shown = time.monotonic(), 0, sys.stderr.isatty()
+    """Yield the parts; on a terminal, show the progress every half second."""
+    printed, count, shown = time.monotonic(), 0, sys.stderr.isatty()
     for part in parts:
         yield part
         count += len(part.times)
-        if shown and time.monotonic() - said > 0.5:
-            said = time.monotonic()
+        if shown and time.monotonic() - printed > 0.5:
+            printed = time.monotonic()
             at = moment(part.times[0], MINUTE)
             print(f"\r{count:,} candles, {at}", end="", file=sys.stderr, flush=True)
     if shown:
@@ -207,7 +209,7 @@ def _watched(parts: Iterable[Columns]) -> Iterator[Columns]:
 
 
 def _parse_sweep(words: list[str], strategy: str) -> dict[str, list[Value]]:
-    """Return the values of each key: interval, sma-slope's length, any parameter of a rule."""
+    """Return the values by key: interval, length of sma-slope, or a rule's parameter."""
     found: dict[str, list[Value]] = {}
     for word in words:
         key, _, after = word.partition("=")
@@ -230,7 +232,7 @@ def _parse_sweep(words: list[str], strategy: str) -> dict[str, list[Value]]:
 
 
 def _range(piece: str) -> list[Value]:
-    """Return the numbers of 10:60:2, 10:60 or 10, whole ones as int. ValueError if it is none."""
+    """Return the numbers of 10:60:2, 10:60 or 10, whole ones as int; else ValueError."""
     begin, *rest = map(decimal, piece.split(":"))
     end, step = rest[0] if rest else begin, rest[1] if len(rest) > 1 else Decimal(1)
     count = int((end - begin) // step) + 1
@@ -266,7 +268,7 @@ def _sweep(setting: Setting, parts: Parts, arguments: Namespace, notes: list[str
         write_sweep(arguments.report, head, cells, steps, notes)
         notes.append(f"report: {arguments.report}")
     if arguments.json:
-        told: Any = [plainly({**cell.keys, **cell.whole._asdict()}) for cell in cells]
+        told: Any = [json_values({**cell.keys, **cell.whole._asdict()}) for cell in cells]
         if spans:
             told = {"cells": told, "forward": [_step_object(step) for step in steps]}
         return [json.dumps(told)]
@@ -276,5 +278,5 @@ def _sweep(setting: Setting, parts: Parts, arguments: Namespace, notes: list[str
 
 
 def _step_object(step: Step) -> dict[str, Any]:
-    chosen, best = plainly(step.chosen.keys), plainly(step.best.keys)
-    return plainly(step._asdict()) | {"chosen": chosen, "best": best}
+    chosen, best = json_values(step.chosen.keys), json_values(step.best.keys)
+    return json_values(step._asdict()) | {"chosen": chosen, "best": best}

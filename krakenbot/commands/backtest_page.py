@@ -9,17 +9,17 @@ from krakenbot.backtest.result import Fill as Order
 from krakenbot.backtest.result import Result
 from krakenbot.backtest.sweep import Cell, Step, best_of, is_sound
 from krakenbot.commands import backtest_text as text
-from krakenbot.commands import write_whole
+from krakenbot.commands import write_atomically
 from krakenbot.commands.chart import COLUMNS, Fill
 from krakenbot.commands.page import heat_map, page, table
-from krakenbot.commands.story import Point, Story, thinned, write
+from krakenbot.commands.run_report import Point, RunReport, thinned, write
 from krakenbot.config import Config
 from krakenbot.format import asset, money, percent, signed
 from krakenbot.model import Candle
 
 _CANDLES_SHOWN = 360
 
-# What a page does not show anyway.
+# Figures that the page shows nowhere else.
 _FACTS = ("turns", "win rate", "under water", "exposure", "break-even fee")
 
 
@@ -30,14 +30,14 @@ def write_run(
     tail: list[Columns] = []
     points = thinned(_points(replay, parts, tail))
     result = replay.result()
-    write(path, _story(config, replay, result, points, list(candles_of(*tail)), notes))
+    write(path, _report(config, replay, result, points, list(candles_of(*tail)), notes))
     return result
 
 
 def _points(replay: Replay, parts: Iterable[Columns], tail: list[Columns]) -> Iterator[Point]:
-    """Feed the parts and yield what the page draws, ever fewer candles apart as there are more.
+    """Feed the parts and yield the points to draw, each of more candles the more there were before.
 
-    `tail` then holds the newest candles, as many as are drawn one by one.
+    `tail` ends up with the newest candles, which are drawn one by one.
     """
     count, kept = 0, _CANDLES_SHOWN + replay.plan.candles_min - 1
     for part in parts:
@@ -55,14 +55,14 @@ def _points(replay: Replay, parts: Iterable[Columns], tail: list[Columns]) -> It
             yield Point(piece.end, *prices, float(net), gross, float(replay.held))
 
 
-def _story(
+def _report(
     config: Config,
     replay: Replay,
     result: Result,
     points: list[Point],
     newest: Sequence[Candle],
     notes: Sequence[str],
-) -> Story:
+) -> RunReport:
     fills: list[Fill] = []
     for trip in replay.record.trips:
         opening, closing = _fill(trip.entry, "open"), _fill(trip.exit, "close")
@@ -70,17 +70,17 @@ def _story(
         fills += [opening, Fill(trip.exit.time, 0, 0.0, 0.0, rollover), closing]
     if replay.record.entry:
         fills.append(_fill(replay.record.entry, "open"))
-    plan, trips = replay.plan, f"{replay.record.closed:,}"  # More than are kept.
+    plan, trips = replay.plan, f"{replay.record.closed:,}"  # The record keeps fewer.
     facts = {"Max drawdown": percent(result.max_drawdown_percent), "Round trips": trips}
     facts |= {name.capitalize(): told for name, told in text.figures(result) if name in _FACTS}
-    return Story(
+    return RunReport(
         title=f"{result.pair} · backtest",
         subtitle=f"{text.title(result)}; {text.setup(config, replay.costs, replay.rules)}",
         quote=asset(result.quote),
         pair_decimals=replay.rules.pair_decimals,
         balance=float(result.balance),
         size=float(config.size),
-        first_price=points[-1].close - float(result.hold / config.size),  # Its fees are in it.
+        first_price=points[-1].close - float(result.hold / config.size),  # Including its fees.
         facts=facts,
         costs=text.costs_of(result),
         points=points,
@@ -113,12 +113,12 @@ def write_sweep(
     steps: Sequence[Step],
     notes: Sequence[str],
 ) -> None:
-    """Write the page about a sweep: its cells as a map where there are two keys, and the walk."""
+    """Write the page about a sweep: its cells, for two keys as a heat map, and the walk forward."""
     results = [cell.whole for cell in cells]
     best, sections = best_of(results), []
     if steps:
         told, verdict = text.forward_rows(steps, len(cells)), text.verdict(steps, len(cells))
-        title = "What the best cell of one span made in the next"
+        title = "How the best cell of each span did in the next"
         sections.append(table(title, text.FORWARD, told, verdict))
     if len(cells[0].keys) == 2:
         down, across = cells[0].keys
@@ -127,7 +127,7 @@ def write_sweep(
             for cell in cells
             if is_sound(cell.whole)
         }
-        note = "a cell that ended early is left out"
+        note = "cells that ended early are left out"
         sections.append(heat_map("Net", f"{down} by {across}", nets, note))
     sections.append(table("Cells", text.CELL, text.cell_rows(cells, best)))
     chosen, tone = "No cell traded to the end.", -1.0
@@ -135,7 +135,7 @@ def write_sweep(
         tone = float(results[best].net)
         chosen = (
             f"Best of {len(cells)}: {cells[best].name}, net {signed(money(tone))}. "
-            "The best of many is mostly the luckiest: these very candles chose it."
+            "The best of many is mostly the luckiest: it was chosen on these candles."
         )
     title = f"{results[0].pair} · sweep"
-    write_whole(path, page(title, "; ".join(head), chosen, tone, [], notes, sections).encode())
+    write_atomically(path, page(title, "; ".join(head), chosen, tone, [], notes, sections).encode())

@@ -1,6 +1,6 @@
-"""What `backtest` tells: the figures of one run, the cells of a sweep, and the walk forward.
+"""What `backtest` prints: the figures of one run, the cells of a sweep, and the walk forward.
 
-Rows of tables are texts under names; a name with a | in front stands for figures.
+In the names of columns a leading | marks a column of numbers.
 """
 
 import sys
@@ -12,7 +12,7 @@ from typing import Any
 from krakenbot.backtest.engine import Costs
 from krakenbot.backtest.result import DAY_S, YEAR_S, Result, Trip
 from krakenbot.backtest.sweep import Cell, Step, Value, best_of, is_sound
-from krakenbot.commands.story import way_to_net
+from krakenbot.commands.run_report import cost_breakdown
 from krakenbot.config import Config
 from krakenbot.format import MINUTE, in_columns, moment, money, percent, price, shows_color, signed
 from krakenbot.pairs import PairRules, plain
@@ -20,13 +20,13 @@ from krakenbot.rulefile import load
 
 TRIP = ("entry", "exit", "side", "|bars", "|in at", "|out at", "|gross", "|costs", "|net")
 CELL = ("cell", "|turns/day", "|gross", "|net", "|return", "|drawdown", "ended early")
-FORWARD = ("span from", "best before", "|made then", "|rank", "|best then", "|average", "|hold")
+FORWARD = ("span from", "best before", "|its net", "|rank", "|best net", "|average", "|hold")
 _GRID_WIDTH = 90
 _GAINS, _LOSSES = (22, 28, 34), (52, 88, 124)  # Shades of the terminal's 256.
 _LUCK = (
-    "The best of many is mostly the luckiest: it was chosen by these very candles. Look for",
-    "broad areas where neighbours do well too, and see with --forward 365d what the best of",
-    "one year made in the next.",
+    "The best of many is mostly the luckiest: it was chosen on these candles. Look for broad",
+    "areas where neighbours do well too, and use --forward 365d to see how the best of one",
+    "year did in the next.",
 )
 
 
@@ -41,7 +41,7 @@ def title(result: Result, with_interval: bool = True) -> str:
 
 
 def headline(result: Result) -> list[str]:
-    """Return what a reader must not miss: an early end first, then what was made."""
+    """Return what a reader must not miss: an early end, then the net result."""
     made = (
         f"net {_signed(result.net, result)}, {signed(percent(result.net_percent))} of the "
         f"{money(result.balance, result.quote)} at the start; holding "
@@ -51,7 +51,7 @@ def headline(result: Result) -> list[str]:
 
 
 def end_of(result: Result) -> str:
-    """Return why and when a run ended before the data did, "" when it did not."""
+    """Return when and why a run ended before its data, "" if it did not."""
     if result.ended is None or result.ended_at is None:
         return ""
     days, whole = ((at - result.begin) / DAY_S for at in (result.ended_at, result.end))
@@ -80,14 +80,14 @@ def figures(result: Result) -> list[tuple[str, str]]:
     fee, won, factor = result.break_even_fee, result.win_rate, result.profit_factor
     better = "-" if factor is None else f"{factor:.2f}"
     is_long = result.end - result.begin > YEAR_S / 10
-    a_year = f", {percent(result.net_percent_per_year)} a year, not compounded" if is_long else ""
-    why = f", since {result.refused_reason}" if result.refused_reason else ""
+    a_year = f", {percent(result.net_percent_per_year)} per year, not compounded" if is_long else ""
+    why = f": {result.refused_reason}" if result.refused_reason else ""
     fall = money(result.max_drawdown, result.quote)
     turns, untraded = f"{result.turns:,}", f"{result.openings_untraded:,}"
     rate = f"{percent(100 * (won or 0), 1)} after costs, profit factor {better}"
     return [
-        ("turns", f"{turns}, {result.turns_per_day:,.1f} a day while it traded"),
-        ("empty candles", f"{untraded} of {turns} openings were in one without trades"),
+        ("turns", f"{turns}, {result.turns_per_day:,.1f} per day while it traded"),
+        ("empty candles", f"{untraded} of {turns} openings were in candles without trades"),
         ("orders", f"{result.orders:,}, {result.refused:,} refused{why}"),
         ("win rate", "-" if won is None else rate),
         *((name, _signed(amount, result)) for name, amount in costs_of(result)),
@@ -95,16 +95,16 @@ def figures(result: Result) -> list[tuple[str, str]]:
         ("return", f"{percent(result.net_percent)}{a_year}"),
         (
             "max drawdown",
-            f"{fall}, {percent(result.max_drawdown_percent)} below the highest balance",
+            f"{fall}, {percent(result.max_drawdown_percent)} below the highest equity",
         ),
-        ("under water", f"{result.under_water_days:,.1f} days at the longest"),
+        ("under water", f"at most {result.under_water_days:,.1f} days"),
         ("exposure", f"{percent(100 * result.exposure, 1)} of the time"),
         ("break-even fee", "-" if fee is None else f"{fee * 100:.4f} %" if fee > 0 else "none"),
     ]
 
 
 def costs_of(result: Result) -> list[tuple[str, Decimal]]:
-    return way_to_net(result.gross, result.fees, result.margin_fees, result.rollover)
+    return cost_breakdown(result.gross, result.fees, result.margin_fees, result.rollover)
 
 
 def _signed(amount: Decimal, result: Result) -> str:
@@ -112,7 +112,7 @@ def _signed(amount: Decimal, result: Result) -> str:
 
 
 def trip_values(trip: Trip, interval_s: int) -> dict[str, Any]:
-    """Return a round trip for programs."""
+    """Return a round trip as named values for JSON and the table."""
     entry, end = trip.entry, trip.exit
     return {
         "entry": entry.time,
@@ -144,13 +144,13 @@ def trips(newest: Sequence[Trip], rules: PairRules, interval_s: int) -> list[str
 
 
 def cells(every: Sequence[Cell], values: Mapping[str, Sequence[Value]]) -> list[str]:
-    """Return net by the swept keys, and which is the best of those that can be compared."""
+    """Return net by the swept keys, and the best of the cells that can be compared."""
     best = best_of([cell.whole for cell in every])
     lines = _grid(every, values, best) or in_columns(CELL, cell_rows(every, best))
     if ended := sum(not is_sound(cell.whole) for cell in every):
-        lines.append(f"! {ended} of {len(every)} ended early or could not trade: not compared")
+        lines.append(f"! {ended} of {len(every)} ended early or did not trade: not compared")
     if best is None:
-        return [*lines, "", "no cell traded to the end: none is the best"]
+        return [*lines, "", "no cell traded to the end, so none is the best"]
     chosen = every[best]
     told = f"best of {len(every)}: {chosen.name}, net {_signed(chosen.whole.net, chosen.whole)}"
     return [*lines, "", told, *_LUCK]
@@ -174,7 +174,7 @@ def cell_rows(every: Sequence[Cell], best: int | None) -> list[tuple[str, ...]]:
 def _grid(
     every: Sequence[Cell], values: Mapping[str, Sequence[Value]], best: int | None
 ) -> list[str]:
-    """Return net by two keys, the longer one down; nothing if there is one, or no room."""
+    """Return a grid of net by two keys; nothing for another number of keys or without room."""
     nets = [cell.whole.net for cell in every]
     width = max(len(money(net)) for net in nets) + 3
     across, *downs = sorted(values, key=lambda key: len(values[key]))
@@ -211,17 +211,17 @@ def forward_rows(steps: Sequence[Step], count: int) -> list[tuple[str, ...]]:
 
 
 def verdict(steps: Sequence[Step], count: int) -> str:
-    """Return in one sentence what the walk forward means."""
+    """Return what the walk forward means, in words."""
     if not steps:
-        return "In no span was there a cell that had traded to the end of the span before."
+        return "No cell traded to the end of a span, so none was tried on the next one."
     better = sum(step.net > step.average for step in steps)
     rank = sum(step.rank for step in steps) / len(steps)
     columns = zip(*((step.net, step.average, step.hold) for step in steps), strict=True)
     chosen, average, hold = (signed(money(sum(column, Decimal(0)))) for column in columns)
     return (
         f"The best cell of one span did better than the average cell in {better} of the "
-        f"{len(steps)} spans after; its rank there was {rank:.1f} of {count} on average, and it "
-        f"made {chosen} in all, where the average cell made {average} and holding {hold}."
+        f"{len(steps)} following spans. Its rank there was {rank:.1f} of {count} on average. In "
+        f"all it made {chosen}, the average cell {average}, and holding {hold}."
     )
 
 

@@ -1,4 +1,4 @@
-"""`build`: the whole program in one file, the same bytes each time it is built."""
+"""`build`: the whole program in one file, with the same bytes at each build."""
 
 import argparse
 import hashlib
@@ -9,7 +9,7 @@ from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
-from krakenbot.commands import write_whole
+from krakenbot.commands import write_atomically
 
 EXAMPLE = "krakenbot build --output krakenbot.pyz && python3 -I -S krakenbot.pyz demo"
 KINDS = (".py", ".md", ".toml", ".css", ".js", ".service", ".png")
@@ -22,13 +22,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     archive = packed()
-    write_whole(arguments.output, archive)
+    write_atomically(arguments.output, archive)
     print(f"{hashlib.sha256(archive).hexdigest()}  {arguments.output}")
     return 0
 
 
 def packed() -> bytes:
-    """Return the archive: sources, sorted, without the times and compression that would differ."""
+    """Return the archive: sorted sources, without times and compression, which would vary."""
     files = dict(_sources(resources.files("krakenbot"), "krakenbot"))
     files["__main__.py"] = files["krakenbot/__main__.py"]
     memory = io.BytesIO()

@@ -17,7 +17,7 @@ from urllib.parse import urlencode
 from krakenbot import config as configuration
 from krakenbot.assemble import client_of, load_config
 from krakenbot.clock import SystemClock
-from krakenbot.commands import UsageError, write_whole
+from krakenbot.commands import UsageError, write_atomically
 from krakenbot.config import Config
 from krakenbot.credentials import Credentials, load_credentials
 from krakenbot.errors import ConfigError, RefusedError, UnansweredError
@@ -46,15 +46,19 @@ FUTURES_POST = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("method", metavar="METHOD", help="Balance; with --futures: accounts")
+    parser.add_argument(
+        "method", metavar="METHOD", help="such as Balance; with --futures, accounts"
+    )
     parser.add_argument("values", nargs="*", metavar="name=value")
-    parser.add_argument("--json", action="store_true", help="one line; fractions come as text")
-    output = "a new file for what RetrieveExport gives"
+    parser.add_argument("--json", action="store_true", help="print one line; decimals come as text")
+    output = "write the answer, such as RetrieveExport's archive, to a new file"
     parser.add_argument("--output", metavar="FILE", type=Path, help=output)
-    live = 'needed, with mode = "live", for all but reading'
+    live = 'needed in addition to mode = "live" for all but reads'
     parser.add_argument("--live", action="store_true", help=live)
     parser.add_argument("--futures", action="store_true", help="Kraken Futures, with its own keys")
-    parser.add_argument("--verb", choices=("GET", "POST", "PUT"), help="of a Futures method")
+    parser.add_argument(
+        "--verb", choices=("GET", "POST", "PUT"), help="HTTP method of a Futures call"
+    )
     parser.add_argument("--host", default=FUTURES, help=argparse.SUPPRESS)
 
 
@@ -65,22 +69,22 @@ def run(arguments: argparse.Namespace) -> int:
     if not re.fullmatch(r"(?a:[\w/-]+)", arguments.method) or not is_named:
         raise UsageError("give METHOD, then name=value for each parameter")
     if arguments.output is not None and os.path.lexists(arguments.output):
-        raise UsageError(f"{str(arguments.output)!r} exists; --output names a new file")
+        raise UsageError(f"{str(arguments.output)!r} exists; --output must name a new file")
     if arguments.method == "RetrieveExport" and not arguments.output and sys.stdout.isatty():
-        raise UsageError("RetrieveExport gives a zip archive: add --output FILE")
+        raise UsageError("RetrieveExport returns a zip archive: add --output FILE")
     params = [(name, value) for name, _, value in values]
     try:
         result = (_futures if arguments.futures else _spot)(config, arguments, params)
     except (RefusedError, UnansweredError) as error:
-        doubt = isinstance(error, UnansweredError) and arguments.live
-        words = clean(str(error)) + ("; it may have happened" if doubt else "")
-        print(f"krakenbot call: {words}", file=sys.stderr)
+        is_unknown = isinstance(error, UnansweredError) and arguments.live
+        text = clean(str(error)) + ("; it may have happened" if is_unknown else "")
+        print(f"krakenbot call: {text}", file=sys.stderr)
         return 1
     is_file = isinstance(result, bytes)
     text = "" if is_file else json.dumps(result, default=str, indent=None if arguments.json else 2)
     if arguments.output is not None:
         content = result if is_file else f"{redact(text)}\n".encode()
-        write_whole(arguments.output, content, 0o600)
+        write_atomically(arguments.output, content, 0o600)
     elif is_file:
         sys.stdout.buffer.write(result)
     else:
@@ -91,9 +95,9 @@ def run(arguments: argparse.Namespace) -> int:
 def signed_client(
     config: Config, credentials: Credentials, live: bool, *, changes: bool = False
 ) -> tuple[Client, Lock]:
-    """Return a client and the key's lock, without which no nonce of the key may be used.
+    """Return a client and the lock of its key; hold the lock while the key's nonces are used.
 
-    A call that `changes` something leaves no proof to a bot that it knows all of the key's orders.
+    `changes` leaves a mark: a bot must not assume any more that it knows all orders of the key.
     """
     lock = key_lock(config, credentials)
     clock, nonces = SystemClock(config.exchange.clock_speed), Nonces(lock)
@@ -105,7 +109,7 @@ def signed_client(
 
 
 def key_lock(config: Config, credentials: Credentials) -> Lock:
-    """Return the key's lock; ConfigError while a bot holds it."""
+    """Return the key's lock. Raises ConfigError while a bot holds it."""
     path = config.state_directory / f"key-{fingerprint(credentials.key)}.lock"
     return Lock(path, "this API key")
 
@@ -150,7 +154,7 @@ def _futures(config: Config, arguments: argparse.Namespace, values: list[tuple[s
     try:
         result = parse_json(answer)
     except ValueError:
-        problem = f"HTTP {status} with {kind_of(answer)} in place of a JSON answer"
+        problem = f"HTTP {status} with {kind_of(answer)} instead of a JSON answer"
         raise UnansweredError(f"{method}: {problem}") from None
     if status != 200 or (isinstance(result, dict) and result.get("result") == "error"):
         raise RefusedError(f"{method}: HTTP {status} {json.dumps(result, default=str):.500}")
@@ -158,7 +162,7 @@ def _futures(config: Config, arguments: argparse.Namespace, values: list[tuple[s
 
 
 def sign_futures(secret: Secret, path: str, nonce: str, data: str) -> str:
-    """Return the Authent header. `data` is the encoded query or body, the very text that is sent.
+    """Return the Authent header. `data` is the encoded query or body, exactly as it is sent.
 
     Source: docs.kraken.com, Futures REST guide, "Authentication".
     """

@@ -1,6 +1,6 @@
-"""Charts as stretched vector graphics with labels in HTML over them.
+"""Charts as stretched SVG under HTML labels, so that text keeps its size on a phone.
 
-So text keeps its size on a phone. Whatever comes from outside passes through `escape`.
+All text from outside passes through `escape`.
 """
 
 import json
@@ -17,9 +17,9 @@ COLUMNS = 1000
 
 
 class Fill(NamedTuple):
-    """An order, `sign` 1 for a buy and -1 for a sell; with no price nothing of it was traded.
+    """An order: `sign` is 1 for a buy and -1 for a sell, `price` 0 if nothing was traded.
 
-    With no sign it is a cost of holding, its amount the `fee`.
+    With `sign` 0 it is a cost of holding, whose amount is the `fee`.
     """
 
     time: float
@@ -44,9 +44,9 @@ class Fill(NamedTuple):
 
 
 class Chart:
-    """One chart: a time axis, a value axis, and layers put on one after the other.
+    """One chart: a time axis, a value axis, and layers added one by one.
 
-    `gaps` are the numbers of the points before which nothing is known: no line leads to them.
+    `gaps` are indices of points before which nothing is known, so no line leads to them.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Chart:
                 self.keys |= {"buy": "buy", "sell": "sell"}
 
     def band(self, held: Sequence[float]) -> None:
-        """Show along the bottom what was held, as far as it is known."""
+        """Show the position along the bottom, where it is known."""
         stretches = [
             (*ends, held[at])
             for at, ends in enumerate(pairwise(map(self._x, self.times)), 1)
@@ -104,7 +104,6 @@ class Chart:
             grid += f'<path class="grid" d="M0 {y}H{COLUMNS}"/>'
             labels += f'<span class="y" style="top:{y / 10:.2f}%">{text}</span>'
         span = self.times[-1] - self.times[0]
-        # The shorter the span, the finer.
         form = "%b %Y" if span > 300 * 86400 else "%d %b" if span > 3 * 86400 else "%d %b %H:%M"
         for share, kind in ((0, ""), (1 / 3, " far"), (1 / 2, " near"), (2 / 3, " far"), (1, "")):
             text = moment(self.times[0] + share * span, form)

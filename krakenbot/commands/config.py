@@ -28,7 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def value(config: Config, key: str) -> str:
-    """Return a setting's value as it may be shown to anybody."""
+    """Return a setting's value as text, with secrets hidden."""
     table, _, field = key.rpartition(".")
     if key == "state.directory":
         return str(config.state_directory)

@@ -1,4 +1,4 @@
-"""`demo`: the whole bot in live mode, real signed requests, against the built-in exchange."""
+"""`demo`: the bot in live mode, with real signed requests, against the built-in exchange."""
 
 import argparse
 import os
@@ -14,9 +14,9 @@ from krakenbot.assemble import Parts, assemble
 from krakenbot.bot import Event
 from krakenbot.clock import StopRequestedError
 from krakenbot.commands import UsageError
-from krakenbot.commands.report import story_of
+from krakenbot.commands.report import report_of
+from krakenbot.commands.run_report import write
 from krakenbot.commands.screen import Screen
-from krakenbot.commands.story import write
 from krakenbot.config import Config, ExchangeTable, RiskTable, StrategyTable, load
 from krakenbot.format import money, percent, signed, volume
 from krakenbot.presence import Presence
@@ -26,9 +26,9 @@ SIZE = Decimal("0.05")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--candles", type=int, default=120, help="how many to trade on")
+    parser.add_argument("--candles", type=int, default=120, help="how many candles to trade")
     parser.add_argument("--speed", type=float, default=600.0, help="simulated seconds per second")
-    parser.add_argument("--seed", type=int, default=1, help="of the random market")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the random market")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.candles < 1 or not 1 <= arguments.speed <= 5000:
         raise UsageError("--candles must be at least 1, --speed from 1 to 5000")
     logs.setup("error", "text")
-    report, strategy = _own(arguments.config)
+    report, strategy = _report_and_strategy(arguments.config)
     for name in ("CREDENTIALS_DIRECTORY", "KRAKEN_API_KEY_FILE", "KRAKEN_API_SECRET_FILE"):
         os.environ.pop(name, None)
     os.environ["KRAKEN_API_KEY"], os.environ["KRAKEN_API_SECRET"] = SANDBOX_KEY, SANDBOX_SECRET
@@ -77,10 +77,10 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _own(path: str | None) -> tuple[Path, StrategyTable]:
-    """Return where the report goes, each time the same place, and the strategy to trade on.
+def _report_and_strategy(path: str | None) -> tuple[Path, StrategyTable]:
+    """Return the path of the report, the same each time, and the strategy to trade.
 
-    Of the user's own settings only the strategy is used, and only of a file named with --config.
+    Of the user's settings only the strategy is used, and only from a file given with --config.
     """
     places = {name: os.environ[name] for name in ("HOME", "XDG_STATE_HOME") if name in os.environ}
     home = load("/dev/null", places, Path.cwd()).state_directory if places else Path.cwd()
@@ -91,7 +91,7 @@ def _own(path: str | None) -> tuple[Path, StrategyTable]:
 def _summarise(parts: Parts, seconds: float, report: Path) -> None:
     Ledger(parts.exchange, parts.journal, parts.clock).read(parts.exchange.rules())
     account, equity = parts.journal.account(), parts.journal.newest_equity()
-    mark = equity.price if equity else parts.exchange.quote().mid  # As the report does.
+    mark = equity.price if equity else parts.exchange.quote().mid  # As in the report.
     decided = sum(row.done for row in parts.journal.decisions())
     pnl, position = account.pnl(mark), SIZE * mark
     unresolved = len(parts.journal.open_intents())
@@ -100,11 +100,11 @@ def _summarise(parts: Parts, seconds: float, report: Path) -> None:
         "candles decided on": f"{decided}, in {seconds:.1f} s",
         "orders sent": f"{parts.journal.orders_since(0)}, each once; unresolved: {unresolved}",
         "position now": volume(account.held, "XBT"),
-        "won or lost by price": signed(money(pnl + account.costs, "USD")),
+        "result before costs": signed(money(pnl + account.costs, "USD")),
         "trade fees": f"{money(-account.fees, 'USD')} (0.8 % a trade, the entry tier)",
         "margin fees": money(-margin, "USD"),
-        "result": f"{signed(money(pnl, 'USD'))}, {signed(percent(pnl / position * 100, 1))} of the "
-        "position",
+        "result after costs": f"{signed(money(pnl, 'USD'))}, "
+        f"{signed(percent(pnl / position * 100, 1))} of the position",
     }
     print(f"\n{'Interrupted. ' if parts.clock.signalled else ''}What happened:")
     for name, text in figures.items():
@@ -112,9 +112,9 @@ def _summarise(parts: Parts, seconds: float, report: Path) -> None:
     if decided:
         share = percent(account.fees / position / decided * 1440 * 100, 0)
         print(
-            f"\nAt this pace fees alone cost {share} of the position a day. With real money\n"
-            "`interval` should be far longer than a minute: krakenbot help costs"
+            f"\nAt this pace fees alone cost {share} of the position per day. With real\n"
+            "money `interval` should be far longer than a minute: krakenbot help costs"
         )
     report.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    write(report, story_of(parts.config, parts.journal))
+    write(report, report_of(parts.config, parts.journal))
     print(f"report: {report}")

@@ -1,6 +1,6 @@
-"""`doctor`: everything that could keep the bot from working, looked at before it matters.
+"""`doctor`: checks everything that could keep the bot from working.
 
-It disturbs nothing: orders are only validated, and a key that a running bot holds is left alone.
+It disturbs nothing: orders are only validated, and a key that a running bot uses is left alone.
 """
 
 import argparse
@@ -40,8 +40,7 @@ FREE_BYTES_MIN = 50 << 20
 DAY_S = 86400
 COLORS = {"ok": "32", "warn": "33", "fail": "31", "skip": "2"}
 RICH = MarginSummary(Decimal(10**15), ZERO, ZERO)
-# Verdict (ok, warn, fail, skip), what was found and, if it is not what CHECKS says, how to
-# repair it.
+# Verdict (ok, warn, fail, skip), what was found and, unless CHECKS says it, how to repair it.
 Answer = tuple[str, str] | tuple[str, str, str]
 
 
@@ -71,12 +70,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 def examine(file: str | None) -> Iterator[Finding]:
     """Yield one finding for each check, always in the same order."""
-    visit = Visit(file)
+    visit = Checks(file)
     missing: dict[str, str] = {}
     for name, check, need, usual_repair in CHECKS:
         try:
             answer = ("skip", missing[need]) if need in missing else check(visit)
-        except Exception as error:  # Whatever it is, the others must still be looked at.
+        except Exception as error:  # The other checks must run all the same.
             answer = ("fail", str(error).replace("\n", "; ") or type(error).__name__)
         verdict, text, *repair = answer
         if verdict in ("skip", "fail"):
@@ -88,7 +87,7 @@ def examine(file: str | None) -> Iterator[Finding]:
 
 
 def shown(finding: Finding, colored: bool) -> str:
-    """Return a finding in at most 80 columns, what to do about it on a line of its own."""
+    """Return a finding in at most 80 columns, its repair on lines of its own."""
     start, indent = f"{finding.verdict:<5}{finding.check:<9} ", " " * 15
     arrow = f"{indent}-> "
     lines = textwrap.wrap(finding.text, 80, initial_indent=start, subsequent_indent=indent)
@@ -99,8 +98,8 @@ def shown(finding: Finding, colored: bool) -> str:
     return "\n".join(lines)
 
 
-class Visit:
-    """The checks. What one of them learns is there for those that name it as their need."""
+class Checks:
+    """The checks. What one finds out is stored for those that need it, see CHECKS."""
 
     def __init__(self, file: str | None) -> None:
         self.file, self.explained = file, ZERO
@@ -115,7 +114,7 @@ class Visit:
     def _python(self) -> Answer:
         foreign = {name.partition(".")[0] for name in sys.modules} - sys.stdlib_module_names
         if foreign := foreign - {"krakenbot", "__main__", "__mp_main__"}:
-            text = f"loaded besides the standard library: {', '.join(sorted(foreign))}"
+            text = f"loaded from outside the standard library: {', '.join(sorted(foreign))}"
             return "warn", text, "start with python3 -I -S"
         version = ".".join(map(str, sys.version_info[:3]))
         return "ok", f"Python {version}, {ssl.OPENSSL_VERSION}, nothing foreign loaded"
@@ -135,20 +134,26 @@ class Visit:
         if found is None and mode == "paper":
             return "skip", "paper mode needs no API key"
         if found is None:
-            return "fail", f"no API key, and mode is {mode}"
+            return "fail", f"no API key, but mode is {mode}"
         if found.source == "KRAKEN_API_KEY":
-            return "warn", "the key is in the environment, for other programs of this user to read"
-        return "ok", f"found through {found.source}, modes as they should be"
+            return (
+                "warn",
+                "the key is in the environment, where other programs of this user can read it",
+            )
+        return "ok", f"found through {found.source}, with safe file modes"
 
     def _state(self) -> Answer:
         folder = self.config.state_directory
-        there = next(path for path in (folder, *folder.parents) if path.exists())
-        free = shutil.disk_usage(there).free
-        if not os.access(there, os.W_OK | os.X_OK) or free < FREE_BYTES_MIN:
-            return "fail", f"{there} cannot be written or is full, {free >> 20} MB free"
-        if there == folder and folder.stat().st_mode & 0o077:
-            return "warn", f"{folder} is open to others", f"chmod 700 {folder}"
-        return "ok", f"{folder}{'' if there == folder else ' (will be made)'}, {free >> 20} MB free"
+        existing = next(path for path in (folder, *folder.parents) if path.exists())
+        free = shutil.disk_usage(existing).free
+        if not os.access(existing, os.W_OK | os.X_OK) or free < FREE_BYTES_MIN:
+            return "fail", f"{existing} cannot be written or is full, {free >> 20} MB free"
+        if existing == folder and folder.stat().st_mode & 0o077:
+            return "warn", f"{folder} is open to other users", f"chmod 700 {folder}"
+        return (
+            "ok",
+            f"{folder}{'' if existing == folder else ' (will be made)'}, {free >> 20} MB free",
+        )
 
     def _journal(self) -> Answer:
         path = identity.find(self.config)
@@ -173,7 +178,7 @@ class Visit:
 
     def _clock(self) -> Answer:
         if self.is_rehearsal:
-            return "skip", "a sandbox has a time of its own"
+            return "skip", "a sandbox has its own clock"
         off_s = abs(self.ahead_s)
         verdict = "ok" if off_s <= 5 else "warn" if off_s <= CLOCK_OFFSET_MAX_S else "fail"
         return verdict, f"this host's clock is {clock_error(-self.ahead_s)}"
@@ -193,7 +198,7 @@ class Visit:
         base, quote = self.rules.base, self.rules.quote
         worth = money(self.config.size * self.quote.mid, quote)
         smallest = volume(self.rules.ordermin, base)
-        text = f"{volume(self.config.size, base)}, worth {worth}; the smallest is {smallest}"
+        text = f"{volume(self.config.size, base)}, worth {worth}; the minimum is {smallest}"
         return self._against(RICH) or ("ok", text)
 
     def _key(self) -> Answer:
@@ -202,7 +207,7 @@ class Visit:
         try:
             client, self.lock = signed_client(self.config, self.credentials, live=False)
         except ConfigError as error:
-            return "skip", f"the key is left alone, {error}"
+            return "skip", f"the key is left alone: {error}"
         self.account = spot_of(self.config, client)
         refuse_permissions(self.account.key_info())
         # Kraken's documentation spells these both with underscores and in camel case.
@@ -210,14 +215,18 @@ class Visit:
         row = {name.replace("_", "").lower(): value for name, value in answer.items()}
         ends = float(row.get("validuntil") or 0)
         if int(row.get("nonce") or 0) > time.time_ns() + 60 * 10**9:
-            return "fail", "this key was used with larger nonces by another program"
+            return "fail", "another program has used this key with larger nonces"
         if 0 < ends < time.time() + 7 * DAY_S:
-            return "warn", "the key ends within a week", "make a new one in time"
+            return "warn", "the key expires within a week", "make a new one in time"
         if str(row.get("noncewindow") or 0) != "0":
             return "warn", "the key has a nonce window", "set it to 0 at Kraken"
         if not any(row.get("ipallowlist") or ()) and not self.is_rehearsal:
-            return "warn", "the key works from any address", "limit it to this server's at Kraken"
-        return "ok", "permissions as needed, none to withdraw; nonce window 0"
+            return (
+                "warn",
+                "the key works from any address",
+                "limit it to this server's address at Kraken",
+            )
+        return "ok", "has the permissions needed, none to withdraw; nonce window 0"
 
     def _account(self) -> Answer:
         self.fee_rate = self.account.fee_rate()
@@ -234,7 +243,7 @@ class Visit:
 
     def _position(self) -> Answer:
         if self.config.mode != "live" or not self.config.leverage:
-            return "skip", "only live margin trading holds any"
+            return "skip", "only live margin trading has a position"
         held, base = self.account.position().volume, self.rules.base
         holds, explains = volume(held, base), volume(self.explained, base)
         text = f"the exchange holds {holds}, the journal explains {explains}"
@@ -255,10 +264,10 @@ class Visit:
         bought, leverage = self.rules.round_volume(self.config.size), self.config.leverage
         self.account.validate(Order("", Side.BUY, bought, leverage, False))
         shown = volume(bought, self.rules.base)
-        return "ok", f"Kraken would take a buy of {shown} (only validated)"
+        return "ok", f"Kraken would accept a buy of {shown} (only validated)"
 
     def _against(self, summary: MarginSummary) -> Answer | None:
-        """Return what the bot itself would say against an order of `size` with this account."""
+        """Return a failure if the bot itself would refuse an order of `size` on this account."""
         config, rules = self.config, self.rules
         inputs = RiskInputs("online", self.quote, rules, ZERO, summary, 0, self.fee_rate, 0.0)
         for side in (Side.BUY, Side.SELL) if config.leverage else (Side.BUY,):
@@ -269,21 +278,26 @@ class Visit:
         return None
 
 
-# Name, check, the check that it needs, and how to repair what does not say so itself.
+# Name, check, the check that it needs, and the repair unless the check itself names one.
 CHECKS = (
-    ("python", Visit._python, "", ""),
-    ("config", Visit._config, "", "repair the file; see `krakenbot config --example`"),
-    ("secrets", Visit._secrets, "config", "put both into files of mode 0600, named in [keys]"),
-    ("state", Visit._state, "config", "make room there, and let this user write"),
-    ("strategy", Visit._strategy, "config", "read `krakenbot help strategies`"),
-    ("journal", Visit._journal, "config", "look at the exchange, then `krakenbot resume`"),
-    ("network", Visit._network, "config", "look at DNS, firewall, CA certificates and the clock"),
-    ("clock", Visit._clock, "network", "timedatectl set-ntp true"),
-    ("pair", Visit._pair, "network", "look at status.kraken.com and at the name of the pair"),
-    ("size", Visit._size, "pair", "change `size` or `leverage`"),
-    ("key", Visit._key, "pair", "make a new key with the permissions that the README names"),
-    ("account", Visit._account, "key", "pay in, or lower `size`"),
-    ("position", Visit._position, "key", "close it at Kraken, or `krakenbot adopt`"),
-    ("costs", Visit._costs, "pair", "use a longer `interval`"),
-    ("order", Visit._order, "key", "read what Kraken says"),
+    ("python", Checks._python, "", ""),
+    ("config", Checks._config, "", "repair the file; see `krakenbot config --example`"),
+    ("secrets", Checks._secrets, "config", "put both into files of mode 0600, named in [keys]"),
+    ("state", Checks._state, "config", "free space there, and let this user write"),
+    ("strategy", Checks._strategy, "config", "read `krakenbot help strategies`"),
+    (
+        "journal",
+        Checks._journal,
+        "config",
+        "check the position at the exchange, then `krakenbot resume`",
+    ),
+    ("network", Checks._network, "config", "check DNS, firewall, CA certificates and the clock"),
+    ("clock", Checks._clock, "network", "timedatectl set-ntp true"),
+    ("pair", Checks._pair, "network", "check status.kraken.com and the name of the pair"),
+    ("size", Checks._size, "pair", "change `size` or `leverage`"),
+    ("key", Checks._key, "pair", "make a new key with the permissions that the README names"),
+    ("account", Checks._account, "key", "deposit money, or lower `size`"),
+    ("position", Checks._position, "key", "close it at Kraken, or `krakenbot adopt`"),
+    ("costs", Checks._costs, "pair", "use a longer `interval`"),
+    ("order", Checks._order, "key", "see what Kraken says"),
 )

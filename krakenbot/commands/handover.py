@@ -40,8 +40,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     if command != "resume":
         parser.add_argument("--yes", action="store_true", help="do it without asking")
     if command == "flatten":
-        parser.add_argument("--live", action="store_true", help='needed as well as mode = "live"')
-        everything = "close the margin position of the pair whoever opened it"
+        parser.add_argument(
+            "--live", action="store_true", help='needed in addition to mode = "live"'
+        )
+        everything = "close the pair's whole margin position, whoever opened it"
         parser.add_argument("--all", action="store_true", help=everything)
 
 
@@ -51,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config)
     if arguments.command == "adopt":
         return adopt(config, yes=arguments.yes)
-    # Closing needs no strategy, so a broken rule file must not stand in its way.
+    # Closing needs no strategy, so a broken rule file must not prevent it.
     return _flatten(config._replace(strategy=StrategyTable()), arguments)
 
 
@@ -71,7 +73,7 @@ def _resume(config: Config) -> int:
 
 
 def adopt(config: Config, *, yes: bool) -> int:
-    """Say what adopting does and, with `yes`, do it. Return the exit code: 2 without."""
+    """Show what adopting does and, with `yes`, do it. Return the exit code, 2 without `yes`."""
     with closing(assemble(config, live=False, adopts=True, makes_journal=yes)) as parts:
         bot, ask = parts.bot, partial(parts.bot.retry, patience_s=config.exchange.patience)
         for action in (bot.market.learn, *(parts.checks if yes else ())):
@@ -122,9 +124,9 @@ def _flatten(config: Config, arguments: argparse.Namespace) -> int:
 def _agreed(
     arguments: argparse.Namespace, on_read: Callable[[bool], None] = lambda is_reading: None
 ) -> bool:
-    """Ask a person at a terminal; anyone else has agreed by typing the command.
+    """Ask for confirmation at a terminal. Elsewhere the command itself is the confirmation.
 
-    `on_read` is told when the question begins and ends, so that a signal ends it at once.
+    `on_read` is called when the question begins and ends, so that a signal can interrupt it.
     """
     if arguments.yes or not (sys.stdin.isatty() and sys.stdout.isatty()):
         return True
@@ -133,7 +135,7 @@ def _agreed(
         if input("Type yes to do this: ").strip().lower() == "yes":
             return True
     except (EOFError, UnicodeDecodeError):
-        print()  # Ctrl-D, or what is no text: no yes.
+        print()  # Ctrl-D or unreadable input is not a yes.
     finally:
         on_read(False)
     print("Nothing was sent")
@@ -141,9 +143,9 @@ def _agreed(
 
 
 def _what_is_left(parts: Parts) -> str:
-    """Return what the exchange shows after flattening; never more than it said.
+    """Return what the exchange shows after flattening.
 
-    The position is closed by now, which no failing read here may deny.
+    The position is closed by now, so a read that fails here must not look like a failure to close.
     """
     config, base, besides = parts.config, parts.bot.market.rules.base, ""
     tail = "The bot is halted: `krakenbot resume` lets it trade again"
@@ -158,50 +160,52 @@ def _what_is_left(parts: Parts) -> str:
 
 
 def _tell_without_journal(parts: Parts) -> int:
-    """Say what the exchange holds where no journal explains it; StopError when that is anything."""
+    """Show what the exchange holds when there is no journal. StopError if it holds anything."""
     config, rules = parts.config, parts.bot.market.rules
     if config.mode != "live":
         raise ConfigError(f"there is no {config.mode} journal of {config.pair} here: nothing to do")
     margin = parts.exchange.position().volume
     owned = parts.exchange.balances().get(rules.base, ZERO)
-    told = f"the exchange shows a position of {volume(margin, rules.base)} on {config.pair} and "
-    told += f"{volume(owned, rules.base)} owned"
+    found = f"the exchange shows a position of {volume(margin, rules.base)} on {config.pair} and "
+    found += f"{volume(owned, rules.base)} owned"
     if margin or (not config.leverage and owned >= rules.ordermin):
         raise StopError(
-            f"nothing was closed: {told}, and no journal in {config.state_directory} says what of "
-            "that is a bot's. Use the configuration of the bot that opened it, or `flatten --all` "
-            "for the whole margin position"
+            f"nothing was closed: {found}, and no journal in {config.state_directory} says what of "
+            "that a bot opened. Use that bot's configuration, or `flatten --all` for the whole "
+            "margin position"
         )
-    print(f"{told}: there is nothing to close")
+    print(f"{found}: there is nothing to close")
     return 0
 
 
 def _ask_the_bot(config: Config, path: Path, arguments: argparse.Namespace) -> int:
-    """Ask the bot that runs to flatten, and tell what it does. Return the exit code."""
+    """Ask the running bot to flatten, and show its progress. Return the exit code."""
     with closing(open_read_only(path)) as journal:
         held, base, quote = journal.account().held, journal.get("base"), journal.get("quote")
-    print(f"a running bot holds {volume(held, base)}; it is asked to close that")
+    print(f"a running bot holds {volume(held, base)} and is asked to close it")
     try:
         spot = spot_of(config, client_of(config, SystemClock(config.exchange.clock_speed)))
         bid = spot.quote().bid
         worth, fee = abs(held) * bid, abs(held) * bid * assumed_fee_rate(config)
-        words = f"  at market, about {price(bid)} = {money(worth, quote)}, fee about "
-        print(f"{words}{money(fee, quote)}")
+        about = f"  at market, about {price(bid)} = {money(worth, quote)}, fee about "
+        print(f"{about}{money(fee, quote)}")
     except ExchangeError as error:
-        print(f"  the price now is not known: {clean(str(error))}")
+        print(f"  the current price is not known: {clean(str(error))}")
     if not _agreed(arguments):
         return 2
     _wait_for_the_bot(path, config.exchange.patience + GRACE_S)
     with closing(open_read_only(path)) as journal:
         halted, left = journal.get("halted"), journal.account().held
     if halted != BY_HAND or left:
-        raise StopError(f"the bot ended with: {halted or 'no halt'}; it explains {left:f} as held")
-    print("it is closed, and the bot halted: `krakenbot resume` lets it trade again")
+        raise StopError(
+            f"the bot ended with: {halted or 'no halt'}; its journal shows {left:f} held"
+        )
+    print("it is closed, and the bot is halted: `krakenbot resume` lets it trade again")
     return 0
 
 
 def _wait_for_the_bot(path: Path, patience_s: float) -> None:
-    """Ask the bot to flatten and wait until it has ended; who stops waiting asks no more."""
+    """Ask the bot to flatten and wait until it has ended; withdraw the request on any error."""
     request = FlattenRequest(path)
     request.make()
     began = time.monotonic()
@@ -213,12 +217,12 @@ def _wait_for_the_bot(path: Path, patience_s: float) -> None:
     except BaseException:
         request.withdraw()
         raise
-    print("the bot has taken it", flush=True)
+    print("the bot has accepted the request", flush=True)
     told = time.monotonic()
     ends = told + patience_s
     while is_locked(path.with_suffix(".lock")):
         if time.monotonic() > ends:
-            raise LaterError(f"the bot is still at it; {_waits(path)}. See `krakenbot status`")
+            raise LaterError(f"the bot is not done yet; {_waits(path)}. See `krakenbot status`")
         if time.monotonic() - told > TOLD_S:
             told = time.monotonic()
             print(f"  waiting: {_waits(path)}", flush=True)
@@ -228,4 +232,4 @@ def _wait_for_the_bot(path: Path, patience_s: float) -> None:
 def _waits(path: Path) -> str:
     with closing(open_read_only(path)) as journal:
         ids = ", ".join(intent.id for intent in journal.open_intents())
-    return f"it first finds out about {ids}" if ids else "no order of it is unresolved"
+    return f"it is reconciling {ids} first" if ids else "none of its orders is unresolved"

@@ -31,5 +31,5 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def page(name: str) -> str:
-    """Return a file of the manual, wherever the program lies."""
+    """Return the text of a file that comes with the program."""
     return resources.files("krakenbot").joinpath("manual", name).read_text(encoding="utf-8")

@@ -12,7 +12,7 @@ from decimal import Decimal
 from typing import Any
 
 from krakenbot import config as configuration
-from krakenbot.commands import plainly
+from krakenbot.commands import json_values
 from krakenbot.format import MINUTE, in_columns, moment, money, percent, price, volume
 from krakenbot.identity import journal_path
 from krakenbot.journal import Journal
@@ -39,17 +39,17 @@ def run(arguments: argparse.Namespace) -> int:
     journal = open_read_only(journal_path(config))
     rows = ROWS[arguments.what](journal, arguments.since)
     if arguments.format == "json":
-        for row in map(plainly, rows):
+        for row in map(json_values, rows):
             print(json.dumps(row))
     elif arguments.format == "csv":
-        _print_csv(map(plainly, rows))
+        _print_csv(map(json_values, rows))
     else:
         _print_table(rows, _SHOWN[arguments.what], units(journal, config.pair).decimals)
     return 0
 
 
 def since(text: str) -> int:
-    """Return the unix time that a date, a number of seconds or a span before now stands for."""
+    """Return the unix time of a date, of unix seconds, or of a span before now."""
     span = re.fullmatch(r"(\d{1,6})([mhdw])", text)
     if span:
         return int(time.time()) - int(span[1]) * SPANS_S[span[2]]
@@ -59,7 +59,7 @@ def since(text: str) -> int:
         moment = datetime.fromisoformat(text)
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is no date (2026-11-21), no unix time and no span (90m 24h 7d 2w)"
+            f"{text!r} is not a date (2026-11-21), unix time or span (90m 24h 7d 2w)"
         ) from None
     return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
 
@@ -112,7 +112,7 @@ def _equity(journal: Journal, since: int) -> Iterator[dict[str, Any]]:
 
 
 ROWS = {"decisions": _decisions, "orders": _orders, "equity": _equity}
-# What fits into 80 columns; csv and json have all.
+# The columns that fit into 80 characters; csv and json have all.
 _SHOWN = {
     "decisions": "time |price |average |target |held reason",
     "orders": "time purpose side |volume |price |fee outcome reason",
@@ -131,7 +131,7 @@ def _print_csv(rows: Iterable[dict[str, Any]]) -> None:
 
 
 def _print_table(rows: Iterable[dict[str, Any]], shown: str, decimals: int | None) -> None:
-    """Print aligned columns in at most 80."""
+    """Print aligned columns in lines of at most 80 characters."""
     names = shown.replace("|", "").split()
     cells = [[_cell(name, row[name], decimals) for name in names] for row in rows]
     heads = shown.replace("time", "time_(UTC)").split()

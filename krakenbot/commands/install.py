@@ -1,7 +1,7 @@
-"""`install`, `uninstall` and `unit`: the bot as a service, shut off from all that it does not need.
+"""`install`, `uninstall` and `unit`: the bot as a systemd service with little access.
 
-The unit's user is a dynamic one: nothing has to be made or removed for it, and systemd gives it
-the state folder at each start. Root's commands leave every file there to the folder's owner.
+It runs as a dynamic user, which needs no setup; systemd gives it the state folder at each start.
+Commands that root runs leave every file there to the folder's owner.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from krakenbot import config as configuration
-from krakenbot.commands import UsageError, write_whole
+from krakenbot.commands import UsageError, write_atomically
 from krakenbot.commands.build import packed
 from krakenbot.commands.config import value
 from krakenbot.commands.help import page
@@ -36,7 +36,7 @@ WRAPPER = "/usr/local/bin/krakenbot"
 UNIT_FILE = "/etc/systemd/system/krakenbot.service"
 KEYS = ("kraken_api_key", "kraken_api_secret")
 HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")
-SLOW_START_S = 600  # On top of `exchange.patience`: settling what the last run left open.
+SLOW_START_S = 600  # On top of `exchange.patience`: reconciling what the last run left open.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,12 +46,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--template", action="store_true", help=text)
         return
     if command == "install":
-        text = "as a service of systemd, the only way so far"
+        text = "as a systemd service, the only way so far"
         parser.add_argument("--systemd", action="store_true", required=True, help=text)
     else:
         text = "remove journal, configuration and keys as well"
         parser.add_argument("--purge", action="store_true", help=text)
-    parser.add_argument("--dry-run", action="store_true", help="print every step, do none")
+    parser.add_argument("--dry-run", action="store_true", help="print every step, but do none")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -73,13 +73,13 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         _uninstall(arguments.purge, act)
     if arguments.dry_run:
-        print("Nothing of this was done.")
+        print("None of this was done.")
     elif arguments.command == "install":
         print(NEXT)
     return 0
 
 
-# Takes what a step is and, where it is more than a note, what does it.
+# Takes the text of a step and, unless it is only a note, the function that does it.
 Act = Callable[..., None]
 PLACES = {
     "keys.api_key_file": f"{FOLDER}/{KEYS[0]}",
@@ -87,7 +87,7 @@ PLACES = {
     "state.directory": STATE,
 }
 NEXT = f"""\
-Nothing was started. What comes next:
+Nothing was started. Next steps:
   put the API key into {FOLDER}/{KEYS[0]}, its secret into {FOLDER}/{KEYS[1]} (not for paper)
   edit {FOLDER}/config.toml; after a change of `mode`, `pair` or `strategy.file` install again
   sudo krakenbot --config {FOLDER}/config.toml doctor
@@ -96,7 +96,7 @@ Nothing was started. What comes next:
 
 
 def _install(given: str | None, act: Act) -> None:
-    """Make this program a service; ConfigError for a configuration that is wrong."""
+    """Make this program a service. Raises ConfigError for a wrong configuration."""
     archive, python, file = packed(), _python(), Path(FOLDER, "config.toml")
     given = given or ("config.toml" if os.path.exists("config.toml") else None)
     is_new = not file.exists()
@@ -124,24 +124,24 @@ def _install(given: str | None, act: Act) -> None:
             config = config._replace(strategy=strategy)
     for name in KEYS:
         if not os.path.lexists(f"{FOLDER}/{name}"):
-            _write(act, f"{FOLDER}/{name}", b"", 0o600, "empty: yours to fill")
+            _write(act, f"{FOLDER}/{name}", b"", 0o600, "empty, for you to fill in")
     text = unit(config, str(file), False)
     _write(act, UNIT_FILE, text.encode(), 0o644, "the unit")
     _systemctl(act, "daemon-reload")
     for key, want in PLACES.items():
         if value(config, key) != want or config.sources[key] == "STATE_DIRECTORY":
-            act(f'note: {file} should say {key} = "{want}", where `sudo krakenbot` looks, too')
+            act(f'note: {file} should say {key} = "{want}", so that `sudo krakenbot` uses it too')
 
 
 def _with_places(text: str) -> str:
-    """Return a configuration whose journal and keys are where the service has them."""
+    """Return the text of a configuration with the service's paths for journal and keys."""
     fields = "|".join(key.partition(".")[2] for key in PLACES)
     lines = rf"(?m)^(\[(keys|state)\]|(# )?((keys|state)\.)?({fields}) *=).*\n"
     return "".join(f'{key} = "{at}"\n' for key, at in PLACES.items()) + re.sub(lines, "", text)
 
 
 def _uninstall(purge: bool, act: Act) -> None:
-    """Take the service away; ConfigError while a live bot holds or awaits something."""
+    """Remove the service. ConfigError while a live bot has a position or unresolved orders."""
     _refuse_while_held()
     _systemctl(act, "disable", "--now", "krakenbot")
     _refuse_while_held()  # It may have traded until the moment it ended.
@@ -153,7 +153,7 @@ def _uninstall(purge: bool, act: Act) -> None:
             act(f"remove {path}", partial(_remove, path))
         act("note: delete the API key at Kraken as well")
     else:
-        act(f"note: {FOLDER} and {STATE} are left: configuration, keys, journal")
+        act(f"note: {FOLDER} and {STATE} stay: configuration, keys, journal")
 
 
 def _refuse_while_held() -> None:
@@ -163,7 +163,7 @@ def _refuse_while_held() -> None:
             shown = volume(held, journal.get("base"))
         if held or unresolved:
             raise ConfigError(
-                f"{file} explains {shown} held and {unresolved} orders unresolved. Close it "
+                f"{file} shows {shown} held and {unresolved} orders unresolved. Close it "
                 f"first: sudo krakenbot --config {FOLDER}/config.toml flatten --live"
             )
 
@@ -171,7 +171,7 @@ def _refuse_while_held() -> None:
 def _write(act: Act, path: str, data: bytes, mode: int, what: str) -> None:
     def do() -> None:
         Path(path).parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        write_whole(Path(path), data, mode)
+        write_atomically(Path(path), data, mode)
 
     act(f"write {path} (mode {mode:03o}): {what}", do)
 
@@ -194,7 +194,7 @@ def _systemctl(act: Act, *words: str) -> None:
 
 
 def _python() -> str:
-    """Return a Python that the service can see, since homes are hidden from it."""
+    """Return a Python outside the folders that are hidden from the service."""
     for python in (sys.executable, "/usr/bin/python3"):
         if not python.startswith(HIDDEN) and _is_new_enough(python):
             return python

@@ -1,6 +1,6 @@
 """Pieces of a self-contained HTML page: no network, no library, no fonts.
 
-Whatever comes from outside passes through `escape`.
+All text from outside passes through `escape`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,7 +23,7 @@ def page(
 ) -> str:
     """Return a whole page. `sections` are HTML already; the sign of `tone` colors the headline."""
     shown = "".join(f"<div><dt>{escape(a)}</dt><dd>{escape(b)}</dd></div>" for a, b in facts)
-    said = "".join(f'<p class="note">{escape(note)}</p>' for note in notes)
+    lines = "".join(f'<p class="note">{escape(note)}</p>' for note in notes)
     return f"""<!doctype html><html lang="en"><head><meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none';
 style-src 'unsafe-inline'; script-src 'unsafe-inline'">
@@ -32,7 +32,7 @@ style-src 'unsafe-inline'; script-src 'unsafe-inline'">
 <title>{escape(title)}</title><style>
 {file("report.css")}</style></head><body><main>
 <header><h1>{escape(title)}</h1><p>{escape(subtitle)}</p></header>
-<p class="hero {_tone(tone)}">{escape(headline)}</p><dl>{shown}</dl>{said}
+<p class="hero {_tone(tone)}">{escape(headline)}</p><dl>{shown}</dl>{lines}
 {"".join(sections)}
 </main><script>
 {file("report.js")}</script></body></html>
@@ -40,7 +40,7 @@ style-src 'unsafe-inline'; script-src 'unsafe-inline'">
 
 
 def table(title: str, names: Sequence[str], rows: Sequence[Sequence[str]], note: str = "") -> str:
-    """Return a table that scrolls by itself. Columns whose name begins with | stand right."""
+    """Return a scrollable table. Columns whose names begin with | are aligned right."""
     shown = rows[:ROWS_MAX]
     more = f", {len(shown)} of {len(rows):,}" if len(shown) < len(rows) else ""
     kinds = [' class="n"' if name.startswith("|") else "" for name in names]
@@ -78,7 +78,7 @@ def heat_map(title: str, corner: str, cells: Mapping[tuple[str, str], float], no
 
 
 def bars(costs: Sequence[tuple[str, float]]) -> str:
-    """Return amounts as bars to both sides of a middle line."""
+    """Return signed amounts as bars to both sides of a middle line."""
     largest = max((abs(amount) for _, amount in costs), default=0) or 1
     rows = ""
     for name, amount in costs:
@@ -87,7 +87,7 @@ def bars(costs: Sequence[tuple[str, float]]) -> str:
         bar = f'<b class="{_tone(amount)}" style="left:{left:.2f}%;width:{width:.2f}%"></b>'
         rows += f"<tr><th>{escape(name)}</th><td><div>{bar}</div></td>"
         rows += f"<td>{signed(money(amount))}</td></tr>"
-    return f'<section><h2>Where it went</h2><table class="bars">{rows}</table></section>'
+    return f'<section><h2>Where the money went</h2><table class="bars">{rows}</table></section>'
 
 
 def _tone(amount: float) -> str:

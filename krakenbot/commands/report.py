@@ -6,7 +6,7 @@ from pathlib import Path
 
 from krakenbot import config as configuration
 from krakenbot.commands.chart import Fill
-from krakenbot.commands.story import Point, Story, thinned, way_to_net, write
+from krakenbot.commands.run_report import Point, RunReport, cost_breakdown, thinned, write
 from krakenbot.config import Config, is_loopback
 from krakenbot.format import asset, moment, volume
 from krakenbot.identity import journal_path
@@ -19,7 +19,7 @@ from krakenbot.records import Equity, Intent
 
 EXAMPLE = "krakenbot report --output report.html"
 NEWEST = 360
-GAP_CANDLES = 3  # After that many candles without a decision the bot was down.
+GAP_CANDLES = 3  # A longer gap between decisions means that the bot was down.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,13 +30,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     config = configuration.load_here(arguments.config)
     journal = open_read_only(journal_path(config))
-    write(arguments.output, story_of(config, journal))
+    write(arguments.output, report_of(config, journal))
     print(f"report: {arguments.output}")
     return 0
 
 
-def story_of(config: Config, journal: Journal) -> Story:
-    """Return what the journal has to tell."""
+def report_of(config: Config, journal: Journal) -> RunReport:
+    """Return the report on everything in the journal."""
     equity, unit = [*journal.equity()], units(journal, config.pair)
     points = _points(equity, GAP_CANDLES * config.interval * 60)
     account, halted = journal.account(), journal.get("halted")
@@ -46,7 +46,7 @@ def story_of(config: Config, journal: Journal) -> Story:
     when = f"{moment(points[0].time)} to {moment(points[-1].time)}" if points else "no candle yet"
     place = " on a sandbox, no real money" if is_loopback(config.exchange.url) else ""
     strategy = journal.get("strategy") or config.strategy.title
-    return Story(
+    return RunReport(
         title=f"{config.pair} · {config.mode}{place}",
         subtitle=f"{when}, {config.interval} min candles, {strategy}, size {volume(config.size)}, "
         f"leverage {config.leverage}",
@@ -56,14 +56,14 @@ def story_of(config: Config, journal: Journal) -> Story:
         size=float(config.size),
         first_price=points[0].close if points else 0.0,
         facts={"Orders": f"{len(orders):,}", "Held now": volume(account.held, unit.base)},
-        costs=way_to_net(gross, account.fees, account.margin_fees, account.rollover),
+        costs=cost_breakdown(gross, account.fees, account.margin_fees, account.rollover),
         points=thinned(points),
         newest=[
             (row.candle + row.interval_s, float(row.price), float(row.average))
             for row in reversed(journal.newest_decisions(NEWEST))
             if row.done
         ],
-        # A charge in the very second of an order is that of opening, so it comes after the order.
+        # A charge in the same second as an order is its opening fee, so it comes after it.
         fills=sorted([*orders, *charges], key=lambda fill: fill.time),
         notes=[],
         end=f"The bot is halted: {clean(halted)}." if halted else "",

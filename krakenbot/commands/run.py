@@ -1,4 +1,4 @@
-"""`run`: the bot itself, and what it says to whoever started it."""
+"""`run`: the bot itself, and what it shows to whoever started it."""
 
 import argparse
 import sys
@@ -21,10 +21,10 @@ EXAMPLE = "krakenbot --config my.toml run --live"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--live", action="store_true", help='needed as well as mode = "live"')
+    parser.add_argument("--live", action="store_true", help='needed in addition to mode = "live"')
     once = "decide on the newest finished candle and end"
     parser.add_argument("--once", action="store_true", help=once)
-    text = "go on with what is held now, after saying what that will trade; needs --yes"
+    text = "take over the exchange's position, after showing what that will trade; needs --yes"
     parser.add_argument("--adopt", action="store_true", help=text)
     parser.add_argument("--yes", action="store_true", help="adopt without asking")
     accept = "trade although these settings may cost more than max_fee_percent_per_day"
@@ -33,10 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     if arguments.yes and not arguments.adopt:
-        raise UsageError("--yes goes with --adopt: run alone asks nothing")
+        raise UsageError("--yes goes with --adopt: run without it asks nothing")
     config = load_config(arguments.config)
     if _is_watched() and config.sources["log.level"] == "default":
-        log.setup("warning", config.log.format)  # The table says the same better.
+        log.setup("warning", config.log.format)  # The table shows the rest.
     require_live(config, arguments.live)
     if arguments.adopt and (code := adopt(config, yes=arguments.yes)):
         return code
@@ -71,12 +71,12 @@ def run(arguments: argparse.Namespace) -> int:
             presence.end(0, "decided once, as asked")
         finally:
             _say(_goodbye(config, parts))
-            parts.journal.close()  # So that one file holds all of it.
+            parts.journal.close()  # So that one file holds the whole journal.
     return 0
 
 
 def _trade(config: Config, parts: Parts, notifier: Notifier, once: bool) -> None:
-    """Run the bot until it ends or another process asks it to flatten, which ends in a stop."""
+    """Run the bot until it ends. Raises StopError once it has flattened on request."""
     request = FlattenRequest(parts.path)
 
     def progress() -> None:
@@ -95,12 +95,12 @@ def _trade(config: Config, parts: Parts, notifier: Notifier, once: bool) -> None
 
 
 def _is_watched() -> bool:
-    """Return whether a person sees both outputs on one terminal."""
+    """Return whether standard output and standard error are terminals."""
     return sys.stdout.isatty() and sys.stderr.isatty()
 
 
 def _say(lines: list[str]) -> None:
-    """Tell a person at a terminal line by line; the log, where there is none, in one."""
+    """Print lines on a terminal or, if there is none, log them as one line."""
     if sys.stdout.isatty():
         log.put(sys.stdout, "\n  ".join(lines) + "\n")
     else:
@@ -108,14 +108,14 @@ def _say(lines: list[str]) -> None:
 
 
 def _banner(config: Config, parts: Parts) -> list[str]:
-    """Return what is about to trade, on what, how much, and where it is written down."""
+    """Return what the bot will trade, where and how much, and the path of its journal."""
     journal = parts.journal
     base, quote = journal.get("base"), journal.get("quote")
     try:
         worth = f", worth {money(config.size * parts.exchange.quote().mid, quote)} now"
     except ExchangeError:
         worth = ""
-    margin = f"leverage {config.leverage}" if config.leverage else "no margin: long or nothing"
+    margin = f"leverage {config.leverage}" if config.leverage else "no margin: long or flat"
     now, interval_s = int(parts.clock.now()), config.interval * 60
     held = volume(journal.account().held, base)
     is_real = config.mode == "live" and not is_loopback(config.exchange.url)
@@ -130,19 +130,19 @@ def _banner(config: Config, parts: Parts) -> list[str]:
 
 
 def _goodbye(config: Config, parts: Parts) -> list[str]:
-    """Return what is still held, and how to be rid of it."""
+    """Return what is still held, and how to close it."""
     account, base = parts.journal.account(), parts.journal.get("base")
     if not account.held:
         return ["ended; nothing is held"]
     live = " --live" if config.mode == "live" else ""
     return [
-        f"ended; {volume(account.held, base)} is still held, and nobody looks after it: "
+        f"ended; {volume(account.held, base)} is still held, and no bot manages it now: "
         f"`krakenbot run{live}` goes on, `krakenbot flatten{live}` closes it"
     ]
 
 
 def _say_costs(parts: Parts) -> None:
-    """Say, after the first decision, what these settings cost with real money."""
+    """Log what these settings cost with real money."""
     try:
         _, lines = count_costs(parts.config, parts.exchange, assumed_fee_rate(parts.config))
     except ExchangeError as error:

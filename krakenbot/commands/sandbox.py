@@ -1,4 +1,4 @@
-"""`sandbox`: a local exchange that speaks Kraken's REST words."""
+"""`sandbox`: a local exchange with Kraken's REST API."""
 
 import argparse
 import os
@@ -14,14 +14,18 @@ EXAMPLE = "krakenbot sandbox --port 8080 --speed 60 --feed random:7"
 PORT = 8080
 SPEED_MAX = 100000
 _POSITION = 'or "liquidate": true, or "side", "volume", "leverage"'
-# What a running sandbox is asked to do: the method and its JSON.
+# How to control a running sandbox: path, JSON and what it means.
 CONTROLS = (
-    ("ledger", "", "orders, fills, books, requests; every other answer is this, too"),
+    ("ledger", "", "orders, fills, balances, requests; the others return this too"),
     ("faults", '{"spec": "lost-after=0.02"}', 'as --faults; "" for none'),
     ("clock", '{"advance": 3600}', '31 days at most; or {"now": unix seconds}, {"freeze": true}'),
     ("price", '{"pair": "XBTUSD", "price": "60000"}', "null: back to the feed"),
     ("balance", '{"asset": "ZUSD", "amount": "500"}', "a deposit or a withdrawal"),
-    ("status", '{"status": "cancel_only"}', 'with "pair": of one market; {"fill_share": "0.5"}'),
+    (
+        "status",
+        '{"status": "cancel_only"}',
+        'with "pair": for one pair only; or {"fill_share": "0.5"}',
+    ),
     ("position", '{"pair": "XBTUSD", "close": true}', _POSITION),
 )
 TIERS = ("sandbox", "starter", "intermediate", "pro")
@@ -42,9 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f"KRAKEN_API_KEY and KRAKEN_API_SECRET, if set, are the key and secret; else\n"
         f"  key    {SANDBOX_KEY}\n  secret {SANDBOX_SECRET}\nexample: {EXAMPLE}"
     )
-    speed, feed = "simulated seconds a second", "random:SEED, or csv:FILE with Kraken's candles"
+    speed, feed = "simulated seconds per second", "random:SEED, or csv:FILE with Kraken's candles"
     tiers = "rate limits of an account tier, or generous ones (default %(default)s)"
-    faulty = "what goes wrong, as WORD=CHANCE a request"
+    faulty = "faults to inject: WORD=PROBABILITY per request"
     fee = "taker fee (default %(default)s)"
     parser.add_argument("--port", type=int, default=PORT, help="0 for any (default %(default)s)")
     parser.add_argument("--speed", type=float, default=1.0, metavar="S", help=speed)
@@ -58,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Serve until SIGTERM or SIGINT; return the exit code."""
     from krakenbot.simulated import api as server
 
-    # Blocked before any thread starts, so that the main one alone is told to end.
+    # Blocked before any thread starts, so that only the main thread receives them.
     ends = {signal.SIGTERM, signal.SIGINT}
     signal.pthread_sigmask(signal.SIG_BLOCK, ends)
     key = os.environ.get("KRAKEN_API_KEY") or SANDBOX_KEY
@@ -67,11 +71,11 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         fee_rate = decimal(arguments.fee) / 100
         if not 0 < arguments.speed <= SPEED_MAX:
-            raise ValueError(f"--speed {arguments.speed} is not above 0 and up to {SPEED_MAX}")
+            raise ValueError(f"--speed {arguments.speed} must be above 0 and at most {SPEED_MAX}")
         if not 0 <= arguments.port <= 65535:
-            raise ValueError(f"--port {arguments.port} is not in 0..65535")
+            raise ValueError(f"--port {arguments.port} must be from 0 to 65535")
         if not 0 <= fee_rate <= 1:
-            raise ValueError(f"--fee {arguments.fee} is not in 0..100")
+            raise ValueError(f"--fee {arguments.fee} must be from 0 to 100")
         sandbox = server.Sandbox(
             arguments.feed,
             arguments.speed,

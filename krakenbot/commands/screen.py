@@ -1,4 +1,4 @@
-"""What a person at a terminal sees while the bot runs: a line a candle, a line an order."""
+"""What a terminal shows while the bot runs: a line per candle, a line per order."""
 
 import sys
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ _COLORS = {"fill": "32", "halt": "31", "warning": "33", "refusal": "33", "object
 
 
 class Screen:
-    """Takes the bot's events. In a pipe only what is not a plain decision is shown."""
+    """Shows the bot's events; in a pipe only halts, warnings and refusals."""
 
     def __init__(self) -> None:
         self._is_terminal = sys.stdout.isatty()
@@ -39,7 +39,7 @@ class Screen:
         )
 
     def _print(self, text: str, color: str = "") -> None:
-        """Print one line of a terminal; what cannot be written must not stop the bot."""
+        """Print one line of a terminal. A failing write must not stop the bot."""
         shown = text[:80]
         if color and shows_color(sys.stdout):
             shown = f"\x1b[{color}m{shown}\x1b[0m"

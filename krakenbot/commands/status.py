@@ -1,4 +1,4 @@
-"""`status`: whether the bot runs and where it stands, from its journal alone, without network."""
+"""`status`: whether the bot runs and how it is doing, from its journal alone, without network."""
 
 import argparse
 import json
@@ -12,7 +12,7 @@ from typing import Any
 from krakenbot import config as configuration
 from krakenbot import identity
 from krakenbot.alerts import active_alerts
-from krakenbot.commands import plainly
+from krakenbot.commands import json_values
 from krakenbot.format import duration, moment, money, percent, shows_color, signed, volume
 from krakenbot.journal import Journal
 from krakenbot.journal_file import open_read_only
@@ -27,7 +27,9 @@ WATCH_S = 2.0
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object")
-    parser.add_argument("--watch", action="store_true", help="again every two seconds, to Ctrl-C")
+    parser.add_argument(
+        "--watch", action="store_true", help="repeat every two seconds until Ctrl-C"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -53,12 +55,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def read_status(journal: Journal) -> dict[str, Any]:
-    """Return what INTERFACE calls the status object, less what the configuration and lock say."""
+    """Return the status object, without the fields that come from configuration and lock."""
     account, equity = journal.account(), journal.newest_equity()
     decided = next(iter(journal.newest_decisions(1)), None)
     net = account.pnl(equity.price if equity else ZERO)
     names = ("candle", "slope", "target", "reason")
-    return plainly(
+    return json_values(
         {
             "position": account.held,
             "target": decided.target if decided else 0,
@@ -86,7 +88,7 @@ def read_status(journal: Journal) -> dict[str, Any]:
 
 
 def realized(intents: Iterable[Intent]) -> Decimal:
-    """Return what closed parts won or lost before all costs, first in, first out."""
+    """Return the profit of closed volume before all costs, first in, first out."""
     lots: list[tuple[Decimal, Decimal]] = []  # signed volume, cost
     total = ZERO
     for intent in intents:
@@ -106,7 +108,7 @@ def realized(intents: Iterable[Intent]) -> Decimal:
 
 
 def lines(status: Mapping[str, Any], life: Life, unit: Units) -> list[str]:
-    """Return the status for people, aligned, at most 80 columns, what is asked first first."""
+    """Return the status in aligned lines of at most 80 columns, the most important first."""
     decision, updated, read = (status[key] for key in ("decision", "updated", "ledger_read"))
     names = ("gross", "pnl", "realized", "fees", "margin_fees", "rollover")
     gross, net, realized, *costs = (money(Decimal(status[key]), unit.quote) for key in names)
@@ -146,7 +148,7 @@ def _process(life: Life, halted: str | None) -> str:
     if life.state is not State.STOPPED:
         return f"pid {life.pid}, {since}"
     if life.exit_code is None:
-        return f"{since}, without an end of its own: killed, or the machine went down"
+        return f"{since}, without a clean end: killed, or the machine went down"
     reason = "halted" if life.reason == halted else life.reason
     return f"{since}, exit code {life.exit_code}: {reason}"
 
@@ -157,7 +159,7 @@ def _next(life: Life) -> str | None:
     left = life.next_decision - life.now
     when = f"decision at {moment(life.next_decision)}"
     if life.state is State.STALE:
-        return f"{when} is {duration(left)} late: look at its log and the warnings below"
+        return f"{when} is {duration(left)} late: see its log and the warnings below"
     return f"{when}, in {duration(left)}" if left > 0 else f"{when}, now"
 
 

@@ -146,7 +146,7 @@ class TestRun(CommandTest):
 
     def test_max_loss_and_intervals_that_the_bot_does_not_have_are_remarked(self) -> None:
         notes = self.told(self.jumpy(), KRAKENBOT_RISK_MAX_LOSS="9")["notes"]
-        self.assertIn("max_loss is looked at when a candle ends", " ".join(notes))
+        self.assertIn("max_loss is checked when a candle ends", " ".join(notes))
         rows = [f"{43200 * at},9,9,9,9,1,1" for at in range(40)]
         self.assertIn(
             "cannot run at 720 min",
@@ -279,7 +279,7 @@ class TestSweep(CommandTest):
         report = self.folder / "sweep.html"
         both = (path, "--sweep", "length=5,10", "interval=60,240", "--forward", "60d")
         self.assertEqual(command(*both, "--report", str(report))[0], 0)
-        self.assertIn("What the best cell", report.read_text())
+        self.assertIn("How the best cell", report.read_text())
 
     def test_spans_are_walked_through_in_candles_that_do_not_begin_with_them(self) -> None:
         path = self.write(candles(walk(300 * 24), 3600, 86400), "XBTUSD_60.csv")

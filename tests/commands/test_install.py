@@ -243,7 +243,7 @@ class TestInstall(unittest.TestCase):
         out = self.do("install", "--systemd", "--dry-run")
         for place in (command.PROGRAM, command.WRAPPER, self.config, command.UNIT_FILE):
             self.assertIn(f"write {place} ", out)
-        self.assertIn("Nothing of this was done", out)
+        self.assertIn("None of this was done", out)
         self.assertEqual({}, self.files())
         self.systemctl.assert_not_called()
 
@@ -274,7 +274,7 @@ class TestInstall(unittest.TestCase):
         self.assertIn("1 orders unresolved", self.do("uninstall", "--purge", code=78))
         found = execution(intent(), "0.04", "2800")
         journal.conclude(intent(), Outcome.CLOSED, 1_700_000_000, found)
-        self.assertIn("explains 0.04 held", self.do("uninstall", code=78))
+        self.assertIn("shows 0.04 held", self.do("uninstall", code=78))
         self.assertIn("opt/krakenbot/krakenbot.pyz", self.files())
         journal.close()
 

@@ -12,8 +12,8 @@ from krakenbot import config
 from krakenbot.commands import UsageError
 from krakenbot.commands.chart import COLUMNS, Fill
 from krakenbot.commands.page import heat_map, table
-from krakenbot.commands.report import story_of
-from krakenbot.commands.story import Point, render, round_trips, thinned, write
+from krakenbot.commands.report import report_of
+from krakenbot.commands.run_report import Point, render, round_trips, thinned, write
 from krakenbot.journal import Journal
 from krakenbot.journal_file import open_journal, prepare
 from krakenbot.records import Booked, Outcome
@@ -78,7 +78,7 @@ def page(count: int = 3000, orders: int = 5, down: int = 0) -> str:
             (f"id-{at}", START, EVIL, START + at * 600, "0.1" if at % 2 else "0", EVIL),
         )
     database.execute("INSERT INTO charges VALUES ('L1', 0, 'rollover', '100', 'ZUSD', '100')")
-    return render(story_of(SETTINGS, Journal(database)))
+    return render(report_of(SETTINGS, Journal(database)))
 
 
 class ReportTest(unittest.TestCase):
@@ -131,7 +131,7 @@ class ReportTest(unittest.TestCase):
     def test_the_end_of_the_account_comes_first(self) -> None:
         journal = open_journal(None)
         journal.put(halted="the loss since the last resume is 51, max_loss is 50")
-        self.assertIn('">The bot is halted: the loss', render(story_of(SETTINGS, journal)))
+        self.assertIn('">The bot is halted: the loss', render(report_of(SETTINGS, journal)))
 
     def test_the_fee_of_opening_belongs_to_the_order_of_the_same_second(self) -> None:
         journal, bought = open_journal(None), intent(volume=D("0.05"))
@@ -139,7 +139,7 @@ class ReportTest(unittest.TestCase):
         found = execution(bought, "0.05", "3500", "28")
         journal.conclude(bought, Outcome.CLOSED, bought.created, found)
         journal.book([Booked("L1", bought.created, "opening", D("0.7"))])
-        fills = story_of(SETTINGS, journal).fills
+        fills = report_of(SETTINGS, journal).fills
         self.assertEqual([(1, 28.0), (0, 0.7)], [(fill.sign, fill.fee) for fill in fills])
 
     def test_a_journal_without_anything_makes_a_page_too(self) -> None:
@@ -148,7 +148,7 @@ class ReportTest(unittest.TestCase):
     def test_a_place_that_cannot_be_written_leaves_nothing_behind(self) -> None:
         with tempfile.TemporaryDirectory() as name:
             with self.assertRaises(UsageError):
-                write(Path(name), story_of(SETTINGS, open_journal(None)))
+                write(Path(name), report_of(SETTINGS, open_journal(None)))
             self.assertEqual([], list(Path(name).parent.glob(f".{Path(name).name}.*")))
 
     def test_many_points_are_thinned_without_losing_an_extreme(self) -> None:

@@ -13,7 +13,7 @@ from krakenbot.accounting import Ledger
 from krakenbot.bot import Bot
 from krakenbot.clock import StopRequestedError
 from krakenbot.commands.history import ROWS
-from krakenbot.commands.report import story_of
+from krakenbot.commands.report import report_of
 from krakenbot.commands.status import read_status
 from krakenbot.config import Config
 from krakenbot.decision import Plan
@@ -116,7 +116,7 @@ class TestBooks(unittest.TestCase):
         orders = list(ROWS["orders"](world.journal, 0))
         self.assertEqual(sum(row["fee"] for row in orders), account.fees)
         self.assertEqual(sum(row["margin_fee"] for row in orders), account.margin_fees)
-        costs = dict(story_of(Config(), world.journal).costs)
+        costs = dict(report_of(Config(), world.journal).costs)
         for name, amount in (
             ("trade fees", account.fees),
             ("margin fees", account.margin_fees),

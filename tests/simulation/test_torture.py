@@ -80,8 +80,8 @@ class TestTorture(unittest.TestCase):
 
     def test_a_wrong_word_in_a_spec_is_named_with_the_nearest_right_one(self) -> None:
         for spec, said in (
-            ("lost-aftr=0.1", "is lost-after meant"),
-            ("lag=61", "0..60"),
+            ("lost-aftr=0.1", "did you mean lost-after"),
+            ("lag=61", "from 0 to 60"),
             ("html", "WORD=NUMBER"),
         ):
             with self.subTest(spec), self.assertRaisesRegex(ValueError, said):

@@ -1,5 +1,6 @@
 """`backtest` as people call it: files as they have them, what is disclosed, sweeps, reports."""
 
+import gc
 import io
 import json
 import os
@@ -18,6 +19,10 @@ from unittest import mock
 from krakenbot import cli
 from krakenbot.commands import backtest
 from krakenbot.simulated.listing import PAIRS
+
+
+def setUpModule() -> None:
+    unittest.addModuleCleanup(gc.enable)  # The command turns it off until its process ends.
 
 
 class Terminal(io.StringIO):
@@ -264,7 +269,7 @@ class TestSweep(CommandTest):
         self.assertIn("best of 3: length=40,", shown)
 
     def test_the_walk_forward_tells_what_the_best_of_each_span_made_in_the_next(self) -> None:
-        path = self.write(candles(walk(366 * 24), 3600, 86400), "XBTUSD_60.csv")
+        path = self.write(candles(walk(366 * 6), 14400, 86400), "XBTUSD_240.csv")
         words = (path, "--sweep", "length=5,10,20", "--size", "0.1")
         told = self.told(*words, "--forward", "60d")
         self.assertEqual(len(told["forward"]), 5)
@@ -277,12 +282,12 @@ class TestSweep(CommandTest):
         self.assertIn("in the span before", text)
         self.assertIn("did better than the average cell in", text)
         report = self.folder / "sweep.html"
-        both = (path, "--sweep", "length=5,10", "interval=60,240", "--forward", "60d")
+        both = (path, "--sweep", "length=5,10", "interval=240,1440", "--forward", "60d")
         self.assertEqual(command(*both, "--report", str(report))[0], 0)
         self.assertIn("How the best cell", report.read_text())
 
     def test_spans_are_walked_through_in_candles_that_do_not_begin_with_them(self) -> None:
-        path = self.write(candles(walk(300 * 24), 3600, 86400), "XBTUSD_60.csv")
+        path = self.write(candles(walk(300 * 6), 14400, 86400), "XBTUSD_240.csv")
         weeks = self.told(path, "--sweep", "length=2,3", "interval=10080", "--forward", "60d")
         begins = [step["begin"] for step in weeks["forward"]]
         self.assertEqual([begin % 604800 for begin in begins], [0] * len(begins))

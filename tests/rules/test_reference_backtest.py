@@ -1,5 +1,6 @@
 """Every figure of a backtest is that of a reference in fractions, over real series and others."""
 
+import gc
 import io
 import json
 import os
@@ -19,6 +20,10 @@ from tests.rules.reference_backtest import Settings, backtest, rows_of
 DATA = os.environ.get("TEST_DATA_KRAKEN")
 RATES = {"USD": F(25, 100000), "XBT": F(1, 10000)}
 EXACT = F(1, 10**9)
+
+
+def setUpModule() -> None:
+    unittest.addModuleCleanup(gc.enable)  # The command turns it off until its process ends.
 
 
 class Case(NamedTuple):

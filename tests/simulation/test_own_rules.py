@@ -1,5 +1,6 @@
 """A rule file beside the built-in strategy it repeats: the same decisions everywhere."""
 
+import gc
 import io
 import json
 import os
@@ -55,6 +56,7 @@ def direction(candles):
 
 def setUpModule() -> None:
     silence_module()
+    unittest.addModuleCleanup(gc.enable)  # The command turns it off until its process ends.
 
 
 def walk(count: int, seed: int = 1) -> list[Candle]:

@@ -267,7 +267,7 @@ class TestTls(Safe):
         self.certificate("root", "root", signed=False)
         self.certificate("good", "localhost")
         self.certificate("wrong", "api.kraken.example")
-        self.certificate("expired", "localhost", -1)
+        self.certificate("expired", "localhost", 0)  # It ends the second that it begins.
         self.certificate("own", "localhost", signed=False)
         self.assertEqual(200, self.ask("good")[0])
         for name in ("wrong", "expired", "own"):

@@ -1136,7 +1136,7 @@ class TestDeath(BotTest):
     def check_every_death(self, script: Sequence[str], **changes: Any) -> None:
         moment, number_of_deaths = 0, 0
         while True:
-            moment += 1 if IS_LONG else 3
+            moment += 1 if IS_LONG else 5
             self.setUp()
             self.once(105, self.bot(**changes))
             self.exchange.script = list(script)
@@ -1164,7 +1164,7 @@ class TestDeath(BotTest):
                 self.assertIn((executed[-1], len(executed)), (turned, (SIZE, 3)))
                 ids = [order.client_order_id for order in self.exchange.placed]
                 self.assertEqual(len(ids), len(set(ids)), "an order went out twice")
-        self.assertGreater(number_of_deaths, 50 if IS_LONG else 16)
+        self.assertGreater(number_of_deaths, 50 if IS_LONG else 9)
 
     def test_after_a_death_at_any_call_the_target_is_reached_with_one_executed_order_a_step(
         self,

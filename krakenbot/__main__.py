@@ -1,4 +1,4 @@
-"""The door: ``python -m krakenbot``, also of the single file. Old Pythons must understand it."""
+"""The entry point, also of the single file. Old Pythons must be able to parse this module."""
 
 import sys
 

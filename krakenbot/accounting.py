@@ -1,4 +1,4 @@
-"""What orders cost besides their trade fees: known at once, and then as the ledger says.
+"""Margin fees and rollovers: estimated at once, then replaced by the ledger's figures.
 
 Nothing here decides or sends anything.
 """
@@ -17,17 +17,17 @@ from krakenbot.model import ZERO, Charge, ChargeKind, Execution, MarginRates, Pu
 from krakenbot.pairs import PairRules
 from krakenbot.records import Booked, Intent, assumed_id
 
-OVERLAP_S = 240  # The ledger may show a charge later than the clock says.
-SPAN_MAX_S = 7 * 86400  # The longest span that is asked for at once.
-PAGES_AT_ONCE = 20  # A page costs six seconds, once the room that Kraken leaves is used up.
-LATE_S = 86400
-NEARLY = Decimal("0.0001")  # Of an order's cost: more than rounding each fill makes of it.
-STEP = Decimal("0.00001")  # To which a fee of our own reckoning is rounded.
-FRESH_S = 600  # A charge so young is worth what the market says now.
+OVERLAP_S = 240  # The ledger may show a charge this late.
+SPAN_MAX_S = 7 * 86400  # The longest span that is read at once.
+PAGES_AT_ONCE = 20  # At Kraken's rate limit, a page takes six seconds.
+LATE_S = 86400  # An order that the ledger does not show by then is reported.
+NEARLY = Decimal("0.0001")  # Of an order's cost: more than the rounding of its fills.
+STEP = Decimal("0.00001")  # Estimated fees are rounded to this.
+FRESH_S = 600  # A charge this recent is valued at the current quote.
 
 
 def opening_fee(intent: Intent, found: Execution, rates: MarginRates) -> Decimal:
-    """Return in quote currency what the part of an order that opens on margin costs."""
+    """Return the margin opening fee, in quote currency, of the part of an order that opens."""
     closing = min(max(intent.held_before * -intent.side.sign, ZERO), found.volume)
     if not intent.leverage or closing == found.volume:
         return ZERO
@@ -36,30 +36,30 @@ def opening_fee(intent: Intent, found: Execution, rates: MarginRates) -> Decimal
 
 
 def own_trades(journal: Journal, trades: Sequence[str], now: int) -> None:
-    """Take what keeping these trades' positions open costs for the journal's own from now on."""
+    """From now on, book the rollovers of the positions that these trades opened."""
     journal.book([Booked(f"open {trade_id}", now, "opening", ZERO) for trade_id in trades])
 
 
 class Ledger:
-    """Reads the exchange's ledger into the journal: what its own orders and positions cost.
+    """Books from the exchange's ledger what the journal's orders and positions cost.
 
-    An account may have many rows that are nobody's business here. So one call reads a few pages,
-    and the next goes on where it ended. A trade that is the journal's own has a mark among the
-    charges, since rollovers name only the trade.
+    An account may have many unrelated rows, so one call reads a few pages and the next continues.
+    Each trade of the journal's orders is marked by a charge of 0, because a rollover names only
+    the trade.
     """
 
     def __init__(self, exchange: Exchange, journal: Journal, clock: Clock) -> None:
         self._exchange, self._journal, self._clock = exchange, journal, clock
-        self._until = 0  # The end of what is being read; 0 when nothing is.
-        self.is_read = False  # Whether the last call came to the end of what there is.
+        self._until = 0  # The end of the span being read; 0 when there is none.
+        self.is_read = False  # Whether the last call reached the newest row.
         self._differences: list[str] = []
 
     def read(self, rules: PairRules, pages: int = PAGES_AT_ONCE) -> str:
-        """Book what the ledger shows, with as many requests as `pages` at most.
+        """Book what the ledger shows, with at most `pages` requests.
 
-        Returns what it says otherwise than the orders, or nothing: a sentence for each order, and
-        for each fee in a currency whose worth is not known. Without a ledger the bot goes on, and
-        the books say that they lack it.
+        Returns how the ledger differs from the orders, or an empty text: a sentence for each order
+        and for each fee that cannot be valued. If the key may not read the ledger, the bot goes on
+        and the text says so.
         """
         self._rules, self._now = rules, int(self._clock.now())
         self._differences = []
@@ -71,7 +71,7 @@ class Ledger:
             while not self.is_read and self._read_span(allowed):
                 pass
         except ExchangeError as error:
-            self.is_read = True  # There is time until the next look.
+            self.is_read = True  # The next check tries again.
             log.warning("ledger not read reason=%s", error)
         except KeyRefusedError as error:
             self.is_read = True
@@ -98,7 +98,7 @@ class Ledger:
         return True
 
     def _book(self, charges: Sequence[Charge], since: int, until: int) -> int:
-        """Book charges, each once; return until when nothing is left to come."""
+        """Book charges, each once; return the time up to which the ledger is complete."""
         journal, read_until = self._journal, until
         for intent in journal.intents_between(since, until):
             if intent.purpose is Purpose.ADOPT or (intent.outcome and not intent.executed):
@@ -113,7 +113,7 @@ class Ledger:
                 read_until = min(read_until, intent.created)
             else:
                 order_id = intent.exchange_order_id
-                self._differences.append(f"order {order_id} is not in the ledger as a whole")
+                self._differences.append(f"order {order_id} is not in the ledger in full")
         for charge in charges:
             is_rollover = charge.kind is ChargeKind.ROLLOVER and journal.is_charged(_mark(charge))
             if is_rollover and not journal.is_charged(charge.id):
@@ -121,10 +121,10 @@ class Ledger:
         return read_until
 
     def _book_order(self, intent: Intent, own: Sequence[Charge], is_known: bool) -> None:
-        """Book what an order's rows took beyond its own fee, which is in the books already.
+        """Book what an order's rows charge beyond its trade fee, which is booked already.
 
-        That takes the place of the opening fee that was assumed. Of a known order only rows in
-        other currencies can be new.
+        This replaces the estimated opening fee. Of an order booked before, only rows in other
+        currencies can be new.
         """
         journal, rows, extra = self._journal, list[Booked](), -intent.fee
         for charge in own:
@@ -154,13 +154,13 @@ class Ledger:
             worth = ZERO
             self._differences.append(
                 f"{volume(charge.fee, asset)} ({charge.kind.value}, {charge.id}) is not in the "
-                f"result: what it is worth in {shown(self._rules.quote)} is not known"
+                f"result: its value in {shown(self._rules.quote)} is not known"
             )
         kind = "rollover" if charge.kind is ChargeKind.ROLLOVER else "opening"
         return Booked(name, charge.time, kind, worth, asset, charge.fee)
 
     def _price_at(self, time: int) -> Decimal:
-        """Return the market's price at a time: its quote, or the close of that time's candle."""
+        """Return the price at a time: the current quote, or the close of that time's candle."""
         if self._now - time < FRESH_S:
             return self._exchange.quote().mid
         candles = self._exchange.candles(None)

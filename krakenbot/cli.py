@@ -46,12 +46,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _ready_streams() -> None:
-    """Open what the process was started without, so that no other file takes its number."""
+    """Open standard streams that are missing, so that no other file takes their numbers."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # Not each terminal knows all of UTF-8.
+        sys.stdout.reconfigure(errors="backslashreplace")  # Not every terminal shows UTF-8.
 
 
 def _arguments(module: ModuleType, command: str, words: list[str]) -> argparse.Namespace:
@@ -77,12 +77,12 @@ def _arguments(module: ModuleType, command: str, words: list[str]) -> argparse.N
 
 
 def _explained(command: str, error: BaseException) -> int:
-    """Say what ended the command and return the exit code that stands for it."""
+    """Print why the command ended and return its exit code."""
     code = exit_code(error, command)
     if isinstance(error, KeyboardInterrupt | StopRequestedError):
         return code
     if isinstance(error, OSError) and _is_output_lost():
-        return 0  # `_flushed` says so, if anybody still listens.
+        return 0  # `_flushed` reports it.
     if code != 70:
         log.say("\n".join(f"krakenbot: {log.clean(line)}" for line in str(error).splitlines()), 40)
         return code
@@ -92,7 +92,7 @@ def _explained(command: str, error: BaseException) -> int:
 
 
 def _is_output_lost() -> bool:
-    """Return whether standard output takes nothing any more: nobody reads it, or it is full."""
+    """Return whether standard output cannot be written: no reader, or no space."""
     try:
         print(flush=True)
     except OSError:
@@ -101,16 +101,16 @@ def _is_output_lost() -> bool:
 
 
 def _flushed(code: int) -> int:
-    """Return the exit code after a last write to standard output.
+    """Flush standard output and return the exit code.
 
-    Left to the interpreter, a failure would bring a complaint and an exit code of its own.
+    In the interpreter's own flush, a failure would print a complaint and change the exit code.
     """
     try:
         if not sys.stdout.closed:
             print(end="", flush=True)
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        if not isinstance(error, BrokenPipeError):  # Whoever read our output has seen enough.
+        if not isinstance(error, BrokenPipeError):  # The reader has closed the pipe.
             log.say(f"krakenbot: cannot write to standard output: {error.strerror}", 40)
             return code or 2
     return code

@@ -1,7 +1,7 @@
-"""Time: the only reader of the system's clocks.
+"""Time, for all that decides and orders.
 
-`now` is the exchange's time: its own answer to `Time`, carried on by a clock that no one can
-set. A step of the host's wall clock therefore moves neither a deadline nor the end of a search.
+`now` is the exchange's time: its last answer to `Time`, continued by the monotonic clock. A step of
+the host's wall clock therefore moves neither a deadline nor a timeout.
 """
 
 import os
@@ -12,20 +12,20 @@ from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn, Protocol
 
-# How often a long wait shows that it is still one, and sees a signal that came in the instant
-# before it began: such a one does not end it by itself.
+# How often a long wait calls `progress`, and notices a signal that came just before it began: such
+# a signal does not interrupt it.
 SLICE_S = 0.5
 
 
 class StopRequestedError(Exception):
-    """SIGTERM or SIGINT came. Raised by waiting and reading, never between journal and send."""
+    """SIGTERM or SIGINT came. Raised while waiting or reading, never between journal and send."""
 
 
 class Clock(Protocol):
-    """`now` is the exchange's time in unix seconds, as far as it is known; `set` takes it over.
+    """`now` is the exchange's time in unix seconds, as far as it is known; `set` corrects it.
 
-    `monotonic` are seconds that only rise, at the exchange's speed; `wall` what the host believes
-    the time to be, and `nonce` its nanoseconds. `wait` raises StopRequestedError at once when the
+    `monotonic` is in seconds that never go back, at the exchange's speed; `wall` is the host's
+    time, `nonce` the same in nanoseconds. `wait` raises StopRequestedError at once when the
     process is asked to end.
     """
 
@@ -70,7 +70,7 @@ class SystemClock:
 
     def set(self, exchange_time: float) -> None:
         if self.speed != 1 and self._wall != exchange_time:
-            # A rehearsal lives in the exchange's time, which may be years ago.
+            # A rehearsal follows the sandbox's time, which may be years ago.
             self._wall += exchange_time - self.wall()
         self._offset = exchange_time - self.monotonic()
 
@@ -90,10 +90,10 @@ class SystemClock:
         signal.signal(signal.SIGINT, self._on_signal)
 
     def read(self, is_reading: bool) -> None:
-        """Take note of whether a read is going on: a signal may end that, too, at once.
+        """Note whether a read is in progress: a signal may interrupt that at once, too.
 
         Raises StopRequestedError when a read begins after the request to stop, but only once:
-        what ends the program may read again.
+        the shutdown may read again.
         """
         self._is_reading = is_reading
         if is_reading and self.stop_requested and not self._has_ended:
@@ -101,7 +101,7 @@ class SystemClock:
 
     @property
     def is_stopping(self) -> bool:
-        """Return whether a request to stop has not ended anything yet."""
+        """Return whether a request to stop has not been raised yet."""
         return self.stop_requested and not self._has_ended
 
     def request_stop(self) -> None:
@@ -122,7 +122,7 @@ class SystemClock:
 
 
 def _steady() -> float:
-    # Unlike CLOCK_MONOTONIC it goes on while a virtual machine sleeps.
+    # Unlike CLOCK_MONOTONIC it continues while the machine is suspended.
     if hasattr(time, "CLOCK_BOOTTIME"):
         return time.clock_gettime(time.CLOCK_BOOTTIME)
     return time.monotonic()

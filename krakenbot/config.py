@@ -27,12 +27,12 @@ _HOST = r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+)"
 _LOOPBACK = r"(?:localhost|\[::1\]|127(?:\.(?:25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])){3})"
 _ORIGIN = rf"(?:https://{_HOST}|http://{_LOOPBACK})(?::(?P<port>[0-9]{{1,5}}))?"
 
-# Takes a value as TOML gives it; ValueError says what is allowed.
+# Takes a value as TOML gives it; its ValueError says what is allowed.
 _Parser = Callable[[object], object]
 
 
 def _one_of(*allowed: object) -> _Parser:
-    """Take these values and no look-alikes: True is not 1."""
+    """Accept these values, compared with their types: True is not 1."""
 
     def parse(raw: object) -> object:
         if (type(raw), raw) not in [(type(value), value) for value in allowed]:
@@ -52,7 +52,7 @@ def _whole(low: int, high: int) -> _Parser:
 
 
 def _number(high: int, kind: type[Decimal | float] = Decimal, *, zero: bool = False) -> _Parser:
-    """Take numbers and texts that are exact decimals above (`zero`: from) 0 and up to `high`."""
+    """Accept numbers and texts that are exact decimals above (`zero`: from) 0 and up to `high`."""
 
     def parse(raw: object) -> Decimal | float:
         try:
@@ -92,7 +92,7 @@ _PATH = _text(r"[^\x00-\x1f\x7f]+", "a path", Path)
 
 
 def is_key_itself(path: str) -> bool:
-    """Return whether a key stands where its file's name belongs; then no output shows it."""
+    """Return whether this is a key in place of a path; if so, no output will show it."""
     if not re.fullmatch(r"[A-Za-z0-9+/]{40,}={0,2}", path) or os.path.lexists(path):
         return False
     register(Secret(path))
@@ -114,7 +114,7 @@ def _parameters(raw: object) -> object:
 
 class StrategyTable(NamedTuple):
     """`length` belongs to sma-slope, `short` and `long` to sma-cross, all in candles; the rest to
-    file."""
+    a rule file."""
 
     name: Annotated[str, _one_of(*STRATEGIES)] = "sma-slope"
     length: Annotated[int, _whole(2, 700)] = 20
@@ -129,14 +129,14 @@ class StrategyTable(NamedTuple):
 
 
 class KeysTable(NamedTuple):
-    """Where the two secrets lie; never the secrets themselves."""
+    """The paths of the two secrets; never the secrets themselves."""
 
     api_key_file: Annotated[Path | None, _key_file] = None
     api_secret_file: Annotated[Path | None, _key_file] = None
 
 
 class RiskTable(NamedTuple):
-    """`max_loss` in quote currency or None; the rest in percent."""
+    """`max_loss` in quote currency or None; fees, level and spread in percent."""
 
     max_fee_percent_per_day: Annotated[Decimal, _number(1000)] = Decimal(5)
     max_loss: Annotated[Decimal | None, _number(_HUGE)] = None
@@ -180,7 +180,7 @@ class NotifyTable(NamedTuple):
 
 
 class Config(NamedTuple):
-    """All of it. `sources` maps a dotted key to "default", a file's or a variable's name."""
+    """All settings. `sources` maps a dotted key to "default", a file's or a variable's name."""
 
     mode: Annotated[str, _one_of("paper", "validate", "live")] = "paper"
     pair: Annotated[str, _PAIR] = "XBTUSD"
@@ -215,8 +215,7 @@ _KEYS: dict[str, tuple[object, _Parser]] = {
 def load(path: str | None, environ: Mapping[str, str], cwd: Path) -> Config:
     """Return the configuration; `path` is the one named on the command line.
 
-    Raises ConfigError whose text has one line for each mistake. Registers what is secret in it
-    for redaction.
+    Raises ConfigError with one line for each mistake. Registers the secrets in it for redaction.
     """
     errors: list[str] = []
     defaults: dict[str, Any] = {key: default for key, (default, _) in _KEYS.items()}
@@ -267,7 +266,7 @@ def is_loopback(url: str) -> bool:
 def _settings(
     path: str | None, environ: Mapping[str, str], cwd: Path, errors: list[str]
 ) -> Iterator[tuple[str, str, Any]]:
-    """Yield source, key and raw value of all that is set, what beats the others last."""
+    """Yield source, key and raw value of all settings, the ones that take precedence last."""
     if environ.get("XDG_STATE_HOME", "").startswith("/"):
         yield "XDG_STATE_HOME", "state.directory", environ["XDG_STATE_HOME"] + "/krakenbot"
     if environ.get("STATE_DIRECTORY"):
@@ -293,7 +292,7 @@ def _settings(
 def _read_toml(
     file: str, must_exist: bool, environ: Mapping[str, str], cwd: Path, errors: list[str]
 ) -> dict[str, Any]:
-    """Return the file's content; what is wrong with it is put to the errors."""
+    """Return the file's content; append what is wrong with it to `errors`."""
     trouble: object = "no such file"
     try:
         if not file:
@@ -319,7 +318,7 @@ def _read_toml(
 
 
 def _typed(text: str, default: object) -> object:
-    """Return a variable's text as TOML would have given it; None: the key is set to nothing."""
+    """Return a variable's text as TOML would have given it; None: the default is used."""
     if text == "" and default is None:
         return None
     if type(default) is int and re.fullmatch(r"-?[0-9]{1,18}", text):
@@ -330,7 +329,7 @@ def _typed(text: str, default: object) -> object:
 
 
 def _unknown(name: str, valid: list[str]) -> str:
-    """Return what is said of a name nobody knows; its value is never shown."""
+    """Return the message about an unknown name; its value is never shown."""
     table, dot, last = name.rpartition(".")
     word = "(secret|passw|token|credential|private_?key|api_?key|(^|_)key)$"
     if re.search(word, last.lower().replace("-", "_")):
@@ -346,7 +345,7 @@ def _unknown(name: str, valid: list[str]) -> str:
 
 
 def shown(key: str, raw: object) -> str:
-    """Return a value as it may be shown to anybody."""
+    """Return a value in a form that anybody may see."""
     if key.startswith("notify."):
         return "(not shown)"
     if isinstance(raw, dict | list):
@@ -354,13 +353,13 @@ def shown(key: str, raw: object) -> str:
     if isinstance(raw, int) and raw.bit_length() > 256:
         return "a huge number"  # Python refuses to write out some of these.
     if isinstance(raw, str):
-        # What stands before an @ in an address may be a password.
+        # Before an @ in an address there may be a password.
         return repr(re.sub("(?s).*@", "***@", raw))[:80]
     return str(raw).lower() if isinstance(raw, bool) else str(raw)[:80]
 
 
 def _check_together(values: dict[str, Any], sources: dict[str, str], errors: list[str]) -> None:
-    """Check what only makes sense together; a value already found wrong is missing here."""
+    """Check settings against each other; a value already found wrong is missing here."""
     short, long = values.get("strategy.short", 0), values.get("strategy.long", 701)
     if short >= long:
         by = ", ".join(sorted({sources["strategy.short"], sources["strategy.long"]} - {"default"}))
@@ -382,9 +381,9 @@ def _check_together(values: dict[str, Any], sources: dict[str, str], errors: lis
 
 
 def _place(key: str, path: Path, source: str, environ: Mapping[str, str]) -> Path:
-    """Return where a path leads: a rule file lies beside its configuration.
+    """Return the path that is meant: a rule file's is relative to its configuration.
 
-    Under systemd both are among the credentials, wherever root has them.
+    Under systemd both files are among the credentials, wherever root keeps them.
     """
     path = _expanded(path, environ)
     if key != "strategy.file" or source.startswith("KRAKENBOT_"):

@@ -1,4 +1,4 @@
-"""The API key and its secret: where they are looked for, and what a file of one must be like."""
+"""The API key and its secret: where they are looked for, and the checks of their files."""
 
 import os
 import stat
@@ -26,7 +26,7 @@ class Credentials(NamedTuple):
 
 
 def load_credentials(config: Config, prefix: str = "KRAKEN") -> Credentials | None:
-    """Return the API key and secret of this process, known to the log's filter from here on."""
+    """Return this process's API key and secret, registered for redaction, or None."""
     credentials = load_secrets(os.environ, prefix, config.keys)
     if credentials is not None:
         decode_secret(credentials.secret)
@@ -36,7 +36,7 @@ def load_credentials(config: Config, prefix: str = "KRAKEN") -> Credentials | No
 
 @cache
 def _warn_of_foreign_code() -> None:
-    """Say which code of this machine ran in this process before the program itself."""
+    """Warn of installed code that ran in this process before the program itself."""
     for name in ("sitecustomize", "usercustomize"):
         if name in sys.modules:
             log.warning(
@@ -58,7 +58,7 @@ def load_secrets(
     names = (f"{prefix}_API_KEY", f"{prefix}_API_SECRET")
 
     def in_folder(path: str) -> str:
-        # systemd guards this folder itself, with modes of its own.
+        # systemd protects this folder itself, with other modes.
         return _read(path, strict=False) if os.path.lexists(path) else ""
 
     def in_named_file(name: str) -> str:
@@ -84,16 +84,16 @@ def load_secrets(
             return credentials
         if key or secret:
             here, missing = (key_at, secret_at) if key else (secret_at, key_at)
-            raise ConfigError(f"{here} is there, {missing} is not: a key needs its secret")
+            raise ConfigError(f"{here} is set, {missing} is not: a key needs its secret")
     return None
 
 
 def _read(path: str, *, strict: bool = True) -> str:
     """Return the secret in a file that, with `strict`, only its owner may read."""
     if is_key_itself(path):
-        raise ConfigError("the path of a file is needed, and what stands there looks like the key")
+        raise ConfigError("the path of a file is needed, but this looks like the key itself")
     try:
-        # Without O_NONBLOCK a named pipe would hold the program here for ever.
+        # Without O_NONBLOCK, opening a named pipe would block forever.
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             mode = os.fstat(file.fileno()).st_mode
             if not stat.S_ISREG(mode):
@@ -120,9 +120,9 @@ def _bare(text: str, where: str) -> str:
     elif len(text) > _CHARACTERS_MAX:
         wrong = "is too long for a key"
     elif bare[0] in "\"'`":
-        wrong = "has quotes around it; a key stands there alone"
+        wrong = "has quotes around it; remove them"
     elif not bare.isascii() or not all(c.isprintable() or c.isspace() for c in bare):
-        wrong = "is no plain text; is it the right file?"
+        wrong = "is not plain text; is it the right file?"
     elif len(bare.split()) > 1:
         wrong = "has a space or a line end in the middle; a key is one word"
     if wrong:

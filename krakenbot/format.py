@@ -1,4 +1,4 @@
-"""The one formatter of what people read: figures with units, no exponents, no raw Unix times.
+"""The one formatter for all that people read: figures with units, no exponents, no raw Unix times.
 
 What is sent or stored is written by `pairs.plain`. Numbers may be Decimals, whole numbers, or the
 floats of a chart.
@@ -27,7 +27,7 @@ _UNITS = ((86400, "day"), (3600, "h"), (60, "min"), (1, "s"))
 
 
 def price(number: Number, decimals: PairRules | int | None = None) -> str:
-    """Return a price with the pair's decimals; where they are not known, ten digits of it."""
+    """Return a price with the pair's decimals; if these are unknown, with ten digits."""
     if isinstance(decimals, PairRules):
         decimals = decimals.pair_decimals
     if decimals is None:
@@ -50,12 +50,12 @@ def money(number: Number, currency: str = "", decimals: int | None = None) -> st
 
 
 def percent(number: Number, decimals: int = 2) -> str:
-    """Return a number that counts hundredths: 1.62 is 1.62 %."""
+    """Return a number of percent: 1.62 is 1.62 %."""
     return f"{_fixed(number, decimals)} %"
 
 
 def signed(text: str) -> str:
-    """Return a figure that was made here with a plus sign in front, unless it is 0 or below."""
+    """Return a figure formatted here with a plus sign in front if it is above 0."""
     figure = text.partition(" ")[0]
     return f"+{text}" if figure[:1] != "-" and figure.strip("0.,") else text
 
@@ -95,7 +95,7 @@ def _fixed(number: Number, decimals: int) -> str:
 
 
 def _decimal(number: Number) -> Decimal:
-    """Return the number exactly; a float at the fifteen digits that it can be trusted with."""
+    """Return the number exactly; a float rounded to its fifteen reliable digits."""
     return Decimal(f"{number:.15g}") if isinstance(number, float) else Decimal(number)
 
 
@@ -104,7 +104,7 @@ def _with_unit(figure: str, code: str) -> str:
 
 
 def in_columns(names: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return lines with aligned columns; those whose name begins with | stand right."""
+    """Return lines with aligned columns; those whose name begins with | are right-aligned."""
     heads = [name.removeprefix("|") for name in names]
     widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
     sides = [">" if name.startswith("|") else "<" for name in names]
@@ -112,6 +112,6 @@ def in_columns(names: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]
 
 
 def shows_color(stream: TextIO) -> bool:
-    """Return whether what reads this stream is a terminal that wants colors."""
+    """Return whether the stream is a terminal that shows colors."""
     environ = os.environ
     return stream.isatty() and environ.get("TERM") != "dumb" and not environ.get("NO_COLOR")

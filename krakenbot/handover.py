@@ -21,7 +21,7 @@ from krakenbot.lock import no_access, open_private
 from krakenbot.model import ZERO, Direction, Position, Purpose, Side, Step
 from krakenbot.order_states import VISIBLE_S
 from krakenbot.orders import UNFILLED_MAX
-from krakenbot.pairs import elsewhere, plain
+from krakenbot.pairs import earn_balances, plain
 
 PAUSE_MAX_S = 15.0  # The longest wait between two closing orders.
 REQUEST_S = 60.0  # A request to flatten expires after this.
@@ -71,7 +71,7 @@ def adoption(bot: Bot) -> list[str]:
         lines += [
             f"{plain(amount)} {code} is in Earn or staked and does not count: move it "
             "back first, or the bot will buy again"
-            for code, amount in elsewhere(bot.exchange.balances(), rules.base).items()
+            for code, amount in earn_balances(bot.exchange.balances(), rules.base).items()
         ]
     trades = [f"  {trade}" for trade in _next_trades(bot, position.volume)]
     return [*lines, "the next decision then trades" + ("" if trades else " nothing"), *trades]

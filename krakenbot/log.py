@@ -1,7 +1,7 @@
 """The log on standard error, in which no secret appears and no outside text forges a line.
 
-Lines are written by a thread of their own: a reader that stands still (a paused pager, Ctrl-S)
-must hold neither the bot nor its end.
+A separate thread writes the lines: a reader that stops reading (a paused pager, Ctrl-S) must block
+neither the bot nor its exit.
 """
 
 import binascii
@@ -22,7 +22,7 @@ from krakenbot.model import Secret
 
 PRIORITIES = {50: 2, 40: 3, 30: 4, 20: 6, 10: 7}  # What journald reads at the start of a line.
 LINES_MAX = 1000  # How many may wait to be read.
-FLUSH_S = 1.0  # How long the end of the program waits for a reader.
+FLUSH_S = 1.0  # How long the program waits for a reader at its exit.
 _SECRET_CHARACTERS_MIN = 4
 _PATH_CHARACTERS_MIN = 8
 _hidden: list[str] = []
@@ -43,7 +43,7 @@ def setup(level: str, format: str, stream: TextIO | None = None) -> None:
 
 
 def say(text: str, level: int = logging.INFO) -> None:
-    """Write lines to standard error that are no log, such as why a command ended."""
+    """Write lines to standard error that are not log lines, such as why a command ended."""
     mark = f"<{PRIORITIES[level]}>" if _is_journal(sys.stderr) else ""
     put(sys.stderr, "".join(f"{mark}{line}\n" for line in text.splitlines()))
 
@@ -58,14 +58,14 @@ def put(stream: TextIO | None, text: str) -> None:
 
 
 def flush() -> None:
-    """Wait a moment until all is written that was put so far."""
+    """Wait for at most FLUSH_S until everything put so far is written."""
     _writer.flush()
 
 
 def register(secret: Secret) -> None:
-    """Have `redact` hide this secret from now on, also in base64 or quoted for an address."""
+    """Make `redact` hide this secret from now on, also in base64 or quoted for a URL."""
     text = secret.reveal()
-    # Of an address, what follows the host is the secret part, and errors may show it alone.
+    # In a URL the part after the host is the secret one, and errors may show it alone.
     rest = re.split("[/?]", text.partition("://")[2], maxsplit=1)[-1]
     for part in (text, rest) if len(rest) >= _PATH_CHARACTERS_MIN else (text,):
         encoded = binascii.b2a_base64(part.encode(), newline=False).decode().rstrip("=")
@@ -81,12 +81,12 @@ def redact(text: str) -> str:
     """Return the text with every registered secret replaced by `<secret>`."""
     for form in _hidden:
         text = text.replace(form, "<secret>")
-    # A signature or secret that nobody registered is still as long as no other word is.
+    # Signatures and secrets that nobody registered are longer than any other word.
     return re.sub(r"[A-Za-z0-9+/]{84,}={0,2}", "<secret>", text)
 
 
 def clean(text: str) -> str:
-    """Return the text on one line, redacted, with what a terminal would act on as escapes."""
+    """Return the text on one line, redacted, with control characters escaped."""
     return "".join(
         character if character.isprintable() else character.encode("unicode_escape").decode()
         for character in redact(text)
@@ -100,7 +100,7 @@ def describe(error: BaseException) -> str:
 
 
 class _Handler(logging.Handler):
-    """Puts each record into one redacted line."""
+    """Writes each record as one redacted line."""
 
     def __init__(self, stream: TextIO | None, is_json: bool) -> None:
         super().__init__()
@@ -110,12 +110,12 @@ class _Handler(logging.Handler):
         stream, moment = self._stream or sys.stderr, time.gmtime(record.created)
         try:
             line = clean(record.getMessage())
-        except Exception:  # A wrong placeholder must not cost the line.
+        except Exception:  # A wrong placeholder must not lose the line.
             line = clean(f"{record.msg} {record.args!r}")
         if self._is_json:
             words = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", moment)}
             line = json.dumps(words | {"level": record.levelname.lower(), "message": line})
-        elif not _is_journal(stream):  # It keeps the time and the level itself.
+        elif not _is_journal(stream):  # journald adds time and level itself.
             line = f"{time.strftime('%Y-%m-%d %H:%M:%S', moment)} {record.levelname} {line}"
         mark = f"<{PRIORITIES[record.levelno]}>" if _is_journal(stream) else ""
         put(stream, f"{mark}{line}\n")
@@ -125,7 +125,7 @@ class _Handler(logging.Handler):
 
 
 class _Writer:
-    """The thread that writes. What nobody reads is dropped; how much, is said later."""
+    """The writing thread. Lines that nobody reads are dropped and counted in a later line."""
 
     def __init__(self) -> None:
         self._waiting: queue.Queue[tuple[int, str]] = queue.Queue(LINES_MAX)
@@ -136,8 +136,8 @@ class _Writer:
         try:
             if self._thread.ident is None:
                 self._thread.start()
-            said = f"{self._lost} lines are lost: nobody read them\n" if self._lost else ""
-            self._waiting.put_nowait((descriptor, said + text))
+            lost = f"{self._lost} lines are lost: nobody read them\n" if self._lost else ""
+            self._waiting.put_nowait((descriptor, lost + text))
             self._lost = 0
         except (queue.Full, RuntimeError):
             self._lost += 1

@@ -1,7 +1,7 @@
-"""What goes outward: notices to a person, a heartbeat, and signs of life to systemd.
+"""Outgoing messages: notices to a person, a heartbeat, and the state for systemd.
 
-Nothing here can delay or end a tick: a thread of its own posts what lies in a short queue, and
-what does not fit or does not arrive is dropped, and said so in the log.
+Nothing here can delay or end a tick: a separate thread sends from a short queue. A message that
+does not fit or does not arrive is dropped, which is logged.
 """
 
 import json
@@ -29,7 +29,7 @@ LAST_WORDS_S = 6.0
 
 
 class Notifier:
-    """Takes the bot's events. As a context it also tells how the program ended."""
+    """Receives the bot's events. As a context manager it also reports how the program ended."""
 
     def __init__(self, config: Config, transport: Transport | None = None) -> None:
         self._notify = config.notify
@@ -40,7 +40,7 @@ class Notifier:
         self._sender = threading.Thread(target=self._send_all, name="notify", daemon=True)
 
     def __call__(self, event: Event) -> None:
-        """Pass an event on to whoever wants to know it; returns at once."""
+        """Send what an event calls for; returns at once."""
         if event.kind == "start":
             sd_notify("READY=1")
         elif event.kind == "decision":
@@ -55,9 +55,9 @@ class Notifier:
         self.alive()
 
     def alive(self) -> None:
-        """Feed systemd's watchdog: to be called when a tick or a bounded wait has ended.
+        """Feed systemd's watchdog; called whenever a tick or a bounded wait has ended.
 
-        It is to catch a call that never returns. Waiting for the exchange counts as alive.
+        The watchdog catches a call that never returns. Waiting for the exchange counts as alive.
         """
         sd_notify("WATCHDOG=1")
 
@@ -82,7 +82,7 @@ class Notifier:
             if self._sender.ident is None:
                 self._sender.start()
             self._waiting.put_nowait((method, url, text))
-        except (queue.Full, RuntimeError) as error:  # Or no thread to be had.
+        except (queue.Full, RuntimeError) as error:  # Or no thread can be started.
             log.warning("notice dropped reason=%r text=%s", error, text or "heartbeat")
 
     def _send_all(self) -> None:
@@ -106,7 +106,7 @@ class Notifier:
 
 
 def sd_notify(text: str, environ: Mapping[str, str] = os.environ) -> None:
-    """Tell systemd about our state, if it listens; what it does not take is lost."""
+    """Send our state to systemd, if it listens; a failure is only logged."""
     address = environ.get("NOTIFY_SOCKET", "")
     if address[:1] not in ("/", "@"):
         return
@@ -115,4 +115,4 @@ def sd_notify(text: str, environ: Mapping[str, str] = os.environ) -> None:
             sender.setblocking(False)
             sender.sendto(text.encode(), address.replace("@", "\0", 1))
     except OSError as error:
-        log.debug("systemd was not told %s: %s", text, error)
+        log.debug("systemd did not get %s: %s", text, error)

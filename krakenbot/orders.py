@@ -40,7 +40,7 @@ from krakenbot.order_states import (
     next_action,
     next_attempt,
 )
-from krakenbot.pairs import elsewhere, plain
+from krakenbot.pairs import earn_balances, plain
 from krakenbot.records import Intent, Outcome, client_order_id
 
 DEADLINE_S = 15  # Kraken refuses an order that is matched later. docs.kraken.com, Add Order.
@@ -367,7 +367,7 @@ class Orders:
             "with what is held"
         )
         if not self._plan.leverage:
-            earning = elsewhere(self._exchange.balances(), self._market.rules.base)
+            earning = earn_balances(self._exchange.balances(), self._market.rules.base)
             if earning:
                 places = " and ".join(f"{plain(amount)} {code}" for code, amount in earning.items())
                 why = (

@@ -12,8 +12,8 @@ class PairRules(NamedTuple):
     """One entry of AssetPairs. `pair` is Kraken's internal name, `altname` the one to send.
 
     `ordermin` is in base, `costmin` in quote currency; `leverages_buy` and `leverages_sell` are
-    empty where the pair has no margin on that side; `margin_stop` is percent; a position limit of
-    None is unknown.
+    empty if the pair has no margin on that side; `margin_stop` is percent; position limits are in
+    base, None if unknown. Source: docs.kraken.com, "Get Tradable Asset Pairs".
     """
 
     pair: str
@@ -86,7 +86,7 @@ def recall_rules(text: str) -> PairRules:
 
 
 def decimal(value: object) -> Decimal:
-    """Return an outside number (text, int or Decimal) as a finite Decimal; ValueError if none."""
+    """Return an outside number (text, int or Decimal) as a finite Decimal; else ValueError."""
     if isinstance(value, bool) or not isinstance(value, (str, int, Decimal)):
         raise ValueError(f"not a number: {value!r:.40}")
     try:
@@ -110,12 +110,12 @@ def plain(number: Decimal) -> str:
 def _digits(value: object) -> int:
     digits = decimal(value)
     if not 0 <= digits <= 18 or digits != int(digits):
-        raise ValueError(f"{digits} is no number of decimals")
+        raise ValueError(f"{digits} is not a number of decimals")
     return int(digits)
 
 
 def _leverages(row: Mapping[str, Any], name: str) -> tuple[int, ...]:
-    """Return the whole numbers in a list of leverages; what is none cannot be ordered here."""
+    """Return the whole numbers in a list of leverages; others are not supported here."""
     numbers = (decimal(value) for value in row.get(name) or ())
     return tuple(int(number) for number in numbers if number == int(number) and number > 0)
 
@@ -124,8 +124,8 @@ def _limit(row: Mapping[str, Any], name: str) -> Decimal | None:
     return decimal(row[name]) if row.get(name) is not None else None
 
 
-def elsewhere(balances: Mapping[str, Decimal], base: str) -> dict[str, Decimal]:
-    """Return what the account owns of the asset in Kraken's Earn, staked or bonded, by its code.
+def earn_balances(balances: Mapping[str, Decimal], base: str) -> dict[str, Decimal]:
+    """Return the asset's balances in Kraken's Earn, staked or bonded, by asset code.
 
     Auto-earn moves XXBT to XBT.F. Source: docs.kraken.com, Balance: suffixes .B .F .M .P .S .T.
     """

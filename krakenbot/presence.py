@@ -1,4 +1,4 @@
-"""Whether the bot runs, and since when: `run` notes it in the journal, `status` reads it there.
+"""Whether the bot runs, and since when: `run` records it in the journal, `status` reads it.
 
 Times of the process are the host's, those of the market the exchange's.
 """
@@ -41,7 +41,7 @@ class Life(NamedTuple):
 
 
 class Units(NamedTuple):
-    """What figures of a pair are in; `decimals` of its prices, None where that is not known."""
+    """The currencies of a pair, and the `decimals` of its prices or None if unknown."""
 
     base: str
     quote: str
@@ -49,7 +49,7 @@ class Units(NamedTuple):
 
 
 def units(journal: Journal, pair: str) -> Units:
-    """Return what the exchange said of the pair, or for an older journal what its name says."""
+    """Return the units in the journal; if an older one has none, those in the pair's name."""
     base, quote, decimals = (journal.get(key) for key in UNITS)
     if base and decimals:
         return Units(base, quote, int(decimals))
@@ -58,7 +58,7 @@ def units(journal: Journal, pair: str) -> Units:
 
 
 class Presence:
-    """Takes the bot's events and notes what they say about its life."""
+    """Receives the bot's events and records that it runs and when it decides next."""
 
     def __init__(self, journal: Journal, clock: Clock, interval_s: int) -> None:
         self._journal, self._clock, self._interval_s = journal, clock, interval_s
@@ -73,7 +73,7 @@ class Presence:
             self._note(next_decision=int(event.values["candle"]) + 2 * self._interval_s + 1)
 
     def end(self, exit_code: int, reason: str) -> None:
-        """Note how the process ends; a journal that cannot be written has said so already."""
+        """Record how the process ends; a failure to write has been reported before."""
         with suppress(StopError):
             self._note(ended=int(time.time()), exit_code=exit_code, end_reason=reason)
 
@@ -86,7 +86,7 @@ def read_life(journal: Journal, lock_file: Path, clock_speed: float) -> Life:
     keys = ("started", "pid", "ended", "exit_code", "seen", "seen_wall", "next_decision")
     values = {key: int(text) for key in keys if (text := journal.get(key))}
     now = wall = int(time.time())
-    if "seen" in values:  # A rehearsal's exchange has a time of its own, that also runs faster.
+    if "seen" in values:  # A sandbox has its own time, which may run faster.
         now = values["seen"] + int((wall - values["seen_wall"]) * clock_speed)
     pid, due = values.get("pid"), values.get("next_decision")
     if "ended" in values or pid is None or not _is_alive(pid) or not is_locked(lock_file):

@@ -22,7 +22,7 @@ from krakenbot.lock import Lock, Nonces
 from krakenbot.model import ZERO, KeyInfo, MarginSummary, Purpose, Quote, Side, Step
 from krakenbot.order_states import VISIBLE_S
 from krakenbot.orders import DEADLINE_S
-from krakenbot.pairs import PairRules, elsewhere, plain
+from krakenbot.pairs import PairRules, earn_balances, plain
 from krakenbot.risk import FEE_RATE_ASSUMED, RiskInputs, objection
 
 OVERLAP_S = 5  # For the error of our clock.
@@ -204,7 +204,7 @@ def check_untracked_balance(start: Start) -> None:
     is_lost = lock.read() == "live" and not journal.get("minded") and not start.config.leverage
     if is_lost and not start.adopts:
         rules, balances = start.exchange.known_rules(), start.exchange.balances()
-        owned, earning = balances.get(rules.base, ZERO), elsewhere(balances, rules.base)
+        owned, earning = balances.get(rules.base, ZERO), earn_balances(balances, rules.base)
         if owned + sum(earning.values()) >= rules.ordermin:
             journal.put(minded=1)
             more = "".join(f" and {plain(amount)} {code}" for code, amount in earning.items())

@@ -1,6 +1,6 @@
 """Kraken's REST interface: methods by name, and what an answer means.
 
-No order is ever sent again here. A read whose nonce was refused is asked again with a new one.
+No order is ever resent here. A read whose nonce was refused is retried with a new one.
 """
 
 import json
@@ -21,8 +21,8 @@ from krakenbot.model import Secret
 USER_AGENT = f"krakenbot/{__version__}"
 NONCE_PAUSES_S = (1, 2, 4, 8, 15, 30)  # A minute in all.
 
-# Private methods that change nothing. What is not known to be a read counts as a change: without
-# `live`, AddOrder is then sent as a check only and the others not at all.
+# Private methods that change nothing; all others count as changes. Without `live`, AddOrder is only
+# sent with `validate`, and the other changes are not sent at all.
 _READS = """Balance BalanceEx TradeBalance CreditLines OpenOrders ClosedOrders QueryOrders
     OrderAmends TradesHistory QueryTrades OpenPositions Ledgers QueryLedgers TradeVolume Level3
     GetApiKeyInfo GetWebSocketsToken ExportStatus RetrieveExport DepositMethods DepositStatus
@@ -32,10 +32,10 @@ READS = frozenset(_READS.split())
 
 
 class Client:
-    """Calls of Kraken's methods by name. Without credentials only the public ones work.
+    """Calls Kraken's methods by name. Without credentials only the public ones work.
 
-    `on_read` is told when a request that changes nothing begins and when it is over.
-    `nonce_pauses_s` are the waits before a read is asked again with a new nonce.
+    `on_read` is called with True when a read begins, and with False when a request is over.
+    `nonce_pauses_s` are the pauses before a read is retried with a new nonce.
     """
 
     def __init__(
@@ -70,15 +70,15 @@ class Client:
         try:
             return result_of(method, status, body)
         except LaterError as error:
-            if error.cause is Cause.NONCE:  # There was none: this answers another request.
+            if error.cause is Cause.NONCE:  # None was sent: this answers another request.
                 raise UnansweredError(str(error)) from error
             raise
 
     def private(self, method: str, params: Mapping[str, object] | None = None) -> Any:
-        """Return the result of a private method, of RetrieveExport the bytes of its file.
+        """Return the result of a private method; for RetrieveExport, the bytes of its file.
 
-        A refused nonce is LaterError for what changes something, and KeyRefusedError for reads
-        when it lasts.
+        When nonces are refused, a change raises LaterError at once, and a read KeyRefusedError
+        after retries.
         """
         is_read, read = method in READS, file_of if method == "RetrieveExport" else result_of
         params = dict(params or {})
@@ -96,17 +96,17 @@ class Client:
                 pause_s = next(pauses, None)
                 if pause_s is None:
                     raise KeyRefusedError(
-                        f"Kraken goes on refusing nonces ({error}): another program uses this key, "
+                        f"Kraken keeps refusing nonces ({error}): another program uses this key, "
                         "or it has seen larger nonces. Give each program a key of its own",
                         nonce=True,
                     ) from error
-                log.warning("nonce refused, asking again in %s s: %s", pause_s, error)
+                log.warning("nonce refused, retrying in %s s: %s", pause_s, error)
                 self._clock.wait(pause_s)
 
     def _ask(self, method: str, params: Mapping[str, object], is_read: bool) -> tuple[int, bytes]:
         """Send one signed request, once, and return status and body of the answer."""
         if self._key is None or self._secret is None or self._next_nonce is None:
-            raise KeyRefusedError(f"{method} needs an API key and there is none")
+            raise KeyRefusedError(f"{method} needs an API key, but there is none")
         self._counter.spend(method)
         nonce = str(self._next_nonce(self._clock.nonce()))
         path = f"/0/private/{method}"
@@ -130,9 +130,9 @@ class Client:
 
 
 def result_of(method: str, status: int, body: bytes) -> Any:
-    """Return the result inside Kraken's envelope, or raise what its errors mean.
+    """Return the result in Kraken's envelope, or raise the error that it reports.
 
-    Anything that is not such an envelope is UnansweredError, whatever the HTTP status says.
+    Anything but such an envelope raises UnansweredError, whatever the HTTP status is.
     """
     try:
         envelope = parse_json(body)
@@ -153,7 +153,7 @@ def result_of(method: str, status: int, body: bytes) -> Any:
 
 
 def file_of(method: str, status: int, body: bytes) -> bytes:
-    """Return the body when it is no JSON; else raise what Kraken says in it."""
+    """Return the body if it is not JSON; else raise the error that it reports."""
     if status == 200 and body.lstrip()[:1] not in (b"{", b"[", b"<", b""):
         return body
     result_of(method, status, body)
@@ -161,7 +161,7 @@ def file_of(method: str, status: int, body: bytes) -> bytes:
 
 
 def kind_of(body: bytes) -> str:
-    """Return in words what an answer is that is no JSON."""
+    """Return in words what kind of answer this is, if it is not JSON."""
     if body[:2] in (b"\x1f\x8b", b"PK"):
         return "a zip archive" if body[:2] == b"PK" else "a gzip answer"
     kinds = {b"": "nothing", b"<": "an HTML page", b"{": "a broken or cut text"}
@@ -180,7 +180,7 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a number")
 
 
-# Kraken's errors by what a careful caller does, told by their beginnings. The first match counts,
+# Kraken's errors by what the caller should do, matched by their beginnings. The first match counts,
 # and of several errors the worst. Source: docs.kraken.com, guide "Errors"; support 360001491786.
 UNKNOWN, LOCKOUT, KEY, LATER, REFUSED = range(5)  # The worst first.
 VERDICTS = {
@@ -216,7 +216,7 @@ ADVICE = {
 
 
 def raise_verdict(method: str, failures: Sequence[str]) -> NoReturn:
-    """Raise the error that a list of Kraken's error strings amounts to."""
+    """Raise the error that stands for a list of Kraken's error strings."""
     verdict, cause = min((_verdict(failure) for failure in failures), key=lambda found: found[0])
     advice = {text for start, text in ADVICE.items() if any(f.startswith(start) for f in failures)}
     text = f"{method}: {'; '.join([*failures, *sorted(advice)])}"

@@ -1,4 +1,4 @@
-"""Kraken's count of a key's private requests, which does not start anew when this program does.
+"""Kraken's counter of a key's private requests, kept when this program is restarted.
 
 Source: support.kraken.com 206548367, "API rate limits", lowest tier (Starter).
 """
@@ -10,18 +10,18 @@ from pathlib import Path
 from krakenbot.clock import Clock
 from krakenbot.lock import open_private
 
-COUNTER_MAX = 14.0  # Kraken refuses above 15; a point of room is for its clock and ours.
+COUNTER_MAX = 14.0  # Kraken refuses above 15; one point is for the clocks' difference.
 DECAY = 0.33  # Points a second.
 POINTS = {"Ledgers": 2, "QueryLedgers": 2, "TradesHistory": 2, "QueryTrades": 2, "ClosedOrders": 2}
-FREE = ("AddOrder", "CancelOrder")  # Counted by the matching engine, in another way.
+FREE = ("AddOrder", "CancelOrder")  # The matching engine counts these itself.
 
 
 class RestCounter:
-    """Waits before a request that would go over the limit.
+    """Waits before a request that would exceed the limit.
 
-    What it knows is one moment: when the count will be back at zero, by a clock that no one can
-    set and that all processes of this machine share. `path` keeps it for the next process; the
-    caller holds the key's lock.
+    Its state is the time at which the counter will be back at zero, by the monotonic clock that all
+    processes of this machine share. `path` keeps it for the next process; the caller holds the
+    key's lock.
     """
 
     def __init__(self, clock: Clock, path: Path | None = None) -> None:
@@ -32,7 +32,7 @@ class RestCounter:
             with suppress(OSError, ValueError):
                 self._file = open_private(path, os.O_RDWR)
                 kept = float(os.pread(self._file, 32, 0) or 0)
-                # A machine that was started anew counts from zero: then the worst is assumed.
+                # After a reboot this clock begins at zero: then a full counter is assumed.
                 self._zero += min(max(0.0, kept - self._zero), COUNTER_MAX / DECAY)
 
     def spend(self, method: str) -> None:

@@ -1,7 +1,7 @@
 """Kraken's histories, TradesHistory and Ledgers: read page by page over a window of time.
 
-An account may hold any number of rows there that are nobody's business here, and a page costs two
-points of a count that falls by a third of one a second. So a reading may stop and go on later.
+An account may have any number of unrelated rows, and a page costs two points of a counter that
+falls by a third of a point a second. So reading may be interrupted and continued later.
 """
 
 from collections.abc import Iterator
@@ -14,10 +14,10 @@ PAGE = 50
 
 
 class History:
-    """The rows of a method after `since` until `until`, in unix seconds, newest first.
+    """The rows of a method after `since` and up to `until`, in unix seconds, newest first.
 
-    The window is narrowed from its end, second by second; several pages of one second are told
-    apart by their offset. Rows that come meanwhile lie outside of the window and move nothing.
+    Each page moves the window's end back to its oldest row; more pages of one second are read by
+    offset. Rows added meanwhile lie outside the window, so they shift nothing.
     """
 
     def __init__(self, method: str, key: str, since: int, until: int, **more: str) -> None:
@@ -30,7 +30,7 @@ class History:
         self.rows: dict[str, Any] = {}
 
     def read(self, client: Methods, pages: Iterator[int]) -> bool:
-        """Go on reading, a request for each of `pages`; return whether all rows are read."""
+        """Continue reading, one request for each of `pages`; return whether all rows are read."""
         while not self._is_whole and next(pages, None) is not None:
             self._read_page(client)
         return self._is_whole
@@ -46,7 +46,7 @@ class History:
             return
         if len(self.rows) == known and self._offset:
             self._begin()
-            raise UnansweredError(f"{self._method}: the same rows again and again")
+            raise UnansweredError(f"{self._method}: the same rows again on every page")
         with shape(self._method):
             oldest = min(moment(row["time"]) for row in found.values()) + 1
         is_older = oldest < self._end

@@ -1,4 +1,4 @@
-"""What is read of Kraken's answers, whatever the method. A wrong shape is no answer."""
+"""Reading Kraken's answers, for all methods. An answer of the wrong shape is no answer."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +20,7 @@ class Methods(Protocol):
 
 @contextmanager
 def shape(method: str) -> Iterator[None]:
-    """Take what cannot be read of an answer for no answer: UnansweredError."""
+    """Turn an answer that cannot be parsed into UnansweredError."""
     try:
         yield
     except BROKEN as error:
@@ -30,9 +30,9 @@ def shape(method: str) -> Iterator[None]:
 def rows(
     client: Methods, method: str, params: Mapping[str, object] | None = None, key: str = ""
 ) -> dict[str, Any]:
-    """Return the rows by id that are the result of a private method, or stand in it at `key`.
+    """Return the rows by id in a private method's result, or in its field `key`.
 
-    Some empty answers hold a list in place of the object.
+    Some empty answers have a list in place of the object (seen in clients, not documented).
     """
     result = client.private(method, params)
     if key and (not isinstance(result, dict) or key not in result):
@@ -44,7 +44,7 @@ def rows(
 
 
 def moment(value: object) -> int:
-    """Return a time in whole unix seconds; ValueError for what cannot be one."""
+    """Return a time in whole unix seconds; ValueError if it cannot be one."""
     moment = int(decimal(value))
     if not 0 < moment < 10**11:
         raise ValueError(f"time {moment}")

@@ -14,8 +14,8 @@ from krakenbot.model import Secret
 def sign(secret: Secret, path: str, nonce: str, body: bytes) -> str:
     """Return the API-Sign header of a request.
 
-    `path` begins with /0/private/, `nonce` is its digits as they stand in `body`, `body` the very
-    bytes that are sent. Raises ConfigError when the secret is not base64.
+    `path` begins with /0/private/, `nonce` has the digits exactly as in `body`, and `body` is the
+    exact bytes sent. Raises ConfigError when the secret is not base64.
     """
     digest = hashlib.sha256(nonce.encode() + body).digest()
     mac = hmac.new(decode_secret(secret), path.encode() + digest, hashlib.sha512)
@@ -27,7 +27,7 @@ def decode_secret(secret: Secret) -> bytes:
     try:
         key = binascii.a2b_base64("".join(secret.reveal().split()), strict_mode=True)
     except (ValueError, binascii.Error):
-        # `from None`: the original message could carry a part of the secret.
+        # `from None`: the original message could quote a part of the secret.
         raise ConfigError("the API secret is not base64; copy it again, whole") from None
     if not key:
         raise ConfigError("the API secret is empty")
@@ -35,5 +35,5 @@ def decode_secret(secret: Secret) -> bytes:
 
 
 def fingerprint(key: Secret) -> str:
-    """Return twelve hex digits that name an API key without giving it away."""
+    """Return twelve hex digits that identify an API key without revealing it."""
     return hashlib.sha256(b"krakenbot " + key.reveal().encode()).hexdigest()[:12]

@@ -1,6 +1,7 @@
-"""Kraken Spot behind the port: parameters out, answers in, shapes checked.
+"""Kraken Spot behind the port: it builds parameters and parses answers.
 
-An answer of a wrong shape is no answer: UnansweredError, never a guess.
+An answer of the wrong shape raises UnansweredError; nothing is guessed. Source of fields and
+permissions: docs.kraken.com, the page of each Spot REST method.
 """
 
 import re
@@ -35,7 +36,7 @@ from krakenbot.pairs import PairRules, decimal, parse_rules, plain
 
 NEEDED_PERMISSIONS = ("query-funds", "query-open-trades", "query-closed-trades", "modify-trades")
 FORBIDDEN_PERMISSIONS = ("withdraw-funds", "add-withdraw-address", "update-withdraw-address")
-SEARCH_BEFORE_S = 60
+SEARCH_BEFORE_S = 60  # Closed orders are searched from this long before the order.
 PAGES_MAX = 200  # Of a history; 20 minutes at the pace that Kraken allows.
 MARGIN_RATE_MAX = Decimal("0.05")
 _CHARGES = tuple(kind.value for kind in ChargeKind)
@@ -61,7 +62,7 @@ class Spot:
         self._agreement = {"trading_agreement": "agree"} if trading_agreement else {}
         self._fee_rate = fee_rate
         self._rules: PairRules | None = None
-        self._window: tuple[int, int] | None = None  # What `_read` is read of, over several calls.
+        self._window: tuple[int, int] | None = None  # The span of `_read`, over several calls.
         self._read: tuple[History, ...] = ()
         self._placed = ("", "")  # The newest order's client order id and exchange order id.
 
@@ -71,7 +72,7 @@ class Spot:
         other._client = client
         return other
 
-    # -- what everybody may know ---------------------------------------------------------------
+    # -- public data ---------------------------------------------------------------------------
 
     def server_time(self) -> int:
         result = self._client.public("Time")
@@ -122,11 +123,11 @@ class Spot:
     def _check_pair(self, method: str, result: Any) -> None:
         """Raise UnansweredError for an answer about another pair."""
         if self._rules and isinstance(result, dict) and not any(map(self._is_ours, result)):
-            raise UnansweredError(f"{method} answer is of {', '.join({*result} - {'last'})}")
+            raise UnansweredError(f"{method} answer is for {', '.join({*result} - {'last'})}")
 
     def margin_rates(self) -> MarginRates:
         rules = self.known_rules()
-        # Tokenized assets stand in a list of their own, and are not known to be lent.
+        # Tokenized assets are in a separate list, and are not known to be lent.
         is_token = self._class.get("asset_class") == "tokenized_asset"
         assets = rules.quote if is_token else f"{rules.quote},{rules.base}"
         result = self._client.public("Assets", {"asset": assets})
@@ -235,7 +236,7 @@ class Spot:
         self._placed = (order.client_order_id, ids[0])
 
     def validate(self, order: Order) -> None:
-        """Let Kraken check the order without making one; RefusedError when it would not take it."""
+        """Let Kraken check the order without placing it; RefusedError if it would refuse it."""
         self._client.private("AddOrder", self._parameters(order) | {"validate": "true"})
 
     def _parameters(self, order: Order) -> dict[str, object]:
@@ -245,7 +246,7 @@ class Spot:
             "type": order.side.value,
             "pair": self.known_rules().altname,
             "volume": plain(order.volume),
-            "oflags": "fciq",
+            "oflags": "fciq",  # The fee preferably in quote currency.
             **leverage,
             **self._agreement,
             **self._class,
@@ -268,7 +269,7 @@ class Spot:
         return found[0]
 
     def _search(self, client_order_id: str, since: int) -> dict[str, Any]:
-        """Return the orders of that id by the exchange's; the newest word on each counts."""
+        """Return the orders with that id, by the exchange's id. The later answer counts."""
         asked: dict[str, object] = {"cl_ord_id": client_order_id}
         closed = asked | {"start": since - SEARCH_BEFORE_S, "without_count": "true"}
         found = {}
@@ -277,7 +278,7 @@ class Spot:
             ("ClosedOrders", closed, "closed"),
         ):
             orders = rows(self._client, method, params, key)
-            with shape(method):  # One that does not know the filter would show other orders, too.
+            with shape(method):  # A server that ignores the filter shows other orders, too.
                 for exchange_id, row in orders.items():
                     if _digits(str(row.get("cl_ord_id"))) == _digits(client_order_id):
                         found[exchange_id] = row
@@ -327,7 +328,7 @@ def _margin_rate(result: Any, asset: str) -> Decimal | None:
         rate = None if text is None else decimal(text) / 100
         if rate is not None and not 0 <= rate < MARGIN_RATE_MAX:
             raise ValueError(f"margin rate {rate}")
-    except BROKEN as error:  # It is only asked for to say what trading costs.
+    except BROKEN as error:  # It is only used to estimate costs.
         log.warning("margin rate of %s not understood: %r", asset, error)
         return None
     return rate

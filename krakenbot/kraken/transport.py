@@ -1,4 +1,4 @@
-"""One HTTP request: put on the wire at most once, on a connection of its own, in a bounded time."""
+"""One HTTP request: sent at most once, on its own connection, in a bounded time."""
 
 import http.client
 import os
@@ -18,14 +18,14 @@ from krakenbot.errors import Cause, LaterError, UnansweredError
 
 ANSWER_BYTES_MAX = 8 * 1024 * 1024
 CONNECT_MAX_S = 4.0  # For one address while there are others to try.
-LOOK_S = 0.25  # How often a slow lookup looks whether the program is to stop.
+LOOK_S = 0.25  # How often a slow name lookup checks for a request to stop.
 _BROKEN = (OSError, ValueError, RuntimeError, http.client.HTTPException)
 _lookups: dict[tuple[str, int], "_Lookup"] = {}
 _answering: dict[tuple[str, int], Any] = {}  # The address of each host that answered last.
 
 
 class Transport(Protocol):
-    """LaterError (UNREACHABLE) if no byte of the request left, UnansweredError if some may have."""
+    """Raises LaterError (UNREACHABLE) if no byte was sent, UnansweredError if any may have been."""
 
     def send(
         self, method: str, url: str, headers: Mapping[str, str], body: bytes | None
@@ -34,7 +34,7 @@ class Transport(Protocol):
 
 
 class UrllibTransport(urllib.request.AbstractHTTPHandler):
-    """HTTP by a urllib opener with this one handler: no redirect, nothing of the environment.
+    """HTTP by a urllib opener with only this handler: no redirects, nothing from the environment.
 
     `timeout_s` bounds a whole request: name lookup, all addresses tried, TLS and every read.
     `proxy` is `http://host:port`. A slow name lookup ends when `is_stopping` says so.
@@ -70,11 +70,11 @@ class UrllibTransport(urllib.request.AbstractHTTPHandler):
             elif response.length:
                 problem = f"{response.length} bytes of it are missing"
             elif encoding.lower() != "identity":
-                problem = f"it comes in {encoding:.20}, which was not asked for"
+                problem = f"it is encoded as {encoding:.20}, which was not requested"
             else:
                 return response.status, answer
-        # Raised out here, because a library error can quote the header that it choked on.
-        raise UnansweredError(f"no whole answer from {host}: {problem}")
+        # Raised outside of `except`, because a library error can quote a header.
+        raise UnansweredError(f"no complete answer from {host}: {problem}")
 
     http_request = https_request = urllib.request.AbstractHTTPHandler.do_request_
 
@@ -100,7 +100,7 @@ class _Response(http.client.HTTPResponse):
 
 
 class _Connection(http.client.HTTPConnection):
-    """A connection for one request, at whose end every step of it ends."""
+    """A connection for one request; a single deadline bounds all of its steps."""
 
     response_class = _Response
     sock: Any
@@ -113,7 +113,7 @@ class _Connection(http.client.HTTPConnection):
     def connect(self) -> None:
         """Connect to the first address that answers, with TLS; LaterError when none does in time.
 
-        Each gets its share of the time that is left; the one that answered last comes first.
+        Each address gets its share of the time left; the one that answered last comes first.
         """
         host = self.host, self.port
         try:
@@ -127,10 +127,10 @@ class _Connection(http.client.HTTPConnection):
         self.sock.deadline = self._deadline
 
     def _connect_to(self, address: Any, others: int) -> bool:
-        """Return whether it worked; an error is raised when there are no others to try."""
+        """Return whether it worked; raise the error if there are no others to try."""
         share_s = _left(self._deadline) / (others + 1)
         deadline = time.monotonic() + (min(share_s, CONNECT_MAX_S) if others else share_s)
-        # Where HTTPConnection.connect gets its socket from; a tunnel and TLS follow there.
+        # HTTPConnection.connect gets its socket from this, then adds tunnel and TLS.
         self._create_connection = lambda *_: _open(address, deadline)
         try:
             super().connect()
@@ -150,7 +150,7 @@ class _TlsConnection(_Connection, http.client.HTTPSConnection):
 
 
 class _Reading:
-    """A socket's reading, which ends at one moment, however slowly bytes drip in."""
+    """A socket whose reads all end at one deadline, however slowly the bytes arrive."""
 
     deadline: float
 
@@ -168,14 +168,14 @@ class _TlsSocket(_Reading, ssl.SSLSocket):
 
 
 def _open(address: Any, deadline: float) -> _Socket:
-    """Return a socket that is connected to an address as getaddrinfo gives it."""
+    """Return a socket connected to an address as returned by getaddrinfo."""
     family, kind, protocol, _, place = address
     sock = _Socket(family, kind, protocol)
     try:
         sock.deadline = deadline
         sock.settimeout(_left(deadline))
         sock.connect(place)
-        sock.settimeout(_left(deadline))  # For the request and for what TLS says first.
+        sock.settimeout(_left(deadline))  # For the TLS handshake and the request.
     except BaseException:
         sock.close()
         raise
@@ -183,9 +183,9 @@ def _open(address: Any, deadline: float) -> _Socket:
 
 
 class _Lookup:
-    """The lookup of one name. It cannot be ended, only left alone; then the next request joins.
+    """The lookup of one name. It cannot be cancelled; a later request for the name joins it.
 
-    An Event is waited for, since a signal in the middle of Thread.join makes it seem dead.
+    An Event tells its end, since a thread seems dead when a signal interrupts Thread.join.
     """
 
     def __init__(self, host: tuple[str, int]) -> None:
@@ -210,7 +210,7 @@ def _look_up(host: tuple[str, int], deadline: float, is_stopping: Callable[[], b
     lookup = _lookups.get(host) or _Lookup(host)
     while not lookup.done.wait(min(LOOK_S, _left(deadline))):
         if is_stopping():
-            raise OSError("asked to stop while its name was looked up")
+            raise OSError("stopped while its name was looked up")
     if not lookup.addresses:
         raise lookup.error
     return list(lookup.addresses)
@@ -241,7 +241,7 @@ def tls_context() -> ssl.SSLContext:
 def _warn_of_unused_proxies() -> None:
     names = {name for name in os.environ if name.lower() in ("https_proxy", "all_proxy")}
     if names:
-        log.warning("proxy not used: %s; exchange.proxy would be", ", ".join(sorted(names)))
+        log.warning("proxy not used: %s; to use one, set exchange.proxy", ", ".join(sorted(names)))
 
 
 def _name(error: BaseException) -> str:

@@ -18,8 +18,8 @@ BASE64 = "c2VjcmV0IGJ5dGVzIG9mIHRoZSBrZXk="
 ODD = {
     " \n": "is empty",
     "HUSH" * 5000: "too long",
-    "HUSH\x00HUSH": "no plain text",
-    "HUSHé": "no plain text",
+    "HUSH\x00HUSH": "not plain text",
+    "HUSHé": "not plain text",
     "HUSH\nHUSH\n": "a line end in the middle",
     "HUSH HUSH": "a space",
     '"HUSHHUSH"': "quotes",
@@ -78,10 +78,8 @@ class TestCredentials(unittest.TestCase):
         self.assertEqual("futures", self.pair(environ, "KRAKEN_FUTURES")[0])
 
     def test_half_a_pair_is_refused(self) -> None:
-        self.refused({"KRAKEN_API_KEY": "x"}, "KRAKEN_API_KEY is there, KRAKEN_API_SECRET is not")
-        self.refused(
-            {"KRAKEN_API_SECRET": "x"}, "KRAKEN_API_SECRET is there, KRAKEN_API_KEY is not"
-        )
+        self.refused({"KRAKEN_API_KEY": "x"}, "KRAKEN_API_KEY is set, KRAKEN_API_SECRET is not")
+        self.refused({"KRAKEN_API_SECRET": "x"}, "KRAKEN_API_SECRET is set, KRAKEN_API_KEY is not")
         self.file("kraken_api_key", "x")
         both = {"KRAKEN_API_KEY": "x", "KRAKEN_API_SECRET": "y"}
         self.refused(both | {"CREDENTIALS_DIRECTORY": str(self.folder)}, "kraken_api_secret is not")

@@ -185,7 +185,7 @@ class Network:
         except OSError as error:
             if isinstance(error, TimeoutError):
                 world.pass_time(deadline - time.monotonic())
-            raise UnansweredError(f"no whole answer from {parts.netloc}: {error}") from None
+            raise UnansweredError(f"no complete answer from {parts.netloc}: {error}") from None
         world.touch("answer")
         world.pass_time(way_s)
         return answer.status, answer.body

@@ -23,6 +23,7 @@ NOT_SENT, GIVEN_UP, ADOPTED, ABSENT = "not sent", "given up", "adopted", "absent
 PASSING = (NOT_SENT, "put off", "put off, no order left", "absent")
 TICK = Decimal("0.00001")  # The last digit of costs.
 IDLE_MAX = 5
+SEEN_AFTER_S = 300  # The longest lag of a view, and a minute.
 
 
 class Truth:
@@ -44,6 +45,7 @@ class Truth:
         self.unlooked: set[str] = set()  # What a lost journal knew, until a person has looked.
         self._looked: set[str] = set()
         self.doubles = 0  # Orders sent although one before them happened, unseen for too long.
+        self.doubled_at = float("inf")  # When the newest of them did, until a person has looked.
 
     # -- at the wire ---------------------------------------------------------------------------
 
@@ -74,6 +76,10 @@ class Truth:
         slept = world.time < world.duty.woke_at + 30  # While the order was on its way.
         in_time = slept or -off < ahead
         expect(in_time and ahead < 20 + off, "an order has a deadline", f"{ahead:.0f} s ahead")
+        # On margin; other coins of the same kind are no business of the bot's.
+        is_seen = world.leverage and self.foreign and not world.storms.lied
+        is_seen = is_seen and world.time > self.doubled_at + SEEN_AFTER_S
+        expect(not is_seen, "a second order stops it", f"{name} is sent")
         expect(name not in self.sent, "one send an intent", f"{name} is sent again")
         self.sent.add(name)
         expect(world.machine.is_locked(), "one process a key", "a lock is free")
@@ -148,7 +154,7 @@ class Truth:
         before = self.own
         if intent["outcome"] is not None and world.blind and not self.doubles:
             # Nobody can tell an order that no view shows for minutes from one that never was.
-            self.doubles += 1
+            self.doubles, self.doubled_at = self.doubles + 1, world.time
             self.strangers.add(name)
             self.foreign, self.foreign_at, self.clean = self.foreign + volume, world.time, False
             return
@@ -191,7 +197,7 @@ class Truth:
 
         Who has lost all of it can only see by the position that something is missing.
         """
-        self.foreign_at, self.clean = self.world.time, False
+        self.foreign_at, self.doubled_at, self.clean = self.world.time, float("inf"), False
         was_flat = abs(self.own) < self.world.size / 10
         self.recount()
         lost = {name for name in self.strangers if Decimal(self.executed[name]["vol_exec"])}
@@ -201,7 +207,8 @@ class Truth:
 
     def look_at_all(self) -> None:
         """A person has looked at the account."""
-        self.idle = 0
+        self.idle = self.doubles = 0
+        self.doubled_at = float("inf")
         self._looked |= self.executed.keys()
         self.unlooked = set()
 
@@ -235,6 +242,7 @@ class Truth:
                 continue
             if row["outcome"] == ABSENT and real and world.blind and not self.doubles:
                 self.doubles += 1  # It lagged for longer than it was looked for.
+                self.doubled_at = world.time
                 self.foreign_at = world.time
                 self._change_hands(row["id"], real, -1)
                 continue

@@ -38,7 +38,7 @@ def setUpModule() -> None:
 
 
 DATA = os.environ.get("TEST_DATA_KRAKEN")
-DAYS = float(os.environ.get("TEST_DAYS", "0.25"))
+DAYS = float(os.environ.get("TEST_DAYS", "0.15"))
 NOT_BOOKS = {"positions": None, "ledger": None}
 LONG, SHORT = D("0.00025"), D("0.0001")
 RATES = MarginRates(LONG, SHORT)

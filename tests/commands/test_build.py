@@ -1,12 +1,15 @@
 import hashlib
+import io
 import os
 import subprocess
 import sys
 import tempfile
 import unittest
 import zipfile
+from contextlib import redirect_stderr
 from pathlib import Path
 
+from krakenbot import cli
 from krakenbot.commands.build import packed
 from krakenbot.simulated import api as server
 from tests import slow
@@ -96,10 +99,9 @@ class TestBuild(unittest.TestCase):
 
     def test_a_place_that_cannot_be_written_is_wrong_usage(self) -> None:
         for place in ("/proc/none.pyz", "/etc/passwd/x.pyz", "/", ""):
-            with self.subTest(place):
-                done = self.run_python(str(self.file), "build", "--output", place)
-                self.assertEqual(2, done.returncode)
-                self.assertIn("cannot write", done.stderr)
+            with self.subTest(place), redirect_stderr(io.StringIO()) as said:
+                self.assertEqual(2, cli.main(["build", "--output", place]))
+                self.assertIn("cannot write", said.getvalue())
 
     def test_it_brings_its_manual_and_its_example_along(self) -> None:
         done = self.run_python(str(self.file), "help", "costs")

@@ -57,7 +57,7 @@ VECTORS = (
 
 def setUpModule() -> None:
     short_histories()
-    unittest.addModuleCleanup(gc.collect)  # Each exchange knows itself, and has 60 days of minutes.
+    unittest.addModuleCleanup(gc.collect)  # Each exchange knows itself, and keeps its minutes.
 
 
 class Terminal(io.StringIO):

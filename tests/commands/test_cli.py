@@ -92,6 +92,13 @@ class TestCommandLine(unittest.TestCase):
         self.assertEqual(0, code)
         self.assertIn("example: krakenbot an-example", out)
 
+    def test_each_of_the_commands_of_one_file_shows_an_example_of_its_own(self) -> None:
+        for command in ("flatten", "adopt", "resume", "uninstall"):
+            with contextlib.redirect_stdout(io.StringIO()) as out:
+                cli.main([command, "--help"])
+            example = out.getvalue().rpartition("example: ")[2]
+            self.assertRegex(example, rf"^(sudo )?krakenbot {command}[^;]*\n$")
+
     def test_wrong_usage_is_two_and_names_the_nearest_command(self) -> None:
         code, _, err = self.run_with("status", lambda _: 0, "statsu")
         self.assertEqual(2, code)
@@ -234,12 +241,6 @@ class TestProcess(unittest.TestCase):
                     process = self.start("-c", code, stdout=full, env=environ)
                     _, err = process.communicate(timeout=30)
                 self.assertEqual((2, want), (process.returncode, err))
-
-    def test_each_of_the_commands_of_one_file_shows_an_example_of_its_own(self) -> None:
-        for command in ("flatten", "adopt", "resume", "uninstall"):
-            process = self.start("-m", "krakenbot", command, "--help")
-            example = process.communicate(timeout=30)[0].rpartition("example: ")[2]
-            self.assertRegex(example, rf"^(sudo )?krakenbot {command}[^;]*\n$")
 
     def test_a_character_that_the_terminal_cannot_show_is_no_defect(self) -> None:
         environ = os.environ | {"PYTHONIOENCODING": "ascii"}

@@ -28,7 +28,7 @@ NAMES = [name for name, *_ in doctor.CHECKS]
 
 def setUpModule() -> None:
     short_histories()
-    unittest.addModuleCleanup(gc.collect)  # Each exchange knows itself, and has 60 days of minutes.
+    unittest.addModuleCleanup(gc.collect)  # Each exchange knows itself, and keeps its minutes.
 
 
 class Patient(unittest.TestCase):

@@ -63,8 +63,9 @@ class RandomTest(unittest.TestCase):
                 self.assertGreater(min(seen), 0)
 
     def test_candles_contain_their_open_and_close_and_follow_without_a_gap(self) -> None:
+        series = walk()
         for interval_s in (60, 300, 3600, 14400):
-            bars = walk().bars(interval_s, 0, NOW)
+            bars = series.bars(interval_s, 0, NOW)
             for before, bar in pairwise(bars):
                 self.assertEqual(bar.time, before.time + interval_s)
                 self.assertLessEqual(bar.low, min(bar.open, bar.close))

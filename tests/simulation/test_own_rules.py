@@ -97,12 +97,11 @@ def fills(replay: Replay) -> list[Fill]:
 class TestBacktest(OwnRuleTest):
     def test_sma_slope_as_a_file_trades_as_the_built_in_one(self) -> None:
         for more in ({}, {"entry": "next-turn", "reversal": "one-order"}, {"leverage": 0}):
-            replays = [
-                self.replay(t, walk(2000), **more) for t in (StrategyTable(), self.file(SLOPE))
-            ]
+            tables = StrategyTable(), self.file(SLOPE)
+            replays = [self.replay(table, walk(900), **more) for table in tables]
             one, other = ((fills(replay), replay.result()) for replay in replays)
             self.assertEqual(one, other)
-            self.assertGreater(one[1].turns, 50)
+            self.assertGreater(one[1].turns, 25)
 
     def test_flat_closes_and_what_follows_opens_on_the_hour(self) -> None:
         replay = self.replay(self.file(SESSION), walk(24 * 20))
@@ -163,11 +162,9 @@ class TestTheBot(OwnRuleTest):
             plan_of(config._replace(strategy=table))
             for table in (StrategyTable(), self.file(SLOPE))
         ]
-        for paper in (True, False):
-            with self.subTest(paper=paper):
-                built_in, file = (traded(path, plan, paper=paper) for plan in plans)
-                self.assertEqual(repr(built_in), repr(file))
-                self.assertGreater(len(built_in[0]), ORDERS_MIN)
+        built_in, file = (traded(path, plan, paper=False) for plan in plans)
+        self.assertEqual(repr(built_in), repr(file))
+        self.assertGreater(len(built_in[0]), ORDERS_MIN)
 
 
 class TestManual(OwnRuleTest):

@@ -91,7 +91,9 @@ def _flatten(config: Config, arguments: argparse.Namespace) -> int:
     require_live(config, arguments.live)
     path = identity.find(config)
     if path is not None and is_locked(path.with_suffix(".lock")):
-        return _ask_the_bot(config, path, arguments)
+        code = _ask_the_bot(config, path, arguments)
+        if code or not arguments.all:
+            return code
     takes_all = arguments.all and config.leverage > 0
     options = {"live": arguments.live, "adopts": takes_all, "makes_journal": arguments.all}
     with closing(assemble(config, **options)) as parts:
@@ -103,6 +105,8 @@ def _flatten(config: Config, arguments: argparse.Namespace) -> int:
             ask(check)
         if reason := parts.journal.get("halted"):
             print(f"was halted: {clean(reason)}")
+        if arguments.all and not takes_all:
+            print("with leverage = 0, --all closes no more than what the bot itself bought")
         held = ask(partial(handover.held_of, bot)).volume
         explained, base = parts.journal.account().held, bot.market.rules.base
         if takes_all and held != explained:
@@ -196,11 +200,13 @@ def _ask_the_bot(config: Config, path: Path, arguments: argparse.Namespace) -> i
     _wait_for_the_bot(path, config.exchange.patience + GRACE_S)
     with closing(open_read_only(path)) as journal:
         halted, left = journal.get("halted"), journal.account().held
-    if halted != BY_HAND or left:
-        raise StopError(
-            f"the bot ended with: {halted or 'no halt'}; its journal shows {left:f} held"
-        )
-    print("it is closed, and the bot is halted: `krakenbot resume` lets it trade again")
+    if halted == BY_HAND and not left:
+        print("it is closed, and the bot is halted: `krakenbot resume` lets it trade again")
+        return 0
+    ended = f"the bot ended with: {halted or 'no halt'}; its journal shows {left:f} held"
+    if not arguments.all:
+        raise StopError(ended)
+    print(clean(ended))
     return 0
 
 

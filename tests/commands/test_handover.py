@@ -133,7 +133,7 @@ class TestFlatten(HandoverTest):
                 gate.edit = lambda path, answer: b"<p>" if "/Ticker" in path else answer
                 done = self.run_it(gate, "flatten", "--live", **settings)
                 self.assert_ends(done, 0)
-                self.assertRegex(done.out, r"(sell|buy) 0\.01 XBT at market; what that is worth ")
+                self.assertRegex(done.out, r"(sell|buy) 0\.01 XBT at market; its value is ")
                 self.assertEqual(2, len(gate.orders))
 
     @slow
@@ -177,7 +177,9 @@ class TestFlatten(HandoverTest):
     def test_all_never_touches_coins_that_the_bot_did_not_buy(self) -> None:
         gate = self.held(SPOT)
         gate.sandbox.api.account.balances["XXBT"] += 1
-        self.assert_ends(self.run_it(gate, "flatten", "--live", "--all", **SPOT), 0)
+        done = self.run_it(gate, "flatten", "--live", "--all", **SPOT)
+        self.assert_ends(done, 0)
+        self.assertIn("no more than what the bot itself bought", done.out)
         self.assertEqual(1, gate.sandbox.api.account.balances["XXBT"])
 
     @slow
@@ -227,6 +229,18 @@ class TestFlatten(HandoverTest):
         self.assertLess(time.monotonic() - began, 30)
         status = json.loads(self.run_it(gate, "status", "--json", **UPWARD).out)
         self.assertEqual(("0", "flattened by hand"), (status["position"], status["halted"]))
+
+    @slow
+    def test_all_closes_what_others_opened_after_the_bot_that_runs_has_ended(self) -> None:
+        gate = self.gate()
+        bot = self.start(gate, "run", "--live", **UPWARD)
+        bot.wait_for("decided")
+        gate.control("position", pair="XBTUSD", side="buy", volume="0.02", leverage=2)
+        done = self.run_it(gate, "flatten", "--live", "--all", **UPWARD)
+        self.assert_ends(done, 0)
+        self.assertIn("the bot ended with: the exchange holds 0.03", done.out)
+        self.assertEqual(0, gate.position)
+        bot.done()
 
     def test_a_request_that_nobody_takes_is_withdrawn_and_said(self) -> None:
         gate = self.held(UPWARD)

@@ -70,7 +70,7 @@ class Replay:
         self._direction: int | None = None
         self._first: int | None = None
         self._entered, self._off_target, self._flatten = plan.entry_now, True, ""
-        self._unaffordable_from, self._allowed_at = inf, 0
+        self._unaffordable, self._allowed_at = inf, 0
         self._recent: deque[int] = deque()
         self._unfilled = 0
         self._set_limits()
@@ -95,20 +95,15 @@ class Replay:
             self._run(part, turns(part, begin), begin, first)
 
     def result(self) -> Result:
-        """Return the result with the position valued at the last close. Ends the replay.
-
-        Raises BadDataError for fewer than two candles.
-        """
+        """Return the final result, at the last close. BadDataError for fewer than two candles."""
         part, record = self._part, self.record
         if part is None or record.candles < 2:
             raise BadDataError("fewer than two candles of this interval")
         account, position, end = self.account, self.position, part.end
         low, high, close = (exact(column[-1]) for column in (part.lows, part.highs, part.closes))
         if record.ended is None:
-            lost = account.liquidate_between(position, end, low, high) or account.advance(
-                position, end, close
-            )
-            self._liquidated(lost, end)
+            lost = account.liquidate_between(position, end, low, high)
+            self._liquidated(lost or account.advance(position, end, close), end)
             self._update_bounds()
             self._mark(part, len(part.times) - 1, len(part.times))
         if self._off_target and record.refused_since and not self._allowed_at:
@@ -157,7 +152,7 @@ class Replay:
             if at < first:
                 continue
             # What the account cannot afford at one price it cannot afford at a higher one.
-            is_unaffordable = opened >= self._unaffordable_from and not is_turn
+            is_unaffordable = opened >= self._unaffordable and not is_turn
             if off_target and (now < self._allowed_at or is_unaffordable):
                 self.record.refused += 1
                 continue
@@ -192,8 +187,8 @@ class Replay:
     def _reverse(self, opened: Decimal, now: int, is_traded: bool) -> None:
         """Close the position and open the same volume on the other side."""
         sign, account = -self.position.sign, self.account
-        self._recent.extend((now,) * self._orders_per_reversal)
-        self.record.orders += self._orders_per_reversal
+        self._recent.extend((now,) * self._reversal_orders)
+        self.record.orders += self._reversal_orders
         price = self._price(opened, sign)
         trades = account.reverse(self.position, now, price, self.plan.leverage)
         self._record(now, sign, "", trades, is_traded)
@@ -231,8 +226,8 @@ class Replay:
         """Set the constants, among them the limits within which no reversal is refused."""
         plan, rules, costs = self.plan, self.rules, self.costs
         limits, leverage, loss = plan.limits, plan.leverage or 1, plan.limits.max_loss
-        self._orders_per_reversal = 1 if plan.one_order else 2
-        self._room = limits.max_orders_per_day - self._orders_per_reversal
+        self._reversal_orders = 1 if plan.one_order else 2
+        self._room = limits.max_orders_per_day - self._reversal_orders
         self._tick = Decimal(1).scaleb(-rules.pair_decimals)
         self._volume = rules.round_volume(plan.size)
         spread_max = 200 * self._tick / limits.max_spread_percent
@@ -286,7 +281,7 @@ class Replay:
         charged = account.rollovers.get(quote, ZERO) - charged
         self._liquidated(lost, now)
         if decides and lost is None:
-            self._off_target, self._unaffordable_from, self._allowed_at = False, inf, 0
+            self._off_target, self._unaffordable, self._allowed_at = False, inf, 0
             if self._needs_trades and not traded:
                 self._off_target = True
             else:
@@ -316,9 +311,9 @@ class Replay:
         if lost is not None:
             self.record.orders += 1
             self._record(now, -1 if self._held > 0 else 1, "liquidated", (lost,), True)
-            left = format.money(self.record.flat_worth, self.rules.quote)
+            left = format.money(self.record.flat_equity, self.rules.quote)
             self.record.end(f"liquidated with {left} left; the bot stops there", now)
-            self.record.value(float(self.record.flat_worth), now)
+            self.record.value(float(self.record.flat_equity), now)
 
     def _check_loss(self, held: Decimal, price: Decimal, charged: Decimal, now: int) -> int:
         """Latch max_loss as the bot does. Return the time, later if it checks again to be sure.
@@ -351,9 +346,7 @@ class Replay:
             if not (held or against.passing) and today >= today_max:
                 self._allowed_at = self._recent[today - today_max] + DAY_S
             elif not (held or against.passing):
-                self._unaffordable_from = (
-                    float(price) if step.volume * price >= rules.costmin else inf
-                )
+                self._unaffordable = float(price) if step.volume * price >= rules.costmin else inf
             return step.purpose is Purpose.REVERSE and not against.passing
         self._recent.append(now)
         side, price = step.side, self._price(price, step.side.sign)
@@ -392,11 +385,7 @@ class Replay:
             worth, paid, first = self.account.balances[self.rules.quote], self.paid, order
             if opened:
                 since = opened.fee + opened.opening_fee
-                worth, paid, first = (
-                    worth + since,
-                    paid - since,
-                    order + 1 - self._orders_per_reversal,
-                )
+                worth, paid, first = worth + since, paid - since, order + 1 - self._reversal_orders
             record.close(Fill(now, first, sign, why, traded, trades[0]), worth, paid)
         if opened:
             record.open(Fill(now, order, sign, why, traded, opened))

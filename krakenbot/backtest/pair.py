@@ -63,20 +63,18 @@ def _saved(path: Path) -> dict[str, dict[str, object]]:
         raise BadDataError(f"{path}: not a saved AssetPairs answer: {error}") from error
 
 
-def choose(names: Sequence[str | None], asked: str | None, where: str) -> str:
+def choose(names: Sequence[str | None], given: str | None, where: str) -> str:
     """Return the one pair that files are of.
 
-    Raises BadDataError when their names give none or several, or not the one `asked` for.
+    Raises BadDataError when their names give none or several, or not the one `given`.
     """
     found = {assets_of(name): name for name in names if name}
     if len(found) > 1:
         raise BadDataError(f"{where}: files of more than one pair: {', '.join(found.values())}")
-    if not asked and (not found or None in names):
+    if not given and (not found or None in names):
         raise BadDataError(
             f"{where}: the file name does not give the pair; add --pair, such as --pair XBTEUR"
         )
-    if asked and found and assets_of(asked) not in found:
-        raise BadDataError(
-            f"{where}: candles of {', '.join(found.values())}, but --pair says {asked}"
-        )
-    return asked or next(iter(found.values()))
+    if given and found and assets_of(given) not in found:
+        raise BadDataError(f"{where}: has {', '.join(found.values())}, but --pair says {given}")
+    return given or next(iter(found.values()))

@@ -64,7 +64,7 @@ class Result(NamedTuple):
     hold: Decimal
     hold_percent: float
     max_drawdown: Decimal
-    max_drawdown_percent: float  # Of the highest equity before it.
+    max_drawdown_percent: float  # The largest fall in percent of the high before it.
     under_water_days: float  # The longest time below an earlier high.
     win_rate: float | None
     profit_factor: float | None
@@ -84,7 +84,7 @@ class Record:
         self.opening_fees = self.turnover = self.won = self.lost = ZERO
         self.begin, self.candles, self.untraded, self.candles_held = 0, 0, 0, 0
         self.drawdown = self.drawdown_share = 0.0
-        self.balance, self.flat_worth, self._paid = balance, balance, ZERO
+        self.balance, self.flat_equity, self._paid = balance, balance, ZERO
         self.refused, self.refused_since = 0, 0
         self.refused_reason: str | None = None
         self.ended: str | None = None
@@ -112,10 +112,10 @@ class Record:
         self.turnover += fill.trade.cost
         self.opening_fees += fill.trade.opening_fee
 
-    def close(self, fill: Fill, worth: Decimal, paid: Decimal) -> None:
-        """Count a round trip; `worth` and `paid` are equity and all costs so far after it."""
-        net, costs = worth - self.flat_worth, paid - self._paid
-        self.flat_worth, self._paid = worth, paid
+    def close(self, fill: Fill, equity: Decimal, paid: Decimal) -> None:
+        """Count a round trip; `equity` and `paid` (all costs so far) are those after it."""
+        net, costs = equity - self.flat_equity, paid - self._paid
+        self.flat_equity, self._paid = equity, paid
         self.closed += 1
         self.turnover += fill.trade.cost
         if net > 0:

@@ -55,7 +55,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     for name, key in _KEYS.items():
         unit = {"interval": " (minutes)", "fee": " (percent)"}.get(name, "")
         place = key.lower().replace("_", ".", 1)
-        parser.add_argument(f"--{name}", help=f"instead of {place}{unit}")
+        parser.add_argument(f"--{name}", help=f"overrides {place}{unit}")
     slippage = "percent of the price, added to the half spread of one tick"
     parser.add_argument("--slippage", metavar="PERCENT", type=decimal, default=0, help=slippage)
     wait = "let an order wait for the next candle that has trades"
@@ -73,8 +73,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace) -> int:
     given = {key: getattr(arguments, name) for name, key in _KEYS.items()}
-    asked = {f"KRAKENBOT_{key}": word for key, word in given.items() if word is not None}
-    config = configuration.load(arguments.config, os.environ | asked, Path.cwd())
+    options = {f"KRAKENBOT_{key}": word for key, word in given.items() if word is not None}
+    config = configuration.load(arguments.config, os.environ | options, Path.cwd())
     gc.disable()  # There are millions of short-lived values, and none of them form cycles.
     try:
         lines = _backtest(config, arguments)
@@ -87,7 +87,6 @@ def run(arguments: Namespace) -> int:
 
 
 def _backtest(config: Config, arguments: Namespace) -> list[str]:
-    """Return the lines to print."""
     if not 0 <= arguments.slippage < 10:
         raise BadDataError(f"--slippage {arguments.slippage}: must be from 0 to 10")
     if arguments.length is not None and config.strategy.name != "sma-slope":
@@ -99,8 +98,8 @@ def _backtest(config: Config, arguments: Namespace) -> list[str]:
     parts = candlefile.read(sources, file_s, notes)
     first = next(parts)
     # A configured interval may be shorter than the file's; one asked for here must fit.
-    asked = config.sources["interval"].startswith("KRAKENBOT_")
-    if not asked and config.interval * 60 < file_s:
+    is_given = config.sources["interval"].startswith("KRAKENBOT_")
+    if not is_given and config.interval * 60 < file_s:
         config = config._replace(interval=file_s // 60)
         notes.append(f"candles of {config.interval} min, as in the file")
     if config.interval not in configuration.INTERVALS:
@@ -142,11 +141,12 @@ def _once(setting: Setting, parts: Parts, arguments: Namespace, notes: list[str]
             replay.feed(part)
         result = replay.result()
     if arguments.json:
-        trips = [
-            json_values(text.trip_values(one, result.interval_s)) for one in replay.record.trips
-        ]
-        told = json_values(result._asdict()) | {"notes": notes, "round_trips": trips}
-        return [json.dumps(told, indent=2)]
+        values = (text.trip_values(trip, result.interval_s) for trip in replay.record.trips)
+        output = json_values(result._asdict()) | {
+            "notes": notes,
+            "round_trips": [*map(json_values, values)],
+        }
+        return [json.dumps(output, indent=2)]
     return [
         text.title(result),
         *text.headline(result),
@@ -159,7 +159,7 @@ def _once(setting: Setting, parts: Parts, arguments: Namespace, notes: list[str]
     ]
 
 
-def _sources(named: list[Path], asked: str | None, config: Config) -> tuple[list[Source], str, int]:
+def _sources(named: list[Path], given: str | None, config: Config) -> tuple[list[Source], str, int]:
     """Return the files to read, with the pair and the interval (seconds) of all of them."""
     chosen: list[Source] = []
     for path in named:
@@ -167,7 +167,7 @@ def _sources(named: list[Path], asked: str | None, config: Config) -> tuple[list
             raise BadDataError(f"{path}: no such file")
         inside = candlefile.sources_of(path)
         chosen += inside if inside == [path] else _of_pair(inside, config, path)
-    pair = choose([pair_of(one) for one in chosen], asked, ", ".join(map(str, named)))
+    pair = choose([pair_of(one) for one in chosen], given, ", ".join(map(str, named)))
     steps = {interval_of(one) for one in chosen}
     if len(steps) > 1:
         minutes = ", ".join(f"{step // 60}" for step in sorted(steps))
@@ -268,15 +268,15 @@ def _sweep(setting: Setting, parts: Parts, arguments: Namespace, notes: list[str
         write_sweep(arguments.report, head, cells, steps, notes)
         notes.append(f"report: {arguments.report}")
     if arguments.json:
-        told: Any = [json_values({**cell.keys, **cell.whole._asdict()}) for cell in cells]
+        output: Any = [json_values({**cell.keys, **cell.whole._asdict()}) for cell in cells]
         if spans:
-            told = {"cells": told, "forward": [_step_object(step) for step in steps]}
-        return [json.dumps(told)]
+            output = {"cells": output, "forward": [_step_values(step) for step in steps]}
+        return [json.dumps(output)]
     forward = text.forward(steps, len(cells)) if spans else []
     head = [row for line in head for row in textwrap.wrap(line, 80)]
     return [*head, "", *text.cells(cells, values), *forward, "", *notes]
 
 
-def _step_object(step: Step) -> dict[str, Any]:
+def _step_values(step: Step) -> dict[str, Any]:
     chosen, best = json_values(step.chosen.keys), json_values(step.best.keys)
     return json_values(step._asdict()) | {"chosen": chosen, "best": best}

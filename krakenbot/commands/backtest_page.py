@@ -72,7 +72,7 @@ def _report(
         fills.append(_fill(replay.record.entry, "open"))
     plan, trips = replay.plan, f"{replay.record.closed:,}"  # The record keeps fewer.
     facts = {"Max drawdown": percent(result.max_drawdown_percent), "Round trips": trips}
-    facts |= {name.capitalize(): told for name, told in text.figures(result) if name in _FACTS}
+    facts |= {name.capitalize(): fact for name, fact in text.figures(result) if name in _FACTS}
     return RunReport(
         title=f"{result.pair} · backtest",
         subtitle=f"{text.title(result)}; {text.setup(config, replay.costs, replay.rules)}",
@@ -117,9 +117,9 @@ def write_sweep(
     results = [cell.whole for cell in cells]
     best, sections = best_of(results), []
     if steps:
-        told, verdict = text.forward_rows(steps, len(cells)), text.verdict(steps, len(cells))
+        rows, verdict = text.forward_rows(steps, len(cells)), text.verdict(steps, len(cells))
         title = "How the best cell of each span did in the next"
-        sections.append(table(title, text.FORWARD, told, verdict))
+        sections.append(table(title, text.FORWARD, rows, verdict))
     if len(cells[0].keys) == 2:
         down, across = cells[0].keys
         nets = {

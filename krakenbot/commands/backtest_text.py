@@ -76,7 +76,6 @@ def setup(config: Config, costs: Costs, rules: PairRules, is_sweep: bool = False
 
 
 def figures(result: Result) -> list[tuple[str, str]]:
-    """Return names and figures of one run."""
     fee, won, factor = result.break_even_fee, result.win_rate, result.profit_factor
     better = "-" if factor is None else f"{factor:.2f}"
     is_long = result.end - result.begin > YEAR_S / 10
@@ -93,10 +92,7 @@ def figures(result: Result) -> list[tuple[str, str]]:
         *((name, _signed(amount, result)) for name, amount in costs_of(result)),
         ("buy and hold", _signed(result.hold, result)),
         ("return", f"{percent(result.net_percent)}{a_year}"),
-        (
-            "max drawdown",
-            f"{fall}, {percent(result.max_drawdown_percent)} below the highest equity",
-        ),
+        ("max drawdown", f"{fall}; as a share of equity {percent(result.max_drawdown_percent)}"),
         ("under water", f"at most {result.under_water_days:,.1f} days"),
         ("exposure", f"{percent(100 * result.exposure, 1)} of the time"),
         ("break-even fee", "-" if fee is None else f"{fee * 100:.4f} %" if fee > 0 else "none"),
@@ -152,8 +148,8 @@ def cells(every: Sequence[Cell], values: Mapping[str, Sequence[Value]]) -> list[
     if best is None:
         return [*lines, "", "no cell traded to the end, so none is the best"]
     chosen = every[best]
-    told = f"best of {len(every)}: {chosen.name}, net {_signed(chosen.whole.net, chosen.whole)}"
-    return [*lines, "", told, *_LUCK]
+    winner = f"best of {len(every)}: {chosen.name}, net {_signed(chosen.whole.net, chosen.whole)}"
+    return [*lines, "", winner, *_LUCK]
 
 
 def cell_rows(every: Sequence[Cell], best: int | None) -> list[tuple[str, ...]]:
@@ -227,5 +223,5 @@ def verdict(steps: Sequence[Step], count: int) -> str:
 
 def forward(steps: Sequence[Step], count: int) -> list[str]:
     head = ["", "each span with the cell that was best in the span before"]
-    told = textwrap.wrap(verdict(steps, count), 80)
-    return [*head, *in_columns(FORWARD, forward_rows(steps, count)), *told]
+    summary = textwrap.wrap(verdict(steps, count), 80)
+    return [*head, *in_columns(FORWARD, forward_rows(steps, count)), *summary]

@@ -46,19 +46,15 @@ FUTURES_POST = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "method", metavar="METHOD", help="such as Balance; with --futures, accounts"
-    )
+    parser.add_argument("method", metavar="METHOD", help="e.g. Balance; with --futures accounts")
     parser.add_argument("values", nargs="*", metavar="name=value")
     parser.add_argument("--json", action="store_true", help="print one line; decimals come as text")
     output = "write the answer, such as RetrieveExport's archive, to a new file"
     parser.add_argument("--output", metavar="FILE", type=Path, help=output)
-    live = 'needed in addition to mode = "live" for all but reads'
+    live = 'required for all but reads; needs mode = "live" too'
     parser.add_argument("--live", action="store_true", help=live)
     parser.add_argument("--futures", action="store_true", help="Kraken Futures, with its own keys")
-    parser.add_argument(
-        "--verb", choices=("GET", "POST", "PUT"), help="HTTP method of a Futures call"
-    )
+    parser.add_argument("--verb", choices=("GET", "POST", "PUT"), help="HTTP method for Futures")
     parser.add_argument("--host", default=FUTURES, help=argparse.SUPPRESS)
 
 

@@ -32,7 +32,6 @@ class Fill(NamedTuple):
     id: str = ""
 
     def texts(self, decimals: int | None) -> tuple[str, ...]:
-        """Return the fill as a row of a table."""
         return (
             moment(self.time, UTC_FORM),
             "buy" if self.sign > 0 else "sell",

@@ -136,10 +136,7 @@ class Checks:
         if found is None:
             return "fail", f"no API key, but mode is {mode}"
         if found.source == "KRAKEN_API_KEY":
-            return (
-                "warn",
-                "the key is in the environment, where other programs of this user can read it",
-            )
+            return "warn", "the key is in the environment, readable by this user's other programs"
         return "ok", f"found through {found.source}, with safe file modes"
 
     def _state(self) -> Answer:
@@ -150,10 +147,8 @@ class Checks:
             return "fail", f"{existing} cannot be written or is full, {free >> 20} MB free"
         if existing == folder and folder.stat().st_mode & 0o077:
             return "warn", f"{folder} is open to other users", f"chmod 700 {folder}"
-        return (
-            "ok",
-            f"{folder}{'' if existing == folder else ' (will be made)'}, {free >> 20} MB free",
-        )
+        made = "" if existing == folder else " (will be made)"
+        return "ok", f"{folder}{made}, {free >> 20} MB free"
 
     def _journal(self) -> Answer:
         path = identity.find(self.config)
@@ -221,11 +216,7 @@ class Checks:
         if str(row.get("noncewindow") or 0) != "0":
             return "warn", "the key has a nonce window", "set it to 0 at Kraken"
         if not any(row.get("ipallowlist") or ()) and not self.is_rehearsal:
-            return (
-                "warn",
-                "the key works from any address",
-                "limit it to this server's address at Kraken",
-            )
+            return "warn", "the key works from any address", "limit it to this server's address"
         return "ok", "has the permissions needed, none to withdraw; nonce window 0"
 
     def _account(self) -> Answer:
@@ -285,12 +276,7 @@ CHECKS = (
     ("secrets", Checks._secrets, "config", "put both into files of mode 0600, named in [keys]"),
     ("state", Checks._state, "config", "free space there, and let this user write"),
     ("strategy", Checks._strategy, "config", "read `krakenbot help strategies`"),
-    (
-        "journal",
-        Checks._journal,
-        "config",
-        "check the position at the exchange, then `krakenbot resume`",
-    ),
+    ("journal", Checks._journal, "config", "check the exchange, then `krakenbot resume`"),
     ("network", Checks._network, "config", "check DNS, firewall, CA certificates and the clock"),
     ("clock", Checks._clock, "network", "timedatectl set-ntp true"),
     ("pair", Checks._pair, "network", "check status.kraken.com and the name of the pair"),

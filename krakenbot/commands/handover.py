@@ -32,7 +32,7 @@ from krakenbot.model import ZERO, Side
 
 EXAMPLE = "krakenbot flatten --live; krakenbot adopt; krakenbot resume"
 BY_HAND = "flattened by hand"
-POLL_S, TOLD_S, GRACE_S = 0.2, 10.0, 600.0
+POLL_S, PROGRESS_S, GRACE_S = 0.2, 10.0, 600.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,9 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     if command != "resume":
         parser.add_argument("--yes", action="store_true", help="do it without asking")
     if command == "flatten":
-        parser.add_argument(
-            "--live", action="store_true", help='needed in addition to mode = "live"'
-        )
+        parser.add_argument("--live", action="store_true", help='real orders; needs mode = "live"')
         everything = "close the pair's whole margin position, whoever opened it"
         parser.add_argument("--all", action="store_true", help=everything)
 
@@ -110,8 +108,8 @@ def _flatten(config: Config, arguments: argparse.Namespace) -> int:
         held = ask(partial(handover.held_of, bot)).volume
         explained, base = parts.journal.account().held, bot.market.rules.base
         if takes_all and held != explained:
-            words = f"the exchange holds {volume(held, base)}, the journal explains "
-            print(f"{words}{volume(explained, base)}: all of it is closed")
+            text = f"the exchange holds {volume(held, base)}, the journal explains "
+            print(f"{text}{volume(explained, base)}: all of it is closed")
             explained = held
         if explained:
             side = Side.SELL if explained > 0 else Side.BUY
@@ -224,13 +222,13 @@ def _wait_for_the_bot(path: Path, patience_s: float) -> None:
         request.withdraw()
         raise
     print("the bot has accepted the request", flush=True)
-    told = time.monotonic()
-    ends = told + patience_s
+    printed = time.monotonic()
+    ends = printed + patience_s
     while is_locked(path.with_suffix(".lock")):
         if time.monotonic() > ends:
             raise LaterError(f"the bot is not done yet; {_waits(path)}. See `krakenbot status`")
-        if time.monotonic() - told > TOLD_S:
-            told = time.monotonic()
+        if time.monotonic() - printed > PROGRESS_S:
+            printed = time.monotonic()
             print(f"  waiting: {_waits(path)}", flush=True)
         time.sleep(POLL_S)
 

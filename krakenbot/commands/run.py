@@ -21,7 +21,7 @@ EXAMPLE = "krakenbot --config my.toml run --live"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--live", action="store_true", help='needed in addition to mode = "live"')
+    parser.add_argument("--live", action="store_true", help='real orders; needs mode = "live"')
     once = "decide on the newest finished candle and end"
     parser.add_argument("--once", action="store_true", help=once)
     text = "take over the exchange's position, after showing what that will trade; needs --yes"

@@ -85,7 +85,6 @@ def write(path: Path, report: RunReport) -> None:
 
 
 def render(report: RunReport) -> str:
-    """Return the whole page."""
     trades = [fill for fill in report.fills if fill.sign and fill.price]
     rounds = round_trips(fill for fill in report.fills if fill.price or not fill.sign)
     ended = [_round_row(one, report.pair_decimals) for one in reversed(rounds)]
@@ -222,8 +221,8 @@ def _facts(report: RunReport, rounds: Sequence[RoundTrip]) -> dict[str, str]:
 
 def _drawdowns(report: RunReport) -> list[float]:
     """Return the drawdown from the highest equity so far, in percent, at each point."""
-    worth = [report.balance + point.net for point in report.points]
-    pairs = zip(accumulate(worth, max), worth, strict=True)
+    equity = [report.balance + point.net for point in report.points]
+    pairs = zip(accumulate(equity, max), equity, strict=True)
     return [(peak - now) / peak * 100 if peak > 0 else 0.0 for peak, now in pairs]
 
 

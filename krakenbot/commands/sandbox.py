@@ -21,11 +21,7 @@ CONTROLS = (
     ("clock", '{"advance": 3600}', '31 days at most; or {"now": unix seconds}, {"freeze": true}'),
     ("price", '{"pair": "XBTUSD", "price": "60000"}', "null: back to the feed"),
     ("balance", '{"asset": "ZUSD", "amount": "500"}', "a deposit or a withdrawal"),
-    (
-        "status",
-        '{"status": "cancel_only"}',
-        'with "pair": for one pair only; or {"fill_share": "0.5"}',
-    ),
+    ("status", '{"status": "cancel_only"}', 'with "pair": for one pair; or {"fill_share": "0.5"}'),
     ("position", '{"pair": "XBTUSD", "close": true}', _POSITION),
 )
 TIERS = ("sandbox", "starter", "intermediate", "pro")

@@ -29,8 +29,6 @@ from krakenbot.simulated.private import HISTORY_MAX, PrivateApi, closing
 from krakenbot.simulated.public import FeedMarkets, tick
 from krakenbot.simulated.wire import Method, Params, Row, bad
 
-Headers = Mapping[str, str]
-
 START_BALANCES = {"ZUSD": Decimal(10000), "ZEUR": Decimal(5000), "USDT": Decimal(1000)}
 # Kraken's limits by tier: REST counter and its decay per second, the same for the matching engine,
 # and failed authentications in a row until the lockout. The last column and "sandbox" are ours.
@@ -142,8 +140,7 @@ class SandboxApi:
         self._counters: dict[str, tuple[float, float]] = {}
         self._lock = threading.Lock()
 
-    def respond(self, method: str, target: str, headers: Headers, body: bytes) -> Answer:
-        """Return the answer to one HTTP request."""
+    def respond(self, method: str, target: str, headers: Mapping[str, str], body: bytes) -> Answer:
         path, _, query = target.partition("?")
         with self._lock:
             try:
@@ -165,7 +162,7 @@ class SandboxApi:
         """Return the simulated time in unix seconds."""
         return self._offset if self._frozen else self._now() + self._offset
 
-    def _dispatch(self, method: str, path: str, headers: Headers, body: bytes) -> Any:
+    def _dispatch(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Any:
         headers = {name.lower(): value for name, value in headers.items()}
         kind, _, name = path.removeprefix("/0/").partition("/")
         known = self._methods.get((method, kind), {})
@@ -190,7 +187,7 @@ class SandboxApi:
         self.private_api.mark_to_market()
         return known[name].answer(p)
 
-    def _authenticate(self, path: str, headers: Headers, p: Params, body: bytes) -> None:
+    def _authenticate(self, path: str, headers: Mapping[str, str], p: Params, body: bytes) -> None:
         now, nonce = self.now(), p.get("nonce", "")
         if now < self._locked_until:
             self._locked_until = now + LOCKOUT_S
@@ -269,9 +266,9 @@ class SandboxApi:
         position, quote = self.account.position(rules), self.markets.quote(rules)
         if "side" in params:
             leverage, volume = int(params.get("leverage", 2)), decimal(params["volume"])
-            asked = {"pair": rules.pair, "ordertype": "market", "type": str(params["side"])}
-            asked |= {"volume": plain(volume), "leverage": str(leverage or "none")}
-            self.private_api.methods["AddOrder"].answer(asked)
+            form = {"pair": rules.pair, "ordertype": "market", "type": str(params["side"])}
+            form |= {"volume": plain(volume), "leverage": str(leverage or "none")}
+            self.private_api.methods["AddOrder"].answer(form)
         elif position.lots and params.get("liquidate"):
             order, now = closing(position), self.now()
             trade = self.account.close(position, now, position.held, quote.mid)

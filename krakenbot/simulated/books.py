@@ -90,7 +90,6 @@ class MarginPosition:
         self.held = self.cost_left = self.price = ZERO
 
     def use_rules(self, rules: PairRules) -> None:
-        """Use the pair's current rules."""
         self.rules = rules
         self.cost_step = Decimal(1).scaleb(-rules.cost_decimals)
         self.stop = rules.margin_stop / 100

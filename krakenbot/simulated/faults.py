@@ -222,20 +222,20 @@ class Faults:
         if not self.lag_s or b'"result"' not in answer.body:
             return answer
         moment = self.api.now() - self.lag_s * self.random.choice((0, 1, 1, self.random.random()))
-        asked = parameters(request[2], request[3])
+        params = parameters(request[2], request[3])
         if name == "TradeBalance":
-            name += f" {asked.get('asset', 'ZUSD')}"
-            self._assets.add(asked.get("asset", "ZUSD"))
+            name += f" {params.get('asset', 'ZUSD')}"
+            self._assets.add(params.get("asset", "ZUSD"))
         if name in self._past[-1][1]:
             known = [seen[name] for time, seen in self._past if time <= moment and name in seen]
             result = (known or [next(seen[name] for _, seen in self._past if name in seen)])[-1]
         elif name in ("OpenOrders", "ClosedOrders", "QueryOrders", "TradesHistory"):
-            result = self._orders(name, moment, json.loads(answer.body)["result"], asked)
+            result = self._orders(name, moment, json.loads(answer.body)["result"], params)
         else:
             return answer
         return answer._replace(body=json.dumps({"error": [], "result": result}).encode())
 
-    def _orders(self, name: str, moment: float, result: Any, asked: Params) -> Any:
+    def _orders(self, name: str, moment: float, result: Any, params: Params) -> Any:
         """Return rows as of `moment`; each order shows as open for its first 0 to 6 s."""
         if name == "TradesHistory":
             rows = result["trades"].items()
@@ -253,7 +253,7 @@ class Faults:
             return running | ended
         if name == "ClosedOrders":
             return {**result, "closed": ended}
-        return {"open": identified(running, asked)}
+        return {"open": identified(running, params)}
 
     def _candles(self, word: str, answer: Answer) -> Answer:
         if word == "candle-stale":

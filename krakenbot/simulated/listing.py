@@ -72,11 +72,8 @@ ASSETS: dict[str, Row] = {
     "SOL": _asset("SOL", 10, 5, margin_rate=0.02),
     "BONK": _asset("BONK", 4, 2),
 }
-MARGIN_RATES = {
-    code: Decimal(str(row["margin_rate"])) / 100
-    for code, row in ASSETS.items()
-    if "margin_rate" in row
-}
+_PERCENT = {code: row["margin_rate"] for code, row in ASSETS.items() if "margin_rate" in row}
+MARGIN_RATES = {code: Decimal(str(percent)) / 100 for code, percent in _PERCENT.items()}
 
 
 def aliases(key: str, row: Row) -> set[str]:

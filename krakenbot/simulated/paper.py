@@ -70,14 +70,14 @@ class PaperClient:
         """
         if method == "GetApiKeyInfo":
             return _NO_KEY
-        asked = {name: str(value) for name, value in (params or {}).items()}
+        form = {name: str(value) for name, value in (params or {}).items()}
         api = self.private_api
         if method == "AddOrder":
-            self._prepare(api.account, asked)
+            self._prepare(api.account, form)
         reply: dict[str, Any]
         try:
             api.mark_to_market()
-            reply = {"error": [], "result": api.methods[method].answer(asked)}
+            reply = {"error": [], "result": api.methods[method].answer(form)}
         except RefusedError as error:
             reply = {"error": [str(error)]}
         self._save()
@@ -113,18 +113,18 @@ class PaperClient:
             self._private_api = self._opened()
         return self._private_api
 
-    def _prepare(self, account: Account, asked: Mapping[str, str]) -> None:
+    def _prepare(self, account: Account, form: Mapping[str, str]) -> None:
         """Fetch rules, quote and margin rates, and have Kraken validate the order if wanted."""
         self._quoted = None
         try:
             rules = self._learn()
             self.quote(rules)
-            if "leverage" in asked:
+            if "leverage" in form:
                 rates = self._market.margin_rates()
                 lent = {rules.quote: rates.of(Side.BUY), rules.base: rates.of(Side.SELL)}
                 account.margin_rates = lent
             if self._validates:
-                sent = {k: v for k, v in asked.items() if k not in _NOT_VALIDATED}
+                sent = {k: v for k, v in form.items() if k not in _NOT_VALIDATED}
                 self._real.private("AddOrder", sent | {"validate": "true"})
         except UnansweredError as error:
             raise LaterError(f"nothing was filled: {error}") from error

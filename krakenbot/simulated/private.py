@@ -200,7 +200,6 @@ class PrivateApi:
         return page | {"ledger": {key: wire.ledger_row(x) for key, x in page["ledger"].items()}}
 
     def _ledger(self) -> dict[str, Row]:
-        """Return the rows of the ledger by id."""
         ledger = self.account.ledger
         return {identifier("L", entry.serial): wire.ledger_row(entry) for entry in ledger}
 

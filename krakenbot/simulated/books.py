@@ -21,7 +21,7 @@ from krakenbot.errors import RefusedError
 from krakenbot.model import MARGIN_RATE_ASSUMED, ZERO, MarginSummary, Order, Side
 from krakenbot.pairs import PairRules
 
-ROLLOVER_S = 14400
+ROLLOVER_S = 14400  # Source: support.kraken.com 206161568.
 COIN_STEP = Decimal("1e-10")
 AMOUNT_MAX = Decimal(10**15)  # Sums of smaller amounts can still be rounded exactly.
 
@@ -364,7 +364,7 @@ class Account:
 
 
 def refusal(rules: PairRules, order: Order, price: Decimal) -> str | None:
-    """Return Kraken's error for a market order at this price, None if it is accepted."""
+    """Return Kraken's error (support.kraken.com 360001491786) for a market order, or None."""
     if rules.status != "online" and not (rules.status == "reduce_only" and order.reduce_only):
         return f"EService:Market in {rules.status} mode"
     if order.volume != rules.round_volume(order.volume):

@@ -18,7 +18,7 @@ from krakenbot.pairs import PairRules
 from krakenbot.simulated.listing import FIRST_TICKS, PAIRS, aliases
 
 INTERVALS = (1, 5, 15, 30, 60, 240, 1440, 10080, 21600)
-ROWS_MAX = 721
+ROWS_MAX = 721  # With the unfinished one; docs.kraken.com, "Get OHLC Data", promises 720.
 HISTORY = 60 * 1440  # Minutes of a random market before the sandbox starts.
 _FILE_DIGITS = 10  # Kraken's prices have no more decimals.
 # Open, high, low and close in units of the last decimal; volume in units of 1e-8.

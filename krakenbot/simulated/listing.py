@@ -62,7 +62,8 @@ def _asset(altname: str, decimals: int, shown: int, **optional: float) -> Row:
     return {"aclass": "currency", "altname": altname, **digits, **optional, "status": "enabled"}
 
 
-# `margin_rate` is charged on a loan at opening and every 4 h, in percent. BONK cannot be borrowed.
+# `margin_rate` is charged on loans at opening and every 4 h, in percent. BONK cannot be borrowed.
+# Source: support.kraken.com 206161568.
 ASSETS: dict[str, Row] = {
     "ZUSD": _asset("USD", 4, 2, collateral_value=1, margin_rate=0.025),
     "ZEUR": _asset("EUR", 4, 2, collateral_value=1, margin_rate=0.02),

@@ -1,8 +1,8 @@
 """Kraken's private methods, answered from the books of a simulated account.
 
 Assumed where Kraken's behaviour is not known for sure: an opposite order larger than the position
-reverses it, a deadline applies to `validate` too, and a `cl_ord_id` may be reused once its order is
-closed.
+reverses it (as support.kraken.com 202966956 once said), a deadline applies to `validate` too, and a
+`cl_ord_id` may be reused once its order is closed.
 """
 
 import math
@@ -22,8 +22,9 @@ from krakenbot.simulated.books import Account, Entry, MarginPosition, Trade, ide
 from krakenbot.simulated.listing import ASSETS
 from krakenbot.simulated.wire import Method, OrderRequest, Params, Row, bad, flag, number, whole
 
-HISTORY_MAX, PAGE = 10000, 50
-DEADLINE_MIN_S, DEADLINE_MAX_S = 2, 60
+HISTORY_MAX = 10000
+PAGE = 50  # Source: docs.kraken.com, "Get Closed Orders", `ofs`.
+DEADLINE_MIN_S, DEADLINE_MAX_S = 2, 60  # Source: docs.kraken.com, "Add Order", `deadline`.
 _TRADE_TYPES: dict[str, Callable[[Row], bool]] = {
     "all": lambda row: True,
     "any position": lambda row: row["leverage"] != "0",

@@ -42,6 +42,7 @@ ORDER = (
 )
 _OTHER_TYPES = "limit|iceberg|(stop-loss|take-profit|trailing-stop)(-limit)?|settle-position"
 # Patterns for the parameters of a market order; an absent one counts as "".
+# Source: docs.kraken.com, "Add Order" and the guide on client order identifiers.
 _FORMS = {
     "timeinforce": "",
     "trigger": "",

@@ -16,7 +16,7 @@ Emit = Callable[[str, str], None]
 
 
 class Alerts:
-    """The alerts, one for each kind of condition, reported apart by a key."""
+    """The alerts, one for each kind of condition, which its key names."""
 
     def __init__(self, journal: Journal, clock: Clock, emit: Emit) -> None:
         self._journal, self._clock, self._emit = journal, clock, emit

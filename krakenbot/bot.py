@@ -60,7 +60,7 @@ class TickResult(NamedTuple):
 
 
 class Bot:
-    """The bot for one pair, with one journal and one exchange. All parts are passed in."""
+    """One pair, one journal, one exchange. The parts are passed in or built from these."""
 
     def __init__(
         self,

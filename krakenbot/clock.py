@@ -12,8 +12,8 @@ from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn, Protocol
 
-# How often a long wait calls `progress`, and notices a signal that came just before it began: such
-# a signal does not interrupt it.
+# A long wait wakes this often, to call `progress` and to notice a signal that came just before it
+# began, which does not interrupt it.
 SLICE_S = 0.5
 
 

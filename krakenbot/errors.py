@@ -53,7 +53,7 @@ class LaterError(ExchangeError):
 
 
 class UnansweredError(ExchangeError):
-    """Outcome unknown, for lack of an answer that can be understood: it may have happened."""
+    """Outcome unknown: no answer, or none that can be understood. It may have happened."""
 
 
 class FlattenRequestedError(Exception):
@@ -69,7 +69,7 @@ class StopError(Exception):
 
 
 class KeyRefusedError(StopError):
-    """The exchange refused the key, a permission of it, or the account. Nothing was executed.
+    """The exchange refused the key, one of its permissions, or the account. Nothing was executed.
 
     `lockout`: each further private request prolongs it. `nonce`: nonces stayed refused for a
     minute, so another program uses the key. `lasting`: a later retry is pointless.

@@ -106,7 +106,7 @@ def adopt(bot: Bot) -> None:
     try:
         bot.orders.reconcile()
     except StopError:
-        # A person has looked into it. Only an order that may still be executed is not abandoned.
+        # A person has looked into it: open orders are abandoned unless one may still be executed.
         over = int(clock.now()) - VISIBLE_S
         if any(intent.deadline > over for intent in journal.open_intents()):
             raise

@@ -43,7 +43,7 @@ from krakenbot.order_states import (
 from krakenbot.pairs import earn_balances, plain
 from krakenbot.records import Intent, Outcome, client_order_id
 
-DEADLINE_S = 15  # Kraken refuses an order that is matched later. docs.kraken.com, Add Order.
+DEADLINE_S = 15  # Kraken's engine refuses an order that reaches it later (docs, Add Order).
 DEADLINE_PAST_S = 2.0  # For the error of our clock, before a deadline counts as over.
 UNFILLED_MAX = 5
 FIRST_PAUSE_S = 2.0
@@ -73,7 +73,7 @@ class Orders:
         self._exchange, self._journal, self._clock, self._emit = exchange, journal, clock, emit
         self._searches: dict[str, Search] = {}
         self._found: Execution | None = None
-        self._refusal = Outcome.REFUSED, ""  # Of the order in hand, unless a lookup finds it.
+        self._refusal = Outcome.REFUSED, ""  # Recorded unless a lookup finds the order.
         self._failure: Exception | None = None
         self._key_refusals = 0
         self._proven = set[str]()  # Refused orders that the second lookup did not find.
@@ -142,7 +142,7 @@ class Orders:
         return [one for one in doubtful if one.purpose is Purpose.REVERSE or not reduces]
 
     def _certain_at(self, refused: Intent, reduces: bool) -> float:
-        """Return when it can no longer be executed and, unless `reduces`, would be visible."""
+        """Return when it can no longer be executed and, unless `reduces`, must be visible."""
         return refused.deadline + (DEADLINE_PAST_S if reduces else VISIBLE_S)
 
     def _check_unfilled(self) -> None:

@@ -47,7 +47,7 @@ class PairRules(NamedTuple):
 def parse_rules(pair: str, row: Mapping[str, Any]) -> PairRules:
     """Return the rules in one AssetPairs entry.
 
-    Raises ValueError, naming the field, when it is not of the expected shape.
+    Raises ValueError, naming the pair, when it is not of the expected shape.
     """
     try:
         rules = PairRules(

@@ -37,7 +37,7 @@ from krakenbot.pairs import PairRules, decimal, parse_rules, plain
 NEEDED_PERMISSIONS = ("query-funds", "query-open-trades", "query-closed-trades", "modify-trades")
 FORBIDDEN_PERMISSIONS = ("withdraw-funds", "add-withdraw-address", "update-withdraw-address")
 SEARCH_BEFORE_S = 60  # Closed orders are searched from this long before the order.
-PAGES_MAX = 200  # Of a history; 20 minutes at the pace that Kraken allows.
+PAGES_MAX = 200  # Of a history: 20 minutes at Kraken's rate limit.
 MARGIN_RATE_MAX = Decimal("0.05")
 _CHARGES = tuple(kind.value for kind in ChargeKind)
 

@@ -101,7 +101,7 @@ def _summarise(parts: Parts, seconds: float, report: Path) -> None:
         "orders sent": f"{parts.journal.orders_since(0)}, each once; unresolved: {unresolved}",
         "position now": volume(account.held, "XBT"),
         "result before costs": signed(money(pnl + account.costs, "USD")),
-        "trade fees": f"{money(-account.fees, 'USD')} (0.8 % a trade, the entry tier)",
+        "trade fees": f"{money(-account.fees, 'USD')} (0.8 % per trade, the entry tier)",
         "margin fees": money(-margin, "USD"),
         "result after costs": f"{signed(money(pnl, 'USD'))}, "
         f"{signed(percent(pnl / position * 100, 1))} of the position",
@@ -112,8 +112,8 @@ def _summarise(parts: Parts, seconds: float, report: Path) -> None:
     if decided:
         share = percent(account.fees / position / decided * 1440 * 100, 0)
         print(
-            f"\nAt this pace fees alone cost {share} of the position per day. With real\n"
-            "money `interval` should be far longer than a minute: krakenbot help costs"
+            f"\nAt this pace fees alone cost {share} of the position per day.\n"
+            "With real money use an `interval` far longer than a minute: krakenbot help costs"
         )
     report.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     write(report, report_of(parts.config, parts.journal))

@@ -1,5 +1,6 @@
 """One HTTP request: sent at most once, on its own connection, in a bounded time."""
 
+import _thread
 import http.client
 import os
 import socket
@@ -185,7 +186,7 @@ def _open(address: Any, deadline: float) -> _Socket:
 class _Lookup:
     """The lookup of one name. It cannot be cancelled; a later request for the name joins it.
 
-    An Event tells its end, since a thread seems dead when a signal interrupts Thread.join.
+    The thread has no Thread object: a signal that interrupts its start or join leaves it broken.
     """
 
     def __init__(self, host: tuple[str, int]) -> None:
@@ -193,7 +194,7 @@ class _Lookup:
         self.addresses: list[Any] = []
         self.error: Exception = OSError("it has no address")
         self.done = threading.Event()
-        threading.Thread(target=self._run, name="lookup", daemon=True).start()
+        _thread.start_new_thread(self._run, ())
 
     def _run(self) -> None:
         _lookups[self._host] = self

@@ -1,5 +1,6 @@
 """What may happen to a request on its way, on real sockets, and what must come of it."""
 
+import _thread
 import contextlib
 import gzip
 import itertools
@@ -486,6 +487,21 @@ class TestNames(Wire):
         client = self.client(1, 60, is_stopping=lambda: True)
         order = self.outcome(lambda: client.private("AddOrder", {}))
         self.assertEqual(UNREACHABLE, order)
+
+    def test_a_signal_in_the_instant_in_which_the_lookup_starts_ends_the_read(self) -> None:
+        start = _thread.start_new_thread
+
+        def interrupted(*arguments: Any) -> None:
+            start(*arguments)
+            time.sleep(0.05)  # Until the thread runs.
+            raise StopRequestedError
+
+        for place, name in ((_thread, "start_new_thread"), (threading, "_start_new_thread")):
+            patch = mock.patch.object(place, name, interrupted)
+            patch.start()
+            self.addCleanup(patch.stop)
+        with self.assertRaises(StopRequestedError):
+            self.client(1).public("Time")
 
     def test_a_signal_ends_a_read_in_the_middle_of_a_slow_lookup(self) -> None:
         self.slow()

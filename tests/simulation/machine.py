@@ -4,6 +4,7 @@ What runs on it is the shipped program, from its commands down; only what the op
 gives is replaced. Waiting costs nothing, and any step may fail or be the process's last.
 """
 
+import _thread
 import contextlib
 import fcntl
 import gc
@@ -102,6 +103,7 @@ class Machine:
             (os, "open", self._open),
             (os, "pipe", self._pipe),
             (threading.Thread, "start", lambda thread: thread.run()),  # What it does takes no time.
+            (_thread, "start_new_thread", lambda run, arguments: run(*arguments)),
             (threading.Thread, "join", lambda *_: None),
             (threading.Thread, "is_alive", lambda _: False),
             (os, "write", self._write),

@@ -16,6 +16,7 @@ from functools import partialmethod
 from itertools import count, islice
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 from krakenbot import clock
 from krakenbot.kraken.transport import UrllibTransport
@@ -87,7 +88,7 @@ def simulated(world: World) -> Iterator[None]:
     world.machine.replace(http.client, "parse_headers", parse_headers)
     world.machine.replace(UrllibTransport, "send", partialmethod(_called, network.send))
     world.machine.replace(clock, "SLICE_S", 30.0)  # Nobody counts how often it shows that it waits.
-    with attached(world):
+    with attached(world), mock.patch.dict(os.environ):
         yield
 
 

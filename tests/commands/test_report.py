@@ -1,5 +1,6 @@
 """The report: whole, self-contained, small, and nothing from outside becomes markup."""
 
+import functools
 import re
 import sqlite3
 import tempfile
@@ -47,6 +48,7 @@ def _path(text: str, kind: str) -> str:
     return found[1]
 
 
+@functools.cache
 def page(count: int = 3000, orders: int = 5, down: int = 0) -> str:
     """Return the page of a bot that was down for an hour from candle `down` on."""
     database = prepare(sqlite3.connect(":memory:", isolation_level=None), Path(":memory:"))

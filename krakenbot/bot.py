@@ -84,7 +84,7 @@ class Bot:
         self.orders = Orders(plan, fingerprint, *parts)
         self._alerts = Alerts(journal, clock, self._emit)
         self.retry = Retry(exchange, journal, clock, self._alerts)
-        self._window = CandleWindow(exchange, clock, plan.interval_s)
+        self._window = CandleWindow(exchange, clock, plan.interval_s, plan.candles_min)
         self._ledger = Ledger(exchange, journal, clock)
         self._books_kept, self._checked = float("-inf"), clock.monotonic()
         self._newest_close: Decimal | None = None

@@ -21,10 +21,14 @@ AHEAD_MAX_S = 5.0  # A candle that starts further in the future is rejected.
 
 
 class CandleWindow:
-    """The finished candles without gaps, kept up to date by requests of a few rows."""
+    """The finished candles without gaps, kept up to date by requests of a few rows.
 
-    def __init__(self, market: Market, clock: Clock, interval_s: int) -> None:
-        self._market, self._clock, self._interval_s = market, clock, interval_s
+    While there are fewer than `needed`, all are requested again: an answer may have been short.
+    """
+
+    def __init__(self, market: Market, clock: Clock, interval_s: int, needed: int = 0) -> None:
+        self._market, self._clock = market, clock
+        self._interval_s, self._needed = interval_s, needed
         self._candles: dict[int, Candle] = {}  # As received, by time, oldest first.
 
     def up_to(self, expected: int) -> Sequence[Candle] | None:
@@ -45,11 +49,13 @@ class CandleWindow:
     def _fetch(self, expected: int) -> None:
         """Request candles from the first recent gap on, else those after the newest known."""
         step_s, known = self._interval_s, max(self._candles, default=0)
+        begin = expected - (ROWS_MAX - 2) * step_s
         if expected - known > (ROWS_MAX // 2) * step_s:
             known, self._candles = 0, {}
-        young = expected - HOLE_YOUNG * step_s
-        holes = (a for a, b in pairwise(self._candles) if b - a > step_s and a >= young)
-        begin = next(holes, known) or expected - (ROWS_MAX - 2) * step_s
+        elif len(self._candles) >= self._needed:
+            young = expected - HOLE_YOUNG * step_s
+            holes = (a for a, b in pairwise(self._candles) if b - a > step_s and a >= young)
+            begin = next(holes, known)
         # One candle more than needed: it is not certain that `since` itself is included.
         rows = self._market.candles(begin - step_s)
         if rows and rows[-1].time > self._clock.now() + AHEAD_MAX_S:

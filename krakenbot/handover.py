@@ -85,7 +85,7 @@ def _price(bot: Bot, position: Position) -> Decimal:
 
 def _next_trades(bot: Bot, held: Decimal) -> Iterator[str]:
     plan, last = bot.plan, bot.journal.get("direction")
-    window = CandleWindow(bot.exchange, bot.clock, plan.interval_s)
+    window = CandleWindow(bot.exchange, bot.clock, plan.interval_s, plan.candles_min)
     signal = plan.strategy(window.up_to(int(bot.clock.now()) - 2 * plan.interval_s + 1) or ())
     if signal.direction is None and last:
         signal = signal._replace(direction=Direction(int(last)))

@@ -119,6 +119,14 @@ class TestWindow(unittest.TestCase):
                     self.assertLessEqual(len(got), 721)
             self.assertLessEqual(market.rows_told[1], 4, "only the rows needed travel")
 
+    def test_after_a_first_answer_that_was_short_all_candles_are_asked_for_again(self) -> None:
+        market = FakeMarket(800)
+        whole, market.candles = market.candles, lambda since: whole(since)[-4:]  # type: ignore
+        kept = CandleWindow(market, FakeClock(), 60, NEEDED)  # type: ignore[arg-type]
+        self.assertEqual(3, len(kept.up_to(candle(799).time) or ()))
+        market.candles, market.running = whole, 801  # type: ignore[method-assign]
+        self.assertGreaterEqual(len(kept.up_to(candle(800).time) or ()), NEEDED)
+
     def test_after_a_long_outage_everything_is_fetched_anew_without_a_hole(self) -> None:
         market = FakeMarket(800)
         kept = window(market, FakeClock())

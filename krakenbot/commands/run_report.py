@@ -202,7 +202,8 @@ def _headline(report: RunReport) -> str:
 
 
 def _won(amount: float, quote: str) -> str:
-    return f"{'won' if amount > 0 else 'lost'} {money(abs(amount), quote)}"
+    word = "won" if amount > 0 else "lost" if amount else "made"
+    return f"{word} {money(abs(amount), quote)}"
 
 
 def _facts(report: RunReport, rounds: Sequence[RoundTrip]) -> dict[str, str]:

@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 from krakenbot import config
-from krakenbot.commands import UsageError
+from krakenbot.commands import UsageError, run_report
 from krakenbot.commands.chart import COLUMNS, Fill
 from krakenbot.commands.page import heat_map, table
 from krakenbot.commands.report import report_of
@@ -109,6 +109,9 @@ class ReportTest(unittest.TestCase):
             "lost 91.40 USD, 9.14 % of the account. Trading itself won 8.80 USD", words[1]
         )
         self.assertIn("Holding would have won 0.0049 USD", words[1])
+
+    def test_a_result_of_nothing_is_no_loss(self) -> None:
+        self.assertEqual("made 0.00 USD", run_report._won(0.0, "USD"))
 
     def test_drawdown_return_and_holding_are_in_percent(self) -> None:
         text = page()

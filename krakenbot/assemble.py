@@ -92,7 +92,7 @@ def assemble(
     adopts: bool = False,
     makes_journal: bool = True,
 ) -> Parts:
-    """Return the parts of `config.mode`; ConfigError when one of them cannot be had.
+    """Return the parts of `config.mode`; ConfigError when one of them cannot be made.
 
     `live` is the option --live, without which no order can be sent. The exchange is asked for its
     ids of pair and account if they are not known yet; LaterError when that fails for too long.

@@ -61,7 +61,7 @@ def _arguments(module: ModuleType, command: str, words: list[str]) -> argparse.N
     parser = argparse.ArgumentParser(
         prog=f"krakenbot {command}",
         description=COMMANDS[command][1],
-        epilog=f"--config FILE is taken before and after the command.\nexample: {example}",
+        epilog=f"--config FILE may stand before or after the command.\nexample: {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

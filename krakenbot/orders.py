@@ -363,8 +363,8 @@ class Orders:
     def _contradiction(self, held: Decimal, explained: Decimal) -> StopError:
         """Halt with both numbers, and return the error that ends the bot."""
         why = (
-            ": closed, opened or liquidated by someone else? Look, then `run --adopt` to go on "
-            "with what is held"
+            ": closed, opened or liquidated by someone else? Check, then `run --adopt` to "
+            "continue with what is held"
         )
         if not self._plan.leverage:
             earning = earn_balances(self._exchange.balances(), self._market.rules.base)

@@ -97,7 +97,7 @@ class Client:
                 if pause_s is None:
                     raise KeyRefusedError(
                         f"Kraken keeps refusing nonces ({error}): another program uses this key, "
-                        "or it has seen larger nonces. Give each program a key of its own",
+                        "or it has seen larger nonces. Give each program its own key",
                         nonce=True,
                     ) from error
                 log.warning("nonce refused, retrying in %s s: %s", pause_s, error)
@@ -216,7 +216,7 @@ ADVICE = {
 
 
 def raise_verdict(method: str, failures: Sequence[str]) -> NoReturn:
-    """Raise the error that stands for a list of Kraken's error strings."""
+    """Raise the error for a list of Kraken's error strings."""
     verdict, cause = min((_verdict(failure) for failure in failures), key=lambda found: found[0])
     advice = {text for start, text in ADVICE.items() if any(f.startswith(start) for f in failures)}
     text = f"{method}: {'; '.join([*failures, *sorted(advice)])}"

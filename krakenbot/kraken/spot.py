@@ -67,7 +67,7 @@ class Spot:
         self._placed = ("", "")  # The newest order's client order id and exchange order id.
 
     def through(self, client: Methods) -> "Spot":
-        """Return the same pair, with what is known of it, through another client."""
+        """Return a copy, with the rules read so far, that uses another client."""
         other = copy(self)
         other._client = client
         return other

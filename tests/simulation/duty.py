@@ -41,6 +41,7 @@ class Duty:
         self.target = 0
         self.decided_at = self.told_at = world.time
         self.woke_at = float("-inf")  # When the machine slept last.
+        self.halted_at = float("-inf")  # When a person last looked at a halt.
 
     def back_s(self) -> float:
         """Return how long after the last fault the bot must be back on target.
@@ -128,7 +129,9 @@ class Duty:
         if not before and re.search(STALE, self.reason):
             self.was_stale = True  # It read the pair's rules in the storm; soon it knows better.
             return
-        excuse = re.search("|".join(HELD_BACK), self.reason)
+        excuse: object = re.search("|".join(HELD_BACK), self.reason)
+        if "ordered once in this candle" in self.reason:  # What it opened was closed by a halt.
+            excuse = excuse or self.halted_at >= candle + world.interval_s
         least = Decimal(world.api.listing[world.setting.pair]["ordermin"])
         is_fresh = self.decided_at > world.storms.calm_from + FRESH_S  # It knows the rules now.
         is_whole = abs(own - world.size * self.target) >= least

@@ -155,6 +155,7 @@ class People:
         world, chance = self.world, self.random.random
         world.note("halt", str(error))
         self._check(error)
+        world.duty.halted_at = world.time
         if chance() < 0.3:
             self._check_stays_halted()
         world.pass_time(self.random.choice((30, 300, 1800)) * chance() + 1)

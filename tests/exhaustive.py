@@ -127,7 +127,8 @@ class Scripted(Trouble):
                 self.lag_s = 0.0
         if word in ("unseen", "untold"):  # By any view of orders; and by that of trades as well.
             self.dark = ORDER_VIEWS if word == "unseen" else ALL_VIEWS
-            self.dark_from, self.lab.storms.dark = self.api.now(), True
+            # A little earlier, since the times of orders are rounded.
+            self.dark_from, self.lab.storms.dark = self.api.now() - 0.001, True
             self._pass(name, request)
             raise ConnectionResetError("reset")
         if word == "dead-view":

@@ -22,9 +22,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from krakenbot.errors import RefusedError
 from krakenbot.model import ZERO
 from krakenbot.pairs import PairRules
 from krakenbot.simulated.feed import Row, Series
@@ -42,6 +44,9 @@ RISING = 40  # Candles that rise; those after them fall.
 ON_TARGET_S = 1500.0  # So long after the reversal is due, it must have been made.
 STARTS_MAX = 40
 DEAD_S = 5400.0  # So long one view is refused.
+SLEEP_S = 200.0
+SPREAD_S, SPREAD_TICKS = 30.0, 20000
+BACK_S = 20.0  # So far the host's clock goes back; nothing is opened when it is 30 s off.
 RULES_S = 2400.0  # How long the smallest order is larger than the bot's.
 PROGRESS_S = 30.0
 EACH_MAX = 2  # Of requests that repeat themselves, the first ones and the last are tried.
@@ -58,11 +63,12 @@ ORDER = (
     *("rate", "margin", "pool", "partial", "service", "unknown", "nonce", "key", "lockout"),
     *("cancel_only", "death-before", "death-after", "unseen", "untold"),
     *("dead-addresses", "half", "death-deleted", "death-stuck-deleted", "death-backup", "rules"),
+    *("hands", "sleep", "death-clock"),
 )
 # Without one of these no halt is called for.
 MAY_HALT = (
     *("disk", "disk-done", "key", "lockout", "unseen", "untold", "death-deleted"),
-    *("death-stuck-deleted", "death-backup"),
+    *("death-stuck-deleted", "death-backup", "hands"),
 )
 WRITE = ("death-before", "death-after", "disk", "disk-done")
 # As the second of two faults: one of each sort, deaths around writes and orders only.
@@ -139,6 +145,21 @@ class Scripted(Trouble):
             self.api.markets.relist(self.lab.setting.pair, ordermin="1")
             self._later(RULES_S, RULES_S, self._restore_rules)
             self.lab.end += RULES_S + 3600  # The pause after a close below the minimum.
+            return self._pass(name, request)
+        if word == "hands":  # Somebody else closes the position.
+            with contextlib.suppress(RefusedError):
+                self.api.controls["position"]({"pair": self.lab.rules.altname, "close": True})
+            self.lab.truth.look()
+            return self._pass(name, request)
+        if word == "sleep":
+            self.lab.storms.sleep(SLEEP_S)
+            self.lab.end += SLEEP_S
+            return self._pass(name, request)
+        if word == "spread":  # It is too wide for so short that the same candle is traded on.
+            self.api.spread = SPREAD_TICKS
+            self._later(SPREAD_S, SPREAD_S, partial(setattr, self.api, "spread", 0))
+            since = max(self.api.now(), self.lab.turns_at)
+            self.lab.end = min(self.lab.end, since + 0.8 * INTERVAL_S)
             return self._pass(name, request)
         if word.startswith("death"):
             answer = None
@@ -297,12 +318,16 @@ def _live(lab: Lab) -> str:
                 lab.people.lose_journal(lab.loses)
             else:
                 lab.truth.recount()
+            if lab.loses == "clock":
+                lab.wall_off = -BACK_S
             lab.loses = ""
             lab.time += 3
         except Ended as error:
             if error.code in (76, 77):
                 lab.truth.check_reason(str(error).removeprefix("halted: "), error.code)
                 lab.halted = str(error)
+                with contextlib.suppress(Over):
+                    lab.people.check_stays_halted()
                 return f"halted {error.code}"
             lab.expect(error.code == 75 or lab.disk_failed_at > 0, "ends for a reason", str(error))
             lab.time += 5
@@ -311,6 +336,8 @@ def _live(lab: Lab) -> str:
     lab.truth.verify()
     text = f"{lab.truth.own} is held at {lab.time - lab.turns_at:.0f} s: {lab.duty.reason}"
     lab.expect(lab.is_on_target(), "back on target", text)
+    unseen = "hands" in lab.plan.values() and lab.truth.foreign
+    lab.expect(not unseen, "foreign trades halt", f"nobody has seen {unseen}")
     return "on target"
 
 
@@ -412,6 +439,28 @@ def shares(root: str, every: int) -> list[Share]:
     return found
 
 
+def replay(text: str, folder: Path, show: bool = False) -> Outcome:
+    """Run faults that are written like `two-step:AddOrder#2=html,OpenOrders=lag`.
+
+    Each happens at the point of that number, or at the first one of that name after the fault
+    before it; `#2` is the second one.
+    """
+    variant, _, faults = text.partition(":")
+    plan: Plan = ()
+    outcome = run(variant, folder, plan)
+    for fault in filter(None, faults.split(",")):
+        place, _, word = fault.partition("=")
+        name, _, number = place.partition("#")
+        after = plan[-1][0] if plan else -1
+        fit = [point.index for point in outcome.points if point.name == name]
+        fit = [int(name)] if name.isdigit() else [index for index in fit if index > after]
+        if len(fit) < int(number or 1):
+            return outcome
+        plan = (*plan, (fit[int(number or 1) - 1], word))
+        outcome = run(variant, folder, plan)
+    return run(variant, folder, plan, show) if show else outcome
+
+
 def find(plant: Callable[[], None], *, pairs: bool = False) -> str:
     """Return the first violation of a planted defect; nothing if none.
 
@@ -440,7 +489,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--sample", action="store_true", help="every fifth pair")
     parser.add_argument("--singles", action="store_true", help="no pairs")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--replay", metavar="PLAN", help="two-step:12=lost-after,15=lag")
+    parser.add_argument("--replay", metavar="PLAN", help="two-step:AddOrder#2=html,60=lag")
     parser.add_argument("--first", action="store_true", help="end with the first violation")
     chosen = parser.parse_args(arguments)
     root, began = scratch(), time.monotonic()
@@ -449,10 +498,7 @@ def main(arguments: list[str]) -> int:
     wrong: list[str] = []
     try:
         if chosen.replay:
-            variant, _, text = chosen.replay.partition(":")
-            faults = (part.split("=") for part in text.split(",") if part)
-            plan = tuple((int(index), word) for index, word in faults)
-            print(*run(variant, Path(root) / "replay", plan, show=True)[1:])
+            print(*replay(chosen.replay, Path(root) / "replay", show=True)[1:])
             return 0
         work = shares(root, 0 if chosen.singles else 5 if chosen.sample else 1)
         with multiprocessing.Pool(chosen.jobs, _begin, (root,), maxtasksperchild=200) as pool:

@@ -157,7 +157,7 @@ class People:
         self._check(error)
         world.duty.halted_at = world.time
         if chance() < 0.3:
-            self._check_stays_halted()
+            self.check_stays_halted()
         world.pass_time(self.random.choice((30, 300, 1800)) * chance() + 1)
         how = 0.15 if "loss since" in str(error) else chance()
         for _ in range(50):
@@ -184,7 +184,7 @@ class People:
         if error.code in (76, 77):
             self.world.truth.check_reason(_bare(str(error)), error.code)
 
-    def _check_stays_halted(self) -> None:
+    def check_stays_halted(self) -> None:
         """Start again without a look: what was halted must say so and send nothing."""
         world = self.world
         if not world.meta("halted"):

@@ -70,7 +70,7 @@ class Storms:
             usual = world.duty.back_s()
             self.due = world.time + usual * choice((0.5, 1.1, 1.5)) + 200 * chance()
         elif chance() < 0.04 and self.strikes("sleep"):
-            self._sleep(choice((20, 600, 7200)) * chance())
+            self.sleep(choice((20, 600, 7200)) * chance())
             self.due = world.time + 600 * chance()
         elif chance() < 0.12 and not world.setting.alone:
             if self.strikes("hands"):
@@ -118,7 +118,7 @@ class Storms:
         if chance() < 0.2 and self.strikes("wall clock"):
             world.wall_off = choice((-7200, -40, -3, -0.5, 0.7, 4, 45, 9000)) * chance()
         if chance() < 0.05 and self.strikes("sleep"):
-            self._sleep(choice((20, 600, 7200)) * chance())
+            self.sleep(choice((20, 600, 7200)) * chance())
         if chance() < 0.15 and self.strikes("spread"):
             world.api.spread = choice((1, 20, 20000))
             world.api.slippage = choice((0, 3, 30))
@@ -129,7 +129,7 @@ class Storms:
         world.note("storm", f"{chances} lag={lag}")
         self.set_alarm()
 
-    def _sleep(self, seconds: float) -> None:
+    def sleep(self, seconds: float) -> None:
         """The whole machine sleeps: time passes, but the monotonic clock stands still."""
         self.world.note("sleep", f"{seconds:.0f} s")
         self.world.slept += seconds

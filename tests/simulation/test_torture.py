@@ -89,22 +89,15 @@ class TestTorture(unittest.TestCase):
 
 
 class TestPairsOfFaults(unittest.TestCase):
-    def run_with(self, *faults: tuple[str, str]) -> exhaustive.Outcome:
-        """Let each fault happen at the first request of its method after the one before."""
-        plan: exhaustive.Plan = ()
+    def replay(self, faults: str) -> exhaustive.Outcome:
         with tempfile.TemporaryDirectory(dir=scratch()) as folder:
-            for name, kind in faults:
-                points = exhaustive.run("two-step", Path(folder) / "run", plan).points
-                after = plan[-1][0] if plan else -1
-                index = next(p.index for p in points if p.name == name and p.index > after)
-                plan = (*plan, (index, kind))
-            return exhaustive.run("two-step", Path(folder) / "run", plan)
+            return exhaustive.replay(f"two-step:{faults}", Path(folder) / "run")
 
     def test_an_order_whose_answer_was_lost_is_found_and_not_sent_again(self) -> None:
-        self.assertEqual("on target", self.run_with(("AddOrder", "lost-after")).end)
+        self.assertEqual("on target", self.replay("AddOrder=lost-after").end)
 
     def test_an_order_that_only_one_view_shows_yet_is_no_trade_of_somebody_else(self) -> None:
-        outcome = self.run_with(("AddOrder", "death-after"), ("ClosedOrders", "lag"))
+        outcome = self.replay("AddOrder=death-after,ClosedOrders=lag")
         self.assertEqual("on target", outcome.end, outcome.text)
 
 

@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
@@ -459,29 +459,6 @@ def replay(text: str, folder: Path, show: bool = False) -> Outcome:
         plan = (*plan, (fit[int(number or 1) - 1], word))
         outcome = run(variant, folder, plan)
     return run(variant, folder, plan, show) if show else outcome
-
-
-def find(plant: Callable[[], None], *, pairs: bool = False) -> str:
-    """Return the first violation of a planted defect; nothing if none.
-
-    It is looked for with one fault anywhere; or with an order's fault and one more after it.
-    """
-    root = scratch()
-    try:
-        work = shares(root, int(pairs))
-        plant()
-        shares(root, 0)  # Is there a violation without any fault?
-        _begin(root)
-        for share in work:
-            if not pairs or share.name == "AddOrder":
-                _, wrong = explore(share)
-                if wrong:
-                    return wrong[0]
-    except SystemExit as error:
-        return str(error)
-    finally:
-        shutil.rmtree(root, ignore_errors=True)
-    return ""
 
 
 def main(arguments: list[str]) -> int:

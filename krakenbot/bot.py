@@ -78,7 +78,6 @@ class Bot:
         """
         self.plan, self.exchange, self.journal, self.clock = plan, exchange, journal, clock
         self._on_event, self._checks = on_event, checks
-        self.has_started = False  # Whether all checks have run.
         self.market = MarketState(plan, exchange, clock, journal)
         parts = self.market, exchange, journal, clock, self._emit
         self.orders = Orders(plan, fingerprint, *parts)
@@ -134,7 +133,7 @@ class Bot:
             if reason := self.retry(part, patience_s):
                 limits = self.plan.limits._replace(close_only=reason)
                 self.plan = self.plan._replace(limits=limits)
-        self.has_started = True
+        self.retry.has_started = True
 
     def _keep_books(self, left_s: float = CHECK_MAX_S) -> None:
         """Book the charges in the exchange's ledger, if that is due and `left_s` is long enough.

@@ -25,7 +25,7 @@ class Retry:
     def __init__(self, exchange: Exchange, journal: Journal, clock: Clock, alerts: Alerts) -> None:
         self._exchange, self._journal = exchange, journal
         self._clock, self._alerts = clock, alerts
-        self._has_worked = False  # Whether any action has succeeded in this process.
+        self.has_started = False  # Whether the bot has run all its checks in this process.
 
     def __call__(self, action: Callable[[], T], patience_s: float = float("inf")) -> T:
         """Return the action's result; LaterError if it fails for longer than `patience_s`."""
@@ -35,7 +35,6 @@ class Retry:
             except KeyRefusedError as error:
                 self._wait_out_refused_key(error)
             else:
-                self._has_worked = True
                 self._alerts.update("waiting", "")
                 self._alerts.update("key", "")
                 return result
@@ -47,11 +46,11 @@ class Retry:
         """Wait some minutes and try the key again; raise the error if it is still refused.
 
         No private request is sent meanwhile, because each one prolongs a lockout. There is no
-        second try when nothing is held, no order is open and no action has succeeded yet.
+        second try at the start of a bot that holds nothing and has no open order.
         Source: support.kraken.com 360001491786, "API error messages".
         """
         is_needed = self._journal.account().held or self._journal.open_intents()
-        if error.lasting or not (is_needed or self._has_worked):
+        if error.lasting or not (is_needed or self.has_started):
             raise error
         self._alerts.update("key", f"{error}; trying it again in some minutes")
         for pause_s in (LOCKOUT_S,) if error.lockout else KEY_PAUSES_S:

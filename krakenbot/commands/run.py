@@ -89,7 +89,7 @@ def _trade(config: Config, parts: Parts, notifier: Notifier, once: bool) -> None
     except FlattenRequestedError:
         parts.clock.progress = notifier.alive
         log.warning("flattening, as `krakenbot flatten` asks")
-        checks = () if parts.bot.has_started else parts.checks
+        checks = () if parts.bot.retry.has_started else parts.checks
         flatten(parts.bot, BY_HAND, config.exchange.patience, checks)
         raise StopError(f"{BY_HAND}; `krakenbot resume` lets it trade again") from None
 

@@ -406,7 +406,7 @@ class TestOrdinaryTicks(BotTest):
         bot = self.bot()
         bot._checks = [partial(check, []), partial(check, [])]
         bot.run(once=True, patience_s=300)
-        self.assertTrue(bot.has_started)
+        self.assertTrue(bot.retry.has_started)
 
     def test_waiting_for_more_than_five_minutes_is_told_once_again_daily_and_when_over(
         self,
@@ -695,6 +695,15 @@ class TestRefused(BotTest):
         self.assertEqual([60, 180, 300], gaps)
         told = [event for event in self.events if event.kind == "warning"]
         self.assertIn("EAPI:Invalid key", told[0].text)
+
+    def test_a_key_refused_at_the_start_of_a_bot_that_holds_nothing_ends_it_at_once(self) -> None:
+        def refuse() -> None:
+            raise KeyRefusedError("EAPI:Invalid key")
+
+        bot = Bot(self.plan, self.exchange, self.journal, self.clock, "abc", checks=(refuse,))
+        began = self.clock.time
+        self.stopped(bot.run, 77)
+        self.assertLess(self.clock.time - began, 1)
 
     def test_a_lockout_while_the_key_is_asked_about_lengthens_the_pause(self) -> None:
         bot, asked = self.once(), list[float]()

@@ -631,6 +631,10 @@ class CommandTest(unittest.TestCase):
                 self.assertEqual(process.wait(5), 0)
 
     def test_wrong_options_end_with_two(self) -> None:
+        before = signal.pthread_sigmask(
+            signal.SIG_BLOCK, ()
+        )  # The command blocks those that end it.
+        self.addCleanup(signal.pthread_sigmask, signal.SIG_SETMASK, before)
         for options in (
             ["--feed", "csv:/nowhere_1.csv"],
             ["--speed", "0"],

@@ -8,6 +8,7 @@ from unittest import mock
 
 from krakenbot.exchange import Market
 from krakenbot.simulated import feed
+from krakenbot.simulated.api import Sandbox
 
 
 def short_histories() -> None:
@@ -15,6 +16,12 @@ def short_histories() -> None:
     patch = mock.patch.object(feed, "HISTORY", 10 * 1440)
     patch.start()
     unittest.addModuleCleanup(patch.stop)
+
+
+def begin_candle(sandbox: Sandbox) -> None:
+    """Move a sandbox's clock to where its next candle of four hours begins."""
+    step_s = 240 * 60
+    sandbox.api.controls["clock"]({"advance": step_s - sandbox.api.now() % step_s})
 
 
 class Answers:

@@ -24,6 +24,7 @@ from urllib.parse import parse_qsl
 from krakenbot import cli, log
 from krakenbot.simulated import api as server
 from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
+from tests.markets import begin_candle
 
 SIGNS_MAX_S = 60.0  # The exchange's own limit of requests may hold up a row of starts.
 # Waits for the exchange are short, and a second that a busy machine takes is still no minute.
@@ -51,6 +52,7 @@ class Gate:
     def __init__(self, speed: float = SPEED, key: str = SANDBOX_KEY, secret: str = SANDBOX_SECRET):
         self.speed = speed
         self.sandbox = server.Sandbox("random:5", speed, key=key, secret=secret)
+        begin_candle(self.sandbox)
         self.sent: list[tuple[str, dict[str, str]]] = []
         self.edit: Callable[[str, bytes], bytes] = lambda path, answer: answer
         gate = self

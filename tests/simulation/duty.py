@@ -22,7 +22,6 @@ HELD_BACK = (
     "left alone below",
     "max_loss",
     "waiting for a turn",
-    "last tenth",
 )
 
 

@@ -25,9 +25,8 @@ from krakenbot.simulated import api
 from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
 from tests import slow
 from tests.logs import silence
-from tests.markets import short_histories
+from tests.markets import begin_candle, short_histories
 
-SPEED = 1000.0
 SIZE = Decimal("0.01")
 KEYS = {"KRAKEN_API_KEY": SANDBOX_KEY, "KRAKEN_API_SECRET": SANDBOX_SECRET}
 
@@ -37,14 +36,17 @@ def setUpModule() -> None:
 
 
 class FrontDoor(unittest.TestCase):
+    speed = 1000.0
+
     def setUp(self) -> None:
         silence(self)
         folder = tempfile.TemporaryDirectory()
         self.addCleanup(folder.cleanup)
         self.folder = Path(folder.name)
         self.state = self.folder / "state"
-        self.sandbox = api.Sandbox("random:5", SPEED)
+        self.sandbox = api.Sandbox("random:5", self.speed)
         self.addCleanup(self.sandbox.close)
+        begin_candle(self.sandbox)
         environ = mock.patch.dict(os.environ, KEYS)
         environ.start()
         self.addCleanup(environ.stop)
@@ -60,7 +62,7 @@ class FrontDoor(unittest.TestCase):
             entry="now",
             strategy=StrategyTable(name="file", file=rule),
             state_directory=self.state,
-            exchange=ExchangeTable(url=self.sandbox.url, clock_speed=SPEED, timeout=120.0),
+            exchange=ExchangeTable(url=self.sandbox.url, clock_speed=self.speed, timeout=120.0),
             risk=RiskTable(max_fee_percent_per_day=Decimal(1000)),
         )
 
@@ -162,6 +164,26 @@ class TestSpelling(FrontDoor):
         self.assertEqual([SIZE], self.bought())
 
 
+class TestLostJournal(FrontDoor):
+    speed = 100.0  # A start takes less than the two minutes that it looks back.
+
+    def test_orders_of_a_lost_journal_s_last_minutes_stop_a_new_one_though_nothing_is_held(
+        self,
+    ) -> None:
+        self.run_once(leverage=2, entry="next-turn")
+        traded = {"pair": "XBTUSD", "side": "buy", "volume": SIZE, "leverage": 2}
+        for wish in (traded, {"pair": "XBTUSD", "close": True}):
+            self.sandbox.api.controls["position"](wish)
+        for path in self.state.glob("*.db*"):
+            path.unlink()
+        no_view = mock.patch.object(Spot, "position", side_effect=RefusedError("no"))
+        with no_view, self.assertRaisesRegex(StopError, "does not know"):
+            self.run_once(leverage=2)
+        self.assertEqual(2, len(self.bought()))
+        with self.assertRaisesRegex(StopError, "halted"):
+            self.run_once(leverage=2)
+
+
 class TestCurrent(FrontDoor):
     """Before anything is sent, all trades since the newest record are known."""
 
@@ -204,22 +226,6 @@ class TestCurrent(FrontDoor):
                 journal.close()
                 self.run_once()  # Of the same candle: it finds its order, and sends none.
                 self.assertEqual([SIZE], self.bought())
-
-    def test_orders_of_a_lost_journal_s_last_minutes_stop_a_new_one_though_nothing_is_held(
-        self,
-    ) -> None:
-        self.run_once(leverage=2, entry="next-turn")
-        traded = {"pair": "XBTUSD", "side": "buy", "volume": SIZE, "leverage": 2}
-        for wish in (traded, {"pair": "XBTUSD", "close": True}):
-            self.sandbox.api.controls["position"](wish)
-        for path in self.state.glob("*.db*"):
-            path.unlink()
-        no_view = mock.patch.object(Spot, "position", side_effect=RefusedError("no"))
-        with no_view, self.assertRaisesRegex(StopError, "does not know"):
-            self.run_once(leverage=2)
-        self.assertEqual(2, len(self.bought()))
-        with self.assertRaisesRegex(StopError, "halted"):
-            self.run_once(leverage=2)
 
     def test_a_journal_that_is_current_is_not_waited_for(self) -> None:
         self.hold()

@@ -147,12 +147,6 @@ class TestFlatten(HandoverTest):
         self.assert_ends(done, 0)
         self.assertIn("the bot holds no XBT of its own", done.out)
 
-    def test_without_the_second_word_nothing_is_sent(self) -> None:
-        gate = self.held(UPWARD)
-        sent = len(gate.sent)
-        self.assert_ends(self.run_it(gate, "flatten", **UPWARD), 78, "--live")
-        self.assertEqual(sent, len(gate.sent))
-
     @slow
     def test_from_another_folder_it_does_not_report_success_about_an_open_position(self) -> None:
         for settings in (UPWARD, SPOT):
@@ -298,8 +292,9 @@ class TestFlatten(HandoverTest):
         self.assertEqual((2, 0), (len(gate.orders), gate.position))
 
     def test_who_stops_waiting_takes_the_request_back(self) -> None:
-        self.held(UPWARD)
-        path = self.journal()
+        self.state.mkdir()
+        path = self.state / "live.db"
+        open_journal(path).close()
         lock = Lock(path.with_suffix(".lock"), "it")
         self.addCleanup(lock.close)
         with (

@@ -345,21 +345,6 @@ class TestTrading(ProgramTest):
         self.assert_ends(self.run_it(gate, "run", "--live", "--once", **wide), 0)
         self.assertEqual(abs(gate.position), D("0.01"))
 
-    @slow
-    def test_flatten_closes_and_only_resume_lets_it_trade_again(self) -> None:
-        gate = self.gate()
-        self.assert_ends(self.run_it(gate, "run", "--live", "--once", **LIVE), 0)
-        self.assertNotEqual(gate.position, 0)
-        self.assert_ends(self.run_it(gate, "flatten", "--live", **LIVE), 0)
-        self.assertEqual(gate.position, 0)
-        self.assertTrue(gate.orders[-1]["reduce_only"])
-        gate.pass_candle()
-        self.assert_ends(self.run_it(gate, "run", "--live", "--once", **LIVE), 76, "by hand")
-        self.assertEqual(len(gate.orders), 2)
-        self.assert_ends(self.run_it(gate, "resume", **LIVE), 0)
-        self.assert_ends(self.run_it(gate, "run", "--live", "--once", **LIVE), 0)
-        self.assertEqual(len(gate.orders), 3)
-
 
 class TestWithoutRisk(ProgramTest):
     """Paper and validate: nothing that reaches the exchange can trade."""

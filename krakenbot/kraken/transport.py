@@ -92,6 +92,9 @@ class UrllibTransport(urllib.request.AbstractHTTPHandler):
 
 
 class _Response(http.client.HTTPResponse):
+    # A signal may leave a response without it, about which Python 3.13 and newer complain.
+    fp = None  # type: ignore[assignment]
+
     def begin(self) -> None:
         """Read status and headers; interim answers (1xx) before them are skipped."""
         super().begin()

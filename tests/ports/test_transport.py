@@ -10,6 +10,7 @@ import signal
 import socket
 import ssl
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -496,12 +497,14 @@ class TestNames(Wire):
             time.sleep(0.05)  # Until the thread runs.
             raise StopRequestedError
 
-        for place, name in ((_thread, "start_new_thread"), (threading, "_start_new_thread")):
-            patch = mock.patch.object(place, name, interrupted)
-            patch.start()
-            self.addCleanup(patch.stop)
-        with self.assertRaises(StopRequestedError):
+        patch = mock.patch.object(_thread, "start_new_thread", interrupted)
+        with patch, self.assertRaises(StopRequestedError):
             self.client(1).public("Time")
+
+    def test_a_signal_in_the_instant_before_an_answer_is_opened_leaves_no_traceback(self) -> None:
+        with mock.patch.object(sys, "unraisablehook") as said:
+            transport._Response.__new__(transport._Response)
+        said.assert_not_called()
 
     def test_a_signal_ends_a_read_in_the_middle_of_a_slow_lookup(self) -> None:
         self.slow()

@@ -102,10 +102,10 @@ def main(words: list[str]) -> int:
             return 0
         print(f"{known!r} does not show it any more", flush=True)
     looked_at = [*places(defect)]
-    with one_process_each() as pool:
+    with one_process_each() as pool, one_process_each() as checking:
         found_there = pool.imap(partial(verdict, defect=defect), looked_at)
         for where, found in zip(looked_at, found_there, strict=True):
-            if found and not pool.apply(verdict, (where,)):
+            if found and not checking.apply(verdict, (where,)):
                 print(f"to be written down: {where!r}: {found}")
                 return 0
     print("nothing found")

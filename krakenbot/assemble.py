@@ -25,7 +25,7 @@ from krakenbot.kraken.spot import Spot
 from krakenbot.kraken.transport import UrllibTransport
 from krakenbot.lock import Lock, Nonces
 from krakenbot.model import KeyInfo
-from krakenbot.retry import retry
+from krakenbot.retry import KEY_PAUSES_S, retry
 from krakenbot.risk import FEE_RATE_ASSUMED
 
 
@@ -119,7 +119,8 @@ def assemble(
         owner, info = startup.learn(config, spot, key_name if credentials else "")
         return owner, info, identity.place_of(config, owner, partial(_pair_of, config, client))
 
-    owner, info, path = retry(find_journal, clock, config.exchange.patience)
+    pauses_s = KEY_PAUSES_S if identity.has_journals(config) else ()  # Something may be held.
+    owner, info, path = retry(find_journal, clock, config.exchange.patience, key_pauses_s=pauses_s)
     locks.append(Lock(path.with_suffix(".lock"), f"the {config.mode} journal of {config.pair}"))
     is_new = not path.exists()
     journal = open_journal(path if makes_journal or not is_new else None)

@@ -112,6 +112,11 @@ def claim(config: Config, journal: Journal, path: Path, identity: Identity) -> N
         remember(config, "journal", path.stem, owner)
 
 
+def has_journals(config: Config) -> bool:
+    """Return whether any journal of this mode and exchange exists here, whoever it belongs to."""
+    return any(exists(path) for path, _ in _known(config, lambda spelling: ""))
+
+
 def find(config: Config) -> Path | None:
     """Return the path of this configuration's journal without asking the exchange, or None.
 

@@ -1,6 +1,6 @@
 """Retrying while the exchange cannot be reached or refuses the key, and alerts about that."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from krakenbot import log
@@ -70,16 +70,24 @@ def retry(
     clock: Clock,
     patience_s: float,
     on_failure: Callable[[str], None] = lambda text: None,
+    key_pauses_s: Sequence[float] = (),
 ) -> T:
     """Return the action's result, retrying with backoff while it raises ExchangeError.
 
     Raises LaterError when it keeps failing for longer than `patience_s`. `on_failure` gets a text
-    at each failure.
+    at each failure. A refused key is tried again after each of `key_pauses_s`.
     """
+    pauses = iter(key_pauses_s)
     began, logged, pause_s = float("inf"), float("-inf"), 1.0
     while True:
         try:
             return action()
+        except KeyRefusedError as error:
+            key_pause_s = next(pauses, None)
+            if key_pause_s is None:
+                raise
+            log.warning("key refused, trying it again in some minutes reason=%s", error)
+            clock.wait(LOCKOUT_S if error.lockout else key_pause_s)
         except ExchangeError as error:
             now = clock.monotonic()
             began = min(began, now)

@@ -16,7 +16,7 @@ from unittest import mock
 from krakenbot import identity
 from krakenbot.assemble import assemble
 from krakenbot.config import Config, ExchangeTable, RiskTable, StrategyTable
-from krakenbot.errors import ConfigError, RefusedError, StopError
+from krakenbot.errors import ConfigError, KeyRefusedError, RefusedError, StopError
 from krakenbot.journal_file import open_journal
 from krakenbot.kraken.spot import Spot
 from krakenbot.model import ZERO, Purpose, Side
@@ -162,6 +162,29 @@ class TestSpelling(FrontDoor):
         with self.assertRaisesRegex(StopError, "XXBTZUSD"):
             self.run_once()
         self.assertEqual([SIZE], self.bought())
+
+
+class TestRefusedKey(FrontDoor):
+    @slow
+    def test_where_a_bot_has_run_a_key_that_is_refused_once_is_tried_again(self) -> None:
+        self.hold()
+        (self.state / "index.json").unlink()  # So that the key's account must be asked for.
+        ask, refusals = Spot.key_info, [KeyRefusedError("EAPI:Invalid key")]
+
+        def refused_once(spot: Spot) -> Any:
+            if refusals:
+                raise refusals.pop()
+            return ask(spot)
+
+        with mock.patch.object(Spot, "key_info", refused_once):
+            self.run_once()
+        self.assertEqual([SIZE], self.bought())
+
+    def test_where_none_has_run_a_refused_key_ends_it_at_once(self) -> None:
+        refused = mock.patch.object(Spot, "key_info", side_effect=KeyRefusedError("no"))
+        with refused as asked, self.assertRaises(KeyRefusedError):
+            self.run_once()
+        self.assertEqual(1, asked.call_count)
 
 
 class TestLostJournal(FrontDoor):

@@ -129,8 +129,12 @@ class Duty:
             self.was_stale = True  # It read the pair's rules in the storm; soon it knows better.
             return
         excuse: object = re.search("|".join(HELD_BACK), self.reason)
-        if "ordered once in this candle" in self.reason:  # What it opened was closed by a halt.
-            excuse = excuse or self.halted_at >= candle + world.interval_s
+        if "ordered once for this candle" in self.reason:
+            # What it opened was closed by a halt, or it was filled in part only.
+            partly = world.raw(
+                "SELECT 1 FROM intents WHERE candle = ? AND outcome = 'canceled'", candle
+            )
+            excuse = excuse or self.halted_at >= candle + world.interval_s or partly
         least = Decimal(world.api.listing[world.setting.pair]["ordermin"])
         is_fresh = self.decided_at > world.storms.calm_from + FRESH_S  # It knows the rules now.
         is_whole = abs(own - world.size * self.target) >= least

@@ -1180,9 +1180,11 @@ class TestDeath(BotTest):
     ) -> None:
         self.check_every_death(["fill", "fill"])
 
+    @slow
     def test_the_same_is_true_when_the_answer_is_lost_as_well(self) -> None:
         self.check_every_death(["lost", "hang"])
 
+    @slow
     def test_the_same_is_true_of_a_turn_in_one_order(self) -> None:
         self.check_every_death(["lost"], one_order=True)
 

@@ -132,6 +132,8 @@ class Storms:
     def sleep(self, seconds: float) -> None:
         """The whole machine sleeps: time passes, but the monotonic clock stands still."""
         self.world.note("sleep", f"{seconds:.0f} s")
+        if self.calm_from > self.world.time:  # A pause under way lasts longer by as much.
+            self.calm_from += seconds
         self.world.slept += seconds
         self.world.time += seconds
         self.world.duty.woke_at = self.world.time

@@ -46,6 +46,7 @@ class Write(Enum):
     ACCEPTED = "that the exchange has accepted it"
     FILL = "its outcome and its fill"
     REFUSAL = "that it was refused or not sent, and why"
+    REOPENED = "that its outcome is unknown again"
 
 
 class Do(Enum):
@@ -93,6 +94,11 @@ def _impossible(state: State, answer: Answer) -> Cell:
     return Cell(state, Do.HALT, reason=reason)
 
 
+def _open_again(reason: str) -> Cell:
+    # Once a person has looked, it is reconciled as any order whose outcome is unknown.
+    return Cell(UNCONFIRMED, Do.HALT, reason=reason, write=Write.REOPENED)
+
+
 TABLE: Mapping[tuple[State, Answer], Cell] = {
     **{pair: _impossible(*pair) for pair in product(State, Answer)},
     # Not sent. With a new journal it is looked up: the old one may be lost.
@@ -122,8 +128,8 @@ TABLE: Mapping[tuple[State, Answer], Cell] = {
     # Refused, but Kraken does not document that this refusal leaves no order. Before another order
     # may open a position, it is looked up once more, after deadline and lag.
     (FINAL, Answer.NOT_FOUND): Cell(FINAL, Do.DECIDE),
-    (FINAL, Answer.FOUND_OPEN): Cell(FINAL, Do.HALT, reason=OPEN_AFTER_REFUSAL),
-    (FINAL, Answer.FOUND_FINAL): Cell(FINAL, Do.HALT, reason=TRADED_AFTER_REFUSAL),
+    (FINAL, Answer.FOUND_OPEN): _open_again(OPEN_AFTER_REFUSAL),
+    (FINAL, Answer.FOUND_FINAL): _open_again(TRADED_AFTER_REFUSAL),
     (FINAL, Answer.LOOKUP_FAILED): Cell(FINAL, Do.WAIT, NOW_S, Do.HALT, LOOKUP_REFUSED),
 }
 

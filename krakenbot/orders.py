@@ -137,8 +137,7 @@ class Orders:
         wait for a refused reversal: if both were executed, they would close twice.
         """
         newest = [one for purpose in PURPOSES for one in self._journal.newest_of(purpose, 1)]
-        known = {*self._proven, *self._journal.get("found_after_refusal").split()}
-        doubtful = [one for one in newest if needs_proof(one) and one.id not in known]
+        doubtful = [one for one in newest if needs_proof(one) and one.id not in self._proven]
         return [one for one in doubtful if one.purpose is Purpose.REVERSE or not reduces]
 
     def _certain_at(self, refused: Intent, reduces: bool) -> float:
@@ -177,14 +176,12 @@ class Orders:
                     if found is not None:
                         done = f"{found.status.value}, {plain(found.volume)} done"
                         shown = f"{found.exchange_order_id} {done}"
-                    halt = self._journal.halt(
+                    elif answer is Answer.LOOKUP_FAILED:
+                        shown = "nothing"
+                    raise self._journal.halt(
                         f"order {intent.id} ({intent.side.value} {plain(intent.volume)}) "
                         f"{cell.reason}; the exchange shows {shown}: look at the exchange"
                     )
-                    if state is State.FINAL:  # After a person has looked, this does not halt again.
-                        shown_ids = self._journal.get("found_after_refusal")
-                        self._journal.put(found_after_refusal=f"{shown_ids} {intent.id}".strip())
-                    raise halt
 
     def _write(self, what: Write, intent: Intent) -> None:
         match what:
@@ -199,6 +196,8 @@ class Orders:
                 log.warning("order %s id=%s reason=%s", outcome, intent.id, note)
                 self._journal.conclude(intent, outcome, int(self._clock.now()), note=note)
                 self._emit("refusal" if outcome is Outcome.REFUSED else "delay", note)
+            case Write.REOPENED:
+                self._journal.reopen(intent.id)
 
     def _place(self, intent: Intent) -> Answer:
         """Send the order. KeyRefusedError leaves the intent open: no private request may follow."""

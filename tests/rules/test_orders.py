@@ -59,8 +59,14 @@ CELLS: dict[tuple[State, Answer], tuple[Any, ...]] = {
         *(Do.HALT, LOOKUP_REFUSED),
     ),
     (S.FINAL, A.NOT_FOUND): (W.NOTHING, Do.DECIDE, 0, S.FINAL),
-    (S.FINAL, A.FOUND_OPEN): (W.NOTHING, Do.HALT, 0, S.FINAL, Do.HALT, OPEN_AFTER_REFUSAL),
-    (S.FINAL, A.FOUND_FINAL): (W.NOTHING, Do.HALT, 0, S.FINAL, Do.HALT, TRADED_AFTER_REFUSAL),
+    (S.FINAL, A.FOUND_OPEN): (
+        *(W.REOPENED, Do.HALT, 0, S.UNCONFIRMED),
+        *(Do.HALT, OPEN_AFTER_REFUSAL),
+    ),
+    (S.FINAL, A.FOUND_FINAL): (
+        *(W.REOPENED, Do.HALT, 0, S.UNCONFIRMED),
+        *(Do.HALT, TRADED_AFTER_REFUSAL),
+    ),
     (S.FINAL, A.LOOKUP_FAILED): (W.NOTHING, Do.WAIT, 0, S.FINAL, Do.HALT, LOOKUP_REFUSED),
 }
 
@@ -102,9 +108,10 @@ class TestTable(unittest.TestCase):
         sending = [(key, cell.write) for key, cell in TABLE.items() if cell.do is Do.SEND]
         self.assertEqual([((S.PREPARED, A.NOT_FOUND), W.INTENT)], sending)
 
-    def test_nothing_leads_back_from_final(self) -> None:
-        ends = {cell.state for (state, _), cell in TABLE.items() if state is S.FINAL}
-        self.assertEqual({S.FINAL}, ends)
+    def test_only_a_halt_leads_back_from_final(self) -> None:
+        for (state, answer), cell in TABLE.items():
+            if state is S.FINAL and cell.state is not S.FINAL:
+                self.assertEqual((S.UNCONFIRMED, Do.HALT), (cell.state, cell.do), answer)
 
 
 class TestWaiting(unittest.TestCase):

@@ -34,6 +34,7 @@ class Truth:
         self.nonces: dict[str, int] = {}
         self.sent: set[str] = set()
         self.executed: dict[str, dict[str, Any]] = {}
+        self.taken: set[str] = set()  # Refused orders that were executed, not booked so far.
         self.strangers: set[str] = set()  # Executed orders that the journal does not explain.
         self.newest: str | None = None  # The newest order at the exchange that was looked at.
         self.own = self.own_cash = self.own_fees = self.foreign = ZERO
@@ -180,6 +181,7 @@ class Truth:
                 known.add(row["id"])
                 volume, cost, fee = signed(self.executed[row["id"]])
                 own, cash, fees = own + volume, cash - cost, fees + fee
+        self.taken = set()
         self.foreign += self.own - own
         self.own, self.own_cash, self.own_fees = own, cash, fees
         self.strangers = self.executed.keys() - known
@@ -221,6 +223,12 @@ class Truth:
 
     def _verify_ends(self) -> None:
         world = self.world
+        for name in [*self.taken]:  # Once it is found and a person has looked, it is the bot's.
+            rows = world.raw("SELECT outcome, executed FROM intents WHERE id = ?", name)
+            if rows and rows[0]["outcome"] not in (None, *PASSING):
+                self.taken.discard(name)
+                if rows[0]["outcome"] != GIVEN_UP:
+                    self._change_hands(name, self.executed[name], 1)
         for row in world.raw(
             "SELECT * FROM intents WHERE number > ? AND outcome IS NOT NULL ORDER BY number",
             self.verified,
@@ -249,6 +257,7 @@ class Truth:
             if row["outcome"] in PASSING and real and world.seen("yes-after-no"):
                 self.foreign_at = world.time  # Refused, not seen then, and yet executed.
                 self._change_hands(row["id"], real, -1)
+                self.taken.add(row["id"])
                 continue
             for mine, theirs in (("executed", "vol_exec"), ("cost", "cost"), ("fee", "fee")):
                 true = Decimal(real[theirs]) if real else ZERO

@@ -11,7 +11,7 @@ from krakenbot.bot import Bot
 from krakenbot.clock import StopRequestedError
 from krakenbot.errors import LaterError, RefusedError, StopError, UnansweredError
 from krakenbot.journal import Outcome
-from krakenbot.model import ZERO, Candle, Execution, MarginSummary, Purpose
+from krakenbot.model import ZERO, Candle, Execution, MarginSummary, Position, Purpose
 from krakenbot.pairs import PairRules
 from tests.rules.test_pairs import rules
 from tests.simulation.test_bot import DOWN, PLAN, SIZE, T0, BotTest, FakeClock
@@ -142,13 +142,51 @@ class TestRefusalsThatPass(AttentionTest):
         message = self.stopped(self.bot().run)
         self.assertIn("was refused, and yet", message)
         self.assertEqual(1, len(self.exchange.placed))
-        # Once somebody has looked and adopted what is held, the bot goes on.
+
+    def refused_but_taken(self, leverage: int) -> None:
+        """Let the bot halt for an order that was executed although it was refused."""
+        self.setUp()
+        self.plan = self.plan._replace(leverage=leverage)
+        original = self.exchange.place
+
+        def place(order: Any, deadline: int) -> None:
+            self.exchange.visible_from[order.client_order_id] = self.clock.time + 60
+            original(order, deadline)
+            raise LaterError("EAPI:Rate limit exceeded")
+
+        self.exchange.place = place  # type: ignore[method-assign]
+        if leverage:
+            self.exchange.position = lambda: Position(ZERO, ZERO)  # type: ignore[method-assign]
+        self.assertIn("was refused, and yet", self.stopped(self.bot().run))
         self.exchange.place = original  # type: ignore[method-assign]
-        self.exchange.shown.append((self.clock.time, SIZE))
-        self.adopt()
-        self.at(DOWN)
-        self.run_for(1000)
-        self.assertEqual(-SIZE, self.exchange.held)
+        vars(self.exchange).pop("position", None)
+
+    def test_after_a_look_an_order_that_showed_up_after_its_refusal_is_the_bots_own(self) -> None:
+        for leverage in (2, 0):
+            for person in (self.adopt, lambda: self.journal.resume()):
+                with self.subTest(leverage=leverage, person=person):
+                    self.refused_but_taken(leverage)
+                    person()
+                    self.run_for(1000)
+                    self.assertEqual(1, len(self.exchange.placed))
+                    self.assertEqual(SIZE, self.journal.account().held)
+
+    def test_an_order_that_cannot_be_looked_up_after_its_refusal_is_looked_up_after_a_resume(
+        self,
+    ) -> None:
+        self.exchange.script = ["wait"]
+        find, answered = self.exchange.find, iter((True, True))
+
+        def refused(name: str, since: int) -> Any:
+            if next(answered, False):
+                return find(name, since)
+            raise RefusedError("EQuery:Unknown")
+
+        self.exchange.find = refused  # type: ignore[method-assign]
+        self.assertIn("the exchange shows nothing", self.stopped(self.bot().run))
+        self.journal.resume()
+        self.assertIn("the exchange shows nothing", self.stopped(self.bot().run))
+        self.assertEqual(1, len(self.exchange.placed))
 
     def test_an_empty_lending_pool_halts_nothing_and_is_told_after_an_hour(self) -> None:
         self.exchange.script = ["pool"] * 20

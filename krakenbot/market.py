@@ -48,7 +48,8 @@ class MarketState:
         """
         self.measure_clock()
         try:
-            self._keep_rules(self._exchange.known_rules())
+            is_first = not hasattr(self, "rules")
+            self._keep_rules(self._exchange.known_rules() if is_first else self._exchange.rules())
         except ExchangeError as error:
             text = self._journal.get("rules")
             if not text or not (self._journal.account().held or self._journal.open_intents()):

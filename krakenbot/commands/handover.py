@@ -140,7 +140,7 @@ def _agreed(
         print()  # Ctrl-D or unreadable input is not a yes.
     finally:
         on_read(False)
-    print("Nothing was sent")
+    print("Not confirmed: nothing is sent")
     return False
 
 
@@ -201,7 +201,7 @@ def _ask_the_bot(config: Config, path: Path, arguments: argparse.Namespace) -> i
     if halted == BY_HAND and not left:
         print("it is closed, and the bot is halted: `krakenbot resume` lets it trade again")
         return 0
-    ended = f"the bot ended with: {halted or 'no halt'}; its journal shows {left:f} held"
+    ended = f"the bot ended with: {halted or 'no halt'}; its journal shows {volume(left)} held"
     if not arguments.all:
         raise StopError(ended)
     print(clean(ended))
@@ -210,11 +210,13 @@ def _ask_the_bot(config: Config, path: Path, arguments: argparse.Namespace) -> i
 
 def _wait_for_the_bot(path: Path, patience_s: float) -> None:
     """Ask the bot to flatten and wait until it has ended; withdraw the request on any error."""
-    request = FlattenRequest(path)
+    request, lock = FlattenRequest(path), path.with_suffix(".lock")
     request.make()
     began = time.monotonic()
     try:
         while request.is_open():
+            if not is_locked(lock) and request.withdraw():  # It ended before it took the request.
+                return
             if time.monotonic() - began > REQUEST_S and request.withdraw():
                 raise LaterError(f"the bot did not answer within {REQUEST_S:.0f} s; {_waits(path)}")
             time.sleep(POLL_S)
@@ -224,7 +226,7 @@ def _wait_for_the_bot(path: Path, patience_s: float) -> None:
     print("the bot has accepted the request", flush=True)
     printed = time.monotonic()
     ends = printed + patience_s
-    while is_locked(path.with_suffix(".lock")):
+    while is_locked(lock):
         if time.monotonic() > ends:
             raise LaterError(f"the bot is not done yet; {_waits(path)}. See `krakenbot status`")
         if time.monotonic() - printed > PROGRESS_S:

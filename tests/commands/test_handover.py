@@ -14,7 +14,7 @@ from unittest import mock
 
 from krakenbot.clock import StopRequestedError, SystemClock
 from krakenbot.commands import handover
-from krakenbot.errors import LaterError
+from krakenbot.errors import LaterError, StopError
 from krakenbot.journal_file import open_journal
 from krakenbot.lock import Lock
 from tests import slow
@@ -234,6 +234,30 @@ class TestFlatten(HandoverTest):
         self.assertIn("the bot ended with: the exchange holds 0.03", done.out)
         self.assertEqual(0, gate.position)
         bot.done()
+
+    @slow
+    def test_a_bot_that_runs_flattens_by_the_pairs_newest_rules(self) -> None:
+        gate = self.gate()
+        settings = UPWARD | {"KRAKENBOT_LEVERAGE": "5"}
+        bot = self.start(gate, "run", "--live", **settings)
+        bot.wait_for("decided")
+        less = {"leverage_buy": [2, 3], "leverage_sell": [2, 3]}
+        gate.sandbox.api.markets.relist("XXBTZUSD", **less)
+        self.assert_ends(self.run_it(gate, "flatten", "--live", **settings), 0)
+        self.assertEqual(0, gate.position)
+        bot.done()
+
+    def test_a_request_to_a_bot_that_has_ended_is_withdrawn_at_once(self) -> None:
+        gate = self.held(UPWARD)
+        ended = iter([True])  # It holds the lock for the first look alone.
+        with (
+            mock.patch.dict(os.environ, self.environ(gate) | UPWARD),
+            mock.patch.object(handover, "is_locked", lambda path: next(ended, False)),
+            contextlib.redirect_stdout(io.StringIO()),
+            self.assertRaisesRegex(StopError, "the bot ended with: no halt; .* 0.01 held"),
+        ):
+            handover.run(Namespace(config=None, command="flatten", live=True, all=False, yes=True))
+        self.assertFalse(self.journal().with_suffix(".flatten").exists())
 
     def test_a_request_that_nobody_takes_is_withdrawn_and_said(self) -> None:
         gate = self.held(UPWARD)

@@ -109,7 +109,7 @@ def assemble(
     key_name, locks, nonces = "paper", list[Lock](), None
     if credentials is not None:
         key_name = fingerprint(credentials.key)
-        locks = [Lock(config.state_directory / f"key-{key_name}.lock", "this API key")]
+        locks = [identity.key_lock(config, key_name)]
         nonces = Nonces(locks[0])
     client = client_of(config, clock, credentials, nonces, live=is_live and live)
     client.on_read = clock.read
@@ -119,7 +119,7 @@ def assemble(
         owner, info = startup.learn(config, spot, key_name if credentials else "")
         return owner, info, identity.place_of(config, owner, partial(_pair_of, config, client))
 
-    pauses_s = KEY_PAUSES_S if identity.has_journals(config) else ()  # Something may be held.
+    pauses_s = KEY_PAUSES_S if identity.may_hold(config) else ()
     owner, info, path = retry(find_journal, clock, config.exchange.patience, key_pauses_s=pauses_s)
     locks.append(Lock(path.with_suffix(".lock"), f"the {config.mode} journal of {config.pair}"))
     is_new = not path.exists()

@@ -19,7 +19,7 @@ from krakenbot.errors import ConfigError, StopError
 from krakenbot.journal import Journal
 from krakenbot.journal_file import open_read_only
 from krakenbot.kraken.signing import fingerprint
-from krakenbot.lock import exists, no_access, open_private
+from krakenbot.lock import Lock, exists, no_access, open_private
 from krakenbot.model import Secret
 
 INDEX = "index.json"
@@ -112,9 +112,19 @@ def claim(config: Config, journal: Journal, path: Path, identity: Identity) -> N
         remember(config, "journal", path.stem, owner)
 
 
-def has_journals(config: Config) -> bool:
-    """Return whether any journal of this mode and exchange exists here, whoever it belongs to."""
-    return any(exists(path) for path, _ in _known(config, lambda spelling: ""))
+def key_lock(config: Config, key: str) -> Lock:
+    """Return the lock of the API key with this fingerprint, held on this whole machine."""
+    path = config.state_directory / f"key-{key}.lock"
+    return Lock(path, "this API key", f"{_host(config)} {key}")
+
+
+def may_hold(config: Config) -> bool:
+    """Return whether a journal here says that something is held, or an order unresolved."""
+    for path, _ in _known(config, lambda spelling: ""):
+        with suppress(ConfigError, StopError), closing(open_read_only(path)) as journal:
+            if journal.account().held or journal.open_intents():
+                return True
+    return False
 
 
 def find(config: Config) -> Path | None:

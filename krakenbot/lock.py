@@ -1,7 +1,10 @@
 """One process for each journal and each API key, and the key's increasing nonces."""
 
+import errno
 import fcntl
 import os
+import socket
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -17,9 +20,10 @@ class Lock:
     """An exclusive lock on a file, held until the process ends. ConfigError if another holds it.
 
     The file's first line is state that outlives the process, the second says who holds the lock.
+    With a `name`, no other process of this machine may hold that name either.
     """
 
-    def __init__(self, path: Path, what: str) -> None:
+    def __init__(self, path: Path, what: str, name: str = "") -> None:
         self.path = path
         try:
             self._file = open_private(path, os.O_RDWR)
@@ -31,6 +35,11 @@ class Lock:
         except OSError as error:
             os.close(self._file)
             raise ConfigError(f"the lock {path} cannot be written: {error.strerror}") from error
+        try:
+            self._claim = claim_on_machine(name, what) if name else None
+        except ConfigError:
+            os.close(self._file)
+            raise
 
     def _take(self, what: str) -> None:
         for _ in range(TRIES):
@@ -65,6 +74,30 @@ class Lock:
 
     def close(self) -> None:
         os.close(self._file)
+        if self._claim is not None:
+            os.close(self._claim)
+
+
+def claim_on_machine(name: str, what: str) -> int | None:
+    """Hold a name on this machine until the process ends; ConfigError if another holds it.
+
+    A lock file is found only by processes that use the same folder. Linux has names for sockets
+    that need no file, source: unix(7), "abstract"; elsewhere nothing is held. Returns what is to be
+    closed, if anything.
+    """
+    claim = socket.socket(socket.AF_UNIX)
+    try:
+        if sys.platform == "linux":
+            claim.bind(f"\0krakenbot {name}")
+    except OSError as error:
+        claim.close()
+        if error.errno != errno.EADDRINUSE:
+            return None
+        raise ConfigError(
+            f"another krakenbot on this machine holds {what}, with another state directory. Stop "
+            "it first: systemctl stop its service, or kill that process"
+        ) from error
+    return claim.detach()
 
 
 class Nonces:

@@ -75,7 +75,7 @@ def retry(
     """Return the action's result, retrying with backoff while it raises ExchangeError.
 
     Raises LaterError when it keeps failing for longer than `patience_s`. `on_failure` gets a text
-    at each failure. A refused key is tried again after each of `key_pauses_s`.
+    at each failure. A refused key is tried again after each of `key_pauses_s`, in a lockout once.
     """
     pauses = iter(key_pauses_s)
     began, logged, pause_s = float("inf"), float("-inf"), 1.0
@@ -87,7 +87,9 @@ def retry(
             if key_pause_s is None:
                 raise
             log.warning("key refused, trying it again in some minutes reason=%s", error)
-            clock.wait(LOCKOUT_S if error.lockout else key_pause_s)
+            if error.lockout:
+                key_pause_s, pauses = LOCKOUT_S, iter(())
+            clock.wait(key_pause_s)
         except ExchangeError as error:
             now = clock.monotonic()
             began = min(began, now)

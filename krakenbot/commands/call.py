@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from krakenbot import config as configuration
+from krakenbot import identity
 from krakenbot.assemble import client_of, load_config
 from krakenbot.clock import SystemClock
 from krakenbot.commands import UsageError, write_atomically
@@ -95,7 +96,7 @@ def signed_client(
 
     `changes` leaves a mark: a bot must not assume any more that it knows all orders of the key.
     """
-    lock = key_lock(config, credentials)
+    lock = _key_lock(config, credentials)
     clock, nonces = SystemClock(config.exchange.clock_speed), Nonces(lock)
     if changes:
         nonces.set_mark("called")
@@ -104,10 +105,8 @@ def signed_client(
     return client, lock
 
 
-def key_lock(config: Config, credentials: Credentials) -> Lock:
-    """Return the key's lock. Raises ConfigError while a bot holds it."""
-    path = config.state_directory / f"key-{fingerprint(credentials.key)}.lock"
-    return Lock(path, "this API key")
+def _key_lock(config: Config, credentials: Credentials) -> Lock:
+    return identity.key_lock(config, fingerprint(credentials.key))
 
 
 def _spot(config: Config, arguments: argparse.Namespace, values: list[tuple[str, str]]) -> Any:
@@ -141,7 +140,7 @@ def _futures(config: Config, arguments: argparse.Namespace, values: list[tuple[s
         url += f"?{data}"
     if not re.fullmatch(FUTURES_PUBLIC, path):
         credentials = _credentials(config, "KRAKEN_FUTURES")
-        with contextlib.closing(key_lock(config, credentials)) as lock:
+        with contextlib.closing(_key_lock(config, credentials)) as lock:
             nonce = str(Nonces(lock).next(SystemClock().nonce()))
         signature = sign_futures(credentials.secret, path, nonce, data)
         headers |= {"APIKey": credentials.key.reveal(), "Nonce": nonce, "Authent": signature}

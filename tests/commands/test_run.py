@@ -230,15 +230,9 @@ class TestDisk(ProgramTest):
 
     def test_a_full_disk_is_said_before_any_order(self) -> None:
         gate = self.gate()
-        started = []
         for limit in (0, 30, 20000):
-            directory = self.folder / str(limit)
-            settings = LIVE | {"KRAKENBOT_STATE_DIRECTORY": str(directory)}
-            started.append(
-                self.start(gate, "run", "--live", "--once", before=_full(limit), **settings)
-            )
-        for running in started:
-            done = running.done()
+            settings = LIVE | {"KRAKENBOT_STATE_DIRECTORY": str(self.folder / str(limit))}
+            done = self.run_it(gate, "run", "--live", "--once", before=_full(limit), **settings)
             self.assertIn(done.code, (76, 78), done.err)
             self.assert_ends(done, done.code, "cannot be")
         self.assertEqual(gate.added, [])

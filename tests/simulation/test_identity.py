@@ -187,6 +187,18 @@ class TestRefusedKey(FrontDoor):
         self.assertEqual(1, asked.call_count)
 
 
+class TestOneProcess(FrontDoor):
+    def test_another_state_directory_does_not_let_a_second_bot_use_the_key(self) -> None:
+        parts = assemble(self.config, live=True)
+        other = self.config._replace(state_directory=self.folder / "other")
+        with self.assertRaisesRegex(ConfigError, "another krakenbot on this machine holds"):
+            assemble(other, live=True)
+        for lock in parts.locks:
+            lock.close()
+        for lock in assemble(other, live=True).locks:
+            lock.close()
+
+
 class TestLostJournal(FrontDoor):
     speed = 100.0  # A start takes less than the two minutes that it looks back.
 

@@ -364,7 +364,7 @@ class Truth:
             text += f"; {self.own} is held"
             expect(world.setting.max_loss is not None and flat, name, text)
         elif "does not know it" in text or "several orders" in text or "still open" in text:
-            expect(world.blind or world.storms.dark, name, text)
+            expect(world.blind or world.storms.dark or world.seen("other-order"), name, text)
         elif "was refused, and yet" in text:
             expect(world.storms.lied or world.blind, name, text)
         elif "margin, leverage is now" in text:

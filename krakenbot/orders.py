@@ -134,10 +134,13 @@ class Orders:
         """Return refused orders that may have been executed and matter to the next order.
 
         An order that only `reduces` need not wait until a refused open is looked up again. It does
-        wait for a refused reversal: if both were executed, they would close twice.
+        wait for a refused reversal: if both were executed, they would close twice. What an adoption
+        found held may include the orders before it.
         """
         newest = [one for purpose in PURPOSES for one in self._journal.newest_of(purpose, 1)]
-        doubtful = [one for one in newest if needs_proof(one) and one.id not in self._proven]
+        adopted = max((one.created for one in self._journal.newest_of(Purpose.ADOPT, 1)), default=0)
+        newest = [one for one in newest if one.created > adopted and one.id not in self._proven]
+        doubtful = [one for one in newest if needs_proof(one)]
         return [one for one in doubtful if one.purpose is Purpose.REVERSE or not reduces]
 
     def _certain_at(self, refused: Intent, reduces: bool) -> float:

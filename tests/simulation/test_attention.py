@@ -171,6 +171,23 @@ class TestRefusalsThatPass(AttentionTest):
                     self.assertEqual(1, len(self.exchange.placed))
                     self.assertEqual(SIZE, self.journal.account().held)
 
+    def test_an_order_that_was_adopted_after_its_refusal_is_not_booked_once_more(self) -> None:
+        original = self.exchange.place
+
+        def place(order: Any, deadline: int) -> None:
+            self.exchange.visible_from[order.client_order_id] = self.clock.time + 60
+            original(order, deadline)
+            raise LaterError("EAPI:Rate limit exceeded")
+
+        self.exchange.place = place  # type: ignore[method-assign]
+        self.assertIn("the journal explains 0", self.stopped(self.bot().run))
+        self.exchange.place = original  # type: ignore[method-assign]
+        self.adopt()
+        self.at(DOWN)
+        self.run_for(1000)
+        self.assertEqual(-SIZE, self.journal.account().held)
+        self.assertEqual(3, len(self.exchange.placed))
+
     def test_an_order_that_cannot_be_looked_up_after_its_refusal_is_looked_up_after_a_resume(
         self,
     ) -> None:

@@ -16,7 +16,7 @@ from krakenbot.pairs import plain
 # By command: its module, and its line in the overview.
 COMMANDS = {
     "run": ("run", "run the bot: one decision per finished candle (the default command)"),
-    "demo": ("demo", "try the whole bot on the built-in exchange: no keys, network or money"),
+    "demo": ("demo", "try the whole bot on the built-in exchange: no keys, no network"),
     "doctor": ("doctor", "check configuration, keys, clock, network, pair, account and costs"),
     "status": ("status", "show whether the bot runs, its position, last decision and result"),
     "history": ("history", "list decisions, orders or equity from the journal"),
@@ -24,7 +24,7 @@ COMMANDS = {
     "backtest": ("backtest", "replay decisions, orders, fees and margin over past candles"),
     "sandbox": ("sandbox", "start a local exchange that answers like Kraken's Spot REST API"),
     "flatten": ("handover", "close the bot's position, verify, and leave the bot halted"),
-    "adopt": ("handover", "take over the exchange's position, after showing what that will trade"),
+    "adopt": ("handover", "take over the exchange's position, after showing what it trades"),
     "resume": ("handover", "clear a halt after showing its reason; max_loss starts again from 0"),
     "call": ("call", "call any method of Kraken's REST API; all but reads need --live"),
     "config": ("config", "show every setting with its value and where it came from"),
@@ -34,7 +34,7 @@ COMMANDS = {
     "build": ("build", "write the program as a single file and print its SHA-256"),
     "help": ("help", "this list, or a page of the manual: help TOPIC"),
 }
-CONFIG_HELP = "TOML file (default: $KRAKENBOT_CONFIG, else config.toml in this folder, if present)"
+CONFIG_HELP = "TOML file (default: $KRAKENBOT_CONFIG, else ./config.toml)"
 
 
 def overview() -> str:

@@ -31,7 +31,7 @@ from krakenbot.pairs import decimal, plain
 from krakenbot.risk import FEE_RATE_ASSUMED
 from krakenbot.simulated.listing import assets_of
 
-EXAMPLE = "krakenbot backtest XBTUSD_60.csv --sweep length=10:100:10 interval=60,240 --forward 365d"
+EXAMPLE = "krakenbot backtest XBTUSD_60.csv --sweep length=10:90:10 --forward 365d"
 
 _KEYS = {
     "pair": "PAIR",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from krakenbot.commands import write_atomically
 
-EXAMPLE = "krakenbot build --output krakenbot.pyz && python3 -I -S krakenbot.pyz demo"
+EXAMPLE = "krakenbot build --output bot.pyz && python3 -I -S bot.pyz demo"
 KINDS = (".py", ".md", ".toml", ".css", ".js", ".service", ".png")
 NEVER = (1980, 1, 1, 0, 0, 0)
 

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import textwrap
 from importlib import resources
 
 from krakenbot.commands import UsageError, overview
@@ -20,7 +21,8 @@ def run(arguments: argparse.Namespace) -> int:
         if entry.name.endswith(".md")
     )
     if arguments.topic is None:
-        print(f"{overview()}\nPages of the manual, printed by help TOPIC: {', '.join(topics)}")
+        pages = f"Pages of the manual, printed by help TOPIC: {', '.join(topics)}"
+        print(f"{overview()}\n{textwrap.fill(pages, 80)}")
     elif arguments.topic in topics:
         print(page(f"{arguments.topic}.md"), end="")
     else:

@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from krakenbot.simulated.faults import FAULTS
 
     words = "".join(f"  {word:16} {meaning}\n" for word, meaning in FAULTS.items())
-    url = f"http://127.0.0.1:{PORT}/sandbox"
+    url = f"127.0.0.1:{PORT}/sandbox"
     controls = "".join(
         f"  curl {url}/{name}" + (f" -d '{params}'" if params else "") + f"\n      {meaning}\n"
         for name, params, meaning in CONTROLS

@@ -23,7 +23,7 @@ class Alerts:
         self._since: dict[str, float] = {}
 
     def update(self, key: str, text: str, after_s: float = 0.0) -> None:
-        """Set the alert's text, or clear it if empty; report it once it has lasted `after_s`."""
+        """Set the alert's text; "" clears it. Report it once the condition has lasted `after_s`."""
         now, known = self._clock.now(), _read(self._journal)
         last_text, reported = known.get(key, ("", float("-inf")))
         if not text:

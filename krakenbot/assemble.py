@@ -40,7 +40,8 @@ class Parts(NamedTuple):
     locks: Sequence[Lock]
     path: Path  # The journal's.
     is_new: bool  # Whether the journal was created just now.
-    checks: tuple[startup.Check, ...]  # Before an order that only closes; the bot has others.
+    # Run before an order that only closes; before trading, the bot runs its own longer list.
+    checks: tuple[startup.Check, ...]
 
     def close(self) -> None:
         self.journal.close()

@@ -29,12 +29,13 @@ from krakenbot.rulefile import RuleError
 
 ROUNDS_MAX = 3  # Orders in one tick before it pauses: a close, an open, one more.
 WAKE_DELAY_S = 1.0
-CHECK_MAX_S = 300.0  # The longest time between two checks, by the monotonic clock.
+CHECK_MAX_S = 300.0  # Position and loss are checked at least this often, by the monotonic clock.
 PASSING_PAUSE_S = 60.0  # Before the next try when the obstacle is temporary.
 FUNDS_PAUSE_S = 5.0  # TradeBalance shows a close a few seconds late.
 LATE_PAUSE_S = 30.0
 LOSS_PAUSE_S = 10.0
-BLOCKED_CANDLES, BLOCKED_MAX_S = 3, 3600.0  # If blocked for longer than either: an alert.
+# Blocked for this many candles or seconds, whichever is less: an alert.
+BLOCKED_CANDLES, BLOCKED_MAX_S = 3, 3600.0
 PAGES_MAX, PAGE_S = 10, 6.0  # Ledger pages per check; the REST limit allows a page in 6 s.
 PAGES_BEFORE_S = 20.0  # The ledger is not read this close to the next candle.
 DAY_S = 86400
@@ -49,9 +50,10 @@ class Event(NamedTuple):
 
 
 class TickResult(NamedTuple):
-    """When the next tick is due (unix seconds), and whether this one decided on a candle.
+    """When the next tick is due (unix seconds).
 
-    `is_done` is False while another order may follow for the same candle.
+    `decided` is False only if the newest finished candle was not there to decide on. `is_done` is
+    False while another order may follow for the same candle.
     """
 
     next_due: float
@@ -176,7 +178,7 @@ class Bot:
             self._check_between_candles()
         if self.journal.get("flatten"):
             return self._flatten_on()
-        # The newest candle that can be finished ended less than an interval ago.
+        # The newest finished candle started no earlier: it ended less than an interval ago.
         expected = int(self.clock.now()) - 2 * interval_s + 1
         candles = self._finished(expected)
         if candles is None:

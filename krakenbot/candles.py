@@ -15,7 +15,7 @@ from krakenbot.pairs import decimal
 ROWS_MAX = 720  # The most that OHLC returns. Source: docs.kraken.com, "Get OHLC Data".
 LATE_WAIT_S = 2.0
 LATE_TRIES = 8
-HOLE_YOUNG = 20  # A missing candle is requested again while it is this recent.
+HOLE_YOUNG = 20  # In candles: a gap younger than this is requested again.
 STEPS_MIN = 10  # Fewer rows cannot tell a longer interval from missing candles.
 AHEAD_MAX_S = 5.0  # A candle that starts further in the future is rejected.
 
@@ -34,8 +34,8 @@ class CandleWindow:
     def up_to(self, expected: int) -> Sequence[Candle] | None:
         """Return finished candles, the newest starting at `expected` (unix seconds) or later.
 
-        Retries while that one is late, then returns None. Also raises UnansweredError for candles
-        in the future: then the exchange's clock or ours is wrong.
+        Retries while that one is late, then returns None. Besides errors of the request, raises
+        UnansweredError for candles in the future: then the exchange's clock or ours is wrong.
         """
         for attempt in range(LATE_TRIES):
             if attempt:

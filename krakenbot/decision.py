@@ -56,9 +56,9 @@ class Blocked(NamedTuple):
 class Snapshot(NamedTuple):
     """What a decision is based on.
 
-    `waits_for_turn_from` is the direction that must end before the first entry, None after it.
-    `flatten_reason` is empty unless the position must be closed for good. `blocked` are the
-    purposes that may not be ordered now.
+    `waits_for_turn_from`: before the first entry, the direction that must end first; None once
+    entered, or with `entry_now`. `flatten_reason` is empty unless the position must be closed for
+    good. `blocked` are the purposes that may not be ordered now.
     """
 
     signal: Signal
@@ -144,7 +144,8 @@ def next_step(
     purpose, volume = Purpose.OPEN, abs(difference)
     if reverses and one_order and Purpose.REVERSE not in blocked:
         purpose = Purpose.REVERSE
-    elif reverses and abs(held) >= rules.ordermin:  # The opening order closes a smaller rest.
+    elif reverses and abs(held) >= rules.ordermin:
+        # A rest too small to be closed alone is closed by the opening order.
         purpose, volume = Purpose.CLOSE, abs(held)
     elif not reverses and abs(target) < abs(held):
         purpose = Purpose.CLOSE

@@ -1,4 +1,4 @@
-"""The port: what the bot needs from an exchange, whichever one implements it.
+"""The interface: what the bot needs from an exchange, whichever one implements it.
 
 Every method may raise LaterError, UnansweredError or KeyRefusedError; RefusedError when
 the exchange refuses for good. All times are unix seconds.

@@ -1,6 +1,7 @@
 """Adopting and flattening a position on a person's request, and showing what that will trade.
 
-Each function takes a bot whose loop is not running; all but `flatten` need its market learnt.
+Each function takes a bot whose loop is not running; all but `flatten` need `bot.market.learn` to
+have run.
 """
 
 import os
@@ -161,7 +162,7 @@ def _close(bot: Bot, reason: str) -> bool:
     blocked = bot.orders.blocked(int(now)).get(Purpose.CLOSE)
     if blocked is not None and blocked.until is not None:  # Refused or not sent just now.
         bot.clock.wait(min(blocked.until - now, PAUSE_MAX_S))
-    # The current time in place of a candle's makes the order id new.
+    # The current time stands in for a candle's, so each closing order has a new id.
     bot.orders.send(step, int(bot.clock.now()), held, reason)
     return False
 

@@ -1,7 +1,8 @@
 """The journal: intents, on disk before their orders are sent, and what became of them.
 
-One SQLite file per mode, exchange, account and market. What is held is never taken from here: the
-exchange is asked, and the journal must explain the answer. SQL is only here and in journal_file.
+One SQLite file per mode, exchange, account and market. What is held is asked from the exchange, and
+the journal must explain the answer; without margin, it says which of the coins are the bot's. SQL
+is only here and in journal_file.
 """
 
 import sqlite3

@@ -1,4 +1,4 @@
-"""One process for each journal and each API key, and the key's increasing nonces."""
+"""One process per journal and per API key on this machine, and the key's increasing nonces."""
 
 import errno
 import fcntl

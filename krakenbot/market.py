@@ -80,9 +80,9 @@ class MarketState:
     def measure_clock(self) -> None:
         """Set the clock to the exchange's time, to within half a second and half the round trip.
 
-        An answer far from the time known so far (at first: the host's) is believed only when more
-        answers, some seconds apart, agree; else UnansweredError. The exchange's time is used then,
-        because it judges deadlines by its own clock; nothing is opened until the host's agrees.
+        An answer far from the time known so far (at first the host's) counts only if further
+        answers, seconds apart, agree; else UnansweredError. The exchange's time is used, as
+        Kraken judges deadlines by it; nothing is opened while the host's clock is far off.
         """
         self._clock_read = self._clock.monotonic()
         offset_s, doubt_s = self._ask_time()

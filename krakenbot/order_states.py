@@ -64,14 +64,14 @@ SLOW_S = (LOOKUP_PAUSE_S,)
 
 
 class Cell(NamedTuple):
-    """What follows an answer: `write`, then `do` after `pauses_s`, of which the last repeats.
+    """What follows an answer: `write`, wait, `do`.
 
     `on_timeout` replaces `do` after a timeout (see `next_action`); `reason` is a halt's text.
     """
 
     state: State
     do: Do
-    pauses_s: Sequence[float] = NOW_S
+    pauses_s: Sequence[float] = NOW_S  # The wait: a later one after each lookup; the last repeats.
     on_timeout: Do | None = None
     reason: str = ""
     write: Write = Write.NOTHING
@@ -101,7 +101,8 @@ def _open_again(reason: str) -> Cell:
 
 TABLE: Mapping[tuple[State, Answer], Cell] = {
     **{pair: _impossible(*pair) for pair in product(State, Answer)},
-    # Not sent. With a new journal it is looked up: the old one may be lost.
+    # Not sent. NOT_FOUND is also where an order starts that needs no lookup; with a new journal it
+    # is looked up, because a lost one may have sent it.
     (PREPARED, Answer.NOT_FOUND): Cell(SENT, Do.SEND, write=Write.INTENT),
     (PREPARED, Answer.FOUND_OPEN): Cell(UNCONFIRMED, Do.LOOK_UP, QUICK_S, write=Write.INTENT),
     (PREPARED, Answer.FOUND_FINAL): Cell(UNCONFIRMED, Do.LOOK_UP, QUICK_S, write=Write.INTENT),
@@ -181,8 +182,9 @@ def next_action(state: State, answer: Answer, search: Search, now: float) -> Cel
 
 REFUSED_AFTER_S = (15.0, 60.0, 300.0, 900.0)  # Pauses before a retry; the last one repeats.
 NOT_SENT_AFTER_S = (2.0, 5.0, 15.0, 60.0)
-EARLIER_CANDLE_MAX_S = 300.0  # A new candle's first attempt waits no longer for an earlier one.
-BELOW_MINIMUM_AFTER_S = 3600.0
+# A new candle's first attempt waits at most this long because an earlier candle's order failed.
+EARLIER_CANDLE_MAX_S = 300.0
+BELOW_MINIMUM_AFTER_S = 3600.0  # After an order below the minimum, at new candles too.
 ENDED_EARLY = (Outcome.CANCELED, Outcome.EXPIRED)
 
 
@@ -192,8 +194,8 @@ def next_attempt(
     """Return why this purpose may not be ordered again for the candle, and until when, or None.
 
     `newest_first` are orders of one purpose, all final. Pauses grow while the same outcome repeats.
-    A retry for the same candle is only allowed after a temporary failure, or for an order that can
-    only reduce the position, and never in the last tenth of the candle's time.
+    A retry for the same candle is only allowed after a temporary failure, or for an order that only
+    reduces the position, and never in the last tenth of the time before the next candle's decision.
     """
     newest = newest_first[0] if newest_first else None
     if newest is None or (newest.reduce_only and newest.executed == newest.volume):
@@ -213,7 +215,7 @@ def next_attempt(
 
 
 def needs_proof(intent: Intent) -> bool:
-    """Return whether a refused order may still open a position: it needs one more lookup."""
+    """Return whether a refused order may still exist and open a position: it is looked up again."""
     return intent.outcome is Outcome.REFUSED_FOR_NOW and not intent.reduce_only
 
 
@@ -225,6 +227,6 @@ def _pause_s(newest_first: Sequence[Intent], is_of_candle: bool, ordermin: Decim
     ends = [intent.outcome is newest.outcome for intent in newest_first]
     in_a_row = ends.index(False) if False in ends else len(ends)
     if newest.outcome is Outcome.ABSENT:
-        in_a_row = 2  # Proving it absent took two minutes; one more, in case all reads lag.
+        in_a_row = 2  # The second pause, a minute, in case reads lag: proving it absent took two.
     pause_s = pauses[min(in_a_row, len(pauses)) - 1]
     return pause_s if is_of_candle else min(pause_s, EARLIER_CANDLE_MAX_S)

@@ -1,9 +1,10 @@
 """Orders: written to disk, sent once, looked up until final, by the table in order_states.py.
 
 Why no order is sent twice: only `_place` sends, and only one cell of the table leads to it, after
-the intent is on disk. The order's id is derived from candle, purpose and attempt number, and the
-journal accepts an id only once. While an intent is open, `reconcile` finds its outcome or raises,
-and nothing is decided. The second half compares the position held with the journal.
+the intent is on disk. The order's id is derived from key, pair, interval, candle, purpose and
+attempt number, and the journal accepts an id only once. While an intent is open, `reconcile` finds
+its outcome or raises, and nothing is decided. The second half of this file compares the position
+held with the journal.
 """
 
 from decimal import Decimal
@@ -44,10 +45,10 @@ from krakenbot.pairs import earn_balances, plain
 from krakenbot.records import Intent, Outcome, client_order_id
 
 DEADLINE_S = 15  # Kraken's engine refuses an order that reaches it later (docs, Add Order).
-DEADLINE_PAST_S = 2.0  # For the error of our clock, before a deadline counts as over.
+DEADLINE_PAST_S = 2.0  # A deadline counts as over this much later, because our clock may be off.
 UNFILLED_MAX = 5
 FIRST_PAUSE_S = 2.0
-KEY_REFUSALS_MAX = 3  # If the key is refused for more orders in a row, the bot ends.
+KEY_REFUSALS_MAX = 3  # When the key was refused for more orders in a row than this, the bot ends.
 PURPOSES = (Purpose.CLOSE, Purpose.OPEN, Purpose.REVERSE)
 CLOSING = (Purpose.CLOSE, Purpose.REVERSE)
 HISTORY = len(NOT_SENT_AFTER_S)  # How many past orders can make a pause grow.
@@ -86,7 +87,7 @@ class Orders:
                 self._follow(earlier, State.FINAL, self._look_up(earlier))
                 self._proven.add(earlier.id)
         intent = self._intent(step, candle, held, reason)
-        answer = Answer.NOT_FOUND
+        answer = Answer.NOT_FOUND  # No lookup is needed, except in the case below.
         born = int(self._journal.get("created", "0"))
         if born >= candle + self._plan.interval_s or self._journal.newest_intent() is None:
             # The journal is newer than the candle. One that was lost may have sent this order
@@ -203,7 +204,7 @@ class Orders:
                 self._journal.reopen(intent.id)
 
     def _place(self, intent: Intent) -> Answer:
-        """Send the order. KeyRefusedError leaves the intent open: no private request may follow."""
+        """Send the order. KeyRefusedError leaves the intent open, to be looked up later."""
         self._emit("order", f"{intent.side.value} {plain(intent.volume)}: {intent.reason}")
         try:
             self._exchange.place(intent.order, intent.deadline)
@@ -213,7 +214,7 @@ class Orders:
         except KeyRefusedError as error:
             self._key_refusals += 1
             error.lasting = self._key_refusals > KEY_REFUSALS_MAX
-            raise
+            raise  # No private request may follow now.
         except (LaterError, RefusedError) as error:
             outcome = self._outcome(intent, error)
             self._refusal = outcome, str(error)
@@ -250,7 +251,8 @@ class Orders:
             found = self._exchange.find(intent.id, intent.created)
             is_final = found is not None and found.status.is_final
             if found and is_final and found.volume != intent.volume and not is_over:
-                # A partial fill may still grow, although two lookups show the same.
+                # A partial fill may still grow: it is final once two lookups agree and the position
+                # shows it.
                 is_final = found == before and self._is_seen(intent, found)
         except ExchangeError as error:
             self._failure = error

@@ -24,7 +24,7 @@ class Limits(NamedTuple):
 class Objection(NamedTuple):
     """Why an order is not sent. `passing`: the reason may be gone in a minute.
 
-    `funds`: free margin is too small; right after a close, the close may not be visible yet.
+    `funds`: free margin or the margin level looks too low, maybe as a close is not visible yet.
     """
 
     reason: str
@@ -51,7 +51,8 @@ class RiskInputs(NamedTuple):
 
 
 CLOCK_OFFSET_MAX_S = 30.0
-FEE_RATE_ASSUMED = Decimal("0.008")  # Kraken's entry tier as reported, if the account's is unknown.
+# Kraken's entry tier as reported; used while the account's fee is unknown.
+FEE_RATE_ASSUMED = Decimal("0.008")
 
 
 def objection(step: Step, leverage: int, inputs: RiskInputs, limits: Limits) -> Objection | None:

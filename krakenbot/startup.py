@@ -29,7 +29,7 @@ OVERLAP_S = 5  # For the error of our clock.
 
 
 class Start(NamedTuple):
-    """What the checks need. Without `nonces` the account is not checked. `began` is monotonic."""
+    """What the checks need. `began` is by the monotonic clock."""
 
     config: Config
     exchange: Exchange
@@ -38,6 +38,7 @@ class Start(NamedTuple):
     lock: Lock
     identity: Identity
     began: float
+    # Without these (paper, validate), account, permissions, trades and costs are not checked.
     nonces: Nonces | None = None  # The live key's.
     info: KeyInfo | None = None  # The key's, if `learn` had to read it.
     accept_costs: bool = False
@@ -129,7 +130,7 @@ def check_trades(start: Start) -> None:
     """Halt when the exchange shows trades of the pair that the journal does not know.
 
     A journal can be an old copy: a snapshot, a backup, lost writes. So before anything is sent,
-    all trades since its newest record must be its own. They are read only once the newest of them
+    all trades since its newest record must be its own. They are not read before the newest of them
     must be visible. With a new journal in place of a lost one, the last minutes are checked. No
     wait is needed when the exchange has seen no nonce of this key after the last one stored here,
     and the journal's newest intent is the one stored with that nonce.
@@ -171,7 +172,8 @@ def _compare_trades(start: Start, since: int) -> None:
     if now < unseen_until:  # TradesHistory may show a trade before its order can be found.
         raise UnansweredError("an open order is not visible everywhere yet")
     # A person who resumes or adopts after this halt has seen these orders. With `created` set to
-    # now, the next order is looked up before it is sent: a lost journal may have sent it.
+    # now, the next order is looked up before it is sent: a lost journal may have sent it. `minded`:
+    # the question of a lost journal's coins is settled.
     seen = {"foreign_orders": " ".join([*sorted(own), *unknown]), "created": now, "minded": 1}
     if start.adopts:
         journal.put(**seen)
@@ -196,7 +198,7 @@ def _compare_trades(start: Start, since: int) -> None:
 
 
 def check_untracked_balance(start: Start) -> None:
-    """Without margin, halt when the journal was lost, and with it which coins are the bot's.
+    """Without margin, halt when the journal was lost: only it knew which coins are the bot's.
 
     The state in the lock file shows that there was a journal.
     """

@@ -70,7 +70,8 @@ class Client:
         try:
             return result_of(method, status, body)
         except LaterError as error:
-            if error.cause is Cause.NONCE:  # None was sent: this answers another request.
+            if error.cause is Cause.NONCE:
+                # A public request has no nonce: this answers another request.
                 raise UnansweredError(str(error)) from error
             raise
 
@@ -169,7 +170,7 @@ def kind_of(body: bytes) -> str:
 
 
 def parse_json(body: bytes) -> Any:
-    """Return outside JSON with exact numbers; ValueError for anything odd, however deep."""
+    """Return JSON from outside, numbers exact; ValueError if broken, too deep or out of range."""
     try:
         return json.loads(body, parse_float=Decimal, parse_constant=_refuse_constant)
     except (RecursionError, ArithmeticError):

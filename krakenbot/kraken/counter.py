@@ -10,7 +10,7 @@ from pathlib import Path
 from krakenbot.clock import Clock
 from krakenbot.lock import open_private
 
-COUNTER_MAX = 14.0  # Kraken refuses above 15; one point is for the clocks' difference.
+COUNTER_MAX = 14.0  # Kraken refuses above 15; one point is left because our clocks differ.
 DECAY = 0.33  # Points a second.
 POINTS = {"Ledgers": 2, "QueryLedgers": 2, "TradesHistory": 2, "QueryTrades": 2, "ClosedOrders": 2}
 FREE = ("AddOrder", "CancelOrder")  # The matching engine counts these itself.

@@ -1,4 +1,4 @@
-"""Kraken Spot behind the port: it builds parameters and parses answers.
+"""Kraken Spot behind the interface of exchange.py: it builds parameters and parses answers.
 
 An answer of the wrong shape raises UnansweredError; nothing is guessed. Source of fields and
 permissions: docs.kraken.com, the page of each Spot REST method.
@@ -269,10 +269,10 @@ class Spot:
         return found[0]
 
     def _search(self, client_order_id: str, since: int) -> dict[str, Any]:
-        """Return the orders with that id, by the exchange's id. The later answer counts."""
+        """Return the orders with that id, by the exchange's id."""
         asked: dict[str, object] = {"cl_ord_id": client_order_id}
         closed = asked | {"start": since - SEARCH_BEFORE_S, "without_count": "true"}
-        found = {}
+        found = {}  # If both lists show an order, the closed one counts.
         for method, params, key in (
             ("OpenOrders", asked, "open"),
             ("ClosedOrders", closed, "closed"),

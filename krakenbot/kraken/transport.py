@@ -35,7 +35,7 @@ class Transport(Protocol):
 
 
 class UrllibTransport(urllib.request.AbstractHTTPHandler):
-    """HTTP by a urllib opener with only this handler: no redirects, nothing from the environment.
+    """HTTP by a urllib opener with only this handler: no redirects, no proxy from the environment.
 
     `timeout_s` bounds a whole request: name lookup, all addresses tried, TLS and every read.
     `proxy` is `http://host:port`. A slow name lookup ends when `is_stopping` says so.

@@ -120,15 +120,16 @@ class World:
         self.duty = Duty(self)
 
     def _first_settings(self, folder: Path) -> dict[str, str]:
-        s, choice = self.setting, self.random.choice
+        s = self.setting
+        leverage, reversal = first_way(self.random)
         settings = {
             "MODE": "live",
             "PAIR": self.rules.altname,
             "INTERVAL": str(s.interval),
             "SIZE": str(SIZES[s.pair][0]),
-            "LEVERAGE": str(choice((0, 2, 2, 2, 3, 3))),
-            "REVERSAL": choice(("two-step", "two-step", "one-order")),
-            "ENTRY": choice(("now", "now", "next-turn")),
+            "LEVERAGE": str(leverage),
+            "REVERSAL": reversal,
+            "ENTRY": self.random.choice(("now", "now", "next-turn")),
             "STRATEGY_LENGTH": str(s.length),
             "RISK_MAX_FEE_PERCENT_PER_DAY": "1000",
             "RISK_MAX_ORDERS_PER_DAY": str(s.orders_max),
@@ -328,9 +329,24 @@ class World:
 
 
 def is_dense(seed: int) -> bool:
-    """Return whether the seed is of minutes that turn nearly always: most orders in a time."""
-    setting = choose(random.Random(f"{seed} world"), seed)
-    return setting.interval == 1 and setting.length == 2 and setting.turning > 0.8
+    """Return whether the seed is one of most orders in a time.
+
+    Minutes that turn nearly always, reversals in two orders, and nothing that holds the bot back.
+    """
+    chance = random.Random(f"{seed} world")
+    s = choose(chance, seed)
+    chance.uniform(0, 7200)  # As a world draws its first moment.
+    leverage, reversal = first_way(chance)
+    turns = s.interval == 1 and s.length == 2 and s.turning > 0.8 and not s.rule
+    is_free = s.max_loss is None and s.orders_max > 30 and s.balance > 1000
+    is_quick = not s.dead_first and seed % 4
+    return bool(turns and is_free and is_quick and leverage and reversal == "two-step")
+
+
+def first_way(random: random.Random) -> tuple[int, str]:
+    """Draw the leverage and the kind of reversal that an episode begins with."""
+    leverage = random.choice((0, 2, 2, 2, 3, 3))
+    return leverage, random.choice(("two-step", "two-step", "one-order"))
 
 
 def choose(random: random.Random, seed: int) -> Setting:

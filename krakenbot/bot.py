@@ -329,6 +329,7 @@ class Bot:
             self.journal.put(flatten=reason)
             log.critical("flattening reason=%s", reason)
         if abs(held) < self.market.rules.ordermin:
+            self.orders.prove_refused()
             pair = self.plan.pair
             rest = f"; {plain(held)} {pair} is held and too small to be closed" if held else ""
             raise self.journal.halt(reason + rest)

@@ -98,10 +98,11 @@ def _next_trades(bot: Bot, held: Decimal) -> Iterator[str]:
         held += decision.step.side.sign * decision.step.volume
 
 
-def adopt(bot: Bot) -> None:
+def adopt(bot: Bot, shown: Decimal = ZERO) -> None:
     """Record what is held as the bot's own, and clear a halt.
 
-    Raises StopError while an earlier order may still be executed.
+    `shown` is what the journal explained when a person agreed. Raises StopError while an earlier
+    order may still be executed.
     """
     journal, clock = bot.journal, bot.clock
     try:
@@ -117,6 +118,8 @@ def adopt(bot: Bot) -> None:
         visible_s = (newest.settled or newest.created) + VISIBLE_S - clock.now()
         clock.wait(min(max(visible_s, 0.0), VISIBLE_S))
     before, position = journal.account().held, held_of(bot)
+    if shown and not before and not bot.plan.leverage:
+        position = Position()  # Its coins were sold, as is known only now; others are not its own.
     price, now = _price(bot, position), int(clock.now())
     journal.adopt(position.volume, price, now, bot.plan.leverage > 0)
     own_trades(journal, position.trades, now)
@@ -153,6 +156,7 @@ def _close(bot: Bot, reason: str) -> bool:
     bot.orders.reconcile()
     held = bot.orders.position()
     if held == 0:
+        bot.orders.prove_refused()
         return True
     # Kraken decides whether a very small rest can be closed.
     volume = bot.market.rules.round_volume(abs(held)) or abs(held)

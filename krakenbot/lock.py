@@ -85,7 +85,10 @@ def claim_on_machine(name: str, what: str) -> int | None:
     that need no file, source: unix(7), "abstract"; elsewhere nothing is held. Returns what is to be
     closed, if anything.
     """
-    claim = socket.socket(socket.AF_UNIX)
+    try:
+        claim = socket.socket(socket.AF_UNIX)
+    except OSError:
+        return None
     try:
         if sys.platform == "linux":
             claim.bind(f"\0krakenbot {name}")

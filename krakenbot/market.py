@@ -47,12 +47,13 @@ class MarketState:
         Raises ConfigError when the exchange has no such pair.
         """
         self.measure_clock()
+        is_first = not hasattr(self, "rules")
         try:
-            is_first = not hasattr(self, "rules")
             self._keep_rules(self._exchange.known_rules() if is_first else self._exchange.rules())
         except ExchangeError as error:
             text = self._journal.get("rules")
-            if not text or not (self._journal.account().held or self._journal.open_intents()):
+            is_needed = self._journal.account().held or self._journal.open_intents()
+            if not text or (is_first and not is_needed):
                 if not isinstance(error, RefusedError):
                     raise
                 raise ConfigError(f"pair = {self._plan.pair!r}: {error}") from error

@@ -81,11 +81,7 @@ class Orders:
 
     def send(self, step: Step, candle: int, held: Decimal, reason: str) -> None:
         """Write the intent, send its order once, and follow it until it is final."""
-        for earlier in self._unproven(step.reduce_only):
-            self._clock.wait(self._certain_at(earlier, step.reduce_only) - self._clock.now())
-            if not step.reduce_only:
-                self._follow(earlier, State.FINAL, self._look_up(earlier))
-                self._proven.add(earlier.id)
+        self.prove_refused(step.reduce_only)
         intent = self._intent(step, candle, held, reason)
         answer = Answer.NOT_FOUND  # No lookup is needed, except in the case below.
         born = int(self._journal.get("created", "0"))
@@ -97,6 +93,14 @@ class Orders:
             intent = intent if answer is Answer.NOT_FOUND else lost
         self._follow(intent, State.PREPARED, answer)
         self._check_unfilled()
+
+    def prove_refused(self, reduces: bool = False) -> None:
+        """Wait until refused orders are over and, unless `reduces`, look them up; halt if found."""
+        for earlier in self._unproven(reduces):
+            self._clock.wait(self._certain_at(earlier, reduces) - self._clock.now())
+            if not reduces:
+                self._follow(earlier, State.FINAL, self._look_up(earlier))
+                self._proven.add(earlier.id)
 
     def reconcile(self) -> None:
         """Look up every open intent until it is final; halt when too many traded nothing."""
@@ -140,7 +144,7 @@ class Orders:
         """
         newest = [one for purpose in PURPOSES for one in self._journal.newest_of(purpose, 1)]
         adopted = max((one.created for one in self._journal.newest_of(Purpose.ADOPT, 1)), default=0)
-        newest = [one for one in newest if one.created > adopted and one.id not in self._proven]
+        newest = [one for one in newest if one.created >= adopted and one.id not in self._proven]
         doubtful = [one for one in newest if needs_proof(one)]
         return [one for one in doubtful if one.purpose is Purpose.REVERSE or not reduces]
 
@@ -351,6 +355,7 @@ class Orders:
         while (held := self._held(explained)) != explained:
             waited_s = self._clock.monotonic() - began
             if waited_s >= VISIBLE_S:
+                self.prove_refused()  # Halts if one of them exists, which may be why.
                 raise self._contradiction(held, explained)
             figures = plain(held), plain(explained)
             log.warning("position differs, asking again held=%s explained=%s", *figures)

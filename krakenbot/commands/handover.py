@@ -77,10 +77,11 @@ def adopt(config: Config, *, yes: bool) -> int:
         for action in (bot.market.learn, *(parts.checks if yes else ())):
             ask(action)
         print("\n".join(ask(partial(handover.adoption, bot))))
+        shown = bot.journal.account().held
         if not yes:
             print("Nothing was changed: add --yes to do this")
             return 2
-        ask(partial(handover.adopt, bot))
+        ask(partial(handover.adopt, bot, shown))
         print("adopted")
     return 0
 
@@ -203,7 +204,7 @@ def _ask_the_bot(config: Config, path: Path, arguments: argparse.Namespace) -> i
         return 0
     ended = f"the bot ended with: {halted or 'no halt'}; its journal shows {volume(left)} held"
     if not arguments.all:
-        raise StopError(ended)
+        raise StopError(f"{ended}. Run `krakenbot flatten` again")
     print(clean(ended))
     return 0
 

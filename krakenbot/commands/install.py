@@ -36,7 +36,7 @@ WRAPPER = "/usr/local/bin/krakenbot"
 UNIT_FILE = "/etc/systemd/system/krakenbot.service"
 KEYS = ("kraken_api_key", "kraken_api_secret")
 HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")
-SLOW_START_S = 600  # On top of `exchange.patience`: reconciling what the last run left open.
+SLOW_START_S = 1500  # On top of `exchange.patience`: open orders, or a lockout of the key.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

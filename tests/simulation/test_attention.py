@@ -5,14 +5,16 @@ from collections.abc import Sequence
 from decimal import Decimal
 from itertools import pairwise
 from typing import Any
+from unittest import mock
 
 from krakenbot.alerts import active_alerts
 from krakenbot.bot import Bot
 from krakenbot.clock import StopRequestedError
 from krakenbot.errors import LaterError, RefusedError, StopError, UnansweredError
+from krakenbot.handover import adopt
 from krakenbot.journal import Outcome
-from krakenbot.model import ZERO, Candle, Execution, MarginSummary, Position, Purpose
-from krakenbot.pairs import PairRules
+from krakenbot.model import ZERO, Candle, Execution, MarginSummary, OrderStatus, Purpose, Side
+from krakenbot.pairs import PairRules, remember_rules
 from tests.rules.test_pairs import rules
 from tests.simulation.test_bot import DOWN, PLAN, SIZE, T0, BotTest, FakeClock
 
@@ -155,11 +157,8 @@ class TestRefusalsThatPass(AttentionTest):
             raise LaterError("EAPI:Rate limit exceeded")
 
         self.exchange.place = place  # type: ignore[method-assign]
-        if leverage:
-            self.exchange.position = lambda: Position(ZERO, ZERO)  # type: ignore[method-assign]
         self.assertIn("was refused, and yet", self.stopped(self.bot().run))
         self.exchange.place = original  # type: ignore[method-assign]
-        vars(self.exchange).pop("position", None)
 
     def test_after_a_look_an_order_that_showed_up_after_its_refusal_is_the_bots_own(self) -> None:
         for leverage in (2, 0):
@@ -171,11 +170,60 @@ class TestRefusalsThatPass(AttentionTest):
                     self.assertEqual(1, len(self.exchange.placed))
                     self.assertEqual(SIZE, self.journal.account().held)
 
-    def test_an_order_that_was_adopted_after_its_refusal_is_not_booked_once_more(self) -> None:
+    def test_flatten_is_not_done_while_a_refused_order_may_have_opened_something(self) -> None:
         original = self.exchange.place
 
         def place(order: Any, deadline: int) -> None:
             self.exchange.visible_from[order.client_order_id] = self.clock.time + 60
+            original(order, deadline)
+            raise LaterError("EAPI:Rate limit exceeded")
+
+        for leverage in (2, 0):
+            with self.subTest(leverage):
+                self.setUp()
+                self.exchange.position_lag_s = 60.0
+                self.plan = self.plan._replace(leverage=leverage)
+                original = self.exchange.place
+                self.exchange.place = place  # type: ignore[method-assign]
+                bot = self.run_for(10)
+                self.exchange.place = original  # type: ignore[method-assign]
+                self.assertIn(
+                    "was refused, and yet", self.stopped(lambda bot=bot: self.flatten(bot))
+                )
+                self.flatten(bot)
+                self.assertEqual((ZERO, ZERO), (self.exchange.held, self.exchange.base))
+
+    def test_flatten_of_a_bot_that_holds_nothing_needs_no_newer_rules(self) -> None:
+        bot = self.bot()
+        bot.retry(bot.market.learn)
+        self.journal.put(rules=remember_rules(bot.market.rules))
+        down = UnansweredError("timed out")
+        with mock.patch.object(self.exchange, "rules", side_effect=down):
+            self.flatten(bot)
+        self.assertEqual("asked to", self.journal.get("halted"))
+
+    def test_coins_that_were_sold_by_an_order_found_at_the_adoption_are_not_taken_again(
+        self,
+    ) -> None:
+        self.plan = self.plan._replace(leverage=0)
+        self.exchange.foreign_base = Decimal(1)
+        self.once(105)
+        sale = self.intents()[0]._replace(
+            id="sale", purpose=Purpose.CLOSE, side=Side.SELL, accepted=False, outcome=None
+        )
+        self.journal.write(sale._replace(executed=ZERO, cost=ZERO, fee=ZERO, settled=None))
+        sold = Execution("sale", "O9", OrderStatus.CLOSED, SIZE, Decimal(500), ZERO)
+        self.exchange.executions["sale"], self.exchange.base = sold, ZERO
+        bot, shown = self.bot(), self.journal.account().held
+        bot.retry(bot.market.learn)
+        adopt(bot, shown)
+        self.assertEqual(ZERO, self.journal.account().held)
+
+    def test_an_order_that_was_adopted_after_its_refusal_is_not_booked_once_more(self) -> None:
+        original = self.exchange.place
+
+        def place(order: Any, deadline: int) -> None:
+            self.exchange.visible_from[order.client_order_id] = self.clock.time + 1000
             original(order, deadline)
             raise LaterError("EAPI:Rate limit exceeded")
 

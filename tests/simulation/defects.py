@@ -575,7 +575,7 @@ SHOWN_BY: dict[str, int | str] = {
     "absent although unexplained trades show": "no margin:AddOrder=unseen",
     "absent although the position differs": "two-step:AddOrder=untold",
     "no contradiction is looked for at all": "two-step:AddOrder=untold",
-    "reading is thought to lag for five seconds at most": 1,
+    "reading is thought to lag for five seconds at most": 2,
     "open intents are not asked about": "two-step:AddOrder=death-after",
     "a refused order counts as filled": "one-order:AddOrder#2=margin",
     "an accepted order counts as filled": "two-step:",

@@ -181,7 +181,7 @@ class Truth:
                 known.add(row["id"])
                 volume, cost, fee = signed(self.executed[row["id"]])
                 own, cash, fees = own + volume, cash - cost, fees + fee
-        self.taken = set()
+        self.taken = {r["id"] for r in rows if r["id"] in self.executed and r["outcome"] in PASSING}
         self.foreign += self.own - own
         self.own, self.own_cash, self.own_fees = own, cash, fees
         self.strangers = self.executed.keys() - known

@@ -94,6 +94,7 @@ class Outcome(NamedTuple):
     points: tuple[Point, ...]
     end: str  # "on target", "halted" or the invariant that does not hold.
     text: str = ""
+    orders: int = 0  # Executed.
 
 
 NAMES = re.compile(r"/\S+|O[0-9A-Z]{5}-[0-9A-Z-]+|[0-9a-f]{8}-[0-9a-f-]+|[0-9.]+")
@@ -303,7 +304,7 @@ def run(variant: str, folder: Path, plan: Plan, show: bool = False) -> Outcome:
         text += f" ({lab.is_on_target()})"
     finally:
         lab.close_reader()
-    return Outcome(tuple(lab.points), end, text or lab.halted)
+    return Outcome(tuple(lab.points), end, text or lab.halted, lab.counts["orders executed"])
 
 
 def _live(lab: Lab) -> str:
@@ -405,6 +406,7 @@ def explore(share: Share) -> tuple[Counter[str], list[str]]:
 
     def note(plan: Plan, outcome: Outcome) -> None:
         counts["runs"] += 1
+        counts["orders"] += outcome.orders
         counts[outcome.end] += 1
         if outcome.end.startswith("halted"):
             counts[f"  {NAMES.sub('#', outcome.text):.70}"] += 1
@@ -496,7 +498,7 @@ def main(arguments: list[str]) -> int:
         shutil.rmtree(root, ignore_errors=True)
     print(
         f"runs={total['runs']} on_target={total['on target']} halted={total['halted 76']} "
-        f"key_refused={total['halted 77']} violations={len(wrong)} "
+        f"key_refused={total['halted 77']} orders={total['orders']} violations={len(wrong)} "
         f"seconds={time.monotonic() - began:.0f} cpu={sum(os.times()[:4]):.0f}"
     )
     print("\n".join(f"{count:7}{name}" for name, count in sorted(total.items()) if name[0] == " "))

@@ -200,7 +200,8 @@ class Truth:
         Who has lost all of it can only see by the position that something is missing.
         """
         self.foreign_at, self.doubled_at, self.clean = self.world.time, float("inf"), False
-        was_flat = abs(self.own) < self.world.size / 10
+        held = self.world.position() if self.world.leverage else self.own
+        was_flat = min(abs(held), abs(self.own)) < self.world.size / 10
         self.recount()
         lost = {name for name in self.strangers if Decimal(self.executed[name]["vol_exec"])}
         dim = self.world.blind or self.world.storms.dark or self.world.storms.lied

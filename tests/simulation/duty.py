@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 SILENCE_MAX_S, AGAIN_S = 1800.0, 90000.0
 LOOK_S = 600.0  # Between two looks at one candle.
 FRESH_S = 400.0
-AWAKE_S = 90.0  # So long after a sleep of the machine all is as before.
+AWAKE_S = 300.0  # After a sleep of the machine: an order may have been on its way.
 FLAT_EVERY = 5  # Of the rule's candles.
 # Reasons for which it may be off target in calm.
 HELD_BACK = (

@@ -98,7 +98,7 @@ def _next_trades(bot: Bot, held: Decimal) -> Iterator[str]:
         held += decision.step.side.sign * decision.step.volume
 
 
-def adopt(bot: Bot, shown: Decimal = ZERO) -> None:
+def adopt(bot: Bot, shown: Decimal) -> None:
     """Record what is held as the bot's own, and clear a halt.
 
     `shown` is what the journal explained when a person agreed. Raises StopError while an earlier

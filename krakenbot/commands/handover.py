@@ -118,7 +118,7 @@ def _flatten(config: Config, arguments: argparse.Namespace) -> int:
         if not _agreed(arguments, parts.clock.read):
             return 2
         if takes_all:
-            ask(partial(handover.adopt, bot))
+            ask(partial(handover.adopt, bot, explained))
         handover.flatten(bot, BY_HAND, config.exchange.patience)
         print(_what_is_left(parts))
     return 0

@@ -272,6 +272,19 @@ class TestFlatten(HandoverTest):
             handover.run(Namespace(config=None, command="flatten", live=True, all=False, yes=True))
         self.assertFalse(self.journal().with_suffix(".flatten").exists())
 
+    def test_what_is_adopted_is_compared_with_what_was_shown(self) -> None:
+        parts = mock.MagicMock()
+        parts.bot.retry = lambda action, patience_s: action()
+        parts.bot.journal.account().held = D("0.01")
+        with (
+            mock.patch.object(handover, "assemble", return_value=parts),
+            mock.patch.object(handover.handover, "adoption", return_value=[]),
+            mock.patch.object(handover.handover, "adopt") as adopt,
+            contextlib.redirect_stdout(io.StringIO()),
+        ):
+            handover.adopt(mock.MagicMock(), yes=True)
+        adopt.assert_called_once_with(parts.bot, D("0.01"))
+
     def test_at_a_terminal_nothing_happens_without_a_yes(self) -> None:
         terminal = mock.Mock(isatty=lambda: True)
         with mock.patch.multiple(sys, stdin=terminal, stdout=terminal):

@@ -15,6 +15,7 @@ from krakenbot.config import Config, load
 from krakenbot.journal import Journal
 from krakenbot.journal_file import open_journal
 from krakenbot.records import Outcome
+from krakenbot.retry import LOCKOUT_S
 from tests.ports.test_journal import execution, intent
 
 EXPOSURE_MAX = 1.2
@@ -59,7 +60,7 @@ class TestUnit(unittest.TestCase):
         self.assertEqual(["on-failure"], unit["Restart"])
         self.assertEqual({"2", "76", "77", "78"}, set(unit["RestartPreventExitStatus"][0].split()))
         self.assertEqual((["notify"], ["main"]), (unit["Type"], unit["NotifyAccess"]))
-        self.assertGreater(int(unit["TimeoutStartSec"][0]), 300)
+        self.assertGreater(int(unit["TimeoutStartSec"][0]), 300 + LOCKOUT_S)
 
     def test_only_live_mode_says_live_and_paper_mode_asks_for_no_key(self) -> None:
         for mode, live, credentials in (("paper", 0, 1), ("validate", 0, 3), ("live", 1, 3)):

@@ -1,7 +1,8 @@
 """What happens between and around decisions: attention, patience, clocks, and who is told."""
 
 import unittest
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from decimal import Decimal
 from itertools import pairwise
 from typing import Any
@@ -10,11 +11,21 @@ from unittest import mock
 from krakenbot.alerts import active_alerts
 from krakenbot.bot import Bot
 from krakenbot.clock import StopRequestedError
-from krakenbot.errors import LaterError, RefusedError, StopError, UnansweredError
+from krakenbot.errors import KeyRefusedError, LaterError, RefusedError, StopError, UnansweredError
 from krakenbot.handover import adopt
 from krakenbot.journal import Outcome
-from krakenbot.model import ZERO, Candle, Execution, MarginSummary, OrderStatus, Purpose, Side
+from krakenbot.model import (
+    ZERO,
+    Candle,
+    Execution,
+    MarginSummary,
+    OrderStatus,
+    Purpose,
+    Side,
+    Signal,
+)
 from krakenbot.pairs import PairRules, remember_rules
+from krakenbot.retry import KEY_PAUSES_S, retry
 from tests.rules.test_pairs import rules
 from tests.simulation.test_bot import DOWN, PLAN, SIZE, T0, BotTest, FakeClock
 
@@ -98,6 +109,36 @@ class TestTradeBalanceThatLags(AttentionTest):
         self.assertEqual(Outcome.REFUSED_FOR_NOW_NO_ORDER, self.intents()[2].outcome)
 
 
+class TestStart(AttentionTest):
+    def test_candles_that_the_strategy_lacks_after_a_short_answer_are_asked_for(self) -> None:
+        whole, short, seen = self.exchange.candles, iter([True]), list[int]()
+
+        def candles(since: int | None) -> Sequence[Candle]:
+            return whole(since)[-4:] if next(short, False) else whole(since)
+
+        def strategy(shown: Sequence[Candle]) -> Signal:
+            seen.append(len(shown))
+            return PLAN.strategy(shown)
+
+        self.exchange.candles = candles  # type: ignore[method-assign]
+        self.plan = self.plan._replace(strategy=strategy, candles_min=50)
+        self.run_for(100)
+        self.assertLess(seen[0], 50)
+        self.assertGreaterEqual(seen[-1], 50)
+
+    def test_a_refused_key_is_tried_again_after_pauses_and_in_a_lockout_once(self) -> None:
+        for lockout, pauses in ((False, [*KEY_PAUSES_S]), (True, [900.0])):
+            asked: list[float] = []
+
+            def refuse(asked: list[float] = asked, lockout: bool = lockout) -> None:
+                asked.append(self.clock.time)
+                raise KeyRefusedError("no", lockout=lockout)
+
+            with self.subTest(lockout=lockout), self.assertRaises(KeyRefusedError):
+                retry(refuse, self.clock, 300.0, key_pauses_s=KEY_PAUSES_S)
+            self.assertEqual(pauses, [b - a for a, b in pairwise(asked)])
+
+
 class TestRefusalsThatPass(AttentionTest):
     interval_s = LONG_S
 
@@ -131,67 +172,53 @@ class TestRefusalsThatPass(AttentionTest):
         # Before it is sent, since the journal is young; right after its refusal; and once more.
         self.assertEqual(3, self.exchange.looks.count(first.id))
 
-    def test_an_order_that_shows_up_after_its_refusal_stops_the_bot(self) -> None:
+    @contextmanager
+    def taken_after_refusal(self, lag_s: float = 60.0) -> Iterator[None]:
+        """Let orders be refused and executed all the same, and be found only `lag_s` later."""
         original = self.exchange.place
 
         def place(order: Any, deadline: int) -> None:
-            self.exchange.visible_from[order.client_order_id] = self.clock.time + 60
-            original(order, deadline)
-            self.exchange.shown.pop()
-            raise LaterError("EAPI:Rate limit exceeded")
-
-        self.exchange.place = place  # type: ignore[method-assign]
-        message = self.stopped(self.bot().run)
-        self.assertIn("was refused, and yet", message)
-        self.assertEqual(1, len(self.exchange.placed))
-
-    def refused_but_taken(self, leverage: int) -> None:
-        """Let the bot halt for an order that was executed although it was refused."""
-        self.setUp()
-        self.plan = self.plan._replace(leverage=leverage)
-        original = self.exchange.place
-
-        def place(order: Any, deadline: int) -> None:
-            self.exchange.visible_from[order.client_order_id] = self.clock.time + 60
+            self.exchange.visible_from[order.client_order_id] = self.clock.time + lag_s
             original(order, deadline)
             raise LaterError("EAPI:Rate limit exceeded")
 
-        self.exchange.place = place  # type: ignore[method-assign]
-        self.assertIn("was refused, and yet", self.stopped(self.bot().run))
-        self.exchange.place = original  # type: ignore[method-assign]
+        with mock.patch.object(self.exchange, "place", place):
+            yield
 
-    def test_after_a_look_an_order_that_showed_up_after_its_refusal_is_the_bots_own(self) -> None:
+    def test_an_order_that_shows_up_after_its_refusal_stops_the_bot_and_is_its_own(self) -> None:
         for leverage in (2, 0):
             for person in (self.adopt, lambda: self.journal.resume()):
                 with self.subTest(leverage=leverage, person=person):
-                    self.refused_but_taken(leverage)
+                    self.setUp()
+                    self.plan = self.plan._replace(leverage=leverage)
+                    with self.taken_after_refusal():
+                        self.assertIn("was refused, and yet", self.stopped(self.bot().run))
                     person()
                     self.run_for(1000)
                     self.assertEqual(1, len(self.exchange.placed))
                     self.assertEqual(SIZE, self.journal.account().held)
 
     def test_flatten_is_not_done_while_a_refused_order_may_have_opened_something(self) -> None:
-        original = self.exchange.place
-
-        def place(order: Any, deadline: int) -> None:
-            self.exchange.visible_from[order.client_order_id] = self.clock.time + 60
-            original(order, deadline)
-            raise LaterError("EAPI:Rate limit exceeded")
-
         for leverage in (2, 0):
             with self.subTest(leverage):
                 self.setUp()
                 self.exchange.position_lag_s = 60.0
                 self.plan = self.plan._replace(leverage=leverage)
-                original = self.exchange.place
-                self.exchange.place = place  # type: ignore[method-assign]
-                bot = self.run_for(10)
-                self.exchange.place = original  # type: ignore[method-assign]
-                self.assertIn(
-                    "was refused, and yet", self.stopped(lambda bot=bot: self.flatten(bot))
-                )
+                with self.taken_after_refusal():
+                    bot = self.run_for(10)
+                message = self.stopped(lambda bot=bot: self.flatten(bot))
+                self.assertIn("was refused, and yet", message)
                 self.flatten(bot)
                 self.assertEqual((ZERO, ZERO), (self.exchange.held, self.exchange.base))
+
+    def test_a_loss_is_not_flat_either_while_a_refused_order_may_have_opened_something(
+        self,
+    ) -> None:
+        self.exchange.position_lag_s = 300.0
+        with self.taken_after_refusal():
+            bot = self.run_for(10)
+        self.journal.put(flatten="the loss")
+        self.assertIn("was refused, and yet", self.stopped(bot.run))
 
     def test_flatten_of_a_bot_that_holds_nothing_needs_no_newer_rules(self) -> None:
         bot = self.bot()
@@ -220,16 +247,8 @@ class TestRefusalsThatPass(AttentionTest):
         self.assertEqual(ZERO, self.journal.account().held)
 
     def test_an_order_that_was_adopted_after_its_refusal_is_not_booked_once_more(self) -> None:
-        original = self.exchange.place
-
-        def place(order: Any, deadline: int) -> None:
-            self.exchange.visible_from[order.client_order_id] = self.clock.time + 1000
-            original(order, deadline)
-            raise LaterError("EAPI:Rate limit exceeded")
-
-        self.exchange.place = place  # type: ignore[method-assign]
-        self.assertIn("the journal explains 0", self.stopped(self.bot().run))
-        self.exchange.place = original  # type: ignore[method-assign]
+        with self.taken_after_refusal(1000):
+            self.assertIn("the journal explains 0", self.stopped(self.bot().run))
         self.adopt()
         self.at(DOWN)
         self.run_for(1000)

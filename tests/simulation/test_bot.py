@@ -278,7 +278,7 @@ class BotTest(unittest.TestCase):
     def adopt(self, bot: Bot | None = None) -> None:
         bot = bot or self.bot()
         bot.retry(bot.market.learn)
-        bot.retry(partial(adopt, bot))
+        bot.retry(partial(adopt, bot, self.journal.account().held))
 
     def flatten(self, bot: Bot | None = None, patience_s: float = 300.0) -> None:
         flatten(bot or self.bot(), "asked to", patience_s)

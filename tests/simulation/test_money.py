@@ -199,7 +199,7 @@ class TestBooks(unittest.TestCase):
         self.addCleanup(world.journal.close)
         world.api._set_position({"pair": "XBTUSD", "side": "buy", "volume": "0.05"})
         world.bot.market.learn()
-        adopt(world.bot)
+        adopt(world.bot, D(0))
         self.read(world)
         world.time += 5 * 14400 + 30
         self.read(world)

@@ -132,12 +132,13 @@ def flatten(
     """Close what the bot holds, verify, and leave it halted for `reason`.
 
     Learns the market and runs `checks` first. Raises StopError when something may still be held.
+    If the process dies, the next one goes on with it.
     """
-    for action in (bot.market.learn, *checks):
-        bot.retry(action, patience_s)
     bot.journal.resume(flatten=reason)
     why = "the closing orders traded nothing"
     try:
+        for action in (bot.market.learn, *checks):
+            bot.retry(action, patience_s)
         for _ in range(2 * UNFILLED_MAX):
             if bot.retry(partial(_close, bot, reason), patience_s):
                 bot.journal.put(flatten=None, halted=reason)

@@ -38,7 +38,7 @@ class Start(NamedTuple):
     lock: Lock
     identity: Identity
     began: float
-    # Without these (paper, validate), account, permissions, trades and costs are not checked.
+    # Without these (paper, validate), trades and costs are not checked.
     nonces: Nonces | None = None  # The live key's.
     info: KeyInfo | None = None  # The key's, if `learn` had to read it.
     accept_costs: bool = False
@@ -55,13 +55,13 @@ def checks_of(start: Start) -> tuple[tuple[Check, ...], tuple[Check, ...]]:
     when exchange and journal agree. Without margin it could sell the user's own coins.
     """
     settings = (partial(try_strategy, start), partial(check_settings, start))
+    account = partial(check_account, start)
     if start.nonces is None:
-        return settings, ()
-    account = partial(check_account, start, opens=False)
+        return ((account, *settings) if start.config.mode == "validate" else settings), ()
     trades = (partial(check_trades, start), partial(check_untracked_balance, start))
+    closing = partial(check_account, start, opens=False)
     is_sure = start.config.leverage > 0 and not start.adopts
-    closing = (account,) if is_sure else (account, *trades)
-    return (partial(check_account, start), *trades, *settings), closing
+    return (account, *trades, *settings), ((closing,) if is_sure else (closing, *trades))
 
 
 def learn(config: Config, exchange: Exchange, key: str) -> tuple[Identity, KeyInfo | None]:

@@ -1,7 +1,7 @@
 """Paper mode: Kraken's real public methods, and private ones on a simulated account.
 
-The bot's `Spot` uses this client as it uses the real one. The only private request that leaves the
-process is, in validate mode, AddOrder with `validate`.
+The bot's `Spot` uses this client as it uses the real one. In validate mode two private requests
+leave the process: GetApiKeyInfo, and AddOrder with `validate`.
 """
 
 import json
@@ -69,7 +69,7 @@ class PaperClient:
         Raises as `Client` does, and LaterError if market or validation do not answer.
         """
         if method == "GetApiKeyInfo":
-            return _NO_KEY
+            return self._real.private(method) if self._validates else _NO_KEY
         form = {name: str(value) for name, value in (params or {}).items()}
         api = self.private_api
         if method == "AddOrder":

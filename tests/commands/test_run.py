@@ -81,18 +81,21 @@ class TestRefusals(ProgramTest):
 
         other = SANDBOX_SECRET.swapcase()
         cases = [
-            (self.gate(key="ANOTHER-KEY"), ("Kraken refused the key", "EAPI:Invalid key")),
-            (self.gate(secret=other), ("Kraken refused the key", "EAPI:Invalid signature")),
-            (self.gate(), ("withdraw-funds", "must not")),
-            (self.gate(), ("lacks permissions: modify-trades",)),
+            ("live", self.gate(key="ANOTHER-KEY"), ("Kraken refused the key", "Invalid key")),
+            ("live", self.gate(secret=other), ("Kraken refused the key", "Invalid signature")),
+            ("live", self.gate(), ("lacks permissions: modify-trades",)),
+            ("live", self.gate(), ("withdraw-funds", "must not")),
+            ("validate", self.gate(), ("withdraw-funds", "must not")),
         ]
-        permissions(cases[2][0], lambda had: [*had, "withdraw-funds"])
-        permissions(cases[3][0], lambda had: [code for code in had if code != "modify-trades"])
+        permissions(cases[2][1], lambda had: [code for code in had if code != "modify-trades"])
+        for _, gate, _ in cases[3:]:
+            permissions(gate, lambda had: [*had, "withdraw-funds"])
         started = []
-        for number, (gate, _) in enumerate(cases):
-            state = {"KRAKENBOT_STATE_DIRECTORY": str(self.folder / str(number))}
-            started.append(self.start(gate, "run", "--live", **(LIVE | state)))
-        for running, (gate, words) in zip(started, cases, strict=True):
+        for number, (mode, gate, _) in enumerate(cases):
+            settings = LIVE | {"KRAKENBOT_STATE_DIRECTORY": str(self.folder / str(number))}
+            settings["KRAKENBOT_MODE"] = mode
+            started.append(self.start(gate, "run", "--live", **settings))
+        for running, (_, gate, words) in zip(started, cases, strict=True):
             with self.subTest(words):
                 self.assert_ends(running.done(), 77, *words)
                 self.assertEqual(gate.added, [])

@@ -1046,6 +1046,23 @@ class TestFlatten(BotTest):
         self.assertIn("may still be held", said)
         self.assertIn("asked to", self.journal.get("halted"))
 
+    def test_an_exchange_that_cannot_be_reached_leaves_it_halted_too(self) -> None:
+        self.once()
+        with mock.patch.object(self.exchange, "server_time", side_effect=UnansweredError("-")):
+            said = self.stopped(lambda: self.flatten(patience_s=30.0))
+        self.assertIn("may still be held", said)
+        self.assertIn("asked to", self.stopped(lambda: self.once(101)))
+
+    def test_a_request_outlasts_the_process_that_it_was_made_to(self) -> None:
+        self.once()
+        with (
+            mock.patch.object(self.exchange, "server_time", side_effect=Killed),
+            suppress(Killed),
+        ):
+            self.flatten()
+        self.assertIn("asked to", self.stopped(lambda: self.once(101)))
+        self.assertEqual(0, self.exchange.held)
+
     def test_patience_begins_with_the_first_lost_answer_not_with_the_work_before_it(self) -> None:
         self.once()
         bot, began = self.bot(), self.clock.time

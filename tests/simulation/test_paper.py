@@ -227,6 +227,12 @@ class PaperTest(unittest.TestCase):
             (method, params["validate"], params["volume"]), ("AddOrder", "true", "0.04")
         )
 
+    def test_validate_mode_asks_kraken_about_the_key_and_paper_mode_knows_none(self) -> None:
+        self.assertEqual((), self.exchange.key_info().permissions)
+        self.world.answers.refusal = RefusedError("asked")
+        with self.assertRaisesRegex(RefusedError, "asked"):
+            self.world.exchange(validates=True).key_info()
+
     def test_paper_mode_sends_nothing_private(self) -> None:
         self.place(order())
         self.exchange.position(), self.exchange.summary(), self.exchange.balances()

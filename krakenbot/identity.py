@@ -19,8 +19,9 @@ from krakenbot.errors import ConfigError, StopError
 from krakenbot.journal import Journal
 from krakenbot.journal_file import open_read_only
 from krakenbot.kraken.signing import fingerprint
-from krakenbot.lock import Lock, exists, no_access, open_private
+from krakenbot.lock import Lock, exists, is_locked, no_access, open_private
 from krakenbot.model import Secret
+from krakenbot.pairs import plain
 
 INDEX = "index.json"
 HOME_STATE = ".local/state/krakenbot"
@@ -120,11 +121,30 @@ def key_lock(config: Config, key: str) -> Lock:
 
 def may_hold(config: Config) -> bool:
     """Return whether a journal here says that something is held, or an order unresolved."""
-    for path, _ in _known(config, lambda spelling: ""):
+    return any(_holding(config))
+
+
+def unmanaged(config: Config, own: Path) -> list[str]:
+    """Return a sentence on each live journal but `own` that holds something while no bot runs on it.
+
+    So it is after a change of `pair`, of `mode`, or of the key's account.
+    """
+    return [
+        f"{what}, and no bot manages it: with pair = {pair} and mode = live, `krakenbot flatten "
+        f"--live` closes it; if it is closed already, `krakenbot adopt` records that ({path.name})"
+        for path, pair, what in _holding(config._replace(mode="live"))
+        if path != own and not is_locked(path.with_suffix(".lock"))
+    ]
+
+
+def _holding(config: Config) -> Iterator[tuple[Path, str, str]]:
+    """Yield path, pair and what is held or unresolved of each journal that says so."""
+    for path, (pair, _) in _known(config, lambda spelling: ""):
         with suppress(ConfigError, StopError), closing(open_read_only(path)) as journal:
-            if journal.account().held or journal.open_intents():
-                return True
-    return False
+            if held := journal.account().held:
+                yield path, pair, f"{plain(held)} {pair} is still held"
+            elif journal.open_intents():
+                yield path, pair, f"an order on {pair} is unresolved"
 
 
 def find(config: Config) -> Path | None:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from decimal import Decimal
+from pathlib import Path
 from typing import NamedTuple
 
 from krakenbot import config as configuration
@@ -163,6 +164,12 @@ class Checks:
         runs = f"{life.state.value} with pid {life.pid}" if life.pid else life.state.value
         return "ok", f"{path.name} is sound, {unresolved} orders unresolved; the bot is {runs}"
 
+    def _others(self) -> Answer:
+        own = identity.find(self.config) or Path()
+        if others := identity.unmanaged(self.config, own):
+            return "warn", "; ".join(others)
+        return "ok", "no live journal here holds anything without a bot"
+
     def _network(self) -> Answer:
         config, clock = self.config, SystemClock(self.config.exchange.clock_speed)
         self.market = spot_of(config, client_of(config, clock))
@@ -277,6 +284,7 @@ CHECKS = (
     ("state", Checks._state, "config", "free space there, and let this user write"),
     ("strategy", Checks._strategy, "config", "read `krakenbot help strategies`"),
     ("journal", Checks._journal, "config", "check the exchange, then `krakenbot resume`"),
+    ("others", Checks._others, "config", "close that position before you go on"),
     ("network", Checks._network, "config", "check DNS, firewall, CA certificates and the clock"),
     ("clock", Checks._clock, "network", "timedatectl set-ntp true"),
     ("pair", Checks._pair, "network", "check status.kraken.com and the name of the pair"),

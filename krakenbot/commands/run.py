@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from krakenbot import log
+from krakenbot import identity, log
 from krakenbot.assemble import Parts, assemble, assumed_fee_rate, load_config, require_live
 from krakenbot.bot import Event
 from krakenbot.commands import UsageError, exit_code
@@ -48,6 +48,9 @@ def run(arguments: argparse.Namespace) -> int:
         presence(event)
         if event.kind == "start":
             _say(_banner(config, parts))
+            for text in identity.unmanaged(config, parts.path):
+                log.warning("%s", text)
+                notifier(Event("warning", text))
         screen(event)
         if event.kind == "decision" and tells_costs:
             tells_costs = False

@@ -164,6 +164,25 @@ class TestSpelling(FrontDoor):
         self.assertEqual([SIZE], self.bought())
 
 
+class TestUnmanaged(FrontDoor):
+    def test_what_a_bot_left_held_on_another_pair_is_said_until_it_is_closed(self) -> None:
+        self.hold()
+        own = self.state / self.journals()[0]
+        (text,) = identity.unmanaged(self.config._replace(mode="paper"), Path())
+        self.assertIn("0.01 XXBTZUSD is still held, and no bot manages it", text)
+        self.assertEqual([], identity.unmanaged(self.config, own))
+        journal = open_journal(own)
+        journal.adopt(ZERO, Decimal(1), 1, on_margin=False)
+        journal.close()
+        self.assertEqual([], identity.unmanaged(self.config, Path()))
+
+    def test_what_a_running_bot_holds_is_managed(self) -> None:
+        self.hold()
+        parts = assemble(self.config, live=True)
+        self.assertEqual([], identity.unmanaged(self.config, Path()))
+        parts.close()
+
+
 class TestRefusedKey(FrontDoor):
     @slow
     def test_where_a_bot_has_run_a_key_that_is_refused_once_is_tried_again(self) -> None:

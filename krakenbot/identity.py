@@ -125,9 +125,9 @@ def may_hold(config: Config) -> bool:
 
 
 def unmanaged(config: Config, own: Path) -> list[str]:
-    """Return a sentence on each live journal but `own` that holds something while no bot runs on it.
+    """Return a sentence on each live journal but `own` that holds something without a bot on it.
 
-    So it is after a change of `pair`, of `mode`, or of the key's account.
+    This happens after a change of `pair`, `mode` or the key's account.
     """
     return [
         f"{what}, and no bot manages it: with pair = {pair} and mode = live, `krakenbot flatten "

@@ -26,6 +26,7 @@ from krakenbot.pairs import PairRules, earn_balances, plain
 from krakenbot.risk import FEE_RATE_ASSUMED, RiskInputs, objection
 
 OVERLAP_S = 5  # For the error of our clock.
+RICH = MarginSummary(Decimal(10**15), ZERO, ZERO)  # So that money is no objection.
 
 
 class Start(NamedTuple):
@@ -258,18 +259,22 @@ def check_settings(start: Start) -> str | None:
 
 def never_trades(config: Config, rules: PairRules, quote: Quote) -> str | None:
     """Return why neither a long nor a short position can ever be opened, or None."""
-    rich = MarginSummary(Decimal(10**15), ZERO, ZERO)
-    online = rules._replace(status="online")
-    calm = Quote(quote.mid, quote.mid)
-    inputs = RiskInputs("online", calm, online, ZERO, rich, 0, FEE_RATE_ASSUMED, 0.0)
-    reason = None
+    online, calm = rules._replace(status="online"), Quote(quote.mid, quote.mid)
+    reasons = objections(config, online, calm, RICH, FEE_RATE_ASSUMED).values()
+    return None if None in reasons else next(iter(reasons))
+
+
+def objections(
+    config: Config, rules: PairRules, quote: Quote, summary: MarginSummary, fee_rate: Decimal
+) -> dict[Side, str | None]:
+    """Return what speaks against opening `size` on each side that the settings allow, or None."""
+    inputs = RiskInputs("online", quote, rules, ZERO, summary, 0, fee_rate, 0.0)
+    reasons: dict[Side, str | None] = {}
     for side in (Side.BUY, Side.SELL) if config.leverage else (Side.BUY,):
         step = Step(Purpose.OPEN, side, rules.round_volume(config.size), False)
         against = objection(step, config.leverage, inputs, plan_of(config).limits)
-        if against is None:
-            return None
-        reason = reason or against.reason
-    return reason
+        reasons[side] = against.reason if against else None
+    return reasons
 
 
 def _check_costs(start: Start) -> str | None:

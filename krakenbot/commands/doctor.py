@@ -13,7 +13,6 @@ import textwrap
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from decimal import Decimal
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,18 +28,17 @@ from krakenbot.errors import ConfigError
 from krakenbot.format import money, percent, shows_color, volume
 from krakenbot.journal_file import open_read_only
 from krakenbot.lock import Lock
-from krakenbot.model import ZERO, MarginSummary, Order, Purpose, Side, Step
+from krakenbot.model import ZERO, MarginSummary, Order, Side
 from krakenbot.pairs import plain
 from krakenbot.presence import read_life
-from krakenbot.risk import CLOCK_OFFSET_MAX_S, RiskInputs, clock_error, objection
+from krakenbot.risk import CLOCK_OFFSET_MAX_S, clock_error
 from krakenbot.rulefile import load
-from krakenbot.startup import count_costs, refuse_permissions
+from krakenbot.startup import RICH, count_costs, objections, refuse_permissions
 
 EXAMPLE = "krakenbot doctor --json"
 FREE_BYTES_MIN = 50 << 20
 DAY_S = 86400
 COLORS = {"ok": "32", "warn": "33", "fail": "31", "skip": "2"}
-RICH = MarginSummary(Decimal(10**15), ZERO, ZERO)
 # Verdict (ok, warn, fail, skip), what was found and, unless CHECKS says it, how to repair it.
 Answer = tuple[str, str] | tuple[str, str, str]
 
@@ -266,14 +264,8 @@ class Checks:
 
     def _against(self, summary: MarginSummary) -> Answer | None:
         """Return a failure if the bot itself would refuse an order of `size` on this account."""
-        config, rules = self.config, self.rules
-        inputs = RiskInputs("online", self.quote, rules, ZERO, summary, 0, self.fee_rate, 0.0)
-        for side in (Side.BUY, Side.SELL) if config.leverage else (Side.BUY,):
-            step = Step(Purpose.OPEN, side, rules.round_volume(config.size), False)
-            against = objection(step, config.leverage, inputs, plan_of(config).limits)
-            if against is not None:
-                return "fail", f"{side.value}: {against.reason}"
-        return None
+        found = objections(self.config, self.rules, self.quote, summary, self.fee_rate)
+        return next((("fail", f"{side.value}: {why}") for side, why in found.items() if why), None)
 
 
 # Name, check, the check that it needs, and the repair unless the check itself names one.

@@ -50,7 +50,6 @@ def run(arguments: argparse.Namespace) -> int:
             _say(_banner(config, parts))
             for text in identity.unmanaged(config, parts.path):
                 log.warning("%s", text)
-                notifier(Event("warning", text))
         screen(event)
         if event.kind == "decision" and tells_costs:
             tells_costs = False

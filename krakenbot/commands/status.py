@@ -42,6 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
         status |= {"next_decision": life.next_decision, "exit_code": life.exit_code}
         status["end_reason"] = life.reason or None
         status["strategy"] = journal.get("strategy") or config.strategy.title
+        status["warnings"] += identity.unmanaged(config, path)
         unit = units(journal, config.pair)
         journal.close()
         text = json.dumps(status) if arguments.json else "\n".join(lines(status, life, unit))

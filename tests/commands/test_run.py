@@ -314,6 +314,8 @@ class TestTrading(ProgramTest):
             with self.subTest(changed):
                 done = self.run_it(gate, "run", "--live", "--once", **(LIVE | changed))
                 self.assert_ends(done, 0, "0.01 XXBTZUSD is still held, and no bot manages it")
+                status = json.loads(self.run_it(gate, "status", "--json", **(LIVE | changed)).out)
+                self.assertIn("no bot manages it", " ".join(status["warnings"]))
         self.assertEqual(2, len(gate.orders), "the second pair's bot has traded as well")
 
     def test_a_signal_ends_the_wait_for_the_next_candle_at_once(self) -> None:

@@ -52,17 +52,18 @@ class Ledger:
         self._exchange, self._journal, self._clock = exchange, journal, clock
         self._until = 0  # The end of the span being read; 0 when there is none.
         self.is_read = False  # Whether the last call reached the newest row.
+        self.refused = ""  # Why the key may not read the ledger, if the last call was refused.
         self._differences: list[str] = []
 
     def read(self, rules: PairRules, pages: int = PAGES_AT_ONCE) -> str:
         """Book what the ledger shows, with at most `pages` requests.
 
         Returns how the ledger differs from the orders, or an empty text: a sentence for each order
-        and for each fee that cannot be valued. If the key may not read the ledger, the bot goes on
-        and the text says so.
+        and for each fee that cannot be valued. If the key may not read the ledger, `refused` says
+        so.
         """
         self._rules, self._now = rules, int(self._clock.now())
-        self._differences = []
+        self._differences, self.refused = [], ""
         allowed = iter(range(pages))
         if not self._journal.get("charges_read"):
             self._journal.put(charges_read=self._now)
@@ -74,8 +75,10 @@ class Ledger:
             self.is_read = True  # The next check tries again.
             log.warning("ledger not read reason=%s", error)
         except KeyRefusedError as error:
+            if error.lockout:
+                raise  # No private request may follow.
             self.is_read = True
-            self._differences.append(f"margin fees are not in the books: {error}")
+            self.refused = f"margin fees are not in the books: {error}"
         difference = "; ".join(self._differences)
         if difference and difference != self._journal.get("difference"):
             log.warning("books differ: %s", difference)
@@ -131,7 +134,7 @@ class Ledger:
             name = f"{intent.id} {charge.id}"
             if charge.asset in ("", self._rules.quote):
                 extra += charge.fee
-            elif charge.fee and charge.kind is ChargeKind.MARGIN and not journal.is_charged(name):
+            elif charge.fee and not journal.is_charged(name):
                 rows.append(self._row(name, charge))
         if is_known:
             return journal.book(rows)

@@ -6,6 +6,7 @@ error or crash. Read order_states.py next.
 
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
+from functools import partial
 from typing import NamedTuple
 
 from krakenbot import log
@@ -111,7 +112,7 @@ class Bot:
                 return self.retry(self._tick_once, patience_s)
             while True:
                 due = self.retry(self.tick).next_due
-                self._keep_books(due - self.clock.now())
+                self.retry(partial(self._keep_books, due - self.clock.now()))
                 pause_s = max(0.0, due - self.clock.now())
                 longest_s = CHECK_MAX_S if self._ledger.is_read else PASSING_PAUSE_S
                 self.clock.wait(min(pause_s, longest_s, self.plan.interval_s))
@@ -148,6 +149,7 @@ class Bot:
             return
         self._books_kept = now
         difference = self._ledger.read(self.market.rules, pages)
+        self._alerts.update("ledger", self._ledger.refused)
         if difference:
             self._emit("difference", difference)
 
@@ -198,10 +200,16 @@ class Bot:
 
     def _refresh(self) -> None:
         """Read again whatever is out of date, apart from candles and position."""
+        held = self.journal.account().held
         try:
             self.market.refresh()
         except ExchangeError as error:
             log.warning("refresh failed, retrying at the next check reason=%s", error)
+            trouble = f"the market cannot be read: {error}"
+        else:
+            trouble = self.market.closed if held else ""
+        self._alerts.update("market", trouble, SILENCE_MAX_S)
+        self._check_minimum(held)
         offset_s, announced = self.market.clock_offset_s, "; ".join(self.market.notices)
         words = f"this host's clock is {clock_error(offset_s)}: nothing is opened"
         self._alerts.update("rates", self.market.assumed)
@@ -361,6 +369,16 @@ class Bot:
             words = f"the margin level is {percent(level, 1)}, below min_margin_level {level_min} %"
         self._alerts.update("margin", words)
 
+    def _check_minimum(self, held: Decimal) -> None:
+        """Update the alert about a smallest order above `size`."""
+        rules, words = self.market.rules, ""
+        if self.plan.size < rules.ordermin:
+            self.market.invalidate()
+            least = f"the exchange's smallest order is now {plain(rules.ordermin)}, above size, "
+            stays = f"{plain(held)} {self.plan.pair} is held" if held else "nothing is held"
+            words = f"{least}{plain(self.plan.size)}; {stays}"
+        self._alerts.update("minimum", words)
+
     def _finish(self, candle: Candle, signal: Signal, held: Decimal, decision: Decision) -> None:
         """Record the decision on this candle, and update the alerts about it."""
         row, rules = self._row(candle, signal, held, decision), self.market.rules
@@ -373,13 +391,7 @@ class Bot:
         self.journal.decide(row, summary if is_done else None)
         after_s = min(BLOCKED_CANDLES * self.plan.interval_s, BLOCKED_MAX_S)
         self._alerts.update("target", decision.reason if decision.blocked else "", after_s)
-        words = ""
-        if self.plan.size < rules.ordermin:
-            self.market.invalidate()
-            least = f"the exchange's smallest order is now {plain(rules.ordermin)}, above size, "
-            stays = f"{plain(held)} {self.plan.pair} is held" if held else "nothing is held"
-            words = f"{least}{plain(self.plan.size)}; {stays}"
-        self._alerts.update("minimum", words)
+        self._check_minimum(held)
         log.info(
             "decided %s",
             f"candle={moment(candle.time)} price={price(candle.close, rules)} "

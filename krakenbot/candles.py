@@ -9,8 +9,9 @@ from krakenbot import log
 from krakenbot.clock import Clock
 from krakenbot.errors import UnansweredError
 from krakenbot.exchange import Market
+from krakenbot.format import moment
 from krakenbot.model import ZERO, Candle
-from krakenbot.pairs import decimal
+from krakenbot.pairs import decimal, plain
 
 ROWS_MAX = 720  # The most that OHLC returns. Source: docs.kraken.com, "Get OHLC Data".
 LATE_WAIT_S = 2.0
@@ -66,12 +67,16 @@ class CandleWindow:
         for candle in rows[:-1]:  # The last row is unfinished; its close will change.
             was = candles.get(candle.time, candle)
             if was != candle:
-                log.warning("candle revised time=%s was=%s now=%s", candle.time, was, candle)
+                closes = plain(was.close), plain(candle.close)
+                log.warning(
+                    "candle revised %s close=%s before=%s", moment(candle.time), *closes[::-1]
+                )
             candles[candle.time] = candle  # The newest answer counts.
         self._candles = {time: candles[time] for time in sorted(candles)[-ROWS_MAX:]}
         for before, after in pairwise(self._candles):
             if after - before > step_s and after > known:
-                log.warning("candles missing between %s and %s, filled flat", before, after)
+                ends = moment(before), moment(after)
+                log.warning("candles missing between %s and %s, filled flat", *ends)
 
 
 def fill(candles: Sequence[Candle], interval_s: int) -> list[Candle]:

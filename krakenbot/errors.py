@@ -20,7 +20,12 @@ class ConfigError(Exception):
 
 
 class ExchangeError(Exception):
-    """The exchange did not do what was asked: always one of the next three types."""
+    """The exchange did not do what was asked: always one of the next three types.
+
+    `wait_s` is the shortest sensible pause in seconds before the next request.
+    """
+
+    wait_s = 0.0
 
 
 class RefusedError(ExchangeError):
@@ -34,8 +39,8 @@ class RefusedError(ExchangeError):
 class LaterError(ExchangeError):
     """A temporary failure: the same request may work later.
 
-    `wait_s` is the shortest sensible pause in seconds. `leaves_no_order`: Kraken documents that
-    this refusal leaves no order; if False, an order may exist all the same.
+    `leaves_no_order`: Kraken documents that this refusal leaves no order; if False, an order may
+    exist all the same.
     """
 
     def __init__(
@@ -54,6 +59,10 @@ class LaterError(ExchangeError):
 
 class UnansweredError(ExchangeError):
     """Outcome unknown: no answer, or none that can be understood. It may have happened."""
+
+    def __init__(self, message: str, *, wait_s: float = 0.0) -> None:
+        super().__init__(message)
+        self.wait_s = wait_s
 
 
 class FlattenRequestedError(Exception):

@@ -47,7 +47,7 @@ def describe_trade(bot: Bot, side: Side, volume: Decimal) -> str:
     try:
         quote = bot.exchange.quote()
     except ExchangeError as error:
-        return f"{text}; its value is not known now: {error}"
+        return f"{text}; its value is not known now: {log.clean(str(error))}"
     price = quote.ask if side is Side.BUY else quote.bid
     worth, fee = volume * price, volume * price * bot.market.fee_rate
     return (
@@ -123,7 +123,8 @@ def adopt(bot: Bot, shown: Decimal) -> None:
     price, now = _price(bot, position), int(clock.now())
     journal.adopt(position.volume, price, now, bot.plan.leverage > 0)
     own_trades(journal, position.trades, now)
-    log.warning("adopted held=%s explained_before=%s price=%s", position.volume, before, price)
+    figures = plain(position.volume), plain(before), format.price(price, bot.market.rules)
+    log.warning("adopted held=%s explained_before=%s price=%s", *figures)
 
 
 def flatten(
@@ -146,6 +147,9 @@ def flatten(
             bot.clock.wait(1.0)
     except LaterError as error:
         why = str(error)
+    except StopError as error:
+        bot.journal.keep_stop(error)
+        raise
     raise bot.journal.halt(
         f"could not close the position ({reason}); {plain(bot.journal.account().held)} "
         f"{bot.plan.pair} may still be held ({why}): look at Kraken"

@@ -43,12 +43,12 @@ def account_name(text: str) -> str:
 
 def recall(config: Config, kind: str, name: str) -> str:
     """Return what is stored under `kind` ("pair", "account" or "journal") and name, or ""."""
-    return _index(config).get(f"{kind} {_host(config)} {name}", "")
+    return _index(config).get(_entry(config, kind, name), "")
 
 
 def remember(config: Config, kind: str, name: str, value: str) -> None:
     """Store a value for `recall` on disk before returning; ConfigError when that fails."""
-    index = _index(config) | {f"{kind} {_host(config)} {name}": value}
+    index = _index(config) | {_entry(config, kind, name): value}
     path = config.state_directory / INDEX
     part = path.with_suffix(f".{os.getpid()}.part")  # Another bot may write at the same time.
     try:
@@ -59,6 +59,15 @@ def remember(config: Config, kind: str, name: str, value: str) -> None:
         part.replace(path)
     except OSError as error:
         raise no_access(path, f"{path} cannot be written", error) from error
+
+
+def _entry(config: Config, kind: str, name: str) -> str:
+    return f"{kind} {_host(config)} {_spelled(name) if kind == 'pair' else name}"
+
+
+def _spelled(pair: str) -> str:
+    """Return one spelling for BTC/USD, xbtusd and XBTUSD. 0.2.0 named its journals by it."""
+    return pair.upper().replace("/", "").replace("BTC", "XBT")
 
 
 def _index(config: Config) -> dict[str, str]:
@@ -157,9 +166,7 @@ def find(config: Config) -> Path | None:
         credentials = load_credentials(config) if config.mode != "paper" else None
         if credentials is not None:
             account = recall(config, "account", fingerprint(credentials.key))
-    # 0.2.0 named its journals by the pair's spelling.
-    spelled = _bare(config.pair.upper().replace("/", "").replace("BTC", "XBT"))
-    pair = recall(config, "pair", config.pair) or spelled
+    pair = recall(config, "pair", config.pair) or _bare(_spelled(config.pair))
     path = place_of(config, Identity(pair, account))
     return path if exists(path) else None
 

@@ -24,7 +24,7 @@ class Lock:
     """
 
     def __init__(self, path: Path, what: str, name: str = "") -> None:
-        self.path = path
+        self.path, self._since = path, moment(time.time())
         try:
             self._file = open_private(path, os.O_RDWR)
         except OSError as error:
@@ -68,7 +68,7 @@ class Lock:
             raise StopError(words) from error
 
     def _put(self, state: str) -> None:
-        holder = f"pid {os.getpid()}, since {moment(time.time())}"
+        holder = f"pid {os.getpid()}, since {self._since}"
         os.pwrite(self._file, f"{state:{STATE_BYTES_MAX - 1}}\n{holder:<60}\n".encode(), 0)
         os.fsync(self._file)
 

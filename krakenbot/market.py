@@ -37,6 +37,7 @@ class MarketState:
         self._plan, self._exchange, self._clock, self._journal = plan, exchange, clock, journal
         self.fee_rate, self.margin_rates = FEE_RATE_ASSUMED, MarginRates()
         self.assumed = ""  # Which of these are assumed, in words.
+        self.status = "online"
         self.clock_offset_s = 0.0  # The exchange's time minus the host's.
         self.notices: tuple[str, ...] = ()  # What the exchange announces: emergencies, maintenance.
         self._clock_read = self._rules_read = self._others_read = NEVER
@@ -62,6 +63,13 @@ class MarketState:
             if isinstance(error, RefusedError):
                 self.rules = self.rules._replace(status="not listed")
             self._exchange.assume_rules(self.rules)
+
+    @property
+    def closed(self) -> str:
+        """Say that exchange or pair take no orders now; an empty text when they do."""
+        if self.status == self.rules.status == "online":
+            return ""
+        return f"the exchange is {self.status}, {self.rules.altname} is {self.rules.status}"
 
     def invalidate(self) -> None:
         """Let the next refresh read the pair's rules and the exchange's time again."""
@@ -130,7 +138,7 @@ class MarketState:
 
     def _read_status(self) -> str:
         found = self._exchange.market_status()
-        self.notices = (*found.emergency, *found.upcoming)
+        self.notices, self.status = (*found.emergency, *found.upcoming), found.status
         return found.status
 
     def risk_inputs(self, step: Step, held: Decimal, orders_today: int) -> RiskInputs:

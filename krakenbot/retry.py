@@ -99,6 +99,6 @@ def retry(
                 logged = now
                 log.warning("waiting for the exchange reason=%s", error)
             on_failure(f"waiting for the exchange: {error}")
-            wait_s = min(max(pause_s, getattr(error, "wait_s", 0.0)), WAIT_MAX_S)
+            wait_s = min(max(pause_s, error.wait_s), WAIT_MAX_S)
             clock.wait(min(wait_s, max(0.1, patience_s - (now - began) + 0.1)))
             pause_s = min(pause_s * 2, BACKOFF_MAX_S)

@@ -74,10 +74,12 @@ def learn(config: Config, exchange: Exchange, key: str) -> tuple[Identity, KeyIn
     pair = identity.recall(config, "pair", config.pair)
     if not pair:
         try:
-            pair = exchange.rules().pair
+            rules = exchange.rules()
         except RefusedError as error:
             raise ConfigError(f"pair = {config.pair!r}: {error}") from error
-        identity.remember(config, "pair", config.pair, pair)
+        pair = rules.pair
+        for spelling in {config.pair, rules.altname}:
+            identity.remember(config, "pair", spelling, pair)
     account, info = identity.recall(config, "account", key) if key else "", None
     if key and not account:
         try:
@@ -288,8 +290,11 @@ def _check_costs(start: Start) -> str | None:
         log.info("costs: these settings were checked before: %s", journal.get(key))
         return None
     fee_rate = FEE_RATE_ASSUMED
-    with suppress(ExchangeError, StopError):
+    try:
         fee_rate = exchange.fee_rate()
+    except (ExchangeError, StopError) as error:
+        if getattr(error, "lockout", False):
+            raise  # No private request may follow.
     too_much, lines = count_costs(config, exchange, fee_rate)
     log.info("costs: %s", "; ".join(lines))
     if not too_much or start.accept_costs:

@@ -22,10 +22,11 @@ from krakenbot.backtest.files import BadDataError, Columns, Source, interval_of,
 from krakenbot.backtest.pair import choose, rates_of, rules_of
 from krakenbot.backtest.result import DAY_S
 from krakenbot.backtest.sweep import Setting, Step, Value
+from krakenbot.commands import UsageError, json_values
 from krakenbot.commands import backtest_text as text
-from krakenbot.commands import json_values
 from krakenbot.config import Config
 from krakenbot.decision import plan_of
+from krakenbot.errors import ConfigError
 from krakenbot.format import MINUTE, moment
 from krakenbot.pairs import decimal, plain
 from krakenbot.risk import FEE_RATE_ASSUMED
@@ -74,7 +75,14 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(arguments: Namespace) -> int:
     given = {key: getattr(arguments, name) for name, key in _KEYS.items()}
     options = {f"KRAKENBOT_{key}": word for key, word in given.items() if word is not None}
-    config = configuration.load(arguments.config, os.environ | options, Path.cwd())
+    configuration.load_here(arguments.config)  # Its own mistakes are no wrong usage.
+    try:
+        config = configuration.load(arguments.config, os.environ | options, Path.cwd())
+    except ConfigError as error:
+        text = str(error)
+        for name, key in _KEYS.items():
+            text = text.replace(f"KRAKENBOT_{key} =", f"--{name}")
+        raise UsageError(text) from error
     gc.disable()  # There are millions of short-lived values, and none of them form cycles.
     try:
         lines = _backtest(config, arguments)
@@ -221,11 +229,12 @@ def _parse_sweep(words: list[str], strategy: str) -> dict[str, list[Value]]:
             values = [number for piece in after.split(",") for number in _range(piece)]
         except (ValueError, ArithmeticError):
             values = []
-        is_count = all(isinstance(one, int) and 1 <= one <= _SWEPT_MAX for one in values)
+        allowed = configuration.INTERVALS if key == "interval" else range(2, 701)
+        is_count = all(one in allowed for one in values)
         if not values or not is_known or key in found or not (is_parameter or is_count):
             raise BadDataError(
-                f"--sweep {word}: must be interval, length (of sma-slope) or a parameter of a "
-                "rule, then = and numbers like 10:60:2 (from:to:step) or 1,5,15"
+                f"--sweep {word}: must be interval (of the bot's), length (of sma-slope, 2 to 700) "
+                "or a parameter of a rule, then = and numbers like 10:60:2 (from:to:step) or 1,5,15"
             )
         found[key] = list(dict.fromkeys(values))
     return found

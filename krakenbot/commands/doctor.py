@@ -37,6 +37,7 @@ from krakenbot.startup import RICH, count_costs, objections, refuse_permissions
 
 EXAMPLE = "krakenbot doctor --json"
 FREE_BYTES_MIN = 50 << 20
+LEDGER_PERMISSION = "query-ledger"
 DAY_S = 86400
 COLORS = {"ok": "32", "warn": "33", "fail": "31", "skip": "2"}
 # Verdict (ok, warn, fail, skip), what was found and, unless CHECKS says it, how to repair it.
@@ -209,7 +210,8 @@ class Checks:
         except ConfigError as error:
             return "skip", f"the key is left alone: {error}"
         self.account = spot_of(self.config, client)
-        refuse_permissions(self.account.key_info())
+        info = self.account.key_info()
+        refuse_permissions(info)
         # Kraken's documentation spells these both with underscores and in camel case.
         answer = client.private("GetApiKeyInfo")
         row = {name.replace("_", "").lower(): value for name, value in answer.items()}
@@ -222,6 +224,11 @@ class Checks:
             return "warn", "the key has a nonce window", "set it to 0 at Kraken"
         if not any(row.get("ipallowlist") or ()) and not self.is_rehearsal:
             return "warn", "the key works from any address", "limit it to this server's address"
+        if LEDGER_PERMISSION not in info.permissions:
+            lacks = (
+                f"the key lacks {LEDGER_PERMISSION}: fees stay estimates, rollovers are not booked"
+            )
+            return "warn", lacks, "allow `Query ledger entries`"
         return "ok", "has the permissions needed, none to withdraw; nonce window 0"
 
     def _account(self) -> Answer:

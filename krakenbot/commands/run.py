@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from decimal import Decimal
 
 from krakenbot import identity, log
 from krakenbot.assemble import Parts, assemble, assumed_fee_rate, load_config, require_live
@@ -134,6 +135,9 @@ def _banner(config: Config, parts: Parts) -> list[str]:
 def _goodbye(config: Config, parts: Parts) -> list[str]:
     """Return what is still held, and how to close it."""
     account, base = parts.journal.account(), parts.journal.get("base")
+    if shown := parts.journal.get("exchange_position"):
+        holds, explained = volume(Decimal(shown), base), volume(account.held, base)
+        return [f"ended; the exchange holds {holds}, the journal explains {explained}"]
     if not account.held:
         return ["ended; nothing is held"]
     live = " --live" if config.mode == "live" else ""

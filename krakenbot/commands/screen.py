@@ -40,7 +40,7 @@ class Screen:
 
     def _print(self, text: str, color: str = "") -> None:
         """Print one line of a terminal. A failing write must not stop the bot."""
-        shown = text[:80]
+        shown = log.clean(text)[:80]
         if color and shows_color(sys.stdout):
             shown = f"\x1b[{color}m{shown}\x1b[0m"
         log.put(sys.stdout, f"{shown}\n")

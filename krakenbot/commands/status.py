@@ -36,7 +36,11 @@ def run(arguments: argparse.Namespace) -> int:
         path = identity.journal_path(config)
         journal = open_read_only(path)
         life = read_life(journal, path.with_suffix(".lock"), config.exchange.clock_speed)
-        status = {"mode": config.mode, "pair": config.pair, "interval": config.interval}
+        status: dict[str, Any] = {
+            "mode": config.mode,
+            "pair": config.pair,
+            "interval": config.interval,
+        }
         status |= read_status(journal)
         status |= {"state": life.state.value, "pid": life.pid, "since": life.since}
         status |= {"next_decision": life.next_decision, "exit_code": life.exit_code}

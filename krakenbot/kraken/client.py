@@ -135,21 +135,23 @@ def result_of(method: str, status: int, body: bytes) -> Any:
 
     Anything but such an envelope raises UnansweredError, whatever the HTTP status is.
     """
+    wait_s = TOO_MANY_S if status == 429 else 0.0
     try:
         envelope = parse_json(body)
     except ValueError:
         problem = f"HTTP {status} with {kind_of(body)} in place of a JSON answer"
-        raise UnansweredError(f"{method}: {problem}") from None
+        raise UnansweredError(f"{method}: {problem}", wait_s=wait_s) from None
     errors = envelope.get("error") if isinstance(envelope, dict) else None
     if not isinstance(errors, list) or not all(isinstance(e, str) for e in errors):
-        raise UnansweredError(f"{method}: HTTP {status} with an answer of unknown form")
+        problem = f"HTTP {status} with an answer of unknown form"
+        raise UnansweredError(f"{method}: {problem}", wait_s=wait_s)
     failures = [re.sub(r"\s*:\s*", ":", e.strip()) for e in errors if not e.startswith("W")]
     if failures:
         raise_verdict(method, failures)
     for warning in errors:
         log.warning("exchange warns method=%s warning=%s", method, warning)
     if status != 200 or envelope.get("result") is None:
-        raise UnansweredError(f"{method}: HTTP {status} without a result")
+        raise UnansweredError(f"{method}: HTTP {status} without a result", wait_s=wait_s)
     return envelope["result"]
 
 
@@ -185,6 +187,7 @@ def _refuse_constant(name: str) -> NoReturn:
 # and of several errors the worst. Source: docs.kraken.com, guide "Errors"; support 360001491786.
 UNKNOWN, LOCKOUT, KEY, LATER, REFUSED = range(5)  # The worst first.
 VERDICTS = {
+    (UNKNOWN, Cause.RATE_LIMIT): "EService:Throttled",
     (LATER, Cause.NONCE): "EAPI:Invalid nonce",
     (LATER, Cause.RATE_LIMIT): "EAPI:Rate limit exceeded|EOrder:Rate limit exceeded"
     "|EOrder:Domain rate limit exceeded|EOrder:Orders limit exceeded"
@@ -202,6 +205,7 @@ VERDICTS = {
     (REFUSED, Cause.OTHER): "EGeneral:Invalid arguments|EGeneral:Unknown [mM]ethod|EQuery:|EOrder:"
     "|ETrade:Invalid request|EBM:limit exceeded",
 }
+TOO_MANY_S = 60.0  # After HTTP 429, which Kraken does not document for Spot.
 WAITS_S = {Cause.RATE_LIMIT: 15.0, Cause.MARKET_STATE: 60.0, Cause.LENDING_POOL: 60.0}
 _ELSEWHERE = (
     "Kraken lets this account only reduce margin positions on this pair, because of where it is "
@@ -222,7 +226,7 @@ def raise_verdict(method: str, failures: Sequence[str]) -> NoReturn:
     advice = {text for start, text in ADVICE.items() if any(f.startswith(start) for f in failures)}
     text = f"{method}: {'; '.join([*failures, *sorted(advice)])}"
     if verdict == UNKNOWN:
-        raise UnansweredError(text)
+        raise UnansweredError(text, wait_s=WAITS_S.get(cause, 0.0))
     if verdict in (KEY, LOCKOUT):
         raise KeyRefusedError(
             f"Kraken refused the key or the account: {text}", lockout=verdict == LOCKOUT

@@ -37,7 +37,7 @@ from krakenbot.pairs import PairRules, decimal, parse_rules, plain
 NEEDED_PERMISSIONS = ("query-funds", "query-open-trades", "query-closed-trades", "modify-trades")
 FORBIDDEN_PERMISSIONS = ("withdraw-funds", "add-withdraw-address", "update-withdraw-address")
 SEARCH_BEFORE_S = 60  # Closed orders are searched from this long before the order.
-PAGES_MAX = 200  # Of a history: 20 minutes at Kraken's rate limit.
+PAGES_MAX = 10_000  # Of a history: 16 hours at Kraken's rate limit.
 MARGIN_RATE_MAX = Decimal("0.05")
 _CHARGES = tuple(kind.value for kind in ChargeKind)
 
@@ -178,21 +178,21 @@ class Spot:
     def charges(self, since: int, until: int, pages: Iterator[int]) -> Sequence[Charge] | None:
         if self._window != (since, until):
             self._window = (since, until)
-            self._read = (_trades(since, until), History("Ledgers", "ledger", since, until))
+            ledger = History("Ledgers", "ledger", since, until)
+            self._read = (self._trades(since, until), ledger)
         if not all(history.read(self._client, pages) for history in self._read):
             return None
         self._window, (trades, ledger) = None, self._read
         with shape("TradesHistory"):
-            own = {key: row for key, row in trades.rows.items() if self._is_ours(row["pair"])}
-            costs = {key: decimal(row["cost"]) for key, row in own.items()}
+            costs = {key: decimal(row["cost"]) for key, row in trades.rows.items()}
         found = []
         with shape("Ledgers"):
             for key, row in ledger.rows.items():
                 trade_id, kind = str(row["refid"]), row["type"]
                 is_rollover = kind == ChargeKind.ROLLOVER.value
-                if kind not in _CHARGES or not (is_rollover or trade_id in own):
+                if kind not in _CHARGES or not (is_rollover or trade_id in trades.rows):
                     continue
-                order_id = "" if is_rollover else str(own[trade_id]["ordertxid"])
+                order_id = "" if is_rollover else str(trades.rows[trade_id]["ordertxid"])
                 cost = ZERO if is_rollover else costs.pop(trade_id, ZERO)
                 time, fee, asset = moment(row["time"]), decimal(row["fee"]), str(row["asset"])
                 charge = Charge(key, trade_id, order_id, time, cost, fee, asset, ChargeKind(kind))
@@ -200,12 +200,18 @@ class Spot:
         return found
 
     def traded_orders(self, since: int, until: int) -> Sequence[str]:
-        trades = _trades(since - 1, until)  # The start of Kraken's window is exclusive.
+        trades = self._trades(since - 1, until)  # The start of Kraken's window is exclusive.
         if not trades.read(self._client, iter(range(PAGES_MAX))):
             raise UnansweredError(f"TradesHistory: more than {PAGES_MAX * PAGE} rows")
         with shape("TradesHistory"):
-            own = (row for row in trades.rows.values() if self._is_ours(row["pair"]))
-            return [str(row["ordertxid"]) for row in own]
+            return [str(row["ordertxid"]) for row in trades.rows.values()]
+
+    def _trades(self, since: int, until: int) -> History:
+        def is_ours(row: Any) -> bool:
+            return self._is_ours(row["pair"])
+
+        name, key = "TradesHistory", "trades"
+        return History(name, key, since, until, is_ours, consolidate_taker="false")
 
     def fee_rate(self) -> Decimal:
         rules = self.known_rules()
@@ -291,10 +297,6 @@ class Spot:
     def _is_ours(self, pair: object) -> bool:
         rules = self.known_rules()
         return pair in (rules.pair, rules.altname)
-
-
-def _trades(since: int, until: int) -> History:
-    return History("TradesHistory", "trades", since, until, consolidate_taker="false")
 
 
 def _execution(client_order_id: str, exchange_id: str, row: Any) -> Execution:

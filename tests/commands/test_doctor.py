@@ -189,6 +189,12 @@ class TestFindings(Patient):
         self.assertIn("withdraw", found["key"].text)
         self.assertEqual("see key", found["account"].text)
 
+    def test_a_key_that_may_not_read_the_ledger_is_warned_of(self) -> None:
+        self.keys()
+        with mock.patch.object(Spot, "key_info", return_value=KeyInfo(NEEDED_PERMISSIONS)):
+            found = self.examine(self.sandbox().url)["key"]
+        self.assertEqual(("warn", True), (found.verdict, "query-ledger" in found.text))
+
     @slow
     def test_larger_nonces_of_another_program_are_told(self) -> None:
         sandbox = self.sandbox()

@@ -13,11 +13,19 @@ import sqlite3
 import time
 import unittest
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from decimal import Decimal as D
 from functools import partial
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
+from krakenbot.assemble import Parts
+from krakenbot.bot import Event
+from krakenbot.commands.run import _goodbye
+from krakenbot.commands.screen import Screen
+from krakenbot.config import Config
+from krakenbot.journal_file import open_journal
 from krakenbot.simulated.listing import SANDBOX_SECRET
 from tests import slow
 from tests.commands.program import KEYS, LIVE, MINUTES, PAPER, Gate, ProgramTest
@@ -385,6 +393,22 @@ class TestWithoutRisk(ProgramTest):
         status = json.loads(self.run_it(gate, "status", "--json", **settings).out)
         self.assertEqual(status["orders"], len(gate.added))
         self.assertEqual(status["position"], "0")
+
+
+class TestWords(unittest.TestCase):
+    def test_where_the_stories_differ_the_last_line_says_both(self) -> None:
+        journal = open_journal(None)
+        self.addCleanup(journal.close)
+        journal.adopt(D("0.01"), D(1), 1, on_margin=True)
+        journal.put(base="XXBT", exchange_position=D(0))
+        (line,) = _goodbye(Config(), cast(Parts, SimpleNamespace(journal=journal)))
+        self.assertIn("the exchange holds 0 XBT, the journal explains 0.01 XBT", line)
+
+    def test_no_text_from_outside_commands_the_terminal(self) -> None:
+        with redirect_stdout(io.StringIO()) as out:
+            Screen()(Event("halt", "\x1b[2J forged"))
+        self.assertIn("forged", out.getvalue())
+        self.assertNotIn("\x1b", out.getvalue())
 
 
 class TestLooking(ProgramTest):

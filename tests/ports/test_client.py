@@ -17,7 +17,7 @@ from krakenbot.errors import (
     StopError,
     UnansweredError,
 )
-from krakenbot.kraken.client import Client
+from krakenbot.kraken.client import Client, result_of
 from krakenbot.kraken.counter import RestCounter
 from krakenbot.kraken.signing import sign
 from krakenbot.model import Secret
@@ -257,6 +257,19 @@ class TestErrors(unittest.TestCase):
                 client(FakeTransport(envelope(text)), live=True).private("AddOrder", {})
             self.assertIsNot(Cause.UNREACHABLE, caught.exception.cause)
             self.assertGreaterEqual(caught.exception.wait_s, 15)
+
+    def test_too_many_requests_name_the_pause_they_need_also_where_the_outcome_is_unknown(
+        self,
+    ) -> None:
+        for body, status, wait_s in (
+            (envelope("EService: Throttled: 1691000000"), 200, 15.0),
+            (b"<html>", 429, 60.0),
+            (b"{}", 429, 60.0),
+            (b"<html>", 502, 0.0),
+        ):
+            with self.subTest(body), self.assertRaises(UnansweredError) as caught:
+                result_of("Balance", status, body)
+            self.assertEqual(wait_s, caught.exception.wait_s)
 
     def test_a_warning_beside_a_result_does_not_hide_the_result(self) -> None:
         body = b'{"error":["WDatabase:No change"],"result":{"ok":1}}'

@@ -9,7 +9,7 @@ from krakenbot.errors import KeyRefusedError, StopError, UnansweredError
 from krakenbot.exchange import Exchange
 from krakenbot.journal import Journal
 from krakenbot.journal_file import open_journal
-from krakenbot.model import Candle, Charge, ChargeKind, MarginRates, Quote, Side
+from krakenbot.model import ZERO, Candle, Charge, ChargeKind, MarginRates, Quote, Side
 from krakenbot.pairs import parse_rules
 from krakenbot.records import Booked, Outcome
 from krakenbot.simulated.listing import PAIRS
@@ -173,16 +173,28 @@ class TestLedger(AccountingTest):
         self.assertEqual("", self.book(CANDLE + 3600))
         self.assertEqual((Decimal(16), Decimal("0.4")), self.costs())
 
-    def test_a_key_that_may_not_read_the_ledger_is_said_once_and_other_stops_stop(self) -> None:
+    def test_a_key_that_may_not_read_the_ledger_is_said_until_it_may(self) -> None:
+        ledger = Ledger(cast(Exchange, self.ledger), self.journal, FakeClock())
         self.ledger.error = KeyRefusedError("Ledgers: EGeneral:Permission denied")
-        self.assertIn("Permission denied", self.book())
+        self.assertEqual("", ledger.read(RULES))
+        self.assertIn("Permission denied", ledger.refused)
+        self.ledger.error = None
+        self.assertEqual(("", ""), (ledger.read(RULES), ledger.refused))
+
+    def test_other_stops_and_a_lockout_stop(self) -> None:
+        lockout = KeyRefusedError("EGeneral:Temporary lockout", lockout=True)
+        for error in (StopError("the nonce cannot be written"), lockout):
+            self.ledger.error = error
+            with self.subTest(error), self.assertRaises(type(error)):
+                self.book()
+
+    def test_a_trade_fee_that_was_taken_in_coins_is_booked(self) -> None:
+        order = self.traded(self.journal, 0, Side.BUY, "0.04", "2000", "0")
+        self.told("T1", order, "2000", "0")
+        row = Charge("L9", "T1", order, CANDLE + 60, ZERO, Decimal("0.0001"), RULES.base)
+        self.ledger.rows.append(row)
         self.assertEqual("", self.book())
-        self.assertIn("Permission denied", self.journal.get("difference"))
-        self.journal.resume()
-        self.assertEqual("", self.journal.get("difference"))
-        self.ledger.error = StopError("the nonce cannot be written")
-        with self.assertRaises(StopError):
-            self.book()
+        self.assertEqual(self.ledger.price * Decimal("0.0001"), self.costs()[1])
 
     def test_ten_days_without_reading_are_caught_up_with_at_once(self) -> None:
         order = self.traded(self.journal, 0, Side.BUY, "0.04", "2000", "16")

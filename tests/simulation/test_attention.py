@@ -516,6 +516,14 @@ class TestRaisedMinimum(AttentionTest):
             any("smallest order is now 0.05, above size" in text for text in self.told())
         )
 
+    def test_on_long_candles_it_is_told_between_two_of_them(self) -> None:
+        self.interval_s = DAY_S
+        self.setUp()
+        bot = self.run_for(600)
+        self.exchange.pair_rules = rules(ordermin="0.05")
+        self.run_for(2 * 3600, bot)
+        self.assertIn("smallest order is now 0.05, above size", " ".join(self.told()))
+
     def test_when_the_minimum_falls_again_the_position_is_closed_within_minutes(self) -> None:
         bot = self.raise_minimum()
         self.run_for(1200, bot)
@@ -559,6 +567,50 @@ class TestRaisedMinimum(AttentionTest):
         self.run_for(100)
         message = self.stopped(self.bot(limits=limits).run)
         self.assertIn("0.01 XBTUSD is held", message)
+
+
+class TestLockout(AttentionTest):
+    def test_one_that_answers_the_ledger_is_waited_out_and_the_bot_goes_on(self) -> None:
+        bot, locked, private = self.once(105), list[float](), list[float]()
+        position = self.exchange.position
+
+        def charges(*_: object) -> list[Any]:
+            locked.append(self.clock.time)
+            raise KeyRefusedError("EGeneral:Temporary lockout", lockout=len(locked) == 1)
+
+        def held() -> Any:
+            private.append(self.clock.time)
+            return position()
+
+        self.exchange.charges = charges  # type: ignore[method-assign, assignment]
+        self.exchange.position = held  # type: ignore[method-assign]
+        self.run_for(2000, bot)
+        after = [time - locked[0] for time in private if time > locked[0]]
+        self.assertGreaterEqual(min(after), 900)
+
+
+class TestMarketThatCloses(AttentionTest):
+    interval_s = DAY_S
+
+    def test_what_happens_to_the_market_of_a_position_is_told_long_before_the_next_candle(
+        self,
+    ) -> None:
+        for trouble in ("not listed", "cancel_only"):
+            with self.subTest(trouble):
+                self.setUp()
+                bot = self.run_for(600)
+                self.exchange.status = "online" if trouble == "not listed" else trouble
+                if trouble == "not listed":
+                    refusal = mock.Mock(side_effect=RefusedError("EQuery:Unknown asset pair"))
+                    for name in ("rules", "candles", "quote"):
+                        setattr(self.exchange, name, refusal)
+                self.run_for(2 * 3600, bot)
+                self.assertRegex(" ".join(self.told()), "exchange is cancel_only|is not listed")
+
+    def test_while_nothing_is_held_a_closed_market_is_no_alarm(self) -> None:
+        self.exchange.status = "maintenance"
+        self.run_for(2 * 3600)
+        self.assertNotIn("the exchange is maintenance", " ".join(self.told()))
 
 
 class TestWaiting(AttentionTest):

@@ -1053,6 +1053,12 @@ class TestFlatten(BotTest):
         self.assertIn("may still be held", said)
         self.assertIn("asked to", self.stopped(lambda: self.once(101)))
 
+    def test_a_contradiction_met_while_flattening_is_on_disk(self) -> None:
+        self.once()
+        with mock.patch.object(self.exchange, "find", side_effect=StopError("several orders")):
+            self.stopped(self.flatten)
+        self.assertIn("several orders", self.stopped(lambda: self.once(101)))
+
     def test_a_request_outlasts_the_process_that_it_was_made_to(self) -> None:
         self.once()
         with (

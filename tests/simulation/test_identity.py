@@ -19,6 +19,7 @@ from krakenbot.config import Config, ExchangeTable, RiskTable, StrategyTable
 from krakenbot.errors import ConfigError, KeyRefusedError, RefusedError, StopError
 from krakenbot.journal_file import open_journal
 from krakenbot.kraken.spot import Spot
+from krakenbot.lock import Lock, Nonces
 from krakenbot.model import ZERO, Purpose, Side
 from krakenbot.records import Intent, Outcome
 from krakenbot.simulated import api
@@ -133,6 +134,17 @@ class TestSpelling(FrontDoor):
         ):
             identity.journal_path(self.config._replace(pair="ETHUSD"))
 
+    def test_commands_without_network_know_spellings_that_were_never_used(self) -> None:
+        for used in ("XBTUSD", "XXBTZUSD"):
+            self.setUp()
+            self.run_once(pair=used, entry="next-turn")
+            self.sandbox.close()
+            for pair in ("BTCUSD", "BTC/USD", "XBT/USD", "xbtusd", "XBTUSD", "XXBTZUSD"):
+                with self.subTest(used=used, pair=pair):
+                    path = identity.journal_path(self.config._replace(pair=pair))
+                    self.assertEqual(self.journals(), [path.name])
+            self.doCleanups()
+
     def test_a_journal_of_0_2_0_is_found_whatever_its_spelling_and_carried_over(self) -> None:
         self.hold()
         (name,) = self.journals()
@@ -216,6 +228,13 @@ class TestOneProcess(FrontDoor):
             lock.close()
         for lock in assemble(other, live=True).locks:
             lock.close()
+
+    def test_a_lock_says_since_when_it_is_held_not_when_it_was_last_written(self) -> None:
+        with mock.patch("time.time", side_effect=(0.0, 3600.0)):
+            lock = Lock(self.folder / "key.lock", "a key")
+            Nonces(lock).next(5)
+        self.addCleanup(lock.close)
+        self.assertIn("since 1970-01-01 00:00:00", lock.read(1))
 
 
 class TestLostJournal(FrontDoor):

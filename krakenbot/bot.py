@@ -300,7 +300,10 @@ class Bot:
 
     def _first_direction(self, direction: Direction | None) -> Direction | None:
         """Return the direction that must end before the first entry, or None once entered."""
-        if direction is None or self.plan.entry_now or self.journal.get("entered"):
+        if direction is None or self.journal.get("entered"):
+            return None
+        if self.plan.entry_now or self.journal.account().held:
+            self.journal.put(entered=1)
             return None
         first = self.journal.get("first_direction")
         if not first:

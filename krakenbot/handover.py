@@ -17,12 +17,19 @@ from krakenbot.accounting import own_trades
 from krakenbot.bot import Bot
 from krakenbot.candles import CandleWindow
 from krakenbot.decision import Snapshot, decide
-from krakenbot.errors import ExchangeError, FlattenRequestedError, LaterError, StopError
+from krakenbot.errors import (
+    ExchangeError,
+    FlattenRequestedError,
+    LaterError,
+    RefusedError,
+    StopError,
+)
 from krakenbot.lock import no_access, open_private
 from krakenbot.model import ZERO, Direction, Position, Purpose, Side, Step
 from krakenbot.order_states import VISIBLE_S
 from krakenbot.orders import UNFILLED_MAX
 from krakenbot.pairs import earn_balances, plain
+from krakenbot.records import Intent
 
 PAUSE_MAX_S = 15.0  # The longest wait between two closing orders.
 REQUEST_S = 60.0  # A request to flatten expires after this.
@@ -31,10 +38,19 @@ REQUEST_S = 60.0  # A request to flatten expires after this.
 def held_of(bot: Bot) -> Position:
     """Return the bot's position at the exchange; on margin it includes the opening cost.
 
-    Without margin it is what the journal explains (if nothing, `size`), up to the balance.
+    Without margin it is what the journal explains (if nothing, `size`), up to the balance. Raises
+    StopError when that is a margin position, still open.
     """
     if bot.plan.leverage:
         return bot.exchange.position()
+    if bot.journal.account().held and bot.journal.get("on_margin") == "1":
+        margin = bot.exchange.position().volume
+        if margin:
+            raise StopError(
+                f"{plain(margin)} {bot.plan.pair} is held on margin, and leverage is now 0: set it "
+                "back, or close that position by hand first. Nothing was changed"
+            )
+        return Position()  # It was closed by hand. None of the coins are the bot's.
     owned = bot.exchange.balances().get(bot.market.rules.base, ZERO)
     return Position(min(bot.journal.account().held or bot.plan.size, owned), ZERO)
 
@@ -64,6 +80,7 @@ def adoption(bot: Bot) -> list[str]:
     at = format.price(_price(bot, position), rules)
     adopting = f"adopting: {difference} counts as traded at about {at}"
     halt = "; the halt is cleared" if bot.journal.get("halted") else ""
+    halt += "; flattening ends" if bot.journal.get("flatten") else ""
     lines = [
         f"held at the exchange: {shown}; explained by the journal: {explained}",
         ("nothing to adopt" if position.volume == before else adopting) + halt,
@@ -110,8 +127,9 @@ def adopt(bot: Bot, shown: Decimal) -> None:
     except StopError:
         # A person has looked into it: open orders are abandoned unless one may still be executed.
         over = int(clock.now()) - VISIBLE_S
-        if any(intent.deadline > over for intent in journal.open_intents()):
-            raise
+        for intent in journal.open_intents():
+            if intent.deadline > over or _is_open(bot, intent):
+                raise
     # The bot's last trade may not be visible yet; adopting too early would miss it.
     newest = journal.newest_intent()
     if newest is not None:
@@ -125,6 +143,14 @@ def adopt(bot: Bot, shown: Decimal) -> None:
     own_trades(journal, position.trades, now)
     figures = plain(position.volume), plain(before), format.price(price, bot.market.rules)
     log.warning("adopted held=%s explained_before=%s price=%s", *figures)
+
+
+def _is_open(bot: Bot, intent: Intent) -> bool:
+    """Return whether the exchange shows the order as open; False if it refuses to tell."""
+    with suppress(RefusedError):
+        found = bot.exchange.find(intent.id, intent.created)
+        return found is not None and not found.status.is_final
+    return False
 
 
 def flatten(

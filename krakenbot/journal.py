@@ -163,6 +163,7 @@ class Journal:
     def adopt(self, held: Decimal, price: Decimal, now: int, on_margin: bool) -> None:
         """Adopt what is held as if the difference had been traded at `price`; clear a halt.
 
+        `max_loss` counts from here again.
         Orders whose outcome is unknown become ABANDONED: what is held now is the truth.
         """
         explained = self.account().held
@@ -198,6 +199,8 @@ class Journal:
                 self._insert("intents", row._asdict())
             self._set("entered", 1)
             self._set("on_margin", int(on_margin))
+            self._set("created", now)  # All that was traded before is taken over.
+            self._set("pnl_at_resume", None)
             self._forget_halt()
         if difference:
             self.on_write(row.id)

@@ -185,7 +185,7 @@ NOT_SENT_AFTER_S = (2.0, 5.0, 15.0, 60.0)
 # A new candle's first attempt waits at most this long because an earlier candle's order failed.
 EARLIER_CANDLE_MAX_S = 300.0
 BELOW_MINIMUM_AFTER_S = 3600.0  # After an order below the minimum, at new candles too.
-ENDED_EARLY = (Outcome.CANCELED, Outcome.EXPIRED)
+ENDED_EARLY = (Outcome.CANCELED, Outcome.EXPIRED, Outcome.REFUSED)
 
 
 def next_attempt(
@@ -201,7 +201,7 @@ def next_attempt(
     if newest is None or (newest.reduce_only and newest.executed == newest.volume):
         return None
     is_of_candle = newest.interval_s == interval_s and newest.candle == candle
-    # Without margin a close is an ordinary sale; once it is final, the rest may be sold.
+    # Without margin a close is an ordinary sale: what it left may be sold, once that is certain.
     ended_early = newest.purpose is Purpose.CLOSE and newest.outcome in ENDED_EARLY
     if not (newest.reduce_only or ended_early or newest.outcome in PASSING):
         return Blocked("already ordered once for this candle", None) if is_of_candle else None
@@ -215,8 +215,13 @@ def next_attempt(
 
 
 def needs_proof(intent: Intent) -> bool:
-    """Return whether a refused order may still exist and open a position: it is looked up again."""
-    return intent.outcome is Outcome.REFUSED_FOR_NOW and not intent.reduce_only
+    """Return whether a refused order may still exist and do harm: it is looked up again.
+
+    That is an order that is not `reduce_only`, if it was refused for now or, to be tried again, is
+    a sale without margin.
+    """
+    is_sale = intent.purpose is Purpose.CLOSE and intent.outcome is Outcome.REFUSED
+    return (is_sale or intent.outcome is Outcome.REFUSED_FOR_NOW) and not intent.reduce_only
 
 
 def _pause_s(newest_first: Sequence[Intent], is_of_candle: bool, ordermin: Decimal) -> float:

@@ -78,10 +78,14 @@ class Orders:
         self._failure: Exception | None = None
         self._key_refusals = 0
         self._proven = set[str]()  # Refused orders that the second lookup did not find.
+        # Without margin, the balance in base currency: the newest, and that before the order.
+        self._owned: Decimal | None = None
+        self._owned_before: Decimal | None = None
 
     def send(self, step: Step, candle: int, held: Decimal, reason: str) -> None:
         """Write the intent, send its order once, and follow it until it is final."""
         self.prove_refused(step.reduce_only)
+        self._owned_before = self._owned
         intent = self._intent(step, candle, held, reason)
         answer = Answer.NOT_FOUND  # No lookup is needed, except in the case below.
         born = int(self._journal.get("created", "0"))
@@ -91,6 +95,12 @@ class Orders:
             lost = intent._replace(created=min(candle, intent.created))
             answer = self._look_up(lost)
             intent = intent if answer is Answer.NOT_FOUND else lost
+            adopted = self._journal.newest_of(Purpose.ADOPT, 1)
+            if answer is Answer.FOUND_FINAL and adopted and adopted[0].created >= born:
+                # What this order traded was adopted with the rest.
+                self._journal.write(lost)
+                self._journal.conclude(lost, Outcome.ABANDONED, int(self._clock.now()))
+                return
         self._follow(intent, State.PREPARED, answer)
         self._check_unfilled()
 
@@ -236,7 +246,7 @@ class Orders:
             return Outcome.REFUSED_FOR_NOW
         if error.cause is Cause.FUNDS and self.has_just_closed():
             return Outcome.REFUSED_FOR_NOW_NO_ORDER
-        is_small = intent.volume < self._market.rules.ordermin
+        is_small = intent.volume < self._market.rules.ordermin or error.cause is Cause.TOO_SMALL
         is_small_close = is_small and intent.purpose is Purpose.CLOSE
         return Outcome.REFUSED_FOR_NOW if is_small_close else Outcome.REFUSED
 
@@ -271,8 +281,13 @@ class Orders:
 
     def _is_seen(self, intent: Intent, found: Execution) -> bool:
         """Return whether the position shows the partial fill that the lookup found."""
-        explained = self._journal.account().held + intent.side.sign * found.volume
-        return self._held(explained) == explained
+        traded = intent.side.sign * found.volume
+        explained = self._journal.account().held + traded
+        if self._held(explained) != explained:
+            return False
+        # Without margin, other coins could hide that more was traded.
+        before = self._owned_before
+        return self._plan.leverage > 0 or (before is not None and self._owned == before + traded)
 
     def _intent(self, step: Step, candle: int, held: Decimal, reason: str) -> Intent:
         plan, rules, now = self._plan, self._market.rules, int(self._clock.now())
@@ -367,7 +382,8 @@ class Orders:
             return self._exchange.position().volume
         # Without margin, the bot's position is what it bought itself. Any other coins are ignored,
         # but the balance must cover the position.
-        return min(explained, self._exchange.balances().get(self._market.rules.base, ZERO))
+        self._owned = self._exchange.balances().get(self._market.rules.base, ZERO)
+        return min(explained, self._owned)
 
     def _contradiction(self, held: Decimal, explained: Decimal) -> StopError:
         """Halt with both numbers, and return the error that ends the bot."""

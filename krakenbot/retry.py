@@ -29,10 +29,13 @@ class Retry:
 
     def __call__(self, action: Callable[[], T], patience_s: float = float("inf")) -> T:
         """Return the action's result; LaterError if it fails for longer than `patience_s`."""
+        refusals = 0
         while True:
             try:
                 result = retry(action, self._clock, patience_s, self._on_failure)
             except KeyRefusedError as error:
+                refusals += 1  # A key may read the balance and still lack what the action needs.
+                error.lasting = error.lasting or refusals > len(KEY_PAUSES_S)
                 self._wait_out_refused_key(error)
             else:
                 self._alerts.update("waiting", "")

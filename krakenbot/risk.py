@@ -93,7 +93,7 @@ def _pair(step: Step, leverage: int, inputs: RiskInputs) -> Objection | None:
         return Objection(
             f"{volume(step.volume, rules.base)} is below the smallest order of {name}, {needed}"
         )
-    if cost < rules.costmin:
+    if cost < rules.costmin and not closes:
         worth, needed = money(cost, rules.quote), money(rules.costmin, rules.quote)
         return Objection(f"an order worth {worth} is below the smallest of {name}, {needed}")
     return None

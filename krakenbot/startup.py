@@ -145,7 +145,9 @@ def check_trades(start: Start) -> None:
     is_new, was_live = not journal.get("created"), start.lock.read() == "live"
     is_proven = nonces.seen in (nonces.stored, nonces.stored + 1) and nonces.mark == mark
     visible_s = DEADLINE_S + VISIBLE_S
-    since = int(clock.now() - visible_s) if is_new else journal.newest_record()
+    # An adoption takes over whatever was traded before.
+    is_short = is_new or start.adopts
+    since = int(clock.now() - visible_s) if is_short else journal.newest_record()
     wait_s = start.began + visible_s - clock.monotonic()
     if wait_s > 0 and not is_proven and (was_live or not is_new):
         why = "the journal is new, the bot is not" if is_new else "the journal may be an old copy"
@@ -227,16 +229,23 @@ def try_strategy(start: Start) -> None:
     chosen, name = start.config.strategy, start.config.strategy.title
     if chosen.file is not None:
         rule = rulefile.load(chosen.file)
-        finished = fill(start.exchange.candles(None)[:-1], start.config.interval * 60)
+        try:
+            finished = fill(start.exchange.candles(None)[:-1], start.config.interval * 60)
+        except ExchangeError:
+            if not start.journal.account().held:
+                raise
+            finished = []  # What is held must be looked after all the same.
         if len(finished) < rule.candles:
             log.warning("strategy not tried: it needs %s candles", rule.candles)
         rule.try_on(finished, chosen.parameters)
         name += f" {rule.sha256}"
     log.info("strategy %s", name)
-    settings = f"{name} {chosen}"
+    settings = f"{name} {chosen} {start.config.interval} min"
     if start.journal.get("direction_by") != settings:
-        # The last direction of another strategy must not be traded on.
-        start.journal.put(strategy=name, direction_by=settings, direction=None)
+        # The last direction of another strategy must not be traded on, and the difference to its
+        # first direction is no turn.
+        changed = {"direction": None, "first_direction": None}
+        start.journal.put(strategy=name, direction_by=settings, **changed)
 
 
 def check_settings(start: Start) -> str | None:

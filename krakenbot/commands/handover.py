@@ -61,6 +61,8 @@ def _resume(config: Config) -> int:
     with closing(lock), closing(open_journal(path)) as journal:
         reason, held = journal.get("halted"), journal.account().held
         print(f"was halted: {clean(reason)}" if reason else "was not halted")
+        if not reason and (request := journal.get("flatten")):
+            print(f"it was flattening, which ends: {clean(request)}")
         if journal.get("exchange_position"):
             shown = volume(Decimal(journal.get("exchange_position")), journal.get("base"))
             print(f"the exchange then held {shown}, the journal explains {volume(held)}")
@@ -108,6 +110,11 @@ def _flatten(config: Config, arguments: argparse.Namespace) -> int:
             print("with leverage = 0, --all closes no more than what the bot itself bought")
         held = ask(partial(handover.held_of, bot)).volume
         explained, base = parts.journal.account().held, bot.market.rules.base
+        if takes_all and explained and parts.journal.get("on_margin") == "0":
+            raise StopError(
+                f"nothing was closed: {volume(explained, base)} was bought without margin, and "
+                f"leverage is now {config.leverage}: flatten with leverage = 0 first"
+            )
         if takes_all and held != explained:
             text = f"the exchange holds {volume(held, base)}, the journal explains "
             print(f"{text}{volume(explained, base)}: all of it is closed")

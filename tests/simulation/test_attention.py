@@ -569,6 +569,18 @@ class TestRaisedMinimum(AttentionTest):
         self.assertIn("0.01 XBTUSD is held", message)
 
 
+class TestMissingPermission(AttentionTest):
+    def test_a_key_that_reads_the_balance_but_not_the_position_ends_it_after_some_minutes(
+        self,
+    ) -> None:
+        bot = self.once(105)
+        refusal = KeyRefusedError("OpenPositions: EGeneral:Permission denied")
+        began, self.clock.end = self.clock.time, self.clock.time + DAY_S
+        with mock.patch.object(self.exchange, "position", side_effect=refusal):
+            self.stopped(bot.run, 77)
+        self.assertTrue(180 <= self.clock.time - began <= 900, self.clock.time - began)
+
+
 class TestLockout(AttentionTest):
     def test_one_that_answers_the_ledger_is_waited_out_and_the_bot_goes_on(self) -> None:
         bot, locked, private = self.once(105), list[float](), list[float]()

@@ -452,9 +452,60 @@ class TestEntry(BotTest):
         self.once(DOWN + 200, self.bot(entry_now=False))
         self.assertEqual(SIZE, self.exchange.held)
 
+    def test_who_is_in_the_market_does_not_wait_because_entry_has_changed(self) -> None:
+        self.once(105)
+        self.once(DOWN + 3, self.bot(entry_now=False))
+        self.assertEqual(-SIZE, self.exchange.held)
+
 
 class TestWithoutMargin(BotTest):
     plan = PLAN._replace(leverage=0)
+
+    def test_a_margin_position_closed_by_hand_is_not_adopted_from_other_coins(self) -> None:
+        for number in (105, DOWN):  # Over a long and over a short one.
+            with self.subTest(number):
+                self.setUp()
+                self.exchange.foreign_base = Decimal(3)
+                self.once(number, self.bot(leverage=2))
+                self.at(number + 1)
+                self.assertIn("is held on margin", self.stopped(self.adopt))
+                self.exchange.by_hand(ZERO)
+                self.clock.time += 3600
+                self.adopt()
+                self.assertEqual(ZERO, self.journal.account().held)
+
+    def test_a_sale_that_grows_after_it_looked_final_does_not_cost_other_coins(self) -> None:
+        self.exchange.foreign_base = Decimal(3)
+        self.once(105)
+        find, first = self.exchange.find, list[float]()
+
+        def shows_a_part_for_some_seconds(name: str, since: int) -> Execution | None:
+            found = find(name, since)
+            if found is None or found.volume != SIZE or self.clock.time > (*first, 10**10)[0] + 8:
+                return found
+            first.append(self.clock.time)
+            part = Decimal("0.4")
+            volume, cost = found.volume * part, found.cost * part
+            return found._replace(status=OrderStatus.CANCELED, volume=volume, cost=cost)
+
+        self.exchange.find = shows_a_part_for_some_seconds  # type: ignore[method-assign]
+        self.until(DOWN + 5)
+        self.assertEqual((ZERO, 2), (self.exchange.base, len(self.exchange.placed)))
+
+    def test_a_sale_refused_for_good_is_tried_again_once_it_is_certain_that_it_left_nothing(
+        self,
+    ) -> None:
+        self.once(105)
+        self.exchange.script = ["refuse"]
+        self.at(DOWN)
+        self.plan = self.plan._replace(interval_s=240 * 60)
+        self.exchange.interval_s = 240 * 60
+        self.clock.time = T0 + 240 * 60 * (DOWN + 1) + 1.5
+        self.clock.end = self.clock.time + 1200
+        self.assertRaises(StopRequestedError, self.bot().run)
+        refused, sold = self.intents()[-2:]
+        self.assertEqual(ZERO, self.exchange.base)
+        self.assertGreaterEqual(sold.created - refused.deadline, 120)
 
     def test_a_fall_sells_what_the_bot_bought_and_nothing_else(self) -> None:
         self.exchange.foreign_base = Decimal(3)
@@ -983,6 +1034,20 @@ class TestMaxLoss(BotTest):
 
 
 class TestCloseOnly(BotTest):
+    def test_no_rest_is_left_that_is_too_small_to_be_closed(self) -> None:
+        self.once(105)
+        limits = PLAN.limits._replace(close_only="the size is below the smallest order")
+        self.clock.end = self.clock.time + 3600
+        with self.assertRaisesRegex(ConfigError, "nothing is held to close"):
+            self.bot(size=Decimal("0.00001"), limits=limits).run()
+        self.assertEqual((ZERO, 2), (self.exchange.held, len(self.exchange.placed)))
+
+    def test_a_raised_smallest_cost_does_not_keep_it_from_closing(self) -> None:
+        self.once(105)
+        self.exchange.pair_rules = rules(costmin="600")
+        self.until(DOWN + 1)
+        self.assertEqual(ZERO, self.exchange.held)
+
     def test_what_is_held_is_closed_by_the_rule_nothing_is_opened_and_then_it_ends(self) -> None:
         self.once(100)
         bot = self.bot()
@@ -1079,6 +1144,45 @@ class TestFlatten(BotTest):
 
 
 class TestAdoption(BotTest):
+    def test_an_order_that_is_still_open_is_not_given_up(self) -> None:
+        self.once(105)
+        shown, find = list[str](), self.exchange.find
+
+        def stays_open(name: str, since: int) -> Execution | None:
+            found = find(name, since)
+            if found and name not in shown:
+                return found._replace(status=OrderStatus.OPEN, volume=ZERO)
+            return found
+
+        shown.append(self.exchange.placed[0].client_order_id)
+        self.exchange.find = stays_open  # type: ignore[method-assign]
+        self.assertIn("still open", self.stopped(lambda: self.once(DOWN)))
+        self.clock.time += 600
+        self.assertIn("still open", self.stopped(self.adopt))
+        self.assertEqual(1, len(self.journal.open_intents()))
+
+    def test_what_an_order_of_a_lost_journal_traded_is_not_booked_again_when_it_is_found(
+        self,
+    ) -> None:
+        self.once(100)
+        self.connection = prepare(sqlite3.connect(":memory:", isolation_level=None), Path("memory"))
+        self.addCleanup(self.connection.close)
+        self.journal = Journal(self.connection)
+        self.at(100, 20)
+        self.journal.put(created=int(self.clock.time))
+        self.adopt()
+        self.at(100, 30)
+        self.bot(size=2 * SIZE).run(once=True)
+        self.assertEqual(SIZE, self.journal.account().held)
+
+    def test_max_loss_counts_from_the_adoption(self) -> None:
+        limits = PLAN.limits._replace(max_loss=Decimal(50))
+        self.once(105, self.bot(limits=limits))
+        self.journal.put(pnl_at_resume=Decimal(1000))
+        self.adopt(self.bot(limits=limits))
+        self.once(107, self.bot(limits=limits))
+        self.assertEqual(SIZE, self.exchange.held)
+
     def test_what_the_usual_candles_leave_open_is_previewed_as_it_will_be_decided(self) -> None:
         self.exchange.close = lambda number: Decimal(50_000 + min(number, 40))  # type: ignore[method-assign]
         self.at(200)

@@ -218,6 +218,28 @@ class TestRefusedKey(FrontDoor):
         self.assertEqual(1, asked.call_count)
 
 
+class TestStrategy(FrontDoor):
+    def test_a_rule_s_candles_are_not_needed_to_close_what_is_held(self) -> None:
+        self.hold()
+        journal = open_journal(self.state / self.journals()[0])
+        journal.put(flatten="max_loss was reached")
+        journal.close()
+        delisted = mock.patch.object(Spot, "candles", side_effect=RefusedError("no such pair"))
+        with delisted, self.assertRaisesRegex(StopError, "max_loss was reached"):
+            self.run_once()
+        self.assertEqual([SIZE, SIZE], self.bought())
+
+    def test_another_interval_is_not_the_turn_that_the_first_entry_waits_for(self) -> None:
+        self.run_once(entry="next-turn")
+        path = self.state / self.journals()[0]
+        journal = open_journal(path)
+        self.assertEqual("1", journal.get("first_direction"))
+        journal.put(first_direction=-1)
+        journal.close()
+        self.run_once(entry="next-turn", interval=60)
+        self.assertEqual([], self.bought())
+
+
 class TestOneProcess(FrontDoor):
     def test_another_state_directory_does_not_let_a_second_bot_use_the_key(self) -> None:
         parts = assemble(self.config, live=True)

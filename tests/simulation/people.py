@@ -174,6 +174,10 @@ class People:
                 world.note("halt", f"while adopting: {again}")
                 self._check(again)
                 how = 0.5 if "position" in str(again) else chance()
+                if "by hand first" in str(again):
+                    world.note("hands", "close what is held on margin")
+                    world.api.controls["position"]({"pair": world.rules.altname, "close": True})
+                    world.truth.look()
                 world.pass_time(60 * chance() + 20)
             except Death:
                 self._died()

@@ -63,7 +63,7 @@ class Ledger:
         so.
         """
         self._rules, self._now = rules, int(self._clock.now())
-        self._differences, self.refused = [], ""
+        self._differences = []
         allowed = iter(range(pages))
         if not self._journal.get("charges_read"):
             self._journal.put(charges_read=self._now)
@@ -79,6 +79,8 @@ class Ledger:
                 raise  # No private request may follow.
             self.is_read = True
             self.refused = f"margin fees are not in the books: {error}"
+        else:
+            self.refused = ""
         difference = "; ".join(self._differences)
         if difference and difference != self._journal.get("difference"):
             log.warning("books differ: %s", difference)
@@ -136,6 +138,9 @@ class Ledger:
                 extra += charge.fee
             elif charge.fee and not journal.is_charged(name):
                 rows.append(self._row(name, charge))
+        for place, row in enumerate(rows):  # The order may show it, valued, as its fee.
+            booked = min(row.amount, max(-extra, ZERO))
+            rows[place], extra = row._replace(amount=row.amount - booked), extra + booked
         if is_known:
             return journal.book(rows)
         if extra < -intent.cost * NEARLY:

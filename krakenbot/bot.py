@@ -302,8 +302,10 @@ class Bot:
         """Return the direction that must end before the first entry, or None once entered."""
         if direction is None or self.journal.get("entered"):
             return None
-        if self.plan.entry_now or self.journal.account().held:
+        if self.journal.account().held:
             self.journal.put(entered=1)
+            return None
+        if self.plan.entry_now:
             return None
         first = self.journal.get("first_direction")
         if not first:

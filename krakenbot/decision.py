@@ -149,7 +149,7 @@ def next_step(
         purpose, volume = Purpose.CLOSE, abs(held)
     elif not reverses and abs(target) < abs(held):
         purpose = Purpose.CLOSE
-        if abs(target) < rules.ordermin:  # Less than that could not be closed later.
+        if abs(target) < rules.ordermin <= volume:  # Less than that could not be closed later.
             volume = abs(held)
     volume = rules.round_volume(volume)
     if volume == 0 or volume < rules.ordermin:

@@ -20,6 +20,7 @@ from krakenbot.decision import Snapshot, decide
 from krakenbot.errors import (
     ExchangeError,
     FlattenRequestedError,
+    KeyRefusedError,
     LaterError,
     RefusedError,
     StopError,
@@ -80,7 +81,7 @@ def adoption(bot: Bot) -> list[str]:
     at = format.price(_price(bot, position), rules)
     adopting = f"adopting: {difference} counts as traded at about {at}"
     halt = "; the halt is cleared" if bot.journal.get("halted") else ""
-    halt += "; flattening ends" if bot.journal.get("flatten") else ""
+    halt += "; the request to flatten is dropped" if bot.journal.get("flatten") else ""
     lines = [
         f"held at the exchange: {shown}; explained by the journal: {explained}",
         ("nothing to adopt" if position.volume == before else adopting) + halt,
@@ -124,6 +125,8 @@ def adopt(bot: Bot, shown: Decimal) -> None:
     journal, clock = bot.journal, bot.clock
     try:
         bot.orders.reconcile()
+    except KeyRefusedError:
+        raise  # No private request may follow.
     except StopError:
         # A person has looked into it: open orders are abandoned unless one may still be executed.
         over = int(clock.now()) - VISIBLE_S
@@ -146,11 +149,14 @@ def adopt(bot: Bot, shown: Decimal) -> None:
 
 
 def _is_open(bot: Bot, intent: Intent) -> bool:
-    """Return whether the exchange shows the order as open; False if it refuses to tell."""
-    with suppress(RefusedError):
+    """Return whether the exchange shows the order as open; False if nothing certain is shown."""
+    try:
         found = bot.exchange.find(intent.id, intent.created)
-        return found is not None and not found.status.is_final
-    return False
+    except KeyRefusedError:
+        raise
+    except (RefusedError, StopError):  # StopError: several orders have this id.
+        return False
+    return found is not None and not found.status.is_final
 
 
 def flatten(

@@ -43,7 +43,8 @@ def account_name(text: str) -> str:
 
 def recall(config: Config, kind: str, name: str) -> str:
     """Return what is stored under `kind` ("pair", "account" or "journal") and name, or ""."""
-    return _index(config).get(_entry(config, kind, name), "")
+    index, written = _index(config), f"{kind} {_host(config)} {name}"
+    return index.get(_entry(config, kind, name)) or index.get(written, "")  # As up to 0.3.2.
 
 
 def remember(config: Config, kind: str, name: str, value: str) -> None:

@@ -199,6 +199,7 @@ class Journal:
                 self._insert("intents", row._asdict())
             self._set("entered", 1)
             self._set("on_margin", int(on_margin))
+            self._set("adopted", now)
             self._set("created", now)  # All that was traded before is taken over.
             self._set("pnl_at_resume", None)
             self._forget_halt()

@@ -20,6 +20,7 @@ from krakenbot.pairs import PairRules, plain, recall_rules, remember_rules
 from krakenbot.risk import FEE_RATE_ASSUMED, RiskInputs, clock_error
 
 CLOCK_REFRESH_S = 300.0
+STATUS_REFRESH_S = 240.0
 REFRESH_S = 3600.0  # For what rarely changes.
 CLOCK_WARN_S = 5.0  # Harmless so far, but the host's clock is not synchronized.
 CLOCK_JUMP_S = 5.0  # A larger jump is believed only when more answers agree.
@@ -40,7 +41,7 @@ class MarketState:
         self.status = "online"
         self.clock_offset_s = 0.0  # The exchange's time minus the host's.
         self.notices: tuple[str, ...] = ()  # What the exchange announces: emergencies, maintenance.
-        self._clock_read = self._rules_read = self._others_read = NEVER
+        self._clock_read = self._rules_read = self._others_read = self._status_read = NEVER
 
     def learn(self) -> None:
         """Read clock and rules; while a position or order is open, stored rules will do.
@@ -69,7 +70,8 @@ class MarketState:
         """Say that exchange or pair take no orders now; an empty text when they do."""
         if self.status == self.rules.status == "online":
             return ""
-        return f"the exchange is {self.status}, {self.rules.altname} is {self.rules.status}"
+        pair = f"{self.rules.altname} in state {self.rules.status}"
+        return f"something is held, but the exchange is in state {self.status}, {pair}"
 
     def invalidate(self) -> None:
         """Let the next refresh read the pair's rules and the exchange's time again."""
@@ -80,10 +82,13 @@ class MarketState:
         now = self._clock.monotonic()
         if now - self._clock_read >= CLOCK_REFRESH_S:
             self.measure_clock()
+        if now - self._status_read >= STATUS_REFRESH_S:
+            self._read_status()
+            if self.rules.status not in ("online", "not listed"):
+                self._rules_read = NEVER
         if now - self._rules_read >= REFRESH_S:
             self._keep_rules(self._exchange.rules())
         if now - self._others_read >= REFRESH_S:
-            self._read_status()
             self.read_rates()
 
     def measure_clock(self) -> None:
@@ -138,6 +143,7 @@ class MarketState:
 
     def _read_status(self) -> str:
         found = self._exchange.market_status()
+        self._status_read = self._clock.monotonic()
         self.notices, self.status = (*found.emergency, *found.upcoming), found.status
         return found.status
 

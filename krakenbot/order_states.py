@@ -217,8 +217,8 @@ def next_attempt(
 def needs_proof(intent: Intent) -> bool:
     """Return whether a refused order may still exist and do harm: it is looked up again.
 
-    That is an order that is not `reduce_only`, if it was refused for now or, to be tried again, is
-    a sale without margin.
+    It may if it is not `reduce_only` and was refused for now. A sale without margin is looked up
+    after any refusal, because it is tried again.
     """
     is_sale = intent.purpose is Purpose.CLOSE and intent.outcome is Outcome.REFUSED
     return (is_sale or intent.outcome is Outcome.REFUSED_FOR_NOW) and not intent.reduce_only

@@ -95,8 +95,8 @@ class Orders:
             lost = intent._replace(created=min(candle, intent.created))
             answer = self._look_up(lost)
             intent = intent if answer is Answer.NOT_FOUND else lost
-            adopted = self._journal.newest_of(Purpose.ADOPT, 1)
-            if answer is Answer.FOUND_FINAL and adopted and adopted[0].created >= born:
+            was_adopted = int(self._journal.get("adopted", "-1")) >= born
+            if was_adopted and self._found is not None and self._found.status.is_final:
                 # What this order traded was adopted with the rest.
                 self._journal.write(lost)
                 self._journal.conclude(lost, Outcome.ABANDONED, int(self._clock.now()))
@@ -224,6 +224,8 @@ class Orders:
             self._exchange.place(intent.order, intent.deadline)
         except UnansweredError as error:
             log.warning("order unanswered id=%s reason=%s", intent.id, error)
+            if error.wait_s:
+                self._clock.wait(error.wait_s)
             return Answer.UNKNOWN
         except KeyRefusedError as error:
             self._key_refusals += 1

@@ -36,7 +36,7 @@ class Retry:
             except KeyRefusedError as error:
                 refusals += 1  # A key may read the balance and still lack what the action needs.
                 error.lasting = error.lasting or refusals > len(KEY_PAUSES_S)
-                self._wait_out_refused_key(error)
+                self._wait_out_refused_key(error, KEY_PAUSES_S[refusals - 1 :])
             else:
                 self._alerts.update("waiting", "")
                 self._alerts.update("key", "")
@@ -45,7 +45,7 @@ class Retry:
     def _on_failure(self, text: str) -> None:
         self._alerts.update("waiting", text, SILENCE_MAX_S)
 
-    def _wait_out_refused_key(self, error: KeyRefusedError) -> None:
+    def _wait_out_refused_key(self, error: KeyRefusedError, pauses_s: Sequence[float]) -> None:
         """Wait some minutes and try the key again; raise the error if it is still refused.
 
         No private request is sent meanwhile, because each one prolongs a lockout. There is no
@@ -56,7 +56,7 @@ class Retry:
         if error.lasting or not (is_needed or self.has_started):
             raise error
         self._alerts.update("key", f"{error}; trying it again in some minutes")
-        for pause_s in (LOCKOUT_S,) if error.lockout else KEY_PAUSES_S:
+        for pause_s in (LOCKOUT_S,) if error.lockout else pauses_s:
             self._clock.wait(LOCKOUT_S if error.lockout else pause_s)
             try:
                 self._exchange.balances()

@@ -232,7 +232,7 @@ def try_strategy(start: Start) -> None:
         try:
             finished = fill(start.exchange.candles(None)[:-1], start.config.interval * 60)
         except ExchangeError:
-            if not start.journal.account().held:
+            if not (start.journal.account().held or start.journal.open_intents()):
                 raise
             finished = []  # What is held must be looked after all the same.
         if len(finished) < rule.candles:
@@ -241,6 +241,9 @@ def try_strategy(start: Start) -> None:
         name += f" {rule.sha256}"
     log.info("strategy %s", name)
     settings = f"{name} {chosen} {start.config.interval} min"
+    former = f"{name} {chosen}"  # As up to 0.3.2.
+    if start.journal.get("direction_by") == former:
+        start.journal.put(direction_by=settings)
     if start.journal.get("direction_by") != settings:
         # The last direction of another strategy must not be traded on, and the difference to its
         # first direction is no turn.

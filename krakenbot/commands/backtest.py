@@ -75,14 +75,14 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(arguments: Namespace) -> int:
     given = {key: getattr(arguments, name) for name, key in _KEYS.items()}
     options = {f"KRAKENBOT_{key}": word for key, word in given.items() if word is not None}
-    configuration.load_here(arguments.config)  # Its own mistakes are no wrong usage.
     try:
         config = configuration.load(arguments.config, os.environ | options, Path.cwd())
     except ConfigError as error:
-        text = str(error)
+        configuration.load_here(arguments.config)  # Its own mistakes are no wrong usage.
+        words = str(error)
         for name, key in _KEYS.items():
-            text = text.replace(f"KRAKENBOT_{key} =", f"--{name}")
-        raise UsageError(text) from error
+            words = words.replace(f"KRAKENBOT_{key} =", f"--{name}")
+        raise UsageError(words) from error
     gc.disable()  # There are millions of short-lived values, and none of them form cycles.
     try:
         lines = _backtest(config, arguments)
@@ -233,8 +233,9 @@ def _parse_sweep(words: list[str], strategy: str) -> dict[str, list[Value]]:
         is_count = all(one in allowed for one in values)
         if not values or not is_known or key in found or not (is_parameter or is_count):
             raise BadDataError(
-                f"--sweep {word}: must be interval (of the bot's), length (of sma-slope, 2 to 700) "
-                "or a parameter of a rule, then = and numbers like 10:60:2 (from:to:step) or 1,5,15"
+                f"--sweep {word}: must be interval (one that the bot offers), length (2 to 700, of "
+                "sma-slope) or a parameter of a rule, then = and numbers like 10:60:2 "
+                "(from:to:step) or 1,5,15"
             )
         found[key] = list(dict.fromkeys(values))
     return found

@@ -167,7 +167,7 @@ class Checks:
         own = identity.find(self.config) or Path()
         if others := identity.unmanaged(self.config, own):
             return "warn", "; ".join(others)
-        return "ok", "no live journal here holds anything without a bot"
+        return "ok", "nothing is held here that no bot manages"
 
     def _network(self) -> Answer:
         config, clock = self.config, SystemClock(self.config.exchange.clock_speed)

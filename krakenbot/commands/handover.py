@@ -62,7 +62,7 @@ def _resume(config: Config) -> int:
         reason, held = journal.get("halted"), journal.account().held
         print(f"was halted: {clean(reason)}" if reason else "was not halted")
         if not reason and (request := journal.get("flatten")):
-            print(f"it was flattening, which ends: {clean(request)}")
+            print(f"the request to flatten is dropped: {clean(request)}")
         if journal.get("exchange_position"):
             shown = volume(Decimal(journal.get("exchange_position")), journal.get("base"))
             print(f"the exchange then held {shown}, the journal explains {volume(held)}")

@@ -202,7 +202,8 @@ VERDICTS = {
     "|ETrade:Locked|ETrade:User Locked|EOrder:Trading agreement required",
     (REFUSED, Cause.FUNDS): "EOrder:Insufficient initial margin|EOrder:Insufficient funds"
     "|EOrder:Margin level too low",
-    (REFUSED, Cause.TOO_SMALL): "EOrder:Cost minimum|EGeneral:Invalid arguments:volume minimum",
+    (REFUSED, Cause.TOO_SMALL): "EOrder:Cost minimum|EOrder:Order minimum"
+    "|EGeneral:Invalid arguments:volume minimum",
     (REFUSED, Cause.OTHER): "EGeneral:Invalid arguments|EGeneral:Unknown [mM]ethod|EQuery:|EOrder:"
     "|ETrade:Invalid request|EBM:limit exceeded",
 }

@@ -318,6 +318,8 @@ class TestSweep(CommandTest):
             with self.subTest(words=words):
                 self.assertIn(words[0], self.refused(path, *words, **environment))
         self.assertEqual(command(path, "--sweep", "interval=1,5", **cross)[0], 0)
+        self.assertEqual(command(path, "--size", "0.1", KRAKENBOT_SIZE="bad")[0], 0)
+        self.assertEqual(command(path, KRAKENBOT_SIZE="bad")[0], 78)
 
 
 def command(*words: str, **environment: str) -> tuple[int, str, str]:

@@ -241,10 +241,16 @@ class TestErrors(unittest.TestCase):
                 client(FakeTransport(envelope(text)), live=True).private("AddOrder", {})
             self.assertEqual(cause, caught.exception.cause)
             self.assertEqual(is_documented, caught.exception.leaves_no_order)
-        for text in ("EOrder:Insufficient initial margin", "EOrder:Insufficient funds"):
+        for text, cause in (
+            ("EOrder:Insufficient initial margin", Cause.FUNDS),
+            ("EOrder:Insufficient funds", Cause.FUNDS),
+            ("EOrder:Cost minimum not met", Cause.TOO_SMALL),
+            ("EOrder:Order minimum not met", Cause.TOO_SMALL),
+            ("EGeneral:Invalid arguments:volume minimum not met", Cause.TOO_SMALL),
+        ):
             with self.subTest(text), self.assertRaises(RefusedError) as refused:
                 client(FakeTransport(envelope(text)), live=True).private("AddOrder", {})
-            self.assertEqual(Cause.FUNDS, refused.exception.cause)
+            self.assertEqual(cause, refused.exception.cause)
 
     def test_an_account_without_margin_on_the_pair_is_told_what_to_do(self) -> None:
         for text in ("EOrder:Reduce only:Non-ECP", "EOrder: Reduce only: Non-PC"):

@@ -178,6 +178,9 @@ class TestLedger(AccountingTest):
         self.ledger.error = KeyRefusedError("Ledgers: EGeneral:Permission denied")
         self.assertEqual("", ledger.read(RULES))
         self.assertIn("Permission denied", ledger.refused)
+        self.ledger.error = UnansweredError("timed out")  # This says nothing about the key.
+        self.assertEqual("", ledger.read(RULES))
+        self.assertIn("Permission denied", ledger.refused)
         self.ledger.error = None
         self.assertEqual(("", ""), (ledger.read(RULES), ledger.refused))
 
@@ -187,6 +190,15 @@ class TestLedger(AccountingTest):
             self.ledger.error = error
             with self.subTest(error), self.assertRaises(type(error)):
                 self.book()
+
+    def test_a_fee_in_coins_that_the_order_shows_too_is_booked_once(self) -> None:
+        order = self.traded(self.journal, 0, Side.BUY, "0.04", "2000", "16")
+        self.told("T1", order, "2000", "0")
+        coins = Decimal(16) / self.ledger.price
+        row = Charge("L9", "T1", order, CANDLE + 60, ZERO, coins, RULES.base)
+        self.ledger.rows.append(row)
+        self.assertEqual("", self.book())
+        self.assertEqual((Decimal(16), ZERO), self.costs())
 
     def test_a_trade_fee_that_was_taken_in_coins_is_booked(self) -> None:
         order = self.traded(self.journal, 0, Side.BUY, "0.04", "2000", "0")

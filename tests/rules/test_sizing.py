@@ -77,6 +77,11 @@ class TestNextStep(unittest.TestCase):
         self.assertIsNone(step("0.00004", "0"))
         self.assertIsNotNone(step("0.00995", "0.01"))
 
+    def test_a_position_of_a_trifle_above_a_size_too_small_to_close_is_left_alone(self) -> None:
+        raised = rules(ordermin="0.011")
+        for held, target in (("0.011", "0.0109"), ("0.012", "0.01"), ("-0.012", "-0.01")):
+            self.assertIsNone(next_step(Decimal(held), Decimal(target), 2, False, raised, set()))
+
     def test_a_rest_too_small_to_be_closed_goes_with_the_order_the_other_way(self) -> None:
         self.assertEqual(
             Step(Purpose.OPEN, Side.SELL, Decimal("0.01004"), False), step("0.00004", "-0.01")

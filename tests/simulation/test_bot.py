@@ -452,6 +452,13 @@ class TestEntry(BotTest):
         self.once(DOWN + 200, self.bot(entry_now=False))
         self.assertEqual(SIZE, self.exchange.held)
 
+    def test_who_never_entered_waits_after_a_change_to_next_turn(self) -> None:
+        self.exchange.equity = ZERO
+        self.once(103)
+        self.exchange.equity = Decimal(100_000)
+        self.once(105, self.bot(entry_now=False))
+        self.assertEqual([], self.exchange.placed)
+
     def test_who_is_in_the_market_does_not_wait_because_entry_has_changed(self) -> None:
         self.once(105)
         self.once(DOWN + 3, self.bot(entry_now=False))
@@ -669,6 +676,22 @@ class TestUnanswered(BotTest):
         message = self.stopped(lambda: self.once())
         self.assertIn("0.02", message)
         self.assertIn("0.01", message)
+
+    def test_after_too_many_requests_the_lookup_waits_as_well(self) -> None:
+        self.once(105)
+        sent, find, looked = list[float](), self.exchange.find, list[float]()
+
+        def throttled(order: Order, deadline: int) -> None:
+            sent.append(self.clock.time)
+            raise UnansweredError("EService:Throttled", wait_s=60.0)
+
+        def finds(name: str, since: int) -> Execution | None:
+            looked.append(self.clock.time)
+            return find(name, since)
+
+        self.exchange.place, self.exchange.find = throttled, finds  # type: ignore[method-assign]
+        self.once(DOWN)
+        self.assertGreaterEqual(min(at for at in looked if at >= sent[0]) - sent[0], 60)
 
 
 class TestRefused(BotTest):
@@ -1174,6 +1197,25 @@ class TestAdoption(BotTest):
         self.at(100, 30)
         self.bot(size=2 * SIZE).run(once=True)
         self.assertEqual(SIZE, self.journal.account().held)
+
+    def test_an_adoption_of_nothing_covers_the_order_of_a_lost_journal_too(self) -> None:
+        self.once(105)
+        self.exchange.by_hand(ZERO)
+        self.connection = prepare(sqlite3.connect(":memory:", isolation_level=None), Path("memory"))
+        self.addCleanup(self.connection.close)
+        self.journal = Journal(self.connection)
+        self.clock.time += 10
+        self.adopt()
+        self.bot().run(once=True)
+        self.assertEqual(ZERO, self.journal.account().held)
+
+    def test_several_orders_of_one_id_are_given_up_when_a_person_has_looked(self) -> None:
+        self.once(105)
+        with mock.patch.object(self.exchange, "find", side_effect=StopError("several orders")):
+            self.stopped(lambda: self.once(DOWN))
+            self.clock.time += 3600
+            self.adopt()
+        self.assertEqual([], self.journal.open_intents())
 
     def test_max_loss_counts_from_the_adoption(self) -> None:
         limits = PLAN.limits._replace(max_loss=Decimal(50))

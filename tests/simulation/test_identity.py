@@ -4,6 +4,7 @@ The bot as the front door makes it, in this process, against the built-in exchan
 clock runs a thousand times as fast as ours, so that two minutes pass in a moment.
 """
 
+import json
 import os
 import shutil
 import tempfile
@@ -145,6 +146,13 @@ class TestSpelling(FrontDoor):
                     self.assertEqual(self.journals(), [path.name])
             self.doCleanups()
 
+    def test_an_index_of_0_3_2_still_tells_what_its_spellings_mean(self) -> None:
+        self.state.mkdir()
+        config = self.config._replace(pair="BTC/USD")
+        key = f"pair {identity._host(config)} BTC/USD"
+        (self.state / identity.INDEX).write_text(json.dumps({key: "XXBTZUSD"}))
+        self.assertEqual("XXBTZUSD", identity.recall(config, "pair", "BTC/USD"))
+
     def test_a_journal_of_0_2_0_is_found_whatever_its_spelling_and_carried_over(self) -> None:
         self.hold()
         (name,) = self.journals()
@@ -228,6 +236,17 @@ class TestStrategy(FrontDoor):
         with delisted, self.assertRaisesRegex(StopError, "max_loss was reached"):
             self.run_once()
         self.assertEqual([SIZE, SIZE], self.bought())
+
+    def test_an_upgrade_is_no_change_of_the_strategy(self) -> None:
+        self.run_once(entry="next-turn")
+        path = self.state / self.journals()[0]
+        journal = open_journal(path)
+        journal.put(direction_by=journal.get("direction_by").rsplit(" ", 2)[0])  # As in 0.3.2.
+        journal.close()
+        self.run_once(entry="next-turn")
+        journal = open_journal(path)
+        self.assertEqual("1", journal.get("first_direction"))
+        journal.close()
 
     def test_another_interval_is_not_the_turn_that_the_first_entry_waits_for(self) -> None:
         self.run_once(entry="next-turn")

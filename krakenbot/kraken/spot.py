@@ -262,6 +262,8 @@ class Spot:
         client_id, known = self._placed
         if client_id == client_order_id:
             orders = rows(self._client, "QueryOrders", {"txid": known})
+            if orders and known not in orders:
+                raise UnansweredError("QueryOrders: an answer about other orders")
             orders = {key: row for key, row in orders.items() if key == known}
         else:
             orders = self._search(client_order_id, since)

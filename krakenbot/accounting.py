@@ -8,7 +8,7 @@ from decimal import Decimal
 
 from krakenbot import log
 from krakenbot.clock import Clock
-from krakenbot.errors import ExchangeError, KeyRefusedError
+from krakenbot.errors import ExchangeError, KeyRefusedError, UnansweredError
 from krakenbot.exchange import Exchange
 from krakenbot.format import asset as shown
 from krakenbot.format import volume
@@ -172,6 +172,8 @@ class Ledger:
         if self._now - time < FRESH_S:
             return self._exchange.quote().mid
         candles = self._exchange.candles(None)
+        if not candles:
+            raise UnansweredError("OHLC: an answer without candles")
         return next((c.close for c in reversed(candles) if c.time <= time), candles[0].open)
 
 

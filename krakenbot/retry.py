@@ -29,12 +29,16 @@ class Retry:
 
     def __call__(self, action: Callable[[], T], patience_s: float = float("inf")) -> T:
         """Return the action's result; LaterError if it fails for longer than `patience_s`."""
-        refusals = 0
+        refusals, refused_at = 0, float("-inf")
         while True:
             try:
                 result = retry(action, self._clock, patience_s, self._on_failure)
             except KeyRefusedError as error:
-                refusals += 1  # A key may read the balance and still lack what the action needs.
+                # A key may read the balance and still lack what the action needs. A refusal long
+                # after the last one, as in an outage or after a lockout, is a new one.
+                now = self._clock.monotonic()
+                refusals = refusals + 1 if now - refused_at < LOCKOUT_S else 1
+                refused_at = now
                 error.lasting = error.lasting or refusals > len(KEY_PAUSES_S)
                 self._wait_out_refused_key(error, KEY_PAUSES_S[refusals - 1 :])
             else:

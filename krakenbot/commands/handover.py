@@ -121,7 +121,7 @@ def _flatten(config: Config, arguments: argparse.Namespace) -> int:
             explained = held
         if explained:
             side = Side.SELL if explained > 0 else Side.BUY
-            print(f"flatten: {handover.describe_trade(bot, side, abs(explained))}")
+            print(f"flatten: {ask(partial(handover.describe_trade, bot, side, abs(explained)))}")
         if not _agreed(arguments, parts.clock.read):
             return 2
         if takes_all:

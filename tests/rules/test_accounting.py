@@ -191,6 +191,14 @@ class TestLedger(AccountingTest):
             with self.subTest(error), self.assertRaises(type(error)):
                 self.book()
 
+    def test_without_candles_a_fee_in_coins_is_valued_later(self) -> None:
+        order = self.traded(self.journal, 0, Side.BUY, "0.04", "2000", "0")
+        self.told("T1", order, "2000", "0")
+        fee = Charge("L9", "T1", order, CANDLE, ZERO, Decimal("0.0001"), RULES.base)
+        self.ledger.rows.append(fee)
+        self.assertEqual("", self.book(CANDLE + 3600))
+        self.assertEqual(Decimal("0.5"), self.costs()[1], "the estimate stays until then")
+
     def test_a_fee_in_coins_that_the_order_shows_too_is_booked_once(self) -> None:
         order = self.traded(self.journal, 0, Side.BUY, "0.04", "2000", "16")
         self.told("T1", order, "2000", "0")

@@ -581,6 +581,36 @@ class TestMissingPermission(AttentionTest):
             self.stopped(bot.run, 77)
         self.assertTrue(540 <= self.clock.time - began <= 900, self.clock.time - began)
 
+    def test_refusals_that_lie_hours_apart_do_not_end_it(self) -> None:
+        bot, position, began = self.once(105), self.exchange.position, self.clock.time
+        hours = iter(range(1, 6))
+        due = [began + 3600 * next(hours)]
+
+        def outage() -> Any:
+            if self.clock.time > began + 5 * 3600:
+                return position()
+            if self.clock.time > due[0]:
+                due[0] = began + 3600 * next(hours)
+                raise KeyRefusedError("EAPI:Invalid key")
+            raise UnansweredError("timed out")
+
+        self.exchange.position = outage  # type: ignore[method-assign]
+        self.run_for(6 * 3600, bot)
+
+    def test_repeated_lockouts_do_not_end_it_while_the_key_is_good(self) -> None:
+        bot, position = self.once(105), self.exchange.position
+        lockout = KeyRefusedError("EGeneral:Temporary lockout", lockout=True)
+        answers = iter([lockout] * 5)
+
+        def locked() -> Any:
+            if error := next(answers, None):
+                raise error
+            return position()
+
+        self.exchange.position = locked  # type: ignore[method-assign]
+        self.run_for(7000, bot)
+        self.assertIsNone(next(answers, None))
+
 
 class TestLockout(AttentionTest):
     def test_one_that_answers_the_ledger_is_waited_out_and_the_bot_goes_on(self) -> None:

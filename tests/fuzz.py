@@ -9,7 +9,6 @@ tried each time, as many as fit into about half a minute.
 import contextlib
 import json
 import sqlite3
-import tempfile
 import time
 import unittest
 from collections.abc import Callable, Iterator, Mapping
@@ -38,6 +37,7 @@ from krakenbot.records import Booked, Intent, Outcome
 from krakenbot.simulated.feed import Feed
 from krakenbot.simulated.listing import PAIRS, SANDBOX_KEY, SANDBOX_SECRET
 from tests.clocks import StandingClock
+from tests.folders import own_folder
 from tests.logs import silence
 
 ID = "6d1b345e-2821-40e2-ad83-4ecb18a06876"
@@ -258,7 +258,7 @@ class FuzzTest(unittest.TestCase):
     @classmethod
     def setUpClass(cls) -> None:
         silence(cls)
-        cls.folder = Path(cls.enterClassContext(tempfile.TemporaryDirectory()))
+        cls.folder = own_folder(cls)
 
     @classmethod
     def tearDownClass(cls) -> None:

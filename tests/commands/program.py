@@ -9,7 +9,6 @@ import multiprocessing
 import os
 import select
 import sys
-import tempfile
 import threading
 import time
 import unittest
@@ -24,6 +23,7 @@ from urllib.parse import parse_qsl
 from krakenbot import cli, log, market
 from krakenbot.simulated import api as server
 from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
+from tests.folders import own_folder
 from tests.markets import begin_candle
 
 SIGNS_MAX_S = 60.0  # The exchange's own limit of requests may hold up a row of starts.
@@ -217,11 +217,7 @@ class ProgramTest(unittest.TestCase):
     """Starts programs, each test in a folder of its own; all of them end with the test."""
 
     def setUp(self) -> None:
-        # In memory where there is such a folder: what is written for keeps is written often.
-        memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-        folder = tempfile.TemporaryDirectory(prefix="krakenbot-test-", dir=memory)
-        self.addCleanup(folder.cleanup)
-        self.folder = Path(folder.name)
+        self.folder = own_folder(self)
         self.state = self.folder / "state"
 
     def gate(self, speed: float = SPEED, **options: str) -> Gate:

@@ -6,7 +6,6 @@ import json
 import os
 import random
 import re
-import tempfile
 import unittest
 import zipfile
 from collections.abc import Iterable, Sequence
@@ -19,6 +18,7 @@ from unittest import mock
 from krakenbot import cli
 from krakenbot.commands import backtest
 from krakenbot.simulated.listing import PAIRS
+from tests.folders import own_folder
 
 
 def setUpModule() -> None:
@@ -31,9 +31,7 @@ class Terminal(io.StringIO):
 
 class CommandTest(unittest.TestCase):
     def setUp(self) -> None:
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        self.folder = Path(folder.name)
+        self.folder = own_folder(self)
 
     def write(self, rows: Sequence[str], name: str = "XBTUSD_1.csv") -> str:
         path = self.folder / name

@@ -3,7 +3,6 @@ import io
 import os
 import subprocess
 import sys
-import tempfile
 import unittest
 import zipfile
 from contextlib import redirect_stderr
@@ -13,6 +12,7 @@ from krakenbot import cli
 from krakenbot.commands.build import packed
 from krakenbot.simulated import api as server
 from tests import slow
+from tests.folders import own_folder
 from tests.markets import short_histories
 
 ROOT = Path(__file__).parent.parent.parent
@@ -45,9 +45,7 @@ def python_for_others() -> str | None:
 
 class TestBuild(unittest.TestCase):
     def setUp(self) -> None:
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        self.folder = Path(folder.name)
+        self.folder = own_folder(self)
         self.file = self.folder / "krakenbot.pyz"
         self.file.write_bytes(packed())
 

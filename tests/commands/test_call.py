@@ -3,12 +3,10 @@ import gc
 import io
 import json
 import os
-import tempfile
 import threading
 import unittest
 import warnings
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from pathlib import Path
 from unittest import mock
 
 from krakenbot import cli, log
@@ -17,6 +15,7 @@ from krakenbot.kraken.transport import UrllibTransport
 from krakenbot.lock import Lock
 from krakenbot.model import Secret
 from krakenbot.simulated import api as server
+from tests.folders import own_folder
 from tests.markets import short_histories
 
 # Published with the API's documentation and by the maintainers of a public client.
@@ -70,11 +69,10 @@ class Called(unittest.TestCase):
 
     def setUp(self) -> None:
         warnings.simplefilter("ignore", ResourceWarning)
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
         self.addCleanup(log._hidden.clear)
-        self.state = Path(folder.name)
-        self.environ = {"KRAKENBOT_STATE_DIRECTORY": folder.name, "KRAKENBOT_EXCHANGE_TIMEOUT": "5"}
+        self.state = own_folder(self)
+        self.environ = {"KRAKENBOT_EXCHANGE_TIMEOUT": "5"}
+        self.environ["KRAKENBOT_STATE_DIRECTORY"] = str(self.state)
 
     def call(self, *argv: str) -> tuple[int, str, str]:
         out, err = self.stdout(), io.StringIO()

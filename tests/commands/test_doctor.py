@@ -3,11 +3,9 @@ import gc
 import io
 import json
 import os
-import tempfile
 import unittest
 import warnings
 from decimal import Decimal
-from pathlib import Path
 from unittest import mock
 
 from krakenbot import cli, log
@@ -21,6 +19,7 @@ from krakenbot.presence import Presence
 from krakenbot.simulated import api as server
 from krakenbot.simulated.wire import Method
 from tests import slow
+from tests.folders import own_folder
 from tests.markets import short_histories
 
 NAMES = [name for name, *_ in doctor.CHECKS]
@@ -37,12 +36,10 @@ class Patient(unittest.TestCase):
     def setUp(self) -> None:
         # Connections that are kept open end with the process, as the command does.
         warnings.simplefilter("ignore", ResourceWarning)
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
         self.addCleanup(log._hidden.clear)
-        self.folder = Path(folder.name)
+        self.folder = own_folder(self)
         self.state = self.folder / "state"
-        self.environ: dict[str, str] = {"HOME": folder.name}
+        self.environ: dict[str, str] = {"HOME": str(self.folder)}
 
     def sandbox(self) -> server.Sandbox:
         sandbox = server.Sandbox("random:3")

@@ -3,7 +3,6 @@
 import functools
 import re
 import sqlite3
-import tempfile
 import unittest
 from decimal import Decimal as D
 from html.parser import HTMLParser
@@ -18,11 +17,12 @@ from krakenbot.commands.run_report import Point, render, round_trips, thinned, w
 from krakenbot.journal import Journal
 from krakenbot.journal_file import open_journal, prepare
 from krakenbot.records import Booked, Outcome
+from tests.folders import own_folder
 from tests.ports.test_journal import execution, intent
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=y>\x1b[31m"
 START = 1_700_000_000
-SETTINGS = config.load(None, {"HOME": "/"}, Path(tempfile.gettempdir()) / "none")
+SETTINGS = config.load(None, {"HOME": "/"}, Path("/nonexistent"))
 
 
 class Tags(HTMLParser):
@@ -151,10 +151,10 @@ class ReportTest(unittest.TestCase):
         self.assertIn("no candle yet", page(0, 0))
 
     def test_a_place_that_cannot_be_written_leaves_nothing_behind(self) -> None:
-        with tempfile.TemporaryDirectory() as name:
-            with self.assertRaises(UsageError):
-                write(Path(name), report_of(SETTINGS, open_journal(None)))
-            self.assertEqual([], list(Path(name).parent.glob(f".{Path(name).name}.*")))
+        folder = own_folder(self)
+        with self.assertRaises(UsageError):
+            write(folder, report_of(SETTINGS, open_journal(None)))
+        self.assertEqual([], list(folder.parent.glob(f".{folder.name}.*")))
 
     def test_many_points_are_thinned_without_losing_an_extreme(self) -> None:
         points = (

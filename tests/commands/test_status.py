@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 import unittest
 from decimal import Decimal as D
@@ -22,6 +21,7 @@ from krakenbot.lock import Lock
 from krakenbot.model import MarginSummary
 from krakenbot.presence import Presence, State, read_life
 from krakenbot.records import Booked, Outcome
+from tests.folders import own_folder
 from tests.logs import silence_module
 from tests.ports.test_journal import execution, intent
 
@@ -30,9 +30,8 @@ START = Event("start", "", {"base": "XXBT", "quote": "ZUSD", "pair_decimals": "1
 
 class Folder(unittest.TestCase):
     def setUp(self) -> None:
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        self.environ = {"HOME": folder.name, "KRAKENBOT_STATE_DIRECTORY": f"{folder.name}/state"}
+        folder = own_folder(self)
+        self.environ = {"HOME": str(folder), "KRAKENBOT_STATE_DIRECTORY": f"{folder}/state"}
         config = load("/dev/null", self.environ, Path("/"))
         self.path = identity.place_of(config, identity.Identity("XBTUSD"))
         self.lock = self.path.with_suffix(".lock")

@@ -1,7 +1,6 @@
 import gzip
 import json
 import os
-import tempfile
 import unittest
 from collections.abc import Mapping
 from decimal import Decimal
@@ -22,6 +21,7 @@ from krakenbot.kraken.counter import RestCounter
 from krakenbot.kraken.signing import sign
 from krakenbot.model import Secret
 from tests.clocks import StandingClock
+from tests.folders import own_folder
 from tests.logs import logged, silence
 
 RECORDED = os.environ.get("TEST_DATA_KRAKEN")
@@ -503,9 +503,7 @@ class TestCounter(unittest.TestCase):
 
     def setUp(self) -> None:
         self.clock, self.told = StandingClock(1000.0), list[tuple[float, int]]()
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        self.path = Path(folder.name) / "counter"
+        self.path = own_folder(self) / "counter"
 
     def start(self) -> Client:
         return client(FakeTransport(OK), self.clock, counter=RestCounter(self.clock, self.path))

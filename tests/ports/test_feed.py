@@ -2,7 +2,6 @@
 
 import gzip
 import os
-import tempfile
 import unittest
 from decimal import Decimal as D
 from itertools import pairwise
@@ -12,6 +11,7 @@ from krakenbot.pairs import parse_rules
 from krakenbot.simulated.feed import Feed, Series
 from krakenbot.simulated.listing import PAIRS
 from tests import IS_LONG
+from tests.folders import own_folder
 
 RULES = {key: parse_rules(key, row) for key, row in PAIRS.items()}
 XBT = RULES["XXBTZUSD"]
@@ -103,9 +103,7 @@ class FileTest(unittest.TestCase):
     """How a file is read is the backtest's business; here is what the sandbox makes of it."""
 
     def setUp(self) -> None:
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        self.folder = Path(folder.name)
+        self.folder = own_folder(self)
 
     def write(self, text: str, name: str = "XBTUSD_1.csv") -> str:
         path = self.folder / name

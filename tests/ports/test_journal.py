@@ -2,7 +2,6 @@ import contextlib
 import os
 import sqlite3
 import stat
-import tempfile
 import threading
 import unittest
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from krakenbot.journal_file import MIGRATIONS, open_journal, open_read_only, pre
 from krakenbot.lock import Lock, Nonces, is_locked
 from krakenbot.model import Execution, MarginSummary, OrderStatus, Purpose, Side
 from krakenbot.records import PASSING, Booked, Intent, Outcome, client_order_id
+from tests.folders import own_folder
 
 CANDLE = 1_790_000_040
 ROW: dict[str, Any] = {
@@ -75,9 +75,7 @@ def rows(journal: Journal, query: str) -> list[Any]:
 
 class Folder(unittest.TestCase):
     def setUp(self) -> None:
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        self.folder = Path(folder.name)
+        self.folder = own_folder(self)
         self.path = self.folder / "state" / "live.sqlite"
 
     def journal(self) -> Journal:

@@ -3,7 +3,6 @@ import os
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import unittest
@@ -19,6 +18,7 @@ from krakenbot.config import Config, load
 from krakenbot.errors import StopError, UnansweredError
 from krakenbot.notify import WAITING_MAX, Notifier, sd_notify
 from krakenbot.simulated import api as server
+from tests.folders import own_folder
 from tests.logs import logged, silence
 from tests.markets import short_histories
 
@@ -197,9 +197,7 @@ class TestNotices(Quiet):
 class TestSystemd(Quiet):
     def setUp(self) -> None:
         super().setUp()
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        self.address = f"{folder.name}/notify"
+        self.address = f"{own_folder(self)}/notify"
         self.socket = self.listener(self.address)
 
     def listener(self, address: str) -> socket.socket:

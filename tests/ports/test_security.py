@@ -12,7 +12,6 @@ import socket
 import ssl
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import traceback
@@ -37,6 +36,7 @@ from krakenbot.lock import Lock, Nonces
 from krakenbot.model import Secret
 from krakenbot.pairs import decimal
 from krakenbot.simulated import api as sandboxes
+from tests.folders import own_folder
 from tests.logs import logged
 from tests.markets import short_histories
 
@@ -52,9 +52,7 @@ def setUpModule() -> None:
 class Safe(unittest.TestCase):
     def setUp(self) -> None:
         warnings.simplefilter("ignore", ResourceWarning)
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        self.folder = Path(folder.name)
+        self.folder = own_folder(self)
         self.addCleanup(log._hidden.clear)
 
     def listener(

@@ -5,7 +5,6 @@ import pty
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 import unittest
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 from krakenbot.simulated import api as server
 from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
 from tests import slow
+from tests.folders import own_folder
 
 ROOT = Path(__file__).parent.parent.parent
 SPEED = 600
@@ -21,12 +21,10 @@ SPEED = 600
 @slow
 class TestStuckReader(unittest.TestCase):
     def bot(self, output: int) -> tuple["subprocess.Popen[bytes]", server.Sandbox]:
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
         sandbox = server.Sandbox("random:1", SPEED)
         self.addCleanup(sandbox.close)
         environ = {
-            "HOME": folder.name,
+            "HOME": str(own_folder(self)),
             "KRAKEN_API_KEY": SANDBOX_KEY,
             "KRAKEN_API_SECRET": SANDBOX_SECRET,
             "KRAKENBOT_MODE": "live",

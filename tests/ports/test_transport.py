@@ -11,14 +11,12 @@ import socket
 import ssl
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import unittest
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 from typing import Any
 from unittest import mock
 from urllib.parse import parse_qs
@@ -30,6 +28,7 @@ from krakenbot.kraken.client import Client
 from krakenbot.kraken.transport import ANSWER_BYTES_MAX, UrllibTransport, tls_context
 from krakenbot.model import Secret
 from tests import slow
+from tests.folders import own_folder
 
 KEY, SECRET = "the-key", "c2VjcmV0IHNlY3JldCBzZWNyZXQ="
 OK = b'{"error":[],"result":{"ok":1}}'
@@ -317,9 +316,7 @@ class TestFatesOverTls(TestFates):
     @classmethod
     def setUpClass(cls) -> None:
         super().setUpClass()
-        folder = tempfile.TemporaryDirectory()
-        cls.addClassCleanup(folder.cleanup)
-        cls.folder = Path(folder.name)
+        cls.folder = own_folder(cls)
         words = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2"
         words += " -keyout key.pem -out cert.pem -subj /CN=localhost"
         words += " -addext subjectAltName=DNS:localhost"

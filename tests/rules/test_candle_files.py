@@ -4,7 +4,6 @@ import gzip
 import json
 import os
 import random
-import tempfile
 import unittest
 import zipfile
 from datetime import UTC, datetime
@@ -15,6 +14,7 @@ from pathlib import Path
 from krakenbot.backtest import files
 from krakenbot.backtest.files import BadDataError, Columns, Source, aggregate, exact, read
 from krakenbot.simulated.listing import assets_of
+from tests.folders import own_folder
 
 DATA = os.environ.get("TEST_DATA_KRAKEN")
 T0 = 1_600_000_020
@@ -29,9 +29,7 @@ def rows(count: int = 40) -> list[str]:
 
 class FilesTest(unittest.TestCase):
     def setUp(self) -> None:
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        self.folder = Path(folder.name)
+        self.folder = own_folder(self)
 
     def write(self, content: str | bytes, name: str = "XBTUSD_1.csv") -> Source:
         path = self.folder / name

@@ -1,4 +1,3 @@
-import tempfile
 import unittest
 from decimal import Decimal
 from pathlib import Path
@@ -7,6 +6,7 @@ from unittest import mock
 from krakenbot import config, log
 from krakenbot.config import load, load_here
 from krakenbot.errors import ConfigError
+from tests.folders import own_folder
 
 EXAMPLE = Path(__file__).parent.parent.parent / "config.example.toml"  # A link into the manual.
 HOME = {"HOME": "/home/someone"}
@@ -14,9 +14,7 @@ HOME = {"HOME": "/home/someone"}
 
 class Folder(unittest.TestCase):
     def setUp(self) -> None:
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        self.folder = Path(folder.name)
+        self.folder = own_folder(self)
         self.addCleanup(log._hidden.clear)
 
     def load(self, toml: str | bytes = "", **environ: str) -> config.Config:

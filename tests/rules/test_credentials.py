@@ -2,7 +2,6 @@ import os
 import pickle
 import subprocess
 import sys
-import tempfile
 import unittest
 from pathlib import Path
 from unittest import mock
@@ -11,6 +10,7 @@ from krakenbot import log
 from krakenbot.config import KeysTable, load
 from krakenbot.credentials import load_secrets
 from krakenbot.errors import ConfigError
+from tests.folders import own_folder
 
 ROOT = Path(__file__).parent.parent.parent
 BASE64 = "c2VjcmV0IGJ5dGVzIG9mIHRoZSBrZXk="
@@ -29,9 +29,7 @@ ODD = {
 
 class TestCredentials(unittest.TestCase):
     def setUp(self) -> None:
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        self.folder = Path(folder.name)
+        self.folder = own_folder(self)
         self.addCleanup(log._hidden.clear)
 
     def file(self, name: str, text: str, mode: int = 0o600) -> str:
@@ -144,26 +142,17 @@ class TestCredentials(unittest.TestCase):
 
 class TestForeignCode(unittest.TestCase):
     def test_code_that_ran_before_the_program_and_sees_the_key_is_named(self) -> None:
+        folder = own_folder(self)
+        (folder / "sitecustomize.py").touch()
+        code = (
+            f"import sys; sys.path.append({str(ROOT)!r}); from krakenbot.config import Config;"
+            "from krakenbot.credentials import load_credentials; load_credentials(Config())"
+        )
+        environ = {"KRAKEN_API_KEY": "HUSHHUSH", "KRAKEN_API_SECRET": "SFVTSEhVU0g="}
+        environ["PYTHONPATH"] = str(folder)
         for flags, want in (((), True), (("-I", "-S"), False)):
-            with tempfile.TemporaryDirectory() as folder:
-                (Path(folder) / "sitecustomize.py").touch()
-                code = (
-                    f"import sys; sys.path.append({str(ROOT)!r});"
-                    "from krakenbot.config import Config;"
-                    "from krakenbot.credentials import load_credentials;"
-                    "load_credentials(Config())"
-                )
-                environ = {
-                    "PYTHONPATH": folder,
-                    "KRAKEN_API_KEY": "HUSHHUSH",
-                    "KRAKEN_API_SECRET": "SFVTSEhVU0g=",
-                }
-                done = subprocess.run(
-                    [sys.executable, *flags, "-c", code],
-                    env=environ,
-                    capture_output=True,
-                    text=True,
-                )
+            command = [sys.executable, *flags, "-c", code]
+            done = subprocess.run(command, env=environ, capture_output=True, text=True)
             self.assertEqual(0, done.returncode, done.stderr)
             self.assertEqual(want, f"{folder}/sitecustomize.py ran" in done.stderr)
 

@@ -1,20 +1,17 @@
 """Every figure of a backtest is that of a reference in fractions, over real series and others."""
 
 import gc
-import io
 import json
 import os
 import shutil
-import tempfile
 import unittest
-from contextlib import redirect_stdout
 from fractions import Fraction as F
 from pathlib import Path
 from typing import NamedTuple
-from unittest import mock
 
-from krakenbot import cli
 from tests import IS_LONG
+from tests.commands.test_backtest_command import command
+from tests.folders import own_folder
 from tests.rules.reference_backtest import Settings, backtest, rows_of
 
 DATA = os.environ.get("TEST_DATA_KRAKEN")
@@ -106,21 +103,16 @@ class TestAgainstTheReference(unittest.TestCase):
         return root / case.path if case.path.startswith("..") else root / "candles" / case.path
 
     def product(self, case: Case) -> dict[str, object]:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / case.name
-            shutil.copy(self.path(case), path)
-            words = ["--interval", str(case.minutes), "--size", case.size, "--fee", case.fee]
-            words += ["--leverage", str(case.leverage), "--length", str(case.length)]
-            words += ["--balance", case.balance, "--json"]
-            own = {k: v for k, v in os.environ.items() if not k.startswith("KRAKENBOT_")}
-            own |= {"KRAKENBOT_ENTRY": case.entry}
-            output = io.StringIO()
-            with redirect_stdout(output), mock.patch.dict(os.environ, own, clear=True):
-                code = cli.main(["--config", os.devnull, "backtest", str(path), *words])
+        path = own_folder(self) / case.name
+        shutil.copy(self.path(case), path)
+        words = ["--interval", str(case.minutes), "--size", case.size, "--fee", case.fee]
+        words += ["--leverage", str(case.leverage), "--length", str(case.length)]
+        code, told, _ = command(
+            str(path), *words, "--balance", case.balance, "--json", KRAKENBOT_ENTRY=case.entry
+        )
         self.assertEqual(code, 0)
-        told = json.loads(output.getvalue())
-        assert isinstance(told, dict)
-        return told
+        figures: dict[str, object] = json.loads(told)
+        return figures
 
     def reference(self, case: Case) -> dict[str, F | int | None]:
         base, quote = case.assets

@@ -1,13 +1,12 @@
 import os
 import signal
-import tempfile
 import time
 import unittest
 from decimal import Decimal, getcontext
-from pathlib import Path
 
 from krakenbot.model import Candle, Direction, Signal
 from krakenbot.rulefile import Rule, RuleError, load
+from tests.folders import own_folder
 
 SLOPE = """
 CANDLES = 3
@@ -28,9 +27,7 @@ def candles(*closes: int) -> list[Candle]:
 
 class RuleTest(unittest.TestCase):
     def setUp(self) -> None:
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        self.path = Path(folder.name) / "my_rule.py"
+        self.path = own_folder(self) / "my_rule.py"
 
     def rule(self, text: str) -> Rule:
         self.path.write_text(text)
@@ -129,15 +126,15 @@ class TestRefusals(RuleTest):
             place.chmod(usual)
 
     def test_a_link_is_as_safe_as_the_folder_it_leads_to(self) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            target = Path(folder) / "rule.py"
-            target.write_text(SLOPE)
-            self.path.symlink_to(target)
+        folder = own_folder(self)
+        target = folder / "rule.py"
+        target.write_text(SLOPE)
+        self.path.symlink_to(target)
+        load(self.path)
+        folder.chmod(0o777)
+        load.cache_clear()
+        with self.assertRaises(RuleError):
             load(self.path)
-            os.chmod(folder, 0o777)
-            load.cache_clear()
-            with self.assertRaises(RuleError):
-                load(self.path)
 
     def test_what_is_no_file_is_refused_at_once(self) -> None:
         with self.assertRaises(RuleError):

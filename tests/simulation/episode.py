@@ -20,6 +20,7 @@ from unittest import mock
 
 from krakenbot import clock, lock
 from krakenbot.kraken.transport import UrllibTransport
+from tests.folders import MEMORY
 from tests.simulation import world as worlds
 from tests.simulation.network import Network, parse_headers
 from tests.simulation.people import Ended, attached
@@ -185,7 +186,7 @@ def _begin(root: str) -> None:
 
 def scratch() -> str:
     """Return a new folder in memory, where there is such a thing."""
-    return tempfile.mkdtemp(dir="/dev/shm" if os.path.isdir("/dev/shm") else None)
+    return tempfile.mkdtemp(dir=MEMORY)
 
 
 def episodes(first: int, days: float, jobs: int, is_dense: bool = False) -> Iterator[Result]:

@@ -5,7 +5,6 @@ Then the bot itself trades the same candles on both.
 """
 
 import json
-import tempfile
 import unittest
 from collections.abc import Mapping, Sequence
 from decimal import Decimal as D
@@ -30,6 +29,7 @@ from krakenbot.simulated.paper import PaperClient
 from krakenbot.strategy import build
 from tests import IS_LONG, slow
 from tests.clocks import StandingClock
+from tests.folders import own_folder
 from tests.logs import silence_module
 from tests.markets import short_histories
 
@@ -133,12 +133,7 @@ class Contract:
 
     @classmethod
     def setUpClass(cls) -> None:
-        cls.folder = tempfile.TemporaryDirectory()
-        cls.path = write_candles(Path(cls.folder.name), 1)
-
-    @classmethod
-    def tearDownClass(cls) -> None:
-        cls.folder.cleanup()
+        cls.path = write_candles(own_folder(cls), 1)  # type: ignore[arg-type]
 
     def setUp(self) -> None:
         self.world = World(self.path, paper=self.paper)
@@ -370,11 +365,8 @@ class TestTheBotOnBoth(unittest.TestCase):
     @slow
     def test_fills_prices_and_costs_are_identical(self) -> None:
         for seed, leverage, one_order in ((1, 2, False), (2, 3, True), (3, 0, False)):
-            with (
-                self.subTest(seed=seed, leverage=leverage, one_order=one_order),
-                tempfile.TemporaryDirectory() as folder,
-            ):
-                path = write_candles(Path(folder), seed)
+            with self.subTest(seed=seed, leverage=leverage, one_order=one_order):
+                path = write_candles(own_folder(self), seed)
                 plan = _plan(leverage, one_order)
                 paper, spot = (traded(path, plan, paper=on) for on in (True, False))
                 self.assertGreater(len(paper[0]), ORDERS_MIN)

@@ -7,7 +7,6 @@ clock runs a thousand times as fast as ours, so that two minutes pass in a momen
 import json
 import os
 import shutil
-import tempfile
 import unittest
 from decimal import Decimal
 from pathlib import Path
@@ -26,6 +25,7 @@ from krakenbot.records import Intent, Outcome
 from krakenbot.simulated import api
 from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
 from tests import slow
+from tests.folders import own_folder
 from tests.logs import silence
 from tests.markets import begin_candle, short_histories
 
@@ -42,9 +42,7 @@ class FrontDoor(unittest.TestCase):
 
     def setUp(self) -> None:
         silence(self)
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        self.folder = Path(folder.name)
+        self.folder = own_folder(self)
         self.state = self.folder / "state"
         self.sandbox = api.Sandbox("random:5", self.speed)
         self.addCleanup(self.sandbox.close)

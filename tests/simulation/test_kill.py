@@ -12,7 +12,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import unittest
@@ -24,6 +23,7 @@ from typing import Any
 from krakenbot.simulated.http import Answer, Server
 from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
 from tests import slow
+from tests.folders import own_folder
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 KILLS = int(os.environ.get("TEST_KILLS", "2"))
@@ -95,9 +95,7 @@ class Gate:
 @slow
 class TestKill(unittest.TestCase):
     def setUp(self) -> None:
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        self.folder = Path(folder.name)
+        self.folder = own_folder(self)
         self.bots: list[subprocess.Popen[bytes]] = []
         self.sandbox = subprocess.Popen(
             [

@@ -6,11 +6,9 @@ import json
 import os
 import random
 import re
-import tempfile
 import unittest
 from contextlib import redirect_stderr, redirect_stdout
 from decimal import Decimal
-from pathlib import Path
 
 from krakenbot.backtest.engine import Costs, Replay
 from krakenbot.backtest.files import columns_of
@@ -21,6 +19,7 @@ from krakenbot.config import Config, StrategyTable
 from krakenbot.decision import plan_of
 from krakenbot.model import Candle
 from krakenbot.rulefile import load
+from tests.folders import own_folder
 from tests.logs import silence_module
 from tests.rules.test_pairs import rules
 from tests.simulation.test_contract import ORDERS_MIN, traded, write_candles
@@ -71,9 +70,7 @@ def walk(count: int, seed: int = 1) -> list[Candle]:
 
 class OwnRuleTest(unittest.TestCase):
     def setUp(self) -> None:
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        self.folder = Path(folder.name)
+        self.folder = own_folder(self)
 
     def file(self, text: str, **parameters: object) -> StrategyTable:
         path = self.folder / f"rule{len(os.listdir(self.folder))}.py"

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from krakenbot.simulated.faults import parse
 from tests import IS_LONG, exhaustive
-from tests.simulation.episode import Result, episode, scratch, simulated
+from tests.folders import MEMORY, own_folder
+from tests.simulation.episode import Result, episode, simulated
 from tests.simulation.people import Ended
 from tests.simulation.world import World
 
@@ -20,7 +21,7 @@ SEEDS, DAYS_MAX = ((2, 5), math.inf) if IS_LONG else ((2,), 0.05)
 @contextlib.contextmanager
 def quiet_world(seed: int, **settings: str) -> Iterator[World]:
     """A world in which nothing goes wrong by itself."""
-    with tempfile.TemporaryDirectory(dir=scratch()) as folder:
+    with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
         world = World(seed, 1000, Path(folder))
         world.storms.due = float("inf")
         world.settings |= {"LEVERAGE": "2", "ENTRY": "now", **settings}
@@ -29,10 +30,12 @@ def quiet_world(seed: int, **settings: str) -> Iterator[World]:
         world.close_reader()
 
 
-@functools.cache
-def told(seed: int) -> Result:
-    with tempfile.TemporaryDirectory(dir=scratch()) as folder:
-        return episode(seed, Path(folder) / "run", days_max=DAYS_MAX)
+def lived(seed: int, keep: frozenset[int] | None = None) -> Result:
+    with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
+        return episode(seed, Path(folder) / "run", keep, days_max=DAYS_MAX)
+
+
+told = functools.cache(lived)
 
 
 class TestTorture(unittest.TestCase):
@@ -48,16 +51,10 @@ class TestTorture(unittest.TestCase):
         self.assertGreater(deaths, 3 if IS_LONG else 0)
 
     def test_a_seed_tells_the_same_story_twice(self) -> None:
-        with tempfile.TemporaryDirectory(dir=scratch()) as folder:
-            again = episode(SEEDS[0], Path(folder) / "run", days_max=DAYS_MAX)
-        self.assertEqual(told(SEEDS[0]), again)
+        self.assertEqual(told(SEEDS[0]), lived(SEEDS[0]))
 
     def test_a_story_with_fewer_faults_has_only_these(self) -> None:
-        with tempfile.TemporaryDirectory(dir=scratch()) as folder:
-            result = episode(
-                SEEDS[0], Path(folder) / "run", frozenset({1, 2, 3}), days_max=DAYS_MAX
-            )
-        self.assertLessEqual(set(result.struck), {1, 2, 3})
+        self.assertLessEqual(set(lived(SEEDS[0], frozenset({1, 2, 3})).struck), {1, 2, 3})
 
     def test_the_order_of_a_lost_journal_is_not_sent_again(self) -> None:
         for seed in range(3):
@@ -90,8 +87,7 @@ class TestTorture(unittest.TestCase):
 
 class TestPairsOfFaults(unittest.TestCase):
     def replay(self, faults: str) -> exhaustive.Outcome:
-        with tempfile.TemporaryDirectory(dir=scratch()) as folder:
-            return exhaustive.replay(f"two-step:{faults}", Path(folder) / "run")
+        return exhaustive.replay(f"two-step:{faults}", own_folder(self) / "run")
 
     def test_an_order_whose_answer_was_lost_is_found_and_not_sent_again(self) -> None:
         self.assertEqual("on target", self.replay("AddOrder=lost-after").end)

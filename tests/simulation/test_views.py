@@ -1,15 +1,14 @@
 """What a strategy may say after a candle: long, short, flat, or nothing new."""
 
-import tempfile
 import unittest
 from collections.abc import Sequence
 from decimal import Decimal
 from functools import partial
-from pathlib import Path
 
 from krakenbot.bot import Bot
 from krakenbot.model import ZERO, Candle, Direction, Signal
 from krakenbot.rulefile import load
+from tests.folders import own_folder
 from tests.simulation.test_bot import SIZE, T0, BotTest
 
 
@@ -78,15 +77,14 @@ class TestOwnRule(BotTest):
 
     def run_rule(self, then: str) -> str:
         """Return why the bot halted."""
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "rule.py"
-            path.write_text(
-                "CANDLES = 20\n"
-                "def direction(candles):\n"
-                f"    if candles[-1].time < {T0 + 102 * 60}: return 1\n"
-                f"    {then}\n"
-            )
-            strategy = partial(load(path).signal, parameters={}, answer_max_s=0.2)
+        path = own_folder(self) / "rule.py"
+        path.write_text(
+            "CANDLES = 20\n"
+            "def direction(candles):\n"
+            f"    if candles[-1].time < {T0 + 102 * 60}: return 1\n"
+            f"    {then}\n"
+        )
+        strategy = partial(load(path).signal, parameters={}, answer_max_s=0.2)
         reason = self.stopped(lambda: self.until(105, strategy=strategy, candles_min=20))
         self.assertEqual(reason, self.journal.get("halted"))
         return reason

@@ -3,7 +3,6 @@
 import os
 import random
 import socket
-import tempfile
 import unittest
 from decimal import Decimal
 from itertools import count, product
@@ -25,6 +24,7 @@ from krakenbot.risk import Limits
 from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
 from krakenbot.strategy import build
 from tests import slow
+from tests.folders import own_folder
 from tests.logs import silence
 from tests.ports.test_transport import RESET, Server, answer
 from tests.simulation.test_contract import World, write_candles
@@ -100,9 +100,7 @@ class Rough(World):
 class TestRoughWire(unittest.TestCase):
     def setUp(self) -> None:
         silence(self)
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        self.folder = Path(folder.name)
+        self.folder = own_folder(self)
         self.candles = write_candles(self.folder, 1)
 
     def bot(self, world: Rough, journal: Journal, nonces: "count[int]") -> Bot:

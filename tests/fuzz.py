@@ -620,7 +620,3 @@ def _work(path: Path) -> None:
         journal.put(flatten="x")
     finally:
         journal.close()
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -241,7 +241,3 @@ class TestService(unittest.TestCase):
         self.do("ls /etc/krakenbot/kraken_api_key /var/lib/krakenbot/live-*.db")
         self.do("cd && python3 krakenbot.pyz uninstall --purge")
         self.do("test ! -e /etc/krakenbot && test ! -e /var/lib/krakenbot")
-
-
-if __name__ == "__main__":
-    unittest.main()

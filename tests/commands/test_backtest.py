@@ -302,7 +302,3 @@ def real(name: str, interval_s: int, days: float = 10_000) -> Columns:
     path = Path(DATA) / "candles" / "ohlcvt" / name
     whole = reduce(Columns.joined, read([path], interval_s, []))
     return whole.cut(0, int(days * 86400 // interval_s))
-
-
-if __name__ == "__main__":
-    unittest.main()

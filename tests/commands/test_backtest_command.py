@@ -345,7 +345,3 @@ def walk(count: int, seed: int = 7) -> list[float]:
         price = round(price * (1 + dice.gauss(0, 0.005)), 1)
         prices.append(price)
     return prices
-
-
-if __name__ == "__main__":
-    unittest.main()

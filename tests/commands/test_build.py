@@ -159,7 +159,3 @@ class TestBuild(unittest.TestCase):
         self.assertEqual({0o600}, {path.stat().st_mode & 0o777 for path in made})
         if python is not None:
             self.assertEqual({NOBODY}, {path.stat().st_uid for path in made})
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -314,7 +314,3 @@ class TestFutures(Called):
         ):
             code, _, err = self.call("accounts", "--futures", "--host", host)
             self.assertEqual(78, code, err)
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -288,7 +288,3 @@ class TestOldPython(unittest.TestCase):
         )
         self.assertEqual(78, done.returncode)
         self.assertEqual("krakenbot needs Python 3.11 or newer, and this is 3.10.\n", done.stderr)
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -282,7 +282,3 @@ class TestOutput(Patient):
         with mock.patch.object(doctor, "CHECKS", (("x", lambda _: answer, "", ""),)):
             (finding,) = doctor.examine(None)
         self.assertEqual(r"a\x1b[2J\nok   b", finding.text)
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -2,7 +2,6 @@ import contextlib
 import csv
 import io
 import json
-import unittest
 from decimal import Decimal as D
 from unittest import mock
 
@@ -79,7 +78,3 @@ class TestHistory(Folder):
                 ("1699920000", 1_699_920_000),
             ):
                 self.assertEqual(want, history.since(text))
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -281,7 +281,3 @@ class TestInstall(unittest.TestCase):
 
     def journal(self) -> Journal:
         return open_journal(Path(command.STATE, "live-api.kraken.com-XBTUSD.db"))
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -379,7 +379,3 @@ def _write_candles(path: Path) -> None:
         prices = ",".join(f"{units / 10:.1f}" for units in (opened, high, low, price))
         lines.append(f"{1_672_531_200 + 3600 * number},{prices},12.5,340\n")
     path.write_text("".join(lines))
-
-
-if __name__ == "__main__":
-    unittest.main()

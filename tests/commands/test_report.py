@@ -212,7 +212,3 @@ class HeatMapTest(unittest.TestCase):
         self.assertIn('<td class="n bad" style="--share:38%">-25.00</td>', text)
         self.assertIn('<td class="n good best" style="--share:75%">+100.00</td>', text)
         self.assertEqual(1, text.count("<td></td>"))
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -4,7 +4,6 @@ import hashlib
 import json
 import subprocess
 import sys
-import unittest
 from decimal import Decimal as D
 
 from krakenbot.commands.build import packed
@@ -119,7 +118,3 @@ class TestSingleFile(RuleTest):
         )
         self.assertEqual(0, done.returncode, done.stderr)
         self.assertIn("long: ", done.stderr)
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -11,7 +11,6 @@ import signal
 import socket
 import sqlite3
 import time
-import unittest
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from decimal import Decimal as D
@@ -513,7 +512,3 @@ def _without_override() -> None:
     sets[0] &= ~(1 << dac_override)
     if libc.capset(header, sets):
         raise OSError(ctypes.get_errno(), "capset")
-
-
-if __name__ == "__main__":
-    unittest.main()

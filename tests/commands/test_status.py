@@ -216,7 +216,3 @@ class TestFigures(Folder):
 
 def setUpModule() -> None:
     silence_module()
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -594,7 +594,3 @@ class TestAnswersThatAreNoJson(unittest.TestCase):
         ):
             with self.subTest(answer), self.assertRaises(kind):
                 client(FakeTransport(answer)).private("RetrieveExport")
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -345,7 +345,3 @@ class CcxtTest(WithSandbox):
         client.incrementing_nonce = lambda: 1
         with self.assertRaises(ccxt.InvalidNonce):
             client.fetch_balance()
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -154,7 +154,3 @@ class FileTest(unittest.TestCase):
                 feed = Feed(f"csv:{path}", NOW)
                 self.assertTrue(feed.pair)
                 self.assertLess(feed.start, NOW)
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -652,7 +652,3 @@ class TestNonces(Folder):
             nonces.next(10**18)
         lock.close()
         self.assertEqual(76, caught.exception.exit_code)
-
-
-if __name__ == "__main__":
-    unittest.main()

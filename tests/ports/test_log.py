@@ -161,7 +161,3 @@ class TestLog(unittest.TestCase):
         command = ["sh", "-c", 'exec "$0" -c "$1" 2>&-', sys.executable, code]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=30)
         self.assertEqual((0, "done\n"), (done.returncode, done.stdout))
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -275,7 +275,3 @@ class TestSystemd(Quiet):
         for _ in range(1000):
             sd_notify("WATCHDOG=1", {"NOTIFY_SOCKET": self.address})
         self.assertLess(time.monotonic() - began, 5)
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -321,7 +321,3 @@ class TestRecorded(unittest.TestCase):
                 self.assertTrue(got)
                 filled = fill(got, interval_s)
                 self.assertTrue(all(b.time - a.time == interval_s for a, b in pairwise(filled)))
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -644,7 +644,3 @@ class CommandTest(unittest.TestCase):
             with self.subTest(options=options), contextlib.redirect_stderr(io.StringIO()) as said:
                 self.assertEqual(2, cli.main(["sandbox", "--port", "0", *options]))
                 self.assertEqual(1, len(said.getvalue().splitlines()))
-
-
-if __name__ == "__main__":
-    unittest.main()

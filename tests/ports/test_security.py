@@ -496,7 +496,3 @@ class TestFiles(Safe):
                     self.assertEqual(content, victim.read_bytes())
                 for path in self.state.iterdir():
                     path.unlink()
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -195,7 +195,3 @@ class ShapesTest(unittest.TestCase):
                         found[path] = problem
                 self.assertEqual({}, found)
         self.assertEqual(set(), EXCEPTIONS.keys() - used, "exceptions that nothing needs")
-
-
-if __name__ == "__main__":
-    unittest.main()

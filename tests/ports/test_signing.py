@@ -83,7 +83,3 @@ class TestSecret(unittest.TestCase):
         self.assertEqual(name, fingerprint(Secret(key)))
         self.assertNotEqual(name, fingerprint(Secret(key + "x")))
         self.assertNotIn(name, key)
-
-
-if __name__ == "__main__":
-    unittest.main()

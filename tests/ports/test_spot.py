@@ -746,7 +746,3 @@ class TestRecorded(unittest.TestCase):
             "payloads/spot/constructed/query_orders_unknown_txid.json"
         )
         self.assertIsNone(exchange.find(ID, SINCE))
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -58,7 +58,3 @@ class TestStuckReader(unittest.TestCase):
             self.assertGreaterEqual(sandbox.api.requests["OHLC"], 8)
             bot.send_signal(signal.SIGTERM)
             self.assertEqual(0, bot.wait(timeout=10))
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -543,7 +543,3 @@ class TestSurroundings(Wire):
         with mock.patch.dict(os.environ, {"http_proxy": url, "HTTP_PROXY": url}):
             self.client(server.port).public("Time")
         self.assertEqual((0, 1), (len(proxy.requests), len(server.requests)))
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -259,7 +259,3 @@ class TestLarger(FilesTest):
         own = self.read(quarter / "XBTUSD_60.csv")
         for name in ("times", "opens", "highs", "lows", "closes"):
             self.assertEqual([*getattr(hours, name)], [*getattr(own, name)], name)
-
-
-if __name__ == "__main__":
-    unittest.main()

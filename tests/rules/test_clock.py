@@ -91,7 +91,3 @@ class TestTime(unittest.TestCase):
         clock = SystemClock()
         clock.set(0.0)
         self.assertAlmostEqual(time.time_ns(), clock.nonce(), delta=1_000_000_000)
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -368,7 +368,3 @@ class TestNothingSecretIsShown(Folder):
         self.assertEqual("https://hooks.example/T0/HUSHHUSH", got.notify.url.reveal())
         self.assertNotIn("HUSH", repr(got))
         self.assertNotIn("HUSH", log.redact("POST /T0/HUSHHUSH failed"))
-
-
-if __name__ == "__main__":
-    unittest.main()

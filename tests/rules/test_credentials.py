@@ -155,7 +155,3 @@ class TestForeignCode(unittest.TestCase):
             done = subprocess.run(command, env=environ, capture_output=True, text=True)
             self.assertEqual(0, done.returncode, done.stderr)
             self.assertEqual(want, f"{folder}/sitecustomize.py ran" in done.stderr)
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -115,7 +115,3 @@ class TestDecision(unittest.TestCase):
 
     def test_deciding_twice_on_the_same_snapshot_says_the_same(self) -> None:
         self.assertEqual(decision(Direction.SHORT, "0.01"), decision(Direction.SHORT, "0.01"))
-
-
-if __name__ == "__main__":
-    unittest.main()

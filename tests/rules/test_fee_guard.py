@@ -98,7 +98,3 @@ class TestFeeGuard(unittest.TestCase):
     def test_a_market_that_is_closed_now_is_counted_all_the_same(self) -> None:
         closed = XBTUSD._replace(status="cancel_only")
         self.assertEqual(self.guard(self.candles, closed), self.guard(self.candles))
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -138,7 +138,3 @@ class TestFloors(unittest.TestCase):
                 with self.subTest(name):
                     taken = {target.split(".")[0] for target in imports(tree, lazy=True)}
                     self.assertFalse(taken & {"time", "datetime", "random", "socket", "urllib"})
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -92,7 +92,3 @@ class TestColors(unittest.TestCase):
             with self.subTest(environ), mock.patch.dict("os.environ", environ, clear=True):
                 self.assertEqual(want, formats.shows_color(terminal))
                 self.assertFalse(formats.shows_color(io.StringIO()))
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -280,7 +280,3 @@ def _random_life(draw: random.Random, rules: PairRules) -> tuple[Account, Margin
         except RefusedError:
             continue
     return account, book
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -247,7 +247,3 @@ class TestNextAttempt(unittest.TestCase):
         small = intent(UNSURE, reduce_only=True, volume=ORDERMIN / 2)
         self.assertEqual(BELOW_MINIMUM_AFTER_S, pause(small))
         self.assertEqual(BELOW_MINIMUM_AFTER_S, pause(small, candle=CANDLE + DAY))
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -160,7 +160,3 @@ class TestDecimal(unittest.TestCase):
         ):
             with self.subTest(value), self.assertRaises(ValueError):
                 decimal(value)
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -131,7 +131,3 @@ class TestAgainstTheReference(unittest.TestCase):
             entry_now=case.entry == "now",
         )
         return backtest(rows, settings)
-
-
-if __name__ == "__main__":
-    unittest.main()

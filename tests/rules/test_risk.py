@@ -182,7 +182,3 @@ class TestExposure(unittest.TestCase):
         )
         self.assertIsNone(against(turn, rich), "only 1 of it is opened")
         self.assertIsNotNone(against(turn._replace(volume=Decimal("1.05")), rich))
-
-
-if __name__ == "__main__":
-    unittest.main()

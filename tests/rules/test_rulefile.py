@@ -201,7 +201,3 @@ class TestFailures(RuleTest):
         self.answering("return 1").signal(candles(5), {})
         self.assertEqual((0.0, 0.0), signal.getitimer(signal.ITIMER_REAL))
         self.assertEqual(signal.SIG_DFL, signal.getsignal(signal.SIGALRM))
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -109,7 +109,3 @@ class TestNextStep(unittest.TestCase):
                 self.assertLessEqual(abs(held), bound)
             with self.subTest(number=number, before=before, target=target, one_order=one_order):
                 self.assertLess(abs(target - held), rules().ordermin)
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -131,7 +131,3 @@ class TestTable(unittest.TestCase):
     def test_an_unknown_name_is_a_value_error(self) -> None:
         with self.assertRaises(ValueError):
             build("rsi", 20, 5, 20)
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -1,6 +1,5 @@
 """What happens between and around decisions: attention, patience, clocks, and who is told."""
 
-import unittest
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
@@ -819,7 +818,3 @@ class TestWords(AttentionTest):
         self.assertEqual([], self.told())
         self.run_for(600, bot)
         self.assertEqual(1, len(self.told()))
-
-
-if __name__ == "__main__":
-    unittest.main()

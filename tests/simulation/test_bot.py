@@ -1445,7 +1445,3 @@ class TestWhatLasts(BotTest):
         began = self.clock.time
         self.once()
         self.assertLess(self.clock.time - began, 130)
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -403,7 +403,3 @@ def traded(path: Path, plan: Plan, *, paper: bool) -> tuple[list[object], object
     if len(decisions) < CANDLES - 1:
         raise AssertionError(f"only {len(decisions)} candles decided on")
     return orders, account, decisions
-
-
-if __name__ == "__main__":
-    unittest.main()

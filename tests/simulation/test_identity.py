@@ -400,7 +400,3 @@ class TestSettings(FrontDoor):
         self.assertEqual([SIZE], self.bought())
         self.run_once(strategy=StrategyTable(length=2))  # It holds, so it starts to close only.
         self.assertLessEqual(len(self.bought()), 2)
-
-
-if __name__ == "__main__":
-    unittest.main()

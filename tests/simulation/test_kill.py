@@ -266,7 +266,3 @@ class TestKill(unittest.TestCase):
         self.assertEqual(78, code, said)
         self.assertIn("another krakenbot holds this API key", said)
         self.assertIsNone(first.poll())
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -163,7 +163,3 @@ class TestBusyAccount(RealClientTest):
         self.assertGreater(int(self.journal.get("charges_read")), START)
         self.assertGreater(self.journal.account().margin_fees, 0)
         self.assertFalse(self.journal.get("difference"))
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -222,7 +222,3 @@ class TestBooks(unittest.TestCase):
         self.assertGreater(len(seen), 3)
         for booked, charged in seen:
             self.assertEqual(booked, charged)
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -190,7 +190,3 @@ class TestManual(OwnRuleTest):
         )
         replay = self.replay(self.file(band, width=Decimal("1.5")), walk(1500, 3))
         self.assertLess(replay.result().exposure, 0.9)
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -287,7 +287,3 @@ class PaperTest(unittest.TestCase):
 
 def _candle(time: int, low: int) -> Candle:
     return Candle(time, D(50000), D(50001), D(low), D(50000))
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -95,7 +95,3 @@ class TestPairsOfFaults(unittest.TestCase):
     def test_an_order_that_only_one_view_shows_yet_is_no_trade_of_somebody_else(self) -> None:
         outcome = self.replay("AddOrder=death-after,ClosedOrders=lag")
         self.assertEqual("on target", outcome.end, outcome.text)
-
-
-if __name__ == "__main__":
-    unittest.main()

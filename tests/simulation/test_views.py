@@ -1,6 +1,5 @@
 """What a strategy may say after a candle: long, short, flat, or nothing new."""
 
-import unittest
 from collections.abc import Sequence
 from decimal import Decimal
 from functools import partial
@@ -97,7 +96,3 @@ class TestOwnRule(BotTest):
                 self.assertRegex(reason, "rule.py:[24]: ")
                 self.assertIn(f"{SIZE} XBTUSD stays held", reason)
                 self.assertEqual((SIZE, 1), (self.exchange.held, len(self.exchange.placed)))
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -147,7 +147,3 @@ class TestRoughWire(unittest.TestCase):
                 for end in calm:
                     target = int(decided[end - 120].target)
                     self.assertEqual(target * SIZE, world.held[end])
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -17,12 +17,13 @@ from decimal import Decimal as D
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import parse_qsl
 
 from krakenbot import cli, log, market
 from krakenbot.simulated import api as server
 from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
+from tests.commands.called import Done
 from tests.folders import own_folder
 from tests.markets import begin_candle
 
@@ -121,12 +122,6 @@ class Gate:
     @property
     def private(self) -> list[str]:
         return [path for path, _ in self.sent if "/private/" in path]
-
-
-class Done(NamedTuple):
-    code: int
-    out: str
-    err: str
 
 
 class Running:

@@ -9,15 +9,14 @@ import re
 import unittest
 import zipfile
 from collections.abc import Iterable, Sequence
-from contextlib import redirect_stderr, redirect_stdout
 from decimal import Decimal as D
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from krakenbot import cli
 from krakenbot.commands import backtest
 from krakenbot.simulated.listing import PAIRS
+from tests.commands.called import Done, call
 from tests.folders import own_folder
 
 
@@ -320,17 +319,10 @@ class TestSweep(CommandTest):
         self.assertEqual(command(path, KRAKENBOT_SIZE="bad")[0], 78)
 
 
-def command(*words: str, **environment: str) -> tuple[int, str, str]:
-    """Return exit code, output and errors of `backtest`, run far from any configuration."""
-    output, errors = Terminal(), io.StringIO()
-    own = {name: text for name, text in os.environ.items() if not name.startswith("KRAKENBOT_")}
-    with (
-        redirect_stdout(output),
-        redirect_stderr(errors),
-        mock.patch.dict(os.environ, own | environment, clear=True),
-    ):
-        code = cli.main(["--config", os.devnull, "backtest", *words])
-    return code, output.getvalue(), errors.getvalue()
+def command(*words: str, **environment: str) -> Done:
+    """Run `backtest` far from any configuration."""
+    place = ("--config", os.devnull, "backtest")
+    return call(*place, *words, to=Terminal(), HOME="/x", **environment)
 
 
 def candles(prices: Iterable[float], step_s: int = 60, first: int = 0) -> list[str]:

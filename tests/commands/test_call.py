@@ -1,20 +1,19 @@
-import contextlib
 import gc
 import io
 import json
-import os
 import threading
 import unittest
 import warnings
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from unittest import mock
 
-from krakenbot import cli, log
+from krakenbot import log
 from krakenbot.commands.call import sign_futures
 from krakenbot.kraken.transport import UrllibTransport
 from krakenbot.lock import Lock
 from krakenbot.model import Secret
 from krakenbot.simulated import api as server
+from tests.commands.called import Done, call
 from tests.folders import own_folder
 from tests.markets import short_histories
 
@@ -74,15 +73,8 @@ class Called(unittest.TestCase):
         self.environ = {"KRAKENBOT_EXCHANGE_TIMEOUT": "5"}
         self.environ["KRAKENBOT_STATE_DIRECTORY"] = str(self.state)
 
-    def call(self, *argv: str) -> tuple[int, str, str]:
-        out, err = self.stdout(), io.StringIO()
-        with (
-            mock.patch.dict(os.environ, self.environ, clear=True),
-            contextlib.redirect_stdout(out),
-            contextlib.redirect_stderr(err),
-        ):
-            code = cli.main(["--config", "/dev/null", "call", *argv])
-        return code, out.getvalue(), err.getvalue()
+    def call(self, *argv: str) -> Done:
+        return call("--config", "/dev/null", "call", *argv, to=self.stdout(), **self.environ)
 
 
 class TestSpot(Called):
@@ -240,7 +232,7 @@ class TestFutures(Called):
         for prefix, key in (("KRAKEN_FUTURES", "futures-key"), ("KRAKEN", "spot-key")):
             self.environ |= {f"{prefix}_API_KEY": key, f"{prefix}_API_SECRET": SECRET}
 
-    def futures(self, *argv: str) -> tuple[int, str, str]:
+    def futures(self, *argv: str) -> Done:
         return self.call("--futures", "--host", self.host, *argv)
 
     def test_the_signature_is_that_of_the_published_vectors(self) -> None:

@@ -1,7 +1,5 @@
 import ast
-import contextlib
 import importlib
-import io
 import os
 import signal
 import subprocess
@@ -19,6 +17,7 @@ from krakenbot.clock import StopRequestedError
 from krakenbot.commands import COMMANDS, UsageError
 from krakenbot.errors import ConfigError, LaterError, StopError, UnansweredError
 from krakenbot.model import Secret
+from tests.commands.called import Done, call
 
 # Installs a command made up for the test in a process of its own, then runs it.
 FAKE = """
@@ -47,18 +46,10 @@ def fake(name: str, run: Callable[[Namespace], int]) -> types.ModuleType:
 
 
 class TestCommandLine(unittest.TestCase):
-    def run_with(
-        self, name: str, run: Callable[[Namespace], int], *argv: str
-    ) -> tuple[int, str, str]:
+    def run_with(self, name: str, run: Callable[[Namespace], int], *argv: str) -> Done:
         module = fake(COMMANDS.get(name, (name,))[0], run)
-        out, err = io.StringIO(), io.StringIO()
-        with (
-            mock.patch.dict(sys.modules, {module.__name__: module}),
-            contextlib.redirect_stdout(out),
-            contextlib.redirect_stderr(err),
-        ):
-            code = cli.main(argv)
-        return code, out.getvalue(), err.getvalue()
+        with mock.patch.dict(sys.modules, {module.__name__: module}):
+            return call(*argv, **os.environ)
 
     def parsed(self, name: str, *argv: str) -> Namespace:
         command = mock.Mock(return_value=0)
@@ -94,9 +85,7 @@ class TestCommandLine(unittest.TestCase):
 
     def test_each_of_the_commands_of_one_file_shows_an_example_of_its_own(self) -> None:
         for command in ("flatten", "adopt", "resume", "uninstall"):
-            with contextlib.redirect_stdout(io.StringIO()) as out:
-                cli.main([command, "--help"])
-            example = out.getvalue().rpartition("example: ")[2]
+            example = call(command, "--help").out.rpartition("example: ")[2]
             self.assertRegex(example, rf"^(sudo )?krakenbot {command}[^;]*\n$")
 
     def test_wrong_usage_is_two_and_names_the_nearest_command(self) -> None:
@@ -109,9 +98,9 @@ class TestCommandLine(unittest.TestCase):
         self.assertEqual(2, self.run_with("status", lambda _: 0, "status", "--config")[0])
 
     def test_yes_without_a_question_is_wrong_usage(self) -> None:
-        with contextlib.redirect_stderr(io.StringIO()) as err:
-            self.assertEqual(2, cli.main(["--config", "/dev/null", "run", "--yes"]))
-        self.assertIn("--yes goes with --adopt", err.getvalue())
+        code, _, err = call("--config", "/dev/null", "run", "--yes")
+        self.assertEqual(2, code)
+        self.assertIn("--yes goes with --adopt", err)
 
     def test_errors_end_with_the_agreed_exit_codes(self) -> None:
         for name, error, want in (

@@ -1,6 +1,4 @@
-import contextlib
 import gc
-import io
 import json
 import os
 import unittest
@@ -8,7 +6,7 @@ import warnings
 from decimal import Decimal
 from unittest import mock
 
-from krakenbot import cli, log
+from krakenbot import log
 from krakenbot.clock import SystemClock
 from krakenbot.commands import doctor
 from krakenbot.journal_file import open_journal
@@ -19,6 +17,7 @@ from krakenbot.presence import Presence
 from krakenbot.simulated import api as server
 from krakenbot.simulated.wire import Method
 from tests import slow
+from tests.commands.called import call
 from tests.folders import own_folder
 from tests.markets import short_histories
 
@@ -250,13 +249,9 @@ class TestFindings(Patient):
 
 class TestOutput(Patient):
     def run_doctor(self, *argv: str, **environ: str) -> tuple[int, str]:
-        out = io.StringIO()
         environ |= {"KRAKENBOT_EXCHANGE_URL": "http://127.0.0.1:1"}
-        with (
-            mock.patch.dict(os.environ, self.environ | environ, clear=True),
-            contextlib.redirect_stdout(out),
-        ):
-            return cli.main(["--config", "/dev/null", "doctor", *argv]), out.getvalue()
+        done = call("--config", "/dev/null", "doctor", *argv, **self.environ | environ)
+        return done.code, done.out
 
     def test_json_is_one_list_of_objects_and_a_fail_is_exit_code_one(self) -> None:
         code, out = self.run_doctor("--json")

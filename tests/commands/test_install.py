@@ -1,6 +1,4 @@
 import contextlib
-import io
-import os
 import shutil
 import subprocess
 import sys
@@ -9,13 +7,13 @@ import unittest
 from pathlib import Path
 from unittest import mock
 
-from krakenbot import cli
 from krakenbot.commands import install as command
 from krakenbot.config import Config, load
 from krakenbot.journal import Journal
 from krakenbot.journal_file import open_journal
 from krakenbot.records import Outcome
 from krakenbot.retry import LOCKOUT_S
+from tests.commands.called import call
 from tests.ports.test_journal import execution, intent
 
 EXPOSURE_MAX = 1.2
@@ -43,17 +41,6 @@ class TestUnit(unittest.TestCase):
         modern = mock.patch.object(command, "_is_new_enough", lambda python: True)
         modern.start()
         self.addCleanup(modern.stop)
-
-    def printed(self, *argv: str, **environ: str) -> tuple[str, str]:
-        out, err = io.StringIO(), io.StringIO()
-        with (
-            mock.patch.dict(os.environ, {"HOME": "/x", **environ}, clear=True),
-            contextlib.redirect_stdout(out),
-            contextlib.redirect_stderr(err),
-            contextlib.chdir(self.folder),
-        ):
-            self.assertEqual(0, cli.main([*argv]))
-        return out.getvalue(), err.getvalue()
 
     def test_what_must_be_looked_at_by_a_person_is_not_started_again(self) -> None:
         unit = settings(command.unit(config(), "/etc/krakenbot/config.toml", False))
@@ -88,8 +75,9 @@ class TestUnit(unittest.TestCase):
             ([], "/etc/krakenbot/config.toml"),
         ):
             with self.subTest(argv):
-                out, _ = self.printed(*argv, "unit")
-                self.assertEqual([f"config.toml:{want}"], settings(out)["LoadCredential"])
+                with contextlib.chdir(self.folder):
+                    done = call(*argv, "unit", HOME="/x")
+                self.assertEqual([f"config.toml:{want}"], settings(done.out)["LoadCredential"])
 
     def test_odd_paths_survive_systemd_s_quoting(self) -> None:
         self.assertEqual("/opt/k", command._quoted("/opt/k"))
@@ -145,7 +133,6 @@ class TestInstall(unittest.TestCase):
             mock.patch.object(command, "_systemctl", self.noted),
             mock.patch.object(command, "_python", lambda: sys.executable),
             mock.patch("os.geteuid", lambda: 0),
-            mock.patch.dict(os.environ, {"HOME": str(self.here)}, clear=True),
         ):
             change.start()
             self.addCleanup(change.stop)
@@ -154,14 +141,10 @@ class TestInstall(unittest.TestCase):
         act(" ".join(words), lambda: self.systemctl(*words))
 
     def do(self, *argv: str, code: int = 0) -> str:
-        out, err = io.StringIO(), io.StringIO()
-        with (
-            contextlib.redirect_stdout(out),
-            contextlib.redirect_stderr(err),
-            contextlib.chdir(self.here),
-        ):
-            self.assertEqual(code, cli.main([*argv]), err.getvalue())
-        return out.getvalue() + err.getvalue()
+        with contextlib.chdir(self.here):
+            done = call(*argv, HOME=str(self.here))
+        self.assertEqual(code, done.code, done.err)
+        return done.out + done.err
 
     def files(self) -> dict[str, int]:
         return {

@@ -1,5 +1,3 @@
-import contextlib
-import io
 import json
 import os
 import subprocess
@@ -11,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from krakenbot import cli, identity
+from krakenbot import identity
 from krakenbot.bot import Event
 from krakenbot.clock import SystemClock
 from krakenbot.config import load
@@ -21,6 +19,7 @@ from krakenbot.lock import Lock
 from krakenbot.model import MarginSummary
 from krakenbot.presence import Presence, State, read_life
 from krakenbot.records import Booked, Outcome
+from tests.commands.called import call
 from tests.folders import own_folder
 from tests.logs import silence_module
 from tests.ports.test_journal import execution, intent
@@ -48,13 +47,9 @@ class Folder(unittest.TestCase):
         return Presence(journal, SystemClock(), interval_s)
 
     def status(self, *argv: str, command: str = "status", **environ: str) -> str:
-        out = io.StringIO()
-        with (
-            mock.patch.dict(os.environ, self.environ | environ, clear=True),
-            contextlib.redirect_stdout(out),
-        ):
-            self.assertEqual(0, cli.main(["--config", "/dev/null", command, *argv]))
-        return out.getvalue()
+        done = call("--config", "/dev/null", command, *argv, **self.environ | environ)
+        self.assertEqual(0, done.code, done.err)
+        return done.out
 
 
 class TestLife(Folder):
@@ -207,11 +202,11 @@ class TestFigures(Folder):
 
     def test_without_a_journal_here_others_are_named(self) -> None:
         self.journal()
-        err = io.StringIO()
-        with contextlib.redirect_stderr(err), self.assertRaises(AssertionError):
-            self.status(KRAKENBOT_PAIR="ETHUSD")
-        self.assertIn("this bot has not run here", err.getvalue())
-        self.assertIn(str(self.path), err.getvalue())
+        environ = self.environ | {"KRAKENBOT_PAIR": "ETHUSD"}
+        done = call("--config", "/dev/null", "status", **environ)
+        self.assertEqual(78, done.code)
+        self.assertIn("this bot has not run here", done.err)
+        self.assertIn(str(self.path), done.err)
 
 
 def setUpModule() -> None:

@@ -36,6 +36,7 @@ from krakenbot.lock import Lock, Nonces
 from krakenbot.model import Secret
 from krakenbot.pairs import decimal
 from krakenbot.simulated import api as sandboxes
+from tests.commands.called import call
 from tests.folders import own_folder
 from tests.logs import logged
 from tests.markets import short_histories
@@ -453,11 +454,10 @@ class TestTerminal(Safe):
         journal.close()
         environ = {"HOME": "/x", "KRAKENBOT_STATE_DIRECTORY": str(state)}
         for argv in (["status"], ["history", "decisions"], ["resume"]):
-            out = io.StringIO()
-            with mock.patch.dict(os.environ, environ, clear=True), contextlib.redirect_stdout(out):
-                self.assertEqual(0, cli.main(["--config", "/dev/null", *argv]), argv)
-            self.assertIn("owned", out.getvalue())
-            self.assert_tame(out.getvalue())
+            done = call("--config", "/dev/null", *argv, **environ)
+            self.assertEqual(0, done.code, argv)
+            self.assertIn("owned", done.out)
+            self.assert_tame(done.out)
 
 
 class TestFiles(Safe):

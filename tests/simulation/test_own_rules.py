@@ -1,24 +1,22 @@
 """A rule file beside the built-in strategy it repeats: the same decisions everywhere."""
 
 import gc
-import io
 import json
 import os
 import random
 import re
 import unittest
-from contextlib import redirect_stderr, redirect_stdout
 from decimal import Decimal
 
 from krakenbot.backtest.engine import Costs, Replay
 from krakenbot.backtest.files import columns_of
 from krakenbot.backtest.result import Fill
-from krakenbot.cli import main
 from krakenbot.commands.help import page
 from krakenbot.config import Config, StrategyTable
 from krakenbot.decision import plan_of
 from krakenbot.model import Candle
 from krakenbot.rulefile import load
+from tests.commands.called import call
 from tests.folders import own_folder
 from tests.logs import silence_module
 from tests.rules.test_pairs import rules
@@ -123,11 +121,10 @@ class TestBacktestCommand(OwnRuleTest):
         )
 
     def run_it(self, *words: str, code: int = 0) -> str:
-        out, err = io.StringIO(), io.StringIO()
-        with redirect_stdout(out), redirect_stderr(err):
-            ended = main(["--config", str(self.config), "backtest", str(self.data), *words])
-        self.assertEqual(code, ended, err.getvalue())
-        return out.getvalue() if code == 0 else err.getvalue()
+        place = ("--config", str(self.config), "backtest", str(self.data))
+        done = call(*place, *words, HOME="/x")
+        self.assertEqual(code, done.code, done.err)
+        return done.out if code == 0 else done.err
 
     def test_it_names_the_rule_and_says_that_it_cannot_look_ahead(self) -> None:
         report = self.folder / "report.html"

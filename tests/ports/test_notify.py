@@ -188,7 +188,7 @@ class TestNotices(Quiet):
         web = HTTPServer(("127.0.0.1", 0), Page)
         self.addCleanup(web.server_close)
         self.addCleanup(web.shutdown)
-        threading.Thread(target=web.serve_forever, daemon=True).start()
+        threading.Thread(target=web.serve_forever, args=(0.01,), daemon=True).start()
         with Notifier(config(url=f"http://127.0.0.1:{web.server_port}/topic")) as notifier:
             notifier(Event("fill", "sold"))
         self.assertEqual([("/topic", b"krakenbot paper XBTUSD: fill: sold")], seen)

@@ -11,9 +11,9 @@ from krakenbot.simulated import feed
 from krakenbot.simulated.api import Sandbox
 
 
-def short_histories() -> None:
-    """Let a module's sandboxes open after ten days of minutes, not sixty: a sixth of the work."""
-    patch = mock.patch.object(feed, "HISTORY", 10 * 1440)
+def short_histories(days: int = 5) -> None:
+    """Let a module's sandboxes open after some days of minutes, not sixty: so much less work."""
+    patch = mock.patch.object(feed, "HISTORY", days * 1440)
     patch.start()
     unittest.addModuleCleanup(patch.stop)
 

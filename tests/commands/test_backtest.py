@@ -5,7 +5,6 @@ import random
 import unittest
 from collections.abc import Sequence
 from decimal import Decimal as D
-from functools import reduce
 from pathlib import Path
 from unittest import mock
 
@@ -299,6 +298,9 @@ def split(columns: Columns, sizes: Sequence[int]) -> list[Columns]:
 def real(name: str, interval_s: int, days: float = 10_000) -> Columns:
     if not DATA:
         raise unittest.SkipTest("TEST_DATA_KRAKEN is not set")
-    path = Path(DATA) / "candles" / "ohlcvt" / name
-    whole = reduce(Columns.joined, read([path], interval_s, []))
-    return whole.cut(0, int(days * 86400 // interval_s))
+    path, count = Path(DATA) / "candles" / "ohlcvt" / name, int(days * 86400 // interval_s)
+    parts = read([path], interval_s, [])
+    found = next(parts)
+    while len(found.times) < count and (part := next(parts, None)):
+        found = found.joined(part)
+    return found.cut(0, count)

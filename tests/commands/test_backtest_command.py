@@ -266,20 +266,20 @@ class TestSweep(CommandTest):
         self.assertIn("best of 3: length=40,", shown)
 
     def test_the_walk_forward_tells_what_the_best_of_each_span_made_in_the_next(self) -> None:
-        path = self.write(candles(walk(366 * 6), 14400, 86400), "XBTUSD_240.csv")
+        path = self.write(candles(walk(122 * 6), 14400, 86400), "XBTUSD_240.csv")
         words = (path, "--sweep", "length=5,10,20", "--size", "0.1")
-        told = self.told(*words, "--forward", "60d")
+        told = self.told(*words, "--forward", "20d")
         self.assertEqual(len(told["forward"]), 5)
         for step in told["forward"]:
             span = (step["begin"], step["end"])
-            self.assertEqual(span[1] - span[0], 60 * 86400)
+            self.assertEqual(span[1] - span[0], 20 * 86400)
             self.assertLessEqual(D(step["net"]), D(step["best_net"]))
             self.assertIn(step["rank"], (1, 2, 3))
-        text = command(*words, "--forward", "60d")[1]
+        text = command(*words, "--forward", "20d")[1]
         self.assertIn("in the span before", text)
         self.assertIn("did better than the average cell in", text)
         report = self.folder / "sweep.html"
-        both = (path, "--sweep", "length=5,10", "interval=240,1440", "--forward", "60d")
+        both = (path, "--sweep", "length=5,10", "interval=240,1440", "--forward", "20d")
         self.assertEqual(command(*both, "--report", str(report))[0], 0)
         self.assertIn("How the best cell", report.read_text())
 

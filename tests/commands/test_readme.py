@@ -4,6 +4,7 @@ They run in a copy of the program with a home of its own, on an exchange on loop
 """
 
 import fcntl
+import gc
 import json
 import os
 import pty
@@ -25,6 +26,7 @@ from pathlib import Path
 from krakenbot.simulated import api as server
 from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
 from tests import IS_LONG, slow
+from tests.commands.called import call
 from tests.markets import short_histories
 from tests.rules import test_floors
 
@@ -85,6 +87,7 @@ WORDS_MAX = 1500
 
 def setUpModule() -> None:
     short_histories()
+    unittest.addModuleCleanup(gc.enable)  # `backtest` turns it off until its process ends.
 
 
 class Reader(unittest.TestCase):
@@ -327,15 +330,7 @@ def _turns_per_day(minutes: int, file: str) -> float:
     """Return what `backtest` counts with the default rule and an account that cannot be ruined."""
     path = Path(os.environ["TEST_DATA_KRAKEN"]) / "candles/ohlcvt" / file
     words = f"--config /dev/null backtest {path} --interval {minutes} --balance 1000000000 --json"
-    done = subprocess.run(
-        [sys.executable, "-m", "krakenbot", *words.split()],
-        cwd=ROOT,
-        env={"HOME": "/x", "PATH": os.environ["PATH"]},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return float(json.loads(done.stdout)["turns_per_day"])
+    return float(json.loads(call(*words.split(), HOME="/x").out)["turns_per_day"])
 
 
 def trading_path() -> list[Path]:

@@ -158,13 +158,13 @@ class ReportTest(unittest.TestCase):
 
     def test_many_points_are_thinned_without_losing_an_extreme(self) -> None:
         points = (
-            Point(at, 50.0, 2000.0 if at == 77_777 else 60.0, 55.0, 0.0, 0.0, 1.0)
-            for at in range(200_000)
+            Point(at, 50.0, 2000.0 if at == 7_777 else 60.0, 55.0, 0.0, 0.0, 1.0)
+            for at in range(50_000)
         )
         kept = thinned(points)
         self.assertLessEqual(len(kept), COLUMNS)
         self.assertGreater(len(kept), COLUMNS // 3)
-        self.assertEqual((kept[-1].time, max(p.high for p in kept)), (199_999, 2000.0))
+        self.assertEqual((kept[-1].time, max(p.high for p in kept)), (49_999, 2000.0))
 
     def test_the_page_stays_small(self) -> None:
         self.assertLess(len(page(20_000, 2_000)), 3_000_000)

@@ -41,7 +41,7 @@ class RandomTest(unittest.TestCase):
         for interval_s, count in ((60, 721), (3600, 721), (86400, 60), (1296000, 4)):
             bars = series.bars(interval_s, 0, NOW)
             self.assertIn(len(bars), (count, count + 1))
-        past_days = 3 * 366 if IS_LONG else 50
+        past_days = 3 * 366 if IS_LONG else 20
         later = NOW + past_days * 86400
         days = series.bars(86400, 0, later)
         self.assertGreaterEqual(len(days), min(past_days, 365))
@@ -51,7 +51,7 @@ class RandomTest(unittest.TestCase):
     def test_the_twenty_candle_rule_turns_every_eight_to_twelve_candles(self) -> None:
         for pair in RULES:
             with self.subTest(pair=pair):
-                seen = closes(walk(pair=pair), 30000)
+                seen = closes(walk(pair=pair), 10000)
                 turns, direction, ties = 0, 0, 0
                 for now, then in zip(seen[20:], seen, strict=False):
                     sign = (now > then) - (now < then)
@@ -59,7 +59,7 @@ class RandomTest(unittest.TestCase):
                     if sign and sign != direction:
                         direction, turns = sign, turns + 1
                 self.assertTrue(8 <= len(seen) / turns <= 12, len(seen) / turns)
-                self.assertGreater(ties, 100)
+                self.assertGreater(ties, 30)
                 self.assertGreater(min(seen), 0)
 
     def test_candles_contain_their_open_and_close_and_follow_without_a_gap(self) -> None:
@@ -148,7 +148,8 @@ class FileTest(unittest.TestCase):
     def test_krakens_own_files_are_read(self) -> None:
         assert DATA
         files = sorted((Path(DATA) / "candles" / "ohlcvt").glob("*/*_*.csv*"))
-        self.assertTrue(files)
+        files = [path for path in files if IS_LONG or path.stat().st_size < 200_000]
+        self.assertGreater(len(files), 2)
         for path in files:
             with self.subTest(path=path.name):
                 feed = Feed(f"csv:{path}", NOW)

@@ -1,6 +1,7 @@
 """Imports point down: a floor knows those below it, and nothing foreign is imported at all."""
 
 import ast
+import functools
 import sys
 import unittest
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ ON_TOP = {
 LAZY_EXCEPTIONS = {("assemble", "simulated"), ("startup", "backtest")}
 
 
+@functools.cache
 def modules() -> dict[str, ast.Module]:
     """Return every module of the package, parsed, by its dotted name without the package."""
     found = {}

@@ -304,14 +304,14 @@ class TestOneOrder(AttentionTest):
 class TestAskingByOrdering(AttentionTest):
     def test_a_market_that_refuses_for_hours_is_not_hammered_and_counts_for_nothing(self) -> None:
         self.exchange.script = ["later"] * 300
-        self.run_for(5 * 3600)
-        self.assertLess(len(self.exchange.placed), 75)
+        self.run_for(2 * 3600)
+        self.assertLess(len(self.exchange.placed), 30)
         self.assertEqual(0, self.journal.orders_since(0))
         self.assertFalse(self.journal.get("halted"))
 
     def test_a_market_that_says_so_is_not_asked_by_ordering_at_all(self) -> None:
         self.exchange.status = "cancel_only"
-        self.run_for(5 * 3600)
+        self.run_for(3600)
         self.assertEqual([], self.exchange.placed)
         self.assertIn("cancel_only", self.told()[0])
 
@@ -508,8 +508,8 @@ class TestRaisedMinimum(AttentionTest):
 
     def test_its_close_is_tried_hourly_uncounted_and_told_at_once(self) -> None:
         bot = self.raise_minimum()
-        self.run_for(6 * 3600, bot)
-        self.assertTrue(5 <= len(self.exchange.placed) - 1 <= 8, len(self.exchange.placed))
+        self.run_for(3 * 3600, bot)
+        self.assertTrue(2 <= len(self.exchange.placed) - 1 <= 4, len(self.exchange.placed))
         self.assertEqual(1, self.journal.orders_since(0))
         self.assertFalse(self.journal.get("halted"))
         self.assertTrue(

@@ -37,12 +37,12 @@ from tests.simulation.test_contract import Direct
 START = 1_791_504_000.0
 CENT = D("0.01")
 # Minutes of a candle, how many candles, and whether margin fees are taken in coins.
-SHORT = ((1, 60, False), (240, 6, True), (240, 5, False))
+SHORT = ((1, 40, False), (240, 6, True), (240, 5, False))
 LONG = tuple((*run, coins) for run in ((1, 1000), (240, 80), (1440, 30)) for coins in (False, True))
 
 
 def setUpModule() -> None:
-    short_histories()
+    short_histories(10)  # Some of its candles are days.
     silence_module()
 
 

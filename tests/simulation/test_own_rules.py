@@ -170,7 +170,7 @@ class TestManual(OwnRuleTest):
         (table,) = re.findall(r"```csv\n(.*?)```", text, re.DOTALL)
         (self.folder / "weights.csv").write_text(table)
         self.assertEqual(3, len(rules))
-        candles = walk(1500, 3)
+        candles = walk(900, 3)
         for rule in rules:
             with self.subTest(rule[:40]):
                 chosen = self.file(rule)
@@ -185,5 +185,5 @@ class TestManual(OwnRuleTest):
             for rule in re.findall(r"```python\n(.*?)```", page("strategies.md"), re.DOTALL)
             if "stdev" in rule
         )
-        replay = self.replay(self.file(band, width=Decimal("1.5")), walk(1500, 3))
+        replay = self.replay(self.file(band, width=Decimal("1.5")), walk(900, 3))
         self.assertLess(replay.result().exposure, 0.9)

@@ -12,9 +12,8 @@ import sys
 import threading
 import time
 import unittest
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from decimal import Decimal as D
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from urllib.parse import parse_qsl
 
 from krakenbot import cli, log, market
 from krakenbot.simulated import api as server
+from krakenbot.simulated.http import Answer, Server
 from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
 from tests.commands.called import Done
 from tests.folders import own_folder
@@ -56,37 +56,14 @@ class Gate:
         begin_candle(self.sandbox)
         self.sent: list[tuple[str, dict[str, str]]] = []
         self.edit: Callable[[str, bytes], bytes] = lambda path, answer: answer
-        gate = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-            wbufsize = 1 << 16
-            timeout = 30
-
-            def do_GET(self) -> None:
-                self.answer()
-
-            def do_POST(self) -> None:
-                self.answer()
-
-            def answer(self) -> None:
-                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                gate.sent.append((self.path, dict(parse_qsl(body.decode()))))
-                answer = gate.sandbox.api.respond(self.command, self.path, dict(self.headers), body)
-                changed = gate.edit(self.path, answer.body)
-                self.send_response(answer.status)
-                self.send_header("Content-Type", answer.content_type)
-                self.send_header("Content-Length", str(len(changed)))
-                self.end_headers()
-                self.wfile.write(changed)
-
-            def log_message(self, format: str, *args: object) -> None:
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.http.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self.http.server_address[1]}"
+        self.http = Server(self.respond, 0)
+        self.url = self.http.url
         threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True).start()
+
+    def respond(self, method: str, target: str, headers: Mapping[str, str], body: bytes) -> Answer:
+        self.sent.append((target, dict(parse_qsl(body.decode()))))
+        answer = self.sandbox.api.respond(method, target, headers, body)
+        return answer._replace(body=self.edit(target, answer.body))
 
     def close(self) -> None:
         self.http.shutdown()

@@ -1,10 +1,9 @@
-import gc
 import io
 import json
 import threading
 import unittest
 import warnings
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from collections.abc import Mapping
 from unittest import mock
 
 from krakenbot import log
@@ -13,6 +12,7 @@ from krakenbot.kraken.transport import UrllibTransport
 from krakenbot.lock import Lock
 from krakenbot.model import Secret
 from krakenbot.simulated import api as server
+from krakenbot.simulated.http import Answer, Server
 from tests.commands.called import Done, call
 from tests.folders import own_folder
 from tests.markets import short_histories
@@ -55,7 +55,6 @@ VECTORS = (
 
 def setUpModule() -> None:
     short_histories()
-    unittest.addModuleCleanup(gc.collect)  # Each exchange knows itself, and keeps its minutes.
 
 
 class Terminal(io.StringIO):
@@ -204,31 +203,18 @@ class TestSpot(Called):
 class TestFutures(Called):
     def setUp(self) -> None:
         super().setUp()
-        self.seen: list[tuple[str, str, dict[str, str], str]] = []
+        self.seen: list[tuple[str, str, Mapping[str, str], str]] = []
         self.answer = (200, b'{"result":"success","size":0.0001}')
-        test = self
 
-        class Page(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                length = int(self.headers.get("Content-Length") or 0)
-                body = self.rfile.read(length).decode()
-                headers = {name.lower(): value for name, value in self.headers.items()}
-                test.seen.append((self.command, self.path, headers, body))
-                self.send_response(test.answer[0])
-                self.send_header("Content-Length", str(len(test.answer[1])))
-                self.end_headers()
-                self.wfile.write(test.answer[1])
+        def respond(verb: str, target: str, headers: Mapping[str, str], body: bytes) -> Answer:
+            self.seen.append((verb, target, headers, body.decode()))
+            return Answer(self.answer[0], "application/json", self.answer[1])
 
-            do_POST = do_PUT = do_GET
-
-            def log_message(self, *words: object) -> None:
-                pass
-
-        web = HTTPServer(("127.0.0.1", 0), Page)
+        web = Server(respond, 0)
         self.addCleanup(web.server_close)
         self.addCleanup(web.shutdown)
         threading.Thread(target=web.serve_forever, args=(0.01,), daemon=True).start()
-        self.host = f"http://127.0.0.1:{web.server_port}"
+        self.host = web.url
         for prefix, key in (("KRAKEN_FUTURES", "futures-key"), ("KRAKEN", "spot-key")):
             self.environ |= {f"{prefix}_API_KEY": key, f"{prefix}_API_SECRET": SECRET}
 

@@ -7,7 +7,6 @@ import threading
 import time
 import unittest
 from collections.abc import Mapping
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from unittest import mock
 
@@ -21,6 +20,7 @@ from krakenbot.simulated import api as server
 from tests.folders import own_folder
 from tests.logs import logged, silence
 from tests.markets import short_histories
+from tests.ports.test_transport import Server, answer, says
 
 URL = "http://127.0.0.1:9/hook/a-very-secret-token"
 
@@ -173,25 +173,13 @@ class TestNotices(Quiet):
                 self.assertEqual(want, len(wire.sent))
 
     def test_over_a_real_connection_no_redirect_is_followed(self) -> None:
-        seen = []
-
-        class Page(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                seen.append((self.path, self.rfile.read(int(self.headers["Content-Length"]))))
-                self.send_response(307)
-                self.send_header("Location", f"http://127.0.0.1:{web.server_port}/elsewhere")
-                self.end_headers()
-
-            def log_message(self, *words: object) -> None:
-                pass
-
-        web = HTTPServer(("127.0.0.1", 0), Page)
-        self.addCleanup(web.server_close)
-        self.addCleanup(web.shutdown)
-        threading.Thread(target=web.serve_forever, args=(0.01,), daemon=True).start()
-        with Notifier(config(url=f"http://127.0.0.1:{web.server_port}/topic")) as notifier:
+        web = Server(says(answer(b"", b"Location: /elsewhere", status=b"307 Moved")))
+        self.addCleanup(web.close)
+        with Notifier(config(url=f"http://127.0.0.1:{web.port}/topic")) as notifier:
             notifier(Event("fill", "sold"))
-        self.assertEqual([("/topic", b"krakenbot paper XBTUSD: fill: sold")], seen)
+        (request,) = web.requests
+        self.assertTrue(request.startswith(b"POST /topic "))
+        self.assertTrue(request.endswith(b"\r\n\r\nkrakenbot paper XBTUSD: fill: sold"))
 
 
 class TestSystemd(Quiet):

@@ -1,5 +1,6 @@
 """A market made of values, in Kraken's own words: what a client's public methods would answer."""
 
+import gc
 import unittest
 from collections.abc import Mapping
 from decimal import Decimal
@@ -16,6 +17,7 @@ def short_histories(days: int = 5) -> None:
     patch = mock.patch.object(feed, "HISTORY", days * 1440)
     patch.start()
     unittest.addModuleCleanup(patch.stop)
+    unittest.addModuleCleanup(gc.collect)  # Each exchange knows itself, and keeps its minutes.
 
 
 def begin_candle(sandbox: Sandbox) -> None:

@@ -1,6 +1,7 @@
 """A command in this process: its exit code and what it said."""
 
 import contextlib
+import gc
 import io
 import os
 from typing import NamedTuple
@@ -23,5 +24,8 @@ def call(*words: str, to: io.StringIO | None = None, **environ: str) -> Done:
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
     ):
-        code = cli.main(words)
+        try:
+            code = cli.main(words)
+        finally:
+            gc.enable()  # `backtest` turns it off until its process ends.
     return Done(code, out.getvalue(), err.getvalue())

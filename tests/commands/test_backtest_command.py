@@ -1,6 +1,5 @@
 """`backtest` as people call it: files as they have them, what is disclosed, sweeps, reports."""
 
-import gc
 import io
 import json
 import os
@@ -18,10 +17,6 @@ from krakenbot.commands import backtest
 from krakenbot.simulated.listing import PAIRS
 from tests.commands.called import Done, call
 from tests.folders import own_folder
-
-
-def setUpModule() -> None:
-    unittest.addModuleCleanup(gc.enable)  # The command turns it off until its process ends.
 
 
 class Terminal(io.StringIO):

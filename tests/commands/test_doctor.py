@@ -1,4 +1,3 @@
-import gc
 import json
 import os
 import unittest
@@ -26,7 +25,6 @@ NAMES = [name for name, *_ in doctor.CHECKS]
 
 def setUpModule() -> None:
     short_histories()
-    unittest.addModuleCleanup(gc.collect)  # Each exchange knows itself, and keeps its minutes.
 
 
 class Patient(unittest.TestCase):

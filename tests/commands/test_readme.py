@@ -4,7 +4,6 @@ They run in a copy of the program with a home of its own, on an exchange on loop
 """
 
 import fcntl
-import gc
 import json
 import os
 import pty
@@ -87,7 +86,6 @@ WORDS_MAX = 1500
 
 def setUpModule() -> None:
     short_histories()
-    unittest.addModuleCleanup(gc.enable)  # `backtest` turns it off until its process ends.
 
 
 class Reader(unittest.TestCase):

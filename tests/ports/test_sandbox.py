@@ -1,7 +1,6 @@
 """The sandbox in Kraken's words: through `respond`, and through real HTTP."""
 
 import contextlib
-import gc
 import http.client
 import io
 import json
@@ -34,7 +33,6 @@ MARKET = {"pair": "XBTUSD", "ordertype": "market", "type": "buy", "volume": "0.0
 def setUpModule() -> None:
     short_histories()
     silence_module()
-    unittest.addModuleCleanup(gc.collect)  # Each exchange knows itself, and keeps its minutes.
 
 
 class Client:

@@ -1,6 +1,5 @@
 """Every figure of a backtest is that of a reference in fractions, over real series and others."""
 
-import gc
 import json
 import os
 import shutil
@@ -17,10 +16,6 @@ from tests.rules.reference_backtest import Settings, backtest, rows_of
 DATA = os.environ.get("TEST_DATA_KRAKEN")
 RATES = {"USD": F(25, 100000), "XBT": F(1, 10000)}
 EXACT = F(1, 10**9)
-
-
-def setUpModule() -> None:
-    unittest.addModuleCleanup(gc.enable)  # The command turns it off until its process ends.
 
 
 class Case(NamedTuple):

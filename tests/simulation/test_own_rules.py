@@ -1,6 +1,5 @@
 """A rule file beside the built-in strategy it repeats: the same decisions everywhere."""
 
-import gc
 import json
 import os
 import random
@@ -53,7 +52,6 @@ def direction(candles):
 
 def setUpModule() -> None:
     silence_module()
-    unittest.addModuleCleanup(gc.enable)  # The command turns it off until its process ends.
 
 
 def walk(count: int, seed: int = 1) -> list[Candle]:

@@ -11,12 +11,11 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from krakenbot.errors import LaterError, RefusedError, StopError, UnansweredError
-from krakenbot.kraken.client import Client
 from krakenbot.kraken.spot import Spot
-from krakenbot.model import Order, OrderStatus, Secret, Side, SystemStatus
+from krakenbot.model import Order, OrderStatus, Side, SystemStatus
+from tests.clients import signing
 from tests.clocks import StandingClock
 from tests.logs import silence
-from tests.ports.test_client import SECRET, Rising
 from tests.rules.test_pairs import ROW
 
 RECORDED = os.environ.get("TEST_DATA_KRAKEN")
@@ -172,16 +171,7 @@ class Kraken:
 
 
 def spot(kraken: Kraken, pair: str = "XBTUSD", **more: Any) -> Spot:
-    client = Client(
-        kraken,
-        "http://127.0.0.1:1",
-        StandingClock(1000.0),
-        key=Secret("key"),
-        secret=SECRET,
-        next_nonce=Rising(),
-        live=True,
-    )
-    return Spot(client, pair, 86400, **more)
+    return Spot(signing(kraken, "http://127.0.0.1:1", StandingClock(1000.0)), pair, 86400, **more)
 
 
 def error(text: str) -> bytes:

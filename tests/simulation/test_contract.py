@@ -8,7 +8,7 @@ import json
 import unittest
 from collections.abc import Mapping, Sequence
 from decimal import Decimal as D
-from itertools import count, repeat
+from itertools import repeat
 from pathlib import Path
 from random import Random
 
@@ -21,13 +21,13 @@ from krakenbot.journal_file import open_journal
 from krakenbot.kraken.client import Client
 from krakenbot.kraken.spot import Spot
 from krakenbot.kraken.transport import UrllibTransport
-from krakenbot.model import Charge, Execution, MarginSummary, Order, OrderStatus, Secret, Side
+from krakenbot.model import Charge, Execution, MarginSummary, Order, OrderStatus, Side
 from krakenbot.risk import FEE_RATE_ASSUMED, Limits
 from krakenbot.simulated import api as server
-from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
 from krakenbot.simulated.paper import PaperClient
 from krakenbot.strategy import build
 from tests import IS_LONG, slow
+from tests.clients import signing
 from tests.clocks import StandingClock
 from tests.folders import own_folder
 from tests.logs import silence_module
@@ -88,16 +88,8 @@ class World(StandingClock):
         self._control("clock", freeze=True, now=self.time)
         self._http = UrllibTransport(10)
         transport = Direct(self.sandbox.api) if direct else self._http
-        nonces = count(1)
-        client = Client(
-            transport,
-            self.sandbox.url,
-            self,
-            key=None if paper else Secret(SANDBOX_KEY),
-            secret=None if paper else Secret(SANDBOX_SECRET),
-            next_nonce=None if paper else lambda _: next(nonces),
-            live=not paper,
-        )
+        made = Client if paper else signing
+        client = made(transport, self.sandbox.url, self)
         spot = Spot(client, "XBTUSD", 60)
         if paper:
             journal = open_journal(None)

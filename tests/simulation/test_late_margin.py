@@ -3,14 +3,13 @@
 import unittest
 from collections.abc import Callable, Mapping
 from decimal import Decimal
-from itertools import count, pairwise
+from itertools import pairwise
 from typing import Any
 
 from krakenbot.bot import Bot, Event
 from krakenbot.clock import StopRequestedError
 from krakenbot.decision import Plan
 from krakenbot.journal_file import open_journal
-from krakenbot.kraken.client import Client
 from krakenbot.kraken.spot import Spot
 from krakenbot.model import Secret
 from krakenbot.risk import Limits
@@ -19,6 +18,7 @@ from krakenbot.simulated.faults import Faults
 from krakenbot.simulated.feed import Feed
 from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
 from krakenbot.strategy import build
+from tests.clients import signing
 from tests.logs import silence
 from tests.markets import short_histories
 from tests.simulation.test_attention import LooseClock
@@ -72,22 +72,12 @@ class RealClientTest(unittest.TestCase):
                 answer = wire.respond(method, target, headers, body or b"")
                 return answer.status, answer.body
 
-        nonces = count(1)
-        client = Client(
-            Wire(),
-            "https://exchange.test",
-            clock,
-            key=Secret(SANDBOX_KEY),
-            secret=secret,
-            next_nonce=lambda _: next(nonces),
-            live=True,
-        )
         strategy, needed = build("sma-slope", 3, 2, 5)
         limits = Limits(None, Decimal(100), Decimal(1), 500)
         plan = Plan("XBTUSD", 60, SIZE, 2, False, True, strategy, needed, limits)
         self.journal = open_journal(None)
         self.addCleanup(self.journal.close)
-        spot = Spot(client, "XBTUSD", 60)
+        spot = Spot(signing(Wire(), "https://exchange.test", clock), "XBTUSD", 60)
         self.bot = Bot(plan, spot, self.journal, clock, "late", self.on_event)
 
     def on_event(self, event: Event) -> None:

@@ -6,7 +6,6 @@ Long runs, and long candles with fees in coins, are for .ci/run.
 import unittest
 from collections.abc import Iterator
 from decimal import Decimal as D
-from itertools import count
 from typing import Any
 
 from krakenbot.accounting import Ledger
@@ -19,7 +18,6 @@ from krakenbot.config import Config
 from krakenbot.decision import Plan
 from krakenbot.handover import adopt
 from krakenbot.journal_file import open_journal
-from krakenbot.kraken.client import Client
 from krakenbot.kraken.spot import Spot
 from krakenbot.model import Secret
 from krakenbot.risk import Limits
@@ -29,6 +27,7 @@ from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
 from krakenbot.simulated.wire import Method
 from krakenbot.strategy import build
 from tests import IS_LONG
+from tests.clients import signing
 from tests.clocks import StandingClock
 from tests.logs import silence_module
 from tests.markets import short_histories
@@ -59,17 +58,9 @@ class World(StandingClock):
             coin_fees=coin_fees,
             balances={"ZUSD": D(10000), "XXBT": D(1)},
         )
-        nonces = count(1)
-        client = Client(
-            Direct(self.api),
-            "http://127.0.0.1",
-            self,
-            key=Secret(SANDBOX_KEY),
-            secret=Secret(SANDBOX_SECRET),
-            next_nonce=lambda _: next(nonces),
-            live=True,
+        self.spot = Spot(
+            signing(Direct(self.api), "http://127.0.0.1:1", self), "XBTUSD", interval_s
         )
-        self.spot = Spot(client, "XBTUSD", interval_s)
         self.journal = open_journal(None)
         strategy, needed = build("sma-slope", 5, 2, 5)
         limits = Limits(None, D(150), D(1), 500)

@@ -15,15 +15,13 @@ from krakenbot.clock import StopRequestedError
 from krakenbot.decision import Plan
 from krakenbot.journal import Journal
 from krakenbot.journal_file import open_journal
-from krakenbot.kraken.client import Client
 from krakenbot.kraken.counter import DECAY, POINTS, RestCounter
 from krakenbot.kraken.spot import Spot
 from krakenbot.kraken.transport import UrllibTransport
-from krakenbot.model import Secret
 from krakenbot.risk import Limits
-from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
 from krakenbot.strategy import build
 from tests import slow
+from tests.clients import signing
 from tests.folders import own_folder
 from tests.logs import silence
 from tests.ports.test_transport import RESET, Server, answer
@@ -105,16 +103,9 @@ class TestRoughWire(unittest.TestCase):
 
     def bot(self, world: Rough, journal: Journal, nonces: "count[int]") -> Bot:
         """Return a bot as a start makes it: all in it is new but journal, nonces and counter."""
-        client = Client(
-            UrllibTransport(10),
-            f"http://127.0.0.1:{world.server.port}",
-            world,
-            key=Secret(SANDBOX_KEY),
-            secret=Secret(SANDBOX_SECRET),
-            next_nonce=lambda _: next(nonces),
-            live=True,
-            counter=RestCounter(world, self.folder / f"counter{id(world)}"),
-        )
+        url = f"http://127.0.0.1:{world.server.port}"
+        counter = RestCounter(world, self.folder / f"counter{id(world)}")
+        client = signing(UrllibTransport(10), url, world, nonces=nonces, counter=counter)
         strategy, needed = build("sma-slope", 3, 2, 5)
         limits = Limits(None, Decimal(150), Decimal(1), 500)
         plan = Plan("XBTUSD", 60, SIZE, 2, False, True, strategy, needed, limits)

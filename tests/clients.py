@@ -1,0 +1,32 @@
+"""The client as a bot has it: it signs, and it may trade."""
+
+from collections.abc import Iterator
+from itertools import count
+from typing import Any
+
+from krakenbot.kraken.client import Client
+from krakenbot.model import Secret
+from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
+
+
+def signing(
+    transport: Any,
+    url: str,
+    clock: Any,
+    *,
+    key: str = SANDBOX_KEY,
+    secret: str = SANDBOX_SECRET,
+    nonces: Iterator[int] | None = None,
+    **more: Any,
+) -> Client:
+    rising = nonces or count(1)
+    return Client(
+        transport,
+        url,
+        clock,
+        key=Secret(key),
+        secret=Secret(secret),
+        next_nonce=lambda _: next(rising),
+        live=True,
+        **more,
+    )

@@ -63,9 +63,11 @@ class TestLog(unittest.TestCase):
             "k%2by%2fAbCdEf0123456789%3d%3d",
             "k%2By/AbCdEf0123456789%3D%3D",
         )
-        for form in forms:
-            log.info("answer=%s", f"x{form}x")
-            log.info("answer=%r", {"key": form})
+        for format in ("text", "json"):
+            self.setup(format)
+            for form in forms:
+                log.info("answer=%s", f"x{form}x")
+                log.info("answer=%r", {"key": form})
         try:
             raise ValueError(KEY) from KeyError(KEY)
         except ValueError as error:
@@ -76,6 +78,10 @@ class TestLog(unittest.TestCase):
 
     def test_text_from_outside_forges_no_line_and_drives_no_terminal(self) -> None:
         evil = "x\n2026-01-01 00:00:00 INFO fine\r\x1b[2J\x9b1m\x00\u2028\u202e\ud800"
+        self.setup("json")
+        log.info("answer=%s", evil)
+        self.assertEqual(1, self.stream.getvalue().count("\n"))
+        self.setup("text")
         log.info("answer=%s", evil)
         try:
             raise ValueError(evil)

@@ -3,7 +3,6 @@
 import _thread
 import contextlib
 import gzip
-import itertools
 import os
 import shutil
 import signal
@@ -27,6 +26,7 @@ from krakenbot.kraken.client import Client
 from krakenbot.kraken.transport import ANSWER_BYTES_MAX, UrllibTransport, tls_context
 from krakenbot.model import Secret
 from tests import slow
+from tests.clients import signing
 from tests.folders import own_folder
 
 KEY, SECRET = "the-key", "c2VjcmV0IHNlY3JldCBzZWNyZXQ="
@@ -216,7 +216,6 @@ FATES: tuple[tuple[str, Serve, str, str], ...] = (
 class Wire(unittest.TestCase):
     def setUp(self) -> None:
         self.context: ssl.SSLContext | None = None
-        self._nonces = itertools.count(1)
         transport._answering.clear()
 
     def serve(self, serve: Serve) -> Server:
@@ -226,15 +225,8 @@ class Wire(unittest.TestCase):
 
     def client(self, port: int, limit_s: float = LIMIT_S, **options: Any) -> Client:
         scheme = "https" if self.context else "http"
-        return Client(
-            UrllibTransport(limit_s, **options),
-            f"{scheme}://localhost:{port}",
-            SystemClock(),
-            key=Secret(KEY),
-            secret=Secret(SECRET),
-            next_nonce=lambda _: next(self._nonces),
-            live=True,
-        )
+        url, wire = f"{scheme}://localhost:{port}", UrllibTransport(limit_s, **options)
+        return signing(wire, url, SystemClock(), key=KEY, secret=SECRET)
 
     def outcome(self, ask: Callable[[], Any]) -> str:
         """Return what came of it, and see that it came in time."""
@@ -524,15 +516,3 @@ class TestSurroundings(Wire):
                     client.private("AddOrder", {"volume": "1.2345"})
                 for hidden in (key, "1.2345", SECRET[:10]):
                     self.assertNotIn(hidden, str(caught.exception))
-
-    def test_what_is_no_json_is_named(self) -> None:
-        zipped = says(answer(gzip.compress(OK), b"Content-Encoding: gzip"))
-        with self.assertRaisesRegex(UnansweredError, "gzip"):
-            self.client(self.serve(zipped).port).public("Time")
-
-    def test_proxies_from_the_surroundings_are_not_used(self) -> None:
-        proxy, server = self.serve(says(answer())), self.serve(says(answer()))
-        url = f"http://127.0.0.1:{proxy.port}"
-        with mock.patch.dict(os.environ, {"http_proxy": url, "HTTP_PROXY": url}):
-            self.client(server.port).public("Time")
-        self.assertEqual((0, 1), (len(proxy.requests), len(server.requests)))

@@ -243,6 +243,9 @@ class TestMistakes(Folder):
         for url in (
             "http://127.0.0.1.evil.example",
             "http://127.0.0.999",
+            "http://10.0.0.1",
+            "http://localhost@evil.example",
+            "file:///etc/passwd",
             "http://example.org",
             "https://a@b",
             "https://b/path",

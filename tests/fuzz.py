@@ -11,9 +11,8 @@ import json
 import sqlite3
 import time
 import unittest
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from decimal import Decimal
-from itertools import count, repeat
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +28,17 @@ from krakenbot.credentials import load_secrets
 from krakenbot.errors import ConfigError, LaterError, RefusedError, StopError, UnansweredError
 from krakenbot.journal import Journal
 from krakenbot.journal_file import open_journal, open_read_only
-from krakenbot.kraken.client import Client, parse_json, result_of
+from krakenbot.kraken.client import parse_json, result_of
 from krakenbot.kraken.spot import Spot
-from krakenbot.model import Execution, MarginSummary, Order, OrderStatus, Purpose, Secret, Side
+from krakenbot.model import Side
 from krakenbot.pairs import decimal, parse_rules, plain
-from krakenbot.records import Booked, Intent, Outcome
+from krakenbot.records import Booked, Outcome
 from krakenbot.simulated.feed import Feed
-from krakenbot.simulated.listing import PAIRS, SANDBOX_KEY, SANDBOX_SECRET
-from tests.clocks import StandingClock
 from tests.folders import own_folder
 from tests.logs import silence
+from tests.ports.test_journal import ROW, SUMMARY, execution, intent
+from tests.ports.test_spot import ANSWERS, CALLS, OPEN_ORDER, ORDER, TXID, Kraken, paths, spot
 
-ID = "6d1b345e-2821-40e2-ad83-4ecb18a06876"
 T0 = 1_790_000_040
 PLANNED = (UnansweredError, RefusedError, LaterError, StopError)
 
@@ -102,120 +100,20 @@ ODD = "\x00odd\x00"  # Stands where an awkward piece of JSON is put in.
 AMOUNT = st.decimals(-10, 10**9, allow_nan=False, allow_infinity=False, places=8).map(
     lambda number: f"{number:f}"
 )
-PAIRS_ROW = {**PAIRS["XXBTZUSD"], "leverage_buy": [2, 3], "leverage_sell": [2]}
-ORDER_ROW = {
-    "refid": None,
-    "status": "closed",
-    "reason": None,
-    "opentm": 1790000041.5,
-    "closetm": 1.5,
-    "vol": "0.01",
-    "vol_exec": "0.01",
-    "cost": "500.1",
-    "fee": "4.0",
-    "cl_ord_id": ID,
-    "descr": {"pair": "XBTUSD"},
-}
-POSITION_ROW = {
-    "ordertxid": "OABCDE-ABCDE-ABCDEF",
-    "pair": "XXBTZUSD",
-    "type": "buy",
-    "cost": "500.1",
-    "fee": "4.1",
-    "vol": "0.01",
-    "vol_closed": "0.005",
-    "margin": "250.0",
-    "time": 1790000041.5,
-}
-LEDGER_ROW = {
-    "refid": "TABCDE-ABCDE-ABCDEF",
-    "time": 1790000041.5,
-    "type": "rollover",
-    "asset": "ZUSD",
-    "amount": "0.0",
-    "fee": "0.1",
-    "balance": "1.0",
-}
-TIMES = range(T0, T0 + 300, 60)
+ANSWERED: dict[str, Any] = ANSWERS | {"OpenOrders": {"open": {TXID: OPEN_ORDER}}}
 # A good answer of each method; the answers tried are these with one place or more made odd.
-GOOD: dict[str, Any] = {
-    "Time": {"unixtime": T0, "rfc1123": "x"},
-    "SystemStatus": {"status": "online", "timestamp": "x"},
-    "AssetPairs": {"XXBTZUSD": PAIRS_ROW},
-    "OHLC": {
-        "XXBTZUSD": [[t, "5.0", "6.0", "4.0", "5.5", "5.2", "1.5", 7] for t in TIMES],
-        "last": T0,
-    },
-    "Ticker": {"XXBTZUSD": {"a": ["50000.1", "1", "1"], "b": ["49999.9", "1", "1"]}},
-    "TradeBalance": {"tb": "100.0", "n": "-1.5", "m": "20.0", "e": "98.5"},
-    "Balance": {"ZUSD": "100.0", "XXBT": "0.5"},
-    "OpenPositions": {"TABCDE-ABCDE-ABCDEF": POSITION_ROW},
-    "OpenOrders": {"open": {"OABCDE-ABCDE-ABCDEF": {**ORDER_ROW, "status": "open"}}},
-    "ClosedOrders": {"closed": {"OABCDE-ABCDE-ABCDEF": ORDER_ROW}},
-    "QueryOrders": {"OABCDE-ABCDE-ABCDEF": ORDER_ROW},
-    "TradesHistory": {"trades": {"T1": {"ordertxid": "O1", "pair": "XXBTZUSD", "cost": "5.0"}}},
-    "TradeVolume": {"currency": "ZUSD", "fees": {"XXBTZUSD": {"fee": "0.4"}}},
-    "Ledgers": {"ledger": {"LABCDE-ABCDE-ABCDEF": LEDGER_ROW}, "count": 1},
-    "GetApiKeyInfo": {"permissions": ["query-funds"], "nonce": "1"},
-}
+GOOD: dict[str, Any] = json.loads(json.dumps(ANSWERED, default=float))
 # What of the port reads each answer.
-READERS: dict[str, Callable[[Spot], Any]] = {
-    "Time": Spot.server_time,
-    "SystemStatus": Spot.market_status,
-    "AssetPairs": Spot.rules,
-    "OHLC": lambda spot: spot.candles(None),
-    "Ticker": Spot.quote,
-    "TradeBalance": Spot.summary,
-    "Balance": Spot.balances,
-    "OpenPositions": Spot.position,
-    "OpenOrders": lambda spot: spot.find(ID, T0),
-    "ClosedOrders": lambda spot: spot.find(ID, T0),
-    "TradesHistory": lambda spot: spot.traded_orders(T0, T0 + 86400),
-    "TradeVolume": Spot.fee_rate,
-    "Ledgers": lambda spot: spot.charges(T0, T0 + 86400, repeat(0)),
-    "GetApiKeyInfo": Spot.key_info,
-}
+READERS = {name: read for name, read in CALLS.items() if name not in ("AddOrder", "QueryOrders")}
 
 
-class Answers:
-    """A transport that answers as told, and keeps the methods that were asked for."""
-
-    def __init__(self, odd: Mapping[str, bytes]) -> None:
-        self.odd = odd
-        self.asked: list[str] = []
-
-    def send(
-        self, method: str, url: str, headers: Mapping[str, str], body: bytes | None
-    ) -> tuple[int, bytes]:
-        name = url.partition("?")[0].rpartition("/")[2]
-        self.asked.append(name)
-        good = json.dumps({"error": [], "result": GOOD[name]}).encode() if name in GOOD else b"{}"
-        return 200, self.odd.get(name, good)
+def asked(kraken: Kraken) -> list[str]:
+    return [method for method, _ in kraken.asked]
 
 
-def spot(transport: Answers) -> Spot:
-    nonces = count(1)
-    client = Client(
-        transport,
-        "https://api.kraken.com",
-        StandingClock(float(T0)),
-        key=Secret(SANDBOX_KEY),
-        secret=Secret(SANDBOX_SECRET),
-        next_nonce=lambda _: next(nonces),
-        live=True,
-    )
-    return Spot(client, "XBTUSD", 60)
-
-
-def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Yield the way to every place of a JSON value, the whole first."""
-    yield path
-    for key, inner in (
-        value.items()
-        if isinstance(value, dict)
-        else (enumerate(value) if isinstance(value, list) else ())
-    ):
-        yield from places(inner, (*path, key))
+def places(value: Any) -> list[tuple[Any, ...]]:
+    """Return the way to every place of a JSON value, the whole first."""
+    return [(), *paths(value)]
 
 
 def replaced(value: Any, path: tuple[Any, ...], new: Any) -> Any:
@@ -233,7 +131,7 @@ def answers(draw: st.DrawFn, method: str) -> bytes:
     """Return an envelope with a good result in which one to three places are odd."""
     result, pieces = GOOD[method], []
     for _ in range(draw(st.integers(1, 3))):
-        result = replaced(result, draw(st.sampled_from(list(places(result)))), ODD)
+        result = replaced(result, draw(st.sampled_from(places(result))), ODD)
         pieces.append(draw(st.one_of(st.sampled_from(AWKWARD), AMOUNT.map(json.dumps), JUNK)))
     text = json.dumps({"error": [], "result": result})
     for piece in pieces:
@@ -281,15 +179,15 @@ class FuzzTest(unittest.TestCase):
 
 class TestAnswers(FuzzTest):
     def check(self, method: str, answer: bytes) -> None:
-        transport = Answers({method: answer})
+        kraken = Kraken(**{method: answer})
         began = time.process_time()
         try:
-            value = READERS[method](spot(transport))
+            value = READERS[method](spot(kraken))
         except PLANNED:
             value = None
         self.assertLess(time.process_time() - began, CHECK_MAX_S)
         self.assert_exact(value)
-        self.assertNotIn("AddOrder", transport.asked)
+        self.assertNotIn("AddOrder", asked(kraken))
 
     def test_odd_answers_of_every_method(self) -> None:
         for method in READERS:
@@ -336,21 +234,21 @@ class TestAnswers(FuzzTest):
     def test_lists_of_errors(self, errors: list[str]) -> None:
         body = json.dumps({"error": errors, "result": {}}).encode()
         for method, ask in (("Balance", Spot.balances), ("OpenPositions", Spot.position)):
-            transport = Answers({method: body})
+            kraken = Kraken(**{method: body})
             try:
-                ask(spot(transport))
+                ask(spot(kraken))
                 self.assertTrue(all(error.strip().startswith("W") for error in errors), errors)
             except PLANNED:
                 pass
-            self.assertNotIn("AddOrder", transport.asked)
+            self.assertNotIn("AddOrder", asked(kraken))
 
     @given(JUNK | answers("QueryOrders").map(bytes.decode), st.sampled_from((200, 500)))
     def test_answers_to_an_order(self, text: str, status: int) -> None:
         """An order goes out once, whatever the answer; only an answer with one id is a yes."""
-        transport = Answers({"AddOrder": b'{"error":[],"result":' + text.encode() + b"}"})
+        kraken = Kraken(AddOrder=b'{"error":[],"result":' + text.encode() + b"}")
         with self.assertRaises((UnansweredError, StopError)):
-            spot(transport).place(Order(ID, Side.BUY, Decimal("0.01"), 2, False), T0 + 15)
-        self.assertEqual(transport.asked.count("AddOrder"), 1)
+            spot(kraken).place(ORDER, T0 + 15)
+        self.assertEqual(asked(kraken).count("AddOrder"), 1)
 
 
 class TestValues(FuzzTest):
@@ -574,29 +472,12 @@ class TestJournals(FuzzTest):
 
 def _fill(journal: Journal) -> None:
     for number, side in enumerate((Side.BUY, Side.SELL, Side.SELL)):
-        intent = Intent(
-            f"id{number}",
-            60,
-            T0 + 60 * number,
-            Purpose.OPEN,
-            side,
-            Decimal("0.01"),
-            2,
-            False,
-            "long",
-            Decimal(0),
-            T0,
-            T0 + 15,
-        )
-        journal.write(intent)
-        found = Execution(
-            intent.id, f"O{number}", OrderStatus.CLOSED, Decimal("0.01"), Decimal(500), Decimal(4)
-        )
-        journal.conclude(intent, Outcome.CLOSED, T0 + 1, found)
+        traded = intent(T0 + 60 * number, side=side)
+        journal.write(traded)
+        found = execution(traded, "0.01", "500", "4")
+        journal.conclude(traded, Outcome.CLOSED, T0 + 1, found)
     journal.book([Booked("open T1", T0, "opening", Decimal("0.1"))])
-    row = {"interval_s": 60, "candle": T0, "price": "50000", "average": "1", "slope": 1}
-    row |= {"target": 1, "held": "0.01", "reason": "long", "decided": T0 + 61}
-    journal.decide(row, MarginSummary(Decimal(1), Decimal(0), Decimal(0)))
+    journal.decide(ROW, SUMMARY)
 
 
 def _look(path: Path) -> None:

@@ -3,7 +3,7 @@ from decimal import Decimal
 from itertools import product
 from typing import Any
 
-from krakenbot.model import Purpose, Side
+from krakenbot.model import Purpose
 from krakenbot.order_states import (
     BELOW_MINIMUM_AFTER_S,
     LOOKUP_REFUSED,
@@ -23,9 +23,11 @@ from krakenbot.order_states import (
     next_attempt,
 )
 from krakenbot.records import Intent, Outcome
+from tests.ports.test_journal import CANDLE
+from tests.ports.test_journal import intent as written
 
 A, S, W = Answer, State, Write
-CANDLE, DAY = 1_790_000_040, 86400
+DAY = 86400
 ORDERMIN = Decimal("0.00005")
 NEW = Search()
 # Looked up for 200 s; deadline and lag were over for the last 10 s.
@@ -155,22 +157,8 @@ class TestWaiting(unittest.TestCase):
 
 
 def intent(outcome: Outcome, settled: int = CANDLE + DAY, **more: Any) -> Intent:
-    row = Intent(
-        id="x",
-        interval_s=DAY,
-        candle=CANDLE,
-        purpose=Purpose.OPEN,
-        side=Side.BUY,
-        volume=Decimal("0.01"),
-        leverage=2,
-        reduce_only=False,
-        reason="",
-        held_before=Decimal(0),
-        created=settled - 1,
-        deadline=settled + 14,
-        outcome=outcome,
-        settled=settled,
-    )
+    sent = {"interval_s": DAY, "created": settled - 1, "deadline": settled + 14}
+    row = written(**sent, volume=Decimal("0.01"), outcome=outcome, settled=settled)
     return row._replace(**more)
 
 

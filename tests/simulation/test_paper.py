@@ -1,4 +1,4 @@
-"""Paper mode: fills at the live quote, kept through a kill, refused in Kraken's words."""
+"""Paper mode: what of it no other account has; tests/simulation/test_contract.py has the rest."""
 
 import json
 import unittest
@@ -9,7 +9,7 @@ from typing import Any
 
 from krakenbot.errors import LaterError, RefusedError, StopError, UnansweredError
 from krakenbot.kraken.spot import Spot
-from krakenbot.model import Candle, MarginRates, Order, OrderStatus, Quote, Side, SystemStatus
+from krakenbot.model import Candle, MarginRates, Order, Quote, Side, SystemStatus
 from krakenbot.pairs import PairRules, parse_rules
 from krakenbot.risk import FEE_RATE_ASSUMED
 from krakenbot.simulated.listing import PAIRS
@@ -108,43 +108,11 @@ class PaperTest(unittest.TestCase):
     def place(self, wish: Order) -> None:
         self.exchange.place(wish, int(self.world.time) + 15)
 
-    def test_a_buy_fills_at_the_ask_and_a_sell_at_the_bid(self) -> None:
-        self.place(order())
-        bought = self.exchange.find("a", START)
-        assert bought is not None
-        self.assertEqual(bought.cost, D("50000.1") * D("0.04"))
-        self.assertEqual(bought.fee, D("16.00003"))
-        self.assertEqual(bought.status, OrderStatus.CLOSED)
-        position = self.exchange.position()
-        self.assertEqual((position.volume, position.cost), (D("0.04"), bought.cost))
-        self.assertEqual(self.charged(), D("16.00003") + D("0.50000"))
-        self.world.time += 1
-        self.place(order("b", Side.SELL, reduce_only=True))
-        sold = self.exchange.find("b", START)
-        assert sold is not None
-        self.assertEqual(sold.cost, D("49999.9") * D("0.04"))
-        self.assertEqual(self.exchange.position().volume, 0)
-        self.assertEqual(
-            set(self.exchange.traded_orders(START, START + 9)),
-            {bought.exchange_order_id, sold.exchange_order_id},
-        )
-        self.assertIsNone(self.exchange.find("c", START))
-
     def charged(self) -> D:
         """Return the sum of all charges there are."""
         return sum(
             (x.fee for x in self.exchange.charges(START - 1, START + 10**6, repeat(0)) or ()), D(0)
         )
-
-    def test_a_long_pays_the_market_s_rate_of_the_quote_and_a_short_of_the_base(self) -> None:
-        for side, rate in ((Side.BUY, "0.00025"), (Side.SELL, "0.0001")):
-            self.world = World()
-            self.exchange = self.world.exchange()
-            self.place(order(side=side))
-            done = self.exchange.find("a", START)
-            assert done is not None
-            opening = (done.cost * D(rate)).quantize(D("1e-5"))
-            self.assertEqual(self.charged(), done.fee + opening)
 
     def test_where_the_market_tells_no_rate_two_hundredths_of_a_percent_are_assumed(self) -> None:
         self.world.rates = MarginRates()
@@ -185,27 +153,6 @@ class PaperTest(unittest.TestCase):
         self.exchange.summary()
         self.exchange.position()
         self.assertEqual(self.world.saves, saves)
-
-    def test_refusals_carry_krakens_words(self) -> None:
-        for wish, words in (
-            (order(volume="0.00001"), "volume minimum not met"),
-            (order(volume="0.000123456789"), "Invalid arguments:volume"),
-            (order(leverage=99), "Invalid arguments:leverage"),
-            (order(volume="5"), "EOrder:Insufficient initial margin"),
-            (order(volume="5", leverage=0), "EOrder:Insufficient funds"),
-            (order(reduce_only=True), "No position exists"),
-        ):
-            with self.subTest(words=words), self.assertRaisesRegex(RefusedError, words):
-                self.place(wish)
-        self.assertIsNone(self.exchange.find("a", START))
-
-    def test_a_closed_market_and_a_passed_deadline_mean_later(self) -> None:
-        with self.assertRaisesRegex(UnansweredError, "Deadline elapsed"):
-            self.exchange.place(order(), START - 1)
-        self.world.status = "cancel_only"
-        self.exchange.rules()
-        with self.assertRaisesRegex(LaterError, "cancel_only"):
-            self.place(order())
 
     def test_an_order_that_kraken_would_not_take_is_not_filled_in_validate_mode(self) -> None:
         exchange = self.world.exchange(validates=True)

@@ -10,7 +10,7 @@ from unittest import mock
 from krakenbot.alerts import active_alerts
 from krakenbot.bot import Bot
 from krakenbot.clock import StopRequestedError
-from krakenbot.errors import KeyRefusedError, LaterError, RefusedError, StopError, UnansweredError
+from krakenbot.errors import KeyRefusedError, LaterError, RefusedError, UnansweredError
 from krakenbot.handover import adopt
 from krakenbot.journal import Outcome
 from krakenbot.model import (
@@ -404,17 +404,6 @@ class TestLookups(AttentionTest):
         self.run_for(50, bot)
         self.assertEqual(3, self.exchange.placed[1].leverage)
         self.assertEqual(ZERO, self.exchange.held)
-
-    def test_several_orders_for_one_id_halt_on_disk(self) -> None:
-        def find(order_id: str, since: int) -> Execution | None:
-            if self.exchange.placed:
-                raise StopError(f"the exchange shows several orders for {order_id}")
-            return None
-
-        self.exchange.find = find  # type: ignore[method-assign]
-        self.stopped(self.bot().run)
-        self.assertIn("several orders", self.journal.get("halted"))
-        self.stopped(self.bot().run)
 
 
 class TestLongCandles(AttentionTest):

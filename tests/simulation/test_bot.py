@@ -12,7 +12,6 @@ from unittest import mock
 from krakenbot.alerts import active_alerts
 from krakenbot.bot import Bot, Event
 from krakenbot.clock import StopRequestedError
-from krakenbot.decision import Plan
 from krakenbot.errors import (
     Cause,
     ConfigError,
@@ -43,27 +42,15 @@ from krakenbot.model import (
 )
 from krakenbot.pairs import PairRules
 from krakenbot.records import Intent, Outcome
-from krakenbot.risk import Limits
-from krakenbot.strategy import build
 from tests import IS_LONG, slow
 from tests.clocks import StandingClock
 from tests.logs import silence
+from tests.rules import test_decision
 from tests.rules.test_pairs import rules
 
 T0 = 1_790_000_040  # A whole minute; candle n starts n minutes later.
-SIZE = Decimal("0.01")
-STRATEGY, NEEDED = build("sma-slope", 3, 2, 5)
-PLAN = Plan(
-    pair="XBTUSD",
-    interval_s=60,
-    size=SIZE,
-    leverage=2,
-    one_order=False,
-    entry_now=True,
-    strategy=STRATEGY,
-    candles_min=NEEDED,
-    limits=Limits(None, Decimal(150), Decimal(1), 500),
-)
+SIZE = test_decision.PLAN.size
+PLAN = test_decision.PLAN._replace(entry_now=True)
 PEAK = 110  # Closes rise up to this candle; the first falling decision is two candles later.
 DOWN = PEAK + 2
 
@@ -614,20 +601,15 @@ class TestUnanswered(BotTest):
         self.assertNotEqual(first.client_order_id, second.client_order_id)
         self.assertEqual(SIZE, self.exchange.held)
 
-    def test_an_order_not_found_while_the_exchange_shows_unknown_trades_stops_the_bot(self) -> None:
+    def test_an_order_not_found_while_unknown_trades_are_shown_stops_it_until_it_is_adopted(
+        self,
+    ) -> None:
         self.exchange.script = ["hang"]
-        self.exchange.visible_from = {}
         original = self.exchange.find
         self.exchange.find = lambda order_id, since: original("hidden", since)  # type: ignore[method-assign]
         self.stopped(lambda: self.once())
         self.assertTrue(self.journal.get("halted"))
         self.assertEqual([(Purpose.OPEN, None)], self.outcomes())
-
-    def test_after_such_a_contradiction_a_person_can_take_over_what_is_held(self) -> None:
-        self.exchange.script = ["hang"]
-        original = self.exchange.find
-        self.exchange.find = lambda order_id, since: original("hidden", since)  # type: ignore[method-assign]
-        self.stopped(lambda: self.once())
         self.at(110)
         self.once(adopt=True)
         self.assertEqual(SIZE, self.journal.account().held)
@@ -910,11 +892,6 @@ class TestPositionTruth(BotTest):
         self.assertIn("several orders", self.journal.get("halted"))
         self.exchange.find = shown  # type: ignore[method-assign]
         self.assertIn("several orders", self.stopped(lambda: self.once(101)))
-
-    def test_a_position_opened_by_hand_before_the_first_start_is_not_traded_on(self) -> None:
-        self.exchange.by_hand(Decimal("0.3"))
-        self.stopped(lambda: self.once())
-        self.assertEqual([], self.exchange.placed)
 
     def test_a_position_that_lags_is_waited_for_and_nothing_is_ordered_meanwhile(self) -> None:
         self.exchange.position_lag_s = 50
@@ -1387,12 +1364,6 @@ class TestWhatLasts(BotTest):
         self.exchange.close = lambda number: Decimal(20_000)  # type: ignore[method-assign]
         self.assertIn("max_loss", self.stopped(self.bot().run))
         self.assertEqual(0, self.exchange.held)
-
-    def test_one_order_whose_key_was_refused_does_not_end_the_bot(self) -> None:
-        self.once(100)
-        self.exchange.script = ["stop"]
-        self.until(DOWN + 8)
-        self.assertEqual(Decimal("-0.01"), self.exchange.held)
 
     def test_a_key_that_may_not_trade_any_more_ends_with_77_though_it_may_read(self) -> None:
         self.once(100)

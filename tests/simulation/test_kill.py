@@ -256,13 +256,3 @@ class TestKill(unittest.TestCase):
         code, said = self.finish(self.start(KRAKENBOT_PAIR="FOOUSD"))
         self.assertEqual(78, code, said)
         self.assertIn("'FOOUSD': AssetPairs: EQuery:Unknown asset pair", said)
-
-    def test_two_pairs_cannot_share_a_key(self) -> None:
-        first = self.start()
-        end = time.monotonic() + WAIT_MAX_S
-        while not self.decisions() and time.monotonic() < end:
-            time.sleep(0.05)
-        code, said = self.finish(self.start(KRAKENBOT_PAIR="ETHUSD", KRAKENBOT_SIZE="0.1"))
-        self.assertEqual(78, code, said)
-        self.assertIn("another krakenbot holds this API key", said)
-        self.assertIsNone(first.poll())

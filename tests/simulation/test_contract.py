@@ -258,17 +258,18 @@ class Contract:
             name = f"00000000-0000-4000-8000-{serial:012}"
             self.assertIsNone(self.exchange.find(name, self.began))
 
-    def test_a_closed_market_takes_orders_later_and_a_passed_deadline_never(self) -> None:
+    def test_an_order_whose_deadline_has_passed_is_never_executed(self) -> None:
+        late = Order("00000000-0000-4000-8000-00000000000f", Side.BUY, D("0.04"), 2, False)
+        with self.assertRaisesRegex(UnansweredError, "Deadline elapsed"):
+            self.exchange.place(late, int(self.world.time) - 5)
+        self.assertIsNone(self.exchange.find(late.client_order_id, self.began))
+        self.assertEqual(self.held(), (0, 0))
+
+    def test_a_closed_market_takes_orders_later(self) -> None:
         self.world.market_status("cancel_only")
         self.exchange.rules()
         with self.assertRaises(LaterError):
             self.place(Side.BUY, "0.04")
-        self.world.market_status("online")
-        self.exchange.rules()
-        late = Order("00000000-0000-4000-8000-00000000000f", Side.BUY, D("0.04"), 2, False)
-        with self.assertRaises((LaterError, UnansweredError)):
-            self.exchange.place(late, int(self.world.time) - 5)
-        self.assertIsNone(self.exchange.find(late.client_order_id, self.began))
         self.assertEqual(self.held(), (0, 0))
 
     def test_an_unknown_order_is_none_and_a_known_one_stays_known(self) -> None:

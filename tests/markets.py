@@ -1,10 +1,11 @@
 """A market made of values, in Kraken's own words: what a client's public methods would answer."""
 
 import gc
+import threading
 import unittest
 from collections.abc import Mapping
 from decimal import Decimal
-from typing import Any
+from typing import Any, Protocol
 from unittest import mock
 
 from krakenbot.exchange import Market
@@ -18,6 +19,22 @@ def short_histories(days: int = 5) -> None:
     patch.start()
     unittest.addModuleCleanup(patch.stop)
     unittest.addModuleCleanup(gc.collect)  # Each exchange knows itself, and keeps its minutes.
+
+
+class Closable(Protocol):
+    def close(self) -> None: ...
+
+
+def close_after(test: unittest.TestCase, server: Closable) -> None:
+    """Close a server after the test, which does not wait until that has noticed."""
+    test.addCleanup(threading.Thread(target=server.close, daemon=True).start)
+
+
+def sandbox_for(test: unittest.TestCase, spec: str = "random:3", speed: float = 1.0) -> Sandbox:
+    """Return a sandbox that is closed after the test."""
+    sandbox = Sandbox(spec, speed)
+    close_after(test, sandbox)
+    return sandbox
 
 
 def begin_candle(sandbox: Sandbox) -> None:

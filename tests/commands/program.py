@@ -25,7 +25,7 @@ from krakenbot.simulated.http import Answer, Server
 from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
 from tests.commands.called import Done
 from tests.folders import own_folder
-from tests.markets import begin_candle
+from tests.markets import begin_candle, close_after
 
 SIGNS_MAX_S = 60.0  # The exchange's own limit of requests may hold up a row of starts.
 # Waits for the exchange are short, and a second that a busy machine takes is still no minute.
@@ -194,7 +194,7 @@ class ProgramTest(unittest.TestCase):
 
     def gate(self, speed: float = SPEED, **options: str) -> Gate:
         gate = Gate(speed, **options)
-        self.addCleanup(gate.close)
+        close_after(self, gate)
         return gate
 
     def environ(self, gate: Gate | None) -> dict[str, str]:

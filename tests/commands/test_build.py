@@ -10,10 +10,9 @@ from pathlib import Path
 
 from krakenbot import cli
 from krakenbot.commands.build import packed
-from krakenbot.simulated import api as server
 from tests import slow
 from tests.folders import own_folder
-from tests.markets import short_histories
+from tests.markets import sandbox_for, short_histories
 
 ROOT = Path(__file__).parent.parent.parent
 NOBODY = 65534
@@ -127,8 +126,7 @@ class TestBuild(unittest.TestCase):
 
     def test_it_runs_for_a_stranger_with_nothing_but_a_state_directory(self) -> None:
         """Empty environment, no home, a folder that cannot be written, a user without rights."""
-        sandbox = server.Sandbox("random:3")
-        self.addCleanup(sandbox.close)
+        sandbox = sandbox_for(self)
         state, shut, file = self.folder / "state", self.folder / "shut", self.folder / "c.toml"
         state.mkdir(0o700)
         shut.mkdir(0o755)

@@ -15,7 +15,7 @@ from krakenbot.simulated import api as server
 from krakenbot.simulated.http import Answer, Server
 from tests.commands.called import Done, call
 from tests.folders import own_folder
-from tests.markets import short_histories
+from tests.markets import sandbox_for, short_histories
 
 # Published with the API's documentation and by the maintainers of a public client.
 SECRET = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8gISIjJCUmJygpKissLS4vMDEyMzQ1Njc4OTo7PD0+Pw=="
@@ -79,8 +79,7 @@ class Called(unittest.TestCase):
 class TestSpot(Called):
     def setUp(self) -> None:
         super().setUp()
-        self.sandbox = server.Sandbox("random:3")
-        self.addCleanup(self.sandbox.close)
+        self.sandbox = sandbox_for(self)
         self.environ["KRAKENBOT_EXCHANGE_URL"] = self.sandbox.url
 
     def with_keys(self) -> None:

@@ -18,7 +18,7 @@ from krakenbot.simulated.wire import Method
 from tests import slow
 from tests.commands.called import call
 from tests.folders import own_folder
-from tests.markets import short_histories
+from tests.markets import sandbox_for, short_histories
 
 NAMES = [name for name, *_ in doctor.CHECKS]
 
@@ -39,9 +39,7 @@ class Patient(unittest.TestCase):
         self.environ: dict[str, str] = {"HOME": str(self.folder)}
 
     def sandbox(self) -> server.Sandbox:
-        sandbox = server.Sandbox("random:3")
-        self.addCleanup(sandbox.close)
-        return sandbox
+        return sandbox_for(self)
 
     def keys(self) -> None:
         for name, text in (("KEY", server.SANDBOX_KEY), ("SECRET", server.SANDBOX_SECRET)):

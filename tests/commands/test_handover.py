@@ -9,6 +9,7 @@ import sqlite3
 import sys
 import time
 from argparse import Namespace
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal as D
 from unittest import mock
 
@@ -86,20 +87,19 @@ class TestAdopt(HandoverTest):
 
 class TestFlatten(HandoverTest):
     def test_it_says_what_it_trades_closes_it_and_leaves_the_bot_halted(self) -> None:
-        for settings in (UPWARD, SPOT):
-            with self.subTest(leverage=settings.get("KRAKENBOT_LEVERAGE", "2")):
-                gate = self.held(self.elsewhere(settings) if settings is SPOT else settings)
-                here = self.elsewhere(settings) if settings is SPOT else settings
-                done = self.run_it(gate, "flatten", "--live", **here)
-                self.assert_ends(done, 0)
-                self.assertNotIn(
-                    "any earlier order", done.err, "nothing was sent, and that is proven"
-                )
-                self.assertRegex(done.out, r"(sell|buy) 0\.01 XBT at market, about [\d,.]+ = ")
-                self.assertEqual(2, len(gate.orders))
-                done = self.run_it(gate, "run", "--live", "--once", **here)
-                self.assert_ends(done, 76, "flattened by hand")
-                self.assertIn("flattened by hand", self.run_it(gate, "resume", **here).out)
+        def check(settings: dict[str, str]) -> None:
+            gate = self.held(settings)
+            done = self.run_it(gate, "flatten", "--live", **settings)
+            self.assert_ends(done, 0)
+            self.assertNotIn("any earlier order", done.err, "nothing was sent, and that is proven")
+            self.assertRegex(done.out, r"(sell|buy) 0\.01 XBT at market, about [\d,.]+ = ")
+            self.assertEqual(2, len(gate.orders))
+            done = self.run_it(gate, "run", "--live", "--once", **settings)
+            self.assert_ends(done, 76, "flattened by hand")
+            self.assertIn("flattened by hand", self.run_it(gate, "resume", **settings).out)
+
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(check, (UPWARD, self.elsewhere(SPOT))))
 
     @slow
     def test_on_margin_it_closes_without_looking_back_at_trades(self) -> None:

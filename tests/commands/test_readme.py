@@ -22,11 +22,10 @@ import unittest
 from collections.abc import Iterator
 from pathlib import Path
 
-from krakenbot.simulated import api as server
 from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
 from tests import IS_LONG, slow
 from tests.commands.called import call
-from tests.markets import short_histories
+from tests.markets import sandbox_for, short_histories
 from tests.rules import test_floors
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -104,8 +103,7 @@ class Reader(unittest.TestCase):
         tools.mkdir()
         (tools / "python3").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
         (tools / "python3").chmod(0o755)
-        sandbox = server.Sandbox("random:5", SPEED)
-        self.addCleanup(sandbox.close)
+        sandbox = sandbox_for(self, "random:5", SPEED)
         self.environ = {
             "HOME": str(self.home),
             "PATH": f"{tools}:{os.environ['PATH']}",

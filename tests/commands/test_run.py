@@ -180,7 +180,7 @@ class TestNoNetwork(ProgramTest):
                     KRAKENBOT_STATE_DIRECTORY=str(self.folder / patience),
                 ),
             )
-            for patience, speed, lines in (("2", "4", (1,)), ("150", "100", (2, 3)))
+            for patience, speed, lines in (("2", "4", (1,)), ("150", "200", (2, 3)))
         ]
         for lines, running in started:
             done = running.done()

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from decimal import Decimal as D
 from typing import Any
 
-from krakenbot.simulated import api as server
 from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
+from tests.markets import sandbox_for
 
 ID = "6d1b345e-2821-40e2-ad83-4ecb18a06876"
 WRONG_SECRET = "d3Jvbmc="
@@ -39,8 +39,7 @@ def has(module: str) -> bool:
 
 class WithSandbox(unittest.TestCase):
     def setUp(self) -> None:
-        self.sandbox = server.Sandbox("random:1")
-        self.addCleanup(self.sandbox.close)
+        self.sandbox = sandbox_for(self, "random:1")
 
     def mode(self, status: str) -> None:
         self.sandbox.api.markets.status = status
@@ -194,9 +193,7 @@ class SdkTest(WithSandbox):
         self.check_account(
             lambda method, **p: client.request("POST", f"/0/private/{method}", params=dict(p))
         )
-        self.sandbox.close()
-        self.sandbox = server.Sandbox("random:1")
-        self.addCleanup(self.sandbox.close)
+        self.sandbox = sandbox_for(self, "random:1")
 
         async def ask(method: str, parameters: dict[str, str]) -> Any:
             async with SpotAsyncClient(

@@ -16,10 +16,9 @@ from krakenbot.clock import StopRequestedError
 from krakenbot.config import Config, load
 from krakenbot.errors import StopError, UnansweredError
 from krakenbot.notify import WAITING_MAX, Notifier, sd_notify
-from krakenbot.simulated import api as server
 from tests.folders import own_folder
 from tests.logs import logged, silence
-from tests.markets import short_histories
+from tests.markets import sandbox_for, short_histories
 from tests.ports.test_transport import Server, answer, says
 
 URL = "http://127.0.0.1:9/hook/a-very-secret-token"
@@ -125,7 +124,7 @@ class TestNotices(Quiet):
         wire = Wire()
         with Notifier(config(), wire) as notifier:
             notifier(Event("fill", "x"))
-            self.assertEqual(before, threading.active_count())
+            self.assertLessEqual(threading.active_count(), before)
         self.assertEqual([], wire.sent)
 
     def test_a_slow_receiver_delays_nothing_and_too_many_notices_are_dropped(self) -> None:
@@ -237,11 +236,9 @@ class TestSystemd(Quiet):
         self.assertEqual(["STOPPING=1"], self.read(self.socket))
 
     def test_a_run_says_when_it_is_ready_what_it_decided_and_that_it_ends(self) -> None:
-        sandbox = server.Sandbox("random:3")
-        self.addCleanup(sandbox.close)
         environ = {
             "NOTIFY_SOCKET": self.address,
-            "KRAKENBOT_EXCHANGE_URL": sandbox.url,
+            "KRAKENBOT_EXCHANGE_URL": sandbox_for(self).url,
             "STATE_DIRECTORY": str(Path(self.address).parent),
         }
         command = [sys.executable, "-m", "krakenbot", "run", "--once"]

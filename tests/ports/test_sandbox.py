@@ -612,16 +612,13 @@ class HttpTest(unittest.TestCase):
 
 class CommandTest(unittest.TestCase):
     def test_it_says_where_it_listens_and_ends_cleanly_on_sigterm(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            with (
-                self.subTest(signal=number),
-                subprocess.Popen(
-                    [sys.executable, "-m", "krakenbot", "sandbox", "--port", "0"],
-                    stdout=subprocess.PIPE,
-                    text=True,
-                    cwd=Path(__file__).parent.parent.parent,
-                ) as process,
-            ):
+        command = [sys.executable, "-m", "krakenbot", "sandbox", "--port", "0"]
+        where, pipe = Path(__file__).parent.parent.parent, subprocess.PIPE
+        with (
+            subprocess.Popen(command, stdout=pipe, text=True, cwd=where) as one,
+            subprocess.Popen(command, stdout=pipe, text=True, cwd=where) as other,
+        ):
+            for process, number in ((one, signal.SIGTERM), (other, signal.SIGINT)):
                 assert process.stdout is not None
                 line = process.stdout.readline()
                 self.assertRegex(line, r"\Asandbox listening on http://127\.0\.0\.1:\d+\n\Z")

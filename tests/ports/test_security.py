@@ -38,7 +38,7 @@ from tests.clients import signing
 from tests.commands.called import call
 from tests.folders import own_folder
 from tests.logs import logged
-from tests.markets import short_histories
+from tests.markets import sandbox_for, short_histories
 from tests.ports.test_transport import Serve, Server, answer, says
 
 ROOT = Path(__file__).parent.parent.parent
@@ -268,11 +268,9 @@ class TestSecrets(Safe):
 
     @unittest.skipUnless(Path("/proc/self/environ").exists(), "no /proc here")
     def test_the_process_list_and_proc_show_no_secret_from_files(self) -> None:
-        sandbox = sandboxes.Sandbox("random:3")
-        self.addCleanup(sandbox.close)
         environ = {
             "HOME": str(self.folder),
-            "KRAKENBOT_EXCHANGE_URL": sandbox.url,
+            "KRAKENBOT_EXCHANGE_URL": sandbox_for(self).url,
             "KRAKENBOT_LOG_LEVEL": "debug",
             "KRAKENBOT_MODE": "live",
             "KRAKENBOT_RISK_MAX_FEE_PERCENT_PER_DAY": "1000",

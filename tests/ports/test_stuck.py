@@ -13,6 +13,7 @@ from krakenbot.simulated import api as server
 from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
 from tests import slow
 from tests.folders import own_folder
+from tests.markets import sandbox_for
 
 ROOT = Path(__file__).parent.parent.parent
 SPEED = 600
@@ -21,8 +22,7 @@ SPEED = 600
 @slow
 class TestStuckReader(unittest.TestCase):
     def bot(self, output: int) -> tuple["subprocess.Popen[bytes]", server.Sandbox]:
-        sandbox = server.Sandbox("random:1", SPEED)
-        self.addCleanup(sandbox.close)
+        sandbox = sandbox_for(self, "random:1", SPEED)
         environ = {
             "HOME": str(own_folder(self)),
             "KRAKEN_API_KEY": SANDBOX_KEY,

@@ -31,7 +31,7 @@ from tests.clients import signing
 from tests.clocks import StandingClock
 from tests.folders import own_folder
 from tests.logs import silence_module
-from tests.markets import short_histories
+from tests.markets import close_after, sandbox_for, short_histories
 
 T0 = 1_600_000_020 // 60 * 60
 ROWS = 750
@@ -129,14 +129,12 @@ class Contract:
 
     def setUp(self) -> None:
         self.world = World(self.path, paper=self.paper)
+        close_after(self, self.world)  # type: ignore[arg-type]
         self.exchange = self.world.account
         self.world.price("50000")
         self.exchange.rules()
         self.began = int(self.world.time)
         self.serial = 0
-
-    def tearDown(self) -> None:
-        self.world.close()
 
     def place(
         self, side: Side, volume: str, leverage: int = 2, *, reduce_only: bool = False
@@ -344,8 +342,7 @@ class TestSpotOverHttp(Contract, unittest.TestCase):
 
 class TestTheSandboxItself(unittest.TestCase):
     def test_its_clock_can_be_stopped_where_it_is(self) -> None:
-        sandbox = server.Sandbox("random:1", 100.0)
-        self.addCleanup(sandbox.close)
+        sandbox = sandbox_for(self, "random:1", 100.0)
         answer = sandbox.api.respond("POST", "/sandbox/clock", {}, b'{"freeze": true}')
         self.assertNotIn("error", json.loads(answer.body))
         stopped = sandbox.api.now()

@@ -22,12 +22,11 @@ from krakenbot.kraken.spot import Spot
 from krakenbot.lock import Lock, Nonces
 from krakenbot.model import ZERO, Purpose, Side
 from krakenbot.records import Intent, Outcome
-from krakenbot.simulated import api
 from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
 from tests import slow
 from tests.folders import own_folder
 from tests.logs import silence
-from tests.markets import begin_candle, short_histories
+from tests.markets import begin_candle, sandbox_for, short_histories
 
 SIZE = Decimal("0.01")
 KEYS = {"KRAKEN_API_KEY": SANDBOX_KEY, "KRAKEN_API_SECRET": SANDBOX_SECRET}
@@ -44,8 +43,7 @@ class FrontDoor(unittest.TestCase):
         silence(self)
         self.folder = own_folder(self)
         self.state = self.folder / "state"
-        self.sandbox = api.Sandbox("random:5", self.speed)
-        self.addCleanup(self.sandbox.close)
+        self.sandbox = sandbox_for(self, "random:5", self.speed)
         begin_candle(self.sandbox)
         environ = mock.patch.dict(os.environ, KEYS)
         environ.start()

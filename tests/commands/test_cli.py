@@ -246,21 +246,25 @@ class TestProcess(unittest.TestCase):
     def test_a_program_that_is_started_without_its_streams_runs_all_the_same(self) -> None:
         body = "assert not any(s.isatty() for s in (sys.stdin, sys.stdout, sys.stderr))"
         code = FAKE.format(name="status", body=f"import os; {body}; assert os.dup(0) > 2")
-        for closed in ((0,), (1,), (2,), (0, 1, 2)):
+        started = {
+            closed: self.start("-c", code, preexec_fn=lambda n=closed: [*map(os.close, n)])
+            for closed in ((0,), (1,), (2,), (0, 1, 2))
+        }
+        for closed, process in started.items():
             with self.subTest(closed=closed):
-                process = self.start("-c", code, preexec_fn=lambda n=closed: [*map(os.close, n)])
                 self.assertEqual(0, process.wait(timeout=30))
 
     def test_ctrl_c_is_a_clean_end_for_run_and_130_for_others(self) -> None:
         body = "import time; print('up', flush=True); time.sleep(30)"
-        for name, want in (("run", 0), ("backtest", 130)):
+        wanted = {"run": 0, "backtest": 130}
+        started = {name: self.start("-c", FAKE.format(name=name, body=body)) for name in wanted}
+        for name, process in started.items():
             with self.subTest(name):
-                process = self.start("-c", FAKE.format(name=name, body=body))
                 assert process.stdout is not None and process.stderr is not None
                 process.stdout.readline()
                 process.send_signal(signal.SIGINT)
                 self.assertEqual("", process.stderr.read())
-                self.assertEqual(want, process.wait(timeout=30))
+                self.assertEqual(wanted[name], process.wait(timeout=30))
 
 
 class TestOldPython(unittest.TestCase):

@@ -11,6 +11,7 @@ import signal
 import socket
 import sqlite3
 import time
+import unittest
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from decimal import Decimal as D

@@ -27,6 +27,7 @@ from krakenbot.kraken.transport import ANSWER_BYTES_MAX, UrllibTransport, tls_co
 from krakenbot.model import Secret
 from tests import slow
 from tests.clients import signing
+from tests.clocks import close_clock
 from tests.folders import own_folder
 
 KEY, SECRET = "the-key", "c2VjcmV0IHNlY3JldCBzZWNyZXQ="
@@ -216,6 +217,8 @@ FATES: tuple[tuple[str, Serve, str, str], ...] = (
 class Wire(unittest.TestCase):
     def setUp(self) -> None:
         self.context: ssl.SSLContext | None = None
+        self.clock = SystemClock()
+        self.addCleanup(close_clock, self.clock)
         transport._answering.clear()
 
     def serve(self, serve: Serve) -> Server:
@@ -226,7 +229,7 @@ class Wire(unittest.TestCase):
     def client(self, port: int, limit_s: float = LIMIT_S, **options: Any) -> Client:
         scheme = "https" if self.context else "http"
         url, wire = f"{scheme}://localhost:{port}", UrllibTransport(limit_s, **options)
-        return signing(wire, url, SystemClock(), key=KEY, secret=SECRET)
+        return signing(wire, url, self.clock, key=KEY, secret=SECRET)
 
     def outcome(self, ask: Callable[[], Any]) -> str:
         """Return what came of it, and see that it came in time."""

@@ -519,7 +519,9 @@ DEFECTS: dict[str, tuple[Change, ...]] = {
         Change("bot", "CHECK_MAX_S", "1e9"),
     ),
     "one refusal of the key ends the bot": (
-        Change("retry", "Retry._wait_out_refused_key", "def defect(self, error): raise error"),
+        Change(
+            "retry", "Retry._wait_out_refused_key", "def defect(self, error, pauses_s): raise error"
+        ),
     ),
     "waiting is told to nobody": (
         Change("retry", "Retry._on_failure", "def defect(self, text): pass"),
@@ -581,7 +583,7 @@ SHOWN_BY: dict[str, int | str] = {
     "an accepted order counts as filled": "two-step:",
     "a refused order is thought never to have left": "two-step:AddOrder=timeout",
     "what was ordered for this candle is ordered again": "two-step:AddOrder=late-fill",
-    "refusals go on for ever": 20,
+    "refusals go on for ever": 39,
     "an order found in another state counts as ended": "two-step:AddOrder=late-fill",
     "a lookup that fails proves absence": "two-step:AddOrder=timeout,OpenOrders=lost-before",
     "an unanswered order that cannot be looked up counts as filled": (
@@ -603,7 +605,7 @@ SHOWN_BY: dict[str, int | str] = {
     "a halt is not written down": "two-step:AddOrder=untold",
     "a charge is booked each time it is read": 1,
     "an error of unknown text is a refusal": (
-        "two-step:AddOrder#2=unknown,OpenOrders=lag,ClosedOrders=lag"
+        "one-order:AddOrder#2=unknown,OpenOrders=lag,ClosedOrders=lag"
     ),
     "a page in place of JSON is a refusal": (
         "no margin:AddOrder#1=html,OpenOrders=lag,ClosedOrders=lag"
@@ -623,7 +625,7 @@ SHOWN_BY: dict[str, int | str] = {
     "candles of the future are believed": "two-step:OHLC#2=future",
     "one refusal of the key ends the bot": "two-step:OpenPositions#2=key",
     "waiting is told to nobody": "two-step:OpenPositions#2=dead-view",
-    "an objection holds until the next candle": "two-step:SystemStatus#2=spread",
+    "an objection holds until the next candle": "two-step:SystemStatus#3=spread",
     "the pair's rules are read once": "two-step:AssetPairs=closed",
     "a journal that went back in time is believed": "no margin:AddOrder=death-backup",
     "the coins of a lost journal are nobody's": "no margin:write#21=death-deleted",

@@ -24,6 +24,7 @@ from krakenbot.model import ZERO, Purpose, Side
 from krakenbot.records import Intent, Outcome
 from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
 from tests import slow
+from tests.clocks import close_clock
 from tests.folders import own_folder
 from tests.logs import silence
 from tests.markets import begin_candle, sandbox_for, short_histories
@@ -70,9 +71,8 @@ class FrontDoor(unittest.TestCase):
         try:
             parts.bot.run(once=True)
         finally:
-            parts.journal.close()
-            for lock in parts.locks:
-                lock.close()
+            parts.close()
+            close_clock(parts.clock)
 
     def bought(self) -> list[Decimal]:
         return [Decimal(row["vol_exec"]) for row in self.sandbox.api.orders.values()]

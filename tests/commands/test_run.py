@@ -345,8 +345,10 @@ class TestTrading(ProgramTest):
         settings = LIVE | {"KRAKENBOT_RISK_MAX_LOSS": "1"}
         wide = LIVE | {"KRAKENBOT_RISK_MAX_LOSS": "1000"}
         self.assert_ends(self.run_it(gate, "run", "--live", "--once", **wide), 0)
-        self.assertEqual(abs(gate.position), D("0.01"))  # Its fee alone is over a dollar.
+        self.assertEqual(abs(gate.position), D("0.01"))
         gate.pass_candle()
+        # Its fee alone is over a dollar, and the price goes against it.
+        gate.control("price", pair="XBTUSD", price="90000" if gate.position < 0 else "50000")
         done = self.run_it(gate, "run", "--live", "--once", **settings)
         self.assert_ends(done, 76, "max_loss is 1")
         self.assertEqual(gate.position, 0)

@@ -166,6 +166,25 @@ class TestFlatten(HandoverTest):
         self.assertEqual(0, gate.position)
         self.assertEqual(["true"], [order["reduce_only"] for order in gate.added])
 
+    def test_all_on_margin_refuses_what_was_bought_without_it(self) -> None:
+        gate = self.held(SPOT)
+        done = self.run_it(gate, "flatten", "--live", "--all", **UPWARD)
+        self.assert_ends(done, 76, "0.01 XBT was bought without margin")
+        self.assertEqual(1, len(gate.orders))
+
+    def test_a_lockout_while_the_trade_is_described_is_waited_out(self) -> None:
+        gate, locked = self.held(UPWARD, MINUTES), [True]
+
+        def edit(path: str, answer: bytes) -> bytes:
+            if path.endswith("/TradeVolume") and locked:
+                locked.clear()
+                return b'{"error":["EGeneral:Temporary lockout"]}'
+            return answer
+
+        gate.edit = edit
+        self.assert_ends(self.run_it(gate, "flatten", "--live", "--yes", **UPWARD), 0)
+        self.assertEqual(0, gate.position)
+
     @slow
     def test_all_never_touches_coins_that_the_bot_did_not_buy(self) -> None:
         gate = self.held(SPOT)

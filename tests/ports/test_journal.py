@@ -318,6 +318,7 @@ class TestFile(Folder):
             "UPDATE intents SET executed = 'NaN'",
             "UPDATE intents SET executed = 'x'",
             "INSERT INTO meta VALUES ('created', 'x')",
+            "INSERT INTO meta VALUES ('adopted', 'x')",
             "INSERT INTO meta VALUES ('exchange_position', 'x')",
             "INSERT INTO meta VALUES ('warnings', '[1]')",
             'INSERT INTO meta VALUES (\'warnings\', \'{"a": ["b", "c"]}\')',

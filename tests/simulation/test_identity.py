@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import unittest
+from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from unittest import mock
 from krakenbot import identity
 from krakenbot.assemble import assemble
 from krakenbot.config import Config, ExchangeTable, RiskTable, StrategyTable
-from krakenbot.errors import ConfigError, KeyRefusedError, RefusedError, StopError
+from krakenbot.errors import ConfigError, KeyRefusedError, LaterError, RefusedError, StopError
 from krakenbot.journal_file import open_journal
 from krakenbot.kraken.spot import Spot
 from krakenbot.lock import Lock, Nonces
@@ -232,6 +233,21 @@ class TestStrategy(FrontDoor):
         with delisted, self.assertRaisesRegex(StopError, "max_loss was reached"):
             self.run_once()
         self.assertEqual([SIZE, SIZE], self.bought())
+
+    def test_a_rule_s_candles_are_not_needed_to_look_up_an_open_order(self) -> None:
+        self.run_once(entry="next-turn")
+        path = self.state / self.journals()[0]
+        journal = open_journal(path)
+        now = int(self.sandbox.api.now())
+        lost = Intent("lost", 1, 1, Purpose.OPEN, Side.BUY, SIZE, 0, False, "", ZERO, now, now)
+        journal.write(lost)
+        journal.close()
+        delisted = mock.patch.object(Spot, "candles", side_effect=RefusedError("no such pair"))
+        with delisted, suppress(LaterError, RefusedError, StopError):
+            self.run_once()
+        journal = open_journal(path)
+        self.addCleanup(journal.close)
+        self.assertEqual([], journal.open_intents())
 
     def test_an_upgrade_is_no_change_of_the_strategy(self) -> None:
         self.run_once(entry="next-turn")

@@ -18,7 +18,7 @@ _BALANCE_FACTOR = 1000  # Of the position, so that no order is refused for lack 
 
 
 class CostEstimate(NamedTuple):
-    """What trading costs per day in percent of the position, over the newest candles.
+    """What trading costs per day in percent of the position, over the last candles.
 
     A `refused_reason` says why the cost is unknown; the other figures then mean nothing. `lines`
     are for people, the figures first.
@@ -44,10 +44,11 @@ def fee_guard(
     """
     interval_s, needed = config.interval * 60, plan_of(config).candles_min
     filled = fill(sorted(candles), interval_s)
-    if len(filled) <= needed:
-        reason = f"only {len(filled)} finished candles are known, {needed + 1} are needed"
+    traded = filled[needed:]  # Nothing is ordered before.
+    if len(traded) < 2:
+        reason = f"only {len(filled)} finished candles are known, {needed + 2} are needed"
         return _unknown(reason)
-    price = filled[-1].close
+    price = sum((candle.close for candle in traded), ZERO) / len(traded)
     # In percent costs do not depend on the size, so take one above the pair's minimum.
     size = rules.round_volume(max(config.size, 10 * rules.ordermin, 10 * rules.costmin / price))
     risk = config.risk._replace(
@@ -58,11 +59,10 @@ def fee_guard(
     )
     free = config._replace(size=size, entry="now", risk=risk)
     lent = {rules.quote: rates.of(Side.BUY), rules.base: rates.of(Side.SELL)}
-    # The pair's status now says nothing about past candles.
-    online = rules._replace(status="online")
-    replay = Replay(
-        plan_of(free), online, Costs(fee_rate, _BALANCE_FACTOR * size * price, margin_rates=lent)
-    )
+    # The pair's status and minima now say nothing about past candles.
+    open_rules = rules._replace(status="online", ordermin=ZERO, costmin=ZERO)
+    costs = Costs(fee_rate, _BALANCE_FACTOR * size * price, margin_rates=lent)
+    replay = Replay(plan_of(free), open_rules, costs, warm_up=needed)
     replay.feed(columns_of(filled, interval_s))
     result = replay.result()
     if result.refused_reason:
@@ -71,12 +71,12 @@ def fee_guard(
     fees, margin = result.fees / position, (result.margin_fees + result.rollover) / position
     total = (fees + margin) / days
     lines = [
-        f"over the newest {format.duration(len(filled) * interval_s)} this configuration turned "
+        f"over the last {format.duration(len(traded) * interval_s)} these settings turned "
         f"{result.turns_per_day:.1f} times a day; at a taker fee of {plain(fee_rate * 100)} % that "
         f"costs {total:.2f} % of the position a day (fees {fees / days:.2f} %, margin "
         f"{margin / days:.2f} %)",
-        f"each turn must win {(fees + margin) / max(result.turns, 1):.2f} % of the position to "
-        "break even",
+        f"each round trip must gain {(fees + margin) / max(result.turns, 1):.2f} % of the position "
+        "to break even",
     ]
     if total > config.risk.max_fee_percent_per_day:
         lines.append(_longer_interval(config, total, max(lent.values())))
@@ -97,4 +97,4 @@ def _longer_interval(config: Config, total: Decimal, rate: Decimal) -> str:
 
 
 def _unknown(reason: str) -> CostEstimate:
-    return CostEstimate(ZERO, 0.0, reason, [f"the cost of this configuration is unknown: {reason}"])
+    return CostEstimate(ZERO, 0.0, reason, [f"the cost of these settings is unknown: {reason}"])

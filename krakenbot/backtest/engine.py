@@ -8,7 +8,7 @@ everything but plain reversals goes through the same pure functions as a tick of
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from decimal import Decimal
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from math import inf
 from typing import NamedTuple
 
@@ -90,9 +90,8 @@ class Replay:
         self._part = part
         self.record.candles += len(part.times) - new
         self.record.untraded += part.untraded(new)
-        if self.record.ended is None:
-            turns = self._slope_turns if self._length else self._strategy_turns
-            self._run(part, turns(part, begin), begin, first)
+        turns = self._slope_turns if self._length else self._strategy_turns
+        self._run(part, {} if self.record.ended else turns(part, begin), begin, first)
 
     def result(self) -> Result:
         """Return the final result, at the last close. BadDataError for fewer than two candles."""
@@ -101,11 +100,10 @@ class Replay:
             raise BadDataError("fewer than two candles of this interval")
         account, position, end = self.account, self.position, part.end
         low, high, close = (exact(column[-1]) for column in (part.lows, part.highs, part.closes))
-        if record.ended is None:
-            lost = account.liquidate_between(position, end, low, high)
-            self._liquidated(lost or account.advance(position, end, close), end)
-            self._update_bounds()
-            self._mark(part, len(part.times) - 1, len(part.times))
+        lost = account.liquidate_between(position, end, low, high)
+        self._liquidated(lost or account.advance(position, end, close), end)
+        self._update_bounds()
+        self._mark(part, len(part.times) - 1, len(part.times))
         if self._off_target and record.refused_since and not self._allowed_at:
             why = f"no order could be sent any more: {record.refused_reason}"
             record.end(why, record.refused_since)
@@ -161,10 +159,11 @@ class Replay:
                 self._reverse(exact(opened), now, part.is_traded(at + 1))
             else:
                 self._mark(part, marked, at)
-                self._process(part, at, now, is_turn or not is_safe or off_target)
+                decides = self.record.ended is None and (is_turn or not is_safe or off_target)
+                self._process(part, at, now, decides)
             marked = at + 1
-            if self.record.ended is not None:
-                return
+            if self.record.ended is not None:  # What is still held is only followed from here on.
+                turns, self._off_target = {}, False
             bottom, top, due, off_target = self._bottom, self._top, self._due, self._off_target
         self._mark(part, marked, last)
 
@@ -360,7 +359,8 @@ class Replay:
             self.record.refuse(str(error), now)
             self._unfilled += 1
             if self._unfilled >= UNFILLED_MAX:
-                self.record.end(f"{UNFILLED_MAX} orders in a row were refused: {error}", now)
+                stays = f"; {format.volume(held, rules.base)} stays held" if held else ""
+                self.record.end(f"{UNFILLED_MAX} orders in a row were refused: {error}{stays}", now)
             return self.record.ended is None
         self._unfilled = self.record.refused_since = 0
         self.record.orders += 1
@@ -370,7 +370,8 @@ class Replay:
     def _price(self, opened: Decimal, direction: int) -> Decimal:
         """Return the price of a fill in whole ticks: the open, slippage and half spread."""
         if self.costs.slippage:
-            opened = (opened * (1 + direction * self.costs.slippage)).quantize(self._tick)
+            away = ROUND_CEILING if direction > 0 else ROUND_FLOOR
+            opened = (opened * (1 + direction * self.costs.slippage)).quantize(self._tick, away)
         return opened + self._tick if direction > 0 else opened - self._tick
 
     def _record(

@@ -41,7 +41,7 @@ Source = Path | zipfile.Path  # A file, or one in a zip.
 _DAMAGED = OSError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError
 _ODD = ValueError, LookupError, AttributeError, TypeError, StopIteration, ArithmeticError
 _VOLUMES = re.compile(rb"(?:\d++(?:\.\d*+)?+(?:[eE][-+]?\d++)?+,)*+")
-_SOME_ZERO = re.compile(rb",0[.0]*+,")
+_SOME_ZERO = re.compile(rb",0[.0]*+(?:[eE][-+]?\d++)?+,")
 # PAIR_MINUTES, and variants from browsers and people: `XBTEUR_60 (1)`, `BTC_USD_1h`.
 _NAME = re.compile(
     r"([a-z0-9.]+?(?:[-_][a-z]{3,5})?)[-_](\d+)(m|min|h|d|w|)(?![a-z0-9]).*", re.IGNORECASE
@@ -248,7 +248,7 @@ def _blocks(source: Source) -> Iterator[tuple[int, Columns]]:
     number, form = 1, _KRAKEN
     try:
         for block in _lines(source):
-            if number == 1 and re.match(rb"[\"A-Za-z]", block):
+            if number == 1 and re.match(rb"\"?[A-Za-z]", block):
                 names, _, block = block.partition(b"\n")
                 number, form = 2, _header(names, source)
                 if not block:
@@ -306,6 +306,8 @@ def _parse(block: bytes, form: _Form) -> Columns:
         if any(time % 1000 for time in times):
             raise ValueError("a time that is not a whole second")
         times = [time // 1000 for time in times]
+        if times[0] >= _MILLISECONDS:
+            raise ValueError("a time that is neither in seconds nor in milliseconds")
     return _checked(times, texts[1:])
 
 
@@ -324,7 +326,7 @@ def _checked(times: list[int], texts: Sequence[Sequence[bytes]]) -> Columns:
     if not _VOLUMES.fullmatch(joined):
         raise ValueError("a volume that is not a number")
     if _SOME_ZERO.search(b"," + joined):
-        volumes = [volume if volume.strip(b"0.") else NO_TRADES for volume in volumes]
+        volumes = [volume if float(volume) else NO_TRADES for volume in volumes]
     if max(max(map(len, column)) for column in prices) > DIGITS + 1:
         for text in chain(*prices):
             if len(Decimal(text.decode()).normalize().as_tuple().digits) > DIGITS:
@@ -346,7 +348,8 @@ def _first_wrong(block: bytes, form: _Form, source: Source, number: int) -> BadD
         except (ValueError, ArithmeticError) as error:
             shown = line[:80].decode("ascii", "replace")
             return BadDataError(f"{source}:{number + at}: {shown!r} is not a candle: {error}")
-    return BadDataError(f"{source}:{number}: some times are in seconds, others are not")
+    why = "they end in CR alone, or some times are in seconds and others are not"
+    return BadDataError(f"{source}:{number}: these lines cannot be read together: {why}")
 
 
 def _answer(source: Source) -> tuple[str, Columns]:

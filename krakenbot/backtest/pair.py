@@ -28,12 +28,14 @@ def rules_of(name: str, path: Path | None, part: Columns, notes: list[str]) -> P
     if path is not None:
         raise BadDataError(f"{path}: has no pair {base}/{quote}")
     columns = part.opens, part.highs, part.lows, part.closes
-    decimals = max(-int(exact(x).as_tuple().exponent) for column in columns for x in column)
+    decimals = max(
+        -int(exact(x).normalize().as_tuple().exponent) for column in columns for x in column
+    )
     assumed = unlisted(base, quote, max(decimals, 0))
     spread = 200 * Decimal(assumed["tick_size"]) / exact(part.closes[-1])
     notes.append(
         f"{base}/{quote} is not in the built-in list of pairs. Assumed: a tick of "
-        f"{assumed['tick_size']}, the last decimal of the file's prices, so a spread of "
+        f"{assumed['tick_size']}, the last decimal of its first prices, so a spread of "
         f"{spread:.4f} %; no minimum order; no position limit; leverage up to 10 on both sides. "
         "For Kraken's own rules pass a saved AssetPairs answer with --pair-rules"
     )

@@ -146,10 +146,15 @@ class Record:
         self, fixed: float, held: float, closes: Sequence[float], first: int, step: int
     ) -> None:
         """Update with the equity `fixed + held * close` at closes `step` seconds apart."""
-        self.candles_held += len(closes) * (held != 0)
+        last = first + step * (len(closes) - 1)
+        if not held:
+            self.value(fixed, first)
+            self.value(fixed, last)
+            return
+        self.candles_held += len(closes)
         best, worst = (max(closes), min(closes)) if held > 0 else (min(closes), max(closes))
-        if not held or fixed + held * best < self._peak:
-            self.value(fixed + held * worst, first + step * (len(closes) - 1))
+        if fixed + held * best < self._peak:
+            self.value(fixed + held * worst, last)
             return
         for now, close in enumerate(closes):
             self.value(fixed + held * close, first + step * now)

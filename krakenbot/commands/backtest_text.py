@@ -78,7 +78,7 @@ def setup(config: Config, costs: Costs, rules: PairRules, is_sweep: bool = False
 def figures(result: Result) -> list[tuple[str, str]]:
     fee, won, factor = result.break_even_fee, result.win_rate, result.profit_factor
     better = "-" if factor is None else f"{factor:.2f}"
-    is_long = result.end - result.begin > YEAR_S / 10
+    is_long = result.end - result.begin > YEAR_S / 10 and not result.ended
     a_year = f", {percent(result.net_percent_per_year)} per year, not compounded" if is_long else ""
     why = f": {result.refused_reason}" if result.refused_reason else ""
     fall = money(result.max_drawdown, result.quote)

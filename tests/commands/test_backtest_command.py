@@ -91,6 +91,36 @@ class TestRun(CommandTest):
         self.assertAlmostEqual(told["turns_per_day"], told["turns"] / days)
         self.assertGreater(told["refused"], 850)
 
+    def test_a_position_that_cannot_be_closed_any_more_goes_on_costing(self) -> None:
+        prices = [100, 100, 101, 102, *[60 - at % 2 for at in range(400)]]
+        path = self.write(candles(prices, 3600), "ETHUSD_60.csv")
+        words = ("--length", "2", "--size", "0.01", "--leverage", "2")
+        rules = {"max_spread_percent": "100", "min_margin_level": "0"}
+        limits = {f"KRAKENBOT_RISK_{name.upper()}": value for name, value in rules.items()}
+        costmin = PAIRS["XETHZUSD"] | {"costmin": "0.8", "ordermin": "0.01"}
+        saved = self.write([json.dumps({"result": {"XETHZUSD": costmin}})], "rules.json")
+        told = self.told(path, *words, "--pair-rules", saved, KRAKENBOT_ENTRY="now", **limits)
+        self.assertIn("in a row were refused", told["ended"])
+        self.assertIn("0.01 ETH stays held", told["ended"])
+        self.assertEqual(D(told["rollover"]), 100 * D("0.00026"))
+
+    def test_a_candle_without_a_position_does_not_hide_when_the_account_recovered(self) -> None:
+        prices = [100, 100, 101, 102, 100, 90, *[90 - at / 100 for at in range(480)]]
+        path, report = self.write(candles(prices, 3600), "ETHUSD_60.csv"), self.folder / "r.html"
+        words = (path, "--length", "2", "--size", "1", "--leverage", "0", "--fee", "0")
+        told = self.told(*words, KRAKENBOT_ENTRY="now")
+        command(*words, "--report", str(report), KRAKENBOT_ENTRY="now")
+        days = f"at most {told['under_water_days']:,.1f} days"
+        self.assertIn(f"<dt>Under water</dt><dd>{days}</dd>", report.read_text())
+
+    def test_slippage_below_a_tick_costs_a_tick(self) -> None:
+        words = (self.jumpy(), "--length", "5", "--size", "1")
+        nets = [
+            D(self.told(*words, "--slippage", text)["net"]) for text in ("0", "0.000001", "0.01")
+        ]
+        self.assertGreater(nets[0], nets[1])
+        self.assertGreater(nets[1], nets[2])
+
     def test_rollovers_of_the_last_candle_are_paid(self) -> None:
         path = self.write(candles((100, 100, 101, 101), 1296000), "ETHUSD_21600.csv")
         words = ("--length", "2", "--size", "1", "--fee", "0")

@@ -120,9 +120,21 @@ class TestRows(FilesTest):
             columns + text,
             "\n".join(row.replace(",", "000,", 1) for row in rows()),
             quoted,
+            quoted.partition("\n")[2].replace("\n", ',"1"\n'),
             dated,
         ):
             self.assertEqual(self.read(self.write(same)), expected)
+
+    def test_a_volume_of_nothing_is_nothing_however_it_is_written(self) -> None:
+        for text in ("0", "0.0", "0.00000000", "0E-8", "0e+3", "0.0E-10"):
+            lines = [*rows()[:9], f"{T0 + 540},9,9,9,9,{text},0", *rows()[10:]]
+            self.assertFalse(self.read(self.write("\n".join(lines))).is_traded(9), text)
+        lines = [*rows()[:9], f"{T0 + 540},9,9,9,9,1E-8,1", *rows()[10:]]
+        self.assertTrue(self.read(self.write("\n".join(lines))).is_traded(9))
+
+    def test_times_in_microseconds_are_named(self) -> None:
+        lines = [f"{int(row[:10]) * 10**6}{row[10:]}" for row in rows()]
+        self.assertIn("neither in seconds nor", self.refused(self.write("\n".join(lines))))
 
     def test_a_gap_is_filled_flat_and_known_to_have_no_trades(self) -> None:
         columns = self.read(self.write("\n".join(rows()[:10] + rows()[12:])))

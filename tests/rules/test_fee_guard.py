@@ -79,6 +79,30 @@ class TestFeeGuard(unittest.TestCase):
         gaps = [candle for at, candle in enumerate(self.candles) if at % 3 != 1]
         self.assertEqual(self.guard(gaps), self.guard(fill(gaps, 60)))
 
+    def test_candles_that_a_long_average_needs_first_are_not_days_without_costs(self) -> None:
+        self.settings = self.settings._replace(strategy=config.StrategyTable(length=600))
+        candles = walk(8000)
+        short = [self.guard(candles[at : at + 720]) for at in range(0, 7000, 500)]
+        mean = sum(guard.percent_per_day for guard in short) / len(short)
+        ratio = mean / self.guard(candles).percent_per_day
+        self.assertTrue(1 < ratio < 2, ratio)  # Above, as each window pays for an entry.
+        self.assertIn("over the last 1 h 59 min", short[0].lines[0])
+
+    def test_fees_are_measured_by_the_prices_at_which_they_were_paid(self) -> None:
+        for factor in (D(1) / 2, D(2)):
+            moved = []
+            for at, candle in enumerate(walk(5000)):
+                price = candle.close * (1 + (factor - 1) * at / 5000)
+                moved.append(Candle(candle.time, price, price, price, price, D(1)))
+            found = self.guard(moved, rates=MarginRates(D(0), D(0)))
+            per_turn = float(found.percent_per_day) / found.turns_per_day
+            self.assertAlmostEqual(per_turn, 1.6, delta=0.3)
+
+    def test_a_minimum_that_an_old_price_does_not_reach_refuses_nothing(self) -> None:
+        cheap = [Candle(c.time, *[price / 1000 for price in c[1:5]], D(1)) for c in self.candles]
+        late = [candle._replace(time=candle.time + 60 * 700) for candle in self.candles]
+        self.assertIsNone(self.guard([*cheap, *late]).refused_reason)
+
     def test_a_pair_that_refuses_the_orders_is_not_cheap(self) -> None:
         for rules, word in (
             (XBTUSD._replace(leverages_buy=(), leverages_sell=()), "margin"),

@@ -6,9 +6,16 @@ from pathlib import Path
 
 from krakenbot import config as configuration
 from krakenbot.commands.chart import Fill
-from krakenbot.commands.run_report import Point, RunReport, cost_breakdown, thinned, write
+from krakenbot.commands.run_report import (
+    Point,
+    RunReport,
+    cost_breakdown,
+    drawdowns,
+    thinned,
+    write,
+)
 from krakenbot.config import Config, is_loopback
-from krakenbot.format import asset, moment, volume
+from krakenbot.format import asset, moment, percent, volume
 from krakenbot.identity import journal_path
 from krakenbot.journal import Journal
 from krakenbot.journal_file import open_read_only
@@ -43,6 +50,12 @@ def report_of(config: Config, journal: Journal) -> RunReport:
     orders = [_fill(intent) for intent in journal.intents()]
     charges = [Fill(time, 0, 0.0, 0.0, float(amount)) for time, amount in journal.charges()]
     gross = account.costs + (account.pnl(equity[-1].price) if equity else ZERO)
+    balance = float((equity[0].equity or ZERO) - equity[0].pnl) if equity else 0.0
+    facts = {"Orders": f"{len(orders):,}", "Held now": volume(account.held, unit.base)}
+    if balance:
+        facts["Max drawdown"] = percent(max(drawdowns(balance, points)))
+    turnover = sum(fill.volume * fill.price for fill in orders)
+    fee_rate = float(account.fees) / turnover if turnover else 0.0
     when = f"{moment(points[0].time)} to {moment(points[-1].time)}" if points else "no candle yet"
     place = " on a sandbox, no real money" if is_loopback(config.exchange.url) else ""
     strategy = journal.get("strategy") or config.strategy.title
@@ -52,10 +65,13 @@ def report_of(config: Config, journal: Journal) -> RunReport:
         f"leverage {config.leverage}",
         quote=asset(unit.quote),
         pair_decimals=unit.decimals,
-        balance=float((equity[0].equity or ZERO) - equity[0].pnl) if equity else 0.0,
+        balance=balance,
         size=float(config.size),
-        first_price=points[0].close if points else 0.0,
-        facts={"Orders": f"{len(orders):,}", "Held now": volume(account.held, unit.base)},
+        # Holding, too, pays for a purchase and a sale.
+        first_price=points[0].close + fee_rate * (points[0].close + points[-1].close)
+        if points
+        else 0.0,
+        facts=facts,
         costs=cost_breakdown(gross, account.fees, account.margin_fees, account.rollover),
         points=thinned(points),
         newest=[

@@ -214,15 +214,14 @@ def _facts(report: RunReport, rounds: Sequence[RoundTrip]) -> dict[str, str]:
         hold = report.holding(report.points[-1].close)
         facts["Return"] = signed(percent(report.net / report.balance * 100))
         facts["Holding"] = signed(percent(hold / report.balance * 100))
-        facts["Max drawdown"] = percent(max(_drawdowns(report)))
     won = sum(one.net > 0 for one in rounds)
     share = f", {percent(won / len(rounds) * 100, 0)} won" if rounds else ""
     return {**facts, "Round trips": f"{len(rounds):,}{share}"}
 
 
-def _drawdowns(report: RunReport) -> list[float]:
+def drawdowns(balance: float, points: Iterable[Point]) -> list[float]:
     """Return the drawdown from the highest equity so far, in percent, at each point."""
-    equity = [report.balance + point.net for point in report.points]
+    equity = [balance + point.net for point in points]
     pairs = zip(accumulate(equity, max), equity, strict=True)
     return [(peak - now) / peak * 100 if peak > 0 else 0.0 for peak, now in pairs]
 
@@ -255,7 +254,7 @@ def _charts(report: RunReport, trades: Sequence[Fill]) -> Iterator[str]:
     equity.line("after costs", nets, "price")
     yield equity.html()
     if report.balance:
-        falls = [-fall for fall in _drawdowns(report)]
+        falls = [-fall for fall in drawdowns(report.balance, report.points)]
         drawdown = Chart("Drawdown, percent of the account", times, [*falls, 0.0], gaps)
         drawdown.area("loss", falls, [0.0] * len(falls))
         drawdown.line("drawdown", falls, "lossline")

@@ -108,7 +108,7 @@ class ReportTest(unittest.TestCase):
         self.assertIn(
             "lost 91.40 USD, 9.14 % of the account. Trading itself won 8.80 USD", words[1]
         )
-        self.assertIn("Holding would have won 0.0049 USD", words[1])
+        self.assertIn("Holding would have won 0.0047 USD", words[1])
 
     def test_a_result_of_nothing_is_no_loss(self) -> None:
         self.assertEqual("made 0.00 USD", run_report._won(0.0, "USD"))
@@ -121,6 +121,14 @@ class ReportTest(unittest.TestCase):
             ("Max drawdown", "3.00 %"),
         ):
             self.assertIn(f"<dt>{name}</dt><dd>{figure}</dd>", text)
+
+    def test_a_fall_between_two_points_that_are_drawn_as_one_is_in_the_drawdown(self) -> None:
+        database = prepare(sqlite3.connect(":memory:", isolation_level=None), Path(":memory:"))
+        row = "INSERT INTO equity VALUES (?, '100', '1', ?, '0', '0', '1000', NULL, '0')"
+        for at in range(3 * COLUMNS):
+            database.execute(row, (START + 60 * at, "-400" if at == 1500 else "0"))
+        facts = report_of(SETTINGS, Journal(database)).facts
+        self.assertEqual("40.00 %", facts["Max drawdown"])
 
     def test_numbers_stand_to_the_right_and_words_to_the_left(self) -> None:
         text = table("Orders", ("why", "|fee"), [("<b>", "28.57")])

@@ -23,6 +23,7 @@ from krakenbot.simulated.private import PrivateApi
 
 START_BALANCE = Decimal(10000)
 ROWS_KEPT, LEDGER_KEPT = 60, 500  # Orders and trades; ledger entries, months of rollovers.
+OPENING_S = 60  # An order follows the start of a candle this soon.
 QUOTE_S = 5  # Reading the account reuses a quote until it is this old.
 _NO_KEY = {"permissions": [], "nonce": "0", "iban": ""}
 _NOT_VALIDATED = ("cl_ord_id", "deadline", "reduce_only")  # Left out when Kraken validates.
@@ -134,7 +135,8 @@ class PaperClient:
         candles, api = parse_rows(result, interval_s), self.private_api
         for candle in candles[:-1]:
             if self._swept and candle.time >= self._swept:
-                api.liquidate_between(candle.low, candle.high)
+                # What was opened later in it may never have seen its low.
+                api.liquidate_between(candle.low, candle.high, candle.time + OPENING_S)
         if candles:
             self._swept = max(self._swept, candles[-1].time)
         self._save()

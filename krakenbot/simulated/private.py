@@ -121,10 +121,11 @@ class PrivateApi:
         if trade is not None:
             self.record(request, (trade,), now, misc="liquidated")
 
-    def liquidate_between(self, low: Decimal, high: Decimal) -> None:
-        """Liquidate each position whose liquidation price was reached between the two."""
+    def liquidate_between(self, low: Decimal, high: Decimal, since: int) -> None:
+        """Liquidate each position held since then whose limit is between `low` and `high`."""
         for position in self.account.held_positions():
-            self._mark(position, self.now(), position.price, low, high)
+            if position.lots[-1].time <= since:
+                self._mark(position, self.now(), position.price, low, high)
 
     # Balances and positions
 

@@ -81,12 +81,12 @@ class World(StandingClock):
         self.state = paper
         self.saves += 1
 
-    def exchange(self, *, validates: bool = False) -> Spot:
+    def exchange(self, interval_s: int = 60, *, validates: bool = False) -> Spot:
         journal: Any = self
         client = PaperClient(
             self.answers, self, self, journal, fee_rate=FEE_RATE_ASSUMED, validates=validates
         )
-        return Spot(client, "XBTUSD", 60)
+        return Spot(client, "XBTUSD", interval_s)
 
 
 def order(
@@ -208,6 +208,17 @@ class PaperTest(unittest.TestCase):
             self.place(order("b", Side.SELL, reduce_only=True))
         self.assertEqual(self.exchange.position().volume, D("0.04"))
         self.assertGreater(self.exchange.summary().used_margin, 0)
+
+    def test_a_low_from_before_the_position_does_not_liquidate(self) -> None:
+        began, day_s = START // 86400 * 86400, 86400
+        exchange = self.world.exchange(day_s)
+        self.world.rows = [_candle(began - day_s, 50000), _candle(began, 1000)]
+        exchange.candles(None)
+        exchange.place(order(volume="0.2", leverage=5), int(self.world.time) + 15)
+        self.world.time += day_s
+        self.world.rows += [_candle(began + day_s, 50000)]
+        exchange.candles(None)
+        self.assertEqual(D("0.2"), exchange.position().volume)
 
     def test_a_low_between_two_looks_liquidates(self) -> None:
         self.world.rows = [_candle(START - 60, 1), _candle(START, 50000)]

@@ -92,12 +92,12 @@ def _summarise(parts: Parts, seconds: float, report: Path) -> None:
     Ledger(parts.exchange, parts.journal, parts.clock).read(parts.exchange.rules())
     account, equity = parts.journal.account(), parts.journal.newest_equity()
     mark = equity.price if equity else parts.exchange.quote().mid  # As in the report.
-    decided = sum(row.done for row in parts.journal.decisions())
+    decided = [row.candle for row in parts.journal.decisions() if row.done]
     pnl, position = account.pnl(mark), SIZE * mark
     unresolved = len(parts.journal.open_intents())
     margin = account.margin_fees + account.rollover
     figures = {
-        "candles decided on": f"{decided}, in {seconds:.1f} s",
+        "candles decided on": f"{len(decided)}, in {seconds:.1f} s",
         "orders sent": f"{parts.journal.orders_since(0)}, each once; unresolved: {unresolved}",
         "position now": volume(account.held, "XBT"),
         "result before costs": signed(money(pnl + account.costs, "USD")),
@@ -110,7 +110,8 @@ def _summarise(parts: Parts, seconds: float, report: Path) -> None:
     for name, text in figures.items():
         print(f"  {name:22}{text}")
     if decided:
-        share = percent(account.fees / position / decided * 1440 * 100, 0)
+        minutes = (max(decided) - min(decided)) // 60 + 1  # A busy machine misses candles.
+        share = percent(account.fees / position / minutes * 1440 * 100, 0)
         print(
             f"\nAt this pace fees alone cost {share} of the position per day.\n"
             "With real money use an `interval` far longer than a minute: krakenbot help costs"

@@ -46,6 +46,8 @@ def run(arguments: argparse.Namespace) -> int:
         status |= {"next_decision": life.next_decision, "exit_code": life.exit_code}
         status["end_reason"] = life.reason or None
         status["strategy"] = journal.get("strategy") or config.strategy.title
+        if flatten := journal.get("flatten"):
+            status["warnings"].append(f"flattening: {flatten}")
         status["warnings"] += identity.unmanaged(config, path)
         unit = units(journal, config.pair)
         journal.close()
@@ -170,7 +172,7 @@ def _position(status: Mapping[str, Any], unit: Units) -> str:
     held, explained = (Decimal(status[key]) for key in ("exchange_position", "position"))
     shown = volume(held, unit.base)
     if held != explained:
-        return f"the exchange holds {shown}, the journal explains {volume(explained, unit.base)}"
+        return f"the exchange holds {shown}, the journal records {volume(explained, unit.base)}"
     worth = money(abs(held) * Decimal(status["price"] or 0), unit.quote)
     return f"{shown}, worth {worth} at the last close" if held else "nothing is held"
 

@@ -89,6 +89,10 @@ class TestLife(Folder):
         journal.resume()
         self.assertIn("cleared since then", self.status())
 
+    def test_a_flatten_that_has_not_ended_is_told(self) -> None:
+        self.journal().resume(flatten="max_loss reached")
+        self.assertIn("warning   flattening: max_loss reached", self.status())
+
     def test_one_that_was_killed_says_so(self) -> None:
         journal = self.journal()
         gone = subprocess.run(
@@ -180,7 +184,7 @@ class TestFigures(Folder):
         self.fill(journal)
         journal.halt("the exchange holds 0.005", D("0.005"))
         text = " ".join(self.status().split())
-        self.assertIn("the exchange holds 0.005 XBT, the journal explains 0.05 XBT", text)
+        self.assertIn("the exchange holds 0.005 XBT, the journal records 0.05 XBT", text)
         self.assertIn("HALTED the exchange holds 0.005", text)
         self.assertEqual("0.005", json.loads(self.status("--json"))["exchange_position"])
 

@@ -132,10 +132,13 @@ class Bot:
             )
 
     def _start(self, patience_s: float = 300.0) -> None:
-        for part in (self.market.learn, *self._checks, self.market.read_rates, self._keep_books):
-            if reason := self.retry(part, patience_s):
+        self.retry(self.market.learn, patience_s)
+        for check in self._checks:
+            if reason := self.retry(check, patience_s):
                 limits = self.plan.limits._replace(close_only=reason)
                 self.plan = self.plan._replace(limits=limits)
+        self.retry(self.market.read_rates, patience_s)
+        self.retry(self._keep_books, patience_s)
         self.retry.has_started = True
 
     def _keep_books(self, left_s: float = CHECK_MAX_S) -> None:
@@ -220,14 +223,18 @@ class Bot:
         """Check position, loss and margin level between candles."""
         held = self.orders.position()
         self._check_loss(held)
-        if held and self.plan.leverage:
-            self._check_margin(self.exchange.summary())
         self._checked = self.clock.monotonic()
+        if held and self.plan.leverage:
+            try:
+                self._check_margin(self.exchange.summary())
+            except ExchangeError as error:  # No reason not to close.
+                words = f"the margin level cannot be read: {error}"
+                self._alerts.update("margin", words, SILENCE_MAX_S)
 
     def _flatten_on(self) -> TickResult:
         """Continue a flatten that has begun; this needs no finished candle."""
         now, interval_s = int(self.clock.now()), self.plan.interval_s
-        price = self.exchange.quote().mid
+        price = self.market.quote().mid
         candle = Candle(now - now % interval_s - interval_s, price, price, price, price)
         again_at = self._work(candle, Signal(None, price, 0))
         return TickResult(again_at or self.clock.now() + PASSING_PAUSE_S, decided=True)
@@ -236,8 +243,9 @@ class Bot:
         """Return finished candles, the newest from `expected` or later; None if it is late."""
         try:
             candles = self._window.up_to(expected)
-        except UnansweredError:
-            self.market.invalidate()  # Either the exchange's clock or ours is wrong.
+        except UnansweredError as error:
+            if not error.wait_s:
+                self.market.invalidate()  # Either the exchange's clock or ours is wrong.
             raise
         words = "no finished candles from the exchange: market closed, delisted, or an outage?"
         self._alerts.update("candles", words if candles is None else "", SILENCE_MAX_S)
@@ -266,23 +274,19 @@ class Bot:
 
     def _work(self, candle: Candle, signal: Signal) -> float | None:
         """Decide and send until on target; return when to continue with this candle, or None."""
-        objected: dict[Purpose, Blocked] = {}
+        not_now: dict[Purpose, Blocked] = {}
         self._newest_close = candle.close
         sent, held = 0, self.orders.position()
         if not self.journal.get("pnl_at_resume"):  # max_loss counts from here.
             self.journal.put(pnl_at_resume=self.journal.account().pnl(candle.close))
         while True:
-            self._check_loss(held)
-            blocked = {**self.orders.blocked(candle.time), **objected}
-            waits, flatten = self._first_direction(signal.direction), self.journal.get("flatten")
-            snapshot = Snapshot(signal, held, self.market.rules, waits, flatten, blocked)
-            decision = decide(snapshot, self.plan)
+            decision = self._decide(candle, signal, held, not_now)
             step = decision.step
             if step is None:
                 break
             against = self._objection(step, held)
             if against is not None:
-                objected[step.purpose] = against
+                not_now[step.purpose] = against
                 continue
             self.journal.decide(self._row(candle, signal, held, decision))
             self.orders.send(step, candle.time, held, decision.reason)
@@ -291,12 +295,20 @@ class Bot:
                 self.market.invalidate()  # Outdated rules or a wrong clock may be why.
             now = self.clock.now()
             if now >= self._next_due(candle):  # Meanwhile a newer candle has finished.
-                objected = dict.fromkeys(Purpose, Blocked("left to the next candle", None))
+                not_now = dict.fromkeys(Purpose, Blocked("left to the next candle", None))
             elif sent == ROUNDS_MAX:
                 pause = Blocked("continuing after a pause", now + PASSING_PAUSE_S)
-                objected = dict.fromkeys(Purpose, pause)
+                not_now = dict.fromkeys(Purpose, pause)
         self._finish(candle, signal, held, decision)
         return decision.blocked.until if decision.blocked else None
+
+    def _decide(
+        self, candle: Candle, signal: Signal, held: Decimal, not_now: Mapping[Purpose, Blocked]
+    ) -> Decision:
+        self._check_loss(held)
+        blocked = {**self.orders.blocked(candle.time), **not_now}
+        waits, flatten = self._first_direction(signal.direction), self.journal.get("flatten")
+        return decide(Snapshot(signal, held, self.market.rules, waits, flatten, blocked), self.plan)
 
     def _first_direction(self, direction: Direction | None) -> Direction | None:
         """Return the direction that must end before the first entry, or None once entered."""
@@ -359,7 +371,7 @@ class Bot:
         for attempt in range(2):
             if attempt and held:
                 self.clock.wait(LOSS_PAUSE_S)
-            quote = self.exchange.quote()
+            quote = self.market.quote()
             is_wide = quote.spread_percent > self.plan.limits.max_spread_percent
             prices = [quote.mid, self._newest_close] if is_wide else [quote.mid]
             pnl = self.journal.account().pnl
@@ -379,7 +391,7 @@ class Bot:
         rules, words = self.market.rules, ""
         if self.plan.size < rules.ordermin:
             self.market.invalidate()
-            least = f"the exchange's smallest order is now {plain(rules.ordermin)}, above size, "
+            least = f"the exchange's smallest order is now {plain(rules.ordermin)}, above size "
             stays = f"{plain(held)} {self.plan.pair} is held" if held else "nothing is held"
             words = f"{least}{plain(self.plan.size)}; {stays}"
         self._alerts.update("minimum", words)

@@ -43,7 +43,14 @@ def setup(level: str, format: str, stream: TextIO | None = None) -> None:
 
 
 def say(text: str, level: int = logging.INFO) -> None:
-    """Write lines to standard error that are not log lines, such as why a command ended."""
+    """Write lines to standard error that are not log lines, such as why a command ended.
+
+    With `format` "json" it is a log line.
+    """
+    handler = logger.handlers[0]
+    if isinstance(handler, _Handler) and handler.is_json:
+        handler.emit(logger.makeRecord(logger.name, level, "", 0, "%s", (text,), None))
+        return
     mark = f"<{PRIORITIES[level]}>" if _is_journal(sys.stderr) else ""
     put(sys.stderr, "".join(f"{mark}{line}\n" for line in text.splitlines()))
 
@@ -104,7 +111,7 @@ class _Handler(logging.Handler):
 
     def __init__(self, stream: TextIO | None, is_json: bool) -> None:
         super().__init__()
-        self._stream, self._is_json = stream, is_json
+        self._stream, self.is_json = stream, is_json
 
     def emit(self, record: logging.LogRecord) -> None:
         stream, moment = self._stream or sys.stderr, time.gmtime(record.created)
@@ -112,7 +119,7 @@ class _Handler(logging.Handler):
             line = clean(record.getMessage())
         except Exception:  # A wrong placeholder must not lose the line.
             line = clean(f"{record.msg} {record.args!r}")
-        if self._is_json:
+        if self.is_json:
             words = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", moment)}
             line = json.dumps(words | {"level": record.levelname.lower(), "message": line})
         elif not _is_journal(stream):  # journald adds time and level itself.

@@ -15,7 +15,15 @@ from krakenbot.errors import (
 )
 from krakenbot.exchange import Exchange
 from krakenbot.journal import Journal
-from krakenbot.model import MARGIN_RATE_ASSUMED, ZERO, MarginRates, MarginSummary, Purpose, Step
+from krakenbot.model import (
+    MARGIN_RATE_ASSUMED,
+    ZERO,
+    MarginRates,
+    MarginSummary,
+    Purpose,
+    Quote,
+    Step,
+)
 from krakenbot.pairs import PairRules, plain, recall_rules, remember_rules
 from krakenbot.risk import FEE_RATE_ASSUMED, RiskInputs, clock_error
 
@@ -39,6 +47,7 @@ class MarketState:
         self.fee_rate, self.margin_rates = FEE_RATE_ASSUMED, MarginRates()
         self.assumed = ""  # Which of these are assumed, in words.
         self.status = "online"
+        self._quote: Quote | None = None
         self.clock_offset_s = 0.0  # The exchange's time minus the host's.
         self.notices: tuple[str, ...] = ()  # What the exchange announces: emergencies, maintenance.
         self._clock_read = self._rules_read = self._others_read = self._status_read = NEVER
@@ -71,7 +80,7 @@ class MarketState:
         if self.status == self.rules.status == "online":
             return ""
         pair = f"{self.rules.altname} in state {self.rules.status}"
-        return f"something is held, but the exchange is in state {self.status}, {pair}"
+        return f"something is held; the exchange is in state {self.status}, {pair}"
 
     def invalidate(self) -> None:
         """Let the next refresh read the pair's rules and the exchange's time again."""
@@ -80,8 +89,6 @@ class MarketState:
     def refresh(self) -> None:
         """Read again whatever is out of date."""
         now = self._clock.monotonic()
-        if now - self._clock_read >= CLOCK_REFRESH_S:
-            self.measure_clock()
         if now - self._status_read >= STATUS_REFRESH_S:
             self._read_status()
             if self.rules.status not in ("online", "not listed"):
@@ -90,6 +97,8 @@ class MarketState:
             self._keep_rules(self._exchange.rules())
         if now - self._others_read >= REFRESH_S:
             self.read_rates()
+        if now - self._clock_read >= CLOCK_REFRESH_S:
+            self.measure_clock()
 
     def measure_clock(self) -> None:
         """Set the clock to the exchange's time, to within half a second and half the round trip.
@@ -98,18 +107,17 @@ class MarketState:
         answers, seconds apart, agree; else UnansweredError. The exchange's time is used, as
         Kraken judges deadlines by it; nothing is opened while the host's clock is far off.
         """
-        self._clock_read = self._clock.monotonic()
         offset_s, doubt_s = self._ask_time()
         known_s = self._clock.now() - self._clock.monotonic()
-        if abs(offset_s - known_s) > CLOCK_JUMP_S + doubt_s:
-            self._clock_read = NEVER  # One of the two is wrong: measured again at each tick.
+        if abs(offset_s - known_s) > CLOCK_JUMP_S + doubt_s:  # One of the two is wrong.
+            self._clock_read = NEVER
             for _ in range(CLOCK_LOOKS - 1):
                 self._clock.wait(CLOCK_PAUSE_S)
                 again_s, again_doubt_s = self._ask_time()
                 if abs(again_s - offset_s) > doubt_s + again_doubt_s:
                     raise UnansweredError(f"the exchange's clock jumps {again_s - offset_s:+.0f} s")
                 offset_s, doubt_s = again_s, again_doubt_s
-            self._clock_read = self._clock.monotonic()
+        self._clock_read = self._clock.monotonic()
         if abs(offset_s - known_s) > doubt_s:
             self._clock.set(self._clock.monotonic() + offset_s)
         self.clock_offset_s = self._clock.now() - self._clock.wall()
@@ -141,6 +149,24 @@ class MarketState:
             words = f"a margin rate of {plain(100 * MARGIN_RATE_ASSUMED)} % is assumed"
             self.assumed = f"{self.assumed}; {words}" if self.assumed else words
 
+    def quote(self) -> Quote:
+        """Return bid and ask; while flattening, the last ones if they cannot be read now."""
+        try:
+            self._quote = self._exchange.quote()
+        except ExchangeError:
+            if self._quote is None or not self._journal.get("flatten"):
+                raise
+        return self._quote
+
+    def _status_for(self, purpose: Purpose) -> str:
+        """Return the exchange's status; for a close, the last one if it cannot be read now."""
+        try:
+            return self._read_status()
+        except ExchangeError:
+            if purpose is not Purpose.CLOSE:
+                raise
+            return self.status
+
     def _read_status(self) -> str:
         found = self._exchange.market_status()
         self._status_read = self._clock.monotonic()
@@ -150,8 +176,8 @@ class MarketState:
     def risk_inputs(self, step: Step, held: Decimal, orders_today: int) -> RiskInputs:
         """Return the inputs of `objection`. All but rules, rates and clock are read now."""
         return RiskInputs(
-            system_status=self._read_status(),
-            quote=self._exchange.quote(),
+            system_status=self._status_for(step.purpose),
+            quote=self.quote(),
             rules=self.rules,
             held=held,
             summary=None if step.purpose is Purpose.CLOSE else self.summary(),

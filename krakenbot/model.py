@@ -190,6 +190,7 @@ class MarginSummary(NamedTuple):
     trade_balance: Decimal
     unrealized_pnl: Decimal
     used_margin: Decimal
+    free_for_orders: Decimal | None = None  # Free margin less what open orders hold.
 
     @property
     def equity(self) -> Decimal:
@@ -197,7 +198,8 @@ class MarginSummary(NamedTuple):
 
     @property
     def free_margin(self) -> Decimal:
-        return self.equity - self.used_margin
+        free = self.equity - self.used_margin
+        return free if self.free_for_orders is None else min(free, self.free_for_orders)
 
     @property
     def margin_level(self) -> Decimal | None:

@@ -6,7 +6,7 @@ Read TABLE first. orders.py carries it out; the tests check it cell by cell.
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from enum import Enum
-from itertools import product
+from itertools import product, takewhile
 from typing import NamedTuple
 
 from krakenbot.decision import Blocked
@@ -76,9 +76,15 @@ class Cell(NamedTuple):
     reason: str = ""
     write: Write = Write.NOTHING
 
-    @property
-    def pause_s(self) -> float:
-        return self.pauses_s[0]
+
+class Action(NamedTuple):
+    """What is due now by a cell of the table: `write`, wait `pause_s`, `do`."""
+
+    write: Write
+    state: State
+    pause_s: float
+    do: Do
+    reason: str
 
 
 PREPARED, SENT, ACCEPTED, UNCONFIRMED, FINAL = State
@@ -101,8 +107,8 @@ def _open_again(reason: str) -> Cell:
 
 TABLE: Mapping[tuple[State, Answer], Cell] = {
     **{pair: _impossible(*pair) for pair in product(State, Answer)},
-    # Not sent. NOT_FOUND is also where an order starts that needs no lookup; with a new journal it
-    # is looked up, because a lost one may have sent it.
+    # Not sent. An order starts with NOT_FOUND; only with a new journal is it looked up before that,
+    # because a lost one may have sent it.
     (PREPARED, Answer.NOT_FOUND): Cell(SENT, Do.SEND, write=Write.INTENT),
     (PREPARED, Answer.FOUND_OPEN): Cell(UNCONFIRMED, Do.LOOK_UP, QUICK_S, write=Write.INTENT),
     (PREPARED, Answer.FOUND_FINAL): Cell(UNCONFIRMED, Do.LOOK_UP, QUICK_S, write=Write.INTENT),
@@ -159,8 +165,8 @@ class Search(NamedTuple):
         return self._replace(refused=since, is_refused=is_refused)
 
 
-def next_action(state: State, answer: Answer, search: Search, now: float) -> Cell:
-    """Return the table's cell with the action that is due now, after the first of its pauses.
+def next_action(state: State, answer: Answer, search: Search, now: float) -> Action:
+    """Return what the table's cell says for now.
 
     Answered lookups time out once deadline and read lag are over, this process has looked for
     WATCH_MIN_S, and two lookups answered since then were LOOKUP_PAUSE_S apart. Refused ones time
@@ -173,9 +179,9 @@ def next_action(state: State, answer: Answer, search: Search, now: float) -> Cel
     elif search.first is not None and search.after is not None:
         has_timed_out = now - search.first >= WATCH_MIN_S and now - search.after >= LOOKUP_PAUSE_S
     if cell.on_timeout is not None and has_timed_out:
-        return cell._replace(do=cell.on_timeout, pauses_s=NOW_S)
-    lookups = min(max(search.lookups, 1), len(cell.pauses_s))
-    return cell._replace(pauses_s=cell.pauses_s[lookups - 1 :])
+        return Action(cell.write, cell.state, 0.0, cell.on_timeout, cell.reason)
+    at = min(max(search.lookups - 1, 0), len(cell.pauses_s) - 1)
+    return Action(cell.write, cell.state, cell.pauses_s[at], cell.do, cell.reason)
 
 
 # -- a new attempt -------------------------------------------------------------------------------
@@ -229,8 +235,7 @@ def _pause_s(newest_first: Sequence[Intent], is_of_candle: bool, ordermin: Decim
     if newest.volume < ordermin:
         return BELOW_MINIMUM_AFTER_S
     pauses = NOT_SENT_AFTER_S if newest.outcome is Outcome.NOT_SENT else REFUSED_AFTER_S
-    ends = [intent.outcome is newest.outcome for intent in newest_first]
-    in_a_row = ends.index(False) if False in ends else len(ends)
+    in_a_row = len(list(takewhile(lambda one: one.outcome is newest.outcome, newest_first)))
     if newest.outcome is Outcome.ABSENT:
         in_a_row = 2  # The second pause, a minute, in case reads lag: proving it absent took two.
     pause_s = pauses[min(in_a_row, len(pauses)) - 1]

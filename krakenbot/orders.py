@@ -7,6 +7,8 @@ its outcome or raises, and nothing is decided. The second half of this file comp
 held with the journal.
 """
 
+from collections.abc import Iterator
+from contextlib import suppress
 from decimal import Decimal
 
 from krakenbot import log
@@ -45,7 +47,7 @@ from krakenbot.pairs import earn_balances, plain
 from krakenbot.records import Intent, Outcome, client_order_id
 
 DEADLINE_S = 15  # Kraken's engine refuses an order that reaches it later (docs, Add Order).
-DEADLINE_PAST_S = 2.0  # A deadline counts as over this much later, because our clock may be off.
+DEADLINE_PAST_S = 2.0  # Added to a deadline for the error of our clock.
 UNFILLED_MAX = 5
 FIRST_PAUSE_S = 2.0
 KEY_REFUSALS_MAX = 3  # When the key was refused for more orders in a row than this, the bot ends.
@@ -78,7 +80,7 @@ class Orders:
         self._failure: Exception | None = None
         self._key_refusals = 0
         self._proven = set[str]()  # Refused orders that the second lookup did not find.
-        # Without margin, the balance in base currency: the newest, and that before the order.
+        # Without margin, the balance in base currency: now, and before the order.
         self._owned: Decimal | None = None
         self._owned_before: Decimal | None = None
 
@@ -94,7 +96,9 @@ class Orders:
             # already, at any time since the candle began.
             lost = intent._replace(created=min(candle, intent.created))
             answer = self._look_up(lost)
-            intent = intent if answer is Answer.NOT_FOUND else lost
+            # Its deadline begins now, after the lookup.
+            is_new = answer is Answer.NOT_FOUND
+            intent = self._intent(step, candle, held, reason) if is_new else lost
             was_adopted = int(self._journal.get("adopted", "-1")) >= born
             if was_adopted and self._found is not None and self._found.status.is_final:
                 # What this order traded was adopted with the rest.
@@ -113,7 +117,7 @@ class Orders:
                 self._proven.add(earlier.id)
 
     def reconcile(self) -> None:
-        """Look up every open intent until it is final; halt when too many traded nothing."""
+        """Look up every open intent until it is final; halt when too many were not filled."""
         for intent in self._journal.open_intents():
             state = State.ACCEPTED if intent.accepted else State.UNCONFIRMED
             self._follow(intent, state, self._look_up(intent))
@@ -129,28 +133,29 @@ class Orders:
             if is_whole:  # What happened to orders below the minimum does not matter.
                 history = [intent for intent in history if intent.volume >= ordermin]
             found = next_attempt(history, candle, self._plan.interval_s, ordermin, now)
-            if found is not None and (found.until is None or found.until > now):
-                blocked[purpose] = found
             reduces = purpose is Purpose.CLOSE and self._plan.leverage > 0
-            for earlier in self._unproven(reduces):
-                until = self._certain_at(earlier, reduces)
-                if until > now:
-                    why = (
-                        f"an order to {earlier.purpose.verb} was {earlier.outcome} ({earlier.note})"
-                    )
-                    blocked.setdefault(purpose, Blocked(f"{why} and is looked up first", until))
+            for reason in (found, *self._lookups_due(reduces)):
+                if reason is not None and (reason.until is None or reason.until > now):
+                    blocked[purpose] = reason
+                    break
         if newest and newest.outcome is Outcome.NOT_SENT and newest.purpose in blocked:
             blocked = dict.fromkeys(Purpose, blocked[newest.purpose]) | blocked  # Offline.
         if newest and newest.purpose is Purpose.REVERSE and not newest.executed:
-            blocked.setdefault(Purpose.REVERSE, Blocked("the last one traded nothing", None))
+            blocked.setdefault(Purpose.REVERSE, Blocked("the last one was not filled", None))
         return blocked
+
+    def _lookups_due(self, reduces: bool) -> Iterator[Blocked]:
+        """Yield, for each refused order that may exist, until when the next order waits."""
+        for earlier in self._unproven(reduces):
+            why = f"an order to {earlier.purpose.verb} was {earlier.outcome} ({earlier.note})"
+            yield Blocked(f"{why} and is looked up first", self._certain_at(earlier, reduces))
 
     def _unproven(self, reduces: bool) -> list[Intent]:
         """Return refused orders that may have been executed and matter to the next order.
 
         An order that only `reduces` need not wait until a refused open is looked up again. It does
-        wait for a refused reversal: if both were executed, they would close twice. What an adoption
-        found held may include the orders before it.
+        wait for a refused reversal: if both were executed, they would close twice. Orders before an
+        adoption are left out: it covered them.
         """
         newest = [one for purpose in PURPOSES for one in self._journal.newest_of(purpose, 1)]
         adopted = max((one.created for one in self._journal.newest_of(Purpose.ADOPT, 1)), default=0)
@@ -159,27 +164,27 @@ class Orders:
         return [one for one in doubtful if one.purpose is Purpose.REVERSE or not reduces]
 
     def _certain_at(self, refused: Intent, reduces: bool) -> float:
-        """Return when it can no longer be executed and, unless `reduces`, must be visible."""
+        """Return when it can no longer be executed and, unless `reduces`, is sure to be visible."""
         return refused.deadline + (DEADLINE_PAST_S if reduces else VISIBLE_S)
 
     def _check_unfilled(self) -> None:
         count, note = self._journal.consecutive_unfilled()
         if count >= UNFILLED_MAX:
-            raise self._journal.halt(f"{count} orders in a row traded nothing; the last: {note}")
+            raise self._journal.halt(f"{count} orders in a row were not filled; the last: {note}")
 
     def _follow(self, intent: Intent, state: State, answer: Answer) -> None:
         """Carry out the table until the order is final; raise when the loop must wait or halt."""
         while True:
             search = self._searches.get(intent.id, Search())
-            cell = next_action(state, answer, search, self._clock.monotonic())
-            self._write(cell.write, intent)
-            state = cell.state
-            match cell.do:
+            action = next_action(state, answer, search, self._clock.monotonic())
+            self._write(action.write, intent)
+            state = action.state
+            match action.do:
                 case Do.SEND:
                     answer = self._place(intent)
                 case Do.LOOK_UP:
-                    if cell.pause_s:
-                        self._clock.wait(cell.pause_s)
+                    if action.pause_s:
+                        self._clock.wait(action.pause_s)
                     answer = self._look_up(intent)
                 case Do.PROVE:
                     return self._prove_absent(intent)
@@ -190,16 +195,24 @@ class Orders:
                     assert self._failure is not None
                     raise self._failure
                 case Do.HALT:
-                    shown, found = "no such order", self._found
-                    if found is not None:
-                        done = f"{found.status.value}, {plain(found.volume)} done"
-                        shown = f"{found.exchange_order_id} {done}"
-                    elif answer is Answer.LOOKUP_FAILED:
-                        shown = "nothing"
-                    raise self._journal.halt(
-                        f"order {intent.id} ({intent.side.value} {plain(intent.volume)}) "
-                        f"{cell.reason}; the exchange shows {shown}: look at the exchange"
+                    side, volume = intent.side.value, plain(intent.volume)
+                    text = (
+                        f"order {intent.id} ({side} {volume}) {action.reason}; the exchange shows "
                     )
+                    text += f"{self._shown(answer)}. Check it there"
+                    held, explained = None, self._journal.account().held
+                    with suppress(ExchangeError, StopError):
+                        held = self._held(explained)
+                    raise self._journal.halt(text, None if held == explained else held)
+
+    def _shown(self, answer: Answer) -> str:
+        """Return what the newest lookup has shown, for a person."""
+        if answer is Answer.LOOKUP_FAILED:
+            return "nothing"
+        if self._found is None:
+            return "no such order"
+        done = f"{self._found.status.value}, {plain(self._found.volume)} done"
+        return f"{self._found.exchange_order_id} {done}"
 
     def _write(self, what: Write, intent: Intent) -> None:
         match what:
@@ -321,7 +334,7 @@ class Orders:
         volume, asked = plain(found.volume), plain(intent.volume)
         if not 0 <= found.volume <= intent.volume:
             order_id = found.exchange_order_id
-            raise self._journal.halt(f"order {order_id} traded {volume}, ordered was {asked}")
+            raise self._journal.halt(f"order {order_id} filled {volume}, but {asked} was ordered")
         outcome = Outcome(found.status.value)
         fee = opening_fee(intent, found, self._market.margin_rates)
         now = int(self._clock.now())
@@ -342,8 +355,8 @@ class Orders:
             explained = self._journal.account().held
             held = self._held(explained)
             raise self._journal.halt(
-                f"order {intent.id} is not found, yet the exchange holds {plain(held)} (explained: "
-                f"{plain(explained)}) and shows unexplained trades: {', '.join(unknown)}",
+                f"order {intent.id} is not found, yet the exchange holds {plain(held)} (recorded: "
+                f"{plain(explained)}) and shows unknown trades: {', '.join(unknown)}",
                 held,
             )
         self.position()  # Halts if it keeps contradicting the journal.
@@ -366,7 +379,7 @@ class Orders:
             raise self._journal.halt(
                 f"{plain(explained)} {plan.pair} is held {'without' if on_margin else 'on'} "
                 f"margin, leverage is now {plan.leverage}: set it back, or close the position by "
-                "hand and `run --adopt`"
+                "hand and `krakenbot adopt`"
             )
         began = self._clock.monotonic()
         while (held := self._held(explained)) != explained:
@@ -390,7 +403,7 @@ class Orders:
     def _contradiction(self, held: Decimal, explained: Decimal) -> StopError:
         """Halt with both numbers, and return the error that ends the bot."""
         why = (
-            ": closed, opened or liquidated by someone else? Check, then `run --adopt` to "
+            ": closed, opened or liquidated by someone else? Check, then `krakenbot adopt` to "
             "continue with what is held"
         )
         if not self._plan.leverage:
@@ -402,5 +415,5 @@ class Orders:
                     "back to the spot wallet, then `krakenbot resume`. Until it is back do not "
                     "adopt: the bot would buy again"
                 )
-        numbers = f"the exchange holds {plain(held)} {self._plan.pair}, the journal explains "
+        numbers = f"the exchange holds {plain(held)} {self._plan.pair}, the journal records "
         return self._journal.halt(f"{numbers}{plain(explained)}{why}", held)

@@ -26,10 +26,14 @@ class Retry:
         self._exchange, self._journal = exchange, journal
         self._clock, self._alerts = clock, alerts
         self.has_started = False  # Whether the bot has run all its checks in this process.
+        self._locked_until = float("-inf")  # By the monotonic clock.
 
     def __call__(self, action: Callable[[], T], patience_s: float = float("inf")) -> T:
         """Return the action's result; LaterError if it fails for longer than `patience_s`."""
         refusals, refused_at = 0, float("-inf")
+        locked_s = self._locked_until - self._clock.monotonic()
+        if locked_s > 0:  # A request to flatten has ended the wait for the end of a lockout.
+            self._clock.wait(locked_s)
         while True:
             try:
                 result = retry(action, self._clock, patience_s, self._on_failure)
@@ -50,7 +54,7 @@ class Retry:
         self._alerts.update("waiting", text, SILENCE_MAX_S)
 
     def _wait_out_refused_key(self, error: KeyRefusedError, pauses_s: Sequence[float]) -> None:
-        """Wait some minutes and try the key again; raise the error if it is still refused.
+        """Wait a few minutes and try the key again; raise the error if it is still refused.
 
         No private request is sent meanwhile, because each one prolongs a lockout. There is no
         second try at the start of a bot that holds nothing and has no open order.
@@ -59,9 +63,11 @@ class Retry:
         is_needed = self._journal.account().held or self._journal.open_intents()
         if error.lasting or not (is_needed or self.has_started):
             raise error
-        self._alerts.update("key", f"{error}; trying it again in some minutes")
+        self._alerts.update("key", f"{error}; trying it again in a few minutes")
         for pause_s in (LOCKOUT_S,) if error.lockout else pauses_s:
-            self._clock.wait(LOCKOUT_S if error.lockout else pause_s)
+            if error.lockout:
+                pause_s, self._locked_until = LOCKOUT_S, self._clock.monotonic() + LOCKOUT_S
+            self._clock.wait(pause_s)
             try:
                 self._exchange.balances()
                 return
@@ -93,7 +99,7 @@ def retry(
             key_pause_s = next(pauses, None)
             if key_pause_s is None:
                 raise
-            log.warning("key refused, trying it again in some minutes reason=%s", error)
+            log.warning("key refused, trying it again in a few minutes reason=%s", error)
             if error.lockout:
                 key_pause_s, pauses = LOCKOUT_S, iter(())
             clock.wait(key_pause_s)

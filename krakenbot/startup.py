@@ -12,7 +12,14 @@ from krakenbot.candles import fill
 from krakenbot.clock import Clock
 from krakenbot.config import Config
 from krakenbot.decision import plan_of
-from krakenbot.errors import ConfigError, ExchangeError, RefusedError, StopError, UnansweredError
+from krakenbot.errors import (
+    ConfigError,
+    ExchangeError,
+    KeyRefusedError,
+    RefusedError,
+    StopError,
+    UnansweredError,
+)
 from krakenbot.exchange import Exchange
 from krakenbot.format import volume
 from krakenbot.identity import Identity, account_name
@@ -60,9 +67,10 @@ def checks_of(start: Start) -> tuple[tuple[Check, ...], tuple[Check, ...]]:
     if start.nonces is None:
         return ((account, *settings) if start.config.mode == "validate" else settings), ()
     trades = (partial(check_trades, start), partial(check_untracked_balance, start))
-    closing = partial(check_account, start, opens=False)
-    is_sure = start.config.leverage > 0 and not start.adopts
-    return (account, *trades, *settings), ((closing,) if is_sure else (closing, *trades))
+    closing: tuple[Check, ...] = (partial(check_account, start, opens=False),)
+    if not start.config.leverage or start.adopts:
+        closing += trades
+    return (account, *trades, *settings), closing
 
 
 def learn(config: Config, exchange: Exchange, key: str) -> tuple[Identity, KeyInfo | None]:
@@ -96,18 +104,23 @@ def learn(config: Config, exchange: Exchange, key: str) -> tuple[Identity, KeyIn
 def check_account(start: Start, *, opens: bool = True) -> None:
     """Raise StopError when key and journal belong to different accounts.
 
-    With `opens`, also when the key has too many or too few permissions (exit code 77).
+    With `opens`, also when the key has too many or too few permissions (exit code 77). What is held
+    is looked after although the key's information cannot be read, if it was read before.
     """
     try:
         info = start.info or start.exchange.key_info()
-    except RefusedError as error:
+    except (ExchangeError, KeyRefusedError) as error:
+        is_needed = not opens or start.journal.account().held or start.journal.open_intents()
+        is_passed = is_needed and start.identity.account and not getattr(error, "lockout", False)
+        if not is_passed and not isinstance(error, RefusedError):
+            raise
         log.warning("the key's permissions cannot be read reason=%s", error)
         return
     account = account_name(info.account)
     if account and start.identity.account not in ("", account):
         raise StopError(
             "this API key belongs to another account than the journal. Nothing was sent. Use a key "
-            "of the former account, or another state.directory"
+            "of the journal's account, or another state.directory"
         )
     if start.nonces is not None and start.nonces.seen is None:
         start.nonces.seen = info.nonce  # Only the first answer tells of earlier processes.
@@ -133,8 +146,8 @@ def check_trades(start: Start) -> None:
     """Halt when the exchange shows trades of the pair that the journal does not know.
 
     A journal can be an old copy: a snapshot, a backup, lost writes. So before anything is sent,
-    all trades since its newest record must be its own. They are not read before the newest of them
-    must be visible. With a new journal in place of a lost one, the last minutes are checked. No
+    all trades since its newest record must be its own. They are read once the newest of them is
+    sure to be visible. With a new journal in place of a lost one, the last minutes are checked. No
     wait is needed when the exchange has seen no nonce of this key after the last one stored here,
     and the journal's newest intent is the one stored with that nonce.
     """
@@ -150,7 +163,11 @@ def check_trades(start: Start) -> None:
     since = int(clock.now() - visible_s) if is_short else journal.newest_record()
     wait_s = start.began + visible_s - clock.monotonic()
     if wait_s > 0 and not is_proven and (was_live or not is_new):
-        why = "the journal is new, the bot is not" if is_new else "the journal may be an old copy"
+        why = (
+            "the journal is new, but a bot has run here"
+            if is_new
+            else "the journal may be an old copy"
+        )
         log.warning("waiting %.0f s until any earlier order is visible: %s", wait_s, why)
         clock.wait(wait_s)
     if was_live or not is_new:
@@ -191,11 +208,11 @@ def _compare_trades(start: Start, since: int) -> None:
     holds = "" if held is None else f"; the exchange holds {plain(held)}"
     halt = journal.halt(
         f"the exchange shows trades of {start.config.pair} that the journal does not know: "
-        f"{', '.join(unknown)}. It has no record after {format.moment(since)} and explains "
+        f"{', '.join(unknown)}. It has no entry after {format.moment(since)} and records "
         f"{plain(journal.account().held)}{holds}. Either it is an old copy (a snapshot, a backup, "
         "lost writes), or someone else traded. Nothing was sent. Look at Kraken; `krakenbot adopt` "
         "continues with what is held, without margin up to `size`, and `krakenbot resume` with "
-        "what the journal explains",
+        "what the journal records",
         held,
     )
     journal.put(**seen)  # Only now: a crash between the two must not hide them.
@@ -217,7 +234,7 @@ def check_untracked_balance(start: Start) -> None:
             more = "".join(f" and {plain(amount)} {code}" for code, amount in earning.items())
             raise journal.halt(
                 f"the account owns {volume(owned, rules.base)}{more}, the journal is new and "
-                "explains 0, but the bot has traded here before. `krakenbot adopt` takes up to "
+                "records 0, but the bot has traded here before. `krakenbot adopt` takes up to "
                 "`size` as the bot's own, `krakenbot resume` nothing"
             )
     journal.put(minded=1)
@@ -258,11 +275,12 @@ def check_settings(start: Start) -> str | None:
     """
     try:
         rules, quote = start.exchange.known_rules(), start.exchange.quote()
-        if rules.pair != start.identity.pair:
+        former = start.identity.pair
+        if rules.pair != former:
             raise StopError(
-                f"pair = {start.config.pair!r} meant {start.identity.pair} and now means "
-                f"{rules.pair}; the journal belongs to the former. Nothing was sent. Use another "
-                "state.directory for the new market"
+                f"pair = {start.config.pair!r} meant {former} and now means {rules.pair}; the "
+                f"journal belongs to {former}. Nothing was sent. Use another state.directory for "
+                f"{rules.pair}"
             )
         if reason := never_trades(start.config, rules, quote):
             return _refuse(start, f"these settings can never trade: {reason}")
@@ -299,7 +317,7 @@ def _check_costs(start: Start) -> str | None:
     text = f"{kept} {journal.get('strategy')} {config.risk.max_fee_percent_per_day}"
     key = f"costs {hashlib.sha256(text.encode()).hexdigest()[:12]}"
     if journal.get(key):
-        log.info("costs: these settings were checked before: %s", journal.get(key))
+        log.warning("costs: these settings were checked before: %s", journal.get(key))
         return None
     fee_rate = FEE_RATE_ASSUMED
     try:
@@ -308,7 +326,8 @@ def _check_costs(start: Start) -> str | None:
         if getattr(error, "lockout", False):
             raise  # No private request may follow.
     too_much, lines = count_costs(config, exchange, fee_rate)
-    log.info("costs: %s", "; ".join(lines))
+    for line in lines:
+        log.warning("costs: %s", line)
     if not too_much or start.accept_costs:
         journal.put(**{key: lines[0]})
         return None

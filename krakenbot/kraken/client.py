@@ -67,13 +67,7 @@ class Client:
         if params:
             url += "?" + urlencode(params)
         status, body = self._send(True, "GET", url, {"User-Agent": USER_AGENT}, None)
-        try:
-            return result_of(method, status, body)
-        except LaterError as error:
-            if error.cause is Cause.NONCE:
-                # A public request has no nonce: this answers another request.
-                raise UnansweredError(str(error)) from error
-            raise
+        return result_of(method, status, body, is_public=True)
 
     def private(self, method: str, params: Mapping[str, object] | None = None) -> Any:
         """Return the result of a private method; for RetrieveExport, the bytes of its file.
@@ -130,7 +124,7 @@ class Client:
             self.on_read(False)
 
 
-def result_of(method: str, status: int, body: bytes) -> Any:
+def result_of(method: str, status: int, body: bytes, *, is_public: bool = False) -> Any:
     """Return the result in Kraken's envelope, or raise the error that it reports.
 
     Anything but such an envelope raises UnansweredError, whatever the HTTP status is.
@@ -147,7 +141,7 @@ def result_of(method: str, status: int, body: bytes) -> Any:
         raise UnansweredError(f"{method}: {problem}", wait_s=wait_s)
     failures = [re.sub(r"\s*:\s*", ":", e.strip()) for e in errors if not e.startswith("W")]
     if failures:
-        raise_verdict(method, failures)
+        raise_verdict(method, failures, is_public=is_public)
     for warning in errors:
         log.warning("exchange warns method=%s warning=%s", method, warning)
     if status != 200 or envelope.get("result") is None:
@@ -222,12 +216,18 @@ ADVICE = {
 }
 
 
-def raise_verdict(method: str, failures: Sequence[str]) -> NoReturn:
-    """Raise the error for a list of Kraken's error strings."""
+def raise_verdict(method: str, failures: Sequence[str], *, is_public: bool = False) -> NoReturn:
+    """Raise the error for a list of Kraken's error strings.
+
+    A public request has neither key nor nonce: what sounds like it is the limit of an address
+    (github.com/ccxt/ccxt/issues/20648), or answers another request.
+    """
     verdict, cause = min((_verdict(failure) for failure in failures), key=lambda found: found[0])
     advice = {text for start, text in ADVICE.items() if any(f.startswith(start) for f in failures)}
     text = f"{method}: {'; '.join([*failures, *sorted(advice)])}"
-    if verdict == UNKNOWN:
+    if is_public and verdict in (KEY, LOCKOUT):
+        raise LaterError(text, cause=Cause.RATE_LIMIT, wait_s=TOO_MANY_S)
+    if verdict == UNKNOWN or (is_public and cause is Cause.NONCE):
         raise UnansweredError(text, wait_s=WAITS_S.get(cause, 0.0))
     if verdict in (KEY, LOCKOUT):
         raise KeyRefusedError(

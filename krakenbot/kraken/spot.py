@@ -152,6 +152,7 @@ class Spot:
                 trade_balance=decimal(result["tb"]),
                 unrealized_pnl=decimal(result["n"]),
                 used_margin=decimal(result["m"]),
+                free_for_orders=decimal(result["mfo"]) if result.get("mfo") else None,
             )
 
     def balances(self) -> Mapping[str, Decimal]:

@@ -345,16 +345,16 @@ class Truth:
             return
         halted = world.meta("halted")
         expect(halted, "every halt is on disk", text)
-        if found := re.search(r"holds (\S+) \S+ the journal explains (\S+?):", text):
+        if found := re.search(r"holds (\S+) \S+ the journal records (\S+?):", text):
             unseen = world.blind or world.storms.dark
             expect(self.foreign != 0 or self.foreign_at > recent or unseen, name, text)
             expect(found[1] != found[2], name, text)
-        elif "is not found, yet" in text or "unexplained" in text or "does not know:" in text:
+        elif "is not found, yet" in text or "unknown trades" in text or "does not know:" in text:
             unseen = self.strangers or world.blind or world.storms.dark
             # A start compares from the newest record on, which may be of the candle before.
             since = recent - 2 * world.interval_s
             expect(self.foreign_at > since or unseen, name, text)
-        elif "in a row traded nothing" in text:
+        elif "in a row were not filled" in text:
             rows = world.raw(
                 "SELECT executed FROM intents WHERE outcome != 'not sent' ORDER BY number DESC"
                 " LIMIT 5"

@@ -10,7 +10,13 @@ from unittest import mock
 from krakenbot.alerts import active_alerts
 from krakenbot.bot import Bot
 from krakenbot.clock import StopRequestedError
-from krakenbot.errors import KeyRefusedError, LaterError, RefusedError, UnansweredError
+from krakenbot.errors import (
+    FlattenRequestedError,
+    KeyRefusedError,
+    LaterError,
+    RefusedError,
+    UnansweredError,
+)
 from krakenbot.handover import adopt
 from krakenbot.journal import Outcome
 from krakenbot.model import (
@@ -248,7 +254,7 @@ class TestRefusalsThatPass(AttentionTest):
 
     def test_an_order_that_was_adopted_after_its_refusal_is_not_booked_once_more(self) -> None:
         with self.taken_after_refusal(1000):
-            self.assertIn("the journal explains 0", self.stopped(self.bot().run))
+            self.assertIn("the journal records 0", self.stopped(self.bot().run))
         self.adopt()
         self.at(DOWN)
         self.run_for(1000)
@@ -619,6 +625,24 @@ class TestLockout(AttentionTest):
         after = [time - locked[0] for time in private if time > locked[0]]
         self.assertGreaterEqual(min(after), 900)
 
+    def test_a_flatten_that_is_asked_for_meanwhile_waits_for_its_end(self) -> None:
+        bot, began, private = self.once(105), self.clock.time, list[float]()
+        lockout = mock.Mock(side_effect=KeyRefusedError("-", lockout=True))
+        with (
+            mock.patch.object(self.clock, "wait", side_effect=FlattenRequestedError),
+            self.assertRaises(FlattenRequestedError),
+        ):
+            bot.retry(lockout)
+        position = self.exchange.position
+
+        def held() -> Any:
+            private.append(self.clock.time)
+            return position()
+
+        self.exchange.position = held  # type: ignore[method-assign]
+        self.flatten(bot)
+        self.assertGreaterEqual(private[0] - began, 900)
+
 
 class TestMarketThatCloses(AttentionTest):
     interval_s = DAY_S
@@ -677,6 +701,18 @@ class TestWaiting(AttentionTest):
         self.exchange.candles = lambda since: newest  # type: ignore[method-assign]
         self.run_for(1000, bot)
         self.assertIn("no finished candles", self.told()[0])
+
+    def test_a_time_that_is_not_answered_any_more_is_told(self) -> None:
+        bot, answered = self.once(105), iter([0])
+
+        def server_time() -> int:
+            if next(answered, None) is None:
+                raise UnansweredError("Time: HTTP 503")
+            return int(self.clock.time)
+
+        self.exchange.server_time = server_time  # type: ignore[method-assign]
+        self.run_for(1500, bot)
+        self.assertIn("cannot be read: Time", " ".join(self.told()))
 
     def test_flatten_needs_no_rules_from_the_exchange_when_they_are_remembered(self) -> None:
         self.once(105)

@@ -39,7 +39,7 @@ REQUEST_S = 60.0  # A request to flatten expires after this.
 def held_of(bot: Bot) -> Position:
     """Return the bot's position at the exchange; on margin it includes the opening cost.
 
-    Without margin it is what the journal explains (if nothing, `size`), up to the balance. Raises
+    Without margin it is what the journal records (if nothing, `size`), up to the balance. Raises
     StopError when that is a margin position, still open.
     """
     if bot.plan.leverage:
@@ -83,7 +83,7 @@ def adoption(bot: Bot) -> list[str]:
     halt = "; the halt is cleared" if bot.journal.get("halted") else ""
     halt += "; the request to flatten is dropped" if bot.journal.get("flatten") else ""
     lines = [
-        f"held at the exchange: {shown}; explained by the journal: {explained}",
+        f"held at the exchange: {shown}; recorded in the journal: {explained}",
         ("nothing to adopt" if position.volume == before else adopting) + halt,
     ]
     if not bot.plan.leverage:
@@ -119,7 +119,7 @@ def _next_trades(bot: Bot, held: Decimal) -> Iterator[str]:
 def adopt(bot: Bot, shown: Decimal) -> None:
     """Record what is held as the bot's own, and clear a halt.
 
-    `shown` is what the journal explained when a person agreed. Raises StopError while an earlier
+    `shown` is what the journal recorded when a person agreed. Raises StopError while an earlier
     order may still be executed.
     """
     journal, clock = bot.journal, bot.clock
@@ -145,7 +145,7 @@ def adopt(bot: Bot, shown: Decimal) -> None:
     journal.adopt(position.volume, price, now, bot.plan.leverage > 0)
     own_trades(journal, position.trades, now)
     figures = plain(position.volume), plain(before), format.price(price, bot.market.rules)
-    log.warning("adopted held=%s explained_before=%s price=%s", *figures)
+    log.warning("adopted held=%s recorded_before=%s price=%s", *figures)
 
 
 def _is_open(bot: Bot, intent: Intent) -> bool:
@@ -168,7 +168,7 @@ def flatten(
     If the process dies, the next one goes on with it.
     """
     bot.journal.resume(flatten=reason)
-    why = "the closing orders traded nothing"
+    why = "the closing orders were not filled"
     try:
         for action in (bot.market.learn, *checks):
             bot.retry(action, patience_s)

@@ -94,10 +94,10 @@ def place_of(
     ]
     there = [path for path in ours if exists(path)]
     if len(there) > 1:
-        listed = "".join(f"\n  {path} explains {_held(path)}" for path in there)
+        listed = "".join(f"\n  {path} records {_held(path)}" for path in there)
         raise StopError(
             f"several journals match {config.pair}:{listed}\nNothing was sent. Check at the "
-            "exchange what is held, keep the journal that explains it, and move the others to "
+            "exchange what is held, keep the journal that records it, and move the others to "
             "another folder"
         )
     if there or ours:  # A lost journal leaves its lock file behind.

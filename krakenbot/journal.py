@@ -1,8 +1,8 @@
 """The journal: intents, on disk before their orders are sent, and what became of them.
 
-One SQLite file per mode, exchange, account and market. What is held is asked from the exchange, and
-the journal must explain the answer; without margin, it says which of the coins are the bot's. SQL
-is only here and in journal_file.
+One SQLite file per mode, exchange, account and market. What is held is asked of the exchange, and
+the journal must agree with the answer; without margin, it says which coins are the bot's. SQL is
+only here and in journal_file.
 """
 
 import sqlite3
@@ -126,7 +126,7 @@ class Journal:
         return self._number(query, time, *aside)
 
     def consecutive_unfilled(self) -> tuple[int, str]:
-        """Return how many of the newest orders traded nothing, and the last one's note."""
+        """Return how many of the newest orders were not filled, and the last one's note."""
         newest = self._intents(
             f"WHERE {_is_none_of(PASSING)} AND number > ? ORDER BY number DESC LIMIT 10",
             *PASSING,
@@ -209,7 +209,7 @@ class Journal:
     def halt(self, reason: str, held: Decimal | None = None) -> StopError:
         """Record why the bot halts, and return the error to raise.
 
-        `held` is what the exchange holds, where that differs from what the journal explains.
+        `held` is what the exchange holds, where that differs from what the journal records.
         """
         self.put(halted=reason, exchange_position=held)
         log.critical("halted reason=%s", reason)
@@ -435,5 +435,5 @@ def _typed(of: Callable[[Any], Any], stored: object) -> object:
 def damaged(path: Path, error: object) -> StopError:
     return StopError(
         f"the journal {path} is damaged ({error}) and was left as it is. Check at the exchange "
-        "what is held, move the file away, then start with --adopt or close the position by hand"
+        "what is held, move the file away, then `krakenbot adopt` or close the position by hand"
     )

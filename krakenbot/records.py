@@ -23,7 +23,7 @@ class Outcome(StrEnum):
     ABANDONED = "given up"
 
 
-# Temporary failures: retried, counted neither per day nor among the orders that traded nothing.
+# Temporary failures: retried, not counted per day, nor among the orders that were not filled.
 PASSING = (
     Outcome.NOT_SENT,
     Outcome.REFUSED_FOR_NOW,

@@ -24,7 +24,7 @@ COMMANDS = {
     "backtest": ("backtest", "replay decisions, orders, fees and margin over past candles"),
     "sandbox": ("sandbox", "start a local exchange that answers like Kraken's Spot REST API"),
     "flatten": ("handover", "close the bot's position, verify, and leave the bot halted"),
-    "adopt": ("handover", "take over the exchange's position, after showing what it trades"),
+    "adopt": ("handover", "take over your position at Kraken, after showing what it trades"),
     "resume": ("handover", "clear a halt after showing its reason; max_loss starts again from 0"),
     "call": ("call", "call any method of Kraken's REST API; all but reads need --live"),
     "config": ("config", "show every setting with its value and where it came from"),

@@ -78,7 +78,7 @@ def run(arguments: Namespace) -> int:
     try:
         config = configuration.load(arguments.config, os.environ | options, Path.cwd())
     except ConfigError as error:
-        configuration.load_here(arguments.config)  # Its own mistakes are no wrong usage.
+        configuration.load_here(arguments.config)  # Mistakes in the file are not usage errors.
         words = str(error)
         for name, key in _KEYS.items():
             words = words.replace(f"KRAKENBOT_{key} =", f"--{name}")

@@ -147,7 +147,7 @@ class Checks:
             return "fail", f"{existing} cannot be written or is full, {free >> 20} MB free"
         if existing == folder and folder.stat().st_mode & 0o077:
             return "warn", f"{folder} is open to other users", f"chmod 700 {folder}"
-        made = "" if existing == folder else " (will be made)"
+        made = "" if existing == folder else " (will be created)"
         return "ok", f"{folder}{made}, {free >> 20} MB free"
 
     def _journal(self) -> Answer:
@@ -167,7 +167,7 @@ class Checks:
         own = identity.find(self.config) or Path()
         if others := identity.unmanaged(self.config, own):
             return "warn", "; ".join(others)
-        return "ok", "nothing is held here that no bot manages"
+        return "ok", "no other position of a bot is left here"
 
     def _network(self) -> Answer:
         config, clock = self.config, SystemClock(self.config.exchange.clock_speed)
@@ -249,7 +249,7 @@ class Checks:
             return "skip", "only live margin trading has a position"
         held, base = self.account.position().volume, self.rules.base
         holds, explains = volume(held, base), volume(self.explained, base)
-        text = f"the exchange holds {holds}, the journal explains {explains}"
+        text = f"the exchange holds {holds}, the journal records {explains}"
         return "ok" if held == self.explained else "fail", text
 
     def _strategy(self) -> Answer:
@@ -280,7 +280,7 @@ CHECKS = (
     ("python", Checks._python, "", ""),
     ("config", Checks._config, "", "repair the file; see `krakenbot config --example`"),
     ("secrets", Checks._secrets, "config", "put both into files of mode 0600, named in [keys]"),
-    ("state", Checks._state, "config", "free space there, and let this user write"),
+    ("state", Checks._state, "config", "free space there, and make it writable for this user"),
     ("strategy", Checks._strategy, "config", "read `krakenbot help strategies`"),
     ("journal", Checks._journal, "config", "check the exchange, then `krakenbot resume`"),
     ("others", Checks._others, "config", "close that position before you go on"),

@@ -29,6 +29,7 @@ from krakenbot.journal_file import open_journal, open_read_only
 from krakenbot.lock import Lock, is_locked
 from krakenbot.log import clean
 from krakenbot.model import ZERO, Side
+from krakenbot.pairs import plain
 
 EXAMPLE = "krakenbot flatten --live; krakenbot adopt; krakenbot resume"
 BY_HAND = "flattened by hand"
@@ -38,7 +39,8 @@ POLL_S, PROGRESS_S, GRACE_S = 0.2, 10.0, 600.0
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     command = parser.get_default("command")
     if command != "resume":
-        parser.add_argument("--yes", action="store_true", help="do it without asking")
+        asks = "do it, not only show it" if command == "adopt" else "do it without asking"
+        parser.add_argument("--yes", action="store_true", help=asks)
     if command == "flatten":
         parser.add_argument("--live", action="store_true", help='real orders; needs mode = "live"')
         everything = "close the pair's whole margin position, whoever opened it"
@@ -65,10 +67,10 @@ def _resume(config: Config) -> int:
             print(f"the request to flatten is dropped: {clean(request)}")
         if journal.get("exchange_position"):
             shown = volume(Decimal(journal.get("exchange_position")), journal.get("base"))
-            print(f"the exchange then held {shown}, the journal explains {volume(held)}")
+            print(f"the exchange then held {shown}, the journal records {volume(held)}")
         journal.resume()
     live = " --live" if config.mode == "live" else ""
-    print(f"cleared; `krakenbot run{live}` trades again, and max_loss counts from here")
+    print(f"cleared; `krakenbot run{live}` trades again, and max_loss counts from zero")
     return 0
 
 
@@ -116,7 +118,7 @@ def _flatten(config: Config, arguments: argparse.Namespace) -> int:
                 f"leverage is now {config.leverage}: flatten with leverage = 0 first"
             )
         if takes_all and held != explained:
-            text = f"the exchange holds {volume(held, base)}, the journal explains "
+            text = f"the exchange holds {volume(held, base)}, the journal records "
             print(f"{text}{volume(explained, base)}: all of it is closed")
             explained = held
         if explained:
@@ -192,13 +194,14 @@ def _ask_the_bot(config: Config, path: Path, arguments: argparse.Namespace) -> i
     """Ask the running bot to flatten, and show its progress. Return the exit code."""
     with closing(open_read_only(path)) as journal:
         held, base, quote = journal.account().held, journal.get("base"), journal.get("quote")
-    print(f"a running bot holds {volume(held, base)} and is asked to close it")
+    print(f"a running bot holds {volume(held, base)} and will be asked to close it")
     try:
         spot = spot_of(config, client_of(config, SystemClock(config.exchange.clock_speed)))
-        bid = spot.quote().bid
-        worth, fee = abs(held) * bid, abs(held) * bid * assumed_fee_rate(config)
-        about = f"  at market, about {price(bid)} = {money(worth, quote)}, fee about "
-        print(f"{about}{money(fee, quote)}")
+        shown = spot.quote()
+        at = shown.bid if held > 0 else shown.ask
+        worth, fee_rate = abs(held) * at, assumed_fee_rate(config)
+        about = f"  at market, about {price(at)} = {money(worth, quote)}, fee about "
+        print(f"{about}{money(worth * fee_rate, quote)} at {plain(100 * fee_rate)} %")
     except ExchangeError as error:
         print(f"  the current price is not known: {clean(str(error))}")
     if not _agreed(arguments):
@@ -246,4 +249,4 @@ def _wait_for_the_bot(path: Path, patience_s: float) -> None:
 def _waits(path: Path) -> str:
     with closing(open_read_only(path)) as journal:
         ids = ", ".join(intent.id for intent in journal.open_intents())
-    return f"it is reconciling {ids} first" if ids else "none of its orders is unresolved"
+    return f"it is reconciling {ids} first" if ids else "it has no open order"

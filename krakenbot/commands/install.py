@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--template", action="store_true", help=text)
         return
     if command == "install":
-        text = "as a systemd service, the only way so far"
+        text = "as a systemd service"
         parser.add_argument("--systemd", action="store_true", required=True, help=text)
     else:
         text = "remove journal, configuration and keys as well"

@@ -25,9 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--live", action="store_true", help='real orders; needs mode = "live"')
     once = "decide on the newest finished candle and end"
     parser.add_argument("--once", action="store_true", help=once)
-    text = "take over the exchange's position, after showing what that will trade; needs --yes"
+    text = "take over your position at Kraken, after showing what that will trade; needs --yes"
     parser.add_argument("--adopt", action="store_true", help=text)
-    parser.add_argument("--yes", action="store_true", help="adopt without asking")
+    parser.add_argument("--yes", action="store_true", help="confirm --adopt")
     accept = "trade although these settings may cost more than max_fee_percent_per_day"
     parser.add_argument("--accept-costs", action="store_true", help=accept)
 
@@ -41,20 +41,17 @@ def run(arguments: argparse.Namespace) -> int:
     require_live(config, arguments.live)
     if arguments.adopt and (code := adopt(config, yes=arguments.yes)):
         return code
-    tells_costs = not arguments.once and (config.mode != "live" or _is_watched())
 
     def on_event(event: Event) -> None:
-        nonlocal tells_costs
         notifier(event)
         presence(event)
         if event.kind == "start":
             _say(_banner(config, parts))
             for text in identity.unmanaged(config, parts.path):
                 log.warning("%s", text)
+            if config.mode != "live" and not arguments.once:  # Live, startup has shown them.
+                _say_costs(parts)
         screen(event)
-        if event.kind == "decision" and tells_costs:
-            tells_costs = False
-            _say_costs(parts)
 
     with Notifier(config) as notifier:
         parts = assemble(
@@ -137,7 +134,7 @@ def _goodbye(config: Config, parts: Parts) -> list[str]:
     account, base = parts.journal.account(), parts.journal.get("base")
     if shown := parts.journal.get("exchange_position"):
         holds, explained = volume(Decimal(shown), base), volume(account.held, base)
-        return [f"ended; the exchange holds {holds}, the journal explains {explained}"]
+        return [f"ended; the exchange holds {holds}, the journal records {explained}"]
     if not account.held:
         return ["ended; nothing is held"]
     live = " --live" if config.mode == "live" else ""

@@ -216,7 +216,7 @@ class TestFindings(Patient):
         with mock.patch.object(Spot, "position", return_value=Position(Decimal(1), Decimal(9))):
             found = self.examine(sandbox.url, 'mode = "live"')["position"]
         self.assertEqual("fail", found.verdict)
-        self.assertIn("holds 1 XBT, the journal explains 0 XBT", found.text)
+        self.assertIn("holds 1 XBT, the journal records 0 XBT", found.text)
 
     def test_costs_over_the_limit_fail_in_live_mode_only(self) -> None:
         url = self.sandbox().url

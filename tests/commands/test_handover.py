@@ -57,7 +57,7 @@ class TestAdopt(HandoverTest):
             self.assertEqual(2, done.code, done.err)
             self.assertFalse(list(self.state.glob("*.db")))
             self.assertIn(
-                "held at the exchange: 0.02 XBT; explained by the journal: 0 XBT", done.out
+                "held at the exchange: 0.02 XBT; recorded in the journal: 0 XBT", done.out
             )
             self.assertRegex(done.out, r"sell 0\.01 XBT at market, about [\d,.]+ = .* fee about")
             self.assertIn("Nothing was changed", done.out)

@@ -274,7 +274,7 @@ class TestRehearsal(Reader):
         bot.close()
         for words in ("no real money", "size 0.01 XBT, worth ", "journal /", "ended; "):
             self.assertIn(words, bot.text)
-        self.assertRegex(" ".join(bot.text.split()), "exchange holds 0 .*journal explains -?0.01")
+        self.assertRegex(" ".join(bot.text.split()), "exchange holds 0 .*journal records -?0.01")
 
 
 class TestClaims(unittest.TestCase):

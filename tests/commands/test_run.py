@@ -133,6 +133,12 @@ class TestRefusals(ProgramTest):
         self.assert_ends(done, 78, "max_fee_percent_per_day")
         self.assertEqual(gate.added, [])
 
+    def test_costs_within_the_limit_are_told_before_an_order_also_at_a_terminal(self) -> None:
+        gate = self.gate()
+        settings = LIVE | {"KRAKENBOT_LOG_LEVEL": "warning"}  # As a terminal's.
+        done = self.run_it(gate, "run", "--live", "--once", **settings)
+        self.assertRegex(done.err, r"costs: over the last .*\n.*costs: each round trip must gain")
+
     def test_the_rules_of_the_pair_are_asked_for_once_at_the_start(self) -> None:
         for number, (settings, words) in enumerate(((LIVE, ["--live"]), (PAPER, []))):
             with self.subTest(words):
@@ -280,7 +286,7 @@ class TestDisk(ProgramTest):
             with self.subTest(name):
                 path.write_bytes(broken)
                 done = self.run_it(gate, "run", "--live", "--once", **LIVE)
-                self.assert_ends(done, 76, "damaged", "left as it is", "--adopt")
+                self.assert_ends(done, 76, "damaged", "left as it is", "krakenbot adopt")
                 self.assertEqual(_digest(path.read_bytes()), _digest(broken))
         self.assertEqual(len(gate.added), sent)
 
@@ -303,7 +309,7 @@ class TestTrading(ProgramTest):
         gate.control("position", pair="XBTUSD", side="buy", volume="0.02", leverage=2)
         settings = LIVE | {"KRAKENBOT_EXCHANGE_TIMEOUT": "10"}
         done = self.run_it(gate, "run", "--live", "--once", **settings)
-        self.assert_ends(done, 76, "holds 0.02 XBTUSD", "explains 0", "--adopt")
+        self.assert_ends(done, 76, "holds 0.02 XBTUSD", "records 0", "krakenbot adopt")
         again = self.run_it(gate, "run", "--live", "--once", **settings)
         self.assert_ends(again, 76, "halted", "0.02")
         self.assertEqual(gate.added, [])
@@ -404,7 +410,7 @@ class TestWords(unittest.TestCase):
         journal.adopt(D("0.01"), D(1), 1, on_margin=True)
         journal.put(base="XXBT", exchange_position=D(0))
         (line,) = _goodbye(Config(), cast(Parts, SimpleNamespace(journal=journal)))
-        self.assertIn("the exchange holds 0 XBT, the journal explains 0.01 XBT", line)
+        self.assertIn("the exchange holds 0 XBT, the journal records 0.01 XBT", line)
 
     def test_no_text_from_outside_commands_the_terminal(self) -> None:
         with redirect_stdout(io.StringIO()) as out:

@@ -74,6 +74,25 @@ def json_values(values: Mapping[str, Any]) -> dict[str, Any]:
     return {**values, **texts}
 
 
+def write_output(path: Path, data: bytes, mode: int | None = None) -> None:
+    """Write to the path that the user named: a device or pipe directly, a file in one step.
+
+    A link stays, and what it names is written. `mode` gives a file's permissions. Raises UsageError
+    when it cannot be written.
+    """
+    if os.path.islink(path) or (os.path.exists(path) and not os.path.isfile(path)):
+        try:
+            # Appending nothing changes no file, but Linux refuses here a link of another user's in
+            # /tmp, which `realpath` would follow.
+            with open(path, "ab") as file:
+                if not os.path.isfile(path):
+                    file.write(data)
+                    return
+        except OSError as error:
+            raise UsageError(f"cannot write {path}: {error.strerror}") from error
+    write_atomically(Path(os.path.realpath(path)), data, mode)
+
+
 def write_atomically(path: Path, data: bytes, mode: int | None = None) -> None:
     """Replace a file in one step. Raises UsageError when it cannot be written.
 

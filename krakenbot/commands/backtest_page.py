@@ -9,7 +9,7 @@ from krakenbot.backtest.result import Fill as Order
 from krakenbot.backtest.result import Result
 from krakenbot.backtest.sweep import Cell, Step, best_of, is_sound
 from krakenbot.commands import backtest_text as text
-from krakenbot.commands import write_atomically
+from krakenbot.commands import write_output
 from krakenbot.commands.chart import COLUMNS, Fill
 from krakenbot.commands.page import heat_map, page, table
 from krakenbot.commands.run_report import Point, RunReport, thinned, write
@@ -138,4 +138,4 @@ def write_sweep(
             "The best of many is mostly the luckiest: it was chosen on these candles."
         )
     title = f"{results[0].pair} · sweep"
-    write_atomically(path, page(title, "; ".join(head), chosen, tone, [], notes, sections).encode())
+    write_output(path, page(title, "; ".join(head), chosen, tone, [], notes, sections).encode())

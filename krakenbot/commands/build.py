@@ -9,7 +9,7 @@ from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
-from krakenbot.commands import write_atomically
+from krakenbot.commands import write_output
 
 EXAMPLE = "krakenbot build --output bot.pyz && python3 -I -S bot.pyz demo"
 KINDS = (".py", ".md", ".toml", ".css", ".js", ".service", ".png")
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     archive = packed()
-    write_atomically(arguments.output, archive)
+    write_output(arguments.output, archive)
     print(f"{hashlib.sha256(archive).hexdigest()}  {arguments.output}")
     return 0
 

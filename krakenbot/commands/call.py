@@ -18,7 +18,7 @@ from krakenbot import config as configuration
 from krakenbot import identity
 from krakenbot.assemble import client_of, load_config
 from krakenbot.clock import SystemClock
-from krakenbot.commands import UsageError, write_atomically
+from krakenbot.commands import UsageError, write_output
 from krakenbot.config import Config
 from krakenbot.credentials import Credentials, load_credentials
 from krakenbot.errors import ConfigError, RefusedError, UnansweredError
@@ -81,7 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
     text = "" if is_file else json.dumps(result, default=str, indent=None if arguments.json else 2)
     if arguments.output is not None:
         content = result if is_file else f"{redact(text)}\n".encode()
-        write_atomically(arguments.output, content, 0o600)
+        write_output(arguments.output, content, 0o600)
     elif is_file:
         sys.stdout.buffer.write(result)
     else:

@@ -6,7 +6,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
-from krakenbot.commands import write_atomically
+from krakenbot.commands import write_output
 from krakenbot.commands.chart import COLUMNS, Chart, Fill
 from krakenbot.commands.page import bars, page, table
 from krakenbot.format import MINUTE, duration, moment, money, percent, price, signed, volume
@@ -81,7 +81,7 @@ def cost_breakdown(
 
 def write(path: Path, report: RunReport) -> None:
     """Write the page. Raises UsageError when it cannot be written."""
-    write_atomically(path, render(report).encode())
+    write_output(path, render(report).encode())
 
 
 def render(report: RunReport) -> str:

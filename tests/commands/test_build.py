@@ -1,11 +1,13 @@
 import hashlib
 import io
 import os
+import stat
 import subprocess
 import sys
+import threading
 import unittest
 import zipfile
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 from krakenbot import cli
@@ -99,6 +101,43 @@ class TestBuild(unittest.TestCase):
             with self.subTest(place), redirect_stderr(io.StringIO()) as said:
                 self.assertEqual(2, cli.main(["build", "--output", place]))
                 self.assertIn("cannot write", said.getvalue())
+
+    def test_a_pipe_is_written_to_and_stays_a_pipe(self) -> None:
+        pipe, link = self.folder / "pipe", self.folder / "link"
+        read: list[bytes] = []
+        os.mkfifo(pipe)
+        link.symlink_to(pipe)
+        for place in (pipe, link):
+            reader = threading.Thread(target=lambda: read.append(pipe.read_bytes()), daemon=True)
+            reader.start()
+            with self.subTest(place.name), redirect_stdout(io.StringIO()):
+                self.assertEqual(0, cli.main(["build", "--output", str(place)]))
+                reader.join(10)
+                self.assertEqual(self.file.read_bytes(), read.pop())
+                self.assertTrue(pipe.is_fifo() and link.is_symlink())
+
+    def test_a_link_stays_and_the_file_that_it_names_is_replaced(self) -> None:
+        before, link, new = self.file.stat().st_ino, self.folder / "link", self.folder / "new"
+        link.symlink_to(self.file.name)
+        (self.folder / "dangling").symlink_to(new)
+        with redirect_stdout(io.StringIO()):
+            self.assertEqual(0, cli.main(["build", "--output", str(link)]))
+            self.assertEqual(0, cli.main(["build", "--output", str(self.folder / "dangling")]))
+        self.assertTrue(link.is_symlink())
+        self.assertNotEqual(before, self.file.stat().st_ino)
+        self.assertEqual(packed(), new.read_bytes())
+
+    @unittest.skipIf(os.geteuid() != 0, "needs root")
+    def test_a_device_that_is_full_is_wrong_usage_and_stays_a_device(self) -> None:
+        full = self.folder / "full"
+        try:
+            os.mknod(full, stat.S_IFCHR | 0o600, os.makedev(1, 7))
+        except PermissionError:
+            self.skipTest("no devices can be made here")
+        with redirect_stderr(io.StringIO()) as said:
+            self.assertEqual(2, cli.main(["build", "--output", str(full)]))
+        self.assertIn(f"cannot write {full}", said.getvalue())
+        self.assertTrue(full.is_char_device())
 
     def test_it_brings_its_manual_and_its_example_along(self) -> None:
         done = self.run_python(str(self.file), "help", "costs")

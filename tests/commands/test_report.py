@@ -1,8 +1,10 @@
 """The report: whole, self-contained, small, and nothing from outside becomes markup."""
 
 import functools
+import os
 import re
 import sqlite3
+import threading
 import unittest
 from decimal import Decimal as D
 from html.parser import HTMLParser
@@ -163,6 +165,17 @@ class ReportTest(unittest.TestCase):
         with self.assertRaises(UsageError):
             write(folder, report_of(SETTINGS, open_journal(None)))
         self.assertEqual([], list(folder.parent.glob(f".{folder.name}.*")))
+
+    def test_a_pipe_in_place_of_the_report_is_written_to(self) -> None:
+        pipe = own_folder(self) / "pipe"
+        read: list[str] = []
+        os.mkfifo(pipe)
+        reader = threading.Thread(target=lambda: read.append(pipe.read_text()), daemon=True)
+        reader.start()
+        write(pipe, report_of(SETTINGS, open_journal(None)))
+        reader.join(10)
+        self.assertTrue(pipe.is_fifo())
+        self.assertIn("no candle yet", read[0])
 
     def test_many_points_are_thinned_without_losing_an_extreme(self) -> None:
         points = (

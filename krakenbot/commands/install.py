@@ -11,8 +11,9 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 
@@ -107,6 +108,8 @@ def _install(given: str | None, act: Act) -> None:
             source = config.strategy.file.read_bytes() if config.strategy.file else b""
         except OSError as error:
             raise ConfigError(f"strategy.file: {error.filename}: {error.strerror}") from error
+        text = Path(given).read_text("utf-8-sig") if given else page("config.example.toml")
+        settings = _with_places(text, given or "config.example.toml")
     else:
         config = configuration.load(str(file), {"STATE_DIRECTORY": STATE}, Path("/"))
     digest = hashlib.sha256(archive).hexdigest()
@@ -114,9 +117,8 @@ def _install(given: str | None, act: Act) -> None:
     wrapper = f'#!/bin/sh\nexec {python} -I -S {PROGRAM} "$@"\n'
     _write(act, WRAPPER, wrapper.encode(), 0o755, "a command that runs it")
     if is_new:
-        text = Path(given).read_text() if given else page("config.example.toml")
         what = f"mode {config.mode}, {config.pair}"
-        _write(act, str(file), _with_places(text).encode(), 0o600, what)
+        _write(act, str(file), settings.encode(), 0o600, what)
         rule = config.strategy.file
         if rule is not None:
             _write(act, f"{FOLDER}/{rule.name}", source, 0o600, "your rule")
@@ -133,11 +135,26 @@ def _install(given: str | None, act: Act) -> None:
             act(f'note: {file} should say {key} = "{want}", so that `sudo krakenbot` uses it too')
 
 
-def _with_places(text: str) -> str:
-    """Return the text of a configuration with the service's paths for journal and keys."""
+def _with_places(text: str, name: str) -> str:
+    """Return the text of a configuration with the service's paths for journal and keys.
+
+    Raises ConfigError when only a person can put them there.
+    """
     fields = "|".join(key.partition(".")[2] for key in PLACES)
-    lines = rf"(?m)^(\[(keys|state)\]|(# )?((keys|state)\.)?({fields}) *=).*\n"
-    return "".join(f'{key} = "{at}"\n' for key, at in PLACES.items()) + re.sub(lines, "", text)
+    heads = r"\[[ \t]*(keys|state)[ \t]*\]"
+    lines = rf"(?m)^[ \t]*({heads}|(# )?((keys|state)\.)?({fields})[ \t]*=).*\n?"
+    changed = "".join(f'{key} = "{at}"\n' for key, at in PLACES.items()) + re.sub(lines, "", text)
+    wanted = tomllib.loads(text) | {"keys": {}, "state": {}}
+    for key, at in PLACES.items():
+        table, _, field = key.partition(".")
+        wanted[table][field] = at
+    with suppress(tomllib.TOMLDecodeError):
+        if tomllib.loads(changed) == wanted:
+            return changed
+    raise ConfigError(
+        f"{name}: the service's own paths cannot be put in. Write [keys] and [state] as plain "
+        "tables: the name alone on its line, then one setting on each line"
+    )
 
 
 def _uninstall(purge: bool, act: Act) -> None:

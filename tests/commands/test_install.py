@@ -203,6 +203,41 @@ class TestInstall(unittest.TestCase):
         )
         self.assertTrue(Path(command.FOLDER, "my_rule.py").exists())
 
+    def test_a_configuration_is_understood_however_its_tables_are_written(self) -> None:
+        given = self.here / "config.toml"
+        for text in (
+            '  [keys]\n\tapi_key_file = "/a"\n\tapi_secret_file = "/b"\n[log]\nlevel = "error"\n',
+            '[ keys ]\napi_key_file="/a"\napi_secret_file="/b"\n[\tlog\t]\nlevel = "error"\n',
+            '\ufeff[log]\nlevel = "error"\n[state]\ndirectory = "/s"\n[keys]',
+            'keys.api_key_file = "/a"\nkeys.api_secret_file = "/b"\nlog.level = "error"',
+            '[log]\r\nlevel = "error"\r\n[keys] # mine\r\n  api_key_file = "/a"\r\n'
+            '  api_secret_file = "/b"\r\n',
+        ):
+            with self.subTest(text):
+                given.write_text(text, "utf-8", newline="")
+                self.do("install", "--systemd")
+                got = load(str(self.config), {}, Path("/"))
+                self.assertEqual(
+                    ("error", Path(command.STATE)), (got.log.level, got.state_directory)
+                )
+                self.assertEqual(Path(command.FOLDER, "kraken_api_key"), got.keys.api_key_file)
+                self.config.unlink()
+
+    def test_a_configuration_that_only_a_person_can_change_is_told_before_anything_is_written(
+        self,
+    ) -> None:
+        for text in (
+            'keys = {api_key_file = "/a", api_secret_file = "/b"}\n',
+            '["keys"]\napi_key_file = "/a"\napi_secret_file = "/b"\n',
+            'state = {directory = "/s"}\n',
+            'notify.body = """\n[state]\n"""\n',
+        ):
+            with self.subTest(text):
+                (self.here / "config.toml").write_text(text)
+                out = self.do("install", "--systemd", code=78)
+                self.assertIn("config.toml: the service's own paths cannot be put in", out)
+                self.assertEqual(["here/config.toml"], [*self.files()])
+
     def test_what_is_there_is_kept_and_the_program_is_replaced(self) -> None:
         self.do("install", "--systemd")
         self.config.write_text('pair = "ETHUSD"\n')

@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
     for name in ("CREDENTIALS_DIRECTORY", "KRAKEN_API_KEY_FILE", "KRAKEN_API_SECRET_FILE"):
         os.environ.pop(name, None)
     os.environ["KRAKEN_API_KEY"], os.environ["KRAKEN_API_SECRET"] = SANDBOX_KEY, SANDBOX_SECRET
-    with tempfile.TemporaryDirectory(prefix="krakenbot-demo-") as folder:
+    with _temporary_folder() as folder:
         sandbox = server.Sandbox(f"random:{arguments.seed}", arguments.speed)
         try:
             config = Config(
@@ -80,12 +80,30 @@ def run(arguments: argparse.Namespace) -> int:
 def _report_and_strategy(path: str | None) -> tuple[Path, StrategyTable]:
     """Return the path of the report, the same each time, and the strategy to trade.
 
-    Of the user's settings only the strategy is used, and only from a file given with --config.
+    The report is in the current folder where the home folder cannot be written. Of the user's
+    settings only the strategy is used, and only from a file given with --config.
     """
     places = {name: os.environ[name] for name in ("HOME", "XDG_STATE_HOME") if name in os.environ}
     home = load("/dev/null", places, Path.cwd()).state_directory if places else Path.cwd()
     strategy = load(path, places, Path.cwd()).strategy if path else StrategyTable()
-    return home / "krakenbot-demo.html", strategy
+    return _writable(home, Path.cwd()) / "krakenbot-demo.html", strategy
+
+
+def _writable(home: Path, here: Path) -> Path:
+    """Return the first folder in which a file can be made; UsageError when there is none."""
+    for folder in (home, here):
+        with suppress(OSError):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+            return folder
+    raise UsageError(f"the report can be written neither to {home} nor to the current folder")
+
+
+def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
+    try:
+        return tempfile.TemporaryDirectory(prefix="krakenbot-demo-")
+    except OSError as error:
+        raise UsageError(f"{error.strerror}; set TMPDIR to a folder you may write to") from error
 
 
 def _summarise(parts: Parts, seconds: float, report: Path) -> None:
@@ -116,6 +134,5 @@ def _summarise(parts: Parts, seconds: float, report: Path) -> None:
             f"\nAt this pace fees alone cost {share} of the position per day.\n"
             "With real money use an `interval` far longer than a minute: krakenbot help costs"
         )
-    report.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     write(report, report_of(parts.config, parts.journal))
     print(f"report: {report}")

@@ -82,8 +82,13 @@ def run(arguments: argparse.Namespace) -> int:
             tier=arguments.counters,
             faults=arguments.faults,
         )
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         raise UsageError(str(error)) from error
+    except OSError as error:
+        if error.filename:  # The feed's.
+            raise UsageError(f"{error.filename}: {error.strerror}") from error
+        hint = f"port {arguments.port}: {error.strerror}; --port 0 takes any that is free"
+        raise UsageError(hint) from error
     print(f"sandbox listening on {sandbox.url}", flush=True)
     signal.sigwait(ends)
     sandbox.close()

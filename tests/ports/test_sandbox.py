@@ -625,6 +625,16 @@ class CommandTest(unittest.TestCase):
                 process.send_signal(number)
                 self.assertEqual(process.wait(5), 0)
 
+    def test_a_port_that_is_taken_is_named_and_so_is_the_way_out(self) -> None:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        self.addCleanup(signal.pthread_sigmask, signal.SIG_SETMASK, before)
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+            with contextlib.redirect_stderr(io.StringIO()) as said:
+                self.assertEqual(2, cli.main(["sandbox", "--port", str(port)]))
+        want = f"krakenbot: port {port}: Address already in use; --port 0 takes any that is free\n"
+        self.assertEqual(want, said.getvalue())
+
     def test_wrong_options_end_with_two(self) -> None:
         before = signal.pthread_sigmask(
             signal.SIG_BLOCK, ()

@@ -9,9 +9,12 @@ def start() -> int:
         found = "%d.%d" % sys.version_info[:2]  # noqa: UP031
         sys.stderr.write("krakenbot needs Python 3.11 or newer, and this is " + found + ".\n")
         return 78
-    from krakenbot.cli import main
+    try:
+        from krakenbot.cli import main
 
-    return main()
+        return main()
+    except KeyboardInterrupt:  # While modules are imported; `main` handles all others.
+        return 130
 
 
 if __name__ == "__main__":

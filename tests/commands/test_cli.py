@@ -266,6 +266,19 @@ class TestProcess(unittest.TestCase):
                 self.assertEqual("", process.stderr.read())
                 self.assertEqual(wanted[name], process.wait(timeout=30))
 
+    def test_ctrl_c_before_any_command_has_begun_ends_quietly_with_130(self) -> None:
+        body = "os.kill(os.getpid(), signal.SIGINT); time.sleep(30)"
+        code = (
+            "import os, signal, sys, time, types, runpy;"
+            "module = types.ModuleType('krakenbot.cli');"
+            f"module.__getattr__ = lambda name: exec({body!r});"
+            "sys.modules[module.__name__] = module;"
+            "runpy.run_module('krakenbot', run_name='__main__')"
+        )
+        process = self.start("-c", code)
+        self.assertEqual(("", ""), process.communicate(timeout=30))
+        self.assertEqual(130, process.returncode)
+
 
 class TestOldPython(unittest.TestCase):
     def test_a_python_that_is_too_old_is_told_in_one_sentence(self) -> None:

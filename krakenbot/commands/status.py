@@ -153,7 +153,8 @@ def _process(life: Life, halted: str | None) -> str:
     if life.state is not State.STOPPED:
         return f"pid {life.pid}, {since}"
     if life.exit_code is None:
-        return f"{since}, without a clean end: killed, or the machine went down"
+        ways = "killed, out of disk space, or the machine went down"
+        return f"{since}, without a clean end: {ways}; see its log"
     reason = "halted" if life.reason == halted else life.reason
     return f"{since}, exit code {life.exit_code}: {reason}"
 

@@ -93,7 +93,7 @@ class TestLife(Folder):
         self.journal().resume(flatten="max_loss reached")
         self.assertIn("warning   flattening: max_loss reached", self.status())
 
-    def test_one_that_was_killed_says_so(self) -> None:
+    def test_one_without_a_clean_end_is_told_all_that_may_have_ended_it(self) -> None:
         journal = self.journal()
         gone = subprocess.run(
             [sys.executable, "-c", "import os; print(os.getpid())"],
@@ -103,7 +103,8 @@ class TestLife(Folder):
         ).stdout
         self.presence(journal)(START)
         journal.put(pid=int(gone))
-        self.assertRegex(" ".join(self.status().split()), r"^STOPPED since .* killed")
+        want = "killed, out of disk space, or the machine went down; see its log"
+        self.assertRegex(" ".join(self.status().split()), f"^STOPPED since .*: {want}")
 
     def test_a_process_that_only_has_the_same_number_is_not_the_bot(self) -> None:
         journal = self.journal()

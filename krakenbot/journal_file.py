@@ -112,12 +112,19 @@ def _connect(path: Path) -> sqlite3.Connection:
 
     Raises StopError when it is damaged, ConfigError when a newer krakenbot wrote it.
     """
-    # On a read-only disk SQLite cannot create the files it needs beside the journal. With an empty
-    # write-ahead log, the journal file alone is complete.
-    log_file = path.with_name(f"{path.name}-wal")
-    is_alone = not log_file.exists() or log_file.stat().st_size == 0
-    is_fixed = is_alone and not os.access(path.parent, os.W_OK)
-    uri = f"{path.absolute().as_uri()}?mode=ro{'&immutable=1' if is_fixed else ''}"
+    try:
+        return _checked(path, "mode=ro")
+    except sqlite3.OperationalError:
+        # On a full or read-only disk SQLite cannot create the files it needs beside the journal.
+        # With an empty write-ahead log, the journal file alone is complete.
+        log_file = path.with_name(f"{path.name}-wal")
+        if log_file.exists() and log_file.stat().st_size > 0:
+            raise
+        return _checked(path, "mode=ro&immutable=1")
+
+
+def _checked(path: Path, how: str) -> sqlite3.Connection:
+    uri = f"{path.absolute().as_uri()}?{how}"
     connection = sqlite3.connect(uri, uri=True, timeout=BUSY_S, isolation_level=None)
     connection.row_factory = sqlite3.Row
     try:

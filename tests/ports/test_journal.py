@@ -1,10 +1,12 @@
 import contextlib
 import os
+import resource
+import shutil
 import sqlite3
 import stat
 import threading
 import unittest
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -67,6 +69,17 @@ def execution(wanted: Intent, volume: str, cost: str, fee: str = "0") -> Executi
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@contextlib.contextmanager
+def full_disk() -> Iterator[None]:
+    """Let no file grow."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def rows(journal: Journal, query: str) -> list[Any]:
@@ -435,6 +448,26 @@ class TestFile(Folder):
             self.path.parent.chmod(0o700)
             self.journal().close()
         self.assertEqual(before.keys(), contents(self.path.parent).keys())
+
+    def test_a_journal_that_was_closed_is_read_on_a_full_disk(self) -> None:
+        journal = open_journal(self.path)
+        journal.write(intent())
+        journal.close()
+        with full_disk():
+            looking = open_read_only(self.path)
+            self.assertEqual([intent()], looking.open_intents())
+            looking.close()
+
+    def test_on_a_full_disk_no_journal_is_read_without_its_newest_rows(self) -> None:
+        self.journal().write(intent())
+        copy = self.folder / self.path.name
+        for end in ("", "-wal"):
+            shutil.copy(f"{self.path}{end}", f"{copy}{end}")
+        with full_disk(), self.assertRaises(ConfigError):
+            open_read_only(copy)
+        looking = open_read_only(copy)
+        self.assertEqual([intent()], looking.open_intents())
+        looking.close()
 
     @unittest.skipIf(os.geteuid() == 0, "permissions do not bind root")
     def test_a_journal_of_somebody_else_is_not_called_damaged(self) -> None:

@@ -12,7 +12,7 @@ from types import ModuleType
 
 from krakenbot import __version__, log
 from krakenbot.clock import StopRequestedError
-from krakenbot.commands import COMMANDS, CONFIG_HELP, UsageError, exit_code
+from krakenbot.commands import COMMANDS, CONFIG_HELP, PAGES, UsageError, exit_code
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             words = ["help"]
         if words and not words[0].startswith("-"):
             command, *words = words
-        if command == "help" and words and words[0] in COMMANDS:
+        if command == "help" and words and words[0] in COMMANDS and words[0] not in PAGES:
             command, words = words[0], ["--help"]
         if command not in COMMANDS:
             nearest = difflib.get_close_matches(command[:80], COMMANDS, 1, 0.0)[0]

@@ -34,6 +34,7 @@ COMMANDS = {
     "build": ("build", "write the program as a single file and print its SHA-256"),
     "help": ("help", "this list, or a page of the manual: help TOPIC"),
 }
+PAGES = ("backtest", "sandbox")  # Commands with a page of the manual, which `help` prints.
 CONFIG_HELP = "TOML file (default: $KRAKENBOT_CONFIG, else ./config.toml)"
 
 

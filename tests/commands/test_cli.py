@@ -14,7 +14,7 @@ from unittest import mock
 
 from krakenbot import __version__, cli, log
 from krakenbot.clock import StopRequestedError
-from krakenbot.commands import COMMANDS, UsageError
+from krakenbot.commands import COMMANDS, UsageError, help
 from krakenbot.errors import ConfigError, LaterError, StopError, UnansweredError
 from krakenbot.model import Secret
 from tests.commands.called import Done, call
@@ -150,6 +150,13 @@ class TestCommandLine(unittest.TestCase):
             self.assertIn(f"\n  {name} ", out)
         _, out, _ = self.run_with("status", lambda _: 1, "help", "status")
         self.assertIn("example: krakenbot an-example", out)
+
+    def test_help_prints_every_page_that_it_lists(self) -> None:
+        topics = call("help").out.rpartition("help TOPIC: ")[2].replace(",", " ").split()
+        self.assertIn("sandbox", topics)
+        for topic in topics:
+            with self.subTest(topic):
+                self.assertEqual(help.page(f"{topic}.md"), call("help", topic).out)
 
     def test_help_prints_pages_of_the_manual_and_names_the_nearest(self) -> None:
         code, out, _ = self.run_with("other", lambda _: 1, "help", "costs")

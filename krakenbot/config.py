@@ -232,7 +232,7 @@ def load(path: str | None, environ: Mapping[str, str], cwd: Path) -> Config:
     for key, value in values.items():
         try:
             if isinstance(value, Path):
-                values[key] = cwd / _place(key, value, sources[key], environ)
+                values[key] = _place(key, value, sources[key], environ, cwd)
         except ValueError as error:
             errors.append(f"{sources[key]}: {error}; set {key} to an absolute path")
     _check_together(values, sources, errors)
@@ -380,18 +380,29 @@ def _check_together(values: dict[str, Any], sources: dict[str, str], errors: lis
         errors.append(f"{sources[files[0]]}: {files[0]} is set, the other file of [keys] is not")
 
 
-def _place(key: str, path: Path, source: str, environ: Mapping[str, str]) -> Path:
-    """Return the path that is meant: a rule file's is relative to its configuration.
+def _place(key: str, path: Path, source: str, environ: Mapping[str, str], cwd: Path) -> Path:
+    """Return the path that is meant: a relative one counts from its configuration file's folder.
 
-    Under systemd both files are among the credentials, wherever root keeps them.
+    Counted from the current folder, a second journal would be begun in each. Under systemd a rule
+    file is among the credentials, wherever root keeps it.
     """
     path = _expanded(path, environ)
-    if key != "strategy.file" or source.startswith("KRAKENBOT_"):
+    if source in environ and not path.is_absolute():
+        raise ValueError(f"'{path}' is neither absolute nor begins with ~/")
+    if key == "strategy.file" and source not in environ:
+        loaded = Path(environ.get("CREDENTIALS_DIRECTORY") or "/", path.name)
+        if "CREDENTIALS_DIRECTORY" in environ and loaded.exists():
+            return loaded
+    if path.is_absolute():
         return path
-    loaded = Path(environ.get("CREDENTIALS_DIRECTORY") or "/", path.name)
-    if "CREDENTIALS_DIRECTORY" in environ and loaded.exists():
-        return loaded
-    return _expanded(Path(source), environ).parent / path
+    folder = (cwd / _expanded(Path(source), environ)).parent
+    place = (folder / path.parent).resolve() / path.name  # systemd takes no path with "..".
+    if key == "state.directory" and not os.path.exists(place):
+        # Up to 0.3.2 it counted from the current folder, and a journal there says what is held.
+        former = cwd / path
+        if os.path.isdir(former) and any(former.glob("*.db")):
+            raise ValueError(f"'{path}' now means {place}, but {former} has journals")
+    return place
 
 
 def _expanded(path: Path, environ: Mapping[str, str]) -> Path:

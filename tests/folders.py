@@ -12,4 +12,4 @@ def own_folder(test: unittest.TestCase | type[unittest.TestCase]) -> Path:
     """Return a new folder that is gone after the test or the class."""
     folder = tempfile.TemporaryDirectory(prefix="krakenbot-test-", dir=MEMORY)
     (test.addClassCleanup if isinstance(test, type) else test.addCleanup)(folder.cleanup)
-    return Path(folder.name)
+    return Path(folder.name).resolve()  # On macOS it lies behind a link.

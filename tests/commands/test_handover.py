@@ -22,7 +22,7 @@ from tests import slow
 from tests.commands.program import LIVE, MINUTES, SPEED, Gate, ProgramTest
 from tests.markets import short_histories
 
-UP = {"KRAKENBOT_STRATEGY_NAME": "file", "KRAKENBOT_STRATEGY_FILE": "up.py"}
+UP = {"KRAKENBOT_STRATEGY_NAME": "file", "KRAKENBOT_STRATEGY_FILE": "~/up.py"}
 UPWARD = LIVE | UP
 SPOT = UPWARD | {"KRAKENBOT_LEVERAGE": "0"}
 

@@ -21,7 +21,7 @@ def direction(candles):
         pass
     return 1
 """
-FILE = {"KRAKENBOT_STRATEGY_NAME": "file", "KRAKENBOT_STRATEGY_FILE": "my_rule.py"}
+FILE = {"KRAKENBOT_STRATEGY_NAME": "file", "KRAKENBOT_STRATEGY_FILE": "~/my_rule.py"}
 
 
 def setUpModule() -> None:

@@ -79,8 +79,6 @@ class TestRule(Folder):
         (self.folder / "bot.toml").write_text(toml)
         elsewhere = load(str(self.folder / "bot.toml"), HOME, Path("/"))
         self.assertEqual(self.folder / "rules/my_rule.py", elsewhere.strategy.file)
-        named = {"KRAKENBOT_STRATEGY_NAME": "file", "KRAKENBOT_STRATEGY_FILE": "my_rule.py"}
-        self.assertEqual(self.folder / "my_rule.py", self.load(**named).strategy.file)
 
     def test_parameters_are_exact_and_single_values(self) -> None:
         rule = "[strategy]\nname = 'file'\nfile = 'r.py'\n[strategy.parameters]\n"
@@ -320,10 +318,6 @@ class TestStateDirectory(Folder):
         with gone, self.assertRaisesRegex(ConfigError, "current folder"):
             load_here(None)
 
-    def test_a_relative_folder_counts_from_the_current_one(self) -> None:
-        got = self.load("[state]\ndirectory = 'here'")
-        self.assertEqual(self.folder / "here", got.state_directory)
-
     def test_a_rule_file_is_found_beside_the_configuration_and_among_the_credentials(self) -> None:
         toml = "[strategy]\nname = 'file'\nfile = '{}'"
         beside = self.load(toml.format("my_rule.py")).strategy.file
@@ -333,14 +327,68 @@ class TestStateDirectory(Folder):
         loaded = self.load(toml.format("/etc/krakenbot/my_rule.py"), **environ).strategy.file
         self.assertEqual(self.folder / "my_rule.py", loaded)
 
-    def test_paths_of_the_key_files_count_as_all_others_do(self) -> None:
-        got = self.load("[keys]\napi_key_file = '~/key'\napi_secret_file = 'secret'").keys
-        self.assertEqual((Path("/home/someone/key"), self.folder / "secret"), got)
-
     def test_without_any_home_the_message_says_what_to_set(self) -> None:
         with self.assertRaisesRegex(ConfigError, "set state.directory"):
             load(None, {}, self.folder)
         load(None, {"STATE_DIRECTORY": "/var/lib/a"}, self.folder)
+
+
+class TestPaths(Folder):
+    TOML = (
+        "state.directory = 'here'\n[keys]\napi_key_file = '~/key'\napi_secret_file = 'secret'\n"
+        "[strategy]\nname = 'file'\nfile = 'rule.py'"
+    )
+
+    def test_a_relative_path_in_a_file_counts_from_its_folder_wherever_the_program_runs(
+        self,
+    ) -> None:
+        (self.folder / "bots").mkdir()
+        (self.folder / "bots/bot.toml").write_text(self.TOML)
+        bots = self.folder / "bots"
+        for named, cwd in (
+            ("bot.toml", bots),
+            ("bots/bot.toml", self.folder),
+            ("../bot.toml", bots / "elsewhere"),
+            ("~/bots/bot.toml", Path("/")),
+            (str(bots / "bot.toml"), Path("/")),
+        ):
+            with self.subTest(named, cwd=cwd):
+                cwd.mkdir(exist_ok=True)
+                got = load(named, {"HOME": str(self.folder)}, cwd)
+                self.assertEqual(bots / "here", got.state_directory)
+                self.assertEqual((self.folder / "key", bots / "secret"), got.keys)
+                self.assertEqual(bots / "rule.py", got.strategy.file)
+
+    def test_in_the_file_of_the_current_folder_it_counts_from_there(self) -> None:
+        got = self.load(self.TOML)
+        self.assertEqual(self.folder / "here", got.state_directory)
+        self.assertEqual((Path("/home/someone/key"), self.folder / "secret"), got.keys)
+
+    def test_a_relative_path_in_a_variable_is_refused(self) -> None:
+        for name in (
+            "KRAKENBOT_STATE_DIRECTORY",
+            "KRAKENBOT_KEYS_API_KEY_FILE",
+            "KRAKENBOT_STRATEGY_FILE",
+            "STATE_DIRECTORY",
+        ):
+            with self.subTest(name):
+                said = rf"(?m)^{name}: 'here' is neither absolute nor begins with ~/; set "
+                self.assertRegex(self.complaint(**{name: "here"}), said)
+        got = self.load(KRAKENBOT_STATE_DIRECTORY="~/here").state_directory
+        self.assertEqual(Path("/home/someone/here"), got)
+
+    def test_a_journal_where_older_versions_looked_for_the_folder_is_not_left_behind(self) -> None:
+        (self.folder / "bots").mkdir()
+        (self.folder / "bots/bot.toml").write_text("state.directory = 'here'")
+        (self.folder / "here").mkdir()
+        self.assertEqual(
+            self.folder / "bots/here", load("bots/bot.toml", HOME, self.folder).state_directory
+        )
+        (self.folder / "here/live.db").touch()
+        with self.assertRaisesRegex(ConfigError, f"{self.folder}/here has .*; set state.directory"):
+            load("bots/bot.toml", HOME, self.folder)
+        (self.folder / "here").rename(self.folder / "bots/here")
+        load("bots/bot.toml", HOME, self.folder)
 
 
 class TestNothingSecretIsShown(Folder):

@@ -224,7 +224,7 @@ def load(path: str | None, environ: Mapping[str, str], cwd: Path) -> Config:
     for source, key, raw in _settings(path, environ, cwd, errors):
         sources[key] = source
         try:
-            values[key] = defaults[key] if raw is None else _KEYS[key][1](raw)
+            values[key] = _KEYS[key][1](raw)
         except ValueError as allowed:
             label = source if source.startswith("KRAKENBOT_") else f"{source}: {key}"
             errors.append(f"{label} = {shown(key, raw)}: must be {allowed}")
@@ -266,7 +266,10 @@ def is_loopback(url: str) -> bool:
 def _settings(
     path: str | None, environ: Mapping[str, str], cwd: Path, errors: list[str]
 ) -> Iterator[tuple[str, str, Any]]:
-    """Yield source, key and raw value of all settings, the ones that take precedence last."""
+    """Yield source, key and raw value of all settings, the ones that take precedence last.
+
+    A variable without a value is not set, so that none of them removes a limit by accident.
+    """
     if environ.get("XDG_STATE_HOME", "").startswith("/"):
         yield "XDG_STATE_HOME", "state.directory", environ["XDG_STATE_HOME"] + "/krakenbot"
     if environ.get("STATE_DIRECTORY"):
@@ -283,9 +286,9 @@ def _settings(
                 errors.append(f"{file}: {_unknown(key, [*_KEYS])}")
     variables = {"KRAKENBOT_" + key.replace(".", "_").upper(): key for key in _KEYS}
     for name in sorted(environ):
-        if name in variables:
+        if name in variables and environ[name]:
             yield name, variables[name], _typed(environ[name], _KEYS[variables[name]][0])
-        elif name.startswith("KRAKENBOT_") and name != "KRAKENBOT_CONFIG":
+        elif name.startswith("KRAKENBOT_") and name not in (*variables, "KRAKENBOT_CONFIG"):
             errors.append(_unknown(name, [*variables, "KRAKENBOT_CONFIG"]))
 
 
@@ -318,9 +321,7 @@ def _read_toml(
 
 
 def _typed(text: str, default: object) -> object:
-    """Return a variable's text as TOML would have given it; None: the default is used."""
-    if text == "" and default is None:
-        return None
+    """Return a variable's text as TOML would have given it."""
     if type(default) is int and re.fullmatch(r"-?[0-9]{1,18}", text):
         return int(text)
     if type(default) is bool:
@@ -390,13 +391,13 @@ def _place(key: str, path: Path, source: str, environ: Mapping[str, str], cwd: P
     if source in environ and not path.is_absolute():
         raise ValueError(f"'{path}' is neither absolute nor begins with ~/")
     if key == "strategy.file" and source not in environ:
-        loaded = Path(environ.get("CREDENTIALS_DIRECTORY") or "/", path.name)
-        if "CREDENTIALS_DIRECTORY" in environ and loaded.exists():
-            return loaded
+        folder = environ.get("CREDENTIALS_DIRECTORY")
+        if folder and Path(folder, path.name).exists():
+            return Path(folder, path.name)
     if path.is_absolute():
         return path
-    folder = (cwd / _expanded(Path(source), environ)).parent
-    place = (folder / path.parent).resolve() / path.name  # systemd takes no path with "..".
+    beside = (cwd / _expanded(Path(source), environ)).parent / path
+    place = beside.parent.resolve() / beside.name  # systemd takes no path with "..".
     if key == "state.directory" and not os.path.exists(place):
         # Up to 0.3.2 it counted from the current folder, and a journal there says what is held.
         former = cwd / path

@@ -75,6 +75,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(arguments: Namespace) -> int:
     given = {key: getattr(arguments, name) for name, key in _KEYS.items()}
     options = {f"KRAKENBOT_{key}": word for key, word in given.items() if word is not None}
+    if empty := [f"--{name} is empty" for name, key in _KEYS.items() if given[key] == ""]:
+        raise UsageError(", ".join(empty))
     try:
         config = configuration.load(arguments.config, os.environ | options, Path.cwd())
     except ConfigError as error:

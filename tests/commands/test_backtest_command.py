@@ -332,6 +332,8 @@ class TestSweep(CommandTest):
             ({}, "--length", "900"),
             ({}, "--fee", "7"),
             ({}, "--size", "abc"),
+            ({}, "--size", ""),
+            ({}, "--pair", ""),
             (cross, "--sweep", "length=5:6"),
             ({}, "--forward", "365d"),
             ({}, "--forward", "1y", "--sweep", "length=5:6"),

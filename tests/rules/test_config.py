@@ -132,10 +132,20 @@ class TestOrder(Folder):
         self.assertEqual(Decimal("12.5"), got.risk.max_loss)
         self.assertEqual((True, 2.5), (got.exchange.trading_agreement, got.exchange.timeout))
 
-    def test_an_empty_variable_unsets_a_key_without_default(self) -> None:
-        self.assertIsNone(
-            self.load("[risk]\nmax_loss = 5", KRAKENBOT_RISK_MAX_LOSS="").risk.max_loss
+    def test_an_empty_variable_counts_as_not_set_whatever_its_key(self) -> None:
+        empty = {"KRAKENBOT_" + key.replace(".", "_").upper(): "" for key in config._KEYS}
+        toml = (
+            "leverage = 3\nstate.directory = '/bot'\n[risk]\nmax_loss = 50\n"
+            "[exchange]\nproxy = 'http://proxy:1'\n"
         )
+        self.assertEqual(self.load(toml), self.load(toml, **empty))
+        self.assertEqual(self.load(), self.load(**empty))
+        self.assertIn("'KRAKENBOT_MODUS' is not known", self.complaint(KRAKENBOT_MODUS=""))
+
+    def test_an_empty_folder_of_credentials_is_none(self) -> None:
+        toml = "[strategy]\nname = 'file'\nfile = 'tmp'"  # There is also a /tmp.
+        got = self.load(toml, CREDENTIALS_DIRECTORY="").strategy.file
+        self.assertEqual(self.folder / "tmp", got)
 
     def test_a_size_keeps_every_digit_whether_number_or_text(self) -> None:
         for text in ("0.10000000000000001", "'0.10000000000000001'"):
@@ -308,10 +318,6 @@ class TestStateDirectory(Folder):
                 self.assertEqual(
                     (Path(want), source), (got.state_directory, got.sources["state.directory"])
                 )
-
-    def test_an_empty_variable_is_no_folder(self) -> None:
-        got = self.load("", KRAKENBOT_STATE_DIRECTORY="").state_directory
-        self.assertEqual(Path("/home/someone/.local/state/krakenbot"), got)
 
     def test_a_current_folder_that_was_deleted_is_said(self) -> None:
         gone = mock.patch("os.getcwd", side_effect=FileNotFoundError("No such file or directory"))

@@ -92,10 +92,15 @@ _PATH = _text(r"[^\x00-\x1f\x7f]+", "a path", Path)
 
 
 def is_key_itself(path: str) -> bool:
-    """Return whether this is a key in place of a path; if so, no output will show it."""
-    if not re.fullmatch(r"[A-Za-z0-9+/]{40,}={0,2}", path) or os.path.lexists(path):
+    """Return whether this is a key in place of a path; if so, no output will show it.
+
+    A pasted key may have quotes around it, and white space anywhere.
+    """
+    bare = re.sub(r"[\s\"'`]", "", path)
+    if not re.fullmatch(r"[A-Za-z0-9+/]{40,}={0,2}", bare) or os.path.lexists(path):
         return False
     register(Secret(path))
+    register(Secret(bare))
     return True
 
 
@@ -347,7 +352,8 @@ def _unknown(name: str, valid: list[str]) -> str:
 
 def shown(key: str, raw: object) -> str:
     """Return a value in a form that anybody may see."""
-    if key.startswith("notify."):
+    # A part of a key would be shown: only a whole one is found by `redact`.
+    if key.startswith("notify.") or (isinstance(raw, str) and is_key_itself(raw)):
         return "(not shown)"
     if isinstance(raw, dict | list):
         return "a table" if isinstance(raw, dict) else "a list"

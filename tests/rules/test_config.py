@@ -419,6 +419,11 @@ class TestNothingSecretIsShown(Folder):
         self.assertEqual(5, len(text.splitlines()))
         self.assertNotIn("HUSH", text)
 
+    def test_a_key_in_the_place_of_any_other_setting_is_not_shown(self) -> None:
+        for toml in (f"pair = '{'HUSH' * 22}'", f"exchange.url = ' {'HUSH' * 14}'"):
+            with self.subTest(toml):
+                self.assertNotIn("HUSH", log.clean(self.complaint(toml)))
+
     def test_a_notify_address_is_a_secret_everywhere(self) -> None:
         got = self.load("[notify]\nurl = 'https://hooks.example/T0/HUSHHUSH'\nbody = 'HUSH $text'")
         assert got.notify.url is not None

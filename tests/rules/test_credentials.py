@@ -10,6 +10,7 @@ from krakenbot import log
 from krakenbot.config import KeysTable, load
 from krakenbot.credentials import load_secrets
 from krakenbot.errors import ConfigError
+from tests.commands.called import call
 from tests.folders import own_folder
 
 ROOT = Path(__file__).parent.parent.parent
@@ -91,15 +92,37 @@ class TestCredentials(unittest.TestCase):
                 text = self.refused(environ, f"mode {mode:04o} .*chmod 600 {key}")
                 self.assertNotIn("HUSH", text)
 
-    def test_a_key_in_the_place_of_its_file_s_name_is_not_shown(self) -> None:
-        key = "HUSH" * 14
-        for variable, say in (
-            ("KRAKEN_API_KEY_FILE", load_secrets),
-            ("KRAKENBOT_KEYS_API_KEY_FILE", lambda environ: load(None, environ, self.folder)),
-        ):
-            with self.subTest(variable), self.assertRaises(ConfigError) as caught:
-                say({variable: key, "HOME": "/root"})
-            self.assertNotIn("HUSH", log.clean(str(caught.exception)))
+    def test_a_key_in_the_place_of_its_file_s_name_is_not_shown_however_it_was_pasted(self) -> None:
+        for key in ("HUSH" * 14, "HUSH" * 21 + "HUS="):  # As long as a key, and as its secret.
+            half = f"{key[:44]}\n{key[44:]}"
+            for pasted in (key, f" {key}\n", f'"{key}"', f"'{key}' ", f"`{key}`", half):
+                for variable in ("KRAKEN_API_KEY_FILE", "KRAKENBOT_KEYS_API_KEY_FILE"):
+                    self.assert_hidden(variable, pasted)
+
+    def assert_hidden(self, variable: str, pasted: str) -> None:
+        log._hidden.clear()
+        environ = {variable: pasted, "HOME": "/root"}
+        with self.subTest(f"{variable}={pasted!r}"):
+            with self.assertRaisesRegex(ConfigError, "not the key|the key itself") as caught:
+                load(None, environ, self.folder)
+                load_secrets(environ)
+            for text in (caught.exception, f"{pasted}: cannot be read", "".join(pasted.split())):
+                self.assertNotIn("HUSH", log.clean(str(text)))
+
+    def test_a_key_in_the_place_of_a_path_in_the_file_is_not_shown_by_any_command(self) -> None:
+        key, file = "HUSH" * 14, self.folder / "c.toml"
+        for pasted in (f"' {key}'", f"\"'{key}'\"", f"'{'HUSH' * 22}'", f'"""{key}\n{key}"""'):
+            for command in ("config", "doctor", "status"):
+                with self.subTest(pasted, command=command):
+                    file.write_text(f"[keys]\napi_key_file = {pasted}\napi_secret_file = 's'\n")
+                    done = call("--config", str(file), command, HOME=str(self.folder))
+                    self.assertIn(done.code, (1, 78))
+                    self.assertNotIn("HUSH", done.out + done.err)
+
+    def test_a_key_file_whose_name_could_be_a_key_is_read(self) -> None:
+        path = self.file("k" * 60, "filekey")
+        environ = {"KRAKEN_API_KEY_FILE": path, "KRAKEN_API_SECRET_FILE": self.file("s", BASE64)}
+        self.assertEqual("filekey", self.pair(environ)[0])
 
     def test_what_is_no_key_file_is_refused_without_showing_or_waiting(self) -> None:
         os.mkfifo(self.folder / "fifo", 0o600)

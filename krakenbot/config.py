@@ -282,6 +282,10 @@ def _settings(
     named = path if path is not None else environ.get("KRAKENBOT_CONFIG") or None
     file = "config.toml" if named is None else named
     for name, raw in _read_toml(file, named is not None, environ, cwd, errors).items():
+        if name in _TABLES and not isinstance(raw, dict):
+            fields = ", ".join(_TABLES[name]._fields)
+            errors.append(f"{file}: '{name}' is a table: write [{name}] with {fields}")
+            continue
         is_table = isinstance(raw, dict) and (name in _TABLES or (raw and name not in _KEYS))
         inner = {f"{name}.{key}": raw[key] for key in raw} if is_table else {name: raw}
         for key in inner:
@@ -345,7 +349,7 @@ def _unknown(name: str, valid: list[str]) -> str:
         )
     same = [key for key in valid if key.rpartition(".")[2] == last]
     inside = [key for key in valid if table and key.startswith(table + dot)]
-    longer = [key for key in inside if key.startswith(name)]
+    longer = [key for key in inside or valid if key.startswith(name)]
     nearest = same or longer or difflib.get_close_matches(name[:80], inside or valid, 1, 0.0)
     return f"{name!r:.80} is not known; the nearest valid name is {nearest[0]!r}"
 

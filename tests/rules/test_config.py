@@ -190,7 +190,6 @@ class TestMistakes(Folder):
             ("interval = 0x" + "f" * 5000, "interval = a huge number"),
             ("leverage = 21", "leverage = 21"),
             ("leverage = false", "leverage = false"),
-            ("strategy = 'sma'", "'strategy' is not known; the nearest valid name is 'strategy."),
             ("[pair]\nname = 'x'", "pair = a table"),
             ("[riks]", "'riks' is not known; the nearest valid name is"),
             ("[strategy]\nlength = 1", "strategy.length = 1"),
@@ -213,6 +212,18 @@ class TestMistakes(Folder):
         ):
             with self.subTest(toml):
                 self.assertIn(part, self.complaint(toml))
+
+    def test_what_is_not_a_table_is_told_how_to_write_it(self) -> None:
+        for toml, part in (
+            ("state = '/x'", "config.toml: 'state' is a table: write [state] with directory"),
+            ("keys = 'x'", "'keys' is a table: write [keys] with api_key_file, api_secret_file"),
+            ("strategy = 3", "'strategy' is a table: write [strategy] with name, length, short,"),
+            ("[[log]]\nlevel = 'info'", "'log' is a table: write [log] with level, format"),
+            ("paper = []", "'paper' is a table: write [paper] with balance"),
+        ):
+            with self.subTest(toml):
+                self.assertIn(part, self.complaint(toml))
+        self.assertIn("'KRAKENBOT_KEYS_API_KEY_FILE'", self.complaint(KRAKENBOT_KEYS="/x"))
 
     def test_a_value_wrong_in_file_and_variable_is_told_twice(self) -> None:
         text = self.complaint("leverage = 1", KRAKENBOT_LEVERAGE="x")

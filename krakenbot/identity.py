@@ -173,16 +173,19 @@ def find(config: Config) -> Path | None:
 
 
 def journal_path(config: Config) -> Path:
-    """Return the path of the existing journal; else raise ConfigError, which names others."""
+    """Return the path of the existing journal.
+
+    Without one, the ConfigError says what other settings have left held, and names their journals.
+    """
     path = find(config)
     if path is not None:
         return path
     home = Path(os.environ.get("HOME") or "/")
     folders = dict.fromkeys((config.state_directory, home / HOME_STATE, SERVICE_STATE))
     others = [f"\n  {file}" for folder in folders for file in sorted(folder.glob("*.db"))]
-    hint = ""
+    hint = "".join(f"\n{text}" for text in unmanaged(config, Path()))
     if others:
-        hint = f". Journals of other settings (--config FILE):{''.join(others[:10])}"
+        hint += f"\nJournals of other settings (--config FILE):{''.join(others[:10])}"
     elif os.geteuid() != 0 and SERVICE_STATE.is_dir():
         hint = f". A service's are in {SERVICE_STATE}: try sudo, and --config with its file"
     raise ConfigError(

@@ -174,8 +174,10 @@ def _what_is_left(parts: Parts) -> str:
 def _tell_without_journal(parts: Parts) -> int:
     """Show what the exchange holds when there is no journal. StopError if it holds anything."""
     config, rules = parts.config, parts.bot.market.rules
+    left = "".join(f"\n{clean(text)}" for text in identity.unmanaged(config, parts.path))
     if config.mode != "live":
-        raise ConfigError(f"there is no {config.mode} journal of {config.pair} here: nothing to do")
+        missing = f"there is no {config.mode} journal of {config.pair} here"
+        raise ConfigError(f"{missing}: nothing to do{left}")
     margin = parts.exchange.position().volume
     owned = parts.exchange.balances().get(rules.base, ZERO)
     found = f"the exchange shows a position of {volume(margin, rules.base)} on {config.pair} and "
@@ -184,9 +186,9 @@ def _tell_without_journal(parts: Parts) -> int:
         raise StopError(
             f"nothing was closed: {found}, and no journal in {config.state_directory} says what of "
             "that a bot opened. Use that bot's configuration, or `flatten --all` for the whole "
-            "margin position"
+            f"margin position{left}"
         )
-    print(f"{found}: there is nothing to close")
+    print(f"{found}: there is nothing to close{left}")
     return 0
 
 

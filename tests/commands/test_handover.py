@@ -227,6 +227,14 @@ class TestFlatten(HandoverTest):
         self.assert_ends(done, 0)
         self.assertIn("sell 0.01 XBT at market", done.out)
 
+    def test_nothing_to_close_here_does_not_hide_what_other_settings_left_held(self) -> None:
+        gate = self.held(LIVE)
+        for changed, code in (({"KRAKENBOT_PAIR": "ETHUSD"}, 0), ({"KRAKENBOT_MODE": "paper"}, 78)):
+            with self.subTest(changed):
+                done = self.run_it(gate, "flatten", "--live", **(LIVE | changed))
+                self.assert_ends(done, code)
+                self.assertRegex(done.out + done.err, "nothing to (close|do)\n.*no bot manages it")
+
     def test_a_bot_that_runs_is_asked_and_acts_within_seconds(self) -> None:
         gate = self.gate()
         bot = self.start(gate, "run", "--live", **UPWARD)

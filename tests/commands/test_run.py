@@ -321,11 +321,13 @@ class TestTrading(ProgramTest):
         self.assertEqual(D(status["position"]), gate.position)
         self.assertIsNone(status["halted"])
 
-    def test_a_position_left_by_a_change_of_the_pair_is_said_at_the_start(self) -> None:
+    def test_a_position_left_by_a_change_of_the_pair_is_said_before_and_at_the_start(self) -> None:
         gate = self.gate()
         self.assert_ends(self.run_it(gate, "run", "--live", "--once", **LIVE), 0)
         for changed in ({"KRAKENBOT_PAIR": "ETHUSD"}, {"KRAKENBOT_MODE": "paper"}):
             with self.subTest(changed):
+                done = self.run_it(gate, "status", **(LIVE | changed))
+                self.assert_ends(done, 78, "0.01 XXBTZUSD is still held, and no bot manages it")
                 done = self.run_it(gate, "run", "--live", "--once", **(LIVE | changed))
                 self.assert_ends(done, 0, "0.01 XXBTZUSD is still held, and no bot manages it")
                 status = json.loads(self.run_it(gate, "status", "--json", **(LIVE | changed)).out)

@@ -193,6 +193,16 @@ class TestUnmanaged(FrontDoor):
         journal.close()
         self.assertEqual([], identity.unmanaged(self.config, Path()))
 
+    def test_it_is_said_by_commands_of_a_bot_that_has_not_run_yet(self) -> None:
+        self.hold()
+        for changed in ({"pair": "ETHUSD"}, {"mode": "paper"}):
+            with self.subTest(changed), self.assertRaises(ConfigError) as caught:
+                identity.journal_path(self.config._replace(**changed))
+            lines = str(caught.exception).splitlines()
+            self.assertIn("this bot has not run here", lines[0])
+            self.assertIn("0.01 XXBTZUSD is still held, and no bot manages it", lines[1])
+            self.assertIn("Journals of other settings", lines[2])
+
     def test_what_a_running_bot_holds_is_managed(self) -> None:
         self.hold()
         parts = assemble(self.config, live=True)

@@ -83,6 +83,13 @@ class TestCommandLine(unittest.TestCase):
         self.assertEqual(0, code)
         self.assertIn("example: krakenbot an-example", out)
 
+    def test_every_help_fits_a_terminal_of_80_columns(self) -> None:
+        for words in ((), *((command,) for command in COMMANDS)):
+            with self.subTest(words):
+                done = call(*words, "--help", COLUMNS="80")
+                self.assertEqual(0, done.code)
+                self.assertEqual([], [line for line in done.out.splitlines() if len(line) > 80])
+
     def test_each_of_the_commands_of_one_file_shows_an_example_of_its_own(self) -> None:
         for command in ("flatten", "adopt", "resume", "uninstall"):
             example = call(command, "--help").out.rpartition("example: ")[2]

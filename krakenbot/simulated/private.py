@@ -190,7 +190,8 @@ class PrivateApi:
         return _page([x for x in newest if x[1]["time"] <= end and is_kind(x[1])], p, "trades")
 
     def _ledgers(self, p: Params) -> Any:
-        types, assets = (p.get(name, "all").split(",") for name in ("type", "asset"))
+        types, named = p.get("type", "all").split(","), p.get("asset", "all")
+        assets = ["all"] if named == "all" else wire.asset_codes(named)
         (start, end), found = self._window(p), list[tuple[str, Entry]]()
         newest = takewhile(lambda x: round(x.time, 6) > start, reversed(self.account.ledger))
         for entry in newest:

@@ -63,6 +63,8 @@ class FeedMarkets:
         self.rules[pair] = parse_rules(pair, self.listing[pair])
 
     def _pairs(self, p: Params) -> list[PairRules]:
+        if p.get("aclass_base", p.get("asset_class", "currency")) != "currency":
+            raise RefusedError("EQuery:Unknown asset pair")  # All that is listed is of this class.
         names = p["pair"].split(",") if "pair" in p else self.rules
         return [self.pair(name.strip()) for name in names]
 
@@ -95,11 +97,8 @@ class FeedMarkets:
         return {"status": self.status, "timestamp": moment, **notices}
 
     def _assets(self, p: Params) -> Any:
-        codes = {name: code for code, row in ASSETS.items() for name in (code, row["altname"])}
-        wanted = p["asset"].split(",") if p.get("asset") else ASSETS
-        if not codes.keys() >= set(wanted):
-            raise RefusedError("EQuery:Unknown asset")
-        return {codes[name]: ASSETS[codes[name]] for name in wanted}
+        wanted = wire.asset_codes(p["asset"]) if p.get("asset") else ASSETS
+        return {code: ASSETS[code] for code in wanted}
 
     def _ohlc(self, p: Params) -> Any:
         rules, step_s = self.pair(p.get("pair", "")), int(number(p, "interval", 1) * 60)

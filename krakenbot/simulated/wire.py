@@ -240,3 +240,11 @@ def parameters(headers: Mapping[str, str], body: bytes) -> Params:
         }
     except (ValueError, AttributeError, RecursionError):
         raise RefusedError("EGeneral:Invalid arguments") from None
+
+
+def asset_codes(names: str) -> list[str]:
+    """Return the codes of assets named by code or altname, with commas between them."""
+    codes = {name: code for code, row in ASSETS.items() for name in (code, row["altname"])}
+    if not codes.keys() >= set(names.split(",")):
+        raise RefusedError("EQuery:Unknown asset")
+    return [codes[name] for name in names.split(",")]

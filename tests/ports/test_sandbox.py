@@ -92,6 +92,11 @@ class PublicTest(unittest.TestCase):
             )
         self.assertEqual(client.get("Nope"), {"error": ["EGeneral:Unknown method"]})
 
+    def test_a_pair_is_not_of_another_class_of_assets(self) -> None:
+        for call in ("AssetPairs?pair=XBTUSD&aclass_base", "Ticker?pair=XBTUSD&asset_class"):
+            answer = Client().get(f"{call}=tokenized_asset")
+            self.assertEqual(answer["error"], ["EQuery:Unknown asset pair"])
+
     def test_the_last_row_is_running_and_last_names_the_one_before(self) -> None:
         client = Client()
         result = client.get("OHLC?pair=XBTUSD&interval=5")["result"]
@@ -399,6 +404,8 @@ class HistoryTest(unittest.TestCase):
             sum(D(row["cost"]) for row in trades).quantize(D("0.0001")),
         )
         self.assertEqual(client.result("Ledgers", asset="XXBT,ZEUR", type="trade")["count"], 2)
+        self.assertEqual(client.result("Ledgers", asset="XBT,EUR", type="trade")["count"], 2)
+        self.assertEqual(client.error("Ledgers", asset="FOO"), "EQuery:Unknown asset")
 
 
 class TimePassesTest(unittest.TestCase):

@@ -5,6 +5,7 @@ the same journal: the pair that a spelling means, the account of a key, and pair
 each journal. Those of 0.2.0 have only a spelling in their names.
 """
 
+import errno
 import json
 import os
 import re
@@ -19,11 +20,11 @@ from krakenbot.errors import ConfigError, StopError
 from krakenbot.journal import Journal
 from krakenbot.journal_file import open_read_only
 from krakenbot.kraken.signing import fingerprint
-from krakenbot.lock import Lock, exists, is_locked, no_access, open_private
+from krakenbot.lock import Lock, exists, is_locked, no_access, open_private, took
 from krakenbot.model import Secret
 from krakenbot.pairs import plain
 
-INDEX = "index.json"
+INDEX, INDEX_TRIES = "index.json", 250  # Five seconds.
 HOME_STATE = ".local/state/krakenbot"
 SERVICE_STATE = Path("/var/lib/krakenbot")
 
@@ -49,15 +50,22 @@ def recall(config: Config, kind: str, name: str) -> str:
 
 def remember(config: Config, kind: str, name: str, value: str) -> None:
     """Store a value for `recall` on disk before returning; ConfigError when that fails."""
-    index = _index(config) | {_entry(config, kind, name): value}
     path = config.state_directory / INDEX
-    part = path.with_suffix(f".{os.getpid()}.part")  # Another bot may write at the same time.
+    part = path.with_suffix(".part")
     try:
-        with open(open_private(part, os.O_WRONLY | os.O_TRUNC), "w") as file:
-            json.dump(index, file, indent=1, sort_keys=True)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
+        lock = open_private(path.with_suffix(".lock"), os.O_RDWR)
+        try:
+            # Bots that start at the same time change it one after the other.
+            if not took(lock, INDEX_TRIES):
+                raise TimeoutError(errno.ETIMEDOUT, "another process holds its lock")
+            index = _index(config) | {_entry(config, kind, name): value}
+            with open(open_private(part, os.O_WRONLY | os.O_TRUNC), "w") as file:
+                json.dump(index, file, indent=1, sort_keys=True)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        finally:
+            os.close(lock)
     except OSError as error:
         raise no_access(path, f"{path} cannot be written", error) from error
 

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import re
 import socket
 import sys
 import time
@@ -42,11 +43,8 @@ class Lock:
             raise
 
     def _take(self, what: str) -> None:
-        for _ in range(TRIES):
-            with suppress(OSError):
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            time.sleep(LOOK_S)  # The holder may only be checking, as `is_locked` does.
+        if took(self._file, TRIES):  # A holder may only be checking, as `is_locked` does.
+            return
         holder = self.read(1) or "it does not say which process"
         os.close(self._file)
         raise ConfigError(
@@ -76,6 +74,16 @@ class Lock:
         os.close(self._file)
         if self._claim is not None:
             os.close(self._claim)
+
+
+def took(file: int, tries: int) -> bool:
+    """Return whether the lock of an open file could be taken, waiting LOOK_S between tries."""
+    for _ in range(tries):
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        time.sleep(LOOK_S)
+    return False
 
 
 def claim_on_machine(name: str, what: str) -> int | None:
@@ -172,6 +180,14 @@ def is_locked(path: Path) -> bool:
     finally:
         os.close(file)
     return False
+
+
+def holder(path: Path) -> int | None:
+    """Return the id of the process that holds this lock, 0 if it does not say; None if free."""
+    if not is_locked(path):
+        return None
+    found = re.search(r"\npid (\d+)", path.read_text(encoding="ascii", errors="replace"))
+    return int(found[1]) if found else 0
 
 
 def no_access(path: Path, what: str, error: OSError) -> ConfigError:

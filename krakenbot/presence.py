@@ -15,7 +15,7 @@ from krakenbot.bot import Event
 from krakenbot.clock import Clock
 from krakenbot.errors import StopError
 from krakenbot.journal import Journal
-from krakenbot.lock import is_locked
+from krakenbot.lock import holder
 
 OVERDUE_S = 300.0
 UNITS = ("base", "quote", "pair_decimals")
@@ -89,20 +89,10 @@ def read_life(journal: Journal, lock_file: Path, clock_speed: float) -> Life:
     if "seen" in values:  # A sandbox has its own time, which may run faster.
         now = values["seen"] + int((wall - values["seen_wall"]) * clock_speed)
     pid, due = values.get("pid"), values.get("next_decision")
-    if "ended" in values or pid is None or not _is_alive(pid) or not is_locked(lock_file):
+    if "ended" in values or pid is None or holder(lock_file) not in (pid, 0):
         since = values.get("ended", values.get("seen_wall", values.get("started")))
         reason = journal.get("end_reason")
         return Life(State.STOPPED, None, since, None, values.get("exit_code"), reason, now)
     is_overdue = due is not None and (now - due) / clock_speed > OVERDUE_S
     state = State.STALE if is_overdue else State.RUNNING
     return Life(state, pid, values["started"], due, None, "", now)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True

@@ -23,17 +23,19 @@ from krakenbot.assemble import (
 from krakenbot.clock import SystemClock
 from krakenbot.config import Config, StrategyTable
 from krakenbot.errors import ConfigError, ExchangeError, LaterError, StopError
-from krakenbot.format import asset, money, price, volume
+from krakenbot.format import asset, money, percent, price, volume
 from krakenbot.handover import REQUEST_S, FlattenRequest
 from krakenbot.journal_file import open_journal, open_read_only
 from krakenbot.lock import Lock, is_locked
 from krakenbot.log import clean
 from krakenbot.model import ZERO, Side
-from krakenbot.pairs import plain
+from krakenbot.presence import State, read_life
+from krakenbot.retry import LOCKOUT_S
 
 EXAMPLE = "krakenbot flatten --live; krakenbot adopt; krakenbot resume"
 BY_HAND = "flattened by hand"
-POLL_S, PROGRESS_S, GRACE_S = 0.2, 10.0, 600.0
+POLL_S, PROGRESS_S = 0.2, 10.0
+GRACE_S = LOCKOUT_S + 600.0  # A bot in a lockout first waits for its end.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -93,7 +95,7 @@ def adopt(config: Config, *, yes: bool) -> int:
 def _flatten(config: Config, arguments: argparse.Namespace) -> int:
     require_live(config, arguments.live)
     path = identity.find(config)
-    if path is not None and is_locked(path.with_suffix(".lock")):
+    if path is not None and _is_running(config, path):
         code = _ask_the_bot(config, path, arguments)
         if code or not arguments.all:
             return code
@@ -133,23 +135,33 @@ def _flatten(config: Config, arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _is_running(config: Config, path: Path) -> bool:
+    with closing(open_read_only(path)) as journal:
+        life = read_life(journal, path.with_suffix(".lock"), config.exchange.clock_speed)
+    return life.state is not State.STOPPED
+
+
 def _agreed(
     arguments: argparse.Namespace, on_read: Callable[[bool], None] = lambda is_reading: None
 ) -> bool:
-    """Ask for confirmation at a terminal. Elsewhere the command itself is the confirmation.
+    """Ask for confirmation if a terminal can answer. Else the command is the confirmation.
 
     `on_read` is called when the question begins and ends, so that a signal can interrupt it.
     """
-    if arguments.yes or not (sys.stdin.isatty() and sys.stdout.isatty()):
+    if arguments.yes or not sys.stdin.isatty():
         return True
+    sys.stdout.flush()  # What is asked about comes first, also through a pipe.
+    print("Type yes to do this: ", end="", file=sys.stderr, flush=True)
+    answer = ""
     on_read(True)
     try:
-        if input("Type yes to do this: ").strip().lower() == "yes":
-            return True
-    except (EOFError, UnicodeDecodeError):
-        print()  # Ctrl-D or unreadable input is not a yes.
+        answer = sys.stdin.readline()
+    except UnicodeDecodeError:
+        pass  # What cannot be read is not a yes.
     finally:
         on_read(False)
+    if answer.strip().lower() == "yes":
+        return True
     print("Not confirmed: nothing is sent")
     return False
 
@@ -196,14 +208,15 @@ def _ask_the_bot(config: Config, path: Path, arguments: argparse.Namespace) -> i
     """Ask the running bot to flatten, and show its progress. Return the exit code."""
     with closing(open_read_only(path)) as journal:
         held, base, quote = journal.account().held, journal.get("base"), journal.get("quote")
+        paid = [intent.fee / intent.cost for intent in journal.intents() if intent.fee]
     print(f"a running bot holds {volume(held, base)} and will be asked to close it")
     try:
         spot = spot_of(config, client_of(config, SystemClock(config.exchange.clock_speed)))
         shown = spot.quote()
         at = shown.bid if held > 0 else shown.ask
-        worth, fee_rate = abs(held) * at, assumed_fee_rate(config)
+        worth, fee_rate = abs(held) * at, paid[-1] if paid else assumed_fee_rate(config)
         about = f"  at market, about {price(at)} = {money(worth, quote)}, fee about "
-        print(f"{about}{money(worth * fee_rate, quote)} at {plain(100 * fee_rate)} %")
+        print(f"{about}{money(worth * fee_rate, quote)} at {percent(100 * fee_rate)}")
     except ExchangeError as error:
         print(f"  the current price is not known: {clean(str(error))}")
     if not _agreed(arguments):

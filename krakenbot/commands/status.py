@@ -63,7 +63,8 @@ def read_status(journal: Journal) -> dict[str, Any]:
     """Return the status object, without the fields that come from configuration and lock."""
     account, equity = journal.account(), journal.newest_equity()
     decided = next(iter(journal.newest_decisions(1)), None)
-    net = account.pnl(equity.price if equity else ZERO)
+    price = equity.price if equity else None
+    net = None if price is None and account.held else account.pnl(price or ZERO)
     names = ("candle", "slope", "target", "reason")
     return json_values(
         {
@@ -78,9 +79,9 @@ def read_status(journal: Journal) -> dict[str, Any]:
             "margin_fees": account.margin_fees,
             "rollover": account.rollover,
             "realized": realized(journal.intents()),
-            "gross": net + account.costs,
+            "gross": None if net is None else net + account.costs,
             "pnl": net,
-            "price": equity.price if equity else None,
+            "price": price,
             "equity": equity.equity if equity else None,
             "margin_level": (equity.margin_level or None) if equity else None,
             "updated": equity.time if equity else None,
@@ -115,12 +116,15 @@ def realized(intents: Iterable[Intent]) -> Decimal:
 def lines(status: Mapping[str, Any], life: Life, unit: Units) -> list[str]:
     """Return the status in aligned lines of at most 80 columns, the most important first."""
     decision, updated, read = (status[key] for key in ("decision", "updated", "ledger_read"))
-    names = ("gross", "pnl", "realized", "fees", "margin_fees", "rollover")
-    gross, net, realized, *costs = (money(Decimal(status[key]), unit.quote) for key in names)
+    names = ("realized", "fees", "margin_fees", "rollover")
+    realized, *costs = (money(Decimal(status[key]), unit.quote) for key in names)
     target = "none decided yet"
     if decision:
         target = f"{decision['reason']} (candle of {moment(decision['candle'])})"
-    result = f"{signed(net)} after all costs, {signed(gross)} before; realized before costs "
+    result = "not known before the next decision"
+    if status["pnl"] is not None:
+        net, gross = (signed(money(Decimal(status[key]), unit.quote)) for key in ("pnl", "gross"))
+        result = f"{net} after all costs, {gross} before"
     paid = "trade fees {}, margin fees {}, rollover {}".format(*costs)
     paid += f"; ledger as of {moment(read)}" if read else ""
     unresolved = ", ".join(status["unresolved"]) or "none"
@@ -131,7 +135,7 @@ def lines(status: Mapping[str, Any], life: Life, unit: Units) -> list[str]:
         ("bot", "{mode} {pair}, {interval} min candles, {strategy}".format_map(status)),
         ("position", _position(status, unit)),
         ("target", target),
-        ("result", result + signed(realized)),
+        ("result", f"{result}; realized before costs {signed(realized)}"),
         ("costs", paid),
         ("account", _account(status, unit)),
         ("orders", f"{status['orders']} sent, unresolved: {unresolved}"),
@@ -174,8 +178,10 @@ def _position(status: Mapping[str, Any], unit: Units) -> str:
     shown = volume(held, unit.base)
     if held != explained:
         return f"the exchange holds {shown}, the journal records {volume(explained, unit.base)}"
-    worth = money(abs(held) * Decimal(status["price"] or 0), unit.quote)
-    return f"{shown}, worth {worth} at the last close" if held else "nothing is held"
+    if not held or status["price"] is None:
+        return shown if held else "nothing is held"
+    worth = money(abs(held) * Decimal(status["price"]), unit.quote)
+    return f"{shown}, worth {worth} at the last close"
 
 
 def _account(status: Mapping[str, Any], unit: Units) -> str | None:

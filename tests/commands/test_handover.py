@@ -18,6 +18,7 @@ from krakenbot.commands import handover
 from krakenbot.errors import LaterError, StopError
 from krakenbot.journal_file import open_journal
 from krakenbot.lock import Lock
+from krakenbot.presence import Presence
 from tests import slow
 from tests.commands.program import LIVE, MINUTES, SPEED, Gate, ProgramTest
 from tests.markets import short_histories
@@ -276,10 +277,9 @@ class TestFlatten(HandoverTest):
 
     def test_a_request_to_a_bot_that_has_ended_is_withdrawn_at_once(self) -> None:
         gate = self.held(UPWARD)
-        ended = iter([True])  # It holds the lock for the first look alone.
         with (
             mock.patch.dict(os.environ, self.environ(gate) | UPWARD),
-            mock.patch.object(handover, "is_locked", lambda path: next(ended, False)),
+            mock.patch.object(handover, "_is_running", return_value=True),  # Until just now.
             contextlib.redirect_stdout(io.StringIO()),
             self.assertRaisesRegex(StopError, "the bot ended with: no halt; .* 0.01 held"),
         ):
@@ -290,6 +290,8 @@ class TestFlatten(HandoverTest):
         gate = self.held(UPWARD)
         lock = Lock(self.journal().with_suffix(".lock"), "it")  # As a bot that hangs holds it.
         self.addCleanup(lock.close)
+        with contextlib.closing(open_journal(self.journal())) as journal:
+            Presence(journal, SystemClock(), 60)
         with (
             mock.patch.dict(os.environ, self.environ(gate) | UPWARD),
             mock.patch.object(handover, "REQUEST_S", 0.5),
@@ -313,27 +315,39 @@ class TestFlatten(HandoverTest):
         adopt.assert_called_once_with(parts.bot, D("0.01"))
 
     def test_at_a_terminal_nothing_happens_without_a_yes(self) -> None:
-        terminal = mock.Mock(isatty=lambda: True)
-        with mock.patch.multiple(sys, stdin=terminal, stdout=terminal):
-            for said, agreed in (("", False), ("y", False), (EOFError, False), ("yes", True)):
-                with mock.patch("builtins.input", side_effect=[said]):
-                    self.assertEqual(agreed, handover._agreed(Namespace(yes=False)), said)
-            self.assertTrue(handover._agreed(Namespace(yes=True)))
+        asked = io.StringIO()
+        for said, agreed in (("", False), ("y\n", False), ("\n", False), ("yes\n", True)):
+            terminal = mock.Mock(isatty=lambda: True, readline=lambda said=said: said)
+            with (
+                mock.patch.object(sys, "stdin", terminal),
+                contextlib.redirect_stdout(io.StringIO()),  # Piped into a file, for example.
+                contextlib.redirect_stderr(asked),
+            ):
+                self.assertEqual(agreed, handover._agreed(Namespace(yes=False)), said)
+                self.assertTrue(handover._agreed(Namespace(yes=True)))
+        self.assertEqual(4, asked.getvalue().count("Type yes"))
+
+    def test_what_waits_for_a_lock_held_by_another_command_says_so(self) -> None:
+        gate = self.held(UPWARD)
+        lock = Lock(self.journal().with_suffix(".lock"), "it")  # As `adopt` holds it.
+        self.addCleanup(lock.close)
+        done = self.run_it(gate, "flatten", "--live", **UPWARD)
+        self.assert_ends(done, 78, "another krakenbot holds")
 
     def test_a_signal_ends_the_question_at_once(self) -> None:
         clock = SystemClock()
 
-        def interrupted(question: str) -> str:
+        def interrupted() -> str:
             clock.stop_on_signals()
             signal.raise_signal(signal.SIGINT)
             return "yes"
 
         for number in (signal.SIGINT, signal.SIGTERM):
             self.addCleanup(signal.signal, number, signal.getsignal(number))
-        terminal = mock.Mock(isatty=lambda: True)
+        terminal = mock.Mock(isatty=lambda: True, readline=interrupted)
         with (
-            mock.patch.multiple(sys, stdin=terminal, stdout=terminal),
-            mock.patch("builtins.input", interrupted),
+            mock.patch.object(sys, "stdin", terminal),
+            contextlib.redirect_stderr(io.StringIO()),
             self.assertRaises(StopRequestedError),
         ):
             handover._agreed(Namespace(yes=False), clock.read)

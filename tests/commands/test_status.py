@@ -93,6 +93,26 @@ class TestLife(Folder):
         self.journal().resume(flatten="max_loss reached")
         self.assertIn("warning   flattening: max_loss reached", self.status())
 
+    def test_one_in_a_container_runs_though_its_process_cannot_be_seen_from_here(self) -> None:
+        journal = self.journal()
+        self.presence(journal)(START)
+        journal.put(pid=9)
+        text = self.lock.read_text().replace(f"pid {os.getpid()},", "pid 9,")
+        self.lock.write_text(text)
+        self.assertTrue(self.status().startswith("RUNNING"))
+
+    def test_a_lock_held_by_another_command_is_no_running_bot(self) -> None:
+        journal = self.journal()
+        self.presence(journal)(START)
+        journal.put(pid=9)
+        self.assertTrue(self.status().startswith("STOPPED"))
+
+    def test_without_a_price_no_result_is_invented_for_what_is_held(self) -> None:
+        self.journal().adopt(D("0.01"), D(70000), 1, True)
+        self.assertIn("result    not known before the next decision", self.status())
+        told = json.loads(self.status("--json"))
+        self.assertEqual((None, None), (told["pnl"], told["gross"]))
+
     def test_one_without_a_clean_end_is_told_all_that_may_have_ended_it(self) -> None:
         journal = self.journal()
         gone = subprocess.run(

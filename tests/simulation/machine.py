@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-real_open, real_connect = os.open, sqlite3.connect
+real_open, real_close, real_connect = os.open, os.close, sqlite3.connect
 ENOSPC = OSError(28, "No space left on device")
 
 
@@ -101,6 +101,7 @@ class Machine:
             (select, "select", self._select),
             (signal, "signal", self._signal),
             (os, "open", self._open),
+            (os, "close", self._close),
             (os, "pipe", self._pipe),
             (threading.Thread, "start", lambda thread: thread.run()),  # What it does takes no time.
             (_thread, "start_new_thread", lambda run, arguments: run(*arguments)),
@@ -151,7 +152,7 @@ class Machine:
             sqlite3.Connection.close(database)
         for descriptor in self._files:
             with contextlib.suppress(OSError):
-                os.close(descriptor)
+                real_close(descriptor)
         self._databases.clear()
         self._files.clear()
         self._handler = None
@@ -188,7 +189,7 @@ class Machine:
             except OSError:
                 continue
             finally:
-                os.close(descriptor)
+                real_close(descriptor)
             return False
         return bool(files)
 
@@ -224,6 +225,10 @@ class Machine:
         ends = _REAL_PIPE()
         self._files.update(dict.fromkeys(ends, ""))
         return ends
+
+    def _close(self, descriptor: int) -> None:
+        self._files.pop(descriptor, None)
+        real_close(descriptor)
 
     def _open(self, path: Any, flags: int, mode: int = 0o777, **more: Any) -> int:
         descriptor = real_open(path, flags, mode, **more)

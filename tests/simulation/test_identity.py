@@ -11,21 +11,30 @@ import unittest
 from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
+from threading import Thread
 from typing import Any
 from unittest import mock
 
 from krakenbot import identity
 from krakenbot.assemble import assemble
-from krakenbot.config import Config, ExchangeTable, RiskTable, StrategyTable
-from krakenbot.errors import ConfigError, KeyRefusedError, LaterError, RefusedError, StopError
+from krakenbot.config import Config, ExchangeTable, RiskTable, StrategyTable, load
+from krakenbot.errors import (
+    ConfigError,
+    KeyRefusedError,
+    LaterError,
+    RefusedError,
+    StopError,
+    UnansweredError,
+)
 from krakenbot.journal_file import open_journal
 from krakenbot.kraken.spot import Spot
 from krakenbot.lock import Lock, Nonces
-from krakenbot.model import ZERO, Purpose, Side
+from krakenbot.model import ZERO, KeyInfo, Purpose, Side
 from krakenbot.records import Intent, Outcome
 from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
+from krakenbot.startup import Start, check_account
 from tests import slow
-from tests.clocks import close_clock
+from tests.clocks import StandingClock, close_clock
 from tests.folders import own_folder
 from tests.logs import silence
 from tests.markets import begin_candle, sandbox_for, short_histories
@@ -424,3 +433,50 @@ class TestSettings(FrontDoor):
         self.assertEqual([SIZE], self.bought())
         self.run_once(strategy=StrategyTable(length=2))  # It holds, so it starts to close only.
         self.assertLessEqual(len(self.bought()), 2)
+
+
+class TestTogether(unittest.TestCase):
+    def test_bots_that_start_at_the_same_time_keep_each_others_ids(self) -> None:
+        environ = {"HOME": "/", "KRAKENBOT_STATE_DIRECTORY": str(own_folder(self))}
+        config = load("/dev/null", environ, Path("/"))
+        names = [f"PAIR{number}USD" for number in range(24)]
+        threads = [Thread(target=identity.remember, args=(config, "pair", n, n)) for n in names]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        self.assertEqual(names, [identity.recall(config, "pair", name) for name in names])
+
+
+class TestKeyInformation(unittest.TestCase):
+    def setUp(self) -> None:
+        silence(self)
+
+    def check(self, held: str, error: object, account: str = "a1b2", *, opens: bool) -> None:
+        journal = open_journal(None)
+        self.addCleanup(journal.close)
+        journal.adopt(Decimal(held), Decimal(70000), 1, True)
+        exchange = mock.Mock()
+        exchange.key_info.side_effect = error
+        whose, unused, clock = identity.Identity("XXBTZUSD", account), mock.Mock(), StandingClock(0)
+        settings = load("/dev/null", {"HOME": "/"}, Path("/"))
+        start = Start(settings, exchange, journal, clock, unused, whose, 0.0, unused)
+        check_account(start, opens=opens)
+
+    def test_a_known_key_is_asked_for_a_minute_before_that(self) -> None:
+        silent = UnansweredError("GetApiKeyInfo: EService:Unavailable")
+        withdraws = KeyInfo(("withdraw-funds",), account="")
+        with self.assertRaisesRegex(StopError, "may withdraw"):
+            self.check("0.01", [silent, silent, withdraws], opens=True)
+
+    def test_what_is_held_is_looked_after_although_a_known_key_tells_nothing(self) -> None:
+        silent = UnansweredError("GetApiKeyInfo: EService:Unavailable")
+        disabled = KeyRefusedError("GetApiKeyInfo: EAPI:Feature disabled")
+        for error in (silent, disabled):
+            self.check("0.01", error, opens=True)
+            self.check("0", error, opens=False)
+            for held, account in (("0", "a1b2"), ("0.01", "")):
+                with self.subTest(held, error=error), self.assertRaises(type(error)):
+                    self.check(held, error, account, opens=True)
+        with self.assertRaises(KeyRefusedError):
+            self.check("0.01", KeyRefusedError("lockout", lockout=True), opens=True)

@@ -14,6 +14,8 @@ from krakenbot.decision import plan_of
 from krakenbot.model import ZERO, Candle, MarginRates, Side
 from krakenbot.pairs import PairRules, plain
 
+GIVEN = 720  # Candles that Kraken gives.
+NEEDED_MAX = 620  # For a strategy that needs more, turns in the rest are a matter of chance.
 _BALANCE_FACTOR = 1000  # Of the position, so that no order is refused for lack of money.
 
 
@@ -48,21 +50,17 @@ def fee_guard(
     if len(traded) < 2:
         reason = f"only {len(filled)} finished candles are known, {needed + 2} are needed"
         return _unknown(reason)
+    if needed > NEEDED_MAX:
+        left = f"the strategy needs {needed} candles, Kraken gives {GIVEN}"
+        return _unknown(f"{left}: the rest are too few to count turns in")
     price = sum((candle.close for candle in traded), ZERO) / len(traded)
     # In percent costs do not depend on the size, so take one above the pair's minimum.
     size = rules.round_volume(max(config.size, 10 * rules.ordermin, 10 * rules.costmin / price))
-    risk = config.risk._replace(
-        max_loss=None,
-        min_margin_level=ZERO,
-        max_spread_percent=Decimal(100),
-        max_orders_per_day=10**6,
-    )
-    free = config._replace(size=size, entry="now", risk=risk)
     lent = {rules.quote: rates.of(Side.BUY), rules.base: rates.of(Side.SELL)}
     # The pair's status and minima now say nothing about past candles.
     open_rules = rules._replace(status="online", ordermin=ZERO, costmin=ZERO)
     costs = Costs(fee_rate, _BALANCE_FACTOR * size * price, margin_rates=lent)
-    replay = Replay(plan_of(free), open_rules, costs, warm_up=needed)
+    replay = Replay(plan_of(_without_limits(config, size)), open_rules, costs, warm_up=needed)
     replay.feed(columns_of(filled, interval_s))
     result = replay.result()
     if result.refused_reason:
@@ -75,12 +73,23 @@ def fee_guard(
         f"{result.turns_per_day:.1f} times a day; at a taker fee of {plain(fee_rate * 100)} % that "
         f"costs {total:.2f} % of the position a day (fees {fees / days:.2f} %, margin "
         f"{margin / days:.2f} %)",
-        f"each round trip must gain {(fees + margin) / max(result.turns, 1):.2f} % of the position "
-        "to break even",
     ]
+    if result.turns:
+        gain = f"{200 * fee_rate + margin / result.turns:.2f} % of the position"
+        lines.append(f"each round trip must gain {gain} to break even")
     if total > config.risk.max_fee_percent_per_day:
         lines.append(_longer_interval(config, total, max(lent.values())))
     return CostEstimate(total, result.turns_per_day, None, lines)
+
+
+def _without_limits(config: Config, size: Decimal) -> Config:
+    risk = config.risk._replace(
+        max_loss=None,
+        min_margin_level=ZERO,
+        max_spread_percent=Decimal(100),
+        max_orders_per_day=10**6,
+    )
+    return config._replace(size=size, entry="now", risk=risk)
 
 
 def _longer_interval(config: Config, total: Decimal, rate: Decimal) -> str:

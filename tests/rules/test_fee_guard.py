@@ -88,6 +88,15 @@ class TestFeeGuard(unittest.TestCase):
         self.assertTrue(1 < ratio < 2, ratio)  # Above, as each window pays for an entry.
         self.assertIn("over the last 1 h 59 min", short[0].lines[0])
 
+    def test_an_average_that_leaves_too_few_candles_is_not_guessed_at(self) -> None:
+        for length, is_known in ((600, True), (700, False)):
+            self.settings = self.settings._replace(strategy=config.StrategyTable(length=length))
+            self.assertEqual(is_known, self.guard(walk(720)).refused_reason is None)
+
+    def test_what_a_round_trip_must_gain_are_two_fees_and_an_opening(self) -> None:
+        rising = [Candle(60 * at, *[D(9000 + at)] * 4) for at in range(700)]
+        self.assertIn("must gain 1.67 %", self.guard(rising).lines[1])
+
     def test_fees_are_measured_by_the_prices_at_which_they_were_paid(self) -> None:
         for factor in (D(1) / 2, D(2)):
             moved = []

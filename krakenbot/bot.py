@@ -330,7 +330,14 @@ class Bot:
     def _objection(self, step: Step, held: Decimal) -> Blocked | None:
         """Return why the step may not be sent now and when to check again, or None."""
         today = self.journal.orders_since(int(self.clock.now()) - DAY_S)
-        inputs = self.market.risk_inputs(step, held, today)
+        try:
+            inputs = self.market.risk_inputs(step, held, today)
+        except ExchangeError as error:
+            if step.purpose is not Purpose.REVERSE:
+                raise
+            return Blocked(
+                f"but {error}", self.clock.now() + PASSING_PAUSE_S
+            )  # A close needs less.
         limits = self.plan.limits
         if self.journal.get("flatten"):
             limits = limits._replace(max_spread_percent=Decimal(100))

@@ -96,16 +96,8 @@ def decide(snapshot: Snapshot, plan: Plan) -> Decision:
     target = target_volume(direction, plan.size, plan.leverage)
     goal, rest = _direction(target), abs(target - held)
     step = next_step(held, target, plan.leverage, plan.one_order, rules, snapshot.blocked)
-    is_opposite = held * target < 0
-    if step is None and is_stuck(held, plan.size, rules):
-        closes_all = is_opposite or target == 0  # The exchange raised its minimum.
-    else:
-        # The exchange may not let an order open over a small remainder of the other side.
-        opens_over = step is not None and step.purpose is Purpose.OPEN and is_opposite
-        blocked = snapshot.blocked
-        closes_all = opens_over and Purpose.OPEN in blocked and Purpose.CLOSE not in blocked
-        closes_all = closes_all and plan.leverage > 0
-    if closes_all:
+    if step is None and is_stuck(held, plan.size, rules) and held * target <= 0:
+        # The exchange raised its minimum. The position must be closed all the same.
         side = Side.SELL if held > 0 else Side.BUY
         step = Step(Purpose.CLOSE, side, abs(held), plan.leverage > 0)
     if step is None:

@@ -114,7 +114,9 @@ def _connect(path: Path) -> sqlite3.Connection:
     """
     try:
         return _checked(path, "mode=ro")
-    except sqlite3.OperationalError:
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode == sqlite3.SQLITE_BUSY:
+            raise
         # On a full or read-only disk SQLite cannot create the files it needs beside the journal.
         # With an empty write-ahead log, the journal file alone is complete.
         log_file = path.with_name(f"{path.name}-wal")

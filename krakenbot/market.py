@@ -47,7 +47,6 @@ class MarketState:
         self.fee_rate, self.margin_rates = FEE_RATE_ASSUMED, MarginRates()
         self.assumed = ""  # Which of these are assumed, in words.
         self.status = "online"
-        self._quote: Quote | None = None
         self.clock_offset_s = 0.0  # The exchange's time minus the host's.
         self.notices: tuple[str, ...] = ()  # What the exchange announces: emergencies, maintenance.
         self._clock_read = self._rules_read = self._others_read = self._status_read = NEVER
@@ -87,8 +86,13 @@ class MarketState:
         self._rules_read = self._clock_read = NEVER
 
     def refresh(self) -> None:
-        """Read again whatever is out of date."""
-        now = self._clock.monotonic()
+        """Read again whatever is out of date; without an answer about the time, all else."""
+        now, no_time = self._clock.monotonic(), None
+        if now - self._clock_read >= CLOCK_REFRESH_S:
+            try:
+                self.measure_clock()
+            except ExchangeError as error:
+                no_time = error
         if now - self._status_read >= STATUS_REFRESH_S:
             self._read_status()
             if self.rules.status not in ("online", "not listed"):
@@ -97,8 +101,8 @@ class MarketState:
             self._keep_rules(self._exchange.rules())
         if now - self._others_read >= REFRESH_S:
             self.read_rates()
-        if now - self._clock_read >= CLOCK_REFRESH_S:
-            self.measure_clock()
+        if no_time:
+            raise no_time
 
     def measure_clock(self) -> None:
         """Set the clock to the exchange's time, to within half a second and half the round trip.
@@ -150,13 +154,14 @@ class MarketState:
             self.assumed = f"{self.assumed}; {words}" if self.assumed else words
 
     def quote(self) -> Quote:
-        """Return bid and ask; while flattening, the last ones if they cannot be read now."""
+        """Return bid and ask; while flattening, the last price known if they cannot be read."""
         try:
-            self._quote = self._exchange.quote()
+            return self._exchange.quote()
         except ExchangeError:
-            if self._quote is None or not self._journal.get("flatten"):
+            equity = self._journal.newest_equity()
+            if equity is None or not self._journal.get("flatten"):
                 raise
-        return self._quote
+            return Quote(equity.price, equity.price)
 
     def _status_for(self, purpose: Purpose) -> str:
         """Return the exchange's status; for a close, the last one if it cannot be read now."""

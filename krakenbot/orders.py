@@ -200,10 +200,12 @@ class Orders:
                         f"order {intent.id} ({side} {volume}) {action.reason}; the exchange shows "
                     )
                     text += f"{self._shown(answer)}. Check it there"
-                    held, explained = None, self._journal.account().held
+                    halt = self._journal.halt(text)  # On disk before anything else is asked.
+                    explained = self._journal.account().held
                     with suppress(ExchangeError, StopError):
                         held = self._held(explained)
-                    raise self._journal.halt(text, None if held == explained else held)
+                        self._journal.put(exchange_position=None if held == explained else held)
+                    raise halt
 
     def _shown(self, answer: Answer) -> str:
         """Return what the newest lookup has shown, for a person."""

@@ -16,6 +16,7 @@ from krakenbot.errors import (
     ConfigError,
     ExchangeError,
     KeyRefusedError,
+    LaterError,
     RefusedError,
     StopError,
     UnansweredError,
@@ -30,8 +31,10 @@ from krakenbot.model import ZERO, KeyInfo, MarginSummary, Purpose, Quote, Side, 
 from krakenbot.order_states import VISIBLE_S
 from krakenbot.orders import DEADLINE_S
 from krakenbot.pairs import PairRules, earn_balances, plain
+from krakenbot.retry import retry
 from krakenbot.risk import FEE_RATE_ASSUMED, RiskInputs, objection
 
+KEY_INFO_PATIENCE_S = 60.0
 OVERLAP_S = 5  # For the error of our clock.
 RICH = MarginSummary(Decimal(10**15), ZERO, ZERO)  # So that money is no objection.
 
@@ -104,17 +107,11 @@ def learn(config: Config, exchange: Exchange, key: str) -> tuple[Identity, KeyIn
 def check_account(start: Start, *, opens: bool = True) -> None:
     """Raise StopError when key and journal belong to different accounts.
 
-    With `opens`, also when the key has too many or too few permissions (exit code 77). What is held
-    is looked after although the key's information cannot be read, if it was read before.
+    With `opens`, also when the key has too many or too few permissions (exit code 77).
     """
-    try:
-        info = start.info or start.exchange.key_info()
-    except (ExchangeError, KeyRefusedError) as error:
-        is_needed = not opens or start.journal.account().held or start.journal.open_intents()
-        is_passed = is_needed and start.identity.account and not getattr(error, "lockout", False)
-        if not is_passed and not isinstance(error, RefusedError):
-            raise
-        log.warning("the key's permissions cannot be read reason=%s", error)
+    is_needed = not opens or start.journal.account().held or start.journal.open_intents()
+    info = _key_info(start, is_known=bool(is_needed and start.identity.account))
+    if info is None:
         return
     account = account_name(info.account)
     if account and start.identity.account not in ("", account):
@@ -126,6 +123,31 @@ def check_account(start: Start, *, opens: bool = True) -> None:
         start.nonces.seen = info.nonce  # Only the first answer tells of earlier processes.
     if opens:
         refuse_permissions(info)
+
+
+def _key_info(start: Start, *, is_known: bool) -> KeyInfo | None:
+    """Return the key's information; None when Kraken refuses the method.
+
+    For a key that is known from earlier and needed now, None also when it cannot be read for a
+    minute: what is held must be looked after.
+    """
+    try:
+        return start.info or start.exchange.key_info()
+    except RefusedError as error:
+        problem: Exception = error
+    except KeyRefusedError as error:
+        if error.lockout or not is_known:
+            raise
+        problem = error
+    except ExchangeError:
+        if not is_known:
+            raise
+        try:
+            return retry(start.exchange.key_info, start.clock, KEY_INFO_PATIENCE_S)
+        except LaterError as error:
+            problem = error
+    log.warning("the key's permissions cannot be read reason=%s", problem)
+    return None
 
 
 def refuse_permissions(info: KeyInfo) -> None:

@@ -474,6 +474,16 @@ class TestNonce(unittest.TestCase):
         self.assertEqual(sorted(set(nonces)), nonces)
         self.assertEqual(1000 + 1 + 2 + 4 + 8, clock.time)
 
+    def test_a_public_request_is_limited_by_its_address_and_never_by_a_key(self) -> None:
+        for text in (
+            "EGeneral:Too many requests",
+            "EGeneral:Temporary lockout",
+            "EAPI:Invalid key",
+        ):
+            with self.subTest(text), self.assertRaises(LaterError) as caught:
+                client(FakeTransport(envelope(text))).public("Time")
+            self.assertEqual(60, caught.exception.wait_s)
+
     def test_a_public_method_that_is_answered_about_a_nonce_has_no_answer(self) -> None:
         with self.assertRaises(UnansweredError):
             client(FakeTransport(envelope("EAPI:Invalid nonce"))).public("Time")

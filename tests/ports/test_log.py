@@ -44,6 +44,13 @@ class TestLog(unittest.TestCase):
         self.assertEqual("warning", first["level"])
         self.assertEqual(("critical", "three"), (second["level"], second["message"]))
 
+    def test_in_json_why_a_command_ended_is_an_object_too(self) -> None:
+        self.setup("json")
+        log.say("krakenbot: halted: why\nand what to do", 40)
+        line = json.loads(self.stream.getvalue())
+        self.assertEqual("error", line["level"])
+        self.assertIn("halted: why", line["message"])
+
     def test_records_below_the_level_are_left_out(self) -> None:
         self.setup(level="warning")
         log.info("x")

@@ -243,6 +243,10 @@ class TestAccount(unittest.TestCase):
         self.assertEqual(Decimal("202.28"), got.margin_level)
         self.assertEqual("ZUSD", kraken.params("TradeBalance")["asset"])
 
+    def test_margin_that_resting_orders_hold_is_not_free(self) -> None:
+        held = {"tb": "20000.0", "n": "0.0", "m": "0.0", "mf": "20000.0", "mfo": "50.0"}
+        self.assertEqual(50, spot(Kraken(TradeBalance=held)).summary().free_margin)
+
     def test_a_flat_account_has_no_margin_level(self) -> None:
         flat = {"eb": "99.9", "tb": "99.4940", "m": "0.0000", "n": "0.0000", "e": "99.4940"}
         self.assertIsNone(spot(Kraken(TradeBalance=flat)).summary().margin_level)

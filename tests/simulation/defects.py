@@ -391,10 +391,10 @@ DEFECTS: dict[str, tuple[Change, ...]] = {
             "kraken.client",
             "result_of",
             """
-            def defect(method, status, body):
+            def defect(method, status, body, **more):
                 if method == "AddOrder" and not body.startswith(b"{"):
                     raise RefusedError("a page")
-                return original(method, status, body)
+                return original(method, status, body, **more)
             """,
         ),
     ),
@@ -583,7 +583,7 @@ SHOWN_BY: dict[str, int | str] = {
     "an accepted order counts as filled": "two-step:",
     "a refused order is thought never to have left": "two-step:AddOrder=timeout",
     "what was ordered for this candle is ordered again": "two-step:AddOrder=late-fill",
-    "refusals go on for ever": 39,
+    "refusals go on for ever": 20,
     "an order found in another state counts as ended": "two-step:AddOrder=late-fill",
     "a lookup that fails proves absence": "two-step:AddOrder=timeout,OpenOrders=lost-before",
     "an unanswered order that cannot be looked up counts as filled": (

@@ -1,7 +1,7 @@
 """What happens between and around decisions: attention, patience, clocks, and who is told."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from decimal import Decimal
 from itertools import pairwise
 from typing import Any
@@ -26,6 +26,7 @@ from krakenbot.model import (
     MarginSummary,
     OrderStatus,
     Purpose,
+    Quote,
     Side,
     Signal,
     SystemStatus,
@@ -644,6 +645,75 @@ class TestLockout(AttentionTest):
         self.assertGreaterEqual(private[0] - began, 900)
 
 
+class TestOneMethodThatFails(AttentionTest):
+    interval_s = LONG_S
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.plan = self.plan._replace(limits=PLAN.limits._replace(max_loss=Decimal(50)))
+        self.once(105)
+        self.quotes_left = 10**6
+
+    def crash(self) -> Quote:
+        self.quotes_left -= 1
+        if self.quotes_left < 0:
+            raise UnansweredError("Ticker: EService:Unavailable")
+        return Quote(Decimal(40_000), Decimal(40_001))
+
+    def test_it_keeps_no_position_from_being_closed_for_max_loss(self) -> None:
+        for name in ("summary", "market_status", "quote"):
+            with self.subTest(name):
+                self.setUp()
+                self.exchange.quote = self.crash  # type: ignore[method-assign]
+                self.quotes_left = 2 if name == "quote" else 10**6
+                if name != "quote":
+                    error = UnansweredError(f"{name}: EService:Unavailable")
+                    setattr(self.exchange, name, mock.Mock(side_effect=error))
+                began = self.clock.time
+                self.clock.end = began + 3600
+                self.stopped(self.bot().run)
+                self.assertEqual(ZERO, self.exchange.held)
+                self.assertLess(self.clock.time - began, 1000)
+
+    def test_the_time_is_asked_for_although_another_part_of_the_market_cannot_be_read(self) -> None:
+        bot = self.run_for(10)
+        for name in ("rules", "market_status"):
+            failing = mock.Mock(side_effect=UnansweredError(f"{name}: timed out"))
+            with (
+                self.subTest(name),
+                mock.patch.object(self.exchange, name, failing),
+                mock.patch.object(
+                    self.exchange, "server_time", wraps=self.exchange.server_time
+                ) as asked,
+                self.assertRaises(UnansweredError),
+            ):
+                bot.market.invalidate()
+                self.clock.time += 300
+                bot.market.refresh()
+            asked.assert_called_once()
+
+    def test_a_reversal_in_one_order_that_cannot_be_checked_is_closed_at_least(self) -> None:
+        error = UnansweredError("TradeBalance: EService:Unavailable")
+        self.plan = self.plan._replace(one_order=True)
+        self.at(DOWN)
+        self.exchange.summary = mock.Mock(side_effect=error)  # type: ignore[method-assign]
+        self.run_for(600)
+        self.assertEqual(ZERO, self.exchange.held)
+
+    def test_a_flatten_goes_on_after_a_restart_although_no_quote_is_answered(self) -> None:
+        self.journal.put(flatten="max_loss reached")
+        error = UnansweredError("Ticker: EService:Unavailable")
+        self.exchange.quote = mock.Mock(side_effect=error)  # type: ignore[method-assign]
+        self.stopped(self.bot().run)
+        self.assertEqual(ZERO, self.exchange.held)
+
+    def test_a_margin_level_that_cannot_be_read_for_long_is_told(self) -> None:
+        bot, error = self.run_for(10), UnansweredError("TradeBalance: EService:Unavailable")
+        self.exchange.summary = mock.Mock(side_effect=error)  # type: ignore[method-assign]
+        self.run_for(1500, bot)
+        self.assertIn("margin level cannot be read", " ".join(self.told()))
+
+
 class TestMarketThatCloses(AttentionTest):
     interval_s = DAY_S
 
@@ -694,6 +764,17 @@ class TestWaiting(AttentionTest):
         began = self.clock.time
         self.stopped(bot.run)
         self.assertLess(self.clock.time - began, 600)
+
+    def test_while_candles_are_throttled_nothing_else_is_asked_for_in_addition(self) -> None:
+        bot = self.run_for(90)
+        throttled = UnansweredError("OHLC: EService:Throttled", wait_s=15.0)
+        self.exchange.candles = mock.Mock(side_effect=throttled)  # type: ignore[method-assign]
+        self.exchange.rules = mock.Mock(wraps=self.exchange.rules)  # type: ignore[method-assign]
+        self.clock.end = self.clock.time + 280
+        with suppress(StopRequestedError):
+            bot.retry(bot.tick)
+        self.assertGreater(self.exchange.candles.call_count, 3)
+        self.exchange.rules.assert_not_called()
 
     def test_a_market_that_makes_no_candles_is_told(self) -> None:
         bot = self.once(105)

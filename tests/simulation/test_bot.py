@@ -621,6 +621,33 @@ class TestUnanswered(BotTest):
         message = self.stopped(lambda: self.once())
         self.assertIn(self.exchange.placed[0].client_order_id, message)
         self.assertEqual(1, len(self.exchange.placed))
+        self.assertEqual(SIZE, Decimal(self.journal.get("exchange_position")))
+
+    def test_a_halt_is_on_disk_before_what_is_held_is_asked_for(self) -> None:
+        self.exchange.find = lambda order_id, since: None  # type: ignore[method-assign]
+        with (
+            mock.patch.object(
+                self.exchange, "position", side_effect=[Position(), StopRequestedError]
+            ),
+            suppress(StopRequestedError),
+        ):
+            self.once()
+        self.assertIn("does not know it", self.journal.get("halted"))
+
+    def test_a_deadline_begins_when_the_order_is_sent_and_not_with_a_lookup_before_it(self) -> None:
+        original, deadlines = self.exchange.place, list[float]()
+
+        def find(order_id: str, since: int) -> Execution | None:
+            self.clock.time += 6
+            return FakeExchange.find(self.exchange, order_id, since)
+
+        def place(order: Order, deadline: int) -> None:
+            deadlines.append(deadline - self.clock.time)
+            original(order, deadline)
+
+        self.exchange.find, self.exchange.place = find, place  # type: ignore[method-assign]
+        self.once()
+        self.assertGreater(deadlines[0], 14)
 
     def test_an_outage_while_an_order_is_unknown_decides_nothing(self) -> None:
         self.exchange.script = ["lost"]

@@ -198,7 +198,9 @@ class Contract:
         self.assertEqual((found.cost, found.fee), (D("2039.996"), D("16.31997")))
         self.assertEqual(self.held(), (0, 0))
         # 10000 - 16.00003 - 0.50000 + 39.992 - 16.31997
-        self.assertEqual(self.summary(), MarginSummary(D("10007.1720"), D(0), D(0)))
+        self.assertEqual(
+            self.summary(), MarginSummary(D("10007.1720"), D(0), D(0), D("10007.1720"))
+        )
 
     def test_a_close_of_more_than_is_held_stops_at_nothing(self) -> None:
         self.place(Side.BUY, "0.04")
@@ -312,7 +314,7 @@ class Contract:
         self.world.price("40000")
         self.assertEqual(self.held(), (0, 0))
         # 10000 - 320.00064 - 10.00002 - 8000.08 - 256: sold at the middle of bid and ask.
-        self.assertEqual(self.summary(), MarginSummary(D("1413.9193"), D(0), D(0)))
+        self.assertEqual(self.summary(), MarginSummary(D("1413.9193"), D(0), D(0), D("1413.9193")))
 
     def test_time_rules_candles_quote_and_fee_are_told(self) -> None:
         self.assertEqual(self.exchange.server_time(), self.began)

@@ -28,7 +28,8 @@ from krakenbot.format import volume
 from krakenbot.journal_file import open_read_only
 
 EXAMPLE = (
-    "sudo python3 krakenbot.pyz install --systemd --dry-run; sudo krakenbot uninstall --dry-run"
+    "sudo python3 krakenbot.pyz install --systemd --dry-run; sudo krakenbot uninstall --dry-run; "
+    "krakenbot unit --template"
 )
 FOLDER = "/etc/krakenbot"
 STATE = "/var/lib/krakenbot"
@@ -102,6 +103,8 @@ def _install(given: str | None, act: Act) -> None:
     given = given or ("config.toml" if os.path.exists("config.toml") else None)
     is_new = not file.exists()
     if is_new:
+        if given and os.path.exists(given) and not os.path.isfile(given):
+            raise ConfigError(f"{given}: is no ordinary file")  # It is read twice.
         variables = {f"KRAKENBOT_{key.replace('.', '_').upper()}": at for key, at in PLACES.items()}
         config = configuration.load(given or "/dev/null", variables, Path.cwd())
         try:
@@ -110,6 +113,12 @@ def _install(given: str | None, act: Act) -> None:
             raise ConfigError(f"strategy.file: {error.filename}: {error.strerror}") from error
         text = Path(given).read_text("utf-8-sig") if given else page("config.example.toml")
         settings = _with_places(text, given or "config.example.toml")
+        rule = config.strategy.file
+        written = Path(tomllib.loads(settings)["strategy"]["file"]) if rule else Path()
+        if rule and not written.is_absolute() and written.parent != Path():
+            # Commands would not find its copy in the service's folder.
+            words = f'write file = "{rule.name}" and put the rule beside it'
+            raise ConfigError(f"{given}: strategy.file: {words}")
     else:
         config = configuration.load(str(file), {"STATE_DIRECTORY": STATE}, Path("/"))
     digest = hashlib.sha256(archive).hexdigest()
@@ -119,7 +128,6 @@ def _install(given: str | None, act: Act) -> None:
     if is_new:
         what = f"mode {config.mode}, {config.pair}"
         _write(act, str(file), settings.encode(), 0o600, what)
-        rule = config.strategy.file
         if rule is not None:
             _write(act, f"{FOLDER}/{rule.name}", source, 0o600, "your rule")
             strategy = config.strategy._replace(file=Path(FOLDER, rule.name))

@@ -1,4 +1,5 @@
 import contextlib
+import os
 import shutil
 import subprocess
 import sys
@@ -237,6 +238,21 @@ class TestInstall(unittest.TestCase):
                 out = self.do("install", "--systemd", code=78)
                 self.assertIn("config.toml: the service's own paths cannot be put in", out)
                 self.assertEqual(["here/config.toml"], [*self.files()])
+
+    def test_a_rule_in_another_folder_is_found_where_install_puts_it(self) -> None:
+        (self.here / "rules").mkdir()
+        (self.here / "rules/up.py").write_text("CANDLES = 1\n")
+        text = '[strategy]\nname = "file"\nfile = "rules/up.py"\n'
+        (self.here / "config.toml").write_text(text)
+        out = self.do("install", "--systemd", code=78)
+        self.assertIn('write file = "up.py" and put the rule beside it', out)
+        self.assertEqual(["here/config.toml", "here/rules/up.py"], [*self.files()])
+
+    def test_a_pipe_is_no_configuration_to_install(self) -> None:
+        pipe = self.here / "pipe.toml"
+        os.mkfifo(pipe)
+        out = self.do("--config", str(pipe), "install", "--systemd", code=78)
+        self.assertIn("pipe.toml: is no ordinary file", out)
 
     def test_what_is_there_is_kept_and_the_program_is_replaced(self) -> None:
         self.do("install", "--systemd")

@@ -351,8 +351,10 @@ class Truth:
             expect(found[1] != found[2], name, text)
         elif "is not found, yet" in text or "unknown trades" in text or "does not know:" in text:
             unseen = self.strangers or world.blind or world.storms.dark
-            # A start compares from the newest record on, which may be of the candle before.
-            since = recent - 2 * world.interval_s
+            # A start compares from the newest record on, which may be of the candle before, or of
+            # hours ago when no start could read the trades since then.
+            newest = world.raw("SELECT max(decided) FROM decisions")[0][0] or recent
+            since = min(recent, newest) - 2 * world.interval_s
             expect(self.foreign_at > since or unseen, name, text)
         elif "in a row were not filled" in text:
             rows = world.raw(

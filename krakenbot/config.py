@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 from krakenbot.errors import ConfigError
-from krakenbot.log import register
+from krakenbot.log import redact, register
 from krakenbot.model import Secret
 from krakenbot.pairs import decimal, plain
 
@@ -365,7 +365,7 @@ def shown(key: str, raw: object) -> str:
         return "a huge number"  # Python refuses to write out some of these.
     if isinstance(raw, str):
         # Before an @ in an address there may be a password.
-        return repr(re.sub("(?s).*@", "***@", raw))[:80]
+        return redact(repr(re.sub("(?s).*@", "***@", raw)))[:80]
     return str(raw).lower() if isinstance(raw, bool) else str(raw)[:80]
 
 
@@ -399,19 +399,23 @@ def _place(key: str, path: Path, source: str, environ: Mapping[str, str], cwd: P
     """
     path = _expanded(path, environ)
     if source in environ and not path.is_absolute():
-        raise ValueError(f"'{path}' is neither absolute nor begins with ~/")
+        raise ValueError("it is neither absolute nor begins with ~/")  # It may be a key.
     if key == "strategy.file" and source not in environ:
         folder = environ.get("CREDENTIALS_DIRECTORY")
         if folder and Path(folder, path.name).exists():
             return Path(folder, path.name)
     if path.is_absolute():
         return path
-    beside = (cwd / _expanded(Path(source), environ)).parent / path
-    place = beside.parent.resolve() / beside.name  # systemd takes no path with "..".
-    if key == "state.directory" and not os.path.exists(place):
+    file = cwd / _expanded(Path(source), environ)
+    is_service = str(file.parent) == environ.get("CREDENTIALS_DIRECTORY")
+    if is_service or not file.is_file():
+        where = "a service" if is_service else "a configuration that is not a regular file"
+        raise ValueError(f"in {where} it must be absolute")
+    place = Path(os.path.normpath(file.parent.resolve() / path))  # systemd takes no "..".
+    if key == "state.directory" and not any(place.glob("*.db")):
         # Up to 0.3.2 it counted from the current folder, and a journal there says what is held.
         former = cwd / path
-        if os.path.isdir(former) and any(former.glob("*.db")):
+        if any(former.glob("*.db")):
             raise ValueError(f"'{path}' now means {place}, but {former} has journals")
     return place
 

@@ -1,6 +1,7 @@
 """The commands. Each is a module with EXAMPLE, `add_arguments(parser)` and `run(arguments)`."""
 
 import os
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from decimal import Decimal
@@ -81,6 +82,12 @@ def write_output(path: Path, data: bytes, mode: int | None = None) -> None:
     A link stays, and what it names is written. `mode` gives a file's permissions. Raises UsageError
     when it cannot be written.
     """
+    with suppress(OSError):
+        if os.path.samestat(os.stat(path), os.fstat(1)):  # As /dev/stdout is.
+            sys.stdout.flush()
+            with open(1, "wb", closefd=False) as file:
+                file.write(data)
+            return
     if os.path.islink(path) or (os.path.exists(path) and not os.path.isfile(path)):
         try:
             # Appending nothing changes no file, but Linux refuses here a link of another user's in

@@ -167,7 +167,7 @@ class Checks:
         own = identity.find(self.config) or Path()
         if others := identity.unmanaged(self.config, own):
             return "warn", "; ".join(others)
-        return "ok", "no other position of a bot is left here"
+        return "ok", "no other journal here shows a position or an open order"
 
     def _network(self) -> Answer:
         config, clock = self.config, SystemClock(self.config.exchange.clock_speed)

@@ -148,7 +148,7 @@ def _agreed(
 
     `on_read` is called when the question begins and ends, so that a signal can interrupt it.
     """
-    if arguments.yes or not sys.stdin.isatty():
+    if arguments.yes or not (sys.stdin.isatty() and sys.stderr.isatty()):
         return True
     sys.stdout.flush()  # What is asked about comes first, also through a pipe.
     print("Type yes to do this: ", end="", file=sys.stderr, flush=True)
@@ -162,6 +162,8 @@ def _agreed(
         on_read(False)
     if answer.strip().lower() == "yes":
         return True
+    if not answer:  # Ctrl-D leaves the cursor in the line.
+        print(file=sys.stderr)
     print("Not confirmed: nothing is sent")
     return False
 

@@ -91,7 +91,8 @@ PLACES = {
 NEXT = f"""\
 Nothing was started. Next steps:
   put the API key into {FOLDER}/{KEYS[0]}, its secret into {FOLDER}/{KEYS[1]} (not for paper)
-  edit {FOLDER}/config.toml; after a change of `mode`, `pair` or `strategy.file` install again
+  edit {FOLDER}/config.toml; install again after a change of `mode`, `pair`, `[keys]`,
+    `strategy.file` or `exchange.patience`
   sudo krakenbot --config {FOLDER}/config.toml doctor
   sudo systemctl enable --now krakenbot      (after an update: systemctl restart krakenbot)
   sudo krakenbot --config {FOLDER}/config.toml status"""
@@ -104,7 +105,7 @@ def _install(given: str | None, act: Act) -> None:
     is_new = not file.exists()
     if is_new:
         if given and os.path.exists(given) and not os.path.isfile(given):
-            raise ConfigError(f"{given}: is no ordinary file")  # It is read twice.
+            raise ConfigError(f"{given}: is not a regular file")  # It is read twice.
         variables = {f"KRAKENBOT_{key.replace('.', '_').upper()}": at for key, at in PLACES.items()}
         config = configuration.load(given or "/dev/null", variables, Path.cwd())
         try:
@@ -160,7 +161,7 @@ def _with_places(text: str, name: str) -> str:
         if tomllib.loads(changed) == wanted:
             return changed
     raise ConfigError(
-        f"{name}: the service's own paths cannot be put in. Write [keys] and [state] as plain "
+        f"{name}: cannot insert the service's paths. Write [keys] and [state] as plain "
         "tables: the name alone on its line, then one setting on each line"
     )
 

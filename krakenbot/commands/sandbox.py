@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f"control, from this machine only:\n{controls}\n"
         f"faults, such as lost-after=0.02,lag=30,seed=7; all=0.01 for all of them:\n{words}\n"
         f"KRAKEN_API_KEY and KRAKEN_API_SECRET, if set, are the key and secret; else\n"
-        f"{SANDBOX_KEY} and the secret that `krakenbot help sandbox` shows\nexample: {EXAMPLE}"
+        f"{SANDBOX_KEY}\n{SANDBOX_SECRET}\nexample: {EXAMPLE}"
     )
     speed, feed = "simulated seconds per second", "random:SEED, or csv:FILE with Kraken's candles"
     tiers = "rate limits of an account tier, or generous ones (default %(default)s)"

@@ -323,6 +323,12 @@ class TestFlatten(HandoverTest):
                 contextlib.redirect_stdout(io.StringIO()),  # Piped into a file, for example.
                 contextlib.redirect_stderr(asked),
             ):
+                self.assertTrue(handover._agreed(Namespace(yes=False)))  # None can see a question.
+            with (
+                mock.patch.object(sys, "stdin", terminal),
+                contextlib.redirect_stdout(io.StringIO()),
+                mock.patch.object(sys, "stderr", mock.Mock(isatty=lambda: True, write=asked.write)),
+            ):
                 self.assertEqual(agreed, handover._agreed(Namespace(yes=False)), said)
                 self.assertTrue(handover._agreed(Namespace(yes=True)))
         self.assertEqual(4, asked.getvalue().count("Type yes"))
@@ -346,8 +352,7 @@ class TestFlatten(HandoverTest):
             self.addCleanup(signal.signal, number, signal.getsignal(number))
         terminal = mock.Mock(isatty=lambda: True, readline=interrupted)
         with (
-            mock.patch.object(sys, "stdin", terminal),
-            contextlib.redirect_stderr(io.StringIO()),
+            mock.patch.multiple(sys, stdin=terminal, stderr=terminal),
             self.assertRaises(StopRequestedError),
         ):
             handover._agreed(Namespace(yes=False), clock.read)

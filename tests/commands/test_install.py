@@ -236,7 +236,7 @@ class TestInstall(unittest.TestCase):
             with self.subTest(text):
                 (self.here / "config.toml").write_text(text)
                 out = self.do("install", "--systemd", code=78)
-                self.assertIn("config.toml: the service's own paths cannot be put in", out)
+                self.assertIn("config.toml: cannot insert the service's paths", out)
                 self.assertEqual(["here/config.toml"], [*self.files()])
 
     def test_a_rule_in_another_folder_is_found_where_install_puts_it(self) -> None:
@@ -252,7 +252,7 @@ class TestInstall(unittest.TestCase):
         pipe = self.here / "pipe.toml"
         os.mkfifo(pipe)
         out = self.do("--config", str(pipe), "install", "--systemd", code=78)
-        self.assertIn("pipe.toml: is no ordinary file", out)
+        self.assertIn("pipe.toml: is not a regular file", out)
 
     def test_what_is_there_is_kept_and_the_program_is_replaced(self) -> None:
         self.do("install", "--systemd")

@@ -4,6 +4,8 @@ import functools
 import os
 import re
 import sqlite3
+import subprocess
+import sys
 import threading
 import unittest
 from decimal import Decimal as D
@@ -176,6 +178,15 @@ class ReportTest(unittest.TestCase):
         reader.join(10)
         self.assertTrue(pipe.is_fifo())
         self.assertIn("no candle yet", read[0])
+
+    def test_standard_output_is_written_to_and_never_replaced(self) -> None:
+        kept = own_folder(self) / "kept"
+        kept.write_text("before\n")
+        code = "import pathlib, krakenbot.commands as c; print('one'); "
+        code += "c.write_output(pathlib.Path('/dev/stdout'), b'two\\n'); print('three')"
+        with kept.open("ab") as output:
+            subprocess.run([sys.executable, "-c", code], stdout=output, check=True)
+        self.assertEqual("before\none\ntwo\nthree\n", kept.read_text())
 
     def test_many_points_are_thinned_without_losing_an_extreme(self) -> None:
         points = (

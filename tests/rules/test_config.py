@@ -1,6 +1,8 @@
+import os
 import unittest
 from decimal import Decimal
 from pathlib import Path
+from threading import Thread
 from unittest import mock
 
 from krakenbot import config, log
@@ -389,7 +391,7 @@ class TestPaths(Folder):
             "STATE_DIRECTORY",
         ):
             with self.subTest(name):
-                said = rf"(?m)^{name}: 'here' is neither absolute nor begins with ~/; set "
+                said = rf"(?m)^{name}: it is neither absolute nor begins with ~/; set "
                 self.assertRegex(self.complaint(**{name: "here"}), said)
         got = self.load(KRAKENBOT_STATE_DIRECTORY="~/here").state_directory
         self.assertEqual(Path("/home/someone/here"), got)
@@ -404,8 +406,22 @@ class TestPaths(Folder):
         (self.folder / "here/live.db").touch()
         with self.assertRaisesRegex(ConfigError, f"{self.folder}/here has .*; set state.directory"):
             load("bots/bot.toml", HOME, self.folder)
-        (self.folder / "here").rename(self.folder / "bots/here")
+        (self.folder / "bots/here").mkdir()
+        with self.assertRaises(ConfigError):
+            load("bots/bot.toml", HOME, self.folder)
+        (self.folder / "here/live.db").rename(self.folder / "bots/here/live.db")
         load("bots/bot.toml", HOME, self.folder)
+
+    def test_where_a_file_has_no_folder_of_its_own_a_path_must_be_absolute(self) -> None:
+        (self.folder / "config.toml").write_text("state.directory = 'here'")
+        os.mkfifo(self.folder / "pipe.toml")
+        Thread(
+            target=(self.folder / "pipe.toml").write_text, args=("state.directory = 'a'",)
+        ).start()
+        service = HOME | {"CREDENTIALS_DIRECTORY": str(self.folder)}
+        for named, environ in (("config.toml", service), ("pipe.toml", HOME)):
+            with self.assertRaisesRegex(ConfigError, "it must be absolute; set state.directory"):
+                load(named, environ, self.folder)
 
 
 class TestNothingSecretIsShown(Folder):
@@ -431,7 +447,11 @@ class TestNothingSecretIsShown(Folder):
         self.assertNotIn("HUSH", text)
 
     def test_a_key_in_the_place_of_any_other_setting_is_not_shown(self) -> None:
-        for toml in (f"pair = '{'HUSH' * 22}'", f"exchange.url = ' {'HUSH' * 14}'"):
+        for toml in (
+            f"pair = '{'HUSH' * 22}'",
+            f"exchange.url = ' {'HUSH' * 14}'",
+            f"mode = 'x:{'HUSH' * 22};'",
+        ):
             with self.subTest(toml):
                 self.assertNotIn("HUSH", log.clean(self.complaint(toml)))
 

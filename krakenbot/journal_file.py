@@ -115,7 +115,7 @@ def _connect(path: Path) -> sqlite3.Connection:
     try:
         return _checked(path, "mode=ro")
     except sqlite3.OperationalError as error:
-        if error.sqlite_errorcode == sqlite3.SQLITE_BUSY:
+        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY:
             raise
         # On a full or read-only disk SQLite cannot create the files it needs beside the journal.
         # With an empty write-ahead log, the journal file alone is complete.

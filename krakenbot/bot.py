@@ -335,9 +335,8 @@ class Bot:
         except ExchangeError as error:
             if step.purpose is not Purpose.REVERSE:
                 raise
-            return Blocked(
-                f"but {error}", self.clock.now() + PASSING_PAUSE_S
-            )  # A close needs less.
+            # A close, which needs less, is tried in its place.
+            return Blocked(f"but {error}", self.clock.now() + PASSING_PAUSE_S)
         limits = self.plan.limits
         if self.journal.get("flatten"):
             limits = limits._replace(max_spread_percent=Decimal(100))

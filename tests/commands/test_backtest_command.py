@@ -171,6 +171,19 @@ class TestRun(CommandTest):
         )
         self.assertIn("AssetPairs", self.refused(path, "--pair-rules", path))
 
+    def test_whole_prices_have_a_tick_of_one(self) -> None:
+        path = self.write(candles([*range(100, 140)]), "FOOBAR_1.csv")
+        self.assertIn("a tick of 1,", " ".join(self.told(path)["notes"]))
+
+    def test_a_run_that_ended_early_makes_no_promise_for_a_year(self) -> None:
+        rows = [f"{86400 * at},{row},1,1" for at, row in enumerate(self.ENDING)]
+        rows += [f"{86400 * at},60,60,60,60,1,1" for at in range(4, 99)]
+        path = self.write(rows, "ETHUSD_1440.csv")
+        words = (path, "--interval", "1440", "--length", "2", "--size", "900", "--fee", "0")
+        output = command(*words, "--leverage", "10", KRAKENBOT_ENTRY="now")[1]
+        self.assertIn("ENDED EARLY", output)
+        self.assertNotIn("per year", output)
+
     def test_max_loss_and_intervals_that_the_bot_does_not_have_are_remarked(self) -> None:
         notes = self.told(self.jumpy(), KRAKENBOT_RISK_MAX_LOSS="9")["notes"]
         self.assertIn("max_loss is checked when a candle ends", " ".join(notes))

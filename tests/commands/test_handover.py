@@ -326,12 +326,12 @@ class TestFlatten(HandoverTest):
                 self.assertTrue(handover._agreed(Namespace(yes=False)))  # None can see a question.
             with (
                 mock.patch.object(sys, "stdin", terminal),
-                contextlib.redirect_stdout(io.StringIO()),
+                mock.patch.object(sys, "stdout", mock.Mock(flush=lambda: asked.write("shown. "))),
                 mock.patch.object(sys, "stderr", mock.Mock(isatty=lambda: True, write=asked.write)),
             ):
                 self.assertEqual(agreed, handover._agreed(Namespace(yes=False)), said)
                 self.assertTrue(handover._agreed(Namespace(yes=True)))
-        self.assertEqual(4, asked.getvalue().count("Type yes"))
+        self.assertEqual(4, asked.getvalue().count("shown. Type yes"))
 
     def test_what_waits_for_a_lock_held_by_another_command_says_so(self) -> None:
         gate = self.held(UPWARD)

@@ -692,6 +692,15 @@ class TestOneMethodThatFails(AttentionTest):
                 bot.market.refresh()
             asked.assert_called_once()
 
+    def test_all_else_is_read_although_the_time_is_not_answered(self) -> None:
+        bot, error = self.run_for(10), UnansweredError("Time: timed out")
+        self.exchange.server_time = mock.Mock(side_effect=error)  # type: ignore[method-assign]
+        self.exchange.status = "maintenance"
+        self.clock.time += 300
+        with self.assertRaises(UnansweredError):
+            bot.market.refresh()
+        self.assertEqual("maintenance", bot.market.status)
+
     def test_a_reversal_in_one_order_that_cannot_be_checked_is_closed_at_least(self) -> None:
         error = UnansweredError("TradeBalance: EService:Unavailable")
         self.plan = self.plan._replace(one_order=True)
@@ -704,6 +713,7 @@ class TestOneMethodThatFails(AttentionTest):
         self.journal.put(flatten="max_loss reached")
         error = UnansweredError("Ticker: EService:Unavailable")
         self.exchange.quote = mock.Mock(side_effect=error)  # type: ignore[method-assign]
+        self.clock.end = self.clock.time + 3600
         self.stopped(self.bot().run)
         self.assertEqual(ZERO, self.exchange.held)
 

@@ -12,7 +12,6 @@ from krakenbot.bot import Bot, Event
 from krakenbot.clock import Clock, SystemClock
 from krakenbot.config import Config
 from krakenbot.credentials import Credentials, load_credentials
-from krakenbot.decision import plan_of
 from krakenbot.errors import ConfigError, RefusedError
 from krakenbot.exchange import Exchange
 from krakenbot.journal import Journal
@@ -25,6 +24,7 @@ from krakenbot.kraken.spot import Spot
 from krakenbot.kraken.transport import UrllibTransport
 from krakenbot.lock import Lock, Nonces
 from krakenbot.model import KeyInfo
+from krakenbot.plan import plan_of
 from krakenbot.retry import KEY_PAUSES_S, retry
 from krakenbot.risk import FEE_RATE_ASSUMED
 

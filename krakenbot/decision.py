@@ -4,11 +4,9 @@ from collections.abc import Container, Mapping
 from decimal import Decimal
 from typing import NamedTuple
 
-from krakenbot.config import Config
-from krakenbot.model import ZERO, Direction, Purpose, Side, Signal, Step
+from krakenbot.model import ZERO, Direction, Purpose, Side, Signal, Step, Strategy
 from krakenbot.pairs import PairRules, plain
 from krakenbot.risk import Limits
-from krakenbot.strategy import Strategy, build
 
 
 class Plan(NamedTuple):
@@ -23,27 +21,6 @@ class Plan(NamedTuple):
     strategy: Strategy
     candles_min: int
     limits: Limits
-
-
-def plan_of(config: Config) -> Plan:
-    """Return the plan in a configuration. Raises rulefile.RuleError as `strategy.build` does."""
-    chosen, risk = config.strategy, config.risk
-    strategy, candles_min = build(
-        chosen.name, chosen.length, chosen.short, chosen.long, chosen.file, chosen.parameters
-    )
-    return Plan(
-        pair=config.pair,
-        interval_s=config.interval * 60,
-        size=config.size,
-        leverage=config.leverage,
-        one_order=config.reversal == "one-order",
-        entry_now=config.entry == "now",
-        strategy=strategy,
-        candles_min=candles_min,
-        limits=Limits(
-            risk.max_loss, risk.min_margin_level, risk.max_spread_percent, risk.max_orders_per_day
-        ),
-    )
 
 
 class Blocked(NamedTuple):

@@ -5,6 +5,7 @@ unix seconds (UTC). A long position has a positive volume, a short one a negativ
 tuples because defining a dataclass takes ten times as long at each start.
 """
 
+from collections.abc import Callable, Sequence
 from decimal import Decimal
 from enum import Enum, IntEnum
 from typing import NamedTuple, NoReturn
@@ -217,6 +218,9 @@ class Signal(NamedTuple):
     direction: Direction | None
     average: Decimal
     slope: int
+
+
+Strategy = Callable[[Sequence[Candle]], Signal]  # Of finished candles, oldest first.
 
 
 class Secret:

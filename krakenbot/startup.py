@@ -11,7 +11,6 @@ from krakenbot import format, identity, log, rulefile
 from krakenbot.candles import fill
 from krakenbot.clock import Clock
 from krakenbot.config import Config
-from krakenbot.decision import plan_of
 from krakenbot.errors import (
     ConfigError,
     ExchangeError,
@@ -31,6 +30,7 @@ from krakenbot.model import ZERO, KeyInfo, MarginSummary, Purpose, Quote, Side, 
 from krakenbot.order_states import VISIBLE_S
 from krakenbot.orders import DEADLINE_S
 from krakenbot.pairs import PairRules, earn_balances, plain
+from krakenbot.plan import plan_of
 from krakenbot.retry import retry
 from krakenbot.risk import FEE_RATE_ASSUMED, RiskInputs, objection
 

@@ -1,34 +1,17 @@
-"""Strategies: functions from finished candles to a Signal, and the table of their names.
+"""The built-in strategies: pure functions from finished candles to a Signal.
 
-A user's own strategy needs no change here: it is a file, see rulefile.py.
+A user's own strategy is a file, see rulefile.py.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from functools import partial
-from pathlib import Path
 
-from krakenbot import rulefile
-from krakenbot.model import ZERO, Candle, Direction, Signal
-
-Strategy = Callable[[Sequence[Candle]], Signal]
+from krakenbot.model import ZERO, Candle, Direction, Signal, Strategy
 
 
-def build(
-    name: str,
-    length: int,
-    short: int,
-    long: int,
-    file: Path | None = None,
-    parameters: Mapping[str, object] = {},
-) -> tuple[Strategy, int]:
-    """Return the strategy of that name and how many candles it needs for a direction.
-
-    Raises rulefile.RuleError for a file that cannot be used.
-    """
-    if name == "file" and file is not None:
-        rule = rulefile.load(file)
-        return partial(rule.signal, parameters=parameters), rule.candles
+def build(name: str, length: int, short: int, long: int) -> tuple[Strategy, int]:
+    """Return the built-in strategy of that name and how many candles it needs for a direction."""
     if name == "sma-slope":
         return partial(sma_slope, length=length), length + 1
     if name == "sma-cross":

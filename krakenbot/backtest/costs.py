@@ -10,9 +10,9 @@ from krakenbot.backtest.files import columns_of
 from krakenbot.backtest.result import DAY_S
 from krakenbot.candles import fill
 from krakenbot.config import INTERVALS, Config
-from krakenbot.decision import plan_of
 from krakenbot.model import ZERO, Candle, MarginRates, Side
 from krakenbot.pairs import PairRules, plain
+from krakenbot.plan import plan_of
 
 GIVEN = 720  # Candles that Kraken gives.
 NEEDED_MAX = 620  # For a strategy that needs more, turns in the rest are a matter of chance.

@@ -12,8 +12,8 @@ from krakenbot.backtest.engine import WINDOW, Costs, Replay
 from krakenbot.backtest.files import BadDataError, Columns, aggregate
 from krakenbot.backtest.result import DAY_S, Result
 from krakenbot.config import Config, NotifyTable
-from krakenbot.decision import plan_of
 from krakenbot.pairs import PairRules
+from krakenbot.plan import plan_of
 
 RUNS_MAX = 10_000
 Value = int | Decimal

@@ -25,10 +25,10 @@ from krakenbot.backtest.sweep import Setting, Step, Value
 from krakenbot.commands import UsageError, json_values
 from krakenbot.commands import backtest_text as text
 from krakenbot.config import Config
-from krakenbot.decision import plan_of
 from krakenbot.errors import ConfigError
 from krakenbot.format import MINUTE, moment
 from krakenbot.pairs import decimal, plain
+from krakenbot.plan import plan_of
 from krakenbot.risk import FEE_RATE_ASSUMED
 from krakenbot.simulated.listing import assets_of
 

@@ -23,13 +23,13 @@ from krakenbot.assemble import assumed_fee_rate, client_of, spot_of
 from krakenbot.clock import SystemClock
 from krakenbot.commands.call import signed_client
 from krakenbot.credentials import Credentials, load_credentials
-from krakenbot.decision import plan_of
 from krakenbot.errors import ConfigError
 from krakenbot.format import money, percent, shows_color, volume
 from krakenbot.journal_file import open_read_only
 from krakenbot.lock import Lock
 from krakenbot.model import ZERO, MarginSummary, Order, Side
 from krakenbot.pairs import plain
+from krakenbot.plan import plan_of
 from krakenbot.presence import read_life
 from krakenbot.risk import CLOCK_OFFSET_MAX_S, clock_error
 from krakenbot.rulefile import load

@@ -12,8 +12,8 @@ from krakenbot.backtest.files import columns_of
 from krakenbot.backtest.result import Fill
 from krakenbot.commands.help import page
 from krakenbot.config import Config, StrategyTable
-from krakenbot.decision import plan_of
 from krakenbot.model import Candle
+from krakenbot.plan import plan_of
 from krakenbot.rulefile import load
 from tests.commands.called import call
 from tests.folders import own_folder

@@ -195,17 +195,19 @@ class Orders:
                     assert self._failure is not None
                     raise self._failure
                 case Do.HALT:
-                    side, volume = intent.side.value, plain(intent.volume)
-                    text = (
-                        f"order {intent.id} ({side} {volume}) {action.reason}; the exchange shows "
-                    )
-                    text += f"{self._shown(answer)}. Check it there"
-                    halt = self._journal.halt(text)  # On disk before anything else is asked.
-                    explained = self._journal.account().held
-                    with suppress(ExchangeError, StopError):
-                        held = self._held(explained)
-                        self._journal.put(exchange_position=None if held == explained else held)
-                    raise halt
+                    raise self._halt(intent, action.reason, answer)
+
+    def _halt(self, intent: Intent, reason: str, answer: Answer) -> StopError:
+        """Halt because of an order, and record what is held if that differs from the journal."""
+        order = f"order {intent.id} ({intent.side.value} {plain(intent.volume)}) {reason}"
+        shown = f"the exchange shows {self._shown(answer)}"
+        # On disk before anything else is asked.
+        halt = self._journal.halt(f"{order}; {shown}. Check it there")
+        explained = self._journal.account().held
+        with suppress(ExchangeError, StopError):
+            held = self._held(explained)
+            self._journal.put(exchange_position=None if held == explained else held)
+        return halt
 
     def _shown(self, answer: Answer) -> str:
         """Return what the newest lookup has shown, for a person."""

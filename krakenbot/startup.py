@@ -185,11 +185,7 @@ def check_trades(start: Start) -> None:
     since = int(clock.now() - visible_s) if is_short else journal.newest_record()
     wait_s = start.began + visible_s - clock.monotonic()
     if wait_s > 0 and not is_proven and (was_live or not is_new):
-        why = (
-            "the journal is new, but a bot has run here"
-            if is_new
-            else "the journal may be an old copy"
-        )
+        why = "a bot has run here before" if is_new else "the journal may be an old copy"
         log.warning("waiting %.0f s until any earlier order is visible: %s", wait_s, why)
         clock.wait(wait_s)
     if was_live or not is_new:
@@ -280,9 +276,6 @@ def try_strategy(start: Start) -> None:
         name += f" {rule.sha256}"
     log.info("strategy %s", name)
     settings = f"{name} {chosen} {start.config.interval} min"
-    former = f"{name} {chosen}"  # As up to 0.3.2.
-    if start.journal.get("direction_by") == former:
-        start.journal.put(direction_by=settings)
     if start.journal.get("direction_by") != settings:
         # The last direction of another strategy must not be traded on, and the difference to its
         # first direction is no turn.

@@ -268,17 +268,6 @@ class TestStrategy(FrontDoor):
         self.addCleanup(journal.close)
         self.assertEqual([], journal.open_intents())
 
-    def test_an_upgrade_is_no_change_of_the_strategy(self) -> None:
-        self.run_once(entry="next-turn")
-        path = self.state / self.journals()[0]
-        journal = open_journal(path)
-        journal.put(direction_by=journal.get("direction_by").rsplit(" ", 2)[0])  # As in 0.3.2.
-        journal.close()
-        self.run_once(entry="next-turn")
-        journal = open_journal(path)
-        self.assertEqual("1", journal.get("first_direction"))
-        journal.close()
-
     def test_another_interval_is_not_the_turn_that_the_first_entry_waits_for(self) -> None:
         self.run_once(entry="next-turn")
         path = self.state / self.journals()[0]

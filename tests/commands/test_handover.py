@@ -57,9 +57,7 @@ class TestAdopt(HandoverTest):
             done = self.run_it(gate, *words, **UPWARD)
             self.assertEqual(2, done.code, done.err)
             self.assertFalse(list(self.state.glob("*.db")))
-            self.assertIn(
-                "held at the exchange: 0.02 XBT; recorded in the journal: 0 XBT", done.out
-            )
+            self.assertIn("the exchange holds 0.02 XBT, the journal records 0 XBT", done.out)
             self.assertRegex(done.out, r"sell 0\.01 XBT at market, about [\d,.]+ = .* fee about")
             self.assertIn("Nothing was changed", done.out)
         self.assertEqual([], gate.added)
@@ -234,7 +232,9 @@ class TestFlatten(HandoverTest):
             with self.subTest(changed):
                 done = self.run_it(gate, "flatten", "--live", **(LIVE | changed))
                 self.assert_ends(done, code)
-                self.assertRegex(done.out + done.err, "nothing to (close|do)\n.*no bot manages it")
+                self.assertRegex(
+                    done.out + done.err, "(nothing to close|not run here)\n.*no bot manages it"
+                )
 
     def test_a_bot_that_runs_is_asked_and_acts_within_seconds(self) -> None:
         gate = self.gate()

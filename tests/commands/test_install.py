@@ -138,8 +138,8 @@ class TestInstall(unittest.TestCase):
             change.start()
             self.addCleanup(change.stop)
 
-    def noted(self, act: command.Act, *words: str) -> None:
-        act(" ".join(words), lambda: self.systemctl(*words))
+    def noted(self, *words: str) -> command.Step:
+        return " ".join(words), lambda: self.systemctl(*words)
 
     def do(self, *argv: str, code: int = 0) -> str:
         with contextlib.chdir(self.here):

@@ -36,6 +36,7 @@ STATE = "/var/lib/krakenbot"
 PROGRAM = "/opt/krakenbot/krakenbot.pyz"
 WRAPPER = "/usr/local/bin/krakenbot"
 UNIT_FILE = "/etc/systemd/system/krakenbot.service"
+SYSTEM_PYTHON = "/usr/bin/python3"
 KEYS = ("kraken_api_key", "kraken_api_secret")
 HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")
 SLOW_START_S = 1500  # On top of `exchange.patience`: open orders, or a lockout of the key.
@@ -220,18 +221,12 @@ def _systemctl(*words: str) -> Step:
 
 def _python() -> str:
     """Return a Python outside the folders that are hidden from the service."""
-    for python in (sys.executable, "/usr/bin/python3"):
-        if not python.startswith(HIDDEN) and _is_new_enough(python):
-            return python
-    raise UsageError(f"no Python 3.11 or newer outside of {', '.join(HIDDEN)}")
-
-
-def _is_new_enough(python: str) -> bool:
-    check = "import sys; sys.exit(sys.version_info < (3, 11))"
-    try:
-        return subprocess.run([python, "-I", "-S", "-c", check], check=False).returncode == 0
-    except OSError:
-        return False
+    if not sys.executable.startswith(HIDDEN):
+        return sys.executable
+    check = [SYSTEM_PYTHON, "-I", "-S", "-c", "import sys; sys.exit(sys.version_info < (3, 11))"]
+    if shutil.which(SYSTEM_PYTHON) is None or subprocess.call(check):
+        raise UsageError(f"no Python 3.11 or newer outside of {', '.join(HIDDEN)}")
+    return SYSTEM_PYTHON
 
 
 def unit(config: Config, file: str, template: bool) -> str:

@@ -123,7 +123,7 @@ def _flatten(config: Config, arguments: argparse.Namespace) -> int:
             print(f"{compared(held, recorded, base)}: all of it is closed")
         if closes := held if takes_all else recorded:
             print(f"flatten: {ask(partial(handover.next_trade, bot, -closes))}")
-        if not _agreed(arguments, parts.clock.read):
+        if not _agreed(arguments, parts.clock):
             return 2
         if takes_all:
             ask(partial(handover.adopt, bot, closes))
@@ -138,24 +138,19 @@ def _is_running(config: Config, path: Path) -> bool:
     return life.state is not State.STOPPED
 
 
-def _agreed(
-    arguments: argparse.Namespace, on_read: Callable[[bool], None] = lambda is_reading: None
-) -> bool:
-    """Ask for confirmation if a terminal can answer. Else the command is the confirmation.
-
-    `on_read` is called when the question begins and ends, so that a signal can interrupt it.
-    """
+def _agreed(arguments: argparse.Namespace, clock: SystemClock) -> bool:
+    """Ask for confirmation if a terminal can answer. Else the command is the confirmation."""
     if arguments.yes or not (sys.stdin.isatty() and sys.stderr.isatty()):
         return True
     sys.stdout.flush()  # What is asked about comes first, also through a pipe.
     print("Type yes to do this: ", end="", file=sys.stderr, flush=True)
     answer = ""
-    on_read(True)
+    clock.read(True)  # So that a signal can interrupt it.
     try:
         with suppress(UnicodeDecodeError):  # What cannot be read is not a yes.
             answer = sys.stdin.readline()
     finally:
-        on_read(False)
+        clock.read(False)
     if answer.strip().lower() == "yes":
         return True
     if not answer:  # Ctrl-D leaves the cursor in the line.
@@ -205,13 +200,14 @@ def _ask_the_bot(config: Config, path: Path, arguments: argparse.Namespace) -> i
         held, base = journal.account().held, journal.get("base")
         paid = [intent.fee / intent.cost for intent in journal.intents() if intent.fee]
     print(f"a running bot holds {volume(held, base)} and will be asked to close it")
-    spot = spot_of(config, client_of(config, SystemClock(config.exchange.clock_speed)))
+    clock = SystemClock(config.exchange.clock_speed)
+    spot = spot_of(config, client_of(config, clock))
     fee_rate = paid[-1] if paid else assumed_fee_rate(config)
     try:
         print(f"  {handover.describe_trade(spot, spot.rules(), fee_rate, -held)}")
     except ExchangeError as error:
         print(f"  the current price is not known: {clean(str(error))}")
-    if not _agreed(arguments):
+    if not _agreed(arguments, clock):
         return 2
     _wait_for_the_bot(path, config.exchange.patience + GRACE_S)
     with closing(open_read_only(path)) as journal:

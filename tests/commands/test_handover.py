@@ -315,7 +315,7 @@ class TestFlatten(HandoverTest):
         adopt.assert_called_once_with(parts.bot, D("0.01"))
 
     def test_at_a_terminal_nothing_happens_without_a_yes(self) -> None:
-        asked = io.StringIO()
+        asked, clock = io.StringIO(), SystemClock()
         for said, agreed in (("", False), ("y\n", False), ("\n", False), ("yes\n", True)):
             terminal = mock.Mock(isatty=lambda: True, readline=lambda said=said: said)
             with (
@@ -323,14 +323,16 @@ class TestFlatten(HandoverTest):
                 contextlib.redirect_stdout(io.StringIO()),  # Piped into a file, for example.
                 contextlib.redirect_stderr(asked),
             ):
-                self.assertTrue(handover._agreed(Namespace(yes=False)))  # None can see a question.
+                self.assertTrue(
+                    handover._agreed(Namespace(yes=False), clock)
+                )  # None can see a question.
             with (
                 mock.patch.object(sys, "stdin", terminal),
                 mock.patch.object(sys, "stdout", mock.Mock(flush=lambda: asked.write("shown. "))),
                 mock.patch.object(sys, "stderr", mock.Mock(isatty=lambda: True, write=asked.write)),
             ):
-                self.assertEqual(agreed, handover._agreed(Namespace(yes=False)), said)
-                self.assertTrue(handover._agreed(Namespace(yes=True)))
+                self.assertEqual(agreed, handover._agreed(Namespace(yes=False), clock), said)
+                self.assertTrue(handover._agreed(Namespace(yes=True), clock))
         self.assertEqual(4, asked.getvalue().count("shown. Type yes"))
 
     def test_what_waits_for_a_lock_held_by_another_command_says_so(self) -> None:
@@ -355,7 +357,7 @@ class TestFlatten(HandoverTest):
             mock.patch.multiple(sys, stdin=terminal, stderr=terminal),
             self.assertRaises(StopRequestedError),
         ):
-            handover._agreed(Namespace(yes=False), clock.read)
+            handover._agreed(Namespace(yes=False), clock)
 
     @slow
     def test_a_request_that_is_old_has_expired_when_a_bot_starts(self) -> None:

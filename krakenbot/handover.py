@@ -30,7 +30,7 @@ from krakenbot.lock import no_access, open_private
 from krakenbot.model import ZERO, Direction, Position, Purpose, Side, Step
 from krakenbot.order_states import VISIBLE_S
 from krakenbot.orders import UNFILLED_MAX
-from krakenbot.pairs import PairRules, earn_balances, plain
+from krakenbot.pairs import earn_balances, plain
 from krakenbot.records import Intent
 
 PAUSE_MAX_S = 15.0  # The longest wait between two closing orders.
@@ -63,28 +63,27 @@ def compared(holds: Decimal, records: Decimal, base: str) -> str:
     return f"the exchange holds {held}, the journal records {recorded}"
 
 
-def describe_trade(exchange: Exchange, rules: PairRules, fee_rate: Decimal, change: Decimal) -> str:
+def describe_trade(exchange: Exchange, base: str, fee_rate: Decimal, change: Decimal) -> str:
     """Return in words what trading `change` now means: volume, price, value and fee.
 
     `change` is in the base currency, below 0 a sale; the fee rate is a fraction.
     """
-    text = f"{'buy' if change > 0 else 'sell'} {format.volume(abs(change), rules.base)} at market"
+    text = f"{'buy' if change > 0 else 'sell'} {format.volume(abs(change), base)} at market"
     try:
-        quote = exchange.quote()
+        rules, quote = exchange.known_rules(), exchange.quote()
     except ExchangeError as error:
         return f"{text}; its value is not known now: {log.clean(str(error))}"
     price = quote.ask if change > 0 else quote.bid
     worth = abs(change) * price
-    return (
-        f"{text}, about {format.price(price, rules)} = {format.money(worth, rules.quote)}, "
-        f"fee about {format.money(worth * fee_rate, rules.quote)}"
-    )
+    fee = format.money(worth * fee_rate, rules.quote)
+    about = f"about {format.price(price, rules)} = {format.money(worth, rules.quote)}"
+    return f"{text}, {about}, fee about {fee} at {format.percent(100 * fee_rate)}"
 
 
 def next_trade(bot: Bot, change: Decimal) -> str:
     """Return `describe_trade` of this bot, with the account's own fee."""
     bot.market.read_rates()
-    return describe_trade(bot.exchange, bot.market.rules, bot.market.fee_rate, change)
+    return describe_trade(bot.exchange, bot.market.rules.base, bot.market.fee_rate, change)
 
 
 def adoption(bot: Bot) -> list[str]:

@@ -41,12 +41,10 @@ GRACE_S = LOCKOUT_S + 600.0  # A bot in a lockout first waits for its end.
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     command = parser.get_default("command")
     if command != "resume":
-        asks = "do it, not only show it" if command == "adopt" else "do it without asking"
-        parser.add_argument("--yes", action="store_true", help=asks)
+        parser.add_argument("--yes", action="store_true", help="do it, and do not ask")
     if command == "flatten":
         parser.add_argument("--live", action="store_true", help='real orders; needs mode = "live"')
-        everything = "close the pair's whole margin position, whoever opened it"
-        parser.add_argument("--all", action="store_true", help=everything)
+        parser.add_argument("--all", action="store_true", help="the pair's whole margin position")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -203,10 +201,7 @@ def _ask_the_bot(config: Config, path: Path, arguments: argparse.Namespace) -> i
     clock = SystemClock(config.exchange.clock_speed)
     spot = spot_of(config, client_of(config, clock))
     fee_rate = paid[-1] if paid else assumed_fee_rate(config)
-    try:
-        print(f"  {handover.describe_trade(spot, spot.rules(), fee_rate, -held)}")
-    except ExchangeError as error:
-        print(f"  the current price is not known: {clean(str(error))}")
+    print(f"  {handover.describe_trade(spot, base, fee_rate, -held)}")
     if not _agreed(arguments, clock):
         return 2
     _wait_for_the_bot(path, config.exchange.patience + GRACE_S)

@@ -4,13 +4,9 @@ Each function takes a bot whose loop is not running; all but `flatten` need `bot
 have run.
 """
 
-import os
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from decimal import Decimal
 from functools import partial
-from pathlib import Path
 
 from krakenbot import format, log
 from krakenbot.accounting import own_trades
@@ -19,14 +15,12 @@ from krakenbot.candles import CandleWindow
 from krakenbot.decision import Snapshot, decide
 from krakenbot.errors import (
     ExchangeError,
-    FlattenRequestedError,
     KeyRefusedError,
     LaterError,
     RefusedError,
     StopError,
 )
 from krakenbot.exchange import Exchange
-from krakenbot.lock import no_access, open_private
 from krakenbot.model import ZERO, Direction, Position, Purpose, Side, Step
 from krakenbot.order_states import VISIBLE_S
 from krakenbot.orders import UNFILLED_MAX
@@ -34,7 +28,6 @@ from krakenbot.pairs import earn_balances, plain
 from krakenbot.records import Intent
 
 PAUSE_MAX_S = 15.0  # The longest wait between two closing orders.
-REQUEST_S = 60.0  # A request to flatten expires after this.
 
 
 def held_of(bot: Bot) -> Position:
@@ -220,22 +213,3 @@ def _close(bot: Bot, reason: str) -> bool:
     # The current time stands in for a candle's, so each closing order has a new id.
     bot.orders.send(step, int(bot.clock.now()), held, reason)
     return False
-
-
-def ask_to_flatten(request: Path) -> None:
-    """Make the file by which one process asks another to flatten; ConfigError if it cannot."""
-    try:
-        os.close(open_private(request, os.O_WRONLY))
-        os.utime(request)
-    except OSError as error:
-        what = f"the bot cannot be asked to flatten, {request}"
-        raise no_access(request.parent, what, error) from error
-
-
-def take_request(request: Path) -> None:
-    """Delete a request; raise FlattenRequestedError unless it is older than REQUEST_S."""
-    with suppress(FileNotFoundError):
-        age_s = time.time() - request.stat().st_mtime
-        request.unlink()
-        if age_s <= REQUEST_S:
-            raise FlattenRequestedError

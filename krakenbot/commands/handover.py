@@ -3,7 +3,6 @@
 import argparse
 import sys
 import time
-from collections.abc import Callable
 from contextlib import closing, suppress
 from decimal import Decimal
 from functools import partial
@@ -24,7 +23,7 @@ from krakenbot.clock import SystemClock
 from krakenbot.config import Config, StrategyTable
 from krakenbot.errors import ExchangeError, LaterError, StopError
 from krakenbot.format import asset, volume
-from krakenbot.handover import REQUEST_S, ask_to_flatten, compared
+from krakenbot.handover import compared
 from krakenbot.journal_file import open_journal, open_read_only
 from krakenbot.lock import Lock, is_locked
 from krakenbot.log import clean
@@ -34,7 +33,7 @@ from krakenbot.retry import LOCKOUT_S
 
 EXAMPLE = "krakenbot flatten --live; krakenbot adopt; krakenbot resume"
 BY_HAND = "flattened by hand"
-POLL_S, PROGRESS_TURNS = 0.2, 50
+POLL_S, PROGRESS_TURNS, ANSWER_S = 0.2, 50, 60.0
 GRACE_S = LOCKOUT_S + 600.0  # A bot in a lockout first waits for its end.
 
 
@@ -218,32 +217,23 @@ def _ask_the_bot(config: Config, path: Path, arguments: argparse.Namespace) -> i
 
 
 def _wait_for_the_bot(path: Path, patience_s: float) -> None:
-    """Ask the bot to flatten and wait until it has ended; withdraw the request on any error."""
-    request, lock, is_taken = path.with_suffix(".flatten"), path.with_suffix(".lock"), True
-    ask_to_flatten(request)
-    try:
-        _wait(path, REQUEST_S, lambda: request.exists() and is_locked(lock))
-    finally:
-        with suppress(FileNotFoundError):
-            request.unlink()
-            is_taken = False
-    if is_taken:
-        print("the bot has accepted the request", flush=True)
-        if not _wait(path, patience_s, lambda: is_locked(lock)):
-            raise LaterError("the bot is not done yet. See `krakenbot status`")
-    elif is_locked(lock):
-        raise LaterError(f"the bot did not answer within {REQUEST_S:.0f} s")
+    """Ask the bot to flatten and wait until it has ended.
 
-
-def _wait(path: Path, limit_s: float, is_pending: Callable[[], bool]) -> bool:
-    """Return whether this ended in time, showing meanwhile what the bot does."""
-    for turn in range(1, int(limit_s / POLL_S) + 1):
-        if not is_pending():
-            return True
-        if turn % PROGRESS_TURNS == 0:
-            with closing(open_read_only(path)) as journal:
-                ids = ", ".join(intent.id for intent in journal.open_intents())
-            does = f"the bot is reconciling {ids} first" if ids else "the bot has no open order"
-            print(f"  waiting: {does}", flush=True)
-        time.sleep(POLL_S)
-    return False
+    The request is a lock beside the journal, so it ends with this process, whatever ends that.
+    """
+    with closing(Lock(path.with_suffix(".flatten"), "a request to flatten")):
+        for turn in range(1, int(patience_s / POLL_S)):
+            if not is_locked(path.with_suffix(".lock")):
+                return
+            if turn % PROGRESS_TURNS == 0:
+                with closing(open_read_only(path)) as journal:
+                    ids = ", ".join(intent.id for intent in journal.open_intents())
+                    has_begun = journal.get("flatten") or journal.get("halted")
+                does = f"reconciling {ids} first" if ids else "without an open order"
+                print(f"  waiting: the bot is {does}", flush=True)
+                if not has_begun and turn * POLL_S > ANSWER_S:
+                    raise LaterError(
+                        f"the bot did not answer within {ANSWER_S:.0f} s, being {does}"
+                    )
+            time.sleep(POLL_S)
+    raise LaterError("the bot is not done yet. See `krakenbot status`")

@@ -14,7 +14,8 @@ from krakenbot.commands.screen import Screen
 from krakenbot.config import Config, is_loopback
 from krakenbot.errors import ExchangeError, FlattenRequestedError, StopError
 from krakenbot.format import moment, money, volume
-from krakenbot.handover import compared, flatten, take_request
+from krakenbot.handover import compared, flatten
+from krakenbot.lock import is_locked
 from krakenbot.notify import Notifier
 from krakenbot.presence import Presence
 from krakenbot.startup import count_costs
@@ -81,7 +82,9 @@ def _trade(config: Config, parts: Parts, notifier: Notifier, once: bool) -> None
 
     def progress() -> None:
         notifier.alive()
-        take_request(parts.path.with_suffix(".flatten"))
+        # `krakenbot flatten` holds this lock while it waits.
+        if is_locked(parts.path.with_suffix(".flatten")):
+            raise FlattenRequestedError
 
     parts.clock.progress = progress
     try:

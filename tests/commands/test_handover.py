@@ -17,7 +17,7 @@ from krakenbot.clock import StopRequestedError, SystemClock
 from krakenbot.commands import handover
 from krakenbot.errors import LaterError, StopError
 from krakenbot.journal_file import open_journal
-from krakenbot.lock import Lock
+from krakenbot.lock import Lock, is_locked
 from krakenbot.presence import Presence
 from tests import slow
 from tests.commands.program import LIVE, MINUTES, SPEED, Gate, ProgramTest
@@ -284,7 +284,7 @@ class TestFlatten(HandoverTest):
             self.assertRaisesRegex(StopError, "the bot ended with: no halt; .* 0.01 held"),
         ):
             handover.run(Namespace(config=None, command="flatten", live=True, all=False, yes=True))
-        self.assertFalse(self.journal().with_suffix(".flatten").exists())
+        self.assertFalse(is_locked(self.journal().with_suffix(".flatten")))
 
     def test_a_request_that_nobody_takes_is_withdrawn_and_said(self) -> None:
         gate = self.held(UPWARD)
@@ -294,12 +294,12 @@ class TestFlatten(HandoverTest):
             Presence(journal, SystemClock(), 60)
         with (
             mock.patch.dict(os.environ, self.environ(gate) | UPWARD),
-            mock.patch.object(handover, "REQUEST_S", 0.5),
+            mock.patch.multiple(handover, ANSWER_S=0.5, PROGRESS_TURNS=1),
             contextlib.redirect_stdout(io.StringIO()),
             self.assertRaisesRegex(LaterError, "did not answer within"),
         ):
             handover.run(Namespace(config=None, command="flatten", live=True, all=False, yes=True))
-        self.assertFalse(self.journal().with_suffix(".flatten").exists())
+        self.assertFalse(is_locked(self.journal().with_suffix(".flatten")))
 
     def test_what_is_adopted_is_compared_with_what_was_shown(self) -> None:
         parts = mock.MagicMock()
@@ -360,18 +360,15 @@ class TestFlatten(HandoverTest):
             handover._agreed(Namespace(yes=False), clock)
 
     @slow
-    def test_a_request_that_is_old_has_expired_when_a_bot_starts(self) -> None:
+    def test_a_request_that_nobody_waits_for_any_more_is_none(self) -> None:
         gate = self.held(UPWARD)
-        request = self.journal().with_suffix(".flatten")
-        request.touch()
-        os.utime(request, (0, 0))
+        Lock(self.journal().with_suffix(".flatten"), "it").close()
         self.assert_ends(self.run_it(gate, "run", "--live", "--once", **UPWARD), 0)
         self.assertEqual(1, len(gate.orders))
-        self.assertFalse(request.exists())
 
     def test_a_request_that_somebody_waits_for_outlives_a_restart_of_the_bot(self) -> None:
         gate = self.held(UPWARD)
-        self.journal().with_suffix(".flatten").touch()
+        self.addCleanup(Lock(self.journal().with_suffix(".flatten"), "it").close)
         done = self.run_it(gate, "run", "--live", "--once", **UPWARD)
         self.assert_ends(done, 76, "flattened by hand")
         self.assertEqual((2, 0), (len(gate.orders), gate.position))
@@ -387,4 +384,4 @@ class TestFlatten(HandoverTest):
             self.assertRaises(KeyboardInterrupt),
         ):
             handover._wait_for_the_bot(path, 1.0)
-        self.assertFalse(path.with_suffix(".flatten").exists())
+        self.assertFalse(is_locked(path.with_suffix(".flatten")))

@@ -9,7 +9,6 @@ import os
 import queue
 import socket
 import threading
-from collections.abc import Mapping
 from contextlib import suppress
 
 from krakenbot import log
@@ -96,9 +95,8 @@ class Notifier:
         """Send a notice or, without a text, the heartbeat."""
         kind, body = "text/plain; charset=utf-8", text
         if self._notify.body is not None:
-            template = self._notify.body.reveal()
-            body = template.replace("$text", json.dumps(text)[1:-1])
-            kind = "application/json" if template.lstrip()[:1] in ("{", "[") else kind
+            body = self._notify.body.reveal().replace("$text", json.dumps(text)[1:-1])
+            kind = "application/json" if body.lstrip()[:1] in ("{", "[") else kind
         headers = {"User-Agent": USER_AGENT, "Content-Type": kind}
         method, data = ("POST", body.encode(errors="replace")) if text else ("GET", None)
         status, _ = self._transport.send(method, url.reveal(), headers, data)
@@ -106,9 +104,9 @@ class Notifier:
             raise UnansweredError(f"HTTP {status}")
 
 
-def sd_notify(text: str, environ: Mapping[str, str] = os.environ) -> None:
+def sd_notify(text: str) -> None:
     """Send our state to systemd, if it listens; a failure is only logged."""
-    address = environ.get("NOTIFY_SOCKET", "")
+    address = os.environ.get("NOTIFY_SOCKET", "")
     if address[:1] not in ("/", "@"):
         return
     try:

@@ -8,7 +8,6 @@ from decimal import Decimal
 from functools import partial
 from pathlib import Path
 
-from krakenbot import config as configuration
 from krakenbot import handover, identity
 from krakenbot.assemble import (
     Parts,
@@ -47,9 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    if arguments.command == "resume":
-        return _resume(configuration.load_here(arguments.config))
     config = load_config(arguments.config)
+    if arguments.command == "resume":
+        return _resume(config)
     if arguments.command == "adopt":
         return adopt(config, yes=arguments.yes)
     # Closing needs no strategy, so a broken rule file must not prevent it.

@@ -123,12 +123,9 @@ class Checks:
         return "ok", f"{text}leverage {config.leverage}; set: {', '.join(chosen) or 'nothing'}"
 
     def _secrets(self) -> Answer:
-        mode, files = (
-            self.config.mode,
-            [file for file in self.config.keys if file and file.exists()],
-        )
-        # In paper mode the empty files of an installation count as none.
-        if mode != "paper" or not files or any(file.stat().st_size for file in files):
+        mode = self.config.mode
+        sizes = [file.stat().st_size for file in self.config.keys if file and file.exists()]
+        if mode != "paper" or any(sizes) or not sizes:  # An installation's are empty at first.
             self.credentials = load_credentials(self.config)
         if self.credentials is None and mode == "paper":
             return "skip", "paper mode needs no API key"
@@ -190,19 +187,14 @@ class Checks:
         bid = money(self.quote.bid, rules.quote, rules.pair_decimals)
         text = f"exchange {status.status}, {rules.altname} {rules.status}, bid {bid}"
         if notices := (*status.emergency, *status.upcoming):
-            return (
-                "warn",
-                f"{text}; Kraken announces: {'; '.join(notices)}",
-                "see status.kraken.com",
-            )
+            text += f"; Kraken announces: {'; '.join(notices)}"
+            return "warn", text, "see status.kraken.com"
         return "ok" if status.status == rules.status == "online" else "warn", text
 
     def _size(self) -> Answer:
-        size, base = self.config.size, self.rules.base
-        text = f"{volume(size, base)}, worth {money(size * self.quote.mid, self.rules.quote)}; "
-        return self._unless_refused(
-            RICH, f"{text}the minimum is {volume(self.rules.ordermin, base)}"
-        )
+        size, least = (volume(v, self.rules.base) for v in (self.config.size, self.rules.ordermin))
+        worth = money(self.config.size * self.quote.mid, self.rules.quote)
+        return self._unless_refused(RICH, f"{size}, worth {worth}; the minimum is {least}")
 
     def _key(self) -> Answer:
         if self.credentials is None:

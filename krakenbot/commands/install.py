@@ -39,22 +39,19 @@ UNIT_FILE = "/etc/systemd/system/krakenbot.service"
 SYSTEM_PYTHON = "/usr/bin/python3"
 KEYS = ("kraken_api_key", "kraken_api_secret")
 HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")
+DRY = "print every step, but do none"
+OPTIONS = {
+    "unit": {"--template": f"one unit for several pairs: krakenbot@NAME runs {FOLDER}/NAME.toml"},
+    "install": {"--systemd": "as a systemd service", "--dry-run": DRY},
+    "uninstall": {"--purge": "remove journal, configuration and keys too", "--dry-run": DRY},
+}
 SLOW_START_S = 1500  # On top of `exchange.patience`: open orders, or a lockout of the key.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    command = parser.get_default("command")
-    if command == "unit":
-        text = f"one unit for several pairs: krakenbot@NAME runs {FOLDER}/NAME.toml"
-        parser.add_argument("--template", action="store_true", help=text)
-        return
-    if command == "install":
-        text = "as a systemd service"
-        parser.add_argument("--systemd", action="store_true", required=True, help=text)
-    else:
-        text = "remove journal, configuration and keys as well"
-        parser.add_argument("--purge", action="store_true", help=text)
-    parser.add_argument("--dry-run", action="store_true", help="print every step, but do none")
+    for option, text in OPTIONS[parser.get_default("command")].items():
+        needed = option == "--systemd"
+        parser.add_argument(option, action="store_true", required=needed, help=text)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -74,7 +74,7 @@ def describe_trade(exchange: Exchange, base: str, fee_rate: Decimal, change: Dec
 
 
 def next_trade(bot: Bot, change: Decimal) -> str:
-    """Return `describe_trade` of this bot, with the account's own fee."""
+    """Return in words what this bot would trade now, with the fee of its account."""
     bot.market.read_rates()
     return describe_trade(bot.exchange, bot.market.rules.base, bot.market.fee_rate, change)
 

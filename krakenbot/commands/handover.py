@@ -32,7 +32,8 @@ from krakenbot.retry import LOCKOUT_S
 
 EXAMPLE = "krakenbot flatten --live; krakenbot adopt; krakenbot resume"
 BY_HAND = "flattened by hand"
-POLL_S, PROGRESS_TURNS, ANSWER_S = 0.2, 50, 60.0
+POLL_S, PROGRESS_TURNS = 0.2, 50  # A line every 10 s.
+ANSWER_S = 60.0  # A bot that has not begun to flatten by then does not answer.
 GRACE_S = LOCKOUT_S + 600.0  # A bot in a lockout first waits for its end.
 
 
@@ -228,11 +229,9 @@ def _wait_for_the_bot(path: Path, patience_s: float) -> None:
                 with closing(open_read_only(path)) as journal:
                     ids = ", ".join(intent.id for intent in journal.open_intents())
                     has_begun = journal.get("flatten") or journal.get("halted")
-                does = f"reconciling {ids} first" if ids else "without an open order"
-                print(f"  waiting: the bot is {does}", flush=True)
+                does = f"it is reconciling {ids} first" if ids else "it has no open order"
                 if not has_begun and turn * POLL_S > ANSWER_S:
-                    raise LaterError(
-                        f"the bot did not answer within {ANSWER_S:.0f} s, being {does}"
-                    )
+                    raise LaterError(f"the bot did not answer within {ANSWER_S:.0f} s; {does}")
+                print(f"  waiting: {does}", flush=True)
             time.sleep(POLL_S)
     raise LaterError("the bot is not done yet. See `krakenbot status`")

@@ -90,18 +90,17 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def signed_client(
-    config: Config, credentials: Credentials, live: bool, *, changes: bool = False
-) -> tuple[Client, Lock]:
+def signed_client(config: Config, credentials: Credentials, changes: bool) -> tuple[Client, Lock]:
     """Return a client and the lock of its key; hold the lock while the key's nonces are used.
 
-    `changes` leaves a mark: a bot must not assume any more that it knows all orders of the key.
+    Only with `changes` can it do more than read and validate. That leaves a mark: a bot must not
+    assume any more that it knows all orders of the key.
     """
     lock = identity.key_lock(config, fingerprint(credentials.key))
     clock, nonces = SystemClock(config.exchange.clock_speed), Nonces(lock)
     if changes:
         nonces.set_mark("called")
-    client = client_of(config, clock, credentials, nonces, live=live)
+    client = client_of(config, clock, credentials, nonces, live=changes)
     client.nonce_pauses_s = (1, 2)  # A person is waiting.
     return client, lock
 
@@ -115,7 +114,7 @@ def _spot(config: Config, arguments: argparse.Namespace, values: list[tuple[str,
     if changes:
         _require_live(config, arguments)
     credentials = _credentials(config, "KRAKEN")
-    client, lock = signed_client(config, credentials, not is_check, changes=changes)
+    client, lock = signed_client(config, credentials, changes)
     with closing(lock):
         return client.private(method, params)
 

@@ -200,7 +200,7 @@ class Checks:
         if self.credentials is None:
             return "skip", "no key"
         try:
-            client, self.lock = signed_client(self.config, self.credentials, live=False)
+            client, self.lock = signed_client(self.config, self.credentials, changes=False)
         except ConfigError as error:
             return "skip", f"the key is left alone: {error}"
         self.account = spot_of(self.config, client)

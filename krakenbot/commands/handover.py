@@ -200,7 +200,8 @@ def _ask_the_bot(config: Config, path: Path, arguments: argparse.Namespace) -> i
     clock = SystemClock(config.exchange.clock_speed)
     spot = spot_of(config, client_of(config, clock))
     fee_rate = paid[-1] if paid else assumed_fee_rate(config)
-    print(f"  {handover.describe_trade(spot, base, fee_rate, -held)}")
+    if held:
+        print(f"  {handover.describe_trade(spot, base, fee_rate, -held)}")
     if not _agreed(arguments, clock):
         return 2
     _wait_for_the_bot(path, config.exchange.patience + GRACE_S)

@@ -18,7 +18,7 @@ from krakenbot.commands import COMMANDS, CONFIG_HELP, PAGES, UsageError, exit_co
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code of the process."""
     _ready_streams()
-    command = "run"
+    command, lost = "run", None
     try:
         front = argparse.ArgumentParser(prog="krakenbot", add_help=False, allow_abbrev=False)
         front.add_argument("--config", metavar="FILE", help=CONFIG_HELP)
@@ -41,8 +41,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         # After --help and --version 0, after wrong usage 2.
         code = ending.code if isinstance(ending.code, int) else 2
     except BaseException as error:
-        code = _explained(command, error)
-    return _flushed(code)
+        # Without a buffer, lost output fails in the command already.
+        lost = _lost_output("\n") if isinstance(error, OSError) else None
+        code = 0 if lost else _explained(command, error)
+    lost = lost or _lost_output()
+    if lost is None or isinstance(lost, BrokenPipeError):  # The reader has closed the pipe.
+        return code
+    log.say(f"krakenbot: cannot write to standard output: {lost.strerror}", 40)
+    return code or 2
 
 
 def _ready_streams() -> None:
@@ -81,8 +87,6 @@ def _explained(command: str, error: BaseException) -> int:
     code = exit_code(error, command)
     if isinstance(error, KeyboardInterrupt | StopRequestedError):
         return code
-    if isinstance(error, OSError) and _is_output_lost():
-        return 0  # `_flushed` reports it.
     if code != 70:
         log.say("\n".join(f"krakenbot: {log.clean(line)}" for line in str(error).splitlines()), 40)
         return code
@@ -91,26 +95,15 @@ def _explained(command: str, error: BaseException) -> int:
     return code
 
 
-def _is_output_lost() -> bool:
-    """Return whether standard output cannot be written: no reader, or no space."""
-    try:
-        print(flush=True)
-    except OSError:
-        return True
-    return False
-
-
-def _flushed(code: int) -> int:
-    """Flush standard output and return the exit code.
+def _lost_output(text: str = "") -> OSError | None:
+    """Write text to standard output and flush it; return why that failed, if it did.
 
     In the interpreter's own flush, a failure would print a complaint and change the exit code.
     """
     try:
         if not sys.stdout.closed:
-            print(end="", flush=True)
+            print(end=text, flush=True)
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        if not isinstance(error, BrokenPipeError):  # The reader has closed the pipe.
-            log.say(f"krakenbot: cannot write to standard output: {error.strerror}", 40)
-            return code or 2
-    return code
+        return error
+    return None

@@ -4,13 +4,9 @@ Each function takes a bot whose loop is not running; all but `flatten` need `bot
 have run.
 """
 
-import os
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from decimal import Decimal
 from functools import partial
-from pathlib import Path
 
 from krakenbot import format, log
 from krakenbot.accounting import own_trades
@@ -19,13 +15,12 @@ from krakenbot.candles import CandleWindow
 from krakenbot.decision import Snapshot, decide
 from krakenbot.errors import (
     ExchangeError,
-    FlattenRequestedError,
     KeyRefusedError,
     LaterError,
     RefusedError,
     StopError,
 )
-from krakenbot.lock import no_access, open_private
+from krakenbot.exchange import Exchange
 from krakenbot.model import ZERO, Direction, Position, Purpose, Side, Step
 from krakenbot.order_states import VISIBLE_S
 from krakenbot.orders import UNFILLED_MAX
@@ -33,7 +28,6 @@ from krakenbot.pairs import earn_balances, plain
 from krakenbot.records import Intent
 
 PAUSE_MAX_S = 15.0  # The longest wait between two closing orders.
-REQUEST_S = 60.0  # A request to flatten expires after this.
 
 
 def held_of(bot: Bot) -> Position:
@@ -56,36 +50,48 @@ def held_of(bot: Bot) -> Position:
     return Position(min(bot.journal.account().held or bot.plan.size, owned), ZERO)
 
 
-def describe_trade(bot: Bot, side: Side, volume: Decimal) -> str:
-    """Return in words what an order would trade now: volume, price, value and fee."""
-    rules = bot.market.rules
-    text = f"{side.value} {format.volume(volume, rules.base)} at market"
-    bot.market.read_rates()
+def compared(holds: Decimal, records: Decimal, base: str) -> str:
+    """Return what exchange and journal say is held, both in the base currency."""
+    held, recorded = format.volume(holds, base), format.volume(records, base)
+    return f"the exchange holds {held}, the journal records {recorded}"
+
+
+def describe_trade(exchange: Exchange, base: str, fee_rate: Decimal, change: Decimal) -> str:
+    """Return in words what trading `change` now means: volume, price, value and fee.
+
+    `change` is in the base currency, below 0 a sale; the fee rate is a fraction.
+    """
+    text = f"{'buy' if change > 0 else 'sell'} {format.volume(abs(change), base)} at market"
     try:
-        quote = bot.exchange.quote()
+        rules, quote = exchange.known_rules(), exchange.quote()
     except ExchangeError as error:
         return f"{text}; its value is not known now: {log.clean(str(error))}"
-    price = quote.ask if side is Side.BUY else quote.bid
-    worth, fee = volume * price, volume * price * bot.market.fee_rate
-    return (
-        f"{text}, about {format.price(price, rules)} = {format.money(worth, rules.quote)}, "
-        f"fee about {format.money(fee, rules.quote)}"
-    )
+    price = quote.ask if change > 0 else quote.bid
+    worth = abs(change) * price
+    fee = format.money(worth * fee_rate, rules.quote)
+    about = f"about {format.price(price, rules)} = {format.money(worth, rules.quote)}"
+    return f"{text}, {about}, fee about {fee} at {format.percent(100 * fee_rate)}"
+
+
+def next_trade(bot: Bot, change: Decimal) -> str:
+    """Return in words what this bot would trade now, with the fee of its account."""
+    bot.market.read_rates()
+    return describe_trade(bot.exchange, bot.market.rules.base, bot.market.fee_rate, change)
 
 
 def adoption(bot: Bot) -> list[str]:
     """Return lines on what adopting changes and what the next decision will then trade."""
-    position, rules, before = held_of(bot), bot.market.rules, bot.journal.account().held
-    shown, explained = (format.volume(held, rules.base) for held in (position.volume, before))
-    difference = format.signed(format.volume(position.volume - before, rules.base))
+    position, rules, recorded = held_of(bot), bot.market.rules, bot.journal.account().held
+    difference = format.signed(format.volume(position.volume - recorded, rules.base))
     at = format.price(_price(bot, position), rules)
-    adopting = f"adopting: {difference} counts as traded at about {at}"
-    halt = "; the halt is cleared" if bot.journal.get("halted") else ""
-    halt += "; the request to flatten is dropped" if bot.journal.get("flatten") else ""
-    lines = [
-        f"held at the exchange: {shown}; recorded in the journal: {explained}",
-        ("nothing to adopt" if position.volume == before else adopting) + halt,
-    ]
+    text = f"adopting: {difference} counts as traded at about {at}"
+    if position.volume == recorded:
+        text = "nothing to adopt"
+    if bot.journal.get("halted"):
+        text += "; the halt is cleared"
+    if bot.journal.get("flatten"):
+        text += "; the request to flatten is dropped"
+    lines = [compared(position.volume, recorded, rules.base), text]
     if not bot.plan.leverage:
         lines += [
             f"{plain(amount)} {code} is in Earn or staked and does not count: move it "
@@ -112,8 +118,9 @@ def _next_trades(bot: Bot, held: Decimal) -> Iterator[str]:
         decision = decide(Snapshot(signal, held, bot.market.rules, None, "", {}), plan)
         if decision.step is None:
             return
-        yield f"{describe_trade(bot, decision.step.side, decision.step.volume)} ({decision.reason})"
-        held += decision.step.side.sign * decision.step.volume
+        change = decision.step.side.sign * decision.step.volume
+        yield f"{next_trade(bot, change)} ({decision.reason})"
+        held += change
 
 
 def adopt(bot: Bot, shown: Decimal) -> None:
@@ -206,35 +213,3 @@ def _close(bot: Bot, reason: str) -> bool:
     # The current time stands in for a candle's, so each closing order has a new id.
     bot.orders.send(step, int(bot.clock.now()), held, reason)
     return False
-
-
-class FlattenRequest:
-    """A file beside the journal by which one process asks another to flatten."""
-
-    def __init__(self, journal_path: Path) -> None:
-        self._path = journal_path.with_suffix(".flatten")
-
-    def make(self) -> None:
-        try:
-            os.close(open_private(self._path, os.O_WRONLY))
-            os.utime(self._path)
-        except OSError as error:
-            what = f"the bot cannot be asked to flatten, {self._path}"
-            raise no_access(self._path.parent, what, error) from error
-
-    def withdraw(self) -> bool:
-        """Delete the request; return whether it was still there."""
-        with suppress(FileNotFoundError):
-            self._path.unlink()
-            return True
-        return False
-
-    def is_open(self) -> bool:
-        return self._path.exists()
-
-    def look(self) -> None:
-        """Delete a request; raise FlattenRequestedError unless it is older than REQUEST_S."""
-        with suppress(FileNotFoundError):
-            age_s = time.time() - self._path.stat().st_mtime
-            if self.withdraw() and age_s <= REQUEST_S:
-                raise FlattenRequestedError

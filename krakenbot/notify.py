@@ -9,7 +9,6 @@ import os
 import queue
 import socket
 import threading
-from collections.abc import Mapping
 from contextlib import suppress
 
 from krakenbot import log
@@ -36,7 +35,7 @@ class Notifier:
         self._name = f"krakenbot {config.mode} {config.pair}"
         self._transport = transport or UrllibTransport(LIMIT_S, config.exchange.proxy)
         self._last_text = ""
-        self._waiting: queue.Queue[tuple[str, Secret, str] | None] = queue.Queue(WAITING_MAX)
+        self._waiting: queue.Queue[tuple[Secret, str] | None] = queue.Queue(WAITING_MAX)
         self._sender = threading.Thread(target=self._send_all, name="notify", daemon=True)
 
     def __call__(self, event: Event) -> None:
@@ -46,12 +45,12 @@ class Notifier:
         elif event.kind == "decision":
             held, target = event.values.get("held", "?"), event.values.get("target", "?")
             sd_notify(f"STATUS=holds {held}, target {target}: {clean(event.text)}")
-            self._put("GET", self._notify.heartbeat_url, "")
+            self._put(self._notify.heartbeat_url)
         elif event.kind in ("halt", "stop"):
             sd_notify(f"STOPPING=1\nSTATUS={event.kind}: {clean(event.text)}")
         if event.kind in NOTICED:
             self._last_text = event.text
-            self._put("POST", self._notify.url, f"{self._name}: {event.kind}: {clean(event.text)}")
+            self._put(self._notify.url, f"{self._name}: {event.kind}: {clean(event.text)}")
         self.alive()
 
     def alive(self) -> None:
@@ -68,46 +67,46 @@ class Notifier:
         asked = error is None or isinstance(error, StopRequestedError | KeyboardInterrupt)
         if not asked and str(error) != self._last_text:
             words = clean(f"{type(error).__name__}: {error}")
-            self._put("POST", self._notify.url, f"{self._name}: ended: {words}")
+            self._put(self._notify.url, f"{self._name}: ended: {words}")
         sd_notify("STOPPING=1")
         if self._sender.is_alive():
             with suppress(queue.Full):
                 self._waiting.put(None, timeout=LAST_WORDS_S)
             self._sender.join(LAST_WORDS_S)
 
-    def _put(self, method: str, url: Secret | None, text: str) -> None:
+    def _put(self, url: Secret | None, text: str = "") -> None:
         if url is None:
             return
         try:
             if self._sender.ident is None:
                 self._sender.start()
-            self._waiting.put_nowait((method, url, text))
+            self._waiting.put_nowait((url, text))
         except (queue.Full, RuntimeError) as error:  # Or no thread can be started.
             log.warning("notice dropped reason=%r text=%s", error, text or "heartbeat")
 
     def _send_all(self) -> None:
         while (item := self._waiting.get()) is not None:
-            self._send(*item)
+            try:
+                self._send(*item)
+            except Exception as error:  # Whatever it is, the next notice must still go out.
+                log.warning("notice dropped reason=%s text=%s", error, item[1] or "heartbeat")
 
-    def _send(self, method: str, url: Secret, text: str) -> None:
+    def _send(self, url: Secret, text: str) -> None:
+        """Send a notice or, without a text, the heartbeat."""
         kind, body = "text/plain; charset=utf-8", text
         if self._notify.body is not None:
-            template = self._notify.body.reveal()
-            body = template.replace("$text", json.dumps(text)[1:-1])
-            kind = "application/json" if template.lstrip()[:1] in ("{", "[") else kind
+            body = self._notify.body.reveal().replace("$text", json.dumps(text)[1:-1])
+            kind = "application/json" if body.lstrip()[:1] in ("{", "[") else kind
         headers = {"User-Agent": USER_AGENT, "Content-Type": kind}
-        data = body.encode(errors="replace") if method == "POST" else None
-        try:
-            status, _ = self._transport.send(method, url.reveal(), headers, data)
-            if status >= 300:
-                raise UnansweredError(f"HTTP {status}")
-        except Exception as error:  # Whatever it is, the next notice must still go out.
-            log.warning("notice dropped reason=%s text=%s", error, text or "heartbeat")
+        method, data = ("POST", body.encode(errors="replace")) if text else ("GET", None)
+        status, _ = self._transport.send(method, url.reveal(), headers, data)
+        if status >= 300:
+            raise UnansweredError(f"HTTP {status}")
 
 
-def sd_notify(text: str, environ: Mapping[str, str] = os.environ) -> None:
+def sd_notify(text: str) -> None:
     """Send our state to systemd, if it listens; a failure is only logged."""
-    address = environ.get("NOTIFY_SOCKET", "")
+    address = os.environ.get("NOTIFY_SOCKET", "")
     if address[:1] not in ("/", "@"):
         return
     try:

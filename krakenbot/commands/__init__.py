@@ -56,7 +56,7 @@ class UsageError(Exception):
     """The command line asks for something that cannot be done. Exit code 2."""
 
 
-_ENDED_BY = {UsageError: 2, StopError: 76, ConfigError: 78, ExchangeError: 75}
+_ENDED_BY = {UsageError: 2, ConfigError: 78, ExchangeError: 75}
 _ENDED_BY_SIGNAL = ("run", "demo", "sandbox", "status")
 
 
@@ -82,22 +82,20 @@ def write_output(path: Path, data: bytes, mode: int | None = None) -> None:
     A link stays, and what it names is written. `mode` gives a file's permissions. Raises UsageError
     when it cannot be written.
     """
-    with suppress(OSError):
-        if os.path.samestat(os.stat(path), os.fstat(1)):  # As /dev/stdout is.
+    try:
+        if os.path.exists(path) and os.path.samestat(os.stat(path), os.fstat(1)):  # /dev/stdout
             sys.stdout.flush()
-            with open(1, "wb", closefd=False) as file:
-                file.write(data)
+            sys.stdout.buffer.write(data)
             return
-    if os.path.islink(path) or (os.path.exists(path) and not os.path.isfile(path)):
-        try:
+        if os.path.islink(path) or (os.path.exists(path) and not os.path.isfile(path)):
             # Appending nothing changes no file, but Linux refuses here a link of another user's in
             # /tmp, which `realpath` would follow.
             with open(path, "ab") as file:
                 if not os.path.isfile(path):
                     file.write(data)
                     return
-        except OSError as error:
-            raise UsageError(f"cannot write {path}: {error.strerror}") from error
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}") from error
     write_atomically(Path(os.path.realpath(path)), data, mode)
 
 

@@ -2,7 +2,6 @@
 
 import argparse
 import binascii
-import contextlib
 import difflib
 import hashlib
 import hmac
@@ -10,6 +9,7 @@ import json
 import os
 import re
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -61,52 +61,48 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config)
-    values = [value.partition("=") for value in arguments.values]
-    is_named = all(name and equals for name, equals, _ in values)
-    if not re.fullmatch(r"(?a:[\w/-]+)", arguments.method) or not is_named:
+    method, output = arguments.method, arguments.output
+    is_named = all(re.match("[^=]+=", value) for value in arguments.values)
+    if not re.fullmatch(r"(?a:[\w/-]+)", method) or not is_named:
         raise UsageError("give METHOD, then name=value for each parameter")
-    if arguments.output is not None and os.path.lexists(arguments.output):
-        raise UsageError(f"{str(arguments.output)!r} exists; --output must name a new file")
-    if arguments.method == "RetrieveExport" and not arguments.output and sys.stdout.isatty():
+    if output is not None and os.path.lexists(output):
+        raise UsageError(f"{str(output)!r} exists; --output must name a new file")
+    if method == "RetrieveExport" and output is None and sys.stdout.isatty():
         raise UsageError("RetrieveExport returns a zip archive: add --output FILE")
-    params = [(name, value) for name, _, value in values]
+    params = [(name, text) for name, _, text in (v.partition("=") for v in arguments.values)]
     try:
         result = (_futures if arguments.futures else _spot)(config, arguments, params)
     except (RefusedError, UnansweredError) as error:
         is_unknown = isinstance(error, UnansweredError) and arguments.live
-        text = clean(str(error)) + ("; it may have happened" if is_unknown else "")
-        print(f"krakenbot call: {text}", file=sys.stderr)
+        why = clean(str(error)) + ("; it may have happened" if is_unknown else "")
+        print(f"krakenbot call: {why}", file=sys.stderr)
         return 1
-    is_file = isinstance(result, bytes)
-    text = "" if is_file else json.dumps(result, default=str, indent=None if arguments.json else 2)
-    if arguments.output is not None:
-        content = result if is_file else f"{redact(text)}\n".encode()
-        write_output(arguments.output, content, 0o600)
-    elif is_file:
+    if not isinstance(result, bytes):
+        result = redact(json.dumps(result, default=str, indent=None if arguments.json else 2))
+        if output is None:
+            print(result)
+            return 0
+        result = f"{result}\n".encode()
+    if output is None:
         sys.stdout.buffer.write(result)
     else:
-        print(redact(text))
+        write_output(output, result, 0o600)
     return 0
 
 
-def signed_client(
-    config: Config, credentials: Credentials, live: bool, *, changes: bool = False
-) -> tuple[Client, Lock]:
+def signed_client(config: Config, credentials: Credentials, changes: bool) -> tuple[Client, Lock]:
     """Return a client and the lock of its key; hold the lock while the key's nonces are used.
 
-    `changes` leaves a mark: a bot must not assume any more that it knows all orders of the key.
+    Only with `changes` can it do more than read and validate. That leaves a mark: a bot must not
+    assume any more that it knows all orders of the key.
     """
-    lock = _key_lock(config, credentials)
+    lock = identity.key_lock(config, fingerprint(credentials.key))
     clock, nonces = SystemClock(config.exchange.clock_speed), Nonces(lock)
     if changes:
         nonces.set_mark("called")
-    client = client_of(config, clock, credentials, nonces, live=live)
+    client = client_of(config, clock, credentials, nonces, live=changes)
     client.nonce_pauses_s = (1, 2)  # A person is waiting.
     return client, lock
-
-
-def _key_lock(config: Config, credentials: Credentials) -> Lock:
-    return identity.key_lock(config, fingerprint(credentials.key))
 
 
 def _spot(config: Config, arguments: argparse.Namespace, values: list[tuple[str, str]]) -> Any:
@@ -114,11 +110,12 @@ def _spot(config: Config, arguments: argparse.Namespace, values: list[tuple[str,
     if method in PUBLIC.split():
         return client_of(config, SystemClock()).public(method, params)
     is_check = method == "AddOrder" and params.get("validate") == "true"
-    is_harmless = method in READS or is_check
-    _ask_for_live(config, arguments, is_harmless)
+    changes = method not in READS and not is_check
+    if changes:
+        _require_live(config, arguments)
     credentials = _credentials(config, "KRAKEN")
-    client, lock = signed_client(config, credentials, not is_check, changes=not is_harmless)
-    with contextlib.closing(lock):
+    client, lock = signed_client(config, credentials, changes)
+    with closing(lock):
         return client.private(method, params)
 
 
@@ -130,8 +127,8 @@ def _futures(config: Config, arguments: argparse.Namespace, values: list[tuple[s
     path = method if method.startswith("/") else f"/derivatives/api/v3/{method}"
     is_posted = bool(re.fullmatch(FUTURES_POST, path))
     verb = arguments.verb or ("POST" if is_posted else "GET")
-    is_read = path.endswith("/orders/status") or (verb == "GET" and not is_posted)
-    _ask_for_live(config, arguments, is_read)
+    if not path.endswith("/orders/status") and (is_posted or verb != "GET"):
+        _require_live(config, arguments)
     data, headers = urlencode(values), {"User-Agent": USER_AGENT}
     url, body = arguments.host + path, None
     if verb == "POST":
@@ -140,7 +137,7 @@ def _futures(config: Config, arguments: argparse.Namespace, values: list[tuple[s
         url += f"?{data}"
     if not re.fullmatch(FUTURES_PUBLIC, path):
         credentials = _credentials(config, "KRAKEN_FUTURES")
-        with contextlib.closing(_key_lock(config, credentials)) as lock:
+        with closing(identity.key_lock(config, fingerprint(credentials.key))) as lock:
             nonce = str(Nonces(lock).next(SystemClock().nonce()))
         signature = sign_futures(credentials.secret, path, nonce, data)
         headers |= {"APIKey": credentials.key.reveal(), "Nonce": nonce, "Authent": signature}
@@ -149,8 +146,8 @@ def _futures(config: Config, arguments: argparse.Namespace, values: list[tuple[s
     try:
         result = parse_json(answer)
     except ValueError:
-        problem = f"HTTP {status} with {kind_of(answer)} instead of a JSON answer"
-        raise UnansweredError(f"{method}: {problem}") from None
+        what = f"HTTP {status} with {kind_of(answer)} instead of a JSON answer"
+        raise UnansweredError(f"{method}: {what}") from None
     if status != 200 or (isinstance(result, dict) and result.get("result") == "error"):
         raise RefusedError(f"{method}: HTTP {status} {json.dumps(result, default=str):.500}")
     return result
@@ -175,10 +172,10 @@ def _credentials(config: Config, prefix: str) -> Credentials:
     return credentials
 
 
-def _ask_for_live(config: Config, arguments: argparse.Namespace, is_harmless: bool) -> None:
-    if is_harmless or (arguments.live and config.mode == "live"):
+def _require_live(config: Config, arguments: argparse.Namespace) -> None:
+    if arguments.live and config.mode == "live":
         return
-    method, known = arguments.method, {*PUBLIC.split(), *READS, *CHANGES.split()}
+    method, known = arguments.method, (*PUBLIC.split(), *READS, *CHANGES.split())
     near = [] if method in known else difflib.get_close_matches(method, known)
     meant = f". Did you mean {' or '.join(near)}?" if near else ""
     raise ConfigError(

@@ -25,6 +25,7 @@ from krakenbot.commands.call import signed_client
 from krakenbot.credentials import Credentials, load_credentials
 from krakenbot.errors import ConfigError
 from krakenbot.format import money, percent, shows_color, volume
+from krakenbot.handover import compared
 from krakenbot.journal_file import open_read_only
 from krakenbot.lock import Lock
 from krakenbot.model import ZERO, MarginSummary, Order, Side
@@ -60,12 +61,12 @@ def run(arguments: argparse.Namespace) -> int:
     colored = shows_color(sys.stdout)
     findings = []
     for finding in examine(arguments.config):
-        findings.append(finding)
+        findings.append(finding._asdict())
         if not arguments.json:
             print(shown(finding, colored), flush=True)
     if arguments.json:
-        print(json.dumps([finding._asdict() for finding in findings]))
-    return 1 if any(finding.verdict == "fail" for finding in findings) else 0
+        print(json.dumps(findings))
+    return int(any(finding["verdict"] == "fail" for finding in findings))
 
 
 def examine(file: str | None) -> Iterator[Finding]:
@@ -102,14 +103,9 @@ class Checks:
     """The checks. What one finds out is stored for those that need it, see CHECKS."""
 
     def __init__(self, file: str | None) -> None:
-        self.file, self.explained = file, ZERO
+        self.file, self.recorded = file, ZERO
         self.credentials: Credentials | None = None
         self.lock: Lock | None = None
-
-    @property
-    def is_rehearsal(self) -> bool:
-        """Return whether the exchange is a sandbox on this machine."""
-        return configuration.is_loopback(self.config.exchange.url)
 
     def _python(self) -> Answer:
         foreign = {name.partition(".")[0] for name in sys.modules} - sys.stdlib_module_names
@@ -121,23 +117,23 @@ class Checks:
 
     def _config(self) -> Answer:
         config = self.config = configuration.load_here(self.file)
+        self.is_rehearsal = configuration.is_loopback(config.exchange.url)
         chosen = [f"{key} ({by})" for key, by in config.sources.items() if by != "default"]
         text = f"{config.mode} {config.pair}, {config.interval} min, size {plain(config.size)}, "
         return "ok", f"{text}leverage {config.leverage}; set: {', '.join(chosen) or 'nothing'}"
 
     def _secrets(self) -> Answer:
         mode = self.config.mode
-        files = [file for file in self.config.keys if file is not None and file.exists()]
-        is_empty = files and not any(file.stat().st_size for file in files)
-        found = None if is_empty and mode == "paper" else load_credentials(self.config)
-        self.credentials = found
-        if found is None and mode == "paper":
+        sizes = [file.stat().st_size for file in self.config.keys if file and file.exists()]
+        if mode != "paper" or any(sizes) or not sizes:  # An installation's are empty at first.
+            self.credentials = load_credentials(self.config)
+        if self.credentials is None and mode == "paper":
             return "skip", "paper mode needs no API key"
-        if found is None:
+        if self.credentials is None:
             return "fail", f"no API key, but mode is {mode}"
-        if found.source == "KRAKEN_API_KEY":
+        if self.credentials.source == "KRAKEN_API_KEY":
             return "warn", "the key is in the environment, readable by this user's other programs"
-        return "ok", f"found through {found.source}, with safe file modes"
+        return "ok", f"found through {self.credentials.source}, with safe file modes"
 
     def _state(self) -> Answer:
         folder = self.config.state_directory
@@ -156,7 +152,7 @@ class Checks:
             return "skip", "none yet: this bot has not run"
         with closing(open_read_only(path)) as journal:
             halted, unresolved = journal.get("halted"), len(journal.open_intents())
-            self.explained, speed = journal.account().held, self.config.exchange.clock_speed
+            self.recorded, speed = journal.account().held, self.config.exchange.clock_speed
             life = read_life(journal, path.with_suffix(".lock"), speed)
         if halted:
             return "warn", f"halted: {halted}"
@@ -185,9 +181,9 @@ class Checks:
         return verdict, f"this host's clock is {clock_error(-self.ahead_s)}"
 
     def _pair(self) -> Answer:
-        status, rules = self.market.market_status(), self.market.rules()
-        self.rules, self.quote = rules, self.market.quote()
-        self.fee_rate = assumed_fee_rate(self.config)
+        status = self.market.market_status()
+        rules, self.quote = self.market.rules(), self.market.quote()
+        self.rules, self.fee_rate = rules, assumed_fee_rate(self.config)
         bid = money(self.quote.bid, rules.quote, rules.pair_decimals)
         text = f"exchange {status.status}, {rules.altname} {rules.status}, bid {bid}"
         if notices := (*status.emergency, *status.upcoming):
@@ -196,17 +192,15 @@ class Checks:
         return "ok" if status.status == rules.status == "online" else "warn", text
 
     def _size(self) -> Answer:
-        base, quote = self.rules.base, self.rules.quote
-        worth = money(self.config.size * self.quote.mid, quote)
-        smallest = volume(self.rules.ordermin, base)
-        text = f"{volume(self.config.size, base)}, worth {worth}; the minimum is {smallest}"
-        return self._against(RICH) or ("ok", text)
+        size, least = (volume(v, self.rules.base) for v in (self.config.size, self.rules.ordermin))
+        worth = money(self.config.size * self.quote.mid, self.rules.quote)
+        return self._unless_refused(RICH, f"{size}, worth {worth}; the minimum is {least}")
 
     def _key(self) -> Answer:
         if self.credentials is None:
             return "skip", "no key"
         try:
-            client, self.lock = signed_client(self.config, self.credentials, live=False)
+            client, self.lock = signed_client(self.config, self.credentials, changes=False)
         except ConfigError as error:
             return "skip", f"the key is left alone: {error}"
         self.account = spot_of(self.config, client)
@@ -225,32 +219,26 @@ class Checks:
         if not any(row.get("ipallowlist") or ()) and not self.is_rehearsal:
             return "warn", "the key works from any address", "limit it to this server's address"
         if LEDGER_PERMISSION not in info.permissions:
-            lacks = (
-                f"the key lacks {LEDGER_PERMISSION}: fees stay estimates, rollovers are not booked"
-            )
+            lacks = f"the key lacks {LEDGER_PERMISSION}: fees are estimates, rollovers not booked"
             return "warn", lacks, "allow `Query ledger entries`"
         return "ok", "has the permissions needed, none to withdraw; nonce window 0"
 
     def _account(self) -> Answer:
-        self.fee_rate = self.account.fee_rate()
-        quote = self.rules.quote
+        self.fee_rate, quote = self.account.fee_rate(), self.rules.quote
         if self.config.leverage:
             summary = self.account.summary()
         else:
             summary = MarginSummary(self.account.balances().get(quote, ZERO), ZERO, ZERO)
-        text = (
-            f"taker fee {percent(self.fee_rate * 100)}, equity {money(summary.equity, quote)}, "
-            f"free margin {money(summary.free_margin, quote)}"
-        )
-        return self._against(summary) or ("ok", text)
+        equity, free = money(summary.equity, quote), money(summary.free_margin, quote)
+        text = f"taker fee {percent(self.fee_rate * 100)}, equity {equity}, free margin {free}"
+        return self._unless_refused(summary, text)
 
     def _position(self) -> Answer:
         if self.config.mode != "live" or not self.config.leverage:
             return "skip", "only live margin trading has a position"
-        held, base = self.account.position().volume, self.rules.base
-        holds, explains = volume(held, base), volume(self.explained, base)
-        text = f"the exchange holds {holds}, the journal records {explains}"
-        return "ok" if held == self.explained else "fail", text
+        held = self.account.position().volume
+        verdict = "ok" if held == self.recorded else "fail"
+        return verdict, compared(held, self.recorded, self.rules.base)
 
     def _strategy(self) -> Answer:
         plan_of(self.config)
@@ -266,13 +254,13 @@ class Checks:
     def _order(self) -> Answer:
         bought, leverage = self.rules.round_volume(self.config.size), self.config.leverage
         self.account.validate(Order("", Side.BUY, bought, leverage, False))
-        shown = volume(bought, self.rules.base)
-        return "ok", f"Kraken would accept a buy of {shown} (only validated)"
+        return "ok", f"Kraken would accept a buy of {volume(bought, self.rules.base)} (validated)"
 
-    def _against(self, summary: MarginSummary) -> Answer | None:
-        """Return a failure if the bot itself would refuse an order of `size` on this account."""
+    def _unless_refused(self, summary: MarginSummary, text: str) -> Answer:
+        """Return the text, or why the bot itself would refuse an order of `size` here."""
         found = objections(self.config, self.rules, self.quote, summary, self.fee_rate)
-        return next((("fail", f"{side.value}: {why}") for side, why in found.items() if why), None)
+        against = [f"{side.value}: {why}" for side, why in found.items() if why]
+        return ("fail", against[0]) if against else ("ok", text)
 
 
 # Name, check, the check that it needs, and the repair unless the check itself names one.

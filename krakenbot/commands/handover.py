@@ -3,13 +3,11 @@
 import argparse
 import sys
 import time
-from collections.abc import Callable
 from contextlib import closing, suppress
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
 
-from krakenbot import config as configuration
 from krakenbot import handover, identity
 from krakenbot.assemble import (
     Parts,
@@ -22,37 +20,36 @@ from krakenbot.assemble import (
 )
 from krakenbot.clock import SystemClock
 from krakenbot.config import Config, StrategyTable
-from krakenbot.errors import ConfigError, ExchangeError, LaterError, StopError
-from krakenbot.format import asset, money, percent, price, volume
-from krakenbot.handover import REQUEST_S, FlattenRequest
+from krakenbot.errors import ExchangeError, LaterError, StopError
+from krakenbot.format import asset, volume
+from krakenbot.handover import compared
 from krakenbot.journal_file import open_journal, open_read_only
 from krakenbot.lock import Lock, is_locked
 from krakenbot.log import clean
-from krakenbot.model import ZERO, Side
+from krakenbot.model import ZERO
 from krakenbot.presence import State, read_life
 from krakenbot.retry import LOCKOUT_S
 
 EXAMPLE = "krakenbot flatten --live; krakenbot adopt; krakenbot resume"
 BY_HAND = "flattened by hand"
-POLL_S, PROGRESS_S = 0.2, 10.0
+POLL_S, PROGRESS_TURNS = 0.2, 50  # A line every 10 s.
+ANSWER_S = 60.0  # A bot that has not begun to flatten by then does not answer.
 GRACE_S = LOCKOUT_S + 600.0  # A bot in a lockout first waits for its end.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     command = parser.get_default("command")
     if command != "resume":
-        asks = "do it, not only show it" if command == "adopt" else "do it without asking"
-        parser.add_argument("--yes", action="store_true", help=asks)
+        parser.add_argument("--yes", action="store_true", help="do it, and do not ask")
     if command == "flatten":
         parser.add_argument("--live", action="store_true", help='real orders; needs mode = "live"')
-        everything = "close the pair's whole margin position, whoever opened it"
-        parser.add_argument("--all", action="store_true", help=everything)
+        parser.add_argument("--all", action="store_true", help="the pair's whole margin position")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    if arguments.command == "resume":
-        return _resume(configuration.load_here(arguments.config))
     config = load_config(arguments.config)
+    if arguments.command == "resume":
+        return _resume(config)
     if arguments.command == "adopt":
         return adopt(config, yes=arguments.yes)
     # Closing needs no strategy, so a broken rule file must not prevent it.
@@ -63,13 +60,13 @@ def _resume(config: Config) -> int:
     path = identity.journal_path(config)
     lock = Lock(path.with_suffix(".lock"), f"the {config.mode} journal of {config.pair}")
     with closing(lock), closing(open_journal(path)) as journal:
-        reason, held = journal.get("halted"), journal.account().held
+        reason = journal.get("halted")
         print(f"was halted: {clean(reason)}" if reason else "was not halted")
         if not reason and (request := journal.get("flatten")):
             print(f"the request to flatten is dropped: {clean(request)}")
-        if journal.get("exchange_position"):
-            shown = volume(Decimal(journal.get("exchange_position")), journal.get("base"))
-            print(f"the exchange then held {shown}, the journal records {volume(held)}")
+        if holds := journal.get("exchange_position"):
+            text = compared(Decimal(holds), journal.account().held, journal.get("base"))
+            print(f"at that time: {text}")
         journal.resume()
     live = " --live" if config.mode == "live" else ""
     print(f"cleared; `krakenbot run{live}` trades again, and max_loss counts from zero")
@@ -83,18 +80,18 @@ def adopt(config: Config, *, yes: bool) -> int:
         for action in (bot.market.learn, *(parts.checks if yes else ())):
             ask(action)
         print("\n".join(ask(partial(handover.adoption, bot))))
-        shown = bot.journal.account().held
         if not yes:
             print("Nothing was changed: add --yes to do this")
             return 2
-        ask(partial(handover.adopt, bot, shown))
+        ask(partial(handover.adopt, bot, bot.journal.account().held))
         print("adopted")
     return 0
 
 
 def _flatten(config: Config, arguments: argparse.Namespace) -> int:
     require_live(config, arguments.live)
-    path = identity.find(config)
+    # Without a journal only a live account can hold something.
+    path = identity.find(config) if config.mode == "live" else identity.journal_path(config)
     if path is not None and _is_running(config, path):
         code = _ask_the_bot(config, path, arguments)
         if code or not arguments.all:
@@ -112,24 +109,21 @@ def _flatten(config: Config, arguments: argparse.Namespace) -> int:
             print(f"was halted: {clean(reason)}")
         if arguments.all and not takes_all:
             print("with leverage = 0, --all closes no more than what the bot itself bought")
-        held = ask(partial(handover.held_of, bot)).volume
-        explained, base = parts.journal.account().held, bot.market.rules.base
-        if takes_all and explained and parts.journal.get("on_margin") == "0":
+        held, base = ask(partial(handover.held_of, bot)).volume, bot.market.rules.base
+        recorded = parts.journal.account().held
+        if takes_all and recorded and parts.journal.get("on_margin") == "0":
             raise StopError(
-                f"nothing was closed: {volume(explained, base)} was bought without margin, and "
+                f"nothing was closed: {volume(recorded, base)} was bought without margin, and "
                 f"leverage is now {config.leverage}: flatten with leverage = 0 first"
             )
-        if takes_all and held != explained:
-            text = f"the exchange holds {volume(held, base)}, the journal records "
-            print(f"{text}{volume(explained, base)}: all of it is closed")
-            explained = held
-        if explained:
-            side = Side.SELL if explained > 0 else Side.BUY
-            print(f"flatten: {ask(partial(handover.describe_trade, bot, side, abs(explained)))}")
-        if not _agreed(arguments, parts.clock.read):
+        if takes_all and held != recorded:
+            print(f"{compared(held, recorded, base)}: all of it is closed")
+        if closes := held if takes_all else recorded:
+            print(f"flatten: {ask(partial(handover.next_trade, bot, -closes))}")
+        if not _agreed(arguments, parts.clock):
             return 2
         if takes_all:
-            ask(partial(handover.adopt, bot, explained))
+            ask(partial(handover.adopt, bot, closes))
         handover.flatten(bot, BY_HAND, config.exchange.patience)
         print(_what_is_left(parts))
     return 0
@@ -141,25 +135,19 @@ def _is_running(config: Config, path: Path) -> bool:
     return life.state is not State.STOPPED
 
 
-def _agreed(
-    arguments: argparse.Namespace, on_read: Callable[[bool], None] = lambda is_reading: None
-) -> bool:
-    """Ask for confirmation if a terminal can answer. Else the command is the confirmation.
-
-    `on_read` is called when the question begins and ends, so that a signal can interrupt it.
-    """
+def _agreed(arguments: argparse.Namespace, clock: SystemClock) -> bool:
+    """Ask for confirmation if a terminal can answer. Else the command is the confirmation."""
     if arguments.yes or not (sys.stdin.isatty() and sys.stderr.isatty()):
         return True
     sys.stdout.flush()  # What is asked about comes first, also through a pipe.
     print("Type yes to do this: ", end="", file=sys.stderr, flush=True)
     answer = ""
-    on_read(True)
+    clock.read(True)  # So that a signal can interrupt it.
     try:
-        answer = sys.stdin.readline()
-    except UnicodeDecodeError:
-        pass  # What cannot be read is not a yes.
+        with suppress(UnicodeDecodeError):  # What cannot be read is not a yes.
+            answer = sys.stdin.readline()
     finally:
-        on_read(False)
+        clock.read(False)
     if answer.strip().lower() == "yes":
         return True
     if not answer:  # Ctrl-D leaves the cursor in the line.
@@ -169,34 +157,31 @@ def _agreed(
 
 
 def _what_is_left(parts: Parts) -> str:
-    """Return what the exchange shows after flattening.
+    """Return what is held after flattening.
 
     The position is closed by now, so a read that fails here must not look like a failure to close.
     """
-    config, base, besides = parts.config, parts.bot.market.rules.base, ""
-    tail = "The bot is halted: `krakenbot resume` lets it trade again"
-    if config.leverage:
-        return f"the exchange shows no open position on {config.pair} any more. {tail}"
-    with suppress(ExchangeError, StopError):
-        margin, owned = parts.exchange.position().volume, parts.exchange.balances().get(base, ZERO)
-        besides = f"; the account owns {volume(owned, base)}"
-        if margin:
-            besides += f", and a margin position of {volume(margin, base)}, not the bot's, is open"
-    return f"the bot holds no {asset(base)} of its own on {config.pair} any more{besides}. {tail}"
+    base, pair = parts.bot.market.rules.base, parts.config.pair
+    text = f"closed: the bot holds no {asset(base)} of its own on {pair} any more"
+    if not parts.config.leverage:
+        with suppress(ExchangeError, StopError):
+            text += f"; {_holdings(parts)[2]}"
+    return f"{text}. The bot is halted: `krakenbot resume` lets it trade again"
+
+
+def _holdings(parts: Parts) -> tuple[Decimal, Decimal, str]:
+    """Return the pair's margin position, the base currency owned, and both in words."""
+    base, exchange = parts.bot.market.rules.base, parts.exchange
+    margin, owned = exchange.position().volume, exchange.balances().get(base, ZERO)
+    position = f"the exchange shows a position of {volume(margin, base)} on {parts.config.pair}"
+    return margin, owned, f"{position}, and the account owns {volume(owned, base)}"
 
 
 def _tell_without_journal(parts: Parts) -> int:
     """Show what the exchange holds when there is no journal. StopError if it holds anything."""
-    config, rules = parts.config, parts.bot.market.rules
+    config, (margin, owned, found) = parts.config, _holdings(parts)
     left = "".join(f"\n{clean(text)}" for text in identity.unmanaged(config, parts.path))
-    if config.mode != "live":
-        missing = f"there is no {config.mode} journal of {config.pair} here"
-        raise ConfigError(f"{missing}: nothing to do{left}")
-    margin = parts.exchange.position().volume
-    owned = parts.exchange.balances().get(rules.base, ZERO)
-    found = f"the exchange shows a position of {volume(margin, rules.base)} on {config.pair} and "
-    found += f"{volume(owned, rules.base)} owned"
-    if margin or (not config.leverage and owned >= rules.ordermin):
+    if margin or (not config.leverage and owned >= parts.bot.market.rules.ordermin):
         raise StopError(
             f"nothing was closed: {found}, and no journal in {config.state_directory} says what of "
             "that a bot opened. Use that bot's configuration, or `flatten --all` for the whole "
@@ -209,19 +194,15 @@ def _tell_without_journal(parts: Parts) -> int:
 def _ask_the_bot(config: Config, path: Path, arguments: argparse.Namespace) -> int:
     """Ask the running bot to flatten, and show its progress. Return the exit code."""
     with closing(open_read_only(path)) as journal:
-        held, base, quote = journal.account().held, journal.get("base"), journal.get("quote")
+        held, base = journal.account().held, journal.get("base")
         paid = [intent.fee / intent.cost for intent in journal.intents() if intent.fee]
     print(f"a running bot holds {volume(held, base)} and will be asked to close it")
-    try:
-        spot = spot_of(config, client_of(config, SystemClock(config.exchange.clock_speed)))
-        shown = spot.quote()
-        at = shown.bid if held > 0 else shown.ask
-        worth, fee_rate = abs(held) * at, paid[-1] if paid else assumed_fee_rate(config)
-        about = f"  at market, about {price(at)} = {money(worth, quote)}, fee about "
-        print(f"{about}{money(worth * fee_rate, quote)} at {percent(100 * fee_rate)}")
-    except ExchangeError as error:
-        print(f"  the current price is not known: {clean(str(error))}")
-    if not _agreed(arguments):
+    clock = SystemClock(config.exchange.clock_speed)
+    spot = spot_of(config, client_of(config, clock))
+    fee_rate = paid[-1] if paid else assumed_fee_rate(config)
+    if held:
+        print(f"  {handover.describe_trade(spot, base, fee_rate, -held)}")
+    if not _agreed(arguments, clock):
         return 2
     _wait_for_the_bot(path, config.exchange.patience + GRACE_S)
     with closing(open_read_only(path)) as journal:
@@ -237,33 +218,21 @@ def _ask_the_bot(config: Config, path: Path, arguments: argparse.Namespace) -> i
 
 
 def _wait_for_the_bot(path: Path, patience_s: float) -> None:
-    """Ask the bot to flatten and wait until it has ended; withdraw the request on any error."""
-    request, lock = FlattenRequest(path), path.with_suffix(".lock")
-    request.make()
-    began = time.monotonic()
-    try:
-        while request.is_open():
-            if not is_locked(lock) and request.withdraw():  # It ended before it took the request.
+    """Ask the bot to flatten and wait until it has ended.
+
+    The request is a lock beside the journal, so it ends with this process, whatever ends that.
+    """
+    with closing(Lock(path.with_suffix(".flatten"), "a request to flatten")):
+        for turn in range(1, int(patience_s / POLL_S)):
+            if not is_locked(path.with_suffix(".lock")):
                 return
-            if time.monotonic() - began > REQUEST_S and request.withdraw():
-                raise LaterError(f"the bot did not answer within {REQUEST_S:.0f} s; {_waits(path)}")
+            if turn % PROGRESS_TURNS == 0:
+                with closing(open_read_only(path)) as journal:
+                    ids = ", ".join(intent.id for intent in journal.open_intents())
+                    has_begun = journal.get("flatten") or journal.get("halted")
+                does = f"it is reconciling {ids} first" if ids else "it has no open order"
+                if not has_begun and turn * POLL_S > ANSWER_S:
+                    raise LaterError(f"the bot did not answer within {ANSWER_S:.0f} s; {does}")
+                print(f"  waiting: {does}", flush=True)
             time.sleep(POLL_S)
-    except BaseException:
-        request.withdraw()
-        raise
-    print("the bot has accepted the request", flush=True)
-    printed = time.monotonic()
-    ends = printed + patience_s
-    while is_locked(lock):
-        if time.monotonic() > ends:
-            raise LaterError(f"the bot is not done yet; {_waits(path)}. See `krakenbot status`")
-        if time.monotonic() - printed > PROGRESS_S:
-            printed = time.monotonic()
-            print(f"  waiting: {_waits(path)}", flush=True)
-        time.sleep(POLL_S)
-
-
-def _waits(path: Path) -> str:
-    with closing(open_read_only(path)) as journal:
-        ids = ", ".join(intent.id for intent in journal.open_intents())
-    return f"it is reconciling {ids} first" if ids else "it has no open order"
+    raise LaterError("the bot is not done yet. See `krakenbot status`")

@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
@@ -36,24 +36,22 @@ STATE = "/var/lib/krakenbot"
 PROGRAM = "/opt/krakenbot/krakenbot.pyz"
 WRAPPER = "/usr/local/bin/krakenbot"
 UNIT_FILE = "/etc/systemd/system/krakenbot.service"
+SYSTEM_PYTHON = "/usr/bin/python3"
 KEYS = ("kraken_api_key", "kraken_api_secret")
 HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")
+DRY = "print every step, but do none"
+OPTIONS = {
+    "unit": {"--template": f"one unit for several pairs: krakenbot@NAME runs {FOLDER}/NAME.toml"},
+    "install": {"--systemd": "as a systemd service", "--dry-run": DRY},
+    "uninstall": {"--purge": "remove journal, configuration and keys too", "--dry-run": DRY},
+}
 SLOW_START_S = 1500  # On top of `exchange.patience`: open orders, or a lockout of the key.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    command = parser.get_default("command")
-    if command == "unit":
-        text = f"one unit for several pairs: krakenbot@NAME runs {FOLDER}/NAME.toml"
-        parser.add_argument("--template", action="store_true", help=text)
-        return
-    if command == "install":
-        text = "as a systemd service"
-        parser.add_argument("--systemd", action="store_true", required=True, help=text)
-    else:
-        text = "remove journal, configuration and keys as well"
-        parser.add_argument("--purge", action="store_true", help=text)
-    parser.add_argument("--dry-run", action="store_true", help="print every step, but do none")
+    for option, text in OPTIONS[parser.get_default("command")].items():
+        needed = option == "--systemd"
+        parser.add_argument(option, action="store_true", required=needed, help=text)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -64,25 +62,19 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     if os.geteuid() != 0 and not arguments.dry_run:
         raise UsageError(f"needs root: sudo ... {arguments.command}, or --dry-run to see the steps")
-
-    def act(text: str, do: Callable[[], object] = lambda: None) -> None:
+    installs = arguments.command == "install"
+    for text, do in _install(arguments.config) if installs else _uninstall(arguments.purge):
         print(text, flush=True)
         if not arguments.dry_run:
             do()
-
-    if arguments.command == "install":
-        _install(arguments.config, act)
-    else:
-        _uninstall(arguments.purge, act)
     if arguments.dry_run:
         print("None of this was done.")
-    elif arguments.command == "install":
+    elif installs:
         print(NEXT)
     return 0
 
 
-# Takes the text of a step and, unless it is only a note, the function that does it.
-Act = Callable[..., None]
+Step = tuple[str, Callable[[], object]]  # What it does, in words, and how.
 PLACES = {
     "keys.api_key_file": f"{FOLDER}/{KEYS[0]}",
     "keys.api_secret_file": f"{FOLDER}/{KEYS[1]}",
@@ -98,50 +90,55 @@ Nothing was started. Next steps:
   sudo krakenbot --config {FOLDER}/config.toml status"""
 
 
-def _install(given: str | None, act: Act) -> None:
-    """Make this program a service. Raises ConfigError for a wrong configuration."""
+def _install(given: str | None) -> Iterator[Step]:
+    """Make this program a service. Raises ConfigError before the first step."""
     archive, python, file = packed(), _python(), Path(FOLDER, "config.toml")
-    given = given or ("config.toml" if os.path.exists("config.toml") else None)
-    is_new = not file.exists()
-    if is_new:
-        if given and os.path.exists(given) and not os.path.isfile(given):
-            raise ConfigError(f"{given}: is not a regular file")  # It is read twice.
-        variables = {f"KRAKENBOT_{key.replace('.', '_').upper()}": at for key, at in PLACES.items()}
-        config = configuration.load(given or "/dev/null", variables, Path.cwd())
-        try:
-            source = config.strategy.file.read_bytes() if config.strategy.file else b""
-        except OSError as error:
-            raise ConfigError(f"strategy.file: {error.filename}: {error.strerror}") from error
-        text = Path(given).read_text("utf-8-sig") if given else page("config.example.toml")
-        settings = _with_places(text, given or "config.example.toml")
-        rule = config.strategy.file
-        written = Path(tomllib.loads(settings)["strategy"]["file"]) if rule else Path()
-        if rule and not written.is_absolute() and written.parent != Path():
+    if file.exists():
+        config = configuration.load(str(file), {"STATE_DIRECTORY": STATE}, Path("/"))
+        settings: list[Step] = []
+    else:
+        config, settings = _settings(given)
+    digest = hashlib.sha256(archive).hexdigest()
+    yield _write(PROGRAM, archive, 0o644, f"the program as one file, SHA-256 {digest}")
+    wrapper = f'#!/bin/sh\nexec {python} -I -S {PROGRAM} "$@"\n'
+    yield _write(WRAPPER, wrapper.encode(), 0o755, "a command that runs it")
+    yield from settings
+    for name in KEYS:
+        if not os.path.lexists(f"{FOLDER}/{name}"):
+            yield _write(f"{FOLDER}/{name}", b"", 0o600, "empty, for you to fill in")
+    yield _write(UNIT_FILE, unit(config, str(file), False).encode(), 0o644, "the unit")
+    yield _systemctl("daemon-reload")
+    for key, want in PLACES.items():
+        if value(config, key) != want or config.sources[key] == "STATE_DIRECTORY":
+            yield _note(f'{file} should say {key} = "{want}", so that `sudo krakenbot` uses it too')
+
+
+def _settings(given: str | None) -> tuple[Config, list[Step]]:
+    """Return the service's configuration, made from the one given, and the steps that write it."""
+    if given is None and os.path.exists("config.toml"):
+        given = "config.toml"
+    if given and os.path.exists(given) and not os.path.isfile(given):
+        raise ConfigError(f"{given}: is not a regular file")  # It is read twice.
+    variables = {f"KRAKENBOT_{key.replace('.', '_').upper()}": at for key, at in PLACES.items()}
+    config = configuration.load(given or "/dev/null", variables, Path.cwd())
+    text = Path(given).read_text("utf-8-sig") if given else page("config.example.toml")
+    text = _with_places(text, given or "config.example.toml")
+    what, rule = f"mode {config.mode}, {config.pair}", config.strategy.file
+    steps = [_write(f"{FOLDER}/config.toml", text.encode(), 0o600, what)]
+    if rule is not None:
+        written = Path(tomllib.loads(text)["strategy"]["file"])
+        if not written.is_absolute() and written.parent != Path():
             # Commands would not find its copy in the service's folder.
             words = f'write file = "{rule.name}" and put the rule beside it'
             raise ConfigError(f"{given}: strategy.file: {words}")
-    else:
-        config = configuration.load(str(file), {"STATE_DIRECTORY": STATE}, Path("/"))
-    digest = hashlib.sha256(archive).hexdigest()
-    _write(act, PROGRAM, archive, 0o644, f"the program as one file, SHA-256 {digest}")
-    wrapper = f'#!/bin/sh\nexec {python} -I -S {PROGRAM} "$@"\n'
-    _write(act, WRAPPER, wrapper.encode(), 0o755, "a command that runs it")
-    if is_new:
-        what = f"mode {config.mode}, {config.pair}"
-        _write(act, str(file), settings.encode(), 0o600, what)
-        if rule is not None:
-            _write(act, f"{FOLDER}/{rule.name}", source, 0o600, "your rule")
-            strategy = config.strategy._replace(file=Path(FOLDER, rule.name))
-            config = config._replace(strategy=strategy)
-    for name in KEYS:
-        if not os.path.lexists(f"{FOLDER}/{name}"):
-            _write(act, f"{FOLDER}/{name}", b"", 0o600, "empty, for you to fill in")
-    text = unit(config, str(file), False)
-    _write(act, UNIT_FILE, text.encode(), 0o644, "the unit")
-    _systemctl(act, "daemon-reload")
-    for key, want in PLACES.items():
-        if value(config, key) != want or config.sources[key] == "STATE_DIRECTORY":
-            act(f'note: {file} should say {key} = "{want}", so that `sudo krakenbot` uses it too')
+        try:
+            source = rule.read_bytes()
+        except OSError as error:
+            raise ConfigError(f"strategy.file: {error.filename}: {error.strerror}") from error
+        copy = Path(FOLDER, rule.name)
+        steps.append(_write(str(copy), source, 0o600, "your rule"))
+        config = config._replace(strategy=config.strategy._replace(file=copy))
+    return config, steps
 
 
 def _with_places(text: str, name: str) -> str:
@@ -152,13 +149,10 @@ def _with_places(text: str, name: str) -> str:
     fields = "|".join(key.partition(".")[2] for key in PLACES)
     heads = r"\[[ \t]*(keys|state)[ \t]*\]"
     lines = rf"(?m)^[ \t]*({heads}|(# )?((keys|state)\.)?({fields})[ \t]*=).*\n?"
-    changed = "".join(f'{key} = "{at}"\n' for key, at in PLACES.items()) + re.sub(lines, "", text)
-    wanted = tomllib.loads(text) | {"keys": {}, "state": {}}
-    for key, at in PLACES.items():
-        table, _, field = key.partition(".")
-        wanted[table][field] = at
+    places = "".join(f'{key} = "{at}"\n' for key, at in PLACES.items())
+    changed = places + re.sub(lines, "", text)
     with suppress(tomllib.TOMLDecodeError):
-        if tomllib.loads(changed) == wanted:
+        if tomllib.loads(changed) == tomllib.loads(text) | tomllib.loads(places):
             return changed
     raise ConfigError(
         f"{name}: cannot insert the service's paths. Write [keys] and [state] as plain "
@@ -166,20 +160,20 @@ def _with_places(text: str, name: str) -> str:
     )
 
 
-def _uninstall(purge: bool, act: Act) -> None:
+def _uninstall(purge: bool) -> Iterator[Step]:
     """Remove the service. ConfigError while a live bot has a position or unresolved orders."""
     _refuse_while_held()
-    _systemctl(act, "disable", "--now", "krakenbot")
+    yield _systemctl("disable", "--now", "krakenbot")
     _refuse_while_held()  # It may have traded until the moment it ended.
     for path in (UNIT_FILE, WRAPPER, str(Path(PROGRAM).parent)):
-        act(f"remove {path}", partial(_remove, path))
-    _systemctl(act, "daemon-reload")
+        yield _remove(path)
+    yield _systemctl("daemon-reload")
     if purge:
         for path in (FOLDER, STATE, "/var/lib/private/krakenbot"):
-            act(f"remove {path}", partial(_remove, path))
-        act("note: delete the API key at Kraken as well")
+            yield _remove(path)
+        yield _note("delete the API key at Kraken as well")
     else:
-        act(f"note: {FOLDER} and {STATE} stay: configuration, keys, journal")
+        yield _note(f"{FOLDER} and {STATE} stay: configuration, keys, journal")
 
 
 def _refuse_while_held() -> None:
@@ -194,63 +188,64 @@ def _refuse_while_held() -> None:
             )
 
 
-def _write(act: Act, path: str, data: bytes, mode: int, what: str) -> None:
+def _note(text: str) -> Step:
+    return f"note: {text}", lambda: None
+
+
+def _write(path: str, data: bytes, mode: int, what: str) -> Step:
     def do() -> None:
         Path(path).parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         write_atomically(Path(path), data, mode)
 
-    act(f"write {path} (mode {mode:03o}): {what}", do)
+    return f"write {path} (mode {mode:03o}): {what}", do
 
 
-def _remove(path: str) -> None:
-    if os.path.isdir(path) and not os.path.islink(path):
-        shutil.rmtree(path)
-    else:
-        Path(path).unlink(missing_ok=True)
+def _remove(path: str) -> Step:
+    is_folder = os.path.isdir(path) and not os.path.islink(path)
+    unlink = partial(Path(path).unlink, missing_ok=True)
+    return f"remove {path}", partial(shutil.rmtree, path) if is_folder else unlink
 
 
-def _systemctl(act: Act, *words: str) -> None:
+def _systemctl(*words: str) -> Step:
     def do() -> None:
         try:
             subprocess.run(["systemctl", *words], check=words == ("daemon-reload",))
         except (OSError, subprocess.CalledProcessError) as error:
             raise UsageError(f"systemctl {' '.join(words)}: {error}") from error
 
-    act(f"run systemctl {' '.join(words)}", do)
+    return f"run systemctl {' '.join(words)}", do
 
 
 def _python() -> str:
     """Return a Python outside the folders that are hidden from the service."""
-    for python in (sys.executable, "/usr/bin/python3"):
-        if not python.startswith(HIDDEN) and _is_new_enough(python):
-            return python
-    raise UsageError(f"no Python 3.11 or newer outside of {', '.join(HIDDEN)}")
-
-
-def _is_new_enough(python: str) -> bool:
-    check = "import sys; sys.exit(sys.version_info < (3, 11))"
-    try:
-        return subprocess.run([python, "-I", "-S", "-c", check], check=False).returncode == 0
-    except OSError:
-        return False
+    if not sys.executable.startswith(HIDDEN):
+        return sys.executable
+    check = [SYSTEM_PYTHON, "-I", "-S", "-c", "import sys; sys.exit(sys.version_info < (3, 11))"]
+    if shutil.which(SYSTEM_PYTHON) is None or subprocess.call(check):
+        raise UsageError(f"no Python 3.11 or newer outside of {', '.join(HIDDEN)}")
+    return SYSTEM_PYTHON
 
 
 def unit(config: Config, file: str, template: bool) -> str:
     """Return the unit's text; `file` is the configuration, which only root needs to read."""
-    sources = {"config.toml": f"{FOLDER}/%i.toml" if template else file.replace("%", "%%")}
-    rule = config.strategy.file
+    rule, sources = config.strategy.file, {"config.toml": Path(file)}
     if rule is not None:
-        sources[rule.name] = str(rule).replace("%", "%%")
+        sources[rule.name] = rule
     if config.mode != "paper":
         for name, path in zip(KEYS, config.keys, strict=True):
-            place = f"{FOLDER}/{'%i.' if template else ''}{name}"
-            sources[name] = str(path).replace("%", "%%") if path and not template else place
+            sources[name] = path or Path(FOLDER, name)
+    credentials = ""
+    for name, path in sources.items():
+        place = str(path).replace("%", "%%")
+        if template and path != rule:
+            place = f"{FOLDER}/%i.{name.removeprefix('config.')}"
+        credentials += f"LoadCredential={name}:{place}\n"
     return page("krakenbot.service").format(
         name="krakenbot@" if template else "krakenbot",
         what="%i" if template else f"{config.mode} {config.pair}",
         program=f"{_quoted(_python())} -I -S {PROGRAM}",
         live=" --live" if config.mode == "live" else "",
-        credentials="".join(f"LoadCredential={key}:{at}\n" for key, at in sources.items()),
+        credentials=credentials,
         start_s=config.exchange.patience + SLOW_START_S,
     )
 

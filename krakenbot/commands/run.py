@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from contextlib import suppress
 from decimal import Decimal
 
 from krakenbot import identity, log
@@ -13,7 +14,8 @@ from krakenbot.commands.screen import Screen
 from krakenbot.config import Config, is_loopback
 from krakenbot.errors import ExchangeError, FlattenRequestedError, StopError
 from krakenbot.format import moment, money, volume
-from krakenbot.handover import FlattenRequest, flatten
+from krakenbot.handover import compared, flatten
+from krakenbot.lock import is_locked
 from krakenbot.notify import Notifier
 from krakenbot.presence import Presence
 from krakenbot.startup import count_costs
@@ -23,20 +25,20 @@ EXAMPLE = "krakenbot --config my.toml run --live"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--live", action="store_true", help='real orders; needs mode = "live"')
-    once = "decide on the newest finished candle and end"
-    parser.add_argument("--once", action="store_true", help=once)
+    parser.add_argument("--once", action="store_true", help="decide on the newest candle and end")
     text = "take over your position at Kraken, after showing what that will trade; needs --yes"
     parser.add_argument("--adopt", action="store_true", help=text)
     parser.add_argument("--yes", action="store_true", help="confirm --adopt")
-    accept = "trade although these settings may cost more than max_fee_percent_per_day"
-    parser.add_argument("--accept-costs", action="store_true", help=accept)
+    text = "trade although these settings may cost more than max_fee_percent_per_day"
+    parser.add_argument("--accept-costs", action="store_true", help=text)
 
 
 def run(arguments: argparse.Namespace) -> int:
     if arguments.yes and not arguments.adopt:
         raise UsageError("--yes goes with --adopt: run without it asks nothing")
     config = load_config(arguments.config)
-    if _is_watched() and config.sources["log.level"] == "default":
+    is_watched = sys.stdout.isatty() and sys.stderr.isatty()
+    if is_watched and config.sources["log.level"] == "default":
         log.setup("warning", config.log.format)  # The table shows the rest.
     require_live(config, arguments.live)
     if arguments.adopt and (code := adopt(config, yes=arguments.yes)):
@@ -62,26 +64,27 @@ def run(arguments: argparse.Namespace) -> int:
             accept_costs=arguments.accept_costs,
         )
         presence, screen = Presence(parts.journal, parts.clock, config.interval * 60), Screen()
+        code, why = 0, "decided once, as asked"
         try:
             _trade(config, parts, notifier, arguments.once)
         except BaseException as error:
-            presence.end(exit_code(error, "run"), str(error) or "stopped as asked")
+            code, why = exit_code(error, "run"), str(error) or "stopped as asked"
             raise
-        else:
-            presence.end(0, "decided once, as asked")
         finally:
-            _say(_goodbye(config, parts))
+            presence.end(code, why)
+            _say([_goodbye(config, parts)])
             parts.journal.close()  # So that one file holds the whole journal.
     return 0
 
 
 def _trade(config: Config, parts: Parts, notifier: Notifier, once: bool) -> None:
     """Run the bot until it ends. Raises StopError once it has flattened on request."""
-    request = FlattenRequest(parts.path)
 
     def progress() -> None:
         notifier.alive()
-        request.look()
+        # `krakenbot flatten` holds this lock while it waits.
+        if is_locked(parts.path.with_suffix(".flatten")):
+            raise FlattenRequestedError
 
     parts.clock.progress = progress
     try:
@@ -92,11 +95,6 @@ def _trade(config: Config, parts: Parts, notifier: Notifier, once: bool) -> None
         checks = () if parts.bot.retry.has_started else parts.checks
         flatten(parts.bot, BY_HAND, config.exchange.patience, checks)
         raise StopError(f"{BY_HAND}; `krakenbot resume` lets it trade again") from None
-
-
-def _is_watched() -> bool:
-    """Return whether standard output and standard error are terminals."""
-    return sys.stdout.isatty() and sys.stderr.isatty()
 
 
 def _say(lines: list[str]) -> None:
@@ -110,38 +108,36 @@ def _say(lines: list[str]) -> None:
 def _banner(config: Config, parts: Parts) -> list[str]:
     """Return what the bot will trade, where and how much, and the path of its journal."""
     journal = parts.journal
-    base, quote = journal.get("base"), journal.get("quote")
-    try:
-        worth = f", worth {money(config.size * parts.exchange.quote().mid, quote)} now"
-    except ExchangeError:
-        worth = ""
+    base, worth = journal.get("base"), ""
+    with suppress(ExchangeError):
+        price = parts.exchange.quote().mid
+        worth = f", worth {money(config.size * price, journal.get('quote'))} now"
     margin = f"leverage {config.leverage}" if config.leverage else "no margin: long or flat"
     now, interval_s = int(parts.clock.now()), config.interval * 60
-    held = volume(journal.account().held, base)
     is_real = config.mode == "live" and not is_loopback(config.exchange.url)
     return [
         f"{config.mode} {config.pair} on {config.exchange.url}, {config.strategy.title}: "
         + ("REAL ORDERS WITH REAL MONEY" if is_real else "no real money"),
-        f"size {volume(config.size, base)}{worth}, {margin}; held now: {held}",
+        f"size {volume(config.size, base)}{worth}, {margin}; held now: "
+        f"{volume(journal.account().held, base)}",
         f"one decision per {config.interval} min candle, the next after "
         f"{moment(now - now % interval_s + interval_s)}",
         f"journal {parts.path}",
     ]
 
 
-def _goodbye(config: Config, parts: Parts) -> list[str]:
+def _goodbye(config: Config, parts: Parts) -> str:
     """Return what is still held, and how to close it."""
-    account, base = parts.journal.account(), parts.journal.get("base")
-    if shown := parts.journal.get("exchange_position"):
-        holds, explained = volume(Decimal(shown), base), volume(account.held, base)
-        return [f"ended; the exchange holds {holds}, the journal records {explained}"]
-    if not account.held:
-        return ["ended; nothing is held"]
+    held, base = parts.journal.account().held, parts.journal.get("base")
+    if holds := parts.journal.get("exchange_position"):
+        return f"ended; {compared(Decimal(holds), held, base)}"
+    if not held:
+        return "ended; nothing is held"
     live = " --live" if config.mode == "live" else ""
-    return [
-        f"ended; {volume(account.held, base)} is still held, and no bot manages it now: "
+    return (
+        f"ended; {volume(held, base)} is still held, and no bot manages it now: "
         f"`krakenbot run{live}` goes on, `krakenbot flatten{live}` closes it"
-    ]
+    )
 
 
 def _say_costs(parts: Parts) -> None:

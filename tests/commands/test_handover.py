@@ -17,7 +17,7 @@ from krakenbot.clock import StopRequestedError, SystemClock
 from krakenbot.commands import handover
 from krakenbot.errors import LaterError, StopError
 from krakenbot.journal_file import open_journal
-from krakenbot.lock import Lock
+from krakenbot.lock import Lock, is_locked
 from krakenbot.presence import Presence
 from tests import slow
 from tests.commands.program import LIVE, MINUTES, SPEED, Gate, ProgramTest
@@ -57,9 +57,7 @@ class TestAdopt(HandoverTest):
             done = self.run_it(gate, *words, **UPWARD)
             self.assertEqual(2, done.code, done.err)
             self.assertFalse(list(self.state.glob("*.db")))
-            self.assertIn(
-                "held at the exchange: 0.02 XBT; recorded in the journal: 0 XBT", done.out
-            )
+            self.assertIn("the exchange holds 0.02 XBT, the journal records 0 XBT", done.out)
             self.assertRegex(done.out, r"sell 0\.01 XBT at market, about [\d,.]+ = .* fee about")
             self.assertIn("Nothing was changed", done.out)
         self.assertEqual([], gate.added)
@@ -234,7 +232,9 @@ class TestFlatten(HandoverTest):
             with self.subTest(changed):
                 done = self.run_it(gate, "flatten", "--live", **(LIVE | changed))
                 self.assert_ends(done, code)
-                self.assertRegex(done.out + done.err, "nothing to (close|do)\n.*no bot manages it")
+                self.assertRegex(
+                    done.out + done.err, "(nothing to close|not run here)\n.*no bot manages it"
+                )
 
     def test_a_bot_that_runs_is_asked_and_acts_within_seconds(self) -> None:
         gate = self.gate()
@@ -284,7 +284,7 @@ class TestFlatten(HandoverTest):
             self.assertRaisesRegex(StopError, "the bot ended with: no halt; .* 0.01 held"),
         ):
             handover.run(Namespace(config=None, command="flatten", live=True, all=False, yes=True))
-        self.assertFalse(self.journal().with_suffix(".flatten").exists())
+        self.assertFalse(is_locked(self.journal().with_suffix(".flatten")))
 
     def test_a_request_that_nobody_takes_is_withdrawn_and_said(self) -> None:
         gate = self.held(UPWARD)
@@ -294,12 +294,12 @@ class TestFlatten(HandoverTest):
             Presence(journal, SystemClock(), 60)
         with (
             mock.patch.dict(os.environ, self.environ(gate) | UPWARD),
-            mock.patch.object(handover, "REQUEST_S", 0.5),
+            mock.patch.multiple(handover, ANSWER_S=0.5, PROGRESS_TURNS=1),
             contextlib.redirect_stdout(io.StringIO()),
             self.assertRaisesRegex(LaterError, "did not answer within"),
         ):
             handover.run(Namespace(config=None, command="flatten", live=True, all=False, yes=True))
-        self.assertFalse(self.journal().with_suffix(".flatten").exists())
+        self.assertFalse(is_locked(self.journal().with_suffix(".flatten")))
 
     def test_what_is_adopted_is_compared_with_what_was_shown(self) -> None:
         parts = mock.MagicMock()
@@ -315,7 +315,7 @@ class TestFlatten(HandoverTest):
         adopt.assert_called_once_with(parts.bot, D("0.01"))
 
     def test_at_a_terminal_nothing_happens_without_a_yes(self) -> None:
-        asked = io.StringIO()
+        asked, clock = io.StringIO(), SystemClock()
         for said, agreed in (("", False), ("y\n", False), ("\n", False), ("yes\n", True)):
             terminal = mock.Mock(isatty=lambda: True, readline=lambda said=said: said)
             with (
@@ -323,14 +323,16 @@ class TestFlatten(HandoverTest):
                 contextlib.redirect_stdout(io.StringIO()),  # Piped into a file, for example.
                 contextlib.redirect_stderr(asked),
             ):
-                self.assertTrue(handover._agreed(Namespace(yes=False)))  # None can see a question.
+                self.assertTrue(
+                    handover._agreed(Namespace(yes=False), clock)
+                )  # None can see a question.
             with (
                 mock.patch.object(sys, "stdin", terminal),
                 mock.patch.object(sys, "stdout", mock.Mock(flush=lambda: asked.write("shown. "))),
                 mock.patch.object(sys, "stderr", mock.Mock(isatty=lambda: True, write=asked.write)),
             ):
-                self.assertEqual(agreed, handover._agreed(Namespace(yes=False)), said)
-                self.assertTrue(handover._agreed(Namespace(yes=True)))
+                self.assertEqual(agreed, handover._agreed(Namespace(yes=False), clock), said)
+                self.assertTrue(handover._agreed(Namespace(yes=True), clock))
         self.assertEqual(4, asked.getvalue().count("shown. Type yes"))
 
     def test_what_waits_for_a_lock_held_by_another_command_says_so(self) -> None:
@@ -355,21 +357,18 @@ class TestFlatten(HandoverTest):
             mock.patch.multiple(sys, stdin=terminal, stderr=terminal),
             self.assertRaises(StopRequestedError),
         ):
-            handover._agreed(Namespace(yes=False), clock.read)
+            handover._agreed(Namespace(yes=False), clock)
 
     @slow
-    def test_a_request_that_is_old_has_expired_when_a_bot_starts(self) -> None:
+    def test_a_request_that_nobody_waits_for_any_more_is_none(self) -> None:
         gate = self.held(UPWARD)
-        request = self.journal().with_suffix(".flatten")
-        request.touch()
-        os.utime(request, (0, 0))
+        Lock(self.journal().with_suffix(".flatten"), "it").close()
         self.assert_ends(self.run_it(gate, "run", "--live", "--once", **UPWARD), 0)
         self.assertEqual(1, len(gate.orders))
-        self.assertFalse(request.exists())
 
     def test_a_request_that_somebody_waits_for_outlives_a_restart_of_the_bot(self) -> None:
         gate = self.held(UPWARD)
-        self.journal().with_suffix(".flatten").touch()
+        self.addCleanup(Lock(self.journal().with_suffix(".flatten"), "it").close)
         done = self.run_it(gate, "run", "--live", "--once", **UPWARD)
         self.assert_ends(done, 76, "flattened by hand")
         self.assertEqual((2, 0), (len(gate.orders), gate.position))
@@ -385,4 +384,4 @@ class TestFlatten(HandoverTest):
             self.assertRaises(KeyboardInterrupt),
         ):
             handover._wait_for_the_bot(path, 1.0)
-        self.assertFalse(path.with_suffix(".flatten").exists())
+        self.assertFalse(is_locked(path.with_suffix(".flatten")))

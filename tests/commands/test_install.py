@@ -8,6 +8,7 @@ import unittest
 from pathlib import Path
 from unittest import mock
 
+from krakenbot.commands import UsageError
 from krakenbot.commands import install as command
 from krakenbot.config import Config, load
 from krakenbot.journal import Journal
@@ -39,9 +40,6 @@ class TestUnit(unittest.TestCase):
         folder = tempfile.TemporaryDirectory()
         self.addCleanup(folder.cleanup)
         self.folder = Path(folder.name)
-        modern = mock.patch.object(command, "_is_new_enough", lambda python: True)
-        modern.start()
-        self.addCleanup(modern.stop)
 
     def test_what_must_be_looked_at_by_a_person_is_not_started_again(self) -> None:
         unit = settings(command.unit(config(), "/etc/krakenbot/config.toml", False))
@@ -87,9 +85,16 @@ class TestUnit(unittest.TestCase):
         self.assertEqual(r'"/opt/\"\\"', command._quoted('/opt/"\\'))
 
     def test_it_runs_the_single_file_with_a_python_that_the_service_can_see(self) -> None:
-        with mock.patch.object(sys, "executable", "/home/me/python"):
+        with (
+            mock.patch.object(sys, "executable", "/home/me/python"),
+            mock.patch("shutil.which", lambda name: name),
+            mock.patch("subprocess.call", return_value=0) as check,
+        ):
             start = settings(command.unit(config(), "/c", False))["ExecStart"][0]
-        self.assertTrue(start.startswith("/usr/bin/python3 -I -S /opt/krakenbot/krakenbot.pyz"))
+            self.assertTrue(start.startswith("/usr/bin/python3 -I -S /opt/krakenbot/krakenbot.pyz"))
+            check.return_value = 1  # It is too old.
+            with self.assertRaisesRegex(UsageError, "no Python 3.11 or newer outside of /home"):
+                command.unit(config(), "/c", False)
 
     @unittest.skipIf(shutil.which("systemd-analyze") is None, "no systemd here")
     def test_systemd_accepts_it_and_finds_it_hardly_exposed(self) -> None:
@@ -138,8 +143,8 @@ class TestInstall(unittest.TestCase):
             change.start()
             self.addCleanup(change.stop)
 
-    def noted(self, act: command.Act, *words: str) -> None:
-        act(" ".join(words), lambda: self.systemctl(*words))
+    def noted(self, *words: str) -> command.Step:
+        return " ".join(words), lambda: self.systemctl(*words)
 
     def do(self, *argv: str, code: int = 0) -> str:
         with contextlib.chdir(self.here):

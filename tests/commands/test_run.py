@@ -411,7 +411,7 @@ class TestWords(unittest.TestCase):
         self.addCleanup(journal.close)
         journal.adopt(D("0.01"), D(1), 1, on_margin=True)
         journal.put(base="XXBT", exchange_position=D(0))
-        (line,) = _goodbye(Config(), cast(Parts, SimpleNamespace(journal=journal)))
+        line = _goodbye(Config(), cast(Parts, SimpleNamespace(journal=journal)))
         self.assertIn("the exchange holds 0 XBT, the journal records 0.01 XBT", line)
 
     def test_no_text_from_outside_commands_the_terminal(self) -> None:

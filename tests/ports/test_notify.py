@@ -250,13 +250,16 @@ class TestSystemd(Quiet):
     def test_an_abstract_socket_is_spoken_to_as_well(self) -> None:
         address = f"@krakenbot-test-{os.getpid()}"
         listener = self.listener(address)
-        sd_notify("READY=1", {"NOTIFY_SOCKET": address})
+        with mock.patch.dict(os.environ, {"NOTIFY_SOCKET": address}):
+            sd_notify("READY=1")
         self.assertEqual(["READY=1"], self.read(listener))
 
     def test_nobody_listening_or_a_full_or_odd_socket_costs_nothing(self) -> None:
         for address in ("", "/nowhere/at/all", "vsock:2:3", "@nobody", "/" + "x" * 300):
-            sd_notify("READY=1", {"NOTIFY_SOCKET": address})
+            with mock.patch.dict(os.environ, {"NOTIFY_SOCKET": address}):
+                sd_notify("READY=1")
         began = time.monotonic()
-        for _ in range(1000):
-            sd_notify("WATCHDOG=1", {"NOTIFY_SOCKET": self.address})
+        with mock.patch.dict(os.environ, {"NOTIFY_SOCKET": self.address}):
+            for _ in range(1000):
+                sd_notify("WATCHDOG=1")
         self.assertLess(time.monotonic() - began, 5)

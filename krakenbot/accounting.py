@@ -9,10 +9,10 @@ from decimal import Decimal
 from krakenbot import log
 from krakenbot.clock import Clock
 from krakenbot.errors import ExchangeError, KeyRefusedError, UnansweredError
-from krakenbot.exchange import Exchange
 from krakenbot.format import asset as shown
 from krakenbot.format import volume
 from krakenbot.journal import Journal
+from krakenbot.kraken.spot import Spot
 from krakenbot.model import ZERO, Charge, ChargeKind, Execution, MarginRates, Purpose
 from krakenbot.pairs import PairRules
 from krakenbot.records import Booked, Intent, assumed_id
@@ -48,7 +48,7 @@ class Ledger:
     the trade.
     """
 
-    def __init__(self, exchange: Exchange, journal: Journal, clock: Clock) -> None:
+    def __init__(self, exchange: Spot, journal: Journal, clock: Clock) -> None:
         self._exchange, self._journal, self._clock = exchange, journal, clock
         self._until = 0  # The end of the span being read; 0 when there is none.
         self.is_read = False  # Whether the last call reached the newest row.

@@ -14,7 +14,6 @@ from krakenbot.config import Config
 from krakenbot.credentials import Credentials, load_credentials
 from krakenbot.decision import plan_of
 from krakenbot.errors import ConfigError, RefusedError
-from krakenbot.exchange import Exchange
 from krakenbot.journal import Journal
 from krakenbot.journal_file import open_journal
 from krakenbot.kraken.client import Client
@@ -34,7 +33,7 @@ class Parts(NamedTuple):
 
     config: Config
     clock: SystemClock
-    exchange: Exchange
+    exchange: Spot
     journal: Journal
     bot: Bot
     locks: Sequence[Lock]
@@ -168,7 +167,7 @@ def _pair_of(config: Config, client: Client, spelling: str) -> str:
     return pair
 
 
-def _paper(config: Config, client: Client, spot: Spot, clock: Clock, journal: Journal) -> Exchange:
+def _paper(config: Config, client: Client, spot: Spot, clock: Clock, journal: Journal) -> Spot:
     from krakenbot.simulated.paper import PaperClient
 
     fee_rate, validates = assumed_fee_rate(config), config.mode == "validate"
@@ -181,7 +180,7 @@ def _paper(config: Config, client: Client, spot: Spot, clock: Clock, journal: Jo
         balance=config.paper.balance,
         validates=validates,
     )
-    return spot.through(account)
+    return spot_of(config, account)
 
 
 def spot_of(config: Config, client: Methods) -> Spot:

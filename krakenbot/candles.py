@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 from itertools import pairwise
 from math import gcd
-from typing import Any
+from typing import Any, Protocol
 
 from krakenbot import log
 from krakenbot.clock import Clock
 from krakenbot.errors import UnansweredError
-from krakenbot.exchange import Market
 from krakenbot.format import moment
 from krakenbot.model import ZERO, Candle
 from krakenbot.pairs import decimal, plain
@@ -19,6 +18,10 @@ LATE_TRIES = 8
 HOLE_YOUNG = 20  # In candles: a gap younger than this is requested again.
 STEPS_MIN = 10  # Fewer rows cannot tell a longer interval from missing candles.
 AHEAD_MAX_S = 5.0  # A candle that starts further in the future is rejected.
+
+
+class Market(Protocol):
+    def candles(self, since: int | None) -> Sequence[Candle]: ...
 
 
 class CandleWindow:

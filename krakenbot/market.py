@@ -13,8 +13,8 @@ from krakenbot.errors import (
     StopError,
     UnansweredError,
 )
-from krakenbot.exchange import Exchange
 from krakenbot.journal import Journal
+from krakenbot.kraken.spot import Spot
 from krakenbot.model import (
     MARGIN_RATE_ASSUMED,
     ZERO,
@@ -42,7 +42,7 @@ class MarketState:
 
     rules: PairRules
 
-    def __init__(self, plan: Plan, exchange: Exchange, clock: Clock, journal: Journal) -> None:
+    def __init__(self, plan: Plan, exchange: Spot, clock: Clock, journal: Journal) -> None:
         self._plan, self._exchange, self._clock, self._journal = plan, exchange, clock, journal
         self.fee_rate, self.margin_rates = FEE_RATE_ASSUMED, MarginRates()
         self.assumed = ""  # Which of these are assumed, in words.

@@ -7,8 +7,8 @@ from krakenbot import log
 from krakenbot.alerts import Alerts
 from krakenbot.clock import Clock
 from krakenbot.errors import ExchangeError, KeyRefusedError, LaterError
-from krakenbot.exchange import Exchange
 from krakenbot.journal import Journal
+from krakenbot.kraken.spot import Spot
 
 BACKOFF_MAX_S, WAIT_MAX_S = 60.0, 300.0
 LOGGED_S = 60.0  # At most one log line in this time.
@@ -22,7 +22,7 @@ T = TypeVar("T")
 class Retry:
     """Retries actions that are safe to repeat after any failure of the exchange."""
 
-    def __init__(self, exchange: Exchange, journal: Journal, clock: Clock, alerts: Alerts) -> None:
+    def __init__(self, exchange: Spot, journal: Journal, clock: Clock, alerts: Alerts) -> None:
         self._exchange, self._journal = exchange, journal
         self._clock, self._alerts = clock, alerts
         self.has_started = False  # Whether the bot has run all its checks in this process.

@@ -1,6 +1,6 @@
 """Reading Kraken's answers, for all methods. An answer of the wrong shape is no answer."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -8,6 +8,7 @@ from krakenbot.errors import UnansweredError
 from krakenbot.pairs import decimal
 
 BROKEN = (AttributeError, KeyError, TypeError, ValueError, IndexError)
+PAGE = 50  # Rows in a page of a history.
 
 
 class Methods(Protocol):
@@ -35,11 +36,10 @@ def rows(
     Some empty answers have a list in place of the object (seen in clients, not documented).
     """
     result = client.private(method, params)
-    if key and (not isinstance(result, dict) or key not in result):
-        raise UnansweredError(f"{method}: an answer without {key!r}")
-    found = result[key] if key else result
-    if not isinstance(found, dict) and found != []:
-        raise UnansweredError(f"{method}: an answer of unknown form")
+    with shape(method):
+        found = result[key] if key else result
+        if not isinstance(found, dict) and found != []:
+            raise ValueError("no rows")
     return dict(found)
 
 
@@ -49,3 +49,55 @@ def moment(value: object) -> int:
     if not 0 < moment < 10**11:
         raise ValueError(f"time {moment}")
     return moment
+
+
+class History:
+    """The rows of TradesHistory or Ledgers after `since` and up to `until`, in unix seconds.
+
+    An account may have any number of unrelated rows, and a page costs two points of a counter that
+    falls by a third of a point a second. So reading may be interrupted and continued later, and
+    only rows for which `keeps` is true are kept. Each page moves the window's end back to its
+    oldest row; more pages of one second are read by offset. Rows added meanwhile lie outside the
+    window, so they shift nothing.
+    """
+
+    def __init__(
+        self,
+        method: str,
+        key: str,
+        since: int,
+        until: int,
+        keeps: Callable[[Any], bool],
+        **more: str,
+    ) -> None:
+        self._method, self._key, self._keeps = method, key, keeps
+        self._until, self._params = until, {"start": since, "without_count": "true", **more}
+        self._begin()
+
+    def _begin(self) -> None:
+        self._end, self._offset, self._is_whole = self._until, 0, False
+        self._newest_page: set[str] = set()
+        self.rows: dict[str, Any] = {}
+
+    def read(self, client: Methods, pages: Iterator[int]) -> bool:
+        """Continue reading, one request for each of `pages`; return whether all rows are read."""
+        while not self._is_whole and next(pages, None) is not None:
+            self._read_page(client)
+        return self._is_whole
+
+    def _read_page(self, client: Methods) -> None:
+        offset = {"ofs": self._offset} if self._offset else {}
+        window = self._params | {"end": self._end} | offset
+        found = rows(client, self._method, window, self._key)
+        with shape(self._method):
+            self.rows |= {name: row for name, row in found.items() if self._keeps(row)}
+            if len(found) < PAGE:
+                self._is_whole = True
+                return
+            oldest = min(moment(row["time"]) for row in found.values()) + 1
+        if self._offset and self._newest_page == found.keys():
+            self._begin()
+            raise UnansweredError(f"{self._method}: the same rows again on every page")
+        self._newest_page = {*found}
+        is_older = oldest < self._end
+        self._end, self._offset = (oldest, 0) if is_older else (self._end, self._offset + PAGE)

@@ -6,9 +6,9 @@ from typing import cast
 from krakenbot.accounting import LATE_S, Ledger, opening_fee
 from krakenbot.commands.status import read_status, realized
 from krakenbot.errors import KeyRefusedError, StopError, UnansweredError
-from krakenbot.exchange import Exchange
 from krakenbot.journal import Journal
 from krakenbot.journal_file import open_journal
+from krakenbot.kraken.spot import Spot
 from krakenbot.model import ZERO, Candle, Charge, ChargeKind, MarginRates, Quote, Side
 from krakenbot.pairs import parse_rules
 from krakenbot.records import Booked, Outcome
@@ -85,7 +85,7 @@ class AccountingTest(unittest.TestCase):
     def book(self, now: int = CANDLE + 600, pages: int = 20) -> str:
         clock = FakeClock()
         clock.time = now - clock.now()
-        return Ledger(cast(Exchange, self.ledger), self.journal, clock).read(RULES, pages)
+        return Ledger(cast(Spot, self.ledger), self.journal, clock).read(RULES, pages)
 
     def costs(self) -> tuple[Decimal, Decimal]:
         account = self.journal.account()
@@ -174,7 +174,7 @@ class TestLedger(AccountingTest):
         self.assertEqual((Decimal(16), Decimal("0.4")), self.costs())
 
     def test_a_key_that_may_not_read_the_ledger_is_said_until_it_may(self) -> None:
-        ledger = Ledger(cast(Exchange, self.ledger), self.journal, FakeClock())
+        ledger = Ledger(cast(Spot, self.ledger), self.journal, FakeClock())
         self.ledger.error = KeyRefusedError("Ledgers: EGeneral:Permission denied")
         self.assertEqual("", ledger.read(RULES))
         self.assertIn("Permission denied", ledger.refused)

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent.parent / "krakenbot"
 FLOORS = {
     0: "model pairs errors format",
     1: "records strategy rulefile risk kraken.signing",
-    2: "alerts order_states decision exchange candles journal journal_file identity lock clock "
+    2: "alerts order_states decision candles journal journal_file identity lock clock "
     "log config credentials kraken.client kraken.transport kraken.counter",
     3: "accounting market bot orders kraken.spot startup retry handover assemble notify presence",
 }
@@ -135,7 +135,6 @@ class TestFloors(unittest.TestCase):
                 "candles",
                 "journal",
                 "bot",
-                "exchange",
             ):
                 with self.subTest(name):
                     taken = {target.split(".")[0] for target in imports(tree, lazy=True)}

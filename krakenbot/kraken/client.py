@@ -15,7 +15,7 @@ from krakenbot.clock import Clock
 from krakenbot.errors import Cause, KeyRefusedError, LaterError, RefusedError, UnansweredError
 from krakenbot.kraken.counter import RestCounter
 from krakenbot.kraken.signing import sign
-from krakenbot.kraken.transport import Transport
+from krakenbot.kraken.transport import UrllibTransport
 from krakenbot.model import Secret
 
 USER_AGENT = f"krakenbot/{__version__}"
@@ -40,7 +40,7 @@ class Client:
 
     def __init__(
         self,
-        transport: Transport,
+        transport: UrllibTransport,
         base_url: str,
         clock: Clock,
         *,

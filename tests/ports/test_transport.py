@@ -14,6 +14,7 @@ import threading
 import time
 import unittest
 from collections.abc import Callable, Iterator
+from concurrent import futures
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -441,8 +442,7 @@ class TestNames(Wire):
 
         def finish() -> None:
             done.set()
-            for lookup in list(transport._lookups.values()):
-                lookup.done.wait()
+            futures.wait([*transport._lookups.values()])
 
         self.addCleanup(finish)
 

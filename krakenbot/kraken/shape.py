@@ -2,13 +2,18 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import pairwise
+from math import gcd
 from typing import Any, Protocol
 
 from krakenbot.errors import UnansweredError
+from krakenbot.model import ZERO, Candle
 from krakenbot.pairs import decimal
 
 BROKEN = (AttributeError, KeyError, TypeError, ValueError, IndexError)
 PAGE = 50  # Rows in a page of a history.
+OHLC_ROWS_MAX = 720  # The most that OHLC returns. Source: docs.kraken.com, "Get OHLC Data".
+STEPS_MIN = 10  # Fewer rows cannot tell a longer interval from missing candles.
 
 
 class Methods(Protocol):
@@ -49,6 +54,35 @@ def moment(value: object) -> int:
     if not 0 < moment < 10**11:
         raise ValueError(f"time {moment}")
     return moment
+
+
+def parse_rows(result: Any, interval_s: int) -> list[Candle]:
+    """Return the rows of an OHLC result, oldest first, one for each time.
+
+    Their key is Kraken's own name of the pair, whichever name was sent. Raises UnansweredError when
+    the result is not of the documented shape.
+    """
+    with shape("OHLC"):
+        (rows,) = (value for key, value in result.items() if key != "last")
+        by_time = {candle.time: candle for candle in map(_candle, rows)}
+        times = sorted(by_time)
+        steps = [after - before for before, after in pairwise(times)]
+        step_s = gcd(*steps) if len(steps) >= STEPS_MIN else interval_s
+        if any(step % interval_s for step in steps) or step_s != interval_s:
+            raise ValueError(f"times that are not {interval_s} s apart")
+        if times and times[-1] - times[0] > (2 * OHLC_ROWS_MAX) * interval_s:
+            raise ValueError("more time than it can span")
+    return [by_time[time] for time in times]
+
+
+def _candle(row: Any) -> Candle:
+    # Column 5 is the volume-weighted average price, which nothing here uses.
+    candle = Candle(moment(row[0]), *map(decimal, (*row[1:5], row[6])))
+    low, high = candle.low, candle.high
+    in_order = low <= candle.open <= high and low <= candle.close <= high
+    if low <= ZERO or not in_order or candle.volume < ZERO:
+        raise ValueError(f"row {row!r:.80}")
+    return candle
 
 
 class History:

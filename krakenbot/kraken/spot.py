@@ -11,9 +11,8 @@ from decimal import Decimal
 from typing import Any
 
 from krakenbot import log
-from krakenbot.candles import parse_rows
 from krakenbot.errors import RefusedError, StopError, UnansweredError
-from krakenbot.kraken.shape import BROKEN, PAGE, History, Methods, moment, rows, shape
+from krakenbot.kraken.shape import BROKEN, PAGE, History, Methods, moment, parse_rows, rows, shape
 from krakenbot.model import (
     ZERO,
     Candle,

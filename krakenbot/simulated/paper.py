@@ -9,12 +9,11 @@ from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from typing import Any
 
-from krakenbot.candles import parse_rows
 from krakenbot.clock import Clock
 from krakenbot.errors import LaterError, RefusedError, StopError, UnansweredError
 from krakenbot.journal import Journal
 from krakenbot.kraken.client import result_of
-from krakenbot.kraken.shape import Methods
+from krakenbot.kraken.shape import Methods, parse_rows
 from krakenbot.kraken.spot import Spot
 from krakenbot.model import ZERO, Quote, Side
 from krakenbot.pairs import PairRules

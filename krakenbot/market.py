@@ -27,9 +27,8 @@ from krakenbot.model import (
 from krakenbot.pairs import PairRules, plain, recall_rules, remember_rules
 from krakenbot.risk import FEE_RATE_ASSUMED, RiskInputs, clock_error
 
-CLOCK_REFRESH_S = 300.0
-STATUS_REFRESH_S = 240.0
-REFRESH_S = 3600.0  # For what rarely changes.
+# How old each part may become before it is read again.
+AGE_MAX_S = {"clock": 300.0, "status": 240.0, "rules": 3600.0, "rates": 3600.0}
 CLOCK_WARN_S = 5.0  # Harmless so far, but the host's clock is not synchronized.
 CLOCK_JUMP_S = 5.0  # A larger jump is believed only when more answers agree.
 CLOCK_LOOKS = 3
@@ -49,7 +48,7 @@ class MarketState:
         self.status = "online"
         self.clock_offset_s = 0.0  # The exchange's time minus the host's.
         self.notices: tuple[str, ...] = ()  # What the exchange announces: emergencies, maintenance.
-        self._clock_read = self._rules_read = self._others_read = self._status_read = NEVER
+        self._read_at = dict.fromkeys(AGE_MAX_S, NEVER)  # By the monotonic clock.
 
     def learn(self) -> None:
         """Read clock and rules; while a position or order is open, stored rules will do.
@@ -83,26 +82,27 @@ class MarketState:
 
     def invalidate(self) -> None:
         """Let the next refresh read the pair's rules and the exchange's time again."""
-        self._rules_read = self._clock_read = NEVER
+        self._read_at["rules"] = self._read_at["clock"] = NEVER
 
     def refresh(self) -> None:
-        """Read again whatever is out of date; without an answer about the time, all else."""
-        now, no_time = self._clock.monotonic(), None
-        if now - self._clock_read >= CLOCK_REFRESH_S:
+        """Read again each part that is out of date; raise the first error once all were tried."""
+        errors = []
+        for part, read in {
+            "clock": self.measure_clock,
+            "status": self._read_status,
+            "rules": lambda: self._keep_rules(self._exchange.rules()),
+            "rates": self.read_rates,
+        }.items():
             try:
-                self.measure_clock()
+                if self._clock.monotonic() - self._read_at[part] >= AGE_MAX_S[part]:
+                    read()
             except ExchangeError as error:
-                no_time = error
-        if now - self._status_read >= STATUS_REFRESH_S:
-            self._read_status()
-            if self.rules.status not in ("online", "not listed"):
-                self._rules_read = NEVER
-        if now - self._rules_read >= REFRESH_S:
-            self._keep_rules(self._exchange.rules())
-        if now - self._others_read >= REFRESH_S:
-            self.read_rates()
-        if no_time:
-            raise no_time
+                errors.append(error)
+        if errors:
+            raise errors[0]
+
+    def _note(self, part: str) -> None:
+        self._read_at[part] = self._clock.monotonic()
 
     def measure_clock(self) -> None:
         """Set the clock to the exchange's time, to within half a second and half the round trip.
@@ -114,14 +114,14 @@ class MarketState:
         offset_s, doubt_s = self._ask_time()
         known_s = self._clock.now() - self._clock.monotonic()
         if abs(offset_s - known_s) > CLOCK_JUMP_S + doubt_s:  # One of the two is wrong.
-            self._clock_read = NEVER
+            self._read_at["clock"] = NEVER
             for _ in range(CLOCK_LOOKS - 1):
                 self._clock.wait(CLOCK_PAUSE_S)
                 again_s, again_doubt_s = self._ask_time()
                 if abs(again_s - offset_s) > doubt_s + again_doubt_s:
                     raise UnansweredError(f"the exchange's clock jumps {again_s - offset_s:+.0f} s")
                 offset_s, doubt_s = again_s, again_doubt_s
-        self._clock_read = self._clock.monotonic()
+        self._note("clock")
         if abs(offset_s - known_s) > doubt_s:
             self._clock.set(self._clock.monotonic() + offset_s)
         self.clock_offset_s = self._clock.now() - self._clock.wall()
@@ -140,7 +140,8 @@ class MarketState:
 
     def read_rates(self) -> None:
         """Read the account's fee and the margin rates; what cannot be read is assumed."""
-        self.assumed, self._others_read = "", self._clock.monotonic()
+        self.assumed = ""
+        self._note("rates")
         try:
             self.fee_rate = self._exchange.fee_rate()
             if self._plan.leverage:
@@ -163,25 +164,22 @@ class MarketState:
                 raise
             return Quote(equity.price, equity.price)
 
-    def _status_for(self, purpose: Purpose) -> str:
-        """Return the exchange's status; for a close, the last one if it cannot be read now."""
-        try:
-            return self._read_status()
-        except ExchangeError:
-            if purpose is not Purpose.CLOSE:
-                raise
-            return self.status
-
-    def _read_status(self) -> str:
+    def _read_status(self) -> None:
         found = self._exchange.market_status()
-        self._status_read = self._clock.monotonic()
+        self._note("status")
         self.notices, self.status = (*found.emergency, *found.upcoming), found.status
-        return found.status
+        if self.rules.status not in ("online", "not listed"):
+            self._read_at["rules"] = NEVER
 
     def risk_inputs(self, step: Step, held: Decimal, orders_today: int) -> RiskInputs:
         """Return the inputs of `objection`. All but rules, rates and clock are read now."""
+        try:
+            self._read_status()
+        except ExchangeError:
+            if step.purpose is not Purpose.CLOSE:  # For which the last one known will do.
+                raise
         return RiskInputs(
-            system_status=self._status_for(step.purpose),
+            system_status=self.status,
             quote=self.quote(),
             rules=self.rules,
             held=held,
@@ -200,7 +198,7 @@ class MarketState:
 
     def _keep_rules(self, rules: PairRules) -> None:
         self.rules = rules
-        self._rules_read = self._clock.monotonic()
+        self._note("rules")
         text = remember_rules(self.rules)
         if text != self._journal.get("rules"):
             self._journal.put(rules=text)

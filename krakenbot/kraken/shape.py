@@ -90,9 +90,8 @@ class History:
 
     An account may have any number of unrelated rows, and a page costs two points of a counter that
     falls by a third of a point a second. So reading may be interrupted and continued later, and
-    only rows for which `keeps` is true are kept. Each page moves the window's end back to its
-    oldest row; more pages of one second are read by offset. Rows added meanwhile lie outside the
-    window, so they shift nothing.
+    only rows for which `keeps` is true are kept. Rows added meanwhile lie outside of the span, so
+    they shift nothing.
     """
 
     def __init__(
@@ -105,33 +104,22 @@ class History:
         **more: str,
     ) -> None:
         self._method, self._key, self._keeps = method, key, keeps
-        self._until, self._params = until, {"start": since, "without_count": "true", **more}
+        self._params = {"start": since, "end": until, "without_count": "true", **more}
         self._begin()
 
     def _begin(self) -> None:
-        self._end, self._offset, self._is_whole = self._until, 0, False
-        self._newest_page: set[str] = set()
+        self._offset, self._is_whole, self._newest_page = 0, False, set[str]()
         self.rows: dict[str, Any] = {}
 
     def read(self, client: Methods, pages: Iterator[int]) -> bool:
         """Continue reading, one request for each of `pages`; return whether all rows are read."""
         while not self._is_whole and next(pages, None) is not None:
-            self._read_page(client)
+            found = rows(client, self._method, self._params | {"ofs": self._offset}, self._key)
+            if found and self._newest_page == found.keys():
+                self._begin()
+                raise UnansweredError(f"{self._method}: the same rows again on every page")
+            with shape(self._method):
+                self.rows |= {name: row for name, row in found.items() if self._keeps(row)}
+            self._newest_page, self._is_whole = {*found}, len(found) < PAGE
+            self._offset += PAGE
         return self._is_whole
-
-    def _read_page(self, client: Methods) -> None:
-        offset = {"ofs": self._offset} if self._offset else {}
-        window = self._params | {"end": self._end} | offset
-        found = rows(client, self._method, window, self._key)
-        with shape(self._method):
-            self.rows |= {name: row for name, row in found.items() if self._keeps(row)}
-            if len(found) < PAGE:
-                self._is_whole = True
-                return
-            oldest = min(moment(row["time"]) for row in found.values()) + 1
-        if self._offset and self._newest_page == found.keys():
-            self._begin()
-            raise UnansweredError(f"{self._method}: the same rows again on every page")
-        self._newest_page = {*found}
-        is_older = oldest < self._end
-        self._end, self._offset = (oldest, 0) if is_older else (self._end, self._offset + PAGE)

@@ -83,8 +83,20 @@ class UrllibTransport(urllib.request.AbstractHTTPHandler):
 
 
 class _Response(http.client.HTTPResponse):
+    """A response whose reads all end at one deadline, however slowly the bytes arrive."""
+
     # A signal may leave a response without it, about which Python 3.13 and newer complain.
-    fp = None  # type: ignore[assignment]
+    fp: Any = None
+
+    def __init__(self, deadline: float, sock: socket.socket, **options: Any) -> None:
+        super().__init__(sock, **options)
+        read = self.fp.raw.readinto
+
+        def read_in_time(buffer: Any) -> int | None:
+            sock.settimeout(_left(deadline))
+            return read(buffer)  # type: ignore[no-any-return]
+
+        self.fp.raw.readinto = read_in_time
 
     def begin(self) -> None:
         """Read status and headers; interim answers (1xx) before them are skipped."""
@@ -97,13 +109,12 @@ class _Response(http.client.HTTPResponse):
 class _Connection(http.client.HTTPConnection):
     """A connection for one request; a single deadline bounds all of its steps."""
 
-    response_class = _Response
     sock: Any
 
     def __init__(self, is_stopping: Callable[[], bool], host: str, **options: Any) -> None:
         super().__init__(host, **options)
-        self._deadline = time.monotonic() + options["timeout"]
-        self._is_stopping = is_stopping
+        self._is_stopping, self._deadline = is_stopping, time.monotonic() + options["timeout"]
+        self.response_class: Any = partial(_Response, self._deadline)
 
     def connect(self) -> None:
         """Connect to the first address that answers, with TLS; LaterError when none does in time.
@@ -128,45 +139,21 @@ class _Connection(http.client.HTTPConnection):
             problem = f"{self.host} cannot be reached: {_name(error)}"
             raise LaterError(problem, cause=Cause.UNREACHABLE) from None
         _answering[host] = address
-        self.sock.deadline = self._deadline
 
     def _connect_to(self, address: Any, others: int) -> None:
         family, kind, protocol, _, place = address  # As returned by getaddrinfo.
         share_s = _left(self._deadline) / (others + 1)
         deadline = time.monotonic() + (min(share_s, CONNECT_MAX_S) if others else share_s)
-
-        def connected(*_: object) -> Any:
-            self.sock.settimeout(_left(deadline))
-            self.sock.connect(place)
-            self.sock.settimeout(_left(deadline))  # For the TLS handshake and the request.
-            return self.sock
-
-        self.sock = _Socket(family, kind, protocol)
-        self.sock.deadline = deadline
+        self.sock = socket.socket(family, kind, protocol)
+        self.sock.settimeout(_left(deadline))
+        self.sock.connect(place)
+        self.sock.settimeout(_left(deadline))  # For the TLS handshake and the request.
         # HTTPConnection.connect gets its socket from this, then adds tunnel and TLS.
-        self._create_connection = connected
+        self._create_connection = lambda *_: self.sock
         super().connect()
 
 
 class _TlsConnection(_Connection, http.client.HTTPSConnection):
-    pass
-
-
-class _Reading:
-    """A socket whose reads all end at one deadline, however slowly the bytes arrive."""
-
-    deadline: float
-
-    def recv_into(self: Any, *args: Any) -> int:
-        self.settimeout(_left(self.deadline))
-        return super().recv_into(*args)  # type: ignore[misc, no-any-return]
-
-
-class _Socket(_Reading, socket.socket):
-    pass
-
-
-class _TlsSocket(_Reading, ssl.SSLSocket):
     pass
 
 
@@ -212,7 +199,6 @@ def tls_context() -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.load_default_certs()
-    context.sslsocket_class = _TlsSocket
     return context
 
 

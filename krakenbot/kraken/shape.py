@@ -11,6 +11,13 @@ from krakenbot.model import ZERO, Candle
 from krakenbot.pairs import decimal
 
 BROKEN = (AttributeError, KeyError, TypeError, ValueError, IndexError)
+# In which field of their results some methods have their rows.
+ROWS_IN = {
+    "OpenOrders": "open",
+    "ClosedOrders": "closed",
+    "TradesHistory": "trades",
+    "Ledgers": "ledger",
+}
 PAGE = 50  # Rows in a page of a history.
 OHLC_ROWS_MAX = 720  # The most that OHLC returns. Source: docs.kraken.com, "Get OHLC Data".
 STEPS_MIN = 10  # Fewer rows cannot tell a longer interval from missing candles.
@@ -34,15 +41,15 @@ def shape(method: str) -> Iterator[None]:
 
 
 def rows(
-    client: Methods, method: str, params: Mapping[str, object] | None = None, key: str = ""
+    client: Methods, method: str, params: Mapping[str, object] | None = None
 ) -> dict[str, Any]:
-    """Return the rows by id in a private method's result, or in its field `key`.
+    """Return the rows by id in a private method's result.
 
     Some empty answers have a list in place of the object (seen in clients, not documented).
     """
     result = client.private(method, params)
     with shape(method):
-        found = result[key] if key else result
+        found = result[ROWS_IN[method]] if method in ROWS_IN else result
         if not isinstance(found, dict) and found != []:
             raise ValueError("no rows")
     return dict(found)
@@ -95,15 +102,9 @@ class History:
     """
 
     def __init__(
-        self,
-        method: str,
-        key: str,
-        since: int,
-        until: int,
-        keeps: Callable[[Any], bool],
-        **more: str,
+        self, method: str, since: int, until: int, keeps: Callable[[Any], bool], **more: str
     ) -> None:
-        self._method, self._key, self._keeps = method, key, keeps
+        self._method, self._keeps = method, keeps
         self._params = {"start": since, "end": until, "without_count": "true", **more}
         self._begin()
 
@@ -114,7 +115,7 @@ class History:
     def read(self, client: Methods, pages: Iterator[int]) -> bool:
         """Continue reading, one request for each of `pages`; return whether all rows are read."""
         while not self._is_whole and next(pages, None) is not None:
-            found = rows(client, self._method, self._params | {"ofs": self._offset}, self._key)
+            found = rows(client, self._method, self._params | {"ofs": self._offset})
             if found and self._newest_page == found.keys():
                 self._begin()
                 raise UnansweredError(f"{self._method}: the same rows again on every page")

@@ -197,7 +197,7 @@ class Spot:
         """
         span = since, until
         if span not in self._reading:
-            ledger = History("Ledgers", "ledger", *span, lambda row: row["type"] in _CHARGES)
+            ledger = History("Ledgers", *span, lambda row: row["type"] in _CHARGES)
             self._reading = {span: (self._trades(*span), ledger)}
         trades, ledger = self._reading[span]
         if not (trades.read(self._client, pages) and ledger.read(self._client, pages)):
@@ -230,8 +230,7 @@ class Spot:
         def is_ours(row: Any) -> bool:
             return self._is_ours(row["pair"])
 
-        where = "TradesHistory", "trades"
-        return History(*where, since, until, is_ours, consolidate_taker="false")
+        return History("TradesHistory", since, until, is_ours, consolidate_taker="false")
 
     def fee_rate(self) -> Decimal:
         """Return the account's taker fee as a fraction: 0.008 is 0.8 %.
@@ -313,8 +312,8 @@ class Spot:
         """Return the orders with that id, by Kraken's id; if both lists show one, as closed."""
         wanted, found = _digits(client_order_id), dict[str, Any]()
         closed = {"start": since - SEARCH_BEFORE_S, "without_count": "true"}
-        for method, key, more in (("OpenOrders", "open", {}), ("ClosedOrders", "closed", closed)):
-            orders = rows(self._client, method, {"cl_ord_id": client_order_id, **more}, key)
+        for method, more in (("OpenOrders", {}), ("ClosedOrders", closed)):
+            orders = rows(self._client, method, {"cl_ord_id": client_order_id, **more})
             with shape(method):  # A server that ignores the filter shows other orders, too.
                 for exchange_id, row in orders.items():
                     if _digits(str(row.get("cl_ord_id"))) == wanted:

@@ -180,7 +180,7 @@ def _paper(config: Config, client: Client, spot: Spot, clock: Clock, journal: Jo
         balance=config.paper.balance,
         validates=validates,
     )
-    return spot_of(config, account)
+    return spot.through(account)
 
 
 def spot_of(config: Config, client: Methods) -> Spot:

@@ -7,6 +7,7 @@ permissions: docs.kraken.com, the page of each Spot REST method.
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from decimal import Decimal
 from typing import Any
 
@@ -66,6 +67,12 @@ class Spot:
         # The span that `charges` is reading, over several calls, and its two histories.
         self._reading: dict[tuple[int, int], tuple[History, History]] = {}
         self._placed = ("", "")  # The newest order's client order id and exchange order id.
+
+    def through(self, client: Methods) -> "Spot":
+        """Return a copy, with the rules read so far, that uses another client."""
+        other = copy(self)
+        other._client = client
+        return other
 
     # -- public data ---------------------------------------------------------------------------
 

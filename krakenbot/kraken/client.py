@@ -12,11 +12,11 @@ from urllib.parse import urlencode
 
 from krakenbot import __version__, log
 from krakenbot.clock import Clock
+from krakenbot.credentials import Credentials
 from krakenbot.errors import Cause, KeyRefusedError, LaterError, RefusedError, UnansweredError
 from krakenbot.kraken.counter import RestCounter
 from krakenbot.kraken.signing import sign
 from krakenbot.kraken.transport import UrllibTransport
-from krakenbot.model import Secret
 
 USER_AGENT = f"krakenbot/{__version__}"
 NONCE_PAUSES_S = (1, 2, 4, 8, 15, 30)  # A minute in all.
@@ -51,8 +51,7 @@ class Client:
         base_url: str,
         clock: Clock,
         *,
-        key: Secret | None = None,
-        secret: Secret | None = None,
+        credentials: Credentials | None = None,
         next_nonce: Callable[[int], int] | None = None,
         live: bool = False,
         counter: RestCounter | None = None,
@@ -60,8 +59,7 @@ class Client:
         self._transport = transport
         self._base_url = base_url
         self._clock = clock
-        self._key = key
-        self._secret = secret
+        self._credentials = credentials
         self._next_nonce = next_nonce
         self._live = live
         self._counter = counter or RestCounter(clock)
@@ -104,7 +102,7 @@ class Client:
 
     def _ask(self, method: str, params: Mapping[str, object], is_read: bool) -> tuple[int, bytes]:
         """Send one signed request, once, and return status and body of the answer."""
-        if self._key is None or self._secret is None or self._next_nonce is None:
+        if self._credentials is None or self._next_nonce is None:
             raise KeyRefusedError(f"{method} needs an API key, but there is none")
         self._counter.spend(method)
         nonce = str(self._next_nonce(self._clock.nonce()))
@@ -112,8 +110,8 @@ class Client:
         body = urlencode({**params, "nonce": nonce}).encode()
         headers = {
             "Content-Type": "application/x-www-form-urlencoded",
-            "API-Key": self._key.reveal(),
-            "API-Sign": sign(self._secret, path, nonce, body),
+            "API-Key": self._credentials.key.reveal(),
+            "API-Sign": sign(self._credentials.secret, path, nonce, body),
         }
         return self._send(is_read, "POST", path, headers, body)
 

@@ -27,8 +27,6 @@ from krakenbot.model import (
 from krakenbot.pairs import PairRules, plain, recall_rules, remember_rules
 from krakenbot.risk import FEE_RATE_ASSUMED, RiskInputs, clock_error
 
-# How old each part may become before it is read again.
-AGE_MAX_S = {"clock": 300.0, "status": 240.0, "rules": 3600.0, "rates": 3600.0}
 CLOCK_WARN_S = 5.0  # Harmless so far, but the host's clock is not synchronized.
 CLOCK_JUMP_S = 5.0  # A larger jump is believed only when more answers agree.
 CLOCK_LOOKS = 3
@@ -48,7 +46,14 @@ class MarketState:
         self.status = "online"
         self.clock_offset_s = 0.0  # The exchange's time minus the host's.
         self.notices: tuple[str, ...] = ()  # What the exchange announces: emergencies, maintenance.
-        self._read_at = dict.fromkeys(AGE_MAX_S, NEVER)  # By the monotonic clock.
+        # How each part is read, and how old it may become, in seconds.
+        self._parts = {
+            "clock": (self.measure_clock, 300.0),
+            "status": (self._read_status, 240.0),
+            "rules": (lambda: self._keep_rules(exchange.rules()), 3600.0),
+            "rates": (self.read_rates, 3600.0),
+        }
+        self._read_at = dict.fromkeys(self._parts, NEVER)  # By the monotonic clock.
 
     def learn(self) -> None:
         """Read clock and rules; while a position or order is open, stored rules will do.
@@ -87,14 +92,9 @@ class MarketState:
     def refresh(self) -> None:
         """Read again each part that is out of date; raise the first error once all were tried."""
         errors = []
-        for part, read in {
-            "clock": self.measure_clock,
-            "status": self._read_status,
-            "rules": lambda: self._keep_rules(self._exchange.rules()),
-            "rates": self.read_rates,
-        }.items():
+        for part, (read, age_max_s) in self._parts.items():
             try:
-                if self._clock.monotonic() - self._read_at[part] >= AGE_MAX_S[part]:
+                if self._clock.monotonic() - self._read_at[part] >= age_max_s:
                     read()
             except ExchangeError as error:
                 errors.append(error)
@@ -140,7 +140,7 @@ class MarketState:
 
     def read_rates(self) -> None:
         """Read the account's fee and the margin rates; what cannot be read is assumed."""
-        self.assumed = ""
+        assumed = list[str]()
         self._note("rates")
         try:
             self.fee_rate = self._exchange.fee_rate()
@@ -149,10 +149,10 @@ class MarketState:
         except (ExchangeError, StopError) as error:
             if isinstance(error, KeyRefusedError) and error.lockout:
                 raise  # No private request may follow.
-            self.assumed = f"fees are assumed ({plain(100 * self.fee_rate)} % a trade): {error}"
+            assumed += [f"fees are assumed ({plain(100 * self.fee_rate)} % a trade): {error}"]
         if self._plan.leverage and None in self.margin_rates:
-            words = f"a margin rate of {plain(100 * MARGIN_RATE_ASSUMED)} % is assumed"
-            self.assumed = f"{self.assumed}; {words}" if self.assumed else words
+            assumed += [f"a margin rate of {plain(100 * MARGIN_RATE_ASSUMED)} % is assumed"]
+        self.assumed = "; ".join(assumed)
 
     def quote(self) -> Quote:
         """Return bid and ask; while flattening, the last price known if they cannot be read."""

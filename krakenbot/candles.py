@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Protocol
 
 from krakenbot import log
 from krakenbot.clock import Clock
 from krakenbot.errors import UnansweredError
 from krakenbot.format import moment
 from krakenbot.kraken.shape import OHLC_ROWS_MAX
+from krakenbot.kraken.spot import Spot
 from krakenbot.model import Candle
 
 LATE_WAIT_S = 2.0
@@ -17,18 +17,14 @@ HOLE_YOUNG = 20  # In candles: a gap younger than this is requested again.
 AHEAD_MAX_S = 5.0  # A candle that starts further in the future is rejected.
 
 
-class Market(Protocol):
-    def candles(self, since: int | None) -> Sequence[Candle]: ...
-
-
 class CandleWindow:
     """The finished candles without gaps, kept up to date by requests of a few rows.
 
     While there are fewer than `needed`, all are requested again: an answer may have been short.
     """
 
-    def __init__(self, market: Market, clock: Clock, interval_s: int, needed: int = 0) -> None:
-        self._market, self._clock = market, clock
+    def __init__(self, exchange: Spot, clock: Clock, interval_s: int, needed: int = 0) -> None:
+        self._exchange, self._clock = exchange, clock
         self._interval_s, self._needed = interval_s, needed
         self._candles: dict[int, Candle] = {}  # As received, by time, oldest first.
 
@@ -58,7 +54,7 @@ class CandleWindow:
             holes = (a for a, b in pairwise(self._candles) if b - a > step_s and a >= young)
             begin = next(holes, known)
         # One candle more than needed: it is not certain that `since` itself is included.
-        rows = self._market.candles(begin - step_s)
+        rows = self._exchange.candles(begin - step_s)
         if rows and rows[-1].time > self._clock.now() + AHEAD_MAX_S:
             raise UnansweredError(
                 f"OHLC answer has a candle of {rows[-1].time}, but now is {self._clock.now():.0f}"

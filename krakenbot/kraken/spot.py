@@ -347,12 +347,11 @@ def _words(event: Any) -> str:
 
 def _margin_rate(result: Any, asset: str) -> Decimal | None:
     try:
-        text = result.get(asset, {}).get("margin_rate")
-        rate = None if text is None else decimal(text) / 100
-        if rate is not None and not 0 <= rate < MARGIN_RATE_MAX:
+        rate = decimal(result[asset]["margin_rate"]) / 100
+        if not 0 <= rate < MARGIN_RATE_MAX:
             raise ValueError(f"margin rate {rate}")
-    except BROKEN as error:  # It is only used to estimate costs.
-        log.warning("margin rate of %s not understood: %r", asset, error)
+    except BROKEN as error:  # It is only used to estimate costs, and the bot says what it assumes.
+        log.info("margin rate of %s not given or not understood: %r", asset, error)
         return None
     return rate
 

@@ -11,9 +11,10 @@ PACKAGE = Path(__file__).parent.parent.parent / "krakenbot"
 FLOORS = {
     0: "model pairs errors format",
     1: "records strategy rulefile risk kraken.signing",
-    2: "alerts order_states decision candles journal journal_file identity lock clock "
+    2: "alerts order_states decision journal journal_file identity lock clock "
     "log config credentials kraken.client kraken.transport kraken.counter",
-    3: "accounting market bot orders kraken.spot startup retry handover assemble notify presence",
+    3: "accounting market candles bot orders kraken.spot startup retry handover assemble notify "
+    "presence",
 }
 ROOMS = tuple(f"krakenbot.{room}" for room in ("kraken", "simulated", "backtest", "commands"))
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names.split()}

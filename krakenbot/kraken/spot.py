@@ -264,12 +264,9 @@ class Spot:
         Raises RefusedError, LaterError or KeyRefusedError when it was refused or not sent, and
         UnansweredError when it may have been executed. Kraken refuses it after `deadline`.
         """
-        params = self._parameters(order)
-        params["cl_ord_id"] = order.client_order_id
-        params["deadline"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(deadline))
-        if order.reduce_only:
-            params["reduce_only"] = "true"
-        result = self._client.private("AddOrder", params)
+        until = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(deadline))
+        params = {"cl_ord_id": order.client_order_id, "deadline": until}
+        result = self._client.private("AddOrder", self._parameters(order) | params)
         with shape("AddOrder"):
             (exchange_id,) = result["txid"]
             if not exchange_id or result["txid"] != [str(exchange_id)]:
@@ -281,14 +278,16 @@ class Spot:
         self._client.private("AddOrder", self._parameters(order) | {"validate": "true"})
 
     def _parameters(self, order: Order) -> dict[str, object]:
-        leverage = {"leverage": str(order.leverage)} if order.leverage else {}
+        margin = {"leverage": str(order.leverage)} if order.leverage else {}
+        reducing = {"reduce_only": "true"} if order.reduce_only else {}
         return {
             "ordertype": "market",
             "type": order.side.value,
             "pair": self.known_rules().altname,
             "volume": plain(order.volume),
             "oflags": "fciq",  # The fee preferably in quote currency.
-            **leverage,
+            **margin,
+            **reducing,
             **self._agreement,
             **self._class,
         }

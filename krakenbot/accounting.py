@@ -23,7 +23,6 @@ PAGES_AT_ONCE = 20  # At Kraken's rate limit, a page takes six seconds.
 LATE_S = 86400  # An order that the ledger does not show by then is reported.
 NEARLY = Decimal("0.0001")  # Of an order's cost: more than the rounding of its fills.
 STEP = Decimal("0.00001")  # Estimated fees are rounded to this.
-FRESH_S = 600  # A charge this recent is valued at the current quote.
 
 
 def opening_fee(intent: Intent, found: Execution, rates: MarginRates) -> Decimal:
@@ -162,9 +161,7 @@ class Ledger:
         return Booked(name, charge.time, kind, worth, asset, charge.fee)
 
     def _price_at(self, time: int) -> Decimal:
-        """Return the price at a time: the current quote, or the close of that time's candle."""
-        if self._now - time < FRESH_S:
-            return self._exchange.quote().mid
+        """Return the price at a time: the close of its candle, of an unfinished one the newest."""
         candles = self._exchange.candles(None)
         if not candles:
             raise UnansweredError("OHLC: an answer without candles")

@@ -9,7 +9,7 @@ from krakenbot.errors import KeyRefusedError, StopError, UnansweredError
 from krakenbot.journal import Journal
 from krakenbot.journal_file import open_journal
 from krakenbot.kraken.spot import Spot
-from krakenbot.model import ZERO, Candle, Charge, ChargeKind, MarginRates, Quote, Side
+from krakenbot.model import ZERO, Candle, Charge, ChargeKind, MarginRates, Side
 from krakenbot.pairs import parse_rules
 from krakenbot.records import Booked, Outcome
 from krakenbot.simulated.listing import PAIRS
@@ -28,7 +28,7 @@ class Rows:
     def __init__(self) -> None:
         self.rows: list[Charge] = []
         self.price = Decimal(50000)
-        self.past: list[Candle] = []
+        self.past: list[Candle] | None = None  # None: one at the current price.
         self.error: Exception | None = None
         self.fails_after = float("inf")
 
@@ -41,11 +41,9 @@ class Rows:
             raise UnansweredError("no")
         return [charge for charge in self.rows if since < charge.time <= until]
 
-    def quote(self) -> Quote:
-        return Quote(self.price, self.price)
-
     def candles(self, since: int | None) -> Sequence[Candle]:
-        return self.past
+        price = self.price
+        return [Candle(0, price, price, price, price)] if self.past is None else self.past
 
 
 class AccountingTest(unittest.TestCase):
@@ -196,6 +194,7 @@ class TestLedger(AccountingTest):
         self.told("T1", order, "2000", "0")
         fee = Charge("L9", "T1", order, CANDLE, ZERO, Decimal("0.0001"), RULES.base)
         self.ledger.rows.append(fee)
+        self.ledger.past = []
         self.assertEqual("", self.book(CANDLE + 3600))
         self.assertEqual(Decimal("0.5"), self.costs()[1], "the estimate stays until then")
 

@@ -175,21 +175,18 @@ UNKNOWN, LOCKOUT, KEY, LATER, REFUSED = range(5)  # The worst first.
 VERDICTS = {
     (UNKNOWN, Cause.RATE_LIMIT): "EService:Throttled",
     (LATER, Cause.NONCE): "EAPI:Invalid nonce",
-    (LATER, Cause.RATE_LIMIT): "EAPI:Rate limit exceeded|EOrder:Rate limit exceeded"
-    "|EOrder:Domain rate limit exceeded|EOrder:Orders limit exceeded"
-    "|EOrder:Scheduled orders limit exceeded",
+    (LATER, Cause.RATE_LIMIT): "EAPI:Rate limit exceeded"
+    "|EOrder:(Rate|Domain rate|Orders|Scheduled orders) limit exceeded",
     (LATER, Cause.LENDING_POOL): "EOrder:Insufficient margin",
     (LATER, Cause.MARKET_STATE): "EService:Market in",
-    (LOCKOUT, Cause.OTHER): "EAuth:Rate limit|EAuth:Too many requests|EGeneral:Temporary lockout"
-    "|EGeneral:Too many requests",
+    (LOCKOUT, Cause.OTHER): "EAuth:Rate limit|EGeneral:Temporary lockout"
+    "|(EAuth|EGeneral):Too many requests",
     (UNKNOWN, Cause.OTHER): "EGeneral:Invalid arguments:cl_ord_id not unique"
     "|EOrder:Reduce only:Position is closed",
     (KEY, Cause.OTHER): "EAPI:|EAuth:|ESession:|EAccount:|EGeneral:Permission denied"
     "|ETrade:Locked|ETrade:User Locked|EOrder:Trading agreement required",
-    (REFUSED, Cause.FUNDS): "EOrder:Insufficient initial margin|EOrder:Insufficient funds"
-    "|EOrder:Margin level too low",
-    (REFUSED, Cause.TOO_SMALL): "EOrder:Cost minimum|EOrder:Order minimum"
-    "|EGeneral:Invalid arguments:volume minimum",
+    (REFUSED, Cause.FUNDS): "EOrder:(Insufficient initial margin|Insufficient funds|Margin level)",
+    (REFUSED, Cause.TOO_SMALL): "(EOrder:(Cost|Order)|EGeneral:Invalid arguments:volume) minimum",
     (REFUSED, Cause.OTHER): "EGeneral:Invalid arguments|EGeneral:Unknown [mM]ethod|EQuery:|EOrder:"
     "|ETrade:Invalid request|EBM:limit exceeded",
 }

@@ -19,6 +19,7 @@ ROWS_IN = {
     "Ledgers": "ledger",
 }
 PAGE = 50  # Rows in a page of a history.
+PAGE_OVERLAP = 10  # In case rows of one moment change places between two requests.
 OHLC_ROWS_MAX = 720  # The most that OHLC returns. Source: docs.kraken.com, "Get OHLC Data".
 STEPS_MIN = 10  # Fewer rows cannot tell a longer interval from missing candles.
 
@@ -122,5 +123,5 @@ class History:
             with shape(self._method):
                 self.rows |= {name: row for name, row in found.items() if self._keeps(row)}
             self._newest_page, self._is_whole = {*found}, len(found) < PAGE
-            self._offset += PAGE
+            self._offset += PAGE - PAGE_OVERLAP
         return self._is_whole

@@ -9,10 +9,10 @@ from decimal import Decimal
 from krakenbot import log
 from krakenbot.clock import Clock
 from krakenbot.errors import ExchangeError, KeyRefusedError, UnansweredError
-from krakenbot.exchange import Exchange
 from krakenbot.format import asset as shown
 from krakenbot.format import volume
 from krakenbot.journal import Journal
+from krakenbot.kraken.spot import Spot
 from krakenbot.model import ZERO, Charge, ChargeKind, Execution, MarginRates, Purpose
 from krakenbot.pairs import PairRules
 from krakenbot.records import Booked, Intent, assumed_id
@@ -23,7 +23,6 @@ PAGES_AT_ONCE = 20  # At Kraken's rate limit, a page takes six seconds.
 LATE_S = 86400  # An order that the ledger does not show by then is reported.
 NEARLY = Decimal("0.0001")  # Of an order's cost: more than the rounding of its fills.
 STEP = Decimal("0.00001")  # Estimated fees are rounded to this.
-FRESH_S = 600  # A charge this recent is valued at the current quote.
 
 
 def opening_fee(intent: Intent, found: Execution, rates: MarginRates) -> Decimal:
@@ -48,7 +47,7 @@ class Ledger:
     the trade.
     """
 
-    def __init__(self, exchange: Exchange, journal: Journal, clock: Clock) -> None:
+    def __init__(self, exchange: Spot, journal: Journal, clock: Clock) -> None:
         self._exchange, self._journal, self._clock = exchange, journal, clock
         self._until = 0  # The end of the span being read; 0 when there is none.
         self.is_read = False  # Whether the last call reached the newest row.
@@ -64,43 +63,38 @@ class Ledger:
         """
         self._rules, self._now = rules, int(self._clock.now())
         self._differences = []
-        allowed = iter(range(pages))
-        if not self._journal.get("charges_read"):
-            self._journal.put(charges_read=self._now)
-        self.is_read = False
+        self.is_read = True  # Also if it fails: the next check tries again.
         try:
-            while not self.is_read and self._read_span(allowed):
-                pass
+            self.is_read = self._read_spans(iter(range(pages)))
+            self.refused = ""
         except ExchangeError as error:
-            self.is_read = True  # The next check tries again.
             log.warning("ledger not read reason=%s", error)
         except KeyRefusedError as error:
             if error.lockout:
                 raise  # No private request may follow.
-            self.is_read = True
             self.refused = f"margin fees are not in the books: {error}"
-        else:
-            self.refused = ""
         difference = "; ".join(self._differences)
-        if difference and difference != self._journal.get("difference"):
-            log.warning("books differ: %s", difference)
-            self._journal.put(difference=difference)
-            return difference
-        return ""
+        if not difference or difference == self._journal.get("difference"):
+            return ""
+        log.warning("books differ: %s", difference)
+        self._journal.put(difference=difference)
+        return difference
 
-    def _read_span(self, allowed: Iterator[int]) -> bool:
-        """Read and book a span of time; return whether it is done."""
-        since = int(self._journal.get("charges_read"))
-        self._until = self._until or min(self._now, since + SPAN_MAX_S)
-        begin, until = since - OVERLAP_S, self._until
-        charges = self._exchange.charges(begin, until, allowed)
-        if charges is None:
-            return False
-        self._until = 0
-        read_until = self._book(charges, begin, until)
-        self._journal.put(charges_read=read_until)
-        self.is_read = read_until == since or until >= self._now - OVERLAP_S
-        return True
+    def _read_spans(self, allowed: Iterator[int]) -> bool:
+        """Read and book one span of time after another; return whether the newest is done."""
+        if not self._journal.get("charges_read"):
+            self._journal.put(charges_read=self._now)
+        while True:
+            since = int(self._journal.get("charges_read"))
+            until = self._until = self._until or min(self._now, since + SPAN_MAX_S)
+            charges = self._exchange.charges(since - OVERLAP_S, until, allowed)
+            if charges is None:
+                return False
+            self._until = 0
+            read_until = self._book(charges, since - OVERLAP_S, until)
+            self._journal.put(charges_read=read_until)
+            if read_until == since or until >= self._now - OVERLAP_S:
+                return True
 
     def _book(self, charges: Sequence[Charge], since: int, until: int) -> int:
         """Book charges, each once; return the time up to which the ledger is complete."""
@@ -131,16 +125,15 @@ class Ledger:
         This replaces the estimated opening fee. Of an order booked before, only rows in other
         currencies can be new.
         """
-        journal, rows, extra = self._journal, list[Booked](), -intent.fee
+        journal, quote, rows = self._journal, self._rules.quote, list[Booked]()
+        extra = sum((charge.fee for charge in own if charge.asset == quote), -intent.fee)
         for charge in own:
             name = f"{intent.id} {charge.id}"
-            if charge.asset in ("", self._rules.quote):
-                extra += charge.fee
-            elif charge.fee and not journal.is_charged(name):
-                rows.append(self._row(name, charge))
-        for place, row in enumerate(rows):  # The order may show it, valued, as its fee.
-            booked = min(row.amount, max(-extra, ZERO))
-            rows[place], extra = row._replace(amount=row.amount - booked), extra + booked
+            if charge.asset != quote and charge.fee and not journal.is_charged(name):
+                row = self._row(name, charge)
+                shown_as_fee = min(row.amount, max(-extra, ZERO))  # The order may do so, valued.
+                rows.append(row._replace(amount=row.amount - shown_as_fee))
+                extra += shown_as_fee
         if is_known:
             return journal.book(rows)
         if extra < -intent.cost * NEARLY:
@@ -149,13 +142,13 @@ class Ledger:
                 f"{intent.fee}"
             )
         extra = max(extra, ZERO)
-        rows.append(Booked(intent.id, own[0].time, "opening", extra, self._rules.quote, extra))
+        rows.append(Booked(intent.id, own[0].time, "opening", extra, quote, extra))
         rows += [Booked(_mark(charge), charge.time, "opening", ZERO) for charge in own]
         return journal.book(rows, replaces=assumed_id(intent.id))
 
     def _row(self, name: str, charge: Charge) -> Booked:
         """Return the charge valued in quote currency."""
-        asset, worth = charge.asset or self._rules.quote, charge.fee
+        asset, worth = charge.asset, charge.fee
         if asset == self._rules.base:
             worth = (charge.fee * self._price_at(charge.time)).quantize(STEP)
         elif asset != self._rules.quote:
@@ -168,9 +161,7 @@ class Ledger:
         return Booked(name, charge.time, kind, worth, asset, charge.fee)
 
     def _price_at(self, time: int) -> Decimal:
-        """Return the price at a time: the current quote, or the close of that time's candle."""
-        if self._now - time < FRESH_S:
-            return self._exchange.quote().mid
+        """Return the price at a time: the close of its candle, of an unfinished one the newest."""
         candles = self._exchange.candles(None)
         if not candles:
             raise UnansweredError("OHLC: an answer without candles")

@@ -13,7 +13,6 @@ from krakenbot.clock import Clock, SystemClock
 from krakenbot.config import Config
 from krakenbot.credentials import Credentials, load_credentials
 from krakenbot.errors import ConfigError, RefusedError
-from krakenbot.exchange import Exchange
 from krakenbot.journal import Journal
 from krakenbot.journal_file import open_journal
 from krakenbot.kraken.client import Client
@@ -34,7 +33,7 @@ class Parts(NamedTuple):
 
     config: Config
     clock: SystemClock
-    exchange: Exchange
+    exchange: Spot
     journal: Journal
     bot: Bot
     locks: Sequence[Lock]
@@ -75,8 +74,7 @@ def client_of(
         transport,
         config.exchange.url,
         clock,
-        key=credentials.key,
-        secret=credentials.secret,
+        credentials=credentials,
         next_nonce=nonces.next,
         live=live,
         counter=RestCounter(clock, counter),
@@ -168,7 +166,7 @@ def _pair_of(config: Config, client: Client, spelling: str) -> str:
     return pair
 
 
-def _paper(config: Config, client: Client, spot: Spot, clock: Clock, journal: Journal) -> Exchange:
+def _paper(config: Config, client: Client, spot: Spot, clock: Clock, journal: Journal) -> Spot:
     from krakenbot.simulated.paper import PaperClient
 
     fee_rate, validates = assumed_fee_rate(config), config.mode == "validate"

@@ -16,9 +16,9 @@ from krakenbot.candles import CandleWindow
 from krakenbot.clock import Clock, StopRequestedError
 from krakenbot.decision import Blocked, Decision, Plan, Snapshot, decide
 from krakenbot.errors import ConfigError, ExchangeError, LaterError, StopError, UnansweredError
-from krakenbot.exchange import Exchange
 from krakenbot.format import moment, money, percent, price
 from krakenbot.journal import Journal
+from krakenbot.kraken.spot import Spot
 from krakenbot.market import MarketState
 from krakenbot.model import Candle, Direction, MarginSummary, Purpose, Signal, Step
 from krakenbot.order_states import VISIBLE_S
@@ -68,7 +68,7 @@ class Bot:
     def __init__(
         self,
         plan: Plan,
-        exchange: Exchange,
+        exchange: Spot,
         journal: Journal,
         clock: Clock,
         fingerprint: str,

@@ -13,8 +13,8 @@ from krakenbot.errors import (
     StopError,
     UnansweredError,
 )
-from krakenbot.exchange import Exchange
 from krakenbot.journal import Journal
+from krakenbot.kraken.spot import Spot
 from krakenbot.model import (
     MARGIN_RATE_ASSUMED,
     ZERO,
@@ -27,9 +27,6 @@ from krakenbot.model import (
 from krakenbot.pairs import PairRules, plain, recall_rules, remember_rules
 from krakenbot.risk import FEE_RATE_ASSUMED, RiskInputs, clock_error
 
-CLOCK_REFRESH_S = 300.0
-STATUS_REFRESH_S = 240.0
-REFRESH_S = 3600.0  # For what rarely changes.
 CLOCK_WARN_S = 5.0  # Harmless so far, but the host's clock is not synchronized.
 CLOCK_JUMP_S = 5.0  # A larger jump is believed only when more answers agree.
 CLOCK_LOOKS = 3
@@ -42,14 +39,21 @@ class MarketState:
 
     rules: PairRules
 
-    def __init__(self, plan: Plan, exchange: Exchange, clock: Clock, journal: Journal) -> None:
+    def __init__(self, plan: Plan, exchange: Spot, clock: Clock, journal: Journal) -> None:
         self._plan, self._exchange, self._clock, self._journal = plan, exchange, clock, journal
         self.fee_rate, self.margin_rates = FEE_RATE_ASSUMED, MarginRates()
         self.assumed = ""  # Which of these are assumed, in words.
         self.status = "online"
         self.clock_offset_s = 0.0  # The exchange's time minus the host's.
         self.notices: tuple[str, ...] = ()  # What the exchange announces: emergencies, maintenance.
-        self._clock_read = self._rules_read = self._others_read = self._status_read = NEVER
+        # How each part is read, and how old it may become, in seconds.
+        self._parts = {
+            "clock": (self.measure_clock, 300.0),
+            "status": (self._read_status, 240.0),
+            "rules": (lambda: self._keep_rules(exchange.rules()), 3600.0),
+            "rates": (self.read_rates, 3600.0),
+        }
+        self._read_at = dict.fromkeys(self._parts, NEVER)  # By the monotonic clock.
 
     def learn(self) -> None:
         """Read clock and rules; while a position or order is open, stored rules will do.
@@ -83,26 +87,22 @@ class MarketState:
 
     def invalidate(self) -> None:
         """Let the next refresh read the pair's rules and the exchange's time again."""
-        self._rules_read = self._clock_read = NEVER
+        self._read_at["rules"] = self._read_at["clock"] = NEVER
 
     def refresh(self) -> None:
-        """Read again whatever is out of date; without an answer about the time, all else."""
-        now, no_time = self._clock.monotonic(), None
-        if now - self._clock_read >= CLOCK_REFRESH_S:
+        """Read again each part that is out of date; raise the first error once all were tried."""
+        errors = []
+        for part, (read, age_max_s) in self._parts.items():
             try:
-                self.measure_clock()
+                if self._clock.monotonic() - self._read_at[part] >= age_max_s:
+                    read()
             except ExchangeError as error:
-                no_time = error
-        if now - self._status_read >= STATUS_REFRESH_S:
-            self._read_status()
-            if self.rules.status not in ("online", "not listed"):
-                self._rules_read = NEVER
-        if now - self._rules_read >= REFRESH_S:
-            self._keep_rules(self._exchange.rules())
-        if now - self._others_read >= REFRESH_S:
-            self.read_rates()
-        if no_time:
-            raise no_time
+                errors.append(error)
+        if errors:
+            raise errors[0]
+
+    def _note(self, part: str) -> None:
+        self._read_at[part] = self._clock.monotonic()
 
     def measure_clock(self) -> None:
         """Set the clock to the exchange's time, to within half a second and half the round trip.
@@ -114,14 +114,14 @@ class MarketState:
         offset_s, doubt_s = self._ask_time()
         known_s = self._clock.now() - self._clock.monotonic()
         if abs(offset_s - known_s) > CLOCK_JUMP_S + doubt_s:  # One of the two is wrong.
-            self._clock_read = NEVER
+            self._read_at["clock"] = NEVER
             for _ in range(CLOCK_LOOKS - 1):
                 self._clock.wait(CLOCK_PAUSE_S)
                 again_s, again_doubt_s = self._ask_time()
                 if abs(again_s - offset_s) > doubt_s + again_doubt_s:
                     raise UnansweredError(f"the exchange's clock jumps {again_s - offset_s:+.0f} s")
                 offset_s, doubt_s = again_s, again_doubt_s
-        self._clock_read = self._clock.monotonic()
+        self._note("clock")
         if abs(offset_s - known_s) > doubt_s:
             self._clock.set(self._clock.monotonic() + offset_s)
         self.clock_offset_s = self._clock.now() - self._clock.wall()
@@ -140,7 +140,8 @@ class MarketState:
 
     def read_rates(self) -> None:
         """Read the account's fee and the margin rates; what cannot be read is assumed."""
-        self.assumed, self._others_read = "", self._clock.monotonic()
+        assumed = list[str]()
+        self._note("rates")
         try:
             self.fee_rate = self._exchange.fee_rate()
             if self._plan.leverage:
@@ -148,10 +149,10 @@ class MarketState:
         except (ExchangeError, StopError) as error:
             if isinstance(error, KeyRefusedError) and error.lockout:
                 raise  # No private request may follow.
-            self.assumed = f"fees are assumed ({plain(100 * self.fee_rate)} % a trade): {error}"
+            assumed += [f"fees are assumed ({plain(100 * self.fee_rate)} % a trade): {error}"]
         if self._plan.leverage and None in self.margin_rates:
-            words = f"a margin rate of {plain(100 * MARGIN_RATE_ASSUMED)} % is assumed"
-            self.assumed = f"{self.assumed}; {words}" if self.assumed else words
+            assumed += [f"a margin rate of {plain(100 * MARGIN_RATE_ASSUMED)} % is assumed"]
+        self.assumed = "; ".join(assumed)
 
     def quote(self) -> Quote:
         """Return bid and ask; while flattening, the last price known if they cannot be read."""
@@ -163,25 +164,22 @@ class MarketState:
                 raise
             return Quote(equity.price, equity.price)
 
-    def _status_for(self, purpose: Purpose) -> str:
-        """Return the exchange's status; for a close, the last one if it cannot be read now."""
-        try:
-            return self._read_status()
-        except ExchangeError:
-            if purpose is not Purpose.CLOSE:
-                raise
-            return self.status
-
-    def _read_status(self) -> str:
+    def _read_status(self) -> None:
         found = self._exchange.market_status()
-        self._status_read = self._clock.monotonic()
+        self._note("status")
         self.notices, self.status = (*found.emergency, *found.upcoming), found.status
-        return found.status
+        if self.rules.status not in ("online", "not listed"):
+            self._read_at["rules"] = NEVER
 
     def risk_inputs(self, step: Step, held: Decimal, orders_today: int) -> RiskInputs:
         """Return the inputs of `objection`. All but rules, rates and clock are read now."""
+        try:
+            self._read_status()
+        except ExchangeError:
+            if step.purpose is not Purpose.CLOSE:  # For which the last one known will do.
+                raise
         return RiskInputs(
-            system_status=self._status_for(step.purpose),
+            system_status=self.status,
             quote=self.quote(),
             rules=self.rules,
             held=held,
@@ -200,7 +198,7 @@ class MarketState:
 
     def _keep_rules(self, rules: PairRules) -> None:
         self.rules = rules
-        self._rules_read = self._clock.monotonic()
+        self._note("rules")
         text = remember_rules(self.rules)
         if text != self._journal.get("rules"):
             self._journal.put(rules=text)

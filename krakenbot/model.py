@@ -136,7 +136,7 @@ class Charge(NamedTuple):
     """One row of the exchange's ledger: the fee of a trade, or a rollover of what it opened.
 
     `cost` is the trade's cost in quote currency, given in only one of its rows; `order_id` is its
-    order. A rollover has neither. `fee` is in `asset`, or in quote currency if that is empty.
+    order. A rollover has neither. `fee` is in `asset`.
     """
 
     id: str
@@ -145,7 +145,7 @@ class Charge(NamedTuple):
     time: int
     cost: Decimal
     fee: Decimal
-    asset: str = ""
+    asset: str
     kind: ChargeKind = ChargeKind.TRADE
 
 

@@ -17,7 +17,7 @@ from krakenbot.clock import StopRequestedError
 from krakenbot.config import Config
 from krakenbot.errors import UnansweredError
 from krakenbot.kraken.client import USER_AGENT
-from krakenbot.kraken.transport import Transport, UrllibTransport
+from krakenbot.kraken.transport import UrllibTransport
 from krakenbot.log import clean
 from krakenbot.model import Secret
 
@@ -30,7 +30,7 @@ LAST_WORDS_S = 6.0
 class Notifier:
     """Receives the bot's events. As a context manager it also reports how the program ended."""
 
-    def __init__(self, config: Config, transport: Transport | None = None) -> None:
+    def __init__(self, config: Config, transport: UrllibTransport | None = None) -> None:
         self._notify = config.notify
         self._name = f"krakenbot {config.mode} {config.pair}"
         self._transport = transport or UrllibTransport(LIMIT_S, config.exchange.proxy)

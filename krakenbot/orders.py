@@ -25,9 +25,9 @@ from krakenbot.errors import (
     StopError,
     UnansweredError,
 )
-from krakenbot.exchange import Exchange
 from krakenbot.format import money, price
 from krakenbot.journal import Journal
+from krakenbot.kraken.spot import Spot
 from krakenbot.market import MarketState
 from krakenbot.model import ZERO, Execution, Purpose, Step
 from krakenbot.order_states import (
@@ -67,7 +67,7 @@ class Orders:
         plan: Plan,
         fingerprint: str,
         market: MarketState,
-        exchange: Exchange,
+        exchange: Spot,
         journal: Journal,
         clock: Clock,
         emit: Emit,

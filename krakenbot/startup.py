@@ -20,11 +20,10 @@ from krakenbot.errors import (
     StopError,
     UnansweredError,
 )
-from krakenbot.exchange import Exchange
 from krakenbot.format import volume
 from krakenbot.identity import Identity, account_name
 from krakenbot.journal import Journal
-from krakenbot.kraken.spot import FORBIDDEN_PERMISSIONS, NEEDED_PERMISSIONS
+from krakenbot.kraken.spot import FORBIDDEN_PERMISSIONS, NEEDED_PERMISSIONS, Spot
 from krakenbot.lock import Lock, Nonces
 from krakenbot.model import ZERO, KeyInfo, MarginSummary, Purpose, Quote, Side, Step
 from krakenbot.order_states import VISIBLE_S
@@ -43,7 +42,7 @@ class Start(NamedTuple):
     """What the checks need. `began` is by the monotonic clock."""
 
     config: Config
-    exchange: Exchange
+    exchange: Spot
     journal: Journal
     clock: Clock
     lock: Lock
@@ -76,7 +75,7 @@ def checks_of(start: Start) -> tuple[tuple[Check, ...], tuple[Check, ...]]:
     return (account, *trades, *settings), closing
 
 
-def learn(config: Config, exchange: Exchange, key: str) -> tuple[Identity, KeyInfo | None]:
+def learn(config: Config, exchange: Spot, key: str) -> tuple[Identity, KeyInfo | None]:
     """Return the exchange's ids of pair and account, from the index if they are in it.
 
     `key` is the key's fingerprint, empty without a key. The second value is the key's information,
@@ -350,7 +349,7 @@ def _check_costs(start: Start) -> str | None:
     return _refuse(start, words)
 
 
-def count_costs(config: Config, exchange: Exchange, fee_rate: Decimal) -> tuple[bool, list[str]]:
+def count_costs(config: Config, exchange: Spot, fee_rate: Decimal) -> tuple[bool, list[str]]:
     """Return whether daily costs exceed the limit or are unknown, and lines that show them."""
     from krakenbot.backtest.costs import fee_guard
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from itertools import count
 from typing import Any
 
+from krakenbot.credentials import Credentials
 from krakenbot.kraken.client import Client
 from krakenbot.model import Secret
 from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
@@ -24,8 +25,7 @@ def signing(
         transport,
         url,
         clock,
-        key=Secret(key),
-        secret=Secret(secret),
+        credentials=Credentials(Secret(key), Secret(secret), "the test"),
         next_nonce=lambda _: next(rising),
         live=True,
         **more,

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from krakenbot import config, log
 from krakenbot.backtest.files import BadDataError, read
-from krakenbot.candles import fill, parse_rows
+from krakenbot.candles import fill
 from krakenbot.commands.history import ROWS
 from krakenbot.commands.status import read_status
 from krakenbot.credentials import load_secrets
@@ -29,6 +29,7 @@ from krakenbot.errors import ConfigError, LaterError, RefusedError, StopError, U
 from krakenbot.journal import Journal
 from krakenbot.journal_file import open_journal, open_read_only
 from krakenbot.kraken.client import parse_json, result_of
+from krakenbot.kraken.shape import parse_rows
 from krakenbot.kraken.spot import Spot
 from krakenbot.model import Side
 from krakenbot.pairs import decimal, parse_rules, plain

@@ -8,7 +8,6 @@ from decimal import Decimal
 from typing import Any, Protocol
 from unittest import mock
 
-from krakenbot.exchange import Market
 from krakenbot.simulated import feed
 from krakenbot.simulated.api import Sandbox
 
@@ -44,9 +43,9 @@ def begin_candle(sandbox: Sandbox) -> None:
 
 
 class Answers:
-    """Answers public methods from a Market, whose pair is one that the sandbox lists."""
+    """Answers public methods from a market, whose pair is one that the sandbox lists."""
 
-    def __init__(self, market: Market, row: Mapping[str, Any]) -> None:
+    def __init__(self, market: Any, row: Mapping[str, Any]) -> None:
         self.market, self.row = market, row
         self.sent: list[tuple[str, dict[str, object]]] = []  # The private calls.
         self.refusal: Exception | None = None

@@ -12,11 +12,11 @@ from urllib.parse import urlencode
 
 from krakenbot import __version__, log
 from krakenbot.clock import Clock
+from krakenbot.credentials import Credentials
 from krakenbot.errors import Cause, KeyRefusedError, LaterError, RefusedError, UnansweredError
 from krakenbot.kraken.counter import RestCounter
 from krakenbot.kraken.signing import sign
-from krakenbot.kraken.transport import Transport
-from krakenbot.model import Secret
+from krakenbot.kraken.transport import UrllibTransport
 
 USER_AGENT = f"krakenbot/{__version__}"
 NONCE_PAUSES_S = (1, 2, 4, 8, 15, 30)  # A minute in all.
@@ -29,6 +29,13 @@ _READS = """Balance BalanceEx TradeBalance CreditLines OpenOrders ClosedOrders Q
     WithdrawMethods WithdrawAddresses WithdrawInfo WithdrawStatus ListWalletAccounts
     Earn/Strategies Earn/Allocations Earn/AllocateStatus Earn/DeallocateStatus"""
 READS = frozenset(_READS.split())
+# Answers that are not JSON, by how they begin.
+KINDS = {
+    b"\x1f\x8b": "a gzip answer",
+    b"PK": "a zip archive",
+    b"<": "an HTML page",
+    b"{": "a broken or cut text",
+}
 
 
 class Client:
@@ -40,12 +47,11 @@ class Client:
 
     def __init__(
         self,
-        transport: Transport,
+        transport: UrllibTransport,
         base_url: str,
         clock: Clock,
         *,
-        key: Secret | None = None,
-        secret: Secret | None = None,
+        credentials: Credentials | None = None,
         next_nonce: Callable[[int], int] | None = None,
         live: bool = False,
         counter: RestCounter | None = None,
@@ -53,8 +59,7 @@ class Client:
         self._transport = transport
         self._base_url = base_url
         self._clock = clock
-        self._key = key
-        self._secret = secret
+        self._credentials = credentials
         self._next_nonce = next_nonce
         self._live = live
         self._counter = counter or RestCounter(clock)
@@ -63,11 +68,9 @@ class Client:
 
     def public(self, method: str, params: Mapping[str, object] | None = None) -> Any:
         """Return the result of a public method."""
-        url = f"{self._base_url}/0/public/{method}"
-        if params:
-            url += "?" + urlencode(params)
-        status, body = self._send(True, "GET", url, {"User-Agent": USER_AGENT}, None)
-        return result_of(method, status, body, is_public=True)
+        query = f"?{urlencode(params)}" if params else ""
+        answer = self._send(True, "GET", f"/0/public/{method}{query}", {}, None)
+        return result_of(method, *answer, is_public=True)
 
     def private(self, method: str, params: Mapping[str, object] | None = None) -> Any:
         """Return the result of a private method; for RetrieveExport, the bytes of its file.
@@ -75,8 +78,7 @@ class Client:
         When nonces are refused, a change raises LaterError at once, and a read KeyRefusedError
         after retries.
         """
-        is_read, read = method in READS, file_of if method == "RetrieveExport" else result_of
-        params = dict(params or {})
+        is_read, params = method in READS, dict(params or {})
         if not is_read and not self._live:
             if method != "AddOrder":
                 raise RefusedError(f"{method} changes the account and needs live mode and --live")
@@ -84,7 +86,7 @@ class Client:
         pauses = iter(self.nonce_pauses_s)
         while True:
             try:
-                return read(method, *self._ask(method, params, is_read))
+                return result_of(method, *self._ask(method, params, is_read))
             except LaterError as error:
                 if error.cause is not Cause.NONCE or not is_read:
                     raise
@@ -100,23 +102,23 @@ class Client:
 
     def _ask(self, method: str, params: Mapping[str, object], is_read: bool) -> tuple[int, bytes]:
         """Send one signed request, once, and return status and body of the answer."""
-        if self._key is None or self._secret is None or self._next_nonce is None:
+        if self._credentials is None or self._next_nonce is None:
             raise KeyRefusedError(f"{method} needs an API key, but there is none")
         self._counter.spend(method)
         nonce = str(self._next_nonce(self._clock.nonce()))
         path = f"/0/private/{method}"
         body = urlencode({**params, "nonce": nonce}).encode()
         headers = {
-            "User-Agent": USER_AGENT,
             "Content-Type": "application/x-www-form-urlencoded",
-            "API-Key": self._key.reveal(),
-            "API-Sign": sign(self._secret, path, nonce, body),
+            "API-Key": self._credentials.key.reveal(),
+            "API-Sign": sign(self._credentials.secret, path, nonce, body),
         }
-        return self._send(is_read, "POST", self._base_url + path, headers, body)
+        return self._send(is_read, "POST", path, headers, body)
 
     def _send(
-        self, is_read: bool, method: str, url: str, headers: Mapping[str, str], body: bytes | None
+        self, is_read: bool, method: str, path: str, headers: dict[str, str], body: bytes | None
     ) -> tuple[int, bytes]:
+        url, headers = self._base_url + path, headers | {"User-Agent": USER_AGENT}
         try:
             self.on_read(is_read)
             return self._transport.send(method, url, headers, body)
@@ -127,54 +129,44 @@ class Client:
 def result_of(method: str, status: int, body: bytes, *, is_public: bool = False) -> Any:
     """Return the result in Kraken's envelope, or raise the error that it reports.
 
-    Anything but such an envelope raises UnansweredError, whatever the HTTP status is.
+    Anything but such an envelope raises UnansweredError, whatever the HTTP status is. Only
+    RetrieveExport is answered by a file, a zip archive.
     """
-    wait_s = TOO_MANY_S if status == 429 else 0.0
+    is_file = method == "RetrieveExport"
+    if is_file and status == 200 and body.startswith(b"PK"):
+        return body
+    envelope, problem = None, "an answer of unknown form"
     try:
         envelope = parse_json(body)
     except ValueError:
-        problem = f"HTTP {status} with {kind_of(body)} in place of a JSON answer"
-        raise UnansweredError(f"{method}: {problem}", wait_s=wait_s) from None
+        problem = f"{kind_of(body)} in place of a JSON answer"
     errors = envelope.get("error") if isinstance(envelope, dict) else None
-    if not isinstance(errors, list) or not all(isinstance(e, str) for e in errors):
-        problem = f"HTTP {status} with an answer of unknown form"
-        raise UnansweredError(f"{method}: {problem}", wait_s=wait_s)
-    failures = [re.sub(r"\s*:\s*", ":", e.strip()) for e in errors if not e.startswith("W")]
-    if failures:
-        raise_verdict(method, failures, is_public=is_public)
-    for warning in errors:
-        log.warning("exchange warns method=%s warning=%s", method, warning)
-    if status != 200 or envelope.get("result") is None:
-        raise UnansweredError(f"{method}: HTTP {status} without a result", wait_s=wait_s)
-    return envelope["result"]
-
-
-def file_of(method: str, status: int, body: bytes) -> bytes:
-    """Return the body if it is not JSON; else raise the error that it reports."""
-    if status == 200 and body.lstrip()[:1] not in (b"{", b"[", b"<", b""):
-        return body
-    result_of(method, status, body)
-    raise UnansweredError(f"{method}: a JSON answer in place of a file")
+    if envelope and isinstance(errors, list) and all(isinstance(e, str) for e in errors):
+        failures = [re.sub(r"\s*:\s*", ":", e.strip()) for e in errors if not e.startswith("W")]
+        if failures:
+            raise_verdict(method, failures, is_public=is_public)
+        for warning in errors:
+            log.warning("exchange warns method=%s warning=%s", method, warning)
+        if status == 200 and envelope.get("result") is not None and not is_file:
+            return envelope["result"]
+        problem = "no result"
+    wait_s = TOO_MANY_S if status == 429 else 0.0
+    raise UnansweredError(f"{method}: HTTP {status} with {problem}", wait_s=wait_s)
 
 
 def kind_of(body: bytes) -> str:
     """Return in words what kind of answer this is, if it is not JSON."""
-    if body[:2] in (b"\x1f\x8b", b"PK"):
-        return "a zip archive" if body[:2] == b"PK" else "a gzip answer"
-    kinds = {b"": "nothing", b"<": "an HTML page", b"{": "a broken or cut text"}
-    return kinds.get(body.lstrip()[:1], "another text")
+    text = body.lstrip()
+    kinds = (kind for start, kind in KINDS.items() if text.startswith(start))
+    return next(kinds, "another text" if text else "nothing")
 
 
 def parse_json(body: bytes) -> Any:
     """Return JSON from outside, numbers exact; ValueError if broken, too deep or out of range."""
     try:
-        return json.loads(body, parse_float=Decimal, parse_constant=_refuse_constant)
+        return json.loads(body, parse_float=Decimal, parse_constant=int)  # No int is NaN: refused.
     except (RecursionError, ArithmeticError):
         raise ValueError("JSON nested too deeply, or a number out of range") from None
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a number")
 
 
 # Kraken's errors by what the caller should do, matched by their beginnings. The first match counts,
@@ -183,34 +175,27 @@ UNKNOWN, LOCKOUT, KEY, LATER, REFUSED = range(5)  # The worst first.
 VERDICTS = {
     (UNKNOWN, Cause.RATE_LIMIT): "EService:Throttled",
     (LATER, Cause.NONCE): "EAPI:Invalid nonce",
-    (LATER, Cause.RATE_LIMIT): "EAPI:Rate limit exceeded|EOrder:Rate limit exceeded"
-    "|EOrder:Domain rate limit exceeded|EOrder:Orders limit exceeded"
-    "|EOrder:Scheduled orders limit exceeded",
+    (LATER, Cause.RATE_LIMIT): "EAPI:Rate limit exceeded"
+    "|EOrder:(Rate|Domain rate|Orders|Scheduled orders) limit exceeded",
     (LATER, Cause.LENDING_POOL): "EOrder:Insufficient margin",
     (LATER, Cause.MARKET_STATE): "EService:Market in",
-    (LOCKOUT, Cause.OTHER): "EAuth:Rate limit|EAuth:Too many requests|EGeneral:Temporary lockout"
-    "|EGeneral:Too many requests",
+    (LOCKOUT, Cause.OTHER): "EAuth:Rate limit|EGeneral:Temporary lockout"
+    "|(EAuth|EGeneral):Too many requests",
     (UNKNOWN, Cause.OTHER): "EGeneral:Invalid arguments:cl_ord_id not unique"
     "|EOrder:Reduce only:Position is closed",
     (KEY, Cause.OTHER): "EAPI:|EAuth:|ESession:|EAccount:|EGeneral:Permission denied"
     "|ETrade:Locked|ETrade:User Locked|EOrder:Trading agreement required",
-    (REFUSED, Cause.FUNDS): "EOrder:Insufficient initial margin|EOrder:Insufficient funds"
-    "|EOrder:Margin level too low",
-    (REFUSED, Cause.TOO_SMALL): "EOrder:Cost minimum|EOrder:Order minimum"
-    "|EGeneral:Invalid arguments:volume minimum",
+    (REFUSED, Cause.FUNDS): "EOrder:(Insufficient initial margin|Insufficient funds|Margin level)",
+    (REFUSED, Cause.TOO_SMALL): "(EOrder:(Cost|Order)|EGeneral:Invalid arguments:volume) minimum",
     (REFUSED, Cause.OTHER): "EGeneral:Invalid arguments|EGeneral:Unknown [mM]ethod|EQuery:|EOrder:"
     "|ETrade:Invalid request|EBM:limit exceeded",
 }
 TOO_MANY_S = 60.0  # After HTTP 429, which Kraken does not document for Spot.
 WAITS_S = {Cause.RATE_LIMIT: 15.0, Cause.MARKET_STATE: 60.0, Cause.LENDING_POOL: 60.0}
-_ELSEWHERE = (
-    "Kraken lets this account only reduce margin positions on this pair, because of where it is "
-    "registered; `validate` does not show that. Set leverage = 0, or ask Kraken's support for "
-    "margin on it"
-)
 ADVICE = {
-    "EOrder:Reduce only:Non-ECP": _ELSEWHERE,
-    "EOrder:Reduce only:Non-PC": _ELSEWHERE,
+    "EOrder:Reduce only:Non-": "Kraken lets this account only reduce margin positions on this "
+    "pair, because of where it is registered; `validate` does not show that. Set leverage = 0, or "
+    "ask Kraken's support for margin on it",
     "EOrder:Trading agreement required": "set exchange.trading_agreement = true",
     "EOrder:Insufficient margin": "Kraken itself has nothing left to lend now",
 }
@@ -222,20 +207,18 @@ def raise_verdict(method: str, failures: Sequence[str], *, is_public: bool = Fal
     A public request has neither key nor nonce: what sounds like it is the limit of an address
     (github.com/ccxt/ccxt/issues/20648), or answers another request.
     """
-    verdict, cause = min((_verdict(failure) for failure in failures), key=lambda found: found[0])
+    verdict, cause = min(map(_verdict, failures), key=lambda found: found[0])
     advice = {text for start, text in ADVICE.items() if any(f.startswith(start) for f in failures)}
-    text = f"{method}: {'; '.join([*failures, *sorted(advice)])}"
+    text, wait_s = f"{method}: {'; '.join([*failures, *sorted(advice)])}", WAITS_S.get(cause, 0.0)
     if is_public and verdict in (KEY, LOCKOUT):
         raise LaterError(text, cause=Cause.RATE_LIMIT, wait_s=TOO_MANY_S)
     if verdict == UNKNOWN or (is_public and cause is Cause.NONCE):
-        raise UnansweredError(text, wait_s=WAITS_S.get(cause, 0.0))
+        raise UnansweredError(text, wait_s=wait_s)
     if verdict in (KEY, LOCKOUT):
-        raise KeyRefusedError(
-            f"Kraken refused the key or the account: {text}", lockout=verdict == LOCKOUT
-        )
+        text = f"Kraken refused the key or the account: {text}"
+        raise KeyRefusedError(text, lockout=verdict == LOCKOUT)
     if verdict == LATER:
         is_documented = all(failure.startswith("EOrder:") for failure in failures)
-        wait_s = WAITS_S.get(cause, 1.0)
         raise LaterError(text, cause=cause, wait_s=wait_s, leaves_no_order=is_documented)
     raise RefusedError(text, cause=cause)
 

@@ -1,4 +1,4 @@
-"""Kraken Spot behind the interface of exchange.py: it builds parameters and parses answers.
+"""Kraken Spot: all that the bot needs from an exchange. It builds parameters and parses answers.
 
 An answer of the wrong shape raises UnansweredError; nothing is guessed. Source of fields and
 permissions: docs.kraken.com, the page of each Spot REST method.
@@ -12,10 +12,8 @@ from decimal import Decimal
 from typing import Any
 
 from krakenbot import log
-from krakenbot.candles import parse_rows
 from krakenbot.errors import RefusedError, StopError, UnansweredError
-from krakenbot.kraken.history import PAGE, History
-from krakenbot.kraken.shape import BROKEN, Methods, moment, rows, shape
+from krakenbot.kraken.shape import BROKEN, PAGE, History, Methods, moment, parse_rows, rows, shape
 from krakenbot.model import (
     ZERO,
     Candle,
@@ -43,7 +41,11 @@ _CHARGES = tuple(kind.value for kind in ChargeKind)
 
 
 class Spot:
-    """One account and one pair at Kraken, as `krakenbot.exchange.Exchange` describes it."""
+    """One account and one pair at Kraken. All times are unix seconds.
+
+    Every method may raise LaterError, UnansweredError or KeyRefusedError; RefusedError when Kraken
+    refuses for good.
+    """
 
     def __init__(
         self,
@@ -62,8 +64,8 @@ class Spot:
         self._agreement = {"trading_agreement": "agree"} if trading_agreement else {}
         self._fee_rate = fee_rate
         self._rules: PairRules | None = None
-        self._window: tuple[int, int] | None = None  # The span of `_read`, over several calls.
-        self._read: tuple[History, ...] = ()
+        # The span that `charges` is reading, over several calls, and its two histories.
+        self._reading: dict[tuple[int, int], tuple[History, History]] = {}
         self._placed = ("", "")  # The newest order's client order id and exchange order id.
 
     def through(self, client: Methods) -> "Spot":
@@ -75,11 +77,13 @@ class Spot:
     # -- public data ---------------------------------------------------------------------------
 
     def server_time(self) -> int:
+        """Return Kraken's time in whole unix seconds."""
         result = self._client.public("Time")
         with shape("Time"):
             return moment(result["unixtime"])
 
     def market_status(self) -> SystemStatus:
+        """Return the state of the whole exchange, `online` or another, and its announcements."""
         result = self._client.public("SystemStatus")
         with shape("SystemStatus"):
             upcoming = map(_words, result.get("upcoming_maintenance") or ())
@@ -87,6 +91,7 @@ class Spot:
             return SystemStatus(str(result["status"]), tuple(upcoming), tuple(emergency))
 
     def rules(self) -> PairRules:
+        """Return the pair's rules as they are now."""
         params = {"pair": self._pair}
         if self._class:
             params["aclass_base"] = self._class["asset_class"]
@@ -97,22 +102,25 @@ class Spot:
         return self._rules
 
     def known_rules(self) -> PairRules:
+        """Return the pair's rules as last read; read them if they never were."""
         return self._rules or self.rules()
 
     def assume_rules(self, rules: PairRules) -> None:
+        """Use stored rules because the pair's rules cannot be read."""
         self._rules = rules
 
     def candles(self, since: int | None) -> Sequence[Candle]:
-        params: dict[str, object] = {"pair": self._name, "interval": self._interval_s // 60}
-        if since is not None:
-            params["since"] = since
-        result = self._client.public("OHLC", params | self._class)
-        self._check_pair("OHLC", result)
+        """Return the candles from about `since` (None: all available), oldest first.
+
+        The last one is unfinished.
+        """
+        span = {} if since is None else {"since": since}
+        result = self._of_pair("OHLC", {"interval": self._interval_s // 60} | span)
         return parse_rows(result, self._interval_s)
 
     def quote(self) -> Quote:
-        result = self._client.public("Ticker", {"pair": self._name, **self._class})
-        self._check_pair("Ticker", result)
+        """Return the best bid and ask."""
+        result = self._of_pair("Ticker", {})
         with shape("Ticker"):
             (row,) = result.values()
             quote = Quote(bid=decimal(row["b"][0]), ask=decimal(row["a"][0]))
@@ -120,12 +128,20 @@ class Spot:
                 raise ValueError(f"bid {quote.bid}, ask {quote.ask}")
         return quote
 
-    def _check_pair(self, method: str, result: Any) -> None:
-        """Raise UnansweredError for an answer about another pair."""
+    def _of_pair(self, method: str, params: Mapping[str, object]) -> Any:
+        """Return an answer about the pair; UnansweredError if it is about another."""
+        name = self._rules.altname if self._rules else self._pair
+        result = self._client.public(method, {"pair": name, **params, **self._class})
         if self._rules and isinstance(result, dict) and not any(map(self._is_ours, result)):
             raise UnansweredError(f"{method} answer is for {', '.join({*result} - {'last'})}")
+        return result
+
+    def _is_ours(self, pair: object) -> bool:
+        rules = self.known_rules()
+        return pair in (rules.pair, rules.altname)
 
     def margin_rates(self) -> MarginRates:
+        """Return the margin rates of long and short positions on the pair."""
         rules = self.known_rules()
         # Tokenized assets are in a separate list, and are not known to be lent.
         is_token = self._class.get("asset_class") == "tokenized_asset"
@@ -136,6 +152,7 @@ class Spot:
     # -- the account ---------------------------------------------------------------------------
 
     def key_info(self) -> KeyInfo:
+        """Return permissions, last nonce and account of the API key."""
         result = self._client.private("GetApiKeyInfo")
         with shape("GetApiKeyInfo"):
             nonce = str(result.get("nonce"))
@@ -146,6 +163,7 @@ class Spot:
             )
 
     def summary(self) -> MarginSummary:
+        """Return the account's margin figures in the pair's quote currency."""
         result = self._client.private("TradeBalance", {"asset": self.known_rules().quote})
         with shape("TradeBalance"):
             return MarginSummary(
@@ -156,11 +174,13 @@ class Spot:
             )
 
     def balances(self) -> Mapping[str, Decimal]:
+        """Return the balances by asset code."""
         balances = rows(self._client, "Balance")
         with shape("Balance"):
             return {asset: decimal(amount) for asset, amount in balances.items()}
 
     def position(self) -> Position:
+        """Return the open margin position on the pair."""
         lots = rows(self._client, "OpenPositions")
         volume, cost, trades = ZERO, ZERO, list[str]()
         with shape("OpenPositions"):
@@ -177,30 +197,36 @@ class Spot:
         return Position(volume, cost, tuple(trades))
 
     def charges(self, since: int, until: int, pages: Iterator[int]) -> Sequence[Charge] | None:
-        if self._window != (since, until):
-            self._window = (since, until)
-            ledger = History("Ledgers", "ledger", since, until)
-            self._read = (self._trades(since, until), ledger)
-        if not all(history.read(self._client, pages) for history in self._read):
+        """Return the charges for trades on the pair and for rollovers, in whatever asset.
+
+        They are the ledger's rows after `since` and up to `until`. Each request uses up one of
+        `pages`. None when these do not suffice: the next call for the same span continues.
+        """
+        span = since, until
+        if span not in self._reading:
+            ledger = History("Ledgers", *span, lambda row: row["type"] in _CHARGES)
+            self._reading = {span: (self._trades(*span), ledger)}
+        trades, ledger = self._reading[span]
+        if not (trades.read(self._client, pages) and ledger.read(self._client, pages)):
             return None
-        self._window, (trades, ledger) = None, self._read
+        self._reading.clear()
         with shape("TradesHistory"):
+            orders = {key: str(row["ordertxid"]) for key, row in trades.rows.items()}
             costs = {key: decimal(row["cost"]) for key, row in trades.rows.items()}
         found = []
         with shape("Ledgers"):
             for key, row in ledger.rows.items():
-                trade_id, kind = str(row["refid"]), row["type"]
-                is_rollover = kind == ChargeKind.ROLLOVER.value
-                if kind not in _CHARGES or not (is_rollover or trade_id in trades.rows):
+                kind, trade_id = ChargeKind(row["type"]), str(row["refid"])
+                order_id = "" if kind is ChargeKind.ROLLOVER else orders.get(trade_id)
+                if order_id is None:
                     continue
-                order_id = "" if is_rollover else str(trades.rows[trade_id]["ordertxid"])
-                cost = ZERO if is_rollover else costs.pop(trade_id, ZERO)
-                time, fee, asset = moment(row["time"]), decimal(row["fee"]), str(row["asset"])
-                charge = Charge(key, trade_id, order_id, time, cost, fee, asset, ChargeKind(kind))
-                found.append(charge)
+                cost = costs.pop(trade_id, ZERO) if order_id else ZERO
+                at, fee, asset = moment(row["time"]), decimal(row["fee"]), str(row["asset"])
+                found.append(Charge(key, trade_id, order_id, at, cost, fee, asset, kind))
         return found
 
     def traded_orders(self, since: int, until: int) -> Sequence[str]:
+        """Return Kraken's ids of all orders that traded on the pair in that time."""
         trades = self._trades(since - 1, until)  # The start of Kraken's window is exclusive.
         if not trades.read(self._client, iter(range(PAGES_MAX))):
             raise UnansweredError(f"TradesHistory: more than {PAGES_MAX * PAGE} rows")
@@ -211,16 +237,18 @@ class Spot:
         def is_ours(row: Any) -> bool:
             return self._is_ours(row["pair"])
 
-        name, key = "TradesHistory", "trades"
-        return History(name, key, since, until, is_ours, consolidate_taker="false")
+        return History("TradesHistory", since, until, is_ours, consolidate_taker="false")
 
     def fee_rate(self) -> Decimal:
+        """Return the account's taker fee as a fraction: 0.008 is 0.8 %.
+
+        If it cannot be read: the configured fee, or UnansweredError if there is none.
+        """
         rules = self.known_rules()
         try:
             result = self._client.private("TradeVolume", {"pair": rules.altname, **self._class})
             fees = result["fees"]
-            row = fees.get(rules.pair) or fees[rules.altname]
-            rate = decimal(row["fee"]) / 100
+            rate = decimal((fees.get(rules.pair) or fees[rules.altname])["fee"]) / 100
             if not 0 <= rate < Decimal("0.1"):
                 raise ValueError(f"fee {rate}")
         except (*BROKEN, RefusedError) as error:
@@ -231,41 +259,50 @@ class Spot:
         return rate
 
     def place(self, order: Order, deadline: int) -> None:
-        params = self._parameters(order)
-        params["cl_ord_id"] = order.client_order_id
-        params["deadline"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(deadline))
-        if order.reduce_only:
-            params["reduce_only"] = "true"
-        result = self._client.private("AddOrder", params)
-        ids = result.get("txid") if isinstance(result, dict) else None
-        if not isinstance(ids, list) or len(ids) != 1 or not isinstance(ids[0], str) or not ids[0]:
-            raise UnansweredError("AddOrder: an answer without one order id")
-        self._placed = (order.client_order_id, ids[0])
+        """Send the order once. Only `find` tells what became of it.
+
+        Raises RefusedError, LaterError or KeyRefusedError when it was refused or not sent, and
+        UnansweredError when it may have been executed. Kraken refuses it after `deadline`.
+        """
+        until = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(deadline))
+        params = {"cl_ord_id": order.client_order_id, "deadline": until}
+        result = self._client.private("AddOrder", self._parameters(order) | params)
+        with shape("AddOrder"):
+            (exchange_id,) = result["txid"]
+            if not exchange_id or result["txid"] != [str(exchange_id)]:
+                raise ValueError(f"order id {exchange_id!r}")
+        self._placed = (order.client_order_id, exchange_id)
 
     def validate(self, order: Order) -> None:
         """Let Kraken check the order without placing it; RefusedError if it would refuse it."""
         self._client.private("AddOrder", self._parameters(order) | {"validate": "true"})
 
     def _parameters(self, order: Order) -> dict[str, object]:
-        leverage = {"leverage": str(order.leverage)} if order.leverage else {}
+        margin = {"leverage": str(order.leverage)} if order.leverage else {}
+        reducing = {"reduce_only": "true"} if order.reduce_only else {}
         return {
             "ordertype": "market",
             "type": order.side.value,
             "pair": self.known_rules().altname,
             "volume": plain(order.volume),
             "oflags": "fciq",  # The fee preferably in quote currency.
-            **leverage,
+            **margin,
+            **reducing,
             **self._agreement,
             **self._class,
         }
 
     def find(self, client_order_id: str, since: int) -> Execution | None:
+        """Return state and fill of an order sent after `since`.
+
+        None only when Kraken has answered that it knows no such order.
+        """
         client_id, known = self._placed
         if client_id == client_order_id:
             orders = rows(self._client, "QueryOrders", {"txid": known})
             if orders and known not in orders:
                 raise UnansweredError("QueryOrders: an answer about other orders")
-            orders = {key: row for key, row in orders.items() if key == known}
+            orders = {known: orders[known]} if orders else {}
         else:
             orders = self._search(client_order_id, since)
         found = [_execution(client_order_id, key, row) for key, row in orders.items()]
@@ -278,45 +315,25 @@ class Spot:
         return found[0]
 
     def _search(self, client_order_id: str, since: int) -> dict[str, Any]:
-        """Return the orders with that id, by the exchange's id."""
-        asked: dict[str, object] = {"cl_ord_id": client_order_id}
-        closed = asked | {"start": since - SEARCH_BEFORE_S, "without_count": "true"}
-        found = {}  # If both lists show an order, the closed one counts.
-        for method, params, key in (
-            ("OpenOrders", asked, "open"),
-            ("ClosedOrders", closed, "closed"),
-        ):
-            orders = rows(self._client, method, params, key)
+        """Return the orders with that id, by Kraken's id; if both lists show one, as closed."""
+        wanted, found = _digits(client_order_id), dict[str, Any]()
+        closed = {"start": since - SEARCH_BEFORE_S, "without_count": "true"}
+        for method, more in (("OpenOrders", {}), ("ClosedOrders", closed)):
+            orders = rows(self._client, method, {"cl_ord_id": client_order_id, **more})
             with shape(method):  # A server that ignores the filter shows other orders, too.
                 for exchange_id, row in orders.items():
-                    if _digits(str(row.get("cl_ord_id"))) == _digits(client_order_id):
+                    if _digits(str(row.get("cl_ord_id"))) == wanted:
                         found[exchange_id] = row
         return found
-
-    @property
-    def _name(self) -> str:
-        return self._rules.altname if self._rules else self._pair
-
-    def _is_ours(self, pair: object) -> bool:
-        rules = self.known_rules()
-        return pair in (rules.pair, rules.altname)
 
 
 def _execution(client_order_id: str, exchange_id: str, row: Any) -> Execution:
     with shape("order"):
-        execution = Execution(
-            client_order_id=client_order_id,
-            exchange_order_id=exchange_id,
-            status=OrderStatus(row["status"]),
-            volume=decimal(row["vol_exec"]),
-            cost=decimal(row["cost"]),
-            fee=decimal(row["fee"]),
-            reason=str(row.get("reason") or ""),
-        )
-        volume, cost = execution.volume, execution.cost
+        status, reason = OrderStatus(row["status"]), str(row.get("reason") or "")
+        volume, cost, fee = (decimal(row[key]) for key in ("vol_exec", "cost", "fee"))
         if min(volume, cost) < 0 or (volume == 0 and cost):
             raise ValueError(f"volume {volume}, cost {cost}")
-    return execution
+    return Execution(client_order_id, exchange_id, status, volume, cost, fee, reason)
 
 
 def _words(event: Any) -> str:
@@ -329,12 +346,11 @@ def _words(event: Any) -> str:
 
 def _margin_rate(result: Any, asset: str) -> Decimal | None:
     try:
-        text = result.get(asset, {}).get("margin_rate")
-        rate = None if text is None else decimal(text) / 100
-        if rate is not None and not 0 <= rate < MARGIN_RATE_MAX:
+        rate = decimal(result[asset]["margin_rate"]) / 100
+        if not 0 <= rate < MARGIN_RATE_MAX:
             raise ValueError(f"margin rate {rate}")
-    except BROKEN as error:  # It is only used to estimate costs.
-        log.warning("margin rate of %s not understood: %r", asset, error)
+    except BROKEN as error:  # It is only used to estimate costs, and the bot says what it assumes.
+        log.info("margin rate of %s not given or not understood: %r", asset, error)
         return None
     return rate
 

@@ -5,13 +5,13 @@ import http.client
 import os
 import socket
 import ssl
-import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
-from functools import cache
-from typing import Any, Protocol
+from concurrent import futures
+from functools import cache, partial
+from typing import Any
 from urllib.parse import urlsplit
 
 from krakenbot import log
@@ -21,17 +21,8 @@ ANSWER_BYTES_MAX = 8 * 1024 * 1024
 CONNECT_MAX_S = 4.0  # For one address while there are others to try.
 LOOK_S = 0.25  # How often a slow name lookup checks for a request to stop.
 _BROKEN = (OSError, ValueError, RuntimeError, http.client.HTTPException)
-_lookups: dict[tuple[str, int], "_Lookup"] = {}
+_lookups: dict[tuple[str, int], futures.Future[list[Any]]] = {}
 _answering: dict[tuple[str, int], Any] = {}  # The address of each host that answered last.
-
-
-class Transport(Protocol):
-    """Raises LaterError (UNREACHABLE) if no byte was sent, UnansweredError if any may have been."""
-
-    def send(
-        self, method: str, url: str, headers: Mapping[str, str], body: bytes | None
-    ) -> tuple[int, bytes]:
-        """Return status and body of the answer."""
 
 
 class UrllibTransport(urllib.request.AbstractHTTPHandler):
@@ -57,6 +48,10 @@ class UrllibTransport(urllib.request.AbstractHTTPHandler):
     def send(
         self, method: str, url: str, headers: Mapping[str, str], body: bytes | None
     ) -> tuple[int, bytes]:
+        """Return status and body of the answer.
+
+        Raises LaterError (UNREACHABLE) if no byte was sent, UnansweredError if any may have been.
+        """
         request = urllib.request.Request(url, body, dict(headers), method=method)
         host = request.host
         try:
@@ -65,13 +60,10 @@ class UrllibTransport(urllib.request.AbstractHTTPHandler):
         except _BROKEN as error:
             problem = _name(error)
         else:
-            encoding = response.headers.get("Content-Encoding", "identity")
             if len(answer) > ANSWER_BYTES_MAX:
                 problem = f"it is over {ANSWER_BYTES_MAX} bytes"
             elif response.length:
                 problem = f"{response.length} bytes of it are missing"
-            elif encoding.lower() != "identity":
-                problem = f"it is encoded as {encoding:.20}, which was not requested"
             else:
                 return response.status, answer
         # Raised outside of `except`, because a library error can quote a header.
@@ -80,20 +72,31 @@ class UrllibTransport(urllib.request.AbstractHTTPHandler):
     http_request = https_request = urllib.request.AbstractHTTPHandler.do_request_
 
     def http_open(self, request: urllib.request.Request) -> Any:
-        return self._open(_Connection, request)
+        connection: Any = partial(_Connection, self._is_stopping)
+        return self.do_open(connection, request)
 
     def https_open(self, request: urllib.request.Request) -> Any:
         if self._proxy:
             request.set_proxy(urlsplit(self._proxy).netloc, "http")
-        return self._open(_TlsConnection, request, context=tls_context())
-
-    def _open(self, kind: Any, request: urllib.request.Request, **options: Any) -> Any:
-        return self.do_open(kind, request, is_stopping=self._is_stopping, **options)
+        connection: Any = partial(_TlsConnection, self._is_stopping, context=tls_context())
+        return self.do_open(connection, request)
 
 
 class _Response(http.client.HTTPResponse):
+    """A response whose reads all end at one deadline, however slowly the bytes arrive."""
+
     # A signal may leave a response without it, about which Python 3.13 and newer complain.
-    fp = None  # type: ignore[assignment]
+    fp: Any = None
+
+    def __init__(self, deadline: float, sock: socket.socket, **options: Any) -> None:
+        super().__init__(sock, **options)
+        read = self.fp.raw.readinto
+
+        def read_in_time(buffer: Any) -> int | None:
+            sock.settimeout(_left(deadline))
+            return read(buffer)  # type: ignore[no-any-return]
+
+        self.fp.raw.readinto = read_in_time
 
     def begin(self) -> None:
         """Read status and headers; interim answers (1xx) before them are skipped."""
@@ -106,13 +109,12 @@ class _Response(http.client.HTTPResponse):
 class _Connection(http.client.HTTPConnection):
     """A connection for one request; a single deadline bounds all of its steps."""
 
-    response_class = _Response
     sock: Any
 
-    def __init__(self, host: str, *, is_stopping: Callable[[], bool], **options: Any) -> None:
+    def __init__(self, is_stopping: Callable[[], bool], host: str, **options: Any) -> None:
         super().__init__(host, **options)
-        self._deadline = time.monotonic() + options["timeout"]
-        self._is_stopping = is_stopping
+        self._is_stopping, self._deadline = is_stopping, time.monotonic() + options["timeout"]
+        self.response_class: Any = partial(_Response, self._deadline)
 
     def connect(self) -> None:
         """Connect to the first address that answers, with TLS; LaterError when none does in time.
@@ -123,101 +125,61 @@ class _Connection(http.client.HTTPConnection):
         try:
             addresses = _look_up(host, self._deadline, self._is_stopping)
             addresses.sort(key=lambda address: address != _answering.get(host))
-            while not self._connect_to(addresses.pop(0), len(addresses)):
-                pass
+            while True:
+                address = addresses.pop(0)
+                try:
+                    self._connect_to(address, len(addresses))
+                    break
+                except _BROKEN:
+                    if self.sock is not None:
+                        self.sock.close()
+                    if not addresses:
+                        raise
         except _BROKEN as error:
             problem = f"{self.host} cannot be reached: {_name(error)}"
             raise LaterError(problem, cause=Cause.UNREACHABLE) from None
-        self.sock.deadline = self._deadline
+        _answering[host] = address
 
-    def _connect_to(self, address: Any, others: int) -> bool:
-        """Return whether it worked; raise the error if there are no others to try."""
+    def _connect_to(self, address: Any, others: int) -> None:
+        family, kind, protocol, _, place = address  # As returned by getaddrinfo.
         share_s = _left(self._deadline) / (others + 1)
         deadline = time.monotonic() + (min(share_s, CONNECT_MAX_S) if others else share_s)
+        self.sock = socket.socket(family, kind, protocol)
+        self.sock.settimeout(_left(deadline))
+        self.sock.connect(place)
+        self.sock.settimeout(_left(deadline))  # For the TLS handshake and the request.
         # HTTPConnection.connect gets its socket from this, then adds tunnel and TLS.
-        self._create_connection = lambda *_: _open(address, deadline)
-        try:
-            super().connect()
-        except _BROKEN:
-            if self.sock is not None:
-                self.sock.close()
-                self.sock = None
-            if not others:
-                raise
-            return False
-        _answering[self.host, self.port] = address
-        return True
+        self._create_connection = lambda *_: self.sock
+        super().connect()
 
 
 class _TlsConnection(_Connection, http.client.HTTPSConnection):
     pass
 
 
-class _Reading:
-    """A socket whose reads all end at one deadline, however slowly the bytes arrive."""
-
-    deadline: float
-
-    def recv_into(self: Any, *args: Any) -> int:
-        self.settimeout(_left(self.deadline))
-        return super().recv_into(*args)  # type: ignore[misc, no-any-return]
-
-
-class _Socket(_Reading, socket.socket):
-    pass
-
-
-class _TlsSocket(_Reading, ssl.SSLSocket):
-    pass
-
-
-def _open(address: Any, deadline: float) -> _Socket:
-    """Return a socket connected to an address as returned by getaddrinfo."""
-    family, kind, protocol, _, place = address
-    sock = _Socket(family, kind, protocol)
-    try:
-        sock.deadline = deadline
-        sock.settimeout(_left(deadline))
-        sock.connect(place)
-        sock.settimeout(_left(deadline))  # For the TLS handshake and the request.
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-class _Lookup:
-    """The lookup of one name. It cannot be cancelled; a later request for the name joins it.
-
-    The thread has no Thread object: a signal that interrupts its start or join leaves it broken.
-    """
-
-    def __init__(self, host: tuple[str, int]) -> None:
-        self._host = host
-        self.addresses: list[Any] = []
-        self.error: Exception = OSError("it has no address")
-        self.done = threading.Event()
-        _thread.start_new_thread(self._run, ())
-
-    def _run(self) -> None:
-        _lookups[self._host] = self
-        try:
-            self.addresses = socket.getaddrinfo(*self._host, type=socket.SOCK_STREAM)
-        except (OSError, ValueError) as error:
-            self.error = error
-        finally:
-            _lookups.pop(self._host, None)
-            self.done.set()
-
-
 def _look_up(host: tuple[str, int], deadline: float, is_stopping: Callable[[], bool]) -> list[Any]:
-    lookup = _lookups.get(host) or _Lookup(host)
-    while not lookup.done.wait(min(LOOK_S, _left(deadline))):
+    """Return the addresses of a name. A lookup cannot be cancelled; a later request joins it."""
+    lookup = _lookups.get(host)
+    if lookup is None:
+        lookup = futures.Future()
+        # No Thread object: a signal that interrupts its start or join leaves it broken.
+        _thread.start_new_thread(_resolve, (host, lookup))
+    while not futures.wait([lookup], min(LOOK_S, _left(deadline))).done:
         if is_stopping():
             raise OSError("stopped while its name was looked up")
-    if not lookup.addresses:
-        raise lookup.error
-    return list(lookup.addresses)
+    if not lookup.result():
+        raise OSError("it has no address")
+    return [*lookup.result()]
+
+
+def _resolve(host: tuple[str, int], lookup: futures.Future[list[Any]]) -> None:
+    _lookups[host] = lookup
+    try:
+        lookup.set_result(socket.getaddrinfo(*host, type=socket.SOCK_STREAM))
+    except (OSError, ValueError) as error:
+        lookup.set_exception(error)
+    finally:
+        _lookups.pop(host, None)
 
 
 def _left(deadline: float) -> float:
@@ -237,7 +199,6 @@ def tls_context() -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.load_default_certs()
-    context.sslsocket_class = _TlsSocket
     return context
 
 

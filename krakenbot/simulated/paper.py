@@ -9,13 +9,12 @@ from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from typing import Any
 
-from krakenbot.candles import parse_rows
 from krakenbot.clock import Clock
 from krakenbot.errors import LaterError, RefusedError, StopError, UnansweredError
-from krakenbot.exchange import Market
 from krakenbot.journal import Journal
 from krakenbot.kraken.client import result_of
-from krakenbot.kraken.shape import Methods
+from krakenbot.kraken.shape import Methods, parse_rows
+from krakenbot.kraken.spot import Spot
 from krakenbot.model import ZERO, Quote, Side
 from krakenbot.pairs import PairRules
 from krakenbot.simulated.books import Account, Entry, Lot
@@ -42,7 +41,7 @@ class PaperClient:
     def __init__(
         self,
         real: Methods,
-        market: Market,
+        market: Spot,
         clock: Clock,
         journal: Journal,
         *,

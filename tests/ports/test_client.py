@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from krakenbot.credentials import Credentials
 from krakenbot.errors import (
     Cause,
     KeyRefusedError,
@@ -170,8 +171,7 @@ def client(
         transport,
         "http://127.0.0.1:1",
         clock or StandingClock(1616.492376594),
-        key=KEY,
-        secret=SECRET,
+        credentials=Credentials(KEY, SECRET, "the test"),
         next_nonce=Rising(),
         live=live,
         counter=counter,

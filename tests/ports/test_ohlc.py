@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from krakenbot.candles import CandleWindow, fill, parse_rows
+from krakenbot.candles import CandleWindow, fill
 from krakenbot.errors import UnansweredError
+from krakenbot.kraken.shape import parse_rows
 from krakenbot.model import Candle
 from tests.clocks import StandingClock
 from tests.logs import silence_module

@@ -335,6 +335,20 @@ class TestAccount(unittest.TestCase):
             with self.subTest(each_second):
                 self.assertEqual({"first", "last"}, set(traded))
 
+    def test_rows_of_one_moment_may_change_places_from_page_to_page(self) -> None:
+        rows = [{"pair": "XBTUSD", "ordertxid": f"O{n}", "time": SINCE + n // 4} for n in range(99)]
+
+        def page(params: dict[str, str]) -> Any:
+            offset = int(params["ofs"])
+            turned = 1 if offset else -1  # After the first page each moment stands the other way.
+            newest = sorted(
+                rows, key=lambda row: (-row["time"], turned * int(row["ordertxid"][1:]))
+            )
+            return {"trades": {f"T{x['ordertxid']}": x for x in newest[offset : offset + 50]}}
+
+        traded = spot(Kraken(TradesHistory=page)).traded_orders(SINCE, SINCE + 86400)
+        self.assertEqual({row["ordertxid"] for row in rows}, set(traded))
+
     def test_an_exchange_that_shows_the_same_page_for_ever_is_no_answer(self) -> None:
         rows = {f"T{n}": {"pair": "X", "ordertxid": "O", "time": SINCE + 9} for n in range(50)}
         kraken = Kraken(TradesHistory={"trades": rows})

@@ -14,12 +14,14 @@ import threading
 import time
 import unittest
 from collections.abc import Callable, Iterator
+from concurrent import futures
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 from unittest import mock
 
 from krakenbot.clock import StopRequestedError, SystemClock
+from krakenbot.credentials import Credentials
 from krakenbot.errors import Cause, LaterError, StopError, UnansweredError
 from krakenbot.kraken import transport
 from krakenbot.kraken.client import Client
@@ -441,8 +443,7 @@ class TestNames(Wire):
 
         def finish() -> None:
             done.set()
-            for lookup in list(transport._lookups.values()):
-                lookup.done.wait()
+            futures.wait([*transport._lookups.values()])
 
         self.addCleanup(finish)
 
@@ -513,7 +514,7 @@ class TestSurroundings(Wire):
         server = self.serve(says())
         for key in (KEY, "key\nwith a newline", "ключ"):
             client = self.client(server.port)
-            client._key = Secret(key)
+            client._credentials = Credentials(Secret(key), Secret(SECRET), "the test")
             with self.subTest(key):
                 with self.assertRaises((UnansweredError, LaterError, StopError)) as caught:
                     client.private("AddOrder", {"volume": "1.2345"})

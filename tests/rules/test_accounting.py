@@ -6,10 +6,10 @@ from typing import cast
 from krakenbot.accounting import LATE_S, Ledger, opening_fee
 from krakenbot.commands.status import read_status, realized
 from krakenbot.errors import KeyRefusedError, StopError, UnansweredError
-from krakenbot.exchange import Exchange
 from krakenbot.journal import Journal
 from krakenbot.journal_file import open_journal
-from krakenbot.model import ZERO, Candle, Charge, ChargeKind, MarginRates, Quote, Side
+from krakenbot.kraken.spot import Spot
+from krakenbot.model import ZERO, Candle, Charge, ChargeKind, MarginRates, Side
 from krakenbot.pairs import parse_rules
 from krakenbot.records import Booked, Outcome
 from krakenbot.simulated.listing import PAIRS
@@ -28,7 +28,7 @@ class Rows:
     def __init__(self) -> None:
         self.rows: list[Charge] = []
         self.price = Decimal(50000)
-        self.past: list[Candle] = []
+        self.past: list[Candle] | None = None  # None: one at the current price.
         self.error: Exception | None = None
         self.fails_after = float("inf")
 
@@ -41,11 +41,9 @@ class Rows:
             raise UnansweredError("no")
         return [charge for charge in self.rows if since < charge.time <= until]
 
-    def quote(self) -> Quote:
-        return Quote(self.price, self.price)
-
     def candles(self, since: int | None) -> Sequence[Candle]:
-        return self.past
+        price = self.price
+        return [Candle(0, price, price, price, price)] if self.past is None else self.past
 
 
 class AccountingTest(unittest.TestCase):
@@ -85,7 +83,7 @@ class AccountingTest(unittest.TestCase):
     def book(self, now: int = CANDLE + 600, pages: int = 20) -> str:
         clock = FakeClock()
         clock.time = now - clock.now()
-        return Ledger(cast(Exchange, self.ledger), self.journal, clock).read(RULES, pages)
+        return Ledger(cast(Spot, self.ledger), self.journal, clock).read(RULES, pages)
 
     def costs(self) -> tuple[Decimal, Decimal]:
         account = self.journal.account()
@@ -174,7 +172,7 @@ class TestLedger(AccountingTest):
         self.assertEqual((Decimal(16), Decimal("0.4")), self.costs())
 
     def test_a_key_that_may_not_read_the_ledger_is_said_until_it_may(self) -> None:
-        ledger = Ledger(cast(Exchange, self.ledger), self.journal, FakeClock())
+        ledger = Ledger(cast(Spot, self.ledger), self.journal, FakeClock())
         self.ledger.error = KeyRefusedError("Ledgers: EGeneral:Permission denied")
         self.assertEqual("", ledger.read(RULES))
         self.assertIn("Permission denied", ledger.refused)
@@ -196,6 +194,7 @@ class TestLedger(AccountingTest):
         self.told("T1", order, "2000", "0")
         fee = Charge("L9", "T1", order, CANDLE, ZERO, Decimal("0.0001"), RULES.base)
         self.ledger.rows.append(fee)
+        self.ledger.past = []
         self.assertEqual("", self.book(CANDLE + 3600))
         self.assertEqual(Decimal("0.5"), self.costs()[1], "the estimate stays until then")
 

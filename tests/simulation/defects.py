@@ -518,13 +518,9 @@ DEFECTS: dict[str, tuple[Change, ...]] = {
         Change("candles", "AHEAD_MAX_S", "10**9"),
         Change("bot", "CHECK_MAX_S", "1e9"),
     ),
-    "one refusal of the key ends the bot": (
-        Change(
-            "retry", "Retry._wait_out_refused_key", "def defect(self, error, pauses_s): raise error"
-        ),
-    ),
+    "one refusal of the key ends the bot": (Change("retry", "KEY_PAUSES_S", "()"),),
     "waiting is told to nobody": (
-        Change("retry", "Retry._on_failure", "def defect(self, text): pass"),
+        Change("retry", "Retry._on_failure", "def defect(self, error): pass"),
     ),
     "an objection holds until the next candle": (
         Change(

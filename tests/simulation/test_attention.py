@@ -701,6 +701,16 @@ class TestOneMethodThatFails(AttentionTest):
             bot.market.refresh()
         self.assertEqual("maintenance", bot.market.status)
 
+    def test_what_comes_after_a_part_that_cannot_be_read_is_read_all_the_same(self) -> None:
+        bot, error = self.run_for(10), UnansweredError("SystemStatus: timed out")
+        self.exchange.market_status = mock.Mock(side_effect=error)  # type: ignore[method-assign]
+        self.exchange.pair_rules = self.exchange.pair_rules._replace(status="cancel_only")
+        bot.market.invalidate()
+        self.clock.time += 300
+        with self.assertRaises(UnansweredError):
+            bot.market.refresh()
+        self.assertEqual("cancel_only", bot.market.rules.status)
+
     def test_a_reversal_in_one_order_that_cannot_be_checked_is_closed_at_least(self) -> None:
         error = UnansweredError("TradeBalance: EService:Unavailable")
         self.plan = self.plan._replace(one_order=True)

@@ -16,7 +16,6 @@ from krakenbot.bot import Bot
 from krakenbot.clock import StopRequestedError
 from krakenbot.decision import Plan
 from krakenbot.errors import LaterError, RefusedError, UnansweredError
-from krakenbot.exchange import Exchange
 from krakenbot.journal_file import open_journal
 from krakenbot.kraken.client import Client
 from krakenbot.kraken.spot import Spot
@@ -95,7 +94,7 @@ class World(StandingClock):
             journal = open_journal(None)
             account = PaperClient(client, spot, self, journal, fee_rate=FEE_RATE_ASSUMED)
             spot = Spot(account, "XBTUSD", 60)
-        self.account: Exchange = spot
+        self.account = spot
 
     def close(self) -> None:
         self.sandbox.close()

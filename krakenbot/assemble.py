@@ -11,7 +11,7 @@ from krakenbot import identity, log, startup
 from krakenbot.bot import Bot, Event
 from krakenbot.clock import Clock, SystemClock
 from krakenbot.config import Config
-from krakenbot.credentials import Credentials, load_credentials
+from krakenbot.credentials import load_credentials
 from krakenbot.errors import ConfigError, RefusedError
 from krakenbot.journal import Journal
 from krakenbot.journal_file import open_journal
@@ -22,7 +22,7 @@ from krakenbot.kraken.signing import fingerprint
 from krakenbot.kraken.spot import Spot
 from krakenbot.kraken.transport import UrllibTransport
 from krakenbot.lock import Lock, Nonces
-from krakenbot.model import KeyInfo
+from krakenbot.model import Credentials, KeyInfo
 from krakenbot.plan import plan_of
 from krakenbot.retry import KEY_PAUSES_S, retry
 from krakenbot.risk import FEE_RATE_ASSUMED

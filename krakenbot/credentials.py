@@ -5,24 +5,16 @@ import stat
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 from krakenbot import log
 from krakenbot.config import Config, KeysTable, is_key_itself
 from krakenbot.errors import ConfigError
 from krakenbot.kraken.signing import decode_secret
 from krakenbot.log import register
-from krakenbot.model import Secret
+from krakenbot.model import Credentials, Secret
 
 _CHARACTERS_MAX = 4096
-
-
-class Credentials(NamedTuple):
-    """`source` says where the two were found: a variable's name or "[keys]"."""
-
-    key: Secret
-    secret: Secret
-    source: str
 
 
 def load_credentials(config: Config, prefix: str = "KRAKEN") -> Credentials | None:

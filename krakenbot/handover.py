@@ -20,7 +20,7 @@ from krakenbot.errors import (
     RefusedError,
     StopError,
 )
-from krakenbot.exchange import Exchange
+from krakenbot.kraken.spot import Spot
 from krakenbot.model import ZERO, Direction, Position, Purpose, Side, Step
 from krakenbot.order_states import VISIBLE_S
 from krakenbot.orders import UNFILLED_MAX
@@ -56,7 +56,7 @@ def compared(holds: Decimal, records: Decimal, base: str) -> str:
     return f"the exchange holds {held}, the journal records {recorded}"
 
 
-def describe_trade(exchange: Exchange, base: str, fee_rate: Decimal, change: Decimal) -> str:
+def describe_trade(exchange: Spot, base: str, fee_rate: Decimal, change: Decimal) -> str:
     """Return in words what trading `change` now means: volume, price, value and fee.
 
     `change` is in the base currency, below 0 a sale; the fee rate is a fraction.

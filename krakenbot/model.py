@@ -244,3 +244,11 @@ class Secret:
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise TypeError("a secret cannot be pickled or copied")
+
+
+class Credentials(NamedTuple):
+    """`source` says where the two were found: a variable's name or "[keys]"."""
+
+    key: Secret
+    secret: Secret
+    source: str

@@ -4,9 +4,8 @@ from collections.abc import Iterator
 from itertools import count
 from typing import Any
 
-from krakenbot.credentials import Credentials
 from krakenbot.kraken.client import Client
-from krakenbot.model import Secret
+from krakenbot.model import Credentials, Secret
 from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
 
 

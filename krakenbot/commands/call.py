@@ -20,14 +20,14 @@ from krakenbot.assemble import client_of, load_config
 from krakenbot.clock import SystemClock
 from krakenbot.commands import UsageError, write_output
 from krakenbot.config import Config
-from krakenbot.credentials import Credentials, load_credentials
+from krakenbot.credentials import load_credentials
 from krakenbot.errors import ConfigError, RefusedError, UnansweredError
 from krakenbot.kraken.client import READS, USER_AGENT, Client, kind_of, parse_json
 from krakenbot.kraken.signing import decode_secret, fingerprint
 from krakenbot.kraken.transport import UrllibTransport
 from krakenbot.lock import Lock, Nonces
 from krakenbot.log import clean, redact
-from krakenbot.model import Secret
+from krakenbot.model import Credentials, Secret
 
 EXAMPLE = "krakenbot call OHLC pair=XBTUSD interval=60"
 PUBLIC = """Time SystemStatus MaintenanceSchedule Assets AssetPairs Ticker OHLC Depth GroupedBook

@@ -22,13 +22,13 @@ from krakenbot import log as logs
 from krakenbot.assemble import assumed_fee_rate, client_of, spot_of
 from krakenbot.clock import SystemClock
 from krakenbot.commands.call import signed_client
-from krakenbot.credentials import Credentials, load_credentials
+from krakenbot.credentials import load_credentials
 from krakenbot.errors import ConfigError
 from krakenbot.format import money, percent, shows_color, volume
 from krakenbot.handover import compared
 from krakenbot.journal_file import open_read_only
 from krakenbot.lock import Lock
-from krakenbot.model import ZERO, MarginSummary, Order, Side
+from krakenbot.model import ZERO, Credentials, MarginSummary, Order, Side
 from krakenbot.pairs import plain
 from krakenbot.plan import plan_of
 from krakenbot.presence import read_life

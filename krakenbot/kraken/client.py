@@ -12,11 +12,11 @@ from urllib.parse import urlencode
 
 from krakenbot import __version__, log
 from krakenbot.clock import Clock
-from krakenbot.credentials import Credentials
 from krakenbot.errors import Cause, KeyRefusedError, LaterError, RefusedError, UnansweredError
 from krakenbot.kraken.counter import RestCounter
 from krakenbot.kraken.signing import sign
 from krakenbot.kraken.transport import UrllibTransport
+from krakenbot.model import Credentials
 
 USER_AGENT = f"krakenbot/{__version__}"
 NONCE_PAUSES_S = (1, 2, 4, 8, 15, 30)  # A minute in all.

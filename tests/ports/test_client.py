@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from krakenbot.credentials import Credentials
 from krakenbot.errors import (
     Cause,
     KeyRefusedError,
@@ -20,7 +19,7 @@ from krakenbot.errors import (
 from krakenbot.kraken.client import Client, result_of
 from krakenbot.kraken.counter import RestCounter
 from krakenbot.kraken.signing import sign
-from krakenbot.model import Secret
+from krakenbot.model import Credentials, Secret
 from tests.clocks import StandingClock
 from tests.folders import own_folder
 from tests.logs import logged, silence

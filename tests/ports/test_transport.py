@@ -21,12 +21,11 @@ from typing import Any
 from unittest import mock
 
 from krakenbot.clock import StopRequestedError, SystemClock
-from krakenbot.credentials import Credentials
 from krakenbot.errors import Cause, LaterError, StopError, UnansweredError
 from krakenbot.kraken import transport
 from krakenbot.kraken.client import Client
 from krakenbot.kraken.transport import ANSWER_BYTES_MAX, UrllibTransport, tls_context
-from krakenbot.model import Secret
+from krakenbot.model import Credentials, Secret
 from tests import slow
 from tests.clients import signing
 from tests.clocks import close_clock

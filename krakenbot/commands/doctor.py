@@ -25,7 +25,7 @@ from krakenbot.commands.call import signed_client
 from krakenbot.credentials import Credentials, load_credentials
 from krakenbot.decision import plan_of
 from krakenbot.errors import ConfigError
-from krakenbot.format import money, percent, shows_color, volume
+from krakenbot.format import asset, money, percent, price, shows_color, volume
 from krakenbot.journal_file import open_read_only
 from krakenbot.lock import Lock
 from krakenbot.model import ZERO, MarginSummary, Order, Side
@@ -188,7 +188,7 @@ class Checks:
         status, rules = self.market.market_status(), self.market.rules()
         self.rules, self.quote = rules, self.market.quote()
         self.fee_rate = assumed_fee_rate(self.config)
-        bid = money(self.quote.bid, rules.quote, rules.pair_decimals)
+        bid = f"{price(self.quote.bid, rules)} {asset(rules.quote)}"
         text = f"exchange {status.status}, {rules.altname} {rules.status}, bid {bid}"
         if notices := (*status.emergency, *status.upcoming):
             text += f"; Kraken announces: {'; '.join(notices)}"

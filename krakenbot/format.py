@@ -21,7 +21,7 @@ UTC_FORM = f"{MINUTE}:%S"
 _OLD_CODE = re.compile(
     "X(ETC|ETH|ICN|LTC|MLN|REP|XBT|XDG|XLM|XMR|XRP|XTZ|ZEC)|Z(AUD|CAD|EUR|GBP|JPY|KRW|USD)"
 )
-_TWO_DECIMALS = ("", *"USD EUR GBP CAD AUD CHF JPY USDT USDC DAI PYUSD".split())
+_TWO_DECIMALS = ("USD", "EUR", "GBP", "CAD", "AUD", "CHF", "JPY", "USDT", "USDC", "DAI", "PYUSD")
 
 
 def price(number: Number, decimals: PairRules | int | None = None) -> str:
@@ -40,7 +40,7 @@ def money(number: Number, currency: str = "") -> str:
     """Return an amount with its currency: cents, and finer where cents would show nothing."""
     name = asset(currency)
     is_small = 0 < abs(_decimal(number)) < Decimal("0.1")
-    decimals = (4 if is_small else 2) if name in _TWO_DECIMALS else 8
+    decimals = 8 if name and name not in _TWO_DECIMALS else 4 if is_small else 2
     return f"{_fixed(number, decimals)} {name}".rstrip()
 
 

@@ -7,7 +7,7 @@ import os
 import re
 import time
 from contextlib import suppress
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +22,7 @@ UNITS = ("base", "quote", "pair_decimals")
 _PAIR = re.compile(r"(?i)(.+?)/?(USDT|USDC|USD|EUR|GBP|CAD|AUD|CHF|JPY|XBT|BTC|ETH)")
 
 
-class State(Enum):
+class State(StrEnum):
     RUNNING = "running"
     STOPPED = "stopped"
     STALE = "stale"  # Running, but its next decision is long overdue.
@@ -36,7 +36,7 @@ class Life(NamedTuple):
     since: int | None
     next_decision: int | None
     exit_code: int | None
-    reason: str
+    end_reason: str | None
     now: int
 
 
@@ -91,8 +91,8 @@ def read_life(journal: Journal, lock_file: Path, clock_speed: float) -> Life:
     pid, due = values.get("pid"), values.get("next_decision")
     if "ended" in values or pid is None or holder(lock_file) not in (pid, 0):
         since = values.get("ended", values.get("seen_wall", values.get("started")))
-        reason = journal.get("end_reason")
+        reason = journal.get("end_reason") or None
         return Life(State.STOPPED, None, since, None, values.get("exit_code"), reason, now)
     is_overdue = due is not None and (now - due) / clock_speed > OVERDUE_S
     state = State.STALE if is_overdue else State.RUNNING
-    return Life(state, pid, values["started"], due, None, "", now)
+    return Life(state, pid, values["started"], due, None, None, now)

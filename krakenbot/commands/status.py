@@ -37,8 +37,8 @@ def run(arguments: argparse.Namespace) -> int:
         path = identity.journal_path(config)
         with closing(open_read_only(path)) as journal:
             life = read_life(journal, path.with_suffix(".lock"), config.exchange.clock_speed)
-            status = {"mode": config.mode, "pair": config.pair, "interval": config.interval}
-            status |= read_status(journal) | life._asdict()
+            status = read_status(journal) | life._asdict()
+            status |= {name: getattr(config, name) for name in ("mode", "pair", "interval")}
             status["strategy"] = journal.get("strategy") or config.strategy.title
             status["warnings"] += identity.unmanaged(config, path)
             unit = units(journal, config.pair)

@@ -53,9 +53,8 @@ def table(title: str, names: Sequence[str], rows: Sequence[Sequence[str]], note:
     kinds = [' class="n"' if name.startswith("|") else "" for name in names]
     body = _row("th", kinds, [name.removeprefix("|") for name in names])
     body += "".join(_row("td", kinds, row) for row in shown)
-    return section(
-        title, note + more, f'<div class="wide"><table class="rows">{body}</table></div>'
-    )
+    inside = f'<div class="wide"><table class="rows">{body}</table></div>'
+    return section(title, note + more, inside)
 
 
 def _row(tag: str, kinds: Sequence[str], cells: Sequence[str]) -> str:
@@ -77,10 +76,8 @@ def heat_map(title: str, corner: str, cells: Mapping[tuple[str, str], float], no
             kind = f"n {_tone(value)}{' best' if value == best else ''}"
             share = value / ((best if value > 0 else worst) or 1) * 75
             body += f'<td class="{kind}" style="--share:{share:.0f}%">{signed(money(value))}</td>'
-    head = f"<tr><th>{escape(corner)}</th>"
-    return section(
-        title, note, f'<div class="wide"><table class="heat">{head}{body}</tr></table></div>'
-    )
+    table = f'<table class="heat"><tr><th>{escape(corner)}</th>{body}</tr></table>'
+    return section(title, note, f'<div class="wide">{table}</div>')
 
 
 def bars(costs: Mapping[str, Decimal]) -> str:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from html import escape
+from itertools import pairwise
 from typing import NamedTuple
 
 from krakenbot.commands.page import section
@@ -46,7 +47,7 @@ class Fill(NamedTuple):
 class Chart:
     """One chart: a time axis, a value axis for `values`, and layers added one by one.
 
-    `gaps` are indices of points before which nothing is known, so no line leads to them.
+    Nothing is known between points more than `gap_s` seconds apart, so no line joins them.
     """
 
     def __init__(
@@ -54,10 +55,13 @@ class Chart:
         title: str,
         times: Sequence[float],
         values: Sequence[float],
-        gaps: frozenset[int] = frozenset(),
+        gap_s: float,
         decimals: int = 2,
     ) -> None:
-        self.title, self.times, self.gaps, self.decimals = title, times, gaps | {0}, decimals
+        self.title, self.times, self.decimals = title, times, decimals
+        gap_s = max(gap_s, 2 * (times[-1] - times[0]) / COLUMNS)
+        steps = enumerate(pairwise(times), 1)
+        self.starts = {0, *(at for at, (before, now) in steps if now - before > gap_s)}
         bottom, top = min(values), max(values)
         margin = (top - bottom) * 0.06 or abs(top) * 0.001 or 1.0
         self.bottom, self.top = bottom - margin, top + margin
@@ -69,7 +73,7 @@ class Chart:
     def line(self, name: str, values: Sequence[float], kind: str) -> None:
         points = enumerate(zip(self.xs, map(self._y, values), strict=True))
         self._draw(
-            kind, "".join(f"{'M' if at in self.gaps else ' '}{x} {y}" for at, (x, y) in points)
+            kind, "".join(f"{'M' if at in self.starts else ' '}{x} {y}" for at, (x, y) in points)
         )
         self.series.append((name, [f"{value:,.{self.decimals}f}" for value in values]))
         self.keys[name] = kind
@@ -90,7 +94,7 @@ class Chart:
         """Show the position along the bottom, where it is known."""
         for kind, sign in (("long", 1), ("short", -1)):
             known = (at for at, volume in enumerate(held) if volume * sign > 0)
-            ends = ((self.xs[at - 1], self.xs[at]) for at in known if at not in self.gaps)
+            ends = ((self.xs[at - 1], self.xs[at]) for at in known if at not in self.starts)
             self._draw(kind, "".join(f"M{a} 1000H{b}" for a, b in ends))
             self.keys[kind] = kind
 

@@ -1,7 +1,6 @@
 """`report`: one HTML file about what the bot did, from its journal alone; also for `backtest`."""
 
 import argparse
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from krakenbot import config as configuration
@@ -62,7 +61,7 @@ def report_of(config: Config, journal: Journal) -> RunReport:
         hold=hold,
         facts={"Orders": f"{len(intents):,}", "Held now": volume(account.held, unit.base)},
         costs=cost_breakdown(gross, account.fees, account.margin_fees, account.rollover),
-        points=[*_points(equity, GAP_CANDLES * config.interval * 60)],
+        points=[*map(_point, equity)],
         newest=[
             (row.candle + row.interval_s, float(row.price), float(row.average))
             for row in reversed(journal.newest_decisions(NEWEST))
@@ -72,14 +71,14 @@ def report_of(config: Config, journal: Journal) -> RunReport:
         fills=sorted([*map(_fill, intents), *charges], key=lambda fill: fill.time),
         notes=[],
         end=f"The bot is halted: {clean(halted)}." if halted else "",
+        gap_s=GAP_CANDLES * config.interval * 60,
     )
 
 
-def _points(equity: Sequence[Equity], gap_s: int) -> Iterator[Point]:
-    for before, now in zip([*equity[:1], *equity], equity, strict=False):
-        price, net, held = float(now.price), float(now.pnl), float(now.held)
-        gross = net + float(now.fees + now.margin_fees + now.rollover)
-        yield Point(now.time, price, price, price, net, gross, held, now.time - before.time > gap_s)
+def _point(row: Equity) -> Point:
+    price, net, held = float(row.price), float(row.pnl), float(row.held)
+    gross = net + float(row.fees + row.margin_fees + row.rollover)
+    return Point(row.time, price, price, price, net, gross, held)
 
 
 def _fill(intent: Intent) -> Fill:

@@ -1,5 +1,6 @@
 """The HTML report on one run, of a bot or of a backtest."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from itertools import accumulate, groupby
@@ -19,10 +20,7 @@ _ROUND = ("opened (UTC)", "|held for", "side", *_SIZES)
 
 
 class Point(NamedTuple):
-    """One or more candles up to `time`. `net` and `gross` are the profit since the start.
-
-    `is_after_gap`: the bot was down between the previous point and this one.
-    """
+    """One or more candles up to `time`. `net` and `gross` are the profit since the start."""
 
     time: float
     low: float
@@ -31,7 +29,6 @@ class Point(NamedTuple):
     net: float
     gross: float
     held: float
-    is_after_gap: bool = False
 
 
 class RunReport(NamedTuple):
@@ -39,7 +36,8 @@ class RunReport(NamedTuple):
 
     `costs` is a `cost_breakdown`; `fills` are orders and costs of holding in order of time. The
     account began with `balance`; holding `size` all the time would have made `hold`. `end` says
-    why a run ended early. `facts` override those that are computed.
+    why a run ended early. `facts` override those that are computed. Where no point follows within
+    `gap_s` seconds, the bot was down.
     """
 
     title: str
@@ -56,6 +54,7 @@ class RunReport(NamedTuple):
     fills: Sequence[Fill]
     notes: Sequence[str]
     end: str = ""
+    gap_s: float = math.inf
 
 
 def cost_breakdown(
@@ -101,10 +100,7 @@ class RoundTrip(NamedTuple):
     entry: Decimal
     exit: Decimal
     costs: Decimal
-
-    @property
-    def net(self) -> Decimal:
-        return self.sign * self.volume * (self.exit - self.entry) - self.costs
+    net: Decimal
 
     @property
     def percent(self) -> Decimal:
@@ -116,8 +112,7 @@ class RoundTrip(NamedTuple):
             duration(self.end - self.begin),
             "long" if self.sign > 0 else "short",
             volume(self.volume),
-            price(self.entry, decimals),
-            price(self.exit, decimals),
+            *(price(one, decimals) for one in (self.entry, self.exit)),
             money(self.costs),
             signed(money(self.net)),
             signed(percent(self.percent)),
@@ -151,13 +146,15 @@ def _part(fill: Fill, volume: Decimal) -> Fill:
 
 def _round(fills: Sequence[Fill]) -> RoundTrip:
     """Return the round trip of fills and costs, the first of which opened it."""
-    sign, costs = fills[0].sign, sum((fill.fee for fill in fills), ZERO)
+    begin, end, sign = fills[0].time, fills[-1].time, fills[0].sign
     opened = sum((fill.volume for fill in fills if fill.sign == sign), ZERO)
-    entry, exit_ = (
-        sum((fill.volume * fill.price for fill in fills if fill.sign == side), ZERO) / opened
+    paid, got = (
+        sum((fill.volume * fill.price for fill in fills if fill.sign == side), ZERO)
         for side in (sign, -sign)
     )
-    return RoundTrip(fills[0].time, fills[-1].time, sign, opened, entry, exit_, costs)
+    costs = sum((fill.fee for fill in fills), ZERO)
+    net = sign * (got - paid) - costs
+    return RoundTrip(begin, end, sign, opened, paid / opened, got / opened, costs, net)
 
 
 def _headline(report: RunReport) -> str:
@@ -207,8 +204,7 @@ def thinned(points: Sequence[Point]) -> list[Point]:
     for _, group in groupby(points, lambda point: (point.time - begin) * COLUMNS // span):
         column = [*group]
         low, high = min(one.low for one in column), max(one.high for one in column)
-        is_after_gap = any(one.is_after_gap for one in column)
-        kept.append(column[-1]._replace(low=low, high=high, is_after_gap=is_after_gap))
+        kept.append(column[-1]._replace(low=low, high=high))
     return kept
 
 
@@ -216,11 +212,10 @@ def _charts(report: RunReport, trades: Sequence[Fill]) -> Iterator[str]:
     if len(report.points) < 2:
         return
     points = thinned(report.points)
-    times, low, high, closes, nets, grosses, held, after_gap = zip(*points, strict=True)
-    gaps = frozenset(at for at, is_after in enumerate(after_gap) if is_after)
-    decimals = 6 if report.pair_decimals is None else report.pair_decimals
+    times, low, high, closes, nets, grosses, held = zip(*points, strict=True)
+    gap_s, decimals = report.gap_s, 6 if report.pair_decimals is None else report.pair_decimals
     few = len(trades) <= MARKS_MAX
-    chart = Chart("Price and position", times, [*low, *high], gaps, decimals)
+    chart = Chart("Price and position", times, [*low, *high], gap_s, decimals)
     chart.area("range", low, high)
     chart.line("price", closes, "price")
     chart.dots(trades if few else ())
@@ -229,21 +224,21 @@ def _charts(report: RunReport, trades: Sequence[Fill]) -> Iterator[str]:
     if len(report.newest) > 1:
         ends, newest, averages = zip(*report.newest, strict=True)
         title = f"The newest {len(newest)} candles"
-        near = Chart(title, ends, [*newest, *averages], decimals=decimals)
+        near = Chart(title, ends, [*newest, *averages], gap_s, decimals)
         near.line("price", newest, "price")
         near.line("average", averages, "second")
         near.dots(trades[-MARKS_MAX:])
         yield near.html()
     size, last = float(report.size), float(report.hold)
     hold = [last - size * (closes[-1] - close) for close in closes]
-    equity = Chart(f"Profit and loss, {report.quote}", times, [*nets, *grosses, *hold, 0.0], gaps)
+    equity = Chart(f"Profit and loss, {report.quote}", times, [*nets, *grosses, *hold, 0.0], gap_s)
     equity.line("holding", hold, "faint")
     equity.line("before costs", grosses, "second")
     equity.line("after costs", nets, "price")
     yield equity.html()
     if report.balance:
         falls = [-fall for fall in drawdowns(report.balance, points)]
-        drawdown = Chart("Drawdown, percent of the account", times, [*falls, 0.0], gaps)
+        drawdown = Chart("Drawdown, percent of the account", times, [*falls, 0.0], gap_s)
         drawdown.area("loss", falls, [0.0] * len(falls))
         drawdown.line("drawdown", falls, "lossline")
         yield drawdown.html()

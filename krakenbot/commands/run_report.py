@@ -122,21 +122,19 @@ class RoundTrip(NamedTuple):
 def round_trips(fills: Iterable[Fill]) -> list[RoundTrip]:
     """Return the round trips that ended, in order. A reversal ends one and begins the next."""
     rounds: list[RoundTrip] = []
-    inside: list[Fill] = []  # Fills and costs of the open round trip.
+    inside, held = list[Fill](), ZERO  # Of the round trip that has not ended.
     for fill in fills:
-        held = sum((one.sign * one.volume for one in inside), ZERO)
-        closing = min(fill.volume, abs(held)) if held * fill.sign < 0 else ZERO
-        if not fill.sign and inside:
-            inside.append(fill)
-        if not fill.price:
-            continue
-        if closing:
-            inside.append(_part(fill, closing))
-        if closing and closing == abs(held):
-            rounds.append(_round(inside))
-            inside = []
-        if closing < fill.volume:
-            inside.append(_part(fill, fill.volume - closing))
+        if not fill.price and (fill.sign or not inside):
+            continue  # It traded nothing, or it is the cost of nothing that is held.
+        parts, closing = [fill], -held * fill.sign
+        if 0 < closing < fill.volume:
+            parts = [_part(fill, closing), _part(fill, fill.volume - closing)]
+        for part in parts:
+            inside.append(part)
+            held += part.sign * part.volume
+            if not held:
+                rounds.append(_round(inside))
+                inside = []
     return rounds
 
 

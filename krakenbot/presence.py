@@ -40,21 +40,16 @@ class Life(NamedTuple):
     now: int
 
 
-class Units(NamedTuple):
-    """The currencies of a pair, and the `decimals` of its prices or None if unknown."""
+def units(journal: Journal, pair: str) -> tuple[str, str, int | None]:
+    """Return base and quote currency and the decimals of prices, None if unknown.
 
-    base: str
-    quote: str
-    decimals: int | None
-
-
-def units(journal: Journal, pair: str) -> Units:
-    """Return the units in the journal; if an older one has none, those in the pair's name."""
+    They are in the journal; if it is one of 0.2.0, the currencies are those in the pair's name.
+    """
     base, quote, decimals = (journal.get(key) for key in UNITS)
     if base and decimals:
-        return Units(base, quote, int(decimals))
+        return base, quote, int(decimals)
     named = _PAIR.fullmatch(pair)
-    return Units(named[1], named[2], None) if named else Units("", "", None)
+    return (named[1], named[2], None) if named else ("", "", None)
 
 
 class Presence:

@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
     journal = open_read_only(journal_path(config))
     names, rows = _COLUMNS[arguments.what].split(), ROWS[arguments.what](journal, arguments.since)
     if arguments.format == "table":
-        _print_table(rows, _SHOWN[arguments.what], units(journal, config.pair).decimals)
+        _print_table(rows, _SHOWN[arguments.what], units(journal, config.pair)[2])
         return 0
     writer = csv.DictWriter(sys.stdout, names, extrasaction="ignore")  # RFC 4180.
     for number, row in enumerate(map(json_values, rows)):

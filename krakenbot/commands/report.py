@@ -22,8 +22,7 @@ GAP_CANDLES = 3  # A longer gap between decisions means that the bot was down.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    default = Path("krakenbot-report.html")
-    parser.add_argument("--output", metavar="FILE", type=Path, default=default)
+    parser.add_argument("--output", metavar="FILE", default="krakenbot-report.html", type=Path)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -36,7 +35,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def report_of(config: Config, journal: Journal) -> RunReport:
     """Return the report on everything in the journal."""
-    equity, intents, unit = [*journal.equity()], journal.intents(), units(journal, config.pair)
+    equity, intents = [*journal.equity()], journal.intents()
+    base, quote, decimals = units(journal, config.pair)
     account, halted = journal.account(), journal.get("halted")
     charges = [Fill(time, 0, ZERO, ZERO, amount) for time, amount in journal.charges()]
     gross, balance, hold, when = account.costs, ZERO, ZERO, "no candle yet"
@@ -54,12 +54,12 @@ def report_of(config: Config, journal: Journal) -> RunReport:
         title=f"{config.pair} · {config.mode}{place}",
         subtitle=f"{when}, {config.interval} min candles, {strategy}, size {volume(config.size)}, "
         f"leverage {config.leverage}",
-        quote=asset(unit.quote),
-        pair_decimals=unit.decimals,
+        quote=asset(quote),
+        pair_decimals=decimals,
         balance=balance,
         size=config.size,
         hold=hold,
-        facts={"Orders": f"{len(intents):,}", "Held now": volume(account.held, unit.base)},
+        facts={"Orders": f"{len(intents):,}", "Held now": volume(account.held, base)},
         costs=cost_breakdown(gross, account.fees, account.margin_fees, account.rollover),
         points=[*map(_point, equity)],
         newest=[

@@ -19,7 +19,7 @@ from krakenbot.journal import Journal
 from krakenbot.journal_file import open_read_only
 from krakenbot.log import clean
 from krakenbot.model import ZERO
-from krakenbot.presence import State, Units, read_life, units
+from krakenbot.presence import State, read_life, units
 
 EXAMPLE = "krakenbot status --watch"
 WATCH_S = 2.0
@@ -41,8 +41,8 @@ def run(arguments: argparse.Namespace) -> int:
             status |= {name: getattr(config, name) for name in ("mode", "pair", "interval")}
             status["strategy"] = journal.get("strategy") or config.strategy.title
             status["warnings"] += identity.unmanaged(config, path)
-            unit = units(journal, config.pair)
-        text = json.dumps(json_values(status)) if arguments.json else _text(status, unit)
+            status["base"], status["quote"], _ = units(journal, config.pair)
+        text = json.dumps(json_values(status)) if arguments.json else _text(status)
         print(f"\x1b[H\x1b[J{text}" if is_screen else text, flush=True)
         if not arguments.watch:
             return 0
@@ -93,11 +93,11 @@ def realized(journal: Journal) -> Decimal:
     return total
 
 
-def _text(status: Mapping[str, Any], unit: Units) -> str:
+def _text(status: Mapping[str, Any]) -> str:
     """Return the status in aligned lines of at most 80 columns, the most important first."""
 
     def amount(key: str) -> str:
-        return money(status[key], unit.quote)
+        return money(status[key], status["quote"])
 
     decision, updated, read = (status[key] for key in ("decision", "updated", "ledger_read"))
     target = f"{decision['reason']} (candle of {moment(decision['candle'])})" if decision else ""
@@ -113,11 +113,11 @@ def _text(status: Mapping[str, Any], unit: Units) -> str:
         ("next", _next(status)),
         ("HALTED", status["halted"]),
         ("bot", "{mode} {pair}, {interval} min candles, {strategy}".format_map(status)),
-        ("position", _position(status, unit)),
+        ("position", _position(status)),
         ("target", target or "none decided yet"),
         ("result", f"{result}; realized before costs {signed(amount('realized'))}"),
         ("costs", f"trade fees {amount('fees')}, {costs}{until}"),
-        ("account", _account(status, unit)),
+        ("account", _account(status)),
         ("orders", f"{status['orders']} sent, unresolved: {unresolved}"),
         ("DIFFERS", status["difference"]),
         *(("warning", text) for text in status["warnings"]),
@@ -147,25 +147,26 @@ def _next(status: Mapping[str, Any]) -> str | None:
     due = status["next_decision"]
     if due is None:
         return None
-    left, when = due - status["now"], f"decision at {moment(due)}"
+    left = due - status["now"]
+    when = f", in {duration(left)}" if left > 0 else ", now"
     if status["state"] is State.STALE:
-        return f"{when} is {duration(left)} late: see its log and the warnings below"
-    return f"{when}, in {duration(left)}" if left > 0 else f"{when}, now"
+        when = f" is {duration(left)} late: see its log and the warnings below"
+    return f"decision at {moment(due)}{when}"
 
 
-def _position(status: Mapping[str, Any], unit: Units) -> str:
-    held, explained = status["exchange_position"], status["position"]
-    shown = volume(held, unit.base)
+def _position(status: Mapping[str, Any]) -> str:
+    held, explained, price = (status[key] for key in ("exchange_position", "position", "price"))
+    shown, recorded = (volume(one, status["base"]) for one in (held, explained))
     if held != explained:
-        return f"the exchange holds {shown}, the journal records {volume(explained, unit.base)}"
-    if not held or status["price"] is None:
+        return f"the exchange holds {shown}, the journal records {recorded}"
+    if not held or price is None:
         return shown if held else "nothing is held"
-    return f"{shown}, worth {money(abs(held) * status['price'], unit.quote)} at the last close"
+    return f"{shown}, worth {money(abs(held) * price, status['quote'])} at the last close"
 
 
-def _account(status: Mapping[str, Any], unit: Units) -> str | None:
+def _account(status: Mapping[str, Any]) -> str | None:
     if status["equity"] is None:
         return None
     level = status["margin_level"] if status["exchange_position"] else None
     shown = f"margin level {percent(level, 0)}" if level else "no margin used"
-    return f"equity {money(status['equity'], unit.quote)}, {shown}"
+    return f"equity {money(status['equity'], status['quote'])}, {shown}"

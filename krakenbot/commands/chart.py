@@ -72,9 +72,8 @@ class Chart:
 
     def line(self, name: str, values: Sequence[float], kind: str) -> None:
         points = enumerate(zip(self.xs, map(self._y, values), strict=True))
-        self._draw(
-            kind, "".join(f"{'M' if at in self.starts else ' '}{x} {y}" for at, (x, y) in points)
-        )
+        path = (f"{'M' if at in self.starts else ' '}{x} {y}" for at, (x, y) in points)
+        self._draw(kind, "".join(path))
         self.series.append((name, [f"{value:,.{self.decimals}f}" for value in values]))
         self.keys[name] = kind
 

@@ -97,7 +97,8 @@ def _report_and_strategy(path: str | None) -> tuple[Path, StrategyTable]:
 
 def _summarise(parts: Parts, seconds: float, path: Path) -> None:
     Ledger(parts.exchange, parts.journal, parts.clock).read(parts.exchange.rules())
-    report, journal = report_of(parts.config, parts.journal), parts.journal
+    journal = parts.journal
+    report = report_of(parts.config, journal)
     unresolved = len(journal.open_intents())
     figures = {
         "candles decided on": f"{len(report.points)}, in {seconds:.1f} s",

@@ -37,10 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     config = configuration.load_here(arguments.config)
     journal = open_read_only(journal_path(config))
-    names, rows = _COLUMNS[arguments.what].split(), ROWS[arguments.what](journal, arguments.since)
+    rows = ROWS[arguments.what](journal, arguments.since)
     if arguments.format == "table":
         _print_table(rows, _SHOWN[arguments.what], units(journal, config.pair)[2])
         return 0
+    names = _COLUMNS[arguments.what].split()
     writer = csv.DictWriter(sys.stdout, names, extrasaction="ignore")  # RFC 4180.
     for number, row in enumerate(map(json_values, rows)):
         if arguments.format == "json":

@@ -82,13 +82,11 @@ def _point(row: Equity) -> Point:
 
 
 def _fill(intent: Intent) -> Fill:
+    volume, price = intent.volume, ZERO
+    if intent.executed:
+        volume, price = intent.executed, intent.cost / intent.executed
+    outcome = intent.outcome or "not known yet"
+    why = f"{intent.reason}: {intent.note}" if intent.note else intent.reason
     return Fill(
-        time=intent.created,
-        sign=intent.side.sign,
-        volume=intent.executed or intent.volume,
-        price=intent.cost / intent.executed if intent.executed else ZERO,
-        fee=intent.fee,
-        outcome=intent.outcome or "not known yet",
-        why=f"{intent.reason}: {intent.note}" if intent.note else intent.reason,
-        id=intent.id,
+        intent.created, intent.side.sign, volume, price, intent.fee, outcome, why, intent.id
     )

@@ -76,7 +76,7 @@ def write(path: Path, report: RunReport) -> None:
 
 
 def render(report: RunReport) -> str:
-    rounds, net = round_trips(report.fills), report.costs["net"]
+    rounds = round_trips(report.fills)
     orders = [fill for fill in report.fills if fill.sign]
     ended = [one.texts(report.pair_decimals) for one in reversed(rounds)]
     sent = [order.texts(report.pair_decimals) for order in reversed(orders)]
@@ -86,8 +86,8 @@ def render(report: RunReport) -> str:
         table("Round trips", _ROUND, ended, "after costs, newest first"),
         table("Orders", _ORDER, sent, "newest first"),
     ]
-    facts, headline = {**_facts(report, rounds), **report.facts}, _headline(report)
-    return page(report.title, report.subtitle, headline, net, facts, report.notes, sections)
+    head = (report.title, report.subtitle, _headline(report), report.costs["net"])
+    return page(*head, {**_facts(report, rounds), **report.facts}, report.notes, sections)
 
 
 class RoundTrip(NamedTuple):
@@ -175,8 +175,6 @@ def _won(amount: Decimal, quote: str) -> str:
 
 
 def _facts(report: RunReport, rounds: Sequence[RoundTrip]) -> dict[str, str]:
-    if not report.points:
-        return {}
     net = report.costs["net"]
     facts = {"Net": signed(money(net, report.quote))}
     if report.balance:
@@ -211,7 +209,8 @@ def _charts(report: RunReport, trades: Sequence[Fill]) -> Iterator[str]:
         return
     points = thinned(report.points)
     times, low, high, closes, nets, grosses, held = zip(*points, strict=True)
-    gap_s, decimals = report.gap_s, 6 if report.pair_decimals is None else report.pair_decimals
+    gap_s = report.gap_s
+    decimals = 6 if report.pair_decimals is None else report.pair_decimals
     few = len(trades) <= MARKS_MAX
     chart = Chart("Price and position", times, [*low, *high], gap_s, decimals)
     chart.area("range", low, high)

@@ -219,6 +219,8 @@ class TestFigures(Folder):
         self.assertEqual([], got["warnings"])
         self.assertEqual("sma-slope", got["strategy"])
         self.assertEqual("9999.76786", got["equity"])
+        self.assertEqual(("XXBT", "ZUSD"), (got["base"], got["quote"]))
+        self.assertAlmostEqual(time.time(), got["now"], delta=5)
 
     def test_watch_shows_it_again_until_the_signal(self) -> None:
         self.journal()

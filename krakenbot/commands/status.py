@@ -107,6 +107,9 @@ def _text(status: Mapping[str, Any]) -> str:
     costs = f"margin fees {amount('margin_fees')}, rollover {amount('rollover')}"
     until = f"; ledger as of {moment(read)}" if read else ""
     unresolved = ", ".join(status["unresolved"]) or "none"
+    level = status["margin_level"] if status["exchange_position"] else None
+    margin = f"margin level {percent(level, 0)}" if level else "no margin used"
+    account = f"equity {amount('equity')}, {margin}" if status["equity"] is not None else None
     ago = f"{moment(updated)}, {duration(status['now'] - updated)} ago" if updated else None
     rows = [
         (status["state"].upper(), _process(status)),
@@ -117,7 +120,7 @@ def _text(status: Mapping[str, Any]) -> str:
         ("target", target or "none decided yet"),
         ("result", f"{result}; realized before costs {signed(amount('realized'))}"),
         ("costs", f"trade fees {amount('fees')}, {costs}{until}"),
-        ("account", _account(status)),
+        ("account", account),
         ("orders", f"{status['orders']} sent, unresolved: {unresolved}"),
         ("DIFFERS", status["difference"]),
         *(("warning", text) for text in status["warnings"]),
@@ -162,11 +165,3 @@ def _position(status: Mapping[str, Any]) -> str:
     if not held or price is None:
         return shown if held else "nothing is held"
     return f"{shown}, worth {money(abs(held) * price, status['quote'])} at the last close"
-
-
-def _account(status: Mapping[str, Any]) -> str | None:
-    if status["equity"] is None:
-        return None
-    level = status["margin_level"] if status["exchange_position"] else None
-    shown = f"margin level {percent(level, 0)}" if level else "no margin used"
-    return f"equity {money(status['equity'], status['quote'])}, {shown}"

@@ -142,7 +142,8 @@ def _process(status: Mapping[str, Any]) -> str:
     if status["exit_code"] is None:
         ways = "killed, out of disk space, or the machine went down"
         return f"{since}, without a clean end: {ways}; see its log"
-    reason = "halted" if status["end_reason"] == status["halted"] else status["end_reason"]
+    reason = status["end_reason"] or "no reason was recorded"
+    reason = "halted" if reason == status["halted"] else reason
     return f"{since}, exit code {status['exit_code']}: {reason}"
 
 

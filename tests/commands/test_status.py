@@ -82,6 +82,11 @@ class TestLife(Folder):
         self.assertIn("exit code 76: the exchange holds 1, explained is 0", first)
         self.assertTrue(first.startswith("STOPPED since 20"), first)
 
+    def test_an_end_without_a_reason_is_no_halt(self) -> None:
+        journal = self.journal()
+        Presence(journal, SystemClock(), 60).end(0, "")
+        self.assertIn("exit code 0: no reason was recorded", " ".join(self.status().split()))
+
     def test_a_halt_that_was_cleared_is_not_told_as_if_it_held(self) -> None:
         journal = self.journal()
         journal.halt("flattened by hand")

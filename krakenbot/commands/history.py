@@ -24,6 +24,7 @@ from krakenbot.presence import units
 EXAMPLE = "krakenbot history orders --since 7d --format csv"
 
 COLUMNS = 80
+ISO_FORM = "%Y-%m-%dT%H:%M:%SZ"
 SPANS_S = {"m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
@@ -38,18 +39,17 @@ def run(arguments: argparse.Namespace) -> int:
     config = configuration.load_here(arguments.config)
     journal = open_read_only(journal_path(config))
     rows = ROWS[arguments.what](journal, arguments.since)
-    if arguments.format == "table":
-        _print_table(rows, _SHOWN[arguments.what], units(journal, config.pair)[2])
-        return 0
     names = _COLUMNS[arguments.what].split()
-    writer = csv.DictWriter(sys.stdout, names, extrasaction="ignore")  # RFC 4180.
-    for number, row in enumerate(map(json_values, rows)):
-        if arguments.format == "json":
-            print(json.dumps({name: row[name] for name in names}))
-            continue
-        if number == 0:
-            writer.writeheader()
-        writer.writerow(row | {"time": moment(row["time"], "%Y-%m-%dT%H:%M:%SZ")})
+    plain = ({name: row[name] for name in names} for row in map(json_values, rows))
+    if arguments.format == "json":
+        for row in plain:
+            print(json.dumps(row))
+    elif arguments.format == "csv":
+        writer = csv.DictWriter(sys.stdout, names)  # RFC 4180, times as ISO 8601.
+        writer.writeheader()
+        writer.writerows(row | {"time": moment(row["time"], ISO_FORM)} for row in plain)
+    else:
+        _print_table(rows, _SHOWN[arguments.what], units(journal, config.pair)[2])
     return 0
 
 

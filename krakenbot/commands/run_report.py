@@ -102,10 +102,6 @@ class RoundTrip(NamedTuple):
     costs: Decimal
     net: Decimal
 
-    @property
-    def percent(self) -> Decimal:
-        return self.net / (self.volume * self.entry) * 100
-
     def texts(self, decimals: int | None) -> tuple[str, ...]:
         return (
             moment(self.begin, MINUTE),
@@ -115,18 +111,20 @@ class RoundTrip(NamedTuple):
             *(price(one, decimals) for one in (self.entry, self.exit)),
             money(self.costs),
             signed(money(self.net)),
-            signed(percent(self.percent)),
+            signed(percent(self.net / (self.volume * self.entry) * 100)),
         )
 
 
 def round_trips(fills: Iterable[Fill]) -> list[RoundTrip]:
     """Return the round trips that ended, in order. A reversal ends one and begins the next."""
     rounds: list[RoundTrip] = []
-    inside, held = list[Fill](), ZERO  # Of the round trip that has not ended.
+    inside: list[Fill] = []  # Fills and costs of the open round trip.
+    held = ZERO
     for fill in fills:
         if not fill.price and (fill.sign or not inside):
             continue  # It traded nothing, or it is the cost of nothing that is held.
-        parts, closing = [fill], -held * fill.sign
+        closing = -held * fill.sign
+        parts = [fill]
         if 0 < closing < fill.volume:
             parts = [_part(fill, closing), _part(fill, fill.volume - closing)]
         for part in parts:

@@ -226,7 +226,7 @@ class RoundTripsTest(unittest.TestCase):
             (0, 10, 1, 100.0, 110.0), (first.begin, first.end, first.sign, first.entry, first.exit)
         )
         self.assertEqual(D("-0.5"), first.net)
-        self.assertEqual(-10, first.percent)
+        self.assertEqual("-10.00 %", first.texts(1)[-1])
         self.assertEqual((20, 30, -1), (second.begin, second.end, second.sign))
         self.assertEqual(D("-0.5"), second.net)
 

@@ -7,7 +7,7 @@ import os
 import re
 import time
 from contextlib import suppress
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +22,7 @@ UNITS = ("base", "quote", "pair_decimals")
 _PAIR = re.compile(r"(?i)(.+?)/?(USDT|USDC|USD|EUR|GBP|CAD|AUD|CHF|JPY|XBT|BTC|ETH)")
 
 
-class State(Enum):
+class State(StrEnum):
     RUNNING = "running"
     STOPPED = "stopped"
     STALE = "stale"  # Running, but its next decision is long overdue.
@@ -36,25 +36,20 @@ class Life(NamedTuple):
     since: int | None
     next_decision: int | None
     exit_code: int | None
-    reason: str
+    end_reason: str | None
     now: int
 
 
-class Units(NamedTuple):
-    """The currencies of a pair, and the `decimals` of its prices or None if unknown."""
+def units(journal: Journal, pair: str) -> tuple[str, str, int | None]:
+    """Return base and quote currency and the decimals of prices, None if unknown.
 
-    base: str
-    quote: str
-    decimals: int | None
-
-
-def units(journal: Journal, pair: str) -> Units:
-    """Return the units in the journal; if an older one has none, those in the pair's name."""
+    They are in the journal; if it is one of 0.2.0, the currencies are those in the pair's name.
+    """
     base, quote, decimals = (journal.get(key) for key in UNITS)
     if base and decimals:
-        return Units(base, quote, int(decimals))
+        return base, quote, int(decimals)
     named = _PAIR.fullmatch(pair)
-    return Units(named[1], named[2], None) if named else Units("", "", None)
+    return (named[1], named[2], None) if named else ("", "", None)
 
 
 class Presence:
@@ -91,8 +86,8 @@ def read_life(journal: Journal, lock_file: Path, clock_speed: float) -> Life:
     pid, due = values.get("pid"), values.get("next_decision")
     if "ended" in values or pid is None or holder(lock_file) not in (pid, 0):
         since = values.get("ended", values.get("seen_wall", values.get("started")))
-        reason = journal.get("end_reason")
+        reason = journal.get("end_reason") or None
         return Life(State.STOPPED, None, since, None, values.get("exit_code"), reason, now)
     is_overdue = due is not None and (now - due) / clock_speed > OVERDUE_S
     state = State.STALE if is_overdue else State.RUNNING
-    return Life(state, pid, values["started"], due, None, "", now)
+    return Life(state, pid, values["started"], due, None, None, now)

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from krakenbot import config, log
 from krakenbot.backtest.files import BadDataError, read
 from krakenbot.candles import fill
+from krakenbot.commands import json_values
 from krakenbot.commands.history import ROWS
 from krakenbot.commands.status import read_status
 from krakenbot.credentials import load_secrets
@@ -484,7 +485,7 @@ def _fill(journal: Journal) -> None:
 def _look(path: Path) -> None:
     journal = open_read_only(path)
     try:
-        json.dumps(read_status(journal))
+        json.dumps(json_values(read_status(journal)))
         for rows in ROWS.values():
             list(rows(journal, 0))
     finally:

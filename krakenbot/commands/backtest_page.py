@@ -12,10 +12,10 @@ from krakenbot.commands import backtest_text as text
 from krakenbot.commands import write_output
 from krakenbot.commands.chart import COLUMNS, Fill
 from krakenbot.commands.page import heat_map, page, table
-from krakenbot.commands.run_report import Point, RunReport, thinned, write
+from krakenbot.commands.run_report import Point, RunReport, write
 from krakenbot.config import Config
 from krakenbot.format import asset, money, percent, signed
-from krakenbot.model import Candle
+from krakenbot.model import ZERO, Candle
 
 _CANDLES_SHOWN = 360
 
@@ -28,7 +28,7 @@ def write_run(
 ) -> Result:
     """Feed the replay, write the page about it, and return the result."""
     tail: list[Columns] = []
-    points = thinned(_points(replay, parts, tail))
+    points = [*_points(replay, parts, tail)]
     result = replay.result()
     write(path, _report(config, replay, result, points, list(candles_of(*tail)), notes))
     return result
@@ -66,8 +66,8 @@ def _report(
     fills: list[Fill] = []
     for trip in replay.record.trips:
         opening, closing = _fill(trip.entry, "open"), _fill(trip.exit, "close")
-        rollover = float(trip.costs) - opening.fee - closing.fee
-        fills += [opening, Fill(trip.exit.time, 0, 0.0, 0.0, rollover), closing]
+        rollover = trip.costs - opening.fee - closing.fee
+        fills += [opening, Fill(trip.exit.time, 0, ZERO, ZERO, rollover), closing]
     if replay.record.entry:
         fills.append(_fill(replay.record.entry, "open"))
     plan, trips = replay.plan, f"{replay.record.closed:,}"  # The record keeps fewer.
@@ -78,9 +78,9 @@ def _report(
         subtitle=f"{text.title(result)}; {text.setup(config, replay.costs, replay.rules)}",
         quote=asset(result.quote),
         pair_decimals=replay.rules.pair_decimals,
-        balance=float(result.balance),
-        size=float(config.size),
-        first_price=points[-1].close - float(result.hold / config.size),  # Including its fees.
+        balance=result.balance,
+        size=config.size,
+        hold=result.hold,
         facts=facts,
         costs=text.costs_of(result),
         points=points,
@@ -101,7 +101,7 @@ def _report(
 
 def _fill(order: Order, kind: str) -> Fill:
     trade = order.trade
-    figures = float(trade.volume), float(trade.price), float(trade.fee + trade.opening_fee)
+    figures = trade.volume, trade.price, trade.fee + trade.opening_fee
     why = f"{order.reason}: {kind}"
     return Fill(order.time, order.direction, *figures, "filled", why, f"{order.order}")
 
@@ -138,4 +138,4 @@ def write_sweep(
             "The best of many is mostly the luckiest: it was chosen on these candles."
         )
     title = f"{results[0].pair} · sweep"
-    write_output(path, page(title, "; ".join(head), chosen, tone, [], notes, sections).encode())
+    write_output(path, page(title, "; ".join(head), chosen, tone, {}, notes, sections).encode())

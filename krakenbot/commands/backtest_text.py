@@ -89,7 +89,7 @@ def figures(result: Result) -> list[tuple[str, str]]:
         ("empty candles", f"{untraded} of {turns} openings were in candles without trades"),
         ("orders", f"{result.orders:,}, {result.refused:,} refused{why}"),
         ("win rate", "-" if won is None else rate),
-        *((name, _signed(amount, result)) for name, amount in costs_of(result)),
+        *((name, _signed(amount, result)) for name, amount in costs_of(result).items()),
         ("buy and hold", _signed(result.hold, result)),
         ("return", f"{percent(result.net_percent)}{a_year}"),
         ("max drawdown", f"{fall}; as a share of equity {percent(result.max_drawdown_percent)}"),
@@ -99,7 +99,7 @@ def figures(result: Result) -> list[tuple[str, str]]:
     ]
 
 
-def costs_of(result: Result) -> list[tuple[str, Decimal]]:
+def costs_of(result: Result) -> dict[str, Decimal]:
     return cost_breakdown(result.gross, result.fees, result.margin_fees, result.rollover)
 
 

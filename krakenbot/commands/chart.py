@@ -6,10 +6,12 @@ All text from outside passes through `escape`.
 import json
 import math
 from collections.abc import Iterable, Sequence
+from decimal import Decimal
 from html import escape
 from itertools import pairwise
 from typing import NamedTuple
 
+from krakenbot.commands.page import section
 from krakenbot.format import MINUTE, UTC_FORM, moment, money, price, volume
 from krakenbot.log import clean
 
@@ -24,9 +26,9 @@ class Fill(NamedTuple):
 
     time: float
     sign: int
-    volume: float
-    price: float
-    fee: float
+    volume: Decimal
+    price: Decimal
+    fee: Decimal
     outcome: str = ""
     why: str = ""
     id: str = ""
@@ -43,9 +45,9 @@ class Fill(NamedTuple):
 
 
 class Chart:
-    """One chart: a time axis, a value axis, and layers added one by one.
+    """One chart: a time axis, a value axis for `values`, and layers added one by one.
 
-    `gaps` are indices of points before which nothing is known, so no line leads to them.
+    Nothing is known between points more than `gap_s` seconds apart, so no line joins them.
     """
 
     def __init__(
@@ -53,47 +55,46 @@ class Chart:
         title: str,
         times: Sequence[float],
         values: Sequence[float],
-        gaps: frozenset[int] = frozenset(),
+        gap_s: float,
         decimals: int = 2,
     ) -> None:
-        self.title, self.times, self.gaps, self.decimals = title, times, gaps, decimals
+        self.title, self.times, self.decimals = title, times, decimals
+        gap_s = max(gap_s, 2 * (times[-1] - times[0]) / COLUMNS)
+        steps = enumerate(pairwise(times), 1)
+        self.starts = {0, *(at for at, (before, now) in steps if now - before > gap_s)}
         bottom, top = min(values), max(values)
         margin = (top - bottom) * 0.06 or abs(top) * 0.001 or 1.0
         self.bottom, self.top = bottom - margin, top + margin
+        self.xs = [self._x(time) for time in times]
         self.layers = ""
         self.series: list[tuple[str, list[str]]] = []
         self.keys: dict[str, str] = {}
 
     def line(self, name: str, values: Sequence[float], kind: str) -> None:
-        points = map(self._at, self.times, values)
-        path = "".join(
-            f"{'M' if at in self.gaps or not at else ' '}{point}" for at, point in enumerate(points)
-        )
-        self._draw(kind, path)
+        points = enumerate(zip(self.xs, map(self._y, values), strict=True))
+        path = (f"{'M' if at in self.starts else ' '}{x} {y}" for at, (x, y) in points)
+        self._draw(kind, "".join(path))
         self.series.append((name, [f"{value:,.{self.decimals}f}" for value in values]))
         self.keys[name] = kind
 
     def area(self, kind: str, low: Sequence[float], high: Sequence[float]) -> None:
-        there, back = map(self._at, self.times, high), map(self._at, self.times, low)
-        self._draw(kind, f"M{' '.join([*there, *[*back][::-1]])}Z")
+        edge = [*zip(self.xs, high, strict=True), *zip(self.xs[::-1], low[::-1], strict=True)]
+        self._draw(kind, f"M{' '.join(f'{x} {self._y(value)}' for x, value in edge)}Z")
 
     def dots(self, fills: Iterable[Fill]) -> None:
-        for mark in fills:
-            if self.times[0] <= mark.time <= self.times[-1]:
-                when, side, size, paid, _, _, why, _ = mark.texts(self.decimals)
-                text = f"{when} {side} {size} at {paid}: {why}"
-                self._draw(side, f"M{self._at(mark.time, mark.price)}h0", text)
+        for fill in fills:
+            if self.times[0] <= fill.time <= self.times[-1]:
+                when, side, size, paid, _, _, why, _ = fill.texts(self.decimals)
+                path = f"M{self._x(fill.time)} {self._y(float(fill.price))}h0"
+                self._draw(side, path, f"{when} {side} {size} at {paid}: {why}")
                 self.keys |= {"buy": "buy", "sell": "sell"}
 
     def band(self, held: Sequence[float]) -> None:
         """Show the position along the bottom, where it is known."""
-        stretches = [
-            (*ends, held[at])
-            for at, ends in enumerate(pairwise(map(self._x, self.times)), 1)
-            if at not in self.gaps
-        ]
         for kind, sign in (("long", 1), ("short", -1)):
-            self._draw(kind, "".join(f"M{a} 1000H{b}" for a, b, v in stretches if v * sign > 0))
+            known = (at for at, volume in enumerate(held) if volume * sign > 0)
+            ends = ((self.xs[at - 1], self.xs[at]) for at in known if at not in self.starts)
+            self._draw(kind, "".join(f"M{a} 1000H{b}" for a, b in ends))
             self.keys[kind] = kind
 
     def html(self, note: str = "") -> str:
@@ -110,25 +111,22 @@ class Chart:
             labels += f'<span class="x{kind}" style="{place}">{text}</span>'
         keys = "".join(f'<span class="key {kind}">{key}</span>' for key, kind in self.keys.items())
         when = [moment(time, MINUTE) for time in self.times]
-        shown = {"t": when, "x": [*map(self._x, self.times)], "s": self.series}
+        shown = {"t": when, "x": self.xs, "s": self.series}
         numbers = json.dumps(shown, separators=(",", ":")).replace("<", "\\u003c")
-        return (
-            f'<section><h2>{escape(self.title)}</h2><p class="keys">{keys} '
-            f'<small>{escape(note)}</small></p><div class="chart"><svg viewBox="0 0 {COLUMNS} 1000"'
+        return section(
+            self.title,
+            note,
+            f'<p class="keys">{keys}</p><div class="chart"><svg viewBox="0 0 {COLUMNS} 1000"'
             f' preserveAspectRatio="none" aria-hidden="true">{grid}{self.layers}</svg>{labels}'
-            f'<i></i><output></output><script type="application/json">{numbers}</script></div>'
-            "</section>"
+            f'<i></i><output></output><script type="application/json">{numbers}</script></div>',
         )
 
     def _draw(self, kind: str, path: str, text: str = "") -> None:
         self.layers += f'<path class="{kind}" d="{path}"><title>{escape(text)}</title></path>'
 
-    def _at(self, moment: float, value: float) -> str:
-        return f"{self._x(moment)} {self._y(value)}"
-
     def _x(self, moment: float) -> float:
-        span = self.times[-1] - self.times[0]
-        return round((moment - self.times[0]) / span * COLUMNS, 1) if span else 0.0
+        span = (self.times[-1] - self.times[0]) or 1.0
+        return round((moment - self.times[0]) / span * COLUMNS, 1)
 
     def _y(self, value: float) -> float:
         return round((self.top - value) / (self.top - self.bottom) * 1000, 1)

@@ -5,6 +5,7 @@ import argparse
 from krakenbot import config as configuration
 from krakenbot.commands.help import page
 from krakenbot.config import Config
+from krakenbot.format import in_columns
 from krakenbot.log import clean
 
 EXAMPLE = "krakenbot config --example > config.toml"
@@ -21,9 +22,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     config = configuration.load_here(arguments.config)
     rows = [(key, value(config, key), by) for key, by in config.sources.items()]
-    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
-    for key, text, source in rows:
-        print(clean(f"{key:{widths[0]}}  {text:{widths[1]}}  {source}"))
+    print(*map(clean, in_columns(("", "", ""), rows)[1:]), sep="\n")
     return 0
 
 

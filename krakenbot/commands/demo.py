@@ -4,7 +4,7 @@ import argparse
 import os
 import tempfile
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from decimal import Decimal
 from pathlib import Path
 
@@ -42,38 +42,39 @@ def run(arguments: argparse.Namespace) -> int:
     for name in ("CREDENTIALS_DIRECTORY", "KRAKEN_API_KEY_FILE", "KRAKEN_API_SECRET_FILE"):
         os.environ.pop(name, None)
     os.environ["KRAKEN_API_KEY"], os.environ["KRAKEN_API_SECRET"] = SANDBOX_KEY, SANDBOX_SECRET
-    with _temporary_folder() as folder:
-        sandbox = server.Sandbox(f"random:{arguments.seed}", arguments.speed)
-        try:
-            config = Config(
-                mode="live",
-                size=SIZE,
-                strategy=strategy,
-                state_directory=Path(folder),
-                exchange=ExchangeTable(url=sandbox.url, clock_speed=arguments.speed),
-                risk=RiskTable(max_fee_percent_per_day=Decimal(1000)),
-            )
-            pace = f"one second is {arguments.speed / 60:g} minutes."
-            print(f"A built-in exchange listens on {sandbox.url}; {pace}", flush=True)
-            screen, left = Screen(), arguments.candles
+    try:
+        temporary = tempfile.TemporaryDirectory(prefix="krakenbot-demo-")
+    except OSError as error:
+        raise UsageError(f"{error.strerror}; set TMPDIR to a folder you may write to") from error
+    sandbox = server.Sandbox(f"random:{arguments.seed}", arguments.speed)
+    with temporary as folder, closing(sandbox):
+        config = Config(
+            mode="live",
+            size=SIZE,
+            strategy=strategy,
+            state_directory=Path(folder),
+            exchange=ExchangeTable(url=sandbox.url, clock_speed=arguments.speed),
+            risk=RiskTable(max_fee_percent_per_day=Decimal(1000)),
+        )
+        pace = f"one second is {arguments.speed / 60:g} minutes."
+        print(f"A built-in exchange listens on {sandbox.url}; {pace}", flush=True)
+        screen, left = Screen(), arguments.candles
 
-            def on_event(event: Event) -> None:
-                nonlocal left
-                presence(event)
-                screen(event)
-                left -= event.kind == "decision"
-                if left == 0:
-                    parts.clock.request_stop()
+        def on_event(event: Event) -> None:
+            nonlocal left
+            presence(event)
+            screen(event)
+            left -= event.kind == "decision"
+            if left == 0:
+                parts.clock.request_stop()
 
-            parts = assemble(config, live=True, on_event=on_event)
-            presence = Presence(parts.journal, parts.clock, config.interval * 60)
-            began = time.monotonic()
-            with suppress(StopRequestedError):
-                parts.bot.run()
-            logs.flush()
-            _summarise(parts, time.monotonic() - began, report)
-        finally:
-            sandbox.close()
+        parts = assemble(config, live=True, on_event=on_event)
+        presence = Presence(parts.journal, parts.clock, config.interval * 60)
+        began = time.monotonic()
+        with suppress(StopRequestedError):
+            parts.bot.run()
+        logs.flush()
+        _summarise(parts, time.monotonic() - began, report)
     return 0
 
 
@@ -86,53 +87,38 @@ def _report_and_strategy(path: str | None) -> tuple[Path, StrategyTable]:
     places = {name: os.environ[name] for name in ("HOME", "XDG_STATE_HOME") if name in os.environ}
     home = load("/dev/null", places, Path.cwd()).state_directory if places else Path.cwd()
     strategy = load(path, places, Path.cwd()).strategy if path else StrategyTable()
-    return _writable(home, Path.cwd()) / "krakenbot-demo.html", strategy
-
-
-def _writable(home: Path, here: Path) -> Path:
-    """Return the first folder in which a file can be made; UsageError when there is none."""
-    for folder in (home, here):
+    for folder in (home, Path.cwd()):
         with suppress(OSError):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=folder).close()
-            return folder
+            return folder / "krakenbot-demo.html", strategy
     raise UsageError(f"the report can be written neither to {home} nor to the current folder")
 
 
-def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
-    try:
-        return tempfile.TemporaryDirectory(prefix="krakenbot-demo-")
-    except OSError as error:
-        raise UsageError(f"{error.strerror}; set TMPDIR to a folder you may write to") from error
-
-
-def _summarise(parts: Parts, seconds: float, report: Path) -> None:
+def _summarise(parts: Parts, seconds: float, path: Path) -> None:
     Ledger(parts.exchange, parts.journal, parts.clock).read(parts.exchange.rules())
-    account, equity = parts.journal.account(), parts.journal.newest_equity()
-    mark = equity.price if equity else parts.exchange.quote().mid  # As in the report.
-    decided = [row.candle for row in parts.journal.decisions() if row.done]
-    pnl, position = account.pnl(mark), SIZE * mark
-    unresolved = len(parts.journal.open_intents())
-    margin = account.margin_fees + account.rollover
+    journal = parts.journal
+    report = report_of(parts.config, journal)
+    unresolved = len(journal.open_intents())
     figures = {
-        "candles decided on": f"{len(decided)}, in {seconds:.1f} s",
-        "orders sent": f"{parts.journal.orders_since(0)}, each once; unresolved: {unresolved}",
-        "position now": volume(account.held, "XBT"),
-        "result before costs": signed(money(pnl + account.costs, "USD")),
-        "trade fees": f"{money(-account.fees, 'USD')} (0.8 % per trade, the entry tier)",
-        "margin fees": money(-margin, "USD"),
-        "result after costs": f"{signed(money(pnl, 'USD'))}, "
-        f"{signed(percent(pnl / position * 100, 1))} of the position",
+        "candles decided on": f"{len(report.points)}, in {seconds:.1f} s",
+        "orders sent": f"{journal.orders_since(0)}, each once; unresolved: {unresolved}",
+        "position now": volume(journal.account().held, "XBT"),
     }
-    print(f"\n{'Interrupted. ' if parts.clock.signalled else ''}What happened:")
+    figures |= {name: signed(money(amount, "USD")) for name, amount in report.costs.items()}
+    print(f"\n{'Interrupted. ' if parts.clock.signalled else ''}The result:")
     for name, text in figures.items():
         print(f"  {name:22}{text}")
-    if decided:
-        minutes = (max(decided) - min(decided)) // 60 + 1  # A busy machine misses candles.
-        share = percent(account.fees / position / minutes * 1440 * 100, 0)
+    if report.points:
+        first, last = report.points[0], report.points[-1]
+        position = SIZE * Decimal(last.close)
+        days = Decimal(last.time - first.time + 60) / 86400  # A busy machine misses candles.
+        share = percent(journal.account().fees / position / days * 100, 0)
         print(
-            f"\nAt this pace fees alone cost {share} of the position per day.\n"
+            f"\nThe net is {signed(percent(report.costs['net'] / position * 100, 1))} of the "
+            f"position. At this pace the fees of the entry tier,\n0.8 % a trade, cost {share} of "
+            "the position per day.\n"
             "With real money use an `interval` far longer than a minute: krakenbot help costs"
         )
-    write(report, report_of(parts.config, parts.journal))
-    print(f"report: {report}")
+    write(path, report)
+    print(f"report: {path}")

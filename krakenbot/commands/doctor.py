@@ -24,7 +24,7 @@ from krakenbot.clock import SystemClock
 from krakenbot.commands.call import signed_client
 from krakenbot.credentials import load_credentials
 from krakenbot.errors import ConfigError
-from krakenbot.format import money, percent, shows_color, volume
+from krakenbot.format import asset, money, percent, price, shows_color, volume
 from krakenbot.handover import compared
 from krakenbot.journal_file import open_read_only
 from krakenbot.lock import Lock
@@ -184,7 +184,7 @@ class Checks:
         status = self.market.market_status()
         rules, self.quote = self.market.rules(), self.market.quote()
         self.rules, self.fee_rate = rules, assumed_fee_rate(self.config)
-        bid = money(self.quote.bid, rules.quote, rules.pair_decimals)
+        bid = f"{price(self.quote.bid, rules)} {asset(rules.quote)}"
         text = f"exchange {status.status}, {rules.altname} {rules.status}, bid {bid}"
         if notices := (*status.emergency, *status.upcoming):
             text += f"; Kraken announces: {'; '.join(notices)}"

@@ -15,11 +15,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    topics = sorted(
-        entry.name.removesuffix(".md")
-        for entry in resources.files("krakenbot").joinpath("manual").iterdir()
-        if entry.name.endswith(".md")
-    )
+    files = [entry.name for entry in resources.files("krakenbot").joinpath("manual").iterdir()]
+    topics = sorted(name.removesuffix(".md") for name in files if name.endswith(".md"))
     if arguments.topic is None:
         pages = f"Pages of the manual, printed by help TOPIC: {', '.join(topics)}"
         print(f"{overview()}\n{textwrap.fill(pages, 80)}")
@@ -27,8 +24,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(page(f"{arguments.topic}.md"), end="")
     else:
         nearest = difflib.get_close_matches(arguments.topic[:80], topics, 1, 0.0)[0]
-        wrong = f"no page {arguments.topic[:80]!r}; did you mean {nearest!r}?"
-        raise UsageError(f"{wrong} The pages: {', '.join(topics)}")
+        raise UsageError(f"no page {arguments.topic[:80]!r}; did you mean {nearest!r}?")
     return 0
 
 

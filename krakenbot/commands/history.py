@@ -24,6 +24,7 @@ from krakenbot.presence import units
 EXAMPLE = "krakenbot history orders --since 7d --format csv"
 
 COLUMNS = 80
+ISO_FORM = "%Y-%m-%dT%H:%M:%SZ"
 SPANS_S = {"m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
@@ -38,13 +39,17 @@ def run(arguments: argparse.Namespace) -> int:
     config = configuration.load_here(arguments.config)
     journal = open_read_only(journal_path(config))
     rows = ROWS[arguments.what](journal, arguments.since)
+    names = _COLUMNS[arguments.what].split()
+    plain = ({name: row[name] for name in names} for row in map(json_values, rows))
     if arguments.format == "json":
-        for row in map(json_values, rows):
+        for row in plain:
             print(json.dumps(row))
     elif arguments.format == "csv":
-        _print_csv(map(json_values, rows))
+        writer = csv.DictWriter(sys.stdout, names)  # RFC 4180, times as ISO 8601.
+        writer.writeheader()
+        writer.writerows(row | {"time": moment(row["time"], ISO_FORM)} for row in plain)
     else:
-        _print_table(rows, _SHOWN[arguments.what], units(journal, config.pair).decimals)
+        _print_table(rows, _SHOWN[arguments.what], units(journal, config.pair)[2])
     return 0
 
 
@@ -65,53 +70,40 @@ def since(text: str) -> int:
 
 
 def _decisions(journal: Journal, since: int) -> Iterator[dict[str, Any]]:
-    names = ("price", "average", "slope", "target", "held", "reason")
     for row in journal.decisions(since):
-        values = {name: getattr(row, name) for name in names}
-        yield {"time": row.candle, "interval": row.interval_s // 60, **values}
+        yield row._asdict() | {"time": row.candle, "interval": row.interval_s // 60}
 
 
 def _orders(journal: Journal, since: int) -> Iterator[dict[str, Any]]:
     opening_fees = journal.opening_fees()
     for intent in journal.intents():
-        if intent.created < since:
-            continue
-        yield {
-            "time": intent.created,
-            "purpose": intent.purpose.value,
-            "side": intent.side.value,
-            "volume": intent.executed,
-            "price": intent.cost / intent.executed if intent.executed else None,
-            "cost": intent.cost,
-            "fee": intent.fee,
-            "margin_fee": opening_fees.get(intent.id, ZERO),
-            "outcome": intent.outcome or "unresolved",
-            "asked": intent.volume,
-            "leverage": intent.leverage,
-            "client_order_id": intent.id,
-            "exchange_order_id": intent.exchange_order_id,
-            "reason": intent.reason,
-            "note": intent.note,
-        }
+        if intent.created >= since:
+            yield intent._asdict() | {
+                "time": intent.created,
+                "purpose": intent.purpose.value,
+                "side": intent.side.value,
+                "volume": intent.executed,
+                "price": intent.cost / intent.executed if intent.executed else None,
+                "margin_fee": opening_fees.get(intent.id, ZERO),
+                "outcome": intent.outcome or "unresolved",
+                "asked": intent.volume,
+                "client_order_id": intent.id,
+            }
 
 
 def _equity(journal: Journal, since: int) -> Iterator[dict[str, Any]]:
     for row in journal.equity(since):
-        yield {
-            "time": row.time,
-            "price": row.price,
-            "held": row.held,
-            "gross": row.pnl + row.fees + row.margin_fees + row.rollover,
-            "fees": row.fees,
-            "margin_fees": row.margin_fees,
-            "rollover": row.rollover,
-            "net": row.pnl,
-            "equity": row.equity,
-            "margin_level": row.margin_level,
-        }
+        gross = row.pnl + row.fees + row.margin_fees + row.rollover
+        yield row._asdict() | {"gross": gross, "net": row.pnl}
 
 
 ROWS = {"decisions": _decisions, "orders": _orders, "equity": _equity}
+_COLUMNS = {
+    "decisions": "time interval price average slope target held reason",
+    "orders": "time purpose side volume price cost fee margin_fee outcome asked leverage "
+    "client_order_id exchange_order_id reason note",
+    "equity": "time price held gross fees margin_fees rollover net equity margin_level",
+}
 # The columns that fit into 80 characters; csv and json have all.
 _SHOWN = {
     "decisions": "time |price |average |target |held reason",
@@ -119,15 +111,6 @@ _SHOWN = {
     "equity": "time |price |held |gross |net |equity |margin_level",
 }
 _MONEY = ("fee", "gross", "net", "equity")
-
-
-def _print_csv(rows: Iterable[dict[str, Any]]) -> None:
-    """Print RFC 4180 with a header; times as ISO 8601 in UTC."""
-    writer = csv.writer(sys.stdout)
-    for number, row in enumerate(rows):
-        if number == 0:
-            writer.writerow(row)
-        writer.writerow((row | {"time": moment(row["time"], "%Y-%m-%dT%H:%M:%SZ")}).values())
 
 
 def _print_table(rows: Iterable[dict[str, Any]], shown: str, decimals: int | None) -> None:

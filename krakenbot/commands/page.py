@@ -4,6 +4,7 @@ All text from outside passes through `escape`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
 from html import escape
 
 from krakenbot.commands.help import page as file
@@ -16,13 +17,14 @@ def page(
     title: str,
     subtitle: str,
     headline: str,
-    tone: float,
-    facts: Iterable[tuple[str, str]],
+    tone: Decimal | float,
+    facts: Mapping[str, str],
     notes: Iterable[str],
     sections: Iterable[str],
 ) -> str:
     """Return a whole page. `sections` are HTML already; the sign of `tone` colors the headline."""
-    shown = "".join(f"<div><dt>{escape(a)}</dt><dd>{escape(b)}</dd></div>" for a, b in facts)
+    pairs = ((escape(name), escape(fact)) for name, fact in facts.items())
+    shown = "".join(f"<div><dt>{name}</dt><dd>{fact}</dd></div>" for name, fact in pairs)
     lines = "".join(f'<p class="note">{escape(note)}</p>' for note in notes)
     return f"""<!doctype html><html lang="en"><head><meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none';
@@ -39,19 +41,20 @@ style-src 'unsafe-inline'; script-src 'unsafe-inline'">
 """
 
 
+def section(title: str, note: str, inside: str) -> str:
+    """Return a part of a page; `inside` is HTML already."""
+    return f"<section><h2>{escape(title)} <small>{escape(note)}</small></h2>{inside}</section>"
+
+
 def table(title: str, names: Sequence[str], rows: Sequence[Sequence[str]], note: str = "") -> str:
     """Return a scrollable table. Columns whose names begin with | are aligned right."""
     shown = rows[:ROWS_MAX]
     more = f", {len(shown)} of {len(rows):,}" if len(shown) < len(rows) else ""
     kinds = [' class="n"' if name.startswith("|") else "" for name in names]
-    lines = [_row("th", kinds, [name.removeprefix("|") for name in names])]
-    lines += [_row("td", kinds, row) for row in shown]
-    return _section(title, note + more, f'<table class="rows">{"".join(lines)}</table>')
-
-
-def _section(title: str, note: str, inside: str) -> str:
-    head = f"<h2>{escape(title)} <small>{escape(note)}</small></h2>"
-    return f'<section>{head}<div class="wide">{inside}</div></section>'
+    body = _row("th", kinds, [name.removeprefix("|") for name in names])
+    body += "".join(_row("td", kinds, row) for row in shown)
+    inside = f'<div class="wide"><table class="rows">{body}</table></div>'
+    return section(title, note + more, inside)
 
 
 def _row(tag: str, kinds: Sequence[str], cells: Sequence[str]) -> str:
@@ -74,21 +77,20 @@ def heat_map(title: str, corner: str, cells: Mapping[tuple[str, str], float], no
             share = value / ((best if value > 0 else worst) or 1) * 75
             body += f'<td class="{kind}" style="--share:{share:.0f}%">{signed(money(value))}</td>'
     table = f'<table class="heat"><tr><th>{escape(corner)}</th>{body}</tr></table>'
-    return _section(title, note, table)
+    return section(title, note, f'<div class="wide">{table}</div>')
 
 
-def bars(costs: Sequence[tuple[str, float]]) -> str:
+def bars(costs: Mapping[str, Decimal]) -> str:
     """Return signed amounts as bars to both sides of a middle line."""
-    largest = max((abs(amount) for _, amount in costs), default=0) or 1
-    rows = ""
-    for name, amount in costs:
+    largest, rows = max(map(abs, costs.values())) or 1, ""
+    for name, amount in costs.items():
         width = abs(amount) / largest * 50
         left = 50 if amount >= 0 else 50 - width
         bar = f'<b class="{_tone(amount)}" style="left:{left:.2f}%;width:{width:.2f}%"></b>'
         rows += f"<tr><th>{escape(name)}</th><td><div>{bar}</div></td>"
         rows += f"<td>{signed(money(amount))}</td></tr>"
-    return f'<section><h2>Where the money went</h2><table class="bars">{rows}</table></section>'
+    return section("Where the money went", "", f'<table class="bars">{rows}</table>')
 
 
-def _tone(amount: float) -> str:
+def _tone(amount: Decimal | float) -> str:
     return "good" if amount > 0 else "bad" if amount < 0 else "even"

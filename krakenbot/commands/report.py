@@ -1,21 +1,13 @@
 """`report`: one HTML file about what the bot did, from its journal alone; also for `backtest`."""
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
 from krakenbot import config as configuration
 from krakenbot.commands.chart import Fill
-from krakenbot.commands.run_report import (
-    Point,
-    RunReport,
-    cost_breakdown,
-    drawdowns,
-    thinned,
-    write,
-)
+from krakenbot.commands.run_report import Point, RunReport, cost_breakdown, write
 from krakenbot.config import Config, is_loopback
-from krakenbot.format import asset, moment, percent, volume
+from krakenbot.format import asset, moment, volume
 from krakenbot.identity import journal_path
 from krakenbot.journal import Journal
 from krakenbot.journal_file import open_read_only
@@ -30,8 +22,7 @@ GAP_CANDLES = 3  # A longer gap between decisions means that the bot was down.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    default = Path("krakenbot-report.html")
-    parser.add_argument("--output", metavar="FILE", type=Path, default=default)
+    parser.add_argument("--output", metavar="FILE", default="krakenbot-report.html", type=Path)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -44,72 +35,58 @@ def run(arguments: argparse.Namespace) -> int:
 
 def report_of(config: Config, journal: Journal) -> RunReport:
     """Return the report on everything in the journal."""
-    equity, unit = [*journal.equity()], units(journal, config.pair)
-    points = _points(equity, GAP_CANDLES * config.interval * 60)
+    equity, intents = [*journal.equity()], journal.intents()
+    base, quote, decimals = units(journal, config.pair)
     account, halted = journal.account(), journal.get("halted")
-    orders = [_fill(intent) for intent in journal.intents()]
-    charges = [Fill(time, 0, 0.0, 0.0, float(amount)) for time, amount in journal.charges()]
-    gross = account.costs + (account.pnl(equity[-1].price) if equity else ZERO)
-    balance = float((equity[0].equity or ZERO) - equity[0].pnl) if equity else 0.0
-    facts = {"Orders": f"{len(orders):,}", "Held now": volume(account.held, unit.base)}
-    if balance:
-        facts["Max drawdown"] = percent(max(drawdowns(balance, points)))
-    turnover = sum(fill.volume * fill.price for fill in orders)
-    fee_rate = float(account.fees) / turnover if turnover else 0.0
-    when = f"{moment(points[0].time)} to {moment(points[-1].time)}" if points else "no candle yet"
+    charges = [Fill(time, 0, ZERO, ZERO, amount) for time, amount in journal.charges()]
+    gross, balance, hold, when = account.costs, ZERO, ZERO, "no candle yet"
+    if equity:
+        first, last = equity[0], equity[-1]
+        gross, balance = gross + account.pnl(last.price), (first.equity or ZERO) - first.pnl
+        # Holding, too, pays for a purchase and a sale.
+        turnover = sum(intent.cost for intent in intents if intent.executed)
+        fee_rate = account.fees / (turnover or 1)
+        hold = config.size * (last.price - first.price - fee_rate * (first.price + last.price))
+        when = f"{moment(first.time)} to {moment(last.time)}"
     place = " on a sandbox, no real money" if is_loopback(config.exchange.url) else ""
     strategy = journal.get("strategy") or config.strategy.title
     return RunReport(
         title=f"{config.pair} · {config.mode}{place}",
         subtitle=f"{when}, {config.interval} min candles, {strategy}, size {volume(config.size)}, "
         f"leverage {config.leverage}",
-        quote=asset(unit.quote),
-        pair_decimals=unit.decimals,
+        quote=asset(quote),
+        pair_decimals=decimals,
         balance=balance,
-        size=float(config.size),
-        # Holding, too, pays for a purchase and a sale.
-        first_price=points[0].close + fee_rate * (points[0].close + points[-1].close)
-        if points
-        else 0.0,
-        facts=facts,
+        size=config.size,
+        hold=hold,
+        facts={"Orders": f"{len(intents):,}", "Held now": volume(account.held, base)},
         costs=cost_breakdown(gross, account.fees, account.margin_fees, account.rollover),
-        points=thinned(points),
+        points=[*map(_point, equity)],
         newest=[
             (row.candle + row.interval_s, float(row.price), float(row.average))
             for row in reversed(journal.newest_decisions(NEWEST))
             if row.done
         ],
         # A charge in the same second as an order is its opening fee, so it comes after it.
-        fills=sorted([*orders, *charges], key=lambda fill: fill.time),
+        fills=sorted([*map(_fill, intents), *charges], key=lambda fill: fill.time),
         notes=[],
         end=f"The bot is halted: {clean(halted)}." if halted else "",
+        gap_s=GAP_CANDLES * config.interval * 60,
     )
 
 
-def _points(equity: Sequence[Equity], gap_s: int) -> list[Point]:
-    return [
-        Point(
-            time=now.time,
-            low=float(now.price),
-            high=float(now.price),
-            close=float(now.price),
-            net=float(now.pnl),
-            gross=float(now.pnl + now.fees + now.margin_fees + now.rollover),
-            held=float(now.held),
-            is_after_gap=now.time - before.time > gap_s,
-        )
-        for before, now in zip([*equity[:1], *equity], equity, strict=False)
-    ]
+def _point(row: Equity) -> Point:
+    price, net, held = float(row.price), float(row.pnl), float(row.held)
+    gross = net + float(row.fees + row.margin_fees + row.rollover)
+    return Point(row.time, price, price, price, net, gross, held)
 
 
 def _fill(intent: Intent) -> Fill:
+    volume, price = intent.volume, ZERO
+    if intent.executed:
+        volume, price = intent.executed, intent.cost / intent.executed
+    outcome = intent.outcome or "not known yet"
+    why = f"{intent.reason}: {intent.note}" if intent.note else intent.reason
     return Fill(
-        time=intent.created,
-        sign=intent.side.sign,
-        volume=float(intent.executed or intent.volume),
-        price=float(intent.cost / intent.executed) if intent.executed else 0.0,
-        fee=float(intent.fee),
-        outcome=intent.outcome or "not known yet",
-        why=f"{intent.reason}: {intent.note}" if intent.note else intent.reason,
-        id=intent.id,
+        intent.created, intent.side.sign, volume, price, intent.fee, outcome, why, intent.id
     )

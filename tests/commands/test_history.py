@@ -61,6 +61,8 @@ class TestHistory(Folder):
 
     def test_nothing_yet_is_said(self) -> None:
         self.assertEqual("nothing yet\n", self.shown("equity"))
+        self.assertEqual("", self.shown("equity", "--format", "json"))
+        self.assertTrue(self.shown("equity", "--format", "csv").startswith("time,price,held,"))
 
     def test_a_zero_is_shown_as_one_and_only_nothing_as_a_dash(self) -> None:
         out = io.StringIO()

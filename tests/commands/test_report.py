@@ -10,6 +10,7 @@ import threading
 import unittest
 from decimal import Decimal as D
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
 from krakenbot import config
@@ -115,7 +116,7 @@ class ReportTest(unittest.TestCase):
         self.assertIn("Holding would have won 0.0047 USD", words[1])
 
     def test_a_result_of_nothing_is_no_loss(self) -> None:
-        self.assertEqual("made 0.00 USD", run_report._won(0.0, "USD"))
+        self.assertEqual("made 0.00 USD", run_report._won(D(0), "USD"))
 
     def test_drawdown_return_and_holding_are_in_percent(self) -> None:
         text = page()
@@ -131,8 +132,8 @@ class ReportTest(unittest.TestCase):
         row = "INSERT INTO equity VALUES (?, '100', '1', ?, '0', '0', '1000', NULL, '0')"
         for at in range(3 * COLUMNS):
             database.execute(row, (START + 60 * at, "-400" if at == 1500 else "0"))
-        facts = report_of(SETTINGS, Journal(database)).facts
-        self.assertEqual("40.00 %", facts["Max drawdown"])
+        text = render(report_of(SETTINGS, Journal(database)))
+        self.assertIn("<dt>Max drawdown</dt><dd>40.00 %</dd>", text)
 
     def test_numbers_stand_to_the_right_and_words_to_the_left(self) -> None:
         text = table("Orders", ("why", "|fee"), [("<b>", "28.57")])
@@ -157,7 +158,7 @@ class ReportTest(unittest.TestCase):
         journal.conclude(bought, Outcome.CLOSED, bought.created, found)
         journal.book([Booked("L1", bought.created, "opening", D("0.7"))])
         fills = report_of(SETTINGS, journal).fills
-        self.assertEqual([(1, 28.0), (0, 0.7)], [(fill.sign, fill.fee) for fill in fills])
+        self.assertEqual([(1, 28), (0, D("0.7"))], [(fill.sign, fill.fee) for fill in fills])
 
     def test_a_journal_without_anything_makes_a_page_too(self) -> None:
         self.assertIn("no candle yet", page(0, 0))
@@ -189,14 +190,24 @@ class ReportTest(unittest.TestCase):
         self.assertEqual("before\none\ntwo\nthree\n", kept.read_text())
 
     def test_many_points_are_thinned_without_losing_an_extreme(self) -> None:
-        points = (
+        points = [
             Point(at, 50.0, 2000.0 if at == 7_777 else 60.0, 55.0, 0.0, 0.0, 1.0)
             for at in range(50_000)
-        )
+        ]
         kept = thinned(points)
         self.assertLessEqual(len(kept), COLUMNS)
         self.assertGreater(len(kept), COLUMNS // 3)
         self.assertEqual((kept[-1].time, max(p.high for p in kept)), (49_999, 2000.0))
+
+    def test_the_end_is_drawn_as_finely_as_the_beginning(self) -> None:
+        times, count = [0], 0
+        while times[-1] < 1_000_000:  # Points of ever more candles, as a backtest makes them.
+            count = max(count + 1, count + count // COLUMNS)
+            times.append(count)
+        kept = thinned([Point(time, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0) for time in times])
+        steps = [after.time - before.time for before, after in pairwise(kept)]
+        self.assertLess(max(steps), 2.1 * times[-1] / COLUMNS)
+        self.assertGreater(len(kept), 0.9 * COLUMNS)
 
     def test_the_page_stays_small(self) -> None:
         self.assertLess(len(page(20_000, 2_000)), 3_000_000)
@@ -205,35 +216,35 @@ class ReportTest(unittest.TestCase):
 class RoundTripsTest(unittest.TestCase):
     def test_a_round_ends_flat_or_on_the_other_side(self) -> None:
         fills = [
-            Fill(0, 1, 0.05, 100.0, 0.5),
-            Fill(10, -1, 0.05, 110.0, 0.5),
-            Fill(20, -1, 0.05, 110.0, 0.5),
-            Fill(30, 1, 0.1, 100.0, 1.0),
+            Fill(0, 1, D("0.05"), D("100.0"), D("0.5")),
+            Fill(10, -1, D("0.05"), D("110.0"), D("0.5")),
+            Fill(20, -1, D("0.05"), D("110.0"), D("0.5")),
+            Fill(30, 1, D("0.1"), D("100.0"), D("1.0")),
         ]
         first, second = round_trips(fills)
         self.assertEqual(
             (0, 10, 1, 100.0, 110.0), (first.begin, first.end, first.sign, first.entry, first.exit)
         )
-        self.assertAlmostEqual(0.5 - 1.0, first.net)
-        self.assertAlmostEqual(-10.0, first.percent)
+        self.assertEqual(D("-0.5"), first.net)
+        self.assertEqual("-10.00 %", first.texts(1)[-1])
         self.assertEqual((20, 30, -1), (second.begin, second.end, second.sign))
-        self.assertAlmostEqual(0.5 - 1.0, second.net)
+        self.assertEqual(D("-0.5"), second.net)
 
     def test_parts_add_up_and_holding_costs_are_of_the_round_they_fall_in(self) -> None:
         fills = [
-            Fill(0, 1, 0.02, 100.0, 0.0),
-            Fill(1, 1, 0.03, 110.0, 0.0),
-            Fill(2, 0, 0.0, 0.0, 0.25),
-            Fill(3, -1, 0.04, 120.0, 0.0),
-            Fill(4, -1, 0.01, 120.0, 0.0),
-            Fill(5, 0, 0.0, 0.0, 9.0),
+            Fill(0, 1, D("0.02"), D("100.0"), D("0.0")),
+            Fill(1, 1, D("0.03"), D("110.0"), D("0.0")),
+            Fill(2, 0, D("0.0"), D("0.0"), D("0.25")),
+            Fill(3, -1, D("0.04"), D("120.0"), D("0.0")),
+            Fill(4, -1, D("0.01"), D("120.0"), D("0.0")),
+            Fill(5, 0, D("0.0"), D("0.0"), D("9.0")),
         ]
         (one,) = round_trips(fills)
-        self.assertAlmostEqual(106.0, one.entry)
-        self.assertAlmostEqual(0.05 * 14 - 0.25, one.net)
+        self.assertEqual(106, one.entry)
+        self.assertEqual(D("0.45"), one.net)
 
     def test_what_is_still_held_is_no_round_yet(self) -> None:
-        self.assertEqual([], round_trips([Fill(0, 1, 0.05, 100.0, 0.5)]))
+        self.assertEqual([], round_trips([Fill(0, 1, D("0.05"), D("100.0"), D("0.5"))]))
 
 
 class HeatMapTest(unittest.TestCase):

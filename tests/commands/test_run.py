@@ -67,6 +67,9 @@ BEYOND = {
     "difference",
     "exit_code",
     "end_reason",
+    "base",
+    "quote",
+    "now",
 }
 
 

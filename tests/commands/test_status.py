@@ -82,6 +82,11 @@ class TestLife(Folder):
         self.assertIn("exit code 76: the exchange holds 1, explained is 0", first)
         self.assertTrue(first.startswith("STOPPED since 20"), first)
 
+    def test_an_end_without_a_reason_is_no_halt(self) -> None:
+        journal = self.journal()
+        Presence(journal, SystemClock(), 60).end(0, "")
+        self.assertIn("exit code 0: no reason was recorded", " ".join(self.status().split()))
+
     def test_a_halt_that_was_cleared_is_not_told_as_if_it_held(self) -> None:
         journal = self.journal()
         journal.halt("flattened by hand")
@@ -219,6 +224,8 @@ class TestFigures(Folder):
         self.assertEqual([], got["warnings"])
         self.assertEqual("sma-slope", got["strategy"])
         self.assertEqual("9999.76786", got["equity"])
+        self.assertEqual(("XXBT", "ZUSD"), (got["base"], got["quote"]))
+        self.assertAlmostEqual(time.time(), got["now"], delta=5)
 
     def test_watch_shows_it_again_until_the_signal(self) -> None:
         self.journal()

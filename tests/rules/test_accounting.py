@@ -364,18 +364,18 @@ class TestRealized(AccountingTest):
         self.traded(journal, 0, Side.BUY, "1", "100")
         self.traded(journal, 1, Side.BUY, "1", "110")
         self.traded(journal, 2, Side.SELL, "1.5", "180")  # 120 each: 20 + 5
-        self.assertEqual(Decimal(25), realized(journal.intents()))
+        self.assertEqual(Decimal(25), realized(journal))
         self.traded(journal, 3, Side.SELL, "1", "130")  # half closes at 130: 10; half is short
-        self.assertEqual(Decimal(35), realized(journal.intents()))
+        self.assertEqual(Decimal(35), realized(journal))
         self.traded(journal, 4, Side.BUY, "0.5", "75")  # the short from 130 ends at 150
-        self.assertEqual(Decimal(25), realized(journal.intents()))
+        self.assertEqual(Decimal(25), realized(journal))
         self.assertEqual(0, journal.account().held)
         account = journal.account()
-        self.assertEqual(account.pnl(Decimal(1)) + account.costs, realized(journal.intents()))
+        self.assertEqual(account.pnl(Decimal(1)) + account.costs, realized(journal))
 
     def test_closing_an_adopted_position_realizes_what_it_won(self) -> None:
         journal = self.journal
         journal.adopt(Decimal(1), Decimal(100), CANDLE, True)
         self.traded(journal, 0, Side.SELL, "1", "110")
         self.assertEqual(journal.account().pnl(Decimal(999)), Decimal(10))
-        self.assertEqual(Decimal(10), realized(journal.intents()))
+        self.assertEqual(Decimal(10), realized(journal))

@@ -78,7 +78,7 @@ class TestAssets(unittest.TestCase):
 
     def test_a_number_of_any_size_is_written_out(self) -> None:
         for number in (D("1E+30"), D("1E-30"), 1e15, 3):
-            self.assertNotIn("E", formats.plain_thousands(number).upper())
+            self.assertNotIn("E", formats.volume(number).upper())
 
 
 class TestColors(unittest.TestCase):

@@ -11,7 +11,7 @@ import ssl
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
@@ -108,9 +108,9 @@ class Checks:
         self.lock: Lock | None = None
 
     def _python(self) -> Answer:
-        foreign = {name.partition(".")[0] for name in sys.modules} - sys.stdlib_module_names
-        if foreign := foreign - {"krakenbot", "__main__", "__mp_main__"}:
-            text = f"loaded from outside the standard library: {', '.join(sorted(foreign))}"
+        known = {*sys.stdlib_module_names, "krakenbot", "__main__", "__mp_main__"}
+        if foreign := [name for name in sorted(sys.modules) if _is_foreign(name, known)]:
+            text = f"loaded from outside the standard library: {', '.join(foreign)}"
             return "warn", text, "start with python3 -I -S"
         version = ".".join(map(str, sys.version_info[:3]))
         return "ok", f"Python {version}, {ssl.OPENSSL_VERSION}, nothing foreign loaded"
@@ -261,6 +261,14 @@ class Checks:
         found = objections(self.config, self.rules, self.quote, summary, self.fee_rate)
         against = [f"{side.value}: {why}" for side, why in found.items() if why]
         return ("fail", against[0]) if against else ("ok", text)
+
+
+def _is_foreign(name: str, known: Container[str]) -> bool:
+    """Return whether a module is none of those known, and not a distributor's own beside them."""
+    file = getattr(sys.modules[name], "__file__", None) or ""
+    is_beside = os.path.dirname(file) == os.path.dirname(os.__file__)
+    is_custom = name in ("sitecustomize", "usercustomize")  # Anybody's code, wherever it is.
+    return "." not in name and name not in known and (is_custom or not is_beside)
 
 
 # Name, check, the check that it needs, and the repair unless the check itself names one.

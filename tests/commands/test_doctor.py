@@ -1,8 +1,10 @@
 import json
 import os
+import sys
 import unittest
 import warnings
 from decimal import Decimal
+from types import ModuleType
 from unittest import mock
 
 from krakenbot import log
@@ -241,6 +243,21 @@ class TestFindings(Patient):
         self.state.mkdir(0o755)
         self.state.chmod(0o755)
         self.assertEqual("warn", self.examine("http://127.0.0.1:1")["state"].verdict)
+
+
+class TestPython(unittest.TestCase):
+    def test_only_a_module_from_elsewhere_is_foreign(self) -> None:
+        beside, elsewhere = os.path.dirname(os.__file__), "/usr/lib/python3/dist-packages"
+        for name, folder, is_foreign in (
+            ("_distributors_own", beside, False),
+            ("some_library", elsewhere, True),
+            ("sitecustomize", beside, True),
+        ):
+            module = ModuleType(name)
+            module.__file__ = f"{folder}/{name}.py"
+            with self.subTest(name), mock.patch.dict(sys.modules, {name: module}):
+                _, text, *_ = doctor.Checks(None)._python()
+                self.assertEqual(is_foreign, name in text)
 
 
 class TestOutput(Patient):

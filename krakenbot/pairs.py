@@ -11,7 +11,7 @@ from krakenbot.model import ZERO, Side
 class PairRules(NamedTuple):
     """One entry of AssetPairs. `pair` is Kraken's internal name, `altname` the one to send.
 
-    `ordermin` is in base, `costmin` in quote currency; `leverages_buy` and `leverages_sell` are
+    `ordermin` is in base, `costmin` in quote currency; `leverage_buy` and `leverage_sell` are
     empty if the pair has no margin on that side; `margin_stop` is percent; position limits are in
     base, None if unknown. Source: docs.kraken.com, "Get Tradable Asset Pairs".
     """
@@ -26,8 +26,8 @@ class PairRules(NamedTuple):
     cost_decimals: int
     ordermin: Decimal
     costmin: Decimal
-    leverages_buy: tuple[int, ...]
-    leverages_sell: tuple[int, ...]
+    leverage_buy: tuple[int, ...]
+    leverage_sell: tuple[int, ...]
     margin_stop: Decimal
     long_position_limit: Decimal | None
     short_position_limit: Decimal | None
@@ -37,7 +37,7 @@ class PairRules(NamedTuple):
         return Decimal(1).scaleb(-self.lot_decimals)
 
     def leverages(self, side: Side) -> tuple[int, ...]:
-        return self.leverages_buy if side is Side.BUY else self.leverages_sell
+        return self.leverage_buy if side is Side.BUY else self.leverage_sell
 
     def round_volume(self, volume: Decimal) -> Decimal:
         """Return the volume cut to the pair's lot decimals, towards zero."""
@@ -61,8 +61,8 @@ def parse_rules(pair: str, row: Mapping[str, Any]) -> PairRules:
             cost_decimals=_digits(row.get("cost_decimals", 8)),
             ordermin=decimal(row["ordermin"]),
             costmin=decimal(row.get("costmin") or 0),
-            leverages_buy=_leverages(row, "leverage_buy"),
-            leverages_sell=_leverages(row, "leverage_sell"),
+            leverage_buy=_leverages(row, "leverage_buy"),
+            leverage_sell=_leverages(row, "leverage_sell"),
             margin_stop=decimal(row.get("margin_stop") or 40),
             long_position_limit=_limit(row, "long_position_limit"),
             short_position_limit=_limit(row, "short_position_limit"),
@@ -76,8 +76,7 @@ def parse_rules(pair: str, row: Mapping[str, Any]) -> PairRules:
 
 def remember_rules(rules: PairRules) -> str:
     """Return the rules as a text for `recall_rules`."""
-    lists = {"leverage_buy": rules.leverages_buy, "leverage_sell": rules.leverages_sell}
-    return json.dumps(rules._asdict() | lists, default=str)
+    return json.dumps(rules._asdict(), default=str)
 
 
 def recall_rules(text: str) -> PairRules:
@@ -104,7 +103,7 @@ def plain(number: Decimal) -> str:
     text = f"{number:f}"
     if "." in text:
         text = text.rstrip("0").rstrip(".")
-    return "0" if text in ("-0", "") else text
+    return "0" if text == "-0" else text
 
 
 def _digits(value: object) -> int:

@@ -57,7 +57,7 @@ class TestRules(unittest.TestCase):
         row = {key: value for key, value in ROW.items() if key not in left_out}
         row |= {"leverage_buy": [], "leverage_sell": [], "short_position_limit": None}
         got = parse_rules("SOLUSD", row)
-        self.assertEqual(((), ()), (got.leverages_buy, got.leverages_sell))
+        self.assertEqual(((), ()), (got.leverage_buy, got.leverage_sell))
         self.assertEqual((None, None), (got.long_position_limit, got.short_position_limit))
         self.assertEqual(0, got.costmin)
 
@@ -81,7 +81,7 @@ class TestRules(unittest.TestCase):
 
     def test_a_fraction_in_a_field_of_margin_leaves_the_pair_readable(self) -> None:
         got = rules(leverage_buy=[2, Decimal("2.5"), 3], margin_stop=Decimal("42.5"))
-        self.assertEqual(((2, 3), Decimal("42.5")), (got.leverages_buy, got.margin_stop))
+        self.assertEqual(((2, 3), Decimal("42.5")), (got.leverage_buy, got.margin_stop))
 
     def test_something_that_is_no_entry_is_a_value_error(self) -> None:
         for row in (None, [], "text", 5, Decimal(1)):

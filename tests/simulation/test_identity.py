@@ -34,7 +34,7 @@ from krakenbot.records import Intent, Outcome
 from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
 from krakenbot.startup import Start, check_account
 from tests import slow
-from tests.clocks import StandingClock, close_clock
+from tests.clocks import StandingClock
 from tests.folders import own_folder
 from tests.logs import silence
 from tests.markets import begin_candle, sandbox_for, short_histories
@@ -82,7 +82,6 @@ class FrontDoor(unittest.TestCase):
             parts.bot.run(once=True)
         finally:
             parts.close()
-            close_clock(parts.clock)
 
     def bought(self) -> list[Decimal]:
         return [Decimal(row["vol_exec"]) for row in self.sandbox.api.orders.values()]

@@ -84,10 +84,13 @@ def _explained(command: str, error: BaseException) -> int:
     if isinstance(error, OSError) and _is_output_lost():
         return 0  # `_flushed` reports it.
     if code != 70:
-        log.say("\n".join(f"krakenbot: {log.clean(line)}" for line in str(error).splitlines()), 40)
+        log.say("\n".join(f"krakenbot: {log.clean(line)}" for line in str(error).splitlines()))
         return code
     # Indented, so that no text from outside can pass for a line of ours.
-    log.say("\n    ".join(["krakenbot: unexpected error", *log.describe(error).splitlines()]), 50)
+    log.say(
+        "\n    ".join(["krakenbot: unexpected error", *log.describe(error).splitlines()]),
+        "critical",
+    )
     return code
 
 
@@ -111,6 +114,6 @@ def _flushed(code: int) -> int:
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         if not isinstance(error, BrokenPipeError):  # The reader has closed the pipe.
-            log.say(f"krakenbot: cannot write to standard output: {error.strerror}", 40)
+            log.say(f"krakenbot: cannot write to standard output: {error.strerror}")
             return code or 2
     return code

@@ -4,33 +4,30 @@ A separate thread writes the lines: a reader that stops reading (a paused pager,
 neither the bot nor its exit.
 """
 
+import atexit
 import binascii
 import json
-import logging
 import os
 import queue
 import re
 import sys
 import threading
 import time
-import traceback
 from contextlib import suppress
+from functools import partial
 from typing import TextIO
 from urllib.parse import quote, quote_plus
 
 from krakenbot.model import Secret
 
-PRIORITIES = {50: 2, 40: 3, 30: 4, 20: 6, 10: 7}  # What journald reads at the start of a line.
+# The priority of each level, which journald reads at the start of a line; 2: a person must look.
+LEVELS = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
 LINES_MAX = 1000  # How many may wait to be read.
 FLUSH_S = 1.0  # How long the program waits for a reader at its exit.
 _SECRET_CHARACTERS_MIN = 4
 _PATH_CHARACTERS_MIN = 8
-_hidden: list[str] = []
-
-logger = logging.getLogger("krakenbot")
-logger.propagate = False
-debug, info, warning = logger.debug, logger.info, logger.warning
-critical = logger.critical  # A person must look.
+_hidden: set[str] = set()
+_settings: tuple[str, bool, TextIO | None] = ("warning", False, None)
 
 
 def setup(level: str, format: str, stream: TextIO | None = None) -> None:
@@ -38,20 +35,43 @@ def setup(level: str, format: str, stream: TextIO | None = None) -> None:
 
     `format` is "text" or "json". A line that cannot be written is lost without an exception.
     """
-    logger.handlers = [_Handler(stream, format == "json")]
-    logger.setLevel(level.upper())
+    global _settings
+    _settings = (level, format == "json", stream)
 
 
-def say(text: str, level: int = logging.INFO) -> None:
+def log(level: str, message: str, *values: object) -> None:
+    """Write one redacted line, in which `values` replace the placeholders of the message."""
+    lowest, is_json, stream = _settings
+    if LEVELS[level] > LEVELS[lowest]:
+        return
+    try:
+        line = clean(message % values if values else message)
+    except Exception:  # A wrong placeholder must not lose the line.
+        line = clean(f"{message} {values!r}")
+    stream, moment = stream or sys.stderr, time.gmtime(time.time())
+    mark = _mark(stream, level)
+    if is_json:
+        at = time.strftime("%Y-%m-%dT%H:%M:%SZ", moment)
+        line = json.dumps({"time": at, "level": level, "message": line})
+    elif not mark:  # journald adds time and level itself.
+        line = f"{time.strftime('%Y-%m-%d %H:%M:%S', moment)} {level.upper()} {line}"
+    put(stream, f"{mark}{line}\n")
+
+
+debug, info, warning, critical = (
+    partial(log, level) for level in ("debug", "info", "warning", "critical")
+)
+
+
+def say(text: str, level: str = "error") -> None:
     """Write lines to standard error that are not log lines, such as why a command ended.
 
-    With `format` "json" it is a log line.
+    With `format` "json" they are one log line.
     """
-    handler = logger.handlers[0]
-    if isinstance(handler, _Handler) and handler.is_json:
-        handler.emit(logger.makeRecord(logger.name, level, "", 0, "%s", (text,), None))
+    if _settings[1]:
+        log(level, "%s", text)
         return
-    mark = f"<{PRIORITIES[level]}>" if _is_journal(sys.stderr) else ""
+    mark = _mark(sys.stderr, level)
     put(sys.stderr, "".join(f"{mark}{line}\n" for line in text.splitlines()))
 
 
@@ -64,11 +84,6 @@ def put(stream: TextIO | None, text: str) -> None:
             stream.write(text)  # type: ignore[union-attr]
 
 
-def flush() -> None:
-    """Wait for at most FLUSH_S until everything put so far is written."""
-    _writer.flush()
-
-
 def register(secret: Secret) -> None:
     """Make `redact` hide this secret from now on, also in base64 or quoted for a URL."""
     text = secret.reveal()
@@ -79,14 +94,13 @@ def register(secret: Secret) -> None:
         quoted = quote(part, safe="")
         lower = re.sub("%..", lambda found: found[0].lower(), quoted)
         forms = {part, encoded, encoded.replace("+", "-").replace("/", "_"), quoted, lower}
-        forms |= {quote(part), quote_plus(part)} - {*_hidden}
-        _hidden.extend(form for form in forms if len(form) >= _SECRET_CHARACTERS_MIN)
-    _hidden.sort(key=len, reverse=True)
+        forms |= {quote(part), quote_plus(part)}
+        _hidden.update(form for form in forms if len(form) >= _SECRET_CHARACTERS_MIN)
 
 
 def redact(text: str) -> str:
     """Return the text with every registered secret replaced by `<secret>`."""
-    for form in _hidden:
+    for form in sorted(_hidden, key=len, reverse=True):
         text = text.replace(form, "<secret>")
     # Signatures and secrets that nobody registered are longer than any other word.
     return re.sub(r"[A-Za-z0-9+/]{84,}={0,2}", "<secret>", text)
@@ -102,33 +116,10 @@ def clean(text: str) -> str:
 
 def describe(error: BaseException) -> str:
     """Return the traceback of an error, cleaned line by line and without local values."""
+    import traceback  # It takes long, and few processes need it.
+
     lines = "".join(traceback.format_exception(error)).splitlines()
     return redact("\n".join(clean(line) for line in lines))
-
-
-class _Handler(logging.Handler):
-    """Writes each record as one redacted line."""
-
-    def __init__(self, stream: TextIO | None, is_json: bool) -> None:
-        super().__init__()
-        self._stream, self.is_json = stream, is_json
-
-    def emit(self, record: logging.LogRecord) -> None:
-        stream, moment = self._stream or sys.stderr, time.gmtime(record.created)
-        try:
-            line = clean(record.getMessage())
-        except Exception:  # A wrong placeholder must not lose the line.
-            line = clean(f"{record.msg} {record.args!r}")
-        if self.is_json:
-            words = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", moment)}
-            line = json.dumps(words | {"level": record.levelname.lower(), "message": line})
-        elif not _is_journal(stream):  # journald adds time and level itself.
-            line = f"{time.strftime('%Y-%m-%d %H:%M:%S', moment)} {record.levelname} {line}"
-        mark = f"<{PRIORITIES[record.levelno]}>" if _is_journal(stream) else ""
-        put(stream, f"{mark}{line}\n")
-
-    def flush(self) -> None:
-        _writer.flush()  # Called at the end of the program, too.
 
 
 class _Writer:
@@ -150,6 +141,7 @@ class _Writer:
             self._lost += 1
 
     def flush(self) -> None:
+        """Wait for at most FLUSH_S until everything put so far is written."""
         waiting = self._waiting
         with waiting.all_tasks_done:
             waiting.all_tasks_done.wait_for(lambda: not waiting.unfinished_tasks, FLUSH_S)
@@ -164,13 +156,15 @@ class _Writer:
             self._waiting.task_done()
 
 
-def _is_journal(stream: TextIO | None) -> bool:
-    """Return whether journald reads the stream. Source: systemd.exec(5), $JOURNAL_STREAM."""
+def _mark(stream: TextIO | None, level: str) -> str:
+    """Return a line's priority if journald reads the stream. Source: systemd.exec(5)."""
     with suppress(OSError, ValueError, AttributeError):
         at = os.fstat(stream.fileno())  # type: ignore[union-attr]
-        return os.environ.get("JOURNAL_STREAM") == f"{at.st_dev}:{at.st_ino}"
-    return False
+        if os.environ.get("JOURNAL_STREAM") == f"{at.st_dev}:{at.st_ino}":
+            return f"<{LEVELS[level]}>"
+    return ""
 
 
 _writer = _Writer()
-setup("warning", "text")
+flush = _writer.flush
+atexit.register(flush)

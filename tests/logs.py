@@ -4,19 +4,14 @@ import io
 import unittest
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from krakenbot import log
 
 
 def restoring() -> Callable[[], None]:
     """Return what brings back the log as it is now."""
-    handlers, level = log.logger.handlers, log.logger.level
-
-    def restore() -> None:
-        log.logger.handlers = handlers
-        log.logger.setLevel(level)
-
-    return restore
+    return partial(setattr, log, "_settings", log._settings)
 
 
 @contextmanager

@@ -46,7 +46,7 @@ class TestLog(unittest.TestCase):
 
     def test_in_json_why_a_command_ended_is_an_object_too(self) -> None:
         self.setup("json")
-        log.say("krakenbot: halted: why\nand what to do", 40)
+        log.say("krakenbot: halted: why\nand what to do")
         line = json.loads(self.stream.getvalue())
         self.assertEqual("error", line["level"])
         self.assertIn("halted: why", line["message"])
@@ -145,7 +145,7 @@ class TestLog(unittest.TestCase):
         code = (
             "import sys; from krakenbot import log; log.setup('info', 'text');"
             "[log.info('line ' * 20) for _ in range(5000)]; print(flush=True); sys.stdin.read(1);"
-            "log._writer.flush(); log.info('again')"
+            "log.flush(); log.info('again')"
         )
         command = [sys.executable, "-c", code]
         pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
@@ -157,7 +157,7 @@ class TestLog(unittest.TestCase):
         self.assertEqual((5001, True), (lost + text.count(" INFO "), lost > 1000))
 
     def test_why_a_command_ended_carries_its_priority_for_journald(self) -> None:
-        code = "from krakenbot import log; log.say('why\\nand how', 40)"
+        code = "from krakenbot import log; log.say('why\\nand how')"
         with tempfile.TemporaryFile() as file:
             at = os.fstat(file.fileno())
             run(code, stderr=file, env=os.environ | {"JOURNAL_STREAM": f"{at.st_dev}:{at.st_ino}"})

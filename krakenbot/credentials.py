@@ -1,6 +1,7 @@
 """The API key and its secret: where they are looked for, and the checks of their files."""
 
 import os
+import re
 import stat
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -99,32 +100,25 @@ def _read(path: str, *, strict: bool = True) -> str:
             if not stat.S_ISREG(mode):
                 raise ConfigError(f"{path}: not a regular file")
             if strict and mode & 0o177:
-                have = stat.S_IMODE(mode)
-                raise ConfigError(
-                    f"{path}: mode {have:04o} is too open for a secret; run: chmod 600 {path}"
-                )
+                too_open = f"mode {stat.S_IMODE(mode):04o} is too open for a secret"
+                raise ConfigError(f"{path}: {too_open}; run: chmod 600 {path}")
             raw = file.read(_CHARACTERS_MAX + 1)
-    except PermissionError:
-        raise ConfigError(f"{path}: this user may not read it; try again with sudo") from None
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+        hint = "; try again with sudo" if isinstance(error, PermissionError) else ""
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}{hint}") from error
     return _bare(raw.decode("utf-8-sig", "replace"), path)
 
 
 def _bare(text: str, where: str) -> str:
     """Return the secret without the white space around it; ConfigError says what is wrong."""
     bare = text.strip()
-    wrong = ""
-    if not bare:
-        wrong = "is empty; put the key into it"
-    elif len(text) > _CHARACTERS_MAX:
-        wrong = "is too long for a key"
-    elif bare[0] in "\"'`":
-        wrong = "has quotes around it; remove them"
-    elif not bare.isascii() or not all(c.isprintable() or c.isspace() for c in bare):
-        wrong = "is not plain text; is it the right file?"
-    elif len(bare.split()) > 1:
-        wrong = "has a space or a line end in the middle; a key is one word"
-    if wrong:
-        raise ConfigError(f"{where}: {wrong}")
+    for is_wrong, what in (
+        (not bare, "is empty; put the key into it"),
+        (len(text) > _CHARACTERS_MAX, "is too long for a key"),
+        (bare[:1] in ('"', "'", "`"), "has quotes around it; remove them"),
+        (re.search(r"[^!-~\s]", bare), "is not plain text; is it the right file?"),
+        (re.search(r"\s", bare), "has a space or a line end in the middle; a key is one word"),
+    ):
+        if is_wrong:
+            raise ConfigError(f"{where}: {what}")
     return bare

@@ -5,7 +5,6 @@ the same journal: the pair that a spelling means, the account of a key, and pair
 each journal. Those of 0.2.0 have only a spelling in their names.
 """
 
-import errno
 import json
 import os
 import re
@@ -20,7 +19,7 @@ from krakenbot.errors import ConfigError, StopError
 from krakenbot.journal import Journal
 from krakenbot.journal_file import open_read_only
 from krakenbot.kraken.signing import fingerprint
-from krakenbot.lock import Lock, exists, is_locked, no_access, open_private, took
+from krakenbot.lock import Lock, exists, is_locked, no_access, open_private
 from krakenbot.model import Secret
 from krakenbot.pairs import plain
 
@@ -44,30 +43,24 @@ def account_name(text: str) -> str:
 
 def recall(config: Config, kind: str, name: str) -> str:
     """Return what is stored under `kind` ("pair", "account" or "journal") and name, or ""."""
-    index, written = _index(config), f"{kind} {_host(config)} {name}"
-    return index.get(_entry(config, kind, name)) or index.get(written, "")  # As up to 0.3.2.
+    return _index(config).get(_entry(config, kind, name), "")
 
 
 def remember(config: Config, kind: str, name: str, value: str) -> None:
     """Store a value for `recall` on disk before returning; ConfigError when that fails."""
     path = config.state_directory / INDEX
     part = path.with_suffix(".part")
-    try:
-        lock = open_private(path.with_suffix(".lock"), os.O_RDWR)
+    # Bots that start at the same time change it one after the other.
+    with closing(Lock(path.with_suffix(".lock"), f"{path}", tries=INDEX_TRIES)):
+        index = _index(config) | {_entry(config, kind, name): value}
         try:
-            # Bots that start at the same time change it one after the other.
-            if not took(lock, INDEX_TRIES):
-                raise TimeoutError(errno.ETIMEDOUT, "another process holds its lock")
-            index = _index(config) | {_entry(config, kind, name): value}
             with open(open_private(part, os.O_WRONLY | os.O_TRUNC), "w") as file:
                 json.dump(index, file, indent=1, sort_keys=True)
                 file.flush()
                 os.fsync(file.fileno())
             part.replace(path)
-        finally:
-            os.close(lock)
-    except OSError as error:
-        raise no_access(path, f"{path} cannot be written", error) from error
+        except OSError as error:
+            raise no_access(path, f"{path} cannot be written", error) from error
 
 
 def _entry(config: Config, kind: str, name: str) -> str:
@@ -157,7 +150,7 @@ def unmanaged(config: Config, own: Path) -> list[str]:
 
 def _holding(config: Config) -> Iterator[tuple[Path, str, str]]:
     """Yield path, pair and what is held or unresolved of each journal that says so."""
-    for path, (pair, _) in _known(config, lambda spelling: ""):
+    for path, (pair, _) in _known(config):
         with suppress(ConfigError, StopError), closing(open_read_only(path)) as journal:
             if held := journal.account().held:
                 yield path, pair, f"{plain(held)} {pair} is still held"
@@ -202,24 +195,25 @@ def journal_path(config: Config) -> Path:
     )
 
 
-def _known(config: Config, pair_of: Callable[[str], str]) -> Iterator[tuple[Path, Identity]]:
+def _known(
+    config: Config, pair_of: Callable[[str], str] = lambda spelling: ""
+) -> Iterator[tuple[Path, Identity]]:
     """Yield path and identity of each journal of this mode and exchange, also of lost ones."""
     folder, prefix = config.state_directory, _prefix(config)
     try:
-        names = [Path(name) for name in os.listdir(folder)]
+        names = [*folder.iterdir()]
     except FileNotFoundError:
         return
     except OSError as error:
         what = f"the state directory {folder} cannot be read"
         raise no_access(folder, what, error) from error
-    for stem in sorted({name.stem for name in names if name.suffix in (".db", ".lock")}):
-        if not stem.startswith(prefix):
-            continue
-        owner = recall(config, "journal", stem).split(" ")
-        if len(owner) < 2:  # Only its name is known.
+    stems = {name.stem for name in names if name.suffix in (".db", ".lock")}
+    for stem in sorted(stem for stem in stems if stem.startswith(prefix)):
+        pair, _, account = recall(config, "journal", stem).partition(" ")
+        if not pair:  # Only its name is known.
             spelling, _, account = stem.removeprefix(prefix).partition("-")
-            owner = [recall(config, "pair", spelling) or pair_of(spelling) or spelling, account]
-        yield folder / f"{stem}.db", Identity(*owner)
+            pair = recall(config, "pair", spelling) or pair_of(spelling) or spelling
+        yield folder / f"{stem}.db", Identity(pair, account)
 
 
 def _held(path: Path) -> str:

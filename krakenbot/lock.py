@@ -25,13 +25,13 @@ class Lock:
     With a `name`, no other process of this machine may hold that name either.
     """
 
-    def __init__(self, path: Path, what: str, name: str = "") -> None:
+    def __init__(self, path: Path, what: str, name: str = "", *, tries: int = TRIES) -> None:
         self._path, self._since = path, moment(time.time())
         with ExitStack() as opened:
             try:
                 self._file = open_private(path, os.O_RDWR)
                 opened.callback(os.close, self._file)
-                if not took(self._file, TRIES):  # A holder may only be checking, as `is_locked`.
+                if not self._took(tries):  # A holder may only be checking, as `is_locked`.
                     holder = self.read(1) or "it does not say which process"
                     raise ConfigError(
                         f"another krakenbot holds {what} ({holder}; lock {path}){STOP}"
@@ -42,6 +42,14 @@ class Lock:
             if name and (claim := claim_on_machine(name, what)) is not None:
                 opened.callback(os.close, claim)
             self.close = opened.pop_all().close
+
+    def _took(self, tries: int) -> bool:
+        for _ in range(tries):
+            with suppress(OSError):
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            time.sleep(LOOK_S)
+        return False
 
     def read(self, line: int = 0) -> str:
         """Return the state, or for line 1 who holds the lock."""
@@ -60,16 +68,6 @@ class Lock:
         holder = f"pid {os.getpid()}, since {self._since}"
         os.pwrite(self._file, f"{state:{STATE_BYTES_MAX - 1}}\n{holder:<60}\n".encode(), 0)
         os.fsync(self._file)
-
-
-def took(file: int, tries: int) -> bool:
-    """Return whether the lock of an open file could be taken, waiting LOOK_S between tries."""
-    for _ in range(tries):
-        with suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        time.sleep(LOOK_S)
-    return False
 
 
 def claim_on_machine(name: str, what: str) -> int | None:

@@ -4,7 +4,6 @@ The bot as the front door makes it, in this process, against the built-in exchan
 clock runs a thousand times as fast as ours, so that two minutes pass in a moment.
 """
 
-import json
 import os
 import shutil
 import unittest
@@ -150,13 +149,6 @@ class TestSpelling(FrontDoor):
                     path = identity.journal_path(self.config._replace(pair=pair))
                     self.assertEqual(self.journals(), [path.name])
             self.doCleanups()
-
-    def test_an_index_of_0_3_2_still_tells_what_its_spellings_mean(self) -> None:
-        self.state.mkdir()
-        config = self.config._replace(pair="BTC/USD")
-        key = f"pair {identity._host(config)} BTC/USD"
-        (self.state / identity.INDEX).write_text(json.dumps({key: "XXBTZUSD"}))
-        self.assertEqual("XXBTZUSD", identity.recall(config, "pair", "BTC/USD"))
 
     def test_a_journal_of_0_2_0_is_found_whatever_its_spelling_and_carried_over(self) -> None:
         self.hold()

@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from krakenbot import log
-from krakenbot.config import Config, KeysTable, is_key_itself
+from krakenbot.config import Config, is_key_itself
 from krakenbot.errors import ConfigError
 from krakenbot.kraken.signing import decode_secret
 from krakenbot.log import register
@@ -26,37 +26,17 @@ class Credentials(NamedTuple):
     source: str
 
 
-def load_credentials(config: Config, prefix: str = "KRAKEN") -> Credentials | None:
-    """Return this process's API key and secret, registered for redaction, or None."""
-    credentials = load_secrets(os.environ, prefix, config.keys)
-    if credentials is not None:
-        decode_secret(credentials.secret)
-        _warn_of_foreign_code()
-    return credentials
-
-
-@cache
-def _warn_of_foreign_code() -> None:
-    """Warn of installed code that ran in this process before the program itself."""
-    for name in ("sitecustomize", "usercustomize"):
-        if name in sys.modules:
-            log.warning(
-                "%s ran in this process and may read the API key; `python3 -I -S krakenbot.pyz` "
-                "runs without it",
-                getattr(sys.modules[name], "__file__", ""),
-            )
-
-
-def load_secrets(
-    environ: Mapping[str, str], prefix: str = "KRAKEN", keys: KeysTable | None = None
+def load_credentials(
+    config: Config, prefix: str = "KRAKEN", environ: Mapping[str, str] = os.environ
 ) -> Credentials | None:
     """Return the first key and secret found, registered for redaction; None if there are none.
 
     Looks into $CREDENTIALS_DIRECTORY, at the files of [keys], at those named by
     <prefix>_API_KEY_FILE and <prefix>_API_SECRET_FILE, then at <prefix>_API_KEY and
-    <prefix>_API_SECRET. Raises ConfigError for half a pair and for a file that others may read.
+    <prefix>_API_SECRET. Raises ConfigError for half a pair, for a file that others may read, and
+    for what is no key or no base64.
     """
-    names = (f"{prefix}_API_KEY", f"{prefix}_API_SECRET")
+    names, folder = (f"{prefix}_API_KEY", f"{prefix}_API_SECRET"), "CREDENTIALS_DIRECTORY"
 
     def in_folder(path: str) -> str:
         # systemd protects this folder itself, with other modes.
@@ -69,11 +49,10 @@ def load_secrets(
         return _bare(environ[name], name) if environ.get(name, "").strip() else ""
 
     places: list[tuple[str, Iterable[object], Callable[[Any], str]]] = []
-    if folder := environ.get("CREDENTIALS_DIRECTORY"):
-        files = [f"{folder}/{name.lower()}" for name in names]
-        places.append(("CREDENTIALS_DIRECTORY", files, in_folder))
-    if prefix == "KRAKEN" and keys and keys.api_key_file:
-        places.append(("[keys]", map(str, keys), _read))
+    if environ.get(folder):
+        places.append((folder, [f"{environ[folder]}/{name.lower()}" for name in names], in_folder))
+    if prefix == "KRAKEN" and config.keys.api_key_file:
+        places.append(("[keys]", map(str, config.keys), _read))
     places.append((f"{names[0]}_FILE", [f"{name}_FILE" for name in names], in_named_file))
     places.append((names[0], names, in_variable))
     for source, pair, read in places:
@@ -82,11 +61,24 @@ def load_secrets(
             credentials = Credentials(Secret(key), Secret(secret), source)
             register(credentials.key)
             register(credentials.secret)
+            decode_secret(credentials.secret)
+            _warn_of_foreign_code()
             return credentials
         if key or secret:
             here, missing = (key_at, secret_at) if key else (secret_at, key_at)
             raise ConfigError(f"{here} is set, {missing} is not: a key needs its secret")
     return None
+
+
+@cache
+def _warn_of_foreign_code() -> None:
+    """Warn of installed code that ran in this process before the program itself."""
+    for module in filter(None, map(sys.modules.get, ("sitecustomize", "usercustomize"))):
+        log.warning(
+            "%s ran in this process and may read the API key; `python3 -I -S krakenbot.pyz` "
+            "runs without it",
+            getattr(module, "__file__", ""),
+        )
 
 
 def _read(path: str, *, strict: bool = True) -> str:

@@ -90,8 +90,7 @@ def place_of(
     ours = [
         path
         for path, (pair, account) in _known(config, pair_of)
-        if pair == identity.pair
-        and (account == identity.account or not (account and identity.account))
+        if pair == identity.pair and (not account or identity.account in ("", account))
     ]
     there = [path for path in ours if exists(path)]
     if len(there) > 1:
@@ -109,19 +108,17 @@ def place_of(
 
 def claim(config: Config, journal: Journal, path: Path, identity: Identity) -> None:
     """Record the journal's pair and account in it and the index; StopError if they differ."""
-    for key, mine in zip(("pair_id", "account"), identity, strict=True):
-        theirs = journal.get(key)
-        if theirs and theirs != mine:
-            raise StopError(
-                f"the journal {path} belongs to {key} {theirs}, the exchange now says "
-                f"{mine or 'nothing of it'}. Nothing was sent. Use the key and pair it was made "
-                "with, or another state.directory"
-            )
-        if mine and not theirs:
-            journal.put(**{key: mine})
-    owner = f"{journal.get('pair_id')} {journal.get('account')}"
-    if recall(config, "journal", path.stem) != owner:
-        remember(config, "journal", path.stem, owner)
+    known, text = Identity(journal.get("pair_id"), journal.get("account")), " ".join(identity)
+    if any(theirs not in ("", ours) for theirs, ours in zip(known, identity, strict=True)):
+        raise StopError(
+            f"the journal {path} is of pair and account {' '.join(known)}, the exchange now says "
+            f"{text}. Nothing was sent. Use the key and pair it was made with, or another "
+            "state.directory"
+        )
+    if known != identity:
+        journal.put(pair_id=identity.pair, account=identity.account)
+    if recall(config, "journal", path.stem) != text:
+        remember(config, "journal", path.stem, text)
 
 
 def key_lock(config: Config, key: str) -> Lock:

@@ -119,7 +119,7 @@ class TestSpelling(FrontDoor):
         self.addCleanup(journal.close)
         identity.claim(self.config, journal, path, identity.Identity("XXBTZUSD", "0123456789ab"))
         with self.assertRaisesRegex(
-            StopError, "account 0123456789ab, the exchange now says nothing"
+            StopError, "XXBTZUSD 0123456789ab, the exchange now says XXBTZUSD"
         ):
             identity.claim(self.config, journal, path, identity.Identity("XXBTZUSD"))
 

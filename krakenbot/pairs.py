@@ -1,7 +1,7 @@
 """What Kraken allows on one pair, and the only place where volumes are rounded."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from decimal import ROUND_DOWN, Decimal, InvalidOperation
 from typing import Any, NamedTuple
 
@@ -20,17 +20,17 @@ class PairRules(NamedTuple):
     altname: str
     base: str
     quote: str
-    status: str
     lot_decimals: int
     pair_decimals: int
-    cost_decimals: int
     ordermin: Decimal
-    costmin: Decimal
-    leverage_buy: tuple[int, ...]
-    leverage_sell: tuple[int, ...]
-    margin_stop: Decimal
-    long_position_limit: Decimal | None
-    short_position_limit: Decimal | None
+    status: str = "online"
+    cost_decimals: int = 8
+    costmin: Decimal = ZERO
+    leverage_buy: tuple[int, ...] = ()
+    leverage_sell: tuple[int, ...] = ()
+    margin_stop: Decimal = Decimal(40)
+    long_position_limit: Decimal | None = None
+    short_position_limit: Decimal | None = None
 
     @property
     def volume_step(self) -> Decimal:
@@ -50,24 +50,13 @@ def parse_rules(pair: str, row: Mapping[str, Any]) -> PairRules:
     Raises ValueError, naming the pair, when it is not of the expected shape.
     """
     try:
-        rules = PairRules(
-            pair=pair,
-            altname=str(row["altname"]),
-            base=str(row["base"]),
-            quote=str(row["quote"]),
-            status=str(row.get("status", "online")),
-            lot_decimals=_digits(row["lot_decimals"]),
-            pair_decimals=_digits(row["pair_decimals"]),
-            cost_decimals=_digits(row.get("cost_decimals", 8)),
-            ordermin=decimal(row["ordermin"]),
-            costmin=decimal(row.get("costmin") or 0),
-            leverage_buy=_leverages(row, "leverage_buy"),
-            leverage_sell=_leverages(row, "leverage_sell"),
-            margin_stop=decimal(row.get("margin_stop") or 40),
-            long_position_limit=_limit(row, "long_position_limit"),
-            short_position_limit=_limit(row, "short_position_limit"),
-        )
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        given = {
+            name: _READERS[kind](row[name])
+            for name, kind in PairRules.__annotations__.items()
+            if row.get(name) not in (None, "")
+        }
+        rules = PairRules(**given | {"pair": pair})
+    except (AttributeError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"AssetPairs entry {pair!r} is not as expected: {error!r}") from error
     if rules.ordermin < ZERO or rules.costmin < ZERO:
         raise ValueError(f"AssetPairs entry {pair!r} has a negative minimum")
@@ -113,14 +102,19 @@ def _digits(value: object) -> int:
     return int(digits)
 
 
-def _leverages(row: Mapping[str, Any], name: str) -> tuple[int, ...]:
+def _leverages(values: Iterable[object]) -> tuple[int, ...]:
     """Return the whole numbers in a list of leverages; others are not supported here."""
-    numbers = (decimal(value) for value in row.get(name) or ())
+    numbers = map(decimal, values)
     return tuple(int(number) for number in numbers if number == int(number) and number > 0)
 
 
-def _limit(row: Mapping[str, Any], name: str) -> Decimal | None:
-    return decimal(row[name]) if row.get(name) is not None else None
+_READERS: dict[object, Callable[[Any], Any]] = {
+    str: str,
+    int: _digits,
+    Decimal: decimal,
+    Decimal | None: decimal,
+    tuple[int, ...]: _leverages,
+}
 
 
 def earn_balances(balances: Mapping[str, Decimal], base: str) -> dict[str, Decimal]:

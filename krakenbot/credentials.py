@@ -4,9 +4,9 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from krakenbot import log
 from krakenbot.config import Config, is_key_itself
@@ -36,36 +36,36 @@ def load_credentials(
     <prefix>_API_SECRET. Raises ConfigError for half a pair, for a file that others may read, and
     for what is no key or no base64.
     """
-    names, folder = (f"{prefix}_API_KEY", f"{prefix}_API_SECRET"), "CREDENTIALS_DIRECTORY"
+    names = (f"{prefix}_API_KEY", f"{prefix}_API_SECRET")
+    folder = environ.get("CREDENTIALS_DIRECTORY")
+    in_systemd = [f"{folder}/{name.lower()}" for name in names] if folder else []
+    in_table = [str(path) for path in config.keys if path and prefix == "KRAKEN"]
 
-    def in_folder(path: str) -> str:
-        # systemd protects this folder itself, with other modes.
+    def of_systemd(path: str) -> str:
+        # systemd protects its folder itself, with other modes.
         return _read(path, strict=False) if os.path.lexists(path) else ""
 
-    def in_named_file(name: str) -> str:
-        return _read(environ[name]) if environ.get(name) else ""
+    def of_variable(name: str) -> str:
+        if not environ.get(name, "").strip():
+            return ""
+        return _read(environ[name]) if name.endswith("_FILE") else _bare(environ[name], name)
 
-    def in_variable(name: str) -> str:
-        return _bare(environ[name], name) if environ.get(name, "").strip() else ""
-
-    places: list[tuple[str, Iterable[object], Callable[[Any], str]]] = []
-    if environ.get(folder):
-        places.append((folder, [f"{environ[folder]}/{name.lower()}" for name in names], in_folder))
-    if prefix == "KRAKEN" and config.keys.api_key_file:
-        places.append(("[keys]", map(str, config.keys), _read))
-    places.append((f"{names[0]}_FILE", [f"{name}_FILE" for name in names], in_named_file))
-    places.append((names[0], names, in_variable))
-    for source, pair, read in places:
-        (key_at, key), (secret_at, secret) = [(where, read(where)) for where in pair]
-        if key and secret:
-            credentials = Credentials(Secret(key), Secret(secret), source)
-            register(credentials.key)
-            register(credentials.secret)
-            decode_secret(credentials.secret)
+    for source, pair, read in (
+        ("CREDENTIALS_DIRECTORY", in_systemd, of_systemd),
+        ("[keys]", in_table, _read),
+        (f"{names[0]}_FILE", [f"{name}_FILE" for name in names], of_variable),
+        (names[0], names, of_variable),
+    ):
+        texts = [read(where) for where in pair]
+        if all(texts) and texts:
+            key, secret = map(Secret, texts)
+            register(key)
+            register(secret)
+            decode_secret(secret)
             _warn_of_foreign_code()
-            return credentials
-        if key or secret:
-            here, missing = (key_at, secret_at) if key else (secret_at, key_at)
+            return Credentials(key, secret, source)
+        if any(texts):
+            here, missing = pair if texts[0] else reversed(pair)
             raise ConfigError(f"{here} is set, {missing} is not: a key needs its secret")
     return None
 

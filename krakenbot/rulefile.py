@@ -55,7 +55,8 @@ class Rule(NamedTuple):
         def ask() -> Signal:
             view = self.direction(seen, **parameters)
             if view is not None and (type(view) is bool or view not in (1, 0, -1)):
-                raise ValueError(f"direction returned {view!r:.80}, not 1, -1, 0 or None")
+                place = f"{self.path}:{self.direction.__code__.co_firstlineno}"
+                raise RuleError(f"{place}: direction returned {view!r:.80}, not 1, -1, 0 or None")
             average = Decimal(self.average(seen) if self.average else seen[-1].close)
             if not average.is_finite():
                 raise ValueError(f"average returned {average}")
@@ -127,14 +128,14 @@ def _guarded(ask: Callable[[], T], path: Path, answer_max_s: float = 0.0) -> T:
         signal.setitimer(signal.ITIMER_REAL, answer_max_s, _REPEAT_S)
         with localcontext():  # A rule must not change the precision of money elsewhere.
             return ask()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, RuleError):
         raise
     except BaseException as error:
         running = False
         import traceback  # It takes long to import, and rarely anything fails.
 
-        frames = traceback.walk_tb(error.__traceback__)
-        lines = [line for frame, line in frames if frame.f_code.co_filename == str(path)]
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == str(path)]
         if isinstance(error, SyntaxError) and error.filename == str(path):
             lines = [error.lineno or 0]
         what = traceback.format_exception_only(error)[-1].strip()

@@ -52,10 +52,12 @@ def remember(config: Config, kind: str, name: str, value: str) -> None:
     part = path.with_suffix(".part")
     # Bots that start at the same time change it one after the other.
     with closing(Lock(path.with_suffix(".lock"), f"{path}", tries=INDEX_TRIES)):
-        index = _index(config) | {_entry(config, kind, name): value}
+        index = _index(config)
+        if index.get(entry := _entry(config, kind, name)) == value:
+            return
         try:
             with open(open_private(part, os.O_WRONLY | os.O_TRUNC), "w") as file:
-                json.dump(index, file, indent=1, sort_keys=True)
+                json.dump(index | {entry: value}, file, indent=1, sort_keys=True)
                 file.flush()
                 os.fsync(file.fileno())
             part.replace(path)
@@ -117,8 +119,7 @@ def claim(config: Config, journal: Journal, path: Path, identity: Identity) -> N
         )
     if known != identity:
         journal.put(pair_id=identity.pair, account=identity.account)
-    if recall(config, "journal", path.stem) != text:
-        remember(config, "journal", path.stem, text)
+    remember(config, "journal", path.stem, text)
 
 
 def key_lock(config: Config, key: str) -> Lock:

@@ -32,16 +32,12 @@ class PairRules(NamedTuple):
     long_position_limit: Decimal | None = None
     short_position_limit: Decimal | None = None
 
-    @property
-    def volume_step(self) -> Decimal:
-        return Decimal(1).scaleb(-self.lot_decimals)
-
     def leverages(self, side: Side) -> tuple[int, ...]:
         return self.leverage_buy if side is Side.BUY else self.leverage_sell
 
     def round_volume(self, volume: Decimal) -> Decimal:
         """Return the volume cut to the pair's lot decimals, towards zero."""
-        return volume.quantize(self.volume_step, rounding=ROUND_DOWN)
+        return volume.quantize(Decimal(1).scaleb(-self.lot_decimals), rounding=ROUND_DOWN)
 
 
 def parse_rules(pair: str, row: Mapping[str, Any]) -> PairRules:

@@ -95,11 +95,11 @@ class TestRounding(unittest.TestCase):
         for _ in range(500):
             got = rules(lot_decimals=draw.randint(0, 8))
             volume = Decimal(draw.randint(-(10**14), 10**14)).scaleb(-draw.randint(0, 14))
-            rounded = got.round_volume(volume)
+            rounded, step = got.round_volume(volume), Decimal(1).scaleb(-got.lot_decimals)
             with self.subTest(volume=volume, decimals=got.lot_decimals):
                 self.assertLessEqual(abs(rounded), abs(volume))
-                self.assertLess(abs(volume - rounded), got.volume_step)
-                self.assertEqual(0, rounded % got.volume_step)
+                self.assertLess(abs(volume - rounded), step)
+                self.assertEqual(0, rounded % step)
                 self.assertGreaterEqual(rounded * volume, 0)
 
     def test_a_volume_that_fits_stays_as_it_is(self) -> None:

@@ -19,7 +19,7 @@ from krakenbot.errors import ConfigError, StopError
 from krakenbot.journal import Journal
 from krakenbot.journal_file import open_read_only
 from krakenbot.kraken.signing import fingerprint
-from krakenbot.lock import Lock, exists, is_locked, no_access, open_private
+from krakenbot.lock import Lock, is_locked, no_access, open_private
 from krakenbot.model import Secret
 from krakenbot.pairs import plain
 
@@ -47,7 +47,10 @@ def recall(config: Config, kind: str, name: str) -> str:
 
 
 def remember(config: Config, kind: str, name: str, value: str) -> None:
-    """Store a value for `recall` on disk before returning; ConfigError when that fails."""
+    """Store a value for `recall`; ConfigError when that fails.
+
+    A power failure may lose it: then the exchange is asked again.
+    """
     path = config.state_directory / INDEX
     part = path.with_suffix(".part")
     # Bots that start at the same time change it one after the other.
@@ -58,8 +61,6 @@ def remember(config: Config, kind: str, name: str, value: str) -> None:
         try:
             with open(open_private(part, os.O_WRONLY | os.O_TRUNC), "w") as file:
                 json.dump(index | {entry: value}, file, indent=1, sort_keys=True)
-                file.flush()
-                os.fsync(file.fileno())
             part.replace(path)
         except OSError as error:
             raise no_access(path, f"{path} cannot be written", error) from error
@@ -79,7 +80,7 @@ def _index(config: Config) -> dict[str, str]:
         index = json.loads((config.state_directory / INDEX).read_text(encoding="utf-8"))
         return {str(key): str(value) for key, value in index.items()}
     except (OSError, ValueError, AttributeError):
-        return {}  # The exchange will be asked again.
+        return {}
 
 
 def place_of(
@@ -94,7 +95,7 @@ def place_of(
         for path, (pair, account) in _known(config, pair_of)
         if pair == identity.pair and (not account or identity.account in ("", account))
     ]
-    there = [path for path in ours if exists(path)]
+    there = [path for path in ours if os.path.lexists(path)]
     if len(there) > 1:
         listed = "".join(f"\n  {path} records {_held(path)}" for path in there)
         raise StopError(
@@ -168,7 +169,7 @@ def find(config: Config) -> Path | None:
             account = recall(config, "account", fingerprint(credentials.key))
     pair = recall(config, "pair", config.pair) or _bare(_spelled(config.pair))
     path = place_of(config, Identity(pair, account))
-    return path if exists(path) else None
+    return path if os.path.lexists(path) else None
 
 
 def journal_path(config: Config) -> Path:

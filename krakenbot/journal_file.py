@@ -10,7 +10,7 @@ from pathlib import Path
 from krakenbot.alerts import active_alerts
 from krakenbot.errors import ConfigError
 from krakenbot.journal import BUSY_S, Journal, advice, damaged
-from krakenbot.lock import access_hint, exists, no_access, open_private
+from krakenbot.lock import access_hint, no_access, open_private
 
 MIGRATIONS = (
     """
@@ -62,7 +62,7 @@ def open_journal(path: Path | None) -> Journal:
         memory = sqlite3.connect(":memory:", isolation_level=None)
         return Journal(prepare(memory, Path(":memory:")))
     with _explained(path):
-        if exists(path):
+        if os.path.lexists(path):
             _connect(path).close()
         os.close(open_private(path, os.O_RDWR))
         connection = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None)
@@ -86,7 +86,7 @@ def prepare(connection: sqlite3.Connection, path: Path) -> sqlite3.Connection:
 def open_read_only(path: Path) -> Journal:
     """Open an existing journal for commands that only read; ConfigError when there is none."""
     with _explained(path):
-        if not exists(path):
+        if not os.path.lexists(path):
             raise ConfigError(f"there is no journal {path} yet: this bot has not run")
         connection = _connect(path)
         if _version(connection) < len(MIGRATIONS):

@@ -136,17 +136,6 @@ def open_private(path: Path, flags: int) -> int:
     return file
 
 
-def exists(path: Path) -> bool:
-    """Return whether the file exists; ConfigError when that cannot be checked."""
-    try:
-        path.lstat()
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    except OSError as error:
-        raise no_access(path, f"{path} cannot be checked", error) from error
-    return True
-
-
 def is_locked(path: Path) -> bool:
     """Return whether a process holds this lock; False when there is no such file."""
     try:

@@ -73,7 +73,7 @@ _WHERE = "https://host or http:// with a loopback address, and nothing after it"
 _EXCHANGE_URL = _text(f"{_ORIGIN}/?", _WHERE, lambda url: url.removesuffix("/"))
 _PROXY = _text(rf"http://{_HOST}{_PORT}", "http://host:port")
 _PRIVATELY = "https without user and password, or http on loopback"
-_NOTIFY_URL = _text(rf"{_ORIGIN}([/?][!-~]*)?", _PRIVATELY, Secret)
+_NOTIFY_URL = _text(rf"{_ORIGIN}([/?][!-~]*)?", _PRIVATELY, register)
 _BODY = _text(r"(?s:.{1,10000})", "text of at most 10000 characters", Secret)
 _PATH = _text(r"[^\x00-\x1f\x7f]+", "a path", Path)
 _KEY_FILE = _Rule(
@@ -194,7 +194,7 @@ _KEYS: dict[str, tuple[object, _Rule]] = {
 def load(path: str | None, environ: Mapping[str, str], cwd: Path) -> Config:
     """Return the configuration; `path` is the one named on the command line.
 
-    Raises ConfigError with one line for each mistake. Registers the secrets in it for redaction.
+    Raises ConfigError with one line for each mistake. Its secrets are hidden from then on.
     """
     errors: list[str] = []
     values: dict[str, Any] = {key: default for key, (default, _) in _KEYS.items()}
@@ -220,9 +220,6 @@ def load(path: str | None, environ: Mapping[str, str], cwd: Path) -> Config:
     top = {key: value for key, value in values.items() if "." not in key}
     for table, kind in _TABLES.items():
         top[table] = kind(*(values[f"{table}.{field}"] for field in kind._fields))
-    for address in (top["notify"].url, top["notify"].heartbeat_url):
-        if address is not None:
-            register(address)
     folder = top.pop("state").directory
     return Config(**top, state_directory=folder, sources=sources)
 
@@ -249,8 +246,8 @@ def is_key_itself(path: str) -> bool:
     bare = re.sub(r"[\s\"'`]", "", path)
     if not re.fullmatch(r"[A-Za-z0-9+/]{40,}={0,2}", bare) or os.path.lexists(path):
         return False
-    register(Secret(path))
-    register(Secret(bare))
+    register(path)
+    register(bare)
     return True
 
 

@@ -58,9 +58,7 @@ def load_credentials(
     ):
         texts = [read(where) for where in pair]
         if all(texts) and texts:
-            key, secret = map(Secret, texts)
-            register(key)
-            register(secret)
+            key, secret = map(register, texts)
             decode_secret(secret)
             _warn_of_foreign_code()
             return Credentials(key, secret, source)

@@ -84,9 +84,8 @@ def put(stream: TextIO | None, text: str) -> None:
             stream.write(text)  # type: ignore[union-attr]
 
 
-def register(secret: Secret) -> None:
-    """Make `redact` hide this secret from now on, also in base64 or quoted for a URL."""
-    text = secret.reveal()
+def register(text: str) -> Secret:
+    """Return a secret that `redact` hides from now on, also in base64 or quoted for a URL."""
     # In a URL the part after the host is the secret one, and errors may show it alone.
     rest = re.split("[/?]", text.partition("://")[2], maxsplit=1)[-1]
     for part in (text, rest) if len(rest) >= _PATH_CHARACTERS_MIN else (text,):
@@ -96,6 +95,7 @@ def register(secret: Secret) -> None:
         forms = {part, encoded, encoded.replace("+", "-").replace("/", "_"), quoted, lower}
         forms |= {quote(part), quote_plus(part)}
         _hidden.update(form for form in forms if len(form) >= _SECRET_CHARACTERS_MIN)
+    return Secret(text)
 
 
 def redact(text: str) -> str:

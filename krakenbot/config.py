@@ -141,10 +141,6 @@ class PaperTable(NamedTuple):
     balance: Annotated[Decimal, _number(_HUGE)] = Decimal(10000)
 
 
-class StateTable(NamedTuple):
-    directory: Annotated[Path | None, _PATH] = None
-
-
 class LogTable(NamedTuple):
     level: Annotated[str, _one_of("debug", "info", "warning", "error")] = "info"
     format: Annotated[str, _one_of("text", "json")] = "text"
@@ -181,14 +177,14 @@ class Config(NamedTuple):
 
 _TABLES: dict[str, Any] = {
     name: kind for name, kind in Config.__annotations__.items() if hasattr(kind, "_fields")
-} | {"state": StateTable}
+}
 # Each key's default (None: none) and its rule.
 _KEYS: dict[str, tuple[object, _Rule]] = {
     f"{table}.{field}".removeprefix("."): (kind._field_defaults[field], hint.__metadata__[0])
     for table, kind in {"": Config, **_TABLES}.items()
     for field, hint in kind.__annotations__.items()
     if hasattr(hint, "__metadata__")
-}
+} | {"state.directory": (None, _PATH)}
 
 
 def load(path: str | None, environ: Mapping[str, str], cwd: Path) -> Config:
@@ -220,8 +216,7 @@ def load(path: str | None, environ: Mapping[str, str], cwd: Path) -> Config:
     top = {key: value for key, value in values.items() if "." not in key}
     for table, kind in _TABLES.items():
         top[table] = kind(*(values[f"{table}.{field}"] for field in kind._fields))
-    folder = top.pop("state").directory
-    return Config(**top, state_directory=folder, sources=sources)
+    return Config(**top, state_directory=values["state.directory"], sources=sources)
 
 
 def load_here(path: str | None) -> Config:
@@ -265,11 +260,12 @@ def _settings(
     named = path if path is not None else environ.get("KRAKENBOT_CONFIG") or None
     file = "config.toml" if named is None else named
     for name, raw in _read_toml(file, named is not None, environ, cwd, errors).items():
-        if name in _TABLES and not isinstance(raw, dict):
-            fields = ", ".join(_TABLES[name]._fields)
-            errors.append(f"{file}: '{name}' is a table: write [{name}] with {fields}")
+        fields = [key.removeprefix(f"{name}.") for key in _KEYS if key.startswith(f"{name}.")]
+        if fields and not isinstance(raw, dict):
+            how = f"write [{name}] with {', '.join(fields)}"
+            errors.append(f"{file}: '{name}' is a table: {how}")
             continue
-        is_table = isinstance(raw, dict) and (name in _TABLES or (raw and name not in _KEYS))
+        is_table = isinstance(raw, dict) and (fields or (raw and name not in _KEYS))
         inner = {f"{name}.{key}": raw[key] for key in raw} if is_table else {name: raw}
         for key in inner:
             if key in _KEYS:

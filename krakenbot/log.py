@@ -27,6 +27,8 @@ FLUSH_S = 1.0  # How long the program waits for a reader at its exit.
 _SECRET_CHARACTERS_MIN = 4
 _PATH_CHARACTERS_MIN = 8
 _hidden: set[str] = set()
+_waiting: queue.Queue[tuple[int, str]] = queue.Queue(LINES_MAX)
+_lost = 0
 _settings: tuple[str, bool, TextIO | None] = ("warning", False, None)
 
 
@@ -76,12 +78,31 @@ def say(text: str, level: str = "error") -> None:
 
 
 def put(stream: TextIO | None, text: str) -> None:
-    """Write to a stream without ever waiting for its reader."""
+    """Write to a stream without ever waiting for its reader.
+
+    Lines that nobody reads are dropped, and counted in a later line.
+    """
+    global _lost
     try:
-        _writer.put(stream.fileno(), text)  # type: ignore[union-attr]
+        descriptor = stream.fileno()  # type: ignore[union-attr]
     except (OSError, ValueError, AttributeError):  # A stream in memory, closed, or none.
         with suppress(OSError, ValueError, AttributeError):
             stream.write(text)  # type: ignore[union-attr]
+        return
+    try:
+        if _thread.ident is None:
+            _thread.start()
+        lost = f"{_lost} lines are lost: nobody read them\n" if _lost else ""
+        _waiting.put_nowait((descriptor, lost + text))
+        _lost = 0
+    except (queue.Full, RuntimeError):
+        _lost += 1
+
+
+def flush() -> None:
+    """Wait for at most FLUSH_S until everything put so far is written."""
+    with _waiting.all_tasks_done:
+        _waiting.all_tasks_done.wait_for(lambda: not _waiting.unfinished_tasks, FLUSH_S)
 
 
 def register(text: str) -> Secret:
@@ -122,38 +143,14 @@ def describe(error: BaseException) -> str:
     return redact("\n".join(clean(line) for line in lines))
 
 
-class _Writer:
-    """The writing thread. Lines that nobody reads are dropped and counted in a later line."""
-
-    def __init__(self) -> None:
-        self._waiting: queue.Queue[tuple[int, str]] = queue.Queue(LINES_MAX)
-        self._lost = 0
-        self._thread = threading.Thread(target=self._run, name="log", daemon=True)
-
-    def put(self, descriptor: int, text: str) -> None:
-        try:
-            if self._thread.ident is None:
-                self._thread.start()
-            lost = f"{self._lost} lines are lost: nobody read them\n" if self._lost else ""
-            self._waiting.put_nowait((descriptor, lost + text))
-            self._lost = 0
-        except (queue.Full, RuntimeError):
-            self._lost += 1
-
-    def flush(self) -> None:
-        """Wait for at most FLUSH_S until everything put so far is written."""
-        waiting = self._waiting
-        with waiting.all_tasks_done:
-            waiting.all_tasks_done.wait_for(lambda: not waiting.unfinished_tasks, FLUSH_S)
-
-    def _run(self) -> None:
-        while True:
-            descriptor, text = self._waiting.get()
-            left = text.encode(errors="backslashreplace")
-            with suppress(OSError):
-                while left:
-                    left = left[os.write(descriptor, left) :]
-            self._waiting.task_done()
+def _write() -> None:
+    while True:
+        descriptor, text = _waiting.get()
+        left = text.encode(errors="backslashreplace")
+        with suppress(OSError):
+            while left:
+                left = left[os.write(descriptor, left) :]
+        _waiting.task_done()
 
 
 def _mark(stream: TextIO | None, level: str) -> str:
@@ -165,6 +162,5 @@ def _mark(stream: TextIO | None, level: str) -> str:
     return ""
 
 
-_writer = _Writer()
-flush = _writer.flush
+_thread = threading.Thread(target=_write, name="log", daemon=True)
 atexit.register(flush)

@@ -31,11 +31,7 @@ class Lock:
             try:
                 self._file = open_private(path, os.O_RDWR)
                 opened.callback(os.close, self._file)
-                if not self._took(tries):  # A holder may only be checking, as `is_locked`.
-                    holder = self.read(1) or "it does not say which process"
-                    raise ConfigError(
-                        f"another krakenbot holds {what} ({holder}; lock {path}){STOP}"
-                    )
+                self._take(what, tries)
                 self._put(self.read())
             except OSError as error:
                 raise no_access(path, f"the lock {path} cannot be used", error) from error
@@ -43,13 +39,14 @@ class Lock:
                 opened.callback(os.close, claim)
             self.close = opened.pop_all().close
 
-    def _took(self, tries: int) -> bool:
+    def _take(self, what: str, tries: int) -> None:
         for _ in range(tries):
             with suppress(OSError):
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return True
-            time.sleep(LOOK_S)
-        return False
+                return
+            time.sleep(LOOK_S)  # The holder may only be checking, as `is_locked` does.
+        holder = self.read(1) or "it does not say which process"
+        raise ConfigError(f"another krakenbot holds {what} ({holder}; lock {self._path}){STOP}")
 
     def read(self, line: int = 0) -> str:
         """Return the state, or for line 1 who holds the lock."""

@@ -78,17 +78,16 @@ _BODY = _text(r"(?s:.{1,10000})", "text of at most 10000 characters", Secret)
 _PATH = _text(r"[^\x00-\x1f\x7f]+", "a path", Path)
 _KEY_FILE = _Rule(
     "the path of a file, not the key",
-    lambda raw: not (isinstance(raw, str) and is_key_itself(raw)) and _PATH.accepts(raw),
+    lambda raw: _PATH.accepts(raw) and not is_key_itself(raw),
     Path,
 )
-
-
-def _are_parameters(raw: object) -> bool:
-    pairs = raw.items() if isinstance(raw, dict) else [("", raw)]
-    return all(name.isidentifier() and isinstance(v, str | int | Decimal) for name, v in pairs)
-
-
-_PARAMETERS = _Rule("a table of names with one number, text, true or false each", _are_parameters)
+_PARAMETERS = _Rule(
+    "a table of names with one number, text, true or false each",
+    lambda raw: (
+        isinstance(raw, dict)
+        and all(n.isidentifier() and isinstance(v, str | int | Decimal) for n, v in raw.items())
+    ),
+)
 
 
 class StrategyTable(NamedTuple):
@@ -358,10 +357,10 @@ def _contradictions(values: Mapping[str, Any], sources: Mapping[str, str]) -> It
     if short >= long:
         by = ", ".join(sorted({sources["strategy.short"], sources["strategy.long"]} - {"default"}))
         yield f"{by}: strategy.short = {short}: must be below strategy.long = {long}"
-    name, file = values.get("strategy.name"), values.get("strategy.file")
-    if name == "file" and "strategy.file" in values and file is None:
+    name, file = values.get("strategy.name", "file"), values.get("strategy.file", Path())
+    if name == "file" and file is None:
         yield f'{sources["strategy.name"]}: strategy.name = "file" needs strategy.file'
-    if name in STRATEGIES[:2] and (file is not None or values.get("strategy.parameters")):
+    if name != "file" and (values.get("strategy.file") or values.get("strategy.parameters")):
         yield f'strategy.file and strategy.parameters need strategy.name = "file", not {name}'
     speed, url = values.get("exchange.clock_speed", 1), values.get("exchange.url")
     if speed != 1 and url and not is_loopback(url):

@@ -286,14 +286,14 @@ def _read_toml(
     """Return the file's content; append what is wrong with it to `errors`."""
     trouble: object = "no such file"
     try:
-        import tomllib
-
         if not file:
             raise ConfigError("--config '' names no file")
         with (cwd / _expanded(Path(file), environ)).open("rb") as opened:
             raw = opened.read(_FILE_BYTES_MAX + 1)
         if len(raw) > _FILE_BYTES_MAX:
             raise ValueError("larger than a megabyte")
+        import tomllib  # It takes long, and often there is no file.
+
         return tomllib.loads(raw.decode("utf-8-sig"), parse_float=Decimal)
     except FileNotFoundError:
         if not must_exist:

@@ -152,7 +152,7 @@ def holder(path: Path) -> int | None:
 
 
 def no_access(path: Path, what: str, error: OSError) -> ConfigError:
-    return ConfigError(f"{what}: {error.strerror}. {access_hint(path)}")
+    return ConfigError(f"{what}: {error.strerror}. {access_hint(path)}".rstrip())
 
 
 def access_hint(path: Path) -> str:

@@ -15,7 +15,7 @@ from krakenbot.format import moment
 
 TRIES, LOOK_S = 5, 0.02
 STATE_BYTES_MAX = 80
-STOP = ". Stop it first: systemctl stop its service, or kill that process"
+_STOP_IT = ". Stop it first: systemctl stop its service, or kill that process"
 
 
 class Lock:
@@ -26,7 +26,7 @@ class Lock:
     """
 
     def __init__(self, path: Path, what: str, name: str = "", *, tries: int = TRIES) -> None:
-        self._path, self._since = path, moment(time.time())
+        self._path, self._holder = path, f"pid {os.getpid()}, since {moment(time.time())}"
         with ExitStack() as opened:
             try:
                 self._file = open_private(path, os.O_RDWR)
@@ -46,7 +46,7 @@ class Lock:
                 return
             time.sleep(LOOK_S)  # The holder may only be checking, as `is_locked` does.
         holder = self.read(1) or "it does not say which process"
-        raise ConfigError(f"another krakenbot holds {what} ({holder}; lock {self._path}){STOP}")
+        raise ConfigError(f"another krakenbot holds {what} ({holder}; lock {self._path}){_STOP_IT}")
 
     def read(self, line: int = 0) -> str:
         """Return the state, or for line 1 who holds the lock."""
@@ -62,8 +62,8 @@ class Lock:
             raise StopError(words) from error
 
     def _put(self, state: str) -> None:
-        holder = f"pid {os.getpid()}, since {self._since}"
-        os.pwrite(self._file, f"{state:{STATE_BYTES_MAX - 1}}\n{holder:<60}\n".encode(), 0)
+        text = f"{state:{STATE_BYTES_MAX - 1}}\n{self._holder:<60}\n"
+        os.pwrite(self._file, text.encode(), 0)
         os.fsync(self._file)
 
 
@@ -84,7 +84,7 @@ def claim_on_machine(name: str, what: str) -> int | None:
             return None
         where = "with another state directory"
         raise ConfigError(
-            f"another krakenbot on this machine holds {what}, {where}{STOP}"
+            f"another krakenbot on this machine holds {what}, {where}{_STOP_IT}"
         ) from error
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from krakenbot.alerts import active_alerts
 from krakenbot.errors import ConfigError
 from krakenbot.journal import BUSY_S, Journal, advice, damaged
-from krakenbot.lock import access_hint, no_access, open_private
+from krakenbot.lock import no_access, open_private
 
 MIGRATIONS = (
     """
@@ -102,13 +102,9 @@ def _explained(path: Path) -> Iterator[None]:
     """Raise ConfigError for what access, space or another's lock prevent, StopError for damage."""
     try:
         yield
-    except OSError as error:
-        raise no_access(path, f"the journal {path} cannot be opened", error) from error
-    except sqlite3.OperationalError as error:
-        raise ConfigError(
-            f"the journal {path} cannot be used: {error}. Nothing was sent, and it was left as it "
-            f"is. {advice(error)} {access_hint(path)}".rstrip()
-        ) from error
+    except (OSError, sqlite3.OperationalError) as error:
+        what = f"the journal {path} cannot be used and was left as it is; nothing was sent"
+        raise no_access(path, what, error, advice(error)) from error
     except (sqlite3.Error, *_ODD) as error:
         raise damaged(path, error) from error
 

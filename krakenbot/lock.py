@@ -151,12 +151,9 @@ def holder(path: Path) -> int | None:
     return int(found[1]) if found else 0
 
 
-def no_access(path: Path, what: str, error: OSError) -> ConfigError:
-    return ConfigError(f"{what}: {error.strerror}. {access_hint(path)}".rstrip())
-
-
-def access_hint(path: Path) -> str:
-    """Return advice if the file belongs to another user, else an empty text."""
+def no_access(path: Path, what: str, error: Exception, advice: str = "") -> ConfigError:
+    """Return the error, with other advice if the file belongs to another user."""
     there = next(filter(os.path.exists, (path, *path.parents)), "/")
-    is_ours = os.geteuid() in (0, os.stat(there).st_uid)
-    return "" if is_ours else "It belongs to another user: use sudo"
+    if os.geteuid() not in (0, os.stat(there).st_uid):
+        advice = "It belongs to another user: use sudo"
+    return ConfigError(f"{what}: {getattr(error, 'strerror', None) or error}. {advice}".rstrip())

@@ -38,7 +38,8 @@ class Clock(Protocol):
 class SystemClock:
     """The host's clocks, `speed` times as fast (other than 1 only for rehearsals).
 
-    `progress` is called at least every SLICE_S real seconds of waiting.
+    `progress` is called at least every SLICE_S real seconds of waiting. Only the main thread waits
+    on it: Python runs what a signal calls there.
     """
 
     def __init__(self, speed: float = 1.0) -> None:

@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     lost = lost or _lost_output()
     if lost is None or isinstance(lost, BrokenPipeError):  # The reader has closed the pipe.
         return code
-    log.say(f"krakenbot: cannot write to standard output: {lost.strerror}", 40)
+    log.say(f"krakenbot: cannot write to standard output: {lost.strerror}")
     return code or 2
 
 
@@ -88,10 +88,13 @@ def _explained(command: str, error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt | StopRequestedError):
         return code
     if code != 70:
-        log.say("\n".join(f"krakenbot: {log.clean(line)}" for line in str(error).splitlines()), 40)
+        log.say("\n".join(f"krakenbot: {log.clean(line)}" for line in str(error).splitlines()))
         return code
     # Indented, so that no text from outside can pass for a line of ours.
-    log.say("\n    ".join(["krakenbot: unexpected error", *log.describe(error).splitlines()]), 50)
+    log.say(
+        "\n    ".join(["krakenbot: unexpected error", *log.describe(error).splitlines()]),
+        "critical",
+    )
     return code
 
 

@@ -4,16 +4,14 @@
 the host's wall clock therefore moves neither a deadline nor a timeout.
 """
 
-import os
-import select
 import signal
 import time
 from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn, Protocol
 
-# A long wait wakes this often, to call `progress` and to notice a signal that came just before it
-# began, which does not interrupt it.
+# A long wait wakes this often: to call `progress`, and because a signal just before the operating
+# system is asked to sleep does not interrupt that sleep.
 SLICE_S = 0.5
 
 
@@ -40,19 +38,16 @@ class Clock(Protocol):
 class SystemClock:
     """The host's clocks, `speed` times as fast (other than 1 only for rehearsals).
 
-    `progress` is called at least every SLICE_S real seconds of waiting.
+    `progress` is called at least every SLICE_S real seconds of waiting. Only the main thread waits
+    on it: Python runs what a signal calls there.
     """
 
     def __init__(self, speed: float = 1.0) -> None:
         self.speed = speed
-        self._started = _steady()
-        self._wall = time.time()
-        self._offset = self._wall - self._started * speed
-        self._stop_reader, self._stop_writer = os.pipe()
-        self.stop_requested = False
+        self.set(time.time())
         self.progress: Callable[[], None] = lambda: None
-        self.signalled = False
-        self._is_reading = self._has_ended = False
+        self.stop_requested = self.signalled = False
+        self._is_interruptible = self._has_ended = False
 
     def now(self) -> float:
         return self.monotonic() + self._offset
@@ -61,17 +56,13 @@ class SystemClock:
         return _steady() * self.speed
 
     def wall(self) -> float:
-        if self.speed == 1:
-            return time.time()
-        return self._wall + (_steady() - self._started) * self.speed
+        # A rehearsal follows the sandbox's time, which may be years ago.
+        return time.time() if self.speed == 1 else self.now()
 
     def nonce(self) -> int:
         return time.time_ns()
 
     def set(self, exchange_time: float) -> None:
-        if self.speed != 1 and self._wall != exchange_time:
-            # A rehearsal follows the sandbox's time, which may be years ago.
-            self._wall += exchange_time - self.wall()
         self._offset = exchange_time - self.monotonic()
 
     def wait(self, seconds: float) -> None:
@@ -81,7 +72,9 @@ class SystemClock:
             left = until - _steady()
             if left <= 0:
                 return
-            select.select([self._stop_reader], [], [], min(left, SLICE_S))
+            self._is_interruptible = True
+            time.sleep(min(left, SLICE_S))
+            self._is_interruptible = False
         self._end()
 
     def stop_on_signals(self) -> None:
@@ -95,8 +88,8 @@ class SystemClock:
         Raises StopRequestedError when a read begins after the request to stop, but only once:
         the shutdown may read again.
         """
-        self._is_reading = is_reading
-        if is_reading and self.stop_requested and not self._has_ended:
+        self._is_interruptible = is_reading
+        if is_reading and self.is_stopping:
             self._end()
 
     @property
@@ -105,19 +98,16 @@ class SystemClock:
         return self.stop_requested and not self._has_ended
 
     def request_stop(self) -> None:
-        """Let the next (or current) wait raise StopRequestedError."""
-        if not self.stop_requested:
-            self.stop_requested = True
-            os.write(self._stop_writer, b"x")
+        """Let the next wait raise StopRequestedError, one in another thread after SLICE_S."""
+        self.stop_requested = True
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.signalled = True
-        self.request_stop()
-        if self._is_reading:
+        self.stop_requested = self.signalled = True
+        if self._is_interruptible:
             self._end()
 
     def _end(self) -> NoReturn:
-        self._is_reading, self._has_ended = False, True
+        self._is_interruptible, self._has_ended = False, True
         raise StopRequestedError
 
 

@@ -4,12 +4,11 @@
 every mistake at once. `sources` of its result says where each value came from.
 """
 
-import difflib
 import json
 import os
 import re
-import tomllib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -25,96 +24,70 @@ _FILE_BYTES_MAX = 1 << 20
 _HUGE = 10**12
 _HOST = r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+)"
 _LOOPBACK = r"(?:localhost|\[::1\]|127(?:\.(?:25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])){3})"
-_ORIGIN = rf"(?:https://{_HOST}|http://{_LOOPBACK})(?::(?P<port>[0-9]{{1,5}}))?"
-
-# Takes a value as TOML gives it; its ValueError says what is allowed.
-_Parser = Callable[[object], object]
+_PORT = r":(?:6553[0-5]|655[0-2][0-9]|65[0-4][0-9]{2}|6[0-4][0-9]{3}|[0-5]?[0-9]{1,4})"
+_ORIGIN = rf"(?:https://{_HOST}|http://{_LOOPBACK})(?:{_PORT})?"
 
 
-def _one_of(*allowed: object) -> _Parser:
-    """Accept these values, compared with their types: True is not 1."""
+class _Rule(NamedTuple):
+    """What a setting may be, in words and as a check of what TOML gives; and its type here."""
 
-    def parse(raw: object) -> object:
-        if (type(raw), raw) not in [(type(value), value) for value in allowed]:
-            raise ValueError("one of " + ", ".join(map(json.dumps, allowed)))
-        return raw
-
-    return parse
+    allowed: str
+    accepts: Callable[[Any], bool]
+    kind: Callable[[Any], object] = lambda raw: raw
 
 
-def _whole(low: int, high: int) -> _Parser:
-    def parse(raw: object) -> int:
-        if type(raw) is not int or not low <= raw <= high:
-            raise ValueError(f"a whole number from {low} to {high}")
-        return raw
-
-    return parse
+def _one_of(*values: object) -> _Rule:
+    typed = [(type(value), value) for value in values]  # True is not 1.
+    allowed = f"one of {', '.join(map(json.dumps, values))}"
+    return _Rule(allowed, lambda raw: (type(raw), raw) in typed)
 
 
-def _number(high: int, kind: type[Decimal | float] = Decimal, *, zero: bool = False) -> _Parser:
+def _whole(low: int, high: int) -> _Rule:
+    allowed = f"a whole number from {low} to {high}"
+    return _Rule(allowed, lambda raw: type(raw) is int and low <= raw <= high)
+
+
+def _number(high: int, kind: type[Decimal | float] = Decimal, *, zero: bool = False) -> _Rule:
     """Accept numbers and texts that are exact decimals above (`zero`: from) 0 and up to `high`."""
 
-    def parse(raw: object) -> Decimal | float:
-        try:
-            number = Decimal(plain(decimal(raw)))
-        except ValueError:
-            number = Decimal(-1)
-        is_plain = not isinstance(raw, str) or re.fullmatch(r"[0-9]+(\.[0-9]+)?", raw)
-        decimals = -int(number.as_tuple().exponent)
-        if not is_plain or decimals > 18 or not 0 <= number <= high or (number == 0 and not zero):
-            raise ValueError(
-                f"a number {'from' if zero else 'above'} 0, at most {high}, written "
-                "plainly like 0.0001, with at most 18 decimals"
-            )
-        return kind(number)
+    def accepts(raw: object) -> bool:
+        with suppress(ValueError):
+            text = raw if isinstance(raw, str) else plain(decimal(raw))
+            is_plain = re.fullmatch(r"[0-9]+(\.[0-9]{1,18})?", text)
+            return bool(is_plain and Decimal(text) <= high and (zero or Decimal(text)))
+        return False
 
-    return parse
+    allowed = (
+        f"a number {'from' if zero else 'above'} 0, at most {high}, written plainly like 0.0001, "
+        "with at most 18 decimals"
+    )
+    return _Rule(allowed, accepts, lambda raw: kind(plain(decimal(raw))))
 
 
-def _text(shape: str, allowed: str, kind: Callable[[str], object] = str) -> _Parser:
-    def parse(raw: object) -> object:
-        match = re.fullmatch(shape, raw) if isinstance(raw, str) else None
-        if match is None or int(match.groupdict().get("port") or 0) > 65535:
-            raise ValueError(allowed)
-        return kind(match[0])
-
-    return parse
+def _text(shape: str, allowed: str, kind: Callable[[str], object] = str) -> _Rule:
+    return _Rule(allowed, lambda raw: isinstance(raw, str) and bool(re.fullmatch(shape, raw)), kind)
 
 
 _PAIR = _text(r"[A-Za-z0-9./:_-]{3,20}", "a pair's name at Kraken, like XBTUSD")
 _WHERE = "https://host or http:// with a loopback address, and nothing after it"
 _EXCHANGE_URL = _text(f"{_ORIGIN}/?", _WHERE, lambda url: url.removesuffix("/"))
-_PROXY = _text(rf"http://{_HOST}:(?P<port>[0-9]{{1,5}})", "http://host:port")
+_PROXY = _text(rf"http://{_HOST}{_PORT}", "http://host:port")
 _PRIVATELY = "https without user and password, or http on loopback"
-_NOTIFY_URL = _text(rf"{_ORIGIN}([/?][!-~]*)?", _PRIVATELY, Secret)
+_NOTIFY_URL = _text(rf"{_ORIGIN}([/?][!-~]*)?", _PRIVATELY, register)
 _BODY = _text(r"(?s:.{1,10000})", "text of at most 10000 characters", Secret)
 _PATH = _text(r"[^\x00-\x1f\x7f]+", "a path", Path)
-
-
-def is_key_itself(path: str) -> bool:
-    """Return whether this is a key in place of a path; if so, no output will show it.
-
-    A pasted key may have quotes around it, and white space anywhere.
-    """
-    bare = re.sub(r"[\s\"'`]", "", path)
-    if not re.fullmatch(r"[A-Za-z0-9+/]{40,}={0,2}", bare) or os.path.lexists(path):
-        return False
-    register(Secret(path))
-    register(Secret(bare))
-    return True
-
-
-def _key_file(raw: object) -> object:
-    if isinstance(raw, str) and is_key_itself(raw):
-        raise ValueError("the path of a file, not the key")
-    return _PATH(raw)
-
-
-def _parameters(raw: object) -> object:
-    pairs = raw.items() if isinstance(raw, dict) else [("", raw)]
-    if all(name.isidentifier() and isinstance(value, str | int | Decimal) for name, value in pairs):
-        return raw
-    raise ValueError("a table of names with one number, text, true or false each")
+_KEY_FILE = _Rule(
+    "the path of a file, not the key",
+    lambda raw: _PATH.accepts(raw) and not is_key_itself(raw),
+    Path,
+)
+_PARAMETERS = _Rule(
+    "a table of names with one number, text, true or false each",
+    lambda raw: (
+        isinstance(raw, dict)
+        and all(n.isidentifier() and isinstance(v, str | int | Decimal) for n, v in raw.items())
+    ),
+)
 
 
 class StrategyTable(NamedTuple):
@@ -126,7 +99,7 @@ class StrategyTable(NamedTuple):
     short: Annotated[int, _whole(1, 699)] = 5
     long: Annotated[int, _whole(2, 700)] = 20
     file: Annotated[Path | None, _PATH] = None
-    parameters: Annotated[Mapping[str, Any], _parameters] = {}
+    parameters: Annotated[Mapping[str, Any], _PARAMETERS] = {}
 
     @property
     def title(self) -> str:
@@ -136,8 +109,8 @@ class StrategyTable(NamedTuple):
 class KeysTable(NamedTuple):
     """The paths of the two secrets; never the secrets themselves."""
 
-    api_key_file: Annotated[Path | None, _key_file] = None
-    api_secret_file: Annotated[Path | None, _key_file] = None
+    api_key_file: Annotated[Path | None, _KEY_FILE] = None
+    api_secret_file: Annotated[Path | None, _KEY_FILE] = None
 
 
 class RiskTable(NamedTuple):
@@ -165,10 +138,6 @@ class ExchangeTable(NamedTuple):
 
 class PaperTable(NamedTuple):
     balance: Annotated[Decimal, _number(_HUGE)] = Decimal(10000)
-
-
-class StateTable(NamedTuple):
-    directory: Annotated[Path | None, _PATH] = None
 
 
 class LogTable(NamedTuple):
@@ -207,51 +176,46 @@ class Config(NamedTuple):
 
 _TABLES: dict[str, Any] = {
     name: kind for name, kind in Config.__annotations__.items() if hasattr(kind, "_fields")
-} | {"state": StateTable}
-# Each key's default (None: none) and its parser.
-_KEYS: dict[str, tuple[object, _Parser]] = {
+}
+# Each key's default (None: none) and its rule.
+_KEYS: dict[str, tuple[object, _Rule]] = {
     f"{table}.{field}".removeprefix("."): (kind._field_defaults[field], hint.__metadata__[0])
     for table, kind in {"": Config, **_TABLES}.items()
     for field, hint in kind.__annotations__.items()
     if hasattr(hint, "__metadata__")
-}
+} | {"state.directory": (None, _PATH)}
 
 
 def load(path: str | None, environ: Mapping[str, str], cwd: Path) -> Config:
     """Return the configuration; `path` is the one named on the command line.
 
-    Raises ConfigError with one line for each mistake. Registers the secrets in it for redaction.
+    Raises ConfigError with one line for each mistake. Its secrets are hidden from then on.
     """
     errors: list[str] = []
-    defaults: dict[str, Any] = {key: default for key, (default, _) in _KEYS.items()}
-    defaults["state.directory"] = Path("~/.local/state/krakenbot")
-    values, sources = dict(defaults), dict.fromkeys(_KEYS, "default")
+    values: dict[str, Any] = {key: default for key, (default, _) in _KEYS.items()}
+    values["state.directory"] = Path("~/.local/state/krakenbot")
+    sources = dict.fromkeys(_KEYS, "default")
     for source, key, raw in _settings(path, environ, cwd, errors):
-        sources[key] = source
-        try:
-            values[key] = _KEYS[key][1](raw)
-        except ValueError as allowed:
-            label = source if source.startswith("KRAKENBOT_") else f"{source}: {key}"
-            errors.append(f"{label} = {shown(key, raw)}: must be {allowed}")
+        sources[key], rule = source, _KEYS[key][1]
+        if rule.accepts(raw):
+            values[key] = rule.kind(raw)
+        else:
             values.pop(key, None)
+            label = source if source.startswith("KRAKENBOT_") else f"{source}: {key}"
+            errors.append(f"{label} = {shown(key, raw)}: must be {rule.allowed}")
     for key, value in values.items():
         try:
             if isinstance(value, Path):
                 values[key] = _place(key, value, sources[key], environ, cwd)
         except ValueError as error:
             errors.append(f"{sources[key]}: {error}; set {key} to an absolute path")
-    _check_together(values, sources, errors)
+    errors += _contradictions(values, sources)
     if errors:
         raise ConfigError("\n".join(errors))
     top = {key: value for key, value in values.items() if "." not in key}
     for table, kind in _TABLES.items():
         top[table] = kind(*(values[f"{table}.{field}"] for field in kind._fields))
-    folder = top.pop("state").directory
-    config = Config(**top, state_directory=folder, sources=sources)
-    for address in (config.notify.url, config.notify.heartbeat_url):
-        if address is not None:
-            register(address)
-    return config
+    return Config(**top, state_directory=values["state.directory"], sources=sources)
 
 
 def load_here(path: str | None) -> Config:
@@ -265,7 +229,20 @@ def load_here(path: str | None) -> Config:
 
 def is_loopback(url: str) -> bool:
     """Return whether the address is on this machine: localhost, 127.0.0.0/8 or [::1]."""
-    return bool(re.fullmatch(rf"https?://{_LOOPBACK}(:[0-9]{{1,5}})?/?", url))
+    return bool(re.fullmatch(rf"https?://{_LOOPBACK}({_PORT})?/?", url))
+
+
+def is_key_itself(path: str) -> bool:
+    """Return whether this is a key in place of a path; if so, no output will show it.
+
+    A pasted key may have quotes around it, and white space anywhere.
+    """
+    bare = re.sub(r"[\s\"'`]", "", path)
+    if not re.fullmatch(r"[A-Za-z0-9+/]{40,}={0,2}", bare) or os.path.lexists(path):
+        return False
+    register(path)
+    register(bare)
+    return True
 
 
 def _settings(
@@ -282,23 +259,25 @@ def _settings(
     named = path if path is not None else environ.get("KRAKENBOT_CONFIG") or None
     file = "config.toml" if named is None else named
     for name, raw in _read_toml(file, named is not None, environ, cwd, errors).items():
-        if name in _TABLES and not isinstance(raw, dict):
-            fields = ", ".join(_TABLES[name]._fields)
-            errors.append(f"{file}: '{name}' is a table: write [{name}] with {fields}")
+        fields = [key.removeprefix(f"{name}.") for key in _KEYS if key.startswith(f"{name}.")]
+        if fields and not isinstance(raw, dict):
+            how = f"write [{name}] with {', '.join(fields)}"
+            errors.append(f"{file}: '{name}' is a table: {how}")
             continue
-        is_table = isinstance(raw, dict) and (name in _TABLES or (raw and name not in _KEYS))
+        is_table = isinstance(raw, dict) and (fields or (raw and name not in _KEYS))
         inner = {f"{name}.{key}": raw[key] for key in raw} if is_table else {name: raw}
         for key in inner:
             if key in _KEYS:
                 yield file, key, inner[key]
             else:
                 errors.append(f"{file}: {_unknown(key, [*_KEYS])}")
-    variables = {"KRAKENBOT_" + key.replace(".", "_").upper(): key for key in _KEYS}
+    variables = {f"KRAKENBOT_{key.replace('.', '_').upper()}": key for key in ("config", *_KEYS)}
     for name in sorted(environ):
-        if name in variables and environ[name]:
-            yield name, variables[name], _typed(environ[name], _KEYS[variables[name]][0])
-        elif name.startswith("KRAKENBOT_") and name not in (*variables, "KRAKENBOT_CONFIG"):
-            errors.append(_unknown(name, [*variables, "KRAKENBOT_CONFIG"]))
+        key = variables.get(name, "")
+        if key in _KEYS and environ[name]:
+            yield name, key, _typed(environ[name], _KEYS[key][0])
+        elif name.startswith("KRAKENBOT_") and not key:
+            errors.append(_unknown(name, [*variables]))
 
 
 def _read_toml(
@@ -312,15 +291,16 @@ def _read_toml(
         with (cwd / _expanded(Path(file), environ)).open("rb") as opened:
             raw = opened.read(_FILE_BYTES_MAX + 1)
         if len(raw) > _FILE_BYTES_MAX:
-            raise ConfigError(f"{file}: larger than a megabyte")
+            raise ValueError("larger than a megabyte")
+        import tomllib  # It takes long, and often there is no file.
+
         return tomllib.loads(raw.decode("utf-8-sig"), parse_float=Decimal)
     except FileNotFoundError:
         if not must_exist:
             return {}
-    except PermissionError:
-        trouble = "this user may not read it; try again with sudo in front"
     except OSError as error:
-        trouble = error.strerror
+        hint = "; try again with sudo in front" if isinstance(error, PermissionError) else ""
+        trouble = f"{error.strerror}{hint}"
     except ArithmeticError:
         trouble = "not valid TOML: a number is out of range"
     except (ValueError, RecursionError) as error:
@@ -340,6 +320,8 @@ def _typed(text: str, default: object) -> object:
 
 def _unknown(name: str, valid: list[str]) -> str:
     """Return the message about an unknown name; its value is never shown."""
+    import difflib
+
     table, dot, last = name.rpartition(".")
     word = "(secret|passw|token|credential|private_?key|api_?key|(^|_)key)$"
     if re.search(word, last.lower().replace("-", "_")):
@@ -369,26 +351,24 @@ def shown(key: str, raw: object) -> str:
     return str(raw).lower() if isinstance(raw, bool) else str(raw)[:80]
 
 
-def _check_together(values: dict[str, Any], sources: dict[str, str], errors: list[str]) -> None:
-    """Check settings against each other; a value already found wrong is missing here."""
+def _contradictions(values: Mapping[str, Any], sources: Mapping[str, str]) -> Iterator[str]:
+    """Yield what is wrong between settings; a value already found wrong is missing here."""
     short, long = values.get("strategy.short", 0), values.get("strategy.long", 701)
     if short >= long:
         by = ", ".join(sorted({sources["strategy.short"], sources["strategy.long"]} - {"default"}))
-        errors.append(f"{by}: strategy.short = {short}: must be below strategy.long = {long}")
-    name, file = values.get("strategy.name"), values.get("strategy.file")
-    if name == "file" and "strategy.file" in values and file is None:
-        errors.append(f'{sources["strategy.name"]}: strategy.name = "file" needs strategy.file')
-    if name in STRATEGIES[:2] and (file is not None or values.get("strategy.parameters")):
-        keys = "strategy.file and strategy.parameters"
-        errors.append(f'{keys} need strategy.name = "file", not {name}')
+        yield f"{by}: strategy.short = {short}: must be below strategy.long = {long}"
+    name, file = values.get("strategy.name", "file"), values.get("strategy.file", Path())
+    if name == "file" and file is None:
+        yield f'{sources["strategy.name"]}: strategy.name = "file" needs strategy.file'
+    if name != "file" and (values.get("strategy.file") or values.get("strategy.parameters")):
+        yield f'strategy.file and strategy.parameters need strategy.name = "file", not {name}'
     speed, url = values.get("exchange.clock_speed", 1), values.get("exchange.url")
     if speed != 1 and url and not is_loopback(url):
-        key = "exchange.clock_speed"
-        must = f"must be 1 unless exchange.url is on loopback; it is {url}"
-        errors.append(f"{sources[key]}: {key} = {speed:g}: {must}")
+        setting = f"{sources['exchange.clock_speed']}: exchange.clock_speed = {speed:g}"
+        yield f"{setting}: must be 1 unless exchange.url is on loopback; it is {url}"
     files = [key for key in ("keys.api_key_file", "keys.api_secret_file") if values.get(key)]
     if len(files) == 1:
-        errors.append(f"{sources[files[0]]}: {files[0]} is set, the other file of [keys] is not")
+        yield f"{sources[files[0]]}: {files[0]} is set, the other file of [keys] is not"
 
 
 def _place(key: str, path: Path, source: str, environ: Mapping[str, str], cwd: Path) -> Path:
@@ -397,37 +377,33 @@ def _place(key: str, path: Path, source: str, environ: Mapping[str, str], cwd: P
     Counted from the current folder, a second journal would be begun in each. Under systemd a rule
     file is among the credentials, wherever root keeps it.
     """
-    path = _expanded(path, environ)
-    if source in environ and not path.is_absolute():
-        raise ValueError("it is neither absolute nor begins with ~/")  # It may be a key.
-    if key == "strategy.file" and source not in environ:
-        folder = environ.get("CREDENTIALS_DIRECTORY")
-        if folder and Path(folder, path.name).exists():
-            return Path(folder, path.name)
+    path, credentials = _expanded(path, environ), environ.get("CREDENTIALS_DIRECTORY")
+    if source in environ:
+        if not path.is_absolute():
+            raise ValueError("it is neither absolute nor begins with ~/")  # It may be a key.
+        return path
+    if key == "strategy.file" and credentials and Path(credentials, path.name).exists():
+        return Path(credentials, path.name)
     if path.is_absolute():
         return path
     file = cwd / _expanded(Path(source), environ)
-    is_service = str(file.parent) == environ.get("CREDENTIALS_DIRECTORY")
-    if is_service or not file.is_file():
-        where = "a service" if is_service else "a configuration that is not a regular file"
-        raise ValueError(f"in {where} it must be absolute")
+    if str(file.parent) == credentials or not file.is_file():
+        raise ValueError(
+            "in a service, or where its file is not a regular one, it must be absolute"
+        )
     place = Path(os.path.normpath(file.parent.resolve() / path))  # systemd takes no "..".
-    if key == "state.directory" and not any(place.glob("*.db")):
-        # Up to 0.3.2 it counted from the current folder, and a journal there says what is held.
-        former = cwd / path
-        if any(former.glob("*.db")):
-            raise ValueError(f"'{path}' now means {place}, but {former} has journals")
+    former = cwd / path
+    if key == "state.directory" and any(former.glob("*.db")) and not any(place.glob("*.db")):
+        # In 0.2.0 it counted from the current folder, and a journal there says what is held.
+        raise ValueError(f"'{path}' now means {place}, but {former} has journals")
     return place
 
 
 def _expanded(path: Path, environ: Mapping[str, str]) -> Path:
     """Return the path with $HOME in place of its ~; ValueError when that cannot be known."""
-    first, *rest = path.parts or ("",)
-    if not first.startswith("~"):
+    if not str(path).startswith("~"):
         return path
     home = environ.get("HOME", "")
-    if first != "~":
-        raise ValueError(f"'{path}': only ~/ is known")
-    if not home.startswith("/"):
-        raise ValueError(f"'{path}': $HOME is not set")
-    return Path(home, *rest)
+    if path.parts[0] != "~" or not home.startswith("/"):
+        raise ValueError(f"'{path}': only ~/ is known, and only if $HOME is set")
+    return Path(home, *path.parts[1:])

@@ -1,83 +1,73 @@
 """The API key and its secret: where they are looked for, and the checks of their files."""
 
 import os
+import re
 import stat
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from functools import cache
-from typing import Any
 
 from krakenbot import log
-from krakenbot.config import Config, KeysTable, is_key_itself
+from krakenbot.config import Config, is_key_itself
 from krakenbot.errors import ConfigError
 from krakenbot.kraken.signing import decode_secret
 from krakenbot.log import register
-from krakenbot.model import Credentials, Secret
+from krakenbot.model import Credentials
 
 _CHARACTERS_MAX = 4096
 
 
-def load_credentials(config: Config, prefix: str = "KRAKEN") -> Credentials | None:
-    """Return this process's API key and secret, registered for redaction, or None."""
-    credentials = load_secrets(os.environ, prefix, config.keys)
-    if credentials is not None:
-        decode_secret(credentials.secret)
-        _warn_of_foreign_code()
-    return credentials
-
-
-@cache
-def _warn_of_foreign_code() -> None:
-    """Warn of installed code that ran in this process before the program itself."""
-    for name in ("sitecustomize", "usercustomize"):
-        if name in sys.modules:
-            log.warning(
-                "%s ran in this process and may read the API key; `python3 -I -S krakenbot.pyz` "
-                "runs without it",
-                getattr(sys.modules[name], "__file__", ""),
-            )
-
-
-def load_secrets(
-    environ: Mapping[str, str], prefix: str = "KRAKEN", keys: KeysTable | None = None
+def load_credentials(
+    config: Config, prefix: str = "KRAKEN", environ: Mapping[str, str] = os.environ
 ) -> Credentials | None:
     """Return the first key and secret found, registered for redaction; None if there are none.
 
     Looks into $CREDENTIALS_DIRECTORY, at the files of [keys], at those named by
     <prefix>_API_KEY_FILE and <prefix>_API_SECRET_FILE, then at <prefix>_API_KEY and
-    <prefix>_API_SECRET. Raises ConfigError for half a pair and for a file that others may read.
+    <prefix>_API_SECRET. Raises ConfigError for half a pair, for a file that others may read, and
+    for what is no key or no base64.
     """
     names = (f"{prefix}_API_KEY", f"{prefix}_API_SECRET")
+    folder = environ.get("CREDENTIALS_DIRECTORY")
+    in_systemd = [f"{folder}/{name.lower()}" for name in names] if folder else []
+    in_table = [str(path) for path in config.keys if path and prefix == "KRAKEN"]
 
-    def in_folder(path: str) -> str:
-        # systemd protects this folder itself, with other modes.
+    def of_systemd(path: str) -> str:
+        # systemd protects its folder itself, with other modes.
         return _read(path, strict=False) if os.path.lexists(path) else ""
 
-    def in_named_file(name: str) -> str:
-        return _read(environ[name]) if environ.get(name) else ""
+    def of_variable(name: str) -> str:
+        if not environ.get(name, "").strip():
+            return ""
+        return _read(environ[name]) if name.endswith("_FILE") else _bare(environ[name], name)
 
-    def in_variable(name: str) -> str:
-        return _bare(environ[name], name) if environ.get(name, "").strip() else ""
-
-    places: list[tuple[str, Iterable[object], Callable[[Any], str]]] = []
-    if folder := environ.get("CREDENTIALS_DIRECTORY"):
-        files = [f"{folder}/{name.lower()}" for name in names]
-        places.append(("CREDENTIALS_DIRECTORY", files, in_folder))
-    if prefix == "KRAKEN" and keys and keys.api_key_file:
-        places.append(("[keys]", map(str, keys), _read))
-    places.append((f"{names[0]}_FILE", [f"{name}_FILE" for name in names], in_named_file))
-    places.append((names[0], names, in_variable))
-    for source, pair, read in places:
-        (key_at, key), (secret_at, secret) = [(where, read(where)) for where in pair]
-        if key and secret:
-            credentials = Credentials(Secret(key), Secret(secret), source)
-            register(credentials.key)
-            register(credentials.secret)
-            return credentials
-        if key or secret:
-            here, missing = (key_at, secret_at) if key else (secret_at, key_at)
+    for source, pair, read in (
+        ("CREDENTIALS_DIRECTORY", in_systemd, of_systemd),
+        ("[keys]", in_table, _read),
+        (f"{names[0]}_FILE", [f"{name}_FILE" for name in names], of_variable),
+        (names[0], names, of_variable),
+    ):
+        texts = [read(where) for where in pair]
+        if all(texts) and texts:
+            key, secret = map(register, texts)
+            decode_secret(secret)
+            _warn_of_foreign_code()
+            return Credentials(key, secret, source)
+        if any(texts):
+            here, missing = pair if texts[0] else reversed(pair)
             raise ConfigError(f"{here} is set, {missing} is not: a key needs its secret")
     return None
+
+
+@cache
+def _warn_of_foreign_code() -> None:
+    """Warn of installed code that ran in this process before the program itself."""
+    for module in filter(None, map(sys.modules.get, ("sitecustomize", "usercustomize"))):
+        log.warning(
+            "%s ran in this process and may read the API key; `python3 -I -S krakenbot.pyz` "
+            "runs without it",
+            getattr(module, "__file__", ""),
+        )
 
 
 def _read(path: str, *, strict: bool = True) -> str:
@@ -91,32 +81,25 @@ def _read(path: str, *, strict: bool = True) -> str:
             if not stat.S_ISREG(mode):
                 raise ConfigError(f"{path}: not a regular file")
             if strict and mode & 0o177:
-                have = stat.S_IMODE(mode)
-                raise ConfigError(
-                    f"{path}: mode {have:04o} is too open for a secret; run: chmod 600 {path}"
-                )
+                too_open = f"mode {stat.S_IMODE(mode):04o} is too open for a secret"
+                raise ConfigError(f"{path}: {too_open}; run: chmod 600 {path}")
             raw = file.read(_CHARACTERS_MAX + 1)
-    except PermissionError:
-        raise ConfigError(f"{path}: this user may not read it; try again with sudo") from None
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+        hint = "; try again with sudo" if isinstance(error, PermissionError) else ""
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}{hint}") from error
     return _bare(raw.decode("utf-8-sig", "replace"), path)
 
 
 def _bare(text: str, where: str) -> str:
     """Return the secret without the white space around it; ConfigError says what is wrong."""
     bare = text.strip()
-    wrong = ""
-    if not bare:
-        wrong = "is empty; put the key into it"
-    elif len(text) > _CHARACTERS_MAX:
-        wrong = "is too long for a key"
-    elif bare[0] in "\"'`":
-        wrong = "has quotes around it; remove them"
-    elif not bare.isascii() or not all(c.isprintable() or c.isspace() for c in bare):
-        wrong = "is not plain text; is it the right file?"
-    elif len(bare.split()) > 1:
-        wrong = "has a space or a line end in the middle; a key is one word"
-    if wrong:
-        raise ConfigError(f"{where}: {wrong}")
+    for is_wrong, what in (
+        (not bare, "is empty; put the key into it"),
+        (len(text) > _CHARACTERS_MAX, "is too long for a key"),
+        (bare[:1] in ('"', "'", "`"), "has quotes around it; remove them"),
+        (re.search(r"[^!-~\s]", bare), "is not plain text; is it the right file?"),
+        (re.search(r"\s", bare), "has a space or a line end in the middle; a key is one word"),
+    ):
+        if is_wrong:
+            raise ConfigError(f"{where}: {what}")
     return bare

@@ -24,22 +24,6 @@ class ExchangeError(Exception):
     """The exchange did not do what was asked: always one of the next three types.
 
     `wait_s` is the shortest sensible pause in seconds before the next request.
-    """
-
-    wait_s = 0.0
-
-
-class RefusedError(ExchangeError):
-    """The exchange refused for good; a retry is pointless. An order is still looked up."""
-
-    def __init__(self, message: str, *, cause: Cause = Cause.OTHER) -> None:
-        super().__init__(message)
-        self.cause = cause
-
-
-class LaterError(ExchangeError):
-    """A temporary failure: the same request may work later.
-
     `leaves_no_order`: Kraken documents that this refusal leaves no order; if False, an order may
     exist all the same.
     """
@@ -49,21 +33,23 @@ class LaterError(ExchangeError):
         message: str,
         *,
         cause: Cause = Cause.OTHER,
-        wait_s: float = 1.0,
+        wait_s: float = 0.0,
         leaves_no_order: bool = False,
     ) -> None:
         super().__init__(message)
-        self.cause = cause
-        self.wait_s = wait_s
-        self.leaves_no_order = leaves_no_order
+        self.cause, self.wait_s, self.leaves_no_order = cause, wait_s, leaves_no_order
+
+
+class RefusedError(ExchangeError):
+    """The exchange refused for good; a retry is pointless. An order is still looked up."""
+
+
+class LaterError(ExchangeError):
+    """A temporary failure: the same request may work later."""
 
 
 class UnansweredError(ExchangeError):
     """Outcome unknown: no answer, or none that can be understood. It may have happened."""
-
-    def __init__(self, message: str, *, wait_s: float = 0.0) -> None:
-        super().__init__(message)
-        self.wait_s = wait_s
 
 
 class FlattenRequestedError(Exception):
@@ -87,6 +73,4 @@ class KeyRefusedError(StopError):
 
     def __init__(self, message: str, *, lockout: bool = False, nonce: bool = False) -> None:
         super().__init__(message, 77)
-        self.lockout = lockout
-        self.nonce = nonce
-        self.lasting = False
+        self.lockout, self.nonce, self.lasting = lockout, nonce, False

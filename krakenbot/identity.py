@@ -5,7 +5,6 @@ the same journal: the pair that a spelling means, the account of a key, and pair
 each journal. Those of 0.2.0 have only a spelling in their names.
 """
 
-import errno
 import json
 import os
 import re
@@ -20,7 +19,7 @@ from krakenbot.errors import ConfigError, StopError
 from krakenbot.journal import Journal
 from krakenbot.journal_file import open_read_only
 from krakenbot.kraken.signing import fingerprint
-from krakenbot.lock import Lock, exists, is_locked, no_access, open_private, took
+from krakenbot.lock import Lock, is_locked, no_access, open_private
 from krakenbot.model import Secret
 from krakenbot.pairs import plain
 
@@ -44,30 +43,27 @@ def account_name(text: str) -> str:
 
 def recall(config: Config, kind: str, name: str) -> str:
     """Return what is stored under `kind` ("pair", "account" or "journal") and name, or ""."""
-    index, written = _index(config), f"{kind} {_host(config)} {name}"
-    return index.get(_entry(config, kind, name)) or index.get(written, "")  # As up to 0.3.2.
+    return _index(config).get(_entry(config, kind, name), "")
 
 
 def remember(config: Config, kind: str, name: str, value: str) -> None:
-    """Store a value for `recall` on disk before returning; ConfigError when that fails."""
+    """Store a value for `recall`; ConfigError when that fails.
+
+    A power failure may lose it: then the exchange is asked again.
+    """
     path = config.state_directory / INDEX
     part = path.with_suffix(".part")
-    try:
-        lock = open_private(path.with_suffix(".lock"), os.O_RDWR)
+    # Bots that start at the same time change it one after the other.
+    with closing(Lock(path.with_suffix(".lock"), f"{path}", tries=INDEX_TRIES)):
+        index = _index(config)
+        if index.get(entry := _entry(config, kind, name)) == value:
+            return
         try:
-            # Bots that start at the same time change it one after the other.
-            if not took(lock, INDEX_TRIES):
-                raise TimeoutError(errno.ETIMEDOUT, "another process holds its lock")
-            index = _index(config) | {_entry(config, kind, name): value}
             with open(open_private(part, os.O_WRONLY | os.O_TRUNC), "w") as file:
-                json.dump(index, file, indent=1, sort_keys=True)
-                file.flush()
-                os.fsync(file.fileno())
+                json.dump(index | {entry: value}, file, indent=1, sort_keys=True)
             part.replace(path)
-        finally:
-            os.close(lock)
-    except OSError as error:
-        raise no_access(path, f"{path} cannot be written", error) from error
+        except OSError as error:
+            raise no_access(path, f"{path} cannot be written", error) from error
 
 
 def _entry(config: Config, kind: str, name: str) -> str:
@@ -84,7 +80,7 @@ def _index(config: Config) -> dict[str, str]:
         index = json.loads((config.state_directory / INDEX).read_text(encoding="utf-8"))
         return {str(key): str(value) for key, value in index.items()}
     except (OSError, ValueError, AttributeError):
-        return {}  # The exchange will be asked again.
+        return {}
 
 
 def place_of(
@@ -97,10 +93,9 @@ def place_of(
     ours = [
         path
         for path, (pair, account) in _known(config, pair_of)
-        if pair == identity.pair
-        and (account == identity.account or not (account and identity.account))
+        if pair == identity.pair and (not account or identity.account in ("", account))
     ]
-    there = [path for path in ours if exists(path)]
+    there = [path for path in ours if os.path.lexists(path)]
     if len(there) > 1:
         listed = "".join(f"\n  {path} records {_held(path)}" for path in there)
         raise StopError(
@@ -116,19 +111,16 @@ def place_of(
 
 def claim(config: Config, journal: Journal, path: Path, identity: Identity) -> None:
     """Record the journal's pair and account in it and the index; StopError if they differ."""
-    for key, mine in zip(("pair_id", "account"), identity, strict=True):
-        theirs = journal.get(key)
-        if theirs and theirs != mine:
-            raise StopError(
-                f"the journal {path} belongs to {key} {theirs}, the exchange now says "
-                f"{mine or 'nothing of it'}. Nothing was sent. Use the key and pair it was made "
-                "with, or another state.directory"
-            )
-        if mine and not theirs:
-            journal.put(**{key: mine})
-    owner = f"{journal.get('pair_id')} {journal.get('account')}"
-    if recall(config, "journal", path.stem) != owner:
-        remember(config, "journal", path.stem, owner)
+    known, text = Identity(journal.get("pair_id"), journal.get("account")), " ".join(identity)
+    if any(theirs not in ("", ours) for theirs, ours in zip(known, identity, strict=True)):
+        raise StopError(
+            f"the journal {path} is of pair and account {' '.join(known)}, the exchange now says "
+            f"{text}. Nothing was sent. Use the key and pair it was made with, or another "
+            "state.directory"
+        )
+    if known != identity:
+        journal.put(pair_id=identity.pair, account=identity.account)
+    remember(config, "journal", path.stem, text)
 
 
 def key_lock(config: Config, key: str) -> Lock:
@@ -157,7 +149,7 @@ def unmanaged(config: Config, own: Path) -> list[str]:
 
 def _holding(config: Config) -> Iterator[tuple[Path, str, str]]:
     """Yield path, pair and what is held or unresolved of each journal that says so."""
-    for path, (pair, _) in _known(config, lambda spelling: ""):
+    for path, (pair, _) in _known(config):
         with suppress(ConfigError, StopError), closing(open_read_only(path)) as journal:
             if held := journal.account().held:
                 yield path, pair, f"{plain(held)} {pair} is still held"
@@ -177,7 +169,7 @@ def find(config: Config) -> Path | None:
             account = recall(config, "account", fingerprint(credentials.key))
     pair = recall(config, "pair", config.pair) or _bare(_spelled(config.pair))
     path = place_of(config, Identity(pair, account))
-    return path if exists(path) else None
+    return path if os.path.lexists(path) else None
 
 
 def journal_path(config: Config) -> Path:
@@ -202,24 +194,25 @@ def journal_path(config: Config) -> Path:
     )
 
 
-def _known(config: Config, pair_of: Callable[[str], str]) -> Iterator[tuple[Path, Identity]]:
+def _known(
+    config: Config, pair_of: Callable[[str], str] = lambda spelling: ""
+) -> Iterator[tuple[Path, Identity]]:
     """Yield path and identity of each journal of this mode and exchange, also of lost ones."""
     folder, prefix = config.state_directory, _prefix(config)
     try:
-        names = [Path(name) for name in os.listdir(folder)]
+        names = [*folder.iterdir()]
     except FileNotFoundError:
         return
     except OSError as error:
         what = f"the state directory {folder} cannot be read"
         raise no_access(folder, what, error) from error
-    for stem in sorted({name.stem for name in names if name.suffix in (".db", ".lock")}):
-        if not stem.startswith(prefix):
-            continue
-        owner = recall(config, "journal", stem).split(" ")
-        if len(owner) < 2:  # Only its name is known.
+    stems = {name.stem for name in names if name.suffix in (".db", ".lock")}
+    for stem in sorted(stem for stem in stems if stem.startswith(prefix)):
+        pair, _, account = recall(config, "journal", stem).partition(" ")
+        if not pair:  # Only its name is known.
             spelling, _, account = stem.removeprefix(prefix).partition("-")
-            owner = [recall(config, "pair", spelling) or pair_of(spelling) or spelling, account]
-        yield folder / f"{stem}.db", Identity(*owner)
+            pair = recall(config, "pair", spelling) or pair_of(spelling) or spelling
+        yield folder / f"{stem}.db", Identity(pair, account)
 
 
 def _held(path: Path) -> str:

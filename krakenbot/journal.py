@@ -396,8 +396,8 @@ class Journal:
             raise StopError(words + advice(error)) from error
 
 
-def advice(error: sqlite3.Error) -> str:
-    """Return what a person can do about an SQLite error that is not damage."""
+def advice(error: Exception) -> str:
+    """Return what a person can do about an error of SQLite or the system that is not damage."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         holder = f"Another program has held its lock for {BUSY_S:.0f} s: a backup"

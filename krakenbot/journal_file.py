@@ -2,13 +2,15 @@
 
 import os
 import sqlite3
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from decimal import Decimal
 from pathlib import Path
 
 from krakenbot.alerts import active_alerts
-from krakenbot.errors import ConfigError, StopError
+from krakenbot.errors import ConfigError
 from krakenbot.journal import BUSY_S, Journal, advice, damaged
-from krakenbot.lock import access_hint, exists, no_access, open_private
+from krakenbot.lock import no_access, open_private
 
 MIGRATIONS = (
     """
@@ -54,57 +56,61 @@ MIGRATIONS = (
 def open_journal(path: Path | None) -> Journal:
     """Open or create the journal at `path`; None: an empty one in memory.
 
-    Raises ConfigError when the folder or file cannot be used, StopError when the file is damaged;
-    a damaged file is left as it is.
+    Raises ConfigError when it cannot be used, StopError when it is damaged and left as it is.
     """
     if path is None:
         memory = sqlite3.connect(":memory:", isolation_level=None)
         return Journal(prepare(memory, Path(":memory:")))
-    try:
-        if exists(path):
+    with _explained(path):
+        if os.path.lexists(path):
             _connect(path).close()
         os.close(open_private(path, os.O_RDWR))
         connection = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None)
-    except OSError as error:
-        raise no_access(path, f"the journal {path} cannot be opened", error) from error
-    except sqlite3.Error as error:
-        raise _failure(path, error) from error
-    return Journal(prepare(connection, path), path)
+        return Journal(prepare(connection, path), path)
 
 
 def prepare(connection: sqlite3.Connection, path: Path) -> sqlite3.Connection:
     """Make commits survive a power failure, and migrate the tables to the newest version."""
     connection.row_factory = sqlite3.Row
-    try:
+    with _explained(path):
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        version = _version(connection)
         if version < len(MIGRATIONS):
             steps = "".join(MIGRATIONS[version:])
             final = f"PRAGMA user_version = {len(MIGRATIONS)}"
             connection.executescript(f"BEGIN IMMEDIATE; {steps} {final}; COMMIT;")
-    except sqlite3.Error as error:
-        raise _failure(path, error) from error
     return connection
 
 
 def open_read_only(path: Path) -> Journal:
     """Open an existing journal for commands that only read; ConfigError when there is none."""
-    try:
-        if not exists(path):
+    with _explained(path):
+        if not os.path.lexists(path):
             raise ConfigError(f"there is no journal {path} yet: this bot has not run")
         connection = _connect(path)
-        if connection.execute("PRAGMA user_version").fetchone()[0] < len(MIGRATIONS):
-            copy = sqlite3.connect(":memory:", isolation_level=None)
-            with connection:
-                connection.backup(copy)
-            connection.close()
-            return Journal(prepare(copy, path), path)
-    except OSError as error:
-        raise no_access(path, f"the journal {path} cannot be opened", error) from error
-    except sqlite3.Error as error:
-        raise _failure(path, error) from error
+        if _version(connection) < len(MIGRATIONS):
+            old, connection = connection, sqlite3.connect(":memory:", isolation_level=None)
+            old.backup(connection)
+            old.close()
+            prepare(connection, path)
     return Journal(connection, path)
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Raise ConfigError for what access, space or another's lock prevent, StopError for damage."""
+    try:
+        yield
+    except (OSError, sqlite3.OperationalError) as error:
+        what = f"the journal {path} cannot be used and was left as it is; nothing was sent"
+        raise no_access(path, what, error, advice(error)) from error
+    except (sqlite3.Error, *_ODD) as error:
+        raise damaged(path, error) from error
+
+
+def _version(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("PRAGMA user_version").fetchone()[0])
 
 
 def _connect(path: Path) -> sqlite3.Connection:
@@ -115,12 +121,11 @@ def _connect(path: Path) -> sqlite3.Connection:
     try:
         return _checked(path, "mode=ro")
     except sqlite3.OperationalError as error:
-        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY:
-            raise
         # On a full or read-only disk SQLite cannot create the files it needs beside the journal.
         # With an empty write-ahead log, the journal file alone is complete.
-        log_file = path.with_name(f"{path.name}-wal")
-        if log_file.exists() and log_file.stat().st_size > 0:
+        log_file = Path(f"{path}-wal")
+        is_busy = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY
+        if is_busy or (log_file.exists() and log_file.stat().st_size > 0):
             raise
         return _checked(path, "mode=ro&immutable=1")
 
@@ -129,13 +134,10 @@ def _checked(path: Path, how: str) -> sqlite3.Connection:
     uri = f"{path.absolute().as_uri()}?{how}"
     connection = sqlite3.connect(uri, uri=True, timeout=BUSY_S, isolation_level=None)
     connection.row_factory = sqlite3.Row
-    try:
+    with ExitStack() as opened:
+        opened.callback(connection.close)
         _check(connection, path)
-    except BaseException as error:
-        connection.close()
-        if isinstance(error, _ODD):
-            raise damaged(path, repr(error)) from error
-        raise
+        opened.pop_all()
     return connection
 
 
@@ -143,13 +145,12 @@ def _check(connection: sqlite3.Connection, path: Path) -> None:
     verdict = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
     if verdict != "ok":
         raise damaged(path, verdict)
-    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    version = _version(connection)
     if version > len(MIGRATIONS):
         raise ConfigError(f"the journal {path} was written by a newer krakenbot")
-    model = sqlite3.connect(":memory:")
-    model.executescript("".join(MIGRATIONS[:version]))
-    expected = model.execute(_COLUMNS).fetchall()
-    model.close()
+    with closing(sqlite3.connect(":memory:")) as model:
+        model.executescript("".join(MIGRATIONS[:version]))
+        expected = model.execute(_COLUMNS).fetchall()
     if [tuple(row) for row in connection.execute(_COLUMNS)] != expected:
         raise damaged(path, "its tables are not a journal's")
     if not expected:
@@ -189,13 +190,3 @@ def _compare_with_copy(journal: Journal, path: Path) -> None:
         kept = Decimal(journal.get(name, "0"))
         if abs(kept - value) > max(abs(value), Decimal(1)) * Decimal("1e-15"):
             raise damaged(path, f"it stores {name} = {kept}, but its orders add up to {value}")
-
-
-def _failure(path: Path, error: sqlite3.Error) -> ConfigError | StopError:
-    """Return the error for a failed opening: ConfigError for access, space or lock, or damage."""
-    if isinstance(error, sqlite3.OperationalError):
-        return ConfigError(
-            f"the journal {path} cannot be used: {error}. Nothing was sent, and it was left as it "
-            f"is. {advice(error)} {access_hint(path)}".rstrip()
-        )
-    return damaged(path, error)

@@ -7,7 +7,7 @@ import re
 import socket
 import sys
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from krakenbot.errors import ConfigError, StopError
@@ -15,6 +15,7 @@ from krakenbot.format import moment
 
 TRIES, LOOK_S = 5, 0.02
 STATE_BYTES_MAX = 80
+_STOP_IT = ". Stop it first: systemctl stop its service, or kill that process"
 
 
 class Lock:
@@ -24,33 +25,28 @@ class Lock:
     With a `name`, no other process of this machine may hold that name either.
     """
 
-    def __init__(self, path: Path, what: str, name: str = "") -> None:
-        self.path, self._since = path, moment(time.time())
-        try:
-            self._file = open_private(path, os.O_RDWR)
-        except OSError as error:
-            raise no_access(path, f"the lock {path} cannot be opened", error) from error
-        try:
-            self._take(what)
-            self._put(self.read())
-        except OSError as error:
-            os.close(self._file)
-            raise ConfigError(f"the lock {path} cannot be written: {error.strerror}") from error
-        try:
-            self._claim = claim_on_machine(name, what) if name else None
-        except ConfigError:
-            os.close(self._file)
-            raise
+    def __init__(self, path: Path, what: str, name: str = "", *, tries: int = TRIES) -> None:
+        self._path, self._holder = path, f"pid {os.getpid()}, since {moment(time.time())}"
+        with ExitStack() as opened:
+            try:
+                self._file = open_private(path, os.O_RDWR)
+                opened.callback(os.close, self._file)
+                self._take(what, tries)
+                self._put(self.read())
+            except OSError as error:
+                raise no_access(path, f"the lock {path} cannot be used", error) from error
+            if name and (claim := claim_on_machine(name, what)) is not None:
+                opened.callback(os.close, claim)
+            self.close = opened.pop_all().close
 
-    def _take(self, what: str) -> None:
-        if took(self._file, TRIES):  # A holder may only be checking, as `is_locked` does.
-            return
+    def _take(self, what: str, tries: int) -> None:
+        for _ in range(tries):
+            with suppress(OSError):
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            time.sleep(LOOK_S)  # The holder may only be checking, as `is_locked` does.
         holder = self.read(1) or "it does not say which process"
-        os.close(self._file)
-        raise ConfigError(
-            f"another krakenbot holds {what} ({holder}; lock {self.path}). Stop it first: "
-            "systemctl stop its service, or kill that process"
-        )
+        raise ConfigError(f"another krakenbot holds {what} ({holder}; lock {self._path}){_STOP_IT}")
 
     def read(self, line: int = 0) -> str:
         """Return the state, or for line 1 who holds the lock."""
@@ -62,28 +58,13 @@ class Lock:
         try:
             self._put(state)
         except OSError as error:
-            words = f"the lock {self.path} cannot be written ({error}); nothing is sent without it"
+            words = f"the lock {self._path} cannot be written ({error}); nothing is sent without it"
             raise StopError(words) from error
 
     def _put(self, state: str) -> None:
-        holder = f"pid {os.getpid()}, since {self._since}"
-        os.pwrite(self._file, f"{state:{STATE_BYTES_MAX - 1}}\n{holder:<60}\n".encode(), 0)
+        text = f"{state:{STATE_BYTES_MAX - 1}}\n{self._holder:<60}\n"
+        os.pwrite(self._file, text.encode(), 0)
         os.fsync(self._file)
-
-    def close(self) -> None:
-        os.close(self._file)
-        if self._claim is not None:
-            os.close(self._claim)
-
-
-def took(file: int, tries: int) -> bool:
-    """Return whether the lock of an open file could be taken, waiting LOOK_S between tries."""
-    for _ in range(tries):
-        with suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        time.sleep(LOOK_S)
-    return False
 
 
 def claim_on_machine(name: str, what: str) -> int | None:
@@ -94,21 +75,17 @@ def claim_on_machine(name: str, what: str) -> int | None:
     closed, if anything.
     """
     try:
-        claim = socket.socket(socket.AF_UNIX)
-    except OSError:
-        return None
-    try:
-        if sys.platform == "linux":
-            claim.bind(f"\0krakenbot {name}")
+        with socket.socket(socket.AF_UNIX) as claim:
+            if sys.platform == "linux":
+                claim.bind(f"\0krakenbot {name}")
+            return claim.detach()
     except OSError as error:
-        claim.close()
         if error.errno != errno.EADDRINUSE:
             return None
+        where = "with another state directory"
         raise ConfigError(
-            f"another krakenbot on this machine holds {what}, with another state directory. Stop "
-            "it first: systemctl stop its service, or kill that process"
+            f"another krakenbot on this machine holds {what}, {where}{_STOP_IT}"
         ) from error
-    return claim.detach()
 
 
 class Nonces:
@@ -156,29 +133,13 @@ def open_private(path: Path, flags: int) -> int:
     return file
 
 
-def exists(path: Path) -> bool:
-    """Return whether the file exists; ConfigError when that cannot be checked."""
-    try:
-        path.lstat()
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    except OSError as error:
-        raise no_access(path, f"{path} cannot be checked", error) from error
-    return True
-
-
 def is_locked(path: Path) -> bool:
     """Return whether a process holds this lock; False when there is no such file."""
     try:
-        file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(file)
+        with path.open("rb") as file:
+            fcntl.flock(file.fileno(), fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return isinstance(error, BlockingIOError)
     return False
 
 
@@ -190,15 +151,9 @@ def holder(path: Path) -> int | None:
     return int(found[1]) if found else 0
 
 
-def no_access(path: Path, what: str, error: OSError) -> ConfigError:
-    return ConfigError(f"{what}: {error.strerror}. {access_hint(path)}")
-
-
-def access_hint(path: Path) -> str:
-    """Return advice if the file belongs to another user, else an empty text."""
-    for place in (path, *path.parents):
-        with suppress(OSError):
-            owner = place.stat().st_uid
-            mine = os.geteuid()
-            return "" if mine in (0, owner) else "It belongs to another user: use sudo"
-    return ""
+def no_access(path: Path, what: str, error: Exception, advice: str = "") -> ConfigError:
+    """Return the error, with other advice if the file belongs to another user."""
+    there = next(filter(os.path.exists, (path, *path.parents)), "/")
+    if os.geteuid() not in (0, os.stat(there).st_uid):
+        advice = "It belongs to another user: use sudo"
+    return ConfigError(f"{what}: {getattr(error, 'strerror', None) or error}. {advice}".rstrip())

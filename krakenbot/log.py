@@ -20,12 +20,15 @@ from urllib.parse import quote, quote_plus
 
 from krakenbot.model import Secret
 
-PRIORITIES = {50: 2, 40: 3, 30: 4, 20: 6, 10: 7}  # What journald reads at the start of a line.
+# The priority of each level, which journald reads at the start of a line; 2: a person must look.
+LEVELS = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
 LINES_MAX = 1000  # How many may wait to be read.
 FLUSH_S = 1.0  # How long the program waits for a reader at its exit.
 _SECRET_CHARACTERS_MIN = 4
 _PATH_CHARACTERS_MIN = 8
-_hidden: list[str] = []
+_hidden: set[str] = set()
+_waiting: queue.Queue[tuple[int, str]] = queue.Queue(LINES_MAX)
+_lost = 0
 
 logger = logging.getLogger("krakenbot")
 logger.propagate = False
@@ -42,36 +45,50 @@ def setup(level: str, format: str, stream: TextIO | None = None) -> None:
     logger.setLevel(level.upper())
 
 
-def say(text: str, level: int = logging.INFO) -> None:
+def say(text: str, level: str = "error") -> None:
     """Write lines to standard error that are not log lines, such as why a command ended.
 
-    With `format` "json" it is a log line.
+    With `format` "json" they are one log line.
     """
     handler = logger.handlers[0]
     if isinstance(handler, _Handler) and handler.is_json:
-        handler.emit(logger.makeRecord(logger.name, level, "", 0, "%s", (text,), None))
+        number = logging.getLevelNamesMapping()[level.upper()]
+        handler.emit(logger.makeRecord(logger.name, number, "", 0, "%s", (text,), None))
         return
-    mark = f"<{PRIORITIES[level]}>" if _is_journal(sys.stderr) else ""
+    mark = _mark(sys.stderr, level)
     put(sys.stderr, "".join(f"{mark}{line}\n" for line in text.splitlines()))
 
 
 def put(stream: TextIO | None, text: str) -> None:
-    """Write to a stream without ever waiting for its reader."""
+    """Write to a stream without ever waiting for its reader.
+
+    Lines that nobody reads are dropped, and counted in a later line.
+    """
+    global _lost
     try:
-        _writer.put(stream.fileno(), text)  # type: ignore[union-attr]
+        descriptor = stream.fileno()  # type: ignore[union-attr]
     except (OSError, ValueError, AttributeError):  # A stream in memory, closed, or none.
         with suppress(OSError, ValueError, AttributeError):
             stream.write(text)  # type: ignore[union-attr]
+        return
+    try:
+        if _thread.ident is None:
+            _thread.start()
+        lost = f"{_lost} lines are lost: nobody read them\n" if _lost else ""
+        _waiting.put_nowait((descriptor, lost + text))
+        _lost = 0
+    except (queue.Full, RuntimeError):
+        _lost += 1
 
 
 def flush() -> None:
     """Wait for at most FLUSH_S until everything put so far is written."""
-    _writer.flush()
+    with _waiting.all_tasks_done:
+        _waiting.all_tasks_done.wait_for(lambda: not _waiting.unfinished_tasks, FLUSH_S)
 
 
-def register(secret: Secret) -> None:
-    """Make `redact` hide this secret from now on, also in base64 or quoted for a URL."""
-    text = secret.reveal()
+def register(text: str) -> Secret:
+    """Return a secret that `redact` hides from now on, also in base64 or quoted for a URL."""
     # In a URL the part after the host is the secret one, and errors may show it alone.
     rest = re.split("[/?]", text.partition("://")[2], maxsplit=1)[-1]
     for part in (text, rest) if len(rest) >= _PATH_CHARACTERS_MIN else (text,):
@@ -79,14 +96,14 @@ def register(secret: Secret) -> None:
         quoted = quote(part, safe="")
         lower = re.sub("%..", lambda found: found[0].lower(), quoted)
         forms = {part, encoded, encoded.replace("+", "-").replace("/", "_"), quoted, lower}
-        forms |= {quote(part), quote_plus(part)} - {*_hidden}
-        _hidden.extend(form for form in forms if len(form) >= _SECRET_CHARACTERS_MIN)
-    _hidden.sort(key=len, reverse=True)
+        forms |= {quote(part), quote_plus(part)}
+        _hidden.update(form for form in forms if len(form) >= _SECRET_CHARACTERS_MIN)
+    return Secret(text)
 
 
 def redact(text: str) -> str:
     """Return the text with every registered secret replaced by `<secret>`."""
-    for form in _hidden:
+    for form in sorted(_hidden, key=len, reverse=True):
         text = text.replace(form, "<secret>")
     # Signatures and secrets that nobody registered are longer than any other word.
     return re.sub(r"[A-Za-z0-9+/]{84,}={0,2}", "<secret>", text)
@@ -115,62 +132,41 @@ class _Handler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         stream, moment = self._stream or sys.stderr, time.gmtime(record.created)
+        level = record.levelname.lower()
         try:
             line = clean(record.getMessage())
         except Exception:  # A wrong placeholder must not lose the line.
             line = clean(f"{record.msg} {record.args!r}")
+        mark = _mark(stream, level)
         if self.is_json:
-            words = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", moment)}
-            line = json.dumps(words | {"level": record.levelname.lower(), "message": line})
-        elif not _is_journal(stream):  # journald adds time and level itself.
+            at = time.strftime("%Y-%m-%dT%H:%M:%SZ", moment)
+            line = json.dumps({"time": at, "level": level, "message": line})
+        elif not mark:  # journald adds time and level itself.
             line = f"{time.strftime('%Y-%m-%d %H:%M:%S', moment)} {record.levelname} {line}"
-        mark = f"<{PRIORITIES[record.levelno]}>" if _is_journal(stream) else ""
         put(stream, f"{mark}{line}\n")
 
     def flush(self) -> None:
-        _writer.flush()  # Called at the end of the program, too.
+        flush()  # Called at the end of the program, too.
 
 
-class _Writer:
-    """The writing thread. Lines that nobody reads are dropped and counted in a later line."""
-
-    def __init__(self) -> None:
-        self._waiting: queue.Queue[tuple[int, str]] = queue.Queue(LINES_MAX)
-        self._lost = 0
-        self._thread = threading.Thread(target=self._run, name="log", daemon=True)
-
-    def put(self, descriptor: int, text: str) -> None:
-        try:
-            if self._thread.ident is None:
-                self._thread.start()
-            lost = f"{self._lost} lines are lost: nobody read them\n" if self._lost else ""
-            self._waiting.put_nowait((descriptor, lost + text))
-            self._lost = 0
-        except (queue.Full, RuntimeError):
-            self._lost += 1
-
-    def flush(self) -> None:
-        waiting = self._waiting
-        with waiting.all_tasks_done:
-            waiting.all_tasks_done.wait_for(lambda: not waiting.unfinished_tasks, FLUSH_S)
-
-    def _run(self) -> None:
-        while True:
-            descriptor, text = self._waiting.get()
-            left = text.encode(errors="backslashreplace")
-            with suppress(OSError):
-                while left:
-                    left = left[os.write(descriptor, left) :]
-            self._waiting.task_done()
+def _write() -> None:
+    while True:
+        descriptor, text = _waiting.get()
+        left = text.encode(errors="backslashreplace")
+        with suppress(OSError):
+            while left:
+                left = left[os.write(descriptor, left) :]
+        _waiting.task_done()
 
 
-def _is_journal(stream: TextIO | None) -> bool:
-    """Return whether journald reads the stream. Source: systemd.exec(5), $JOURNAL_STREAM."""
+def _mark(stream: TextIO | None, level: str) -> str:
+    """Return a line's priority if journald reads the stream. Source: systemd.exec(5)."""
     with suppress(OSError, ValueError, AttributeError):
         at = os.fstat(stream.fileno())  # type: ignore[union-attr]
-        return os.environ.get("JOURNAL_STREAM") == f"{at.st_dev}:{at.st_ino}"
-    return False
+        if os.environ.get("JOURNAL_STREAM") == f"{at.st_dev}:{at.st_ino}":
+            return f"<{LEVELS[level]}>"
+    return ""
 
 
-_writer = _Writer()
+_thread = threading.Thread(target=_write, name="log", daemon=True)
 setup("warning", "text")

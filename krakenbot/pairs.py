@@ -1,7 +1,7 @@
 """What Kraken allows on one pair, and the only place where volumes are rounded."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from decimal import ROUND_DOWN, Decimal, InvalidOperation
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ from krakenbot.model import ZERO, Side
 class PairRules(NamedTuple):
     """One entry of AssetPairs. `pair` is Kraken's internal name, `altname` the one to send.
 
-    `ordermin` is in base, `costmin` in quote currency; `leverages_buy` and `leverages_sell` are
+    `ordermin` is in base, `costmin` in quote currency; `leverage_buy` and `leverage_sell` are
     empty if the pair has no margin on that side; `margin_stop` is percent; position limits are in
     base, None if unknown. Source: docs.kraken.com, "Get Tradable Asset Pairs".
     """
@@ -20,28 +20,24 @@ class PairRules(NamedTuple):
     altname: str
     base: str
     quote: str
-    status: str
     lot_decimals: int
     pair_decimals: int
-    cost_decimals: int
     ordermin: Decimal
-    costmin: Decimal
-    leverages_buy: tuple[int, ...]
-    leverages_sell: tuple[int, ...]
-    margin_stop: Decimal
-    long_position_limit: Decimal | None
-    short_position_limit: Decimal | None
-
-    @property
-    def volume_step(self) -> Decimal:
-        return Decimal(1).scaleb(-self.lot_decimals)
+    status: str = "online"
+    cost_decimals: int = 8
+    costmin: Decimal = ZERO
+    leverage_buy: tuple[int, ...] = ()
+    leverage_sell: tuple[int, ...] = ()
+    margin_stop: Decimal = Decimal(40)
+    long_position_limit: Decimal | None = None
+    short_position_limit: Decimal | None = None
 
     def leverages(self, side: Side) -> tuple[int, ...]:
-        return self.leverages_buy if side is Side.BUY else self.leverages_sell
+        return self.leverage_buy if side is Side.BUY else self.leverage_sell
 
     def round_volume(self, volume: Decimal) -> Decimal:
         """Return the volume cut to the pair's lot decimals, towards zero."""
-        return volume.quantize(self.volume_step, rounding=ROUND_DOWN)
+        return volume.quantize(Decimal(1).scaleb(-self.lot_decimals), rounding=ROUND_DOWN)
 
 
 def parse_rules(pair: str, row: Mapping[str, Any]) -> PairRules:
@@ -50,24 +46,13 @@ def parse_rules(pair: str, row: Mapping[str, Any]) -> PairRules:
     Raises ValueError, naming the pair, when it is not of the expected shape.
     """
     try:
-        rules = PairRules(
-            pair=pair,
-            altname=str(row["altname"]),
-            base=str(row["base"]),
-            quote=str(row["quote"]),
-            status=str(row.get("status", "online")),
-            lot_decimals=_digits(row["lot_decimals"]),
-            pair_decimals=_digits(row["pair_decimals"]),
-            cost_decimals=_digits(row.get("cost_decimals", 8)),
-            ordermin=decimal(row["ordermin"]),
-            costmin=decimal(row.get("costmin") or 0),
-            leverages_buy=_leverages(row, "leverage_buy"),
-            leverages_sell=_leverages(row, "leverage_sell"),
-            margin_stop=decimal(row.get("margin_stop") or 40),
-            long_position_limit=_limit(row, "long_position_limit"),
-            short_position_limit=_limit(row, "short_position_limit"),
-        )
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        given = {
+            name: _READERS[kind](row[name])
+            for name, kind in PairRules.__annotations__.items()
+            if row.get(name) not in (None, "")
+        }
+        rules = PairRules(**given | {"pair": pair})
+    except (AttributeError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"AssetPairs entry {pair!r} is not as expected: {error!r}") from error
     if rules.ordermin < ZERO or rules.costmin < ZERO:
         raise ValueError(f"AssetPairs entry {pair!r} has a negative minimum")
@@ -76,8 +61,7 @@ def parse_rules(pair: str, row: Mapping[str, Any]) -> PairRules:
 
 def remember_rules(rules: PairRules) -> str:
     """Return the rules as a text for `recall_rules`."""
-    lists = {"leverage_buy": rules.leverages_buy, "leverage_sell": rules.leverages_sell}
-    return json.dumps(rules._asdict() | lists, default=str)
+    return json.dumps(rules._asdict(), default=str)
 
 
 def recall_rules(text: str) -> PairRules:
@@ -104,7 +88,7 @@ def plain(number: Decimal) -> str:
     text = f"{number:f}"
     if "." in text:
         text = text.rstrip("0").rstrip(".")
-    return "0" if text in ("-0", "") else text
+    return "0" if text == "-0" else text
 
 
 def _digits(value: object) -> int:
@@ -114,14 +98,19 @@ def _digits(value: object) -> int:
     return int(digits)
 
 
-def _leverages(row: Mapping[str, Any], name: str) -> tuple[int, ...]:
+def _leverages(values: Iterable[object]) -> tuple[int, ...]:
     """Return the whole numbers in a list of leverages; others are not supported here."""
-    numbers = (decimal(value) for value in row.get(name) or ())
+    numbers = map(decimal, values)
     return tuple(int(number) for number in numbers if number == int(number) and number > 0)
 
 
-def _limit(row: Mapping[str, Any], name: str) -> Decimal | None:
-    return decimal(row[name]) if row.get(name) is not None else None
+_READERS: dict[object, Callable[[Any], Any]] = {
+    str: str,
+    int: _digits,
+    Decimal: decimal,
+    Decimal | None: decimal,
+    tuple[int, ...]: _leverages,
+}
 
 
 def earn_balances(balances: Mapping[str, Decimal], base: str) -> dict[str, Decimal]:

@@ -8,13 +8,12 @@ import hashlib
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal, localcontext
 from functools import cache
 from pathlib import Path
 from types import FrameType, FunctionType, ModuleType
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 from krakenbot.errors import ConfigError
 from krakenbot.model import ZERO, Candle, Direction, Signal
@@ -23,6 +22,7 @@ CANDLES_MAX = 700
 ANSWER_MAX_S, TRIAL_MAX_S = 5.0, 1.0
 _REPEAT_S = 0.005  # A rule that catches the first interruption will not catch them all.
 _OTHERS_WRITE = 0o022
+T = TypeVar("T")
 
 
 class RuleError(ConfigError):
@@ -55,18 +55,15 @@ class Rule(NamedTuple):
         def ask() -> Signal:
             view = self.direction(seen, **parameters)
             if view is not None and (type(view) is bool or view not in (1, 0, -1)):
-                line = self.direction.__code__.co_firstlineno
-                raise RuleError(
-                    f"{self.path}:{line}: direction returned {view!r:.80}, not 1, -1, 0 or None"
-                )
+                place = f"{self.path}:{self.direction.__code__.co_firstlineno}"
+                raise RuleError(f"{place}: direction returned {view!r:.80}, not 1, -1, 0 or None")
             average = Decimal(self.average(seen) if self.average else seen[-1].close)
             if not average.is_finite():
                 raise ValueError(f"average returned {average}")
             direction = None if view is None else Direction(view)
             return Signal(direction, average, int(direction or 0))
 
-        signal: Signal = _guarded(ask, self.path, answer_max_s)
-        return signal
+        return _guarded(ask, self.path, answer_max_s)
 
     def try_on(self, candles: Sequence[Candle], parameters: Mapping[str, object]) -> None:
         """Raise RuleError unless the rule gives the same valid answer twice, each in a second."""
@@ -114,7 +111,7 @@ class _TooLongError(BaseException):
     """Not an Exception, so that a rule's own `except Exception` does not swallow it."""
 
 
-def _guarded(ask: Callable[[], Any], path: Path, answer_max_s: float = 0.0) -> Any:
+def _guarded(ask: Callable[[], T], path: Path, answer_max_s: float = 0.0) -> T:
     """Return what a part of the rule returns; 0 s is no limit. RuleError names the line.
 
     Only Python code can be interrupted. A call into C that never returns is left to systemd's
@@ -135,8 +132,10 @@ def _guarded(ask: Callable[[], Any], path: Path, answer_max_s: float = 0.0) -> A
         raise
     except BaseException as error:
         running = False
-        frames = traceback.walk_tb(error.__traceback__)
-        lines = [line for frame, line in frames if frame.f_code.co_filename == str(path)]
+        import traceback  # It takes long to import, and rarely anything fails.
+
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == str(path)]
         if isinstance(error, SyntaxError) and error.filename == str(path):
             lines = [error.lineno or 0]
         what = traceback.format_exception_only(error)[-1].strip()

@@ -1,14 +1,6 @@
-"""Clocks for tests: one whose waiting costs nothing, and the system's, to be closed."""
+"""A clock for tests whose waiting costs nothing."""
 
-import os
-
-from krakenbot.clock import StopRequestedError, SystemClock
-
-
-def close_clock(clock: SystemClock) -> None:
-    """Close a clock's pipe, which the program keeps to its end; `select` takes 1,024 files."""
-    os.close(clock._stop_reader)
-    os.close(clock._stop_writer)
+from krakenbot.clock import StopRequestedError
 
 
 class StandingClock:

@@ -25,7 +25,7 @@ from krakenbot.candles import fill
 from krakenbot.commands import json_values
 from krakenbot.commands.history import ROWS
 from krakenbot.commands.status import read_status
-from krakenbot.credentials import load_secrets
+from krakenbot.credentials import load_credentials
 from krakenbot.errors import ConfigError, LaterError, RefusedError, StopError, UnansweredError
 from krakenbot.journal import Journal
 from krakenbot.journal_file import open_journal, open_read_only
@@ -409,7 +409,7 @@ class TestFiles(FuzzTest):
     )
     def test_secrets(self, environ: dict[str, str]) -> None:
         try:
-            found = load_secrets(environ)
+            found = load_credentials(config.Config(), environ=environ)
         except ConfigError:
             return
         if found is not None:

@@ -238,7 +238,7 @@ class Replay:
         sizes = rules.long_position_limit, rules.short_position_limit
         self._is_ordinary = (
             rules.status == "online"
-            and plan.leverage in {*rules.leverages_buy} & {*rules.leverages_sell}
+            and plan.leverage in {*rules.leverage_buy} & {*rules.leverage_sell}
             and self._volume == plan.size >= rules.ordermin
             and all(size is None or 2 * self._volume <= size for size in sizes)
         )

@@ -16,7 +16,6 @@ from krakenbot import __version__, cli, log
 from krakenbot.clock import StopRequestedError
 from krakenbot.commands import COMMANDS, UsageError, help
 from krakenbot.errors import ConfigError, LaterError, StopError, UnansweredError
-from krakenbot.model import Secret
 from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
 from tests.commands.called import Done, call
 
@@ -142,7 +141,7 @@ class TestCommandLine(unittest.TestCase):
 
     def test_a_traceback_shows_no_secret(self) -> None:
         self.addCleanup(log._hidden.clear)
-        log.register(Secret("HUSHHUSH"))
+        log.register("HUSHHUSH")
 
         def run(_: Namespace) -> int:
             hidden = "HUSH" + "HUSH"

@@ -9,7 +9,6 @@ import time
 import unittest
 
 from krakenbot import log
-from krakenbot.model import Secret
 from tests.logs import restoring
 
 KEY = "k+y/AbCdEf0123456789=="
@@ -46,7 +45,7 @@ class TestLog(unittest.TestCase):
 
     def test_in_json_why_a_command_ended_is_an_object_too(self) -> None:
         self.setup("json")
-        log.say("krakenbot: halted: why\nand what to do", 40)
+        log.say("krakenbot: halted: why\nand what to do")
         line = json.loads(self.stream.getvalue())
         self.assertEqual("error", line["level"])
         self.assertIn("halted: why", line["message"])
@@ -62,7 +61,7 @@ class TestLog(unittest.TestCase):
         self.assertEqual(1, self.stream.getvalue().count("\n"))
 
     def test_registered_secrets_appear_in_no_form(self) -> None:
-        log.register(Secret(KEY))
+        log.register(KEY)
         forms = (
             KEY,
             "ayt5L0FiQ2RFZjAxMjM0NTY3ODk9PQ==",
@@ -145,7 +144,7 @@ class TestLog(unittest.TestCase):
         code = (
             "import sys; from krakenbot import log; log.setup('info', 'text');"
             "[log.info('line ' * 20) for _ in range(5000)]; print(flush=True); sys.stdin.read(1);"
-            "log._writer.flush(); log.info('again')"
+            "log.flush(); log.info('again')"
         )
         command = [sys.executable, "-c", code]
         pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
@@ -157,7 +156,7 @@ class TestLog(unittest.TestCase):
         self.assertEqual((5001, True), (lost + text.count(" INFO "), lost > 1000))
 
     def test_why_a_command_ended_carries_its_priority_for_journald(self) -> None:
-        code = "from krakenbot import log; log.say('why\\nand how', 40)"
+        code = "from krakenbot import log; log.say('why\\nand how')"
         with tempfile.TemporaryFile() as file:
             at = os.fstat(file.fileno())
             run(code, stderr=file, env=os.environ | {"JOURNAL_STREAM": f"{at.st_dev}:{at.st_ino}"})

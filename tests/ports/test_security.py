@@ -22,8 +22,8 @@ from unittest import mock
 
 from krakenbot import cli, log
 from krakenbot.clock import SystemClock
-from krakenbot.config import load
-from krakenbot.credentials import load_secrets
+from krakenbot.config import Config, load
+from krakenbot.credentials import load_credentials
 from krakenbot.errors import Cause, ConfigError, LaterError, UnansweredError
 from krakenbot.journal_file import open_journal
 from krakenbot.kraken import transport
@@ -253,9 +253,11 @@ class TestSecrets(Safe):
         odd = signing(UrllibTransport(5), url, SystemClock(), key=odd_key, secret=SECRET)
         for fails in (
             lambda: decode_secret(Secret(SECRET + "*")),
-            lambda: load_secrets(environ),
-            lambda: load_secrets({"KRAKEN_API_KEY": KEY + "\xe9", "KRAKEN_API_SECRET": SECRET}),
-            lambda: load_secrets({"KRAKEN_API_SECRET": SECRET}),
+            lambda: load_credentials(Config(), environ=environ),
+            lambda: load_credentials(
+                Config(), environ={"KRAKEN_API_KEY": KEY + "\xe9", "KRAKEN_API_SECRET": SECRET}
+            ),
+            lambda: load_credentials(Config(), environ={"KRAKEN_API_SECRET": SECRET}),
             lambda: load("/dev/null", {"HOME": "/x", "KRAKENBOT_API_SECRET": SECRET}, self.folder),
             lambda: odd.private("Balance"),
             lambda: self.signed(url).private("Balance"),

@@ -28,7 +28,6 @@ from krakenbot.kraken.transport import ANSWER_BYTES_MAX, UrllibTransport, tls_co
 from krakenbot.model import Credentials, Secret
 from tests import slow
 from tests.clients import signing
-from tests.clocks import close_clock
 from tests.folders import own_folder
 
 KEY, SECRET = "the-key", "c2VjcmV0IHNlY3JldCBzZWNyZXQ="
@@ -219,7 +218,6 @@ class Wire(unittest.TestCase):
     def setUp(self) -> None:
         self.context: ssl.SSLContext | None = None
         self.clock = SystemClock()
-        self.addCleanup(close_clock, self.clock)
         transport._answering.clear()
 
     def serve(self, serve: Serve) -> Server:

@@ -19,6 +19,19 @@ class TestStopping(unittest.TestCase):
             clock.wait(60)
         self.assertLess(time.monotonic() - began, 2)
 
+    def test_a_signal_ends_a_wait_at_once(self) -> None:
+        clock = SystemClock()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self.addCleanup(signal.signal, number, signal.getsignal(number))
+        clock.stop_on_signals()
+        timer = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGTERM))
+        timer.start()
+        self.addCleanup(timer.join)
+        began = time.monotonic()
+        with mock.patch("krakenbot.clock.SLICE_S", 30), self.assertRaises(StopRequestedError):
+            clock.wait(60)
+        self.assertLess(time.monotonic() - began, 2)
+
     def test_a_request_before_the_wait_is_not_lost_even_for_a_wait_of_nothing(self) -> None:
         clock = SystemClock()
         clock.request_stop()

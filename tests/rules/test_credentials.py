@@ -7,12 +7,13 @@ from pathlib import Path
 from unittest import mock
 
 from krakenbot import log
-from krakenbot.config import KeysTable, load
-from krakenbot.credentials import load_secrets
+from krakenbot.config import Config, KeysTable, load
+from krakenbot.credentials import load_credentials
 from krakenbot.errors import ConfigError
 from tests.commands.called import call
 from tests.folders import own_folder
 
+NO_FILES = KeysTable()
 ROOT = Path(__file__).parent.parent.parent
 BASE64 = "c2VjcmV0IGJ5dGVzIG9mIHRoZSBrZXk="
 # What is no key, and what is said about it.
@@ -40,21 +41,25 @@ class TestCredentials(unittest.TestCase):
         return str(path)
 
     def pair(
-        self, environ: dict[str, str], prefix: str = "KRAKEN", keys: KeysTable | None = None
+        self, environ: dict[str, str], prefix: str = "KRAKEN", keys: KeysTable = NO_FILES
     ) -> tuple[str, str, str]:
-        found = load_secrets(environ, prefix, keys)
+        found = load_credentials(Config(keys=keys), prefix, environ)
         assert found is not None
         return found.key.reveal(), found.secret.reveal(), found.source
 
     def refused(self, environ: dict[str, str], pattern: str) -> str:
         with self.assertRaisesRegex(ConfigError, pattern) as caught:
-            load_secrets(environ)
+            load_credentials(Config(), environ=environ)
         return str(caught.exception)
 
     def test_none_given_is_none(self) -> None:
-        self.assertIsNone(load_secrets({}))
-        self.assertIsNone(load_secrets({"KRAKEN_API_KEY": "", "KRAKEN_API_SECRET": " "}))
-        self.assertIsNone(load_secrets({"CREDENTIALS_DIRECTORY": str(self.folder)}))
+        self.assertIsNone(load_credentials(Config(), environ={}))
+        self.assertIsNone(
+            load_credentials(Config(), environ={"KRAKEN_API_KEY": "", "KRAKEN_API_SECRET": " "})
+        )
+        self.assertIsNone(
+            load_credentials(Config(), environ={"CREDENTIALS_DIRECTORY": str(self.folder)})
+        )
 
     def test_the_credentials_folder_comes_first_then_files_then_variables(self) -> None:
         environ = {"KRAKEN_API_KEY": " varkey\n", "KRAKEN_API_SECRET": BASE64}
@@ -105,7 +110,7 @@ class TestCredentials(unittest.TestCase):
         with self.subTest(f"{variable}={pasted!r}"):
             with self.assertRaisesRegex(ConfigError, "not the key|the key itself") as caught:
                 load(None, environ, self.folder)
-                load_secrets(environ)
+                load_credentials(Config(), environ=environ)
             for text in (caught.exception, f"{pasted}: cannot be read", "".join(pasted.split())):
                 self.assertNotIn("HUSH", log.clean(str(text)))
 
@@ -140,7 +145,9 @@ class TestCredentials(unittest.TestCase):
                 self.assertNotIn("HUSH", self.refused(environ, part))
 
     def test_what_was_loaded_is_redacted_from_then_on_and_cannot_be_pickled(self) -> None:
-        got = load_secrets({"KRAKEN_API_KEY": "HUSHHUSH", "KRAKEN_API_SECRET": BASE64})
+        got = load_credentials(
+            Config(), environ={"KRAKEN_API_KEY": "HUSHHUSH", "KRAKEN_API_SECRET": BASE64}
+        )
         self.assertNotIn("HUSH", repr(got))
         self.assertEqual("<secret> and <secret>", log.redact(f"HUSHHUSH and {BASE64}"))
         with self.assertRaises(TypeError):
@@ -152,7 +159,7 @@ class TestCredentials(unittest.TestCase):
 
     def test_the_files_of_the_table_are_not_for_futures(self) -> None:
         keys = KeysTable(Path(self.file("K", "k")), Path(self.file("S", BASE64)))
-        self.assertIsNone(load_secrets({}, "KRAKEN_FUTURES", keys))
+        self.assertIsNone(load_credentials(Config(keys=keys), "KRAKEN_FUTURES", {}))
 
     def test_who_may_not_read_a_file_is_told_to_use_sudo(self) -> None:
         keys = KeysTable(Path("/k"), Path("/s"))
@@ -160,7 +167,7 @@ class TestCredentials(unittest.TestCase):
             mock.patch("os.open", side_effect=PermissionError),
             self.assertRaisesRegex(ConfigError, "^/k: .*sudo"),
         ):
-            load_secrets({}, "KRAKEN", keys)
+            load_credentials(Config(keys=keys), "KRAKEN", {})
 
 
 class TestForeignCode(unittest.TestCase):

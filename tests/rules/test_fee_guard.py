@@ -114,9 +114,9 @@ class TestFeeGuard(unittest.TestCase):
 
     def test_a_pair_that_refuses_the_orders_is_not_cheap(self) -> None:
         for rules, word in (
-            (XBTUSD._replace(leverages_buy=(), leverages_sell=()), "margin"),
-            (XBTUSD._replace(leverages_sell=()), "leverage"),
-            (XBTUSD._replace(leverages_buy=(3,), leverages_sell=(3,)), "leverage 2"),
+            (XBTUSD._replace(leverage_buy=(), leverage_sell=()), "margin"),
+            (XBTUSD._replace(leverage_sell=()), "leverage"),
+            (XBTUSD._replace(leverage_buy=(3,), leverage_sell=(3,)), "leverage 2"),
             (XBTUSD._replace(long_position_limit=D("0.0001")), "position limit"),
         ):
             with self.subTest(word=word):

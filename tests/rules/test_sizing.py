@@ -98,7 +98,7 @@ class TestNextStep(unittest.TestCase):
                 order = next_step(held, target, 2, one_order, rules(), sent)
                 if order is None:
                     break
-                self.assertEqual(0, order.volume % rules().volume_step)
+                self.assertEqual(0, order.volume % Decimal(1).scaleb(-rules().lot_decimals))
                 self.assertGreaterEqual(order.volume, rules().ordermin)
                 after = held + order.side.sign * order.volume
                 if order.reduce_only:

@@ -10,7 +10,6 @@ import fcntl
 import gc
 import io
 import os
-import select
 import signal
 import sqlite3
 import sys
@@ -36,7 +35,7 @@ class Host(Protocol):
     slept: float
 
     def touch(self, what: str) -> BaseException | None: ...
-    def wait(self, seconds: float) -> bool: ...
+    def wait(self, seconds: float) -> None: ...
     def log(self, line: str) -> None: ...
     def close_reader(self) -> None: ...
 
@@ -97,12 +96,10 @@ class Machine:
             (time, "time_ns", lambda: int((host.time + host.wall_off) * 1e9)),
             (time, "monotonic", lambda: host.time - host.slept),
             (time, "clock_gettime", self._clock_gettime),
-            (time, "sleep", host.wait),
-            (select, "select", self._select),
+            (time, "sleep", self._sleep),
             (signal, "signal", self._signal),
             (os, "open", self._open),
             (os, "close", self._close),
-            (os, "pipe", self._pipe),
             (threading.Thread, "start", lambda thread: thread.run()),  # What it does takes no time.
             (_thread, "start_new_thread", lambda run, arguments: run(*arguments)),
             (threading.Thread, "join", lambda *_: None),
@@ -212,19 +209,13 @@ class Machine:
             return self.host.time + self.host.wall_off
         return self.host.time - (0 if clock == time.CLOCK_BOOTTIME else self.host.slept)
 
-    def _select(self, reading: Any, writing: Any, odd: Any, seconds: float | None = None) -> Any:
+    def _sleep(self, seconds: float) -> None:
         self.host.touch("wait")
-        woken = self.host.wait(seconds or 0.0)
-        return (reading if woken else [], [], [])
+        self.host.wait(seconds)
 
     def _signal(self, number: int, handler: Any) -> Any:
         if number == signal.SIGTERM and callable(handler):
             self._handler = handler
-
-    def _pipe(self) -> tuple[int, int]:
-        ends = _REAL_PIPE()
-        self._files.update(dict.fromkeys(ends, ""))
-        return ends
 
     def _close(self, descriptor: int) -> None:
         self._files.pop(descriptor, None)
@@ -284,4 +275,4 @@ class Machine:
         return self.host.touch(sql)
 
 
-_REAL_WRITE, _REAL_PWRITE, _REAL_PIPE = os.write, os.pwrite, os.pipe
+_REAL_WRITE, _REAL_PWRITE = os.write, os.pwrite

@@ -181,14 +181,12 @@ class World:
         if self.time >= self.end:
             raise Over
 
-    def wait(self, seconds: float) -> bool:
-        """Pass the time; return whether a signal woke the process."""
+    def wait(self, seconds: float) -> None:
+        """Pass the time, and let the process hear a signal that came meanwhile."""
         self.pass_time(seconds)
         if self.stop_asked and self.machine.hears:
             self.stop_asked = False
             self.machine.terminate()
-            return True
-        return False
 
     def touch(self, what: str) -> BaseException | None:
         """Count one step; raise, or return what is to be raised after it was carried out."""

@@ -255,7 +255,7 @@ class SandboxApi:
             | {"position": {name: plain(position.volume) for name, position in books.items()}}
             | {"liquidation": {name: account.liquidation_price(b) for name, b in books.items()}}
             | {"equity": {asset: account.equity(asset) for asset in money}}
-            | {"unrealized": {asset: account.unrealized(asset) for asset in money}}
+            | {"unrealized": {asset: account.summary(asset).unrealized_pnl for asset in money}}
             | {"realized": account.realized, "fees": account.fees, "rollover": account.rollovers}
             | {"requests": self.requests, "ignored": self.ignored}
         )

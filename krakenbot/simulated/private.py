@@ -15,7 +15,7 @@ from operator import itemgetter
 from typing import Any, Protocol
 
 from krakenbot.errors import RefusedError
-from krakenbot.model import ZERO, Order, Quote, Side
+from krakenbot.model import ZERO, Quote, Side
 from krakenbot.pairs import PairRules
 from krakenbot.simulated import wire
 from krakenbot.simulated.books import Account, Entry, MarginPosition, Trade, identifier, refusal
@@ -262,7 +262,7 @@ class PrivateApi:
         account.serial = serial = account.serial + 1
         position.price = quote.mid
         price = quote.ask if order.side is Side.BUY else quote.bid
-        trades: tuple[Trade, ...] = ()
+        trades: list[Trade] = []
         if part:
             trades = account.fill(position, now, order._replace(volume=part), price, serial)
         return self.record(request, trades, now, serial)
@@ -310,9 +310,7 @@ class PrivateApi:
 
 def closing(position: MarginPosition) -> OrderRequest:
     """Return the order that closes the whole position."""
-    side = Side.SELL if position.sign > 0 else Side.BUY
-    order = Order("", side, position.held, position.lots[0].leverage, False)
-    return OrderRequest(position.rules, order, {})
+    return OrderRequest(position.rules, position.closing_order, {})
 
 
 def _rows_by_id(

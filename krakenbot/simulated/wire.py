@@ -126,12 +126,13 @@ def trade_row(request: OrderRequest, trade: Trade, txid: str, now: float, misc: 
     rules, order, _ = request
     coins, money = _forms(rules)
     misc = f"closing,{misc}".strip(",") if trade.closing else misc
+    margin = trade.cost / order.leverage if order.leverage and not trade.closing else ZERO
     return (
         {"ordertxid": txid, "postxid": "TKH2SE-M7IF5-CFI7LT", "trade_id": trade.serial % 10**9}
         | {"pair": rules.pair, "aclass": "forex", "time": round(now, 6), "ordertype": "market"}
         | {"type": order.side.value, "price": price(trade.price, rules), "maker": False}
         | {"cost": f"{trade.cost:{money}}", "fee": f"{trade.fee:{money}}", "misc": misc}
-        | {"vol": f"{trade.volume:{coins}}", "margin": f"{trade.margin:{money}}"}
+        | {"vol": f"{trade.volume:{coins}}", "margin": f"{margin:{money}}"}
         | {"leverage": str(order.leverage)}
     )
 

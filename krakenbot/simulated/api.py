@@ -27,7 +27,7 @@ from krakenbot.simulated.http import Answer, Server
 from krakenbot.simulated.listing import MARGIN_RATES, PAIRS, SANDBOX_KEY, SANDBOX_SECRET
 from krakenbot.simulated.private import HISTORY_MAX, PrivateApi, closing
 from krakenbot.simulated.public import FeedMarkets, tick
-from krakenbot.simulated.wire import Method, Params, Row, bad
+from krakenbot.simulated.wire import PARAMETERS, Params, Row, bad
 
 START_BALANCES = {"ZUSD": Decimal(10000), "ZEUR": Decimal(5000), "USDT": Decimal(1000)}
 # Kraken's limits by tier: REST counter and its decay per second, the same for the matching engine,
@@ -119,7 +119,7 @@ class SandboxApi:
             history=HISTORY_MAX,
         )
         self.private_api = PrivateApi(self.markets, self.account, self.now, slack_s=slack_s)
-        self.private_api.methods["GetApiKeyInfo"] = Method(self._key_info)
+        self.private_api.methods["GetApiKeyInfo"] = self._key_info
         self._methods = {
             ("GET", "public"): self.markets.methods,
             ("POST", "private"): self.private_api.methods,
@@ -173,7 +173,7 @@ class SandboxApi:
         if name not in known:
             raise wire.not_simulated(name)
         given = {parameter.partition("[")[0] for parameter in p}
-        for parameter in given - {*known[name].parameters.split(), "nonce", "otp"}:
+        for parameter in given - {*PARAMETERS.get(name, "").split(), "nonce", "otp"}:
             label = f"{name}:{parameter:.40}"
             if label not in self.ignored:
                 log.warning("parameter ignored, as Kraken does: %r", label)
@@ -185,7 +185,7 @@ class SandboxApi:
             pair = self.markets.pair(p.get("pair", "")).pair
             self._count(pair, 1, *self._limits[2:4], "EOrder:Rate limit exceeded")
         self.private_api.mark_to_market()
-        return known[name].answer(p)
+        return known[name](p)
 
     def _authenticate(self, path: str, headers: Mapping[str, str], p: Params, body: bytes) -> None:
         now, nonce = self.now(), p.get("nonce", "")
@@ -268,7 +268,7 @@ class SandboxApi:
             leverage, volume = int(params.get("leverage", 2)), decimal(params["volume"])
             form = {"pair": rules.pair, "ordertype": "market", "type": str(params["side"])}
             form |= {"volume": plain(volume), "leverage": str(leverage or "none")}
-            self.private_api.methods["AddOrder"].answer(form)
+            self.private_api.methods["AddOrder"](form)
         elif position.lots and params.get("liquidate"):
             order, now = closing(position), self.now()
             trade = self.account.close(position, now, position.held, quote.mid)

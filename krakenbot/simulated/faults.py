@@ -211,9 +211,9 @@ class Faults:
         account = self.api.private_api.account
         if account.revision != self._revision:
             self._revision, methods = account.revision, self.api.private_api.methods
-            seen = {name: methods[name].answer({}) for name in ("OpenPositions", "Balance")}
+            seen = {name: methods[name]({}) for name in ("OpenPositions", "Balance")}
             for asset in self._assets:
-                seen[f"TradeBalance {asset}"] = methods["TradeBalance"].answer({"asset": asset})
+                seen[f"TradeBalance {asset}"] = methods["TradeBalance"]({"asset": asset})
             self._past.append((self.api.now(), seen))
             del self._past[:-100]
         if name == "Time" and self._clock_off:

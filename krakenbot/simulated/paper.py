@@ -78,7 +78,7 @@ class PaperClient:
         reply: dict[str, Any]
         try:
             api.mark_to_market()
-            reply = {"error": [], "result": api.methods[method].answer(form)}
+            reply = {"error": [], "result": api.methods[method](form)}
         except RefusedError as error:
             reply = {"error": [str(error)]}
         self._save()

@@ -6,6 +6,7 @@ reverses it (as support.kraken.com 202966956 once said), a deadline applies to `
 """
 
 import math
+from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
@@ -18,9 +19,9 @@ from krakenbot.errors import RefusedError
 from krakenbot.model import ZERO, Quote, Side
 from krakenbot.pairs import PairRules
 from krakenbot.simulated import wire
-from krakenbot.simulated.books import Account, Entry, MarginPosition, Trade, identifier, refusal
+from krakenbot.simulated.books import Account, MarginPosition, Trade, identifier, refusal
 from krakenbot.simulated.listing import ASSETS
-from krakenbot.simulated.wire import Method, OrderRequest, Params, Row, bad, flag, number, whole
+from krakenbot.simulated.wire import OrderRequest, Params, Row, bad, flag, number, whole
 
 HISTORY_MAX = 10000
 PAGE = 50  # Source: docs.kraken.com, "Get Closed Orders", `ofs`.
@@ -69,31 +70,23 @@ class PrivateApi:
         self.orders, self.trades = dict[str, Row](), dict[str, Row]()
         self.fill_share = Decimal(1)
         self._history, self._slack_s, self._marked = history, slack_s, now()
-        page, ids = "start end ofs without_count ", "trades userref cl_ord_id "
-        self.methods = {
-            "Balance": Method(self._balance),
-            "BalanceEx": Method(self._balance_ex),
-            "TradeBalance": Method(self._trade_balance, "asset"),
-            "OpenPositions": Method(
-                self._open_positions, "txid docalcs consolidation rebase_multiplier"
-            ),
+        self.methods: dict[str, Callable[[Params], Any]] = {
+            "Balance": self._balance,
+            "BalanceEx": self._balance_ex,
+            "TradeBalance": self._trade_balance,
+            "OpenPositions": self._open_positions,
             # Market orders never rest, so there is nothing to show as open or to cancel.
-            "OpenOrders": Method(lambda _: {"open": {}}, ids),
-            "CancelAll": Method(lambda _: {"count": 0}),
-            "CancelOrder": Method(self._cancel_order, "txid cl_ord_id"),
-            "ClosedOrders": Method(self._closed_orders, page + ids + "closetime consolidate_taker"),
-            "QueryOrders": Method(
-                lambda p: _shown(wire.identified(_rows_by_id(self.orders, p), p), p),
-                ids + "txid consolidate_taker",
-            ),
-            "TradesHistory": Method(
-                self._trades_history, page + "type trades consolidate_taker ledgers"
-            ),
-            "QueryTrades": Method(lambda p: _rows_by_id(self.trades, p, most=20), "txid trades"),
-            "Ledgers": Method(self._ledgers, page + "asset aclass type"),
-            "QueryLedgers": Method(lambda p: _rows_by_id(self._ledger(), p, "id", 20), "id trades"),
-            "TradeVolume": Method(self._trade_volume, "pair fee_schedule fee-info"),
-            "AddOrder": Method(self._add_order, wire.ORDER),
+            "OpenOrders": lambda _: {"open": {}},
+            "CancelAll": lambda _: {"count": 0},
+            "CancelOrder": self._cancel_order,
+            "ClosedOrders": self._closed_orders,
+            "QueryOrders": lambda p: _shown(wire.identified(_by_id(self.orders, p), p), p),
+            "TradesHistory": self._trades_history,
+            "QueryTrades": lambda p: _by_id(self.trades, p, most=20),
+            "Ledgers": self._ledgers,
+            "QueryLedgers": lambda p: _by_id(dict(self._ledger()), p, "id", 20),
+            "TradeVolume": self._trade_volume,
+            "AddOrder": self._add_order,
         }
 
     def mark_to_market(self) -> None:
@@ -169,54 +162,58 @@ class PrivateApi:
         if p.get("consolidation") == "market":
             pairs = groupby(rows.values(), itemgetter("pair"))
             return [wire.market_row(list(lots)) for _, lots in pairs]
-        return _rows_by_id(rows, p) if p.get("txid") else rows
+        return _by_id(rows, p) if p.get("txid") else rows
 
     # Histories
 
     def _closed_orders(self, p: Params) -> Any:
-        columns = {"open": ["opentm"], "close": ["closetm"]}
-        times = columns.get(p.get("closetime", ""), ["opentm", "closetm"])
-        orders, (start, end) = wire.identified(self.orders, p), self._window(p)
-        newest = reversed(orders.items())
-        chosen = [x for x in newest if any(start < x[1][time] <= end for time in times)]
-        page = _page(chosen, p, "closed")
-        return {**page, "closed": _shown(page["closed"], p)}
+        columns = {"open": ("opentm",), "close": ("closetm",)}
+        times = columns.get(p.get("closetime", ""), ("opentm", "closetm"))
+        newest = reversed(wire.identified(self.orders, p).items())
+        page = self._page(newest, p, "closed", *times)
+        return page | {"closed": _shown(page["closed"], p)}
 
     def _trades_history(self, p: Params) -> Any:
-        is_kind, (start, end) = _TRADE_TYPES.get(p.get("type", "all")), self._window(p)
+        is_kind = _TRADE_TYPES.get(p.get("type", "all"))
         if is_kind is None:
             raise RefusedError("EAPI:Feature disabled")
-        newest = takewhile(lambda x: x[1]["time"] > start, reversed(self.trades.items()))
-        return _page([x for x in newest if x[1]["time"] <= end and is_kind(x[1])], p, "trades")
+        newest = (x for x in reversed(self.trades.items()) if is_kind(x[1]))
+        return self._page(newest, p, "trades", "time")
 
     def _ledgers(self, p: Params) -> Any:
-        types, named = p.get("type", "all").split(","), p.get("asset", "all")
-        assets = ["all"] if named == "all" else wire.asset_codes(named)
-        (start, end), found = self._window(p), list[tuple[str, Entry]]()
-        newest = takewhile(lambda x: round(x.time, 6) > start, reversed(self.account.ledger))
-        for entry in newest:
-            is_asked = types == ["all"] or entry.type in types
-            is_asked = is_asked and (assets == ["all"] or entry.asset in assets)
-            if is_asked and round(entry.time, 6) <= end:
-                found.append((identifier("L", entry.serial), entry))
-        page = _page(found, p, "ledger")
-        return page | {"ledger": {key: wire.ledger_row(x) for key, x in page["ledger"].items()}}
+        types, assets = p.get("type", "all").split(","), p.get("asset", "all")
+        codes = None if assets == "all" else wire.asset_codes(assets)
+        newest = (
+            (key, row)
+            for key, row in self._ledger()
+            if types == ["all"] or row["type"] in types
+            if codes is None or row["asset"] in codes
+        )
+        return self._page(newest, p, "ledger", "time")
 
-    def _ledger(self) -> dict[str, Row]:
-        ledger = self.account.ledger
-        return {identifier("L", entry.serial): wire.ledger_row(entry) for entry in ledger}
+    def _ledger(self) -> Iterator[tuple[str, Row]]:
+        """Yield the rows of the ledger with their ids, the newest first."""
+        for entry in reversed(self.account.ledger):
+            yield identifier("L", entry.serial), wire.ledger_row(entry)
 
-    def _window(self, p: Params) -> tuple[float, float]:
-        """Return `start` (exclusive) and `end` (inclusive) of the rows asked for."""
-        return self._moment(p, "start", 0), self._moment(p, "end", math.inf)
+    def _page(self, newest: Iterable[tuple[str, Row]], p: Params, name: str, *times: str) -> Row:
+        """Return 50 of the rows of which one of the `times` is after `start` and up to `end`.
+
+        `newest` are rows by id, the newest first.
+        """
+        start, end = self._moment(p, "start", 0), self._moment(p, "end", math.inf)
+        offset = max(whole(p, "ofs", 0), 0)
+        later = takewhile(lambda x: x[1][times[-1]] > start, newest)
+        found = [x for x in later if any(start < x[1][time] <= end for time in times)]
+        page: Row = {name: dict(found[offset : offset + PAGE])}
+        return page if flag(p, "without_count") else {**page, "count": len(found)}
 
     def _moment(self, p: Params, name: str, default: float) -> float:
         """Return unix seconds, given as a number or as the id of a row with that time."""
         text = p.get(name, "")
-        for rows in (self.orders, self.trades, self._ledger() if text.startswith("L") else {}):
-            if row := rows.get(text):
-                return float(row["opentm" if rows is self.orders else "time"])
-        return number(p, name, default)
+        ledger = dict(self._ledger()) if text.startswith("L") else {}
+        row = ChainMap(self.orders, self.trades, ledger).get(text)
+        return float(row.get("opentm") or row["time"]) if row else number(p, name, default)
 
     def _trade_volume(self, p: Params) -> Any:
         in_dollars = {key for key, rules in self.markets.rules.items() if rules.quote == "ZUSD"}
@@ -313,19 +310,10 @@ def closing(position: MarginPosition) -> OrderRequest:
     return OrderRequest(position.rules, position.closing_order, {})
 
 
-def _rows_by_id(
-    rows: dict[str, Row], p: Params, name: str = "txid", most: int = 50
-) -> dict[str, Row]:
+def _by_id(rows: dict[str, Row], p: Params, name: str = "txid", most: int = 50) -> dict[str, Row]:
     if not p.get(name):
         raise RefusedError("EGeneral:Invalid arguments")
     return {key: rows[key] for key in p[name].split(",")[:most] if key in rows}
-
-
-def _page(rows: Sequence[tuple[str, Any]], p: Params, name: str) -> Row:
-    """Return a page of 50 rows by id. `rows` are the newest first."""
-    offset = max(whole(p, "ofs", 0), 0)
-    page: Row = {name: dict(rows[offset : offset + PAGE])}
-    return page if flag(p, "without_count") else {**page, "count": len(rows)}
 
 
 def _shown(orders: Mapping[str, Row], p: Params) -> dict[str, Row]:

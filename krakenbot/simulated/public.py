@@ -11,7 +11,7 @@ from krakenbot.pairs import PairRules, parse_rules
 from krakenbot.simulated import listing, wire
 from krakenbot.simulated.feed import INTERVALS, Bar, Feed
 from krakenbot.simulated.listing import ASSETS, PAIRS
-from krakenbot.simulated.wire import Method, Params, Row, bad, number, whole
+from krakenbot.simulated.wire import Params, Row, bad, number, whole
 
 
 class FeedMarkets:
@@ -35,20 +35,14 @@ class FeedMarkets:
             for alias in listing.aliases(name, row)
             if not alias.startswith("XBT/")
         }
-        self.methods = {
-            "Time": Method(self._time),
-            "SystemStatus": Method(self._system_status),
-            "Assets": Method(self._assets, "asset aclass"),
-            "AssetPairs": Method(
-                lambda p: {rules.pair: self.listing[rules.pair] for rules in self._pairs(p)},
-                "pair aclass_base info country_code execution_venue",
-            ),
-            "OHLC": Method(self._ohlc, "pair interval since asset_class"),
-            "Ticker": Method(
-                lambda p: {rules.pair: self._ticker(rules) for rules in self._pairs(p)},
-                "pair asset_class",
-            ),
-            "Depth": Method(self._depth, "pair count asset_class"),
+        self.methods: dict[str, Callable[[Params], Any]] = {
+            "Time": self._time,
+            "SystemStatus": self._system_status,
+            "Assets": self._assets,
+            "AssetPairs": lambda p: {x.pair: self.listing[x.pair] for x in self._pairs(p)},
+            "OHLC": self._ohlc,
+            "Ticker": lambda p: {rules.pair: self._ticker(rules) for rules in self._pairs(p)},
+            "Depth": self._depth,
         }
 
     def pair(self, name: str) -> PairRules:

@@ -6,9 +6,8 @@ what a `reduce_only` order exceeds the position by is cancelled.
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
-from functools import lru_cache
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
@@ -22,24 +21,35 @@ Params = dict[str, str]
 Row = dict[str, Any]
 
 
-class Method(NamedTuple):
-    """A method's handler and the parameters it knows; Kraken ignores all others."""
-
-    answer: Callable[[Params], Any]
-    parameters: str = ""
-
-
+# The parameters that each method knows; Kraken ignores all others.
+PARAMETERS = {
+    "Assets": "asset aclass",
+    "AssetPairs": "pair aclass_base info country_code execution_venue",
+    "OHLC": "pair interval since asset_class",
+    "Ticker": "pair asset_class",
+    "Depth": "pair count asset_class",
+    "TradeBalance": "asset",
+    "OpenPositions": "txid docalcs consolidation rebase_multiplier",
+    "OpenOrders": "trades userref cl_ord_id",
+    "CancelOrder": "txid cl_ord_id",
+    "ClosedOrders": "start end ofs without_count trades userref cl_ord_id closetime "
+    "consolidate_taker",
+    "QueryOrders": "trades userref cl_ord_id txid consolidate_taker",
+    "TradesHistory": "start end ofs without_count type trades consolidate_taker ledgers",
+    "QueryTrades": "txid trades",
+    "Ledgers": "start end ofs without_count asset aclass type",
+    "QueryLedgers": "id trades",
+    "TradeVolume": "pair fee_schedule fee-info",
+    "AddOrder": "pair type ordertype volume price price2 leverage reduce_only stptype oflags "
+    "timeinforce trigger displayvol starttm expiretm deadline validate userref cl_ord_id close "
+    "asset_class broker account_id trading_agreement",
+}
 _NOT_SIMULATED = {
     "EAPI:Feature disabled": "Trades|Spread|AddOrderBatch|AmendOrder|EditOrder|CancelOrderBatch"
     "|CancelAllOrdersAfter",
     "EGeneral:Permission denied": "(Deposit|Withdraw|Create|Earn/|Account|Wallet).*|.*Export.*"
     "|GetWebSocketsToken",
 }
-ORDER = (
-    "pair type ordertype volume price price2 leverage reduce_only stptype oflags timeinforce "
-    "trigger displayvol starttm expiretm deadline validate userref cl_ord_id close asset_class "
-    "broker account_id trading_agreement"
-)
 _OTHER_TYPES = "limit|iceberg|(stop-loss|take-profit|trailing-stop)(-limit)?|settle-position"
 # Patterns for the parameters of a market order; an absent one counts as "".
 # Source: docs.kraken.com, "Add Order" and the guide on client order identifiers.
@@ -164,7 +174,6 @@ def market_row(rows: Sequence[Row]) -> Row:
     return same | texts | {"leverage": f"{leverage:.5f}"}
 
 
-@lru_cache(maxsize=10000)
 def ledger_row(entry: Entry) -> Row:
     form = f".{max(decimals(entry.asset), 5)}f"
     return (

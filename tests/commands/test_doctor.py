@@ -14,7 +14,6 @@ from krakenbot.lock import Lock
 from krakenbot.model import KeyInfo, Position
 from krakenbot.presence import Presence
 from krakenbot.simulated import api as server
-from krakenbot.simulated.wire import Method
 from tests import slow
 from tests.commands.called import call
 from tests.folders import own_folder
@@ -109,7 +108,7 @@ class TestFindings(Patient):
         self.keys()
         strange = {"permissions": list(NEEDED_PERMISSIONS), "nonce": "n/a", "valid_until": "soon"}
         sandbox = self.sandbox()
-        sandbox.api.private_api.methods["GetApiKeyInfo"] = Method(lambda _: strange)
+        sandbox.api.private_api.methods["GetApiKeyInfo"] = lambda _: strange
         found = self.examine(sandbox.url, 'mode = "validate"')
         self.assertEqual("fail", found["key"].verdict)
         self.assertEqual(NAMES, list(found))

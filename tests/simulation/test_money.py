@@ -24,7 +24,6 @@ from krakenbot.risk import Limits
 from krakenbot.simulated.api import SandboxApi
 from krakenbot.simulated.feed import Feed
 from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
-from krakenbot.simulated.wire import Method
 from krakenbot.strategy import build
 from tests import IS_LONG
 from tests.clients import signing
@@ -96,7 +95,7 @@ class TestBooks(unittest.TestCase):
         return world
 
     def ledger(self, world: World) -> dict[str, D]:
-        return sums(iter(world.api.private_api._ledger().values()))
+        return sums(row for _, row in world.api.private_api._ledger())
 
     def check_all_tell_the_same(self, world: World) -> None:
         """Hold status, history and report against each other."""
@@ -161,7 +160,7 @@ class TestBooks(unittest.TestCase):
     def test_the_ledger_s_word_replaces_a_wrong_assumption_within_ten_minutes(self) -> None:
         world = World(86400, coin_fees=False)
         self.addCleanup(world.journal.close)
-        world.api.markets.methods["Assets"] = Method(lambda p: {p["asset"]: {}})
+        world.api.markets.methods["Assets"] = lambda p: {p["asset"]: {}}
         world.run(60)
         wrong, told = world.journal.account().margin_fees, self.ledger(world)["margin ZUSD"]
         world.run(600)
@@ -175,7 +174,7 @@ class TestBooks(unittest.TestCase):
         method = {"Assets": world.api.markets.methods, "TradeVolume": world.api.private_api.methods}
         true = {name: methods[name] for name, methods in method.items()}
         for name, methods in method.items():
-            methods[name] = Method(lambda p: {p.get("asset", "odd"): {}})
+            methods[name] = lambda p: {p.get("asset", "odd"): {}}
         world.run(60)
         warnings = " ".join(read_status(world.journal)["warnings"])
         self.assertIn("0.8 % a trade", warnings)

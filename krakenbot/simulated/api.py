@@ -270,9 +270,9 @@ class SandboxApi:
             form |= {"volume": plain(volume), "leverage": str(leverage or "none")}
             self.private_api.methods["AddOrder"](form)
         elif position.lots and params.get("liquidate"):
-            order, now = closing(position), self.now()
+            order, now = closing(position, "liquidated"), self.now()
             trade = self.account.close(position, now, position.held, quote.mid)
-            self.private_api.record(order, (trade,), now, misc="liquidated")
+            self.private_api.record(order, [trade], now)
         elif position.lots and params["close"]:
             self.private_api.fill(closing(position))
 

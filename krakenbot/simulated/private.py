@@ -10,7 +10,6 @@ from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
-from heapq import merge
 from itertools import groupby, takewhile
 from operator import itemgetter
 from typing import Any, Protocol
@@ -91,34 +90,32 @@ class PrivateApi:
 
     def mark_to_market(self) -> None:
         """Bring the books up to now: for each interval its rollovers, then its high and low."""
-        now = self.now()
-        marks = [self._marks(position, now) for position in self.account.held_positions()]
-        for mark in merge(*marks, key=itemgetter(1)):
+        now, marks = self.now(), list[tuple[float, MarginPosition, tuple[Decimal, ...]]]()
+        for position in self.account.held_positions():
+            for end, *prices in self.markets.ended(position.rules, self._marked, now):
+                marks.append((math.nextafter(end, 0), position, tuple(prices)))
+            marks.append((now, position, (self.markets.quote(position.rules).mid,)))
+        for mark in sorted(marks, key=itemgetter(0)):
             self._mark(*mark)
         self._marked = now
 
-    def _marks(self, position: MarginPosition, now: float) -> Iterator[tuple[Any, ...]]:
-        """Yield a mark for each interval that ended since the last call, and one for now."""
-        for end, opened, low, high in self.markets.ended(position.rules, self._marked, now):
-            yield position, math.nextafter(end, 0), opened, low, high
-        yield position, now, self.markets.quote(position.rules).mid
-
-    def _mark(self, position: MarginPosition, now: float, price: Decimal, *span: Decimal) -> None:
-        """Mark one position to market, and record the liquidation if there is one."""
+    def _mark(self, now: float, position: MarginPosition, prices: Sequence[Decimal]) -> None:
+        """Mark a position at the first price, then at the low and high if given."""
         if not position.lots:
             return
-        request = closing(position)
+        request = closing(position, "liquidated")
+        price, *span = prices
         trade = self.account.advance(position, now, price)
         if trade is None and span:
             trade = self.account.liquidate_between(position, now, *span)
         if trade is not None:
-            self.record(request, (trade,), now, misc="liquidated")
+            self.record(request, [trade], now)
 
     def liquidate_between(self, low: Decimal, high: Decimal, since: int) -> None:
         """Liquidate each position held since then whose limit is between `low` and `high`."""
         for position in self.account.held_positions():
             if position.lots[-1].time <= since:
-                self._mark(position, self.now(), position.price, low, high)
+                self._mark(self.now(), position, (position.price, low, high))
 
     # Balances and positions
 
@@ -253,7 +250,7 @@ class PrivateApi:
 
     def fill(self, request: OrderRequest) -> str:
         """Fill the order and return its id. Raises RefusedError as `Account.fill` does."""
-        rules, order, _ = request
+        rules, order, *_ = request
         account, quote, now = self.account, self.markets.quote(rules), self.now()
         position, part = account.position(rules), rules.round_volume(order.volume * self.fill_share)
         account.serial = serial = account.serial + 1
@@ -278,21 +275,16 @@ class PrivateApi:
             raise bad("deadline")
 
     def record(
-        self,
-        request: OrderRequest,
-        trades: Sequence[Trade],
-        now: float,
-        serial: int = 0,
-        misc: str = "",
+        self, request: OrderRequest, trades: Sequence[Trade], now: float, serial: int = 0
     ) -> str:
         """Store the order and its trades as Kraken shows them; return the order's id."""
         if not serial:
             self.account.serial = serial = self.account.serial + 1
         txid = identifier("O", serial)
         for trade in trades:
-            row = wire.trade_row(request, trade, txid, now, misc)
+            row = wire.trade_row(request, trade, txid, now)
             self._keep(self.trades, identifier("T", trade.serial), row)
-        self._keep(self.orders, txid, wire.order_row(request, trades, now, misc))
+        self._keep(self.orders, txid, wire.order_row(request, trades, now))
         return txid
 
     def _cancel_order(self, p: Params) -> Any:
@@ -305,9 +297,9 @@ class PrivateApi:
             del rows[next(iter(rows))]
 
 
-def closing(position: MarginPosition) -> OrderRequest:
+def closing(position: MarginPosition, misc: str = "") -> OrderRequest:
     """Return the order that closes the whole position."""
-    return OrderRequest(position.rules, position.closing_order, {})
+    return OrderRequest(position.rules, position.closing_order, {}, misc)
 
 
 def _by_id(rows: dict[str, Row], p: Params, name: str = "txid", most: int = 50) -> dict[str, Row]:

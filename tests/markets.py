@@ -10,7 +10,7 @@ from unittest import mock
 
 from krakenbot.exchange import Market
 from krakenbot.simulated import feed
-from krakenbot.simulated.api import Sandbox
+from krakenbot.simulated.http import Sandbox
 
 
 def short_histories(days: int = 5) -> None:

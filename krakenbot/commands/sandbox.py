@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve until SIGTERM or SIGINT; return the exit code."""
-    from krakenbot.simulated import api as server
+    from krakenbot.simulated import http as server
 
     # Blocked before any thread starts, so that only the main thread receives them.
     ends = {signal.SIGTERM, signal.SIGINT}

@@ -1,4 +1,4 @@
-"""The simulated exchange: one HTTP request in, one answer out. Only `Sandbox` opens a socket.
+"""The simulated exchange: one HTTP request in, one answer out. http.py puts it on a socket.
 
 Authentication, nonces and rate limits are here; the methods are in public.py and private.py.
 """
@@ -21,13 +21,11 @@ from krakenbot.pairs import decimal, plain
 from krakenbot.risk import FEE_RATE_ASSUMED
 from krakenbot.simulated import wire
 from krakenbot.simulated.books import AMOUNT_MAX, Account
-from krakenbot.simulated.faults import Faults
 from krakenbot.simulated.feed import Feed
-from krakenbot.simulated.http import Answer, Server
-from krakenbot.simulated.listing import MARGIN_RATES, PAIRS, SANDBOX_KEY, SANDBOX_SECRET
+from krakenbot.simulated.listing import MARGIN_RATES, PAIRS
 from krakenbot.simulated.private import HISTORY_MAX, PrivateApi, closing
 from krakenbot.simulated.public import FeedMarkets, tick
-from krakenbot.simulated.wire import PARAMETERS, Params, Row, bad
+from krakenbot.simulated.wire import PARAMETERS, Answer, Params, Row, bad
 
 START_BALANCES = {"ZUSD": Decimal(10000), "ZEUR": Decimal(5000), "USDT": Decimal(1000)}
 # Kraken's limits by tier: REST counter and its decay per second, the same for the matching engine,
@@ -46,44 +44,6 @@ LOCKOUT_S = 900  # Kraken says minutes, an older article about 15.
 MS_NONCES = (10**12, 10**14)  # Nonces in this range count milliseconds.
 CLOCK_STEP_MAX_S = 31 * 86400
 NOTICES = ("upcoming_maintenance", "emergency")
-
-
-class Sandbox:
-    """A sandbox that listens on loopback until `close`, or until the process ends."""
-
-    def __init__(
-        self,
-        spec: str = "random:1",
-        speed: float = 1.0,
-        *,
-        port: int = 0,
-        key: str = SANDBOX_KEY,
-        secret: str = SANDBOX_SECRET,
-        fee_rate: Decimal = FEE_RATE_ASSUMED,
-        tier: str = "sandbox",
-        faults: str = "",
-    ) -> None:
-        """Raises ValueError for a wrong feed or fault spec, OSError if the port cannot be bound."""
-        feed, began = Feed(spec, time.time()), time.monotonic()
-        self.api = SandboxApi(
-            feed,
-            lambda: feed.start + (time.monotonic() - began) * speed,
-            key,
-            Secret(secret),
-            fee_rate=fee_rate,
-            tier=tier,
-            slack_s=max(speed - 1, 0.0) / 2,  # A request may travel for half a real second.
-        )
-        injector = Faults(self.api, faults, lambda seconds: time.sleep(seconds / speed))
-        # {spec}: replaces the faults, written as for --faults.
-        self.api.controls["faults"] = lambda params: injector.set(str(params["spec"]))
-        self._server = Server(injector.respond, port)
-        self.url = self._server.url
-        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
 
 
 class SandboxApi:

@@ -12,12 +12,10 @@ from decimal import Decimal
 from difflib import get_close_matches
 from functools import partial
 from random import Random
-from typing import Any, Protocol
+from typing import Any
 
-from krakenbot.simulated.http import Answer, Respond
-from krakenbot.simulated.private import PrivateApi
-from krakenbot.simulated.public import FeedMarkets
-from krakenbot.simulated.wire import Params, identified, parameters
+from krakenbot.simulated.api import SandboxApi
+from krakenbot.simulated.wire import Answer, Params, identified, parameters
 
 FAULTS = {
     "refused": "the connection is refused",
@@ -95,23 +93,10 @@ def parse(spec: str) -> dict[str, float]:
     return chances
 
 
-class Exchange(Protocol):
-    """What fault injection needs from the exchange behind it."""
-
-    private_api: PrivateApi
-    markets: FeedMarkets
-    nonce: int
-
-    def now(self) -> float: ...
-
-    @property
-    def respond(self) -> Respond: ...
-
-
 class Faults:
     """A sandbox's `respond` with faults added. `wait` sleeps for simulated seconds."""
 
-    def __init__(self, api: Exchange, spec: str, wait: Callable[[float], None]) -> None:
+    def __init__(self, api: SandboxApi, spec: str, wait: Callable[[float], None]) -> None:
         self.api = api
         self.random = Random()
         self.set(spec)

@@ -17,6 +17,15 @@ from krakenbot.pairs import PairRules
 from krakenbot.simulated.books import Entry, Lot, MarginPosition, Trade, identifier
 from krakenbot.simulated.listing import ASSETS
 
+
+class Answer(NamedTuple):
+    """A response, without HTTP's own headers."""
+
+    status: int
+    content_type: str
+    body: bytes
+
+
 Params = dict[str, str]
 Row = dict[str, Any]
 

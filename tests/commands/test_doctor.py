@@ -13,7 +13,7 @@ from krakenbot.kraken.spot import NEEDED_PERMISSIONS, Spot
 from krakenbot.lock import Lock
 from krakenbot.model import KeyInfo, Position
 from krakenbot.presence import Presence
-from krakenbot.simulated import api as server
+from krakenbot.simulated import http as server
 from tests import slow
 from tests.commands.called import call
 from tests.folders import own_folder

@@ -20,6 +20,7 @@ from krakenbot.kraken.signing import sign
 from krakenbot.model import Secret
 from krakenbot.simulated import api as server
 from krakenbot.simulated.feed import Feed
+from krakenbot.simulated.http import Sandbox
 from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
 from tests.logs import logged, silence_module
 from tests.markets import short_histories
@@ -533,11 +534,11 @@ class TimePassesTest(unittest.TestCase):
 
 
 class HttpTest(unittest.TestCase):
-    sandbox: server.Sandbox
+    sandbox: Sandbox
 
     @classmethod
     def setUpClass(cls) -> None:
-        cls.sandbox = server.Sandbox("random:1")
+        cls.sandbox = Sandbox("random:1")
         cls.addClassCleanup(cls.sandbox.close)
 
     def address(self) -> tuple[str, int]:

@@ -4,6 +4,7 @@ Authentication, nonces and rate limits are here; the methods are in public.py an
 """
 
 import json
+import re
 import threading
 import time
 from collections import Counter
@@ -32,13 +33,13 @@ START_BALANCES = {"ZUSD": Decimal(10000), "ZEUR": Decimal(5000), "USDT": Decimal
 # and failed authentications in a row until the lockout. The last column and "sandbox" are ours.
 # Source: support.kraken.com 206548367; docs.kraken.com, guides on REST and trading rate limits.
 TIERS = {
-    "starter": (15, 0.33, 60, 1.0, 20),
-    "intermediate": (20, 0.5, 125, 2.34, 20),
-    "pro": (20, 1.0, 180, 3.75, 20),
-    "sandbox": (50000, 10000.0, 50000, 10000.0, 1000),
+    "sandbox": ((50000, 10000.0), (50000, 10000.0), 1000),
+    "starter": ((15, 0.33), (60, 1.0), 20),
+    "intermediate": ((20, 0.5), (125, 2.34), 20),
+    "pro": ((20, 1.0), (180, 3.75), 20),
 }
 POINTS = dict.fromkeys(("Ledgers", "QueryLedgers", "TradesHistory", "QueryTrades"), 2)
-FREE = ("AddOrder", "CancelOrder")  # Counted by the matching engine instead.
+POINTS |= {"AddOrder": 0, "CancelOrder": 0}  # Counted by the matching engine instead.
 _PERMISSIONS = [*NEEDED_PERMISSIONS, "close-trades", "query-ledger"]
 LOCKOUT_S = 900  # Kraken says minutes, an older article about 15.
 MS_NONCES = (10**12, 10**14)  # Nonces in this range count milliseconds.
@@ -85,7 +86,7 @@ class SandboxApi:
             ("POST", "private"): self.private_api.methods,
         }
         self.orders, self.trades = self.private_api.orders, self.private_api.trades
-        self.listing, self.prices = self.markets.listing, self.markets.prices
+        self.listing = self.markets.listing
         self.requests, self.ignored = Counter[str](), Counter[str]()
         self.controls: dict[str, Callable[[Row], None]] = {
             "position": self._set_position,
@@ -95,7 +96,7 @@ class SandboxApi:
             "status": self._set_status,
         }
         self._began, self._key, self._secret, self.nonce = self.now(), key, secret, 0
-        self._limits = TIERS[tier]
+        self._rest_limit, self._engine_limit, self._failures_max = TIERS[tier]
         self._failures, self._locked_until = 0, 0.0
         self._counters: dict[str, tuple[float, float]] = {}
         self._lock = threading.Lock()
@@ -139,11 +140,10 @@ class SandboxApi:
                 log.warning("parameter ignored, as Kraken does: %r", label)
             self.ignored[label] += 1
         if kind == "private":
-            points = 0 if name in FREE else POINTS.get(name, 1)
-            self._count("", points, *self._limits[:2], "EAPI:Rate limit exceeded")
+            self._count("", POINTS.get(name, 1), *self._rest_limit, "EAPI:Rate limit exceeded")
         if name == "AddOrder":
             pair = self.markets.pair(p.get("pair", "")).pair
-            self._count(pair, 1, *self._limits[2:4], "EOrder:Rate limit exceeded")
+            self._count(pair, 1, *self._engine_limit, "EOrder:Rate limit exceeded")
         self.private_api.mark_to_market()
         return known[name](p)
 
@@ -152,20 +152,19 @@ class SandboxApi:
         if now < self._locked_until:
             self._locked_until = now + LOCKOUT_S
             raise RefusedError("EGeneral:Temporary lockout")
-        is_number = nonce.isascii() and nonce.isdecimal() and len(nonce) <= 20
-        signature, given = sign(self._secret, path, nonce, body), headers.get("api-sign", "")
-        checks = {
-            "EAPI:Invalid key": headers.get("api-key") == self._key,
-            "EAPI:Invalid signature": not is_number
-            or compare_digest(signature.encode(), given.encode("utf-8", "replace")),
-            "EAPI:Invalid nonce": is_number and self.nonce < int(nonce) < 2**64,
-        }
-        refusal = next((text for text, is_right in checks.items() if not is_right), None)
-        if refusal is None:
+        is_number = re.fullmatch("[0-9]{1,20}", nonce) is not None
+        wanted, given = sign(self._secret, path, nonce, body), headers.get("api-sign", "")
+        if headers.get("api-key") != self._key:
+            refusal = "EAPI:Invalid key"
+        elif is_number and not compare_digest(wanted.encode(), given.encode("utf-8", "replace")):
+            refusal = "EAPI:Invalid signature"
+        elif not is_number or not self.nonce < int(nonce) < 2**64:
+            refusal = "EAPI:Invalid nonce"
+        else:
             self.nonce, self._failures = int(nonce), 0
             return
         self._failures += 1
-        if self._failures >= self._limits[4]:
+        if self._failures >= self._failures_max:
             self._failures, self._locked_until = 0, now + LOCKOUT_S
         raise RefusedError(refusal)
 
@@ -223,15 +222,15 @@ class SandboxApi:
     def _set_position(self, params: Row) -> None:
         """Trade by hand: {pair, close | liquidate} or {pair, side, volume, leverage}."""
         rules = self.markets.pair(params["pair"])
-        position, quote = self.account.position(rules), self.markets.quote(rules)
+        position, mid = self.account.position(rules), self.markets.quote(rules).mid
         if "side" in params:
-            leverage, volume = int(params.get("leverage", 2)), decimal(params["volume"])
+            leverage, volume = int(params.get("leverage", 2)), plain(decimal(params["volume"]))
             form = {"pair": rules.pair, "ordertype": "market", "type": str(params["side"])}
-            form |= {"volume": plain(volume), "leverage": str(leverage or "none")}
+            form |= {"volume": volume, "leverage": str(leverage or "none")}
             self.private_api.methods["AddOrder"](form)
         elif position.lots and params.get("liquidate"):
             order, now = closing(position, "liquidated"), self.now()
-            trade = self.account.close(position, now, position.held, quote.mid)
+            trade = self.account.close(position, now, position.held, mid)
             self.private_api.record(order, [trade], now)
         elif position.lots and params["close"]:
             self.private_api.fill(closing(position))
@@ -248,12 +247,12 @@ class SandboxApi:
     def _set_price(self, params: Row) -> None:
         """{pair, price}: the price stays there until it is set to null."""
         rules = self.markets.pair(params["pair"])
-        self.prices.pop(rules.pair, None)
+        self.markets.prices.pop(rules.pair, None)
         if params["price"] is not None:
-            price = _amount(params["price"]).quantize(tick(rules))
+            price = round(_amount(params["price"]), rules.pair_decimals)
             if price <= tick(rules):
                 raise ValueError("the price must be above one tick")
-            self.prices[rules.pair] = price
+            self.markets.prices[rules.pair] = price
 
     def _set_balance(self, params: Row) -> None:
         """{asset, amount}: set a balance by a deposit or withdrawal."""

@@ -6,7 +6,6 @@ sandbox, paper mode and backtest agree.
 """
 
 import random
-from array import array
 from collections.abc import Iterator
 from decimal import Decimal
 from itertools import islice
@@ -17,13 +16,12 @@ from krakenbot.backtest.files import exact, interval_of, pair_of, read
 from krakenbot.pairs import PairRules
 from krakenbot.simulated.listing import FIRST_TICKS, PAIRS, aliases
 
-INTERVALS = (1, 5, 15, 30, 60, 240, 1440, 10080, 21600)
 ROWS_MAX = 721  # With the unfinished one; docs.kraken.com, "Get OHLC Data", promises 720.
 HISTORY = 60 * 1440  # Minutes of a random market before the sandbox starts.
 _FILE_DIGITS = 10  # Kraken's prices have no more decimals.
 # Open, high, low and close in units of the last decimal; volume in units of 1e-8.
-Row = tuple[int, ...]
-_WIDTH, _VOLUME_DIGITS, _VOLUME_MAX = 5, 8, 2**64 - 1
+Row = tuple[int, int, int, int, int]
+_VOLUME_DIGITS = 8
 _MINUTE_VOLUME = 5_000_000  # Traded in each minute in which a random market moves.
 
 
@@ -42,21 +40,20 @@ class Bar(NamedTuple):
 class Series:
     """The candles of one pair without gaps, generated as far as they are needed.
 
-    Candle 0 starts at `first`. They are kept in one array of whole numbers.
+    Candle 0 starts at `first`.
     """
 
     def __init__(self, interval_s: int, first: int, digits: int, rows: Iterator[Row]) -> None:
         self.interval_s, self.first, self.digits = interval_s, first, digits
-        self._source, self._made = rows, array("Q")
+        self._source, self._made = rows, list[Row]()
 
     def number(self, time: float) -> int:
         """Return the number of the candle that contains `time`."""
         return int((time - self.first) // self.interval_s)
 
     def row(self, number: int) -> Row:
-        for row in islice(self._source, max(number + 1 - len(self._made) // _WIDTH, 0)):
-            self._made.extend(row)
-        return tuple(self._made[_WIDTH * number : _WIDTH * (number + 1)])
+        self._made += islice(self._source, max(number + 1 - len(self._made), 0))
+        return self._made[number]
 
     def prices(self, number: int) -> tuple[Decimal, ...]:
         """Return open, high, low and close of a candle, without trailing zeros."""
@@ -75,11 +72,12 @@ class Series:
         stop = max(self.number(time + interval_s), start + 1)
         rows = [self.row(number) for number in range(start, min(stop, here))]
         if here < stop:
-            rows.append((*self.row(here)[:1] * 4, 0))
+            price = self.row(here)[0]
+            rows.append((price, price, price, price, 0))
         opens, highs, lows, closes, volumes = zip(*rows, strict=True)
         prices = (opens[0], max(highs), min(lows), closes[-1])
-        opened, high, low, close = (Decimal(price).scaleb(-self.digits) for price in prices)
         volume = Decimal(sum(volumes)).scaleb(-_VOLUME_DIGITS)
+        opened, high, low, close = (Decimal(price).scaleb(-self.digits) for price in prices)
         return Bar(time, opened, high, low, close, volume, sum(map(bool, volumes)))
 
 
@@ -142,9 +140,7 @@ def _rows_of(path: Path, interval_s: int) -> Iterator[Row]:
     close = 0
     for part in read([path], interval_s, []):
         for *prices, volume in zip(*part.numbers, strict=True):
-            units = int(exact(volume).scaleb(_VOLUME_DIGITS))
-            row = (int(exact(price).scaleb(_FILE_DIGITS)) for price in prices)
-            yield *row, min(units, _VOLUME_MAX)
-        close = int(exact(part.closes[-1]).scaleb(_FILE_DIGITS))
+            opened, high, low, close = (int(exact(x).scaleb(_FILE_DIGITS)) for x in prices)
+            yield opened, high, low, close, int(exact(volume).scaleb(_VOLUME_DIGITS))
     while True:
         yield close, close, close, close, 0

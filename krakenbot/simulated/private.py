@@ -33,6 +33,9 @@ _TRADE_TYPES: dict[str, Callable[[Row], bool]] = {
 }
 
 
+Span = tuple[float, Decimal, Decimal, Decimal]  # The end of an interval, its open, low and high.
+
+
 class Markets(Protocol):
     """What an account needs from the markets it trades on."""
 
@@ -43,10 +46,8 @@ class Markets(Protocol):
 
     def quote(self, rules: PairRules) -> Quote: ...
 
-    def ended(
-        self, rules: PairRules, since: float, until: float
-    ) -> Iterable[tuple[float, Decimal, Decimal, Decimal]]:
-        """Return end, open, low and high of each interval that ended in between."""
+    def ended(self, rules: PairRules, since: float, until: float) -> Iterable[Span]:
+        """Return the intervals that ended in between."""
 
 
 class PrivateApi:

@@ -5,12 +5,14 @@ from collections.abc import Callable, Iterator
 from decimal import Decimal
 from typing import Any
 
+from krakenbot.config import INTERVALS
 from krakenbot.errors import RefusedError
 from krakenbot.model import Quote
 from krakenbot.pairs import PairRules, parse_rules
 from krakenbot.simulated import listing, wire
-from krakenbot.simulated.feed import INTERVALS, Bar, Feed
+from krakenbot.simulated.feed import Bar, Feed
 from krakenbot.simulated.listing import ASSETS, PAIRS
+from krakenbot.simulated.private import Span
 from krakenbot.simulated.wire import Params, Row, bad, number, whole
 
 
@@ -70,10 +72,8 @@ class FeedMarkets:
             price = series.prices(series.number(self.now()))[0]
         return Quote(price - step, price + step)
 
-    def ended(
-        self, rules: PairRules, since: float, until: float
-    ) -> Iterator[tuple[float, Decimal, Decimal, Decimal]]:
-        """Yield end, open, low and high of each interval that ended; none at a set price."""
+    def ended(self, rules: PairRules, since: float, until: float) -> Iterator[Span]:
+        """Yield the intervals that ended; none at a set price."""
         series = self.feed.series(rules)
         numbers = range(series.number(since), series.number(until))
         for number_ in numbers if rules.pair not in self.prices else ():

@@ -487,7 +487,7 @@ class TimePassesTest(unittest.TestCase):
         self.assertNotIn("error", client.control("price", pair="XBTUSD", price="99999999999999"))
         self.assertNotIn("error", client.control("clock", advance=120))
         self.assertEqual(client.get("Time")["error"], [])
-        client.api.prices["XXBTZUSD"] = D("1e30")
+        client.api.markets.prices["XXBTZUSD"] = D("1e30")
         self.assertEqual(
             client.control("clock", advance=14400), {"error": ["EGeneral:Internal error"]}
         )

@@ -1,6 +1,6 @@
 """The simulated exchange: one HTTP request in, one answer out. http.py puts it on a socket.
 
-Authentication, nonces and rate limits are here; the methods are in public.py and private.py.
+Authentication, nonces and rate limits are here; the methods are in feed.py and private.py.
 """
 
 import json
@@ -22,10 +22,9 @@ from krakenbot.pairs import decimal, plain
 from krakenbot.risk import FEE_RATE_ASSUMED
 from krakenbot.simulated import wire
 from krakenbot.simulated.books import AMOUNT_MAX, Account
-from krakenbot.simulated.feed import Feed
+from krakenbot.simulated.feed import Feed, FeedMarkets, tick
 from krakenbot.simulated.listing import MARGIN_RATES, PAIRS
 from krakenbot.simulated.private import HISTORY_MAX, PrivateApi, closing
-from krakenbot.simulated.public import FeedMarkets, tick
 from krakenbot.simulated.wire import PARAMETERS, Answer, Params, Row, bad
 
 START_BALANCES = {"ZUSD": Decimal(10000), "ZEUR": Decimal(5000), "USDT": Decimal(1000)}

@@ -15,6 +15,7 @@ from collections import defaultdict, deque
 from collections.abc import Mapping
 from decimal import ROUND_DOWN, ROUND_UP, Decimal
 from hashlib import blake2b
+from operator import attrgetter
 from typing import NamedTuple
 
 from krakenbot.errors import RefusedError
@@ -85,11 +86,19 @@ class MarginPosition:
     def __init__(self, rules: PairRules) -> None:
         self.rules = rules
         self.lots: list[Lot] = []
-        self.held = self.cost_left = self.price = ZERO
+        self.price = ZERO
 
     @property
     def sign(self) -> int:
         return self.lots[0].sign if self.lots else 0
+
+    @property
+    def held(self) -> Decimal:
+        return sum((lot.open_volume for lot in self.lots), ZERO)
+
+    @property
+    def cost_left(self) -> Decimal:
+        return sum((lot.cost_left for lot in self.lots), ZERO)
 
     @property
     def closing_order(self) -> Order:
@@ -209,15 +218,12 @@ class Account:
         opens at its end, so a position held for n times 4 hours ends just before the rollover.
         """
         position.price, rules = price, position.rules
-        charges: list[tuple[float, int, Decimal]] = []
-        for number, lot in enumerate(position.lots):
-            if lot.due < now:
-                charge = round(lot.loan(price) * lot.rate, rules.cost_decimals)
-                count = -int((lot.due - now) // ROLLOVER_S)
-                charges += [(lot.due + ROLLOVER_S * n, lot.serial, charge) for n in range(count)]
-                position.lots[number] = lot._replace(due=lot.due + ROLLOVER_S * count)
-        for due, serial, charge in sorted(charges):
-            self._charge(position, due, "rollover", serial, charge, price)
+        while due := [lot for lot in position.lots if lot.due < now]:
+            lot = min(due, key=attrgetter("due", "serial"))
+            fee = round(lot.loan(price) * lot.rate, rules.cost_decimals)
+            self._charge(position, lot.due, "rollover", lot.serial, fee, price)
+            later = lot._replace(due=lot.due + ROLLOVER_S)
+            position.lots[position.lots.index(lot)] = later
         summary = self.summary(rules.quote)
         if position.lots and summary.equity <= rules.margin_stop / 100 * summary.used_margin:
             return self.close(position, now, position.held, price)
@@ -304,8 +310,6 @@ class Account:
         paid, due, leverage = fee + opening_fee, now + ROLLOVER_S, order.leverage
         lot = Lot(serial, number, now, sign, volume, ZERO, cost, cost, leverage, paid, rate, due)
         position.lots.append(lot)
-        position.held += volume
-        position.cost_left += cost
         in_coins = opening_fee if self.coin_fees else ZERO
         self._book(now, "margin", serial, rules.quote, ZERO, paid - in_coins)
         if in_coins:
@@ -370,19 +374,13 @@ def identifier(letter: str, serial: int) -> str:
 
 def _close_lots(position: MarginPosition, volume: Decimal) -> Decimal:
     """Close `volume` of the lots, oldest first, and return what that part cost to open."""
-    cost, left = ZERO, volume
+    before, left = position.cost_left, volume
     while left:
-        lot = position.lots[0]
-        part, paid = min(left, lot.open_volume), lot.cost_left
+        lot = position.lots.pop(0)
+        part = min(left, lot.open_volume)
+        left -= part
         if part < lot.open_volume:
             paid = round(lot.cost_left * part / lot.open_volume, position.rules.cost_decimals)
-            position.lots[0] = lot._replace(
-                closed=lot.closed + part, cost_left=lot.cost_left - paid
-            )
-        else:
-            del position.lots[0]
-        cost += paid
-        left -= part
-    position.held -= volume
-    position.cost_left -= cost
-    return cost
+            rest = lot._replace(closed=lot.closed + part, cost_left=lot.cost_left - paid)
+            position.lots.insert(0, rest)
+    return before - position.cost_left

@@ -78,17 +78,17 @@ def parse(spec: str) -> dict[str, float]:
     chances: dict[str, float] = {}
     for part in filter(None, (part.strip() for part in spec.split(","))):
         word, _, text = part.partition("=")
-        if word not in FAULTS and word not in ("all", "lag", "seed"):
-            near = get_close_matches(word, [*FAULTS, "all", "lag", "seed"], 1, 0.4)
+        if word not in (known := [*FAULTS, "all", "lag", "seed"]):
+            near = get_close_matches(word, known, 1, 0.4)
             meant = f"; did you mean {near[0]}?" if near else ""
             raise ValueError(f"no fault is called {word!r}{meant}")
+        most = {"lag": 60.0, "seed": 2.0**53}.get(word, 1.0)
         try:
             number = float(text)
         except ValueError:
-            raise ValueError(f"{part!r} is not WORD=NUMBER") from None
-        most = {"lag": 60.0, "seed": 2.0**53}.get(word, 1.0)
+            number = -1.0
         if not 0 <= number <= most:
-            raise ValueError(f"{part!r}: the number must be from 0 to {most:.0f}")
+            raise ValueError(f"{part!r} is not WORD=NUMBER with a number from 0 to {most:.0f}")
         chances.update(dict.fromkeys(FAULTS, number) if word == "all" else {word: number})
     return chances
 

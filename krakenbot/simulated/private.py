@@ -20,7 +20,7 @@ from krakenbot.pairs import PairRules
 from krakenbot.simulated import wire
 from krakenbot.simulated.books import Account, MarginPosition, Trade, identifier, refusal
 from krakenbot.simulated.listing import ASSETS
-from krakenbot.simulated.wire import OrderRequest, Params, Row, bad, flag, number, whole
+from krakenbot.simulated.wire import OrderRequest, Params, Row, bad, flag, number
 
 HISTORY_MAX = 10000
 PAGE = 50  # Source: docs.kraken.com, "Get Closed Orders", `ofs`.
@@ -200,7 +200,7 @@ class PrivateApi:
         `newest` are rows by id, the newest first.
         """
         start, end = self._moment(p, "start", 0), self._moment(p, "end", math.inf)
-        offset = max(whole(p, "ofs", 0), 0)
+        offset = max(int(number(p, "ofs", 0, fraction="")), 0)
         later = takewhile(lambda x: x[1][times[-1]] > start, newest)
         found = [x for x in later if any(start < x[1][time] <= end for time in times)]
         page: Row = {name: dict(found[offset : offset + PAGE])}

@@ -63,9 +63,7 @@ _OTHER_TYPES = "limit|iceberg|(stop-loss|take-profit|trailing-stop)(-limit)?|set
 # Patterns for the parameters of a market order; an absent one counts as "".
 # Source: docs.kraken.com, "Add Order" and the guide on client order identifiers.
 _FORMS = {
-    "timeinforce": "",
-    "trigger": "",
-    "displayvol": "",
+    **dict.fromkeys(("timeinforce", "trigger", "displayvol"), ""),
     "type": "buy|sell",
     "ordertype": "market",
     "oflags": "((fciq|fcib|nompp),?)*",
@@ -219,10 +217,6 @@ def number(p: Params, name: str, default: float, fraction: str = r"(\.[0-9]*)?")
     if text and not re.fullmatch("-?[0-9]{1,20}" + fraction, text):
         raise bad(name)
     return float(text) if text else default
-
-
-def whole(p: Params, name: str, default: int) -> int:
-    return int(number(p, name, default, fraction=""))
 
 
 def price(price: Decimal, rules: PairRules) -> str:

@@ -49,8 +49,7 @@ NOTICES = ("upcoming_maintenance", "emergency")
 class SandboxApi:
     """One account and its markets. `now` returns unix seconds; `respond` is thread-safe.
 
-    `slack_s` widens order deadlines, since a scaled clock runs on while a request travels. With
-    `coin_fees` margin fees are charged in the base currency.
+    `slack_s` widens order deadlines, since a scaled clock runs on while a request travels.
     """
 
     def __init__(
@@ -64,7 +63,6 @@ class SandboxApi:
         balances: Mapping[str, Decimal] = START_BALANCES,
         tier: str = "sandbox",
         slack_s: float = 0.0,
-        coin_fees: bool = False,
     ) -> None:
         self._now, self._offset, self._frozen = now, 0.0, False
         self.markets = FeedMarkets(feed, self.now)
@@ -74,7 +72,6 @@ class SandboxApi:
             balances,
             fee_rate,
             margin_rates=MARGIN_RATES,
-            coin_fees=coin_fees,
             serial=int(self.now()) * 1000,
             history=HISTORY_MAX,
         )

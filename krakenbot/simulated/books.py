@@ -23,7 +23,6 @@ from krakenbot.model import MARGIN_RATE_ASSUMED, ZERO, MarginSummary, Order, Sid
 from krakenbot.pairs import PairRules
 
 ROLLOVER_S = 14400  # Source: support.kraken.com 206161568.
-COIN_DIGITS = 10
 AMOUNT_MAX = Decimal(10**15)  # Sums of smaller amounts can still be rounded exactly.
 
 
@@ -129,18 +128,13 @@ class Account:
         fee_rate: Decimal,
         *,
         margin_rates: Mapping[str, Decimal] | None = None,
-        coin_fees: bool = False,
         serial: int = 0,
         history: int = 0,
     ) -> None:
-        """`margin_rates` are fractions by the asset borrowed, by default MARGIN_RATE_ASSUMED.
-
-        With `coin_fees` margin fees are charged in the base currency, at the current price.
-        """
+        """`margin_rates` are fractions by the asset borrowed, by default MARGIN_RATE_ASSUMED."""
         self.balances = defaultdict(Decimal, balances)
         self.fee_rate = fee_rate
         self.margin_rates = dict(margin_rates or {})
-        self.coin_fees = coin_fees
         self.serial = serial
         self.revision = 0
         self.positions: dict[str, MarginPosition] = {}
@@ -221,7 +215,7 @@ class Account:
         while due := [lot for lot in position.lots if lot.due < now]:
             lot = min(due, key=attrgetter("due", "serial"))
             fee = round(lot.loan(price) * lot.rate, rules.cost_decimals)
-            self._charge(position, lot.due, "rollover", lot.serial, fee, price)
+            self._book(lot.due, "rollover", lot.serial, rules.quote, ZERO, fee)
             later = lot._replace(due=lot.due + ROLLOVER_S)
             position.lots[position.lots.index(lot)] = later
         summary = self.summary(rules.quote)
@@ -310,31 +304,13 @@ class Account:
         paid, due, leverage = fee + opening_fee, now + ROLLOVER_S, order.leverage
         lot = Lot(serial, number, now, sign, volume, ZERO, cost, cost, leverage, paid, rate, due)
         position.lots.append(lot)
-        in_coins = opening_fee if self.coin_fees else ZERO
-        self._book(now, "margin", serial, rules.quote, ZERO, paid - in_coins)
-        if in_coins:
-            self._charge(position, now, "margin", serial, in_coins, price)
+        self._book(now, "margin", serial, rules.quote, ZERO, paid)
         return Trade(serial, volume, price, cost, fee, opening_fee)
 
     def _costs(self, rules: PairRules, volume: Decimal, price: Decimal) -> tuple[Decimal, Decimal]:
         """Return the cost and the trade fee."""
         cost = round(price * volume, rules.cost_decimals)
         return cost, round(cost * self.fee_rate, rules.cost_decimals)
-
-    def _charge(
-        self,
-        position: MarginPosition,
-        now: float,
-        kind: str,
-        refid: int,
-        fee: Decimal,
-        price: Decimal,
-    ) -> None:
-        """Book a margin fee, given in quote currency, in the asset in which it is charged."""
-        asset = position.rules.quote
-        if self.coin_fees:
-            asset, fee = position.rules.base, round(fee / price, COIN_DIGITS)
-        self._book(now, kind, refid, asset, ZERO, fee)
 
     def _book(
         self, now: float, kind: str, refid: int, asset: str, amount: Decimal, fee: Decimal

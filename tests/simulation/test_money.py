@@ -22,6 +22,7 @@ from krakenbot.kraken.spot import Spot
 from krakenbot.model import Secret
 from krakenbot.risk import Limits
 from krakenbot.simulated.api import SandboxApi
+from krakenbot.simulated.books import Account
 from krakenbot.simulated.feed import Feed
 from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
 from krakenbot.strategy import build
@@ -44,6 +45,22 @@ def setUpModule() -> None:
     silence_module()
 
 
+class CoinAccount(Account):
+    """Pays opening fees and rollovers in the base currency, in rows of the ledger of their own."""
+
+    def _book(self, now: float, kind: str, refid: int, asset: str, amount: D, fee: D) -> None:
+        (position,) = self.positions.values()
+        opened = [lot for lot in position.lots if lot.serial == refid and kind == "margin"]
+        for_loan = sum((round(lot.cost * lot.rate, 5) for lot in opened), D(0))
+        if kind == "rollover":
+            for_loan = fee
+        if fee > for_loan:
+            super()._book(now, kind, refid, asset, amount, fee - for_loan)
+        if for_loan:
+            coins = round(for_loan / position.price, 10)
+            super()._book(now, kind, refid, position.rules.base, D(0), coins)
+
+
 class World(StandingClock):
     """A sandbox with a bot in live mode, on one simulated clock."""
 
@@ -54,9 +71,10 @@ class World(StandingClock):
             lambda: self.time,
             SANDBOX_KEY,
             Secret(SANDBOX_SECRET),
-            coin_fees=coin_fees,
             balances={"ZUSD": D(10000), "XXBT": D(1)},
         )
+        if coin_fees:
+            self.api.account.__class__ = CoinAccount
         self.spot = Spot(
             signing(Direct(self.api), "http://127.0.0.1:1", self), "XBTUSD", interval_s
         )

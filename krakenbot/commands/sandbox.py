@@ -42,16 +42,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f"KRAKEN_API_KEY and KRAKEN_API_SECRET, if set, are the key and secret; else\n"
         f"{SANDBOX_KEY}\n{SANDBOX_SECRET}\nexample: {EXAMPLE}"
     )
-    speed, feed = "simulated seconds per second", "random:SEED, or csv:FILE with Kraken's candles"
+    add = parser.add_argument
+    add("--port", type=int, default=PORT, help="0 for any (default %(default)s)")
+    add("--speed", type=float, default=1.0, metavar="S", help="simulated seconds per second")
+    add("--feed", default="random:1", help="random:SEED, or csv:FILE with Kraken's candles")
+    add("--fee", default="0.8", metavar="PERCENT", help="taker fee (default %(default)s)")
     tiers = "rate limits of an account tier, or generous ones (default %(default)s)"
-    faulty = "faults to inject: WORD=PROBABILITY per request"
-    fee = "taker fee (default %(default)s)"
-    parser.add_argument("--port", type=int, default=PORT, help="0 for any (default %(default)s)")
-    parser.add_argument("--speed", type=float, default=1.0, metavar="S", help=speed)
-    parser.add_argument("--feed", default="random:1", help=feed)
-    parser.add_argument("--fee", default="0.8", metavar="PERCENT", help=fee)
-    parser.add_argument("--counters", choices=TIERS, default="sandbox", help=tiers)
-    parser.add_argument("--faults", default="", metavar="SPEC", help=faulty)
+    add("--counters", choices=TIERS, default="sandbox", help=tiers)
+    add("--faults", default="", metavar="SPEC", help="WORD=PROBABILITY per request, see below")
 
 
 def run(arguments: argparse.Namespace) -> int:

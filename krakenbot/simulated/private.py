@@ -220,10 +220,10 @@ class PrivateApi:
         if not p.get("pair"):
             return result
         pairs = [self.markets.pair(name.strip()).pair for name in p["pair"].split(",")]
+        same = {"nextfee": None, "nextvolume": None, "tiervolume": "0.0000"}
         for name, share in (("fees", 100), ("fees_maker", 50)):
-            percent: Any = f"{self.account.fee_rate * share:.4f}"
-            row = dict.fromkeys(("fee", "minfee", "maxfee"), percent)
-            row |= {"nextfee": None, "nextvolume": None, "tiervolume": "0.0000"}
+            percent = f"{self.account.fee_rate * share:.4f}"
+            row = dict.fromkeys(("fee", "minfee", "maxfee"), percent) | same
             result[name] = dict.fromkeys(pairs, row)
         return result
 
@@ -242,8 +242,8 @@ class PrivateApi:
             request = request._replace(order=order._replace(volume=position.held))
         price = quote.ask if order.side is Side.BUY else quote.bid
         error = refusal(rules, request.order, price)
-        if error is None and self.markets.status != "online":
-            error = f"EService:Market in {self.markets.status} mode"
+        if self.markets.status != "online":
+            error = error or f"EService:Market in {self.markets.status} mode"
         if error is not None:
             raise RefusedError(error.replace("Market in maintenance mode", "Unavailable"))
         reply = {"descr": {"order": request.text(p["volume"])}}

@@ -320,26 +320,23 @@ class Account:
         if fee:
             (self.rollovers if kind == "rollover" else self.fees)[asset] += fee
         self.revision += 1
-        if self.ledger.maxlen:
-            self.serial += 1
-            self.ledger.append(Entry(self.serial, refid, now, kind, asset, amount, fee, balance))
+        self.serial += 1
+        self.ledger.append(Entry(self.serial, refid, now, kind, asset, amount, fee, balance))
 
 
 def refusal(rules: PairRules, order: Order, price: Decimal) -> str | None:
     """Return Kraken's error (support.kraken.com 360001491786) for a market order, or None."""
-    if rules.status != "online" and not (rules.status == "reduce_only" and order.reduce_only):
-        return f"EService:Market in {rules.status} mode"
-    if order.volume != rules.round_volume(order.volume):
-        return "EGeneral:Invalid arguments:volume"
-    if order.volume < rules.ordermin or order.volume <= ZERO:
-        return "EGeneral:Invalid arguments:volume minimum not met"
-    if order.volume * price < rules.costmin:
-        return "EOrder:Cost minimum not met"
-    if order.leverage and order.leverage not in rules.leverages(order.side):
-        return "EGeneral:Invalid arguments:leverage"
-    if order.reduce_only and not order.leverage:
-        return "EGeneral:Invalid arguments:reduce_only"
-    return None
+    volume, invalid = order.volume, "EGeneral:Invalid arguments"
+    is_tradable = rules.status == "online" or (rules.status == "reduce_only" and order.reduce_only)
+    checks = (
+        (is_tradable, f"EService:Market in {rules.status} mode"),
+        (volume == rules.round_volume(volume), f"{invalid}:volume"),
+        (volume >= rules.ordermin and volume > 0, f"{invalid}:volume minimum not met"),
+        (volume * price >= rules.costmin, "EOrder:Cost minimum not met"),
+        (order.leverage in (0, *rules.leverages(order.side)), f"{invalid}:leverage"),
+        (order.leverage or not order.reduce_only, f"{invalid}:reduce_only"),
+    )
+    return next((error for is_right, error in checks if not is_right), None)
 
 
 def identifier(letter: str, serial: int) -> str:

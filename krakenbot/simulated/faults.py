@@ -47,11 +47,7 @@ FAULTS = {
     "clock": "the exchange's clock is up to 90 s off for some minutes",
 }
 _CANDLES = frozenset(word for word in FAULTS if word.startswith("candle"))
-_UNREAD = {
-    "refused": ConnectionRefusedError,
-    "lost-before": ConnectionResetError,
-    "stuck": TimeoutError,
-}
+_UNREAD = {"refused": ConnectionRefusedError, "lost-before": ConnectionResetError}
 _UNANSWERED = {"lost-after": ConnectionResetError, "timeout": TimeoutError}
 # What comes in place of the answer: one of these errors, or a page with one of these statuses.
 _ERRORS = {
@@ -154,10 +150,12 @@ class Faults:
 
     def _with(self, word: str, name: str, request: _Request) -> Answer:
         choice = self.random.choice
-        if word == "stuck" and name == "AddOrder":
-            self._later(0, 60, partial(self._arrive, name, request))
         if word in _UNREAD:
             raise _UNREAD[word](word)
+        if word == "stuck":
+            if name == "AddOrder":
+                self._later(0, 60, partial(self._arrive, name, request))
+            raise TimeoutError(word)
         if word in ("gateway", "html", "service", "unknown") and choice((True, False)):
             self.seen[f"{word}, executed"] += 1
             self._pass(name, request)

@@ -201,8 +201,7 @@ class PrivateApi:
         """
         start, end = self._moment(p, "start", 0), self._moment(p, "end", math.inf)
         offset = max(int(number(p, "ofs", 0, fraction="")), 0)
-        later = takewhile(lambda x: x[1][times[-1]] > start, newest)
-        found = [x for x in later if any(start < x[1][time] <= end for time in times)]
+        found = [x for x in newest if any(start < x[1][time] <= end for time in times)]
         page: Row = {name: dict(found[offset : offset + PAGE])}
         return page if flag(p, "without_count") else {**page, "count": len(found)}
 

@@ -139,12 +139,6 @@ class FeedMarkets:
         if feed.pair and feed.pair not in PAIRS:
             self.listing[feed.pair] = unlisted(*assets_of(feed.pair), feed.digits)
         self.rules = {name: parse_rules(name, row) for name, row in self.listing.items()}
-        self._names = {
-            alias: name
-            for name, row in self.listing.items()
-            for alias in aliases(name, row)
-            if not alias.startswith("XBT/")
-        }
         self.methods: dict[str, Callable[[Params], Any]] = {
             "Time": self._time,
             "SystemStatus": self._system_status,
@@ -157,9 +151,10 @@ class FeedMarkets:
 
     def pair(self, name: str) -> PairRules:
         """Return the rules of a pair, given by any of its names."""
-        if name not in self._names:
-            raise RefusedError("EQuery:Unknown asset pair")
-        return self.rules[self._names[name]]
+        for key, row in self.listing.items():
+            if name in aliases(key, row):
+                return self.rules[key]
+        raise RefusedError("EQuery:Unknown asset pair")
 
     def relist(self, pair: str, **changes: Any) -> None:
         """Change a pair's AssetPairs row and with it the rules."""

@@ -68,12 +68,9 @@ class SandboxApi:
         self.markets = FeedMarkets(feed, self.now)
         if feed.pair and feed.pair not in PAIRS:
             balances = {self.markets.rules[feed.pair].quote: Decimal(10000), **balances}
+        serial = int(self.now()) * 1000  # So that ids differ from those of an earlier sandbox.
         self.account = Account(
-            balances,
-            fee_rate,
-            margin_rates=MARGIN_RATES,
-            serial=int(self.now()) * 1000,
-            history=HISTORY_MAX,
+            balances, fee_rate, margin_rates=MARGIN_RATES, serial=serial, history=HISTORY_MAX
         )
         self.private_api = PrivateApi(self.markets, self.account, self.now, slack_s=slack_s)
         self.private_api.methods["GetApiKeyInfo"] = self._key_info
@@ -91,7 +88,7 @@ class SandboxApi:
             "balance": self._set_balance,
             "status": self._set_status,
         }
-        self._began, self._key, self._secret, self.nonce = self.now(), key, secret, 0
+        self._key, self._secret, self.nonce = key, secret, 0
         self._rest_limit, self._engine_limit, self._failures_max = TIERS[tier]
         self._failures, self._locked_until = 0, 0.0
         self._counters: dict[str, tuple[float, float]] = {}
@@ -175,17 +172,15 @@ class SandboxApi:
 
     def _key_info(self, _: Params) -> Any:
         unset = dict.fromkeys(("nonce_window", "valid_until", "query_from", "query_to"), "0")
-        began = dict.fromkeys(("created_time", "modified_time"), str(int(self._began)))
+        began = dict.fromkeys(("created_time", "modified_time"), str(int(self.markets.feed.start)))
         return (
             {"api_key_name": "sandbox", "api_key": self._key, "nonce": str(self.nonce)}
             | {"permissions": _PERMISSIONS, "iban": "AA00 N000 0000 0000", "ip_allowlist": [""]}
             | {"last_used": str(int(self.now())), **began, **unset}
         )
 
-    # Control of the sandbox, under /sandbox/
-
     def _control(self, method: str, name: str, body: bytes) -> Any:
-        """Return the sandbox's full state, after carrying out a command sent by POST."""
+        """Return the sandbox's full state, after carrying out a POST to /sandbox/NAME."""
         self.private_api.mark_to_market()
         if method == "POST":
             try:

@@ -101,8 +101,6 @@ class PaperClient:
     def ended(self, rules: PairRules, since: float, until: float) -> Iterable[Span]:
         return ()  # The candles that the bot reads show them.
 
-    # The account
-
     def _prepare(self, form: Mapping[str, str]) -> None:
         """Fetch rules, quote and margin rates, and have Kraken validate the order if wanted."""
         self._quoted = None

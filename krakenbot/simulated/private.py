@@ -118,8 +118,6 @@ class PrivateApi:
             if position.lots[-1].time <= since:
                 self._mark(self.now(), position, (position.price, low, high))
 
-    # Balances and positions
-
     def _balance(self, _: Params) -> Any:
         return {
             asset: f"{amount:.{wire.decimals(asset)}f}"
@@ -161,8 +159,6 @@ class PrivateApi:
             pairs = groupby(rows.values(), itemgetter("pair"))
             return [wire.market_row(list(lots)) for _, lots in pairs]
         return _by_id(rows, p) if p.get("txid") else rows
-
-    # Histories
 
     def _closed_orders(self, p: Params) -> Any:
         columns = {"open": ("opentm",), "close": ("closetm",)}
@@ -225,8 +221,6 @@ class PrivateApi:
             row = dict.fromkeys(("fee", "minfee", "maxfee"), percent) | same
             result[name] = dict.fromkeys(pairs, row)
         return result
-
-    # Orders
 
     def _add_order(self, p: Params) -> Any:
         rules = self.markets.pair(p.get("pair", ""))

@@ -8,6 +8,7 @@ import hashlib
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal, localcontext
 from functools import cache
@@ -132,8 +133,6 @@ def _guarded(ask: Callable[[], T], path: Path, answer_max_s: float = 0.0) -> T:
         raise
     except BaseException as error:
         running = False
-        import traceback  # It takes long to import, and rarely anything fails.
-
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if frame.filename == str(path)]
         if isinstance(error, SyntaxError) and error.filename == str(path):

@@ -30,7 +30,7 @@ from krakenbot.errors import RefusedError
 from krakenbot.model import ZERO
 from krakenbot.pairs import PairRules
 from krakenbot.simulated.feed import Row, Series
-from krakenbot.simulated.http import Answer
+from krakenbot.simulated.wire import Answer
 from tests.simulation import market
 from tests.simulation.episode import scratch, simulated
 from tests.simulation.lies import ALL_VIEWS, ORDER_VIEWS, Trouble

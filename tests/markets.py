@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from unittest import mock
 
 from krakenbot.simulated import feed
-from krakenbot.simulated.api import Sandbox
+from krakenbot.simulated.http import Sandbox
 
 
 def short_histories(days: int = 5) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from krakenbot.commands.build import packed
-from krakenbot.simulated import api as server
+from krakenbot.simulated import http as server
 from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
 
 ROOT = Path("/var/tmp/krakenbot-root")

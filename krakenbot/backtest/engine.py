@@ -189,7 +189,7 @@ class Replay:
         self._recent.extend((now,) * self._reversal_orders)
         self.record.orders += self._reversal_orders
         price = self._price(opened, sign)
-        trades = account.reverse(self.position, now, price, self.plan.leverage)
+        trades = account.reverse(self.position, now, price)
         self._record(now, sign, "", trades, is_traded)
         self._set_bounds(-self._held, float(account.balances[self.rules.quote]), now + ROLLOVER_S)
 

@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from krakenbot.simulated import api as server
+    from krakenbot.simulated import http as server
     from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
 
     if arguments.candles < 1 or not 1 <= arguments.speed <= 5000:

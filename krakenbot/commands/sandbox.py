@@ -24,10 +24,10 @@ CONTROLS = (
     ("status", '{"status": "cancel_only"}', 'with "pair": for one pair; or {"fill_share": "0.5"}'),
     ("position", '{"pair": "XBTUSD", "close": true}', _POSITION),
 )
-TIERS = ("sandbox", "starter", "intermediate", "pro")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from krakenbot.simulated.api import TIERS
     from krakenbot.simulated.faults import FAULTS
 
     words = "".join(f"  {word:16} {meaning}\n" for word, meaning in FAULTS.items())
@@ -42,21 +42,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f"KRAKEN_API_KEY and KRAKEN_API_SECRET, if set, are the key and secret; else\n"
         f"{SANDBOX_KEY}\n{SANDBOX_SECRET}\nexample: {EXAMPLE}"
     )
-    speed, feed = "simulated seconds per second", "random:SEED, or csv:FILE with Kraken's candles"
+    add = parser.add_argument
+    add("--port", type=int, default=PORT, help="0 for any (default %(default)s)")
+    add("--speed", type=float, default=1.0, metavar="S", help="simulated seconds per second")
+    add("--feed", default="random:1", help="random:SEED, or csv:FILE with Kraken's candles")
+    add("--fee", default="0.8", metavar="PERCENT", help="taker fee (default %(default)s)")
     tiers = "rate limits of an account tier, or generous ones (default %(default)s)"
-    faulty = "faults to inject: WORD=PROBABILITY per request"
-    fee = "taker fee (default %(default)s)"
-    parser.add_argument("--port", type=int, default=PORT, help="0 for any (default %(default)s)")
-    parser.add_argument("--speed", type=float, default=1.0, metavar="S", help=speed)
-    parser.add_argument("--feed", default="random:1", help=feed)
-    parser.add_argument("--fee", default="0.8", metavar="PERCENT", help=fee)
-    parser.add_argument("--counters", choices=TIERS, default=TIERS[0], help=tiers)
-    parser.add_argument("--faults", default="", metavar="SPEC", help=faulty)
+    add("--counters", choices=TIERS, default="sandbox", help=tiers)
+    add("--faults", default="", metavar="SPEC", help="WORD=PROBABILITY per request, see below")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve until SIGTERM or SIGINT; return the exit code."""
-    from krakenbot.simulated import api as server
+    from krakenbot.simulated import http as server
 
     # Blocked before any thread starts, so that only the main thread receives them.
     ends = {signal.SIGTERM, signal.SIGINT}
@@ -84,11 +82,10 @@ def run(arguments: argparse.Namespace) -> int:
         )
     except ValueError as error:
         raise UsageError(str(error)) from error
-    except OSError as error:
-        if error.filename:  # The feed's.
-            raise UsageError(f"{error.filename}: {error.strerror}") from error
-        hint = f"port {arguments.port}: {error.strerror}; --port 0 takes any that is free"
-        raise UsageError(hint) from error
+    except OSError as error:  # With a file name it is about the feed, else about the port.
+        hint = "" if error.filename else "; --port 0 takes any that is free"
+        where = error.filename or f"port {arguments.port}"
+        raise UsageError(f"{where}: {error.strerror}{hint}") from error
     print(f"sandbox listening on {sandbox.url}", flush=True)
     signal.sigwait(ends)
     sandbox.close()

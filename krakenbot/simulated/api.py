@@ -1,9 +1,10 @@
-"""The simulated exchange: one HTTP request in, one answer out. Only `Sandbox` opens a socket.
+"""The simulated exchange: one HTTP request in, one answer out. http.py puts it on a socket.
 
-Authentication, nonces and rate limits are here; the methods are in public.py and private.py.
+Authentication, nonces and rate limits are here; the methods are in feed.py and private.py.
 """
 
 import json
+import re
 import threading
 import time
 from collections import Counter
@@ -21,26 +22,23 @@ from krakenbot.pairs import decimal, plain
 from krakenbot.risk import FEE_RATE_ASSUMED
 from krakenbot.simulated import wire
 from krakenbot.simulated.books import AMOUNT_MAX, Account
-from krakenbot.simulated.faults import Faults
-from krakenbot.simulated.feed import Feed
-from krakenbot.simulated.http import Answer, Server
-from krakenbot.simulated.listing import MARGIN_RATES, PAIRS, SANDBOX_KEY, SANDBOX_SECRET
+from krakenbot.simulated.feed import Feed, FeedMarkets, tick
+from krakenbot.simulated.listing import MARGIN_RATES, PAIRS
 from krakenbot.simulated.private import HISTORY_MAX, PrivateApi, closing
-from krakenbot.simulated.public import FeedMarkets, tick
-from krakenbot.simulated.wire import Method, Params, Row, bad
+from krakenbot.simulated.wire import PARAMETERS, Answer, Params, Row, bad
 
 START_BALANCES = {"ZUSD": Decimal(10000), "ZEUR": Decimal(5000), "USDT": Decimal(1000)}
 # Kraken's limits by tier: REST counter and its decay per second, the same for the matching engine,
 # and failed authentications in a row until the lockout. The last column and "sandbox" are ours.
 # Source: support.kraken.com 206548367; docs.kraken.com, guides on REST and trading rate limits.
 TIERS = {
-    "starter": (15, 0.33, 60, 1.0, 20),
-    "intermediate": (20, 0.5, 125, 2.34, 20),
-    "pro": (20, 1.0, 180, 3.75, 20),
-    "sandbox": (50000, 10000.0, 50000, 10000.0, 1000),
+    "sandbox": ((50000, 10000.0), (50000, 10000.0), 1000),
+    "starter": ((15, 0.33), (60, 1.0), 20),
+    "intermediate": ((20, 0.5), (125, 2.34), 20),
+    "pro": ((20, 1.0), (180, 3.75), 20),
 }
 POINTS = dict.fromkeys(("Ledgers", "QueryLedgers", "TradesHistory", "QueryTrades"), 2)
-FREE = ("AddOrder", "CancelOrder")  # Counted by the matching engine instead.
+POINTS |= {"AddOrder": 0, "CancelOrder": 0}  # Counted by the matching engine instead.
 _PERMISSIONS = [*NEEDED_PERMISSIONS, "close-trades", "query-ledger"]
 LOCKOUT_S = 900  # Kraken says minutes, an older article about 15.
 MS_NONCES = (10**12, 10**14)  # Nonces in this range count milliseconds.
@@ -48,49 +46,10 @@ CLOCK_STEP_MAX_S = 31 * 86400
 NOTICES = ("upcoming_maintenance", "emergency")
 
 
-class Sandbox:
-    """A sandbox that listens on loopback until `close`, or until the process ends."""
-
-    def __init__(
-        self,
-        spec: str = "random:1",
-        speed: float = 1.0,
-        *,
-        port: int = 0,
-        key: str = SANDBOX_KEY,
-        secret: str = SANDBOX_SECRET,
-        fee_rate: Decimal = FEE_RATE_ASSUMED,
-        tier: str = "sandbox",
-        faults: str = "",
-    ) -> None:
-        """Raises ValueError for a wrong feed or fault spec, OSError if the port cannot be bound."""
-        feed, began = Feed(spec, time.time()), time.monotonic()
-        self.api = SandboxApi(
-            feed,
-            lambda: feed.start + (time.monotonic() - began) * speed,
-            key,
-            Secret(secret),
-            fee_rate=fee_rate,
-            tier=tier,
-            slack_s=max(speed - 1, 0.0) / 2,  # A request may travel for half a real second.
-        )
-        injector = Faults(self.api, faults, lambda seconds: time.sleep(seconds / speed))
-        # {spec}: replaces the faults, written as for --faults.
-        self.api.controls["faults"] = lambda params: injector.set(str(params["spec"]))
-        self._server = Server(injector.respond, port)
-        self.url = self._server.url
-        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
-
 class SandboxApi:
     """One account and its markets. `now` returns unix seconds; `respond` is thread-safe.
 
-    `slack_s` widens order deadlines, since a scaled clock runs on while a request travels. With
-    `coin_fees` margin fees are charged in the base currency.
+    `slack_s` widens order deadlines, since a scaled clock runs on while a request travels.
     """
 
     def __init__(
@@ -104,28 +63,23 @@ class SandboxApi:
         balances: Mapping[str, Decimal] = START_BALANCES,
         tier: str = "sandbox",
         slack_s: float = 0.0,
-        coin_fees: bool = False,
     ) -> None:
         self._now, self._offset, self._frozen = now, 0.0, False
         self.markets = FeedMarkets(feed, self.now)
         if feed.pair and feed.pair not in PAIRS:
             balances = {self.markets.rules[feed.pair].quote: Decimal(10000), **balances}
+        serial = int(self.now()) * 1000  # So that ids differ from those of an earlier sandbox.
         self.account = Account(
-            balances,
-            fee_rate,
-            margin_rates=MARGIN_RATES,
-            coin_fees=coin_fees,
-            serial=int(self.now()) * 1000,
-            history=HISTORY_MAX,
+            balances, fee_rate, margin_rates=MARGIN_RATES, serial=serial, history=HISTORY_MAX
         )
         self.private_api = PrivateApi(self.markets, self.account, self.now, slack_s=slack_s)
-        self.private_api.methods["GetApiKeyInfo"] = Method(self._key_info)
+        self.private_api.methods["GetApiKeyInfo"] = self._key_info
         self._methods = {
             ("GET", "public"): self.markets.methods,
             ("POST", "private"): self.private_api.methods,
         }
         self.orders, self.trades = self.private_api.orders, self.private_api.trades
-        self.listing, self.prices = self.markets.listing, self.markets.prices
+        self.listing = self.markets.listing
         self.requests, self.ignored = Counter[str](), Counter[str]()
         self.controls: dict[str, Callable[[Row], None]] = {
             "position": self._set_position,
@@ -134,8 +88,8 @@ class SandboxApi:
             "balance": self._set_balance,
             "status": self._set_status,
         }
-        self._began, self._key, self._secret, self.nonce = self.now(), key, secret, 0
-        self._limits = TIERS[tier]
+        self._key, self._secret, self.nonce = key, secret, 0
+        self._rest_limit, self._engine_limit, self._failures_max = TIERS[tier]
         self._failures, self._locked_until = 0, 0.0
         self._counters: dict[str, tuple[float, float]] = {}
         self._lock = threading.Lock()
@@ -173,39 +127,37 @@ class SandboxApi:
         if name not in known:
             raise wire.not_simulated(name)
         given = {parameter.partition("[")[0] for parameter in p}
-        for parameter in given - {*known[name].parameters.split(), "nonce", "otp"}:
+        for parameter in given - {*PARAMETERS.get(name, "").split(), "nonce", "otp"}:
             label = f"{name}:{parameter:.40}"
             if label not in self.ignored:
                 log.warning("parameter ignored, as Kraken does: %r", label)
             self.ignored[label] += 1
         if kind == "private":
-            points = 0 if name in FREE else POINTS.get(name, 1)
-            self._count("", points, *self._limits[:2], "EAPI:Rate limit exceeded")
+            self._count("", POINTS.get(name, 1), *self._rest_limit, "EAPI:Rate limit exceeded")
         if name == "AddOrder":
             pair = self.markets.pair(p.get("pair", "")).pair
-            self._count(pair, 1, *self._limits[2:4], "EOrder:Rate limit exceeded")
+            self._count(pair, 1, *self._engine_limit, "EOrder:Rate limit exceeded")
         self.private_api.mark_to_market()
-        return known[name].answer(p)
+        return known[name](p)
 
     def _authenticate(self, path: str, headers: Mapping[str, str], p: Params, body: bytes) -> None:
         now, nonce = self.now(), p.get("nonce", "")
         if now < self._locked_until:
             self._locked_until = now + LOCKOUT_S
             raise RefusedError("EGeneral:Temporary lockout")
-        is_number = nonce.isascii() and nonce.isdecimal() and len(nonce) <= 20
-        signature, given = sign(self._secret, path, nonce, body), headers.get("api-sign", "")
-        checks = {
-            "EAPI:Invalid key": headers.get("api-key") == self._key,
-            "EAPI:Invalid signature": not is_number
-            or compare_digest(signature.encode(), given.encode("utf-8", "replace")),
-            "EAPI:Invalid nonce": is_number and self.nonce < int(nonce) < 2**64,
-        }
-        refusal = next((text for text, is_right in checks.items() if not is_right), None)
-        if refusal is None:
+        is_number = re.fullmatch("[0-9]{1,20}", nonce) is not None
+        wanted, given = sign(self._secret, path, nonce, body), headers.get("api-sign", "")
+        if headers.get("api-key") != self._key:
+            refusal = "EAPI:Invalid key"
+        elif is_number and not compare_digest(wanted.encode(), given.encode("utf-8", "replace")):
+            refusal = "EAPI:Invalid signature"
+        elif not is_number or not self.nonce < int(nonce) < 2**64:
+            refusal = "EAPI:Invalid nonce"
+        else:
             self.nonce, self._failures = int(nonce), 0
             return
         self._failures += 1
-        if self._failures >= self._limits[4]:
+        if self._failures >= self._failures_max:
             self._failures, self._locked_until = 0, now + LOCKOUT_S
         raise RefusedError(refusal)
 
@@ -220,17 +172,15 @@ class SandboxApi:
 
     def _key_info(self, _: Params) -> Any:
         unset = dict.fromkeys(("nonce_window", "valid_until", "query_from", "query_to"), "0")
-        began = dict.fromkeys(("created_time", "modified_time"), str(int(self._began)))
+        began = dict.fromkeys(("created_time", "modified_time"), str(int(self.markets.feed.start)))
         return (
             {"api_key_name": "sandbox", "api_key": self._key, "nonce": str(self.nonce)}
             | {"permissions": _PERMISSIONS, "iban": "AA00 N000 0000 0000", "ip_allowlist": [""]}
             | {"last_used": str(int(self.now())), **began, **unset}
         )
 
-    # Control of the sandbox, under /sandbox/
-
     def _control(self, method: str, name: str, body: bytes) -> Any:
-        """Return the sandbox's full state, after carrying out a command sent by POST."""
+        """Return the sandbox's full state, after carrying out a POST to /sandbox/NAME."""
         self.private_api.mark_to_market()
         if method == "POST":
             try:
@@ -255,7 +205,7 @@ class SandboxApi:
             | {"position": {name: plain(position.volume) for name, position in books.items()}}
             | {"liquidation": {name: account.liquidation_price(b) for name, b in books.items()}}
             | {"equity": {asset: account.equity(asset) for asset in money}}
-            | {"unrealized": {asset: account.unrealized(asset) for asset in money}}
+            | {"unrealized": {asset: account.summary(asset).unrealized_pnl for asset in money}}
             | {"realized": account.realized, "fees": account.fees, "rollover": account.rollovers}
             | {"requests": self.requests, "ignored": self.ignored}
         )
@@ -263,16 +213,16 @@ class SandboxApi:
     def _set_position(self, params: Row) -> None:
         """Trade by hand: {pair, close | liquidate} or {pair, side, volume, leverage}."""
         rules = self.markets.pair(params["pair"])
-        position, quote = self.account.position(rules), self.markets.quote(rules)
+        position, mid = self.account.position(rules), self.markets.quote(rules).mid
         if "side" in params:
-            leverage, volume = int(params.get("leverage", 2)), decimal(params["volume"])
+            leverage, volume = int(params.get("leverage", 2)), plain(decimal(params["volume"]))
             form = {"pair": rules.pair, "ordertype": "market", "type": str(params["side"])}
-            form |= {"volume": plain(volume), "leverage": str(leverage or "none")}
-            self.private_api.methods["AddOrder"].answer(form)
+            form |= {"volume": volume, "leverage": str(leverage or "none")}
+            self.private_api.methods["AddOrder"](form)
         elif position.lots and params.get("liquidate"):
-            order, now = closing(position), self.now()
-            trade = self.account.close(position, now, position.held, quote.mid)
-            self.private_api.record(order, (trade,), now, misc="liquidated")
+            order, now = closing(position, "liquidated"), self.now()
+            trade = self.account.close(position, now, position.held, mid)
+            self.private_api.record(order, [trade], now)
         elif position.lots and params["close"]:
             self.private_api.fill(closing(position))
 
@@ -288,12 +238,12 @@ class SandboxApi:
     def _set_price(self, params: Row) -> None:
         """{pair, price}: the price stays there until it is set to null."""
         rules = self.markets.pair(params["pair"])
-        self.prices.pop(rules.pair, None)
+        self.markets.prices.pop(rules.pair, None)
         if params["price"] is not None:
-            price = _amount(params["price"]).quantize(tick(rules))
+            price = round(_amount(params["price"]), rules.pair_decimals)
             if price <= tick(rules):
                 raise ValueError("the price must be above one tick")
-            self.prices[rules.pair] = price
+            self.markets.prices[rules.pair] = price
 
     def _set_balance(self, params: Row) -> None:
         """{asset, amount}: set a balance by a deposit or withdrawal."""

@@ -15,6 +15,7 @@ from collections import defaultdict, deque
 from collections.abc import Mapping
 from decimal import ROUND_DOWN, ROUND_UP, Decimal
 from hashlib import blake2b
+from operator import attrgetter
 from typing import NamedTuple
 
 from krakenbot.errors import RefusedError
@@ -22,12 +23,11 @@ from krakenbot.model import MARGIN_RATE_ASSUMED, ZERO, MarginSummary, Order, Sid
 from krakenbot.pairs import PairRules
 
 ROLLOVER_S = 14400  # Source: support.kraken.com 206161568.
-COIN_STEP = Decimal("1e-10")
 AMOUNT_MAX = Decimal(10**15)  # Sums of smaller amounts can still be rounded exactly.
 
 
 class Trade(NamedTuple):
-    """One fill. `fee` is the trade fee; `opening_fee` and `margin` are 0 unless it opens a lot."""
+    """One fill. `fee` is the trade fee; `opening_fee` is 0 unless it opens a lot."""
 
     serial: int
     volume: Decimal
@@ -35,8 +35,6 @@ class Trade(NamedTuple):
     cost: Decimal
     fee: Decimal
     opening_fee: Decimal = ZERO
-    margin: Decimal = ZERO
-    realized: Decimal = ZERO
     closing: bool = False
 
 
@@ -85,18 +83,26 @@ class MarginPosition:
     """The open lots of one pair, oldest first, all on one side. `price` is the latest mark."""
 
     def __init__(self, rules: PairRules) -> None:
-        self.use_rules(rules)
-        self.lots: list[Lot] = []
-        self.held = self.cost_left = self.price = ZERO
-
-    def use_rules(self, rules: PairRules) -> None:
         self.rules = rules
-        self.cost_step = Decimal(1).scaleb(-rules.cost_decimals)
-        self.stop = rules.margin_stop / 100
+        self.lots: list[Lot] = []
+        self.price = ZERO
 
     @property
     def sign(self) -> int:
         return self.lots[0].sign if self.lots else 0
+
+    @property
+    def held(self) -> Decimal:
+        return sum((lot.open_volume for lot in self.lots), ZERO)
+
+    @property
+    def cost_left(self) -> Decimal:
+        return sum((lot.cost_left for lot in self.lots), ZERO)
+
+    @property
+    def closing_order(self) -> Order:
+        side = Side.SELL if self.sign > 0 else Side.BUY
+        return Order("", side, self.held, self.lots[0].leverage, False)
 
     @property
     def volume(self) -> Decimal:
@@ -122,36 +128,30 @@ class Account:
         fee_rate: Decimal,
         *,
         margin_rates: Mapping[str, Decimal] | None = None,
-        coin_fees: bool = False,
         serial: int = 0,
         history: int = 0,
     ) -> None:
-        """`margin_rates` are fractions by the asset borrowed, by default MARGIN_RATE_ASSUMED.
-
-        With `coin_fees` margin fees are charged in the base currency, at the current price.
-        """
+        """`margin_rates` are fractions by the asset borrowed, by default MARGIN_RATE_ASSUMED."""
         self.balances = defaultdict(Decimal, balances)
         self.fee_rate = fee_rate
         self.margin_rates = dict(margin_rates or {})
-        self.coin_fees = coin_fees
         self.serial = serial
         self.revision = 0
         self.positions: dict[str, MarginPosition] = {}
-        self.fees: defaultdict[str, Decimal] = defaultdict(Decimal)
-        self.rollovers: defaultdict[str, Decimal] = defaultdict(Decimal)
-        self.realized: defaultdict[str, Decimal] = defaultdict(Decimal)
-        self.ledger: deque[Entry] = deque(maxlen=history)
+        self.fees = defaultdict[str, Decimal](Decimal)
+        self.rollovers = defaultdict[str, Decimal](Decimal)
+        self.realized = defaultdict[str, Decimal](Decimal)
+        self.ledger = deque[Entry](maxlen=history)
 
     def position(self, rules: PairRules) -> MarginPosition:
         """Return the pair's position, created if needed, with the pair's current rules."""
-        if rules.pair not in self.positions:
-            self.positions[rules.pair] = MarginPosition(rules)
-        self.positions[rules.pair].use_rules(rules)
-        return self.positions[rules.pair]
+        position = self.positions.setdefault(rules.pair, MarginPosition(rules))
+        position.rules = rules
+        return position
 
     def fill(
         self, position: MarginPosition, now: float, order: Order, price: Decimal, serial: int = 0
-    ) -> tuple[Trade, ...]:
+    ) -> list[Trade]:
         """Execute market order number `serial`; return its trades, two if it reverses a position.
 
         Call `advance` with `now` first, so that free margin is current. Opposite lots are closed
@@ -160,7 +160,7 @@ class Account:
         RefusedError with Kraken's error and nothing changed.
         """
         if not order.leverage:
-            return (self._fill_spot(position, now, order, price),)
+            return [self._fill_spot(position, now, order, price)]
         is_opposite = position.sign == -order.side.sign
         closing = min(order.volume, position.held) if is_opposite else ZERO
         if order.reduce_only and not closing:
@@ -168,16 +168,16 @@ class Account:
         rest = order._replace(volume=ZERO if order.reduce_only else order.volume - closing)
         if rest.volume:
             self._check_opening(position, rest, price)
-        closed = (self.close(position, now, closing, price),) if closing else ()
-        if not rest.volume:
-            return closed
-        return (*closed, self._open(position, now, rest, price, serial))
+        trades = [self.close(position, now, closing, price)] if closing else []
+        if rest.volume:
+            trades.append(self._open(position, now, rest, price, serial))
+        return trades
 
     def _fill_spot(
         self, position: MarginPosition, now: float, order: Order, price: Decimal
     ) -> Trade:
         base, quote, sign = position.rules.base, position.rules.quote, order.side.sign
-        cost, fee = self._cost_and_fee(position, order.volume, price)
+        cost, fee = self._costs(position.rules, order.volume, price)
         own, owed = self.balances.get(base, ZERO), order.volume
         if sign > 0:
             own = min(self.balances.get(quote, ZERO), self.summary(quote).free_margin)
@@ -192,21 +192,18 @@ class Account:
     def close(self, position: MarginPosition, now: float, volume: Decimal, price: Decimal) -> Trade:
         """Close `volume` of the lots, oldest first, without any check."""
         quote, sign = position.rules.quote, position.lots[0].sign
-        cost, fee = self._cost_and_fee(position, volume, price)
+        cost, fee = self._costs(position.rules, volume, price)
         realized = (cost - _close_lots(position, volume)) * sign
         self.serial = serial = self.serial + 1
         self.realized[quote] += realized
         self._book(now, "margin", serial, quote, realized, fee)
-        return Trade(serial, volume, price, cost, fee, realized=realized, closing=True)
+        return Trade(serial, volume, price, cost, fee, closing=True)
 
-    def reverse(
-        self, position: MarginPosition, now: float, price: Decimal, leverage: int
-    ) -> tuple[Trade, Trade]:
+    def reverse(self, position: MarginPosition, now: float, price: Decimal) -> list[Trade]:
         """Close the position and open the same volume on the other side, without any check."""
-        side = Side.SELL if position.sign > 0 else Side.BUY
-        order = Order("", side, position.held, leverage, False)
+        order = position.closing_order
         closed = self.close(position, now, order.volume, price)
-        return closed, self._open(position, now, order, price, 0)
+        return [closed, self._open(position, now, order, price, 0)]
 
     def advance(self, position: MarginPosition, now: float, price: Decimal) -> Trade | None:
         """Mark the pair at `price`, charge rollovers due before `now`; return any liquidation.
@@ -214,18 +211,15 @@ class Account:
         A rollover due exactly at `now` is not charged: a bot closes at the start of a tick and
         opens at its end, so a position held for n times 4 hours ends just before the rollover.
         """
-        position.price, quote = price, position.rules.quote
-        charges: list[tuple[float, int, Decimal]] = []
-        for number, lot in enumerate(position.lots):
-            if lot.due < now:
-                charge = (lot.loan(price) * lot.rate).quantize(position.cost_step)
-                count = -int((lot.due - now) // ROLLOVER_S)
-                charges += [(lot.due + ROLLOVER_S * n, lot.serial, charge) for n in range(count)]
-                position.lots[number] = lot._replace(due=lot.due + ROLLOVER_S * count)
-        for due, serial, charge in sorted(charges):
-            asset, fee = self._margin_fee(position, charge, price)
-            self._book(due, "rollover", serial, asset, ZERO, fee)
-        if position.lots and self.equity(quote) <= position.stop * self.used_margin(quote):
+        position.price, rules = price, position.rules
+        while due := [lot for lot in position.lots if lot.due < now]:
+            lot = min(due, key=attrgetter("due", "serial"))
+            fee = round(lot.loan(price) * lot.rate, rules.cost_decimals)
+            self._book(lot.due, "rollover", lot.serial, rules.quote, ZERO, fee)
+            later = lot._replace(due=lot.due + ROLLOVER_S)
+            position.lots[position.lots.index(lot)] = later
+        summary = self.summary(rules.quote)
+        if position.lots and summary.equity <= rules.margin_stop / 100 * summary.used_margin:
             return self.close(position, now, position.held, price)
         return None
 
@@ -245,14 +239,15 @@ class Account:
         """
         if not position.lots:
             return None
-        stop, cost = position.stop, position.cost_left
-        money = self._equity_without(position, stop)
+        rules, used, cost = position.rules, position.used_margin(), position.cost_left
+        summary, stop = self.summary(rules.quote), rules.margin_stop / 100
+        money = summary.equity - position.unrealized() - stop * (summary.used_margin - used)
         if position.sign > 0:
-            price = (stop * position.used_margin() + cost - money) / position.held
+            price = (stop * used + cost - money) / position.held
         else:
             loans = sum((lot.open_volume / lot.leverage for lot in position.lots), ZERO)
             price = (money + cost) / (position.held + stop * loans)
-        step = Decimal(1).scaleb(-position.rules.pair_decimals)
+        step = Decimal(1).scaleb(-rules.pair_decimals)
         rounding = ROUND_DOWN if position.sign > 0 else ROUND_UP
         return price.quantize(step, rounding=rounding) if 0 < price < AMOUNT_MAX else None
 
@@ -266,18 +261,14 @@ class Account:
         positions = self.positions.values()
         return [book for book in positions if book.lots and quote in ("", book.rules.quote)]
 
-    def unrealized(self, quote: str) -> Decimal:
-        return sum((position.unrealized() for position in self.held_positions(quote)), ZERO)
-
-    def used_margin(self, quote: str) -> Decimal:
-        return sum((position.used_margin() for position in self.held_positions(quote)), ZERO)
+    def summary(self, quote: str) -> MarginSummary:
+        positions = self.held_positions(quote)
+        unrealized = sum((position.unrealized() for position in positions), ZERO)
+        used = sum((position.used_margin() for position in positions), ZERO)
+        return MarginSummary(self.balances.get(quote, ZERO), unrealized, used)
 
     def equity(self, quote: str) -> Decimal:
-        return self.balances.get(quote, ZERO) + self.unrealized(quote)
-
-    def summary(self, quote: str) -> MarginSummary:
-        money = self.balances.get(quote, ZERO)
-        return MarginSummary(money, self.unrealized(quote), self.used_margin(quote))
+        return self.summary(quote).equity
 
     def deposit(self, now: float, asset: str, amount: Decimal) -> None:
         """Deposit an amount, or withdraw a negative one."""
@@ -285,70 +276,41 @@ class Account:
         kind = "deposit" if amount >= 0 else "withdrawal"
         self._book(now, kind, self.serial, asset, amount, ZERO)
 
-    def _equity_without(self, position: MarginPosition, share: Decimal) -> Decimal:
-        """Return equity less `share` of used margin, as if `position` were closed at no cost."""
-        quote = position.rules.quote
-        others = [other for other in self.held_positions(quote) if other is not position]
-        beside = sum((other.unrealized() - share * other.used_margin() for other in others), ZERO)
-        return self.balances.get(quote, ZERO) + beside
-
     def _check_opening(self, position: MarginPosition, order: Order, price: Decimal) -> None:
         """Raise RefusedError if Kraken would not open this once opposite lots are closed."""
-        rules, sign, held = position.rules, order.side.sign, order.volume
-        free = self._equity_without(position, Decimal(1))
-        if position.lots and position.sign != sign:
-            closed, closing_fee = self._cost_and_fee(position, position.held, price)
+        rules, sign, held = position.rules, order.side.sign, order.volume + position.held
+        free = self.summary(rules.quote).free_margin
+        if position.sign == -sign:
+            closed, closing_fee = self._costs(rules, position.held, price)
+            free += position.used_margin() - position.unrealized()
             free -= closing_fee + (closed - position.cost_left) * sign
-        else:
-            free += position.unrealized() - position.used_margin()
-            held += position.held
+            held = order.volume
         limit = rules.long_position_limit if sign > 0 else rules.short_position_limit
         if limit is not None and held > limit:
             raise RefusedError("EOrder:Margin position size exceeded")
-        cost, fee, opening_fee = self._opening_costs(position, order, price)
+        cost, fee = self._costs(rules, order.volume, price)
+        opening_fee = round(cost * self.rate_of_loan(rules, sign), rules.cost_decimals)
         if cost / order.leverage + fee + opening_fee > free:
             raise RefusedError("EOrder:Insufficient initial margin")
 
     def _open(
         self, position: MarginPosition, now: float, order: Order, price: Decimal, number: int
     ) -> Trade:
-        sign, volume, leverage = order.side.sign, order.volume, order.leverage
-        cost, fee, opening_fee = self._opening_costs(position, order, price)
+        rules, sign, volume = position.rules, order.side.sign, order.volume
+        cost, fee = self._costs(rules, volume, price)
+        rate = self.rate_of_loan(rules, sign)
+        opening_fee = round(cost * rate, rules.cost_decimals)
         self.serial = serial = self.serial + 1
-        rate, paid = self.rate_of_loan(position.rules, sign), fee + opening_fee
-        due = now + ROLLOVER_S
+        paid, due, leverage = fee + opening_fee, now + ROLLOVER_S, order.leverage
         lot = Lot(serial, number, now, sign, volume, ZERO, cost, cost, leverage, paid, rate, due)
         position.lots.append(lot)
-        position.held += volume
-        position.cost_left += cost
-        in_coins = opening_fee if self.coin_fees else ZERO
-        self._book(now, "margin", serial, position.rules.quote, ZERO, paid - in_coins)
-        if in_coins:
-            asset, coins = self._margin_fee(position, in_coins, price)
-            self._book(now, "margin", serial, asset, ZERO, coins)
-        margin = (cost / leverage).quantize(position.cost_step)
-        return Trade(serial, volume, price, cost, fee, opening_fee, margin)
+        self._book(now, "margin", serial, rules.quote, ZERO, paid)
+        return Trade(serial, volume, price, cost, fee, opening_fee)
 
-    def _cost_and_fee(
-        self, position: MarginPosition, volume: Decimal, price: Decimal
-    ) -> tuple[Decimal, Decimal]:
-        cost = (price * volume).quantize(position.cost_step)
-        return cost, (cost * self.fee_rate).quantize(position.cost_step)
-
-    def _opening_costs(
-        self, position: MarginPosition, order: Order, price: Decimal
-    ) -> tuple[Decimal, Decimal, Decimal]:
-        cost, fee = self._cost_and_fee(position, order.volume, price)
-        opening_fee = cost * self.rate_of_loan(position.rules, order.side.sign)
-        return cost, fee, opening_fee.quantize(position.cost_step)
-
-    def _margin_fee(
-        self, position: MarginPosition, fee: Decimal, price: Decimal
-    ) -> tuple[str, Decimal]:
-        """Return the asset in which a margin fee is charged, and the amount."""
-        if self.coin_fees:
-            return position.rules.base, (fee / price).quantize(COIN_STEP)
-        return position.rules.quote, fee
+    def _costs(self, rules: PairRules, volume: Decimal, price: Decimal) -> tuple[Decimal, Decimal]:
+        """Return the cost and the trade fee."""
+        cost = round(price * volume, rules.cost_decimals)
+        return cost, round(cost * self.fee_rate, rules.cost_decimals)
 
     def _book(
         self, now: float, kind: str, refid: int, asset: str, amount: Decimal, fee: Decimal
@@ -358,26 +320,23 @@ class Account:
         if fee:
             (self.rollovers if kind == "rollover" else self.fees)[asset] += fee
         self.revision += 1
-        if self.ledger.maxlen:
-            self.serial += 1
-            self.ledger.append(Entry(self.serial, refid, now, kind, asset, amount, fee, balance))
+        self.serial += 1
+        self.ledger.append(Entry(self.serial, refid, now, kind, asset, amount, fee, balance))
 
 
 def refusal(rules: PairRules, order: Order, price: Decimal) -> str | None:
     """Return Kraken's error (support.kraken.com 360001491786) for a market order, or None."""
-    if rules.status != "online" and not (rules.status == "reduce_only" and order.reduce_only):
-        return f"EService:Market in {rules.status} mode"
-    if order.volume != rules.round_volume(order.volume):
-        return "EGeneral:Invalid arguments:volume"
-    if order.volume < rules.ordermin or order.volume <= ZERO:
-        return "EGeneral:Invalid arguments:volume minimum not met"
-    if order.volume * price < rules.costmin:
-        return "EOrder:Cost minimum not met"
-    if order.leverage and order.leverage not in rules.leverages(order.side):
-        return "EGeneral:Invalid arguments:leverage"
-    if order.reduce_only and not order.leverage:
-        return "EGeneral:Invalid arguments:reduce_only"
-    return None
+    volume, invalid = order.volume, "EGeneral:Invalid arguments"
+    is_tradable = rules.status == "online" or (rules.status == "reduce_only" and order.reduce_only)
+    checks = (
+        (is_tradable, f"EService:Market in {rules.status} mode"),
+        (volume == rules.round_volume(volume), f"{invalid}:volume"),
+        (volume >= rules.ordermin and volume > 0, f"{invalid}:volume minimum not met"),
+        (volume * price >= rules.costmin, "EOrder:Cost minimum not met"),
+        (order.leverage in (0, *rules.leverages(order.side)), f"{invalid}:leverage"),
+        (order.leverage or not order.reduce_only, f"{invalid}:reduce_only"),
+    )
+    return next((error for is_right, error in checks if not is_right), None)
 
 
 def identifier(letter: str, serial: int) -> str:
@@ -388,19 +347,13 @@ def identifier(letter: str, serial: int) -> str:
 
 def _close_lots(position: MarginPosition, volume: Decimal) -> Decimal:
     """Close `volume` of the lots, oldest first, and return what that part cost to open."""
-    cost, left = ZERO, volume
+    before, left = position.cost_left, volume
     while left:
-        lot = position.lots[0]
-        part, paid = min(left, lot.open_volume), lot.cost_left
-        if part < lot.open_volume:
-            paid = (lot.cost_left * part / lot.open_volume).quantize(position.cost_step)
-            position.lots[0] = lot._replace(
-                closed=lot.closed + part, cost_left=lot.cost_left - paid
-            )
-        else:
-            del position.lots[0]
-        cost += paid
+        lot = position.lots.pop(0)
+        part = min(left, lot.open_volume)
         left -= part
-    position.held -= volume
-    position.cost_left -= cost
-    return cost
+        if part < lot.open_volume:
+            paid = round(lot.cost_left * part / lot.open_volume, position.rules.cost_decimals)
+            rest = lot._replace(closed=lot.closed + part, cost_left=lot.cost_left - paid)
+            position.lots.insert(0, rest)
+    return before - position.cost_left

@@ -7,17 +7,15 @@ gives one to every fault. Reads are up to `lag` seconds out of date. `seed` make
 import json
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from difflib import get_close_matches
 from functools import partial
 from random import Random
-from typing import Any, Protocol
+from typing import Any
 
-from krakenbot.simulated.http import Answer, Respond
-from krakenbot.simulated.private import PrivateApi
-from krakenbot.simulated.public import FeedMarkets
-from krakenbot.simulated.wire import Params, identified, parameters
+from krakenbot.simulated.api import SandboxApi
+from krakenbot.simulated.wire import Answer, Params, identified, parameters
 
 FAULTS = {
     "refused": "the connection is refused",
@@ -48,18 +46,21 @@ FAULTS = {
     "rules": "the minimum order or the leverages change for some minutes",
     "clock": "the exchange's clock is up to 90 s off for some minutes",
 }
-_ORDERS, _CANDLES = frozenset(("margin", "partial")), frozenset(f for f in FAULTS if "candle" in f)
-_PRIVATE = frozenset(("nonce", "lockout"))
-_MODES = frozenset(("maintenance", "cancel_only", "post_only"))
-_SERVICE = (
-    "EService:Unavailable",
-    "EService:Busy",
-    "EService:Timeout",
-    "EService:Deadline elapsed",
-    "EGeneral:Internal error",
-    "EGeneral:Internal error:ord",
-)
-_MARGIN = ("Insufficient initial margin", "Insufficient margin", "Margin allowance exceeded")
+_CANDLES = frozenset(word for word in FAULTS if word.startswith("candle"))
+_UNREAD = {"refused": ConnectionRefusedError, "lost-before": ConnectionResetError}
+_UNANSWERED = {"lost-after": ConnectionResetError, "timeout": TimeoutError}
+# What comes in place of the answer: one of these errors, or a page with one of these statuses.
+_ERRORS = {
+    "nonce": "EAPI:Invalid nonce",
+    "rate": "EAPI:Rate limit exceeded|EService: Throttled: {until:.0f}",
+    "lockout": "EGeneral:Temporary lockout",
+    "margin": "EOrder:Insufficient initial margin|EOrder:Insufficient margin"
+    "|EOrder:Margin allowance exceeded",
+    "service": "EService:Unavailable|EService:Busy|EService:Timeout|EService:Deadline elapsed"
+    "|EGeneral:Internal error|EGeneral:Internal error:ord",
+    "unknown": "EFoo:Bar baz",
+}
+_PAGES = {"gateway": (502, 504, 520), "html": (200,)}
 _SHAPES = b"""[] "x" {"error":[]} {"result":{}} {"error":"EGeneral:x","result":{}}
     {"error":[],"result":null} {"error":[],"result":"x"} {"error":[],"result":[null]}
     {"error":[],"result":{"x":null}} {"error":[7],"result":{}} {"error":[],"result":5}""".split()
@@ -73,38 +74,25 @@ def parse(spec: str) -> dict[str, float]:
     chances: dict[str, float] = {}
     for part in filter(None, (part.strip() for part in spec.split(","))):
         word, _, text = part.partition("=")
-        if word not in FAULTS and word not in ("all", "lag", "seed"):
-            near = get_close_matches(word, [*FAULTS, "all", "lag", "seed"], 1, 0.4)
+        if word not in (known := [*FAULTS, "all", "lag", "seed"]):
+            near = get_close_matches(word, known, 1, 0.4)
             meant = f"; did you mean {near[0]}?" if near else ""
             raise ValueError(f"no fault is called {word!r}{meant}")
+        most = {"lag": 60.0, "seed": 2.0**53}.get(word, 1.0)
         try:
             number = float(text)
         except ValueError:
-            raise ValueError(f"{part!r} is not WORD=NUMBER") from None
-        most = {"lag": 60.0, "seed": 2.0**53}.get(word, 1.0)
+            number = -1.0
         if not 0 <= number <= most:
-            raise ValueError(f"{part!r}: the number must be from 0 to {most:.0f}")
+            raise ValueError(f"{part!r} is not WORD=NUMBER with a number from 0 to {most:.0f}")
         chances.update(dict.fromkeys(FAULTS, number) if word == "all" else {word: number})
     return chances
-
-
-class Exchange(Protocol):
-    """What fault injection needs from the exchange behind it."""
-
-    private_api: PrivateApi
-    markets: FeedMarkets
-    nonce: int
-
-    def now(self) -> float: ...
-
-    @property
-    def respond(self) -> Respond: ...
 
 
 class Faults:
     """A sandbox's `respond` with faults added. `wait` sleeps for simulated seconds."""
 
-    def __init__(self, api: Exchange, spec: str, wait: Callable[[float], None]) -> None:
+    def __init__(self, api: SandboxApi, spec: str, wait: Callable[[float], None]) -> None:
         self.api = api
         self.random = Random()
         self.set(spec)
@@ -154,37 +142,30 @@ class Faults:
 
     def fits(self, word: str, name: str, method: str) -> bool:
         """Return whether a fault can happen to a request for Kraken method `name`."""
-        wanted = "AddOrder" if word in _ORDERS else "OHLC" if word in _CANDLES else name
-        return wanted == name and (method == "POST" or word not in _PRIVATE)
+        if word in _CANDLES:
+            return name == "OHLC"
+        if word in ("margin", "partial"):
+            return name == "AddOrder"
+        return method == "POST" or word not in ("nonce", "lockout")
 
     def _with(self, word: str, name: str, request: _Request) -> Answer:
         choice = self.random.choice
+        if word in _UNREAD:
+            raise _UNREAD[word](word)
+        if word == "stuck":
+            if name == "AddOrder":
+                self._later(0, 60, partial(self._arrive, name, request))
+            raise TimeoutError(word)
+        if word in ("gateway", "html", "service", "unknown") and choice((True, False)):
+            self.seen[f"{word}, executed"] += 1
+            self._pass(name, request)
+        if word in _PAGES:
+            page = b"<html><h1>Something went wrong</h1></html>"
+            return Answer(self._one_of(_PAGES[word]), "text/html", page)
+        if word in _ERRORS:
+            text = self._one_of(_ERRORS[word].split("|")).format(until=self.api.now() + 10)
+            return Answer(200, "application/json", json.dumps({"error": [text]}).encode())
         match word:
-            case "refused":
-                raise ConnectionRefusedError("connection refused")
-            case "lost-before":
-                raise ConnectionResetError("connection reset")
-            case "stuck":
-                if name == "AddOrder":
-                    self._later(0, 60, partial(self._arrive, name, request))
-                raise TimeoutError("timed out")
-            case "nonce":
-                return _error("EAPI:Invalid nonce")
-            case "rate":
-                until = f"EService: Throttled: {self.api.now() + 10:.0f}"
-                return _error(choice(("EAPI:Rate limit exceeded", until)))
-            case "lockout":
-                return _error("EGeneral:Temporary lockout")
-            case "margin":
-                return _error(f"EOrder:{choice(_MARGIN)}")
-            case "gateway" | "html" | "service" | "unknown":
-                if choice((True, False)):
-                    self.seen[f"{word}, executed"] += 1
-                    self._pass(name, request)
-                if word in ("service", "unknown"):
-                    return _error(choice(_SERVICE) if word == "service" else "EFoo:Bar baz")
-                status = choice((502, 504, 520)) if word == "gateway" else 200
-                return Answer(status, "text/html", b"<html><h1>Something went wrong</h1></html>")
             case "partial":
                 self.api.private_api.fill_share = Decimal(choice((0, 3, 50, 97))) / 100
             case "rules":
@@ -192,18 +173,21 @@ class Faults:
             case "clock":
                 self._clock_off = self.random.randint(-90, 90)
                 self._later(60, 900, partial(setattr, self, "_clock_off", 0))
-            case _ if word in _MODES:
+            case "maintenance" | "cancel_only" | "post_only":
                 self.api.markets.status = word
                 self._later(60, 600, partial(setattr, self.api.markets, "status", "online"))
         answer = self._pass(name, request)
         self.api.private_api.fill_share = Decimal(1)
-        if word in ("lost-after", "timeout"):
-            raise ConnectionResetError("reset") if word == "lost-after" else TimeoutError("gone")
+        if word in _UNANSWERED:
+            raise _UNANSWERED[word](word)
         if word == "cut":
             return answer._replace(body=answer.body[: self.random.randrange(len(answer.body))])
         if word == "shape":
             return answer._replace(body=choice(_SHAPES))
         return self._candles(word, answer) if word in _CANDLES else answer
+
+    def _one_of(self, choices: Sequence[Any]) -> Any:
+        return self.random.choice(choices) if len(choices) > 1 else choices[0]
 
     def _pass(self, name: str, request: _Request) -> Answer:
         """Return the sandbox's answer, out of date if reads lag."""
@@ -211,9 +195,9 @@ class Faults:
         account = self.api.private_api.account
         if account.revision != self._revision:
             self._revision, methods = account.revision, self.api.private_api.methods
-            seen = {name: methods[name].answer({}) for name in ("OpenPositions", "Balance")}
+            seen = {name: methods[name]({}) for name in ("OpenPositions", "Balance")}
             for asset in self._assets:
-                seen[f"TradeBalance {asset}"] = methods["TradeBalance"].answer({"asset": asset})
+                seen[f"TradeBalance {asset}"] = methods["TradeBalance"]({"asset": asset})
             self._past.append((self.api.now(), seen))
             del self._past[:-100]
         if name == "Time" and self._clock_off:
@@ -224,11 +208,12 @@ class Faults:
         moment = self.api.now() - self.lag_s * self.random.choice((0, 1, 1, self.random.random()))
         params = parameters(request[2], request[3])
         if name == "TradeBalance":
-            name += f" {params.get('asset', 'ZUSD')}"
-            self._assets.add(params.get("asset", "ZUSD"))
+            asset = params.get("asset", "ZUSD")
+            name = f"TradeBalance {asset}"
+            self._assets.add(asset)
         if name in self._past[-1][1]:
-            known = [seen[name] for time, seen in self._past if time <= moment and name in seen]
-            result = (known or [next(seen[name] for _, seen in self._past if name in seen)])[-1]
+            known = [(time, seen[name]) for time, seen in self._past if name in seen]
+            result = ([x for time, x in known if time <= moment] or [known[0][1]])[-1]
         elif name in ("OpenOrders", "ClosedOrders", "QueryOrders", "TradesHistory"):
             result = self._orders(name, moment, json.loads(answer.body)["result"], params)
         else:
@@ -299,7 +284,3 @@ class Faults:
         for due in [due for due in self._due if due[0] <= self.api.now()]:
             self._due.remove(due)
             due[1]()
-
-
-def _error(text: str) -> Answer:
-    return Answer(200, "application/json", json.dumps({"error": [text]}).encode())

@@ -1,29 +1,61 @@
-"""The sandbox's HTTP server: loopback only, one thread per connection.
+"""The sandbox and its HTTP server: loopback only, one thread per connection.
 
 Requests with a foreign Host or any Origin header are refused, so no web page can reach a sandbox.
 """
 
 import contextlib
 import re
+import threading
+import time
 from collections.abc import Callable, Mapping
+from decimal import Decimal
 from http.server import BaseHTTPRequestHandler
 from socketserver import ThreadingTCPServer
-from typing import NamedTuple
 
-
-class Answer(NamedTuple):
-    """A response, without HTTP's own headers."""
-
-    status: int
-    content_type: str
-    body: bytes
-
+from krakenbot.model import Secret
+from krakenbot.risk import FEE_RATE_ASSUMED
+from krakenbot.simulated.api import SandboxApi
+from krakenbot.simulated.faults import Faults
+from krakenbot.simulated.feed import Feed
+from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
+from krakenbot.simulated.wire import Answer
 
 IDLE_S = 30.0
 BODY_MAX = 1 << 20
 _LOCAL = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:[0-9]+)?", re.IGNORECASE)
 
-Respond = Callable[[str, str, Mapping[str, str], bytes], Answer]
+
+class Sandbox:
+    """A sandbox that listens on loopback until `close`, or until the process ends."""
+
+    def __init__(
+        self,
+        spec: str = "random:1",
+        speed: float = 1.0,
+        *,
+        port: int = 0,
+        key: str = SANDBOX_KEY,
+        secret: str = SANDBOX_SECRET,
+        fee_rate: Decimal = FEE_RATE_ASSUMED,
+        tier: str = "sandbox",
+        faults: str = "",
+    ) -> None:
+        """Raises ValueError for a wrong feed or fault spec, OSError if the port cannot be bound."""
+        feed, began = Feed(spec, time.time()), time.monotonic()
+        self.api = SandboxApi(
+            feed,
+            lambda: feed.start + (time.monotonic() - began) * speed,
+            key,
+            Secret(secret),
+            fee_rate=fee_rate,
+            tier=tier,
+            slack_s=max(speed - 1, 0.0) / 2,  # A request may travel for half a real second.
+        )
+        injector = Faults(self.api, faults, lambda seconds: time.sleep(seconds / speed))
+        # {spec}: replaces the faults, written as for --faults.
+        self.api.controls["faults"] = lambda params: injector.set(str(params["spec"]))
+        server = Server(injector.respond, port)
+        self.url, self.close = server.url, server.close
 
 
 class Server(ThreadingTCPServer):
@@ -33,10 +65,17 @@ class Server(ThreadingTCPServer):
     block_on_close = False
     request_queue_size = 128
 
-    def __init__(self, respond: Respond, port: int) -> None:
+    def __init__(
+        self, respond: Callable[[str, str, Mapping[str, str], bytes], Answer], port: int = 0
+    ) -> None:
         super().__init__(("127.0.0.1", port), _Connection)
         self.respond = respond
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
+        threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
+
+    def close(self) -> None:
+        self.shutdown()
+        self.server_close()
 
 
 class _Connection(BaseHTTPRequestHandler):

@@ -78,9 +78,9 @@ MARGIN_RATES = {code: Decimal(str(percent)) / 100 for code, percent in _PERCENT.
 
 
 def aliases(key: str, row: Row) -> set[str]:
-    """Return all names of a pair, among them XBT/USD, which Kraken's REST methods refuse."""
+    """Return the names of a pair that Kraken's REST methods know: not XBT/USD, but BTC/USD."""
     modern = row["wsname"].replace("XBT/", "BTC/")
-    return {key, row["altname"], row["wsname"], modern, modern.replace("/", "")}
+    return {key, row["altname"], modern, modern.replace("/", "")}
 
 
 def unlisted(base: str, quote: str, decimals: int) -> Row:

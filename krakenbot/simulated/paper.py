@@ -7,6 +7,7 @@ leave the process: GetApiKeyInfo, and AddOrder with `validate`.
 import json
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
+from functools import cached_property
 from typing import Any
 
 from krakenbot.clock import Clock
@@ -15,10 +16,10 @@ from krakenbot.journal import Journal
 from krakenbot.kraken.client import result_of
 from krakenbot.kraken.shape import Methods, parse_rows
 from krakenbot.kraken.spot import Spot
-from krakenbot.model import ZERO, Quote, Side
+from krakenbot.model import Quote, Side
 from krakenbot.pairs import PairRules
 from krakenbot.simulated.books import Account, Entry, Lot
-from krakenbot.simulated.private import PrivateApi
+from krakenbot.simulated.private import PrivateApi, Span
 
 START_BALANCE = Decimal(10000)
 ROWS_KEPT, LEDGER_KEPT = 60, 500  # Orders and trades; ledger entries, months of rollovers.
@@ -53,7 +54,6 @@ class PaperClient:
         self._fee_rate, self._balance, self._validates = fee_rate, balance, validates
         self.rules: dict[str, PairRules] = {}
         self._quoted: tuple[float, Quote] | None = None
-        self._private_api: PrivateApi | None = None
         self._swept, self._saved = 0, -1
 
     def public(self, method: str, params: Mapping[str, object] | None = None) -> Any:
@@ -71,13 +71,12 @@ class PaperClient:
         if method == "GetApiKeyInfo":
             return self._real.private(method) if self._validates else _NO_KEY
         form = {name: str(value) for name, value in (params or {}).items()}
-        api = self.private_api
+        api, reply = self.private_api, dict[str, Any]()
         if method == "AddOrder":
-            self._prepare(api.account, form)
-        reply: dict[str, Any]
+            self._prepare(form)
         try:
             api.mark_to_market()
-            reply = {"error": [], "result": api.methods[method].answer(form)}
+            reply = {"error": [], "result": api.methods[method](form)}
         except RefusedError as error:
             reply = {"error": [str(error)]}
         self._save()
@@ -85,13 +84,12 @@ class PaperClient:
 
     # The account's `Markets`
 
-    def pair(self, name: str) -> PairRules:
-        return next(iter(self.rules.values()), None) or self._learn()
-
-    def _learn(self) -> PairRules:
-        rules = self._market.known_rules()
-        self.rules = {rules.pair: rules}
-        return rules
+    def pair(self, name: str, again: bool = False) -> PairRules:
+        """Return the rules of the one pair; `again` asks the market for them."""
+        if again or not self.rules:
+            rules = self._market.known_rules()
+            self.rules = {rules.pair: rules}
+        return next(iter(self.rules.values()))
 
     def quote(self, rules: PairRules) -> Quote:
         now, quoted = self._clock.now(), self._quoted
@@ -99,30 +97,19 @@ class PaperClient:
             self._quoted = quoted = now, self._market.quote()
         return quoted[1]
 
-    def ended(
-        self, rules: PairRules, since: float, until: float
-    ) -> Iterable[tuple[float, Decimal, Decimal, Decimal]]:
+    def ended(self, rules: PairRules, since: float, until: float) -> Iterable[Span]:
         return ()  # The candles that the bot reads show them.
 
-    # The account
-
-    @property
-    def private_api(self) -> PrivateApi:
-        """Return the account, read from the journal on first use."""
-        if self._private_api is None:
-            self._private_api = self._opened()
-        return self._private_api
-
-    def _prepare(self, account: Account, form: Mapping[str, str]) -> None:
+    def _prepare(self, form: Mapping[str, str]) -> None:
         """Fetch rules, quote and margin rates, and have Kraken validate the order if wanted."""
         self._quoted = None
         try:
-            rules = self._learn()
+            rules = self.pair("", again=True)
             self.quote(rules)
             if "leverage" in form:
                 rates = self._market.margin_rates()
                 lent = {rules.quote: rates.of(Side.BUY), rules.base: rates.of(Side.SELL)}
-                account.margin_rates = lent
+                self.private_api.account.margin_rates = lent
             if self._validates:
                 sent = {k: v for k, v in form.items() if k not in _NOT_VALIDATED}
                 self._real.private("AddOrder", sent | {"validate": "true"})
@@ -140,7 +127,9 @@ class PaperClient:
             self._swept = max(self._swept, candles[-1].time)
         self._save()
 
-    def _opened(self) -> PrivateApi:
+    @cached_property
+    def private_api(self) -> PrivateApi:
+        """The account, read from the journal on first use."""
         rules, text = self.pair(""), self._journal.get("paper")
         serial, money = int(self._clock.now()) * 1000, {rules.quote: self._balance}
         account = Account(money, self._fee_rate, serial=serial, history=LEDGER_KEPT)
@@ -161,15 +150,15 @@ class PaperClient:
 
     def _save(self) -> None:
         """Save what changed; on failure drop it, so that memory is never ahead of the disk."""
-        api = self._private_api
-        if api is None or api.account.revision == self._saved:
+        api = self.private_api
+        if api.account.revision == self._saved:
             return
-        rows = {"orders": api.orders, "trades": api.trades}
-        state = {"account": state_of(api.account), "swept": self._swept, **rows}
+        state = {"account": state_of(api.account), "swept": self._swept}
+        state |= {"orders": api.orders, "trades": api.trades}
         try:
             self._journal.put(paper=json.dumps(state, default=str))
         except BaseException:
-            self._private_api = None
+            del self.private_api
             raise
         self._saved = api.account.revision
 
@@ -202,19 +191,17 @@ def restore(account: Account, state: dict[str, Any], rules: Iterable[PairRules])
         position.lots = [
             Lot._make(Decimal(x) if isinstance(x, str) else x for x in lot) for lot in lots
         ]
-        position.held = sum((lot.open_volume for lot in position.lots), ZERO)
-        position.cost_left = sum((lot.cost_left for lot in position.lots), ZERO)
 
 
 def _rows_of(state: dict[str, Any], rules: PairRules) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return orders and trades by id; rows of version 0.2.0 are converted."""
     if isinstance(state["orders"], dict):
         return state["orders"], state["trades"]
-    names = ("cl_ord_id", "txid", "status", "vol_exec", "cost", "fee", "reason")
-    orders = {}
-    for time, *values in state["orders"]:
-        row = dict(zip(names, values, strict=True))
-        orders[row.pop("txid")] = row | {"opentm": time, "closetm": time, "userref": 0}
+    orders = {
+        txid: {"cl_ord_id": name, "status": status, "vol_exec": volume, "cost": cost, "fee": fee}
+        | {"reason": reason, "opentm": time, "closetm": time, "userref": 0}
+        for time, name, txid, status, volume, cost, fee, reason in state["orders"]
+    }
     trades = {
         trade_id: {"ordertxid": order_id, "pair": rules.pair, "time": time, "cost": cost}
         for _, trade_id, order_id, time, cost, *_ in state.get("charges", ())

@@ -6,21 +6,21 @@ reverses it (as support.kraken.com 202966956 once said), a deadline applies to `
 """
 
 import math
+from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
-from heapq import merge
 from itertools import groupby, takewhile
 from operator import itemgetter
 from typing import Any, Protocol
 
 from krakenbot.errors import RefusedError
-from krakenbot.model import ZERO, Order, Quote, Side
+from krakenbot.model import ZERO, Quote, Side
 from krakenbot.pairs import PairRules
 from krakenbot.simulated import wire
-from krakenbot.simulated.books import Account, Entry, MarginPosition, Trade, identifier, refusal
+from krakenbot.simulated.books import Account, MarginPosition, Trade, identifier, refusal
 from krakenbot.simulated.listing import ASSETS
-from krakenbot.simulated.wire import Method, OrderRequest, Params, Row, bad, flag, number, whole
+from krakenbot.simulated.wire import OrderRequest, Params, Row, bad, flag, number
 
 HISTORY_MAX = 10000
 PAGE = 50  # Source: docs.kraken.com, "Get Closed Orders", `ofs`.
@@ -33,6 +33,9 @@ _TRADE_TYPES: dict[str, Callable[[Row], bool]] = {
 }
 
 
+Span = tuple[float, Decimal, Decimal, Decimal]  # The end of an interval, its open, low and high.
+
+
 class Markets(Protocol):
     """What an account needs from the markets it trades on."""
 
@@ -43,10 +46,8 @@ class Markets(Protocol):
 
     def quote(self, rules: PairRules) -> Quote: ...
 
-    def ended(
-        self, rules: PairRules, since: float, until: float
-    ) -> Iterable[tuple[float, Decimal, Decimal, Decimal]]:
-        """Return end, open, low and high of each interval that ended in between."""
+    def ended(self, rules: PairRules, since: float, until: float) -> Iterable[Span]:
+        """Return the intervals that ended in between."""
 
 
 class PrivateApi:
@@ -69,65 +70,53 @@ class PrivateApi:
         self.orders, self.trades = dict[str, Row](), dict[str, Row]()
         self.fill_share = Decimal(1)
         self._history, self._slack_s, self._marked = history, slack_s, now()
-        page, ids = "start end ofs without_count ", "trades userref cl_ord_id "
-        self.methods = {
-            "Balance": Method(self._balance),
-            "BalanceEx": Method(self._balance_ex),
-            "TradeBalance": Method(self._trade_balance, "asset"),
-            "OpenPositions": Method(
-                self._open_positions, "txid docalcs consolidation rebase_multiplier"
-            ),
+        self.methods: dict[str, Callable[[Params], Any]] = {
+            "Balance": self._balance,
+            "BalanceEx": self._balance_ex,
+            "TradeBalance": self._trade_balance,
+            "OpenPositions": self._open_positions,
             # Market orders never rest, so there is nothing to show as open or to cancel.
-            "OpenOrders": Method(lambda _: {"open": {}}, ids),
-            "CancelAll": Method(lambda _: {"count": 0}),
-            "CancelOrder": Method(self._cancel_order, "txid cl_ord_id"),
-            "ClosedOrders": Method(self._closed_orders, page + ids + "closetime consolidate_taker"),
-            "QueryOrders": Method(
-                lambda p: _shown(wire.identified(_rows_by_id(self.orders, p), p), p),
-                ids + "txid consolidate_taker",
-            ),
-            "TradesHistory": Method(
-                self._trades_history, page + "type trades consolidate_taker ledgers"
-            ),
-            "QueryTrades": Method(lambda p: _rows_by_id(self.trades, p, most=20), "txid trades"),
-            "Ledgers": Method(self._ledgers, page + "asset aclass type"),
-            "QueryLedgers": Method(lambda p: _rows_by_id(self._ledger(), p, "id", 20), "id trades"),
-            "TradeVolume": Method(self._trade_volume, "pair fee_schedule fee-info"),
-            "AddOrder": Method(self._add_order, wire.ORDER),
+            "OpenOrders": lambda _: {"open": {}},
+            "CancelAll": lambda _: {"count": 0},
+            "CancelOrder": self._cancel_order,
+            "ClosedOrders": self._closed_orders,
+            "QueryOrders": lambda p: _shown(wire.identified(_by_id(self.orders, p), p), p),
+            "TradesHistory": self._trades_history,
+            "QueryTrades": lambda p: _by_id(self.trades, p, most=20),
+            "Ledgers": self._ledgers,
+            "QueryLedgers": lambda p: _by_id(dict(self._ledger()), p, "id", 20),
+            "TradeVolume": self._trade_volume,
+            "AddOrder": self._add_order,
         }
 
     def mark_to_market(self) -> None:
         """Bring the books up to now: for each interval its rollovers, then its high and low."""
-        now = self.now()
-        marks = [self._marks(position, now) for position in self.account.held_positions()]
-        for mark in merge(*marks, key=itemgetter(1)):
+        now, marks = self.now(), list[tuple[float, MarginPosition, tuple[Decimal, ...]]]()
+        for position in self.account.held_positions():
+            for end, *prices in self.markets.ended(position.rules, self._marked, now):
+                marks.append((math.nextafter(end, 0), position, tuple(prices)))
+            marks.append((now, position, (self.markets.quote(position.rules).mid,)))
+        for mark in sorted(marks, key=itemgetter(0)):
             self._mark(*mark)
         self._marked = now
 
-    def _marks(self, position: MarginPosition, now: float) -> Iterator[tuple[Any, ...]]:
-        """Yield a mark for each interval that ended since the last call, and one for now."""
-        for end, opened, low, high in self.markets.ended(position.rules, self._marked, now):
-            yield position, math.nextafter(end, 0), opened, low, high
-        yield position, now, self.markets.quote(position.rules).mid
-
-    def _mark(self, position: MarginPosition, now: float, price: Decimal, *span: Decimal) -> None:
-        """Mark one position to market, and record the liquidation if there is one."""
+    def _mark(self, now: float, position: MarginPosition, prices: Sequence[Decimal]) -> None:
+        """Mark a position at the first price, then at the low and high if given."""
         if not position.lots:
             return
-        request = closing(position)
+        request = closing(position, "liquidated")
+        price, *span = prices
         trade = self.account.advance(position, now, price)
         if trade is None and span:
             trade = self.account.liquidate_between(position, now, *span)
         if trade is not None:
-            self.record(request, (trade,), now, misc="liquidated")
+            self.record(request, [trade], now)
 
     def liquidate_between(self, low: Decimal, high: Decimal, since: int) -> None:
         """Liquidate each position held since then whose limit is between `low` and `high`."""
         for position in self.account.held_positions():
             if position.lots[-1].time <= since:
-                self._mark(position, self.now(), position.price, low, high)
-
-    # Balances and positions
+                self._mark(self.now(), position, (position.price, low, high))
 
     def _balance(self, _: Params) -> Any:
         return {
@@ -169,54 +158,55 @@ class PrivateApi:
         if p.get("consolidation") == "market":
             pairs = groupby(rows.values(), itemgetter("pair"))
             return [wire.market_row(list(lots)) for _, lots in pairs]
-        return _rows_by_id(rows, p) if p.get("txid") else rows
-
-    # Histories
+        return _by_id(rows, p) if p.get("txid") else rows
 
     def _closed_orders(self, p: Params) -> Any:
-        columns = {"open": ["opentm"], "close": ["closetm"]}
-        times = columns.get(p.get("closetime", ""), ["opentm", "closetm"])
-        orders, (start, end) = wire.identified(self.orders, p), self._window(p)
-        newest = reversed(orders.items())
-        chosen = [x for x in newest if any(start < x[1][time] <= end for time in times)]
-        page = _page(chosen, p, "closed")
-        return {**page, "closed": _shown(page["closed"], p)}
+        columns = {"open": ("opentm",), "close": ("closetm",)}
+        times = columns.get(p.get("closetime", ""), ("opentm", "closetm"))
+        newest = reversed(wire.identified(self.orders, p).items())
+        page = self._page(newest, p, "closed", *times)
+        return page | {"closed": _shown(page["closed"], p)}
 
     def _trades_history(self, p: Params) -> Any:
-        is_kind, (start, end) = _TRADE_TYPES.get(p.get("type", "all")), self._window(p)
+        is_kind = _TRADE_TYPES.get(p.get("type", "all"))
         if is_kind is None:
             raise RefusedError("EAPI:Feature disabled")
-        newest = takewhile(lambda x: x[1]["time"] > start, reversed(self.trades.items()))
-        return _page([x for x in newest if x[1]["time"] <= end and is_kind(x[1])], p, "trades")
+        newest = (x for x in reversed(self.trades.items()) if is_kind(x[1]))
+        return self._page(newest, p, "trades", "time")
 
     def _ledgers(self, p: Params) -> Any:
-        types, named = p.get("type", "all").split(","), p.get("asset", "all")
-        assets = ["all"] if named == "all" else wire.asset_codes(named)
-        (start, end), found = self._window(p), list[tuple[str, Entry]]()
-        newest = takewhile(lambda x: round(x.time, 6) > start, reversed(self.account.ledger))
-        for entry in newest:
-            is_asked = types == ["all"] or entry.type in types
-            is_asked = is_asked and (assets == ["all"] or entry.asset in assets)
-            if is_asked and round(entry.time, 6) <= end:
-                found.append((identifier("L", entry.serial), entry))
-        page = _page(found, p, "ledger")
-        return page | {"ledger": {key: wire.ledger_row(x) for key, x in page["ledger"].items()}}
+        types, assets = p.get("type", "all").split(","), p.get("asset", "all")
+        codes = None if assets == "all" else wire.asset_codes(assets)
+        newest = (
+            (key, row)
+            for key, row in self._ledger()
+            if types == ["all"] or row["type"] in types
+            if codes is None or row["asset"] in codes
+        )
+        return self._page(newest, p, "ledger", "time")
 
-    def _ledger(self) -> dict[str, Row]:
-        ledger = self.account.ledger
-        return {identifier("L", entry.serial): wire.ledger_row(entry) for entry in ledger}
+    def _ledger(self) -> Iterator[tuple[str, Row]]:
+        """Yield the rows of the ledger with their ids, the newest first."""
+        for entry in reversed(self.account.ledger):
+            yield identifier("L", entry.serial), wire.ledger_row(entry)
 
-    def _window(self, p: Params) -> tuple[float, float]:
-        """Return `start` (exclusive) and `end` (inclusive) of the rows asked for."""
-        return self._moment(p, "start", 0), self._moment(p, "end", math.inf)
+    def _page(self, newest: Iterable[tuple[str, Row]], p: Params, name: str, *times: str) -> Row:
+        """Return 50 of the rows of which one of the `times` is after `start` and up to `end`.
+
+        `newest` are rows by id, the newest first.
+        """
+        start, end = self._moment(p, "start", 0), self._moment(p, "end", math.inf)
+        offset = max(int(number(p, "ofs", 0, fraction="")), 0)
+        found = [x for x in newest if any(start < x[1][time] <= end for time in times)]
+        page: Row = {name: dict(found[offset : offset + PAGE])}
+        return page if flag(p, "without_count") else {**page, "count": len(found)}
 
     def _moment(self, p: Params, name: str, default: float) -> float:
         """Return unix seconds, given as a number or as the id of a row with that time."""
         text = p.get(name, "")
-        for rows in (self.orders, self.trades, self._ledger() if text.startswith("L") else {}):
-            if row := rows.get(text):
-                return float(row["opentm" if rows is self.orders else "time"])
-        return number(p, name, default)
+        ledger = dict(self._ledger()) if text.startswith("L") else {}
+        row = ChainMap(self.orders, self.trades, ledger).get(text)
+        return float(row.get("opentm") or row["time"]) if row else number(p, name, default)
 
     def _trade_volume(self, p: Params) -> Any:
         in_dollars = {key for key, rules in self.markets.rules.items() if rules.quote == "ZUSD"}
@@ -225,14 +215,12 @@ class PrivateApi:
         if not p.get("pair"):
             return result
         pairs = [self.markets.pair(name.strip()).pair for name in p["pair"].split(",")]
+        same = {"nextfee": None, "nextvolume": None, "tiervolume": "0.0000"}
         for name, share in (("fees", 100), ("fees_maker", 50)):
-            percent: Any = f"{self.account.fee_rate * share:.4f}"
-            row = dict.fromkeys(("fee", "minfee", "maxfee"), percent)
-            row |= {"nextfee": None, "nextvolume": None, "tiervolume": "0.0000"}
+            percent = f"{self.account.fee_rate * share:.4f}"
+            row = dict.fromkeys(("fee", "minfee", "maxfee"), percent) | same
             result[name] = dict.fromkeys(pairs, row)
         return result
-
-    # Orders
 
     def _add_order(self, p: Params) -> Any:
         rules = self.markets.pair(p.get("pair", ""))
@@ -247,8 +235,8 @@ class PrivateApi:
             request = request._replace(order=order._replace(volume=position.held))
         price = quote.ask if order.side is Side.BUY else quote.bid
         error = refusal(rules, request.order, price)
-        if error is None and self.markets.status != "online":
-            error = f"EService:Market in {self.markets.status} mode"
+        if self.markets.status != "online":
+            error = error or f"EService:Market in {self.markets.status} mode"
         if error is not None:
             raise RefusedError(error.replace("Market in maintenance mode", "Unavailable"))
         reply = {"descr": {"order": request.text(p["volume"])}}
@@ -256,13 +244,13 @@ class PrivateApi:
 
     def fill(self, request: OrderRequest) -> str:
         """Fill the order and return its id. Raises RefusedError as `Account.fill` does."""
-        rules, order, _ = request
+        rules, order, *_ = request
         account, quote, now = self.account, self.markets.quote(rules), self.now()
         position, part = account.position(rules), rules.round_volume(order.volume * self.fill_share)
         account.serial = serial = account.serial + 1
         position.price = quote.mid
         price = quote.ask if order.side is Side.BUY else quote.bid
-        trades: tuple[Trade, ...] = ()
+        trades: list[Trade] = []
         if part:
             trades = account.fill(position, now, order._replace(volume=part), price, serial)
         return self.record(request, trades, now, serial)
@@ -281,21 +269,16 @@ class PrivateApi:
             raise bad("deadline")
 
     def record(
-        self,
-        request: OrderRequest,
-        trades: Sequence[Trade],
-        now: float,
-        serial: int = 0,
-        misc: str = "",
+        self, request: OrderRequest, trades: Sequence[Trade], now: float, serial: int = 0
     ) -> str:
         """Store the order and its trades as Kraken shows them; return the order's id."""
         if not serial:
             self.account.serial = serial = self.account.serial + 1
         txid = identifier("O", serial)
         for trade in trades:
-            row = wire.trade_row(request, trade, txid, now, misc)
+            row = wire.trade_row(request, trade, txid, now)
             self._keep(self.trades, identifier("T", trade.serial), row)
-        self._keep(self.orders, txid, wire.order_row(request, trades, now, misc))
+        self._keep(self.orders, txid, wire.order_row(request, trades, now))
         return txid
 
     def _cancel_order(self, p: Params) -> Any:
@@ -308,26 +291,15 @@ class PrivateApi:
             del rows[next(iter(rows))]
 
 
-def closing(position: MarginPosition) -> OrderRequest:
+def closing(position: MarginPosition, misc: str = "") -> OrderRequest:
     """Return the order that closes the whole position."""
-    side = Side.SELL if position.sign > 0 else Side.BUY
-    order = Order("", side, position.held, position.lots[0].leverage, False)
-    return OrderRequest(position.rules, order, {})
+    return OrderRequest(position.rules, position.closing_order, {}, misc)
 
 
-def _rows_by_id(
-    rows: dict[str, Row], p: Params, name: str = "txid", most: int = 50
-) -> dict[str, Row]:
+def _by_id(rows: dict[str, Row], p: Params, name: str = "txid", most: int = 50) -> dict[str, Row]:
     if not p.get(name):
         raise RefusedError("EGeneral:Invalid arguments")
     return {key: rows[key] for key in p[name].split(",")[:most] if key in rows}
-
-
-def _page(rows: Sequence[tuple[str, Any]], p: Params, name: str) -> Row:
-    """Return a page of 50 rows by id. `rows` are the newest first."""
-    offset = max(whole(p, "ofs", 0), 0)
-    page: Row = {name: dict(rows[offset : offset + PAGE])}
-    return page if flag(p, "without_count") else {**page, "count": len(rows)}
 
 
 def _shown(orders: Mapping[str, Row], p: Params) -> dict[str, Row]:

@@ -8,7 +8,6 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
-from functools import lru_cache
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
@@ -18,35 +17,53 @@ from krakenbot.pairs import PairRules
 from krakenbot.simulated.books import Entry, Lot, MarginPosition, Trade, identifier
 from krakenbot.simulated.listing import ASSETS
 
+
+class Answer(NamedTuple):
+    """A response, without HTTP's own headers."""
+
+    status: int
+    content_type: str
+    body: bytes
+
+
 Params = dict[str, str]
 Row = dict[str, Any]
 
 
-class Method(NamedTuple):
-    """A method's handler and the parameters it knows; Kraken ignores all others."""
-
-    answer: Callable[[Params], Any]
-    parameters: str = ""
-
-
+# The parameters that each method knows; Kraken ignores all others.
+PARAMETERS = {
+    "Assets": "asset aclass",
+    "AssetPairs": "pair aclass_base info country_code execution_venue",
+    "OHLC": "pair interval since asset_class",
+    "Ticker": "pair asset_class",
+    "Depth": "pair count asset_class",
+    "TradeBalance": "asset",
+    "OpenPositions": "txid docalcs consolidation rebase_multiplier",
+    "OpenOrders": "trades userref cl_ord_id",
+    "CancelOrder": "txid cl_ord_id",
+    "ClosedOrders": "start end ofs without_count trades userref cl_ord_id closetime "
+    "consolidate_taker",
+    "QueryOrders": "trades userref cl_ord_id txid consolidate_taker",
+    "TradesHistory": "start end ofs without_count type trades consolidate_taker ledgers",
+    "QueryTrades": "txid trades",
+    "Ledgers": "start end ofs without_count asset aclass type",
+    "QueryLedgers": "id trades",
+    "TradeVolume": "pair fee_schedule fee-info",
+    "AddOrder": "pair type ordertype volume price price2 leverage reduce_only stptype oflags "
+    "timeinforce trigger displayvol starttm expiretm deadline validate userref cl_ord_id close "
+    "asset_class broker account_id trading_agreement",
+}
 _NOT_SIMULATED = {
     "EAPI:Feature disabled": "Trades|Spread|AddOrderBatch|AmendOrder|EditOrder|CancelOrderBatch"
     "|CancelAllOrdersAfter",
     "EGeneral:Permission denied": "(Deposit|Withdraw|Create|Earn/|Account|Wallet).*|.*Export.*"
     "|GetWebSocketsToken",
 }
-ORDER = (
-    "pair type ordertype volume price price2 leverage reduce_only stptype oflags timeinforce "
-    "trigger displayvol starttm expiretm deadline validate userref cl_ord_id close asset_class "
-    "broker account_id trading_agreement"
-)
 _OTHER_TYPES = "limit|iceberg|(stop-loss|take-profit|trailing-stop)(-limit)?|settle-position"
 # Patterns for the parameters of a market order; an absent one counts as "".
 # Source: docs.kraken.com, "Add Order" and the guide on client order identifiers.
 _FORMS = {
-    "timeinforce": "",
-    "trigger": "",
-    "displayvol": "",
+    **dict.fromkeys(("timeinforce", "trigger", "displayvol"), ""),
     "type": "buy|sell",
     "ordertype": "market",
     "oflags": "((fciq|fcib|nompp),?)*",
@@ -58,11 +75,12 @@ _FORMS = {
 
 
 class OrderRequest(NamedTuple):
-    """A parsed order, with the parameters of its request."""
+    """A parsed order, with the parameters of its request. `misc` is Kraken's remark on it."""
 
     rules: PairRules
     order: Order
     params: Params
+    misc: str = ""
 
     def text(self, volume: str) -> str:
         leverage = f" with {self.order.leverage}:1 leverage" if self.order.leverage else ""
@@ -90,80 +108,75 @@ def order_request(rules: PairRules, p: Params) -> OrderRequest:
     return OrderRequest(rules, order, p)
 
 
-def order_row(request: OrderRequest, trades: Sequence[Trade], now: float, misc: str) -> Row:
-    rules, order, p = request
+def order_row(request: OrderRequest, trades: Sequence[Trade], now: float) -> Row:
+    rules, order, p, misc = request
     coins, money = _forms(rules)
-    volume, executed, cost, fee = (
-        f"{order.volume:{coins}}",
-        f"{sum((trade.volume for trade in trades), ZERO):{coins}}",
-        f"{sum((trade.cost for trade in trades), ZERO):{money}}",
-        f"{sum((trade.fee for trade in trades), ZERO):{money}}",
+    executed, cost, fee = (
+        sum((getattr(trade, name) for trade in trades), ZERO) for name in ("volume", "cost", "fee")
     )
     leverage = f"{order.leverage}:1" if order.leverage else "none"
     descr = (
         {"pair": rules.altname, "aclass": "forex", "type": order.side.value, "close": ""}
         | {"ordertype": "market", "price": "0", "price2": "0", "leverage": leverage}
-        | {"order": request.text(volume)}
+        | {"order": request.text(coins(order.volume))}
     )
-    row = (
-        {"status": "closed", "reason": None, "refid": None, "userref": int(p.get("userref", 0))}
-        | {"opentm": round(now, 6), "closetm": round(now + 0.002, 6), "starttm": 0, "expiretm": 0}
-        | {"descr": descr, "vol": volume, "vol_exec": executed, "cost": cost, "fee": fee}
-        | {"price": price(trades[0].price if trades else ZERO, rules)}
-        | dict.fromkeys(("stopprice", "limitprice"), f"{ZERO:{money}}")
-        | {"misc": misc, "oflags": p.get("oflags", "fciq")}
-        | {"trades": [identifier("T", trade.serial) for trade in trades]}
-    )
-    if executed != volume:
+    status, reason = "closed", None
+    if executed != order.volume:
         reason = "Position is closed" if order.reduce_only else "Market price protection"
-        row |= {"status": "canceled", "reason": reason}
-    only_if_set = {"cl_ord_id": order.client_order_id, "margin": order.leverage > 0}
-    only_if_set["reduce_only"] = order.reduce_only
-    return row | {name: value for name, value in only_if_set.items() if value}
+        status = "canceled"
+    optional = {"cl_ord_id": order.client_order_id, "reduce_only": order.reduce_only}
+    optional["margin"] = order.leverage > 0
+    return (
+        {"status": status, "reason": reason, "refid": None, "userref": int(p.get("userref", 0))}
+        | {"opentm": round(now, 6), "closetm": round(now + 0.002, 6), "starttm": 0, "expiretm": 0}
+        | {"descr": descr, "vol": coins(order.volume), "vol_exec": coins(executed), "misc": misc}
+        | {"cost": money(cost), "fee": money(fee), "stopprice": money(0), "limitprice": money(0)}
+        | {"price": price(trades[0].price if trades else ZERO, rules)}
+        | {"oflags": p.get("oflags", "fciq")}
+        | {"trades": [identifier("T", trade.serial) for trade in trades]}
+        | {name: value for name, value in optional.items() if value}
+    )
 
 
-def trade_row(request: OrderRequest, trade: Trade, txid: str, now: float, misc: str) -> Row:
-    rules, order, _ = request
+def trade_row(request: OrderRequest, trade: Trade, txid: str, now: float) -> Row:
+    rules, order, _, misc = request
     coins, money = _forms(rules)
     misc = f"closing,{misc}".strip(",") if trade.closing else misc
+    margin = trade.cost / order.leverage if order.leverage and not trade.closing else ZERO
     return (
         {"ordertxid": txid, "postxid": "TKH2SE-M7IF5-CFI7LT", "trade_id": trade.serial % 10**9}
         | {"pair": rules.pair, "aclass": "forex", "time": round(now, 6), "ordertype": "market"}
         | {"type": order.side.value, "price": price(trade.price, rules), "maker": False}
-        | {"cost": f"{trade.cost:{money}}", "fee": f"{trade.fee:{money}}", "misc": misc}
-        | {"vol": f"{trade.volume:{coins}}", "margin": f"{trade.margin:{money}}"}
-        | {"leverage": str(order.leverage)}
+        | {"cost": money(trade.cost), "fee": money(trade.fee), "vol": coins(trade.volume)}
+        | {"margin": money(margin), "leverage": str(order.leverage), "misc": misc}
     )
 
 
 def position_row(position: MarginPosition, lot: Lot, docalcs: bool) -> Row:
     rules, value = position.rules, lot.open_volume * position.price
     coins, money = _forms(rules)
-    row = (
+    net = f"{(value - lot.cost_left) * lot.sign:+.4f}"
+    return (
         {"ordertxid": identifier("O", lot.order), "posstatus": "open", "pair": rules.pair}
         | {"class": "forex", "time": round(lot.time, 6), "type": "buy" if lot.sign > 0 else "sell"}
-        | {"ordertype": "market", "cost": f"{lot.cost:{money}}", "fee": f"{lot.fee:{money}}"}
-        | {"vol": f"{lot.volume:{coins}}", "vol_closed": f"{lot.closed:{coins}}"}
-        | {"margin": f"{lot.cost / lot.leverage:{money}}", "rollovertm": str(int(lot.due))}
-        | {"terms": f"{lot.rate * 100:.4f}% per 4 hours", "misc": "", "oflags": ""}
+        | {"ordertype": "market", "cost": money(lot.cost), "fee": money(lot.fee), "misc": ""}
+        | {"vol": coins(lot.volume), "vol_closed": coins(lot.closed), "oflags": ""}
+        | {"margin": money(lot.cost / lot.leverage), "rollovertm": str(int(lot.due))}
+        | {"terms": f"{lot.rate * 100:.4f}% per 4 hours"}
+        | ({"value": f"{value:.{rules.pair_decimals}f}", "net": net} if docalcs else {})
     )
-    net = f"{(value - lot.cost_left) * lot.sign:+.4f}"
-    return row | ({"value": f"{value:.{rules.pair_decimals}f}", "net": net} if docalcs else {})
 
 
 def market_row(rows: Sequence[Row]) -> Row:
     """Return the positions of a pair as one row, in the shape that ccxt expects."""
-    names = ("cost", "fee", "vol", "vol_closed", "margin", "value", "net")
-    sums = {
-        name: sum((Decimal(row[name]) for row in rows), ZERO) for name in names if name in rows[0]
-    }
-    same = {"pair": rows[0]["pair"], "type": rows[0]["type"], "positions": str(len(rows))}
-    texts = {name: f"{total:{'+' if name == 'net' else ''}f}" for name, total in sums.items()}
+    names = rows[0].keys() & {"cost", "fee", "vol", "vol_closed", "margin", "value", "net"}
+    sums = {name: sum((Decimal(row[name]) for row in rows), ZERO) for name in names}
     leverage = sums["cost"] / (sums["margin"] or 1)  # The margin of a few coins may round to 0.
+    texts = {name: f"{total:{'+' if name == 'net' else ''}f}" for name, total in sums.items()}
+    same = {"pair": rows[0]["pair"], "type": rows[0]["type"], "positions": str(len(rows))}
     return same | texts | {"leverage": f"{leverage:.5f}"}
 
 
-@lru_cache(maxsize=10000)
 def ledger_row(entry: Entry) -> Row:
     form = f".{max(decimals(entry.asset), 5)}f"
     return (
@@ -206,16 +219,13 @@ def number(p: Params, name: str, default: float, fraction: str = r"(\.[0-9]*)?")
     return float(text) if text else default
 
 
-def whole(p: Params, name: str, default: int) -> int:
-    return int(number(p, name, default, fraction=""))
-
-
 def price(price: Decimal, rules: PairRules) -> str:
     return f"{price:.{max(5, rules.pair_decimals)}f}"
 
 
-def _forms(rules: PairRules) -> tuple[str, str]:
-    return f".{rules.lot_decimals}f", f".{rules.cost_decimals}f"
+def _forms(rules: PairRules) -> tuple[Callable[..., str], Callable[..., str]]:
+    """Return how volumes and amounts of money are written."""
+    return f"{{:.{rules.lot_decimals}f}}".format, f"{{:.{rules.cost_decimals}f}}".format
 
 
 def _client_id(text: str) -> str:

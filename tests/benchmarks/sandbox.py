@@ -17,7 +17,8 @@ from urllib.parse import urlencode
 
 from krakenbot.kraken.signing import sign
 from krakenbot.model import Secret
-from krakenbot.simulated import api as server
+from krakenbot.simulated import http as server
+from krakenbot.simulated.api import START_BALANCES
 
 ORDERS = 100_000
 SAMPLE = 5000
@@ -94,7 +95,7 @@ def main(orders: int) -> None:
     process.join()
     account = sandbox.api.account
     fees, rolled = account.fees["ZUSD"], account.rollovers.get("ZUSD", Decimal(0))
-    exact = server.START_BALANCES["ZUSD"] - fees - rolled + account.realized["ZUSD"]
+    exact = START_BALANCES["ZUSD"] - fees - rolled + account.realized["ZUSD"]
     assert account.equity("ZUSD") == exact + account.unrealized("ZUSD")
     print("equity = start - fees - rollover + realized + unrealized, to the last digit")
     sandbox.close()

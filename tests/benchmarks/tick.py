@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from krakenbot.simulated import api as server
+from krakenbot.simulated import http as server
 from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
 
 START_MAX, CPU_MAX = 1.6, 0.1  # Times the peer.

@@ -9,7 +9,6 @@ import multiprocessing
 import os
 import select
 import sys
-import threading
 import time
 import unittest
 from collections.abc import Callable, Mapping
@@ -20,9 +19,10 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from krakenbot import cli, log, market
-from krakenbot.simulated import api as server
-from krakenbot.simulated.http import Answer, Server
+from krakenbot.simulated import http as server
+from krakenbot.simulated.http import Server
 from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
+from krakenbot.simulated.wire import Answer
 from tests.commands.called import Done
 from tests.folders import own_folder
 from tests.markets import begin_candle, close_after
@@ -56,9 +56,8 @@ class Gate:
         begin_candle(self.sandbox)
         self.sent: list[tuple[str, dict[str, str]]] = []
         self.edit: Callable[[str, bytes], bytes] = lambda path, answer: answer
-        self.http = Server(self.respond, 0)
+        self.http = Server(self.respond)
         self.url = self.http.url
-        threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True).start()
 
     def respond(self, method: str, target: str, headers: Mapping[str, str], body: bytes) -> Answer:
         self.sent.append((target, dict(parse_qsl(body.decode()))))
@@ -66,8 +65,7 @@ class Gate:
         return answer._replace(body=self.edit(target, answer.body))
 
     def close(self) -> None:
-        self.http.shutdown()
-        self.http.server_close()
+        self.http.close()
         self.sandbox.close()
 
     def control(self, name: str, **wish: object) -> dict[str, Any]:

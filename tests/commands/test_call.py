@@ -1,6 +1,5 @@
 import io
 import json
-import threading
 import unittest
 import warnings
 from collections.abc import Mapping
@@ -11,11 +10,12 @@ from krakenbot.commands.call import sign_futures
 from krakenbot.kraken.transport import UrllibTransport
 from krakenbot.lock import Lock
 from krakenbot.model import Secret
-from krakenbot.simulated import api as server
-from krakenbot.simulated.http import Answer, Server
+from krakenbot.simulated import http as server
+from krakenbot.simulated.http import Server
+from krakenbot.simulated.wire import Answer
 from tests.commands.called import Done, call
 from tests.folders import own_folder
-from tests.markets import sandbox_for, short_histories
+from tests.markets import close_after, sandbox_for, short_histories
 
 # Published with the API's documentation and by the maintainers of a public client.
 SECRET = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8gISIjJCUmJygpKissLS4vMDEyMzQ1Njc4OTo7PD0+Pw=="
@@ -209,10 +209,8 @@ class TestFutures(Called):
             self.seen.append((verb, target, headers, body.decode()))
             return Answer(self.answer[0], "application/json", self.answer[1])
 
-        web = Server(respond, 0)
-        self.addCleanup(web.server_close)
-        self.addCleanup(web.shutdown)
-        threading.Thread(target=web.serve_forever, args=(0.01,), daemon=True).start()
+        web = Server(respond)
+        close_after(self, web)
         self.host = web.url
         for prefix, key in (("KRAKEN_FUTURES", "futures-key"), ("KRAKEN", "spot-key")):
             self.environ |= {f"{prefix}_API_KEY": key, f"{prefix}_API_SECRET": SECRET}

@@ -15,8 +15,7 @@ from krakenbot.kraken.spot import NEEDED_PERMISSIONS, Spot
 from krakenbot.lock import Lock
 from krakenbot.model import KeyInfo, Position
 from krakenbot.presence import Presence
-from krakenbot.simulated import api as server
-from krakenbot.simulated.wire import Method
+from krakenbot.simulated import http as server
 from tests import slow
 from tests.commands.called import call
 from tests.folders import own_folder
@@ -111,7 +110,7 @@ class TestFindings(Patient):
         self.keys()
         strange = {"permissions": list(NEEDED_PERMISSIONS), "nonce": "n/a", "valid_until": "soon"}
         sandbox = self.sandbox()
-        sandbox.api.private_api.methods["GetApiKeyInfo"] = Method(lambda _: strange)
+        sandbox.api.private_api.methods["GetApiKeyInfo"] = lambda _: strange
         found = self.examine(sandbox.url, 'mode = "validate"')
         self.assertEqual("fail", found["key"].verdict)
         self.assertEqual(NAMES, list(found))

@@ -20,6 +20,7 @@ from krakenbot.kraken.signing import sign
 from krakenbot.model import Secret
 from krakenbot.simulated import api as server
 from krakenbot.simulated.feed import Feed
+from krakenbot.simulated.http import Sandbox
 from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
 from tests.logs import logged, silence_module
 from tests.markets import short_histories
@@ -486,7 +487,7 @@ class TimePassesTest(unittest.TestCase):
         self.assertNotIn("error", client.control("price", pair="XBTUSD", price="99999999999999"))
         self.assertNotIn("error", client.control("clock", advance=120))
         self.assertEqual(client.get("Time")["error"], [])
-        client.api.prices["XXBTZUSD"] = D("1e30")
+        client.api.markets.prices["XXBTZUSD"] = D("1e30")
         self.assertEqual(
             client.control("clock", advance=14400), {"error": ["EGeneral:Internal error"]}
         )
@@ -533,11 +534,11 @@ class TimePassesTest(unittest.TestCase):
 
 
 class HttpTest(unittest.TestCase):
-    sandbox: server.Sandbox
+    sandbox: Sandbox
 
     @classmethod
     def setUpClass(cls) -> None:
-        cls.sandbox = server.Sandbox("random:1")
+        cls.sandbox = Sandbox("random:1")
         cls.addClassCleanup(cls.sandbox.close)
 
     def address(self) -> tuple[str, int]:

@@ -33,7 +33,7 @@ from krakenbot.kraken.transport import ANSWER_BYTES_MAX, UrllibTransport, tls_co
 from krakenbot.lock import Lock
 from krakenbot.model import Secret
 from krakenbot.pairs import decimal
-from krakenbot.simulated import api as sandboxes
+from krakenbot.simulated import http as sandboxes
 from tests.clients import signing
 from tests.commands.called import call
 from tests.folders import own_folder

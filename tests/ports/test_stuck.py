@@ -9,7 +9,7 @@ import time
 import unittest
 from pathlib import Path
 
-from krakenbot.simulated import api as server
+from krakenbot.simulated import http as server
 from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
 from tests import slow
 from tests.folders import own_folder

@@ -295,7 +295,7 @@ class Truth:
     def _equity_off(self) -> Decimal:
         account = self.world.api.account
         costs = account.fees.get(QUOTE, ZERO) + account.rollovers.get(QUOTE, ZERO)
-        gains = account.realized.get(QUOTE, ZERO) + account.unrealized(QUOTE)
+        gains = account.realized.get(QUOTE, ZERO) + account.summary(QUOTE).unrealized_pnl
         expected = self.world.setting.balance + self.outside - costs + gains
         return account.equity(QUOTE) - expected
 

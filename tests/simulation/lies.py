@@ -10,7 +10,7 @@ from decimal import Decimal
 from typing import Any
 
 from krakenbot.simulated.faults import FAULTS, Faults, _Request
-from krakenbot.simulated.http import Answer
+from krakenbot.simulated.wire import Answer
 
 LIES = {
     "other-candles": "the candles of another pair",

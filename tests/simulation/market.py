@@ -57,8 +57,7 @@ class Market(SandboxApi):
         super().__init__(feed, now, SANDBOX_KEY, Secret(SANDBOX_SECRET), **more)
         self._usual: Callable[[PairRules], Quote] = self.markets.quote
         vars(self.markets)["quote"] = self._quote
-        ticker = self.markets.methods["Ticker"]
-        self.markets.methods["Ticker"] = ticker._replace(answer=self._ticker)
+        self.markets.methods["Ticker"] = self._ticker
 
     def _quote(self, rules: PairRules) -> Quote:
         quote = self._usual(rules)

@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 
 from krakenbot.errors import UnansweredError
 from krakenbot.kraken.transport import UrllibTransport
-from krakenbot.simulated.http import Answer
+from krakenbot.simulated.wire import Answer
 
 DEAD = ("192.0.2.1", "192.0.2.2")  # They swallow every packet.
 ALIVE, HOST = "127.0.0.1", "localhost"

@@ -22,7 +22,7 @@ from krakenbot.kraken.spot import Spot
 from krakenbot.kraken.transport import UrllibTransport
 from krakenbot.model import Charge, Execution, MarginSummary, Order, OrderStatus, Side
 from krakenbot.risk import FEE_RATE_ASSUMED, Limits
-from krakenbot.simulated import api as server
+from krakenbot.simulated import http as server
 from krakenbot.simulated.paper import PaperClient
 from krakenbot.strategy import build
 from tests import IS_LONG, slow

@@ -12,7 +12,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import threading
 import time
 import unittest
 from collections.abc import Mapping
@@ -20,8 +19,9 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from krakenbot.simulated.http import Answer, Server
+from krakenbot.simulated.http import Server
 from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
+from krakenbot.simulated.wire import Answer
 from tests import slow
 from tests.folders import own_folder
 
@@ -57,9 +57,8 @@ class Gate:
         self.deadly = ""
         self.bot: subprocess.Popen[bytes] | None = None
         self.orders = 0
-        self.server = Server(self.respond, 0)
+        self.server = Server(self.respond)
         self.url = self.server.url
-        threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
 
     def respond(self, method: str, target: str, headers: Mapping[str, str], body: bytes) -> Answer:
         deadly = ""
@@ -88,8 +87,7 @@ class Gate:
             self.bot.kill()
 
     def close(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
+        self.server.close()
 
 
 @slow

@@ -22,9 +22,9 @@ from krakenbot.kraken.spot import Spot
 from krakenbot.model import Secret
 from krakenbot.risk import Limits
 from krakenbot.simulated.api import SandboxApi
+from krakenbot.simulated.books import Account
 from krakenbot.simulated.feed import Feed
 from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
-from krakenbot.simulated.wire import Method
 from krakenbot.strategy import build
 from tests import IS_LONG
 from tests.clients import signing
@@ -45,6 +45,22 @@ def setUpModule() -> None:
     silence_module()
 
 
+class CoinAccount(Account):
+    """Pays opening fees and rollovers in the base currency, in rows of the ledger of their own."""
+
+    def _book(self, now: float, kind: str, refid: int, asset: str, amount: D, fee: D) -> None:
+        (position,) = self.positions.values()
+        opened = [lot for lot in position.lots if lot.serial == refid and kind == "margin"]
+        for_loan = sum((round(lot.cost * lot.rate, 5) for lot in opened), D(0))
+        if kind == "rollover":
+            for_loan = fee
+        if fee > for_loan:
+            super()._book(now, kind, refid, asset, amount, fee - for_loan)
+        if for_loan:
+            coins = round(for_loan / position.price, 10)
+            super()._book(now, kind, refid, position.rules.base, D(0), coins)
+
+
 class World(StandingClock):
     """A sandbox with a bot in live mode, on one simulated clock."""
 
@@ -55,9 +71,10 @@ class World(StandingClock):
             lambda: self.time,
             SANDBOX_KEY,
             Secret(SANDBOX_SECRET),
-            coin_fees=coin_fees,
             balances={"ZUSD": D(10000), "XXBT": D(1)},
         )
+        if coin_fees:
+            self.api.account.__class__ = CoinAccount
         self.spot = Spot(
             signing(Direct(self.api), "http://127.0.0.1:1", self), "XBTUSD", interval_s
         )
@@ -96,7 +113,7 @@ class TestBooks(unittest.TestCase):
         return world
 
     def ledger(self, world: World) -> dict[str, D]:
-        return sums(iter(world.api.private_api._ledger().values()))
+        return sums(row for _, row in world.api.private_api._ledger())
 
     def check_all_tell_the_same(self, world: World) -> None:
         """Hold status, history and report against each other."""
@@ -161,7 +178,7 @@ class TestBooks(unittest.TestCase):
     def test_the_ledger_s_word_replaces_a_wrong_assumption_within_ten_minutes(self) -> None:
         world = World(86400, coin_fees=False)
         self.addCleanup(world.journal.close)
-        world.api.markets.methods["Assets"] = Method(lambda p: {p["asset"]: {}})
+        world.api.markets.methods["Assets"] = lambda p: {p["asset"]: {}}
         world.run(60)
         wrong, told = world.journal.account().margin_fees, self.ledger(world)["margin ZUSD"]
         world.run(600)
@@ -175,7 +192,7 @@ class TestBooks(unittest.TestCase):
         method = {"Assets": world.api.markets.methods, "TradeVolume": world.api.private_api.methods}
         true = {name: methods[name] for name, methods in method.items()}
         for name, methods in method.items():
-            methods[name] = Method(lambda p: {p.get("asset", "odd"): {}})
+            methods[name] = lambda p: {p.get("asset", "odd"): {}}
         world.run(60)
         warnings = " ".join(read_status(world.journal)["warnings"])
         self.assertIn("0.8 % a trade", warnings)

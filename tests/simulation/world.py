@@ -19,8 +19,8 @@ from krakenbot.journal import Account, Journal
 from krakenbot.model import ZERO
 from krakenbot.pairs import parse_rules
 from krakenbot.rulefile import load
-from krakenbot.simulated.http import Answer
 from krakenbot.simulated.listing import PAIRS, SANDBOX_KEY, SANDBOX_SECRET
+from krakenbot.simulated.wire import Answer
 from tests.simulation.duty import FLAT_EVERY, Duty
 from tests.simulation.invariants import QUOTE, Truth
 from tests.simulation.lies import Trouble

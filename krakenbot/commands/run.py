@@ -2,7 +2,6 @@
 
 import argparse
 import sys
-from contextlib import suppress
 from decimal import Decimal
 
 from krakenbot import identity, log
@@ -108,10 +107,9 @@ def _say(lines: list[str]) -> None:
 def _banner(config: Config, parts: Parts) -> list[str]:
     """Return what the bot will trade, where and how much, and the path of its journal."""
     journal = parts.journal
-    base, worth = journal.get("base"), ""
-    with suppress(ExchangeError):
-        price = parts.exchange.quote().mid
-        worth = f", worth {money(config.size * price, journal.get('quote'))} now"
+    base, quote, worth = journal.get("base"), parts.exchange.newest_quote, ""
+    if quote:  # Read by the checks of the start.
+        worth = f", worth {money(config.size * quote.mid, journal.get('quote'))} now"
     margin = f"leverage {config.leverage}" if config.leverage else "no margin: long or flat"
     now, interval_s = int(parts.clock.now()), config.interval * 60
     is_real = config.mode == "live" and not is_loopback(config.exchange.url)

@@ -54,8 +54,8 @@ class Sandbox:
         injector = Faults(self.api, faults, lambda seconds: time.sleep(seconds / speed))
         # {spec}: replaces the faults, written as for --faults.
         self.api.controls["faults"] = lambda params: injector.set(str(params["spec"]))
-        server = Server(injector.respond, port)
-        self.url, self.close = server.url, server.close
+        self.server = Server(injector.respond, port)
+        self.url, self.close = self.server.url, self.server.close
 
 
 class Server(ThreadingTCPServer):

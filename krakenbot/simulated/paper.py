@@ -118,7 +118,11 @@ class PaperClient:
 
     def _sweep(self, result: Any, interval_s: int) -> None:
         """Liquidate if the high or low of a newly finished candle reached the price for it."""
-        candles, api = parse_rows(result, interval_s), self.private_api
+        api, now = self.private_api, int(self._clock.now())
+        if not api.account.held_positions():
+            self._swept = now - now % interval_s  # What is opened later saw no earlier candle.
+            return
+        candles = parse_rows(result, interval_s)
         for candle in candles[:-1]:
             if self._swept and candle.time >= self._swept:
                 # What was opened later in it may never have seen its low.

@@ -75,7 +75,7 @@ def certificate(folder: Path) -> tuple[Path, ssl.SSLContext]:
 
 def sandbox(context: ssl.SSLContext, speed: float) -> tuple[server.Sandbox, str]:
     exchange = server.Sandbox("random:1", speed)
-    front = exchange._server
+    front = exchange.server
     front.socket = context.wrap_socket(
         front.socket, server_side=True, do_handshake_on_connect=False
     )

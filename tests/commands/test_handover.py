@@ -9,10 +9,10 @@ import sqlite3
 import sys
 import time
 from argparse import Namespace
-from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal as D
 from unittest import mock
 
+from krakenbot import retry
 from krakenbot.clock import StopRequestedError, SystemClock
 from krakenbot.commands import handover
 from krakenbot.errors import LaterError, StopError
@@ -20,7 +20,7 @@ from krakenbot.journal_file import open_journal
 from krakenbot.lock import Lock
 from krakenbot.presence import Presence
 from tests import slow
-from tests.commands.program import LIVE, MINUTES, SPEED, Gate, ProgramTest
+from tests.commands.program import LIVE, Gate, ProgramTest
 from tests.markets import short_histories
 
 UP = {"KRAKENBOT_STRATEGY_NAME": "file", "KRAKENBOT_STRATEGY_FILE": "~/up.py"}
@@ -41,9 +41,9 @@ class HandoverTest(ProgramTest):
     def elsewhere(self, settings: dict[str, str]) -> dict[str, str]:
         return settings | {"KRAKENBOT_STATE_DIRECTORY": str(self.folder / "elsewhere")}
 
-    def held(self, settings: dict[str, str], speed: float = SPEED) -> Gate:
+    def held(self, settings: dict[str, str]) -> Gate:
         """Return an exchange at which the bot has opened its position and does not run."""
-        gate = self.gate(speed)
+        gate = self.gate()
         self.assert_ends(self.run_it(gate, "run", "--live", "--once", **settings), 0)
         self.assertEqual(1, len(gate.orders))
         return gate
@@ -51,7 +51,7 @@ class HandoverTest(ProgramTest):
 
 class TestAdopt(HandoverTest):
     def test_adopting_says_what_it_will_trade_and_changes_nothing_without_yes(self) -> None:
-        gate = self.gate(MINUTES)
+        gate = self.gate()
         gate.control("position", pair="XBTUSD", side="buy", volume="0.02", leverage=2)
         for words in (("adopt",), ("run", "--live", "--once", "--adopt")):
             done = self.run_it(gate, *words, **UPWARD)
@@ -75,7 +75,7 @@ class TestAdopt(HandoverTest):
 
     @slow
     def test_coins_that_earn_are_named_and_not_bought_again_unsaid(self) -> None:
-        gate = self.held(SPOT, MINUTES)
+        gate = self.held(SPOT)
         account = gate.sandbox.api.account
         account.balances["XBT.F"] = account.balances.pop("XXBT")
         gate.pass_candle()
@@ -88,7 +88,7 @@ class TestAdopt(HandoverTest):
 
 class TestFlatten(HandoverTest):
     def test_it_says_what_it_trades_closes_it_and_leaves_the_bot_halted(self) -> None:
-        def check(settings: dict[str, str]) -> None:
+        for settings in (UPWARD, self.elsewhere(SPOT)):
             gate = self.held(settings)
             done = self.run_it(gate, "flatten", "--live", **settings)
             self.assert_ends(done, 0)
@@ -98,9 +98,6 @@ class TestFlatten(HandoverTest):
             done = self.run_it(gate, "run", "--live", "--once", **settings)
             self.assert_ends(done, 76, "flattened by hand")
             self.assertIn("flattened by hand", self.run_it(gate, "resume", **settings).out)
-
-        with ThreadPoolExecutor() as pool:
-            list(pool.map(check, (UPWARD, self.elsewhere(SPOT))))
 
     @slow
     def test_on_margin_it_closes_without_looking_back_at_trades(self) -> None:
@@ -174,7 +171,7 @@ class TestFlatten(HandoverTest):
         self.assertEqual(1, len(gate.orders))
 
     def test_a_lockout_while_the_trade_is_described_is_waited_out(self) -> None:
-        gate, locked = self.held(UPWARD, MINUTES), [True]
+        gate, locked = self.held(UPWARD), [True]
 
         def edit(path: str, answer: bytes) -> bytes:
             if path.endswith("/TradeVolume") and locked:
@@ -183,8 +180,9 @@ class TestFlatten(HandoverTest):
             return answer
 
         gate.edit = edit
-        self.assert_ends(self.run_it(gate, "flatten", "--live", "--yes", **UPWARD), 0)
-        self.assertEqual(0, gate.position)
+        done = self.run_it(gate, "flatten", "--live", "--yes", before=_shorten_lockout, **UPWARD)
+        self.assert_ends(done, 0)
+        self.assertEqual((0, []), (gate.position, locked))
 
     @slow
     def test_all_never_touches_coins_that_the_bot_did_not_buy(self) -> None:
@@ -197,7 +195,7 @@ class TestFlatten(HandoverTest):
 
     @slow
     def test_a_journal_that_went_back_in_time_sells_no_coins_of_somebody_else_s(self) -> None:
-        gate = self.held(SPOT, MINUTES)
+        gate = self.held(SPOT)
         before = self.journal().read_bytes()
         self.assert_ends(self.run_it(gate, "flatten", "--live", **SPOT), 0)
         gate.sandbox.api.account.balances["XXBT"] += 1
@@ -208,7 +206,7 @@ class TestFlatten(HandoverTest):
 
     @slow
     def test_a_lost_journal_is_no_proof_that_nothing_is_held(self) -> None:
-        gate = self.held(SPOT, MINUTES)
+        gate = self.held(SPOT)
         path = self.journal()
         path.unlink()
         open_journal(path).close()  # As a start makes it that ended before it could look.
@@ -294,7 +292,7 @@ class TestFlatten(HandoverTest):
             Presence(journal, SystemClock(), 60)
         with (
             mock.patch.dict(os.environ, self.environ(gate) | UPWARD),
-            mock.patch.object(handover, "REQUEST_S", 0.5),
+            mock.patch.object(handover, "REQUEST_S", 0.1),
             contextlib.redirect_stdout(io.StringIO()),
             self.assertRaisesRegex(LaterError, "did not answer within"),
         ):
@@ -386,3 +384,7 @@ class TestFlatten(HandoverTest):
         ):
             handover._wait_for_the_bot(path, 1.0)
         self.assertFalse(path.with_suffix(".flatten").exists())
+
+
+def _shorten_lockout() -> None:
+    retry.LOCKOUT_S = 60.0

@@ -28,7 +28,7 @@ from krakenbot.config import Config
 from krakenbot.journal_file import open_journal
 from krakenbot.simulated.listing import SANDBOX_SECRET
 from tests import slow
-from tests.commands.program import KEYS, LIVE, MINUTES, PAPER, Gate, ProgramTest
+from tests.commands.program import KEYS, LIVE, PAPER, Gate, ProgramTest
 from tests.markets import short_histories
 
 ENDS_MAX_S = 1.0
@@ -305,7 +305,7 @@ class TestTrading(ProgramTest):
 
     @slow
     def test_a_position_nobody_explained_stops_until_it_is_adopted(self) -> None:
-        gate = self.gate(MINUTES)
+        gate = self.gate()
         gate.control("position", pair="XBTUSD", side="buy", volume="0.02", leverage=2)
         settings = LIVE | {"KRAKENBOT_EXCHANGE_TIMEOUT": "10"}
         done = self.run_it(gate, "run", "--live", "--once", **settings)

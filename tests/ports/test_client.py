@@ -250,8 +250,8 @@ class TestEnvelope(unittest.TestCase):
         short = b"""null [] 5 "text" {} {"result":{}} {"error":null} {"error":{}} {"error":"EAPI:x"}
             {"error":[5],"result":{}} {"error":[null],"result":{"a":1}} {"error":[["EAPI:x"]]}
             {"error":[]} {"error":[],"result":null} {"error":[],"resul {"error":[],"result":NaN}
-            {"error":[],"result":{"tb":Infinity}} {"error":[],"result":{"tb":1e99999999999999999999}}
-            <html><body>502</body></html>""".split()
+            {"error":[],"result":{"tb":Infinity}} <html><body>502</body></html>
+            {"error":[],"result":{"tb":1e99999999999999999999}}""".split()
         broken = (b"", b" ", OK[:-1], OK[:-5], OK + b"x", b"\xef\xbb\xbf\xff", b"\xff\xfe{}")
         huge = (b"[" * 100_000, b'{"a":' * 100_000, b'{"error":[],"result":' + b"9" * 5000 + b"}")
         for body in (*short, *broken, *huge, b"\x00" * 10):

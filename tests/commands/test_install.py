@@ -224,9 +224,7 @@ class TestInstall(unittest.TestCase):
                 self.assertEqual(Path(command.FOLDER, "kraken_api_key"), got.keys.api_key_file)
                 self.config.unlink()
 
-    def test_a_configuration_that_only_a_person_can_change_is_told_before_anything_is_written(
-        self,
-    ) -> None:
+    def test_a_configuration_only_a_person_can_change_is_told_before_any_writing(self) -> None:
         for text in (
             'keys = {api_key_file = "/a", api_secret_file = "/b"}\n',
             '["keys"]\napi_key_file = "/a"\napi_secret_file = "/b"\n',

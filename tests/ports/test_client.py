@@ -202,9 +202,7 @@ class TestErrors(unittest.TestCase):
             self.assertIsNot(Cause.UNREACHABLE, caught.exception.cause)
             self.assertGreaterEqual(caught.exception.wait_s, 15)
 
-    def test_too_many_requests_name_the_pause_they_need_also_where_the_outcome_is_unknown(
-        self,
-    ) -> None:
+    def test_too_many_requests_name_their_pause_also_where_the_outcome_is_unknown(self) -> None:
         for body, status, wait_s in (
             (envelope("EService: Throttled: 1691000000"), 200, 15.0),
             (b"<html>", 429, 60.0),
@@ -349,9 +347,7 @@ class TestNonce(unittest.TestCase):
     def setUp(self) -> None:
         silence(self)
 
-    def test_a_read_whose_nonce_is_refused_is_asked_again_with_larger_ones_after_pauses(
-        self,
-    ) -> None:
+    def test_a_read_whose_nonce_is_refused_is_asked_again_later_with_larger_ones(self) -> None:
         refused = [envelope("EAPI:Invalid nonce")] * 4
         transport, clock = FakeTransport(*refused, OK), StandingClock(1000.0)
         self.assertEqual({"ok": 1}, client(transport, clock).private("Balance"))

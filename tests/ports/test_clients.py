@@ -227,12 +227,9 @@ class SdkTest(WithSandbox):
             (self.clients(key="x")[1], e.KrakenInvalidAPIKeyError),
             (self.clients(secret=WRONG_SECRET)[1], e.KrakenInvalidSignatureError),
         ):
-            with self.assertRaises(kind):
-                other.get_account_balance()
-        with self.assertRaises(e.KrakenUnknownOrderError):
-            trade.cancel_order(txid="OAAAAA-BBBBB-CCCCCC")
-        with self.assertRaises(e.KrakenUnknownMethodError):
-            user.request("POST", "/0/private/Nonsense")
+            self.assertRaises(kind, other.get_account_balance)
+        self.assertRaises(e.KrakenUnknownOrderError, trade.cancel_order, txid="OAAAAA-BBBBB-CCCCCC")
+        self.assertRaises(e.KrakenUnknownMethodError, user.request, "POST", "/0/private/Nonsense")
         with self.assertRaises(e.KrakenPermissionDeniedError):
             user.request("POST", "/0/private/Earn/Strategies")
         for status, kind in (
@@ -244,8 +241,7 @@ class SdkTest(WithSandbox):
             with self.assertRaises(kind):
                 trade.request("POST", "/0/private/AddOrder", params=dict(ORDER))
         user.get_nonce = lambda: "1"
-        with self.assertRaises(e.KrakenInvalidNonceError):
-            user.get_account_balance()
+        self.assertRaises(e.KrakenInvalidNonceError, user.get_account_balance)
 
 
 @unittest.skipUnless(has("ccxt"), "ccxt is not installed")
@@ -326,19 +322,16 @@ class CcxtTest(WithSandbox):
             kind = known.get(words, ccxt.ExchangeError)
             with self.subTest(words=words), self.assertRaisesRegex(kind, words):
                 client.private_post_addorder({**ORDER, **change})
-        with self.assertRaises(ccxt.BadSymbol):
-            client.private_post_tradebalance({"asset": "NOPE"})
+        self.assertRaises(ccxt.BadSymbol, client.private_post_tradebalance, {"asset": "NOPE"})
         with self.assertRaises(ccxt.AuthenticationError):
             self.client(key="x").fetch_balance()
         with self.assertRaisesRegex(ccxt.ExchangeError, "EAPI:Invalid signature"):
             self.client(secret=WRONG_SECRET).fetch_balance()
         with self.assertRaises(ccxt.PermissionDenied):
             client.private_post_depositmethods({"asset": "XBT"})
-        with self.assertRaises(ccxt.InvalidOrder):
-            client.cancel_order("OAAAAA-BBBBB-CCCCCC")
+        self.assertRaises(ccxt.InvalidOrder, client.cancel_order, "OAAAAA-BBBBB-CCCCCC")
         self.mode("post_only")
         with self.assertRaises(ccxt.OnMaintenance):
             client.private_post_addorder(dict(ORDER))
         client.incrementing_nonce = lambda: 1
-        with self.assertRaises(ccxt.InvalidNonce):
-            client.fetch_balance()
+        self.assertRaises(ccxt.InvalidNonce, client.fetch_balance)

@@ -304,8 +304,7 @@ class TestFile(Folder):
         rows(journal, f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
         journal.close()
         before = self.path.read_bytes()
-        with self.assertRaises(ConfigError):
-            open_journal(self.path)
+        self.assertRaises(ConfigError, open_journal, self.path)
         self.assertEqual(before, self.path.read_bytes())
 
     def test_what_no_journal_can_hold_is_called_damaged(self) -> None:

@@ -139,9 +139,7 @@ class TestNotices(Quiet):
         self.assertLessEqual(len(wire.sent), WAITING_MAX + 1)
         self.assertIn("dropped", out.getvalue())
 
-    def test_a_broken_receiver_is_said_without_its_address_and_the_next_notice_still_goes(
-        self,
-    ) -> None:
+    def test_a_broken_receiver_is_said_without_its_address_and_the_next_is_sent(self) -> None:
         for wire in (
             Wire(500),
             Wire(302),

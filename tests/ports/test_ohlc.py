@@ -153,9 +153,7 @@ class TestWindow(unittest.TestCase):
         assert got is not None
         self.assertEqual([candle(n).time for n in range(81, 801)], [c.time for c in got])
 
-    def test_a_missing_interval_is_filled_flat_at_the_close_before_in_first_and_later_fetches(
-        self,
-    ) -> None:
+    def test_a_missing_interval_is_filled_at_the_close_before_in_all_fetches(self) -> None:
         market = FakeMarket(800)
         market.gone = {790, 802, 803}
         kept = window(market, FakeClock())

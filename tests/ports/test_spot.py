@@ -223,9 +223,7 @@ class TestAccount(unittest.TestCase):
             with self.subTest(repr(odd)), self.assertRaises(UnansweredError):
                 spot(Kraken(OpenPositions=odd)).position()
 
-    def test_charges_are_the_rows_of_the_pair_s_trades_and_all_rollovers_in_any_currency(
-        self,
-    ) -> None:
+    def test_charges_are_the_pair_s_trades_and_all_rollovers_in_any_currency(self) -> None:
         rollover, in_coins = LEDGER_ROW | {"refid": "TS3FY4-PAZT6-E4TLCB"}, {"asset": "XXBT"}
         opening = LEDGER_ROW | {"type": "margin", "fee": "16"}
         margin_fee = LEDGER_ROW | {"type": "margin", "fee": "0.00001"} | in_coins
@@ -435,8 +433,7 @@ class TestFinding(unittest.TestCase):
         kraken = Kraken(QueryOrders={"OAAAAA-AAAAA-AAAAAA": CLOSED_ORDER | {"cl_ord_id": "0" * 32}})
         exchange = spot(kraken)
         exchange.place(ORDER, SINCE)
-        with self.assertRaises(UnansweredError):
-            exchange.find(ID, SINCE)
+        self.assertRaises(UnansweredError, exchange.find, ID, SINCE)
 
     def test_a_look_that_was_answered_only_in_part_is_no_look(self) -> None:
         for method in ("OpenOrders", "ClosedOrders"):
@@ -580,9 +577,7 @@ class TestRecorded(unittest.TestCase):
                     answer = self.load(f"{folder}/{name}.json")
                     CALLS[method or name](spot(Kraken(**{method or name: answer})))
 
-    def test_both_recorded_ways_of_no_position_are_flat_and_two_fills_are_one_position(
-        self,
-    ) -> None:
+    def test_both_recorded_ways_of_no_position_are_flat_and_two_fills_one_position(self) -> None:
         folder = "payloads/spot/constructed/open_positions"
         for form in ("none_object", "none_array"):
             answer = self.load(f"{folder}_{form}.json")

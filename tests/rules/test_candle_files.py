@@ -157,9 +157,7 @@ class TestAnswers(FilesTest):
             json.dumps({"error": [], "result": {"XXBTZUSD": found, "last": 0}}), "a.json"
         )
 
-    def test_a_saved_answer_of_any_interval_is_read_without_the_candle_that_was_not_over(
-        self,
-    ) -> None:
+    def test_a_saved_answer_of_any_interval_is_read_without_its_running_candle(self) -> None:
         for minutes in (1, 240, 1440, 21600):
             columns = self.read(self.answer(minutes))
             self.assertEqual((columns.interval_s, len(columns.times)), (minutes * 60, 38))

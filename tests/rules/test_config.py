@@ -47,9 +47,7 @@ class TestDefaults(Folder):
         default = load(None, HOME, self.folder)
         self.assertEqual(default._replace(sources={}), example._replace(sources={}))
 
-    def test_the_example_file_sets_every_key_that_has_a_default_and_mentions_the_others(
-        self,
-    ) -> None:
+    def test_the_example_sets_every_key_that_has_a_default_and_mentions_the_others(self) -> None:
         example = load(str(EXAMPLE), HOME, self.folder)
         table = ""
         set_keys: set[str] = set()
@@ -358,9 +356,7 @@ class TestPaths(Folder):
         "[strategy]\nname = 'file'\nfile = 'rule.py'"
     )
 
-    def test_a_relative_path_in_a_file_counts_from_its_folder_wherever_the_program_runs(
-        self,
-    ) -> None:
+    def test_a_relative_path_in_a_file_counts_from_its_folder_wherever_it_runs(self) -> None:
         (self.folder / "bots").mkdir()
         (self.folder / "bots/bot.toml").write_text(self.TOML)
         bots = self.folder / "bots"
@@ -407,8 +403,7 @@ class TestPaths(Folder):
         with self.assertRaisesRegex(ConfigError, f"{self.folder}/here has .*; set state.directory"):
             load("bots/bot.toml", HOME, self.folder)
         (self.folder / "bots/here").mkdir()
-        with self.assertRaises(ConfigError):
-            load("bots/bot.toml", HOME, self.folder)
+        self.assertRaises(ConfigError, load, "bots/bot.toml", HOME, self.folder)
         (self.folder / "here/live.db").rename(self.folder / "bots/here/live.db")
         load("bots/bot.toml", HOME, self.folder)
 

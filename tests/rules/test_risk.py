@@ -117,9 +117,7 @@ class TestPair(unittest.TestCase):
 
 
 class TestExposure(unittest.TestCase):
-    def test_an_order_that_own_money_cannot_carry_is_not_sent_and_the_numbers_are_said(
-        self,
-    ) -> None:
+    def test_an_order_that_own_money_cannot_carry_is_not_sent_and_its_numbers_said(self) -> None:
         # 0.04 at 50 000 with leverage 2 needs 1 000, and 16 for the fee.
         enough = AROUND._replace(summary=MarginSummary(Decimal(1016), Decimal(0), Decimal(0)))
         self.assertIsNone(against(OPEN, enough))

@@ -129,5 +129,4 @@ class TestTable(unittest.TestCase):
                 self.assertIsNone(strategy(candles(closes[1:])).direction)
 
     def test_an_unknown_name_is_a_value_error(self) -> None:
-        with self.assertRaises(ValueError):
-            build("rsi", 20, 5, 20)
+        self.assertRaises(ValueError, build, "rsi", 20, 5, 20)

@@ -87,9 +87,7 @@ class AttentionTest(BotTest):
 
 
 class TestTradeBalanceThatLags(AttentionTest):
-    def test_margin_that_a_close_set_free_is_waited_for_and_the_position_opened_in_time(
-        self,
-    ) -> None:
+    def test_margin_that_a_close_set_free_is_waited_for_and_it_opens_in_time(self) -> None:
         for lag_s in (5, 15, 60):
             with self.subTest(lag_s):
                 self.setUp()
@@ -218,18 +216,14 @@ class TestRefusalsThatPass(AttentionTest):
                 self.flatten(bot)
                 self.assertEqual((ZERO, ZERO), (self.exchange.held, self.exchange.base))
 
-    def test_a_loss_is_not_flat_either_while_a_refused_order_may_have_opened_something(
-        self,
-    ) -> None:
+    def test_a_loss_is_not_flat_while_a_refused_order_may_have_opened_something(self) -> None:
         self.exchange.position_lag_s = 300.0
         with self.taken_after_refusal():
             bot = self.run_for(10)
         self.journal.put(flatten="the loss")
         self.assertIn("was refused, and yet", self.stopped(bot.run))
 
-    def test_coins_that_were_sold_by_an_order_found_at_the_adoption_are_not_taken_again(
-        self,
-    ) -> None:
+    def test_coins_sold_by_an_order_found_at_the_adoption_are_not_taken_again(self) -> None:
         self.plan = self.plan._replace(leverage=0)
         self.exchange.foreign_base = Decimal(1)
         self.once(105)
@@ -253,9 +247,7 @@ class TestRefusalsThatPass(AttentionTest):
         self.assertEqual(-SIZE, self.journal.account().held)
         self.assertEqual(3, len(self.exchange.placed))
 
-    def test_an_order_that_cannot_be_looked_up_after_its_refusal_is_looked_up_after_a_resume(
-        self,
-    ) -> None:
+    def test_an_order_not_looked_up_after_its_refusal_is_looked_up_after_a_resume(self) -> None:
         self.exchange.script = ["wait"]
         find, answered = self.exchange.find, iter((True, True))
 
@@ -335,9 +327,7 @@ class TestLookups(AttentionTest):
         window = (absent.created - 5, absent.deadline + 120)
         self.exchange.traded_orders.assert_called_once_with(*window)
 
-    def test_a_trade_that_nobody_knows_or_a_strange_position_alone_is_no_proof_of_absence(
-        self,
-    ) -> None:
+    def test_an_unknown_trade_or_a_strange_position_alone_is_no_proof_of_absence(self) -> None:
         for trades, held in ((["OSTRANGE"], ZERO), ([], SIZE)):
             with self.subTest(trades=trades, held=held):
                 self.setUp()
@@ -353,9 +343,7 @@ class TestLookups(AttentionTest):
                 self.assertIn("the exchange holds", self.stopped(self.bot().run))
                 self.assertIsNone(self.intents()[0].outcome)
 
-    def test_looks_at_a_cancelled_order_are_not_believed_while_they_or_the_position_differ(
-        self,
-    ) -> None:
+    def test_a_cancelled_order_s_looks_must_agree_with_each_other_and_the_position(self) -> None:
         for shown in (["0.003", "0.005"], ["0"] * 4):
             with self.subTest(shown):
                 self.setUp()
@@ -370,8 +358,7 @@ class TestLookups(AttentionTest):
         self.exchange.script = ["lost"]
         self.exchange.find = lambda *asked: None  # type: ignore[method-assign]
         self.clock.end = self.clock.time + 20
-        with self.assertRaises(StopRequestedError):
-            bot.run()
+        self.assertRaises(StopRequestedError, bot.run)
         self.clock.end = float("inf")
         self.journal.accept(self.intents()[0].id)
         self.assertIn("was accepted", self.stopped(self.bot().run))
@@ -524,9 +511,7 @@ class TestRaisedMinimum(AttentionTest):
 
 
 class TestMissingPermission(AttentionTest):
-    def test_a_key_that_reads_the_balance_but_not_the_position_ends_it_after_some_minutes(
-        self,
-    ) -> None:
+    def test_a_key_that_reads_the_balance_but_not_the_position_ends_it_in_minutes(self) -> None:
         bot = self.once(105)
         refusal = KeyRefusedError("OpenPositions: EGeneral:Permission denied")
         began, self.clock.end = self.clock.time, self.clock.time + DAY_S
@@ -664,9 +649,7 @@ class TestOneMethodThatFails(AttentionTest):
 class TestMarketThatCloses(AttentionTest):
     interval_s = DAY_S
 
-    def test_what_happens_to_the_market_of_a_position_is_told_long_before_the_next_candle(
-        self,
-    ) -> None:
+    def test_what_happens_to_the_market_of_a_position_is_told_before_the_candle(self) -> None:
         for trouble in ("not listed", "cancel_only"):
             with self.subTest(trouble):
                 self.setUp()
@@ -779,9 +762,7 @@ class TestClocks(AttentionTest):
         newest = max(decided.candle for decided in self.journal.decisions())
         self.assertGreater(newest, self.clock.time - 180)
 
-    def test_an_answer_about_the_time_that_took_long_does_not_move_a_clock_that_it_allows(
-        self,
-    ) -> None:
+    def test_an_answer_about_the_time_that_took_long_moves_no_clock_that_it_allows(self) -> None:
         bot = self.run_for(100)
 
         def server_time() -> int:
@@ -829,9 +810,7 @@ class TestClocks(AttentionTest):
         self.assertEqual(-SIZE, self.exchange.held)
         self.assertTrue(self.told("recovery"))
 
-    def test_an_exchange_whose_answers_about_the_time_contradict_each_other_is_waited_for(
-        self,
-    ) -> None:
+    def test_an_exchange_whose_answers_about_the_time_contradict_is_waited_for(self) -> None:
         answers = iter((9000, -9000) * 100)
         self.exchange.server_time = lambda: int(self.clock.time) + next(answers)  # type: ignore[method-assign]
         with self.assertRaises(LaterError):

@@ -267,8 +267,7 @@ class BotTest(unittest.TestCase):
         """Let a bot run until candle `number` was finished a while ago."""
         self.clock.end = T0 + 60 * (number + 1) + 40
         bot = bot or self.bot(**changes)
-        with self.assertRaises(StopRequestedError):
-            bot.run()
+        self.assertRaises(StopRequestedError, bot.run)
         return bot
 
     def stopped(self, act: Callable[[], object], code: int = 76) -> str:
@@ -390,9 +389,7 @@ class TestOrdinaryTicks(BotTest):
         bot.run(once=True, patience_s=300)
         self.assertTrue(bot.retry.has_started)
 
-    def test_waiting_for_more_than_five_minutes_is_told_once_again_daily_and_when_over(
-        self,
-    ) -> None:
+    def test_waiting_for_over_five_minutes_is_told_once_again_daily_and_when_over(self) -> None:
         until = self.clock.time + 2.5 * 86400
 
         def silent() -> None:
@@ -479,9 +476,7 @@ class TestWithoutMargin(BotTest):
         self.until(DOWN + 5)
         self.assertEqual((ZERO, 2), (self.exchange.base, len(self.exchange.placed)))
 
-    def test_a_sale_refused_for_good_is_tried_again_once_it_is_certain_that_it_left_nothing(
-        self,
-    ) -> None:
+    def test_a_sale_refused_for_good_is_tried_again_once_it_certainly_left_nothing(self) -> None:
         self.once(105)
         self.exchange.script = ["refuse"]
         self.at(DOWN)
@@ -537,9 +532,7 @@ class TestWithoutMargin(BotTest):
                 self.assertEqual(before, len(self.exchange.placed), "other coins were traded")
                 self.assertEqual(ZERO, self.exchange.base)
 
-    def test_after_the_journal_was_lost_the_order_of_this_candle_is_found_and_not_repeated(
-        self,
-    ) -> None:
+    def test_without_its_journal_the_order_of_this_candle_is_found_and_not_repeated(self) -> None:
         self.once()
         self.begin_journal()
         self.at(100, 40)
@@ -566,9 +559,7 @@ class TestUnanswered(BotTest):
                 self.assertEqual([(Purpose.OPEN, "closed")], self.outcomes())
                 self.assertEqual(SIZE, self.journal.account().held)
 
-    def test_an_order_that_never_happened_counts_so_only_after_its_deadline_and_the_lag(
-        self,
-    ) -> None:
+    def test_an_order_that_never_happened_is_absent_only_after_deadline_and_lag(self) -> None:
         self.exchange.script = ["never"]
         began = self.clock.time
         self.once()
@@ -587,9 +578,7 @@ class TestUnanswered(BotTest):
         self.assertNotEqual(first.client_order_id, second.client_order_id)
         self.assertEqual(SIZE, self.exchange.held)
 
-    def test_an_order_not_found_while_unknown_trades_are_shown_stops_it_until_it_is_adopted(
-        self,
-    ) -> None:
+    def test_an_order_not_found_while_unknown_trades_show_stops_it_until_adopted(self) -> None:
         self.exchange.script = ["hang"]
         original = self.exchange.find
         self.exchange.find = lambda order_id, since: original("hidden", since)  # type: ignore[method-assign]
@@ -672,9 +661,7 @@ class TestUnanswered(BotTest):
 
 
 class TestRefused(BotTest):
-    def test_an_opening_order_refused_for_good_is_looked_for_once_and_left_to_the_next_candle(
-        self,
-    ) -> None:
+    def test_an_opening_refused_for_good_is_looked_for_once_and_left_to_the_next(self) -> None:
         self.exchange.script = ["refuse"]
         bot = self.once()
         self.assertEqual([(Purpose.OPEN, Outcome.REFUSED)], self.outcomes())
@@ -716,9 +703,7 @@ class TestRefused(BotTest):
         )
         self.assertEqual(0, self.exchange.held)
 
-    def test_a_turn_that_is_objected_to_is_followed_by_the_close_so_that_risk_goes_down(
-        self,
-    ) -> None:
+    def test_a_turn_that_is_objected_to_is_followed_by_its_close_so_risk_goes_down(self) -> None:
         self.once(105, self.bot(one_order=True))
         self.exchange.equity = Decimal(300)  # A level of 120 %: no new exposure.
         self.exchange.used_margin = Decimal(250)
@@ -730,9 +715,7 @@ class TestRefused(BotTest):
         self.until(105)
         self.assertEqual((SIZE, 2), (self.exchange.held, len(self.exchange.placed)))
 
-    def test_a_key_that_stays_refused_ends_the_bot_after_three_pauses_longer_in_a_lockout(
-        self,
-    ) -> None:
+    def test_a_key_that_stays_refused_ends_it_after_three_pauses_or_a_lockout(self) -> None:
         for lockout_at, pauses in ((0, [60, 180, 300]), (2, [60, 900, 300])):
             self.setUp()
             bot, asked = self.once(), list[float]()
@@ -838,9 +821,7 @@ class TestPartialFill(BotTest):
 
 
 class TestPositionTruth(BotTest):
-    def test_a_position_that_the_journal_cannot_explain_stops_the_bot_with_both_numbers(
-        self,
-    ) -> None:
+    def test_a_position_that_the_journal_cannot_explain_stops_it_with_both_numbers(self) -> None:
         for held in (Decimal("0.5"), Decimal("-0.01"), ZERO):
             with self.subTest(held):
                 self.setUp()
@@ -982,8 +963,7 @@ class TestMaxLoss(BotTest):
                 self.exchange.rise = rise
                 self.exchange.summary = self.fail_once  # type: ignore[assignment,method-assign]
                 self.failures = 0
-                with self.assertRaises(Killed):
-                    self.once()
+                self.assertRaises(Killed, self.once)
                 del self.exchange.summary
                 self.assertEqual(SIZE, abs(self.exchange.held))
                 self.journal.put(halted="by hand")
@@ -1039,9 +1019,7 @@ class TestCloseOnly(BotTest):
 
 
 class TestFlatten(BotTest):
-    def test_what_is_held_is_closed_whatever_becomes_of_the_orders_and_the_bot_left_halted(
-        self,
-    ) -> None:
+    def test_what_is_held_is_closed_whatever_its_orders_meet_and_the_bot_halted(self) -> None:
         for script in ([], ["half", "lost", "unsent"], ["refuse", "refuse", "fill"]):
             with self.subTest(script):
                 self.setUp()
@@ -1127,9 +1105,7 @@ class TestAdoption(BotTest):
         self.assertIn("still open", self.stopped(self.adopt))
         self.assertEqual(1, len(self.journal.open_intents()))
 
-    def test_what_an_order_of_a_lost_journal_traded_is_not_booked_again_when_it_is_found(
-        self,
-    ) -> None:
+    def test_what_an_order_of_a_lost_journal_traded_is_not_booked_again_when_found(self) -> None:
         self.once(100)
         self.begin_journal()
         self.at(100, 20)
@@ -1261,9 +1237,7 @@ class TestDeath(BotTest):
                 self.assert_no_order_went_out_twice()
         self.assertGreater(number_of_deaths, 50 if IS_LONG else 9)
 
-    def test_after_a_death_at_any_call_the_target_is_reached_with_one_executed_order_a_step(
-        self,
-    ) -> None:
+    def test_after_a_death_at_any_call_each_step_has_one_executed_order_to_target(self) -> None:
         self.check_every_death(["fill", "fill"])
 
     @slow

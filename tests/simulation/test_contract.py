@@ -268,8 +268,7 @@ class Contract:
     def test_a_closed_market_takes_orders_later(self) -> None:
         self.world.market_status("cancel_only")
         self.exchange.rules()
-        with self.assertRaises(LaterError):
-            self.place(Side.BUY, "0.04")
+        self.assertRaises(LaterError, self.place, Side.BUY, "0.04")
         self.assertEqual(self.held(), (0, 0))
 
     def test_an_unknown_order_is_none_and_a_known_one_stays_known(self) -> None:

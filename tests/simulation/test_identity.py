@@ -305,9 +305,7 @@ class TestOneProcess(FrontDoor):
 class TestLostJournal(FrontDoor):
     speed = 100.0  # A start takes less than the two minutes that it looks back.
 
-    def test_orders_of_a_lost_journal_s_last_minutes_stop_a_new_one_though_nothing_is_held(
-        self,
-    ) -> None:
+    def test_orders_of_a_lost_journal_s_last_minutes_stop_a_new_one_though_flat(self) -> None:
         self.run_once(leverage=2, entry="next-turn")
         traded = {"pair": "XBTUSD", "side": "buy", "volume": SIZE, "leverage": 2}
         for wish in (traded, {"pair": "XBTUSD", "close": True}):

@@ -3,7 +3,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import unittest
 from pathlib import Path
 from unittest import mock
@@ -15,6 +14,7 @@ from krakenbot.journal_file import open_journal
 from krakenbot.records import Outcome
 from krakenbot.retry import LOCKOUT_S
 from tests.commands.called import call
+from tests.folders import own_folder
 from tests.ports.test_journal import execution, intent
 
 EXPOSURE_MAX = 1.2
@@ -36,9 +36,7 @@ def settings(text: str) -> dict[str, list[str]]:
 
 class TestUnit(unittest.TestCase):
     def setUp(self) -> None:
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        self.folder = Path(folder.name)
+        self.folder = own_folder(self)
         modern = mock.patch.object(command, "_is_new_enough", lambda python: True)
         modern.start()
         self.addCleanup(modern.stop)
@@ -59,14 +57,9 @@ class TestUnit(unittest.TestCase):
 
     def test_the_template_names_everything_after_its_instance(self) -> None:
         unit = settings(command.unit(config(KRAKENBOT_MODE="live"), "/ignored", True))
-        self.assertEqual(
-            [
-                "config.toml:/etc/krakenbot/%i.toml",
-                "kraken_api_key:/etc/krakenbot/%i.kraken_api_key",
-                "kraken_api_secret:/etc/krakenbot/%i.kraken_api_secret",
-            ],
-            unit["LoadCredential"],
-        )
+        keys = [f"{name}:/etc/krakenbot/%i.{name}" for name in command.KEYS]
+        credentials = ["config.toml:/etc/krakenbot/%i.toml", *keys]
+        self.assertEqual(credentials, unit["LoadCredential"])
         self.assertEqual((["krakenbot"], ["krakenbot"]), (unit["StateDirectory"], unit["User"]))
 
     def test_the_configuration_named_is_the_one_that_is_loaded(self) -> None:
@@ -116,9 +109,7 @@ class TestInstall(unittest.TestCase):
     """Into a folder that stands for the whole machine; `systemctl` is only noted."""
 
     def setUp(self) -> None:
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        self.root = Path(folder.name)
+        self.root = own_folder(self)
         self.here = self.root / "here"
         self.here.mkdir()
         places = {
@@ -193,15 +184,9 @@ class TestInstall(unittest.TestCase):
         self.assertEqual(Path(command.FOLDER, "kraken_api_secret"), got.keys.api_secret_file)
         unit = settings(Path(command.UNIT_FILE).read_text())
         self.assertTrue(unit["ExecStart"][0].endswith(" run --live"))
-        self.assertEqual(
-            [
-                f"config.toml:{self.config}",
-                f"my_rule.py:{command.FOLDER}/my_rule.py",
-                f"kraken_api_key:{command.FOLDER}/kraken_api_key",
-                f"kraken_api_secret:{command.FOLDER}/kraken_api_secret",
-            ],
-            unit["LoadCredential"],
-        )
+        kept = ("my_rule.py", "kraken_api_key", "kraken_api_secret")
+        want = [f"config.toml:{self.config}", *(f"{name}:{command.FOLDER}/{name}" for name in kept)]
+        self.assertEqual(want, unit["LoadCredential"])
         self.assertTrue(Path(command.FOLDER, "my_rule.py").exists())
 
     def test_a_configuration_is_understood_however_its_tables_are_written(self) -> None:
@@ -218,9 +203,8 @@ class TestInstall(unittest.TestCase):
                 given.write_text(text, "utf-8", newline="")
                 self.do("install", "--systemd")
                 got = load(str(self.config), {}, Path("/"))
-                self.assertEqual(
-                    ("error", Path(command.STATE)), (got.log.level, got.state_directory)
-                )
+                found = got.log.level, got.state_directory
+                self.assertEqual(("error", Path(command.STATE)), found)
                 self.assertEqual(Path(command.FOLDER, "kraken_api_key"), got.keys.api_key_file)
                 self.config.unlink()
 
@@ -288,11 +272,10 @@ class TestInstall(unittest.TestCase):
         self.do("install", "--systemd")
         self.journal().close()
         self.do("uninstall")
-        self.assertEqual(
-            ["etc/krakenbot/config.toml", "etc/krakenbot/kraken_api_key"], [*self.files()][:2]
-        )
-        self.assertTrue(any("var/lib/krakenbot/live" in name for name in self.files()))
-        self.assertFalse(any("opt/" in name or "usr/" in name for name in self.files()))
+        left = [*self.files()]
+        self.assertEqual(["etc/krakenbot/config.toml", "etc/krakenbot/kraken_api_key"], left[:2])
+        self.assertTrue(any("var/lib/krakenbot/live" in name for name in left))
+        self.assertFalse(any("opt/" in name or "usr/" in name for name in left))
 
     def test_uninstall_with_purge_leaves_nothing(self) -> None:
         self.do("install", "--systemd")

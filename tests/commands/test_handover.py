@@ -57,9 +57,8 @@ class TestAdopt(HandoverTest):
             done = self.run_it(gate, *words, **UPWARD)
             self.assertEqual(2, done.code, done.err)
             self.assertFalse(list(self.state.glob("*.db")))
-            self.assertIn(
-                "held at the exchange: 0.02 XBT; recorded in the journal: 0 XBT", done.out
-            )
+            held = "held at the exchange: 0.02 XBT; recorded in the journal: 0 XBT"
+            self.assertIn(held, done.out)
             self.assertRegex(done.out, r"sell 0\.01 XBT at market, about [\d,.]+ = .* fee about")
             self.assertIn("Nothing was changed", done.out)
         self.assertEqual([], gate.added)
@@ -111,21 +110,17 @@ class TestFlatten(HandoverTest):
 
     @slow
     def test_a_key_that_may_do_too_much_does_not_keep_it_from_closing(self) -> None:
-        gate = self.held(UPWARD)
-
-        def edit(path: str, answer: bytes) -> bytes:
-            return answer.replace(b'"modify-trades"', b'"modify-trades","withdraw-funds"')
-
-        gate.edit = edit
+        gate, both = self.held(UPWARD), b'"modify-trades","withdraw-funds"'
+        gate.edit = lambda path, answer: answer.replace(b'"modify-trades"', both)
         self.assert_ends(self.run_it(gate, "run", "--live", "--once", **UPWARD), 77, "withdraw")
         self.assert_ends(self.run_it(gate, "flatten", "--live", **UPWARD), 0)
         self.assertEqual(0, gate.position)
 
     @slow
     def test_a_price_that_cannot_be_had_does_not_keep_it_from_closing(self) -> None:
-        for settings in (UPWARD, SPOT):
-            with self.subTest(leverage=settings.get("KRAKENBOT_LEVERAGE", "2")):
-                self.state = self.folder / settings.get("KRAKENBOT_LEVERAGE", "2")
+        for leverage, settings in (("2", UPWARD), ("0", SPOT)):
+            with self.subTest(leverage=leverage):
+                self.state = self.folder / leverage
                 gate = self.held(settings)
                 gate.edit = lambda path, answer: b"<p>" if "/Ticker" in path else answer
                 done = self.run_it(gate, "flatten", "--live", **settings)
@@ -136,20 +131,16 @@ class TestFlatten(HandoverTest):
     @slow
     def test_what_cannot_be_read_after_closing_does_not_deny_it(self) -> None:
         gate = self.held(SPOT)
-
-        def edit(path: str, answer: bytes) -> bytes:
-            return b"" if path.endswith("/OpenPositions") else answer
-
-        gate.edit = edit
+        gate.edit = lambda path, answer: b"" if path.endswith("/OpenPositions") else answer
         done = self.run_it(gate, "flatten", "--live", **SPOT)
         self.assert_ends(done, 0)
         self.assertIn("the bot holds no XBT of its own", done.out)
 
     @slow
     def test_from_another_folder_it_does_not_report_success_about_an_open_position(self) -> None:
-        for settings in (UPWARD, SPOT):
-            with self.subTest(leverage=settings.get("KRAKENBOT_LEVERAGE", "2")):
-                self.state = self.folder / settings.get("KRAKENBOT_LEVERAGE", "2")
+        for leverage, settings in (("2", UPWARD), ("0", SPOT)):
+            with self.subTest(leverage=leverage):
+                self.state = self.folder / leverage
                 gate = self.held(settings)
                 done = self.run_it(gate, "flatten", "--live", **self.elsewhere(settings))
                 self.assert_ends(done, 76, "nothing was closed", "0.01 XBT", "no journal in")
@@ -275,14 +266,8 @@ class TestFlatten(HandoverTest):
 
     def test_a_request_to_a_bot_that_has_ended_is_withdrawn_at_once(self) -> None:
         gate = self.held(UPWARD)
-        with (
-            mock.patch.dict(os.environ, self.environ(gate) | UPWARD),
-            mock.patch.object(handover, "_is_running", return_value=True),  # Until just now.
-            contextlib.redirect_stdout(io.StringIO()),
-            self.assertRaisesRegex(StopError, "the bot ended with: no halt; .* 0.01 held"),
-        ):
-            handover.run(Namespace(config=None, command="flatten", live=True, all=False, yes=True))
-        self.assertFalse(self.journal().with_suffix(".flatten").exists())
+        with mock.patch.object(handover, "_is_running", return_value=True):  # Until just now.
+            self.fails_here(gate, StopError, "the bot ended with: no halt; .* 0.01 held")
 
     def test_a_request_that_nobody_takes_is_withdrawn_and_said(self) -> None:
         gate = self.held(UPWARD)
@@ -290,11 +275,15 @@ class TestFlatten(HandoverTest):
         self.addCleanup(lock.close)
         with contextlib.closing(open_journal(self.journal())) as journal:
             Presence(journal, SystemClock(), 60)
+        with mock.patch.object(handover, "REQUEST_S", 0.1):
+            self.fails_here(gate, LaterError, "did not answer within")
+
+    def fails_here(self, gate: Gate, error: type[Exception], words: str) -> None:
+        """See that `flatten` in this process fails with the words and takes its request back."""
         with (
             mock.patch.dict(os.environ, self.environ(gate) | UPWARD),
-            mock.patch.object(handover, "REQUEST_S", 0.1),
             contextlib.redirect_stdout(io.StringIO()),
-            self.assertRaisesRegex(LaterError, "did not answer within"),
+            self.assertRaisesRegex(error, words),
         ):
             handover.run(Namespace(config=None, command="flatten", live=True, all=False, yes=True))
         self.assertFalse(self.journal().with_suffix(".flatten").exists())

@@ -390,9 +390,13 @@ class TestOrdinaryTicks(BotTest):
         self.assertTrue(bot.retry.has_started)
 
     def test_waiting_for_over_five_minutes_is_told_once_again_daily_and_when_over(self) -> None:
-        until = self.clock.time + 2.5 * 86400
+        began = self.clock.time
+        until = began + 2.5 * 86400
 
         def silent() -> None:
+            waited_s = self.clock.time - began
+            if not 300 <= waited_s <= 420:
+                self.assertEqual(waited_s > 300, bool(self.events))
             if self.clock.time < until:
                 raise UnansweredError("timed out")
             self.assertEqual(1, len(active_alerts(self.journal)))

@@ -75,6 +75,9 @@ class TestDecision(unittest.TestCase):
         self.assertTrue(got.step.reduce_only)
         self.assertIn("enough", got.reason)
 
+    def test_flattening_while_flat_orders_nothing(self) -> None:
+        self.assertIsNone(decision(Direction.LONG, "0", flatten_reason="enough").step)
+
     def test_a_rest_below_the_smallest_order_is_left_and_both_numbers_are_said(self) -> None:
         got = decision(Direction.LONG, "0.00998")
         self.assertIsNone(got.step)

@@ -2,12 +2,13 @@ import copy
 import json
 import os
 import unittest
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from decimal import Decimal
 from functools import reduce
 from itertools import repeat
-from operator import getitem
+from operator import getitem, itemgetter
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -272,8 +273,10 @@ class TestAccount(unittest.TestCase):
 
             def page(params: dict[str, str], rows: list[Any] = rows) -> Any:
                 start, end, offset = (int(params.get(key, 0)) for key in ("start", "end", "ofs"))
-                within = [row for row in rows[::-1] if start < row["time"] <= end]
-                chosen = within[offset : offset + 50]
+                first, last = (
+                    bisect_right(rows, at, key=itemgetter("time")) for at in (start, end)
+                )
+                chosen = rows[first:last][::-1][offset : offset + 50]
                 return {"trades": {f"T{row['ordertxid']}": row for row in chosen}}
 
             traded = spot(Kraken(TradesHistory=page)).traded_orders(SINCE, SINCE + 1500)

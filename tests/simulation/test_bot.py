@@ -1213,7 +1213,7 @@ class TestDeath(BotTest):
     def check_every_death(self, script: Sequence[str], **changes: Any) -> None:
         moment, number_of_deaths = 0, 0
         while True:
-            moment += 1 if IS_LONG else 7
+            moment += 1 if IS_LONG else 11
             self.setUp()
             self.once(105, self.bot(**changes))
             self.exchange.script = list(script)

@@ -45,7 +45,7 @@ KEYS = {"KRAKEN_API_KEY": SANDBOX_KEY, "KRAKEN_API_SECRET": SANDBOX_SECRET}
 
 
 def setUpModule() -> None:
-    short_histories()
+    short_histories(2)
 
 
 class FrontDoor(unittest.TestCase):

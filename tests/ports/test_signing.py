@@ -41,23 +41,10 @@ FURTHER = (
 
 
 class TestSignature(unittest.TestCase):
-    def test_the_published_example_gives_the_published_signature(self) -> None:
-        path, body, signature = PUBLISHED
-        self.assertEqual(signature, sign(Secret(SECRET), path, NONCE, body.encode()))
-
-    def test_further_bodies_give_their_known_signatures(self) -> None:
-        for path, body, signature in FURTHER:
+    def test_each_path_and_body_gives_its_known_signature(self) -> None:
+        for path, body, signature in (PUBLISHED, *FURTHER):
             with self.subTest(body):
                 self.assertEqual(signature, sign(Secret(SECRET), path, NONCE, body.encode()))
-
-    def test_path_nonce_and_body_all_change_the_signature(self) -> None:
-        path, body, signature = PUBLISHED
-        for other in (
-            sign(Secret(SECRET), "/0/private/Balance", NONCE, body.encode()),
-            sign(Secret(SECRET), path, "1616492376595", body.encode()),
-            sign(Secret(SECRET), path, NONCE, body.encode() + b"&x=1"),
-        ):
-            self.assertNotEqual(signature, other)
 
     def test_blanks_and_newlines_round_a_pasted_secret_do_not_matter(self) -> None:
         path, body, signature = PUBLISHED

@@ -100,10 +100,6 @@ class TestRounding(unittest.TestCase):
                 self.assertEqual(0, rounded % got.volume_step)
                 self.assertGreaterEqual(rounded * volume, 0)
 
-    def test_a_volume_that_fits_stays_as_it_is(self) -> None:
-        self.assertEqual(Decimal("0.00005"), rules().round_volume(Decimal("0.00005")))
-        self.assertEqual(Decimal("0.99999999"), rules().round_volume(Decimal("0.999999999999")))
-
 
 class TestPlain(unittest.TestCase):
     def test_numbers_are_written_without_exponent_or_needless_zeros(self) -> None:

@@ -60,43 +60,11 @@ META = """first_direction charges_read pnl_at_resume halted unfilled_from warnin
 CHECK_MAX_S = 0.5  # Of the processor. Written out, 1e200000 takes longer, 1e999999999 for ever.
 
 # Numbers and texts at which parsers stumble, as they stand in JSON.
-AWKWARD = (
-    "1e200000",
-    "-1e-999999999",
-    "1e30",
-    "1E31",
-    "1e400",
-    "0.1",
-    "-0",
-    "-1",
-    "0",
-    "9" * 30,
-    "9" * 4400,
-    "NaN",
-    "Infinity",
-    "-Infinity",
-    "true",
-    "null",
-    '""',
-    '"nan"',
-    '"inf"',
-    '"1e999999999"',
-    '"1_000"',
-    '"\\u0661"',
-    '" 1"',
-    '"0x1"',
-    '"-0.00"',
-    '"\\ud800"',
-    '"\\u0000"',
-    '"' + "9" * 4400 + '"',
-    "[]",
-    "{}",
-    "[[]]",
-    '{"": null}',
-    '"XXBTZUSD"',
-    '"buy"',
-    '"closed"',
-)
+NUMBERS = "1e200000 -1e-999999999 1e30 1E31 1e400 0.1 -0 -1 0 NaN Infinity -Infinity true null"
+TEXTS = r"""[] {} [[]] "" "nan" "inf" "1e999999999" "1_000" "\u0661" "0x1" "-0.00" "\ud800"
+    "\u0000" "XXBTZUSD" "buy" "closed" """
+LONG = ("9" * 30, "9" * 4400, '"' + "9" * 4400 + '"', '" 1"', '{"": null}')
+AWKWARD = (*NUMBERS.split(), *TEXTS.split(), *LONG)
 ODD = "\x00odd\x00"  # Stands where an awkward piece of JSON is put in.
 
 AMOUNT = st.decimals(-10, 10**9, allow_nan=False, allow_infinity=False, places=8).map(
@@ -142,16 +110,40 @@ def answers(draw: st.DrawFn, method: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
-LEAVES = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.text(max_size=8), st.floats(), AMOUNT
-)
+TEXT = st.text(max_size=8)
+LEAVES = st.one_of(st.none(), st.booleans(), st.integers(), TEXT, st.floats(), AMOUNT)
 JUNK = st.recursive(
     LEAVES,
-    lambda inner: st.one_of(
-        st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=8), inner, max_size=3)
-    ),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
     max_leaves=6,
 ).map(json.dumps)
+CATEGORIES = ("EAPI:", "EOrder:", "EService:", "EGeneral:", "EQuery:", "W", "E", "")
+ERRORS = st.one_of(
+    st.text(max_size=30),
+    st.sampled_from(CATEGORIES),
+    st.text(max_size=9).map("EOrder:".__add__),
+    st.text(max_size=9).map("EService:".__add__),
+)
+TIMES = st.integers(0, 40).map(lambda n: str(T0 + 60 * n)) | st.text(max_size=5)
+FIELDS = st.sampled_from(("", "nan", "1e9", "-1", "0", "5", "5.0", "1e999999999", "9" * 400))
+CANDLES = (
+    st.lists(st.tuples(TIMES, st.lists(AMOUNT | FIELDS, min_size=3, max_size=6)), max_size=12)
+    .map(lambda rows: "\n".join(",".join([time, *rest]) for time, rest in rows))
+    .map(lambda text: text.encode("utf-8", "replace"))
+)
+SETTINGS = st.dictionaries(st.sampled_from([*config._KEYS, "risk", "size ", "a.b"]), JUNK).map(
+    lambda pairs: "\n".join(f"{key} = {value}" for key, value in pairs.items()).encode()
+)
+VARIABLES = ["KRAKENBOT_" + key.replace(".", "_").upper() for key in config._KEYS]
+PLACES = ("HOME", "STATE_DIRECTORY", "XDG_STATE_HOME", "KRAKENBOT_CONFIG")
+NAMES = st.sampled_from((*VARIABLES, *PLACES)) | st.text(
+    st.characters(exclude_characters="=\0"), min_size=1, max_size=9
+).map("KRAKENBOT_".__add__)
+ADDRESSES = "https://[::1 http://127.0.0.1:99999 https://a@b 1e999999999 true ~ ~root/x /dev/null"
+NO_NUL = st.characters(exclude_characters="\0")
+VALUES = st.text(NO_NUL, max_size=20) | AMOUNT | st.sampled_from((*ADDRESSES.split(), "9" * 5000))
+KEYS = "KRAKEN_API_KEY KRAKEN_API_SECRET KRAKEN_API_KEY_FILE KRAKEN_API_SECRET_FILE"
+SECRETS = st.text(NO_NUL, max_size=12) | st.sampled_from(("/", "/dev/null", "/dev/full", "."))
 
 
 class FuzzTest(unittest.TestCase):
@@ -219,20 +211,7 @@ class TestAnswers(FuzzTest):
         with contextlib.suppress(PLANNED):
             self.assert_exact(result_of("Balance", status, body))
 
-    @given(
-        st.lists(
-            st.one_of(
-                st.text(max_size=30),
-                st.sampled_from(
-                    ("EAPI:", "EOrder:", "EService:", "EGeneral:", "EQuery:", "W", "E", "")
-                ),
-                st.text(max_size=9).map("EOrder:".__add__),
-                st.text(max_size=9).map("EService:".__add__),
-            ),
-            min_size=1,
-            max_size=4,
-        )
-    )
+    @given(st.lists(ERRORS, min_size=1, max_size=4))
     def test_lists_of_errors(self, errors: list[str]) -> None:
         body = json.dumps({"error": errors, "result": {}}).encode()
         for method, ask in (("Balance", Spot.balances), ("OpenPositions", Spot.position)):
@@ -296,29 +275,7 @@ class TestValues(FuzzTest):
 
 class TestFiles(FuzzTest):
     @given(
-        st.one_of(
-            st.binary(max_size=300),
-            st.lists(
-                st.tuples(
-                    st.one_of(
-                        st.integers(0, 40).map(lambda n: str(T0 + 60 * n)), st.text(max_size=5)
-                    ),
-                    st.lists(
-                        st.one_of(
-                            AMOUNT,
-                            st.sampled_from(
-                                ("", "nan", "1e9", "-1", "0", "5", "5.0", "1e999999999", "9" * 400)
-                            ),
-                        ),
-                        min_size=3,
-                        max_size=6,
-                    ),
-                ),
-                max_size=12,
-            )
-            .map(lambda rows: "\n".join(",".join([time, *rest]) for time, rest in rows))
-            .map(lambda text: text.encode("utf-8", "replace")),
-        ),
+        st.binary(max_size=300) | CANDLES,
         st.sampled_from(("XBTUSD_1.csv", "XBTUSD_1.csv.gz", "XBTUSD_1.json")),
     )
     def test_files_of_candles(self, content: bytes, name: str) -> None:
@@ -337,9 +294,7 @@ class TestFiles(FuzzTest):
         st.one_of(
             st.binary(max_size=200),
             st.text(max_size=200).map(lambda text: text.encode("utf-8", "replace")),
-            st.dictionaries(st.sampled_from([*config._KEYS, "risk", "size ", "a.b"]), JUNK).map(
-                lambda pairs: "\n".join(f"{key} = {value}" for key, value in pairs.items()).encode()
-            ),
+            SETTINGS,
             st.sampled_from(AWKWARD).map(lambda piece: f"size = {piece}".encode()),
         )
     )
@@ -347,37 +302,7 @@ class TestFiles(FuzzTest):
         (self.folder / "c.toml").write_bytes(content)
         self.check_config("c.toml", {"HOME": "/"})
 
-    @given(
-        st.dictionaries(
-            st.one_of(
-                st.sampled_from(
-                    ["KRAKENBOT_" + key.replace(".", "_").upper() for key in config._KEYS]
-                ),
-                st.text(st.characters(exclude_characters="=\0"), min_size=1, max_size=9).map(
-                    "KRAKENBOT_".__add__
-                ),
-                st.sampled_from(("HOME", "STATE_DIRECTORY", "XDG_STATE_HOME", "KRAKENBOT_CONFIG")),
-            ),
-            st.one_of(
-                st.text(st.characters(exclude_characters="\0"), max_size=20),
-                AMOUNT,
-                st.sampled_from(
-                    (
-                        "https://[::1",
-                        "http://127.0.0.1:99999",
-                        "https://a@b",
-                        "1e999999999",
-                        "9" * 5000,
-                        "true",
-                        "~",
-                        "~root/x",
-                        "/dev/null",
-                    )
-                ),
-            ),
-            max_size=5,
-        )
-    )
+    @given(st.dictionaries(NAMES, VALUES, max_size=5))
     def test_environments(self, environ: dict[str, str]) -> None:
         self.check_config(None, environ)
 
@@ -392,21 +317,7 @@ class TestFiles(FuzzTest):
         url = found.exchange.url
         self.assertTrue(url.startswith("https://") or config.is_loopback(url))
 
-    @given(
-        st.dictionaries(
-            st.sampled_from(
-                (
-                    "KRAKEN_API_KEY",
-                    "KRAKEN_API_SECRET",
-                    "KRAKEN_API_KEY_FILE",
-                    "KRAKEN_API_SECRET_FILE",
-                    "CREDENTIALS_DIRECTORY",
-                )
-            ),
-            st.text(st.characters(exclude_characters="\0"), max_size=12)
-            | st.sampled_from(("/", "/dev/null", "/dev/full", ".")),
-        )
-    )
+    @given(st.dictionaries(st.sampled_from([*KEYS.split(), "CREDENTIALS_DIRECTORY"]), SECRETS))
     def test_secrets(self, environ: dict[str, str]) -> None:
         try:
             found = load_credentials(config.Config(), environ=environ)

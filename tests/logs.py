@@ -9,12 +9,14 @@ from krakenbot import log
 
 
 def restoring() -> Callable[[], None]:
-    """Return what brings back the log as it is now."""
-    handlers, level = log.logger.handlers, log.logger.level
+    """Return what brings back the log and the secrets that it hides as they are now."""
+    handlers, level, hidden = log.logger.handlers, log.logger.level, {*log._hidden}
 
     def restore() -> None:
         log.logger.handlers = handlers
         log.logger.setLevel(level)
+        log._hidden.clear()
+        log._hidden.update(hidden)
 
     return restore
 

@@ -1,6 +1,5 @@
 """A market made of values, in Kraken's own words: what a client's public methods would answer."""
 
-import gc
 import threading
 import unittest
 from collections.abc import Mapping
@@ -17,7 +16,6 @@ def short_histories(days: int = 5) -> None:
     patch = mock.patch.object(feed, "HISTORY", days * 1440)
     patch.start()
     unittest.addModuleCleanup(patch.stop)
-    unittest.addModuleCleanup(gc.collect)  # Each exchange knows itself, and keeps its minutes.
 
 
 class Closable(Protocol):

@@ -28,9 +28,8 @@ from tests.folders import own_folder
 from tests.markets import begin_candle, close_after
 
 SIGNS_MAX_S = 60.0  # The exchange's own limit of requests may hold up a row of starts.
-# Waits for the exchange are short, and a second that a busy machine takes is still no minute.
-SPEED = 20.0
-MINUTES = 60.0  # Where trades are looked back at, which takes two minutes.
+# Waits for the exchange are short; its answer and an order may take a real second all the same.
+SPEED, TIMEOUT_S = 120.0, "120"
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload([__name__, "krakenbot.commands.run", "krakenbot.commands.handover"])
 KEYS = {"KRAKEN_API_KEY": SANDBOX_KEY, "KRAKEN_API_SECRET": SANDBOX_SECRET}
@@ -201,6 +200,7 @@ class ProgramTest(unittest.TestCase):
         if gate is not None:
             environ["KRAKENBOT_EXCHANGE_URL"] = gate.url
             environ["KRAKENBOT_EXCHANGE_CLOCK_SPEED"] = f"{gate.speed:g}"
+            environ["KRAKENBOT_EXCHANGE_TIMEOUT"] = TIMEOUT_S
         return environ
 
     def start(

@@ -38,6 +38,7 @@ def setUpModule() -> None:
 
 DATA = os.environ.get("TEST_DATA_KRAKEN")
 DAYS = float(os.environ.get("TEST_DAYS", "0.15"))
+ADDED = ("volume", "cost", "fee")
 NOT_BOOKS = {"positions": None, "ledger": None}
 LONG, SHORT = D("0.00025"), D("0.0001")
 RATES = MarginRates(LONG, SHORT)
@@ -138,26 +139,18 @@ class TestAgainstTheLiveTick(unittest.TestCase):
             replay.feed(part)
             lean.feed(part)
         self.assertEqual(vars(lean.account) | NOT_BOOKS, vars(replay.account) | NOT_BOOKS)
-        self.assertEqual(
-            [lot[2:] for lot in lean.position.lots], [lot[2:] for lot in replay.position.lots]
-        )
-        live = [
-            (i.created, i.side.sign, i.executed, i.cost, i.fee)
-            for i in journal.intents()
-            if i.executed
-        ]
+        lots = [lot[2:] for lot in replay.position.lots]
+        self.assertEqual([lot[2:] for lot in lean.position.lots], lots)
+        done = [one for one in journal.intents() if one.executed]
+        live = [(one.created, one.side.sign, one.executed, one.cost, one.fee) for one in done]
         self.assertEqual(live, orders(replay))
-        self.assertEqual(
-            halted is not None, replay.record.ended is not None, (halted, replay.record.ended)
-        )
+        ended = replay.record.ended
+        self.assertEqual(halted is not None, ended is not None, (halted, ended))
         account = client.private_api.account
         for name in ("balances", "fees", "rollovers", "realized"):
             self.assertEqual(getattr(account, name), getattr(replay.account, name), name)
         if halted is None:
-            self.assertEqual(
-                [lot[2:] for lot in account.position(rules).lots],
-                [lot[2:] for lot in replay.position.lots],
-            )
+            self.assertEqual([lot[2:] for lot in account.position(rules).lots], lots)
             replay.position.price = world.rows[world.running].open
             quote = rules.quote
             self.assertEqual(account.equity(quote), replay.account.equity(quote))
@@ -272,12 +265,8 @@ def orders(replay: Replay) -> list[tuple[object, ...]]:
     for one in fills:
         if one.order in merged:
             trade, was = one.trade, merged[one.order].trade
-            volume, cost, fee = (
-                trade.volume + was.volume,
-                trade.cost + was.cost,
-                trade.fee + was.fee,
-            )
-            one = one._replace(trade=trade._replace(volume=volume, cost=cost, fee=fee))
+            added = {name: getattr(trade, name) + getattr(was, name) for name in ADDED}
+            one = one._replace(trade=trade._replace(**added))
         if one.reason != "liquidated":
             merged[one.order] = one
     return [

@@ -9,6 +9,7 @@ import unittest
 import zipfile
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import Any
 
 from krakenbot import cli
 from krakenbot.commands.build import packed
@@ -18,6 +19,7 @@ from tests.markets import sandbox_for, short_histories
 
 ROOT = Path(__file__).parent.parent.parent
 NOBODY = 65534
+OF_NOBODY: dict[str, Any] = {"user": NOBODY, "group": NOBODY, "extra_groups": []}
 
 
 def setUpModule() -> None:
@@ -29,14 +31,8 @@ def python_for_others() -> str | None:
     for python in (sys.executable, "/usr/bin/python3"):
         try:
             check = "import sys; sys.exit(sys.version_info < (3, 11))"
-            done = subprocess.run(
-                [python, "-I", "-S", "-c", check],
-                user=NOBODY,
-                group=NOBODY,
-                extra_groups=[],
-                capture_output=True,
-                check=False,
-            )
+            command = [python, "-I", "-S", "-c", check]
+            done = subprocess.run(command, capture_output=True, check=False, **OF_NOBODY)
         except OSError:
             continue
         if done.returncode == 0:
@@ -65,14 +61,9 @@ class TestBuild(unittest.TestCase):
         with zipfile.ZipFile(self.file) as archive:
             entries = archive.infolist()
         names = [entry.filename for entry in entries]
-        package = [
-            path
-            for path in (ROOT / "krakenbot").rglob("*.*")
-            if path.is_file() and path.suffix != ".pyc"
-        ]
-        self.assertEqual(
-            sorted(["__main__.py", *(str(path.relative_to(ROOT)) for path in package)]), names
-        )
+        files = [path for path in (ROOT / "krakenbot").rglob("*.*") if path.is_file()]
+        package = [str(path.relative_to(ROOT)) for path in files if path.suffix != ".pyc"]
+        self.assertEqual(sorted(["__main__.py", *package]), names)
         self.assertEqual({(1980, 1, 1, 0, 0, 0)}, {entry.date_time for entry in entries})
         self.assertEqual({0o100644 << 16}, {entry.external_attr for entry in entries})
 
@@ -151,16 +142,11 @@ class TestBuild(unittest.TestCase):
         done = self.run_python(str(self.file), "demo", *words)
         self.assertEqual(0, done.returncode, done.stderr)
         self.assertIn("candles decided on    25", done.stdout)
-
         self.assertRegex(done.stdout, r"margin fees +-\d+\.\d*[1-9]")
 
     def test_the_doctor_finds_nothing_foreign_in_it(self) -> None:
-        done = self.run_python(
-            str(self.file),
-            "doctor",
-            HOME=str(self.folder),
-            KRAKENBOT_EXCHANGE_URL="http://127.0.0.1:1",
-        )
+        environ = {"HOME": str(self.folder), "KRAKENBOT_EXCHANGE_URL": "http://127.0.0.1:1"}
+        done = self.run_python(str(self.file), "doctor", **environ)
         self.assertIn("nothing foreign loaded", done.stdout)
 
     def test_it_runs_for_a_stranger_with_nothing_but_a_state_directory(self) -> None:
@@ -174,10 +160,8 @@ class TestBuild(unittest.TestCase):
             path.chmod(0o555)
         self.addCleanup(self.folder.chmod, 0o700)
         python = python_for_others() if os.geteuid() == 0 else None
-        who: dict[str, object] = {}
         if python is not None:
             os.chown(state, NOBODY, NOBODY)
-            who = {"user": NOBODY, "group": NOBODY, "extra_groups": []}
         command = [python or sys.executable, "-I", "-S", str(self.file), "--config", str(file)]
         done = subprocess.run(
             [*command, "run", "--once"],
@@ -187,7 +171,7 @@ class TestBuild(unittest.TestCase):
             capture_output=True,
             timeout=60,
             check=False,
-            **who,  # type: ignore[call-overload]
+            **(OF_NOBODY if python is not None else {}),
         )
         self.assertEqual(0, done.returncode, done.stderr)
         self.assertIn("decided", done.stderr)

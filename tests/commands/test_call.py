@@ -255,12 +255,8 @@ class TestFutures(Called):
         self.assertEqual(("POST", "cliOrdIds=a&cliOrdIds=b"), (self.seen[0][0], self.seen[0][3]))
 
     def test_public_methods_carry_no_key(self) -> None:
-        for method in (
-            "tickers/PF_XBTUSD",
-            "instruments",
-            "instruments/PF_XBTUSD/status",
-            "/api/charts/v1/trade/PF_XBTUSD/1h",
-        ):
+        names = "tickers/PF_XBTUSD instruments instruments/PF_XBTUSD/status"
+        for method in f"{names} /api/charts/v1/trade/PF_XBTUSD/1h".split():
             self.assertEqual(0, self.futures(method)[0])
         for verb, _, headers, _ in self.seen:
             self.assertEqual("GET", verb)
@@ -269,23 +265,15 @@ class TestFutures(Called):
         self.assertIn("authent", self.seen[-1][2])
 
     def test_an_error_inside_http_200_is_an_error(self) -> None:
-        for answer in (
-            (200, b'{"result":"error","error":"authenticationError"}'),
-            (403, b"<html>no</html>"),
-            (200, b"x"),
-            (500, b"{}"),
-        ):
+        refused = b'{"result":"error","error":"authenticationError"}'
+        for answer in ((200, refused), (403, b"<html>no</html>"), (200, b"x"), (500, b"{}")):
             self.answer = answer
             code, out, err = self.futures("accounts")
             self.assertEqual((1, ""), (code, out))
             self.assertNotIn("Traceback", err)
 
     def test_keys_go_to_kraken_or_this_machine_only(self) -> None:
-        for host in (
-            "https://evil.example",
-            "http://futures.kraken.com",
-            "http://10.0.0.1",
-            "http://127.0.0.1.evil.example",
-        ):
+        names = "https://evil.example http://futures.kraken.com http://10.0.0.1"
+        for host in f"{names} http://127.0.0.1.evil.example".split():
             code, _, err = self.call("accounts", "--futures", "--host", host)
             self.assertEqual(78, code, err)

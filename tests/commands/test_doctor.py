@@ -59,6 +59,11 @@ class Patient(unittest.TestCase):
 
 
 class TestFindings(Patient):
+    def expect(self, finding: doctor.Finding, verdict: str, *words: str) -> None:
+        self.assertEqual(verdict, finding.verdict, finding)
+        for word in words:
+            self.assertIn(word, finding.text)
+
     def test_paper_without_a_key_is_sound_and_says_which_checks_were_left_out(self) -> None:
         found = self.examine(self.sandbox().url)
         self.assertEqual(NAMES, list(found))
@@ -86,18 +91,18 @@ class TestFindings(Patient):
     def test_announcements_of_the_exchange_are_passed_on(self) -> None:
         sandbox = self.sandbox()
         sandbox.api.markets.notices["upcoming_maintenance"] = ["Upgrade at noon"]
-        found = self.examine(sandbox.url)["pair"]
-        self.assertEqual("warn", found.verdict)
-        self.assertIn("Kraken announces: Upgrade at noon", found.text)
+        self.expect(self.examine(sandbox.url)["pair"], "warn", "Kraken announces: Upgrade at noon")
 
     def test_the_empty_key_files_of_an_installation_are_no_trouble_in_paper_mode(self) -> None:
         for name in ("K", "S"):
             (self.folder / name).touch(0o600)
         keys = f'[keys]\napi_key_file = "{self.folder}/K"\napi_secret_file = "{self.folder}/S"\n'
-        self.assertEqual("skip", self.examine(self.sandbox().url, keys)["secrets"].verdict)
-        found = self.examine(self.sandbox().url, f'mode = "live"\n{keys}')["secrets"]
-        self.assertEqual("fail", found.verdict)
-        self.assertIn("is empty", found.text)
+        self.expect(self.examine(self.sandbox().url, keys)["secrets"], "skip")
+        self.expect(
+            self.examine(self.sandbox().url, f'mode = "live"\n{keys}')["secrets"],
+            "fail",
+            "is empty",
+        )
 
     def test_without_network_the_line_says_so_and_the_others_are_still_there(self) -> None:
         found = self.examine("http://127.0.0.1:1")
@@ -117,8 +122,7 @@ class TestFindings(Patient):
 
     def test_a_wrong_configuration_is_one_line_with_all_mistakes(self) -> None:
         found = self.examine("http://127.0.0.1:1", 'interval = 7\nsizee = 1\nmode = "live"')
-        self.assertEqual("fail", found["config"].verdict)
-        self.assertIn("interval = 7", found["config"].text)
+        self.expect(found["config"], "fail", "interval = 7")
         self.assertIn("'sizee'", found["config"].text)
         self.assertEqual("see config", found["clock"].text)
 
@@ -131,8 +135,7 @@ class TestFindings(Patient):
         self.keys()
         (self.folder / "SECRET").chmod(0o644)
         found = self.examine(self.sandbox().url)
-        self.assertEqual("fail", found["secrets"].verdict)
-        self.assertIn("chmod 600", found["secrets"].text)
+        self.expect(found["secrets"], "fail", "chmod 600")
         self.assertEqual("no key", found["key"].text)
 
     def test_keys_in_the_environment_are_warned_about_and_not_shown(self) -> None:
@@ -143,9 +146,7 @@ class TestFindings(Patient):
         self.assertNotIn(server.SANDBOX_SECRET, str(found))
 
     def test_no_secrets_for_live_mode_fail(self) -> None:
-        self.assertEqual(
-            "fail", self.examine("http://127.0.0.1:1", 'mode = "live"')["secrets"].verdict
-        )
+        self.expect(self.examine("http://127.0.0.1:1", 'mode = "live"')["secrets"], "fail")
 
     def test_a_key_that_a_bot_holds_is_never_used(self) -> None:
         sandbox = self.sandbox()
@@ -178,8 +179,7 @@ class TestFindings(Patient):
         self.keys()
         with mock.patch.object(Spot, "key_info", return_value=KeyInfo(("withdraw-funds",))):
             found = self.examine(sandbox.url)
-        self.assertEqual("fail", found["key"].verdict)
-        self.assertIn("withdraw", found["key"].text)
+        self.expect(found["key"], "fail", "withdraw")
         self.assertEqual("see key", found["account"].text)
 
     def test_a_key_that_may_not_read_the_ledger_is_warned_of(self) -> None:
@@ -193,35 +193,31 @@ class TestFindings(Patient):
         sandbox = self.sandbox()
         self.keys()
         sandbox.api.nonce = 10**20
-        found = self.examine(sandbox.url)["key"]
-        self.assertEqual("fail", found.verdict)
-        self.assertIn("another program", found.text)
+        self.expect(self.examine(sandbox.url)["key"], "fail", "another program")
 
     def test_a_size_below_the_smallest_and_a_leverage_not_offered_fail(self) -> None:
         url = self.sandbox().url
         for toml, word in (("size = 0.00001", "smallest"), ("leverage = 20", "not offer")):
             with self.subTest(toml):
-                found = self.examine(url, toml)["size"]
-                self.assertEqual("fail", found.verdict)
-                self.assertIn(word, found.text)
+                self.expect(self.examine(url, toml)["size"], "fail", word)
 
     def test_an_account_too_small_for_the_size_fails(self) -> None:
         self.keys()
-        found = self.examine(self.sandbox().url, "size = 5")["account"]
-        self.assertEqual("fail", found.verdict)
-        self.assertIn("are needed", found.text)
+        self.expect(self.examine(self.sandbox().url, "size = 5")["account"], "fail", "are needed")
 
     def test_a_position_that_the_journal_cannot_explain_fails(self) -> None:
         sandbox = self.sandbox()
         self.keys()
         with mock.patch.object(Spot, "position", return_value=Position(Decimal(1), Decimal(9))):
-            found = self.examine(sandbox.url, 'mode = "live"')["position"]
-        self.assertEqual("fail", found.verdict)
-        self.assertIn("holds 1 XBT, the journal records 0 XBT", found.text)
+            self.expect(
+                self.examine(sandbox.url, 'mode = "live"')["position"],
+                "fail",
+                "holds 1 XBT, the journal records 0 XBT",
+            )
 
     def test_costs_over_the_limit_fail_in_live_mode_only(self) -> None:
         url = self.sandbox().url
-        self.assertEqual("warn", self.examine(url)["costs"].verdict)
+        self.expect(self.examine(url)["costs"], "warn")
         self.keys()
         found = self.examine(url, 'mode = "live"')["costs"]
         self.assertEqual("fail", found.verdict)
@@ -236,12 +232,12 @@ class TestFindings(Patient):
         found = self.examine("http://127.0.0.1:1")["journal"]
         self.assertEqual(("warn", "halted: someone else traded"), found[1:3])
         path.write_bytes(b"no journal at all" * 1000)
-        self.assertEqual("fail", self.examine("http://127.0.0.1:1")["journal"].verdict)
+        self.expect(self.examine("http://127.0.0.1:1")["journal"], "fail")
 
     def test_a_state_folder_open_to_others_warns(self) -> None:
         self.state.mkdir(0o755)
         self.state.chmod(0o755)
-        self.assertEqual("warn", self.examine("http://127.0.0.1:1")["state"].verdict)
+        self.expect(self.examine("http://127.0.0.1:1")["state"], "warn")
 
 
 class TestPython(unittest.TestCase):

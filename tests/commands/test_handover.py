@@ -9,10 +9,10 @@ import sqlite3
 import sys
 import time
 from argparse import Namespace
-from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal as D
 from unittest import mock
 
+from krakenbot import retry
 from krakenbot.clock import StopRequestedError, SystemClock
 from krakenbot.commands import handover
 from krakenbot.errors import LaterError, StopError
@@ -20,7 +20,7 @@ from krakenbot.journal_file import open_journal
 from krakenbot.lock import Lock, is_locked
 from krakenbot.presence import Presence
 from tests import slow
-from tests.commands.program import LIVE, MINUTES, SPEED, Gate, ProgramTest
+from tests.commands.program import LIVE, Gate, ProgramTest
 from tests.markets import short_histories
 
 UP = {"KRAKENBOT_STRATEGY_NAME": "file", "KRAKENBOT_STRATEGY_FILE": "~/up.py"}
@@ -41,9 +41,9 @@ class HandoverTest(ProgramTest):
     def elsewhere(self, settings: dict[str, str]) -> dict[str, str]:
         return settings | {"KRAKENBOT_STATE_DIRECTORY": str(self.folder / "elsewhere")}
 
-    def held(self, settings: dict[str, str], speed: float = SPEED) -> Gate:
+    def held(self, settings: dict[str, str]) -> Gate:
         """Return an exchange at which the bot has opened its position and does not run."""
-        gate = self.gate(speed)
+        gate = self.gate()
         self.assert_ends(self.run_it(gate, "run", "--live", "--once", **settings), 0)
         self.assertEqual(1, len(gate.orders))
         return gate
@@ -51,7 +51,7 @@ class HandoverTest(ProgramTest):
 
 class TestAdopt(HandoverTest):
     def test_adopting_says_what_it_will_trade_and_changes_nothing_without_yes(self) -> None:
-        gate = self.gate(MINUTES)
+        gate = self.gate()
         gate.control("position", pair="XBTUSD", side="buy", volume="0.02", leverage=2)
         for words in (("adopt",), ("run", "--live", "--once", "--adopt")):
             done = self.run_it(gate, *words, **UPWARD)
@@ -73,7 +73,7 @@ class TestAdopt(HandoverTest):
 
     @slow
     def test_coins_that_earn_are_named_and_not_bought_again_unsaid(self) -> None:
-        gate = self.held(SPOT, MINUTES)
+        gate = self.held(SPOT)
         account = gate.sandbox.api.account
         account.balances["XBT.F"] = account.balances.pop("XXBT")
         gate.pass_candle()
@@ -86,7 +86,7 @@ class TestAdopt(HandoverTest):
 
 class TestFlatten(HandoverTest):
     def test_it_says_what_it_trades_closes_it_and_leaves_the_bot_halted(self) -> None:
-        def check(settings: dict[str, str]) -> None:
+        for settings in (UPWARD, self.elsewhere(SPOT)):
             gate = self.held(settings)
             done = self.run_it(gate, "flatten", "--live", **settings)
             self.assert_ends(done, 0)
@@ -96,9 +96,6 @@ class TestFlatten(HandoverTest):
             done = self.run_it(gate, "run", "--live", "--once", **settings)
             self.assert_ends(done, 76, "flattened by hand")
             self.assertIn("flattened by hand", self.run_it(gate, "resume", **settings).out)
-
-        with ThreadPoolExecutor() as pool:
-            list(pool.map(check, (UPWARD, self.elsewhere(SPOT))))
 
     @slow
     def test_on_margin_it_closes_without_looking_back_at_trades(self) -> None:
@@ -112,21 +109,17 @@ class TestFlatten(HandoverTest):
 
     @slow
     def test_a_key_that_may_do_too_much_does_not_keep_it_from_closing(self) -> None:
-        gate = self.held(UPWARD)
-
-        def edit(path: str, answer: bytes) -> bytes:
-            return answer.replace(b'"modify-trades"', b'"modify-trades","withdraw-funds"')
-
-        gate.edit = edit
+        gate, both = self.held(UPWARD), b'"modify-trades","withdraw-funds"'
+        gate.edit = lambda path, answer: answer.replace(b'"modify-trades"', both)
         self.assert_ends(self.run_it(gate, "run", "--live", "--once", **UPWARD), 77, "withdraw")
         self.assert_ends(self.run_it(gate, "flatten", "--live", **UPWARD), 0)
         self.assertEqual(0, gate.position)
 
     @slow
     def test_a_price_that_cannot_be_had_does_not_keep_it_from_closing(self) -> None:
-        for settings in (UPWARD, SPOT):
-            with self.subTest(leverage=settings.get("KRAKENBOT_LEVERAGE", "2")):
-                self.state = self.folder / settings.get("KRAKENBOT_LEVERAGE", "2")
+        for leverage, settings in (("2", UPWARD), ("0", SPOT)):
+            with self.subTest(leverage=leverage):
+                self.state = self.folder / leverage
                 gate = self.held(settings)
                 gate.edit = lambda path, answer: b"<p>" if "/Ticker" in path else answer
                 done = self.run_it(gate, "flatten", "--live", **settings)
@@ -137,20 +130,16 @@ class TestFlatten(HandoverTest):
     @slow
     def test_what_cannot_be_read_after_closing_does_not_deny_it(self) -> None:
         gate = self.held(SPOT)
-
-        def edit(path: str, answer: bytes) -> bytes:
-            return b"" if path.endswith("/OpenPositions") else answer
-
-        gate.edit = edit
+        gate.edit = lambda path, answer: b"" if path.endswith("/OpenPositions") else answer
         done = self.run_it(gate, "flatten", "--live", **SPOT)
         self.assert_ends(done, 0)
         self.assertIn("the bot holds no XBT of its own", done.out)
 
     @slow
     def test_from_another_folder_it_does_not_report_success_about_an_open_position(self) -> None:
-        for settings in (UPWARD, SPOT):
-            with self.subTest(leverage=settings.get("KRAKENBOT_LEVERAGE", "2")):
-                self.state = self.folder / settings.get("KRAKENBOT_LEVERAGE", "2")
+        for leverage, settings in (("2", UPWARD), ("0", SPOT)):
+            with self.subTest(leverage=leverage):
+                self.state = self.folder / leverage
                 gate = self.held(settings)
                 done = self.run_it(gate, "flatten", "--live", **self.elsewhere(settings))
                 self.assert_ends(done, 76, "nothing was closed", "0.01 XBT", "no journal in")
@@ -172,7 +161,7 @@ class TestFlatten(HandoverTest):
         self.assertEqual(1, len(gate.orders))
 
     def test_a_lockout_while_the_trade_is_described_is_waited_out(self) -> None:
-        gate, locked = self.held(UPWARD, MINUTES), [True]
+        gate, locked = self.held(UPWARD), [True]
 
         def edit(path: str, answer: bytes) -> bytes:
             if path.endswith("/TradeVolume") and locked:
@@ -181,8 +170,9 @@ class TestFlatten(HandoverTest):
             return answer
 
         gate.edit = edit
-        self.assert_ends(self.run_it(gate, "flatten", "--live", "--yes", **UPWARD), 0)
-        self.assertEqual(0, gate.position)
+        done = self.run_it(gate, "flatten", "--live", "--yes", before=_shorten_lockout, **UPWARD)
+        self.assert_ends(done, 0)
+        self.assertEqual((0, []), (gate.position, locked))
 
     @slow
     def test_all_never_touches_coins_that_the_bot_did_not_buy(self) -> None:
@@ -195,7 +185,7 @@ class TestFlatten(HandoverTest):
 
     @slow
     def test_a_journal_that_went_back_in_time_sells_no_coins_of_somebody_else_s(self) -> None:
-        gate = self.held(SPOT, MINUTES)
+        gate = self.held(SPOT)
         before = self.journal().read_bytes()
         self.assert_ends(self.run_it(gate, "flatten", "--live", **SPOT), 0)
         gate.sandbox.api.account.balances["XXBT"] += 1
@@ -206,7 +196,7 @@ class TestFlatten(HandoverTest):
 
     @slow
     def test_a_lost_journal_is_no_proof_that_nothing_is_held(self) -> None:
-        gate = self.held(SPOT, MINUTES)
+        gate = self.held(SPOT)
         path = self.journal()
         path.unlink()
         open_journal(path).close()  # As a start makes it that ended before it could look.
@@ -277,14 +267,8 @@ class TestFlatten(HandoverTest):
 
     def test_a_request_to_a_bot_that_has_ended_is_withdrawn_at_once(self) -> None:
         gate = self.held(UPWARD)
-        with (
-            mock.patch.dict(os.environ, self.environ(gate) | UPWARD),
-            mock.patch.object(handover, "_is_running", return_value=True),  # Until just now.
-            contextlib.redirect_stdout(io.StringIO()),
-            self.assertRaisesRegex(StopError, "the bot ended with: no halt; .* 0.01 held"),
-        ):
-            handover.run(Namespace(config=None, command="flatten", live=True, all=False, yes=True))
-        self.assertFalse(is_locked(self.journal().with_suffix(".flatten")))
+        with mock.patch.object(handover, "_is_running", return_value=True):  # Until just now.
+            self.fails_here(gate, StopError, "the bot ended with: no halt; .* 0.01 held")
 
     def test_a_request_that_nobody_takes_is_withdrawn_and_said(self) -> None:
         gate = self.held(UPWARD)
@@ -292,11 +276,15 @@ class TestFlatten(HandoverTest):
         self.addCleanup(lock.close)
         with contextlib.closing(open_journal(self.journal())) as journal:
             Presence(journal, SystemClock(), 60)
+        with mock.patch.multiple(handover, ANSWER_S=0.5, PROGRESS_TURNS=1):
+            self.fails_here(gate, LaterError, "did not answer within")
+
+    def fails_here(self, gate: Gate, error: type[Exception], words: str) -> None:
+        """See that `flatten` in this process fails with the words and takes its request back."""
         with (
             mock.patch.dict(os.environ, self.environ(gate) | UPWARD),
-            mock.patch.multiple(handover, ANSWER_S=0.5, PROGRESS_TURNS=1),
             contextlib.redirect_stdout(io.StringIO()),
-            self.assertRaisesRegex(LaterError, "did not answer within"),
+            self.assertRaisesRegex(error, words),
         ):
             handover.run(Namespace(config=None, command="flatten", live=True, all=False, yes=True))
         self.assertFalse(is_locked(self.journal().with_suffix(".flatten")))
@@ -385,3 +373,7 @@ class TestFlatten(HandoverTest):
         ):
             handover._wait_for_the_bot(path, 1.0)
         self.assertFalse(is_locked(path.with_suffix(".flatten")))
+
+
+def _shorten_lockout() -> None:
+    retry.LOCKOUT_S = 60.0

@@ -3,7 +3,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import unittest
 from pathlib import Path
 from unittest import mock
@@ -16,6 +15,7 @@ from krakenbot.journal_file import open_journal
 from krakenbot.records import Outcome
 from krakenbot.retry import LOCKOUT_S
 from tests.commands.called import call
+from tests.folders import own_folder
 from tests.ports.test_journal import execution, intent
 
 EXPOSURE_MAX = 1.2
@@ -37,9 +37,7 @@ def settings(text: str) -> dict[str, list[str]]:
 
 class TestUnit(unittest.TestCase):
     def setUp(self) -> None:
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        self.folder = Path(folder.name)
+        self.folder = own_folder(self)
 
     def test_what_must_be_looked_at_by_a_person_is_not_started_again(self) -> None:
         unit = settings(command.unit(config(), "/etc/krakenbot/config.toml", False))
@@ -57,14 +55,9 @@ class TestUnit(unittest.TestCase):
 
     def test_the_template_names_everything_after_its_instance(self) -> None:
         unit = settings(command.unit(config(KRAKENBOT_MODE="live"), "/ignored", True))
-        self.assertEqual(
-            [
-                "config.toml:/etc/krakenbot/%i.toml",
-                "kraken_api_key:/etc/krakenbot/%i.kraken_api_key",
-                "kraken_api_secret:/etc/krakenbot/%i.kraken_api_secret",
-            ],
-            unit["LoadCredential"],
-        )
+        keys = [f"{name}:/etc/krakenbot/%i.{name}" for name in command.KEYS]
+        credentials = ["config.toml:/etc/krakenbot/%i.toml", *keys]
+        self.assertEqual(credentials, unit["LoadCredential"])
         self.assertEqual((["krakenbot"], ["krakenbot"]), (unit["StateDirectory"], unit["User"]))
 
     def test_the_configuration_named_is_the_one_that_is_loaded(self) -> None:
@@ -121,9 +114,7 @@ class TestInstall(unittest.TestCase):
     """Into a folder that stands for the whole machine; `systemctl` is only noted."""
 
     def setUp(self) -> None:
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        self.root = Path(folder.name)
+        self.root = own_folder(self)
         self.here = self.root / "here"
         self.here.mkdir()
         places = {
@@ -198,15 +189,9 @@ class TestInstall(unittest.TestCase):
         self.assertEqual(Path(command.FOLDER, "kraken_api_secret"), got.keys.api_secret_file)
         unit = settings(Path(command.UNIT_FILE).read_text())
         self.assertTrue(unit["ExecStart"][0].endswith(" run --live"))
-        self.assertEqual(
-            [
-                f"config.toml:{self.config}",
-                f"my_rule.py:{command.FOLDER}/my_rule.py",
-                f"kraken_api_key:{command.FOLDER}/kraken_api_key",
-                f"kraken_api_secret:{command.FOLDER}/kraken_api_secret",
-            ],
-            unit["LoadCredential"],
-        )
+        kept = ("my_rule.py", "kraken_api_key", "kraken_api_secret")
+        want = [f"config.toml:{self.config}", *(f"{name}:{command.FOLDER}/{name}" for name in kept)]
+        self.assertEqual(want, unit["LoadCredential"])
         self.assertTrue(Path(command.FOLDER, "my_rule.py").exists())
 
     def test_a_configuration_is_understood_however_its_tables_are_written(self) -> None:
@@ -223,15 +208,12 @@ class TestInstall(unittest.TestCase):
                 given.write_text(text, "utf-8", newline="")
                 self.do("install", "--systemd")
                 got = load(str(self.config), {}, Path("/"))
-                self.assertEqual(
-                    ("error", Path(command.STATE)), (got.log.level, got.state_directory)
-                )
+                found = got.log.level, got.state_directory
+                self.assertEqual(("error", Path(command.STATE)), found)
                 self.assertEqual(Path(command.FOLDER, "kraken_api_key"), got.keys.api_key_file)
                 self.config.unlink()
 
-    def test_a_configuration_that_only_a_person_can_change_is_told_before_anything_is_written(
-        self,
-    ) -> None:
+    def test_a_configuration_only_a_person_can_change_is_told_before_any_writing(self) -> None:
         for text in (
             'keys = {api_key_file = "/a", api_secret_file = "/b"}\n',
             '["keys"]\napi_key_file = "/a"\napi_secret_file = "/b"\n',
@@ -295,11 +277,10 @@ class TestInstall(unittest.TestCase):
         self.do("install", "--systemd")
         self.journal().close()
         self.do("uninstall")
-        self.assertEqual(
-            ["etc/krakenbot/config.toml", "etc/krakenbot/kraken_api_key"], [*self.files()][:2]
-        )
-        self.assertTrue(any("var/lib/krakenbot/live" in name for name in self.files()))
-        self.assertFalse(any("opt/" in name or "usr/" in name for name in self.files()))
+        left = [*self.files()]
+        self.assertEqual(["etc/krakenbot/config.toml", "etc/krakenbot/kraken_api_key"], left[:2])
+        self.assertTrue(any("var/lib/krakenbot/live" in name for name in left))
+        self.assertFalse(any("opt/" in name or "usr/" in name for name in left))
 
     def test_uninstall_with_purge_leaves_nothing(self) -> None:
         self.do("install", "--systemd")

@@ -59,22 +59,14 @@ def page(count: int = 3000, orders: int = 5, down: int = 0) -> str:
     database = prepare(sqlite3.connect(":memory:", isolation_level=None), Path(":memory:"))
     for at in range(count):
         time = START + at * 60 + 3600 * (0 < down <= at)
+        price, held = str(100 + at % 50), ("0.1", "-0.1", "0")[at // 40 % 3]
         database.execute(
-            "INSERT INTO equity VALUES (?, ?, ?, ?, ?, ?, ?, ?, '0')",
-            (
-                time,
-                str(100 + at % 50),
-                ("0.1", "-0.1", "0")[at // 40 % 3],
-                str(-at / 100),
-                str(at / 200),
-                "0",
-                "1000",
-                None,
-            ),
+            "INSERT INTO equity VALUES (?, ?, ?, ?, ?, '0', '1000', NULL, '0')",
+            (time, price, held, str(-at / 100), str(at / 200)),
         )
         database.execute(
             "INSERT INTO decisions VALUES (60, ?, ?, '100.5', 1, 1, '0', ?, ?, 1)",
-            (time - 60, str(100 + at % 50), EVIL, time),
+            (time - 60, price, EVIL, time),
         )
     for at in range(orders):
         database.execute(
@@ -110,9 +102,8 @@ class ReportTest(unittest.TestCase):
     def test_numbers_are_told_in_words(self) -> None:
         words = re.search(r'class="hero bad">([^<]*)', page())
         assert words is not None
-        self.assertIn(
-            "lost 91.40 USD, 9.14 % of the account. Trading itself won 8.80 USD", words[1]
-        )
+        lost = "lost 91.40 USD, 9.14 % of the account. Trading itself won 8.80 USD"
+        self.assertIn(lost, words[1])
         self.assertIn("Holding would have won 0.0047 USD", words[1])
 
     def test_a_result_of_nothing_is_no_loss(self) -> None:
@@ -120,11 +111,8 @@ class ReportTest(unittest.TestCase):
 
     def test_drawdown_return_and_holding_are_in_percent(self) -> None:
         text = page()
-        for name, figure in (
-            ("Return", "-9.14 %"),
-            ("Holding", "0.00 %"),
-            ("Max drawdown", "3.00 %"),
-        ):
+        figures = {"Return": "-9.14 %", "Holding": "0.00 %", "Max drawdown": "3.00 %"}
+        for name, figure in figures.items():
             self.assertIn(f"<dt>{name}</dt><dd>{figure}</dd>", text)
 
     def test_a_fall_between_two_points_that_are_drawn_as_one_is_in_the_drawdown(self) -> None:

@@ -65,9 +65,7 @@ class TestRun(RuleTest):
         self.assertEqual([], gate.added)
 
     @slow
-    def test_a_rule_that_never_answers_halts_within_seconds_and_flatten_goes_without_it(
-        self,
-    ) -> None:
+    def test_a_rule_that_never_answers_halts_in_seconds_and_flatten_needs_none(self) -> None:
         gate = self.gate()
         settings = LIVE | FILE | {"KRAKENBOT_INTERVAL": "1"}  # The next candle comes by itself.
         running = self.start(gate, "run", "--live", **settings)

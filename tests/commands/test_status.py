@@ -6,7 +6,6 @@ import time
 import unittest
 from decimal import Decimal as D
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 from krakenbot import identity
@@ -22,7 +21,7 @@ from krakenbot.records import Booked, Outcome
 from tests.commands.called import call
 from tests.folders import own_folder
 from tests.logs import silence_module
-from tests.ports.test_journal import execution, intent
+from tests.ports.test_journal import ROW, execution, intent
 
 START = Event("start", "", {"base": "XXBT", "quote": "ZUSD", "pair_decimals": "1"})
 
@@ -120,12 +119,8 @@ class TestLife(Folder):
 
     def test_one_without_a_clean_end_is_told_all_that_may_have_ended_it(self) -> None:
         journal = self.journal()
-        gone = subprocess.run(
-            [sys.executable, "-c", "import os; print(os.getpid())"],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
+        command = [sys.executable, "-c", "import os; print(os.getpid())"]
+        gone = subprocess.check_output(command, text=True)
         self.presence(journal)(START)
         journal.put(pid=int(gone))
         want = "killed, out of disk space, or the machine went down; see its log"
@@ -177,17 +172,8 @@ class TestFigures(Folder):
         found = execution(bought, "0.05", "3500", "28")
         journal.conclude(bought, Outcome.CLOSED, 1_700_000_000, found)
         journal.book([Booked("L1", 1_700_000_000, "opening", D("0.7"))])
-        row: dict[str, Any] = {
-            "interval_s": 60,
-            "candle": 1_699_999_920,
-            "price": "71780.05",
-            "average": "71000",
-            "slope": 1,
-            "target": 1,
-            "held": "0.05",
-            "reason": "long: on target",
-            "decided": 1_700_000_000,
-        }
+        row = ROW | {"candle": 1_699_999_920, "price": "71780.05", "held": "0.05"}
+        row |= {"reason": "long: on target", "decided": 1_700_000_000}
         journal.decide(row, MarginSummary(D("9999.7678600000000"), D(0), D(1750)))
 
     def test_figures_have_units_and_no_exponent_and_no_raw_time(self) -> None:

@@ -31,103 +31,57 @@ SECRET = Secret(
 KEY = Secret("the-key")
 OK = b'{"error":[],"result":{"ok":1}}'
 
-REFUSED = """
-EGeneral:Invalid arguments
-EGeneral:Invalid arguments:volume
-EGeneral:Invalid arguments:volume minimum not met
-EGeneral:Invalid arguments:price
-EGeneral:Invalid arguments:timeinforce
-EGeneral:Invalid arguments:trigger
-EGeneral:Invalid arguments:Index unavailable
-EGeneral:Unknown method
-EGeneral:Unknown Method
-EQuery:Unknown asset pair
-EQuery:Unknown asset
-EQuery:Invalid asset pair
-EOrder:Invalid order
-EOrder:Invalid price
-EOrder:Tick size check failed
-EOrder:Order minimum not met
-EOrder:Cost minimum not met
-EOrder:Post only order
-EOrder:Unknown order
-EOrder:Unknown position
-EOrder:Order not editable
-EOrder:Not enough leaves qty
-EOrder:Cancel pending
+
+def errors(words: str) -> list[str]:
+    """Return the texts of lines of `category:message; message; ...`."""
+    lines = (line.partition(":") for line in words.strip().splitlines())
+    return [f"{category}:{text}" for category, _, texts in lines for text in texts.split("; ")]
+
+
+REFUSED = errors("""
+EGeneral:Invalid arguments; Invalid arguments:volume; Invalid arguments:volume minimum not met
+EGeneral:Invalid arguments:price; Invalid arguments:timeinforce; Invalid arguments:trigger
+EGeneral:Invalid arguments:Index unavailable; Unknown method; Unknown Method
+EQuery:Unknown asset pair; Unknown asset; Invalid asset pair
+EOrder:Invalid order; Invalid price; Tick size check failed; Order minimum not met
+EOrder:Cost minimum not met; Post only order; Unknown order; Unknown position
+EOrder:Order not editable; Not enough leaves qty; Cancel pending; Insufficient funds
+EOrder:Insufficient initial margin; Margin allowance exceeded; Margin level too low
+EOrder:Margin position size exceeded; Positions limit exceeded; Cannot open position
+EOrder:Cannot open opposing position; Reduce only:No position exists
+EOrder:Reduce only:Cannot increase position; Reduce only:One-sided margin; Reduce only:Non-PC
+EOrder:Reduce only:Non-ECP; Something never heard of
 ETrade:Invalid request
-EOrder:Insufficient funds
-EOrder:Insufficient initial margin
-EOrder:Margin allowance exceeded
 EBM:limit exceeded:CAL
-EOrder:Margin level too low
-EOrder:Margin position size exceeded
-EOrder:Positions limit exceeded
-EOrder:Cannot open position
-EOrder:Cannot open opposing position
-EOrder:Reduce only:No position exists
-EOrder:Reduce only:Cannot increase position
-EOrder:Reduce only:One-sided margin
-EOrder:Reduce only:Non-PC
-EOrder:Reduce only:Non-ECP
-EOrder:Something never heard of
-""".strip().splitlines()
-LATER = """
+""")
+LATER = errors("""
 EAPI:Rate limit exceeded
-EOrder:Rate limit exceeded
-EOrder:Domain rate limit exceeded
-EOrder:Orders limit exceeded
-EOrder:Scheduled orders limit exceeded
-EOrder:Insufficient margin
-EService:Market in cancel_only mode
-EService:Market in post_only mode
-EService:Market in limit_only mode
-""".strip().splitlines()
-STOP = """
-EAPI:Invalid key
-EAPI:Invalid signature
-EAPI:Bad request
-EAPI:Feature disabled
-EAuth:Account temporary disabled
-EAuth:Account unconfirmed
-EAuth:Failed
-EAuth:Rate limit exceeded
+EOrder:Rate limit exceeded; Domain rate limit exceeded; Orders limit exceeded
+EOrder:Scheduled orders limit exceeded; Insufficient margin
+EService:Market in cancel_only mode; Market in post_only mode; Market in limit_only mode
+""")
+STOP = errors("""
+EAPI:Invalid key; Invalid signature; Bad request; Feature disabled
+EAuth:Account temporary disabled; Account unconfirmed; Failed; Rate limit exceeded
 EAuth:Too many requests
 ESession:Invalid session
-EGeneral:Permission denied
-EGeneral:Too many requests
-EGeneral:Temporary lockout
-EAccount:Invalid permissions
-EAccount:Invalid permissions:XBT trading restricted
-ETrade:Locked
-ETrade:User Locked
+EGeneral:Permission denied; Too many requests; Temporary lockout
+EAccount:Invalid permissions; Invalid permissions:XBT trading restricted
+ETrade:Locked; User Locked
 EOrder:Trading agreement required
-""".strip().splitlines()
-UNKNOWN = """
-EGeneral:Invalid arguments:cl_ord_id not unique
-EService:Throttled
-EService: Throttled: 1691000000
-EService:Unavailable
-EService:Busy
-EService:Timeout
-EService:Deadline elapsed
-EGeneral:Internal error
-EGeneral:Internal error:17
-EGeneral:Unknown error
+""")
+UNKNOWN = errors("""
+EGeneral:Invalid arguments:cl_ord_id not unique; Internal error; Internal error:17; Unknown error
+EService:Throttled;  Throttled: 1691000000; Unavailable; Busy; Timeout; Deadline elapsed
 EDatabase:Internal error
 EOrder:Reduce only:Position is closed
 EFunding:Unknown withdraw key
 EEarnings:Busy
 ENew:Never heard of
-no category at all
-
-""".strip("\n").splitlines()
-EVERY = [
-    (RefusedError, REFUSED),
-    (LaterError, LATER),
-    (StopError, STOP),
-    (UnansweredError, UNKNOWN),
-]
+""")
+UNKNOWN.append("no category at all")
+KINDS = {RefusedError: REFUSED, LaterError: LATER, StopError: STOP, UnansweredError: UNKNOWN}
+EVERY = [(kind, text) for kind, texts in KINDS.items() for text in texts]
 
 
 class FakeTransport:
@@ -183,30 +137,20 @@ def envelope(*errors: str) -> bytes:
 
 class TestErrors(unittest.TestCase):
     def test_every_error_of_a_read_means_what_a_careful_caller_does_about_it(self) -> None:
-        for kind, texts in EVERY:
-            for text in texts:
-                for body in (
-                    envelope(text),
-                    json.dumps({"error": [text], "result": {}}).encode(),
-                    json.dumps({"error": [text], "result": None}).encode(),
-                ):
-                    with self.subTest(text), self.assertRaises(kind):
+        for kind, text in EVERY:
+            spaced = " " + text.replace(":", " : ") + " "
+            for answer in ({}, {"result": {}}, {"result": None}):
+                for said in (text, spaced):
+                    body = json.dumps({"error": [said], **answer}).encode()
+                    with self.subTest(said), self.assertRaises(kind):
                         client(FakeTransport(body)).private("Balance")
 
     def test_every_error_of_an_order_means_what_a_careful_caller_does_about_it(self) -> None:
-        for kind, texts in EVERY:
-            for text in texts:
-                transport = FakeTransport(envelope(text))
-                with self.subTest(text), self.assertRaises(kind):
-                    client(transport, live=True).private("AddOrder", {"pair": "XBTUSD"})
-                self.assertEqual(1, len(transport.requests), "an order went out twice")
-
-    def test_blanks_round_colons_change_nothing(self) -> None:
-        for kind, texts in EVERY:
-            for text in texts:
-                spaced = " " + text.replace(":", " : ") + " "
-                with self.subTest(spaced), self.assertRaises(kind):
-                    client(FakeTransport(envelope(spaced))).private("Balance")
+        for kind, text in EVERY:
+            transport = FakeTransport(envelope(text))
+            with self.subTest(text), self.assertRaises(kind):
+                client(transport, live=True).private("AddOrder", {"pair": "XBTUSD"})
+            self.assertEqual(1, len(transport.requests), "an order went out twice")
 
     def test_of_several_errors_the_one_that_may_hide_an_order_counts(self) -> None:
         for other in [*REFUSED, *LATER, *STOP, "EAPI:Invalid nonce"]:
@@ -224,10 +168,8 @@ class TestErrors(unittest.TestCase):
             with self.subTest(text), self.assertRaises(KeyRefusedError) as caught:
                 client(FakeTransport(envelope(text))).private("Balance")
             is_lockout = "lockout" in text or "Too many" in text or "EAuth:Rate" in text
-            self.assertEqual(
-                (77, is_lockout, False),
-                (caught.exception.exit_code, caught.exception.lockout, caught.exception.nonce),
-            )
+            error = caught.exception
+            self.assertEqual((77, is_lockout, False), (error.exit_code, error.lockout, error.nonce))
 
     def test_a_refusal_says_why_as_data(self) -> None:
         for text, cause, is_documented in (
@@ -235,21 +177,17 @@ class TestErrors(unittest.TestCase):
             ("EOrder:Rate limit exceeded", Cause.RATE_LIMIT, True),
             ("EService:Market in cancel_only mode", Cause.MARKET_STATE, False),
             ("EOrder:Insufficient margin", Cause.LENDING_POOL, True),
+            ("EOrder:Insufficient initial margin", Cause.FUNDS, None),
+            ("EOrder:Insufficient funds", Cause.FUNDS, None),
+            ("EOrder:Cost minimum not met", Cause.TOO_SMALL, None),
+            ("EOrder:Order minimum not met", Cause.TOO_SMALL, None),
+            ("EGeneral:Invalid arguments:volume minimum not met", Cause.TOO_SMALL, None),
         ):
-            with self.subTest(text), self.assertRaises(LaterError) as caught:
+            kind = RefusedError if is_documented is None else LaterError
+            with self.subTest(text), self.assertRaises(kind) as caught:
                 client(FakeTransport(envelope(text)), live=True).private("AddOrder", {})
             self.assertEqual(cause, caught.exception.cause)
-            self.assertEqual(is_documented, caught.exception.leaves_no_order)
-        for text, cause in (
-            ("EOrder:Insufficient initial margin", Cause.FUNDS),
-            ("EOrder:Insufficient funds", Cause.FUNDS),
-            ("EOrder:Cost minimum not met", Cause.TOO_SMALL),
-            ("EOrder:Order minimum not met", Cause.TOO_SMALL),
-            ("EGeneral:Invalid arguments:volume minimum not met", Cause.TOO_SMALL),
-        ):
-            with self.subTest(text), self.assertRaises(RefusedError) as refused:
-                client(FakeTransport(envelope(text)), live=True).private("AddOrder", {})
-            self.assertEqual(cause, refused.exception.cause)
+            self.assertEqual(is_documented, getattr(caught.exception, "leaves_no_order", None))
 
     def test_an_account_without_margin_on_the_pair_is_told_what_to_do(self) -> None:
         for text in ("EOrder:Reduce only:Non-ECP", "EOrder: Reduce only: Non-PC"):
@@ -263,9 +201,7 @@ class TestErrors(unittest.TestCase):
             self.assertIsNot(Cause.UNREACHABLE, caught.exception.cause)
             self.assertGreaterEqual(caught.exception.wait_s, 15)
 
-    def test_too_many_requests_name_the_pause_they_need_also_where_the_outcome_is_unknown(
-        self,
-    ) -> None:
+    def test_too_many_requests_name_their_pause_also_where_the_outcome_is_unknown(self) -> None:
         for body, status, wait_s in (
             (envelope("EService: Throttled: 1691000000"), 200, 15.0),
             (b"<html>", 429, 60.0),
@@ -290,75 +226,37 @@ class TestErrors(unittest.TestCase):
     @unittest.skipUnless(RECORDED, "TEST_DATA_KRAKEN names no folder with recorded answers")
     def test_recorded_error_envelopes_and_gateway_pages_are_never_a_result(self) -> None:
         folder = Path(RECORDED or "") / "payloads/spot/constructed"
-        bodies = [
-            (folder / name).read_bytes()
-            for name in (
-                "error_with_empty_result.json",
-                "error_with_null_result.json",
-                "gateway_502.html",
-            )
-        ]
-        found = json.loads((folder / "error_envelopes.json").read_text())
+        names = "error_with_empty_result.json error_with_null_result.json gateway_502.html"
+        bodies = [(folder / name).read_bytes() for name in names.split()]
         texts: list[str] = []
-        pending: list[Any] = [found]
-        while pending:
-            item = pending.pop()
-            if isinstance(item, dict) and isinstance(item.get("error"), list):
-                texts += item["error"]
-            if isinstance(item, (dict, list)):
-                pending += item.values() if isinstance(item, dict) else item
+
+        def note(item: dict[str, Any]) -> dict[str, Any]:
+            texts.extend(item["error"] if isinstance(item.get("error"), list) else ())
+            return item
+
+        json.loads((folder / "error_envelopes.json").read_text(), object_hook=note)
         self.assertGreater(len(texts), 30)
         bodies += [envelope(text) for text in texts if not text.startswith("W")]
         for body in bodies:
-            with (
-                self.subTest(body[:80]),
-                self.assertRaises((RefusedError, LaterError, StopError, UnansweredError)),
-            ):
+            with self.subTest(body[:80]), self.assertRaises(tuple(KINDS)):
                 client(FakeTransport(body)).private("Balance")
 
 
 class TestEnvelope(unittest.TestCase):
     def test_what_is_not_kraken_s_envelope_is_no_answer_to_reads_or_orders(self) -> None:
-        for body in (
-            b"",
-            b" ",
-            b"null",
-            b"[]",
-            b"5",
-            b'"text"',
-            b"{}",
-            b'{"result":{}}',
-            b'{"error":null}',
-            b'{"error":"EAPI:Invalid key"}',
-            b'{"error":{}}',
-            b'{"error":[5],"result":{}}',
-            b'{"error":[null],"result":{"a":1}}',
-            b'{"error":[["EAPI:Invalid key"]]}',
-            b'{"error":[]}',
-            b'{"error":[],"result":null}',
-            b'{"error":[],"resul',
-            OK[:-1],
-            OK[:-5],
-            OK + b"x",
-            b"\xef\xbb\xbf\xff",
-            b"\xff\xfe{}",
-            b"\x00" * 10,
-            b"<html><body>502 Bad Gateway</body></html>",
-            b"[" * 100_000,
-            b'{"a":' * 100_000,
-            b'{"error":[],"result":NaN}',
-            b'{"error":[],"result":{"tb":Infinity}}',
-            b'{"error":[],"result":' + b"9" * 5000 + b"}",
-            b'{"error":[],"result":{"tb":1e99999999999999999999}}',
-        ):
+        short = b"""null [] 5 "text" {} {"result":{}} {"error":null} {"error":{}} {"error":"EAPI:x"}
+            {"error":[5],"result":{}} {"error":[null],"result":{"a":1}} {"error":[["EAPI:x"]]}
+            {"error":[]} {"error":[],"result":null} {"error":[],"resul {"error":[],"result":NaN}
+            {"error":[],"result":{"tb":Infinity}} <html><body>502</body></html>
+            {"error":[],"result":{"tb":1e99999999999999999999}}""".split()
+        broken = (b"", b" ", OK[:-1], OK[:-5], OK + b"x", b"\xef\xbb\xbf\xff", b"\xff\xfe{}")
+        huge = (b"[" * 100_000, b'{"a":' * 100_000, b'{"error":[],"result":' + b"9" * 5000 + b"}")
+        for body in (*short, *broken, *huge, b"\x00" * 10):
             for method in ("Balance", "AddOrder"):
-                with (
-                    self.subTest(method=method, body=body[:60]),
-                    self.assertRaises(UnansweredError),
-                ):
-                    client(FakeTransport(body), live=True).private(method)
-            with self.subTest(body=body[:60]), self.assertRaises(UnansweredError):
-                client(FakeTransport(body)).public("Time")
+                calls = client(FakeTransport(body), live=True)
+                with self.subTest(body=body[:60]):
+                    self.assertRaises(UnansweredError, calls.private, method)
+                    self.assertRaises(UnansweredError, calls.public, "Time")
 
     def test_any_status_but_200_without_an_error_list_is_no_answer(self) -> None:
         for status in (201, 204, 301, 302, 400, 403, 404, 429, 500, 502, 503, 504, 520, 524):
@@ -404,26 +302,11 @@ class TestRequests(unittest.TestCase):
             self.assertEqual(1, transport.requests[0][3].count(b"validate"))
 
     def test_without_live_every_other_changing_or_unknown_method_is_refused_unsent(self) -> None:
-        for method in (
-            "CancelOrder",
-            "CancelAll",
-            "CancelAllOrdersAfter",
-            "AmendOrder",
-            "EditOrder",
-            "AddOrderBatch",
-            "CancelOrderBatch",
-            "Withdraw",
-            "WithdrawCancel",
-            "WalletTransfer",
-            "Earn/Allocate",
-            "CreateSubaccount",
-            "AccountTransfer",
-            "addorder",
-            "AddOrder ",
-            "Balance/../AddOrder",
-            "AddOrder?x=1",
-            "SomethingNew",
-        ):
+        known = "CancelOrder CancelAll CancelAllOrdersAfter AmendOrder EditOrder AddOrderBatch"
+        known += " CancelOrderBatch Withdraw WithdrawCancel WalletTransfer Earn/Allocate"
+        known += " CreateSubaccount AccountTransfer"
+        odd = ("addorder", "AddOrder ", "Balance/../AddOrder", "AddOrder?x=1", "SomethingNew")
+        for method in (*known.split(), *odd):
             transport = FakeTransport(OK)
             with self.subTest(method), self.assertRaises(RefusedError):
                 client(transport).private(method, {})
@@ -463,9 +346,7 @@ class TestNonce(unittest.TestCase):
     def setUp(self) -> None:
         silence(self)
 
-    def test_a_read_whose_nonce_is_refused_is_asked_again_with_larger_ones_after_pauses(
-        self,
-    ) -> None:
+    def test_a_read_whose_nonce_is_refused_is_asked_again_later_with_larger_ones(self) -> None:
         refused = [envelope("EAPI:Invalid nonce")] * 4
         transport, clock = FakeTransport(*refused, OK), StandingClock(1000.0)
         self.assertEqual({"ok": 1}, client(transport, clock).private("Balance"))

@@ -9,6 +9,7 @@ import importlib.util
 import unittest
 from collections.abc import Callable
 from decimal import Decimal as D
+from functools import partial
 from typing import Any
 
 from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
@@ -142,24 +143,10 @@ class SdkTest(WithSandbox):
 
     def test_the_account_through_its_methods(self) -> None:
         _, user, trade = self.clients()
-        opened = trade.create_order(
-            ordertype="market",
-            side="buy",
-            pair="XBTUSD",
-            volume="0.01",
-            leverage=2,
-            cl_ord_id=ID,
-            oflags="fciq",
-        )["txid"][0]
-        spot = trade.create_order(
-            ordertype="market", side="buy", pair="BTC/USD", volume=0.01, userref=7
-        )["txid"][0]
-        self.assertNotIn(
-            "txid",
-            trade.create_order(
-                ordertype="market", side="sell", pair="XBTUSD", volume=0.01, validate=True
-            ),
-        )
+        order = partial(trade.create_order, ordertype="market", pair="XBTUSD", volume="0.01")
+        opened = order(side="buy", leverage=2, cl_ord_id=ID, oflags="fciq")["txid"][0]
+        spot = order(side="buy", pair="BTC/USD", volume=0.01, userref=7)["txid"][0]
+        self.assertNotIn("txid", order(side="sell", volume=0.01, validate=True))
         self.assertIn("ZUSD", user.get_account_balance())
         self.assertEqual("0.0100000000", user.get_balances()["XXBT"]["balance"])
         self.assertEqual(0.01, float(user.get_balance("XBT")["available_balance"]))
@@ -170,20 +157,13 @@ class SdkTest(WithSandbox):
         self.assertEqual({}, user.get_open_orders(userref=7)["open"])
         self.assertEqual([opened], list(user.get_closed_orders(cl_ord_id=ID)["closed"]))
         self.assertEqual([spot], list(user.get_closed_orders(userref=7, trades=True)["closed"]))
-        order = user.get_orders_info(txid=[opened, spot], trades=True)[opened]
+        trades = user.get_orders_info(txid=[opened, spot], trades=True)[opened]["trades"]
         self.assertEqual(2, user.get_trades_history()["count"])
-        self.assertIn(order["trades"][0], user.get_trades_info(txid=order["trades"]))
+        self.assertIn(trades[0], user.get_trades_info(txid=trades))
         ledger = user.get_ledgers_info(type_="margin", asset=["ZUSD", "XXBT"])["ledger"]
         self.assertEqual(ledger, user.get_ledgers(id_=list(ledger)))
         self.assertEqual("0.8000", user.get_trade_volume(pair="XBTUSD")["fees"]["XXBTZUSD"]["fee"])
-        trade.create_order(
-            ordertype="market",
-            side="sell",
-            pair="XBTUSD",
-            volume="0.01",
-            leverage=2,
-            reduce_only=True,
-        )
+        order(side="sell", leverage=2, reduce_only=True)
         self.assertEqual([], user.get_open_positions())
 
     def test_every_private_call_sync_and_async(self) -> None:
@@ -196,9 +176,8 @@ class SdkTest(WithSandbox):
         self.sandbox = sandbox_for(self, "random:1")
 
         async def ask(method: str, parameters: dict[str, str]) -> Any:
-            async with SpotAsyncClient(
-                key=SANDBOX_KEY, secret=SANDBOX_SECRET, url=self.sandbox.url
-            ) as one:
+            login = {"key": SANDBOX_KEY, "secret": SANDBOX_SECRET, "url": self.sandbox.url}
+            async with SpotAsyncClient(**login) as one:
                 return await one.request("POST", f"/0/private/{method}", params=dict(parameters))
 
         self.check_account(lambda method, **p: asyncio.run(ask(method, p)))
@@ -227,12 +206,9 @@ class SdkTest(WithSandbox):
             (self.clients(key="x")[1], e.KrakenInvalidAPIKeyError),
             (self.clients(secret=WRONG_SECRET)[1], e.KrakenInvalidSignatureError),
         ):
-            with self.assertRaises(kind):
-                other.get_account_balance()
-        with self.assertRaises(e.KrakenUnknownOrderError):
-            trade.cancel_order(txid="OAAAAA-BBBBB-CCCCCC")
-        with self.assertRaises(e.KrakenUnknownMethodError):
-            user.request("POST", "/0/private/Nonsense")
+            self.assertRaises(kind, other.get_account_balance)
+        self.assertRaises(e.KrakenUnknownOrderError, trade.cancel_order, txid="OAAAAA-BBBBB-CCCCCC")
+        self.assertRaises(e.KrakenUnknownMethodError, user.request, "POST", "/0/private/Nonsense")
         with self.assertRaises(e.KrakenPermissionDeniedError):
             user.request("POST", "/0/private/Earn/Strategies")
         for status, kind in (
@@ -244,8 +220,7 @@ class SdkTest(WithSandbox):
             with self.assertRaises(kind):
                 trade.request("POST", "/0/private/AddOrder", params=dict(ORDER))
         user.get_nonce = lambda: "1"
-        with self.assertRaises(e.KrakenInvalidNonceError):
-            user.get_account_balance()
+        self.assertRaises(e.KrakenInvalidNonceError, user.get_account_balance)
 
 
 @unittest.skipUnless(has("ccxt"), "ccxt is not installed")
@@ -272,36 +247,28 @@ class CcxtTest(WithSandbox):
 
     def test_the_account(self) -> None:
         client = self.client()
-        opened = client.create_order(
-            "BTC/USD", "market", "buy", 0.01, params={"leverage": 2, "clientOrderId": ID}
-        )
-        spot = client.create_order("BTC/USD", "market", "buy", 0.01, params={"userref": 7})
-        client.create_order("BTC/USD", "market", "buy", 0.01, params={"validate": True})
+        buy = partial(client.create_order, "BTC/USD", "market", "buy", 0.01)
+        opened = buy(params={"leverage": 2, "clientOrderId": ID})
+        spot = buy(params={"userref": 7})
+        buy(params={"validate": True})
         self.assertEqual(0.01, client.fetch_balance()["BTC"]["total"])
         (position,) = client.fetch_positions()
         self.assertEqual(("long", 0.01), (position["side"], position["contracts"]))
         self.assertEqual(2, position["leverage"])
         order = client.fetch_order(opened["id"], "BTC/USD")
-        self.assertEqual(
-            ("closed", 0.01, ID), (order["status"], order["filled"], order["clientOrderId"])
-        )
+        told = order["status"], order["filled"], order["clientOrderId"]
+        self.assertEqual(("closed", 0.01, ID), told)
         self.assertEqual([], client.fetch_open_orders("BTC/USD"))
         closed = client.fetch_closed_orders("BTC/USD")
         self.assertEqual({spot["id"], opened["id"]}, {order["id"] for order in closed})
         self.assertEqual(2, len(client.fetch_my_trades("BTC/USD")))
-        self.assertEqual(
-            1,
-            len(
-                client.fetch_order_trades(
-                    opened["id"], "BTC/USD", params={"trades": order["trades"]}
-                )
-            ),
-        )
+        trades = {"trades": order["trades"]}
+        found = client.fetch_order_trades(opened["id"], "BTC/USD", params=trades)
+        self.assertEqual(1, len(found))
         self.assertEqual(3, len(client.fetch_ledger()))
         self.assertEqual(0.008, client.fetch_trading_fee("BTC/USD")["taker"])
-        client.create_order(
-            "BTC/USD", "market", "sell", 0.01, params={"leverage": 2, "reduce_only": True}
-        )
+        close = {"leverage": 2, "reduce_only": True}
+        client.create_order("BTC/USD", "market", "sell", 0.01, params=close)
         self.assertEqual([], client.fetch_positions())
 
     def test_every_private_call(self) -> None:
@@ -326,19 +293,16 @@ class CcxtTest(WithSandbox):
             kind = known.get(words, ccxt.ExchangeError)
             with self.subTest(words=words), self.assertRaisesRegex(kind, words):
                 client.private_post_addorder({**ORDER, **change})
-        with self.assertRaises(ccxt.BadSymbol):
-            client.private_post_tradebalance({"asset": "NOPE"})
+        self.assertRaises(ccxt.BadSymbol, client.private_post_tradebalance, {"asset": "NOPE"})
         with self.assertRaises(ccxt.AuthenticationError):
             self.client(key="x").fetch_balance()
         with self.assertRaisesRegex(ccxt.ExchangeError, "EAPI:Invalid signature"):
             self.client(secret=WRONG_SECRET).fetch_balance()
         with self.assertRaises(ccxt.PermissionDenied):
             client.private_post_depositmethods({"asset": "XBT"})
-        with self.assertRaises(ccxt.InvalidOrder):
-            client.cancel_order("OAAAAA-BBBBB-CCCCCC")
+        self.assertRaises(ccxt.InvalidOrder, client.cancel_order, "OAAAAA-BBBBB-CCCCCC")
         self.mode("post_only")
         with self.assertRaises(ccxt.OnMaintenance):
             client.private_post_addorder(dict(ORDER))
         client.incrementing_nonce = lambda: 1
-        with self.assertRaises(ccxt.InvalidNonce):
-            client.fetch_balance()
+        self.assertRaises(ccxt.InvalidNonce, client.fetch_balance)

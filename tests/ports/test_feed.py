@@ -136,8 +136,7 @@ class FileTest(unittest.TestCase):
             with self.subTest(name=name), self.assertRaisesRegex(ValueError, name):
                 Feed(self.write(text, name), NOW)
         (self.folder / "XBTUSD_5.csv.gz").write_bytes(b"no gzip")
-        with self.assertRaises(ValueError):
-            Feed(f"csv:{self.folder}/XBTUSD_5.csv.gz", NOW)
+        self.assertRaises(ValueError, Feed, f"csv:{self.folder}/XBTUSD_5.csv.gz", NOW)
 
     def test_a_feed_that_is_neither_is_refused(self) -> None:
         for spec in ("", "random:", "random:a/b", "file:x", "csv:"):

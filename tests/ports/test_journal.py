@@ -8,6 +8,7 @@ import threading
 import unittest
 from collections.abc import Callable, Iterator
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -57,14 +58,8 @@ def intent(
 
 
 def execution(wanted: Intent, volume: str, cost: str, fee: str = "0") -> Execution:
-    return Execution(
-        wanted.id,
-        f"O{wanted.id[:5]}",
-        OrderStatus.CLOSED,
-        Decimal(volume),
-        Decimal(cost),
-        Decimal(fee),
-    )
+    numbers = Decimal(volume), Decimal(cost), Decimal(fee)
+    return Execution(wanted.id, f"O{wanted.id[:5]}", OrderStatus.CLOSED, *numbers)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -86,6 +81,9 @@ def rows(journal: Journal, query: str) -> list[Any]:
     return journal._db.execute(query).fetchall()
 
 
+FILLED = execution(intent(), "0.04", "2000", "16")
+
+
 class Folder(unittest.TestCase):
     def setUp(self) -> None:
         self.folder = own_folder(self)
@@ -96,14 +94,25 @@ class Folder(unittest.TestCase):
         self.addCleanup(journal.close)
         return journal
 
+    def closed(self) -> bytes:
+        """Return the file of a journal with one intent that was closed."""
+        journal = open_journal(self.path)
+        journal.write(intent())
+        journal.close()
+        return self.path.read_bytes()
+
+    def look(self, path: Path) -> list[Intent]:
+        """Return the intents as a command finds them that only looks."""
+        with contextlib.closing(open_read_only(path)) as journal:
+            return journal.intents()
+
     def traded(
         self, journal: Journal, number: int, side: Side, volume: str, cost: str, fee: str = "0"
     ) -> None:
         wanted = intent(CANDLE + 60 * number, side=side, volume=Decimal(volume))
         journal.write(wanted)
-        journal.conclude(
-            wanted, Outcome.CLOSED, wanted.created + 2, execution(wanted, volume, cost, fee)
-        )
+        done = execution(wanted, volume, cost, fee)
+        journal.conclude(wanted, Outcome.CLOSED, wanted.created + 2, done)
 
 
 class TestOrders(Folder):
@@ -119,9 +128,8 @@ class TestOrders(Folder):
 
     def test_an_intent_reads_back_as_it_was_written(self) -> None:
         journal = self.journal()
-        wanted = intent(
-            reduce_only=True, held_before=Decimal("-0.04"), volume=Decimal("0.00000001")
-        )
+        volume, held = Decimal("0.00000001"), Decimal("-0.04")
+        wanted = intent(reduce_only=True, held_before=held, volume=volume)
         journal.write(wanted)
         self.assertEqual([wanted], journal.open_intents())
 
@@ -156,35 +164,23 @@ class TestOrders(Folder):
         self.assertTrue(got.accepted)
         self.assertIsNone(got.outcome)
 
-    def test_the_end_of_an_order_and_its_fill_are_written_together(self) -> None:
+    def test_an_order_has_one_end_which_is_written_with_its_fill_that_is_counted_once(self) -> None:
         journal = self.journal()
         journal.write(intent())
-        journal.conclude(
-            intent(), Outcome.CLOSED, CANDLE + 63, execution(intent(), "0.04", "2000", "16")
-        )
+        journal.conclude(intent(), Outcome.CLOSED, CANDLE + 63, FILLED)
         self.assertEqual([], journal.open_intents())
-        account = journal.account()
-        self.assertEqual((Decimal("0.04"), Decimal(-2000), Decimal(16)), account[:3])
         self.assertTrue(journal.knows_order(f"O{intent().id[:5]}"))
         self.assertFalse(journal.knows_order("OTHER"))
-
-    def test_an_order_has_one_end_and_its_fill_is_counted_once(self) -> None:
-        journal = self.journal()
-        journal.write(intent())
-        journal.conclude(
-            intent(), Outcome.CLOSED, CANDLE + 63, execution(intent(), "0.04", "2000", "16")
-        )
         for outcome in ("closed", Outcome.REFUSED, Outcome.ABSENT):
             with self.assertRaises(StopError):
-                journal.conclude(
-                    intent(), outcome, CANDLE + 64, execution(intent(), "0.04", "2000", "16")
-                )
-        self.assertEqual(Decimal("0.04"), journal.account().held)
+                journal.conclude(intent(), outcome, CANDLE + 64, FILLED)
+        account = journal.account()
+        self.assertEqual((Decimal("0.04"), Decimal(-2000), Decimal(16)), account[:3])
 
     def test_an_intent_that_was_never_written_cannot_end(self) -> None:
         journal = self.journal()
         with self.assertRaises(StopError):
-            journal.conclude(intent(), Outcome.CLOSED, CANDLE, execution(intent(), "0.04", "2000"))
+            journal.conclude(intent(), Outcome.CLOSED, CANDLE, FILLED)
         self.assertEqual(0, journal.account().held)
 
     def test_what_left_nothing_behind_counts_neither_for_the_day_nor_as_unfilled(self) -> None:
@@ -286,22 +282,15 @@ class TestFile(Folder):
         for path in self.path.parent.iterdir():
             self.assertEqual(0o600, stat.S_IMODE(path.stat().st_mode), path.name)
 
-    def test_a_journal_opens_again_with_all_that_was_in_it(self) -> None:
-        journal = open_journal(self.path)
-        journal.write(intent())
-        journal.close()
-        self.assertEqual([intent()], self.journal().open_intents())
-
-    def test_what_was_written_survives_a_death_without_closing(self) -> None:
+    def test_what_was_written_survives_closing_and_a_death_without_it(self) -> None:
+        self.closed()
         journal = self.journal()
-        journal.write(intent())
-        copy = self.folder / "copy"
-        copy.mkdir()
-        for path in self.path.parent.iterdir():
-            (copy / path.name).write_bytes(path.read_bytes())
+        self.assertEqual([intent()], journal.open_intents())
+        journal.write(intent(attempt=1))
+        copy = shutil.copytree(self.path.parent, self.folder / "copy")
         again = open_journal(copy / self.path.name)
         self.addCleanup(again.close)
-        self.assertEqual([intent()], again.open_intents())
+        self.assertEqual([intent(), intent(attempt=1)], again.open_intents())
 
     def test_a_file_from_a_death_before_the_tables_were_made_is_brought_up_to_date(self) -> None:
         self.path.parent.mkdir()
@@ -315,27 +304,19 @@ class TestFile(Folder):
         rows(journal, f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
         journal.close()
         before = self.path.read_bytes()
-        with self.assertRaises(ConfigError):
-            open_journal(self.path)
+        self.assertRaises(ConfigError, open_journal, self.path)
         self.assertEqual(before, self.path.read_bytes())
 
     def test_what_no_journal_can_hold_is_called_damaged(self) -> None:
-        journal = open_journal(self.path)
-        journal.write(intent())
-        journal.close()
-        whole = self.path.read_bytes()
+        whole = self.closed()
+        numbers = ("purpose", "outcome", "created", "executed")
+        values = ("created", "adopted", "exchange_position", "warnings", "next_decision")
         for change in (
-            "UPDATE intents SET purpose = 'x'",
-            "UPDATE intents SET outcome = 'x'",
-            "UPDATE intents SET created = 'x'",
+            *(f"UPDATE intents SET {name} = 'x'" for name in numbers),
             "UPDATE intents SET executed = 'NaN'",
-            "UPDATE intents SET executed = 'x'",
-            "INSERT INTO meta VALUES ('created', 'x')",
-            "INSERT INTO meta VALUES ('adopted', 'x')",
-            "INSERT INTO meta VALUES ('exchange_position', 'x')",
+            *(f"INSERT INTO meta VALUES ('{name}', 'x')" for name in values),
             "INSERT INTO meta VALUES ('warnings', '[1]')",
             'INSERT INTO meta VALUES (\'warnings\', \'{"a": ["b", "c"]}\')',
-            "INSERT INTO meta VALUES ('next_decision', 'x')",
         ):
             with self.subTest(change):
                 self.path.write_bytes(whole)
@@ -402,8 +383,7 @@ class TestFile(Folder):
                     open_journal(self.path)
                 self.assertEqual(76, caught.exception.exit_code)
                 self.assertEqual(text, self.path.read_bytes())
-                with self.assertRaises((StopError, ConfigError)):
-                    open_read_only(self.path)
+                self.assertRaises((StopError, ConfigError), open_read_only, self.path)
 
     def test_a_journal_of_0_2_0_goes_on_with_the_same_account(self) -> None:
         self.old_journal()
@@ -442,21 +422,15 @@ class TestFile(Folder):
         before = contents(self.path.parent)
         for _ in range(2):
             self.path.parent.chmod(0o500)
-            looking = open_read_only(self.path)
-            self.assertEqual([intent()], looking.open_intents())
-            looking.close()
+            self.assertEqual([intent()], self.look(self.path))
             self.path.parent.chmod(0o700)
             self.journal().close()
         self.assertEqual(before.keys(), contents(self.path.parent).keys())
 
     def test_a_journal_that_was_closed_is_read_on_a_full_disk(self) -> None:
-        journal = open_journal(self.path)
-        journal.write(intent())
-        journal.close()
+        self.closed()
         with full_disk():
-            looking = open_read_only(self.path)
-            self.assertEqual([intent()], looking.open_intents())
-            looking.close()
+            self.assertEqual([intent()], self.look(self.path))
 
     def test_on_a_full_disk_no_journal_is_read_without_its_newest_rows(self) -> None:
         self.journal().write(intent())
@@ -465,9 +439,7 @@ class TestFile(Folder):
             shutil.copy(f"{self.path}{end}", f"{copy}{end}")
         with full_disk(), self.assertRaises(ConfigError):
             open_read_only(copy)
-        looking = open_read_only(copy)
-        self.assertEqual([intent()], looking.open_intents())
-        looking.close()
+        self.assertEqual([intent()], self.look(copy))
 
     @unittest.skipIf(os.geteuid() == 0, "permissions do not bind root")
     def test_a_journal_of_somebody_else_is_not_called_damaged(self) -> None:
@@ -506,40 +478,32 @@ class TestFile(Folder):
         elsewhere = self.folder / "elsewhere"
         self.path.parent.mkdir()
         self.path.symlink_to(elsewhere)
-        with self.assertRaises(ConfigError):
-            open_journal(self.path)
+        self.assertRaises(ConfigError, open_journal, self.path)
         self.assertFalse(elsewhere.exists())
         elsewhere.touch()
-        with self.assertRaises(ConfigError):
-            open_journal(self.path)
+        self.assertRaises(ConfigError, open_journal, self.path)
         self.assertEqual(b"", elsewhere.read_bytes())
 
     def test_a_folder_or_a_file_in_the_way_is_a_configuration_error(self) -> None:
         self.path.mkdir(parents=True)
-        with self.assertRaises(ConfigError):
-            open_journal(self.path)
+        self.assertRaises(ConfigError, open_journal, self.path)
         (self.folder / "file").touch()
-        with self.assertRaises(ConfigError):
-            open_journal(self.folder / "file" / "live.sqlite")
+        self.assertRaises(ConfigError, open_journal, self.folder / "file" / "live.sqlite")
 
     @unittest.skipIf(os.geteuid() == 0, "permissions do not bind root")
     def test_a_folder_that_cannot_be_written_is_a_configuration_error(self) -> None:
         self.path.parent.mkdir(mode=0o500)
-        with self.assertRaises(ConfigError):
-            open_journal(self.path)
-        with self.assertRaises(ConfigError):
-            Lock(self.path.with_suffix(".lock"), "the journal")
+        self.assertRaises(ConfigError, open_journal, self.path)
+        self.assertRaises(ConfigError, Lock, self.path.with_suffix(".lock"), "the journal")
 
     def test_only_looking_needs_a_journal_and_cannot_write_it(self) -> None:
-        with self.assertRaises(ConfigError):
-            open_read_only(self.path)
+        self.assertRaises(ConfigError, open_read_only, self.path)
         self.assertFalse(self.path.exists())
         self.journal().write(intent())
         looking = open_read_only(self.path)
         self.addCleanup(looking.close)
         self.assertEqual([intent()], looking.intents())
-        with self.assertRaises(StopError):
-            looking.put(a=1)
+        self.assertRaises(StopError, looking.put, a=1)
 
 
 class FullDisk:
@@ -569,18 +533,14 @@ class TestFullDisk(Folder):
             whole = Journal(connection)
             whole.write(intent())
             full = Journal(FullDisk(connection, word))  # type: ignore[arg-type]
-            attempts = [
-                lambda full=full: full.put(a=1),
-                lambda full=full: full.write(intent(attempt=1)),
-                lambda full=full: full.accept(intent().id),
-                lambda full=full: full.conclude(
-                    intent(), Outcome.CLOSED, CANDLE, execution(intent(), "0.04", "2000", "16")
-                ),
-                lambda full=full: full.book([Booked("L1", CANDLE, "rollover", Decimal(1))]),
-                lambda full=full: full.decide(
-                    ROW, MarginSummary(Decimal(1), Decimal(0), Decimal(0))
-                ),
-                lambda full=full: full.adopt(Decimal(1), Decimal(1), CANDLE, True),
+            attempts: list[Callable[[], object]] = [
+                partial(full.put, a=1),
+                partial(full.write, intent(attempt=1)),
+                partial(full.accept, intent().id),
+                partial(full.conclude, intent(), Outcome.CLOSED, CANDLE, FILLED),
+                partial(full.book, [Booked("L1", CANDLE, "rollover", Decimal(1))]),
+                partial(full.decide, ROW, SUMMARY),
+                partial(full.adopt, Decimal(1), Decimal(1), CANDLE, True),
             ]
             stopped = 0
             before = list(connection.iterdump())
@@ -600,8 +560,7 @@ class TestFullDisk(Folder):
         connection = sqlite3.connect(":memory:", isolation_level=None)
         self.addCleanup(connection.close)
         connection.execute("PRAGMA max_page_count = 2")
-        with self.assertRaises(ConfigError):
-            prepare(connection, self.path)
+        self.assertRaises(ConfigError, prepare, connection, self.path)
 
 
 class TestLock(Folder):
@@ -632,8 +591,7 @@ class TestLock(Folder):
         self.assertEqual(0o700, stat.S_IMODE(path.parent.stat().st_mode))
         link = self.folder / "state" / "link.lock"
         link.symlink_to(self.folder / "target")
-        with self.assertRaises(ConfigError):
-            Lock(link, "it")
+        self.assertRaises(ConfigError, Lock, link, "it")
 
 
 class TestNonces(Folder):

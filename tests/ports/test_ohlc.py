@@ -51,14 +51,11 @@ class FakeMarket:
     def candles(self, since: int | None) -> Sequence[Candle]:
         if len(self.rows_told) + 1 == self.finishes_after:
             self.running += 1
-        first = self.running - 719
-        rows = [
-            candle(n, 1000 + n % 17) for n in range(first, self.running + 1) if n not in self.gone
-        ]
+        every = numbered(self.running - 719, self.running + 1)
+        rows = [row for row in every if (row.time - T0) // 60 not in self.gone]
         if since is not None:
-            rows = [
-                r for r in rows if r.time > since or (self.inclusive and r.time == since)
-            ] or rows[-1:]
+            begin = since if self.inclusive else since + 1
+            rows = [row for row in rows if row.time >= begin] or rows[-1:]
         self.rows_told.append(len(rows))
         return rows
 
@@ -67,10 +64,28 @@ def window(market: FakeMarket, clock: FakeClock) -> CandleWindow:
     return CandleWindow(market, clock, 60)  # type: ignore[arg-type]
 
 
+def begun() -> tuple[FakeMarket, CandleWindow]:
+    """Return a market and a window that knows its first 800 candles."""
+    market = FakeMarket(800)
+    kept = window(market, FakeClock())
+    up_to(kept, 799)
+    return market, kept
+
+
+def up_to(kept: CandleWindow, number: int) -> list[Candle]:
+    found = kept.up_to(candle(number).time)
+    assert found is not None
+    return list(found)
+
+
+def numbered(first: int, end: int) -> list[Candle]:
+    """Return the market's candles from `first` to before `end`."""
+    return [candle(n, 1000 + n % 17) for n in range(first, end)]
+
+
 class TestWindow(unittest.TestCase):
     def test_the_candle_still_being_made_is_never_shown(self) -> None:
-        got = window(FakeMarket(5), FakeClock()).up_to(candle(4).time)
-        assert got is not None
+        got = up_to(window(FakeMarket(5), FakeClock()), 4)
         self.assertEqual(candle(4, 1004), got[-1])
 
     def test_the_first_answer_is_asked_for_by_time_lest_it_span_more_than_it_can(self) -> None:
@@ -82,8 +97,7 @@ class TestWindow(unittest.TestCase):
     def test_a_late_candle_is_asked_for_again(self) -> None:
         market, clock = FakeMarket(5), FakeClock()
         market.finishes_after = 3
-        got = window(market, clock).up_to(candle(5).time)
-        assert got is not None
+        got = up_to(window(market, clock), 5)
         self.assertEqual(candle(5).time, got[-1].time)
         self.assertEqual(3, len(market.rows_told))
         self.assertGreater(clock.time, 0)
@@ -98,11 +112,8 @@ class TestWindow(unittest.TestCase):
         kept = window(market, FakeClock())
         self.assertIsNone(kept.up_to(candle(5).time))
         market.running = 7
-        got = kept.up_to(candle(6).time)
-        assert got is not None
-        self.assertEqual(
-            [candle(4).time, candle(5).time, candle(6).time], [c.time for c in got[-3:]]
-        )
+        got = up_to(kept, 6)
+        self.assertEqual(numbered(4, 7), got[-3:])
 
     def test_new_candles_join_those_known_whether_since_is_inclusive_or_not(self) -> None:
         for inclusive in (False, True):
@@ -111,11 +122,9 @@ class TestWindow(unittest.TestCase):
             kept.up_to(candle(799).time)
             for running in (801, 802, 805, 1105):
                 market.running = running
-                got = kept.up_to(candle(running - 1).time)
-                assert got is not None
-                numbers = range(running - len(got), running)
+                got = up_to(kept, running - 1)
                 with self.subTest(inclusive=inclusive, running=running):
-                    self.assertEqual([candle(n, 1000 + n % 17) for n in numbers], list(got))
+                    self.assertEqual(numbered(running - len(got), running), got)
                     self.assertGreaterEqual(len(got), NEEDED)
                     self.assertLessEqual(len(got), 721)
             self.assertLessEqual(market.rows_told[1], 4, "only the rows needed travel")
@@ -129,41 +138,26 @@ class TestWindow(unittest.TestCase):
         self.assertGreaterEqual(len(kept.up_to(candle(800).time) or ()), NEEDED)
 
     def test_after_a_long_outage_everything_is_fetched_anew_without_a_hole(self) -> None:
-        market = FakeMarket(800)
-        kept = window(market, FakeClock())
-        kept.up_to(candle(799).time)
+        market, kept = begun()
         market.running = 5000
-        got = kept.up_to(candle(4999).time)
-        assert got is not None
-        self.assertEqual(
-            [candle(n).time for n in range(5000 - len(got), 5000)], [c.time for c in got]
-        )
-        self.assertEqual(
-            [1000 + n % 17 for n in range(4990, 5000)], [int(c.close) for c in got[-10:]]
-        )
+        got = up_to(kept, 4999)
+        self.assertEqual(numbered(5000 - len(got), 5000), got)
 
     def test_it_shows_all_that_the_exchange_has_and_goes_on_from_there(self) -> None:
         market = FakeMarket(800)
         kept = window(market, FakeClock())
-        self.assertEqual(
-            [candle(n, 1000 + n % 17) for n in range(81, 800)],
-            list(kept.up_to(candle(799).time) or ()),
-        )
+        self.assertEqual(numbered(81, 800), up_to(kept, 799))
         market.running = 801
-        got = kept.up_to(candle(800).time)
-        assert got is not None
-        self.assertEqual([candle(n).time for n in range(81, 801)], [c.time for c in got])
+        got = up_to(kept, 800)
+        self.assertEqual(numbered(81, 801), got)
 
-    def test_a_missing_interval_is_filled_flat_at_the_close_before_in_first_and_later_fetches(
-        self,
-    ) -> None:
+    def test_a_missing_interval_is_filled_at_the_close_before_in_all_fetches(self) -> None:
         market = FakeMarket(800)
         market.gone = {790, 802, 803}
         kept = window(market, FakeClock())
         kept.up_to(candle(799).time)
         market.running = 805
-        got = kept.up_to(candle(804).time)
-        assert got is not None
+        got = up_to(kept, 804)
         by_time = {c.time: c for c in got}
         self.assertEqual(candle(790, 1000 + 789 % 17), by_time[candle(790).time])
         self.assertEqual(candle(802, 1000 + 801 % 17), by_time[candle(802).time])
@@ -171,44 +165,34 @@ class TestWindow(unittest.TestCase):
         self.assertTrue(all(b.time - a.time == 60 for a, b in pairwise(got)))
 
     def test_a_hole_is_asked_about_once_more_and_what_comes_then_is_taken(self) -> None:
-        market = FakeMarket(800)
-        kept = window(market, FakeClock())
-        kept.up_to(candle(799).time)
+        market, kept = begun()
         market.running, market.gone = 804, {801}
-        got = kept.up_to(candle(803).time)
-        assert got is not None
+        got = up_to(kept, 803)
         self.assertEqual(candle(801, 1000 + 800 % 17), got[-3])
         market.running, market.gone = 805, set()
-        got = kept.up_to(candle(804).time)
-        assert got is not None
-        self.assertEqual([candle(n, 1000 + n % 17) for n in range(801, 805)], list(got[-4:]))
+        got = up_to(kept, 804)
+        self.assertEqual(numbered(801, 805), got[-4:])
         for running in (806, 807):
             market.running = running
             kept.up_to(candle(running - 1).time)
         self.assertLessEqual(market.rows_told[-1], 4, "only the rows needed travel")
 
     def test_of_two_answers_about_a_candle_the_newer_one_counts(self) -> None:
-        market = FakeMarket(800)
-        kept = window(market, FakeClock())
-        kept.up_to(candle(799).time)
+        market, kept = begun()
         market.running, told = 801, market.candles
 
         def revised(since: int | None) -> Sequence[Candle]:
             return [candle(799, 5) if c.time == candle(799).time else c for c in told(since)]
 
         market.candles = revised  # type: ignore[method-assign]
-        got = kept.up_to(candle(800).time)
-        assert got is not None
+        got = up_to(kept, 800)
         self.assertEqual(candle(799, 5), got[-2])
 
     def test_a_candle_once_known_is_not_lost_to_an_answer_that_lacks_it(self) -> None:
-        market = FakeMarket(800)
-        kept = window(market, FakeClock())
-        kept.up_to(candle(799).time)
+        market, kept = begun()
         market.running, market.gone = 801, {799}
-        got = kept.up_to(candle(800).time)
-        assert got is not None
-        self.assertEqual([candle(n, 1000 + n % 17) for n in (799, 800)], list(got[-2:]))
+        got = up_to(kept, 800)
+        self.assertEqual(numbered(799, 801), got[-2:])
 
     def test_a_market_without_any_candle_is_waited_for_and_given_up(self) -> None:
         class Empty:
@@ -278,16 +262,8 @@ class TestRows(unittest.TestCase):
             for value in values:
                 wrong_rows.append([*good[:column], value, *good[column + 1 :]])
         results: list[Any] = [{"X": [row(T0 - 60), wrong], "last": T0} for wrong in wrong_rows]
-        results += [
-            None,
-            [],
-            "text",
-            5,
-            {},
-            {"last": T0},
-            {"X": None, "last": T0},
-            {"X": 5, "last": 1},
-        ]
+        results += [None, [], "text", 5, {}, {"last": T0}]
+        results += [{"X": None, "last": T0}, {"X": 5, "last": 1}]
         results += [{"X": [good], "Y": [good], "last": T0}, {"X": True}, {"X": "text", "last": T0}]
         results += [{"X": [row(T0), row(T0 + 60 * 1_000_000)], "last": T0}]
         for result in results:

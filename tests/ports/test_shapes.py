@@ -134,20 +134,12 @@ def answers() -> dict[str, Any]:
     )["txid"][0]
     txid = found["AddOrder"]["txid"][0]
     client.time += 14400
-    found |= {
-        name: client.result(name)
-        for name in (
-            "Balance",
-            "BalanceEx",
-            "TradeBalance",
-            "OpenPositions",
-            "OpenOrders",
-            "ClosedOrders",
-            "TradesHistory",
-            "Ledgers",
-            "GetApiKeyInfo",
-        )
-    }
+    names = "Balance BalanceEx TradeBalance OpenPositions OpenOrders ClosedOrders TradesHistory"
+    found |= {name: client.result(name) for name in f"{names} Ledgers GetApiKeyInfo".split()}
+    for name in ("Time", "SystemStatus", "Assets", "AssetPairs"):
+        found[name] = client.get(name)["result"]
+    for name in ("OHLC", "Ticker", "Depth"):
+        found[name] = client.get(f"{name}?pair=XBTUSD")["result"]
     trades = client.result("QueryOrders", txid=txid, trades="true")
     return found | {
         "OpenPositions docalcs": client.result("OpenPositions", docalcs="true"),
@@ -157,13 +149,6 @@ def answers() -> dict[str, Any]:
         "QueryOrders partial": client.result("QueryOrders", txid=part, trades="true"),
         "QueryTrades": client.result("QueryTrades", txid=trades[txid]["trades"][0]),
         "TradeVolume": client.result("TradeVolume", pair="XBTUSD"),
-        "Time": client.get("Time")["result"],
-        "SystemStatus": client.get("SystemStatus")["result"],
-        "Assets": client.get("Assets")["result"],
-        "AssetPairs": client.get("AssetPairs")["result"],
-        "OHLC": client.get("OHLC?pair=XBTUSD")["result"],
-        "Ticker": client.get("Ticker?pair=XBTUSD")["result"],
-        "Depth": client.get("Depth?pair=XBTUSD")["result"],
     }
 
 

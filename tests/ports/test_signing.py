@@ -41,23 +41,10 @@ FURTHER = (
 
 
 class TestSignature(unittest.TestCase):
-    def test_the_published_example_gives_the_published_signature(self) -> None:
-        path, body, signature = PUBLISHED
-        self.assertEqual(signature, sign(Secret(SECRET), path, NONCE, body.encode()))
-
-    def test_further_bodies_give_their_known_signatures(self) -> None:
-        for path, body, signature in FURTHER:
+    def test_each_path_and_body_gives_its_known_signature(self) -> None:
+        for path, body, signature in (PUBLISHED, *FURTHER):
             with self.subTest(body):
                 self.assertEqual(signature, sign(Secret(SECRET), path, NONCE, body.encode()))
-
-    def test_path_nonce_and_body_all_change_the_signature(self) -> None:
-        path, body, signature = PUBLISHED
-        for other in (
-            sign(Secret(SECRET), "/0/private/Balance", NONCE, body.encode()),
-            sign(Secret(SECRET), path, "1616492376595", body.encode()),
-            sign(Secret(SECRET), path, NONCE, body.encode() + b"&x=1"),
-        ):
-            self.assertNotEqual(signature, other)
 
     def test_blanks_and_newlines_round_a_pasted_secret_do_not_matter(self) -> None:
         path, body, signature = PUBLISHED
@@ -66,9 +53,7 @@ class TestSignature(unittest.TestCase):
 
 
 class TestSecret(unittest.TestCase):
-    def test_a_secret_that_is_not_base64_is_a_configuration_error_that_does_not_show_it(
-        self,
-    ) -> None:
+    def test_a_secret_that_is_not_base64_is_a_configuration_error_and_not_shown(self) -> None:
         for text in ("not*base64*at*all", SECRET[:-1], SECRET + "=", "ключ", "", "   "):
             with self.subTest(text), self.assertRaises(ConfigError) as caught:
                 decode_secret(Secret(text))

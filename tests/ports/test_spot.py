@@ -2,17 +2,20 @@ import copy
 import json
 import os
 import unittest
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from decimal import Decimal
+from functools import reduce
 from itertools import repeat
+from operator import getitem, itemgetter
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from krakenbot.errors import LaterError, RefusedError, StopError, UnansweredError
 from krakenbot.kraken.spot import Spot
-from krakenbot.model import Order, OrderStatus, Side, SystemStatus
+from krakenbot.model import Execution, Order, OrderStatus, Side, SystemStatus
 from tests.clients import signing
 from tests.clocks import StandingClock
 from tests.logs import silence
@@ -20,125 +23,77 @@ from tests.rules.test_pairs import ROW
 
 RECORDED = os.environ.get("TEST_DATA_KRAKEN")
 ID = "6d1b345e-2821-40e2-ad83-4ecb18a06876"
+ABSENT = object()
 TXID = "OUF4EM-FRGI2-MQMWZD"
 SINCE = 1_790_000_000
 ORDER = Order(ID, Side.SELL, Decimal("0.00005"), 2, True)
 
+
+def row(text: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(text, parse_float=Decimal)
+    return found
+
+
 # Answers written by hand after the documentation of each method.
-OPEN_ORDER: dict[str, Any] = {
-    "refid": None,
-    "userref": 0,
-    "cl_ord_id": ID,
-    "status": "open",
-    "opentm": Decimal("1790000001.62"),
-    "starttm": 0,
-    "expiretm": 0,
-    "descr": {"pair": "XBTUSD", "type": "sell", "ordertype": "market", "leverage": "2:1"},
-    "vol": "0.04000000",
-    "vol_exec": "0.00000000",
-    "cost": "0.00000",
-    "fee": "0.00000",
-    "price": "0.00000",
-    "misc": "",
-    "oflags": "fciq",
-}
-CLOSED_ORDER = OPEN_ORDER | {
-    "status": "closed",
-    "reason": None,
-    "closetm": Decimal("1790000001.64"),
-    "vol_exec": "0.04000000",
-    "cost": "2000.00000",
-    "fee": "16.00000",
-    "price": "50000.0",
-}
-POSITION: dict[str, Any] = {
-    "ordertxid": "O6WVA4-LI5QL-GPHYKL",
-    "posstatus": "open",
-    "pair": "XXBTZUSD",
-    "class": "forex",
-    "time": Decimal("1790000001.583491"),
-    "type": "buy",
-    "ordertype": "market",
-    "cost": "2000.00000",
-    "fee": "16.40000",
-    "vol": "0.04000000",
-    "vol_closed": "0.01000000",
-    "margin": "1000.00000",
-    "terms": "0.0200% per 4 hours",
-    "rollovertm": "1790014401",
-    "misc": "",
-    "oflags": "",
-}
-LEDGER_ROW: dict[str, Any] = {
-    "refid": "TAGKDK-PVBGJ-RZ4N35",
-    "time": Decimal("1790014402.6"),
-    "type": "rollover",
-    "subtype": "",
-    "aclass": "currency",
-    "asset": "ZUSD",
-    "amount": "0.0000",
-    "fee": "0.4000",
-    "balance": "1983.2",
-}
-BALANCE_OF_TRADES = {
-    "eb": "2000.0000",
-    "tb": "1982.8000",
-    "m": "1000.0000",
-    "uv": "0.0000",
-    "n": "40.0000",
-    "c": "2000.0000",
-    "v": "2040.0000",
-    "e": "2022.8000",
-    "mf": "1022.8000",
-    "ml": "202.28",
-}
-ANSWERS: dict[str, Any] = {
+OPEN_ORDER = {"cl_ord_id": ID} | row("""{
+    "refid": null, "userref": 0, "status": "open", "opentm": 1790000001.62, "starttm": 0,
+    "expiretm": 0, "vol": "0.04000000", "vol_exec": "0.00000000", "cost": "0.00000",
+    "fee": "0.00000", "price": "0.00000", "misc": "", "oflags": "fciq",
+    "descr": {"pair": "XBTUSD", "type": "sell", "ordertype": "market", "leverage": "2:1"}
+}""")
+CLOSED_ORDER = OPEN_ORDER | row("""{
+    "status": "closed", "reason": null, "closetm": 1790000001.64, "vol_exec": "0.04000000",
+    "cost": "2000.00000", "fee": "16.00000", "price": "50000.0"
+}""")
+POSITION = row("""{
+    "ordertxid": "O6WVA4-LI5QL-GPHYKL", "posstatus": "open", "pair": "XXBTZUSD", "class": "forex",
+    "time": 1790000001.583491, "type": "buy", "ordertype": "market", "cost": "2000.00000",
+    "fee": "16.40000", "vol": "0.04000000", "vol_closed": "0.01000000", "margin": "1000.00000",
+    "terms": "0.0200% per 4 hours", "rollovertm": "1790014401", "misc": "", "oflags": ""
+}""")
+LEDGER_ROW = row("""{
+    "refid": "TAGKDK-PVBGJ-RZ4N35", "time": 1790014402.6, "type": "rollover", "subtype": "",
+    "aclass": "currency", "asset": "ZUSD", "amount": "0.0000", "fee": "0.4000", "balance": "1983.2"
+}""")
+TRADE = {"ordertxid": TXID, "pair": "XXBTZUSD", "type": "sell", "cost": "2000.00000"}
+ANSWERS: dict[str, Any] = row("""{
     "Time": {"unixtime": 1762820224, "rfc1123": "Tue, 11 Nov 25 00:17:04 +0000"},
     "SystemStatus": {"status": "online", "timestamp": "2026-10-01T00:00:00Z"},
-    "AssetPairs": {"XXBTZUSD": ROW},
-    "OHLC": {
-        "XXBTZUSD": [
-            [1791417600, "83276.1", "83467.7", "80328.6", "81683.8", "81878.5", "4015.1", 196775],
-            [1791504000, "81683.8", "81771.5", "81656.4", "81723.4", "81717.5", "3.55", 1117],
-        ],
-        "last": 1791417600,
+    "OHLC": {"last": 1791417600, "XXBTZUSD": [
+        [1791417600, "83276.1", "83467.7", "80328.6", "81683.8", "81878.5", "4015.1", 196775],
+        [1791504000, "81683.8", "81771.5", "81656.4", "81723.4", "81717.5", "3.55", 1117]
+    ]},
+    "Ticker": {"XXBTZUSD": {
+        "a": ["50000.10000", "1", "1.000"], "b": ["50000.00000", "1", "1.000"],
+        "c": ["50000.00000", "0.00009443"]
+    }},
+    "TradeBalance": {
+        "eb": "2000.0000", "tb": "1982.8000", "m": "1000.0000", "uv": "0.0000", "n": "40.0000",
+        "c": "2000.0000", "v": "2040.0000", "e": "2022.8000", "mf": "1022.8000", "ml": "202.28"
     },
-    "Ticker": {
-        "XXBTZUSD": {
-            "a": ["50000.10000", "1", "1.000"],
-            "b": ["50000.00000", "1", "1.000"],
-            "c": ["50000.00000", "0.00009443"],
-        }
-    },
-    "TradeBalance": BALANCE_OF_TRADES,
     "Balance": {"ZUSD": "2970172.7962", "XXBT": "3.2223768244"},
+    "TradeVolume": {
+        "currency": "ZUSD", "volume": "120.5000", "fees_maker": {"XXBTZUSD": {"fee": "0.3000"}},
+        "fees": {"XXBTZUSD": {"fee": "0.6000", "minfee": "0.0500", "maxfee": "0.8000"}}
+    },
+    "OpenOrders": {"open": {}},
+    "GetApiKeyInfo": {"permissions": ["query-funds", "modify-trades"], "nonce": "1"}
+}""") | {
+    "AssetPairs": {"XXBTZUSD": ROW},
     "OpenPositions": {
         "TS3FY4-PAZT6-E4TLCB": POSITION,
         "T24DOR-TAFLM-ID3NYP": POSITION | {"vol_closed": "0.00000000"},
     },
     "Ledgers": {"ledger": {"L4UESK-KG3EQ-UFO4T5": LEDGER_ROW}, "count": 1},
-    "TradeVolume": {
-        "currency": "ZUSD",
-        "volume": "120.5000",
-        "fees": {"XXBTZUSD": {"fee": "0.6000", "minfee": "0.0500", "maxfee": "0.8000"}},
-        "fees_maker": {"XXBTZUSD": {"fee": "0.3000"}},
-    },
     "AddOrder": {"descr": {"order": "sell 0.00005 XBTUSD @ market"}, "txid": [TXID]},
-    "OpenOrders": {"open": {}},
     "ClosedOrders": {"closed": {TXID: CLOSED_ORDER}},
     "QueryOrders": {TXID: CLOSED_ORDER},
     "TradesHistory": {
         "trades": {
-            "TAGKDK-PVBGJ-RZ4N35": {
-                "ordertxid": TXID,
-                "pair": "XXBTZUSD",
-                "type": "sell",
-                "cost": "2000.00000",
-            },
+            "TAGKDK-PVBGJ-RZ4N35": TRADE,
             "TBGKDK-PVBGJ-RZ4N35": {"ordertxid": "OOTHER-AAAAA-BBBBBB", "pair": "XETHZUSD"},
         }
     },
-    "GetApiKeyInfo": {"permissions": ["query-funds", "modify-trades"], "nonce": "1"},
 }
 
 
@@ -178,6 +133,12 @@ def error(text: str) -> bytes:
     return json.dumps({"error": [text]}).encode()
 
 
+def found(exchange: Spot, name: str = ID) -> Execution:
+    execution = exchange.find(name, SINCE)
+    assert execution is not None
+    return execution
+
+
 class TestMarket(unittest.TestCase):
     def test_time_status_rules_and_quote_are_read(self) -> None:
         kraken = Kraken()
@@ -200,22 +161,16 @@ class TestMarket(unittest.TestCase):
         exchange.candles(None)
         self.assertNotIn("since", kraken.params("OHLC"))
 
-    def test_the_candles_of_another_pair_are_no_answer(self) -> None:
-        kraken = Kraken()
-        exchange = spot(kraken)
-        exchange.rules()
-        kraken.answers["OHLC"] = {"XETHZUSD": kraken.answers["OHLC"]["XXBTZUSD"], "last": 1}
-        with self.assertRaisesRegex(UnansweredError, "XETHZUSD"):
-            exchange.candles(None)
-
-    def test_the_quote_of_another_pair_is_no_answer(self) -> None:
+    def test_candles_and_quotes_of_another_pair_are_no_answer(self) -> None:
         kraken = Kraken()
         exchange = spot(kraken)
         exchange.rules()
         exchange.quote()
+        kraken.answers["OHLC"] = {"XETHZUSD": kraken.answers["OHLC"]["XXBTZUSD"], "last": 1}
         kraken.answers["Ticker"] = {"XETHZUSD": {"a": ["3001"], "b": ["3000"]}}
-        with self.assertRaisesRegex(UnansweredError, "XETHZUSD"):
-            exchange.quote()
+        for method in ("OHLC", "Ticker"):
+            with self.subTest(method), self.assertRaisesRegex(UnansweredError, "XETHZUSD"):
+                CALLS[method](exchange)
 
     def test_a_crossed_or_empty_quote_is_no_answer(self) -> None:
         for ask, bid in (("1", "2"), ("0", "0"), ("2", "0"), ("2", "-1"), ("0", "1")):
@@ -256,27 +211,20 @@ class TestAccount(unittest.TestCase):
         self.assertEqual((Decimal("0.07"), Decimal(3500)), (got.volume, got.cost))
 
     def test_a_short_position_is_negative_and_those_of_other_pairs_are_not_counted(self) -> None:
+        other = POSITION | {"pair": "XETHZUSD"}
         for name in ("XXBTZUSD", "XBTUSD"):
-            positions = {
-                "T1": POSITION | {"type": "sell", "pair": name},
-                "T2": POSITION | {"pair": "XETHZUSD"},
-            }
-            self.assertEqual(
-                Decimal("-0.03"), spot(Kraken(OpenPositions=positions)).position().volume
-            )
+            positions = {"T1": POSITION | {"type": "sell", "pair": name}, "T2": other}
+            held = spot(Kraken(OpenPositions=positions)).position().volume
+            self.assertEqual(Decimal("-0.03"), held)
 
-    def test_both_ways_of_showing_no_position_are_flat(self) -> None:
+    def test_both_ways_of_showing_no_position_are_flat_and_nothing_else_that_is_empty(self) -> None:
         for empty in ({}, []):
             self.assertEqual(0, spot(Kraken(OpenPositions=empty)).position().volume)
-
-    def test_nothing_else_that_is_empty_means_flat(self) -> None:
         for odd in (0, "", False, Decimal(0)):
             with self.subTest(repr(odd)), self.assertRaises(UnansweredError):
                 spot(Kraken(OpenPositions=odd)).position()
 
-    def test_charges_are_the_rows_of_the_pair_s_trades_and_all_rollovers_in_any_currency(
-        self,
-    ) -> None:
+    def test_charges_are_the_pair_s_trades_and_all_rollovers_in_any_currency(self) -> None:
         rollover, in_coins = LEDGER_ROW | {"refid": "TS3FY4-PAZT6-E4TLCB"}, {"asset": "XXBT"}
         opening = LEDGER_ROW | {"type": "margin", "fee": "16"}
         margin_fee = LEDGER_ROW | {"type": "margin", "fee": "0.00001"} | in_coins
@@ -284,7 +232,8 @@ class TestAccount(unittest.TestCase):
         deposit = opening | {"type": "deposit"}
         rows = [rollover, rollover | in_coins, opening, margin_fee, foreign, deposit]
         ledger = {"ledger": {f"L{number}": row for number, row in enumerate(rows)}}
-        found = spot(Kraken(Ledgers=ledger)).charges(SINCE, SINCE + 86400, repeat(0))
+        kraken = Kraken(Ledgers=ledger)
+        charges = spot(kraken).charges(SINCE, SINCE + 86400, repeat(0))
         self.assertEqual(
             [
                 ("L0", "", 0, Decimal("0.4"), "ZUSD"),
@@ -292,13 +241,10 @@ class TestAccount(unittest.TestCase):
                 ("L2", TXID, 2000, Decimal(16), "ZUSD"),
                 ("L3", TXID, 0, Decimal("0.00001"), "XXBT"),
             ],
-            [(x.id, x.order_id, x.cost, x.fee, x.asset) for x in found],
+            [(x.id, x.order_id, x.cost, x.fee, x.asset) for x in charges],
         )
-        self.assertEqual("TAGKDK-PVBGJ-RZ4N35", found[2].trade_id)
-
-    def test_fills_are_asked_for_one_by_one_as_the_ledger_has_them(self) -> None:
-        kraken = Kraken()
-        spot(kraken).charges(SINCE, SINCE + 86400, repeat(0))
+        self.assertEqual("TAGKDK-PVBGJ-RZ4N35", charges[2].trade_id)
+        # Fills one by one, as the ledger has them.
         self.assertEqual("false", kraken.params("TradesHistory")["consolidate_taker"])
 
     def test_the_fee_rate_is_the_account_s_taker_fee(self) -> None:
@@ -327,8 +273,10 @@ class TestAccount(unittest.TestCase):
 
             def page(params: dict[str, str], rows: list[Any] = rows) -> Any:
                 start, end, offset = (int(params.get(key, 0)) for key in ("start", "end", "ofs"))
-                within = [row for row in rows[::-1] if start < row["time"] <= end]
-                chosen = within[offset : offset + 50]
+                first, last = (
+                    bisect_right(rows, at, key=itemgetter("time")) for at in (start, end)
+                )
+                chosen = rows[first:last][::-1][offset : offset + 50]
                 return {"trades": {f"T{row['ordertxid']}": row for row in chosen}}
 
             traded = spot(Kraken(TradesHistory=page)).traded_orders(SINCE, SINCE + 1500)
@@ -436,36 +384,26 @@ class TestPlacing(unittest.TestCase):
 class TestFinding(unittest.TestCase):
     def test_a_closed_order_is_found_by_its_own_id_with_what_it_traded(self) -> None:
         kraken = Kraken()
-        got = spot(kraken).find(ID, SINCE)
-        assert got is not None
-        self.assertEqual(
-            (ID, TXID, OrderStatus.CLOSED), (got.client_order_id, got.exchange_order_id, got.status)
-        )
-        self.assertEqual(
-            (Decimal("0.04"), Decimal(2000), Decimal(16)), (got.volume, got.cost, got.fee)
-        )
+        amounts = Decimal("0.04"), Decimal(2000), Decimal(16)
+        self.assertEqual((ID, TXID, OrderStatus.CLOSED, *amounts), found(spot(kraken))[:6])
         for method in ("OpenOrders", "ClosedOrders"):
             self.assertEqual(ID, kraken.params(method)["cl_ord_id"])
         self.assertLessEqual(int(kraken.params("ClosedOrders")["start"]), SINCE - 60)
 
     def test_an_order_still_open_is_found(self) -> None:
         for status in ("open", "pending"):
-            row = OPEN_ORDER | {"status": status}
-            got = spot(Kraken(OpenOrders={"open": {TXID: row}}, ClosedOrders={"closed": {}})).find(
-                ID, SINCE
-            )
-            assert got is not None
-            self.assertFalse(got.status.is_final)
+            still = {TXID: OPEN_ORDER | {"status": status}}
+            kraken = Kraken(OpenOrders={"open": still}, ClosedOrders={"closed": {}})
+            self.assertFalse(found(spot(kraken)).status.is_final)
 
     def test_an_order_seen_open_and_closed_in_one_look_is_closed(self) -> None:
-        got = spot(Kraken(OpenOrders={"open": {TXID: OPEN_ORDER}})).find(ID, SINCE)
-        assert got is not None
-        self.assertEqual(OrderStatus.CLOSED, got.status)
+        kraken = Kraken(OpenOrders={"open": {TXID: OPEN_ORDER}})
+        self.assertEqual(OrderStatus.CLOSED, found(spot(kraken)).status)
 
     def test_the_id_is_known_again_in_capitals_and_without_dashes(self) -> None:
         for shown in (ID.upper(), ID.replace("-", "")):
-            row = CLOSED_ORDER | {"cl_ord_id": shown}
-            self.assertIsNotNone(spot(Kraken(ClosedOrders={"closed": {TXID: row}})).find(ID, SINCE))
+            closed = {TXID: CLOSED_ORDER | {"cl_ord_id": shown}}
+            found(spot(Kraken(ClosedOrders={"closed": closed})))
 
     def test_orders_of_others_are_not_taken_for_the_own_one(self) -> None:
         strangers = {
@@ -476,16 +414,14 @@ class TestFinding(unittest.TestCase):
         kraken = Kraken(OpenOrders={"open": strangers}, ClosedOrders={"closed": strangers})
         self.assertIsNone(spot(kraken).find(ID, SINCE))
         kraken.answers["ClosedOrders"] = {"closed": strangers | {TXID: CLOSED_ORDER}}
-        got = spot(kraken).find(ID, SINCE)
-        assert got is not None
-        self.assertEqual(TXID, got.exchange_order_id)
+        self.assertEqual(TXID, found(spot(kraken)).exchange_order_id)
 
     def test_an_order_that_one_view_shows_by_its_id_is_found_whatever_the_other_says(self) -> None:
         nameless = {key: x for key, x in CLOSED_ORDER.items() if key != "cl_ord_id"}
         views = {"OpenOrders": {"open": {TXID: OPEN_ORDER}}, "ClosedOrders": {"closed": {}}}
         for other in ({}, {TXID: nameless}):
             views["ClosedOrders"]["closed"] = other
-            self.assertIsNotNone(spot(Kraken(**views)).find(ID, SINCE))
+            found(spot(Kraken(**views)))
 
     def test_a_broken_row_beside_an_order_is_asked_about_again(self) -> None:
         broken = CLOSED_ORDER | {"vol_exec": "?"}
@@ -505,7 +441,7 @@ class TestFinding(unittest.TestCase):
         kraken = Kraken()
         exchange = spot(kraken)
         exchange.place(ORDER, SINCE)
-        self.assertIsNotNone(exchange.find(ID, SINCE))
+        found(exchange)
         self.assertEqual(TXID, kraken.params("QueryOrders")["txid"])
         kraken.answers["QueryOrders"] = {}
         self.assertIsNone(exchange.find(ID, SINCE))
@@ -514,19 +450,12 @@ class TestFinding(unittest.TestCase):
         kraken = Kraken(QueryOrders={"OAAAAA-AAAAA-AAAAAA": CLOSED_ORDER | {"cl_ord_id": "0" * 32}})
         exchange = spot(kraken)
         exchange.place(ORDER, SINCE)
-        with self.assertRaises(UnansweredError):
-            exchange.find(ID, SINCE)
+        self.assertRaises(UnansweredError, exchange.find, ID, SINCE)
 
     def test_a_look_that_was_answered_only_in_part_is_no_look(self) -> None:
         for method in ("OpenOrders", "ClosedOrders"):
-            for answer in (
-                error("EService:Busy"),
-                UnansweredError("reset"),
-                b"<html>",
-                {},
-                [],
-                {"x": {}},
-            ):
+            busy, reset = error("EService:Busy"), UnansweredError("reset")
+            for answer in (busy, reset, b"<html>", {}, [], {"x": {}}):
                 kraken = Kraken(OpenOrders={"open": {}}, ClosedOrders={"closed": {}})
                 kraken.answers[method] = answer
                 with self.subTest(method=method, answer=answer), self.assertRaises(UnansweredError):
@@ -563,58 +492,27 @@ CALLS: dict[str, Callable[[Spot], object]] = {
     "TradesHistory": lambda s: s.traded_orders(SINCE, SINCE + 86400),
     "GetApiKeyInfo": lambda s: s.key_info(),
 }
-ODD_VALUES: tuple[Any, ...] = (
-    None,
-    "",
-    "x",
-    "NaN",
-    "Infinity",
-    "-Infinity",
-    "1e400",
-    -1,
-    0,
-    1.5,
-    True,
-    [],
-    {},
-    [[]],
-    {"a": {}},
-    [None],
-    "\ud800",
-    10**400,
-    "9" * 400,
-)
+ODD_TEXTS = ("", "x", "NaN", "Infinity", "-Infinity", "1e400", "\ud800", "9" * 400)
+ODD_VALUES = (None, -1, 0, 1.5, True, 10**400, [], {}, [[]], {"a": {}}, [None], *ODD_TEXTS)
 
 
 def mutations(answer: Any) -> Iterator[Any]:
     """Yield copies of the answer with one part replaced by something odd, or left out."""
-    for odd in ODD_VALUES:
-        yield odd
-    for path in paths(answer):
-        for odd in ODD_VALUES:
+    yield from ODD_VALUES
+    for *above, last in paths(answer):
+        for odd in (*ODD_VALUES, ABSENT):
             changed = copy.deepcopy(answer)
-            target = changed
-            for key in path[:-1]:
-                target = target[key]
-            target[path[-1]] = odd
+            target = reduce(getitem, above, changed)
+            if odd is ABSENT:
+                del target[last]
+            else:
+                target[last] = odd
             yield changed
-        changed = copy.deepcopy(answer)
-        target = changed
-        for key in path[:-1]:
-            target = target[key]
-        del target[path[-1]]
-        yield changed
 
 
 def paths(answer: Any, before: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    keys = (
-        answer.keys()
-        if isinstance(answer, dict)
-        else range(len(answer))
-        if isinstance(answer, list)
-        else ()
-    )
-    for key in keys:
+    keys = range(len(answer)) if isinstance(answer, list) else answer
+    for key in keys if isinstance(answer, list | dict) else ():
         yield (*before, key)
         yield from paths(answer[key], (*before, key))
 
@@ -663,9 +561,6 @@ class TestRecorded(unittest.TestCase):
     def load(self, name: str) -> bytes:
         return (Path(RECORDED or "") / name).read_bytes()
 
-    def one_pair(self, name: str, key: str) -> dict[str, Any]:
-        return {key: json.loads(self.load(name))["result"][key]}
-
     def test_recorded_pairs_become_rules(self) -> None:
         for name in (
             "payloads/spot/constructed/asset_pairs_autumn2026.json",
@@ -679,43 +574,27 @@ class TestRecorded(unittest.TestCase):
                     self.assertEqual(row["altname"], got.altname)
                     self.assertEqual(Decimal(row["ordermin"]), got.ordermin)
 
-    def test_recorded_public_answers_are_read(self) -> None:
-        for name, method in {
-            "candles/rest/Time.json": "Time",
-            "candles/rest/SystemStatus.json": "SystemStatus",
-            "candles/rest/Ticker_XBTUSDT.json": "Ticker",
-            "payloads/spot/nautilus_trader/http_server_time.json": "Time",
-            "payloads/spot/nautilus_trader/http_system_status.json": "SystemStatus",
-            "payloads/spot/kraken.net/GetSystemStatus.json": "SystemStatus",
+    def test_recorded_answers_are_read(self) -> None:
+        for folder, files in {
+            "candles/rest": "Time SystemStatus Ticker_XBTUSDT=Ticker",
+            "candles/private_examples": "Balance Ledgers OpenPositions TradesHistory TradeVolume",
+            "payloads/spot/kraken.net": "GetApiKeyInfo GetSystemStatus=SystemStatus"
+            " GetOpenPositions=OpenPositions",
+            "payloads/spot/constructed": "trade_balance_flat=TradeBalance"
+            " trade_balance_long_2x=TradeBalance add_order_margin_market=AddOrder"
+            " get_api_key_info_camel_case=GetApiKeyInfo",
+            "payloads/spot/nautilus_trader": "http_server_time=Time http_spot_balance=Balance"
+            " http_system_status=SystemStatus http_spot_trade_balance=TradeBalance"
+            " http_spot_open_positions=OpenPositions http_trades_history=TradesHistory"
+            " http_add_order_spot=AddOrder",
         }.items():
-            with self.subTest(name):
-                CALLS[method](spot(Kraken(**{method: self.load(name)})))
+            for file in files.split():
+                name, _, method = file.partition("=")
+                with self.subTest(name, folder=folder):
+                    answer = self.load(f"{folder}/{name}.json")
+                    CALLS[method or name](spot(Kraken(**{method or name: answer})))
 
-    def test_recorded_private_answers_are_read(self) -> None:
-        for name, method in {
-            "payloads/spot/constructed/trade_balance_flat.json": "TradeBalance",
-            "payloads/spot/constructed/trade_balance_long_2x.json": "TradeBalance",
-            "payloads/spot/nautilus_trader/http_spot_trade_balance.json": "TradeBalance",
-            "payloads/spot/nautilus_trader/http_spot_balance.json": "Balance",
-            "payloads/spot/nautilus_trader/http_spot_open_positions.json": "OpenPositions",
-            "payloads/spot/kraken.net/GetOpenPositions.json": "OpenPositions",
-            "payloads/spot/nautilus_trader/http_trades_history.json": "TradesHistory",
-            "payloads/spot/nautilus_trader/http_add_order_spot.json": "AddOrder",
-            "payloads/spot/constructed/add_order_margin_market.json": "AddOrder",
-            "payloads/spot/constructed/get_api_key_info_camel_case.json": "GetApiKeyInfo",
-            "payloads/spot/kraken.net/GetApiKeyInfo.json": "GetApiKeyInfo",
-            "candles/private_examples/Ledgers.json": "Ledgers",
-            "candles/private_examples/TradesHistory.json": "TradesHistory",
-            "candles/private_examples/OpenPositions.json": "OpenPositions",
-            "candles/private_examples/Balance.json": "Balance",
-            "candles/private_examples/TradeVolume.json": "TradeVolume",
-        }.items():
-            with self.subTest(name):
-                CALLS[method](spot(Kraken(**{method: self.load(name)})))
-
-    def test_both_recorded_ways_of_no_position_are_flat_and_two_fills_are_one_position(
-        self,
-    ) -> None:
+    def test_both_recorded_ways_of_no_position_are_flat_and_two_fills_one_position(self) -> None:
         folder = "payloads/spot/constructed/open_positions"
         for form in ("none_object", "none_array"):
             answer = self.load(f"{folder}_{form}.json")
@@ -726,31 +605,27 @@ class TestRecorded(unittest.TestCase):
         self.assertEqual(total, abs(got.volume))
 
     def test_recorded_orders_are_found_by_their_id(self) -> None:
-        for name in ("closed_orders_by_cl_ord_id.json",):
-            result = json.loads(self.load(f"payloads/spot/constructed/{name}"))["result"]
-            ((txid, row),) = result["closed"].items()
-            got = spot(Kraken(ClosedOrders=result)).find(row["cl_ord_id"], SINCE)
-            assert got is not None
-            self.assertEqual((txid, Decimal(row["vol_exec"])), (got.exchange_order_id, got.volume))
+        folder = "payloads/spot/constructed"
+        result = json.loads(self.load(f"{folder}/closed_orders_by_cl_ord_id.json"))["result"]
+        ((txid, shown),) = result["closed"].items()
+        got = found(spot(Kraken(ClosedOrders=result)), shown["cl_ord_id"])
+        self.assertEqual((txid, Decimal(shown["vol_exec"])), (got.exchange_order_id, got.volume))
         nothing = Kraken(
-            OpenOrders=self.load("payloads/spot/constructed/open_orders_none.json"),
-            ClosedOrders=self.load("payloads/spot/constructed/closed_orders_none.json"),
+            OpenOrders=self.load(f"{folder}/open_orders_none.json"),
+            ClosedOrders=self.load(f"{folder}/closed_orders_none.json"),
         )
         self.assertIsNone(spot(nothing).find(ID, SINCE))
 
     def test_a_recorded_partial_fill_that_was_cancelled_keeps_its_volume_and_reason(self) -> None:
-        name = "payloads/spot/constructed/query_orders_market_partial_then_canceled.json"
-        result = json.loads(self.load(name))["result"]
-        ((txid, row),) = result.items()
+        folder = "payloads/spot/constructed/query_orders"
+        result = json.loads(self.load(f"{folder}_market_partial_then_canceled.json"))["result"]
+        ((txid, shown),) = result.items()
         kraken = Kraken(AddOrder={"txid": [txid], "descr": {}}, QueryOrders=result)
         exchange = spot(kraken)
         exchange.place(ORDER, SINCE)
-        got = exchange.find(ID, SINCE)
-        assert got is not None
+        got = found(exchange)
         self.assertEqual(OrderStatus.CANCELED, got.status)
-        self.assertEqual(Decimal(row["vol_exec"]), got.volume)
+        self.assertEqual(Decimal(shown["vol_exec"]), got.volume)
         self.assertTrue(got.reason)
-        kraken.answers["QueryOrders"] = self.load(
-            "payloads/spot/constructed/query_orders_unknown_txid.json"
-        )
+        kraken.answers["QueryOrders"] = self.load(f"{folder}_unknown_txid.json")
         self.assertIsNone(exchange.find(ID, SINCE))

@@ -158,60 +158,55 @@ HINTS = b"HTTP/1.1 103 Hints\r\nLink: x\r\n\r\n"
 CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
 ANSWERED, UNREACHABLE, UNANSWERED = "answered", "unreachable", "unanswered"
 EITHER = f"{UNREACHABLE} or {UNANSWERED}"
-# Whether a public read, a private read or an order: the same must come of it.
-# The fate, what comes of it without TLS, and with TLS.
-FATES: tuple[tuple[str, Serve, str, str], ...] = (
-    ("an answer", says(answer()), ANSWERED, ANSWERED),
+GZIP = answer(gzip.compress(OK), b"Content-Encoding: gzip")
+MOVED = answer(b"", b"Location: http://127.0.0.1:1/", status=b"307 Moved")
+HUGE = HEAD + b"Content-Length: %d\r\n\r\n" % 10**12
+# Whether a public read, a private read or an order: the same must come of it. What is answered,
+UNDERSTOOD: dict[str, Serve] = {
+    "an answer": says(answer()),
+    "a length that is none": says(HEAD + b"Content-Length: -5\r\n\r\n" + OK),
+    "no length": says(HEAD + b"\r\n" + OK),
+    "chunks": says(CHUNKED, b"%x\r\n" % len(OK), OK, b"\r\n0\r\n\r\n"),
+    "100 before": says(b"HTTP/1.1 100 Continue\r\n\r\n", answer()),
+    "103 before": says(HINTS * 3, answer()),
+    "garbage after": says(answer(), b"HTTP/1.1 200 OK\r\n\r\n{}"),
+    "old HTTP": says(b"HTTP/0.9 200 OK\r\n\r\n" + OK),
+}
+# and what is not, with and without TLS,
+LOST: dict[str, Serve] = {
+    "reset during the request": reset_in_request,
+    "reset after the request": resets(),
+    "reset during the answer": resets(answer()[:-9]),
+    "closed after the request": says(),
+    "half the headers": says(HEAD + b"Conte"),
+    "half an answer": says(answer()[:-9]),
+    "an empty answer": says(answer(b"")),
+    "one byte at a time": drips(answer()),
+    "headers without end": drips(HEAD + b"X: y\r\n" * 99),
+    "chunks of one byte": drips(CHUNKED + b"1\r\nx\r\n" * 99),
+    "a length too short": says(HEAD + b"Content-Length: 9\r\n\r\n" + OK),
+    "a length too long": says(HEAD + b"Content-Length: 99\r\n\r\n" + OK),
+    "chunks that end early": says(CHUNKED, b"%x\r\n" % len(OK), OK),
+    "chunks of no size": says(CHUNKED, b"zz\r\n", OK),
+    "a chunk of negative size": says(CHUNKED, b"-5\r\n", OK),
+    "103 and nothing more": says(HINTS),
+    "garbage at once": says(b"SSH-2.0-x\r\n"),
+    "unknown HTTP": says(b"HTTP/7.3 200 OK\r\n\r\n" + OK),
+    "a page": says(answer(b"<html>", status=b"502 Bad Gateway")),
+    "gzip unasked": says(GZIP),
+    "a redirect": says(MOVED),
+    "over 8 MiB": endless,
+    "over 8 MiB, announced": says(HUGE, b"x" * (ANSWER_BYTES_MAX + 9)),
+    "too many headers": says(HEAD + b"A: b\r\n" * 200 + b"\r\n" + OK),
+    "a header too long": says(HEAD + b"A: " + b"x" * 100_000),
+}
+# each with what comes of it without TLS, and with TLS.
+FATES: list[tuple[str, Serve, str, str]] = [
+    *((name, serve, ANSWERED, ANSWERED) for name, serve in UNDERSTOOD.items()),
+    *((name, serve, UNANSWERED, UNANSWERED) for name, serve in LOST.items()),
     ("accepted and silent", silent, UNANSWERED, UNREACHABLE),
     ("reset before the request", reset_at_once, EITHER, UNREACHABLE),
-    ("reset during the request", reset_in_request, UNANSWERED, UNANSWERED),
-    ("reset after the request", resets(), UNANSWERED, UNANSWERED),
-    ("reset during the answer", resets(answer()[:-9]), UNANSWERED, UNANSWERED),
-    ("closed after the request", says(), UNANSWERED, UNANSWERED),
-    ("half the headers", says(HEAD + b"Conte"), UNANSWERED, UNANSWERED),
-    ("half an answer", says(answer()[:-9]), UNANSWERED, UNANSWERED),
-    ("an empty answer", says(answer(b"")), UNANSWERED, UNANSWERED),
-    ("one byte at a time", drips(answer()), UNANSWERED, UNANSWERED),
-    ("headers without end", drips(HEAD + b"X: y\r\n" * 99), UNANSWERED, UNANSWERED),
-    ("chunks of one byte", drips(CHUNKED + b"1\r\nx\r\n" * 99), UNANSWERED, UNANSWERED),
-    ("a length too short", says(HEAD + b"Content-Length: 9\r\n\r\n" + OK), UNANSWERED, UNANSWERED),
-    ("a length too long", says(HEAD + b"Content-Length: 99\r\n\r\n" + OK), UNANSWERED, UNANSWERED),
-    ("a length that is none", says(HEAD + b"Content-Length: -5\r\n\r\n" + OK), ANSWERED, ANSWERED),
-    ("no length", says(HEAD + b"\r\n" + OK), ANSWERED, ANSWERED),
-    ("chunks", says(CHUNKED, b"%x\r\n" % len(OK), OK, b"\r\n0\r\n\r\n"), ANSWERED, ANSWERED),
-    ("chunks that end early", says(CHUNKED, b"%x\r\n" % len(OK), OK), UNANSWERED, UNANSWERED),
-    ("chunks of no size", says(CHUNKED, b"zz\r\n", OK), UNANSWERED, UNANSWERED),
-    ("a chunk of negative size", says(CHUNKED, b"-5\r\n", OK), UNANSWERED, UNANSWERED),
-    ("100 before", says(b"HTTP/1.1 100 Continue\r\n\r\n", answer()), ANSWERED, ANSWERED),
-    ("103 before", says(HINTS * 3, answer()), ANSWERED, ANSWERED),
-    ("103 and nothing more", says(HINTS), UNANSWERED, UNANSWERED),
-    ("garbage after", says(answer(), b"HTTP/1.1 200 OK\r\n\r\n{}"), ANSWERED, ANSWERED),
-    ("garbage at once", says(b"SSH-2.0-x\r\n"), UNANSWERED, UNANSWERED),
-    ("old HTTP", says(b"HTTP/0.9 200 OK\r\n\r\n" + OK), ANSWERED, ANSWERED),
-    ("unknown HTTP", says(b"HTTP/7.3 200 OK\r\n\r\n" + OK), UNANSWERED, UNANSWERED),
-    ("a page", says(answer(b"<html>", status=b"502 Bad Gateway")), UNANSWERED, UNANSWERED),
-    (
-        "gzip unasked",
-        says(answer(gzip.compress(OK), b"Content-Encoding: gzip")),
-        UNANSWERED,
-        UNANSWERED,
-    ),
-    (
-        "a redirect",
-        says(answer(b"", b"Location: http://127.0.0.1:1/", status=b"307 Moved")),
-        UNANSWERED,
-        UNANSWERED,
-    ),
-    ("over 8 MiB", endless, UNANSWERED, UNANSWERED),
-    (
-        "over 8 MiB, announced",
-        says(HEAD + b"Content-Length: %d\r\n\r\n" % 10**12, b"x" * (ANSWER_BYTES_MAX + 9)),
-        UNANSWERED,
-        UNANSWERED,
-    ),
-    ("too many headers", says(HEAD + b"A: b\r\n" * 200 + b"\r\n" + OK), UNANSWERED, UNANSWERED),
-    ("a header too long", says(HEAD + b"A: " + b"x" * 100_000), UNANSWERED, UNANSWERED),
-)
+]
 
 
 class Wire(unittest.TestCase):
@@ -261,7 +256,7 @@ class TestFates(Wire):
             return kind, self.outcome(ask), len(server.requests)
 
         each = [(fate, number) for number in range(3) for fate in FATES]
-        with ThreadPoolExecutor(12) as pool:
+        with ThreadPoolExecutor(24) as pool:
             found = pool.map(lambda one: came_of(one[0][1], one[1]), each)
             for ((name, _, *wanted), _), (kind, result, requests) in zip(each, found, strict=True):
                 with self.subTest(name, kind=kind):
@@ -396,10 +391,8 @@ class TestAddresses(Wire):
         self.ports = {"dead": full.getsockname()[1], "no": refusing, "yes": self.living.port}
 
     def resolves_to(self, words: str) -> None:
-        found = [
-            (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", self.ports[word]))
-            for word in words.split()
-        ]
+        kind = (socket.AF_INET, socket.SOCK_STREAM, 6, "")
+        found = [(*kind, ("127.0.0.1", self.ports[word])) for word in words.split()]
         seam = mock.patch.object(socket, "getaddrinfo", return_value=found)
         seam.start()
         self.addCleanup(seam.stop)
@@ -501,8 +494,7 @@ class TestNames(Wire):
         sender.start()
         self.addCleanup(sender.join)
         began = time.monotonic()
-        with self.assertRaises(StopRequestedError):
-            client.private("Balance")
+        self.assertRaises(StopRequestedError, client.private, "Balance")
         self.assertLess(time.monotonic() - began, 1.5)
 
 

@@ -64,21 +64,17 @@ class AccountingTest(unittest.TestCase):
         journal.conclude(wanted, Outcome.CLOSED, CANDLE, done, opening_fee=assumed)
         return done.exchange_order_id
 
+    def bought(self, fee: str = "16") -> str:
+        return self.traded(self.journal, 0, Side.BUY, "0.04", "2000", fee)
+
     def told(
-        self,
-        trade_id: str,
-        order_id: str,
-        cost: str,
-        fee: str,
-        at: int = CANDLE,
-        asset: str = "ZUSD",
+        self, trade: str, order_id: str, cost: str, fee: str, at: int = CANDLE, asset: str = "ZUSD"
     ) -> None:
         """Have the ledger show a row of a trade, or with no order id a rollover."""
         kind = ChargeKind.MARGIN if order_id else ChargeKind.ROLLOVER
         name = f"L{len(self.ledger.rows)}"
-        self.ledger.rows.append(
-            Charge(name, trade_id, order_id, at, Decimal(cost), Decimal(fee), asset, kind)
-        )
+        row = Charge(name, trade, order_id, at, Decimal(cost), Decimal(fee), asset, kind)
+        self.ledger.rows.append(row)
 
     def book(self, now: int = CANDLE + 600, pages: int = 20) -> str:
         clock = FakeClock()
@@ -89,40 +85,42 @@ class AccountingTest(unittest.TestCase):
         account = self.journal.account()
         return account.fees, account.margin_fees + account.rollover
 
+    def check(self, fees: str, others: str, now: int = CANDLE + 600) -> None:
+        """Read the ledger, which differs in nothing, and compare what is booked then."""
+        self.assertEqual("", self.book(now))
+        self.assertEqual((Decimal(fees), Decimal(others)), self.costs())
+
 
 class TestLedger(AccountingTest):
     def test_what_an_opening_cost_beyond_the_order_s_fee_is_booked_once(self) -> None:
-        order = self.traded(self.journal, 0, Side.BUY, "0.04", "2000", "16")
+        order = self.bought()
         self.told("T1", order, "500", "4.10")
         self.told("T2", order, "1500", "12.30")
         for _ in range(3):
             self.assertEqual("", self.book())
-        self.assertEqual((Decimal(16), Decimal("0.40")), self.costs())
+        self.assertEqual((Decimal("16"), Decimal("0.40")), self.costs())
 
     def test_a_fee_that_holds_the_opening_fee_already_is_not_counted_twice(self) -> None:
-        order = self.traded(self.journal, 0, Side.BUY, "0.04", "2000", "16.4")
+        order = self.bought("16.4")
         self.told("T1", order, "2000", "16.4")
-        self.assertEqual("", self.book())
-        self.assertEqual((Decimal("16.4"), Decimal(0)), self.costs())
+        self.check("16.4", "0")
 
     def test_rollovers_of_own_trades_are_booked_and_others_are_nobody_s_business(self) -> None:
-        order = self.traded(self.journal, 0, Side.BUY, "0.04", "2000", "16")
+        order = self.bought()
         self.told("T1", order, "2000", "16.4")
         self.told("T1", "", "0", "0.4", CANDLE + 14400)
         self.told("T9", "OTHER", "2000", "16.4")
         self.told("T9", "", "0", "0.5", CANDLE + 14400)
         for now in (CANDLE + 600, CANDLE + 15000, CANDLE + 15200):
             self.assertEqual("", self.book(now))
-        self.assertEqual((Decimal(16), Decimal("0.8")), self.costs())
+        self.assertEqual((Decimal("16"), Decimal("0.8")), self.costs())
 
     def test_an_order_that_the_ledger_shows_in_part_is_read_again(self) -> None:
-        order = self.traded(self.journal, 0, Side.BUY, "0.04", "2000", "16")
+        order = self.bought()
         self.told("T1", order, "500", "4.10")
-        self.assertEqual("", self.book())
-        self.assertEqual((Decimal(16), Decimal("0.5")), self.costs())
+        self.check("16", "0.5")
         self.told("T2", order, "1500", "12.30")
-        self.assertEqual("", self.book(CANDLE + 7200))
-        self.assertEqual((Decimal(16), Decimal("0.40")), self.costs())
+        self.check("16", "0.40", CANDLE + 7200)
 
     def test_an_order_whose_end_is_learnt_late_is_not_passed_over(self) -> None:
         wanted = intent(CANDLE)
@@ -131,23 +129,21 @@ class TestLedger(AccountingTest):
         self.told("T1", done.exchange_order_id, "2000", "16.4")
         self.assertEqual("", self.book(CANDLE + 600))
         self.journal.conclude(wanted, Outcome.CLOSED, CANDLE + 900, done)
-        self.assertEqual("", self.book(CANDLE + 1000))
-        self.assertEqual((Decimal(16), Decimal("0.4")), self.costs())
+        self.check("16", "0.4", CANDLE + 1000)
 
     def test_what_the_ledger_does_not_show_within_a_day_is_said_once(self) -> None:
-        order = self.traded(self.journal, 0, Side.BUY, "0.04", "2000", "16")
+        order = self.bought()
         self.assertEqual("", self.book())
         said = self.book(DAY_LATER)
         self.assertIn(order, said)
         self.assertEqual("", self.book(DAY_LATER + 3600))
 
     def test_a_ledger_that_took_less_than_the_order_said_is_a_difference(self) -> None:
-        order = self.traded(self.journal, 0, Side.BUY, "0.04", "2000", "16")
+        order = self.bought()
         self.told("T1", order, "2000", "15")
         said = self.book()
         self.assertIn(order, said)
-        self.assertEqual("", self.book())
-        self.assertEqual((Decimal(16), Decimal(0)), self.costs())
+        self.check("16", "0")
 
     def test_an_order_that_traded_nothing_costs_nothing(self) -> None:
         self.traded(self.journal, 0, Side.BUY, "0.00000000", "0.00000")
@@ -158,18 +154,16 @@ class TestLedger(AccountingTest):
         order = self.traded(self.journal, 0, Side.BUY, "0.04", "2000.00001", "16")
         self.told("T1", order, "500", "4.10")
         self.told("T2", order, "1500", "12.30")
-        self.assertEqual("", self.book())
-        self.assertEqual((Decimal(16), Decimal("0.40")), self.costs())
+        self.check("16", "0.40")
 
     def test_a_ledger_that_cannot_be_read_at_first_is_read_from_the_beginning(self) -> None:
         self.journal.put(charges_read=None)
         self.ledger.error = UnansweredError("no")
         self.assertEqual("", self.book(CANDLE))
-        order = self.traded(self.journal, 0, Side.BUY, "0.04", "2000", "16")
+        order = self.bought()
         self.told("T1", order, "2000", "16.4", CANDLE + 61)
         self.ledger.error = None
-        self.assertEqual("", self.book(CANDLE + 3600))
-        self.assertEqual((Decimal(16), Decimal("0.4")), self.costs())
+        self.check("16", "0.4", CANDLE + 3600)
 
     def test_a_key_that_may_not_read_the_ledger_is_said_until_it_may(self) -> None:
         ledger = Ledger(cast(Spot, self.ledger), self.journal, FakeClock())
@@ -190,7 +184,7 @@ class TestLedger(AccountingTest):
                 self.book()
 
     def test_without_candles_a_fee_in_coins_is_valued_later(self) -> None:
-        order = self.traded(self.journal, 0, Side.BUY, "0.04", "2000", "0")
+        order = self.bought("0")
         self.told("T1", order, "2000", "0")
         fee = Charge("L9", "T1", order, CANDLE, ZERO, Decimal("0.0001"), RULES.base)
         self.ledger.rows.append(fee)
@@ -199,16 +193,15 @@ class TestLedger(AccountingTest):
         self.assertEqual(Decimal("0.5"), self.costs()[1], "the estimate stays until then")
 
     def test_a_fee_in_coins_that_the_order_shows_too_is_booked_once(self) -> None:
-        order = self.traded(self.journal, 0, Side.BUY, "0.04", "2000", "16")
+        order = self.bought()
         self.told("T1", order, "2000", "0")
         coins = Decimal(16) / self.ledger.price
         row = Charge("L9", "T1", order, CANDLE + 60, ZERO, coins, RULES.base)
         self.ledger.rows.append(row)
-        self.assertEqual("", self.book())
-        self.assertEqual((Decimal(16), ZERO), self.costs())
+        self.check("16", "0")
 
     def test_a_trade_fee_that_was_taken_in_coins_is_booked(self) -> None:
-        order = self.traded(self.journal, 0, Side.BUY, "0.04", "2000", "0")
+        order = self.bought("0")
         self.told("T1", order, "2000", "0")
         row = Charge("L9", "T1", order, CANDLE + 60, ZERO, Decimal("0.0001"), RULES.base)
         self.ledger.rows.append(row)
@@ -216,56 +209,54 @@ class TestLedger(AccountingTest):
         self.assertEqual(self.ledger.price * Decimal("0.0001"), self.costs()[1])
 
     def test_ten_days_without_reading_are_caught_up_with_at_once(self) -> None:
-        order = self.traded(self.journal, 0, Side.BUY, "0.04", "2000", "16")
+        order = self.bought()
         self.told("T1", order, "2000", "16.4", CANDLE + 61)
         for number in range(1, 60):
             self.told("T1", "", "0", "0.1", CANDLE + 14400 * number)
-        self.assertEqual("", self.book(CANDLE + 14400 * 60))
-        self.assertEqual((Decimal(16), Decimal("6.3")), self.costs())
+        self.check("16", "6.3", CANDLE + 14400 * 60)
 
     def test_months_are_caught_up_with_in_some_readings(self) -> None:
-        order = self.traded(self.journal, 0, Side.BUY, "0.04", "2000", "16")
+        order = self.bought()
         self.told("T1", order, "2000", "16.4", CANDLE + 61)
         self.told("T1", "", "0", "0.1", CANDLE + 86400 * 35)
         for _ in range(4):
             self.assertEqual("", self.book(CANDLE + 86400 * 36))
-        self.assertEqual((Decimal(16), Decimal("0.5")), self.costs())
+        self.assertEqual((Decimal("16"), Decimal("0.5")), self.costs())
 
     def test_weeks_of_a_quiet_account_are_caught_up_with_in_one_short_reading(self) -> None:
         self.book(CANDLE + 28 * 86400, pages=10)
         self.assertEqual(CANDLE + 28 * 86400, int(self.journal.get("charges_read")))
 
     def test_a_ledger_that_breaks_off_goes_on_where_it_was(self) -> None:
-        self.traded(self.journal, 0, Side.BUY, "0.04", "2000", "16")
+        self.bought()
         self.ledger.fails_after = CANDLE + 10 * 86400
         self.book(CANDLE + 86400 * 12)
         self.assertGreater(int(self.journal.get("charges_read")), CANDLE + 86400)
 
     def test_an_order_at_the_end_of_a_day_that_is_caught_up_is_not_called_late(self) -> None:
         self.journal.put(charges_read=CANDLE - LATE_S + 62)  # It was sent at CANDLE + 61.
-        order = self.traded(self.journal, 0, Side.BUY, "0.04", "2000", "16")
+        order = self.bought()
         self.told("T1", order, "2000", "16.4", CANDLE + 63)
         for _ in range(2):
             self.assertEqual("", self.book(CANDLE + 5 * LATE_S))
-        self.assertEqual((Decimal(16), Decimal("0.4")), self.costs())
+        self.assertEqual((Decimal("16"), Decimal("0.4")), self.costs())
 
     def test_a_difference_is_shown_by_status(self) -> None:
         self.assertIsNone(read_status(self.journal)["difference"])
-        self.traded(self.journal, 0, Side.BUY, "0.04", "2000", "16")
+        self.bought()
         self.book()
         said = self.book(DAY_LATER)
         self.assertIn("not in the ledger", said)
         self.assertEqual(said, read_status(self.journal)["difference"])
 
     def test_a_death_in_the_middle_loses_no_charge(self) -> None:
-        order = self.traded(self.journal, 0, Side.BUY, "0.04", "2000", "16")
+        order = self.bought()
         self.told("T1", order, "500", "4.10")
         self.told("T2", order, "1500", "12.30")
         self.journal.book([Booked("open T1", CANDLE, "opening", Decimal(0))])
         self.assertEqual("", self.book())
         self.told("T2", "", "0", "0.3", CANDLE + 14400)
-        self.assertEqual("", self.book(CANDLE + 15000))
-        self.assertEqual((Decimal(16), Decimal("0.70")), self.costs())
+        self.check("16", "0.70", CANDLE + 15000)
 
 
 class TestBooksAtOnce(AccountingTest):
@@ -297,7 +288,7 @@ class TestBooksAtOnce(AccountingTest):
         self.assertEqual(0, opening_fee(bought, done, MarginRates()))
 
     def test_the_ledger_s_word_replaces_what_was_assumed(self) -> None:
-        order = self.traded(self.journal, 0, Side.BUY, "0.04", "2000", "16")
+        order = self.bought()
         self.told("T1", order, "2000", "16.60")
         for _ in range(2):
             self.assertEqual("", self.book())
@@ -310,19 +301,18 @@ class TestOtherCurrencies(AccountingTest):
     """Fees taken in coins are worth what the price of their moment says, and kept as they were."""
 
     def test_an_opening_fee_in_coins_is_valued_and_kept_with_its_amount(self) -> None:
-        order = self.traded(self.journal, 0, Side.BUY, "0.04", "2000", "16")
+        order = self.bought()
         self.told("T1", order, "2000", "16")
         self.told("T1", order, "0", "0.00001", asset="XXBT")
         self.ledger.price = Decimal(60000)
-        self.assertEqual("", self.book(CANDLE + 300))
-        self.assertEqual((Decimal(16), Decimal("0.6")), self.costs())
+        self.check("16", "0.6", CANDLE + 300)
         rows = self.journal._db.execute("SELECT charged FROM charges WHERE asset = 'XXBT'")
         self.assertEqual([("0.00001",)], [tuple(row) for row in rows])
         (intent_id,) = (x.id for x in self.journal.intents())
         self.assertEqual(Decimal("0.6"), self.journal.opening_fees()[intent_id])
 
     def test_a_row_in_coins_that_comes_late_is_booked_too(self) -> None:
-        order = self.traded(self.journal, 0, Side.BUY, "0.04", "2000", "16")
+        order = self.bought()
         self.told("T1", order, "2000", "16")
         self.book(CANDLE + 100)
         self.told("T1", order, "0", "0.00001", asset="XXBT")
@@ -331,7 +321,7 @@ class TestOtherCurrencies(AccountingTest):
             self.assertEqual((Decimal(16), Decimal("0.5")), self.costs())
 
     def test_an_old_rollover_in_coins_is_worth_what_the_candle_of_its_time_says(self) -> None:
-        order = self.traded(self.journal, 0, Side.BUY, "0.04", "2000", "16")
+        order = self.bought()
         self.told("T1", order, "2000", "16.5")
         self.told("T1", "", "0", "0.00001", CANDLE + 14400, "XXBT")
         flat = [Decimal(price) for price in (40000, 45000, 90000)]
@@ -342,7 +332,7 @@ class TestOtherCurrencies(AccountingTest):
         self.assertEqual(Decimal("0.45"), self.journal.account().rollover)
 
     def test_what_cannot_be_valued_is_said_and_kept(self) -> None:
-        order = self.traded(self.journal, 0, Side.BUY, "0.04", "2000", "16")
+        order = self.bought()
         self.told("T1", order, "2000", "16.5")
         self.told("T1", "", "0", "0.37", CANDLE + 14400, "ZEUR")
         self.assertIn("0.37 EUR", self.book(CANDLE + 15000))
@@ -351,11 +341,10 @@ class TestOtherCurrencies(AccountingTest):
         self.assertTrue(self.journal.is_charged("L1"))
 
     def test_coins_bought_without_margin_cost_their_fee_and_nothing_else(self) -> None:
-        order = self.traded(self.journal, 0, Side.BUY, "0.04", "2000", "16")
+        order = self.bought()
         self.told("T1", order, "2000", "16")
         self.told("T1", order, "0", "0", asset="XXBT")
-        self.assertEqual("", self.book())
-        self.assertEqual((Decimal(16), Decimal(0)), self.costs())
+        self.check("16", "0")
 
 
 class TestRealized(AccountingTest):

@@ -49,32 +49,16 @@ class FilesTest(unittest.TestCase):
 
 class TestRows(FilesTest):
     def test_each_kind_of_bad_line_is_named(self) -> None:
+        at = "1600001820"
+        prices = """100,nan,99,100 inf,inf,99,100 -100,100,-100,100 0,100,0,100 100,99,98,100
+            100,101,100.5,101 100,101,99,102 100,101,99,98 1_00,101,99,100 1.0.0,101,1,100
+            100.0000000000001,101,99,100 130.5,131.0,129.2,13e.0"""
+        counts = "1 1,1,1 -1,1 x,1 ,1 1.2.3,1"
         for bad in (
-            "1600001820,100,nan,99,100,1,1",
-            "1600001820,inf,inf,99,100,1,1",
-            "text",
-            "",
-            "1600001820,-100,100,-100,100,1,1",
-            "1600001820,0,100,0,100,1,1",
-            "1600001820,100,99,98,100,1,1",
-            "1600001820,100,101,100.5,101,1,1",
-            "1600001820,100,101,99,102,1,1",
-            "1600001820,100,101,99,98,1,1",
-            "1600001820,100,101,99,100,1",
-            "1600001820,100,101,99,100,1,1,1",
-            "1600001820,1_00,101,99,100,1,1",
-            "1600001820,100,101,99,100,-1,1",
-            "1600001820,100,101,99,100,x,1",
-            "1600001820,100,101,99,100,,1",
-            "1600001820,100,101,99,100,1.2.3,1",
-            "1600001820,100.0000000000001,101,99,100,1,1",
-            "1600001820,1.0.0,101,1,100,1,1",
-            "160000182.,130.5,131.0,129.2,131.0,1,1",
-            "1600001820,130.5,131.0,129.2,13e.0,1,1",
-            rows()[20],
-            rows()[29],
-            "1600001821,100,101,99,100,1,1",
-            "9600001820,100,101,99,100,1,1",
+            *(f"{at},{text},1,1" for text in prices.split()),
+            *(f"{at},100,101,99,100,{text}" for text in counts.split()),
+            *("text", "", "160000182.,130.5,131.0,129.2,131.0,1,1", rows()[20], rows()[29]),
+            *("1600001821,100,101,99,100,1,1", "9600001820,100,101,99,100,1,1"),
         ):
             with self.subTest(bad=bad):
                 text = "\n".join([*rows()[:30], bad, *rows()[31:]]) + "\n"
@@ -153,13 +137,10 @@ class TestAnswers(FilesTest):
     def answer(self, minutes: int, price: str = "9.5") -> Source:
         step = minutes * 60
         found = [[step * at, price, price, price, price, "9", "1", 1] for at in range(1, 40)]
-        return self.write(
-            json.dumps({"error": [], "result": {"XXBTZUSD": found, "last": 0}}), "a.json"
-        )
+        answer = {"error": [], "result": {"XXBTZUSD": found, "last": 0}}
+        return self.write(json.dumps(answer), "a.json")
 
-    def test_a_saved_answer_of_any_interval_is_read_without_the_candle_that_was_not_over(
-        self,
-    ) -> None:
+    def test_a_saved_answer_of_any_interval_is_read_without_its_running_candle(self) -> None:
         for minutes in (1, 240, 1440, 21600):
             columns = self.read(self.answer(minutes))
             self.assertEqual((columns.interval_s, len(columns.times)), (minutes * 60, 38))
@@ -173,11 +154,8 @@ class TestAnswers(FilesTest):
 class TestSeveral(FilesTest):
     def test_rows_that_two_files_share_are_left_out_once(self) -> None:
         whole = self.read(self.write("\n".join(rows(60)), "a/XBTUSD_1.csv"))
-        for first, second in (
-            (rows(40), rows(60)[20:]),
-            (rows(60), rows(60)),
-            (rows(60), rows(50)[10:]),
-        ):
+        every = rows(60)
+        for first, second in ((rows(40), every[20:]), (every, every), (every, rows(50)[10:])):
             sources = self.pair(second, first)
             notes: list[str] = []
             self.assertEqual(reduce(Columns.joined, read(sources, 60, notes)), whole)
@@ -223,10 +201,8 @@ class TestNames(unittest.TestCase):
             ("ETH-BTC-1d.csv", "ETH-BTC", 1440),
             ("XBTUSD_720.csv", "XBTUSD", 720),
         ):
-            source = Path(name)
-            self.assertEqual(
-                (files.pair_of(source), files.interval_of(source)), (pair, minutes * 60)
-            )
+            found = files.pair_of(Path(name)), files.interval_of(Path(name))
+            self.assertEqual(found, (pair, minutes * 60))
         for name in ("candles.csv", "XBTUSD.csv", "XBTUSD_7.csv", "2024_export.csv"):
             self.assertIsNone(files.pair_of(Path(name)))
 

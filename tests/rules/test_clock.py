@@ -15,8 +15,7 @@ class TestStopping(unittest.TestCase):
         timer.start()
         self.addCleanup(timer.join)
         began = time.monotonic()
-        with self.assertRaises(StopRequestedError):
-            clock.wait(60)
+        self.assertRaises(StopRequestedError, clock.wait, 60)
         self.assertLess(time.monotonic() - began, 2)
 
     def test_a_signal_ends_a_wait_at_once(self) -> None:
@@ -48,8 +47,7 @@ class TestStopping(unittest.TestCase):
         os.kill(os.getpid(), signal.SIGTERM)
         self.assertEqual(6, sum(range(4)))  # Work between journal and send goes on.
         self.assertTrue(clock.signalled)
-        with self.assertRaises(StopRequestedError):
-            clock.wait(60)
+        self.assertRaises(StopRequestedError, clock.wait, 60)
 
     def test_a_read_after_the_signal_ends_at_once_and_what_ends_the_program_may_read(self) -> None:
         clock = SystemClock()
@@ -57,8 +55,7 @@ class TestStopping(unittest.TestCase):
         clock.read(False)
         clock.request_stop()
         clock.read(False)
-        with self.assertRaises(StopRequestedError):
-            clock.read(True)
+        self.assertRaises(StopRequestedError, clock.read, True)
         clock.read(True)
 
     def test_a_signal_in_the_middle_of_a_read_ends_it(self) -> None:

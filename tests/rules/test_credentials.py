@@ -150,8 +150,7 @@ class TestCredentials(unittest.TestCase):
         )
         self.assertNotIn("HUSH", repr(got))
         self.assertEqual("<secret> and <secret>", log.redact(f"HUSHHUSH and {BASE64}"))
-        with self.assertRaises(TypeError):
-            pickle.dumps(got)
+        self.assertRaises(TypeError, pickle.dumps, got)
 
     def test_a_variable_with_quotes_around_the_key_is_told(self) -> None:
         environ = {"KRAKEN_API_KEY": '"HUSHHUSH"', "KRAKEN_API_SECRET": BASE64}

@@ -66,12 +66,6 @@ class TestDecision(unittest.TestCase):
         self.assertIn("waiting", waiting.reason)
         self.assertIsNotNone(decision(Direction.LONG).step)
 
-    def test_a_first_start_waits_for_the_next_turn(self) -> None:
-        got = decision(Direction.LONG, waits_for_turn_from=Direction.LONG)
-        self.assertEqual((Direction.FLAT, None), (got.target, got.step))
-        self.assertIn("waiting", got.reason)
-        self.assertIsNotNone(decision(Direction.SHORT, waits_for_turn_from=Direction.LONG).step)
-
     def test_a_reason_to_flatten_beats_the_signal_and_the_waiting(self) -> None:
         got = decision(
             Direction.LONG, "0.01", flatten_reason="enough", waits_for_turn_from=Direction.LONG
@@ -83,14 +77,6 @@ class TestDecision(unittest.TestCase):
 
     def test_flattening_while_flat_orders_nothing(self) -> None:
         self.assertIsNone(decision(Direction.LONG, "0", flatten_reason="enough").step)
-
-    def test_without_margin_a_fall_means_flat(self) -> None:
-        plan = PLAN._replace(leverage=0)
-        got = decision(Direction.SHORT, "0.01", plan)
-        assert got.step is not None
-        self.assertEqual((Direction.FLAT, Side.SELL), (got.target, got.step.side))
-        self.assertFalse(got.step.reduce_only)
-        self.assertIsNone(decision(Direction.SHORT, "0", plan).step)
 
     def test_a_rest_below_the_smallest_order_is_left_and_both_numbers_are_said(self) -> None:
         got = decision(Direction.LONG, "0.00998")
@@ -109,9 +95,6 @@ class TestDecision(unittest.TestCase):
         got = decision(Direction.SHORT, "0.01", rules=raised)
         self.assertEqual(Step(Purpose.CLOSE, Side.SELL, Decimal("0.01"), True), got.step)
         self.assertIsNone(decision(Direction.LONG, "0.01", rules=raised).step)
-
-    def test_a_mere_rest_below_the_minimum_is_left_alone(self) -> None:
-        self.assertIsNone(decision(Direction.FLAT, "0.00004").step)
 
     def test_deciding_twice_on_the_same_snapshot_says_the_same(self) -> None:
         self.assertEqual(decision(Direction.SHORT, "0.01"), decision(Direction.SHORT, "0.01"))

@@ -42,8 +42,7 @@ class TestCheckAtTheStart(unittest.TestCase):
         clock, lock, nonces = mock.Mock(), mock.Mock(), mock.Mock()
         whose = Identity("XXBTZUSD")
         start = Start(settings, exchange, journal, clock, lock, whose, 0.0, nonces)
-        with self.assertRaises(KeyRefusedError):
-            check_settings(start)
+        self.assertRaises(KeyRefusedError, check_settings, start)
 
 
 class TestFeeGuard(unittest.TestCase):

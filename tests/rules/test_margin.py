@@ -132,14 +132,6 @@ class OrdersTest(unittest.TestCase):
         self.assertEqual([lot.open_volume for lot in book.lots], [D("0.015")])
         self.assertEqual(book.lots[0].cost_left, D("765.00000"))
 
-    def test_reduce_only_never_opens(self) -> None:
-        account, book = opened()
-        trades = fill(account, book, START, SHORT, D("0.1"), D(50000), 2, reduce_only=True)
-        self.assertEqual(sum(trade.volume for trade in trades), D("0.04"))
-        self.assertEqual(book.volume, 0)
-        with self.assertRaisesRegex(RefusedError, "Reduce only:No position exists"):
-            fill(account, book, START, SHORT, D("0.1"), D(50000), 2, reduce_only=True)
-
     def test_a_refused_order_changes_nothing(self) -> None:
         account, book = opened()
         before = text_of(account)
@@ -151,16 +143,6 @@ class OrdersTest(unittest.TestCase):
             with self.subTest(volume=volume), self.assertRaisesRegex(RefusedError, words):
                 fill(account, book, START, sign, D(volume), D(50000), 2)
             self.assertEqual(text_of(account), before)
-
-    def test_without_leverage_coins_are_bought_and_the_position_stays(self) -> None:
-        account, book = opened("10000")
-        (trade,) = fill(account, book, START, LONG, D("0.01"), D(50000), 0)
-        self.assertEqual(trade.fee, D(4))
-        self.assertEqual(account.balances["XXBT"], D("0.01"))
-        self.assertEqual(book.volume, D("0.04"))
-        for sign, volume in ((SHORT, "0.02"), (LONG, "1")):
-            with self.assertRaisesRegex(RefusedError, "Insufficient funds"):
-                fill(account, book, START, sign, D(volume), D(50000), 0)
 
 
 class TimeTest(unittest.TestCase):

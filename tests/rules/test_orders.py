@@ -120,9 +120,7 @@ class TestWaiting(unittest.TestCase):
     def absent(self, search: Search, now: float = NOW) -> bool:
         return next_action(S.UNCONFIRMED, A.NOT_FOUND, search, now).do is Do.PROVE
 
-    def test_absent_needs_time_over_a_long_watch_and_two_answered_looks_ten_seconds_apart(
-        self,
-    ) -> None:
+    def test_absent_needs_a_long_watch_and_two_answered_looks_ten_seconds_apart(self) -> None:
         self.assertTrue(self.absent(LONG))
         self.assertFalse(self.absent(LONG._replace(after=None)), "deadline and lag are not over")
         self.assertFalse(self.absent(LONG._replace(after=191.0)), "one look after that")
@@ -177,9 +175,7 @@ class TestNextAttempt(unittest.TestCase):
     def test_the_first_order_of_a_purpose_is_free(self) -> None:
         self.assertIsNone(next_attempt([], CANDLE, DAY, ORDERMIN, now=0))
 
-    def test_refusals_documented_to_leave_no_order_are_tried_again_after_growing_pauses(
-        self,
-    ) -> None:
+    def test_refusals_documented_to_leave_no_order_are_retried_after_growing_pauses(self) -> None:
         pauses = [pause(*[intent(SURE)] * count) for count in range(1, 6)]
         self.assertEqual([15, 60, 300, 900, 900], pauses)
 

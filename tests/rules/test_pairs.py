@@ -48,9 +48,7 @@ class TestRules(unittest.TestCase):
         self.assertEqual((2, 3, 4, 5), got.leverages(Side.BUY))
         self.assertEqual((2, 3), got.leverages(Side.SELL))
         self.assertEqual(40, got.margin_stop)
-        self.assertEqual(
-            (Decimal(350), Decimal(250)), (got.long_position_limit, got.short_position_limit)
-        )
+        self.assertEqual((350, 250), (got.long_position_limit, got.short_position_limit))
 
     def test_a_pair_without_margin_and_with_the_fields_of_old_pairs_is_accepted(self) -> None:
         left_out = ("costmin", "tick_size", "status", "long_position_limit", "execution_venue")
@@ -102,24 +100,12 @@ class TestRounding(unittest.TestCase):
                 self.assertEqual(0, rounded % step)
                 self.assertGreaterEqual(rounded * volume, 0)
 
-    def test_a_volume_that_fits_stays_as_it_is(self) -> None:
-        self.assertEqual(Decimal("0.00005"), rules().round_volume(Decimal("0.00005")))
-        self.assertEqual(Decimal("0.99999999"), rules().round_volume(Decimal("0.999999999999")))
-
 
 class TestPlain(unittest.TestCase):
     def test_numbers_are_written_without_exponent_or_needless_zeros(self) -> None:
-        for number, text in {
-            "5E-7": "0.0000005",
-            "1E+3": "1000",
-            "100": "100",
-            "0.00005000": "0.00005",
-            "-0.10": "-0.1",
-            "0E-8": "0",
-            "-0": "0",
-            "-0.000": "0",
-            "120.0": "120",
-        }.items():
+        pairs = "5E-7=0.0000005 1E+3=1000 100=100 0.00005000=0.00005 -0.10=-0.1 0E-8=0 -0=0"
+        for pair in f"{pairs} -0.000=0 120.0=120".split():
+            number, text = pair.split("=")
             with self.subTest(number):
                 self.assertEqual(text, plain(Decimal(number)))
 
@@ -139,24 +125,7 @@ class TestDecimal(unittest.TestCase):
                 self.assertEqual(Decimal(value), decimal(value))
 
     def test_everything_else_is_a_value_error(self) -> None:
-        for value in (
-            None,
-            True,
-            False,
-            1.5,
-            "",
-            "abc",
-            "NaN",
-            "sNaN",
-            "-Infinity",
-            "1e31",
-            "1e-40",
-            "1e999999",
-            [],
-            {},
-            b"1",
-            "0x10",
-            "1,5",
-        ):
+        texts = ("", "abc", "NaN", "sNaN", "-Infinity", "1e31", "1e-40", "1e999999", "0x10", "1,5")
+        for value in (*texts, None, True, False, 1.5, [], {}, b"1"):
             with self.subTest(value), self.assertRaises(ValueError):
                 decimal(value)

@@ -27,6 +27,18 @@ def against(
     return objection(step, leverage, inputs, limits)
 
 
+def refused(step: Step, inputs: RiskInputs = AROUND, leverage: int = 2) -> Objection:
+    got = against(step, inputs, leverage=leverage)
+    assert got is not None
+    return got
+
+
+def having(balance: str, used: int = 0, *, unrealized: int = 0, held: str = "0") -> RiskInputs:
+    """Return the usual inputs with these numbers of the account."""
+    summary = MarginSummary(Decimal(balance), Decimal(unrealized), Decimal(used))
+    return AROUND._replace(summary=summary, held=Decimal(held))
+
+
 class TestMarket(unittest.TestCase):
     def test_in_ordinary_surroundings_nothing_speaks_against_any_step(self) -> None:
         self.assertIsNone(against(OPEN))
@@ -37,8 +49,7 @@ class TestMarket(unittest.TestCase):
         for status in ("maintenance", "cancel_only", "post_only", "limit_only", "", "unheard-of"):
             for step in (OPEN, CLOSE):
                 with self.subTest(status=status, step=step.purpose):
-                    got = against(step, AROUND._replace(system_status=status))
-                    assert got is not None
+                    got = refused(step, AROUND._replace(system_status=status))
                     self.assertTrue(got.passing)
                     self.assertIn(status, got.reason)
 
@@ -58,13 +69,10 @@ class TestMarket(unittest.TestCase):
 
     def test_the_margin_fee_of_opening_is_needed_too(self) -> None:
         # 1,000 margin, 16 trade fee, 0.5 margin fee at 0.025 % of what is lent.
-        free = MarginSummary(Decimal("1016.2"), Decimal(0), Decimal(0))
-        inputs = AROUND._replace(summary=free)
+        inputs = having("1016.2")
         self.assertIsNone(against(OPEN, inputs))
         dear = inputs._replace(margin_rate=Decimal("0.00025"))
-        got = against(OPEN, dear)
-        assert got is not None
-        self.assertTrue(got.funds)
+        self.assertTrue(refused(OPEN, dear).funds)
         self.assertIsNone(against(OPEN._replace(volume=Decimal("0.01")), dear, leverage=0))
 
     def test_the_sentence_about_the_clock_says_which_way_it_is_off(self) -> None:
@@ -75,8 +83,7 @@ class TestMarket(unittest.TestCase):
     def test_a_spread_above_the_limit_stops_market_orders_and_says_both_numbers(self) -> None:
         at_limit = AROUND._replace(quote=Quote(Decimal("49750"), Decimal("50250")))
         self.assertIsNone(against(CLOSE, at_limit))
-        got = against(CLOSE, AROUND._replace(quote=Quote(Decimal("49749"), Decimal("50251"))))
-        assert got is not None
+        got = refused(CLOSE, AROUND._replace(quote=Quote(Decimal("49749"), Decimal("50251"))))
         self.assertTrue(got.passing)
         self.assertIn("49,749", got.reason)
         self.assertIn("50,251", got.reason)
@@ -84,8 +91,7 @@ class TestMarket(unittest.TestCase):
 
 class TestPair(unittest.TestCase):
     def test_a_leverage_that_is_not_offered_stops_an_opening_order(self) -> None:
-        got = against(OPEN, leverage=7)
-        assert got is not None
+        got = refused(OPEN, leverage=7)
         self.assertFalse(got.passing)
         self.assertIn("7", got.reason)
 
@@ -95,9 +101,8 @@ class TestPair(unittest.TestCase):
         self.assertIsNotNone(against(sell, leverage=5))  # 2 and 3 only
 
     def test_a_position_can_be_closed_although_its_leverage_is_offered_no_more(self) -> None:
-        self.assertIsNone(
-            against(CLOSE, AROUND._replace(rules=rules(leverage_sell=[2])), leverage=5)
-        )
+        inputs = AROUND._replace(rules=rules(leverage_sell=[2]))
+        self.assertIsNone(against(CLOSE, inputs, leverage=5))
 
     def test_a_position_can_be_closed_although_the_pair_shows_no_margin_any_more(self) -> None:
         inputs = AROUND._replace(rules=rules(leverage_buy=[], leverage_sell=[]))
@@ -111,54 +116,33 @@ class TestPair(unittest.TestCase):
     def test_an_order_below_the_smallest_volume_or_cost_is_not_sent(self) -> None:
         self.assertIsNotNone(against(OPEN._replace(volume=Decimal("0.00004"))))
         dear = AROUND._replace(rules=rules(costmin="2500"))
-        got = against(OPEN, dear)
-        assert got is not None
-        self.assertIn("2,500", got.reason)
+        self.assertIn("2,500", refused(OPEN, dear).reason)
 
 
 class TestExposure(unittest.TestCase):
-    def test_an_order_that_own_money_cannot_carry_is_not_sent_and_the_numbers_are_said(
-        self,
-    ) -> None:
+    def test_an_order_that_own_money_cannot_carry_is_not_sent_and_its_numbers_said(self) -> None:
         # 0.04 at 50 000 with leverage 2 needs 1 000, and 16 for the fee.
-        enough = AROUND._replace(summary=MarginSummary(Decimal(1016), Decimal(0), Decimal(0)))
-        self.assertIsNone(against(OPEN, enough))
-        short = AROUND._replace(summary=MarginSummary(Decimal("1015.99"), Decimal(0), Decimal(0)))
-        got = against(OPEN, short)
-        assert got is not None
+        self.assertIsNone(against(OPEN, having("1016")))
+        got = refused(OPEN, having("1015.99"))
         self.assertFalse(got.passing)
         self.assertIn("1,016.00", got.reason)
         self.assertIn("1,015.99", got.reason)
 
     def test_without_margin_the_whole_cost_must_be_there(self) -> None:
         self.assertIsNotNone(against(OPEN, leverage=0, inputs=AROUND))  # 2 016 of 2 000
-        rich = AROUND._replace(summary=MarginSummary(Decimal(2016), Decimal(0), Decimal(0)))
-        self.assertIsNone(against(OPEN, rich, leverage=0))
+        self.assertIsNone(against(OPEN, having("2016"), leverage=0))
 
     def test_a_turn_is_carried_by_the_margin_that_its_closing_half_sets_free(self) -> None:
-        # Long 0.04 at 50 000: 1 000 of 1 984 are used. The new short needs 1 000 and a fee of 32.
-        held = AROUND._replace(
-            held=Decimal("0.04"), summary=MarginSummary(Decimal(1984), Decimal(0), Decimal(1000))
-        )
-        self.assertIsNone(against(TURN, held))
-
-    def test_a_turn_that_the_account_can_carry_after_its_closing_half_is_allowed(self) -> None:
-        # Equity 1 600: the new short's 1 000 and 32 of fee fit once the long has gone.
-        held = AROUND._replace(
-            held=Decimal("0.04"), summary=MarginSummary(Decimal(1600), Decimal(0), Decimal(1000))
-        )
-        self.assertIsNone(against(TURN, held))
-        poor = held._replace(summary=MarginSummary(Decimal(1030), Decimal(0), Decimal(1000)))
-        self.assertIsNotNone(against(TURN, poor))
+        # Long 0.04 at 50 000: 1 000 are used. The new short needs 1 000 and a fee of 32.
+        for balance, carries in (("1984", True), ("1600", True), ("1030", False)):
+            got = against(TURN, having(balance, 1000, held="0.04"))
+            self.assertEqual(carries, got is None, balance)
 
     def test_a_margin_level_below_the_limit_forbids_new_exposure_and_never_a_close(self) -> None:
-        low = AROUND._replace(summary=MarginSummary(Decimal(14000), Decimal(900), Decimal(10000)))
-        self.assertIn("149.0", getattr(against(OPEN, low), "reason", ""))
+        low = having("14000", 10000, unrealized=900)
+        self.assertIn("149.0", refused(OPEN, low).reason)
         self.assertIsNone(against(CLOSE, low))
-        at_limit = low._replace(
-            summary=MarginSummary(Decimal(14000), Decimal(1000), Decimal(10000))
-        )
-        self.assertIsNone(against(OPEN, at_limit))
+        self.assertIsNone(against(OPEN, having("14000", 10000, unrealized=1000)))
 
     def test_after_the_most_orders_of_a_day_only_closing_is_allowed(self) -> None:
         busy = AROUND._replace(orders_today=500)
@@ -167,9 +151,7 @@ class TestExposure(unittest.TestCase):
         self.assertIsNone(against(OPEN, AROUND._replace(orders_today=499)))
 
     def test_unknown_margin_numbers_forbid_opening_for_a_while(self) -> None:
-        got = against(OPEN, AROUND._replace(summary=None))
-        assert got is not None
-        self.assertTrue(got.passing)
+        self.assertTrue(refused(OPEN, AROUND._replace(summary=None)).passing)
 
     def test_the_position_limit_of_the_side_counts(self) -> None:
         inputs = AROUND._replace(rules=rules(long_position_limit=0, short_position_limit=1))
@@ -177,8 +159,6 @@ class TestExposure(unittest.TestCase):
         self.assertIsNone(against(OPEN._replace(side=Side.SELL), inputs))
         self.assertIsNone(against(CLOSE, inputs))
         turn = TURN._replace(volume=Decimal("1.04"))
-        rich = inputs._replace(
-            held=Decimal("0.04"), summary=MarginSummary(Decimal(99_000), Decimal(0), Decimal(1000))
-        )
+        rich = having("99000", 1000, held="0.04")._replace(rules=inputs.rules)
         self.assertIsNone(against(turn, rich), "only 1 of it is opened")
         self.assertIsNotNone(against(turn._replace(volume=Decimal("1.05")), rich))

@@ -133,15 +133,12 @@ class TestRefusals(RuleTest):
         load(self.path)
         folder.chmod(0o777)
         load.cache_clear()
-        with self.assertRaises(RuleError):
-            load(self.path)
+        self.assertRaises(RuleError, load, self.path)
 
     def test_what_is_no_file_is_refused_at_once(self) -> None:
-        with self.assertRaises(RuleError):
-            load(self.path)
+        self.assertRaises(RuleError, load, self.path)
         os.mkfifo(self.path)
-        with self.assertRaises(RuleError):
-            load(self.path)
+        self.assertRaises(RuleError, load, self.path)
 
     def test_a_rule_that_changes_its_mind_about_the_same_candles_is_refused(self) -> None:
         rule = self.rule(

@@ -22,6 +22,14 @@ def step(
     return next_step(Decimal(held), Decimal(target), leverage, one_order, rules(), blocked)
 
 
+def opens(side: Side, volume: str) -> Step:
+    return Step(Purpose.OPEN, side, Decimal(volume), False)
+
+
+def closes(side: Side, volume: str, *, reduce_only: bool = True) -> Step:
+    return Step(Purpose.CLOSE, side, Decimal(volume), reduce_only)
+
+
 class TestTarget(unittest.TestCase):
     def test_the_target_is_the_size_in_the_direction(self) -> None:
         for direction in Direction:
@@ -38,39 +46,28 @@ class TestNextStep(unittest.TestCase):
             self.assertIsNone(step(volume, volume))
 
     def test_from_flat_the_position_is_opened(self) -> None:
-        self.assertEqual(Step(Purpose.OPEN, Side.BUY, SIZE, False), step("0", "0.01"))
-        self.assertEqual(Step(Purpose.OPEN, Side.SELL, SIZE, False), step("0", "-0.01"))
+        self.assertEqual(opens(Side.BUY, "0.01"), step("0", "0.01"))
+        self.assertEqual(opens(Side.SELL, "0.01"), step("0", "-0.01"))
 
     def test_a_reversal_closes_exactly_what_is_held_first_with_reduce_only(self) -> None:
-        self.assertEqual(
-            Step(Purpose.CLOSE, Side.SELL, Decimal("0.007"), True), step("0.007", "-0.01")
-        )
-        self.assertEqual(
-            Step(Purpose.CLOSE, Side.BUY, Decimal("0.02"), True), step("-0.02", "0.01")
-        )
+        self.assertEqual(closes(Side.SELL, "0.007"), step("0.007", "-0.01"))
+        self.assertEqual(closes(Side.BUY, "0.02"), step("-0.02", "0.01"))
 
     def test_with_one_order_a_reversal_is_a_single_order_for_the_whole_way(self) -> None:
-        self.assertEqual(
-            Step(Purpose.REVERSE, Side.SELL, Decimal("0.02"), False),
-            step("0.01", "-0.01", one_order=True),
-        )
+        whole = Step(Purpose.REVERSE, Side.SELL, Decimal("0.02"), False)
+        self.assertEqual(whole, step("0.01", "-0.01", one_order=True))
 
     def test_after_a_turn_was_tried_only_the_close_remains(self) -> None:
-        self.assertEqual(
-            Step(Purpose.CLOSE, Side.SELL, SIZE, True),
-            step("0.01", "-0.01", one_order=True, blocked={Purpose.REVERSE}),
-        )
+        got = step("0.01", "-0.01", one_order=True, blocked={Purpose.REVERSE})
+        self.assertEqual(closes(Side.SELL, "0.01"), got)
 
     def test_too_much_is_shrunk_with_reduce_only_and_too_little_is_filled_up(self) -> None:
-        self.assertEqual(
-            Step(Purpose.CLOSE, Side.SELL, Decimal("0.004"), True), step("0.014", "0.01")
-        )
-        self.assertEqual(
-            Step(Purpose.OPEN, Side.BUY, Decimal("0.003"), False), step("0.007", "0.01")
-        )
+        self.assertEqual(closes(Side.SELL, "0.004"), step("0.014", "0.01"))
+        self.assertEqual(opens(Side.BUY, "0.003"), step("0.007", "0.01"))
 
     def test_without_margin_closing_is_a_plain_sale(self) -> None:
-        self.assertEqual(Step(Purpose.CLOSE, Side.SELL, SIZE, False), step("0.01", "0", leverage=0))
+        plain = closes(Side.SELL, "0.01", reduce_only=False)
+        self.assertEqual(plain, step("0.01", "0", leverage=0))
 
     def test_a_difference_below_the_smallest_order_is_left_alone(self) -> None:
         self.assertIsNone(step("0.00996", "0.01"))
@@ -83,9 +80,7 @@ class TestNextStep(unittest.TestCase):
             self.assertIsNone(next_step(Decimal(held), Decimal(target), 2, False, raised, set()))
 
     def test_a_rest_too_small_to_be_closed_goes_with_the_order_the_other_way(self) -> None:
-        self.assertEqual(
-            Step(Purpose.OPEN, Side.SELL, Decimal("0.01004"), False), step("0.00004", "-0.01")
-        )
+        self.assertEqual(opens(Side.SELL, "0.01004"), step("0.00004", "-0.01"))
 
     def test_from_anywhere_filled_steps_end_within_a_smallest_order_of_the_target(self) -> None:
         draw = random.Random(SEED)

@@ -73,16 +73,6 @@ class TestSlope(unittest.TestCase):
         falling = sma_slope(candles([*rising, 3, 2]), 2)
         self.assertEqual((Direction.SHORT, -1), (falling.direction, falling.slope))
 
-    def test_a_tie_in_the_middle_of_a_fall_keeps_the_fall(self) -> None:
-        signal = sma_slope(candles([5, 4, 3, 4, 3, 4, 3, 4]), 2)
-        self.assertEqual((Direction.SHORT, 0), (signal.direction, signal.slope))
-
-    def test_sums_that_binary_floating_point_gets_wrong_make_no_turn(self) -> None:
-        # 0.1 + 0.2 + 0.3 and 0.2 + 0.3 + 0.1 differ as floats.
-        signal = sma_slope(candles(["0.4", "0.1", "0.2", "0.3", "0.1"]), 3)
-        self.assertEqual(0, signal.slope)
-        self.assertEqual(Direction.SHORT, signal.direction)
-
     def test_too_few_or_only_equal_candles_give_no_direction(self) -> None:
         for closes in ([], [5], [5, 6], [5, 6, 7], [5] * 40):
             with self.subTest(closes):
@@ -114,10 +104,6 @@ class TestCross(unittest.TestCase):
                     ties += slope == 0
         self.assertGreater(ties, 50, "the series hold too few ties to prove anything")
 
-    def test_equal_averages_keep_the_direction_before(self) -> None:
-        signal = sma_cross(candles([1, 2, 3, 3, 3]), 1, 3)
-        self.assertEqual((Direction.LONG, 0), (signal.direction, signal.slope))
-
 
 class TestTable(unittest.TestCase):
     def test_each_strategy_speaks_from_the_number_of_candles_it_asks_for(self) -> None:
@@ -129,5 +115,4 @@ class TestTable(unittest.TestCase):
                 self.assertIsNone(strategy(candles(closes[1:])).direction)
 
     def test_an_unknown_name_is_a_value_error(self) -> None:
-        with self.assertRaises(ValueError):
-            build("rsi", 20, 5, 20)
+        self.assertRaises(ValueError, build, "rsi", 20, 5, 20)

@@ -197,9 +197,8 @@ class Contract:
         self.assertEqual((found.cost, found.fee), (D("2039.996"), D("16.31997")))
         self.assertEqual(self.held(), (0, 0))
         # 10000 - 16.00003 - 0.50000 + 39.992 - 16.31997
-        self.assertEqual(
-            self.summary(), MarginSummary(D("10007.1720"), D(0), D(0), D("10007.1720"))
-        )
+        left = D("10007.1720")
+        self.assertEqual(self.summary(), MarginSummary(left, D(0), D(0), left))
 
     def test_a_close_of_more_than_is_held_stops_at_nothing(self) -> None:
         self.place(Side.BUY, "0.04")
@@ -267,8 +266,7 @@ class Contract:
     def test_a_closed_market_takes_orders_later(self) -> None:
         self.world.market_status("cancel_only")
         self.exchange.rules()
-        with self.assertRaises(LaterError):
-            self.place(Side.BUY, "0.04")
+        self.assertRaises(LaterError, self.place, Side.BUY, "0.04")
         self.assertEqual(self.held(), (0, 0))
 
     def test_an_unknown_order_is_none_and_a_known_one_stays_known(self) -> None:
@@ -277,10 +275,7 @@ class Contract:
         second = self.place(Side.BUY, "0.02")
         for found in (first, second):
             self.assertEqual(self.exchange.find(found.client_order_id, self.began), found)
-        traded = self.traded()
-        self.assertEqual(
-            sorted(traded), sorted((first.exchange_order_id, second.exchange_order_id))
-        )
+        self.assertCountEqual(self.traded(), (first.exchange_order_id, second.exchange_order_id))
 
     def test_rollover_is_charged_every_four_hours_on_what_is_owed(self) -> None:
         for side, sign in ((Side.BUY, 1), (Side.SELL, -1)):
@@ -299,10 +294,8 @@ class Contract:
                 owed, rate = (D("2000.004"), "0.00025") if sign > 0 else (D(2000), "0.0001")
                 fee = (owed * D(rate)).quantize(D("0.00001"))
                 self.assertEqual([charge.fee for charge in charges], [fee, fee])
-                self.assertEqual(
-                    sorted(charge.time for charge in charges),
-                    [int(opened + 14400), int(opened + 28800)],
-                )
+                times = [int(opened + 14400), int(opened + 28800)]
+                self.assertEqual(sorted(charge.time for charge in charges), times)
                 self.assertEqual(self.summary().trade_balance, (before - 2 * fee).quantize(CENTS))
                 closing = Side.SELL if side is Side.BUY else Side.BUY
                 self.place(closing, "0.04", reduce_only=True)

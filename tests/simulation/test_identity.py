@@ -7,7 +7,7 @@ clock runs a thousand times as fast as ours, so that two minutes pass in a momen
 import os
 import shutil
 import unittest
-from contextlib import suppress
+from contextlib import AbstractContextManager, closing, suppress
 from decimal import Decimal
 from pathlib import Path
 from threading import Thread
@@ -15,7 +15,7 @@ from typing import Any
 from unittest import mock
 
 from krakenbot import identity
-from krakenbot.assemble import assemble
+from krakenbot.assemble import Parts, assemble
 from krakenbot.config import Config, ExchangeTable, RiskTable, StrategyTable, load
 from krakenbot.errors import (
     ConfigError,
@@ -25,6 +25,7 @@ from krakenbot.errors import (
     StopError,
     UnansweredError,
 )
+from krakenbot.journal import Journal
 from krakenbot.journal_file import open_journal
 from krakenbot.kraken.spot import Spot
 from krakenbot.lock import Lock, Nonces
@@ -43,7 +44,7 @@ KEYS = {"KRAKEN_API_KEY": SANDBOX_KEY, "KRAKEN_API_SECRET": SANDBOX_SECRET}
 
 
 def setUpModule() -> None:
-    short_histories()
+    short_histories(2)
 
 
 class FrontDoor(unittest.TestCase):
@@ -88,6 +89,15 @@ class FrontDoor(unittest.TestCase):
     def journals(self) -> list[str]:
         return sorted(path.name for path in self.state.glob("*.db"))
 
+    def journal(self) -> AbstractContextManager[Journal]:
+        return closing(open_journal(self.state / self.journals()[0]))
+
+    def made(self, **changes: Any) -> Parts:
+        """Return the parts of a bot that has not begun; its files are closed with the test."""
+        parts = assemble(self.config._replace(**changes), live=True)
+        self.addCleanup(parts.close)
+        return parts
+
     def hold(self) -> None:
         """Let the bot buy, and forget the candle, so that a new journal would buy again."""
         self.run_once()
@@ -103,13 +113,10 @@ class TestSpelling(FrontDoor):
 
     def test_another_spelling_of_the_exchange_s_host_means_the_same_journal(self) -> None:
         whose = identity.Identity("XXBTZUSD", "0123456789ab")
+        hosts = ("api.kraken.com", "API.Kraken.com", "api.kraken.com:443")
         paths = {
             identity.place_of(self.config._replace(exchange=ExchangeTable(url=url)), whose)
-            for url in (
-                "https://api.kraken.com",
-                "https://API.Kraken.com",
-                "https://api.kraken.com:443",
-            )
+            for url in (f"https://{host}" for host in hosts)
         }
         self.assertEqual(1, len(paths), paths)
 
@@ -166,11 +173,9 @@ class TestSpelling(FrontDoor):
         (name,) = self.journals()
         other = f"{name.rsplit('-', 2)[0]}-XBTUSD.db"
         shutil.copy(self.state / name, self.state / other)
-        with self.assertRaises(StopError) as caught:
+        with self.assertRaisesRegex(StopError, f"(?s){name}.*{other}|{other}.*{name}") as caught:
             self.run_once()
         self.assertEqual(76, caught.exception.exit_code)
-        self.assertIn(name, str(caught.exception))
-        self.assertIn(other, str(caught.exception))
 
     def test_a_spelling_that_now_means_another_market_stops(self) -> None:
         self.hold()
@@ -188,9 +193,8 @@ class TestUnmanaged(FrontDoor):
         (text,) = identity.unmanaged(self.config._replace(mode="paper"), Path())
         self.assertIn("0.01 XXBTZUSD is still held, and no bot manages it", text)
         self.assertEqual([], identity.unmanaged(self.config, own))
-        journal = open_journal(own)
-        journal.adopt(ZERO, Decimal(1), 1, on_margin=False)
-        journal.close()
+        with self.journal() as journal:
+            journal.adopt(ZERO, Decimal(1), 1, on_margin=False)
         self.assertEqual([], identity.unmanaged(self.config, Path()))
 
     def test_it_is_said_by_commands_of_a_bot_that_has_not_run_yet(self) -> None:
@@ -205,9 +209,8 @@ class TestUnmanaged(FrontDoor):
 
     def test_what_a_running_bot_holds_is_managed(self) -> None:
         self.hold()
-        parts = assemble(self.config, live=True)
+        self.made()
         self.assertEqual([], identity.unmanaged(self.config, Path()))
-        parts.close()
 
 
 class TestRefusedKey(FrontDoor):
@@ -236,9 +239,8 @@ class TestRefusedKey(FrontDoor):
 class TestStrategy(FrontDoor):
     def test_a_rule_s_candles_are_not_needed_to_close_what_is_held(self) -> None:
         self.hold()
-        journal = open_journal(self.state / self.journals()[0])
-        journal.put(flatten="max_loss was reached")
-        journal.close()
+        with self.journal() as journal:
+            journal.put(flatten="max_loss was reached")
         delisted = mock.patch.object(Spot, "candles", side_effect=RefusedError("no such pair"))
         with delisted, self.assertRaisesRegex(StopError, "max_loss was reached"):
             self.run_once()
@@ -246,40 +248,34 @@ class TestStrategy(FrontDoor):
 
     def test_a_rule_s_candles_are_not_needed_to_look_up_an_open_order(self) -> None:
         self.run_once(entry="next-turn")
-        path = self.state / self.journals()[0]
-        journal = open_journal(path)
         now = int(self.sandbox.api.now())
         lost = Intent("lost", 1, 1, Purpose.OPEN, Side.BUY, SIZE, 0, False, "", ZERO, now, now)
-        journal.write(lost)
-        journal.close()
+        with self.journal() as journal:
+            journal.write(lost)
         delisted = mock.patch.object(Spot, "candles", side_effect=RefusedError("no such pair"))
         with delisted, suppress(LaterError, RefusedError, StopError):
             self.run_once()
-        journal = open_journal(path)
-        self.addCleanup(journal.close)
-        self.assertEqual([], journal.open_intents())
+        with self.journal() as journal:
+            self.assertEqual([], journal.open_intents())
 
     def test_another_interval_is_not_the_turn_that_the_first_entry_waits_for(self) -> None:
         self.run_once(entry="next-turn")
-        path = self.state / self.journals()[0]
-        journal = open_journal(path)
-        self.assertEqual("1", journal.get("first_direction"))
-        journal.put(first_direction=-1)
-        journal.close()
+        with self.journal() as journal:
+            self.assertEqual("1", journal.get("first_direction"))
+            journal.put(first_direction=-1)
         self.run_once(entry="next-turn", interval=60)
         self.assertEqual([], self.bought())
 
 
 class TestOneProcess(FrontDoor):
     def test_another_state_directory_does_not_let_a_second_bot_use_the_key(self) -> None:
-        parts = assemble(self.config, live=True)
-        other = self.config._replace(state_directory=self.folder / "other")
-        with self.assertRaisesRegex(ConfigError, "another krakenbot on this machine holds"):
-            assemble(other, live=True)
-        for lock in parts.locks:
-            lock.close()
-        for lock in assemble(other, live=True).locks:
-            lock.close()
+        other = {"state_directory": self.folder / "other"}
+        with (
+            closing(assemble(self.config, live=True)),
+            self.assertRaisesRegex(ConfigError, "another krakenbot on this machine holds"),
+        ):
+            self.made(**other)
+        self.made(**other)
 
     def test_a_lock_says_since_when_it_is_held_not_when_it_was_last_written(self) -> None:
         with mock.patch("time.time", side_effect=(0.0, 3600.0)):
@@ -292,9 +288,7 @@ class TestOneProcess(FrontDoor):
 class TestLostJournal(FrontDoor):
     speed = 100.0  # A start takes less than the two minutes that it looks back.
 
-    def test_orders_of_a_lost_journal_s_last_minutes_stop_a_new_one_though_nothing_is_held(
-        self,
-    ) -> None:
+    def test_orders_of_a_lost_journal_s_last_minutes_stop_a_new_one_though_flat(self) -> None:
         self.run_once(leverage=2, entry="next-turn")
         traded = {"pair": "XBTUSD", "side": "buy", "volume": SIZE, "leverage": 2}
         for wish in (traded, {"pair": "XBTUSD", "close": True}):
@@ -312,15 +306,11 @@ class TestLostJournal(FrontDoor):
 class TestCurrent(FrontDoor):
     """Before anything is sent, all trades since the newest record are known."""
 
-    def copy(self) -> Path:
-        backup = self.folder / "backup"
-        shutil.copytree(self.state, backup, dirs_exist_ok=True)
-        return backup
-
     def go_back(self, backup: Path, *, keys_too: bool) -> None:
-        for path in self.state.glob("*" if keys_too else "live*"):
+        which = "*" if keys_too else "live*"
+        for path in self.state.glob(which):
             path.unlink()
-        for path in backup.glob("*" if keys_too else "live*"):
+        for path in backup.glob(which):
             shutil.copy(path, self.state)
 
     @slow
@@ -329,15 +319,13 @@ class TestCurrent(FrontDoor):
             with self.subTest(keys_too=keys_too):
                 self.setUp()
                 self.run_once(entry="next-turn")  # It has run and bought nothing yet.
-                path = self.state / self.journals()[0]
-                journal = open_journal(path)
-                with journal._transaction():
-                    journal._db.execute("UPDATE decisions SET done = 0")
                 old = Intent("old", 1, 1, Purpose.OPEN, Side.BUY, SIZE, 0, False, "", ZERO, 1, 16)
-                journal.write(old)
-                journal.conclude(old, Outcome.REFUSED, 2)
-                journal.close()
-                backup = self.copy()
+                with self.journal() as journal:
+                    with journal._transaction():
+                        journal._db.execute("UPDATE decisions SET done = 0")
+                    journal.write(old)
+                    journal.conclude(old, Outcome.REFUSED, 2)
+                backup = shutil.copytree(self.state, self.folder / "backup", dirs_exist_ok=True)
                 self.run_once()
                 self.assertEqual([SIZE], self.bought())
                 self.go_back(backup, keys_too=keys_too)
@@ -346,36 +334,29 @@ class TestCurrent(FrontDoor):
                 self.assertEqual([SIZE], self.bought())
                 with self.assertRaisesRegex(StopError, "halted"):
                     self.run_once()
-                journal = open_journal(path)
-                journal.resume()
-                journal.close()
+                with self.journal() as journal:
+                    journal.resume()
                 self.run_once()  # Of the same candle: it finds its order, and sends none.
                 self.assertEqual([SIZE], self.bought())
 
     def test_a_journal_that_is_current_is_not_waited_for(self) -> None:
         self.hold()
         for _ in range(2):
-            parts = assemble(self.config, live=True)
-            waited = mock.patch.object(parts.clock, "wait", wraps=parts.clock.wait)
-            with waited as wait:
-                parts.bot.run(once=True)
+            with closing(assemble(self.config, live=True)) as parts:
+                waited = mock.patch.object(parts.clock, "wait", wraps=parts.clock.wait)
+                with waited as wait:
+                    parts.bot.run(once=True)
             self.assertLess(sum(call.args[0] for call in wait.call_args_list), 60)
-            parts.journal.close()
-            for lock in parts.locks:
-                lock.close()
 
     def test_a_key_that_was_used_elsewhere_meanwhile_makes_it_wait(self) -> None:
         self.hold()
         self.sandbox.api.nonce += 5
-        parts = assemble(self.config, live=True)
+        parts = self.made()
         stands = mock.patch.object(parts.clock, "monotonic", return_value=parts.clock.monotonic())
         with stands, mock.patch.object(parts.clock, "wait") as wait:
             for check in parts.checks:  # Without margin, all that concern earlier orders.
                 check()
         self.assertGreater(max(call.args[0] for call in wait.call_args_list), 10)
-        parts.journal.close()
-        for lock in parts.locks:
-            lock.close()
 
 
 class TestSettings(FrontDoor):
@@ -392,14 +373,10 @@ class TestSettings(FrontDoor):
     def test_while_something_is_held_it_starts_to_close_only_and_ends_once_flat(self) -> None:
         self.config = self.config._replace(leverage=2)
         self.hold()
-        parts = assemble(self.config._replace(leverage=20), live=True)
-        self.addCleanup(parts.journal.close)
+        parts = self.made(leverage=20)
         parts.bot.run(once=True)
         self.assertEqual([SIZE], self.bought())
-        held = parts.exchange.position()
-        self.assertEqual(SIZE, abs(held.volume))
-        for lock in parts.locks:
-            lock.close()
+        self.assertEqual(SIZE, abs(parts.exchange.position().volume))
 
     def test_costs_that_were_accepted_once_are_not_asked_about_again(self) -> None:
         self.config = self.config._replace(

@@ -95,21 +95,9 @@ class TestKill(unittest.TestCase):
     def setUp(self) -> None:
         self.folder = own_folder(self)
         self.bots: list[subprocess.Popen[bytes]] = []
+        options = f"sandbox --port 0 --speed {SPEED} --fee 0.01 --feed random:11"
         self.sandbox = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "krakenbot",
-                "sandbox",
-                "--port",
-                "0",
-                "--speed",
-                str(SPEED),
-                "--fee",
-                "0.01",
-                "--feed",
-                "random:11",
-            ],
+            [sys.executable, "-m", "krakenbot", *options.split()],
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -85,8 +85,7 @@ class RealClientTest(unittest.TestCase):
 
     def run_until(self, end: float) -> None:
         self.clock.end = end
-        with self.assertRaises(StopRequestedError):
-            self.bot.run()
+        self.assertRaises(StopRequestedError, self.bot.run)
 
 
 class TestLateMargin(RealClientTest):

@@ -7,6 +7,7 @@ import unittest
 from collections.abc import Iterator
 from decimal import Decimal as D
 from typing import Any
+from unittest import mock
 
 from krakenbot.accounting import Ledger
 from krakenbot.bot import Bot
@@ -105,9 +106,13 @@ def sums(rows: Iterator[dict[str, Any]]) -> dict[str, D]:
 
 
 class TestBooks(unittest.TestCase):
-    def life(self, minutes: int, candles: int, *, coin_fees: bool = False) -> World:
-        world = World(minutes * 60, coin_fees=coin_fees)
+    def world(self, interval_s: int = 60, *, coin_fees: bool = False) -> World:
+        world = World(interval_s, coin_fees=coin_fees)
         self.addCleanup(world.journal.close)
+        return world
+
+    def life(self, minutes: int, candles: int, *, coin_fees: bool = False) -> World:
+        world = self.world(minutes * 60, coin_fees=coin_fees)
         world.run(candles * minutes * 60 + 30)
         self.assertGreater(world.journal.account().fees, 20)
         return world
@@ -125,12 +130,9 @@ class TestBooks(unittest.TestCase):
         self.assertEqual(sum(row["fee"] for row in orders), account.fees)
         self.assertEqual(sum(row["margin_fee"] for row in orders), account.margin_fees)
         costs = dict(report_of(Config(), world.journal).costs)
-        for name, amount in (
-            ("trade fees", account.fees),
-            ("margin fees", account.margin_fees),
-            ("rollover", account.rollover),
-        ):
-            self.assertEqual(costs[name], -amount)
+        names = {"trade fees": "fees", "margin fees": "margin_fees", "rollover": "rollover"}
+        for shown, name in names.items():
+            self.assertEqual(costs[shown], -getattr(account, name))
 
     def check_ledger_in_quote(self, world: World) -> None:
         account, told = world.journal.account(), self.ledger(world)
@@ -176,8 +178,7 @@ class TestBooks(unittest.TestCase):
                     self.check_ledger_in_quote(world)
 
     def test_the_ledger_s_word_replaces_a_wrong_assumption_within_ten_minutes(self) -> None:
-        world = World(86400, coin_fees=False)
-        self.addCleanup(world.journal.close)
+        world = self.world(86400)
         world.api.markets.methods["Assets"] = lambda p: {p["asset"]: {}}
         world.run(60)
         wrong, told = world.journal.account().margin_fees, self.ledger(world)["margin ZUSD"]
@@ -187,24 +188,24 @@ class TestBooks(unittest.TestCase):
         self.assertEqual(told, account.fees + account.margin_fees)
 
     def test_what_is_assumed_is_a_warning_for_as_long_as_it_holds(self) -> None:
-        world = World(60, coin_fees=False)
-        self.addCleanup(world.journal.close)
-        method = {"Assets": world.api.markets.methods, "TradeVolume": world.api.private_api.methods}
-        true = {name: methods[name] for name, methods in method.items()}
-        for name, methods in method.items():
-            methods[name] = lambda p: {p.get("asset", "odd"): {}}
-        world.run(60)
+        world = self.world()
+
+        def odd(p: dict[str, str]) -> object:
+            return {p.get("asset", "odd"): {}}
+
+        with (
+            mock.patch.dict(world.api.markets.methods, Assets=odd),
+            mock.patch.dict(world.api.private_api.methods, TradeVolume=odd),
+        ):
+            world.run(60)
         warnings = " ".join(read_status(world.journal)["warnings"])
         self.assertIn("0.8 % a trade", warnings)
         self.assertIn("0.02 %", warnings)
-        for name, methods in method.items():
-            methods[name] = true[name]
         world.run(3900)
         self.assertEqual([], read_status(world.journal)["warnings"])
 
     def test_what_keeping_an_adopted_position_costs_is_booked(self) -> None:
-        world = World(60, coin_fees=False)
-        self.addCleanup(world.journal.close)
+        world = self.world()
         world.api._set_position({"pair": "XBTUSD", "side": "buy", "volume": "0.05"})
         world.bot.market.learn()
         adopt(world.bot, D(0))
@@ -215,8 +216,7 @@ class TestBooks(unittest.TestCase):
         self.assertEqual((rollovers > 4, rollovers), (True, world.journal.account().rollover))
 
     def test_what_an_order_cost_is_told_the_moment_it_is_done(self) -> None:
-        world = World(60, coin_fees=False)
-        self.addCleanup(world.journal.close)
+        world = self.world()
         seen: list[tuple[D, D]] = []
 
         def see(event: Any) -> None:

@@ -138,9 +138,7 @@ class TestBacktestCommand(OwnRuleTest):
         self.assertEqual(json.loads(self.run_it("--json"))["net"], rows[5]["net"])
         self.assertNotEqual(rows[2]["net"], rows[5]["net"])
 
-    def test_what_the_rule_does_not_know_or_cannot_do_is_a_matter_of_the_configuration(
-        self,
-    ) -> None:
+    def test_what_the_rule_does_not_know_or_cannot_do_is_a_configuration_error(self) -> None:
         self.assertIn("unexpected keyword", self.run_it("--sweep", "leg=1:3", code=78))
         self.assertIn("py:5: IndexError", self.run_it("--sweep", "lag=500", code=78))
         self.assertIn("--length", self.run_it("--length", "5", code=2))

@@ -165,9 +165,7 @@ class PaperTest(unittest.TestCase):
                 exchange.place(order(), START + 15)
         self.assertEqual(exchange.position().volume, 0)
 
-    def test_validate_mode_shows_each_order_to_kraken_and_never_asks_for_its_execution(
-        self,
-    ) -> None:
+    def test_validate_mode_shows_each_order_to_kraken_and_has_none_executed(self) -> None:
         self.world.exchange(validates=True).place(order(), START + 15)
         ((method, params),) = self.world.answers.sent
         self.assertEqual(

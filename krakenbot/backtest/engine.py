@@ -86,10 +86,10 @@ class Replay:
             # The newest candle so far is still undecided, and the strategy looks back from it.
             count = len(self._part.times)
             first = begin = min(count - 1, self._length)
-            part, new = self._part.cut(count - 1 - first, count).joined(part), first + 1
+            part, new = self._part.cut(count - 1 - first).joined(part), first + 1
         self._part = part
         self.record.candles += len(part.times) - new
-        self.record.untraded += part.untraded(new)
+        self.record.untraded += part.volumes[new:].count(0.0)
         turns = self._slope_turns if self._length else self._strategy_turns
         self._run(part, {} if self.record.ended else turns(part, begin), begin, first)
 
@@ -156,7 +156,7 @@ class Replay:
                 continue
             if is_turn and is_safe and self._is_plain_reversal(part, at, now):
                 self._mark(part, marked, at + 1)
-                self._reverse(exact(opened), now, part.is_traded(at + 1))
+                self._reverse(exact(opened), now, part.volumes[at + 1] > 0)
             else:
                 self._mark(part, marked, at)
                 decides = self.record.ended is None and (is_turn or not is_safe or off_target)
@@ -180,7 +180,7 @@ class Replay:
             and price >= self._price_min
             and self._fixed + held * price > self._need * size * price + max(self._floor, 0.0)
             and (len(self._recent) <= room or self._sent(now) <= room)
-            and not (self._needs_trades and not part.is_traded(at + 1))
+            and not (self._needs_trades and not part.volumes[at + 1])
         )
 
     def _reverse(self, opened: Decimal, now: int, is_traded: bool) -> None:
@@ -271,7 +271,7 @@ class Replay:
     def _process(self, part: Columns, at: int, now: int, decides: bool) -> None:
         """Apply candle `at` to the books and then, if it `decides`, do what a tick does."""
         account, position, quote = self.account, self.position, self.rules.quote
-        opened, traded = exact(part.opens[at + 1]), part.is_traded(at + 1)
+        opened, traded = exact(part.opens[at + 1]), part.volumes[at + 1] > 0
         charged = account.rollovers.get(quote, ZERO)
         lost = account.liquidate_between(position, now, exact(part.lows[at]), exact(part.highs[at]))
         if lost is None:

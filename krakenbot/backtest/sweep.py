@@ -54,7 +54,6 @@ class Setting(NamedTuple):
     config: Config
     rules: PairRules
     costs: Costs
-    needs_trades: bool = False
     spans: Sequence[tuple[int, int]] = ()
 
 
@@ -146,9 +145,7 @@ def _cell(task: tuple[Setting, dict[str, Value]]) -> Cell:
     series = _shared[interval]
 
     def run(begin: int, end: int, warm_up: int) -> Result:
-        replay = Replay(
-            plan, setting.rules, setting.costs, warm_up=warm_up, needs_trades=setting.needs_trades
-        )
+        replay = Replay(plan, setting.rules, setting.costs, warm_up=warm_up)
         replay.feed(series.cut(begin - warm_up, end))
         return replay.result()
 

@@ -129,8 +129,9 @@ def _backtest(config: Config, arguments: Namespace) -> list[str]:
     fee = config.exchange.fee_percent
     fee_rate = FEE_RATE_ASSUMED if fee is None else fee / 100
     slippage, rates = Decimal(arguments.slippage) / 100, rates_of(rules, notes)
-    costs = Costs(fee_rate, config.paper.balance, slippage, rates)
-    setting = Setting(config, rules, costs, arguments.no_trade_no_fill)
+    waits = arguments.no_trade_no_fill
+    costs = Costs(fee_rate, config.paper.balance, slippage, rates, waits)
+    setting = Setting(config, rules, costs)
     parts = _watched(chain([first], parts))
     work = _sweep if arguments.sweep else _once
     return work(setting, parts, arguments, notes)
@@ -139,7 +140,7 @@ def _backtest(config: Config, arguments: Namespace) -> list[str]:
 def _once(setting: Setting, parts: Parts, arguments: Namespace, notes: list[str]) -> list[str]:
     config, rules, costs = setting.config, setting.rules, setting.costs
     keep = None if arguments.json else _TRIPS_DRAWN if arguments.report else _TRIPS_SHOWN
-    replay = Replay(plan_of(config), rules, costs, keep, needs_trades=setting.needs_trades)
+    replay = Replay(plan_of(config), rules, costs, keep)
     parts = candlefile.aggregate(parts, config.interval * 60)
     if arguments.report:
         from krakenbot.commands.backtest_page import write_run

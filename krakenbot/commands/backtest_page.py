@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from krakenbot.backtest.engine import Replay
-from krakenbot.backtest.files import Columns, candles_of
+from krakenbot.backtest.files import Columns, candles_of, exact
 from krakenbot.backtest.result import Fill as Order
 from krakenbot.backtest.result import Result
 from krakenbot.backtest.sweep import Cell, Step, best_of, is_sound
@@ -49,7 +49,7 @@ def _points(replay: Replay, parts: Iterable[Columns], tail: list[Columns]) -> It
             piece = part.cut(at, at + step)
             replay.feed(piece)
             at, count = at + step, count + len(piece.times)
-            net = replay.equity() - replay.costs.balance
+            net = replay.equity(exact(piece.closes[-1])) - replay.costs.balance
             prices = min(piece.lows), max(piece.highs), piece.closes[-1]
             gross = float(net + replay.paid)
             yield Point(piece.end, *prices, float(net), gross, float(replay.held))

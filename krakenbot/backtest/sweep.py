@@ -1,6 +1,7 @@
 """Sweeps: one series with many settings, and how the best of one span did in the next."""
 
 from array import array
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from decimal import Decimal
@@ -11,7 +12,7 @@ from typing import NamedTuple
 from krakenbot.backtest.engine import WINDOW, Costs, Replay
 from krakenbot.backtest.files import BadDataError, Columns, aggregate
 from krakenbot.backtest.result import DAY_S, Result
-from krakenbot.config import Config, NotifyTable
+from krakenbot.config import Config
 from krakenbot.decision import plan_of
 from krakenbot.pairs import PairRules
 
@@ -57,7 +58,8 @@ class Setting(NamedTuple):
     spans: Sequence[tuple[int, int]] = ()
 
 
-_shared: dict[int, Columns] = {}
+# What `_cell` needs. Forked processes see it without a copy, so every file is read once.
+_shared: list[tuple[Setting, Mapping[int, Columns]]] = []
 
 
 def cells_of(setting: Setting, values: Mapping[str, Sequence[Value]], whole: Columns) -> list[Cell]:
@@ -65,17 +67,15 @@ def cells_of(setting: Setting, values: Mapping[str, Sequence[Value]], whole: Col
     runs = [dict(zip(values, row, strict=True)) for row in product(*values.values())]
     if len(runs) > RUNS_MAX:
         raise BadDataError(f"--sweep: {len(runs)} runs, at most {RUNS_MAX}")
+    series = {}
     for minutes in map(int, values.get("interval", [setting.config.interval])):
         made = next(aggregate([whole], minutes * 60), None)
         if made is None:
             raise BadDataError(f"the data hold no whole candle of {minutes} min")
-        _shared[minutes] = made
-    # Forked processes see the columns without a copy, so every file is read once.
+        series[minutes] = made
+    _shared[:] = [(setting, series)]
     with ProcessPoolExecutor(mp_context=get_context("fork")) as pool:
-        # Addresses for notifications are secrets, which cannot be pickled.
-        shared = setting._replace(config=setting.config._replace(notify=NotifyTable()))
-        tasks = [(shared, run) for run in runs]
-        return list(pool.map(_cell, tasks, chunksize=max(1, len(tasks) // 64)))
+        return list(pool.map(_cell, runs, chunksize=max(1, len(runs) // 64)))
 
 
 def spans_of(begin: int, end: int, span_s: int) -> list[tuple[int, int]]:
@@ -133,16 +133,17 @@ def whole_of(parts: Iterable[Columns]) -> Columns:
     return Columns(interval_s, times, *columns)
 
 
-def _cell(task: tuple[Setting, dict[str, Value]]) -> Cell:
-    setting, keys = task
-    interval, chosen = int(keys.get("interval", setting.config.interval)), setting.config.strategy
+def _cell(keys: Mapping[str, Value]) -> Cell:
+    ((setting, every),) = _shared
+    config, chosen = setting.config, setting.config.strategy
+    interval = int(keys.get("interval", config.interval))
     if chosen.name == "file":
         swept = {key: value for key, value in keys.items() if key != "interval"}
         chosen = chosen._replace(parameters={**chosen.parameters, **swept})
     else:
         chosen = chosen._replace(length=int(keys.get("length", chosen.length)))
-    plan = plan_of(setting.config._replace(interval=interval, strategy=chosen))
-    series = _shared[interval]
+    plan = plan_of(config._replace(interval=interval, strategy=chosen))
+    series = every[interval]
 
     def run(begin: int, end: int, warm_up: int) -> Result:
         replay = Replay(plan, setting.rules, setting.costs, warm_up=warm_up)
@@ -151,8 +152,7 @@ def _cell(task: tuple[Setting, dict[str, Value]]) -> Cell:
 
     spans = []
     for span in setting.spans:
-        first, step_s = series.times[0], series.interval_s
-        begin, end = (max(0, -((first - time) // step_s)) for time in span)
+        begin, end = (bisect_left(series.times, time) for time in span)
         # The candles that a bot would have at the start of the span.
         spans.append(run(begin, end, min(begin, WINDOW)))
     return Cell(keys, run(0, len(series.times), 0), spans)

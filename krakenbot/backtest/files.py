@@ -27,6 +27,7 @@ from krakenbot.model import Candle
 from krakenbot.pairs import plain
 
 BLOCK_BYTES = 1 << 16
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 ANSWER_BYTES = 1 << 24
 GAP_MAX_S = 31 * 86400  # A longer gap must not be filled with flat prices.
 DIGITS = 15
@@ -107,9 +108,9 @@ def candles_of(part: Columns) -> Iterator[Candle]:
 
 def sources_of(path: Path) -> Sequence[Source]:
     """Return the candle files at a path: itself, or those inside a folder or zip."""
-    inside: list[Source]
+    inside: Sequence[Source]
     if path.is_dir():
-        inside = [*sorted(path.rglob("*"))]
+        inside = sorted(path.rglob("*"))
     elif path.suffix == ".zip":
         try:
             archive = zipfile.ZipFile(path)
@@ -222,32 +223,22 @@ def _blocks(source: Source) -> Iterator[tuple[int, Columns]]:
         return
     number, names, rows = 1, _KRAKEN, None
     try:
-        for block in _lines(source):
-            if number == 1 and re.match(rb"\"?[A-Za-z]", block):
-                line, _, block = block.partition(b"\n")
-                number, names = 2, _header(line, source)
-            if block:
-                rows = _parse_or_refuse(block, names, source, number)
-                yield number, rows
-                number += len(rows.times)
+        with _open(source) as file:
+            while block := file.read(BLOCK_BYTES):
+                block = (block + file.readline(BLOCK_BYTES)).removeprefix(_BYTE_ORDER_MARK).rstrip()
+                if number == 1 and re.match(rb"\"?[A-Za-z]", block):
+                    line, _, block = block.partition(b"\n")
+                    number, names = 2, _header(line, source)
+                if block:
+                    rows = _parse_or_refuse(block + b"\n", names, source, number)
+                    yield number, rows
+                    number += len(rows.times)
     except _DAMAGED as error:
         words = getattr(error, "strerror", None) or error
         after = f":{number}: damaged after this line" if number > 1 else ""
         raise BadDataError(f"{source}{after}: {words}") from error
     if rows is None:
         raise BadDataError(f"{source}: no candles")
-
-
-def _lines(source: Source) -> Iterator[bytes]:
-    """Yield a file in pieces of whole lines, without byte order mark and blank last lines."""
-    with _open(source) as file:
-        rest = file.read(BLOCK_BYTES).removeprefix(b"\xef\xbb\xbf")
-        while block := file.read(BLOCK_BYTES):
-            cut = rest.rfind(b"\n") + 1 or len(rest)
-            yield rest[:cut]
-            rest = rest[cut:] + block
-        if rest := rest.rstrip():
-            yield rest + b"\n"
 
 
 def _header(line: bytes, source: Source) -> Names:

@@ -1,7 +1,6 @@
 """The rules and margin rates of the pair that a file is of, known or assumed."""
 
 import json
-from collections.abc import Sequence
 from decimal import Decimal
 from itertools import chain
 from pathlib import Path
@@ -51,20 +50,3 @@ def rates_of(rules: PairRules, notes: list[str]) -> dict[str, Decimal]:
             "at opening and every 4 h is assumed"
         )
     return {code: known.get(name, MARGIN_RATE_ASSUMED) for code, name in names.items()}
-
-
-def choose(names: Sequence[str | None], given: str | None, where: str) -> str:
-    """Return the one pair that files are of.
-
-    Raises BadDataError when their names give none or several, or not the one `given`.
-    """
-    found = {assets_of(name): name for name in names if name}
-    if len(found) > 1:
-        raise BadDataError(f"{where}: files of more than one pair: {', '.join(found.values())}")
-    if not given and (not found or None in names):
-        raise BadDataError(
-            f"{where}: the file name does not give the pair; add --pair, such as --pair XBTEUR"
-        )
-    if given and found and assets_of(given) not in found:
-        raise BadDataError(f"{where}: has {', '.join(found.values())}, but --pair says {given}")
-    return given or next(iter(found.values()))

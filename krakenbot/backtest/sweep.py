@@ -5,7 +5,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from decimal import Decimal
-from itertools import product
+from itertools import pairwise, product
 from multiprocessing import get_context
 from typing import NamedTuple
 
@@ -14,6 +14,7 @@ from krakenbot.backtest.files import BadDataError, Columns, aggregate
 from krakenbot.backtest.result import DAY_S, Result
 from krakenbot.config import Config
 from krakenbot.decision import plan_of
+from krakenbot.model import ZERO
 from krakenbot.pairs import PairRules
 
 RUNS_MAX = 10_000
@@ -27,10 +28,6 @@ class Cell(NamedTuple):
     whole: Result
     spans: Sequence[Result]
 
-    @property
-    def name(self) -> str:
-        return " ".join(f"{key}={value}" for key, value in self.keys.items())
-
 
 class Step(NamedTuple):
     """A span, the cell that was best in the span before, and the net it made in this one.
@@ -40,10 +37,10 @@ class Step(NamedTuple):
 
     begin: int
     end: int
-    chosen: Cell
+    chosen: Mapping[str, Value]
     net: Decimal
     rank: int
-    best: Cell
+    best: Mapping[str, Value]
     best_net: Decimal
     average: Decimal
     hold: Decimal
@@ -98,23 +95,21 @@ def best_of(results: Sequence[Result]) -> int | None:
 def walk_forward(cells: Sequence[Cell]) -> list[Step]:
     """Return for each span but the first what the best cell of the previous one made in it."""
     steps = []
-    for number in range(1, len(cells[0].spans)):
-        before, now = ([cell.spans[at] for cell in cells] for at in (number - 1, number))
+    for before, now in pairwise(zip(*(cell.spans for cell in cells), strict=True)):
         chosen = best_of(before)
         if chosen is None:
             continue
         nets = [result.net for result in now]
-        best = max(range(len(cells)), key=nets.__getitem__)
         steps.append(
             Step(
                 begin=now[0].begin,
                 end=now[0].end,
-                chosen=cells[chosen],
+                chosen=cells[chosen].keys,
                 net=nets[chosen],
                 rank=1 + sum(net > nets[chosen] for net in nets),
-                best=cells[best],
-                best_net=nets[best],
-                average=sum(nets, Decimal(0)) / len(nets),
+                best=cells[nets.index(max(nets))].keys,
+                best_net=max(nets),
+                average=sum(nets, ZERO) / len(nets),
                 hold=now[chosen].hold,
             )
         )

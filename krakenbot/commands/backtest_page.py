@@ -14,7 +14,7 @@ from krakenbot.commands.chart import COLUMNS, Fill
 from krakenbot.commands.page import heat_map, page, table
 from krakenbot.commands.run_report import Point, RunReport, thinned, write
 from krakenbot.config import Config
-from krakenbot.format import asset, money, percent, signed
+from krakenbot.format import asset, percent
 from krakenbot.model import Candle
 
 _CANDLES_SHOWN = 360
@@ -42,7 +42,7 @@ def _points(replay: Replay, parts: Iterable[Columns], tail: list[Columns]) -> It
     count, kept = 0, _CANDLES_SHOWN + replay.plan.candles_min - 1
     for part in parts:
         end = tail[0].joined(part) if tail else part
-        tail[:] = [end.cut(max(0, len(end.times) - kept), len(end.times))]
+        tail[:] = [end.cut(-kept)]
         at = 0
         while at < len(part.times):
             step = max(1, count // COLUMNS)
@@ -114,14 +114,13 @@ def write_sweep(
     notes: Sequence[str],
 ) -> None:
     """Write the page about a sweep: its cells, for two keys as a heat map, and the walk forward."""
-    results = [cell.whole for cell in cells]
-    best, sections = best_of(results), []
+    first, best, sections = cells[0], best_of([cell.whole for cell in cells]), []
     if steps:
         rows, verdict = text.forward_rows(steps, len(cells)), text.verdict(steps, len(cells))
         title = "How the best cell of each span did in the next"
         sections.append(table(title, text.FORWARD, rows, verdict))
-    if len(cells[0].keys) == 2:
-        down, across = cells[0].keys
+    if len(first.keys) == 2:
+        down, across = first.keys
         nets = {
             (str(cell.keys[down]), str(cell.keys[across])): float(cell.whole.net)
             for cell in cells
@@ -130,12 +129,6 @@ def write_sweep(
         note = "cells that ended early are left out"
         sections.append(heat_map("Net", f"{down} by {across}", nets, note))
     sections.append(table("Cells", text.CELL, text.cell_rows(cells, best)))
-    chosen, tone = "No cell traded to the end.", -1.0
-    if best is not None:
-        tone = float(results[best].net)
-        chosen = (
-            f"Best of {len(cells)}: {cells[best].name}, net {signed(money(tone))}. "
-            "The best of many is mostly the luckiest: it was chosen on these candles."
-        )
-    title = f"{results[0].pair} · sweep"
-    write_output(path, page(title, "; ".join(head), chosen, tone, [], notes, sections).encode())
+    tone = -1.0 if best is None else float(cells[best].whole.net)
+    title, headline = f"{first.whole.pair} · sweep", text.winner(cells, best)
+    write_output(path, page(title, "; ".join(head), headline, tone, [], notes, sections).encode())

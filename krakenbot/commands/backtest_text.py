@@ -23,11 +23,6 @@ CELL = ("cell", "|turns/day", "|gross", "|net", "|return", "|drawdown", "ended e
 FORWARD = ("span from", "best before", "|its net", "|rank", "|best net", "|average", "|hold")
 _GRID_WIDTH = 90
 _GAINS, _LOSSES = (22, 28, 34), (52, 88, 124)  # Shades of the terminal's 256.
-_LUCK = (
-    "The best of many is mostly the luckiest: it was chosen on these candles. Look for broad",
-    "areas where neighbours do well too, and use --forward 365d to see how the best of one",
-    "year did in the next.",
-)
 
 
 def title(result: Result, with_interval: bool = True) -> str:
@@ -145,18 +140,30 @@ def cells(every: Sequence[Cell], values: Mapping[str, Sequence[Value]]) -> list[
     lines = _grid(every, values, best) or in_columns(CELL, cell_rows(every, best))
     if ended := sum(not is_sound(cell.whole) for cell in every):
         lines.append(f"! {ended} of {len(every)} ended early or did not trade: not compared")
+    return [*lines, "", *textwrap.wrap(winner(every, best), 88)]
+
+
+def winner(every: Sequence[Cell], best: int | None) -> str:
+    """Return which cell is the best, and what that is worth."""
     if best is None:
-        return [*lines, "", "no cell traded to the end, so none is the best"]
-    chosen = every[best]
-    winner = f"best of {len(every)}: {chosen.name}, net {_signed(chosen.whole.net, chosen.whole)}"
-    return [*lines, "", winner, *_LUCK]
+        return "No cell traded to the end, so none is the best."
+    name, net = name_of(every[best].keys), _signed(every[best].whole.net, every[best].whole)
+    return (
+        f"Best of {len(every)}: {name}, net {net}. The best of many is mostly the luckiest: it was "
+        "chosen on these candles. Look for broad areas where neighbours do well too, and use "
+        "--forward 365d to see how the best of one year did in the next."
+    )
+
+
+def name_of(keys: Mapping[str, Value]) -> str:
+    return " ".join(f"{key}={value}" for key, value in keys.items())
 
 
 def cell_rows(every: Sequence[Cell], best: int | None) -> list[tuple[str, ...]]:
     """Return rows under the names of CELL."""
     return [
         (
-            f"{cell.name} *" if at == best else cell.name,
+            f"{name_of(cell.keys)}{' *' if at == best else ''}",
             f"{cell.whole.turns_per_day:,.1f}",
             *(money(amount) for amount in (cell.whole.gross, cell.whole.net)),
             percent(cell.whole.net_percent),
@@ -197,7 +204,7 @@ def forward_rows(steps: Sequence[Step], count: int) -> list[tuple[str, ...]]:
     return [
         (
             moment(step.begin, "%Y-%m-%d"),
-            step.chosen.name,
+            name_of(step.chosen),
             signed(money(step.net)),
             f"{step.rank} of {count}",
             *(signed(money(amount)) for amount in (step.best_net, step.average, step.hold)),

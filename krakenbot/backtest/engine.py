@@ -140,7 +140,9 @@ class Replay:
             while at <= turn and (at := self._next(part, at, turn)) < last:
                 if at == turn:
                     self._direction = direction
-                if self._off_target and self._is_hopeless(part, at, at == turn):
+                # What the account cannot afford at one price it cannot afford at a higher one.
+                is_unaffordable = part.opens[at + 1] >= self._unaffordable and at < turn
+                if is_unaffordable or part.times[at + 1] + WAKE_DELAY_S < self._allowed_at:
                     self.record.refused += 1
                 else:
                     self._process(part, at, marked, at == turn)
@@ -167,12 +169,6 @@ class Replay:
         low, high, opened = part.lows[at], part.highs[at], part.opens[at + 1]
         return self._bottom < min(low, opened) and max(high, opened) < self._top
 
-    def _is_hopeless(self, part: Columns, at: int, is_turn: bool) -> bool:
-        """Return whether an order refused before would be refused again, for the same reason."""
-        # What the account cannot afford at one price it cannot afford at a higher one.
-        is_unaffordable = part.opens[at + 1] >= self._unaffordable and not is_turn
-        return is_unaffordable or part.times[at + 1] + WAKE_DELAY_S < self._allowed_at
-
     def _process(self, part: Columns, at: int, marked: int, is_turn: bool) -> None:
         """Do what a tick after candle `at` does. Candles from `marked` on are not recorded yet."""
         account, position, quote = self.account, self.position, self.rules.quote
@@ -181,7 +177,12 @@ class Replay:
         waits = self.costs.needs_trades and not self._is_traded
         if is_turn and is_safe and not waits and self._can_reverse(part.opens[at + 1], now):
             self._mark(part, marked, at + 1)
-            self._reverse(opened, now)
+            sign, orders = -position.sign, 1 if self.plan.one_order else 2
+            self._recent.extend((now,) * orders)
+            price = self._price(opened, sign)
+            trades = account.reverse(position, now, price, self.plan.leverage)
+            self._record(now, sign, "", trades, orders)
+            self._set_bounds()
             return
         charged = account.rollovers.get(quote, ZERO)
         lost = account.liquidate_between(position, now, exact(part.lows[at]), exact(part.highs[at]))
@@ -207,15 +208,6 @@ class Replay:
             and self._fixed + held * price > self._need * size * price + self._floor
             and self._sent(now) <= self._room
         )
-
-    def _reverse(self, opened: Decimal, now: int) -> None:
-        """Close the position and open the same volume on the other side."""
-        sign, orders = -self.position.sign, 1 if self.plan.one_order else 2
-        self._recent.extend((now,) * orders)
-        price = self._price(opened, sign)
-        trades = self.account.reverse(self.position, now, price, self.plan.leverage)
-        self._record(now, sign, "", trades, orders)
-        self._set_bounds()
 
     def _slope_turns(self, part: Columns) -> Turns:
         """Return the candles at which the average turns."""

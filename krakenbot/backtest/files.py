@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 from krakenbot.model import Candle
 from krakenbot.pairs import plain
 
+_JSON = ".json"  # Saved answers, also as .json.gz.
 BLOCK_BYTES = 1 << 16
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 ANSWER_BYTES = 1 << 24
@@ -125,12 +126,12 @@ def sources_of(path: Path) -> Sequence[Source]:
 
 def pair_of(source: Source) -> str | None:
     """Return the pair in a name like PAIR_MINUTES.csv or in a saved answer, or None."""
-    return _answer(source)[0] if _is_answer(source) else _named(source)[0]
+    return _named(source)[0]
 
 
 def interval_of(source: Source) -> int:
     """Return a file's interval in seconds, from its name or else from its first rows."""
-    if not _is_answer(source) and (named := _named(source)[1]):
+    if named := _named(source)[1]:
         return named
     step = gcd(*(b - a for a, b in pairwise(next(_blocks(source))[1].times)))
     if step // 60 not in INTERVALS or step % 60:
@@ -199,10 +200,6 @@ def _larger(part: Columns) -> tuple[float, ...]:
     return part.opens[first], high, low, part.closes[-1], sum(part.volumes)
 
 
-def _is_answer(source: Source) -> bool:
-    return ".json" in source.name
-
-
 def _open(source: Source) -> Any:
     if isinstance(source, Path) and source.suffix == ".gz":
         return gzip.open(source)
@@ -211,6 +208,8 @@ def _open(source: Source) -> Any:
 
 def _named(source: Source) -> tuple[str | None, int]:
     """Return pair and interval in seconds from a file's name; None and 0 if it has none."""
+    if _JSON in source.name:
+        return _answer(source)[0], 0
     found = _NAME.fullmatch(source.name.removesuffix(".gz").removesuffix(".csv"))
     minutes = int(found[2]) * _UNIT_MINUTES[found[3].lower()] if found else 0
     return (found[1], minutes * 60) if found and minutes in INTERVALS else (None, 0)
@@ -218,7 +217,7 @@ def _named(source: Source) -> tuple[str | None, int]:
 
 def _blocks(source: Source) -> Iterator[tuple[int, Columns]]:
     """Yield at least one block of rows: the number of its first line, and its columns."""
-    if _is_answer(source):
+    if _JSON in source.name:
         yield 1, _answer(source)[1]
         return
     number, names, rows = 1, _KRAKEN, None
@@ -302,7 +301,7 @@ def _parse(block: bytes, names: Names) -> Columns:
 def _moment(text: bytes) -> int:
     """Return unix seconds of an ISO 8601 date; without a time zone it is UTC."""
     moment = datetime.fromisoformat(text.decode("ascii"))
-    return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
+    return int(moment.replace(tzinfo=moment.tzinfo or UTC).timestamp())
 
 
 def _answer(source: Source) -> tuple[str, Columns]:
@@ -347,26 +346,21 @@ def _filled(
     steps = list(map(sub, times, (before, *times)))
     breaks = [at for at, step in enumerate(steps) if step != interval_s]
     for at in breaks if last else (0, *breaks):
-        newest = steps[max(0, at + 1 - _MIXED_ROWS) : at + 1]
-        if wrong := _wrong_time(times[at], newest, interval_s):
-            raise BadDataError(f"{source}:{number + at}: time {times[at]} {wrong}")
+        time, step, newest = times[at], steps[at], steps[max(0, at + 1 - _MIXED_ROWS) : at + 1]
+        if time % interval_s or not 0 <= time < 1 << 33:
+            wrong = f"is not the start of a candle of {interval_s // 60} min"
+        elif step <= 0:
+            wrong = f"comes after {time - step}" if step else "appears twice"
+        elif step > max(GAP_MAX_S, 4 * interval_s):
+            wrong = f"follows a gap of {step // 86400} days"
+        elif step >= 4 * interval_s and newest.count(step) == _MIXED_ROWS:
+            wrong = f"and those before are {step // 60} minutes apart, not {interval_s // 60}"
+        else:
+            continue
+        raise BadDataError(f"{source}:{number + at}: time {time} {wrong}")
     filled = [list(column) for column in rows.numbers]
     for at in reversed(breaks):
         price = rows.closes[at - 1] if at else flat
         for column, value in zip(filled, (price, price, price, price, 0.0), strict=True):
             column[at:at] = [value] * (steps[at] // interval_s - 1)
     return Columns(interval_s, range(before + interval_s, times[-1] + 1, interval_s), *filled)
-
-
-def _wrong_time(time: int, steps: Sequence[int], interval_s: int) -> str | None:
-    """Return what is wrong with a time, or None. `steps` are seconds between the newest times."""
-    step = steps[-1]
-    if time % interval_s or not 0 <= time < 1 << 33:
-        return f"is not the start of a candle of {interval_s // 60} min"
-    if step <= 0:
-        return f"comes after {time - step}" if step else "appears twice"
-    if step > max(GAP_MAX_S, 4 * interval_s):
-        return f"follows a gap of {step // 86400} days"
-    if step >= 4 * interval_s and steps.count(step) == _MIXED_ROWS:
-        return f"and those before are {step // 60} minutes apart, not {interval_s // 60}"
-    return None

@@ -19,12 +19,14 @@ from krakenbot.pairs import PairRules
 
 RUNS_MAX = 10_000
 Value = int | Decimal
+Keys = Mapping[str, Value]
+Spans = Sequence[tuple[int, int]]  # Times in unix seconds, from and to.
 
 
 class Cell(NamedTuple):
     """One combination of settings, with its results over the whole series and each span."""
 
-    keys: Mapping[str, Value]
+    keys: Keys
     whole: Result
     spans: Sequence[Result]
 
@@ -37,30 +39,34 @@ class Step(NamedTuple):
 
     begin: int
     end: int
-    chosen: Mapping[str, Value]
+    chosen: Keys
     net: Decimal
     rank: int
-    best: Mapping[str, Value]
+    best: Keys
     best_net: Decimal
     average: Decimal
     hold: Decimal
 
 
 class Setting(NamedTuple):
-    """What all runs share. `spans` are times from and to which each cell runs once more."""
+    """What all runs share."""
 
     config: Config
     rules: PairRules
     costs: Costs
-    spans: Sequence[tuple[int, int]] = ()
 
 
 # What `_cell` needs. Forked processes see it without a copy, so every file is read once.
-_shared: list[tuple[Setting, Mapping[int, Columns]]] = []
+_shared: list[tuple[Setting, Mapping[int, Columns], Spans]] = []
 
 
-def cells_of(setting: Setting, values: Mapping[str, Sequence[Value]], whole: Columns) -> list[Cell]:
-    """Return the cell of each combination of values, computed on all processors."""
+def cells_of(
+    setting: Setting, values: Mapping[str, Sequence[Value]], whole: Columns, spans: Spans = ()
+) -> list[Cell]:
+    """Return the cell of each combination of values, computed on all processors.
+
+    `spans` are times from and to which each cell runs once more.
+    """
     runs = [dict(zip(values, row, strict=True)) for row in product(*values.values())]
     if len(runs) > RUNS_MAX:
         raise BadDataError(f"--sweep: {len(runs)} runs, at most {RUNS_MAX}")
@@ -70,12 +76,12 @@ def cells_of(setting: Setting, values: Mapping[str, Sequence[Value]], whole: Col
         if made is None:
             raise BadDataError(f"the data hold no whole candle of {minutes} min")
         series[minutes] = made
-    _shared[:] = [(setting, series)]
+    _shared[:] = [(setting, series, spans)]
     with ProcessPoolExecutor(mp_context=get_context("fork")) as pool:
         return list(pool.map(_cell, runs, chunksize=max(1, len(runs) // 64)))
 
 
-def spans_of(begin: int, end: int, span_s: int) -> list[tuple[int, int]]:
+def spans_of(begin: int, end: int, span_s: int) -> Spans:
     """Return the whole spans between two times, from the first midnight (UTC) on."""
     begin = -(-begin // DAY_S) * DAY_S
     return [(at, at + span_s) for at in range(begin, end - span_s + 1, span_s)]
@@ -128,8 +134,8 @@ def whole_of(parts: Iterable[Columns]) -> Columns:
     return Columns(interval_s, times, *columns)
 
 
-def _cell(keys: Mapping[str, Value]) -> Cell:
-    ((setting, every),) = _shared
+def _cell(keys: Keys) -> Cell:
+    ((setting, every, spans),) = _shared
     config, chosen = setting.config, setting.config.strategy
     interval = int(keys.get("interval", config.interval))
     if chosen.name == "file":
@@ -140,14 +146,11 @@ def _cell(keys: Mapping[str, Value]) -> Cell:
     plan = plan_of(config._replace(interval=interval, strategy=chosen))
     series = every[interval]
 
-    def run(begin: int, end: int, warm_up: int) -> Result:
+    def run(begin: int, end: int) -> Result:
+        first, stop = bisect_left(series.times, begin), bisect_left(series.times, end)
+        warm_up = min(first, WINDOW)  # The candles that a bot would have at the start.
         replay = Replay(plan, setting.rules, setting.costs, warm_up=warm_up)
-        replay.feed(series.cut(begin - warm_up, end))
+        replay.feed(series.cut(first - warm_up, stop))
         return replay.result()
 
-    spans = []
-    for span in setting.spans:
-        begin, end = (bisect_left(series.times, time) for time in span)
-        # The candles that a bot would have at the start of the span.
-        spans.append(run(begin, end, min(begin, WINDOW)))
-    return Cell(keys, run(0, len(series.times), 0), spans)
+    return Cell(keys, run(0, series.end), [run(*span) for span in spans])

@@ -15,15 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from krakenbot import config as configuration
-from krakenbot.backtest import files
+from krakenbot.backtest import files, sweep
 from krakenbot.backtest.engine import Costs, Replay
 from krakenbot.backtest.files import BadDataError, Columns, Source, interval_of, pair_of
 from krakenbot.backtest.pair import rates_of, rules_of
 from krakenbot.backtest.result import DAY_S
-from krakenbot.backtest.sweep import Setting, Value, cells_of, spans_of, walk_forward, whole_of
+from krakenbot.backtest.sweep import Setting, Value
 from krakenbot.commands import UsageError
-from krakenbot.commands import backtest_text as text
-from krakenbot.commands.backtest_page import write_run, write_sweep
+from krakenbot.commands import backtest_output as output
 from krakenbot.config import Config
 from krakenbot.decision import plan_of
 from krakenbot.errors import ConfigError
@@ -137,27 +136,28 @@ def _backtest(config: Config, arguments: Namespace) -> list[str]:
 
 
 def _once(setting: Setting, parts: Parts, arguments: Namespace, notes: list[str]) -> list[str]:
-    config, rules, costs = setting.config, setting.rules, setting.costs
+    config, rules = setting.config, setting.rules
     keep = None if arguments.json else _TRIPS_DRAWN if arguments.report else _TRIPS_SHOWN
-    replay = Replay(plan_of(config), rules, costs, keep)
+    replay = Replay(plan_of(config), rules, setting.costs, keep)
     parts = files.aggregate(parts, config.interval * 60)
     if arguments.report:
-        result = write_run(arguments.report, config, replay, parts, notes)
+        result = output.write_run(arguments.report, setting, replay, parts, notes)
         notes.append(f"report: {arguments.report}")
     else:
         for part in parts:
             replay.feed(part)
         result = replay.result()
     if arguments.json:
-        trips = [text.trip_values(trip, result.interval_s) for trip in replay.record.trips]
-        return [_json({**result._asdict(), "notes": notes, "round_trips": trips}, indent=2)]
+        trips = [output.trip_values(trip, result.interval_s) for trip in replay.record.trips]
+        told = {**result._asdict(), "notes": notes, "round_trips": trips}
+        return [json.dumps(told, indent=2, default=plain)]
     return [
-        text.title(result),
-        *text.headline(result),
-        *textwrap.wrap(text.setup(config, costs, rules), 80),
+        output.title(result),
+        *output.headline(result),
+        *textwrap.wrap(output.setup(setting), 80),
         "",
-        *(f"{name:16}{words}" for name, words in text.figures(result)),
-        *text.trips([*replay.record.trips][-_TRIPS_SHOWN:], rules, result.interval_s),
+        *(f"{name:16}{words}" for name, words in output.figures(result)),
+        *output.trips([*replay.record.trips][-_TRIPS_SHOWN:], rules, result.interval_s),
         "",
         *notes,
     ]
@@ -262,29 +262,32 @@ def _parse_span(word: str) -> int:
 def _sweep(setting: Setting, parts: Parts, arguments: Namespace, notes: list[str]) -> list[str]:
     values = _parse_sweep(arguments.sweep, setting.config.strategy.name)
     span_s = _parse_span(arguments.forward) if arguments.forward else 0
-    whole = whole_of(parts)
-    spans = spans_of(whole.times[0], whole.end, span_s) if span_s else []
+    whole = sweep.whole_of(parts)
+    spans = sweep.spans_of(whole.times[0], whole.end, span_s) if span_s else []
     if span_s and len(spans) < 2:
         raise BadDataError(f"--forward {arguments.forward}: the data hold fewer than two spans")
-    cells = cells_of(setting._replace(spans=spans), values, whole)
-    steps = walk_forward(cells)
+    cells = sweep.cells_of(setting, values, whole, spans)
+    steps, best = sweep.walk_forward(cells), sweep.best_of([cell.whole for cell in cells])
+    forward = output.forward_table(steps, len(cells)) if spans else None
     head = [
-        text.title(cells[0].whole, with_interval="interval" not in values),
-        text.setup(setting.config, setting.costs, setting.rules, is_sweep=True),
+        output.title(cells[0].whole, with_interval="interval" not in values),
+        output.setup(setting, is_sweep=True),
     ]
     if arguments.report:
-        write_sweep(arguments.report, head, cells, steps, notes)
+        output.write_sweep(arguments.report, head, cells, forward, notes)
         notes.append(f"report: {arguments.report}")
     if arguments.json:
-        output: Any = [{**cell.keys, **cell.whole._asdict()} for cell in cells]
+        told: Any = [{**cell.keys, **cell.whole._asdict()} for cell in cells]
         if spans:
-            output = {"cells": output, "forward": [step._asdict() for step in steps]}
-        return [_json(output)]
-    forward = text.forward(steps, len(cells)) if spans else []
-    head = [row for line in head for row in textwrap.wrap(line, 80)]
-    return [*head, "", *text.cells(cells, values), *forward, "", *notes]
-
-
-def _json(values: Any, indent: int | None = None) -> str:
-    """Return the values as JSON, Decimals as text."""
-    return json.dumps(values, indent=indent, default=plain)
+            told = {"cells": told, "forward": [step._asdict() for step in steps]}
+        return [json.dumps(told, default=plain)]
+    return [
+        *(row for line in head for row in textwrap.wrap(line, 80)),
+        "",
+        *(output.grid(cells, values, best) or output.lines_of(output.cell_table(cells, best))),
+        "",
+        *textwrap.wrap(output.winner(cells, best), 80),
+        *(["", *output.lines_of(forward)] if forward else []),
+        "",
+        *notes,
+    ]

@@ -314,7 +314,7 @@ class TestSweep(CommandTest):
             self.assertLessEqual(D(step["net"]), D(step["best_net"]))
             self.assertIn(step["rank"], (1, 2, 3))
         text = command(*words, "--forward", "20d")[1]
-        self.assertIn("in the span before", text)
+        self.assertIn("did in the next", text)
         self.assertIn("did better than the average cell in", text)
         report = self.folder / "sweep.html"
         both = (path, "--sweep", "length=5,10", "interval=240,1440", "--forward", "20d")

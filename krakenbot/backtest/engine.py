@@ -65,8 +65,8 @@ class Replay:
         self._part: Columns | None = None
         self._warm_up, self._first_open, self._is_traded = warm_up, ZERO, True
         self._direction: Direction | None = None
-        self._first: Direction | None = None
-        self._entered, self._off_target, self._flatten = plan.entry_now, True, ""
+        self._seen: set[Direction] = set()
+        self._off_target, self._flatten = True, ""
         self._unaffordable, self._allowed_at = inf, 0
         self._recent: deque[int] = deque()
         self._unfilled = 0
@@ -106,8 +106,7 @@ class Replay:
             record.end(why, record.refused_since)
         first, net = self._first_open, self.equity(close) - self.costs.balance
         hold = self._volume * (close - first - (close + first) * self.costs.fee_rate)
-        rollover = account.rollovers.get(self.rules.quote, ZERO)
-        return record.result(part.end, net, self.paid, rollover, hold)
+        return record.result(part.end, net, self.paid, self.rollovers, hold)
 
     @property
     def held(self) -> Decimal:
@@ -119,8 +118,11 @@ class Replay:
     @property
     def paid(self) -> Decimal:
         """Return all fees and rollovers so far, in quote currency."""
-        account, quote = self.account, self.rules.quote
-        return account.fees.get(quote, ZERO) + account.rollovers.get(quote, ZERO)
+        return self.account.fees.get(self.rules.quote, ZERO) + self.rollovers
+
+    @property
+    def rollovers(self) -> Decimal:
+        return self.account.rollovers.get(self.rules.quote, ZERO)
 
     def equity(self, price: Decimal) -> Decimal:
         """Return the equity at a price, in quote currency."""
@@ -171,7 +173,7 @@ class Replay:
 
     def _process(self, part: Columns, at: int, marked: int, is_turn: bool) -> None:
         """Do what a tick after candle `at` does. Candles from `marked` on are not recorded yet."""
-        account, position, quote = self.account, self.position, self.rules.quote
+        account, position = self.account, self.position
         now, opened = part.times[at + 1] + WAKE_DELAY_S, exact(part.opens[at + 1])
         self._is_traded, is_safe = part.volumes[at + 1] > 0, self._is_safe(part, at)
         waits = self.costs.needs_trades and not self._is_traded
@@ -184,7 +186,7 @@ class Replay:
             self._record(now, sign, "", trades, orders)
             self._set_bounds()
             return
-        charged = account.rollovers.get(quote, ZERO)
+        rollovers = self.rollovers
         lost = account.liquidate_between(position, now, exact(part.lows[at]), exact(part.highs[at]))
         self._mark(part, marked, at + (lost is None))
         if lost := lost or account.advance(position, now, opened):
@@ -192,7 +194,7 @@ class Replay:
         elif self.record.ended is None and (is_turn or self._off_target or not is_safe):
             self._off_target, self._unaffordable, self._allowed_at = waits, inf, 0
             if not waits:
-                self._trade(opened, account.rollovers.get(quote, ZERO) - charged, now)
+                self._trade(opened, self.rollovers - rollovers, now)
         self._set_bounds()
 
     def _can_reverse(self, price: float, now: int) -> bool:
@@ -284,15 +286,14 @@ class Replay:
         """Decide and send orders, up to as many as the bot does in one tick."""
         direction = self._direction
         signal, sent = Signal(direction, ZERO, 0), dict[Purpose, Blocked]()
-        if not self._entered and direction is not None:
-            self._first = direction if self._first is None else self._first
-            self._entered = self._first != direction
+        if direction is not None:
+            self._seen.add(direction)
+        waits = None if self.plan.entry_now or len(self._seen) > 1 else direction
         for _ in range(ROUNDS_MAX):
             held = self.held
             now = self._check_loss(held, opened, charged, now)
             if self.record.ended is not None:
                 break
-            waits = None if self._entered else direction
             snapshot = Snapshot(signal, held, self.rules, waits, self._flatten, sent)
             step = decide(snapshot, self.plan).step
             if step is None or not self._place(step, held, opened, now):

@@ -254,17 +254,14 @@ def _parse_or_refuse(block: bytes, names: Names, source: Source, number: int) ->
     """Parse whole lines, the first of which has this number. BadDataError names a wrong one."""
     try:
         return _parse(block, names)
-    except (ValueError, ArithmeticError):
+    except (ValueError, ArithmeticError) as odd:
         for at, line in enumerate(block.splitlines(), number):
             try:
                 _parse(line + b"\n", names)
             except (ValueError, ArithmeticError) as error:
                 shown = f"{line[:80].decode('ascii', 'replace')!r} is not a candle: {error}"
                 raise BadDataError(f"{source}:{at}: {shown}") from None
-        why = "they end in CR alone, or some times are in seconds and others are not"
-        raise BadDataError(
-            f"{source}:{number}: these lines cannot be read together: {why}"
-        ) from None
+        raise BadDataError(f"{source}:{number}: lines that do not go together: {odd}") from None
 
 
 def _parse(block: bytes, names: Names) -> Columns:

@@ -148,11 +148,7 @@ class Record:
     def follow(self, fixed: float, held: float, closes: Sequence[float], first: int) -> None:
         """Update with the equity `fixed + held * close` at closes from the time `first` on."""
         last = first + self.interval_s * (len(closes) - 1)
-        if not held:
-            self.value(fixed, first)
-            self.value(fixed, last)
-            return
-        self.candles_held += len(closes)
+        self.candles_held += len(closes) if held else 0
         best, worst = (max(closes), min(closes)) if held > 0 else (min(closes), max(closes))
         if fixed + held * best < self._peak:
             self.value(fixed + held * worst, last)

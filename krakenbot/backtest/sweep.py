@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from krakenbot.backtest.engine import WINDOW, Costs, Replay
 from krakenbot.backtest.files import BadDataError, Columns, aggregate
-from krakenbot.backtest.result import DAY_S, Result
+from krakenbot.backtest.result import Result
 from krakenbot.config import Config
 from krakenbot.decision import plan_of
 from krakenbot.model import ZERO
@@ -79,12 +79,6 @@ def cells_of(
     _shared[:] = [(setting, series, spans)]
     with ProcessPoolExecutor(mp_context=get_context("fork")) as pool:
         return list(pool.map(_cell, runs, chunksize=max(1, len(runs) // 64)))
-
-
-def spans_of(begin: int, end: int, span_s: int) -> Spans:
-    """Return the whole spans between two times, from the first midnight (UTC) on."""
-    begin = -(-begin // DAY_S) * DAY_S
-    return [(at, at + span_s) for at in range(begin, end - span_s + 1, span_s)]
 
 
 def is_sound(result: Result) -> bool:

@@ -263,7 +263,9 @@ def _sweep(setting: Setting, parts: Parts, arguments: Namespace, notes: list[str
     values = _parse_sweep(arguments.sweep, setting.config.strategy.name)
     span_s = _parse_span(arguments.forward) if arguments.forward else 0
     whole = sweep.whole_of(parts)
-    spans = sweep.spans_of(whole.times[0], whole.end, span_s) if span_s else []
+    midnight = -(-whole.times[0] // DAY_S) * DAY_S  # The first one (UTC).
+    begins = range(midnight, whole.end - span_s + 1, span_s) if span_s else ()
+    spans = [(begin, begin + span_s) for begin in begins]
     if span_s and len(spans) < 2:
         raise BadDataError(f"--forward {arguments.forward}: the data hold fewer than two spans")
     cells = sweep.cells_of(setting, values, whole, spans)

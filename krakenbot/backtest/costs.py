@@ -23,8 +23,8 @@ _BALANCE_FACTOR = 1000  # Of the position, so that no order is refused for lack 
 class CostEstimate(NamedTuple):
     """What trading costs per day in percent of the position, over the last candles.
 
-    A `refused_reason` says why the cost is unknown; the other figures then mean nothing. `lines`
-    are for people, the figures first.
+    A `refused_reason` says why that is unknown; the figures then mean nothing. `lines` are for
+    people.
     """
 
     percent_per_day: Decimal

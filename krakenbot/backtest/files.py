@@ -340,6 +340,9 @@ def _filled(
     """
     times = rows.times
     before, flat = last or (times[0] - interval_s, rows.opens[0])
+    every = range(before + interval_s, times[-1] + 1, interval_s)
+    if last and times == [*every]:
+        return rows._replace(interval_s=interval_s, times=every)
     steps = list(map(sub, times, (before, *times)))
     breaks = [at for at, step in enumerate(steps) if step != interval_s]
     for at in breaks if last else (0, *breaks):
@@ -360,4 +363,4 @@ def _filled(
         price = rows.closes[at - 1] if at else flat
         for column, value in zip(filled, (price, price, price, price, 0.0), strict=True):
             column[at:at] = [value] * (steps[at] // interval_s - 1)
-    return Columns(interval_s, range(before + interval_s, times[-1] + 1, interval_s), *filled)
+    return Columns(interval_s, every, *filled)

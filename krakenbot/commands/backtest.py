@@ -6,7 +6,6 @@ import os
 import re
 import sys
 import textwrap
-import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Container, Iterable, Iterator, Sequence
 from decimal import Decimal
@@ -70,9 +69,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(arguments: Namespace) -> int:
-    given = {
-        name: word for name, word in vars(arguments).items() if name in _KEYS and word is not None
-    }
+    words = vars(arguments)
+    given = {name: words[name] for name in _KEYS if words[name] is not None}
     if empty := [f"--{name} is empty" for name, word in given.items() if not word]:
         raise UsageError(", ".join(empty))
     options = {f"KRAKENBOT_{_KEYS[name]}": word for name, word in given.items()}
@@ -80,10 +78,10 @@ def run(arguments: Namespace) -> int:
         config = configuration.load(arguments.config, os.environ | options, Path.cwd())
     except ConfigError as error:
         configuration.load_here(arguments.config)  # Mistakes in the file are not usage errors.
-        words = str(error)
+        text = str(error)
         for name, key in _KEYS.items():
-            words = words.replace(f"KRAKENBOT_{key} =", f"--{name}")
-        raise UsageError(words) from error
+            text = text.replace(f"KRAKENBOT_{key} =", f"--{name}")
+        raise UsageError(text) from error
     gc.disable()  # There are millions of short-lived values, and none of them form cycles.
     try:
         lines = _backtest(config, arguments)
@@ -110,17 +108,16 @@ def _backtest(config: Config, arguments: Namespace) -> list[str]:
         config = config._replace(interval=file_s // 60)
         notes.append(f"candles of {config.interval} min, as in the file")
     if config.interval not in configuration.INTERVALS:
-        why = "Kraken's API has no such candles"
-        notes.append(f"the bot cannot run at {config.interval} min: {why}")
+        notes.append(
+            f"the bot cannot run at {config.interval} min: Kraken's API has no such candles"
+        )
     rules = rules_of(pair, arguments.pair_rules, first, notes)
     if config.size < rules.ordermin:
         smallest = f"below the smallest order, {plain(rules.ordermin)}: nothing can be traded"
         notes.append(f"size {plain(config.size)} is {smallest}")
     if config.strategy.file:
-        notes.append(
-            f"{config.strategy.file.name} only ever saw its last {plan_of(config).candles_min} "
-            "finished candles, so it cannot look ahead"
-        )
+        seen = f"its last {plan_of(config).candles_min} finished candles"
+        notes.append(f"{config.strategy.file.name} only ever saw {seen}, so it cannot look ahead")
     if config.risk.max_loss is not None:
         notes.append("max_loss is checked when a candle ends; the bot checks it every few minutes")
     fee = config.exchange.fee_percent
@@ -202,15 +199,14 @@ def _of_pair(inside: Sequence[Source], config: Config, path: Path) -> list[Sourc
 
 
 def _watched(parts: Parts) -> Iterator[Columns]:
-    """Yield the parts; on a terminal, show the progress every half second."""
-    printed, count, shown = time.monotonic(), 0, sys.stderr.isatty()
+    """Yield the parts; on a terminal, show the progress."""
+    count, shown = 0, sys.stderr.isatty()
     for part in parts:
         yield part
         count += len(part.times)
-        if shown and time.monotonic() - printed > 0.5:
-            printed = time.monotonic()
-            at = moment(part.times[0], MINUTE)
-            print(f"\r{count:,} candles, {at}", end="", file=sys.stderr, flush=True)
+        if shown:
+            words = f"\r{count:,} candles, {moment(part.times[0], MINUTE)}"
+            print(words, end="", file=sys.stderr, flush=True)
     if shown:
         print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
@@ -233,8 +229,7 @@ def _parse_sweep(words: list[str], strategy: str) -> dict[str, list[Value]]:
         if not values or not is_allowed or key in found:
             raise BadDataError(
                 f"--sweep {word}: must be interval (one that the bot offers), length (2 to 700, of "
-                "sma-slope) or a parameter of a rule, then = and numbers like 10:60:2 "
-                "(from:to:step) or 1,5,15"
+                "sma-slope) or a rule's parameter, then = and numbers like 10:60:2 or 1,5,15"
             )
         found[key] = list(dict.fromkeys(values))
     return found

@@ -10,6 +10,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+from krakenbot import format
 from krakenbot.backtest.engine import Replay
 from krakenbot.backtest.files import Columns, candles_of, exact
 from krakenbot.backtest.result import DAY_S, YEAR_S, Result, Trip
@@ -19,17 +20,7 @@ from krakenbot.commands import write_output
 from krakenbot.commands.chart import COLUMNS, Fill
 from krakenbot.commands.page import heat_map, page, table
 from krakenbot.commands.run_report import Point, RunReport, cost_breakdown, thinned, write
-from krakenbot.format import (
-    MINUTE,
-    asset,
-    in_columns,
-    moment,
-    money,
-    percent,
-    price,
-    shows_color,
-    signed,
-)
+from krakenbot.format import MINUTE, in_columns, moment, money, percent, price, shows_color, signed
 from krakenbot.model import ZERO
 from krakenbot.pairs import PairRules, plain
 from krakenbot.rulefile import load
@@ -272,7 +263,7 @@ def write_run(
     report = RunReport(
         title=f"{result.pair} · backtest",
         subtitle=f"{title(result)}; {setup(setting)}",
-        quote=asset(result.quote),
+        quote=format.asset(result.quote),
         pair_decimals=replay.rules.pair_decimals,
         balance=float(result.balance),
         size=float(size),

@@ -8,14 +8,13 @@ from krakenbot import format
 from krakenbot.backtest.engine import Costs, Replay
 from krakenbot.backtest.files import columns_of
 from krakenbot.backtest.result import DAY_S
-from krakenbot.candles import fill
+from krakenbot.candles import ROWS_MAX, fill
 from krakenbot.config import INTERVALS, Config
 from krakenbot.decision import plan_of
 from krakenbot.model import ZERO, Candle, MarginRates, Side
 from krakenbot.pairs import PairRules, plain
 from krakenbot.risk import Limits
 
-GIVEN = 720  # Candles that Kraken gives.
 NEEDED_MAX = 620  # For a strategy that needs more, turns in the rest are a matter of chance.
 _BALANCE_FACTOR = 1000  # Of the position, so that no order is refused for lack of money.
 
@@ -51,7 +50,7 @@ def fee_guard(
     if len(traded) < 2:
         return _unknown(f"only {len(filled)} finished candles are known, {needed + 2} are needed")
     if needed > NEEDED_MAX:
-        left = f"the strategy needs {needed} candles, Kraken gives {GIVEN}"
+        left = f"the strategy needs {needed} candles, Kraken gives {ROWS_MAX}"
         return _unknown(f"{left}: the rest are too few to count turns in")
     price = sum((candle.close for candle in traded), ZERO) / len(traded)
     # In percent costs do not depend on the size, so take one above the pair's minimum.

@@ -16,6 +16,7 @@ from typing import NamedTuple
 from krakenbot import format
 from krakenbot.backtest.files import BadDataError, Columns, candles_of, exact
 from krakenbot.backtest.result import DAY_S, Fill, Record, Result
+from krakenbot.candles import ROWS_MAX
 from krakenbot.decision import Blocked, Plan, Snapshot, decide
 from krakenbot.errors import RefusedError
 from krakenbot.model import ZERO, Candle, Direction, Order, Purpose, Quote, Signal, Step
@@ -28,7 +29,6 @@ WAKE_DELAY_S = 1
 LOSS_PAUSE_S = 10
 ROUNDS_MAX = 3
 UNFILLED_MAX = 5
-WINDOW = 720  # The bot passes at most this many candles to its strategy.
 Turns = Sequence[tuple[int, Direction]]  # The numbers of candles, and the new direction.
 
 
@@ -61,7 +61,7 @@ class Replay:
         self.record = Record(rules, plan.interval_s, costs.balance, keep)
         slope = getattr(plan.strategy, "func", None) is sma_slope
         self._length = plan.candles_min - 1 if slope else 0
-        self._window: deque[Candle] = deque(maxlen=WINDOW)
+        self._window: deque[Candle] = deque(maxlen=ROWS_MAX)
         self._part: Columns | None = None
         self._warm_up, self._first_open, self._is_traded = warm_up, ZERO, True
         self._direction: Direction | None = None

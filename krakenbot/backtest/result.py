@@ -165,24 +165,16 @@ class Record:
             float(100 * net / self.balance),
             Decimal(1).scaleb(-self.rules.cost_decimals),
         )
+        # What was only counted has the names of the result.
+        counted = {name: value for name, value in vars(self).items() if name in Result._fields}
         return Result(
+            **counted,
             pair=self.rules.altname,
             quote=self.rules.quote,
-            interval_s=self.interval_s,
-            begin=self.begin,
             end=end,
-            candles=self.candles,
-            candles_untraded=self.candles_untraded,
-            balance=self.balance,
-            turns=self.turns,
             turns_per_day=self.turns / traded_s * DAY_S if traded_s > 0 else 0.0,
-            openings_untraded=self.openings_untraded,
-            orders=self.orders,
-            refused=self.refused,
-            refused_reason=self.refused_reason,
             gross=net + paid,
             fees=fees,
-            margin_fees=self.margin_fees,
             rollover=rollover,
             net=net,
             net_percent=percent,
@@ -196,6 +188,4 @@ class Record:
             profit_factor=float(self.won / self.lost) if self.lost else None,
             exposure=self.candles_held / self.candles,
             break_even_fee=(net + fees) / self.turnover if self.turnover else None,
-            ended=self.ended,
-            ended_at=self.ended_at,
         )

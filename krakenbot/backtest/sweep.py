@@ -9,9 +9,10 @@ from itertools import pairwise, product
 from multiprocessing import get_context
 from typing import NamedTuple
 
-from krakenbot.backtest.engine import WINDOW, Costs, Replay
+from krakenbot.backtest.engine import Costs, Replay
 from krakenbot.backtest.files import BadDataError, Columns, aggregate
 from krakenbot.backtest.result import Result
+from krakenbot.candles import ROWS_MAX
 from krakenbot.config import Config
 from krakenbot.decision import plan_of
 from krakenbot.model import ZERO
@@ -61,7 +62,7 @@ _shared: list[tuple[Setting, Mapping[int, Columns], Spans]] = []
 
 
 def cells_of(
-    setting: Setting, values: Mapping[str, Sequence[Value]], whole: Columns, spans: Spans = ()
+    setting: Setting, values: Mapping[str, Sequence[Value]], whole: Columns, spans: Spans
 ) -> list[Cell]:
     """Return the cell of each combination of values, computed on all processors.
 
@@ -123,7 +124,7 @@ def whole_of(parts: Iterable[Columns]) -> Columns:
     for part in parts:
         begin, interval_s = begin or part.times[0], part.interval_s
         for column, numbers in zip(columns, part.numbers, strict=True):
-            column.extend(map(float, numbers))
+            column.extend(numbers)
     times = range(begin, begin + len(columns[0]) * interval_s, interval_s)
     return Columns(interval_s, times, *columns)
 
@@ -132,17 +133,16 @@ def _cell(keys: Keys) -> Cell:
     ((setting, every, spans),) = _shared
     config, chosen = setting.config, setting.config.strategy
     interval = int(keys.get("interval", config.interval))
-    if chosen.name == "file":
-        swept = {key: value for key, value in keys.items() if key != "interval"}
-        chosen = chosen._replace(parameters={**chosen.parameters, **swept})
-    else:
-        chosen = chosen._replace(length=int(keys.get("length", chosen.length)))
-    plan = plan_of(config._replace(interval=interval, strategy=chosen))
     series = every[interval]
+    chosen = chosen._replace(
+        length=int(keys.get("length", chosen.length)),
+        parameters={**chosen.parameters, **{key: keys[key] for key in keys if key != "interval"}},
+    )
+    plan = plan_of(config._replace(interval=interval, strategy=chosen))
 
     def run(begin: int, end: int) -> Result:
         first, stop = bisect_left(series.times, begin), bisect_left(series.times, end)
-        warm_up = min(first, WINDOW)  # The candles that a bot would have at the start.
+        warm_up = min(first, ROWS_MAX)  # The candles that a bot would have at the start.
         replay = Replay(plan, setting.rules, setting.costs, warm_up=warm_up)
         replay.feed(series.cut(first - warm_up, stop))
         return replay.result()

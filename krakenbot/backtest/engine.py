@@ -1,9 +1,9 @@
 """The bot's decisions replayed over columns of candles, with the same orders, fees and margin.
 
 An order decided on candle n fills one second into candle n + 1, at its open, at the ask or bid one
-tick away. One loop takes the candles in order and skips those in which nothing can happen, as
-comparisons of floats show. Money is counted in the exact books of the simulated exchange only, and
-everything but plain reversals goes through the same pure functions as a tick of the bot.
+tick away. The loop goes on to the next candle in which something can happen, as comparisons of
+floats show. Money is counted in the exact books of the simulated exchange only, and everything but
+plain reversals goes through the same pure functions as a tick of the bot.
 """
 
 from bisect import bisect_left
@@ -122,6 +122,7 @@ class Replay:
 
     @property
     def rollovers(self) -> Decimal:
+        """Return all rollovers so far, in quote currency."""
         return self.account.rollovers.get(self.rules.quote, ZERO)
 
     def equity(self, price: Decimal) -> Decimal:

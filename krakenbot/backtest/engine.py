@@ -30,6 +30,7 @@ LOSS_PAUSE_S = 10
 ROUNDS_MAX = 3
 UNFILLED_MAX = 5
 Turns = Sequence[tuple[int, Direction]]  # The numbers of candles, and the new direction.
+_NAMES = {way.value: way.name.lower() for way in Direction}
 
 
 class Costs(NamedTuple):
@@ -214,12 +215,13 @@ class Replay:
 
     def _slope_turns(self, part: Columns) -> Turns:
         """Return the candles at which the average turns."""
-        length, seen, turns = self._length, self._direction or 0, []
+        length, seen, turns = self._length, int(self._direction or 0), []
+        long, short = Direction.LONG, Direction.SHORT
         pairs = zip(part.closes, part.closes[length:-1], strict=False)
         for at, (before, close) in enumerate(pairs, length):
             if (close > before and seen < 1) or (close < before and seen > -1):
-                seen = Direction.LONG if close > before else Direction.SHORT
-                turns.append((at, seen))
+                seen = 1 if close > before else -1
+                turns.append((at, long if seen > 0 else short))
         return turns
 
     def _strategy_turns(self, part: Columns) -> Turns:
@@ -370,7 +372,7 @@ class Replay:
         self, now: int, sign: int, reason: str, trades: Sequence[Trade], orders: int = 1
     ) -> None:
         """Record what one order, or the two of a reversal, closed and opened."""
-        record, why = self.record, reason or (self._direction or Direction.FLAT).name.lower()
+        record, why = self.record, reason or _NAMES[self._direction or 0]
         record.orders += orders
         is_closing = trades[0].closing or (not self.plan.leverage and sign < 0)
         opened = None if is_closing and len(trades) == 1 else trades[-1]

@@ -10,11 +10,12 @@ from krakenbot.backtest.files import columns_of
 from krakenbot.backtest.result import DAY_S
 from krakenbot.candles import fill
 from krakenbot.config import INTERVALS, Config
+from krakenbot.kraken.shape import OHLC_ROWS_MAX
 from krakenbot.model import ZERO, Candle, MarginRates, Side
 from krakenbot.pairs import PairRules, plain
 from krakenbot.plan import plan_of
+from krakenbot.risk import Limits
 
-GIVEN = 720  # Candles that Kraken gives.
 NEEDED_MAX = 620  # For a strategy that needs more, turns in the rest are a matter of chance.
 _BALANCE_FACTOR = 1000  # Of the position, so that no order is refused for lack of money.
 
@@ -22,8 +23,8 @@ _BALANCE_FACTOR = 1000  # Of the position, so that no order is refused for lack 
 class CostEstimate(NamedTuple):
     """What trading costs per day in percent of the position, over the last candles.
 
-    A `refused_reason` says why the cost is unknown; the other figures then mean nothing. `lines`
-    are for people, the figures first.
+    A `refused_reason` says why that is unknown; the figures then mean nothing. `lines` are for
+    people.
     """
 
     percent_per_day: Decimal
@@ -48,10 +49,9 @@ def fee_guard(
     filled = fill(sorted(candles), interval_s)
     traded = filled[needed:]  # Nothing is ordered before.
     if len(traded) < 2:
-        reason = f"only {len(filled)} finished candles are known, {needed + 2} are needed"
-        return _unknown(reason)
+        return _unknown(f"only {len(filled)} finished candles are known, {needed + 2} are needed")
     if needed > NEEDED_MAX:
-        left = f"the strategy needs {needed} candles, Kraken gives {GIVEN}"
+        left = f"the strategy needs {needed} candles, Kraken gives {OHLC_ROWS_MAX}"
         return _unknown(f"{left}: the rest are too few to count turns in")
     price = sum((candle.close for candle in traded), ZERO) / len(traded)
     # In percent costs do not depend on the size, so take one above the pair's minimum.
@@ -60,7 +60,9 @@ def fee_guard(
     # The pair's status and minima now say nothing about past candles.
     open_rules = rules._replace(status="online", ordermin=ZERO, costmin=ZERO)
     costs = Costs(fee_rate, _BALANCE_FACTOR * size * price, margin_rates=lent)
-    replay = Replay(plan_of(_without_limits(config, size)), open_rules, costs, warm_up=needed)
+    limits = Limits(None, ZERO, Decimal(100), 10**6)
+    plan = plan_of(config)._replace(size=size, entry_now=True, limits=limits)
+    replay = Replay(plan, open_rules, costs, warm_up=needed)
     replay.feed(columns_of(filled, interval_s))
     result = replay.result()
     if result.refused_reason:
@@ -82,26 +84,15 @@ def fee_guard(
     return CostEstimate(total, result.turns_per_day, None, lines)
 
 
-def _without_limits(config: Config, size: Decimal) -> Config:
-    risk = config.risk._replace(
-        max_loss=None,
-        min_margin_level=ZERO,
-        max_spread_percent=Decimal(100),
-        max_orders_per_day=10**6,
-    )
-    return config._replace(size=size, entry="now", risk=risk)
-
-
 def _longer_interval(config: Config, total: Decimal, rate: Decimal) -> str:
     """Return a hint at the shortest interval that would cost less than the limit."""
     limit = config.risk.max_fee_percent_per_day
     daily = 600 * rate if config.leverage else ZERO  # Six rollovers a day, at any interval.
+    costs = {minutes: total * config.interval / minutes + daily for minutes in INTERVALS}
+    longer = (one for one in INTERVALS if one > config.interval and costs[one] <= limit)
     hint = "no interval would be cheap enough at this fee"
-    for minutes in INTERVALS:
-        cost = total * config.interval / minutes + daily
-        if minutes > config.interval and cost <= limit:
-            hint = f"interval = {minutes} would cost about {cost:.1f} % (an estimate)"
-            break
+    if minutes := next(longer, None):
+        hint = f"interval = {minutes} would cost about {costs[minutes]:.1f} % (an estimate)"
     return f"risk.max_fee_percent_per_day is {plain(limit)}: {hint}"
 
 

@@ -1,8 +1,8 @@
 """The rules and margin rates of the pair that a file is of, known or assumed."""
 
 import json
-from collections.abc import Sequence
 from decimal import Decimal
+from itertools import chain
 from pathlib import Path
 
 from krakenbot import format
@@ -18,19 +18,17 @@ def rules_of(name: str, path: Path | None, part: Columns, notes: list[str]) -> P
     Assumptions are added to `notes`. Raises BadDataError when the answer has no such pair.
     """
     base, quote = assets_of(name)
-    rows = PAIRS if path is None else _saved(path)
-    for key, row in rows.items():
-        try:
+    try:
+        answer = PAIRS if path is None else json.loads(path.read_bytes(), parse_float=Decimal)
+        for key, row in answer.get("result", answer).items():
             if (base, quote) == assets_of(str(row.get("wsname") or row["altname"])):
                 return parse_rules(key, row)
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise BadDataError(f"{path}: {key}: {error}") from error
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise BadDataError(f"{path}: not a saved AssetPairs answer: {error}") from error
     if path is not None:
         raise BadDataError(f"{path}: has no pair {base}/{quote}")
-    columns = part.opens, part.highs, part.lows, part.closes
-    decimals = max(
-        -int(exact(x).normalize().as_tuple().exponent) for column in columns for x in column
-    )
+    prices = map(exact, chain(part.opens, part.highs, part.lows, part.closes))
+    decimals = max(-int(price.normalize().as_tuple().exponent) for price in prices)
     assumed = unlisted(base, quote, max(decimals, 0))
     spread = 200 * Decimal(assumed["tick_size"]) / exact(part.closes[-1])
     notes.append(
@@ -45,38 +43,10 @@ def rules_of(name: str, path: Path | None, part: Columns, notes: list[str]) -> P
 def rates_of(rules: PairRules, notes: list[str]) -> dict[str, Decimal]:
     """Return the margin rates of the pair's two assets by code, as fractions."""
     known = {format.asset(code): rate for code, rate in MARGIN_RATES.items()}
-    codes = rules.quote, rules.base
-    missing = [format.asset(code) for code in codes if format.asset(code) not in known]
-    if missing:
+    names = {code: format.asset(code) for code in (rules.quote, rules.base)}
+    if missing := [name for name in names.values() if name not in known]:
         notes.append(
             f"margin rate of {' and '.join(missing)}: {format.percent(100 * MARGIN_RATE_ASSUMED)} "
             "at opening and every 4 h is assumed"
         )
-    return {code: known.get(format.asset(code), MARGIN_RATE_ASSUMED) for code in codes}
-
-
-def _saved(path: Path) -> dict[str, dict[str, object]]:
-    """Return the rows of a saved AssetPairs answer."""
-    try:
-        answer = json.loads(path.read_bytes(), parse_float=Decimal)
-        rows = answer.get("result", answer)
-        return {key: dict(row) for key, row in rows.items() if key != "error"}
-    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
-        raise BadDataError(f"{path}: not a saved AssetPairs answer: {error}") from error
-
-
-def choose(names: Sequence[str | None], given: str | None, where: str) -> str:
-    """Return the one pair that files are of.
-
-    Raises BadDataError when their names give none or several, or not the one `given`.
-    """
-    found = {assets_of(name): name for name in names if name}
-    if len(found) > 1:
-        raise BadDataError(f"{where}: files of more than one pair: {', '.join(found.values())}")
-    if not given and (not found or None in names):
-        raise BadDataError(
-            f"{where}: the file name does not give the pair; add --pair, such as --pair XBTEUR"
-        )
-    if given and found and assets_of(given) not in found:
-        raise BadDataError(f"{where}: has {', '.join(found.values())}, but --pair says {given}")
-    return given or next(iter(found.values()))
+    return {code: known.get(name, MARGIN_RATE_ASSUMED) for code, name in names.items()}

@@ -14,13 +14,12 @@ YEAR_S = 365.25 * DAY_S
 
 
 class Fill(NamedTuple):
-    """What one order closed or opened. `order` counts from 1. `traded`: the candle has trades."""
+    """What one order closed or opened. `order` counts from 1."""
 
     time: int
     order: int
     direction: int
     reason: str
-    traded: bool
     trade: Trade
 
 
@@ -77,18 +76,21 @@ class Result(NamedTuple):
 class Record:
     """Counts while a replay runs. Keeps the newest `keep` round trips, all if None."""
 
-    def __init__(self, balance: Decimal, keep: int | None) -> None:
+    def __init__(
+        self, rules: PairRules, interval_s: int, balance: Decimal, keep: int | None
+    ) -> None:
+        self.rules, self.interval_s, self.balance = rules, interval_s, balance
         self.trips: deque[Trip] = deque(maxlen=keep)
         self.entry: Fill | None = None
+        self.begin = self.candles = self.candles_untraded = self.candles_held = 0
         self.orders = self.turns = self.openings_untraded = self.closed = self.wins = 0
-        self.opening_fees = self.turnover = self.won = self.lost = ZERO
-        self.begin, self.candles, self.untraded, self.candles_held = 0, 0, 0, 0
-        self.drawdown = self.drawdown_share = 0.0
-        self.balance, self.flat_equity, self._paid = balance, balance, ZERO
+        self.margin_fees = self.turnover = self.won = self.lost = ZERO
+        self.flat_equity, self._paid = balance, ZERO
         self.refused, self.refused_since = 0, 0
         self.refused_reason: str | None = None
         self.ended: str | None = None
         self.ended_at: int | None = None
+        self.drawdown = self.drawdown_share = 0.0
         self._peak, self._peak_at, self._is_below, self.under_water_s = float(balance), 0, False, 0
 
     def start(self, begin: int) -> None:
@@ -105,12 +107,13 @@ class Record:
         if not self.refused_since:
             self.refused_since, self.refused_reason = now, reason
 
-    def open(self, fill: Fill) -> None:
+    def open(self, fill: Fill, is_traded: bool) -> None:
+        """Count an opening; `is_traded` if its candle has trades."""
         self.entry = fill
         self.turns += 1
-        self.openings_untraded += not fill.traded
+        self.openings_untraded += not is_traded
         self.turnover += fill.trade.cost
-        self.opening_fees += fill.trade.opening_fee
+        self.margin_fees += fill.trade.opening_fee
 
     def close(self, fill: Fill, equity: Decimal, paid: Decimal) -> None:
         """Count a round trip; `equity` and `paid` (all costs so far) are those after it."""
@@ -142,67 +145,47 @@ class Record:
         """Return the longest time below an earlier high up to now, in seconds."""
         return max(self.under_water_s, (now - self._peak_at) * self._is_below)
 
-    def follow(
-        self, fixed: float, held: float, closes: Sequence[float], first: int, step: int
-    ) -> None:
-        """Update with the equity `fixed + held * close` at closes `step` seconds apart."""
-        last = first + step * (len(closes) - 1)
-        if not held:
-            self.value(fixed, first)
-            self.value(fixed, last)
-            return
-        self.candles_held += len(closes)
+    def follow(self, fixed: float, held: float, closes: Sequence[float], first: int) -> None:
+        """Update with the equity `fixed + held * close` at closes from the time `first` on."""
+        last = first + self.interval_s * (len(closes) - 1)
+        self.candles_held += len(closes) if held else 0
         best, worst = (max(closes), min(closes)) if held > 0 else (min(closes), max(closes))
         if fixed + held * best < self._peak:
             self.value(fixed + held * worst, last)
             return
         for now, close in enumerate(closes):
-            self.value(fixed + held * close, first + step * now)
+            self.value(fixed + held * close, first + self.interval_s * now)
 
     def result(
-        self,
-        rules: PairRules,
-        interval_s: int,
-        end: int,
-        net: Decimal,
-        paid: Decimal,
-        rollover: Decimal,
-        hold: Decimal,
+        self, end: int, net: Decimal, paid: Decimal, rollover: Decimal, hold: Decimal
     ) -> Result:
         """Return the figures at the end; `net` is the profit, `paid` all costs."""
-        traded_s, fees = (self.ended_at or end) - self.begin, paid - self.opening_fees - rollover
-        percent = float(100 * net / self.balance)
+        traded_s, fees = (self.ended_at or end) - self.begin, paid - self.margin_fees - rollover
+        percent, cent = (
+            float(100 * net / self.balance),
+            Decimal(1).scaleb(-self.rules.cost_decimals),
+        )
+        # What was only counted has the names of the result.
+        counted = {name: value for name, value in vars(self).items() if name in Result._fields}
         return Result(
-            pair=rules.altname,
-            quote=rules.quote,
-            interval_s=interval_s,
-            begin=self.begin,
+            **counted,
+            pair=self.rules.altname,
+            quote=self.rules.quote,
             end=end,
-            candles=self.candles,
-            candles_untraded=self.untraded,
-            balance=self.balance,
-            turns=self.turns,
             turns_per_day=self.turns / traded_s * DAY_S if traded_s > 0 else 0.0,
-            openings_untraded=self.openings_untraded,
-            orders=self.orders,
-            refused=self.refused,
-            refused_reason=self.refused_reason,
             gross=net + paid,
             fees=fees,
-            margin_fees=self.opening_fees,
             rollover=rollover,
             net=net,
             net_percent=percent,
             net_percent_per_year=percent * YEAR_S / (end - self.begin),
             hold=hold,
             hold_percent=float(100 * hold / self.balance),
-            max_drawdown=Decimal(self.drawdown).quantize(Decimal(1).scaleb(-rules.cost_decimals)),
+            max_drawdown=Decimal(self.drawdown).quantize(cent),
             max_drawdown_percent=100 * self.drawdown_share,
             under_water_days=self.longest_below(end) / DAY_S,
             win_rate=self.wins / self.closed if self.closed else None,
             profit_factor=float(self.won / self.lost) if self.lost else None,
             exposure=self.candles_held / self.candles,
             break_even_fee=(net + fees) / self.turnover if self.turnover else None,
-            ended=self.ended,
-            ended_at=self.ended_at,
         )

@@ -1,34 +1,35 @@
 """Sweeps: one series with many settings, and how the best of one span did in the next."""
 
 from array import array
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from decimal import Decimal
-from itertools import product
+from itertools import pairwise, product
 from multiprocessing import get_context
 from typing import NamedTuple
 
-from krakenbot.backtest.engine import WINDOW, Costs, Replay
+from krakenbot.backtest.engine import Costs, Replay
 from krakenbot.backtest.files import BadDataError, Columns, aggregate
-from krakenbot.backtest.result import DAY_S, Result
-from krakenbot.config import Config, NotifyTable
+from krakenbot.backtest.result import Result
+from krakenbot.config import Config
+from krakenbot.kraken.shape import OHLC_ROWS_MAX
+from krakenbot.model import ZERO
 from krakenbot.pairs import PairRules
 from krakenbot.plan import plan_of
 
 RUNS_MAX = 10_000
 Value = int | Decimal
+Keys = Mapping[str, Value]
+Spans = Sequence[tuple[int, int]]  # Times in unix seconds, from and to.
 
 
 class Cell(NamedTuple):
     """One combination of settings, with its results over the whole series and each span."""
 
-    keys: Mapping[str, Value]
+    keys: Keys
     whole: Result
     spans: Sequence[Result]
-
-    @property
-    def name(self) -> str:
-        return " ".join(f"{key}={value}" for key, value in self.keys.items())
 
 
 class Step(NamedTuple):
@@ -39,50 +40,46 @@ class Step(NamedTuple):
 
     begin: int
     end: int
-    chosen: Cell
+    chosen: Keys
     net: Decimal
     rank: int
-    best: Cell
+    best: Keys
     best_net: Decimal
     average: Decimal
     hold: Decimal
 
 
 class Setting(NamedTuple):
-    """What all runs share. `spans` are times from and to which each cell runs once more."""
+    """What all runs share."""
 
     config: Config
     rules: PairRules
     costs: Costs
-    needs_trades: bool = False
-    spans: Sequence[tuple[int, int]] = ()
 
 
-_shared: dict[int, Columns] = {}
+# What `_cell` needs. Forked processes see it without a copy, so every file is read once.
+_shared: list[tuple[Setting, Mapping[int, Columns], Spans]] = []
 
 
-def cells_of(setting: Setting, values: Mapping[str, Sequence[Value]], whole: Columns) -> list[Cell]:
-    """Return the cell of each combination of values, computed on all processors."""
+def cells_of(
+    setting: Setting, values: Mapping[str, Sequence[Value]], whole: Columns, spans: Spans
+) -> list[Cell]:
+    """Return the cell of each combination of values, computed on all processors.
+
+    `spans` are times from and to which each cell runs once more.
+    """
     runs = [dict(zip(values, row, strict=True)) for row in product(*values.values())]
     if len(runs) > RUNS_MAX:
         raise BadDataError(f"--sweep: {len(runs)} runs, at most {RUNS_MAX}")
+    series = {}
     for minutes in map(int, values.get("interval", [setting.config.interval])):
         made = next(aggregate([whole], minutes * 60), None)
         if made is None:
             raise BadDataError(f"the data hold no whole candle of {minutes} min")
-        _shared[minutes] = made
-    # Forked processes see the columns without a copy, so every file is read once.
+        series[minutes] = made
+    _shared[:] = [(setting, series, spans)]
     with ProcessPoolExecutor(mp_context=get_context("fork")) as pool:
-        # Addresses for notifications are secrets, which cannot be pickled.
-        shared = setting._replace(config=setting.config._replace(notify=NotifyTable()))
-        tasks = [(shared, run) for run in runs]
-        return list(pool.map(_cell, tasks, chunksize=max(1, len(tasks) // 64)))
-
-
-def spans_of(begin: int, end: int, span_s: int) -> list[tuple[int, int]]:
-    """Return the whole spans between two times, from the first midnight (UTC) on."""
-    begin = -(-begin // DAY_S) * DAY_S
-    return [(at, at + span_s) for at in range(begin, end - span_s + 1, span_s)]
+        return list(pool.map(_cell, runs, chunksize=max(1, len(runs) // 64)))
 
 
 def is_sound(result: Result) -> bool:
@@ -99,23 +96,21 @@ def best_of(results: Sequence[Result]) -> int | None:
 def walk_forward(cells: Sequence[Cell]) -> list[Step]:
     """Return for each span but the first what the best cell of the previous one made in it."""
     steps = []
-    for number in range(1, len(cells[0].spans)):
-        before, now = ([cell.spans[at] for cell in cells] for at in (number - 1, number))
+    for before, now in pairwise(zip(*(cell.spans for cell in cells), strict=True)):
         chosen = best_of(before)
         if chosen is None:
             continue
         nets = [result.net for result in now]
-        best = max(range(len(cells)), key=nets.__getitem__)
         steps.append(
             Step(
                 begin=now[0].begin,
                 end=now[0].end,
-                chosen=cells[chosen],
+                chosen=cells[chosen].keys,
                 net=nets[chosen],
                 rank=1 + sum(net > nets[chosen] for net in nets),
-                best=cells[best],
-                best_net=nets[best],
-                average=sum(nets, Decimal(0)) / len(nets),
+                best=cells[nets.index(max(nets))].keys,
+                best_net=max(nets),
+                average=sum(nets, ZERO) / len(nets),
                 hold=now[chosen].hold,
             )
         )
@@ -129,33 +124,27 @@ def whole_of(parts: Iterable[Columns]) -> Columns:
     for part in parts:
         begin, interval_s = begin or part.times[0], part.interval_s
         for column, numbers in zip(columns, part.numbers, strict=True):
-            column.extend(map(float, numbers))
+            column.extend(numbers)
     times = range(begin, begin + len(columns[0]) * interval_s, interval_s)
     return Columns(interval_s, times, *columns)
 
 
-def _cell(task: tuple[Setting, dict[str, Value]]) -> Cell:
-    setting, keys = task
-    interval, chosen = int(keys.get("interval", setting.config.interval)), setting.config.strategy
-    if chosen.name == "file":
-        swept = {key: value for key, value in keys.items() if key != "interval"}
-        chosen = chosen._replace(parameters={**chosen.parameters, **swept})
-    else:
-        chosen = chosen._replace(length=int(keys.get("length", chosen.length)))
-    plan = plan_of(setting.config._replace(interval=interval, strategy=chosen))
-    series = _shared[interval]
+def _cell(keys: Keys) -> Cell:
+    ((setting, every, spans),) = _shared
+    config, chosen = setting.config, setting.config.strategy
+    interval = int(keys.get("interval", config.interval))
+    series = every[interval]
+    chosen = chosen._replace(
+        length=int(keys.get("length", chosen.length)),
+        parameters={**chosen.parameters, **{key: keys[key] for key in keys if key != "interval"}},
+    )
+    plan = plan_of(config._replace(interval=interval, strategy=chosen))
 
-    def run(begin: int, end: int, warm_up: int) -> Result:
-        replay = Replay(
-            plan, setting.rules, setting.costs, warm_up=warm_up, needs_trades=setting.needs_trades
-        )
-        replay.feed(series.cut(begin - warm_up, end))
+    def run(begin: int, end: int) -> Result:
+        first, stop = bisect_left(series.times, begin), bisect_left(series.times, end)
+        warm_up = min(first, OHLC_ROWS_MAX)  # The candles that a bot would have at the start.
+        replay = Replay(plan, setting.rules, setting.costs, warm_up=warm_up)
+        replay.feed(series.cut(first - warm_up, stop))
         return replay.result()
 
-    spans = []
-    for span in setting.spans:
-        first, step_s = series.times[0], series.interval_s
-        begin, end = (max(0, -((first - time) // step_s)) for time in span)
-        # The candles that a bot would have at the start of the span.
-        spans.append(run(begin, end, min(begin, WINDOW)))
-    return Cell(keys, run(0, len(series.times), 0), spans)
+    return Cell(keys, run(0, series.end), [run(*span) for span in spans])

@@ -6,24 +6,22 @@ import os
 import re
 import sys
 import textwrap
-import time
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Sequence
 from decimal import Decimal
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from krakenbot import config as configuration
-from krakenbot.backtest import files as candlefile
-from krakenbot.backtest import sweep
+from krakenbot.backtest import files, sweep
 from krakenbot.backtest.engine import Costs, Replay
 from krakenbot.backtest.files import BadDataError, Columns, Source, interval_of, pair_of
-from krakenbot.backtest.pair import choose, rates_of, rules_of
+from krakenbot.backtest.pair import rates_of, rules_of
 from krakenbot.backtest.result import DAY_S
-from krakenbot.backtest.sweep import Setting, Step, Value
-from krakenbot.commands import UsageError, json_values
-from krakenbot.commands import backtest_text as text
+from krakenbot.backtest.sweep import Setting, Value
+from krakenbot.commands import UsageError
+from krakenbot.commands import backtest_output as output
 from krakenbot.config import Config
 from krakenbot.errors import ConfigError
 from krakenbot.format import MINUTE, moment
@@ -45,54 +43,51 @@ _KEYS = {
 }
 Parts = Iterable[Columns]
 _SWEPT_MAX = 50_000
-_SPAN = re.compile(r"(\d{1,5})(d|w|y)")
-_SPAN_DAYS = {"d": 1, "w": 7, "y": 365}
 _TRIPS_SHOWN, _TRIPS_DRAWN = 10, 1000
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    files = "PAIR_MINUTES.csv or .csv.gz, a folder of them, Kraken's zip, or OHLC JSON"
-    parser.add_argument("files", nargs="+", metavar="FILE_OR_DIR", type=Path, help=files)
+    add = parser.add_argument
+    kinds = "PAIR_MINUTES.csv or .csv.gz, a folder of them, Kraken's zip, or OHLC JSON"
+    add("files", nargs="+", metavar="FILE_OR_DIR", type=Path, help=kinds)
     for name, key in _KEYS.items():
         unit = {"interval": " (minutes)", "fee": " (percent)"}.get(name, "")
-        place = key.lower().replace("_", ".", 1)
-        parser.add_argument(f"--{name}", help=f"overrides {place}{unit}")
+        add(f"--{name}", help=f"overrides {key.lower().replace('_', '.', 1)}{unit}")
     slippage = "percent of the price, added to the half spread of one tick"
-    parser.add_argument("--slippage", metavar="PERCENT", type=decimal, default=0, help=slippage)
+    add("--slippage", metavar="PERCENT", type=decimal, default=0, help=slippage)
     wait = "let an order wait for the next candle that has trades"
-    parser.add_argument("--no-trade-no-fill", action="store_true", help=wait)
+    add("--no-trade-no-fill", action="store_true", help=wait)
     rules = "a saved AssetPairs answer, for a pair outside the built-in list"
-    parser.add_argument("--pair-rules", metavar="FILE", type=Path, help=rules)
+    add("--pair-rules", metavar="FILE", type=Path, help=rules)
     swept = "length, interval or a rule's parameter: 10:60:2 (from:to:step) or 1,5,15"
-    parser.add_argument("--sweep", nargs="+", metavar="KEY=VALUES", default=[], help=swept)
+    add("--sweep", nargs="+", metavar="KEY=VALUES", default=[], help=swept)
     forward = "with --sweep: how the best of each span did in the next (365d, 26w, 1y)"
-    parser.add_argument("--forward", metavar="SPAN", help=forward)
-    parser.add_argument("--report", metavar="FILE", type=Path, help="write an HTML report as well")
+    add("--forward", metavar="SPAN", help=forward)
+    add("--report", metavar="FILE", type=Path, help="write an HTML report as well")
     form = "print one object; with --sweep a list, with --forward cells and spans"
-    parser.add_argument("--json", action="store_true", help=form)
+    add("--json", action="store_true", help=form)
 
 
 def run(arguments: Namespace) -> int:
-    given = {key: getattr(arguments, name) for name, key in _KEYS.items()}
-    options = {f"KRAKENBOT_{key}": word for key, word in given.items() if word is not None}
-    if empty := [f"--{name} is empty" for name, key in _KEYS.items() if given[key] == ""]:
+    words = vars(arguments)
+    given = {name: words[name] for name in _KEYS if words[name] is not None}
+    if empty := [f"--{name} is empty" for name, word in given.items() if not word]:
         raise UsageError(", ".join(empty))
+    options = {f"KRAKENBOT_{_KEYS[name]}": word for name, word in given.items()}
     try:
         config = configuration.load(arguments.config, os.environ | options, Path.cwd())
     except ConfigError as error:
         configuration.load_here(arguments.config)  # Mistakes in the file are not usage errors.
-        words = str(error)
+        text = str(error)
         for name, key in _KEYS.items():
-            words = words.replace(f"KRAKENBOT_{key} =", f"--{name}")
-        raise UsageError(words) from error
+            text = text.replace(f"KRAKENBOT_{key} =", f"--{name}")
+        raise UsageError(text) from error
     gc.disable()  # There are millions of short-lived values, and none of them form cycles.
     try:
         lines = _backtest(config, arguments)
     except (BadDataError, OSError) as error:
-        print(f"krakenbot: {error}", file=sys.stderr)
-        return 2
-    for line in lines:
-        print(line)
+        raise UsageError(str(error)) from error
+    print(*lines, sep="\n")
     return 0
 
 
@@ -105,7 +100,7 @@ def _backtest(config: Config, arguments: Namespace) -> list[str]:
         raise BadDataError("--forward: compares the cells of a sweep, so it needs --sweep")
     sources, pair, file_s = _sources(arguments.files, arguments.pair, config)
     notes: list[str] = []
-    parts = candlefile.read(sources, file_s, notes)
+    parts = files.read(sources, file_s, notes)
     first = next(parts)
     # A configured interval may be shorter than the file's; one asked for here must fit.
     is_given = config.sources["interval"].startswith("KRAKENBOT_")
@@ -113,57 +108,53 @@ def _backtest(config: Config, arguments: Namespace) -> list[str]:
         config = config._replace(interval=file_s // 60)
         notes.append(f"candles of {config.interval} min, as in the file")
     if config.interval not in configuration.INTERVALS:
-        why = "Kraken's API has no such candles"
-        notes.append(f"the bot cannot run at {config.interval} min: {why}")
+        notes.append(
+            f"the bot cannot run at {config.interval} min: Kraken's API has no such candles"
+        )
     rules = rules_of(pair, arguments.pair_rules, first, notes)
     if config.size < rules.ordermin:
         smallest = f"below the smallest order, {plain(rules.ordermin)}: nothing can be traded"
         notes.append(f"size {plain(config.size)} is {smallest}")
     if config.strategy.file:
-        notes.append(
-            f"{config.strategy.file.name} only ever saw its last {plan_of(config).candles_min} "
-            "finished candles, so it cannot look ahead"
-        )
+        seen = f"its last {plan_of(config).candles_min} finished candles"
+        notes.append(f"{config.strategy.file.name} only ever saw {seen}, so it cannot look ahead")
     if config.risk.max_loss is not None:
         notes.append("max_loss is checked when a candle ends; the bot checks it every few minutes")
     fee = config.exchange.fee_percent
-    fee_rate = FEE_RATE_ASSUMED if fee is None else fee / 100
-    slippage, rates = Decimal(arguments.slippage) / 100, rates_of(rules, notes)
-    costs = Costs(fee_rate, config.paper.balance, slippage, rates)
-    setting = Setting(config, rules, costs, arguments.no_trade_no_fill)
-    parts = _watched(chain([first], parts))
+    costs = Costs(
+        fee_rate=FEE_RATE_ASSUMED if fee is None else fee / 100,
+        balance=config.paper.balance,
+        slippage=Decimal(arguments.slippage) / 100,
+        margin_rates=rates_of(rules, notes),
+        needs_trades=arguments.no_trade_no_fill,
+    )
     work = _sweep if arguments.sweep else _once
-    return work(setting, parts, arguments, notes)
+    return work(Setting(config, rules, costs), _watched(chain([first], parts)), arguments, notes)
 
 
 def _once(setting: Setting, parts: Parts, arguments: Namespace, notes: list[str]) -> list[str]:
-    config, rules, costs = setting.config, setting.rules, setting.costs
+    config, rules = setting.config, setting.rules
     keep = None if arguments.json else _TRIPS_DRAWN if arguments.report else _TRIPS_SHOWN
-    replay = Replay(plan_of(config), rules, costs, keep, needs_trades=setting.needs_trades)
-    parts = candlefile.aggregate(parts, config.interval * 60)
+    replay = Replay(plan_of(config), rules, setting.costs, keep)
+    parts = files.aggregate(parts, config.interval * 60)
     if arguments.report:
-        from krakenbot.commands.backtest_page import write_run
-
-        result = write_run(arguments.report, config, replay, parts, notes)
+        result = output.write_run(arguments.report, setting, replay, parts, notes)
         notes.append(f"report: {arguments.report}")
     else:
         for part in parts:
             replay.feed(part)
         result = replay.result()
     if arguments.json:
-        values = (text.trip_values(trip, result.interval_s) for trip in replay.record.trips)
-        output = json_values(result._asdict()) | {
-            "notes": notes,
-            "round_trips": [*map(json_values, values)],
-        }
-        return [json.dumps(output, indent=2)]
+        trips = [output.trip_values(trip, result.interval_s) for trip in replay.record.trips]
+        told = {**result._asdict(), "notes": notes, "round_trips": trips}
+        return [json.dumps(told, indent=2, default=plain)]
     return [
-        text.title(result),
-        *text.headline(result),
-        *textwrap.wrap(text.setup(config, costs, rules), 80),
+        output.title(result),
+        *output.headline(result),
+        *textwrap.wrap(output.setup(setting), 80),
         "",
-        *(f"{name:16}{words}" for name, words in text.figures(result)),
-        *text.trips([*replay.record.trips][-_TRIPS_SHOWN:], rules, result.interval_s),
+        *(f"{name:16}{words}" for name, words in output.figures(result)),
+        *output.trips([*replay.record.trips][-_TRIPS_SHOWN:], rules, result.interval_s),
         "",
         *notes,
     ]
@@ -175,69 +166,70 @@ def _sources(named: list[Path], given: str | None, config: Config) -> tuple[list
     for path in named:
         if not path.exists():
             raise BadDataError(f"{path}: no such file")
-        inside = candlefile.sources_of(path)
+        inside = files.sources_of(path)
         chosen += inside if inside == [path] else _of_pair(inside, config, path)
-    pair = choose([pair_of(one) for one in chosen], given, ", ".join(map(str, named)))
+    names, where = [pair_of(one) for one in chosen], ", ".join(map(str, named))
+    if not given and None in names:
+        raise BadDataError(
+            f"{where}: the file name does not give the pair; add --pair XBTEUR or so"
+        )
+    pairs = {assets_of(name): name for name in (given, *names) if name}
     steps = {interval_of(one) for one in chosen}
-    if len(steps) > 1:
-        minutes = ", ".join(f"{step // 60}" for step in sorted(steps))
-        raise BadDataError(f"the files are not of one interval: {minutes} min")
-    return chosen, pair, steps.pop()
+    if len(pairs) > 1 or len(steps) > 1:
+        found = ", ".join([*pairs.values(), *(f"{step // 60} min" for step in sorted(steps))])
+        raise BadDataError(f"{where}: the files must be of one pair and interval, not of {found}")
+    return chosen, next(iter(pairs.values())), steps.pop()
 
 
-def _of_pair(inside: Iterable[Source], config: Config, path: Path) -> list[Source]:
+def _of_pair(inside: Sequence[Source], config: Config, path: Path) -> list[Source]:
     """Return the files of the configured pair with the longest interval that divides its own.
 
     If none divides it, return those with the shortest interval.
     """
-    names = {one: pair_of(one) for one in inside}
+    names = {one: pair_of(one) or "" for one in inside}
     wanted = assets_of(config.pair)
-    steps = {
-        one: interval_of(one) for one, name in names.items() if name and assets_of(name) == wanted
-    }
+    steps = {one: interval_of(one) for one, name in names.items() if assets_of(name) == wanted}
     if not steps:
-        others = sorted({name or one.name for one, name in names.items()})
-        has = f"; it has {', '.join(others[:8])}{' ...' if others[8:] else ''}" if others else ""
-        raise BadDataError(f"{path}: no files of {config.pair}, like {''.join(wanted)}_1.csv{has}")
+        has = ", ".join(sorted({name or one.name for one, name in names.items()})[:8]) or "none"
+        like = f"{''.join(wanted)}_1.csv"
+        raise BadDataError(f"{path}: no files of {config.pair}, like {like}; it has {has}")
     fitting = (step for step in steps.values() if config.interval * 60 % step == 0)
     best = max(fitting, default=min(steps.values()))
     return [one for one, step in steps.items() if step == best]
 
 
-def _watched(parts: Iterable[Columns]) -> Iterator[Columns]:
-    """Yield the parts; on a terminal, show the progress every half second."""
-    printed, count, shown = time.monotonic(), 0, sys.stderr.isatty()
+def _watched(parts: Parts) -> Iterator[Columns]:
+    """Yield the parts; on a terminal, show the progress."""
+    count, shown = 0, sys.stderr.isatty()
     for part in parts:
         yield part
         count += len(part.times)
-        if shown and time.monotonic() - printed > 0.5:
-            printed = time.monotonic()
-            at = moment(part.times[0], MINUTE)
-            print(f"\r{count:,} candles, {at}", end="", file=sys.stderr, flush=True)
+        if shown:
+            words = f"\r{count:,} candles, {moment(part.times[0], MINUTE)}"
+            print(words, end="", file=sys.stderr, flush=True)
     if shown:
         print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
 def _parse_sweep(words: list[str], strategy: str) -> dict[str, list[Value]]:
     """Return the values by key: interval, length of sma-slope, or a rule's parameter."""
+    allowed: dict[str, Container[Value]] = {"interval": configuration.INTERVALS}
+    if strategy == "sma-slope":
+        allowed["length"] = range(2, 701)
     found: dict[str, list[Value]] = {}
     for word in words:
         key, _, after = word.partition("=")
-        is_parameter = strategy == "file" and key.isidentifier() and key != "interval"
-        is_known = (
-            is_parameter or key == "interval" or (key == "length" and strategy == "sma-slope")
-        )
         try:
             values = [number for piece in after.split(",") for number in _range(piece)]
         except (ValueError, ArithmeticError):
             values = []
-        allowed = configuration.INTERVALS if key == "interval" else range(2, 701)
-        is_count = all(one in allowed for one in values)
-        if not values or not is_known or key in found or not (is_parameter or is_count):
+        is_allowed = strategy == "file" and key.isidentifier()
+        if key in allowed:
+            is_allowed = all(value in allowed[key] for value in values)
+        if not values or not is_allowed or key in found:
             raise BadDataError(
                 f"--sweep {word}: must be interval (one that the bot offers), length (2 to 700, of "
-                "sma-slope) or a parameter of a rule, then = and numbers like 10:60:2 "
-                "(from:to:step) or 1,5,15"
+                "sma-slope) or a rule's parameter, then = and numbers like 10:60:2 or 1,5,15"
             )
         found[key] = list(dict.fromkeys(values))
     return found
@@ -255,40 +247,44 @@ def _range(piece: str) -> list[Value]:
 
 
 def _parse_span(word: str) -> int:
-    found = _SPAN.fullmatch(word)
+    """Return the seconds of a span like 365d, 26w or 1y."""
+    found = re.fullmatch(r"(\d{1,5})([dwy])", word)
     if found is None or not int(found[1]):
         raise BadDataError(f"--forward {word}: must be a span like 365d, 26w or 1y")
-    return int(found[1]) * _SPAN_DAYS[found[2]] * DAY_S
+    return int(found[1]) * {"d": 1, "w": 7, "y": 365}[found[2]] * DAY_S
 
 
 def _sweep(setting: Setting, parts: Parts, arguments: Namespace, notes: list[str]) -> list[str]:
     values = _parse_sweep(arguments.sweep, setting.config.strategy.name)
     span_s = _parse_span(arguments.forward) if arguments.forward else 0
     whole = sweep.whole_of(parts)
-    spans = sweep.spans_of(whole.times[0], whole.end, span_s) if span_s else []
+    midnight = -(-whole.times[0] // DAY_S) * DAY_S  # The first one (UTC).
+    begins = range(midnight, whole.end - span_s + 1, span_s) if span_s else ()
+    spans = [(begin, begin + span_s) for begin in begins]
     if span_s and len(spans) < 2:
         raise BadDataError(f"--forward {arguments.forward}: the data hold fewer than two spans")
-    cells = sweep.cells_of(setting._replace(spans=spans), values, whole)
-    steps = sweep.walk_forward(cells) if spans else []
+    cells = sweep.cells_of(setting, values, whole, spans)
+    steps, best = sweep.walk_forward(cells), sweep.best_of([cell.whole for cell in cells])
+    forward = output.forward_table(steps, len(cells)) if spans else None
     head = [
-        text.title(cells[0].whole, with_interval="interval" not in values),
-        text.setup(setting.config, setting.costs, setting.rules, is_sweep=True),
+        output.title(cells[0].whole, with_interval="interval" not in values),
+        output.setup(setting, is_sweep=True),
     ]
     if arguments.report:
-        from krakenbot.commands.backtest_page import write_sweep
-
-        write_sweep(arguments.report, head, cells, steps, notes)
+        output.write_sweep(arguments.report, head, cells, forward, notes)
         notes.append(f"report: {arguments.report}")
     if arguments.json:
-        output: Any = [json_values({**cell.keys, **cell.whole._asdict()}) for cell in cells]
+        told: Any = [{**cell.keys, **cell.whole._asdict()} for cell in cells]
         if spans:
-            output = {"cells": output, "forward": [_step_values(step) for step in steps]}
-        return [json.dumps(output)]
-    forward = text.forward(steps, len(cells)) if spans else []
-    head = [row for line in head for row in textwrap.wrap(line, 80)]
-    return [*head, "", *text.cells(cells, values), *forward, "", *notes]
-
-
-def _step_values(step: Step) -> dict[str, Any]:
-    chosen, best = json_values(step.chosen.keys), json_values(step.best.keys)
-    return json_values(step._asdict()) | {"chosen": chosen, "best": best}
+            told = {"cells": told, "forward": [step._asdict() for step in steps]}
+        return [json.dumps(told, default=plain)]
+    return [
+        *(row for line in head for row in textwrap.wrap(line, 80)),
+        "",
+        *(output.grid(cells, values, best) or output.lines_of(output.cell_table(cells, best))),
+        "",
+        *textwrap.wrap(output.winner(cells, best), 80),
+        *(["", *output.lines_of(forward)] if forward else []),
+        "",
+        *notes,
+    ]

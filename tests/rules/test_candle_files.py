@@ -112,9 +112,9 @@ class TestRows(FilesTest):
     def test_a_volume_of_nothing_is_nothing_however_it_is_written(self) -> None:
         for text in ("0", "0.0", "0.00000000", "0E-8", "0e+3", "0.0E-10"):
             lines = [*rows()[:9], f"{T0 + 540},9,9,9,9,{text},0", *rows()[10:]]
-            self.assertFalse(self.read(self.write("\n".join(lines))).is_traded(9), text)
+            self.assertEqual(self.read(self.write("\n".join(lines))).volumes[9], 0, text)
         lines = [*rows()[:9], f"{T0 + 540},9,9,9,9,1E-8,1", *rows()[10:]]
-        self.assertTrue(self.read(self.write("\n".join(lines))).is_traded(9))
+        self.assertGreater(self.read(self.write("\n".join(lines))).volumes[9], 0)
 
     def test_times_in_microseconds_are_named(self) -> None:
         lines = [f"{int(row[:10]) * 10**6}{row[10:]}" for row in rows()]
@@ -124,7 +124,7 @@ class TestRows(FilesTest):
         columns = self.read(self.write("\n".join(rows()[:10] + rows()[12:])))
         self.assertEqual(list(columns.times), [T0 + 60 * at for at in range(40)])
         self.assertEqual({*columns.opens[10:12], *columns.lows[10:12]}, {110.0})
-        self.assertEqual((columns.untraded(0), columns.is_traded(10)), (2, False))
+        self.assertEqual([at for at, volume in enumerate(columns.volumes) if not volume], [10, 11])
 
     def test_numbers_are_those_of_the_file_to_the_last_digit(self) -> None:
         dice = random.Random(1)

@@ -1,33 +1,38 @@
-"""What `backtest` prints: the figures of one run, the cells of a sweep, and the walk forward.
+"""What `backtest` tells on the terminal and in HTML reports, about one run or a sweep.
 
-In the names of columns a leading | marks a column of numbers.
+A table is a title, the names of columns (a leading | marks numbers), rows, and a note.
 """
 
 import sys
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
-from krakenbot.backtest.engine import Costs
+from krakenbot import format
+from krakenbot.backtest.engine import Replay
+from krakenbot.backtest.files import Columns, candles_of, exact
 from krakenbot.backtest.result import DAY_S, YEAR_S, Result, Trip
-from krakenbot.backtest.sweep import Cell, Step, Value, best_of, is_sound
-from krakenbot.commands.run_report import cost_breakdown
-from krakenbot.config import Config
+from krakenbot.backtest.result import Fill as Order
+from krakenbot.backtest.sweep import Cell, Keys, Setting, Step, Value, best_of, is_sound
+from krakenbot.commands import write_output
+from krakenbot.commands.chart import COLUMNS, Fill
+from krakenbot.commands.page import heat_map, page, table
+from krakenbot.commands.run_report import Point, RunReport, cost_breakdown, write
 from krakenbot.format import MINUTE, in_columns, moment, money, percent, price, shows_color, signed
+from krakenbot.model import ZERO
 from krakenbot.pairs import PairRules, plain
 from krakenbot.rulefile import load
 
-TRIP = ("entry", "exit", "side", "|bars", "|in at", "|out at", "|gross", "|costs", "|net")
-CELL = ("cell", "|turns/day", "|gross", "|net", "|return", "|drawdown", "ended early")
-FORWARD = ("span from", "best before", "|its net", "|rank", "|best net", "|average", "|hold")
+_TRIP = ("entry", "exit", "side", "|bars", "|in at", "|out at", "|gross", "|costs", "|net")
+_CELL = ("cell", "|turns/day", "|gross", "|net", "|return", "|drawdown", "ended early")
+_FORWARD = ("span from", "best before", "|its net", "|rank", "|best net", "|average", "|hold")
+_FACTS = ("turns", "win rate", "under water", "exposure", "break-even fee")  # In a report.
+_CANDLES_SHOWN = 360
+Table = tuple[str, Sequence[str], Sequence[Sequence[str]], str]
 _GRID_WIDTH = 90
 _GAINS, _LOSSES = (22, 28, 34), (52, 88, 124)  # Shades of the terminal's 256.
-_LUCK = (
-    "The best of many is mostly the luckiest: it was chosen on these candles. Look for broad",
-    "areas where neighbours do well too, and use --forward 365d to see how the best of one",
-    "year did in the next.",
-)
 
 
 def title(result: Result, with_interval: bool = True) -> str:
@@ -59,7 +64,8 @@ def end_of(result: Result) -> str:
     return f"{when} UTC, after {days:,.1f} of {whole:,.1f} days: {result.ended}"
 
 
-def setup(config: Config, costs: Costs, rules: PairRules, is_sweep: bool = False) -> str:
+def setup(setting: Setting, is_sweep: bool = False) -> str:
+    config, rules, costs = setting.config, setting.rules, setting.costs
     chosen, name = config.strategy, config.strategy.name
     if chosen.file is not None:
         values = "".join(f" {key}={value}" for key, value in chosen.parameters.items())
@@ -136,27 +142,19 @@ def trips(newest: Sequence[Trip], rules: PairRules, interval_s: int) -> list[str
         )
         for one in (trip_values(trip, interval_s) for trip in newest)
     ]
-    return ["", f"the newest {len(rows)} round trips", *in_columns(TRIP, rows)] if rows else []
+    return ["", f"the newest {len(rows)} round trips", *in_columns(_TRIP, rows)] if rows else []
 
 
-def cells(every: Sequence[Cell], values: Mapping[str, Sequence[Value]]) -> list[str]:
-    """Return net by the swept keys, and the best of the cells that can be compared."""
-    best = best_of([cell.whole for cell in every])
-    lines = _grid(every, values, best) or in_columns(CELL, cell_rows(every, best))
-    if ended := sum(not is_sound(cell.whole) for cell in every):
-        lines.append(f"! {ended} of {len(every)} ended early or did not trade: not compared")
-    if best is None:
-        return [*lines, "", "no cell traded to the end, so none is the best"]
-    chosen = every[best]
-    winner = f"best of {len(every)}: {chosen.name}, net {_signed(chosen.whole.net, chosen.whole)}"
-    return [*lines, "", winner, *_LUCK]
+def lines_of(table: Table) -> list[str]:
+    title, names, rows, note = table
+    return [title, *in_columns(names, rows), *textwrap.wrap(note, 80)]
 
 
-def cell_rows(every: Sequence[Cell], best: int | None) -> list[tuple[str, ...]]:
-    """Return rows under the names of CELL."""
-    return [
+def cell_table(every: Sequence[Cell], best: int | None) -> Table:
+    """Return a table of all cells, the best one marked."""
+    rows = [
         (
-            f"{cell.name} *" if at == best else cell.name,
+            f"{name_of(cell.keys)}{' *' if at == best else ''}",
             f"{cell.whole.turns_per_day:,.1f}",
             *(money(amount) for amount in (cell.whole.gross, cell.whole.net)),
             percent(cell.whole.net_percent),
@@ -165,9 +163,30 @@ def cell_rows(every: Sequence[Cell], best: int | None) -> list[tuple[str, ...]]:
         )
         for at, cell in enumerate(every)
     ]
+    return "Cells", _CELL, rows, ""
 
 
-def _grid(
+def winner(every: Sequence[Cell], best: int | None) -> str:
+    """Return which cell is the best, and what that is worth."""
+    ended = sum(not is_sound(cell.whole) for cell in every)
+    left = (
+        f"! {ended} of {len(every)} ended early or did not trade: not compared. " if ended else ""
+    )
+    if best is None:
+        return f"{left}So none is the best."
+    name, net = name_of(every[best].keys), _signed(every[best].whole.net, every[best].whole)
+    return (
+        f"{left}Best of {len(every)}: {name}, net {net}. The best of many is mostly the luckiest: "
+        "it was chosen on these candles. Look for broad areas where neighbours do well too, and "
+        "use --forward 365d to see how the best of one year did in the next."
+    )
+
+
+def name_of(keys: Keys) -> str:
+    return " ".join(f"{key}={value}" for key, value in keys.items())
+
+
+def grid(
     every: Sequence[Cell], values: Mapping[str, Sequence[Value]], best: int | None
 ) -> list[str]:
     """Return a grid of net by two keys; nothing for another number of keys or without room."""
@@ -192,28 +211,29 @@ def _grid(
     ]
 
 
-def forward_rows(steps: Sequence[Step], count: int) -> list[tuple[str, ...]]:
-    """Return rows under the names of FORWARD."""
-    return [
+def forward_table(steps: Sequence[Step], count: int) -> Table:
+    """Return a table of the walk forward; `count` is the number of cells."""
+    rows = [
         (
             moment(step.begin, "%Y-%m-%d"),
-            step.chosen.name,
+            name_of(step.chosen),
             signed(money(step.net)),
             f"{step.rank} of {count}",
             *(signed(money(amount)) for amount in (step.best_net, step.average, step.hold)),
         )
         for step in steps
     ]
+    return "How the best cell of each span did in the next", _FORWARD, rows, _verdict(steps, count)
 
 
-def verdict(steps: Sequence[Step], count: int) -> str:
+def _verdict(steps: Sequence[Step], count: int) -> str:
     """Return what the walk forward means, in words."""
     if not steps:
         return "No cell traded to the end of a span, so none was tried on the next one."
     better = sum(step.net > step.average for step in steps)
     rank = sum(step.rank for step in steps) / len(steps)
     columns = zip(*((step.net, step.average, step.hold) for step in steps), strict=True)
-    chosen, average, hold = (signed(money(sum(column, Decimal(0)))) for column in columns)
+    chosen, average, hold = (signed(money(sum(column, ZERO))) for column in columns)
     return (
         f"The best cell of one span did better than the average cell in {better} of the "
         f"{len(steps)} following spans. Its rank there was {rank:.1f} of {count} on average. In "
@@ -221,7 +241,100 @@ def verdict(steps: Sequence[Step], count: int) -> str:
     )
 
 
-def forward(steps: Sequence[Step], count: int) -> list[str]:
-    head = ["", "each span with the cell that was best in the span before"]
-    summary = textwrap.wrap(verdict(steps, count), 80)
-    return [*head, *in_columns(FORWARD, forward_rows(steps, count)), *summary]
+def write_run(
+    path: Path, setting: Setting, replay: Replay, parts: Iterable[Columns], notes: Sequence[str]
+) -> Result:
+    """Feed the replay, write the page about it, and return the result."""
+    tail: list[Columns] = []
+    points = [*_points(replay, parts, tail)]
+    result, plan = replay.result(), replay.plan
+    fills: list[Fill] = []
+    for trip in replay.record.trips:
+        opening, closing = _fill(trip.entry, "open"), _fill(trip.exit, "close")
+        rollover = trip.costs - opening.fee - closing.fee
+        fills += [opening, Fill(trip.exit.time, 0, ZERO, ZERO, rollover), closing]
+    if replay.record.entry:
+        fills.append(_fill(replay.record.entry, "open"))
+    trips = f"{replay.record.closed:,}"  # The record keeps fewer.
+    facts = {"Max drawdown": percent(result.max_drawdown_percent), "Round trips": trips}
+    facts |= {name.capitalize(): fact for name, fact in figures(result) if name in _FACTS}
+    newest, needed = list(candles_of(*tail)), plan.candles_min
+    windows = (newest[at - needed : at] for at in range(needed, len(newest) + 1))
+    report = RunReport(
+        title=f"{result.pair} · backtest",
+        subtitle=f"{title(result)}; {setup(setting)}",
+        quote=format.asset(result.quote),
+        pair_decimals=replay.rules.pair_decimals,
+        balance=result.balance,
+        size=setting.config.size,
+        hold=result.hold,
+        facts=facts,
+        costs=costs_of(result),
+        points=points,
+        newest=[
+            (
+                seen[-1].time + plan.interval_s,
+                float(seen[-1].close),
+                float(plan.strategy(seen).average),
+            )
+            for seen in windows
+        ],
+        fills=fills,
+        notes=notes,
+        end=f"ENDED EARLY: {end}." if (end := end_of(result)) else "",
+    )
+    write(path, report)
+    return result
+
+
+def _points(replay: Replay, parts: Iterable[Columns], tail: list[Columns]) -> Iterator[Point]:
+    """Feed the parts and yield the points to draw, each of more candles the more there were before.
+
+    `tail` ends up with the newest candles, which are drawn one by one.
+    """
+    count, kept = 0, _CANDLES_SHOWN + replay.plan.candles_min - 1
+    for part in parts:
+        end = tail[0].joined(part) if tail else part
+        tail[:] = [end.cut(-kept)]
+        at = 0
+        while at < len(part.times):
+            step = max(1, count // COLUMNS)
+            piece = part.cut(at, at + step)
+            replay.feed(piece)
+            at, count = at + step, count + len(piece.times)
+            net = replay.equity(exact(piece.closes[-1])) - replay.costs.balance
+            prices = min(piece.lows), max(piece.highs), piece.closes[-1]
+            gross = float(net + replay.paid)
+            yield Point(piece.end, *prices, float(net), gross, float(replay.held))
+
+
+def _fill(order: Order, kind: str) -> Fill:
+    trade = order.trade
+    figures = trade.volume, trade.price, trade.fee + trade.opening_fee
+    why = f"{order.reason}: {kind}"
+    return Fill(order.time, order.direction, *figures, "filled", why, f"{order.order}")
+
+
+def write_sweep(
+    path: Path,
+    head: Sequence[str],
+    cells: Sequence[Cell],
+    forward: Table | None,
+    notes: Sequence[str],
+) -> None:
+    """Write the page about a sweep: its cells, for two keys as a heat map, and the walk forward."""
+    first, best = cells[0], best_of([cell.whole for cell in cells])
+    sections = [table(*forward)] if forward else []
+    if len(first.keys) == 2:
+        down, across = first.keys
+        nets = {
+            (str(cell.keys[down]), str(cell.keys[across])): float(cell.whole.net)
+            for cell in cells
+            if is_sound(cell.whole)
+        }
+        note = "cells that ended early are left out"
+        sections.append(heat_map("Net", f"{down} by {across}", nets, note))
+    sections.append(table(*cell_table(cells, best)))
+    tone = -1.0 if best is None else float(cells[best].whole.net)
+    title, headline = f"{first.whole.pair} · sweep", winner(cells, best)
+    write_output(path, page(title, "; ".join(head), headline, tone, {}, notes, sections).encode())

@@ -187,7 +187,7 @@ class TestErrors(unittest.TestCase):
             with self.subTest(text), self.assertRaises(kind) as caught:
                 client(FakeTransport(envelope(text)), live=True).private("AddOrder", {})
             self.assertEqual(cause, caught.exception.cause)
-            self.assertEqual(is_documented, getattr(caught.exception, "leaves_no_order", None))
+            self.assertEqual(bool(is_documented), caught.exception.leaves_no_order)
 
     def test_an_account_without_margin_on_the_pair_is_told_what_to_do(self) -> None:
         for text in ("EOrder:Reduce only:Non-ECP", "EOrder: Reduce only: Non-PC"):

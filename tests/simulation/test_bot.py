@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from krakenbot.exchange import Exchange
-
 from krakenbot.alerts import active_alerts
 from krakenbot.bot import Bot, Event
 from krakenbot.clock import StopRequestedError
@@ -26,6 +24,7 @@ from krakenbot.errors import (
 from krakenbot.handover import adopt, adoption, flatten
 from krakenbot.journal import Journal
 from krakenbot.journal_file import prepare
+from krakenbot.kraken.spot import Spot
 from krakenbot.model import (
     ZERO,
     Candle,
@@ -1190,7 +1189,7 @@ class Deaths:
 
 
 class TestDeath(BotTest):
-    CALLS = frozenset(name for name in dir(Exchange) if not name.startswith("_"))
+    CALLS = frozenset(name for name in dir(Spot) if not name.startswith("_"))
 
     def test_what_a_dead_process_opened_is_booked_at_the_account_s_own_rates(self) -> None:
         dead = self.bot()

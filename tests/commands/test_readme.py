@@ -286,13 +286,22 @@ class TestClaims(unittest.TestCase):
     def test_it_names_and_counts_the_files_that_can_spend_money(self) -> None:
         path = trading_path()
         lines = sum(len(file.read_text(encoding="utf-8").splitlines()) for file in path)
-        found = re.search(r"(\d+) files of ([\d,]+) lines", _readme())
+        found = re.search(r"(\d+)\s+files of ([\d,]+) lines", _readme())
         assert found is not None
         self.assertEqual(len(path), int(found[1]))
         self.assertAlmostEqual(lines, int(found[2].replace(",", "")), delta=lines / 50)
         layout = _readme().partition("## How the code is laid out")[2]
         for file in path:
             self.assertIn(f"`{file.relative_to(ROOT / 'krakenbot')}`", layout)
+
+    def test_it_counts_the_files_that_an_order_passes(self) -> None:
+        layout = _readme().partition("## How the code is laid out")[2]
+        found = re.search(r"nine\s+files, ([\d,]+)\s+lines", layout)
+        assert found is not None
+        files = re.findall(r"`([a-z_/]+\.py)`", layout.partition("|---|")[2])[:9]
+        self.assertEqual("kraken/transport.py", files[-1])
+        counted = [len((ROOT / "krakenbot" / file).read_text().splitlines()) for file in files]
+        self.assertAlmostEqual(sum(counted), int(found[1].replace(",", "")), delta=50)
 
     def test_links_lead_to_files_that_are_there(self) -> None:
         for link in re.findall(r"\]\((krakenbot/[^)]+)\)", _readme()):

@@ -264,7 +264,8 @@ class TestProcess(unittest.TestCase):
                 self.assertEqual(0, process.wait(timeout=30))
 
     def test_ctrl_c_is_a_clean_end_for_run_and_130_for_others(self) -> None:
-        body = "import time; print('up', flush=True); time.sleep(30)"
+        # Short sleeps: a signal just before a long one would be noticed only at its end.
+        body = "import time; print('up', flush=True); [time.sleep(0.05) for _ in range(600)]"
         wanted = {"run": 0, "backtest": 130}
         started = {name: self.start("-c", FAKE.format(name=name, body=body)) for name in wanted}
         for name, process in started.items():

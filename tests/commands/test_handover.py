@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import sys
 import time
+import unittest
 from argparse import Namespace
 from decimal import Decimal as D
 from unittest import mock
@@ -16,12 +17,15 @@ from krakenbot import retry
 from krakenbot.clock import StopRequestedError, SystemClock
 from krakenbot.commands import handover
 from krakenbot.errors import LaterError, StopError
+from krakenbot.handover import describe_trade
 from krakenbot.journal_file import open_journal
 from krakenbot.lock import Lock, is_locked
+from krakenbot.model import Quote
 from krakenbot.presence import Presence
 from tests import slow
 from tests.commands.program import LIVE, Gate, ProgramTest
 from tests.markets import short_histories
+from tests.rules.test_pairs import rules
 
 UP = {"KRAKENBOT_STRATEGY_NAME": "file", "KRAKENBOT_STRATEGY_FILE": "~/up.py"}
 UPWARD = LIVE | UP
@@ -373,6 +377,18 @@ class TestFlatten(HandoverTest):
         ):
             handover._wait_for_the_bot(path, 1.0)
         self.assertFalse(is_locked(path.with_suffix(".flatten")))
+
+
+class TestWords(unittest.TestCase):
+    def test_a_trade_is_valued_at_the_price_that_it_would_get(self) -> None:
+        quote = Quote(D("49999.9"), D("50000.1"))
+        exchange = mock.Mock(known_rules=rules, quote=lambda: quote)
+        for change, words in (
+            (D("0.1"), "buy 0.1 XBT at market, about 50,000.1 = 5,000.01 USD, fee about 40.00 USD"),
+            (D("-1"), "sell 1 XBT at market, about 49,999.9 = 49,999.90 USD, fee about 400.00 USD"),
+        ):
+            text = describe_trade(exchange, "XXBT", D("0.008"), change)
+            self.assertEqual(f"{words} at 0.80 %", text)
 
 
 def _shorten_lockout() -> None:

@@ -50,7 +50,7 @@ class Ledger:
     def __init__(self, exchange: Spot, journal: Journal, clock: Clock) -> None:
         self._exchange, self._journal, self._clock = exchange, journal, clock
         self._until = 0  # The end of the span being read; 0 when there is none.
-        self.is_read = False  # Whether the last call reached the newest row.
+        self.is_read = False  # False only while the next call must continue this reading.
         self.refused = ""  # Why the key may not read the ledger, if the last call was refused.
         self._differences: list[str] = []
 
@@ -63,7 +63,7 @@ class Ledger:
         """
         self._rules, self._now = rules, int(self._clock.now())
         self._differences = []
-        self.is_read = True  # Also if it fails: the next check tries again.
+        self.is_read = True  # Also after a failure: the next check tries again.
         try:
             self.is_read = self._read_spans(iter(range(pages)))
             self.refused = ""
@@ -131,7 +131,8 @@ class Ledger:
             name = f"{intent.id} {charge.id}"
             if charge.asset != quote and charge.fee and not journal.is_charged(name):
                 row = self._row(name, charge)
-                shown_as_fee = min(row.amount, max(-extra, ZERO))  # The order may do so, valued.
+                # The order's own fee may already include this charge, in quote currency.
+                shown_as_fee = min(row.amount, max(-extra, ZERO))
                 rows.append(row._replace(amount=row.amount - shown_as_fee))
                 extra += shown_as_fee
         if is_known:
@@ -161,7 +162,7 @@ class Ledger:
         return Booked(name, charge.time, kind, worth, asset, charge.fee)
 
     def _price_at(self, time: int) -> Decimal:
-        """Return the price at a time: the close of its candle, of an unfinished one the newest."""
+        """Return the close of the candle at that time, or the first open if all are newer."""
         candles = self._exchange.candles(None)
         if not candles:
             raise UnansweredError("OHLC: an answer without candles")

@@ -1,7 +1,7 @@
 """The loop and one tick: reconcile, read the market, decide, send. Read this file first.
 
 Everything a tick needs is in the journal or at the exchange, so a tick can be repeated after any
-error or crash. Read order_states.py next.
+error or crash. README.md says in which order to read the rest.
 """
 
 from collections.abc import Callable, Mapping, Sequence

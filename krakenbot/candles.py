@@ -60,7 +60,7 @@ class CandleWindow:
                 f"OHLC answer has a candle of {rows[-1].time}, but now is {self._clock.now():.0f}"
             )
         for candle in rows[:-1]:  # The last row is unfinished; its close will change.
-            was = self._candles.setdefault(candle.time, candle)
+            was = self._candles.get(candle.time, candle)
             if was != candle:
                 when = moment(candle.time)
                 log.warning("candle revised %s close=%s before=%s", when, candle.close, was.close)

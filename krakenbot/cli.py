@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # After --help and --version 0, after wrong usage 2.
         code = ending.code if isinstance(ending.code, int) else 2
     except BaseException as error:
-        # Without a buffer, lost output fails in the command already.
+        # With unbuffered output (python -u) the command itself fails when output is lost.
         lost = _lost_output("\n") if isinstance(error, OSError) else None
         code = 0 if lost else _explained(command, error)
     lost = lost or _lost_output()

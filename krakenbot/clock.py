@@ -38,8 +38,8 @@ class Clock(Protocol):
 class SystemClock:
     """The host's clocks, `speed` times as fast (other than 1 only for rehearsals).
 
-    `progress` is called at least every SLICE_S real seconds of waiting. Only the main thread waits
-    on it: Python runs what a signal calls there.
+    `progress` is called at least every SLICE_S real seconds of waiting. Only the main thread may
+    wait on it, because Python runs signal handlers there.
     """
 
     def __init__(self, speed: float = 1.0) -> None:
@@ -94,11 +94,11 @@ class SystemClock:
 
     @property
     def is_stopping(self) -> bool:
-        """Return whether a request to stop has not been raised yet."""
+        """Return whether a stop was requested and StopRequestedError not yet raised for it."""
         return self.stop_requested and not self._has_ended
 
     def request_stop(self) -> None:
-        """Let the next wait raise StopRequestedError, one in another thread after SLICE_S."""
+        """Make the current or next wait raise StopRequestedError; a current one within SLICE_S."""
         self.stop_requested = True
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:

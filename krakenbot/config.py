@@ -29,11 +29,11 @@ _ORIGIN = rf"(?:https://{_HOST}|http://{_LOOPBACK})(?:{_PORT})?"
 
 
 class _Rule(NamedTuple):
-    """What a setting may be, in words and as a check of what TOML gives; and its type here."""
+    """What a setting may be: in words, as a check of TOML's value, and how that becomes ours."""
 
     allowed: str
     accepts: Callable[[Any], bool]
-    kind: Callable[[Any], object] = lambda raw: raw
+    convert: Callable[[Any], object] = lambda raw: raw
 
 
 def _one_of(*values: object) -> _Rule:
@@ -189,7 +189,8 @@ _KEYS: dict[str, tuple[object, _Rule]] = {
 def load(path: str | None, environ: Mapping[str, str], cwd: Path) -> Config:
     """Return the configuration; `path` is the one named on the command line.
 
-    Raises ConfigError with one line for each mistake. Its secrets are hidden from then on.
+    Raises ConfigError with one line for each mistake. From then on no output shows the addresses in
+    [notify].
     """
     errors: list[str] = []
     values: dict[str, Any] = {key: default for key, (default, _) in _KEYS.items()}
@@ -198,7 +199,7 @@ def load(path: str | None, environ: Mapping[str, str], cwd: Path) -> Config:
     for source, key, raw in _settings(path, environ, cwd, errors):
         sources[key], rule = source, _KEYS[key][1]
         if rule.accepts(raw):
-            values[key] = rule.kind(raw)
+            values[key] = rule.convert(raw)
         else:
             values.pop(key, None)
             label = source if source.startswith("KRAKENBOT_") else f"{source}: {key}"
@@ -388,9 +389,8 @@ def _place(key: str, path: Path, source: str, environ: Mapping[str, str], cwd: P
         return path
     file = cwd / _expanded(Path(source), environ)
     if str(file.parent) == credentials or not file.is_file():
-        raise ValueError(
-            "in a service, or where its file is not a regular one, it must be absolute"
-        )
+        where = "in a service or in a configuration that is not a regular file"
+        raise ValueError(f"a relative path does not work {where}")
     place = Path(os.path.normpath(file.parent.resolve() / path))  # systemd takes no "..".
     former = cwd / path
     if key == "state.directory" and any(former.glob("*.db")) and not any(place.glob("*.db")):

@@ -41,20 +41,20 @@ def load_credentials(
             return ""
         return _read(environ[name]) if name.endswith("_FILE") else _bare(environ[name], name)
 
-    for source, pair, read in (
+    for source, places, read in (
         ("CREDENTIALS_DIRECTORY", in_systemd, of_systemd),
         ("[keys]", in_table, _read),
         (f"{names[0]}_FILE", [f"{name}_FILE" for name in names], of_variable),
         (names[0], names, of_variable),
     ):
-        texts = [read(where) for where in pair]
+        texts = [read(place) for place in places]
         if all(texts) and texts:
             key, secret = map(register, texts)
             decode_secret(secret)
             _warn_of_foreign_code()
             return Credentials(key, secret, source)
         if any(texts):
-            here, missing = pair if texts[0] else reversed(pair)
+            here, missing = places if texts[0] else reversed(places)
             raise ConfigError(f"{here} is set, {missing} is not: a key needs its secret")
     return None
 

@@ -59,7 +59,8 @@ def compared(holds: Decimal, records: Decimal, base: str) -> str:
 def describe_trade(exchange: Spot, base: str, fee_rate: Decimal, change: Decimal) -> str:
     """Return in words what trading `change` now means: volume, price, value and fee.
 
-    `change` is in the base currency, below 0 a sale; the fee rate is a fraction.
+    `change` is in the base currency, below 0 a sale; the fee rate is a fraction. `base` is given,
+    because the rules may not be readable.
     """
     text = f"{'buy' if change > 0 else 'sell'} {format.volume(abs(change), base)} at market"
     try:

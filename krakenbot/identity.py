@@ -54,7 +54,8 @@ def remember(config: Config, kind: str, name: str, value: str) -> None:
     path = config.state_directory / INDEX
     part = path.with_suffix(".part")
     # Bots that start at the same time change it one after the other.
-    with closing(Lock(path.with_suffix(".lock"), f"{path}", tries=INDEX_TRIES)):
+    lock = Lock(path.with_suffix(".lock"), f"{path}", tries=INDEX_TRIES, advice="Try again")
+    with closing(lock):
         index = _index(config)
         if index.get(entry := _entry(config, kind, name)) == value:
             return
@@ -111,16 +112,19 @@ def place_of(
 
 def claim(config: Config, journal: Journal, path: Path, identity: Identity) -> None:
     """Record the journal's pair and account in it and the index; StopError if they differ."""
-    known, text = Identity(journal.get("pair_id"), journal.get("account")), " ".join(identity)
+    known = Identity(journal.get("pair_id"), journal.get("account"))
     if any(theirs not in ("", ours) for theirs, ours in zip(known, identity, strict=True)):
+        was, now = (
+            f"pair {one.pair or 'unknown'}, account {one.account or 'unknown'}"
+            for one in (known, identity)
+        )
         raise StopError(
-            f"the journal {path} is of pair and account {' '.join(known)}, the exchange now says "
-            f"{text}. Nothing was sent. Use the key and pair it was made with, or another "
-            "state.directory"
+            f"the journal {path} is of {was}; the exchange now says {now}. Nothing was sent. Use "
+            "the key and pair it was made with, or another state.directory"
         )
     if known != identity:
         journal.put(pair_id=identity.pair, account=identity.account)
-    remember(config, "journal", path.stem, text)
+    remember(config, "journal", path.stem, " ".join(identity))
 
 
 def key_lock(config: Config, key: str) -> Lock:

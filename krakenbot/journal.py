@@ -325,6 +325,7 @@ class Journal:
         return next(rows, None)
 
     def get(self, key: str, default: str = "") -> str:
+        """Return a stored value, `default` if there is none."""
         rows = self._rows("SELECT value FROM meta WHERE key = ?", key)
         return next((str(row[0]) for row in rows), default)
 
@@ -433,6 +434,7 @@ def _typed(of: Callable[[Any], Any], stored: object) -> object:
 
 
 def damaged(path: Path, error: object) -> StopError:
+    """Return the error for a damaged journal."""
     return StopError(
         f"the journal {path} is damaged ({error}) and was left as it is. Check at the exchange "
         "what is held, move the file away, then `krakenbot adopt` or close the position by hand"

@@ -99,13 +99,13 @@ def open_read_only(path: Path) -> Journal:
 
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """Raise ConfigError for what access, space or another's lock prevent, StopError for damage."""
+    """Raise ConfigError for trouble with access, space or a lock; StopError for damage."""
     try:
         yield
     except (OSError, sqlite3.OperationalError) as error:
-        what = f"the journal {path} cannot be used and was left as it is; nothing was sent"
+        what = f"the journal {path} cannot be used (nothing was sent, and it was left as it is)"
         raise no_access(path, what, error, advice(error)) from error
-    except (sqlite3.Error, *_ODD) as error:
+    except sqlite3.Error as error:
         raise damaged(path, error) from error
 
 
@@ -136,7 +136,10 @@ def _checked(path: Path, how: str) -> sqlite3.Connection:
     connection.row_factory = sqlite3.Row
     with ExitStack() as opened:
         opened.callback(connection.close)
-        _check(connection, path)
+        try:
+            _check(connection, path)
+        except _ODD as error:
+            raise damaged(path, repr(error)) from error
         opened.pop_all()
     return connection
 

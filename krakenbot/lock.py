@@ -15,7 +15,7 @@ from krakenbot.format import moment
 
 TRIES, LOOK_S = 5, 0.02
 STATE_BYTES_MAX = 80
-_STOP_IT = ". Stop it first: systemctl stop its service, or kill that process"
+_STOP_IT = "Stop it first: systemctl stop its service, or kill that process"
 
 
 class Lock:
@@ -25,28 +25,40 @@ class Lock:
     With a `name`, no other process of this machine may hold that name either.
     """
 
-    def __init__(self, path: Path, what: str, name: str = "", *, tries: int = TRIES) -> None:
+    def __init__(
+        self,
+        path: Path,
+        what: str,
+        name: str = "",
+        *,
+        tries: int = TRIES,
+        advice: str = _STOP_IT,
+    ) -> None:
         self._path, self._holder = path, f"pid {os.getpid()}, since {moment(time.time())}"
         with ExitStack() as opened:
             try:
                 self._file = open_private(path, os.O_RDWR)
                 opened.callback(os.close, self._file)
-                self._take(what, tries)
+                self._take(what, tries, advice)
                 self._put(self.read())
             except OSError as error:
                 raise no_access(path, f"the lock {path} cannot be used", error) from error
             if name and (claim := claim_on_machine(name, what)) is not None:
                 opened.callback(os.close, claim)
-            self.close = opened.pop_all().close
+            self._opened = opened.pop_all()
 
-    def _take(self, what: str, tries: int) -> None:
+    def close(self) -> None:
+        """Release the lock and the name."""
+        self._opened.close()
+
+    def _take(self, what: str, tries: int, advice: str) -> None:
         for _ in range(tries):
             with suppress(OSError):
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return
             time.sleep(LOOK_S)  # The holder may only be checking, as `is_locked` does.
         holder = self.read(1) or "it does not say which process"
-        raise ConfigError(f"another krakenbot holds {what} ({holder}; lock {self._path}){_STOP_IT}")
+        raise ConfigError(f"another krakenbot holds {what} ({holder}; lock {self._path}). {advice}")
 
     def read(self, line: int = 0) -> str:
         """Return the state, or for line 1 who holds the lock."""
@@ -84,7 +96,7 @@ def claim_on_machine(name: str, what: str) -> int | None:
             return None
         where = "with another state directory"
         raise ConfigError(
-            f"another krakenbot on this machine holds {what}, {where}{_STOP_IT}"
+            f"another krakenbot on this machine holds {what}, {where}. {_STOP_IT}"
         ) from error
 
 

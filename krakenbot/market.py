@@ -90,7 +90,7 @@ class MarketState:
         self._read_at["rules"] = self._read_at["clock"] = NEVER
 
     def refresh(self) -> None:
-        """Read again each part that is out of date; raise the first error once all were tried."""
+        """Read again each part that is out of date; at the end raise the first error."""
         errors = []
         for part, (read, age_max_s) in self._parts.items():
             try:
@@ -101,7 +101,7 @@ class MarketState:
         if errors:
             raise errors[0]
 
-    def _note(self, part: str) -> None:
+    def _mark_read(self, part: str) -> None:
         self._read_at[part] = self._clock.monotonic()
 
     def measure_clock(self) -> None:
@@ -121,7 +121,7 @@ class MarketState:
                 if abs(again_s - offset_s) > doubt_s + again_doubt_s:
                     raise UnansweredError(f"the exchange's clock jumps {again_s - offset_s:+.0f} s")
                 offset_s, doubt_s = again_s, again_doubt_s
-        self._note("clock")
+        self._mark_read("clock")
         if abs(offset_s - known_s) > doubt_s:
             self._clock.set(self._clock.monotonic() + offset_s)
         self.clock_offset_s = self._clock.now() - self._clock.wall()
@@ -141,7 +141,7 @@ class MarketState:
     def read_rates(self) -> None:
         """Read the account's fee and the margin rates; what cannot be read is assumed."""
         assumed = list[str]()
-        self._note("rates")
+        self._mark_read("rates")
         try:
             self.fee_rate = self._exchange.fee_rate()
             if self._plan.leverage:
@@ -166,10 +166,10 @@ class MarketState:
 
     def _read_status(self) -> None:
         found = self._exchange.market_status()
-        self._note("status")
+        self._mark_read("status")
         self.notices, self.status = (*found.emergency, *found.upcoming), found.status
         if self.rules.status not in ("online", "not listed"):
-            self._read_at["rules"] = NEVER
+            self._read_at["rules"] = NEVER  # While the pair takes no orders, they are read often.
 
     def risk_inputs(self, step: Step, held: Decimal, orders_today: int) -> RiskInputs:
         """Return the inputs of `objection`. All but rules, rates and clock are read now."""
@@ -198,7 +198,7 @@ class MarketState:
 
     def _keep_rules(self, rules: PairRules) -> None:
         self.rules = rules
-        self._note("rules")
+        self._mark_read("rules")
         text = remember_rules(self.rules)
         if text != self._journal.get("rules"):
             self._journal.put(rules=text)

@@ -245,7 +245,7 @@ class Secret:
 
 
 class Credentials(NamedTuple):
-    """`source` says where the two were found: a variable's name or "[keys]"."""
+    """An API key and its secret; `source`: where they were found, a variable or "[keys]"."""
 
     key: Secret
     secret: Secret

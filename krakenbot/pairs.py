@@ -46,6 +46,7 @@ def parse_rules(pair: str, row: Mapping[str, Any]) -> PairRules:
     Raises ValueError, naming the pair, when it is not of the expected shape.
     """
     try:
+        # A field's type says how it is read; one that is missing or empty keeps its default.
         given = {
             name: _READERS[kind](row[name])
             for name, kind in PairRules.__annotations__.items()
@@ -65,6 +66,7 @@ def remember_rules(rules: PairRules) -> str:
 
 
 def recall_rules(text: str) -> PairRules:
+    """Return the rules in a text of `remember_rules`."""
     row = json.loads(text)
     return parse_rules(row["pair"], row)
 

@@ -29,7 +29,10 @@ class State(StrEnum):
 
 
 class Life(NamedTuple):
-    """`since` in the host's unix seconds; `now` and `next_decision` in the exchange's."""
+    """`since` in the host's unix seconds; `now` and `next_decision` in the exchange's.
+
+    The names are fields of `status --json`: do not change them.
+    """
 
     state: State
     pid: int | None
@@ -43,7 +46,7 @@ class Life(NamedTuple):
 def units(journal: Journal, pair: str) -> tuple[str, str, int | None]:
     """Return base and quote currency and the decimals of prices, None if unknown.
 
-    They are in the journal; if it is one of 0.2.0, the currencies are those in the pair's name.
+    A journal of 0.2.0 lacks them: then the currencies come from the pair's name.
     """
     base, quote, decimals = (journal.get(key) for key in UNITS)
     if base and decimals:

@@ -22,7 +22,7 @@ T = TypeVar("T")
 class Retry:
     """Retries actions that are safe to repeat after any failure of the exchange.
 
-    A refused key is not tried again at the start of a bot that holds nothing and has no open order.
+    When a bot starts that holds nothing and has no open order, a refused key is not tried again.
     """
 
     def __init__(self, exchange: Spot, journal: Journal, clock: Clock, alerts: Alerts) -> None:
@@ -37,7 +37,7 @@ class Retry:
         if locked_s > 0:  # A request to flatten has ended the wait for the end of a lockout.
             self._clock.wait(locked_s)
         is_needed = self.has_started or self._journal.account().held or self._journal.open_intents()
-        pauses_s, probe = KEY_PAUSES_S if is_needed else (), lambda: self._exchange.balances()
+        pauses_s, probe = (KEY_PAUSES_S if is_needed else ()), self._exchange.balances
         result = retry(action, self._clock, patience_s, self._on_failure, pauses_s, probe)
         self._alerts.update("waiting", "")
         self._alerts.update("key", "")
@@ -63,9 +63,10 @@ def retry(
     """Return the action's result, retrying with backoff while it raises ExchangeError.
 
     Raises LaterError when it keeps failing for longer than `patience_s`. `on_failure` gets each
-    failure. A refused key is tried again after each of `key_pauses_s`, by `probe` first; nothing
-    private is sent meanwhile, because that prolongs a lockout, and a second lockout in a row is
-    raised. Source: support.kraken.com 360001491786, "API error messages".
+    failure. A refused key is tried again after each of `key_pauses_s`, in a lockout after
+    LOCKOUT_S; `probe`, if given, is called before the action. Until then nothing private is sent,
+    because that prolongs a lockout. A second lockout in a row is raised. Source: support.kraken.com
+    360001491786, "API error messages".
     """
     began, logged, backoff_s = float("inf"), float("-inf"), 1.0
     pauses, refused_at, refused = iter(key_pauses_s), float("-inf"), None

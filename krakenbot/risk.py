@@ -24,7 +24,8 @@ class Limits(NamedTuple):
 class Objection(NamedTuple):
     """Why an order is not sent. `passing`: the reason may be gone in a minute.
 
-    `funds`: free margin or the margin level looks too low, maybe as a close is not visible yet.
+    `funds`: free margin or the margin level looks too low, perhaps because a close is not visible
+    yet.
     """
 
     reason: str

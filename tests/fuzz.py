@@ -30,7 +30,7 @@ from krakenbot.errors import ConfigError, LaterError, RefusedError, StopError, U
 from krakenbot.journal import Journal
 from krakenbot.journal_file import open_journal, open_read_only
 from krakenbot.kraken.client import parse_json, result_of
-from krakenbot.kraken.shape import parse_rows
+from krakenbot.kraken.shape import parse_candles
 from krakenbot.kraken.spot import Spot
 from krakenbot.model import Side
 from krakenbot.pairs import decimal, parse_rules, plain
@@ -253,8 +253,8 @@ class TestValues(FuzzTest):
             return
         for parse, allowed in (
             (lambda: parse_rules("X", value), ValueError),
-            (lambda: parse_rows(value, 60), UnansweredError),
-            (lambda: parse_rows({"X": value, "last": 1}, 60), UnansweredError),
+            (lambda: parse_candles(value, 60), UnansweredError),
+            (lambda: parse_candles({"X": value, "last": 1}, 60), UnansweredError),
         ):
             with contextlib.suppress(allowed):
                 self.assert_exact(parse())
@@ -265,7 +265,7 @@ class TestValues(FuzzTest):
     def test_rows_in_any_order_become_candles_without_holes(self, rows: list[Any]) -> None:
         result = {"X": [[60 * row[0], *map(str, row[1:]), "0", "0", 1] for row in rows], "last": 0}
         try:
-            candles = fill(parse_rows(result, 60), 60)
+            candles = fill(parse_candles(result, 60), 60)
         except UnansweredError:
             return
         times = [candle.time for candle in candles]

@@ -29,7 +29,7 @@ WAKE_DELAY_S = 1
 LOSS_PAUSE_S = 10
 ROUNDS_MAX = 3
 UNFILLED_MAX = 5
-Turns = Sequence[tuple[int, Direction]]  # The numbers of candles, and the new direction.
+Turns = Sequence[tuple[int, Direction]]  # Candle numbers, each with the direction from then on.
 _NAMES = {way.value: way.name.lower() for way in Direction}
 
 
@@ -98,7 +98,8 @@ class Replay:
             raise BadDataError("fewer than two candles of this interval")
         low, high, close = (exact(column[-1]) for column in (part.lows, part.highs, part.closes))
         lost = account.liquidate_between(self.position, part.end, low, high)
-        if lost := lost or account.advance(self.position, part.end, close):
+        lost = lost or account.advance(self.position, part.end, close)
+        if lost:
             self._liquidated(lost, part.end)
         self._set_bounds()
         self._mark(part, len(part.times) - 1, len(part.times))
@@ -133,7 +134,10 @@ class Replay:
         return self.account.equity(self.rules.quote) + coins * price
 
     def _run(self, part: Columns, turns: Turns, first: int) -> None:
-        """Decide on the candles from number `first` on."""
+        """Decide on the candles from number `first` on.
+
+        Turns before it only set the direction. The last candle, added as a turn, is left undecided.
+        """
         at = marked = first
         last = len(part.times) - 1
         for turn, direction in (*turns, (last, None)):
@@ -190,8 +194,10 @@ class Replay:
             return
         rollovers = self.rollovers
         lost = account.liquidate_between(position, now, exact(part.lows[at]), exact(part.highs[at]))
-        self._mark(part, marked, at + (lost is None))
-        if lost := lost or account.advance(position, now, opened):
+        # A candle in which the position is liquidated is not valued at its close.
+        self._mark(part, marked, at if lost else at + 1)
+        lost = lost or account.advance(position, now, opened)
+        if lost:
             self._liquidated(lost, now)
         elif self.record.ended is None and (is_turn or self._off_target or not is_safe):
             self._off_target, self._unaffordable, self._allowed_at = waits, inf, 0
@@ -225,7 +231,7 @@ class Replay:
         return turns
 
     def _strategy_turns(self, part: Columns) -> Turns:
-        """Return the same for any strategy, by calling it at each candle."""
+        """Return the candles at which any strategy changes direction, by calling it at each."""
         seen, turns = self._direction, []
         for at, candle in enumerate(candles_of(part.cut(0, -1))):
             self._window.append(candle)

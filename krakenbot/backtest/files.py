@@ -5,7 +5,7 @@ CSV with a header line, or saved OHLC answers. Files are read in blocks, so memo
 with their length. Missing intervals are filled flat, as in the live API.
 
 Prices are floats. With at most 15 digits floats compare as the decimals in the file do, and `exact`
-restores those; a file with longer prices is refused.
+restores those; a file with longer prices is refused, a longer volume is rounded.
 """
 
 import gzip
@@ -261,7 +261,10 @@ def _parse_or_refuse(block: bytes, names: Names, source: Source, number: int) ->
             except (ValueError, ArithmeticError) as error:
                 shown = f"{line[:80].decode('ascii', 'replace')!r} is not a candle: {error}"
                 raise BadDataError(f"{source}:{at}: {shown}") from None
-        raise BadDataError(f"{source}:{number}: lines that do not go together: {odd}") from None
+        why = "do lines end in CR alone, or are some times in seconds and others not?"
+        raise BadDataError(
+            f"{source}:{number}: these lines do not go together ({why}): {odd}"
+        ) from None
 
 
 def _parse(block: bytes, names: Names) -> Columns:
@@ -279,7 +282,7 @@ def _parse(block: bytes, names: Names) -> Columns:
         times = list(map(_moment, moments))
     if times[0] >= _MILLISECONDS:
         if times[0] >= 1000 * _MILLISECONDS or any(time % 1000 for time in times):
-            raise ValueError("a time that is neither in seconds nor in milliseconds of a second")
+            raise ValueError("times must be unix seconds, or milliseconds that are whole seconds")
         times = [time // 1000 for time in times]
     opens, highs, lows, closes, volumes = (list(map(float, column)) for column in texts)
     inside = (lows, opens), (opens, highs), (lows, closes), (closes, highs)

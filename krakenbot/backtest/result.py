@@ -161,11 +161,9 @@ class Record:
     ) -> Result:
         """Return the figures at the end; `net` is the profit, `paid` all costs."""
         traded_s, fees = (self.ended_at or end) - self.begin, paid - self.margin_fees - rollover
-        percent, cent = (
-            float(100 * net / self.balance),
-            Decimal(1).scaleb(-self.rules.cost_decimals),
-        )
-        # What was only counted has the names of the result.
+        percent = float(100 * net / self.balance)
+        cent = Decimal(1).scaleb(-self.rules.cost_decimals)
+        # These attributes of the record are fields of Result, under the same names.
         counted = {name: value for name, value in vars(self).items() if name in Result._fields}
         return Result(
             **counted,

@@ -177,7 +177,8 @@ def _sources(named: list[Path], given: str | None, config: Config) -> tuple[list
     steps = {interval_of(one) for one in chosen}
     if len(pairs) > 1 or len(steps) > 1:
         found = ", ".join([*pairs.values(), *(f"{step // 60} min" for step in sorted(steps))])
-        raise BadDataError(f"{where}: the files must be of one pair and interval, not of {found}")
+        also = " and --pair" if given else ""
+        raise BadDataError(f"{where}{also}: must be of one pair and interval, not of {found}")
     return chosen, next(iter(pairs.values())), steps.pop()
 
 

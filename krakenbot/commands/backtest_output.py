@@ -28,7 +28,8 @@ from krakenbot.rulefile import load
 _TRIP = ("entry", "exit", "side", "|bars", "|in at", "|out at", "|gross", "|costs", "|net")
 _CELL = ("cell", "|turns/day", "|gross", "|net", "|return", "|drawdown", "ended early")
 _FORWARD = ("span from", "best before", "|its net", "|rank", "|best net", "|average", "|hold")
-_FACTS = ("turns", "win rate", "under water", "exposure", "break-even fee")  # In a report.
+# Figures that the page shows nowhere else.
+_FACTS = ("turns", "win rate", "under water", "exposure", "break-even fee")
 _CANDLES_SHOWN = 360
 Table = tuple[str, Sequence[str], Sequence[Sequence[str]], str]
 _GRID_WIDTH = 90
@@ -65,6 +66,7 @@ def end_of(result: Result) -> str:
 
 
 def setup(setting: Setting, is_sweep: bool = False) -> str:
+    """Return strategy, size, fees and rates in one sentence."""
     config, rules, costs = setting.config, setting.rules, setting.costs
     chosen, name = config.strategy, config.strategy.name
     if chosen.file is not None:
@@ -82,6 +84,7 @@ def setup(setting: Setting, is_sweep: bool = False) -> str:
 
 
 def figures(result: Result) -> list[tuple[str, str]]:
+    """Return names and values of the result, as shown."""
     fee, won, factor = result.break_even_fee, result.win_rate, result.profit_factor
     better = "-" if factor is None else f"{factor:.2f}"
     is_long = result.end - result.begin > YEAR_S / 10 and not result.ended
@@ -288,7 +291,7 @@ def write_run(
 
 
 def _points(replay: Replay, parts: Iterable[Columns], tail: list[Columns]) -> Iterator[Point]:
-    """Feed the parts and yield the points to draw, each of more candles the more there were before.
+    """Feed the parts and yield points to draw; the longer the run, the more candles each covers.
 
     `tail` ends up with the newest candles, which are drawn one by one.
     """

@@ -264,7 +264,7 @@ class Checks:
 
 
 def _is_foreign(name: str, known: Container[str]) -> bool:
-    """Return whether a module is none of those known, and not a distributor's own beside them."""
+    """Return whether a top-level module is neither known nor from the standard library's folder."""
     file = getattr(sys.modules[name], "__file__", None) or ""
     is_beside = os.path.dirname(file) == os.path.dirname(os.__file__)
     is_custom = name in ("sitecustomize", "usercustomize")  # Anybody's code, wherever it is.

@@ -33,17 +33,19 @@ from krakenbot.retry import LOCKOUT_S
 EXAMPLE = "krakenbot flatten --live; krakenbot adopt; krakenbot resume"
 BY_HAND = "flattened by hand"
 POLL_S, PROGRESS_TURNS = 0.2, 50  # A line every 10 s.
-ANSWER_S = 60.0  # A bot that has not begun to flatten by then does not answer.
+ANSWER_S = 60.0  # If the bot has not begun to flatten by then, it is not answering.
 GRACE_S = LOCKOUT_S + 600.0  # A bot in a lockout first waits for its end.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     command = parser.get_default("command")
     if command != "resume":
-        parser.add_argument("--yes", action="store_true", help="do it, and do not ask")
+        asks = "do it, not only show it" if command == "adopt" else "do it without asking"
+        parser.add_argument("--yes", action="store_true", help=asks)
     if command == "flatten":
         parser.add_argument("--live", action="store_true", help='real orders; needs mode = "live"')
-        parser.add_argument("--all", action="store_true", help="the pair's whole margin position")
+        everything = "close the pair's whole margin position, whoever opened it"
+        parser.add_argument("--all", action="store_true", help=everything)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -165,7 +167,8 @@ def _what_is_left(parts: Parts) -> str:
     text = f"closed: the bot holds no {asset(base)} of its own on {pair} any more"
     if not parts.config.leverage:
         with suppress(ExchangeError, StopError):
-            text += f"; {_holdings(parts)[2]}"
+            *_, found = _holdings(parts)
+            text += f"; {found}"
     return f"{text}. The bot is halted: `krakenbot resume` lets it trade again"
 
 
@@ -222,7 +225,8 @@ def _wait_for_the_bot(path: Path, patience_s: float) -> None:
 
     The request is a lock beside the journal, so it ends with this process, whatever ends that.
     """
-    with closing(Lock(path.with_suffix(".flatten"), "a request to flatten")):
+    advice = "Wait until that command has ended"
+    with closing(Lock(path.with_suffix(".flatten"), "a request to flatten", advice=advice)):
         for turn in range(1, int(patience_s / POLL_S)):
             if not is_locked(path.with_suffix(".lock")):
                 return

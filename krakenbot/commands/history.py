@@ -23,7 +23,7 @@ from krakenbot.presence import units
 
 EXAMPLE = "krakenbot history orders --since 7d --format csv"
 
-COLUMNS = 80
+WIDTH_MAX = 80
 ISO_FORM = "%Y-%m-%dT%H:%M:%SZ"
 SPANS_S = {"m": 60, "h": 3600, "d": 86400, "w": 604800}
 
@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
     config = configuration.load_here(arguments.config)
     journal = open_read_only(journal_path(config))
     rows = ROWS[arguments.what](journal, arguments.since)
-    names = _COLUMNS[arguments.what].split()
+    names = _FIELDS[arguments.what].split()
     plain = ({name: row[name] for name in names} for row in map(json_values, rows))
     if arguments.format == "json":
         for row in plain:
@@ -49,7 +49,8 @@ def run(arguments: argparse.Namespace) -> int:
         writer.writeheader()
         writer.writerows(row | {"time": moment(row["time"], ISO_FORM)} for row in plain)
     else:
-        _print_table(rows, _SHOWN[arguments.what], units(journal, config.pair)[2])
+        _, _, decimals = units(journal, config.pair)
+        _print_table(rows, _SHOWN[arguments.what], decimals)
     return 0
 
 
@@ -98,7 +99,7 @@ def _equity(journal: Journal, since: int) -> Iterator[dict[str, Any]]:
 
 
 ROWS = {"decisions": _decisions, "orders": _orders, "equity": _equity}
-_COLUMNS = {
+_FIELDS = {
     "decisions": "time interval price average slope target held reason",
     "orders": "time purpose side volume price cost fee margin_fee outcome asked leverage "
     "client_order_id exchange_order_id reason note",
@@ -119,7 +120,7 @@ def _print_table(rows: Iterable[dict[str, Any]], shown: str, decimals: int | Non
     cells = [[_cell(name, row[name], decimals) for name in names] for row in rows]
     heads = shown.replace("time", "time_(UTC)").split()
     table = in_columns([head.replace("_", " ") for head in heads], cells)
-    lines = (line if len(line) <= COLUMNS else f"{line[: COLUMNS - 3]}..." for line in table)
+    lines = (line if len(line) <= WIDTH_MAX else f"{line[: WIDTH_MAX - 3]}..." for line in table)
     print("\n".join(lines) if cells else "nothing yet")
 
 

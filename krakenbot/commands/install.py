@@ -161,7 +161,10 @@ def _with_places(text: str, name: str) -> str:
 
 
 def _uninstall(purge: bool) -> Iterator[Step]:
-    """Remove the service. ConfigError while a live bot has a position or unresolved orders."""
+    """Remove the service. ConfigError while a live bot has a position or unresolved orders.
+
+    A step is carried out before the next is made, so the second check sees what the first did.
+    """
     _refuse_while_held()
     yield _systemctl("disable", "--now", "krakenbot")
     _refuse_while_held()  # It may have traded until the moment it ended.
@@ -238,6 +241,7 @@ def unit(config: Config, file: str, template: bool) -> str:
     for name, path in sources.items():
         place = str(path).replace("%", "%%")
         if template and path != rule:
+            # NAME.toml, NAME.kraken_api_key, NAME.kraken_api_secret.
             place = f"{FOLDER}/%i.{name.removeprefix('config.')}"
         credentials += f"LoadCredential={name}:{place}\n"
     return page("krakenbot.service").format(

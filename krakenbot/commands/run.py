@@ -24,7 +24,8 @@ EXAMPLE = "krakenbot --config my.toml run --live"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--live", action="store_true", help='real orders; needs mode = "live"')
-    parser.add_argument("--once", action="store_true", help="decide on the newest candle and end")
+    text = "decide on the newest finished candle and end"
+    parser.add_argument("--once", action="store_true", help=text)
     text = "take over your position at Kraken, after showing what that will trade; needs --yes"
     parser.add_argument("--adopt", action="store_true", help=text)
     parser.add_argument("--yes", action="store_true", help="confirm --adopt")

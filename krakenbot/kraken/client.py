@@ -29,7 +29,7 @@ _READS = """Balance BalanceEx TradeBalance CreditLines OpenOrders ClosedOrders Q
     WithdrawMethods WithdrawAddresses WithdrawInfo WithdrawStatus ListWalletAccounts
     Earn/Strategies Earn/Allocations Earn/AllocateStatus Earn/DeallocateStatus"""
 READS = frozenset(_READS.split())
-# Answers that are not JSON, by how they begin.
+# What an answer that is not JSON is, by its first bytes.
 KINDS = {
     b"\x1f\x8b": "a gzip answer",
     b"PK": "a zip archive",
@@ -149,7 +149,7 @@ def result_of(method: str, status: int, body: bytes, *, is_public: bool = False)
             log.warning("exchange warns method=%s warning=%s", method, warning)
         if status == 200 and envelope.get("result") is not None and not is_file:
             return envelope["result"]
-        problem = "no result"
+        problem = "JSON in place of a file" if is_file else "no result"
     wait_s = TOO_MANY_S if status == 429 else 0.0
     raise UnansweredError(f"{method}: HTTP {status} with {problem}", wait_s=wait_s)
 
@@ -164,7 +164,8 @@ def kind_of(body: bytes) -> str:
 def parse_json(body: bytes) -> Any:
     """Return JSON from outside, numbers exact; ValueError if broken, too deep or out of range."""
     try:
-        return json.loads(body, parse_float=Decimal, parse_constant=int)  # No int is NaN: refused.
+        # NaN and Infinity are refused: int() raises ValueError for these words.
+        return json.loads(body, parse_float=Decimal, parse_constant=int)
     except (RecursionError, ArithmeticError):
         raise ValueError("JSON nested too deeply, or a number out of range") from None
 

@@ -11,7 +11,7 @@ from krakenbot.model import ZERO, Candle
 from krakenbot.pairs import decimal
 
 BROKEN = (AttributeError, KeyError, TypeError, ValueError, IndexError)
-# In which field of their results some methods have their rows.
+# The field of a method's result that has its rows; of other methods the result itself.
 ROWS_IN = {
     "OpenOrders": "open",
     "ClosedOrders": "closed",
@@ -38,13 +38,14 @@ def shape(method: str) -> Iterator[None]:
     try:
         yield
     except BROKEN as error:
-        raise UnansweredError(f"{method}: an answer of unknown form ({error!r:.120})") from error
+        why = str(error) if type(error) is ValueError else repr(error)
+        raise UnansweredError(f"{method}: an answer of unknown form ({why:.120})") from error
 
 
 def rows(
     client: Methods, method: str, params: Mapping[str, object] | None = None
 ) -> dict[str, Any]:
-    """Return the rows by id in a private method's result.
+    """Request a private method and return the rows in its result, by id.
 
     Some empty answers have a list in place of the object (seen in clients, not documented).
     """
@@ -64,15 +65,15 @@ def moment(value: object) -> int:
     return moment
 
 
-def parse_rows(result: Any, interval_s: int) -> list[Candle]:
-    """Return the rows of an OHLC result, oldest first, one for each time.
+def parse_candles(result: Any, interval_s: int) -> list[Candle]:
+    """Return the candles in an OHLC result, oldest first, one for each time.
 
     Their key is Kraken's own name of the pair, whichever name was sent. Raises UnansweredError when
     the result is not of the documented shape.
     """
     with shape("OHLC"):
-        (rows,) = (value for key, value in result.items() if key != "last")
-        by_time = {candle.time: candle for candle in map(_candle, rows)}
+        (table,) = (value for key, value in result.items() if key != "last")
+        by_time = {candle.time: candle for candle in map(_candle, table)}
         times = sorted(by_time)
         steps = [after - before for before, after in pairwise(times)]
         step_s = gcd(*steps) if len(steps) >= STEPS_MIN else interval_s
@@ -98,8 +99,8 @@ class History:
 
     An account may have any number of unrelated rows, and a page costs two points of a counter that
     falls by a third of a point a second. So reading may be interrupted and continued later, and
-    only rows for which `keeps` is true are kept. Rows added meanwhile lie outside of the span, so
-    they shift nothing.
+    only rows for which `keeps` is true are kept. Kraken sends the newest first, so a row that shows
+    up meanwhile moves others to a later page: some are read twice, none is missed.
     """
 
     def __init__(

@@ -13,7 +13,16 @@ from typing import Any
 
 from krakenbot import log
 from krakenbot.errors import RefusedError, StopError, UnansweredError
-from krakenbot.kraken.shape import BROKEN, PAGE, History, Methods, moment, parse_rows, rows, shape
+from krakenbot.kraken.shape import (
+    BROKEN,
+    PAGE,
+    History,
+    Methods,
+    moment,
+    parse_candles,
+    rows,
+    shape,
+)
 from krakenbot.model import (
     ZERO,
     Candle,
@@ -117,7 +126,7 @@ class Spot:
         """
         span = {} if since is None else {"since": since}
         result = self._of_pair("OHLC", {"interval": self._interval_s // 60} | span)
-        return parse_rows(result, self._interval_s)
+        return parse_candles(result, self._interval_s)
 
     def quote(self) -> Quote:
         """Return the best bid and ask."""
@@ -270,10 +279,10 @@ class Spot:
         params = {"cl_ord_id": order.client_order_id, "deadline": until}
         result = self._client.private("AddOrder", self._parameters(order) | params)
         with shape("AddOrder"):
-            (exchange_id,) = result["txid"]
-            if not exchange_id or result["txid"] != [str(exchange_id)]:
-                raise ValueError(f"order id {exchange_id!r}")
-        self._placed = (order.client_order_id, exchange_id)
+            ids = result["txid"]
+            if not (isinstance(ids, list) and len(ids) == 1 and isinstance(ids[0], str) and ids[0]):
+                raise ValueError(f"order ids {ids!r:.80}")
+        self._placed = (order.client_order_id, ids[0])
 
     def validate(self, order: Order) -> None:
         """Let Kraken check the order without placing it; RefusedError if it would refuse it."""
@@ -297,7 +306,8 @@ class Spot:
     def find(self, client_order_id: str, since: int) -> Execution | None:
         """Return state and fill of an order sent after `since`.
 
-        None only when Kraken has answered that it knows no such order.
+        None only when Kraken has answered that it knows no such order. Raises StopError when
+        several orders have that id.
         """
         client_id, known = self._placed
         if client_id == client_order_id:

@@ -96,6 +96,7 @@ class _Response(http.client.HTTPResponse):
             sock.settimeout(_left(deadline))
             return read(buffer)  # type: ignore[no-any-return]
 
+        # The response reads its socket through this method: each read gets only the time left.
         self.fp.raw.readinto = read_in_time
 
     def begin(self) -> None:
@@ -141,6 +142,7 @@ class _Connection(http.client.HTTPConnection):
         _answering[host] = address
 
     def _connect_to(self, address: Any, others: int) -> None:
+        """Connect to one address, leaving each of the others its share of the time."""
         family, kind, protocol, _, place = address  # As returned by getaddrinfo.
         share_s = _left(self._deadline) / (others + 1)
         deadline = time.monotonic() + (min(share_s, CONNECT_MAX_S) if others else share_s)

@@ -179,9 +179,9 @@ class FeedMarkets:
         """Yield the intervals that ended; none at a set price."""
         series = self.feed.series(rules)
         numbers = range(series.number(since), series.number(until))
-        for number_ in numbers if rules.pair not in self.prices else ():
-            opened, high, low, _ = series.prices(number_)
-            yield series.first + (number_ + 1) * series.interval_s, opened, low, high
+        for at in numbers if rules.pair not in self.prices else ():
+            opened, high, low, _ = series.prices(at)
+            yield series.first + (at + 1) * series.interval_s, opened, low, high
 
     def _time(self, _: Params) -> Any:
         now = int(self.now())

@@ -14,7 +14,7 @@ from krakenbot.clock import Clock
 from krakenbot.errors import LaterError, RefusedError, StopError, UnansweredError
 from krakenbot.journal import Journal
 from krakenbot.kraken.client import result_of
-from krakenbot.kraken.shape import Methods, parse_rows
+from krakenbot.kraken.shape import Methods, parse_candles
 from krakenbot.kraken.spot import Spot
 from krakenbot.model import Quote, Side
 from krakenbot.pairs import PairRules
@@ -71,7 +71,8 @@ class PaperClient:
         if method == "GetApiKeyInfo":
             return self._real.private(method) if self._validates else _NO_KEY
         form = {name: str(value) for name, value in (params or {}).items()}
-        api, reply = self.private_api, dict[str, Any]()
+        api = self.private_api
+        reply: dict[str, Any]
         if method == "AddOrder":
             self._prepare(form)
         try:
@@ -85,7 +86,7 @@ class PaperClient:
     # The account's `Markets`
 
     def pair(self, name: str, again: bool = False) -> PairRules:
-        """Return the rules of the one pair; `again` asks the market for them."""
+        """Return the rules of the one pair; `again` takes those that the bot has read last."""
         if again or not self.rules:
             rules = self._market.known_rules()
             self.rules = {rules.pair: rules}
@@ -122,7 +123,7 @@ class PaperClient:
         if not api.account.held_positions():
             self._swept = now - now % interval_s  # What is opened later saw no earlier candle.
             return
-        candles = parse_rows(result, interval_s)
+        candles = parse_candles(result, interval_s)
         for candle in candles[:-1]:
             if self._swept and candle.time >= self._swept:
                 # What was opened later in it may never have seen its low.

@@ -213,6 +213,7 @@ def flag(p: Params, name: str) -> bool:
 
 
 def number(p: Params, name: str, default: float, fraction: str = r"(\.[0-9]*)?") -> float:
+    """Return a numeric parameter, `default` if absent; RefusedError if it is no number."""
     text = p.get(name)
     if text and not re.fullmatch("-?[0-9]{1,20}" + fraction, text):
         raise bad(name)

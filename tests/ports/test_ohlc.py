@@ -10,7 +10,7 @@ from unittest import mock
 
 from krakenbot.candles import CandleWindow, fill
 from krakenbot.errors import UnansweredError
-from krakenbot.kraken.shape import parse_rows
+from krakenbot.kraken.shape import parse_candles
 from krakenbot.model import Candle
 from tests.clocks import StandingClock
 from tests.logs import silence_module
@@ -218,35 +218,35 @@ class TestRows(unittest.TestCase):
     def test_rows_are_read_under_whatever_name_kraken_gives_the_pair(self) -> None:
         for name in ("XXBTZUSD", "XBTUSD", "SOLUSD"):
             result = {"last": T0, name: [row(T0), row(T0 + 60)]}
-            self.assertEqual([T0, T0 + 60], [c.time for c in parse_rows(result, 60)])
+            self.assertEqual([T0, T0 + 60], [c.time for c in parse_candles(result, 60)])
 
     def test_prices_are_exact(self) -> None:
         result = {"X": [[T0, "0.1", "0.30000000000000001", "0.1", 0.2, "0", "0", 0]], "last": T0}
         with self.assertRaises(UnansweredError):
-            parse_rows(result, 60)  # A float would mean that something read the JSON inexactly.
+            parse_candles(result, 60)  # A float would mean that something read the JSON inexactly.
         result["X"][0][4] = Decimal("0.2")  # type: ignore[index]
         self.assertEqual(
             Candle(T0, *map(Decimal, ("0.1", "0.30000000000000001", "0.1", "0.2", "0"))),
-            parse_rows(result, 60)[0],
+            parse_candles(result, 60)[0],
         )
 
     def test_what_was_traded_is_read_and_a_candle_filled_in_traded_nothing(self) -> None:
-        candles = fill(parse_rows({"X": [row(T0), row(T0 + 120)], "last": T0}, 60), 60)
+        candles = fill(parse_candles({"X": [row(T0), row(T0 + 120)], "last": T0}, 60), 60)
         self.assertEqual([Decimal("1.5"), 0, Decimal("1.5")], [c.volume for c in candles])
 
     def test_rows_out_of_order_or_twice_come_out_once_and_in_order(self) -> None:
         result = {"X": [row(T0 + 60), row(T0), row(T0 + 60, "101.0")], "last": T0}
-        got = parse_rows(result, 60)
+        got = parse_candles(result, 60)
         self.assertEqual([T0, T0 + 60], [c.time for c in got])
 
     def test_rows_of_another_interval_are_no_answer(self) -> None:
         for asked_s, told_s in ((60, 3600), (3600, 60)):
             result = {"X": [row(T0 + told_s * n) for n in range(20)], "last": T0}
             with self.subTest(told_s), self.assertRaises(UnansweredError):
-                parse_rows(result, asked_s)
+                parse_candles(result, asked_s)
 
     def test_no_rows_at_all_are_no_candles(self) -> None:
-        self.assertEqual([], parse_rows({"X": [], "last": T0}, 60))
+        self.assertEqual([], parse_candles({"X": [], "last": T0}, 60))
 
     def test_any_other_shape_is_no_answer(self) -> None:
         good = row(T0)
@@ -268,7 +268,7 @@ class TestRows(unittest.TestCase):
         results += [{"X": [row(T0), row(T0 + 60 * 1_000_000)], "last": T0}]
         for result in results:
             with self.subTest(str(result)[:100]), self.assertRaises(UnansweredError):
-                parse_rows(result, 60)
+                parse_candles(result, 60)
 
 
 @unittest.skipUnless(RECORDED, "TEST_DATA_KRAKEN names no folder with recorded answers")
@@ -279,7 +279,7 @@ class TestRecorded(unittest.TestCase):
 
     def test_recorded_minutes_are_whole_and_last_names_the_last_finished_one(self) -> None:
         result = self.result("candles/rest/OHLC_XBTUSDT_1.json")
-        got = parse_rows(result, 60)
+        got = parse_candles(result, 60)
         self.assertGreaterEqual(len(got), 700)
         self.assertEqual(got, fill(got, 60))
         self.assertEqual(result["last"], got[-2].time)
@@ -294,7 +294,7 @@ class TestRecorded(unittest.TestCase):
             "payloads/spot/api-specs/ohlc.json": 60,
         }.items():
             with self.subTest(name):
-                got = parse_rows(self.result(name), interval_s)
+                got = parse_candles(self.result(name), interval_s)
                 self.assertTrue(got)
                 filled = fill(got, interval_s)
                 self.assertTrue(all(b.time - a.time == interval_s for a, b in pairwise(filled)))

@@ -118,7 +118,7 @@ class TestRows(FilesTest):
 
     def test_times_in_microseconds_are_named(self) -> None:
         lines = [f"{int(row[:10]) * 10**6}{row[10:]}" for row in rows()]
-        self.assertIn("neither in seconds nor", self.refused(self.write("\n".join(lines))))
+        self.assertIn("times must be unix seconds", self.refused(self.write("\n".join(lines))))
 
     def test_a_gap_is_filled_flat_and_known_to_have_no_trades(self) -> None:
         columns = self.read(self.write("\n".join(rows()[:10] + rows()[12:])))

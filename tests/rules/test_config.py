@@ -387,7 +387,7 @@ class TestPaths(Folder):
         Thread(target=pipe.write_text, args=(text,)).start()
         service = HOME | {"CREDENTIALS_DIRECTORY": str(self.folder)}
         for named, environ in (("config.toml", service), ("pipe.toml", HOME)):
-            with self.assertRaisesRegex(ConfigError, "it must be absolute; set state.directory"):
+            with self.assertRaisesRegex(ConfigError, "not a regular file; set state.directory"):
                 load(named, environ, self.folder)
 
 

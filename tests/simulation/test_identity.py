@@ -126,7 +126,7 @@ class TestSpelling(FrontDoor):
         self.addCleanup(journal.close)
         identity.claim(self.config, journal, path, identity.Identity("XXBTZUSD", "0123456789ab"))
         with self.assertRaisesRegex(
-            StopError, "XXBTZUSD 0123456789ab, the exchange now says XXBTZUSD"
+            StopError, "account 0123456789ab; the exchange now says pair XXBTZUSD, account unknown"
         ):
             identity.claim(self.config, journal, path, identity.Identity("XXBTZUSD"))
 

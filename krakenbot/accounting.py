@@ -13,7 +13,7 @@ from krakenbot.format import asset as shown
 from krakenbot.format import volume
 from krakenbot.journal import Journal
 from krakenbot.kraken.spot import Spot
-from krakenbot.model import ZERO, Charge, ChargeKind, Execution, MarginRates, Purpose
+from krakenbot.model import ZERO, Candle, Charge, ChargeKind, Execution, MarginRates, Purpose
 from krakenbot.pairs import PairRules
 from krakenbot.records import Booked, Intent, assumed_id
 
@@ -53,6 +53,7 @@ class Ledger:
         self.is_read = False  # False only while the next call must continue this reading.
         self.refused = ""  # Why the key may not read the ledger, if the last call was refused.
         self._differences: list[str] = []
+        self._candles: Sequence[Candle] = ()  # For the prices of one reading.
 
     def read(self, rules: PairRules, pages: int = PAGES_AT_ONCE) -> str:
         """Book what the ledger shows, with at most `pages` requests.
@@ -62,7 +63,7 @@ class Ledger:
         so.
         """
         self._rules, self._now = rules, int(self._clock.now())
-        self._differences = []
+        self._differences, self._candles = [], ()
         self.is_read = True  # Also after a failure: the next check tries again.
         try:
             self.is_read = self._read_spans(iter(range(pages)))
@@ -163,7 +164,7 @@ class Ledger:
 
     def _price_at(self, time: int) -> Decimal:
         """Return the close of the candle at that time, or the first open if all are newer."""
-        candles = self._exchange.candles(None)
+        self._candles = candles = self._candles or self._exchange.candles(None)
         if not candles:
             raise UnansweredError("OHLC: an answer without candles")
         return next((c.close for c in reversed(candles) if c.time <= time), candles[0].open)

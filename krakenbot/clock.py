@@ -39,7 +39,8 @@ class SystemClock:
     """The host's clocks, `speed` times as fast (other than 1 only for rehearsals).
 
     `progress` is called at least every SLICE_S real seconds of waiting. Only the main thread may
-    wait on it, because Python runs signal handlers there.
+    wait on it: while another thread slept, a signal would raise in the main thread wherever that
+    is, even between journal and send.
     """
 
     def __init__(self, speed: float = 1.0) -> None:

@@ -90,9 +90,11 @@ class MarketState:
         self._read_at["rules"] = self._read_at["clock"] = NEVER
 
     def refresh(self) -> None:
-        """Read again each part that is out of date; at the end raise the first error."""
-        errors = []
+        """Read again each part that is out of date, up to the second failure; raise the first."""
+        errors = list[ExchangeError]()
         for part, (read, age_max_s) in self._parts.items():
+            if len(errors) == 2 or (errors and part == "rates"):
+                break  # Nothing is answered. Rates that cannot be read are assumed for an hour.
             try:
                 if self._clock.monotonic() - self._read_at[part] >= age_max_s:
                     read()

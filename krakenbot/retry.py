@@ -86,7 +86,7 @@ def retry(
             is_locked = refused is not None and refused.lockout and error.lockout
             if pause_s is None or error.lasting or is_locked:
                 raise
-            refused, refused_at = error, now
+            refused, refused_at, began = error, now, float("inf")
             log.warning("key refused, trying it again in a few minutes reason=%s", error)
             on_failure(error)
             clock.wait(LOCKOUT_S if error.lockout else pause_s)

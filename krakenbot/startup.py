@@ -275,6 +275,8 @@ def try_strategy(start: Start) -> None:
         name += f" {rule.sha256}"
     log.info("strategy %s", name)
     settings = f"{name} {chosen} {start.config.interval} min"
+    if start.journal.get("direction_by") == f"{name} {chosen}":  # As up to 0.3.2.
+        start.journal.put(direction_by=settings)
     if start.journal.get("direction_by") != settings:
         # The last direction of another strategy must not be traded on, and the difference to its
         # first direction is no turn.

@@ -15,7 +15,6 @@ from krakenbot import log
 from krakenbot.errors import RefusedError, StopError, UnansweredError
 from krakenbot.kraken.shape import (
     BROKEN,
-    PAGE,
     History,
     Methods,
     moment,
@@ -240,7 +239,7 @@ class Spot:
         """Return Kraken's ids of all orders that traded on the pair in that time."""
         trades = self._trades(since - 1, until)  # The start of Kraken's window is exclusive.
         if not trades.read(self._client, iter(range(PAGES_MAX))):
-            raise UnansweredError(f"TradesHistory: more than {PAGES_MAX * PAGE} rows")
+            raise UnansweredError(f"TradesHistory: more than {PAGES_MAX} pages")
         with shape("TradesHistory"):
             return [str(row["ordertxid"]) for row in trades.rows.values()]
 

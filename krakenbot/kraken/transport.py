@@ -96,7 +96,8 @@ class _Response(http.client.HTTPResponse):
             sock.settimeout(_left(deadline))
             return read(buffer)  # type: ignore[no-any-return]
 
-        # The response reads its socket through this method: each read gets only the time left.
+        # All reads, of lines and chunks too, go through this method of the buffered file's raw one.
+        # `sock` is the TLS one, if there is one.
         self.fp.raw.readinto = read_in_time
 
     def begin(self) -> None:
@@ -111,11 +112,11 @@ class _Connection(http.client.HTTPConnection):
     """A connection for one request; a single deadline bounds all of its steps."""
 
     sock: Any
+    response_class: Any
 
     def __init__(self, is_stopping: Callable[[], bool], host: str, **options: Any) -> None:
         super().__init__(host, **options)
         self._is_stopping, self._deadline = is_stopping, time.monotonic() + options["timeout"]
-        self.response_class: Any = partial(_Response, self._deadline)
 
     def connect(self) -> None:
         """Connect to the first address that answers, with TLS; LaterError when none does in time.
@@ -140,6 +141,7 @@ class _Connection(http.client.HTTPConnection):
             problem = f"{self.host} cannot be reached: {_name(error)}"
             raise LaterError(problem, cause=Cause.UNREACHABLE) from None
         _answering[host] = address
+        self.response_class = partial(_Response, self._deadline)
 
     def _connect_to(self, address: Any, others: int) -> None:
         """Connect to one address, leaving each of the others its share of the time."""
@@ -150,7 +152,9 @@ class _Connection(http.client.HTTPConnection):
         self.sock.settimeout(_left(deadline))
         self.sock.connect(place)
         self.sock.settimeout(_left(deadline))  # For the TLS handshake and the request.
-        # HTTPConnection.connect gets its socket from this, then adds tunnel and TLS.
+        # HTTPConnection.connect gets its socket from this, then adds tunnel and TLS. What a proxy
+        # answers must come in this address's time, too.
+        self.response_class = partial(_Response, deadline)
         self._create_connection = lambda *_: self.sock
         super().connect()
 

@@ -360,6 +360,25 @@ class TestFatesOverTls(TestFates):
             with self.subTest(words):
                 self.assertEqual(UNREACHABLE, self.outcome(partial(client.private, "Balance")))
 
+    def test_a_silent_address_of_a_proxy_leaves_the_others_their_time(self) -> None:
+        asked = threading.Event()
+
+        @raw
+        def silent(proxy: Server, connection: socket.socket) -> None:
+            asked.wait(3)
+
+        @raw
+        def refuse(proxy: Server, connection: socket.socket) -> None:
+            asked.set()
+
+        kind = (socket.AF_INET, socket.SOCK_STREAM, 6, "")
+        ports = [self.serve(serve).port for serve in (silent, refuse)]
+        found = [(*kind, ("127.0.0.1", port)) for port in ports]
+        client = self.client(1, 0.6, proxy=f"http://localhost:{ports[0]}")
+        with mock.patch.object(socket, "getaddrinfo", return_value=found):
+            self.assertEqual(UNREACHABLE, self.outcome(partial(client.private, "Balance")))
+        self.assertTrue(asked.is_set())
+
 
 def _copy(source: socket.socket, target: socket.socket) -> None:
     with contextlib.suppress(OSError):

@@ -535,6 +535,14 @@ class TestMissingPermission(AttentionTest):
         self.exchange.position = outage  # type: ignore[method-assign]
         self.run_for(6 * 3600, bot)
 
+    def test_the_wait_for_the_end_of_a_lockout_takes_no_patience(self) -> None:
+        bot, lockout = self.once(105), KeyRefusedError("EGeneral:Temporary lockout", lockout=True)
+        silence, answers = UnansweredError("HTTP 502"), self.exchange.balances
+        action = mock.Mock(side_effect=[silence, lockout, "done"])
+        self.clock.end = self.clock.time + DAY_S
+        with mock.patch.object(self.exchange, "balances", side_effect=[silence, answers()]):
+            self.assertEqual("done", bot.retry(action, 300.0))
+
     def test_repeated_lockouts_do_not_end_it_while_the_key_is_good(self) -> None:
         bot, lockout = self.once(105), KeyRefusedError("EGeneral:Temporary lockout", lockout=True)
         answers = chain([lockout] * 5, iter(self.exchange.position, None))
@@ -632,6 +640,14 @@ class TestOneMethodThatFails(AttentionTest):
         with self.assertRaises(UnansweredError):
             bot.market.refresh()
         self.assertEqual("cancel_only", bot.market.rules.status)
+
+    def test_where_nothing_is_answered_two_requests_are_enough_and_no_fee_is_assumed(self) -> None:
+        bot, asked = self.run_for(10), mock.Mock(side_effect=UnansweredError("timed out"))
+        for name in ("server_time", "market_status", "rules", "fee_rate", "margin_rates"):
+            setattr(self.exchange, name, asked)
+        self.clock.time += 3600
+        self.assertRaises(UnansweredError, bot.market.refresh)
+        self.assertEqual((2, ""), (asked.call_count, bot.market.assumed))
 
     def test_a_reversal_in_one_order_that_cannot_be_checked_is_closed_at_least(self) -> None:
         error = UnansweredError("TradeBalance: EService:Unavailable")

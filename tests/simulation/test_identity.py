@@ -258,6 +258,14 @@ class TestStrategy(FrontDoor):
         with self.journal() as journal:
             self.assertEqual([], journal.open_intents())
 
+    def test_an_upgrade_is_no_change_of_the_strategy(self) -> None:
+        self.run_once(entry="next-turn")
+        with self.journal() as journal:
+            journal.put(direction_by=journal.get("direction_by").rsplit(" ", 2)[0])  # As in 0.3.2.
+        self.run_once(entry="next-turn")
+        with self.journal() as journal:
+            self.assertEqual("1", journal.get("first_direction"))
+
     def test_another_interval_is_not_the_turn_that_the_first_entry_waits_for(self) -> None:
         self.run_once(entry="next-turn")
         with self.journal() as journal:

@@ -77,7 +77,7 @@ _NOTIFY_URL = _text(rf"{_ORIGIN}([/?][!-~]*)?", _PRIVATELY, register)
 _BODY = _text(r"(?s:.{1,10000})", "text of at most 10000 characters", Secret)
 _PATH = _text(r"[^\x00-\x1f\x7f]+", "a path", Path)
 _KEY_FILE = _Rule(
-    "the path of a file, not the key",
+    "the path of a file, and not the key itself",
     lambda raw: _PATH.accepts(raw) and not is_key_itself(raw),
     Path,
 )
@@ -358,10 +358,11 @@ def _contradictions(values: Mapping[str, Any], sources: Mapping[str, str]) -> It
     if short >= long:
         by = ", ".join(sorted({sources["strategy.short"], sources["strategy.long"]} - {"default"}))
         yield f"{by}: strategy.short = {short}: must be below strategy.long = {long}"
-    name, file = values.get("strategy.name", "file"), values.get("strategy.file", Path())
+    name, file = values.get("strategy.name"), values.get("strategy.file", Path())
     if name == "file" and file is None:
         yield f'{sources["strategy.name"]}: strategy.name = "file" needs strategy.file'
-    if name != "file" and (values.get("strategy.file") or values.get("strategy.parameters")):
+    has_rule = values.get("strategy.file") or values.get("strategy.parameters")
+    if name not in (None, "file") and has_rule:
         yield f'strategy.file and strategy.parameters need strategy.name = "file", not {name}'
     speed, url = values.get("exchange.clock_speed", 1), values.get("exchange.url")
     if speed != 1 and url and not is_loopback(url):
@@ -404,6 +405,8 @@ def _expanded(path: Path, environ: Mapping[str, str]) -> Path:
     if not str(path).startswith("~"):
         return path
     home = environ.get("HOME", "")
-    if path.parts[0] != "~" or not home.startswith("/"):
-        raise ValueError(f"'{path}': only ~/ is known, and only if $HOME is set")
+    if path.parts[0] != "~":
+        raise ValueError(f"'{path}': only ~/ is known")
+    if not home.startswith("/"):
+        raise ValueError(f"'{path}': $HOME is not set")
     return Path(home, *path.parts[1:])

@@ -47,21 +47,20 @@ def recall(config: Config, kind: str, name: str) -> str:
 
 
 def remember(config: Config, kind: str, name: str, value: str) -> None:
-    """Store a value for `recall`; ConfigError when that fails.
-
-    A power failure may lose it: then the exchange is asked again.
-    """
+    """Store a value for `recall` on disk before returning; ConfigError when that fails."""
+    if recall(config, kind, name) == value:
+        return
     path = config.state_directory / INDEX
     part = path.with_suffix(".part")
     # Bots that start at the same time change it one after the other.
     lock = Lock(path.with_suffix(".lock"), f"{path}", tries=INDEX_TRIES, advice="Try again")
     with closing(lock):
-        index = _index(config)
-        if index.get(entry := _entry(config, kind, name)) == value:
-            return
+        index = _index(config) | {_entry(config, kind, name): value}
         try:
             with open(open_private(part, os.O_WRONLY | os.O_TRUNC), "w") as file:
-                json.dump(index | {entry: value}, file, indent=1, sort_keys=True)
+                json.dump(index, file, indent=1, sort_keys=True)
+                file.flush()
+                os.fsync(file.fileno())
             part.replace(path)
         except OSError as error:
             raise no_access(path, f"{path} cannot be written", error) from error

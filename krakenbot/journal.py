@@ -397,7 +397,7 @@ class Journal:
             raise StopError(words + advice(error)) from error
 
 
-def advice(error: Exception) -> str:
+def advice(error: sqlite3.Error) -> str:
     """Return what a person can do about an error of SQLite or the system that is not damage."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):

@@ -104,7 +104,8 @@ def _explained(path: Path) -> Iterator[None]:
         yield
     except (OSError, sqlite3.OperationalError) as error:
         what = f"the journal {path} cannot be used (nothing was sent, and it was left as it is)"
-        raise no_access(path, what, error, advice(error)) from error
+        hint = advice(error) if isinstance(error, sqlite3.Error) else ""
+        raise no_access(path, what, error, hint) from error
     except sqlite3.Error as error:
         raise damaged(path, error) from error
 

@@ -148,10 +148,14 @@ def open_private(path: Path, flags: int) -> int:
 def is_locked(path: Path) -> bool:
     """Return whether a process holds this lock; False when there is no such file."""
     try:
-        with path.open("rb") as file:
+        file = path.open("rb")
+    except OSError:
+        return False
+    with file:
+        try:
             fcntl.flock(file.fileno(), fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError as error:
-        return isinstance(error, BlockingIOError)
+        except OSError:
+            return True
     return False
 
 

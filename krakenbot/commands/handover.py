@@ -3,7 +3,7 @@
 import argparse
 import sys
 import time
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
@@ -32,7 +32,7 @@ from krakenbot.retry import LOCKOUT_S
 
 EXAMPLE = "krakenbot flatten --live; krakenbot adopt; krakenbot resume"
 BY_HAND = "flattened by hand"
-POLL_S, PROGRESS_TURNS = 0.2, 50  # A line every 10 s.
+POLL_S, LOOK_TURNS, PROGRESS_TURNS = 0.2, 10, 50  # A look every 2 s, a line every 10 s.
 ANSWER_S = 60.0  # If the bot has not begun to flatten by then, it is not answering.
 GRACE_S = LOCKOUT_S + 600.0  # A bot in a lockout first waits for its end.
 
@@ -164,11 +164,12 @@ def _what_is_left(parts: Parts) -> str:
     The position is closed by now, so a read that fails here must not look like a failure to close.
     """
     base, pair = parts.bot.market.rules.base, parts.config.pair
-    text = f"closed: the bot holds no {asset(base)} of its own on {pair} any more"
+    text = f"the exchange shows no open position on {pair} any more"
     if not parts.config.leverage:
+        text = f"the bot holds no {asset(base)} of its own on {pair} any more"
         with suppress(ExchangeError, StopError):
-            *_, found = _holdings(parts)
-            text += f"; {found}"
+            margin, _, found = _holdings(parts)
+            text += f"; {found}" + (" (not the bot's)" if margin else "")
     return f"{text}. The bot is halted: `krakenbot resume` lets it trade again"
 
 
@@ -223,20 +224,29 @@ def _ask_the_bot(config: Config, path: Path, arguments: argparse.Namespace) -> i
 def _wait_for_the_bot(path: Path, patience_s: float) -> None:
     """Ask the bot to flatten and wait until it has ended.
 
-    The request is a lock beside the journal, so it ends with this process, whatever ends that.
+    The request is a lock beside the journal, so it ends with this process, whatever ends that, and
+    otherwise when the bot has begun.
     """
-    advice = "Wait until that command has ended"
-    with closing(Lock(path.with_suffix(".flatten"), "a request to flatten", advice=advice)):
+    request, has_begun = path.with_suffix(".flatten"), False
+    with ExitStack() as asking:
+        if not is_locked(request):  # Another command may be asking already.
+            lock = Lock(request, "the request to flatten", advice="Try again")
+            asking.enter_context(closing(lock))
         for turn in range(1, int(patience_s / POLL_S)):
             if not is_locked(path.with_suffix(".lock")):
                 return
-            if turn % PROGRESS_TURNS == 0:
+            if turn % LOOK_TURNS == 0:
                 with closing(open_read_only(path)) as journal:
                     ids = ", ".join(intent.id for intent in journal.open_intents())
-                    has_begun = journal.get("flatten") or journal.get("halted")
+                    begins = bool(journal.get("flatten") or journal.get("halted"))
                 does = f"it is reconciling {ids} first" if ids else "it has no open order"
+                if begins and not has_begun:
+                    print("the bot has begun to flatten", flush=True)
+                    asking.close()
+                has_begun = begins
                 if not has_begun and turn * POLL_S > ANSWER_S:
                     raise LaterError(f"the bot did not answer within {ANSWER_S:.0f} s; {does}")
-                print(f"  waiting: {does}", flush=True)
+                if turn % PROGRESS_TURNS == 0:
+                    print(f"  waiting: {does}", flush=True)
             time.sleep(POLL_S)
     raise LaterError("the bot is not done yet. See `krakenbot status`")

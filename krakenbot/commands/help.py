@@ -24,7 +24,8 @@ def run(arguments: argparse.Namespace) -> int:
         print(page(f"{arguments.topic}.md"), end="")
     else:
         nearest = difflib.get_close_matches(arguments.topic[:80], topics, 1, 0.0)[0]
-        raise UsageError(f"no page {arguments.topic[:80]!r}; did you mean {nearest!r}?")
+        wrong = f"no page {arguments.topic[:80]!r}; did you mean {nearest!r}?"
+        raise UsageError(f"{wrong} The pages: {', '.join(topics)}")
     return 0
 
 

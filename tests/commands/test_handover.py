@@ -280,7 +280,7 @@ class TestFlatten(HandoverTest):
         self.addCleanup(lock.close)
         with contextlib.closing(open_journal(self.journal())) as journal:
             Presence(journal, SystemClock(), 60)
-        with mock.patch.multiple(handover, ANSWER_S=0.5, PROGRESS_TURNS=1):
+        with mock.patch.multiple(handover, ANSWER_S=0.5, LOOK_TURNS=1):
             self.fails_here(gate, LaterError, "did not answer within")
 
     def fails_here(self, gate: Gate, error: type[Exception], words: str) -> None:

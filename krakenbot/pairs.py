@@ -46,12 +46,14 @@ def parse_rules(pair: str, row: Mapping[str, Any]) -> PairRules:
     Raises ValueError, naming the pair, when it is not of the expected shape.
     """
     try:
-        # A field's type says how it is read; one that is missing or empty keeps its default.
+        # A field's type says how it is read; one that is missing keeps its default, and so does one
+        # that is null. But a status that is null is not "online".
         given = {
             name: _READERS[kind](row[name])
             for name, kind in PairRules.__annotations__.items()
-            if row.get(name) not in (None, "")
+            if row.get(name) is not None or (name == "status" and name in row)
         }
+        given["margin_stop"] = given.get("margin_stop") or Decimal(40)
         rules = PairRules(**given | {"pair": pair})
     except (AttributeError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"AssetPairs entry {pair!r} is not as expected: {error!r}") from error

@@ -349,14 +349,14 @@ def _filled(
     steps = list(map(sub, times, (before, *times)))
     breaks = [at for at, step in enumerate(steps) if step != interval_s]
     for at in breaks if last else (0, *breaks):
-        time, step, newest = times[at], steps[at], steps[max(0, at + 1 - _MIXED_ROWS) : at + 1]
+        time, step, newest = times[at], steps[at], steps[max(0, at - _MIXED_ROWS) : at + 1]
         if time % interval_s or not 0 <= time < 1 << 33:
             wrong = f"is not the start of a candle of {interval_s // 60} min"
         elif step <= 0:
             wrong = f"comes after {time - step}" if step else "appears twice"
         elif step > max(GAP_MAX_S, 4 * interval_s):
             wrong = f"follows a gap of {step // 86400} days"
-        elif step >= 4 * interval_s and newest.count(step) == _MIXED_ROWS:
+        elif step >= 4 * interval_s and newest.count(step) > _MIXED_ROWS:
             wrong = f"and those before are {step // 60} minutes apart, not {interval_s // 60}"
         else:
             continue

@@ -191,7 +191,8 @@ def _of_pair(inside: Sequence[Source], config: Config, path: Path) -> list[Sourc
     wanted = assets_of(config.pair)
     steps = {one: interval_of(one) for one, name in names.items() if assets_of(name) == wanted}
     if not steps:
-        has = ", ".join(sorted({name or one.name for one, name in names.items()})[:8]) or "none"
+        others = sorted({name or one.name for one, name in names.items()})
+        has = f"{', '.join(others[:8]) or 'none'}{' ...' if others[8:] else ''}"
         like = f"{''.join(wanted)}_1.csv"
         raise BadDataError(f"{path}: no files of {config.pair}, like {like}; it has {has}")
     fitting = (step for step in steps.values() if config.interval * 60 % step == 0)

@@ -59,8 +59,8 @@ class Chart:
         decimals: int = 2,
     ) -> None:
         self.title, self.times, self.decimals = title, times, decimals
-        # Neighbours in a thinned series are up to two columns apart: that is no gap.
-        gap_s = max(gap_s, 2 * (times[-1] - times[0]) / COLUMNS)
+        # Neighbours in a thinned series are up to a column further apart: that is no gap.
+        gap_s += (times[-1] - times[0]) / COLUMNS
         steps = enumerate(pairwise(times), 1)
         self.starts = {0, *(at for at, (before, now) in steps if now - before > gap_s)}
         bottom, top = min(values), max(values)

@@ -7,6 +7,7 @@ sandbox, paper mode and backtest agree.
 
 import random
 import time
+from array import array
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 from itertools import islice
@@ -27,8 +28,8 @@ ROWS_MAX = 721  # With the unfinished one; docs.kraken.com, "Get OHLC Data", pro
 HISTORY = 60 * 1440  # Minutes of a random market before the sandbox starts.
 _FILE_DIGITS = 10  # Kraken's prices have no more decimals.
 # Open, high, low and close in units of the last decimal; volume in units of 1e-8.
-Row = tuple[int, int, int, int, int]
-_VOLUME_DIGITS = 8
+Row = tuple[int, ...]
+_WIDTH, _VOLUME_DIGITS, _VOLUME_MAX = 5, 8, 2**64 - 1
 _MINUTE_VOLUME = 5_000_000  # Traded in each minute in which a random market moves.
 
 
@@ -47,20 +48,21 @@ class Bar(NamedTuple):
 class Series:
     """The candles of one pair without gaps, generated as far as they are needed.
 
-    Candle 0 starts at `first`.
+    Candle 0 starts at `first`. They are kept in one array of whole numbers.
     """
 
     def __init__(self, interval_s: int, first: int, digits: int, rows: Iterator[Row]) -> None:
         self.interval_s, self.first, self.digits = interval_s, first, digits
-        self._source, self._made = rows, list[Row]()
+        self._source, self._made = rows, array("Q")
 
     def number(self, time: float) -> int:
         """Return the number of the candle that contains `time`."""
         return int((time - self.first) // self.interval_s)
 
     def row(self, number: int) -> Row:
-        self._made += islice(self._source, max(number + 1 - len(self._made), 0))
-        return self._made[number]
+        for row in islice(self._source, max(number + 1 - len(self._made) // _WIDTH, 0)):
+            self._made.extend(row)
+        return tuple(self._made[_WIDTH * number : _WIDTH * (number + 1)])
 
     def prices(self, number: int) -> tuple[Decimal, ...]:
         """Return open, high, low and close of a candle, without trailing zeros."""
@@ -272,6 +274,7 @@ def _rows_of(path: Path, interval_s: int) -> Iterator[Row]:
     for part in read([path], interval_s, []):
         for *prices, volume in zip(*part.numbers, strict=True):
             opened, high, low, close = (int(exact(x).scaleb(_FILE_DIGITS)) for x in prices)
-            yield opened, high, low, close, int(exact(volume).scaleb(_VOLUME_DIGITS))
+            traded = int(exact(volume).scaleb(_VOLUME_DIGITS))
+            yield opened, high, low, close, min(traded, _VOLUME_MAX)
     while True:
         yield close, close, close, close, 0

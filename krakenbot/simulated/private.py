@@ -197,6 +197,7 @@ class PrivateApi:
         """
         start, end = self._moment(p, "start", 0), self._moment(p, "end", math.inf)
         offset = max(int(number(p, "ofs", 0, fraction="")), 0)
+        newest = takewhile(lambda x: any(x[1][time] > start for time in times), newest)
         found = [x for x in newest if any(start < x[1][time] <= end for time in times)]
         page: Row = {name: dict(found[offset : offset + PAGE])}
         return page if flag(p, "without_count") else {**page, "count": len(found)}

@@ -59,6 +59,11 @@ class TestRules(unittest.TestCase):
         self.assertEqual((None, None), (got.long_position_limit, got.short_position_limit))
         self.assertEqual(0, got.costmin)
 
+    def test_a_status_that_is_null_is_not_online_and_a_stop_of_zero_is_none(self) -> None:
+        for status in (None, "", "cancel_only"):
+            self.assertNotEqual("online", parse_rules("XXBTZUSD", ROW | {"status": status}).status)
+        self.assertEqual(40, parse_rules("XXBTZUSD", ROW | {"margin_stop": 0}).margin_stop)
+
     def test_a_missing_or_senseless_field_is_a_value_error_that_names_the_pair(self) -> None:
         for field in ("altname", "base", "quote", "lot_decimals", "pair_decimals", "ordermin"):
             row = {key: value for key, value in ROW.items() if key != field}

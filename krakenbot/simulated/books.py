@@ -80,24 +80,19 @@ class Lot(NamedTuple):
 
 
 class MarginPosition:
-    """The open lots of one pair, oldest first, all on one side. `price` is the latest mark."""
+    """The open lots of one pair, oldest first, all on one side. `price` is the latest mark.
+
+    `held` and `cost_left` are the sums of the lots: a backtest asks for them at every turn.
+    """
 
     def __init__(self, rules: PairRules) -> None:
         self.rules = rules
         self.lots: list[Lot] = []
-        self.price = ZERO
+        self.held = self.cost_left = self.price = ZERO
 
     @property
     def sign(self) -> int:
         return self.lots[0].sign if self.lots else 0
-
-    @property
-    def held(self) -> Decimal:
-        return sum((lot.open_volume for lot in self.lots), ZERO)
-
-    @property
-    def cost_left(self) -> Decimal:
-        return sum((lot.cost_left for lot in self.lots), ZERO)
 
     @property
     def closing_order(self) -> Order:
@@ -304,6 +299,8 @@ class Account:
         paid, due, leverage = fee + opening_fee, now + ROLLOVER_S, order.leverage
         lot = Lot(serial, number, now, sign, volume, ZERO, cost, cost, leverage, paid, rate, due)
         position.lots.append(lot)
+        position.held += volume
+        position.cost_left += cost
         self._book(now, "margin", serial, rules.quote, ZERO, paid)
         return Trade(serial, volume, price, cost, fee, opening_fee)
 
@@ -321,7 +318,8 @@ class Account:
             (self.rollovers if kind == "rollover" else self.fees)[asset] += fee
         self.revision += 1
         self.serial += 1
-        self.ledger.append(Entry(self.serial, refid, now, kind, asset, amount, fee, balance))
+        if self.ledger.maxlen:
+            self.ledger.append(Entry(self.serial, refid, now, kind, asset, amount, fee, balance))
 
 
 def refusal(rules: PairRules, order: Order, price: Decimal) -> str | None:
@@ -347,13 +345,15 @@ def identifier(letter: str, serial: int) -> str:
 
 def _close_lots(position: MarginPosition, volume: Decimal) -> Decimal:
     """Close `volume` of the lots, oldest first, and return what that part cost to open."""
-    before, left = position.cost_left, volume
+    cost, left = ZERO, volume
     while left:
         lot = position.lots.pop(0)
-        part = min(left, lot.open_volume)
-        left -= part
+        part, paid = min(left, lot.open_volume), lot.cost_left
         if part < lot.open_volume:
             paid = round(lot.cost_left * part / lot.open_volume, position.rules.cost_decimals)
             rest = lot._replace(closed=lot.closed + part, cost_left=lot.cost_left - paid)
             position.lots.insert(0, rest)
-    return before - position.cost_left
+        cost, left = cost + paid, left - part
+    position.held -= volume
+    position.cost_left -= cost
+    return cost

@@ -16,7 +16,7 @@ from krakenbot.journal import Journal
 from krakenbot.kraken.client import result_of
 from krakenbot.kraken.shape import Methods, parse_candles
 from krakenbot.kraken.spot import Spot
-from krakenbot.model import Quote, Side
+from krakenbot.model import ZERO, Quote, Side
 from krakenbot.pairs import PairRules
 from krakenbot.simulated.books import Account, Entry, Lot
 from krakenbot.simulated.private import PrivateApi, Span
@@ -196,6 +196,8 @@ def restore(account: Account, state: dict[str, Any], rules: Iterable[PairRules])
         position.lots = [
             Lot._make(Decimal(x) if isinstance(x, str) else x for x in lot) for lot in lots
         ]
+        position.held = sum((lot.open_volume for lot in position.lots), ZERO)
+        position.cost_left = sum((lot.cost_left for lot in position.lots), ZERO)
 
 
 def _rows_of(state: dict[str, Any], rules: PairRules) -> tuple[dict[str, Any], dict[str, Any]]:

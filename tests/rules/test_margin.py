@@ -211,6 +211,8 @@ class IdentityTest(unittest.TestCase):
                     account.equity("ZUSD"),
                     D(10000) - fees - rollover + realized + account.summary("ZUSD").unrealized_pnl,
                 )
+                self.assertEqual(book.held, sum((x.open_volume for x in book.lots), D(0)))
+                self.assertEqual(book.cost_left, sum((x.cost_left for x in book.lots), D(0)))
                 moved = sum((e.amount - e.fee for e in account.ledger), D(0))
                 self.assertEqual(account.balances["ZUSD"], D(10000) + moved)
 

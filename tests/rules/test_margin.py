@@ -203,7 +203,7 @@ class IdentityTest(unittest.TestCase):
     def test_equity_is_start_less_costs_plus_gains_to_the_last_digit(self) -> None:
         for seed in range(30):
             with self.subTest(seed=seed):
-                account, _ = _random_life(random.Random(seed), RULES)
+                account, book = _random_life(random.Random(seed), RULES)
                 fees = account.fees.get("ZUSD", D(0))
                 rollover = account.rollovers.get("ZUSD", D(0))
                 realized = account.realized.get("ZUSD", D(0))

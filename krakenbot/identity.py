@@ -47,7 +47,10 @@ def recall(config: Config, kind: str, name: str) -> str:
 
 
 def remember(config: Config, kind: str, name: str, value: str) -> None:
-    """Store a value for `recall` on disk before returning; ConfigError when that fails."""
+    """Store a value for `recall`; ConfigError when that fails.
+
+    A power failure may lose it, but never leaves half of it: then the exchange is asked again.
+    """
     if recall(config, kind, name) == value:
         return
     path = config.state_directory / INDEX

@@ -145,8 +145,11 @@ def open_private(path: Path, flags: int) -> int:
     return file
 
 
-def is_locked(path: Path) -> bool:
-    """Return whether a process holds this lock; False when there is no such file."""
+def is_locked(path: Path, *, if_unknown: bool = True) -> bool:
+    """Return whether a process holds this lock; False when there is no such file.
+
+    Some file systems cannot tell: then the answer is `if_unknown`.
+    """
     try:
         file = path.open("rb")
     except OSError:
@@ -154,8 +157,8 @@ def is_locked(path: Path) -> bool:
     with file:
         try:
             fcntl.flock(file.fileno(), fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            return True
+        except OSError as error:
+            return if_unknown or isinstance(error, BlockingIOError)
     return False
 
 

@@ -51,7 +51,7 @@ def parse_rules(pair: str, row: Mapping[str, Any]) -> PairRules:
         given = {
             name: _READERS[kind](row[name])
             for name, kind in PairRules.__annotations__.items()
-            if row.get(name) is not None or (name == "status" and name in row)
+            if row.get(name) not in (None, "") or (name == "status" and name in row)
         }
         given["margin_stop"] = given.get("margin_stop") or Decimal(40)
         rules = PairRules(**given | {"pair": pair})

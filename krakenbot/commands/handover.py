@@ -168,8 +168,10 @@ def _what_is_left(parts: Parts) -> str:
     if not parts.config.leverage:
         text = f"the bot holds no {asset(base)} of its own on {pair} any more"
         with suppress(ExchangeError, StopError):
-            margin, _, found = _holdings(parts)
-            text += f"; {found}" + (" (not the bot's)" if margin else "")
+            margin, owned, _ = _holdings(parts)
+            text += f"; the account owns {volume(owned, base)}"
+            if margin:
+                text += f", and a margin position of {volume(margin, base)}, not the bot's, is open"
     return f"{text}. The bot is halted: `krakenbot resume` lets it trade again"
 
 
@@ -227,18 +229,19 @@ def _wait_for_the_bot(path: Path, patience_s: float) -> None:
     The request is a lock beside the journal, so it ends with this process, whatever ends that, and
     otherwise when the bot has begun.
     """
-    request, has_begun = path.with_suffix(".flatten"), False
+    request, is_asking, has_begun = path.with_suffix(".flatten"), False, False
     with ExitStack() as asking:
-        if not is_locked(request):  # Another command may be asking already.
-            lock = Lock(request, "the request to flatten", advice="Try again")
-            asking.enter_context(closing(lock))
         for turn in range(1, int(patience_s / POLL_S)):
             if not is_locked(path.with_suffix(".lock")):
                 return
-            if turn % LOOK_TURNS == 0:
+            if not (is_asking or has_begun or is_locked(request)):  # No other command asks.
+                lock = Lock(request, "the request to flatten", advice="Try again")
+                asking.enter_context(closing(lock))
+                is_asking = True
+            if turn % (PROGRESS_TURNS if has_begun else LOOK_TURNS) == 0:
                 with closing(open_read_only(path)) as journal:
                     ids = ", ".join(intent.id for intent in journal.open_intents())
-                    begins = bool(journal.get("flatten") or journal.get("halted"))
+                    begins = journal.get("flatten") == BY_HAND or bool(journal.get("halted"))
                 does = f"it is reconciling {ids} first" if ids else "it has no open order"
                 if begins and not has_begun:
                     print("the bot has begun to flatten", flush=True)

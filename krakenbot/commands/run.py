@@ -82,8 +82,8 @@ def _trade(config: Config, parts: Parts, notifier: Notifier, once: bool) -> None
 
     def progress() -> None:
         notifier.alive()
-        # `krakenbot flatten` holds this lock while it waits.
-        if is_locked(parts.path.with_suffix(".flatten")):
+        # `krakenbot flatten` holds this lock while it asks; unless that is sure, nobody asks.
+        if is_locked(parts.path.with_suffix(".flatten"), if_unknown=False):
             raise FlattenRequestedError
 
     parts.clock.progress = progress

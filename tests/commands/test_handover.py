@@ -327,6 +327,21 @@ class TestFlatten(HandoverTest):
                 self.assertTrue(handover._agreed(Namespace(yes=True), clock))
         self.assertEqual(4, asked.getvalue().count("shown. Type yes"))
 
+    def test_a_command_that_waits_with_another_asks_itself_once_that_has_gone(self) -> None:
+        self.state.mkdir()
+        path = self.state / "live.db"
+        open_journal(path).close()
+        bot, other = (Lock(path.with_suffix(end), "it") for end in (".lock", ".flatten"))
+        asked: list[bool] = []
+
+        def sleep(_: float) -> None:
+            (bot if asked else other).close()
+            asked.append(is_locked(path.with_suffix(".flatten")))
+
+        with mock.patch("time.sleep", sleep):
+            handover._wait_for_the_bot(path, 10.0)
+        self.assertEqual([False, True], asked)
+
     def test_what_waits_for_a_lock_held_by_another_command_says_so(self) -> None:
         gate = self.held(UPWARD)
         lock = Lock(self.journal().with_suffix(".lock"), "it")  # As `adopt` holds it.

@@ -1,4 +1,5 @@
 import contextlib
+import errno
 import os
 import resource
 import shutil
@@ -11,6 +12,7 @@ from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 from unittest.mock import patch
 
 from krakenbot.errors import ConfigError, StopError
@@ -573,6 +575,13 @@ class TestLock(Folder):
         first.close()
         self.assertFalse(is_locked(path))
         Lock(path, "this API key").close()
+
+    def test_where_a_file_system_cannot_tell_nobody_asks_the_bot_to_flatten(self) -> None:
+        path = self.folder / "journal.flatten"
+        path.touch()
+        with mock.patch("fcntl.flock", side_effect=OSError(errno.ENOLCK, "no locks available")):
+            self.assertTrue(is_locked(path))
+            self.assertFalse(is_locked(path, if_unknown=False))
 
     def test_what_is_written_outlives_the_holder(self) -> None:
         path = self.folder / "key.lock"

@@ -579,7 +579,7 @@ SHOWN_BY: dict[str, int | str] = {
     "an accepted order counts as filled": "two-step:",
     "a refused order is thought never to have left": "two-step:AddOrder=timeout",
     "what was ordered for this candle is ordered again": "two-step:AddOrder=late-fill",
-    "refusals go on for ever": 6,
+    "refusals go on for ever": 19,
     "an order found in another state counts as ended": "two-step:AddOrder=late-fill",
     "a lookup that fails proves absence": "two-step:AddOrder=timeout,OpenOrders=lost-before",
     "an unanswered order that cannot be looked up counts as filled": (

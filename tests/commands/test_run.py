@@ -166,7 +166,8 @@ class TestNoNetwork(ProgramTest):
             silent.settimeout(20)
             connection, _ = silent.accept()
             with connection:
-                connection.recv(1)
+                connection.recv(65536)
+                time.sleep(0.05)  # It waits for the answer by then.
                 running.send_signal(signal.SIGTERM)
                 began = time.monotonic()
                 self.assert_ends(running.done(), 0)

@@ -342,6 +342,28 @@ class TestFlatten(HandoverTest):
             handover._wait_for_the_bot(path, 10.0)
         self.assertEqual([False, True], asked)
 
+    def test_a_request_ends_once_the_bot_has_begun(self) -> None:
+        self.state.mkdir()
+        path = self.state / "live.db"
+        journal = open_journal(path)
+        self.addCleanup(journal.close)
+        bot, asked = Lock(path.with_suffix(".lock"), "it"), list[bool]()
+
+        def sleep(_: float) -> None:
+            asked.append(is_locked(path.with_suffix(".flatten")))
+            journal.put(flatten=handover.BY_HAND)
+            if len(asked) == 3:
+                bot.close()
+
+        with (
+            mock.patch("time.sleep", sleep),
+            mock.patch.object(handover, "LOOK_TURNS", 1),
+            contextlib.redirect_stdout(io.StringIO()) as out,
+        ):
+            handover._wait_for_the_bot(path, 10.0)
+        self.assertEqual([True, False, False], asked)
+        self.assertEqual("the bot has begun to flatten\n", out.getvalue())
+
     def test_what_waits_for_a_lock_held_by_another_command_says_so(self) -> None:
         gate = self.held(UPWARD)
         lock = Lock(self.journal().with_suffix(".lock"), "it")  # As `adopt` holds it.

@@ -29,6 +29,7 @@ class Rows:
         self.rows: list[Charge] = []
         self.price = Decimal(50000)
         self.past: list[Candle] | None = None  # None: one at the current price.
+        self.asked_for_candles = 0
         self.error: Exception | None = None
         self.fails_after = float("inf")
 
@@ -42,7 +43,7 @@ class Rows:
         return [charge for charge in self.rows if since < charge.time <= until]
 
     def candles(self, since: int | None) -> Sequence[Candle]:
-        price = self.price
+        price, self.asked_for_candles = self.price, self.asked_for_candles + 1
         return [Candle(0, price, price, price, price)] if self.past is None else self.past
 
 
@@ -330,6 +331,15 @@ class TestOtherCurrencies(AccountingTest):
         ]
         self.assertEqual("", self.book(CANDLE + 40000))
         self.assertEqual(Decimal("0.45"), self.journal.account().rollover)
+
+    def test_one_answer_with_candles_values_all_fees_of_a_reading(self) -> None:
+        order = self.bought()
+        self.told("T1", order, "2000", "16.5")
+        for hours in (4, 8, 12):
+            self.told("T1", "", "0", "0.00001", CANDLE + hours * 3600, "XXBT")
+        self.assertEqual("", self.book(CANDLE + 50000))
+        self.assertEqual(Decimal("1.5"), self.journal.account().rollover)
+        self.assertEqual(1, self.ledger.asked_for_candles)
 
     def test_what_cannot_be_valued_is_said_and_kept(self) -> None:
         order = self.bought()

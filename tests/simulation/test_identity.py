@@ -412,6 +412,18 @@ class TestTogether(unittest.TestCase):
             thread.join()
         self.assertEqual(names, [identity.recall(config, "pair", name) for name in names])
 
+    def test_what_is_known_already_needs_no_lock(self) -> None:
+        environ = {"HOME": "/", "KRAKENBOT_STATE_DIRECTORY": str(own_folder(self))}
+        config = load("/dev/null", environ, Path("/"))
+        identity.remember(config, "pair", "XBTUSD", "XXBTZUSD")
+        other = Lock((config.state_directory / identity.INDEX).with_suffix(".lock"), "it")
+        self.addCleanup(other.close)
+        with mock.patch.object(identity, "INDEX_TRIES", 1):
+            identity.remember(config, "pair", "XBTUSD", "XXBTZUSD")
+            with self.assertRaises(ConfigError):
+                identity.remember(config, "pair", "XBTUSD", "XETHZUSD")
+        self.assertEqual("XXBTZUSD", identity.recall(config, "pair", "XBTUSD"))
+
 
 class TestKeyInformation(unittest.TestCase):
     def setUp(self) -> None:

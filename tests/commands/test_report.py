@@ -134,6 +134,10 @@ class ReportTest(unittest.TestCase):
         self.assertEqual(2, _path(broken, "price").count("M"))
         self.assertLess(_path(broken, "long").count("M"), _path(whole, "long").count("M"))
 
+    def test_the_points_left_out_of_a_long_line_are_no_gap(self) -> None:
+        self.assertEqual(1, _path(page(5000), "price").count("M"))
+        self.assertEqual(2, _path(page(5000, down=2500), "price").count("M"))
+
     def test_the_end_of_the_account_comes_first(self) -> None:
         journal = open_journal(None)
         journal.put(halted="the loss since the last resume is 51, max_loss is 50")

@@ -286,7 +286,7 @@ class TestFlatten(HandoverTest):
     def fails_here(self, gate: Gate, error: type[Exception], words: str) -> None:
         """See that `flatten` in this process fails with the words and takes its request back."""
         with (
-            mock.patch.dict(os.environ, self.environ(gate) | UPWARD),
+            mock.patch.dict(os.environ, self.environ(gate) | UPWARD, clear=True),
             contextlib.redirect_stdout(io.StringIO()),
             self.assertRaisesRegex(error, words),
         ):

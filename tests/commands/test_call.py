@@ -171,6 +171,16 @@ class TestSpot(Called):
             self.assertEqual(0, self.call("AddOrder", *order, *extra)[0])
         self.assertEqual({}, self.sandbox.api.orders)
 
+    def test_the_client_can_trade_only_for_what_needs_live(self) -> None:
+        self.with_keys()
+        self.environ["KRAKENBOT_MODE"] = "live"
+        checked, traded = ("AddOrder", "validate=true", "--live"), ("CancelAll", "--live")
+        for words, live in ((("Balance", "--live"), False), (checked, False), (traded, True)):
+            with mock.patch("krakenbot.commands.call.client_of") as made:
+                made.return_value.private.return_value = {}
+                self.assertEqual(0, self.call(*words)[0], words)
+            self.assertEqual(live, made.call_args.kwargs["live"], words)
+
     def test_while_a_bot_holds_the_key_nothing_is_signed(self) -> None:
         self.with_keys()
         self.call("Balance")

@@ -155,6 +155,8 @@ class TestFlatten(HandoverTest):
         gate.control("position", pair="XBTUSD", side="buy", volume="0.02", leverage=2)
         done = self.run_it(gate, "flatten", "--live", "--all", **UPWARD)
         self.assert_ends(done, 0)
+        self.assertIn("the exchange holds 0.02 XBT, the journal records 0 XBT", done.out)
+        self.assertIn("flatten: sell 0.02 XBT at market", done.out)
         self.assertEqual(0, gate.position)
         self.assertEqual(["true"], [order["reduce_only"] for order in gate.added])
 

@@ -635,11 +635,11 @@ class TestOneMethodThatFails(AttentionTest):
         bot, error = self.run_for(10), UnansweredError("SystemStatus: timed out")
         self.exchange.market_status = mock.Mock(side_effect=error)  # type: ignore[method-assign]
         self.exchange.pair_rules = self.exchange.pair_rules._replace(status="cancel_only")
-        bot.market.invalidate()
-        self.clock.time += 300
-        with self.assertRaises(UnansweredError):
-            bot.market.refresh()
+        self.clock.time += 3600
+        self.exchange.fee_rate = mock.Mock()  # type: ignore[method-assign]
+        self.assertRaises(UnansweredError, bot.market.refresh)
         self.assertEqual("cancel_only", bot.market.rules.status)
+        self.exchange.fee_rate.assert_not_called()  # It would be assumed for an hour.
 
     def test_where_nothing_is_answered_two_requests_are_enough_and_no_fee_is_assumed(self) -> None:
         bot, asked = self.run_for(10), mock.Mock(side_effect=UnansweredError("timed out"))

@@ -310,6 +310,21 @@ class TestLostJournal(FrontDoor):
         with self.assertRaisesRegex(StopError, "halted"):
             self.run_once(leverage=2)
 
+    def test_an_old_copy_on_a_machine_where_no_bot_has_run_is_compared_too(self) -> None:
+        self.run_once(entry="next-turn")  # It has run and bought nothing yet.
+        backup = shutil.copytree(self.state, self.folder / "backup")
+        with self.journal() as journal:
+            journal._db.execute("UPDATE decisions SET done = 0")
+        self.run_once()
+        self.assertEqual([SIZE], self.bought())
+        shutil.rmtree(self.state)
+        self.state.mkdir()
+        for path in backup.glob("*.db"):
+            shutil.copy(path, self.state)
+        with self.assertRaisesRegex(StopError, "does not know: O"):
+            self.run_once()
+        self.assertEqual([SIZE], self.bought())
+
 
 class TestCurrent(FrontDoor):
     """Before anything is sent, all trades since the newest record are known."""

@@ -1,6 +1,5 @@
 """`backtest`: the bot's own decisions, orders, fees and margin over files of candles."""
 
-import gc
 import json
 import os
 import re
@@ -82,7 +81,6 @@ def run(arguments: Namespace) -> int:
         for name, key in _KEYS.items():
             text = text.replace(f"KRAKENBOT_{key} =", f"--{name}")
         raise UsageError(text) from error
-    gc.disable()  # There are millions of short-lived values, and none of them form cycles.
     try:
         lines = _backtest(config, arguments)
     except (BadDataError, OSError) as error:

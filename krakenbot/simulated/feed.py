@@ -7,7 +7,6 @@ sandbox, paper mode and backtest agree.
 
 import random
 import time
-from array import array
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 from itertools import islice
@@ -27,10 +26,18 @@ from krakenbot.simulated.wire import Params, bad, number
 ROWS_MAX = 721  # With the unfinished one; docs.kraken.com, "Get OHLC Data", promises 720.
 HISTORY = 60 * 1440  # Minutes of a random market before the sandbox starts.
 _FILE_DIGITS = 10  # Kraken's prices have no more decimals.
-# Open, high, low and close in units of the last decimal; volume in units of 1e-8.
-Row = tuple[int, ...]
-_WIDTH, _VOLUME_DIGITS, _VOLUME_MAX = 5, 8, 2**64 - 1
+_VOLUME_DIGITS = 8
 _MINUTE_VOLUME = 5_000_000  # Traded in each minute in which a random market moves.
+
+
+class IntCandle(NamedTuple):
+    """A candle in whole numbers: prices in units of the last decimal, the volume in 1e-8."""
+
+    open: int
+    high: int
+    low: int
+    close: int
+    volume: int
 
 
 class Bar(NamedTuple):
@@ -48,25 +55,25 @@ class Bar(NamedTuple):
 class Series:
     """The candles of one pair without gaps, generated as far as they are needed.
 
-    Candle 0 starts at `first`. They are kept in one array of whole numbers.
+    Candle 0 starts at `first`.
     """
 
-    def __init__(self, interval_s: int, first: int, digits: int, rows: Iterator[Row]) -> None:
+    def __init__(self, interval_s: int, first: int, digits: int, rows: Iterator[IntCandle]) -> None:
         self.interval_s, self.first, self.digits = interval_s, first, digits
-        self._source, self._made = rows, array("Q")
+        self._source, self._made = rows, list[IntCandle]()
 
     def number(self, time: float) -> int:
         """Return the number of the candle that contains `time`."""
         return int((time - self.first) // self.interval_s)
 
-    def row(self, number: int) -> Row:
-        for row in islice(self._source, max(number + 1 - len(self._made) // _WIDTH, 0)):
-            self._made.extend(row)
-        return tuple(self._made[_WIDTH * number : _WIDTH * (number + 1)])
+    def row(self, number: int) -> IntCandle:
+        self._made += islice(self._source, max(number + 1 - len(self._made), 0))
+        return self._made[number]
 
     def prices(self, number: int) -> tuple[Decimal, ...]:
         """Return open, high, low and close of a candle, without trailing zeros."""
-        return tuple(Decimal(x).scaleb(-self.digits).normalize() for x in self.row(number)[:4])
+        *prices, _ = self.row(number)
+        return tuple(Decimal(price).scaleb(-self.digits).normalize() for price in prices)
 
     def bars(self, interval_s: int, since: int, now: float) -> list[Bar]:
         """Return up to 721 bars that start after `since`; the last one is unfinished."""
@@ -81,8 +88,8 @@ class Series:
         stop = max(self.number(time + interval_s), start + 1)
         rows = [self.row(number) for number in range(start, min(stop, here))]
         if here < stop:
-            price = self.row(here)[0]
-            rows.append((price, price, price, price, 0))
+            price = self.row(here).open
+            rows.append(IntCandle(price, price, price, price, 0))
         opens, highs, lows, closes, volumes = zip(*rows, strict=True)
         prices = (opens[0], max(highs), min(lows), closes[-1])
         volume = Decimal(sum(volumes)).scaleb(-_VOLUME_DIGITS)
@@ -250,14 +257,14 @@ def _bar_row(bar: Bar, rules: PairRules) -> list[Any]:
     return [bar.time, *prices, f"{bar.volume:.8f}", bar.trades]
 
 
-def walk(seed: str, price: int) -> Iterator[Row]:
+def walk(seed: str, price: int) -> Iterator[IntCandle]:
     """Yield the candles of a random walk from `price`, in units of the last decimal."""
     bits = random.Random(seed).getrandbits
     unit, floor = max(price // 8000, 1), price // 4
     while True:
         noise = bits(38)
         if noise & 15 == 0:
-            yield price, price, price, price, 0
+            yield IntCandle(price, price, price, price, 0)
             continue
         opened = price + (noise >> 4 & 1) - (noise >> 5 & 1)
         # The sum of 64 coin flips is nearly normal; its coarse steps make exact ties possible.
@@ -265,16 +272,15 @@ def walk(seed: str, price: int) -> Iterator[Row]:
         price += change if price + change > floor else abs(change)
         high = max(opened, price) + (noise >> 6 & 7) * unit // 2
         low = min(opened, price) - (noise >> 9 & 7) * unit // 2
-        yield opened, high, low, price, _MINUTE_VOLUME if high > low else 0
+        yield IntCandle(opened, high, low, price, _MINUTE_VOLUME if high > low else 0)
 
 
-def _rows_of(path: Path, interval_s: int) -> Iterator[Row]:
+def _rows_of(path: Path, interval_s: int) -> Iterator[IntCandle]:
     """Yield the candles of a file; after its end the price stands still."""
     close = 0
     for part in read([path], interval_s, []):
         for *prices, volume in zip(*part.numbers, strict=True):
             opened, high, low, close = (int(exact(x).scaleb(_FILE_DIGITS)) for x in prices)
-            traded = int(exact(volume).scaleb(_VOLUME_DIGITS))
-            yield opened, high, low, close, min(traded, _VOLUME_MAX)
+            yield IntCandle(opened, high, low, close, int(exact(volume).scaleb(_VOLUME_DIGITS)))
     while True:
-        yield close, close, close, close, 0
+        yield IntCandle(close, close, close, close, 0)

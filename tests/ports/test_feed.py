@@ -24,7 +24,7 @@ def walk(seed: str = "1", pair: str = "XXBTZUSD", now: float = NOW) -> Series:
 
 
 def closes(series: Series, count: int) -> list[int]:
-    return [series.row(number)[3] for number in range(count)]
+    return [series.row(number).close for number in range(count)]
 
 
 class RandomTest(unittest.TestCase):
@@ -124,6 +124,12 @@ class FileTest(unittest.TestCase):
             self.assertEqual({bar[1:] for bar in over[-300:]}, {(D(10),) * 4 + (0, 0)})
             traded = [(bar.volume, bar.trades) for bar in series.bars(300, 0, 60 * 61)][-3:]
             self.assertEqual(traded, [(D("2.5"), 5), (D("2.5"), 5), (D("0.5"), 1)])
+
+    def test_volumes_and_prices_may_be_as_large_as_a_file_has_them(self) -> None:
+        text = "".join(f"{60 * n},5e9,5e9,5e9,5e9,{10**14},3\n" for n in range(1, 60))
+        feed = Feed(self.write(text), NOW)
+        bar = feed.series(XBT).bars(60, 0, feed.start)[0]
+        self.assertEqual((bar.high, bar.volume), (5 * 10**9, 10**14))
 
     def test_what_is_not_a_file_of_enough_candles_is_refused_at_once(self) -> None:
         for name, text in (

@@ -166,7 +166,7 @@ class Duty:
             if has_rule and (candle // step_s) % FLAT_EVERY == 0:
                 return 0
             candle -= step_s
-            difference = series.row(here)[3] - series.row(here - length)[3]
+            difference = series.row(here).close - series.row(here - length).close
             if difference:
                 return 1 if difference > 0 else -1
             here -= step

@@ -7,7 +7,7 @@ from typing import Any
 from krakenbot.model import Quote, Secret
 from krakenbot.pairs import PairRules
 from krakenbot.simulated.api import SandboxApi
-from krakenbot.simulated.feed import Feed, Row, Series
+from krakenbot.simulated.feed import Feed, IntCandle, Series
 from krakenbot.simulated.listing import FIRST_TICKS, SANDBOX_KEY, SANDBOX_SECRET
 
 VOLUME = 5_000_000  # Of each candle, in units of the eighth decimal.
@@ -29,7 +29,7 @@ class TurningFeed(Feed):
             self._series[rules.pair] = Series(self.interval_s, first, rules.pair_decimals, rows)
         return self._series[rules.pair]
 
-    def _rows(self, start: int) -> Iterator[Row]:
+    def _rows(self, start: int) -> Iterator[IntCandle]:
         random = Random(f"{self.number} market")
         unit, sign, opened = max(start // 8000, 1), 1, start
         closes = [start] * self.length
@@ -42,7 +42,8 @@ class TurningFeed(Feed):
                 close = start if close != start else start + sign * start // random.choice((3, 20))
                 closes = [close] * self.length
             closes = [*closes[1:], close]
-            yield opened, max(opened, close) + unit, min(opened, close) - unit, close, unit
+            high, low = max(opened, close) + unit, min(opened, close) - unit
+            yield IntCandle(opened, high, low, close, unit)
             opened = close + random.choice((-1, 0, 0, 1))
 
 

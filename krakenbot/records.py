@@ -4,6 +4,7 @@ import hashlib
 from decimal import Decimal
 from enum import StrEnum
 from typing import NamedTuple
+from uuid import UUID
 
 from krakenbot.model import ZERO, Order, Purpose, Side
 
@@ -142,11 +143,7 @@ def client_order_id(
 ) -> str:
     """Return the UUID of one step of one decision: the same step always has the same id."""
     text = f"{fingerprint} {pair} {interval_s} {candle} {purpose.value} {attempt}"
-    raw = bytearray(hashlib.sha256(text.encode()).digest()[:16])
-    raw[6] = raw[6] & 0x0F | 0x40
-    raw[8] = raw[8] & 0x3F | 0x80
-    digits = raw.hex()
-    return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
+    return str(UUID(bytes=hashlib.sha256(text.encode()).digest()[:16], version=4))
 
 
 def assumed_id(intent_id: str) -> str:

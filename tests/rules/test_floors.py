@@ -31,7 +31,7 @@ ON_TOP = {
 LAZY_EXCEPTIONS = {("assemble", "simulated"), ("startup", "backtest")}
 # What pure modules may use of the standard library: nothing that reads a file, a clock or a socket.
 PURE = {"binascii", "collections", "contextlib", "decimal", "enum", "functools", "hashlib", "hmac"}
-PURE |= {"itertools", "json", "math", "re", "typing"}
+PURE |= {"itertools", "json", "math", "re", "typing", "uuid"}
 
 
 @functools.cache

@@ -73,7 +73,8 @@ def decide(snapshot: Snapshot, plan: Plan) -> Decision:
     target = target_volume(direction, plan.size, plan.leverage)
     goal, rest = _direction(target), abs(target - held)
     step = next_step(held, target, plan.leverage, plan.one_order, rules, snapshot.blocked)
-    if step is None and is_stuck(held, plan.size, rules) and held * target <= 0:
+    is_stuck = 0 < abs(held) < rules.ordermin and plan.size < rules.ordermin
+    if step is None and is_stuck and held * target <= 0:
         # The exchange raised its minimum. The position must be closed all the same.
         side = Side.SELL if held > 0 else Side.BUY
         step = Step(Purpose.CLOSE, side, abs(held), plan.leverage > 0)
@@ -86,11 +87,6 @@ def decide(snapshot: Snapshot, plan: Plan) -> Decision:
         return Decision(goal, None, f"{why}: {plain(rest)} off target, {blocked.reason}", blocked)
     order = f"{step.purpose.verb} by {step.side.value} {plain(step.volume)}"
     return Decision(goal, step, f"{why}: {order}")
-
-
-def is_stuck(held: Decimal, size: Decimal, rules: PairRules) -> bool:
-    """Return whether a raised minimum makes the whole position too small to close."""
-    return held != 0 and abs(held) < rules.ordermin and size < rules.ordermin
 
 
 def _direction(volume: Decimal) -> Direction:

@@ -1,5 +1,6 @@
 """What an order depends on besides candles and position, and how fresh that knowledge is."""
 
+import json
 from decimal import Decimal
 
 from krakenbot import log
@@ -24,7 +25,7 @@ from krakenbot.model import (
     Quote,
     Step,
 )
-from krakenbot.pairs import PairRules, plain, recall_rules, remember_rules
+from krakenbot.pairs import PairRules, parse_rules, plain
 from krakenbot.risk import FEE_RATE_ASSUMED, RiskInputs, clock_error
 
 CLOCK_WARN_S = 5.0  # Harmless so far, but the host's clock is not synchronized.
@@ -72,7 +73,8 @@ class MarketState:
                     raise
                 raise ConfigError(f"pair = {self._plan.pair!r}: {error}") from error
             log.warning("the pair's rules cannot be read, using stored ones: %s", error)
-            self.rules = recall_rules(text)
+            stored = json.loads(text)
+            self.rules = parse_rules(stored["pair"], stored)
             if isinstance(error, RefusedError):
                 self.rules = self.rules._replace(status="not listed")
             self._exchange.assume_rules(self.rules)
@@ -201,6 +203,6 @@ class MarketState:
     def _keep_rules(self, rules: PairRules) -> None:
         self.rules = rules
         self._mark_read("rules")
-        text = remember_rules(self.rules)
+        text = json.dumps(rules._asdict(), default=str)
         if text != self._journal.get("rules"):
             self._journal.put(rules=text)

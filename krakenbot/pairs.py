@@ -1,6 +1,5 @@
 """What Kraken allows on one pair, and the only place where volumes are rounded."""
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from decimal import ROUND_DOWN, Decimal, InvalidOperation
 from typing import Any, NamedTuple
@@ -60,17 +59,6 @@ def parse_rules(pair: str, row: Mapping[str, Any]) -> PairRules:
     if rules.ordermin < ZERO or rules.costmin < ZERO:
         raise ValueError(f"AssetPairs entry {pair!r} has a negative minimum")
     return rules
-
-
-def remember_rules(rules: PairRules) -> str:
-    """Return the rules as a text for `recall_rules`."""
-    return json.dumps(rules._asdict(), default=str)
-
-
-def recall_rules(text: str) -> PairRules:
-    """Return the rules in a text of `remember_rules`."""
-    row = json.loads(text)
-    return parse_rules(row["pair"], row)
 
 
 def decimal(value: object) -> Decimal:

@@ -31,7 +31,6 @@ from krakenbot.model import (
     Signal,
     SystemStatus,
 )
-from krakenbot.pairs import remember_rules
 from krakenbot.retry import KEY_PAUSES_S, retry
 from tests.rules.test_pairs import rules
 from tests.simulation.test_bot import DOWN, PLAN, SIZE, T0, BotTest, FakeClock
@@ -759,7 +758,6 @@ class TestWaiting(AttentionTest):
     def test_flatten_of_a_bot_that_holds_nothing_needs_no_newer_rules(self) -> None:
         bot = self.bot()
         bot.retry(bot.market.learn)
-        self.journal.put(rules=remember_rules(bot.market.rules))
         with mock.patch.object(self.exchange, "rules", side_effect=UnansweredError("timed out")):
             self.flatten(bot)
         self.assertEqual("asked to", self.journal.get("halted"))

@@ -67,10 +67,9 @@ class StopError(Exception):
 class KeyRefusedError(StopError):
     """The exchange refused the key, one of its permissions, or the account. Nothing was executed.
 
-    `lockout`: each further private request prolongs it. `nonce`: nonces stayed refused for a
-    minute, so another program uses the key. `lasting`: a later retry is pointless.
+    `lockout`: each further private request prolongs it. `lasting`: a later retry is pointless.
     """
 
-    def __init__(self, message: str, *, lockout: bool = False, nonce: bool = False) -> None:
+    def __init__(self, message: str, *, lockout: bool = False) -> None:
         super().__init__(message, 77)
-        self.lockout, self.nonce, self.lasting = lockout, nonce, False
+        self.lockout, self.lasting = lockout, False

@@ -95,7 +95,6 @@ class Client:
                     raise KeyRefusedError(
                         f"Kraken keeps refusing nonces ({error}): another program uses this key, "
                         "or it has seen larger nonces. Give each program its own key",
-                        nonce=True,
                     ) from error
                 log.warning("nonce refused, retrying in %s s: %s", pause_s, error)
                 self._clock.wait(pause_s)

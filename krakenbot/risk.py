@@ -59,13 +59,12 @@ FEE_RATE_ASSUMED = Decimal("0.008")
 def objection(step: Step, leverage: int, inputs: RiskInputs, limits: Limits) -> Objection | None:
     """Return the first objection to sending the step's order now, or None.
 
-    `summary` may be None for a step that only closes: closing is never stopped for margin.
+    Only the market's state and spread stop a close; for one, `summary` may be None.
     """
-    return (
-        _market(step, inputs, limits)
-        or _pair(step, leverage, inputs)
-        or (None if step.purpose is Purpose.CLOSE else _exposure(step, leverage, inputs, limits))
-    )
+    against = _market(step, inputs, limits)
+    if against or step.purpose is Purpose.CLOSE:
+        return against
+    return _pair(step, leverage, inputs) or _exposure(step, leverage, inputs, limits)
 
 
 def _market(step: Step, inputs: RiskInputs, limits: Limits) -> Objection | None:
@@ -85,16 +84,15 @@ def _market(step: Step, inputs: RiskInputs, limits: Limits) -> Objection | None:
 def _pair(step: Step, leverage: int, inputs: RiskInputs) -> Objection | None:
     rules, cost = inputs.rules, step.volume * inputs.quote.mid
     allowed, name = rules.leverages(step.side), rules.altname
-    closes = step.purpose is Purpose.CLOSE
-    if leverage and leverage not in allowed and not closes:
+    if leverage and leverage not in allowed:
         only = f"leverage {leverage} is not offered on {name}, only {' '.join(map(str, allowed))}"
         return Objection(only if allowed else f"{name} has no margin for a {step.side.value}")
-    if step.volume < rules.ordermin and not closes:
+    if step.volume < rules.ordermin:
         needed = volume(rules.ordermin, rules.base)
         return Objection(
             f"{volume(step.volume, rules.base)} is below the smallest order of {name}, {needed}"
         )
-    if cost < rules.costmin and not closes:
+    if cost < rules.costmin:
         worth, needed = money(cost, rules.quote), money(rules.costmin, rules.quote)
         return Objection(f"an order worth {worth} is below the smallest of {name}, {needed}")
     return None

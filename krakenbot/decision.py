@@ -64,14 +64,14 @@ def decide(snapshot: Snapshot, plan: Plan) -> Decision:
     if snapshot.flatten_reason:
         direction, why = Direction.FLAT, snapshot.flatten_reason
     elif signal.direction is None:
-        return Decision(_direction(held), None, "the strategy has no view yet")
+        return Decision(Direction.of(held), None, "the strategy has no view yet")
     elif snapshot.waits_for_turn_from is signal.direction:
         view = signal.direction.name.lower()
         return Decision(Direction.FLAT, None, f"{view}, waiting for a turn")
     else:
         direction, why = signal.direction, signal.direction.name.lower()
     target = target_volume(direction, plan.size, plan.leverage)
-    goal, rest = _direction(target), abs(target - held)
+    goal, rest = Direction.of(target), abs(target - held)
     step = next_step(held, target, plan.leverage, plan.one_order, rules, snapshot.blocked)
     is_stuck = 0 < abs(held) < rules.ordermin and plan.size < rules.ordermin
     if step is None and is_stuck and held * target <= 0:
@@ -87,10 +87,6 @@ def decide(snapshot: Snapshot, plan: Plan) -> Decision:
         return Decision(goal, None, f"{why}: {plain(rest)} off target, {blocked.reason}", blocked)
     order = f"{step.purpose.verb} by {step.side.value} {plain(step.volume)}"
     return Decision(goal, step, f"{why}: {order}")
-
-
-def _direction(volume: Decimal) -> Direction:
-    return Direction((volume > ZERO) - (volume < ZERO))
 
 
 def target_volume(direction: Direction, size: Decimal, leverage: int) -> Decimal:

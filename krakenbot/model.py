@@ -28,6 +28,10 @@ class Direction(IntEnum):
     FLAT = 0
     SHORT = -1
 
+    @classmethod
+    def of(cls, number: Decimal) -> "Direction":
+        return cls((number > 0) - (number < 0))
+
 
 class OrderStatus(Enum):
     """The status of an order. Source: docs.kraken.com, "Query Orders Info"."""

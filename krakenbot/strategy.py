@@ -54,14 +54,10 @@ def _signal(differences: Iterator[Decimal], averaged: Sequence[Candle]) -> Signa
     """
     newest = next(differences, ZERO)
     deciding = newest or next((difference for difference in differences if difference), None)
-    direction = None if deciding is None else _sign(deciding)
+    direction = None if deciding is None else Direction.of(deciding)
     average = _sum(averaged) / len(averaged) if averaged else ZERO
-    return Signal(direction, average, int(_sign(newest)))
+    return Signal(direction, average, int(Direction.of(newest)))
 
 
 def _sum(candles: Sequence[Candle]) -> Decimal:
     return sum((candle.close for candle in candles), ZERO)
-
-
-def _sign(number: Decimal) -> Direction:
-    return Direction((number > 0) - (number < 0))

@@ -255,17 +255,14 @@ class Journal:
                     account = account.charged(charge.kind, charge.amount)
         self._account = account
 
-    def charges(self) -> list[tuple[int, Decimal]]:
-        """Return time and amount (quote currency) of all margin charges, oldest first."""
-        return [(booked.time, booked.amount) for booked in self._charges()]
-
-    def _charges(self) -> Iterator[Booked]:
+    def charges(self) -> Iterator[Booked]:
+        """Yield all charges besides trade fees, oldest first, without the original amounts."""
         return self._read(Booked, "SELECT id, time, kind, amount FROM charges ORDER BY time")
 
     def opening_fees(self) -> dict[str, Decimal]:
         """Return the margin opening fees by intent id, in quote currency."""
         fees: dict[str, Decimal] = {}
-        for booked in self._charges():
+        for booked in self.charges():
             # An intent's id with or without a prefix or suffix: see assumed_id and accounting.py.
             intent_id = booked.id.removeprefix(assumed_id("")).partition(" ")[0]
             if booked.kind == "opening":

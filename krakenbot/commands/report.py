@@ -38,7 +38,7 @@ def report_of(config: Config, journal: Journal) -> RunReport:
     equity, intents = [*journal.equity()], journal.intents()
     base, quote, decimals = units(journal, config.pair)
     account, halted = journal.account(), journal.get("halted")
-    charges = [Fill(time, 0, ZERO, ZERO, amount) for time, amount in journal.charges()]
+    charges = [Fill(one.time, 0, ZERO, ZERO, one.amount) for one in journal.charges()]
     # Before the first candle the net result is 0.
     gross, balance, hold, when = account.costs, ZERO, ZERO, "no candle yet"
     if equity:

@@ -118,7 +118,7 @@ def assemble(
         owner, info = startup.learn(config, spot, key_name if credentials else "")
         return owner, info, identity.place_of(config, owner, partial(_pair_of, config, client))
 
-    pauses_s = KEY_PAUSES_S if identity.may_hold(config) else ()
+    pauses_s = KEY_PAUSES_S if any(identity.holding(config)) else ()
     owner, info, path = retry(find_journal, clock, config.exchange.patience, key_pauses_s=pauses_s)
     locks.append(Lock(path.with_suffix(".lock"), f"the {config.mode} journal of {config.pair}"))
     is_new = not path.exists()

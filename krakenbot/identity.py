@@ -135,11 +135,6 @@ def key_lock(config: Config, key: str) -> Lock:
     return Lock(path, "this API key", f"{_host(config)} {key}")
 
 
-def may_hold(config: Config) -> bool:
-    """Return whether a journal here says that something is held, or an order unresolved."""
-    return any(_holding(config))
-
-
 def unmanaged(config: Config, own: Path) -> list[str]:
     """Return a sentence on each live journal but `own` that holds something without a bot on it.
 
@@ -148,12 +143,12 @@ def unmanaged(config: Config, own: Path) -> list[str]:
     return [
         f"{what}, and no bot manages it: with pair = {pair} and mode = live, `krakenbot flatten "
         f"--live` closes it; if it is closed already, `krakenbot adopt` records that ({path.name})"
-        for path, pair, what in _holding(config._replace(mode="live"))
+        for path, pair, what in holding(config._replace(mode="live"))
         if path != own and not is_locked(path.with_suffix(".lock"))
     ]
 
 
-def _holding(config: Config) -> Iterator[tuple[Path, str, str]]:
+def holding(config: Config) -> Iterator[tuple[Path, str, str]]:
     """Yield path, pair and what is held or unresolved of each journal that says so."""
     for path, (pair, _) in _known(config):
         with suppress(ConfigError, StopError), closing(open_read_only(path)) as journal:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from krakenbot import config as configuration
 from krakenbot import identity, log, startup
 from krakenbot.bot import Bot, Event
-from krakenbot.clock import Clock, SystemClock
+from krakenbot.clock import Clock
 from krakenbot.config import Config
 from krakenbot.credentials import load_credentials
 from krakenbot.errors import ConfigError, RefusedError
@@ -32,7 +32,7 @@ class Parts(NamedTuple):
     """Everything a command may want of one bot. Both locks are held until the process ends."""
 
     config: Config
-    clock: SystemClock
+    clock: Clock
     exchange: Spot
     journal: Journal
     bot: Bot
@@ -57,7 +57,7 @@ def load_config(path: str | None) -> Config:
 
 def client_of(
     config: Config,
-    clock: SystemClock,
+    clock: Clock,
     credentials: Credentials | None = None,
     nonces: Nonces | None = None,
     *,
@@ -102,7 +102,7 @@ def assemble(
         require_live(config, live)
     credentials = _credentials(config)
     is_live = config.mode == "live"
-    clock = SystemClock(config.exchange.clock_speed)
+    clock = Clock(config.exchange.clock_speed)
     clock.progress = progress
     clock.stop_on_signals()
     key_name, locks, nonces = "paper", list[Lock](), None

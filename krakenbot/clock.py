@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import Callable
 from types import FrameType
-from typing import NoReturn, Protocol
+from typing import NoReturn
 
 # A long wait wakes this often: to call `progress`, and because a signal just before the operating
 # system is asked to sleep does not interrupt that sleep.
@@ -19,28 +19,15 @@ class StopRequestedError(Exception):
     """SIGTERM or SIGINT came. Raised while waiting or reading, never between journal and send."""
 
 
-class Clock(Protocol):
+class Clock:
     """`now` is the exchange's time in unix seconds, as far as it is known; `set` corrects it.
 
     `monotonic` is in seconds that never go back, at the exchange's speed; `wall` is the host's
-    time, `nonce` the same in nanoseconds. `wait` raises StopRequestedError at once when the
-    process is asked to end.
-    """
-
-    def now(self) -> float: ...
-    def monotonic(self) -> float: ...
-    def wall(self) -> float: ...
-    def nonce(self) -> int: ...
-    def set(self, exchange_time: float) -> None: ...
-    def wait(self, seconds: float) -> None: ...
-
-
-class SystemClock:
-    """The host's clocks, `speed` times as fast (other than 1 only for rehearsals).
-
-    `progress` is called at least every SLICE_S real seconds of waiting. Only the main thread may
-    wait on it: while another thread slept, a signal would raise in the main thread wherever that
-    is, even between journal and send.
+    time, `nonce` the same in nanoseconds. All but `nonce` run `speed` times as fast (other than 1
+    only for rehearsals). `wait` raises StopRequestedError at once when the process is asked to end.
+    It calls `progress` at least every SLICE_S real seconds. Only the main thread may wait: while
+    another thread slept, a signal would raise in the main thread wherever that is, even between
+    journal and send.
     """
 
     def __init__(self, speed: float = 1.0) -> None:

@@ -17,7 +17,7 @@ from urllib.parse import urlencode
 from krakenbot import config as configuration
 from krakenbot import identity
 from krakenbot.assemble import client_of, load_config
-from krakenbot.clock import SystemClock
+from krakenbot.clock import Clock
 from krakenbot.commands import UsageError, write_output
 from krakenbot.config import Config
 from krakenbot.credentials import load_credentials
@@ -97,7 +97,7 @@ def signed_client(config: Config, credentials: Credentials, changes: bool) -> tu
     assume any more that it knows all orders of the key.
     """
     lock = identity.key_lock(config, fingerprint(credentials.key))
-    clock, nonces = SystemClock(config.exchange.clock_speed), Nonces(lock)
+    clock, nonces = Clock(config.exchange.clock_speed), Nonces(lock)
     if changes:
         nonces.set_mark("called")
     client = client_of(config, clock, credentials, nonces, live=changes)
@@ -108,7 +108,7 @@ def signed_client(config: Config, credentials: Credentials, changes: bool) -> tu
 def _spot(config: Config, arguments: argparse.Namespace, values: list[tuple[str, str]]) -> Any:
     method, params = arguments.method, dict(values)
     if method in PUBLIC.split():
-        return client_of(config, SystemClock()).public(method, params)
+        return client_of(config, Clock()).public(method, params)
     is_check = method == "AddOrder" and params.get("validate") == "true"
     changes = method not in READS and not is_check
     if changes:
@@ -138,7 +138,7 @@ def _futures(config: Config, arguments: argparse.Namespace, values: list[tuple[s
     if not re.fullmatch(FUTURES_PUBLIC, path):
         credentials = _credentials(config, "KRAKEN_FUTURES")
         with closing(identity.key_lock(config, fingerprint(credentials.key))) as lock:
-            nonce = str(Nonces(lock).next(SystemClock().nonce()))
+            nonce = str(Nonces(lock).next(Clock().nonce()))
         signature = sign_futures(credentials.secret, path, nonce, data)
         headers |= {"APIKey": credentials.key.reveal(), "Nonce": nonce, "Authent": signature}
     transport = UrllibTransport(config.exchange.timeout, config.exchange.proxy)

@@ -20,7 +20,7 @@ from krakenbot import config as configuration
 from krakenbot import identity
 from krakenbot import log as logs
 from krakenbot.assemble import assumed_fee_rate, client_of, spot_of
-from krakenbot.clock import SystemClock
+from krakenbot.clock import Clock
 from krakenbot.commands.call import signed_client
 from krakenbot.credentials import load_credentials
 from krakenbot.errors import ConfigError
@@ -166,7 +166,7 @@ class Checks:
         return "ok", "no other journal here shows a position or an open order"
 
     def _network(self) -> Answer:
-        config, clock = self.config, SystemClock(self.config.exchange.clock_speed)
+        config, clock = self.config, Clock(self.config.exchange.clock_speed)
         self.market = spot_of(config, client_of(config, clock))
         sent, began = clock.wall(), time.monotonic()
         exchange_time = self.market.server_time() + 0.5

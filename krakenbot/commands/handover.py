@@ -18,7 +18,7 @@ from krakenbot.assemble import (
     require_live,
     spot_of,
 )
-from krakenbot.clock import SystemClock
+from krakenbot.clock import Clock
 from krakenbot.config import Config, StrategyTable
 from krakenbot.errors import ExchangeError, LaterError, StopError
 from krakenbot.format import asset, volume
@@ -137,7 +137,7 @@ def _is_running(config: Config, path: Path) -> bool:
     return life.state is not State.STOPPED
 
 
-def _agreed(arguments: argparse.Namespace, clock: SystemClock) -> bool:
+def _agreed(arguments: argparse.Namespace, clock: Clock) -> bool:
     """Ask for confirmation if a terminal can answer. Else the command is the confirmation."""
     if arguments.yes or not (sys.stdin.isatty() and sys.stderr.isatty()):
         return True
@@ -203,7 +203,7 @@ def _ask_the_bot(config: Config, path: Path, arguments: argparse.Namespace) -> i
         held, base = journal.account().held, journal.get("base")
         paid = [intent.fee / intent.cost for intent in journal.intents() if intent.fee]
     print(f"a running bot holds {volume(held, base)} and will be asked to close it")
-    clock = SystemClock(config.exchange.clock_speed)
+    clock = Clock(config.exchange.clock_speed)
     spot = spot_of(config, client_of(config, clock))
     fee_rate = paid[-1] if paid else assumed_fee_rate(config)
     if held:

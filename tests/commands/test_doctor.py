@@ -8,7 +8,7 @@ from types import ModuleType
 from unittest import mock
 
 from krakenbot import log
-from krakenbot.clock import SystemClock
+from krakenbot.clock import Clock
 from krakenbot.commands import doctor
 from krakenbot.journal_file import open_journal
 from krakenbot.kraken.spot import NEEDED_PERMISSIONS, Spot
@@ -170,7 +170,7 @@ class TestFindings(Patient):
             self.addCleanup(journal.close)
             held = Lock(path.with_suffix(".lock"), "the journal")
             self.addCleanup(held.close)
-            Presence(journal, SystemClock(), 60)
+            Presence(journal, Clock(), 60)
             text = self.examine(url)["journal"].text
             self.assertIn(f"the bot is running with pid {os.getpid()}", text)
 

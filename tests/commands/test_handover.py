@@ -14,7 +14,7 @@ from decimal import Decimal as D
 from unittest import mock
 
 from krakenbot import retry
-from krakenbot.clock import StopRequestedError, SystemClock
+from krakenbot.clock import Clock, StopRequestedError
 from krakenbot.commands import handover
 from krakenbot.errors import LaterError, StopError
 from krakenbot.handover import describe_trade
@@ -281,7 +281,7 @@ class TestFlatten(HandoverTest):
         lock = Lock(self.journal().with_suffix(".lock"), "it")  # As a bot that hangs holds it.
         self.addCleanup(lock.close)
         with contextlib.closing(open_journal(self.journal())) as journal:
-            Presence(journal, SystemClock(), 60)
+            Presence(journal, Clock(), 60)
         with mock.patch.multiple(handover, ANSWER_S=0.5, LOOK_TURNS=1):
             self.fails_here(gate, LaterError, "did not answer within")
 
@@ -309,7 +309,7 @@ class TestFlatten(HandoverTest):
         adopt.assert_called_once_with(parts.bot, D("0.01"))
 
     def test_at_a_terminal_nothing_happens_without_a_yes(self) -> None:
-        asked, clock = io.StringIO(), SystemClock()
+        asked, clock = io.StringIO(), Clock()
         for said, agreed in (("", False), ("y\n", False), ("\n", False), ("yes\n", True)):
             terminal = mock.Mock(isatty=lambda: True, readline=lambda said=said: said)
             with (
@@ -374,7 +374,7 @@ class TestFlatten(HandoverTest):
         self.assert_ends(done, 78, "another krakenbot holds")
 
     def test_a_signal_ends_the_question_at_once(self) -> None:
-        clock = SystemClock()
+        clock = Clock()
 
         def interrupted() -> str:
             clock.stop_on_signals()

@@ -10,7 +10,7 @@ from unittest import mock
 
 from krakenbot import identity
 from krakenbot.bot import Event
-from krakenbot.clock import SystemClock
+from krakenbot.clock import Clock
 from krakenbot.config import load
 from krakenbot.journal import Journal
 from krakenbot.journal_file import open_journal
@@ -43,7 +43,7 @@ class Folder(unittest.TestCase):
         """Return what a running bot notes itself with; its lock is held until the test ends."""
         held = Lock(self.lock, "it")
         self.addCleanup(held.close)
-        return Presence(journal, SystemClock(), interval_s)
+        return Presence(journal, Clock(), interval_s)
 
     def status(self, *argv: str, command: str = "status", **environ: str) -> str:
         done = call("--config", "/dev/null", command, *argv, **self.environ | environ)
@@ -76,14 +76,14 @@ class TestLife(Folder):
 
     def test_one_that_ended_says_when_why_and_with_which_code(self) -> None:
         journal = self.journal()
-        Presence(journal, SystemClock(), 60).end(76, "the exchange holds 1, explained is 0")
+        Presence(journal, Clock(), 60).end(76, "the exchange holds 1, explained is 0")
         first = " ".join(self.status().split())
         self.assertIn("exit code 76: the exchange holds 1, explained is 0", first)
         self.assertTrue(first.startswith("STOPPED since 20"), first)
 
     def test_an_end_without_a_reason_is_no_halt(self) -> None:
         journal = self.journal()
-        Presence(journal, SystemClock(), 60).end(0, "")
+        Presence(journal, Clock(), 60).end(0, "")
         self.assertIn("exit code 0: no reason was recorded", " ".join(self.status().split()))
 
     def test_a_halt_that_was_cleared_is_not_told_as_if_it_held(self) -> None:
@@ -128,7 +128,7 @@ class TestLife(Folder):
 
     def test_a_process_that_only_has_the_same_number_is_not_the_bot(self) -> None:
         journal = self.journal()
-        Presence(journal, SystemClock(), 60)(START)
+        Presence(journal, Clock(), 60)(START)
         self.assertEqual(State.STOPPED, read_life(journal, self.lock, 1.0).state)
 
     def test_a_journal_that_never_ran_with_this_version_is_stopped(self) -> None:

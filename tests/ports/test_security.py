@@ -21,7 +21,7 @@ from pathlib import Path
 from unittest import mock
 
 from krakenbot import cli, log
-from krakenbot.clock import SystemClock
+from krakenbot.clock import Clock
 from krakenbot.config import Config, load
 from krakenbot.credentials import load_credentials
 from krakenbot.errors import Cause, ConfigError, LaterError, UnansweredError
@@ -61,7 +61,7 @@ class Safe(unittest.TestCase):
         return server
 
     def signed(self, url: str) -> Client:
-        return signing(UrllibTransport(5), url, SystemClock(), key=KEY, secret=SECRET)
+        return signing(UrllibTransport(5), url, Clock(), key=KEY, secret=SECRET)
 
 
 class TestWire(Safe):
@@ -224,7 +224,7 @@ class TestSecrets(Safe):
         environ = {"KRAKEN_API_KEY_FILE": str(files[0]), "KRAKEN_API_SECRET_FILE": str(files[1])}
         port = self.serve(says()).port
         url, odd_key = f"http://127.0.0.1:{port}", f"{KEY}\n{KEY}"
-        odd = signing(UrllibTransport(5), url, SystemClock(), key=odd_key, secret=SECRET)
+        odd = signing(UrllibTransport(5), url, Clock(), key=odd_key, secret=SECRET)
         for fails in (
             lambda: decode_secret(Secret(SECRET + "*")),
             lambda: load_credentials(Config(), environ=environ),

@@ -20,7 +20,7 @@ from functools import partial
 from typing import Any
 from unittest import mock
 
-from krakenbot.clock import StopRequestedError, SystemClock
+from krakenbot.clock import Clock, StopRequestedError
 from krakenbot.errors import Cause, LaterError, StopError, UnansweredError
 from krakenbot.kraken import transport
 from krakenbot.kraken.client import Client
@@ -212,7 +212,7 @@ FATES: list[tuple[str, Serve, str, str]] = [
 class Wire(unittest.TestCase):
     def setUp(self) -> None:
         self.context: ssl.SSLContext | None = None
-        self.clock = SystemClock()
+        self.clock = Clock()
         transport._answering.clear()
 
     def serve(self, serve: Serve) -> Server:
@@ -503,7 +503,7 @@ class TestNames(Wire):
 
     def test_a_signal_ends_a_read_in_the_middle_of_a_slow_lookup(self) -> None:
         self.slow()
-        clock = SystemClock()
+        clock = Clock()
         for number in (signal.SIGTERM, signal.SIGINT):
             self.addCleanup(signal.signal, number, signal.getsignal(number))
         clock.stop_on_signals()

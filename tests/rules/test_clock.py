@@ -5,12 +5,12 @@ import time
 import unittest
 from unittest import mock
 
-from krakenbot.clock import StopRequestedError, SystemClock
+from krakenbot.clock import Clock, StopRequestedError
 
 
 class TestStopping(unittest.TestCase):
     def test_a_request_to_stop_ends_a_wait_at_once(self) -> None:
-        clock = SystemClock()
+        clock = Clock()
         timer = threading.Timer(0.05, clock.request_stop)
         timer.start()
         self.addCleanup(timer.join)
@@ -19,7 +19,7 @@ class TestStopping(unittest.TestCase):
         self.assertLess(time.monotonic() - began, 2)
 
     def test_a_signal_ends_a_wait_at_once(self) -> None:
-        clock = SystemClock()
+        clock = Clock()
         for number in (signal.SIGTERM, signal.SIGINT):
             self.addCleanup(signal.signal, number, signal.getsignal(number))
         clock.stop_on_signals()
@@ -32,7 +32,7 @@ class TestStopping(unittest.TestCase):
         self.assertLess(time.monotonic() - began, 2)
 
     def test_a_request_before_the_wait_is_not_lost_even_for_a_wait_of_nothing(self) -> None:
-        clock = SystemClock()
+        clock = Clock()
         clock.request_stop()
         clock.request_stop()
         for seconds in (60, 0, -5):
@@ -40,7 +40,7 @@ class TestStopping(unittest.TestCase):
                 clock.wait(seconds)
 
     def test_a_signal_is_heard_by_the_next_wait_and_interrupts_nothing_else(self) -> None:
-        clock = SystemClock()
+        clock = Clock()
         for number in (signal.SIGTERM, signal.SIGINT):
             self.addCleanup(signal.signal, number, signal.getsignal(number))
         clock.stop_on_signals()
@@ -50,7 +50,7 @@ class TestStopping(unittest.TestCase):
         self.assertRaises(StopRequestedError, clock.wait, 60)
 
     def test_a_read_after_the_signal_ends_at_once_and_what_ends_the_program_may_read(self) -> None:
-        clock = SystemClock()
+        clock = Clock()
         clock.read(True)
         clock.read(False)
         clock.request_stop()
@@ -59,7 +59,7 @@ class TestStopping(unittest.TestCase):
         clock.read(True)
 
     def test_a_signal_in_the_middle_of_a_read_ends_it(self) -> None:
-        clock = SystemClock()
+        clock = Clock()
         self.addCleanup(signal.signal, signal.SIGTERM, signal.getsignal(signal.SIGTERM))
         self.addCleanup(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT))
         clock.stop_on_signals()
@@ -71,7 +71,7 @@ class TestStopping(unittest.TestCase):
 
 class TestTime(unittest.TestCase):
     def test_a_step_of_the_wall_clock_moves_neither_now_nor_monotonic(self) -> None:
-        clock = SystemClock()
+        clock = Clock()
         clock.set(1_790_000_000.0)
         before = clock.monotonic()
         for stepped in (0.0, 4e9):
@@ -81,23 +81,23 @@ class TestTime(unittest.TestCase):
                 self.assertEqual(stepped, clock.wall())
 
     def test_without_the_exchange_s_time_the_host_s_is_taken(self) -> None:
-        self.assertAlmostEqual(time.time(), SystemClock().now(), delta=1)
+        self.assertAlmostEqual(time.time(), Clock().now(), delta=1)
 
     def test_the_exchange_s_time_goes_on_after_it_was_set(self) -> None:
-        clock = SystemClock()
+        clock = Clock()
         clock.set(1000.0)
         clock.wait(0.05)
         self.assertGreater(clock.now(), 1000.04)
         self.assertLess(clock.now(), 1001)
 
     def test_a_clock_of_a_hundredfold_speed_waits_a_hundredth(self) -> None:
-        clock = SystemClock(100)
+        clock = Clock(100)
         began, before = time.monotonic(), clock.now()
         clock.wait(5)
         self.assertLess(time.monotonic() - began, 1)
         self.assertGreaterEqual(clock.now() - before, 4.9)
 
     def test_nonces_are_made_of_the_host_s_nanoseconds_whatever_the_exchange_s_time(self) -> None:
-        clock = SystemClock()
+        clock = Clock()
         clock.set(0.0)
         self.assertAlmostEqual(time.time_ns(), clock.nonce(), delta=1_000_000_000)

@@ -11,7 +11,7 @@ from krakenbot import identity, log, startup
 from krakenbot.bot import Bot, Event
 from krakenbot.clock import Clock
 from krakenbot.config import Config
-from krakenbot.credentials import load_credentials
+from krakenbot.credentials import require_credentials
 from krakenbot.errors import ConfigError, RefusedError
 from krakenbot.journal import Journal
 from krakenbot.journal_file import open_journal
@@ -100,8 +100,9 @@ def assemble(
     """
     if not adopts:  # Adopting sends no order.
         require_live(config, live)
-    credentials = _credentials(config)
-    is_live = config.mode == "live"
+    credentials, is_live = None, config.mode == "live"
+    if config.mode != "paper":
+        credentials = require_credentials(config, f'mode = "{config.mode}"')
     clock = Clock(config.exchange.clock_speed)
     clock.progress = progress
     clock.stop_on_signals()
@@ -142,18 +143,6 @@ def require_live(config: Config, live: bool) -> None:
             'mode = "live" trades real money: add --live to the command line as well, '
             "or set mode to paper. Nothing was sent"
         )
-
-
-def _credentials(config: Config) -> Credentials | None:
-    """Return the key that the mode needs; ConfigError without it."""
-    if config.mode == "paper":
-        return None
-    if (credentials := load_credentials(config)) is not None:
-        return credentials
-    raise ConfigError(
-        f'mode = "{config.mode}" needs an API key: name its two files in [keys], or set '
-        "KRAKEN_API_KEY_FILE and KRAKEN_API_SECRET_FILE, or KRAKEN_API_KEY and KRAKEN_API_SECRET"
-    )
 
 
 def _pair_of(config: Config, client: Client, spelling: str) -> str:

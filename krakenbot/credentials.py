@@ -59,6 +59,17 @@ def load_credentials(
     return None
 
 
+def require_credentials(config: Config, what: str, prefix: str = "KRAKEN") -> Credentials:
+    """Return the key and secret that `what` needs; ConfigError if there are none."""
+    if (credentials := load_credentials(config, prefix)) is not None:
+        return credentials
+    place = "name its two files in [keys], or " if prefix == "KRAKEN" else ""
+    raise ConfigError(
+        f"{what} needs an API key: {place}set {prefix}_API_KEY_FILE and {prefix}_API_SECRET_FILE, "
+        f"or {prefix}_API_KEY and {prefix}_API_SECRET"
+    )
+
+
 @cache
 def _warn_of_foreign_code() -> None:
     """Warn of installed code that ran in this process before the program itself."""

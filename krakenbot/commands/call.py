@@ -20,7 +20,7 @@ from krakenbot.assemble import client_of, load_config
 from krakenbot.clock import Clock
 from krakenbot.commands import UsageError, write_output
 from krakenbot.config import Config
-from krakenbot.credentials import load_credentials
+from krakenbot.credentials import require_credentials
 from krakenbot.errors import ConfigError, RefusedError, UnansweredError
 from krakenbot.kraken.client import READS, USER_AGENT, Client, kind_of, parse_json
 from krakenbot.kraken.signing import decode_secret, fingerprint
@@ -113,7 +113,7 @@ def _spot(config: Config, arguments: argparse.Namespace, values: list[tuple[str,
     changes = method not in READS and not is_check
     if changes:
         _require_live(config, arguments)
-    credentials = _credentials(config, "KRAKEN")
+    credentials = require_credentials(config, method)
     client, lock = signed_client(config, credentials, changes)
     with closing(lock):
         return client.private(method, params)
@@ -136,7 +136,7 @@ def _futures(config: Config, arguments: argparse.Namespace, values: list[tuple[s
     elif data:
         url += f"?{data}"
     if not re.fullmatch(FUTURES_PUBLIC, path):
-        credentials = _credentials(config, "KRAKEN_FUTURES")
+        credentials = require_credentials(config, method, "KRAKEN_FUTURES")
         with closing(identity.key_lock(config, fingerprint(credentials.key))) as lock:
             nonce = str(Nonces(lock).next(Clock().nonce()))
         signature = sign_futures(credentials.secret, path, nonce, data)
@@ -161,15 +161,6 @@ def sign_futures(secret: Secret, path: str, nonce: str, data: str) -> str:
     digest = hashlib.sha256((data + nonce + path.removeprefix("/derivatives")).encode()).digest()
     mac = hmac.new(decode_secret(secret), digest, hashlib.sha512)
     return binascii.b2a_base64(mac.digest(), newline=False).decode()
-
-
-def _credentials(config: Config, prefix: str) -> Credentials:
-    credentials = load_credentials(config, prefix)
-    if credentials is None:
-        place = "name its files in [keys], or " if prefix == "KRAKEN" else ""
-        names = f"{prefix}_API_KEY_FILE and {prefix}_API_SECRET_FILE"
-        raise ConfigError(f"needs a key: {place}set {names}")
-    return credentials
 
 
 def _require_live(config: Config, arguments: argparse.Namespace) -> None:

@@ -158,15 +158,14 @@ def _pair_of(config: Config, client: Client, spelling: str) -> str:
 def _paper(config: Config, client: Client, spot: Spot, clock: Clock, journal: Journal) -> Spot:
     from krakenbot.simulated.paper import PaperClient
 
-    fee_rate, validates = assumed_fee_rate(config), config.mode == "validate"
     account = PaperClient(
         client,
         spot,
         clock,
         journal,
-        fee_rate=fee_rate,
+        fee_rate=assumed_fee_rate(config),
         balance=config.paper.balance,
-        validates=validates,
+        validates=config.mode == "validate",
     )
     return spot.through(account)
 

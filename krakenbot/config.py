@@ -18,7 +18,6 @@ from krakenbot.log import redact, register
 from krakenbot.model import Secret
 from krakenbot.pairs import decimal, plain
 
-STRATEGIES = ("sma-slope", "sma-cross", "file")
 INTERVALS = (1, 5, 15, 30, 60, 240, 1440, 10080, 21600)
 _FILE_BYTES_MAX = 1 << 20
 _HUGE = 10**12
@@ -94,7 +93,7 @@ class StrategyTable(NamedTuple):
     """`length` belongs to sma-slope, `short` and `long` to sma-cross, all in candles; the rest to
     a rule file."""
 
-    name: Annotated[str, _one_of(*STRATEGIES)] = "sma-slope"
+    name: Annotated[str, _one_of("sma-slope", "sma-cross", "file")] = "sma-slope"
     length: Annotated[int, _whole(2, 700)] = 20
     short: Annotated[int, _whole(1, 699)] = 5
     long: Annotated[int, _whole(2, 700)] = 20

@@ -19,7 +19,7 @@ from krakenbot.backtest.sweep import Cell, Keys, Setting, Step, Value, best_of, 
 from krakenbot.commands import write_output
 from krakenbot.commands.chart import COLUMNS, Fill
 from krakenbot.commands.page import heat_map, page, table
-from krakenbot.commands.run_report import Point, RunReport, cost_breakdown, write
+from krakenbot.commands.run_report import Point, RunReport, cost_breakdown, render
 from krakenbot.format import MINUTE, in_columns, moment, money, percent, price, shows_color, signed
 from krakenbot.model import ZERO
 from krakenbot.pairs import PairRules, plain
@@ -286,7 +286,7 @@ def write_run(
         notes=notes,
         end=f"ENDED EARLY: {end}." if (end := end_of(result)) else "",
     )
-    write(path, report)
+    write_output(path, render(report).encode())
     return result
 
 

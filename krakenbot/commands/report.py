@@ -4,8 +4,9 @@ import argparse
 from pathlib import Path
 
 from krakenbot import config as configuration
+from krakenbot.commands import write_output
 from krakenbot.commands.chart import Fill
-from krakenbot.commands.run_report import Point, RunReport, cost_breakdown, write
+from krakenbot.commands.run_report import Point, RunReport, cost_breakdown, render
 from krakenbot.config import Config, is_loopback
 from krakenbot.format import asset, moment, volume
 from krakenbot.identity import journal_path
@@ -28,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     config = configuration.load_here(arguments.config)
     journal = open_read_only(journal_path(config))
-    write(arguments.output, report_of(config, journal))
+    write_output(arguments.output, render(report_of(config, journal)).encode())
     print(f"report: {arguments.output}")
     return 0
 

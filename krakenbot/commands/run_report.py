@@ -4,10 +4,8 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from itertools import accumulate, groupby
-from pathlib import Path
 from typing import NamedTuple
 
-from krakenbot.commands import write_output
 from krakenbot.commands.chart import COLUMNS, Chart, Fill
 from krakenbot.commands.page import bars, page, table
 from krakenbot.format import MINUTE, duration, moment, money, percent, price, signed, volume
@@ -68,11 +66,6 @@ def cost_breakdown(
         "rollover": -rollover,
         "net": gross - fees - margin_fees - rollover,
     }
-
-
-def write(path: Path, report: RunReport) -> None:
-    """Write the page. Raises UsageError when it cannot be written."""
-    write_output(path, render(report).encode())
 
 
 def render(report: RunReport) -> str:

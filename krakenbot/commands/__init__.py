@@ -8,7 +8,6 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from krakenbot import __version__
 from krakenbot.clock import StopRequestedError
 from krakenbot.errors import ConfigError, ExchangeError, StopError
 from krakenbot.log import clean
@@ -37,19 +36,6 @@ COMMANDS = {
 }
 PAGES = ("backtest", "sandbox")  # Commands with a page of the manual, which `help` prints.
 CONFIG_HELP = "TOML file (default: $KRAKENBOT_CONFIG, else ./config.toml)"
-
-
-def overview() -> str:
-    """Return what `help` and `--help` print."""
-    lines = "".join(f"  {name:10} {text}\n" for name, (_, text) in COMMANDS.items())
-    return (
-        f"krakenbot {__version__}\n"
-        "usage: krakenbot [--config FILE] [COMMAND] [options]\n\n"
-        f"commands:\n{lines}\n"
-        f"--config FILE  {CONFIG_HELP}\n"
-        "--version      show it and exit\n\n"
-        "Each command has its own --help with an example. First: krakenbot demo"
-    )
 
 
 class UsageError(Exception):

@@ -5,7 +5,8 @@ import difflib
 import textwrap
 from importlib import resources
 
-from krakenbot.commands import UsageError, overview
+from krakenbot import __version__
+from krakenbot.commands import COMMANDS, CONFIG_HELP, UsageError
 
 EXAMPLE = "krakenbot help costs"
 
@@ -18,8 +19,17 @@ def run(arguments: argparse.Namespace) -> int:
     files = [entry.name for entry in resources.files("krakenbot").joinpath("manual").iterdir()]
     topics = sorted(name.removesuffix(".md") for name in files if name.endswith(".md"))
     if arguments.topic is None:
+        lines = "".join(f"  {name:10} {text}\n" for name, (_, text) in COMMANDS.items())
         pages = f"Pages of the manual, printed by help TOPIC: {', '.join(topics)}"
-        print(f"{overview()}\n{textwrap.fill(pages, 80)}")
+        print(
+            f"krakenbot {__version__}\n"
+            "usage: krakenbot [--config FILE] [COMMAND] [options]\n\n"
+            f"commands:\n{lines}\n"
+            f"--config FILE  {CONFIG_HELP}\n"
+            "--version      show it and exit\n\n"
+            "Each command has its own --help with an example. First: krakenbot demo\n"
+            f"{textwrap.fill(pages, 80)}"
+        )
     elif arguments.topic in topics:
         print(page(f"{arguments.topic}.md"), end="")
     else:

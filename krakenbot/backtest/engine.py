@@ -131,7 +131,7 @@ class Replay:
         """Return the equity at a price, in quote currency."""
         self.position.price = price
         coins = self.account.balances.get(self.rules.base, ZERO)
-        return self.account.equity(self.rules.quote) + coins * price
+        return self.account.summary(self.rules.quote).equity + coins * price
 
     def _run(self, part: Columns, turns: Turns, first: int) -> None:
         """Decide on the candles from number `first` on.

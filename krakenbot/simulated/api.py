@@ -204,7 +204,7 @@ class SandboxApi:
             | {"executions": [{"id": name, **row} for name, row in self.trades.items()]}
             | {"position": {name: plain(position.volume) for name, position in books.items()}}
             | {"liquidation": {name: account.liquidation_price(b) for name, b in books.items()}}
-            | {"equity": {asset: account.equity(asset) for asset in money}}
+            | {"equity": {asset: account.summary(asset).equity for asset in money}}
             | {"unrealized": {asset: account.summary(asset).unrealized_pnl for asset in money}}
             | {"realized": account.realized, "fees": account.fees, "rollover": account.rollovers}
             | {"requests": self.requests, "ignored": self.ignored}

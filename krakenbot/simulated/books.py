@@ -262,9 +262,6 @@ class Account:
         used = sum((position.used_margin() for position in positions), ZERO)
         return MarginSummary(self.balances.get(quote, ZERO), unrealized, used)
 
-    def equity(self, quote: str) -> Decimal:
-        return self.summary(quote).equity
-
     def deposit(self, now: float, asset: str, amount: Decimal) -> None:
         """Deposit an amount, or withdraw a negative one."""
         self.serial += 1

@@ -96,7 +96,7 @@ def main(orders: int) -> None:
     account = sandbox.api.account
     fees, rolled = account.fees["ZUSD"], account.rollovers.get("ZUSD", Decimal(0))
     exact = START_BALANCES["ZUSD"] - fees - rolled + account.realized["ZUSD"]
-    assert account.equity("ZUSD") == exact + account.unrealized("ZUSD")
+    assert account.summary("ZUSD").equity == exact + account.summary("ZUSD").unrealized_pnl
     print("equity = start - fees - rollover + realized + unrealized, to the last digit")
     sandbox.close()
 

@@ -153,7 +153,7 @@ class TestAgainstTheLiveTick(unittest.TestCase):
             self.assertEqual([lot[2:] for lot in account.position(rules).lots], lots)
             replay.position.price = world.rows[world.running].open
             quote = rules.quote
-            self.assertEqual(account.equity(quote), replay.account.equity(quote))
+            self.assertEqual(account.summary(quote).equity, replay.account.summary(quote).equity)
             paid = journal.account().costs
             charged = sum(replay.account.fees.values(), D(0))
             self.assertEqual(paid, charged + sum(replay.account.rollovers.values(), D(0)))

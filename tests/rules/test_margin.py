@@ -69,7 +69,7 @@ class WorkedExampleTest(unittest.TestCase):
         account.advance(book, START + 36000, D(51000))
         self.assertEqual(account.balances["ZUSD"], D("1982.80000"))
         self.assertEqual(account.summary("ZUSD").unrealized_pnl, D(40))
-        self.assertEqual(account.equity("ZUSD"), D("2022.80"))
+        self.assertEqual(account.summary("ZUSD").equity, D("2022.80"))
         self.assertEqual(account.summary("ZUSD").free_margin, D("1022.80"))
         self.assertEqual(account.summary("ZUSD").margin_level, D("202.28"))
         self.assertEqual(account.liquidation_price(book), D("10430.0"))
@@ -100,7 +100,7 @@ class WorkedExampleTest(unittest.TestCase):
         fill(account, book, START, SHORT, D("0.2"), D(50000), 5)
         account.advance(book, START, D(65200))
         self.assertEqual(account.summary("ZUSD").used_margin, D(2608))
-        self.assertEqual(account.equity("ZUSD"), D(1960))
+        self.assertEqual(account.summary("ZUSD").equity, D(1960))
 
 
 class RatesTest(unittest.TestCase):
@@ -208,7 +208,7 @@ class IdentityTest(unittest.TestCase):
                 rollover = account.rollovers.get("ZUSD", D(0))
                 realized = account.realized.get("ZUSD", D(0))
                 self.assertEqual(
-                    account.equity("ZUSD"),
+                    account.summary("ZUSD").equity,
                     D(10000) - fees - rollover + realized + account.summary("ZUSD").unrealized_pnl,
                 )
                 self.assertEqual(book.held, sum((x.open_volume for x in book.lots), D(0)))

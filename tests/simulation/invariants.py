@@ -289,7 +289,7 @@ class Truth:
             self._check_equity_of_books()
 
     def _check_equity_of_books(self) -> None:
-        off, equity = self._equity_off(), self.world.api.account.equity(QUOTE)
+        off, equity = self._equity_off(), self.world.api.account.summary(QUOTE).equity
         self.world.expect(not off, "equity identity", f"{equity} is {off} too much")
 
     def _equity_off(self) -> Decimal:
@@ -297,7 +297,7 @@ class Truth:
         costs = account.fees.get(QUOTE, ZERO) + account.rollovers.get(QUOTE, ZERO)
         gains = account.realized.get(QUOTE, ZERO) + account.summary(QUOTE).unrealized_pnl
         expected = self.world.setting.balance + self.outside - costs + gains
-        return account.equity(QUOTE) - expected
+        return account.summary(QUOTE).equity - expected
 
     def rebase(self) -> None:
         """Begin anew with another kind of position: coins that were bought, or one on margin."""
@@ -313,7 +313,7 @@ class Truth:
         if not self.clean or not world.leverage or books is None or account is None:
             return
         world.api.private_api.mark_to_market()
-        equity = world.api.account.equity(QUOTE)
+        equity = world.api.account.summary(QUOTE).equity
         difference = abs(equity - world.setting.balance - account.pnl(books.price))
         text = f"the journal's profit and the exchange's differ by {difference}"
         world.expect(difference <= TICK * self.turns, "equity identity", text)

@@ -141,7 +141,7 @@ class TestBooks(unittest.TestCase):
         self.assertEqual(account.margin_fees, told["margin ZUSD"] - trade_fees)
         self.assertEqual(account.rollover, told.get("rollover ZUSD", 0))
         price = world.spot.quote().mid
-        equity = world.api.account.equity("ZUSD")
+        equity = world.api.account.summary("ZUSD").equity
         self.assertLess(abs(10000 + account.pnl(price) - equity), CENT)
 
     def check_ledger_in_coins(self, world: World) -> None:

@@ -284,7 +284,7 @@ class Lab(World):
             return False
         down = -self.size if self.leverage else ZERO
         opened = self.raw("SELECT 1 FROM intents WHERE outcome IS NULL")
-        least = Decimal(self.api.listing[self.setting.pair]["ordermin"])
+        least = Decimal(self.api.markets.listing[self.setting.pair]["ordermin"])
         return abs(self.truth.own - down) < least and not opened  # Dust is left alone.
 
 

@@ -79,7 +79,6 @@ class SandboxApi:
             ("POST", "private"): self.private_api.methods,
         }
         self.orders, self.trades = self.private_api.orders, self.private_api.trades
-        self.listing = self.markets.listing
         self.requests, self.ignored = Counter[str](), Counter[str]()
         self.controls: dict[str, Callable[[Row], None]] = {
             "position": self._set_position,

@@ -142,7 +142,7 @@ class Duty:
                 "SELECT 1 FROM intents WHERE candle = ? AND outcome = 'canceled'", candle
             )
             excuse = excuse or self.halted_at >= candle + world.interval_s or partly
-        least = Decimal(world.api.listing[world.setting.pair]["ordermin"])
+        least = Decimal(world.api.markets.listing[world.setting.pair]["ordermin"])
         is_fresh = self.decided_at > world.storms.calm_from + FRESH_S  # It knows the rules now.
         is_whole = abs(own - world.size * self.target) >= least
         if "left alone below" in self.reason and is_fresh and is_whole:

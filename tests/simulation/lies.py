@@ -135,7 +135,7 @@ class Trouble(Faults):
             case "key":
                 return _error("EAPI:Invalid key")
             case "closed":
-                for pair in self.api.listing:
+                for pair in self.api.markets.listing:
                     self.api.markets.relist(pair, status=choice(_PAIR_STATES))
                 self._later(60, 900, self._open_pairs)
             case "late-fill":
@@ -154,7 +154,7 @@ class Trouble(Faults):
         return self._lie(word, answer) if word in LIES else answer
 
     def _open_pairs(self) -> None:
-        for pair in self.api.listing:
+        for pair in self.api.markets.listing:
             self.api.markets.relist(pair, status="online")
 
     def _lie(self, word: str, answer: Answer) -> Answer:

@@ -86,7 +86,7 @@ class Bot:
         self.orders = Orders(plan, fingerprint, *parts)
         self._alerts = Alerts(journal, clock, self._emit)
         self.retry = Retry(exchange, journal, clock, self._alerts)
-        self._window = CandleWindow(exchange, clock, plan.interval_s, plan.candles_min)
+        self.window = CandleWindow(exchange, clock, plan.interval_s, plan.candles_min)
         self._ledger = Ledger(exchange, journal, clock)
         self._books_kept, self._checked = float("-inf"), clock.monotonic()
         self._newest_close: Decimal | None = None
@@ -242,7 +242,7 @@ class Bot:
     def _finished(self, expected: int) -> Sequence[Candle] | None:
         """Return finished candles, the newest from `expected` or later; None if it is late."""
         try:
-            candles = self._window.up_to(expected)
+            candles = self.window.up_to(expected)
         except UnansweredError as error:
             if not error.wait_s:
                 self.market.invalidate()  # Either the exchange's clock or ours is wrong.

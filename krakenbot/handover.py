@@ -11,7 +11,6 @@ from functools import partial
 from krakenbot import format, log
 from krakenbot.accounting import own_trades
 from krakenbot.bot import Bot
-from krakenbot.candles import CandleWindow
 from krakenbot.decision import Snapshot, decide
 from krakenbot.errors import (
     ExchangeError,
@@ -111,8 +110,8 @@ def _price(bot: Bot, position: Position) -> Decimal:
 
 def _next_trades(bot: Bot, held: Decimal) -> Iterator[str]:
     plan, last = bot.plan, bot.journal.get("direction")
-    window = CandleWindow(bot.exchange, bot.clock, plan.interval_s, plan.candles_min)
-    signal = plan.strategy(window.up_to(int(bot.clock.now()) - 2 * plan.interval_s + 1) or ())
+    candles = bot.window.up_to(int(bot.clock.now()) - 2 * plan.interval_s + 1)
+    signal = plan.strategy(candles or ())
     if signal.direction is None and last:
         signal = signal._replace(direction=Direction(int(last)))
     for _ in range(2):  # A reversal takes two.

@@ -128,12 +128,13 @@ def assemble(
         identity.claim(config, journal, path, owner)
     if nonces is not None and is_live:
         journal.on_write = nonces.set_mark
-    exchange = spot if is_live else _paper(config, client, spot, clock, journal)
-    parts = (config, exchange, journal, clock, locks[-1], owner, clock.monotonic())
+    if not is_live:
+        spot.client = _paper(config, client, spot, clock, journal)
+    parts = (config, spot, journal, clock, locks[-1], owner, clock.monotonic())
     start = startup.Start(*parts, nonces if is_live else None, info, accept_costs, adopts)
     plan, (checks, closing) = plan_of(config), startup.checks_of(start)
-    bot = Bot(plan, exchange, journal, clock, key_name, on_event, checks)
-    return Parts(config, clock, exchange, journal, bot, locks, path, is_new, closing)
+    bot = Bot(plan, spot, journal, clock, key_name, on_event, checks)
+    return Parts(config, clock, spot, journal, bot, locks, path, is_new, closing)
 
 
 def require_live(config: Config, live: bool) -> None:
@@ -155,10 +156,10 @@ def _pair_of(config: Config, client: Client, spelling: str) -> str:
     return pair
 
 
-def _paper(config: Config, client: Client, spot: Spot, clock: Clock, journal: Journal) -> Spot:
+def _paper(config: Config, client: Client, spot: Spot, clock: Clock, journal: Journal) -> Methods:
     from krakenbot.simulated.paper import PaperClient
 
-    account = PaperClient(
+    return PaperClient(
         client,
         spot,
         clock,
@@ -167,7 +168,6 @@ def _paper(config: Config, client: Client, spot: Spot, clock: Clock, journal: Jo
         balance=config.paper.balance,
         validates=config.mode == "validate",
     )
-    return spot.through(account)
 
 
 def spot_of(config: Config, client: Methods) -> Spot:

@@ -7,7 +7,6 @@ permissions: docs.kraken.com, the page of each Spot REST method.
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from copy import copy
 from decimal import Decimal
 from typing import Any
 
@@ -65,7 +64,7 @@ class Spot:
         trading_agreement: bool = False,
         fee_rate: Decimal | None = None,
     ) -> None:
-        self._client = client
+        self.client = client
         self._pair = pair
         self._interval_s = interval_s
         self._class = {"asset_class": asset_class} if asset_class else {}
@@ -77,23 +76,17 @@ class Spot:
         self.newest_quote: Quote | None = None  # As last read.
         self._placed = ("", "")  # The newest order's client order id and exchange order id.
 
-    def through(self, client: Methods) -> "Spot":
-        """Return a copy, with the rules read so far, that uses another client."""
-        other = copy(self)
-        other._client = client
-        return other
-
     # -- public data ---------------------------------------------------------------------------
 
     def server_time(self) -> int:
         """Return Kraken's time in whole unix seconds."""
-        result = self._client.public("Time")
+        result = self.client.public("Time")
         with shape("Time"):
             return moment(result["unixtime"])
 
     def market_status(self) -> SystemStatus:
         """Return the state of the whole exchange, `online` or another, and its announcements."""
-        result = self._client.public("SystemStatus")
+        result = self.client.public("SystemStatus")
         with shape("SystemStatus"):
             upcoming = map(_words, result.get("upcoming_maintenance") or ())
             emergency = map(_words, result.get("emergency") or ())
@@ -104,7 +97,7 @@ class Spot:
         params = {"pair": self._pair}
         if self._class:
             params["aclass_base"] = self._class["asset_class"]
-        result = self._client.public("AssetPairs", params)
+        result = self.client.public("AssetPairs", params)
         with shape("AssetPairs"):
             ((pair, row),) = result.items()
             self._rules = parse_rules(pair, row)
@@ -141,7 +134,7 @@ class Spot:
     def _of_pair(self, method: str, params: Mapping[str, object]) -> Any:
         """Return an answer about the pair; UnansweredError if it is about another."""
         name = self._rules.altname if self._rules else self._pair
-        result = self._client.public(method, {"pair": name, **params, **self._class})
+        result = self.client.public(method, {"pair": name, **params, **self._class})
         if self._rules and isinstance(result, dict) and not any(map(self._is_ours, result)):
             raise UnansweredError(f"{method} answer is for {', '.join({*result} - {'last'})}")
         return result
@@ -156,14 +149,14 @@ class Spot:
         # Tokenized assets are in a separate list, and are not known to be lent.
         is_token = self._class.get("asset_class") == "tokenized_asset"
         assets = rules.quote if is_token else f"{rules.quote},{rules.base}"
-        result = self._client.public("Assets", {"asset": assets})
+        result = self.client.public("Assets", {"asset": assets})
         return MarginRates(_margin_rate(result, rules.quote), _margin_rate(result, rules.base))
 
     # -- the account ---------------------------------------------------------------------------
 
     def key_info(self) -> KeyInfo:
         """Return permissions, last nonce and account of the API key."""
-        result = self._client.private("GetApiKeyInfo")
+        result = self.client.private("GetApiKeyInfo")
         with shape("GetApiKeyInfo"):
             nonce = str(result.get("nonce"))
             return KeyInfo(
@@ -174,7 +167,7 @@ class Spot:
 
     def summary(self) -> MarginSummary:
         """Return the account's margin figures in the pair's quote currency."""
-        result = self._client.private("TradeBalance", {"asset": self.known_rules().quote})
+        result = self.client.private("TradeBalance", {"asset": self.known_rules().quote})
         with shape("TradeBalance"):
             return MarginSummary(
                 trade_balance=decimal(result["tb"]),
@@ -185,13 +178,13 @@ class Spot:
 
     def balances(self) -> Mapping[str, Decimal]:
         """Return the balances by asset code."""
-        balances = rows(self._client, "Balance")
+        balances = rows(self.client, "Balance")
         with shape("Balance"):
             return {asset: decimal(amount) for asset, amount in balances.items()}
 
     def position(self) -> Position:
         """Return the open margin position on the pair."""
-        lots = rows(self._client, "OpenPositions")
+        lots = rows(self.client, "OpenPositions")
         volume, cost, trades = ZERO, ZERO, list[str]()
         with shape("OpenPositions"):
             for trade_id, row in lots.items():
@@ -217,7 +210,7 @@ class Spot:
             ledger = History("Ledgers", *span, lambda row: row["type"] in _CHARGES)
             self._reading = {span: (self._trades(*span), ledger)}
         trades, ledger = self._reading[span]
-        if not (trades.read(self._client, pages) and ledger.read(self._client, pages)):
+        if not (trades.read(self.client, pages) and ledger.read(self.client, pages)):
             return None
         self._reading.clear()
         with shape("TradesHistory"):
@@ -238,7 +231,7 @@ class Spot:
     def traded_orders(self, since: int, until: int) -> Sequence[str]:
         """Return Kraken's ids of all orders that traded on the pair in that time."""
         trades = self._trades(since - 1, until)  # The start of Kraken's window is exclusive.
-        if not trades.read(self._client, iter(range(PAGES_MAX))):
+        if not trades.read(self.client, iter(range(PAGES_MAX))):
             raise UnansweredError(f"TradesHistory: more than {PAGES_MAX} pages")
         with shape("TradesHistory"):
             return [str(row["ordertxid"]) for row in trades.rows.values()]
@@ -256,7 +249,7 @@ class Spot:
         """
         rules = self.known_rules()
         try:
-            result = self._client.private("TradeVolume", {"pair": rules.altname, **self._class})
+            result = self.client.private("TradeVolume", {"pair": rules.altname, **self._class})
             fees = result["fees"]
             rate = decimal((fees.get(rules.pair) or fees[rules.altname])["fee"]) / 100
             if not 0 <= rate < Decimal("0.1"):
@@ -276,7 +269,7 @@ class Spot:
         """
         until = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(deadline))
         params = {"cl_ord_id": order.client_order_id, "deadline": until}
-        result = self._client.private("AddOrder", self._parameters(order) | params)
+        result = self.client.private("AddOrder", self._parameters(order) | params)
         with shape("AddOrder"):
             ids = result["txid"]
             if not (isinstance(ids, list) and len(ids) == 1 and isinstance(ids[0], str) and ids[0]):
@@ -285,7 +278,7 @@ class Spot:
 
     def validate(self, order: Order) -> None:
         """Let Kraken check the order without placing it; RefusedError if it would refuse it."""
-        self._client.private("AddOrder", self._parameters(order) | {"validate": "true"})
+        self.client.private("AddOrder", self._parameters(order) | {"validate": "true"})
 
     def _parameters(self, order: Order) -> dict[str, object]:
         margin = {"leverage": str(order.leverage)} if order.leverage else {}
@@ -310,7 +303,7 @@ class Spot:
         """
         client_id, known = self._placed
         if client_id == client_order_id:
-            orders = rows(self._client, "QueryOrders", {"txid": known})
+            orders = rows(self.client, "QueryOrders", {"txid": known})
             if orders and known not in orders:
                 raise UnansweredError("QueryOrders: an answer about other orders")
             orders = {known: orders[known]} if orders else {}
@@ -330,7 +323,7 @@ class Spot:
         wanted, found = _digits(client_order_id), dict[str, Any]()
         closed = {"start": since - SEARCH_BEFORE_S, "without_count": "true"}
         for method, more in (("OpenOrders", {}), ("ClosedOrders", closed)):
-            orders = rows(self._client, method, {"cl_ord_id": client_order_id, **more})
+            orders = rows(self.client, method, {"cl_ord_id": client_order_id, **more})
             with shape(method):  # A server that ignores the filter shows other orders, too.
                 for exchange_id, row in orders.items():
                     if _digits(str(row.get("cl_ord_id"))) == wanted:

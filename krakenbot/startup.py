@@ -298,18 +298,14 @@ def check_settings(start: Start) -> str | None:
                 f"journal belongs to {former}. Nothing was sent. Use another state.directory for "
                 f"{rules.pair}"
             )
-        if reason := never_trades(start.config, rules, quote):
-            return _refuse(start, f"these settings can never trade: {reason}")
+        # The pair's state and spread now do not matter: can either side ever be opened?
+        online, calm = rules._replace(status="online"), Quote(quote.mid, quote.mid)
+        reasons = [*objections(start.config, online, calm, RICH, FEE_RATE_ASSUMED).values()]
+        if None not in reasons:
+            return _refuse(start, f"these settings can never trade: {reasons[0]}")
         return _check_costs(start) if start.nonces is not None else None
     except RefusedError as error:
         return _refuse(start, f"the pair cannot be traded: {error}")
-
-
-def never_trades(config: Config, rules: PairRules, quote: Quote) -> str | None:
-    """Return why neither a long nor a short position can ever be opened, or None."""
-    online, calm = rules._replace(status="online"), Quote(quote.mid, quote.mid)
-    reasons = objections(config, online, calm, RICH, FEE_RATE_ASSUMED).values()
-    return None if None in reasons else next(iter(reasons))
 
 
 def objections(

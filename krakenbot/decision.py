@@ -72,7 +72,7 @@ def decide(snapshot: Snapshot, plan: Plan) -> Decision:
         direction, why = signal.direction, signal.direction.name.lower()
     target = target_volume(direction, plan.size, plan.leverage)
     goal, rest = Direction.of(target), abs(target - held)
-    step = next_step(held, target, plan.leverage, plan.one_order, rules, snapshot.blocked)
+    step = next_step(held, target, plan, rules, snapshot.blocked)
     is_stuck = 0 < abs(held) < rules.ordermin and plan.size < rules.ordermin
     if step is None and is_stuck and held * target <= 0:
         # The exchange raised its minimum. The position must be closed all the same.
@@ -97,12 +97,7 @@ def target_volume(direction: Direction, size: Decimal, leverage: int) -> Decimal
 
 
 def next_step(
-    held: Decimal,
-    target: Decimal,
-    leverage: int,
-    one_order: bool,
-    rules: PairRules,
-    blocked: Container[Purpose],
+    held: Decimal, target: Decimal, plan: Plan, rules: PairRules, blocked: Container[Purpose]
 ) -> Step | None:
     """Return the next order on the way from `held` to `target`, or None.
 
@@ -111,7 +106,7 @@ def next_step(
     """
     difference, reverses = target - held, held * target < 0
     purpose, volume = Purpose.OPEN, abs(difference)
-    if reverses and one_order and Purpose.REVERSE not in blocked:
+    if reverses and plan.one_order and Purpose.REVERSE not in blocked:
         purpose = Purpose.REVERSE
     elif reverses and abs(held) >= rules.ordermin:
         # A rest too small to be closed alone is closed by the opening order.
@@ -124,4 +119,4 @@ def next_step(
     if volume == 0 or volume < rules.ordermin:
         return None
     side = Side.BUY if difference > 0 else Side.SELL
-    return Step(purpose, side, volume, purpose is Purpose.CLOSE and leverage > 0)
+    return Step(purpose, side, volume, purpose is Purpose.CLOSE and plan.leverage > 0)

@@ -5,6 +5,7 @@ from decimal import Decimal
 
 from krakenbot.decision import next_step, target_volume
 from krakenbot.model import Direction, Purpose, Side, Step
+from tests.rules.test_decision import PLAN
 from tests.rules.test_pairs import rules
 
 SIZE = Decimal("0.01")
@@ -19,7 +20,8 @@ def step(
     one_order: bool = False,
     blocked: Set[Purpose] = frozenset(),
 ) -> Step | None:
-    return next_step(Decimal(held), Decimal(target), leverage, one_order, rules(), blocked)
+    plan = PLAN._replace(leverage=leverage, one_order=one_order)
+    return next_step(Decimal(held), Decimal(target), plan, rules(), blocked)
 
 
 def opens(side: Side, volume: str) -> Step:
@@ -77,7 +79,7 @@ class TestNextStep(unittest.TestCase):
     def test_a_position_of_a_trifle_above_a_size_too_small_to_close_is_left_alone(self) -> None:
         raised = rules(ordermin="0.011")
         for held, target in (("0.011", "0.0109"), ("0.012", "0.01"), ("-0.012", "-0.01")):
-            self.assertIsNone(next_step(Decimal(held), Decimal(target), 2, False, raised, set()))
+            self.assertIsNone(next_step(Decimal(held), Decimal(target), PLAN, raised, set()))
 
     def test_a_rest_too_small_to_be_closed_goes_with_the_order_the_other_way(self) -> None:
         self.assertEqual(opens(Side.SELL, "0.01004"), step("0.00004", "-0.01"))
@@ -90,7 +92,7 @@ class TestNextStep(unittest.TestCase):
             one_order = draw.random() < 0.5
             before, sent, bound = held, set[Purpose](), max(abs(held), abs(target))
             for _ in range(3):
-                order = next_step(held, target, 2, one_order, rules(), sent)
+                order = next_step(held, target, PLAN._replace(one_order=one_order), rules(), sent)
                 if order is None:
                     break
                 self.assertEqual(0, order.volume % Decimal(1).scaleb(-rules().lot_decimals))

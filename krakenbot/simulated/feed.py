@@ -13,13 +13,22 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from krakenbot import format
 from krakenbot.backtest.files import exact, interval_of, pair_of, read
 from krakenbot.config import INTERVALS
 from krakenbot.errors import RefusedError
 from krakenbot.model import Quote
 from krakenbot.pairs import PairRules, parse_rules
 from krakenbot.simulated import wire
-from krakenbot.simulated.listing import ASSETS, FIRST_TICKS, PAIRS, aliases, assets_of, unlisted
+from krakenbot.simulated.listing import (
+    ASSETS,
+    FIRST_TICKS,
+    PAIRS,
+    aliases,
+    asset_row,
+    assets_of,
+    unlisted,
+)
 from krakenbot.simulated.private import Span
 from krakenbot.simulated.wire import Params, bad, number
 
@@ -126,8 +135,9 @@ class Feed:
         count = sum(len(part.times) for part in read([path], interval_s, []))
         if name is None or count <= 40:
             raise ValueError(f"{path}: not PAIR_MINUTES.csv, or fewer than 41 candles")
+        name = "".join(assets_of(name))  # XBTUSD, however the file is named.
         self.seed, self.start = "1", first.times[0] + max(40, min(720, count // 3)) * interval_s
-        self.pair = next((key for key, row in PAIRS.items() if name in aliases(key, row)), name)
+        self.pair = next((key for key, row in PAIRS.items() if row["altname"] == name), name)
         self.digits = max(-int(exact(close).as_tuple().exponent) for close in first.closes)
         rows = _rows_of(path, interval_s)
         self._series[self.pair] = Series(interval_s, first.times[0], _FILE_DIGITS, rows)
@@ -146,7 +156,9 @@ class FeedMarkets:
         self.prices: dict[str, Decimal] = {}
         self.listing = {name: dict(row) for name, row in PAIRS.items()}
         if feed.pair and feed.pair not in PAIRS:
-            self.listing[feed.pair] = unlisted(*assets_of(feed.pair), feed.digits)
+            row = self.listing[feed.pair] = unlisted(*assets_of(feed.pair), feed.digits)
+            for code in (row["base"], row["quote"]):
+                ASSETS.setdefault(code, asset_row(format.asset(code), 8, 5))
         self.rules = {name: parse_rules(name, row) for name, row in self.listing.items()}
         self.methods: dict[str, Callable[[Params], Any]] = {
             "Time": self._time,

@@ -57,21 +57,22 @@ PAIRS: dict[str, Row] = {
 FIRST_TICKS = dict(zip(PAIRS, (816840, 705120, 312045, 18233, 99990, 1450), strict=True))
 
 
-def _asset(altname: str, decimals: int, shown: int, **optional: float) -> Row:
+def asset_row(altname: str, decimals: int, shown: int, **optional: float) -> Row:
     digits = {"decimals": decimals, "display_decimals": shown}
     return {"aclass": "currency", "altname": altname, **digits, **optional, "status": "enabled"}
 
 
+# A market's file of candles adds the assets of its pair.
 # `margin_rate` is charged on loans at opening and every 4 h, in percent. BONK cannot be borrowed.
 # Source: support.kraken.com 206161568.
 ASSETS: dict[str, Row] = {
-    "ZUSD": _asset("USD", 4, 2, collateral_value=1, margin_rate=0.025),
-    "ZEUR": _asset("EUR", 4, 2, collateral_value=1, margin_rate=0.02),
-    "USDT": _asset("USDT", 8, 4, collateral_value=0.9, margin_rate=0.02),
-    "XXBT": _asset("XBT", 10, 5, margin_rate=0.01),
-    "XETH": _asset("ETH", 10, 5, margin_rate=0.02),
-    "SOL": _asset("SOL", 10, 5, margin_rate=0.02),
-    "BONK": _asset("BONK", 4, 2),
+    "ZUSD": asset_row("USD", 4, 2, collateral_value=1, margin_rate=0.025),
+    "ZEUR": asset_row("EUR", 4, 2, collateral_value=1, margin_rate=0.02),
+    "USDT": asset_row("USDT", 8, 4, collateral_value=0.9, margin_rate=0.02),
+    "XXBT": asset_row("XBT", 10, 5, margin_rate=0.01),
+    "XETH": asset_row("ETH", 10, 5, margin_rate=0.02),
+    "SOL": asset_row("SOL", 10, 5, margin_rate=0.02),
+    "BONK": asset_row("BONK", 4, 2),
 }
 _PERCENT = {code: row["margin_rate"] for code, row in ASSETS.items() if "margin_rate" in row}
 MARGIN_RATES = {code: Decimal(str(percent)) / 100 for code, percent in _PERCENT.items()}

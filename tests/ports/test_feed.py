@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from krakenbot.pairs import parse_rules
-from krakenbot.simulated.feed import Feed, Series
+from krakenbot.simulated.feed import Feed, FeedMarkets, Series
 from krakenbot.simulated.listing import PAIRS
 from tests import IS_LONG
 from tests.folders import own_folder
@@ -124,6 +124,16 @@ class FileTest(unittest.TestCase):
             self.assertEqual({bar[1:] for bar in over[-300:]}, {(D(10),) * 4 + (0, 0)})
             traded = [(bar.volume, bar.trades) for bar in series.bars(300, 0, 60 * 61)][-3:]
             self.assertEqual(traded, [(D("2.5"), 5), (D("2.5"), 5), (D("0.5"), 1)])
+
+    def test_the_pair_of_a_file_is_known_however_it_is_spelled(self) -> None:
+        for name in ("BTC_USD_1m", "xbtusd_1", "BTC-USD_1", "XBT_USD_1", "XXBTZUSD_1"):
+            self.assertEqual("XXBTZUSD", Feed(self.write(self.rows(50), f"{name}.csv"), NOW).pair)
+
+    def test_the_assets_of_any_pair_are_listed(self) -> None:
+        feed = Feed(self.write(self.rows(50), "DOT_USDC_1.csv"), NOW)
+        markets = FeedMarkets(feed, lambda: NOW)
+        self.assertEqual({"DOT", "USDC"}, {*markets.methods["Assets"]({"asset": "DOT,USDC"})})
+        self.assertEqual("DOTUSDC", markets.pair("DOTUSDC").altname)
 
     def test_volumes_and_prices_may_be_as_large_as_a_file_has_them(self) -> None:
         text = "".join(f"{60 * n},5e9,5e9,5e9,5e9,{10**14},3\n" for n in range(1, 60))

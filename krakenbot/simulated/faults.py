@@ -18,7 +18,7 @@ from krakenbot.simulated.api import SandboxApi
 from krakenbot.simulated.wire import Answer, Params, identified, parameters
 
 FAULTS = {
-    "refused": "the connection is refused",
+    "refused": "the connection is refused (over HTTP: closed unread)",
     "lost-before": "the connection breaks before the request is read",
     "lost-after": "the connection breaks after the request was executed",
     "late": "the request arrives up to 12 s late",
@@ -64,6 +64,8 @@ _PAGES = {"gateway": (502, 504, 520), "html": (200,)}
 _SHAPES = b"""[] "x" {"error":[]} {"result":{}} {"error":"EGeneral:x","result":{}}
     {"error":[],"result":null} {"error":[],"result":"x"} {"error":[],"result":[null]}
     {"error":[],"result":{"x":null}} {"error":[7],"result":{}} {"error":[],"result":5}""".split()
+_LAGGING = ("OpenPositions", "Balance", "TradeBalance")  # Lists of orders and trades: `_orders`.
+_READS_MAX = 100
 _LEVERAGES: tuple[list[int], ...] = ([], [3, 4, 5], [2], [5, 10])
 
 _Request = tuple[str, str, Mapping[str, str], bytes]
@@ -95,22 +97,29 @@ class Faults:
     def __init__(self, api: SandboxApi, spec: str, wait: Callable[[float], None]) -> None:
         self.api = api
         self.random = Random()
-        self.set(spec)
         self.seen: Counter[str] = Counter()
         self._wait = wait
         self._clock_off = 0
         fields = ("ordermin", "leverage_buy", "leverage_sell")
         self._listing = {p: {f: row[f] for f in fields} for p, row in api.markets.listing.items()}
         self._due: list[tuple[float, Callable[[], object]]] = []
+        self._closed = ""  # The exchange's state, if a fault has changed it.
+        # What lagging reads answered from a time on, by method and parameters.
         self._past: list[tuple[float, dict[str, Any]]] = []
-        self._assets = {"ZUSD"}  # Those that TradeBalance was asked about.
-        self._revision = -1
-        self._stale: Answer | None = None
+        self._reads: dict[str, tuple[str, Params]] = {}
+        self._seen_at, self._revision, self._prices = 0.0, -1, list[Decimal]()
+        for name in _LAGGING:
+            self._read_key(name, {"asset": "ZUSD"} if name == "TradeBalance" else {})
+        self._stale: dict[str, Answer] = {}  # By pair.
         self._lock = threading.RLock()
+        self.set(spec)
 
     def set(self, spec: str) -> None:
-        """Replace the faults from now on."""
+        """Replace the faults from now on; what an earlier one has changed is as before."""
         chances = parse(spec)
+        self._clock_off = 0
+        self._restore_rules()
+        self._reopen()
         self.random.seed(int(chances.pop("seed", 1)))
         self.lag_s, self.chances = chances.pop("lag", 0.0), chances
 
@@ -165,6 +174,7 @@ class Faults:
         if word in _ERRORS:
             text = self._one_of(_ERRORS[word].split("|")).format(until=self.api.now() + 10)
             return Answer(200, "application/json", json.dumps({"error": [text]}).encode())
+        usual_share = self.api.private_api.fill_share
         match word:
             case "partial":
                 self.api.private_api.fill_share = Decimal(choice((0, 3, 50, 97))) / 100
@@ -174,10 +184,10 @@ class Faults:
                 self._clock_off = self.random.randint(-90, 90)
                 self._later(60, 900, partial(setattr, self, "_clock_off", 0))
             case "maintenance" | "cancel_only" | "post_only":
-                self.api.markets.status = word
-                self._later(60, 600, partial(setattr, self.api.markets, "status", "online"))
+                self.api.markets.status = self._closed = word
+                self._later(60, 600, self._reopen)
         answer = self._pass(name, request)
-        self.api.private_api.fill_share = Decimal(1)
+        self.api.private_api.fill_share = usual_share
         if word in _UNANSWERED:
             raise _UNANSWERED[word](word)
         if word == "cut":
@@ -192,14 +202,7 @@ class Faults:
     def _pass(self, name: str, request: _Request) -> Answer:
         """Return the sandbox's answer, out of date if reads lag."""
         answer = self.api.respond(*request)
-        account = self.api.private_api.account
-        if account.revision != self._revision:
-            self._revision, methods = account.revision, self.api.private_api.methods
-            seen = {name: methods[name]({}) for name in ("OpenPositions", "Balance")}
-            for asset in self._assets:
-                seen[f"TradeBalance {asset}"] = methods["TradeBalance"]({"asset": asset})
-            self._past.append((self.api.now(), seen))
-            del self._past[:-100]
+        self._look()
         if name == "Time" and self._clock_off:
             now = {"unixtime": int(self.api.now()) + self._clock_off, "rfc1123": ""}
             return answer._replace(body=json.dumps({"error": [], "result": now}).encode())
@@ -207,12 +210,8 @@ class Faults:
             return answer
         moment = self.api.now() - self.lag_s * self.random.choice((0, 1, 1, self.random.random()))
         params = parameters(request[2], request[3])
-        if name == "TradeBalance":
-            asset = params.get("asset", "ZUSD")
-            name = f"TradeBalance {asset}"
-            self._assets.add(asset)
-        if name in self._past[-1][1]:
-            known = [(time, seen[name]) for time, seen in self._past if name in seen]
+        if name in _LAGGING and (key := self._read_key(name, params)):
+            known = [(time, seen[key]) for time, seen in self._past if key in seen]
             result = ([x for time, x in known if time <= moment] or [known[0][1]])[-1]
         elif name in ("OpenOrders", "ClosedOrders", "QueryOrders", "TradesHistory"):
             result = self._orders(name, moment, json.loads(answer.body)["result"], params)
@@ -220,11 +219,33 @@ class Faults:
             return answer
         return answer._replace(body=json.dumps({"error": [], "result": result}).encode())
 
+    def _read_key(self, name: str, params: Params) -> str:
+        """Return the key of a read in `_past`, kept there from now on; "" if there are too many."""
+        params = {name: text for name, text in params.items() if name not in ("nonce", "otp")}
+        key = f"{name} {sorted(params.items())}"
+        if key not in self._reads and len(self._reads) < _READS_MAX:
+            self._reads[key] = name, params
+            if self._past:
+                self._past[-1][1][key] = self.api.private_api.methods[name](params)
+        return key if key in self._reads else ""
+
+    def _look(self) -> None:
+        """Remember what lagging reads answer now, if account or prices have changed."""
+        account, methods = self.api.private_api.account, self.api.private_api.methods
+        prices = [position.price for position in account.held_positions()]
+        now, before, self._seen_at = self.api.now(), self._seen_at, self.api.now()
+        if account.revision != self._revision or prices != self._prices:
+            # Nobody knows when since the last look a price has changed.
+            since = now if account.revision != self._revision else before
+            self._revision, self._prices = account.revision, prices
+            seen = {key: methods[name](params) for key, (name, params) in self._reads.items()}
+            self._past = [*self._past[-99:], (since, seen)]
+
     def _orders(self, name: str, moment: float, result: Any, params: Params) -> Any:
         """Return rows as of `moment`; each order shows as open for its first 0 to 6 s."""
         if name == "TradesHistory":
-            rows = result["trades"].items()
-            return {**result, "trades": {k: row for k, row in rows if row["time"] <= moment}}
+            rows = {k: row for k, row in result["trades"].items() if row["time"] <= moment}
+            return result | {"trades": rows} | ({"count": len(rows)} if "count" in result else {})
         rows = self.api.private_api.orders if name == "OpenOrders" else result.get("closed", result)
         running, ended = {}, {}
         for txid, row in list(rows.items())[-50:]:
@@ -233,7 +254,8 @@ class Faults:
                 ended[txid] = row
             elif age >= 0:
                 nothing = {"status": "open", "vol_exec": "0.00000000", "cost": "0.0", "fee": "0.0"}
-                running[txid] = row | nothing
+                ends = ("closetm", "reason", "trades")
+                running[txid] = {k: v for k, v in row.items() if k not in ends} | nothing
         if name == "QueryOrders":
             return running | ended
         if name == "ClosedOrders":
@@ -241,13 +263,13 @@ class Faults:
         return {"open": identified(running, params)}
 
     def _candles(self, word: str, answer: Answer) -> Answer:
-        if word == "candle-stale":
-            self._stale, answer = answer, self._stale or answer
-            return answer
         envelope = json.loads(answer.body)
         for key, rows in (envelope.get("result") or {}).items():
             if key == "last" or len(rows) < 2:
                 continue
+            if word == "candle-stale":
+                before, self._stale[key] = self._stale.get(key, answer), answer
+                return before
             place = self.random.randrange(len(rows) - 1)
             if word == "candle-late":
                 del rows[-self.random.choice((1, 1, 2)) :]
@@ -270,6 +292,10 @@ class Faults:
     def _restore_rules(self) -> None:
         for pair, row in self._listing.items():
             self.api.markets.relist(pair, **row)
+
+    def _reopen(self) -> None:
+        if self.api.markets.status == self._closed:
+            self.api.markets.status = "online"
 
     def _arrive(self, name: str, request: _Request) -> None:
         # Its nonce was used when it was sent; only its delivery was slow.

@@ -21,6 +21,7 @@ from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
 from krakenbot.simulated.wire import Answer
 
 IDLE_S = 30.0
+HANG_S = 600.0  # How long a connection stays open when no answer will ever come.
 BODY_MAX = 1 << 20
 _LOCAL = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:[0-9]+)?", re.IGNORECASE)
 
@@ -59,7 +60,8 @@ class Sandbox:
 
 
 class Server(ThreadingTCPServer):
-    """Passes requests to `respond`, which may raise ConnectionError to hang up unanswered."""
+    """Passes requests to `respond`, which may raise ConnectionError to hang up
+    unanswered, and TimeoutError never to answer."""
 
     daemon_threads = allow_reuse_address = True
     block_on_close = False
@@ -107,7 +109,12 @@ class _Connection(BaseHTTPRequestHandler):
         body = self.rfile.read(int(length))
         if len(body) != int(length):
             raise ConnectionError("the client hung up within a body")
-        answer = self.server.respond(self.command, self.path, headers, body)
+        try:
+            answer = self.server.respond(self.command, self.path, headers, body)
+        except TimeoutError:
+            self.connection.settimeout(HANG_S)
+            self.rfile.read(1)  # Until the client hangs up.
+            raise
         self.send_response(answer.status)
         self.send_header("Content-Type", answer.content_type)
         self.send_header("Content-Length", str(len(answer.body)))

@@ -55,13 +55,19 @@ class Client:
         return self.send(name, body, str(self.nonce))
 
     def send(self, name: str, body: bytes, nonce: str, kind: str = "") -> Any:
+        return json.loads(self.api.respond(*self.signed(name, body, nonce, kind)).body)
+
+    def signed(
+        self, name: str, body: bytes, nonce: str, kind: str = ""
+    ) -> tuple[str, str, dict[str, str], bytes]:
+        """Return method, path, headers and body of a signed request."""
         path = "/0/private/" + name
         headers = {
             "API-Key": SANDBOX_KEY,
             "API-Sign": sign(SECRET, path, nonce, body),
             "Content-Type": kind or "application/x-www-form-urlencoded",
         }
-        return json.loads(self.api.respond("POST", path, headers, body).body)
+        return "POST", path, headers, body
 
     def result(self, name: str, /, **parameters: Any) -> Any:
         answer = self.post(name, **parameters)
@@ -430,6 +436,13 @@ class TimePassesTest(unittest.TestCase):
         order = next(iter(client.result("ClosedOrders")["closed"].values()))
         self.assertEqual(order["misc"], "liquidated")
 
+    def test_a_balance_is_set_under_either_name_of_its_asset(self) -> None:
+        balances = Client().control("balance", asset="USD", amount="50")["balances"]
+        self.assertEqual((D(50), None), (D(balances["ZUSD"]), balances.get("USD")))
+
+    def test_an_empty_close_is_no_second_order(self) -> None:
+        self.assertIn("txid", Client().result("AddOrder", **MARKET, close="{}"))
+
     def test_a_position_is_liquidated_by_hand(self) -> None:
         client = Client()
         client.result("AddOrder", **{**MARKET, "pair": "ETHUSD"}, leverage="2")
@@ -443,6 +456,8 @@ class TimePassesTest(unittest.TestCase):
         for name, wish in (
             ("balance", {"asset": "ZUSD", "amount": "1e24"}),
             ("balance", {"asset": "ZUSD", "amount": "-1e15"}),
+            ("balance", {"asset": "NOPE", "amount": "1"}),
+            ("balance", {"asset": 1.5, "amount": "1"}),
             ("price", {"pair": "XBTUSD", "price": "1e15"}),
         ):
             self.assertIn("error", client.control(name, **wish))

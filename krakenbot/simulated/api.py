@@ -246,8 +246,9 @@ class SandboxApi:
 
     def _set_balance(self, params: Row) -> None:
         """{asset, amount}: set a balance by a deposit or withdrawal."""
-        had = self.account.balances.get(params["asset"], ZERO)
-        self.account.deposit(self.now(), params["asset"], _amount(params["amount"]) - had)
+        (asset,) = wire.asset_codes(str(params["asset"]))
+        had = self.account.balances.get(asset, ZERO)
+        self.account.deposit(self.now(), asset, _amount(params["amount"]) - had)
 
     def _set_status(self, params: Row) -> None:
         """{status} for the exchange, {pair, status} for one pair, {fill_share} for each order.

@@ -93,7 +93,7 @@ def order_request(rules: PairRules, p: Params) -> OrderRequest:
         re.fullmatch(_OTHER_TYPES, p.get("ordertype", ""))
         or "viqc" in p.get("oflags", "")
         or any(p.get(name, "0") != "0" for name in ("starttm", "expiretm"))
-        or any(name.startswith("close") for name in p)
+        or any(name.startswith("close") and text != "{}" for name, text in p.items())
     ):
         raise RefusedError("EAPI:Feature disabled")
     wrong = [name for name, value in p.items() if not value]

@@ -8,6 +8,8 @@ from krakenbot.model import ZERO, Direction, Purpose, Side, Signal, Step, Strate
 from krakenbot.pairs import PairRules, plain
 from krakenbot.risk import Limits
 
+DUST = 10  # What is held below this part of `size` is left alone if it is below the minimum.
+
 
 class Plan(NamedTuple):
     """The settings that a decision depends on. `size` is in base currency."""
@@ -73,9 +75,8 @@ def decide(snapshot: Snapshot, plan: Plan) -> Decision:
     target = target_volume(direction, plan.size, plan.leverage)
     goal, rest = Direction.of(target), abs(target - held)
     step = next_step(held, target, plan, rules, snapshot.blocked)
-    is_stuck = 0 < abs(held) < rules.ordermin and plan.size < rules.ordermin
-    if step is None and is_stuck and held * target <= 0:
-        # The exchange raised its minimum. The position must be closed all the same.
+    if step is None and is_stuck(held, plan.size, rules) and held * target <= 0:
+        # The position must be closed all the same.
         side = Side.SELL if held > 0 else Side.BUY
         step = Step(Purpose.CLOSE, side, abs(held), plan.leverage > 0)
     if step is None:
@@ -87,6 +88,14 @@ def decide(snapshot: Snapshot, plan: Plan) -> Decision:
         return Decision(goal, None, f"{why}: {plain(rest)} off target, {blocked.reason}", blocked)
     order = f"{step.purpose.verb} by {step.side.value} {plain(step.volume)}"
     return Decision(goal, step, f"{why}: {order}")
+
+
+def is_stuck(held: Decimal, size: Decimal, rules: PairRules) -> bool:
+    """Return whether what is held is below the exchange's minimum, and yet not mere dust.
+
+    The exchange may have raised its minimum, or filled an order only in part.
+    """
+    return size / DUST <= abs(held) < rules.ordermin
 
 
 def target_volume(direction: Direction, size: Decimal, leverage: int) -> Decimal:

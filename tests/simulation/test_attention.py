@@ -405,7 +405,7 @@ class TestLongCandles(AttentionTest):
         limits = PLAN.limits._replace(max_loss=Decimal(10))
         bot = self.run_for(1000, self.bot(limits=limits))
         self.exchange.close = lambda number: Decimal(45_000)  # type: ignore[method-assign]
-        self.exchange.spread = Decimal(2000)
+        self.exchange.spread = Decimal(12_000)
         self.run_for(1000, bot)
         self.assertEqual(SIZE, self.exchange.held)
 
@@ -500,13 +500,25 @@ class TestRaisedMinimum(AttentionTest):
         self.run_for(100, bot)
         self.assertEqual(-SIZE, self.exchange.held)
 
-    def test_max_loss_meeting_it_halts_with_the_position_named(self) -> None:
+    def test_a_size_raised_to_it_does_not_let_the_bot_keep_coins_for_ever(self) -> None:
+        self.plan = self.plan._replace(leverage=0)
+        self.raise_minimum()
+        self.exchange.pair_rules = rules(ordermin="0.02")
+        self.run_for(2 * 3600, self.bot(size=2 * SIZE))
+        self.assertIn(len(self.exchange.placed), (2, 3, 4))
+        self.assertIn("minimum not met", " ".join(self.told()))
+
+    def test_max_loss_meeting_it_is_tried_hourly_and_told_until_it_is_closed(self) -> None:
         self.raise_minimum()
         self.exchange.close = lambda number: Decimal(40_000)  # type: ignore[method-assign]
-        limits = PLAN.limits._replace(max_loss=Decimal(10))
-        self.run_for(100)
-        message = self.stopped(self.bot(limits=limits).run)
-        self.assertIn("0.01 XBTUSD is held", message)
+        bot = self.bot(limits=PLAN.limits._replace(max_loss=Decimal(10)))
+        before = len(self.exchange.placed)
+        self.run_for(2 * 3600, bot)
+        self.assertIn(len(self.exchange.placed) - before, (1, 2, 3))
+        self.assertIn("minimum not met", " ".join(self.told()))
+        self.exchange.pair_rules = rules()
+        self.stopped(bot.run)
+        self.assertEqual(ZERO, self.exchange.held)
 
 
 class TestMissingPermission(AttentionTest):

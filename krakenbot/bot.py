@@ -14,7 +14,7 @@ from krakenbot.accounting import Ledger
 from krakenbot.alerts import Alerts
 from krakenbot.candles import CandleWindow
 from krakenbot.clock import Clock, StopRequestedError
-from krakenbot.decision import Blocked, Decision, Plan, Snapshot, decide
+from krakenbot.decision import Blocked, Decision, Plan, Snapshot, decide, is_stuck
 from krakenbot.errors import ConfigError, ExchangeError, LaterError, StopError, UnansweredError
 from krakenbot.format import moment, money, percent, price
 from krakenbot.journal import Journal
@@ -179,6 +179,9 @@ class Bot:
         if self.plan.limits.close_only and not self.journal.account().held:
             raise ConfigError(f"nothing is held to close: {self.plan.limits.close_only}")
         self._refresh()
+        if not self.journal.get("pnl_at_resume"):  # max_loss counts from here.
+            pnl = self.journal.account().pnl(self.market.quote().mid)
+            self.journal.put(pnl_at_resume=pnl)
         if self.clock.monotonic() - self._checked >= CHECK_MAX_S:
             self._check_between_candles()
         if self.journal.get("flatten"):
@@ -237,7 +240,8 @@ class Bot:
         price = self.market.quote().mid
         candle = Candle(now - now % interval_s - interval_s, price, price, price, price)
         again_at = self._work(candle, Signal(None, price, 0))
-        return TickResult(again_at or self.clock.now() + PASSING_PAUSE_S, decided=True)
+        due = again_at or self.clock.now() + PASSING_PAUSE_S
+        return TickResult(due, decided=True, is_done=False)
 
     def _finished(self, expected: int) -> Sequence[Candle] | None:
         """Return finished candles, the newest from `expected` or later; None if it is late."""
@@ -277,8 +281,6 @@ class Bot:
         not_now: dict[Purpose, Blocked] = {}
         self._newest_close = candle.close
         sent, held = 0, self.orders.position()
-        if not self.journal.get("pnl_at_resume"):  # max_loss counts from here.
-            self.journal.put(pnl_at_resume=self.journal.account().pnl(candle.close))
         while True:
             decision = self._decide(candle, signal, held, not_now)
             step = decision.step
@@ -359,17 +361,18 @@ class Bot:
                 return
             self.journal.put(flatten=reason)
             log.critical("flattening reason=%s", reason)
-        if abs(held) < self.market.rules.ordermin:
+        rules, pair = self.market.rules, self.plan.pair
+        if abs(held) < rules.ordermin and not is_stuck(held, self.plan.size, rules):
             self.orders.prove_refused()
-            pair = self.plan.pair
             rest = f"; {plain(held)} {pair} is held and too small to be closed" if held else ""
             raise self.journal.halt(reason + rest)
 
     def _loss_reached(self, held: Decimal) -> str:
         """Return why to flatten if two quotes both show the loss; else an empty text.
 
-        The mid price of a wide spread may be absurd, so the newest candle's close must show the
-        loss too. Wide spreads are not ignored altogether, because they persist in a crash.
+        The mid price of a wide spread may be absurd, so the newest candle's close or the better
+        of the two prices must show the loss too. Wide spreads are not ignored altogether, because
+        they persist in a crash.
         """
         limit, began = self.plan.limits.max_loss, self.journal.get("pnl_at_resume")
         if limit is None or not began:
@@ -379,11 +382,12 @@ class Bot:
                 self.clock.wait(LOSS_PAUSE_S)
             quote = self.market.quote()
             is_wide = quote.spread_percent > self.plan.limits.max_spread_percent
-            prices = [quote.mid, self._newest_close] if is_wide else [quote.mid]
+            better = quote.ask if held > 0 else quote.bid
+            certain = [better, self._newest_close or better] if is_wide else [quote.mid]
             pnl = self.journal.account().pnl
-            if any(price is None or Decimal(began) - pnl(price) < limit for price in prices):
-                return ""
             loss = Decimal(began) - pnl(quote.mid)
+            if loss < limit or Decimal(began) - min(map(pnl, certain)) < limit:
+                return ""
         return f"the loss since the last resume is {loss:.2f}, max_loss is {limit}"
 
     def _check_margin(self, summary: MarginSummary) -> None:

@@ -195,13 +195,18 @@ ENDED_EARLY = (Outcome.CANCELED, Outcome.EXPIRED, Outcome.REFUSED)
 
 
 def next_attempt(
-    newest_first: Sequence[Intent], candle: int, interval_s: int, ordermin: Decimal, now: float
+    newest_first: Sequence[Intent],
+    candle: int,
+    interval_s: int | None,
+    ordermin: Decimal,
+    now: float,
 ) -> Blocked | None:
     """Return why this purpose may not be ordered again for the candle, and until when, or None.
 
     `newest_first` are orders of one purpose, all final. Pauses grow while the same outcome repeats.
     A retry for the same candle is only allowed after a temporary failure, or for an order that only
     reduces the position, and never in the last tenth of the time before the next candle's decision.
+    Without an `interval_s`, the candle does not matter.
     """
     newest = newest_first[0] if newest_first else None
     if newest is None or (newest.reduce_only and newest.executed == newest.volume):
@@ -215,7 +220,7 @@ def next_attempt(
     if needs_proof(newest):
         at = max(at, newest.deadline + VISIBLE_S)
     reason = f"{newest.outcome} ({newest.note})" if newest.note else str(newest.outcome)
-    if is_of_candle and max(at, now) > candle + 2 * interval_s - interval_s / 10:
+    if is_of_candle and max(at, now) > candle + 2 * newest.interval_s - newest.interval_s / 10:
         return Blocked(f"{reason}, no retry for this candle", None)
     return Blocked(f"{reason}, retrying after a pause", at)
 

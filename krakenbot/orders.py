@@ -128,11 +128,13 @@ class Orders:
         now, blocked = self._clock.now(), dict[Purpose, Blocked]()
         newest, ordermin = self._journal.newest_intent(), self._market.rules.ordermin
         is_whole = abs(self._journal.account().held) >= ordermin
+        # A flatten waits for no candle.
+        interval_s = None if self._journal.get("flatten") else self._plan.interval_s
         for purpose in PURPOSES:
             history = self._journal.newest_of(purpose, HISTORY)
             if is_whole:  # What happened to orders below the minimum does not matter.
                 history = [intent for intent in history if intent.volume >= ordermin]
-            found = next_attempt(history, candle, self._plan.interval_s, ordermin, now)
+            found = next_attempt(history, candle, interval_s, ordermin, now)
             reduces = purpose is Purpose.CLOSE and self._plan.leverage > 0
             for reason in (found, *self._lookups_due(reduces)):
                 if reason is not None and (reason.until is None or reason.until > now):

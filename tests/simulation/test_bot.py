@@ -944,9 +944,10 @@ class TestMaxLoss(BotTest):
 
     def test_a_death_between_the_loss_and_its_close_does_not_forget_the_loss(self) -> None:
         self.lose()
-        self.exchange.script = ["refuse"] * 2
+        self.exchange.script = ["later"] * 9
         self.once(101)
         self.assertEqual(SIZE, self.exchange.held)
+        self.exchange.script.clear()
         self.exchange.close = lambda number: Decimal(60_000)  # type: ignore[method-assign]
         self.stopped(lambda: self.once(108))
         self.assertEqual(0, self.exchange.held)

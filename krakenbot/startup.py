@@ -25,7 +25,7 @@ from krakenbot.identity import Identity, account_name
 from krakenbot.journal import Journal
 from krakenbot.kraken.spot import FORBIDDEN_PERMISSIONS, NEEDED_PERMISSIONS, Spot
 from krakenbot.lock import Lock, Nonces
-from krakenbot.model import ZERO, KeyInfo, MarginSummary, Purpose, Quote, Side, Step
+from krakenbot.model import ZERO, KeyInfo, MarginRates, MarginSummary, Purpose, Quote, Side, Step
 from krakenbot.order_states import VISIBLE_S
 from krakenbot.orders import DEADLINE_S
 from krakenbot.pairs import PairRules, earn_balances, plain
@@ -247,13 +247,14 @@ def check_untracked_balance(start: Start) -> None:
         rules, balances = start.exchange.known_rules(), start.exchange.balances()
         owned, earning = balances.get(rules.base, ZERO), earn_balances(balances, rules.base)
         if owned + sum(earning.values()) >= rules.ordermin:
-            journal.put(minded=1)
             more = "".join(f" and {plain(amount)} {code}" for code, amount in earning.items())
-            raise journal.halt(
+            halt = journal.halt(
                 f"the account owns {volume(owned, rules.base)}{more}, the journal is new and "
                 "records 0, but the bot has traded here before. `krakenbot adopt` takes up to "
                 "`size` as the bot's own, `krakenbot resume` nothing"
             )
+            journal.put(minded=1)  # Only now: a crash between the two must not hide the coins.
+            raise halt
     journal.put(minded=1)
     lock.write("live")
 
@@ -290,14 +291,16 @@ def check_settings(start: Start) -> str | None:
     Raises StopError when the pair's name now means another market than the journal's.
     """
     try:
-        rules, quote = start.exchange.known_rules(), start.exchange.quote()
-        former = start.identity.pair
+        rules, former = start.exchange.known_rules(), start.identity.pair
         if rules.pair != former:
             raise StopError(
                 f"pair = {start.config.pair!r} meant {former} and now means {rules.pair}; the "
                 f"journal belongs to {former}. Nothing was sent. Use another state.directory for "
                 f"{rules.pair}"
             )
+        if start.journal.get("flatten"):
+            return None  # It only closes, whatever that costs.
+        quote = start.exchange.quote()
         # The pair's state and spread now do not matter: can either side ever be opened?
         online, calm = rules._replace(status="online"), Quote(quote.mid, quote.mid)
         reasons = [*objections(start.config, online, calm, RICH, FEE_RATE_ASSUMED).values()]
@@ -352,7 +355,12 @@ def count_costs(config: Config, exchange: Spot, fee_rate: Decimal) -> tuple[bool
     from krakenbot.backtest.costs import fee_guard
 
     rules, candles = exchange.known_rules(), exchange.candles(None)[:-1]
-    guard = fee_guard(config, candles, rules, fee_rate, exchange.margin_rates())
+    rates = MarginRates()
+    try:
+        rates = exchange.margin_rates()
+    except ExchangeError as error:
+        log.warning("margin rates are assumed reason=%s", error)
+    guard = fee_guard(config, candles, rules, fee_rate, rates)
     too_much = guard.percent_per_day > config.risk.max_fee_percent_per_day
     return too_much or guard.refused_reason is not None, guard.lines
 

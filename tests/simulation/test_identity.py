@@ -47,6 +47,10 @@ def setUpModule() -> None:
     short_histories(2)
 
 
+class Killed(BaseException):
+    """The process dies here."""
+
+
 class FrontDoor(unittest.TestCase):
     speed = 1000.0
 
@@ -258,6 +262,17 @@ class TestStrategy(FrontDoor):
         with self.journal() as journal:
             self.assertEqual([], journal.open_intents())
 
+    def test_new_settings_whose_costs_cannot_be_counted_do_not_keep_it_from_closing(self) -> None:
+        for method in ("margin_rates", "candles"):
+            with self.subTest(method):
+                self.setUp()
+                self.hold()
+                with self.journal() as journal:
+                    journal.put(flatten="max_loss was reached")
+                silent = mock.patch.object(Spot, method, side_effect=UnansweredError("timed out"))
+                with silent, self.assertRaisesRegex(StopError, "max_loss was reached"):
+                    self.run_once(reversal="one-order")
+
     def test_an_upgrade_is_no_change_of_the_strategy(self) -> None:
         self.run_once(entry="next-turn")
         with self.journal() as journal:
@@ -309,6 +324,17 @@ class TestLostJournal(FrontDoor):
         self.assertEqual(2, len(self.bought()))
         with self.assertRaisesRegex(StopError, "halted"):
             self.run_once(leverage=2)
+
+    def test_a_death_before_the_halt_does_not_hide_the_coins_of_a_lost_journal(self) -> None:
+        self.hold()
+        self.sandbox.api.controls["clock"]({"advance": 3 * 240 * 60})
+        for path in self.state.glob("*.db*"):
+            path.unlink()
+        with mock.patch.object(Journal, "halt", side_effect=Killed):
+            self.assertRaises(Killed, self.run_once)
+        with self.assertRaisesRegex(StopError, "the journal is new"):
+            self.run_once()
+        self.assertEqual([SIZE], self.bought())
 
     def test_an_old_copy_on_a_machine_where_no_bot_has_run_is_compared_too(self) -> None:
         self.run_once(entry="next-turn")  # It has run and bought nothing yet.

@@ -103,9 +103,10 @@ def adoption(bot: Bot) -> list[str]:
 
 
 def _price(bot: Bot, position: Position) -> Decimal:
-    if not position.cost:
-        return bot.exchange.quote().mid
-    return position.cost / abs(position.volume)
+    """Return the price of what was opened; of what was closed, the price now."""
+    if position.cost and abs(position.volume) > abs(bot.journal.account().held):
+        return position.cost / abs(position.volume)
+    return bot.exchange.quote().mid
 
 
 def _next_trades(bot: Bot, held: Decimal) -> Iterator[str]:
@@ -149,8 +150,8 @@ def adopt(bot: Bot, shown: Decimal) -> None:
     if shown and not before and not bot.plan.leverage:
         position = Position()  # Its coins were sold, as is known only now; others are not its own.
     price, now = _price(bot, position), int(clock.now())
+    own_trades(journal, position.trades, now)  # First: a crash between must not hide rollovers.
     journal.adopt(position.volume, price, now, bot.plan.leverage > 0)
-    own_trades(journal, position.trades, now)
     figures = plain(position.volume), plain(before), format.price(price, bot.market.rules)
     log.warning("adopted held=%s recorded_before=%s price=%s", *figures)
 

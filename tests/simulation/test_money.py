@@ -9,6 +9,7 @@ from decimal import Decimal as D
 from typing import Any
 from unittest import mock
 
+from krakenbot import handover
 from krakenbot.accounting import Ledger
 from krakenbot.bot import Bot
 from krakenbot.clock import StopRequestedError
@@ -103,6 +104,10 @@ def sums(rows: Iterator[dict[str, Any]]) -> dict[str, D]:
         key = f"{row['type']} {row['asset']}"
         total[key] = total.get(key, D(0)) + D(row["fee"])
     return total
+
+
+class Died(BaseException):
+    """The process dies here."""
 
 
 class TestBooks(unittest.TestCase):
@@ -214,6 +219,38 @@ class TestBooks(unittest.TestCase):
         self.read(world)
         rollovers = self.ledger(world)["rollover ZUSD"]
         self.assertEqual((rollovers > 4, rollovers), (True, world.journal.account().rollover))
+
+    def test_nothing_is_adopted_before_its_rollovers_are_known_to_be_its_own(self) -> None:
+        world = self.world()
+        world.api._set_position({"pair": "XBTUSD", "side": "buy", "volume": "0.05"})
+        world.bot.market.learn()
+        with mock.patch.object(handover, "own_trades", side_effect=Died):
+            self.assertRaises(Died, adopt, world.bot, D(0))
+        self.assertEqual(0, world.journal.account().held)
+
+    def test_an_order_that_was_adopted_costs_what_the_ledger_shows_all_the_same(self) -> None:
+        world = self.world()
+        world.api.markets.methods["Assets"] = lambda p: {p["asset"]: {}}  # Rates are assumed.
+        world.run(20)
+        adopt(world.bot, world.journal.account().held)
+        world.run(3000)
+        self.assertEqual(self.books(world), world.api.account.fees["ZUSD"])
+
+    def test_what_someone_else_has_closed_counts_at_the_price_of_that_time(self) -> None:
+        world = self.world()
+        world.run(3600)
+        held, price = world.journal.account().held, world.spot.quote().mid + 5000
+        world.api.controls["price"]({"pair": "XBTUSD", "price": price})
+        side = "sell" if held > 0 else "buy"
+        world.api.controls["position"](
+            {"pair": "XBTUSD", "side": side, "volume": "0.02", "leverage": 2}
+        )
+        adopt(world.bot, held)
+        self.assertEqual(price * D("0.02"), world.journal.intents()[-1].cost)
+
+    def books(self, world: World) -> D:
+        account = world.journal.account()
+        return account.fees + account.margin_fees
 
     def test_what_an_order_cost_is_told_the_moment_it_is_done(self) -> None:
         world = self.world()

@@ -100,6 +100,8 @@ class Spot:
         result = self.client.public("AssetPairs", params)
         with shape("AssetPairs"):
             ((pair, row),) = result.items()
+            if self._rules and pair != self._rules.pair:
+                raise ValueError(f"it is about {pair}, not {self._rules.pair}")
             self._rules = parse_rules(pair, row)
         return self._rules
 

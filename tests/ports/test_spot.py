@@ -178,6 +178,14 @@ class TestMarket(unittest.TestCase):
             with self.subTest(ask=ask, bid=bid), self.assertRaises(UnansweredError):
                 spot(kraken).quote()
 
+    def test_rules_of_another_pair_are_no_answer_once_the_pair_is_known(self) -> None:
+        kraken = Kraken()
+        exchange = spot(kraken)
+        exchange.rules()
+        kraken.answers["AssetPairs"] = {"XETHZUSD": {**ROW, "altname": "ETHUSD"}}
+        self.assertRaises(UnansweredError, exchange.rules)
+        self.assertEqual("XXBTZUSD", exchange.known_rules().pair)
+
     def test_the_asset_class_travels_wherever_kraken_wants_it(self) -> None:
         kraken = Kraken()
         exchange = spot(kraken, asset_class="tokenized_asset")

@@ -66,6 +66,7 @@ class UrllibTransport(urllib.request.AbstractHTTPHandler):
                 problem = f"{response.length} bytes of it are missing"
             else:
                 return response.status, answer
+        _answering.clear()  # Another address may be well.
         # Raised outside of `except`, because a library error can quote a header.
         raise UnansweredError(f"no complete answer from {host}: {problem}")
 

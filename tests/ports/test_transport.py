@@ -444,6 +444,17 @@ class TestAddresses(Wire):
         transport._answering["localhost", 1] = socket.getaddrinfo("", 0)[0]
         self.assertEqual(ANSWERED, self.outcome(lambda: client.public("Time")))
 
+    def test_an_address_that_hangs_up_is_left_for_the_others(self) -> None:
+        def hang_up(server: Server, connection: socket.socket) -> None:
+            server.request(connection)
+
+        self.ports["sick"] = self.serve(hang_up).port
+        client, outcomes = self.client(1), set[str]()
+        for order in ["sick yes", "yes sick"] * 2:
+            self.resolves_to(order)
+            outcomes.add(self.outcome(lambda: client.public("Time")))
+        self.assertIn(ANSWERED, outcomes)
+
 
 class TestNames(Wire):
     def slow(self) -> threading.Event:

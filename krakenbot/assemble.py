@@ -70,7 +70,7 @@ def client_of(
     if credentials is None or nonces is None:
         return Client(transport, config.exchange.url, clock)
     counter = config.state_directory / f"key-{fingerprint(credentials.key)}.counter"
-    return Client(
+    client = Client(
         transport,
         config.exchange.url,
         clock,
@@ -79,6 +79,9 @@ def client_of(
         live=live,
         counter=RestCounter(clock, counter),
     )
+    # Something was sent with a nonce that is not stored here: the journal may be an old copy.
+    client.on_nonce_refused = partial(nonces.set_mark, "refused")
+    return client
 
 
 def assemble(

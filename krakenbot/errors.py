@@ -67,9 +67,10 @@ class StopError(Exception):
 class KeyRefusedError(StopError):
     """The exchange refused the key, one of its permissions, or the account. Nothing was executed.
 
-    `lockout`: each further private request prolongs it. `lasting`: a later retry is pointless.
+    `lockout`: each further private request prolongs it; a `passing` one is a limit of requests,
+    perhaps of other programs, and not about this key. `lasting`: a later retry is pointless.
     """
 
-    def __init__(self, message: str, *, lockout: bool = False) -> None:
+    def __init__(self, message: str, *, lockout: bool = False, passing: bool = False) -> None:
         super().__init__(message, 77)
-        self.lockout, self.lasting = lockout, False
+        self.lockout, self.passing, self.lasting = lockout, passing, False

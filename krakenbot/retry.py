@@ -65,8 +65,8 @@ def retry(
     Raises LaterError when it keeps failing for longer than `patience_s`. `on_failure` gets each
     failure. A refused key is tried again after each of `key_pauses_s`, in a lockout after
     LOCKOUT_S; `probe`, if given, is called before the action. Until then nothing private is sent,
-    because that prolongs a lockout. A second lockout in a row is raised. Source: support.kraken.com
-    360001491786, "API error messages".
+    because that prolongs a lockout. A second lockout in a row is raised, unless it is passing.
+    Source: support.kraken.com 360001491786, "API error messages".
     """
     began, logged, backoff_s = float("inf"), float("-inf"), 1.0
     pauses, refused_at, refused = iter(key_pauses_s), float("-inf"), None
@@ -82,9 +82,9 @@ def retry(
             # the last one, as in an outage or after a lockout, is a new one.
             if refused is None and now - refused_at >= LOCKOUT_S:
                 pauses = iter(key_pauses_s)
-            pause_s = next(pauses, None)
+            pause_s = LOCKOUT_S if error.passing else next(pauses, None)
             is_locked = refused is not None and refused.lockout and error.lockout
-            if pause_s is None or error.lasting or is_locked:
+            if pause_s is None or error.lasting or (is_locked and not error.passing):
                 raise
             refused, refused_at, began = error, now, float("inf")
             log.warning("key refused, trying it again in a few minutes reason=%s", error)

@@ -64,6 +64,7 @@ class Client:
         self._live = live
         self._counter = counter or RestCounter(clock)
         self.on_read: Callable[[bool], None] = lambda is_reading: None
+        self.on_nonce_refused: Callable[[], None] = lambda: None
         self.nonce_pauses_s: Sequence[float] = NONCE_PAUSES_S
 
     def public(self, method: str, params: Mapping[str, object] | None = None) -> Any:
@@ -88,7 +89,10 @@ class Client:
             try:
                 return result_of(method, *self._ask(method, params, is_read))
             except LaterError as error:
-                if error.cause is not Cause.NONCE or not is_read:
+                if error.cause is not Cause.NONCE:
+                    raise
+                self.on_nonce_refused()
+                if not is_read:
                     raise
                 pause_s = next(pauses, None)
                 if pause_s is None:
@@ -141,7 +145,7 @@ def result_of(method: str, status: int, body: bytes, *, is_public: bool = False)
         problem = f"{kind_of(body)} in place of a JSON answer"
     errors = envelope.get("error") if isinstance(envelope, dict) else None
     if envelope and isinstance(errors, list) and all(isinstance(e, str) for e in errors):
-        failures = [re.sub(r"\s*:\s*", ":", e.strip()) for e in errors if not e.startswith("W")]
+        failures = [":".join(map(str.strip, e.split(":"))) for e in errors if not e.startswith("W")]
         if failures:
             raise_verdict(method, failures, is_public=is_public)
         for warning in errors:
@@ -179,8 +183,8 @@ VERDICTS = {
     "|EOrder:(Rate|Domain rate|Orders|Scheduled orders) limit exceeded",
     (LATER, Cause.LENDING_POOL): "EOrder:Insufficient margin",
     (LATER, Cause.MARKET_STATE): "EService:Market in",
-    (LOCKOUT, Cause.OTHER): "EAuth:Rate limit|EGeneral:Temporary lockout"
-    "|(EAuth|EGeneral):Too many requests",
+    (LOCKOUT, Cause.RATE_LIMIT): "EAuth:Rate limit|(EAuth|EGeneral):Too many requests",
+    (LOCKOUT, Cause.OTHER): "EGeneral:Temporary lockout",
     (UNKNOWN, Cause.OTHER): "EGeneral:Invalid arguments:cl_ord_id not unique"
     "|EOrder:Reduce only:Position is closed",
     (KEY, Cause.OTHER): "EAPI:|EAuth:|ESession:|EAccount:|EGeneral:Permission denied"
@@ -216,7 +220,8 @@ def raise_verdict(method: str, failures: Sequence[str], *, is_public: bool = Fal
         raise UnansweredError(text, wait_s=wait_s)
     if verdict in (KEY, LOCKOUT):
         text = f"Kraken refused the key or the account: {text}"
-        raise KeyRefusedError(text, lockout=verdict == LOCKOUT)
+        is_passing = cause is Cause.RATE_LIMIT
+        raise KeyRefusedError(text, lockout=verdict == LOCKOUT, passing=is_passing)
     if verdict == LATER:
         is_documented = all(failure.startswith("EOrder:") for failure in failures)
         raise LaterError(text, cause=cause, wait_s=wait_s, leaves_no_order=is_documented)

@@ -1,11 +1,14 @@
+import contextlib
 import gzip
 import json
 import os
+import time
 import unittest
 from collections.abc import Mapping
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from unittest import mock
 from urllib.parse import parse_qs, urlsplit
 
 from krakenbot.errors import (
@@ -363,6 +366,21 @@ class TestNonce(unittest.TestCase):
             with self.subTest(text), self.assertRaises(LaterError) as caught:
                 client(FakeTransport(envelope(text))).public("Time")
             self.assertEqual(60, caught.exception.wait_s)
+
+    def test_whatever_nonce_is_refused_it_is_told(self) -> None:
+        for method in ("Balance", "AddOrder"):
+            told = mock.Mock()
+            calls = client(FakeTransport(envelope("EAPI:Invalid nonce"), OK), StandingClock(0))
+            calls.on_nonce_refused = told
+            with contextlib.suppress(LaterError):
+                calls.private(method)
+            told.assert_called_once_with()
+
+    def test_many_blanks_in_an_error_take_no_time(self) -> None:
+        began = time.monotonic()
+        with self.assertRaises(UnansweredError):
+            client(FakeTransport(envelope("E" + 100_000 * " " + "x"))).public("Time")
+        self.assertLess(time.monotonic() - began, 5)
 
     def test_a_public_method_that_is_answered_about_a_nonce_has_no_answer(self) -> None:
         with self.assertRaises(UnansweredError):

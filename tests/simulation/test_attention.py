@@ -554,6 +554,21 @@ class TestMissingPermission(AttentionTest):
         with mock.patch.object(self.exchange, "balances", side_effect=[silence, answers()]):
             self.assertEqual("done", bot.retry(action, 300.0))
 
+    def test_a_limit_of_requests_is_waited_out_however_often_it_comes(self) -> None:
+        limit = KeyRefusedError("EGeneral:Too many requests", lockout=True, passing=True)
+        asked: list[float] = []
+
+        def ask() -> str:
+            asked.append(self.clock.time)
+            if len(asked) <= 3:
+                raise limit
+            return "done"
+
+        for pauses in ((), KEY_PAUSES_S):
+            asked.clear()
+            self.assertEqual("done", retry(ask, self.clock, 300.0, key_pauses_s=pauses))
+            self.assertEqual([900.0] * 3, [b - a for a, b in pairwise(asked)])
+
     def test_repeated_lockouts_do_not_end_it_while_the_key_is_good(self) -> None:
         bot, lockout = self.once(105), KeyRefusedError("EGeneral:Temporary lockout", lockout=True)
         answers = chain([lockout] * 5, iter(self.exchange.position, None))

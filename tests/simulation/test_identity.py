@@ -16,7 +16,9 @@ from unittest import mock
 
 from krakenbot import identity
 from krakenbot.assemble import Parts, assemble
+from krakenbot.commands.call import signed_client
 from krakenbot.config import Config, ExchangeTable, RiskTable, StrategyTable, load
+from krakenbot.credentials import load_credentials
 from krakenbot.errors import (
     ConfigError,
     KeyRefusedError,
@@ -406,6 +408,20 @@ class TestCurrent(FrontDoor):
             for check in parts.checks:  # Without margin, all that concern earlier orders.
                 check()
         self.assertGreater(max(call.args[0] for call in wait.call_args_list), 10)
+
+    def test_so_does_one_with_which_another_command_of_ours_has_met_that(self) -> None:
+        self.hold()
+        self.sandbox.api.nonce += 5
+        credentials = load_credentials(self.config)
+        assert credentials is not None
+        client, lock = signed_client(self.config, credentials, changes=False)
+        client.nonce_pauses_s = (0,)
+        client.private("Balance")
+        lock.close()
+        with closing(assemble(self.config, live=True)) as parts:
+            parts.checks[0]()
+            with mock.patch.object(parts.clock, "wait", side_effect=Killed):
+                self.assertRaises(Killed, parts.checks[1])
 
 
 class TestSettings(FrontDoor):

@@ -12,7 +12,7 @@ from krakenbot.bot import Bot, Event
 from krakenbot.clock import Clock
 from krakenbot.config import Config
 from krakenbot.credentials import require_credentials
-from krakenbot.errors import ConfigError, RefusedError
+from krakenbot.errors import ConfigError, HeldError, RefusedError
 from krakenbot.journal import Journal
 from krakenbot.journal_file import open_journal
 from krakenbot.kraken.client import Client
@@ -26,6 +26,8 @@ from krakenbot.model import Credentials, KeyInfo
 from krakenbot.plan import plan_of
 from krakenbot.retry import KEY_PAUSES_S, retry
 from krakenbot.risk import FEE_RATE_ASSUMED
+
+LOCKS_WAIT_S = 90  # Longer than `flatten` waits for an answer to its question.
 
 
 class Parts(NamedTuple):
@@ -93,13 +95,14 @@ def assemble(
     accept_costs: bool = False,
     adopts: bool = False,
     makes_journal: bool = True,
+    by_bot: bool = False,
 ) -> Parts:
     """Return the parts of `config.mode`; ConfigError when one of them cannot be made.
 
     `live` is the option --live, without which no order can be sent. The exchange is asked for its
     ids of pair and account if they are not known yet; LaterError when that fails for too long.
     `progress` is called at least every 0.5 s of waiting. Without `makes_journal`, a missing
-    journal is created in memory only.
+    journal is created in memory only. With `by_bot` it waits for commands that hold a lock.
     """
     if not adopts:  # Adopting sends no order.
         require_live(config, live)
@@ -112,7 +115,7 @@ def assemble(
     key_name, locks, nonces = "paper", list[Lock](), None
     if credentials is not None:
         key_name = fingerprint(credentials.key)
-        locks = [identity.key_lock(config, key_name)]
+        locks = [_lock(partial(identity.key_lock, config, key_name), clock, by_bot)]
         nonces = Nonces(locks[0])
     client = client_of(config, clock, credentials, nonces, live=is_live and live)
     client.on_read = clock.read
@@ -124,7 +127,8 @@ def assemble(
 
     pauses_s = KEY_PAUSES_S if any(identity.holding(config)) else ()
     owner, info, path = retry(find_journal, clock, config.exchange.patience, key_pauses_s=pauses_s)
-    locks.append(Lock(path.with_suffix(".lock"), f"the {config.mode} journal of {config.pair}"))
+    what = f"the {config.mode} journal of {config.pair}"
+    locks.append(_lock(partial(Lock, path.with_suffix(".lock"), what), clock, by_bot))
     is_new = not path.exists()
     journal = open_journal(path if makes_journal or not is_new else None)
     if makes_journal or not is_new:
@@ -138,6 +142,23 @@ def assemble(
     plan, (checks, closing) = plan_of(config), startup.checks_of(start)
     bot = Bot(plan, spot, journal, clock, key_name, on_event, checks)
     return Parts(config, clock, spot, journal, bot, locks, path, is_new, closing)
+
+
+def _lock(take: Callable[..., Lock], clock: Clock, by_bot: bool) -> Lock:
+    """Return the lock. HeldError when another bot holds it or, for a bot, a command for too long.
+
+    A service that systemd starts again must not end for good because somebody runs the doctor.
+    """
+    for second in range(LOCKS_WAIT_S if by_bot else 0):
+        try:
+            return take(by_bot=True)
+        except HeldError as error:
+            if error.by_bot:
+                raise
+            if not second:
+                log.warning("waiting for another command to end reason=%s", error)
+        clock.wait(1.0)
+    return take(by_bot=by_bot)
 
 
 def require_live(config: Config, live: bool) -> None:

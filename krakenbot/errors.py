@@ -20,6 +20,14 @@ class ConfigError(Exception):
     """The configuration or the environment must be fixed first. Exit code 78."""
 
 
+class HeldError(ConfigError):
+    """Another process holds a lock; `by_bot` says whether that is a bot, not a short command."""
+
+    def __init__(self, message: str, by_bot: bool = False) -> None:
+        super().__init__(message)
+        self.by_bot = by_bot
+
+
 class ExchangeError(Exception):
     """The exchange did not do what was asked: always one of the next three types.
 

@@ -129,10 +129,10 @@ def claim(config: Config, journal: Journal, path: Path, identity: Identity) -> N
     remember(config, "journal", path.stem, " ".join(identity))
 
 
-def key_lock(config: Config, key: str) -> Lock:
+def key_lock(config: Config, key: str, by_bot: bool = False) -> Lock:
     """Return the lock of the API key with this fingerprint, held on this whole machine."""
     path = config.state_directory / f"key-{key}.lock"
-    return Lock(path, "this API key", f"{_host(config)} {key}")
+    return Lock(path, "this API key", f"{_host(config)} {key}", by_bot=by_bot)
 
 
 def unmanaged(config: Config, own: Path) -> list[str]:

@@ -10,18 +10,20 @@ import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from krakenbot.errors import ConfigError, StopError
+from krakenbot.errors import ConfigError, HeldError, StopError
 from krakenbot.format import moment
 
 TRIES, LOOK_S = 5, 0.02
 STATE_BYTES_MAX = 80
+BY_BOT = ", run"
 _STOP_IT = "Stop it first: systemctl stop its service, or kill that process"
 
 
 class Lock:
-    """An exclusive lock on a file, held until the process ends. ConfigError if another holds it.
+    """An exclusive lock on a file, held until the process ends. HeldError if another holds it.
 
-    The file's first line is state that outlives the process, the second says who holds the lock.
+    The file's first line is state that outlives the process, the second says who holds the lock,
+    and with `by_bot` that it is a bot.
     With a `name`, no other process of this machine may hold that name either.
     """
 
@@ -33,8 +35,10 @@ class Lock:
         *,
         tries: int = TRIES,
         advice: str = _STOP_IT,
+        by_bot: bool = False,
     ) -> None:
         self._path, self._holder = path, f"pid {os.getpid()}, since {moment(time.time())}"
+        self._holder += BY_BOT * by_bot
         with ExitStack() as opened:
             try:
                 self._file = open_private(path, os.O_RDWR)
@@ -58,7 +62,8 @@ class Lock:
                 return
             time.sleep(LOOK_S)  # The holder may only be checking, as `is_locked` does.
         holder = self.read(1) or "it does not say which process"
-        raise ConfigError(f"another krakenbot holds {what} ({holder}; lock {self._path}). {advice}")
+        words = f"another krakenbot holds {what} ({holder}; lock {self._path}). {advice}"
+        raise HeldError(words, holder.endswith(BY_BOT))
 
     def read(self, line: int = 0) -> str:
         """Return the state, or for line 1 who holds the lock."""
@@ -80,7 +85,7 @@ class Lock:
 
 
 def claim_on_machine(name: str, what: str) -> int | None:
-    """Hold a name on this machine until the process ends; ConfigError if another holds it.
+    """Hold a name on this machine until the process ends; HeldError if another holds it.
 
     A lock file is found only by processes that use the same folder. Linux has names for sockets
     that need no file, source: unix(7), "abstract"; elsewhere nothing is held. Returns what is to be
@@ -95,9 +100,8 @@ def claim_on_machine(name: str, what: str) -> int | None:
         if error.errno != errno.EADDRINUSE:
             return None
         where = "with another state directory"
-        raise ConfigError(
-            f"another krakenbot on this machine holds {what}, {where}. {_STOP_IT}"
-        ) from error
+        words = f"another krakenbot on this machine holds {what}, {where}. {_STOP_IT}"
+        raise HeldError(words) from error
 
 
 class Nonces:

@@ -1,6 +1,7 @@
 """`flatten`, `adopt`, `resume`: what a person does about a position or a halt."""
 
 import argparse
+import select
 import sys
 import time
 from contextlib import ExitStack, closing, suppress
@@ -33,7 +34,7 @@ from krakenbot.retry import LOCKOUT_S
 EXAMPLE = "krakenbot flatten --live; krakenbot adopt; krakenbot resume"
 BY_HAND = "flattened by hand"
 POLL_S, LOOK_TURNS, PROGRESS_TURNS = 0.2, 10, 50  # A look every 2 s, a line every 10 s.
-ANSWER_S = 60.0  # If the bot has not begun to flatten by then, it is not answering.
+ANSWER_S = 60.0  # For the bot to begin to flatten, and for a person to say yes.
 GRACE_S = LOCKOUT_S + 600.0  # A bot in a lockout first waits for its end.
 
 
@@ -147,12 +148,13 @@ def _agreed(arguments: argparse.Namespace, clock: Clock) -> bool:
     clock.read(True)  # So that a signal can interrupt it.
     try:
         with suppress(UnicodeDecodeError):  # What cannot be read is not a yes.
-            answer = sys.stdin.readline()
+            if select.select([sys.stdin], [], [], ANSWER_S)[0]:
+                answer = sys.stdin.readline()
     finally:
         clock.read(False)
     if answer.strip().lower() == "yes":
         return True
-    if not answer:  # Ctrl-D leaves the cursor in the line.
+    if not answer:  # No answer and Ctrl-D leave the cursor in the line.
         print(file=sys.stderr)
     print("Not confirmed: nothing is sent")
     return False

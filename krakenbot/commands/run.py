@@ -62,6 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
             on_event=on_event,
             progress=notifier.alive,
             accept_costs=arguments.accept_costs,
+            by_bot=True,
         )
         presence, screen = Presence(parts.journal, parts.clock, config.interval * 60), Screen()
         code, why = 0, "decided once, as asked"

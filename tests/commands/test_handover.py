@@ -10,6 +10,7 @@ import sys
 import time
 import unittest
 from argparse import Namespace
+from collections.abc import Callable
 from decimal import Decimal as D
 from unittest import mock
 
@@ -309,9 +310,10 @@ class TestFlatten(HandoverTest):
         adopt.assert_called_once_with(parts.bot, D("0.01"))
 
     def test_at_a_terminal_nothing_happens_without_a_yes(self) -> None:
-        asked, clock = io.StringIO(), Clock()
+        asked, clock, fileno = io.StringIO(), Clock(), self.always_readable()
         for said, agreed in (("", False), ("y\n", False), ("\n", False), ("yes\n", True)):
             terminal = mock.Mock(isatty=lambda: True, readline=lambda said=said: said)
+            terminal.fileno = fileno
             with (
                 mock.patch.object(sys, "stdin", terminal),
                 contextlib.redirect_stdout(io.StringIO()),  # Piped into a file, for example.
@@ -384,11 +386,27 @@ class TestFlatten(HandoverTest):
         for number in (signal.SIGINT, signal.SIGTERM):
             self.addCleanup(signal.signal, number, signal.getsignal(number))
         terminal = mock.Mock(isatty=lambda: True, readline=interrupted)
+        terminal.fileno = self.always_readable()
         with (
             mock.patch.multiple(sys, stdin=terminal, stderr=terminal),
             self.assertRaises(StopRequestedError),
         ):
             handover._agreed(Namespace(yes=False), clock)
+
+    def test_a_question_that_nobody_answers_is_not_agreed_to(self) -> None:
+        reader, writer = os.pipe()
+        with open(reader) as silent, open(writer, "w"):
+            terminal = mock.Mock(isatty=lambda: True, fileno=silent.fileno)
+            with (
+                mock.patch.multiple(sys, stdin=terminal, stderr=terminal),
+                mock.patch.object(handover, "ANSWER_S", 0.0),
+                contextlib.redirect_stdout(io.StringIO()) as out,
+            ):
+                self.assertFalse(handover._agreed(Namespace(yes=False), Clock()))
+        self.assertIn("Not confirmed", out.getvalue())
+
+    def always_readable(self) -> Callable[[], int]:
+        return self.enterContext(open(os.devnull)).fileno
 
     @slow
     def test_a_request_that_nobody_waits_for_any_more_is_none(self) -> None:

@@ -26,6 +26,7 @@ from krakenbot.commands.run import _goodbye
 from krakenbot.commands.screen import Screen
 from krakenbot.config import Config
 from krakenbot.journal_file import open_journal
+from krakenbot.lock import Lock
 from krakenbot.simulated.listing import SANDBOX_SECRET
 from tests import slow
 from tests.commands.program import KEYS, LIVE, PAPER, Gate, ProgramTest
@@ -129,8 +130,20 @@ class TestRefusals(ProgramTest):
         for running, words in ((same, "this API key"), (key, f"pid {first.pid}")):
             with self.subTest(words):
                 self.assert_ends(running.done(), 78, "another krakenbot holds", words)
+                self.assertNotIn("waiting", running.err)
         self.assertEqual(len(gate.sent), count)
         self.assertIsNone(first.process.exitcode)
+
+    def test_it_waits_while_another_command_holds_the_key_or_the_journal(self) -> None:
+        gate = self.gate(20.0)
+        self.assert_ends(self.run_it(gate, "run", "--live", "--once", **LIVE), 0)
+        for path in (*self.state.glob("key-*.lock"), self.journal().with_suffix(".lock")):
+            with self.subTest(path.name):
+                other = Lock(path, "it")  # As `doctor` holds it.
+                running = self.start(gate, "run", "--live", "--once", **LIVE)
+                running.wait_for("waiting for another command")
+                other.close()
+                self.assert_ends(running.done(), 0)
 
 
 class TestNoNetwork(ProgramTest):

@@ -26,6 +26,7 @@ from krakenbot.config import Config
 from krakenbot.errors import ConfigError
 from krakenbot.format import volume
 from krakenbot.journal_file import open_read_only
+from krakenbot.lock import holder
 
 EXAMPLE = (
     "sudo python3 krakenbot.pyz install --systemd --dry-run; sudo krakenbot uninstall --dry-run; "
@@ -161,12 +162,13 @@ def _with_places(text: str, name: str) -> str:
 
 
 def _uninstall(purge: bool) -> Iterator[Step]:
-    """Remove the service. ConfigError while a live bot has a position or unresolved orders.
+    """Remove the service. ConfigError while a bot runs, holds something or has unresolved orders.
 
-    A step is carried out before the next is made, so the second check sees what the first did.
+    A step is carried out before the next is made.
     """
     _refuse_while_held()
     yield _systemctl("disable", "--now", "krakenbot")
+    yield "check that no other unit's bot runs", _refuse_while_running
     _refuse_while_held()  # It may have traded until the moment it ended.
     for path in (UNIT_FILE, WRAPPER, str(Path(PROGRAM).parent)):
         yield _remove(path)
@@ -179,6 +181,15 @@ def _uninstall(purge: bool) -> Iterator[Step]:
         yield _note(f"{FOLDER} and {STATE} stay: configuration, keys, journal")
 
 
+def _refuse_while_running() -> None:
+    for file in sorted(Path(STATE).glob("*.lock")):
+        if (pid := holder(file)) is not None:
+            raise ConfigError(
+                f"{file} is held (pid {pid}): a bot or a command still runs. Stop it first: "
+                "systemctl stop its service, or kill that process"
+            )
+
+
 def _refuse_while_held() -> None:
     for file in sorted(Path(STATE).glob("live-*.db")):
         with closing(open_read_only(file)) as journal:
@@ -187,7 +198,7 @@ def _refuse_while_held() -> None:
         if held or unresolved:
             raise ConfigError(
                 f"{file} shows {shown} held and {unresolved} orders unresolved. Close it "
-                f"first: sudo krakenbot --config {FOLDER}/config.toml flatten --live"
+                "first: sudo krakenbot --config FILE flatten --live, with its configuration"
             )
 
 

@@ -12,6 +12,7 @@ from krakenbot.commands import install as command
 from krakenbot.config import Config, load
 from krakenbot.journal import Journal
 from krakenbot.journal_file import open_journal
+from krakenbot.lock import Lock
 from krakenbot.records import Outcome
 from krakenbot.retry import LOCKOUT_S
 from tests.commands.called import call
@@ -298,6 +299,14 @@ class TestInstall(unittest.TestCase):
         self.assertIn("shows 0.04 held", self.do("uninstall", code=78))
         self.assertIn("opt/krakenbot/krakenbot.pyz", self.files())
         journal.close()
+
+    def test_uninstall_refuses_while_a_bot_still_runs_as_one_of_several_pairs(self) -> None:
+        self.do("install", "--systemd")
+        lock = Lock(Path(command.STATE, "live-api.kraken.com-ETHUSD.lock"), "it")
+        self.addCleanup(lock.close)
+        self.assertIn("None of this was done", self.do("uninstall", "--dry-run"))
+        self.assertIn(f"(pid {os.getpid()})", self.do("uninstall", "--purge", code=78))
+        self.assertIn("opt/krakenbot/krakenbot.pyz", self.files())
 
     def journal(self) -> Journal:
         return open_journal(Path(command.STATE, "live-api.kraken.com-XBTUSD.db"))

@@ -16,7 +16,7 @@ SLICE_S = 0.5
 
 
 class StopRequestedError(Exception):
-    """SIGTERM or SIGINT came. Raised while waiting or reading, never between journal and send."""
+    """A signal asked to stop. Raised while waiting or reading, never between journal and send."""
 
 
 class Clock:
@@ -66,9 +66,11 @@ class Clock:
         self._end()
 
     def stop_on_signals(self) -> None:
-        """Let SIGTERM and SIGINT end the next (or current) wait."""
+        """Let SIGTERM, SIGINT and SIGHUP end the next (or current) wait."""
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, self._on_signal)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # As `nohup` sets it.
+            signal.signal(signal.SIGHUP, self._on_signal)
 
     def read(self, is_reading: bool) -> None:
         """Note whether a read is in progress: a signal may interrupt that at once, too.

@@ -308,7 +308,7 @@ class TestTrading(ProgramTest):
     def test_a_signal_ends_the_wait_for_the_next_candle_at_once(self) -> None:
         gate = self.gate()
         started = []
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             settings = PAPER | {"KRAKENBOT_STATE_DIRECTORY": str(self.folder / number.name)}
             started.append((self.start(gate, "run", **settings), number))
         for running, number in started:

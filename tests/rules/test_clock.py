@@ -31,6 +31,13 @@ class TestStopping(unittest.TestCase):
             clock.wait(60)
         self.assertLess(time.monotonic() - began, 2)
 
+    def test_a_bot_that_was_started_with_nohup_outlives_its_terminal(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            self.addCleanup(signal.signal, number, signal.getsignal(number))
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        Clock().stop_on_signals()
+        self.assertIs(signal.SIG_IGN, signal.getsignal(signal.SIGHUP))
+
     def test_a_request_before_the_wait_is_not_lost_even_for_a_wait_of_nothing(self) -> None:
         clock = Clock()
         clock.request_stop()

@@ -83,12 +83,13 @@ class Chart:
         self._draw(kind, f"M{' '.join(f'{x} {self._y(value)}' for x, value in edge)}Z")
 
     def dots(self, fills: Iterable[Fill]) -> None:
+        """Mark the fills; one before the first or after the last point is shown at the edge."""
         for fill in fills:
-            if self.times[0] <= fill.time <= self.times[-1]:
-                when, side, size, paid, _, _, why, _ = fill.texts(self.decimals)
-                path = f"M{self._x(fill.time)} {self._y(float(fill.price))}h0"
-                self._draw(side, path, f"{when} {side} {size} at {paid}: {why}")
-                self.keys |= {"buy": "buy", "sell": "sell"}
+            when, side, size, paid, _, _, why, _ = fill.texts(self.decimals)
+            x = min(max(self._x(fill.time), 0), COLUMNS)
+            path = f"M{x} {self._y(float(fill.price))}h0"
+            self._draw(side, path, f"{when} {side} {size} at {paid}: {why}")
+            self.keys |= {"buy": "buy", "sell": "sell"}
 
     def band(self, held: Sequence[float]) -> None:
         """Show the position along the bottom, where it is known."""

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
-from itertools import accumulate, groupby
+from itertools import accumulate, groupby, islice
 from typing import NamedTuple
 
 from krakenbot.commands.chart import COLUMNS, Chart, Fill
@@ -180,7 +180,8 @@ def _facts(report: RunReport, rounds: Sequence[RoundTrip]) -> dict[str, str]:
 def drawdowns(balance: Decimal, points: Iterable[Point]) -> list[float]:
     """Return the drawdown from the highest equity so far, in percent, at each point."""
     equity = [float(balance) + point.net for point in points]
-    pairs = zip(accumulate(equity, max), equity, strict=True)
+    peaks = accumulate(equity, max, initial=float(balance))
+    pairs = zip(islice(peaks, 1, None), equity, strict=True)
     return [(peak - now) / peak * 100 if peak > 0 else 0.0 for peak, now in pairs]
 
 
@@ -215,7 +216,7 @@ def _charts(report: RunReport, trades: Sequence[Fill]) -> Iterator[str]:
         near = Chart(title, ends, [*newest, *averages], math.inf, decimals)
         near.line("price", newest, "price")
         near.line("average", averages, "second")
-        near.dots(trades[-MARKS_MAX:])
+        near.dots(trade for trade in trades[-MARKS_MAX:] if trade.time >= ends[0])
         yield near.html()
     size, last = float(report.size), float(report.hold)
     hold = [last - size * (closes[-1] - close) for close in closes]

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from krakenbot import config
 from krakenbot.commands import UsageError, run_report, write_output
-from krakenbot.commands.chart import COLUMNS, Fill
+from krakenbot.commands.chart import COLUMNS, Chart, Fill
 from krakenbot.commands.page import heat_map, table
 from krakenbot.commands.report import report_of
 from krakenbot.commands.run_report import Point, render, round_trips, thinned
@@ -123,6 +123,16 @@ class ReportTest(unittest.TestCase):
             database.execute(row, (START + 60 * at, "-400" if at == 1500 else "0"))
         text = render(report_of(SETTINGS, Journal(database)))
         self.assertIn("<dt>Max drawdown</dt><dd>40.00 %</dd>", text)
+
+    def test_the_drawdown_counts_from_the_balance_that_the_bot_began_with(self) -> None:
+        points = [Point(at, 1.0, 1.0, 1.0, net, net, 1.0) for at, net in ((0, -10.0), (1, -5.0))]
+        self.assertEqual([10.0, 5.0], run_report.drawdowns(D(100), points))
+
+    def test_the_first_and_the_last_order_are_marked_though_outside_of_the_decisions(self) -> None:
+        chart = Chart("Price", [100.0, 200.0], [1.0, 2.0], 60)
+        chart.dots([Fill(98, 1, D(1), D(1), D(0)), Fill(203, -1, D(1), D(2), D(0))])
+        self.assertIn('d="M0 ', chart.layers)
+        self.assertIn(f'd="M{COLUMNS} ', chart.layers)
 
     def test_numbers_stand_to_the_right_and_words_to_the_left(self) -> None:
         text = table("Orders", ("why", "|fee"), [("<b>", "28.57")])

@@ -177,7 +177,7 @@ def _check(connection: sqlite3.Connection, path: Path) -> None:
 
 _WHOLE = (
     "first_direction direction created adopted charges_read started pid ended exit_code seen "
-    "seen_wall next_decision pair_decimals"
+    "seen_wall next_decision pair_decimals interval"
 )
 _ODD = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError)
 _COLUMNS = (

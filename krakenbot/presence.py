@@ -61,7 +61,8 @@ class Presence:
     def __init__(self, journal: Journal, clock: Clock, interval_s: int) -> None:
         self._journal, self._clock, self._interval_s = journal, clock, interval_s
         values = dict.fromkeys(("next_decision", "ended", "exit_code", "end_reason", "seen"))
-        journal.put(**values, started=int(time.time()), pid=os.getpid())
+        began = {"started": int(time.time()), "pid": os.getpid(), "interval": interval_s // 60}
+        journal.put(**values, **began)
 
     def __call__(self, event: Event) -> None:
         if event.kind == "start":

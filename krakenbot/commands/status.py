@@ -38,9 +38,13 @@ def run(arguments: argparse.Namespace) -> int:
         with closing(open_read_only(path)) as journal:
             life = read_life(journal, path.with_suffix(".lock"), config.exchange.clock_speed)
             status = read_status(journal) | life._asdict()
-            status |= {name: getattr(config, name) for name in ("mode", "pair", "interval")}
+            status |= {"mode": config.mode, "pair": config.pair}
+            status["interval"] = int(journal.get("interval") or config.interval)
             status["strategy"] = journal.get("strategy") or config.strategy.title
             status["warnings"] += identity.unmanaged(config, path)
+            if status["interval"] != config.interval:
+                text = f"config now says interval = {config.interval}: restart the bot to use it"
+                status["warnings"].append(text)
             status["base"], status["quote"], _ = units(journal, config.pair)
         text = json.dumps(json_values(status)) if arguments.json else _text(status)
         print(f"\x1b[H\x1b[J{text}" if is_screen else text, flush=True)

@@ -213,6 +213,12 @@ class TestFigures(Folder):
         self.assertEqual(("XXBT", "ZUSD"), (got["base"], got["quote"]))
         self.assertAlmostEqual(time.time(), got["now"], delta=5)
 
+    def test_the_interval_is_that_of_the_running_bot_also_once_the_file_says_another(self) -> None:
+        self.presence(self.journal())(START)
+        got = json.loads(self.status("--json", KRAKENBOT_INTERVAL="240"))
+        self.assertEqual(1, got["interval"])
+        self.assertIn("config now says interval = 240", got["warnings"][0])
+
     def test_watch_shows_it_again_until_the_signal(self) -> None:
         self.journal()
         with mock.patch("time.sleep", side_effect=[None, KeyboardInterrupt]):

@@ -79,8 +79,12 @@ class Chart:
         self.keys[name] = kind
 
     def area(self, kind: str, low: Sequence[float], high: Sequence[float]) -> None:
-        edge = [*zip(self.xs, high, strict=True), *zip(self.xs[::-1], low[::-1], strict=True)]
-        self._draw(kind, f"M{' '.join(f'{x} {self._y(value)}' for x, value in edge)}Z")
+        path = ""
+        for a, b in pairwise(sorted({*self.starts, len(self.xs)})):
+            xs = self.xs[a:b]
+            edge = zip(xs + xs[::-1], [*high[a:b], *low[a:b][::-1]], strict=True)
+            path += f"M{' '.join(f'{x} {self._y(value)}' for x, value in edge)}Z"
+        self._draw(kind, path)
 
     def dots(self, fills: Iterable[Fill]) -> None:
         """Mark the fills; one before the first or after the last point is shown at the edge."""

@@ -13,7 +13,7 @@ from krakenbot.identity import journal_path
 from krakenbot.journal import Journal
 from krakenbot.journal_file import open_read_only
 from krakenbot.log import clean
-from krakenbot.model import ZERO
+from krakenbot.model import ZERO, Purpose
 from krakenbot.presence import units
 from krakenbot.records import Equity, Intent
 
@@ -39,6 +39,9 @@ def report_of(config: Config, journal: Journal) -> RunReport:
     equity, intents = [*journal.equity()], journal.intents()
     base, quote, decimals = units(journal, config.pair)
     account, halted = journal.account(), journal.get("halted")
+    decided = [row for row in journal.newest_decisions(NEWEST) if row.done]
+    opened = (intent.volume for intent in intents if intent.purpose is Purpose.OPEN)
+    size = next(opened, config.size)
     charges = [Fill(one.time, 0, ZERO, ZERO, one.amount) for one in journal.charges()]
     # Before the first candle the net result is 0.
     gross, balance, hold, when = account.costs, ZERO, ZERO, "no candle yet"
@@ -48,32 +51,31 @@ def report_of(config: Config, journal: Journal) -> RunReport:
         # Holding, too, pays for a purchase and a sale.
         turnover = sum(intent.cost for intent in intents if intent.executed)
         fee_rate = account.fees / (turnover or 1)
-        hold = config.size * (last.price - first.price - fee_rate * (first.price + last.price))
+        hold = size * (last.price - first.price - fee_rate * (first.price + last.price))
         when = f"{moment(first.time)} to {moment(last.time)}"
     place = " on a sandbox, no real money" if is_loopback(config.exchange.url) else ""
     strategy = journal.get("strategy") or config.strategy.title
     return RunReport(
         title=f"{config.pair} · {config.mode}{place}",
-        subtitle=f"{when}, {config.interval} min candles, {strategy}, size {volume(config.size)}, "
-        f"leverage {config.leverage}",
+        subtitle=f"{when}, {journal.get('interval') or config.interval} min candles, {strategy}, "
+        f"size {volume(size)}, leverage {config.leverage}",
         quote=asset(quote),
         pair_decimals=decimals,
         balance=balance,
-        size=config.size,
+        size=size,
         hold=hold,
         facts={"Orders": f"{len(intents):,}", "Held now": volume(account.held, base)},
         costs=cost_breakdown(gross, account.fees, account.margin_fees, account.rollover),
         points=[*map(_point, equity)],
-        newest=[
-            (row.candle + row.interval_s, float(row.price), float(row.average))
-            for row in reversed(journal.newest_decisions(NEWEST))
-            if row.done
-        ],
+        newest=sorted(
+            (row.candle + row.interval_s, float(row.price), float(row.average)) for row in decided
+        ),
         # A charge in the same second as an order is its opening fee, so it comes after it.
         fills=sorted([*map(_fill, intents), *charges], key=lambda fill: fill.time),
         notes=[],
         end=f"The bot is halted: {clean(halted)}." if halted else "",
-        gap_s=GAP_CANDLES * config.interval * 60,
+        # The interval may have been a longer one: then candles of that one are no gap.
+        gap_s=GAP_CANDLES * max((row.interval_s for row in decided), default=0),
     )
 
 

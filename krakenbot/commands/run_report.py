@@ -213,7 +213,7 @@ def _charts(report: RunReport, trades: Sequence[Fill]) -> Iterator[str]:
     if len(report.newest) > 1:
         ends, newest, averages = zip(*report.newest, strict=True)
         title = f"The newest {len(newest)} candles"
-        near = Chart(title, ends, [*newest, *averages], math.inf, decimals)
+        near = Chart(title, ends, [*newest, *averages], gap_s, decimals)
         near.line("price", newest, "price")
         near.line("average", averages, "second")
         near.dots(trade for trade in trades[-MARKS_MAX:] if trade.time >= ends[0])

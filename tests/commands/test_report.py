@@ -21,9 +21,10 @@ from krakenbot.commands.report import report_of
 from krakenbot.commands.run_report import Point, render, round_trips, thinned
 from krakenbot.journal import Journal
 from krakenbot.journal_file import open_journal, prepare
+from krakenbot.model import MarginSummary
 from krakenbot.records import Booked, Outcome
 from tests.folders import own_folder
-from tests.ports.test_journal import execution, intent
+from tests.ports.test_journal import ROW, execution, intent
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=y>\x1b[31m"
 START = 1_700_000_000
@@ -105,14 +106,14 @@ class ReportTest(unittest.TestCase):
         assert words is not None
         lost = "lost 91.40 USD, 9.14 % of the account. Trading itself won 8.80 USD"
         self.assertIn(lost, words[1])
-        self.assertIn("Holding would have won 0.0047 USD", words[1])
+        self.assertIn("Holding would have won 4.66 USD", words[1])
 
     def test_a_result_of_nothing_is_no_loss(self) -> None:
         self.assertEqual("made 0.00 USD", run_report._won(D(0), "USD"))
 
     def test_drawdown_return_and_holding_are_in_percent(self) -> None:
         text = page()
-        figures = {"Return": "-9.14 %", "Holding": "0.00 %", "Max drawdown": "3.00 %"}
+        figures = {"Return": "-9.14 %", "Holding": "+0.47 %", "Max drawdown": "3.00 %"}
         for name, figure in figures.items():
             self.assertIn(f"<dt>{name}</dt><dd>{figure}</dd>", text)
 
@@ -144,6 +145,27 @@ class ReportTest(unittest.TestCase):
         self.assertEqual(1, _path(whole, "price").count("M"))
         self.assertEqual(2, _path(broken, "price").count("M"))
         self.assertLess(_path(broken, "long").count("M"), _path(whole, "long").count("M"))
+
+    def test_an_area_has_a_gap_there_too(self) -> None:
+        chart = Chart("Loss", [0.0, 1.0, 2.0, 50.0, 51.0], [0.0, 1.0], 5)
+        chart.area("loss", [0.0] * 5, [1.0] * 5)
+        self.assertEqual(2, _path(chart.layers, "loss").count("Z"))
+
+    def test_after_a_change_of_the_interval_the_newest_candles_are_in_order(self) -> None:
+        journal, summary = open_journal(None), MarginSummary(D(1), D(0), D(0))
+        for interval_s, candle in ((60, START + 14400), (14400, START)):
+            row = ROW | {"interval_s": interval_s, "candle": candle, "decided": candle + 14500}
+            journal.decide(row | {"decided": START + 14500 + interval_s}, summary)
+        report = report_of(SETTINGS, journal)
+        ends = [end for end, _, _ in report.newest]
+        self.assertEqual(([START + 14400, START + 14460], 43200), (ends, report.gap_s))
+
+    def test_holding_is_of_the_size_that_was_traded_not_of_the_one_set_now(self) -> None:
+        journal, bought = open_journal(None), intent(volume=D("0.05"))
+        journal.write(bought)
+        report = report_of(SETTINGS, journal)
+        self.assertEqual(D("0.05"), report.size)
+        self.assertIn("size 0.05", report.subtitle)
 
     def test_the_points_left_out_of_a_long_line_are_no_gap(self) -> None:
         self.assertEqual(1, _path(page(5000), "price").count("M"))

@@ -94,9 +94,12 @@ Nothing was started. Next steps:
 def _install(given: str | None) -> Iterator[Step]:
     """Make this program a service. Raises ConfigError before the first step."""
     archive, python, file = packed(), _python(), Path(FOLDER, "config.toml")
+    if given is None and os.path.exists("config.toml"):
+        given = "config.toml"
     if file.exists():
         config = configuration.load(str(file), {"STATE_DIRECTORY": STATE}, Path("/"))
-        settings: list[Step] = []
+        is_other = given and os.path.realpath(given) != os.path.realpath(file)
+        settings = [_note(f"keeps {file}; {given} was not read")] if is_other else []
     else:
         config, settings = _settings(given)
     digest = hashlib.sha256(archive).hexdigest()
@@ -116,8 +119,6 @@ def _install(given: str | None) -> Iterator[Step]:
 
 def _settings(given: str | None) -> tuple[Config, list[Step]]:
     """Return the service's configuration, made from the one given, and the steps that write it."""
-    if given is None and os.path.exists("config.toml"):
-        given = "config.toml"
     if given and os.path.exists(given) and not os.path.isfile(given):
         raise ConfigError(f"{given}: is not a regular file")  # It is read twice.
     variables = {f"KRAKENBOT_{key.replace('.', '_').upper()}": at for key, at in PLACES.items()}

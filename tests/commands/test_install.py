@@ -253,6 +253,13 @@ class TestInstall(unittest.TestCase):
         self.assertGreater(Path(command.PROGRAM).stat().st_size, 1000)
         self.assertIn(f'should say state.directory = "{command.STATE}"', out)
 
+    def test_a_configuration_that_is_not_taken_over_is_named(self) -> None:
+        self.do("install", "--systemd")
+        (self.here / "config.toml").write_text('pair = "ETHUSD"\n')
+        words = f"keeps {self.config}; config.toml was not read"
+        self.assertIn(words, self.do("install", "--systemd"))
+        self.assertNotIn("keeps", self.do("--config", str(self.config), "install", "--systemd"))
+
     def test_a_wrong_configuration_is_told_before_anything_is_written(self) -> None:
         (self.here / "config.toml").write_text("interval = 7\n")
         out = self.do("install", "--systemd", code=78)

@@ -133,6 +133,8 @@ def _goodbye(config: Config, parts: Parts) -> str:
         return f"ended; {compared(Decimal(holds), held, base)}"
     if not held:
         return "ended; nothing is held"
+    if parts.journal.get("halted"):
+        return f"ended, halted: {volume(held, base)} is still held; `krakenbot status` says why"
     live = " --live" if config.mode == "live" else ""
     return (
         f"ended; {volume(held, base)} is still held, and no bot manages it now: "

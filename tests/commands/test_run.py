@@ -385,6 +385,14 @@ class TestWords(unittest.TestCase):
         line = _goodbye(Config(), cast(Parts, SimpleNamespace(journal=journal)))
         self.assertIn("the exchange holds 0 XBT, the journal records 0.01 XBT", line)
 
+    def test_the_last_line_of_a_halted_run_names_no_command_that_refuses_to_go_on(self) -> None:
+        journal = open_journal(None)
+        self.addCleanup(journal.close)
+        journal.adopt(D("0.01"), D(70000), 1, True)
+        journal.put(base="XXBT", halted="5 orders in a row were not filled")
+        line = _goodbye(Config(), cast(Parts, SimpleNamespace(journal=journal)))
+        self.assertIn("halted: 0.01 XBT is still held; `krakenbot status` says why", line)
+
     def test_no_text_from_outside_commands_the_terminal(self) -> None:
         with redirect_stdout(io.StringIO()) as out:
             Screen()(Event("halt", "\x1b[2J forged"))

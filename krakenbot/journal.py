@@ -232,7 +232,7 @@ class Journal:
             self._set("pnl_at_resume", None)
 
     def _forget_halt(self) -> None:
-        if self.get("halted"):
+        if self.get("halted") and self.get("exit_code") == "76":
             self._set("end_reason", "a safety stop, cleared since then")
         for key in ("halted", "flatten", "difference", "exchange_position"):
             self._set(key, None)

@@ -64,15 +64,18 @@ def _resume(config: Config) -> int:
     lock = Lock(path.with_suffix(".lock"), f"the {config.mode} journal of {config.pair}")
     with closing(lock), closing(open_journal(path)) as journal:
         reason = journal.get("halted")
-        print(f"was halted: {clean(reason)}" if reason else "was not halted")
+        print(f"was halted: {clean(reason)}" if reason else "was not halted: nothing to clear")
         if not reason and (request := journal.get("flatten")):
             print(f"the request to flatten is dropped: {clean(request)}")
         if holds := journal.get("exchange_position"):
             text = compared(Decimal(holds), journal.account().held, journal.get("base"))
             print(f"at that time: {text}")
         journal.resume()
-    live = " --live" if config.mode == "live" else ""
-    print(f"cleared; `krakenbot run{live}` trades again, and max_loss counts from zero")
+    print("max_loss counts from zero")
+    if reason:
+        live = " --live" if config.mode == "live" else ""
+        again = f"`krakenbot run{live}`, or `systemctl start krakenbot`"
+        print(f"cleared: start the bot again ({again})")
     return 0
 
 
@@ -87,7 +90,7 @@ def adopt(config: Config, *, yes: bool) -> int:
             print("Nothing was changed: add --yes to do this")
             return 2
         ask(partial(handover.adopt, bot, bot.journal.account().held))
-        print("adopted")
+        print("done; max_loss counts from zero")
     return 0
 
 

@@ -93,6 +93,13 @@ class TestLife(Folder):
         journal.resume()
         self.assertIn("cleared since then", self.status())
 
+    def test_a_stop_as_asked_stays_one_when_a_later_halt_is_cleared(self) -> None:
+        journal = self.journal()
+        self.presence(journal).end(0, "stopped as asked")
+        journal.put(halted="flattened by hand")
+        journal.resume()
+        self.assertIn("exit code 0: stopped as asked", " ".join(self.status().split()))
+
     def test_a_flatten_that_has_not_ended_is_told(self) -> None:
         self.journal().resume(flatten="max_loss reached")
         self.assertIn("warning   flattening: max_loss reached", self.status())
@@ -218,6 +225,15 @@ class TestFigures(Folder):
         got = json.loads(self.status("--json", KRAKENBOT_INTERVAL="240"))
         self.assertEqual(1, got["interval"])
         self.assertIn("config now says interval = 240", got["warnings"][0])
+
+    def test_resume_says_whether_there_was_something_to_clear(self) -> None:
+        journal = self.journal()
+        self.assertIn("nothing to clear", self.status(command="resume"))
+        journal.put(halted="flattened by hand", pnl_at_resume=5)
+        self.assertIn(
+            "was halted: flattened by hand\nmax_loss counts from zero\ncleared",
+            self.status(command="resume"),
+        )
 
     def test_watch_shows_it_again_until_the_signal(self) -> None:
         self.journal()

@@ -104,6 +104,7 @@ class Checks:
 
     def __init__(self, file: str | None) -> None:
         self.file, self.recorded = file, ZERO
+        self.objections: list[str] = []
         self.credentials: Credentials | None = None
         self.lock: Lock | None = None
 
@@ -257,9 +258,11 @@ class Checks:
         return "ok", f"Kraken would accept a buy of {volume(bought, self.rules.base)} (validated)"
 
     def _unless_refused(self, summary: MarginSummary, text: str) -> Answer:
-        """Return the text, or why the bot itself would refuse an order of `size` here."""
+        """Return the text, or an objection of the bot to an order of `size` not told before."""
         found = objections(self.config, self.rules, self.quote, summary, self.fee_rate)
         against = [f"{side.value}: {why}" for side, why in found.items() if why]
+        against = [one for one in against if one not in self.objections]
+        self.objections += against
         return ("fail", against[0]) if against else ("ok", text)
 
 

@@ -199,7 +199,10 @@ class TestFindings(Patient):
         url = self.sandbox().url
         for toml, word in (("size = 0.00001", "smallest"), ("leverage = 20", "not offer")):
             with self.subTest(toml):
-                self.expect(self.examine(url, toml)["size"], "fail", word)
+                self.keys()
+                found = self.examine(url, toml)
+                self.expect(found["size"], "fail", word)
+                self.expect(found["account"], "ok")  # Money does not help.
 
     def test_an_account_too_small_for_the_size_fails(self) -> None:
         self.keys()

@@ -153,7 +153,7 @@ def _lock(take: Callable[..., Lock], clock: Clock, by_bot: bool) -> Lock:
         try:
             return take(by_bot=True)
         except HeldError as error:
-            if error.by_bot:
+            if error.bot:
                 raise
             if not second:
                 log.warning("waiting for another command to end reason=%s", error)

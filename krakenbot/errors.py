@@ -21,11 +21,11 @@ class ConfigError(Exception):
 
 
 class HeldError(ConfigError):
-    """Another process holds a lock; `by_bot` says whether that is a bot, not a short command."""
+    """Another process holds a lock. `bot` says which one if it is a bot, not a short command."""
 
-    def __init__(self, message: str, by_bot: bool = False) -> None:
+    def __init__(self, message: str, bot: str = "") -> None:
         super().__init__(message)
-        self.by_bot = by_bot
+        self.bot = bot
 
 
 class ExchangeError(Exception):

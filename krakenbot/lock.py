@@ -63,7 +63,7 @@ class Lock:
             time.sleep(LOOK_S)  # The holder may only be checking, as `is_locked` does.
         holder = self.read(1) or "it does not say which process"
         words = f"another krakenbot holds {what} ({holder}; lock {self._path}). {advice}"
-        raise HeldError(words, holder.endswith(BY_BOT))
+        raise HeldError(words, holder.removesuffix(BY_BOT) if holder.endswith(BY_BOT) else "")
 
     def read(self, line: int = 0) -> str:
         """Return the state, or for line 1 who holds the lock."""

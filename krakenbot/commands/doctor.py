@@ -23,7 +23,7 @@ from krakenbot.assemble import assumed_fee_rate, client_of, spot_of
 from krakenbot.clock import Clock
 from krakenbot.commands.call import signed_client
 from krakenbot.credentials import load_credentials
-from krakenbot.errors import ConfigError
+from krakenbot.errors import ConfigError, HeldError
 from krakenbot.format import asset, money, percent, price, shows_color, volume
 from krakenbot.handover import compared
 from krakenbot.journal_file import open_read_only
@@ -80,7 +80,7 @@ def examine(file: str | None) -> Iterator[Finding]:
             answer = ("fail", str(error).replace("\n", "; ") or type(error).__name__)
         verdict, text, *repair = answer
         if verdict in ("skip", "fail"):
-            missing[name] = text if verdict == "skip" else f"see {name}"
+            missing[name] = text if text.startswith("see ") else f"see {name}"
         repair = [] if verdict in ("ok", "skip") else repair or [usual_repair]
         yield Finding(name, verdict, logs.clean(text), logs.clean("".join(repair)))
     if visit.lock is not None:
@@ -203,6 +203,8 @@ class Checks:
         try:
             client, self.lock = signed_client(self.config, self.credentials, changes=False)
         except ConfigError as error:
+            if isinstance(error, HeldError) and error.bot:
+                return "skip", f"the running bot ({error.bot}) uses this key"
             return "skip", f"the key is left alone: {error}"
         self.account = spot_of(self.config, client)
         info = self.account.key_info()

@@ -68,8 +68,9 @@ class TestFindings(Patient):
         found = self.examine(self.sandbox().url)
         self.assertEqual(NAMES, list(found))
         self.assertEqual([], [finding for finding in found.values() if finding.verdict == "fail"])
-        for name in ("key", "account", "position", "order"):
-            self.assertEqual(("skip", "no key"), found[name][1:3])
+        self.assertEqual(("skip", "no key"), found["key"][1:3])
+        for name in ("account", "position", "order"):
+            self.assertEqual(("skip", "see key"), found[name][1:3])
         self.assertFalse(self.state.exists(), "doctor makes nothing where it has nothing to sign")
 
     def test_live_with_a_key_looks_at_the_account_and_sends_nothing(self) -> None:
@@ -160,6 +161,15 @@ class TestFindings(Patient):
         self.assertEqual(asked, sandbox.api.requests["GetApiKeyInfo"])
         self.assertIn("another krakenbot holds", found["key"].text)
         self.assertIn(key_lock.name, found["key"].text)
+
+    def test_a_key_that_a_sound_bot_uses_is_told_in_a_few_words(self) -> None:
+        sandbox = self.sandbox()
+        self.keys()
+        self.examine(sandbox.url)
+        (key_lock,) = self.state.glob("key-*.lock")
+        self.addCleanup(Lock(key_lock, "it", by_bot=True).close)
+        found = self.examine(sandbox.url)
+        self.expect(found["key"], "skip", f"the running bot (pid {os.getpid()}, since ")
 
     def test_a_journal_that_a_bot_holds_is_said(self) -> None:
         with mock.patch.dict(os.environ, {"HOME": str(self.folder)}):

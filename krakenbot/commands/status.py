@@ -147,7 +147,8 @@ def _process(status: Mapping[str, Any]) -> str:
         ways = "killed, out of disk space, or the machine went down"
         return f"{since}, without a clean end: {ways}; see its log"
     reason = status["end_reason"] or "no reason was recorded"
-    reason = "halted" if reason == status["halted"] else reason
+    if status["halted"] and status["halted"] in reason:
+        reason = "halted, see below"
     return f"{since}, exit code {status['exit_code']}: {reason}"
 
 

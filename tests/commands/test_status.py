@@ -199,12 +199,15 @@ class TestFigures(Folder):
 
     def test_what_the_exchange_holds_and_what_is_explained_are_both_said(self) -> None:
         journal = self.journal()
-        self.presence(journal)(START)
+        presence = self.presence(journal)
+        presence(START)
         self.fill(journal)
         journal.halt("the exchange holds 0.005", D("0.005"))
         text = " ".join(self.status().split())
         self.assertIn("the exchange holds 0.005 XBT, the journal records 0.05 XBT", text)
         self.assertIn("HALTED the exchange holds 0.005", text)
+        presence.end(76, "halted: the exchange holds 0.005. `krakenbot resume`")
+        self.assertIn("exit code 76: halted, see below", self.status())
         self.assertEqual("0.005", json.loads(self.status("--json"))["exchange_position"])
 
     def test_json_gains_the_state_and_keeps_its_names(self) -> None:

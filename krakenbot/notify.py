@@ -15,7 +15,7 @@ from krakenbot import log
 from krakenbot.bot import Event
 from krakenbot.clock import StopRequestedError
 from krakenbot.config import Config
-from krakenbot.errors import UnansweredError
+from krakenbot.errors import ConfigError, ExchangeError, StopError, UnansweredError
 from krakenbot.kraken.client import USER_AGENT
 from krakenbot.kraken.transport import UrllibTransport
 from krakenbot.log import clean
@@ -66,8 +66,9 @@ class Notifier:
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         asked = error is None or isinstance(error, StopRequestedError | KeyboardInterrupt)
         if not asked and str(error) != self._last_text:
-            words = clean(f"{type(error).__name__}: {error}")
-            self._put(self._notify.url, f"{self._name}: ended: {words}")
+            is_ours = isinstance(error, ConfigError | ExchangeError | StopError)
+            words = str(error) if is_ours else f"{type(error).__name__}: {error}"
+            self._put(self._notify.url, f"{self._name}: ended: {clean(words)}")
         sd_notify("STOPPING=1")
         if self._sender.is_alive():
             with suppress(queue.Full):

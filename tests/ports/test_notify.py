@@ -137,6 +137,8 @@ class TestNotices(Quiet):
                         notifier(event)
                     raise error
                 self.assertEqual(want, len(wire.sent))
+                if isinstance(error, StopError):
+                    self.assertNotIn("StopError", wire.sent[0][3])
 
     def test_over_a_real_connection_no_redirect_is_followed(self) -> None:
         web = Server(says(answer(b"", b"Location: /elsewhere", status=b"307 Moved")))

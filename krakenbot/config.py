@@ -202,7 +202,9 @@ def load(path: str | None, environ: Mapping[str, str], cwd: Path) -> Config:
         else:
             values.pop(key, None)
             label = source if source.startswith("KRAKENBOT_") else f"{source}: {key}"
-            errors.append(f"{label} = {shown(key, raw)}: must be {rule.allowed}")
+            is_quoted = isinstance(raw, str) and rule.accepts(_typed(raw, _KEYS[key][0]))
+            allowed = "without quotes, " * is_quoted + rule.allowed
+            errors.append(f"{label} = {shown(key, raw)}: must be {allowed}")
     for key, value in values.items():
         try:
             if isinstance(value, Path):

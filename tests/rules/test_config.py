@@ -145,11 +145,13 @@ class TestOrder(Folder):
 class TestMistakes(Folder):
     def test_all_mistakes_are_told_at_once_one_a_line(self) -> None:
         toml = "leverage = 1\npiar = 'x'\n[exchange]\nurl = 'http://api.kraken.com'\n"
+        toml += "trading_agreement = 'true'\n"
         lines = self.complaint(toml, KRAKENBOT_INTERVAL="7", KRAKENBOT_MODUS="live").splitlines()
-        self.assertEqual(5, len(lines))
+        self.assertEqual(6, len(lines))
         text = "\n".join(lines)
         for part in (
             "config.toml: leverage = 1: must be one of 0, 2,",
+            "trading_agreement = 'true': must be without quotes, one of true, false",
             "nearest valid name is 'pair'",
             "config.toml: exchange.url = 'http://api.kraken.com': must be https://",
             "KRAKENBOT_INTERVAL = 7: must be one of 1, 5, 15",

@@ -165,8 +165,8 @@ def require_live(config: Config, live: bool) -> None:
     """Raise ConfigError when real money would be traded without --live on the command line."""
     if config.mode == "live" and not live:
         raise ConfigError(
-            'mode = "live" trades real money: add --live to the command line as well, '
-            "or set mode to paper. Nothing was sent"
+            'mode = "live" trades real money: add --live to the command line as well '
+            "(a service: install again), or set mode to paper. Nothing was sent"
         )
 
 

@@ -177,7 +177,7 @@ class Bot:
         interval_s = self.plan.interval_s
         self.orders.reconcile()
         if self.plan.limits.close_only and not self.journal.account().held:
-            raise ConfigError(f"nothing is held to close: {self.plan.limits.close_only}")
+            raise ConfigError(f"nothing is held any more, and {self.plan.limits.close_only}")
         self._refresh()
         if not self.journal.get("pnl_at_resume"):  # max_loss counts from here.
             pnl = self.journal.account().pnl(self.market.quote().mid)

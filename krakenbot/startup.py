@@ -228,8 +228,8 @@ def _compare_trades(start: Start, since: int) -> None:
         f"{', '.join(unknown)}. It has no entry after {format.moment(since)} and records "
         f"{plain(journal.account().held)}{holds}. Either it is an old copy (a snapshot, a backup, "
         "lost writes), or someone else traded. Nothing was sent. Look at Kraken; `krakenbot adopt` "
-        "continues with what is held, without margin up to `size`, and `krakenbot resume` with "
-        "what the journal records",
+        "continues with what is held (if the bot trades without margin: at most `size`), and "
+        "`krakenbot resume` with what the journal records",
         held,
     )
     journal.put(**seen)  # Only now: a crash between the two must not hide them.

@@ -1002,7 +1002,7 @@ class TestCloseOnly(BotTest):
         self.once(105)
         limits = PLAN.limits._replace(close_only="the size is below the smallest order")
         self.clock.end = self.clock.time + 3600
-        with self.assertRaisesRegex(ConfigError, "nothing is held to close"):
+        with self.assertRaisesRegex(ConfigError, "nothing is held any more, and the size is"):
             self.bot(size=Decimal("0.00001"), limits=limits).run()
         self.assertEqual((ZERO, 2), (self.exchange.held, len(self.exchange.placed)))
 

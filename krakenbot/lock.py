@@ -61,9 +61,11 @@ class Lock:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return
             time.sleep(LOOK_S)  # The holder may only be checking, as `is_locked` does.
-        holder = self.read(1) or "it does not say which process"
+        unknown = "it does not say which process"
+        holder = self.read(1) or unknown
         words = f"another krakenbot holds {what} ({holder}; lock {self._path}). {advice}"
-        raise HeldError(words, holder.removesuffix(BY_BOT) if holder.endswith(BY_BOT) else "")
+        is_bot = holder.endswith(BY_BOT) or holder == unknown
+        raise HeldError(words, holder.removesuffix(BY_BOT) if is_bot else "")
 
     def read(self, line: int = 0) -> str:
         """Return the state, or for line 1 who holds the lock."""
@@ -101,7 +103,7 @@ def claim_on_machine(name: str, what: str) -> int | None:
             return None
         where = "with another state directory"
         words = f"another krakenbot on this machine holds {what}, {where}. {_STOP_IT}"
-        raise HeldError(words) from error
+        raise HeldError(words, where) from error
 
 
 class Nonces:

@@ -63,6 +63,8 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     if os.geteuid() != 0 and not arguments.dry_run:
         raise UsageError(f"needs root: sudo ... {arguments.command}, or --dry-run to see the steps")
+    if not arguments.dry_run:
+        os.umask(0o022)  # The service must be able to read the program.
     installs = arguments.command == "install"
     for text, do in _install(arguments.config) if installs else _uninstall(arguments.purge):
         print(text, flush=True)
@@ -104,6 +106,8 @@ def _install(given: str | None) -> Iterator[Step]:
         config, settings = _settings(given)
     digest = hashlib.sha256(archive).hexdigest()
     yield _write(PROGRAM, archive, 0o644, f"the program as one file, SHA-256 {digest}")
+    folder = Path(PROGRAM).parent
+    yield f"set mode 755 of {folder}, for the service", partial(folder.chmod, 0o755)
     wrapper = f'#!/bin/sh\nexec {python} -I -S {PROGRAM} "$@"\n'
     yield _write(WRAPPER, wrapper.encode(), 0o755, "a command that runs it")
     yield from settings
@@ -209,7 +213,7 @@ def _note(text: str) -> Step:
 
 def _write(path: str, data: bytes, mode: int, what: str) -> Step:
     def do() -> None:
-        Path(path).parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         write_atomically(Path(path), data, mode)
 
     return f"write {path} (mode {mode:03o}): {what}", do

@@ -118,6 +118,7 @@ class TestInstall(unittest.TestCase):
         self.root = own_folder(self)
         self.here = self.root / "here"
         self.here.mkdir()
+        self.addCleanup(os.umask, os.umask(0o022))
         places = {
             name: f"{self.root}{getattr(command, name)}"
             for name in ("FOLDER", "STATE", "PROGRAM", "WRAPPER", "UNIT_FILE")
@@ -165,6 +166,15 @@ class TestInstall(unittest.TestCase):
             self.files(),
         )
         self.assertEqual([mock.call("daemon-reload")], self.systemctl.mock_calls)
+
+    def test_the_service_can_read_the_program_whatever_the_umask_of_root(self) -> None:
+        folders = [Path(command.PROGRAM).parent, Path(command.PROGRAM).parents[1]]
+        os.umask(0o077)
+        self.do("install", "--systemd")
+        self.assertEqual([0o755] * 2, [folder.stat().st_mode & 0o777 for folder in folders])
+        folders[0].chmod(0o700)
+        self.do("install", "--systemd")
+        self.assertEqual(0o755, folders[0].stat().st_mode & 0o777)
 
     def test_the_wrapper_runs_the_single_file(self) -> None:
         self.do("install", "--systemd")

@@ -237,7 +237,9 @@ def _systemctl(*words: str) -> Step:
 
 def _python() -> str:
     """Return a Python outside the folders that are hidden from the service."""
-    if not sys.executable.startswith(HIDDEN):
+    hidden = tuple(map(os.path.realpath, HIDDEN))
+    paths = os.path.dirname(sys.executable), sys.executable, sys.base_prefix
+    if not any(os.path.realpath(path).startswith(hidden) for path in paths):
         return sys.executable
     check = [SYSTEM_PYTHON, "-I", "-S", "-c", "import sys; sys.exit(sys.version_info < (3, 11))"]
     if shutil.which(SYSTEM_PYTHON) is None or subprocess.call(check):

@@ -90,6 +90,23 @@ class TestUnit(unittest.TestCase):
             with self.assertRaisesRegex(UsageError, "no Python 3.11 or newer outside of /home"):
                 command.unit(config(), "/c", False)
 
+    def test_a_python_that_leads_into_a_home_folder_is_none_that_the_service_can_see(self) -> None:
+        (self.folder / "home").symlink_to("var")  # As on Fedora's immutable systems.
+        (self.folder / "python").symlink_to("home/me/python")
+        with (
+            mock.patch.object(command, "HIDDEN", (f"{self.folder}/home",)),
+            mock.patch("shutil.which", lambda name: name),
+            mock.patch("subprocess.call", return_value=0),
+        ):
+            self.assertEqual(sys.executable, command._python())
+            for name, path in (
+                ("executable", "python"),
+                ("executable", "var/me/python"),
+                ("base_prefix", "home/me"),
+            ):
+                with self.subTest(path), mock.patch.object(sys, name, f"{self.folder}/{path}"):
+                    self.assertEqual(command.SYSTEM_PYTHON, command._python())
+
     @unittest.skipIf(shutil.which("systemd-analyze") is None, "no systemd here")
     def test_systemd_accepts_it_and_finds_it_hardly_exposed(self) -> None:
         for template in (False, True):

@@ -104,6 +104,7 @@ def _install(given: str | None) -> Iterator[Step]:
         settings = [_note(f"keeps {file}; {given} was not read")] if is_other else []
     else:
         config, settings = _settings(given)
+    text = unit(config, str(file), False)
     digest = hashlib.sha256(archive).hexdigest()
     yield _write(PROGRAM, archive, 0o644, f"the program as one file, SHA-256 {digest}")
     folder = Path(PROGRAM).parent
@@ -114,7 +115,7 @@ def _install(given: str | None) -> Iterator[Step]:
     for name in KEYS:
         if not os.path.lexists(f"{FOLDER}/{name}"):
             yield _write(f"{FOLDER}/{name}", b"", 0o600, "empty, for you to fill in")
-    yield _write(UNIT_FILE, unit(config, str(file), False).encode(), 0o644, "the unit")
+    yield _write(UNIT_FILE, text.encode(), 0o644, "the unit")
     yield _systemctl("daemon-reload")
     for key, want in PLACES.items():
         if value(config, key) != want or config.sources[key] == "STATE_DIRECTORY":
@@ -248,9 +249,15 @@ def _python() -> str:
 
 
 def unit(config: Config, file: str, template: bool) -> str:
-    """Return the unit's text; `file` is the configuration, which only root needs to read."""
+    """Return the unit's text; `file` is the configuration, which only root needs to read.
+
+    Raises ConfigError when the rule's name cannot be that of a credential.
+    """
     rule, sources = config.strategy.file, {"config.toml": Path(file)}
     if rule is not None:
+        if not re.fullmatch("[A-Za-z0-9._-]+", rule.name) or rule.name in ("config.toml", *KEYS):
+            words = "a service takes names of A-Z a-z 0-9 . _ - that no other of its files has"
+            raise ConfigError(f"strategy.file: rename {rule.name!r}: {words}")
         sources[rule.name] = rule
     if config.mode != "paper":
         for name, path in zip(KEYS, config.keys, strict=True):

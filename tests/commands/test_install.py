@@ -10,6 +10,7 @@ from unittest import mock
 from krakenbot.commands import UsageError
 from krakenbot.commands import install as command
 from krakenbot.config import Config, load
+from krakenbot.errors import ConfigError
 from krakenbot.journal import Journal
 from krakenbot.journal_file import open_journal
 from krakenbot.lock import Lock
@@ -71,6 +72,12 @@ class TestUnit(unittest.TestCase):
                 with contextlib.chdir(self.folder):
                     done = call(*argv, "unit", HOME="/x")
                 self.assertEqual([f"config.toml:{want}"], settings(done.out)["LoadCredential"])
+
+    def test_a_rule_whose_name_a_service_does_not_take_must_be_renamed(self) -> None:
+        for name in ("règle.py", "r:1.py", "r%n.py", "my rule.py", "config.toml", *command.KEYS):
+            rule = {"KRAKENBOT_STRATEGY_NAME": "file", "KRAKENBOT_STRATEGY_FILE": f"/r/{name}"}
+            with self.subTest(name), self.assertRaisesRegex(ConfigError, f"rename '{name}'"):
+                command.unit(config(**rule), "/c", False)
 
     def test_odd_paths_survive_systemd_s_quoting(self) -> None:
         self.assertEqual("/opt/k", command._quoted("/opt/k"))
@@ -262,6 +269,17 @@ class TestInstall(unittest.TestCase):
         out = self.do("install", "--systemd", code=78)
         self.assertIn('write file = "up.py" and put the rule beside it', out)
         self.assertEqual(["here/config.toml", "here/rules/up.py"], [*self.files()])
+
+    def test_a_rule_that_must_be_renamed_is_told_before_any_writing(self) -> None:
+        text = '[strategy]\nname = "file"\nfile = "r:1.py"\n'
+        for place in (self.here / "config.toml", self.config):
+            with self.subTest(place):
+                place.parent.mkdir(parents=True, exist_ok=True)
+                place.write_text(text)
+                (place.parent / "r:1.py").touch()
+                before = self.files()
+                self.assertIn("r:1.py", self.do("install", "--systemd", code=78))
+                self.assertEqual(before, self.files())
 
     def test_a_pipe_is_no_configuration_to_install(self) -> None:
         pipe = self.here / "pipe.toml"

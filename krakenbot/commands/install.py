@@ -6,6 +6,7 @@ Commands that root runs leave every file there to the folder's owner.
 
 import argparse
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -98,6 +99,7 @@ def _install(given: str | None) -> Iterator[Step]:
     archive, python, file = packed(), _python(), Path(FOLDER, "config.toml")
     if given is None and os.path.exists("config.toml"):
         given = "config.toml"
+    given = given and os.path.expanduser(given)
     if file.exists():
         config = configuration.load(str(file), {"STATE_DIRECTORY": STATE}, Path("/"))
         is_other = given and os.path.realpath(given) != os.path.realpath(file)
@@ -127,17 +129,13 @@ def _settings(given: str | None) -> tuple[Config, list[Step]]:
     if given and os.path.exists(given) and not os.path.isfile(given):
         raise ConfigError(f"{given}: is not a regular file")  # It is read twice.
     variables = {f"KRAKENBOT_{key.replace('.', '_').upper()}": at for key, at in PLACES.items()}
+    variables["HOME"] = os.environ.get("HOME", "")
     config = configuration.load(given or "/dev/null", variables, Path.cwd())
     text = Path(given).read_text("utf-8-sig") if given else page("config.example.toml")
-    text = _with_places(text, given or "config.example.toml")
     what, rule = f"mode {config.mode}, {config.pair}", config.strategy.file
+    text = _with_places(text, given or "config.example.toml", rule)
     steps = [_write(f"{FOLDER}/config.toml", text.encode(), 0o600, what)]
     if rule is not None:
-        written = Path(tomllib.loads(text)["strategy"]["file"])
-        if not written.is_absolute() and written.parent != Path():
-            # Commands would not find its copy in the service's folder.
-            words = f'write file = "{rule.name}" and put the rule beside it'
-            raise ConfigError(f"{given}: strategy.file: {words}")
         try:
             source = rule.read_bytes()
         except OSError as error:
@@ -148,8 +146,8 @@ def _settings(given: str | None) -> tuple[Config, list[Step]]:
     return config, steps
 
 
-def _with_places(text: str, name: str) -> str:
-    """Return the text of a configuration with the service's paths for journal and keys.
+def _with_places(text: str, name: str, rule: Path | None) -> str:
+    """Return the text of a configuration with the service's paths for journal, keys and rule.
 
     Raises ConfigError when only a person can put them there.
     """
@@ -158,11 +156,17 @@ def _with_places(text: str, name: str) -> str:
     lines = rf"(?m)^[ \t]*({heads}|(# )?((keys|state)\.)?({fields})[ \t]*=).*\n?"
     places = "".join(f'{key} = "{at}"\n' for key, at in PLACES.items())
     changed = places + re.sub(lines, "", text)
+    wanted = tomllib.loads(text) | tomllib.loads(places)
+    if rule is not None:
+        wanted["strategy"]["file"] = rule.name  # Its copy is beside the configuration.
+        line = r"(?m)^([ \t]*(strategy\.)?file[ \t]*=[ \t]*)([\"']).*?\3"
+        name_in_toml = json.dumps(rule.name, ensure_ascii=False)
+        changed = re.sub(line, lambda found: found[1] + name_in_toml, changed, count=1)
     with suppress(tomllib.TOMLDecodeError):
-        if tomllib.loads(changed) == tomllib.loads(text) | tomllib.loads(places):
+        if tomllib.loads(changed) == wanted:
             return changed
     raise ConfigError(
-        f"{name}: cannot insert the service's paths. Write [keys] and [state] as plain "
+        f"{name}: cannot insert the service's paths. Write [keys], [state] and [strategy] as plain "
         "tables: the name alone on its line, then one setting on each line"
     )
 

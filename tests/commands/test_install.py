@@ -254,6 +254,8 @@ class TestInstall(unittest.TestCase):
             '["keys"]\napi_key_file = "/a"\napi_secret_file = "/b"\n',
             'state = {directory = "/s"}\n',
             'notify.body = """\n[state]\n"""\n',
+            'strategy = {name = "file", file = "/r/up.py"}\n',
+            '[strategy]\nname = "file"\nfile = """/r/\\\nup.py"""\n',
         ):
             with self.subTest(text):
                 (self.here / "config.toml").write_text(text)
@@ -261,25 +263,39 @@ class TestInstall(unittest.TestCase):
                 self.assertIn("config.toml: cannot insert the service's paths", out)
                 self.assertEqual(["here/config.toml"], [*self.files()])
 
-    def test_a_rule_in_another_folder_is_found_where_install_puts_it(self) -> None:
+    def test_commands_and_service_use_the_copy_of_a_rule_wherever_it_was(self) -> None:
         (self.here / "rules").mkdir()
         (self.here / "rules/up.py").write_text("CANDLES = 1\n")
-        text = '[strategy]\nname = "file"\nfile = "rules/up.py"\n'
-        (self.here / "config.toml").write_text(text)
-        out = self.do("install", "--systemd", code=78)
-        self.assertIn('write file = "up.py" and put the rule beside it', out)
-        self.assertEqual(["here/config.toml", "here/rules/up.py"], [*self.files()])
+        place = Path(command.FOLDER, "up.py")
+        for text in (
+            '[strategy]\nname = "file"\nfile = "rules/up.py" # mine\n',
+            '[strategy]\nname = "file"\nfile = "~/rules/up.py"\nparameters.file = "up"\n',
+            f"strategy.name = 'file'\nstrategy.file='{self.here}/rules/up.py'\n",
+        ):
+            with self.subTest(text):
+                (self.here / "config.toml").write_text(text)
+                self.do("install", "--systemd")
+                self.assertEqual(place, load(str(self.config), {}, Path("/")).strategy.file)
+                credentials = settings(Path(command.UNIT_FILE).read_text())["LoadCredential"]
+                self.assertEqual(f"up.py:{place}", credentials[1])
+                self.assertEqual("CANDLES = 1\n", place.read_text())
+                self.config.unlink()
 
     def test_a_rule_that_must_be_renamed_is_told_before_any_writing(self) -> None:
-        text = '[strategy]\nname = "file"\nfile = "r:1.py"\n'
+        text = """[strategy]\nname = "file"\nfile = 'r"\\1.py'\n"""
         for place in (self.here / "config.toml", self.config):
             with self.subTest(place):
                 place.parent.mkdir(parents=True, exist_ok=True)
                 place.write_text(text)
-                (place.parent / "r:1.py").touch()
+                (place.parent / 'r"\\1.py').touch()
                 before = self.files()
-                self.assertIn("r:1.py", self.do("install", "--systemd", code=78))
+                self.assertIn("rename", self.do("install", "--systemd", code=78))
                 self.assertEqual(before, self.files())
+
+    def test_a_configuration_in_the_home_folder_is_found(self) -> None:
+        (self.here / "my.toml").write_text('pair = "ETHUSD"\n')
+        self.do("--config=~/my.toml", "install", "--systemd")
+        self.assertIn('pair = "ETHUSD"', self.config.read_text())
 
     def test_a_pipe_is_no_configuration_to_install(self) -> None:
         pipe = self.here / "pipe.toml"

@@ -380,13 +380,14 @@ def _place(key: str, path: Path, source: str, environ: Mapping[str, str], cwd: P
     Counted from the current folder, a second journal would be begun in each. Under systemd a rule
     file is among the credentials, wherever root keeps it.
     """
-    path, credentials = _expanded(path, environ), environ.get("CREDENTIALS_DIRECTORY")
+    credentials = environ.get("CREDENTIALS_DIRECTORY")
+    if key == "strategy.file" and credentials and Path(credentials, path.name).exists():
+        return Path(credentials, path.name)
+    path = _expanded(path, environ)
     if source in environ:
         if not path.is_absolute():
             raise ValueError("it is neither absolute nor begins with ~/")  # It may be a key.
         return path
-    if key == "strategy.file" and credentials and Path(credentials, path.name).exists():
-        return Path(credentials, path.name)
     if path.is_absolute():
         return path
     file = cwd / _expanded(Path(source), environ)

@@ -315,9 +315,11 @@ class TestStateDirectory(Folder):
         beside = self.load(toml.format("my_rule.py")).strategy.file
         self.assertEqual(self.folder / "my_rule.py", beside)
         (self.folder / "my_rule.py").touch()
-        environ = {"CREDENTIALS_DIRECTORY": str(self.folder)}
-        loaded = self.load(toml.format("/etc/krakenbot/my_rule.py"), **environ).strategy.file
-        self.assertEqual(self.folder / "my_rule.py", loaded)
+        environ = {"CREDENTIALS_DIRECTORY": str(self.folder), "HOME": ""}  # As in a service.
+        environ["STATE_DIRECTORY"] = "/var/lib/krakenbot"
+        for place in ("/etc/krakenbot/my_rule.py", "~/my_rule.py"):
+            loaded = self.load(toml.format(place), **environ).strategy.file
+            self.assertEqual(self.folder / "my_rule.py", loaded)
 
     def test_without_any_home_the_message_says_what_to_set(self) -> None:
         with self.assertRaisesRegex(ConfigError, "set state.directory"):

@@ -7,7 +7,7 @@ from krakenbot.config import Config
 from krakenbot.decision import Plan
 from krakenbot.model import Strategy
 from krakenbot.risk import Limits
-from krakenbot.strategy import build
+from krakenbot.strategy import sma_cross, sma_slope
 
 
 def plan_of(config: Config) -> Plan:
@@ -17,8 +17,10 @@ def plan_of(config: Config) -> Plan:
     if chosen.name == "file" and chosen.file is not None:
         rule = rulefile.load(chosen.file)
         strategy, needed = partial(rule.signal, parameters=chosen.parameters), rule.candles
+    elif chosen.name == "sma-cross":
+        strategy, needed = partial(sma_cross, short=chosen.short, long=chosen.long), chosen.long
     else:
-        strategy, needed = build(chosen.name, chosen.length, chosen.short, chosen.long)
+        strategy, needed = partial(sma_slope, length=chosen.length), chosen.length + 1
     return Plan(
         pair=config.pair,
         interval_s=config.interval * 60,

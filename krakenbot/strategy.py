@@ -5,18 +5,8 @@ A user's own strategy is a file, see rulefile.py.
 
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
-from functools import partial
 
-from krakenbot.model import ZERO, Candle, Direction, Signal, Strategy
-
-
-def build(name: str, length: int, short: int, long: int) -> tuple[Strategy, int]:
-    """Return the built-in strategy of that name and how many candles it needs for a direction."""
-    if name == "sma-slope":
-        return partial(sma_slope, length=length), length + 1
-    if name == "sma-cross":
-        return partial(sma_cross, short=short, long=long), long
-    raise ValueError(f"no strategy is called {name!r}")
+from krakenbot.model import ZERO, Candle, Direction, Signal
 
 
 def sma_slope(candles: Sequence[Candle], length: int) -> Signal:

@@ -5,6 +5,7 @@ import random
 import unittest
 from collections.abc import Sequence
 from decimal import Decimal as D
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -25,7 +26,7 @@ from krakenbot.pairs import PairRules, parse_rules
 from krakenbot.risk import Limits
 from krakenbot.simulated.listing import PAIRS
 from krakenbot.simulated.paper import PaperClient
-from krakenbot.strategy import build
+from krakenbot.strategy import sma_cross, sma_slope
 from tests import IS_LONG, slow
 from tests.clocks import StandingClock
 from tests.logs import silence_module
@@ -96,7 +97,9 @@ def plan(
     orders_max: int = 500,
     level_min: int = 150,
 ) -> Plan:
-    strategy, needed = build(name, length, 5, 20)
+    strategy, needed = partial(sma_slope, length=length), length + 1
+    if name == "sma-cross":
+        strategy, needed = partial(sma_cross, short=5, long=20), 20
     limits = Limits(D(max_loss) if max_loss else None, D(level_min), D(1), orders_max)
     return Plan(
         "PAIR", interval_s, D(size), leverage, one_order, entry_now, strategy, needed, limits

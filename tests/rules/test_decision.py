@@ -1,13 +1,13 @@
 import unittest
 from decimal import Decimal
+from functools import partial
 
 from krakenbot.decision import Blocked, Decision, Plan, Snapshot, decide
 from krakenbot.model import Direction, Purpose, Side, Signal, Step
 from krakenbot.risk import Limits
-from krakenbot.strategy import build
+from krakenbot.strategy import sma_slope
 from tests.rules.test_pairs import rules
 
-STRATEGY, CANDLES_MIN = build("sma-slope", 3, 2, 5)
 PLAN = Plan(
     pair="XBTUSD",
     interval_s=60,
@@ -15,8 +15,8 @@ PLAN = Plan(
     leverage=2,
     one_order=False,
     entry_now=False,
-    strategy=STRATEGY,
-    candles_min=CANDLES_MIN,
+    strategy=partial(sma_slope, length=3),
+    candles_min=4,
     limits=Limits(None, Decimal(150), Decimal(1), 500),
 )
 

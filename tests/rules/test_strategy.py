@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from decimal import Decimal
 from fractions import Fraction
 
+from krakenbot.config import Config, StrategyTable
 from krakenbot.model import Candle, Direction
-from krakenbot.strategy import build, sma_cross, sma_slope
+from krakenbot.plan import plan_of
+from krakenbot.strategy import sma_cross, sma_slope
 
 SEEDS = range(40)
 
@@ -108,11 +110,10 @@ class TestCross(unittest.TestCase):
 class TestTable(unittest.TestCase):
     def test_each_strategy_speaks_from_the_number_of_candles_it_asks_for(self) -> None:
         for name in ("sma-slope", "sma-cross"):
-            strategy, needed = build(name, 5, 2, 6)
+            table = StrategyTable(name, length=5, short=2, long=6)
+            plan = plan_of(Config(strategy=table))
+            strategy, needed = plan.strategy, plan.candles_min
             closes = list(range(1, needed + 1))
             with self.subTest(name):
                 self.assertEqual(Direction.LONG, strategy(candles(closes)).direction)
                 self.assertIsNone(strategy(candles(closes[1:])).direction)
-
-    def test_an_unknown_name_is_a_value_error(self) -> None:
-        self.assertRaises(ValueError, build, "rsi", 20, 5, 20)

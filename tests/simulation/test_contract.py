@@ -8,6 +8,7 @@ import json
 import unittest
 from collections.abc import Mapping, Sequence
 from decimal import Decimal as D
+from functools import partial
 from itertools import repeat
 from pathlib import Path
 from random import Random
@@ -24,7 +25,7 @@ from krakenbot.model import Charge, Execution, MarginSummary, Order, OrderStatus
 from krakenbot.risk import FEE_RATE_ASSUMED, Limits
 from krakenbot.simulated import http as server
 from krakenbot.simulated.paper import PaperClient
-from krakenbot.strategy import build
+from krakenbot.strategy import sma_slope
 from tests import IS_LONG, slow
 from tests.clients import signing
 from tests.clocks import StandingClock
@@ -358,7 +359,7 @@ class TestTheBotOnBoth(unittest.TestCase):
 
 
 def _plan(leverage: int, one_order: bool) -> Plan:
-    strategy, needed = build("sma-slope", 10, 2, 5)
+    strategy, needed = partial(sma_slope, length=10), 11
     limits = Limits(None, D(150), D(1), 500)
     return Plan("XBTUSD", 60, D("0.02"), leverage, one_order, True, strategy, needed, limits)
 

@@ -3,6 +3,7 @@
 import unittest
 from collections.abc import Callable, Mapping
 from decimal import Decimal
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -17,7 +18,7 @@ from krakenbot.simulated.api import SandboxApi
 from krakenbot.simulated.faults import Faults
 from krakenbot.simulated.feed import Feed
 from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
-from krakenbot.strategy import build
+from krakenbot.strategy import sma_slope
 from tests.clients import signing
 from tests.logs import silence
 from tests.markets import short_histories
@@ -72,7 +73,7 @@ class RealClientTest(unittest.TestCase):
                 answer = wire.respond(method, target, headers, body or b"")
                 return answer.status, answer.body
 
-        strategy, needed = build("sma-slope", 3, 2, 5)
+        strategy, needed = partial(sma_slope, length=3), 4
         limits = Limits(None, Decimal(100), Decimal(1), 500)
         plan = Plan("XBTUSD", 60, SIZE, 2, False, True, strategy, needed, limits)
         self.journal = open_journal(None)

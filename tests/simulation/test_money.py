@@ -6,6 +6,7 @@ Long runs, and long candles with fees in coins, are for .ci/run.
 import unittest
 from collections.abc import Iterator
 from decimal import Decimal as D
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -27,7 +28,7 @@ from krakenbot.simulated.api import SandboxApi
 from krakenbot.simulated.books import Account
 from krakenbot.simulated.feed import Feed
 from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
-from krakenbot.strategy import build
+from krakenbot.strategy import sma_slope
 from tests import IS_LONG
 from tests.clients import signing
 from tests.clocks import StandingClock
@@ -81,7 +82,7 @@ class World(StandingClock):
             signing(Direct(self.api), "http://127.0.0.1:1", self), "XBTUSD", interval_s
         )
         self.journal = open_journal(None)
-        strategy, needed = build("sma-slope", 5, 2, 5)
+        strategy, needed = partial(sma_slope, length=5), 6
         limits = Limits(None, D(150), D(1), 500)
         plan = Plan("XBTUSD", interval_s, D("0.05"), 2, False, True, strategy, needed, limits)
         self.bot = Bot(plan, self.spot, self.journal, self, "money")

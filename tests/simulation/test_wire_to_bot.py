@@ -5,6 +5,7 @@ import random
 import socket
 import unittest
 from decimal import Decimal
+from functools import partial
 from itertools import count, pairwise, product
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from krakenbot.kraken.counter import DECAY, POINTS, RestCounter
 from krakenbot.kraken.spot import Spot
 from krakenbot.kraken.transport import UrllibTransport
 from krakenbot.risk import Limits
-from krakenbot.strategy import build
+from krakenbot.strategy import sma_slope
 from tests import slow
 from tests.clients import signing
 from tests.folders import own_folder
@@ -106,7 +107,7 @@ class TestRoughWire(unittest.TestCase):
         url = f"http://127.0.0.1:{world.server.port}"
         counter = RestCounter(world, self.folder / f"counter{id(world)}")
         client = signing(UrllibTransport(10), url, world, nonces=nonces, counter=counter)
-        strategy, needed = build("sma-slope", 3, 2, 5)
+        strategy, needed = partial(sma_slope, length=3), 4
         limits = Limits(None, Decimal(150), Decimal(1), 500)
         plan = Plan("XBTUSD", 60, SIZE, 2, False, True, strategy, needed, limits)
         return Bot(plan, Spot(client, "XBTUSD", 60), journal, world, "rough")

@@ -409,7 +409,7 @@ class Bot:
     def _finish(self, candle: Candle, signal: Signal, held: Decimal, decision: Decision) -> None:
         """Record the decision on this candle, and update the alerts about it."""
         row, rules = self._row(candle, signal, held, decision), self.market.rules
-        summary = self.market.summary()
+        summary = self.exchange.summary(self.plan.leverage > 0)
         if not self.plan.leverage:
             summary = summary._replace(unrealized_pnl=held * candle.close)
         self._check_margin(summary)

@@ -16,15 +16,7 @@ from krakenbot.errors import (
 )
 from krakenbot.journal import Journal
 from krakenbot.kraken.spot import Spot
-from krakenbot.model import (
-    MARGIN_RATE_ASSUMED,
-    ZERO,
-    MarginRates,
-    MarginSummary,
-    Purpose,
-    Quote,
-    Step,
-)
+from krakenbot.model import MARGIN_RATE_ASSUMED, MarginRates, Purpose, Quote, Step
 from krakenbot.pairs import PairRules, parse_rules, plain
 from krakenbot.risk import FEE_RATE_ASSUMED, RiskInputs, clock_error
 
@@ -177,28 +169,23 @@ class MarketState:
 
     def risk_inputs(self, step: Step, held: Decimal, orders_today: int) -> RiskInputs:
         """Return the inputs of `objection`. All but rules, rates and clock are read now."""
+        closes, on_margin = step.purpose is Purpose.CLOSE, self._plan.leverage > 0
         try:
             self._read_status()
         except ExchangeError:
-            if step.purpose is not Purpose.CLOSE:  # For which the last one known will do.
+            if not closes:  # For a close the last one known will do.
                 raise
         return RiskInputs(
             system_status=self.status,
             quote=self.quote(),
             rules=self.rules,
             held=held,
-            summary=None if step.purpose is Purpose.CLOSE else self.summary(),
+            summary=None if closes else self._exchange.summary(on_margin),
             orders_today=orders_today,
             fee_rate=self.fee_rate,
             clock_offset_s=self.clock_offset_s,
             margin_rate=self.margin_rates.of(step.side),
         )
-
-    def summary(self) -> MarginSummary:
-        """Return the account's margin figures; without margin, its quote balance alone."""
-        if self._plan.leverage:
-            return self._exchange.summary()
-        return MarginSummary(self._exchange.balances().get(self.rules.quote, ZERO), ZERO, ZERO)
 
     def _keep_rules(self, rules: PairRules) -> None:
         self.rules = rules

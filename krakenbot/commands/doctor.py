@@ -228,10 +228,7 @@ class Checks:
 
     def _account(self) -> Answer:
         self.fee_rate, quote = self.account.fee_rate(), self.rules.quote
-        if self.config.leverage:
-            summary = self.account.summary()
-        else:
-            summary = MarginSummary(self.account.balances().get(quote, ZERO), ZERO, ZERO)
+        summary = self.account.summary(self.config.leverage > 0)
         equity, free = money(summary.equity, quote), money(summary.free_margin, quote)
         text = f"taker fee {percent(self.fee_rate * 100)}, equity {equity}, free margin {free}"
         return self._unless_refused(summary, text)

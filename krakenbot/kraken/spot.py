@@ -167,9 +167,12 @@ class Spot:
                 account=str(result.get("iban") or ""),
             )
 
-    def summary(self) -> MarginSummary:
-        """Return the account's margin figures in the pair's quote currency."""
-        result = self.client.private("TradeBalance", {"asset": self.known_rules().quote})
+    def summary(self, on_margin: bool = True) -> MarginSummary:
+        """Return the account's margin figures; without margin, its quote balance alone."""
+        quote = self.known_rules().quote
+        if not on_margin:
+            return MarginSummary(self.balances().get(quote, ZERO), ZERO, ZERO)
+        result = self.client.private("TradeBalance", {"asset": quote})
         with shape("TradeBalance"):
             return MarginSummary(
                 trade_balance=decimal(result["tb"]),

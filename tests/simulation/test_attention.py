@@ -92,7 +92,7 @@ class TestTradeBalanceThatLags(AttentionTest):
                 self.setUp()
                 money = Decimal(480)
 
-                def summary(money: Decimal = money, lag_s: int = lag_s) -> MarginSummary:
+                def summary(_: bool, money: Decimal = money, lag_s: int = lag_s) -> MarginSummary:
                     moment = self.clock.time - lag_s
                     held = [v for since, v in self.exchange.shown if since <= moment][-1]
                     return MarginSummary(money, ZERO, abs(held) * 50_000 / 2)

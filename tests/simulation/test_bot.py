@@ -154,7 +154,9 @@ class FakeExchange:
         middle = self.close(self.number)
         return Quote(middle - self.spread / 2, middle + self.spread / 2)
 
-    def summary(self) -> MarginSummary:
+    def summary(self, on_margin: bool = True) -> MarginSummary:
+        if not on_margin:
+            return MarginSummary(self.quote_money, ZERO, ZERO)
         return MarginSummary(self.equity, ZERO, self.used_margin)
 
     def balances(self) -> Mapping[str, Decimal]:
@@ -980,7 +982,7 @@ class TestMaxLoss(BotTest):
                 self.stopped(lambda: self.once(102))
                 self.assertEqual(0, self.exchange.held)
 
-    def fail_once(self) -> MarginSummary:
+    def fail_once(self, _: bool) -> MarginSummary:
         """Give the margin numbers for the order, and die when they are asked for after it."""
         self.failures += 1
         if self.failures > 1:

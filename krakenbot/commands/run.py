@@ -129,6 +129,8 @@ def _banner(config: Config, parts: Parts) -> list[str]:
 def _goodbye(config: Config, parts: Parts) -> str:
     """Return what is still held, and how to close it."""
     held, base = parts.journal.account().held, parts.journal.get("base")
+    if ids := ", ".join(intent.id for intent in parts.journal.open_intents()):
+        return f"ended; what became of order {ids} is not known yet, so something may be held"
     if holds := parts.journal.get("exchange_position"):
         return f"ended; {compared(Decimal(holds), held, base)}"
     if not held:

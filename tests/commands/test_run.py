@@ -27,6 +27,8 @@ from krakenbot.commands.screen import Screen
 from krakenbot.config import Config
 from krakenbot.journal_file import open_journal
 from krakenbot.lock import Lock
+from krakenbot.model import Purpose, Side
+from krakenbot.records import Intent
 from krakenbot.simulated.listing import SANDBOX_SECRET
 from tests import slow
 from tests.commands.program import KEYS, LIVE, PAPER, Gate, ProgramTest
@@ -377,6 +379,14 @@ class TestWithoutRisk(ProgramTest):
 
 
 class TestWords(unittest.TestCase):
+    def test_the_last_line_does_not_say_that_nothing_is_held_while_an_order_is_unknown(
+        self,
+    ) -> None:
+        journal = open_journal(None)
+        journal.write(Intent("abc", 60, 1, Purpose.OPEN, Side.BUY, D(1), 0, False, "", D(0), 1, 16))
+        line = _goodbye(Config(), cast(Parts, SimpleNamespace(journal=journal)))
+        self.assertIn("order abc is not known yet", line)
+
     def test_where_the_stories_differ_the_last_line_says_both(self) -> None:
         journal = open_journal(None)
         self.addCleanup(journal.close)

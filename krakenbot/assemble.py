@@ -31,7 +31,7 @@ LOCKS_WAIT_S = 90  # Longer than `flatten` waits for an answer to its question.
 
 
 class Parts(NamedTuple):
-    """Everything a command may want of one bot. Both locks are held until the process ends."""
+    """Everything a command may want of one bot. The locks are held until `close`."""
 
     config: Config
     clock: Clock

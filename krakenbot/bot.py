@@ -106,7 +106,7 @@ class Bot:
             rules = self.market.rules
             units = {"base": rules.base, "quote": rules.quote}
             units["pair_decimals"] = str(rules.pair_decimals)
-            text = f"trading {self.plan.pair} on {self.plan.interval_s // 60} min"
+            text = f"trading {self.plan.pair} on {self.plan.interval_s // 60}-minute candles"
             self._emit("start", text, units)
             if once:
                 return self.retry(self._tick_once, patience_s)

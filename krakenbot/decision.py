@@ -86,7 +86,7 @@ def decide(snapshot: Snapshot, plan: Plan) -> Decision:
     if step.purpose in snapshot.blocked:
         blocked = snapshot.blocked[step.purpose]
         return Decision(goal, None, f"{why}: {plain(rest)} off target, {blocked.reason}", blocked)
-    order = f"{step.purpose.verb} by {step.side.value} {plain(step.volume)}"
+    order = f"{step.side.value} {plain(step.volume)} to {step.purpose.verb}"
     return Decision(goal, step, f"{why}: {order}")
 
 

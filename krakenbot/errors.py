@@ -49,7 +49,7 @@ class ExchangeError(Exception):
 
 
 class RefusedError(ExchangeError):
-    """The exchange refused for good; a retry is pointless. An order is still looked up."""
+    """Refused for good: the same request would be refused again. An order is still looked up."""
 
 
 class LaterError(ExchangeError):

@@ -1,7 +1,7 @@
 """Adopting and flattening a position on a person's request, and showing what that will trade.
 
-Each function takes a bot whose loop is not running; all but `flatten` need `bot.market.learn` to
-have run.
+Functions that take a bot need one whose loop is not running; all of these but `flatten` need
+`bot.market.learn` to have run.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -192,7 +192,7 @@ def flatten(
         raise
     raise bot.journal.halt(
         f"could not close the position ({reason}); {plain(bot.journal.account().held)} "
-        f"{bot.plan.pair} may still be held ({why}): look at Kraken"
+        f"{bot.plan.pair} may still be held ({why}): check at Kraken"
     )
 
 

@@ -2,7 +2,7 @@
 
 These ids are kept in `index.json` in the state directory, so that commands without network find
 the same journal: the pair that a spelling means, the account of a key, and pair and account of
-each journal. Those of 0.2.0 have only a spelling in their names.
+each journal. Journals of 0.2.0 have only a spelling in their names.
 """
 
 import json

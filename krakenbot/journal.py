@@ -163,8 +163,8 @@ class Journal:
     def adopt(self, held: Decimal, price: Decimal, now: int, on_margin: bool) -> None:
         """Adopt what is held as if the difference had been traded at `price`; clear a halt.
 
-        `max_loss` counts from here again.
-        Orders whose outcome is unknown become ABANDONED: what is held now is the truth.
+        `max_loss` counts from here again. Orders whose outcome is unknown become ABANDONED: what is
+        held now is the truth.
         """
         explained = self.account().held
         difference = held - explained

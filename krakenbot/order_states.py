@@ -64,14 +64,16 @@ SLOW_S = (LOOKUP_PAUSE_S,)
 
 
 class Cell(NamedTuple):
-    """What follows an answer: `write`, wait, `do`.
+    """What follows an answer: `write`, the new `state`, a wait, then `do`.
 
     `on_timeout` replaces `do` after a timeout (see `next_action`); `reason` is a halt's text.
     """
 
     state: State
     do: Do
-    pauses_s: Sequence[float] = NOW_S  # The wait: a later one after each lookup; the last repeats.
+    pauses_s: Sequence[float] = (
+        NOW_S  # The waits before `do`, one after the other; the last repeats.
+    )
     on_timeout: Do | None = None
     reason: str = ""
     write: Write = Write.NOTHING

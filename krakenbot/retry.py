@@ -64,7 +64,7 @@ def retry(
 
     Raises LaterError when it keeps failing for longer than `patience_s`. `on_failure` gets each
     failure. A refused key is tried again after each of `key_pauses_s`, in a lockout after
-    LOCKOUT_S; `probe`, if given, is called before the action. Until then nothing private is sent,
+    LOCKOUT_S. After that pause `probe` is called first. Until then nothing private is sent,
     because that prolongs a lockout. A second lockout in a row is raised, unless it is passing.
     Source: support.kraken.com 360001491786, "API error messages".
     """

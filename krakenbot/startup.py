@@ -48,7 +48,7 @@ class Start(NamedTuple):
     lock: Lock
     identity: Identity
     began: float
-    # Without these (paper, validate), trades and costs are not checked.
+    # In paper and validate mode `nonces` is None: trades and costs are not checked.
     nonces: Nonces | None = None  # The live key's.
     info: KeyInfo | None = None  # The key's, if `learn` had to read it.
     accept_costs: bool = False

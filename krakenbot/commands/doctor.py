@@ -290,5 +290,5 @@ CHECKS = (
     ("account", Checks._account, "key", "deposit money, or lower `size`"),
     ("position", Checks._position, "key", "close it at Kraken, or `krakenbot adopt`"),
     ("costs", Checks._costs, "pair", "use a longer `interval`"),
-    ("order", Checks._order, "key", "see what Kraken says"),
+    ("order", Checks._order, "key", "change what Kraken's answer names"),
 )

@@ -34,8 +34,8 @@ class RunReport(NamedTuple):
 
     `costs` is a `cost_breakdown`; `fills` are orders and costs of holding in order of time. The
     account began with `balance`; holding `size` all the time would have made `hold`. `end` says
-    why a run ended early. `facts` override those that are computed. Where no point follows within
-    `gap_s` seconds, the bot was down.
+    why a run ended early or is halted. `facts` override those that are computed. Where no point
+    follows within `gap_s` seconds, the bot was down.
     """
 
     title: str

@@ -41,8 +41,9 @@ KINDS = {
 class Client:
     """Calls Kraken's methods by name. Without credentials only the public ones work.
 
-    `on_read` is called with True when a read begins, and with False when a request is over.
-    `nonce_pauses_s` are the pauses before a read is retried with a new nonce.
+    `on_read` is called with True when a read begins, with False when a change begins or a request
+    is over; `on_nonce_refused` when Kraken has refused a nonce. `nonce_pauses_s` are the pauses
+    before a read is retried with a new nonce.
     """
 
     def __init__(

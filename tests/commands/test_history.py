@@ -23,7 +23,7 @@ class TestHistory(Folder):
         self.trade(journal)
 
     def trade(self, journal: Journal) -> None:
-        sold = intent(volume=D("0.05"), reason=f"short: close by sell 0.05 {EVIL * 9}")
+        sold = intent(volume=D("0.05"), reason=f"short: sell 0.05 to close {EVIL * 9}")
         journal.write(sold)
         found = execution(sold, "0.05", "3565.52", "28.52416")
         journal.conclude(sold, Outcome.CLOSED, 1_700_000_000, found, EVIL)

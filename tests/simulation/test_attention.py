@@ -875,8 +875,8 @@ class TestWords(AttentionTest):
         self.events.clear()
         self.once(DOWN)
         orders, fills = self.told("order"), self.told("fill")
-        self.assertIn("close by sell", orders[0])
-        self.assertIn("open by sell", orders[1])
+        self.assertIn("to close", orders[0])
+        self.assertIn("to open", orders[1])
         self.assertEqual(["close", "open"], [text.partition(":")[0] for text in fills])
 
     def test_a_decision_that_ended_without_its_order_says_why(self) -> None:

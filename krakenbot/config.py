@@ -67,6 +67,12 @@ def _text(shape: str, allowed: str, kind: Callable[[str], object] = str) -> _Rul
     return _Rule(allowed, lambda raw: isinstance(raw, str) and bool(re.fullmatch(shape, raw)), kind)
 
 
+def _is_path(raw: object) -> bool:
+    with suppress(ValueError):
+        return isinstance(raw, str) and bool(re.fullmatch(rb"[^\x00-\x1f\x7f]+", os.fsencode(raw)))
+    return False
+
+
 _PAIR = _text(r"[A-Za-z0-9./:_-]{3,20}", "a pair's name at Kraken, like XBTUSD")
 _WHERE = "https://host or http:// with a loopback address, and nothing after it"
 _EXCHANGE_URL = _text(f"{_ORIGIN}/?", _WHERE, lambda url: url.removesuffix("/"))
@@ -74,10 +80,10 @@ _PROXY = _text(rf"http://{_HOST}{_PORT}", "http://host:port")
 _PRIVATELY = "https without user and password, or http on loopback"
 _NOTIFY_URL = _text(rf"{_ORIGIN}([/?][!-~]*)?", _PRIVATELY, register)
 _BODY = _text(r"(?s:.{1,10000})", "text of at most 10000 characters", Secret)
-_PATH = _text(r"[^\x00-\x1f\x7f]+", "a path", Path)
+_PATH = _Rule("a path, in characters of this system's locale", _is_path, Path)
 _KEY_FILE = _Rule(
     "the path of a file, and not the key itself",
-    lambda raw: _PATH.accepts(raw) and not is_key_itself(raw),
+    lambda raw: _is_path(raw) and not is_key_itself(raw),
     Path,
 )
 _PARAMETERS = _Rule(
@@ -247,6 +253,13 @@ def is_key_itself(path: str) -> bool:
     return True
 
 
+def journals_in(folder: Path) -> list[Path]:
+    """Return the paths of the journals there; none when this user may not look."""
+    with suppress(OSError):
+        return sorted(folder.glob("*.db"))
+    return []
+
+
 def _settings(
     path: str | None, environ: Mapping[str, str], cwd: Path, errors: list[str]
 ) -> Iterator[tuple[str, str, Any]]:
@@ -381,7 +394,7 @@ def _place(key: str, path: Path, source: str, environ: Mapping[str, str], cwd: P
     file is among the credentials, wherever root keeps it.
     """
     credentials = environ.get("CREDENTIALS_DIRECTORY")
-    if key == "strategy.file" and credentials and Path(credentials, path.name).exists():
+    if key == "strategy.file" and credentials and os.path.exists(f"{credentials}/{path.name}"):
         return Path(credentials, path.name)
     path = _expanded(path, environ)
     if source in environ:
@@ -391,12 +404,12 @@ def _place(key: str, path: Path, source: str, environ: Mapping[str, str], cwd: P
     if path.is_absolute():
         return path
     file = cwd / _expanded(Path(source), environ)
-    if str(file.parent) == credentials or not file.is_file():
+    if str(file.parent) == credentials or not os.path.isfile(file):
         where = "in a service or in a configuration that is not a regular file"
         raise ValueError(f"a relative path does not work {where}")
     place = Path(os.path.normpath(file.parent.resolve() / path))  # systemd takes no "..".
     former = cwd / path
-    if key == "state.directory" and any(former.glob("*.db")) and not any(place.glob("*.db")):
+    if key == "state.directory" and journals_in(former) and not journals_in(place):
         # In 0.2.0 it counted from the current folder, and a journal there says what is held.
         raise ValueError(f"'{path}' now means {place}, but {former} has journals")
     return place

@@ -384,6 +384,20 @@ class TestPaths(Folder):
         (self.folder / "here/live.db").rename(self.folder / "bots/here/live.db")
         load("bots/bot.toml", HOME, self.folder)
 
+    def test_a_former_place_that_cannot_be_looked_at_is_no_objection(self) -> None:
+        file = self.folder / "bot.toml"
+        file.write_text("state.directory = 'here'")
+        with mock.patch.object(Path, "glob", side_effect=PermissionError):
+            self.assertEqual(self.folder / "here", load(str(file), HOME, Path("/")).state_directory)
+        file.write_text(f"state.directory = '{'a' * 300}'")
+        load(str(file), HOME, Path("/"))
+
+    def test_a_path_that_the_locale_cannot_write_is_refused(self) -> None:
+        error = UnicodeEncodeError("ascii", "ü", 0, 1, "ordinal not in range(128)")
+        with mock.patch("os.fsencode", side_effect=error):
+            said = self.complaint("state.directory = '/bücher'")
+        self.assertIn("config.toml: state.directory = '/bücher': must be a path, in", said)
+
     def test_where_a_file_has_no_folder_of_its_own_a_path_must_be_absolute(self) -> None:
         (self.folder / "config.toml").write_text("state.directory = 'here'")
         os.mkfifo(self.folder / "pipe.toml")

@@ -13,7 +13,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from krakenbot.config import Config
+from krakenbot.config import Config, journals_in
 from krakenbot.credentials import load_credentials
 from krakenbot.errors import ConfigError, StopError
 from krakenbot.journal import Journal
@@ -183,11 +183,11 @@ def journal_path(config: Config) -> Path:
         return path
     home = Path(os.environ.get("HOME") or "/")
     folders = dict.fromkeys((config.state_directory, home / HOME_STATE, SERVICE_STATE))
-    others = [f"\n  {file}" for folder in folders for file in sorted(folder.glob("*.db"))]
+    others = [f"\n  {file}" for folder in folders for file in journals_in(folder)]
     hint = "".join(f"\n{text}" for text in unmanaged(config, Path()))
     if others:
         hint += f"\nJournals of other settings (--config FILE):{''.join(others[:10])}"
-    elif os.geteuid() != 0 and SERVICE_STATE.is_dir():
+    elif os.geteuid() != 0 and os.path.lexists(SERVICE_STATE):
         hint = f". A service's are in {SERVICE_STATE}: try sudo, and --config with its file"
     raise ConfigError(
         f"there is no {config.mode} journal of {config.pair} in {config.state_directory} yet: "

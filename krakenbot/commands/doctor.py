@@ -77,7 +77,9 @@ def examine(file: str | None) -> Iterator[Finding]:
         try:
             answer = ("skip", missing[need]) if need in missing else check(visit)
         except Exception as error:  # The other checks must run all the same.
-            answer = ("fail", str(error).replace("\n", "; ") or type(error).__name__)
+            text = str(error).replace("\n", "; ") or type(error).__name__
+            is_denied = isinstance(error.__cause__ or error, PermissionError)
+            answer = "fail", text, "use sudo" if is_denied else usual_repair
         verdict, text, *repair = answer
         if verdict in ("skip", "fail"):
             missing[name] = text if text.startswith("see ") else f"see {name}"
@@ -125,7 +127,8 @@ class Checks:
 
     def _secrets(self) -> Answer:
         mode = self.config.mode
-        sizes = [file.stat().st_size for file in self.config.keys if file and file.exists()]
+        files = [file for file in self.config.keys if file and os.path.exists(file)]
+        sizes = [file.stat().st_size for file in files]
         if mode != "paper" or any(sizes) or not sizes:  # An installation's are empty at first.
             self.credentials = load_credentials(self.config)
         if self.credentials is None and mode == "paper":
@@ -138,7 +141,7 @@ class Checks:
 
     def _state(self) -> Answer:
         folder = self.config.state_directory
-        existing = next(path for path in (folder, *folder.parents) if path.exists())
+        existing = next(filter(os.path.exists, (folder, *folder.parents)))
         free = shutil.disk_usage(existing).free
         if not os.access(existing, os.W_OK | os.X_OK) or free < FREE_BYTES_MIN:
             return "fail", f"{existing} cannot be written or is full, {free >> 20} MB free"
@@ -278,7 +281,7 @@ CHECKS = (
     ("python", Checks._python, "", ""),
     ("config", Checks._config, "", "repair the file; see `krakenbot config --example`"),
     ("secrets", Checks._secrets, "config", "put both into files of mode 0600, named in [keys]"),
-    ("state", Checks._state, "config", "free space there, and make it writable for this user"),
+    ("state", Checks._state, "config", "free space there, make it writable, or use sudo"),
     ("strategy", Checks._strategy, "config", "read `krakenbot help strategies`"),
     ("journal", Checks._journal, "config", "check the exchange, then `krakenbot resume`"),
     ("others", Checks._others, "config", "close that position before you go on"),

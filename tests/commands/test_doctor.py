@@ -4,6 +4,7 @@ import sys
 import unittest
 import warnings
 from decimal import Decimal
+from pathlib import Path
 from types import ModuleType
 from unittest import mock
 
@@ -251,6 +252,16 @@ class TestFindings(Patient):
         self.state.mkdir(0o755)
         self.state.chmod(0o755)
         self.expect(self.examine("http://127.0.0.1:1")["state"], "warn")
+
+    def test_what_this_user_may_not_look_at_is_advised_to_be_looked_at_with_sudo(self) -> None:
+        denied = {"side_effect": PermissionError(13, "Permission denied")}
+        with (
+            mock.patch.multiple(Path, exists=mock.Mock(**denied), iterdir=mock.Mock(**denied)),
+            mock.patch("os.access", return_value=False),
+        ):
+            found = self.examine("http://127.0.0.1:1")
+        for name in ("state", "journal", "others"):
+            self.assertIn("use sudo", found[name].repair, found[name])
 
 
 class TestPython(unittest.TestCase):

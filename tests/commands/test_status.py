@@ -251,6 +251,16 @@ class TestFigures(Folder):
         self.assertIn("this bot has not run here", done.err)
         self.assertIn(str(self.path), done.err)
 
+    def test_where_a_service_s_journals_cannot_be_seen_sudo_is_advised(self) -> None:
+        with (
+            mock.patch.object(identity, "SERVICE_STATE", self.path.parent.parent),
+            mock.patch.object(Path, "glob", side_effect=PermissionError),
+            mock.patch("os.geteuid", return_value=1),
+        ):
+            done = call("--config", "/dev/null", "status", **self.environ)
+        self.assertEqual(78, done.code, done.err)
+        self.assertIn("try sudo", done.err)
+
 
 def setUpModule() -> None:
     silence_module()

@@ -57,7 +57,7 @@ class Lock:
 
     def _take(self, what: str, tries: int, advice: str) -> None:
         for _ in range(tries):
-            with suppress(OSError):
+            with suppress(BlockingIOError):
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return
             time.sleep(LOOK_S)  # The holder may only be checking, as `is_locked` does.

@@ -576,6 +576,13 @@ class TestLock(Folder):
         self.assertFalse(is_locked(path))
         Lock(path, "this API key").close()
 
+    def test_a_file_system_without_locks_is_not_taken_for_another_bot(self) -> None:
+        with (
+            mock.patch("fcntl.flock", side_effect=OSError(errno.ENOLCK, "no locks available")),
+            self.assertRaisesRegex(ConfigError, "cannot be used: no locks available"),
+        ):
+            Lock(self.path, "the journal")
+
     def test_where_a_file_system_cannot_tell_nobody_asks_the_bot_to_flatten(self) -> None:
         path = self.folder / "journal.flatten"
         path.touch()

@@ -24,6 +24,7 @@ _HUGE = 10**12
 _HOST = r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+)"
 _LOOPBACK = r"(?:localhost|\[::1\]|127(?:\.(?:25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])){3})"
 _PORT = r":(?:6553[0-5]|655[0-2][0-9]|65[0-4][0-9]{2}|6[0-4][0-9]{3}|[0-5]?[0-9]{1,4})"
+_KEY = r"[A-Za-z0-9+/]{40,}={0,2}"
 _ORIGIN = rf"(?:https://{_HOST}|http://{_LOOPBACK})(?:{_PORT})?"
 
 
@@ -217,6 +218,8 @@ def load(path: str | None, environ: Mapping[str, str], cwd: Path) -> Config:
                 values[key] = _place(key, value, sources[key], environ, cwd)
         except ValueError as error:
             errors.append(f"{sources[key]}: {error}; set {key} to an absolute path")
+        if isinstance(value, Path | str):
+            hide_keys(str(values[key]))
     errors += _contradictions(values, sources)
     if errors:
         raise ConfigError("\n".join(errors))
@@ -246,11 +249,20 @@ def is_key_itself(path: str) -> bool:
     A pasted key may have quotes around it, and white space anywhere.
     """
     bare = re.sub(r"[\s\"'`]", "", path)
-    if not re.fullmatch(r"[A-Za-z0-9+/]{40,}={0,2}", bare) or os.path.lexists(path):
+    if not re.fullmatch(_KEY, bare) or os.path.lexists(path):
         return False
     register(path)
     register(bare)
     return True
+
+
+def hide_keys(text: str) -> None:
+    """Let no output show what may be a key in a text, except for the part that is a real path."""
+    parts = (text, *map(str, Path(text).parents))
+    there = next(filter(os.path.lexists, parts), "")
+    for found in re.findall(_KEY, text.removeprefix(there)):
+        for key in (found, re.sub("/+", "/", found)):  # A Path has no empty parts.
+            register(key.strip("/"))
 
 
 def journals_in(folder: Path) -> list[Path]:
@@ -320,6 +332,8 @@ def _read_toml(
         trouble = "not valid TOML: a number is out of range"
     except (ValueError, RecursionError) as error:
         trouble = f"not valid TOML: {error}"
+    hide_keys(file)
+    hide_keys(str(trouble))
     errors.append(f"{file}: {trouble}")
     return {}
 
@@ -337,33 +351,35 @@ def _unknown(name: str, valid: list[str]) -> str:
     """Return the message about an unknown name; its value is never shown."""
     import difflib
 
+    hide_keys(name)
+    said = redact(repr(name))[:80]
     table, dot, last = name.rpartition(".")
     word = "(secret|passw|token|credential|private_?key|api_?key|(^|_)key)$"
     if re.search(word, last.lower().replace("-", "_")):
         return (
-            f"{name!r:.80}: secrets do not belong in the configuration; put them into two files "
+            f"{said}: secrets do not belong in the configuration; put them into two files "
             "of mode 0600 and name these as api_key_file and api_secret_file in the table [keys]"
         )
     same = [key for key in valid if key.rpartition(".")[2] == last]
     inside = [key for key in valid if table and key.startswith(table + dot)]
     longer = [key for key in inside or valid if key.startswith(name)]
     nearest = same or longer or difflib.get_close_matches(name[:80], inside or valid, 1, 0.0)
-    return f"{name!r:.80} is not known; the nearest valid name is {nearest[0]!r}"
+    return f"{said} is not known; the nearest valid name is {nearest[0]!r}"
 
 
 def shown(key: str, raw: object) -> str:
     """Return a value in a form that anybody may see."""
-    # A part of a key would be shown: only a whole one is found by `redact`.
     if key.startswith("notify.") or (isinstance(raw, str) and is_key_itself(raw)):
         return "(not shown)"
     if isinstance(raw, dict | list):
         return "a table" if isinstance(raw, dict) else "a list"
     if isinstance(raw, int) and raw.bit_length() > 256:
         return "a huge number"  # Python refuses to write out some of these.
+    # Only a whole key is found by `redact`. Before an @ in an address there may be a password.
     if isinstance(raw, str):
-        # Before an @ in an address there may be a password.
+        hide_keys(raw)
         return redact(repr(re.sub("(?s).*@", "***@", raw)))[:80]
-    return str(raw).lower() if isinstance(raw, bool) else str(raw)[:80]
+    return str(raw).lower() if isinstance(raw, bool) else redact(str(raw))[:80]
 
 
 def _contradictions(values: Mapping[str, Any], sources: Mapping[str, str]) -> Iterator[str]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from functools import cache
 
 from krakenbot import log
-from krakenbot.config import Config, is_key_itself
+from krakenbot.config import Config, hide_keys, is_key_itself
 from krakenbot.errors import ConfigError
 from krakenbot.kraken.signing import decode_secret
 from krakenbot.log import register
@@ -85,6 +85,7 @@ def _read(path: str, *, strict: bool = True) -> str:
     """Return the secret in a file that, with `strict`, only its owner may read."""
     if is_key_itself(path):
         raise ConfigError("the path of a file is needed, but this looks like the key itself")
+    hide_keys(path)
     try:
         # Without O_NONBLOCK, opening a named pipe would block forever.
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:

@@ -124,6 +124,42 @@ class TestCredentials(unittest.TestCase):
                     self.assertIn(done.code, (1, 78))
                     self.assertNotIn("HUSH", done.out + done.err)
 
+    def test_a_key_with_something_around_it_is_shown_nowhere(self) -> None:
+        (self.folder / "a-b").mkdir()
+        for key in ("HUSH" * 14, "HU/SH/" * 12 + "HUSHHUSHHUSHHU=="):
+            around = "~/{0} ./{0} {0}, {0}.txt key={0} {0}:{0} {1}/a-b/{0} file://{0} x/{0} x:{0}"
+            for pasted in around.format(key, self.folder).split():
+                for line in (
+                    f"mode = '{pasted}'",
+                    f"[keys]\napi_key_file = '{pasted}'\napi_secret_file = '{pasted}'",
+                    f"[strategy]\nname = 'file'\nfile = '{pasted}'",
+                    f"['{pasted}']\n['{pasted}']",
+                    f"'{pasted}' = 1",
+                    f"[keys]\n'{pasted}' = 1",
+                ):
+                    self.assert_silent(line, "config")
+                files = {"KRAKEN_API_KEY_FILE": pasted, "KRAKEN_API_SECRET_FILE": "/none"}
+                self.assert_silent("", "call", "Balance", **files)
+                for name in ("MODE", "KEYS_API_KEY_FILE", "STATE_DIRECTORY", "CONFIG"):
+                    self.assert_silent("", "status", **{f"KRAKENBOT_{name}": pasted})
+
+    def assert_silent(self, toml: str, *argv: str, **environ: str) -> None:
+        log._hidden.clear()
+        file = self.folder / "c.toml"
+        file.write_text(toml)
+        named = () if "KRAKENBOT_CONFIG" in environ else ("--config", str(file))
+        done = call(*named, *argv, HOME=str(self.folder), **environ)
+        with self.subTest(toml, **environ):
+            self.assertNotRegex("".join(f"{done.out}{done.err}".split()), "HU/?SH")
+
+    def test_the_path_of_a_file_is_shown_however_long_it_is(self) -> None:
+        folder = self.folder / "production" / "kraken"
+        folder.mkdir(parents=True)
+        (folder / ("k" * 50)).touch()
+        (folder / "c.toml").write_text(f"[strategy]\nname = 'file'\nfile = '{'k' * 50}'")
+        done = call("--config", f"{folder}/c.toml", "config", HOME=str(self.folder))
+        self.assertIn(f"{folder}/kkkk", done.out)
+
     def test_a_key_file_whose_name_could_be_a_key_is_read(self) -> None:
         path = self.file("k" * 60, "filekey")
         environ = {"KRAKEN_API_KEY_FILE": path, "KRAKEN_API_SECRET_FILE": self.file("s", BASE64)}

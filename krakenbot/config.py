@@ -369,7 +369,9 @@ def _unknown(name: str, valid: list[str]) -> str:
 
 def shown(key: str, raw: object) -> str:
     """Return a value in a form that anybody may see."""
-    if key.startswith("notify.") or (isinstance(raw, str) and is_key_itself(raw)):
+    # A wrong proxy may hold a password anywhere.
+    is_secret = key.startswith("notify.") or (key == "exchange.proxy" and not _PROXY.accepts(raw))
+    if is_secret or (isinstance(raw, str) and is_key_itself(raw)):
         return "(not shown)"
     if isinstance(raw, dict | list):
         return "a table" if isinstance(raw, dict) else "a list"

@@ -89,9 +89,11 @@ def flush() -> None:
 
 def register(text: str) -> Secret:
     """Return a secret that `redact` hides from now on, also in base64 or quoted for a URL."""
-    # In a URL the part after the host is the secret one, and errors may show it alone.
+    # In a URL the part after the host is the secret one, and errors may show it alone;
+    # but a plain word, such as the bot's name, is in ordinary text, too.
     rest = re.split("[/?]", text.partition("://")[2], maxsplit=1)[-1]
-    for part in (text, rest) if len(rest) >= _PATH_CHARACTERS_MIN else (text,):
+    is_word = len(rest) < _PATH_CHARACTERS_MIN or re.fullmatch("[A-Za-z_-]{,15}", rest)
+    for part in (text,) if is_word else (text, rest):
         encoded = binascii.b2a_base64(part.encode(), newline=False).decode().rstrip("=")
         quoted = quote(part, safe="")
         lower = re.sub("%..", lambda found: found[0].lower(), quoted)

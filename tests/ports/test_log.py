@@ -82,6 +82,12 @@ class TestLog(unittest.TestCase):
         self.assertNotIn("AbCdEf", text)
         self.assertNotIn("ayt5L0", text)
 
+    def test_a_plain_word_at_the_end_of_an_address_is_not_hidden_in_other_text(self) -> None:
+        for end, shown in (("krakenbot", True), ("T0/HUSHHUSH", False), ("t0pic-hush", False)):
+            log.register(f"https://ntfy.sh/{end}")
+            self.assertEqual(shown, end in log.redact(f"the {end}"))
+            self.assertNotIn(end, log.redact(f"POST https://ntfy.sh/{end}"))
+
     def test_text_from_outside_forges_no_line_and_drives_no_terminal(self) -> None:
         evil = "x\n2026-01-01 00:00:00 INFO fine\r\x1b[2J\x9b1m\x00\u2028\u202e\ud800"
         self.setup("json")

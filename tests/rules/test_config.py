@@ -426,6 +426,13 @@ class TestNothingSecretIsShown(Folder):
         self.assertEqual(5, len(text.splitlines()))
         self.assertNotIn("HUSH", text)
 
+    def test_a_password_in_a_wrong_proxy_is_not_shown(self) -> None:
+        for proxy in ("http://1.2.3.4:3128:user:HUSH", "http://user:HUSH", "HUSH"):
+            said = self.complaint(f"exchange.proxy = '{proxy}'")
+            self.assertEqual(
+                "config.toml: exchange.proxy = (not shown): must be http://host:port", said
+            )
+
     def test_a_key_in_the_place_of_any_other_setting_is_not_shown(self) -> None:
         for key, value in (("pair", "HUSH" * 22), ("exchange.url", " " + "HUSH" * 14)):
             with self.subTest(key):

@@ -26,7 +26,7 @@ from krakenbot.kraken.client import READS, USER_AGENT, Client, kind_of, parse_js
 from krakenbot.kraken.signing import decode_secret, fingerprint
 from krakenbot.kraken.transport import UrllibTransport
 from krakenbot.lock import Lock, Nonces
-from krakenbot.log import clean, redact
+from krakenbot.log import clean, redact_registered
 from krakenbot.model import Credentials, Secret
 
 EXAMPLE = "krakenbot call OHLC pair=XBTUSD interval=60"
@@ -78,7 +78,8 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"krakenbot call: {why}", file=sys.stderr)
         return 1
     if not isinstance(result, bytes):
-        result = redact(json.dumps(result, default=str, indent=None if arguments.json else 2))
+        text = json.dumps(result, default=str, indent=None if arguments.json else 2)
+        result = redact_registered(text)
         if output is None:
             print(result)
             return 0

@@ -148,6 +148,15 @@ class TestSpot(Called):
             self.assertNotIn("--live", err)
             self.assertNotEqual(78, code)
 
+    def test_a_long_address_is_shown_whole(self) -> None:
+        self.with_keys()
+        self.environ["KRAKENBOT_MODE"] = "live"
+        address, answer = "addr1" + "q9" * 49, b'{"error":[],"result":[{"address":"%s"}]}'
+        with mock.patch.object(
+            UrllibTransport, "send", return_value=(200, answer % address.encode())
+        ):
+            self.assertIn(address, self.call("DepositAddresses", "asset=ADA", "--live").out)
+
     def test_a_file_goes_to_a_new_file_and_never_to_a_terminal(self) -> None:
         self.with_keys()
         path = self.state / "export.zip"

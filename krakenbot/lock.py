@@ -114,8 +114,10 @@ class Nonces:
     to be above all before it. Source: docs.kraken.com, guide "Spot REST authentication".
 
     The first nonce of a process is one more than the last one stored. If the exchange accepts it
-    and reports none above it, nothing was sent since with this key. `mark` is the id of the newest
-    intent on disk; if the journal's newest is a different one, the journal is an old copy.
+    and reports none above it, nothing was sent since with this key. Once a `mark` is set, nonces
+    begin with the clock: a change must not be refused because another program used a larger one.
+    `mark` is the id of the newest intent on disk; if the journal's newest is a different one, the
+    journal is an old copy.
     """
 
     def __init__(self, lock: Lock) -> None:
@@ -127,7 +129,7 @@ class Nonces:
 
     def set_mark(self, intent_id: str) -> None:
         """Store the id of the newest intent on disk with the next nonces."""
-        self.mark = intent_id
+        self.mark, self._is_first = intent_id, False
 
     def next(self, clock_ns: int) -> int:
         """Return a nonce above all before it; StopError when it cannot be stored."""

@@ -139,7 +139,9 @@ def _futures(config: Config, arguments: argparse.Namespace, values: list[tuple[s
     if not re.fullmatch(FUTURES_PUBLIC, path):
         credentials = require_credentials(config, method, "KRAKEN_FUTURES")
         with closing(identity.key_lock(config, fingerprint(credentials.key))) as lock:
-            nonce = str(Nonces(lock).next(Clock().nonce()))
+            nonces = Nonces(lock)
+            nonces.set_mark("called")
+            nonce = str(nonces.next(Clock().nonce()))
         signature = sign_futures(credentials.secret, path, nonce, data)
         headers |= {"APIKey": credentials.key.reveal(), "Nonce": nonce, "Authent": signature}
     transport = UrllibTransport(config.exchange.timeout, config.exchange.proxy)

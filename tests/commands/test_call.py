@@ -1,5 +1,6 @@
 import io
 import json
+import time
 import unittest
 import warnings
 from collections.abc import Mapping
@@ -111,6 +112,14 @@ class TestSpot(Called):
             (lock,) = self.state.glob("*.lock")
             marks.append(lock.read_text().splitlines()[0].partition(" ")[2].strip())
         self.assertEqual(["", "called", "called"], marks)
+
+    def test_a_change_is_taken_although_another_program_used_a_larger_nonce(self) -> None:
+        self.with_keys()
+        self.environ["KRAKENBOT_MODE"] = "live"
+        self.assertEqual(0, self.call("Balance")[0])
+        self.sandbox.api.nonce = time.time_ns()
+        code, _, err = self.call("CancelAll", "--live")
+        self.assertEqual(0, code, err)
 
     def test_a_private_method_without_a_key_is_a_matter_of_configuration(self) -> None:
         self.assertEqual(78, self.call("Balance")[0])
@@ -252,6 +261,14 @@ class TestFutures(Called):
         self.assertEqual(want, headers["authent"])
         self.assertEqual({"result": "success", "size": "0.0001"}, json.loads(out))
         self.assertIn("1 March 2027", err)
+
+    def test_each_nonce_is_that_of_the_clock(self) -> None:
+        began = time.time_ns()
+        for _ in range(2):
+            self.futures("accounts")
+        first, second = (int(headers["nonce"]) for _, _, headers, _ in self.seen)
+        self.assertLess(began, first)
+        self.assertLess(first + 1, second)
 
     def test_an_order_is_posted_once_and_only_with_live(self) -> None:
         order = ("sendorder", "orderType=mkt", "symbol=PF_XBTUSD", "side=buy", "size=0.001")

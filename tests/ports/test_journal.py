@@ -646,6 +646,13 @@ class TestNonces(Folder):
         self.assertEqual(last + 1, nonces.next(2 * 10**18))
         self.assertEqual(2 * 10**18, nonces.next(2 * 10**18))
 
+    def test_the_first_nonce_before_a_change_is_that_of_the_clock(self) -> None:
+        (self.folder / "key.lock").write_text(f"{10**18}")
+        nonces, lock = self.nonces()
+        self.addCleanup(lock.close)
+        nonces.set_mark("called")
+        self.assertEqual(2 * 10**18, nonces.next(2 * 10**18))
+
     def test_a_lock_file_with_other_text_starts_from_the_clock(self) -> None:
         for text in ("", "\n", "not a number\n", "-5", "12.5"):
             (self.folder / "key.lock").write_text(text)

@@ -70,25 +70,39 @@ def run(arguments: argparse.Namespace) -> int:
     if method == "RetrieveExport" and output is None and sys.stdout.isatty():
         raise UsageError("RetrieveExport returns a zip archive: add --output FILE")
     params = [(name, text) for name, _, text in (v.partition("=") for v in arguments.values)]
+    if output is not None:
+        write_output(output, b"", 0o600)  # What cannot be written must not be sent.
     try:
         result = (_futures if arguments.futures else _spot)(config, arguments, params)
-    except (RefusedError, UnansweredError) as error:
-        is_unknown = isinstance(error, UnansweredError) and arguments.live
-        why = clean(str(error)) + ("; it may have happened" if is_unknown else "")
+    except (RefusedError, UnansweredError, KeyboardInterrupt) as error:
+        is_unknown = not isinstance(error, RefusedError) and arguments.live
+        why = clean(str(error) or "stopped") + ("; it may have happened" if is_unknown else "")
         print(f"krakenbot call: {why}", file=sys.stderr)
-        return 1
+        return 130 if isinstance(error, KeyboardInterrupt) else 1
+    finally:
+        if output is not None:
+            output.unlink(missing_ok=True)
+    text = ""
     if not isinstance(result, bytes):
         text = json.dumps(result, default=str, indent=None if arguments.json else 2)
-        result = redact_registered(text)
-        if output is None:
-            print(result)
-            return 0
-        result = f"{result}\n".encode()
-    if output is None:
-        sys.stdout.buffer.write(result)
-    else:
-        write_output(output, result, 0o600)
+        text = redact_registered(f"{text}\n")
+    try:
+        _write(output, result if isinstance(result, bytes) else text)
+    except (OSError, UsageError) as error:
+        if not arguments.live:
+            raise
+        print(f"krakenbot call: it was carried out, but {error}\n{text}", end="", file=sys.stderr)
+        return 2
     return 0
+
+
+def _write(output: Path | None, answer: bytes | str) -> None:
+    if output is not None:
+        write_output(output, answer.encode() if isinstance(answer, str) else answer, 0o600)
+    elif isinstance(answer, str):
+        print(end=answer, flush=True)
+    else:
+        sys.stdout.buffer.write(answer)
 
 
 def signed_client(config: Config, credentials: Credentials, changes: bool) -> tuple[Client, Lock]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from unittest import mock
 
 from krakenbot import log
+from krakenbot.commands import UsageError
 from krakenbot.commands.call import sign_futures
 from krakenbot.kraken.transport import UrllibTransport
 from krakenbot.lock import Lock
@@ -61,6 +62,13 @@ def setUpModule() -> None:
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
+
+
+class Full(io.StringIO):
+    def write(self, text: str) -> int:
+        if text:
+            raise OSError(28, "No space left on device")
+        return 0
 
 
 class Called(unittest.TestCase):
@@ -181,6 +189,33 @@ class TestSpot(Called):
             send.reset_mock()
             self.assertEqual(2, self.call("RetrieveExport", "id=GOCO", "--output", str(path))[0])
             send.assert_not_called()
+
+    def test_nothing_is_sent_when_its_answer_could_not_be_written(self) -> None:
+        self.with_keys()
+        self.environ["KRAKENBOT_MODE"] = "live"
+        for path in ("/nonexistent/answer", str(self.state)):
+            self.assertEqual(2, self.call("CancelAll", "--live", "--output", path)[0])
+        self.assertEqual(0, self.sandbox.api.requests["CancelAll"])
+        answer = self.state / "answer"
+        self.assertEqual(1, self.call("Ticker", "pair=NOPE", "--output", str(answer))[0])
+        self.assertFalse(answer.exists())
+
+    def test_an_answer_to_a_change_that_cannot_be_written_is_said(self) -> None:
+        self.with_keys()
+        self.environ["KRAKENBOT_MODE"] = "live"
+        self.stdout, full = Full, UsageError("cannot write answer: No space left on device")
+        for words in ((), ("--output", f"{self.state}/answer")):
+            with mock.patch("krakenbot.commands.call.write_output", side_effect=(None, full)):
+                code, _, err = self.call("CancelAll", "--live", *words)
+            self.assertEqual(2, code)
+            self.assertRegex(err, r'(?s)carried out, but .*No space left.*"count": 0')
+
+    def test_a_change_that_is_interrupted_may_have_happened(self) -> None:
+        self.with_keys()
+        self.environ["KRAKENBOT_MODE"] = "live"
+        with mock.patch.object(UrllibTransport, "send", side_effect=KeyboardInterrupt):
+            code, _, err = self.call("CancelAll", "--live")
+        self.assertEqual((130, True), (code, "it may have happened" in err))
 
     def test_an_order_that_is_only_validated_needs_no_live(self) -> None:
         self.with_keys()

@@ -166,7 +166,8 @@ def _futures(config: Config, arguments: argparse.Namespace, values: list[tuple[s
         what = f"HTTP {status} with {kind_of(answer)} instead of a JSON answer"
         raise UnansweredError(f"{method}: {what}") from None
     if status != 200 or (isinstance(result, dict) and result.get("result") == "error"):
-        raise RefusedError(f"{method}: HTTP {status} {json.dumps(result, default=str):.500}")
+        kind = UnansweredError if status >= 500 else RefusedError
+        raise kind(f"{method}: HTTP {status} {json.dumps(result, default=str):.500}")
     return result
 
 

@@ -343,6 +343,13 @@ class TestFutures(Called):
             self.assertEqual((1, ""), (code, out))
             self.assertNotIn("Traceback", err)
 
+    def test_an_order_that_a_gateway_did_not_answer_may_have_happened(self) -> None:
+        self.environ["KRAKENBOT_MODE"] = "live"
+        for status, may_have in ((502, True), (500, True), (400, False), (200, False)):
+            self.answer = (status, b'{"result":"error","error":"upstream"}')
+            code, _, err = self.futures("sendorder", "size=1", "--live")
+            self.assertEqual((1, may_have), (code, "may have happened" in err), status)
+
     def test_keys_go_to_kraken_or_this_machine_only(self) -> None:
         names = "https://evil.example http://futures.kraken.com http://10.0.0.1"
         for host in f"{names} http://127.0.0.1.evil.example".split():

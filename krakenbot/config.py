@@ -393,9 +393,9 @@ def _contradictions(values: Mapping[str, Any], sources: Mapping[str, str]) -> It
     name, file = values.get("strategy.name"), values.get("strategy.file", Path())
     if name == "file" and file is None:
         yield f'{sources["strategy.name"]}: strategy.name = "file" needs strategy.file'
-    has_rule = values.get("strategy.file") or values.get("strategy.parameters")
-    if name not in (None, "file") and has_rule:
-        yield f'strategy.file and strategy.parameters need strategy.name = "file", not {name}'
+    rule = [key for key in ("strategy.file", "strategy.parameters") if values.get(key)]
+    if name not in (None, "file") and rule:
+        yield f'{sources[rule[0]]}: {rule[0]} needs strategy.name = "file", not "{name}"'
     speed, url = values.get("exchange.clock_speed", 1), values.get("exchange.url")
     if speed != 1 and url and not is_loopback(url):
         setting = f"{sources['exchange.clock_speed']}: exchange.clock_speed = {speed:g}"

@@ -94,7 +94,7 @@ class TestRule(Folder):
             "[strategy]\nname = 'sma-cross'\nparameters = {fast = 1}",
         ):
             with self.subTest(toml):
-                self.assertIn('name = "file"', self.complaint(toml))
+                self.assertRegex(self.complaint(toml), '^config.toml: strategy.*name = "file"')
 
 
 class TestOrder(Folder):

@@ -62,9 +62,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config)
     method, output = arguments.method, arguments.output
-    is_named = all(re.match("[^=]+=", value) for value in arguments.values)
+    # Bytes that are not UTF-8 come as surrogates, which no URL can carry.
+    shape = "(?s)[^=\ud800-\udfff]+=[^\ud800-\udfff]*"
+    is_named = all(re.fullmatch(shape, value) for value in arguments.values)
     if not re.fullmatch(r"(?a:[\w/-]+)", method) or not is_named:
-        raise UsageError("give METHOD, then name=value for each parameter")
+        raise UsageError("give METHOD, then name=value for each parameter, in UTF-8")
     if output is not None and os.path.lexists(output):
         raise UsageError(f"{str(output)!r} exists; --output must name a new file")
     if method == "RetrieveExport" and output is None and sys.stdout.isatty():
@@ -122,6 +124,9 @@ def signed_client(config: Config, credentials: Credentials, changes: bool) -> tu
 
 def _spot(config: Config, arguments: argparse.Namespace, values: list[tuple[str, str]]) -> Any:
     method, params = arguments.method, dict(values)
+    names = [name for name, _ in values]
+    if twice := [name for name in params if names.count(name) > 1]:
+        raise UsageError(f"given more than once: {', '.join(twice)}")
     if method in PUBLIC.split():
         return client_of(config, Clock()).public(method, params)
     is_check = method == "AddOrder" and params.get("validate") == "true"

@@ -253,6 +253,9 @@ class TestSpot(Called):
     def test_what_is_no_method_or_no_parameter_is_wrong_usage(self) -> None:
         for argv in (("../Balance",), ("Balance?x",), ("Balance", "asset"), ("OHLC", "=5"), ("",)):
             self.assertEqual(2, self.call(*argv)[0], argv)
+        self.assertEqual(2, self.call("Time", "a=\udcff")[0])
+        code, _, err = self.call("QueryTrades", "txid=A", "trades=true", "txid=B")
+        self.assertEqual((2, True), (code, "more than once: txid" in err))
 
     def test_the_key_is_not_shown_even_when_the_exchange_sends_it_back(self) -> None:
         self.with_keys()

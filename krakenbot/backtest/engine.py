@@ -358,6 +358,10 @@ class Replay:
         except RefusedError as error:
             self._off_target = True
             self.record.refuse(str(error), now)
+            is_small = step.volume < rules.ordermin or step.volume * price < rules.costmin
+            if is_small and step.purpose is Purpose.CLOSE:
+                self._recent.pop()  # The bot does not count it, and tries it again.
+                return False
             self._unfilled += 1
             if self._unfilled >= UNFILLED_MAX:
                 stays = f"; {format.volume(held, rules.base)} stays held" if held else ""

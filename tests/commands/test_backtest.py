@@ -213,6 +213,14 @@ class TestAgainstTheLiveTick(unittest.TestCase):
                 self.assertIn("needed", str(result.refused_reason))
                 self.assertEqual(result.orders > 0, leverage > 0)
 
+    def test_a_close_below_the_smallest_order_counts_for_nothing(self) -> None:
+        prices = *range(5100, 5110), *range(4999, 4980, -1), 5001, 4999, 5001, 5100
+        columns = flat(*prices, interval_s=3600)
+        wish = plan(3600, size="0.0001", length=2, entry_now=True, orders_max=9)
+        result = self.compare(columns, XBTUSD, wish)
+        self.assertEqual((result.ended, result.orders), (None, 5))
+        self.assertEqual(result.refused_reason, "EOrder:Cost minimum not met")
+
 
 class TestSameConstants(unittest.TestCase):
     def test_the_replay_waits_and_gives_up_as_the_bot_does(self) -> None:
@@ -254,10 +262,11 @@ def wild(seed: int) -> tuple[Columns, Plan, str]:
     return columns, wish, dice.choice(("4000", "1200", "9000"))
 
 
-def flat(*prices: float) -> Columns:
-    """Return candles of a minute that each have one price."""
-    one = list(map(float, prices))
-    return Columns(60, range(6_000_000, 6_000_000 + 60 * len(one), 60), one, one, one, one, one)
+def flat(*prices: float, interval_s: int = 60) -> Columns:
+    """Return candles that each have one price."""
+    one, begin = list(map(float, prices)), 100_000 * interval_s
+    times = range(begin, begin + interval_s * len(one), interval_s)
+    return Columns(interval_s, times, one, one, one, one, one)
 
 
 def orders(replay: Replay) -> list[tuple[object, ...]]:

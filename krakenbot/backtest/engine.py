@@ -339,7 +339,10 @@ class Replay:
         summary, fee_rate = account.summary(rules.quote), self.costs.fee_rate
         rate = account.rate_of_loan(rules, step.side.sign)
         inputs = RiskInputs("online", quote, rules, held, summary, today, fee_rate, 0.0, rate)
-        against = objection(step, plan.leverage, inputs, plan.limits)
+        limits = plan.limits
+        if self._flatten:
+            limits = limits._replace(max_spread_percent=Decimal(100))
+        against = objection(step, plan.leverage, inputs, limits)
         if against is not None:
             self._off_target = True
             self.record.refuse(against.reason, now)

@@ -221,6 +221,15 @@ class TestAgainstTheLiveTick(unittest.TestCase):
         self.assertEqual((result.ended, result.orders), (None, 5))
         self.assertEqual(result.refused_reason, "EOrder:Cost minimum not met")
 
+    def test_max_loss_closes_whatever_the_spread(self) -> None:
+        columns = flat(21, 22, 23, 24, 25, 25, 15, 15, 15)
+        opens, closes = columns.opens, [*columns.opens[1:], 15.0]
+        highs, lows = list(map(max, opens, closes)), list(map(min, opens, closes))
+        columns = columns._replace(highs=highs, lows=lows, closes=closes)
+        wish = plan(size="20", length=2, entry_now=True, max_loss="60")
+        result = self.compare(columns, XBTUSD, wish)
+        self.assertIn("max_loss is 60", str(result.ended))
+
 
 class TestSameConstants(unittest.TestCase):
     def test_the_replay_waits_and_gives_up_as_the_bot_does(self) -> None:

@@ -200,6 +200,8 @@ class Replay:
         if lost:
             self._liquidated(lost, now)
         elif self.record.ended is None and (is_turn or self._off_target or not is_safe):
+            if self._direction is not None:
+                self._seen.add(self._direction)
             self._off_target, self._unaffordable, self._allowed_at = waits, inf, 0
             if not waits:
                 self._trade(opened, self.rollovers - rollovers, now)
@@ -295,8 +297,6 @@ class Replay:
         """Decide and send orders, up to as many as the bot does in one tick."""
         direction = self._direction
         signal, sent = Signal(direction, ZERO, 0), dict[Purpose, Blocked]()
-        if direction is not None:
-            self._seen.add(direction)
         waits = None if self.plan.entry_now or len(self._seen) > 1 else direction
         for _ in range(ROUNDS_MAX):
             held = self.held

@@ -145,6 +145,12 @@ class TestRun(CommandTest):
         entries = [[trip["entry"] for trip in one["round_trips"]][1] for one in (told, waits)]
         self.assertEqual(entries, [33 * 60 + 1, 34 * 60 + 1])
 
+    def test_a_turn_while_an_order_would_wait_for_a_trade_is_a_turn(self) -> None:
+        rows = candles([100, 102, 101, 101, 101, 101])
+        words = (self.write(rows[:3] + rows[4:]), "--length", "2", "--size", "1")
+        self.assertEqual(self.told(*words)["turns"], 1)
+        self.assertEqual(self.told(*words, "--no-trade-no-fill")["turns"], 1)
+
     def test_round_trips_add_up_to_the_result(self) -> None:
         told = self.told(self.jumpy(), "--length", "5")
         trips = told["round_trips"]

@@ -1,12 +1,13 @@
 """Sweeps: one series with many settings, and how the best of one span did in the next."""
 
+import signal
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from decimal import Decimal
 from itertools import pairwise, product
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from typing import NamedTuple
 
 from krakenbot.backtest.engine import Costs, Replay
@@ -19,6 +20,7 @@ from krakenbot.pairs import PairRules
 from krakenbot.plan import plan_of
 
 RUNS_MAX = 10_000
+_SIGNALS = signal.SIGINT, signal.SIGTERM
 Value = int | Decimal
 Keys = Mapping[str, Value]
 Spans = Sequence[tuple[int, int]]  # Times in unix seconds, from and to.
@@ -78,8 +80,19 @@ def cells_of(
             raise BadDataError(f"the data hold no whole candle of {minutes} min")
         series[minutes] = made
     _shared[:] = [(setting, series, spans)]
-    with ProcessPoolExecutor(mp_context=get_context("fork")) as pool:
-        return list(pool.map(_cell, runs, chunksize=max(1, len(runs) // 64)))
+    with ProcessPoolExecutor(mp_context=get_context("fork"), initializer=_leave_signals) as pool:
+        on_term = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # Until the workers are forked.
+            futures = [pool.submit(_cell, keys) for keys in runs]
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+            return [future.result() for future in futures]
+        except BaseException:
+            for worker in active_children():
+                worker.terminate()
+            raise
+        finally:
+            signal.signal(signal.SIGTERM, on_term)
 
 
 def is_sound(result: Result) -> bool:
@@ -127,6 +140,13 @@ def whole_of(parts: Iterable[Columns]) -> Columns:
             column.extend(numbers)
     times = range(begin, begin + len(columns[0]) * interval_s, interval_s)
     return Columns(interval_s, times, *columns)
+
+
+def _leave_signals() -> None:
+    """Leave Ctrl-C to the parent, which ends its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
 
 def _cell(keys: Keys) -> Cell:

@@ -1,10 +1,14 @@
 """`backtest` as people call it: files as they have them, what is disclosed, sweeps, reports."""
 
+import contextlib
 import io
 import json
 import os
 import random
 import re
+import signal
+import subprocess
+import sys
 import unittest
 import zipfile
 from collections.abc import Iterable, Sequence
@@ -259,6 +263,39 @@ class TestSweep(CommandTest):
         path = self.jumpy()
         notify = {"KRAKENBOT_NOTIFY_URL": "https://example.org/secret"}
         self.assertEqual(2, len(self.told(path, "--sweep", "length=5,10", **notify)))
+
+    def test_a_signal_ends_a_sweep_and_its_workers_at_once(self) -> None:
+        for number, send in ((signal.SIGTERM, os.kill), (signal.SIGINT, os.killpg)):
+            with self.subTest(number=number):
+                program = self.slow_sweep()
+                for _ in range(9):  # Then the sweep is well under way.
+                    program.stdout.readline()
+                send(program.pid, number)
+                errors = program.communicate(timeout=10)[1]  # Workers hold the pipes open.
+                self.assertEqual((program.returncode, errors), (130, ""))
+
+    def slow_sweep(self) -> Any:
+        """Return a sweep in a process group of its own, which ends with the test."""
+        lines = "import time", "CANDLES = 1", "def direction(candles, hold):"
+        rule = self.write([*lines, " print('began', flush=True)", " time.sleep(0.1)"], "rule.py")
+        chosen = {"KRAKENBOT_STRATEGY_NAME": "file", "KRAKENBOT_STRATEGY_FILE": rule}
+        words = "-m", "krakenbot", "--config", os.devnull, "backtest", self.jumpy()
+        program = subprocess.Popen(
+            [sys.executable, *words, "--sweep", "hold=1:9"],
+            env=os.environ | chosen,
+            start_new_session=True,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+
+        def end() -> None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(program.pid, signal.SIGKILL)
+            program.communicate()
+
+        self.addCleanup(end)
+        return program
 
     def test_a_report_does_not_lengthen_the_list_of_round_trips(self) -> None:
         path = self.jumpy()

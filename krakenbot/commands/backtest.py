@@ -268,13 +268,13 @@ def _sweep(setting: Setting, parts: Parts, arguments: Namespace, notes: list[str
     forward = output.forward_table(steps, len(cells)) if spans else None
     head = [
         output.title(cells[0].whole, with_interval="interval" not in values),
-        output.setup(setting, is_sweep=True),
+        output.setup(setting, values),
     ]
     if arguments.report:
         output.write_sweep(arguments.report, head, cells, forward, notes)
         notes.append(f"report: {arguments.report}")
     if arguments.json:
-        told: Any = [{**cell.keys, **cell.whole._asdict()} for cell in cells]
+        told: Any = [{**one.keys, **one.whole._asdict(), "cell": one.keys} for one in cells]
         if spans:
             told = {"cells": told, "forward": [step._asdict() for step in steps]}
         return [json.dumps(told, default=plain)]

@@ -5,7 +5,7 @@ A table is a title, the names of columns (a leading | marks numbers), rows, and 
 
 import sys
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -65,14 +65,14 @@ def end_of(result: Result) -> str:
     return f"{when} UTC, after {days:,.1f} of {whole:,.1f} days: {result.ended}"
 
 
-def setup(setting: Setting, is_sweep: bool = False) -> str:
-    """Return strategy, size, fees and rates in one sentence."""
+def setup(setting: Setting, swept: Container[str] = ()) -> str:
+    """Return strategy, size, fees and rates in one sentence, without what is swept."""
     config, rules, costs = setting.config, setting.rules, setting.costs
     chosen, name = config.strategy, config.strategy.name
     if chosen.file is not None:
-        values = "".join(f" {key}={value}" for key, value in chosen.parameters.items())
-        name = f"{chosen.file.name} {load(chosen.file).sha256[:12]}{values}"
-    elif not is_sweep:
+        fixed = {key: chosen.parameters[key] for key in chosen.parameters if key not in swept}
+        name = f"{chosen.file.name} {load(chosen.file).sha256[:12]} {name_of(fixed)}".rstrip()
+    elif "length" not in swept:
         name += f" {chosen.length}" if name == "sma-slope" else f" {chosen.short}/{chosen.long}"
     slipped = f" and {plain(costs.slippage * 100)} % slippage" if costs.slippage else ""
     long, short = (plain(100 * costs.margin_rates[code]) for code in (rules.quote, rules.base))

@@ -256,13 +256,33 @@ class TestSweep(CommandTest):
         for cell in cells:
             words = "--length", str(cell.pop("length")), "--interval", str(cell.pop("interval"))
             alone = self.told(path, *words)
-            del alone["notes"], alone["round_trips"]
+            del alone["notes"], alone["round_trips"], cell["cell"]
             self.assertEqual(alone, cell)
 
     def test_a_sweep_goes_with_the_bot_s_own_configuration(self) -> None:
         path = self.jumpy()
         notify = {"KRAKENBOT_NOTIFY_URL": "https://example.org/secret"}
         self.assertEqual(2, len(self.told(path, "--sweep", "length=5,10", **notify)))
+
+    def test_a_parameter_with_the_name_of_a_figure_hides_neither(self) -> None:
+        lines = "CANDLES = 1", "def direction(candles, net):", "    return 1"
+        rule = {"KRAKENBOT_STRATEGY_FILE": self.write(lines, "rule.py")}
+        rule |= {"KRAKENBOT_STRATEGY_NAME": "file"}
+        cells = self.told(self.jumpy(), "--sweep", "net=5:6", **rule)
+        self.assertEqual([cell["cell"] for cell in cells], [{"net": 5}, {"net": 6}])
+        self.assertEqual({D(cell["net"]) for cell in cells}, {D(cells[0]["net"])})
+
+    def test_a_sweep_s_header_shows_what_all_cells_share(self) -> None:
+        lines = "CANDLES = 1", "def direction(candles, hold, band):", "    return 1"
+        values = "[strategy.parameters]", "hold = 20", "band = 3"
+        rule = self.write(lines, "rule.py")
+        named = self.write(["[strategy]", "name = 'file'", f"file = '{rule}'", *values], "c.toml")
+        words = "--config", named, "backtest", self.jumpy(), "--sweep", "hold=1,2"
+        shown = call(*words, HOME="/x").out
+        self.assertIn(" band=3,", shown)
+        self.assertNotIn("hold=20", shown)
+        shown = command(self.jumpy(), "--sweep", "interval=1,5")[1]
+        self.assertIn("sma-slope 20, size", shown)
 
     def test_a_signal_ends_a_sweep_and_its_workers_at_once(self) -> None:
         for number, send in ((signal.SIGTERM, os.kill), (signal.SIGINT, os.killpg)):

@@ -56,12 +56,14 @@ def headline(result: Result) -> list[str]:
     return [f"ENDED EARLY: {end_of(result)}", made] if result.ended else [made]
 
 
-def end_of(result: Result) -> str:
-    """Return when and why a run ended before its data, "" if it did not."""
+def end_of(result: Result, is_brief: bool = False) -> str:
+    """Return when and why a run ended before its data, "" if it did not; if brief, without days."""
     if result.ended is None or result.ended_at is None:
         return ""
-    days, whole = ((at - result.begin) / DAY_S for at in (result.ended_at, result.end))
     when = moment(result.ended_at, MINUTE)
+    if is_brief:
+        return f"{when} {result.ended}"
+    days, whole = ((at - result.begin) / DAY_S for at in (result.ended_at, result.end))
     return f"{when} UTC, after {days:,.1f} of {whole:,.1f} days: {result.ended}"
 
 
@@ -162,7 +164,7 @@ def cell_table(every: Sequence[Cell], best: int | None) -> Table:
             *(money(amount) for amount in (cell.whole.gross, cell.whole.net)),
             percent(cell.whole.net_percent),
             money(cell.whole.max_drawdown),
-            "" if is_sound(cell.whole) else f"! {end_of(cell.whole) or 'no turn'}"[:60],
+            "" if is_sound(cell.whole) else f"! {end_of(cell.whole, is_brief=True) or 'no turn'}",
         )
         for at, cell in enumerate(every)
     ]

@@ -348,6 +348,10 @@ class TestSweep(CommandTest):
         self.assertEqual([bool(cell["ended"]) for cell in cells], [True, True, False])
         self.assertIn("! 2 of 3 ended early", shown)
         self.assertIn("Best of 3: length=40,", shown)
+        report = self.folder / "r.html"
+        table = command(*sweep, "--report", str(report), KRAKENBOT_ENTRY="now")[1]
+        for shown in (table, report.read_text()):
+            self.assertIn(f"! 1970-01-01 00:17 {cells[0]['ended']}", shown)
 
     def test_the_walk_forward_tells_what_the_best_of_each_span_made_in_the_next(self) -> None:
         path = self.write(candles(walk(122 * 6), 14400, 86400), "XBTUSD_240.csv")

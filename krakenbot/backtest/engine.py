@@ -151,7 +151,9 @@ class Replay:
                 # What the account cannot afford at one price it cannot afford at a higher one.
                 is_unaffordable = part.opens[at + 1] >= self._unaffordable and at < turn
                 if is_unaffordable or part.times[at + 1] + WAKE_DELAY_S < self._allowed_at:
-                    self.record.refused += 1
+                    way, waits = self._direction or 0, part.volumes[at + 1] == 0
+                    is_wanted = way > 0 or (way < 0 and self.plan.leverage > 0)
+                    self.record.refused += is_wanted and not (waits and self.costs.needs_trades)
                 else:
                     self._process(part, at, marked, at == turn)
                     marked = at + 1

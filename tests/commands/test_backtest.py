@@ -213,6 +213,12 @@ class TestAgainstTheLiveTick(unittest.TestCase):
                 self.assertIn("needed", str(result.refused_reason))
                 self.assertEqual(result.orders > 0, leverage > 0)
 
+    def test_no_order_is_refused_where_none_is_wanted(self) -> None:
+        columns = flat(*range(9000, 9010), *range(9010, 8990, -1), *range(8990, 9000), *[8970] * 20)
+        wish = plan(leverage=0, length=2, entry_now=True, orders_max=1)
+        result = self.compare(columns, XBTUSD, wish)
+        self.assertEqual((result.orders, result.refused), (2, 8))
+
     def test_a_close_below_the_smallest_order_counts_for_nothing(self) -> None:
         prices = *range(5100, 5110), *range(4999, 4980, -1), 5001, 4999, 5001, 5100
         columns = flat(*prices, interval_s=3600)

@@ -155,6 +155,21 @@ class TestRun(CommandTest):
         self.assertEqual(self.told(*words)["turns"], 1)
         self.assertEqual(self.told(*words, "--no-trade-no-fill")["turns"], 1)
 
+    def test_no_order_is_refused_while_it_would_wait_for_a_trade(self) -> None:
+        rows = candles([*range(100, 140)])
+        words = (
+            self.write(rows[:20] + rows[25:]),
+            "--length",
+            "2",
+            "--size",
+            "1",
+            "--balance",
+            "9",
+        )
+        told = self.told(*words, KRAKENBOT_ENTRY="now")
+        waits = self.told(*words, "--no-trade-no-fill", KRAKENBOT_ENTRY="now")
+        self.assertEqual((told["refused"], waits["refused"]), (37, 32))
+
     def test_round_trips_add_up_to_the_result(self) -> None:
         told = self.told(self.jumpy(), "--length", "5")
         trips = told["round_trips"]

@@ -263,8 +263,8 @@ class Replay:
         share = max(Decimal(1), limits.min_margin_level / 100) + 1
         self._need = 2.02 * float(share / leverage + 4 * costs.fee_rate + costs.slippage)
         self._stop = float(rules.margin_stop) / 100 / leverage
-        loss_max = costs.balance if limits.max_loss is None else limits.max_loss
-        self._floor = max(float(costs.balance - loss_max), 0.0)
+        self._loss_max = Decimal(inf) if limits.max_loss is None else limits.max_loss
+        self._floor = max(float(costs.balance - self._loss_max), 0.0)
         sizes = rules.long_position_limit, rules.short_position_limit
         self._is_ordinary = (
             rules.status == "online"
@@ -322,12 +322,9 @@ class Replay:
 
         Rollovers `charged` just now do not count yet: the bot books them after this check.
         """
-        limit = self.plan.limits.max_loss
-        if limit is None:
-            return now
         loss = self.costs.balance - self.equity(price) - charged
-        if not self._flatten and loss >= limit:
-            self._flatten = f"the loss is {loss:.2f}, max_loss is {limit}"
+        if not self._flatten and loss >= self._loss_max:
+            self._flatten = f"the loss is {loss:.2f}, max_loss is {self._loss_max}"
             now += LOSS_PAUSE_S if held else 0
         if self._flatten and abs(held) < self.rules.ordermin:
             self.record.end(f"{self._flatten}; the bot stops there", now)
@@ -348,10 +345,14 @@ class Replay:
         if against is not None:
             self._off_target = True
             self.record.refuse(against.reason, now)
-            if not (held or against.passing) and today >= today_max:
+            # Rollovers charged just now may have reached max_loss, which the next check notices.
+            is_lost = self.costs.balance - self.equity(price) >= self._loss_max
+            if held or against.passing or is_lost:
+                pass
+            elif today >= today_max:
                 self._allowed_at = self._recent[today - today_max] + DAY_S
-            elif not (held or against.passing):
-                self._unaffordable = float(price) if step.volume * price >= rules.costmin else inf
+            elif step.volume * price >= rules.costmin:
+                self._unaffordable = float(price)
             return step.purpose is Purpose.REVERSE and not against.passing
         self._recent.append(now)
         side, price = step.side, self._price(price, step.side.sign)

@@ -236,6 +236,13 @@ class TestAgainstTheLiveTick(unittest.TestCase):
         result = self.compare(columns, XBTUSD, wish)
         self.assertIn("max_loss is 60", str(result.ended))
 
+    def test_max_loss_is_noticed_where_the_next_order_cannot_be_paid(self) -> None:
+        columns = flat(10000, 10000, 10001, 9999, 9999, 9999, 9999, interval_s=86400)
+        wish = plan(86400, size="1", length=2, entry_now=True, max_loss="10", level_min=0)
+        result = self.compare(columns, XBTUSD, wish, balance="5010", fee="0")
+        self.assertIn("max_loss is 10", str(result.ended))
+        self.assertIn("are needed", str(result.refused_reason))
+
 
 class TestSameConstants(unittest.TestCase):
     def test_the_replay_waits_and_gives_up_as_the_bot_does(self) -> None:

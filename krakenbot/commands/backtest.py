@@ -48,7 +48,7 @@ _TRIPS_SHOWN, _TRIPS_DRAWN = 10, 1000
 def add_arguments(parser: ArgumentParser) -> None:
     add = parser.add_argument
     kinds = "PAIR_MINUTES.csv or .csv.gz, a folder of them, Kraken's zip, or OHLC JSON"
-    add("files", nargs="+", metavar="FILE_OR_DIR", type=Path, help=kinds)
+    add("files", nargs="+", metavar="FILE_OR_DIR", type=_path, help=kinds)
     for name, key in _KEYS.items():
         unit = {"interval": " (minutes)", "fee": " (percent)"}.get(name, "")
         add(f"--{name}", help=f"overrides {key.lower().replace('_', '.', 1)}{unit}")
@@ -57,12 +57,12 @@ def add_arguments(parser: ArgumentParser) -> None:
     wait = "let an order wait for the next candle that has trades"
     add("--no-trade-no-fill", action="store_true", help=wait)
     rules = "a saved AssetPairs answer, for a pair outside the built-in list"
-    add("--pair-rules", metavar="FILE", type=Path, help=rules)
+    add("--pair-rules", metavar="FILE", type=_path, help=rules)
     swept = "length, interval or a rule's parameter: 10:60:2 (from:to:step) or 1,5,15"
     add("--sweep", nargs="+", metavar="KEY=VALUES", default=[], help=swept)
     forward = "with --sweep: how the best of each span did in the next (365d, 26w, 1y)"
     add("--forward", metavar="SPAN", help=forward)
-    add("--report", metavar="FILE", type=Path, help="write an HTML report as well")
+    add("--report", metavar="FILE", type=_path, help="write an HTML report as well")
     form = "print one object; with --sweep a list, with --forward cells and spans"
     add("--json", action="store_true", help=form)
 
@@ -94,7 +94,7 @@ def _backtest(config: Config, arguments: Namespace) -> list[str]:
         raise BadDataError(f"--slippage {arguments.slippage}: must be from 0 to 10")
     if arguments.length is not None and config.strategy.name != "sma-slope":
         raise BadDataError(f"--length: the strategy {config.strategy.name} does not take it")
-    if arguments.forward and not arguments.sweep:
+    if arguments.forward is not None and not arguments.sweep:
         raise BadDataError("--forward: compares the cells of a sweep, so it needs --sweep")
     sources, pair, file_s = _sources(arguments.files, arguments.pair, config)
     notes: list[str] = []
@@ -156,6 +156,12 @@ def _once(setting: Setting, parts: Parts, arguments: Namespace, notes: list[str]
         "",
         *notes,
     ]
+
+
+def _path(text: str) -> Path:
+    if not text:  # It would be the current folder.
+        raise UsageError("the name of a file is empty")
+    return Path(text)
 
 
 def _sources(named: list[Path], given: str | None, config: Config) -> tuple[list[Source], str, int]:
@@ -256,7 +262,7 @@ def _parse_span(word: str) -> int:
 
 def _sweep(setting: Setting, parts: Parts, arguments: Namespace, notes: list[str]) -> list[str]:
     values = _parse_sweep(arguments.sweep, setting.config.strategy.name)
-    span_s = _parse_span(arguments.forward) if arguments.forward else 0
+    span_s = 0 if arguments.forward is None else _parse_span(arguments.forward)
     whole = sweep.whole_of(parts)
     midnight = -(-whole.times[0] // DAY_S) * DAY_S  # The first one (UTC).
     begins = range(midnight, whole.end - span_s + 1, span_s) if span_s else ()

@@ -262,6 +262,11 @@ class TestWhichFile(CommandTest):
         self.write(rows[:300], "parts/1/XBTUSD_1.csv")
         self.assertEqual(self.told(str(self.folder / "parts")), expected)
 
+    def test_an_empty_name_does_not_mean_the_current_folder(self) -> None:
+        for words in ([""], ["--report", ""], ["--pair-rules", ""]):
+            with self.subTest(words=words):
+                self.assertIn("name of a file is empty", self.refused(self.jumpy(), *words))
+
 
 class TestSweep(CommandTest):
     def test_a_sweep_gives_what_each_run_gives_alone(self) -> None:
@@ -409,7 +414,8 @@ class TestSweep(CommandTest):
             ({}, "--pair", ""),
             (cross, "--sweep", "length=5:6"),
             ({}, "--forward", "365d"),
-            *(({}, "--forward", text, "--sweep", "length=5:6") for text in ("1y", "x")),
+            ({}, "--forward", ""),
+            *(({}, "--forward", text, "--sweep", "length=5:6") for text in ("1y", "x", "")),
         ):
             with self.subTest(words=words):
                 self.assertIn(words[0], self.refused(path, *words, **environment))

@@ -325,7 +325,10 @@ class Replay:
         loss = self.costs.balance - self.equity(price) - charged
         if not self._flatten and loss >= self._loss_max:
             self._flatten = f"the loss is {loss:.2f}, max_loss is {self._loss_max}"
-            now += LOSS_PAUSE_S if held else 0
+            if held:
+                now += LOSS_PAUSE_S
+                if lost := self.account.advance(self.position, now, price):
+                    self._liquidated(lost, now)
         if self._flatten and abs(held) < self.rules.ordermin:
             self.record.end(f"{self._flatten}; the bot stops there", now)
         return now

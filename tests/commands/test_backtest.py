@@ -243,6 +243,12 @@ class TestAgainstTheLiveTick(unittest.TestCase):
         self.assertIn("max_loss is 10", str(result.ended))
         self.assertIn("are needed", str(result.refused_reason))
 
+    def test_a_rollover_during_the_pause_of_max_loss_is_paid(self) -> None:
+        columns = flat(100, 100, 101, 101, 90, 90, 90, interval_s=14400)
+        wish = plan(14400, size="1", length=2, entry_now=True, max_loss="10")
+        result = self.compare(columns, XBTUSD, wish, fee="0")
+        self.assertEqual(result.rollover, D("0.02528"))
+
 
 class TestSameConstants(unittest.TestCase):
     def test_the_replay_waits_and_gives_up_as_the_bot_does(self) -> None:

@@ -104,7 +104,8 @@ class Replay:
         self._set_bounds()
         self._mark(part, len(part.times) - 1, len(part.times))
         if self._off_target and record.refused_since and not self._allowed_at:
-            why = f"no order could be sent any more: {record.refused_reason}"
+            stays = f"; {format.volume(self.held, self.rules.base)} stays held" if self.held else ""
+            why = f"no order could be sent any more: {record.refused_reason}{stays}"
             record.end(why, record.refused_since)
         first, net = self._first_open, self.equity(close) - self.costs.balance
         hold = self._volume * (close - first - (close + first) * self.costs.fee_rate)
@@ -373,8 +374,7 @@ class Replay:
                 return False
             self._unfilled += 1
             if self._unfilled >= UNFILLED_MAX:
-                stays = f"; {format.volume(held, rules.base)} stays held" if held else ""
-                self.record.end(f"{UNFILLED_MAX} orders in a row were refused: {error}{stays}", now)
+                self.record.end(f"{UNFILLED_MAX} orders in a row were refused: {error}", now)
             return self.record.ended is None
         self._unfilled = self.record.refused_since = 0
         self._record(now, side.sign, self._flatten, trades)

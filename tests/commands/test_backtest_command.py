@@ -106,7 +106,7 @@ class TestRun(CommandTest):
         costmin = PAIRS["XETHZUSD"] | {"costmin": "0.8", "ordermin": "0.01"}
         saved = self.write([json.dumps({"result": {"XETHZUSD": costmin}})], "rules.json")
         told = self.told(path, *words, "--pair-rules", saved, KRAKENBOT_ENTRY="now", **limits)
-        self.assertEqual(told["ended"].partition(": ")[2], "EOrder:Cost minimum not met")
+        self.assertIn("EOrder:Cost minimum not met; 0.01 ETH stays held", told["ended"])
         self.assertEqual(D(told["rollover"]), 100 * D("0.00026"))
 
     def test_a_candle_without_a_position_does_not_hide_when_the_account_recovered(self) -> None:

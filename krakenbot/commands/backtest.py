@@ -73,10 +73,12 @@ def run(arguments: Namespace) -> int:
     if empty := [f"--{name} is empty" for name, word in given.items() if not word]:
         raise UsageError(", ".join(empty))
     options = {f"KRAKENBOT_{_KEYS[name]}": word for name, word in given.items()}
+    environ = os.environ | {"KRAKENBOT_STATE_DIRECTORY": "/"}  # It is not used.
     try:
-        config = configuration.load(arguments.config, os.environ | options, Path.cwd())
+        config = configuration.load(arguments.config, environ | options, Path.cwd())
     except ConfigError as error:
-        configuration.load_here(arguments.config)  # Mistakes in the file are not usage errors.
+        # Mistakes in the file are not usage errors.
+        configuration.load(arguments.config, environ, Path.cwd())
         text = str(error)
         for name, key in _KEYS.items():
             text = text.replace(f"KRAKENBOT_{key} =", f"--{name}")

@@ -262,6 +262,10 @@ class TestWhichFile(CommandTest):
         self.write(rows[:300], "parts/1/XBTUSD_1.csv")
         self.assertEqual(self.told(str(self.folder / "parts")), expected)
 
+    def test_no_home_is_needed(self) -> None:
+        words = "--config", os.devnull, "backtest", self.jumpy()
+        self.assertEqual([call(*words).code, call(*words, "--size", "x").code], [0, 2])
+
     def test_an_empty_name_does_not_mean_the_current_folder(self) -> None:
         for words in ([""], ["--report", ""], ["--pair-rules", ""]):
             with self.subTest(words=words):

@@ -105,7 +105,7 @@ class Ledger:
                 continue
             own = [charge for charge in charges if charge.order_id == intent.exchange_order_id]
             missing = intent.cost - sum((charge.cost for charge in own), ZERO)
-            is_known = bool(own) and journal.is_charged(intent.id)
+            is_known = journal.is_charged(intent.id)
             is_whole = intent.outcome is not None and abs(missing) <= intent.cost * NEARLY
             if is_known or is_whole:
                 self._book_order(intent, own, is_known)

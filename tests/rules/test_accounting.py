@@ -139,6 +139,14 @@ class TestLedger(AccountingTest):
         self.assertIn(order, said)
         self.assertEqual("", self.book(DAY_LATER + 3600))
 
+    def test_an_order_that_is_booked_is_not_missed_at_the_edge_of_the_next_reading(self) -> None:
+        order = self.bought()
+        self.told("T1", order, "2000", "16.4")
+        self.assertEqual("", self.book())
+        self.journal.put(charges_read=CANDLE + 240)
+        self.ledger.rows.clear()
+        self.assertEqual("", self.book(CANDLE + 2 * 86400))
+
     def test_a_ledger_that_took_less_than_the_order_said_is_a_difference(self) -> None:
         order = self.bought()
         self.told("T1", order, "2000", "15")

@@ -24,7 +24,7 @@ from krakenbot.model import ZERO, Direction, Position, Purpose, Side, Step
 from krakenbot.order_states import VISIBLE_S
 from krakenbot.orders import UNFILLED_MAX
 from krakenbot.pairs import earn_balances, plain
-from krakenbot.records import Intent
+from krakenbot.records import Intent, opening_cost
 
 PAUSE_MAX_S = 15.0  # The longest wait between two closing orders.
 
@@ -103,10 +103,13 @@ def adoption(bot: Bot) -> list[str]:
 
 
 def _price(bot: Bot, position: Position) -> Decimal:
-    """Return the price of what was opened; of what was closed, the price now."""
-    if position.cost and abs(position.volume) > abs(bot.journal.account().held):
-        return position.cost / abs(position.volume)
-    return bot.exchange.quote().mid
+    """Return the price at which more than the journal records was opened; else the price now."""
+    held = bot.journal.account().held
+    more, recorded = abs(position.volume) - abs(held), ZERO
+    if held:
+        recorded = abs(opening_cost(reversed(bot.journal.intents()), held))
+    is_added = position.cost > recorded and more > 0 and held * position.volume >= 0
+    return (position.cost - recorded) / more if is_added else bot.exchange.quote().mid
 
 
 def _next_trades(bot: Bot, held: Decimal) -> Iterator[str]:

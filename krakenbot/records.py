@@ -1,6 +1,7 @@
 """The rows of the journal as values: orders, decisions, equity, charges, and their sum."""
 
 import hashlib
+from collections.abc import Iterable
 from decimal import Decimal
 from enum import StrEnum
 from typing import NamedTuple
@@ -136,6 +137,17 @@ class Account(NamedTuple):
         if kind == "opening":
             return self._replace(margin_fees=self.margin_fees + amount)
         return self._replace(rollover=self.rollover + amount)
+
+
+def opening_cost(newest_first: Iterable[Intent], held: Decimal) -> Decimal:
+    """Return what opening `held` has cost, first in, first out: below 0 for a short."""
+    total, left = ZERO, held
+    for intent in newest_first:  # What is held was bought or sold last.
+        if left * intent.side.sign * intent.executed > 0:
+            part = min(intent.executed, abs(left)) * intent.side.sign
+            total += intent.cost * part / intent.executed
+            left -= part
+    return total
 
 
 def client_order_id(

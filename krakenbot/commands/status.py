@@ -20,6 +20,7 @@ from krakenbot.journal_file import open_read_only
 from krakenbot.log import clean
 from krakenbot.model import ZERO
 from krakenbot.presence import State, read_life, units
+from krakenbot.records import opening_cost
 
 EXAMPLE = "krakenbot status --watch"
 WATCH_S = 2.0
@@ -88,13 +89,7 @@ def read_status(journal: Journal) -> dict[str, Any]:
 def realized(journal: Journal) -> Decimal:
     """Return the profit of closed volume before all costs, first in, first out."""
     account = journal.account()
-    total, left = account.cash, account.held
-    for intent in reversed(journal.intents()):  # What is held was bought or sold last.
-        if left * intent.side.sign * intent.executed > 0:
-            held = min(intent.executed, abs(left)) * intent.side.sign
-            total += intent.cost * held / intent.executed
-            left -= held
-    return total
+    return account.cash + opening_cost(reversed(journal.intents()), account.held)
 
 
 def _text(status: Mapping[str, Any]) -> str:

@@ -249,6 +249,20 @@ class TestBooks(unittest.TestCase):
         adopt(world.bot, held)
         self.assertEqual(price * D("0.02"), world.journal.intents()[-1].cost)
 
+    def test_what_someone_else_has_added_counts_at_the_price_of_that_part(self) -> None:
+        world = self.world()
+        world.run(3600)
+        held = world.journal.account().held
+        quote = world.spot.quote()
+        world.api.controls["price"]({"pair": "XBTUSD", "price": quote.mid + 5000})
+        side, quote = "buy" if held > 0 else "sell", world.spot.quote()
+        wish = {"pair": "XBTUSD", "side": side, "volume": "0.02", "leverage": 2}
+        world.api.controls["position"](wish)
+        adopt(world.bot, held)
+        price = quote.ask if held > 0 else quote.bid
+        cost = world.journal.intents()[-1].cost
+        self.assertAlmostEqual(float(price), float(cost / D("0.02")), delta=0.1)
+
     def books(self, world: World) -> D:
         account = world.journal.account()
         return account.fees + account.margin_fees

@@ -12,7 +12,7 @@ from krakenbot.bot import Bot, Event
 from krakenbot.clock import Clock
 from krakenbot.config import Config
 from krakenbot.credentials import require_credentials
-from krakenbot.errors import ConfigError, HeldError, RefusedError
+from krakenbot.errors import ConfigError, HeldError, LaterError, RefusedError
 from krakenbot.journal import Journal
 from krakenbot.journal_file import open_journal
 from krakenbot.kraken.client import Client
@@ -145,20 +145,21 @@ def assemble(
 
 
 def _lock(take: Callable[..., Lock], clock: Clock, by_bot: bool) -> Lock:
-    """Return the lock. HeldError when another bot holds it or, for a bot, a command for too long.
+    """Return the lock; HeldError when another process holds it.
 
-    A service that systemd starts again must not end for good because somebody runs the doctor.
+    A bot waits for a command, then raises LaterError: a service that systemd starts again must not
+    end for good because somebody runs the doctor.
     """
-    for second in range(LOCKS_WAIT_S if by_bot else 0):
+    for second in range(LOCKS_WAIT_S):
         try:
-            return take(by_bot=True)
+            return take(by_bot=by_bot)
         except HeldError as error:
-            if error.bot:
+            if error.bot or not by_bot:
                 raise
             if not second:
                 log.warning("waiting for another command to end reason=%s", error)
         clock.wait(1.0)
-    return take(by_bot=by_bot)
+    raise LaterError(f"another command still holds a lock after {LOCKS_WAIT_S} s")
 
 
 def require_live(config: Config, live: bool) -> None:

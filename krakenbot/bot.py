@@ -179,9 +179,10 @@ class Bot:
         if self.plan.limits.close_only and not self.journal.account().held:
             raise ConfigError(f"nothing is held any more, and {self.plan.limits.close_only}")
         self._refresh()
-        if not self.journal.get("pnl_at_resume"):  # max_loss counts from here.
-            pnl = self.journal.account().pnl(self.market.quote().mid)
-            self.journal.put(pnl_at_resume=pnl)
+        if not self.journal.get("pnl_at_resume"):
+            quote = self.market.quote()
+            if quote.spread_percent <= self.plan.limits.max_spread_percent:
+                self._count_loss_from(quote.mid)
         if self.clock.monotonic() - self._checked >= CHECK_MAX_S:
             self._check_between_candles()
         if self.journal.get("flatten"):
@@ -281,6 +282,8 @@ class Bot:
         not_now: dict[Purpose, Blocked] = {}
         self._newest_close = candle.close
         sent, held = 0, self.orders.position()
+        if not self.journal.get("pnl_at_resume"):  # The quotes are too wide to count from.
+            self._count_loss_from(candle.close)
         while True:
             decision = self._decide(candle, signal, held, not_now)
             step = decision.step
@@ -351,6 +354,9 @@ class Bot:
         self.market.invalidate()  # The reason may be gone at the next check.
         self._emit("objection", against.reason)
         return Blocked(f"but {against.reason}", self.clock.now() + pause_s)
+
+    def _count_loss_from(self, price: Decimal) -> None:
+        self.journal.put(pnl_at_resume=self.journal.account().pnl(price))
 
     def _check_loss(self, held: Decimal) -> None:
         """When `max_loss` is reached, begin to flatten; once flat, end with a safety stop."""

@@ -247,8 +247,9 @@ class Orders:
                 self._clock.wait(error.wait_s)
             return Answer.UNKNOWN
         except KeyRefusedError as error:
-            self._key_refusals += 1
-            error.lasting = self._key_refusals > KEY_REFUSALS_MAX
+            if not error.passing:
+                self._key_refusals += 1
+                error.lasting = self._key_refusals > KEY_REFUSALS_MAX
             raise  # No private request may follow now.
         except (LaterError, RefusedError) as error:
             outcome = self._outcome(intent, error)

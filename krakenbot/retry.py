@@ -57,19 +57,19 @@ def retry(
     clock: Clock,
     patience_s: float,
     on_failure: Callable[[Exception], None] = lambda error: None,
-    key_pauses_s: Sequence[float] = (),
+    key_pauses_s: Sequence[float] | None = None,
     probe: Callable[[], object] | None = None,
 ) -> T:
     """Return the action's result, retrying with backoff while it raises ExchangeError.
 
     Raises LaterError when it keeps failing for longer than `patience_s`. `on_failure` gets each
-    failure. A refused key is tried again after each of `key_pauses_s`, in a lockout after
-    LOCKOUT_S. After that pause `probe` is called first. Until then nothing private is sent,
-    because that prolongs a lockout. A second lockout in a row is raised, unless it is passing.
+    failure. A refused key is tried again after each of `key_pauses_s` (None: at no time), in a
+    lockout after LOCKOUT_S. After that pause `probe` is called first. Until then nothing private is
+    sent, because that prolongs a lockout. A second lockout in a row is raised, not a passing one.
     Source: support.kraken.com 360001491786, "API error messages".
     """
     began, logged, backoff_s = float("inf"), float("-inf"), 1.0
-    pauses, refused_at, refused = iter(key_pauses_s), float("-inf"), None
+    pauses, refused_at, refused = iter(key_pauses_s or ()), float("-inf"), None
     while True:
         try:
             if refused and probe:
@@ -81,10 +81,12 @@ def retry(
             # A key may pass the probe and still lack what the action needs. A refusal long after
             # the last one, as in an outage or after a lockout, is a new one.
             if refused is None and now - refused_at >= LOCKOUT_S:
-                pauses = iter(key_pauses_s)
-            pause_s = LOCKOUT_S if error.passing else next(pauses, None)
-            is_locked = refused is not None and refused.lockout and error.lockout
-            if pause_s is None or error.lasting or (is_locked and not error.passing):
+                pauses = iter(key_pauses_s or ())
+            is_waited_out = error.passing and key_pauses_s is not None
+            pause_s = LOCKOUT_S if is_waited_out else next(pauses, None)
+            is_locked = error.lockout and not error.passing
+            is_again = is_locked and refused is not None and refused.lockout and not refused.passing
+            if pause_s is None or error.lasting or is_again:
                 raise
             refused, refused_at, began = error, now, float("inf")
             log.warning("key refused, trying it again in a few minutes reason=%s", error)

@@ -66,7 +66,6 @@ class UrllibTransport(urllib.request.AbstractHTTPHandler):
                 problem = f"{response.length} bytes of it are missing"
             else:
                 return response.status, answer
-        _answering.clear()  # Another address may be well.
         # Raised outside of `except`, because a library error can quote a header.
         raise UnansweredError(f"no complete answer from {host}: {problem}")
 
@@ -127,7 +126,8 @@ class _Connection(http.client.HTTPConnection):
         host = self.host, self.port
         try:
             addresses = _look_up(host, self._deadline, self._is_stopping)
-            addresses.sort(key=lambda address: address != _answering.get(host))
+            last = _answering.pop(host, None)
+            addresses.sort(key=lambda address: address != last)
             while True:
                 address = addresses.pop(0)
                 try:
@@ -141,8 +141,15 @@ class _Connection(http.client.HTTPConnection):
         except _BROKEN as error:
             problem = f"{self.host} cannot be reached: {_name(error)}"
             raise LaterError(problem, cause=Cause.UNREACHABLE) from None
-        _answering[host] = address
+        self._reached = host, address
         self.response_class = partial(_Response, self._deadline)
+
+    def getresponse(self) -> Any:
+        """Return the response; only an address that sends one is tried first the next time."""
+        response = super().getresponse()
+        host, address = self._reached
+        _answering[host] = address
+        return response
 
     def _connect_to(self, address: Any, others: int) -> None:
         """Connect to one address, leaving each of the others its share of the time."""

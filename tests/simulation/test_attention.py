@@ -569,6 +569,25 @@ class TestMissingPermission(AttentionTest):
             self.assertEqual("done", retry(ask, self.clock, 300.0, key_pauses_s=pauses))
             self.assertEqual([900.0] * 3, [b - a for a, b in pairwise(asked)])
 
+    def test_a_lockout_after_a_limit_of_requests_is_the_first_in_a_row(self) -> None:
+        limit = KeyRefusedError("EGeneral:Too many requests", lockout=True, passing=True)
+        lockout = KeyRefusedError("EGeneral:Temporary lockout", lockout=True)
+        action = mock.Mock(side_effect=[limit, lockout, "done"])
+        self.assertEqual("done", retry(action, self.clock, 300.0, key_pauses_s=KEY_PAUSES_S))
+
+    def test_a_limit_of_requests_is_not_waited_out_where_nobody_is_told(self) -> None:
+        limit = KeyRefusedError("EGeneral:Too many requests", lockout=True, passing=True)
+        with self.assertRaises(KeyRefusedError):
+            retry(mock.Mock(side_effect=limit), self.clock, 60.0)
+
+    def test_orders_refused_by_a_limit_of_requests_do_not_end_it(self) -> None:
+        bot = self.once(105)
+        limit = KeyRefusedError("EGeneral:Too many requests", lockout=True, passing=True)
+        self.at(DOWN)
+        with mock.patch.object(self.exchange, "place", side_effect=limit):
+            self.run_for(2 * 3600, bot)
+        self.assertEqual(SIZE, self.exchange.held)
+
     def test_repeated_lockouts_do_not_end_it_while_the_key_is_good(self) -> None:
         bot, lockout = self.once(105), KeyRefusedError("EGeneral:Temporary lockout", lockout=True)
         answers = chain([lockout] * 5, iter(self.exchange.position, None))

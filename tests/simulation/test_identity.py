@@ -337,6 +337,9 @@ class TestLostJournal(FrontDoor):
         with self.assertRaisesRegex(StopError, "the journal is new"):
             self.run_once()
         self.assertEqual([SIZE], self.bought())
+        with self.journal() as journal:
+            journal.resume()
+        self.run_once()  # It is not asked about again.
 
     def test_an_old_copy_on_a_machine_where_no_bot_has_run_is_compared_too(self) -> None:
         self.run_once(entry="next-turn")  # It has run and bought nothing yet.

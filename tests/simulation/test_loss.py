@@ -1,13 +1,17 @@
 """`max_loss`: noticed between long candles, and nothing holds up the closing then."""
 
 from decimal import Decimal
+from unittest import mock
 
+from krakenbot.bot import Bot
 from krakenbot.model import ZERO
+from tests.simulation import test_attention, test_bot
 from tests.simulation.test_attention import DAY_S, AttentionTest
-from tests.simulation.test_bot import PLAN, SIZE, T0
+from tests.simulation.test_bot import PLAN, SIZE
 
 LIMITS = PLAN.limits._replace(max_loss=Decimal(50))
 CRASH = Decimal(30_000)
+T0 = test_bot.T0 // DAY_S * DAY_S  # So that days begin where those of `flatten` do.
 LATE_S = 22 * 3600  # In the last tenth of a daily candle.
 
 
@@ -15,20 +19,25 @@ class TestMaxLoss(AttentionTest):
     interval_s = DAY_S
 
     def setUp(self) -> None:
+        for module in (test_attention, test_bot):
+            mock.patch.object(module, "T0", T0).start()
         super().setUp()
+        self.addCleanup(mock.patch.stopall)
         self.plan = self.plan._replace(limits=LIMITS)
 
-    def hold(self, leverage: int = 2) -> None:
+    def hold(self, leverage: int = 2) -> Bot:
         self.plan = self.plan._replace(leverage=leverage)
-        self.run_for(600)
+        bot = self.run_for(600)
         self.assertEqual(SIZE, self.exchange.held + self.exchange.base)
+        return bot
 
     def crash(self, price: Decimal = CRASH) -> None:
         self.exchange.close = lambda number: price  # type: ignore[method-assign]
 
-    def assert_closed_within(self, seconds: float, code: int = 76) -> None:
+    def assert_closed_within(self, seconds: float, bot: Bot | None = None) -> None:
         began = self.clock.time
-        self.assertIn("max_loss", self.stopped(self.bot().run, code))
+        self.clock.end = began + DAY_S
+        self.assertIn("max_loss", self.stopped((bot or self.bot()).run))
         self.assertLess(self.clock.time - began, seconds)
         self.assertEqual(ZERO, self.exchange.held + self.exchange.base)
 
@@ -73,10 +82,31 @@ class TestMaxLoss(AttentionTest):
         self.assert_closed_within(600)
 
     def test_a_wide_spread_does_not_hide_a_loss_that_both_prices_show(self) -> None:
-        self.hold()
-        self.crash()
-        self.exchange.spread = Decimal(400)
-        self.assert_closed_within(600)
+        for is_same in (True, False):  # Which knows a candle's close from before, or none.
+            self.setUp()
+            bot = self.hold()
+            self.crash()
+            self.exchange.spread = Decimal(400)
+            self.assert_closed_within(600, bot if is_same else None)
+
+    def test_nor_one_that_the_newest_candle_shows(self) -> None:
+        bot = self.hold()
+        self.exchange.spread = Decimal(21_000)  # The better price shows none.
+        self.crash(Decimal(40_000))
+        bot._newest_close = Decimal(40_000)
+        self.assert_closed_within(600, bot)
+
+    def test_quotes_too_wide_to_count_from_are_not_counted_from(self) -> None:
+        for spread in (30_000, 2_000):
+            self.setUp()
+            self.hold()
+            self.journal.resume()
+            self.exchange.spread = Decimal(spread)
+            bot = self.run_for(60)
+            self.exchange.spread = Decimal(1)
+            self.run_for(3600, bot)
+            self.crash()
+            self.assert_closed_within(600, bot)
 
     def test_an_absurd_bid_is_no_loss(self) -> None:
         self.hold()

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from krakenbot import config as configuration
 from krakenbot import identity, log, startup
-from krakenbot.bot import Bot, Event
+from krakenbot.bot import Bot, Check, Event
 from krakenbot.clock import Clock
 from krakenbot.config import Config
 from krakenbot.credentials import require_credentials
@@ -42,7 +42,7 @@ class Parts(NamedTuple):
     path: Path  # The journal's.
     is_new: bool  # Whether the journal was created just now.
     # Run before an order that only closes; before trading, the bot runs its own longer list.
-    checks: tuple[startup.Check, ...]
+    checks: tuple[Check, ...]
 
     def close(self) -> None:
         self.journal.close()

@@ -37,9 +37,13 @@ LATE_PAUSE_S = 30.0
 LOSS_PAUSE_S = 10.0
 # Blocked for this many candles or seconds, whichever is less: an alert.
 BLOCKED_CANDLES, BLOCKED_MAX_S = 3, 3600.0
+CHECKS_S = 3600.0  # Before a check of the start that allows only closing is asked again.
 PAGES_MAX, PAGE_S = 10, 6.0  # Ledger pages per check; the REST limit allows a page in 6 s.
 PAGES_BEFORE_S = 20.0  # The ledger is not read this close to the next candle.
 DAY_S = 86400
+
+
+Check = Callable[[], str | None]
 
 
 class Event(NamedTuple):
@@ -73,14 +77,15 @@ class Bot:
         clock: Clock,
         fingerprint: str,
         on_event: Callable[[Event], None] = lambda event: None,
-        checks: Sequence[Callable[[], str | None]] = (),
+        checks: Sequence[Check] = (),
     ) -> None:
         """`checks` run before the first decision, once the exchange's time is known.
 
-        If a check returns a text, this run only closes what is held; the text says why.
+        If a check returns a text, the bot only closes what is held; the text says why. It asks
+        again hourly, and once nothing is held: then such a check raises ConfigError.
         """
         self.plan, self.exchange, self.journal, self.clock = plan, exchange, journal, clock
-        self._on_event, self._checks = on_event, checks
+        self._on_event, self._checks, self._checked_start = on_event, [*checks], 0.0
         self.market = MarketState(plan, exchange, clock, journal)
         parts = self.market, exchange, journal, clock, self._emit
         self.orders = Orders(plan, fingerprint, *parts)
@@ -100,12 +105,13 @@ class Bot:
         tick of `once`) keeps failing for longer than `patience_s`.
         """
         try:
-            self._refuse_when_halted()
+            if reason := self.journal.get("halted"):
+                cleared = "`krakenbot resume` clears this once you have checked"
+                raise StopError(f"halted: {reason}. {cleared}")
             self._start(patience_s)
             self.retry(self.orders.reconcile, patience_s)
             rules = self.market.rules
-            units = {"base": rules.base, "quote": rules.quote}
-            units["pair_decimals"] = str(rules.pair_decimals)
+            units = {name: str(getattr(rules, name)) for name in ("base", "quote", "pair_decimals")}
             text = f"trading {self.plan.pair} on {self.plan.interval_s // 60}-minute candles"
             self._emit("start", text, units)
             if once:
@@ -124,22 +130,20 @@ class Bot:
             self._emit("halt", str(error))
             raise
 
-    def _refuse_when_halted(self) -> None:
-        reason = self.journal.get("halted")
-        if reason:
-            raise StopError(
-                f"halted: {reason}. `krakenbot resume` clears this once you have checked"
-            )
-
     def _start(self, patience_s: float = 300.0) -> None:
         self.retry(self.market.learn, patience_s)
-        for check in self._checks:
-            if reason := self.retry(check, patience_s):
-                limits = self.plan.limits._replace(close_only=reason)
-                self.plan = self.plan._replace(limits=limits)
+        self._run_checks(partial(self.retry, patience_s=patience_s))
         self.retry(self.market.read_rates, patience_s)
         self.retry(self._keep_books, patience_s)
         self.retry.has_started = True
+
+    def _run_checks(self, run: Callable[[Check], str | None]) -> None:
+        """Run the checks; those that let the bot only close are run again later."""
+        reasons = {check: why for check in self._checks if (why := run(check))}
+        self._checks, only = [*reasons], next(iter(reasons.values()), "")
+        self.plan = self.plan._replace(limits=self.plan.limits._replace(close_only=only))
+        self._alerts.update("closing", f"closing only, nothing is opened: {only}" if only else "")
+        self._checked_start = self.clock.monotonic()
 
     def _keep_books(self, left_s: float = CHECK_MAX_S) -> None:
         """Book the charges in the exchange's ledger, if that is due and `left_s` is long enough.
@@ -176,9 +180,15 @@ class Bot:
         """Bring the position to where the newest finished candle says it should be."""
         interval_s = self.plan.interval_s
         self.orders.reconcile()
+        waited_s = self.clock.monotonic() - self._checked_start
+        is_due = self._checks and (waited_s > CHECKS_S or not self.journal.account().held)
+        if is_due:
+            self.market.invalidate()
+        self._refresh()
+        if is_due:
+            self._run_checks(lambda check: check())
         if self.plan.limits.close_only and not self.journal.account().held:
             raise ConfigError(f"nothing is held any more, and {self.plan.limits.close_only}")
-        self._refresh()
         if not self.journal.get("pnl_at_resume"):
             quote = self.market.quote()
             if quote.spread_percent <= self.plan.limits.max_spread_percent:
@@ -216,7 +226,7 @@ class Bot:
         else:
             trouble = self.market.closed if held else ""
         self._alerts.update("market", trouble, SILENCE_MAX_S)
-        self._check_minimum(held)
+        self._alerts.update("minimum", self.market.minimum_alert(held))
         offset_s, announced = self.market.clock_offset_s, "; ".join(self.market.notices)
         words = f"this host's clock is {clock_error(offset_s)}: nothing is opened"
         self._alerts.update("rates", self.market.assumed)
@@ -402,16 +412,6 @@ class Bot:
             words = f"the margin level is {percent(level, 1)}, below min_margin_level {level_min} %"
         self._alerts.update("margin", words)
 
-    def _check_minimum(self, held: Decimal) -> None:
-        """Update the alert about a smallest order above `size`."""
-        rules, words = self.market.rules, ""
-        if self.plan.size < rules.ordermin:
-            self.market.invalidate()
-            least = f"the exchange's smallest order is now {plain(rules.ordermin)}, above size "
-            stays = f"{plain(held)} {self.plan.pair} is held" if held else "nothing is held"
-            words = f"{least}{plain(self.plan.size)}; {stays}"
-        self._alerts.update("minimum", words)
-
     def _finish(self, candle: Candle, signal: Signal, held: Decimal, decision: Decision) -> None:
         """Record the decision on this candle, and update the alerts about it."""
         row, rules = self._row(candle, signal, held, decision), self.market.rules
@@ -424,7 +424,7 @@ class Bot:
         self.journal.decide(row, summary if is_done else None)
         after_s = min(BLOCKED_CANDLES * self.plan.interval_s, BLOCKED_MAX_S)
         self._alerts.update("target", decision.reason if decision.blocked else "", after_s)
-        self._check_minimum(held)
+        self._alerts.update("minimum", self.market.minimum_alert(held))
         log.info(
             "decided %s",
             f"candle={moment(candle.time)} price={price(candle.close, rules)} "

@@ -79,6 +79,15 @@ class MarketState:
         pair = f"{self.rules.altname} in state {self.rules.status}"
         return f"something is held; the exchange is in state {self.status}, {pair}"
 
+    def minimum_alert(self, held: Decimal) -> str:
+        """Say that the smallest order is above `size`; an empty text when it is not."""
+        size, least = self._plan.size, self.rules.ordermin
+        if size >= least:
+            return ""
+        self.invalidate()
+        words = f"the exchange's smallest order is now {plain(least)}, above size {plain(size)}"
+        return f"{words}; {f'{plain(held)} {self._plan.pair}' if held else 'nothing'} is held"
+
     def invalidate(self) -> None:
         """Let the next refresh read the pair's rules and the exchange's time again."""
         self._read_at["rules"] = self._read_at["clock"] = NEVER

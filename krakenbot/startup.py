@@ -1,13 +1,13 @@
 """The checks before the first decision. A check raises, or returns why to only close."""
 
 import hashlib
-from collections.abc import Callable
 from contextlib import suppress
 from decimal import Decimal
 from functools import partial
 from typing import NamedTuple
 
 from krakenbot import format, identity, log, rulefile
+from krakenbot.bot import Check
 from krakenbot.candles import fill
 from krakenbot.clock import Clock
 from krakenbot.config import Config
@@ -53,9 +53,6 @@ class Start(NamedTuple):
     info: KeyInfo | None = None  # The key's, if `learn` had to read it.
     accept_costs: bool = False
     adopts: bool = False
-
-
-Check = Callable[[], str | None]
 
 
 def checks_of(start: Start) -> tuple[tuple[Check, ...], tuple[Check, ...]]:
@@ -369,6 +366,6 @@ def _refuse(start: Start, reason: str) -> str:
     """Raise ConfigError; while something is held or unknown, return the reason to only close."""
     journal = start.journal
     if not journal.account().held and not journal.open_intents():
-        raise ConfigError(f"not started: {reason}\nNothing was sent")
+        raise ConfigError(f"not trading: {reason}\nNothing is held, and nothing is opened")
     log.warning("closing only, nothing is opened: %s", reason)
     return reason

@@ -1002,10 +1002,11 @@ class TestMaxLoss(BotTest):
 class TestCloseOnly(BotTest):
     def test_no_rest_is_left_that_is_too_small_to_be_closed(self) -> None:
         self.once(105)
-        limits = PLAN.limits._replace(close_only="the size is below the smallest order")
+        bot = self.bot(size=Decimal("0.00001"))
+        bot._checks = [lambda: "the size is below the smallest order"]
         self.clock.end = self.clock.time + 3600
         with self.assertRaisesRegex(ConfigError, "nothing is held any more, and the size is"):
-            self.bot(size=Decimal("0.00001"), limits=limits).run()
+            bot.run()
         self.assertEqual((ZERO, 2), (self.exchange.held, len(self.exchange.placed)))
 
     def test_a_raised_smallest_cost_does_not_keep_it_from_closing(self) -> None:
@@ -1023,6 +1024,24 @@ class TestCloseOnly(BotTest):
             bot.run()
         self.assertLess(self.clock.time, T0 + 60 * (DOWN + 3))
         self.assertEqual((ZERO, 2), (self.exchange.held, len(self.exchange.placed)))
+
+    def test_an_obstacle_that_passes_lets_it_open_again_within_an_hour(self) -> None:
+        self.exchange.rise = 10_000
+        bot, reasons = self.once(100), ["the pair has no margin"]
+        bot._checks = [lambda: next(iter(reasons), None)]
+        self.clock.end = self.clock.time + 900
+        self.assertRaises(StopRequestedError, bot.run)
+        self.assertIn("closing only", " ".join(active_alerts(self.journal)))
+        reasons.clear()
+        self.clock.end = self.clock.time + 5400
+        self.assertRaises(StopRequestedError, bot.run)
+        self.assertEqual([], active_alerts(self.journal))
+
+    def test_one_that_has_passed_when_it_is_flat_does_not_end_it(self) -> None:
+        bot = self.once(100)
+        bot._checks = [lambda: "no margin" if self.journal.account().held else None]
+        self.until(DOWN + 3, bot)
+        self.assertEqual(-SIZE, self.exchange.held)
 
 
 class TestFlatten(BotTest):

@@ -115,12 +115,13 @@ _MONEY = ("fee", "gross", "net", "equity")
 
 
 def _print_table(rows: Iterable[dict[str, Any]], shown: str, decimals: int | None) -> None:
-    """Print aligned columns in lines of at most 80 characters."""
+    """Print aligned columns; of a line with more than 80 characters only words are cut off."""
     names = shown.replace("|", "").split()
     cells = [[_cell(name, row[name], decimals) for name in names] for row in rows]
-    heads = shown.replace("time", "time_(UTC)").split()
-    table = in_columns([head.replace("_", " ") for head in heads], cells)
-    lines = (line if len(line) <= WIDTH_MAX else f"{line[: WIDTH_MAX - 3]}..." for line in table)
+    heads = shown.replace("time", "time_(UTC)").replace("margin_level", "level").split()
+    lines = in_columns([head.replace("_", " ") for head in heads], cells)
+    if not heads[-1].startswith("|"):
+        lines = [one if len(one) <= WIDTH_MAX else f"{one[: WIDTH_MAX - 3]}..." for one in lines]
     print("\n".join(lines) if cells else "nothing yet")
 
 

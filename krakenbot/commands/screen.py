@@ -31,12 +31,13 @@ class Screen:
             self._print(f"  {words}", _COLORS[event.kind])
 
     def _row(self, text: str, values: Mapping[str, str]) -> str:
+        """Return a line in which only the words are shortened."""
+        at, held = moment(int(values["candle"]), "%m-%d %H:%M"), volume(Decimal(values["held"]))
         figures = [price(Decimal(values[key]), self._decimals) for key in ("price", "average")]
-        return (
-            f"{moment(int(values['candle']), '%m-%d %H:%M')} {figures[0]:>10} {figures[1]:>10}  "
-            f"{text[:26]:26} {volume(Decimal(values['held'])):>7} "
-            f"{money(Decimal(values['equity'])):>10}"
-        )
+        left = f"{at} {figures[0]:>10} {figures[1]:>10}  "
+        right = f" {held:>7} {money(Decimal(values['equity'])):>10}"
+        room = max(0, 80 - len(left + right))
+        return f"{left}{text[:room]:{room}}{right}"
 
     def _print(self, text: str, color: str = "") -> None:
         """Print one line of a terminal. A failing write must not stop the bot."""

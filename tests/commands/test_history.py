@@ -71,6 +71,16 @@ class TestHistory(Folder):
             history._print_table([row], "time |target reason |held", None)
         self.assertEqual(["0", "-", "0"], out.getvalue().splitlines()[1].split()[2:])
 
+    def test_a_line_that_ends_with_figures_keeps_all_of_them(self) -> None:
+        row = dict.fromkeys(("price", "held", "gross", "net", "equity"), D("123456789.12345678"))
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out):
+            shown = history._SHOWN["equity"]
+            history._print_table([row | {"time": 0, "margin_level": D(1643)}], shown, None)
+        header, line = out.getvalue().splitlines()
+        self.assertGreater(len(line), 80)
+        self.assertEqual(("level", True), (header.split()[-1], line.endswith(" 1,643 %")))
+
     def test_since_takes_dates_times_and_spans(self) -> None:
         with mock.patch("time.time", lambda: 1_700_000_000.0):
             for text, want in (

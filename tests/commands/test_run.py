@@ -23,7 +23,7 @@ from typing import Any, cast
 from krakenbot.assemble import Parts
 from krakenbot.bot import Event
 from krakenbot.commands.run import _goodbye
-from krakenbot.commands.screen import Screen
+from krakenbot.commands.screen import HEADER, Screen
 from krakenbot.config import Config
 from krakenbot.journal_file import open_journal
 from krakenbot.lock import Lock
@@ -408,6 +408,30 @@ class TestWords(unittest.TestCase):
             Screen()(Event("halt", "\x1b[2J forged"))
         self.assertIn("forged", out.getvalue())
         self.assertNotIn("\x1b", out.getvalue())
+
+
+class TestScreen(unittest.TestCase):
+    """The rows of a terminal, for a pair and figures as the bot gives them."""
+
+    def row(self, quote: str = "ZUSD", **changes: str) -> str:
+        values = {"pair_decimals": "1", "quote": quote, "candle": "0", "price": "71780"}
+        values |= {"average": "71790.04", "held": "0.05", "equity": "9999.76786"} | changes
+        with redirect_stdout(io.StringIO()) as out:
+            screen = Screen()
+            screen._is_terminal = True
+            screen(Event("start", "", values))
+            screen(Event("decision", "long: blocked, but the spread is wide", values))
+        return out.getvalue().splitlines()[-1]
+
+    def test_a_row_has_the_header_s_columns(self) -> None:
+        row, words = self.row(), "long: blocked, but the spr"
+        self.assertEqual((len(HEADER), words), (len(row), row[35:61]))
+        self.assertTrue(row.endswith(" 9,999.77"))
+
+    def test_long_figures_shorten_the_words_and_lose_no_digit(self) -> None:
+        row = self.row(held="20000000.12345", equity="1234567.89")
+        self.assertEqual(80, len(row))
+        self.assertTrue(row.endswith("long: blocked,  20,000,000.12345 1,234,567.89"), row)
 
 
 class TestLooking(ProgramTest):

@@ -16,7 +16,7 @@ from krakenbot.candles import CandleWindow
 from krakenbot.clock import Clock, StopRequestedError
 from krakenbot.decision import Blocked, Decision, Plan, Snapshot, decide, is_stuck
 from krakenbot.errors import ConfigError, ExchangeError, LaterError, StopError, UnansweredError
-from krakenbot.format import moment, money, percent, price
+from krakenbot.format import amount, decimals_of, moment, percent, price
 from krakenbot.journal import Journal
 from krakenbot.kraken.spot import Spot
 from krakenbot.market import MarketState
@@ -404,7 +404,8 @@ class Bot:
             loss = Decimal(began) - pnl(quote.mid)
             if loss < limit or Decimal(began) - min(map(pnl, certain)) < limit:
                 return ""
-        return f"the loss since the last resume is {loss:.2f}, max_loss is {limit}"
+        decimals = decimals_of(self.market.rules.quote)
+        return f"the loss since the last resume is {loss:.{decimals}f}, max_loss is {limit:f}"
 
     def _check_margin(self, summary: MarginSummary) -> None:
         level, level_min, words = summary.margin_level, self.plan.limits.min_margin_level, ""
@@ -429,11 +430,11 @@ class Bot:
             "decided %s",
             f"candle={moment(candle.time)} price={price(candle.close, rules)} "
             f"average={price(signal.average, rules)} slope={signal.slope} "
-            f"target={int(decision.target)} held={plain(held)} equity={money(summary.equity)} "
-            f"reason={decision.reason}",
+            f"target={int(decision.target)} held={plain(held)} "
+            f"equity={amount(summary.equity, rules.quote)} reason={decision.reason}",
         )
         values = {key: str(value) for key, value in row.items()}
-        self._emit("decision", decision.reason, values | {"equity": f"{summary.equity:.2f}"})
+        self._emit("decision", decision.reason, values | {"equity": plain(summary.equity)})
 
     def _row(
         self, candle: Candle, signal: Signal, held: Decimal, decision: Decision

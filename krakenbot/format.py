@@ -36,12 +36,20 @@ def volume(number: Number, code: str = "") -> str:
     return f"{Decimal(plain(_decimal(number))):,f} {asset(code)}".rstrip()
 
 
-def money(number: Number, currency: str = "") -> str:
+def money(number: Number, currency: str) -> str:
     """Return an amount with its currency: cents, and finer where cents would show nothing."""
-    name = asset(currency)
+    return f"{amount(number, currency)} {asset(currency)}".rstrip()
+
+
+def amount(number: Number, currency: str) -> str:
+    """Return an amount as `money` does, without naming its currency."""
     is_small = 0 < abs(_decimal(number)) < Decimal("0.1")
-    decimals = 8 if name and name not in _TWO_DECIMALS else 4 if is_small else 2
-    return f"{_fixed(number, decimals)} {name}".rstrip()
+    return _fixed(number, max(decimals_of(currency), 4 if is_small else 2))
+
+
+def decimals_of(currency: str) -> int:
+    """Return the decimals of a usual amount in the currency; of an unknown one, 2."""
+    return 2 if asset(currency) in ("", *_TWO_DECIMALS) else 8
 
 
 def percent(number: Number, decimals: int = 2) -> str:

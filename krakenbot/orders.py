@@ -25,7 +25,7 @@ from krakenbot.errors import (
     StopError,
     UnansweredError,
 )
-from krakenbot.format import money, price
+from krakenbot.format import amount, price
 from krakenbot.journal import Journal
 from krakenbot.kraken.spot import Spot
 from krakenbot.market import MarketState
@@ -349,7 +349,7 @@ class Orders:
         paid = price(found.cost / found.volume, rules) if found.volume else "-"
         volume += "" if found.volume == intent.volume else f" of {asked}"
         order = f"{intent.purpose.verb}: {intent.side.value}"
-        text = f"{order} {volume} at {paid}, fee {money(found.fee)}"
+        text = f"{order} {volume} at {paid}, fee {amount(found.fee, rules.quote)}"
         log.info("order ended id=%s status=%s %s", intent.id, outcome, text)
         self._emit("fill" if found.volume else "refusal", text)
 

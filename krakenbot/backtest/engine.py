@@ -325,7 +325,8 @@ class Replay:
         """
         loss = self.costs.balance - self.equity(price) - charged
         if not self._flatten and loss >= self._loss_max:
-            self._flatten = f"the loss is {loss:.2f}, max_loss is {self._loss_max}"
+            decimals = format.decimals_of(self.rules.quote)
+            self._flatten = f"the loss is {loss:.{decimals}f}, max_loss is {self._loss_max:f}"
             if held:
                 now += LOSS_PAUSE_S
                 if lost := self.account.advance(self.position, now, price):

@@ -273,7 +273,7 @@ def _sweep(setting: Setting, parts: Parts, arguments: Namespace, notes: list[str
         raise BadDataError(f"--forward {arguments.forward}: the data hold fewer than two spans")
     cells = sweep.cells_of(setting, values, whole, spans)
     steps, best = sweep.walk_forward(cells), sweep.best_of([cell.whole for cell in cells])
-    forward = output.forward_table(steps, len(cells)) if spans else None
+    forward = output.forward_table(steps, cells) if spans else None
     head = [
         output.title(cells[0].whole, with_interval="interval" not in values),
         output.setup(setting, values),

@@ -100,7 +100,7 @@ def figures(result: Result) -> list[tuple[str, str]]:
         ("empty candles", f"{untraded} of {turns} openings were in candles without trades"),
         ("orders", f"{result.orders:,}, {result.refused:,} refused{why}"),
         ("win rate", "-" if won is None else rate),
-        *((name, _signed(amount, result)) for name, amount in costs_of(result).items()),
+        *((name, _signed(cost, result)) for name, cost in costs_of(result).items()),
         ("buy and hold", _signed(result.hold, result)),
         ("return", f"{percent(result.net_percent)}{a_year}"),
         ("max drawdown", f"{fall}; as a share of equity {percent(result.max_drawdown_percent)}"),
@@ -114,8 +114,8 @@ def costs_of(result: Result) -> dict[str, Decimal]:
     return cost_breakdown(result.gross, result.fees, result.margin_fees, result.rollover)
 
 
-def _signed(amount: Decimal, result: Result) -> str:
-    return signed(money(amount, result.quote))
+def _signed(number: Decimal, result: Result) -> str:
+    return signed(money(number, result.quote))
 
 
 def trip_values(trip: Trip, interval_s: int) -> dict[str, Any]:
@@ -143,7 +143,7 @@ def trips(newest: Sequence[Trip], rules: PairRules, interval_s: int) -> list[str
             one["side"],
             f"{one['bars']:,}",
             *(price(one[key], rules) for key in ("entry_price", "exit_price")),
-            *(money(one[key]) for key in ("gross", "costs", "net")),
+            *(format.amount(one[key], rules.quote) for key in ("gross", "costs", "net")),
         )
         for one in (trip_values(trip, interval_s) for trip in newest)
     ]
@@ -157,13 +157,14 @@ def lines_of(table: Table) -> list[str]:
 
 def cell_table(every: Sequence[Cell], best: int | None) -> Table:
     """Return a table of all cells, the best one marked."""
+    quote = every[0].whole.quote
     rows = [
         (
             f"{name_of(cell.keys)}{' *' if at == best else ''}",
             f"{cell.whole.turns_per_day:,.1f}",
-            *(money(amount) for amount in (cell.whole.gross, cell.whole.net)),
+            *(format.amount(one, quote) for one in (cell.whole.gross, cell.whole.net)),
             percent(cell.whole.net_percent),
-            money(cell.whole.max_drawdown),
+            format.amount(cell.whole.max_drawdown, quote),
             "" if is_sound(cell.whole) else f"! {end_of(cell.whole, is_brief=True) or 'no turn'}",
         )
         for at, cell in enumerate(every)
@@ -195,8 +196,8 @@ def grid(
     every: Sequence[Cell], values: Mapping[str, Sequence[Value]], best: int | None
 ) -> list[str]:
     """Return a grid of net by two keys; nothing for another number of keys or without room."""
-    nets = [cell.whole.net for cell in every]
-    width = max(len(money(net)) for net in nets) + 3
+    nets, quote = [cell.whole.net for cell in every], every[0].whole.quote
+    width = max(len(format.amount(net, quote)) for net in nets) + 3
     across, *downs = sorted(values, key=lambda key: len(values[key]))
     if len(downs) != 1 or len(values[across]) * width > _GRID_WIDTH:
         return []
@@ -204,7 +205,7 @@ def grid(
     shown = {}
     for at, (cell, net) in enumerate(zip(every, nets, strict=True)):
         mark = "*" if at == best else " " if is_sound(cell.whole) else "!"
-        words = f"{signed(money(net))}{mark}".rjust(width)
+        words = f"{signed(format.amount(net, quote))}{mark}".rjust(width)
         shade = (_LOSSES if net < 0 else _GAINS)[min(int(abs(net) / most * 3), 2)]
         words = f"\x1b[97;48;5;{shade}m{words}\x1b[0m" if colored else words
         shown[cell.keys[down], cell.keys[across]] = words
@@ -216,29 +217,31 @@ def grid(
     ]
 
 
-def forward_table(steps: Sequence[Step], count: int) -> Table:
-    """Return a table of the walk forward; `count` is the number of cells."""
+def forward_table(steps: Sequence[Step], cells: Sequence[Cell]) -> Table:
+    """Return a table of the walk forward."""
+    count, quote = len(cells), cells[0].whole.quote
     rows = [
         (
             moment(step.begin, "%Y-%m-%d"),
             name_of(step.chosen),
-            signed(money(step.net)),
+            signed(format.amount(step.net, quote)),
             f"{step.rank} of {count}",
-            *(signed(money(amount)) for amount in (step.best_net, step.average, step.hold)),
+            *(signed(format.amount(x, quote)) for x in (step.best_net, step.average, step.hold)),
         )
         for step in steps
     ]
-    return "How the best cell of each span did in the next", _FORWARD, rows, _verdict(steps, count)
+    note = _verdict(steps, count, quote)
+    return "How the best cell of each span did in the next", _FORWARD, rows, note
 
 
-def _verdict(steps: Sequence[Step], count: int) -> str:
+def _verdict(steps: Sequence[Step], count: int, quote: str) -> str:
     """Return what the walk forward means, in words."""
     if not steps:
         return "No cell traded to the end of a span, so none was tried on the next one."
     better = sum(step.net > step.average for step in steps)
     rank = sum(step.rank for step in steps) / len(steps)
     columns = zip(*((step.net, step.average, step.hold) for step in steps), strict=True)
-    chosen, average, hold = (signed(money(sum(column, ZERO))) for column in columns)
+    chosen, average, hold = (signed(format.amount(sum(column, ZERO), quote)) for column in columns)
     return (
         f"The best cell of one span did better than the average cell in {better} of the "
         f"{len(steps)} following spans. Its rank there was {rank:.1f} of {count} on average. In "
@@ -338,7 +341,7 @@ def write_sweep(
             if is_sound(cell.whole)
         }
         note = "cells that ended early are left out"
-        sections.append(heat_map("Net", f"{down} by {across}", nets, note))
+        sections.append(heat_map("Net", f"{down} by {across}", nets, first.whole.quote, note))
     sections.append(table(*cell_table(cells, best)))
     tone = -1.0 if best is None else float(cells[best].whole.net)
     title, headline = f"{first.whole.pair} · sweep", winner(cells, best)

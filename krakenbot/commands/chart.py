@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from krakenbot.commands.page import section
-from krakenbot.format import MINUTE, UTC_FORM, moment, money, price, volume
+from krakenbot.format import MINUTE, UTC_FORM, amount, moment, price, volume
 from krakenbot.log import clean
 
 COLUMNS = 1000
@@ -33,13 +33,13 @@ class Fill(NamedTuple):
     why: str = ""
     id: str = ""
 
-    def texts(self, decimals: int | None) -> tuple[str, ...]:
+    def texts(self, decimals: int | None, quote: str = "") -> tuple[str, ...]:
         return (
             moment(self.time, UTC_FORM),
             "buy" if self.sign > 0 else "sell",
             volume(self.volume),
             price(self.price, decimals) if self.price else "-",
-            money(self.fee),
+            amount(self.fee, quote),
             *map(clean, (self.outcome, self.why, self.id)),
         )
 

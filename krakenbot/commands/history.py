@@ -13,7 +13,7 @@ from typing import Any
 
 from krakenbot import config as configuration
 from krakenbot.commands import json_values
-from krakenbot.format import MINUTE, in_columns, moment, money, percent, price, volume
+from krakenbot.format import MINUTE, amount, in_columns, moment, percent, price, volume
 from krakenbot.identity import journal_path
 from krakenbot.journal import Journal
 from krakenbot.journal_file import open_read_only
@@ -49,8 +49,8 @@ def run(arguments: argparse.Namespace) -> int:
         writer.writeheader()
         writer.writerows(row | {"time": moment(row["time"], ISO_FORM)} for row in plain)
     else:
-        _, _, decimals = units(journal, config.pair)
-        _print_table(rows, _SHOWN[arguments.what], decimals)
+        _, quote, decimals = units(journal, config.pair)
+        _print_table(rows, _SHOWN[arguments.what], quote, decimals)
     return 0
 
 
@@ -114,10 +114,12 @@ _SHOWN = {
 _MONEY = ("fee", "gross", "net", "equity")
 
 
-def _print_table(rows: Iterable[dict[str, Any]], shown: str, decimals: int | None) -> None:
+def _print_table(
+    rows: Iterable[dict[str, Any]], shown: str, quote: str, decimals: int | None
+) -> None:
     """Print aligned columns; of a line with more than 80 characters only words are cut off."""
     names = shown.replace("|", "").split()
-    cells = [[_cell(name, row[name], decimals) for name in names] for row in rows]
+    cells = [[_cell(name, row[name], quote, decimals) for name in names] for row in rows]
     heads = shown.replace("time", "time_(UTC)").replace("margin_level", "level").split()
     lines = in_columns([head.replace("_", " ") for head in heads], cells)
     if not heads[-1].startswith("|"):
@@ -125,7 +127,7 @@ def _print_table(rows: Iterable[dict[str, Any]], shown: str, decimals: int | Non
     print("\n".join(lines) if cells else "nothing yet")
 
 
-def _cell(name: str, value: Any, decimals: int | None) -> str:
+def _cell(name: str, value: Any, quote: str, decimals: int | None) -> str:
     if value in (None, ""):
         return "-"
     if name == "time":
@@ -135,5 +137,5 @@ def _cell(name: str, value: Any, decimals: int | None) -> str:
     if name == "margin_level":
         return percent(value, 0)
     if isinstance(value, Decimal):
-        return money(value) if name in _MONEY else volume(value)
+        return amount(value, quote) if name in _MONEY else volume(value)
     return clean(str(value))

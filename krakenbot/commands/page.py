@@ -8,7 +8,7 @@ from decimal import Decimal
 from html import escape
 
 from krakenbot.commands.help import page as file
-from krakenbot.format import money, signed
+from krakenbot.format import amount, signed
 
 ROWS_MAX = 500
 
@@ -62,7 +62,9 @@ def _row(tag: str, kinds: Sequence[str], cells: Sequence[str]) -> str:
     return f"<tr>{''.join(f'<{tag}{kind}>{escape(cell)}</{tag}>' for kind, cell in pairs)}</tr>"
 
 
-def heat_map(title: str, corner: str, cells: Mapping[tuple[str, str], float], note: str) -> str:
+def heat_map(
+    title: str, corner: str, cells: Mapping[tuple[str, str], float], quote: str, note: str
+) -> str:
     """Return figures by two keys, row and column; gains and losses are shaded by their size."""
     rows, columns = (list(dict.fromkeys(key[at] for key in cells)) for at in (0, 1))
     best, worst = max(cells.values(), default=0), min(cells.values(), default=0)
@@ -75,20 +77,21 @@ def heat_map(title: str, corner: str, cells: Mapping[tuple[str, str], float], no
                 continue
             kind = f"n {_tone(value)}{' best' if value == best else ''}"
             share = value / ((best if value > 0 else worst) or 1) * 75
-            body += f'<td class="{kind}" style="--share:{share:.0f}%">{signed(money(value))}</td>'
+            shown = signed(amount(value, quote))
+            body += f'<td class="{kind}" style="--share:{share:.0f}%">{shown}</td>'
     table = f'<table class="heat"><tr><th>{escape(corner)}</th>{body}</tr></table>'
     return section(title, note, f'<div class="wide">{table}</div>')
 
 
-def bars(costs: Mapping[str, Decimal]) -> str:
+def bars(costs: Mapping[str, Decimal], quote: str) -> str:
     """Return signed amounts as bars to both sides of a middle line."""
     largest, rows = max(map(abs, costs.values())) or 1, ""
-    for name, amount in costs.items():
-        width = abs(amount) / largest * 50
-        left = 50 if amount >= 0 else 50 - width
-        bar = f'<b class="{_tone(amount)}" style="left:{left:.2f}%;width:{width:.2f}%"></b>'
+    for name, cost in costs.items():
+        width = abs(cost) / largest * 50
+        left = 50 if cost >= 0 else 50 - width
+        bar = f'<b class="{_tone(cost)}" style="left:{left:.2f}%;width:{width:.2f}%"></b>'
         rows += f"<tr><th>{escape(name)}</th><td><div>{bar}</div></td>"
-        rows += f"<td>{signed(money(amount))}</td></tr>"
+        rows += f"<td>{signed(amount(cost, quote))}</td></tr>"
     return section("Where the money went", "", f'<table class="bars">{rows}</table>')
 
 

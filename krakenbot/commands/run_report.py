@@ -6,6 +6,7 @@ from decimal import Decimal
 from itertools import accumulate, groupby, islice
 from typing import NamedTuple
 
+from krakenbot import format
 from krakenbot.commands.chart import COLUMNS, Chart, Fill
 from krakenbot.commands.page import bars, page, table
 from krakenbot.format import MINUTE, duration, moment, money, percent, price, signed, volume
@@ -71,11 +72,11 @@ def cost_breakdown(
 def render(report: RunReport) -> str:
     rounds = round_trips(report.fills)
     orders = [fill for fill in report.fills if fill.sign]
-    ended = [one.texts(report.pair_decimals) for one in reversed(rounds)]
-    sent = [order.texts(report.pair_decimals) for order in reversed(orders)]
+    ended = [one.texts(report.pair_decimals, report.quote) for one in reversed(rounds)]
+    sent = [order.texts(report.pair_decimals, report.quote) for order in reversed(orders)]
     sections = [
         *_charts(report, [order for order in orders if order.price]),
-        bars(report.costs),
+        bars(report.costs, report.quote),
         table("Round trips", _ROUND, ended, "after costs, newest first"),
         table("Orders", _ORDER, sent, "newest first"),
     ]
@@ -95,15 +96,15 @@ class RoundTrip(NamedTuple):
     costs: Decimal
     net: Decimal
 
-    def texts(self, decimals: int | None) -> tuple[str, ...]:
+    def texts(self, decimals: int | None, quote: str) -> tuple[str, ...]:
         return (
             moment(self.begin, MINUTE),
             duration(self.end - self.begin),
             "long" if self.sign > 0 else "short",
             volume(self.volume),
             *(price(one, decimals) for one in (self.entry, self.exit)),
-            money(self.costs),
-            signed(money(self.net)),
+            format.amount(self.costs, quote),
+            signed(format.amount(self.net, quote)),
             signed(percent(self.net / (self.volume * self.entry) * 100)),
         )
 
@@ -220,7 +221,8 @@ def _charts(report: RunReport, trades: Sequence[Fill]) -> Iterator[str]:
         yield near.html()
     size, last = float(report.size), float(report.hold)
     hold = [last - size * (closes[-1] - close) for close in closes]
-    equity = Chart(f"Profit and loss, {report.quote}", times, [*nets, *grosses, *hold, 0.0], gap_s)
+    title, values = f"Profit and loss, {report.quote}", [*nets, *grosses, *hold, 0.0]
+    equity = Chart(title, times, values, gap_s, format.decimals_of(report.quote))
     equity.line("holding", hold, "faint")
     equity.line("before costs", grosses, "second")
     equity.line("after costs", nets, "price")

@@ -6,7 +6,7 @@ from decimal import Decimal
 
 from krakenbot import log
 from krakenbot.bot import Event
-from krakenbot.format import moment, money, price, shows_color, volume
+from krakenbot.format import amount, moment, price, shows_color, volume
 
 HEADER = "time (UTC)       price    average  decision                      held     equity"
 _COLORS = {"fill": "32", "halt": "31", "warning": "33", "refusal": "33", "objection": "33"}
@@ -18,10 +18,12 @@ class Screen:
     def __init__(self) -> None:
         self._is_terminal = sys.stdout.isatty()
         self._decimals: int | None = None
+        self._quote = ""
 
     def __call__(self, event: Event) -> None:
         if event.kind == "start":
             self._decimals = int(event.values["pair_decimals"])
+            self._quote = event.values["quote"]
             if self._is_terminal:
                 self._print(HEADER)
         elif event.kind == "decision" and self._is_terminal:
@@ -35,7 +37,7 @@ class Screen:
         at, held = moment(int(values["candle"]), "%m-%d %H:%M"), volume(Decimal(values["held"]))
         figures = [price(Decimal(values[key]), self._decimals) for key in ("price", "average")]
         left = f"{at} {figures[0]:>10} {figures[1]:>10}  "
-        right = f" {held:>7} {money(Decimal(values['equity'])):>10}"
+        right = f" {held:>7} {amount(Decimal(values['equity']), self._quote):>10}"
         room = max(0, 80 - len(left + right))
         return f"{left}{text[:room]:{room}}{right}"
 

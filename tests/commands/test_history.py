@@ -68,7 +68,7 @@ class TestHistory(Folder):
         out = io.StringIO()
         with contextlib.redirect_stdout(out):
             row = {"time": 0, "target": 0, "reason": "", "held": D(0)}
-            history._print_table([row], "time |target reason |held", None)
+            history._print_table([row], "time |target reason |held", "ZUSD", None)
         self.assertEqual(["0", "-", "0"], out.getvalue().splitlines()[1].split()[2:])
 
     def test_a_line_that_ends_with_figures_keeps_all_of_them(self) -> None:
@@ -76,10 +76,14 @@ class TestHistory(Folder):
         out = io.StringIO()
         with contextlib.redirect_stdout(out):
             shown = history._SHOWN["equity"]
-            history._print_table([row | {"time": 0, "margin_level": D(1643)}], shown, None)
+            history._print_table([row | {"time": 0, "margin_level": D(1643)}], shown, "ZUSD", None)
         header, line = out.getvalue().splitlines()
         self.assertGreater(len(line), 80)
         self.assertEqual(("level", True), (header.split()[-1], line.endswith(" 1,643 %")))
+
+    def test_amounts_have_the_decimals_of_the_quote_currency(self) -> None:
+        self.journal().put(quote="XXBT")
+        self.assertIn(" 28.52416000 ", self.shown("orders"))
 
     def test_since_takes_dates_times_and_spans(self) -> None:
         with mock.patch("time.time", lambda: 1_700_000_000.0):

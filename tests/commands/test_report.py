@@ -21,10 +21,10 @@ from krakenbot.commands.report import report_of
 from krakenbot.commands.run_report import Point, render, round_trips, thinned
 from krakenbot.journal import Journal
 from krakenbot.journal_file import open_journal, prepare
-from krakenbot.model import MarginSummary
+from krakenbot.model import MarginSummary, Side
 from krakenbot.records import Booked, Outcome
 from tests.folders import own_folder
-from tests.ports.test_journal import ROW, execution, intent
+from tests.ports.test_journal import CANDLE, ROW, execution, intent
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=y>\x1b[31m"
 START = 1_700_000_000
@@ -238,6 +238,33 @@ class ReportTest(unittest.TestCase):
         self.assertLess(len(page(20_000, 2_000)), 3_000_000)
 
 
+class OtherQuoteTest(unittest.TestCase):
+    """A pair quoted in bitcoin, whose amounts cents would not show."""
+
+    def setUp(self) -> None:
+        journal, bought = open_journal(None), intent(volume=D("0.5"))
+        journal.put(base="XETH", quote="XXBT", pair_decimals="5")
+        for one in (bought, intent(CANDLE + 60, side=Side.SELL, volume=D("0.5"))):
+            journal.write(one)
+            paid = execution(one, "0.5", "0.0157", "0.00004082")
+            journal.conclude(one, Outcome.CLOSED, one.created, paid)
+            row = ROW | {"candle": one.candle, "decided": one.created, "price": "0.0314"}
+            journal.decide(row, MarginSummary(D("0.14"), D(0), D(0)))
+        self.text = render(report_of(SETTINGS, journal))
+
+    def test_fees_results_and_bars_show_all_eight_decimals(self) -> None:
+        self.assertEqual(2, self.text.count('<td class="n">0.00004082</td>'))
+        self.assertIn('<td class="n">-0.00008164</td>', self.text)
+        self.assertIn("</div></td><td>-0.00008164</td>", self.text)
+
+    def test_the_result_s_chart_shows_them_too(self) -> None:
+        self.assertIn('["after costs",["-0.00004082","-0.00008164"]]', self.text)
+
+    def test_a_heat_map_does(self) -> None:
+        text = heat_map("Net", "corner", {("10", "60"): -0.00012}, "XXBT", "")
+        self.assertIn(">-0.00012000</td>", text)
+
+
 class RoundTripsTest(unittest.TestCase):
     def test_a_round_ends_flat_or_on_the_other_side(self) -> None:
         fills = [
@@ -251,7 +278,7 @@ class RoundTripsTest(unittest.TestCase):
             (0, 10, 1, 100.0, 110.0), (first.begin, first.end, first.sign, first.entry, first.exit)
         )
         self.assertEqual(D("-0.5"), first.net)
-        self.assertEqual("-10.00 %", first.texts(1)[-1])
+        self.assertEqual("-10.00 %", first.texts(1, "USD")[-1])
         self.assertEqual((20, 30, -1), (second.begin, second.end, second.sign))
         self.assertEqual(D("-0.5"), second.net)
 
@@ -275,7 +302,7 @@ class RoundTripsTest(unittest.TestCase):
 class HeatMapTest(unittest.TestCase):
     def test_cells_are_shaded_by_sign_and_size_and_the_best_is_framed(self) -> None:
         cells = {("10", "60"): -50.0, ("10", "240"): 100.0, ("20", "60"): -25.0}
-        text = heat_map("Net", "length \\ interval", cells, "")
+        text = heat_map("Net", "length \\ interval", cells, "USD", "")
         self.assertIn('<td class="n bad" style="--share:75%">-50.00</td>', text)
         self.assertIn('<td class="n bad" style="--share:38%">-25.00</td>', text)
         self.assertIn('<td class="n good best" style="--share:75%">+100.00</td>', text)

@@ -428,6 +428,9 @@ class TestScreen(unittest.TestCase):
         self.assertEqual((len(HEADER), words), (len(row), row[35:61]))
         self.assertTrue(row.endswith(" 9,999.77"))
 
+    def test_the_equity_has_the_decimals_of_its_currency(self) -> None:
+        self.assertTrue(self.row("XXBT", equity="0.14").endswith(" 0.14000000"))
+
     def test_long_figures_shorten_the_words_and_lose_no_digit(self) -> None:
         row = self.row(held="20000000.12345", equity="1234567.89")
         self.assertEqual(80, len(row))

@@ -4,7 +4,7 @@ from decimal import Decimal as D
 from unittest import mock
 
 from krakenbot import format as formats
-from krakenbot.format import asset, duration, moment, money, percent, price, signed, volume
+from krakenbot.format import amount, asset, duration, moment, money, percent, price, signed, volume
 
 
 class TestFigures(unittest.TestCase):
@@ -29,11 +29,21 @@ class TestFigures(unittest.TestCase):
     def test_money_has_cents_and_its_currency(self) -> None:
         self.assertEqual("9,999.77 USD", money(D("9999.7678600000000"), "ZUSD"))
         self.assertEqual("0.00 USD", money(D("-0E-8"), "ZUSD"))
-        self.assertEqual("-1,234.50", money(D("-1234.5")))
+        self.assertEqual("-1,234.50", money(D("-1234.5"), ""))
 
     def test_money_too_small_for_cents_still_shows(self) -> None:
         self.assertEqual("0.0480 USD", money(D("0.048"), "ZUSD"))
         self.assertEqual("0.00012300 XBT", money(D("0.000123"), "XXBT"))
+
+    def test_without_its_name_an_amount_has_the_decimals_of_its_currency(self) -> None:
+        for number, currency, want in (
+            (D("-1234.5"), "ZUSD", "-1,234.50"),
+            (D("0.048"), "USDT", "0.0480"),
+            (D("0.000123"), "XXBT", "0.00012300"),
+            (1.5, "ETH", "1.50000000"),
+        ):
+            with self.subTest(currency):
+                self.assertEqual(want, amount(number, currency))
 
     def test_nothing_is_ever_minus_zero(self) -> None:
         for text in (money(D("-0.00001"), "ZUSD"), percent(-0.0001), volume(D("-0.0"))):

@@ -61,6 +61,13 @@ class TestMaxLoss(AttentionTest):
         self.run_for(3600)
         self.assertEqual(SIZE, self.exchange.held)
 
+    def test_the_loss_is_told_with_the_decimals_of_the_quote_currency(self) -> None:
+        self.exchange.pair_rules = self.exchange.pair_rules._replace(quote="XXBT")
+        self.hold()
+        self.crash()
+        reason = self.stopped(self.bot().run)
+        self.assertRegex(reason, r"the loss since the last resume is \d+\.\d{8}, max_loss is 50$")
+
     def test_a_close_that_fails_is_tried_again_however_late_in_the_candle(self) -> None:
         for leverage in (2, 0):
             for word in ("later", "wait", "unsent", "zero", "never"):

@@ -145,7 +145,8 @@ class PrivateApi:
             | {"m": margin.used_margin, "n": margin.unrealized_pnl, "c": cost, "v": value}
             | {"e": margin.equity, "mf": margin.free_margin, "mfo": margin.free_margin}
         )
-        shown = {name: f"{amount:.4f}" for name, amount in amounts.items()}
+        digits = max(4, wire.decimals(quote))
+        shown = {name: f"{amount:.{digits}f}" for name, amount in amounts.items()}
         level = margin.margin_level
         return shown if level is None else {**shown, "ml": f"{level:.2f}"}
 

@@ -119,6 +119,14 @@ class PaperTest(unittest.TestCase):
         self.place(order())
         self.assertEqual(self.charged(), D("16.00003") + D("0.40000"))
 
+    def test_an_account_in_bitcoin_shows_all_its_digits(self) -> None:
+        world: Any = self.world
+        rules = parse_rules("XETHXXBT", {**PAIRS["XETHZUSD"], "quote": "XXBT"})
+        world.rules = world.known_rules = lambda: rules
+        held = D("0.12345678")
+        client = PaperClient(world.answers, world, world, world, fee_rate=D(0), balance=held)
+        self.assertEqual(held, D(client.private("TradeBalance", {"asset": "XXBT"})["tb"]))
+
     def test_a_restart_finds_everything_as_it_was(self) -> None:
         self.place(order())
         self.world.time += 20000

@@ -47,7 +47,10 @@ def report_of(config: Config, journal: Journal) -> RunReport:
     gross, balance, hold, when = account.costs, ZERO, ZERO, "no candle yet"
     if equity:
         first, last = equity[0], equity[-1]
-        gross, balance = gross + account.pnl(last.price), (first.equity or ZERO) - first.pnl
+        adopted = (one for one in reversed(intents) if one.purpose is Purpose.ADOPT)
+        prices = (one.cost / one.executed for one in adopted if one.created > last.time)
+        gross += account.pnl(next(prices, last.price))
+        balance = (first.equity or ZERO) - first.pnl
         # Holding, too, pays for a purchase and a sale.
         turnover = sum(intent.cost for intent in intents if intent.executed)
         fee_rate = account.fees / (turnover or 1)

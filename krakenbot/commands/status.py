@@ -59,6 +59,8 @@ def read_status(journal: Journal) -> dict[str, Any]:
     account, equity = journal.account(), journal.newest_equity()
     decided = next(iter(journal.newest_decisions(1)), None)
     price, flatten = equity.price if equity else None, journal.get("flatten")
+    if equity and int(journal.get("adopted") or 0) > equity.time:
+        price = None  # The last decision's may be far from what the position was taken over at.
     net = None if price is None and account.held else account.pnl(price or ZERO)
     names = ("candle", "slope", "target", "reason")
     return {

@@ -160,6 +160,12 @@ class ReportTest(unittest.TestCase):
         ends = [end for end, _, _ in report.newest]
         self.assertEqual(([START + 14400, START + 14460], 43200), (ends, report.gap_s))
 
+    def test_what_was_adopted_since_the_last_decision_has_won_nothing_yet(self) -> None:
+        journal = open_journal(None)
+        journal.decide(ROW, MarginSummary(D(2000), D(0), D(0)))
+        journal.adopt(D("0.01"), D(70000), ROW["decided"] + 1, True)
+        self.assertEqual(0, report_of(SETTINGS, journal).costs["net"])
+
     def test_holding_is_of_the_size_that_was_traded_not_of_the_one_set_now(self) -> None:
         journal, bought = open_journal(None), intent(volume=D("0.05"))
         journal.write(bought)

@@ -124,6 +124,13 @@ class TestLife(Folder):
         told = json.loads(self.status("--json"))
         self.assertEqual((None, None), (told["pnl"], told["gross"]))
 
+    def test_what_was_adopted_since_the_last_decision_is_not_valued_at_its_price(self) -> None:
+        journal = self.journal()
+        journal.decide(ROW, MarginSummary(D(2000), D(0), D(0)))
+        journal.adopt(D("0.01"), D(70000), ROW["decided"] + 1, True)
+        self.assertIn("result    not known before the next decision", self.status())
+        self.assertRegex(self.status(), r"(?m)^position +0.01[ A-Z]*$")
+
     def test_one_without_a_clean_end_is_told_all_that_may_have_ended_it(self) -> None:
         journal = self.journal()
         command = [sys.executable, "-c", "import os; print(os.getpid())"]

@@ -1,6 +1,8 @@
 """`report`: one HTML file about what the bot did, from its journal alone; also for `backtest`."""
 
 import argparse
+from decimal import Decimal
+from itertools import pairwise
 from pathlib import Path
 
 from krakenbot import config as configuration
@@ -69,7 +71,8 @@ def report_of(config: Config, journal: Journal) -> RunReport:
         hold=hold,
         facts={"Orders": f"{len(intents):,}", "Held now": volume(account.held, base)},
         costs=cost_breakdown(gross, account.fees, account.margin_fees, account.rollover),
-        points=[*map(_point, equity)],
+        # A row has what was held after its decision: that is what was held until the next one.
+        points=[_point(row, before.held) for before, row in pairwise(equity[:1] + equity)],
         newest=sorted(
             (row.candle + row.interval_s, float(row.price), float(row.average)) for row in decided
         ),
@@ -82,10 +85,10 @@ def report_of(config: Config, journal: Journal) -> RunReport:
     )
 
 
-def _point(row: Equity) -> Point:
-    price, net, held = float(row.price), float(row.pnl), float(row.held)
+def _point(row: Equity, held: Decimal) -> Point:
+    price, net = float(row.price), float(row.pnl)
     gross = net + float(row.fees + row.margin_fees + row.rollover)
-    return Point(row.time, price, price, price, net, gross, held)
+    return Point(row.time, price, price, price, net, gross, float(held))
 
 
 def _fill(intent: Intent) -> Fill:

@@ -19,7 +19,10 @@ _ROUND = ("opened (UTC)", "|held for", "side", *_SIZES)
 
 
 class Point(NamedTuple):
-    """One or more candles up to `time`. `net` and `gross` are the profit since the start."""
+    """One or more candles up to `time`, and what was `held` until then.
+
+    `net` and `gross` are the profit since the start.
+    """
 
     time: float
     low: float

@@ -166,6 +166,14 @@ class ReportTest(unittest.TestCase):
         journal.adopt(D("0.01"), D(70000), ROW["decided"] + 1, True)
         self.assertEqual(0, report_of(SETTINGS, journal).costs["net"])
 
+    def test_a_position_is_drawn_from_the_decision_that_opened_it_on(self) -> None:
+        journal = open_journal(None)
+        for at, held in enumerate(("0", "0", "1", "1", "0", "0")):
+            row = ROW | {"candle": CANDLE + at * 60, "decided": CANDLE + at * 60, "held": held}
+            journal.decide(row, MarginSummary(D(2000), D(0), D(0)))
+        path = _path(render(report_of(SETTINGS, journal)), "long")
+        self.assertEqual("M400.0 1000H600.0M600.0 1000H800.0", path)
+
     def test_holding_is_of_the_size_that_was_traded_not_of_the_one_set_now(self) -> None:
         journal, bought = open_journal(None), intent(volume=D("0.05"))
         journal.write(bought)

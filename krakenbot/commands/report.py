@@ -42,8 +42,7 @@ def report_of(config: Config, journal: Journal) -> RunReport:
     base, quote, decimals = units(journal, config.pair)
     account, halted = journal.account(), journal.get("halted")
     decided = [row for row in journal.newest_decisions(NEWEST) if row.done]
-    opened = (intent.volume for intent in intents if intent.purpose is Purpose.OPEN)
-    size = next(opened, config.size)
+    size = next((abs(row.held) for row in equity if row.held), config.size)
     charges = [Fill(one.time, 0, ZERO, ZERO, one.amount) for one in journal.charges()]
     # Before the first candle the net result is 0.
     gross, balance, hold, when = account.costs, ZERO, ZERO, "no candle yet"
@@ -54,7 +53,7 @@ def report_of(config: Config, journal: Journal) -> RunReport:
         gross += account.pnl(next(prices, last.price))
         balance = (first.equity or ZERO) - first.pnl
         # Holding, too, pays for a purchase and a sale.
-        turnover = sum(intent.cost for intent in intents if intent.executed)
+        turnover = sum(one.cost for one in intents if one.purpose is not Purpose.ADOPT)
         fee_rate = account.fees / (turnover or 1)
         hold = size * (last.price - first.price - fee_rate * (first.price + last.price))
         when = f"{moment(first.time)} to {moment(last.time)}"

@@ -71,12 +71,13 @@ def page(count: int = 3000, orders: int = 5, down: int = 0) -> str:
             (time - 60, price, EVIL, time),
         )
     for at in range(orders):
+        traded = ("0.1", "10.5") if at % 2 else ("0", "0")
         database.execute(
             "INSERT INTO intents (id, interval_s, candle, purpose, side, volume, leverage,"
             " reduce_only, reason, held_before, created, deadline, outcome, executed, cost, fee,"
             " note) VALUES (?, 60, ?, 'open', 'buy', '0.1', 2, 0, ?, '0', ?, 0, 'closed', ?,"
-            " '10.5', '0.1', ?)",
-            (f"id-{at}", START, EVIL, START + at * 600, "0.1" if at % 2 else "0", EVIL),
+            " ?, '0.1', ?)",
+            (f"id-{at}", START, EVIL, START + at * 600, *traded, EVIL),
         )
     database.execute("INSERT INTO charges VALUES ('L1', 0, 'rollover', '100', 'ZUSD', '100')")
     return render(report_of(SETTINGS, Journal(database)))
@@ -174,12 +175,25 @@ class ReportTest(unittest.TestCase):
         path = _path(render(report_of(SETTINGS, journal)), "long")
         self.assertEqual("M400.0 1000H600.0M600.0 1000H800.0", path)
 
-    def test_holding_is_of_the_size_that_was_traded_not_of_the_one_set_now(self) -> None:
-        journal, bought = open_journal(None), intent(volume=D("0.05"))
-        journal.write(bought)
+    def test_holding_is_of_the_size_first_held_not_of_the_one_asked_for_or_set_now(self) -> None:
+        journal = open_journal(None)
+        journal.write(intent(volume=D("0.07")))
+        for at, held in enumerate(("0", "-0.05", "0.03")):
+            row = ROW | {"candle": at, "decided": at, "held": held}
+            journal.decide(row, MarginSummary(D(2000), D(0), D(0)))
         report = report_of(SETTINGS, journal)
         self.assertEqual(D("0.05"), report.size)
         self.assertIn("size 0.05", report.subtitle)
+
+    def test_what_was_adopted_paid_no_fee_and_makes_holding_no_cheaper(self) -> None:
+        journal, bought = open_journal(None), intent(volume=D("0.05"))
+        journal.adopt(D("0.05"), D(70000), CANDLE, True)
+        journal.write(bought)
+        found = execution(bought, "0.05", "3500", "28")
+        journal.conclude(bought, Outcome.CLOSED, bought.created, found)
+        row = ROW | {"held": "0.05", "price": "70000"}
+        journal.decide(row, MarginSummary(D(2000), D(0), D(0)))
+        self.assertEqual(-56, report_of(SETTINGS, journal).hold)
 
     def test_the_points_left_out_of_a_long_line_are_no_gap(self) -> None:
         self.assertEqual(1, _path(page(5000), "price").count("M"))

@@ -80,7 +80,7 @@ def report_of(config: Config, journal: Journal) -> RunReport:
         notes=[],
         end=f"The bot is halted: {clean(halted)}." if halted else "",
         # The interval may have been a longer one: then candles of that one are no gap.
-        gap_s=GAP_CANDLES * max((row.interval_s for row in decided), default=0),
+        gap_s=GAP_CANDLES * max((row.interval_s for row in journal.decisions()), default=0),
     )
 
 

@@ -17,7 +17,7 @@ from krakenbot import config
 from krakenbot.commands import UsageError, run_report, write_output
 from krakenbot.commands.chart import COLUMNS, Chart, Fill
 from krakenbot.commands.page import heat_map, table
-from krakenbot.commands.report import report_of
+from krakenbot.commands.report import NEWEST, report_of
 from krakenbot.commands.run_report import Point, render, round_trips, thinned
 from krakenbot.journal import Journal
 from krakenbot.journal_file import open_journal, prepare
@@ -160,6 +160,13 @@ class ReportTest(unittest.TestCase):
         report = report_of(SETTINGS, journal)
         ends = [end for end, _, _ in report.newest]
         self.assertEqual(([START + 14400, START + 14460], 43200), (ends, report.gap_s))
+
+    def test_candles_of_a_longer_interval_long_ago_are_no_gaps(self) -> None:
+        journal = open_journal(None)
+        journal.decide(ROW | {"interval_s": 14400, "decided": 0}, MarginSummary(D(1), D(0), D(0)))
+        for at in range(NEWEST):
+            journal.decide(ROW | {"candle": at}, MarginSummary(D(1), D(0), D(0)))
+        self.assertEqual(43200, report_of(SETTINGS, journal).gap_s)
 
     def test_what_was_adopted_since_the_last_decision_has_won_nothing_yet(self) -> None:
         journal = open_journal(None)

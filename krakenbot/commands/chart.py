@@ -75,7 +75,7 @@ class Chart:
         points = enumerate(zip(self.xs, map(self._y, values), strict=True))
         path = (f"{'M' if at in self.starts else ' '}{x} {y}" for at, (x, y) in points)
         self._draw(kind, "".join(path))
-        self.series.append((name, [f"{value:,.{self.decimals}f}" for value in values]))
+        self.series.append((name, [f"{value:z,.{self.decimals}f}" for value in values]))
         self.keys[name] = kind
 
     def area(self, kind: str, low: Sequence[float], high: Sequence[float]) -> None:

@@ -231,7 +231,8 @@ def _charts(report: RunReport, trades: Sequence[Fill]) -> Iterator[str]:
     equity.line("after costs", nets, "price")
     yield equity.html()
     if report.balance:
-        falls = [-fall for fall in drawdowns(report.balance, points)]
+        deep = zip(report.points, drawdowns(report.balance, report.points), strict=True)
+        falls = [one.low for one in thinned([point._replace(low=-fall) for point, fall in deep])]
         drawdown = Chart("Drawdown, percent of the account", times, [*falls, 0.0], gap_s)
         drawdown.area("loss", falls, [0.0] * len(falls))
         drawdown.line("drawdown", falls, "lossline")

@@ -125,6 +125,8 @@ class ReportTest(unittest.TestCase):
             database.execute(row, (START + 60 * at, "-400" if at == 1500 else "0"))
         text = render(report_of(SETTINGS, Journal(database)))
         self.assertIn("<dt>Max drawdown</dt><dd>40.00 %</dd>", text)
+        self.assertIn('"-40.00"', text)
+        self.assertNotIn('"-0.00"', text)
 
     def test_the_drawdown_counts_from_the_balance_that_the_bot_began_with(self) -> None:
         points = [Point(at, 1.0, 1.0, 1.0, net, net, 1.0) for at, net in ((0, -10.0), (1, -5.0))]

@@ -19,7 +19,9 @@ from krakenbot.lock import holder
 
 OVERDUE_S = 300.0
 UNITS = ("base", "quote", "pair_decimals")
-_PAIR = re.compile(r"(?i)(.+?)/?(USDT|USDC|USD|EUR|GBP|CAD|AUD|CHF|JPY|XBT|BTC|ETH)")
+# XBTUSD, XBT/USD, and older names such as XXBTZUSD and USDTZUSD.
+_QUOTE = "USD[TC]?|EUR|GBP|CAD|AUD|CHF|JPY|XBT|BTC|ETH"
+_PAIR = re.compile(rf"(?i)(?:([XZ]...|USDT)[XZ]|(.+?)/?)({_QUOTE})")
 
 
 class State(StrEnum):
@@ -52,7 +54,7 @@ def units(journal: Journal, pair: str) -> tuple[str, str, int | None]:
     if base and decimals:
         return base, quote, int(decimals)
     named = _PAIR.fullmatch(pair)
-    return (named[1], named[2], None) if named else ("", "", None)
+    return (named[1] or named[2], named[3], None) if named else ("", "", None)
 
 
 class Presence:

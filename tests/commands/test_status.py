@@ -16,7 +16,7 @@ from krakenbot.journal import Journal
 from krakenbot.journal_file import open_journal
 from krakenbot.lock import Lock
 from krakenbot.model import MarginSummary
-from krakenbot.presence import Presence, State, read_life
+from krakenbot.presence import Presence, State, read_life, units
 from krakenbot.records import Booked, Outcome
 from tests.commands.called import call
 from tests.folders import own_folder
@@ -189,6 +189,19 @@ class TestFigures(Folder):
         row = ROW | {"candle": 1_699_999_920, "price": "71780.05", "held": "0.05"}
         row |= {"reason": "long: on target", "decided": 1_700_000_000}
         journal.decide(row, MarginSummary(D("9999.7678600000000"), D(0), D(1750)))
+
+    def test_before_the_first_start_the_currencies_come_from_the_pair_s_name(self) -> None:
+        for pair, want in (
+            ("XXBTZUSD", ("XXBT", "USD", None)),
+            ("XETHXXBT", ("XETH", "XBT", None)),
+            ("USDTZUSD", ("USDT", "USD", None)),
+            ("XTZUSD", ("XTZ", "USD", None)),
+            ("ZRXXBT", ("ZRX", "XBT", None)),
+            ("SOL/USDC", ("SOL", "USDC", None)),
+            ("NOPE", ("", "", None)),
+        ):
+            with self.subTest(pair):
+                self.assertEqual(want, units(open_journal(None), pair))
 
     def test_figures_have_units_and_no_exponent_and_no_raw_time(self) -> None:
         journal = self.journal()

@@ -58,7 +58,8 @@ def read_status(journal: Journal) -> dict[str, Any]:
     """Return the fields of the status that are in the journal's tables."""
     account, equity = journal.account(), journal.newest_equity()
     decided = next(iter(journal.newest_decisions(1)), None)
-    price, flatten = equity.price if equity else None, journal.get("flatten")
+    price, halted = equity.price if equity else None, journal.get("halted")
+    flatten = "" if halted else journal.get("flatten")
     if equity and int(journal.get("adopted") or 0) > equity.time:
         price = None  # The last decision's may be far from what the position was taken over at.
     net = None if price is None and account.held else account.pnl(price or ZERO)
@@ -69,7 +70,7 @@ def read_status(journal: Journal) -> dict[str, Any]:
         "last_candle": decided.candle if decided else None,
         "decision": decided and {name: getattr(decided, name) for name in names},
         "unresolved": [intent.id for intent in journal.open_intents()],
-        "halted": journal.get("halted") or None,
+        "halted": halted or None,
         "orders": journal.orders_since(0),
         "fees": account.fees,
         "margin_fees": account.margin_fees,

@@ -103,6 +103,8 @@ class TestLife(Folder):
     def test_a_flatten_that_has_not_ended_is_told(self) -> None:
         self.journal().resume(flatten="max_loss reached")
         self.assertIn("warning   flattening: max_loss reached", self.status())
+        self.journal().halt("max_loss reached")
+        self.assertNotIn("flattening", self.status())
 
     def test_one_in_a_container_runs_though_its_process_cannot_be_seen_from_here(self) -> None:
         journal = self.journal()

@@ -68,7 +68,7 @@ def report_of(config: Config, journal: Journal) -> RunReport:
         balance=balance,
         size=size,
         hold=hold,
-        facts={"Orders": f"{len(intents):,}", "Held now": volume(account.held, base)},
+        facts={"Orders": f"{journal.orders_since(0):,}", "Held now": volume(account.held, base)},
         costs=cost_breakdown(gross, account.fees, account.margin_fees, account.rollover),
         # A row has what was held after its decision: that is what was held until the next one.
         points=[_point(row, before.held) for before, row in pairwise(equity[:1] + equity)],

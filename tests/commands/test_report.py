@@ -203,6 +203,7 @@ class ReportTest(unittest.TestCase):
         row = ROW | {"held": "0.05", "price": "70000"}
         journal.decide(row, MarginSummary(D(2000), D(0), D(0)))
         self.assertEqual(-56, report_of(SETTINGS, journal).hold)
+        self.assertEqual("1", report_of(SETTINGS, journal).facts["Orders"])
 
     def test_the_points_left_out_of_a_long_line_are_no_gap(self) -> None:
         self.assertEqual(1, _path(page(5000), "price").count("M"))

@@ -76,15 +76,16 @@ def _decisions(journal: Journal, since: int) -> Iterator[dict[str, Any]]:
 
 
 def _orders(journal: Journal, since: int) -> Iterator[dict[str, Any]]:
-    opening_fees = journal.opening_fees()
+    opening_fees, decimals = journal.opening_fees(), int(journal.get("pair_decimals", "10"))
     for intent in journal.intents():
+        paid = round(intent.cost / intent.executed, decimals) if intent.executed else None
         if intent.created >= since:
             yield intent._asdict() | {
                 "time": intent.created,
                 "purpose": intent.purpose.value,
                 "side": intent.side.value,
                 "volume": intent.executed,
-                "price": intent.cost / intent.executed if intent.executed else None,
+                "price": paid,
                 "margin_fee": opening_fees.get(intent.id, ZERO),
                 "outcome": intent.outcome or "unresolved",
                 "asked": intent.volume,

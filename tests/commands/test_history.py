@@ -55,6 +55,14 @@ class TestHistory(Folder):
         rows = list(csv.DictReader(io.StringIO(self.shown("orders", "--format", "csv"))))
         self.assertEqual(set(first), set(rows[0]))
 
+    def test_a_price_for_programs_has_the_pair_s_decimals(self) -> None:
+        bought = intent(1_700_000_200, volume=D("0.03"))
+        self.journal().write(bought)
+        found = execution(bought, "0.03", "2139.31", "0")
+        self.journal().conclude(bought, Outcome.CLOSED, 1_700_000_300, found)
+        last = json.loads(self.shown("orders", "--format", "json").splitlines()[-1])
+        self.assertEqual("71310.3", last["price"])
+
     def test_no_format_prints_what_could_drive_a_terminal(self) -> None:
         for form in ("table", "csv", "json"):
             self.assertNotIn("\x1b", self.shown("orders", "--format", form))

@@ -161,7 +161,7 @@ class Checks:
         if halted:
             return "warn", f"halted: {halted}"
         runs = f"{life.state.value} with pid {life.pid}" if life.pid else life.state.value
-        return "ok", f"{path.name} is sound, {unresolved} orders unresolved; the bot is {runs}"
+        return "ok", f"{path.name} is sound, unresolved orders: {unresolved}; the bot is {runs}"
 
     def _others(self) -> Answer:
         own = identity.find(self.config) or Path()

@@ -211,7 +211,7 @@ def _refuse_while_held() -> None:
             shown = volume(held, journal.get("base"))
         if held or unresolved:
             raise ConfigError(
-                f"{file} shows {shown} held and {unresolved} orders unresolved. Close it "
+                f"{file} shows {shown} held, unresolved orders: {unresolved}. Close it "
                 "first: sudo krakenbot --config FILE flatten --live, with its configuration"
             )
 

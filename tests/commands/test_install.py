@@ -371,7 +371,7 @@ class TestInstall(unittest.TestCase):
         self.do("install", "--systemd")
         journal = self.journal()
         journal.write(intent())
-        self.assertIn("1 orders unresolved", self.do("uninstall", "--purge", code=78))
+        self.assertIn("unresolved orders: 1", self.do("uninstall", "--purge", code=78))
         found = execution(intent(), "0.04", "2800")
         journal.conclude(intent(), Outcome.CLOSED, 1_700_000_000, found)
         self.assertIn("shows 0.04 held", self.do("uninstall", code=78))

@@ -1,6 +1,7 @@
 """`report`: one HTML file about what the bot did, from its journal alone; also for `backtest`."""
 
 import argparse
+from collections.abc import Mapping
 from decimal import Decimal
 from itertools import pairwise
 from pathlib import Path
@@ -17,7 +18,7 @@ from krakenbot.journal_file import open_read_only
 from krakenbot.log import clean
 from krakenbot.model import ZERO, Purpose
 from krakenbot.presence import units
-from krakenbot.records import Equity, Intent
+from krakenbot.records import Booked, Equity, Intent
 
 EXAMPLE = "krakenbot report --output report.html"
 NEWEST = 360
@@ -43,7 +44,8 @@ def report_of(config: Config, journal: Journal) -> RunReport:
     account, halted = journal.account(), journal.get("halted")
     decided = [row for row in journal.newest_decisions(NEWEST) if row.done]
     size = next((abs(row.held) for row in equity if row.held), config.size)
-    charges = [Fill(one.time, 0, ZERO, ZERO, one.amount) for one in journal.charges()]
+    times = {one.id: one.created for one in intents}
+    charges = [_charge(one, times) for one in journal.charges()]
     # Before the first candle the net result is 0.
     gross, balance, hold, when = account.costs, ZERO, ZERO, "no candle yet"
     if equity:
@@ -88,6 +90,12 @@ def _point(row: Equity, held: Decimal) -> Point:
     price, net = float(row.price), float(row.pnl)
     gross = net + float(row.fees + row.margin_fees + row.rollover)
     return Point(row.time, price, price, price, net, gross, float(held))
+
+
+def _charge(charge: Booked, times: Mapping[str, int]) -> Fill:
+    """Return a charge; the opening fee of an order is never earlier than its time in `times`."""
+    time = max(charge.time, times.get(charge.id.partition(" ")[0], 0))
+    return Fill(time, 0, ZERO, ZERO, charge.amount)
 
 
 def _fill(intent: Intent) -> Fill:

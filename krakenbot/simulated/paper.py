@@ -22,7 +22,7 @@ from krakenbot.simulated.books import Account, Entry, Lot
 from krakenbot.simulated.private import PrivateApi, Span
 
 START_BALANCE = Decimal(10000)
-ROWS_KEPT, LEDGER_KEPT = 60, 500  # Orders and trades; ledger entries, months of rollovers.
+ROWS_KEPT, LEDGER_KEPT = 60, 2500  # Orders and trades; ledger entries, a year of rollovers.
 OPENING_S = 60  # An order follows the start of a candle this soon.
 QUOTE_S = 5  # Reading the account reuses a quote until it is this old.
 _NO_KEY = {"permissions": [], "nonce": "0", "iban": ""}

@@ -119,6 +119,12 @@ class PaperTest(unittest.TestCase):
         self.place(order())
         self.assertEqual(self.charged(), D("16.00003") + D("0.40000"))
 
+    def test_no_rollover_of_a_long_downtime_is_lost(self) -> None:
+        self.place(order())
+        self.world.time += 300 * 86400 + 1
+        charges = self.exchange.charges(START - 1, int(self.world.time), repeat(0)) or ()
+        self.assertEqual(1 + 300 * 6, len(charges))
+
     def test_an_account_in_bitcoin_shows_all_its_digits(self) -> None:
         world: Any = self.world
         rules = parse_rules("XETHXXBT", {**PAIRS["XETHZUSD"], "quote": "XXBT"})

@@ -20,21 +20,24 @@ class Alerts:
 
     def __init__(self, journal: Journal, clock: Clock, emit: Emit) -> None:
         self._journal, self._clock, self._emit = journal, clock, emit
-        self._since: dict[str, float] = {}
 
     def update(self, key: str, text: str, after_s: float = 0.0) -> None:
         """Set the alert's text; "" clears it. Report it once the condition has lasted `after_s`."""
         now, known = self._clock.now(), _read(self._journal)
+        since = json.loads(self._journal.get("alerts_since") or "{}")  # Outlasts this process.
         last_text, reported = known.get(key, ("", float("-inf")))
         if not text:
-            self._since.pop(key, None)
+            if since.pop(key, None):
+                self._journal.put(alerts_since=json.dumps(since))
             if known.pop(key, None):
                 self._journal.put(warnings=json.dumps(known) if known else None)
                 log.info("over: %s", last_text)
                 self._emit("recovery", f"over: {last_text}")
             return
-        since = self._since.setdefault(key, self._clock.monotonic())
-        if key not in known and self._clock.monotonic() - since < after_s:
+        if after_s and key not in since:
+            since[key] = now
+            self._journal.put(alerts_since=json.dumps(since))
+        if key not in known and now - since.get(key, now) < after_s:
             return
         if now - reported >= AGAIN_S:
             reported = now

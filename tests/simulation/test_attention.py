@@ -500,6 +500,14 @@ class TestRaisedMinimum(AttentionTest):
         self.run_for(100, bot)
         self.assertEqual(-SIZE, self.exchange.held)
 
+    def test_what_lasts_is_told_however_often_the_bot_is_started_again(self) -> None:
+        self.once(105)
+        self.exchange.status = "cancel_only"
+        self.interval_s = 60
+        for minutes in range(DOWN, DOWN + 90, 15):
+            self.once(minutes)
+        self.assertIn("off target", " ".join(self.told()))
+
     def test_a_size_raised_to_it_does_not_let_the_bot_keep_coins_for_ever(self) -> None:
         self.plan = self.plan._replace(leverage=0)
         self.raise_minimum()

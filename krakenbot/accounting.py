@@ -22,16 +22,15 @@ SPAN_MAX_S = 7 * 86400  # The longest span that is read at once.
 PAGES_AT_ONCE = 20  # At Kraken's rate limit, a page takes six seconds.
 LATE_S = 86400  # An order that the ledger does not show by then is reported.
 NEARLY = Decimal("0.0001")  # Of an order's cost: more than the rounding of its fills.
-STEP = Decimal("0.00001")  # Estimated fees are rounded to this.
 
 
-def opening_fee(intent: Intent, found: Execution, rates: MarginRates) -> Decimal:
+def opening_fee(intent: Intent, found: Execution, rates: MarginRates, rules: PairRules) -> Decimal:
     """Return the margin opening fee, in quote currency, of the part of an order that opens."""
     closing = min(max(intent.held_before * -intent.side.sign, ZERO), found.volume)
     if not intent.leverage or closing == found.volume:
         return ZERO
     share = (found.volume - closing) / found.volume
-    return (found.cost * share * rates.of(intent.side)).quantize(STEP)
+    return round(found.cost * share * rates.of(intent.side), rules.cost_decimals)
 
 
 def own_trades(journal: Journal, trades: Sequence[str], now: int) -> None:
@@ -152,7 +151,7 @@ class Ledger:
         """Return the charge valued in quote currency."""
         asset, worth = charge.asset, charge.fee
         if asset == self._rules.base:
-            worth = (charge.fee * self._price_at(charge.time)).quantize(STEP)
+            worth = round(charge.fee * self._price_at(charge.time), self._rules.cost_decimals)
         elif asset != self._rules.quote:
             worth = ZERO
             self._differences.append(

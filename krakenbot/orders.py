@@ -343,7 +343,7 @@ class Orders:
             order_id = found.exchange_order_id
             raise self._journal.halt(f"order {order_id} filled {volume}, but {asked} was ordered")
         outcome = Outcome(found.status.value)
-        fee = opening_fee(intent, found, self._market.margin_rates)
+        fee = opening_fee(intent, found, self._market.margin_rates, self._market.rules)
         now = int(self._clock.now())
         self._journal.conclude(intent, outcome, now, found, found.reason, fee)
         paid = price(found.cost / found.volume, rules) if found.volume else "-"

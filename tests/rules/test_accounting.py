@@ -61,7 +61,7 @@ class AccountingTest(unittest.TestCase):
         wanted = intent(CANDLE + 60 * number, side=side, volume=Decimal(volume), held_before=held)
         done = execution(wanted, volume, cost, fee)
         journal.write(wanted)
-        assumed = opening_fee(wanted, done, RATES)
+        assumed = opening_fee(wanted, done, RATES, RULES)
         journal.conclude(wanted, Outcome.CLOSED, CANDLE, done, opening_fee=assumed)
         return done.exchange_order_id
 
@@ -281,6 +281,13 @@ class TestBooksAtOnce(AccountingTest):
             self.assertEqual(Decimal(fee), self.margin_fees())
             self.assertEqual(Decimal(16), self.journal.account().fees)
 
+    def test_an_opening_fee_has_the_decimals_of_its_quote_currency(self) -> None:
+        wanted = intent(CANDLE, side=Side.BUY, volume=Decimal("0.04"))
+        done = execution(wanted, "0.04", "0.0001", "0")
+        fine = RULES._replace(cost_decimals=10)
+        self.assertEqual(0, opening_fee(wanted, done, RATES, RULES))
+        self.assertEqual(Decimal("0.000000025"), opening_fee(wanted, done, RATES, fine))
+
     def test_only_the_part_that_opens_costs_an_opening_fee(self) -> None:
         self.traded(self.journal, 0, Side.BUY, "0.04", "2000")
         self.traded(self.journal, 1, Side.SELL, "0.04", "2000")
@@ -292,9 +299,9 @@ class TestBooksAtOnce(AccountingTest):
     def test_where_no_rate_is_told_two_hundredths_of_a_percent_are_assumed(self) -> None:
         wanted = intent(CANDLE, volume=Decimal("0.04"))
         done = execution(wanted, "0.04", "2000", "16")
-        self.assertEqual(Decimal("0.4"), opening_fee(wanted, done, MarginRates()))
+        self.assertEqual(Decimal("0.4"), opening_fee(wanted, done, MarginRates(), RULES))
         bought = wanted._replace(leverage=0)
-        self.assertEqual(0, opening_fee(bought, done, MarginRates()))
+        self.assertEqual(0, opening_fee(bought, done, MarginRates(), RULES))
 
     def test_the_ledger_s_word_replaces_what_was_assumed(self) -> None:
         order = self.bought()

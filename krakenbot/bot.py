@@ -181,14 +181,12 @@ class Bot:
         interval_s = self.plan.interval_s
         self.orders.reconcile()
         waited_s = self.clock.monotonic() - self._checked_start
-        is_due = self._checks and (waited_s > CHECKS_S or not self.journal.account().held)
-        if is_due:
-            self.market.invalidate()
-        self._refresh()
-        if is_due:
+        if self._checks and (waited_s > CHECKS_S or not self.journal.account().held):
+            self.market.learn()  # They look at the rules as last read.
             self._run_checks(lambda check: check())
         if self.plan.limits.close_only and not self.journal.account().held:
             raise ConfigError(f"nothing is held any more, and {self.plan.limits.close_only}")
+        self._refresh()
         if not self.journal.get("pnl_at_resume"):
             quote = self.market.quote()
             if quote.spread_percent <= self.plan.limits.max_spread_percent:

@@ -96,8 +96,6 @@ class Bot:
         self._books_kept, self._checked = float("-inf"), clock.monotonic()
         self._newest_close: Decimal | None = None
 
-    # -- the loop ------------------------------------------------------------------------------
-
     def run(self, *, once: bool = False, patience_s: float = 300.0) -> None:
         """Decide on every finished candle until StopRequestedError; with `once`, on one candle.
 
@@ -105,9 +103,7 @@ class Bot:
         tick of `once`) keeps failing for longer than `patience_s`.
         """
         try:
-            if reason := self.journal.get("halted"):
-                cleared = "`krakenbot resume` clears this once you have checked"
-                raise StopError(f"halted: {reason}. {cleared}")
+            self._refuse_when_halted()
             self._start(patience_s)
             self.retry(self.orders.reconcile, patience_s)
             rules = self.market.rules
@@ -129,6 +125,11 @@ class Bot:
             self.journal.keep_stop(error)
             self._emit("halt", str(error))
             raise
+
+    def _refuse_when_halted(self) -> None:
+        if reason := self.journal.get("halted"):
+            cleared = "`krakenbot resume` clears this once you have checked"
+            raise StopError(f"halted: {reason}. {cleared}")
 
     def _start(self, patience_s: float = 300.0) -> None:
         self.retry(self.market.learn, patience_s)
@@ -173,8 +174,6 @@ class Bot:
             if result.is_done or self.clock.monotonic() - began + pause_s > VISIBLE_S:
                 return
             self.clock.wait(pause_s)
-
-    # -- one tick ------------------------------------------------------------------------------
 
     def tick(self) -> TickResult:
         """Bring the position to where the newest finished candle says it should be."""

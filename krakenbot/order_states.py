@@ -186,8 +186,6 @@ def next_action(state: State, answer: Answer, search: Search, now: float) -> Act
     return Action(cell.write, cell.state, cell.pauses_s[at], cell.do, cell.reason)
 
 
-# -- a new attempt -------------------------------------------------------------------------------
-
 REFUSED_AFTER_S = (15.0, 60.0, 300.0, 900.0)  # Pauses before a retry; the last one repeats.
 NOT_SENT_AFTER_S = (2.0, 5.0, 15.0, 60.0)
 # A new candle's first attempt waits at most this long because an earlier candle's order failed.

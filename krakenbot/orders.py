@@ -373,8 +373,6 @@ class Orders:
         self._emit("delay", f"the order to {intent.purpose.verb} never reached the exchange")
         self._searches.pop(intent.id, None)
 
-    # -- what is held --------------------------------------------------------------------------
-
     def position(self) -> Decimal:
         """Return the signed volume held, once the exchange and the journal agree.
 

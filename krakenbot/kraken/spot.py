@@ -76,8 +76,6 @@ class Spot:
         self.newest_quote: Quote | None = None  # As last read.
         self._placed = ("", "")  # The newest order's client order id and exchange order id.
 
-    # -- public data ---------------------------------------------------------------------------
-
     def server_time(self) -> int:
         """Return Kraken's time in whole unix seconds."""
         result = self.client.public("Time")
@@ -153,8 +151,6 @@ class Spot:
         assets = rules.quote if is_token else f"{rules.quote},{rules.base}"
         result = self.client.public("Assets", {"asset": assets})
         return MarginRates(_margin_rate(result, rules.quote), _margin_rate(result, rules.base))
-
-    # -- the account ---------------------------------------------------------------------------
 
     def key_info(self) -> KeyInfo:
         """Return permissions, last nonce and account of the API key."""

@@ -34,11 +34,13 @@ class Alerts:
                 log.info("over: %s", last_text)
                 self._emit("recovery", f"over: {last_text}")
             return
-        if after_s and key not in since:
-            since[key] = now
-            self._journal.put(alerts_since=json.dumps(since))
-        if key not in known and now - since.get(key, now) < after_s:
-            return
+        if after_s and key not in known:
+            begun, seen = since.get(key, (now, now))
+            if not begun <= seen <= now or now - seen > AGAIN_S:
+                begun = now  # Nobody looked for a day, or a clock was wrong.
+            self._journal.put(alerts_since=json.dumps(since | {key: (begun, now)}))
+            if now - begun < after_s:
+                return
         if now - reported >= AGAIN_S:
             reported = now
             log.warning("%s", text)

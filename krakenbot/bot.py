@@ -33,10 +33,8 @@ WAKE_DELAY_S = 1.0
 CHECK_MAX_S = 300.0  # Position and loss are checked at least this often, by the monotonic clock.
 PASSING_PAUSE_S = 60.0  # Before the next try when the obstacle is temporary.
 FUNDS_PAUSE_S = 5.0  # TradeBalance shows a close a few seconds late.
-LATE_PAUSE_S = 30.0
-LOSS_PAUSE_S = 10.0
-# Blocked for this many candles or seconds, whichever is less: an alert.
-BLOCKED_CANDLES, BLOCKED_MAX_S = 3, 3600.0
+LATE_PAUSE_S, LOSS_PAUSE_S = 30.0, 10.0
+BLOCKED_CANDLES, BLOCKED_MAX_S = 3, 3600.0  # Blocked for so long, whichever is less: an alert.
 CHECKS_S = 3600.0  # Before a check of the start that allows only closing is asked again.
 PAGES_MAX, PAGE_S = 10, 6.0  # Ledger pages per check; the REST limit allows a page in 6 s.
 PAGES_BEFORE_S = 20.0  # The ledger is not read this close to the next candle.
@@ -87,8 +85,7 @@ class Bot:
         self.plan, self.exchange, self.journal, self.clock = plan, exchange, journal, clock
         self._on_event, self._checks, self._checked_start = on_event, [*checks], 0.0
         self.market = MarketState(plan, exchange, clock, journal)
-        parts = self.market, exchange, journal, clock, self._emit
-        self.orders = Orders(plan, fingerprint, *parts)
+        self.orders = Orders(plan, fingerprint, self.market, exchange, journal, clock, self._emit)
         self._alerts = Alerts(journal, clock, self._emit)
         self.retry = Retry(exchange, journal, clock, self._alerts)
         self.window = CandleWindow(exchange, clock, plan.interval_s, plan.candles_min)
@@ -146,6 +143,19 @@ class Bot:
         self._alerts.update("closing", f"closing only, nothing is opened: {only}" if only else "")
         self._checked_start = self.clock.monotonic()
 
+    def _check_again(self) -> None:
+        held, now = self.journal.account().held, self.clock.monotonic()
+        if held and now - self._checked_start < CHECKS_S:
+            return
+        try:
+            self.market.learn()  # The checks look at the rules as last read.
+            self._run_checks(lambda check: check())
+        except ExchangeError as error:
+            if not held:
+                raise
+            self._checked_start = now  # What is held must be looked after meanwhile.
+            log.warning("still closing only: not checked again reason=%s", error)
+
     def _keep_books(self, left_s: float = CHECK_MAX_S) -> None:
         """Book the charges in the exchange's ledger, if that is due and `left_s` is long enough.
 
@@ -179,17 +189,14 @@ class Bot:
         """Bring the position to where the newest finished candle says it should be."""
         interval_s = self.plan.interval_s
         self.orders.reconcile()
-        waited_s = self.clock.monotonic() - self._checked_start
-        if self._checks and (waited_s > CHECKS_S or not self.journal.account().held):
-            self.market.learn()  # They look at the rules as last read.
-            self._run_checks(lambda check: check())
+        if self._checks and not self.journal.get("flatten"):
+            self._check_again()
         if self.plan.limits.close_only and not self.journal.account().held:
             raise ConfigError(f"nothing is held any more, and {self.plan.limits.close_only}")
         self._refresh()
-        if not self.journal.get("pnl_at_resume"):
-            quote = self.market.quote()
-            if quote.spread_percent <= self.plan.limits.max_spread_percent:
-                self._count_loss_from(quote.mid)
+        if not self.journal.get("pnl_at_resume"):  # max_loss counts from here.
+            pnl = self.journal.account().pnl(self.market.fair_price())
+            self.journal.put(pnl_at_resume=pnl)
         if self.clock.monotonic() - self._checked >= CHECK_MAX_S:
             self._check_between_candles()
         if self.journal.get("flatten"):
@@ -199,8 +206,7 @@ class Bot:
         candles = self._finished(expected)
         if candles is None:
             return TickResult(self.clock.now() + LATE_PAUSE_S, decided=False)
-        newest = candles[-1]
-        next_due = self._next_due(newest)
+        newest, next_due = candles[-1], self._next_due(candles[-1])
         if self.journal.is_done(interval_s, newest.time):
             return TickResult(next_due, decided=True)
         again_at = self._work(newest, self._remembered(self._signal(candles)))
@@ -289,8 +295,6 @@ class Bot:
         not_now: dict[Purpose, Blocked] = {}
         self._newest_close = candle.close
         sent, held = 0, self.orders.position()
-        if not self.journal.get("pnl_at_resume"):  # The quotes are too wide to count from.
-            self._count_loss_from(candle.close)
         while True:
             decision = self._decide(candle, signal, held, not_now)
             step = decision.step
@@ -361,9 +365,6 @@ class Bot:
         self.market.invalidate()  # The reason may be gone at the next check.
         self._emit("objection", against.reason)
         return Blocked(f"but {against.reason}", self.clock.now() + pause_s)
-
-    def _count_loss_from(self, price: Decimal) -> None:
-        self.journal.put(pnl_at_resume=self.journal.account().pnl(price))
 
     def _check_loss(self, held: Decimal) -> None:
         """When `max_loss` is reached, begin to flatten; once flat, end with a safety stop."""

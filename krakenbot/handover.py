@@ -104,12 +104,15 @@ def adoption(bot: Bot) -> list[str]:
 
 def _price(bot: Bot, position: Position) -> Decimal:
     """Return the price at which more than the journal records was opened; else the price now."""
-    held = bot.journal.account().held
-    more, recorded = abs(position.volume) - abs(held), ZERO
-    if held:
-        recorded = abs(opening_cost(reversed(bot.journal.intents()), held))
-    is_added = position.cost > recorded and more > 0 and held * position.volume >= 0
-    return (position.cost - recorded) / more if is_added else bot.exchange.quote().mid
+    journal, held = bot.journal, bot.journal.account().held
+    more, average = abs(position.volume) - abs(held), ZERO
+    if more <= 0 or not position.cost or held * position.volume < 0:
+        return bot.exchange.quote().mid
+    average = position.cost / abs(position.volume)
+    if not any(journal.is_charged(f"open {trade}") for trade in position.trades):
+        return average  # What the journal records is not part of it any more.
+    price = (position.cost - abs(opening_cost(reversed(journal.intents()), held))) / more
+    return price if average / 2 < price < average * 2 else average
 
 
 def _next_trades(bot: Bot, held: Decimal) -> Iterator[str]:

@@ -169,6 +169,11 @@ class MarketState:
                 raise
             return Quote(equity.price, equity.price)
 
+    def fair_price(self) -> Decimal:
+        """Return the last close known, or the price of the quote nearest to it: none is absurd."""
+        quote, equity = self.quote(), self._journal.newest_equity()
+        return sorted((quote.bid, equity.price if equity else quote.mid, quote.ask))[1]
+
     def _read_status(self) -> None:
         found = self._exchange.market_status()
         self._mark_read("status")

@@ -82,6 +82,8 @@ def retry(
             # the last one, as in an outage or after a lockout, is a new one.
             if refused is None and now - refused_at >= LOCKOUT_S:
                 pauses = iter(key_pauses_s or ())
+            if error.passing and refused and refused.passing and patience_s < float("inf"):
+                raise LaterError(f"gave up: {error}") from error
             is_waited_out = error.passing and key_pauses_s is not None
             pause_s = LOCKOUT_S if is_waited_out else next(pauses, None)
             is_locked = error.lockout and not error.passing

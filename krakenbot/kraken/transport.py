@@ -65,6 +65,7 @@ class UrllibTransport(urllib.request.AbstractHTTPHandler):
             elif response.length:
                 problem = f"{response.length} bytes of it are missing"
             else:
+                _answering.update(response.reached)
                 return response.status, answer
         # Raised outside of `except`, because a library error can quote a header.
         raise UnansweredError(f"no complete answer from {host}: {problem}")
@@ -141,14 +142,13 @@ class _Connection(http.client.HTTPConnection):
         except _BROKEN as error:
             problem = f"{self.host} cannot be reached: {_name(error)}"
             raise LaterError(problem, cause=Cause.UNREACHABLE) from None
-        self._reached = host, address
+        self._reached = {host: address}
         self.response_class = partial(_Response, self._deadline)
 
     def getresponse(self) -> Any:
-        """Return the response; only an address that sends one is tried first the next time."""
-        response = super().getresponse()
-        host, address = self._reached
-        _answering[host] = address
+        """Return the response, with the address that it came from by host as `reached`."""
+        response: Any = super().getresponse()
+        response.reached = self._reached
         return response
 
     def _connect_to(self, address: Any, others: int) -> None:

@@ -508,6 +508,13 @@ class TestRaisedMinimum(AttentionTest):
             self.once(minutes)
         self.assertIn("off target", " ".join(self.told()))
 
+    def test_what_nobody_saw_for_a_week_has_not_lasted(self) -> None:
+        self.once(105)
+        self.exchange.status = "cancel_only"
+        self.once(DOWN)
+        self.once(DOWN + 7 * 1440)
+        self.assertNotIn("off target", " ".join(self.told()))
+
     def test_a_size_raised_to_it_does_not_let_the_bot_keep_coins_for_ever(self) -> None:
         self.plan = self.plan._replace(leverage=0)
         self.raise_minimum()
@@ -574,8 +581,13 @@ class TestMissingPermission(AttentionTest):
 
         for pauses in ((), KEY_PAUSES_S):
             asked.clear()
-            self.assertEqual("done", retry(ask, self.clock, 300.0, key_pauses_s=pauses))
+            ever = float("inf")
+            self.assertEqual("done", retry(ask, self.clock, ever, key_pauses_s=pauses))
             self.assertEqual([900.0] * 3, [b - a for a, b in pairwise(asked)])
+        asked.clear()
+        with self.assertRaises(LaterError):
+            retry(ask, self.clock, 300.0, key_pauses_s=())
+        self.assertEqual(2, len(asked))
 
     def test_a_lockout_after_a_limit_of_requests_is_the_first_in_a_row(self) -> None:
         limit = KeyRefusedError("EGeneral:Too many requests", lockout=True, passing=True)

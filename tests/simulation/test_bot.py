@@ -1037,6 +1037,18 @@ class TestCloseOnly(BotTest):
         self.assertRaises(StopRequestedError, bot.run)
         self.assertEqual([], active_alerts(self.journal))
 
+    def test_a_check_that_cannot_be_made_again_keeps_nothing_from_being_looked_after(self) -> None:
+        self.exchange.rise = 10_000
+        bot = self.once(100)
+        bot._checks = [mock.Mock(side_effect=["no margin", *[UnansweredError("timed out")] * 99])]
+        bot.plan = bot.plan._replace(limits=PLAN.limits._replace(max_loss=Decimal(50)))
+        crash, steady = self.clock.time + 3700, self.exchange.close
+        self.exchange.close = (  # type: ignore[method-assign]
+            lambda number: Decimal(30_000) if self.clock.time > crash else steady(number)
+        )
+        self.clock.end = crash + 900
+        self.assertIn("max_loss", self.stopped(bot.run))
+
     def test_one_that_has_passed_when_it_is_flat_does_not_end_it(self) -> None:
         bot = self.once(100)
         bot._checks = [lambda: "no margin" if self.journal.account().held else None]

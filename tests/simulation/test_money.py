@@ -22,7 +22,8 @@ from krakenbot.decision import Plan
 from krakenbot.handover import adopt
 from krakenbot.journal_file import open_journal
 from krakenbot.kraken.spot import Spot
-from krakenbot.model import Secret
+from krakenbot.model import Execution, OrderStatus, Purpose, Secret, Side
+from krakenbot.records import Intent, Outcome
 from krakenbot.risk import Limits
 from krakenbot.simulated.api import SandboxApi
 from krakenbot.simulated.books import Account
@@ -262,6 +263,20 @@ class TestBooks(unittest.TestCase):
         price = quote.ask if held > 0 else quote.bid
         cost = world.journal.intents()[-1].cost
         self.assertAlmostEqual(float(price), float(cost / D("0.02")), delta=0.1)
+
+    def test_what_is_adopted_in_place_of_a_closed_position_counts_at_its_own_price(self) -> None:
+        world = self.world()
+        world.api.controls["price"]({"pair": "XBTUSD", "price": "60000"})
+        world.api.controls["position"](
+            {"pair": "XBTUSD", "side": "buy", "volume": "0.02", "leverage": 2}
+        )
+        bought = Execution("x", "O1", OrderStatus.CLOSED, D("0.01"), D(500), D(0))
+        order = Intent("x", 60, 1, Purpose.OPEN, Side.BUY, D("0.01"), 2, False, "", D(0), 1, 16)
+        world.journal.write(order)
+        world.journal.conclude(order, Outcome.CLOSED, 2, bought)
+        world.bot.market.learn()
+        adopt(world.bot, D("0.01"))
+        self.assertEqual(D("600.001"), world.journal.intents()[-1].cost)
 
     def books(self, world: World) -> D:
         account = world.journal.account()

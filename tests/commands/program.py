@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import select
+import signal
 import sys
 import time
 import unittest
@@ -166,6 +167,7 @@ def _be(
 ) -> None:
     """Become the program, as if it had been started from nothing."""
     os.chdir(folder)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # Whatever started the tests may ignore it.
     os.environ.clear()
     os.environ.update(environ)
     for number, pipe in enumerate(output, 1):

@@ -24,7 +24,7 @@ class Alerts:
     def update(self, key: str, text: str, after_s: float = 0.0) -> None:
         """Set the alert's text; "" clears it. Report it once the condition has lasted `after_s`."""
         now, known = self._clock.now(), _read(self._journal)
-        since = json.loads(self._journal.get("alerts_since") or "{}")  # Outlasts this process.
+        since = pending_since(self._journal)
         last_text, reported = known.get(key, ("", float("-inf")))
         if not text:
             if since.pop(key, None):
@@ -53,6 +53,12 @@ class Alerts:
 def active_alerts(journal: Journal) -> list[str]:
     """Return the texts of the active alerts."""
     return [text for text, _ in _read(journal).values()]
+
+
+def pending_since(journal: Journal) -> dict[str, tuple[float, float]]:
+    """Return when each condition that is not reported yet began, and when it was seen last."""
+    known = json.loads(journal.get("alerts_since") or "{}")
+    return {key: (float(begun), float(seen)) for key, (begun, seen) in known.items()}
 
 
 def _read(journal: Journal) -> dict[str, tuple[str, float]]:

@@ -130,7 +130,7 @@ class Journal:
         newest = self._intents(
             f"WHERE {_is_none_of(PASSING)} AND number > ? ORDER BY number DESC LIMIT 10",
             *PASSING,
-            int(self.get("unfilled_from", "0")),
+            int(self.get("unfilled_from") or 0),
         )
         failed = list(takewhile(lambda intent: intent.outcome and not intent.executed, newest))
         return len(failed), f"{failed[0].outcome}: {failed[0].note}" if failed else ""
@@ -140,7 +140,7 @@ class Journal:
         return self._number(
             "SELECT max(coalesce((SELECT max(max(created), max(coalesce(settled, 0))) FROM intents)"
             ", 0), coalesce((SELECT max(decided) FROM decisions), 0), ?)",
-            int(self.get("created", "0")),
+            int(self.get("created") or 0),
         )
 
     def knows_order(self, exchange_order_id: str) -> bool:

@@ -7,7 +7,7 @@ from contextlib import ExitStack, closing, contextmanager
 from decimal import Decimal
 from pathlib import Path
 
-from krakenbot.alerts import active_alerts
+from krakenbot.alerts import active_alerts, pending_since
 from krakenbot.errors import ConfigError
 from krakenbot.journal import BUSY_S, Journal, advice, damaged
 from krakenbot.lock import no_access, open_private
@@ -169,6 +169,7 @@ def _check(connection: sqlite3.Connection, path: Path) -> None:
     journal.newest_intent()
     journal.newest_record()
     active_alerts(journal)
+    pending_since(journal)
     for key in ("pnl_at_resume", "exchange_position"):
         Decimal(journal.get(key) or 0)
     for key in _WHOLE.split():

@@ -90,7 +90,7 @@ class Orders:
         self._owned_before = self._owned
         intent = self._intent(step, candle, held, reason)
         answer = Answer.NOT_FOUND  # No lookup is needed, except in the case below.
-        born = int(self._journal.get("created", "0"))
+        born = int(self._journal.get("created") or 0)
         if born >= candle + self._plan.interval_s or self._journal.newest_intent() is None:
             # The journal is newer than the candle. One that was lost may have sent this order
             # already, at any time since the candle began.
@@ -99,7 +99,7 @@ class Orders:
             # Its deadline begins now, after the lookup.
             is_new = answer is Answer.NOT_FOUND
             intent = self._intent(step, candle, held, reason) if is_new else lost
-            was_adopted = int(self._journal.get("adopted", "-1")) >= born
+            was_adopted = int(self._journal.get("adopted") or -1) >= born
             if was_adopted and self._found is not None and self._found.status.is_final:
                 # What this order traded was adopted with the rest.
                 self._journal.write(lost)

@@ -55,7 +55,8 @@ settings.register_profile(
 settings.load_profile("bounded")
 
 META = """first_direction charges_read pnl_at_resume halted unfilled_from warnings started pid
-    ended exit_code seen seen_wall next_decision pair_decimals exchange_position created"""
+    ended exit_code seen seen_wall next_decision pair_decimals exchange_position created
+    interval alerts_since adopted"""
 
 CHECK_MAX_S = 0.5  # Of the processor. Written out, 1e200000 takes longer, 1e999999999 for ever.
 

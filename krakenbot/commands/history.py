@@ -76,7 +76,7 @@ def _decisions(journal: Journal, since: int) -> Iterator[dict[str, Any]]:
 
 
 def _orders(journal: Journal, since: int) -> Iterator[dict[str, Any]]:
-    opening_fees, decimals = journal.opening_fees(), int(journal.get("pair_decimals", "10"))
+    opening_fees, decimals = journal.opening_fees(), int(journal.get("pair_decimals") or 10)
     for intent in journal.intents():
         paid = round(intent.cost / intent.executed, decimals) if intent.executed else None
         if intent.created >= since:

@@ -585,7 +585,7 @@ SHOWN_BY: dict[str, int | str] = {
     "an unanswered order that cannot be looked up counts as filled": (
         "two-step:AddOrder=lost-before,OpenOrders=lost-before"
     ),
-    "a new process believes its first empty answer": 28,
+    "a new process believes its first empty answer": 27,
     "a new process takes a part of a fill for all of it": (
         "two-step:AddOrder=late-fill,QueryOrders=death-after"
     ),

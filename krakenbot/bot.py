@@ -20,7 +20,7 @@ from krakenbot.format import amount, decimals_of, moment, percent, price
 from krakenbot.journal import Journal
 from krakenbot.kraken.spot import Spot
 from krakenbot.market import MarketState
-from krakenbot.model import Candle, Direction, MarginSummary, Purpose, Signal, Step
+from krakenbot.model import ZERO, Candle, Direction, MarginSummary, Purpose, Signal, Step
 from krakenbot.order_states import VISIBLE_S
 from krakenbot.orders import Orders
 from krakenbot.pairs import plain
@@ -39,7 +39,6 @@ CHECKS_S = 3600.0  # Before a check of the start that allows only closing is ask
 PAGES_MAX, PAGE_S = 10, 6.0  # Ledger pages per check; the REST limit allows a page in 6 s.
 PAGES_BEFORE_S = 20.0  # The ledger is not read this close to the next candle.
 DAY_S = 86400
-
 
 Check = Callable[[], str | None]
 
@@ -195,8 +194,9 @@ class Bot:
             raise ConfigError(f"nothing is held any more, and {self.plan.limits.close_only}")
         self._refresh()
         if not self.journal.get("pnl_at_resume"):  # max_loss counts from here.
-            pnl = self.journal.account().pnl(self.market.fair_price())
-            self.journal.put(pnl_at_resume=pnl)
+            account = self.journal.account()
+            valued_at = self.market.fair_price() if account.held else ZERO
+            self.journal.put(pnl_at_resume=account.pnl(valued_at))
         if self.clock.monotonic() - self._checked >= CHECK_MAX_S:
             self._check_between_candles()
         if self.journal.get("flatten"):

@@ -579,7 +579,7 @@ SHOWN_BY: dict[str, int | str] = {
     "an accepted order counts as filled": "two-step:",
     "a refused order is thought never to have left": "two-step:AddOrder=timeout",
     "what was ordered for this candle is ordered again": "two-step:AddOrder=late-fill",
-    "refusals go on for ever": 20,
+    "refusals go on for ever": 9,
     "an order found in another state counts as ended": "two-step:AddOrder=late-fill",
     "a lookup that fails proves absence": "two-step:AddOrder=timeout,OpenOrders=lost-before",
     "an unanswered order that cannot be looked up counts as filled": (
@@ -595,13 +595,13 @@ SHOWN_BY: dict[str, int | str] = {
     "what is committed may not be on disk": "two-step:",
     "nonces are the clock's": "two-step:AddOrder=death-clock",
     "a new process forgets the nonces of the old one": "two-step:AddOrder=death-clock",
-    "nonces are written without being synced": "no margin:AddOrder#1=death-clock",
+    "nonces are written without being synced": "two-step:AddOrder#1=death-clock",
     "the key is not locked": "two-step:",
     "a halt is forgotten by the next start": "two-step:AddOrder=untold",
     "a halt is not written down": "two-step:AddOrder=untold",
     "a charge is booked each time it is read": 1,
     "an error of unknown text is a refusal": (
-        "no margin:AddOrder#1=unknown,OpenOrders=lag,ClosedOrders=lag"
+        "two-step:AddOrder#1=unknown,OpenOrders=lag,ClosedOrders=lag"
     ),
     "a page in place of JSON is a refusal": (
         "one-order:AddOrder#2=html,OpenOrders=lag,ClosedOrders=lag"

@@ -431,6 +431,11 @@ class TestEntry(BotTest):
         self.once(DOWN + 20, self.bot(entry_now=False))
         self.assertEqual(-SIZE, self.exchange.held)
 
+    def test_a_first_start_that_trades_nothing_asks_for_no_quote(self) -> None:
+        self.once(bot=self.bot(entry_now=False))
+        self.assertEqual([], self.exchange.placed)
+        self.assertEqual([], self.exchange.quotes)
+
     def test_once_in_the_market_a_restart_does_not_wait_again(self) -> None:
         self.until(DOWN, entry_now=False)
         self.exchange.rise = 10_000

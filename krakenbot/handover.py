@@ -105,7 +105,7 @@ def adoption(bot: Bot) -> list[str]:
 def _price(bot: Bot, position: Position) -> Decimal:
     """Return the price at which more than the journal records was opened; else the price now."""
     journal, held = bot.journal, bot.journal.account().held
-    more, average = abs(position.volume) - abs(held), ZERO
+    more = abs(position.volume) - abs(held)
     if more <= 0 or not position.cost or held * position.volume < 0:
         return bot.exchange.quote().mid
     average = position.cost / abs(position.volume)

@@ -71,9 +71,7 @@ class Cell(NamedTuple):
 
     state: State
     do: Do
-    pauses_s: Sequence[float] = (
-        NOW_S  # The waits before `do`, one after the other; the last repeats.
-    )
+    pauses_s: Sequence[float] = NOW_S  # The waits before `do`, in turn; the last repeats.
     on_timeout: Do | None = None
     reason: str = ""
     write: Write = Write.NOTHING

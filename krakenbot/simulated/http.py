@@ -60,8 +60,10 @@ class Sandbox:
 
 
 class Server(ThreadingTCPServer):
-    """Passes requests to `respond`, which may raise ConnectionError to hang up
-    unanswered, and TimeoutError never to answer."""
+    """Passes requests to `respond`.
+
+    It may raise ConnectionError to hang up unanswered, and TimeoutError never to answer.
+    """
 
     daemon_threads = allow_reuse_address = True
     block_on_close = False

@@ -133,7 +133,7 @@ class Journal:
             int(self.get("unfilled_from") or 0),
         )
         failed = list(takewhile(lambda intent: intent.outcome and not intent.executed, newest))
-        return len(failed), f"{failed[0].outcome}: {failed[0].note}" if failed else ""
+        return len(failed), f"{failed[0].ending}: {failed[0].note}" if failed else ""
 
     def newest_record(self) -> int:
         """Return the time of the newest record, 0 in a new journal."""

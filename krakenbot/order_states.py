@@ -217,7 +217,7 @@ def next_attempt(
     at = (newest.settled or newest.created) + _pause_s(newest_first, is_of_candle, ordermin)
     if needs_proof(newest):
         at = max(at, newest.deadline + VISIBLE_S)
-    reason = f"{newest.outcome} ({newest.note})" if newest.note else str(newest.outcome)
+    reason = f"{newest.ending} ({newest.note})" if newest.note else newest.ending
     if is_of_candle and max(at, now) > candle + 2 * newest.interval_s - newest.interval_s / 10:
         return Blocked(f"{reason}, no retry for this candle", None)
     return Blocked(f"{reason}, retrying after a pause", at)

@@ -149,7 +149,7 @@ class Orders:
     def _lookups_due(self, reduces: bool) -> Iterator[Blocked]:
         """Yield, for each refused order that may exist, until when the next order waits."""
         for earlier in self._unproven(reduces):
-            why = f"an order to {earlier.purpose.verb} was {earlier.outcome} ({earlier.note})"
+            why = f"an order to {earlier.purpose.verb} was {earlier.ending} ({earlier.note})"
             yield Blocked(f"{why} and is looked up first", self._certain_at(earlier, reduces))
 
     def _unproven(self, reduces: bool) -> list[Intent]:
@@ -230,7 +230,7 @@ class Orders:
                 self._book(intent)
             case Write.REFUSAL:
                 outcome, note = self._refusal
-                log.warning("order %s id=%s reason=%s", outcome, intent.id, note)
+                log.warning("order %s id=%s reason=%s", outcome.words, intent.id, note)
                 self._journal.conclude(intent, outcome, int(self._clock.now()), note=note)
                 self._emit("refusal" if outcome is Outcome.REFUSED else "delay", note)
             case Write.REOPENED:

@@ -24,6 +24,11 @@ class Outcome(StrEnum):
     REFUSED_FOR_NOW_NO_ORDER = "put off, no order left"  # The same, documented to leave no order.
     ABANDONED = "given up"
 
+    @property
+    def words(self) -> str:
+        """Return what a person reads."""
+        return self.replace("put off", "refused for now").replace("given up", "abandoned")
+
 
 # Temporary failures: retried, not counted per day, nor among the orders that were not filled.
 PASSING = (
@@ -57,6 +62,11 @@ class Intent(NamedTuple):
     fee: Decimal = ZERO
     settled: int | None = None
     note: str = ""
+
+    @property
+    def ending(self) -> str:
+        """Return how it ended, for a person."""
+        return self.outcome.words if self.outcome else "unresolved"
 
     @property
     def order(self) -> Order:

@@ -175,6 +175,14 @@ class TestNextAttempt(unittest.TestCase):
     def test_the_first_order_of_a_purpose_is_free(self) -> None:
         self.assertIsNone(next_attempt([], CANDLE, DAY, ORDERMIN, now=0))
 
+    def test_the_reason_says_in_plain_words_how_the_last_one_ended(self) -> None:
+        for outcome, words in ((UNSURE, "refused for now"), (NOT_SENT, "not sent")):
+            with self.subTest(words):
+                refused = intent(outcome, note="EOrder:Orders limit exceeded")
+                blocked = next_attempt([refused], CANDLE, DAY, ORDERMIN, now=0)
+                expected = f"{words} (EOrder:Orders limit exceeded), retrying after a pause"
+                self.assertEqual(expected, blocked and blocked.reason)
+
     def test_refusals_documented_to_leave_no_order_are_retried_after_growing_pauses(self) -> None:
         pauses = [pause(*[intent(SURE)] * count) for count in range(1, 6)]
         self.assertEqual([15, 60, 300, 900, 900], pauses)

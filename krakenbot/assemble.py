@@ -106,17 +106,11 @@ def assemble(
     """
     if not adopts:  # Adopting sends no order.
         require_live(config, live)
-    credentials, is_live = None, config.mode == "live"
-    if config.mode != "paper":
-        credentials = require_credentials(config, f'mode = "{config.mode}"')
     clock = Clock(config.exchange.clock_speed)
     clock.progress = progress
     clock.stop_on_signals()
-    key_name, locks, nonces = "paper", list[Lock](), None
-    if credentials is not None:
-        key_name = fingerprint(credentials.key)
-        locks = [_lock(partial(identity.key_lock, config, key_name), clock, by_bot)]
-        nonces = Nonces(locks[0])
+    credentials, key_name, locks = _claim_key(config, clock, by_bot)
+    nonces, is_live = Nonces(locks[0]) if locks else None, config.mode == "live"
     client = client_of(config, clock, credentials, nonces, live=is_live and live)
     client.on_read = clock.read
     spot = spot_of(config, client)
@@ -142,6 +136,17 @@ def assemble(
     plan, (checks, closing) = plan_of(config), startup.checks_of(start)
     bot = Bot(plan, spot, journal, clock, key_name, on_event, checks)
     return Parts(config, clock, spot, journal, bot, locks, path, is_new, closing)
+
+
+def _claim_key(
+    config: Config, clock: Clock, by_bot: bool
+) -> tuple[Credentials | None, str, list[Lock]]:
+    """Return the credentials, the key's name in order ids, and its lock; paper mode has no key."""
+    if config.mode == "paper":
+        return None, "paper", []
+    credentials = require_credentials(config, f'mode = "{config.mode}"')
+    name = fingerprint(credentials.key)
+    return credentials, name, [_lock(partial(identity.key_lock, config, name), clock, by_bot)]
 
 
 def _lock(take: Callable[..., Lock], clock: Clock, by_bot: bool) -> Lock:

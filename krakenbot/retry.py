@@ -65,37 +65,23 @@ def retry(
     Raises LaterError when it keeps failing for longer than `patience_s`. `on_failure` gets each
     failure. A refused key is tried again after each of `key_pauses_s` (None: at no time), in a
     lockout after LOCKOUT_S. After that pause `probe` is called first. Until then nothing private is
-    sent, because that prolongs a lockout. A second lockout in a row is raised, not a passing one.
-    Source: support.kraken.com 360001491786, "API error messages".
+    sent, because that prolongs a lockout.
     """
     began, logged, backoff_s = float("inf"), float("-inf"), 1.0
-    pauses, refused_at, refused = iter(key_pauses_s or ()), float("-inf"), None
+    refusals = _KeyRefusals(key_pauses_s, patience_s)
     while True:
         try:
-            if refused and probe:
+            if refusals.newest and probe:
                 probe()
-                refused = None
+                refusals.newest = None
             return action()
         except KeyRefusedError as error:
-            now = clock.monotonic()
-            # A key may pass the probe and still lack what the action needs. A refusal long after
-            # the last one, as in an outage or after a lockout, is a new one.
-            if refused is None and now - refused_at >= LOCKOUT_S:
-                pauses = iter(key_pauses_s or ())
-            if error.passing and refused and refused.passing and patience_s < float("inf"):
-                raise LaterError(f"gave up: {error}") from error
-            is_waited_out = error.passing and key_pauses_s is not None
-            pause_s = LOCKOUT_S if is_waited_out else next(pauses, None)
-            is_locked = error.lockout and not error.passing
-            is_again = is_locked and refused is not None and refused.lockout and not refused.passing
-            if pause_s is None or error.lasting or is_again:
-                raise
-            refused, refused_at, began = error, now, float("inf")
+            pause_s, began = refusals.pause_s(error, clock.monotonic()), float("inf")
             log.warning("key refused, trying it again in a few minutes reason=%s", error)
             on_failure(error)
-            clock.wait(LOCKOUT_S if error.lockout else pause_s)
+            clock.wait(pause_s)
         except ExchangeError as error:
-            refused, now = None, clock.monotonic()
+            refusals.newest, now = None, clock.monotonic()
             began = min(began, now)
             if now - began > patience_s:
                 raise LaterError(f"gave up after {patience_s:.0f} s: {error}") from error
@@ -106,3 +92,36 @@ def retry(
             wait_s = min(max(backoff_s, error.wait_s), WAIT_MAX_S)
             clock.wait(min(wait_s, max(0.1, patience_s - (now - began) + 0.1)))
             backoff_s = min(backoff_s * 2, BACKOFF_MAX_S)
+
+
+class _KeyRefusals:
+    """How often a refused key is tried again. `newest` is None once the key has worked again.
+
+    Source: support.kraken.com 360001491786, "API error messages".
+    """
+
+    def __init__(self, pauses_s: Sequence[float] | None, patience_s: float) -> None:
+        self._pauses_s, self._patience_s = pauses_s, patience_s
+        self._left, self._refused_at = iter(pauses_s or ()), float("-inf")
+        self.newest: KeyRefusedError | None = None
+
+    def pause_s(self, error: KeyRefusedError, now: float) -> float:
+        """Return the seconds to wait after a refusal at `now`; raise when it is not tried again.
+
+        A second lockout in a row is raised, a passing one only with a finite patience.
+        """
+        before = self.newest
+        # A key may pass the probe and still lack what the action needs. A refusal long after the
+        # last one, as in an outage or after a lockout, is a new one.
+        if before is None and now - self._refused_at >= LOCKOUT_S:
+            self._left = iter(self._pauses_s or ())
+        if error.passing and before and before.passing and self._patience_s < float("inf"):
+            raise LaterError(f"gave up: {error}") from error
+        is_waited_out = error.passing and self._pauses_s is not None
+        pause_s = LOCKOUT_S if is_waited_out else next(self._left, None)
+        is_locked = error.lockout and not error.passing
+        is_again = is_locked and before is not None and before.lockout and not before.passing
+        if pause_s is None or error.lasting or is_again:
+            raise error
+        self.newest, self._refused_at = error, now
+        return LOCKOUT_S if error.lockout else pause_s

@@ -24,7 +24,8 @@ class Lock:
 
     The file's first line is state that outlives the process, the second says who holds the lock,
     and with `by_bot` that it is a bot.
-    With a `name`, no other process of this machine may hold that name either.
+    With a `name`, no other process of this machine may hold that name either: a lock file is found
+    only by processes that use the same folder.
     """
 
     def __init__(
@@ -47,8 +48,11 @@ class Lock:
                 self._put(self.read())
             except OSError as error:
                 raise no_access(path, f"the lock {path} cannot be used", error) from error
-            if name and (claim := claim_on_machine(name, what)) is not None:
-                opened.callback(os.close, claim)
+            # A bot holds two names, this one first: so another bot knows what it is.
+            if name and by_bot:
+                claim_on_machine(f"{name}{BY_BOT}", what, opened)
+            if name:
+                claim_on_machine(name, what, opened)
             self._opened = opened.pop_all()
 
     def close(self) -> None:
@@ -86,24 +90,21 @@ class Lock:
         os.fsync(self._file)
 
 
-def claim_on_machine(name: str, what: str) -> int | None:
-    """Hold a name on this machine until the process ends; HeldError if another holds it.
+def claim_on_machine(name: str, what: str, opened: ExitStack) -> None:
+    """Hold a name on this machine until `opened` is closed; HeldError if another holds it.
 
-    A lock file is found only by processes that use the same folder. Linux has names for sockets
-    that need no file, source: unix(7), "abstract"; elsewhere nothing is held. Returns what is to be
-    closed, if anything.
+    Linux has names for sockets that need no file, source: unix(7), "abstract"; elsewhere nothing is
+    held.
     """
     try:
-        with socket.socket(socket.AF_UNIX) as claim:
-            if sys.platform == "linux":
-                claim.bind(f"\0krakenbot {name}")
-            return claim.detach()
+        claim = opened.enter_context(socket.socket(socket.AF_UNIX))
+        if sys.platform == "linux":
+            claim.bind(f"\0krakenbot {name}")
     except OSError as error:
-        if error.errno != errno.EADDRINUSE:
-            return None
-        where = "with another state directory"
-        words = f"another krakenbot on this machine holds {what}, {where}. {_STOP_IT}"
-        raise HeldError(words, where) from error
+        if error.errno == errno.EADDRINUSE:
+            where = "with another state directory"
+            words = f"another krakenbot on this machine holds {what}, {where}. {_STOP_IT}"
+            raise HeldError(words, where if name.endswith(BY_BOT) else "") from error
 
 
 class Nonces:

@@ -61,7 +61,7 @@ class UrllibTransport(urllib.request.AbstractHTTPHandler):
             problem = _name(error)
         else:
             if len(answer) > ANSWER_BYTES_MAX:
-                problem = f"it is over {ANSWER_BYTES_MAX} bytes"
+                problem = f"it is over the limit of {ANSWER_BYTES_MAX >> 20} MiB"
             elif response.length:
                 problem = f"{response.length} bytes of it are missing"
             else:

@@ -127,11 +127,14 @@ class TestRefusals(ProgramTest):
         first = self.start(gate, "run", "--live", **LIVE)
         first.wait_for("decided")
         count = len(gate.sent)
+        elsewhere = LIVE | {"KRAKENBOT_STATE_DIRECTORY": str(self.folder / "elsewhere")}
+        there = self.start(gate, "run", "--live", **elsewhere)
         same = self.start(gate, "run", "--live", **LIVE)
         key = self.start(gate, "run", "--live", **LIVE, KRAKENBOT_PAIR="ETHUSD")
-        for running, words in ((same, "this API key"), (key, f"pid {first.pid}")):
+        told = {same: "this API key", key: f"pid {first.pid}", there: "another state directory"}
+        for running, words in told.items():
             with self.subTest(words):
-                self.assert_ends(running.done(), 78, "another krakenbot holds", words)
+                self.assert_ends(running.done(), 78, "another krakenbot", words)
                 self.assertNotIn("waiting", running.err)
         self.assertEqual(len(gate.sent), count)
         self.assertIsNone(first.process.exitcode)
@@ -139,9 +142,15 @@ class TestRefusals(ProgramTest):
     def test_it_waits_while_another_command_holds_the_key_or_the_journal(self) -> None:
         gate = self.gate(20.0)
         self.assert_ends(self.run_it(gate, "run", "--live", "--once", **LIVE), 0)
-        for path in (*self.state.glob("key-*.lock"), self.journal().with_suffix(".lock")):
-            with self.subTest(path.name):
-                other = Lock(path, "it")  # As `doctor` holds it.
+        (key,) = self.state.glob("key-*.lock")
+        name = f"{gate.url.removeprefix('http://')} {key.stem.removeprefix('key-')}"
+        for path, held in (
+            (key, ""),
+            (self.journal().with_suffix(".lock"), ""),
+            (self.folder / "elsewhere" / key.name, name),
+        ):
+            with self.subTest(path):
+                other = Lock(path, "it", held)  # As `doctor` holds it.
                 running = self.start(gate, "run", "--live", "--once", **LIVE)
                 running.wait_for("waiting for another command")
                 other.close()

@@ -114,29 +114,34 @@ class Nonces:
     key's lock file before it is used, so that a lost journal loses no nonce. Kraken requires each
     to be above all before it. Source: docs.kraken.com, guide "Spot REST authentication".
 
-    The first nonce of a process is one more than the last one stored. If the exchange accepts it
-    and reports none above it, nothing was sent since with this key. Once a `mark` is set, nonces
-    begin with the clock: a change must not be refused because another program used a larger one.
-    `mark` is the id of the newest intent on disk; if the journal's newest is a different one, the
-    journal is an old copy.
+    Until a `mark` is set, each nonce is one more than the last one stored: if the exchange accepts
+    them and reports none above them, nothing was sent since with this key. From then on nonces are
+    the clock's, so that another program's larger ones refuse no change. `mark` is the id of the
+    newest intent on disk. If the journal's newest is another one, the journal is an old copy. Two
+    words stand for no intent: "refused" after a refused nonce, and "called" by the command `call`.
     """
 
     def __init__(self, lock: Lock) -> None:
         self._lock = lock
         number, _, self.mark = lock.read().partition(" ")
         self.stored = self._last = int(number) if number.isdigit() else 0
-        self._is_first = self._last > 0
+        self._is_marked = not self.stored
         self.seen: int | None = None  # The last nonce that the exchange knew of at the start.
 
     def set_mark(self, intent_id: str) -> None:
         """Store the id of the newest intent on disk with the next nonces."""
-        self.mark, self._is_first = intent_id, False
+        self.mark, self._is_marked = intent_id, True
+
+    def prove(self, intent_id: str) -> bool:
+        """Return whether nothing was sent with this key since that intent was written."""
+        is_ours = self.stored > 0 and self.seen in range(self.stored, self._last + 1)
+        return is_ours and self.mark == intent_id
 
     def next(self, clock_ns: int) -> int:
         """Return a nonce above all before it; StopError when it cannot be stored."""
-        nonce = self._last + 1 if self._is_first else max(clock_ns, self._last + 1)
+        nonce = max(clock_ns, self._last + 1) if self._is_marked else self._last + 1
         self._lock.write(f"{nonce:020d} {self.mark}")
-        self._last, self._is_first = nonce, False
+        self._last = nonce
         return nonce
 
 

@@ -174,13 +174,12 @@ def check_trades(start: Start) -> None:
     newest = journal.newest_intent()
     mark = newest.id if newest else ""
     is_new, was_live = not journal.get("created"), start.lock.read() == "live"
-    is_proven = nonces.seen in (nonces.stored, nonces.stored + 1) and nonces.mark == mark
     visible_s = DEADLINE_S + VISIBLE_S
     # An adoption takes over whatever was traded before.
     is_short = is_new or start.adopts
     since = int(clock.now() - visible_s) if is_short else journal.newest_record()
     wait_s = start.began + visible_s - clock.monotonic()
-    if wait_s > 0 and not is_proven and (was_live or not is_new):
+    if wait_s > 0 and not nonces.prove(mark) and (was_live or not is_new):
         why = "a bot has run here before" if is_new else "the journal may be an old copy"
         log.warning("waiting %.0f s until any earlier order is visible: %s", wait_s, why)
         clock.wait(wait_s)
@@ -188,7 +187,7 @@ def check_trades(start: Start) -> None:
         _compare_trades(start, since)
     if is_new:
         journal.put(created=int(clock.now()))
-    nonces.mark = mark
+    nonces.set_mark(mark)
 
 
 def _compare_trades(start: Start, since: int) -> None:

@@ -331,7 +331,7 @@ DEFECTS: dict[str, tuple[Change, ...]] = {
             "Nonces.next",
             """
             def defect(self, clock_ns):
-                self._last, self._is_first = 0, False
+                self._last, self._is_marked = 0, True
                 return original(self, clock_ns)
             """,
         ),
@@ -343,7 +343,7 @@ DEFECTS: dict[str, tuple[Change, ...]] = {
             """
             def defect(self, lock):
                 original(self, lock)
-                self._last, self._is_first = 0, False
+                self._last, self._is_marked = 0, True
             """,
         ),
     ),

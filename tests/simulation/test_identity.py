@@ -20,6 +20,7 @@ from krakenbot.commands.call import signed_client
 from krakenbot.config import Config, ExchangeTable, RiskTable, StrategyTable, load
 from krakenbot.credentials import load_credentials
 from krakenbot.errors import (
+    Cause,
     ConfigError,
     KeyRefusedError,
     LaterError,
@@ -30,6 +31,7 @@ from krakenbot.errors import (
 from krakenbot.journal import Journal
 from krakenbot.journal_file import open_journal
 from krakenbot.kraken.spot import Spot
+from krakenbot.kraken.transport import UrllibTransport
 from krakenbot.lock import Lock, Nonces
 from krakenbot.model import ZERO, KeyInfo, Purpose, Side
 from krakenbot.records import Intent, Outcome
@@ -422,6 +424,20 @@ class TestCurrent(FrontDoor):
         client.private("Balance")
         lock.close()
         with closing(assemble(self.config, live=True)) as parts:
+            parts.checks[0]()
+            with mock.patch.object(parts.clock, "wait", side_effect=Killed):
+                self.assertRaises(Killed, parts.checks[1])
+
+    def test_so_does_one_whose_first_request_was_lost_in_a_process_that_died_waiting(self) -> None:
+        self.hold()
+        self.sandbox.api.nonce += 5
+        with closing(self.made()) as parts:
+            offline = LaterError("unreachable", cause=Cause.UNREACHABLE)
+            with mock.patch.object(UrllibTransport, "send", side_effect=offline):
+                self.assertRaises(LaterError, parts.exchange.balances)
+            parts.exchange.client.nonce_pauses_s = (0,)
+            parts.checks[0]()
+        with closing(self.made()) as parts:
             parts.checks[0]()
             with mock.patch.object(parts.clock, "wait", side_effect=Killed):
                 self.assertRaises(Killed, parts.checks[1])

@@ -301,6 +301,12 @@ class Bot:
             if step is None:
                 break
             against = self._objection(step, held)
+            is_late = self.clock.now() >= self._next_due(candle)
+            if is_late and step.purpose is not Purpose.CLOSE:  # A newer candle has finished.
+                against = Blocked("left to the next candle", None)
+            elif sent == ROUNDS_MAX:
+                until = self.clock.now() + PASSING_PAUSE_S
+                against = Blocked("continuing after a pause", until)
             if against is not None:
                 not_now[step.purpose] = against
                 continue
@@ -309,12 +315,6 @@ class Bot:
             sent, before, held = sent + 1, held, self.orders.position()
             if held == before:
                 self.market.invalidate()  # Outdated rules or a wrong clock may be why.
-            now = self.clock.now()
-            if now >= self._next_due(candle):  # Meanwhile a newer candle has finished.
-                not_now = dict.fromkeys(Purpose, Blocked("left to the next candle", None))
-            elif sent == ROUNDS_MAX:
-                pause = Blocked("continuing after a pause", now + PASSING_PAUSE_S)
-                not_now = dict.fromkeys(Purpose, pause)
         self._finish(candle, signal, held, decision)
         return decision.blocked.until if decision.blocked else None
 

@@ -878,6 +878,21 @@ class TestPositionTruth(BotTest):
         self.assertEqual(-SIZE, self.exchange.held)
         self.assertFalse(self.journal.get("halted"))
 
+    def test_nothing_is_opened_for_a_candle_that_ended_while_the_machine_slept(self) -> None:
+        quote = self.exchange.quote
+
+        def asleep() -> Quote:
+            shown = quote()
+            self.clock.time += 6 * 3600
+            return shown
+
+        self.exchange.quote = asleep  # type: ignore[method-assign]
+        self.once()
+        self.assertEqual([], self.exchange.placed)
+        self.exchange.quote = quote  # type: ignore[method-assign]
+        self.once()
+        self.assertEqual([SIZE], [order.volume for order in self.exchange.placed])
+
     def test_adopting_takes_over_what_is_there_and_trades_on_from_it(self) -> None:
         self.exchange.by_hand(Decimal("-0.02"))
         self.stopped(lambda: self.once())

@@ -377,7 +377,6 @@ class Bot:
             log.critical("flattening reason=%s", reason)
         rules, pair = self.market.rules, self.plan.pair
         if abs(held) < rules.ordermin and not is_stuck(held, self.plan.size, rules):
-            self.orders.prove_refused()
             rest = f"; {plain(held)} {pair} is held and too small to be closed" if held else ""
             raise self.journal.halt(reason + rest)
 

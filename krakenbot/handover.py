@@ -207,7 +207,6 @@ def _close(bot: Bot, reason: str) -> bool:
     bot.orders.reconcile()
     held = bot.orders.position()
     if held == 0:
-        bot.orders.prove_refused()
         return True
     # Kraken decides whether a very small rest can be closed.
     volume = bot.market.rules.round_volume(abs(held)) or abs(held)

@@ -86,14 +86,6 @@ class Journal:
         account = account.traded(intent.side, volume, cost, fee)
         self._account = account.charged("opening", opening_fee)
 
-    def reopen(self, intent_id: str) -> None:
-        """Record that the outcome of a refused order, which traded nothing, is unknown again."""
-        with self._transaction():
-            self._db.execute(
-                "UPDATE intents SET outcome = NULL, settled = NULL WHERE id = ? AND executed = '0'",
-                (intent_id,),
-            )
-
     def intents(self) -> list[Intent]:
         """Return all intents, oldest first."""
         return self._intents("ORDER BY number")

@@ -31,9 +31,9 @@ class Answer(Enum):
     """The first four answer the sending of the order, the others a lookup."""
 
     ACCEPTED = "accepted"
-    REJECTED = "refused, for good or for now; the outcome recorded says which"
+    REJECTED = "refused, for good or for now, and no order can be left"
     NOT_SENT = "no byte left this machine"
-    UNKNOWN = "no answer, or one that cannot be understood"
+    UNKNOWN = "no answer, none that can be understood, or a refusal that may leave an order"
     FOUND_OPEN = "it exists, and may still trade or show more of its fill"
     FOUND_FINAL = "it has ended, and its fill is certain"
     NOT_FOUND = "the exchange knows no such order"
@@ -46,7 +46,6 @@ class Write(Enum):
     ACCEPTED = "that the exchange has accepted it"
     FILL = "its outcome and its fill"
     REFUSAL = "that it was refused or not sent, and why"
-    REOPENED = "that its outcome is unknown again"
 
 
 class Do(Enum):
@@ -91,18 +90,11 @@ PREPARED, SENT, ACCEPTED, UNCONFIRMED, FINAL = State
 LOST = "was accepted by the exchange, which now does not know it"
 STILL_OPEN = "is a market order and still open long after its deadline"
 LOOKUP_REFUSED = "cannot be looked up: the exchange has refused lookups for an hour"
-OPEN_AFTER_REFUSAL = "was refused, and yet it is open"
-TRADED_AFTER_REFUSAL = "was refused, and yet it exists"
 
 
 def _impossible(state: State, answer: Answer) -> Cell:
     reason = f"was answered {answer.name} in state {state.name}, which should be impossible"
     return Cell(state, Do.HALT, reason=reason)
-
-
-def _open_again(reason: str) -> Cell:
-    # Once a person has looked, it is reconciled as any order whose outcome is unknown.
-    return Cell(UNCONFIRMED, Do.HALT, reason=reason, write=Write.REOPENED)
 
 
 TABLE: Mapping[tuple[State, Answer], Cell] = {
@@ -132,12 +124,6 @@ TABLE: Mapping[tuple[State, Answer], Cell] = {
     (UNCONFIRMED, Answer.FOUND_OPEN): Cell(UNCONFIRMED, Do.LOOK_UP, QUICK_S, Do.HALT, STILL_OPEN),
     (UNCONFIRMED, Answer.NOT_FOUND): Cell(UNCONFIRMED, Do.LOOK_UP, SLOW_S, Do.PROVE),
     (UNCONFIRMED, Answer.LOOKUP_FAILED): Cell(UNCONFIRMED, Do.WAIT, NOW_S, Do.HALT, LOOKUP_REFUSED),
-    # Refused, but Kraken does not document that this refusal leaves no order. Before another order
-    # may open a position, it is looked up once more, after deadline and lag.
-    (FINAL, Answer.NOT_FOUND): Cell(FINAL, Do.DECIDE),
-    (FINAL, Answer.FOUND_OPEN): _open_again(OPEN_AFTER_REFUSAL),
-    (FINAL, Answer.FOUND_FINAL): _open_again(TRADED_AFTER_REFUSAL),
-    (FINAL, Answer.LOOKUP_FAILED): Cell(FINAL, Do.WAIT, NOW_S, Do.HALT, LOOKUP_REFUSED),
 }
 
 
@@ -215,22 +201,10 @@ def next_attempt(
     if not (newest.reduce_only or ended_early or newest.outcome in PASSING):
         return Blocked("already ordered once for this candle", None) if is_of_candle else None
     at = (newest.settled or newest.created) + _pause_s(newest_first, is_of_candle, ordermin)
-    if needs_proof(newest):
-        at = max(at, newest.deadline + VISIBLE_S)
     reason = f"{newest.ending} ({newest.note})" if newest.note else newest.ending
     if is_of_candle and max(at, now) > candle + 2 * newest.interval_s - newest.interval_s / 10:
         return Blocked(f"{reason}, no retry for this candle", None)
     return Blocked(f"{reason}, retrying after a pause", at)
-
-
-def needs_proof(intent: Intent) -> bool:
-    """Return whether a refused order may still exist and do harm: it is looked up again.
-
-    It may if it is not `reduce_only` and was refused for now. A sale without margin is looked up
-    after any refusal, because it is tried again.
-    """
-    is_sale = intent.purpose is Purpose.CLOSE and intent.outcome is Outcome.REFUSED
-    return (is_sale or intent.outcome is Outcome.REFUSED_FOR_NOW) and not intent.reduce_only
 
 
 def _pause_s(newest_first: Sequence[Intent], is_of_candle: bool, ordermin: Decimal) -> float:

@@ -7,7 +7,6 @@ its outcome or raises, and nothing is decided. The second half of this file comp
 held with the journal.
 """
 
-from collections.abc import Iterator
 from contextlib import suppress
 from decimal import Decimal
 
@@ -39,7 +38,6 @@ from krakenbot.order_states import (
     Search,
     State,
     Write,
-    needs_proof,
     next_action,
     next_attempt,
 )
@@ -47,7 +45,6 @@ from krakenbot.pairs import earn_balances, plain
 from krakenbot.records import Intent, Outcome, client_order_id
 
 DEADLINE_S = 15  # Kraken's engine refuses an order that reaches it later (docs, Add Order).
-DEADLINE_PAST_S = 2.0  # Added to a deadline for the error of our clock.
 UNFILLED_MAX = 5
 FIRST_PAUSE_S = 2.0
 KEY_REFUSALS_MAX = 3  # When the key was refused for more orders in a row than this, the bot ends.
@@ -76,17 +73,16 @@ class Orders:
         self._exchange, self._journal, self._clock, self._emit = exchange, journal, clock, emit
         self._searches: dict[str, Search] = {}
         self._found: Execution | None = None
-        self._refusal = Outcome.REFUSED, ""  # Recorded unless a lookup finds the order.
+        # The newest refusal: the intent's id, and what is recorded unless a lookup finds the order.
+        self._refusal = "", Outcome.REFUSED, ""
         self._failure: Exception | None = None
         self._key_refusals = 0
-        self._proven = set[str]()  # Refused orders that the second lookup did not find.
         # Without margin, the balance in base currency: now, and before the order.
         self._owned: Decimal | None = None
         self._owned_before: Decimal | None = None
 
     def send(self, step: Step, candle: int, held: Decimal, reason: str) -> None:
         """Write the intent, send its order once, and follow it until it is final."""
-        self.prove_refused(step.reduce_only)
         self._owned_before = self._owned
         intent = self._intent(step, candle, held, reason)
         answer = Answer.NOT_FOUND  # No lookup is needed, except in the case below.
@@ -108,14 +104,6 @@ class Orders:
         self._follow(intent, State.PREPARED, answer)
         self._check_unfilled()
 
-    def prove_refused(self, reduces: bool = False) -> None:
-        """Wait until refused orders are over and, unless `reduces`, look them up; halt if found."""
-        for earlier in self._unproven(reduces):
-            self._clock.wait(self._certain_at(earlier, reduces) - self._clock.now())
-            if not reduces:
-                self._follow(earlier, State.FINAL, self._look_up(earlier))
-                self._proven.add(earlier.id)
-
     def reconcile(self) -> None:
         """Look up every open intent until it is final; halt when too many were not filled."""
         for intent in self._journal.open_intents():
@@ -134,40 +122,14 @@ class Orders:
             history = self._journal.newest_of(purpose, HISTORY)
             if is_whole:  # What happened to orders below the minimum does not matter.
                 history = [intent for intent in history if intent.volume >= ordermin]
-            found = next_attempt(history, candle, interval_s, ordermin, now)
-            reduces = purpose is Purpose.CLOSE and self._plan.leverage > 0
-            for reason in (found, *self._lookups_due(reduces)):
-                if reason is not None and (reason.until is None or reason.until > now):
-                    blocked[purpose] = reason
-                    break
+            reason = next_attempt(history, candle, interval_s, ordermin, now)
+            if reason is not None and (reason.until is None or reason.until > now):
+                blocked[purpose] = reason
         if newest and newest.outcome is Outcome.NOT_SENT and newest.purpose in blocked:
             blocked = dict.fromkeys(Purpose, blocked[newest.purpose]) | blocked  # Offline.
         if newest and newest.purpose is Purpose.REVERSE and not newest.executed:
             blocked.setdefault(Purpose.REVERSE, Blocked("the last one was not filled", None))
         return blocked
-
-    def _lookups_due(self, reduces: bool) -> Iterator[Blocked]:
-        """Yield, for each refused order that may exist, until when the next order waits."""
-        for earlier in self._unproven(reduces):
-            why = f"an order to {earlier.purpose.verb} was {earlier.ending} ({earlier.note})"
-            yield Blocked(f"{why} and is looked up first", self._certain_at(earlier, reduces))
-
-    def _unproven(self, reduces: bool) -> list[Intent]:
-        """Return refused orders that may have been executed and matter to the next order.
-
-        An order that only `reduces` need not wait until a refused open is looked up again. It does
-        wait for a refused reversal: if both were executed, they would close twice. Orders before an
-        adoption are left out: it covered them.
-        """
-        newest = [one for purpose in PURPOSES for one in self._journal.newest_of(purpose, 1)]
-        adopted = max((one.created for one in self._journal.newest_of(Purpose.ADOPT, 1)), default=0)
-        newest = [one for one in newest if one.created >= adopted and one.id not in self._proven]
-        doubtful = [one for one in newest if needs_proof(one)]
-        return [one for one in doubtful if one.purpose is Purpose.REVERSE or not reduces]
-
-    def _certain_at(self, refused: Intent, reduces: bool) -> float:
-        """Return when it can no longer be executed and, unless `reduces`, is sure to be visible."""
-        return refused.deadline + (DEADLINE_PAST_S if reduces else VISIBLE_S)
 
     def _check_unfilled(self) -> None:
         count, note = self._journal.consecutive_unfilled()
@@ -229,12 +191,17 @@ class Orders:
             case Write.FILL:
                 self._book(intent)
             case Write.REFUSAL:
-                outcome, note = self._refusal
-                log.warning("order %s id=%s reason=%s", outcome.words, intent.id, note)
-                self._journal.conclude(intent, outcome, int(self._clock.now()), note=note)
-                self._emit("refusal" if outcome is Outcome.REFUSED else "delay", note)
-            case Write.REOPENED:
-                self._journal.reopen(intent.id)
+                self._record_refusal(intent)
+
+    def _record_refusal(self, intent: Intent) -> None:
+        """Record that an order was not executed: its refusal or, without one, its absence."""
+        name, outcome, note = self._refusal
+        if name != intent.id:
+            outcome, note = Outcome.ABSENT, "it never reached the exchange"
+        log.warning("order %s id=%s reason=%s", outcome.words, intent.id, note)
+        self._journal.conclude(intent, outcome, int(self._clock.now()), note=note)
+        text = f"the order to {intent.purpose.verb} was {outcome.words}: {note}"
+        self._emit("refusal" if outcome is Outcome.REFUSED else "delay", text)
 
     def _place(self, intent: Intent) -> Answer:
         """Send the order. KeyRefusedError leaves the intent open, to be looked up later."""
@@ -253,8 +220,16 @@ class Orders:
             raise  # No private request may follow now.
         except (LaterError, RefusedError) as error:
             outcome = self._outcome(intent, error)
-            self._refusal = outcome, str(error)
-            return Answer.NOT_SENT if outcome is Outcome.NOT_SENT else Answer.REJECTED
+            self._refusal = intent.id, outcome, str(error)
+            if outcome is Outcome.NOT_SENT:
+                return Answer.NOT_SENT
+            # Without margin, an order to close is an ordinary sale, which could sell other coins.
+            is_sale = intent.purpose is Purpose.CLOSE and not intent.reduce_only
+            is_passing = outcome is Outcome.REFUSED_FOR_NOW and not intent.reduce_only
+            if is_sale or is_passing:  # Not documented to leave no order, or tried again soon.
+                log.warning("order refused, to be proven absent id=%s: %s", intent.id, error)
+                return Answer.UNKNOWN
+            return Answer.REJECTED
         self._key_refusals = 0
         return Answer.ACCEPTED
 
@@ -367,10 +342,7 @@ class Orders:
                 held,
             )
         self.position()  # Halts if it keeps contradicting the journal.
-        log.warning("order absent id=%s", intent.id)
-        now = int(self._clock.now())
-        self._journal.conclude(intent, Outcome.ABSENT, now, note="not found after its deadline")
-        self._emit("delay", f"the order to {intent.purpose.verb} never reached the exchange")
+        self._record_refusal(intent)
         self._searches.pop(intent.id, None)
 
     def position(self) -> Decimal:
@@ -390,7 +362,6 @@ class Orders:
         while (held := self._held(explained)) != explained:
             waited_s = self._clock.monotonic() - began
             if waited_s >= VISIBLE_S:
-                self.prove_refused()  # Halts if one of them exists, which may be why.
                 raise self._contradiction(held, explained)
             figures = plain(held), plain(explained)
             log.warning("position differs, asking again held=%s explained=%s", *figures)

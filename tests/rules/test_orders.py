@@ -8,17 +8,13 @@ from krakenbot.order_states import (
     BELOW_MINIMUM_AFTER_S,
     LOOKUP_REFUSED,
     LOST,
-    OPEN_AFTER_REFUSAL,
     STILL_OPEN,
     TABLE,
-    TRADED_AFTER_REFUSAL,
-    VISIBLE_S,
     Answer,
     Do,
     Search,
     State,
     Write,
-    needs_proof,
     next_action,
     next_attempt,
 )
@@ -60,16 +56,6 @@ CELLS: dict[tuple[State, Answer], tuple[Any, ...]] = {
         *(W.NOTHING, Do.WAIT, 0, S.UNCONFIRMED),
         *(Do.HALT, LOOKUP_REFUSED),
     ),
-    (S.FINAL, A.NOT_FOUND): (W.NOTHING, Do.DECIDE, 0, S.FINAL),
-    (S.FINAL, A.FOUND_OPEN): (
-        *(W.REOPENED, Do.HALT, 0, S.UNCONFIRMED),
-        *(Do.HALT, OPEN_AFTER_REFUSAL),
-    ),
-    (S.FINAL, A.FOUND_FINAL): (
-        *(W.REOPENED, Do.HALT, 0, S.UNCONFIRMED),
-        *(Do.HALT, TRADED_AFTER_REFUSAL),
-    ),
-    (S.FINAL, A.LOOKUP_FAILED): (W.NOTHING, Do.WAIT, 0, S.FINAL, Do.HALT, LOOKUP_REFUSED),
 }
 
 
@@ -98,7 +84,7 @@ class TestTable(unittest.TestCase):
 
     def test_every_other_cell_cannot_be_and_stops_for_a_person_with_nothing_written(self) -> None:
         others = TABLE.keys() - CELLS.keys()
-        self.assertEqual(16, len(others))
+        self.assertEqual(20, len(others))
         for state, answer in others:
             with self.subTest(state=state.name, answer=answer.name):
                 got = next_action(state, answer, NEW, NOW)
@@ -109,11 +95,6 @@ class TestTable(unittest.TestCase):
     def test_an_order_is_sent_from_one_cell_alone_right_after_its_intent_is_written(self) -> None:
         sending = [(key, cell.write) for key, cell in TABLE.items() if cell.do is Do.SEND]
         self.assertEqual([((S.PREPARED, A.NOT_FOUND), W.INTENT)], sending)
-
-    def test_only_a_halt_leads_back_from_final(self) -> None:
-        for (state, answer), cell in TABLE.items():
-            if state is S.FINAL and cell.state is not S.FINAL:
-                self.assertEqual((S.UNCONFIRMED, Do.HALT), (cell.state, cell.do), answer)
 
 
 class TestWaiting(unittest.TestCase):
@@ -191,17 +172,11 @@ class TestNextAttempt(unittest.TestCase):
         pauses = [pause(*[intent(NOT_SENT)] * count) for count in range(1, 6)]
         self.assertEqual([2, 5, 15, 60, 60], pauses)
 
-    def test_another_refusal_of_what_opens_waits_until_deadline_and_lag_are_over(self) -> None:
-        self.assertEqual(14 + VISIBLE_S, pause(intent(UNSURE)))
-        self.assertTrue(needs_proof(intent(UNSURE)))
-        self.assertFalse(needs_proof(intent(SURE)))
-
-    def test_a_close_that_can_only_shrink_waits_for_no_proof(self) -> None:
+    def test_a_close_that_can_only_shrink_is_retried_after_any_failure(self) -> None:
         for outcome in (UNSURE, SURE, Outcome.REFUSED, Outcome.CANCELED):
             with self.subTest(outcome):
                 close = intent(outcome, purpose=Purpose.CLOSE, reduce_only=True)
                 self.assertEqual(15, pause(close))
-                self.assertFalse(needs_proof(close))
 
     def test_what_never_happened_may_be_tried_again_for_the_same_candle(self) -> None:
         self.assertEqual(60, pause(*[intent(Outcome.ABSENT)] * 4))

@@ -189,7 +189,7 @@ DEFECTS: dict[str, tuple[Change, ...]] = {
             def defect(self, intent):
                 answer = original(self, intent)
                 if answer in (Answer.UNKNOWN, Answer.REJECTED):
-                    self._refusal = Outcome.NOT_SENT, ""
+                    self._refusal = intent.id, Outcome.NOT_SENT, ""
                     return Answer.NOT_SENT
                 return answer
             """,

@@ -153,7 +153,7 @@ class TestOrders(Folder):
         )
         self.assertEqual(first, client_order_id(*base))
         others = {
-            client_order_id(*base[:n], value, *base[n + 1 :])  # type: ignore[call-arg]
+            client_order_id(*base[:n], value, *base[n + 1 :])
             for n, value in enumerate(("abd", "ETHUSD", 300, CANDLE + 60, Purpose.CLOSE, 1))
         }
         self.assertEqual(6, len(others - {first}))
@@ -348,7 +348,7 @@ class TestFile(Folder):
         whole.decide(ROW, SUMMARY)
         for kind in (sqlite3.OperationalError, sqlite3.DatabaseError):
             failing = FullDisk(whole._db, ("SELECT", "PRAGMA"), kind("disk I/O error"))
-            journal = Journal(failing, self.path)  # type: ignore[arg-type]
+            journal = Journal(failing, self.path)
             readings: list[Callable[[], object]] = [
                 journal.account,
                 journal.intents,
@@ -534,7 +534,7 @@ class TestFullDisk(Folder):
             self.addCleanup(connection.close)
             whole = Journal(connection)
             whole.write(intent())
-            full = Journal(FullDisk(connection, word))  # type: ignore[arg-type]
+            full = Journal(FullDisk(connection, word))
             attempts: list[Callable[[], object]] = [
                 partial(full.put, a=1),
                 partial(full.write, intent(attempt=1)),

@@ -61,7 +61,7 @@ class FakeMarket:
 
 
 def window(market: FakeMarket, clock: FakeClock) -> CandleWindow:
-    return CandleWindow(market, clock, 60)  # type: ignore[arg-type]
+    return CandleWindow(market, clock, 60)
 
 
 def begun() -> tuple[FakeMarket, CandleWindow]:
@@ -131,10 +131,10 @@ class TestWindow(unittest.TestCase):
 
     def test_after_a_first_answer_that_was_short_all_candles_are_asked_for_again(self) -> None:
         market = FakeMarket(800)
-        whole, market.candles = market.candles, lambda since: whole(since)[-4:]  # type: ignore
-        kept = CandleWindow(market, FakeClock(), 60, NEEDED)  # type: ignore[arg-type]
+        whole, market.candles = market.candles, lambda since: whole(since)[-4:]
+        kept = CandleWindow(market, FakeClock(), 60, NEEDED)
         self.assertEqual(3, len(kept.up_to(candle(799).time) or ()))
-        market.candles, market.running = whole, 801  # type: ignore[method-assign]
+        market.candles, market.running = whole, 801
         self.assertGreaterEqual(len(kept.up_to(candle(800).time) or ()), NEEDED)
 
     def test_after_a_long_outage_everything_is_fetched_anew_without_a_hole(self) -> None:
@@ -184,7 +184,7 @@ class TestWindow(unittest.TestCase):
         def revised(since: int | None) -> Sequence[Candle]:
             return [candle(799, 5) if c.time == candle(799).time else c for c in told(since)]
 
-        market.candles = revised  # type: ignore[method-assign]
+        market.candles = revised
         got = up_to(kept, 800)
         self.assertEqual(candle(799, 5), got[-2])
 
@@ -200,7 +200,7 @@ class TestWindow(unittest.TestCase):
                 return []
 
         clock = FakeClock()
-        self.assertIsNone(CandleWindow(Empty(), clock, 60).up_to(T0))  # type: ignore[arg-type]
+        self.assertIsNone(CandleWindow(Empty(), clock, 60).up_to(T0))
 
 
 class TestFill(unittest.TestCase):
@@ -224,7 +224,7 @@ class TestRows(unittest.TestCase):
         result = {"X": [[T0, "0.1", "0.30000000000000001", "0.1", 0.2, "0", "0", 0]], "last": T0}
         with self.assertRaises(UnansweredError):
             parse_candles(result, 60)  # A float would mean that something read the JSON inexactly.
-        result["X"][0][4] = Decimal("0.2")  # type: ignore[index]
+        result["X"][0][4] = Decimal("0.2")
         self.assertEqual(
             Candle(T0, *map(Decimal, ("0.1", "0.30000000000000001", "0.1", "0.2", "0"))),
             parse_candles(result, 60)[0],

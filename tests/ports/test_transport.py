@@ -126,7 +126,7 @@ def resets(text: bytes = b"") -> Serve:
 
 def raw(serve: Serve) -> Serve:
     """Let it act on the bare connection, before any TLS."""
-    serve.is_raw = True  # type: ignore[attr-defined]
+    serve.is_raw = True
     return serve
 
 
@@ -281,7 +281,7 @@ class TestFates(Wire):
         server = self.serve(serve)
         for number, (_, ask) in enumerate(self.kinds(server.port), 1):
             self.assertEqual(ANSWERED, self.outcome(ask))
-            self.wait_for(lambda number=number: len(left) == number)  # type: ignore[misc]
+            self.wait_for(lambda number=number: len(left) == number)
         self.assertEqual([b""] * 3, left)
 
     def wait_for(self, is_so: Callable[[], bool]) -> None:

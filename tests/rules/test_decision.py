@@ -32,7 +32,7 @@ def decision(
         flatten_reason="",
         blocked={},
     )
-    return decide(snapshot._replace(**more), plan)  # type: ignore[arg-type]
+    return decide(snapshot._replace(**more), plan)
 
 
 class TestDecision(unittest.TestCase):

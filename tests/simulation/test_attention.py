@@ -97,7 +97,7 @@ class TestTradeBalanceThatLags(AttentionTest):
                     held = [v for since, v in self.exchange.shown if since <= moment][-1]
                     return MarginSummary(money, ZERO, abs(held) * 50_000 / 2)
 
-                self.exchange.summary = summary  # type: ignore[method-assign]
+                self.exchange.summary = summary
                 self.once(105)
                 self.at(DOWN)
                 began = self.clock.time
@@ -124,7 +124,7 @@ class TestStart(AttentionTest):
             seen.append(len(shown))
             return PLAN.strategy(shown)
 
-        self.exchange.candles = candles  # type: ignore[method-assign]
+        self.exchange.candles = candles
         self.plan = self.plan._replace(strategy=strategy, candles_min=50)
         self.run_for(100)
         self.assertLess(seen[0], 50)
@@ -255,7 +255,7 @@ class TestRefusalsThatPass(AttentionTest):
                 return find(name, since)
             raise RefusedError("EQuery:Unknown")
 
-        self.exchange.find = refused  # type: ignore[method-assign]
+        self.exchange.find = refused
         self.assertIn("the exchange shows nothing", self.stopped(self.bot().run))
         self.journal.resume()
         self.assertIn("the exchange shows nothing", self.stopped(self.bot().run))
@@ -310,7 +310,7 @@ class TestLookups(AttentionTest):
         bot = self.once(105)
         self.exchange.script = ["lost"]
         refusal = RefusedError("QueryOrders: EOrder:Invalid order")
-        self.exchange.find = mock.Mock(side_effect=refusal)  # type: ignore[method-assign]
+        self.exchange.find = mock.Mock(side_effect=refusal)
         self.at(DOWN)
         began = self.clock.time
         self.stopped(bot.run)
@@ -319,7 +319,7 @@ class TestLookups(AttentionTest):
         self.assertTrue(self.told(), "an hour of waiting told nobody")
 
     def test_an_absent_order_is_proven_by_the_trades_of_a_closed_window(self) -> None:
-        self.exchange.traded_orders = mock.Mock(return_value=[])  # type: ignore[method-assign]
+        self.exchange.traded_orders = mock.Mock(return_value=[])
         self.exchange.script = ["never"]
         self.run_for(200)
         absent = self.intents()[0]
@@ -331,14 +331,14 @@ class TestLookups(AttentionTest):
             with self.subTest(trades=trades, held=held):
                 self.setUp()
                 self.exchange.script = ["never"]
-                self.exchange.traded_orders = lambda *span, t=trades: t  # type: ignore[method-assign,misc]
+                self.exchange.traded_orders = lambda *span, t=trades: t
                 original = self.exchange.place
 
-                def place(order: Any, deadline: int, held: Decimal = held, place: Any = original):  # type: ignore[no-untyped-def]
+                def place(order: Any, deadline: int, held: Decimal = held, place: Any = original):
                     self.exchange.by_hand(held)
                     place(order, deadline)
 
-                self.exchange.place = place  # type: ignore[method-assign]
+                self.exchange.place = place
                 self.assertIn("the exchange holds", self.stopped(self.bot().run))
                 self.assertIsNone(self.intents()[0].outcome)
 
@@ -348,14 +348,14 @@ class TestLookups(AttentionTest):
                 self.setUp()
                 self.exchange.script = ["half"]
                 looks = map(Decimal, shown)
-                self.shows(lambda found, looks=looks: found._replace(volume=next(looks, SIZE / 2)))  # type: ignore[misc]
+                self.shows(lambda found, looks=looks: found._replace(volume=next(looks, SIZE / 2)))
                 self.run_for(50)
                 self.assertEqual(SIZE / 2, self.intents()[0].executed)
 
     def test_an_order_accepted_before_a_death_must_be_there_after_it(self) -> None:
         bot = self.bot()
         self.exchange.script = ["lost"]
-        self.exchange.find = lambda *asked: None  # type: ignore[method-assign]
+        self.exchange.find = lambda *asked: None
         self.clock.end = self.clock.time + 20
         self.assertRaises(StopRequestedError, bot.run)
         self.clock.end = float("inf")
@@ -387,7 +387,7 @@ class TestLongCandles(AttentionTest):
     def test_max_loss_is_acted_on_within_minutes(self) -> None:
         limits = PLAN.limits._replace(max_loss=Decimal(10))
         bot = self.run_for(1000, self.bot(limits=limits))
-        self.exchange.close = lambda number: Decimal(48_000)  # type: ignore[method-assign]
+        self.exchange.close = lambda number: Decimal(48_000)
         began = self.clock.time
         self.assertIn("max_loss", self.stopped(bot.run))
         self.assertLess(self.clock.time - began, 360)
@@ -397,14 +397,14 @@ class TestLongCandles(AttentionTest):
         limits = PLAN.limits._replace(max_loss=Decimal(10))
         bot = self.run_for(1000, self.bot(limits=limits))
         steady, quotes = self.exchange.close, iter((40_000, 50_100))
-        self.exchange.close = lambda n: Decimal(next(quotes, 0)) or steady(n)  # type: ignore[method-assign]
+        self.exchange.close = lambda n: Decimal(next(quotes, 0)) or steady(n)
         self.run_for(1000, bot)
         self.assertEqual(SIZE, self.exchange.held)
 
     def test_a_loss_seen_only_through_a_wide_spread_sells_nothing(self) -> None:
         limits = PLAN.limits._replace(max_loss=Decimal(10))
         bot = self.run_for(1000, self.bot(limits=limits))
-        self.exchange.close = lambda number: Decimal(45_000)  # type: ignore[method-assign]
+        self.exchange.close = lambda number: Decimal(45_000)
         self.exchange.spread = Decimal(12_000)
         self.run_for(1000, bot)
         self.assertEqual(SIZE, self.exchange.held)
@@ -426,7 +426,7 @@ class TestLongCandles(AttentionTest):
 
     def test_the_clock_is_looked_at_every_five_minutes(self) -> None:
         asked, original = list[float](), self.exchange.server_time
-        self.exchange.server_time = lambda: asked.append(self.clock.time) or original()  # type: ignore[func-returns-value,method-assign]
+        self.exchange.server_time = lambda: asked.append(self.clock.time) or original()
         self.run_for(3600)
         gaps = [later - sooner for sooner, later in pairwise(asked)]
         self.assertLess(max(gaps), 310)
@@ -450,7 +450,7 @@ class TestRaisedMinimum(AttentionTest):
                 raise RefusedError("EGeneral:Invalid arguments:volume minimum not met")
             original(order, deadline)
 
-        self.exchange.place = place  # type: ignore[method-assign]
+        self.exchange.place = place
         self.at(DOWN)
         return bot
 
@@ -525,7 +525,7 @@ class TestRaisedMinimum(AttentionTest):
 
     def test_max_loss_meeting_it_is_tried_hourly_and_told_until_it_is_closed(self) -> None:
         self.raise_minimum()
-        self.exchange.close = lambda number: Decimal(40_000)  # type: ignore[method-assign]
+        self.exchange.close = lambda number: Decimal(40_000)
         bot = self.bot(limits=PLAN.limits._replace(max_loss=Decimal(10)))
         before = len(self.exchange.placed)
         self.run_for(2 * 3600, bot)
@@ -558,7 +558,7 @@ class TestMissingPermission(AttentionTest):
                 raise KeyRefusedError("EAPI:Invalid key")
             raise UnansweredError("timed out")
 
-        self.exchange.position = outage  # type: ignore[method-assign]
+        self.exchange.position = outage
         self.run_for(6 * 3600, bot)
 
     def test_the_wait_for_the_end_of_a_lockout_takes_no_patience(self) -> None:
@@ -620,7 +620,7 @@ class TestLockout(AttentionTest):
     def note_private(self) -> list[float]:
         """Return what grows by the moment of each private request for the position."""
         moments, position = list[float](), self.exchange.position
-        self.exchange.position = lambda: moments.append(self.clock.time) or position()  # type: ignore[func-returns-value,method-assign]
+        self.exchange.position = lambda: moments.append(self.clock.time) or position()
         return moments
 
     def test_one_that_answers_the_ledger_is_waited_out_and_the_bot_goes_on(self) -> None:
@@ -630,7 +630,7 @@ class TestLockout(AttentionTest):
             locked.append(self.clock.time)
             raise KeyRefusedError("EGeneral:Temporary lockout", lockout=len(locked) == 1)
 
-        self.exchange.charges = charges  # type: ignore[method-assign, assignment]
+        self.exchange.charges = charges
         self.run_for(2000, bot)
         after = [time - locked[0] for time in private if time > locked[0]]
         self.assertGreaterEqual(min(after), 900)
@@ -664,7 +664,7 @@ class TestOneMethodThatFails(AttentionTest):
         for name in ("summary", "market_status", "quote"):
             with self.subTest(name):
                 self.setUp()
-                self.exchange.quote = self.crash  # type: ignore[method-assign]
+                self.exchange.quote = self.crash
                 self.quotes_left = 2 if name == "quote" else 10**6
                 if name != "quote":
                     error = UnansweredError(f"{name}: EService:Unavailable")
@@ -690,7 +690,7 @@ class TestOneMethodThatFails(AttentionTest):
 
     def test_all_else_is_read_although_the_time_is_not_answered(self) -> None:
         bot, error = self.run_for(10), UnansweredError("Time: timed out")
-        self.exchange.server_time = mock.Mock(side_effect=error)  # type: ignore[method-assign]
+        self.exchange.server_time = mock.Mock(side_effect=error)
         self.exchange.status = "maintenance"
         self.clock.time += 300
         self.assertRaises(UnansweredError, bot.market.refresh)
@@ -698,10 +698,10 @@ class TestOneMethodThatFails(AttentionTest):
 
     def test_what_comes_after_a_part_that_cannot_be_read_is_read_all_the_same(self) -> None:
         bot, error = self.run_for(10), UnansweredError("SystemStatus: timed out")
-        self.exchange.market_status = mock.Mock(side_effect=error)  # type: ignore[method-assign]
+        self.exchange.market_status = mock.Mock(side_effect=error)
         self.exchange.pair_rules = self.exchange.pair_rules._replace(status="cancel_only")
         self.clock.time += 3600
-        self.exchange.fee_rate = mock.Mock()  # type: ignore[method-assign]
+        self.exchange.fee_rate = mock.Mock()
         self.assertRaises(UnansweredError, bot.market.refresh)
         self.assertEqual("cancel_only", bot.market.rules.status)
         self.exchange.fee_rate.assert_not_called()  # It would be assumed for an hour.
@@ -718,21 +718,21 @@ class TestOneMethodThatFails(AttentionTest):
         error = UnansweredError("TradeBalance: EService:Unavailable")
         self.plan = self.plan._replace(one_order=True)
         self.at(DOWN)
-        self.exchange.summary = mock.Mock(side_effect=error)  # type: ignore[method-assign]
+        self.exchange.summary = mock.Mock(side_effect=error)
         self.run_for(600)
         self.assertEqual(ZERO, self.exchange.held)
 
     def test_a_flatten_goes_on_after_a_restart_although_no_quote_is_answered(self) -> None:
         self.journal.put(flatten="max_loss reached")
         error = UnansweredError("Ticker: EService:Unavailable")
-        self.exchange.quote = mock.Mock(side_effect=error)  # type: ignore[method-assign]
+        self.exchange.quote = mock.Mock(side_effect=error)
         self.clock.end = self.clock.time + 3600
         self.stopped(self.bot().run)
         self.assertEqual(ZERO, self.exchange.held)
 
     def test_a_margin_level_that_cannot_be_read_for_long_is_told(self) -> None:
         bot, error = self.run_for(10), UnansweredError("TradeBalance: EService:Unavailable")
-        self.exchange.summary = mock.Mock(side_effect=error)  # type: ignore[method-assign]
+        self.exchange.summary = mock.Mock(side_effect=error)
         self.run_for(1500, bot)
         self.assertIn("margin level cannot be read", " ".join(self.told()))
 
@@ -761,7 +761,7 @@ class TestMarketThatCloses(AttentionTest):
             is_closed = 3600 <= self.clock.time - began < 3720
             return SystemStatus("maintenance" if is_closed else "online")
 
-        self.exchange.market_status = status  # type: ignore[method-assign]
+        self.exchange.market_status = status
         self.run_for(2 * 3600, bot)
         self.assertEqual([], self.told())
 
@@ -776,7 +776,7 @@ class TestWaiting(AttentionTest):
         bot = self.once(105)
 
         refusal = RefusedError("OHLC: EQuery:Unknown asset pair")
-        self.exchange.candles = mock.Mock(side_effect=refusal)  # type: ignore[method-assign]
+        self.exchange.candles = mock.Mock(side_effect=refusal)
         self.at(106)
         self.run_for(1000, bot)
         self.assertIn("Unknown asset pair", self.told()[0])
@@ -788,8 +788,8 @@ class TestWaiting(AttentionTest):
     def test_while_candles_are_throttled_nothing_else_is_asked_for_in_addition(self) -> None:
         bot = self.run_for(90)
         throttled = UnansweredError("OHLC: EService:Throttled", wait_s=15.0)
-        self.exchange.candles = mock.Mock(side_effect=throttled)  # type: ignore[method-assign]
-        self.exchange.rules = mock.Mock(wraps=self.exchange.rules)  # type: ignore[method-assign]
+        self.exchange.candles = mock.Mock(side_effect=throttled)
+        self.exchange.rules = mock.Mock(wraps=self.exchange.rules)
         self.clock.end = self.clock.time + 280
         with suppress(StopRequestedError):
             bot.retry(bot.tick)
@@ -799,14 +799,14 @@ class TestWaiting(AttentionTest):
     def test_a_market_that_makes_no_candles_is_told(self) -> None:
         bot = self.once(105)
         newest = self.exchange.candles(None)
-        self.exchange.candles = lambda since: newest  # type: ignore[method-assign]
+        self.exchange.candles = lambda since: newest
         self.run_for(1000, bot)
         self.assertIn("no finished candles", self.told()[0])
 
     def test_a_time_that_is_not_answered_any_more_is_told(self) -> None:
         bot = self.once(105)
         answers = chain([int(self.clock.time)], repeat(UnansweredError("Time: HTTP 503")))
-        self.exchange.server_time = mock.Mock(side_effect=answers)  # type: ignore[method-assign]
+        self.exchange.server_time = mock.Mock(side_effect=answers)
         self.run_for(1500, bot)
         self.assertIn("cannot be read: Time", " ".join(self.told()))
 
@@ -838,7 +838,7 @@ class TestClocks(AttentionTest):
 
     def test_one_old_answer_about_the_time_at_the_start_is_not_believed(self) -> None:
         answers = iter((7200,))
-        self.exchange.server_time = lambda: int(self.clock.time) - next(answers, 0)  # type: ignore[method-assign]
+        self.exchange.server_time = lambda: int(self.clock.time) - next(answers, 0)
         self.run_for(120)
         newest = max(decided.candle for decided in self.journal.decisions())
         self.assertGreater(newest, self.clock.time - 180)
@@ -846,7 +846,7 @@ class TestClocks(AttentionTest):
     def test_a_later_answer_hours_off_does_not_move_the_clock(self) -> None:
         bot = self.run_for(100)
         answers = iter((7200,))
-        self.exchange.server_time = lambda: int(self.clock.time) + next(answers, 0)  # type: ignore[method-assign]
+        self.exchange.server_time = lambda: int(self.clock.time) + next(answers, 0)
         self.run_for(900, bot)
         self.assertLess(abs(self.clock.now() - self.clock.time), 2)
         newest = max(decided.candle for decided in self.journal.decisions())
@@ -859,7 +859,7 @@ class TestClocks(AttentionTest):
             self.clock.time += 28  # The first addresses were dead.
             return int(self.clock.time)
 
-        self.exchange.server_time = server_time  # type: ignore[method-assign]
+        self.exchange.server_time = server_time
         bot.market.invalidate()
         bot.market.refresh()
         self.assertLess(abs(self.clock.now() - self.clock.time), 2)
@@ -881,7 +881,7 @@ class TestClocks(AttentionTest):
             ahead = next(answers, 0)
             return [c._replace(time=c.time + 60 * ahead) for c in original(since)]
 
-        self.exchange.candles = candles  # type: ignore[method-assign]
+        self.exchange.candles = candles
         self.run_for(300)
         newest = max(decided.candle for decided in self.journal.decisions())
         self.assertTrue(self.clock.time - 180 < newest < self.clock.time)
@@ -902,7 +902,7 @@ class TestClocks(AttentionTest):
 
     def test_an_exchange_whose_answers_about_the_time_contradict_is_waited_for(self) -> None:
         answers = iter((9000, -9000) * 100)
-        self.exchange.server_time = lambda: int(self.clock.time) + next(answers)  # type: ignore[method-assign]
+        self.exchange.server_time = lambda: int(self.clock.time) + next(answers)
         with self.assertRaises(LaterError):
             self.bot().run(patience_s=60)
         self.assertEqual([], self.exchange.placed)

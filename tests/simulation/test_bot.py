@@ -286,7 +286,7 @@ class BotTest(unittest.TestCase):
             found = find(client_order_id, since)
             return found and change(found)
 
-        self.exchange.find = changed  # type: ignore[method-assign]
+        self.exchange.find = changed
 
     def assert_no_order_went_out_twice(self) -> None:
         ids = [order.client_order_id for order in self.exchange.placed]
@@ -592,7 +592,7 @@ class TestUnanswered(BotTest):
     def test_an_order_not_found_while_unknown_trades_show_stops_it_until_adopted(self) -> None:
         self.exchange.script = ["hang"]
         original = self.exchange.find
-        self.exchange.find = lambda order_id, since: original("hidden", since)  # type: ignore[method-assign]
+        self.exchange.find = lambda order_id, since: original("hidden", since)
         self.stopped(lambda: self.once())
         self.assertTrue(self.journal.get("halted"))
         self.assertEqual([(Purpose.OPEN, None)], self.outcomes())
@@ -603,14 +603,14 @@ class TestUnanswered(BotTest):
 
     def test_an_accepted_order_that_the_exchange_then_does_not_know_stops_the_bot(self) -> None:
         self.exchange.script = ["fill"]
-        self.exchange.find = lambda order_id, since: None  # type: ignore[method-assign]
+        self.exchange.find = lambda order_id, since: None
         message = self.stopped(lambda: self.once())
         self.assertIn(self.exchange.placed[0].client_order_id, message)
         self.assertEqual(1, len(self.exchange.placed))
         self.assertEqual(SIZE, Decimal(self.journal.get("exchange_position")))
 
     def test_a_halt_is_on_disk_before_what_is_held_is_asked_for(self) -> None:
-        self.exchange.find = lambda order_id, since: None  # type: ignore[method-assign]
+        self.exchange.find = lambda order_id, since: None
         answers = [Position(), StopRequestedError]
         with mock.patch.object(self.exchange, "position", side_effect=answers):
             self.assertRaises(StopRequestedError, self.once)
@@ -627,7 +627,7 @@ class TestUnanswered(BotTest):
             deadlines.append(deadline - self.clock.time)
             original(order, deadline)
 
-        self.exchange.find, self.exchange.place = find, place  # type: ignore[method-assign]
+        self.exchange.find, self.exchange.place = find, place
         self.once()
         self.assertGreater(deadlines[0], 14)
 
@@ -640,7 +640,7 @@ class TestUnanswered(BotTest):
                 raise UnansweredError("timed out")
             return original(order_id, since)
 
-        self.exchange.find = find  # type: ignore[method-assign]
+        self.exchange.find = find
         self.until(120)
         self.assertEqual((1, "closed"), (len(self.exchange.placed[:1]), self.outcomes()[0][1]))
         self.assertEqual(SIZE, abs(self.exchange.held))
@@ -666,7 +666,7 @@ class TestUnanswered(BotTest):
             looked.append(self.clock.time)
             return find(name, since)
 
-        self.exchange.place, self.exchange.find = throttled, finds  # type: ignore[method-assign]
+        self.exchange.place, self.exchange.find = throttled, finds
         self.once(DOWN)
         self.assertGreaterEqual(min(at for at in looked if at >= sent[0]) - sent[0], 60)
 
@@ -690,7 +690,7 @@ class TestRefused(BotTest):
             original(order, deadline)
             raise RefusedError("EOrder:Insufficient funds")
 
-        self.exchange.place = place  # type: ignore[method-assign]
+        self.exchange.place = place
         self.once()
         self.assertEqual([(Purpose.OPEN, "closed")], self.outcomes())
         self.assertEqual((SIZE, 1), (self.journal.account().held, len(self.exchange.placed)))
@@ -737,7 +737,7 @@ class TestRefused(BotTest):
                 asked.append(self.clock.time)
                 raise KeyRefusedError("EAPI:Invalid key", lockout=len(asked) == lockout_at)
 
-            self.exchange.position = self.exchange.balances = refuse  # type: ignore[method-assign,assignment]
+            self.exchange.position = self.exchange.balances = refuse
             self.at(101)
             self.stopped(bot.run, 77)
             with self.subTest(lockout_at=lockout_at):
@@ -764,7 +764,7 @@ class TestRefused(BotTest):
                 raise KeyRefusedError("EGeneral:Temporary lockout", lockout=True)
             return original()
 
-        self.exchange.position = locked  # type: ignore[method-assign]
+        self.exchange.position = locked
         self.at(101)
         self.until(120, bot)
         self.assertGreaterEqual(asked[1] - asked[0], 900)
@@ -840,7 +840,7 @@ class TestPositionTruth(BotTest):
                 self.exchange.by_hand(held)
                 self.at(101)
                 began = self.clock.time
-                message = self.stopped(lambda bot=bot: bot.run(once=True))  # type: ignore[misc]
+                message = self.stopped(lambda bot=bot: bot.run(once=True))
                 self.assertIn(f"{held:f}", message)
                 self.assertIn("0.01", message)
                 self.assertGreaterEqual(self.clock.time - began, 120)
@@ -865,10 +865,10 @@ class TestPositionTruth(BotTest):
                 raise StopError("the exchange shows several orders for one id")
             return shown(client_order_id, since)
 
-        self.exchange.find = twice  # type: ignore[method-assign]
+        self.exchange.find = twice
         self.stopped(lambda: self.once(100))
         self.assertIn("several orders", self.journal.get("halted"))
-        self.exchange.find = shown  # type: ignore[method-assign]
+        self.exchange.find = shown
         self.assertIn("several orders", self.stopped(lambda: self.once(101)))
 
     def test_a_position_that_lags_is_waited_for_and_nothing_is_ordered_meanwhile(self) -> None:
@@ -894,7 +894,7 @@ class TestPositionTruth(BotTest):
             self.exchange.by_hand(Decimal("-0.02"))
             self.at(101)
             deaths = Deaths(moment)
-            journal = Journal(Dying(self.connection, deaths, frozenset({"execute"})))  # type: ignore[arg-type]
+            journal = Journal(Dying(self.connection, deaths, frozenset({"execute"})))
             try:
                 self.adopt(Bot(PLAN, self.exchange, journal, self.clock, "abc"))
                 Bot(PLAN, self.exchange, journal, self.clock, "abc").run(once=True)
@@ -920,9 +920,7 @@ class TestPositionTruth(BotTest):
     def test_after_a_long_wait_for_the_close_the_newest_candle_says_what_to_open(self) -> None:
         self.once(105)
         original = self.exchange.close
-        self.exchange.close = (  # type: ignore[method-assign]
-            lambda number: original(number) + 100 * max(0, number - DOWN)
-        )
+        self.exchange.close = lambda number: original(number) + 100 * max(0, number - DOWN)
         self.exchange.script, self.exchange.hang_s = ["hang"], 125.0
         self.at(DOWN)
         self.until(DOWN + 4)
@@ -937,7 +935,7 @@ class TestMaxLoss(BotTest):
     def lose(self) -> None:
         """Opening costs 4 in fees; then the price falls by a thousand: 10 more."""
         self.once()
-        self.exchange.close = lambda number: Decimal(50_000 if number <= 100 else 49_000)  # type: ignore[method-assign]
+        self.exchange.close = lambda number: Decimal(50_000 if number <= 100 else 49_000)
 
     def test_the_loss_is_taken_and_the_bot_halted_with_nothing_held(self) -> None:
         self.lose()
@@ -946,7 +944,7 @@ class TestMaxLoss(BotTest):
         self.assertEqual(0, self.exchange.held)
         self.assertTrue(self.exchange.placed[-1].reduce_only)
         for number in (102, 103):
-            self.stopped(lambda number=number: self.once(number))  # type: ignore[misc]
+            self.stopped(lambda number=number: self.once(number))
         self.assertEqual(2, len(self.exchange.placed))
 
     def test_a_death_between_the_loss_and_its_close_does_not_forget_the_loss(self) -> None:
@@ -955,7 +953,7 @@ class TestMaxLoss(BotTest):
         self.once(101)
         self.assertEqual(SIZE, self.exchange.held)
         self.exchange.script.clear()
-        self.exchange.close = lambda number: Decimal(60_000)  # type: ignore[method-assign]
+        self.exchange.close = lambda number: Decimal(60_000)
         self.stopped(lambda: self.once(108))
         self.assertEqual(0, self.exchange.held)
         self.stopped(lambda: self.once(109))
@@ -964,7 +962,7 @@ class TestMaxLoss(BotTest):
         self.lose()
         self.stopped(lambda: self.once(101))
         self.journal.resume()
-        self.exchange.close = FakeExchange.close.__get__(self.exchange)  # type: ignore[method-assign]
+        self.exchange.close = FakeExchange.close.__get__(self.exchange)
         self.once(105)
         self.assertEqual(SIZE, self.exchange.held)
 
@@ -973,7 +971,7 @@ class TestMaxLoss(BotTest):
             with self.subTest(rise):
                 self.setUp()
                 self.exchange.rise = rise
-                self.exchange.summary = self.fail_once  # type: ignore[assignment,method-assign]
+                self.exchange.summary = self.fail_once
                 self.failures = 0
                 self.assertRaises(Killed, self.once)
                 del self.exchange.summary
@@ -983,7 +981,7 @@ class TestMaxLoss(BotTest):
                 self.once(101)
                 steady = self.exchange.close(102)
                 losing = steady - (Decimal(1100) if rise else Decimal(-1100))
-                self.exchange.close = lambda number, p=losing: p  # type: ignore[method-assign,misc]
+                self.exchange.close = lambda number, p=losing: p
                 self.stopped(lambda: self.once(102))
                 self.assertEqual(0, self.exchange.held)
 
@@ -997,8 +995,8 @@ class TestMaxLoss(BotTest):
     def test_a_dust_rest_does_not_keep_the_bot_from_halting(self) -> None:
         self.lose()
         original = self.exchange.execute
-        self.exchange.execute = (  # type: ignore[method-assign]
-            lambda order, volume: original(order, order.volume - Decimal("0.00001"))
+        self.exchange.execute = lambda order, volume: original(
+            order, order.volume - Decimal("0.00001")
         )
         self.stopped(lambda: self.until(105))
         self.assertTrue(self.journal.get("halted"))
@@ -1048,8 +1046,8 @@ class TestCloseOnly(BotTest):
         bot._checks = [mock.Mock(side_effect=["no margin", *[UnansweredError("timed out")] * 99])]
         bot.plan = bot.plan._replace(limits=PLAN.limits._replace(max_loss=Decimal(50)))
         crash, steady = self.clock.time + 3700, self.exchange.close
-        self.exchange.close = (  # type: ignore[method-assign]
-            lambda number: Decimal(30_000) if self.clock.time > crash else steady(number)
+        self.exchange.close = lambda number: (
+            Decimal(30_000) if self.clock.time > crash else steady(number)
         )
         self.clock.end = crash + 900
         self.assertIn("max_loss", self.stopped(bot.run))
@@ -1184,7 +1182,7 @@ class TestAdoption(BotTest):
         self.assertEqual(SIZE, self.exchange.held)
 
     def test_what_the_usual_candles_leave_open_is_previewed_as_it_will_be_decided(self) -> None:
-        self.exchange.close = lambda number: Decimal(50_000 + min(number, 40))  # type: ignore[method-assign]
+        self.exchange.close = lambda number: Decimal(50_000 + min(number, 40))
         self.at(200)
         bot = self.bot()
         bot.market.learn()
@@ -1244,7 +1242,7 @@ class TestDeath(BotTest):
         return Bot(
             self.plan._replace(**changes),
             Dying(self.exchange, deaths, self.CALLS),
-            Journal(Dying(self.connection, deaths, frozenset({"execute"}))),  # type: ignore[arg-type]
+            Journal(Dying(self.connection, deaths, frozenset({"execute"}))),
             self.clock,
             "abc",
         )
@@ -1304,7 +1302,7 @@ class TestOneAtATime(BotTest):
             self.assertLessEqual(deadline - self.clock.time, 15)
             original(order, deadline)
 
-        self.exchange.place = place  # type: ignore[method-assign]
+        self.exchange.place = place
         self.exchange.script = ["hang", "lost", "never", "half", "refuse", "unsent", "hang"]
         self.until(130)
         self.assertGreater(len(open_ones), 6)
@@ -1318,7 +1316,7 @@ class TestWhatLasts(BotTest):
         self.plan = PLAN._replace(limits=PLAN.limits._replace(max_loss=Decimal(50)))
         self.once(100)
         self.exchange.spread = Decimal(1200)
-        self.exchange.close = lambda number: Decimal(20_000)  # type: ignore[method-assign]
+        self.exchange.close = lambda number: Decimal(20_000)
         self.assertIn("max_loss", self.stopped(self.bot().run))
         self.assertEqual(0, self.exchange.held)
 
@@ -1337,7 +1335,7 @@ class TestWhatLasts(BotTest):
         def find(client_order_id: str, since: int) -> Execution | None:
             raise next(failures, UnansweredError("timed out"))
 
-        self.exchange.find = find  # type: ignore[method-assign]
+        self.exchange.find = find
         self.until(DOWN + 180)
         self.assertIsNone(self.intents()[1].outcome)
 
@@ -1349,7 +1347,7 @@ class TestWhatLasts(BotTest):
         def position() -> Position:
             return next(lies, told()) if self.journal.open_intents() else told()
 
-        self.exchange.position = position  # type: ignore[method-assign]
+        self.exchange.position = position
         self.until(DOWN + 10)
         self.assertEqual(Decimal("-0.01"), self.exchange.held)
 

@@ -32,7 +32,7 @@ class TestMaxLoss(AttentionTest):
         return bot
 
     def crash(self, price: Decimal = CRASH) -> None:
-        self.exchange.close = lambda number: price  # type: ignore[method-assign]
+        self.exchange.close = lambda number: price
 
     def assert_closed_within(self, seconds: float, bot: Bot | None = None) -> None:
         began = self.clock.time

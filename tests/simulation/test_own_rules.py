@@ -76,7 +76,7 @@ class OwnRuleTest(unittest.TestCase):
     def replay(self, table: StrategyTable, candles: list[Candle], **more: object) -> Replay:
         config = Config(interval=60, size=Decimal("0.1"), entry="now", strategy=table)
         costs = Costs(Decimal("0.004"), Decimal(10_000))
-        plan = plan_of(config._replace(**more))  # type: ignore[arg-type]
+        plan = plan_of(config._replace(**more))
         replay = Replay(plan, rules(), costs, None)
         for at in range(0, len(candles), 37):
             replay.feed(columns_of(candles[at : at + 37], 3600))

@@ -27,7 +27,8 @@ class TestStopping(unittest.TestCase):
 
     def test_a_request_to_stop_ends_a_wait_at_once(self) -> None:
         self.soon(self.clock.request_stop)
-        self.assert_ends_at_once()
+        with mock.patch("krakenbot.clock.SLICE_S", 0.05):
+            self.assert_ends_at_once()
 
     def test_a_signal_ends_a_wait_at_once(self) -> None:
         self.clock.stop_on_signals()

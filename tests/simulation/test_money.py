@@ -40,7 +40,7 @@ from tests.simulation.test_contract import Direct
 START = 1_791_504_000.0
 CENT = D("0.01")
 # Minutes of a candle, how many candles, and whether margin fees are taken in coins.
-SHORT = ((1, 40, False), (240, 6, True), (240, 5, False))
+SHORT = ((1, 30, False), (240, 4, True), (240, 3, False))
 LONG = tuple((*run, coins) for run in ((1, 1000), (240, 80), (1440, 30)) for coins in (False, True))
 
 
@@ -235,12 +235,12 @@ class TestBooks(unittest.TestCase):
         world.api.markets.methods["Assets"] = lambda p: {p["asset"]: {}}  # Rates are assumed.
         world.run(20)
         adopt(world.bot, world.journal.account().held)
-        world.run(3000)
+        world.run(900)
         self.assertEqual(self.books(world), world.api.account.fees["ZUSD"])
 
     def test_what_someone_else_has_closed_counts_at_the_price_of_that_time(self) -> None:
         world = self.world()
-        world.run(3600)
+        world.run(60)
         held, price = world.journal.account().held, world.spot.quote().mid + 5000
         world.api.controls["price"]({"pair": "XBTUSD", "price": price})
         side = "sell" if held > 0 else "buy"
@@ -252,7 +252,7 @@ class TestBooks(unittest.TestCase):
 
     def test_what_someone_else_has_added_counts_at_the_price_of_that_part(self) -> None:
         world = self.world()
-        world.run(3600)
+        world.run(600)
         held = world.journal.account().held
         quote = world.spot.quote()
         world.api.controls["price"]({"pair": "XBTUSD", "price": quote.mid + 5000})
@@ -293,7 +293,7 @@ class TestBooks(unittest.TestCase):
                 seen.append((account.fees + account.margin_fees, sum(x.fee for x in entries)))
 
         world.bot._on_event = see
-        world.run(3600)
+        world.run(1200)
         self.assertGreater(len(seen), 3)
         for booked, charged in seen:
             self.assertEqual(booked, charged)

@@ -204,6 +204,7 @@ class TestErrors(unittest.TestCase):
 
     @unittest.skipUnless(RECORDED, "TEST_DATA_KRAKEN names no folder with recorded answers")
     def test_recorded_error_envelopes_and_gateway_pages_are_never_a_result(self) -> None:
+        silence(self)
         folder = Path(RECORDED or "") / "payloads/spot/constructed"
         names = "error_with_empty_result.json error_with_null_result.json gateway_502.html"
         bodies = [(folder / name).read_bytes() for name in names.split()]

@@ -25,7 +25,6 @@ from krakenbot.errors import Cause, LaterError, StopError, UnansweredError
 from krakenbot.kraken import transport
 from krakenbot.kraken.client import Client
 from krakenbot.kraken.transport import ANSWER_BYTES_MAX, UrllibTransport, tls_context
-from krakenbot.model import Credentials, Secret
 from tests import slow
 from tests.clients import signing
 from tests.folders import own_folder
@@ -220,10 +219,12 @@ class Wire(unittest.TestCase):
         self.addCleanup(server.close)
         return server
 
-    def client(self, port: int, limit_s: float = LIMIT_S, **options: Any) -> Client:
+    def client(
+        self, port: int, limit_s: float = LIMIT_S, *, key: str = KEY, **options: Any
+    ) -> Client:
         scheme = "https" if self.context else "http"
         url, wire = f"{scheme}://localhost:{port}", UrllibTransport(limit_s, **options)
-        return signing(wire, url, self.clock, key=KEY, secret=SECRET)
+        return signing(wire, url, self.clock, key=key, secret=SECRET)
 
     def outcome(self, ask: Callable[[], Any]) -> str:
         """Return what came of it, and see that it came in time."""
@@ -532,8 +533,7 @@ class TestSurroundings(Wire):
     def test_no_error_quotes_the_key_the_signature_or_the_body(self) -> None:
         server = self.serve(says())
         for key in (KEY, "key\nwith a newline", "ключ"):
-            client = self.client(server.port)
-            client._credentials = Credentials(Secret(key), Secret(SECRET), "the test")
+            client = self.client(server.port, key=key)
             with self.subTest(key):
                 with self.assertRaises((UnansweredError, LaterError, StopError)) as caught:
                     client.private("AddOrder", {"volume": "1.2345"})

@@ -1,13 +1,15 @@
+import sqlite3
 import unittest
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
+from pathlib import Path
 from typing import cast
 
 from krakenbot.accounting import LATE_S, Ledger, opening_fee
 from krakenbot.commands.status import read_status, realized
 from krakenbot.errors import KeyRefusedError, StopError, UnansweredError
 from krakenbot.journal import Journal
-from krakenbot.journal_file import open_journal
+from krakenbot.journal_file import open_journal, prepare
 from krakenbot.kraken.spot import Spot
 from krakenbot.model import Candle, Charge, ChargeKind, MarginRates, Side
 from krakenbot.pairs import parse_rules
@@ -50,8 +52,9 @@ class Rows:
 class AccountingTest(unittest.TestCase):
     def setUp(self) -> None:
         silence(self)
-        self.journal, self.ledger = open_journal(None), Rows()
-        self.addCleanup(self.journal.close)
+        self.database = prepare(sqlite3.connect(":memory:", isolation_level=None), Path("-"))
+        self.addCleanup(self.database.close)
+        self.journal, self.ledger = Journal(self.database), Rows()
         self.journal.put(charges_read=CANDLE)
 
     def traded(
@@ -114,7 +117,7 @@ SHOWN = {
 
 
 class TestLedger(AccountingTest):
-    def test_what_the_ledger_shows_of_an_order_is_booked_once_however_often_it_is_read(
+    def test_what_the_ledger_shows_is_booked_once_however_often_it_is_read(
         self,
     ) -> None:
         for story, (cost, fee, rows, opening) in SHOWN.items():
@@ -126,7 +129,7 @@ class TestLedger(AccountingTest):
                     self.told(trade, order, cost_shown, fee_shown, asset=asset)
                 for _ in range(3):
                     self.check(fee, opening)
-                again = Journal(self.journal._db)
+                again = Journal(self.database)
                 self.assertEqual(again.account(), self.journal.account())
 
     def test_rollovers_of_own_trades_are_booked_and_others_are_nobody_s_business(self) -> None:
@@ -305,7 +308,7 @@ class TestOtherCurrencies(AccountingTest):
         self.told("T1", order, "0", "0.00001", asset="XXBT")
         self.ledger.price = Decimal(60000)
         self.check("16", "0.6", CANDLE + 300)
-        rows = self.journal._db.execute("SELECT charged FROM charges WHERE asset = 'XXBT'")
+        rows = self.database.execute("SELECT charged FROM charges WHERE asset = 'XXBT'")
         self.assertEqual([("0.00001",)], [tuple(row) for row in rows])
         (intent_id,) = (x.id for x in self.journal.intents())
         self.assertEqual(Decimal("0.6"), self.journal.opening_fees()[intent_id])

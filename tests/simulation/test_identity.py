@@ -6,6 +6,7 @@ the bot waits, both of their clocks leap.
 
 import os
 import shutil
+import sqlite3
 import unittest
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, suppress
@@ -111,6 +112,10 @@ class FrontDoor(unittest.TestCase):
 
     def journal(self) -> AbstractContextManager[Journal]:
         return closing(open_journal(self.state / self.journals()[0]))
+
+    def forget_decisions(self) -> None:
+        with closing(sqlite3.connect(self.state / self.journals()[0])) as database, database:
+            database.execute("UPDATE decisions SET done = 0")
 
     def lose_journal(self) -> None:
         for path in self.state.glob("*.db*"):
@@ -356,8 +361,7 @@ class TestLostJournal(FrontDoor):
     def test_an_old_copy_on_a_machine_where_no_bot_has_run_is_compared_too(self) -> None:
         self.run_once(entry="next-turn")  # It has run and bought nothing yet.
         backup = shutil.copytree(self.state, self.folder / "backup")
-        with self.journal() as journal:
-            journal._db.execute("UPDATE decisions SET done = 0")
+        self.forget_decisions()
         self.run_once()
         self.assertEqual([SIZE], self.bought())
         shutil.rmtree(self.state)
@@ -386,9 +390,8 @@ class TestCurrent(FrontDoor):
                 self.setUp()
                 self.run_once(entry="next-turn")  # It has run and bought nothing yet.
                 old = Intent("old", 1, 1, Purpose.OPEN, Side.BUY, SIZE, 0, False, "", ZERO, 1, 16)
+                self.forget_decisions()
                 with self.journal() as journal:
-                    with journal._transaction():
-                        journal._db.execute("UPDATE decisions SET done = 0")
                     journal.write(old)
                     journal.conclude(old, Outcome.REFUSED, 2)
                 backup = shutil.copytree(self.state, self.folder / "backup", dirs_exist_ok=True)

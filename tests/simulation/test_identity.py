@@ -156,15 +156,7 @@ class TestSpelling(FrontDoor):
         ):
             identity.claim(self.config, journal, path, identity.Identity("XXBTZUSD"))
 
-    def test_commands_without_network_find_it_by_any_spelling_that_was_used(self) -> None:
-        self.hold()
-        self.run_once(pair="XXBTZUSD")
-        self.sandbox.close()
-        for pair in ("XBTUSD", "XXBTZUSD"):
-            path = identity.journal_path(self.config._replace(pair=pair))
-            self.assertEqual(self.journals(), [path.name])
-        with self.assertRaisesRegex(ConfigError, "this bot has not run here"):
-            identity.journal_path(self.config._replace(pair="ETHUSD"))
+    def test_without_a_home_a_pair_that_was_never_traded_has_no_journal(self) -> None:
         os.environ.pop("HOME", None)  # As in a container, where a user may have no home at all.
         with (
             mock.patch("pwd.getpwuid", side_effect=KeyError),
@@ -262,17 +254,22 @@ class TestRefusedKey(FrontDoor):
         self.assertEqual(1, asked.call_count)
 
 
-DELISTED = mock.patch.object(Spot, "candles", side_effect=RefusedError("no such pair"))
-
-
 class TestStrategy(FrontDoor):
-    def test_a_rule_s_candles_are_not_needed_to_close_what_is_held(self) -> None:
-        self.hold()
-        with self.journal() as journal:
-            journal.put(flatten="max_loss was reached")
-        with DELISTED, self.assertRaisesRegex(StopError, "max_loss was reached"):
-            self.run_once()
-        self.assertEqual([SIZE, SIZE], self.bought())
+    def test_nothing_that_cannot_be_read_keeps_it_from_closing_not_even_under_new_settings(self):
+        for method, changes in (
+            ("candles", {}),
+            ("candles", {"reversal": "one-order"}),
+            ("margin_rates", {"reversal": "one-order"}),
+        ):
+            with self.subTest(method, **changes):
+                self.setUp()
+                self.hold()
+                with self.journal() as journal:
+                    journal.put(flatten="max_loss was reached")
+                silent = mock.patch.object(Spot, method, side_effect=UnansweredError("timed out"))
+                with silent, self.assertRaisesRegex(StopError, "max_loss was reached"):
+                    self.run_once(**changes)
+                self.assertEqual([SIZE, SIZE], self.bought())
 
     def test_a_rule_s_candles_are_not_needed_to_look_up_an_open_order(self) -> None:
         self.run_once(entry="next-turn")
@@ -280,21 +277,11 @@ class TestStrategy(FrontDoor):
         lost = Intent("lost", 1, 1, Purpose.OPEN, Side.BUY, SIZE, 0, False, "", ZERO, now, now)
         with self.journal() as journal:
             journal.write(lost)
-        with DELISTED, suppress(LaterError, RefusedError, StopError):
+        delisted = mock.patch.object(Spot, "candles", side_effect=RefusedError("no such pair"))
+        with delisted, suppress(LaterError, RefusedError, StopError):
             self.run_once()
         with self.journal() as journal:
             self.assertEqual([], journal.open_intents())
-
-    def test_new_settings_whose_costs_cannot_be_counted_do_not_keep_it_from_closing(self) -> None:
-        for method in ("margin_rates", "candles"):
-            with self.subTest(method):
-                self.setUp()
-                self.hold()
-                with self.journal() as journal:
-                    journal.put(flatten="max_loss was reached")
-                silent = mock.patch.object(Spot, method, side_effect=UnansweredError("timed out"))
-                with silent, self.assertRaisesRegex(StopError, "max_loss was reached"):
-                    self.run_once(reversal="one-order")
 
     def test_an_upgrade_is_no_change_of_the_strategy(self) -> None:
         self.run_once(entry="next-turn")

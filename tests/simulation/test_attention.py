@@ -213,7 +213,7 @@ class TestRefusalsThatPass(BotTest):
         self.run_for(4 * 3600 - 1600)
         self.assertFalse(self.journal.get("halted"))
         self.assertLess(len(self.exchange.placed), 20)
-        self.assertRegex(self.told(), "^[^;]*Insufficient margin[^;]*$")
+        self.assertRegex(self.told(), "^[^|]*Insufficient margin[^|]*$")
         self.assertEqual(0, self.journal.orders_since(0))
         self.assertTrue(active_alerts(self.journal))
 
@@ -221,7 +221,7 @@ class TestRefusalsThatPass(BotTest):
         self.exchange.script = ["pool"] * 8
         self.run_for(3 * 3600)
         self.assertEqual(SIZE, self.exchange.held)
-        self.assertRegex(self.told("recovery"), "^[^;]+$")
+        self.assertRegex(self.told("recovery"), "^[^|]+$")
         self.assertEqual([], active_alerts(self.journal))
 
 
@@ -329,13 +329,6 @@ class TestLongCandles(BotTest):
         kept = [self.journal.get(key) for key in ("halted", "flatten")]
         self.assertEqual(["too big a loss"] * 2, kept, "until somebody resumes")
 
-    def test_a_low_margin_level_is_told_within_minutes_and_once(self) -> None:
-        bot = self.run_for(1000)
-        self.exchange.equity, self.exchange.used_margin = Decimal(300), Decimal(250)
-        for seconds in (400, 3000):
-            self.run_for(seconds, bot)
-            self.assertRegex(self.told(), "^[^;]*margin level is 120.0 %[^;]*$")
-
     def test_the_clock_is_looked_at_every_five_minutes(self) -> None:
         asked, original = list[float](), self.exchange.server_time
         self.exchange.server_time = lambda: asked.append(self.clock.time) or original()
@@ -370,14 +363,6 @@ class TestRaisedMinimum(BotTest):
         self.assertTrue(2 <= len(self.exchange.placed) - 1 <= 4, len(self.exchange.placed))
         self.assertEqual(1, self.journal.orders_since(0))
         self.assertFalse(self.journal.get("halted"))
-        self.assertIn("smallest order is now 0.05, above size", self.told())
-
-    def test_on_long_candles_it_is_told_between_two_of_them(self) -> None:
-        self.interval_s = DAY_S
-        self.setUp()
-        bot = self.run_for(600)
-        self.exchange.pair_rules = rules(ordermin="0.05")
-        self.run_for(2 * 3600, bot)
         self.assertIn("smallest order is now 0.05, above size", self.told())
 
     def test_when_the_minimum_falls_again_the_position_is_closed_within_minutes(self) -> None:
@@ -626,30 +611,60 @@ class TestOneMethodThatFails(BotTest):
         self.stopped(self.bot().run)
         self.assertEqual(ZERO, self.exchange.held)
 
-    def test_a_margin_level_that_cannot_be_read_for_long_is_told(self) -> None:
-        bot = self.run_for(10)
-        self.fails("summary")
-        self.run_for(1500, bot)
-        self.assertIn("margin level cannot be read", self.told())
-
 
 UNKNOWN_PAIR = RefusedError("EQuery:Unknown asset pair")
 
 
-class TestMarketThatCloses(BotTest):
-    interval_s = DAY_S
+# Seconds of a candle; what becomes of the exchange of a bot that holds something, or the methods
+# that fail and how; and what is told.
+TOLD: dict[str, tuple[int, dict[str, Any], tuple[str, ...], Exception | None, str]] = {
+    "a low margin level": (
+        *(LONG_S, {"equity": Decimal(300), "used_margin": Decimal(250)}, (), None),
+        "margin level is 120.0 %",
+    ),
+    "a margin level that cannot be read": (
+        *(LONG_S, {}, ("summary",), None),
+        "margin level cannot be read",
+    ),
+    "a smallest order above the size": (
+        *(DAY_S, {"pair_rules": rules(ordermin="0.05")}, (), None),
+        "smallest order is now 0.05, above size",
+    ),
+    "a market that takes no orders": (
+        *(DAY_S, {"status": "cancel_only"}, (), None),
+        "in state cancel_only",
+    ),
+    "a pair that is not listed any more": (
+        *(DAY_S, {}, ("rules", "candles", "quote"), UNKNOWN_PAIR),
+        "in state not listed",
+    ),
+    "a market that makes no candles": (60, {"newest": 120}, (), None, "no finished candles"),
+}
 
-    def test_what_happens_to_the_market_of_a_position_is_told_before_the_candle(self) -> None:
-        for trouble in ("not listed", "cancel_only"):
-            with self.subTest(trouble):
+
+class TestTold(BotTest):
+    def test_each_trouble_is_told_once_within_the_hour_however_long_the_candle(self) -> None:
+        for story, (interval_s, changes, methods, error, words) in TOLD.items():
+            with self.subTest(story):
+                self.interval_s = interval_s
                 self.setUp()
                 bot = self.run_for(600)
-                if trouble == "cancel_only":
-                    self.exchange.status = trouble
-                else:
-                    self.fails("rules", "candles", "quote", error=UNKNOWN_PAIR)
+                for name, value in changes.items():
+                    setattr(self.exchange, name, value)
+                self.fails(*methods, error=error)
                 self.run_for(2 * 3600, bot)
-                self.assertIn(f"in state {trouble}", self.told())
+                self.assertRegex(self.told(), f"^[^|]*{words}[^|]*$")
+
+    def test_so_is_a_time_that_is_not_answered_any_more(self) -> None:
+        bot = self.once(105)
+        answers = chain([int(self.clock.time)], repeat(UnansweredError("Time: HTTP 503")))
+        self.exchange.server_time = mock.Mock(side_effect=answers)
+        self.run_for(1500, bot)
+        self.assertIn("cannot be read: Time", self.told())
+
+
+class TestMarketThatCloses(BotTest):
+    interval_s = DAY_S
 
     def test_a_maintenance_of_two_minutes_is_no_alarm(self) -> None:
         bot, began = self.run_for(600), self.clock.time
@@ -688,20 +703,6 @@ class TestWaiting(BotTest):
         self.assertRaises(StopRequestedError, bot.retry, bot.tick)
         self.assertGreater(self.exchange.candles.call_count, 3)
         self.exchange.rules.assert_not_called()
-
-    def test_a_market_that_makes_no_candles_is_told(self) -> None:
-        bot = self.once(105)
-        newest = self.exchange.candles(None)
-        self.exchange.candles = lambda since: newest
-        self.run_for(1000, bot)
-        self.assertIn("no finished candles", self.told())
-
-    def test_a_time_that_is_not_answered_any_more_is_told(self) -> None:
-        bot = self.once(105)
-        answers = chain([int(self.clock.time)], repeat(UnansweredError("Time: HTTP 503")))
-        self.exchange.server_time = mock.Mock(side_effect=answers)
-        self.run_for(1500, bot)
-        self.assertIn("cannot be read: Time", self.told())
 
     def test_flatten_needs_no_rules_from_the_exchange_when_they_are_remembered(self) -> None:
         self.once(105)
@@ -802,8 +803,8 @@ class TestWords(BotTest):
         self.once(105)
         self.events.clear()
         self.once(DOWN)
-        self.assertRegex(self.told("order"), "^[^;]*to close[^;]*; [^;]*to open[^;]*$")
-        self.assertRegex(self.told("fill"), "^close:[^;]*; open:[^;]*$")
+        self.assertRegex(self.told("order"), "^[^|]*to close[^|]*[|][^|]*to open[^|]*$")
+        self.assertRegex(self.told("fill"), "^close:[^|]*[|] open:[^|]*$")
 
     def test_a_decision_that_ended_without_its_order_says_why(self) -> None:
         self.exchange.script = ["refuse"]

@@ -111,13 +111,14 @@ class FakeExchange:
         self.hang_s = 60.0
         self.down = False
         self.interval_s = 60
+        self.newest = 10**9  # The candle after which the market makes no more.
         self.ledger_read: list[float] = []
         self.on_place: Callable[[Order, int], object] = lambda order, deadline: None
 
     @property
     def number(self) -> int:
         """Return the number of the candle being made."""
-        return (int(self.clock.time) - T0) // self.interval_s
+        return min((int(self.clock.time) - T0) // self.interval_s, self.newest)
 
     def close(self, number: int) -> Decimal:
         return Decimal(50_000 + (number if number <= self.rise else 2 * self.rise - number))
@@ -285,7 +286,7 @@ class BotTest(unittest.TestCase):
         return bot
 
     def told(self, kind: str = "warning") -> str:
-        return "; ".join(event.text for event in self.events if event.kind == kind)
+        return " | ".join(event.text for event in self.events if event.kind == kind)
 
     def stopped(self, act: Callable[[], object], code: int = 76) -> str:
         with self.assertRaises(StopError) as caught:

@@ -119,11 +119,12 @@ class TestRefusalsThatPass(BotTest):
 
     def test_a_refusal_that_may_hide_an_order_is_proven_before_another_one_may_open(self) -> None:
         self.exchange.script = ["wait"]
+        self.exchange.find = mock.Mock(wraps=self.exchange.find)
         self.run_for(1000)
         first, second = self.intents()
         self.assertGreaterEqual(second.created, first.deadline + 120)
         # Before it is sent, since the journal is young; right after its refusal; and once more.
-        self.assertEqual(3, self.exchange.looks.count(first.id))
+        self.assertEqual(3, self.exchange.find.mock_calls.count(mock.call(first.id, mock.ANY)))
 
     @contextmanager
     def taken_after_refusal(self, lag_s: float = 60.0) -> Iterator[None]:
@@ -330,11 +331,9 @@ class TestLongCandles(BotTest):
         self.assertEqual(["too big a loss"] * 2, kept, "until somebody resumes")
 
     def test_the_clock_is_looked_at_every_five_minutes(self) -> None:
-        asked, original = list[float](), self.exchange.server_time
-        self.exchange.server_time = lambda: asked.append(self.clock.time) or original()
+        asked = self.moments("server_time")
         self.run_for(3600)
-        gaps = [later - sooner for sooner, later in pairwise(asked)]
-        self.assertLess(max(gaps), 310)
+        self.assertLess(max(later - sooner for sooner, later in pairwise(asked)), 310)
 
     def test_an_attentive_bot_still_decides_once_a_candle(self) -> None:
         self.run_for(5 * LONG_S)
@@ -516,30 +515,18 @@ class TestMissingPermission(BotTest):
 
 
 class TestLockout(BotTest):
-    def note_private(self) -> list[float]:
-        """Return what grows by the moment of each private request for the position."""
-        moments, position = list[float](), self.exchange.position
-        self.exchange.position = lambda: moments.append(self.clock.time) or position()
-        return moments
-
     def test_one_that_answers_the_ledger_is_waited_out_and_the_bot_goes_on(self) -> None:
-        bot, locked, private = self.once(105), list[float](), self.note_private()
-
-        def charges(*_: object) -> list[Any]:
-            locked.append(self.clock.time)
-            raise KeyRefusedError("EGeneral:Temporary lockout", lockout=len(locked) == 1)
-
-        self.exchange.charges = charges
+        bot = self.once(105)
+        self.exchange.charges = mock.Mock(side_effect=chain([LOCKOUT], repeat(REFUSED)))
+        locked, private = self.moments("charges"), self.moments("position")
         self.run_for(2000, bot)
-        after = [time - locked[0] for time in private if time > locked[0]]
-        self.assertGreaterEqual(min(after), 900)
+        self.assertGreaterEqual(min(at for at in private if at > locked[0]) - locked[0], 900)
 
     def test_a_flatten_that_is_asked_for_meanwhile_waits_for_its_end(self) -> None:
         bot, began = self.once(105), self.clock.time
-        lockout = mock.Mock(side_effect=KeyRefusedError("-", lockout=True))
         with mock.patch.object(self.clock, "wait", side_effect=FlattenRequestedError):
-            self.assertRaises(FlattenRequestedError, bot.retry, lockout)
-        private = self.note_private()
+            self.assertRaises(FlattenRequestedError, bot.retry, mock.Mock(side_effect=LOCKOUT))
+        private = self.moments("position")
         self.flatten(bot)
         self.assertGreaterEqual(private[0] - began, 900)
 

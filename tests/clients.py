@@ -1,4 +1,4 @@
-"""The client as a bot has it: it signs, and it may trade."""
+"""The client as a bot has it: it signs, and it may trade unless `live` is false."""
 
 from collections.abc import Iterator
 from itertools import count
@@ -17,6 +17,7 @@ def signing(
     key: str = SANDBOX_KEY,
     secret: str = SANDBOX_SECRET,
     nonces: Iterator[int] | None = None,
+    live: bool = True,
     **more: Any,
 ) -> Client:
     rising = nonces or count(1)
@@ -26,6 +27,6 @@ def signing(
         clock,
         credentials=Credentials(Secret(key), Secret(secret), "the test"),
         next_nonce=lambda _: next(rising),
-        live=True,
+        live=live,
         **more,
     )

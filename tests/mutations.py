@@ -13,18 +13,18 @@ import os
 import re
 import shutil
 import sys
-import textwrap
 import time
 import unittest
 from collections.abc import Iterator
 from functools import partial
 from itertools import count, islice
+from operator import attrgetter
 from pathlib import Path
 from random import Random
 from typing import Any
 
 from tests import exhaustive
-from tests.simulation.defects import DEFECTS, SETTINGS, SHOWN_BY
+from tests.simulation.defects import DEFECTS, SETTINGS
 from tests.simulation.episode import episode, scratch
 from tests.simulation.world import choose
 
@@ -37,19 +37,16 @@ Where = int | str
 
 def plant(defect: str) -> None:
     """Put the defect into the program of this process."""
-    for module_name, name, source in DEFECTS[defect]:
+    for module_name, name, source in DEFECTS[defect].changes:
         module = importlib.import_module(f"krakenbot.{module_name}")
         *path, last = name.split(".")
-        place: Any = module
-        for part in path:
-            place = getattr(place, part)
+        place: Any = attrgetter(".".join(path))(module) if path else module
         names = {**vars(module), "original": getattr(place, last)}
-        text = textwrap.dedent(source).strip()
-        if text.startswith("def "):
-            exec(text, names)
+        if source.startswith("def "):
+            exec(source, names)
             setattr(place, last, names["defect"])
         else:
-            setattr(place, last, eval(text, names))
+            setattr(place, last, eval(source, names))
 
 
 def verdict(where: Where, defect: str = "") -> str:
@@ -76,7 +73,7 @@ def verdict(where: Where, defect: str = "") -> str:
 
 def places(defect: str) -> Iterator[Where]:
     """Yield where the defect may show: the same faults elsewhere, and seeds that can show it."""
-    known = SHOWN_BY.get(defect)
+    known = DEFECTS[defect].shown_by
     if isinstance(known, str):
         faults = re.sub("#[0-9]+", "", known.partition(":")[2])
         for number in range(1, PLACES_MAX + 1):
@@ -93,14 +90,13 @@ def one_process_each() -> Any:
 
 def main(words: list[str]) -> int:
     (defect,) = words
-    known = SHOWN_BY.get(defect)
-    if known is not None:
-        with one_process_each() as pool:
-            found = pool.apply(verdict, (known, defect))
-        if found:
-            print(f"{known}: {found}")
-            return 0
-        print(f"{known!r} does not show it any more", flush=True)
+    known = DEFECTS[defect].shown_by
+    with one_process_each() as pool:
+        found = pool.apply(verdict, (known, defect))
+    if found:
+        print(f"{known}: {found}")
+        return 0
+    print(f"{known!r} does not show it any more", flush=True)
     looked_at = [*places(defect)]
     with one_process_each() as pool, one_process_each() as checking:
         found_there = pool.imap(partial(verdict, defect=defect), looked_at)
@@ -114,17 +110,14 @@ def main(words: list[str]) -> int:
 
 class TestMutations(unittest.TestCase):
     def test_every_name_that_is_replaced_is_there(self) -> None:
-        for defect, changes in DEFECTS.items():
+        for defect, (_, changes) in DEFECTS.items():
             for module_name, name, _ in changes:
                 with self.subTest(defect):
-                    place: Any = importlib.import_module(f"krakenbot.{module_name}")
-                    for part in name.split("."):
-                        place = getattr(place, part)
+                    attrgetter(name)(importlib.import_module(f"krakenbot.{module_name}"))
 
     def test_every_defect_is_found_where_it_is_known_to_show(self) -> None:
-        self.assertEqual(DEFECTS.keys(), SHOWN_BY.keys())
         with one_process_each() as pool:
-            asked = [(where, defect) for defect, where in SHOWN_BY.items()]
+            asked = [(where, defect) for defect, (where, _) in DEFECTS.items()]
             answers = [pool.apply_async(verdict, question) for question in asked]
             for (where, defect), answer in zip(asked, answers, strict=True):
                 with self.subTest(defect):
@@ -133,7 +126,7 @@ class TestMutations(unittest.TestCase):
                     self.assertTrue(found, "nothing is found")
 
     def test_nothing_is_found_there_without_the_defect(self) -> None:
-        looked_at = [*dict.fromkeys(SHOWN_BY.values())]
+        looked_at = [*dict.fromkeys(defect.shown_by for defect in DEFECTS.values())]
         with one_process_each() as pool:
             for where, found in zip(looked_at, pool.imap(verdict, looked_at), strict=True):
                 with self.subTest(where):

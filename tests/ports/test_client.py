@@ -6,6 +6,7 @@ import time
 import unittest
 from collections.abc import Mapping
 from decimal import Decimal
+from itertools import count, product
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -22,7 +23,8 @@ from krakenbot.errors import (
 from krakenbot.kraken.client import Client, result_of
 from krakenbot.kraken.counter import RestCounter
 from krakenbot.kraken.signing import sign
-from krakenbot.model import Credentials, Secret
+from krakenbot.model import Secret
+from tests.clients import signing
 from tests.clocks import StandingClock
 from tests.folders import own_folder
 from tests.logs import logged, silence
@@ -31,7 +33,7 @@ RECORDED = os.environ.get("TEST_DATA_KRAKEN")
 SECRET = Secret(
     "kQH5HW/8p1uGOVjbgWA7FunAmGO8lsSUXNsu3eow76sz84Q18fWxnyRzBHCd3pd5nE9qa99HAZtuZuj6F1huXg=="
 )
-KEY = Secret("the-key")
+KEY, URL = Secret("the-key"), "http://127.0.0.1:1"
 OK = b'{"error":[],"result":{"ok":1}}'
 
 
@@ -83,6 +85,7 @@ EEarnings:Busy
 ENew:Never heard of
 """)
 UNKNOWN.append("no category at all")
+EMPTY: tuple[dict[str, Any], ...] = ({}, {"result": {}}, {"result": None})
 KINDS = {RefusedError: REFUSED, LaterError: LATER, StopError: STOP, UnansweredError: UNKNOWN}
 EVERY = [(kind, text) for kind, texts in KINDS.items() for text in texts]
 
@@ -107,31 +110,11 @@ class FakeTransport:
         return {key: values[0] for key, values in parse_qs(body.decode()).items()}
 
 
-class Rising:
-    def __init__(self) -> None:
-        self.last = 0
-
-    def __call__(self, clock_ns: int) -> int:
-        self.last = max(clock_ns, self.last + 1)
-        return self.last
-
-
-def client(
-    transport: Any,
-    clock: StandingClock | None = None,
-    *,
-    live: bool = False,
-    counter: RestCounter | None = None,
-) -> Client:
-    return Client(
-        transport,
-        "http://127.0.0.1:1",
-        clock or StandingClock(1616.492376594),
-        credentials=Credentials(KEY, SECRET, "the test"),
-        next_nonce=Rising(),
-        live=live,
-        counter=counter,
-    )
+def client(transport: Any, clock: StandingClock | None = None, **options: Any) -> Client:
+    """Return a client that may not trade unless `live` is true."""
+    options = {"live": False, "nonces": count(1616492376594)} | options
+    secrets = {"key": KEY.reveal(), "secret": SECRET.reveal()}
+    return signing(transport, URL, clock or StandingClock(1000.0), **secrets, **options)
 
 
 def envelope(*errors: str) -> bytes:
@@ -139,29 +122,21 @@ def envelope(*errors: str) -> bytes:
 
 
 class TestErrors(unittest.TestCase):
-    def test_every_error_of_a_read_means_what_a_careful_caller_does_about_it(self) -> None:
+    def test_every_error_means_what_a_careful_caller_does_about_it(self) -> None:
         for kind, text in EVERY:
-            spaced = " " + text.replace(":", " : ") + " "
-            for answer in ({}, {"result": {}}, {"result": None}):
-                for said in (text, spaced):
-                    body = json.dumps({"error": [said], **answer}).encode()
-                    with self.subTest(said), self.assertRaises(kind):
-                        client(FakeTransport(body)).private("Balance")
+            for said, more in product((text, f" {text.replace(':', ' : ')} "), EMPTY):
+                body = json.dumps({"error": [said], **more}).encode()
+                for method in ("Balance", "AddOrder"):
+                    transport = FakeTransport(body)
+                    with self.subTest(said, method=method), self.assertRaises(kind):
+                        client(transport, live=True).private(method, {})
+                    self.assertEqual(1, len(transport.requests), "an order went out twice")
 
-    def test_every_error_of_an_order_means_what_a_careful_caller_does_about_it(self) -> None:
-        for kind, text in EVERY:
-            transport = FakeTransport(envelope(text))
-            with self.subTest(text), self.assertRaises(kind):
-                client(transport, live=True).private("AddOrder", {"pair": "XBTUSD"})
-            self.assertEqual(1, len(transport.requests), "an order went out twice")
-
-    def test_of_several_errors_the_one_that_may_hide_an_order_counts(self) -> None:
+    def test_of_several_errors_the_one_counts_that_may_hide_an_order_or_needs_a_person(self):
         for other in [*REFUSED, *LATER, *STOP, "EAPI:Invalid nonce"]:
             for errors in ((other, "EService:Timeout"), ("EService:Timeout", other)):
                 with self.subTest(errors), self.assertRaises(UnansweredError):
                     client(FakeTransport(envelope(*errors)), live=True).private("AddOrder", {})
-
-    def test_of_several_definite_errors_one_that_needs_a_person_counts(self) -> None:
         for other in [*REFUSED, *LATER]:
             with self.subTest(other), self.assertRaises(StopError):
                 client(FakeTransport(envelope(other, "EAPI:Invalid key"))).private("Balance")
@@ -186,23 +161,27 @@ class TestErrors(unittest.TestCase):
             ("EOrder:Order minimum not met", Cause.TOO_SMALL, None),
             ("EGeneral:Invalid arguments:volume minimum not met", Cause.TOO_SMALL, None),
         ):
-            kind = RefusedError if is_documented is None else LaterError
-            with self.subTest(text), self.assertRaises(kind) as caught:
-                client(FakeTransport(envelope(text)), live=True).private("AddOrder", {})
-            self.assertEqual(cause, caught.exception.cause)
-            self.assertEqual(bool(is_documented), caught.exception.leaves_no_order)
+            with self.subTest(text):
+                error = self.refusal(text)
+                self.assertIs(RefusedError if is_documented is None else LaterError, type(error))
+                self.assertEqual(cause, error.cause)
+                self.assertEqual(bool(is_documented), error.leaves_no_order)
 
     def test_an_account_without_margin_on_the_pair_is_told_what_to_do(self) -> None:
         for text in ("EOrder:Reduce only:Non-ECP", "EOrder: Reduce only: Non-PC"):
-            with self.assertRaisesRegex(RefusedError, "leverage = 0"):
-                client(FakeTransport(envelope(text)), live=True).private("AddOrder", {})
+            self.assertIn("leverage = 0", str(self.refusal(text)))
+
+    def refusal(self, text: str) -> RefusedError | LaterError:
+        """Return what an order is answered with."""
+        with self.assertRaises((RefusedError, LaterError)) as caught:
+            client(FakeTransport(envelope(text)), live=True).private("AddOrder", {})
+        return caught.exception
 
     def test_after_a_definite_later_the_request_counts_as_sent_and_a_wait_is_named(self) -> None:
         for text in LATER:
-            with self.assertRaises(LaterError) as caught:
-                client(FakeTransport(envelope(text)), live=True).private("AddOrder", {})
-            self.assertIsNot(Cause.UNREACHABLE, caught.exception.cause)
-            self.assertGreaterEqual(caught.exception.wait_s, 15)
+            error = self.refusal(text)
+            self.assertIsNot(Cause.UNREACHABLE, error.cause)
+            self.assertGreaterEqual(error.wait_s, 15)
 
     def test_too_many_requests_name_their_pause_also_where_the_outcome_is_unknown(self) -> None:
         for body, status, wait_s in (
@@ -215,19 +194,17 @@ class TestErrors(unittest.TestCase):
                 result_of("Balance", status, body)
             self.assertEqual(wait_s, caught.exception.wait_s)
 
-    def test_a_warning_beside_a_result_does_not_hide_the_result(self) -> None:
-        body = b'{"error":["WDatabase:No change"],"result":{"ok":1}}'
+    def test_a_warning_is_logged_hides_no_result_and_is_none(self) -> None:
         with logged() as out:
+            body = b'{"error":["WDatabase:No change"],"result":{"ok":1}}'
             self.assertEqual({"ok": 1}, client(FakeTransport(body)).private("Balance"))
-        self.assertIn("WDatabase:No change", out.getvalue())
-
-    def test_a_warning_alone_is_no_answer(self) -> None:
-        with logged() as out, self.assertRaises(UnansweredError):
-            client(FakeTransport(b'{"error":["WGeneral:Hm"]}')).private("Balance")
-        self.assertIn("WGeneral:Hm", out.getvalue())
+            alone = client(FakeTransport(b'{"error":["WGeneral:Hm"]}'))
+            self.assertRaises(UnansweredError, alone.private, "Balance")
+        self.assertRegex(out.getvalue(), "(?s)WDatabase:No change.*WGeneral:Hm")
 
     @unittest.skipUnless(RECORDED, "TEST_DATA_KRAKEN names no folder with recorded answers")
     def test_recorded_error_envelopes_and_gateway_pages_are_never_a_result(self) -> None:
+        silence(self)
         folder = Path(RECORDED or "") / "payloads/spot/constructed"
         names = "error_with_empty_result.json error_with_null_result.json gateway_502.html"
         bodies = [(folder / name).read_bytes() for name in names.split()]
@@ -340,7 +317,7 @@ class TestRequests(unittest.TestCase):
     def test_without_a_key_a_private_method_stops_unsent(self) -> None:
         transport = FakeTransport(OK)
         with self.assertRaises(StopError) as caught:
-            Client(transport, "http://127.0.0.1:1", StandingClock(1000.0)).private("Balance")
+            Client(transport, URL, StandingClock(1000.0)).private("Balance")
         self.assertEqual(77, caught.exception.exit_code)
         self.assertEqual([], transport.requests)
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tests.markets import short_histories
 from tests.ports.test_sandbox import ID, MARKET, Client
 
 DATA = os.environ.get("TEST_DATA_KRAKEN")
@@ -75,6 +76,10 @@ EXCEPTIONS = {
     ("QueryTrades", r".*\.(aclass|leverage|maker|trade_id)"): NEWER,
     ("GetApiKeyInfo", r".*\.(api_key|iban)"): "made unrecognisable by who published it",
 }
+
+
+def setUpModule() -> None:
+    short_histories()
 
 
 def kind(value: Any) -> str:

@@ -161,30 +161,24 @@ class TestMarket(unittest.TestCase):
         exchange.candles(None)
         self.assertNotIn("since", kraken.params("OHLC"))
 
-    def test_candles_and_quotes_of_another_pair_are_no_answer(self) -> None:
+    def test_once_the_pair_is_known_answers_about_another_one_are_none(self) -> None:
         kraken = Kraken()
         exchange = spot(kraken)
         exchange.rules()
         exchange.quote()
         kraken.answers["OHLC"] = {"XETHZUSD": kraken.answers["OHLC"]["XXBTZUSD"], "last": 1}
         kraken.answers["Ticker"] = {"XETHZUSD": {"a": ["3001"], "b": ["3000"]}}
-        for method in ("OHLC", "Ticker"):
+        kraken.answers["AssetPairs"] = {"XETHZUSD": {**ROW, "altname": "ETHUSD"}}
+        for method in ("OHLC", "Ticker", "AssetPairs"):
             with self.subTest(method), self.assertRaisesRegex(UnansweredError, "XETHZUSD"):
                 CALLS[method](exchange)
+        self.assertEqual("XXBTZUSD", exchange.known_rules().pair)
 
     def test_a_crossed_or_empty_quote_is_no_answer(self) -> None:
         for ask, bid in (("1", "2"), ("0", "0"), ("2", "0"), ("2", "-1"), ("0", "1")):
             kraken = Kraken(Ticker={"X": {"a": [ask], "b": [bid]}})
             with self.subTest(ask=ask, bid=bid), self.assertRaises(UnansweredError):
                 spot(kraken).quote()
-
-    def test_rules_of_another_pair_are_no_answer_once_the_pair_is_known(self) -> None:
-        kraken = Kraken()
-        exchange = spot(kraken)
-        exchange.rules()
-        kraken.answers["AssetPairs"] = {"XETHZUSD": {**ROW, "altname": "ETHUSD"}}
-        self.assertRaises(UnansweredError, exchange.rules)
-        self.assertEqual("XXBTZUSD", exchange.known_rules().pair)
 
     def test_the_asset_class_travels_wherever_kraken_wants_it(self) -> None:
         kraken = Kraken()
@@ -398,20 +392,20 @@ class TestFinding(unittest.TestCase):
             self.assertEqual(ID, kraken.params(method)["cl_ord_id"])
         self.assertLessEqual(int(kraken.params("ClosedOrders")["start"]), SINCE - 60)
 
-    def test_an_order_still_open_is_found(self) -> None:
-        for status in ("open", "pending"):
-            still = {TXID: OPEN_ORDER | {"status": status}}
-            kraken = Kraken(OpenOrders={"open": still}, ClosedOrders={"closed": {}})
-            self.assertFalse(found(spot(kraken)).status.is_final)
-
-    def test_an_order_seen_open_and_closed_in_one_look_is_closed(self) -> None:
-        kraken = Kraken(OpenOrders={"open": {TXID: OPEN_ORDER}})
-        self.assertEqual(OrderStatus.CLOSED, found(spot(kraken)).status)
-
-    def test_the_id_is_known_again_in_capitals_and_without_dashes(self) -> None:
-        for shown in (ID.upper(), ID.replace("-", "")):
-            closed = {TXID: CLOSED_ORDER | {"cl_ord_id": shown}}
-            found(spot(Kraken(ClosedOrders={"closed": closed})))
+    def test_an_order_that_one_view_shows_by_its_id_is_found_whatever_the_other_says(self) -> None:
+        nameless = {key: x for key, x in CLOSED_ORDER.items() if key != "cl_ord_id"}
+        for open_row, closed_row, is_final in (
+            (OPEN_ORDER, None, False),
+            (OPEN_ORDER | {"status": "pending"}, None, False),
+            (OPEN_ORDER, nameless, False),
+            (OPEN_ORDER, CLOSED_ORDER, True),
+            (None, CLOSED_ORDER | {"cl_ord_id": ID.upper()}, True),
+            (None, CLOSED_ORDER | {"cl_ord_id": ID.replace("-", "")}, True),
+        ):
+            rows = [{TXID: row} if row else {} for row in (open_row, closed_row)]
+            kraken = Kraken(OpenOrders={"open": rows[0]}, ClosedOrders={"closed": rows[1]})
+            with self.subTest(open=open_row, closed=closed_row):
+                self.assertEqual(is_final, found(spot(kraken)).status.is_final)
 
     def test_orders_of_others_are_not_taken_for_the_own_one(self) -> None:
         strangers = {
@@ -423,13 +417,6 @@ class TestFinding(unittest.TestCase):
         self.assertIsNone(spot(kraken).find(ID, SINCE))
         kraken.answers["ClosedOrders"] = {"closed": strangers | {TXID: CLOSED_ORDER}}
         self.assertEqual(TXID, found(spot(kraken)).exchange_order_id)
-
-    def test_an_order_that_one_view_shows_by_its_id_is_found_whatever_the_other_says(self) -> None:
-        nameless = {key: x for key, x in CLOSED_ORDER.items() if key != "cl_ord_id"}
-        views = {"OpenOrders": {"open": {TXID: OPEN_ORDER}}, "ClosedOrders": {"closed": {}}}
-        for other in ({}, {TXID: nameless}):
-            views["ClosedOrders"]["closed"] = other
-            found(spot(Kraken(**views)))
 
     def test_a_broken_row_beside_an_order_is_asked_about_again(self) -> None:
         broken = CLOSED_ORDER | {"vol_exec": "?"}

@@ -4,6 +4,7 @@ import _thread
 import contextlib
 import gzip
 import os
+import queue
 import shutil
 import signal
 import socket
@@ -25,7 +26,6 @@ from krakenbot.errors import Cause, LaterError, StopError, UnansweredError
 from krakenbot.kraken import transport
 from krakenbot.kraken.client import Client
 from krakenbot.kraken.transport import ANSWER_BYTES_MAX, UrllibTransport, tls_context
-from krakenbot.model import Credentials, Secret
 from tests import slow
 from tests.clients import signing
 from tests.folders import own_folder
@@ -126,7 +126,7 @@ def resets(text: bytes = b"") -> Serve:
 
 def raw(serve: Serve) -> Serve:
     """Let it act on the bare connection, before any TLS."""
-    serve.is_raw = True  # type: ignore[attr-defined]
+    serve.is_raw = True
     return serve
 
 
@@ -220,10 +220,12 @@ class Wire(unittest.TestCase):
         self.addCleanup(server.close)
         return server
 
-    def client(self, port: int, limit_s: float = LIMIT_S, **options: Any) -> Client:
+    def client(
+        self, port: int, limit_s: float = LIMIT_S, *, key: str = KEY, **options: Any
+    ) -> Client:
         scheme = "https" if self.context else "http"
         url, wire = f"{scheme}://localhost:{port}", UrllibTransport(limit_s, **options)
-        return signing(wire, url, self.clock, key=KEY, secret=SECRET)
+        return signing(wire, url, self.clock, key=key, secret=SECRET)
 
     def outcome(self, ask: Callable[[], Any]) -> str:
         """Return what came of it, and see that it came in time."""
@@ -244,6 +246,11 @@ class Wire(unittest.TestCase):
         yield "a public read", lambda: client.public("Time")
         yield "a private read", lambda: client.private("Balance")
         yield "an order", lambda: client.private("AddOrder", {"volume": "1"})
+
+    def assert_each(self, outcome: str, port: int, limit_s: float = LIMIT_S) -> None:
+        for kind, ask in self.kinds(port, limit_s):
+            with self.subTest(kind):
+                self.assertEqual(outcome, self.outcome(ask))
 
 
 class TestFates(Wire):
@@ -266,29 +273,19 @@ class TestFates(Wire):
     def test_nobody_listening_is_unreachable(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             port = listener.getsockname()[1]
-        for kind, ask in self.kinds(port):
-            with self.subTest(kind):
-                self.assertEqual(UNREACHABLE, self.outcome(ask))
+        self.assert_each(UNREACHABLE, port)
 
     def test_each_request_has_a_connection_of_its_own_that_is_closed_after_it(self) -> None:
-        left: list[bytes] = []
+        left: queue.Queue[bytes] = queue.Queue()
 
         def serve(server: Server, connection: socket.socket) -> None:
             server.request(connection)
             connection.sendall(answer())
-            left.append(connection.recv(1))
+            left.put(connection.recv(1))
 
-        server = self.serve(serve)
-        for number, (_, ask) in enumerate(self.kinds(server.port), 1):
+        for _, ask in self.kinds(self.serve(serve).port):
             self.assertEqual(ANSWERED, self.outcome(ask))
-            self.wait_for(lambda number=number: len(left) == number)  # type: ignore[misc]
-        self.assertEqual([b""] * 3, left)
-
-    def wait_for(self, is_so: Callable[[], bool]) -> None:
-        until = time.monotonic() + 2
-        while not is_so() and time.monotonic() < until:
-            time.sleep(0.01)
-        self.assertTrue(is_so())
+            self.assertEqual(b"", left.get(timeout=2))
 
 
 @unittest.skipIf(shutil.which("openssl") is None, "no openssl to make certificates with")
@@ -310,9 +307,7 @@ class TestFatesOverTls(TestFates):
         self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.context.load_cert_chain(self.folder / "cert.pem", self.folder / "key.pem")
         roots = {"SSL_CERT_FILE": str(self.folder / "cert.pem")}
-        step = mock.patch.dict(os.environ, roots)
-        step.start()
-        self.addCleanup(step.stop)
+        self.enterContext(mock.patch.dict(os.environ, roots))
         tls_context.cache_clear()
         self.addCleanup(tls_context.cache_clear)
 
@@ -322,9 +317,7 @@ class TestFatesOverTls(TestFates):
             connection.recv(65536)
             connection.sendall(answer())
 
-        for kind, ask in self.kinds(self.serve(plain).port):
-            with self.subTest(kind):
-                self.assertEqual(UNREACHABLE, self.outcome(ask))
+        self.assert_each(UNREACHABLE, self.serve(plain).port)
 
     def test_a_proxy_is_asked_for_a_tunnel_and_sees_no_key(self) -> None:
         server = self.serve(says(answer()))
@@ -412,9 +405,7 @@ class TestAddresses(Wire):
     def resolves_to(self, words: str) -> None:
         kind = (socket.AF_INET, socket.SOCK_STREAM, 6, "")
         found = [(*kind, ("127.0.0.1", self.ports[word])) for word in words.split()]
-        seam = mock.patch.object(socket, "getaddrinfo", return_value=found)
-        seam.start()
-        self.addCleanup(seam.stop)
+        self.enterContext(mock.patch.object(socket, "getaddrinfo", return_value=found))
 
     def test_one_address_that_works_is_enough_within_the_time_limit(self) -> None:
         for words in ("yes", "yes dead", "no yes", "dead yes", "dead dead yes", "no dead no yes"):
@@ -431,9 +422,7 @@ class TestAddresses(Wire):
     def test_dead_addresses_take_the_time_limit_once_and_not_each(self) -> None:
         for words in ("dead", "dead dead", "dead dead dead dead", "no no", "dead no dead no"):
             self.resolves_to(words)
-            for kind, ask in self.kinds(1):
-                with self.subTest(words, kind=kind):
-                    self.assertEqual(UNREACHABLE, self.outcome(ask))
+            self.assert_each(UNREACHABLE, 1)
         self.assertEqual([], self.living.requests)
 
     def test_an_address_that_worked_and_died_is_left_for_the_others(self) -> None:
@@ -472,21 +461,18 @@ class TestNames(Wire):
             return []
 
         patch = mock.patch.object(socket, "getaddrinfo", side_effect=look_up)
-        self.lookups = patch.start()
-        self.addCleanup(patch.stop)
+        self.lookups = self.enterContext(patch)
         return done
 
     def test_a_name_that_is_unknown_is_unreachable(self) -> None:
         for answers in (OSError("no such name"), [[]], UnicodeError("label too long")):
             with mock.patch.object(socket, "getaddrinfo", side_effect=answers):
-                ask = next(iter(self.kinds(1)))[1]
-                self.assertEqual(UNREACHABLE, self.outcome(ask))
+                outcome = self.outcome(partial(self.client(1).public, "Time"))
+                self.assertEqual(UNREACHABLE, outcome)
 
     def test_a_slow_lookup_ends_at_the_time_limit_and_is_not_begun_again(self) -> None:
         self.slow()
-        for kind, ask in self.kinds(1, 0.15):
-            with self.subTest(kind):
-                self.assertEqual(UNREACHABLE, self.outcome(ask))
+        self.assert_each(UNREACHABLE, 1, 0.15)
         self.assertEqual(1, self.lookups.call_count)
 
     def test_a_slow_lookup_is_given_up_when_the_program_is_to_stop(self) -> None:
@@ -532,8 +518,7 @@ class TestSurroundings(Wire):
     def test_no_error_quotes_the_key_the_signature_or_the_body(self) -> None:
         server = self.serve(says())
         for key in (KEY, "key\nwith a newline", "ключ"):
-            client = self.client(server.port)
-            client._credentials = Credentials(Secret(key), Secret(SECRET), "the test")
+            client = self.client(server.port, key=key)
             with self.subTest(key):
                 with self.assertRaises((UnansweredError, LaterError, StopError)) as caught:
                     client.private("AddOrder", {"volume": "1.2345"})

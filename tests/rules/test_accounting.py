@@ -1,15 +1,17 @@
+import sqlite3
 import unittest
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
+from pathlib import Path
 from typing import cast
 
 from krakenbot.accounting import LATE_S, Ledger, opening_fee
 from krakenbot.commands.status import read_status, realized
 from krakenbot.errors import KeyRefusedError, StopError, UnansweredError
 from krakenbot.journal import Journal
-from krakenbot.journal_file import open_journal
+from krakenbot.journal_file import open_journal, prepare
 from krakenbot.kraken.spot import Spot
-from krakenbot.model import ZERO, Candle, Charge, ChargeKind, MarginRates, Side
+from krakenbot.model import Candle, Charge, ChargeKind, MarginRates, Side
 from krakenbot.pairs import parse_rules
 from krakenbot.records import Booked, Outcome
 from krakenbot.simulated.listing import PAIRS
@@ -50,8 +52,9 @@ class Rows:
 class AccountingTest(unittest.TestCase):
     def setUp(self) -> None:
         silence(self)
-        self.journal, self.ledger = open_journal(None), Rows()
-        self.addCleanup(self.journal.close)
+        self.database = prepare(sqlite3.connect(":memory:", isolation_level=None), Path("-"))
+        self.addCleanup(self.database.close)
+        self.journal, self.ledger = Journal(self.database), Rows()
         self.journal.put(charges_read=CANDLE)
 
     def traded(
@@ -92,19 +95,42 @@ class AccountingTest(unittest.TestCase):
         self.assertEqual((Decimal(fees), Decimal(others)), self.costs())
 
 
-class TestLedger(AccountingTest):
-    def test_what_an_opening_cost_beyond_the_order_s_fee_is_booked_once(self) -> None:
-        order = self.bought()
-        self.told("T1", order, "500", "4.10")
-        self.told("T2", order, "1500", "12.30")
-        for _ in range(3):
-            self.assertEqual("", self.book())
-        self.assertEqual((Decimal("16"), Decimal("0.40")), self.costs())
+# An order's cost and fee; trade, cost, fee and asset of the rows of the ledger; its opening fee.
+SHOWN = {
+    "what an opening cost beyond the order's fee": (
+        *("2000", "16"),
+        *("T1 500 4.10 ZUSD; T2 1500 12.30 ZUSD", "0.40"),
+    ),
+    "the ledger's word in place of what was assumed": ("2000", "16", "T1 2000 16.60 ZUSD", "0.6"),
+    "a fee that holds the opening fee already": ("2000", "16.4", "T1 2000 16.4 ZUSD", "0"),
+    "fills that are rounded each on its own": (
+        *("2000.00001", "16"),
+        *("T1 500 4.10 ZUSD; T2 1500 12.30 ZUSD", "0.40"),
+    ),
+    "a fee in coins that the order shows too": (
+        *("2000", "16"),
+        *("T1 2000 0 ZUSD; T1 0 0.00032 XXBT", "0"),
+    ),
+    "a trade fee that was taken in coins": ("2000", "0", "T1 2000 0 ZUSD; T1 0 0.0001 XXBT", "5"),
+    "coins bought without margin": ("2000", "16", "T1 2000 16 ZUSD; T1 0 0 XXBT", "0"),
+}
 
-    def test_a_fee_that_holds_the_opening_fee_already_is_not_counted_twice(self) -> None:
-        order = self.bought("16.4")
-        self.told("T1", order, "2000", "16.4")
-        self.check("16.4", "0")
+
+class TestLedger(AccountingTest):
+    def test_what_the_ledger_shows_is_booked_once_however_often_it_is_read(
+        self,
+    ) -> None:
+        for story, (cost, fee, rows, opening) in SHOWN.items():
+            with self.subTest(story):
+                self.setUp()
+                order = self.traded(self.journal, 0, Side.BUY, "0.04", cost, fee)
+                for row in rows.split("; "):
+                    trade, cost_shown, fee_shown, asset = row.split()
+                    self.told(trade, order, cost_shown, fee_shown, asset=asset)
+                for _ in range(3):
+                    self.check(fee, opening)
+                again = Journal(self.database)
+                self.assertEqual(again.account(), self.journal.account())
 
     def test_rollovers_of_own_trades_are_booked_and_others_are_nobody_s_business(self) -> None:
         order = self.bought()
@@ -132,11 +158,13 @@ class TestLedger(AccountingTest):
         self.journal.conclude(wanted, Outcome.CLOSED, CANDLE + 900, done)
         self.check("16", "0.4", CANDLE + 1000)
 
-    def test_what_the_ledger_does_not_show_within_a_day_is_said_once(self) -> None:
+    def test_what_the_ledger_does_not_show_within_a_day_is_said_once_and_shown_by_status(self):
+        self.assertIsNone(read_status(self.journal)["difference"])
         order = self.bought()
         self.assertEqual("", self.book())
         said = self.book(DAY_LATER)
-        self.assertIn(order, said)
+        self.assertRegex(said, f"{order}.*not in the ledger|not in the ledger.*{order}")
+        self.assertEqual(said, read_status(self.journal)["difference"])
         self.assertEqual("", self.book(DAY_LATER + 3600))
 
     def test_an_order_that_is_booked_is_not_missed_at_the_edge_of_the_next_reading(self) -> None:
@@ -150,20 +178,13 @@ class TestLedger(AccountingTest):
     def test_a_ledger_that_took_less_than_the_order_said_is_a_difference(self) -> None:
         order = self.bought()
         self.told("T1", order, "2000", "15")
-        said = self.book()
-        self.assertIn(order, said)
+        self.assertIn(order, self.book())
         self.check("16", "0")
 
     def test_an_order_that_traded_nothing_costs_nothing(self) -> None:
         self.traded(self.journal, 0, Side.BUY, "0.00000000", "0.00000")
         self.assertEqual("", self.book())
         self.assertEqual("", self.book(DAY_LATER))
-
-    def test_fills_that_are_rounded_each_on_its_own_are_still_the_whole_order(self) -> None:
-        order = self.traded(self.journal, 0, Side.BUY, "0.04", "2000.00001", "16")
-        self.told("T1", order, "500", "4.10")
-        self.told("T2", order, "1500", "12.30")
-        self.check("16", "0.40")
 
     def test_a_ledger_that_cannot_be_read_at_first_is_read_from_the_beginning(self) -> None:
         self.journal.put(charges_read=None)
@@ -195,27 +216,9 @@ class TestLedger(AccountingTest):
     def test_without_candles_a_fee_in_coins_is_valued_later(self) -> None:
         order = self.bought("0")
         self.told("T1", order, "2000", "0")
-        fee = Charge("L9", "T1", order, CANDLE, ZERO, Decimal("0.0001"), RULES.base)
-        self.ledger.rows.append(fee)
+        self.told("T1", order, "0", "0.0001", asset="XXBT")
         self.ledger.past = []
-        self.assertEqual("", self.book(CANDLE + 3600))
-        self.assertEqual(Decimal("0.5"), self.costs()[1], "the estimate stays until then")
-
-    def test_a_fee_in_coins_that_the_order_shows_too_is_booked_once(self) -> None:
-        order = self.bought()
-        self.told("T1", order, "2000", "0")
-        coins = Decimal(16) / self.ledger.price
-        row = Charge("L9", "T1", order, CANDLE + 60, ZERO, coins, RULES.base)
-        self.ledger.rows.append(row)
-        self.check("16", "0")
-
-    def test_a_trade_fee_that_was_taken_in_coins_is_booked(self) -> None:
-        order = self.bought("0")
-        self.told("T1", order, "2000", "0")
-        row = Charge("L9", "T1", order, CANDLE + 60, ZERO, Decimal("0.0001"), RULES.base)
-        self.ledger.rows.append(row)
-        self.assertEqual("", self.book())
-        self.assertEqual(self.ledger.price * Decimal("0.0001"), self.costs()[1])
+        self.check("0", "0.5", CANDLE + 3600)  # The estimate stays until then.
 
     def test_ten_days_without_reading_are_caught_up_with_at_once(self) -> None:
         order = self.bought()
@@ -249,14 +252,6 @@ class TestLedger(AccountingTest):
         for _ in range(2):
             self.assertEqual("", self.book(CANDLE + 5 * LATE_S))
         self.assertEqual((Decimal("16"), Decimal("0.4")), self.costs())
-
-    def test_a_difference_is_shown_by_status(self) -> None:
-        self.assertIsNone(read_status(self.journal)["difference"])
-        self.bought()
-        self.book()
-        said = self.book(DAY_LATER)
-        self.assertIn("not in the ledger", said)
-        self.assertEqual(said, read_status(self.journal)["difference"])
 
     def test_a_death_in_the_middle_loses_no_charge(self) -> None:
         order = self.bought()
@@ -303,15 +298,6 @@ class TestBooksAtOnce(AccountingTest):
         bought = wanted._replace(leverage=0)
         self.assertEqual(0, opening_fee(bought, done, MarginRates(), RULES))
 
-    def test_the_ledger_s_word_replaces_what_was_assumed(self) -> None:
-        order = self.bought()
-        self.told("T1", order, "2000", "16.60")
-        for _ in range(2):
-            self.assertEqual("", self.book())
-            self.assertEqual(Decimal("0.6"), self.margin_fees())
-        again = Journal(self.journal._db)
-        self.assertEqual(again.account(), self.journal.account())
-
 
 class TestOtherCurrencies(AccountingTest):
     """Fees taken in coins are worth what the price of their moment says, and kept as they were."""
@@ -322,7 +308,7 @@ class TestOtherCurrencies(AccountingTest):
         self.told("T1", order, "0", "0.00001", asset="XXBT")
         self.ledger.price = Decimal(60000)
         self.check("16", "0.6", CANDLE + 300)
-        rows = self.journal._db.execute("SELECT charged FROM charges WHERE asset = 'XXBT'")
+        rows = self.database.execute("SELECT charged FROM charges WHERE asset = 'XXBT'")
         self.assertEqual([("0.00001",)], [tuple(row) for row in rows])
         (intent_id,) = (x.id for x in self.journal.intents())
         self.assertEqual(Decimal("0.6"), self.journal.opening_fees()[intent_id])
@@ -364,12 +350,6 @@ class TestOtherCurrencies(AccountingTest):
         self.assertIn("0.37 EUR", str(read_status(self.journal)["difference"]))
         self.assertEqual((Decimal(16), Decimal("0.5")), self.costs())
         self.assertTrue(self.journal.is_charged("L1"))
-
-    def test_coins_bought_without_margin_cost_their_fee_and_nothing_else(self) -> None:
-        order = self.bought()
-        self.told("T1", order, "2000", "16")
-        self.told("T1", order, "0", "0", asset="XXBT")
-        self.check("16", "0")
 
 
 class TestRealized(AccountingTest):

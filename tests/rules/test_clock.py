@@ -3,61 +3,60 @@ import signal
 import threading
 import time
 import unittest
+from collections.abc import Callable
 from unittest import mock
 
 from krakenbot.clock import Clock, StopRequestedError
 
 
 class TestStopping(unittest.TestCase):
-    def test_a_request_to_stop_ends_a_wait_at_once(self) -> None:
-        clock = Clock()
-        timer = threading.Timer(0.05, clock.request_stop)
-        timer.start()
-        self.addCleanup(timer.join)
-        began = time.monotonic()
-        self.assertRaises(StopRequestedError, clock.wait, 60)
-        self.assertLess(time.monotonic() - began, 2)
-
-    def test_a_signal_ends_a_wait_at_once(self) -> None:
-        clock = Clock()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self.addCleanup(signal.signal, number, signal.getsignal(number))
-        clock.stop_on_signals()
-        timer = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGTERM))
-        timer.start()
-        self.addCleanup(timer.join)
-        began = time.monotonic()
-        with mock.patch("krakenbot.clock.SLICE_S", 30), self.assertRaises(StopRequestedError):
-            clock.wait(60)
-        self.assertLess(time.monotonic() - began, 2)
-
-    def test_a_bot_that_was_started_with_nohup_outlives_its_terminal(self) -> None:
+    def setUp(self) -> None:
+        self.clock = Clock()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             self.addCleanup(signal.signal, number, signal.getsignal(number))
+
+    def assert_ends_at_once(self, seconds: float = 60) -> None:
+        began = time.monotonic()
+        self.assertRaises(StopRequestedError, self.clock.wait, seconds)
+        self.assertLess(time.monotonic() - began, 2)
+
+    def soon(self, act: Callable[..., object], *arguments: object) -> None:
+        timer = threading.Timer(0.05, act, arguments)
+        timer.start()
+        self.addCleanup(timer.join)
+
+    def test_a_request_to_stop_ends_a_wait_at_once(self) -> None:
+        self.soon(self.clock.request_stop)
+        with mock.patch("krakenbot.clock.SLICE_S", 0.05):
+            self.assert_ends_at_once()
+
+    def test_a_signal_ends_a_wait_at_once(self) -> None:
+        self.clock.stop_on_signals()
+        self.soon(os.kill, os.getpid(), signal.SIGTERM)
+        with mock.patch("krakenbot.clock.SLICE_S", 30):
+            self.assert_ends_at_once()
+
+    def test_a_bot_that_was_started_with_nohup_outlives_its_terminal(self) -> None:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        Clock().stop_on_signals()
+        self.clock.stop_on_signals()
         self.assertIs(signal.SIG_IGN, signal.getsignal(signal.SIGHUP))
 
     def test_a_request_before_the_wait_is_not_lost_even_for_a_wait_of_nothing(self) -> None:
-        clock = Clock()
-        clock.request_stop()
-        clock.request_stop()
+        self.clock.request_stop()
+        self.clock.request_stop()
         for seconds in (60, 0, -5):
-            with self.subTest(seconds), self.assertRaises(StopRequestedError):
-                clock.wait(seconds)
+            with self.subTest(seconds):
+                self.assert_ends_at_once(seconds)
 
     def test_a_signal_is_heard_by_the_next_wait_and_interrupts_nothing_else(self) -> None:
-        clock = Clock()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self.addCleanup(signal.signal, number, signal.getsignal(number))
-        clock.stop_on_signals()
+        self.clock.stop_on_signals()
         os.kill(os.getpid(), signal.SIGTERM)
         self.assertEqual(6, sum(range(4)))  # Work between journal and send goes on.
-        self.assertTrue(clock.signalled)
-        self.assertRaises(StopRequestedError, clock.wait, 60)
+        self.assertTrue(self.clock.signalled)
+        self.assert_ends_at_once()
 
     def test_a_read_after_the_signal_ends_at_once_and_what_ends_the_program_may_read(self) -> None:
-        clock = Clock()
+        clock = self.clock
         clock.read(True)
         clock.read(False)
         clock.request_stop()
@@ -66,13 +65,9 @@ class TestStopping(unittest.TestCase):
         clock.read(True)
 
     def test_a_signal_in_the_middle_of_a_read_ends_it(self) -> None:
-        clock = Clock()
-        self.addCleanup(signal.signal, signal.SIGTERM, signal.getsignal(signal.SIGTERM))
-        self.addCleanup(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT))
-        clock.stop_on_signals()
-        clock.read(True)
-        with self.assertRaises(StopRequestedError):
-            os.kill(os.getpid(), signal.SIGTERM)
+        self.clock.stop_on_signals()
+        self.clock.read(True)
+        self.assertRaises(StopRequestedError, os.kill, os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)  # A second one interrupts nothing.
 
 

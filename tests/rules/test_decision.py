@@ -1,17 +1,21 @@
+import random
 import unittest
 from decimal import Decimal
 from functools import partial
+from typing import Any
 
-from krakenbot.decision import Blocked, Decision, Plan, Snapshot, decide
+from krakenbot.decision import Blocked, Decision, Plan, Snapshot, decide, next_step, target_volume
 from krakenbot.model import Direction, Purpose, Side, Signal, Step
 from krakenbot.risk import Limits
 from krakenbot.strategy import sma_slope
 from tests.rules.test_pairs import rules
 
+SEED = 71
+SIZE = Decimal("0.01")
 PLAN = Plan(
     pair="XBTUSD",
     interval_s=60,
-    size=Decimal("0.01"),
+    size=SIZE,
     leverage=2,
     one_order=False,
     entry_now=False,
@@ -19,10 +23,11 @@ PLAN = Plan(
     candles_min=4,
     limits=Limits(None, Decimal(150), Decimal(1), 500),
 )
+LONG, SHORT, FLAT = Direction.LONG, Direction.SHORT, Direction.FLAT
 
 
 def decision(
-    direction: Direction | None, held: str = "0", plan: Plan = PLAN, **more: object
+    direction: Direction | None, held: str = "0", plan: Plan = PLAN, **more: Any
 ) -> Decision:
     snapshot = Snapshot(
         signal=Signal(direction, Decimal(100), int(direction or 0)),
@@ -32,69 +37,157 @@ def decision(
         flatten_reason="",
         blocked={},
     )
-    return decide(snapshot._replace(**more), plan)  # type: ignore[arg-type]
+    return decide(snapshot._replace(**more), plan)
+
+
+def order(purpose: Purpose, volume: str, *, reduce_only: bool = False) -> Step:
+    """Return the step of a signed volume."""
+    side = Side.SELL if volume.startswith("-") else Side.BUY
+    return Step(purpose, side, abs(Decimal(volume)), reduce_only)
+
+
+def opens(volume: str) -> Step:
+    return order(Purpose.OPEN, volume)
+
+
+def closes(volume: str) -> Step:
+    return order(Purpose.CLOSE, volume, reduce_only=True)
+
+
+# What is held, the direction, what else is known; the step, the target, words of the reason.
+DECISIONS: dict[str, list[tuple[str, Direction | None, dict[str, Any], Step | None, int, str]]] = {
+    "a rise is long and a fall is short": [
+        ("0", LONG, {}, opens("0.01"), 1, ""),
+        ("0", SHORT, {}, opens("-0.01"), -1, ""),
+    ],
+    "on target nothing is ordered": [
+        ("0.01", LONG, {}, None, 1, "on target"),
+        ("-0.01", SHORT, {}, None, -1, "on target"),
+        ("0", FLAT, {}, None, 0, ""),
+    ],
+    "without a view yet nothing is touched": [
+        ("0", None, {}, None, 0, ""),
+        ("0.01", None, {}, None, 1, ""),
+        ("-0.01", None, {}, None, -1, ""),
+    ],
+    "flat closes what is held and orders no more": [
+        ("0.01", FLAT, {}, closes("-0.01"), 0, ""),
+        ("-0.01", FLAT, {}, closes("0.01"), 0, ""),
+        ("0.01", FLAT, {"plan": PLAN._replace(one_order=True)}, closes("-0.01"), 0, ""),
+    ],
+    "a first start waits through flat": [
+        ("0", FLAT, {"waits_for_turn_from": FLAT}, None, 0, "waiting"),
+    ],
+    "a reason to flatten beats the signal and the waiting": [
+        (
+            *("0.01", LONG, {"flatten_reason": "enough", "waits_for_turn_from": LONG}),
+            *(closes("-0.01"), 0, "enough"),
+        ),
+        ("0", LONG, {"flatten_reason": "enough"}, None, 0, ""),
+    ],
+    "a rest below the smallest order is left and both numbers are said": [
+        ("0.00998", LONG, {}, None, 1, "0.00002.*0.00005"),
+    ],
+    "what may not be sent now is said with why": [
+        (
+            *("0", LONG, {"blocked": {Purpose.OPEN: Blocked("refused for now", 99.0)}}),
+            *(None, 1, "0.01 off target, refused for now"),
+        ),
+    ],
+    "a whole position below a raised minimum is still to be closed": [
+        ("0.01", SHORT, {"rules": rules(ordermin="0.05")}, closes("-0.01"), -1, ""),
+        ("0.01", LONG, {"rules": rules(ordermin="0.05")}, None, 1, ""),
+    ],
+}
 
 
 class TestDecision(unittest.TestCase):
-    def test_a_rise_is_long_and_a_fall_is_short(self) -> None:
-        for direction, side in ((Direction.LONG, Side.BUY), (Direction.SHORT, Side.SELL)):
-            got = decision(direction)
-            assert got.step is not None
-            self.assertEqual((direction, side), (got.target, got.step.side))
-            self.assertEqual((Purpose.OPEN, PLAN.size), (got.step.purpose, got.step.volume))
+    def test_each_is_the_same_however_often_it_is_asked_for(self) -> None:
+        for story, cases in DECISIONS.items():
+            for held, direction, more, step, target, words in cases:
+                with self.subTest(story, held=held, direction=direction):
+                    got = decision(direction, held, **more)
+                    self.assertEqual((target, step), (got.target, got.step))
+                    self.assertRegex(got.reason, words or "^")
+                    self.assertEqual(got, decision(direction, held, **more))
 
-    def test_on_target_nothing_is_ordered_however_often_it_is_asked(self) -> None:
-        for direction, held in ((Direction.LONG, "0.01"), (Direction.SHORT, "-0.01")):
-            got = decision(direction, held)
-            self.assertEqual((direction, None), (got.target, got.step))
-            self.assertIn("on target", got.reason)
-
-    def test_without_a_view_yet_nothing_is_touched(self) -> None:
-        for held, target in (("0", 0), ("0.01", 1), ("-0.01", -1)):
-            got = decision(None, held)
-            self.assertEqual((target, None), (int(got.target), got.step))
-
-    def test_flat_closes_what_is_held_and_orders_no_more(self) -> None:
-        for held, side in (("0.01", Side.SELL), ("-0.01", Side.BUY)):
-            for one_order in (False, True):
-                got = decision(Direction.FLAT, held, PLAN._replace(one_order=one_order))
-                self.assertEqual(Step(Purpose.CLOSE, side, PLAN.size, True), got.step)
-        self.assertEqual((Direction.FLAT, None), decision(Direction.FLAT)[:2])
-
-    def test_a_first_start_waits_through_flat_and_goes_with_the_next_view(self) -> None:
-        waiting = decision(Direction.FLAT, waits_for_turn_from=Direction.FLAT)
-        self.assertIn("waiting", waiting.reason)
-        self.assertIsNotNone(decision(Direction.LONG).step)
-
-    def test_a_reason_to_flatten_beats_the_signal_and_the_waiting(self) -> None:
-        got = decision(
-            Direction.LONG, "0.01", flatten_reason="enough", waits_for_turn_from=Direction.LONG
-        )
-        assert got.step is not None
-        self.assertEqual((Direction.FLAT, Purpose.CLOSE), (got.target, got.step.purpose))
-        self.assertTrue(got.step.reduce_only)
-        self.assertIn("enough", got.reason)
-
-    def test_flattening_while_flat_orders_nothing(self) -> None:
-        self.assertIsNone(decision(Direction.LONG, "0", flatten_reason="enough").step)
-
-    def test_a_rest_below_the_smallest_order_is_left_and_both_numbers_are_said(self) -> None:
-        got = decision(Direction.LONG, "0.00998")
-        self.assertIsNone(got.step)
-        self.assertIn("0.00002", got.reason)
-        self.assertIn("0.00005", got.reason)
-
-    def test_what_may_not_be_sent_now_is_said_with_why_and_until_when(self) -> None:
+    def test_until_when_a_step_is_blocked_is_told(self) -> None:
         blocked = Blocked("refused for now", 99.0)
-        got = decision(Direction.LONG, blocked={Purpose.OPEN: blocked})
-        self.assertEqual((None, blocked), (got.step, got.blocked))
-        self.assertIn("0.01 off target, refused for now", got.reason)
+        self.assertEqual(blocked, decision(LONG, blocked={Purpose.OPEN: blocked}).blocked)
 
-    def test_a_whole_position_below_a_raised_minimum_is_still_to_be_closed(self) -> None:
-        raised = rules()._replace(ordermin=Decimal("0.05"))
-        got = decision(Direction.SHORT, "0.01", rules=raised)
-        self.assertEqual(Step(Purpose.CLOSE, Side.SELL, Decimal("0.01"), True), got.step)
-        self.assertIsNone(decision(Direction.LONG, "0.01", rules=raised).step)
+    def test_the_target_is_the_size_in_the_direction_and_without_margin_never_short(self) -> None:
+        for leverage, targets in ((2, [SIZE, -SIZE, 0]), (0, [SIZE, 0, 0])):
+            found = [target_volume(direction, SIZE, leverage) for direction in (LONG, SHORT, FLAT)]
+            self.assertEqual(targets, found)
 
-    def test_deciding_twice_on_the_same_snapshot_says_the_same(self) -> None:
-        self.assertEqual(decision(Direction.SHORT, "0.01"), decision(Direction.SHORT, "0.01"))
+
+# What is held, the target, the plan; and the next step.
+STEPS: dict[str, list[tuple[str, str, dict[str, Any], Step | None]]] = {
+    "a reversal closes exactly what is held first with reduce-only": [
+        ("0.007", "-0.01", {}, closes("-0.007")),
+        ("-0.02", "0.01", {}, closes("0.02")),
+    ],
+    "with one order a reversal is a single order for the whole way": [
+        ("0.01", "-0.01", {"one_order": True}, order(Purpose.REVERSE, "-0.02")),
+    ],
+    "after it was tried only the close remains": [
+        ("0.01", "-0.01", {"one_order": True, "blocked": {Purpose.REVERSE}}, closes("-0.01")),
+    ],
+    "too much is shrunk with reduce-only and too little is filled up": [
+        ("0.014", "0.01", {}, closes("-0.004")),
+        ("0.007", "0.01", {}, opens("0.003")),
+    ],
+    "without margin closing is a plain sale": [
+        ("0.01", "0", {"leverage": 0}, order(Purpose.CLOSE, "-0.01")),
+    ],
+    "a difference below the smallest order is left alone": [
+        ("0.00996", "0.01", {}, None),
+        ("0.00004", "0", {}, None),
+        ("0.00995", "0.01", {}, opens("0.00005")),
+    ],
+    "a position a trifle above a size too small to be closed is left alone": [
+        ("0.011", "0.0109", {"ordermin": "0.011"}, None),
+        ("0.012", "0.01", {"ordermin": "0.011"}, None),
+        ("-0.012", "-0.01", {"ordermin": "0.011"}, None),
+    ],
+    "a rest too small to be closed goes with the order the other way": [
+        ("0.00004", "-0.01", {}, opens("-0.01004")),
+    ],
+}
+
+
+class TestNextStep(unittest.TestCase):
+    def test_each_is_what_its_story_says(self) -> None:
+        for story, cases in STEPS.items():
+            for held, target, changes, expected in cases:
+                plan, blocked = {**changes}, changes.get("blocked", set())
+                pair = rules(ordermin=plan.pop("ordermin", "0.00005"))
+                plan.pop("blocked", None)
+                with self.subTest(story, held=held):
+                    found = next_step(
+                        Decimal(held), Decimal(target), PLAN._replace(**plan), pair, blocked
+                    )
+                    self.assertEqual(expected, found)
+
+    def test_from_anywhere_filled_steps_end_within_a_smallest_order_of_the_target(self) -> None:
+        draw = random.Random(SEED)
+        for number in range(400):
+            held = Decimal(draw.randint(-3_000_000, 3_000_000)).scaleb(-8)
+            target = SIZE * draw.choice((-1, 0, 1))
+            one_order = draw.random() < 0.5
+            before, sent, bound = held, set[Purpose](), max(abs(held), abs(target))
+            for _ in range(3):
+                order = next_step(held, target, PLAN._replace(one_order=one_order), rules(), sent)
+                if order is None:
+                    break
+                self.assertEqual(0, order.volume % Decimal(1).scaleb(-rules().lot_decimals))
+                self.assertGreaterEqual(order.volume, rules().ordermin)
+                after = held + order.side.sign * order.volume
+                if order.reduce_only:
+                    self.assertLessEqual(abs(after), abs(held))
+                    self.assertGreaterEqual(after * held, 0, "reduce-only crossed flat")
+                held = after
+                sent.add(order.purpose)
+                self.assertLessEqual(abs(held), bound)
+            with self.subTest(number=number, before=before, target=target, one_order=one_order):
+                self.assertLess(abs(target - held), rules().ordermin)

@@ -89,7 +89,7 @@ class TestRules(unittest.TestCase):
     def test_something_that_is_no_entry_is_a_value_error(self) -> None:
         for row in (None, [], "text", 5, Decimal(1)):
             with self.subTest(row), self.assertRaises(ValueError):
-                parse_rules("XXBTZUSD", row)  # type: ignore[arg-type]
+                parse_rules("XXBTZUSD", row)
 
 
 class TestRounding(unittest.TestCase):

@@ -3,6 +3,7 @@ import unittest
 from collections.abc import Sequence
 from decimal import Decimal
 from fractions import Fraction
+from itertools import product
 
 from krakenbot.config import Config, StrategyTable
 from krakenbot.model import Candle, Direction
@@ -54,19 +55,24 @@ def cross_by_fractions(closes: Sequence[Decimal], short: int, long: int) -> tupl
     return direction, slope
 
 
-class TestSlope(unittest.TestCase):
-    def test_direction_and_slope_are_those_of_the_exact_average_also_at_ties(self) -> None:
-        ties = 0
-        for seed in SEEDS:
-            closes = closes_with_ties(seed)
-            for length in (1, 2, 3, 7, 20):
-                with self.subTest(seed=seed, length=length):
-                    signal = sma_slope(candles(closes), length)
-                    direction, slope = slope_by_fractions(closes, length)
-                    self.assertEqual((direction, slope), (signal.direction or 0, signal.slope))
-                    ties += slope == 0
-        self.assertGreater(ties, 50, "the series hold too few ties to prove anything")
+class TestAverages(unittest.TestCase):
+    def test_direction_and_slope_are_those_of_the_exact_averages_also_at_ties(self) -> None:
+        for strategy, exact, choices in (
+            (sma_slope, slope_by_fractions, ((1,), (2,), (3,), (7,), (20,))),
+            (sma_cross, cross_by_fractions, ((1, 2), (2, 3), (3, 7), (5, 20))),
+        ):
+            ties = 0
+            for seed, lengths in product(SEEDS, choices):
+                closes = closes_with_ties(seed)
+                with self.subTest(strategy.__name__, seed=seed, lengths=lengths):
+                    signal = strategy(candles(closes), *lengths)
+                    expected = exact(closes, *lengths)
+                    self.assertEqual(expected, (signal.direction or 0, signal.slope))
+                    ties += signal.slope == 0
+            self.assertGreater(ties, 50, "the series hold too few ties to prove anything")
 
+
+class TestSlope(unittest.TestCase):
     def test_a_tie_between_rise_and_fall_does_not_hide_the_turn(self) -> None:
         rising = [1, 2, 3, 4]
         self.assertEqual(Direction.LONG, sma_slope(candles(rising), 2).direction)
@@ -91,20 +97,6 @@ class TestSlope(unittest.TestCase):
 
     def test_the_shown_average_is_that_of_the_newest_closes(self) -> None:
         self.assertEqual(Decimal("3.5"), sma_slope(candles([9, 9, 3, 4]), 2).average)
-
-
-class TestCross(unittest.TestCase):
-    def test_direction_and_slope_are_those_of_the_exact_averages_also_at_ties(self) -> None:
-        ties = 0
-        for seed in SEEDS:
-            closes = closes_with_ties(seed)
-            for short, long in ((1, 2), (2, 3), (3, 7), (5, 20)):
-                with self.subTest(seed=seed, short=short, long=long):
-                    signal = sma_cross(candles(closes), short, long)
-                    direction, slope = cross_by_fractions(closes, short, long)
-                    self.assertEqual((direction, slope), (signal.direction or 0, signal.slope))
-                    ties += slope == 0
-        self.assertGreater(ties, 50, "the series hold too few ties to prove anything")
 
 
 class TestTable(unittest.TestCase):

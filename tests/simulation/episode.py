@@ -124,7 +124,7 @@ def _come_right(world: World) -> None:
         try:
             world.people.command("run", "--live", "--accept-costs", "--once")
         except Ended as error:
-            world.people._check(error)
+            world.people.check(error)
             if error.code == 76:
                 with contextlib.suppress(Ended):
                     world.people.command("resume")

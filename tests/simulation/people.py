@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from decimal import Decimal
 from pathlib import Path
 from random import Random
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from krakenbot.bot import Event
@@ -89,7 +88,11 @@ class People:
         if name != "run" or "--adopt" in wanted:  # Somebody has looked.
             world.truth.look_at_all()
         module = importlib.import_module(f"krakenbot.commands.{COMMANDS[name][0]}")
-        arguments = _arguments(module, name, wanted)
+        parser = argparse.ArgumentParser()
+        parser.add_argument("--config")
+        parser.set_defaults(command=name)
+        module.add_arguments(parser)
+        arguments, _ = parser.parse_known_args(wanted)
         world.is_dead, world.is_alive, world.born = False, False, world.time
         for key in [key for key in os.environ if key.startswith("KRAKEN")]:
             del os.environ[key]
@@ -115,7 +118,7 @@ class People:
     def live(self) -> None:
         """Start the program and do what a supervisor and its person do when it ends."""
         world, chance = self.world, self.random.random
-        self._change_journal()
+        self.change_journal()
         if chance() < 0.15 and not world.setting.alone and world.storms.strikes("change"):
             self._change()
         try:
@@ -154,7 +157,7 @@ class People:
         """Look whether the reason is true, wait, and let the bot trade again."""
         world, chance = self.world, self.random.random
         world.note("halt", str(error))
-        self._check(error)
+        self.check(error)
         world.duty.halted_at = world.time
         if chance() < 0.3:
             self.check_stays_halted()
@@ -172,7 +175,7 @@ class People:
                 return
             except Ended as again:
                 world.note("halt", f"while adopting: {again}")
-                self._check(again)
+                self.check(again)
                 how = 0.5 if "position" in str(again) else chance()
                 if "by hand first" in str(again):
                     world.note("hands", "close what is held on margin")
@@ -184,7 +187,7 @@ class People:
                 world.pass_time(10 * chance())
         raise Violation("a person can mend it", str(error))
 
-    def _check(self, error: Ended) -> None:
+    def check(self, error: Ended) -> None:
         if error.code in (76, 77):
             self.world.truth.check_reason(_bare(str(error)), error.code)
 
@@ -271,7 +274,7 @@ class People:
         if name == "LEVERAGE":  # Coins that were bought are no position, nor the contrary.
             world.truth.rebase()
 
-    def _change_journal(self) -> None:
+    def change_journal(self) -> None:
         """Lose the journal if that is planned; make a copy of it now and then."""
         what, self.next_loss = self.next_loss, ""
         self.world.close_reader()
@@ -336,15 +339,6 @@ class People:
 
 def _bare(text: str) -> str:
     return text.removeprefix("halted: ").partition(". `krakenbot resume`")[0]
-
-
-def _arguments(module: ModuleType, name: str, wanted: tuple[str, ...]) -> Any:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--config", default=None)
-    parser.set_defaults(command=name)
-    module.add_arguments(parser)
-    known = {word for action in parser._actions for word in action.option_strings}
-    return parser.parse_args([word for word in wanted if word in known])
 
 
 @contextlib.contextmanager

@@ -1,22 +1,26 @@
 """One market and account have one journal, and a journal that is not current trades nothing.
 
-The bot as the front door makes it, in this process, against the built-in exchange over HTTP. Its
-clock runs a thousand times as fast as ours, so that two minutes pass in a moment.
+The bot as the front door makes it, in this process, against the built-in exchange over HTTP. Where
+the bot waits, both of their clocks leap.
 """
 
 import os
 import shutil
+import sqlite3
 import unittest
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, suppress
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
-from threading import Thread
 from typing import Any
 from unittest import mock
 
+from krakenbot import assemble as assembling
 from krakenbot import identity
 from krakenbot.assemble import Parts, assemble
-from krakenbot.commands.call import signed_client
+from krakenbot.clock import Clock
+from krakenbot.commands import call as calling
 from krakenbot.config import Config, ExchangeTable, RiskTable, StrategyTable, load
 from krakenbot.credentials import load_credentials
 from krakenbot.errors import (
@@ -35,6 +39,7 @@ from krakenbot.kraken.transport import UrllibTransport
 from krakenbot.lock import Lock, Nonces
 from krakenbot.model import ZERO, KeyInfo, Purpose, Side
 from krakenbot.records import Intent, Outcome
+from krakenbot.simulated.http import Sandbox
 from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
 from krakenbot.startup import Start, check_account
 from tests import slow
@@ -44,6 +49,7 @@ from tests.logs import silence
 from tests.markets import begin_candle, sandbox_for, short_histories
 
 SIZE = Decimal("0.01")
+SPEED = 2.0  # Other than 1, so that nothing looks at the host's time.
 KEYS = {"KRAKEN_API_KEY": SANDBOX_KEY, "KRAKEN_API_SECRET": SANDBOX_SECRET}
 
 
@@ -55,18 +61,30 @@ class Killed(BaseException):
     """The process dies here."""
 
 
-class FrontDoor(unittest.TestCase):
-    speed = 1000.0
+class LeapingClock(Clock):
+    def __init__(self, sandbox: Sandbox, speed: float) -> None:
+        self.sandbox = sandbox
+        super().__init__(speed)
 
+    def monotonic(self) -> float:
+        return self.sandbox.api.now()
+
+    def wait(self, seconds: float) -> None:
+        self.sandbox.api.controls["clock"]({"advance": max(seconds, 0.0)})
+        super().wait(0)
+
+
+class FrontDoor(unittest.TestCase):
     def setUp(self) -> None:
         silence(self)
         self.folder = own_folder(self)
         self.state = self.folder / "state"
-        self.sandbox = sandbox_for(self, "random:5", self.speed)
+        self.sandbox = sandbox_for(self, "random:5", SPEED)
         begin_candle(self.sandbox)
-        environ = mock.patch.dict(os.environ, KEYS)
-        environ.start()
-        self.addCleanup(environ.stop)
+        leaps = partial(LeapingClock, self.sandbox)
+        for module in (assembling, calling):
+            self.enterContext(mock.patch.object(module, "Clock", leaps))
+        self.enterContext(mock.patch.dict(os.environ, KEYS))
         rule = self.folder / "long.py"  # What is held does not depend on the hour.
         rule.write_text("CANDLES = 1\ndef direction(candles): return 1\n")
         rule.chmod(0o600)
@@ -79,17 +97,14 @@ class FrontDoor(unittest.TestCase):
             entry="now",
             strategy=StrategyTable(name="file", file=rule),
             state_directory=self.state,
-            exchange=ExchangeTable(url=self.sandbox.url, clock_speed=self.speed, timeout=120.0),
+            exchange=ExchangeTable(url=self.sandbox.url, clock_speed=SPEED, timeout=120.0),
             risk=RiskTable(max_fee_percent_per_day=Decimal(1000)),
         )
 
-    def run_once(self, **changes: Any) -> None:
-        options = {name: changes.pop(name) for name in ("accept_costs",) if name in changes}
-        parts = assemble(self.config._replace(**changes), live=True, **options)
-        try:
+    def run_once(self, *, accept_costs: bool = False, **changes: Any) -> None:
+        config = self.config._replace(**changes)
+        with closing(assemble(config, live=True, accept_costs=accept_costs)) as parts:
             parts.bot.run(once=True)
-        finally:
-            parts.close()
 
     def bought(self) -> list[Decimal]:
         return [Decimal(row["vol_exec"]) for row in self.sandbox.api.orders.values()]
@@ -100,6 +115,14 @@ class FrontDoor(unittest.TestCase):
     def journal(self) -> AbstractContextManager[Journal]:
         return closing(open_journal(self.state / self.journals()[0]))
 
+    def forget_decisions(self) -> None:
+        with closing(sqlite3.connect(self.state / self.journals()[0])) as database, database:
+            database.execute("UPDATE decisions SET done = 0")
+
+    def lose_journal(self) -> None:
+        for path in self.state.glob("*.db*"):
+            path.unlink()
+
     def made(self, **changes: Any) -> Parts:
         """Return the parts of a bot that has not begun; its files are closed with the test."""
         parts = assemble(self.config._replace(**changes), live=True)
@@ -107,7 +130,7 @@ class FrontDoor(unittest.TestCase):
         return parts
 
     def hold(self) -> None:
-        """Let the bot buy, and forget the candle, so that a new journal would buy again."""
+        """Let the bot buy."""
         self.run_once()
         self.assertEqual([SIZE], self.bought())
 
@@ -122,31 +145,20 @@ class TestSpelling(FrontDoor):
     def test_another_spelling_of_the_exchange_s_host_means_the_same_journal(self) -> None:
         whose = identity.Identity("XXBTZUSD", "0123456789ab")
         hosts = ("api.kraken.com", "API.Kraken.com", "api.kraken.com:443")
-        paths = {
-            identity.place_of(self.config._replace(exchange=ExchangeTable(url=url)), whose)
-            for url in (f"https://{host}" for host in hosts)
-        }
+        tables = (ExchangeTable(url=f"https://{host}") for host in hosts)
+        paths = {identity.place_of(self.config._replace(exchange=at), whose) for at in tables}
         self.assertEqual(1, len(paths), paths)
 
     def test_a_key_of_an_unknown_account_does_not_go_on_with_a_known_one_s_journal(self) -> None:
         path = self.folder / "live.db"
-        journal = open_journal(path)
-        self.addCleanup(journal.close)
+        journal = self.enterContext(closing(open_journal(path)))
         identity.claim(self.config, journal, path, identity.Identity("XXBTZUSD", "0123456789ab"))
         with self.assertRaisesRegex(
             StopError, "account 0123456789ab; the exchange now says pair XXBTZUSD, account unknown"
         ):
             identity.claim(self.config, journal, path, identity.Identity("XXBTZUSD"))
 
-    def test_commands_without_network_find_it_by_any_spelling_that_was_used(self) -> None:
-        self.hold()
-        self.run_once(pair="XXBTZUSD")
-        self.sandbox.close()
-        for pair in ("XBTUSD", "XXBTZUSD"):
-            path = identity.journal_path(self.config._replace(pair=pair))
-            self.assertEqual(self.journals(), [path.name])
-        with self.assertRaisesRegex(ConfigError, "this bot has not run here"):
-            identity.journal_path(self.config._replace(pair="ETHUSD"))
+    def test_without_a_home_a_pair_that_was_never_traded_has_no_journal(self) -> None:
         os.environ.pop("HOME", None)  # As in a container, where a user may have no home at all.
         with (
             mock.patch("pwd.getpwuid", side_effect=KeyError),
@@ -245,14 +257,21 @@ class TestRefusedKey(FrontDoor):
 
 
 class TestStrategy(FrontDoor):
-    def test_a_rule_s_candles_are_not_needed_to_close_what_is_held(self) -> None:
-        self.hold()
-        with self.journal() as journal:
-            journal.put(flatten="max_loss was reached")
-        delisted = mock.patch.object(Spot, "candles", side_effect=RefusedError("no such pair"))
-        with delisted, self.assertRaisesRegex(StopError, "max_loss was reached"):
-            self.run_once()
-        self.assertEqual([SIZE, SIZE], self.bought())
+    def test_nothing_that_cannot_be_read_keeps_it_from_closing_not_even_under_new_settings(self):
+        for method, changes in (
+            ("candles", {}),
+            ("candles", {"reversal": "one-order"}),
+            ("margin_rates", {"reversal": "one-order"}),
+        ):
+            with self.subTest(method, **changes):
+                self.setUp()
+                self.hold()
+                with self.journal() as journal:
+                    journal.put(flatten="max_loss was reached")
+                silent = mock.patch.object(Spot, method, side_effect=UnansweredError("timed out"))
+                with silent, self.assertRaisesRegex(StopError, "max_loss was reached"):
+                    self.run_once(**changes)
+                self.assertEqual([SIZE, SIZE], self.bought())
 
     def test_a_rule_s_candles_are_not_needed_to_look_up_an_open_order(self) -> None:
         self.run_once(entry="next-turn")
@@ -265,17 +284,6 @@ class TestStrategy(FrontDoor):
             self.run_once()
         with self.journal() as journal:
             self.assertEqual([], journal.open_intents())
-
-    def test_new_settings_whose_costs_cannot_be_counted_do_not_keep_it_from_closing(self) -> None:
-        for method in ("margin_rates", "candles"):
-            with self.subTest(method):
-                self.setUp()
-                self.hold()
-                with self.journal() as journal:
-                    journal.put(flatten="max_loss was reached")
-                silent = mock.patch.object(Spot, method, side_effect=UnansweredError("timed out"))
-                with silent, self.assertRaisesRegex(StopError, "max_loss was reached"):
-                    self.run_once(reversal="one-order")
 
     def test_an_upgrade_is_no_change_of_the_strategy(self) -> None:
         self.run_once(entry="next-turn")
@@ -313,15 +321,12 @@ class TestOneProcess(FrontDoor):
 
 
 class TestLostJournal(FrontDoor):
-    speed = 100.0  # A start takes less than the two minutes that it looks back.
-
     def test_orders_of_a_lost_journal_s_last_minutes_stop_a_new_one_though_flat(self) -> None:
         self.run_once(leverage=2, entry="next-turn")
         traded = {"pair": "XBTUSD", "side": "buy", "volume": SIZE, "leverage": 2}
         for wish in (traded, {"pair": "XBTUSD", "close": True}):
             self.sandbox.api.controls["position"](wish)
-        for path in self.state.glob("*.db*"):
-            path.unlink()
+        self.lose_journal()
         no_view = mock.patch.object(Spot, "position", side_effect=RefusedError("no"))
         with no_view, self.assertRaisesRegex(StopError, "does not know"):
             self.run_once(leverage=2)
@@ -332,8 +337,7 @@ class TestLostJournal(FrontDoor):
     def test_a_death_before_the_halt_does_not_hide_the_coins_of_a_lost_journal(self) -> None:
         self.hold()
         self.sandbox.api.controls["clock"]({"advance": 3 * 240 * 60})
-        for path in self.state.glob("*.db*"):
-            path.unlink()
+        self.lose_journal()
         with mock.patch.object(Journal, "halt", side_effect=Killed):
             self.assertRaises(Killed, self.run_once)
         with self.assertRaisesRegex(StopError, "the journal is new"):
@@ -346,8 +350,7 @@ class TestLostJournal(FrontDoor):
     def test_an_old_copy_on_a_machine_where_no_bot_has_run_is_compared_too(self) -> None:
         self.run_once(entry="next-turn")  # It has run and bought nothing yet.
         backup = shutil.copytree(self.state, self.folder / "backup")
-        with self.journal() as journal:
-            journal._db.execute("UPDATE decisions SET done = 0")
+        self.forget_decisions()
         self.run_once()
         self.assertEqual([SIZE], self.bought())
         shutil.rmtree(self.state)
@@ -376,9 +379,8 @@ class TestCurrent(FrontDoor):
                 self.setUp()
                 self.run_once(entry="next-turn")  # It has run and bought nothing yet.
                 old = Intent("old", 1, 1, Purpose.OPEN, Side.BUY, SIZE, 0, False, "", ZERO, 1, 16)
+                self.forget_decisions()
                 with self.journal() as journal:
-                    with journal._transaction():
-                        journal._db.execute("UPDATE decisions SET done = 0")
                     journal.write(old)
                     journal.conclude(old, Outcome.REFUSED, 2)
                 backup = shutil.copytree(self.state, self.folder / "backup", dirs_exist_ok=True)
@@ -419,7 +421,7 @@ class TestCurrent(FrontDoor):
         self.sandbox.api.nonce += 5
         credentials = load_credentials(self.config)
         assert credentials is not None
-        client, lock = signed_client(self.config, credentials, changes=False)
+        client, lock = calling.signed_client(self.config, credentials, changes=False)
         client.nonce_pauses_s = (0,)
         client.private("Balance")
         lock.close()
@@ -477,20 +479,19 @@ class TestSettings(FrontDoor):
 
 
 class TestTogether(unittest.TestCase):
-    def test_bots_that_start_at_the_same_time_keep_each_others_ids(self) -> None:
+    def setUp(self) -> None:
         environ = {"HOME": "/", "KRAKENBOT_STATE_DIRECTORY": str(own_folder(self))}
-        config = load("/dev/null", environ, Path("/"))
+        self.config = load("/dev/null", environ, Path("/"))
+
+    def test_bots_that_start_at_the_same_time_keep_each_others_ids(self) -> None:
+        config = self.config
         names = [f"PAIR{number}USD" for number in range(24)]
-        threads = [Thread(target=identity.remember, args=(config, "pair", n, n)) for n in names]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        with ThreadPoolExecutor(24) as pool:
+            list(pool.map(partial(identity.remember, config, "pair"), names, names))
         self.assertEqual(names, [identity.recall(config, "pair", name) for name in names])
 
     def test_what_is_known_already_needs_no_lock(self) -> None:
-        environ = {"HOME": "/", "KRAKENBOT_STATE_DIRECTORY": str(own_folder(self))}
-        config = load("/dev/null", environ, Path("/"))
+        config = self.config
         identity.remember(config, "pair", "XBTUSD", "XXBTZUSD")
         other = Lock((config.state_directory / identity.INDEX).with_suffix(".lock"), "it")
         self.addCleanup(other.close)
@@ -506,8 +507,7 @@ class TestKeyInformation(unittest.TestCase):
         silence(self)
 
     def check(self, held: str, error: object, account: str = "a1b2", *, opens: bool) -> None:
-        journal = open_journal(None)
-        self.addCleanup(journal.close)
+        journal = self.enterContext(closing(open_journal(None)))
         journal.adopt(Decimal(held), Decimal(70000), 1, True)
         exchange = mock.Mock()
         exchange.key_info.side_effect = error

@@ -4,25 +4,18 @@ from decimal import Decimal
 from unittest import mock
 
 from krakenbot.bot import Bot
-from krakenbot.model import ZERO
-from tests.simulation import test_attention, test_bot
-from tests.simulation.test_attention import DAY_S, AttentionTest
-from tests.simulation.test_bot import PLAN, SIZE
+from krakenbot.model import ZERO, MarginSummary
+from tests.simulation.test_bot import DAY_S, LIMITS, SIZE, T0, BotTest, Killed
 
-LIMITS = PLAN.limits._replace(max_loss=Decimal(50))
 CRASH = Decimal(30_000)
-T0 = test_bot.T0 // DAY_S * DAY_S  # So that days begin where those of `flatten` do.
 LATE_S = 22 * 3600  # In the last tenth of a daily candle.
 
 
-class TestMaxLoss(AttentionTest):
+class TestMaxLoss(BotTest):
     interval_s = DAY_S
 
     def setUp(self) -> None:
-        for module in (test_attention, test_bot):
-            mock.patch.object(module, "T0", T0).start()
         super().setUp()
-        self.addCleanup(mock.patch.stopall)
         self.plan = self.plan._replace(limits=LIMITS)
 
     def hold(self, leverage: int = 2) -> Bot:
@@ -32,7 +25,7 @@ class TestMaxLoss(AttentionTest):
         return bot
 
     def crash(self, price: Decimal = CRASH) -> None:
-        self.exchange.close = lambda number: price  # type: ignore[method-assign]
+        self.exchange.close = lambda number: price
 
     def assert_closed_within(self, seconds: float, bot: Bot | None = None) -> None:
         began = self.clock.time
@@ -40,6 +33,10 @@ class TestMaxLoss(AttentionTest):
         self.assertIn("max_loss", self.stopped((bot or self.bot()).run))
         self.assertLess(self.clock.time - began, seconds)
         self.assertEqual(ZERO, self.exchange.held + self.exchange.base)
+        sent = self.exchange.placed[:]
+        self.assertEqual(bool(self.plan.leverage), sent[-1].reduce_only)
+        self.assertIn("max_loss", self.stopped(lambda: self.bot().run(once=True)))
+        self.assertEqual(sent, self.exchange.placed, "it is halted, and stays so")
 
     def halt_and_resume(self) -> None:
         self.exchange.by_hand(2 * SIZE)
@@ -47,12 +44,49 @@ class TestMaxLoss(AttentionTest):
         self.exchange.by_hand(SIZE)
         self.journal.resume()
 
+    def test_the_loss_is_taken_within_minutes(self) -> None:
+        bot = self.hold()
+        self.crash()
+        self.assert_closed_within(360, bot)
+
+    def test_a_loss_that_is_over_before_its_close_went_out_is_taken_all_the_same(self) -> None:
+        bot = self.hold()
+        self.crash()
+        self.exchange.script = ["later"] * 9
+        self.run_for(600, bot)
+        self.assertEqual(SIZE, self.exchange.held)
+        self.exchange.script.clear()
+        self.crash(Decimal(60_000))
+        self.assert_closed_within(600)
+
+    def test_a_rest_too_small_to_be_closed_does_not_keep_the_bot_from_halting(self) -> None:
+        bot, execute, rest = self.hold(), self.exchange.execute, Decimal("0.00001")
+        self.crash()
+        self.exchange.execute = lambda order, volume: execute(order, volume - rest)
+        self.stopped(bot.run)
+        self.assertEqual(rest, self.exchange.held)
+
     def test_after_a_resume_it_counts_at_once_not_from_the_next_candle_on(self) -> None:
         self.hold()
         self.halt_and_resume()
         self.run_for(3600)
         self.crash()
         self.assert_closed_within(600)
+
+    def test_a_resume_before_the_first_decision_values_the_position_at_its_price(self) -> None:
+        for rise in (10_000, 0):  # A long and a short one.
+            with self.subTest(rise):
+                self.setUp()
+                self.exchange.rise = rise
+                enough = MarginSummary(Decimal(100_000), ZERO, ZERO)
+                with mock.patch.object(self.exchange, "summary", side_effect=(enough, Killed)):
+                    self.assertRaises(Killed, self.once)
+                self.journal.put(halted="by hand")
+                self.journal.resume()
+                bot = self.run_for(600)
+                self.assertEqual(SIZE, abs(self.exchange.held))
+                self.crash(self.exchange.close(101) - (6000 if rise else -6000))
+                self.assert_closed_within(600, bot)
 
     def test_after_a_resume_it_counts_from_the_price_then(self) -> None:
         self.hold()
@@ -96,13 +130,6 @@ class TestMaxLoss(AttentionTest):
             self.exchange.spread = Decimal(400)
             self.assert_closed_within(600, bot if is_same else None)
 
-    def test_nor_one_that_the_newest_candle_shows(self) -> None:
-        bot = self.hold()
-        self.exchange.spread = Decimal(21_000)  # The better price shows none.
-        self.crash(Decimal(40_000))
-        bot._newest_close = Decimal(40_000)
-        self.assert_closed_within(600, bot)
-
     def test_after_a_resume_no_absurd_quote_is_counted_from(self) -> None:
         for spread in (30_000, 600):
             self.setUp()
@@ -116,10 +143,20 @@ class TestMaxLoss(AttentionTest):
             self.crash()
             self.assert_closed_within(600, bot)
 
-    def test_an_absurd_bid_is_no_loss(self) -> None:
-        self.hold()
-        self.exchange.spread = Decimal(90_000)
-        self.run_for(3600)
+    def test_a_loss_that_only_the_worse_price_of_a_wide_spread_shows_is_none(self) -> None:
+        for price, spread in ((50_000, 90_000), (45_000, 12_000)):
+            with self.subTest(spread):
+                self.setUp()
+                bot = self.hold()
+                self.exchange.spread = Decimal(spread)
+                self.crash(Decimal(price))
+                self.run_for(3600, bot)
+                self.assertEqual(SIZE, self.exchange.held)
+
+    def test_one_wild_quote_is_no_loss(self) -> None:
+        bot, steady, quotes = self.hold(), self.exchange.close, iter((40_000, 50_100))
+        self.exchange.close = lambda number: Decimal(next(quotes, 0)) or steady(number)
+        self.run_for(1000, bot)
         self.assertEqual(SIZE, self.exchange.held)
 
     def test_a_run_of_one_candle_tries_a_pending_close_again(self) -> None:

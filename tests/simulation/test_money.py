@@ -3,8 +3,9 @@
 Long runs, and long candles with fees in coins, are for .ci/run.
 """
 
+import contextlib
 import unittest
-from collections.abc import Iterator
+from collections.abc import Callable
 from decimal import Decimal as D
 from functools import partial
 from typing import Any
@@ -12,7 +13,7 @@ from unittest import mock
 
 from krakenbot import handover
 from krakenbot.accounting import Ledger
-from krakenbot.bot import Bot
+from krakenbot.bot import Bot, Event
 from krakenbot.clock import StopRequestedError
 from krakenbot.commands.history import ROWS
 from krakenbot.commands.report import report_of
@@ -40,7 +41,7 @@ from tests.simulation.test_contract import Direct
 START = 1_791_504_000.0
 CENT = D("0.01")
 # Minutes of a candle, how many candles, and whether margin fees are taken in coins.
-SHORT = ((1, 40, False), (240, 6, True), (240, 5, False))
+SHORT = ((1, 30, False), (240, 4, True), (240, 3, False))
 LONG = tuple((*run, coins) for run in ((1, 1000), (240, 80), (1440, 30)) for coins in (False, True))
 
 
@@ -86,26 +87,33 @@ class World(StandingClock):
         strategy, needed = partial(sma_slope, length=5), 6
         limits = Limits(None, D(150), D(1), 500)
         plan = Plan("XBTUSD", interval_s, D("0.05"), 2, False, True, strategy, needed, limits)
-        self.bot = Bot(plan, self.spot, self.journal, self, "money")
+        self.on_event: Callable[[Event], object] = lambda event: None
+        self.bot = Bot(plan, self.spot, self.journal, self, "money", lambda e: self.on_event(e))
 
     def set(self, exchange_time: float) -> None:
         self.time = max(self.time, exchange_time)
 
     def run(self, seconds: float) -> None:
         self.end = self.time + seconds
-        try:
+        with contextlib.suppress(StopRequestedError):
             self.bot.run()
-        except StopRequestedError:
-            self.end = float("inf")
+        self.end = float("inf")
 
+    def hands(self, side: str, volume: str) -> None:
+        """Somebody else trades on margin."""
+        wish = {"pair": "XBTUSD", "side": side, "volume": volume, "leverage": 2}
+        self.api.controls["position"](wish)
 
-def sums(rows: Iterator[dict[str, Any]]) -> dict[str, D]:
-    """Return what the ledger took, by kind and asset."""
-    total: dict[str, D] = {}
-    for row in rows:
-        key = f"{row['type']} {row['asset']}"
-        total[key] = total.get(key, D(0)) + D(row["fee"])
-    return total
+    def price(self, price: D) -> None:
+        self.api.controls["price"]({"pair": "XBTUSD", "price": price})
+
+    def ledger(self) -> dict[str, D]:
+        """Return what the exchange took, by kind and asset."""
+        total: dict[str, D] = {}
+        for entry in self.api.account.ledger:
+            key = f"{entry.type} {entry.asset}"
+            total[key] = total.get(key, D(0)) + entry.fee
+        return total
 
 
 class Died(BaseException):
@@ -124,9 +132,6 @@ class TestBooks(unittest.TestCase):
         self.assertGreater(world.journal.account().fees, 20)
         return world
 
-    def ledger(self, world: World) -> dict[str, D]:
-        return sums(row for _, row in world.api.private_api._ledger())
-
     def check_all_tell_the_same(self, world: World) -> None:
         """Hold status, history and report against each other."""
         account, status = world.journal.account(), read_status(world.journal)
@@ -142,7 +147,7 @@ class TestBooks(unittest.TestCase):
             self.assertEqual(costs[shown], -getattr(account, name))
 
     def check_ledger_in_quote(self, world: World) -> None:
-        account, told = world.journal.account(), self.ledger(world)
+        account, told = world.journal.account(), world.ledger()
         trade_fees = sum(D(row["fee"]) for row in world.api.trades.values())
         self.assertEqual(account.fees, trade_fees)
         self.assertEqual(account.margin_fees, told["margin ZUSD"] - trade_fees)
@@ -152,7 +157,7 @@ class TestBooks(unittest.TestCase):
         self.assertLess(abs(10000 + account.pnl(price) - equity), CENT)
 
     def check_ledger_in_coins(self, world: World) -> None:
-        account, told = world.journal.account(), self.ledger(world)
+        account, told = world.journal.account(), world.ledger()
         self.assertEqual(account.fees, told["margin ZUSD"])
         taken = world.journal._db.execute(
             "SELECT kind, sum(charged) FROM charges WHERE asset = 'XXBT' GROUP BY kind"
@@ -188,7 +193,7 @@ class TestBooks(unittest.TestCase):
         world = self.world(86400)
         world.api.markets.methods["Assets"] = lambda p: {p["asset"]: {}}
         world.run(60)
-        wrong, told = world.journal.account().margin_fees, self.ledger(world)["margin ZUSD"]
+        wrong, told = world.journal.account().margin_fees, world.ledger()["margin ZUSD"]
         world.run(600)
         account = world.journal.account()
         self.assertNotEqual(wrong, account.margin_fees)
@@ -213,18 +218,18 @@ class TestBooks(unittest.TestCase):
 
     def test_what_keeping_an_adopted_position_costs_is_booked(self) -> None:
         world = self.world()
-        world.api._set_position({"pair": "XBTUSD", "side": "buy", "volume": "0.05"})
+        world.hands("buy", "0.05")
         world.bot.market.learn()
         adopt(world.bot, D(0))
         self.read(world)
         world.time += 5 * 14400 + 30
         self.read(world)
-        rollovers = self.ledger(world)["rollover ZUSD"]
+        rollovers = world.ledger()["rollover ZUSD"]
         self.assertEqual((rollovers > 4, rollovers), (True, world.journal.account().rollover))
 
     def test_nothing_is_adopted_before_its_rollovers_are_known_to_be_its_own(self) -> None:
         world = self.world()
-        world.api._set_position({"pair": "XBTUSD", "side": "buy", "volume": "0.05"})
+        world.hands("buy", "0.05")
         world.bot.market.learn()
         with mock.patch.object(handover, "own_trades", side_effect=Died):
             self.assertRaises(Died, adopt, world.bot, D(0))
@@ -235,30 +240,27 @@ class TestBooks(unittest.TestCase):
         world.api.markets.methods["Assets"] = lambda p: {p["asset"]: {}}  # Rates are assumed.
         world.run(20)
         adopt(world.bot, world.journal.account().held)
-        world.run(3000)
+        world.run(900)
         self.assertEqual(self.books(world), world.api.account.fees["ZUSD"])
 
     def test_what_someone_else_has_closed_counts_at_the_price_of_that_time(self) -> None:
         world = self.world()
-        world.run(3600)
+        world.run(60)
         held, price = world.journal.account().held, world.spot.quote().mid + 5000
-        world.api.controls["price"]({"pair": "XBTUSD", "price": price})
+        world.price(price)
         side = "sell" if held > 0 else "buy"
-        world.api.controls["position"](
-            {"pair": "XBTUSD", "side": side, "volume": "0.02", "leverage": 2}
-        )
+        world.hands(side, "0.02")
         adopt(world.bot, held)
         self.assertEqual(price * D("0.02"), world.journal.intents()[-1].cost)
 
     def test_what_someone_else_has_added_counts_at_the_price_of_that_part(self) -> None:
         world = self.world()
-        world.run(3600)
+        world.run(600)
         held = world.journal.account().held
         quote = world.spot.quote()
-        world.api.controls["price"]({"pair": "XBTUSD", "price": quote.mid + 5000})
+        world.price(quote.mid + 5000)
         side, quote = "buy" if held > 0 else "sell", world.spot.quote()
-        wish = {"pair": "XBTUSD", "side": side, "volume": "0.02", "leverage": 2}
-        world.api.controls["position"](wish)
+        world.hands(side, "0.02")
         adopt(world.bot, held)
         price = quote.ask if held > 0 else quote.bid
         cost = world.journal.intents()[-1].cost
@@ -266,10 +268,8 @@ class TestBooks(unittest.TestCase):
 
     def test_what_is_adopted_in_place_of_a_closed_position_counts_at_its_own_price(self) -> None:
         world = self.world()
-        world.api.controls["price"]({"pair": "XBTUSD", "price": "60000"})
-        world.api.controls["position"](
-            {"pair": "XBTUSD", "side": "buy", "volume": "0.02", "leverage": 2}
-        )
+        world.price(D(60000))
+        world.hands("buy", "0.02")
         bought = Execution("x", "O1", OrderStatus.CLOSED, D("0.01"), D(500), D(0))
         order = Intent("x", 60, 1, Purpose.OPEN, Side.BUY, D("0.01"), 2, False, "", D(0), 1, 16)
         world.journal.write(order)
@@ -292,8 +292,8 @@ class TestBooks(unittest.TestCase):
                 entries = [x for x in world.api.account.ledger if x.type != "rollover"]
                 seen.append((account.fees + account.margin_fees, sum(x.fee for x in entries)))
 
-        world.bot._on_event = see
-        world.run(3600)
+        world.on_event = see
+        world.run(1200)
         self.assertGreater(len(seen), 3)
         for booked, charged in seen:
             self.assertEqual(booked, charged)

@@ -18,6 +18,7 @@ from krakenbot.rulefile import load
 from tests.commands.called import call
 from tests.folders import own_folder
 from tests.logs import silence_module
+from tests.markets import short_histories
 from tests.rules.test_pairs import rules
 from tests.simulation.test_contract import ORDERS_MIN, traded, write_candles
 
@@ -51,6 +52,7 @@ def direction(candles):
 
 
 def setUpModule() -> None:
+    short_histories()
     silence_module()
 
 
@@ -76,7 +78,7 @@ class OwnRuleTest(unittest.TestCase):
     def replay(self, table: StrategyTable, candles: list[Candle], **more: object) -> Replay:
         config = Config(interval=60, size=Decimal("0.1"), entry="now", strategy=table)
         costs = Costs(Decimal("0.004"), Decimal(10_000))
-        plan = plan_of(config._replace(**more))  # type: ignore[arg-type]
+        plan = plan_of(config._replace(**more))
         replay = Replay(plan, rules(), costs, None)
         for at in range(0, len(candles), 37):
             replay.feed(columns_of(candles[at : at + 37], 3600))
@@ -146,7 +148,7 @@ class TestBacktestCommand(OwnRuleTest):
 
 class TestTheBot(OwnRuleTest):
     def test_sma_slope_as_a_file_decides_and_orders_as_the_built_in_one(self) -> None:
-        path = write_candles(self.folder, 4)
+        path = write_candles(self.folder, 2)
         config = Config(size=Decimal("0.02"), entry="now")
         plans = [
             plan_of(config._replace(strategy=table))

@@ -64,7 +64,7 @@ class TestTorture(unittest.TestCase):
                 world.people.command("run", "--live", "--accept-costs", "--once")
                 world.people.next_loss = "deleted"
                 world.pass_time(100)
-                world.people._change_journal()
+                world.people.change_journal()
                 with contextlib.suppress(Ended):
                     world.people.command("run", "--live", "--accept-costs", "--once")
 

@@ -1,6 +1,6 @@
 """Margin fees and rollovers: estimated at once, then replaced by the ledger's figures.
 
-Nothing here decides or sends anything.
+Nothing here sends anything, but `max_loss` counts what it books.
 """
 
 from collections.abc import Iterator, Sequence

@@ -78,8 +78,8 @@ class Bot:
     ) -> None:
         """`checks` run before the first decision, once the exchange's time is known.
 
-        If a check returns a text, the bot only closes what is held; the text says why. It asks
-        again hourly, and once nothing is held: then such a check raises ConfigError.
+        If a check returns a text, the bot only closes what is held; the text says why. It runs the
+        check again hourly. Once nothing is held, the check raises ConfigError in place of that.
         """
         self.plan, self.exchange, self.journal, self.clock = plan, exchange, journal, clock
         self._on_event, self._checks, self._checked_start = on_event, [*checks], 0.0
@@ -251,9 +251,9 @@ class Bot:
     def _flatten_on(self) -> TickResult:
         """Continue a flatten that has begun; this needs no finished candle."""
         now, interval_s = int(self.clock.now()), self.plan.interval_s
-        price = self.market.quote().mid
-        candle = Candle(now - now % interval_s - interval_s, price, price, price, price)
-        again_at = self._work(candle, Signal(None, price, 0))
+        mid = self.market.quote().mid
+        candle = Candle(now - now % interval_s - interval_s, mid, mid, mid, mid)
+        again_at = self._work(candle, Signal(None, mid, 0))
         due = again_at or self.clock.now() + PASSING_PAUSE_S
         return TickResult(due, decided=True, is_done=False)
 

@@ -73,12 +73,13 @@ class StopError(Exception):
 
 
 class KeyRefusedError(StopError):
-    """The exchange refused the key, one of its permissions, or the account. Nothing was executed.
+    """The exchange refused the key, one of its permissions, or the account.
 
-    `lockout`: each further private request prolongs it; a `passing` one is a limit of requests,
-    perhaps of other programs, and not about this key. `lasting`: a later retry is pointless.
+    An order refused so is looked up all the same. `lockout`: each further private request prolongs
+    it. `rate_limited`: a limit of requests, perhaps of other programs, that is not about this key.
+    `lasting`: a later retry is pointless.
     """
 
-    def __init__(self, message: str, *, lockout: bool = False, passing: bool = False) -> None:
+    def __init__(self, message: str, *, lockout: bool = False, rate_limited: bool = False) -> None:
         super().__init__(message, 77)
-        self.lockout, self.passing, self.lasting = lockout, passing, False
+        self.lockout, self.rate_limited, self.lasting = lockout, rate_limited, False

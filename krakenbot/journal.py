@@ -158,8 +158,8 @@ class Journal:
         `max_loss` counts from here again. Orders whose outcome is unknown become ABANDONED: what is
         held now is the truth.
         """
-        explained = self.account().held
-        difference = held - explained
+        recorded = self.account().held
+        difference = held - recorded
         side, volume = Side.BUY if difference > 0 else Side.SELL, abs(difference)
         newest = self._number("SELECT coalesce(max(number), 0) FROM intents")
         row = Intent(
@@ -172,7 +172,7 @@ class Journal:
             leverage=int(on_margin),
             reduce_only=False,
             reason="adopted",
-            held_before=explained,
+            held_before=recorded,
             created=now,
             deadline=now,
             accepted=True,

@@ -52,8 +52,8 @@ class Do(Enum):
     SEND = "send it, once"
     LOOK_UP = "look up what became of it"
     PROVE = "record it as absent if trades and position agree; else halt"
-    DECIDE = "nothing more; the next decision may make a new attempt: next_attempt"
-    WAIT = "leave it open; the loop waits for the exchange and reconciles again"
+    DONE = "nothing more; the next decision may make a new attempt: next_attempt"
+    LEAVE_OPEN = "leave it open; the loop waits for the exchange and reconciles again"
     HALT = "halt, recorded on disk: a person must look"
 
 
@@ -100,30 +100,32 @@ def _impossible(state: State, answer: Answer) -> Cell:
 TABLE: Mapping[tuple[State, Answer], Cell] = {
     **{pair: _impossible(*pair) for pair in product(State, Answer)},
     # Not sent. An order starts with NOT_FOUND; only with a new journal is it looked up before that,
-    # because a lost one may have sent it.
+    # because a journal that was lost may have sent it.
     (PREPARED, Answer.NOT_FOUND): Cell(SENT, Do.SEND, write=Write.INTENT),
     (PREPARED, Answer.FOUND_OPEN): Cell(UNCONFIRMED, Do.LOOK_UP, QUICK_S, write=Write.INTENT),
     (PREPARED, Answer.FOUND_FINAL): Cell(UNCONFIRMED, Do.LOOK_UP, QUICK_S, write=Write.INTENT),
-    (PREPARED, Answer.LOOKUP_FAILED): Cell(PREPARED, Do.WAIT),
+    (PREPARED, Answer.LOOKUP_FAILED): Cell(PREPARED, Do.LEAVE_OPEN),
     # Sent. A refusal is believed after one lookup that does not find the order.
     (SENT, Answer.ACCEPTED): Cell(ACCEPTED, Do.LOOK_UP, write=Write.ACCEPTED),
     (SENT, Answer.REJECTED): Cell(SENT, Do.LOOK_UP),
-    (SENT, Answer.NOT_SENT): Cell(FINAL, Do.DECIDE, write=Write.REFUSAL),
+    (SENT, Answer.NOT_SENT): Cell(FINAL, Do.DONE, write=Write.REFUSAL),
     (SENT, Answer.UNKNOWN): Cell(UNCONFIRMED, Do.LOOK_UP),
-    (SENT, Answer.NOT_FOUND): Cell(FINAL, Do.DECIDE, write=Write.REFUSAL),
+    (SENT, Answer.NOT_FOUND): Cell(FINAL, Do.DONE, write=Write.REFUSAL),
     (SENT, Answer.FOUND_OPEN): Cell(UNCONFIRMED, Do.LOOK_UP, QUICK_S),
-    (SENT, Answer.FOUND_FINAL): Cell(FINAL, Do.DECIDE, write=Write.FILL),
+    (SENT, Answer.FOUND_FINAL): Cell(FINAL, Do.DONE, write=Write.FILL),
     (SENT, Answer.LOOKUP_FAILED): Cell(UNCONFIRMED, Do.LOOK_UP, SLOW_S),
     # Accepted: the exchange must know the order, and the order must end.
-    (ACCEPTED, Answer.FOUND_FINAL): Cell(FINAL, Do.DECIDE, write=Write.FILL),
+    (ACCEPTED, Answer.FOUND_FINAL): Cell(FINAL, Do.DONE, write=Write.FILL),
     (ACCEPTED, Answer.FOUND_OPEN): Cell(ACCEPTED, Do.LOOK_UP, QUICK_S, Do.HALT, STILL_OPEN),
     (ACCEPTED, Answer.NOT_FOUND): Cell(ACCEPTED, Do.LOOK_UP, QUICK_S, Do.HALT, LOST),
-    (ACCEPTED, Answer.LOOKUP_FAILED): Cell(ACCEPTED, Do.WAIT, NOW_S, Do.HALT, LOOKUP_REFUSED),
+    (ACCEPTED, Answer.LOOKUP_FAILED): Cell(ACCEPTED, Do.LEAVE_OPEN, NOW_S, Do.HALT, LOOKUP_REFUSED),
     # Outcome unknown. Open orders of an earlier process start here, unless they were accepted.
-    (UNCONFIRMED, Answer.FOUND_FINAL): Cell(FINAL, Do.DECIDE, write=Write.FILL),
+    (UNCONFIRMED, Answer.FOUND_FINAL): Cell(FINAL, Do.DONE, write=Write.FILL),
     (UNCONFIRMED, Answer.FOUND_OPEN): Cell(UNCONFIRMED, Do.LOOK_UP, QUICK_S, Do.HALT, STILL_OPEN),
     (UNCONFIRMED, Answer.NOT_FOUND): Cell(UNCONFIRMED, Do.LOOK_UP, SLOW_S, Do.PROVE),
-    (UNCONFIRMED, Answer.LOOKUP_FAILED): Cell(UNCONFIRMED, Do.WAIT, NOW_S, Do.HALT, LOOKUP_REFUSED),
+    (UNCONFIRMED, Answer.LOOKUP_FAILED): Cell(
+        UNCONFIRMED, Do.LEAVE_OPEN, NOW_S, Do.HALT, LOOKUP_REFUSED
+    ),
 }
 
 

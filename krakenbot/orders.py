@@ -86,20 +86,20 @@ class Orders:
         self._owned_before = self._owned
         intent = self._intent(step, candle, held, reason)
         answer = Answer.NOT_FOUND  # No lookup is needed, except in the case below.
-        born = int(self._journal.get("created") or 0)
-        if born >= candle + self._plan.interval_s or self._journal.newest_intent() is None:
+        trusted_since = int(self._journal.get("created") or 0)
+        if trusted_since >= candle + self._plan.interval_s or self._journal.newest_intent() is None:
             # The journal is newer than the candle. One that was lost may have sent this order
             # already, at any time since the candle began.
-            lost = intent._replace(created=min(candle, intent.created))
-            answer = self._look_up(lost)
+            maybe_sent = intent._replace(created=min(candle, intent.created))
+            answer = self._look_up(maybe_sent)
             # Its deadline begins now, after the lookup.
             is_new = answer is Answer.NOT_FOUND
-            intent = self._intent(step, candle, held, reason) if is_new else lost
-            was_adopted = int(self._journal.get("adopted") or -1) >= born
+            intent = self._intent(step, candle, held, reason) if is_new else maybe_sent
+            was_adopted = int(self._journal.get("adopted") or -1) >= trusted_since
             if was_adopted and self._found is not None and self._found.status.is_final:
                 # What this order traded was adopted with the rest.
-                self._journal.write(lost)
-                self._journal.conclude(lost, Outcome.ABANDONED, int(self._clock.now()))
+                self._journal.write(maybe_sent)
+                self._journal.conclude(maybe_sent, Outcome.ABANDONED, int(self._clock.now()))
                 return
         self._follow(intent, State.PREPARED, answer)
         self._check_unfilled()
@@ -115,12 +115,12 @@ class Orders:
         """Return which purposes may not be ordered now for this candle, why, and until when."""
         now, blocked = self._clock.now(), dict[Purpose, Blocked]()
         newest, ordermin = self._journal.newest_intent(), self._market.rules.ordermin
-        is_whole = abs(self._journal.account().held) >= ordermin
+        is_closable = abs(self._journal.account().held) >= ordermin
         # A flatten waits for no candle.
         interval_s = None if self._journal.get("flatten") else self._plan.interval_s
         for purpose in PURPOSES:
             history = self._journal.newest_of(purpose, HISTORY)
-            if is_whole:  # What happened to orders below the minimum does not matter.
+            if is_closable:  # What happened to orders below the minimum does not matter.
                 history = [intent for intent in history if intent.volume >= ordermin]
             reason = next_attempt(history, candle, interval_s, ordermin, now)
             if reason is not None and (reason.until is None or reason.until > now):
@@ -152,10 +152,10 @@ class Orders:
                     answer = self._look_up(intent)
                 case Do.PROVE:
                     return self._prove_absent(intent)
-                case Do.DECIDE:
+                case Do.DONE:
                     self._searches.pop(intent.id, None)
                     return None
-                case Do.WAIT:
+                case Do.LEAVE_OPEN:
                     assert self._failure is not None
                     raise self._failure
                 case Do.HALT:
@@ -167,10 +167,10 @@ class Orders:
         shown = f"the exchange shows {self._shown(answer)}"
         # On disk before anything else is asked.
         halt = self._journal.halt(f"{order}; {shown}. Check it there")
-        explained = self._journal.account().held
+        recorded = self._journal.account().held
         with suppress(ExchangeError, StopError):
-            held = self._held(explained)
-            self._journal.put(exchange_position=None if held == explained else held)
+            held = self._held(recorded)
+            self._journal.put(exchange_position=None if held == recorded else held)
         return halt
 
     def _shown(self, answer: Answer) -> str:
@@ -214,7 +214,7 @@ class Orders:
                 self._clock.wait(error.wait_s)
             return Answer.UNKNOWN
         except KeyRefusedError as error:
-            if not error.passing:
+            if not error.rate_limited:
                 self._key_refusals += 1
                 error.lasting = self._key_refusals > KEY_REFUSALS_MAX
             raise  # No private request may follow now.
@@ -279,8 +279,8 @@ class Orders:
     def _is_seen(self, intent: Intent, found: Execution) -> bool:
         """Return whether the position shows the partial fill that the lookup found."""
         traded = intent.side.sign * found.volume
-        explained = self._journal.account().held + traded
-        if self._held(explained) != explained:
+        recorded = self._journal.account().held + traded
+        if self._held(recorded) != recorded:
             return False
         # Without margin, other coins could hide that more was traded.
         before = self._owned_before
@@ -334,11 +334,11 @@ class Orders:
         traded = self._exchange.traded_orders(since, until)
         unknown = sorted({order for order in traded if not self._journal.knows_order(order)})
         if unknown:
-            explained = self._journal.account().held
-            held = self._held(explained)
+            recorded = self._journal.account().held
+            held = self._held(recorded)
             raise self._journal.halt(
                 f"order {intent.id} is not found, yet the exchange holds {plain(held)} (recorded: "
-                f"{plain(explained)}) and shows unknown trades: {', '.join(unknown)}",
+                f"{plain(recorded)}) and shows unknown trades: {', '.join(unknown)}",
                 held,
             )
         self.position()  # Halts if it keeps contradicting the journal.
@@ -350,33 +350,33 @@ class Orders:
 
         Reads may lag, so a difference is read again for VISIBLE_S; if it persists, the bot halts.
         """
-        explained, plan = self._journal.account().held, self._plan
+        recorded, plan = self._journal.account().held, self._plan
         on_margin = plan.leverage > 0
-        if explained and self._journal.get("on_margin", str(int(on_margin))) != str(int(on_margin)):
+        if recorded and self._journal.get("on_margin", str(int(on_margin))) != str(int(on_margin)):
             raise self._journal.halt(
-                f"{plain(explained)} {plan.pair} is held {'without' if on_margin else 'on'} "
+                f"{plain(recorded)} {plan.pair} is held {'without' if on_margin else 'on'} "
                 f"margin, leverage is now {plan.leverage}: set it back, or close the position by "
                 "hand and `krakenbot adopt`"
             )
         began = self._clock.monotonic()
-        while (held := self._held(explained)) != explained:
+        while (held := self._held(recorded)) != recorded:
             waited_s = self._clock.monotonic() - began
             if waited_s >= VISIBLE_S:
-                raise self._contradiction(held, explained)
-            figures = plain(held), plain(explained)
-            log.warning("position differs, asking again held=%s explained=%s", *figures)
+                raise self._contradiction(held, recorded)
+            figures = plain(held), plain(recorded)
+            log.warning("position differs, asking again held=%s recorded=%s", *figures)
             self._clock.wait(min(FIRST_PAUSE_S + waited_s, LOOKUP_PAUSE_S))
         return held
 
-    def _held(self, explained: Decimal) -> Decimal:
+    def _held(self, recorded: Decimal) -> Decimal:
         if self._plan.leverage:
             return self._exchange.position().volume
         # Without margin, the bot's position is what it bought itself. Any other coins are ignored,
         # but the balance must cover the position.
         self._owned = self._exchange.balances().get(self._market.rules.base, ZERO)
-        return min(explained, self._owned)
+        return min(recorded, self._owned)
 
-    def _contradiction(self, held: Decimal, explained: Decimal) -> StopError:
+    def _contradiction(self, held: Decimal, recorded: Decimal) -> StopError:
         """Halt with both numbers, and return the error that ends the bot."""
         why = (
             ": closed, opened or liquidated by someone else? Check, then `krakenbot adopt` to "
@@ -392,4 +392,4 @@ class Orders:
                     "adopt: the bot would buy again"
                 )
         numbers = f"the exchange holds {plain(held)} {self._plan.pair}, the journal records "
-        return self._journal.halt(f"{numbers}{plain(explained)}{why}", held)
+        return self._journal.halt(f"{numbers}{plain(recorded)}{why}", held)

@@ -108,19 +108,24 @@ class _KeyRefusals:
     def pause_s(self, error: KeyRefusedError, now: float) -> float:
         """Return the seconds to wait after a refusal at `now`; raise when it is not tried again.
 
-        A second lockout in a row is raised, a passing one only with a finite patience.
+        A second lockout in a row is raised; a limit of requests only with a finite patience.
         """
         before = self.newest
         # A key may pass the probe and still lack what the action needs. A refusal long after the
         # last one, as in an outage or after a lockout, is a new one.
         if before is None and now - self._refused_at >= LOCKOUT_S:
             self._left = iter(self._pauses_s or ())
-        if error.passing and before and before.passing and self._patience_s < float("inf"):
+        if (
+            error.rate_limited
+            and before
+            and before.rate_limited
+            and self._patience_s < float("inf")
+        ):
             raise LaterError(f"gave up: {error}") from error
-        is_waited_out = error.passing and self._pauses_s is not None
+        is_waited_out = error.rate_limited and self._pauses_s is not None
         pause_s = LOCKOUT_S if is_waited_out else next(self._left, None)
-        is_locked = error.lockout and not error.passing
-        is_again = is_locked and before is not None and before.lockout and not before.passing
+        is_locked = error.lockout and not error.rate_limited
+        is_again = is_locked and before is not None and before.lockout and not before.rate_limited
         if pause_s is None or error.lasting or is_again:
             raise error
         self.newest, self._refused_at = error, now

@@ -1,4 +1,4 @@
-"""The checks before the first decision. A check raises, or returns why to only close."""
+"""The checks before the first decision. A check raises, or returns a reason to close only."""
 
 import hashlib
 from contextlib import suppress
@@ -176,8 +176,8 @@ def check_trades(start: Start) -> None:
     is_new, was_live = not journal.get("created"), start.lock.read() == "live"
     visible_s = DEADLINE_S + VISIBLE_S
     # An adoption takes over whatever was traded before.
-    is_short = is_new or start.adopts
-    since = int(clock.now() - visible_s) if is_short else journal.newest_record()
+    is_recent_only = is_new or start.adopts
+    since = int(clock.now() - visible_s) if is_recent_only else journal.newest_record()
     wait_s = start.began + visible_s - clock.monotonic()
     if wait_s > 0 and not nonces.prove(mark) and (was_live or not is_new):
         why = "a bot has run here before" if is_new else "the journal may be an old copy"

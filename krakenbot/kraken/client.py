@@ -221,8 +221,8 @@ def raise_verdict(method: str, failures: Sequence[str], *, is_public: bool = Fal
         raise UnansweredError(text, wait_s=wait_s)
     if verdict in (KEY, LOCKOUT):
         text = f"Kraken refused the key or the account: {text}"
-        is_passing = cause is Cause.RATE_LIMIT
-        raise KeyRefusedError(text, lockout=verdict == LOCKOUT, passing=is_passing)
+        is_limit = cause is Cause.RATE_LIMIT
+        raise KeyRefusedError(text, lockout=verdict == LOCKOUT, rate_limited=is_limit)
     if verdict == LATER:
         is_documented = all(failure.startswith("EOrder:") for failure in failures)
         raise LaterError(text, cause=cause, wait_s=wait_s, leaves_no_order=is_documented)

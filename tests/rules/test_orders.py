@@ -36,24 +36,31 @@ CELLS: dict[tuple[State, Answer], tuple[Any, ...]] = {
     (S.PREPARED, A.NOT_FOUND): (W.INTENT, Do.SEND, 0, S.SENT),
     (S.PREPARED, A.FOUND_OPEN): (W.INTENT, Do.LOOK_UP, 1, S.UNCONFIRMED),
     (S.PREPARED, A.FOUND_FINAL): (W.INTENT, Do.LOOK_UP, 1, S.UNCONFIRMED),
-    (S.PREPARED, A.LOOKUP_FAILED): (W.NOTHING, Do.WAIT, 0, S.PREPARED),
+    (S.PREPARED, A.LOOKUP_FAILED): (W.NOTHING, Do.LEAVE_OPEN, 0, S.PREPARED),
     (S.SENT, A.ACCEPTED): (W.ACCEPTED, Do.LOOK_UP, 0, S.ACCEPTED),
     (S.SENT, A.REJECTED): (W.NOTHING, Do.LOOK_UP, 0, S.SENT),
-    (S.SENT, A.NOT_SENT): (W.REFUSAL, Do.DECIDE, 0, S.FINAL),
+    (S.SENT, A.NOT_SENT): (W.REFUSAL, Do.DONE, 0, S.FINAL),
     (S.SENT, A.UNKNOWN): (W.NOTHING, Do.LOOK_UP, 0, S.UNCONFIRMED),
     (S.SENT, A.FOUND_OPEN): (W.NOTHING, Do.LOOK_UP, 1, S.UNCONFIRMED),
-    (S.SENT, A.FOUND_FINAL): (W.FILL, Do.DECIDE, 0, S.FINAL),
-    (S.SENT, A.NOT_FOUND): (W.REFUSAL, Do.DECIDE, 0, S.FINAL),
+    (S.SENT, A.FOUND_FINAL): (W.FILL, Do.DONE, 0, S.FINAL),
+    (S.SENT, A.NOT_FOUND): (W.REFUSAL, Do.DONE, 0, S.FINAL),
     (S.SENT, A.LOOKUP_FAILED): (W.NOTHING, Do.LOOK_UP, 10, S.UNCONFIRMED),
     (S.ACCEPTED, A.FOUND_OPEN): (W.NOTHING, Do.LOOK_UP, 1, S.ACCEPTED, Do.HALT, STILL_OPEN),
-    (S.ACCEPTED, A.FOUND_FINAL): (W.FILL, Do.DECIDE, 0, S.FINAL),
+    (S.ACCEPTED, A.FOUND_FINAL): (W.FILL, Do.DONE, 0, S.FINAL),
     (S.ACCEPTED, A.NOT_FOUND): (W.NOTHING, Do.LOOK_UP, 1, S.ACCEPTED, Do.HALT, LOST),
-    (S.ACCEPTED, A.LOOKUP_FAILED): (W.NOTHING, Do.WAIT, 0, S.ACCEPTED, Do.HALT, LOOKUP_REFUSED),
+    (S.ACCEPTED, A.LOOKUP_FAILED): (
+        W.NOTHING,
+        Do.LEAVE_OPEN,
+        0,
+        S.ACCEPTED,
+        Do.HALT,
+        LOOKUP_REFUSED,
+    ),
     (S.UNCONFIRMED, A.FOUND_OPEN): (W.NOTHING, Do.LOOK_UP, 1, S.UNCONFIRMED, Do.HALT, STILL_OPEN),
-    (S.UNCONFIRMED, A.FOUND_FINAL): (W.FILL, Do.DECIDE, 0, S.FINAL),
+    (S.UNCONFIRMED, A.FOUND_FINAL): (W.FILL, Do.DONE, 0, S.FINAL),
     (S.UNCONFIRMED, A.NOT_FOUND): (W.NOTHING, Do.LOOK_UP, 10, S.UNCONFIRMED, Do.PROVE, ""),
     (S.UNCONFIRMED, A.LOOKUP_FAILED): (
-        *(W.NOTHING, Do.WAIT, 0, S.UNCONFIRMED),
+        *(W.NOTHING, Do.LEAVE_OPEN, 0, S.UNCONFIRMED),
         *(Do.HALT, LOOKUP_REFUSED),
     ),
 }
@@ -122,14 +129,14 @@ class TestWaiting(unittest.TestCase):
         search = NEW.failed(100, True).failed(2000, False).failed(3000, True)
         early = next_action(S.UNCONFIRMED, A.LOOKUP_FAILED, search, 3699)
         late = next_action(S.UNCONFIRMED, A.LOOKUP_FAILED, search, 3700)
-        self.assertEqual((Do.WAIT, Do.HALT), (early.do, late.do))
+        self.assertEqual((Do.LEAVE_OPEN, Do.HALT), (early.do, late.do))
         outage = next_action(S.UNCONFIRMED, A.LOOKUP_FAILED, search.failed(9000, False), 9000)
-        self.assertIs(Do.WAIT, outage.do)
+        self.assertIs(Do.LEAVE_OPEN, outage.do)
 
     def test_an_exchange_that_cannot_be_reached_is_waited_for_without_end(self) -> None:
         search = NEW.failed(100, False)
         action = next_action(S.ACCEPTED, A.LOOKUP_FAILED, search, 100 + 30 * DAY)
-        self.assertIs(Do.WAIT, action.do)
+        self.assertIs(Do.LEAVE_OPEN, action.do)
 
     def test_a_look_that_is_answered_again_forgets_the_refusals(self) -> None:
         self.assertIsNone(NEW.failed(100, True).answered(200, False).refused)

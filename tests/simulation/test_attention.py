@@ -411,7 +411,7 @@ class TestRaisedMinimum(BotTest):
 
 REFUSED = KeyRefusedError("EAPI:Invalid key")
 LOCKOUT = KeyRefusedError("EGeneral:Temporary lockout", lockout=True)
-LIMIT = KeyRefusedError("EGeneral:Too many requests", lockout=True, passing=True)
+LIMIT = KeyRefusedError("EGeneral:Too many requests", lockout=True, rate_limited=True)
 
 
 class TestRefusedKey(unittest.TestCase):

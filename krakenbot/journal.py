@@ -69,7 +69,6 @@ class Journal:
         volume, cost, fee = (found.volume, found.cost, found.fee) if found else (ZERO, ZERO, ZERO)
         order_id = found.exchange_order_id if found else None
         row = (outcome, order_id, volume, cost, fee, now, note, intent.id)
-        account, self._account = self.account(), None
         with self._transaction():
             changed = self._db.execute(
                 "UPDATE intents SET outcome = ?, exchange_order_id = ?, executed = ?, cost = ?,"
@@ -83,8 +82,7 @@ class Journal:
             if opening_fee:
                 assumed = Booked(assumed_id(intent.id), now, "opening", opening_fee)
                 self._insert("charges", assumed._asdict())
-        account = account.traded(intent.side, volume, cost, fee)
-        self._account = account.charged("opening", opening_fee)
+            self._account = None
 
     def intents(self) -> list[Intent]:
         """Return all intents, oldest first."""
@@ -140,7 +138,7 @@ class Journal:
         return self._number(query, exchange_order_id) > 0
 
     def account(self) -> Account:
-        """Return the sum of all fills and charges, updated when another program has written."""
+        """Return the sum of all fills and charges, summed anew when one of them has changed."""
         version = self._number("PRAGMA data_version")
         if self._account is None or version != self._summed_at:
             account, self._summed_at = Account(), version
@@ -181,7 +179,6 @@ class Journal:
             cost=volume * price,
             settled=now,
         )
-        self._account = None
         with self._transaction():
             self._db.execute(
                 "UPDATE intents SET outcome = ?, settled = ? WHERE outcome IS NULL",
@@ -195,6 +192,7 @@ class Journal:
             self._set("created", now)  # All that was traded before is taken over.
             self._set("pnl_at_resume", None)
             self._forget_halt()
+            self._account = None
         if difference:
             self.on_write(row.id)
 
@@ -236,16 +234,12 @@ class Journal:
 
         `replaces` is the id of an estimated charge that they replace.
         """
-        account, self._account = self.account(), None
         with self._transaction():
-            query = "DELETE FROM charges WHERE id = ? RETURNING kind, amount"
-            for kind, amount in self._db.execute(query, (_stored(replaces),)).fetchall():
-                account = account.charged(kind, -Decimal(amount))
+            self._db.execute("DELETE FROM charges WHERE id = ?", (_stored(replaces),))
             for charge in charges:
                 if not self.is_charged(charge.id):
                     self._insert("charges", charge._asdict())
-                    account = account.charged(charge.kind, charge.amount)
-        self._account = account
+            self._account = None
 
     def charges(self) -> Iterator[Booked]:
         """Yield all charges besides trade fees, oldest first, without the original amounts."""

@@ -223,11 +223,11 @@ class Orders:
             self._refusal = intent.id, outcome, str(error)
             if outcome is Outcome.NOT_SENT:
                 return Answer.NOT_SENT
-            # Without margin, an order to close is an ordinary sale, which could sell other coins.
-            is_sale = intent.purpose is Purpose.CLOSE and not intent.reduce_only
-            is_passing = outcome is Outcome.REFUSED_FOR_NOW and not intent.reduce_only
-            if is_sale or is_passing:  # Not documented to leave no order, or tried again soon.
-                log.warning("order refused, to be proven absent id=%s: %s", intent.id, error)
+            # Not documented to leave no order; or a sale without margin, which is tried again and
+            # could sell other coins.
+            is_sale = intent.purpose is Purpose.CLOSE and outcome is Outcome.REFUSED
+            if not intent.reduce_only and (is_sale or outcome is Outcome.REFUSED_FOR_NOW):
+                log.warning("order refused, perhaps executed id=%s: %s", intent.id, error)
                 return Answer.UNKNOWN
             return Answer.REJECTED
         self._key_refusals = 0

@@ -209,10 +209,7 @@ class Orders:
         try:
             self._exchange.place(intent.order, intent.deadline)
         except UnansweredError as error:
-            log.warning("order unanswered id=%s reason=%s", intent.id, error)
-            if error.wait_s:
-                self._clock.wait(error.wait_s)
-            return Answer.UNKNOWN
+            return self._in_doubt(intent, error)
         except KeyRefusedError as error:
             if not error.rate_limited:
                 self._key_refusals += 1
@@ -227,11 +224,16 @@ class Orders:
             # could sell other coins.
             is_sale = intent.purpose is Purpose.CLOSE and outcome is Outcome.REFUSED
             if not intent.reduce_only and (is_sale or outcome is Outcome.REFUSED_FOR_NOW):
-                log.warning("order refused, perhaps executed id=%s: %s", intent.id, error)
-                return Answer.UNKNOWN
+                return self._in_doubt(intent, error)
             return Answer.REJECTED
         self._key_refusals = 0
         return Answer.ACCEPTED
+
+    def _in_doubt(self, intent: Intent, error: ExchangeError) -> Answer:
+        log.warning("order may have been executed id=%s reason=%s", intent.id, error)
+        if error.wait_s:
+            self._clock.wait(error.wait_s)
+        return Answer.UNKNOWN
 
     def _outcome(self, intent: Intent, error: LaterError | RefusedError) -> Outcome:
         """Return the outcome of an order refused with this error, if a lookup does not find it."""

@@ -13,25 +13,25 @@ from typing import Any
 
 from krakenbot import config as configuration
 from krakenbot.commands import json_values
+from krakenbot.commands.status import units
 from krakenbot.format import MINUTE, amount, in_columns, moment, percent, price, volume
 from krakenbot.identity import journal_path
 from krakenbot.journal import Journal
 from krakenbot.journal_file import open_read_only
 from krakenbot.log import clean
 from krakenbot.model import ZERO
-from krakenbot.presence import units
 
 EXAMPLE = "krakenbot history orders --since 7d --format csv"
 
 WIDTH_MAX = 80
 ISO_FORM = "%Y-%m-%dT%H:%M:%SZ"
 SPANS_S = {"m": 60, "h": 3600, "d": 86400, "w": 604800}
+_TIMES = "a date (2026-11-21 or 2026-11-21T12:00, UTC), unix seconds, or a span: 90m 24h 7d 2w"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", choices=ROWS, metavar="|".join(ROWS))
-    text = "a date (2026-11-21 or 2026-11-21T12:00, UTC), unix seconds, or a span: 90m 24h 7d 2w"
-    parser.add_argument("--since", type=since, default=0, metavar="T", help=text)
+    parser.add_argument("--since", type=since, default=0, metavar="T", help=_TIMES)
     parser.add_argument("--format", choices=("table", "csv", "json"), default="table")
 
 
@@ -39,7 +39,8 @@ def run(arguments: argparse.Namespace) -> int:
     config = configuration.load_here(arguments.config)
     journal = open_read_only(journal_path(config))
     rows = ROWS[arguments.what](journal, arguments.since)
-    names = _FIELDS[arguments.what].split()
+    fields = _FIELDS[arguments.what].split()
+    names = [field.strip("*|") for field in fields]
     plain = ({name: row[name] for name in names} for row in map(json_values, rows))
     if arguments.format == "json":
         for row in plain:
@@ -50,23 +51,20 @@ def run(arguments: argparse.Namespace) -> int:
         writer.writerows(row | {"time": moment(row["time"], ISO_FORM)} for row in plain)
     else:
         _, quote, decimals = units(journal, config.pair)
-        _print_table(rows, _SHOWN[arguments.what], quote, decimals)
+        _print_table(rows, fields, quote, decimals)
     return 0
 
 
 def since(text: str) -> int:
     """Return the unix time of a date, of unix seconds, or of a span before now."""
-    span = re.fullmatch(r"(\d{1,6})([mhdw])", text)
-    if span:
+    if span := re.fullmatch(r"(\d{1,6})([mhdw])", text):
         return int(time.time()) - int(span[1]) * SPANS_S[span[2]]
     if re.fullmatch(r"\d{1,11}", text) and len(text) != 8:  # Eight digits are a date.
         return int(text)
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not a date (2026-11-21), unix time or span (90m 24h 7d 2w)"
-        ) from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not {_TIMES}") from None
     return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
 
 
@@ -100,30 +98,25 @@ def _equity(journal: Journal, since: int) -> Iterator[dict[str, Any]]:
 
 
 ROWS = {"decisions": _decisions, "orders": _orders, "equity": _equity}
+# For csv and json. A table has those marked with * or, aligned right, with |: 80 characters.
 _FIELDS = {
-    "decisions": "time interval price average slope target held reason",
-    "orders": "time purpose side volume price cost fee margin_fee outcome asked leverage "
-    "client_order_id exchange_order_id reason note",
-    "equity": "time price held gross fees margin_fees rollover net equity margin_level",
+    "decisions": "*time interval |price |average slope |target |held *reason",
+    "orders": "*time *purpose *side |volume |price cost |fee margin_fee *outcome asked leverage "
+    "client_order_id exchange_order_id *reason note",
+    "equity": "*time |price |held |gross fees margin_fees rollover |net |equity |margin_level",
 }
-# The columns that fit into 80 characters; csv and json have all.
-_SHOWN = {
-    "decisions": "time |price |average |target |held reason",
-    "orders": "time purpose side |volume |price |fee outcome reason",
-    "equity": "time |price |held |gross |net |equity |margin_level",
-}
+_HEADS = {"*time": "time (UTC)", "|margin_level": "|level"}
 _MONEY = ("fee", "gross", "net", "equity")
 
 
 def _print_table(
-    rows: Iterable[dict[str, Any]], shown: str, quote: str, decimals: int | None
+    rows: Iterable[dict[str, Any]], fields: Iterable[str], quote: str, decimals: int | None
 ) -> None:
     """Print aligned columns; of a line with more than 80 characters only words are cut off."""
-    names = shown.replace("|", "").split()
-    cells = [[_cell(name, row[name], quote, decimals) for name in names] for row in rows]
-    heads = shown.replace("time", "time_(UTC)").replace("margin_level", "level").split()
-    lines = in_columns([head.replace("_", " ") for head in heads], cells)
-    if not heads[-1].startswith("|"):
+    shown = [field for field in fields if field[0] in "*|"]
+    cells = [[_cell(field[1:], row[field[1:]], quote, decimals) for field in shown] for row in rows]
+    lines = in_columns([_HEADS.get(field, field.strip("*")) for field in shown], cells)
+    if shown[-1].startswith("*"):
         lines = [one if len(one) <= WIDTH_MAX else f"{one[: WIDTH_MAX - 3]}..." for one in lines]
     print("\n".join(lines) if cells else "nothing yet")
 

@@ -1,28 +1,75 @@
 """`report`: one HTML file about what the bot did, from its journal alone; also for `backtest`."""
 
 import argparse
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
-from itertools import pairwise
+from itertools import accumulate, groupby, pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 from krakenbot import config as configuration
-from krakenbot.commands import write_output
-from krakenbot.commands.chart import Fill
-from krakenbot.commands.run_report import Point, RunReport, cost_breakdown, render
+from krakenbot import format
+from krakenbot.backtest.result import Result
+from krakenbot.commands.page import COLUMNS, Chart, Fill, page, table, write_page
+from krakenbot.commands.status import units
 from krakenbot.config import Config, is_loopback
-from krakenbot.format import asset, moment, volume
+from krakenbot.format import MINUTE, duration, moment, money, percent, price, signed, volume
 from krakenbot.identity import journal_path
 from krakenbot.journal import Journal
 from krakenbot.journal_file import open_read_only
 from krakenbot.log import clean
 from krakenbot.model import ZERO, Purpose
-from krakenbot.presence import units
-from krakenbot.records import Booked, Equity, Intent
+from krakenbot.records import Account, Booked, Equity, Intent
 
 EXAMPLE = "krakenbot report --output report.html"
 NEWEST = 360
 GAP_CANDLES = 3  # A longer gap between decisions means that the bot was down.
+MARKS_MAX = 400
+_ORDER = ("time (UTC)", "side", "|volume", "|price", "|fee", "outcome", "why", "client order id")
+_SIZES = ("|volume", "|in at", "|out at", "|costs", "|result", "|percent")
+ROUND = ("opened (UTC)", "|held for", "side", *_SIZES)
+
+
+class Point(NamedTuple):
+    """One or more candles up to `time`, and what was `held` until then.
+
+    `net` and `gross` are the profit since the start.
+    """
+
+    time: float
+    low: float
+    high: float
+    close: float
+    net: float
+    gross: float
+    held: float
+
+
+class Report(NamedTuple):
+    """The contents of the page. `newest` are times, closes and averages.
+
+    `costs` is a `cost_breakdown`; `fills` are orders and costs of holding in order of time. The
+    account began with `balance`; holding `size` all the time would have made `hold`. `facts`
+    override those that are computed. Where no point follows within `gap_s` seconds, the bot was
+    down.
+    """
+
+    title: str
+    subtitle: str
+    headline: str
+    quote: str
+    pair_decimals: int | None
+    balance: Decimal
+    size: Decimal
+    hold: Decimal
+    facts: Mapping[str, str]
+    costs: Mapping[str, Decimal]
+    points: Sequence[Point]
+    newest: Sequence[tuple[float, float, float]]
+    fills: Sequence[Fill]
+    notes: Sequence[str] = ()
+    gap_s: float = math.inf
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,55 +79,53 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     config = configuration.load_here(arguments.config)
     journal = open_read_only(journal_path(config))
-    write_output(arguments.output, render(report_of(config, journal)).encode())
+    write_page(arguments.output, render(report_of(config, journal)))
     print(f"report: {arguments.output}")
     return 0
 
 
-def report_of(config: Config, journal: Journal) -> RunReport:
+def report_of(config: Config, journal: Journal) -> Report:
     """Return the report on everything in the journal."""
-    equity, intents = [*journal.equity()], journal.intents()
+    equity, intents, account = [*journal.equity()], journal.intents(), journal.account()
     base, quote, decimals = units(journal, config.pair)
-    account, halted = journal.account(), journal.get("halted")
-    decided = [row for row in journal.newest_decisions(NEWEST) if row.done]
     size = next((abs(row.held) for row in equity if row.held), config.size)
-    times = {one.id: one.created for one in intents}
-    charges = [_charge(one, times) for one in journal.charges()]
-    # Before the first candle the net result is 0.
-    gross, balance, hold, when = account.costs, ZERO, ZERO, "no candle yet"
+    costs = cost_breakdown(account.costs, account)  # Before the first candle the net is 0.
+    balance, hold, when, words = ZERO, ZERO, "no candle yet", "Nothing was decided yet."
     if equity:
         first, last = equity[0], equity[-1]
-        adopted = (one for one in reversed(intents) if one.purpose is Purpose.ADOPT)
-        prices = (one.cost / one.executed for one in adopted if one.created > last.time)
-        gross += account.pnl(next(prices, last.price))
-        balance = (first.equity or ZERO) - first.pnl
+        adopted = [one for one in journal.newest_of(Purpose.ADOPT, 1) if one.created > last.time]
+        price = adopted[0].cost / adopted[0].executed if adopted else last.price
+        costs = cost_breakdown(account.costs + account.pnl(price), account)
+        balance = first.equity - first.pnl if first.equity else ZERO
         # Holding, too, pays for a purchase and a sale.
         turnover = sum(one.cost for one in intents if one.purpose is not Purpose.ADOPT)
         fee_rate = account.fees / (turnover or 1)
         hold = size * (last.price - first.price - fee_rate * (first.price + last.price))
         when = f"{moment(first.time)} to {moment(last.time)}"
+        words = in_words(last.time - first.time, costs, hold, balance, quote)
+    if halted := journal.get("halted"):
+        words = f"The bot is halted: {clean(halted)}. {words}"
     place = " on a sandbox, no real money" if is_loopback(config.exchange.url) else ""
     strategy = journal.get("strategy") or config.strategy.title
-    return RunReport(
+    decided = [row for row in journal.newest_decisions(NEWEST) if row.done]
+    return Report(
         title=f"{config.pair} · {config.mode}{place}",
         subtitle=f"{when}, {journal.get('interval') or config.interval} min candles, {strategy}, "
         f"size {volume(size)}, leverage {config.leverage}",
-        quote=asset(quote),
+        headline=words,
+        quote=quote,
         pair_decimals=decimals,
         balance=balance,
         size=size,
         hold=hold,
-        facts={"Orders": f"{journal.orders_since(0):,}", "Held now": volume(account.held, base)},
-        costs=cost_breakdown(gross, account.fees, account.margin_fees, account.rollover),
+        facts={"orders": f"{journal.orders_since(0):,}", "held now": volume(account.held, base)},
+        costs=costs,
         # A row has what was held after its decision: that is what was held until the next one.
         points=[_point(row, before.held) for before, row in pairwise(equity[:1] + equity)],
         newest=sorted(
             (row.candle + row.interval_s, float(row.price), float(row.average)) for row in decided
         ),
-        # A charge in the same second as an order is its opening fee, so it comes after it.
-        fills=sorted([*map(_fill, intents), *charges], key=lambda fill: fill.time),
-        notes=[],
-        end=f"The bot is halted: {clean(halted)}." if halted else "",
+        fills=_fills(intents, journal.charges()),
         # The interval may have been a longer one: then candles of that one are no gap.
         gap_s=GAP_CANDLES * max((row.interval_s for row in journal.decisions()), default=0),
     )
@@ -92,18 +137,173 @@ def _point(row: Equity, held: Decimal) -> Point:
     return Point(row.time, price, price, price, net, gross, float(held))
 
 
-def _charge(charge: Booked, times: Mapping[str, int]) -> Fill:
-    """Return a charge; the opening fee of an order is never earlier than its time in `times`."""
-    time = max(charge.time, times.get(charge.id.partition(" ")[0], 0))
-    return Fill(time, 0, ZERO, ZERO, charge.amount)
+def _fills(intents: Sequence[Intent], charges: Iterable[Booked]) -> list[Fill]:
+    """Return orders and charges by time. An order's opening fee is never before the order."""
+    fills, times = [], {one.id: one.created for one in intents}
+    for one in intents:
+        price = one.cost / one.executed if one.executed else ZERO
+        traded = one.side.sign, one.executed or one.volume, price, one.fee
+        why = f"{one.reason}: {one.note}" if one.note else one.reason
+        fills.append(Fill(one.created, *traded, one.outcome or "not known yet", why, one.id))
+    for charge in charges:
+        time = max(charge.time, times.get(charge.id.partition(" ")[0], 0))
+        fills.append(Fill(time, 0, ZERO, ZERO, charge.amount))
+    return sorted(fills, key=lambda fill: fill.time)
 
 
-def _fill(intent: Intent) -> Fill:
-    volume, price = intent.volume, ZERO
-    if intent.executed:
-        volume, price = intent.executed, intent.cost / intent.executed
-    outcome = intent.outcome or "not known yet"
-    why = f"{intent.reason}: {intent.note}" if intent.note else intent.reason
-    return Fill(
-        intent.created, intent.side.sign, volume, price, intent.fee, outcome, why, intent.id
+def cost_breakdown(gross: Decimal, paid: Account | Result) -> dict[str, Decimal]:
+    """Return signed amounts by name: the result before costs, each cost, the net result."""
+    costs = {"trade fees": -paid.fees, "margin fees": -paid.margin_fees, "rollover": -paid.rollover}
+    return {"before costs": gross, **costs, "net": sum(costs.values(), gross)}
+
+
+def in_words(
+    seconds: float, costs: Mapping[str, Decimal], hold: Decimal, balance: Decimal, quote: str
+) -> str:
+    """Return the result in sentences; a `balance` of 0 is not known."""
+    gross, net = costs["before costs"], costs["net"]
+    share = f", {percent(abs(net) / balance * 100)} of the account" if balance else ""
+    return (
+        f"In {duration(seconds)} the bot {_won(net, quote)}{share}. Trading itself "
+        f"{_won(gross, quote)}; fees and margin cost {money(gross - net, quote)}. Holding would "
+        f"have {_won(hold, quote)}."
     )
+
+
+def _won(amount: Decimal, quote: str) -> str:
+    word = "won" if amount > 0 else "lost" if amount else "made"
+    return f"{word} {money(abs(amount), quote)}"
+
+
+def render(report: Report) -> str:
+    """Return the page."""
+    decimals, quote = report.pair_decimals, report.quote
+    rounds, orders = round_trips(report.fills), [fill for fill in report.fills if fill.sign]
+    ended = [one.texts(decimals, quote) for one in reversed(rounds)]
+    sent = [one.texts(decimals, quote) for one in reversed(orders)]
+    falls = drawdowns(report.balance, report.points)
+    facts = {name: signed(money(cost, quote)) for name, cost in report.costs.items()}
+    if report.balance:
+        facts["return"] = signed(percent(report.costs["net"] / report.balance * 100))
+        facts["holding"] = signed(percent(report.hold / report.balance * 100))
+        facts["max drawdown"] = percent(max(falls))
+    won = sum(one.net > 0 for one in rounds)
+    share = f", {percent(won / len(rounds) * 100, 0)} won" if rounds else ""
+    facts["round trips"] = f"{len(rounds):,}{share}"
+    sections = [
+        *_charts(report, falls, [order for order in orders if order.price]),
+        table("Round trips", ROUND, ended, "after costs, newest first"),
+        table("Orders", _ORDER, sent, "newest first"),
+    ]
+    head = (report.title, report.subtitle, report.headline, report.costs["net"])
+    return page(*head, {**facts, **report.facts}, report.notes, sections)
+
+
+class RoundTrip(NamedTuple):
+    """From flat to flat or to a reversal. `costs` are trade fees and costs of holding."""
+
+    begin: float
+    end: float
+    sign: int
+    volume: Decimal
+    entry: Decimal
+    exit: Decimal
+    costs: Decimal
+    net: Decimal
+
+    def texts(self, decimals: int | None, quote: str) -> tuple[str, ...]:
+        return (
+            moment(self.begin, MINUTE),
+            duration(self.end - self.begin),
+            "long" if self.sign > 0 else "short",
+            volume(self.volume),
+            *(price(one, decimals) for one in (self.entry, self.exit)),
+            format.amount(self.costs, quote),
+            signed(format.amount(self.net, quote)),
+            signed(percent(self.net / (self.volume * self.entry) * 100)),
+        )
+
+
+def round_trips(fills: Iterable[Fill]) -> list[RoundTrip]:
+    """Return the round trips that ended, in order. A reversal ends one and begins the next."""
+    rounds: list[RoundTrip] = []
+    inside: list[Fill] = []  # Fills and costs of the open round trip.
+    held = ZERO
+    for fill in fills:
+        if not fill.price and (fill.sign or not inside):
+            continue  # It traded nothing, or it is the cost of nothing that is held.
+        closing = -held * fill.sign
+        parts = [fill]
+        if 0 < closing < fill.volume:
+            parts = [_part(fill, closing), _part(fill, fill.volume - closing)]
+        for part in parts:
+            inside.append(part)
+            held += part.sign * part.volume
+            if not held:
+                rounds.append(_round(inside))
+                inside = []
+    return rounds
+
+
+def _part(fill: Fill, volume: Decimal) -> Fill:
+    return fill._replace(volume=volume, fee=fill.fee * volume / fill.volume)
+
+
+def _round(fills: Sequence[Fill]) -> RoundTrip:
+    """Return the round trip of fills and costs, the first of which opened it."""
+    begin, end, sign = fills[0].time, fills[-1].time, fills[0].sign
+    opened = sum((fill.volume for fill in fills if fill.sign == sign), ZERO)
+    paid, got = (
+        sum((fill.volume * fill.price for fill in fills if fill.sign == side), ZERO)
+        for side in (sign, -sign)
+    )
+    costs = sum((fill.fee for fill in fills), ZERO)
+    net = sign * (got - paid) - costs
+    return RoundTrip(begin, end, sign, opened, paid / opened, got / opened, costs, net)
+
+
+def drawdowns(balance: Decimal, points: Iterable[Point]) -> list[float]:
+    """Return the drawdown from the highest equity so far, in percent, at each point."""
+    equity = [float(balance), *(float(balance) + point.net for point in points)]
+    pairs = zip(accumulate(equity, max), equity, strict=True)
+    return [(peak - now) / peak * 100 if peak > 0 else 0.0 for peak, now in pairs][1:]
+
+
+def thinned(points: Sequence[Point]) -> list[Point]:
+    """Return at most one point per column of a chart, with its lowest and highest price."""
+    kept: list[Point] = []
+    begin, span = points[0].time, points[-1].time - points[0].time + 1
+    for _, group in groupby(points, lambda point: (point.time - begin) * COLUMNS // span):
+        column = [*group]
+        low, high = min(one.low for one in column), max(one.high for one in column)
+        kept.append(column[-1]._replace(low=low, high=high))
+    return kept
+
+
+def _charts(report: Report, falls: Sequence[float], trades: Sequence[Fill]) -> Iterator[str]:
+    """Yield the charts; `falls` are the drawdowns, in percent, at the points."""
+    if len(report.points) < 2:
+        return
+    times, low, high, closes, nets, grosses, held = zip(*thinned(report.points), strict=True)
+    decimals = 6 if report.pair_decimals is None else report.pair_decimals
+    gap_s, marked = report.gap_s, trades[-MARKS_MAX:]
+    prices = Chart("Price and position", times, {"price": closes}, (low, high), gap_s, decimals)
+    prices.dots(marked)
+    prices.band(held)
+    yield prices.html("" if marked == trades else f"with the newest {MARKS_MAX} fills")
+    if len(report.newest) > 1:
+        ends, newest, averages = zip(*report.newest, strict=True)
+        shown = {"price": newest, "average": averages}
+        near = Chart(f"The newest {len(newest)} candles", ends, shown, (), gap_s, decimals)
+        near.dots(trade for trade in marked if trade.time >= ends[0])
+        yield near.html()
+    size, last = float(report.size), float(report.hold)
+    hold = [last - size * (closes[-1] - close) for close in closes]
+    title = f"Profit and loss, {format.asset(report.quote)}"
+    lines = {"holding": hold, "before costs": grosses, "after costs": nets}
+    yield Chart(title, times, lines, (), gap_s, format.decimals_of(report.quote)).html()
+    if report.balance:
+        deep = zip(report.points, falls, strict=True)
+        lows = [one.low for one in thinned([point._replace(low=-fall) for point, fall in deep])]
+        area, title = (lows, [0.0] * len(lows)), "Drawdown, percent of the account"
+        yield Chart(title, times, {"drawdown": lows}, area, gap_s).html()

@@ -14,13 +14,15 @@ from krakenbot import config as configuration
 from krakenbot import identity
 from krakenbot.alerts import active_alerts
 from krakenbot.commands import json_values
+from krakenbot.config import Config
 from krakenbot.format import duration, moment, money, percent, shows_color, signed, volume
 from krakenbot.journal import Journal
 from krakenbot.journal_file import open_read_only
 from krakenbot.log import clean
 from krakenbot.model import ZERO
-from krakenbot.presence import State, read_life, units
+from krakenbot.presence import UNITS, State, read_life
 from krakenbot.records import opening_cost
+from krakenbot.simulated.listing import assets_of
 
 EXAMPLE = "krakenbot status --watch"
 WATCH_S = 2.0
@@ -35,23 +37,36 @@ def run(arguments: argparse.Namespace) -> int:
     config = configuration.load_here(arguments.config)
     is_screen = arguments.watch and not arguments.json and shows_color(sys.stdout)
     while True:
-        path = identity.journal_path(config)
-        with closing(open_read_only(path)) as journal:
-            life = read_life(journal, path.with_suffix(".lock"), config.exchange.clock_speed)
-            status = read_status(journal) | life._asdict()
-            status |= {"mode": config.mode, "pair": config.pair}
-            status["interval"] = int(journal.get("interval") or config.interval)
-            status["strategy"] = journal.get("strategy") or config.strategy.title
-            status["warnings"] += identity.unmanaged(config, path)
-            if status["interval"] != config.interval:
-                text = f"config now says interval = {config.interval}: restart the bot to use it"
-                status["warnings"].append(text)
-            status["base"], status["quote"], _ = units(journal, config.pair)
+        status = _status(config)
         text = json.dumps(json_values(status)) if arguments.json else _text(status)
         print(f"\x1b[H\x1b[J{text}" if is_screen else text, flush=True)
         if not arguments.watch:
             return 0
         time.sleep(WATCH_S)
+
+
+def _status(config: Config) -> dict[str, Any]:
+    path = identity.journal_path(config)
+    with closing(open_read_only(path)) as journal:
+        life = read_life(journal, path.with_suffix(".lock"), config.exchange.clock_speed)
+        status = read_status(journal) | life._asdict() | {"mode": config.mode, "pair": config.pair}
+        status["interval"] = int(journal.get("interval") or config.interval)
+        status["strategy"] = journal.get("strategy") or config.strategy.title
+        status["base"], status["quote"], _ = units(journal, config.pair)
+    status["warnings"] += identity.unmanaged(config, path)
+    if status["interval"] != config.interval:
+        text = f"config now says interval = {config.interval}: restart the bot to use it"
+        status["warnings"].append(text)
+    return status
+
+
+def units(journal: Journal, pair: str) -> tuple[str, str, int | None]:
+    """Return base and quote currency and the decimals of prices, None if unknown.
+
+    A journal of 0.2.0 lacks them: then the currencies come from the pair's name.
+    """
+    base, quote, decimals = (journal.get(key) for key in UNITS)
+    return (base, quote, int(decimals)) if base and decimals else (*assets_of(pair), None)
 
 
 def read_status(journal: Journal) -> dict[str, Any]:

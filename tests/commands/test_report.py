@@ -14,11 +14,9 @@ from itertools import pairwise
 from pathlib import Path
 
 from krakenbot import config
-from krakenbot.commands import UsageError, run_report, write_output
-from krakenbot.commands.chart import COLUMNS, Chart, Fill
-from krakenbot.commands.page import heat_map, table
-from krakenbot.commands.report import NEWEST, report_of
-from krakenbot.commands.run_report import Point, render, round_trips, thinned
+from krakenbot.commands import UsageError, report, write_output
+from krakenbot.commands.page import COLUMNS, Chart, Fill, table, write_page
+from krakenbot.commands.report import NEWEST, Point, render, report_of, round_trips, thinned
 from krakenbot.journal import Journal
 from krakenbot.journal_file import open_journal, prepare
 from krakenbot.model import MarginSummary, Side
@@ -110,7 +108,7 @@ class ReportTest(unittest.TestCase):
         self.assertIn("Holding would have won 4.66 USD", words[1])
 
     def test_a_result_of_nothing_is_no_loss(self) -> None:
-        self.assertEqual("made 0.00 USD", run_report._won(D(0), "USD"))
+        self.assertEqual("made 0.00 USD", report._won(D(0), "USD"))
 
     def test_drawdown_return_and_holding_are_in_percent(self) -> None:
         text = page()
@@ -130,10 +128,10 @@ class ReportTest(unittest.TestCase):
 
     def test_the_drawdown_counts_from_the_balance_that_the_bot_began_with(self) -> None:
         points = [Point(at, 1.0, 1.0, 1.0, net, net, 1.0) for at, net in ((0, -10.0), (1, -5.0))]
-        self.assertEqual([10.0, 5.0], run_report.drawdowns(D(100), points))
+        self.assertEqual([10.0, 5.0], report.drawdowns(D(100), points))
 
     def test_the_first_and_the_last_order_are_marked_though_outside_of_the_decisions(self) -> None:
-        chart = Chart("Price", [100.0, 200.0], [1.0, 2.0], 60)
+        chart = Chart("Price", [100.0, 200.0], {"price": [1.0, 2.0]})
         chart.dots([Fill(98, 1, D(1), D(1), D(0)), Fill(203, -1, D(1), D(2), D(0))])
         self.assertIn('d="M0 ', chart.layers)
         self.assertIn(f'd="M{COLUMNS} ', chart.layers)
@@ -143,6 +141,13 @@ class ReportTest(unittest.TestCase):
         self.assertIn('<th>why</th><th class="n">fee</th>', text)
         self.assertIn('<td>&lt;b&gt;</td><td class="n">28.57</td>', text)
 
+    def test_cells_are_shaded_by_sign_and_size(self) -> None:
+        rows, values = [("10", "-50*", "100"), ("20", "-25", "")], [(0, -50, 100), (0, -25, 0)]
+        text = table("Net", ("length", "|60", "|240"), rows, values=values)
+        self.assertIn('<td class="n bad" style="--share:75%">-50*</td>', text)
+        self.assertIn('<td class="n bad" style="--share:38%">-25</td>', text)
+        self.assertIn('<td class="n good" style="--share:75%">100</td>', text)
+
     def test_the_line_has_a_gap_where_the_bot_was_down(self) -> None:
         whole, broken = page(10), page(10, down=5)
         self.assertEqual(1, _path(whole, "price").count("M"))
@@ -150,9 +155,9 @@ class ReportTest(unittest.TestCase):
         self.assertLess(_path(broken, "long").count("M"), _path(whole, "long").count("M"))
 
     def test_an_area_has_a_gap_there_too(self) -> None:
-        chart = Chart("Loss", [0.0, 1.0, 2.0, 50.0, 51.0], [0.0, 1.0], 5)
-        chart.area("loss", [0.0] * 5, [1.0] * 5)
-        self.assertEqual(2, _path(chart.layers, "loss").count("Z"))
+        low, high = [0.0] * 5, [1.0] * 5
+        chart = Chart("Loss", [0.0, 1.0, 2.0, 50.0, 51.0], {"fall": low}, (low, high), 5)
+        self.assertEqual(2, _path(chart.layers, "area fall").count("Z"))
 
     def test_after_a_change_of_the_interval_the_newest_candles_are_in_order(self) -> None:
         journal, summary = open_journal(None), MarginSummary(D(1), D(0), D(0))
@@ -203,7 +208,7 @@ class ReportTest(unittest.TestCase):
         row = ROW | {"held": "0.05", "price": "70000"}
         journal.decide(row, MarginSummary(D(2000), D(0), D(0)))
         self.assertEqual(-56, report_of(SETTINGS, journal).hold)
-        self.assertEqual("1", report_of(SETTINGS, journal).facts["Orders"])
+        self.assertEqual("1", report_of(SETTINGS, journal).facts["orders"])
 
     def test_the_points_left_out_of_a_long_line_are_no_gap(self) -> None:
         self.assertEqual(1, _path(page(5000), "price").count("M"))
@@ -242,6 +247,11 @@ class ReportTest(unittest.TestCase):
         with self.assertRaises(UsageError):
             write_output(folder, PAGE)
         self.assertEqual([], list(folder.parent.glob(f".{folder.name}.*")))
+
+    def test_a_name_that_is_not_utf_8_is_shown_escaped(self) -> None:
+        path = own_folder(self) / "page.html"
+        write_page(path, "rule\udcff.py")
+        self.assertEqual("rule\\udcff.py", path.read_text())
 
     def test_a_pipe_in_place_of_the_report_is_written_to(self) -> None:
         pipe = own_folder(self) / "pipe"
@@ -301,17 +311,13 @@ class OtherQuoteTest(unittest.TestCase):
             journal.decide(row, MarginSummary(D("0.14"), D(0), D(0)))
         self.text = render(report_of(SETTINGS, journal))
 
-    def test_fees_results_and_bars_show_all_eight_decimals(self) -> None:
+    def test_fees_and_results_show_all_eight_decimals(self) -> None:
         self.assertEqual(2, self.text.count('<td class="n">0.00004082</td>'))
         self.assertIn('<td class="n">-0.00008164</td>', self.text)
-        self.assertIn("</div></td><td>-0.00008164</td>", self.text)
+        self.assertIn("<dt>Trade fees</dt><dd>-0.00008164 XBT</dd>", self.text)
 
     def test_the_result_s_chart_shows_them_too(self) -> None:
         self.assertIn('["after costs",["-0.00004082","-0.00008164"]]', self.text)
-
-    def test_a_heat_map_does(self) -> None:
-        text = heat_map("Net", "corner", {("10", "60"): -0.00012}, "XXBT", "")
-        self.assertIn(">-0.00012000</td>", text)
 
 
 class RoundTripsTest(unittest.TestCase):
@@ -346,13 +352,3 @@ class RoundTripsTest(unittest.TestCase):
 
     def test_what_is_still_held_is_no_round_yet(self) -> None:
         self.assertEqual([], round_trips([Fill(0, 1, D("0.05"), D("100.0"), D("0.5"))]))
-
-
-class HeatMapTest(unittest.TestCase):
-    def test_cells_are_shaded_by_sign_and_size_and_the_best_is_framed(self) -> None:
-        cells = {("10", "60"): -50.0, ("10", "240"): 100.0, ("20", "60"): -25.0}
-        text = heat_map("Net", "length \\ interval", cells, "USD", "")
-        self.assertIn('<td class="n bad" style="--share:75%">-50.00</td>', text)
-        self.assertIn('<td class="n bad" style="--share:38%">-25.00</td>', text)
-        self.assertIn('<td class="n good best" style="--share:75%">+100.00</td>', text)
-        self.assertEqual(1, text.count("<td></td>"))

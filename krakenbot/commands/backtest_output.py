@@ -293,9 +293,8 @@ def _points(replay: Replay, parts: Iterable[Columns], tail: list[Columns]) -> It
             replay.feed(piece)
             at, count = at + step, count + len(piece.times)
             net = replay.equity(exact(piece.closes[-1])) - replay.costs.balance
-            prices = min(piece.lows), max(piece.highs), piece.closes[-1]
-            gross = float(net + replay.paid)
-            yield Point(piece.end, *prices, float(net), gross, float(replay.held))
+            results = float(net), float(net + replay.paid)
+            yield Point(piece.end, piece.closes[-1], *results, float(replay.held))
 
 
 def _averages(candles: Sequence[Candle], plan: Plan) -> Iterator[tuple[float, float, float]]:

@@ -6,10 +6,10 @@ outside passes through `escape`.
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from html import escape
-from itertools import chain, pairwise
+from itertools import chain, groupby, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -124,7 +124,7 @@ class Fill(NamedTuple):
 
 
 class Chart:
-    """A time axis, a value axis, and lines by name; an area has the color of the first line.
+    """A time axis, a value axis, and lines by name.
 
     Nothing is known between points more than `gap_s` seconds apart, so no line joins them.
     """
@@ -134,31 +134,34 @@ class Chart:
         title: str,
         times: Sequence[float],
         lines: Mapping[str, Sequence[float]],
-        area: Sequence[Sequence[float]] = (),
         gap_s: float = math.inf,
         decimals: int = 2,
     ) -> None:
-        """Draw the lines; `area` is the lower and the upper edge of an area."""
-        self.title, self.times, self.lines, self.decimals = title, times, lines, decimals
-        self.keys, self.layers = [*lines], ""
-        self.span = (times[-1] - times[0]) or 1.0
-        values = [*chain(*lines.values(), *area)]
+        self.title, self.decimals, self.keys, self.layers = title, decimals, [*lines], ""
+        self.begin, self.span = times[0], (times[-1] - times[0]) or 1.0
+        self.kept = [*self._thinned(times, lines[self.keys[-1]])]
+        self.times = [times[at] for at in self.kept]
+        self.lines = {name: [line[at] for at in self.kept] for name, line in lines.items()}
+        values = [*chain(*self.lines.values())]
         bottom, top = min(values), max(values)
         margin = (top - bottom) * 0.06 or abs(top) * 0.001 or 1.0
         self.bottom, self.top = bottom - margin, top + margin
-        self.xs = [self._x(time) for time in times]
+        self.xs = [self._x(time) for time in self.times]
         # Neighbours in a thinned series are up to a column further apart: that is no gap.
         gap_s += self.span / COLUMNS
-        gaps = [at for at, (a, b) in enumerate(pairwise(times), 1) if b - a > gap_s]
-        self.runs = [range(a, b) for a, b in pairwise([0, *gaps, len(times)])]
-        if area:
-            low, high = area
-            edges = (
-                f"{self._points(run, low)} {self._points(run[::-1], high)}" for run in self.runs
-            )
-            self._draw(f"area {self.keys[0]}", "".join(f"M{edge}Z" for edge in edges))
-        for name, line in lines.items():
-            self._draw(name, "".join(f"M{self._points(run, line)}" for run in self.runs))
+        steps = enumerate(pairwise(self.times), 1)
+        self.starts = {0, *(at for at, (before, now) in steps if now - before > gap_s)}
+        for name, line in self.lines.items():
+            points = enumerate(zip(self.xs, map(self._y, line), strict=True))
+            path = (f"{'M' if at in self.starts else ' '}{x} {y}" for at, (x, y) in points)
+            self._draw(name, "".join(path))
+
+    def _thinned(self, times: Sequence[float], values: Sequence[float]) -> Iterator[int]:
+        """Yield which points to draw: in each column the lowest, the highest, and the last."""
+        for _, group in groupby(range(len(times)), lambda at: int(self._x(times[at]))):
+            column = [*group]
+            ends = (most(column, key=values.__getitem__) for most in (min, max))
+            yield from sorted({*ends, column[-1]})
 
     def dots(self, fills: Iterable[Fill]) -> None:
         """Mark the fills; one before the first or after the last point is shown at the edge."""
@@ -170,11 +173,12 @@ class Chart:
             self._draw(side, path, f"{when} {side} {size} at {paid}: {why}")
 
     def band(self, held: Sequence[float]) -> None:
-        """Show the position along the bottom, where it is known."""
+        """Show along the bottom what was held until each time, where that is known."""
         self.keys += "long", "short"
+        known = [(at, held[kept]) for at, kept in enumerate(self.kept) if at not in self.starts]
         for kind, sign in (("long", 1), ("short", -1)):
-            ends = (at for run in self.runs for at in run[1:] if held[at] * sign > 0)
-            self._draw(kind, "".join(f"M{self.xs[at - 1]} 1000H{self.xs[at]}" for at in ends))
+            ends = (self.xs[at - 1 : at + 1] for at, volume in known if volume * sign > 0)
+            self._draw(kind, "".join(f"M{a} 1000H{b}" for a, b in ends))
 
     def html(self, note: str = "") -> str:
         labels, grid = "", ""
@@ -185,7 +189,7 @@ class Chart:
         days = self.span / 86400
         form = "%b %Y" if days > 300 else "%d %b" if days > 3 else "%d %b %H:%M"
         for share, kind in ((0, ""), (1 / 3, " far"), (1 / 2, " near"), (2 / 3, " far"), (1, "")):
-            text = moment(self.times[0] + share * self.span, form)
+            text = moment(self.begin + share * self.span, form)
             place = f"left:{share:.1%};transform:translateX(-{share:.0%})"
             labels += f'<span class="x{kind}" style="{place}">{text}</span>'
         keys = "".join(f'<span class="key {key}">{key}</span>' for key in self.keys)
@@ -204,14 +208,11 @@ class Chart:
             f'<i></i><output></output><script type="application/json">{numbers}</script></div>',
         )
 
-    def _points(self, run: range, values: Sequence[float]) -> str:
-        return " ".join(f"{self.xs[at]} {self._y(values[at])}" for at in run)
-
     def _draw(self, kind: str, path: str, text: str = "") -> None:
         self.layers += f'<path class="{kind}" d="{path}"><title>{escape(text)}</title></path>'
 
     def _x(self, moment: float) -> float:
-        return round((moment - self.times[0]) / self.span * COLUMNS, 1)
+        return round((moment - self.begin) / self.span * COLUMNS, 1)
 
     def _y(self, value: float) -> float:
         return round((self.top - value) / (self.top - self.bottom) * 1000, 1)

@@ -4,14 +4,14 @@ import argparse
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
-from itertools import accumulate, groupby, pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 from krakenbot import config as configuration
 from krakenbot import format
 from krakenbot.backtest.result import Result
-from krakenbot.commands.page import COLUMNS, Chart, Fill, page, table, write_page
+from krakenbot.commands.page import Chart, Fill, page, table, write_page
 from krakenbot.commands.status import units
 from krakenbot.config import Config, is_loopback
 from krakenbot.format import MINUTE, duration, moment, money, percent, price, signed, volume
@@ -32,14 +32,9 @@ ROUND = ("opened (UTC)", "|held for", "side", *_SIZES)
 
 
 class Point(NamedTuple):
-    """One or more candles up to `time`, and what was `held` until then.
-
-    `net` and `gross` are the profit since the start.
-    """
+    """What was `held` until this time; `net` and `gross` are the profit since the start."""
 
     time: float
-    low: float
-    high: float
     close: float
     net: float
     gross: float
@@ -132,9 +127,8 @@ def report_of(config: Config, journal: Journal) -> Report:
 
 
 def _point(row: Equity, held: Decimal) -> Point:
-    price, net = float(row.price), float(row.pnl)
-    gross = net + float(row.fees + row.margin_fees + row.rollover)
-    return Point(row.time, price, price, price, net, gross, float(held))
+    gross = row.pnl + row.fees + row.margin_fees + row.rollover
+    return Point(row.time, float(row.price), float(row.pnl), float(gross), float(held))
 
 
 def _fills(intents: Sequence[Intent], charges: Iterable[Booked]) -> list[Fill]:
@@ -269,41 +263,28 @@ def drawdowns(balance: Decimal, points: Iterable[Point]) -> list[float]:
     return [(peak - now) / peak * 100 if peak > 0 else 0.0 for peak, now in pairs][1:]
 
 
-def thinned(points: Sequence[Point]) -> list[Point]:
-    """Return at most one point per column of a chart, with its lowest and highest price."""
-    kept: list[Point] = []
-    begin, span = points[0].time, points[-1].time - points[0].time + 1
-    for _, group in groupby(points, lambda point: (point.time - begin) * COLUMNS // span):
-        column = [*group]
-        low, high = min(one.low for one in column), max(one.high for one in column)
-        kept.append(column[-1]._replace(low=low, high=high))
-    return kept
-
-
 def _charts(report: Report, falls: Sequence[float], trades: Sequence[Fill]) -> Iterator[str]:
     """Yield the charts; `falls` are the drawdowns, in percent, at the points."""
     if len(report.points) < 2:
         return
-    times, low, high, closes, nets, grosses, held = zip(*thinned(report.points), strict=True)
+    times, closes, nets, grosses, held = zip(*report.points, strict=True)
     decimals = 6 if report.pair_decimals is None else report.pair_decimals
     gap_s, marked = report.gap_s, trades[-MARKS_MAX:]
-    prices = Chart("Price and position", times, {"price": closes}, (low, high), gap_s, decimals)
+    prices = Chart("Price and position", times, {"price": closes}, gap_s, decimals)
     prices.dots(marked)
     prices.band(held)
     yield prices.html("" if marked == trades else f"with the newest {MARKS_MAX} fills")
     if len(report.newest) > 1:
         ends, newest, averages = zip(*report.newest, strict=True)
-        shown = {"price": newest, "average": averages}
-        near = Chart(f"The newest {len(newest)} candles", ends, shown, (), gap_s, decimals)
+        shown = {"average": averages, "price": newest}
+        near = Chart(f"The newest {len(newest)} candles", ends, shown, gap_s, decimals)
         near.dots(trade for trade in marked if trade.time >= ends[0])
         yield near.html()
     size, last = float(report.size), float(report.hold)
     hold = [last - size * (closes[-1] - close) for close in closes]
     title = f"Profit and loss, {format.asset(report.quote)}"
     lines = {"holding": hold, "before costs": grosses, "after costs": nets}
-    yield Chart(title, times, lines, (), gap_s, format.decimals_of(report.quote)).html()
+    yield Chart(title, times, lines, gap_s, format.decimals_of(report.quote)).html()
     if report.balance:
-        deep = zip(report.points, falls, strict=True)
-        lows = [one.low for one in thinned([point._replace(low=-fall) for point, fall in deep])]
-        area, title = (lows, [0.0] * len(lows)), "Drawdown, percent of the account"
-        yield Chart(title, times, {"drawdown": lows}, area, gap_s).html()
+        title, lows = "Drawdown, percent of the account", [-fall for fall in falls]
+        yield Chart(title, times, {"drawdown": lows}, gap_s).html()

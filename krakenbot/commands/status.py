@@ -117,37 +117,35 @@ def _text(status: Mapping[str, Any]) -> str:
         return money(status[key], status["quote"])
 
     decision, updated, read = (status[key] for key in ("decision", "updated", "ledger_read"))
-    target = f"{decision['reason']} (candle of {moment(decision['candle'])})" if decision else ""
-    result = "not known before the next decision"
+    target, result, account = "none decided yet", "not known before the next decision", None
+    if decision:
+        target = f"{decision['reason']} (candle of {moment(decision['candle'])})"
     if status["pnl"] is not None:
         result = f"{signed(amount('pnl'))} after all costs, {signed(amount('gross'))} before"
+    if status["equity"] is not None:
+        level = status["margin_level"] if status["exchange_position"] else None
+        margin = f"margin level {percent(level, 0)}" if level else "no margin used"
+        account = f"equity {amount('equity')}, {margin}"
     costs = f"margin fees {amount('margin_fees')}, rollover {amount('rollover')}"
     until = f"; ledger as of {moment(read)}" if read else ""
     unresolved = ", ".join(status["unresolved"]) or "none"
-    level = status["margin_level"] if status["exchange_position"] else None
-    margin = f"margin level {percent(level, 0)}" if level else "no margin used"
-    account = f"equity {amount('equity')}, {margin}" if status["equity"] is not None else None
-    ago = f"{moment(updated)}, {duration(status['now'] - updated)} ago" if updated else None
     rows = [
         (status["state"].upper(), _process(status)),
         ("next", _next(status)),
         ("HALTED", status["halted"]),
         ("bot", "{mode} {pair}, {interval} min candles, {strategy}".format_map(status)),
         ("position", _position(status)),
-        ("target", target or "none decided yet"),
+        ("target", target),
         ("result", f"{result}; realized before costs {signed(amount('realized'))}"),
         ("costs", f"trade fees {amount('fees')}, {costs}{until}"),
         ("account", account),
         ("orders", f"{status['orders']} sent, unresolved: {unresolved}"),
         ("DIFFERS", status["difference"]),
         *(("warning", text) for text in status["warnings"]),
-        ("as of", ago),
+        ("as of", updated and f"{moment(updated)}, {duration(status['now'] - updated)} ago"),
     ]
-    return "\n".join(
-        textwrap.fill(clean(text), 80, initial_indent=f"{name:<10}", subsequent_indent=" " * 10)
-        for name, text in rows
-        if text
-    )
+    wrap = textwrap.TextWrapper(80, subsequent_indent=" " * 10, break_on_hyphens=False)
+    return "\n".join(wrap.fill(f"{name:<10}{clean(text)}") for name, text in rows if text)
 
 
 def _process(status: Mapping[str, Any]) -> str:
@@ -165,10 +163,10 @@ def _process(status: Mapping[str, Any]) -> str:
     return f"{since}, exit code {status['exit_code']}: {reason}"
 
 
-def _next(status: Mapping[str, Any]) -> str | None:
+def _next(status: Mapping[str, Any]) -> str:
     due = status["next_decision"]
     if due is None:
-        return None
+        return ""
     left = due - status["now"]
     when = f", in {duration(left)}" if left > 0 else ", now"
     if status["state"] is State.STALE:
@@ -177,10 +175,10 @@ def _next(status: Mapping[str, Any]) -> str | None:
 
 
 def _position(status: Mapping[str, Any]) -> str:
-    held, explained, price = (status[key] for key in ("exchange_position", "position", "price"))
-    shown, recorded = (volume(one, status["base"]) for one in (held, explained))
-    if held != explained:
-        return f"the exchange holds {shown}, the journal records {recorded}"
-    if not held or price is None:
-        return shown if held else "nothing is held"
-    return f"{shown}, worth {money(abs(held) * price, status['quote'])} at the last close"
+    held, recorded, price = (status[key] for key in ("exchange_position", "position", "price"))
+    text = volume(held, status["base"])
+    if held != recorded:
+        return f"the exchange holds {text}, the journal records {volume(recorded, status['base'])}"
+    if held and price is not None:
+        text += f", worth {money(abs(held) * price, status['quote'])} at the last close"
+    return text if held else "nothing is held"

@@ -16,7 +16,7 @@ from pathlib import Path
 from krakenbot import config
 from krakenbot.commands import UsageError, report, write_output
 from krakenbot.commands.page import COLUMNS, Chart, Fill, table, write_page
-from krakenbot.commands.report import NEWEST, Point, render, report_of, round_trips, thinned
+from krakenbot.commands.report import NEWEST, Point, render, report_of, round_trips
 from krakenbot.journal import Journal
 from krakenbot.journal_file import open_journal, prepare
 from krakenbot.model import MarginSummary, Side
@@ -127,7 +127,7 @@ class ReportTest(unittest.TestCase):
         self.assertNotIn('"-0.00"', text)
 
     def test_the_drawdown_counts_from_the_balance_that_the_bot_began_with(self) -> None:
-        points = [Point(at, 1.0, 1.0, 1.0, net, net, 1.0) for at, net in ((0, -10.0), (1, -5.0))]
+        points = [Point(at, 1.0, net, net, 1.0) for at, net in ((0, -10.0), (1, -5.0))]
         self.assertEqual([10.0, 5.0], report.drawdowns(D(100), points))
 
     def test_the_first_and_the_last_order_are_marked_though_outside_of_the_decisions(self) -> None:
@@ -153,11 +153,6 @@ class ReportTest(unittest.TestCase):
         self.assertEqual(1, _path(whole, "price").count("M"))
         self.assertEqual(2, _path(broken, "price").count("M"))
         self.assertLess(_path(broken, "long").count("M"), _path(whole, "long").count("M"))
-
-    def test_an_area_has_a_gap_there_too(self) -> None:
-        low, high = [0.0] * 5, [1.0] * 5
-        chart = Chart("Loss", [0.0, 1.0, 2.0, 50.0, 51.0], {"fall": low}, (low, high), 5)
-        self.assertEqual(2, _path(chart.layers, "area fall").count("Z"))
 
     def test_after_a_change_of_the_interval_the_newest_candles_are_in_order(self) -> None:
         journal, summary = open_journal(None), MarginSummary(D(1), D(0), D(0))
@@ -274,24 +269,21 @@ class ReportTest(unittest.TestCase):
         self.assertEqual("before\none\ntwo\nthree\n", kept.read_text())
 
     def test_many_points_are_thinned_without_losing_an_extreme(self) -> None:
-        points = [
-            Point(at, 50.0, 2000.0 if at == 7_777 else 60.0, 55.0, 0.0, 0.0, 1.0)
-            for at in range(50_000)
-        ]
-        kept = thinned(points)
-        self.assertLessEqual(len(kept), COLUMNS)
-        self.assertGreater(len(kept), COLUMNS // 3)
-        self.assertEqual((kept[-1].time, max(p.high for p in kept)), (49_999, 2000.0))
+        prices = [2000.0 if at == 7_777 else 3.0 if at == 8_888 else 60.0 for at in range(50_000)]
+        chart = Chart("Price", range(50_000), {"price": prices})
+        self.assertEqual((2000.0, 3.0), (max(chart.lines["price"]), min(chart.lines["price"])))
+        self.assertEqual(49_999, chart.times[-1])
+        self.assertLessEqual(len(chart.times), 3 * COLUMNS)
 
     def test_the_end_is_drawn_as_finely_as_the_beginning(self) -> None:
-        times, count = [0], 0
+        times, count = [0.0], 0
         while times[-1] < 1_000_000:  # Points of ever more candles, as a backtest makes them.
             count = max(count + 1, count + count // COLUMNS)
             times.append(count)
-        kept = thinned([Point(time, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0) for time in times])
-        steps = [after.time - before.time for before, after in pairwise(kept)]
+        chart = Chart("Price", times, {"price": [1.0] * len(times)})
+        steps = [after - before for before, after in pairwise(chart.times)]
         self.assertLess(max(steps), 2.1 * times[-1] / COLUMNS)
-        self.assertGreater(len(kept), 0.9 * COLUMNS)
+        self.assertGreater(len(chart.times), 0.9 * COLUMNS)
 
     def test_the_page_stays_small(self) -> None:
         self.assertLess(len(page(20_000, 2_000)), 3_000_000)

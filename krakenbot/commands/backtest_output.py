@@ -4,8 +4,10 @@ A table is a title, the names of columns (a leading | marks numbers), rows, and 
 """
 
 import textwrap
+from collections import deque
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from krakenbot.backtest.result import Fill as Order
 from krakenbot.backtest.sweep import Cell, Setting, Step, best_of, is_sound
 from krakenbot.commands import report as pages
 from krakenbot.commands.page import COLUMNS, Fill, page, table, write_page
-from krakenbot.commands.report import Point, Report, cost_breakdown, in_words
+from krakenbot.commands.report import Point, Report, RoundTrip, cost_breakdown, in_words
 from krakenbot.decision import Plan
 from krakenbot.format import MINUTE, in_columns, moment, money, percent, signed
 from krakenbot.model import ZERO, Candle
@@ -25,7 +27,7 @@ from krakenbot.pairs import PairRules, plain
 from krakenbot.rulefile import load
 
 _CELL = ("cell", "|turns/day", "|gross", "|net", "|return", "|drawdown", "ended early")
-_FORWARD = ("span from", "best before", "|its net", "|rank", "|best net", "|average", "|hold")
+_FORWARD = ("span from", "best before", "|rank", "|its net", "|best net", "|average", "|hold")
 _GRID_WIDTH = 90
 Table = tuple[str, Sequence[str], Sequence[Sequence[str]], str]
 
@@ -42,8 +44,8 @@ def title(result: Result, with_interval: bool = True) -> str:
 
 def headline(result: Result) -> list[str]:
     """Return what a reader must not miss: an early end, then the result in words."""
-    seconds, quote = result.end - result.begin, format.asset(result.quote)
-    words = in_words(seconds, costs_of(result), result.hold, result.balance, quote)
+    seconds, costs = result.end - result.begin, cost_breakdown(result.net, result)
+    words = in_words(seconds, costs, result.hold, result.balance, result.quote)
     ended = [f"ENDED EARLY: {end_of(result)}."] if result.ended else []
     return [*ended, *textwrap.wrap(words, 80)]
 
@@ -81,12 +83,16 @@ def figures(result: Result) -> list[tuple[str, str]]:
     why = f": {result.refused_reason}" if result.refused_reason else ""
     fall = money(result.max_drawdown, result.quote)
     better = "" if factor is None else f", profit factor {factor:.2f}"
+    costs = cost_breakdown(result.net, result)
     return [
         ("turns", f"{result.turns:,}, {result.turns_per_day:,.1f} per day"),
         ("empty candles", f"{result.openings_untraded:,} of {result.turns:,} openings"),
         ("orders", f"{result.orders:,}, {result.refused:,} refused{why}"),
         ("win rate", "-" if won is None else f"{percent(100 * won, 1)} after costs{better}"),
-        *((name, _signed(cost, result)) for name, cost in costs_of(result).items()),
+        *(
+            (name, signed(money(cost, result.quote)))
+            for name, cost in cost_breakdown(result.net, result).items()
+        ),
         ("holding", signed(percent(result.hold_percent))),
         ("return", f"{signed(percent(result.net_percent))}{a_year}"),
         ("max drawdown", f"{fall}, {percent(result.max_drawdown_percent)} of the equity"),
@@ -96,46 +102,26 @@ def figures(result: Result) -> list[tuple[str, str]]:
     ]
 
 
-def costs_of(result: Result) -> dict[str, Decimal]:
-    return cost_breakdown(result.gross, result)
-
-
-def _signed(number: Decimal, result: Result) -> str:
-    return signed(money(number, result.quote))
-
-
-def trip_values(trip: Trip, interval_s: int) -> dict[str, Any]:
-    """Return a round trip as named values for JSON and the table."""
+def round_of(trip: Trip) -> RoundTrip:
     entry, end = trip.entry, trip.exit
-    return {
-        "entry": entry.time,
-        "exit": end.time,
-        "side": "long" if entry.direction > 0 else "short",
-        "bars": (end.time - entry.time) // interval_s,
-        "volume": entry.trade.volume,
-        "entry_price": entry.trade.price,
-        "exit_price": end.trade.price,
-        "gross": trip.net + trip.costs,
-        "costs": trip.costs,
-        "net": trip.net,
-        "why": end.reason,
-    }
-
-
-def trips(newest: Sequence[Trip], rules: PairRules) -> list[str]:
-    rounds = pages.round_trips(_fills(newest))
-    rows = [one.texts(rules.pair_decimals, rules.quote) for one in rounds]
-    return (
-        ["", f"the newest {len(rows)} round trips", *in_columns(pages.ROUND, rows)] if rows else []
+    side = "long" if entry.direction > 0 else "short"
+    traded = entry.trade.volume, entry.trade.price, end.trade.price
+    return RoundTrip(
+        entry.time, end.time, side, *traded, trip.net + trip.costs, trip.costs, trip.net
     )
 
 
-def _fills(trips: Iterable[Trip]) -> Iterator[Fill]:
-    """Yield the two orders of each round trip, and between them what holding cost."""
-    for trip in trips:
-        opening, closing = _fill(trip.entry, "open"), _fill(trip.exit, "close")
-        rollover = trip.costs - opening.fee - closing.fee
-        yield from (opening, Fill(closing.time, 0, ZERO, ZERO, rollover), closing)
+def trip_values(trip: Trip, interval_s: int) -> dict[str, Any]:
+    """Return a round trip as named values for JSON."""
+    one = round_of(trip)
+    bars = (trip.exit.time - trip.entry.time) // interval_s
+    return {**one._asdict(), "bars": bars, "why": trip.exit.reason}
+
+
+def trips(newest: Sequence[Trip], rules: PairRules) -> list[str]:
+    rows = [round_of(trip).texts(rules.pair_decimals, rules.quote) for trip in newest]
+    lines = ["", f"the newest {len(rows)} round trips", *in_columns(pages.ROUND, rows)]
+    return lines if rows else []
 
 
 def _fill(order: Order, kind: str) -> Fill:
@@ -174,10 +160,10 @@ def winner(every: Sequence[Cell], best: int | None) -> str:
     )
     if best is None:
         return f"{left}So none is the best."
-    name, net = name_of(every[best].keys), _signed(every[best].whole.net, every[best].whole)
+    name, net = name_of(every[best].keys), money(every[best].whole.net, every[best].whole.quote)
     return (
-        f"{left}Best of {len(every)}: {name}, net {net}. The best of many is mostly the luckiest: "
-        "it was chosen on these candles. Look for broad areas where neighbours do well too, and "
+        f"{left}Best of {len(every)}: {name}, net {signed(net)}. The best of many is mostly the "
+        "luckiest: it was chosen on these candles. Prefer settings whose neighbours do well, and "
         "use --forward 365d to see how the best of one year did in the next."
     )
 
@@ -216,47 +202,35 @@ def net_table(every: Sequence[Cell], best: int | None) -> tuple[Table, list[list
 
 
 def forward_table(steps: Sequence[Step], cells: Sequence[Cell]) -> Table:
-    """Return a table of the walk forward."""
-    count, quote = len(cells), cells[0].whole.quote
-    rows = [
-        (
-            moment(step.begin, "%Y-%m-%d"),
-            name_of(step.chosen),
-            signed(format.amount(step.net, quote)),
-            f"{step.rank} of {count}",
-            *(signed(format.amount(x, quote)) for x in (step.best_net, step.average, step.hold)),
-        )
+    """Return a table of the walk forward, in its last row the sums and the mean rank."""
+    quote, count = cells[0].whole.quote, len(cells)
+    nets = [[step.net, step.best_net, step.average, step.hold] for step in steps]
+    heads = [
+        [moment(step.begin, "%Y-%m-%d"), name_of(step.chosen), f"{step.rank} of {count}"]
         for step in steps
     ]
-    note = _verdict(steps, count, quote)
+    if steps:
+        heads.append(
+            ["in all", "", f"{sum(step.rank for step in steps) / len(steps):.1f} of {count}"]
+        )
+        nets.append([sum(column, ZERO) for column in zip(*nets, strict=True)])
+    rows = [
+        [*head, *(signed(format.amount(net, quote)) for net in row)]
+        for head, row in zip(heads, nets, strict=True)
+    ]
+    note = "" if steps else "No cell traded to the end of a span, so none was tried on the next."
     return "How the best cell of each span did in the next", _FORWARD, rows, note
-
-
-def _verdict(steps: Sequence[Step], count: int, quote: str) -> str:
-    """Return what the walk forward means, in words."""
-    if not steps:
-        return "No cell traded to the end of a span, so none was tried on the next one."
-    better = sum(step.net > step.average for step in steps)
-    rank = sum(step.rank for step in steps) / len(steps)
-    columns = zip(*((step.net, step.average, step.hold) for step in steps), strict=True)
-    chosen, average, hold = (signed(format.amount(sum(column, ZERO), quote)) for column in columns)
-    return (
-        f"The best cell of one span did better than the average cell in {better} of the "
-        f"{len(steps)} following spans. Its rank there was {rank:.1f} of {count} on average. In "
-        f"all it made {chosen}, the average cell {average}, and holding {hold}."
-    )
 
 
 def write_run(
     path: Path, setting: Setting, replay: Replay, parts: Iterable[Columns], notes: Sequence[str]
 ) -> Result:
     """Feed the replay, write the page about it, and return the result."""
-    tail: list[Columns] = []
+    tail: deque[Candle] = deque(maxlen=pages.NEWEST + replay.plan.candles_min - 1)
     points = [*_points(replay, parts, tail)]
-    result = replay.result()
-    fills = [*_fills(replay.record.trips)]
-    if replay.record.entry:
-        fills.append(_fill(replay.record.entry, "open"))
+    result, trips, still_open = replay.result(), replay.record.trips, replay.record.entry
+    orders = [*chain(*(((trip.entry, "open"), (trip.exit, "close")) for trip in trips))]
+    orders += [(still_open, "open")] if still_open else []
     report = Report(
         title=f"{result.pair} · backtest",
         subtitle=f"{title(result)}; {setup(setting)}",
@@ -267,25 +241,25 @@ def write_run(
         size=setting.config.size,
         hold=result.hold,
         facts={**dict(figures(result)), "round trips": f"{replay.record.closed:,}"},
-        costs=costs_of(result),
+        costs=cost_breakdown(result.net, result),
         points=points,
-        newest=list(_averages(list(candles_of(*tail)), replay.plan)),
-        fills=fills,
+        newest=[*_averages([*tail], replay.plan)],
+        fills=[_fill(*order) for order in orders],
+        rounds=[*map(round_of, trips)],
         notes=notes,
     )
     write_page(path, pages.render(report))
     return result
 
 
-def _points(replay: Replay, parts: Iterable[Columns], tail: list[Columns]) -> Iterator[Point]:
+def _points(replay: Replay, parts: Iterable[Columns], tail: deque[Candle]) -> Iterator[Point]:
     """Feed the parts and yield points to draw; the longer the run, the more candles each covers.
 
     `tail` ends up with the newest candles, which are drawn one by one.
     """
-    count, kept = 0, pages.NEWEST + replay.plan.candles_min - 1
+    count = 0
     for part in parts:
-        end = tail[0].joined(part) if tail else part
-        tail[:] = [end.cut(-kept)]
+        tail.extend(candles_of(part.cut(-(tail.maxlen or 1))))
         at = 0
         while at < len(part.times):
             step = max(1, count // COLUMNS)

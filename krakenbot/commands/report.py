@@ -41,6 +41,35 @@ class Point(NamedTuple):
     held: float
 
 
+class RoundTrip(NamedTuple):
+    """From flat to flat or to a reversal. `costs` are trade fees and costs of holding.
+
+    The names are fields of `backtest --json`: do not change them.
+    """
+
+    entry: float
+    exit: float
+    side: str
+    volume: Decimal
+    entry_price: Decimal
+    exit_price: Decimal
+    gross: Decimal
+    costs: Decimal
+    net: Decimal
+
+    def texts(self, decimals: int | None, quote: str) -> tuple[str, ...]:
+        return (
+            moment(self.entry, MINUTE),
+            duration(self.exit - self.entry),
+            self.side,
+            volume(self.volume),
+            *(price(one, decimals) for one in (self.entry_price, self.exit_price)),
+            format.amount(self.costs, quote),
+            signed(format.amount(self.net, quote)),
+            signed(percent(self.net / (self.volume * self.entry_price) * 100)),
+        )
+
+
 class Report(NamedTuple):
     """The contents of the page. `newest` are times, closes and averages.
 
@@ -63,6 +92,7 @@ class Report(NamedTuple):
     points: Sequence[Point]
     newest: Sequence[tuple[float, float, float]]
     fills: Sequence[Fill]
+    rounds: Sequence[RoundTrip]
     notes: Sequence[str] = ()
     gap_s: float = math.inf
 
@@ -84,13 +114,13 @@ def report_of(config: Config, journal: Journal) -> Report:
     equity, intents, account = [*journal.equity()], journal.intents(), journal.account()
     base, quote, decimals = units(journal, config.pair)
     size = next((abs(row.held) for row in equity if row.held), config.size)
-    costs = cost_breakdown(account.costs, account)  # Before the first candle the net is 0.
+    costs = cost_breakdown(ZERO, account)  # Before the first candle the net is 0.
     balance, hold, when, words = ZERO, ZERO, "no candle yet", "Nothing was decided yet."
     if equity:
         first, last = equity[0], equity[-1]
         adopted = [one for one in journal.newest_of(Purpose.ADOPT, 1) if one.created > last.time]
         price = adopted[0].cost / adopted[0].executed if adopted else last.price
-        costs = cost_breakdown(account.costs + account.pnl(price), account)
+        costs = cost_breakdown(account.pnl(price), account)
         balance = first.equity - first.pnl if first.equity else ZERO
         # Holding, too, pays for a purchase and a sale.
         turnover = sum(one.cost for one in intents if one.purpose is not Purpose.ADOPT)
@@ -102,6 +132,7 @@ def report_of(config: Config, journal: Journal) -> Report:
         words = f"The bot is halted: {clean(halted)}. {words}"
     place = " on a sandbox, no real money" if is_loopback(config.exchange.url) else ""
     strategy = journal.get("strategy") or config.strategy.title
+    fills = _fills(intents, journal.charges())
     decided = [row for row in journal.newest_decisions(NEWEST) if row.done]
     return Report(
         title=f"{config.pair} · {config.mode}{place}",
@@ -120,7 +151,8 @@ def report_of(config: Config, journal: Journal) -> Report:
         newest=sorted(
             (row.candle + row.interval_s, float(row.price), float(row.average)) for row in decided
         ),
-        fills=_fills(intents, journal.charges()),
+        fills=fills,
+        rounds=round_trips(fills),
         # The interval may have been a longer one: then candles of that one are no gap.
         gap_s=GAP_CANDLES * max((row.interval_s for row in journal.decisions()), default=0),
     )
@@ -145,10 +177,10 @@ def _fills(intents: Sequence[Intent], charges: Iterable[Booked]) -> list[Fill]:
     return sorted(fills, key=lambda fill: fill.time)
 
 
-def cost_breakdown(gross: Decimal, paid: Account | Result) -> dict[str, Decimal]:
+def cost_breakdown(net: Decimal, paid: Account | Result) -> dict[str, Decimal]:
     """Return signed amounts by name: the result before costs, each cost, the net result."""
     costs = {"trade fees": -paid.fees, "margin fees": -paid.margin_fees, "rollover": -paid.rollover}
-    return {"before costs": gross, **costs, "net": sum(costs.values(), gross)}
+    return {"before costs": net - sum(costs.values()), **costs, "net": net}
 
 
 def in_words(
@@ -172,7 +204,7 @@ def _won(amount: Decimal, quote: str) -> str:
 def render(report: Report) -> str:
     """Return the page."""
     decimals, quote = report.pair_decimals, report.quote
-    rounds, orders = round_trips(report.fills), [fill for fill in report.fills if fill.sign]
+    rounds, orders = report.rounds, [fill for fill in report.fills if fill.sign]
     ended = [one.texts(decimals, quote) for one in reversed(rounds)]
     sent = [one.texts(decimals, quote) for one in reversed(orders)]
     falls = drawdowns(report.balance, report.points)
@@ -191,31 +223,6 @@ def render(report: Report) -> str:
     ]
     head = (report.title, report.subtitle, report.headline, report.costs["net"])
     return page(*head, {**facts, **report.facts}, report.notes, sections)
-
-
-class RoundTrip(NamedTuple):
-    """From flat to flat or to a reversal. `costs` are trade fees and costs of holding."""
-
-    begin: float
-    end: float
-    sign: int
-    volume: Decimal
-    entry: Decimal
-    exit: Decimal
-    costs: Decimal
-    net: Decimal
-
-    def texts(self, decimals: int | None, quote: str) -> tuple[str, ...]:
-        return (
-            moment(self.begin, MINUTE),
-            duration(self.end - self.begin),
-            "long" if self.sign > 0 else "short",
-            volume(self.volume),
-            *(price(one, decimals) for one in (self.entry, self.exit)),
-            format.amount(self.costs, quote),
-            signed(format.amount(self.net, quote)),
-            signed(percent(self.net / (self.volume * self.entry) * 100)),
-        )
 
 
 def round_trips(fills: Iterable[Fill]) -> list[RoundTrip]:
@@ -245,15 +252,16 @@ def _part(fill: Fill, volume: Decimal) -> Fill:
 
 def _round(fills: Sequence[Fill]) -> RoundTrip:
     """Return the round trip of fills and costs, the first of which opened it."""
-    begin, end, sign = fills[0].time, fills[-1].time, fills[0].sign
+    sign, side = fills[0].sign, "long" if fills[0].sign > 0 else "short"
     opened = sum((fill.volume for fill in fills if fill.sign == sign), ZERO)
     paid, got = (
         sum((fill.volume * fill.price for fill in fills if fill.sign == side), ZERO)
         for side in (sign, -sign)
     )
     costs = sum((fill.fee for fill in fills), ZERO)
-    net = sign * (got - paid) - costs
-    return RoundTrip(begin, end, sign, opened, paid / opened, got / opened, costs, net)
+    gross = sign * (got - paid)
+    traded = opened, paid / opened, got / opened, gross, costs, gross - costs
+    return RoundTrip(fills[0].time, fills[-1].time, side, *traded)
 
 
 def drawdowns(balance: Decimal, points: Iterable[Point]) -> list[float]:

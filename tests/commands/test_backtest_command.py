@@ -379,7 +379,9 @@ class TestSweep(CommandTest):
             self.assertIn(step["rank"], (1, 2, 3))
         text = command(*words, "--forward", "20d")[1]
         self.assertIn("did in the next", text)
-        self.assertIn("did better than the average cell in", text)
+        total = next(line for line in text.splitlines() if line.startswith("in all")).split()
+        made = sum(D(step["net"]) for step in told["forward"])
+        self.assertEqual(f"{made:+,.2f}", total[5])
         report = self.folder / "sweep.html"
         both = (path, "--sweep", "length=5,10", "interval=240,1440", "--forward", "20d")
         self.assertEqual(command(*both, "--report", str(report))[0], 0)

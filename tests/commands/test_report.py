@@ -322,11 +322,11 @@ class RoundTripsTest(unittest.TestCase):
         ]
         first, second = round_trips(fills)
         self.assertEqual(
-            (0, 10, 1, 100.0, 110.0), (first.begin, first.end, first.sign, first.entry, first.exit)
+            (0, 10, "long", 100, 110), (*first[:3], first.entry_price, first.exit_price)
         )
         self.assertEqual(D("-0.5"), first.net)
         self.assertEqual("-10.00 %", first.texts(1, "USD")[-1])
-        self.assertEqual((20, 30, -1), (second.begin, second.end, second.sign))
+        self.assertEqual((20, 30, "short"), second[:3])
         self.assertEqual(D("-0.5"), second.net)
 
     def test_parts_add_up_and_holding_costs_are_of_the_round_they_fall_in(self) -> None:
@@ -339,7 +339,7 @@ class RoundTripsTest(unittest.TestCase):
             Fill(5, 0, D("0.0"), D("0.0"), D("9.0")),
         ]
         (one,) = round_trips(fills)
-        self.assertEqual(106, one.entry)
+        self.assertEqual(106, one.entry_price)
         self.assertEqual(D("0.45"), one.net)
 
     def test_what_is_still_held_is_no_round_yet(self) -> None:

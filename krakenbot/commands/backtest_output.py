@@ -1,10 +1,9 @@
 """What `backtest` tells on the terminal and in HTML reports, about one run or a sweep.
 
-A table is a title, the names of columns (a leading | marks numbers), rows, and a note.
+A table is a title, the names of columns (a leading | marks numbers), and rows.
 """
 
 import textwrap
-from collections import deque
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from itertools import chain
@@ -13,23 +12,22 @@ from typing import Any
 
 from krakenbot import format
 from krakenbot.backtest.engine import Replay
-from krakenbot.backtest.files import Columns, candles_of, exact
+from krakenbot.backtest.files import Columns, exact
 from krakenbot.backtest.result import DAY_S, YEAR_S, Result, Trip
 from krakenbot.backtest.result import Fill as Order
 from krakenbot.backtest.sweep import Cell, Setting, Step, best_of, is_sound
 from krakenbot.commands import report as pages
 from krakenbot.commands.page import COLUMNS, Fill, page, table, write_page
 from krakenbot.commands.report import Point, Report, RoundTrip, cost_breakdown, in_words
-from krakenbot.decision import Plan
 from krakenbot.format import MINUTE, in_columns, moment, money, percent, signed
-from krakenbot.model import ZERO, Candle
+from krakenbot.model import ZERO
 from krakenbot.pairs import PairRules, plain
 from krakenbot.rulefile import load
 
 _CELL = ("cell", "|turns/day", "|gross", "|net", "|return", "|drawdown", "ended early")
 _FORWARD = ("span from", "best before", "|rank", "|its net", "|best net", "|average", "|hold")
 _GRID_WIDTH = 90
-Table = tuple[str, Sequence[str], Sequence[Sequence[str]], str]
+Table = tuple[str, Sequence[str], Sequence[Sequence[str]]]
 
 
 def title(result: Result, with_interval: bool = True) -> str:
@@ -89,10 +87,7 @@ def figures(result: Result) -> list[tuple[str, str]]:
         ("empty candles", f"{result.openings_untraded:,} of {result.turns:,} openings"),
         ("orders", f"{result.orders:,}, {result.refused:,} refused{why}"),
         ("win rate", "-" if won is None else f"{percent(100 * won, 1)} after costs{better}"),
-        *(
-            (name, signed(money(cost, result.quote)))
-            for name, cost in cost_breakdown(result.net, result).items()
-        ),
+        *((name, signed(money(cost, result.quote))) for name, cost in costs.items()),
         ("holding", signed(percent(result.hold_percent))),
         ("return", f"{signed(percent(result.net_percent))}{a_year}"),
         ("max drawdown", f"{fall}, {percent(result.max_drawdown_percent)} of the equity"),
@@ -131,8 +126,8 @@ def _fill(order: Order, kind: str) -> Fill:
 
 
 def lines_of(table: Table) -> list[str]:
-    title, names, rows, note = table
-    return [title, *in_columns(names, rows), *textwrap.wrap(note, 80)]
+    title, names, rows = table
+    return [title, *in_columns(names, rows)]
 
 
 def cell_table(every: Sequence[Cell], best: int | None) -> Table:
@@ -149,7 +144,7 @@ def cell_table(every: Sequence[Cell], best: int | None) -> Table:
         )
         for at, cell in enumerate(every)
     ]
-    return "Cells", _CELL, rows, ""
+    return "Cells", _CELL, rows
 
 
 def winner(every: Sequence[Cell], best: int | None) -> str:
@@ -198,7 +193,7 @@ def net_table(every: Sequence[Cell], best: int | None) -> tuple[Table, list[list
         nets.setdefault(row, [0.0]).append(float(net) if sound else 0.0)
     columns = dict.fromkeys(f"|{_text(cell.keys[across])} " for cell in every)
     title = f"net by {down} (down) and {across} (across), the best with *"
-    return (title, (f"|{down}", *columns), [*rows.values()], ""), [*nets.values()]
+    return (title, (f"|{down}", *columns), [*rows.values()]), [*nets.values()]
 
 
 def forward_table(steps: Sequence[Step], cells: Sequence[Cell]) -> Table:
@@ -218,16 +213,15 @@ def forward_table(steps: Sequence[Step], cells: Sequence[Cell]) -> Table:
         [*head, *(signed(format.amount(net, quote)) for net in row)]
         for head, row in zip(heads, nets, strict=True)
     ]
-    note = "" if steps else "No cell traded to the end of a span, so none was tried on the next."
-    return "How the best cell of each span did in the next", _FORWARD, rows, note
+    none = "" if steps else ": no cell traded to the end of a span"
+    return f"How the best cell of each span did in the next{none}", _FORWARD, rows
 
 
 def write_run(
     path: Path, setting: Setting, replay: Replay, parts: Iterable[Columns], notes: Sequence[str]
 ) -> Result:
     """Feed the replay, write the page about it, and return the result."""
-    tail: deque[Candle] = deque(maxlen=pages.NEWEST + replay.plan.candles_min - 1)
-    points = [*_points(replay, parts, tail)]
+    points = [*_points(replay, parts)]
     result, trips, still_open = replay.result(), replay.record.trips, replay.record.entry
     orders = [*chain(*(((trip.entry, "open"), (trip.exit, "close")) for trip in trips))]
     orders += [(still_open, "open")] if still_open else []
@@ -243,8 +237,7 @@ def write_run(
         facts={**dict(figures(result)), "round trips": f"{replay.record.closed:,}"},
         costs=cost_breakdown(result.net, result),
         points=points,
-        newest=[*_averages([*tail], replay.plan)],
-        fills=[_fill(*order) for order in orders],
+        orders=[_fill(*order) for order in orders],
         rounds=[*map(round_of, trips)],
         notes=notes,
     )
@@ -252,14 +245,10 @@ def write_run(
     return result
 
 
-def _points(replay: Replay, parts: Iterable[Columns], tail: deque[Candle]) -> Iterator[Point]:
-    """Feed the parts and yield points to draw; the longer the run, the more candles each covers.
-
-    `tail` ends up with the newest candles, which are drawn one by one.
-    """
+def _points(replay: Replay, parts: Iterable[Columns]) -> Iterator[Point]:
+    """Feed the parts and yield points; the longer the run, the more candles each covers."""
     count = 0
     for part in parts:
-        tail.extend(candles_of(part.cut(-(tail.maxlen or 1))))
         at = 0
         while at < len(part.times):
             step = max(1, count // COLUMNS)
@@ -269,14 +258,6 @@ def _points(replay: Replay, parts: Iterable[Columns], tail: deque[Candle]) -> It
             net = replay.equity(exact(piece.closes[-1])) - replay.costs.balance
             results = float(net), float(net + replay.paid)
             yield Point(piece.end, piece.closes[-1], *results, float(replay.held))
-
-
-def _averages(candles: Sequence[Candle], plan: Plan) -> Iterator[tuple[float, float, float]]:
-    """Yield the end and the close of each candle that the strategy decided on, and its average."""
-    for at in range(plan.candles_min, len(candles) + 1):
-        seen = candles[at - plan.candles_min : at]
-        last, average = seen[-1], float(plan.strategy(seen).average)
-        yield last.time + plan.interval_s, float(last.close), average
 
 
 def write_sweep(
@@ -291,7 +272,7 @@ def write_sweep(
     sections = [table(*forward)] if forward else []
     if len(cells[0].keys) == 2:
         shown, nets = net_table(cells, best)
-        sections.append(table(*shown, nets))
+        sections.append(table(*shown, values=nets))
     sections.append(table(*cell_table(cells, best)))
     tone = ZERO if best is None else cells[best].whole.net
     title, subtitle = f"{cells[0].whole.pair} · sweep", "; ".join(head)

@@ -71,12 +71,11 @@ class RoundTrip(NamedTuple):
 
 
 class Report(NamedTuple):
-    """The contents of the page. `newest` are times, closes and averages.
+    """The contents of the page, all in order of time.
 
-    `costs` is a `cost_breakdown`; `fills` are orders and costs of holding in order of time. The
-    account began with `balance`; holding `size` all the time would have made `hold`. `facts`
-    override those that are computed. Where no point follows within `gap_s` seconds, the bot was
-    down.
+    `costs` is a `cost_breakdown`; `newest` are times, closes and averages. The account began with
+    `balance`; holding `size` all the time would have made `hold`. `facts` override those that are
+    computed. Where no point follows within `gap_s` seconds, the bot was down.
     """
 
     title: str
@@ -90,9 +89,9 @@ class Report(NamedTuple):
     facts: Mapping[str, str]
     costs: Mapping[str, Decimal]
     points: Sequence[Point]
-    newest: Sequence[tuple[float, float, float]]
-    fills: Sequence[Fill]
+    orders: Sequence[Fill]
     rounds: Sequence[RoundTrip]
+    newest: Sequence[tuple[float, float, float]] = ()
     notes: Sequence[str] = ()
     gap_s: float = math.inf
 
@@ -148,11 +147,11 @@ def report_of(config: Config, journal: Journal) -> Report:
         costs=costs,
         # A row has what was held after its decision: that is what was held until the next one.
         points=[_point(row, before.held) for before, row in pairwise(equity[:1] + equity)],
+        orders=[fill for fill in fills if fill.sign],
+        rounds=round_trips(fills),
         newest=sorted(
             (row.candle + row.interval_s, float(row.price), float(row.average)) for row in decided
         ),
-        fills=fills,
-        rounds=round_trips(fills),
         # The interval may have been a longer one: then candles of that one are no gap.
         gap_s=GAP_CANDLES * max((row.interval_s for row in journal.decisions()), default=0),
     )
@@ -204,20 +203,19 @@ def _won(amount: Decimal, quote: str) -> str:
 def render(report: Report) -> str:
     """Return the page."""
     decimals, quote = report.pair_decimals, report.quote
-    rounds, orders = report.rounds, [fill for fill in report.fills if fill.sign]
-    ended = [one.texts(decimals, quote) for one in reversed(rounds)]
-    sent = [one.texts(decimals, quote) for one in reversed(orders)]
+    ended = [one.texts(decimals, quote) for one in reversed(report.rounds)]
+    sent = [one.texts(decimals, quote) for one in reversed(report.orders)]
     falls = drawdowns(report.balance, report.points)
     facts = {name: signed(money(cost, quote)) for name, cost in report.costs.items()}
     if report.balance:
         facts["return"] = signed(percent(report.costs["net"] / report.balance * 100))
         facts["holding"] = signed(percent(report.hold / report.balance * 100))
         facts["max drawdown"] = percent(max(falls))
-    won = sum(one.net > 0 for one in rounds)
-    share = f", {percent(won / len(rounds) * 100, 0)} won" if rounds else ""
-    facts["round trips"] = f"{len(rounds):,}{share}"
+    won = sum(one.net > 0 for one in report.rounds)
+    share = f", {percent(won / len(ended) * 100, 0)} won" if ended else ""
+    facts["round trips"] = f"{len(ended):,}{share}"
     sections = [
-        *_charts(report, falls, [order for order in orders if order.price]),
+        *_charts(report, falls, [order for order in report.orders if order.price]),
         table("Round trips", ROUND, ended, "after costs, newest first"),
         table("Orders", _ORDER, sent, "newest first"),
     ]

@@ -299,6 +299,8 @@ class TestSweep(CommandTest):
         words = "--config", named, "backtest", self.jumpy(), "--sweep", "hold=1,2"
         shown = call(*words, HOME="/x").out
         self.assertIn(" band=3,", shown)
+        tiny = call(*words[:-1], "hold=0.0000001", HOME="/x").out
+        self.assertIn("hold=0.0000001 ", tiny)
         self.assertNotIn("hold=20", shown)
         shown = command(self.jumpy(), "--sweep", "interval=1,5")[1]
         self.assertIn("sma-slope 20, size", shown)

@@ -194,6 +194,16 @@ class ReportTest(unittest.TestCase):
         self.assertEqual(D("0.05"), report.size)
         self.assertIn("size 0.05", report.subtitle)
 
+    def test_an_account_whose_equity_is_not_known_has_no_percentages(self) -> None:
+        journal = open_journal(None)
+        journal.write(intent(volume=D("0.05")))
+        bought = journal.open_intents()[0]
+        found = execution(bought, "0.05", "3500", "28")
+        journal.conclude(bought, Outcome.CLOSED, bought.created, found)
+        journal.decide(ROW, MarginSummary(D(2000), D(0), D(0)))
+        journal._db.execute("UPDATE equity SET equity = NULL")
+        self.assertEqual(0, report_of(SETTINGS, journal).balance)
+
     def test_what_was_adopted_paid_no_fee_and_makes_holding_no_cheaper(self) -> None:
         journal, bought = open_journal(None), intent(volume=D("0.05"))
         journal.adopt(D("0.05"), D(70000), CANDLE, True)

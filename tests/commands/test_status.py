@@ -256,6 +256,15 @@ class TestFigures(Folder):
             self.status(command="resume"),
         )
 
+    def test_an_order_s_id_is_never_broken_between_lines(self) -> None:
+        ids = [f"{number}bcdefab-cdef-4abc-abcd-abcdefabcdef" for number in range(3)]
+        journal = self.journal()
+        for number, name in enumerate(ids):
+            journal.write(intent(number)._replace(id=name))
+        text = self.status()
+        for name in ids:
+            self.assertIn(name, text)
+
     def test_watch_shows_it_again_until_the_signal(self) -> None:
         self.journal()
         with mock.patch("time.sleep", side_effect=[None, KeyboardInterrupt]):

@@ -66,6 +66,9 @@ class TestTimes(unittest.TestCase):
     def test_a_moment_is_a_date_in_utc_whatever_the_host_s_time_zone(self) -> None:
         self.assertEqual("2026-11-26 20:01:00 UTC", moment(1795723260))
 
+    def test_a_time_that_no_calendar_has_is_shown_as_the_last_one(self) -> None:
+        self.assertEqual("9999-12-31 23:59:59 UTC", moment(10**18))
+
     def test_a_duration_has_its_two_largest_units(self) -> None:
         for seconds, want in (
             (0, "0 s"),

@@ -90,7 +90,7 @@ def figures(result: Result) -> list[tuple[str, str]]:
         *((name, signed(money(cost, result.quote))) for name, cost in costs.items()),
         ("holding", signed(percent(result.hold_percent))),
         ("return", f"{signed(percent(result.net_percent))}{a_year}"),
-        ("max drawdown", f"{fall}, {percent(result.max_drawdown_percent)} of the equity"),
+        ("max drawdown", f"{fall}; as a share of equity {percent(result.max_drawdown_percent)}"),
         ("under water", f"at most {result.under_water_days:,.1f} days"),
         ("exposure", f"{percent(100 * result.exposure, 1)} of the time"),
         ("break-even fee", "-" if fee is None else f"{fee * 100:.4f} %" if fee > 0 else "none"),

@@ -20,7 +20,7 @@ from krakenbot.commands.report import NEWEST, Point, render, report_of, round_tr
 from krakenbot.journal import Journal
 from krakenbot.journal_file import open_journal, prepare
 from krakenbot.model import MarginSummary, Side
-from krakenbot.records import Booked, Outcome
+from krakenbot.records import Booked, Intent, Outcome
 from tests.folders import own_folder
 from tests.ports.test_journal import CANDLE, ROW, execution, intent
 
@@ -79,6 +79,12 @@ def page(count: int = 3000, orders: int = 5, down: int = 0) -> str:
         )
     database.execute("INSERT INTO charges VALUES ('L1', 0, 'rollover', '100', 'ZUSD', '100')")
     return render(report_of(SETTINGS, Journal(database)))
+
+
+def trade(journal: Journal, order: Intent, cost: str = "3500", fee: str = "28") -> None:
+    journal.write(order)
+    found = execution(order, str(order.volume), cost, fee)
+    journal.conclude(order, Outcome.CLOSED, order.created, found)
 
 
 class ReportTest(unittest.TestCase):
@@ -196,20 +202,15 @@ class ReportTest(unittest.TestCase):
 
     def test_an_account_whose_equity_is_not_known_has_no_percentages(self) -> None:
         journal = open_journal(None)
-        journal.write(intent(volume=D("0.05")))
-        bought = journal.open_intents()[0]
-        found = execution(bought, "0.05", "3500", "28")
-        journal.conclude(bought, Outcome.CLOSED, bought.created, found)
+        trade(journal, intent(volume=D("0.05")))
         journal.decide(ROW, MarginSummary(D(2000), D(0), D(0)))
         journal._db.execute("UPDATE equity SET equity = NULL")
         self.assertEqual(0, report_of(SETTINGS, journal).balance)
 
     def test_what_was_adopted_paid_no_fee_and_makes_holding_no_cheaper(self) -> None:
-        journal, bought = open_journal(None), intent(volume=D("0.05"))
+        journal = open_journal(None)
         journal.adopt(D("0.05"), D(70000), CANDLE, True)
-        journal.write(bought)
-        found = execution(bought, "0.05", "3500", "28")
-        journal.conclude(bought, Outcome.CLOSED, bought.created, found)
+        trade(journal, intent(volume=D("0.05")))
         row = ROW | {"held": "0.05", "price": "70000"}
         journal.decide(row, MarginSummary(D(2000), D(0), D(0)))
         self.assertEqual(-56, report_of(SETTINGS, journal).hold)
@@ -227,10 +228,8 @@ class ReportTest(unittest.TestCase):
     def test_the_fee_of_opening_belongs_to_its_order_though_its_time_is_earlier(self) -> None:
         for early_s in (0, 1):
             journal, bought = open_journal(None), intent(volume=D("0.05"))
-            for one in (bought, intent(CANDLE + 60, side=Side.SELL, volume=D("0.05"))):
-                journal.write(one)
-                found = execution(one, "0.05", "3500", "28")
-                journal.conclude(one, Outcome.CLOSED, one.created, found)
+            trade(journal, bought)
+            trade(journal, intent(CANDLE + 60, side=Side.SELL, volume=D("0.05")))
             journal.book([Booked(bought.id, bought.created - early_s, "opening", D("0.7"))])
             (only,) = report_of(SETTINGS, journal).rounds
             self.assertEqual(D("56.7"), only.costs)
@@ -297,9 +296,7 @@ class OtherQuoteTest(unittest.TestCase):
         journal, bought = open_journal(None), intent(volume=D("0.5"))
         journal.put(base="XETH", quote="XXBT", pair_decimals="5")
         for one in (bought, intent(CANDLE + 60, side=Side.SELL, volume=D("0.5"))):
-            journal.write(one)
-            paid = execution(one, "0.5", "0.0157", "0.00004082")
-            journal.conclude(one, Outcome.CLOSED, one.created, paid)
+            trade(journal, one, "0.0157", "0.00004082")
             row = ROW | {"candle": one.candle, "decided": one.created, "price": "0.0314"}
             journal.decide(row, MarginSummary(D("0.14"), D(0), D(0)))
         self.text = render(report_of(SETTINGS, journal))

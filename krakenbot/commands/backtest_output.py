@@ -13,11 +13,11 @@ from typing import Any
 from krakenbot import format
 from krakenbot.backtest.engine import Replay
 from krakenbot.backtest.files import Columns, exact
-from krakenbot.backtest.result import DAY_S, YEAR_S, Result, Trip
-from krakenbot.backtest.result import Fill as Order
+from krakenbot.backtest.result import DAY_S, YEAR_S, Fill, Result, Trip
 from krakenbot.backtest.sweep import Cell, Setting, Step, best_of, is_sound
 from krakenbot.commands import report as pages
-from krakenbot.commands.page import COLUMNS, Fill, page, table, write_page
+from krakenbot.commands.history import shown
+from krakenbot.commands.page import COLUMNS, page, table, write_page
 from krakenbot.commands.report import Point, Report, RoundTrip, cost_breakdown, in_words
 from krakenbot.format import MINUTE, in_columns, moment, money, percent, signed
 from krakenbot.model import ZERO
@@ -114,15 +114,25 @@ def trip_values(trip: Trip, interval_s: int) -> dict[str, Any]:
 
 
 def trips(newest: Sequence[Trip], rules: PairRules) -> list[str]:
-    rows = [round_of(trip).texts(rules.pair_decimals, rules.quote) for trip in newest]
-    lines = ["", f"the newest {len(rows)} round trips", *in_columns(pages.ROUND, rows)]
-    return lines if rows else []
+    rows = (round_of(trip)._asdict() for trip in newest)
+    names, cells = shown(rows, pages.ROUND, rules.quote, rules.pair_decimals)
+    title = f"the newest {len(cells)} round trips"
+    return ["", title, *in_columns(names, cells)] if cells else []
 
 
-def _fill(order: Order, kind: str) -> Fill:
-    trade, why = order.trade, f"{order.reason}: {kind}"
-    traded = order.direction, trade.volume, trade.price, trade.fee + trade.opening_fee
-    return Fill(order.time, *traded, "filled", why, f"{order.order}")
+def _order(fill: Fill, purpose: str) -> dict[str, Any]:
+    """Return what an order traded, as `history orders` shows one."""
+    return {
+        **fill.trade._asdict(),
+        "time": fill.time,
+        "purpose": purpose,
+        "side": "buy" if fill.direction > 0 else "sell",
+        "margin_fee": fill.trade.opening_fee,
+        "outcome": "filled",
+        "reason": fill.reason,
+        "note": "",
+        "client_order_id": fill.order,
+    }
 
 
 def lines_of(table: Table) -> list[str]:
@@ -237,7 +247,7 @@ def write_run(
         facts={**dict(figures(result)), "round trips": f"{replay.record.closed:,}"},
         costs=cost_breakdown(result.net, result),
         points=points,
-        orders=[_fill(*order) for order in orders],
+        orders=[_order(*order) for order in orders],
         rounds=[*map(round_of, trips)],
         notes=notes,
     )
@@ -271,8 +281,8 @@ def write_sweep(
     best = best_of([cell.whole for cell in cells])
     sections = [table(*forward)] if forward else []
     if len(cells[0].keys) == 2:
-        shown, nets = net_table(cells, best)
-        sections.append(table(*shown, values=nets))
+        grid, nets = net_table(cells, best)
+        sections.append(table(*grid, values=nets))
     sections.append(table(*cell_table(cells, best)))
     tone = ZERO if best is None else cells[best].whole.net
     title, subtitle = f"{cells[0].whole.pair} · sweep", "; ".join(head)

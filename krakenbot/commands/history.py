@@ -6,7 +6,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
@@ -23,6 +23,7 @@ from krakenbot.model import ZERO
 
 EXAMPLE = "krakenbot history orders --since 7d --format csv"
 
+Row = Mapping[str, Any]
 WIDTH_MAX = 80
 ISO_FORM = "%Y-%m-%dT%H:%M:%SZ"
 SPANS_S = {"m": 60, "h": 3600, "d": 86400, "w": 604800}
@@ -39,8 +40,8 @@ def run(arguments: argparse.Namespace) -> int:
     config = configuration.load_here(arguments.config)
     journal = open_read_only(journal_path(config))
     rows = ROWS[arguments.what](journal, arguments.since)
-    fields = _FIELDS[arguments.what].split()
-    names = [field.strip("*|") for field in fields]
+    fields = _FIELDS[arguments.what]
+    names = fields.replace("*", "").replace("|", "").split()
     plain = ({name: row[name] for name in names} for row in map(json_values, rows))
     if arguments.format == "json":
         for row in plain:
@@ -68,12 +69,12 @@ def since(text: str) -> int:
     return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
 
 
-def _decisions(journal: Journal, since: int) -> Iterator[dict[str, Any]]:
+def _decisions(journal: Journal, since: int) -> Iterator[Row]:
     for row in journal.decisions(since):
         yield row._asdict() | {"time": row.candle, "interval": row.interval_s // 60}
 
 
-def _orders(journal: Journal, since: int) -> Iterator[dict[str, Any]]:
+def _orders(journal: Journal, since: int) -> Iterator[Row]:
     opening_fees, decimals = journal.opening_fees(), int(journal.get("pair_decimals") or 10)
     for intent in journal.intents():
         paid = round(intent.cost / intent.executed, decimals) if intent.executed else None
@@ -91,7 +92,7 @@ def _orders(journal: Journal, since: int) -> Iterator[dict[str, Any]]:
             }
 
 
-def _equity(journal: Journal, since: int) -> Iterator[dict[str, Any]]:
+def _equity(journal: Journal, since: int) -> Iterator[Row]:
     for row in journal.equity(since):
         gross = row.pnl + row.fees + row.margin_fees + row.rollover
         yield row._asdict() | {"gross": gross, "net": row.pnl}
@@ -105,28 +106,36 @@ _FIELDS = {
     "client_order_id exchange_order_id *reason note",
     "equity": "*time |price |held |gross fees margin_fees rollover |net |equity |margin_level",
 }
-_HEADS = {"*time": "time (UTC)", "|margin_level": "|level"}
-_MONEY = ("fee", "gross", "net", "equity")
+_HEADS = {"*time": "time (UTC)", "*entry": "entry (UTC)", "|margin_level": "|level"}
+_MONEY = ("fee", "margin_fee", "gross", "costs", "net", "equity")
 
 
-def _print_table(
-    rows: Iterable[dict[str, Any]], fields: Iterable[str], quote: str, decimals: int | None
-) -> None:
+def _print_table(rows: Iterable[Row], fields: str, quote: str, decimals: int | None) -> None:
     """Print aligned columns; of a line with more than 80 characters only words are cut off."""
-    shown = [field for field in fields if field[0] in "*|"]
-    cells = [[_cell(field[1:], row[field[1:]], quote, decimals) for field in shown] for row in rows]
-    lines = in_columns([_HEADS.get(field, field.strip("*")) for field in shown], cells)
-    if shown[-1].startswith("*"):
+    names, cells = shown(rows, fields, quote, decimals)
+    lines = in_columns(names, cells)
+    if not names[-1].startswith("|"):
         lines = [one if len(one) <= WIDTH_MAX else f"{one[: WIDTH_MAX - 3]}..." for one in lines]
     print("\n".join(lines) if cells else "nothing yet")
+
+
+def shown(
+    rows: Iterable[Row], fields: str, quote: str, decimals: int | None
+) -> tuple[list[str], list[list[str]]]:
+    """Return names and cells of a table of the fields that are marked with * or |."""
+    marked = [field for field in fields.split() if field[0] in "*|"]
+    names = [_HEADS.get(field, field.strip("*").replace("_", " ")) for field in marked]
+    return names, [
+        [_cell(one[1:], row[one[1:]], quote, decimals) for one in marked] for row in rows
+    ]
 
 
 def _cell(name: str, value: Any, quote: str, decimals: int | None) -> str:
     if value in (None, ""):
         return "-"
-    if name == "time":
+    if name in ("time", "entry", "exit"):
         return moment(value, MINUTE)
-    if name in ("price", "average"):
+    if name in ("price", "average", "entry_price", "exit_price"):
         return price(value, decimals)
     if name == "margin_level":
         return percent(value, 0)

@@ -11,11 +11,11 @@ from decimal import Decimal
 from html import escape
 from itertools import chain, groupby, pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 from krakenbot.commands import write_output
 from krakenbot.commands.help import page as file
-from krakenbot.format import MINUTE, UTC_FORM, amount, moment, price, volume
+from krakenbot.format import MINUTE, UTC_FORM, moment, price, volume
 from krakenbot.log import clean
 
 ROWS_MAX = 500
@@ -97,32 +97,6 @@ def _tone(amount: Decimal | float) -> str:
     return "good" if amount > 0 else "bad" if amount < 0 else "even"
 
 
-class Fill(NamedTuple):
-    """An order: `sign` is 1 for a buy and -1 for a sell, `price` 0 if nothing was traded.
-
-    With `sign` 0 it is a cost of holding, whose amount is the `fee`.
-    """
-
-    time: float
-    sign: int
-    volume: Decimal
-    price: Decimal
-    fee: Decimal
-    outcome: str = ""
-    why: str = ""
-    id: str = ""
-
-    def texts(self, decimals: int | None, quote: str = "") -> tuple[str, ...]:
-        return (
-            moment(self.time, UTC_FORM),
-            "buy" if self.sign > 0 else "sell",
-            volume(self.volume),
-            price(self.price, decimals) if self.price else "-",
-            amount(self.fee, quote),
-            *map(clean, (self.outcome, self.why, self.id)),
-        )
-
-
 class Chart:
     """A time axis, a value axis, and lines by name.
 
@@ -163,14 +137,15 @@ class Chart:
             ends = (most(column, key=values.__getitem__) for most in (min, max))
             yield from sorted({*ends, column[-1]})
 
-    def dots(self, fills: Iterable[Fill]) -> None:
-        """Mark the fills; one before the first or after the last point is shown at the edge."""
+    def dots(self, orders: Iterable[Mapping[str, Any]]) -> None:
+        """Mark orders; one before the first or after the last point is shown at the edge."""
         self.keys += "buy", "sell"
-        for fill in fills:
-            when, side, size, paid, _, _, why, _ = fill.texts(self.decimals)
-            x = min(max(self._x(fill.time), 0), COLUMNS)
-            path = f"M{x} {self._y(float(fill.price))}h0"
-            self._draw(side, path, f"{when} {side} {size} at {paid}: {why}")
+        for order in orders:
+            x = min(max(self._x(order["time"]), 0), COLUMNS)
+            path = f"M{x} {self._y(float(order['price']))}h0"
+            paid = f"{volume(order['volume'])} at {price(order['price'], self.decimals)}"
+            when, side = moment(order["time"], UTC_FORM), order["side"]
+            self._draw(side, path, f"{when} {side} {paid}: {clean(order['reason'])}")
 
     def band(self, held: Sequence[float]) -> None:
         """Show along the bottom what was held until each time, where that is known."""

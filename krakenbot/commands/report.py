@@ -11,10 +11,12 @@ from typing import NamedTuple
 from krakenbot import config as configuration
 from krakenbot import format
 from krakenbot.backtest.result import Result
-from krakenbot.commands.page import Chart, Fill, page, table, write_page
+from krakenbot.commands import history
+from krakenbot.commands.history import Row, shown
+from krakenbot.commands.page import Chart, page, table, write_page
 from krakenbot.commands.status import units
 from krakenbot.config import Config, is_loopback
-from krakenbot.format import MINUTE, duration, moment, money, percent, price, signed, volume
+from krakenbot.format import duration, moment, money, percent, signed, volume
 from krakenbot.identity import journal_path
 from krakenbot.journal import Journal
 from krakenbot.journal_file import open_read_only
@@ -26,9 +28,10 @@ EXAMPLE = "krakenbot report --output report.html"
 NEWEST = 360
 GAP_CANDLES = 3  # A longer gap between decisions means that the bot was down.
 MARKS_MAX = 400
-_ORDER = ("time (UTC)", "side", "|volume", "|price", "|fee", "outcome", "why", "client order id")
-_SIZES = ("|volume", "|in at", "|out at", "|costs", "|result", "|percent")
-ROUND = ("opened (UTC)", "|held for", "side", *_SIZES)
+ORDER = (
+    "*time *purpose *side |volume |price |fee |margin_fee *outcome *reason *note *client_order_id"
+)
+ROUND = "*entry *exit *side |volume |entry_price |exit_price |gross |costs |net"
 
 
 class Point(NamedTuple):
@@ -57,25 +60,14 @@ class RoundTrip(NamedTuple):
     costs: Decimal
     net: Decimal
 
-    def texts(self, decimals: int | None, quote: str) -> tuple[str, ...]:
-        return (
-            moment(self.entry, MINUTE),
-            duration(self.exit - self.entry),
-            self.side,
-            volume(self.volume),
-            *(price(one, decimals) for one in (self.entry_price, self.exit_price)),
-            format.amount(self.costs, quote),
-            signed(format.amount(self.net, quote)),
-            signed(percent(self.net / (self.volume * self.entry_price) * 100)),
-        )
-
 
 class Report(NamedTuple):
     """The contents of the page, all in order of time.
 
-    `costs` is a `cost_breakdown`; `newest` are times, closes and averages. The account began with
-    `balance`; holding `size` all the time would have made `hold`. `facts` override those that are
-    computed. Where no point follows within `gap_s` seconds, the bot was down.
+    `costs` is a `cost_breakdown`, `orders` are rows of `history`, `newest` are times, closes and
+    averages. The account began with `balance`; holding `size` all the time would have made `hold`.
+    `facts` override those that are computed. Where no point follows within `gap_s` seconds, the
+    bot was down.
     """
 
     title: str
@@ -89,7 +81,7 @@ class Report(NamedTuple):
     facts: Mapping[str, str]
     costs: Mapping[str, Decimal]
     points: Sequence[Point]
-    orders: Sequence[Fill]
+    orders: Sequence[Row]
     rounds: Sequence[RoundTrip]
     newest: Sequence[tuple[float, float, float]] = ()
     notes: Sequence[str] = ()
@@ -131,7 +123,6 @@ def report_of(config: Config, journal: Journal) -> Report:
         words = f"The bot is halted: {clean(halted)}. {words}"
     place = " on a sandbox, no real money" if is_loopback(config.exchange.url) else ""
     strategy = journal.get("strategy") or config.strategy.title
-    fills = _fills(intents, journal.charges())
     decided = [row for row in journal.newest_decisions(NEWEST) if row.done]
     return Report(
         title=f"{config.pair} · {config.mode}{place}",
@@ -147,8 +138,8 @@ def report_of(config: Config, journal: Journal) -> Report:
         costs=costs,
         # A row has what was held after its decision: that is what was held until the next one.
         points=[_point(row, before.held) for before, row in pairwise(equity[:1] + equity)],
-        orders=[fill for fill in fills if fill.sign],
-        rounds=round_trips(fills),
+        orders=[*history.ROWS["orders"](journal, 0)],
+        rounds=round_trips(_parts(intents, journal.charges())),
         newest=sorted(
             (row.candle + row.interval_s, float(row.price), float(row.average)) for row in decided
         ),
@@ -160,20 +151,6 @@ def report_of(config: Config, journal: Journal) -> Report:
 def _point(row: Equity, held: Decimal) -> Point:
     gross = row.pnl + row.fees + row.margin_fees + row.rollover
     return Point(row.time, float(row.price), float(row.pnl), float(gross), float(held))
-
-
-def _fills(intents: Sequence[Intent], charges: Iterable[Booked]) -> list[Fill]:
-    """Return orders and charges by time. An order's opening fee is never before the order."""
-    fills, times = [], {one.id: one.created for one in intents}
-    for one in intents:
-        price = one.cost / one.executed if one.executed else ZERO
-        traded = one.side.sign, one.executed or one.volume, price, one.fee
-        why = f"{one.reason}: {one.note}" if one.note else one.reason
-        fills.append(Fill(one.created, *traded, one.outcome or "not known yet", why, one.id))
-    for charge in charges:
-        time = max(charge.time, times.get(charge.id.partition(" ")[0], 0))
-        fills.append(Fill(time, 0, ZERO, ZERO, charge.amount))
-    return sorted(fills, key=lambda fill: fill.time)
 
 
 def cost_breakdown(net: Decimal, paid: Account | Result) -> dict[str, Decimal]:
@@ -203,63 +180,79 @@ def _won(amount: Decimal, quote: str) -> str:
 def render(report: Report) -> str:
     """Return the page."""
     decimals, quote = report.pair_decimals, report.quote
-    ended = [one.texts(decimals, quote) for one in reversed(report.rounds)]
-    sent = [one.texts(decimals, quote) for one in reversed(report.orders)]
+    ended = shown((one._asdict() for one in reversed(report.rounds)), ROUND, quote, decimals)
+    sent = shown(reversed(report.orders), ORDER, quote, decimals)
     falls = drawdowns(report.balance, report.points)
     facts = {name: signed(money(cost, quote)) for name, cost in report.costs.items()}
     if report.balance:
         facts["return"] = signed(percent(report.costs["net"] / report.balance * 100))
         facts["holding"] = signed(percent(report.hold / report.balance * 100))
         facts["max drawdown"] = percent(max(falls))
-    won = sum(one.net > 0 for one in report.rounds)
-    share = f", {percent(won / len(ended) * 100, 0)} won" if ended else ""
-    facts["round trips"] = f"{len(ended):,}{share}"
+    won, count = sum(one.net > 0 for one in report.rounds), len(report.rounds)
+    share = f", {percent(won / count * 100, 0)} won" if count else ""
+    facts["round trips"] = f"{count:,}{share}"
     sections = [
-        *_charts(report, falls, [order for order in report.orders if order.price]),
-        table("Round trips", ROUND, ended, "after costs, newest first"),
-        table("Orders", _ORDER, sent, "newest first"),
+        *_charts(report, falls, [order for order in report.orders if order["price"]]),
+        table("Round trips", *ended, "newest first"),
+        table("Orders", *sent, "newest first"),
     ]
     head = (report.title, report.subtitle, report.headline, report.costs["net"])
     return page(*head, {**facts, **report.facts}, report.notes, sections)
 
 
-def round_trips(fills: Iterable[Fill]) -> list[RoundTrip]:
+class Part(NamedTuple):
+    """What was traded: `sign` 1 is a purchase, -1 a sale, 0 only a cost of holding, its `fee`."""
+
+    time: int
+    sign: int
+    volume: Decimal
+    cost: Decimal
+    fee: Decimal
+
+    def share(self, volume: Decimal) -> "Part":
+        cost, fee = (paid * volume / self.volume for paid in (self.cost, self.fee))
+        return self._replace(volume=volume, cost=cost, fee=fee)
+
+
+def _parts(intents: Sequence[Intent], charges: Iterable[Booked]) -> list[Part]:
+    """Return trades and charges by time. An order's opening fee is never before the order."""
+    times = {one.id: one.created for one in intents}
+    parts = [Part(one.created, one.side.sign, one.executed, one.cost, one.fee) for one in intents]
+    for charge in charges:
+        time = max(charge.time, times.get(charge.id.partition(" ")[0], 0))
+        parts.append(Part(time, 0, ZERO, ZERO, charge.amount))
+    return sorted(parts, key=lambda part: part.time)
+
+
+def round_trips(parts: Iterable[Part]) -> list[RoundTrip]:
     """Return the round trips that ended, in order. A reversal ends one and begins the next."""
     rounds: list[RoundTrip] = []
-    inside: list[Fill] = []  # Fills and costs of the open round trip.
+    inside: list[Part] = []  # The open round trip.
     held = ZERO
-    for fill in fills:
-        if not fill.price and (fill.sign or not inside):
+    for part in parts:
+        if not part.volume and (part.sign or not inside):
             continue  # It traded nothing, or it is the cost of nothing that is held.
-        closing = -held * fill.sign
-        parts = [fill]
-        if 0 < closing < fill.volume:
-            parts = [_part(fill, closing), _part(fill, fill.volume - closing)]
-        for part in parts:
-            inside.append(part)
-            held += part.sign * part.volume
+        closing = -held * part.sign
+        is_reversal = 0 < closing < part.volume
+        for one in (
+            (part.share(closing), part.share(part.volume - closing)) if is_reversal else (part,)
+        ):
+            inside.append(one)
+            held += one.sign * one.volume
             if not held:
                 rounds.append(_round(inside))
                 inside = []
     return rounds
 
 
-def _part(fill: Fill, volume: Decimal) -> Fill:
-    return fill._replace(volume=volume, fee=fill.fee * volume / fill.volume)
-
-
-def _round(fills: Sequence[Fill]) -> RoundTrip:
-    """Return the round trip of fills and costs, the first of which opened it."""
-    sign, side = fills[0].sign, "long" if fills[0].sign > 0 else "short"
-    opened = sum((fill.volume for fill in fills if fill.sign == sign), ZERO)
-    paid, got = (
-        sum((fill.volume * fill.price for fill in fills if fill.sign == side), ZERO)
-        for side in (sign, -sign)
-    )
-    costs = sum((fill.fee for fill in fills), ZERO)
-    gross = sign * (got - paid)
-    traded = opened, paid / opened, got / opened, gross, costs, gross - costs
-    return RoundTrip(fills[0].time, fills[-1].time, side, *traded)
+def _round(parts: Sequence[Part]) -> RoundTrip:
+    """Return the round trip of parts, the first of which opened it."""
+    sign, side = parts[0].sign, "long" if parts[0].sign > 0 else "short"
+    volume = sum((part.volume for part in parts if part.sign == sign), ZERO)
+    paid, got = (sum((one.cost for one in parts if one.sign == x), ZERO) for x in (sign, -sign))
+    gross, costs = sign * (got - paid), sum((part.fee for part in parts), ZERO)
+    traded = volume, paid / volume, got / volume, gross, costs, gross - costs
+    return RoundTrip(parts[0].time, parts[-1].time, side, *traded)
 
 
 def drawdowns(balance: Decimal, points: Iterable[Point]) -> list[float]:
@@ -269,7 +262,7 @@ def drawdowns(balance: Decimal, points: Iterable[Point]) -> list[float]:
     return [(peak - now) / peak * 100 if peak > 0 else 0.0 for peak, now in pairs][1:]
 
 
-def _charts(report: Report, falls: Sequence[float], trades: Sequence[Fill]) -> Iterator[str]:
+def _charts(report: Report, falls: Sequence[float], trades: Sequence[Row]) -> Iterator[str]:
     """Yield the charts; `falls` are the drawdowns, in percent, at the points."""
     if len(report.points) < 2:
         return
@@ -282,9 +275,9 @@ def _charts(report: Report, falls: Sequence[float], trades: Sequence[Fill]) -> I
     yield prices.html("" if marked == trades else f"with the newest {MARKS_MAX} fills")
     if len(report.newest) > 1:
         ends, newest, averages = zip(*report.newest, strict=True)
-        shown = {"average": averages, "price": newest}
-        near = Chart(f"The newest {len(newest)} candles", ends, shown, gap_s, decimals)
-        near.dots(trade for trade in marked if trade.time >= ends[0])
+        both = {"average": averages, "price": newest}
+        near = Chart(f"The newest {len(newest)} candles", ends, both, gap_s, decimals)
+        near.dots(trade for trade in marked if trade["time"] >= ends[0])
         yield near.html()
     size, last = float(report.size), float(report.hold)
     hold = [last - size * (closes[-1] - close) for close in closes]

@@ -76,14 +76,14 @@ class TestHistory(Folder):
         out = io.StringIO()
         with contextlib.redirect_stdout(out):
             row = {"time": 0, "target": 0, "reason": "", "held": D(0)}
-            history._print_table([row], ["*time", "|target", "*reason", "|held"], "ZUSD", None)
+            history._print_table([row], "*time |target *reason |held", "ZUSD", None)
         self.assertEqual(["0", "-", "0"], out.getvalue().splitlines()[1].split()[2:])
 
     def test_a_line_that_ends_with_figures_keeps_all_of_them(self) -> None:
         row = dict.fromkeys(("price", "held", "gross", "net", "equity"), D("123456789.12345678"))
         out = io.StringIO()
         with contextlib.redirect_stdout(out):
-            shown = history._FIELDS["equity"].split()
+            shown = history._FIELDS["equity"]
             history._print_table([row | {"time": 0, "margin_level": D(1643)}], shown, "ZUSD", None)
         header, line = out.getvalue().splitlines()
         self.assertGreater(len(line), 80)

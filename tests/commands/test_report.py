@@ -15,8 +15,8 @@ from pathlib import Path
 
 from krakenbot import config
 from krakenbot.commands import UsageError, report, write_output
-from krakenbot.commands.page import COLUMNS, Chart, Fill, table, write_page
-from krakenbot.commands.report import NEWEST, Point, render, report_of, round_trips
+from krakenbot.commands.page import COLUMNS, Chart, table, write_page
+from krakenbot.commands.report import NEWEST, Part, Point, render, report_of, round_trips
 from krakenbot.journal import Journal
 from krakenbot.journal_file import open_journal, prepare
 from krakenbot.model import MarginSummary, Side
@@ -138,7 +138,8 @@ class ReportTest(unittest.TestCase):
 
     def test_the_first_and_the_last_order_are_marked_though_outside_of_the_decisions(self) -> None:
         chart = Chart("Price", [100.0, 200.0], {"price": [1.0, 2.0]})
-        chart.dots([Fill(98, 1, D(1), D(1), D(0)), Fill(203, -1, D(1), D(2), D(0))])
+        order = {"side": "buy", "volume": D(1), "price": D(1), "reason": ""}
+        chart.dots([order | {"time": 98}, order | {"time": 203}])
         self.assertIn('d="M0 ', chart.layers)
         self.assertIn(f'd="M{COLUMNS} ', chart.layers)
 
@@ -311,34 +312,33 @@ class OtherQuoteTest(unittest.TestCase):
 
 
 class RoundTripsTest(unittest.TestCase):
+    """The parts of a case are time, sign, volume, cost and fee."""
+
+    def rounds(self, *parts: tuple[int, int, str, str, str]) -> list[tuple[object, ...]]:
+        """Return entry, exit, side, prices and net of the round trips."""
+        made = round_trips(Part(at, sign, *map(D, amounts)) for at, sign, *amounts in parts)
+        return [(*one[:3], one.entry_price, one.exit_price, one.net) for one in made]
+
     def test_a_round_ends_flat_or_on_the_other_side(self) -> None:
-        fills = [
-            Fill(0, 1, D("0.05"), D("100.0"), D("0.5")),
-            Fill(10, -1, D("0.05"), D("110.0"), D("0.5")),
-            Fill(20, -1, D("0.05"), D("110.0"), D("0.5")),
-            Fill(30, 1, D("0.1"), D("100.0"), D("1.0")),
-        ]
-        first, second = round_trips(fills)
-        self.assertEqual(
-            (0, 10, "long", 100, 110), (*first[:3], first.entry_price, first.exit_price)
+        made = self.rounds(
+            (0, 1, "0.05", "5", "0.5"),
+            (10, -1, "0.05", "5.5", "0.5"),
+            (20, -1, "0.05", "5.5", "0.5"),
+            (30, 1, "0.1", "10", "1.0"),
         )
-        self.assertEqual(D("-0.5"), first.net)
-        self.assertEqual("-10.00 %", first.texts(1, "USD")[-1])
-        self.assertEqual((20, 30, "short"), second[:3])
-        self.assertEqual(D("-0.5"), second.net)
+        self.assertEqual((0, 10, "long", 100, 110, D("-0.5")), made[0])
+        self.assertEqual((20, 30, "short", 110, 100, D("-0.5")), made[1])
 
     def test_parts_add_up_and_holding_costs_are_of_the_round_they_fall_in(self) -> None:
-        fills = [
-            Fill(0, 1, D("0.02"), D("100.0"), D("0.0")),
-            Fill(1, 1, D("0.03"), D("110.0"), D("0.0")),
-            Fill(2, 0, D("0.0"), D("0.0"), D("0.25")),
-            Fill(3, -1, D("0.04"), D("120.0"), D("0.0")),
-            Fill(4, -1, D("0.01"), D("120.0"), D("0.0")),
-            Fill(5, 0, D("0.0"), D("0.0"), D("9.0")),
-        ]
-        (one,) = round_trips(fills)
-        self.assertEqual(106, one.entry_price)
-        self.assertEqual(D("0.45"), one.net)
+        made = self.rounds(
+            (0, 1, "0.02", "2", "0"),
+            (1, 1, "0.03", "3.3", "0"),
+            (2, 0, "0", "0", "0.25"),
+            (3, -1, "0.04", "4.8", "0"),
+            (4, -1, "0.01", "1.2", "0"),
+            (5, 0, "0", "0", "9"),
+        )
+        self.assertEqual([(0, 4, "long", 106, 120, D("0.45"))], made)
 
     def test_what_is_still_held_is_no_round_yet(self) -> None:
-        self.assertEqual([], round_trips([Fill(0, 1, D("0.05"), D("100.0"), D("0.5"))]))
+        self.assertEqual([], self.rounds((0, 1, "0.05", "5", "0.5")))

@@ -1,6 +1,6 @@
 """What `backtest` tells on the terminal and in HTML reports, about one run or a sweep.
 
-A table is a title, the names of columns (a leading | marks numbers), and rows.
+A table is a title, the names of columns (a leading | marks numbers), rows, and values to shade by.
 """
 
 import textwrap
@@ -27,7 +27,7 @@ from krakenbot.rulefile import load
 _CELL = ("cell", "|turns/day", "|gross", "|net", "|return", "|drawdown", "ended early")
 _FORWARD = ("span from", "best before", "|rank", "|its net", "|best net", "|average", "|hold")
 _GRID_WIDTH = 90
-Table = tuple[str, Sequence[str], Sequence[Sequence[str]]]
+Table = tuple[str, Sequence[str], Sequence[Sequence[str]], Sequence[Sequence[float]]]
 
 
 def title(result: Result, with_interval: bool = True) -> str:
@@ -136,7 +136,7 @@ def _order(fill: Fill, purpose: str) -> dict[str, Any]:
 
 
 def lines_of(table: Table) -> list[str]:
-    title, names, rows = table
+    title, names, rows, _ = table
     return [title, *in_columns(names, rows)]
 
 
@@ -154,7 +154,7 @@ def cell_table(every: Sequence[Cell], best: int | None) -> Table:
         )
         for at, cell in enumerate(every)
     ]
-    return "Cells", _CELL, rows
+    return "Cells", _CELL, rows, ()
 
 
 def winner(every: Sequence[Cell], best: int | None) -> str:
@@ -184,14 +184,14 @@ def _text(value: Any) -> str:
 def overview(every: Sequence[Cell], best: int | None) -> list[str]:
     """Return the cells of a sweep by two keys as a grid, if it has room; else as a table."""
     if len(every[0].keys) == 2:
-        lines = lines_of(net_table(every, best)[0])
+        lines = lines_of(net_table(every, best))
         if max(map(len, lines[1:])) <= _GRID_WIDTH:
             return lines
     return lines_of(cell_table(every, best))
 
 
-def net_table(every: Sequence[Cell], best: int | None) -> tuple[Table, list[list[float]]]:
-    """Return a table of nets by two keys, and the nets to shade it by."""
+def net_table(every: Sequence[Cell], best: int | None) -> Table:
+    """Return a table of nets by two keys, shaded by size."""
     keys, quote = every[0].keys, every[0].whole.quote
     across, down = sorted(keys, key=lambda key: len({cell.keys[key] for cell in every}))
     rows: dict[str, list[str]] = {}
@@ -203,7 +203,7 @@ def net_table(every: Sequence[Cell], best: int | None) -> tuple[Table, list[list
         nets.setdefault(row, [0.0]).append(float(net) if sound else 0.0)
     columns = dict.fromkeys(f"|{_text(cell.keys[across])} " for cell in every)
     title = f"net by {down} (down) and {across} (across), the best with *"
-    return (title, (f"|{down}", *columns), [*rows.values()]), [*nets.values()]
+    return title, (f"|{down}", *columns), [*rows.values()], [*nets.values()]
 
 
 def forward_table(steps: Sequence[Step], cells: Sequence[Cell]) -> Table:
@@ -224,7 +224,7 @@ def forward_table(steps: Sequence[Step], cells: Sequence[Cell]) -> Table:
         for head, row in zip(heads, nets, strict=True)
     ]
     none = "" if steps else ": no cell traded to the end of a span"
-    return f"How the best cell of each span did in the next{none}", _FORWARD, rows
+    return f"How the best cell of each span did in the next{none}", _FORWARD, rows, ()
 
 
 def write_run(
@@ -279,11 +279,9 @@ def write_sweep(
 ) -> None:
     """Write the page about a sweep: the walk forward, the nets by two keys, and its cells."""
     best = best_of([cell.whole for cell in cells])
-    sections = [table(*forward)] if forward else []
-    if len(cells[0].keys) == 2:
-        grid, nets = net_table(cells, best)
-        sections.append(table(*grid, values=nets))
-    sections.append(table(*cell_table(cells, best)))
+    tables = [forward] if forward else []
+    tables += [net_table(cells, best)] if len(cells[0].keys) == 2 else []
+    sections = [table(*one) for one in (*tables, cell_table(cells, best))]
     tone = ZERO if best is None else cells[best].whole.net
     title, subtitle = f"{cells[0].whole.pair} · sweep", "; ".join(head)
     write_page(path, page(title, subtitle, winner(cells, best), tone, {}, notes, sections))

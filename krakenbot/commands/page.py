@@ -64,8 +64,8 @@ def table(
     title: str,
     names: Sequence[str],
     rows: Sequence[Sequence[str]],
-    note: str = "",
     values: Sequence[Sequence[float]] = (),
+    note: str = "",
 ) -> str:
     """Return a scrollable table. Columns whose names begin with | are aligned right.
 
@@ -169,11 +169,8 @@ class Chart:
             labels += f'<span class="x{kind}" style="{place}">{text}</span>'
         keys = "".join(f'<span class="key {key}">{key}</span>' for key in self.keys)
         when = [moment(time, MINUTE) for time in self.times]
-        series = [
-            (name, [f"{value:z,.{self.decimals}f}" for value in values])
-            for name, values in self.lines.items()
-        ]
-        shown = {"t": when, "x": self.xs, "s": series}
+        lines = {name: [price(y, self.decimals) for y in line] for name, line in self.lines.items()}
+        shown = {"t": when, "x": self.xs, "s": [*lines.items()]}
         numbers = json.dumps(shown, separators=(",", ":")).replace("<", "\\u003c")
         return section(
             self.title,

@@ -193,8 +193,8 @@ def render(report: Report) -> str:
     facts["round trips"] = f"{count:,}{share}"
     sections = [
         *_charts(report, falls, [order for order in report.orders if order["price"]]),
-        table("Round trips", *ended, "newest first"),
-        table("Orders", *sent, "newest first"),
+        table("Round trips", *ended, note="newest first"),
+        table("Orders", *sent, note="newest first"),
     ]
     head = (report.title, report.subtitle, report.headline, report.costs["net"])
     return page(*head, {**facts, **report.facts}, report.notes, sections)

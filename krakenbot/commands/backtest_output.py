@@ -13,7 +13,7 @@ from typing import Any
 from krakenbot import format
 from krakenbot.backtest.engine import Replay
 from krakenbot.backtest.files import Columns, exact
-from krakenbot.backtest.result import DAY_S, YEAR_S, Fill, Result, Trip
+from krakenbot.backtest.result import YEAR_S, Fill, Result, Trip
 from krakenbot.backtest.sweep import Cell, Setting, Step, best_of, is_sound
 from krakenbot.commands import report as pages
 from krakenbot.commands.history import shown
@@ -24,6 +24,7 @@ from krakenbot.model import ZERO
 from krakenbot.pairs import PairRules, plain
 from krakenbot.rulefile import load
 
+_TRIP = "*entry *exit *side |entry_price |exit_price |costs |net"
 _CELL = ("cell", "|turns/day", "|gross", "|net", "|return", "|drawdown", "ended early")
 _FORWARD = ("span from", "best before", "|rank", "|its net", "|best net", "|average", "|hold")
 _GRID_WIDTH = 90
@@ -35,17 +36,17 @@ def title(result: Result, with_interval: bool = True) -> str:
     untraded = result.candles_untraded
     return (
         f"{result.pair},{interval} {moment(result.begin, MINUTE)} to {moment(result.end, MINUTE)} "
-        f"UTC, {(result.end - result.begin) / DAY_S:,.1f} days, {result.candles:,} candles"
+        f"UTC, {format.duration(result.end - result.begin)}, {result.candles:,} candles"
         + (f", {untraded:,} of them without trades" if untraded else "")
     )
 
 
 def headline(result: Result) -> list[str]:
-    """Return what a reader must not miss: an early end, then the result in words."""
+    """Return lines with what a reader must not miss: an early end, the result in words."""
     seconds, costs = result.end - result.begin, cost_breakdown(result.net, result)
     words = in_words(seconds, costs, result.hold, result.balance, result.quote)
-    ended = [f"ENDED EARLY: {end_of(result)}."] if result.ended else []
-    return [*ended, *textwrap.wrap(words, 80)]
+    ended = f"ENDED EARLY: {end_of(result)}." if result.ended else ""
+    return textwrap.wrap(ended, 80) + textwrap.wrap(words, 80)
 
 
 def end_of(result: Result) -> str:
@@ -115,7 +116,7 @@ def trip_values(trip: Trip, interval_s: int) -> dict[str, Any]:
 
 def trips(newest: Sequence[Trip], rules: PairRules) -> list[str]:
     rows = (round_of(trip)._asdict() for trip in newest)
-    names, cells = shown(rows, pages.ROUND, rules.quote, rules.pair_decimals)
+    names, cells = shown(rows, _TRIP, rules.quote, rules.pair_decimals)
     title = f"the newest {len(cells)} round trips"
     return ["", title, *in_columns(names, cells)] if cells else []
 

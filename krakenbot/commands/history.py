@@ -106,7 +106,13 @@ _FIELDS = {
     "client_order_id exchange_order_id *reason note",
     "equity": "*time |price |held |gross fees margin_fees rollover |net |equity |margin_level",
 }
-_HEADS = {"*time": "time (UTC)", "*entry": "entry (UTC)", "|margin_level": "|level"}
+_HEADS = {
+    "*time": "time (UTC)",
+    "*entry": "entry (UTC)",
+    "|entry_price": "|in at",
+    "|exit_price": "|out at",
+    "|margin_level": "|level",
+}
 _MONEY = ("fee", "margin_fee", "gross", "costs", "net", "equity")
 
 

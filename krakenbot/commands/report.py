@@ -2,6 +2,7 @@
 
 import argparse
 import math
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from itertools import accumulate, pairwise
@@ -21,7 +22,7 @@ from krakenbot.identity import journal_path
 from krakenbot.journal import Journal
 from krakenbot.journal_file import open_read_only
 from krakenbot.log import clean
-from krakenbot.model import ZERO, Purpose
+from krakenbot.model import ZERO, Purpose, Side
 from krakenbot.records import Account, Booked, Equity, Intent
 
 EXAMPLE = "krakenbot report --output report.html"
@@ -139,7 +140,7 @@ def report_of(config: Config, journal: Journal) -> Report:
         # A row has what was held after its decision: that is what was held until the next one.
         points=[_point(row, before.held) for before, row in pairwise(equity[:1] + equity)],
         orders=[*history.ROWS["orders"](journal, 0)],
-        rounds=round_trips(_parts(intents, journal.charges())),
+        rounds=round_trips(intents, journal.charges()),
         newest=sorted(
             (row.candle + row.interval_s, float(row.price), float(row.average)) for row in decided
         ),
@@ -200,59 +201,46 @@ def render(report: Report) -> str:
     return page(*head, {**facts, **report.facts}, report.notes, sections)
 
 
-class Part(NamedTuple):
-    """What was traded: `sign` 1 is a purchase, -1 a sale, 0 only a cost of holding, its `fee`."""
+def round_trips(intents: Sequence[Intent], charges: Iterable[Booked]) -> list[RoundTrip]:
+    """Return the round trips that ended, in order. A reversal ends one and begins the next.
 
-    time: int
-    sign: int
-    volume: Decimal
-    cost: Decimal
-    fee: Decimal
-
-    def share(self, volume: Decimal) -> "Part":
-        cost, fee = (paid * volume / self.volume for paid in (self.cost, self.fee))
-        return self._replace(volume=volume, cost=cost, fee=fee)
-
-
-def _parts(intents: Sequence[Intent], charges: Iterable[Booked]) -> list[Part]:
-    """Return trades and charges by time. An order's opening fee is never before the order."""
+    A charge belongs to the round trip it falls in. An opening fee is never before its order.
+    """
     times = {one.id: one.created for one in intents}
-    parts = [Part(one.created, one.side.sign, one.executed, one.cost, one.fee) for one in intents]
-    for charge in charges:
-        time = max(charge.time, times.get(charge.id.partition(" ")[0], 0))
-        parts.append(Part(time, 0, ZERO, ZERO, charge.amount))
-    return sorted(parts, key=lambda part: part.time)
-
-
-def round_trips(parts: Iterable[Part]) -> list[RoundTrip]:
-    """Return the round trips that ended, in order. A reversal ends one and begins the next."""
+    paid = sorted(
+        (max(one.time, times.get(one.id.partition(" ")[0], 0)), one.amount) for one in charges
+    )
+    moments, sums = [time for time, _ in paid], [ZERO, *accumulate(amount for _, amount in paid)]
     rounds: list[RoundTrip] = []
-    inside: list[Part] = []  # The open round trip.
+    inside: list[Intent] = []  # Orders of the open round trip, the last of a reversal in part.
     held = ZERO
-    for part in parts:
-        if not part.volume and (part.sign or not inside):
-            continue  # It traded nothing, or it is the cost of nothing that is held.
-        closing = -held * part.sign
-        is_reversal = 0 < closing < part.volume
-        for one in (
-            (part.share(closing), part.share(part.volume - closing)) if is_reversal else (part,)
-        ):
-            inside.append(one)
-            held += one.sign * one.volume
+    for intent in intents:
+        closing, parts = -held * intent.side.sign, [intent.executed]
+        if 0 < closing < intent.executed:
+            parts = [closing, intent.executed - closing]
+        for part in filter(None, parts):
+            cost, fee = (one * part / intent.executed for one in (intent.cost, intent.fee))
+            inside.append(intent._replace(executed=part, cost=cost, fee=fee))
+            held += intent.side.sign * part
             if not held:
-                rounds.append(_round(inside))
+                begin, end = (bisect_left(moments, one.created) for one in (inside[0], intent))
+                rounds.append(_round(inside, sums[end] - sums[begin]))
                 inside = []
     return rounds
 
 
-def _round(parts: Sequence[Part]) -> RoundTrip:
-    """Return the round trip of parts, the first of which opened it."""
-    sign, side = parts[0].sign, "long" if parts[0].sign > 0 else "short"
-    volume = sum((part.volume for part in parts if part.sign == sign), ZERO)
-    paid, got = (sum((one.cost for one in parts if one.sign == x), ZERO) for x in (sign, -sign))
-    gross, costs = sign * (got - paid), sum((part.fee for part in parts), ZERO)
+def _round(orders: Sequence[Intent], charges: Decimal) -> RoundTrip:
+    """Return the round trip of orders, the first of which opened it."""
+    first, last = orders[0], orders[-1]
+    volume = sum((one.executed for one in orders if one.side is first.side), ZERO)
+    paid, got = (
+        sum((one.cost for one in orders if one.side is side), ZERO)
+        for side in (first.side, last.side)
+    )
+    gross, costs = first.side.sign * (got - paid), sum((one.fee for one in orders), charges)
     traded = volume, paid / volume, got / volume, gross, costs, gross - costs
-    return RoundTrip(parts[0].time, parts[-1].time, side, *traded)
+    side = "long" if first.side is Side.BUY else "short"
+    return RoundTrip(first.created, last.created, side, *traded)
 
 
 def drawdowns(balance: Decimal, points: Iterable[Point]) -> list[float]:

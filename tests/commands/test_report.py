@@ -16,7 +16,7 @@ from pathlib import Path
 from krakenbot import config
 from krakenbot.commands import UsageError, report, write_output
 from krakenbot.commands.page import COLUMNS, Chart, table, write_page
-from krakenbot.commands.report import NEWEST, Part, Point, render, report_of, round_trips
+from krakenbot.commands.report import NEWEST, Point, render, report_of, round_trips
 from krakenbot.journal import Journal
 from krakenbot.journal_file import open_journal, prepare
 from krakenbot.model import MarginSummary, Side
@@ -312,11 +312,20 @@ class OtherQuoteTest(unittest.TestCase):
 
 
 class RoundTripsTest(unittest.TestCase):
-    """The parts of a case are time, sign, volume, cost and fee."""
+    """The parts of a case are time, sign, volume, cost and fee; sign 0 is a charge."""
 
     def rounds(self, *parts: tuple[int, int, str, str, str]) -> list[tuple[object, ...]]:
         """Return entry, exit, side, prices and net of the round trips."""
-        made = round_trips(Part(at, sign, *map(D, amounts)) for at, sign, *amounts in parts)
+        orders, charges = [], []
+        for at, sign, *texts in parts:
+            volume, cost, fee = map(D, texts)
+            if not sign:
+                charges.append(Booked(f"L{at}", at, "rollover", fee))
+                continue
+            side = Side.BUY if sign > 0 else Side.SELL
+            amounts = {"executed": volume, "cost": cost, "fee": fee}
+            orders.append(intent(at, side=side)._replace(created=at, **amounts))
+        made = round_trips(orders, charges)
         return [(*one[:3], one.entry_price, one.exit_price, one.net) for one in made]
 
     def test_a_round_ends_flat_or_on_the_other_side(self) -> None:

@@ -312,21 +312,16 @@ class OtherQuoteTest(unittest.TestCase):
 
 
 class RoundTripsTest(unittest.TestCase):
-    """The parts of a case are time, sign, volume, cost and fee; sign 0 is a charge."""
-
-    def rounds(self, *parts: tuple[int, int, str, str, str]) -> list[tuple[object, ...]]:
-        """Return entry, exit, side, prices and net of the round trips."""
-        orders, charges = [], []
-        for at, sign, *texts in parts:
-            volume, cost, fee = map(D, texts)
-            if not sign:
-                charges.append(Booked(f"L{at}", at, "rollover", fee))
-                continue
+    def rounds(self, *orders: tuple[int, int, str, str, str], **charges: str) -> list[object]:
+        """Return entry, exit, side, prices and net; orders are time, sign, volume, cost, fee."""
+        made = []
+        for at, sign, *texts in orders:
+            amounts = dict(zip(("executed", "cost", "fee"), map(D, texts), strict=True))
             side = Side.BUY if sign > 0 else Side.SELL
-            amounts = {"executed": volume, "cost": cost, "fee": fee}
-            orders.append(intent(at, side=side)._replace(created=at, **amounts))
-        made = round_trips(orders, charges)
-        return [(*one[:3], one.entry_price, one.exit_price, one.net) for one in made]
+            made.append(intent(at, side=side)._replace(created=at, **amounts))
+        booked = [Booked(name, int(name[1:]), "rollover", D(fee)) for name, fee in charges.items()]
+        rounds = round_trips(made, booked)
+        return [(*one[:3], one.entry_price, one.exit_price, one.net) for one in rounds]
 
     def test_a_round_ends_flat_or_on_the_other_side(self) -> None:
         made = self.rounds(
@@ -342,10 +337,10 @@ class RoundTripsTest(unittest.TestCase):
         made = self.rounds(
             (0, 1, "0.02", "2", "0"),
             (1, 1, "0.03", "3.3", "0"),
-            (2, 0, "0", "0", "0.25"),
             (3, -1, "0.04", "4.8", "0"),
             (4, -1, "0.01", "1.2", "0"),
-            (5, 0, "0", "0", "9"),
+            L2="0.25",
+            L5="9",
         )
         self.assertEqual([(0, 4, "long", 106, 120, D("0.45"))], made)
 

@@ -160,10 +160,8 @@ def cell_table(every: Sequence[Cell], best: int | None) -> Table:
 
 def winner(every: Sequence[Cell], best: int | None) -> str:
     """Return which cell is the best, and what that is worth."""
-    ended = sum(not is_sound(cell.whole) for cell in every)
-    left = (
-        f"! {ended} of {len(every)} ended early or did not trade: not compared. " if ended else ""
-    )
+    out = sum(not is_sound(cell.whole) for cell in every)
+    left = f"! {out} of {len(every)} ended early or did not trade: not compared. " if out else ""
     if best is None:
         return f"{left}So none is the best."
     name, net = name_of(every[best].keys), money(every[best].whole.net, every[best].whole.quote)

@@ -189,9 +189,8 @@ def render(report: Report) -> str:
         facts["return"] = signed(percent(report.costs["net"] / report.balance * 100))
         facts["holding"] = signed(percent(report.hold / report.balance * 100))
         facts["max drawdown"] = percent(max(falls))
-    won, count = sum(one.net > 0 for one in report.rounds), len(report.rounds)
-    share = f", {percent(won / count * 100, 0)} won" if count else ""
-    facts["round trips"] = f"{count:,}{share}"
+    won = sum(one.net > 0 for one in report.rounds)
+    facts["round trips"] = f"{len(report.rounds):,}, {won:,} won"
     sections = [
         *_charts(report, falls, [order for order in report.orders if order["price"]]),
         table("Round trips", *ended, note="newest first"),

@@ -72,7 +72,7 @@ def table(
     With `values` of the cells, gains and losses are shaded by their size.
     """
     shown = rows[:ROWS_MAX]
-    more = f", {len(shown)} of {len(rows):,}" if len(shown) < len(rows) else ""
+    more = f"{len(shown)} of {len(rows):,}" if len(shown) < len(rows) else ""
     kinds = [' class="n"' if name.startswith("|") else "" for name in names]
     body = _row("th", kinds, [name.removeprefix("|") for name in names])
     best, worst = (most([*chain(*values)], default=0.0) for most in (max, min))
@@ -80,7 +80,7 @@ def table(
     for at, row in enumerate(shown):
         body += _row("td", shades[at] if values else kinds, row)
     inside = f'<div class="wide"><table class="rows">{body}</table></div>'
-    return section(title, note + more, inside)
+    return section(title, ", ".join(filter(None, (note, more))), inside)
 
 
 def _row(tag: str, kinds: Sequence[str], cells: Sequence[str]) -> str:
@@ -138,14 +138,14 @@ class Chart:
             yield from sorted({*ends, column[-1]})
 
     def dots(self, orders: Iterable[Mapping[str, Any]]) -> None:
-        """Mark orders; one before the first or after the last point is shown at the edge."""
+        """Mark orders; one outside of the chart is shown at its edge."""
         self.keys += "buy", "sell"
         for order in orders:
             x = min(max(self._x(order["time"]), 0), COLUMNS)
-            path = f"M{x} {self._y(float(order['price']))}h0"
+            y = min(max(self._y(float(order["price"])), 0), 1000)
             paid = f"{volume(order['volume'])} at {price(order['price'], self.decimals)}"
             when, side = moment(order["time"], UTC_FORM), order["side"]
-            self._draw(side, path, f"{when} {side} {paid}: {clean(order['reason'])}")
+            self._draw(side, f"M{x} {y}h0", f"{when} {side} {paid}: {clean(order['reason'])}")
 
     def band(self, held: Sequence[float]) -> None:
         """Show along the bottom what was held until each time, where that is known."""

@@ -134,17 +134,22 @@ class ReportTest(unittest.TestCase):
         points = [Point(at, 1.0, net, net, 1.0) for at, net in ((0, -10.0), (1, -5.0))]
         self.assertEqual([10.0, 5.0], report.drawdowns(D(100), points))
 
-    def test_the_first_and_the_last_order_are_marked_though_outside_of_the_decisions(self) -> None:
+    def test_an_order_outside_of_the_chart_is_marked_at_its_edge(self) -> None:
         chart = Chart("Price", [100.0, 200.0], {"price": [1.0, 2.0]})
-        order = {"side": "buy", "volume": D(1), "price": D(1), "reason": ""}
-        chart.dots([order | {"time": 98}, order | {"time": 203}])
-        self.assertIn('d="M0 ', chart.layers)
-        self.assertIn(f'd="M{COLUMNS} ', chart.layers)
+        order = {"side": "buy", "volume": D(1), "price": D(9), "reason": ""}
+        chart.dots([order | {"time": 98}, order | {"time": 203, "price": D("0.1")}])
+        self.assertIn('d="M0 0h0"', chart.layers)
+        self.assertIn(f'd="M{COLUMNS} 1000h0"', chart.layers)
 
     def test_numbers_stand_to_the_right_and_words_to_the_left(self) -> None:
         text = table("Orders", ("why", "|fee"), [("<b>", "28.57")])
         self.assertIn('<th>why</th><th class="n">fee</th>', text)
         self.assertIn('<td>&lt;b&gt;</td><td class="n">28.57</td>', text)
+
+    def test_a_long_table_says_how_much_of_it_is_shown(self) -> None:
+        rows = [("x",)] * 501
+        self.assertIn("<small>500 of 501</small>", table("Cells", ["cell"], rows))
+        self.assertIn("<small>newest, 500 of 501</small>", table("", [""], rows, note="newest"))
 
     def test_cells_are_shaded_by_sign_and_size(self) -> None:
         rows, values = [("10", "-50*", "100"), ("20", "-25", "")], [(0, -50, 100), (0, -25, 0)]

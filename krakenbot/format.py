@@ -16,6 +16,7 @@ from krakenbot.pairs import PairRules, plain
 Number = Decimal | float | int
 MINUTE = "%Y-%m-%d %H:%M"
 UTC_FORM = f"{MINUTE}:%S"
+_YEAR_9999_END = 253402300799
 # Kraken's old codes carry an X or a Z in front; later assets such as ZETA do not.
 # Source: docs.kraken.com, "Assets", `altname`.
 _OLD_CODE = re.compile(
@@ -63,8 +64,8 @@ def signed(text: str) -> str:
 
 
 def moment(unix: float, form: str = f"{UTC_FORM} UTC") -> str:
-    """Return unix seconds as a date and time in UTC, to the second."""
-    return time.strftime(form, time.gmtime(unix))
+    """Return unix seconds as a date and time in UTC, to the second; at most the end of 9999."""
+    return time.strftime(form, time.gmtime(min(max(unix, 0), _YEAR_9999_END)))
 
 
 def duration(seconds: float) -> str:

@@ -4,7 +4,6 @@ Times of the process are the host's, those of the market the exchange's.
 """
 
 import os
-import re
 import time
 from contextlib import suppress
 from enum import StrEnum
@@ -19,9 +18,6 @@ from krakenbot.lock import holder
 
 OVERDUE_S = 300.0
 UNITS = ("base", "quote", "pair_decimals")
-# XBTUSD, XBT/USD, and older names such as XXBTZUSD and USDTZUSD.
-_QUOTE = "USD[TC]?|EUR|GBP|CAD|AUD|CHF|JPY|XBT|BTC|ETH"
-_PAIR = re.compile(rf"(?i)(?:([XZ]...|USDT)[XZ]|(.+?)/?)({_QUOTE})")
 
 
 class State(StrEnum):
@@ -43,18 +39,6 @@ class Life(NamedTuple):
     exit_code: int | None
     end_reason: str | None
     now: int
-
-
-def units(journal: Journal, pair: str) -> tuple[str, str, int | None]:
-    """Return base and quote currency and the decimals of prices, None if unknown.
-
-    A journal of 0.2.0 lacks them: then the currencies come from the pair's name.
-    """
-    base, quote, decimals = (journal.get(key) for key in UNITS)
-    if base and decimals:
-        return base, quote, int(decimals)
-    named = _PAIR.fullmatch(pair)
-    return (named[1] or named[2], named[3], None) if named else ("", "", None)
 
 
 class Presence:

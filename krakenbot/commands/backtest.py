@@ -154,7 +154,7 @@ def _once(setting: Setting, parts: Parts, arguments: Namespace, notes: list[str]
         *textwrap.wrap(output.setup(setting), 80),
         "",
         *(f"{name:16}{words}" for name, words in output.figures(result)),
-        *output.trips([*replay.record.trips][-_TRIPS_SHOWN:], rules, result.interval_s),
+        *output.trips([*replay.record.trips][-_TRIPS_SHOWN:], rules),
         "",
         *notes,
     ]
@@ -289,7 +289,7 @@ def _sweep(setting: Setting, parts: Parts, arguments: Namespace, notes: list[str
     return [
         *(row for line in head for row in textwrap.wrap(line, 80)),
         "",
-        *(output.grid(cells, values, best) or output.lines_of(output.cell_table(cells, best))),
+        *output.overview(cells, best),
         "",
         *textwrap.wrap(output.winner(cells, best), 80),
         *(["", *output.lines_of(forward)] if forward else []),

@@ -13,9 +13,9 @@ from krakenbot.accounting import Ledger
 from krakenbot.assemble import Parts, assemble
 from krakenbot.bot import Event
 from krakenbot.clock import StopRequestedError
-from krakenbot.commands import UsageError, write_output
-from krakenbot.commands.report import report_of
-from krakenbot.commands.run_report import render
+from krakenbot.commands import UsageError
+from krakenbot.commands.page import write_page
+from krakenbot.commands.report import render, report_of
 from krakenbot.commands.screen import Screen
 from krakenbot.config import Config, ExchangeTable, RiskTable, StrategyTable, load
 from krakenbot.format import money, percent, signed, volume
@@ -120,5 +120,5 @@ def _summarise(parts: Parts, seconds: float, path: Path) -> None:
             "the position per day.\n"
             "With real money use an `interval` far longer than a minute: krakenbot help costs"
         )
-    write_output(path, render(report).encode())
+    write_page(path, render(report))
     print(f"report: {path}")

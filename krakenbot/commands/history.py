@@ -6,32 +6,33 @@ import json
 import re
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
 from krakenbot import config as configuration
 from krakenbot.commands import json_values
+from krakenbot.commands.status import units
 from krakenbot.format import MINUTE, amount, in_columns, moment, percent, price, volume
 from krakenbot.identity import journal_path
 from krakenbot.journal import Journal
 from krakenbot.journal_file import open_read_only
 from krakenbot.log import clean
 from krakenbot.model import ZERO
-from krakenbot.presence import units
 
 EXAMPLE = "krakenbot history orders --since 7d --format csv"
 
+Row = Mapping[str, Any]
 WIDTH_MAX = 80
 ISO_FORM = "%Y-%m-%dT%H:%M:%SZ"
 SPANS_S = {"m": 60, "h": 3600, "d": 86400, "w": 604800}
+_TIMES = "a date (2026-11-21 or 2026-11-21T12:00, UTC), unix seconds, or a span: 90m 24h 7d 2w"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", choices=ROWS, metavar="|".join(ROWS))
-    text = "a date (2026-11-21 or 2026-11-21T12:00, UTC), unix seconds, or a span: 90m 24h 7d 2w"
-    parser.add_argument("--since", type=since, default=0, metavar="T", help=text)
+    parser.add_argument("--since", type=since, default=0, metavar="T", help=_TIMES)
     parser.add_argument("--format", choices=("table", "csv", "json"), default="table")
 
 
@@ -39,7 +40,8 @@ def run(arguments: argparse.Namespace) -> int:
     config = configuration.load_here(arguments.config)
     journal = open_read_only(journal_path(config))
     rows = ROWS[arguments.what](journal, arguments.since)
-    names = _FIELDS[arguments.what].split()
+    fields = _FIELDS[arguments.what]
+    names = fields.replace("*", "").replace("|", "").split()
     plain = ({name: row[name] for name in names} for row in map(json_values, rows))
     if arguments.format == "json":
         for row in plain:
@@ -50,32 +52,29 @@ def run(arguments: argparse.Namespace) -> int:
         writer.writerows(row | {"time": moment(row["time"], ISO_FORM)} for row in plain)
     else:
         _, quote, decimals = units(journal, config.pair)
-        _print_table(rows, _SHOWN[arguments.what], quote, decimals)
+        _print_table(rows, fields, quote, decimals)
     return 0
 
 
 def since(text: str) -> int:
     """Return the unix time of a date, of unix seconds, or of a span before now."""
-    span = re.fullmatch(r"(\d{1,6})([mhdw])", text)
-    if span:
+    if span := re.fullmatch(r"(\d{1,6})([mhdw])", text):
         return int(time.time()) - int(span[1]) * SPANS_S[span[2]]
     if re.fullmatch(r"\d{1,11}", text) and len(text) != 8:  # Eight digits are a date.
         return int(text)
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not a date (2026-11-21), unix time or span (90m 24h 7d 2w)"
-        ) from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not {_TIMES}") from None
     return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
 
 
-def _decisions(journal: Journal, since: int) -> Iterator[dict[str, Any]]:
+def _decisions(journal: Journal, since: int) -> Iterator[Row]:
     for row in journal.decisions(since):
         yield row._asdict() | {"time": row.candle, "interval": row.interval_s // 60}
 
 
-def _orders(journal: Journal, since: int) -> Iterator[dict[str, Any]]:
+def _orders(journal: Journal, since: int) -> Iterator[Row]:
     opening_fees, decimals = journal.opening_fees(), int(journal.get("pair_decimals") or 10)
     for intent in journal.intents():
         paid = round(intent.cost / intent.executed, decimals) if intent.executed else None
@@ -93,47 +92,56 @@ def _orders(journal: Journal, since: int) -> Iterator[dict[str, Any]]:
             }
 
 
-def _equity(journal: Journal, since: int) -> Iterator[dict[str, Any]]:
+def _equity(journal: Journal, since: int) -> Iterator[Row]:
     for row in journal.equity(since):
         gross = row.pnl + row.fees + row.margin_fees + row.rollover
         yield row._asdict() | {"gross": gross, "net": row.pnl}
 
 
 ROWS = {"decisions": _decisions, "orders": _orders, "equity": _equity}
+# For csv and json. A table has those marked with * or, aligned right, with |: 80 characters.
 _FIELDS = {
-    "decisions": "time interval price average slope target held reason",
-    "orders": "time purpose side volume price cost fee margin_fee outcome asked leverage "
-    "client_order_id exchange_order_id reason note",
-    "equity": "time price held gross fees margin_fees rollover net equity margin_level",
+    "decisions": "*time interval |price |average slope |target |held *reason",
+    "orders": "*time *purpose *side |volume |price cost |fee margin_fee *outcome asked leverage "
+    "client_order_id exchange_order_id *reason note",
+    "equity": "*time |price |held |gross fees margin_fees rollover |net |equity |margin_level",
 }
-# The columns that fit into 80 characters; csv and json have all.
-_SHOWN = {
-    "decisions": "time |price |average |target |held reason",
-    "orders": "time purpose side |volume |price |fee outcome reason",
-    "equity": "time |price |held |gross |net |equity |margin_level",
+_HEADS = {
+    "*time": "time (UTC)",
+    "*entry": "entry (UTC)",
+    "|entry_price": "|in at",
+    "|exit_price": "|out at",
+    "|margin_level": "|level",
 }
-_MONEY = ("fee", "gross", "net", "equity")
+_MONEY = ("fee", "margin_fee", "gross", "costs", "net", "equity")
 
 
-def _print_table(
-    rows: Iterable[dict[str, Any]], shown: str, quote: str, decimals: int | None
-) -> None:
+def _print_table(rows: Iterable[Row], fields: str, quote: str, decimals: int | None) -> None:
     """Print aligned columns; of a line with more than 80 characters only words are cut off."""
-    names = shown.replace("|", "").split()
-    cells = [[_cell(name, row[name], quote, decimals) for name in names] for row in rows]
-    heads = shown.replace("time", "time_(UTC)").replace("margin_level", "level").split()
-    lines = in_columns([head.replace("_", " ") for head in heads], cells)
-    if not heads[-1].startswith("|"):
+    names, cells = shown(rows, fields, quote, decimals)
+    lines = in_columns(names, cells)
+    if not names[-1].startswith("|"):
         lines = [one if len(one) <= WIDTH_MAX else f"{one[: WIDTH_MAX - 3]}..." for one in lines]
     print("\n".join(lines) if cells else "nothing yet")
+
+
+def shown(
+    rows: Iterable[Row], fields: str, quote: str, decimals: int | None
+) -> tuple[list[str], list[list[str]]]:
+    """Return names and cells of a table of the fields that are marked with * or |."""
+    marked = [field for field in fields.split() if field[0] in "*|"]
+    names = [_HEADS.get(field, field.strip("*").replace("_", " ")) for field in marked]
+    return names, [
+        [_cell(one[1:], row[one[1:]], quote, decimals) for one in marked] for row in rows
+    ]
 
 
 def _cell(name: str, value: Any, quote: str, decimals: int | None) -> str:
     if value in (None, ""):
         return "-"
-    if name == "time":
+    if name in ("time", "entry", "exit"):
         return moment(value, MINUTE)
-    if name in ("price", "average"):
+    if name in ("price", "average", "entry_price", "exit_price"):
         return price(value, decimals)
     if name == "margin_level":
         return percent(value, 0)

@@ -1,16 +1,30 @@
 """Pieces of a self-contained HTML page: no network, no library, no fonts.
 
-All text from outside passes through `escape`.
+Charts are stretched SVG under HTML labels, so that text keeps its size on a phone. All text from
+outside passes through `escape`.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from html import escape
+from itertools import chain, groupby, pairwise
+from pathlib import Path
+from typing import Any
 
+from krakenbot.commands import write_output
 from krakenbot.commands.help import page as file
-from krakenbot.format import amount, signed
+from krakenbot.format import MINUTE, UTC_FORM, moment, price, volume
+from krakenbot.log import clean
 
 ROWS_MAX = 500
+COLUMNS = 1000  # Of a chart.
+
+
+def write_page(path: Path, text: str) -> None:
+    """Write the page. What is no text, as in a file's name that is not UTF-8, is escaped."""
+    write_output(path, text.encode(errors="backslashreplace"))
 
 
 def page(
@@ -23,7 +37,7 @@ def page(
     sections: Iterable[str],
 ) -> str:
     """Return a whole page. `sections` are HTML already; the sign of `tone` colors the headline."""
-    pairs = ((escape(name), escape(fact)) for name, fact in facts.items())
+    pairs = ((escape(name.capitalize()), escape(fact)) for name, fact in facts.items())
     shown = "".join(f"<div><dt>{name}</dt><dd>{fact}</dd></div>" for name, fact in pairs)
     lines = "".join(f'<p class="note">{escape(note)}</p>' for note in notes)
     return f"""<!doctype html><html lang="en"><head><meta charset="utf-8">
@@ -46,15 +60,27 @@ def section(title: str, note: str, inside: str) -> str:
     return f"<section><h2>{escape(title)} <small>{escape(note)}</small></h2>{inside}</section>"
 
 
-def table(title: str, names: Sequence[str], rows: Sequence[Sequence[str]], note: str = "") -> str:
-    """Return a scrollable table. Columns whose names begin with | are aligned right."""
+def table(
+    title: str,
+    names: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    values: Sequence[Sequence[float]] = (),
+    note: str = "",
+) -> str:
+    """Return a scrollable table. Columns whose names begin with | are aligned right.
+
+    With `values` of the cells, gains and losses are shaded by their size.
+    """
     shown = rows[:ROWS_MAX]
-    more = f", {len(shown)} of {len(rows):,}" if len(shown) < len(rows) else ""
+    more = f"{len(shown)} of {len(rows):,}" if len(shown) < len(rows) else ""
     kinds = [' class="n"' if name.startswith("|") else "" for name in names]
     body = _row("th", kinds, [name.removeprefix("|") for name in names])
-    body += "".join(_row("td", kinds, row) for row in shown)
+    best, worst = (most([*chain(*values)], default=0.0) for most in (max, min))
+    shades = [[_shade(one, best if one > 0 else worst) for one in line] for line in values]
+    for at, row in enumerate(shown):
+        body += _row("td", shades[at] if values else kinds, row)
     inside = f'<div class="wide"><table class="rows">{body}</table></div>'
-    return section(title, note + more, inside)
+    return section(title, ", ".join(filter(None, (note, more))), inside)
 
 
 def _row(tag: str, kinds: Sequence[str], cells: Sequence[str]) -> str:
@@ -62,38 +88,113 @@ def _row(tag: str, kinds: Sequence[str], cells: Sequence[str]) -> str:
     return f"<tr>{''.join(f'<{tag}{kind}>{escape(cell)}</{tag}>' for kind, cell in pairs)}</tr>"
 
 
-def heat_map(
-    title: str, corner: str, cells: Mapping[tuple[str, str], float], quote: str, note: str
-) -> str:
-    """Return figures by two keys, row and column; gains and losses are shaded by their size."""
-    rows, columns = (list(dict.fromkeys(key[at] for key in cells)) for at in (0, 1))
-    best, worst = max(cells.values(), default=0), min(cells.values(), default=0)
-    body = "".join(f'<th class="n">{escape(name)}</th>' for name in columns)
-    for row in rows:
-        body += f'</tr><tr><th class="n">{escape(row)}</th>'
-        for value in (cells.get((row, column)) for column in columns):
-            if value is None:
-                body += "<td></td>"
-                continue
-            kind = f"n {_tone(value)}{' best' if value == best else ''}"
-            share = value / ((best if value > 0 else worst) or 1) * 75
-            shown = signed(amount(value, quote))
-            body += f'<td class="{kind}" style="--share:{share:.0f}%">{shown}</td>'
-    table = f'<table class="heat"><tr><th>{escape(corner)}</th>{body}</tr></table>'
-    return section(title, note, f'<div class="wide">{table}</div>')
-
-
-def bars(costs: Mapping[str, Decimal], quote: str) -> str:
-    """Return signed amounts as bars to both sides of a middle line."""
-    largest, rows = max(map(abs, costs.values())) or 1, ""
-    for name, cost in costs.items():
-        width = abs(cost) / largest * 50
-        left = 50 if cost >= 0 else 50 - width
-        bar = f'<b class="{_tone(cost)}" style="left:{left:.2f}%;width:{width:.2f}%"></b>'
-        rows += f"<tr><th>{escape(name)}</th><td><div>{bar}</div></td>"
-        rows += f"<td>{signed(amount(cost, quote))}</td></tr>"
-    return section("Where the money went", "", f'<table class="bars">{rows}</table>')
+def _shade(value: float, largest: float) -> str:
+    share = value / (largest or 1) * 75
+    return f' class="n {_tone(value)}" style="--share:{share:.0f}%"'
 
 
 def _tone(amount: Decimal | float) -> str:
     return "good" if amount > 0 else "bad" if amount < 0 else "even"
+
+
+class Chart:
+    """A time axis, a value axis, and lines by name.
+
+    Nothing is known between points more than `gap_s` seconds apart, so no line joins them.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        times: Sequence[float],
+        lines: Mapping[str, Sequence[float]],
+        gap_s: float = math.inf,
+        decimals: int = 2,
+    ) -> None:
+        self.title, self.decimals, self.keys, self.layers = title, decimals, [*lines], ""
+        self.begin, self.span = times[0], (times[-1] - times[0]) or 1.0
+        self.kept = [*self._thinned(times, lines[self.keys[-1]])]
+        self.times = [times[at] for at in self.kept]
+        self.lines = {name: [line[at] for at in self.kept] for name, line in lines.items()}
+        values = [*chain(*self.lines.values())]
+        bottom, top = min(values), max(values)
+        margin = (top - bottom) * 0.06 or abs(top) * 0.001 or 1.0
+        self.bottom, self.top = bottom - margin, top + margin
+        self.xs = [self._x(time) for time in self.times]
+        # Neighbours in a thinned series are up to a column further apart: that is no gap.
+        gap_s += self.span / COLUMNS
+        steps = enumerate(pairwise(self.times), 1)
+        self.starts = {0, *(at for at, (before, now) in steps if now - before > gap_s)}
+        for name, line in self.lines.items():
+            points = enumerate(zip(self.xs, map(self._y, line), strict=True))
+            path = (f"{'M' if at in self.starts else ' '}{x} {y}" for at, (x, y) in points)
+            self._draw(name, "".join(path))
+
+    def _thinned(self, times: Sequence[float], values: Sequence[float]) -> Iterator[int]:
+        """Yield which points to draw: in each column the lowest, the highest, and the last."""
+        for _, group in groupby(range(len(times)), lambda at: int(self._x(times[at]))):
+            column = [*group]
+            ends = (most(column, key=values.__getitem__) for most in (min, max))
+            yield from sorted({*ends, column[-1]})
+
+    def dots(self, orders: Iterable[Mapping[str, Any]]) -> None:
+        """Mark orders; one outside of the chart is shown at its edge."""
+        self.keys += "buy", "sell"
+        for order in orders:
+            x = min(max(self._x(order["time"]), 0), COLUMNS)
+            y = min(max(self._y(float(order["price"])), 0), 1000)
+            paid = f"{volume(order['volume'])} at {price(order['price'], self.decimals)}"
+            when, side = moment(order["time"], UTC_FORM), order["side"]
+            self._draw(side, f"M{x} {y}h0", f"{when} {side} {paid}: {clean(order['reason'])}")
+
+    def band(self, held: Sequence[float]) -> None:
+        """Show along the bottom what was held until each time, where that is known."""
+        self.keys += "long", "short"
+        known = [(at, held[kept]) for at, kept in enumerate(self.kept) if at not in self.starts]
+        for kind, sign in (("long", 1), ("short", -1)):
+            ends = (self.xs[at - 1 : at + 1] for at, volume in known if volume * sign > 0)
+            self._draw(kind, "".join(f"M{a} 1000H{b}" for a, b in ends))
+
+    def html(self, note: str = "") -> str:
+        labels, grid = "", ""
+        for value, text in _ticks(self.bottom, self.top):
+            y = self._y(value)
+            grid += f'<path class="grid" d="M0 {y}H{COLUMNS}"/>'
+            labels += f'<span class="y" style="top:{y / 10:.2f}%">{text}</span>'
+        days = self.span / 86400
+        form = "%b %Y" if days > 300 else "%d %b" if days > 3 else "%d %b %H:%M"
+        for share, kind in ((0, ""), (1 / 3, " far"), (1 / 2, " near"), (2 / 3, " far"), (1, "")):
+            text = moment(self.begin + share * self.span, form)
+            place = f"left:{share:.1%};transform:translateX(-{share:.0%})"
+            labels += f'<span class="x{kind}" style="{place}">{text}</span>'
+        keys = "".join(f'<span class="key {key}">{key}</span>' for key in self.keys)
+        when = [moment(time, MINUTE) for time in self.times]
+        lines = {name: [price(y, self.decimals) for y in line] for name, line in self.lines.items()}
+        shown = {"t": when, "x": self.xs, "s": [*lines.items()]}
+        numbers = json.dumps(shown, separators=(",", ":")).replace("<", "\\u003c")
+        return section(
+            self.title,
+            note,
+            f'<p class="keys">{keys}</p><div class="chart"><svg viewBox="0 0 {COLUMNS} 1000"'
+            f' preserveAspectRatio="none" aria-hidden="true">{grid}{self.layers}</svg>{labels}'
+            f'<i></i><output></output><script type="application/json">{numbers}</script></div>',
+        )
+
+    def _draw(self, kind: str, path: str, text: str = "") -> None:
+        self.layers += f'<path class="{kind}" d="{path}"><title>{escape(text)}</title></path>'
+
+    def _x(self, moment: float) -> float:
+        return round((moment - self.begin) / self.span * COLUMNS, 1)
+
+    def _y(self, value: float) -> float:
+        return round((self.top - value) / (self.top - self.bottom) * 1000, 1)
+
+
+def _ticks(low: float, high: float) -> list[tuple[float, str]]:
+    """Return three to six round values between low and high, with their labels."""
+    rough = (high - low) / 5.5
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * f for f in (1, 2, 2.5, 5, 10) if power * f >= rough * 0.999)
+    decimals = max(0, -math.floor(math.log10(step)) + (step / power == 2.5))
+    first = math.ceil(low / step)
+    return [(n * step, f"{n * step:,.{decimals}f}") for n in range(first, int(high // step) + 1)]

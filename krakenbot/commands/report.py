@@ -1,28 +1,92 @@
 """`report`: one HTML file about what the bot did, from its journal alone; also for `backtest`."""
 
 import argparse
-from collections.abc import Mapping
+import math
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 from krakenbot import config as configuration
-from krakenbot.commands import write_output
-from krakenbot.commands.chart import Fill
-from krakenbot.commands.run_report import Point, RunReport, cost_breakdown, render
+from krakenbot import format
+from krakenbot.backtest.result import Result
+from krakenbot.commands import history
+from krakenbot.commands.history import Row, shown
+from krakenbot.commands.page import Chart, page, table, write_page
+from krakenbot.commands.status import units
 from krakenbot.config import Config, is_loopback
-from krakenbot.format import asset, moment, volume
+from krakenbot.format import duration, moment, money, percent, signed, volume
 from krakenbot.identity import journal_path
 from krakenbot.journal import Journal
 from krakenbot.journal_file import open_read_only
 from krakenbot.log import clean
-from krakenbot.model import ZERO, Purpose
-from krakenbot.presence import units
-from krakenbot.records import Booked, Equity, Intent
+from krakenbot.model import ZERO, Purpose, Side
+from krakenbot.records import Account, Booked, Equity, Intent
 
 EXAMPLE = "krakenbot report --output report.html"
 NEWEST = 360
 GAP_CANDLES = 3  # A longer gap between decisions means that the bot was down.
+MARKS_MAX = 400
+ORDER = (
+    "*time *purpose *side |volume |price |fee |margin_fee *outcome *reason *note *client_order_id"
+)
+ROUND = "*entry *exit *side |volume |entry_price |exit_price |gross |costs |net"
+
+
+class Point(NamedTuple):
+    """What was `held` until this time; `net` and `gross` are the profit since the start."""
+
+    time: float
+    close: float
+    net: float
+    gross: float
+    held: float
+
+
+class RoundTrip(NamedTuple):
+    """From flat to flat or to a reversal. `costs` are trade fees and costs of holding.
+
+    The names are fields of `backtest --json`: do not change them.
+    """
+
+    entry: float
+    exit: float
+    side: str
+    volume: Decimal
+    entry_price: Decimal
+    exit_price: Decimal
+    gross: Decimal
+    costs: Decimal
+    net: Decimal
+
+
+class Report(NamedTuple):
+    """The contents of the page, all in order of time.
+
+    `costs` is a `cost_breakdown`, `orders` are rows of `history`, `newest` are times, closes and
+    averages. The account began with `balance`; holding `size` all the time would have made `hold`.
+    `facts` override those that are computed. Where no point follows within `gap_s` seconds, the
+    bot was down.
+    """
+
+    title: str
+    subtitle: str
+    headline: str
+    quote: str
+    pair_decimals: int | None
+    balance: Decimal
+    size: Decimal
+    hold: Decimal
+    facts: Mapping[str, str]
+    costs: Mapping[str, Decimal]
+    points: Sequence[Point]
+    orders: Sequence[Row]
+    rounds: Sequence[RoundTrip]
+    newest: Sequence[tuple[float, float, float]] = ()
+    notes: Sequence[str] = ()
+    gap_s: float = math.inf
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,78 +96,181 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     config = configuration.load_here(arguments.config)
     journal = open_read_only(journal_path(config))
-    write_output(arguments.output, render(report_of(config, journal)).encode())
+    write_page(arguments.output, render(report_of(config, journal)))
     print(f"report: {arguments.output}")
     return 0
 
 
-def report_of(config: Config, journal: Journal) -> RunReport:
+def report_of(config: Config, journal: Journal) -> Report:
     """Return the report on everything in the journal."""
-    equity, intents = [*journal.equity()], journal.intents()
+    equity, intents, account = [*journal.equity()], journal.intents(), journal.account()
     base, quote, decimals = units(journal, config.pair)
-    account, halted = journal.account(), journal.get("halted")
-    decided = [row for row in journal.newest_decisions(NEWEST) if row.done]
     size = next((abs(row.held) for row in equity if row.held), config.size)
-    times = {one.id: one.created for one in intents}
-    charges = [_charge(one, times) for one in journal.charges()]
-    # Before the first candle the net result is 0.
-    gross, balance, hold, when = account.costs, ZERO, ZERO, "no candle yet"
+    costs = cost_breakdown(ZERO, account)  # Before the first candle the net is 0.
+    balance, hold, when, words = ZERO, ZERO, "no candle yet", "Nothing was decided yet."
     if equity:
         first, last = equity[0], equity[-1]
-        adopted = (one for one in reversed(intents) if one.purpose is Purpose.ADOPT)
-        prices = (one.cost / one.executed for one in adopted if one.created > last.time)
-        gross += account.pnl(next(prices, last.price))
-        balance = (first.equity or ZERO) - first.pnl
+        adopted = [one for one in journal.newest_of(Purpose.ADOPT, 1) if one.created > last.time]
+        price = adopted[0].cost / adopted[0].executed if adopted else last.price
+        costs = cost_breakdown(account.pnl(price), account)
+        balance = first.equity - first.pnl if first.equity else ZERO
         # Holding, too, pays for a purchase and a sale.
         turnover = sum(one.cost for one in intents if one.purpose is not Purpose.ADOPT)
         fee_rate = account.fees / (turnover or 1)
         hold = size * (last.price - first.price - fee_rate * (first.price + last.price))
         when = f"{moment(first.time)} to {moment(last.time)}"
+        words = in_words(last.time - first.time, costs, hold, balance, quote)
+    if halted := journal.get("halted"):
+        words = f"The bot is halted: {clean(halted)}. {words}"
     place = " on a sandbox, no real money" if is_loopback(config.exchange.url) else ""
     strategy = journal.get("strategy") or config.strategy.title
-    return RunReport(
+    decided = [row for row in journal.newest_decisions(NEWEST) if row.done]
+    return Report(
         title=f"{config.pair} · {config.mode}{place}",
         subtitle=f"{when}, {journal.get('interval') or config.interval} min candles, {strategy}, "
         f"size {volume(size)}, leverage {config.leverage}",
-        quote=asset(quote),
+        headline=words,
+        quote=quote,
         pair_decimals=decimals,
         balance=balance,
         size=size,
         hold=hold,
-        facts={"Orders": f"{journal.orders_since(0):,}", "Held now": volume(account.held, base)},
-        costs=cost_breakdown(gross, account.fees, account.margin_fees, account.rollover),
+        facts={"orders": f"{journal.orders_since(0):,}", "held now": volume(account.held, base)},
+        costs=costs,
         # A row has what was held after its decision: that is what was held until the next one.
         points=[_point(row, before.held) for before, row in pairwise(equity[:1] + equity)],
+        orders=[*history.ROWS["orders"](journal, 0)],
+        rounds=round_trips(intents, journal.charges()),
         newest=sorted(
             (row.candle + row.interval_s, float(row.price), float(row.average)) for row in decided
         ),
-        # A charge in the same second as an order is its opening fee, so it comes after it.
-        fills=sorted([*map(_fill, intents), *charges], key=lambda fill: fill.time),
-        notes=[],
-        end=f"The bot is halted: {clean(halted)}." if halted else "",
         # The interval may have been a longer one: then candles of that one are no gap.
         gap_s=GAP_CANDLES * max((row.interval_s for row in journal.decisions()), default=0),
     )
 
 
 def _point(row: Equity, held: Decimal) -> Point:
-    price, net = float(row.price), float(row.pnl)
-    gross = net + float(row.fees + row.margin_fees + row.rollover)
-    return Point(row.time, price, price, price, net, gross, float(held))
+    gross = row.pnl + row.fees + row.margin_fees + row.rollover
+    return Point(row.time, float(row.price), float(row.pnl), float(gross), float(held))
 
 
-def _charge(charge: Booked, times: Mapping[str, int]) -> Fill:
-    """Return a charge; the opening fee of an order is never earlier than its time in `times`."""
-    time = max(charge.time, times.get(charge.id.partition(" ")[0], 0))
-    return Fill(time, 0, ZERO, ZERO, charge.amount)
+def cost_breakdown(net: Decimal, paid: Account | Result) -> dict[str, Decimal]:
+    """Return signed amounts by name: the result before costs, each cost, the net result."""
+    costs = {"trade fees": -paid.fees, "margin fees": -paid.margin_fees, "rollover": -paid.rollover}
+    return {"before costs": net - sum(costs.values()), **costs, "net": net}
 
 
-def _fill(intent: Intent) -> Fill:
-    volume, price = intent.volume, ZERO
-    if intent.executed:
-        volume, price = intent.executed, intent.cost / intent.executed
-    outcome = intent.outcome or "not known yet"
-    why = f"{intent.reason}: {intent.note}" if intent.note else intent.reason
-    return Fill(
-        intent.created, intent.side.sign, volume, price, intent.fee, outcome, why, intent.id
+def in_words(
+    seconds: float, costs: Mapping[str, Decimal], hold: Decimal, balance: Decimal, quote: str
+) -> str:
+    """Return the result in sentences; a `balance` of 0 is not known."""
+    gross, net = costs["before costs"], costs["net"]
+    share = f", {percent(abs(net) / balance * 100)} of the account" if balance else ""
+    return (
+        f"In {duration(seconds)} the bot {_won(net, quote)}{share}. Trading itself "
+        f"{_won(gross, quote)}; fees and margin cost {money(gross - net, quote)}. Holding would "
+        f"have {_won(hold, quote)}."
     )
+
+
+def _won(amount: Decimal, quote: str) -> str:
+    word = "won" if amount > 0 else "lost" if amount else "made"
+    return f"{word} {money(abs(amount), quote)}"
+
+
+def render(report: Report) -> str:
+    """Return the page."""
+    decimals, quote = report.pair_decimals, report.quote
+    ended = shown((one._asdict() for one in reversed(report.rounds)), ROUND, quote, decimals)
+    sent = shown(reversed(report.orders), ORDER, quote, decimals)
+    falls = drawdowns(report.balance, report.points)
+    facts = {name: signed(money(cost, quote)) for name, cost in report.costs.items()}
+    if report.balance:
+        facts["return"] = signed(percent(report.costs["net"] / report.balance * 100))
+        facts["holding"] = signed(percent(report.hold / report.balance * 100))
+        facts["max drawdown"] = percent(max(falls))
+    won = sum(one.net > 0 for one in report.rounds)
+    facts["round trips"] = f"{len(report.rounds):,}, {won:,} won"
+    sections = [
+        *_charts(report, falls, [order for order in report.orders if order["price"]]),
+        table("Round trips", *ended, note="newest first"),
+        table("Orders", *sent, note="newest first"),
+    ]
+    head = (report.title, report.subtitle, report.headline, report.costs["net"])
+    return page(*head, {**facts, **report.facts}, report.notes, sections)
+
+
+def round_trips(intents: Sequence[Intent], charges: Iterable[Booked]) -> list[RoundTrip]:
+    """Return the round trips that ended, in order. A reversal ends one and begins the next.
+
+    A charge belongs to the round trip it falls in. An opening fee is never before its order.
+    """
+    times = {one.id: one.created for one in intents}
+    paid = sorted(
+        (max(one.time, times.get(one.id.partition(" ")[0], 0)), one.amount) for one in charges
+    )
+    moments, sums = [time for time, _ in paid], [ZERO, *accumulate(amount for _, amount in paid)]
+    rounds: list[RoundTrip] = []
+    inside: list[Intent] = []  # Orders of the open round trip, the last of a reversal in part.
+    held = ZERO
+    for intent in intents:
+        closing, parts = -held * intent.side.sign, [intent.executed]
+        if 0 < closing < intent.executed:
+            parts = [closing, intent.executed - closing]
+        for part in filter(None, parts):
+            cost, fee = (one * part / intent.executed for one in (intent.cost, intent.fee))
+            inside.append(intent._replace(executed=part, cost=cost, fee=fee))
+            held += intent.side.sign * part
+            if not held:
+                begin, end = (bisect_left(moments, one.created) for one in (inside[0], intent))
+                rounds.append(_round(inside, sums[end] - sums[begin]))
+                inside = []
+    return rounds
+
+
+def _round(orders: Sequence[Intent], charges: Decimal) -> RoundTrip:
+    """Return the round trip of orders, the first of which opened it."""
+    first, last = orders[0], orders[-1]
+    volume = sum((one.executed for one in orders if one.side is first.side), ZERO)
+    paid, got = (
+        sum((one.cost for one in orders if one.side is side), ZERO)
+        for side in (first.side, last.side)
+    )
+    gross, costs = first.side.sign * (got - paid), sum((one.fee for one in orders), charges)
+    traded = volume, paid / volume, got / volume, gross, costs, gross - costs
+    side = "long" if first.side is Side.BUY else "short"
+    return RoundTrip(first.created, last.created, side, *traded)
+
+
+def drawdowns(balance: Decimal, points: Iterable[Point]) -> list[float]:
+    """Return the drawdown from the highest equity so far, in percent, at each point."""
+    equity = [float(balance), *(float(balance) + point.net for point in points)]
+    pairs = zip(accumulate(equity, max), equity, strict=True)
+    return [(peak - now) / peak * 100 if peak > 0 else 0.0 for peak, now in pairs][1:]
+
+
+def _charts(report: Report, falls: Sequence[float], trades: Sequence[Row]) -> Iterator[str]:
+    """Yield the charts; `falls` are the drawdowns, in percent, at the points."""
+    if len(report.points) < 2:
+        return
+    times, closes, nets, grosses, held = zip(*report.points, strict=True)
+    decimals = 6 if report.pair_decimals is None else report.pair_decimals
+    gap_s, marked = report.gap_s, trades[-MARKS_MAX:]
+    prices = Chart("Price and position", times, {"price": closes}, gap_s, decimals)
+    prices.dots(marked)
+    prices.band(held)
+    yield prices.html("" if marked == trades else f"with the newest {MARKS_MAX} fills")
+    if len(report.newest) > 1:
+        ends, newest, averages = zip(*report.newest, strict=True)
+        both = {"average": averages, "price": newest}
+        near = Chart(f"The newest {len(newest)} candles", ends, both, gap_s, decimals)
+        near.dots(trade for trade in marked if trade["time"] >= ends[0])
+        yield near.html()
+    size, last = float(report.size), float(report.hold)
+    hold = [last - size * (closes[-1] - close) for close in closes]
+    title = f"Profit and loss, {format.asset(report.quote)}"
+    lines = {"holding": hold, "before costs": grosses, "after costs": nets}
+    yield Chart(title, times, lines, gap_s, format.decimals_of(report.quote)).html()
+    if report.balance:
+        title, lows = "Drawdown, percent of the account", [-fall for fall in falls]
+        yield Chart(title, times, {"drawdown": lows}, gap_s).html()

@@ -14,13 +14,15 @@ from krakenbot import config as configuration
 from krakenbot import identity
 from krakenbot.alerts import active_alerts
 from krakenbot.commands import json_values
+from krakenbot.config import Config
 from krakenbot.format import duration, moment, money, percent, shows_color, signed, volume
 from krakenbot.journal import Journal
 from krakenbot.journal_file import open_read_only
 from krakenbot.log import clean
 from krakenbot.model import ZERO
-from krakenbot.presence import State, read_life, units
+from krakenbot.presence import UNITS, State, read_life
 from krakenbot.records import opening_cost
+from krakenbot.simulated.listing import assets_of
 
 EXAMPLE = "krakenbot status --watch"
 WATCH_S = 2.0
@@ -35,23 +37,36 @@ def run(arguments: argparse.Namespace) -> int:
     config = configuration.load_here(arguments.config)
     is_screen = arguments.watch and not arguments.json and shows_color(sys.stdout)
     while True:
-        path = identity.journal_path(config)
-        with closing(open_read_only(path)) as journal:
-            life = read_life(journal, path.with_suffix(".lock"), config.exchange.clock_speed)
-            status = read_status(journal) | life._asdict()
-            status |= {"mode": config.mode, "pair": config.pair}
-            status["interval"] = int(journal.get("interval") or config.interval)
-            status["strategy"] = journal.get("strategy") or config.strategy.title
-            status["warnings"] += identity.unmanaged(config, path)
-            if status["interval"] != config.interval:
-                text = f"config now says interval = {config.interval}: restart the bot to use it"
-                status["warnings"].append(text)
-            status["base"], status["quote"], _ = units(journal, config.pair)
+        status = _status(config)
         text = json.dumps(json_values(status)) if arguments.json else _text(status)
         print(f"\x1b[H\x1b[J{text}" if is_screen else text, flush=True)
         if not arguments.watch:
             return 0
         time.sleep(WATCH_S)
+
+
+def _status(config: Config) -> dict[str, Any]:
+    path = identity.journal_path(config)
+    with closing(open_read_only(path)) as journal:
+        life = read_life(journal, path.with_suffix(".lock"), config.exchange.clock_speed)
+        status = read_status(journal) | life._asdict() | {"mode": config.mode, "pair": config.pair}
+        status["interval"] = int(journal.get("interval") or config.interval)
+        status["strategy"] = journal.get("strategy") or config.strategy.title
+        status["base"], status["quote"], _ = units(journal, config.pair)
+    status["warnings"] += identity.unmanaged(config, path)
+    if status["interval"] != config.interval:
+        text = f"config now says interval = {config.interval}: restart the bot to use it"
+        status["warnings"].append(text)
+    return status
+
+
+def units(journal: Journal, pair: str) -> tuple[str, str, int | None]:
+    """Return base and quote currency and the decimals of prices, None if unknown.
+
+    A journal of 0.2.0 lacks them: then the currencies come from the pair's name.
+    """
+    base, quote, decimals = (journal.get(key) for key in UNITS)
+    return (base, quote, int(decimals)) if base and decimals else (*assets_of(pair), None)
 
 
 def read_status(journal: Journal) -> dict[str, Any]:
@@ -102,37 +117,35 @@ def _text(status: Mapping[str, Any]) -> str:
         return money(status[key], status["quote"])
 
     decision, updated, read = (status[key] for key in ("decision", "updated", "ledger_read"))
-    target = f"{decision['reason']} (candle of {moment(decision['candle'])})" if decision else ""
-    result = "not known before the next decision"
+    target, result, account = "none decided yet", "not known before the next decision", None
+    if decision:
+        target = f"{decision['reason']} (candle of {moment(decision['candle'])})"
     if status["pnl"] is not None:
         result = f"{signed(amount('pnl'))} after all costs, {signed(amount('gross'))} before"
+    if status["equity"] is not None:
+        level = status["margin_level"] if status["exchange_position"] else None
+        margin = f"margin level {percent(level, 0)}" if level else "no margin used"
+        account = f"equity {amount('equity')}, {margin}"
     costs = f"margin fees {amount('margin_fees')}, rollover {amount('rollover')}"
     until = f"; ledger as of {moment(read)}" if read else ""
     unresolved = ", ".join(status["unresolved"]) or "none"
-    level = status["margin_level"] if status["exchange_position"] else None
-    margin = f"margin level {percent(level, 0)}" if level else "no margin used"
-    account = f"equity {amount('equity')}, {margin}" if status["equity"] is not None else None
-    ago = f"{moment(updated)}, {duration(status['now'] - updated)} ago" if updated else None
     rows = [
         (status["state"].upper(), _process(status)),
         ("next", _next(status)),
         ("HALTED", status["halted"]),
         ("bot", "{mode} {pair}, {interval} min candles, {strategy}".format_map(status)),
         ("position", _position(status)),
-        ("target", target or "none decided yet"),
+        ("target", target),
         ("result", f"{result}; realized before costs {signed(amount('realized'))}"),
         ("costs", f"trade fees {amount('fees')}, {costs}{until}"),
         ("account", account),
         ("orders", f"{status['orders']} sent, unresolved: {unresolved}"),
         ("DIFFERS", status["difference"]),
         *(("warning", text) for text in status["warnings"]),
-        ("as of", ago),
+        ("as of", updated and f"{moment(updated)}, {duration(status['now'] - updated)} ago"),
     ]
-    return "\n".join(
-        textwrap.fill(clean(text), 80, initial_indent=f"{name:<10}", subsequent_indent=" " * 10)
-        for name, text in rows
-        if text
-    )
+    wrap = textwrap.TextWrapper(80, subsequent_indent=" " * 10, break_on_hyphens=False)
+    return "\n".join(wrap.fill(f"{name:<10}{clean(text)}") for name, text in rows if text)
 
 
 def _process(status: Mapping[str, Any]) -> str:
@@ -150,10 +163,10 @@ def _process(status: Mapping[str, Any]) -> str:
     return f"{since}, exit code {status['exit_code']}: {reason}"
 
 
-def _next(status: Mapping[str, Any]) -> str | None:
+def _next(status: Mapping[str, Any]) -> str:
     due = status["next_decision"]
     if due is None:
-        return None
+        return ""
     left = due - status["now"]
     when = f", in {duration(left)}" if left > 0 else ", now"
     if status["state"] is State.STALE:
@@ -162,10 +175,10 @@ def _next(status: Mapping[str, Any]) -> str | None:
 
 
 def _position(status: Mapping[str, Any]) -> str:
-    held, explained, price = (status[key] for key in ("exchange_position", "position", "price"))
-    shown, recorded = (volume(one, status["base"]) for one in (held, explained))
-    if held != explained:
-        return f"the exchange holds {shown}, the journal records {recorded}"
-    if not held or price is None:
-        return shown if held else "nothing is held"
-    return f"{shown}, worth {money(abs(held) * price, status['quote'])} at the last close"
+    held, recorded, price = (status[key] for key in ("exchange_position", "position", "price"))
+    text = volume(held, status["base"])
+    if held != recorded:
+        return f"the exchange holds {text}, the journal records {volume(recorded, status['base'])}"
+    if held and price is not None:
+        text += f", worth {money(abs(held) * price, status['quote'])} at the last close"
+    return text if held else "nothing is held"

@@ -6,7 +6,6 @@ from decimal import Decimal as D
 from unittest import mock
 
 from krakenbot.commands import history
-from krakenbot.journal import Journal
 from krakenbot.presence import UNITS
 from krakenbot.records import Outcome
 from tests.commands.test_status import Folder
@@ -18,16 +17,15 @@ EVIL = "\x1b[2J=cmd"
 class TestHistory(Folder):
     def setUp(self) -> None:
         super().setUp()
-        journal = self.journal()
-        journal.put(**dict(zip(UNITS, ("XXBT", "ZUSD", "1"), strict=True)))
-        self.trade(journal)
+        self.journal.put(**dict(zip(UNITS, ("XXBT", "ZUSD", "1"), strict=True)))
+        self.trade()
 
-    def trade(self, journal: Journal) -> None:
+    def trade(self) -> None:
         sold = intent(volume=D("0.05"), reason=f"short: sell 0.05 to close {EVIL * 9}")
-        journal.write(sold)
+        self.journal.write(sold)
         found = execution(sold, "0.05", "3565.52", "28.52416")
-        journal.conclude(sold, Outcome.CLOSED, 1_700_000_000, found, EVIL)
-        journal.write(intent(1_700_000_100))
+        self.journal.conclude(sold, Outcome.CLOSED, 1_700_000_000, found, EVIL)
+        self.journal.write(intent(1_700_000_100))
 
     def shown(self, *argv: str) -> str:
         return self.status(*argv, command="history")
@@ -57,9 +55,9 @@ class TestHistory(Folder):
 
     def test_a_price_for_programs_has_the_pair_s_decimals(self) -> None:
         bought = intent(1_700_000_200, volume=D("0.03"))
-        self.journal().write(bought)
+        self.journal.write(bought)
         found = execution(bought, "0.03", "2139.31", "0")
-        self.journal().conclude(bought, Outcome.CLOSED, 1_700_000_300, found)
+        self.journal.conclude(bought, Outcome.CLOSED, 1_700_000_300, found)
         last = json.loads(self.shown("orders", "--format", "json").splitlines()[-1])
         self.assertEqual("71310.3", last["price"])
 
@@ -76,21 +74,21 @@ class TestHistory(Folder):
         out = io.StringIO()
         with contextlib.redirect_stdout(out):
             row = {"time": 0, "target": 0, "reason": "", "held": D(0)}
-            history._print_table([row], "time |target reason |held", "ZUSD", None)
+            history._print_table([row], "*time |target *reason |held", "ZUSD", None)
         self.assertEqual(["0", "-", "0"], out.getvalue().splitlines()[1].split()[2:])
 
     def test_a_line_that_ends_with_figures_keeps_all_of_them(self) -> None:
         row = dict.fromkeys(("price", "held", "gross", "net", "equity"), D("123456789.12345678"))
         out = io.StringIO()
         with contextlib.redirect_stdout(out):
-            shown = history._SHOWN["equity"]
+            shown = history._FIELDS["equity"]
             history._print_table([row | {"time": 0, "margin_level": D(1643)}], shown, "ZUSD", None)
         header, line = out.getvalue().splitlines()
         self.assertGreater(len(line), 80)
         self.assertEqual(("level", True), (header.split()[-1], line.endswith(" 1,643 %")))
 
     def test_amounts_have_the_decimals_of_the_quote_currency(self) -> None:
-        self.journal().put(quote="XXBT")
+        self.journal.put(quote="XXBT")
         self.assertIn(" 28.52416000 ", self.shown("orders"))
 
     def test_since_takes_dates_times_and_spans(self) -> None:

@@ -6,7 +6,6 @@ import re
 import sqlite3
 import subprocess
 import sys
-import threading
 import unittest
 from decimal import Decimal as D
 from html.parser import HTMLParser
@@ -14,22 +13,19 @@ from itertools import pairwise
 from pathlib import Path
 
 from krakenbot import config
-from krakenbot.commands import UsageError, run_report, write_output
-from krakenbot.commands.chart import COLUMNS, Chart, Fill
-from krakenbot.commands.page import heat_map, table
-from krakenbot.commands.report import NEWEST, report_of
-from krakenbot.commands.run_report import Point, render, round_trips, thinned
+from krakenbot.commands import UsageError, report, write_output
+from krakenbot.commands.page import COLUMNS, Chart, table, write_page
+from krakenbot.commands.report import NEWEST, Point, render, report_of, round_trips
 from krakenbot.journal import Journal
 from krakenbot.journal_file import open_journal, prepare
 from krakenbot.model import MarginSummary, Side
-from krakenbot.records import Booked, Outcome
+from krakenbot.records import Booked, Intent, Outcome
 from tests.folders import own_folder
 from tests.ports.test_journal import CANDLE, ROW, execution, intent
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=y>\x1b[31m"
 START = 1_700_000_000
 SETTINGS = config.load(None, {"HOME": "/"}, Path("/nonexistent"))
-PAGE = b"<!doctype html>"
 
 
 class Tags(HTMLParser):
@@ -83,6 +79,12 @@ def page(count: int = 3000, orders: int = 5, down: int = 0) -> str:
     return render(report_of(SETTINGS, Journal(database)))
 
 
+def trade(journal: Journal, order: Intent, cost: str = "3500", fee: str = "28") -> None:
+    journal.write(order)
+    found = execution(order, str(order.volume), cost, fee)
+    journal.conclude(order, Outcome.CLOSED, order.created, found)
+
+
 class ReportTest(unittest.TestCase):
     def test_tags_are_closed_and_nothing_is_fetched(self) -> None:
         text = page()
@@ -110,7 +112,7 @@ class ReportTest(unittest.TestCase):
         self.assertIn("Holding would have won 4.66 USD", words[1])
 
     def test_a_result_of_nothing_is_no_loss(self) -> None:
-        self.assertEqual("made 0.00 USD", run_report._won(D(0), "USD"))
+        self.assertEqual("made 0.00 USD", report._won(D(0), "USD"))
 
     def test_drawdown_return_and_holding_are_in_percent(self) -> None:
         text = page()
@@ -129,30 +131,38 @@ class ReportTest(unittest.TestCase):
         self.assertNotIn('"-0.00"', text)
 
     def test_the_drawdown_counts_from_the_balance_that_the_bot_began_with(self) -> None:
-        points = [Point(at, 1.0, 1.0, 1.0, net, net, 1.0) for at, net in ((0, -10.0), (1, -5.0))]
-        self.assertEqual([10.0, 5.0], run_report.drawdowns(D(100), points))
+        points = [Point(at, 1.0, net, net, 1.0) for at, net in ((0, -10.0), (1, -5.0))]
+        self.assertEqual([10.0, 5.0], report.drawdowns(D(100), points))
 
-    def test_the_first_and_the_last_order_are_marked_though_outside_of_the_decisions(self) -> None:
-        chart = Chart("Price", [100.0, 200.0], [1.0, 2.0], 60)
-        chart.dots([Fill(98, 1, D(1), D(1), D(0)), Fill(203, -1, D(1), D(2), D(0))])
-        self.assertIn('d="M0 ', chart.layers)
-        self.assertIn(f'd="M{COLUMNS} ', chart.layers)
+    def test_an_order_outside_of_the_chart_is_marked_at_its_edge(self) -> None:
+        chart = Chart("Price", [100.0, 200.0], {"price": [1.0, 2.0]})
+        order = {"side": "buy", "volume": D(1), "price": D(9), "reason": ""}
+        chart.dots([order | {"time": 98}, order | {"time": 203, "price": D("0.1")}])
+        self.assertIn('d="M0 0h0"', chart.layers)
+        self.assertIn(f'd="M{COLUMNS} 1000h0"', chart.layers)
 
     def test_numbers_stand_to_the_right_and_words_to_the_left(self) -> None:
         text = table("Orders", ("why", "|fee"), [("<b>", "28.57")])
         self.assertIn('<th>why</th><th class="n">fee</th>', text)
         self.assertIn('<td>&lt;b&gt;</td><td class="n">28.57</td>', text)
 
+    def test_a_long_table_says_how_much_of_it_is_shown(self) -> None:
+        rows = [("x",)] * 501
+        self.assertIn("<small>500 of 501</small>", table("Cells", ["cell"], rows))
+        self.assertIn("<small>newest, 500 of 501</small>", table("", [""], rows, note="newest"))
+
+    def test_cells_are_shaded_by_sign_and_size(self) -> None:
+        rows, values = [("10", "-50*", "100"), ("20", "-25", "")], [(0, -50, 100), (0, -25, 0)]
+        text = table("Net", ("length", "|60", "|240"), rows, values=values)
+        self.assertIn('<td class="n bad" style="--share:75%">-50*</td>', text)
+        self.assertIn('<td class="n bad" style="--share:38%">-25</td>', text)
+        self.assertIn('<td class="n good" style="--share:75%">100</td>', text)
+
     def test_the_line_has_a_gap_where_the_bot_was_down(self) -> None:
         whole, broken = page(10), page(10, down=5)
         self.assertEqual(1, _path(whole, "price").count("M"))
         self.assertEqual(2, _path(broken, "price").count("M"))
         self.assertLess(_path(broken, "long").count("M"), _path(whole, "long").count("M"))
-
-    def test_an_area_has_a_gap_there_too(self) -> None:
-        chart = Chart("Loss", [0.0, 1.0, 2.0, 50.0, 51.0], [0.0, 1.0], 5)
-        chart.area("loss", [0.0] * 5, [1.0] * 5)
-        self.assertEqual(2, _path(chart.layers, "loss").count("Z"))
 
     def test_after_a_change_of_the_interval_the_newest_candles_are_in_order(self) -> None:
         journal, summary = open_journal(None), MarginSummary(D(1), D(0), D(0))
@@ -194,16 +204,21 @@ class ReportTest(unittest.TestCase):
         self.assertEqual(D("0.05"), report.size)
         self.assertIn("size 0.05", report.subtitle)
 
+    def test_an_account_whose_equity_is_not_known_has_no_percentages(self) -> None:
+        journal = open_journal(None)
+        trade(journal, intent(volume=D("0.05")))
+        journal.decide(ROW, MarginSummary(D(2000), D(0), D(0)))
+        journal._db.execute("UPDATE equity SET equity = NULL")
+        self.assertEqual(0, report_of(SETTINGS, journal).balance)
+
     def test_what_was_adopted_paid_no_fee_and_makes_holding_no_cheaper(self) -> None:
-        journal, bought = open_journal(None), intent(volume=D("0.05"))
+        journal = open_journal(None)
         journal.adopt(D("0.05"), D(70000), CANDLE, True)
-        journal.write(bought)
-        found = execution(bought, "0.05", "3500", "28")
-        journal.conclude(bought, Outcome.CLOSED, bought.created, found)
+        trade(journal, intent(volume=D("0.05")))
         row = ROW | {"held": "0.05", "price": "70000"}
         journal.decide(row, MarginSummary(D(2000), D(0), D(0)))
         self.assertEqual(-56, report_of(SETTINGS, journal).hold)
-        self.assertEqual("1", report_of(SETTINGS, journal).facts["Orders"])
+        self.assertEqual("1", report_of(SETTINGS, journal).facts["orders"])
 
     def test_the_points_left_out_of_a_long_line_are_no_gap(self) -> None:
         self.assertEqual(1, _path(page(5000), "price").count("M"))
@@ -214,25 +229,14 @@ class ReportTest(unittest.TestCase):
         journal.put(halted="the loss since the last resume is 51, max_loss is 50")
         self.assertIn('">The bot is halted: the loss', render(report_of(SETTINGS, journal)))
 
-    def test_the_fee_of_opening_belongs_to_the_order_of_the_same_second(self) -> None:
-        journal, bought = open_journal(None), intent(volume=D("0.05"))
-        journal.write(bought)
-        found = execution(bought, "0.05", "3500", "28")
-        journal.conclude(bought, Outcome.CLOSED, bought.created, found)
-        journal.book([Booked("L1", bought.created, "opening", D("0.7"))])
-        fills = report_of(SETTINGS, journal).fills
-        self.assertEqual([(1, 28), (0, D("0.7"))], [(fill.sign, fill.fee) for fill in fills])
-
     def test_the_fee_of_opening_belongs_to_its_order_though_its_time_is_earlier(self) -> None:
-        journal, bought = open_journal(None), intent(volume=D("0.05"))
-        sold = intent(CANDLE + 60, side=Side.SELL, volume=D("0.05"))
-        for one in (bought, sold):
-            journal.write(one)
-            found = execution(one, "0.05", "3500", "28")
-            journal.conclude(one, Outcome.CLOSED, one.created, found)
-        journal.book([Booked(bought.id, bought.created - 1, "opening", D("0.7"))])
-        (only,) = round_trips(report_of(SETTINGS, journal).fills)
-        self.assertEqual(D("56.7"), only.costs)
+        for early_s in (0, 1):
+            journal, bought = open_journal(None), intent(volume=D("0.05"))
+            trade(journal, bought)
+            trade(journal, intent(CANDLE + 60, side=Side.SELL, volume=D("0.05")))
+            journal.book([Booked(bought.id, bought.created - early_s, "opening", D("0.7"))])
+            (only,) = report_of(SETTINGS, journal).rounds
+            self.assertEqual(D("56.7"), only.costs)
 
     def test_a_journal_without_anything_makes_a_page_too(self) -> None:
         self.assertIn("no candle yet", page(0, 0))
@@ -240,19 +244,13 @@ class ReportTest(unittest.TestCase):
     def test_a_place_that_cannot_be_written_leaves_nothing_behind(self) -> None:
         folder = own_folder(self)
         with self.assertRaises(UsageError):
-            write_output(folder, PAGE)
-        self.assertEqual([], list(folder.parent.glob(f".{folder.name}.*")))
+            write_output(folder, b"<!doctype html>")
+        self.assertFalse((folder.parent / f".krakenbot.{os.getpid()}.part").exists())
 
-    def test_a_pipe_in_place_of_the_report_is_written_to(self) -> None:
-        pipe = own_folder(self) / "pipe"
-        read: list[str] = []
-        os.mkfifo(pipe)
-        reader = threading.Thread(target=lambda: read.append(pipe.read_text()), daemon=True)
-        reader.start()
-        write_output(pipe, PAGE)
-        reader.join(10)
-        self.assertTrue(pipe.is_fifo())
-        self.assertEqual(PAGE.decode(), read[0])
+    def test_a_name_that_is_not_utf_8_is_shown_escaped(self) -> None:
+        path = own_folder(self) / "page.html"
+        write_page(path, "rule\udcff.py")
+        self.assertEqual("rule\\udcff.py", path.read_text())
 
     def test_standard_output_is_written_to_and_never_replaced(self) -> None:
         kept = own_folder(self) / "kept"
@@ -264,24 +262,21 @@ class ReportTest(unittest.TestCase):
         self.assertEqual("before\none\ntwo\nthree\n", kept.read_text())
 
     def test_many_points_are_thinned_without_losing_an_extreme(self) -> None:
-        points = [
-            Point(at, 50.0, 2000.0 if at == 7_777 else 60.0, 55.0, 0.0, 0.0, 1.0)
-            for at in range(50_000)
-        ]
-        kept = thinned(points)
-        self.assertLessEqual(len(kept), COLUMNS)
-        self.assertGreater(len(kept), COLUMNS // 3)
-        self.assertEqual((kept[-1].time, max(p.high for p in kept)), (49_999, 2000.0))
+        prices = [2000.0 if at == 7_777 else 3.0 if at == 8_888 else 60.0 for at in range(50_000)]
+        chart = Chart("Price", range(50_000), {"price": prices})
+        self.assertEqual((2000.0, 3.0), (max(chart.lines["price"]), min(chart.lines["price"])))
+        self.assertEqual(49_999, chart.times[-1])
+        self.assertLessEqual(len(chart.times), 3 * COLUMNS)
 
     def test_the_end_is_drawn_as_finely_as_the_beginning(self) -> None:
-        times, count = [0], 0
+        times, count = [0.0], 0
         while times[-1] < 1_000_000:  # Points of ever more candles, as a backtest makes them.
             count = max(count + 1, count + count // COLUMNS)
             times.append(count)
-        kept = thinned([Point(time, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0) for time in times])
-        steps = [after.time - before.time for before, after in pairwise(kept)]
+        chart = Chart("Price", times, {"price": [1.0] * len(times)})
+        steps = [after - before for before, after in pairwise(chart.times)]
         self.assertLess(max(steps), 2.1 * times[-1] / COLUMNS)
-        self.assertGreater(len(kept), 0.9 * COLUMNS)
+        self.assertGreater(len(chart.times), 0.9 * COLUMNS)
 
     def test_the_page_stays_small(self) -> None:
         self.assertLess(len(page(20_000, 2_000)), 3_000_000)
@@ -294,65 +289,52 @@ class OtherQuoteTest(unittest.TestCase):
         journal, bought = open_journal(None), intent(volume=D("0.5"))
         journal.put(base="XETH", quote="XXBT", pair_decimals="5")
         for one in (bought, intent(CANDLE + 60, side=Side.SELL, volume=D("0.5"))):
-            journal.write(one)
-            paid = execution(one, "0.5", "0.0157", "0.00004082")
-            journal.conclude(one, Outcome.CLOSED, one.created, paid)
+            trade(journal, one, "0.0157", "0.00004082")
             row = ROW | {"candle": one.candle, "decided": one.created, "price": "0.0314"}
             journal.decide(row, MarginSummary(D("0.14"), D(0), D(0)))
         self.text = render(report_of(SETTINGS, journal))
 
-    def test_fees_results_and_bars_show_all_eight_decimals(self) -> None:
+    def test_fees_and_results_show_all_eight_decimals(self) -> None:
         self.assertEqual(2, self.text.count('<td class="n">0.00004082</td>'))
         self.assertIn('<td class="n">-0.00008164</td>', self.text)
-        self.assertIn("</div></td><td>-0.00008164</td>", self.text)
+        self.assertIn("<dt>Trade fees</dt><dd>-0.00008164 XBT</dd>", self.text)
 
     def test_the_result_s_chart_shows_them_too(self) -> None:
         self.assertIn('["after costs",["-0.00004082","-0.00008164"]]', self.text)
 
-    def test_a_heat_map_does(self) -> None:
-        text = heat_map("Net", "corner", {("10", "60"): -0.00012}, "XXBT", "")
-        self.assertIn(">-0.00012000</td>", text)
-
 
 class RoundTripsTest(unittest.TestCase):
+    def rounds(self, *orders: tuple[int, int, str, str, str], **charges: str) -> list[object]:
+        """Return entry, exit, side, prices and net; orders are time, sign, volume, cost, fee."""
+        made = []
+        for at, sign, *texts in orders:
+            amounts = dict(zip(("executed", "cost", "fee"), map(D, texts), strict=True))
+            side = Side.BUY if sign > 0 else Side.SELL
+            made.append(intent(at, side=side)._replace(created=at, **amounts))
+        booked = [Booked(name, int(name[1:]), "rollover", D(fee)) for name, fee in charges.items()]
+        rounds = round_trips(made, booked)
+        return [(*one[:3], one.entry_price, one.exit_price, one.net) for one in rounds]
+
     def test_a_round_ends_flat_or_on_the_other_side(self) -> None:
-        fills = [
-            Fill(0, 1, D("0.05"), D("100.0"), D("0.5")),
-            Fill(10, -1, D("0.05"), D("110.0"), D("0.5")),
-            Fill(20, -1, D("0.05"), D("110.0"), D("0.5")),
-            Fill(30, 1, D("0.1"), D("100.0"), D("1.0")),
-        ]
-        first, second = round_trips(fills)
-        self.assertEqual(
-            (0, 10, 1, 100.0, 110.0), (first.begin, first.end, first.sign, first.entry, first.exit)
+        made = self.rounds(
+            (0, 1, "0.05", "5", "0.5"),
+            (10, -1, "0.05", "5.5", "0.5"),
+            (20, -1, "0.05", "5.5", "0.5"),
+            (30, 1, "0.1", "10", "1.0"),
         )
-        self.assertEqual(D("-0.5"), first.net)
-        self.assertEqual("-10.00 %", first.texts(1, "USD")[-1])
-        self.assertEqual((20, 30, -1), (second.begin, second.end, second.sign))
-        self.assertEqual(D("-0.5"), second.net)
+        self.assertEqual((0, 10, "long", 100, 110, D("-0.5")), made[0])
+        self.assertEqual((20, 30, "short", 110, 100, D("-0.5")), made[1])
 
     def test_parts_add_up_and_holding_costs_are_of_the_round_they_fall_in(self) -> None:
-        fills = [
-            Fill(0, 1, D("0.02"), D("100.0"), D("0.0")),
-            Fill(1, 1, D("0.03"), D("110.0"), D("0.0")),
-            Fill(2, 0, D("0.0"), D("0.0"), D("0.25")),
-            Fill(3, -1, D("0.04"), D("120.0"), D("0.0")),
-            Fill(4, -1, D("0.01"), D("120.0"), D("0.0")),
-            Fill(5, 0, D("0.0"), D("0.0"), D("9.0")),
-        ]
-        (one,) = round_trips(fills)
-        self.assertEqual(106, one.entry)
-        self.assertEqual(D("0.45"), one.net)
+        made = self.rounds(
+            (0, 1, "0.02", "2", "0"),
+            (1, 1, "0.03", "3.3", "0"),
+            (3, -1, "0.04", "4.8", "0"),
+            (4, -1, "0.01", "1.2", "0"),
+            L2="0.25",
+            L5="9",
+        )
+        self.assertEqual([(0, 4, "long", 106, 120, D("0.45"))], made)
 
     def test_what_is_still_held_is_no_round_yet(self) -> None:
-        self.assertEqual([], round_trips([Fill(0, 1, D("0.05"), D("100.0"), D("0.5"))]))
-
-
-class HeatMapTest(unittest.TestCase):
-    def test_cells_are_shaded_by_sign_and_size_and_the_best_is_framed(self) -> None:
-        cells = {("10", "60"): -50.0, ("10", "240"): 100.0, ("20", "60"): -25.0}
-        text = heat_map("Net", "length \\ interval", cells, "USD", "")
-        self.assertIn('<td class="n bad" style="--share:75%">-50.00</td>', text)
-        self.assertIn('<td class="n bad" style="--share:38%">-25.00</td>', text)
-        self.assertIn('<td class="n good best" style="--share:75%">+100.00</td>', text)
-        self.assertEqual(1, text.count("<td></td>"))
+        self.assertEqual([], self.rounds((0, 1, "0.05", "5", "0.5")))

@@ -3,8 +3,18 @@ import unittest
 from decimal import Decimal as D
 from unittest import mock
 
-from krakenbot import format as formats
-from krakenbot.format import amount, asset, duration, moment, money, percent, price, signed, volume
+from krakenbot.format import (
+    amount,
+    asset,
+    duration,
+    moment,
+    money,
+    percent,
+    price,
+    shows_color,
+    signed,
+    volume,
+)
 
 
 class TestFigures(unittest.TestCase):
@@ -25,25 +35,22 @@ class TestFigures(unittest.TestCase):
         self.assertEqual("-0.009", volume(D("-0.009")))
         self.assertEqual("0 XBT", volume(D("0E-8"), "XXBT"))
         self.assertEqual("1,250,000.5 XDG", volume(D("1250000.5"), "XXDG"))
+        for number in (D("1E+30"), D("1E-30"), 1e15, 3):
+            self.assertNotIn("E", volume(number).upper())
 
-    def test_money_has_cents_and_its_currency(self) -> None:
-        self.assertEqual("9,999.77 USD", money(D("9999.7678600000000"), "ZUSD"))
-        self.assertEqual("0.00 USD", money(D("-0E-8"), "ZUSD"))
-        self.assertEqual("-1,234.50", money(D("-1234.5"), ""))
-
-    def test_money_too_small_for_cents_still_shows(self) -> None:
-        self.assertEqual("0.0480 USD", money(D("0.048"), "ZUSD"))
-        self.assertEqual("0.00012300 XBT", money(D("0.000123"), "XXBT"))
-
-    def test_without_its_name_an_amount_has_the_decimals_of_its_currency(self) -> None:
+    def test_money_has_its_currency_s_decimals_and_more_where_cents_show_nothing(
+        self,
+    ) -> None:
         for number, currency, want in (
-            (D("-1234.5"), "ZUSD", "-1,234.50"),
-            (D("0.048"), "USDT", "0.0480"),
-            (D("0.000123"), "XXBT", "0.00012300"),
-            (1.5, "ETH", "1.50000000"),
+            (D("9999.7678600000000"), "ZUSD", "9,999.77 USD"),
+            (D("-1234.5"), "", "-1,234.50"),
+            (D("0.048"), "USDT", "0.0480 USDT"),
+            (D("0.000123"), "XXBT", "0.00012300 XBT"),
+            (1.5, "ETH", "1.50000000 ETH"),
         ):
-            with self.subTest(currency):
-                self.assertEqual(want, amount(number, currency))
+            with self.subTest(want):
+                self.assertEqual(want, money(number, currency))
+                self.assertEqual(want.split()[0], amount(number, currency))
 
     def test_nothing_is_ever_minus_zero(self) -> None:
         for text in (money(D("-0.00001"), "ZUSD"), percent(-0.0001), volume(D("-0.0"))):
@@ -54,17 +61,14 @@ class TestFigures(unittest.TestCase):
         self.assertEqual("233 %", percent(233.28, 0))
 
     def test_a_sign_is_shown_where_something_was_won_or_lost(self) -> None:
-        for text, want in (
-            ("12.00 USD", "+12.00 USD"),
-            ("-12.00 USD", "-12.00 USD"),
-            ("0.00 USD", "0.00 USD"),
-        ):
-            self.assertEqual(want, signed(text))
+        shown = [signed(text) for text in ("12.00 USD", "-12.00 USD", "0.00 USD")]
+        self.assertEqual(["+12.00 USD", "-12.00 USD", "0.00 USD"], shown)
 
 
 class TestTimes(unittest.TestCase):
-    def test_a_moment_is_a_date_in_utc_whatever_the_host_s_time_zone(self) -> None:
+    def test_a_moment_is_a_date_in_utc_and_never_beyond_the_calendar(self) -> None:
         self.assertEqual("2026-11-26 20:01:00 UTC", moment(1795723260))
+        self.assertEqual("9999-12-31 23:59:59 UTC", moment(10**18))
 
     def test_a_duration_has_its_two_largest_units(self) -> None:
         for seconds, want in (
@@ -80,18 +84,12 @@ class TestTimes(unittest.TestCase):
                 self.assertEqual(want, duration(seconds))
 
 
-class TestAssets(unittest.TestCase):
+class TestOthers(unittest.TestCase):
     def test_old_codes_lose_their_letter_and_new_ones_keep_theirs(self) -> None:
         codes = ("XXBT", "ZUSD", "XBT.F", "XXBT.F", "ZETA", "SOL", "XDG", "")
         want = ["XBT", "USD", "XBT.F", "XBT.F", "ZETA", "SOL", "XDG", ""]
         self.assertEqual(want, [asset(code) for code in codes])
 
-    def test_a_number_of_any_size_is_written_out(self) -> None:
-        for number in (D("1E+30"), D("1E-30"), 1e15, 3):
-            self.assertNotIn("E", formats.volume(number).upper())
-
-
-class TestColors(unittest.TestCase):
     def test_only_a_terminal_that_wants_colors_gets_them(self) -> None:
         terminal = mock.Mock(isatty=lambda: True)
         for environ, want in (
@@ -100,5 +98,5 @@ class TestColors(unittest.TestCase):
             ({"TERM": "xterm", "NO_COLOR": "1"}, False),
         ):
             with self.subTest(environ), mock.patch.dict("os.environ", environ, clear=True):
-                self.assertEqual(want, formats.shows_color(terminal))
-                self.assertFalse(formats.shows_color(io.StringIO()))
+                self.assertEqual(want, shows_color(terminal))
+                self.assertFalse(shows_color(io.StringIO()))

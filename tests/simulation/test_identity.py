@@ -1,11 +1,12 @@
 """One market and account have one journal, and a journal that is not current trades nothing.
 
-The bot as the front door makes it, in this process, against the built-in exchange over HTTP. Where
-the bot waits, both of their clocks leap.
+The bot as the front door makes it, with the built-in exchange in the same process. Time passes only
+while the bot waits.
 """
 
 import os
 import shutil
+import socket
 import sqlite3
 import unittest
 from concurrent.futures import ThreadPoolExecutor
@@ -35,19 +36,21 @@ from krakenbot.journal import Journal
 from krakenbot.journal_file import open_journal
 from krakenbot.kraken.spot import Spot
 from krakenbot.lock import Lock, Nonces
-from krakenbot.model import ZERO, KeyInfo, Purpose, Side
+from krakenbot.model import ZERO, KeyInfo, Purpose, Secret, Side
 from krakenbot.records import Intent, Outcome
-from krakenbot.simulated.http import Sandbox
+from krakenbot.simulated.api import SandboxApi
+from krakenbot.simulated.feed import Feed
 from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
 from krakenbot.startup import Start, check_account
 from tests import slow
 from tests.clocks import StandingClock
 from tests.folders import own_folder
 from tests.logs import silence
-from tests.markets import begin_candle, sandbox_for, short_histories
+from tests.markets import short_histories
+from tests.simulation.test_contract import Direct
 
 SIZE = Decimal("0.01")
-SPEED = 2.0  # Other than 1, so that nothing looks at the host's time.
+START = 1_791_504_000.0  # Where a candle of any length begins.
 KEYS = {"KRAKEN_API_KEY": SANDBOX_KEY, "KRAKEN_API_SECRET": SANDBOX_SECRET}
 
 
@@ -60,15 +63,20 @@ class Killed(BaseException):
 
 
 class LeapingClock(Clock):
-    def __init__(self, sandbox: Sandbox, speed: float) -> None:
-        self.sandbox = sandbox
+    """Waits in no time."""
+
+    def __init__(self, test: "FrontDoor", speed: float) -> None:
+        self.test = test
         super().__init__(speed)
 
     def monotonic(self) -> float:
-        return self.sandbox.api.now()
+        return self.test.time
+
+    def wall(self) -> float:
+        return self.now()
 
     def wait(self, seconds: float) -> None:
-        self.sandbox.api.controls["clock"]({"advance": max(seconds, 0.0)})
+        self.test.time += max(seconds, 0.0)
         super().wait(0)
 
 
@@ -77,12 +85,18 @@ class FrontDoor(unittest.TestCase):
         silence(self)
         self.folder = own_folder(self)
         self.state = self.folder / "state"
-        self.sandbox = sandbox_for(self, "random:5", SPEED)
-        begin_candle(self.sandbox)
-        leaps = partial(LeapingClock, self.sandbox)
-        for module in (assembling, calling):
-            self.enterContext(mock.patch.object(module, "Clock", leaps))
+        self.time = START
+        secret = Secret(SANDBOX_SECRET)
+        self.api = SandboxApi(Feed("random:5", START), lambda: self.time, SANDBOX_KEY, secret)
+        for module, name, stand_in in (
+            (assembling, "Clock", partial(LeapingClock, self)),
+            (calling, "Clock", partial(LeapingClock, self)),
+            (assembling, "UrllibTransport", lambda *_: Direct(self.api)),
+        ):
+            self.enterContext(mock.patch.object(module, name, stand_in))
         self.enterContext(mock.patch.dict(os.environ, KEYS))
+        # On this machine a key of one exchange has one bot, of all tests that run now.
+        port = self.enterContext(socket.create_server(("127.0.0.1", 0))).getsockname()[1]
         rule = self.folder / "long.py"  # What is held does not depend on the hour.
         rule.write_text("CANDLES = 1\ndef direction(candles): return 1\n")
         rule.chmod(0o600)
@@ -95,7 +109,7 @@ class FrontDoor(unittest.TestCase):
             entry="now",
             strategy=StrategyTable(name="file", file=rule),
             state_directory=self.state,
-            exchange=ExchangeTable(url=self.sandbox.url, clock_speed=SPEED, timeout=120.0),
+            exchange=ExchangeTable(url=f"http://127.0.0.1:{port}"),
             risk=RiskTable(max_fee_percent_per_day=Decimal(1000)),
         )
 
@@ -105,7 +119,7 @@ class FrontDoor(unittest.TestCase):
             parts.bot.run(once=True)
 
     def bought(self) -> list[Decimal]:
-        return [Decimal(row["vol_exec"]) for row in self.sandbox.api.orders.values()]
+        return [Decimal(row["vol_exec"]) for row in self.api.orders.values()]
 
     def journals(self) -> list[str]:
         return sorted(path.name for path in self.state.glob("*.db"))
@@ -168,7 +182,6 @@ class TestSpelling(FrontDoor):
         for used in ("XBTUSD", "XXBTZUSD"):
             self.setUp()
             self.run_once(pair=used, entry="next-turn")
-            self.sandbox.close()
             for pair in ("BTCUSD", "BTC/USD", "XBT/USD", "xbtusd", "XBTUSD", "XXBTZUSD"):
                 with self.subTest(used=used, pair=pair):
                     path = identity.journal_path(self.config._replace(pair=pair))
@@ -273,7 +286,7 @@ class TestStrategy(FrontDoor):
 
     def test_a_rule_s_candles_are_not_needed_to_look_up_an_open_order(self) -> None:
         self.run_once(entry="next-turn")
-        now = int(self.sandbox.api.now())
+        now = int(self.time)
         lost = Intent("lost", 1, 1, Purpose.OPEN, Side.BUY, SIZE, 0, False, "", ZERO, now, now)
         with self.journal() as journal:
             journal.write(lost)
@@ -323,7 +336,7 @@ class TestLostJournal(FrontDoor):
         self.run_once(leverage=2, entry="next-turn")
         traded = {"pair": "XBTUSD", "side": "buy", "volume": SIZE, "leverage": 2}
         for wish in (traded, {"pair": "XBTUSD", "close": True}):
-            self.sandbox.api.controls["position"](wish)
+            self.api.controls["position"](wish)
         self.lose_journal()
         no_view = mock.patch.object(Spot, "position", side_effect=RefusedError("no"))
         with no_view, self.assertRaisesRegex(StopError, "does not know"):
@@ -334,7 +347,7 @@ class TestLostJournal(FrontDoor):
 
     def test_a_death_before_the_halt_does_not_hide_the_coins_of_a_lost_journal(self) -> None:
         self.hold()
-        self.sandbox.api.controls["clock"]({"advance": 3 * 240 * 60})
+        self.time += 3 * 240 * 60
         self.lose_journal()
         with mock.patch.object(Journal, "halt", side_effect=Killed):
             self.assertRaises(Killed, self.run_once)
@@ -406,7 +419,7 @@ class TestCurrent(FrontDoor):
 
     def test_a_key_that_was_used_elsewhere_meanwhile_makes_it_wait(self) -> None:
         self.hold()
-        self.sandbox.api.nonce += 5
+        self.api.nonce += 5
         parts = self.made()
         stands = mock.patch.object(parts.clock, "monotonic", return_value=parts.clock.monotonic())
         with stands, mock.patch.object(parts.clock, "wait") as wait:
@@ -416,7 +429,7 @@ class TestCurrent(FrontDoor):
 
     def test_so_does_one_with_which_another_command_of_ours_has_met_that(self) -> None:
         self.hold()
-        self.sandbox.api.nonce += 5
+        self.api.nonce += 5
         credentials = load_credentials(self.config)
         assert credentials is not None
         client, lock = calling.signed_client(self.config, credentials, changes=False)

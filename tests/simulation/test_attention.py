@@ -335,11 +335,6 @@ class TestLongCandles(BotTest):
         self.run_for(3600)
         self.assertLess(max(later - sooner for sooner, later in pairwise(asked)), 310)
 
-    def test_an_attentive_bot_still_decides_once_a_candle(self) -> None:
-        self.run_for(5 * LONG_S)
-        self.assertEqual(6, len(list(self.journal.decisions())))
-        self.assertEqual(1, len(self.exchange.placed))
-
 
 class TestRaisedMinimum(BotTest):
     def raise_minimum(self) -> Bot:

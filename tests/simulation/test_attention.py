@@ -542,7 +542,7 @@ class TestRefresh(BotTest):
         self.assertRaises(UnansweredError, market.refresh)
         return market
 
-    def test_what_comes_before_and_after_a_part_that_cannot_be_read_is_read_all_the_same(self):
+    def test_one_part_that_cannot_be_read_keeps_no_other_from_being_read(self) -> None:
         for silent in ("server_time", "market_status", "rules"):
             with self.subTest(silent):
                 market = self.refreshed(silent)

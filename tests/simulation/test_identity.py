@@ -268,7 +268,7 @@ class TestRefusedKey(FrontDoor):
 
 
 class TestStrategy(FrontDoor):
-    def test_nothing_that_cannot_be_read_keeps_it_from_closing_not_even_under_new_settings(self):
+    def test_nothing_that_cannot_be_read_keeps_it_from_closing(self) -> None:
         for method, changes in (
             ("candles", {}),
             ("candles", {"reversal": "one-order"}),

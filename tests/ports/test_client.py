@@ -132,7 +132,7 @@ class TestErrors(unittest.TestCase):
                         client(transport, live=True).private(method, {})
                     self.assertEqual(1, len(transport.requests), "an order went out twice")
 
-    def test_of_several_errors_the_one_counts_that_may_hide_an_order_or_needs_a_person(self):
+    def test_of_several_errors_the_gravest_counts(self) -> None:
         for other in [*REFUSED, *LATER, *STOP, "EAPI:Invalid nonce"]:
             for errors in ((other, "EService:Timeout"), ("EService:Timeout", other)):
                 with self.subTest(errors), self.assertRaises(UnansweredError):

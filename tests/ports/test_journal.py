@@ -1,13 +1,14 @@
 import contextlib
 import errno
 import os
+import re
 import resource
 import shutil
 import sqlite3
 import stat
 import threading
 import unittest
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
@@ -80,10 +81,6 @@ def full_disk() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def rows(journal: Journal, query: str) -> list[Any]:
-    return journal._db.execute(query).fetchall()
-
-
 FILLED = execution(intent(), "0.04", "2000", "16")
 
 
@@ -96,6 +93,19 @@ class Folder(unittest.TestCase):
         journal = open_journal(self.path)
         self.addCleanup(journal.close)
         return journal
+
+    def connection(self) -> sqlite3.Connection:
+        """Return a connection as a journal has it."""
+        self.path.parent.mkdir(exist_ok=True)
+        connection = prepare(sqlite3.connect(self.path, isolation_level=None), self.path)
+        self.addCleanup(connection.close)
+        return connection
+
+    def sql(self, text: str) -> list[Any]:
+        """Do what another program may do to the file."""
+        with contextlib.closing(sqlite3.connect(self.path)) as connection, connection:
+            connection.row_factory = sqlite3.Row
+            return connection.execute(text).fetchall()
 
     def closed(self) -> bytes:
         """Return the file of a journal with one intent that was closed."""
@@ -125,7 +135,7 @@ class TestOrders(Folder):
         journal.write(wanted)
         self.assertEqual([wanted], journal.open_intents())
         self.assertEqual([wanted], self.look(self.path))
-        self.assertEqual(2, rows(journal, "PRAGMA synchronous")[0][0], "FULL")
+        self.assertEqual(2, self.connection().execute("PRAGMA synchronous").fetchone()[0], "FULL")
 
     def test_a_second_intent_for_the_same_step_is_refused_and_nothing_is_lost(self) -> None:
         journal = self.journal()
@@ -249,9 +259,9 @@ class TestDecisions(Folder):
         self.assertTrue(journal.is_done(60, CANDLE))
         self.assertFalse(journal.is_done(300, CANDLE))
         journal.decide(ROW | {"reason": "another", "target": -1})
-        (row,) = rows(journal, "SELECT * FROM decisions")
+        (row,) = self.sql("SELECT * FROM decisions")
         self.assertEqual(("on target", 1, 1), (row["reason"], row["target"], row["done"]))
-        (row,) = rows(journal, "SELECT * FROM equity")
+        (row,) = self.sql("SELECT * FROM equity")
         self.assertEqual(("2040", "204.00"), (row["equity"], row["margin_level"]))
 
     def test_single_values_are_set_and_removed_all_or_none(self) -> None:
@@ -286,12 +296,11 @@ class TestFile(Folder):
         self.path.touch(mode=0o600)
         journal = self.journal()
         self.assertEqual([], journal.intents())
-        self.assertEqual(len(MIGRATIONS), rows(journal, "PRAGMA user_version")[0][0])
+        self.assertEqual(len(MIGRATIONS), self.sql("PRAGMA user_version")[0][0])
 
     def test_a_journal_of_a_newer_program_is_refused_and_left_as_it_is(self) -> None:
-        journal = open_journal(self.path)
-        rows(journal, f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
-        journal.close()
+        self.closed()
+        self.sql(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
         before = self.path.read_bytes()
         self.assertRaises(ConfigError, open_journal, self.path)
         self.assertEqual(before, self.path.read_bytes())
@@ -309,46 +318,41 @@ class TestFile(Folder):
         ):
             with self.subTest(change):
                 self.path.write_bytes(whole)
-                with contextlib.closing(sqlite3.connect(self.path)) as connection, connection:
-                    connection.execute(change)
+                self.sql(change)
                 with self.assertRaisesRegex(StopError, "damaged"):
                     open_journal(self.path)
 
     def test_a_row_that_only_commands_read_is_called_damaged_where_it_is_odd(self) -> None:
         journal = self.journal()
         journal.decide(ROW, SUMMARY)
-        readings: list[Callable[[], object]] = [
-            lambda: list(journal.decisions()),
-            lambda: journal.newest_decisions(1),
-            lambda: list(journal.equity()),
-            journal.newest_equity,
-        ]
         for change in ("price = 'x'", "price = 'NaN'", "held = ''"):
             for table in ("decisions", "equity"):
-                journal._db.execute(f"UPDATE {table} SET {change}")
-            for reading in readings:
+                self.sql(f"UPDATE {table} SET {change}")
+            for reading in (
+                lambda: list(journal.decisions()),
+                lambda: journal.newest_decisions(1),
+                lambda: list(journal.equity()),
+                journal.newest_equity,
+            ):
                 with self.subTest(change), self.assertRaisesRegex(StopError, "damaged.*left as it"):
                     reading()
 
     def test_a_file_that_fails_in_the_middle_of_a_run_stops_it_in_one_sentence(self) -> None:
         whole = self.journal()
-        whole.decide(ROW, SUMMARY)
         for kind in (sqlite3.OperationalError, sqlite3.DatabaseError):
-            failing = FullDisk(whole._db, ("SELECT", "PRAGMA"), kind("disk I/O error"))
-            journal = Journal(failing, self.path)
-            readings: list[Callable[[], object]] = [
-                journal.account,
-                journal.intents,
-                journal.newest_record,
-                lambda journal=journal: journal.get("halted"),
-                lambda journal=journal: list(journal.decisions()),
-            ]
-            for reading in readings:
-                with self.subTest(kind), self.assertRaises(StopError) as caught:
+            error = kind("disk I/O error")
+            failing = Journal(FullDisk(self.connection(), ("SELECT", "PRAGMA"), error), self.path)
+            for reading in (
+                failing.account,
+                failing.intents,
+                failing.newest_record,
+                partial(failing.get, "halted"),
+                lambda failing=failing: list(failing.decisions()),
+            ):
+                said = f"the journal {re.escape(str(self.path))} .*disk I/O error"
+                with self.subTest(kind), self.assertRaisesRegex(StopError, said) as caught:
                     reading()
                 self.assertEqual(76, caught.exception.exit_code)
-                self.assertIn(f"the journal {self.path} ", str(caught.exception))
-                self.assertIn("disk I/O error", str(caught.exception))
                 whole.keep_stop(caught.exception)
                 self.assertEqual("", whole.get("halted"), "a disk may come back")
 
@@ -367,12 +371,10 @@ class TestFile(Folder):
             "text": b"this is no database\n" * 100,
         }.items():
             self.path.write_bytes(text)
-            with self.subTest(name):
-                with self.assertRaises(StopError) as caught:
-                    open_journal(self.path)
-                self.assertEqual(76, caught.exception.exit_code)
-                self.assertEqual(text, self.path.read_bytes())
-                self.assertRaises((StopError, ConfigError), open_read_only, self.path)
+            with self.subTest(name), self.assertRaises(StopError) as caught:
+                open_journal(self.path)
+            self.assertEqual((76, text), (caught.exception.exit_code, self.path.read_bytes()))
+            self.assertRaises((StopError, ConfigError), open_read_only, self.path)
 
     def test_a_journal_of_0_2_0_goes_on_with_the_same_account(self) -> None:
         self.old_journal()
@@ -441,14 +443,15 @@ class TestFile(Folder):
             self.assertNotIn("damaged", str(caught.exception))
 
     def test_a_lock_of_some_seconds_is_waited_for_and_a_longer_one_is_named(self) -> None:
-        journal = self.journal()
+        connection = self.connection()
+        journal = Journal(connection)
         holder = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
         self.addCleanup(holder.close)
         holder.execute("BEGIN IMMEDIATE")
-        journal._db.execute("PRAGMA busy_timeout = 50")
+        connection.execute("PRAGMA busy_timeout = 50")
         with self.assertRaisesRegex(StopError, "Another program has held its lock"):
             journal.put(a=1)
-        journal._db.execute("PRAGMA busy_timeout = 5000")
+        connection.execute("PRAGMA busy_timeout = 5000")
         release = threading.Timer(0.1, holder.execute, ["ROLLBACK"])
         release.start()
         journal.put(a=1)
@@ -519,10 +522,10 @@ class TestFullDisk(Folder):
         for word in ("BEGIN", "INSERT", "UPDATE", "COMMIT"):
             connection = prepare(sqlite3.connect(":memory:", isolation_level=None), self.path)
             self.addCleanup(connection.close)
-            whole = Journal(connection)
+            whole, full = Journal(connection), Journal(FullDisk(connection, word))
             whole.write(intent())
-            full = Journal(FullDisk(connection, word))
-            attempts: list[Callable[[], object]] = [
+            stopped = 0
+            for attempt in (
                 partial(full.put, a=1),
                 partial(full.write, intent(attempt=1)),
                 partial(full.accept, intent().id),
@@ -530,17 +533,14 @@ class TestFullDisk(Folder):
                 partial(full.book, [Booked("L1", CANDLE, "rollover", Decimal(1))]),
                 partial(full.decide, ROW, SUMMARY),
                 partial(full.adopt, Decimal(1), Decimal(1), CANDLE, True),
-            ]
-            stopped = 0
-            before = list(connection.iterdump())
-            for attempt in attempts:
+            ):
+                before = list(connection.iterdump())
                 try:
                     attempt()
                 except StopError as error:
                     stopped += 1
                     self.assertEqual(76, error.exit_code)
                     self.assertEqual(before, list(connection.iterdump()))
-                before = list(connection.iterdump())
             with self.subTest(word):
                 self.assertGreater(stopped, 1)
                 whole.put(still="works")

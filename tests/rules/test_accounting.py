@@ -158,7 +158,7 @@ class TestLedger(AccountingTest):
         self.journal.conclude(wanted, Outcome.CLOSED, CANDLE + 900, done)
         self.check("16", "0.4", CANDLE + 1000)
 
-    def test_what_the_ledger_does_not_show_within_a_day_is_said_once_and_shown_by_status(self):
+    def test_what_the_ledger_does_not_show_within_a_day_is_said_once_and_kept(self) -> None:
         self.assertIsNone(read_status(self.journal)["difference"])
         order = self.bought()
         self.assertEqual("", self.book())

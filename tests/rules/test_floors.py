@@ -54,12 +54,7 @@ def imports(tree: ast.AST, *, lazy: bool) -> Iterator[str]:
             assert node.level == 0, f"a relative import of {module!r}"
             if module == "krakenbot":
                 yield from (f"krakenbot.{alias.name}" for alias in node.names)
-            elif module in (
-                "krakenbot.simulated",
-                "krakenbot.backtest",
-                "krakenbot.kraken",
-                "krakenbot.commands",
-            ):
+            elif module in ROOMS:
                 yield from (f"{module}.{alias.name}" for alias in node.names)
             else:
                 yield module

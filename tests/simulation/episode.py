@@ -143,6 +143,7 @@ def _last_look(world: World) -> None:
         world.people.command("run", "--live", "--accept-costs", "--once")
     rows = world.raw("SELECT id FROM intents WHERE outcome IS NULL")
     world.expect(not rows, "nothing stays open", str([row[0] for row in rows]))
+    world.truth.check_equity_of_journal()
     world.truth.check_no_secret()
 
 

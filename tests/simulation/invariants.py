@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tests.simulation.world import World
 
 QUOTE = "ZUSD"
-NOT_SENT, GIVEN_UP, ADOPTED, ABSENT = "not sent", "given up", "adopted", "absent"
+NOT_SENT, GIVEN_UP, ABSENT = "not sent", "given up", "absent"
 # Refusals that pass by themselves: they count neither as an order nor against the bot.
 PASSING = (NOT_SENT, "put off", "put off, no order left", "absent")
 TICK = Decimal("0.00001")  # The last digit of costs.

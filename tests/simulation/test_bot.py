@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from decimal import Decimal
 from functools import partial
-from itertools import chain, pairwise, repeat
+from itertools import chain, count, pairwise, repeat
 from pathlib import Path
 from typing import Any, NoReturn
 from unittest import mock
@@ -329,6 +329,7 @@ STORIES: dict[str, tuple[str, int, list[float], int]] = {
     "an order whose answer was lost is found and not sent again": ("lost", 104, [1], 1),
     "so is one that shows only after a minute": ("hang", 104, [1], 1),
     "after one that never happened a later candle opens": ("never", 106, [1, 1], 1),
+    "one that never left is tried again": ("unsent", 100, [1, 1], 1),
     "a key refused once does not end the bot": ("stop", 105, [1, 1], 1),
     "the rest of an opening comes with the next candle": ("half", 101, [1, 0.5], 1),
     "the rest of a close is closed before anything opens": (
@@ -555,10 +556,8 @@ class TestWithoutMargin(BotTest):
 
     def test_a_first_start_in_a_fall_sells_nothing(self) -> None:
         self.exchange.foreign_base = Decimal(3)
-        self.until(DOWN + 3)
-        count = len(self.exchange.placed)
-        self.once(DOWN + 30)
-        self.assertEqual(count, len(self.exchange.placed))
+        self.once(DOWN + 3)
+        self.assertEqual([], self.exchange.placed)
 
     def test_coins_of_the_bot_that_are_gone_stop_it_with_both_numbers(self) -> None:
         bot = self.once()
@@ -650,18 +649,14 @@ class TestUnanswered(BotTest):
         self.assertGreater(deadlines[0], 14)
 
     def test_an_outage_while_an_order_is_unknown_decides_nothing(self) -> None:
-        self.exchange.script = ["lost"]
-        original, until = self.exchange.find, self.clock.time + 1000
-
-        def find(order_id: str, since: int) -> Execution | None:
-            if self.clock.time < until:
-                raise UnansweredError("timed out")
-            return original(order_id, since)
-
+        self.exchange.script, find = ["lost"], self.exchange.find
+        self.fails("find")
+        bot = self.run_for(1000)
+        self.assertEqual([], [row for row in self.journal.decisions() if row.done])
         self.exchange.find = find
-        self.until(120)
-        self.assertEqual((1, "closed"), (len(self.exchange.placed[:1]), self.outcomes()[0][1]))
-        self.assertEqual(SIZE, abs(self.exchange.held))
+        self.until(120, bot)
+        self.assertEqual((Purpose.OPEN, "closed"), self.outcomes()[0])
+        self.assertEqual(-SIZE, self.exchange.held)
 
     def test_an_order_that_stays_open_or_traded_too_much_stops_the_bot(self) -> None:
         for change, said in (
@@ -757,18 +752,6 @@ class TestRefused(BotTest):
 
 
 class TestNotSent(BotTest):
-    def test_an_order_that_never_left_is_tried_again_after_a_pause_under_another_id(self) -> None:
-        self.exchange.script = ["unsent", "fill"]
-        self.once()
-        before, after = (intent.created for intent in self.intents())
-        self.assertGreaterEqual(after - before, 2)
-        first, second = self.exchange.placed
-        self.assertNotEqual(first.client_order_id, second.client_order_id)
-        self.assertEqual(
-            [(Purpose.OPEN, Outcome.NOT_SENT), (Purpose.OPEN, "closed")], self.outcomes()
-        )
-        self.assertEqual(SIZE, self.exchange.held)
-
     def test_orders_that_never_leave_halt_nothing_and_do_not_count(self) -> None:
         self.exchange.script = ["unsent"] * 12
         self.until(104)
@@ -776,15 +759,6 @@ class TestNotSent(BotTest):
         self.until(115)
         self.assertEqual(SIZE, abs(self.exchange.held))
         self.assert_no_order_went_out_twice()
-
-
-class TestPartialFill(BotTest):
-    def test_a_rest_below_the_smallest_order_is_left_alone(self) -> None:
-        self.exchange.script = ["fill"]
-        bot = self.bot(size=Decimal("0.01003"))
-        self.once(bot=self.bot())
-        self.once(101, bot)
-        self.assertEqual(1, len(self.exchange.placed))
 
 
 class TestPositionTruth(BotTest):
@@ -1103,56 +1077,37 @@ class TestDeath(BotTest):
         fee = (bought.cost * Decimal("0.00025")).quantize(Decimal("0.00001"))
         self.assertEqual(fee, self.journal.account().margin_fees)
 
-    def dying_bot(self, deaths: Deaths, **changes: Any) -> Bot:
+    def dying_bot(self, deaths: Deaths) -> Bot:
         return Bot(
-            self.plan._replace(**changes),
+            self.plan,
             Dying(self.exchange, deaths, self.CALLS),
             Journal(Dying(self.connection, deaths, frozenset({"execute"}))),
             self.clock,
             "abc",
         )
 
-    def check_every_death(self, script: Sequence[str], **changes: Any) -> None:
-        moment, number_of_deaths = 0, 0
-        while True:
-            moment += 1 if IS_LONG else 11
+    def test_after_a_death_at_any_call_each_step_has_one_executed_order_to_target(self) -> None:
+        for moment in count(1, 1 if IS_LONG else 11):
             self.setUp()
-            self.once(105, self.bot(**changes))
-            self.exchange.script = list(script)
+            self.once(105)
             self.at(DOWN)
-            deaths = Deaths(moment)
             try:
-                self.dying_bot(deaths, **changes).run(once=True)
+                self.dying_bot(Deaths(moment)).run(once=True)
+                break
             except Killed:
-                number_of_deaths += 1
                 self.connection.rollback()  # As a real death does.
                 self.journal = Journal(self.connection)
-            else:
-                break
-            with self.subTest(script=script, moment=moment, **changes):
+            with self.subTest(moment=moment):
                 self.clock.time += 3
-                self.until(DOWN + 6, **changes)
+                self.until(DOWN + 6)
                 self.assertEqual(-SIZE, self.exchange.held)
                 self.assertEqual(-SIZE, self.journal.account().held)
                 self.assertEqual([], self.journal.open_intents())
                 self.assertFalse(self.journal.get("halted"))
                 executed = [e.volume for e in self.exchange.executions.values() if e.volume]
-                # After a turn that never went out, the bot closes first and opens then.
-                turned = (2 * SIZE, 2) if changes else (SIZE, 3)
-                self.assertIn((executed[-1], len(executed)), (turned, (SIZE, 3)))
+                self.assertEqual([SIZE] * 3, executed)
                 self.assert_no_order_went_out_twice()
-        self.assertGreater(number_of_deaths, 50 if IS_LONG else 9)
-
-    def test_after_a_death_at_any_call_each_step_has_one_executed_order_to_target(self) -> None:
-        self.check_every_death(["fill", "fill"])
-
-    @slow
-    def test_the_same_is_true_when_the_answer_is_lost_as_well(self) -> None:
-        self.check_every_death(["lost", "hang"])
-
-    @slow
-    def test_the_same_is_true_of_a_turn_in_one_order(self) -> None:
-        self.check_every_death(["lost"], one_order=True)
+        self.assertGreater(moment, 100)
 
 
 class TestOneAtATime(BotTest):

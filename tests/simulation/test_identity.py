@@ -1,17 +1,20 @@
 """One market and account have one journal, and a journal that is not current trades nothing.
 
-The bot as the front door makes it, in this process, against the built-in exchange over HTTP. Where
-the bot waits, both of their clocks leap.
+The bot as the front door makes it, with the built-in exchange in the same process. Time passes only
+while the bot waits.
 """
 
 import os
 import shutil
+import socket
 import sqlite3
 import unittest
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, suppress
 from decimal import Decimal
 from functools import partial
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -37,19 +40,21 @@ from krakenbot.journal_file import open_journal
 from krakenbot.kraken.spot import Spot
 from krakenbot.kraken.transport import UrllibTransport
 from krakenbot.lock import Lock, Nonces
-from krakenbot.model import ZERO, KeyInfo, Purpose, Side
+from krakenbot.model import ZERO, KeyInfo, Purpose, Secret, Side
 from krakenbot.records import Intent, Outcome
-from krakenbot.simulated.http import Sandbox
+from krakenbot.simulated.api import SandboxApi
+from krakenbot.simulated.feed import Feed
 from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
+from krakenbot.simulated.wire import Answer
 from krakenbot.startup import Start, check_account
-from tests import slow
 from tests.clocks import StandingClock
 from tests.folders import own_folder
 from tests.logs import silence
-from tests.markets import begin_candle, sandbox_for, short_histories
+from tests.markets import short_histories
+from tests.simulation.test_contract import Direct
 
 SIZE = Decimal("0.01")
-SPEED = 2.0  # Other than 1, so that nothing looks at the host's time.
+START = 1_791_504_000.0  # Where a candle of any length begins.
 KEYS = {"KRAKEN_API_KEY": SANDBOX_KEY, "KRAKEN_API_SECRET": SANDBOX_SECRET}
 
 
@@ -62,15 +67,20 @@ class Killed(BaseException):
 
 
 class LeapingClock(Clock):
-    def __init__(self, sandbox: Sandbox, speed: float) -> None:
-        self.sandbox = sandbox
+    """Waits in no time."""
+
+    def __init__(self, test: "FrontDoor", speed: float) -> None:
+        self.test = test
         super().__init__(speed)
 
     def monotonic(self) -> float:
-        return self.sandbox.api.now()
+        return self.test.time
+
+    def wall(self) -> float:
+        return self.now()
 
     def wait(self, seconds: float) -> None:
-        self.sandbox.api.controls["clock"]({"advance": max(seconds, 0.0)})
+        self.test.time += max(seconds, 0.0)
         super().wait(0)
 
 
@@ -79,12 +89,18 @@ class FrontDoor(unittest.TestCase):
         silence(self)
         self.folder = own_folder(self)
         self.state = self.folder / "state"
-        self.sandbox = sandbox_for(self, "random:5", SPEED)
-        begin_candle(self.sandbox)
-        leaps = partial(LeapingClock, self.sandbox)
-        for module in (assembling, calling):
-            self.enterContext(mock.patch.object(module, "Clock", leaps))
+        self.time = START
+        secret = Secret(SANDBOX_SECRET)
+        self.api = SandboxApi(Feed("random:5", START), lambda: self.time, SANDBOX_KEY, secret)
+        for module, name, stand_in in (
+            (assembling, "Clock", partial(LeapingClock, self)),
+            (calling, "Clock", partial(LeapingClock, self)),
+            (assembling, "UrllibTransport", lambda *_: Direct(self.api)),
+        ):
+            self.enterContext(mock.patch.object(module, name, stand_in))
         self.enterContext(mock.patch.dict(os.environ, KEYS))
+        # On this machine a key of one exchange has one bot, of all tests that run now.
+        port = self.enterContext(socket.create_server(("127.0.0.1", 0))).getsockname()[1]
         rule = self.folder / "long.py"  # What is held does not depend on the hour.
         rule.write_text("CANDLES = 1\ndef direction(candles): return 1\n")
         rule.chmod(0o600)
@@ -97,7 +113,7 @@ class FrontDoor(unittest.TestCase):
             entry="now",
             strategy=StrategyTable(name="file", file=rule),
             state_directory=self.state,
-            exchange=ExchangeTable(url=self.sandbox.url, clock_speed=SPEED, timeout=120.0),
+            exchange=ExchangeTable(url=f"http://127.0.0.1:{port}"),
             risk=RiskTable(max_fee_percent_per_day=Decimal(1000)),
         )
 
@@ -107,13 +123,23 @@ class FrontDoor(unittest.TestCase):
             parts.bot.run(once=True)
 
     def bought(self) -> list[Decimal]:
-        return [Decimal(row["vol_exec"]) for row in self.sandbox.api.orders.values()]
+        return [Decimal(row["vol_exec"]) for row in self.api.orders.values()]
 
     def journals(self) -> list[str]:
         return sorted(path.name for path in self.state.glob("*.db"))
 
     def journal(self) -> AbstractContextManager[Journal]:
         return closing(open_journal(self.state / self.journals()[0]))
+
+    def written(self, write: Callable[..., None], *values: object, **named: object) -> None:
+        """Write something into the journal of a bot that does not run."""
+        with self.journal() as journal:
+            write(journal, *values, **named)
+
+    def assert_stops(self, words: str, **changes: Any) -> None:
+        with self.assertRaisesRegex(StopError, words) as caught:
+            self.run_once(**changes)
+        self.assertEqual(76, caught.exception.exit_code)
 
     def forget_decisions(self) -> None:
         with closing(sqlite3.connect(self.state / self.journals()[0])) as database, database:
@@ -170,7 +196,6 @@ class TestSpelling(FrontDoor):
         for used in ("XBTUSD", "XXBTZUSD"):
             self.setUp()
             self.run_once(pair=used, entry="next-turn")
-            self.sandbox.close()
             for pair in ("BTCUSD", "BTC/USD", "XBT/USD", "xbtusd", "XBTUSD", "XXBTZUSD"):
                 with self.subTest(used=used, pair=pair):
                     path = identity.journal_path(self.config._replace(pair=pair))
@@ -201,8 +226,7 @@ class TestSpelling(FrontDoor):
         self.hold()
         index = self.state / identity.INDEX
         index.write_text(index.read_text().replace('"XXBTZUSD"', '"XETHZUSD"'))
-        with self.assertRaisesRegex(StopError, "XXBTZUSD"):
-            self.run_once()
+        self.assert_stops("XXBTZUSD")
         self.assertEqual([SIZE], self.bought())
 
 
@@ -213,8 +237,7 @@ class TestUnmanaged(FrontDoor):
         (text,) = identity.unmanaged(self.config._replace(mode="paper"), Path())
         self.assertIn("0.01 XXBTZUSD is still held, and no bot manages it", text)
         self.assertEqual([], identity.unmanaged(self.config, own))
-        with self.journal() as journal:
-            journal.adopt(ZERO, Decimal(1), 1, on_margin=False)
+        self.written(Journal.adopt, ZERO, Decimal(1), 1, on_margin=False)
         self.assertEqual([], identity.unmanaged(self.config, Path()))
 
     def test_it_is_said_by_commands_of_a_bot_that_has_not_run_yet(self) -> None:
@@ -234,19 +257,19 @@ class TestUnmanaged(FrontDoor):
 
 
 class TestRefusedKey(FrontDoor):
-    @slow
     def test_where_a_bot_has_run_a_key_that_is_refused_once_is_tried_again(self) -> None:
         self.hold()
         (self.state / "index.json").unlink()  # So that the key's account must be asked for.
-        ask, refusals = Spot.key_info, [KeyRefusedError("EAPI:Invalid key")]
+        respond = self.api.respond
+        refused = Answer(200, "", b'{"error":["EAPI:Invalid key"]}')
+        answers = chain([refused], repeat(None))
 
-        def refused_once(spot: Spot) -> Any:
-            if refusals:
-                raise refusals.pop()
-            return ask(spot)
+        def refuse_once(method: str, target: str, *more: Any) -> Answer:
+            answer = next(answers) if target.endswith("GetApiKeyInfo") else None
+            return answer or respond(method, target, *more)
 
-        with mock.patch.object(Spot, "key_info", refused_once):
-            self.run_once()
+        self.api.respond = refuse_once
+        self.run_once()
         self.assertEqual([SIZE], self.bought())
 
     def test_where_none_has_run_a_refused_key_ends_it_at_once(self) -> None:
@@ -257,7 +280,7 @@ class TestRefusedKey(FrontDoor):
 
 
 class TestStrategy(FrontDoor):
-    def test_nothing_that_cannot_be_read_keeps_it_from_closing_not_even_under_new_settings(self):
+    def test_nothing_that_cannot_be_read_keeps_it_from_closing(self) -> None:
         for method, changes in (
             ("candles", {}),
             ("candles", {"reversal": "one-order"}),
@@ -266,8 +289,7 @@ class TestStrategy(FrontDoor):
             with self.subTest(method, **changes):
                 self.setUp()
                 self.hold()
-                with self.journal() as journal:
-                    journal.put(flatten="max_loss was reached")
+                self.written(Journal.put, flatten="max_loss was reached")
                 silent = mock.patch.object(Spot, method, side_effect=UnansweredError("timed out"))
                 with silent, self.assertRaisesRegex(StopError, "max_loss was reached"):
                     self.run_once(**changes)
@@ -275,10 +297,9 @@ class TestStrategy(FrontDoor):
 
     def test_a_rule_s_candles_are_not_needed_to_look_up_an_open_order(self) -> None:
         self.run_once(entry="next-turn")
-        now = int(self.sandbox.api.now())
+        now = int(self.time)
         lost = Intent("lost", 1, 1, Purpose.OPEN, Side.BUY, SIZE, 0, False, "", ZERO, now, now)
-        with self.journal() as journal:
-            journal.write(lost)
+        self.written(Journal.write, lost)
         delisted = mock.patch.object(Spot, "candles", side_effect=RefusedError("no such pair"))
         with delisted, suppress(LaterError, RefusedError, StopError):
             self.run_once()
@@ -325,75 +346,50 @@ class TestLostJournal(FrontDoor):
         self.run_once(leverage=2, entry="next-turn")
         traded = {"pair": "XBTUSD", "side": "buy", "volume": SIZE, "leverage": 2}
         for wish in (traded, {"pair": "XBTUSD", "close": True}):
-            self.sandbox.api.controls["position"](wish)
+            self.api.controls["position"](wish)
         self.lose_journal()
         no_view = mock.patch.object(Spot, "position", side_effect=RefusedError("no"))
         with no_view, self.assertRaisesRegex(StopError, "does not know"):
             self.run_once(leverage=2)
         self.assertEqual(2, len(self.bought()))
-        with self.assertRaisesRegex(StopError, "halted"):
-            self.run_once(leverage=2)
+        self.assert_stops("halted", leverage=2)
 
     def test_a_death_before_the_halt_does_not_hide_the_coins_of_a_lost_journal(self) -> None:
         self.hold()
-        self.sandbox.api.controls["clock"]({"advance": 3 * 240 * 60})
+        self.time += 3 * 240 * 60
         self.lose_journal()
         with mock.patch.object(Journal, "halt", side_effect=Killed):
             self.assertRaises(Killed, self.run_once)
-        with self.assertRaisesRegex(StopError, "the journal is new"):
-            self.run_once()
+        self.assert_stops("the journal is new")
         self.assertEqual([SIZE], self.bought())
-        with self.journal() as journal:
-            journal.resume()
+        self.written(Journal.resume)
         self.run_once()  # It is not asked about again.
-
-    def test_an_old_copy_on_a_machine_where_no_bot_has_run_is_compared_too(self) -> None:
-        self.run_once(entry="next-turn")  # It has run and bought nothing yet.
-        backup = shutil.copytree(self.state, self.folder / "backup")
-        self.forget_decisions()
-        self.run_once()
-        self.assertEqual([SIZE], self.bought())
-        shutil.rmtree(self.state)
-        self.state.mkdir()
-        for path in backup.glob("*.db"):
-            shutil.copy(path, self.state)
-        with self.assertRaisesRegex(StopError, "does not know: O"):
-            self.run_once()
-        self.assertEqual([SIZE], self.bought())
 
 
 class TestCurrent(FrontDoor):
     """Before anything is sent, all trades since the newest record are known."""
 
-    def go_back(self, backup: Path, *, keys_too: bool) -> None:
-        which = "*" if keys_too else "live*"
-        for path in self.state.glob(which):
+    def go_back(self, backup: Path, gone: str, back: str) -> None:
+        for path in self.state.glob(gone):
             path.unlink()
-        for path in backup.glob(which):
+        for path in backup.glob(back):
             shutil.copy(path, self.state)
 
-    @slow
-    def test_a_journal_that_went_back_doubles_nothing_with_or_without_its_key_file(self) -> None:
-        for keys_too in (False, True):
-            with self.subTest(keys_too=keys_too):
+    def test_a_journal_that_went_back_doubles_nothing_whatever_else_is_there(self) -> None:
+        for gone, back in (("live*", "live*"), ("*", "*"), ("*", "*.db")):
+            with self.subTest(gone=gone, back=back):
                 self.setUp()
                 self.run_once(entry="next-turn")  # It has run and bought nothing yet.
-                old = Intent("old", 1, 1, Purpose.OPEN, Side.BUY, SIZE, 0, False, "", ZERO, 1, 16)
                 self.forget_decisions()
-                with self.journal() as journal:
-                    journal.write(old)
-                    journal.conclude(old, Outcome.REFUSED, 2)
+                old = Intent("old", 1, 1, Purpose.OPEN, Side.BUY, SIZE, 0, False, "", ZERO, 1, 16)
+                self.written(Journal.write, old)
+                self.written(Journal.conclude, old, Outcome.REFUSED, 2)
                 backup = shutil.copytree(self.state, self.folder / "backup", dirs_exist_ok=True)
                 self.run_once()
-                self.assertEqual([SIZE], self.bought())
-                self.go_back(backup, keys_too=keys_too)
-                with self.assertRaisesRegex(StopError, "does not know: O"):
-                    self.run_once()
-                self.assertEqual([SIZE], self.bought())
-                with self.assertRaisesRegex(StopError, "halted"):
-                    self.run_once()
-                with self.journal() as journal:
-                    journal.resume()
+                self.go_back(backup, gone, back)
+                self.assert_stops("does not know: O")
+                self.assert_stops("halted")
+                self.written(Journal.resume)
                 self.run_once()  # Of the same candle: it finds its order, and sends none.
                 self.assertEqual([SIZE], self.bought())
 
@@ -408,7 +404,7 @@ class TestCurrent(FrontDoor):
 
     def test_a_key_that_was_used_elsewhere_meanwhile_makes_it_wait(self) -> None:
         self.hold()
-        self.sandbox.api.nonce += 5
+        self.api.nonce += 5
         parts = self.made()
         stands = mock.patch.object(parts.clock, "monotonic", return_value=parts.clock.monotonic())
         with stands, mock.patch.object(parts.clock, "wait") as wait:
@@ -418,7 +414,7 @@ class TestCurrent(FrontDoor):
 
     def test_so_does_one_with_which_another_command_of_ours_has_met_that(self) -> None:
         self.hold()
-        self.sandbox.api.nonce += 5
+        self.api.nonce += 5
         credentials = load_credentials(self.config)
         assert credentials is not None
         client, lock = calling.signed_client(self.config, credentials, changes=False)

@@ -38,7 +38,6 @@ from krakenbot.errors import (
 from krakenbot.journal import Journal
 from krakenbot.journal_file import open_journal
 from krakenbot.kraken.spot import Spot
-from krakenbot.kraken.transport import UrllibTransport
 from krakenbot.lock import Lock, Nonces
 from krakenbot.model import ZERO, KeyInfo, Purpose, Secret, Side
 from krakenbot.records import Intent, Outcome
@@ -428,10 +427,10 @@ class TestCurrent(FrontDoor):
 
     def test_so_does_one_whose_first_request_was_lost_in_a_process_that_died_waiting(self) -> None:
         self.hold()
-        self.sandbox.api.nonce += 5
+        self.api.nonce += 5
         with closing(self.made()) as parts:
             offline = LaterError("unreachable", cause=Cause.UNREACHABLE)
-            with mock.patch.object(UrllibTransport, "send", side_effect=offline):
+            with mock.patch.object(Direct, "send", side_effect=offline):
                 self.assertRaises(LaterError, parts.exchange.balances)
             parts.exchange.client.nonce_pauses_s = (0,)
             parts.checks[0]()

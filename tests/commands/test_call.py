@@ -1,5 +1,6 @@
 import io
 import json
+import signal
 import time
 import unittest
 import warnings
@@ -204,18 +205,30 @@ class TestSpot(Called):
         self.with_keys()
         self.environ["KRAKENBOT_MODE"] = "live"
         self.stdout, full = Full, UsageError("cannot write answer: No space left on device")
-        for words in ((), ("--output", f"{self.state}/answer")):
-            with mock.patch("krakenbot.commands.call.write_output", side_effect=(None, full)):
-                code, _, err = self.call("CancelAll", "--live", *words)
-            self.assertEqual(2, code)
-            self.assertRegex(err, r'(?s)carried out, but .*No space left.*"count": 0')
+        written = ("--output", f"{self.state}/answer")
+        for words, error, code, why in (
+            ((), None, 2, "No space left"),
+            (written, full, 2, "No space left"),
+            (written, KeyboardInterrupt(), 130, "stopped"),
+        ):
+            with mock.patch("krakenbot.commands.call.write_output", side_effect=(None, error)):
+                done = self.call("CancelAll", "--live", *words)
+            self.assertEqual(code, done.code)
+            self.assertRegex(done.err, rf'(?s)carried out, but .*{why}.*"count": 0')
 
-    def test_a_change_that_is_interrupted_may_have_happened(self) -> None:
+    def test_a_change_that_is_interrupted_may_have_happened_and_a_read_has_not(self) -> None:
         self.with_keys()
         self.environ["KRAKENBOT_MODE"] = "live"
-        with mock.patch.object(UrllibTransport, "send", side_effect=KeyboardInterrupt):
-            code, _, err = self.call("CancelAll", "--live")
-        self.assertEqual((130, True), (code, "it may have happened" in err))
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            self.addCleanup(signal.signal, number, signal.getsignal(number))
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)  # As in a terminal.
+            for method, may_have in (("CancelAll", True), ("Balance", False)):
+                with mock.patch.object(
+                    UrllibTransport, "send", lambda *_, n=number: signal.raise_signal(n)
+                ):
+                    code, _, err = self.call(method, "--live")
+                said = "may have happened" in err
+                self.assertEqual((130, may_have), (code, said), (number, method))
 
     def test_an_order_that_is_only_validated_needs_no_live(self) -> None:
         self.with_keys()

@@ -4,9 +4,11 @@
 every mistake at once. `sources` of its result says where each value came from.
 """
 
+import difflib
 import json
 import os
 import re
+import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from decimal import Decimal
@@ -231,11 +233,15 @@ def load(path: str | None, environ: Mapping[str, str], cwd: Path) -> Config:
 
 def load_here(path: str | None) -> Config:
     """Return the configuration of this process: its environment, its current folder."""
+    return load(path, os.environ, current_folder())
+
+
+def current_folder() -> Path:
+    """Return the current folder; ConfigError when somebody has removed it."""
     try:
-        here = Path.cwd()
+        return Path.cwd()
     except OSError as error:
         raise ConfigError(f"the current folder cannot be found: {error}") from error
-    return load(path, os.environ, here)
 
 
 def is_loopback(url: str) -> bool:
@@ -249,17 +255,17 @@ def is_key_itself(path: str) -> bool:
     A pasted key may have quotes around it, and white space anywhere.
     """
     bare = re.sub(r"[\s\"'`]", "", path)
-    if not re.fullmatch(_KEY, bare) or os.path.lexists(path):
-        return False
-    register(path)
-    register(bare)
-    return True
+    is_key = bool(re.fullmatch(_KEY, bare)) and not os.path.lexists(path)
+    if is_key:
+        register(path)
+        register(bare)
+    return is_key
 
 
 def hide_keys(text: str) -> None:
     """Let no output show what may be a key in a text, except for the part that is a real path."""
-    parts = (text, *map(str, Path(text).parents))
-    there = next(filter(os.path.lexists, parts), "")
+    is_key_itself(text)
+    there = next(filter(os.path.lexists, (text, *map(str, Path(text).parents))), "")
     for found in re.findall(_KEY, text.removeprefix(there)):
         for key in (found, re.sub("/+", "/", found)):  # A Path has no empty parts.
             register(key.strip("/"))
@@ -319,8 +325,6 @@ def _read_toml(
             raw = opened.read(_FILE_BYTES_MAX + 1)
         if len(raw) > _FILE_BYTES_MAX:
             raise ValueError("larger than a megabyte")
-        import tomllib  # It takes long, and often there is no file.
-
         return tomllib.loads(raw.decode("utf-8-sig"), parse_float=Decimal)
     except FileNotFoundError:
         if not must_exist:
@@ -349,10 +353,8 @@ def _typed(text: str, default: object) -> object:
 
 def _unknown(name: str, valid: list[str]) -> str:
     """Return the message about an unknown name; its value is never shown."""
-    import difflib
-
     hide_keys(name)
-    said = redact(repr(name))[:80]
+    said = repr(redact(name))[:80]
     table, dot, last = name.rpartition(".")
     word = "(secret|passw|token|credential|private_?key|api_?key|(^|_)key)$"
     if re.search(word, last.lower().replace("-", "_")):
@@ -370,18 +372,18 @@ def _unknown(name: str, valid: list[str]) -> str:
 def shown(key: str, raw: object) -> str:
     """Return a value in a form that anybody may see."""
     # A wrong proxy may hold a password anywhere.
-    is_secret = key.startswith("notify.") or (key == "exchange.proxy" and not _PROXY.accepts(raw))
-    if is_secret or (isinstance(raw, str) and is_key_itself(raw)):
+    if key.startswith("notify.") or (key == "exchange.proxy" and not _PROXY.accepts(raw)):
         return "(not shown)"
     if isinstance(raw, dict | list):
         return "a table" if isinstance(raw, dict) else "a list"
     if isinstance(raw, int) and raw.bit_length() > 256:
         return "a huge number"  # Python refuses to write out some of these.
-    # Only a whole key is found by `redact`. Before an @ in an address there may be a password.
-    if isinstance(raw, str):
-        hide_keys(raw)
-        return redact(repr(re.sub("(?s).*@", "***@", raw)))[:80]
-    return str(raw).lower() if isinstance(raw, bool) else redact(str(raw))[:80]
+    if isinstance(raw, bool):
+        return str(raw).lower()
+    hide_keys(str(raw))
+    if isinstance(raw, str):  # Before an @ in an address there may be a password.
+        return repr(redact(re.sub("(?s).*@", "***@", raw)))[:80]
+    return redact(str(raw))[:80]
 
 
 def _contradictions(values: Mapping[str, Any], sources: Mapping[str, str]) -> Iterator[str]:

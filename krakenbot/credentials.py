@@ -14,6 +14,7 @@ from krakenbot.kraken.signing import decode_secret
 from krakenbot.log import register
 from krakenbot.model import Credentials
 
+CUSTOM_CODE = ("sitecustomize", "usercustomize")  # Modules that run before any program.
 _CHARACTERS_MAX = 4096
 
 
@@ -73,7 +74,7 @@ def require_credentials(config: Config, what: str, prefix: str = "KRAKEN") -> Cr
 @cache
 def _warn_of_foreign_code() -> None:
     """Warn of installed code that ran in this process before the program itself."""
-    for module in filter(None, map(sys.modules.get, ("sitecustomize", "usercustomize"))):
+    for module in filter(None, map(sys.modules.get, CUSTOM_CODE)):
         log.warning(
             "%s ran in this process and may read the API key; `python3 -I -S krakenbot.pyz` "
             "runs without it",

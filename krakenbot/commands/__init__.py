@@ -80,9 +80,10 @@ def write_output(path: Path, data: bytes, mode: int | None = None) -> None:
                 if not os.path.isfile(path):
                     file.write(data)
                     return
+        real = Path(os.path.realpath(path))  # Fails when the current folder was removed.
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror}") from error
-    write_atomically(Path(os.path.realpath(path)), data, mode)
+    write_atomically(real, data, mode)
 
 
 def write_atomically(path: Path, data: bytes, mode: int | None = None) -> None:

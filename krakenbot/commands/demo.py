@@ -17,9 +17,18 @@ from krakenbot.commands import UsageError, write_output
 from krakenbot.commands.report import report_of
 from krakenbot.commands.run_report import render
 from krakenbot.commands.screen import Screen
-from krakenbot.config import Config, ExchangeTable, RiskTable, StrategyTable, load
+from krakenbot.config import (
+    Config,
+    ExchangeTable,
+    RiskTable,
+    StrategyTable,
+    current_folder,
+    load,
+)
 from krakenbot.format import money, percent, signed, volume
 from krakenbot.presence import Presence
+from krakenbot.simulated.http import Sandbox
+from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
 
 EXAMPLE = "krakenbot demo --candles 60 --seed 7"
 SIZE = Decimal("0.05")
@@ -32,21 +41,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from krakenbot.simulated import http as server
-    from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
-
     if arguments.candles < 1 or not 1 <= arguments.speed <= 5000:
         raise UsageError("--candles must be at least 1, --speed from 1 to 5000")
     logs.setup("error", "text")
     report, strategy = _report_and_strategy(arguments.config)
     for name in ("CREDENTIALS_DIRECTORY", "KRAKEN_API_KEY_FILE", "KRAKEN_API_SECRET_FILE"):
         os.environ.pop(name, None)
-    os.environ["KRAKEN_API_KEY"], os.environ["KRAKEN_API_SECRET"] = SANDBOX_KEY, SANDBOX_SECRET
+    os.environ |= {"KRAKEN_API_KEY": SANDBOX_KEY, "KRAKEN_API_SECRET": SANDBOX_SECRET}
     try:
         temporary = tempfile.TemporaryDirectory(prefix="krakenbot-demo-")
     except OSError as error:
         raise UsageError(f"{error.strerror}; set TMPDIR to a folder you may write to") from error
-    sandbox = server.Sandbox(f"random:{arguments.seed}", arguments.speed)
+    sandbox = Sandbox(f"random:{arguments.seed}", arguments.speed)
     with temporary as folder, closing(sandbox):
         config = Config(
             mode="live",
@@ -84,10 +90,11 @@ def _report_and_strategy(path: str | None) -> tuple[Path, StrategyTable]:
     The report is in the current folder where the home folder cannot be written. Of the user's
     settings only the strategy is used, and only from a file given with --config.
     """
+    here = current_folder()
     places = {name: os.environ[name] for name in ("HOME", "XDG_STATE_HOME") if name in os.environ}
-    home = load("/dev/null", places, Path.cwd()).state_directory if places else Path.cwd()
-    strategy = load(path, places, Path.cwd()).strategy if path else StrategyTable()
-    for folder in (home, Path.cwd()):
+    home = load("/dev/null", places, here).state_directory if places else here
+    strategy = load(path, places, here).strategy if path else StrategyTable()
+    for folder in (home, here):
         with suppress(OSError):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=folder).close()

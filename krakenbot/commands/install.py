@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -62,19 +63,16 @@ def run(arguments: argparse.Namespace) -> int:
         file = os.path.abspath(arguments.config or f"{FOLDER}/config.toml")
         print(unit(config, file, arguments.template), end="")
         return 0
-    if os.geteuid() != 0 and not arguments.dry_run:
+    installs, is_dry = arguments.command == "install", arguments.dry_run
+    if os.geteuid() != 0 and not is_dry:
         raise UsageError(f"needs root: sudo ... {arguments.command}, or --dry-run to see the steps")
-    if not arguments.dry_run:
-        os.umask(0o022)  # The service must be able to read the program.
-    installs = arguments.command == "install"
+    os.umask(0o022)  # The service must be able to read the program.
     for text, do in _install(arguments.config) if installs else _uninstall(arguments.purge):
         print(text, flush=True)
-        if not arguments.dry_run:
+        if not is_dry:
             do()
-    if arguments.dry_run:
-        print("None of this was done.")
-    elif installs:
-        print(NEXT)
+    if is_dry or installs:
+        print("None of this was done." if is_dry else NEXT)
     return 0
 
 
@@ -96,9 +94,10 @@ Nothing was started. Next steps:
 
 def _install(given: str | None) -> Iterator[Step]:
     """Make this program a service. Raises ConfigError before the first step."""
-    archive, python, file = packed(), _python(), Path(FOLDER, "config.toml")
-    if given is None and os.path.exists("config.toml"):
-        given = "config.toml"
+    archive, folder, file = packed(), Path(PROGRAM).parent, Path(FOLDER, "config.toml")
+    if given is None:
+        here = "config.toml" if os.path.exists("config.toml") else None
+        given = os.environ.get("KRAKENBOT_CONFIG") or here
     given = given and os.path.expanduser(given)
     if file.exists():
         config = configuration.load(str(file), {"STATE_DIRECTORY": STATE}, Path("/"))
@@ -107,12 +106,11 @@ def _install(given: str | None) -> Iterator[Step]:
     else:
         config, settings = _settings(given)
     text = unit(config, str(file), False)
-    former = Path(UNIT_FILE).read_bytes() if os.path.exists(UNIT_FILE) else text.encode()
+    former = Path(UNIT_FILE).read_text() if os.path.exists(UNIT_FILE) else text
     digest = hashlib.sha256(archive).hexdigest()
     yield _write(PROGRAM, archive, 0o644, f"the program as one file, SHA-256 {digest}")
-    folder = Path(PROGRAM).parent
     yield f"set mode 755 of {folder}, for the service", partial(folder.chmod, 0o755)
-    wrapper = f'#!/bin/sh\nexec {python} -I -S {PROGRAM} "$@"\n'
+    wrapper = f'#!/bin/sh\nexec {shlex.quote(_python())} -I -S {PROGRAM} "$@"\n'
     yield _write(WRAPPER, wrapper.encode(), 0o755, "a command that runs it")
     yield from settings
     for name in KEYS:
@@ -121,7 +119,7 @@ def _install(given: str | None) -> Iterator[Step]:
     yield _write(UNIT_FILE, text.encode(), 0o644, "the unit")
     yield _systemctl("daemon-reload")
     for line, place in re.findall("(LoadCredential=[^:]*:(.*)\n)", text):
-        if line.encode() not in former:
+        if line not in former:
             yield _note(f"when restarted, the service reads {place}, which it did not read before")
     for key, want in PLACES.items():
         if value(config, key) != want or config.sources[key] == "STATE_DIRECTORY":
@@ -134,17 +132,18 @@ def _settings(given: str | None) -> tuple[Config, list[Step]]:
         raise ConfigError(f"{given}: is not a regular file")  # It is read twice.
     variables = {f"KRAKENBOT_{key.replace('.', '_').upper()}": at for key, at in PLACES.items()}
     variables["HOME"] = os.environ.get("HOME", "")
-    config = configuration.load(given or "/dev/null", variables, Path.cwd())
+    name = "/dev/null" if given is None else given
+    config = configuration.load(name, variables, configuration.current_folder())
     text = Path(given).read_text("utf-8-sig") if given else page("config.example.toml")
-    what, rule = f"mode {config.mode}, {config.pair}", config.strategy.file
-    text = _with_places(text, given or "config.example.toml", rule)
+    text = _with_places(text, name, config.strategy.file)
+    what = f"mode {config.mode}, {config.pair}"
     steps = [_write(f"{FOLDER}/config.toml", text.encode(), 0o600, what)]
-    if rule is not None:
+    if config.strategy.file is not None:
         try:
-            source = rule.read_bytes()
+            source = config.strategy.file.read_bytes()
         except OSError as error:
             raise ConfigError(f"strategy.file: {error.filename}: {error.strerror}") from error
-        copy = Path(FOLDER, rule.name)
+        copy = Path(FOLDER, config.strategy.file.name)
         steps.append(_write(str(copy), source, 0o600, "your rule"))
         config = config._replace(strategy=config.strategy._replace(file=copy))
     return config, steps
@@ -246,9 +245,10 @@ def _systemctl(*words: str) -> Step:
 
 def _python() -> str:
     """Return a Python outside the folders that are hidden from the service."""
-    hidden = tuple(map(os.path.realpath, HIDDEN))
-    paths = os.path.dirname(sys.executable), sys.executable, sys.base_prefix
-    if not any(os.path.realpath(path).startswith(hidden) for path in paths):
+    hidden = [os.path.realpath(folder) for folder in HIDDEN]
+    places = os.path.dirname(sys.executable), sys.executable, sys.base_prefix
+    real = [Path(os.path.realpath(place)) for place in places]
+    if not any(place.is_relative_to(folder) for place in real for folder in hidden):
         return sys.executable
     check = [SYSTEM_PYTHON, "-I", "-S", "-c", "import sys; sys.exit(sys.version_info < (3, 11))"]
     if shutil.which(SYSTEM_PYTHON) is None or subprocess.call(check):
@@ -261,22 +261,22 @@ def unit(config: Config, file: str, template: bool) -> str:
 
     Raises ConfigError when the rule's name cannot be that of a credential.
     """
-    rule, sources = config.strategy.file, {"config.toml": Path(file)}
+    rule, sources = config.strategy.file, {"config.toml": file}
     if rule is not None:
         if not re.fullmatch("[A-Za-z0-9._-]+", rule.name) or rule.name in ("config.toml", *KEYS):
             words = "a service takes names of A-Z a-z 0-9 . _ - that no other of its files has"
             raise ConfigError(f"strategy.file: rename {rule.name!r}: {words}")
-        sources[rule.name] = rule
+        sources[rule.name] = str(rule)
     if config.mode != "paper":
         for name, path in zip(KEYS, config.keys, strict=True):
-            sources[name] = path or Path(FOLDER, name)
+            sources[name] = str(path or f"{FOLDER}/{name}")
     credentials = ""
-    for name, path in sources.items():
-        place = str(path).replace("%", "%%")
-        if template and path != rule:
+    for name, place in sources.items():
+        escaped = place.replace("%", "%%")
+        if template and place != str(rule):
             # NAME.toml, NAME.kraken_api_key, NAME.kraken_api_secret.
-            place = f"{FOLDER}/%i.{name.removeprefix('config.')}"
-        credentials += f"LoadCredential={name}:{place}\n"
+            escaped = f"{FOLDER}/%i.{name.removeprefix('config.')}"
+        credentials += f"LoadCredential={name}:{escaped}\n"
     return page("krakenbot.service").format(
         name="krakenbot@" if template else "krakenbot",
         what="%i" if template else f"{config.mode} {config.pair}",

@@ -125,6 +125,13 @@ class TestCommandLine(unittest.TestCase):
                 if want == 2 or 70 < want < 79:
                     self.assertEqual(f"krakenbot: {error}\n", err)
 
+    def test_a_current_folder_that_was_removed_is_no_defect(self) -> None:
+        lost = mock.patch("os.getcwd", side_effect=FileNotFoundError(2, "No such file"))
+        for line in ("demo", "install --systemd --dry-run", "unit", "build", "config"):
+            with self.subTest(line), lost:
+                done = call(*line.split(), HOME="/x")
+                self.assertEqual(2 if line == "build" else 78, done.code, done.err)
+
     def test_each_line_of_a_message_says_who_speaks_and_hides_escapes(self) -> None:
         error = mock.Mock(side_effect=ConfigError("one\ntwo \x1b[2J"))
         _, _, err = self.run_with("run", error)

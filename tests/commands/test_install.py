@@ -163,9 +163,9 @@ class TestInstall(unittest.TestCase):
     def noted(self, *words: str) -> command.Step:
         return " ".join(words), lambda: self.systemctl(*words)
 
-    def do(self, *argv: str, code: int = 0) -> str:
+    def do(self, *argv: str, code: int = 0, **environ: str) -> str:
         with contextlib.chdir(self.here):
-            done = call(*argv, HOME=str(self.here))
+            done = call(*argv, HOME=str(self.here), **environ)
         self.assertEqual(code, done.code, done.err)
         return done.out + done.err
 
@@ -201,7 +201,10 @@ class TestInstall(unittest.TestCase):
         self.assertEqual(0o755, folders[0].stat().st_mode & 0o777)
 
     def test_the_wrapper_runs_the_single_file(self) -> None:
-        self.do("install", "--systemd")
+        python = self.root / "my $python"
+        python.symlink_to(sys.executable)
+        with mock.patch.object(command, "_python", lambda: str(python)):
+            self.do("install", "--systemd")
         wrapper = [f"{self.root}/usr/local/bin/krakenbot", "--version"]
         done = subprocess.run(wrapper, capture_output=True, text=True, check=True, env={})
         self.assertRegex(done.stdout, r"^krakenbot \d")
@@ -302,10 +305,17 @@ class TestInstall(unittest.TestCase):
                 self.assertIn("rename", self.do("install", "--systemd", code=78))
                 self.assertEqual(before, self.files())
 
-    def test_a_configuration_in_the_home_folder_is_found(self) -> None:
+    def test_a_configuration_in_the_home_folder_or_named_by_the_variable_is_found(self) -> None:
         (self.here / "my.toml").write_text('pair = "ETHUSD"\n')
-        self.do("--config=~/my.toml", "install", "--systemd")
-        self.assertIn('pair = "ETHUSD"', self.config.read_text())
+        for argv, environ in (
+            (["--config=~/my.toml"], {}),
+            ([], {"KRAKENBOT_CONFIG": f"{self.here}/my.toml"}),
+        ):
+            with self.subTest(argv):
+                self.do(*argv, "install", "--systemd", **environ)
+                self.assertIn('pair = "ETHUSD"', self.config.read_text())
+                self.config.unlink()
+        self.assertIn("names no file", self.do("--config=", "install", "--systemd", code=78))
 
     def test_a_pipe_is_no_configuration_to_install(self) -> None:
         pipe = self.here / "pipe.toml"

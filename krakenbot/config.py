@@ -336,8 +336,8 @@ def _read_toml(
         trouble = "not valid TOML: a number is out of range"
     except (ValueError, RecursionError) as error:
         trouble = f"not valid TOML: {error}"
-    hide_keys(file)
-    hide_keys(str(trouble))
+    for text in (file, str(trouble)):
+        hide_keys(text)
     errors.append(f"{file}: {trouble}")
     return {}
 
@@ -390,14 +390,14 @@ def _contradictions(values: Mapping[str, Any], sources: Mapping[str, str]) -> It
     """Yield what is wrong between settings; a value already found wrong is missing here."""
     short, long = values.get("strategy.short", 0), values.get("strategy.long", 701)
     if short >= long:
-        by = ", ".join(sorted({sources["strategy.short"], sources["strategy.long"]} - {"default"}))
-        yield f"{by}: strategy.short = {short}: must be below strategy.long = {long}"
+        key = "strategy.long" if sources["strategy.short"] == "default" else "strategy.short"
+        yield f"{sources[key]}: strategy.short = {short}: must be below strategy.long = {long}"
     name, file = values.get("strategy.name"), values.get("strategy.file", Path())
     if name == "file" and file is None:
         yield f'{sources["strategy.name"]}: strategy.name = "file" needs strategy.file'
-    rule = [key for key in ("strategy.file", "strategy.parameters") if values.get(key)]
-    if name not in (None, "file") and rule:
-        yield f'{sources[rule[0]]}: {rule[0]} needs strategy.name = "file", not "{name}"'
+    for key in ("strategy.file", "strategy.parameters"):
+        if name not in (None, "file") and values.get(key):
+            yield f'{sources[key]}: {key} needs strategy.name = "file", not "{name}"'
     speed, url = values.get("exchange.clock_speed", 1), values.get("exchange.url")
     if speed != 1 and url and not is_loopback(url):
         setting = f"{sources['exchange.clock_speed']}: exchange.clock_speed = {speed:g}"
@@ -417,16 +417,12 @@ def _place(key: str, path: Path, source: str, environ: Mapping[str, str], cwd: P
     if key == "strategy.file" and credentials and os.path.exists(f"{credentials}/{path.name}"):
         return Path(credentials, path.name)
     path = _expanded(path, environ)
-    if source in environ:
-        if not path.is_absolute():
-            raise ValueError("it is neither absolute nor begins with ~/")  # It may be a key.
-        return path
     if path.is_absolute():
         return path
     file = cwd / _expanded(Path(source), environ)
-    if str(file.parent) == credentials or not os.path.isfile(file):
-        where = "in a service or in a configuration that is not a regular file"
-        raise ValueError(f"a relative path does not work {where}")
+    if source in environ or str(file.parent) == credentials or not os.path.isfile(file):
+        # What is there may be a key, so it is not shown.
+        raise ValueError("a path may be relative only in a regular file outside of a service")
     place = Path(os.path.normpath(file.parent.resolve() / path))  # systemd takes no "..".
     former = cwd / path
     if key == "state.directory" and journals_in(former) and not journals_in(place):
@@ -436,12 +432,10 @@ def _place(key: str, path: Path, source: str, environ: Mapping[str, str], cwd: P
 
 
 def _expanded(path: Path, environ: Mapping[str, str]) -> Path:
-    """Return the path with $HOME in place of its ~; ValueError when that cannot be known."""
+    """Return the path with $HOME in place of its ~; ValueError without a $HOME."""
     if not str(path).startswith("~"):
         return path
     home = environ.get("HOME", "")
-    if path.parts[0] != "~":
-        raise ValueError(f"'{path}': only ~/ is known")
-    if not home.startswith("/"):
-        raise ValueError(f"'{path}': $HOME is not set")
+    if path.parts[0] != "~" or not home.startswith("/"):
+        raise ValueError(f"'{path}': only ~/ is known, and it needs $HOME")
     return Path(home, *path.parts[1:])

@@ -17,14 +17,7 @@ from krakenbot.commands import UsageError, write_output
 from krakenbot.commands.report import report_of
 from krakenbot.commands.run_report import render
 from krakenbot.commands.screen import Screen
-from krakenbot.config import (
-    Config,
-    ExchangeTable,
-    RiskTable,
-    StrategyTable,
-    current_folder,
-    load,
-)
+from krakenbot.config import Config, ExchangeTable, RiskTable, StrategyTable, current_folder, load
 from krakenbot.format import money, percent, signed, volume
 from krakenbot.presence import Presence
 from krakenbot.simulated.http import Sandbox

@@ -21,7 +21,7 @@ from krakenbot.assemble import (
 )
 from krakenbot.clock import Clock
 from krakenbot.config import Config, StrategyTable
-from krakenbot.errors import ExchangeError, LaterError, StopError
+from krakenbot.errors import LaterError, StopError
 from krakenbot.format import asset, volume
 from krakenbot.handover import compared
 from krakenbot.journal_file import open_journal, open_read_only
@@ -74,8 +74,7 @@ def _resume(config: Config) -> int:
     print("max_loss counts from zero")
     if reason:
         live = " --live" if config.mode == "live" else ""
-        again = f"`krakenbot run{live}`, or `systemctl start krakenbot`"
-        print(f"cleared: start the bot again ({again})")
+        print(f"start the bot again: `krakenbot run{live}`, or `systemctl start krakenbot`")
     return 0
 
 
@@ -131,7 +130,10 @@ def _flatten(config: Config, arguments: argparse.Namespace) -> int:
         if takes_all:
             ask(partial(handover.adopt, bot, closes))
         handover.flatten(bot, BY_HAND, config.exchange.patience)
-        print(_what_is_left(parts))
+        left = f"the exchange shows no open position on {config.pair} any more"
+        if not config.leverage:
+            left = f"the bot holds no {asset(base)} of its own on {config.pair} any more"
+        print(f"{left}. The bot is halted: `krakenbot resume` lets it trade again")
     return 0
 
 
@@ -157,42 +159,20 @@ def _agreed(arguments: argparse.Namespace, clock: Clock) -> bool:
         clock.read(False)
     if answer.strip().lower() == "yes":
         return True
-    if not answer:  # No answer and Ctrl-D leave the cursor in the line.
-        print(file=sys.stderr)
+    # No answer and Ctrl-D leave the cursor in the line.
+    print(end="" if answer else "\n", file=sys.stderr)
     print("Not confirmed: nothing is sent")
     return False
 
 
-def _what_is_left(parts: Parts) -> str:
-    """Return what is held after flattening.
-
-    The position is closed by now, so a read that fails here must not look like a failure to close.
-    """
-    base, pair = parts.bot.market.rules.base, parts.config.pair
-    text = f"the exchange shows no open position on {pair} any more"
-    if not parts.config.leverage:
-        text = f"the bot holds no {asset(base)} of its own on {pair} any more"
-        with suppress(ExchangeError, StopError):
-            margin, owned, _ = _holdings(parts)
-            text += f"; the account owns {volume(owned, base)}"
-            if margin:
-                text += f", and a margin position of {volume(margin, base)}, not the bot's, is open"
-    return f"{text}. The bot is halted: `krakenbot resume` lets it trade again"
-
-
-def _holdings(parts: Parts) -> tuple[Decimal, Decimal, str]:
-    """Return the pair's margin position, the base currency owned, and both in words."""
-    base, exchange = parts.bot.market.rules.base, parts.exchange
-    margin, owned = exchange.position().volume, exchange.balances().get(base, ZERO)
-    position = f"the exchange shows a position of {volume(margin, base)} on {parts.config.pair}"
-    return margin, owned, f"{position}, and the account owns {volume(owned, base)}"
-
-
 def _tell_without_journal(parts: Parts) -> int:
     """Show what the exchange holds when there is no journal. StopError if it holds anything."""
-    config, (margin, owned, found) = parts.config, _holdings(parts)
+    config, exchange, rules = parts.config, parts.exchange, parts.bot.market.rules
+    margin, owned = exchange.position().volume, exchange.balances().get(rules.base, ZERO)
+    position = f"the exchange shows a position of {volume(margin, rules.base)} on {config.pair}"
+    found = f"{position}, and the account owns {volume(owned, rules.base)}"
     left = "".join(f"\n{clean(text)}" for text in identity.unmanaged(config, parts.path))
-    if margin or (not config.leverage and owned >= parts.bot.market.rules.ordermin):
+    if margin or (not config.leverage and owned >= rules.ordermin):
         raise StopError(
             f"nothing was closed: {found}, and no journal in {config.state_directory} says what of "
             "that a bot opened. Use that bot's configuration, or `flatten --all` for the whole "
@@ -209,9 +189,9 @@ def _ask_the_bot(config: Config, path: Path, arguments: argparse.Namespace) -> i
         paid = [intent.fee / intent.cost for intent in journal.intents() if intent.fee]
     print(f"a running bot holds {volume(held, base)} and will be asked to close it")
     clock = Clock(config.exchange.clock_speed)
-    spot = spot_of(config, client_of(config, clock))
-    fee_rate = paid[-1] if paid else assumed_fee_rate(config)
     if held:
+        spot = spot_of(config, client_of(config, clock))
+        fee_rate = paid[-1] if paid else assumed_fee_rate(config)
         print(f"  {handover.describe_trade(spot, base, fee_rate, -held)}")
     if not _agreed(arguments, clock):
         return 2
@@ -239,11 +219,11 @@ def _wait_for_the_bot(path: Path, patience_s: float) -> None:
         for turn in range(1, int(patience_s / POLL_S)):
             if not is_locked(path.with_suffix(".lock")):
                 return
-            if not (is_asking or has_begun or is_locked(request)):  # No other command asks.
+            if not (is_asking or is_locked(request)):  # No other command asks.
                 lock = Lock(request, "the request to flatten", advice="Try again")
                 asking.enter_context(closing(lock))
                 is_asking = True
-            if turn % (PROGRESS_TURNS if has_begun else LOOK_TURNS) == 0:
+            if turn % LOOK_TURNS == 0:
                 with closing(open_read_only(path)) as journal:
                     ids = ", ".join(intent.id for intent in journal.open_intents())
                     begins = journal.get("flatten") == BY_HAND or bool(journal.get("halted"))
@@ -251,7 +231,7 @@ def _wait_for_the_bot(path: Path, patience_s: float) -> None:
                 if begins and not has_begun:
                     print("the bot has begun to flatten", flush=True)
                     asking.close()
-                has_begun = begins
+                    has_begun = is_asking = True
                 if not has_begun and turn * POLL_S > ANSWER_S:
                     raise LaterError(f"the bot did not answer within {ANSWER_S:.0f} s; {does}")
                 if turn % PROGRESS_TURNS == 0:

@@ -133,14 +133,6 @@ class TestFlatten(HandoverTest):
                 self.assertEqual(2, len(gate.orders))
 
     @slow
-    def test_what_cannot_be_read_after_closing_does_not_deny_it(self) -> None:
-        gate = self.held(SPOT)
-        gate.edit = lambda path, answer: b"" if path.endswith("/OpenPositions") else answer
-        done = self.run_it(gate, "flatten", "--live", **SPOT)
-        self.assert_ends(done, 0)
-        self.assertIn("the bot holds no XBT of its own", done.out)
-
-    @slow
     def test_from_another_folder_it_does_not_report_success_about_an_open_position(self) -> None:
         for leverage, settings in (("2", UPWARD), ("0", SPOT)):
             with self.subTest(leverage=leverage):

@@ -84,7 +84,8 @@ def _report_and_strategy(path: str | None) -> tuple[Path, StrategyTable]:
     settings only the strategy is used, and only from a file given with --config.
     """
     here = current_folder()
-    places = {name: os.environ[name] for name in ("HOME", "XDG_STATE_HOME") if name in os.environ}
+    given = {name: os.environ.get(name, "") for name in ("HOME", "XDG_STATE_HOME")}
+    places = {name: path for name, path in given.items() if path.startswith("/")}
     home = load("/dev/null", places, here).state_directory if places else here
     strategy = load(path, places, here).strategy if path else StrategyTable()
     for folder in (home, here):
@@ -97,8 +98,7 @@ def _report_and_strategy(path: str | None) -> tuple[Path, StrategyTable]:
 
 def _summarise(parts: Parts, seconds: float, path: Path) -> None:
     Ledger(parts.exchange, parts.journal, parts.clock).read(parts.exchange.rules())
-    journal = parts.journal
-    report = report_of(parts.config, journal)
+    journal, report = parts.journal, report_of(parts.config, parts.journal)
     unresolved = len(journal.open_intents())
     figures = {
         "candles decided on": f"{len(report.points)}, in {seconds:.1f} s",
@@ -111,14 +111,11 @@ def _summarise(parts: Parts, seconds: float, path: Path) -> None:
         print(f"  {name:22}{text}")
     if report.points:
         first, last = report.points[0], report.points[-1]
-        position = SIZE * Decimal(last.close)
         days = Decimal(last.time - first.time + 60) / 86400  # A busy machine misses candles.
-        share = percent(journal.account().fees / position / days * 100, 0)
+        share = journal.account().fees / (SIZE * Decimal(last.close)) / days * 100
         print(
-            f"\nThe net is {signed(percent(report.costs['net'] / position * 100, 1))} of the "
-            f"position. At this pace the fees of the entry tier,\n0.8 % a trade, cost {share} of "
-            "the position per day.\n"
-            "With real money use an `interval` far longer than a minute: krakenbot help costs"
+            f"\nAt this pace fees of 0.8 % a trade cost {percent(share, 0)} of the position per day."
+            "\nWith real money use an `interval` far longer than a minute: krakenbot help costs"
         )
     write_output(path, render(report).encode())
     print(f"report: {path}")

@@ -27,11 +27,11 @@ COMMANDS = {
     "adopt": ("handover", "take over your position at Kraken, after showing what it trades"),
     "resume": ("handover", "clear a halt after showing its reason; max_loss starts again from 0"),
     "call": ("call", "call any method of Kraken's REST API; all but reads need --live"),
-    "config": ("config", "show every setting with its value and where it came from"),
+    "config": ("install", "show every setting with its value and where it came from"),
     "install": ("install", "set the bot up as a systemd service; starts nothing"),
     "uninstall": ("install", "remove the service; journal and keys stay"),
     "unit": ("install", "print the systemd unit of this installation and mode"),
-    "build": ("build", "write the program as a single file and print its SHA-256"),
+    "build": ("install", "write the program as a single file and print its SHA-256"),
     "help": ("help", "this list, or a page of the manual: help TOPIC"),
 }
 PAGES = ("backtest", "sandbox")  # Commands with a page of the manual, which `help` prints.

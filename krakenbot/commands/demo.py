@@ -112,10 +112,10 @@ def _summarise(parts: Parts, seconds: float, path: Path) -> None:
     if report.points:
         first, last = report.points[0], report.points[-1]
         days = Decimal(last.time - first.time + 60) / 86400  # A busy machine misses candles.
-        share = journal.account().fees / (SIZE * Decimal(last.close)) / days * 100
+        share = percent(journal.account().fees / (SIZE * Decimal(last.close)) / days * 100, 0)
         print(
-            f"\nAt this pace fees of 0.8 % a trade cost {percent(share, 0)} of the position per day."
-            "\nWith real money use an `interval` far longer than a minute: krakenbot help costs"
+            f"\nAt this pace fees of 0.8 % a trade cost {share} of the position per day.\n"
+            "With real money use an `interval` far longer than a minute: krakenbot help costs"
         )
     write_output(path, render(report).encode())
     print(f"report: {path}")

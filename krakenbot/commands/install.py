@@ -1,11 +1,12 @@
-"""`install`, `uninstall` and `unit`: the bot as a systemd service with little access.
+"""Setting the bot up: `config`, `build` (one file), and a systemd service with little access.
 
-It runs as a dynamic user, which needs no setup; systemd gives it the state folder at each start.
-Commands that root runs leave every file there to the folder's owner.
+The service runs as a dynamic user, which needs no setup; systemd gives it the state folder at each
+start. Commands that root runs leave every file there to the folder's owner.
 """
 
 import argparse
 import hashlib
+import io
 import json
 import os
 import re
@@ -14,26 +15,32 @@ import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from functools import partial
+from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 
 from krakenbot import config as configuration
-from krakenbot.commands import UsageError, write_atomically
-from krakenbot.commands.build import packed
-from krakenbot.commands.config import value
+from krakenbot.commands import UsageError, write_atomically, write_output
 from krakenbot.commands.help import page
 from krakenbot.config import Config
 from krakenbot.errors import ConfigError
-from krakenbot.format import volume
+from krakenbot.format import in_columns, volume
 from krakenbot.journal_file import open_read_only
 from krakenbot.lock import holder
+from krakenbot.log import clean
 
 EXAMPLE = (
     "sudo python3 krakenbot.pyz install --systemd --dry-run; sudo krakenbot uninstall --dry-run; "
-    "krakenbot unit --template"
+    "krakenbot unit --template; krakenbot config --example > config.toml; "
+    "krakenbot build --output bot.pyz && python3 -I -S bot.pyz demo"
 )
+EXAMPLE_FILE = "config.example.toml"
+PACKED = (".py", ".md", ".toml", ".css", ".js", ".service", ".png")
+NEVER = (1980, 1, 1, 0, 0, 0)
 FOLDER = "/etc/krakenbot"
 STATE = "/var/lib/krakenbot"
 PROGRAM = "/opt/krakenbot/krakenbot.pyz"
@@ -44,6 +51,8 @@ KEYS = ("kraken_api_key", "kraken_api_secret")
 HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")
 DRY = "print every step, but do none"
 OPTIONS = {
+    "config": {"--example": "print a file with every setting explained, to start from"},
+    "build": {},
     "unit": {"--template": f"one unit for several pairs: krakenbot@NAME runs {FOLDER}/NAME.toml"},
     "install": {"--systemd": "as a systemd service", "--dry-run": DRY},
     "uninstall": {"--purge": "remove journal, configuration and keys too", "--dry-run": DRY},
@@ -55,13 +64,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for option, text in OPTIONS[parser.get_default("command")].items():
         needed = option == "--systemd"
         parser.add_argument(option, action="store_true", required=needed, help=text)
+    if parser.get_default("command") == "build":
+        parser.add_argument("--output", type=Path, default=Path("krakenbot.pyz"), metavar="FILE")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    if arguments.command == "unit":
+    if arguments.command == "build":
+        archive = packed()
+        write_output(arguments.output, archive)
+        print(f"{hashlib.sha256(archive).hexdigest()}  {arguments.output}")
+        return 0
+    if arguments.command == "config" and arguments.example:
+        print(page(EXAMPLE_FILE), end="")
+        return 0
+    if arguments.command in ("config", "unit"):
         config = configuration.load_here(arguments.config)
         file = os.path.abspath(arguments.config or f"{FOLDER}/config.toml")
-        print(unit(config, file, arguments.template), end="")
+        is_unit = arguments.command == "unit"
+        print(unit(config, file, arguments.template) if is_unit else _settings(config), end="")
         return 0
     installs, is_dry = arguments.command == "install", arguments.dry_run
     if os.geteuid() != 0 and not is_dry:
@@ -104,7 +124,7 @@ def _install(given: str | None) -> Iterator[Step]:
         is_other = given and os.path.realpath(given) != os.path.realpath(file)
         settings = [_note(f"keeps {file}; {given} was not read")] if is_other else []
     else:
-        config, settings = _settings(given)
+        config, settings = _service_settings(given)
     text = unit(config, str(file), False)
     former = Path(UNIT_FILE).read_text() if os.path.exists(UNIT_FILE) else text
     digest = hashlib.sha256(archive).hexdigest()
@@ -126,7 +146,7 @@ def _install(given: str | None) -> Iterator[Step]:
             yield _note(f'{file} should say {key} = "{want}", so that `sudo krakenbot` uses it too')
 
 
-def _settings(given: str | None) -> tuple[Config, list[Step]]:
+def _service_settings(given: str | None) -> tuple[Config, list[Step]]:
     """Return the service's configuration, made from the one given, and the steps that write it."""
     if given and os.path.exists(given) and not os.path.isfile(given):
         raise ConfigError(f"{given}: is not a regular file")  # It is read twice.
@@ -134,7 +154,7 @@ def _settings(given: str | None) -> tuple[Config, list[Step]]:
     variables["HOME"] = os.environ.get("HOME", "")
     name = "/dev/null" if given is None else given
     config = configuration.load(name, variables, configuration.current_folder())
-    text = Path(given).read_text("utf-8-sig") if given else page("config.example.toml")
+    text = Path(given).read_text("utf-8-sig") if given else page(EXAMPLE_FILE)
     text = _with_places(text, name, config.strategy.file)
     what = f"mode {config.mode}, {config.pair}"
     steps = [_write(f"{FOLDER}/config.toml", text.encode(), 0o600, what)]
@@ -291,3 +311,45 @@ def _quoted(path: str) -> str:
     """Return a path as systemd reads it: a percent sign begins a specifier, a dollar a variable."""
     path = path.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
     return f'"{path}"' if set(path) & set(" '\"\\;") else path
+
+
+def packed() -> bytes:
+    """Return the program as one archive, the same bytes each time.
+
+    Its sources are sorted, without times and compression, which would vary.
+    """
+    files = dict(_sources(resources.files("krakenbot"), "krakenbot"))
+    files["__main__.py"] = files["krakenbot/__main__.py"]
+    memory = io.BytesIO()
+    with zipfile.ZipFile(memory, "w") as archive:
+        for name in sorted(files):
+            entry = zipfile.ZipInfo(name, NEVER)
+            entry.create_system, entry.external_attr = 3, 0o100644 << 16
+            archive.writestr(entry, files[name])
+    return memory.getvalue()
+
+
+def _sources(folder: Traversable, path: str) -> Iterator[tuple[str, bytes]]:
+    for entry in folder.iterdir():
+        inside = f"{path}/{entry.name}"
+        if entry.is_dir() and entry.name != "__pycache__":
+            yield from _sources(entry, inside)
+        elif entry.name.endswith(PACKED):
+            yield inside, entry.read_bytes()
+
+
+def _settings(config: Config) -> str:
+    """Return a line for every setting: its value, and where that came from."""
+    rows = [(key, value(config, key), by) for key, by in config.sources.items()]
+    return "".join(f"{clean(line)}\n" for line in in_columns(("", "", ""), rows)[1:])
+
+
+def value(config: Config, key: str) -> str:
+    """Return a setting's value as text, with secrets hidden."""
+    table, _, field = key.rpartition(".")
+    if table == "state":
+        return str(config.state_directory)
+    found = getattr(getattr(config, table) if table else config, field)
+    if isinstance(found, float):
+        return f"{found:g}"
+    return "none" if found is None else configuration.shown(key, found).strip("'")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from krakenbot import cli
-from krakenbot.commands.build import packed
+from krakenbot.commands.install import packed
 from tests import slow
 from tests.folders import own_folder
 from tests.markets import sandbox_for, short_histories

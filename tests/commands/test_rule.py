@@ -6,7 +6,7 @@ import subprocess
 import sys
 from decimal import Decimal as D
 
-from krakenbot.commands.build import packed
+from krakenbot.commands.install import packed
 from tests import slow
 from tests.commands.program import LIVE, PAPER, Gate, ProgramTest
 from tests.markets import short_histories

@@ -27,7 +27,7 @@ from krakenbot.kraken.client import READS, USER_AGENT, Client, kind_of, parse_js
 from krakenbot.kraken.signing import decode_secret, fingerprint
 from krakenbot.kraken.transport import ANSWER_BYTES_MAX, UrllibTransport
 from krakenbot.lock import Lock, Nonces
-from krakenbot.log import clean, redact_registered
+from krakenbot.log import clean, redact_registered, say
 from krakenbot.model import Credentials, Secret
 
 EXAMPLE = "krakenbot call OHLC pair=XBTUSD interval=60"
@@ -84,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
     except (RefusedError, UnansweredError, KeyboardInterrupt) as error:
         is_unknown = changes and not isinstance(error, RefusedError)
         why = clean(str(error) or "stopped") + ("; it may have happened" if is_unknown else "")
-        print(f"krakenbot call: {why}", file=sys.stderr)
+        say(f"krakenbot call: {why}")
         return 130 if isinstance(error, KeyboardInterrupt) else 1
     finally:
         if output is not None:
@@ -104,7 +104,7 @@ def run(arguments: argparse.Namespace) -> int:
         if not changes:
             raise
         why = str(error) or "stopped"
-        print(f"krakenbot call: it was carried out, but {why}\n{text}", end="", file=sys.stderr)
+        say(f"krakenbot call: it was carried out, but {why}\n{text}")
         return 130 if isinstance(error, KeyboardInterrupt) else 2
     return 0
 
@@ -167,7 +167,7 @@ def _spot(config: Config, arguments: argparse.Namespace, values: list[tuple[str,
 
 
 def _futures(config: Config, arguments: argparse.Namespace, values: list[tuple[str, str]]) -> Any:
-    print("note: Kraken switches the Futures REST API off on 1 March 2027", file=sys.stderr)
+    say("note: Kraken switches the Futures REST API off on 1 March 2027", "warning")
     if arguments.host != FUTURES and not configuration.is_loopback(arguments.host):
         raise ConfigError(f"{arguments.host!r:.60}: only {FUTURES} or a loopback address")
     path = arguments.method

@@ -255,9 +255,10 @@ class TestProcess(unittest.TestCase):
 
     def test_an_error_on_a_full_standard_error_keeps_its_exit_code(self) -> None:
         body = "from krakenbot.errors import ConfigError; raise ConfigError('x')"
-        with open("/dev/full", "w") as full:
-            process = self.start("-c", FAKE.format(name="status", body=body), stderr=full)
-            self.assertEqual(78, process.wait(timeout=30))
+        refused = ("-m", "krakenbot", "--config=/dev/null", "call", "--futures", "x", "--host", "y")
+        for words in (("-c", FAKE.format(name="status", body=body)), refused):
+            with self.subTest(words), open("/dev/full", "w") as full:
+                self.assertEqual(78, self.start(*words, stderr=full).wait(timeout=30))
 
     def test_a_program_that_is_started_without_its_streams_runs_all_the_same(self) -> None:
         body = "assert not any(s.isatty() for s in (sys.stdin, sys.stdout, sys.stderr))"

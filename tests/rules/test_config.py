@@ -247,7 +247,7 @@ class TestMistakes(Folder):
                 self.assertEqual(url.removesuffix("/"), got)
         bad = r"""http://127.0.0.1.evil.example http://127.0.0.999 http://10.0.0.1 ftp://b https://
             http://localhost@evil.example file:///etc/passwd http://example.org https://a@b
-            https://b/path https://b?x=1 https://b:99999 https://b\nX"""
+            https://b/path https://b?x=1 https://b:99999 https://b\nX https://[abc] https://[::1:]"""
         for url in bad.split():
             with self.subTest(url):
                 self.complaint(f'[exchange]\nurl = "{url}"')

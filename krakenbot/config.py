@@ -216,15 +216,14 @@ def load(path: str | None, environ: Mapping[str, str], cwd: Path) -> Config:
     values["state.directory"] = Path("~/.local/state/krakenbot")
     sources = dict.fromkeys(_KEYS, "default")
     for source, key, raw in _settings(path, environ, cwd, errors):
-        sources[key], rule = source, _KEYS[key][1]
+        sources[key], (default, rule) = source, _KEYS[key]
         if rule.accepts(raw):
             values[key] = rule.convert(raw)
-        else:
-            values.pop(key, None)
-            label = source if source.startswith("KRAKENBOT_") else f"{source}: {key}"
-            is_quoted = isinstance(raw, str) and rule.accepts(_typed(raw, _KEYS[key][0]))
-            allowed = "without quotes, " * is_quoted + rule.allowed
-            errors.append(f"{label} = {shown(key, raw)}: must be {allowed}")
+            continue
+        values.pop(key, None)
+        label = source if source.startswith("KRAKENBOT_") else f"{source}: {key}"
+        quotes = "without quotes, " if rule.accepts(_typed(raw, default)) else ""
+        errors.append(f"{label} = {shown(key, raw)}: must be {quotes}{rule.allowed}")
     for key, value in values.items():
         try:
             if isinstance(value, Path):
@@ -328,7 +327,6 @@ def _read_toml(
     file: str, must_exist: bool, environ: Mapping[str, str], cwd: Path, errors: list[str]
 ) -> dict[str, Any]:
     """Return the file's content; append what is wrong with it to `errors`."""
-    trouble: object = "no such file"
     try:
         if not file:
             raise ConfigError("--config '' names no file")
@@ -337,29 +335,25 @@ def _read_toml(
         if len(raw) > _FILE_BYTES_MAX:
             raise ValueError("larger than a megabyte")
         return tomllib.loads(raw.decode("utf-8-sig"), parse_float=Decimal)
-    except FileNotFoundError:
-        if not must_exist:
-            return {}
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and not must_exist:
+            return {}
         hint = "; try again with sudo in front" if isinstance(error, PermissionError) else ""
         trouble = f"{error.strerror}{hint}"
-    except ArithmeticError:
-        trouble = "not valid TOML: a number is out of range"
-    except (ValueError, RecursionError) as error:
-        trouble = f"not valid TOML: {error}"
-    for text in (file, str(trouble)):
-        hide_keys(text)
+    except (ValueError, ArithmeticError, RecursionError) as error:
+        is_number = isinstance(error, ArithmeticError)
+        trouble = f"not valid TOML: {'a number is out of range' if is_number else error}"
+    hide_keys(file)
+    hide_keys(trouble)
     errors.append(f"{file}: {trouble}")
     return {}
 
 
-def _typed(text: str, default: object) -> object:
+def _typed(raw: object, default: object) -> object:
     """Return a variable's text as TOML would have given it."""
-    if type(default) is int and re.fullmatch(r"-?[0-9]{1,18}", text):
-        return int(text)
-    if type(default) is bool:
-        return {"true": True, "false": False}.get(text, text)
-    return text
+    if type(default) is int and isinstance(raw, str) and re.fullmatch(r"-?[0-9]{1,18}", raw):
+        return int(raw)
+    return raw == "true" if type(default) is bool and raw in ("true", "false") else raw
 
 
 def _unknown(name: str, valid: list[str]) -> str:
@@ -374,9 +368,9 @@ def _unknown(name: str, valid: list[str]) -> str:
             "of mode 0600 and name these as api_key_file and api_secret_file in the table [keys]"
         )
     same = [key for key in valid if key.rpartition(".")[2] == last]
-    inside = [key for key in valid if table and key.startswith(table + dot)]
-    longer = [key for key in inside or valid if key.startswith(name)]
-    nearest = same or longer or difflib.get_close_matches(name[:80], inside or valid, 1, 0.0)
+    inside = [key for key in valid if table and key.startswith(table + dot)] or valid
+    longer = [key for key in inside if key.startswith(name)]
+    nearest = same or longer or difflib.get_close_matches(name[:80], inside, 1, 0.0)
     return f"{said} is not known; the nearest valid name is {nearest[0]!r}"
 
 
@@ -389,12 +383,10 @@ def shown(key: str, raw: object) -> str:
         return "a table" if isinstance(raw, dict) else "a list"
     if isinstance(raw, int) and raw.bit_length() > 256:
         return "a huge number"  # Python refuses to write out some of these.
-    if isinstance(raw, bool):
-        return str(raw).lower()
-    hide_keys(str(raw))
-    if isinstance(raw, str):  # Before an @ in an address there may be a password.
+    if isinstance(raw, str):
+        hide_keys(raw)  # Before an @ in an address there may be a password.
         return repr(redact(re.sub("(?s).*@", "***@", raw)))[:80]
-    return redact(str(raw))[:80]
+    return str(raw).lower() if isinstance(raw, bool) else redact(str(raw))[:80]
 
 
 def _contradictions(values: Mapping[str, Any], sources: Mapping[str, str]) -> Iterator[str]:

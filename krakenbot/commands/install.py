@@ -350,6 +350,6 @@ def value(config: Config, key: str) -> str:
     if table == "state":
         return str(config.state_directory)
     found = getattr(getattr(config, table) if table else config, field)
-    if isinstance(found, float):
-        return f"{found:g}"
+    if isinstance(found, float | Path):
+        return f"{found:g}" if isinstance(found, float) else str(found)
     return "none" if found is None else configuration.shown(key, found).strip("'")

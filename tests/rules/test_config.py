@@ -276,7 +276,7 @@ class TestMistakes(Folder):
         self.assertEqual(3, self.load(b"\xef\xbb\xbfleverage = 3").leverage)
 
     def test_a_named_file_must_exist_and_be_a_file(self) -> None:
-        for path, part in (("none.toml", "no such file"), (".", "Is a directory")):
+        for path, part in (("none.toml", "No such file"), (".", "Is a directory")):
             with self.subTest(path), self.assertRaisesRegex(ConfigError, part):
                 load(path, HOME, self.folder)
 

@@ -60,7 +60,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--live", action="store_true", help=live)
     parser.add_argument("--futures", action="store_true", help="Kraken Futures, with its own keys")
     parser.add_argument("--verb", choices=("GET", "POST", "PUT"), help="HTTP method for Futures")
-    parser.add_argument("--host", default=FUTURES, help=argparse.SUPPRESS)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -168,16 +167,14 @@ def _spot(config: Config, arguments: argparse.Namespace, values: list[tuple[str,
 
 def _futures(config: Config, arguments: argparse.Namespace, values: list[tuple[str, str]]) -> Any:
     say("note: Kraken switches the Futures REST API off on 1 March 2027", "warning")
-    if arguments.host != FUTURES and not configuration.is_loopback(arguments.host):
-        raise ConfigError(f"{arguments.host!r:.60}: only {FUTURES} or a loopback address")
-    path = arguments.method
+    path, url = arguments.method, config.exchange.url
+    host = url if configuration.is_loopback(url) else FUTURES
     verb = arguments.verb or ("POST" if re.fullmatch(FUTURES_POST, path) else "GET")
     data, headers = urlencode(values), {"User-Agent": USER_AGENT}
-    url, body = arguments.host + path, None
+    target, body = f"{host}{path}?{data}".rstrip("?"), None
     if verb == "POST":
-        body, headers["Content-Type"] = data.encode(), "application/x-www-form-urlencoded"
-    elif data:
-        url += f"?{data}"
+        headers["Content-Type"] = "application/x-www-form-urlencoded"
+        target, body = host + path, data.encode()
     if not re.fullmatch(FUTURES_PUBLIC, path):
         credentials = require_credentials(config, path, "KRAKEN_FUTURES")
         with closing(identity.key_lock(config, fingerprint(credentials.key))) as lock:
@@ -187,7 +184,7 @@ def _futures(config: Config, arguments: argparse.Namespace, values: list[tuple[s
         signature = sign_futures(credentials.secret, path, nonce, data)
         headers |= {"APIKey": credentials.key.reveal(), "Nonce": nonce, "Authent": signature}
     transport = UrllibTransport(config.exchange.timeout, config.exchange.proxy)
-    status, answer = transport.send(verb, url, headers, body)
+    status, answer = transport.send(verb, target, headers, body)
     try:
         result = parse_json(answer)
     except ValueError:

@@ -255,7 +255,7 @@ class TestProcess(unittest.TestCase):
 
     def test_an_error_on_a_full_standard_error_keeps_its_exit_code(self) -> None:
         body = "from krakenbot.errors import ConfigError; raise ConfigError('x')"
-        refused = ("-m", "krakenbot", "--config=/dev/null", "call", "--futures", "x", "--host", "y")
+        refused = ("-m", "krakenbot", "--config=/dev/null", "call", "--futures", "x")
         for words in (("-c", FAKE.format(name="status", body=body)), refused):
             with self.subTest(words), open("/dev/full", "w") as full:
                 self.assertEqual(78, self.start(*words, stderr=full).wait(timeout=30))

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from krakenbot.clock import StopRequestedError
-from krakenbot.errors import ConfigError, ExchangeError, StopError
 from krakenbot.log import clean
 from krakenbot.pairs import plain
 
@@ -38,21 +37,21 @@ PAGES = ("backtest", "sandbox")  # Commands with a page of the manual, which `he
 CONFIG_HELP = "TOML file (default: $KRAKENBOT_CONFIG, else ./config.toml)"
 
 
-class UsageError(Exception):
-    """The command line asks for something that cannot be done. Exit code 2."""
-
-
-_ENDED_BY = {UsageError: 2, ConfigError: 78, ExchangeError: 75}
 _ENDED_BY_SIGNAL = ("run", "demo", "sandbox", "status")
+
+
+class UsageError(Exception):
+    """The command line asks for something that cannot be done."""
+
+    exit_code = 2
 
 
 def exit_code(error: BaseException, command: str) -> int:
     """Return the exit code for the error that ended a command; 70 is a defect."""
     if isinstance(error, KeyboardInterrupt | StopRequestedError):
         return 0 if command in _ENDED_BY_SIGNAL else 130
-    if isinstance(error, StopError):
-        return error.exit_code
-    return next((code for kind, code in _ENDED_BY.items() if isinstance(error, kind)), 70)
+    code: int = getattr(error, "exit_code", 70)
+    return code
 
 
 def json_values(values: Mapping[str, Any]) -> dict[str, Any]:

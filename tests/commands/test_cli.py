@@ -1,10 +1,8 @@
 import ast
-import importlib
 import os
 import signal
 import subprocess
 import sys
-import tomllib
 import types
 import unittest
 from argparse import ArgumentParser, Namespace
@@ -160,19 +158,14 @@ class TestCommandLine(unittest.TestCase):
             self.assertEqual(0, code)
             self.assertIn("example: krakenbot an-example", out)
 
-    def test_help_prints_every_page_that_it_lists(self) -> None:
+    def test_help_prints_every_page_that_it_lists_and_names_the_nearest(self) -> None:
         topics = call("help").out.rpartition("help TOPIC: ")[2].replace(",", " ").split()
         self.assertIn("sandbox", topics)
         for topic in topics:
             with self.subTest(topic):
                 self.assertEqual(help.page(f"{topic}.md"), call("help", topic).out)
-
-    def test_help_prints_pages_of_the_manual_and_names_the_nearest(self) -> None:
-        code, out, _ = self.run_with("other", lambda _: 1, "help", "costs")
-        self.assertEqual((0, "# Costs"), (code, out.splitlines()[0]))
-        code, _, err = self.run_with("other", lambda _: 1, "help", "cots")
-        self.assertEqual(2, code)
-        self.assertIn("did you mean 'costs'?", err)
+        done = call("help", "cots")
+        self.assertEqual((2, True), (done.code, "did you mean 'costs'?" in done.err))
 
     def test_config_shows_every_setting_with_its_source_and_no_secret(self) -> None:
         environ = {"HOME": "/x", "KRAKENBOT_PAIR": "ETHUSD"}
@@ -184,20 +177,6 @@ class TestCommandLine(unittest.TestCase):
         self.assertRegex(out, r"(?m)^pair +ETHUSD +KRAKENBOT_PAIR$")
         self.assertRegex(out, r"(?m)^risk.max_loss +none +default$")
         self.assertNotIn("HUSH", out)
-
-    def test_the_example_that_is_printed_is_a_valid_configuration(self) -> None:
-        _, out, _ = self.run_with("other", lambda _: 1, "config", "--example")
-        self.assertEqual("XBTUSD", tomllib.loads(out)["pair"])
-
-    def test_every_command_that_exists_keeps_the_form(self) -> None:
-        for name, (place, _) in COMMANDS.items():
-            with self.subTest(name):
-                module = importlib.import_module(f"krakenbot.commands.{place}")
-                self.assertNotIn("\n", module.EXAMPLE)
-                parser = ArgumentParser()
-                parser.set_defaults(command=name)
-                module.add_arguments(parser)
-                self.assertTrue(callable(module.run))
 
 
 class TestProcess(unittest.TestCase):

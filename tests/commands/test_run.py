@@ -388,29 +388,25 @@ class TestWithoutRisk(ProgramTest):
 
 
 class TestWords(unittest.TestCase):
-    def test_the_last_line_does_not_say_that_nothing_is_held_while_an_order_is_unknown(
-        self,
-    ) -> None:
-        journal = open_journal(None)
-        journal.write(Intent("abc", 60, 1, Purpose.OPEN, Side.BUY, D(1), 0, False, "", D(0), 1, 16))
-        line = _goodbye(Config(), cast(Parts, SimpleNamespace(journal=journal)))
-        self.assertIn("order abc is not known yet", line)
-
-    def test_where_the_stories_differ_the_last_line_says_both(self) -> None:
-        journal = open_journal(None)
-        self.addCleanup(journal.close)
-        journal.adopt(D("0.01"), D(1), 1, on_margin=True)
-        journal.put(base="XXBT", exchange_position=D(0))
-        line = _goodbye(Config(), cast(Parts, SimpleNamespace(journal=journal)))
-        self.assertIn("the exchange holds 0 XBT, the journal records 0.01 XBT", line)
-
-    def test_the_last_line_of_a_halted_run_names_no_command_that_refuses_to_go_on(self) -> None:
-        journal = open_journal(None)
-        self.addCleanup(journal.close)
-        journal.adopt(D("0.01"), D(70000), 1, True)
-        journal.put(base="XXBT", halted="5 orders in a row were not filled")
-        line = _goodbye(Config(), cast(Parts, SimpleNamespace(journal=journal)))
-        self.assertIn("halted: 0.01 XBT is still held; `krakenbot status` says why", line)
+    def test_the_last_line_says_what_is_held_what_is_not_known_and_what_can_be_done(self) -> None:
+        sent = Intent("abc", 60, 1, Purpose.OPEN, Side.BUY, D(1), 0, False, "", D(0), 1, 16)
+        still = "0.01 XBT is still held, and no bot manages it now: `krakenbot run` goes on"
+        for held, intents, changes, words in (
+            ("0", [], {}, "nothing is held"),
+            ("0.01", [], {}, still),
+            ("0.01", [], {"halted": "why"}, "halted: 0.01 XBT is still held; `krakenbot status`"),
+            ("0.01", [], {"exchange_position": D(0)}, "0 XBT, the journal records 0.01 XBT"),
+            ("0", [sent], {}, "order abc is not known yet"),
+        ):
+            journal = open_journal(None)
+            self.addCleanup(journal.close)
+            journal.adopt(D(held), D(70000), 1, True)
+            journal.put(base="XXBT", **changes)
+            for intent in intents:
+                journal.write(intent)
+            with self.subTest(words):
+                line = _goodbye(Config(), cast(Parts, SimpleNamespace(journal=journal)))
+                self.assertIn(words, line)
 
     def test_no_text_from_outside_commands_the_terminal(self) -> None:
         with redirect_stdout(io.StringIO()) as out:

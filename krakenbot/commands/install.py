@@ -79,7 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.command in ("config", "unit"):
         config = configuration.load_here(arguments.config)
-        file = os.path.abspath(arguments.config or f"{FOLDER}/config.toml")
+        file = os.path.abspath(_named(arguments.config) or f"{FOLDER}/config.toml")
         is_unit = arguments.command == "unit"
         print(unit(config, file, arguments.template) if is_unit else _settings(config), end="")
         return 0
@@ -115,11 +115,10 @@ Nothing was started. Next steps:
 def _install(given: str | None) -> Iterator[Step]:
     """Make this program a service. Raises ConfigError before the first step."""
     archive, folder, file = packed(), Path(PROGRAM).parent, Path(FOLDER, "config.toml")
-    if given is None:
-        here = "config.toml" if os.path.exists("config.toml") else None
-        given = os.environ.get("KRAKENBOT_CONFIG") or here
-    given = given and os.path.expanduser(given)
-    if file.exists():
+    given = _named(given)
+    if given is None and os.path.exists("config.toml"):
+        given = "config.toml"
+    if os.path.exists(file):
         config = configuration.load(str(file), {"STATE_DIRECTORY": STATE}, Path("/"))
         is_other = given and os.path.realpath(given) != os.path.realpath(file)
         settings = [_note(f"keeps {file}; {given} was not read")] if is_other else []
@@ -144,6 +143,12 @@ def _install(given: str | None) -> Iterator[Step]:
     for key, want in PLACES.items():
         if value(config, key) != want or config.sources[key] == "STATE_DIRECTORY":
             yield _note(f'{file} should say {key} = "{want}", so that `sudo krakenbot` uses it too')
+
+
+def _named(given: str | None) -> str | None:
+    """Return the configuration that the command line or the environment names."""
+    named = os.environ.get("KRAKENBOT_CONFIG") or None if given is None else given
+    return named and os.path.expanduser(named)
 
 
 def _service_settings(given: str | None) -> tuple[Config, list[Step]]:

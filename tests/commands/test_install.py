@@ -64,13 +64,16 @@ class TestUnit(unittest.TestCase):
 
     def test_the_configuration_named_is_the_one_that_is_loaded(self) -> None:
         (self.folder / "my.toml").write_text("")
-        for argv, want in (
-            (["--config", "my.toml"], f"{self.folder}/my.toml"),
-            ([], "/etc/krakenbot/config.toml"),
+        mine, home = f"{self.folder}/my.toml", str(self.folder)
+        for argv, environ, want in (
+            (["--config", "my.toml"], {}, mine),
+            (["--config=~/my.toml"], {}, mine),
+            ([], {"KRAKENBOT_CONFIG": "my.toml"}, mine),
+            ([], {}, "/etc/krakenbot/config.toml"),
         ):
-            with self.subTest(argv):
+            with self.subTest(argv, **environ):
                 with contextlib.chdir(self.folder):
-                    done = call(*argv, "unit", HOME="/x")
+                    done = call(*argv, "unit", HOME=home, **environ)
                 self.assertEqual([f"config.toml:{want}"], settings(done.out)["LoadCredential"])
 
     def test_a_rule_whose_name_a_service_does_not_take_must_be_renamed(self) -> None:

@@ -19,8 +19,6 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from functools import partial
-from importlib import resources
-from importlib.resources.abc import Traversable
 from pathlib import Path
 
 from krakenbot import config as configuration
@@ -323,24 +321,18 @@ def packed() -> bytes:
 
     Its sources are sorted, without times and compression, which would vary.
     """
-    files = dict(_sources(resources.files("krakenbot"), "krakenbot"))
-    files["__main__.py"] = files["krakenbot/__main__.py"]
+    package = Path(__file__).parents[1]
+    if package.parent.is_file():  # It runs from such an archive.
+        return package.parent.read_bytes()
+    found = {path.relative_to(package.parent).as_posix(): path for path in package.rglob("*.*")}
+    found["__main__.py"] = package / "__main__.py"
     memory = io.BytesIO()
     with zipfile.ZipFile(memory, "w") as archive:
-        for name in sorted(files):
+        for name in sorted(name for name, path in found.items() if path.suffix in PACKED):
             entry = zipfile.ZipInfo(name, NEVER)
             entry.create_system, entry.external_attr = 3, 0o100644 << 16
-            archive.writestr(entry, files[name])
+            archive.writestr(entry, found[name].read_bytes())
     return memory.getvalue()
-
-
-def _sources(folder: Traversable, path: str) -> Iterator[tuple[str, bytes]]:
-    for entry in folder.iterdir():
-        inside = f"{path}/{entry.name}"
-        if entry.is_dir() and entry.name != "__pycache__":
-            yield from _sources(entry, inside)
-        elif entry.name.endswith(PACKED):
-            yield inside, entry.read_bytes()
 
 
 def _settings(config: Config) -> str:

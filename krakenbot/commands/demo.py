@@ -34,8 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    if arguments.candles < 1 or not 1 <= arguments.speed <= 5000:
-        raise UsageError("--candles must be at least 1, --speed from 1 to 5000")
+    if arguments.candles < 1 or not 1 <= arguments.speed <= 5000 or arguments.seed < 0:
+        raise UsageError("--candles is at least 1, --speed from 1 to 5000, --seed not below 0")
     logs.setup("error", "text")
     report, strategy = _report_and_strategy(arguments.config)
     for name in ("CREDENTIALS_DIRECTORY", "KRAKEN_API_KEY_FILE", "KRAKEN_API_SECRET_FILE"):

@@ -41,6 +41,11 @@ class TestPlaces(unittest.TestCase):
         self.assertEqual((2, ""), (done.code, done.out), done.err)
         self.assertIn(f"neither to {self.shut}/.local/state/krakenbot nor to the", done.err)
 
+    def test_figures_that_make_no_market_are_wrong_usage(self) -> None:
+        for words in (("--candles", "0"), ("--speed", "nan"), ("--seed", "-5")):
+            done = call("demo", *words, HOME=str(self.folder))
+            self.assertEqual((2, True), (done.code, words[0] in done.err))
+
     def test_without_a_temporary_folder_nothing_is_traded(self) -> None:
         with mock.patch.multiple(
             tempfile, tempdir=None, _candidate_tempdir_list=lambda: [str(self.shut)]

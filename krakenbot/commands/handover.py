@@ -74,7 +74,7 @@ def _resume(config: Config) -> int:
     print("max_loss counts from zero")
     if reason:
         live = " --live" if config.mode == "live" else ""
-        print(f"start the bot again: `krakenbot run{live}`, or `systemctl start krakenbot`")
+        print(f"cleared: start the bot again: `krakenbot run{live}` or `systemctl start krakenbot`")
     return 0
 
 

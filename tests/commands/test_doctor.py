@@ -120,7 +120,9 @@ class TestFindings(Patient):
         self.assertEqual("fail", found["key"].verdict)
         self.assertEqual(NAMES, list(found))
 
-    def test_a_wrong_configuration_is_one_line_with_all_mistakes(self) -> None:
+    def test_no_key_for_live_mode_fails_and_so_does_each_mistake_in_one_line(self) -> None:
+        found = self.examine("http://127.0.0.1:1", 'mode = "live"')
+        self.expect(found["secrets"], "fail", "no API key")
         found = self.examine("http://127.0.0.1:1", 'interval = 7\nsizee = 1\nmode = "live"')
         self.expect(found["config"], "fail", "interval = 7")
         self.assertIn("'sizee'", found["config"].text)
@@ -144,9 +146,6 @@ class TestFindings(Patient):
         self.assertEqual("warn", found["secrets"].verdict)
         self.assertNotIn(server.SANDBOX_KEY, str(found))
         self.assertNotIn(server.SANDBOX_SECRET, str(found))
-
-    def test_no_secrets_for_live_mode_fail(self) -> None:
-        self.expect(self.examine("http://127.0.0.1:1", 'mode = "live"')["secrets"], "fail")
 
     def test_a_key_that_another_process_holds_is_never_used(self) -> None:
         sandbox = self.sandbox()
@@ -194,18 +193,19 @@ class TestFindings(Patient):
         sandbox.api.nonce = 10**20
         self.expect(self.examine(sandbox.url)["key"], "fail", "another program")
 
-    def test_a_size_below_the_smallest_and_a_leverage_not_offered_fail(self) -> None:
+    def test_a_size_that_cannot_be_traded_or_paid_and_a_leverage_not_offered_fail(self) -> None:
         url = self.sandbox().url
-        for toml, word in (("size = 0.00001", "smallest"), ("leverage = 20", "not offer")):
-            with self.subTest(toml):
-                self.keys()
-                found = self.examine(url, toml)
-                self.expect(found["size"], "fail", word)
-                self.expect(found["account"], "ok")  # Money does not help.
-
-    def test_an_account_too_small_for_the_size_fails(self) -> None:
         self.keys()
-        self.expect(self.examine(self.sandbox().url, "size = 5")["account"], "fail", "are needed")
+        for toml, size, account, word in (
+            ("size = 0.00001", "fail", "ok", "smallest"),  # Money does not help.
+            ("leverage = 20", "fail", "ok", "not offer"),
+            ("size = 5", "ok", "fail", "are needed"),
+        ):
+            with self.subTest(toml):
+                found = self.examine(url, toml)
+                self.expect(found["size"], size)
+                self.expect(found["account"], account)
+                self.assertIn(word, found["size"].text + found["account"].text)
 
     def test_a_position_that_the_journal_cannot_explain_fails(self) -> None:
         sandbox = self.sandbox()

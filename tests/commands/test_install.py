@@ -181,6 +181,9 @@ class TestInstall(unittest.TestCase):
 
     def test_it_puts_six_files_in_place_and_starts_nothing(self) -> None:
         self.do("install", "--systemd")
+        got = load(str(self.config), {}, Path("/"))  # It names the places of keys and journal.
+        self.assertEqual(Path(command.STATE), got.state_directory)
+        self.assertEqual(Path(command.FOLDER, "kraken_api_key"), got.keys.api_key_file)
         self.assertEqual(
             {
                 "etc/krakenbot/config.toml": 0o600,
@@ -211,12 +214,6 @@ class TestInstall(unittest.TestCase):
         wrapper = [f"{self.root}/usr/local/bin/krakenbot", "--version"]
         done = subprocess.run(wrapper, capture_output=True, text=True, check=True, env={})
         self.assertRegex(done.stdout, r"^krakenbot \d")
-
-    def test_the_configuration_finds_keys_and_journal_by_itself(self) -> None:
-        self.do("install", "--systemd")
-        got = load(str(self.config), {}, Path("/"))
-        self.assertEqual(Path(command.STATE), got.state_directory)
-        self.assertEqual(Path(command.FOLDER, "kraken_api_key"), got.keys.api_key_file)
 
     def test_a_configuration_of_one_s_own_keeps_all_but_these_places(self) -> None:
         (self.here / "config.toml").write_text(

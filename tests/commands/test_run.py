@@ -229,24 +229,16 @@ class TestDisk(ProgramTest):
 
     def test_a_full_disk_is_said_before_any_order(self) -> None:
         gate = self.gate()
-        for limit in (0, 30, 20000):
-            settings = LIVE | {"KRAKENBOT_STATE_DIRECTORY": str(self.folder / str(limit))}
-            done = self.run_it(gate, "run", "--live", "--once", before=_full(limit), **settings)
-            self.assertIn(done.code, (76, 78), done.err)
-            self.assert_ends(done, done.code, "cannot be")
-        self.assertEqual(gate.added, [])
-
-    @slow
-    def test_a_disk_that_fills_up_later_is_said_before_the_next_order(self) -> None:
-        gate = self.gate()
-        first = self.run_it(
-            gate, "run", "--live", "--once", **(LIVE | {"KRAKENBOT_ENTRY": "next-turn"})
-        )
-        self.assert_ends(first, 0)
+        waiting = LIVE | {"KRAKENBOT_ENTRY": "next-turn"}
+        self.assert_ends(self.run_it(gate, "run", "--live", "--once", **waiting), 0)
         gate.pass_candle()
-        for limit in (30, 9000):
-            with self.subTest(limit):
-                done = self.run_it(gate, "run", "--live", "--once", before=_full(limit), **LIVE)
+        fresh = {"KRAKENBOT_STATE_DIRECTORY": str(self.folder / "fresh")}
+        for limit, settings in ((0, fresh), (30, fresh), (20000, fresh), (30, {}), (9000, {})):
+            with self.subTest(limit, **settings):
+                before = _full(limit)
+                done = self.run_it(
+                    gate, "run", "--live", "--once", before=before, **(LIVE | settings)
+                )
                 self.assertIn(done.code, (76, 78), done.err)
                 self.assert_ends(done, done.code, "cannot be")
         self.assertEqual(gate.added, [])

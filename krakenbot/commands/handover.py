@@ -225,16 +225,14 @@ def _wait_for_the_bot(path: Path, patience_s: float) -> None:
                 is_asking = True
             if turn % LOOK_TURNS == 0:
                 with closing(open_read_only(path)) as journal:
-                    ids = ", ".join(intent.id for intent in journal.open_intents())
                     begins = journal.get("flatten") == BY_HAND or bool(journal.get("halted"))
-                does = f"it is reconciling {ids} first" if ids else "it has no open order"
                 if begins and not has_begun:
                     print("the bot has begun to flatten", flush=True)
                     asking.close()
                     has_begun = is_asking = True
                 if not has_begun and turn * POLL_S > ANSWER_S:
-                    raise LaterError(f"the bot did not answer within {ANSWER_S:.0f} s; {does}")
+                    raise LaterError(f"the bot did not answer within {ANSWER_S:.0f} s")
                 if turn % PROGRESS_TURNS == 0:
-                    print(f"  waiting: {does}", flush=True)
+                    print("  waiting for it; `krakenbot status` shows more", flush=True)
             time.sleep(POLL_S)
     raise LaterError("the bot is not done yet. See `krakenbot status`")

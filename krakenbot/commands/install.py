@@ -123,7 +123,6 @@ def _install(given: str | None) -> Iterator[Step]:
     else:
         config, settings = _service_settings(given)
     text = unit(config, str(file), False)
-    former = Path(UNIT_FILE).read_text() if os.path.exists(UNIT_FILE) else text
     digest = hashlib.sha256(archive).hexdigest()
     yield _write(PROGRAM, archive, 0o644, f"the program as one file, SHA-256 {digest}")
     yield f"set mode 755 of {folder}, for the service", partial(folder.chmod, 0o755)
@@ -135,9 +134,6 @@ def _install(given: str | None) -> Iterator[Step]:
             yield _write(f"{FOLDER}/{name}", b"", 0o600, "empty, for you to fill in")
     yield _write(UNIT_FILE, text.encode(), 0o644, "the unit")
     yield _systemctl("daemon-reload")
-    for line, place in re.findall("(LoadCredential=[^:]*:(.*)\n)", text):
-        if line not in former:
-            yield _note(f"when restarted, the service reads {place}, which it did not read before")
     for key, want in PLACES.items():
         if value(config, key) != want or config.sources[key] == "STATE_DIRECTORY":
             yield _note(f'{file} should say {key} = "{want}", so that `sudo krakenbot` uses it too')

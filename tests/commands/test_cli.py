@@ -92,7 +92,7 @@ class TestCommandLine(unittest.TestCase):
         self.assertIn("'status'", err)
         code, _, err = self.run_with("status", lambda _: 0, "status", "--liev")
         self.assertEqual(2, code)
-        self.assertIn("did you mean --live?", err)
+        self.assertIn("--liev", err)
         self.assertEqual(2, self.run_with("status", lambda _: 0, "status", "--config")[0])
 
     def test_yes_without_a_question_is_wrong_usage(self) -> None:
@@ -158,14 +158,14 @@ class TestCommandLine(unittest.TestCase):
             self.assertEqual(0, code)
             self.assertIn("example: krakenbot an-example", out)
 
-    def test_help_prints_every_page_that_it_lists_and_names_the_nearest(self) -> None:
+    def test_help_prints_every_page_that_it_lists_and_names_them_all(self) -> None:
         topics = call("help").out.rpartition("help TOPIC: ")[2].replace(",", " ").split()
         self.assertIn("sandbox", topics)
         for topic in topics:
             with self.subTest(topic):
                 self.assertEqual(help.page(f"{topic}.md"), call("help", topic).out)
         done = call("help", "cots")
-        self.assertEqual((2, True), (done.code, "did you mean 'costs'?" in done.err))
+        self.assertEqual((2, True), (done.code, " costs," in done.err))
 
     def test_config_shows_every_setting_with_its_source_and_no_secret(self) -> None:
         environ = {"HOME": "/x", "KRAKENBOT_PAIR": "ETHUSD"}

@@ -284,16 +284,6 @@ class TestInstall(unittest.TestCase):
                 self.assertEqual("CANDLES = 1\n", place.read_text())
                 self.config.unlink()
 
-    def test_another_rule_than_the_service_had_is_named(self) -> None:
-        text = '[strategy]\nname = "file"\nfile = "up.py"\n'
-        (self.here / "config.toml").write_text(text)
-        (self.here / "up.py").touch()
-        self.assertNotIn("did not read", self.do("install", "--systemd"))
-        self.assertNotIn("did not read", self.do("install", "--systemd"))
-        self.config.write_text(text.replace("up.py", "/r/up.py"))
-        out = self.do("install", "--systemd")
-        self.assertIn("the service reads /r/up.py, which it did not read before", out)
-
     def test_a_rule_that_must_be_renamed_is_told_before_any_writing(self) -> None:
         text = """[strategy]\nname = "file"\nfile = 'r"\\1.py'\n"""
         for place in (self.here / "config.toml", self.config):

@@ -317,17 +317,20 @@ def packed() -> bytes:
 
     Its sources are sorted, without times and compression, which would vary.
     """
-    package = Path(__file__).parents[1]
-    if package.parent.is_file():  # It runs from such an archive.
-        return package.parent.read_bytes()
-    found = {path.relative_to(package.parent).as_posix(): path for path in package.rglob("*.*")}
-    found["__main__.py"] = package / "__main__.py"
-    memory = io.BytesIO()
+    root, memory = Path(__file__).parents[2], io.BytesIO()
+    if root.is_file():  # It runs from an archive.
+        with zipfile.ZipFile(root) as archive:
+            found = {name: archive.read(name) for name in archive.namelist()}
+    else:
+        paths = filter(Path.is_file, (root / "krakenbot").rglob("*"))
+        found = {path.relative_to(root).as_posix(): path.read_bytes() for path in paths}
+    names = [name for name in found if name.startswith("krakenbot/") and name.endswith(PACKED)]
+    found["__main__.py"] = found["krakenbot/__main__.py"]
     with zipfile.ZipFile(memory, "w") as archive:
-        for name in sorted(name for name, path in found.items() if path.suffix in PACKED):
+        for name in sorted([*names, "__main__.py"]):
             entry = zipfile.ZipInfo(name, NEVER)
             entry.create_system, entry.external_attr = 3, 0o100644 << 16
-            archive.writestr(entry, found[name].read_bytes())
+            archive.writestr(entry, found[name])
     return memory.getvalue()
 
 

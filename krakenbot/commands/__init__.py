@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from decimal import Decimal
@@ -90,7 +91,7 @@ def write_atomically(path: Path, data: bytes, mode: int | None = None) -> None:
 
     The file may be the running program. `mode` gives its permissions.
     """
-    part = path.parent / f".krakenbot.{os.getpid()}.part"
+    part = path.parent / f".krakenbot.{time.time_ns()}.part"
     try:
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode or 0o666)
         with open(descriptor, "wb") as file:
@@ -99,6 +100,7 @@ def write_atomically(path: Path, data: bytes, mode: int | None = None) -> None:
             file.write(data)
         part.replace(path)
     except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}") from error
+    finally:
         with suppress(OSError):
             part.unlink()
-        raise UsageError(f"cannot write {path}: {error.strerror}") from error

@@ -102,11 +102,12 @@ PLACES = {
 }
 NEXT = f"""\
 Nothing was started. Next steps:
-  put the API key into {FOLDER}/{KEYS[0]}, its secret into {FOLDER}/{KEYS[1]} (not for paper)
-  edit {FOLDER}/config.toml; install again after a change of `mode`, `pair`, `[keys]`,
-    `strategy.file` or `exchange.patience`
+  put the API key into {FOLDER}/{KEYS[0]},
+    and its secret into {FOLDER}/{KEYS[1]} (neither for paper)
+  edit {FOLDER}/config.toml; install again after a change of
+    `mode`, `pair`, `[keys]`, `strategy.file` or `exchange.patience`
   sudo krakenbot --config {FOLDER}/config.toml doctor
-  sudo systemctl enable --now krakenbot      (after an update: systemctl restart krakenbot)
+  sudo systemctl enable --now krakenbot    (after an update: systemctl restart)
   sudo krakenbot --config {FOLDER}/config.toml status"""
 
 

@@ -21,7 +21,7 @@ from krakenbot.assemble import (
 )
 from krakenbot.clock import Clock
 from krakenbot.config import Config, StrategyTable
-from krakenbot.errors import LaterError, StopError
+from krakenbot.errors import ExchangeError, LaterError, StopError
 from krakenbot.format import asset, volume
 from krakenbot.handover import compared
 from krakenbot.journal_file import open_journal, open_read_only
@@ -99,7 +99,7 @@ def _flatten(config: Config, arguments: argparse.Namespace) -> int:
     path = identity.find(config) if config.mode == "live" else identity.journal_path(config)
     if path is not None and _is_running(config, path):
         code = _ask_the_bot(config, path, arguments)
-        if code or not arguments.all:
+        if code is not None:
             return code
     takes_all = arguments.all and config.leverage > 0
     options = {"live": arguments.live, "adopts": takes_all, "makes_journal": arguments.all}
@@ -133,6 +133,9 @@ def _flatten(config: Config, arguments: argparse.Namespace) -> int:
         left = f"the exchange shows no open position on {config.pair} any more"
         if not config.leverage:
             left = f"the bot holds no {asset(base)} of its own on {config.pair} any more"
+            # It is closed by now, so a read that fails must not look like a failure to close.
+            with suppress(ExchangeError, StopError):
+                left += f"; {_holdings(parts)[2]}"
         print(f"{left}. The bot is halted: `krakenbot resume` lets it trade again")
     return 0
 
@@ -165,14 +168,19 @@ def _agreed(arguments: argparse.Namespace, clock: Clock) -> bool:
     return False
 
 
+def _holdings(parts: Parts) -> tuple[Decimal, Decimal, str]:
+    """Return the pair's margin position, the base currency owned, and both in words."""
+    base, exchange = parts.bot.market.rules.base, parts.exchange
+    margin, owned = exchange.position().volume, exchange.balances().get(base, ZERO)
+    position = f"the exchange shows a position of {volume(margin, base)} on {parts.config.pair}"
+    return margin, owned, f"{position}, and the account owns {volume(owned, base)}"
+
+
 def _tell_without_journal(parts: Parts) -> int:
     """Show what the exchange holds when there is no journal. StopError if it holds anything."""
-    config, exchange, rules = parts.config, parts.exchange, parts.bot.market.rules
-    margin, owned = exchange.position().volume, exchange.balances().get(rules.base, ZERO)
-    position = f"the exchange shows a position of {volume(margin, rules.base)} on {config.pair}"
-    found = f"{position}, and the account owns {volume(owned, rules.base)}"
+    config, (margin, owned, found) = parts.config, _holdings(parts)
     left = "".join(f"\n{clean(text)}" for text in identity.unmanaged(config, parts.path))
-    if margin or (not config.leverage and owned >= rules.ordermin):
+    if margin or (not config.leverage and owned >= parts.bot.market.rules.ordermin):
         raise StopError(
             f"nothing was closed: {found}, and no journal in {config.state_directory} says what of "
             "that a bot opened. Use that bot's configuration, or `flatten --all` for the whole "
@@ -182,8 +190,11 @@ def _tell_without_journal(parts: Parts) -> int:
     return 0
 
 
-def _ask_the_bot(config: Config, path: Path, arguments: argparse.Namespace) -> int:
-    """Ask the running bot to flatten, and show its progress. Return the exit code."""
+def _ask_the_bot(config: Config, path: Path, arguments: argparse.Namespace) -> int | None:
+    """Ask the running bot to flatten, and show its progress.
+
+    Return the exit code, None when the bot has ended and there may be more to close.
+    """
     with closing(open_read_only(path)) as journal:
         held, base = journal.account().held, journal.get("base")
         paid = [intent.fee / intent.cost for intent in journal.intents() if intent.fee]
@@ -198,14 +209,12 @@ def _ask_the_bot(config: Config, path: Path, arguments: argparse.Namespace) -> i
     _wait_for_the_bot(path, config.exchange.patience + GRACE_S)
     with closing(open_read_only(path)) as journal:
         halted, left = journal.get("halted"), journal.account().held
-    if halted == BY_HAND and not left:
+    if halted == BY_HAND and not left and not arguments.all:
         print("it is closed, and the bot is halted: `krakenbot resume` lets it trade again")
         return 0
     ended = f"the bot ended with: {halted or 'no halt'}; its journal shows {volume(left)} held"
-    if not arguments.all:
-        raise StopError(f"{ended}. Run `krakenbot flatten` again")
     print(clean(ended))
-    return 0
+    return None
 
 
 def _wait_for_the_bot(path: Path, patience_s: float) -> None:

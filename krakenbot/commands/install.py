@@ -29,7 +29,7 @@ from krakenbot.errors import ConfigError
 from krakenbot.format import in_columns, volume
 from krakenbot.journal_file import open_read_only
 from krakenbot.lock import holder
-from krakenbot.log import clean
+from krakenbot.log import clean, redact
 
 EXAMPLE = (
     "sudo python3 krakenbot.pyz install --systemd --dry-run; sudo krakenbot uninstall --dry-run; "
@@ -285,7 +285,7 @@ def unit(config: Config, file: str, template: bool) -> str:
     if rule is not None:
         if not re.fullmatch("[A-Za-z0-9._-]+", rule.name) or rule.name in ("config.toml", *KEYS):
             words = "a service takes names of A-Z a-z 0-9 . _ - that no other of its files has"
-            raise ConfigError(f"strategy.file: rename {rule.name!r}: {words}")
+            raise ConfigError(f"strategy.file: rename '{rule}': {words}")
         sources[rule.name] = str(rule)
     if config.mode != "paper":
         for name, path in zip(KEYS, config.keys, strict=True):
@@ -297,6 +297,8 @@ def unit(config: Config, file: str, template: bool) -> str:
             # NAME.toml, NAME.kraken_api_key, NAME.kraken_api_secret.
             escaped = f"{FOLDER}/%i.{name.removeprefix('config.')}"
         credentials += f"LoadCredential={name}:{escaped}\n"
+    if redact(credentials) != credentials:  # Everybody may read a unit.
+        raise ConfigError("a key seems to be in place of the path of a file that is not there")
     return page("krakenbot.service").format(
         name="krakenbot@" if template else "krakenbot",
         what="%i" if template else f"{config.mode} {config.pair}",

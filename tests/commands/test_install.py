@@ -79,7 +79,7 @@ class TestUnit(unittest.TestCase):
     def test_a_rule_whose_name_a_service_does_not_take_must_be_renamed(self) -> None:
         for name in ("règle.py", "r:1.py", "r%n.py", "my rule.py", "config.toml", *command.KEYS):
             rule = {"KRAKENBOT_STRATEGY_NAME": "file", "KRAKENBOT_STRATEGY_FILE": f"/r/{name}"}
-            with self.subTest(name), self.assertRaisesRegex(ConfigError, f"rename '{name}'"):
+            with self.subTest(name), self.assertRaisesRegex(ConfigError, f"rename '/r/{name}'"):
                 command.unit(config(**rule), "/c", False)
 
     def test_odd_paths_survive_systemd_s_quoting(self) -> None:

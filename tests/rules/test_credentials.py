@@ -126,6 +126,7 @@ class TestCredentials(unittest.TestCase):
 
     def test_a_key_with_something_around_it_is_shown_nowhere(self) -> None:
         (self.folder / "a-b").mkdir()
+        live = {"KRAKENBOT_MODE": "live"}
         for key in ("HUSH" * 14, "HU/SH/" * 12 + "HUSHHUSHHUSHHU=="):
             around = "~/{0} ./{0} {0}, {0}.txt key={0} {0}:{0} {1}/a-b/{0} file://{0} x/{0} x:{0}"
             for pasted in around.format(key, self.folder).split():
@@ -137,7 +138,8 @@ class TestCredentials(unittest.TestCase):
                     f"'{pasted}' = 1",
                     f"[keys]\n'{pasted}' = 1",
                 ):
-                    self.assert_silent(line, "config")
+                    for command in ("config", "unit"):
+                        self.assert_silent(f"leverage = 3\n{line}", command, **live)
                 files = {"KRAKEN_API_KEY_FILE": pasted, "KRAKEN_API_SECRET_FILE": "/none"}
                 self.assert_silent("", "call", "Balance", **files)
                 for name in ("MODE", "KEYS_API_KEY_FILE", "STATE_DIRECTORY", "CONFIG"):

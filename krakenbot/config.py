@@ -68,10 +68,6 @@ def _number(high: int, kind: type[Decimal | float] = Decimal, *, zero: bool = Fa
 
 
 def _text(shape: str, allowed: str, kind: Callable[[str], object] = str) -> _Rule:
-    return _Rule(allowed, lambda raw: isinstance(raw, str) and bool(re.fullmatch(shape, raw)), kind)
-
-
-def _address(shape: str, allowed: str, kind: Callable[[str], object] = str) -> _Rule:
     def accepts(raw: object) -> bool:
         with suppress(ValueError):
             if isinstance(raw, str) and re.fullmatch(shape, raw):
@@ -89,10 +85,10 @@ def _is_path(raw: object) -> bool:
 
 _PAIR = _text(r"[A-Za-z0-9./:_-]{3,20}", "a pair's name at Kraken, like XBTUSD")
 _WHERE = "https://host or http:// with a loopback address, and nothing after it"
-_EXCHANGE_URL = _address(f"{_ORIGIN}/?", _WHERE, lambda url: url.removesuffix("/"))
-_PROXY = _address(rf"http://{_HOST}{_PORT}", "http://host:port")
+_EXCHANGE_URL = _text(f"{_ORIGIN}/?", _WHERE, lambda url: url.removesuffix("/"))
+_PROXY = _text(rf"http://{_HOST}{_PORT}", "http://host:port")
 _PRIVATELY = "https without user and password, or http on loopback"
-_NOTIFY_URL = _address(rf"{_ORIGIN}([/?][!-~]*)?", _PRIVATELY, register)
+_NOTIFY_URL = _text(rf"{_ORIGIN}([/?][!-~]*)?", _PRIVATELY, register)
 _BODY = _text(r"(?s:.{1,10000})", "text of at most 10000 characters", Secret)
 _PATH = _Rule("a path, in characters of this system's locale", _is_path, Path)
 _KEY_FILE = _Rule(

@@ -5,7 +5,6 @@ import difflib
 import importlib
 import io
 import os
-import re
 import sys
 from collections.abc import Sequence
 from types import ModuleType
@@ -73,28 +72,17 @@ def _arguments(module: ModuleType, command: str, words: list[str]) -> argparse.N
     )
     parser.set_defaults(command=command)
     module.add_arguments(parser)
-    arguments, unknown = parser.parse_known_intermixed_args(words)
-    if unknown:
-        options = re.findall(r"(?<=\s)--[a-z-]+", parser.format_help())
-        nearest = difflib.get_close_matches(unknown[0][:80], options, 1)
-        hint = f"; did you mean {nearest[0]}?" if nearest else ""
-        parser.error(f"unknown: {' '.join(unknown):.200}{hint}")
-    return arguments
+    return parser.parse_intermixed_args(words)
 
 
 def _explained(command: str, error: BaseException) -> int:
     """Print why the command ended and return its exit code."""
     code = exit_code(error, command)
-    if isinstance(error, KeyboardInterrupt | StopRequestedError):
-        return code
-    if code != 70:
+    if code == 70:  # Indented, so that no text from outside can pass for a line of ours.
+        lines = ["krakenbot: unexpected error", *log.describe(error).splitlines()]
+        log.say("\n    ".join(lines), "critical")
+    elif not isinstance(error, KeyboardInterrupt | StopRequestedError):
         log.say("\n".join(f"krakenbot: {log.clean(line)}" for line in str(error).splitlines()))
-        return code
-    # Indented, so that no text from outside can pass for a line of ours.
-    log.say(
-        "\n    ".join(["krakenbot: unexpected error", *log.describe(error).splitlines()]),
-        "critical",
-    )
     return code
 
 

@@ -4,12 +4,15 @@
 every mistake at once. `sources` of its result says where each value came from.
 """
 
+import difflib
 import json
 import os
 import re
+import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from decimal import Decimal
+from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -65,7 +68,13 @@ def _number(high: int, kind: type[Decimal | float] = Decimal, *, zero: bool = Fa
 
 
 def _text(shape: str, allowed: str, kind: Callable[[str], object] = str) -> _Rule:
-    return _Rule(allowed, lambda raw: isinstance(raw, str) and bool(re.fullmatch(shape, raw)), kind)
+    def accepts(raw: object) -> bool:
+        with suppress(ValueError):
+            if isinstance(raw, str) and re.fullmatch(shape, raw):
+                return all(map(IPv6Address, re.findall(r"^\w+://\[(.*?)\]", raw)))
+        return False
+
+    return _Rule(allowed, accepts, kind)
 
 
 def _is_path(raw: object) -> bool:
@@ -203,15 +212,14 @@ def load(path: str | None, environ: Mapping[str, str], cwd: Path) -> Config:
     values["state.directory"] = Path("~/.local/state/krakenbot")
     sources = dict.fromkeys(_KEYS, "default")
     for source, key, raw in _settings(path, environ, cwd, errors):
-        sources[key], rule = source, _KEYS[key][1]
+        sources[key], (default, rule) = source, _KEYS[key]
         if rule.accepts(raw):
             values[key] = rule.convert(raw)
-        else:
-            values.pop(key, None)
-            label = source if source.startswith("KRAKENBOT_") else f"{source}: {key}"
-            is_quoted = isinstance(raw, str) and rule.accepts(_typed(raw, _KEYS[key][0]))
-            allowed = "without quotes, " * is_quoted + rule.allowed
-            errors.append(f"{label} = {shown(key, raw)}: must be {allowed}")
+            continue
+        values.pop(key, None)
+        label = source if source.startswith("KRAKENBOT_") else f"{source}: {key}"
+        quotes = "without quotes, " if rule.accepts(_typed(raw, default)) else ""
+        errors.append(f"{label} = {shown(key, raw)}: must be {quotes}{rule.allowed}")
     for key, value in values.items():
         try:
             if isinstance(value, Path):
@@ -231,11 +239,15 @@ def load(path: str | None, environ: Mapping[str, str], cwd: Path) -> Config:
 
 def load_here(path: str | None) -> Config:
     """Return the configuration of this process: its environment, its current folder."""
+    return load(path, os.environ, current_folder())
+
+
+def current_folder() -> Path:
+    """Return the current folder; ConfigError when somebody has removed it."""
     try:
-        here = Path.cwd()
+        return Path.cwd()
     except OSError as error:
         raise ConfigError(f"the current folder cannot be found: {error}") from error
-    return load(path, os.environ, here)
 
 
 def is_loopback(url: str) -> bool:
@@ -249,17 +261,17 @@ def is_key_itself(path: str) -> bool:
     A pasted key may have quotes around it, and white space anywhere.
     """
     bare = re.sub(r"[\s\"'`]", "", path)
-    if not re.fullmatch(_KEY, bare) or os.path.lexists(path):
-        return False
-    register(path)
-    register(bare)
-    return True
+    is_key = bool(re.fullmatch(_KEY, bare)) and not os.path.lexists(path)
+    if is_key:
+        register(path)
+        register(bare)
+    return is_key
 
 
 def hide_keys(text: str) -> None:
     """Let no output show what may be a key in a text, except for the part that is a real path."""
-    parts = (text, *map(str, Path(text).parents))
-    there = next(filter(os.path.lexists, parts), "")
+    is_key_itself(text)
+    there = next(filter(os.path.lexists, (text, *map(str, Path(text).parents))), "")
     for found in re.findall(_KEY, text.removeprefix(there)):
         for key in (found, re.sub("/+", "/", found)):  # A Path has no empty parts.
             register(key.strip("/"))
@@ -311,7 +323,6 @@ def _read_toml(
     file: str, must_exist: bool, environ: Mapping[str, str], cwd: Path, errors: list[str]
 ) -> dict[str, Any]:
     """Return the file's content; append what is wrong with it to `errors`."""
-    trouble: object = "no such file"
     try:
         if not file:
             raise ConfigError("--config '' names no file")
@@ -319,40 +330,32 @@ def _read_toml(
             raw = opened.read(_FILE_BYTES_MAX + 1)
         if len(raw) > _FILE_BYTES_MAX:
             raise ValueError("larger than a megabyte")
-        import tomllib  # It takes long, and often there is no file.
-
         return tomllib.loads(raw.decode("utf-8-sig"), parse_float=Decimal)
-    except FileNotFoundError:
-        if not must_exist:
-            return {}
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and not must_exist:
+            return {}
         hint = "; try again with sudo in front" if isinstance(error, PermissionError) else ""
         trouble = f"{error.strerror}{hint}"
-    except ArithmeticError:
-        trouble = "not valid TOML: a number is out of range"
-    except (ValueError, RecursionError) as error:
-        trouble = f"not valid TOML: {error}"
+    except (ValueError, ArithmeticError, RecursionError) as error:
+        is_number = isinstance(error, ArithmeticError)
+        trouble = f"not valid TOML: {'a number is out of range' if is_number else error}"
     hide_keys(file)
-    hide_keys(str(trouble))
+    hide_keys(trouble)
     errors.append(f"{file}: {trouble}")
     return {}
 
 
-def _typed(text: str, default: object) -> object:
+def _typed(raw: object, default: object) -> object:
     """Return a variable's text as TOML would have given it."""
-    if type(default) is int and re.fullmatch(r"-?[0-9]{1,18}", text):
-        return int(text)
-    if type(default) is bool:
-        return {"true": True, "false": False}.get(text, text)
-    return text
+    if type(default) is int and isinstance(raw, str) and re.fullmatch(r"-?[0-9]{1,18}", raw):
+        return int(raw)
+    return raw == "true" if type(default) is bool and raw in ("true", "false") else raw
 
 
 def _unknown(name: str, valid: list[str]) -> str:
     """Return the message about an unknown name; its value is never shown."""
-    import difflib
-
     hide_keys(name)
-    said = redact(repr(name))[:80]
+    said = repr(redact(name))[:80]
     table, dot, last = name.rpartition(".")
     word = "(secret|passw|token|credential|private_?key|api_?key|(^|_)key)$"
     if re.search(word, last.lower().replace("-", "_")):
@@ -361,26 +364,24 @@ def _unknown(name: str, valid: list[str]) -> str:
             "of mode 0600 and name these as api_key_file and api_secret_file in the table [keys]"
         )
     same = [key for key in valid if key.rpartition(".")[2] == last]
-    inside = [key for key in valid if table and key.startswith(table + dot)]
-    longer = [key for key in inside or valid if key.startswith(name)]
-    nearest = same or longer or difflib.get_close_matches(name[:80], inside or valid, 1, 0.0)
+    inside = [key for key in valid if table and key.startswith(table + dot)] or valid
+    longer = [key for key in inside if key.startswith(name)]
+    nearest = same or longer or difflib.get_close_matches(name[:80], inside, 1, 0.0)
     return f"{said} is not known; the nearest valid name is {nearest[0]!r}"
 
 
 def shown(key: str, raw: object) -> str:
     """Return a value in a form that anybody may see."""
     # A wrong proxy may hold a password anywhere.
-    is_secret = key.startswith("notify.") or (key == "exchange.proxy" and not _PROXY.accepts(raw))
-    if is_secret or (isinstance(raw, str) and is_key_itself(raw)):
+    if key.startswith("notify.") or (key == "exchange.proxy" and not _PROXY.accepts(raw)):
         return "(not shown)"
     if isinstance(raw, dict | list):
         return "a table" if isinstance(raw, dict) else "a list"
     if isinstance(raw, int) and raw.bit_length() > 256:
         return "a huge number"  # Python refuses to write out some of these.
-    # Only a whole key is found by `redact`. Before an @ in an address there may be a password.
     if isinstance(raw, str):
-        hide_keys(raw)
-        return redact(repr(re.sub("(?s).*@", "***@", raw)))[:80]
+        hide_keys(raw)  # Before an @ in an address there may be a password.
+        return repr(redact(re.sub("(?s).*@", "***@", raw)))[:80]
     return str(raw).lower() if isinstance(raw, bool) else redact(str(raw))[:80]
 
 
@@ -388,14 +389,14 @@ def _contradictions(values: Mapping[str, Any], sources: Mapping[str, str]) -> It
     """Yield what is wrong between settings; a value already found wrong is missing here."""
     short, long = values.get("strategy.short", 0), values.get("strategy.long", 701)
     if short >= long:
-        by = ", ".join(sorted({sources["strategy.short"], sources["strategy.long"]} - {"default"}))
-        yield f"{by}: strategy.short = {short}: must be below strategy.long = {long}"
+        key = "strategy.long" if sources["strategy.short"] == "default" else "strategy.short"
+        yield f"{sources[key]}: strategy.short = {short}: must be below strategy.long = {long}"
     name, file = values.get("strategy.name"), values.get("strategy.file", Path())
     if name == "file" and file is None:
         yield f'{sources["strategy.name"]}: strategy.name = "file" needs strategy.file'
-    rule = [key for key in ("strategy.file", "strategy.parameters") if values.get(key)]
-    if name not in (None, "file") and rule:
-        yield f'{sources[rule[0]]}: {rule[0]} needs strategy.name = "file", not "{name}"'
+    for key in ("strategy.file", "strategy.parameters"):
+        if name not in (None, "file") and values.get(key):
+            yield f'{sources[key]}: {key} needs strategy.name = "file", not "{name}"'
     speed, url = values.get("exchange.clock_speed", 1), values.get("exchange.url")
     if speed != 1 and url and not is_loopback(url):
         setting = f"{sources['exchange.clock_speed']}: exchange.clock_speed = {speed:g}"
@@ -415,16 +416,12 @@ def _place(key: str, path: Path, source: str, environ: Mapping[str, str], cwd: P
     if key == "strategy.file" and credentials and os.path.exists(f"{credentials}/{path.name}"):
         return Path(credentials, path.name)
     path = _expanded(path, environ)
-    if source in environ:
-        if not path.is_absolute():
-            raise ValueError("it is neither absolute nor begins with ~/")  # It may be a key.
-        return path
     if path.is_absolute():
         return path
     file = cwd / _expanded(Path(source), environ)
-    if str(file.parent) == credentials or not os.path.isfile(file):
-        where = "in a service or in a configuration that is not a regular file"
-        raise ValueError(f"a relative path does not work {where}")
+    if source in environ or str(file.parent) == credentials or not os.path.isfile(file):
+        # What is there may be a key, so it is not shown.
+        raise ValueError("a path may be relative only in a regular file outside of a service")
     place = Path(os.path.normpath(file.parent.resolve() / path))  # systemd takes no "..".
     former = cwd / path
     if key == "state.directory" and journals_in(former) and not journals_in(place):
@@ -434,12 +431,10 @@ def _place(key: str, path: Path, source: str, environ: Mapping[str, str], cwd: P
 
 
 def _expanded(path: Path, environ: Mapping[str, str]) -> Path:
-    """Return the path with $HOME in place of its ~; ValueError when that cannot be known."""
+    """Return the path with $HOME in place of its ~; ValueError without a $HOME."""
     if not str(path).startswith("~"):
         return path
     home = environ.get("HOME", "")
-    if path.parts[0] != "~":
-        raise ValueError(f"'{path}': only ~/ is known")
-    if not home.startswith("/"):
-        raise ValueError(f"'{path}': $HOME is not set")
+    if path.parts[0] != "~" or not home.startswith("/"):
+        raise ValueError(f"'{path}': only ~/ is known, and it needs $HOME")
     return Path(home, *path.parts[1:])

@@ -4,7 +4,7 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 
 from krakenbot import log
@@ -14,6 +14,7 @@ from krakenbot.kraken.signing import decode_secret
 from krakenbot.log import register
 from krakenbot.model import Credentials
 
+CUSTOM_CODE = ("sitecustomize", "usercustomize")  # Modules that run before any program.
 _CHARACTERS_MAX = 4096
 
 
@@ -27,28 +28,8 @@ def load_credentials(
     <prefix>_API_SECRET. Raises ConfigError for half a pair, for a file that others may read, and
     for what is no key or no base64.
     """
-    names = (f"{prefix}_API_KEY", f"{prefix}_API_SECRET")
-    folder = environ.get("CREDENTIALS_DIRECTORY")
-    in_systemd = [f"{folder}/{name.lower()}" for name in names] if folder else []
-    in_table = [str(path) for path in config.keys if path and prefix == "KRAKEN"]
-
-    def of_systemd(path: str) -> str:
-        # systemd protects its folder itself, with other modes.
-        return _read(path, strict=False) if os.path.lexists(path) else ""
-
-    def of_variable(name: str) -> str:
-        if not environ.get(name, "").strip():
-            return ""
-        return _read(environ[name]) if name.endswith("_FILE") else _bare(environ[name], name)
-
-    for source, places, read in (
-        ("CREDENTIALS_DIRECTORY", in_systemd, of_systemd),
-        ("[keys]", in_table, _read),
-        (f"{names[0]}_FILE", [f"{name}_FILE" for name in names], of_variable),
-        (names[0], names, of_variable),
-    ):
-        texts = [read(place) for place in places]
-        if all(texts) and texts:
+    for source, places, texts in _found(config, prefix, environ):
+        if all(texts):
             key, secret = map(register, texts)
             decode_secret(secret)
             _warn_of_foreign_code()
@@ -59,21 +40,40 @@ def load_credentials(
     return None
 
 
+def _found(
+    config: Config, prefix: str, environ: Mapping[str, str]
+) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Yield each source, the places of key and secret in it, and what is there, perhaps nothing."""
+    names = [f"{prefix}_API_KEY", f"{prefix}_API_SECRET"]
+    if folder := environ.get("CREDENTIALS_DIRECTORY"):
+        files = [f"{folder}/{name.lower()}" for name in names]
+        # systemd protects its folder itself, with other modes.
+        texts = [_read(file, strict=False) if os.path.lexists(file) else "" for file in files]
+        yield "CREDENTIALS_DIRECTORY", files, texts
+    if prefix == "KRAKEN" and None not in config.keys:
+        files = [*map(str, config.keys)]
+        yield "[keys]", files, [*map(_read, files)]
+    given = {name: text for name, text in environ.items() if text.strip()}
+    files = [f"{name}_FILE" for name in names]
+    yield files[0], files, [_read(given[name]) if name in given else "" for name in files]
+    yield names[0], names, [_bare(given[name], name) if name in given else "" for name in names]
+
+
 def require_credentials(config: Config, what: str, prefix: str = "KRAKEN") -> Credentials:
     """Return the key and secret that `what` needs; ConfigError if there are none."""
-    if (credentials := load_credentials(config, prefix)) is not None:
-        return credentials
-    place = "name its two files in [keys], or " if prefix == "KRAKEN" else ""
-    raise ConfigError(
-        f"{what} needs an API key: {place}set {prefix}_API_KEY_FILE and {prefix}_API_SECRET_FILE, "
-        f"or {prefix}_API_KEY and {prefix}_API_SECRET"
-    )
+    credentials = load_credentials(config, prefix)
+    if credentials is None:
+        place = "name its two files in [keys], or " if prefix == "KRAKEN" else ""
+        key, secret = f"{prefix}_API_KEY", f"{prefix}_API_SECRET"
+        words = f"{place}set {key}_FILE and {secret}_FILE, or {key} and {secret}"
+        raise ConfigError(f"{what} needs an API key: {words}")
+    return credentials
 
 
 @cache
 def _warn_of_foreign_code() -> None:
     """Warn of installed code that ran in this process before the program itself."""
-    for module in filter(None, map(sys.modules.get, ("sitecustomize", "usercustomize"))):
+    for module in filter(None, map(sys.modules.get, CUSTOM_CODE)):
         log.warning(
             "%s ran in this process and may read the API key; `python3 -I -S krakenbot.pyz` "
             "runs without it",

@@ -17,7 +17,9 @@ class Cause(Enum):
 
 
 class ConfigError(Exception):
-    """The configuration or the environment must be fixed first. Exit code 78."""
+    """The configuration or the environment must be fixed first."""
+
+    exit_code = 78
 
 
 class HeldError(ConfigError):
@@ -35,6 +37,8 @@ class ExchangeError(Exception):
     `leaves_no_order`: Kraken documents that this refusal leaves no order; if False, an order may
     exist all the same.
     """
+
+    exit_code = 75
 
     def __init__(
         self,

@@ -12,13 +12,7 @@ from krakenbot import format, log
 from krakenbot.accounting import own_trades
 from krakenbot.bot import Bot
 from krakenbot.decision import Snapshot, decide
-from krakenbot.errors import (
-    ExchangeError,
-    KeyRefusedError,
-    LaterError,
-    RefusedError,
-    StopError,
-)
+from krakenbot.errors import ExchangeError, KeyRefusedError, LaterError, RefusedError, StopError
 from krakenbot.kraken.spot import Spot
 from krakenbot.model import ZERO, Direction, Position, Purpose, Side, Step
 from krakenbot.order_states import VISIBLE_S

@@ -4,7 +4,7 @@ A separate thread writes the lines: a reader that stops reading (a paused pager,
 neither the bot nor its exit.
 """
 
-import binascii
+import base64
 import json
 import logging
 import os
@@ -24,7 +24,7 @@ from krakenbot.model import Secret
 LEVELS = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
 LINES_MAX = 1000  # How many may wait to be read.
 FLUSH_S = 1.0  # How long the program waits for a reader at its exit.
-_SECRET_CHARACTERS_MIN = 4
+_CHARACTERS_MIN = 4  # Of what is hidden.
 _PATH_CHARACTERS_MIN = 8
 _hidden: set[str] = set()
 _waiting: queue.Queue[tuple[int, str]] = queue.Queue(LINES_MAX)
@@ -52,8 +52,7 @@ def say(text: str, level: str = "error") -> None:
     """
     handler = logger.handlers[0]
     if isinstance(handler, _Handler) and handler.is_json:
-        number = logging.getLevelNamesMapping()[level.upper()]
-        handler.emit(logger.makeRecord(logger.name, number, "", 0, "%s", (text,), None))
+        handler.emit(logging.makeLogRecord({"msg": text, "levelname": level.upper()}))
         return
     mark = _mark(sys.stderr, level)
     put(sys.stderr, "".join(f"{mark}{line}\n" for line in text.splitlines()))
@@ -94,12 +93,11 @@ def register(text: str) -> Secret:
     rest = re.split("[/?]", text.partition("://")[2], maxsplit=1)[-1]
     is_word = len(rest) < _PATH_CHARACTERS_MIN or re.fullmatch("[A-Za-z_-]{,15}", rest)
     for part in (text,) if is_word else (text, rest):
-        encoded = binascii.b2a_base64(part.encode(), newline=False).decode().rstrip("=")
-        quoted = quote(part, safe="")
+        encoded, quoted = base64.b64encode(part.encode()).decode().rstrip("="), quote(part, "")
         lower = re.sub("%..", lambda found: found[0].lower(), quoted)
-        forms = {part, encoded, encoded.replace("+", "-").replace("/", "_"), quoted, lower}
-        forms |= {quote(part), quote_plus(part)}
-        _hidden.update(form for form in forms if len(form) >= _SECRET_CHARACTERS_MIN)
+        forms = (part, encoded, quoted, lower, quote(part), quote_plus(part))
+        url_safe = encoded.translate({ord("+"): "-", ord("/"): "_"})
+        _hidden.update(form for form in (*forms, url_safe) if len(form) >= _CHARACTERS_MIN)
     return Secret(text)
 
 
@@ -118,16 +116,13 @@ def redact_registered(text: str) -> str:
 
 def clean(text: str) -> str:
     """Return the text on one line, redacted, with control characters escaped."""
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode()
-        for character in redact(text)
-    )
+    shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in redact(text))
+    return "".join(shown)
 
 
 def describe(error: BaseException) -> str:
     """Return the traceback of an error, cleaned line by line and without local values."""
-    lines = "".join(traceback.format_exception(error)).splitlines()
-    return redact("\n".join(clean(line) for line in lines))
+    return "\n".join(map(clean, "".join(traceback.format_exception(error)).splitlines()))
 
 
 class _Handler(logging.Handler):
@@ -138,18 +133,17 @@ class _Handler(logging.Handler):
         self._stream, self.is_json = stream, is_json
 
     def emit(self, record: logging.LogRecord) -> None:
-        stream, moment = self._stream or sys.stderr, time.gmtime(record.created)
-        level = record.levelname.lower()
+        stream, level = self._stream or sys.stderr, record.levelname.lower()
         try:
             line = clean(record.getMessage())
         except Exception:  # A wrong placeholder must not lose the line.
             line = clean(f"{record.msg} {record.args!r}")
-        mark = _mark(stream, level)
+        mark, at = _mark(stream, level), time.gmtime(record.created)
         if self.is_json:
-            at = time.strftime("%Y-%m-%dT%H:%M:%SZ", moment)
-            line = json.dumps({"time": at, "level": level, "message": line})
+            moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", at)
+            line = json.dumps({"time": moment, "level": level, "message": line})
         elif not mark:  # journald adds time and level itself.
-            line = f"{time.strftime('%Y-%m-%d %H:%M:%S', moment)} {record.levelname} {line}"
+            line = f"{time.strftime('%Y-%m-%d %H:%M:%S', at)} {record.levelname} {line}"
         put(stream, f"{mark}{line}\n")
 
     def flush(self) -> None:

@@ -15,7 +15,7 @@ from krakenbot import log
 from krakenbot.bot import Event
 from krakenbot.clock import StopRequestedError
 from krakenbot.config import Config
-from krakenbot.errors import ConfigError, ExchangeError, StopError, UnansweredError
+from krakenbot.errors import UnansweredError
 from krakenbot.kraken.client import USER_AGENT
 from krakenbot.kraken.transport import UrllibTransport
 from krakenbot.log import clean
@@ -66,7 +66,7 @@ class Notifier:
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         asked = error is None or isinstance(error, StopRequestedError | KeyboardInterrupt)
         if not asked and str(error) != self._last_text:
-            is_ours = isinstance(error, ConfigError | ExchangeError | StopError)
+            is_ours = hasattr(error, "exit_code")  # Else it is a defect.
             words = str(error) if is_ours else f"{type(error).__name__}: {error}"
             self._put(self._notify.url, f"{self._name}: ended: {clean(words)}")
         sd_notify("STOPPING=1")
@@ -111,7 +111,7 @@ def sd_notify(text: str) -> None:
     if address[:1] not in ("/", "@"):
         return
     try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
             sender.setblocking(False)
             sender.sendto(text.encode(), address.replace("@", "\0", 1))
     except OSError as error:

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from krakenbot.commands.build import packed
+from krakenbot.commands.install import packed
 from krakenbot.simulated import http as server
 from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
 

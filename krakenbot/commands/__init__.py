@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from decimal import Decimal
@@ -9,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from krakenbot.clock import StopRequestedError
-from krakenbot.errors import ConfigError, ExchangeError, StopError
 from krakenbot.log import clean
 from krakenbot.pairs import plain
 
@@ -27,32 +27,32 @@ COMMANDS = {
     "adopt": ("handover", "take over your position at Kraken, after showing what it trades"),
     "resume": ("handover", "clear a halt after showing its reason; max_loss starts again from 0"),
     "call": ("call", "call any method of Kraken's REST API; all but reads need --live"),
-    "config": ("config", "show every setting with its value and where it came from"),
+    "config": ("install", "show every setting with its value and where it came from"),
     "install": ("install", "set the bot up as a systemd service; starts nothing"),
     "uninstall": ("install", "remove the service; journal and keys stay"),
     "unit": ("install", "print the systemd unit of this installation and mode"),
-    "build": ("build", "write the program as a single file and print its SHA-256"),
+    "build": ("install", "write the program as a single file and print its SHA-256"),
     "help": ("help", "this list, or a page of the manual: help TOPIC"),
 }
 PAGES = ("backtest", "sandbox")  # Commands with a page of the manual, which `help` prints.
 CONFIG_HELP = "TOML file (default: $KRAKENBOT_CONFIG, else ./config.toml)"
 
 
-class UsageError(Exception):
-    """The command line asks for something that cannot be done. Exit code 2."""
-
-
-_ENDED_BY = {UsageError: 2, ConfigError: 78, ExchangeError: 75}
 _ENDED_BY_SIGNAL = ("run", "demo", "sandbox", "status")
+
+
+class UsageError(Exception):
+    """The command line asks for something that cannot be done."""
+
+    exit_code = 2
 
 
 def exit_code(error: BaseException, command: str) -> int:
     """Return the exit code for the error that ended a command; 70 is a defect."""
     if isinstance(error, KeyboardInterrupt | StopRequestedError):
         return 0 if command in _ENDED_BY_SIGNAL else 130
-    if isinstance(error, StopError):
-        return error.exit_code
-    return next((code for kind, code in _ENDED_BY.items() if isinstance(error, kind)), 70)
+    code: int = getattr(error, "exit_code", 70)
+    return code
 
 
 def json_values(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -80,9 +80,10 @@ def write_output(path: Path, data: bytes, mode: int | None = None) -> None:
                 if not os.path.isfile(path):
                     file.write(data)
                     return
+        real = Path(os.path.realpath(path))  # Fails when the current folder was removed.
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror}") from error
-    write_atomically(Path(os.path.realpath(path)), data, mode)
+    write_atomically(real, data, mode)
 
 
 def write_atomically(path: Path, data: bytes, mode: int | None = None) -> None:
@@ -90,7 +91,7 @@ def write_atomically(path: Path, data: bytes, mode: int | None = None) -> None:
 
     The file may be the running program. `mode` gives its permissions.
     """
-    part = path.parent / f".krakenbot.{os.getpid()}.part"
+    part = path.parent / f".krakenbot.{time.time_ns()}.part"
     try:
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode or 0o666)
         with open(descriptor, "wb") as file:
@@ -99,6 +100,7 @@ def write_atomically(path: Path, data: bytes, mode: int | None = None) -> None:
             file.write(data)
         part.replace(path)
     except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}") from error
+    finally:
         with suppress(OSError):
             part.unlink()
-        raise UsageError(f"cannot write {path}: {error.strerror}") from error

@@ -8,6 +8,7 @@ import hmac
 import json
 import os
 import re
+import signal
 import sys
 from contextlib import closing
 from pathlib import Path
@@ -24,17 +25,19 @@ from krakenbot.credentials import require_credentials
 from krakenbot.errors import ConfigError, RefusedError, UnansweredError
 from krakenbot.kraken.client import READS, USER_AGENT, Client, kind_of, parse_json
 from krakenbot.kraken.signing import decode_secret, fingerprint
-from krakenbot.kraken.transport import UrllibTransport
+from krakenbot.kraken.transport import ANSWER_BYTES_MAX, UrllibTransport
 from krakenbot.lock import Lock, Nonces
-from krakenbot.log import clean, redact_registered
+from krakenbot.log import clean, redact_registered, say
 from krakenbot.model import Credentials, Secret
 
 EXAMPLE = "krakenbot call OHLC pair=XBTUSD interval=60"
-PUBLIC = """Time SystemStatus MaintenanceSchedule Assets AssetPairs Ticker OHLC Depth GroupedBook
+_PUBLIC = """Time SystemStatus MaintenanceSchedule Assets AssetPairs Ticker OHLC Depth GroupedBook
     Trades Spread PreTrade PostTrade"""
-CHANGES = """AddOrder AddOrderBatch AmendOrder EditOrder CancelOrder CancelOrderBatch CancelAll
+_CHANGES = """AddOrder AddOrderBatch AmendOrder EditOrder CancelOrder CancelOrderBatch CancelAll
     CancelAllOrdersAfter AddExport RemoveExport DepositAddresses Withdraw WithdrawCancel
     WalletTransfer CreateSubaccount AccountTransfer Earn/Allocate Earn/Deallocate"""
+PUBLIC = _PUBLIC.split()
+KNOWN = (*PUBLIC, *READS, *_CHANGES.split())
 FUTURES = "https://futures.kraken.com"
 FUTURES_PUBLIC = (
     r"/api/charts/.+|/derivatives/api/v\d/(instruments|tickers|orderbook|history|"
@@ -50,17 +53,63 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("method", metavar="METHOD", help="e.g. Balance; with --futures accounts")
     parser.add_argument("values", nargs="*", metavar="name=value")
     parser.add_argument("--json", action="store_true", help="print one line; decimals come as text")
-    output = "write the answer, such as RetrieveExport's archive, to a new file"
+    most = f"at most {ANSWER_BYTES_MAX >> 20} MiB"
+    output = f"write the answer, such as RetrieveExport's archive, to a new file; {most}"
     parser.add_argument("--output", metavar="FILE", type=Path, help=output)
     live = 'required for all but reads; needs mode = "live" too'
     parser.add_argument("--live", action="store_true", help=live)
     parser.add_argument("--futures", action="store_true", help="Kraken Futures, with its own keys")
     parser.add_argument("--verb", choices=("GET", "POST", "PUT"), help="HTTP method for Futures")
-    parser.add_argument("--host", default=FUTURES, help=argparse.SUPPRESS)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    config = load_config(arguments.config)
+    config, values, output = load_config(arguments.config), _values(arguments), arguments.output
+    changes = _changes(arguments, values)
+    if changes and not (arguments.live and config.mode == "live"):
+        near = difflib.get_close_matches(arguments.method, KNOWN)
+        is_known = arguments.method in KNOWN or not near
+        raise ConfigError(
+            f"{arguments.method} may trade, move money or change the account: it needs both --live "
+            'and mode = "live". Nothing was sent'
+            + ("" if is_known else f". Did you mean {' or '.join(near)}?")
+        )
+    if output is not None:
+        write_output(output, b"", 0o600)  # What cannot be written must not be sent.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:  # `nohup` has SIGHUP ignored.
+            signal.signal(number, signal.default_int_handler)
+    try:
+        result = (_futures if arguments.futures else _spot)(config, arguments, values)
+    except (RefusedError, UnansweredError, KeyboardInterrupt) as error:
+        is_unknown = changes and not isinstance(error, RefusedError)
+        why = clean(str(error) or "stopped") + ("; it may have happened" if is_unknown else "")
+        say(f"krakenbot call: {why}")
+        return 130 if isinstance(error, KeyboardInterrupt) else 1
+    finally:
+        if output is not None:
+            output.unlink(missing_ok=True)
+    text, is_file = "", isinstance(result, bytes)
+    try:
+        if not is_file:
+            text = json.dumps(result, default=str, indent=None if arguments.json else 2)
+            text = redact_registered(f"{text}\n")
+        if output is not None:
+            write_output(output, result if is_file else text.encode(), 0o600)
+        elif is_file:
+            sys.stdout.buffer.write(result)
+        else:
+            print(end=text, flush=True)
+    except (OSError, UsageError, KeyboardInterrupt) as error:
+        if not changes:
+            raise
+        why = str(error) or "stopped"
+        say(f"krakenbot call: it was carried out, but {why}\n{text}")
+        return 130 if isinstance(error, KeyboardInterrupt) else 2
+    return 0
+
+
+def _values(arguments: argparse.Namespace) -> list[tuple[str, str]]:
+    """Return the parameters in order; UsageError for what no request can be made of."""
     method, output = arguments.method, arguments.output
     # Bytes that are not UTF-8 come as surrogates, which no URL can carry.
     shape = "(?s)[^=\ud800-\udfff]+=[^\ud800-\udfff]*"
@@ -71,40 +120,24 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError(f"{str(output)!r} exists; --output must name a new file")
     if method == "RetrieveExport" and output is None and sys.stdout.isatty():
         raise UsageError("RetrieveExport returns a zip archive: add --output FILE")
-    params = [(name, text) for name, _, text in (v.partition("=") for v in arguments.values)]
-    if output is not None:
-        write_output(output, b"", 0o600)  # What cannot be written must not be sent.
-    try:
-        result = (_futures if arguments.futures else _spot)(config, arguments, params)
-    except (RefusedError, UnansweredError, KeyboardInterrupt) as error:
-        is_unknown = not isinstance(error, RefusedError) and arguments.live
-        why = clean(str(error) or "stopped") + ("; it may have happened" if is_unknown else "")
-        print(f"krakenbot call: {why}", file=sys.stderr)
-        return 130 if isinstance(error, KeyboardInterrupt) else 1
-    finally:
-        if output is not None:
-            output.unlink(missing_ok=True)
-    text = ""
-    if not isinstance(result, bytes):
-        text = json.dumps(result, default=str, indent=None if arguments.json else 2)
-        text = redact_registered(f"{text}\n")
-    try:
-        _write(output, result if isinstance(result, bytes) else text)
-    except (OSError, UsageError) as error:
-        if not arguments.live:
-            raise
-        print(f"krakenbot call: it was carried out, but {error}\n{text}", end="", file=sys.stderr)
-        return 2
-    return 0
+    values = [(name, text) for name, _, text in (v.partition("=") for v in arguments.values)]
+    if arguments.futures and not method.startswith("/"):
+        arguments.method = f"/derivatives/api/v3/{method}"
+    elif not arguments.futures and len(dict(values)) < len(values):
+        names = [name for name, _ in values]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UsageError(f"given more than once: {twice}")
+    return values
 
 
-def _write(output: Path | None, answer: bytes | str) -> None:
-    if output is not None:
-        write_output(output, answer.encode() if isinstance(answer, str) else answer, 0o600)
-    elif isinstance(answer, str):
-        print(end=answer, flush=True)
-    else:
-        sys.stdout.buffer.write(answer)
+def _changes(arguments: argparse.Namespace, values: list[tuple[str, str]]) -> bool:
+    """Return whether the request may trade, move money or change the account."""
+    method = arguments.method
+    if arguments.futures:
+        is_posted = arguments.verb in ("POST", "PUT") or re.fullmatch(FUTURES_POST, method)
+        return bool(is_posted) and not method.endswith("/orders/status")
+    is_check = method == "AddOrder" and ("validate", "true") in values
+    return not is_check and method not in (*PUBLIC, *READS)
 
 
 def signed_client(config: Config, credentials: Credentials, changes: bool) -> tuple[Client, Lock]:
@@ -124,39 +157,26 @@ def signed_client(config: Config, credentials: Credentials, changes: bool) -> tu
 
 def _spot(config: Config, arguments: argparse.Namespace, values: list[tuple[str, str]]) -> Any:
     method, params = arguments.method, dict(values)
-    names = [name for name, _ in values]
-    if twice := [name for name in params if names.count(name) > 1]:
-        raise UsageError(f"given more than once: {', '.join(twice)}")
-    if method in PUBLIC.split():
+    if method in PUBLIC:
         return client_of(config, Clock()).public(method, params)
-    is_check = method == "AddOrder" and params.get("validate") == "true"
-    changes = method not in READS and not is_check
-    if changes:
-        _require_live(config, arguments)
     credentials = require_credentials(config, method)
-    client, lock = signed_client(config, credentials, changes)
+    client, lock = signed_client(config, credentials, _changes(arguments, values))
     with closing(lock):
         return client.private(method, params)
 
 
 def _futures(config: Config, arguments: argparse.Namespace, values: list[tuple[str, str]]) -> Any:
-    print("note: Kraken switches the Futures REST API off on 1 March 2027", file=sys.stderr)
-    if arguments.host != FUTURES and not configuration.is_loopback(arguments.host):
-        raise ConfigError(f"{arguments.host!r:.60}: only {FUTURES} or a loopback address")
-    method = arguments.method
-    path = method if method.startswith("/") else f"/derivatives/api/v3/{method}"
-    is_posted = bool(re.fullmatch(FUTURES_POST, path))
-    verb = arguments.verb or ("POST" if is_posted else "GET")
-    if not path.endswith("/orders/status") and (is_posted or verb != "GET"):
-        _require_live(config, arguments)
+    say("note: Kraken switches the Futures REST API off on 1 March 2027", "warning")
+    path, url = arguments.method, config.exchange.url
+    host = url if configuration.is_loopback(url) else FUTURES
+    verb = arguments.verb or ("POST" if re.fullmatch(FUTURES_POST, path) else "GET")
     data, headers = urlencode(values), {"User-Agent": USER_AGENT}
-    url, body = arguments.host + path, None
+    target, body = f"{host}{path}?{data}".rstrip("?"), None
     if verb == "POST":
-        body, headers["Content-Type"] = data.encode(), "application/x-www-form-urlencoded"
-    elif data:
-        url += f"?{data}"
+        headers["Content-Type"] = "application/x-www-form-urlencoded"
+        target, body = host + path, data.encode()
     if not re.fullmatch(FUTURES_PUBLIC, path):
-        credentials = require_credentials(config, method, "KRAKEN_FUTURES")
+        credentials = require_credentials(config, path, "KRAKEN_FUTURES")
         with closing(identity.key_lock(config, fingerprint(credentials.key))) as lock:
             nonces = Nonces(lock)
             nonces.set_mark("called")
@@ -164,15 +184,15 @@ def _futures(config: Config, arguments: argparse.Namespace, values: list[tuple[s
         signature = sign_futures(credentials.secret, path, nonce, data)
         headers |= {"APIKey": credentials.key.reveal(), "Nonce": nonce, "Authent": signature}
     transport = UrllibTransport(config.exchange.timeout, config.exchange.proxy)
-    status, answer = transport.send(verb, url, headers, body)
+    status, answer = transport.send(verb, target, headers, body)
     try:
         result = parse_json(answer)
     except ValueError:
         what = f"HTTP {status} with {kind_of(answer)} instead of a JSON answer"
-        raise UnansweredError(f"{method}: {what}") from None
+        raise UnansweredError(f"{path}: {what}") from None
     if status != 200 or (isinstance(result, dict) and result.get("result") == "error"):
         kind = UnansweredError if status >= 500 else RefusedError
-        raise kind(f"{method}: HTTP {status} {json.dumps(result, default=str):.500}")
+        raise kind(f"{path}: HTTP {status} {json.dumps(result, default=str):.500}")
     return result
 
 
@@ -184,15 +204,3 @@ def sign_futures(secret: Secret, path: str, nonce: str, data: str) -> str:
     digest = hashlib.sha256((data + nonce + path.removeprefix("/derivatives")).encode()).digest()
     mac = hmac.new(decode_secret(secret), digest, hashlib.sha512)
     return binascii.b2a_base64(mac.digest(), newline=False).decode()
-
-
-def _require_live(config: Config, arguments: argparse.Namespace) -> None:
-    if arguments.live and config.mode == "live":
-        return
-    method, known = arguments.method, (*PUBLIC.split(), *READS, *CHANGES.split())
-    near = [] if method in known else difflib.get_close_matches(method, known)
-    meant = f". Did you mean {' or '.join(near)}?" if near else ""
-    raise ConfigError(
-        f"{method} may trade, move money or change the account: it needs both --live and "
-        f'mode = "live". Nothing was sent{meant}'
-    )

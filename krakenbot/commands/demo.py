@@ -17,9 +17,11 @@ from krakenbot.commands import UsageError
 from krakenbot.commands.page import write_page
 from krakenbot.commands.report import render, report_of
 from krakenbot.commands.screen import Screen
-from krakenbot.config import Config, ExchangeTable, RiskTable, StrategyTable, load
+from krakenbot.config import Config, ExchangeTable, RiskTable, StrategyTable, current_folder, load
 from krakenbot.format import money, percent, signed, volume
 from krakenbot.presence import Presence
+from krakenbot.simulated.http import Sandbox
+from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
 
 EXAMPLE = "krakenbot demo --candles 60 --seed 7"
 SIZE = Decimal("0.05")
@@ -32,21 +34,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from krakenbot.simulated import http as server
-    from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
-
-    if arguments.candles < 1 or not 1 <= arguments.speed <= 5000:
-        raise UsageError("--candles must be at least 1, --speed from 1 to 5000")
+    if arguments.candles < 1 or not 1 <= arguments.speed <= 5000 or arguments.seed < 0:
+        raise UsageError("--candles is at least 1, --speed from 1 to 5000, --seed not below 0")
     logs.setup("error", "text")
     report, strategy = _report_and_strategy(arguments.config)
     for name in ("CREDENTIALS_DIRECTORY", "KRAKEN_API_KEY_FILE", "KRAKEN_API_SECRET_FILE"):
         os.environ.pop(name, None)
-    os.environ["KRAKEN_API_KEY"], os.environ["KRAKEN_API_SECRET"] = SANDBOX_KEY, SANDBOX_SECRET
+    os.environ |= {"KRAKEN_API_KEY": SANDBOX_KEY, "KRAKEN_API_SECRET": SANDBOX_SECRET}
     try:
         temporary = tempfile.TemporaryDirectory(prefix="krakenbot-demo-")
     except OSError as error:
         raise UsageError(f"{error.strerror}; set TMPDIR to a folder you may write to") from error
-    sandbox = server.Sandbox(f"random:{arguments.seed}", arguments.speed)
+    sandbox = Sandbox(f"random:{arguments.seed}", arguments.speed)
     with temporary as folder, closing(sandbox):
         config = Config(
             mode="live",
@@ -84,10 +83,12 @@ def _report_and_strategy(path: str | None) -> tuple[Path, StrategyTable]:
     The report is in the current folder where the home folder cannot be written. Of the user's
     settings only the strategy is used, and only from a file given with --config.
     """
-    places = {name: os.environ[name] for name in ("HOME", "XDG_STATE_HOME") if name in os.environ}
-    home = load("/dev/null", places, Path.cwd()).state_directory if places else Path.cwd()
-    strategy = load(path, places, Path.cwd()).strategy if path else StrategyTable()
-    for folder in (home, Path.cwd()):
+    here = current_folder()
+    given = {name: os.environ.get(name, "") for name in ("HOME", "XDG_STATE_HOME")}
+    places = {name: path for name, path in given.items() if path.startswith("/")}
+    home = load("/dev/null", places, here).state_directory if places else here
+    strategy = load(path, places, here).strategy if path else StrategyTable()
+    for folder in (home, here):
         with suppress(OSError):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=folder).close()
@@ -97,8 +98,7 @@ def _report_and_strategy(path: str | None) -> tuple[Path, StrategyTable]:
 
 def _summarise(parts: Parts, seconds: float, path: Path) -> None:
     Ledger(parts.exchange, parts.journal, parts.clock).read(parts.exchange.rules())
-    journal = parts.journal
-    report = report_of(parts.config, journal)
+    journal, report = parts.journal, report_of(parts.config, parts.journal)
     unresolved = len(journal.open_intents())
     figures = {
         "candles decided on": f"{len(report.points)}, in {seconds:.1f} s",
@@ -111,13 +111,10 @@ def _summarise(parts: Parts, seconds: float, path: Path) -> None:
         print(f"  {name:22}{text}")
     if report.points:
         first, last = report.points[0], report.points[-1]
-        position = SIZE * Decimal(last.close)
         days = Decimal(last.time - first.time + 60) / 86400  # A busy machine misses candles.
-        share = percent(journal.account().fees / position / days * 100, 0)
+        share = percent(journal.account().fees / (SIZE * Decimal(last.close)) / days * 100, 0)
         print(
-            f"\nThe net is {signed(percent(report.costs['net'] / position * 100, 1))} of the "
-            f"position. At this pace the fees of the entry tier,\n0.8 % a trade, cost {share} of "
-            "the position per day.\n"
+            f"\nAt this pace fees of 0.8 % a trade cost {share} of the position per day.\n"
             "With real money use an `interval` far longer than a minute: krakenbot help costs"
         )
     write_page(path, render(report))

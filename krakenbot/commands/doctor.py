@@ -11,7 +11,7 @@ import ssl
 import sys
 import textwrap
 import time
-from collections.abc import Container, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +22,7 @@ from krakenbot import log as logs
 from krakenbot.assemble import assumed_fee_rate, client_of, spot_of
 from krakenbot.clock import Clock
 from krakenbot.commands.call import signed_client
-from krakenbot.credentials import load_credentials
+from krakenbot.credentials import CUSTOM_CODE, load_credentials
 from krakenbot.errors import ConfigError, HeldError
 from krakenbot.format import asset, money, percent, price, shows_color, volume
 from krakenbot.handover import compared
@@ -58,15 +58,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     logs.setup("critical", "text")
-    colored = shows_color(sys.stdout)
     findings = []
     for finding in examine(arguments.config):
-        findings.append(finding._asdict())
+        findings.append(finding)
         if not arguments.json:
-            print(shown(finding, colored), flush=True)
+            print(shown(finding, shows_color(sys.stdout)), flush=True)
     if arguments.json:
-        print(json.dumps(findings))
-    return int(any(finding["verdict"] == "fail" for finding in findings))
+        print(json.dumps([finding._asdict() for finding in findings]))
+    return int(any(finding.verdict == "fail" for finding in findings))
 
 
 def examine(file: str | None) -> Iterator[Finding]:
@@ -112,7 +111,13 @@ class Checks:
 
     def _python(self) -> Answer:
         known = {*sys.stdlib_module_names, "krakenbot", "__main__", "__mp_main__"}
-        if foreign := [name for name in sorted(sys.modules) if _is_foreign(name, known)]:
+        foreign = []
+        for name, module in sorted(sys.modules.items()):
+            folder = os.path.dirname(getattr(module, "__file__", None) or "")
+            is_beside = folder == os.path.dirname(os.__file__)
+            if "." not in name and name not in known and (not is_beside or name in CUSTOM_CODE):
+                foreign.append(name)
+        if foreign:
             text = f"loaded from outside the standard library: {', '.join(foreign)}"
             return "warn", text, "start with python3 -I -S"
         version = ".".join(map(str, sys.version_info[:3]))
@@ -127,8 +132,7 @@ class Checks:
 
     def _secrets(self) -> Answer:
         mode = self.config.mode
-        files = [file for file in self.config.keys if file and os.path.exists(file)]
-        sizes = [file.stat().st_size for file in files]
+        sizes = [os.path.getsize(file) for file in self.config.keys if file and file.exists()]
         if mode != "paper" or any(sizes) or not sizes:  # An installation's are empty at first.
             self.credentials = load_credentials(self.config)
         if self.credentials is None and mode == "paper":
@@ -216,7 +220,7 @@ class Checks:
         answer = client.private("GetApiKeyInfo")
         row = {name.replace("_", "").lower(): value for name, value in answer.items()}
         ends = float(row.get("validuntil") or 0)
-        if int(row.get("nonce") or 0) > time.time_ns() + 60 * 10**9:
+        if (info.nonce or 0) > time.time_ns() + 60 * 10**9:
             return "fail", "another program has used this key with larger nonces"
         if 0 < ends < time.time() + 7 * DAY_S:
             return "warn", "the key expires within a week", "make a new one in time"
@@ -266,14 +270,6 @@ class Checks:
         against = [one for one in against if one not in self.objections]
         self.objections += against
         return ("fail", against[0]) if against else ("ok", text)
-
-
-def _is_foreign(name: str, known: Container[str]) -> bool:
-    """Return whether a top-level module is neither known nor from the standard library's folder."""
-    file = getattr(sys.modules[name], "__file__", None) or ""
-    is_beside = os.path.dirname(file) == os.path.dirname(os.__file__)
-    is_custom = name in ("sitecustomize", "usercustomize")  # Anybody's code, wherever it is.
-    return "." not in name and name not in known and (is_custom or not is_beside)
 
 
 # Name, check, the check that it needs, and the repair unless the check itself names one.

@@ -74,8 +74,7 @@ def _resume(config: Config) -> int:
     print("max_loss counts from zero")
     if reason:
         live = " --live" if config.mode == "live" else ""
-        again = f"`krakenbot run{live}`, or `systemctl start krakenbot`"
-        print(f"cleared: start the bot again ({again})")
+        print(f"cleared: start the bot again: `krakenbot run{live}` or `systemctl start krakenbot`")
     return 0
 
 
@@ -100,7 +99,7 @@ def _flatten(config: Config, arguments: argparse.Namespace) -> int:
     path = identity.find(config) if config.mode == "live" else identity.journal_path(config)
     if path is not None and _is_running(config, path):
         code = _ask_the_bot(config, path, arguments)
-        if code or not arguments.all:
+        if code is not None:
             return code
     takes_all = arguments.all and config.leverage > 0
     options = {"live": arguments.live, "adopts": takes_all, "makes_journal": arguments.all}
@@ -131,7 +130,13 @@ def _flatten(config: Config, arguments: argparse.Namespace) -> int:
         if takes_all:
             ask(partial(handover.adopt, bot, closes))
         handover.flatten(bot, BY_HAND, config.exchange.patience)
-        print(_what_is_left(parts))
+        left = f"the exchange shows no open position on {config.pair} any more"
+        if not config.leverage:
+            left = f"the bot holds no {asset(base)} of its own on {config.pair} any more"
+            # It is closed by now, so a read that fails must not look like a failure to close.
+            with suppress(ExchangeError, StopError):
+                left += f"; {_holdings(parts)[2]}"
+        print(f"{left}. The bot is halted: `krakenbot resume` lets it trade again")
     return 0
 
 
@@ -157,27 +162,10 @@ def _agreed(arguments: argparse.Namespace, clock: Clock) -> bool:
         clock.read(False)
     if answer.strip().lower() == "yes":
         return True
-    if not answer:  # No answer and Ctrl-D leave the cursor in the line.
-        print(file=sys.stderr)
+    # No answer and Ctrl-D leave the cursor in the line.
+    print(end="" if answer else "\n", file=sys.stderr)
     print("Not confirmed: nothing is sent")
     return False
-
-
-def _what_is_left(parts: Parts) -> str:
-    """Return what is held after flattening.
-
-    The position is closed by now, so a read that fails here must not look like a failure to close.
-    """
-    base, pair = parts.bot.market.rules.base, parts.config.pair
-    text = f"the exchange shows no open position on {pair} any more"
-    if not parts.config.leverage:
-        text = f"the bot holds no {asset(base)} of its own on {pair} any more"
-        with suppress(ExchangeError, StopError):
-            margin, owned, _ = _holdings(parts)
-            text += f"; the account owns {volume(owned, base)}"
-            if margin:
-                text += f", and a margin position of {volume(margin, base)}, not the bot's, is open"
-    return f"{text}. The bot is halted: `krakenbot resume` lets it trade again"
 
 
 def _holdings(parts: Parts) -> tuple[Decimal, Decimal, str]:
@@ -202,30 +190,31 @@ def _tell_without_journal(parts: Parts) -> int:
     return 0
 
 
-def _ask_the_bot(config: Config, path: Path, arguments: argparse.Namespace) -> int:
-    """Ask the running bot to flatten, and show its progress. Return the exit code."""
+def _ask_the_bot(config: Config, path: Path, arguments: argparse.Namespace) -> int | None:
+    """Ask the running bot to flatten, and show its progress.
+
+    Return the exit code, None when the bot has ended and there may be more to close.
+    """
     with closing(open_read_only(path)) as journal:
         held, base = journal.account().held, journal.get("base")
         paid = [intent.fee / intent.cost for intent in journal.intents() if intent.fee]
     print(f"a running bot holds {volume(held, base)} and will be asked to close it")
     clock = Clock(config.exchange.clock_speed)
-    spot = spot_of(config, client_of(config, clock))
-    fee_rate = paid[-1] if paid else assumed_fee_rate(config)
     if held:
+        spot = spot_of(config, client_of(config, clock))
+        fee_rate = paid[-1] if paid else assumed_fee_rate(config)
         print(f"  {handover.describe_trade(spot, base, fee_rate, -held)}")
     if not _agreed(arguments, clock):
         return 2
     _wait_for_the_bot(path, config.exchange.patience + GRACE_S)
     with closing(open_read_only(path)) as journal:
         halted, left = journal.get("halted"), journal.account().held
-    if halted == BY_HAND and not left:
+    if halted == BY_HAND and not left and not arguments.all:
         print("it is closed, and the bot is halted: `krakenbot resume` lets it trade again")
         return 0
     ended = f"the bot ended with: {halted or 'no halt'}; its journal shows {volume(left)} held"
-    if not arguments.all:
-        raise StopError(f"{ended}. Run `krakenbot flatten` again")
     print(clean(ended))
-    return 0
+    return None
 
 
 def _wait_for_the_bot(path: Path, patience_s: float) -> None:
@@ -239,22 +228,20 @@ def _wait_for_the_bot(path: Path, patience_s: float) -> None:
         for turn in range(1, int(patience_s / POLL_S)):
             if not is_locked(path.with_suffix(".lock")):
                 return
-            if not (is_asking or has_begun or is_locked(request)):  # No other command asks.
+            if not (is_asking or is_locked(request)):  # No other command asks.
                 lock = Lock(request, "the request to flatten", advice="Try again")
                 asking.enter_context(closing(lock))
                 is_asking = True
-            if turn % (PROGRESS_TURNS if has_begun else LOOK_TURNS) == 0:
+            if turn % LOOK_TURNS == 0:
                 with closing(open_read_only(path)) as journal:
-                    ids = ", ".join(intent.id for intent in journal.open_intents())
                     begins = journal.get("flatten") == BY_HAND or bool(journal.get("halted"))
-                does = f"it is reconciling {ids} first" if ids else "it has no open order"
                 if begins and not has_begun:
                     print("the bot has begun to flatten", flush=True)
                     asking.close()
-                has_begun = begins
+                    has_begun = is_asking = True
                 if not has_begun and turn * POLL_S > ANSWER_S:
-                    raise LaterError(f"the bot did not answer within {ANSWER_S:.0f} s; {does}")
+                    raise LaterError(f"the bot did not answer within {ANSWER_S:.0f} s")
                 if turn % PROGRESS_TURNS == 0:
-                    print(f"  waiting: {does}", flush=True)
+                    print("  waiting for it; `krakenbot status` shows more", flush=True)
             time.sleep(POLL_S)
     raise LaterError("the bot is not done yet. See `krakenbot status`")

@@ -1,7 +1,6 @@
 """`help`: the commands, or a page of the manual that comes with the program."""
 
 import argparse
-import difflib
 import textwrap
 from importlib import resources
 
@@ -33,9 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
     elif arguments.topic in topics:
         print(page(f"{arguments.topic}.md"), end="")
     else:
-        nearest = difflib.get_close_matches(arguments.topic[:80], topics, 1, 0.0)[0]
-        wrong = f"no page {arguments.topic[:80]!r}; did you mean {nearest!r}?"
-        raise UsageError(f"{wrong} The pages: {', '.join(topics)}")
+        raise UsageError(f"no page {arguments.topic[:80]!r}. The pages: {', '.join(topics)}")
     return 0
 
 

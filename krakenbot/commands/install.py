@@ -1,38 +1,44 @@
-"""`install`, `uninstall` and `unit`: the bot as a systemd service with little access.
+"""Setting the bot up: `config`, `build` (one file), and a systemd service with little access.
 
-It runs as a dynamic user, which needs no setup; systemd gives it the state folder at each start.
-Commands that root runs leave every file there to the folder's owner.
+The service runs as a dynamic user, which needs no setup; systemd gives it the state folder at each
+start. Commands that root runs leave every file there to the folder's owner.
 """
 
 import argparse
 import hashlib
+import io
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 
 from krakenbot import config as configuration
-from krakenbot.commands import UsageError, write_atomically
-from krakenbot.commands.build import packed
-from krakenbot.commands.config import value
+from krakenbot.commands import UsageError, write_atomically, write_output
 from krakenbot.commands.help import page
 from krakenbot.config import Config
 from krakenbot.errors import ConfigError
-from krakenbot.format import volume
+from krakenbot.format import in_columns, volume
 from krakenbot.journal_file import open_read_only
 from krakenbot.lock import holder
+from krakenbot.log import clean, redact
 
 EXAMPLE = (
     "sudo python3 krakenbot.pyz install --systemd --dry-run; sudo krakenbot uninstall --dry-run; "
-    "krakenbot unit --template"
+    "krakenbot unit --template; krakenbot config --example > config.toml; "
+    "krakenbot build --output bot.pyz && python3 -I -S bot.pyz demo"
 )
+EXAMPLE_FILE = "config.example.toml"
+PACKED = (".py", ".md", ".toml", ".css", ".js", ".service", ".png")
+NEVER = (1980, 1, 1, 0, 0, 0)
 FOLDER = "/etc/krakenbot"
 STATE = "/var/lib/krakenbot"
 PROGRAM = "/opt/krakenbot/krakenbot.pyz"
@@ -43,6 +49,8 @@ KEYS = ("kraken_api_key", "kraken_api_secret")
 HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")
 DRY = "print every step, but do none"
 OPTIONS = {
+    "config": {"--example": "print a file with every setting explained, to start from"},
+    "build": {},
     "unit": {"--template": f"one unit for several pairs: krakenbot@NAME runs {FOLDER}/NAME.toml"},
     "install": {"--systemd": "as a systemd service", "--dry-run": DRY},
     "uninstall": {"--purge": "remove journal, configuration and keys too", "--dry-run": DRY},
@@ -54,27 +62,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for option, text in OPTIONS[parser.get_default("command")].items():
         needed = option == "--systemd"
         parser.add_argument(option, action="store_true", required=needed, help=text)
+    if parser.get_default("command") == "build":
+        parser.add_argument("--output", type=Path, default=Path("krakenbot.pyz"), metavar="FILE")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    if arguments.command == "unit":
-        config = configuration.load_here(arguments.config)
-        file = os.path.abspath(arguments.config or f"{FOLDER}/config.toml")
-        print(unit(config, file, arguments.template), end="")
+    if arguments.command == "build":
+        archive = packed()
+        write_output(arguments.output, archive)
+        print(f"{hashlib.sha256(archive).hexdigest()}  {arguments.output}")
         return 0
-    if os.geteuid() != 0 and not arguments.dry_run:
+    if arguments.command == "config" and arguments.example:
+        print(page(EXAMPLE_FILE), end="")
+        return 0
+    if arguments.command in ("config", "unit"):
+        config = configuration.load_here(arguments.config)
+        file = os.path.abspath(_named(arguments.config) or f"{FOLDER}/config.toml")
+        is_unit = arguments.command == "unit"
+        print(unit(config, file, arguments.template) if is_unit else _settings(config), end="")
+        return 0
+    installs, is_dry = arguments.command == "install", arguments.dry_run
+    if os.geteuid() != 0 and not is_dry:
         raise UsageError(f"needs root: sudo ... {arguments.command}, or --dry-run to see the steps")
-    if not arguments.dry_run:
-        os.umask(0o022)  # The service must be able to read the program.
-    installs = arguments.command == "install"
+    os.umask(0o022)  # The service must be able to read the program.
     for text, do in _install(arguments.config) if installs else _uninstall(arguments.purge):
         print(text, flush=True)
-        if not arguments.dry_run:
+        if not is_dry:
             do()
-    if arguments.dry_run:
-        print("None of this was done.")
-    elif installs:
-        print(NEXT)
+    if is_dry or installs:
+        print("None of this was done." if is_dry else NEXT)
     return 0
 
 
@@ -86,33 +102,32 @@ PLACES = {
 }
 NEXT = f"""\
 Nothing was started. Next steps:
-  put the API key into {FOLDER}/{KEYS[0]}, its secret into {FOLDER}/{KEYS[1]} (not for paper)
-  edit {FOLDER}/config.toml; install again after a change of `mode`, `pair`, `[keys]`,
-    `strategy.file` or `exchange.patience`
+  put the API key into {FOLDER}/{KEYS[0]},
+    and its secret into {FOLDER}/{KEYS[1]} (neither for paper)
+  edit {FOLDER}/config.toml; install again after a change of
+    `mode`, `pair`, `[keys]`, `strategy.file` or `exchange.patience`
   sudo krakenbot --config {FOLDER}/config.toml doctor
-  sudo systemctl enable --now krakenbot      (after an update: systemctl restart krakenbot)
+  sudo systemctl enable --now krakenbot    (after an update: systemctl restart)
   sudo krakenbot --config {FOLDER}/config.toml status"""
 
 
 def _install(given: str | None) -> Iterator[Step]:
     """Make this program a service. Raises ConfigError before the first step."""
-    archive, python, file = packed(), _python(), Path(FOLDER, "config.toml")
+    archive, folder, file = packed(), Path(PROGRAM).parent, Path(FOLDER, "config.toml")
+    given = _named(given)
     if given is None and os.path.exists("config.toml"):
         given = "config.toml"
-    given = given and os.path.expanduser(given)
-    if file.exists():
+    if os.path.exists(file):
         config = configuration.load(str(file), {"STATE_DIRECTORY": STATE}, Path("/"))
         is_other = given and os.path.realpath(given) != os.path.realpath(file)
         settings = [_note(f"keeps {file}; {given} was not read")] if is_other else []
     else:
-        config, settings = _settings(given)
+        config, settings = _service_settings(given)
     text = unit(config, str(file), False)
-    former = Path(UNIT_FILE).read_bytes() if os.path.exists(UNIT_FILE) else text.encode()
     digest = hashlib.sha256(archive).hexdigest()
     yield _write(PROGRAM, archive, 0o644, f"the program as one file, SHA-256 {digest}")
-    folder = Path(PROGRAM).parent
     yield f"set mode 755 of {folder}, for the service", partial(folder.chmod, 0o755)
-    wrapper = f'#!/bin/sh\nexec {python} -I -S {PROGRAM} "$@"\n'
+    wrapper = f'#!/bin/sh\nexec {shlex.quote(_python())} -I -S {PROGRAM} "$@"\n'
     yield _write(WRAPPER, wrapper.encode(), 0o755, "a command that runs it")
     yield from settings
     for name in KEYS:
@@ -120,31 +135,35 @@ def _install(given: str | None) -> Iterator[Step]:
             yield _write(f"{FOLDER}/{name}", b"", 0o600, "empty, for you to fill in")
     yield _write(UNIT_FILE, text.encode(), 0o644, "the unit")
     yield _systemctl("daemon-reload")
-    for line, place in re.findall("(LoadCredential=[^:]*:(.*)\n)", text):
-        if line.encode() not in former:
-            yield _note(f"when restarted, the service reads {place}, which it did not read before")
     for key, want in PLACES.items():
         if value(config, key) != want or config.sources[key] == "STATE_DIRECTORY":
             yield _note(f'{file} should say {key} = "{want}", so that `sudo krakenbot` uses it too')
 
 
-def _settings(given: str | None) -> tuple[Config, list[Step]]:
+def _named(given: str | None) -> str | None:
+    """Return the configuration that the command line or the environment names."""
+    named = os.environ.get("KRAKENBOT_CONFIG") or None if given is None else given
+    return named and os.path.expanduser(named)
+
+
+def _service_settings(given: str | None) -> tuple[Config, list[Step]]:
     """Return the service's configuration, made from the one given, and the steps that write it."""
     if given and os.path.exists(given) and not os.path.isfile(given):
         raise ConfigError(f"{given}: is not a regular file")  # It is read twice.
     variables = {f"KRAKENBOT_{key.replace('.', '_').upper()}": at for key, at in PLACES.items()}
     variables["HOME"] = os.environ.get("HOME", "")
-    config = configuration.load(given or "/dev/null", variables, Path.cwd())
-    text = Path(given).read_text("utf-8-sig") if given else page("config.example.toml")
-    what, rule = f"mode {config.mode}, {config.pair}", config.strategy.file
-    text = _with_places(text, given or "config.example.toml", rule)
+    name = "/dev/null" if given is None else given
+    config = configuration.load(name, variables, configuration.current_folder())
+    text = Path(given).read_text("utf-8-sig") if given else page(EXAMPLE_FILE)
+    text = _with_places(text, name, config.strategy.file)
+    what = f"mode {config.mode}, {config.pair}"
     steps = [_write(f"{FOLDER}/config.toml", text.encode(), 0o600, what)]
-    if rule is not None:
+    if config.strategy.file is not None:
         try:
-            source = rule.read_bytes()
+            source = config.strategy.file.read_bytes()
         except OSError as error:
             raise ConfigError(f"strategy.file: {error.filename}: {error.strerror}") from error
-        copy = Path(FOLDER, rule.name)
+        copy = Path(FOLDER, config.strategy.file.name)
         steps.append(_write(str(copy), source, 0o600, "your rule"))
         config = config._replace(strategy=config.strategy._replace(file=copy))
     return config, steps
@@ -246,9 +265,10 @@ def _systemctl(*words: str) -> Step:
 
 def _python() -> str:
     """Return a Python outside the folders that are hidden from the service."""
-    hidden = tuple(map(os.path.realpath, HIDDEN))
-    paths = os.path.dirname(sys.executable), sys.executable, sys.base_prefix
-    if not any(os.path.realpath(path).startswith(hidden) for path in paths):
+    hidden = [os.path.realpath(folder) for folder in HIDDEN]
+    places = os.path.dirname(sys.executable), sys.executable, sys.base_prefix
+    real = [Path(os.path.realpath(place)) for place in places]
+    if not any(place.is_relative_to(folder) for place in real for folder in hidden):
         return sys.executable
     check = [SYSTEM_PYTHON, "-I", "-S", "-c", "import sys; sys.exit(sys.version_info < (3, 11))"]
     if shutil.which(SYSTEM_PYTHON) is None or subprocess.call(check):
@@ -261,22 +281,24 @@ def unit(config: Config, file: str, template: bool) -> str:
 
     Raises ConfigError when the rule's name cannot be that of a credential.
     """
-    rule, sources = config.strategy.file, {"config.toml": Path(file)}
+    rule, sources = config.strategy.file, {"config.toml": file}
     if rule is not None:
         if not re.fullmatch("[A-Za-z0-9._-]+", rule.name) or rule.name in ("config.toml", *KEYS):
             words = "a service takes names of A-Z a-z 0-9 . _ - that no other of its files has"
-            raise ConfigError(f"strategy.file: rename {rule.name!r}: {words}")
-        sources[rule.name] = rule
+            raise ConfigError(f"strategy.file: rename '{rule}': {words}")
+        sources[rule.name] = str(rule)
     if config.mode != "paper":
         for name, path in zip(KEYS, config.keys, strict=True):
-            sources[name] = path or Path(FOLDER, name)
+            sources[name] = str(path or f"{FOLDER}/{name}")
     credentials = ""
-    for name, path in sources.items():
-        place = str(path).replace("%", "%%")
-        if template and path != rule:
+    for name, place in sources.items():
+        escaped = place.replace("%", "%%")
+        if template and place != str(rule):
             # NAME.toml, NAME.kraken_api_key, NAME.kraken_api_secret.
-            place = f"{FOLDER}/%i.{name.removeprefix('config.')}"
-        credentials += f"LoadCredential={name}:{place}\n"
+            escaped = f"{FOLDER}/%i.{name.removeprefix('config.')}"
+        credentials += f"LoadCredential={name}:{escaped}\n"
+    if redact(credentials) != credentials:  # Everybody may read a unit.
+        raise ConfigError("a key seems to be in place of the path of a file that is not there")
     return page("krakenbot.service").format(
         name="krakenbot@" if template else "krakenbot",
         what="%i" if template else f"{config.mode} {config.pair}",
@@ -291,3 +313,42 @@ def _quoted(path: str) -> str:
     """Return a path as systemd reads it: a percent sign begins a specifier, a dollar a variable."""
     path = path.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
     return f'"{path}"' if set(path) & set(" '\"\\;") else path
+
+
+def packed() -> bytes:
+    """Return the program as one archive, the same bytes each time.
+
+    Its sources are sorted, without times and compression, which would vary.
+    """
+    root, memory = Path(__file__).parents[2], io.BytesIO()
+    if root.is_file():  # It runs from an archive.
+        with zipfile.ZipFile(root) as archive:
+            found = {name: archive.read(name) for name in archive.namelist()}
+    else:
+        paths = filter(Path.is_file, (root / "krakenbot").rglob("*"))
+        found = {path.relative_to(root).as_posix(): path.read_bytes() for path in paths}
+    names = [name for name in found if name.startswith("krakenbot/") and name.endswith(PACKED)]
+    found["__main__.py"] = found["krakenbot/__main__.py"]
+    with zipfile.ZipFile(memory, "w") as archive:
+        for name in sorted([*names, "__main__.py"]):
+            entry = zipfile.ZipInfo(name, NEVER)
+            entry.create_system, entry.external_attr = 3, 0o100644 << 16
+            archive.writestr(entry, found[name])
+    return memory.getvalue()
+
+
+def _settings(config: Config) -> str:
+    """Return a line for every setting: its value, and where that came from."""
+    rows = [(key, value(config, key), by) for key, by in config.sources.items()]
+    return "".join(f"{clean(line)}\n" for line in in_columns(("", "", ""), rows)[1:])
+
+
+def value(config: Config, key: str) -> str:
+    """Return a setting's value as text, with secrets hidden."""
+    table, _, field = key.rpartition(".")
+    if table == "state":
+        return str(config.state_directory)
+    found = getattr(getattr(config, table) if table else config, field)
+    if isinstance(found, float | Path):
+        return f"{found:g}" if isinstance(found, float) else str(found)
+    return "none" if found is None else configuration.shown(key, found).strip("'")

@@ -101,7 +101,7 @@ def _trade(config: Config, parts: Parts, notifier: Notifier, once: bool) -> None
 def _say(lines: list[str]) -> None:
     """Print lines on a terminal or, if there is none, log them as one line."""
     if sys.stdout.isatty():
-        log.put(sys.stdout, "\n  ".join(lines) + "\n")
+        log.put(sys.stdout, "\n  ".join(map(log.clean, lines)) + "\n")
     else:
         log.info("%s", "; ".join(lines))
 

@@ -8,40 +8,20 @@ from krakenbot.commands import UsageError
 from krakenbot.kraken.signing import decode_secret
 from krakenbot.model import Secret
 from krakenbot.pairs import decimal
+from krakenbot.simulated.api import TIERS
+from krakenbot.simulated.faults import FAULTS
+from krakenbot.simulated.http import Sandbox
 from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
 
 EXAMPLE = "krakenbot sandbox --port 8080 --speed 60 --feed random:7"
 PORT = 8080
 SPEED_MAX = 100000
-_POSITION = 'or "liquidate": true, or "side", "volume", "leverage"'
-# How to control a running sandbox: path, JSON and what it means.
-CONTROLS = (
-    ("ledger", "", "orders, fills, balances, requests; the others return this too"),
-    ("faults", '{"spec": "lost-after=0.02"}', 'as --faults; "" for none'),
-    ("clock", '{"advance": 3600}', '31 days at most; or {"now": unix seconds}, {"freeze": true}'),
-    (
-        "price",
-        '{"pair": "XBTUSD", "price": "60000"}',
-        "null: back to the feed, whose finished candles stay as they are",
-    ),
-    ("balance", '{"asset": "ZUSD", "amount": "500"}', "a deposit or a withdrawal"),
-    ("status", '{"status": "cancel_only"}', 'with "pair": for one pair; or {"fill_share": "0.5"}'),
-    ("position", '{"pair": "XBTUSD", "close": true}', _POSITION),
-)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from krakenbot.simulated.api import TIERS
-    from krakenbot.simulated.faults import FAULTS
-
     words = "".join(f"  {word:16} {meaning}\n" for word, meaning in FAULTS.items())
-    url = f"127.0.0.1:{PORT}/sandbox"
-    controls = "".join(
-        f"  curl {url}/{name}" + (f" -d '{params}'" if params else "") + f"\n      {meaning}\n"
-        for name, params, meaning in CONTROLS
-    )
     parser.epilog = (
-        f"control, from this machine only:\n{controls}\n"
+        "`krakenbot help sandbox` says how to control it while it runs.\n\n"
         f"faults, such as lost-after=0.02,lag=30,seed=7; all=0.01 for all of them:\n{words}\n"
         f"KRAKEN_API_KEY and KRAKEN_API_SECRET, if set, are the key and secret; else\n"
         f"{SANDBOX_KEY}\n{SANDBOX_SECRET}\nexample: {EXAMPLE}"
@@ -58,8 +38,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve until SIGTERM or SIGINT; return the exit code."""
-    from krakenbot.simulated import http as server
-
     # Blocked before any thread starts, so that only the main thread receives them.
     ends = {signal.SIGTERM, signal.SIGINT}
     signal.pthread_sigmask(signal.SIG_BLOCK, ends)
@@ -74,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
             raise ValueError(f"--port {arguments.port} must be from 0 to 65535")
         if not 0 <= fee_rate <= 1:
             raise ValueError(f"--fee {arguments.fee} must be from 0 to 100")
-        sandbox = server.Sandbox(
+        sandbox = Sandbox(
             arguments.feed,
             arguments.speed,
             port=arguments.port,

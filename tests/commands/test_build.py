@@ -10,9 +10,10 @@ import zipfile
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from krakenbot import cli
-from krakenbot.commands.build import packed
+from krakenbot.commands.install import packed
 from tests import slow
 from tests.folders import own_folder
 from tests.markets import sandbox_for, short_histories
@@ -86,6 +87,20 @@ class TestBuild(unittest.TestCase):
         done = self.run_python(str(self.file), "build", "--output", str(self.file))
         self.assertEqual((0, before), (done.returncode, self.file.read_bytes()))
         self.assertEqual([self.file], list(self.folder.iterdir()))
+
+    def test_an_interruption_leaves_no_file_and_a_killed_process_none_that_is_in_the_way(
+        self,
+    ) -> None:
+        argv = ["build", "--output", str(self.file)]
+        for unlink in (Path.unlink, lambda path: None):  # As if it was killed in between.
+            with (
+                mock.patch.object(Path, "replace", side_effect=KeyboardInterrupt),
+                mock.patch.object(Path, "unlink", unlink),
+            ):
+                self.assertEqual(130, cli.main(argv))
+            with redirect_stdout(io.StringIO()):
+                self.assertEqual(0, cli.main(argv))
+        self.assertEqual(2, len(list(self.folder.iterdir())))
 
     def test_a_place_that_cannot_be_written_is_wrong_usage(self) -> None:
         for place in ("/proc/none.pyz", "/etc/passwd/x.pyz", "/", ""):

@@ -1,5 +1,6 @@
 import io
 import json
+import signal
 import time
 import unittest
 import warnings
@@ -204,18 +205,30 @@ class TestSpot(Called):
         self.with_keys()
         self.environ["KRAKENBOT_MODE"] = "live"
         self.stdout, full = Full, UsageError("cannot write answer: No space left on device")
-        for words in ((), ("--output", f"{self.state}/answer")):
-            with mock.patch("krakenbot.commands.call.write_output", side_effect=(None, full)):
-                code, _, err = self.call("CancelAll", "--live", *words)
-            self.assertEqual(2, code)
-            self.assertRegex(err, r'(?s)carried out, but .*No space left.*"count": 0')
+        written = ("--output", f"{self.state}/answer")
+        for words, error, code, why in (
+            ((), None, 2, "No space left"),
+            (written, full, 2, "No space left"),
+            (written, KeyboardInterrupt(), 130, "stopped"),
+        ):
+            with mock.patch("krakenbot.commands.call.write_output", side_effect=(None, error)):
+                done = self.call("CancelAll", "--live", *words)
+            self.assertEqual(code, done.code)
+            self.assertRegex(done.err, rf'(?s)carried out, but .*{why}.*"count": 0')
 
-    def test_a_change_that_is_interrupted_may_have_happened(self) -> None:
+    def test_a_change_that_is_interrupted_may_have_happened_and_a_read_has_not(self) -> None:
         self.with_keys()
         self.environ["KRAKENBOT_MODE"] = "live"
-        with mock.patch.object(UrllibTransport, "send", side_effect=KeyboardInterrupt):
-            code, _, err = self.call("CancelAll", "--live")
-        self.assertEqual((130, True), (code, "it may have happened" in err))
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            self.addCleanup(signal.signal, number, signal.getsignal(number))
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)  # As in a terminal.
+            for method, may_have in (("CancelAll", True), ("Balance", False)):
+                with mock.patch.object(
+                    UrllibTransport, "send", lambda *_, n=number: signal.raise_signal(n)
+                ):
+                    code, _, err = self.call(method, "--live")
+                said = "may have happened" in err
+                self.assertEqual((130, may_have), (code, said), (number, method))
 
     def test_an_order_that_is_only_validated_needs_no_live(self) -> None:
         self.with_keys()
@@ -277,12 +290,12 @@ class TestFutures(Called):
 
         web = Server(respond)
         close_after(self, web)
-        self.host = web.url
+        self.environ["KRAKENBOT_EXCHANGE_URL"] = web.url
         for prefix, key in (("KRAKEN_FUTURES", "futures-key"), ("KRAKEN", "spot-key")):
             self.environ |= {f"{prefix}_API_KEY": key, f"{prefix}_API_SECRET": SECRET}
 
     def futures(self, *argv: str) -> Done:
-        return self.call("--futures", "--host", self.host, *argv)
+        return self.call("--futures", *argv)
 
     def test_the_signature_is_that_of_the_published_vectors(self) -> None:
         for secret, path, data, nonce, want in VECTORS:
@@ -354,7 +367,9 @@ class TestFutures(Called):
             self.assertEqual((1, may_have), (code, "may have happened" in err), status)
 
     def test_keys_go_to_kraken_or_this_machine_only(self) -> None:
-        names = "https://evil.example http://futures.kraken.com http://10.0.0.1"
-        for host in f"{names} http://127.0.0.1.evil.example".split():
-            code, _, err = self.call("accounts", "--futures", "--host", host)
-            self.assertEqual(78, code, err)
+        self.environ["KRAKENBOT_EXCHANGE_URL"] = "https://example.org"
+        with mock.patch.object(UrllibTransport, "send", return_value=(200, b"{}")) as send:
+            self.assertEqual(0, self.futures("accounts")[0])
+        self.assertEqual(
+            "https://futures.kraken.com/derivatives/api/v3/accounts", send.call_args.args[1]
+        )

@@ -1,10 +1,8 @@
 import ast
-import importlib
 import os
 import signal
 import subprocess
 import sys
-import tomllib
 import types
 import unittest
 from argparse import ArgumentParser, Namespace
@@ -94,7 +92,7 @@ class TestCommandLine(unittest.TestCase):
         self.assertIn("'status'", err)
         code, _, err = self.run_with("status", lambda _: 0, "status", "--liev")
         self.assertEqual(2, code)
-        self.assertIn("did you mean --live?", err)
+        self.assertIn("--liev", err)
         self.assertEqual(2, self.run_with("status", lambda _: 0, "status", "--config")[0])
 
     def test_yes_without_a_question_is_wrong_usage(self) -> None:
@@ -125,6 +123,13 @@ class TestCommandLine(unittest.TestCase):
                 if want == 2 or 70 < want < 79:
                     self.assertEqual(f"krakenbot: {error}\n", err)
 
+    def test_a_current_folder_that_was_removed_is_no_defect(self) -> None:
+        lost = mock.patch("os.getcwd", side_effect=FileNotFoundError(2, "No such file"))
+        for line in ("demo", "install --systemd --dry-run", "unit", "build", "config"):
+            with self.subTest(line), lost:
+                done = call(*line.split(), HOME="/x")
+                self.assertEqual(2 if line == "build" else 78, done.code, done.err)
+
     def test_each_line_of_a_message_says_who_speaks_and_hides_escapes(self) -> None:
         error = mock.Mock(side_effect=ConfigError("one\ntwo \x1b[2J"))
         _, _, err = self.run_with("run", error)
@@ -153,19 +158,14 @@ class TestCommandLine(unittest.TestCase):
             self.assertEqual(0, code)
             self.assertIn("example: krakenbot an-example", out)
 
-    def test_help_prints_every_page_that_it_lists(self) -> None:
+    def test_help_prints_every_page_that_it_lists_and_names_them_all(self) -> None:
         topics = call("help").out.rpartition("help TOPIC: ")[2].replace(",", " ").split()
         self.assertIn("sandbox", topics)
         for topic in topics:
             with self.subTest(topic):
                 self.assertEqual(help.page(f"{topic}.md"), call("help", topic).out)
-
-    def test_help_prints_pages_of_the_manual_and_names_the_nearest(self) -> None:
-        code, out, _ = self.run_with("other", lambda _: 1, "help", "costs")
-        self.assertEqual((0, "# Costs"), (code, out.splitlines()[0]))
-        code, _, err = self.run_with("other", lambda _: 1, "help", "cots")
-        self.assertEqual(2, code)
-        self.assertIn("did you mean 'costs'?", err)
+        done = call("help", "cots")
+        self.assertEqual((2, True), (done.code, " costs," in done.err))
 
     def test_config_shows_every_setting_with_its_source_and_no_secret(self) -> None:
         environ = {"HOME": "/x", "KRAKENBOT_PAIR": "ETHUSD"}
@@ -177,20 +177,6 @@ class TestCommandLine(unittest.TestCase):
         self.assertRegex(out, r"(?m)^pair +ETHUSD +KRAKENBOT_PAIR$")
         self.assertRegex(out, r"(?m)^risk.max_loss +none +default$")
         self.assertNotIn("HUSH", out)
-
-    def test_the_example_that_is_printed_is_a_valid_configuration(self) -> None:
-        _, out, _ = self.run_with("other", lambda _: 1, "config", "--example")
-        self.assertEqual("XBTUSD", tomllib.loads(out)["pair"])
-
-    def test_every_command_that_exists_keeps_the_form(self) -> None:
-        for name, (place, _) in COMMANDS.items():
-            with self.subTest(name):
-                module = importlib.import_module(f"krakenbot.commands.{place}")
-                self.assertNotIn("\n", module.EXAMPLE)
-                parser = ArgumentParser()
-                parser.set_defaults(command=name)
-                module.add_arguments(parser)
-                self.assertTrue(callable(module.run))
 
 
 class TestProcess(unittest.TestCase):
@@ -248,9 +234,10 @@ class TestProcess(unittest.TestCase):
 
     def test_an_error_on_a_full_standard_error_keeps_its_exit_code(self) -> None:
         body = "from krakenbot.errors import ConfigError; raise ConfigError('x')"
-        with open("/dev/full", "w") as full:
-            process = self.start("-c", FAKE.format(name="status", body=body), stderr=full)
-            self.assertEqual(78, process.wait(timeout=30))
+        refused = ("-m", "krakenbot", "--config=/dev/null", "call", "--futures", "x")
+        for words in (("-c", FAKE.format(name="status", body=body)), refused):
+            with self.subTest(words), open("/dev/full", "w") as full:
+                self.assertEqual(78, self.start(*words, stderr=full).wait(timeout=30))
 
     def test_a_program_that_is_started_without_its_streams_runs_all_the_same(self) -> None:
         body = "assert not any(s.isatty() for s in (sys.stdin, sys.stdout, sys.stderr))"

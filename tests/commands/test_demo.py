@@ -23,21 +23,28 @@ class TestPlaces(unittest.TestCase):
         self.shut = self.folder / "shut"
         self.shut.touch()  # A file, in which there can be no folder.
 
-    def demo(self, home: Path, here: Path | str) -> Done:
+    def demo(self, home: Path | str, here: Path | str) -> Done:
         with contextlib.chdir(here):
             return call("demo", "--candles", "1", "--speed", "5000", HOME=str(home))
 
-    def test_the_report_is_in_the_current_folder_where_home_cannot_be_written(self) -> None:
-        done = self.demo(self.shut, self.folder)
-        self.assertEqual(0, done.code, done.err)
-        report = self.folder / "krakenbot-demo.html"
-        self.assertIn(f"report: {report}\n", done.out)
-        self.assertGreater(report.stat().st_size, 1000)
+    def test_the_report_is_in_the_current_folder_where_no_home_can_be_written(self) -> None:
+        for home in (self.shut, ""):
+            done = self.demo(home, self.folder)
+            self.assertEqual(0, done.code, done.err)
+            report = self.folder / "krakenbot-demo.html"
+            self.assertIn(f"report: {report}\n", done.out)
+            self.assertGreater(report.stat().st_size, 1000)
+            report.unlink()
 
     def test_without_a_place_for_the_report_nothing_is_traded(self) -> None:
         done = self.demo(self.shut, NOWHERE)
         self.assertEqual((2, ""), (done.code, done.out), done.err)
         self.assertIn(f"neither to {self.shut}/.local/state/krakenbot nor to the", done.err)
+
+    def test_figures_that_make_no_market_are_wrong_usage(self) -> None:
+        for words in (("--candles", "0"), ("--speed", "nan"), ("--seed", "-5")):
+            done = call("demo", *words, HOME=str(self.folder))
+            self.assertEqual((2, True), (done.code, words[0] in done.err))
 
     def test_without_a_temporary_folder_nothing_is_traded(self) -> None:
         with mock.patch.multiple(

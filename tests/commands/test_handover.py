@@ -17,7 +17,7 @@ from unittest import mock
 from krakenbot import retry
 from krakenbot.clock import Clock, StopRequestedError
 from krakenbot.commands import handover
-from krakenbot.errors import LaterError, StopError
+from krakenbot.errors import LaterError
 from krakenbot.handover import describe_trade
 from krakenbot.journal_file import open_journal
 from krakenbot.lock import Lock, is_locked
@@ -272,10 +272,12 @@ class TestFlatten(HandoverTest):
         self.assertEqual(0, gate.position)
         bot.done()
 
-    def test_a_request_to_a_bot_that_has_ended_is_withdrawn_at_once(self) -> None:
+    def test_what_a_bot_leaves_that_ends_when_asked_is_closed_by_the_command(self) -> None:
         gate = self.held(UPWARD)
-        with mock.patch.object(handover, "_is_running", return_value=True):  # Until just now.
-            self.fails_here(gate, StopError, "the bot ended with: no halt; .* 0.01 held")
+        done = self.run_it(gate, "flatten", "--live", before=_pretend_that_it_runs, **UPWARD)
+        self.assert_ends(done, 0)
+        self.assertIn("the bot ended with: no halt; its journal shows 0.01 held", done.out)
+        self.assertEqual(0, gate.position)
 
     def test_a_request_that_nobody_takes_is_withdrawn_and_said(self) -> None:
         gate = self.held(UPWARD)
@@ -283,15 +285,11 @@ class TestFlatten(HandoverTest):
         self.addCleanup(lock.close)
         with contextlib.closing(open_journal(self.journal())) as journal:
             Presence(journal, Clock(), 60)
-        with mock.patch.multiple(handover, ANSWER_S=0.5, LOOK_TURNS=1):
-            self.fails_here(gate, LaterError, "did not answer within")
-
-    def fails_here(self, gate: Gate, error: type[Exception], words: str) -> None:
-        """See that `flatten` in this process fails with the words and takes its request back."""
         with (
+            mock.patch.multiple(handover, ANSWER_S=0.5, LOOK_TURNS=1),
             mock.patch.dict(os.environ, self.environ(gate) | UPWARD, clear=True),
             contextlib.redirect_stdout(io.StringIO()),
-            self.assertRaisesRegex(error, words),
+            self.assertRaisesRegex(LaterError, "did not answer within"),
         ):
             handover.run(Namespace(config=None, command="flatten", live=True, all=False, yes=True))
         self.assertFalse(is_locked(self.journal().with_suffix(".flatten")))
@@ -450,3 +448,7 @@ class TestWords(unittest.TestCase):
 
 def _shorten_lockout() -> None:
     retry.LOCKOUT_S = 60.0
+
+
+def _pretend_that_it_runs() -> None:
+    handover._is_running = lambda config, path: True  # As it did until just now.

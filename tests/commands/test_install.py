@@ -64,19 +64,22 @@ class TestUnit(unittest.TestCase):
 
     def test_the_configuration_named_is_the_one_that_is_loaded(self) -> None:
         (self.folder / "my.toml").write_text("")
-        for argv, want in (
-            (["--config", "my.toml"], f"{self.folder}/my.toml"),
-            ([], "/etc/krakenbot/config.toml"),
+        mine, home = f"{self.folder}/my.toml", str(self.folder)
+        for argv, environ, want in (
+            (["--config", "my.toml"], {}, mine),
+            (["--config=~/my.toml"], {}, mine),
+            ([], {"KRAKENBOT_CONFIG": "my.toml"}, mine),
+            ([], {}, "/etc/krakenbot/config.toml"),
         ):
-            with self.subTest(argv):
+            with self.subTest(argv, **environ):
                 with contextlib.chdir(self.folder):
-                    done = call(*argv, "unit", HOME="/x")
+                    done = call(*argv, "unit", HOME=home, **environ)
                 self.assertEqual([f"config.toml:{want}"], settings(done.out)["LoadCredential"])
 
     def test_a_rule_whose_name_a_service_does_not_take_must_be_renamed(self) -> None:
         for name in ("règle.py", "r:1.py", "r%n.py", "my rule.py", "config.toml", *command.KEYS):
             rule = {"KRAKENBOT_STRATEGY_NAME": "file", "KRAKENBOT_STRATEGY_FILE": f"/r/{name}"}
-            with self.subTest(name), self.assertRaisesRegex(ConfigError, f"rename '{name}'"):
+            with self.subTest(name), self.assertRaisesRegex(ConfigError, f"rename '/r/{name}'"):
                 command.unit(config(**rule), "/c", False)
 
     def test_odd_paths_survive_systemd_s_quoting(self) -> None:
@@ -163,9 +166,9 @@ class TestInstall(unittest.TestCase):
     def noted(self, *words: str) -> command.Step:
         return " ".join(words), lambda: self.systemctl(*words)
 
-    def do(self, *argv: str, code: int = 0) -> str:
+    def do(self, *argv: str, code: int = 0, **environ: str) -> str:
         with contextlib.chdir(self.here):
-            done = call(*argv, HOME=str(self.here))
+            done = call(*argv, HOME=str(self.here), **environ)
         self.assertEqual(code, done.code, done.err)
         return done.out + done.err
 
@@ -178,6 +181,9 @@ class TestInstall(unittest.TestCase):
 
     def test_it_puts_six_files_in_place_and_starts_nothing(self) -> None:
         self.do("install", "--systemd")
+        got = load(str(self.config), {}, Path("/"))  # It names the places of keys and journal.
+        self.assertEqual(Path(command.STATE), got.state_directory)
+        self.assertEqual(Path(command.FOLDER, "kraken_api_key"), got.keys.api_key_file)
         self.assertEqual(
             {
                 "etc/krakenbot/config.toml": 0o600,
@@ -201,16 +207,13 @@ class TestInstall(unittest.TestCase):
         self.assertEqual(0o755, folders[0].stat().st_mode & 0o777)
 
     def test_the_wrapper_runs_the_single_file(self) -> None:
-        self.do("install", "--systemd")
+        python = self.root / "my $python"
+        python.symlink_to(sys.executable)
+        with mock.patch.object(command, "_python", lambda: str(python)):
+            self.do("install", "--systemd")
         wrapper = [f"{self.root}/usr/local/bin/krakenbot", "--version"]
         done = subprocess.run(wrapper, capture_output=True, text=True, check=True, env={})
         self.assertRegex(done.stdout, r"^krakenbot \d")
-
-    def test_the_configuration_finds_keys_and_journal_by_itself(self) -> None:
-        self.do("install", "--systemd")
-        got = load(str(self.config), {}, Path("/"))
-        self.assertEqual(Path(command.STATE), got.state_directory)
-        self.assertEqual(Path(command.FOLDER, "kraken_api_key"), got.keys.api_key_file)
 
     def test_a_configuration_of_one_s_own_keeps_all_but_these_places(self) -> None:
         (self.here / "config.toml").write_text(
@@ -281,16 +284,6 @@ class TestInstall(unittest.TestCase):
                 self.assertEqual("CANDLES = 1\n", place.read_text())
                 self.config.unlink()
 
-    def test_another_rule_than_the_service_had_is_named(self) -> None:
-        text = '[strategy]\nname = "file"\nfile = "up.py"\n'
-        (self.here / "config.toml").write_text(text)
-        (self.here / "up.py").touch()
-        self.assertNotIn("did not read", self.do("install", "--systemd"))
-        self.assertNotIn("did not read", self.do("install", "--systemd"))
-        self.config.write_text(text.replace("up.py", "/r/up.py"))
-        out = self.do("install", "--systemd")
-        self.assertIn("the service reads /r/up.py, which it did not read before", out)
-
     def test_a_rule_that_must_be_renamed_is_told_before_any_writing(self) -> None:
         text = """[strategy]\nname = "file"\nfile = 'r"\\1.py'\n"""
         for place in (self.here / "config.toml", self.config):
@@ -302,10 +295,17 @@ class TestInstall(unittest.TestCase):
                 self.assertIn("rename", self.do("install", "--systemd", code=78))
                 self.assertEqual(before, self.files())
 
-    def test_a_configuration_in_the_home_folder_is_found(self) -> None:
+    def test_a_configuration_in_the_home_folder_or_named_by_the_variable_is_found(self) -> None:
         (self.here / "my.toml").write_text('pair = "ETHUSD"\n')
-        self.do("--config=~/my.toml", "install", "--systemd")
-        self.assertIn('pair = "ETHUSD"', self.config.read_text())
+        for argv, environ in (
+            (["--config=~/my.toml"], {}),
+            ([], {"KRAKENBOT_CONFIG": f"{self.here}/my.toml"}),
+        ):
+            with self.subTest(argv):
+                self.do(*argv, "install", "--systemd", **environ)
+                self.assertIn('pair = "ETHUSD"', self.config.read_text())
+                self.config.unlink()
+        self.assertIn("names no file", self.do("--config=", "install", "--systemd", code=78))
 
     def test_a_pipe_is_no_configuration_to_install(self) -> None:
         pipe = self.here / "pipe.toml"

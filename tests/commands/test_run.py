@@ -229,24 +229,16 @@ class TestDisk(ProgramTest):
 
     def test_a_full_disk_is_said_before_any_order(self) -> None:
         gate = self.gate()
-        for limit in (0, 30, 20000):
-            settings = LIVE | {"KRAKENBOT_STATE_DIRECTORY": str(self.folder / str(limit))}
-            done = self.run_it(gate, "run", "--live", "--once", before=_full(limit), **settings)
-            self.assertIn(done.code, (76, 78), done.err)
-            self.assert_ends(done, done.code, "cannot be")
-        self.assertEqual(gate.added, [])
-
-    @slow
-    def test_a_disk_that_fills_up_later_is_said_before_the_next_order(self) -> None:
-        gate = self.gate()
-        first = self.run_it(
-            gate, "run", "--live", "--once", **(LIVE | {"KRAKENBOT_ENTRY": "next-turn"})
-        )
-        self.assert_ends(first, 0)
+        waiting = LIVE | {"KRAKENBOT_ENTRY": "next-turn"}
+        self.assert_ends(self.run_it(gate, "run", "--live", "--once", **waiting), 0)
         gate.pass_candle()
-        for limit in (30, 9000):
-            with self.subTest(limit):
-                done = self.run_it(gate, "run", "--live", "--once", before=_full(limit), **LIVE)
+        fresh = {"KRAKENBOT_STATE_DIRECTORY": str(self.folder / "fresh")}
+        for limit, settings in ((0, fresh), (30, fresh), (20000, fresh), (30, {}), (9000, {})):
+            with self.subTest(limit, **settings):
+                before = _full(limit)
+                done = self.run_it(
+                    gate, "run", "--live", "--once", before=before, **(LIVE | settings)
+                )
                 self.assertIn(done.code, (76, 78), done.err)
                 self.assert_ends(done, done.code, "cannot be")
         self.assertEqual(gate.added, [])
@@ -388,29 +380,25 @@ class TestWithoutRisk(ProgramTest):
 
 
 class TestWords(unittest.TestCase):
-    def test_the_last_line_does_not_say_that_nothing_is_held_while_an_order_is_unknown(
-        self,
-    ) -> None:
-        journal = open_journal(None)
-        journal.write(Intent("abc", 60, 1, Purpose.OPEN, Side.BUY, D(1), 0, False, "", D(0), 1, 16))
-        line = _goodbye(Config(), cast(Parts, SimpleNamespace(journal=journal)))
-        self.assertIn("order abc is not known yet", line)
-
-    def test_where_the_stories_differ_the_last_line_says_both(self) -> None:
-        journal = open_journal(None)
-        self.addCleanup(journal.close)
-        journal.adopt(D("0.01"), D(1), 1, on_margin=True)
-        journal.put(base="XXBT", exchange_position=D(0))
-        line = _goodbye(Config(), cast(Parts, SimpleNamespace(journal=journal)))
-        self.assertIn("the exchange holds 0 XBT, the journal records 0.01 XBT", line)
-
-    def test_the_last_line_of_a_halted_run_names_no_command_that_refuses_to_go_on(self) -> None:
-        journal = open_journal(None)
-        self.addCleanup(journal.close)
-        journal.adopt(D("0.01"), D(70000), 1, True)
-        journal.put(base="XXBT", halted="5 orders in a row were not filled")
-        line = _goodbye(Config(), cast(Parts, SimpleNamespace(journal=journal)))
-        self.assertIn("halted: 0.01 XBT is still held; `krakenbot status` says why", line)
+    def test_the_last_line_says_what_is_held_what_is_not_known_and_what_can_be_done(self) -> None:
+        sent = Intent("abc", 60, 1, Purpose.OPEN, Side.BUY, D(1), 0, False, "", D(0), 1, 16)
+        still = "0.01 XBT is still held, and no bot manages it now: `krakenbot run` goes on"
+        for held, intents, changes, words in (
+            ("0", [], {}, "nothing is held"),
+            ("0.01", [], {}, still),
+            ("0.01", [], {"halted": "why"}, "halted: 0.01 XBT is still held; `krakenbot status`"),
+            ("0.01", [], {"exchange_position": D(0)}, "0 XBT, the journal records 0.01 XBT"),
+            ("0", [sent], {}, "order abc is not known yet"),
+        ):
+            journal = open_journal(None)
+            self.addCleanup(journal.close)
+            journal.adopt(D(held), D(70000), 1, True)
+            journal.put(base="XXBT", **changes)
+            for intent in intents:
+                journal.write(intent)
+            with self.subTest(words):
+                line = _goodbye(Config(), cast(Parts, SimpleNamespace(journal=journal)))
+                self.assertIn(words, line)
 
     def test_no_text_from_outside_commands_the_terminal(self) -> None:
         with redirect_stdout(io.StringIO()) as out:

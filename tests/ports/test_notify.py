@@ -178,22 +178,19 @@ class TestSystemd(Quiet):
             except BlockingIOError:
                 return texts
 
-    def test_a_start_and_a_wait_are_signs_of_life_and_silence_is_none(
-        self,
-    ) -> None:
-        self.assertEqual(["READY=1", "WATCHDOG=1"], self.heard(Event("start", "trading")))
-        self.assertEqual([], self.heard())
-        self.assertEqual(["WATCHDOG=1"], self.heard(Event("waiting", "no answer")))
-
-    def test_a_decision_is_the_status_in_one_line_and_feeds_the_watchdog(self) -> None:
+    def test_events_are_told_in_one_line_each_and_silence_is_no_sign_of_life(self) -> None:
         values = {"held": "-0.05", "target": "-1"}
-        event = Event("decision", "short: on target\nREADY=1", values)
+        decision = Event("decision", "short: on target\nREADY=1", values)
         status = "STATUS=holds -0.05, target -1: short: on target\\nREADY=1"
-        self.assertEqual([status, "WATCHDOG=1"], self.heard(event))
-
-    def test_an_end_says_stopping_first(self) -> None:
-        for kind in ("halt", "stop"):
-            self.assertEqual(f"STOPPING=1\nSTATUS={kind}: why", self.heard(Event(kind, "why"))[0])
+        self.assertEqual([], self.heard())
+        for event, want in (
+            (Event("start", "trading"), ["READY=1"]),
+            (Event("waiting", "no answer"), []),
+            (decision, [status]),
+            (Event("halt", "why"), ["STOPPING=1\nSTATUS=halt: why"]),
+            (Event("stop", "why"), ["STOPPING=1\nSTATUS=stop: why"]),
+        ):
+            self.assertEqual([*want, "WATCHDOG=1"], self.heard(event))
 
     def test_every_way_out_says_stopping(self) -> None:
         with mock.patch.dict(os.environ, {"NOTIFY_SOCKET": self.address}), Notifier(config()):

@@ -302,19 +302,8 @@ class TestTerminal(Safe):
         path = state / "paper-api.kraken.com-XBTUSD.db"
         journal = open_journal(path)
         journal.put(halted=self.EVIL)
-        journal.decide(
-            {
-                "interval_s": 60,
-                "candle": 60,
-                "price": "1",
-                "average": "1",
-                "slope": 1,
-                "target": 1,
-                "held": "0",
-                "reason": self.EVIL,
-                "decided": 120,
-            }
-        )
+        numbers = ("interval_s", "candle", "price", "average", "slope", "target", "held", "decided")
+        journal.decide(dict.fromkeys(numbers, 60) | {"reason": self.EVIL})
         journal.close()
         environ = {"HOME": "/x", "KRAKENBOT_STATE_DIRECTORY": str(state)}
         for argv in (["status"], ["history", "decisions"], ["resume"]):

@@ -109,7 +109,7 @@ def assemble(
     clock = Clock(config.exchange.clock_speed)
     clock.progress = progress
     clock.stop_on_signals()
-    credentials, key_name, locks = _claim_key(config, clock, by_bot)
+    credentials, key_name, locks = _take_key(config, clock, by_bot)
     nonces, is_live = Nonces(locks[0]) if locks else None, config.mode == "live"
     client = client_of(config, clock, credentials, nonces, live=is_live and live)
     client.on_read = clock.read
@@ -138,7 +138,7 @@ def assemble(
     return Parts(config, clock, spot, journal, bot, locks, path, is_new, closing)
 
 
-def _claim_key(
+def _take_key(
     config: Config, clock: Clock, by_bot: bool
 ) -> tuple[Credentials | None, str, list[Lock]]:
     """Return the credentials, the key's name in order ids, and its lock; paper mode has no key."""

@@ -10,6 +10,7 @@ import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
+from krakenbot import log
 from krakenbot.errors import ConfigError, HeldError, StopError
 from krakenbot.format import moment
 
@@ -50,9 +51,9 @@ class Lock:
                 raise no_access(path, f"the lock {path} cannot be used", error) from error
             # A bot holds two names, this one first: so another bot knows what it is.
             if name and by_bot:
-                claim_on_machine(f"{name}{BY_BOT}", what, opened)
+                hold_name(f"{name}{BY_BOT}", what, opened)
             if name:
-                claim_on_machine(name, what, opened)
+                hold_name(name, what, opened)
             self._opened = opened.pop_all()
 
     def close(self) -> None:
@@ -90,21 +91,25 @@ class Lock:
         os.fsync(self._file)
 
 
-def claim_on_machine(name: str, what: str, opened: ExitStack) -> None:
+def hold_name(name: str, what: str, opened: ExitStack) -> None:
     """Hold a name on this machine until `opened` is closed; HeldError if another holds it.
 
     Linux has names for sockets that need no file, source: unix(7), "abstract"; elsewhere nothing is
     held.
     """
+    if sys.platform != "linux":
+        return
     try:
-        claim = opened.enter_context(socket.socket(socket.AF_UNIX))
-        if sys.platform == "linux":
+        with socket.socket(socket.AF_UNIX) as claim:
             claim.bind(f"\0krakenbot {name}")
+            opened.callback(os.close, claim.detach())
     except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            where = "with another state directory"
-            words = f"another krakenbot on this machine holds {what}, {where}. {_STOP_IT}"
-            raise HeldError(words, where if name.endswith(BY_BOT) else "") from error
+        if error.errno != errno.EADDRINUSE:
+            log.warning("not checked whether another bot uses %s: %s", what, error)
+            return
+        where = "with another state directory"
+        words = f"another krakenbot on this machine holds {what}, {where}. {_STOP_IT}"
+        raise HeldError(words, where if name.endswith(BY_BOT) else "") from error
 
 
 class Nonces:

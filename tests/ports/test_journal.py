@@ -24,6 +24,7 @@ from krakenbot.lock import Lock, Nonces, is_locked
 from krakenbot.model import Execution, MarginSummary, OrderStatus, Purpose, Side
 from krakenbot.records import PASSING, Booked, Intent, Outcome, client_order_id
 from tests.folders import own_folder
+from tests.logs import logged
 
 CANDLE = 1_790_000_040
 ROW: dict[str, Any] = {
@@ -553,6 +554,13 @@ class TestFullDisk(Folder):
 
 
 class TestLock(Folder):
+    def test_a_name_that_cannot_be_held_on_the_machine_is_told_and_stops_nothing(self) -> None:
+        with (
+            logged() as out,
+            contextlib.closing(Lock(self.folder / "key.lock", "this API key", "x" * 200)),
+        ):
+            self.assertIn("not checked whether another bot uses this API key", out.getvalue())
+
     def test_a_second_holder_is_refused_until_the_first_has_gone_and_told_who_that_is(self) -> None:
         path = self.folder / "state" / "key.lock"
         first = Lock(path, "this API key")

@@ -88,7 +88,7 @@ def simulated(world: World) -> Iterator[None]:
     world.machine.replace(socket, "getaddrinfo", network.getaddrinfo)
     world.machine.replace(http.client, "parse_headers", parse_headers)
     world.machine.replace(UrllibTransport, "send", partialmethod(_called, network.send))
-    world.machine.replace(lock, "claim_on_machine", lambda *_: None)  # One bot a machine.
+    world.machine.replace(lock, "hold_name", lambda *_: None)  # One bot a machine.
     world.machine.replace(clock, "SLICE_S", 30.0)  # Nobody counts how often it shows that it waits.
     with attached(world), mock.patch.dict(os.environ):
         yield

@@ -124,6 +124,12 @@ orders: Orders._place(self, intent):
         return Answer.NOT_SENT
     return answer
 
+a refusal in doubt is believed
+shown by 25
+orders: Orders._in_doubt(self, intent, error):
+    answer = original(self, intent, error)
+    return Answer.REJECTED if self._refusal[0] == intent.id else answer
+
 what was ordered for this candle is ordered again
 shown by two-step:AddOrder=late-fill
 orders: next_attempt(*question): pass

@@ -421,7 +421,9 @@ def _place(key: str, path: Path, source: str, environ: Mapping[str, str], cwd: P
     file = cwd / _expanded(Path(source), environ)
     if source in environ or str(file.parent) == credentials or not os.path.isfile(file):
         # What is there may be a key, so it is not shown.
-        raise ValueError("a path may be relative only in a regular file outside of a service")
+        raise ValueError(
+            "a relative path works only in a regular configuration file, not in a service"
+        )
     place = Path(os.path.normpath(file.parent.resolve() / path))  # systemd takes no "..".
     former = cwd / path
     if key == "state.directory" and journals_in(former) and not journals_in(place):

@@ -49,7 +49,7 @@ class Lock:
                 self._put(self.read())
             except OSError as error:
                 raise no_access(path, f"the lock {path} cannot be used", error) from error
-            # A bot holds two names, this one first: so another bot knows what it is.
+            # At this name a second bot fails, and so knows that a bot holds the key, no command.
             if name and by_bot:
                 hold_name(f"{name}{BY_BOT}", what, opened)
             if name:

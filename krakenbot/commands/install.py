@@ -298,7 +298,7 @@ def unit(config: Config, file: str, template: bool) -> str:
             escaped = f"{FOLDER}/%i.{name.removeprefix('config.')}"
         credentials += f"LoadCredential={name}:{escaped}\n"
     if redact(credentials) != credentials:  # Everybody may read a unit.
-        raise ConfigError("a key seems to be in place of the path of a file that is not there")
+        raise ConfigError("a key seems to stand where the path of a file belongs")
     return page("krakenbot.service").format(
         name="krakenbot@" if template else "krakenbot",
         what="%i" if template else f"{config.mode} {config.pair}",

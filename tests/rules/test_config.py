@@ -353,7 +353,7 @@ class TestPaths(Folder):
             "STATE_DIRECTORY",
         ):
             with self.subTest(name):
-                said = rf"(?m)^{name}: a path may be relative only in .*; set "
+                said = rf"(?m)^{name}: a relative path works only in .*; set "
                 self.assertRegex(self.complaint(**{name: "here"}), said)
         got = self.load(KRAKENBOT_STATE_DIRECTORY="~/here").state_directory
         self.assertEqual(Path("/home/someone/here"), got)
@@ -395,7 +395,7 @@ class TestPaths(Folder):
         service = HOME | {"CREDENTIALS_DIRECTORY": str(self.folder)}
         for named, environ in (("config.toml", service), ("pipe.toml", HOME)):
             with self.assertRaisesRegex(
-                ConfigError, "only in a regular file .*; set state.directory"
+                ConfigError, "only in a regular config.*; set state.directory"
             ):
                 load(named, environ, self.folder)
 

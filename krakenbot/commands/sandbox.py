@@ -19,11 +19,7 @@ CONTROLS = (
     ("ledger", "", "orders, fills, balances, requests; the others return this too"),
     ("faults", '{"spec": "lost-after=0.02"}', 'as --faults; "" for none'),
     ("clock", '{"advance": 3600}', '31 days at most; or {"now": unix seconds}, {"freeze": true}'),
-    (
-        "price",
-        '{"pair": "XBTUSD", "price": "60000"}',
-        "null: back to the feed, whose finished candles stay as they are",
-    ),
+    ("price", '{"pair": "XBTUSD", "price": "60000"}', "stays there; null: back to the feed"),
     ("balance", '{"asset": "ZUSD", "amount": "500"}', "a deposit or a withdrawal"),
     ("status", '{"status": "cancel_only"}', 'with "pair": for one pair; or {"fill_share": "0.5"}'),
     ("position", '{"pair": "XBTUSD", "close": true}', _POSITION),

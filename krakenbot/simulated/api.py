@@ -236,13 +236,12 @@ class SandboxApi:
 
     def _set_price(self, params: Row) -> None:
         """{pair, price}: the price stays there until it is set to null."""
-        rules = self.markets.pair(params["pair"])
-        self.markets.prices.pop(rules.pair, None)
-        if params["price"] is not None:
-            price = round(_amount(params["price"]), rules.pair_decimals)
+        rules, price = self.markets.pair(params["pair"]), params["price"]
+        if price is not None:
+            price = round(_amount(price), rules.pair_decimals)
             if price <= tick(rules):
                 raise ValueError("the price must be above one tick")
-            self.markets.prices[rules.pair] = price
+        self.markets.feed.series(rules).by_hand.append((self.now(), price))
 
     def _set_balance(self, params: Row) -> None:
         """{asset, amount}: set a balance by a deposit or withdrawal."""

@@ -436,6 +436,20 @@ class TimePassesTest(unittest.TestCase):
         order = next(iter(client.result("ClosedOrders")["closed"].values()))
         self.assertEqual(order["misc"], "liquidated")
 
+    def test_a_price_set_by_hand_stays_in_the_finished_candles(self) -> None:
+        client = Client()
+        start = client.time = START // 60 * 60
+        for price, after_s in (("50000", 10), ("0", 5), (None, 115), (None, 60)):
+            client.time += after_s
+            client.control("price", pair="XBTUSD", price=price)
+        rows = client.get(f"OHLC?pair=XBTUSD&since={int(start) - 60}")["result"]["XXBTZUSD"]
+        (_, opened, high, *first), flat, last, _ = (row[:5] for row in rows)
+        self.assertEqual((high, first), (opened, ["50000.0", "50000.0"]))
+        self.assertEqual(flat[1:], ["50000.0"] * 4)
+        self.assertEqual((last[1], last[3]), ("50000.0", "50000.0"))
+        self.assertLess(D(60000), D(last[4]))
+        self.assertLessEqual(D(last[4]), D(last[2]))
+
     def test_a_balance_is_set_under_either_name_of_its_asset(self) -> None:
         balances = Client().control("balance", asset="USD", amount="50")["balances"]
         self.assertEqual((D(50), None), (D(balances["ZUSD"]), balances.get("USD")))
@@ -465,7 +479,8 @@ class TimePassesTest(unittest.TestCase):
         self.assertNotIn("error", client.control("price", pair="XBTUSD", price="99999999999999"))
         self.assertNotIn("error", client.control("clock", advance=120))
         self.assertEqual(client.get("Time")["error"], [])
-        client.api.markets.prices["XXBTZUSD"] = D("1e30")
+        rules = client.api.markets.pair("XBTUSD")
+        client.api.markets.feed.series(rules).by_hand.append((START, D("1e30")))
         failed = client.control("clock", advance=14400)
         self.assertEqual(failed, {"error": ["EGeneral:Internal error"]})
 

@@ -91,7 +91,7 @@ class SandboxApi:
         self._rest_limit, self._engine_limit, self._failures_max = TIERS[tier]
         self._failures, self._locked_until = 0, 0.0
         self._counters: dict[str, tuple[float, float]] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # Taking back faults may send a request that is late.
 
     def respond(self, method: str, target: str, headers: Mapping[str, str], body: bytes) -> Answer:
         path, _, query = target.partition("?")

@@ -112,7 +112,7 @@ class MarginPosition:
 
 
 class Account:
-    """Balances, positions and ledger of one account. `revision` rises with every change.
+    """Balances, positions and ledger of one account. `serial` rises with every change.
 
     `history` is the number of ledger entries kept; a long backtest keeps none.
     """
@@ -131,7 +131,6 @@ class Account:
         self.fee_rate = fee_rate
         self.margin_rates = dict(margin_rates or {})
         self.serial = serial
-        self.revision = 0
         self.positions: dict[str, MarginPosition] = {}
         self.fees = defaultdict[str, Decimal](Decimal)
         self.rollovers = defaultdict[str, Decimal](Decimal)
@@ -313,7 +312,6 @@ class Account:
         self.balances[asset] = balance = self.balances[asset] + amount - fee
         if fee:
             (self.rollovers if kind == "rollover" else self.fees)[asset] += fee
-        self.revision += 1
         self.serial += 1
         if self.ledger.maxlen:
             self.ledger.append(Entry(self.serial, refid, now, kind, asset, amount, fee, balance))

@@ -75,8 +75,8 @@ class PrivateApi:
             "BalanceEx": self._balance_ex,
             "TradeBalance": self._trade_balance,
             "OpenPositions": self._open_positions,
-            # Market orders never rest, so there is nothing to show as open or to cancel.
-            "OpenOrders": lambda _: {"open": {}},
+            "OpenOrders": lambda p: {"open": _shown(self._orders(p, is_open=True), p)},
+            # Market orders never rest, so there is nothing to cancel.
             "CancelAll": lambda _: {"count": 0},
             "CancelOrder": self._cancel_order,
             "ClosedOrders": self._closed_orders,
@@ -161,10 +161,15 @@ class PrivateApi:
             return [wire.market_row(list(lots)) for _, lots in pairs]
         return _by_id(rows, p) if p.get("txid") else rows
 
+    def _orders(self, p: Params, *, is_open: bool) -> dict[str, Row]:
+        """Return the open orders or the others. A sandbox has open ones only while reads lag."""
+        rows = {key: x for key, x in self.orders.items() if (x["status"] == "open") is is_open}
+        return wire.identified(rows, p)
+
     def _closed_orders(self, p: Params) -> Any:
         columns = {"open": ("opentm",), "close": ("closetm",)}
         times = columns.get(p.get("closetime", ""), ("opentm", "closetm"))
-        newest = reversed(wire.identified(self.orders, p).items())
+        newest = reversed(self._orders(p, is_open=False).items())
         page = self._page(newest, p, "closed", *times)
         return page | {"closed": _shown(page["closed"], p)}
 
@@ -180,15 +185,15 @@ class PrivateApi:
         codes = None if assets == "all" else wire.asset_codes(assets)
         newest = (
             (key, row)
-            for key, row in self._ledger(self._moment(p, "start", 0) - 1)
+            for key, row in self._ledger()
             if types == ["all"] or row["type"] in types
             if codes is None or row["asset"] in codes
         )
         return self._page(newest, p, "ledger", "time")
 
-    def _ledger(self, since: float = 0) -> Iterator[tuple[str, Row]]:
-        """Yield the rows of the ledger after `since` with their ids, the newest first."""
-        for entry in (entry for entry in reversed(self.account.ledger) if entry.time > since):
+    def _ledger(self) -> Iterator[tuple[str, Row]]:
+        """Yield the rows of the ledger with their ids, the newest first."""
+        for entry in reversed(self.account.ledger):
             yield identifier("L", entry.serial), wire.ledger_row(entry)
 
     def _page(self, newest: Iterable[tuple[str, Row]], p: Params, name: str, *times: str) -> Row:

@@ -3,7 +3,6 @@
 import json
 import random
 import unittest
-from collections.abc import Iterable
 from decimal import Decimal as D
 
 from krakenbot.errors import RefusedError
@@ -49,9 +48,9 @@ def text_of(account: Account) -> str:
     return json.dumps(state_of(account), default=str)
 
 
-def account_from(text: str, rules: Iterable[PairRules], fee_rate: D = FEE) -> Account:
+def account_from(text: str, fee_rate: D = FEE) -> Account:
     account = Account({"ZUSD": D(1)}, fee_rate, history=10000)
-    restore(account, json.loads(text), rules)
+    restore(account, json.loads(text), {rules.pair: rules for rules in (RULES, ETH)})
     return account
 
 
@@ -193,7 +192,7 @@ class TimeTest(unittest.TestCase):
                 assert limit is not None
                 text = text_of(account)
                 for away, is_closed in ((sign, False), (-sign, True)):
-                    account = account_from(text, [RULES, ETH])
+                    account = account_from(text)
                     book = account.positions[RULES.pair]
                     account.advance(book, START, limit + D("0.1") * away)
                     self.assertEqual(book.volume == 0, is_closed)
@@ -218,7 +217,7 @@ class IdentityTest(unittest.TestCase):
 
     def test_an_account_read_back_from_its_text_goes_on_the_same(self) -> None:
         account, book = _random_life(random.Random(7), RULES)
-        again = account_from(text_of(account), [RULES], account.fee_rate)
+        again = account_from(text_of(account), account.fee_rate)
         self.assertEqual(text_of(again), text_of(account))
         for one in (account, again):
             book = one.positions[RULES.pair]

@@ -23,9 +23,9 @@ from krakenbot.risk import FEE_RATE_ASSUMED
 from krakenbot.simulated import wire
 from krakenbot.simulated.books import AMOUNT_MAX, Account
 from krakenbot.simulated.feed import Feed, FeedMarkets, tick
-from krakenbot.simulated.listing import MARGIN_RATES, PAIRS
+from krakenbot.simulated.listing import MARGIN_RATES, PAIRS, Row
 from krakenbot.simulated.private import HISTORY_MAX, PrivateApi, closing
-from krakenbot.simulated.wire import PARAMETERS, Answer, Params, Row, bad
+from krakenbot.simulated.wire import PARAMETERS, Answer, Params, bad
 
 START_BALANCES = {"ZUSD": Decimal(10000), "ZEUR": Decimal(5000), "USDT": Decimal(1000)}
 # Kraken's limits by tier: REST counter and its decay per second, the same for the matching engine,
@@ -125,11 +125,13 @@ class SandboxApi:
             self._authenticate(path, headers, p, body)
         if name not in known:
             raise wire.not_simulated(name)
+        if p.get("aclass_base", p.get("asset_class", "currency")) != "currency":
+            raise RefusedError("EQuery:Unknown asset pair")  # All that is listed is of this class.
         given = {parameter.partition("[")[0] for parameter in p}
         for parameter in given - {*PARAMETERS.get(name, "").split(), "nonce", "otp"}:
             label = f"{name}:{parameter:.40}"
             if label not in self.ignored:
-                log.warning("parameter ignored, as Kraken does: %r", label)
+                log.warning("the sandbox ignores the parameter %r", label)
             self.ignored[label] += 1
         if kind == "private":
             self._count("", POINTS.get(name, 1), *self._rest_limit, "EAPI:Rate limit exceeded")

@@ -8,7 +8,7 @@ import json
 import math
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from copy import copy
 from decimal import Decimal
@@ -20,7 +20,8 @@ from typing import Any
 from krakenbot.errors import RefusedError
 from krakenbot.simulated.api import SandboxApi
 from krakenbot.simulated.books import Account
-from krakenbot.simulated.wire import Answer, Params, Row, parameters
+from krakenbot.simulated.listing import Row
+from krakenbot.simulated.wire import Answer, Params, parameters
 
 FAULTS = {
     "refused": "the connection is refused (over HTTP: closed unread)",
@@ -144,7 +145,7 @@ class Faults:
 
     def _draw(self, name: str, method: str) -> str:
         for word, chance in self.chances.items():
-            if self.fits(word, name, method) and chance and self.random.random() < chance:
+            if self.fits(word, name, method) and self.random.random() < chance:
                 return word
         return ""
 
@@ -169,9 +170,9 @@ class Faults:
             self._pass(name, request)
         if word in _PAGES:
             page = b"<html><h1>Something went wrong</h1></html>"
-            return Answer(self._one_of(_PAGES[word]), "text/html", page)
+            return Answer(choice(_PAGES[word]), "text/html", page)
         if word in _ERRORS:
-            text = self._one_of(_ERRORS[word].split("|")).format(until=self.api.now() + 10)
+            text = choice(_ERRORS[word].split("|")).format(until=self.api.now() + 10)
             return Answer(200, "application/json", json.dumps({"error": [text]}).encode())
         usual_share = self.api.private_api.fill_share
         match word:
@@ -194,9 +195,6 @@ class Faults:
         if word == "shape":
             return answer._replace(body=choice(_SHAPES))
         return self._candles(word, answer) if word in _CANDLES else answer
-
-    def _one_of(self, choices: Sequence[Any]) -> Any:
-        return self.random.choice(choices) if len(choices) > 1 else choices[0]
 
     def _pass(self, name: str, request: _Request) -> Answer:
         """Return the sandbox's answer, out of date if reads lag."""

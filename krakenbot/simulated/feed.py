@@ -27,6 +27,7 @@ from krakenbot.simulated.listing import (
     ASSETS,
     FIRST_TICKS,
     PAIRS,
+    Row,
     aliases,
     asset_row,
     assets_of,
@@ -178,8 +179,6 @@ class FeedMarkets:
         self.rules[pair] = parse_rules(pair, self.listing[pair])
 
     def _pairs(self, p: Params) -> list[PairRules]:
-        if p.get("aclass_base", p.get("asset_class", "currency")) != "currency":
-            raise RefusedError("EQuery:Unknown asset pair")  # All that is listed is of this class.
         names = p["pair"].split(",") if "pair" in p else self.rules
         return [self.pair(name.strip()) for name in names]
 
@@ -218,7 +217,7 @@ class FeedMarkets:
         rows = [_bar_row(bar, rules) for bar in bars]
         return {rules.pair: rows, "last": bars[-1].time - step_s}
 
-    def _ticker(self, rules: PairRules) -> wire.Row:
+    def _ticker(self, rules: PairRules) -> Row:
         series, now, quote = self.feed.series(rules), int(self.now()), self.quote(rules)
         begins = now // 86400 * 86400, now - 86400 + series.interval_s
         bars = [_bar_row(series.bar(begin, 86400, now), rules) for begin in begins]

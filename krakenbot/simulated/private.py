@@ -19,8 +19,8 @@ from krakenbot.model import ZERO, Quote, Side
 from krakenbot.pairs import PairRules
 from krakenbot.simulated import wire
 from krakenbot.simulated.books import Account, MarginPosition, Trade, identifier, refusal
-from krakenbot.simulated.listing import ASSETS
-from krakenbot.simulated.wire import OrderRequest, Params, Row, bad, flag, number
+from krakenbot.simulated.listing import ASSETS, Row
+from krakenbot.simulated.wire import OrderRequest, Params, bad, flag, number
 
 HISTORY_MAX = 10000
 PAGE = 50  # Source: docs.kraken.com, "Get Closed Orders", `ofs`.
@@ -91,32 +91,32 @@ class PrivateApi:
 
     def mark_to_market(self) -> None:
         """Bring the books up to now: for each interval its rollovers, then its high and low."""
-        now, marks = self.now(), list[tuple[float, MarginPosition, tuple[Decimal, ...]]]()
+        now, marks = self.now(), list[tuple[float, MarginPosition, Decimal, Decimal, Decimal]]()
         for position in self.account.held_positions():
-            for end, *prices in self.markets.ended(position.rules, self._marked, now):
-                marks.append((math.nextafter(end, 0), position, tuple(prices)))
-            marks.append((now, position, (self.markets.quote(position.rules).mid,)))
+            for end, price, low, high in self.markets.ended(position.rules, self._marked, now):
+                marks.append((math.nextafter(end, 0), position, price, low, high))
+            mid = self.markets.quote(position.rules).mid
+            marks.append((now, position, mid, mid, mid))
         for mark in sorted(marks, key=itemgetter(0)):
             self._mark(*mark)
         self._marked = now
 
-    def _mark(self, now: float, position: MarginPosition, prices: Sequence[Decimal]) -> None:
-        """Mark a position at the first price, then at the low and high if given."""
-        if not position.lots:
-            return
-        request = closing(position, "liquidated")
-        price, *span = prices
-        trade = self.account.advance(position, now, price)
-        if trade is None and span:
-            trade = self.account.liquidate_between(position, now, *span)
-        if trade is not None:
-            self.record(request, [trade], now)
+    def _mark(
+        self, now: float, position: MarginPosition, price: Decimal, low: Decimal, high: Decimal
+    ) -> None:
+        """Mark a position at a price, then at the low and the high."""
+        if position.lots:
+            request = closing(position, "liquidated")
+            trade = self.account.advance(position, now, price)
+            trade = trade or self.account.liquidate_between(position, now, low, high)
+            if trade:
+                self.record(request, [trade], now)
 
     def liquidate_between(self, low: Decimal, high: Decimal, since: int) -> None:
         """Liquidate each position held since then whose limit is between `low` and `high`."""
         for position in self.account.held_positions():
             if position.lots[-1].time <= since:
-                self._mark(self.now(), position, (position.price, low, high))
+                self._mark(self.now(), position, position.price, low, high)
 
     def _balance(self, _: Params) -> Any:
         return {

@@ -8,14 +8,14 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import parse_qsl
 
 from krakenbot.errors import RefusedError
 from krakenbot.model import ZERO, Order, Side
 from krakenbot.pairs import PairRules
 from krakenbot.simulated.books import Entry, Lot, MarginPosition, Trade, identifier
-from krakenbot.simulated.listing import ASSETS
+from krakenbot.simulated.listing import ASSETS, Row
 
 
 class Answer(NamedTuple):
@@ -27,13 +27,11 @@ class Answer(NamedTuple):
 
 
 Params = dict[str, str]
-Row = dict[str, Any]
-
 
 # The parameters that each method knows; Kraken ignores all others.
 PARAMETERS = {
     "Assets": "asset aclass",
-    "AssetPairs": "pair aclass_base info country_code execution_venue",
+    "AssetPairs": "pair aclass_base",
     "OHLC": "pair interval since asset_class",
     "Ticker": "pair asset_class",
     "Depth": "pair count asset_class",

@@ -97,7 +97,7 @@ class PublicTest(unittest.TestCase):
         self.assertEqual(client.get("Nope"), {"error": ["EGeneral:Unknown method"]})
 
     def test_a_pair_is_not_of_another_class_of_assets(self) -> None:
-        for call in ("AssetPairs?pair=XBTUSD&aclass_base", "Ticker?pair=XBTUSD&asset_class"):
+        for call in ("AssetPairs?pair=XBTUSD&aclass_base", "OHLC?pair=XBTUSD&asset_class"):
             answer = Client().get(f"{call}=tokenized_asset")
             self.assertEqual(answer["error"], ["EQuery:Unknown asset pair"])
 

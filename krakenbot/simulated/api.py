@@ -47,10 +47,7 @@ NOTICES = ("upcoming_maintenance", "emergency")
 
 
 class SandboxApi:
-    """One account and its markets. `now` returns unix seconds; `respond` is thread-safe.
-
-    `slack_s` widens order deadlines, since a scaled clock runs on while a request travels.
-    """
+    """One account and its markets. `now` returns unix seconds; `respond` is thread-safe."""
 
     def __init__(
         self,
@@ -62,7 +59,6 @@ class SandboxApi:
         fee_rate: Decimal = FEE_RATE_ASSUMED,
         balances: Mapping[str, Decimal] = START_BALANCES,
         tier: str = "sandbox",
-        slack_s: float = 0.0,
     ) -> None:
         self._now, self._offset, self._frozen = now, 0.0, False
         self.markets = FeedMarkets(feed, self.now)
@@ -72,7 +68,7 @@ class SandboxApi:
         self.account = Account(
             balances, fee_rate, margin_rates=MARGIN_RATES, serial=serial, history=HISTORY_MAX
         )
-        self.private_api = PrivateApi(self.markets, self.account, self.now, slack_s=slack_s)
+        self.private_api = PrivateApi(self.markets, self.account, self.now)
         self.private_api.methods["GetApiKeyInfo"] = self._key_info
         self._methods = {
             ("GET", "public"): self.markets.methods,
@@ -127,8 +123,7 @@ class SandboxApi:
             raise wire.not_simulated(name)
         if p.get("aclass_base", p.get("asset_class", "currency")) != "currency":
             raise RefusedError("EQuery:Unknown asset pair")  # All that is listed is of this class.
-        given = {parameter.partition("[")[0] for parameter in p}
-        for parameter in given - {*PARAMETERS.get(name, "").split(), "nonce", "otp"}:
+        for parameter in {name.partition("[")[0] for name in p} - {*PARAMETERS.split()}:
             label = f"{name}:{parameter:.40}"
             if label not in self.ignored:
                 log.warning("the sandbox ignores the parameter %r", label)
@@ -183,14 +178,14 @@ class SandboxApi:
     def _control(self, method: str, name: str, body: bytes) -> Any:
         """Return the sandbox's full state, after carrying out a POST to /sandbox/NAME."""
         self.private_api.mark_to_market()
-        if method == "POST":
+        if name != "ledger" and name not in self.controls:
+            raise RefusedError("EGeneral:Unknown method")
+        if method == "POST" and name in self.controls:
             try:
                 self.controls[name](json.loads(body or b"{}", parse_float=Decimal))
             except (LookupError, ValueError, TypeError, AttributeError, RecursionError) as error:
                 raise bad(str(error)) from None
             self.private_api.mark_to_market()
-        elif name not in ("ledger", "status"):
-            raise RefusedError("EGeneral:Unknown method")
         return self.truth()
 
     def truth(self) -> Row:
@@ -242,7 +237,7 @@ class SandboxApi:
         if price is not None:
             price = round(_amount(price), rules.pair_decimals)
             if price <= tick(rules):
-                raise ValueError("the price must be above one tick")
+                raise ValueError(f"{price} must be above one tick, {tick(rules)}")
         self.markets.feed.series(rules).by_hand.append((self.now(), price))
 
     def _set_balance(self, params: Row) -> None:

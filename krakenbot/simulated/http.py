@@ -50,8 +50,9 @@ class Sandbox:
             Secret(secret),
             fee_rate=fee_rate,
             tier=tier,
-            slack_s=max(speed - 1, 0.0) / 2,  # A request may travel for half a real second.
         )
+        # A request may travel for half a real second.
+        self.api.private_api.slack_s = max(speed - 1, 0.0) / 2
         injector = Faults(self.api, faults, lambda seconds: time.sleep(seconds / speed))
         # {spec}: replaces the faults, written as for --faults.
         self.api.controls["faults"] = lambda params: injector.set(str(params["spec"]))

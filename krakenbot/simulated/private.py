@@ -54,7 +54,8 @@ class PrivateApi:
     """One account with its orders, trades and ledger. `now` returns unix seconds.
 
     `methods` has Kraken's methods by name; each returns its result or raises RefusedError. The
-    newest `history` orders and trades are kept. `slack_s` widens deadlines, see SandboxApi.
+    newest `history` orders and trades are kept. `slack_s` widens deadlines: a scaled clock runs on
+    while a request travels.
     """
 
     def __init__(
@@ -64,12 +65,11 @@ class PrivateApi:
         now: Callable[[], float],
         *,
         history: int = HISTORY_MAX,
-        slack_s: float = 0.0,
     ) -> None:
         self.markets, self.account, self.now = markets, account, now
         self.orders, self.trades = dict[str, Row](), dict[str, Row]()
-        self.fill_share = Decimal(1)
-        self._history, self._slack_s, self._marked = history, slack_s, now()
+        self.fill_share, self.slack_s = Decimal(1), 0.0
+        self._history, self._marked = history, now()
         self.methods: dict[str, Callable[[Params], Any]] = {
             "Balance": self._balance,
             "BalanceEx": self._balance_ex,
@@ -216,7 +216,8 @@ class PrivateApi:
 
     def _trade_volume(self, p: Params) -> Any:
         in_dollars = {key for key, rules in self.markets.rules.items() if rules.quote == "ZUSD"}
-        costs = (Decimal(t["cost"]) for t in self.trades.values() if t["pair"] in in_dollars)
+        recent = (t for t in self.trades.values() if t["time"] > self.now() - 30 * 86400)
+        costs = (Decimal(t["cost"]) for t in recent if t["pair"] in in_dollars)
         result: Row = {"currency": "ZUSD", "volume": f"{sum(costs):.4f}"}
         if not p.get("pair"):
             return result
@@ -269,9 +270,9 @@ class PrivateApi:
             ahead = moment.timestamp() - self.now()
         except (ValueError, OverflowError):
             raise bad("deadline") from None
-        if ahead < -self._slack_s:
+        if ahead < -self.slack_s:
             raise RefusedError("EService:Deadline elapsed")
-        if moment.tzinfo is None or not DEADLINE_MIN_S - self._slack_s <= ahead <= DEADLINE_MAX_S:
+        if moment.tzinfo is None or not DEADLINE_MIN_S - self.slack_s <= ahead <= DEADLINE_MAX_S:
             raise bad("deadline")
 
     def record(
@@ -282,19 +283,16 @@ class PrivateApi:
             self.account.serial = serial = self.account.serial + 1
         txid = identifier("O", serial)
         for trade in trades:
-            row = wire.trade_row(request, trade, txid, now)
-            self._keep(self.trades, identifier("T", trade.serial), row)
-        self._keep(self.orders, txid, wire.order_row(request, trades, now))
+            self.trades[identifier("T", trade.serial)] = wire.trade_row(request, trade, txid, now)
+        self.orders[txid] = wire.order_row(request, trades, now)
+        for rows in (self.orders, self.trades):
+            while len(rows) > self._history:
+                del rows[next(iter(rows))]
         return txid
 
     def _cancel_order(self, p: Params) -> Any:
         known = p.get("txid") or p.get("cl_ord_id")
         raise RefusedError("EOrder:Unknown order" if known else "EGeneral:Invalid arguments")
-
-    def _keep(self, rows: dict[str, Row], name: str, row: Row) -> None:
-        rows[name] = row
-        while len(rows) > self._history:
-            del rows[next(iter(rows))]
 
 
 def closing(position: MarginPosition, misc: str = "") -> OrderRequest:

@@ -28,29 +28,14 @@ class Answer(NamedTuple):
 
 Params = dict[str, str]
 
-# The parameters that each method knows; Kraken ignores all others.
-PARAMETERS = {
-    "Assets": "asset aclass",
-    "AssetPairs": "pair aclass_base",
-    "OHLC": "pair interval since asset_class",
-    "Ticker": "pair asset_class",
-    "Depth": "pair count asset_class",
-    "TradeBalance": "asset",
-    "OpenPositions": "txid docalcs consolidation rebase_multiplier",
-    "OpenOrders": "trades userref cl_ord_id",
-    "CancelOrder": "txid cl_ord_id",
-    "ClosedOrders": "start end ofs without_count trades userref cl_ord_id closetime "
-    "consolidate_taker",
-    "QueryOrders": "trades userref cl_ord_id txid consolidate_taker",
-    "TradesHistory": "start end ofs without_count type trades consolidate_taker ledgers",
-    "QueryTrades": "txid trades",
-    "Ledgers": "start end ofs without_count asset aclass type",
-    "QueryLedgers": "id trades",
-    "TradeVolume": "pair fee_schedule fee-info",
-    "AddOrder": "pair type ordertype volume price price2 leverage reduce_only stptype oflags "
-    "timeinforce trigger displayvol starttm expiretm deadline validate userref cl_ord_id close "
-    "asset_class broker account_id trading_agreement",
-}
+# The parameters that some method knows; Kraken ignores all others.
+PARAMETERS = (
+    "nonce otp asset aclass aclass_base asset_class pair interval since count txid docalcs "
+    "consolidation rebase_multiplier trades userref cl_ord_id start end ofs without_count "
+    "closetime consolidate_taker ledgers type id fee_schedule fee-info ordertype volume price "
+    "price2 leverage reduce_only stptype oflags timeinforce trigger displayvol starttm expiretm "
+    "deadline validate close broker account_id trading_agreement"
+)
 _NOT_SIMULATED = {
     "EAPI:Feature disabled": "Trades|Spread|AddOrderBatch|AmendOrder|EditOrder|CancelOrderBatch"
     "|CancelAllOrdersAfter",

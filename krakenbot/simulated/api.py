@@ -87,25 +87,25 @@ class SandboxApi:
         self._rest_limit, self._engine_limit, self._failures_max = TIERS[tier]
         self._failures, self._locked_until = 0, 0.0
         self._counters: dict[str, tuple[float, float]] = {}
-        self._lock = threading.RLock()  # Taking back faults may send a request that is late.
+        self.lock = threading.RLock()
 
     def respond(self, method: str, target: str, headers: Mapping[str, str], body: bytes) -> Answer:
         path, _, query = target.partition("?")
-        with self._lock:
+        with self.lock:
             try:
                 if path.startswith("/sandbox/"):
-                    answer = self._control(method, path.removeprefix("/sandbox/"), body)
+                    envelope = self._control(method, path.removeprefix("/sandbox/"), body)
                 else:
                     sent = body if method == "POST" else query.encode()
-                    answer = {"error": [], "result": self._dispatch(method, path, headers, sent)}
+                    envelope = {"error": [], "result": self._dispatch(method, path, headers, sent)}
             except RefusedError as error:
-                answer = {"error": [str(error)]}
+                envelope = {"error": [str(error)]}
             except ArithmeticError:  # Amounts too large to be rounded.
-                answer = {"error": ["EGeneral:Internal error"]}
-            text = json.dumps(answer, separators=(",", ":"), default="{:f}".format)
+                envelope = {"error": ["EGeneral:Internal error"]}
+            answer = Answer.of(envelope)
         if path.startswith("/0/private/") and MS_NONCES[0] < self.nonce < MS_NONCES[1]:
             time.sleep(0.001)  # Over a real network no two requests share a millisecond.
-        return Answer(200, "application/json; charset=utf-8", text.encode())
+        return answer
 
     def now(self) -> float:
         """Return the simulated time in unix seconds."""
@@ -161,7 +161,7 @@ class SandboxApi:
         """Add points to a rate counter; RefusedError with `refusal` when it exceeds `most`."""
         now = self.now()
         used, then = self._counters.get(name, (0.0, now))
-        used = max(0.0, used - decay * max(now - then, 0.0)) + points
+        used = max(0.0, used - decay * (now - then)) + points
         self._counters[name] = (min(used, most + points), now)
         if points and used > most:
             raise RefusedError(refusal)

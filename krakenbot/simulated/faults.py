@@ -6,7 +6,6 @@ gives one to every fault. Reads are up to `lag` seconds out of date. `seed` make
 
 import json
 import math
-import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -113,7 +112,6 @@ class Faults:
         self._past: list[tuple[float, Account]] = []  # The account, as it was from a time on.
         self._looked_at, self._seen = 0.0, (-1, list[Decimal]())
         self._stale: dict[tuple[str, int], Answer] = {}  # By pair and interval.
-        self._lock = threading.RLock()
         self.set(spec)
 
     def set(self, spec: str) -> None:
@@ -131,16 +129,15 @@ class Faults:
         """
         request = method, target, headers, body
         if target.startswith("/sandbox/"):
-            with self._lock:
-                return self.api.respond(*request)
+            return self.api.respond(*request)
         name = target.partition("?")[0].rpartition("/")[2]
-        with self._lock:
+        with self.api.lock:
             self._catch_up(self.api.now())
             word = self._draw(name, method) if self.chances else ""
             self.seen[word] += 1
         if word in ("late", "overdue"):
             self._wait(self.random.uniform(*((0, 12) if word == "late" else (16, 19))))
-        with self._lock:
+        with self.api.lock:
             return self._with(word, name, request) if word else self._pass(name, request)
 
     def _draw(self, name: str, method: str) -> str:
@@ -173,7 +170,7 @@ class Faults:
             return Answer(choice(_PAGES[word]), "text/html", page)
         if word in _ERRORS:
             text = choice(_ERRORS[word].split("|")).format(until=self.api.now() + 10)
-            return Answer(200, "application/json", json.dumps({"error": [text]}).encode())
+            return Answer.of({"error": [text]})
         usual_share = self.api.private_api.fill_share
         match word:
             case "partial":
@@ -206,7 +203,7 @@ class Faults:
         if name in _LAGGING:
             with suppress(RefusedError):  # It may not know the id that the list shall start at.
                 result = self._read(name, parameters(request[2], request[3]), moment)
-                return answer._replace(body=json.dumps({"error": [], "result": result}).encode())
+                return Answer.of({"error": [], "result": result})
         return answer
 
     def _look(self) -> None:
@@ -247,7 +244,7 @@ class Faults:
                 del rows[place]
             else:
                 rows.insert(place, rows[place])
-        return answer._replace(body=json.dumps(envelope).encode())
+        return Answer.of(envelope)
 
     def _change_rules(self) -> None:
         for pair, row in self._listing.items():

@@ -284,7 +284,8 @@ class PrivateApi:
         txid = identifier("O", serial)
         for trade in trades:
             self.trades[identifier("T", trade.serial)] = wire.trade_row(request, trade, txid, now)
-        self.orders[txid] = wire.order_row(request, trades, now)
+        is_flat = not self.account.position(request.rules).lots
+        self.orders[txid] = wire.order_row(request, trades, now, is_flat)
         for rows in (self.orders, self.trades):
             while len(rows) > self._history:
                 del rows[next(iter(rows))]

@@ -25,6 +25,11 @@ class Answer(NamedTuple):
     content_type: str
     body: bytes
 
+    @classmethod
+    def of(cls, envelope: Row) -> "Answer":
+        text = json.dumps(envelope, separators=(",", ":"), default="{:f}".format)
+        return cls(200, "application/json; charset=utf-8", text.encode())
+
 
 Params = dict[str, str]
 
@@ -91,7 +96,8 @@ def order_request(rules: PairRules, p: Params) -> OrderRequest:
     return OrderRequest(rules, order, p)
 
 
-def order_row(request: OrderRequest, trades: Sequence[Trade], now: float) -> Row:
+def order_row(request: OrderRequest, trades: Sequence[Trade], now: float, is_flat: bool) -> Row:
+    """Return an ended order; `is_flat` tells whether it has left no position."""
     rules, order, p, misc = request
     coins, money = _forms(rules)
     executed, cost, fee = (
@@ -103,14 +109,22 @@ def order_row(request: OrderRequest, trades: Sequence[Trade], now: float) -> Row
         | {"ordertype": "market", "price": "0", "price2": "0", "leverage": leverage}
         | {"order": request.text(coins(order.volume))}
     )
-    status, reason = "closed", None
+    status, reason = "closed", ""
     if executed != order.volume:
-        reason = "Position is closed" if order.reduce_only else "Market price protection"
-        status = "canceled"
+        is_closed = order.reduce_only and is_flat
+        status, reason = (
+            "canceled",
+            "Position is closed" if is_closed else "Market price protection",
+        )
     optional = {"cl_ord_id": order.client_order_id, "reduce_only": order.reduce_only}
     optional["margin"] = order.leverage > 0
     return (
-        {"status": status, "reason": reason, "refid": None, "userref": int(p.get("userref", 0))}
+        {
+            "status": status,
+            "reason": reason or None,
+            "refid": None,
+            "userref": int(p.get("userref", 0)),
+        }
         | {"opentm": round(now, 6), "closetm": round(now + 0.002, 6), "starttm": 0, "expiretm": 0}
         | {"descr": descr, "vol": coins(order.volume), "vol_exec": coins(executed), "misc": misc}
         | {"cost": money(cost), "fee": money(fee), "stopprice": money(0), "limitprice": money(0)}

@@ -140,7 +140,7 @@ class SilenceTest(unittest.TestCase):
         sandbox = sandbox_for(self)
         for word in ("timeout", "stuck"):
             sandbox.api.controls["faults"]({"spec": f"{word}=1"})
-            with socket.create_connection(sandbox.server.server_address, 5) as client:
+            with socket.create_connection(sandbox.server_address, 5) as client:
                 client.sendall(b"GET /0/public/Time HTTP/1.1\r\nHost: localhost\r\n\r\n")
                 client.settimeout(SLOW_S)
                 self.assertRaises(TimeoutError, client.recv, 1)

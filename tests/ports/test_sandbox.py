@@ -290,6 +290,16 @@ class OrderTest(unittest.TestCase):
         client.result("AddOrder", **{**MARKET, "type": "sell", "leverage": "2", "volume": "0"})
         self.assertEqual(client.result("OpenPositions"), {})
 
+    def test_why_a_close_was_not_filled_is_said(self) -> None:
+        client = Client()
+        client.result("AddOrder", **MARKET, leverage="2")
+        close = {**MARKET, "type": "sell", "leverage": "2", "reduce_only": "true", "volume": "0.05"}
+        for share, reason in ((0.5, "Market price protection"), (1, "Position is closed")):
+            client.control("status", fill_share=share)
+            txid = client.result("AddOrder", **close)["txid"][0]
+            order = client.result("QueryOrders", txid=txid)[txid]
+            self.assertEqual((order["status"], order["reason"]), ("canceled", reason))
+
     def test_an_opposite_order_without_leverage_leaves_the_position(self) -> None:
         client = Client()
         client.result("AddOrder", **MARKET, leverage="2")

@@ -11,7 +11,7 @@ import time
 from bisect import bisect, bisect_left
 from collections.abc import Callable, Iterator
 from decimal import Decimal
-from itertools import chain
+from itertools import chain, islice
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,8 @@ from krakenbot.simulated.wire import Params, bad, number
 ROWS_MAX = 721  # With the unfinished one; docs.kraken.com, "Get OHLC Data", promises 720.
 HISTORY = 60 * 1440  # Minutes of a random market before the sandbox starts.
 MINUTE_VOLUME = Decimal("0.05")  # Traded in each minute in which a random market moves.
-Numbers = tuple[Decimal | int, ...]  # Open, high, low, close and volume of a candle.
+Price = Decimal | int
+Numbers = tuple[Price, Price, Price, Price, Decimal]  # Open, high, low, close and volume.
 
 
 class Series:
@@ -50,8 +51,8 @@ class Series:
     """
 
     def __init__(self, interval_s: int, first: int, digits: int, rows: Iterator[Numbers]) -> None:
-        self.interval_s, self.first, self._digits = interval_s, first, digits
-        self._source, self._made = rows, list[Candle]()
+        self.interval_s, self.first, self._unit = interval_s, first, Decimal(1).scaleb(-digits)
+        self._source, self._made = rows, list[Numbers]()
         self.by_hand: list[tuple[float, Decimal | None]] = [(-math.inf, None)]
 
     def number(self, time: float) -> int:
@@ -60,12 +61,10 @@ class Series:
 
     def row(self, number: int) -> Candle:
         """Return a candle of the feed, whatever is set by hand."""
-        while number >= len(self._made):
-            *units, volume = next(self._source)
-            prices = (Decimal(price).scaleb(-self._digits) for price in units)
-            time = self.first + len(self._made) * self.interval_s
-            self._made.append(Candle._make((time, *prices, volume)))
-        return self._made[number]
+        self._made += islice(self._source, max(number + 1 - len(self._made), 0))
+        *prices, volume = self._made[number]
+        opened, high, low, close = (price * self._unit for price in prices)
+        return Candle(self.first + number * self.interval_s, opened, high, low, close, volume)
 
     def candle(self, number: int, now: float) -> Candle:
         """Return a candle as far as it has come; the feed stays at its open until it ends."""

@@ -193,7 +193,9 @@ def restore(account: Account, state: dict[str, Any], rules: Mapping[str, PairRul
         position = account.position(rules[pair])
         position.price = Decimal(price)
         position.lots = [
-            Lot._make(Decimal(x) if isinstance(x, str) else x for x in lot) for lot in lots
+            # Before version 0.3.5 the number of the order came second.
+            Lot._make(Decimal(x) if isinstance(x, str) else x for x in (lot[0], *lot[-10:]))
+            for lot in lots
         ]
         position.held = sum((lot.open_volume for lot in position.lots), ZERO)
         position.cost_left = sum((lot.cost_left for lot in position.lots), ZERO)

@@ -254,13 +254,12 @@ class PrivateApi:
         rules, order, *_ = request
         account, quote, now = self.account, self.markets.quote(rules), self.now()
         position, part = account.position(rules), rules.round_volume(order.volume * self.fill_share)
-        account.serial = serial = account.serial + 1
         position.price = quote.mid
         price = quote.ask if order.side is Side.BUY else quote.bid
         trades: list[Trade] = []
         if part:
-            trades = account.fill(position, now, order._replace(volume=part), price, serial)
-        return self.record(request, trades, now, serial)
+            trades = account.fill(position, now, order._replace(volume=part), price)
+        return self.record(request, trades, now)
 
     def _check_deadline(self, text: str | None) -> None:
         if text is None:
@@ -275,13 +274,13 @@ class PrivateApi:
         if moment.tzinfo is None or not DEADLINE_MIN_S - self.slack_s <= ahead <= DEADLINE_MAX_S:
             raise bad("deadline")
 
-    def record(
-        self, request: OrderRequest, trades: Sequence[Trade], now: float, serial: int = 0
-    ) -> str:
-        """Store the order and its trades as Kraken shows them; return the order's id."""
-        if not serial:
-            self.account.serial = serial = self.account.serial + 1
-        txid = identifier("O", serial)
+    def record(self, request: OrderRequest, trades: Sequence[Trade], now: float) -> str:
+        """Store the order and its trades as Kraken shows them; return the order's id.
+
+        It has the number of its last trade, which is also that of the lot opened.
+        """
+        self.account.serial += 1
+        txid = identifier("O", trades[-1].serial if trades else self.account.serial)
         for trade in trades:
             self.trades[identifier("T", trade.serial)] = wire.trade_row(request, trade, txid, now)
         is_flat = not self.account.position(request.rules).lots

@@ -154,7 +154,7 @@ def position_row(position: MarginPosition, lot: Lot, docalcs: bool) -> Row:
     coins, money = _forms(rules)
     net = f"{(value - lot.cost_left) * lot.sign:+.4f}"
     return (
-        {"ordertxid": identifier("O", lot.order), "posstatus": "open", "pair": rules.pair}
+        {"ordertxid": identifier("O", lot.serial), "posstatus": "open", "pair": rules.pair}
         | {"class": "forex", "time": round(lot.time, 6), "type": "buy" if lot.sign > 0 else "sell"}
         | {"ordertype": "market", "cost": money(lot.cost), "fee": money(lot.fee), "misc": ""}
         | {"vol": coins(lot.volume), "vol_closed": coins(lot.closed), "oflags": ""}

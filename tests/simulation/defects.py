@@ -601,7 +601,7 @@ SHOWN_BY: dict[str, int | str] = {
     "a halt is not written down": "two-step:AddOrder=untold",
     "a charge is booked each time it is read": 1,
     "an error of unknown text is a refusal": (
-        "two-step:AddOrder#1=unknown,OpenOrders=lag,ClosedOrders=lag"
+        "two-step:AddOrder#2=unknown,OpenOrders=lag,ClosedOrders=lag"
     ),
     "a page in place of JSON is a refusal": (
         "one-order:AddOrder#2=html,OpenOrders=lag,ClosedOrders=lag"

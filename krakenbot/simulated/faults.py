@@ -84,9 +84,8 @@ def parse(spec: str) -> dict[str, float]:
     for part in filter(None, (part.strip() for part in spec.split(","))):
         word, _, text = part.partition("=")
         if word not in (known := [*FAULTS, "all", "lag", "seed"]):
-            near = get_close_matches(word, known, 1, 0.4)
-            meant = f"; did you mean {near[0]}?" if near else ""
-            raise ValueError(f"no fault is called {word!r}{meant}")
+            near = get_close_matches(word[:80], known, 1, 0.0)[0]
+            raise ValueError(f"no fault is called {word[:80]!r}; did you mean {near}?")
         most = {"lag": 60.0, "seed": 2.0**53}.get(word, 1.0)
         try:
             number = float(text)

@@ -185,15 +185,15 @@ class PrivateApi:
         codes = None if assets == "all" else wire.asset_codes(assets)
         newest = (
             (key, row)
-            for key, row in self._ledger()
+            for key, row in self._ledger(self._moment(p, "start", 0) - 1)
             if types == ["all"] or row["type"] in types
             if codes is None or row["asset"] in codes
         )
         return self._page(newest, p, "ledger", "time")
 
-    def _ledger(self) -> Iterator[tuple[str, Row]]:
-        """Yield the rows of the ledger with their ids, the newest first."""
-        for entry in reversed(self.account.ledger):
+    def _ledger(self, since: float = 0) -> Iterator[tuple[str, Row]]:
+        """Yield the rows of the ledger after `since` with their ids, the newest first."""
+        for entry in (entry for entry in reversed(self.account.ledger) if entry.time > since):
             yield identifier("L", entry.serial), wire.ledger_row(entry)
 
     def _page(self, newest: Iterable[tuple[str, Row]], p: Params, name: str, *times: str) -> Row:

@@ -11,6 +11,7 @@ import time
 from bisect import bisect, bisect_left
 from collections.abc import Callable, Iterator
 from decimal import Decimal
+from functools import partial
 from itertools import chain, islice
 from operator import itemgetter
 from pathlib import Path
@@ -219,12 +220,15 @@ class FeedMarkets:
     def _ticker(self, rules: PairRules) -> Row:
         series, now, quote = self.feed.series(rules), int(self.now()), self.quote(rules)
         begins = now // 86400 * 86400, now - 86400 + series.interval_s
-        bars = [_bar_row(series.bar(begin, 86400, now), rules) for begin in begins]
-        _, opens, highs, lows, _, averages, volumes, counts = map(list, zip(*bars, strict=True))
-        ask, bid, last = (wire.price(x, rules) for x in (quote.ask, quote.bid, quote.mid))
-        sides = {"a": [ask, "1", "1.000"], "b": [bid, "1", "1.000"], "c": [last, "0.01000000"]}
-        day = {"v": volumes, "p": averages, "t": counts, "l": lows, "h": highs, "o": opens[0]}
-        return sides | day
+        days = [series.bar(begin, 86400, now) for begin in begins]
+        told = partial(wire.price, rules=rules)
+        sides = {"a": [told(quote.ask), "1", "1.000"], "b": [told(quote.bid), "1", "1.000"]}
+        prices = {"p": map(_average, days), "l": [x.low for x in days], "h": [x.high for x in days]}
+        return (
+            {**sides, "c": [told(quote.mid), "0.01000000"], "o": told(days[0].open)}
+            | {"v": [f"{day.volume:.8f}" for day in days], "t": [*map(_trades, days)]}
+            | {name: [*map(told, pair)] for name, pair in prices.items()}
+        )
 
     def _depth(self, p: Params) -> Any:
         rules, count = self.pair(p.get("pair", "")), int(number(p, "count", 100, fraction=""))
@@ -248,12 +252,17 @@ def _bar_row(bar: Candle, rules: PairRules) -> list[Any]:
     """Return a row of OHLC; prices from a file may have more decimals than the pair."""
     exponents = [int(price.normalize().as_tuple().exponent) for price in bar[1:5]]
     digits = max(rules.pair_decimals, -min(exponents))
-    average = (bar.high + bar.low + bar.close) / 3
-    prices = [f"{price:.{digits}f}" for price in (*bar[1:5], average)]
-    if not bar.volume:
-        prices[4] = "0.0"
-    trades = math.ceil(bar.volume / MINUTE_VOLUME)
-    return [bar.time, *prices, f"{bar.volume:.8f}", trades]
+    average = f"{_average(bar):.{digits}f}" if bar.volume else "0.0"
+    prices = [f"{price:.{digits}f}" for price in bar[1:5]]
+    return [bar.time, *prices, average, f"{bar.volume:.8f}", _trades(bar)]
+
+
+def _average(bar: Candle) -> Decimal:
+    return (bar.high + bar.low + bar.close) / 3 if bar.volume else ZERO
+
+
+def _trades(bar: Candle) -> int:
+    return math.ceil(bar.volume / MINUTE_VOLUME)
 
 
 def walk(seed: str, price: int) -> Iterator[Numbers]:

@@ -111,6 +111,13 @@ class PublicTest(unittest.TestCase):
         wrong = client.get("OHLC?pair=XBTUSD&interval=7")["error"]
         self.assertEqual(wrong, ["EGeneral:Invalid arguments:interval"])
 
+    def test_a_ticker_has_every_price_with_five_decimals(self) -> None:
+        row = Client().get("Ticker?pair=XBTUSD")["result"]["XXBTZUSD"]
+        for price in (row["a"][0], row["b"][0], row["c"][0], row["o"], *row["p"], *row["l"]):
+            self.assertRegex(price, r"\A[0-9]+\.[0-9]{5}\Z")
+        self.assertLess(D(row["l"][0]), D(row["p"][0]))
+        self.assertLess(D(row["p"][0]), D(row["h"][0]))
+
     def test_an_asset_asked_for_by_two_names_comes_once(self) -> None:
         client = Client()
         self.assertEqual(list(client.get("Assets?asset=XBT,XXBT,USD")["result"]), ["XXBT", "ZUSD"])

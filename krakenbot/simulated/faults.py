@@ -6,7 +6,7 @@ gives one to every fault. Reads are up to `lag` seconds out of date. `seed` make
 
 import json
 import math
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from copy import copy
@@ -70,7 +70,7 @@ _SHAPES = b"""[] "x" {"error":[]} {"result":{}} {"error":"EGeneral:x","result":{
     {"error":[],"result":null} {"error":[],"result":"x"} {"error":[],"result":[null]}
     {"error":[],"result":{"x":null}} {"error":[7],"result":{}} {"error":[],"result":5}""".split()
 _LAGGING = (
-    *("OpenPositions", "Balance", "BalanceEx", "TradeBalance"),
+    *("OpenPositions", "Balance", "BalanceEx", "TradeBalance", "Ledgers", "QueryLedgers"),
     *("OpenOrders", "ClosedOrders", "QueryOrders", "TradesHistory", "QueryTrades"),
 )
 _LEVERAGES: tuple[list[int], ...] = ([], [3, 4, 5], [2], [5, 10])
@@ -220,6 +220,7 @@ class Faults:
         api, known = self.api.private_api, [account for at, account in self._past if at <= moment]
         orders, trades = api.orders, api.trades
         api.account = known[-1] if known else self._past[0][1]
+        api.account.ledger = deque(x for x in self.api.account.ledger if x.time <= moment)
         api.orders = {key: seen for key, row in orders.items() if (seen := _as_of(row, moment))}
         api.trades = {key: row for key, row in trades.items() if row["time"] <= moment}
         try:

@@ -127,7 +127,10 @@ class PrivateApi:
 
     def _balance_ex(self, p: Params) -> Any:
         balances = self._balance(p).items()
-        return {asset: {"balance": text, "hold_trade": "0.0000000000"} for asset, text in balances}
+        return {
+            x: {"balance": text, "hold_trade": f"{ZERO:.{wire.decimals(x)}f}"}
+            for x, text in balances
+        }
 
     def _trade_balance(self, p: Params) -> Any:
         asset, account = p.get("asset", "ZUSD"), self.account

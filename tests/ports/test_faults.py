@@ -70,6 +70,10 @@ class LagTest(unittest.TestCase):
         counts = {len(result) for result in self.seen("OpenPositions")}
         self.assertEqual({1, 2}, counts)
 
+    def test_a_charge_shows_late_in_the_ledger(self) -> None:
+        self.client.result("AddOrder", **MARKET, leverage=2)
+        self.assertEqual({1, 2}, {page["count"] for page in self.seen("Ledgers")})
+
     def test_what_is_not_seen_yet_is_not_counted_and_what_is_on_later_pages_is(self) -> None:
         for _ in range(60):
             self.client.result("AddOrder", **{**MARKET, "volume": "0.0001"})

@@ -43,7 +43,6 @@ _PERMISSIONS = [*NEEDED_PERMISSIONS, "close-trades", "query-ledger"]
 LOCKOUT_S = 900  # Kraken says minutes, an older article about 15.
 MS_NONCES = (10**12, 10**14)  # Nonces in this range count milliseconds.
 CLOCK_STEP_MAX_S = 31 * 86400
-NOTICES = ("upcoming_maintenance", "emergency")
 
 
 class SandboxApi:
@@ -70,10 +69,8 @@ class SandboxApi:
         )
         self.private_api = PrivateApi(self.markets, self.account, self.now)
         self.private_api.methods["GetApiKeyInfo"] = self._key_info
-        self._methods = {
-            ("GET", "public"): self.markets.methods,
-            ("POST", "private"): self.private_api.methods,
-        }
+        public, private = self.markets.methods, self.private_api.methods
+        self._methods = {("GET", "public"): public, ("POST", "private"): private}
         self.orders, self.trades = self.private_api.orders, self.private_api.trades
         self.requests, self.ignored = Counter[str](), Counter[str]()
         self.controls: dict[str, Callable[[Row], None]] = {
@@ -251,7 +248,8 @@ class SandboxApi:
 
         SystemStatus repeats {upcoming_maintenance: [...]} and {emergency: [...]} unchanged.
         """
-        announced = {name: list(params[name]) for name in NOTICES if name in params}
+        notices = params.keys() & {"upcoming_maintenance", "emergency"}
+        announced = {name: list(params[name]) for name in notices}
         self.markets.notices.update(announced)
         if "fill_share" in params:
             self.private_api.fill_share = min(max(decimal(params["fill_share"]), ZERO), Decimal(1))

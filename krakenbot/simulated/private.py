@@ -126,10 +126,9 @@ class PrivateApi:
         }
 
     def _balance_ex(self, p: Params) -> Any:
-        balances = self._balance(p).items()
         return {
-            x: {"balance": text, "hold_trade": f"{ZERO:.{wire.decimals(x)}f}"}
-            for x, text in balances
+            asset: {"balance": text, "hold_trade": f"{ZERO:.{wire.decimals(asset)}f}"}
+            for asset, text in self._balance(p).items()
         }
 
     def _trade_balance(self, p: Params) -> Any:

@@ -109,22 +109,15 @@ def order_row(request: OrderRequest, trades: Sequence[Trade], now: float, is_fla
         | {"ordertype": "market", "price": "0", "price2": "0", "leverage": leverage}
         | {"order": request.text(coins(order.volume))}
     )
-    status, reason = "closed", ""
+    status, reason = "closed", None
     if executed != order.volume:
-        is_closed = order.reduce_only and is_flat
-        status, reason = (
-            "canceled",
-            "Position is closed" if is_closed else "Market price protection",
-        )
+        status, reason = "canceled", "Market price protection"
+        if order.reduce_only and is_flat:
+            reason = "Position is closed"
     optional = {"cl_ord_id": order.client_order_id, "reduce_only": order.reduce_only}
     optional["margin"] = order.leverage > 0
     return (
-        {
-            "status": status,
-            "reason": reason or None,
-            "refid": None,
-            "userref": int(p.get("userref", 0)),
-        }
+        {"status": status, "reason": reason, "refid": None, "userref": int(p.get("userref", 0))}
         | {"opentm": round(now, 6), "closetm": round(now + 0.002, 6), "starttm": 0, "expiretm": 0}
         | {"descr": descr, "vol": coins(order.volume), "vol_exec": coins(executed), "misc": misc}
         | {"cost": money(cost), "fee": money(fee), "stopprice": money(0), "limitprice": money(0)}

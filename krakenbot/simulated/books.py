@@ -310,8 +310,7 @@ class Account:
         if fee:
             (self.rollovers if kind == "rollover" else self.fees)[asset] += fee
         self.serial += 1
-        if self.ledger.maxlen:
-            self.ledger.append(Entry(self.serial, refid, now, kind, asset, amount, fee, balance))
+        self.ledger.append(Entry(self.serial, refid, now, kind, asset, amount, fee, balance))
 
 
 def refusal(rules: PairRules, order: Order, price: Decimal) -> str | None:

@@ -134,6 +134,9 @@ class FileTest(unittest.TestCase):
         markets = FeedMarkets(feed, lambda: NOW)
         self.assertEqual({"DOT", "USDC"}, {*markets.methods["Assets"]({"asset": "DOT,USDC"})})
         self.assertEqual("DOTUSDC", markets.pair("DOTUSDC").altname)
+        old = FeedMarkets(Feed(self.write(self.rows(50), "LTCCAD_1.csv"), NOW), lambda: NOW)
+        rules = old.pair("LTCCAD")
+        self.assertEqual(("XLTC", "ZCAD"), (rules.base, rules.quote))
 
     def test_volumes_and_prices_may_be_as_large_as_a_file_has_them(self) -> None:
         text = "".join(f"{60 * n},5e9,5e9,5e9,5e9,{10**14},3\n" for n in range(1, 60))

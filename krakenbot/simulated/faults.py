@@ -9,7 +9,7 @@ import math
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from copy import copy
+from copy import copy, deepcopy
 from decimal import Decimal
 from difflib import get_close_matches
 from functools import partial
@@ -212,7 +212,9 @@ class Faults:
         if seen != self._seen:
             # Nobody knows when since the last look a price has changed.
             since = now if seen[0] != self._seen[0] else self._looked_at
-            self._past = [*self._past[-99:], (since, _copied(account))]
+            then = copy(account)
+            then.balances, then.positions = deepcopy((account.balances, account.positions))
+            self._past = [*self._past[-99:], (since, then)]
         self._seen, self._looked_at = seen, now
 
     def _read(self, name: str, params: Params, moment: float) -> Any:
@@ -277,16 +279,6 @@ class Faults:
         for due in [due for due in self._due if due[0] <= until]:
             self._due.remove(due)
             due[1]()
-
-
-def _copied(account: Account) -> Account:
-    """Return an account with balances and positions that do not change any more."""
-    kept = copy(account)
-    kept.balances = account.balances.copy()
-    kept.positions = {pair: copy(position) for pair, position in account.positions.items()}
-    for position in kept.positions.values():
-        position.lots = list(position.lots)
-    return kept
 
 
 def _as_of(order: Row, moment: float) -> Row | None:

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 from krakenbot.errors import RefusedError
 from krakenbot.model import ZERO
 from krakenbot.pairs import PairRules
-from krakenbot.simulated.feed import IntCandle, Series
+from krakenbot.simulated.feed import Numbers, Series
 from krakenbot.simulated.wire import Answer
 from tests.simulation import market
 from tests.simulation.episode import scratch, simulated
@@ -110,11 +110,11 @@ class HillFeed(market.TurningFeed):
             self._series[rules.pair] = Series(INTERVAL_S, first, 1, self._rows(816840))
         return self._series[rules.pair]
 
-    def _rows(self, start: int) -> Iterator[IntCandle]:
+    def _rows(self, start: int) -> Iterator[Numbers]:
         for number in range(10**6):
             price = start + 20 * number - 80 * max(0, number - RISING + 1)
             close = price + (20 if number < RISING else -60)
-            yield IntCandle(price, price + 80, price - 80, close, market.VOLUME)
+            yield price, price + 80, price - 80, close, market.VOLUME
 
 
 class Scripted(Trouble):

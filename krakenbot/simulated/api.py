@@ -23,9 +23,9 @@ from krakenbot.risk import FEE_RATE_ASSUMED
 from krakenbot.simulated import wire
 from krakenbot.simulated.books import AMOUNT_MAX, Account
 from krakenbot.simulated.feed import Feed, FeedMarkets, tick
-from krakenbot.simulated.listing import MARGIN_RATES, PAIRS
+from krakenbot.simulated.listing import MARGIN_RATES, PAIRS, Row
 from krakenbot.simulated.private import HISTORY_MAX, PrivateApi, closing
-from krakenbot.simulated.wire import PARAMETERS, Answer, Params, Row, bad
+from krakenbot.simulated.wire import PARAMETERS, Answer, Params, bad
 
 START_BALANCES = {"ZUSD": Decimal(10000), "ZEUR": Decimal(5000), "USDT": Decimal(1000)}
 # Kraken's limits by tier: REST counter and its decay per second, the same for the matching engine,
@@ -43,14 +43,10 @@ _PERMISSIONS = [*NEEDED_PERMISSIONS, "close-trades", "query-ledger"]
 LOCKOUT_S = 900  # Kraken says minutes, an older article about 15.
 MS_NONCES = (10**12, 10**14)  # Nonces in this range count milliseconds.
 CLOCK_STEP_MAX_S = 31 * 86400
-NOTICES = ("upcoming_maintenance", "emergency")
 
 
 class SandboxApi:
-    """One account and its markets. `now` returns unix seconds; `respond` is thread-safe.
-
-    `slack_s` widens order deadlines, since a scaled clock runs on while a request travels.
-    """
+    """One account and its markets. `now` returns unix seconds; `respond` is thread-safe."""
 
     def __init__(
         self,
@@ -62,7 +58,6 @@ class SandboxApi:
         fee_rate: Decimal = FEE_RATE_ASSUMED,
         balances: Mapping[str, Decimal] = START_BALANCES,
         tier: str = "sandbox",
-        slack_s: float = 0.0,
     ) -> None:
         self._now, self._offset, self._frozen = now, 0.0, False
         self.markets = FeedMarkets(feed, self.now)
@@ -72,12 +67,10 @@ class SandboxApi:
         self.account = Account(
             balances, fee_rate, margin_rates=MARGIN_RATES, serial=serial, history=HISTORY_MAX
         )
-        self.private_api = PrivateApi(self.markets, self.account, self.now, slack_s=slack_s)
+        self.private_api = PrivateApi(self.markets, self.account, self.now)
         self.private_api.methods["GetApiKeyInfo"] = self._key_info
-        self._methods = {
-            ("GET", "public"): self.markets.methods,
-            ("POST", "private"): self.private_api.methods,
-        }
+        public, private = self.markets.methods, self.private_api.methods
+        self._methods = {("GET", "public"): public, ("POST", "private"): private}
         self.orders, self.trades = self.private_api.orders, self.private_api.trades
         self.requests, self.ignored = Counter[str](), Counter[str]()
         self.controls: dict[str, Callable[[Row], None]] = {
@@ -91,25 +84,25 @@ class SandboxApi:
         self._rest_limit, self._engine_limit, self._failures_max = TIERS[tier]
         self._failures, self._locked_until = 0, 0.0
         self._counters: dict[str, tuple[float, float]] = {}
-        self._lock = threading.Lock()
+        self.lock = threading.RLock()
 
     def respond(self, method: str, target: str, headers: Mapping[str, str], body: bytes) -> Answer:
         path, _, query = target.partition("?")
-        with self._lock:
+        with self.lock:
             try:
                 if path.startswith("/sandbox/"):
-                    answer = self._control(method, path.removeprefix("/sandbox/"), body)
+                    envelope = self._control(method, path.removeprefix("/sandbox/"), body)
                 else:
                     sent = body if method == "POST" else query.encode()
-                    answer = {"error": [], "result": self._dispatch(method, path, headers, sent)}
+                    envelope = {"error": [], "result": self._dispatch(method, path, headers, sent)}
             except RefusedError as error:
-                answer = {"error": [str(error)]}
+                envelope = {"error": [str(error)]}
             except ArithmeticError:  # Amounts too large to be rounded.
-                answer = {"error": ["EGeneral:Internal error"]}
-            text = json.dumps(answer, separators=(",", ":"), default="{:f}".format)
+                envelope = {"error": ["EGeneral:Internal error"]}
+            answer = Answer.of(envelope)
         if path.startswith("/0/private/") and MS_NONCES[0] < self.nonce < MS_NONCES[1]:
             time.sleep(0.001)  # Over a real network no two requests share a millisecond.
-        return Answer(200, "application/json; charset=utf-8", text.encode())
+        return answer
 
     def now(self) -> float:
         """Return the simulated time in unix seconds."""
@@ -125,11 +118,12 @@ class SandboxApi:
             self._authenticate(path, headers, p, body)
         if name not in known:
             raise wire.not_simulated(name)
-        given = {parameter.partition("[")[0] for parameter in p}
-        for parameter in given - {*PARAMETERS.get(name, "").split(), "nonce", "otp"}:
+        if p.get("aclass_base", p.get("asset_class", "currency")) != "currency":
+            raise RefusedError("EQuery:Unknown asset pair")  # All that is listed is of this class.
+        for parameter in {name.partition("[")[0] for name in p} - {*PARAMETERS.split()}:
             label = f"{name}:{parameter:.40}"
             if label not in self.ignored:
-                log.warning("parameter ignored, as Kraken does: %r", label)
+                log.warning("the sandbox ignores the parameter %r", label)
             self.ignored[label] += 1
         if kind == "private":
             self._count("", POINTS.get(name, 1), *self._rest_limit, "EAPI:Rate limit exceeded")
@@ -164,7 +158,7 @@ class SandboxApi:
         """Add points to a rate counter; RefusedError with `refusal` when it exceeds `most`."""
         now = self.now()
         used, then = self._counters.get(name, (0.0, now))
-        used = max(0.0, used - decay * max(now - then, 0.0)) + points
+        used = max(0.0, used - decay * (now - then)) + points
         self._counters[name] = (min(used, most + points), now)
         if points and used > most:
             raise RefusedError(refusal)
@@ -181,14 +175,14 @@ class SandboxApi:
     def _control(self, method: str, name: str, body: bytes) -> Any:
         """Return the sandbox's full state, after carrying out a POST to /sandbox/NAME."""
         self.private_api.mark_to_market()
-        if method == "POST":
+        if name != "ledger" and name not in self.controls:
+            raise RefusedError("EGeneral:Unknown method")
+        if method == "POST" and name in self.controls:
             try:
                 self.controls[name](json.loads(body or b"{}", parse_float=Decimal))
             except (LookupError, ValueError, TypeError, AttributeError, RecursionError) as error:
                 raise bad(str(error)) from None
             self.private_api.mark_to_market()
-        elif name not in ("ledger", "status"):
-            raise RefusedError("EGeneral:Unknown method")
         return self.truth()
 
     def truth(self) -> Row:
@@ -236,13 +230,12 @@ class SandboxApi:
 
     def _set_price(self, params: Row) -> None:
         """{pair, price}: the price stays there until it is set to null."""
-        rules = self.markets.pair(params["pair"])
-        self.markets.prices.pop(rules.pair, None)
-        if params["price"] is not None:
-            price = round(_amount(params["price"]), rules.pair_decimals)
+        rules, price = self.markets.pair(params["pair"]), params["price"]
+        if price is not None:
+            price = round(_amount(price), rules.pair_decimals)
             if price <= tick(rules):
-                raise ValueError("the price must be above one tick")
-            self.markets.prices[rules.pair] = price
+                raise ValueError(f"{price} must be above one tick, {tick(rules)}")
+        self.markets.feed.series(rules).by_hand.append((self.now(), price))
 
     def _set_balance(self, params: Row) -> None:
         """{asset, amount}: set a balance by a deposit or withdrawal."""
@@ -255,7 +248,8 @@ class SandboxApi:
 
         SystemStatus repeats {upcoming_maintenance: [...]} and {emergency: [...]} unchanged.
         """
-        announced = {name: list(params[name]) for name in NOTICES if name in params}
+        notices = params.keys() & {"upcoming_maintenance", "emergency"}
+        announced = {name: list(params[name]) for name in notices}
         self.markets.notices.update(announced)
         if "fill_share" in params:
             self.private_api.fill_share = min(max(decimal(params["fill_share"]), ZERO), Decimal(1))

@@ -58,7 +58,6 @@ class Lot(NamedTuple):
     """
 
     serial: int
-    order: int
     time: float
     sign: int
     volume: Decimal
@@ -112,7 +111,7 @@ class MarginPosition:
 
 
 class Account:
-    """Balances, positions and ledger of one account. `revision` rises with every change.
+    """Balances, positions and ledger of one account. `serial` rises with every change.
 
     `history` is the number of ledger entries kept; a long backtest keeps none.
     """
@@ -131,7 +130,6 @@ class Account:
         self.fee_rate = fee_rate
         self.margin_rates = dict(margin_rates or {})
         self.serial = serial
-        self.revision = 0
         self.positions: dict[str, MarginPosition] = {}
         self.fees = defaultdict[str, Decimal](Decimal)
         self.rollovers = defaultdict[str, Decimal](Decimal)
@@ -145,9 +143,9 @@ class Account:
         return position
 
     def fill(
-        self, position: MarginPosition, now: float, order: Order, price: Decimal, serial: int = 0
+        self, position: MarginPosition, now: float, order: Order, price: Decimal
     ) -> list[Trade]:
-        """Execute market order number `serial`; return its trades, two if it reverses a position.
+        """Execute a market order; return its trades, two if it reverses a position.
 
         Call `advance` with `now` first, so that free margin is current. Opposite lots are closed
         first, oldest first. The rest of the volume opens the other side or, with `reduce_only`, is
@@ -165,7 +163,7 @@ class Account:
             self._check_opening(position, rest, price)
         trades = [self.close(position, now, closing, price)] if closing else []
         if rest.volume:
-            trades.append(self._open(position, now, rest, price, serial))
+            trades.append(self._open(position, now, rest, price))
         return trades
 
     def _fill_spot(
@@ -198,7 +196,7 @@ class Account:
         """Close the position and open the same volume on the other side, without any check."""
         order = position.closing_order
         closed = self.close(position, now, order.volume, price)
-        return [closed, self._open(position, now, order, price, 0)]
+        return [closed, self._open(position, now, order, price)]
 
     def advance(self, position: MarginPosition, now: float, price: Decimal) -> Trade | None:
         """Mark the pair at `price`, charge rollovers due before `now`; return any liquidation.
@@ -285,16 +283,14 @@ class Account:
         if cost / order.leverage + fee + opening_fee > free:
             raise RefusedError("EOrder:Insufficient initial margin")
 
-    def _open(
-        self, position: MarginPosition, now: float, order: Order, price: Decimal, number: int
-    ) -> Trade:
+    def _open(self, position: MarginPosition, now: float, order: Order, price: Decimal) -> Trade:
         rules, sign, volume = position.rules, order.side.sign, order.volume
         cost, fee = self._costs(rules, volume, price)
         rate = self.rate_of_loan(rules, sign)
         opening_fee = round(cost * rate, rules.cost_decimals)
         self.serial = serial = self.serial + 1
         paid, due, leverage = fee + opening_fee, now + ROLLOVER_S, order.leverage
-        lot = Lot(serial, number, now, sign, volume, ZERO, cost, cost, leverage, paid, rate, due)
+        lot = Lot(serial, now, sign, volume, ZERO, cost, cost, leverage, paid, rate, due)
         position.lots.append(lot)
         position.held += volume
         position.cost_left += cost
@@ -313,10 +309,8 @@ class Account:
         self.balances[asset] = balance = self.balances[asset] + amount - fee
         if fee:
             (self.rollovers if kind == "rollover" else self.fees)[asset] += fee
-        self.revision += 1
         self.serial += 1
-        if self.ledger.maxlen:
-            self.ledger.append(Entry(self.serial, refid, now, kind, asset, amount, fee, balance))
+        self.ledger.append(Entry(self.serial, refid, now, kind, asset, amount, fee, balance))
 
 
 def refusal(rules: PairRules, order: Order, price: Decimal) -> str | None:

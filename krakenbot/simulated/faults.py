@@ -5,17 +5,22 @@ gives one to every fault. Reads are up to `lag` seconds out of date. `seed` make
 """
 
 import json
-import threading
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from copy import copy, deepcopy
 from decimal import Decimal
 from difflib import get_close_matches
 from functools import partial
 from random import Random
 from typing import Any
 
+from krakenbot.errors import RefusedError
 from krakenbot.simulated.api import SandboxApi
-from krakenbot.simulated.wire import Answer, Params, identified, parameters
+from krakenbot.simulated.books import Account
+from krakenbot.simulated.listing import Row
+from krakenbot.simulated.wire import Answer, Params, parameters
 
 FAULTS = {
     "refused": "the connection is refused (over HTTP: closed unread)",
@@ -49,7 +54,8 @@ FAULTS = {
 _CANDLES = frozenset(word for word in FAULTS if word.startswith("candle"))
 _UNREAD = {"refused": ConnectionRefusedError, "lost-before": ConnectionResetError}
 _UNANSWERED = {"lost-after": ConnectionResetError, "timeout": TimeoutError}
-# What comes in place of the answer: one of these errors, or a page with one of these statuses.
+# In place of the answer comes a page with one of these statuses, or one of these errors.
+_PAGES = {"gateway": (502, 504, 520), "html": (200,)}
 _ERRORS = {
     "nonce": "EAPI:Invalid nonce",
     "rate": "EAPI:Rate limit exceeded|EService: Throttled: {until:.0f}",
@@ -60,12 +66,13 @@ _ERRORS = {
     "|EGeneral:Internal error|EGeneral:Internal error:ord",
     "unknown": "EFoo:Bar baz",
 }
-_PAGES = {"gateway": (502, 504, 520), "html": (200,)}
 _SHAPES = b"""[] "x" {"error":[]} {"result":{}} {"error":"EGeneral:x","result":{}}
     {"error":[],"result":null} {"error":[],"result":"x"} {"error":[],"result":[null]}
     {"error":[],"result":{"x":null}} {"error":[7],"result":{}} {"error":[],"result":5}""".split()
-_LAGGING = ("OpenPositions", "Balance", "TradeBalance")  # Lists of orders and trades: `_orders`.
-_READS_MAX = 100
+_LAGGING = (
+    *("OpenPositions", "Balance", "BalanceEx", "TradeBalance", "Ledgers", "QueryLedgers"),
+    *("OpenOrders", "ClosedOrders", "QueryOrders", "TradesHistory", "QueryTrades"),
+)
 _LEVERAGES: tuple[list[int], ...] = ([], [3, 4, 5], [2], [5, 10])
 
 _Request = tuple[str, str, Mapping[str, str], bytes]
@@ -77,9 +84,8 @@ def parse(spec: str) -> dict[str, float]:
     for part in filter(None, (part.strip() for part in spec.split(","))):
         word, _, text = part.partition("=")
         if word not in (known := [*FAULTS, "all", "lag", "seed"]):
-            near = get_close_matches(word, known, 1, 0.4)
-            meant = f"; did you mean {near[0]}?" if near else ""
-            raise ValueError(f"no fault is called {word!r}{meant}")
+            near = get_close_matches(word[:80], known, 1, 0.0)[0]
+            raise ValueError(f"no fault is called {word[:80]!r}; did you mean {near}?")
         most = {"lag": 60.0, "seed": 2.0**53}.get(word, 1.0)
         try:
             number = float(text)
@@ -99,27 +105,18 @@ class Faults:
         self.random = Random()
         self.seen: Counter[str] = Counter()
         self._wait = wait
-        self._clock_off = 0
         fields = ("ordermin", "leverage_buy", "leverage_sell")
         self._listing = {p: {f: row[f] for f in fields} for p, row in api.markets.listing.items()}
         self._due: list[tuple[float, Callable[[], object]]] = []
-        self._closed = ""  # The exchange's state, if a fault has changed it.
-        # What lagging reads answered from a time on, by method and parameters.
-        self._past: list[tuple[float, dict[str, Any]]] = []
-        self._reads: dict[str, tuple[str, Params]] = {}
-        self._seen_at, self._revision, self._prices = 0.0, -1, list[Decimal]()
-        for name in _LAGGING:
-            self._read_key(name, {"asset": "ZUSD"} if name == "TradeBalance" else {})
-        self._stale: dict[str, Answer] = {}  # By pair.
-        self._lock = threading.RLock()
+        self._past: list[tuple[float, Account]] = []  # The account, as it was from a time on.
+        self._looked_at, self._seen = 0.0, (-1, list[Decimal]())
+        self._stale: dict[tuple[str, int], Answer] = {}  # By pair and interval.
         self.set(spec)
 
     def set(self, spec: str) -> None:
-        """Replace the faults from now on; what an earlier one has changed is as before."""
+        """Replace the faults from now on; what earlier ones have left to come comes now."""
         chances = parse(spec)
-        self._clock_off = 0
-        self._restore_rules()
-        self._reopen()
+        self._catch_up(math.inf)
         self.random.seed(int(chances.pop("seed", 1)))
         self.lag_s, self.chances = chances.pop("lag", 0.0), chances
 
@@ -131,21 +128,20 @@ class Faults:
         """
         request = method, target, headers, body
         if target.startswith("/sandbox/"):
-            with self._lock:
-                return self.api.respond(*request)
+            return self.api.respond(*request)
         name = target.partition("?")[0].rpartition("/")[2]
-        with self._lock:
-            self._catch_up()
+        with self.api.lock:
+            self._catch_up(self.api.now())
             word = self._draw(name, method) if self.chances else ""
             self.seen[word] += 1
         if word in ("late", "overdue"):
             self._wait(self.random.uniform(*((0, 12) if word == "late" else (16, 19))))
-        with self._lock:
+        with self.api.lock:
             return self._with(word, name, request) if word else self._pass(name, request)
 
     def _draw(self, name: str, method: str) -> str:
         for word, chance in self.chances.items():
-            if self.fits(word, name, method) and chance and self.random.random() < chance:
+            if self.fits(word, name, method) and self.random.random() < chance:
                 return word
         return ""
 
@@ -170,10 +166,10 @@ class Faults:
             self._pass(name, request)
         if word in _PAGES:
             page = b"<html><h1>Something went wrong</h1></html>"
-            return Answer(self._one_of(_PAGES[word]), "text/html", page)
+            return Answer(choice(_PAGES[word]), "text/html", page)
         if word in _ERRORS:
-            text = self._one_of(_ERRORS[word].split("|")).format(until=self.api.now() + 10)
-            return Answer(200, "application/json", json.dumps({"error": [text]}).encode())
+            text = choice(_ERRORS[word].split("|")).format(until=self.api.now() + 10)
+            return Answer.of({"error": [text]})
         usual_share = self.api.private_api.fill_share
         match word:
             case "partial":
@@ -181,11 +177,11 @@ class Faults:
             case "rules":
                 self._change_rules()
             case "clock":
-                self._clock_off = self.random.randint(-90, 90)
-                self._later(60, 900, partial(setattr, self, "_clock_off", 0))
+                self.api.markets.clock_off_s = self.random.randint(-90, 90)
+                self._later(60, 900, partial(setattr, self.api.markets, "clock_off_s", 0))
             case "maintenance" | "cancel_only" | "post_only":
-                self.api.markets.status = self._closed = word
-                self._later(60, 600, self._reopen)
+                self.api.markets.status = word
+                self._later(60, 600, partial(self._reopen, word))
         answer = self._pass(name, request)
         self.api.private_api.fill_share = usual_share
         if word in _UNANSWERED:
@@ -196,78 +192,51 @@ class Faults:
             return answer._replace(body=choice(_SHAPES))
         return self._candles(word, answer) if word in _CANDLES else answer
 
-    def _one_of(self, choices: Sequence[Any]) -> Any:
-        return self.random.choice(choices) if len(choices) > 1 else choices[0]
-
     def _pass(self, name: str, request: _Request) -> Answer:
         """Return the sandbox's answer, out of date if reads lag."""
         answer = self.api.respond(*request)
         self._look()
-        if name == "Time" and self._clock_off:
-            now = {"unixtime": int(self.api.now()) + self._clock_off, "rfc1123": ""}
-            return answer._replace(body=json.dumps({"error": [], "result": now}).encode())
         if not self.lag_s or b'"result"' not in answer.body:
             return answer
         moment = self.api.now() - self.lag_s * self.random.choice((0, 1, 1, self.random.random()))
-        params = parameters(request[2], request[3])
-        if name in _LAGGING and (key := self._read_key(name, params)):
-            known = [(time, seen[key]) for time, seen in self._past if key in seen]
-            result = ([x for time, x in known if time <= moment] or [known[0][1]])[-1]
-        elif name in ("OpenOrders", "ClosedOrders", "QueryOrders", "TradesHistory"):
-            result = self._orders(name, moment, json.loads(answer.body)["result"], params)
-        else:
-            return answer
-        return answer._replace(body=json.dumps({"error": [], "result": result}).encode())
-
-    def _read_key(self, name: str, params: Params) -> str:
-        """Return the key of a read in `_past`, kept there from now on; "" if there are too many."""
-        params = {name: text for name, text in params.items() if name not in ("nonce", "otp")}
-        key = f"{name} {sorted(params.items())}"
-        if key not in self._reads and len(self._reads) < _READS_MAX:
-            self._reads[key] = name, params
-            if self._past:
-                self._past[-1][1][key] = self.api.private_api.methods[name](params)
-        return key if key in self._reads else ""
+        if name in _LAGGING:
+            with suppress(RefusedError):  # It may not know the id that the list shall start at.
+                result = self._read(name, parameters(request[2], request[3]), moment)
+                return Answer.of({"error": [], "result": result})
+        return answer
 
     def _look(self) -> None:
-        """Remember what lagging reads answer now, if account or prices have changed."""
-        account, methods = self.api.private_api.account, self.api.private_api.methods
-        prices = [position.price for position in account.held_positions()]
-        now, before, self._seen_at = self.api.now(), self._seen_at, self.api.now()
-        if account.revision != self._revision or prices != self._prices:
+        """Keep what the account is now, if it or one of its prices has changed."""
+        account, now = self.api.account, self.api.now()
+        seen = account.serial, [position.price for position in account.held_positions()]
+        if seen != self._seen:
             # Nobody knows when since the last look a price has changed.
-            since = now if account.revision != self._revision else before
-            self._revision, self._prices = account.revision, prices
-            seen = {key: methods[name](params) for key, (name, params) in self._reads.items()}
-            self._past = [*self._past[-99:], (since, seen)]
+            since = now if seen[0] != self._seen[0] else self._looked_at
+            then = copy(account)
+            then.balances, then.positions = deepcopy((account.balances, account.positions))
+            self._past = [*self._past[-99:], (since, then)]
+        self._seen, self._looked_at = seen, now
 
-    def _orders(self, name: str, moment: float, result: Any, params: Params) -> Any:
-        """Return rows as of `moment`; each order shows as open for its first 0 to 6 s."""
-        if name == "TradesHistory":
-            rows = {k: row for k, row in result["trades"].items() if row["time"] <= moment}
-            return result | {"trades": rows} | ({"count": len(rows)} if "count" in result else {})
-        rows = self.api.private_api.orders if name == "OpenOrders" else result.get("closed", result)
-        running, ended = {}, {}
-        for txid, row in list(rows.items())[-50:]:
-            age = moment - row["opentm"]
-            if age >= int(row["opentm"] * 1000) % 7:
-                ended[txid] = row
-            elif age >= 0:
-                nothing = {"status": "open", "vol_exec": "0.00000000", "cost": "0.0", "fee": "0.0"}
-                ends = ("closetm", "reason", "trades")
-                running[txid] = {k: v for k, v in row.items() if k not in ends} | nothing
-        if name == "QueryOrders":
-            return running | ended
-        if name == "ClosedOrders":
-            return {**result, "closed": ended}
-        return {"open": identified(running, params)}
+    def _read(self, name: str, params: Params, moment: float) -> Any:
+        """Return the result of a private method as of `moment`."""
+        api, known = self.api.private_api, [account for at, account in self._past if at <= moment]
+        orders, trades = api.orders, api.trades
+        api.account = known[-1] if known else self._past[0][1]
+        api.account.ledger = deque(x for x in self.api.account.ledger if x.time <= moment)
+        api.orders = {key: seen for key, row in orders.items() if (seen := _as_of(row, moment))}
+        api.trades = {key: row for key, row in trades.items() if row["time"] <= moment}
+        try:
+            return api.methods[name](params)
+        finally:
+            api.account, api.orders, api.trades = self.api.account, orders, trades
 
     def _candles(self, word: str, answer: Answer) -> Answer:
         envelope = json.loads(answer.body)
-        for key, rows in (envelope.get("result") or {}).items():
-            if key == "last" or len(rows) < 2:
+        for pair, rows in (envelope.get("result") or {}).items():
+            if pair == "last" or len(rows) < 2:
                 continue
             if word == "candle-stale":
+                key = pair, rows[1][0] - rows[0][0]
                 before, self._stale[key] = self._stale.get(key, answer), answer
                 return before
             place = self.random.randrange(len(rows) - 1)
@@ -277,7 +246,7 @@ class Faults:
                 del rows[place]
             else:
                 rows.insert(place, rows[place])
-        return answer._replace(body=json.dumps(envelope).encode())
+        return Answer.of(envelope)
 
     def _change_rules(self) -> None:
         for pair, row in self._listing.items():
@@ -293,8 +262,8 @@ class Faults:
         for pair, row in self._listing.items():
             self.api.markets.relist(pair, **row)
 
-    def _reopen(self) -> None:
-        if self.api.markets.status == self._closed:
+    def _reopen(self, word: str) -> None:
+        if self.api.markets.status == word:  # Else somebody has set another.
             self.api.markets.status = "online"
 
     def _arrive(self, name: str, request: _Request) -> None:
@@ -306,7 +275,17 @@ class Faults:
     def _later(self, least_s: float, most_s: float, action: Callable[[], object]) -> None:
         self._due.append((self.api.now() + self.random.uniform(least_s, most_s), action))
 
-    def _catch_up(self) -> None:
-        for due in [due for due in self._due if due[0] <= self.api.now()]:
+    def _catch_up(self, until: float) -> None:
+        for due in [due for due in self._due if due[0] <= until]:
             self._due.remove(due)
             due[1]()
+
+
+def _as_of(order: Row, moment: float) -> Row | None:
+    """Return an order as it was, open for its first 0 to 6 s; None before it was there."""
+    age = moment - order["opentm"]
+    if not 0 <= age < int(order["opentm"] * 1000) % 7:
+        return order if age >= 0 else None
+    nothing = dict.fromkeys(("vol_exec", "cost", "fee", "price"), "0.00000")
+    ends = ("closetm", "reason", "trades")
+    return {k: v for k, v in order.items() if k not in ends} | {**nothing, "status": "open"}

@@ -5,25 +5,30 @@ interval its high and low count as reached. So every order in an interval gets t
 sandbox, paper mode and backtest agree.
 """
 
+import math
 import random
 import time
+from bisect import bisect, bisect_left
 from collections.abc import Callable, Iterator
 from decimal import Decimal
-from itertools import islice
+from functools import partial
+from itertools import chain, islice
+from operator import itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from krakenbot import format
-from krakenbot.backtest.files import exact, interval_of, pair_of, read
+from krakenbot.backtest.files import candles_of, exact, interval_of, pair_of, read
 from krakenbot.config import INTERVALS
 from krakenbot.errors import RefusedError
-from krakenbot.model import Quote
+from krakenbot.model import ZERO, Candle, Quote
 from krakenbot.pairs import PairRules, parse_rules
 from krakenbot.simulated import wire
 from krakenbot.simulated.listing import (
     ASSETS,
     FIRST_TICKS,
     PAIRS,
+    Row,
     aliases,
     asset_row,
     assets_of,
@@ -34,76 +39,68 @@ from krakenbot.simulated.wire import Params, bad, number
 
 ROWS_MAX = 721  # With the unfinished one; docs.kraken.com, "Get OHLC Data", promises 720.
 HISTORY = 60 * 1440  # Minutes of a random market before the sandbox starts.
-_FILE_DIGITS = 10  # Kraken's prices have no more decimals.
-_VOLUME_DIGITS = 8
-_MINUTE_VOLUME = 5_000_000  # Traded in each minute in which a random market moves.
-
-
-class IntCandle(NamedTuple):
-    """A candle in whole numbers: prices in units of the last decimal, the volume in 1e-8."""
-
-    open: int
-    high: int
-    low: int
-    close: int
-    volume: int
-
-
-class Bar(NamedTuple):
-    """A candle of any interval. `trades` counts the feed's candles in it that had trades."""
-
-    time: int
-    open: Decimal
-    high: Decimal
-    low: Decimal
-    close: Decimal
-    volume: Decimal
-    trades: int
+MINUTE_VOLUME = Decimal("0.05")  # Traded in each minute in which a random market moves.
+Price = Decimal | int
+Numbers = tuple[Price, Price, Price, Price, Decimal]  # Open, high, low, close and volume.
 
 
 class Series:
-    """The candles of one pair without gaps, generated as far as they are needed.
+    """The candles of one pair without gaps, the first starting at `first`, made when needed.
 
-    Candle 0 starts at `first`.
+    `rows` gives their prices in units of the last of `digits` decimals. `by_hand` are the times at
+    which somebody has set the price, with None for back to the feed, in order of time.
     """
 
-    def __init__(self, interval_s: int, first: int, digits: int, rows: Iterator[IntCandle]) -> None:
-        self.interval_s, self.first, self.digits = interval_s, first, digits
-        self._source, self._made = rows, list[IntCandle]()
+    def __init__(self, interval_s: int, first: int, digits: int, rows: Iterator[Numbers]) -> None:
+        self.interval_s, self.first, self._unit = interval_s, first, Decimal(1).scaleb(-digits)
+        self._source, self._made = rows, list[Numbers]()
+        self.by_hand: list[tuple[float, Decimal | None]] = [(-math.inf, None)]
 
     def number(self, time: float) -> int:
         """Return the number of the candle that contains `time`."""
         return int((time - self.first) // self.interval_s)
 
-    def row(self, number: int) -> IntCandle:
+    def row(self, number: int) -> Candle:
+        """Return a candle of the feed, whatever is set by hand."""
         self._made += islice(self._source, max(number + 1 - len(self._made), 0))
-        return self._made[number]
+        *prices, volume = self._made[number]
+        opened, high, low, close = (price * self._unit for price in prices)
+        return Candle(self.first + number * self.interval_s, opened, high, low, close, volume)
 
-    def prices(self, number: int) -> tuple[Decimal, ...]:
-        """Return open, high, low and close of a candle, without trailing zeros."""
-        *prices, _ = self.row(number)
-        return tuple(Decimal(price).scaleb(-self.digits).normalize() for price in prices)
+    def candle(self, number: int, now: float) -> Candle:
+        """Return a candle as far as it has come; the feed stays at its open until it ends."""
+        row = self.row(number)
+        end = row.time + self.interval_s
+        if end <= now and len(self.by_hand) == 1:
+            return row
+        begin = bisect(self.by_hand, row.time, key=itemgetter(0)) - 1
+        stop = bisect_left(self.by_hand, end, key=itemgetter(0))
+        path = [row.open if price is None else price for _, price in self.by_hand[begin:stop]]
+        if end > now:
+            return Candle(row.time, path[0], max(path), min(path), path[-1])
+        if self.by_hand[stop - 1][1] is None:
+            path += row.high, row.low, row.close
+        return Candle(row.time, path[0], max(path), min(path), path[-1], row.volume)
 
-    def bars(self, interval_s: int, since: int, now: float) -> list[Bar]:
-        """Return up to 721 bars that start after `since`; the last one is unfinished."""
+    def price(self, now: float) -> Decimal:
+        return self.candle(self.number(now), now).close
+
+    def bars(self, interval_s: int, since: int, now: float) -> list[Candle]:
+        """Return up to 721 candles that start after `since`; the last one is unfinished."""
         running = int(now // interval_s)
         begin = max(since // interval_s + 1, running - ROWS_MAX + 1, -(-self.first // interval_s))
         times = range(min(begin, running) * interval_s, (running + 1) * interval_s, interval_s)
         return [self.bar(time, interval_s, now) for time in times]
 
-    def bar(self, time: int, interval_s: int, now: float) -> Bar:
-        """Return the bar of an interval; of an unfinished candle only the open counts."""
-        here, start = self.number(now), max(self.number(time), 0)
-        stop = max(self.number(time + interval_s), start + 1)
-        rows = [self.row(number) for number in range(start, min(stop, here))]
-        if here < stop:
-            price = self.row(here).open
-            rows.append(IntCandle(price, price, price, price, 0))
-        opens, highs, lows, closes, volumes = zip(*rows, strict=True)
-        prices = (opens[0], max(highs), min(lows), closes[-1])
-        volume = Decimal(sum(volumes)).scaleb(-_VOLUME_DIGITS)
-        opened, high, low, close = (Decimal(price).scaleb(-self.digits) for price in prices)
-        return Bar(time, opened, high, low, close, volume, sum(map(bool, volumes)))
+    def bar(self, time: int, interval_s: int, now: float) -> Candle:
+        """Return the candle of a longer interval as far as it has come."""
+        here = self.number(now)
+        start = min(max(self.number(time), 0), here)
+        stop = min(max(self.number(time + interval_s), start + 1), here + 1)
+        rows = [self.candle(number, now) for number in range(start, stop)]
+        high, low = max(row.high for row in rows), min(row.low for row in rows)
+        volume = sum((row.volume for row in rows), ZERO)
+        return Candle(time, rows[0].open, high, low, rows[-1].close, volume)
 
 
 class Feed:
@@ -140,20 +137,19 @@ class Feed:
         self.pair = next((key for key, row in PAIRS.items() if row["altname"] == name), name)
         self.digits = max(-int(exact(close).as_tuple().exponent) for close in first.closes)
         rows = _rows_of(path, interval_s)
-        self._series[self.pair] = Series(interval_s, first.times[0], _FILE_DIGITS, rows)
+        self._series[self.pair] = Series(interval_s, first.times[0], 0, rows)
 
 
 class FeedMarkets:
-    """The pairs of a sandbox. `prices` are those set by hand; `now` returns unix seconds.
+    """The pairs of a sandbox. `now` returns unix seconds.
 
     `methods` has Kraken's methods by name; each returns its result or raises RefusedError.
     """
 
     def __init__(self, feed: Feed, now: Callable[[], float]) -> None:
         self.feed, self.now = feed, now
-        self.status = "online"
+        self.status, self.clock_off_s = "online", 0  # The offset of the time it tells.
         self.notices: dict[str, list[Any]] = {}
-        self.prices: dict[str, Decimal] = {}
         self.listing = {name: dict(row) for name, row in PAIRS.items()}
         if feed.pair and feed.pair not in PAIRS:
             row = self.listing[feed.pair] = unlisted(*assets_of(feed.pair), feed.digits)
@@ -183,29 +179,23 @@ class FeedMarkets:
         self.rules[pair] = parse_rules(pair, self.listing[pair])
 
     def _pairs(self, p: Params) -> list[PairRules]:
-        if p.get("aclass_base", p.get("asset_class", "currency")) != "currency":
-            raise RefusedError("EQuery:Unknown asset pair")  # All that is listed is of this class.
         names = p["pair"].split(",") if "pair" in p else self.rules
         return [self.pair(name.strip()) for name in names]
 
     def quote(self, rules: PairRules) -> Quote:
         """Return bid and ask, one tick to either side of the price."""
-        step, price = tick(rules), self.prices.get(rules.pair)
-        if price is None:
-            series = self.feed.series(rules)
-            price = series.prices(series.number(self.now()))[0]
+        price, step = self.feed.series(rules).price(self.now()), tick(rules)
         return Quote(price - step, price + step)
 
     def ended(self, rules: PairRules, since: float, until: float) -> Iterator[Span]:
         """Yield the intervals that ended; none at a set price."""
         series = self.feed.series(rules)
-        numbers = range(series.number(since), series.number(until))
-        for at in numbers if rules.pair not in self.prices else ():
-            opened, high, low, _ = series.prices(at)
-            yield series.first + (at + 1) * series.interval_s, opened, low, high
+        if series.by_hand[-1][1] is None:
+            for row in map(series.row, range(series.number(since), series.number(until))):
+                yield row.time + series.interval_s, row.open, row.low, row.high
 
     def _time(self, _: Params) -> Any:
-        now = int(self.now())
+        now = int(self.now()) + self.clock_off_s
         text = time.strftime("%a, %d %b %y %H:%M:%S +0000", time.gmtime(now))
         return {"unixtime": now, "rfc1123": text}
 
@@ -220,25 +210,25 @@ class FeedMarkets:
 
     def _ohlc(self, p: Params) -> Any:
         rules, step_s = self.pair(p.get("pair", "")), int(number(p, "interval", 1) * 60)
-        series, price = self.feed.series(rules), self.prices.get(rules.pair)
+        series = self.feed.series(rules)
         if step_s / 60 not in INTERVALS or step_s % series.interval_s:
             raise bad("interval")
         bars = series.bars(step_s, int(number(p, "since", 0)), self.now())
-        if price is not None:
-            high, low = max(bars[-1].open, price), min(bars[-1].open, price)
-            bars[-1] = bars[-1]._replace(high=high, low=low, close=price)
         rows = [_bar_row(bar, rules) for bar in bars]
         return {rules.pair: rows, "last": bars[-1].time - step_s}
 
-    def _ticker(self, rules: PairRules) -> wire.Row:
+    def _ticker(self, rules: PairRules) -> Row:
         series, now, quote = self.feed.series(rules), int(self.now()), self.quote(rules)
         begins = now // 86400 * 86400, now - 86400 + series.interval_s
-        bars = [_bar_row(series.bar(begin, 86400, now), rules) for begin in begins]
-        _, opens, highs, lows, _, averages, volumes, counts = map(list, zip(*bars, strict=True))
-        ask, bid, last = (wire.price(x, rules) for x in (quote.ask, quote.bid, quote.mid))
-        sides = {"a": [ask, "1", "1.000"], "b": [bid, "1", "1.000"], "c": [last, "0.01000000"]}
-        day = {"v": volumes, "p": averages, "t": counts, "l": lows, "h": highs, "o": opens[0]}
-        return sides | day
+        days = [series.bar(begin, 86400, now) for begin in begins]
+        told = partial(wire.price, rules=rules)
+        sides = {"a": [told(quote.ask), "1", "1.000"], "b": [told(quote.bid), "1", "1.000"]}
+        prices = {"p": map(_average, days), "l": [x.low for x in days], "h": [x.high for x in days]}
+        return (
+            {**sides, "c": [told(quote.mid), "0.01000000"], "o": told(days[0].open)}
+            | {"v": [f"{day.volume:.8f}" for day in days], "t": [*map(_trades, days)]}
+            | {name: [*map(told, pair)] for name, pair in prices.items()}
+        )
 
     def _depth(self, p: Params) -> Any:
         rules, count = self.pair(p.get("pair", "")), int(number(p, "count", 100, fraction=""))
@@ -258,25 +248,31 @@ def tick(rules: PairRules) -> Decimal:
     return Decimal(1).scaleb(-rules.pair_decimals)
 
 
-def _bar_row(bar: Bar, rules: PairRules) -> list[Any]:
+def _bar_row(bar: Candle, rules: PairRules) -> list[Any]:
     """Return a row of OHLC; prices from a file may have more decimals than the pair."""
     exponents = [int(price.normalize().as_tuple().exponent) for price in bar[1:5]]
     digits = max(rules.pair_decimals, -min(exponents))
-    average = (bar.high + bar.low + bar.close) / 3
-    prices = [f"{price:.{digits}f}" for price in (*bar[1:5], average)]
-    if not bar.trades:
-        prices[4] = "0.0"
-    return [bar.time, *prices, f"{bar.volume:.8f}", bar.trades]
+    average = f"{_average(bar):.{digits}f}" if bar.volume else "0.0"
+    prices = [f"{price:.{digits}f}" for price in bar[1:5]]
+    return [bar.time, *prices, average, f"{bar.volume:.8f}", _trades(bar)]
 
 
-def walk(seed: str, price: int) -> Iterator[IntCandle]:
+def _average(bar: Candle) -> Decimal:
+    return (bar.high + bar.low + bar.close) / 3 if bar.volume else ZERO
+
+
+def _trades(bar: Candle) -> int:
+    return math.ceil(bar.volume / MINUTE_VOLUME)
+
+
+def walk(seed: str, price: int) -> Iterator[Numbers]:
     """Yield the candles of a random walk from `price`, in units of the last decimal."""
     bits = random.Random(seed).getrandbits
     unit, floor = max(price // 8000, 1), price // 4
     while True:
         noise = bits(38)
         if noise & 15 == 0:
-            yield IntCandle(price, price, price, price, 0)
+            yield price, price, price, price, ZERO
             continue
         opened = price + (noise >> 4 & 1) - (noise >> 5 & 1)
         # The sum of 64 coin flips is nearly normal; its coarse steps make exact ties possible.
@@ -284,15 +280,14 @@ def walk(seed: str, price: int) -> Iterator[IntCandle]:
         price += change if price + change > floor else abs(change)
         high = max(opened, price) + (noise >> 6 & 7) * unit // 2
         low = min(opened, price) - (noise >> 9 & 7) * unit // 2
-        yield IntCandle(opened, high, low, price, _MINUTE_VOLUME if high > low else 0)
+        yield opened, high, low, price, MINUTE_VOLUME if high > low else ZERO
 
 
-def _rows_of(path: Path, interval_s: int) -> Iterator[IntCandle]:
+def _rows_of(path: Path, interval_s: int) -> Iterator[Numbers]:
     """Yield the candles of a file; after its end the price stands still."""
-    close = 0
-    for part in read([path], interval_s, []):
-        for *prices, volume in zip(*part.numbers, strict=True):
-            opened, high, low, close = (int(exact(x).scaleb(_FILE_DIGITS)) for x in prices)
-            yield IntCandle(opened, high, low, close, int(exact(volume).scaleb(_VOLUME_DIGITS)))
+    close = ZERO
+    for candle in chain.from_iterable(map(candles_of, read([path], interval_s, []))):
+        close = candle.close
+        yield candle[1:]
     while True:
-        yield IntCandle(close, close, close, close, 0)
+        yield close, close, close, close, ZERO

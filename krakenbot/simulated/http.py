@@ -26,7 +26,30 @@ BODY_MAX = 1 << 20
 _LOCAL = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:[0-9]+)?", re.IGNORECASE)
 
 
-class Sandbox:
+class Server(ThreadingTCPServer):
+    """Passes requests to `respond`.
+
+    It may raise ConnectionError to hang up unanswered, and TimeoutError never to answer.
+    """
+
+    daemon_threads = allow_reuse_address = True
+    block_on_close = False
+    request_queue_size = 128
+
+    def __init__(
+        self, respond: Callable[[str, str, Mapping[str, str], bytes], Answer], port: int = 0
+    ) -> None:
+        super().__init__(("127.0.0.1", port), _Connection)
+        self.respond = respond
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+        threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
+
+    def close(self) -> None:
+        self.shutdown()
+        self.server_close()
+
+
+class Sandbox(Server):
     """A sandbox that listens on loopback until `close`, or until the process ends."""
 
     def __init__(
@@ -50,36 +73,13 @@ class Sandbox:
             Secret(secret),
             fee_rate=fee_rate,
             tier=tier,
-            slack_s=max(speed - 1, 0.0) / 2,  # A request may travel for half a real second.
         )
+        # A request may travel for half a real second.
+        self.api.private_api.slack_s = max(speed - 1, 0.0) / 2
         injector = Faults(self.api, faults, lambda seconds: time.sleep(seconds / speed))
         # {spec}: replaces the faults, written as for --faults.
         self.api.controls["faults"] = lambda params: injector.set(str(params["spec"]))
-        self.server = Server(injector.respond, port)
-        self.url, self.close = self.server.url, self.server.close
-
-
-class Server(ThreadingTCPServer):
-    """Passes requests to `respond`.
-
-    It may raise ConnectionError to hang up unanswered, and TimeoutError never to answer.
-    """
-
-    daemon_threads = allow_reuse_address = True
-    block_on_close = False
-    request_queue_size = 128
-
-    def __init__(
-        self, respond: Callable[[str, str, Mapping[str, str], bytes], Answer], port: int = 0
-    ) -> None:
-        super().__init__(("127.0.0.1", port), _Connection)
-        self.respond = respond
-        self.url = f"http://127.0.0.1:{self.server_address[1]}"
-        threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
-
-    def close(self) -> None:
-        self.shutdown()
-        self.server_close()
+        super().__init__(injector.respond, port)
 
 
 class _Connection(BaseHTTPRequestHandler):

@@ -12,14 +12,17 @@ SANDBOX_SECRET = (
     "a3Jha2VuYm90IHNhbmRib3ggc2VjcmV0OiBwdWJsaWMsIGdvb2QgZm9yIG5vdGhpbmcgYnV0IGEgc2FuZGJveA=="
 )
 
-_CODES = {"XBT": "XXBT", "ETH": "XETH", "USD": "ZUSD", "EUR": "ZEUR", "GBP": "ZGBP"}
-
 Row = dict[str, Any]
+
+
+def _code(name: str) -> str:
+    """Return Kraken's code of an asset: XXBT for XBT, ZUSD for USD, SOL for SOL."""
+    return next((old for old in (f"X{name}", f"Z{name}") if format.asset(old) == name), name)
 
 
 def _pair(base: str, quote: str, decimals: int, ordermin: str, most: int, *limits: int) -> Row:
     """Return a row of AssetPairs with leverages up to `most`."""
-    codes = {"base": _CODES.get(base, base), "quote": _CODES.get(quote, quote)}
+    codes = {"base": _code(base), "quote": _code(quote)}
     leverages = list(range(2, most + 1))
     names = ("long_position_limit", "short_position_limit")
     return (

@@ -143,9 +143,9 @@ class PaperClient:
             return api
         try:
             state = json.loads(text)
-            restore(account, state["account"], [rules])
+            restore(account, state["account"], self.rules)
             api.orders, api.trades = _rows_of(state, rules)
-            self._swept, self._saved = state["swept"], account.revision
+            self._swept, self._saved = state["swept"], account.serial
         except (LookupError, TypeError, ValueError, ArithmeticError) as error:
             raise StopError(
                 f"the paper account in the journal cannot be read ({error!r:.80}); move the "
@@ -156,7 +156,7 @@ class PaperClient:
     def _save(self) -> None:
         """Save what changed; on failure drop it, so that memory is never ahead of the disk."""
         api = self.private_api
-        if api.account.revision == self._saved:
+        if api.account.serial == self._saved:
             return
         state = {"account": state_of(api.account), "swept": self._swept}
         state |= {"orders": api.orders, "trades": api.trades}
@@ -165,7 +165,7 @@ class PaperClient:
         except BaseException:
             del self.private_api
             raise
-        self._saved = api.account.revision
+        self._saved = api.account.serial
 
 
 def state_of(account: Account) -> dict[str, Any]:
@@ -180,7 +180,7 @@ def state_of(account: Account) -> dict[str, Any]:
     }
 
 
-def restore(account: Account, state: dict[str, Any], rules: Iterable[PairRules]) -> None:
+def restore(account: Account, state: dict[str, Any], rules: Mapping[str, PairRules]) -> None:
     """Load saved state into a new account; `rules` are those of each pair in it."""
     account.serial = state["numbers"][0]
     sums = account.balances, account.fees, account.rollovers, account.realized
@@ -189,12 +189,13 @@ def restore(account: Account, state: dict[str, Any], rules: Iterable[PairRules])
         amounts.update((asset, Decimal(text)) for asset, text in texts.items())
     for entry in state["ledger"]:
         account.ledger.append(Entry(*entry[:5], *map(Decimal, entry[5:])))
-    known = {pair_rules.pair: pair_rules for pair_rules in rules}
     for pair, (price, lots) in state["books"].items():
-        position = account.position(known[pair])
+        position = account.position(rules[pair])
         position.price = Decimal(price)
         position.lots = [
-            Lot._make(Decimal(x) if isinstance(x, str) else x for x in lot) for lot in lots
+            # Before version 0.3.5 the number of the order came second.
+            Lot._make(Decimal(x) if isinstance(x, str) else x for x in (lot[0], *lot[-10:]))
+            for lot in lots
         ]
         position.held = sum((lot.open_volume for lot in position.lots), ZERO)
         position.cost_left = sum((lot.cost_left for lot in position.lots), ZERO)

@@ -19,8 +19,8 @@ from krakenbot.model import ZERO, Quote, Side
 from krakenbot.pairs import PairRules
 from krakenbot.simulated import wire
 from krakenbot.simulated.books import Account, MarginPosition, Trade, identifier, refusal
-from krakenbot.simulated.listing import ASSETS
-from krakenbot.simulated.wire import OrderRequest, Params, Row, bad, flag, number
+from krakenbot.simulated.listing import ASSETS, Row
+from krakenbot.simulated.wire import OrderRequest, Params, bad, flag, number
 
 HISTORY_MAX = 10000
 PAGE = 50  # Source: docs.kraken.com, "Get Closed Orders", `ofs`.
@@ -54,7 +54,8 @@ class PrivateApi:
     """One account with its orders, trades and ledger. `now` returns unix seconds.
 
     `methods` has Kraken's methods by name; each returns its result or raises RefusedError. The
-    newest `history` orders and trades are kept. `slack_s` widens deadlines, see SandboxApi.
+    newest `history` orders and trades are kept. `slack_s` widens deadlines: a scaled clock runs on
+    while a request travels.
     """
 
     def __init__(
@@ -64,19 +65,18 @@ class PrivateApi:
         now: Callable[[], float],
         *,
         history: int = HISTORY_MAX,
-        slack_s: float = 0.0,
     ) -> None:
         self.markets, self.account, self.now = markets, account, now
         self.orders, self.trades = dict[str, Row](), dict[str, Row]()
-        self.fill_share = Decimal(1)
-        self._history, self._slack_s, self._marked = history, slack_s, now()
+        self.fill_share, self.slack_s = Decimal(1), 0.0
+        self._history, self._marked = history, now()
         self.methods: dict[str, Callable[[Params], Any]] = {
             "Balance": self._balance,
             "BalanceEx": self._balance_ex,
             "TradeBalance": self._trade_balance,
             "OpenPositions": self._open_positions,
-            # Market orders never rest, so there is nothing to show as open or to cancel.
-            "OpenOrders": lambda _: {"open": {}},
+            "OpenOrders": lambda p: {"open": _shown(self._orders(p, is_open=True), p)},
+            # Market orders never rest, so there is nothing to cancel.
             "CancelAll": lambda _: {"count": 0},
             "CancelOrder": self._cancel_order,
             "ClosedOrders": self._closed_orders,
@@ -91,32 +91,32 @@ class PrivateApi:
 
     def mark_to_market(self) -> None:
         """Bring the books up to now: for each interval its rollovers, then its high and low."""
-        now, marks = self.now(), list[tuple[float, MarginPosition, tuple[Decimal, ...]]]()
+        now, marks = self.now(), list[tuple[float, MarginPosition, Decimal, Decimal, Decimal]]()
         for position in self.account.held_positions():
-            for end, *prices in self.markets.ended(position.rules, self._marked, now):
-                marks.append((math.nextafter(end, 0), position, tuple(prices)))
-            marks.append((now, position, (self.markets.quote(position.rules).mid,)))
+            for end, price, low, high in self.markets.ended(position.rules, self._marked, now):
+                marks.append((math.nextafter(end, 0), position, price, low, high))
+            mid = self.markets.quote(position.rules).mid
+            marks.append((now, position, mid, mid, mid))
         for mark in sorted(marks, key=itemgetter(0)):
             self._mark(*mark)
         self._marked = now
 
-    def _mark(self, now: float, position: MarginPosition, prices: Sequence[Decimal]) -> None:
-        """Mark a position at the first price, then at the low and high if given."""
-        if not position.lots:
-            return
-        request = closing(position, "liquidated")
-        price, *span = prices
-        trade = self.account.advance(position, now, price)
-        if trade is None and span:
-            trade = self.account.liquidate_between(position, now, *span)
-        if trade is not None:
-            self.record(request, [trade], now)
+    def _mark(
+        self, now: float, position: MarginPosition, price: Decimal, low: Decimal, high: Decimal
+    ) -> None:
+        """Mark a position at a price, then at the low and the high."""
+        if position.lots:
+            request = closing(position, "liquidated")
+            trade = self.account.advance(position, now, price)
+            trade = trade or self.account.liquidate_between(position, now, low, high)
+            if trade:
+                self.record(request, [trade], now)
 
     def liquidate_between(self, low: Decimal, high: Decimal, since: int) -> None:
         """Liquidate each position held since then whose limit is between `low` and `high`."""
         for position in self.account.held_positions():
             if position.lots[-1].time <= since:
-                self._mark(self.now(), position, (position.price, low, high))
+                self._mark(self.now(), position, position.price, low, high)
 
     def _balance(self, _: Params) -> Any:
         return {
@@ -126,8 +126,10 @@ class PrivateApi:
         }
 
     def _balance_ex(self, p: Params) -> Any:
-        balances = self._balance(p).items()
-        return {asset: {"balance": text, "hold_trade": "0.0000000000"} for asset, text in balances}
+        return {
+            asset: {"balance": text, "hold_trade": f"{ZERO:.{wire.decimals(asset)}f}"}
+            for asset, text in self._balance(p).items()
+        }
 
     def _trade_balance(self, p: Params) -> Any:
         asset, account = p.get("asset", "ZUSD"), self.account
@@ -161,10 +163,15 @@ class PrivateApi:
             return [wire.market_row(list(lots)) for _, lots in pairs]
         return _by_id(rows, p) if p.get("txid") else rows
 
+    def _orders(self, p: Params, *, is_open: bool) -> dict[str, Row]:
+        """Return the open orders or the others. A sandbox has open ones only while reads lag."""
+        rows = {key: x for key, x in self.orders.items() if (x["status"] == "open") is is_open}
+        return wire.identified(rows, p)
+
     def _closed_orders(self, p: Params) -> Any:
         columns = {"open": ("opentm",), "close": ("closetm",)}
         times = columns.get(p.get("closetime", ""), ("opentm", "closetm"))
-        newest = reversed(wire.identified(self.orders, p).items())
+        newest = reversed(self._orders(p, is_open=False).items())
         page = self._page(newest, p, "closed", *times)
         return page | {"closed": _shown(page["closed"], p)}
 
@@ -211,7 +218,8 @@ class PrivateApi:
 
     def _trade_volume(self, p: Params) -> Any:
         in_dollars = {key for key, rules in self.markets.rules.items() if rules.quote == "ZUSD"}
-        costs = (Decimal(t["cost"]) for t in self.trades.values() if t["pair"] in in_dollars)
+        recent = (t for t in self.trades.values() if t["time"] > self.now() - 30 * 86400)
+        costs = (Decimal(t["cost"]) for t in recent if t["pair"] in in_dollars)
         result: Row = {"currency": "ZUSD", "volume": f"{sum(costs):.4f}"}
         if not p.get("pair"):
             return result
@@ -248,13 +256,12 @@ class PrivateApi:
         rules, order, *_ = request
         account, quote, now = self.account, self.markets.quote(rules), self.now()
         position, part = account.position(rules), rules.round_volume(order.volume * self.fill_share)
-        account.serial = serial = account.serial + 1
         position.price = quote.mid
         price = quote.ask if order.side is Side.BUY else quote.bid
         trades: list[Trade] = []
         if part:
-            trades = account.fill(position, now, order._replace(volume=part), price, serial)
-        return self.record(request, trades, now, serial)
+            trades = account.fill(position, now, order._replace(volume=part), price)
+        return self.record(request, trades, now)
 
     def _check_deadline(self, text: str | None) -> None:
         if text is None:
@@ -264,32 +271,30 @@ class PrivateApi:
             ahead = moment.timestamp() - self.now()
         except (ValueError, OverflowError):
             raise bad("deadline") from None
-        if ahead < -self._slack_s:
+        if ahead < -self.slack_s:
             raise RefusedError("EService:Deadline elapsed")
-        if moment.tzinfo is None or not DEADLINE_MIN_S - self._slack_s <= ahead <= DEADLINE_MAX_S:
+        if moment.tzinfo is None or not DEADLINE_MIN_S - self.slack_s <= ahead <= DEADLINE_MAX_S:
             raise bad("deadline")
 
-    def record(
-        self, request: OrderRequest, trades: Sequence[Trade], now: float, serial: int = 0
-    ) -> str:
-        """Store the order and its trades as Kraken shows them; return the order's id."""
-        if not serial:
-            self.account.serial = serial = self.account.serial + 1
-        txid = identifier("O", serial)
+    def record(self, request: OrderRequest, trades: Sequence[Trade], now: float) -> str:
+        """Store the order and its trades as Kraken shows them; return the order's id.
+
+        It has the number of its last trade, which is also that of the lot opened.
+        """
+        self.account.serial += 1
+        txid = identifier("O", trades[-1].serial if trades else self.account.serial)
         for trade in trades:
-            row = wire.trade_row(request, trade, txid, now)
-            self._keep(self.trades, identifier("T", trade.serial), row)
-        self._keep(self.orders, txid, wire.order_row(request, trades, now))
+            self.trades[identifier("T", trade.serial)] = wire.trade_row(request, trade, txid, now)
+        is_flat = not self.account.position(request.rules).lots
+        self.orders[txid] = wire.order_row(request, trades, now, is_flat)
+        for rows in (self.orders, self.trades):
+            while len(rows) > self._history:
+                del rows[next(iter(rows))]
         return txid
 
     def _cancel_order(self, p: Params) -> Any:
         known = p.get("txid") or p.get("cl_ord_id")
         raise RefusedError("EOrder:Unknown order" if known else "EGeneral:Invalid arguments")
-
-    def _keep(self, rows: dict[str, Row], name: str, row: Row) -> None:
-        rows[name] = row
-        while len(rows) > self._history:
-            del rows[next(iter(rows))]
 
 
 def closing(position: MarginPosition, misc: str = "") -> OrderRequest:

@@ -8,14 +8,14 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import parse_qsl
 
 from krakenbot.errors import RefusedError
 from krakenbot.model import ZERO, Order, Side
 from krakenbot.pairs import PairRules
 from krakenbot.simulated.books import Entry, Lot, MarginPosition, Trade, identifier
-from krakenbot.simulated.listing import ASSETS
+from krakenbot.simulated.listing import ASSETS, Row
 
 
 class Answer(NamedTuple):
@@ -25,34 +25,22 @@ class Answer(NamedTuple):
     content_type: str
     body: bytes
 
+    @classmethod
+    def of(cls, envelope: Row) -> "Answer":
+        text = json.dumps(envelope, separators=(",", ":"), default="{:f}".format)
+        return cls(200, "application/json; charset=utf-8", text.encode())
+
 
 Params = dict[str, str]
-Row = dict[str, Any]
 
-
-# The parameters that each method knows; Kraken ignores all others.
-PARAMETERS = {
-    "Assets": "asset aclass",
-    "AssetPairs": "pair aclass_base info country_code execution_venue",
-    "OHLC": "pair interval since asset_class",
-    "Ticker": "pair asset_class",
-    "Depth": "pair count asset_class",
-    "TradeBalance": "asset",
-    "OpenPositions": "txid docalcs consolidation rebase_multiplier",
-    "OpenOrders": "trades userref cl_ord_id",
-    "CancelOrder": "txid cl_ord_id",
-    "ClosedOrders": "start end ofs without_count trades userref cl_ord_id closetime "
-    "consolidate_taker",
-    "QueryOrders": "trades userref cl_ord_id txid consolidate_taker",
-    "TradesHistory": "start end ofs without_count type trades consolidate_taker ledgers",
-    "QueryTrades": "txid trades",
-    "Ledgers": "start end ofs without_count asset aclass type",
-    "QueryLedgers": "id trades",
-    "TradeVolume": "pair fee_schedule fee-info",
-    "AddOrder": "pair type ordertype volume price price2 leverage reduce_only stptype oflags "
-    "timeinforce trigger displayvol starttm expiretm deadline validate userref cl_ord_id close "
-    "asset_class broker account_id trading_agreement",
-}
+# The parameters that some method knows; Kraken ignores all others.
+PARAMETERS = (
+    "nonce otp asset aclass aclass_base asset_class pair interval since count txid docalcs "
+    "consolidation rebase_multiplier trades userref cl_ord_id start end ofs without_count "
+    "closetime consolidate_taker ledgers type id fee_schedule fee-info ordertype volume price "
+    "price2 leverage reduce_only stptype oflags timeinforce trigger displayvol starttm expiretm "
+    "deadline validate close broker account_id trading_agreement"
+)
 _NOT_SIMULATED = {
     "EAPI:Feature disabled": "Trades|Spread|AddOrderBatch|AmendOrder|EditOrder|CancelOrderBatch"
     "|CancelAllOrdersAfter",
@@ -108,7 +96,8 @@ def order_request(rules: PairRules, p: Params) -> OrderRequest:
     return OrderRequest(rules, order, p)
 
 
-def order_row(request: OrderRequest, trades: Sequence[Trade], now: float) -> Row:
+def order_row(request: OrderRequest, trades: Sequence[Trade], now: float, is_flat: bool) -> Row:
+    """Return an ended order; `is_flat` tells whether it has left no position."""
     rules, order, p, misc = request
     coins, money = _forms(rules)
     executed, cost, fee = (
@@ -122,8 +111,9 @@ def order_row(request: OrderRequest, trades: Sequence[Trade], now: float) -> Row
     )
     status, reason = "closed", None
     if executed != order.volume:
-        reason = "Position is closed" if order.reduce_only else "Market price protection"
-        status = "canceled"
+        status, reason = "canceled", "Market price protection"
+        if order.reduce_only and is_flat:
+            reason = "Position is closed"
     optional = {"cl_ord_id": order.client_order_id, "reduce_only": order.reduce_only}
     optional["margin"] = order.leverage > 0
     return (
@@ -157,7 +147,7 @@ def position_row(position: MarginPosition, lot: Lot, docalcs: bool) -> Row:
     coins, money = _forms(rules)
     net = f"{(value - lot.cost_left) * lot.sign:+.4f}"
     return (
-        {"ordertxid": identifier("O", lot.order), "posstatus": "open", "pair": rules.pair}
+        {"ordertxid": identifier("O", lot.serial), "posstatus": "open", "pair": rules.pair}
         | {"class": "forex", "time": round(lot.time, 6), "type": "buy" if lot.sign > 0 else "sell"}
         | {"ordertype": "market", "cost": money(lot.cost), "fee": money(lot.fee), "misc": ""}
         | {"vol": coins(lot.volume), "vol_closed": coins(lot.closed), "oflags": ""}

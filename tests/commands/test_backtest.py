@@ -142,8 +142,8 @@ class TestAgainstTheLiveTick(unittest.TestCase):
             replay.feed(part)
             lean.feed(part)
         self.assertEqual(vars(lean.account) | NOT_BOOKS, vars(replay.account) | NOT_BOOKS)
-        lots = [lot[2:] for lot in replay.position.lots]
-        self.assertEqual([lot[2:] for lot in lean.position.lots], lots)
+        lots = [lot[1:] for lot in replay.position.lots]
+        self.assertEqual([lot[1:] for lot in lean.position.lots], lots)
         done = [one for one in journal.intents() if one.executed]
         live = [(one.created, one.side.sign, one.executed, one.cost, one.fee) for one in done]
         self.assertEqual(live, orders(replay))
@@ -153,7 +153,7 @@ class TestAgainstTheLiveTick(unittest.TestCase):
         for name in ("balances", "fees", "rollovers", "realized"):
             self.assertEqual(getattr(account, name), getattr(replay.account, name), name)
         if halted is None:
-            self.assertEqual([lot[2:] for lot in account.position(rules).lots], lots)
+            self.assertEqual([lot[1:] for lot in account.position(rules).lots], lots)
             replay.position.price = world.rows[world.running].open
             quote = rules.quote
             self.assertEqual(account.summary(quote).equity, replay.account.summary(quote).equity)

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
-from tests.markets import sandbox_for
+from tests.markets import sandbox_for, short_histories
 
 ID = "6d1b345e-2821-40e2-ad83-4ecb18a06876"
 WRONG_SECRET = "d3Jvbmc="
@@ -21,7 +21,6 @@ ORDER = {"ordertype": "market", "type": "buy", "pair": "XBTUSD", "volume": "0.01
 MARGIN = {**ORDER, "leverage": "2"}
 CLOSE = {**MARGIN, "type": "sell", "reduce_only": "true"}
 BAD = "EGeneral:Invalid arguments"
-
 # What is wrong with an order: Kraken's words for it.
 REFUSALS: tuple[tuple[dict[str, str], str], ...] = (
     ({"pair": "NOPE"}, "EQuery:Unknown asset pair"),
@@ -32,6 +31,10 @@ REFUSALS: tuple[tuple[dict[str, str], str], ...] = (
     ({"leverage": "2", "reduce_only": "true"}, "EOrder:Reduce only:No position exists"),
     ({"volume": "400", "leverage": "2"}, "EOrder:Margin position size exceeded"),
 )
+
+
+def setUpModule() -> None:
+    short_histories()
 
 
 def has(module: str) -> bool:
@@ -80,8 +83,15 @@ class KrakenexTest(WithSandbox):
         self.addCleanup(client.close)
         return client
 
-    def test_the_market(self) -> None:
+    def test_market_and_account(self) -> None:
         client = self.client()
+
+        def call(method: str, **parameters: str) -> Any:
+            answer = client.query_private(method, parameters)
+            self.assertEqual([], answer["error"])
+            return answer["result"]
+
+        self.check_account(call)
         for method, parameters in (
             ("Time", {}),
             ("SystemStatus", {}),
@@ -95,16 +105,6 @@ class KrakenexTest(WithSandbox):
                 answer = client.query_public(method, parameters)
                 self.assertEqual([], answer["error"])
                 self.assertTrue(answer["result"])
-
-    def test_the_account(self) -> None:
-        client = self.client()
-
-        def call(method: str, **parameters: str) -> Any:
-            answer = client.query_private(method, parameters)
-            self.assertEqual([], answer["error"])
-            return answer["result"]
-
-        self.check_account(call)
 
     def test_errors_are_krakens_words(self) -> None:
         client = self.client()
@@ -139,7 +139,6 @@ class SdkTest(WithSandbox):
         self.assertEqual(721, len(market.get_ohlc(pair="XBTUSD", interval=5)["XXBTZUSD"]))
         self.assertEqual(3, len(market.get_order_book(pair="XBTUSD", count=3)["XXBTZUSD"]["asks"]))
         self.assertEqual("online", market.get_system_status()["status"])
-        self.assertIn("unixtime", market.request("GET", "/0/public/Time", auth=False))
 
     def test_the_account_through_its_methods(self) -> None:
         _, user, trade = self.clients()
@@ -147,22 +146,13 @@ class SdkTest(WithSandbox):
         opened = order(side="buy", leverage=2, cl_ord_id=ID, oflags="fciq")["txid"][0]
         spot = order(side="buy", pair="BTC/USD", volume=0.01, userref=7)["txid"][0]
         self.assertNotIn("txid", order(side="sell", volume=0.01, validate=True))
-        self.assertIn("ZUSD", user.get_account_balance())
-        self.assertEqual("0.0100000000", user.get_balances()["XXBT"]["balance"])
         self.assertEqual(0.01, float(user.get_balance("XBT")["available_balance"]))
-        self.assertIn("ml", user.get_trade_balance())
         self.assertEqual("1", user.get_open_positions(docalcs=True)[0]["positions"])
-        (position,) = user.get_open_positions(consolidation="").values()
-        self.assertEqual(opened, position["ordertxid"])
-        self.assertEqual({}, user.get_open_orders(userref=7)["open"])
-        self.assertEqual([opened], list(user.get_closed_orders(cl_ord_id=ID)["closed"]))
         self.assertEqual([spot], list(user.get_closed_orders(userref=7, trades=True)["closed"]))
         trades = user.get_orders_info(txid=[opened, spot], trades=True)[opened]["trades"]
-        self.assertEqual(2, user.get_trades_history()["count"])
         self.assertIn(trades[0], user.get_trades_info(txid=trades))
         ledger = user.get_ledgers_info(type_="margin", asset=["ZUSD", "XXBT"])["ledger"]
         self.assertEqual(ledger, user.get_ledgers(id_=list(ledger)))
-        self.assertEqual("0.8000", user.get_trade_volume(pair="XBTUSD")["fees"]["XXBTZUSD"]["fee"])
         order(side="sell", leverage=2, reduce_only=True)
         self.assertEqual([], user.get_open_positions())
 
@@ -186,22 +176,14 @@ class SdkTest(WithSandbox):
         from kraken import exceptions as e
 
         _, user, trade = self.clients()
-        known = {
-            "EQuery:Unknown asset pair": e.KrakenUnknownAssetError,
-            f"{BAD}:volume minimum not met": e.KrakenInvalidArgumentsError,
-            f"{BAD}:leverage": e.KrakenInvalidArgumentsError,
-            "EOrder:Insufficient funds": e.KrakenInsufficientFundsError,
-            "EOrder:Margin position size exceeded": e.KrakenMarginPositionSizeExceededError,
-        }
-        for change, words in REFUSALS:
-            order = {**ORDER, **change}
-            with self.subTest(words=words):
-                if words in known:
-                    with self.assertRaises(known[words]):
-                        trade.request("POST", "/0/private/AddOrder", params=order)
-                else:  # It hands back what it has no exception for.
-                    answer = trade.request("POST", "/0/private/AddOrder", params=order)
-                    self.assertEqual({"error": [words]}, answer)
+        add = partial(trade.request, "POST", "/0/private/AddOrder")
+        for change, kind in (
+            ({"pair": "NOPE"}, e.KrakenUnknownAssetError),
+            ({"leverage": "50"}, e.KrakenInvalidArgumentsError),
+            ({"volume": "5"}, e.KrakenInsufficientFundsError),
+            ({"volume": "400", "leverage": "2"}, e.KrakenMarginPositionSizeExceededError),
+        ):
+            self.assertRaises(kind, add, params={**ORDER, **change})
         for other, kind in (
             (self.clients(key="x")[1], e.KrakenInvalidAPIKeyError),
             (self.clients(secret=WRONG_SECRET)[1], e.KrakenInvalidSignatureError),
@@ -217,8 +199,7 @@ class SdkTest(WithSandbox):
             ("maintenance", e.KrakenServiceUnavailableError),
         ):
             self.mode(status)
-            with self.assertRaises(kind):
-                trade.request("POST", "/0/private/AddOrder", params=dict(ORDER))
+            self.assertRaises(kind, add, params=dict(ORDER))
         user.get_nonce = lambda: "1"
         self.assertRaises(e.KrakenInvalidNonceError, user.get_account_balance)
 
@@ -250,11 +231,10 @@ class CcxtTest(WithSandbox):
         buy = partial(client.create_order, "BTC/USD", "market", "buy", 0.01)
         opened = buy(params={"leverage": 2, "clientOrderId": ID})
         spot = buy(params={"userref": 7})
-        buy(params={"validate": True})
         self.assertEqual(0.01, client.fetch_balance()["BTC"]["total"])
         (position,) = client.fetch_positions()
-        self.assertEqual(("long", 0.01), (position["side"], position["contracts"]))
-        self.assertEqual(2, position["leverage"])
+        told = position["side"], position["contracts"], position["leverage"]
+        self.assertEqual(("long", 0.01, 2), told)
         order = client.fetch_order(opened["id"], "BTC/USD")
         told = order["status"], order["filled"], order["clientOrderId"]
         self.assertEqual(("closed", 0.01, ID), told)
@@ -271,38 +251,22 @@ class CcxtTest(WithSandbox):
         client.create_order("BTC/USD", "market", "sell", 0.01, params=close)
         self.assertEqual([], client.fetch_positions())
 
-    def test_every_private_call(self) -> None:
-        client = self.client()
-
-        def call(method: str, **parameters: str) -> Any:
-            return getattr(client, f"private_post_{method.lower()}")(parameters)["result"]
-
-        self.check_account(call)
-
     def test_errors_become_its_exceptions(self) -> None:
         import ccxt
 
-        client = self.client()
-        known = {
-            "EQuery:Unknown asset pair": ccxt.ExchangeError,
-            f"{BAD}:volume minimum not met": ccxt.InvalidOrder,
-            f"{BAD}:leverage": ccxt.ExchangeError,
-            "EOrder:Insufficient funds": ccxt.InsufficientFunds,
-        }
-        for change, words in REFUSALS:
-            kind = known.get(words, ccxt.ExchangeError)
-            with self.subTest(words=words), self.assertRaisesRegex(kind, words):
-                client.private_post_addorder({**ORDER, **change})
-        self.assertRaises(ccxt.BadSymbol, client.private_post_tradebalance, {"asset": "NOPE"})
-        with self.assertRaises(ccxt.AuthenticationError):
-            self.client(key="x").fetch_balance()
+        client, add = self.client(), "private_post_addorder"
+        for kind, method, params in (
+            (ccxt.InvalidOrder, add, {**ORDER, "volume": "0.00001"}),
+            (ccxt.InsufficientFunds, add, {**ORDER, "volume": "5"}),
+            (ccxt.BadSymbol, "private_post_tradebalance", {"asset": "NOPE"}),
+            (ccxt.PermissionDenied, "private_post_depositmethods", {"asset": "XBT"}),
+            (ccxt.InvalidOrder, "cancel_order", "OAAAAA-BBBBB-CCCCCC"),
+        ):
+            self.assertRaises(kind, getattr(client, method), params)
+        self.assertRaises(ccxt.AuthenticationError, self.client(key="x").fetch_balance)
         with self.assertRaisesRegex(ccxt.ExchangeError, "EAPI:Invalid signature"):
             self.client(secret=WRONG_SECRET).fetch_balance()
-        with self.assertRaises(ccxt.PermissionDenied):
-            client.private_post_depositmethods({"asset": "XBT"})
-        self.assertRaises(ccxt.InvalidOrder, client.cancel_order, "OAAAAA-BBBBB-CCCCCC")
         self.mode("post_only")
-        with self.assertRaises(ccxt.OnMaintenance):
-            client.private_post_addorder(dict(ORDER))
+        self.assertRaises(ccxt.OnMaintenance, client.private_post_addorder, dict(ORDER))
         client.incrementing_nonce = lambda: 1
         self.assertRaises(ccxt.InvalidNonce, client.fetch_balance)

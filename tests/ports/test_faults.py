@@ -4,6 +4,7 @@ import json
 import socket
 import unittest
 from decimal import Decimal as D
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 from krakenbot.simulated.faults import Faults
@@ -25,6 +26,7 @@ class FaultyClient(Client):
     def __init__(self, spec: str = "") -> None:
         super().__init__()
         self.faults = Faults(self.api, spec, self.wait)
+        self.api.controls["faults"] = lambda params: self.faults.set(params["spec"])
 
     def wait(self, seconds: float) -> None:
         self.time += seconds
@@ -68,10 +70,18 @@ class LagTest(unittest.TestCase):
         counts = {len(result) for result in self.seen("OpenPositions")}
         self.assertEqual({1, 2}, counts)
 
-    def test_trades_that_are_not_seen_yet_are_not_counted(self) -> None:
+    def test_a_charge_shows_late_in_the_ledger(self) -> None:
         self.client.result("AddOrder", **MARKET, leverage=2)
-        for page in self.seen("TradesHistory"):
-            self.assertEqual(page["count"], len(page["trades"]))
+        self.assertEqual({1, 2}, {page["count"] for page in self.seen("Ledgers")})
+
+    def test_what_is_not_seen_yet_is_not_counted_and_what_is_on_later_pages_is(self) -> None:
+        for _ in range(60):
+            self.client.result("AddOrder", **{**MARKET, "volume": "0.0001"})
+        self.client.wait(60)
+        self.client.result("AddOrder", **MARKET, leverage=2)
+        for name, key in (("TradesHistory", "trades"), ("ClosedOrders", "closed")):
+            self.assertLessEqual({page["count"] for page in self.seen(name)}, {61, 62})
+            self.assertEqual({50}, {len(page[key]) for page in self.seen(name)})
 
     def test_an_order_that_shows_as_open_has_no_end_and_no_trades(self) -> None:
         name = self.client.result("AddOrder", **MARKET, leverage=2)["txid"][0]
@@ -97,6 +107,11 @@ class EndTest(unittest.TestCase):
         self.assertEqual(int(START), self.client.get("Time")["result"]["unixtime"])
         self.assertEqual({D("0.00005")}, {markets.rules["XXBTZUSD"].ordermin})
 
+    def test_an_order_that_is_stuck_arrives_when_the_faults_are_taken_back(self) -> None:
+        self.client.faults.set("stuck=1")
+        self.assertRaises(TimeoutError, self.client.post, "AddOrder", **MARKET)
+        self.assertEqual(1, len(self.client.control("faults", spec="")["orders"]))
+
     def test_what_a_person_has_set_outlasts_a_fault(self) -> None:
         control = self.client.api.controls["status"]
         control({"fill_share": "0.5"})
@@ -111,6 +126,13 @@ class EndTest(unittest.TestCase):
         self.assertEqual("cancel_only", self.client.api.markets.status)
         self.assertEqual(D("0.5"), self.client.api.private_api.fill_share)
 
+    def test_a_clock_that_is_off_is_so_in_both_forms_of_the_time(self) -> None:
+        self.client.faults.set("clock=1")
+        told = self.client.get("Time")["result"]
+        self.assertNotEqual(int(START), told["unixtime"])
+        said = parsedate_to_datetime(told["rfc1123"]).timestamp()
+        self.assertEqual(told["unixtime"], said)
+
     def test_a_stale_answer_is_one_about_the_same_pair(self) -> None:
         self.client.faults.set("candle-stale=1")
         for pair, name in (("XBTUSD", "XXBTZUSD"), ("ETHUSD", "XETHZUSD")):
@@ -122,7 +144,7 @@ class SilenceTest(unittest.TestCase):
         sandbox = sandbox_for(self)
         for word in ("timeout", "stuck"):
             sandbox.api.controls["faults"]({"spec": f"{word}=1"})
-            with socket.create_connection(sandbox.server.server_address, 5) as client:
+            with socket.create_connection(sandbox.server_address, 5) as client:
                 client.sendall(b"GET /0/public/Time HTTP/1.1\r\nHost: localhost\r\n\r\n")
                 client.settimeout(SLOW_S)
                 self.assertRaises(TimeoutError, client.recv, 1)

@@ -23,7 +23,7 @@ def walk(seed: str = "1", pair: str = "XXBTZUSD", now: float = NOW) -> Series:
     return Feed(f"random:{seed}", now).series(RULES[pair])
 
 
-def closes(series: Series, count: int) -> list[int]:
+def closes(series: Series, count: int) -> list[D]:
     return [series.row(number).close for number in range(count)]
 
 
@@ -46,7 +46,7 @@ class RandomTest(unittest.TestCase):
         days = series.bars(86400, 0, later)
         self.assertGreaterEqual(len(days), min(past_days, 365))
         self.assertEqual(days[-1].time, later // 86400 * 86400)
-        self.assertEqual(series.bars(60, 0, later)[-1].open, series.prices(series.number(later))[0])
+        self.assertEqual(series.bars(60, 0, later)[-1].open, series.price(later))
 
     def test_the_twenty_candle_rule_turns_every_eight_to_twelve_candles(self) -> None:
         for pair in RULES:
@@ -76,8 +76,8 @@ class RandomTest(unittest.TestCase):
         for now in (NOW // 60 * 60, NOW // 60 * 60 + 59.9):
             bar = series.bars(60, 0, now)[-1]
             self.assertEqual(bar.time, now // 60 * 60)
-            self.assertEqual(bar[1:], (bar.open,) * 4 + (0, 0))
-            self.assertEqual(series.prices(series.number(now))[0], bar.open)
+            self.assertEqual(bar[1:], (bar.open,) * 4 + (0,))
+            self.assertEqual(series.price(now), bar.open)
         later = series.bars(60, 0, NOW + 60)
         self.assertEqual(later[-2].open, bar.open)
 
@@ -96,7 +96,7 @@ class RandomTest(unittest.TestCase):
             self.assertEqual(bar.high, max(part.high for part in parts))
             self.assertEqual(bar.low, min(part.low for part in parts))
             self.assertEqual(bar.close, parts[-1].close)
-            self.assertEqual(bar.trades, sum(part.trades for part in parts))
+            self.assertEqual(bar.volume, sum(part.volume for part in parts))
 
 
 class FileTest(unittest.TestCase):
@@ -119,11 +119,11 @@ class FileTest(unittest.TestCase):
             self.assertEqual((feed.pair, feed.start), ("XXBTZUSD", 60 + 50 * 60))
             series = feed.series(XBT)
             self.assertEqual(len(series.bars(60, 0, feed.start)), 51)
-            self.assertEqual(series.prices(0), (D("10.5"), D(11), D(10), D(11)))
+            self.assertEqual(series.row(0)[1:5], (D("10.5"), D(11), D(10), D(11)))
             over = series.bars(60, 0, 60 * 1000)
-            self.assertEqual({bar[1:] for bar in over[-300:]}, {(D(10),) * 4 + (0, 0)})
-            traded = [(bar.volume, bar.trades) for bar in series.bars(300, 0, 60 * 61)][-3:]
-            self.assertEqual(traded, [(D("2.5"), 5), (D("2.5"), 5), (D("0.5"), 1)])
+            self.assertEqual({bar[1:] for bar in over[-300:]}, {(D(10),) * 4 + (0,)})
+            traded = [bar.volume for bar in series.bars(300, 0, 60 * 61)][-3:]
+            self.assertEqual(traded, [D("2.5"), D("2.5"), D("0.5")])
 
     def test_the_pair_of_a_file_is_known_however_it_is_spelled(self) -> None:
         for name in ("BTC_USD_1m", "xbtusd_1", "BTC-USD_1", "XBT_USD_1", "XXBTZUSD_1"):
@@ -134,6 +134,9 @@ class FileTest(unittest.TestCase):
         markets = FeedMarkets(feed, lambda: NOW)
         self.assertEqual({"DOT", "USDC"}, {*markets.methods["Assets"]({"asset": "DOT,USDC"})})
         self.assertEqual("DOTUSDC", markets.pair("DOTUSDC").altname)
+        old = FeedMarkets(Feed(self.write(self.rows(50), "LTCCAD_1.csv"), NOW), lambda: NOW)
+        rules = old.pair("LTCCAD")
+        self.assertEqual(("XLTC", "ZCAD"), (rules.base, rules.quote))
 
     def test_volumes_and_prices_may_be_as_large_as_a_file_has_them(self) -> None:
         text = "".join(f"{60 * n},5e9,5e9,5e9,5e9,{10**14},3\n" for n in range(1, 60))

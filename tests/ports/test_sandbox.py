@@ -97,7 +97,7 @@ class PublicTest(unittest.TestCase):
         self.assertEqual(client.get("Nope"), {"error": ["EGeneral:Unknown method"]})
 
     def test_a_pair_is_not_of_another_class_of_assets(self) -> None:
-        for call in ("AssetPairs?pair=XBTUSD&aclass_base", "Ticker?pair=XBTUSD&asset_class"):
+        for call in ("AssetPairs?pair=XBTUSD&aclass_base", "OHLC?pair=XBTUSD&asset_class"):
             answer = Client().get(f"{call}=tokenized_asset")
             self.assertEqual(answer["error"], ["EQuery:Unknown asset pair"])
 
@@ -110,6 +110,13 @@ class PublicTest(unittest.TestCase):
         self.assertEqual(result["last"], rows[-2][0])
         wrong = client.get("OHLC?pair=XBTUSD&interval=7")["error"]
         self.assertEqual(wrong, ["EGeneral:Invalid arguments:interval"])
+
+    def test_a_ticker_has_every_price_with_five_decimals(self) -> None:
+        row = Client().get("Ticker?pair=XBTUSD")["result"]["XXBTZUSD"]
+        for price in (row["a"][0], row["b"][0], row["c"][0], row["o"], *row["p"], *row["l"]):
+            self.assertRegex(price, r"\A[0-9]+\.[0-9]{5}\Z")
+        self.assertLess(D(row["l"][0]), D(row["p"][0]))
+        self.assertLess(D(row["p"][0]), D(row["h"][0]))
 
     def test_an_asset_asked_for_by_two_names_comes_once(self) -> None:
         client = Client()
@@ -284,17 +291,21 @@ class OrderTest(unittest.TestCase):
             with self.subTest(seconds=seconds):
                 self.assertEqual(answer["error"], [words] if words else [])
 
-    def test_reduce_only_closes_and_the_volume_zero_asks_kraken_to_count(self) -> None:
+    def test_the_volume_zero_asks_kraken_to_count_what_closes(self) -> None:
         client = Client()
         client.result("AddOrder", **MARKET, leverage="2")
-        sell = {**MARKET, "type": "sell", "leverage": "2"}
-        txid = client.result("AddOrder", **{**sell, "volume": "0.05"}, reduce_only="true")["txid"]
-        order = client.result("QueryOrders", txid=txid[0])[txid[0]]
-        self.assertEqual((order["status"], order["vol_exec"]), ("canceled", "0.04000000"))
+        client.result("AddOrder", **{**MARKET, "type": "sell", "leverage": "2", "volume": "0"})
         self.assertEqual(client.result("OpenPositions"), {})
+
+    def test_why_a_close_was_not_filled_is_said(self) -> None:
+        client = Client()
         client.result("AddOrder", **MARKET, leverage="2")
-        client.result("AddOrder", **{**sell, "volume": "0"})
-        self.assertEqual(client.result("OpenPositions"), {})
+        close = {**MARKET, "type": "sell", "leverage": "2", "reduce_only": "true", "volume": "0.05"}
+        for share, reason in ((0.5, "Market price protection"), (1, "Position is closed")):
+            client.control("status", fill_share=share)
+            txid = client.result("AddOrder", **close)["txid"][0]
+            order = client.result("QueryOrders", txid=txid)[txid]
+            self.assertEqual((order["status"], order["reason"]), ("canceled", reason))
 
     def test_an_opposite_order_without_leverage_leaves_the_position(self) -> None:
         client = Client()
@@ -377,24 +388,14 @@ class HistoryTest(unittest.TestCase):
         trades = client.result("TradesHistory")["trades"].values()
         volume = sum(D(row["cost"]) for row in trades).quantize(D("0.0001"))
         self.assertEqual(D(client.result("TradeVolume")["volume"]), volume)
+        client.time += 31 * 86400
+        self.assertEqual(D(client.result("TradeVolume")["volume"]), 0)
         self.assertEqual(client.result("Ledgers", asset="XXBT,ZEUR", type="trade")["count"], 2)
         self.assertEqual(client.result("Ledgers", asset="XBT,EUR", type="trade")["count"], 2)
         self.assertEqual(client.error("Ledgers", asset="FOO"), "EQuery:Unknown asset")
 
 
 class TimePassesTest(unittest.TestCase):
-    def test_rollover_is_charged_every_four_hours_and_told_by_the_ledger(self) -> None:
-        client = Client()
-        client.result("AddOrder", **MARKET, leverage="2")
-        client.time += 2 * 14400 + 1
-        rows = client.result("Ledgers", type="rollover")["ledger"].values()
-        self.assertEqual([row["amount"] for row in rows], ["0.00000"] * 2)
-        truth = client.control("ledger")
-        self.assertEqual(sum(D(row["fee"]) for row in rows), D(truth["rollover"]["ZUSD"]))
-        names = ("equity", "fees", "rollover", "unrealized")
-        equity, fees, rollover, unrealized = (D(truth[name]["ZUSD"]) for name in names)
-        self.assertEqual(equity, 10000 - fees - rollover + unrealized)
-
     def test_after_a_long_step_the_ledger_holds_every_rollover_and_its_balance(self) -> None:
         client = Client()
         for pair in ("XBTUSD", "ETHUSD", "XBTUSD", "SOLUSD", "ETHUSD"):
@@ -420,21 +421,20 @@ class TimePassesTest(unittest.TestCase):
         self.assertLess(time.process_time() - began, 5)
         self.assertIn("31 days", str(client.control("clock", advance=31 * 86400 + 1)["error"]))
 
-    def test_the_level_is_missing_without_a_position(self) -> None:
+    def test_a_price_set_by_hand_stays_in_the_finished_candles(self) -> None:
         client = Client()
-        self.assertNotIn("ml", client.result("TradeBalance"))
-        client.result("AddOrder", **MARKET, leverage="2")
-        summary = client.result("TradeBalance", asset="ZUSD")
-        self.assertEqual(D(summary["e"]), D(summary["tb"]) + D(summary["n"]))
-        self.assertRegex(summary["ml"], r"\A\d+\.\d\d\Z")
-
-    def test_a_price_far_enough_away_liquidates(self) -> None:
-        client = Client()
-        client.result("AddOrder", **{**MARKET, "volume": "0.2"}, leverage="5")
-        client.control("price", pair="XBTUSD", price="10000")
-        self.assertEqual(client.result("OpenPositions"), {})
-        order = next(iter(client.result("ClosedOrders")["closed"].values()))
-        self.assertEqual(order["misc"], "liquidated")
+        start = client.time = START // 60 * 60
+        for price, after_s in (("50000", 10), ("0", 5), (None, 115), (None, 60)):
+            client.time += after_s
+            client.control("price", pair="XBTUSD", price=price)
+            rows = client.get(f"OHLC?pair=XBTUSD&since={int(start) - 60}")["result"]["XXBTZUSD"]
+            first, *later = (row[1:5] for row in rows)
+            self.assertEqual(first, [first[0], first[0], "50000.0", "50000.0"])
+        flat, last, _ = later
+        self.assertEqual(flat, ["50000.0"] * 4)
+        self.assertEqual((last[0], last[2]), ("50000.0", "50000.0"))
+        self.assertLess(D(60000), D(last[3]))
+        self.assertLessEqual(D(last[3]), D(last[1]))
 
     def test_a_balance_is_set_under_either_name_of_its_asset(self) -> None:
         balances = Client().control("balance", asset="USD", amount="50")["balances"]
@@ -446,7 +446,9 @@ class TimePassesTest(unittest.TestCase):
     def test_a_position_is_liquidated_by_hand(self) -> None:
         client = Client()
         client.result("AddOrder", **{**MARKET, "pair": "ETHUSD"}, leverage="2")
+        self.assertIn("ml", client.result("TradeBalance"))
         self.assertEqual(client.control("position", pair="ETHUSD", liquidate=True)["position"], {})
+        self.assertNotIn("ml", client.result("TradeBalance"))
         order = next(iter(client.result("ClosedOrders")["closed"].values()))
         self.assertEqual((order["misc"], order["descr"]["type"]), ("liquidated", "sell"))
 
@@ -465,7 +467,8 @@ class TimePassesTest(unittest.TestCase):
         self.assertNotIn("error", client.control("price", pair="XBTUSD", price="99999999999999"))
         self.assertNotIn("error", client.control("clock", advance=120))
         self.assertEqual(client.get("Time")["error"], [])
-        client.api.markets.prices["XXBTZUSD"] = D("1e30")
+        rules = client.api.markets.pair("XBTUSD")
+        client.api.markets.feed.series(rules).by_hand.append((START, D("1e30")))
         failed = client.control("clock", advance=14400)
         self.assertEqual(failed, {"error": ["EGeneral:Internal error"]})
 

@@ -250,7 +250,7 @@ journal: Journal.is_charged(self, charge_id): return False
 # the wire
 
 an error of unknown text is a refusal
-shown by two-step:AddOrder#1=unknown,OpenOrders=lag,ClosedOrders=lag
+shown by two-step:AddOrder#2=unknown,OpenOrders=lag,ClosedOrders=lag
 kraken.client: _verdict(failure):
     verdict = original(failure)
     return (REFUSED, Cause.OTHER) if verdict[0] == UNKNOWN else verdict

@@ -1,16 +1,17 @@
 """The exchange of the simulation: a market that turns often, with a spread that moves."""
 
 from collections.abc import Callable, Iterator, Mapping
+from decimal import Decimal
 from random import Random
 from typing import Any
 
 from krakenbot.model import Quote, Secret
 from krakenbot.pairs import PairRules
 from krakenbot.simulated.api import SandboxApi
-from krakenbot.simulated.feed import Feed, IntCandle, Series
+from krakenbot.simulated.feed import Feed, Numbers, Series
 from krakenbot.simulated.listing import FIRST_TICKS, SANDBOX_KEY, SANDBOX_SECRET
 
-VOLUME = 5_000_000  # Of each candle, in units of the eighth decimal.
+VOLUME = Decimal("0.05")  # Of each candle.
 KEPT_CANDLES = 800  # Before the episode: more than the exchange gives at once.
 
 
@@ -29,7 +30,7 @@ class TurningFeed(Feed):
             self._series[rules.pair] = Series(self.interval_s, first, rules.pair_decimals, rows)
         return self._series[rules.pair]
 
-    def _rows(self, start: int) -> Iterator[IntCandle]:
+    def _rows(self, start: int) -> Iterator[Numbers]:
         random = Random(f"{self.number} market")
         unit, sign, opened = max(start // 8000, 1), 1, start
         closes = [start] * self.length
@@ -43,7 +44,7 @@ class TurningFeed(Feed):
                 closes = [close] * self.length
             closes = [*closes[1:], close]
             high, low = max(opened, close) + unit, min(opened, close) - unit
-            yield IntCandle(opened, high, low, close, unit)
+            yield opened, high, low, close, VOLUME
             opened = close + random.choice((-1, 0, 0, 1))
 
 

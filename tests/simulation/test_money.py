@@ -167,7 +167,7 @@ class TestBooks(unittest.TestCase):
             self.assertAlmostEqual(float(told[kinds[kind]]), amount, 10)
         series = world.api.markets.feed.series(world.spot.rules())
         worth = sum(
-            entry.fee * series.prices(series.number(entry.time))[0]
+            entry.fee * series.row(series.number(entry.time)).open
             for entry in world.api.account.ledger
             if entry.asset == "XXBT"
         )

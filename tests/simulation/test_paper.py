@@ -9,7 +9,7 @@ from typing import Any
 
 from krakenbot.errors import LaterError, RefusedError, StopError, UnansweredError
 from krakenbot.kraken.spot import Spot
-from krakenbot.model import Candle, MarginRates, Order, Quote, Side, SystemStatus
+from krakenbot.model import Candle, MarginRates, Order, Quote, Side
 from krakenbot.pairs import PairRules, parse_rules
 from krakenbot.risk import FEE_RATE_ASSUMED
 from krakenbot.simulated.listing import PAIRS
@@ -44,15 +44,6 @@ class World(StandingClock):
         self.saves = 0
         self.breaks = self.mute = False
         self.answers = Answers(self, PAIRS["XXBTZUSD"])
-
-    def set(self, exchange_time: float) -> None:
-        self.time = exchange_time
-
-    def server_time(self) -> int:
-        return int(self.time)
-
-    def market_status(self) -> SystemStatus:
-        return SystemStatus("online")
 
     def margin_rates(self) -> MarginRates:
         return self.rates

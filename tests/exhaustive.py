@@ -178,49 +178,28 @@ class Scripted(Trouble):
 class Lab(World):
     """A world in which nothing goes wrong but what is planned; its points are counted."""
 
+    feed_type, trouble_type = HillFeed, Scripted
+
     def __init__(self, variant: str, folder: Path, plan: Plan, show: bool = False) -> None:
-        setting = Setting(
-            interval=INTERVAL_S // 60,
-            pair="XXBTZUSD",
-            length=2,
-            balance=Decimal(1_000_000),
-            coins=ZERO,
-            fee_rate=Decimal("0.0026"),
-            max_loss=None,
-            orders_max=5000,
-            tier="pro",
-            turning=0.0,
-            alone=True,
-            blinding=False,
-            dead_first=variant == "no margin",
-            rule=False,
-        )
+        setting = Setting(interval=INTERVAL_S // 60, dead_first=variant == "no margin")
         super().__init__(1, 1.0, folder, setting=setting, show=show)
         self.plan, self.count = dict(plan), 0
         self.points: list[Point] = []
         self.halted = self.loses = ""
-        self.time = START // INTERVAL_S * INTERVAL_S + 5.0
-        self.duty.decided_at = self.duty.told_at = self.time
-        feed = HillFeed(1, self.time, INTERVAL_S, 2, 0.0)
-        self.feed = feed
-        self.api = market.Market(
-            feed,
-            lambda: self.time,
-            random.Random(1),
-            fee_rate=setting.fee_rate,
-            balances={"ZUSD": setting.balance},
-            tier="pro",
-        )
-        self.trouble_maker = Scripted(self.api, self.pass_time)
         self.trouble_maker.random.seed(str(plan[:1]))
         self.trouble_maker.lab = self
         self.trouble_maker.chances = {"scripted": 1.0}
-        self.trouble_maker.strikes = lambda _: True
         self.settings |= VARIANTS[variant] | {"ENTRY": "now"}
         self.storms.due = self.duty.due = float("inf")
         self.turns_at = (int(self.time) // INTERVAL_S + 1) * INTERVAL_S
         self.end = self.turns_at + ON_TARGET_S
         self.power = random.Random(str(plan[:1])).choice((True, False))
+
+    def first_moment(self) -> float:
+        return START // INTERVAL_S * INTERVAL_S + 5.0
+
+    def strikes(self, what: str) -> bool:
+        return True
 
     def touch(self, what: str) -> BaseException | None:
         if self.is_dead:

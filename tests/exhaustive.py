@@ -10,14 +10,12 @@ on target, or halted for a reason that is true, with all invariants of the simul
 
 import argparse
 import contextlib
-import multiprocessing
 import os
 import random
 import re
 import shutil
 import sqlite3
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -32,7 +30,7 @@ from krakenbot.pairs import PairRules
 from krakenbot.simulated.feed import IntCandle, Series
 from krakenbot.simulated.wire import Answer
 from tests.simulation import market
-from tests.simulation.episode import scratch, simulated
+from tests.simulation.episode import each, scratch, simulated
 from tests.simulation.lies import ALL_VIEWS, ORDER_VIEWS, Trouble
 from tests.simulation.machine import ENOSPC, Death
 from tests.simulation.people import Ended
@@ -369,17 +367,8 @@ class Share(NamedTuple):
     every: int
 
 
-_folder: Path | None = None
-
-
-def _begin(root: str) -> None:
-    global _folder
-    _folder = Path(tempfile.mkdtemp(dir=root)) / "run"
-
-
-def explore(share: Share) -> tuple[Counter[str], list[str]]:
+def explore(share: Share, folder: Path) -> tuple[Counter[str], list[str]]:
     """Run a fault alone, and then with each other fault after it."""
-    assert _folder is not None
     counts: Counter[str] = Counter()
     wrong: list[str] = []
 
@@ -392,7 +381,7 @@ def explore(share: Share) -> tuple[Counter[str], list[str]]:
         if outcome.end not in ("on target", "halted 76", "halted 77"):
             wrong.append(f"{outcome.end}: {share.variant} {plan}: {outcome.text[-300:]!r}")
 
-    alone = run(share.variant, _folder, (share.first,))
+    alone = run(share.variant, folder, (share.first,))
     note((share.first,), alone)
     number = share.first[0]
     pairs = share.every and share.first[1] in kinds_first(share.name)
@@ -401,7 +390,7 @@ def explore(share: Share) -> tuple[Counter[str], list[str]]:
             number += 1
             if number % share.every == 0:
                 plan = (share.first, (point.index, kind))
-                note(plan, run(share.variant, _folder, plan))
+                note(plan, run(share.variant, folder, plan))
     return counts, wrong
 
 
@@ -459,20 +448,17 @@ def main(arguments: list[str]) -> int:
             print(*replay(chosen.replay, Path(root) / "replay", show=True)[1:])
             return 0
         work = shares(root, 0 if chosen.singles else 5 if chosen.sample else 1)
-        with multiprocessing.Pool(chosen.jobs, _begin, (root,), maxtasksperchild=200) as pool:
-            for counts, found in pool.imap_unordered(explore, work):
-                total += counts
-                wrong += found
-                for line in found:
-                    print(line, flush=True)
-                if wrong and chosen.first:
-                    break
-                done, now = done + 1, time.monotonic()
-                if now - said >= PROGRESS_S:
-                    said, share = now, f"{done} of {len(work)} first faults"
-                    print(f"{now - began:.0f} s: {share}, {total['runs']} runs", flush=True)
-            pool.close()
-            pool.join()
+        for counts, found in each(explore, work, chosen.jobs, 200):
+            total += counts
+            wrong += found
+            for line in found:
+                print(line, flush=True)
+            if wrong and chosen.first:
+                break
+            done, now = done + 1, time.monotonic()
+            if now - said >= PROGRESS_S:
+                said, share = now, f"{done} of {len(work)} first faults"
+                print(f"{now - began:.0f} s: {share}, {total['runs']} runs", flush=True)
     finally:
         shutil.rmtree(root, ignore_errors=True)
     print(

@@ -100,21 +100,13 @@ class AccountingTest(unittest.TestCase):
 
 
 # An order's cost and fee; trade, cost, fee and asset of the rows of the ledger; its opening fee.
+SPLIT = "T1 500 4.10 ZUSD; T2 1500 12.30 ZUSD"
 SHOWN = {
-    "what an opening cost beyond the order's fee": (
-        *("2000", "16"),
-        *("T1 500 4.10 ZUSD; T2 1500 12.30 ZUSD", "0.40"),
-    ),
+    "what an opening cost beyond the order's fee": ("2000", "16", SPLIT, "0.40"),
     "the ledger's word in place of what was assumed": ("2000", "16", "T1 2000 16.60 ZUSD", "0.6"),
     "a fee that holds the opening fee already": ("2000", "16.4", "T1 2000 16.4 ZUSD", "0"),
-    "fills that are rounded each on its own": (
-        *("2000.00001", "16"),
-        *("T1 500 4.10 ZUSD; T2 1500 12.30 ZUSD", "0.40"),
-    ),
-    "a fee in coins that the order shows too": (
-        *("2000", "16"),
-        *("T1 2000 0 ZUSD; T1 0 0.00032 XXBT", "0"),
-    ),
+    "fills that are rounded each on its own": ("2000.00001", "16", SPLIT, "0.40"),
+    "a fee in coins of the order too": ("2000", "16", "T1 2000 0 ZUSD; T1 0 0.00032 XXBT", "0"),
     "a trade fee that was taken in coins": ("2000", "0", "T1 2000 0 ZUSD; T1 0 0.0001 XXBT", "5"),
     "coins bought without margin": ("2000", "16", "T1 2000 16 ZUSD; T1 0 0 XXBT", "0"),
 }

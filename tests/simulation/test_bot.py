@@ -339,21 +339,12 @@ STORIES: dict[str, tuple[str, int, list[float], int]] = {
     "one that never left is tried again": ("unsent", 100, [1, 1], 1),
     "a key refused once does not end the bot": ("stop", 105, [1, 1], 1),
     "the rest of an opening comes with the next candle": ("half", 101, [1, 0.5], 1),
-    "the rest of a close is closed before anything opens": (
-        *("fill half", DOWN),
-        *([1, -1, -0.5, -1], -1),
-    ),
-    "a refusal for funds right after a close is not held against the bot": (
-        *("fill fill funds", DOWN),
-        *([1, -1, -1, -1], -1),
-    ),
+    "the rest of a close goes before an opening": ("fill half", DOWN, [1, -1, -0.5, -1], -1),
+    "funds refused right after a close only delay": ("fill fill funds", DOWN, [1, -1, -1, -1], -1),
 }
 STORIES_OF_ONE_ORDER: dict[str, tuple[str, int, list[float], int]] = {
     "a turn is a single order of twice the size": ("", DOWN, [1, -2], -1),
-    "a turn refused is followed by its close alone": (
-        *("fill refuse fill refuse", DOWN),
-        *([1, -2, -1, -1], 0),
-    ),
+    "a turn refused is closed alone": ("fill refuse fill refuse", DOWN, [1, -2, -1, -1], 0),
 }
 
 

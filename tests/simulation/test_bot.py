@@ -1065,7 +1065,8 @@ class TestDeath(BotTest):
         )
 
     def test_after_a_death_at_any_call_each_step_has_one_executed_order_to_target(self) -> None:
-        for moment in count(1, 1 if IS_LONG else 11):
+        step = 1 if IS_LONG else 11
+        for moment in count(step, step):
             self.setUp()
             self.at_the_turn()
             try:

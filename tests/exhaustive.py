@@ -10,14 +10,12 @@ on target, or halted for a reason that is true, with all invariants of the simul
 
 import argparse
 import contextlib
-import multiprocessing
 import os
 import random
 import re
 import shutil
 import sqlite3
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -32,7 +30,7 @@ from krakenbot.pairs import PairRules
 from krakenbot.simulated.feed import Numbers, Series
 from krakenbot.simulated.wire import Answer
 from tests.simulation import market
-from tests.simulation.episode import scratch, simulated
+from tests.simulation.episode import each, scratch, simulated
 from tests.simulation.lies import ALL_VIEWS, ORDER_VIEWS, Trouble
 from tests.simulation.machine import ENOSPC, Death
 from tests.simulation.people import Ended
@@ -178,49 +176,28 @@ class Scripted(Trouble):
 class Lab(World):
     """A world in which nothing goes wrong but what is planned; its points are counted."""
 
+    feed_type, trouble_type = HillFeed, Scripted
+
     def __init__(self, variant: str, folder: Path, plan: Plan, show: bool = False) -> None:
-        setting = Setting(
-            interval=INTERVAL_S // 60,
-            pair="XXBTZUSD",
-            length=2,
-            balance=Decimal(1_000_000),
-            coins=ZERO,
-            fee_rate=Decimal("0.0026"),
-            max_loss=None,
-            orders_max=5000,
-            tier="pro",
-            turning=0.0,
-            alone=True,
-            blinding=False,
-            dead_first=variant == "no margin",
-            rule=False,
-        )
+        setting = Setting(interval=INTERVAL_S // 60, dead_first=variant == "no margin")
         super().__init__(1, 1.0, folder, setting=setting, show=show)
         self.plan, self.count = dict(plan), 0
         self.points: list[Point] = []
         self.halted = self.loses = ""
-        self.time = START // INTERVAL_S * INTERVAL_S + 5.0
-        self.duty.decided_at = self.duty.told_at = self.time
-        feed = HillFeed(1, self.time, INTERVAL_S, 2, 0.0)
-        self.feed = feed
-        self.api = market.Market(
-            feed,
-            lambda: self.time,
-            random.Random(1),
-            fee_rate=setting.fee_rate,
-            balances={"ZUSD": setting.balance},
-            tier="pro",
-        )
-        self.trouble_maker = Scripted(self.api, self.pass_time)
         self.trouble_maker.random.seed(str(plan[:1]))
         self.trouble_maker.lab = self
         self.trouble_maker.chances = {"scripted": 1.0}
-        self.trouble_maker.strikes = lambda _: True
         self.settings |= VARIANTS[variant] | {"ENTRY": "now"}
         self.storms.due = self.duty.due = float("inf")
         self.turns_at = (int(self.time) // INTERVAL_S + 1) * INTERVAL_S
         self.end = self.turns_at + ON_TARGET_S
         self.power = random.Random(str(plan[:1])).choice((True, False))
+
+    def first_moment(self) -> float:
+        return START // INTERVAL_S * INTERVAL_S + 5.0
+
+    def strikes(self, what: str) -> bool:
+        return True
 
     def touch(self, what: str) -> BaseException | None:
         if self.is_dead:
@@ -390,17 +367,8 @@ class Share(NamedTuple):
     every: int
 
 
-_folder: Path | None = None
-
-
-def _begin(root: str) -> None:
-    global _folder
-    _folder = Path(tempfile.mkdtemp(dir=root)) / "run"
-
-
-def explore(share: Share) -> tuple[Counter[str], list[str]]:
+def explore(share: Share, folder: Path) -> tuple[Counter[str], list[str]]:
     """Run a fault alone, and then with each other fault after it."""
-    assert _folder is not None
     counts: Counter[str] = Counter()
     wrong: list[str] = []
 
@@ -413,7 +381,7 @@ def explore(share: Share) -> tuple[Counter[str], list[str]]:
         if outcome.end not in ("on target", "halted 76", "halted 77"):
             wrong.append(f"{outcome.end}: {share.variant} {plan}: {outcome.text[-300:]!r}")
 
-    alone = run(share.variant, _folder, (share.first,))
+    alone = run(share.variant, folder, (share.first,))
     note((share.first,), alone)
     number = share.first[0]
     pairs = share.every and share.first[1] in kinds_first(share.name)
@@ -422,7 +390,7 @@ def explore(share: Share) -> tuple[Counter[str], list[str]]:
             number += 1
             if number % share.every == 0:
                 plan = (share.first, (point.index, kind))
-                note(plan, run(share.variant, _folder, plan))
+                note(plan, run(share.variant, folder, plan))
     return counts, wrong
 
 
@@ -480,20 +448,17 @@ def main(arguments: list[str]) -> int:
             print(*replay(chosen.replay, Path(root) / "replay", show=True)[1:])
             return 0
         work = shares(root, 0 if chosen.singles else 5 if chosen.sample else 1)
-        with multiprocessing.Pool(chosen.jobs, _begin, (root,), maxtasksperchild=200) as pool:
-            for counts, found in pool.imap_unordered(explore, work):
-                total += counts
-                wrong += found
-                for line in found:
-                    print(line, flush=True)
-                if wrong and chosen.first:
-                    break
-                done, now = done + 1, time.monotonic()
-                if now - said >= PROGRESS_S:
-                    said, share = now, f"{done} of {len(work)} first faults"
-                    print(f"{now - began:.0f} s: {share}, {total['runs']} runs", flush=True)
-            pool.close()
-            pool.join()
+        for counts, found in each(explore, work, chosen.jobs, 200):
+            total += counts
+            wrong += found
+            for line in found:
+                print(line, flush=True)
+            if wrong and chosen.first:
+                break
+            done, now = done + 1, time.monotonic()
+            if now - said >= PROGRESS_S:
+                said, share = now, f"{done} of {len(work)} first faults"
+                print(f"{now - began:.0f} s: {share}, {total['runs']} runs", flush=True)
     finally:
         shutil.rmtree(root, ignore_errors=True)
     print(

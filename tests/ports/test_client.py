@@ -1,4 +1,3 @@
-import contextlib
 import gzip
 import json
 import os
@@ -202,6 +201,12 @@ class TestErrors(unittest.TestCase):
             self.assertRaises(UnansweredError, alone.private, "Balance")
         self.assertRegex(out.getvalue(), "(?s)WDatabase:No change.*WGeneral:Hm")
 
+    def test_many_blanks_in_an_error_take_no_time(self) -> None:
+        began = time.monotonic()
+        with self.assertRaises(UnansweredError):
+            client(FakeTransport(envelope("E" + 100_000 * " " + "x"))).public("Time")
+        self.assertLess(time.monotonic() - began, 5)
+
     @unittest.skipUnless(RECORDED, "TEST_DATA_KRAKEN names no folder with recorded answers")
     def test_recorded_error_envelopes_and_gateway_pages_are_never_a_result(self) -> None:
         silence(self)
@@ -292,11 +297,6 @@ class TestRequests(unittest.TestCase):
                 client(transport).private(method, {})
             self.assertEqual([], transport.requests)
 
-    def test_live_orders_carry_no_validate_of_their_own(self) -> None:
-        transport = FakeTransport(OK)
-        client(transport, live=True).private("AddOrder", {"volume": "1"})
-        self.assertNotIn("validate", transport.form())
-
     def test_the_clock_is_told_of_reads_and_of_nothing_that_changes_something(self) -> None:
         for method, want in (("AddOrder", [False] * 2), ("Balance", [True, False])):
             calls, told = client(FakeTransport(OK), live=True), list[bool]()
@@ -304,15 +304,11 @@ class TestRequests(unittest.TestCase):
             calls.private(method)
             self.assertEqual(want, told)
 
-    def test_the_caller_s_parameters_are_left_as_they_were(self) -> None:
-        params = {"volume": "1"}
-        client(FakeTransport(OK)).private("AddOrder", params)
-        self.assertEqual({"volume": "1"}, params)
-
-    def test_a_parameter_called_nonce_does_not_replace_the_signed_one(self) -> None:
-        transport = FakeTransport(OK)
-        client(transport).private("Balance", {"nonce": "18446744073709551615"})
-        self.assertEqual("1616492376594", transport.form()["nonce"])
+    def test_what_the_caller_says_is_sent_but_for_the_nonce_and_left_as_it_was(self) -> None:
+        params, transport = {"volume": "1", "nonce": "18446744073709551615"}, FakeTransport(OK)
+        client(transport, live=True).private("AddOrder", params)
+        self.assertEqual({"volume": "1", "nonce": "1616492376594"}, transport.form())
+        self.assertEqual({"volume": "1", "nonce": "18446744073709551615"}, params)
 
     def test_without_a_key_a_private_method_stops_unsent(self) -> None:
         transport = FakeTransport(OK)
@@ -334,32 +330,12 @@ class TestNonce(unittest.TestCase):
         self.assertEqual(sorted(set(nonces)), nonces)
         self.assertEqual(1000 + 1 + 2 + 4 + 8, clock.time)
 
-    def test_a_public_request_is_limited_by_its_address_and_never_by_a_key(self) -> None:
-        for text in (
-            "EGeneral:Too many requests",
-            "EGeneral:Temporary lockout",
-            "EAPI:Invalid key",
-        ):
-            with self.subTest(text), self.assertRaises(LaterError) as caught:
-                client(FakeTransport(envelope(text))).public("Time")
-            self.assertEqual(60, caught.exception.wait_s)
-
-    def test_whatever_nonce_is_refused_it_is_told(self) -> None:
-        for method in ("Balance", "AddOrder"):
-            told = mock.Mock()
-            calls = client(FakeTransport(envelope("EAPI:Invalid nonce"), OK), StandingClock(0))
-            calls.on_nonce_refused = told
-            with contextlib.suppress(LaterError):
-                calls.private(method)
-            told.assert_called_once_with()
-
-    def test_many_blanks_in_an_error_take_no_time(self) -> None:
-        began = time.monotonic()
-        with self.assertRaises(UnansweredError):
-            client(FakeTransport(envelope("E" + 100_000 * " " + "x"))).public("Time")
-        self.assertLess(time.monotonic() - began, 5)
-
-    def test_a_public_method_that_is_answered_about_a_nonce_has_no_answer(self) -> None:
+    def test_a_public_request_is_limited_by_its_address_and_never_by_a_key_or_nonce(self) -> None:
+        for words in ("EGeneral:Too many requests; Temporary lockout", "EAPI:Invalid key"):
+            for text in errors(words):
+                with self.subTest(text), self.assertRaises(LaterError) as caught:
+                    client(FakeTransport(envelope(text))).public("Time")
+                self.assertEqual(60, caught.exception.wait_s)
         with self.assertRaises(UnansweredError):
             client(FakeTransport(envelope("EAPI:Invalid nonce"))).public("Time")
 
@@ -370,12 +346,17 @@ class TestNonce(unittest.TestCase):
         self.assertIn("another program uses this key", str(caught.exception))
         self.assertGreaterEqual(clock.time, 1060)
 
-    def test_an_order_whose_nonce_was_refused_is_not_sent_again_here(self) -> None:
-        transport = FakeTransport(envelope("EAPI:Invalid nonce"), OK)
-        with self.assertRaises(LaterError) as caught:
-            client(transport, live=True).private("AddOrder", {})
-        self.assertEqual(Cause.NONCE, caught.exception.cause)
-        self.assertEqual(1, len(transport.requests))
+    def test_an_order_whose_nonce_was_refused_is_not_sent_again_here_and_it_is_told(self) -> None:
+        for method, sent in (("AddOrder", 1), ("Balance", 2)):
+            transport, told = FakeTransport(envelope("EAPI:Invalid nonce"), OK), mock.Mock()
+            calls = client(transport, live=True)
+            calls.on_nonce_refused = told
+            try:
+                calls.private(method)
+            except LaterError as error:
+                self.assertEqual(("AddOrder", Cause.NONCE), (method, error.cause))
+            self.assertEqual(sent, len(transport.requests))
+            told.assert_called_once_with()
 
     def test_the_second_asking_of_a_read_is_an_answer_like_any_other(self) -> None:
         transport = FakeTransport(envelope("EAPI:Invalid nonce"), envelope("EService:Busy"))

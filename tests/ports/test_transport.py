@@ -434,20 +434,17 @@ class TestAddresses(Wire):
         self.assertEqual(ANSWERED, self.outcome(lambda: client.public("Time")))
 
     def test_an_address_that_hangs_up_is_left_for_the_others(self) -> None:
-        def hang_up(server: Server, connection: socket.socket) -> None:
-            server.request(connection)
-
-        self.ports["sick"] = self.serve(hang_up).port
+        self.ports["sick"] = self.serve(says()).port
         client, outcomes = self.client(1), set[str]()
         for order in ["sick yes", "yes sick"] * 2:
             self.resolves_to(order)
-            outcomes.add(self.outcome(lambda: client.public("Time")))
+            outcomes.add(self.outcome(partial(client.public, "Time")))
         self.assertIn(ANSWERED, outcomes)
 
 
 class TestNames(Wire):
-    def slow(self) -> threading.Event:
-        """Let looking up a name last until the event; return it."""
+    def slow(self) -> None:
+        """Let looking up a name last until the end of the test."""
         done = threading.Event()
 
         def finish() -> None:
@@ -462,7 +459,6 @@ class TestNames(Wire):
 
         patch = mock.patch.object(socket, "getaddrinfo", side_effect=look_up)
         self.lookups = self.enterContext(patch)
-        return done
 
     def test_a_name_that_is_unknown_is_unreachable(self) -> None:
         for answers in (OSError("no such name"), [[]], UnicodeError("label too long")):
@@ -478,8 +474,7 @@ class TestNames(Wire):
     def test_a_slow_lookup_is_given_up_when_the_program_is_to_stop(self) -> None:
         self.slow()
         client = self.client(1, 60, is_stopping=lambda: True)
-        order = self.outcome(lambda: client.private("AddOrder", {}))
-        self.assertEqual(UNREACHABLE, order)
+        self.assertEqual(UNREACHABLE, self.outcome(partial(client.private, "AddOrder", {})))
 
     def test_a_signal_in_the_instant_in_which_the_lookup_starts_ends_the_read(self) -> None:
         start = _thread.start_new_thread
@@ -489,9 +484,8 @@ class TestNames(Wire):
             time.sleep(0.05)  # Until the thread runs.
             raise StopRequestedError
 
-        patch = mock.patch.object(_thread, "start_new_thread", interrupted)
-        with patch, self.assertRaises(StopRequestedError):
-            self.client(1).public("Time")
+        with mock.patch.object(_thread, "start_new_thread", interrupted):
+            self.assertRaises(StopRequestedError, self.client(1).public, "Time")
 
     def test_a_signal_in_the_instant_before_an_answer_is_opened_leaves_no_traceback(self) -> None:
         with mock.patch.object(sys, "unraisablehook") as said:

@@ -68,8 +68,12 @@ class AccountingTest(unittest.TestCase):
         journal.conclude(wanted, Outcome.CLOSED, CANDLE, done, opening_fee=assumed)
         return done.exchange_order_id
 
-    def bought(self, fee: str = "16") -> str:
-        return self.traded(self.journal, 0, Side.BUY, "0.04", "2000", fee)
+    def bought(self, fee: str = "16", *, told: str = "", at: int = CANDLE) -> str:
+        """Buy for 2000; with `told` the ledger shows it, and that the whole fee is so much."""
+        order = self.traded(self.journal, 0, Side.BUY, "0.04", "2000", fee)
+        if told:
+            self.told("T1", order, "2000", told, at)
+        return order
 
     def told(
         self, trade: str, order_id: str, cost: str, fee: str, at: int = CANDLE, asset: str = "ZUSD"
@@ -96,21 +100,13 @@ class AccountingTest(unittest.TestCase):
 
 
 # An order's cost and fee; trade, cost, fee and asset of the rows of the ledger; its opening fee.
+SPLIT = "T1 500 4.10 ZUSD; T2 1500 12.30 ZUSD"
 SHOWN = {
-    "what an opening cost beyond the order's fee": (
-        *("2000", "16"),
-        *("T1 500 4.10 ZUSD; T2 1500 12.30 ZUSD", "0.40"),
-    ),
+    "what an opening cost beyond the order's fee": ("2000", "16", SPLIT, "0.40"),
     "the ledger's word in place of what was assumed": ("2000", "16", "T1 2000 16.60 ZUSD", "0.6"),
     "a fee that holds the opening fee already": ("2000", "16.4", "T1 2000 16.4 ZUSD", "0"),
-    "fills that are rounded each on its own": (
-        *("2000.00001", "16"),
-        *("T1 500 4.10 ZUSD; T2 1500 12.30 ZUSD", "0.40"),
-    ),
-    "a fee in coins that the order shows too": (
-        *("2000", "16"),
-        *("T1 2000 0 ZUSD; T1 0 0.00032 XXBT", "0"),
-    ),
+    "fills that are rounded each on its own": ("2000.00001", "16", SPLIT, "0.40"),
+    "a fee in coins of the order too": ("2000", "16", "T1 2000 0 ZUSD; T1 0 0.00032 XXBT", "0"),
     "a trade fee that was taken in coins": ("2000", "0", "T1 2000 0 ZUSD; T1 0 0.0001 XXBT", "5"),
     "coins bought without margin": ("2000", "16", "T1 2000 16 ZUSD; T1 0 0 XXBT", "0"),
 }
@@ -133,8 +129,7 @@ class TestLedger(AccountingTest):
                 self.assertEqual(again.account(), self.journal.account())
 
     def test_rollovers_of_own_trades_are_booked_and_others_are_nobody_s_business(self) -> None:
-        order = self.bought()
-        self.told("T1", order, "2000", "16.4")
+        self.bought(told="16.4")
         self.told("T1", "", "0", "0.4", CANDLE + 14400)
         self.told("T9", "OTHER", "2000", "16.4")
         self.told("T9", "", "0", "0.5", CANDLE + 14400)
@@ -168,16 +163,14 @@ class TestLedger(AccountingTest):
         self.assertEqual("", self.book(DAY_LATER + 3600))
 
     def test_an_order_that_is_booked_is_not_missed_at_the_edge_of_the_next_reading(self) -> None:
-        order = self.bought()
-        self.told("T1", order, "2000", "16.4")
+        self.bought(told="16.4")
         self.assertEqual("", self.book())
         self.journal.put(charges_read=CANDLE + 240)
         self.ledger.rows.clear()
         self.assertEqual("", self.book(CANDLE + 2 * 86400))
 
     def test_a_ledger_that_took_less_than_the_order_said_is_a_difference(self) -> None:
-        order = self.bought()
-        self.told("T1", order, "2000", "15")
+        order = self.bought(told="15")
         self.assertIn(order, self.book())
         self.check("16", "0")
 
@@ -190,8 +183,7 @@ class TestLedger(AccountingTest):
         self.journal.put(charges_read=None)
         self.ledger.error = UnansweredError("no")
         self.assertEqual("", self.book(CANDLE))
-        order = self.bought()
-        self.told("T1", order, "2000", "16.4", CANDLE + 61)
+        self.bought(told="16.4", at=CANDLE + 61)
         self.ledger.error = None
         self.check("16", "0.4", CANDLE + 3600)
 
@@ -214,22 +206,19 @@ class TestLedger(AccountingTest):
                 self.book()
 
     def test_without_candles_a_fee_in_coins_is_valued_later(self) -> None:
-        order = self.bought("0")
-        self.told("T1", order, "2000", "0")
+        order = self.bought("0", told="0")
         self.told("T1", order, "0", "0.0001", asset="XXBT")
         self.ledger.past = []
         self.check("0", "0.5", CANDLE + 3600)  # The estimate stays until then.
 
     def test_ten_days_without_reading_are_caught_up_with_at_once(self) -> None:
-        order = self.bought()
-        self.told("T1", order, "2000", "16.4", CANDLE + 61)
+        self.bought(told="16.4", at=CANDLE + 61)
         for number in range(1, 60):
             self.told("T1", "", "0", "0.1", CANDLE + 14400 * number)
         self.check("16", "6.3", CANDLE + 14400 * 60)
 
     def test_months_are_caught_up_with_in_some_readings(self) -> None:
-        order = self.bought()
-        self.told("T1", order, "2000", "16.4", CANDLE + 61)
+        self.bought(told="16.4", at=CANDLE + 61)
         self.told("T1", "", "0", "0.1", CANDLE + 86400 * 35)
         for _ in range(4):
             self.assertEqual("", self.book(CANDLE + 86400 * 36))
@@ -247,8 +236,7 @@ class TestLedger(AccountingTest):
 
     def test_an_order_at_the_end_of_a_day_that_is_caught_up_is_not_called_late(self) -> None:
         self.journal.put(charges_read=CANDLE - LATE_S + 62)  # It was sent at CANDLE + 61.
-        order = self.bought()
-        self.told("T1", order, "2000", "16.4", CANDLE + 63)
+        self.bought(told="16.4", at=CANDLE + 63)
         for _ in range(2):
             self.assertEqual("", self.book(CANDLE + 5 * LATE_S))
         self.assertEqual((Decimal("16"), Decimal("0.4")), self.costs())
@@ -276,13 +264,6 @@ class TestBooksAtOnce(AccountingTest):
             self.assertEqual(Decimal(fee), self.margin_fees())
             self.assertEqual(Decimal(16), self.journal.account().fees)
 
-    def test_an_opening_fee_has_the_decimals_of_its_quote_currency(self) -> None:
-        wanted = intent(CANDLE, side=Side.BUY, volume=Decimal("0.04"))
-        done = execution(wanted, "0.04", "0.0001", "0")
-        fine = RULES._replace(cost_decimals=10)
-        self.assertEqual(0, opening_fee(wanted, done, RATES, RULES))
-        self.assertEqual(Decimal("0.000000025"), opening_fee(wanted, done, RATES, fine))
-
     def test_only_the_part_that_opens_costs_an_opening_fee(self) -> None:
         self.traded(self.journal, 0, Side.BUY, "0.04", "2000")
         self.traded(self.journal, 1, Side.SELL, "0.04", "2000")
@@ -291,10 +272,15 @@ class TestBooksAtOnce(AccountingTest):
         self.traded(self.journal, 3, Side.SELL, "0.05", "2500")
         self.assertEqual(Decimal("0.5") + Decimal("0.25") + Decimal("0.15"), self.margin_fees())
 
-    def test_where_no_rate_is_told_two_hundredths_of_a_percent_are_assumed(self) -> None:
+    def test_an_opening_fee_is_rounded_and_its_rate_assumed_where_none_is_told(self) -> None:
         wanted = intent(CANDLE, volume=Decimal("0.04"))
-        done = execution(wanted, "0.04", "2000", "16")
-        self.assertEqual(Decimal("0.4"), opening_fee(wanted, done, MarginRates(), RULES))
+        for cost, rates, decimals, fee in (
+            ("0.0001", RATES, 5, "0"),
+            ("0.0001", RATES, 10, "0.000000025"),
+            ("2000", MarginRates(), 5, "0.4"),  # Two hundredths of a percent.
+        ):
+            done, fine = execution(wanted, "0.04", cost), RULES._replace(cost_decimals=decimals)
+            self.assertEqual(Decimal(fee), opening_fee(wanted, done, rates, fine))
         bought = wanted._replace(leverage=0)
         self.assertEqual(0, opening_fee(bought, done, MarginRates(), RULES))
 
@@ -303,8 +289,7 @@ class TestOtherCurrencies(AccountingTest):
     """Fees taken in coins are worth what the price of their moment says, and kept as they were."""
 
     def test_an_opening_fee_in_coins_is_valued_and_kept_with_its_amount(self) -> None:
-        order = self.bought()
-        self.told("T1", order, "2000", "16")
+        order = self.bought(told="16")
         self.told("T1", order, "0", "0.00001", asset="XXBT")
         self.ledger.price = Decimal(60000)
         self.check("16", "0.6", CANDLE + 300)
@@ -314,8 +299,7 @@ class TestOtherCurrencies(AccountingTest):
         self.assertEqual(Decimal("0.6"), self.journal.opening_fees()[intent_id])
 
     def test_a_row_in_coins_that_comes_late_is_booked_too(self) -> None:
-        order = self.bought()
-        self.told("T1", order, "2000", "16")
+        order = self.bought(told="16")
         self.book(CANDLE + 100)
         self.told("T1", order, "0", "0.00001", asset="XXBT")
         for _ in range(2):
@@ -323,8 +307,7 @@ class TestOtherCurrencies(AccountingTest):
             self.assertEqual((Decimal(16), Decimal("0.5")), self.costs())
 
     def test_an_old_rollover_in_coins_is_worth_what_the_candle_of_its_time_says(self) -> None:
-        order = self.bought()
-        self.told("T1", order, "2000", "16.5")
+        self.bought(told="16.5")
         self.told("T1", "", "0", "0.00001", CANDLE + 14400, "XXBT")
         flat = [Decimal(price) for price in (40000, 45000, 90000)]
         self.ledger.past = [
@@ -334,8 +317,7 @@ class TestOtherCurrencies(AccountingTest):
         self.assertEqual(Decimal("0.45"), self.journal.account().rollover)
 
     def test_one_answer_with_candles_values_all_fees_of_a_reading(self) -> None:
-        order = self.bought()
-        self.told("T1", order, "2000", "16.5")
+        self.bought(told="16.5")
         for hours in (4, 8, 12):
             self.told("T1", "", "0", "0.00001", CANDLE + hours * 3600, "XXBT")
         self.assertEqual("", self.book(CANDLE + 50000))
@@ -343,8 +325,7 @@ class TestOtherCurrencies(AccountingTest):
         self.assertEqual(1, self.ledger.asked_for_candles)
 
     def test_what_cannot_be_valued_is_said_and_kept(self) -> None:
-        order = self.bought()
-        self.told("T1", order, "2000", "16.5")
+        self.bought(told="16.5")
         self.told("T1", "", "0", "0.37", CANDLE + 14400, "ZEUR")
         self.assertIn("0.37 EUR", self.book(CANDLE + 15000))
         self.assertIn("0.37 EUR", str(read_status(self.journal)["difference"]))

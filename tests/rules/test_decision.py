@@ -54,6 +54,10 @@ def closes(volume: str) -> Step:
     return order(Purpose.CLOSE, volume, reduce_only=True)
 
 
+FLATTENED = {"flatten_reason": "enough", "waits_for_turn_from": LONG}
+BLOCKED = {"blocked": {Purpose.OPEN: Blocked("refused for now", 99.0)}}
+ONE_ORDER = {"plan": PLAN._replace(one_order=True)}
+RAISED = {"rules": rules(ordermin="0.05")}
 # What is held, the direction, what else is known; the step, the target, words of the reason.
 DECISIONS: dict[str, list[tuple[str, Direction | None, dict[str, Any], Step | None, int, str]]] = {
     "a rise is long and a fall is short": [
@@ -73,30 +77,24 @@ DECISIONS: dict[str, list[tuple[str, Direction | None, dict[str, Any], Step | No
     "flat closes what is held and orders no more": [
         ("0.01", FLAT, {}, closes("-0.01"), 0, ""),
         ("-0.01", FLAT, {}, closes("0.01"), 0, ""),
-        ("0.01", FLAT, {"plan": PLAN._replace(one_order=True)}, closes("-0.01"), 0, ""),
+        ("0.01", FLAT, ONE_ORDER, closes("-0.01"), 0, ""),
     ],
     "a first start waits through flat": [
         ("0", FLAT, {"waits_for_turn_from": FLAT}, None, 0, "waiting"),
     ],
     "a reason to flatten beats the signal and the waiting": [
-        (
-            *("0.01", LONG, {"flatten_reason": "enough", "waits_for_turn_from": LONG}),
-            *(closes("-0.01"), 0, "enough"),
-        ),
-        ("0", LONG, {"flatten_reason": "enough"}, None, 0, ""),
+        ("0.01", LONG, FLATTENED, closes("-0.01"), 0, "enough"),
+        ("0", LONG, FLATTENED, None, 0, ""),
     ],
     "a rest below the smallest order is left and both numbers are said": [
         ("0.00998", LONG, {}, None, 1, "0.00002.*0.00005"),
     ],
     "what may not be sent now is said with why": [
-        (
-            *("0", LONG, {"blocked": {Purpose.OPEN: Blocked("refused for now", 99.0)}}),
-            *(None, 1, "0.01 off target, refused for now"),
-        ),
+        ("0", LONG, BLOCKED, None, 1, "0.01 off target, refused for now"),
     ],
     "a whole position below a raised minimum is still to be closed": [
-        ("0.01", SHORT, {"rules": rules(ordermin="0.05")}, closes("-0.01"), -1, ""),
-        ("0.01", LONG, {"rules": rules(ordermin="0.05")}, None, 1, ""),
+        ("0.01", SHORT, RAISED, closes("-0.01"), -1, ""),
+        ("0.01", LONG, RAISED, None, 1, ""),
     ],
 }
 
@@ -112,8 +110,7 @@ class TestDecision(unittest.TestCase):
                     self.assertEqual(got, decision(direction, held, **more))
 
     def test_until_when_a_step_is_blocked_is_told(self) -> None:
-        blocked = Blocked("refused for now", 99.0)
-        self.assertEqual(blocked, decision(LONG, blocked={Purpose.OPEN: blocked}).blocked)
+        self.assertEqual(BLOCKED["blocked"][Purpose.OPEN], decision(LONG, **BLOCKED).blocked)
 
     def test_the_target_is_the_size_in_the_direction_and_without_margin_never_short(self) -> None:
         for leverage, targets in ((2, [SIZE, -SIZE, 0]), (0, [SIZE, 0, 0])):

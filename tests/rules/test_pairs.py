@@ -65,6 +65,9 @@ class TestRules(unittest.TestCase):
         self.assertEqual(40, parse_rules("XXBTZUSD", ROW | {"margin_stop": 0}).margin_stop)
 
     def test_a_missing_or_senseless_field_is_a_value_error_that_names_the_pair(self) -> None:
+        for no_row in (None, [], "text", 5, Decimal(1)):
+            with self.subTest(no_row), self.assertRaises(ValueError):
+                parse_rules("XXBTZUSD", no_row)
         for field in ("altname", "base", "quote", "lot_decimals", "pair_decimals", "ordermin"):
             row = {key: value for key, value in ROW.items() if key != field}
             with self.subTest(missing=field), self.assertRaisesRegex(ValueError, "XXBTZUSD"):
@@ -85,11 +88,6 @@ class TestRules(unittest.TestCase):
     def test_a_fraction_in_a_field_of_margin_leaves_the_pair_readable(self) -> None:
         got = rules(leverage_buy=[2, Decimal("2.5"), 3], margin_stop=Decimal("42.5"))
         self.assertEqual(((2, 3), Decimal("42.5")), (got.leverage_buy, got.margin_stop))
-
-    def test_something_that_is_no_entry_is_a_value_error(self) -> None:
-        for row in (None, [], "text", 5, Decimal(1)):
-            with self.subTest(row), self.assertRaises(ValueError):
-                parse_rules("XXBTZUSD", row)
 
 
 class TestRounding(unittest.TestCase):

@@ -11,8 +11,8 @@ import signal
 import socket
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from functools import partialmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial, partialmethod
 from itertools import count, islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -170,13 +170,7 @@ def shrink(seed: int, folder: Path, tell: Callable[[str], None]) -> Result:
     return best
 
 
-_folder: Path | None = None
-
-
-def _one(seed: int) -> Result:
-    assert _folder is not None
-    gc.collect()
-    return episode(seed, _folder)
+_folder: Path
 
 
 def _begin(root: str) -> None:
@@ -185,19 +179,32 @@ def _begin(root: str) -> None:
     _folder = Path(tempfile.mkdtemp(dir=root)) / "run"
 
 
+def _run(function: Callable[[Any, Path], Any], piece: Any) -> Any:
+    gc.collect()
+    return function(piece, _folder)
+
+
 def scratch() -> str:
     """Return a new folder in memory, where there is such a thing."""
     return tempfile.mkdtemp(dir=MEMORY)
 
 
-def episodes(first: int, days: float, jobs: int, is_dense: bool = False) -> Iterator[Result]:
-    """Yield one episode after the other; with `is_dense` only those of many orders."""
+def each(
+    function: Callable[[Any, Path], Any], work: Iterable[Any], jobs: int, runs_max: int = 20
+) -> Iterator[Any]:
+    """Yield what a function makes of each piece of the work and a folder, in several processes.
+
+    A process ends after `runs_max` runs, since each leaves some memory in pieces.
+    """
     root = scratch()
-    wanted = (seed for seed in count(first) if not is_dense or worlds.is_dense(seed))
-    seeds = islice(wanted, int(days * 4) + 1)
     try:
-        # A process of some episodes, since each leaves some memory in pieces.
-        with multiprocessing.Pool(jobs, _begin, (root,), maxtasksperchild=20) as pool:
-            yield from pool.imap_unordered(_one, seeds)
+        with multiprocessing.Pool(jobs, _begin, (root,), maxtasksperchild=runs_max) as pool:
+            yield from pool.imap_unordered(partial(_run, function), work)
     finally:
         shutil.rmtree(root, ignore_errors=True)
+
+
+def episodes(first: int, days: float, jobs: int, is_dense: bool = False) -> Iterator[Result]:
+    """Yield one episode after the other; with `is_dense` only those of many orders."""
+    wanted = (seed for seed in count(first) if not is_dense or worlds.is_dense(seed))
+    return each(episode, islice(wanted, int(days * 4) + 1), jobs)

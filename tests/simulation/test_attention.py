@@ -71,8 +71,7 @@ class TestTradeBalanceThatLags(BotTest):
                     return MarginSummary(Decimal(480), ZERO, abs(held) * 50_000 / 2)
 
                 self.exchange.summary = summary
-                self.once(105)
-                self.at(DOWN)
+                self.at_the_turn()
                 began = self.clock.time
                 self.run_for(max(38, lag_s + 30))
                 self.assertEqual(-SIZE, self.exchange.held)
@@ -97,9 +96,7 @@ class TestRefusalsThatPass(BotTest):
 
     def test_after_a_reversal_refused_in_doubt_nothing_goes_until_it_must_have_shown(self) -> None:
         self.plan = self.plan._replace(one_order=True)
-        self.once(105)
-        self.exchange.script = ["wait"]
-        self.at(DOWN)
+        self.at_the_turn("wait")
         bot = self.run_for(130)
         self.assertEqual(2, len(self.exchange.placed))
         self.run_for(60, bot)  # Then in two steps.
@@ -207,9 +204,7 @@ class TestRefusalsThatPass(BotTest):
 
 class TestOneOrder(BotTest):
     def test_while_a_reversal_cannot_be_sent_its_close_is_not_sent_in_the_same_second(self) -> None:
-        bot = self.once(105, self.bot(one_order=True))
-        self.exchange.script = ["unsent"] * 2
-        self.at(DOWN)
+        bot = self.at_the_turn("unsent", "unsent", one_order=True)
         self.run_for(50, bot)
         moments = [intent.created for intent in self.intents()[1:]]
         self.assertTrue(all(b - a >= 2 for a, b in pairwise(moments)), moments)
@@ -233,11 +228,8 @@ class TestAskingByOrdering(BotTest):
 
 class TestLookups(BotTest):
     def test_a_lookup_that_is_refused_for_an_hour_halts_on_disk(self) -> None:
-        bot = self.once(105)
-        self.exchange.script = ["lost"]
+        bot, began = self.at_the_turn("lost"), self.clock.time
         self.fails("find", error=RefusedError("QueryOrders: EOrder:Invalid order"))
-        self.at(DOWN)
-        began = self.clock.time
         self.stopped(bot.run)
         self.assertTrue(3600 <= self.clock.time - began < 4200, self.clock.time - began)
         self.assertIn("looked up", self.journal.get("halted"))
@@ -279,12 +271,10 @@ class TestLookups(BotTest):
         self.assertIn("was accepted", self.stopped(self.bot().run))
 
     def test_a_close_uses_a_leverage_that_is_offered_when_its_own_is_no_more(self) -> None:
-        bot = self.once(105)
+        bot = self.at_the_turn()
         self.exchange.pair_rules = rules(leverage_buy=[3, 5], leverage_sell=[3, 5])
-        self.at(DOWN)
         self.run_for(50, bot)
-        self.assertEqual(3, self.exchange.placed[1].leverage)
-        self.assertEqual(ZERO, self.exchange.held)
+        self.assertEqual((3, ZERO), (self.exchange.placed[1].leverage, self.exchange.held))
 
 
 class TestLongCandles(BotTest):
@@ -474,8 +464,7 @@ class TestMissingPermission(BotTest):
         self.assertEqual("done", bot.retry(action, 300.0))
 
     def test_orders_refused_by_a_limit_of_requests_do_not_end_it(self) -> None:
-        bot = self.once(105)
-        self.at(DOWN)
+        bot = self.at_the_turn()
         self.fails("place", error=LIMIT)
         self.run_for(2 * 3600, bot)
         self.assertEqual(SIZE, self.exchange.held)
@@ -576,43 +565,42 @@ class TestOneMethodThatFails(BotTest):
 UNKNOWN_PAIR = RefusedError("EQuery:Unknown asset pair")
 
 
-# Seconds of a candle; what becomes of the exchange of a bot that holds something, or the methods
-# that fail and how; and what is told.
-TOLD: dict[str, tuple[int, dict[str, Any], tuple[str, ...], Exception | None, str]] = {
+# Seconds of a candle; what becomes of the exchange of a bot that holds something, and of its
+# methods: the error that they raise, None for no answer; and what is told.
+TOLD: dict[str, tuple[int, dict[str, Any], str]] = {
     "a low margin level": (
-        *(LONG_S, {"equity": Decimal(300), "used_margin": Decimal(250)}, (), None),
+        LONG_S,
+        {"equity": Decimal(300), "used_margin": Decimal(250)},
         "margin level is 120.0 %",
     ),
-    "a margin level that cannot be read": (
-        *(LONG_S, {}, ("summary",), None),
-        "margin level cannot be read",
-    ),
+    "a margin level unknown": (LONG_S, {"summary": None}, "margin level cannot be read"),
     "a smallest order above the size": (
-        *(DAY_S, {"pair_rules": rules(ordermin="0.05")}, (), None),
+        DAY_S,
+        {"pair_rules": rules(ordermin="0.05")},
         "smallest order is now 0.05, above size",
     ),
-    "a market that takes no orders": (
-        *(DAY_S, {"status": "cancel_only"}, (), None),
-        "in state cancel_only",
-    ),
-    "a pair that is not listed any more": (
-        *(DAY_S, {}, ("rules", "candles", "quote"), UNKNOWN_PAIR),
+    "a market that takes no orders": (DAY_S, {"status": "cancel_only"}, "in state cancel_only"),
+    "a pair that is listed no more": (
+        DAY_S,
+        dict.fromkeys(("rules", "candles", "quote"), UNKNOWN_PAIR),
         "in state not listed",
     ),
-    "a market that makes no candles": (60, {"newest": 120}, (), None, "no finished candles"),
+    "a market that makes no candles": (60, {"newest": 120}, "no finished candles"),
 }
 
 
 class TestTold(BotTest):
-    def test_each_trouble_is_told_once_within_the_hour_however_long_the_candle(self) -> None:
-        for story, (interval_s, changes, methods, error, words) in TOLD.items():
+    def test_each_trouble_is_told_once_however_long_the_candle(self) -> None:
+        for story, (interval_s, troubles, words) in TOLD.items():
             with self.subTest(story):
                 self.interval_s = interval_s
                 self.setUp()
                 bot = self.run_for(600)
-                for name, value in changes.items():
-                    setattr(self.exchange, name, value)
-                self.fails(*methods, error=error)
+                for name, trouble in troubles.items():
+                    if callable(getattr(self.exchange, name)):
+                        self.fails(name, error=trouble)
+                    else:
+                        setattr(self.exchange, name, trouble)
                 self.run_for(2 * 3600, bot)
                 self.assertRegex(self.told(), f"^[^|]*{words}[^|]*$")
 
@@ -740,8 +728,7 @@ class TestClocks(BotTest):
         self.assertEqual(SIZE, self.exchange.held)
 
     def test_a_host_s_clock_that_is_off_blocks_opening_never_closing_and_is_told(self) -> None:
-        self.once(105)
-        self.at(DOWN)
+        self.at_the_turn()
         self.loose.host_off = -40.0
         self.run_for(100)
         self.assertEqual(ZERO, self.exchange.held)

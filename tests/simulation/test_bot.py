@@ -271,6 +271,13 @@ class BotTest(unittest.TestCase):
         end = T0 + self.interval_s * (number + 1) + 40
         return self.run_for(end - self.clock.time, bot or self.bot(**changes))
 
+    def at_the_turn(self, *script: str, hang_s: float = 60.0, **changes: Any) -> Bot:
+        """Let a bot hold a long when a fall is seen; the next orders meet the script."""
+        bot = self.once(105, self.bot(**changes))
+        self.exchange.script, self.exchange.hang_s = list(script), hang_s
+        self.at(DOWN)
+        return bot
+
     def run_for(self, seconds: float, bot: Bot | None = None) -> Bot:
         """Let a bot run for so long from now."""
         self.clock.end = self.clock.time + seconds
@@ -332,21 +339,12 @@ STORIES: dict[str, tuple[str, int, list[float], int]] = {
     "one that never left is tried again": ("unsent", 100, [1, 1], 1),
     "a key refused once does not end the bot": ("stop", 105, [1, 1], 1),
     "the rest of an opening comes with the next candle": ("half", 101, [1, 0.5], 1),
-    "the rest of a close is closed before anything opens": (
-        *("fill half", DOWN),
-        *([1, -1, -0.5, -1], -1),
-    ),
-    "a refusal for funds right after a close is not held against the bot": (
-        *("fill fill funds", DOWN),
-        *([1, -1, -1, -1], -1),
-    ),
+    "the rest of a close goes before an opening": ("fill half", DOWN, [1, -1, -0.5, -1], -1),
+    "funds refused right after a close only delay": ("fill fill funds", DOWN, [1, -1, -1, -1], -1),
 }
 STORIES_OF_ONE_ORDER: dict[str, tuple[str, int, list[float], int]] = {
     "a turn is a single order of twice the size": ("", DOWN, [1, -2], -1),
-    "a turn refused is followed by its close alone": (
-        *("fill refuse fill refuse", DOWN),
-        *([1, -2, -1, -1], 0),
-    ),
+    "a turn refused is closed alone": ("fill refuse fill refuse", DOWN, [1, -2, -1, -1], 0),
 }
 
 
@@ -403,9 +401,7 @@ class TestOrdinaryTicks(BotTest):
         self.assertEqual(3, len(self.exchange.placed))
 
     def test_a_request_to_stop_between_close_and_open_leaves_nothing_unsettled(self) -> None:
-        self.once(105)
-        self.exchange.script, self.exchange.hang_s = ["hang"], 30.0
-        self.at(DOWN)
+        self.at_the_turn("hang", hang_s=30.0)
         self.run_for(15)
         self.assertEqual(1, len(self.journal.open_intents()))
         self.until(DOWN + 3)
@@ -538,9 +534,7 @@ class TestWithoutMargin(BotTest):
     def test_a_sale_refused_for_good_is_tried_again_once_it_certainly_left_nothing(self) -> None:
         self.interval_s = 4 * 3600
         self.setUp()
-        self.once(105)
-        self.exchange.script = ["refuse"]
-        self.at(DOWN)
+        self.at_the_turn("refuse")
         self.run_for(1200)
         refused, sold = self.intents()[-2:]
         self.assertEqual(ZERO, self.exchange.base)
@@ -742,7 +736,8 @@ class TestRefused(BotTest):
                 self.exchange.status = "maintenance" if trouble == "status" else "online"
                 self.exchange.spread = Decimal(5000 if trouble == "spread" else 1)
                 bot = self.bot()
-                result = [bot.run(once=True), bot.tick()][1]
+                bot.run(once=True)
+                result = bot.tick()
                 self.assertEqual([], self.exchange.placed)
                 self.assertLessEqual(result.next_due - self.clock.time, 60)
                 self.exchange.status, self.exchange.spread = "online", Decimal(1)
@@ -854,11 +849,9 @@ class TestPositionTruth(BotTest):
         self.assertGreaterEqual(newest, closed.settled - 1, "on a quote from before a long wait")
 
     def test_after_a_long_wait_for_the_close_the_newest_candle_says_what_to_open(self) -> None:
-        self.once(105)
+        self.at_the_turn("hang", hang_s=125.0)
         original = self.exchange.close
         self.exchange.close = lambda number: original(number) + 100 * max(0, number - DOWN)
-        self.exchange.script, self.exchange.hang_s = ["hang"], 125.0
-        self.at(DOWN)
         self.until(DOWN + 4)
         self.assertEqual(SIZE, self.exchange.held)
         sides = [order.side for order in self.exchange.placed]
@@ -1087,10 +1080,10 @@ class TestDeath(BotTest):
         )
 
     def test_after_a_death_at_any_call_each_step_has_one_executed_order_to_target(self) -> None:
-        for moment in count(1, 1 if IS_LONG else 11):
+        step = 1 if IS_LONG else 11
+        for moment in count(step, step):
             self.setUp()
-            self.once(105)
-            self.at(DOWN)
+            self.at_the_turn()
             try:
                 self.dying_bot(Deaths(moment)).run(once=True)
                 break

@@ -4,10 +4,12 @@ Long runs, and long candles with fees in coins, are for .ci/run.
 """
 
 import contextlib
+import sqlite3
 import unittest
 from collections.abc import Callable
 from decimal import Decimal as D
 from functools import partial
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -21,7 +23,8 @@ from krakenbot.commands.status import read_status
 from krakenbot.config import Config
 from krakenbot.decision import Plan
 from krakenbot.handover import adopt
-from krakenbot.journal_file import open_journal
+from krakenbot.journal import Journal
+from krakenbot.journal_file import prepare
 from krakenbot.kraken.spot import Spot
 from krakenbot.model import Execution, OrderStatus, Purpose, Secret, Side
 from krakenbot.records import Intent, Outcome
@@ -83,7 +86,8 @@ class World(StandingClock):
         self.spot = Spot(
             signing(Direct(self.api), "http://127.0.0.1:1", self), "XBTUSD", interval_s
         )
-        self.journal = open_journal(None)
+        self.database = prepare(sqlite3.connect(":memory:", isolation_level=None), Path("-"))
+        self.journal = Journal(self.database)
         strategy, needed = partial(sma_slope, length=5), 6
         limits = Limits(None, D(150), D(1), 500)
         plan = Plan("XBTUSD", interval_s, D("0.05"), 2, False, True, strategy, needed, limits)
@@ -123,7 +127,7 @@ class Died(BaseException):
 class TestBooks(unittest.TestCase):
     def world(self, interval_s: int = 60, *, coin_fees: bool = False) -> World:
         world = World(interval_s, coin_fees=coin_fees)
-        self.addCleanup(world.journal.close)
+        self.addCleanup(world.database.close)
         return world
 
     def life(self, minutes: int, candles: int, *, coin_fees: bool = False) -> World:
@@ -159,7 +163,7 @@ class TestBooks(unittest.TestCase):
     def check_ledger_in_coins(self, world: World) -> None:
         account, told = world.journal.account(), world.ledger()
         self.assertEqual(account.fees, told["margin ZUSD"])
-        taken = world.journal._db.execute(
+        taken = world.database.execute(
             "SELECT kind, sum(charged) FROM charges WHERE asset = 'XXBT' GROUP BY kind"
         )
         kinds = {"opening": "margin XXBT", "rollover": "rollover XXBT"}

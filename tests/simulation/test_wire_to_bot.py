@@ -75,16 +75,14 @@ class Rough(World):
             said = self.sandbox.api.respond(method, target, headers, body).body
         if kind == "reset":
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-        elif kind == "page":
-            connection.sendall(answer(b"<html>sorry</html>", status=b"502 Bad Gateway"))
-        elif kind == "cut":
-            connection.sendall(answer(said)[: -len(said) // 2])
-        elif kind == "empty":
-            connection.sendall(answer(b""))
-        elif kind == "service":
-            connection.sendall(answer(b'{"error":["EService:Busy"]}'))
-        else:
-            connection.sendall(answer(said))
+            return
+        spoiled = {
+            "page": answer(b"<html>sorry</html>", status=b"502 Bad Gateway"),
+            "cut": answer(said)[: -len(said) // 2],
+            "empty": answer(b""),
+            "service": answer(b'{"error":["EService:Busy"]}'),
+        }
+        connection.sendall(spoiled.get(kind, answer(said)))
 
     def _count(self, method: str, nonce: int) -> None:
         self.nonces.append(nonce)

@@ -53,26 +53,28 @@ class Over(BaseException):
 
 
 class Setting(NamedTuple):
-    """What stays the same in an episode."""
+    """What stays the same in an episode; by default nothing that disturbs it."""
 
-    interval: int  # Minutes.
-    pair: str  # The exchange's own name.
-    length: int
-    balance: Decimal
-    coins: Decimal
-    fee_rate: Decimal
-    max_loss: Decimal | None
-    orders_max: int
-    tier: str
-    turning: float
-    alone: bool  # Nobody else touches the account or the journal, nothing is changed.
-    rule: bool  # A rule file decides, which is flat now and then.
-    blinding: bool  # Views may lag for longer than the bot waits.
-    dead_first: bool  # The first address of the exchange's name swallows every packet.
+    interval: int = 5  # Minutes.
+    pair: str = "XXBTZUSD"  # The exchange's own name.
+    length: int = 2
+    balance: Decimal = Decimal(1_000_000)
+    coins: Decimal = ZERO
+    fee_rate: Decimal = Decimal("0.0026")
+    max_loss: Decimal | None = None
+    orders_max: int = 5000
+    tier: str = "pro"
+    turning: float = 0.0
+    alone: bool = True  # Nobody else touches the account or the journal, nothing is changed.
+    rule: bool = False  # A rule file decides, which is flat now and then.
+    blinding: bool = False  # Views may lag for longer than the bot waits.
+    dead_first: bool = False  # The first address of the exchange's name swallows every packet.
 
 
 class World:
     """See the module. `keep` are the numbers of the faults that happen; None: all of them."""
+
+    feed_type, trouble_type = TurningFeed, Trouble
 
     def __init__(
         self,
@@ -87,13 +89,13 @@ class World:
         self.seed = seed
         self.random = random.Random(f"{seed} world")
         self.setting = s = setting or choose(self.random, seed)
-        self.time, self.end = START + self.random.uniform(0, 7200), START + days * DAY_S
+        self.time, self.end = self.first_moment(), START + days * DAY_S
         self.wall_off = self.slept = 0.0
         self.counts: Counter[str] = Counter()
         self.rules = parse_rules(s.pair, PAIRS[s.pair])
         self.trace = Trace(show)
         self.steps = 0
-        self.feed = TurningFeed(seed, self.time, s.interval * 60, s.length, s.turning)
+        self.feed = self.feed_type(seed, self.time, s.interval * 60, s.length, s.turning)
         self.api = Market(
             self.feed,
             lambda: self.time,
@@ -102,7 +104,7 @@ class World:
             balances={QUOTE: s.balance, self.rules.base: s.coins},
             tier=s.tier,
         )
-        self.trouble_maker = Trouble(self.api, self.pass_time)
+        self.trouble_maker = self.trouble_type(self.api, self.pass_time)
         self.trouble_maker.random = random.Random(f"{seed} trouble")
         self.trouble_maker.strikes = self.strikes
         self.storms = Storms(self, keep)
@@ -118,6 +120,9 @@ class World:
         self.people = People(self, folder)
         self.truth = Truth(self)
         self.duty = Duty(self)
+
+    def first_moment(self) -> float:
+        return START + self.random.uniform(0, 7200)
 
     def _first_settings(self, folder: Path) -> dict[str, str]:
         s = self.setting

@@ -19,6 +19,7 @@ from krakenbot import log
 from krakenbot.errors import StopError
 from krakenbot.log import redact
 from krakenbot.model import ZERO, Execution, MarginSummary, Purpose, Side
+from krakenbot.pairs import decimal
 from krakenbot.records import PASSING, Account, Booked, Decided, Equity, Intent, Outcome, assumed_id
 
 BUSY_S = 20.0  # How long to wait for another program's lock on the file.
@@ -410,10 +411,9 @@ def _fields(kind: Any) -> dict[str, Callable[[Any], Any]]:
 
 
 def _typed(of: Callable[[Any], Any], stored: object) -> object:
-    value = None if stored is None else of(stored)
-    if isinstance(value, Decimal) and not value.is_finite():
-        raise ValueError(f"{value} is not a number")
-    return value
+    if stored is None:
+        return None
+    return decimal(stored) if of is Decimal else of(stored)
 
 
 def damaged(path: Path, error: object) -> StopError:

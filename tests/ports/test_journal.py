@@ -316,7 +316,7 @@ class TestFile(Folder):
     def test_a_row_that_only_commands_read_is_called_damaged_where_it_is_odd(self) -> None:
         journal = self.journal()
         journal.decide(ROW, SUMMARY)
-        for change in ("price = 'x'", "price = 'NaN'", "held = ''"):
+        for change in ("price = 'x'", "price = 'NaN'", "price = '1e4000'", "held = ''"):
             for table in ("decisions", "equity"):
                 self.sql(f"UPDATE {table} SET {change}")
             for reading in (

@@ -15,6 +15,7 @@ import threading
 import time
 import traceback
 from contextlib import suppress
+from functools import cache
 from typing import TextIO
 from urllib.parse import quote, quote_plus
 
@@ -71,8 +72,7 @@ def put(stream: TextIO | None, text: str) -> None:
             stream.write(text)  # type: ignore[union-attr]
         return
     try:
-        if _thread.ident is None:
-            _thread.start()
+        _start_writer()
         lost = f"{_lost} lines are lost: nobody read them\n" if _lost else ""
         _waiting.put_nowait((descriptor, lost + text))
         _lost = 0
@@ -150,6 +150,11 @@ class _Handler(logging.Handler):
         flush()  # Called at the end of the program, too.
 
 
+@cache
+def _start_writer() -> None:
+    threading.Thread(target=_write, name="log", daemon=True).start()
+
+
 def _write() -> None:
     while True:
         descriptor, text = _waiting.get()
@@ -169,5 +174,4 @@ def _mark(stream: TextIO | None, level: str) -> str:
     return ""
 
 
-_thread = threading.Thread(target=_write, name="log", daemon=True)
 setup("warning", "text")

@@ -19,7 +19,7 @@ def candles(closes: Sequence[object]) -> list[Candle]:
 
 
 def average(closes: Sequence[Decimal]) -> Fraction:
-    return sum((Fraction(close) for close in closes), Fraction(0)) / len(closes)
+    return Fraction(sum(closes, Decimal(0))) / len(closes)  # Sums of so few digits are exact.
 
 
 def sign(number: Fraction) -> int:

@@ -459,7 +459,7 @@ class TestOrdinaryTicks(BotTest):
         bot, said = self.until(101), "Kraken announces: Upgrade, 2026-05-11T09:00:00Z"
         self.assertEqual(([said], said), (active_alerts(self.journal), self.told()))
         self.exchange.upcoming = ()
-        self.until(170, bot)
+        self.until(108, bot)
         self.assertEqual([], active_alerts(self.journal))
 
 

@@ -185,7 +185,7 @@ class Trouble(Faults):
                 result = {f"O{key[1:][::-1]}": row for key, row in result.items()}
             case "foreign-ledger":
                 for key, row in list(result["ledger"].items()):
-                    result["ledger"][f"L{key[1:][::-1]}"] = row | {"asset": "XETH", "fee": "3.1"}
+                    result["ledger"][f"L{key[1:][::-1]}"] = row | {"asset": "SOL", "fee": "3.1"}
         return answer._replace(body=json.dumps({"error": [], "result": result}).encode())
 
 

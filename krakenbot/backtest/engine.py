@@ -10,6 +10,7 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Mapping, Sequence
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
+from itertools import count
 from math import inf
 from typing import NamedTuple
 
@@ -22,7 +23,7 @@ from krakenbot.kraken.shape import OHLC_ROWS_MAX
 from krakenbot.model import ZERO, Candle, Direction, Order, Purpose, Quote, Signal, Step
 from krakenbot.pairs import PairRules
 from krakenbot.risk import RiskInputs, objection
-from krakenbot.simulated.books import Account, Trade, refusal
+from krakenbot.simulated.books import ROLLOVER_S, Account, Trade, refusal
 from krakenbot.strategy import sma_slope
 
 WAKE_DELAY_S = 1
@@ -72,7 +73,7 @@ class Replay:
         self._recent: deque[int] = deque()
         self._unfilled = 0
         self._set_limits()
-        self._set_bounds()
+        self._set_bounds(0.0, inf)
 
     def feed(self, part: Columns) -> None:
         """Process the next candles, and decide on all but the newest of them."""
@@ -101,8 +102,8 @@ class Replay:
         lost = lost or account.advance(self.position, part.end, close)
         if lost:
             self._liquidated(lost, part.end)
-        self._set_bounds()
-        self._mark(part, len(part.times) - 1, len(part.times))
+        self._set_bounds(float(self.held), self._next_due())
+        self.record.follow(self._fixed, self._held, part, len(part.times) - 1, len(part.times))
         if self._off_target and record.refused_since and not self._allowed_at:
             stays = f"; {format.volume(self.held, self.rules.base)} stays held" if self.held else ""
             why = f"no order could be sent any more: {record.refused_reason}{stays}"
@@ -146,7 +147,13 @@ class Replay:
                 self._direction = direction
             elif self.record.ended is not None and turn < last:
                 continue  # What is still held is only followed.
-            while at <= turn and (at := self._next(part, at, turn)) < last:
+            while at <= turn:
+                if direction is not None and self._reverse(part, at, marked, turn, direction):
+                    at = marked = turn + 1
+                    break
+                at = self._next(part, at, turn)
+                if at == last:
+                    break
                 if at == turn:
                     self._direction = direction
                 # What the account cannot afford at one price it cannot afford at a higher one.
@@ -159,7 +166,7 @@ class Replay:
                     self._process(part, at, marked, at == turn)
                     marked = at + 1
                 at += 1
-        self._mark(part, marked, last)
+        self.record.follow(self._fixed, self._held, part, marked, last)
 
     def _next(self, part: Columns, at: int, turn: int) -> int:
         """Return the first candle from `at` up to `turn` at which something can happen."""
@@ -180,25 +187,48 @@ class Replay:
         low, high, opened = part.lows[at], part.highs[at], part.opens[at + 1]
         return self._bottom < min(low, opened) and max(high, opened) < self._top
 
+    def _reverse(
+        self, part: Columns, at: int, marked: int, turn: int, direction: Direction
+    ) -> bool:
+        """Reverse the position after candle `turn` if no check can refuse that.
+
+        Return False, with nothing done, if anything else may happen from candle `at` on.
+        """
+        held, price, now = self._held, part.opens[turn + 1], part.times[turn + 1] + WAKE_DELAY_S
+        is_traded = part.volumes[turn + 1] > 0
+        worst = min(part.lows[at : turn + 1]) if held > 0 else max(part.highs[at : turn + 1])
+        if not (
+            held == -self._size * direction
+            and held != 0
+            and not self._off_target
+            and now <= self._due
+            and self._bottom < worst < self._top
+            and self._bottom < price < self._top
+            and price >= self._price_min
+            and self._fixed + held * price > self._need * price + self._floor
+            and (is_traded or not self.costs.needs_trades)
+            and self._sent(now) <= self._room
+        ):
+            return False
+        self.record.follow(self._fixed, self._held, part, marked, turn + 1)
+        self._direction, self._is_traded = direction, is_traded
+        orders = 1 if self.plan.one_order else 2
+        self._recent.extend((now,) * orders)
+        trades = self.account.reverse(self.position, now, self._price(exact(price), direction))
+        self._record(now, direction, "", trades, orders)
+        self._set_bounds(-held, now + ROLLOVER_S)
+        return True
+
     def _process(self, part: Columns, at: int, marked: int, is_turn: bool) -> None:
         """Do what a tick after candle `at` does. Candles from `marked` on are not recorded yet."""
         account, position = self.account, self.position
         now, opened = part.times[at + 1] + WAKE_DELAY_S, exact(part.opens[at + 1])
         self._is_traded, is_safe = part.volumes[at + 1] > 0, self._is_safe(part, at)
         waits = self.costs.needs_trades and not self._is_traded
-        if is_turn and is_safe and not waits and self._can_reverse(part.opens[at + 1], now):
-            self._mark(part, marked, at + 1)
-            sign, orders = -position.sign, 1 if self.plan.one_order else 2
-            self._recent.extend((now,) * orders)
-            price = self._price(opened, sign)
-            trades = account.reverse(position, now, price)
-            self._record(now, sign, "", trades, orders)
-            self._set_bounds()
-            return
         rollovers = self.rollovers
         lost = account.liquidate_between(position, now, exact(part.lows[at]), exact(part.highs[at]))
         # A candle in which the position is liquidated is not valued at its close.
-        self._mark(part, marked, at if lost else at + 1)
+        self.record.follow(self._fixed, self._held, part, marked, at if lost else at + 1)
         lost = lost or account.advance(position, now, opened)
         if lost:
             self._liquidated(lost, now)
@@ -208,31 +238,17 @@ class Replay:
             self._off_target, self._unaffordable, self._allowed_at = waits, inf, 0
             if not waits:
                 self._trade(opened, self.rollovers - rollovers, now)
-        self._set_bounds()
-
-    def _can_reverse(self, price: float, now: int) -> bool:
-        """Return whether the position can be reversed and no check can refuse that."""
-        held, size = self._held, abs(self._held)
-        return (
-            self._is_ordinary
-            and not self._off_target
-            and self.position.held == self._volume
-            and held * (self._direction or 0) < 0
-            and now <= self._due
-            and price >= self._price_min
-            and self._fixed + held * price > self._need * size * price + self._floor
-            and self._sent(now) <= self._room
-        )
+        self._set_bounds(float(self.held), self._next_due())
 
     def _slope_turns(self, part: Columns) -> Turns:
         """Return the candles at which the average turns."""
-        length, seen, turns = self._length, int(self._direction or 0), []
-        long, short = Direction.LONG, Direction.SHORT
-        pairs = zip(part.closes, part.closes[length:-1], strict=False)
-        for at, (before, close) in enumerate(pairs, length):
-            if (close > before and seen < 1) or (close < before and seen > -1):
-                seen = 1 if close > before else -1
-                turns.append((at, long if seen > 0 else short))
+        long, short, length = Direction.LONG, Direction.SHORT, self._length
+        seen, turns = self._direction, []
+        for at, before, close in zip(count(length), part.closes, part.closes[length:-1]):
+            direction = long if close > before else short if close < before else seen
+            if direction is not seen:
+                seen = direction
+                turns.append((at, seen))
         return turns
 
     def _strategy_turns(self, part: Columns) -> Turns:
@@ -246,12 +262,6 @@ class Replay:
                 turns.append((at, seen))
         return turns
 
-    def _mark(self, part: Columns, begin: int, end: int) -> None:
-        """Record the equity at the closes of candles `begin` up to `end`."""
-        if begin < end:
-            first = part.times[begin] + part.interval_s
-            self.record.follow(self._fixed, self._held, part.closes[begin:end], first)
-
     def _set_limits(self) -> None:
         """Set the constants, among them the limits within which no reversal is refused."""
         plan, rules, costs = self.plan, self.rules, self.costs
@@ -262,28 +272,33 @@ class Replay:
         spread_max = 200 * self._tick / limits.max_spread_percent
         self._price_min = 1.001 * float(max(spread_max, rules.costmin / (self._volume or 1)))
         share = max(Decimal(1), limits.min_margin_level / 100) + 1
-        self._need = 2.02 * float(share / leverage + 4 * costs.fee_rate + costs.slippage)
+        need = share / leverage + 4 * costs.fee_rate + costs.slippage
+        self._need = 2.02 * float(need * self._volume)
         self._stop = float(rules.margin_stop) / 100 / leverage
         self._loss_max = Decimal(inf) if limits.max_loss is None else limits.max_loss
         self._floor = max(float(costs.balance - self._loss_max), 0.0)
         sizes = rules.long_position_limit, rules.short_position_limit
-        self._is_ordinary = (
+        is_ordinary = (
             rules.status == "online"
             and plan.leverage in {*rules.leverage_buy} & {*rules.leverage_sell}
             and self._volume == plan.size >= rules.ordermin
             and all(size is None or 2 * self._volume <= size for size in sizes)
         )
+        self._size = float(self._volume) if is_ordinary else inf  # Nobody holds so much.
 
-    def _set_bounds(self) -> None:
+    def _next_due(self) -> float:
+        """Return when the next rollover is due."""
+        return min((lot.due for lot in self.position.lots), default=inf)
+
+    def _set_bounds(self, held: float, due: float) -> None:
         """Set the prices between which, and the time until which, nothing happens to the position.
 
         Equity at a price is `_fixed + _held * price`. The prices stop 0.1 % of the position short
         of liquidation and `max_loss`; beyond them the exact books decide.
         """
         balance, cost = self.account.balances[self.rules.quote], float(self.position.cost_left)
-        self._held = held = float(self.held)
+        self._held, self._due = held, due
         self._fixed = fixed = float(balance) - (cost if held > 0 else -cost)
-        self._due = min([lot.due for lot in self.position.lots], default=inf)
         self._bottom, self._top = -inf, inf
         if held > 0:
             self._bottom = (max(self._stop * cost, self._floor) - fixed) / held / 0.999
@@ -392,13 +407,14 @@ class Replay:
         self, now: int, sign: int, reason: str, trades: Sequence[Trade], orders: int = 1
     ) -> None:
         """Record what one order, or the two of a reversal, closed and opened."""
-        record, why = self.record, reason or _NAMES[self._direction or 0]
+        record, balance = self.record, self.account.balances[self.rules.quote]
+        number, why = record.orders + 1, reason or _NAMES[self._direction or 0]
         record.orders += orders
-        is_closing = trades[0].closing or (not self.plan.leverage and sign < 0)
-        opened = None if is_closing and len(trades) == 1 else trades[-1]
-        if is_closing:
+        closed = trades[0].closing or (not self.plan.leverage and sign < 0)
+        opened = trades[-1] if len(trades) > closed else None
+        if closed:
             since = opened.fee + opened.opening_fee if opened else ZERO
-            worth, paid = self.account.balances[self.rules.quote] + since, self.paid - since
-            record.close(Fill(now, record.orders + 1 - orders, sign, why, trades[0]), worth, paid)
+            fill = Fill(now, number, sign, why, trades[0])
+            record.close(fill, balance + since, self.paid - since)
         if opened:
             record.open(Fill(now, record.orders, sign, why, opened), self._is_traded)

@@ -6,7 +6,6 @@ floats show. Money is counted in the exact books of the simulated exchange only,
 plain reversals goes through the same pure functions as a tick of the bot.
 """
 
-from bisect import bisect_left
 from collections import deque
 from collections.abc import Mapping, Sequence
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
@@ -102,7 +101,7 @@ class Replay:
         lost = lost or account.advance(self.position, part.end, close)
         if lost:
             self._liquidated(lost, part.end)
-        self._set_bounds(float(self.held), self._next_due())
+        self._set_bounds(float(self.held), inf)
         self.record.follow(self._fixed, self._held, part, len(part.times) - 1, len(part.times))
         if self._off_target and record.refused_since and not self._allowed_at:
             stays = f"; {format.volume(self.held, self.rules.base)} stays held" if self.held else ""
@@ -136,67 +135,25 @@ class Replay:
         return self.account.summary(self.rules.quote).equity + coins * price
 
     def _run(self, part: Columns, turns: Turns, first: int) -> None:
-        """Decide on the candles from number `first` on.
+        """Decide on the candles from number `first` on; the last one is left undecided."""
+        begin = first
+        for turn, direction in turns:
+            if turn < first or self.record.ended is not None:
+                self._direction = direction  # What is still held is only followed.
+                continue
+            if not self._reverse(part, begin, turn, direction):
+                self._walk(part, begin, turn + 1, direction)
+            begin = turn + 1
+        self._walk(part, begin, len(part.times) - 1, None)
 
-        Turns before it only set the direction. The last candle, added as a turn, is left undecided.
-        """
-        at = marked = first
-        last = len(part.times) - 1
-        for turn, direction in (*turns, (last, None)):
-            if turn < first:
-                self._direction = direction
-            elif self.record.ended is not None and turn < last:
-                continue  # What is still held is only followed.
-            while at <= turn:
-                if direction is not None and self._reverse(part, at, marked, turn, direction):
-                    at = marked = turn + 1
-                    break
-                at = self._next(part, at, turn)
-                if at == last:
-                    break
-                if at == turn:
-                    self._direction = direction
-                # What the account cannot afford at one price it cannot afford at a higher one.
-                is_unaffordable = part.opens[at + 1] >= self._unaffordable and at < turn
-                if is_unaffordable or part.times[at + 1] + WAKE_DELAY_S < self._allowed_at:
-                    way, waits = self._direction or 0, part.volumes[at + 1] == 0
-                    is_wanted = way > 0 or (way < 0 and self.plan.leverage > 0)
-                    self.record.refused += is_wanted and not (waits and self.costs.needs_trades)
-                else:
-                    self._process(part, at, marked, at == turn)
-                    marked = at + 1
-                at += 1
-        self.record.follow(self._fixed, self._held, part, marked, last)
-
-    def _next(self, part: Columns, at: int, turn: int) -> int:
-        """Return the first candle from `at` up to `turn` at which something can happen."""
-        if self._off_target and self.record.ended is None:
-            return at
-        if part.times[turn] >= self._due:
-            turn = max(at, bisect_left(part.times, self._due) - 1)
-        if at == turn or (
-            self._bottom < min(part.lows[at:turn])
-            and max(part.highs[at:turn]) < self._top
-            and self._bottom < part.opens[turn] < self._top
-        ):
-            return turn
-        return next((at for at in range(at, turn) if not self._is_safe(part, at)), turn)
-
-    def _is_safe(self, part: Columns, at: int) -> bool:
-        """Return whether neither candle `at` nor the open after it comes near a bound."""
-        low, high, opened = part.lows[at], part.highs[at], part.opens[at + 1]
-        return self._bottom < min(low, opened) and max(high, opened) < self._top
-
-    def _reverse(
-        self, part: Columns, at: int, marked: int, turn: int, direction: Direction
-    ) -> bool:
+    def _reverse(self, part: Columns, begin: int, turn: int, direction: Direction) -> bool:
         """Reverse the position after candle `turn` if no check can refuse that.
 
-        Return False, with nothing done, if anything else may happen from candle `at` on.
+        Return False, with nothing done, if anything else may happen from candle `begin` on.
         """
         held, price, now = self._held, part.opens[turn + 1], part.times[turn + 1] + WAKE_DELAY_S
         is_traded = part.volumes[turn + 1] > 0
-        worst = min(part.lows[at : turn + 1]) if held > 0 else max(part.highs[at : turn + 1])
+        worst = min(part.lows[begin : turn + 1]) if held > 0 else max(part.highs[begin : turn + 1])
         if not (
             held == -self._size * direction
             and held != 0
@@ -210,7 +167,7 @@ class Replay:
             and self._sent(now) <= self._room
         ):
             return False
-        self.record.follow(self._fixed, self._held, part, marked, turn + 1)
+        self.record.follow(self._fixed, held, part, begin, turn + 1)
         self._direction, self._is_traded = direction, is_traded
         orders = 1 if self.plan.one_order else 2
         self._recent.extend((now,) * orders)
@@ -219,34 +176,73 @@ class Replay:
         self._set_bounds(-held, now + ROLLOVER_S)
         return True
 
-    def _process(self, part: Columns, at: int, marked: int, is_turn: bool) -> None:
-        """Do what a tick after candle `at` does. Candles from `marked` on are not recorded yet."""
+    def _walk(self, part: Columns, begin: int, end: int, direction: Direction | None) -> None:
+        """Go through candles `begin` up to `end`, and process those at which something can happen.
+
+        If there is a `direction`, the last of them is a turn to it.
+        """
+        followed = begin
+        for at in range(begin, end):
+            now, opened, is_turn = part.times[at + 1] + WAKE_DELAY_S, part.opens[at + 1], False
+            if direction is not None and at == end - 1:
+                self.record.follow(self._fixed, self._held, part, followed, at)
+                if at > begin and self._reverse(part, at, at, direction):
+                    return
+                self._direction, followed, is_turn = direction, at, True
+            is_safe = self._bottom < min(part.lows[at], opened)
+            is_safe = is_safe and max(part.highs[at], opened) < self._top
+            is_due = is_turn or not is_safe or (self._off_target and self.record.ended is None)
+            if not is_due and now <= self._due:
+                continue
+            # What the account cannot afford at one price it cannot afford at a higher one.
+            if (opened >= self._unaffordable and not is_turn) or now < self._allowed_at:
+                way, waits = self._direction or 0, part.volumes[at + 1] == 0
+                is_wanted = way > 0 or (way < 0 and self.plan.leverage > 0)
+                self.record.refused += is_wanted and not (waits and self.costs.needs_trades)
+            else:
+                self._process(part, at, followed, is_due)
+                followed = at + 1
+        self.record.follow(self._fixed, self._held, part, followed, end)
+
+    def _process(self, part: Columns, at: int, followed: int, is_due: bool) -> None:
+        """Do what a tick after candle `at` does, with a decision if it `is_due`.
+
+        The candles up to `followed` are recorded already.
+        """
         account, position = self.account, self.position
         now, opened = part.times[at + 1] + WAKE_DELAY_S, exact(part.opens[at + 1])
-        self._is_traded, is_safe = part.volumes[at + 1] > 0, self._is_safe(part, at)
+        low, high, closed = (exact(column[at]) for column in (part.lows, part.highs, part.closes))
+        self._is_traded = part.volumes[at + 1] > 0
         waits = self.costs.needs_trades and not self._is_traded
         rollovers = self.rollovers
-        lost = account.liquidate_between(position, now, exact(part.lows[at]), exact(part.highs[at]))
+        lost = account.liquidate_between(position, now, low, high)
         # A candle in which the position is liquidated is not valued at its close.
-        self.record.follow(self._fixed, self._held, part, marked, at if lost else at + 1)
+        end = at if lost else at + 1
+        self.record.follow(self._fixed, self._held, part, followed, end)
         lost = lost or account.advance(position, now, opened)
         if lost:
             self._liquidated(lost, now)
-        elif self.record.ended is None and (is_turn or self._off_target or not is_safe):
+        elif is_due and self.record.ended is None:
             if self._direction is not None:
                 self._seen.add(self._direction)
-            self._off_target, self._unaffordable, self._allowed_at = waits, inf, 0
+            if waits and not self._off_target:
+                self._allowed_at = now  # It waits for a trade: no order is refused.
+            self._off_target, self._unaffordable = waits, inf
             if not waits:
-                self._trade(opened, self.rollovers - rollovers, now)
-        self._set_bounds(float(self.held), self._next_due())
+                self._allowed_at = 0
+                self._trade(opened, closed, self.rollovers - rollovers, now)
+        due = min((lot.due for lot in position.lots), default=inf)
+        self._set_bounds(float(self.held), due)
 
     def _slope_turns(self, part: Columns) -> Turns:
         """Return the candles at which the average turns."""
         long, short, length = Direction.LONG, Direction.SHORT, self._length
         seen, turns = self._direction, []
-        for at, before, close in zip(count(length), part.closes, part.closes[length:-1]):
-            direction = long if close > before else short if close < before else seen
-            if direction is not seen:
+        for at, before, close in zip(
+            count(length), part.closes, part.closes[length:-1], strict=False
+        ):
+            direction = long if close > before else short
+            if direction is not seen and close != before:
                 seen = direction
                 turns.append((at, seen))
         return turns
@@ -286,10 +282,6 @@ class Replay:
         )
         self._size = float(self._volume) if is_ordinary else inf  # Nobody holds so much.
 
-    def _next_due(self) -> float:
-        """Return when the next rollover is due."""
-        return min((lot.due for lot in self.position.lots), default=inf)
-
     def _set_bounds(self, held: float, due: float) -> None:
         """Set the prices between which, and the time until which, nothing happens to the position.
 
@@ -311,14 +303,14 @@ class Replay:
             self._recent.popleft()
         return len(self._recent)
 
-    def _trade(self, opened: Decimal, charged: Decimal, now: int) -> None:
+    def _trade(self, opened: Decimal, closed: Decimal, charged: Decimal, now: int) -> None:
         """Decide and send orders, up to as many as the bot does in one tick."""
         direction = self._direction
         signal, sent = Signal(direction, ZERO, 0), dict[Purpose, Blocked]()
         waits = None if self.plan.entry_now or len(self._seen) > 1 else direction
         for _ in range(ROUNDS_MAX):
             held = self.held
-            now = self._check_loss(held, opened, charged, now)
+            now = self._check_loss(held, opened, closed, charged, now)
             if self.record.ended is not None:
                 break
             snapshot = Snapshot(signal, held, self.rules, waits, self._flatten, sent)
@@ -333,18 +325,28 @@ class Replay:
         self.record.end(f"liquidated with {left} left; the bot stops there", now)
         self.record.value(float(self.record.flat_equity), now)
 
-    def _check_loss(self, held: Decimal, price: Decimal, charged: Decimal, now: int) -> int:
+    def _check_loss(
+        self, held: Decimal, opened: Decimal, closed: Decimal, charged: Decimal, now: int
+    ) -> int:
         """Latch max_loss as the bot does. Return the time, later if it checks again to be sure.
 
-        Rollovers `charged` just now do not count yet: the bot books them after this check.
+        In a wide spread the newest close or the better price must show the loss too. Rollovers
+        `charged` just now do not count yet: the bot books them after this check.
         """
-        loss = self.costs.balance - self.equity(price) - charged
-        if not self._flatten and loss >= self._loss_max:
+
+        def loss_at(price: Decimal) -> Decimal:
+            return self.costs.balance - self.equity(price) - charged
+
+        is_wide = 200 * self._tick / opened > self.plan.limits.max_spread_percent
+        better = opened + self._tick if held > 0 else opened - self._tick
+        certain = max(map(loss_at, (better, closed))) if is_wide else self._loss_max
+        loss = loss_at(opened)
+        if not self._flatten and min(loss, certain) >= self._loss_max:
             decimals = format.decimals_of(self.rules.quote)
             self._flatten = f"the loss is {loss:.{decimals}f}, max_loss is {self._loss_max:f}"
             if held:
                 now += LOSS_PAUSE_S
-                if lost := self.account.advance(self.position, now, price):
+                if lost := self.account.advance(self.position, now, opened):
                     self._liquidated(lost, now)
         if self._flatten and abs(held) < self.rules.ordermin:
             self.record.end(f"{self._flatten}; the bot stops there", now)

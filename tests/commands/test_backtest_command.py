@@ -155,6 +155,13 @@ class TestRun(CommandTest):
         self.assertEqual(self.told(*words)["turns"], 1)
         self.assertEqual(self.told(*words, "--no-trade-no-fill")["turns"], 1)
 
+    def test_an_order_that_waits_for_a_trade_at_the_end_has_not_been_refused(self) -> None:
+        rows = candles([120, 120, 121, 122, 90, 80, 80, 81, 81])
+        words = self.write([*rows[:-1], rows[-1][:-3] + "0,0"]), "--length", "2", "--size", "1"
+        words += "--leverage", "0", "--balance", "85", "--no-trade-no-fill"
+        told = self.told(*words, KRAKENBOT_ENTRY="now")
+        self.assertEqual((told["refused"], told["ended"]), (2, None))
+
     def test_no_order_is_refused_while_it_would_wait_for_a_trade(self) -> None:
         rows = candles([*range(100, 140)])
         words = (
@@ -309,14 +316,18 @@ class TestSweep(CommandTest):
         self.assertIn("sma-slope 20, size", shown)
 
     def test_a_signal_ends_a_sweep_and_its_workers_at_once(self) -> None:
-        for number, send in ((signal.SIGTERM, os.kill), (signal.SIGINT, os.killpg)):
+        for number, send, code in (
+            (signal.SIGTERM, os.kill, 130),
+            (signal.SIGINT, os.killpg, 130),
+            (signal.SIGKILL, os.kill, -signal.SIGKILL),
+        ):
             with self.subTest(number=number):
                 program = self.slow_sweep()
                 for _ in range(9):  # Then the sweep is well under way.
                     program.stdout.readline()
                 send(program.pid, number)
                 errors = program.communicate(timeout=10)[1]  # Workers hold the pipes open.
-                self.assertEqual((program.returncode, errors), (130, ""))
+                self.assertEqual((program.returncode, errors), (code, ""))
 
     def slow_sweep(self) -> Any:
         """Return a sweep in a process group of its own, which ends with the test."""

@@ -153,14 +153,10 @@ class Replay:
         """
         held, price, now = self._held, part.opens[turn + 1], part.times[turn + 1] + WAKE_DELAY_S
         is_traded = part.volumes[turn + 1] > 0
-        worst = min(part.lows[begin : turn + 1]) if held > 0 else max(part.highs[begin : turn + 1])
         if not (
             held == -self._size * direction
             and held != 0
-            and not self._off_target
-            and now <= self._due
-            and self._bottom < worst < self._top
-            and self._bottom < price < self._top
+            and self._is_quiet(part, begin, turn + 1)
             and price >= self._price_min
             and self._fixed + held * price > self._need * price + self._floor
             and (is_traded or not self.costs.needs_trades)
@@ -176,43 +172,51 @@ class Replay:
         self._set_bounds(-held, now + ROLLOVER_S)
         return True
 
+    def _is_quiet(self, part: Columns, begin: int, end: int) -> bool:
+        """Return whether a tick after each of these candles does nothing, unless one is a turn."""
+        is_done = not self._off_target or self.record.ended is not None
+        is_early = part.times[end] + WAKE_DELAY_S <= self._due
+        return is_done and is_early and self._is_safe(part, begin, end)
+
+    def _is_safe(self, part: Columns, begin: int, end: int) -> bool:
+        """Return whether no price of these candles, or of the open after them, nears a bound."""
+        opened = part.opens[end]
+        worst = min(part.lows[begin:end]) if self._held > 0 else max(part.highs[begin:end])
+        return self._bottom < worst < self._top and self._bottom < opened < self._top
+
     def _walk(self, part: Columns, begin: int, end: int, direction: Direction | None) -> None:
         """Go through candles `begin` up to `end`, and process those at which something can happen.
 
         If there is a `direction`, the last of them is a turn to it.
         """
-        followed = begin
+        followed, turn = begin, end if direction is None else end - 1
+        if begin < turn and self._is_quiet(part, begin, turn):
+            begin = turn
         for at in range(begin, end):
-            now, opened, is_turn = part.times[at + 1] + WAKE_DELAY_S, part.opens[at + 1], False
-            if direction is not None and at == end - 1:
-                self.record.follow(self._fixed, self._held, part, followed, at)
-                if at > begin and self._reverse(part, at, at, direction):
-                    return
-                self._direction, followed, is_turn = direction, at, True
-            is_safe = self._bottom < min(part.lows[at], opened)
-            is_safe = is_safe and max(part.highs[at], opened) < self._top
-            is_due = is_turn or not is_safe or (self._off_target and self.record.ended is None)
-            if not is_due and now <= self._due:
+            if at < turn and self._is_quiet(part, at, at + 1):
                 continue
+            if direction is not None and at == turn:
+                self.record.follow(self._fixed, self._held, part, followed, at)
+                if followed < at and self._reverse(part, at, at, direction):
+                    return
+                self._direction, followed = direction, at
+            now, opened = part.times[at + 1] + WAKE_DELAY_S, part.opens[at + 1]
             # What the account cannot afford at one price it cannot afford at a higher one.
-            if (opened >= self._unaffordable and not is_turn) or now < self._allowed_at:
+            if (opened >= self._unaffordable and at < turn) or now < self._allowed_at:
                 way, waits = self._direction or 0, part.volumes[at + 1] == 0
                 is_wanted = way > 0 or (way < 0 and self.plan.leverage > 0)
                 self.record.refused += is_wanted and not (waits and self.costs.needs_trades)
             else:
-                self._process(part, at, followed, is_due)
+                self._process(part, at, followed, at == turn)
                 followed = at + 1
         self.record.follow(self._fixed, self._held, part, followed, end)
 
-    def _process(self, part: Columns, at: int, followed: int, is_due: bool) -> None:
-        """Do what a tick after candle `at` does, with a decision if it `is_due`.
-
-        The candles up to `followed` are recorded already.
-        """
+    def _process(self, part: Columns, at: int, followed: int, is_turn: bool) -> None:
+        """Do what a tick after candle `at` does. Candles up to `followed` are recorded already."""
         account, position = self.account, self.position
         now, opened = part.times[at + 1] + WAKE_DELAY_S, exact(part.opens[at + 1])
         low, high, closed = (exact(column[at]) for column in (part.lows, part.highs, part.closes))
-        self._is_traded = part.volumes[at + 1] > 0
+        self._is_traded, is_safe = part.volumes[at + 1] > 0, self._is_safe(part, at, at + 1)
         waits = self.costs.needs_trades and not self._is_traded
         rollovers = self.rollovers
         lost = account.liquidate_between(position, now, low, high)
@@ -222,7 +226,7 @@ class Replay:
         lost = lost or account.advance(position, now, opened)
         if lost:
             self._liquidated(lost, now)
-        elif is_due and self.record.ended is None:
+        elif self.record.ended is None and (is_turn or self._off_target or not is_safe):
             if self._direction is not None:
                 self._seen.add(self._direction)
             if waits and not self._off_target:

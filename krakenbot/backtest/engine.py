@@ -114,9 +114,7 @@ class Replay:
     @property
     def held(self) -> Decimal:
         """Return the signed position or, without leverage, the coins owned."""
-        if self.plan.leverage:
-            return self.position.volume
-        return self.account.balances.get(self.rules.base, ZERO)
+        return self.position.volume + self.account.balances.get(self.rules.base, ZERO)
 
     @property
     def paid(self) -> Decimal:
@@ -359,12 +357,10 @@ class Replay:
     def _place(self, step: Step, held: Decimal, price: Decimal, now: int) -> bool:
         """Send an order as the bot would; return whether another one may follow."""
         plan, rules, account = self.plan, self.rules, self.account
-        quote = Quote(price - self._tick, price + self._tick)
-        today, today_max = self._sent(now), plan.limits.max_orders_per_day
-        summary, fee_rate = account.summary(rules.quote), self.costs.fee_rate
-        rate = account.rate_of_loan(rules, step.side.sign)
-        inputs = RiskInputs("online", quote, rules, held, summary, today, fee_rate, 0.0, rate)
-        limits = plan.limits
+        quote, today = Quote(price - self._tick, price + self._tick), self._sent(now)
+        summary, rate = account.summary(rules.quote), account.rate_of_loan(rules, step.side.sign)
+        fees, limits = (self.costs.fee_rate, 0.0, rate), plan.limits
+        inputs = RiskInputs("online", quote, rules, held, summary, today, *fees)
         if self._flatten:
             limits = limits._replace(max_spread_percent=Decimal(100))
         against = objection(step, plan.leverage, inputs, limits)
@@ -373,12 +369,11 @@ class Replay:
             self.record.refuse(against.reason, now)
             # Rollovers charged just now may have reached max_loss, which the next check notices.
             is_lost = self.costs.balance - self.equity(price) >= self._loss_max
-            if held or against.passing or is_lost:
-                pass
-            elif today >= today_max:
-                self._allowed_at = self._recent[today - today_max] + DAY_S
-            elif step.volume * price >= rules.costmin:
-                self._unaffordable = float(price)
+            if not (held or against.passing or is_lost):
+                if today >= limits.max_orders_per_day:
+                    self._allowed_at = self._recent[today - limits.max_orders_per_day] + DAY_S
+                elif step.volume * price >= rules.costmin:
+                    self._unaffordable = float(price)
             return step.purpose is Purpose.REVERSE and not against.passing
         self._recent.append(now)
         side, price = step.side, self._price(price, step.side.sign)

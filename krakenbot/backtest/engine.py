@@ -102,7 +102,7 @@ class Replay:
         if lost:
             self._liquidated(lost, part.end)
         self._set_bounds(float(self.held), inf)
-        self.record.follow(self._fixed, self._held, part, len(part.times) - 1, len(part.times))
+        self._follow(part, len(part.times))
         if self._off_target and record.refused_since and not self._allowed_at:
             stays = f"; {format.volume(self.held, self.rules.base)} stays held" if self.held else ""
             why = f"no order could be sent any more: {record.refused_reason}{stays}"
@@ -134,97 +134,82 @@ class Replay:
 
     def _run(self, part: Columns, turns: Turns, first: int) -> None:
         """Decide on the candles from number `first` on; the last one is left undecided."""
-        begin = first
+        self._followed = begin = first
         for turn, direction in turns:
-            if turn < first or self.record.ended is not None:
-                self._direction = direction  # What is still held is only followed.
-                continue
-            if not self._reverse(part, begin, turn, direction):
-                self._walk(part, begin, turn + 1, direction)
-            begin = turn + 1
-        self._walk(part, begin, len(part.times) - 1, None)
+            if turn >= first and self.record.ended is None:
+                self._walk(part, begin, turn)
+                self._direction, begin = direction, turn + 1
+                if not self._reverse(part, turn, direction):
+                    self._process(part, turn, True)
+            else:
+                self._direction = direction
+        self._walk(part, begin, len(part.times) - 1)
+        self._follow(part, len(part.times) - 1)
 
-    def _reverse(self, part: Columns, begin: int, turn: int, direction: Direction) -> bool:
-        """Reverse the position after candle `turn` if no check can refuse that.
+    def _walk(self, part: Columns, begin: int, end: int) -> None:
+        """Process those of candles `begin` up to `end` at which something can happen."""
+        if begin < end and not self._is_quiet(part, begin, end):
+            for at in range(begin, end):
+                if not self._is_quiet(part, at, at + 1):
+                    self._process(part, at, False)
 
-        Return False, with nothing done, if anything else may happen from candle `begin` on.
-        """
-        held, price, now = self._held, part.opens[turn + 1], part.times[turn + 1] + WAKE_DELAY_S
-        is_traded = part.volumes[turn + 1] > 0
+    def _is_quiet(self, part: Columns, begin: int, end: int) -> bool:
+        """Return whether a tick after each of these candles does nothing if none is a turn."""
+        is_done = not self._off_target or self.record.ended is not None
+        return is_done and part.times[end] < self._due and self._is_safe(part, begin, end)
+
+    def _is_safe(self, part: Columns, begin: int, end: int) -> bool:
+        """Return whether no price of these candles, or of the open after them, nears a bound."""
+        worst = min(part.lows[begin:end]) if self._held > 0 else max(part.highs[begin:end])
+        return self._bottom < worst < self._top and self._bottom < part.opens[end] < self._top
+
+    def _reverse(self, part: Columns, at: int, direction: Direction) -> bool:
+        """Reverse the position after candle `at` if no check can refuse that; else return False."""
+        held, price, now = self._held, part.opens[at + 1], part.times[at + 1] + WAKE_DELAY_S
+        is_traded = part.volumes[at + 1] > 0
         if not (
             held == -self._size * direction
             and held != 0
-            and self._is_quiet(part, begin, turn + 1)
+            and not self._off_target
+            and now <= self._due
+            and self._bottom < part.lows[at]
+            and self._bottom < price < self._top
+            and part.highs[at] < self._top
             and price >= self._price_min
             and self._fixed + held * price > self._need * price + self._floor
             and (is_traded or not self.costs.needs_trades)
             and self._sent(now) <= self._room
         ):
             return False
-        self.record.follow(self._fixed, held, part, begin, turn + 1)
-        self._direction, self._is_traded = direction, is_traded
-        orders = 1 if self.plan.one_order else 2
+        self._follow(part, at + 1)
+        orders, self._is_traded = 1 if self.plan.one_order else 2, is_traded
         self._recent.extend((now,) * orders)
         trades = self.account.reverse(self.position, now, self._price(exact(price), direction))
         self._record(now, direction, "", trades, orders)
         self._set_bounds(-held, now + ROLLOVER_S)
         return True
 
-    def _is_quiet(self, part: Columns, begin: int, end: int) -> bool:
-        """Return whether a tick after each of these candles does nothing, unless one is a turn."""
-        is_done = not self._off_target or self.record.ended is not None
-        is_early = part.times[end] + WAKE_DELAY_S <= self._due
-        return is_done and is_early and self._is_safe(part, begin, end)
-
-    def _is_safe(self, part: Columns, begin: int, end: int) -> bool:
-        """Return whether no price of these candles, or of the open after them, nears a bound."""
-        opened = part.opens[end]
-        worst = min(part.lows[begin:end]) if self._held > 0 else max(part.highs[begin:end])
-        return self._bottom < worst < self._top and self._bottom < opened < self._top
-
-    def _walk(self, part: Columns, begin: int, end: int, direction: Direction | None) -> None:
-        """Go through candles `begin` up to `end`, and process those at which something can happen.
-
-        If there is a `direction`, the last of them is a turn to it.
-        """
-        followed, turn = begin, end if direction is None else end - 1
-        if begin < turn and self._is_quiet(part, begin, turn):
-            begin = turn
-        for at in range(begin, end):
-            if at < turn and self._is_quiet(part, at, at + 1):
-                continue
-            if direction is not None and at == turn:
-                self.record.follow(self._fixed, self._held, part, followed, at)
-                if followed < at and self._reverse(part, at, at, direction):
-                    return
-                self._direction, followed = direction, at
-            now, opened = part.times[at + 1] + WAKE_DELAY_S, part.opens[at + 1]
-            # What the account cannot afford at one price it cannot afford at a higher one.
-            if (opened >= self._unaffordable and at < turn) or now < self._allowed_at:
-                way, waits = self._direction or 0, part.volumes[at + 1] == 0
-                is_wanted = way > 0 or (way < 0 and self.plan.leverage > 0)
-                self.record.refused += is_wanted and not (waits and self.costs.needs_trades)
-            else:
-                self._process(part, at, followed, at == turn)
-                followed = at + 1
-        self.record.follow(self._fixed, self._held, part, followed, end)
-
-    def _process(self, part: Columns, at: int, followed: int, is_turn: bool) -> None:
-        """Do what a tick after candle `at` does. Candles up to `followed` are recorded already."""
-        account, position = self.account, self.position
-        now, opened = part.times[at + 1] + WAKE_DELAY_S, exact(part.opens[at + 1])
-        low, high, closed = (exact(column[at]) for column in (part.lows, part.highs, part.closes))
-        self._is_traded, is_safe = part.volumes[at + 1] > 0, self._is_safe(part, at, at + 1)
+    def _process(self, part: Columns, at: int, is_turn: bool) -> None:
+        """Do what a tick after candle `at` does."""
+        account, position, record = self.account, self.position, self.record
+        now, price = part.times[at + 1] + WAKE_DELAY_S, part.opens[at + 1]
+        self._is_traded = part.volumes[at + 1] > 0
         waits = self.costs.needs_trades and not self._is_traded
+        # What the account cannot afford at one price it cannot afford at a higher one.
+        if (not is_turn and price >= self._unaffordable) or now < self._allowed_at:
+            way = self._direction or 0
+            record.refused += not waits and (way > 0 or (way < 0 and self.plan.leverage > 0))
+            return
+        low, high, closed = (exact(column[at]) for column in (part.lows, part.highs, part.closes))
+        opened, is_safe = exact(price), self._is_safe(part, at, at + 1)
         rollovers = self.rollovers
         lost = account.liquidate_between(position, now, low, high)
-        # A candle in which the position is liquidated is not valued at its close.
-        end = at if lost else at + 1
-        self.record.follow(self._fixed, self._held, part, followed, end)
+        self._follow(part, at if lost else at + 1)  # Not valued at the close if liquidated in it.
+        self._followed = at + 1
         lost = lost or account.advance(position, now, opened)
         if lost:
             self._liquidated(lost, now)
-        elif self.record.ended is None and (is_turn or self._off_target or not is_safe):
+        elif record.ended is None and (is_turn or self._off_target or not is_safe):
             if self._direction is not None:
                 self._seen.add(self._direction)
             if waits and not self._off_target:
@@ -235,6 +220,11 @@ class Replay:
                 self._trade(opened, closed, self.rollovers - rollovers, now)
         due = min((lot.due for lot in position.lots), default=inf)
         self._set_bounds(float(self.held), due)
+
+    def _follow(self, part: Columns, end: int) -> None:
+        """Record the equity after the candles up to `end` that are not recorded yet."""
+        self.record.follow(self._fixed, self._held, part, self._followed, end)
+        self._followed = end
 
     def _slope_turns(self, part: Columns) -> Turns:
         """Return the candles at which the average turns."""

@@ -13,7 +13,6 @@ import unittest
 import zipfile
 from collections.abc import Iterable, Sequence
 from decimal import Decimal as D
-from pathlib import Path
 from typing import Any
 from unittest import mock
 

@@ -19,7 +19,17 @@ from krakenbot.backtest.result import DAY_S, Fill, Record, Result
 from krakenbot.decision import Blocked, Plan, Snapshot, decide
 from krakenbot.errors import RefusedError
 from krakenbot.kraken.shape import OHLC_ROWS_MAX
-from krakenbot.model import ZERO, Candle, Direction, Order, Purpose, Quote, Signal, Step
+from krakenbot.model import (
+    MARGIN_RATE_ASSUMED,
+    ZERO,
+    Candle,
+    Direction,
+    Order,
+    Purpose,
+    Quote,
+    Signal,
+    Step,
+)
 from krakenbot.pairs import PairRules
 from krakenbot.risk import RiskInputs, objection
 from krakenbot.simulated.books import ROLLOVER_S, Account, Trade, refusal
@@ -79,7 +89,7 @@ class Replay:
         if self._part is None:
             new, first = self._warm_up, max(self._warm_up - 1, 0)
             self._first_open = exact(part.opens[new])
-            self.record.start(part.times[new])
+            self.record.begin = part.times[new]
         else:
             # The newest candle so far is still undecided, and the strategy looks back from it.
             first = min(len(self._part.times) - 1, self._length)

@@ -19,17 +19,7 @@ from krakenbot.backtest.result import DAY_S, Fill, Record, Result
 from krakenbot.decision import Blocked, Plan, Snapshot, decide
 from krakenbot.errors import RefusedError
 from krakenbot.kraken.shape import OHLC_ROWS_MAX
-from krakenbot.model import (
-    MARGIN_RATE_ASSUMED,
-    ZERO,
-    Candle,
-    Direction,
-    Order,
-    Purpose,
-    Quote,
-    Signal,
-    Step,
-)
+from krakenbot.model import ZERO, Candle, Direction, Order, Purpose, Quote, Signal, Step
 from krakenbot.pairs import PairRules
 from krakenbot.risk import RiskInputs, objection
 from krakenbot.simulated.books import ROLLOVER_S, Account, Trade, refusal

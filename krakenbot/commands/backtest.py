@@ -209,15 +209,17 @@ def _of_pair(inside: Sequence[Source], config: Config, path: Path) -> list[Sourc
 
 def _watched(parts: Parts) -> Iterator[Columns]:
     """Yield the parts; on a terminal, show the progress."""
-    count, shown = 0, sys.stderr.isatty()
-    for part in parts:
-        yield part
-        count += len(part.times)
-        if shown:
-            words = f"\r{count:,} candles, {moment(part.times[0], MINUTE)}"
-            print(words, end="", file=sys.stderr, flush=True)
-    if shown:
-        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+    count, out = 0, sys.stderr
+    if not out.isatty():
+        yield from parts
+        return
+    try:
+        for part in parts:
+            yield part
+            count += len(part.times)
+            print(end=f"\r{count:,} candles, {moment(part.times[0], MINUTE)}", file=out, flush=True)
+    finally:
+        print(end="\r\x1b[K", file=out, flush=True)
 
 
 def _parse_sweep(words: list[str], strategy: str) -> dict[str, list[Value]]:

@@ -11,11 +11,12 @@ import subprocess
 import sys
 import unittest
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from decimal import Decimal as D
 from typing import Any
 from unittest import mock
 
+from krakenbot.backtest.files import BadDataError
 from krakenbot.commands import backtest
 from krakenbot.simulated.listing import PAIRS
 from tests.commands.called import Done, call
@@ -200,6 +201,16 @@ class TestRun(CommandTest):
         output = command(*words, "--leverage", "10", KRAKENBOT_ENTRY="now")[1]
         self.assertIn("ENDED EARLY", output)
         self.assertNotIn("per year", output)
+
+    def test_a_mistake_in_a_file_does_not_follow_the_progress_on_its_line(self) -> None:
+        def parts() -> Iterator[Any]:
+            yield mock.Mock(times=[0])
+            raise BadDataError("a mistake")
+
+        shown, is_terminal = Terminal(), mock.patch.object(Terminal, "isatty", return_value=True)
+        with is_terminal, contextlib.redirect_stderr(shown), self.assertRaises(BadDataError):
+            list(backtest._watched(parts()))
+        self.assertEqual(shown.getvalue(), "\r1 candles, 1970-01-01 00:00\r\x1b[K")
 
     def test_max_loss_and_intervals_that_the_bot_does_not_have_are_remarked(self) -> None:
         notes = self.notes(self.jumpy(), KRAKENBOT_RISK_MAX_LOSS="9")

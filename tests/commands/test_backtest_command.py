@@ -124,17 +124,16 @@ class TestRun(CommandTest):
         none, little, much = (D(told["net"]) for told in slipped)
         self.assertTrue(none > little > much)
 
-    def test_rollovers_of_the_last_candle_are_paid(self) -> None:
-        path = self.write(candles((100, 100, 101, 101), 1296000), "ETHUSD_21600.csv")
-        words = ("--length", "2", "--size", "1", "--fee", "0")
-        told = self.told(path, *words, KRAKENBOT_ENTRY="now")
-        self.assertEqual(D(told["rollover"]), 89 * D("0.02525"))
-
-    def test_a_position_of_exactly_four_hours_pays_no_rollover(self) -> None:
-        path = self.write(candles((100, 100, 101, 99, 99), 14400), "ETHUSD_240.csv")
-        words = ("--length", "2", "--size", "1", "--fee", "0")
-        told = self.told(path, *words, KRAKENBOT_ENTRY="now")
-        self.assertEqual((told["turns"], D(told["rollover"])), (2, 0))
+    def test_rollovers_of_the_last_candle_are_paid_and_none_after_just_four_hours(self) -> None:
+        for minutes, prices, turns, rollovers in (
+            (21600, (100, 100, 101, 101), 1, 89),
+            (240, (100, 100, 101, 99, 99), 2, 0),
+        ):
+            path = self.write(candles(prices, minutes * 60), f"ETHUSD_{minutes}.csv")
+            words = (path, "--length", "2", "--size", "1", "--fee", "0")
+            told = self.told(*words, KRAKENBOT_ENTRY="now")
+            expected = (turns, rollovers * D("0.02525"))
+            self.assertEqual((told["turns"], D(told["rollover"])), expected)
 
     def test_openings_in_candles_without_trades_are_counted_or_wait(self) -> None:
         prices = [*range(100, 130), *range(130, 100, -1), *range(100, 130)]
@@ -152,8 +151,8 @@ class TestRun(CommandTest):
     def test_a_turn_while_an_order_would_wait_for_a_trade_is_a_turn(self) -> None:
         rows = candles([100, 102, 101, 101, 101, 101])
         words = (self.write(rows[:3] + rows[4:]), "--length", "2", "--size", "1")
-        self.assertEqual(self.told(*words)["turns"], 1)
-        self.assertEqual(self.told(*words, "--no-trade-no-fill")["turns"], 1)
+        for more in ((), ("--no-trade-no-fill",)):
+            self.assertEqual(self.told(*words, *more)["turns"], 1)
 
     def test_an_order_that_waits_for_a_trade_at_the_end_has_not_been_refused(self) -> None:
         rows = candles([120, 120, 121, 122, 90, 80, 80, 81, 81])

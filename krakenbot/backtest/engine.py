@@ -6,10 +6,10 @@ floats show. Money is counted in the exact books of the simulated exchange only,
 plain reversals goes through the same pure functions as a tick of the bot.
 """
 
-from bisect import bisect_left
 from collections import deque
 from collections.abc import Mapping, Sequence
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
+from itertools import count
 from math import inf
 from typing import NamedTuple
 
@@ -22,7 +22,7 @@ from krakenbot.kraken.shape import OHLC_ROWS_MAX
 from krakenbot.model import ZERO, Candle, Direction, Order, Purpose, Quote, Signal, Step
 from krakenbot.pairs import PairRules
 from krakenbot.risk import RiskInputs, objection
-from krakenbot.simulated.books import Account, Trade, refusal
+from krakenbot.simulated.books import ROLLOVER_S, Account, Trade, refusal
 from krakenbot.strategy import sma_slope
 
 WAKE_DELAY_S = 1
@@ -72,14 +72,14 @@ class Replay:
         self._recent: deque[int] = deque()
         self._unfilled = 0
         self._set_limits()
-        self._set_bounds()
+        self._set_bounds(0.0, inf)
 
     def feed(self, part: Columns) -> None:
         """Process the next candles, and decide on all but the newest of them."""
         if self._part is None:
             new, first = self._warm_up, max(self._warm_up - 1, 0)
             self._first_open = exact(part.opens[new])
-            self.record.start(part.times[new])
+            self.record.begin = part.times[new]
         else:
             # The newest candle so far is still undecided, and the strategy looks back from it.
             first = min(len(self._part.times) - 1, self._length)
@@ -101,8 +101,8 @@ class Replay:
         lost = lost or account.advance(self.position, part.end, close)
         if lost:
             self._liquidated(lost, part.end)
-        self._set_bounds()
-        self._mark(part, len(part.times) - 1, len(part.times))
+        self._set_bounds(float(self.held), inf)
+        self._follow(part, len(part.times))
         if self._off_target and record.refused_since and not self._allowed_at:
             stays = f"; {format.volume(self.held, self.rules.base)} stays held" if self.held else ""
             why = f"no order could be sent any more: {record.refused_reason}{stays}"
@@ -114,9 +114,7 @@ class Replay:
     @property
     def held(self) -> Decimal:
         """Return the signed position or, without leverage, the coins owned."""
-        if self.plan.leverage:
-            return self.position.volume
-        return self.account.balances.get(self.rules.base, ZERO)
+        return self.position.volume + self.account.balances.get(self.rules.base, ZERO)
 
     @property
     def paid(self) -> Decimal:
@@ -135,104 +133,110 @@ class Replay:
         return self.account.summary(self.rules.quote).equity + coins * price
 
     def _run(self, part: Columns, turns: Turns, first: int) -> None:
-        """Decide on the candles from number `first` on.
-
-        Turns before it only set the direction. The last candle, added as a turn, is left undecided.
-        """
-        at = marked = first
-        last = len(part.times) - 1
-        for turn, direction in (*turns, (last, None)):
-            if turn < first:
+        """Decide on the candles from number `first` on; the last one is left undecided."""
+        self._followed = begin = first
+        for turn, direction in turns:
+            if turn >= first and self.record.ended is None:
+                self._walk(part, begin, turn)
+                self._direction, begin = direction, turn + 1
+                if not self._reverse(part, turn, direction):
+                    self._process(part, turn, True)
+            else:
                 self._direction = direction
-            elif self.record.ended is not None and turn < last:
-                continue  # What is still held is only followed.
-            while at <= turn and (at := self._next(part, at, turn)) < last:
-                if at == turn:
-                    self._direction = direction
-                # What the account cannot afford at one price it cannot afford at a higher one.
-                is_unaffordable = part.opens[at + 1] >= self._unaffordable and at < turn
-                if is_unaffordable or part.times[at + 1] + WAKE_DELAY_S < self._allowed_at:
-                    way, waits = self._direction or 0, part.volumes[at + 1] == 0
-                    is_wanted = way > 0 or (way < 0 and self.plan.leverage > 0)
-                    self.record.refused += is_wanted and not (waits and self.costs.needs_trades)
-                else:
-                    self._process(part, at, marked, at == turn)
-                    marked = at + 1
-                at += 1
-        self._mark(part, marked, last)
+        self._walk(part, begin, len(part.times) - 1)
+        self._follow(part, len(part.times) - 1)
 
-    def _next(self, part: Columns, at: int, turn: int) -> int:
-        """Return the first candle from `at` up to `turn` at which something can happen."""
-        if self._off_target and self.record.ended is None:
-            return at
-        if part.times[turn] >= self._due:
-            turn = max(at, bisect_left(part.times, self._due) - 1)
-        if at == turn or (
-            self._bottom < min(part.lows[at:turn])
-            and max(part.highs[at:turn]) < self._top
-            and self._bottom < part.opens[turn] < self._top
+    def _walk(self, part: Columns, begin: int, end: int) -> None:
+        """Process those of candles `begin` up to `end` at which something can happen."""
+        if begin < end and not self._is_quiet(part, begin, end):
+            for at in range(begin, end):
+                if not self._is_quiet(part, at, at + 1):
+                    self._process(part, at, False)
+
+    def _is_quiet(self, part: Columns, begin: int, end: int) -> bool:
+        """Return whether a tick after each of these candles does nothing if none is a turn."""
+        is_done = not self._off_target or self.record.ended is not None
+        return is_done and part.times[end] < self._due and self._is_safe(part, begin, end)
+
+    def _is_safe(self, part: Columns, begin: int, end: int) -> bool:
+        """Return whether no price of these candles, or of the open after them, nears a bound."""
+        worst = min(part.lows[begin:end]) if self._held > 0 else max(part.highs[begin:end])
+        return self._bottom < worst < self._top and self._bottom < part.opens[end] < self._top
+
+    def _reverse(self, part: Columns, at: int, direction: Direction) -> bool:
+        """Reverse the position after candle `at` if no check can refuse that; else return False."""
+        held, price, now = self._held, part.opens[at + 1], part.times[at + 1] + WAKE_DELAY_S
+        is_traded = part.volumes[at + 1] > 0
+        if not (
+            held == -self._size * direction
+            and held != 0
+            and not self._off_target
+            and now <= self._due
+            and self._bottom < part.lows[at]
+            and self._bottom < price < self._top
+            and part.highs[at] < self._top
+            and price >= self._price_min
+            and self._fixed + held * price > self._need * price + self._floor
+            and (is_traded or not self.costs.needs_trades)
+            and self._sent(now) <= self._room
         ):
-            return turn
-        return next((at for at in range(at, turn) if not self._is_safe(part, at)), turn)
+            return False
+        self._follow(part, at + 1)
+        orders, self._is_traded = 1 if self.plan.one_order else 2, is_traded
+        self._recent.extend((now,) * orders)
+        trades = self.account.reverse(self.position, now, self._price(exact(price), direction))
+        self._record(now, direction, "", trades, orders)
+        self._set_bounds(-held, now + ROLLOVER_S)
+        return True
 
-    def _is_safe(self, part: Columns, at: int) -> bool:
-        """Return whether neither candle `at` nor the open after it comes near a bound."""
-        low, high, opened = part.lows[at], part.highs[at], part.opens[at + 1]
-        return self._bottom < min(low, opened) and max(high, opened) < self._top
-
-    def _process(self, part: Columns, at: int, marked: int, is_turn: bool) -> None:
-        """Do what a tick after candle `at` does. Candles from `marked` on are not recorded yet."""
-        account, position = self.account, self.position
-        now, opened = part.times[at + 1] + WAKE_DELAY_S, exact(part.opens[at + 1])
-        self._is_traded, is_safe = part.volumes[at + 1] > 0, self._is_safe(part, at)
+    def _process(self, part: Columns, at: int, is_turn: bool) -> None:
+        """Do what a tick after candle `at` does."""
+        account, position, record = self.account, self.position, self.record
+        now, price = part.times[at + 1] + WAKE_DELAY_S, part.opens[at + 1]
+        self._is_traded = part.volumes[at + 1] > 0
         waits = self.costs.needs_trades and not self._is_traded
-        if is_turn and is_safe and not waits and self._can_reverse(part.opens[at + 1], now):
-            self._mark(part, marked, at + 1)
-            sign, orders = -position.sign, 1 if self.plan.one_order else 2
-            self._recent.extend((now,) * orders)
-            price = self._price(opened, sign)
-            trades = account.reverse(position, now, price)
-            self._record(now, sign, "", trades, orders)
-            self._set_bounds()
+        # What the account cannot afford at one price it cannot afford at a higher one.
+        if (not is_turn and price >= self._unaffordable) or now < self._allowed_at:
+            way = self._direction or 0
+            record.refused += not waits and (way > 0 or (way < 0 and self.plan.leverage > 0))
             return
+        low, high, closed = (exact(column[at]) for column in (part.lows, part.highs, part.closes))
+        opened, is_safe = exact(price), self._is_safe(part, at, at + 1)
         rollovers = self.rollovers
-        lost = account.liquidate_between(position, now, exact(part.lows[at]), exact(part.highs[at]))
-        # A candle in which the position is liquidated is not valued at its close.
-        self._mark(part, marked, at if lost else at + 1)
+        lost = account.liquidate_between(position, now, low, high)
+        self._follow(part, at if lost else at + 1)  # Not valued at the close if liquidated in it.
+        self._followed = at + 1
         lost = lost or account.advance(position, now, opened)
         if lost:
             self._liquidated(lost, now)
-        elif self.record.ended is None and (is_turn or self._off_target or not is_safe):
+        elif record.ended is None and (is_turn or self._off_target or not is_safe):
             if self._direction is not None:
                 self._seen.add(self._direction)
-            self._off_target, self._unaffordable, self._allowed_at = waits, inf, 0
+            if waits and not self._off_target:
+                self._allowed_at = now  # It waits for a trade: no order is refused.
+            self._off_target, self._unaffordable = waits, inf
             if not waits:
-                self._trade(opened, self.rollovers - rollovers, now)
-        self._set_bounds()
+                self._allowed_at = 0
+                self._trade(opened, closed, self.rollovers - rollovers, now)
+        due = min((lot.due for lot in position.lots), default=inf)
+        self._set_bounds(float(self.held), due)
 
-    def _can_reverse(self, price: float, now: int) -> bool:
-        """Return whether the position can be reversed and no check can refuse that."""
-        held, size = self._held, abs(self._held)
-        return (
-            self._is_ordinary
-            and not self._off_target
-            and self.position.held == self._volume
-            and held * (self._direction or 0) < 0
-            and now <= self._due
-            and price >= self._price_min
-            and self._fixed + held * price > self._need * size * price + self._floor
-            and self._sent(now) <= self._room
-        )
+    def _follow(self, part: Columns, end: int) -> None:
+        """Record the equity after the candles up to `end` that are not recorded yet."""
+        self.record.follow(self._fixed, self._held, part, self._followed, end)
+        self._followed = end
 
     def _slope_turns(self, part: Columns) -> Turns:
         """Return the candles at which the average turns."""
-        length, seen, turns = self._length, int(self._direction or 0), []
-        long, short = Direction.LONG, Direction.SHORT
-        pairs = zip(part.closes, part.closes[length:-1], strict=False)
-        for at, (before, close) in enumerate(pairs, length):
-            if (close > before and seen < 1) or (close < before and seen > -1):
-                seen = 1 if close > before else -1
-                turns.append((at, long if seen > 0 else short))
+        long, short, length = Direction.LONG, Direction.SHORT, self._length
+        seen, turns = self._direction, []
+        for at, before, close in zip(
+            count(length), part.closes, part.closes[length:-1], strict=False
+        ):
+            direction = long if close > before else short
+            if direction is not seen and close != before:
+                seen = direction
+                turns.append((at, seen))
         return turns
 
     def _strategy_turns(self, part: Columns) -> Turns:
@@ -246,12 +250,6 @@ class Replay:
                 turns.append((at, seen))
         return turns
 
-    def _mark(self, part: Columns, begin: int, end: int) -> None:
-        """Record the equity at the closes of candles `begin` up to `end`."""
-        if begin < end:
-            first = part.times[begin] + part.interval_s
-            self.record.follow(self._fixed, self._held, part.closes[begin:end], first)
-
     def _set_limits(self) -> None:
         """Set the constants, among them the limits within which no reversal is refused."""
         plan, rules, costs = self.plan, self.rules, self.costs
@@ -262,28 +260,29 @@ class Replay:
         spread_max = 200 * self._tick / limits.max_spread_percent
         self._price_min = 1.001 * float(max(spread_max, rules.costmin / (self._volume or 1)))
         share = max(Decimal(1), limits.min_margin_level / 100) + 1
-        self._need = 2.02 * float(share / leverage + 4 * costs.fee_rate + costs.slippage)
+        need = share / leverage + 4 * costs.fee_rate + costs.slippage
+        self._need = 2.02 * float(need * self._volume)
         self._stop = float(rules.margin_stop) / 100 / leverage
         self._loss_max = Decimal(inf) if limits.max_loss is None else limits.max_loss
         self._floor = max(float(costs.balance - self._loss_max), 0.0)
         sizes = rules.long_position_limit, rules.short_position_limit
-        self._is_ordinary = (
+        is_ordinary = (
             rules.status == "online"
             and plan.leverage in {*rules.leverage_buy} & {*rules.leverage_sell}
             and self._volume == plan.size >= rules.ordermin
             and all(size is None or 2 * self._volume <= size for size in sizes)
         )
+        self._size = float(self._volume) if is_ordinary else inf  # Nobody holds so much.
 
-    def _set_bounds(self) -> None:
+    def _set_bounds(self, held: float, due: float) -> None:
         """Set the prices between which, and the time until which, nothing happens to the position.
 
         Equity at a price is `_fixed + _held * price`. The prices stop 0.1 % of the position short
         of liquidation and `max_loss`; beyond them the exact books decide.
         """
         balance, cost = self.account.balances[self.rules.quote], float(self.position.cost_left)
-        self._held = held = float(self.held)
+        self._held, self._due = held, due
         self._fixed = fixed = float(balance) - (cost if held > 0 else -cost)
-        self._due = min([lot.due for lot in self.position.lots], default=inf)
         self._bottom, self._top = -inf, inf
         if held > 0:
             self._bottom = (max(self._stop * cost, self._floor) - fixed) / held / 0.999
@@ -296,14 +295,14 @@ class Replay:
             self._recent.popleft()
         return len(self._recent)
 
-    def _trade(self, opened: Decimal, charged: Decimal, now: int) -> None:
+    def _trade(self, opened: Decimal, closed: Decimal, charged: Decimal, now: int) -> None:
         """Decide and send orders, up to as many as the bot does in one tick."""
         direction = self._direction
         signal, sent = Signal(direction, ZERO, 0), dict[Purpose, Blocked]()
         waits = None if self.plan.entry_now or len(self._seen) > 1 else direction
         for _ in range(ROUNDS_MAX):
             held = self.held
-            now = self._check_loss(held, opened, charged, now)
+            now = self._check_loss(held, opened, closed, charged, now)
             if self.record.ended is not None:
                 break
             snapshot = Snapshot(signal, held, self.rules, waits, self._flatten, sent)
@@ -318,18 +317,28 @@ class Replay:
         self.record.end(f"liquidated with {left} left; the bot stops there", now)
         self.record.value(float(self.record.flat_equity), now)
 
-    def _check_loss(self, held: Decimal, price: Decimal, charged: Decimal, now: int) -> int:
+    def _check_loss(
+        self, held: Decimal, opened: Decimal, closed: Decimal, charged: Decimal, now: int
+    ) -> int:
         """Latch max_loss as the bot does. Return the time, later if it checks again to be sure.
 
-        Rollovers `charged` just now do not count yet: the bot books them after this check.
+        In a wide spread the newest close or the better price must show the loss too. Rollovers
+        `charged` just now do not count yet: the bot books them after this check.
         """
-        loss = self.costs.balance - self.equity(price) - charged
-        if not self._flatten and loss >= self._loss_max:
+
+        def loss_at(price: Decimal) -> Decimal:
+            return self.costs.balance - self.equity(price) - charged
+
+        is_wide = 200 * self._tick / opened > self.plan.limits.max_spread_percent
+        better = opened + self._tick if held > 0 else opened - self._tick
+        certain = max(map(loss_at, (better, closed))) if is_wide else self._loss_max
+        loss = loss_at(opened)
+        if not self._flatten and min(loss, certain) >= self._loss_max:
             decimals = format.decimals_of(self.rules.quote)
             self._flatten = f"the loss is {loss:.{decimals}f}, max_loss is {self._loss_max:f}"
             if held:
                 now += LOSS_PAUSE_S
-                if lost := self.account.advance(self.position, now, price):
+                if lost := self.account.advance(self.position, now, opened):
                     self._liquidated(lost, now)
         if self._flatten and abs(held) < self.rules.ordermin:
             self.record.end(f"{self._flatten}; the bot stops there", now)
@@ -338,12 +347,10 @@ class Replay:
     def _place(self, step: Step, held: Decimal, price: Decimal, now: int) -> bool:
         """Send an order as the bot would; return whether another one may follow."""
         plan, rules, account = self.plan, self.rules, self.account
-        quote = Quote(price - self._tick, price + self._tick)
-        today, today_max = self._sent(now), plan.limits.max_orders_per_day
-        summary, fee_rate = account.summary(rules.quote), self.costs.fee_rate
-        rate = account.rate_of_loan(rules, step.side.sign)
-        inputs = RiskInputs("online", quote, rules, held, summary, today, fee_rate, 0.0, rate)
-        limits = plan.limits
+        quote, today = Quote(price - self._tick, price + self._tick), self._sent(now)
+        summary, rate = account.summary(rules.quote), account.rate_of_loan(rules, step.side.sign)
+        fees, limits = (self.costs.fee_rate, 0.0, rate), plan.limits
+        inputs = RiskInputs("online", quote, rules, held, summary, today, *fees)
         if self._flatten:
             limits = limits._replace(max_spread_percent=Decimal(100))
         against = objection(step, plan.leverage, inputs, limits)
@@ -352,12 +359,11 @@ class Replay:
             self.record.refuse(against.reason, now)
             # Rollovers charged just now may have reached max_loss, which the next check notices.
             is_lost = self.costs.balance - self.equity(price) >= self._loss_max
-            if held or against.passing or is_lost:
-                pass
-            elif today >= today_max:
-                self._allowed_at = self._recent[today - today_max] + DAY_S
-            elif step.volume * price >= rules.costmin:
-                self._unaffordable = float(price)
+            if not (held or against.passing or is_lost):
+                if today >= limits.max_orders_per_day:
+                    self._allowed_at = self._recent[today - limits.max_orders_per_day] + DAY_S
+                elif step.volume * price >= rules.costmin:
+                    self._unaffordable = float(price)
             return step.purpose is Purpose.REVERSE and not against.passing
         self._recent.append(now)
         side, price = step.side, self._price(price, step.side.sign)
@@ -392,13 +398,14 @@ class Replay:
         self, now: int, sign: int, reason: str, trades: Sequence[Trade], orders: int = 1
     ) -> None:
         """Record what one order, or the two of a reversal, closed and opened."""
-        record, why = self.record, reason or _NAMES[self._direction or 0]
+        record, balance = self.record, self.account.balances[self.rules.quote]
+        number, why = record.orders + 1, reason or _NAMES[self._direction or 0]
         record.orders += orders
-        is_closing = trades[0].closing or (not self.plan.leverage and sign < 0)
-        opened = None if is_closing and len(trades) == 1 else trades[-1]
-        if is_closing:
+        closed = trades[0].closing or (not self.plan.leverage and sign < 0)
+        opened = trades[-1] if len(trades) > closed else None
+        if closed:
             since = opened.fee + opened.opening_fee if opened else ZERO
-            worth, paid = self.account.balances[self.rules.quote] + since, self.paid - since
-            record.close(Fill(now, record.orders + 1 - orders, sign, why, trades[0]), worth, paid)
+            fill = Fill(now, number, sign, why, trades[0])
+            record.close(fill, balance + since, self.paid - since)
         if opened:
             record.open(Fill(now, record.orders, sign, why, opened), self._is_traded)

@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from itertools import chain, pairwise
 from math import gcd, inf
-from operator import le, sub
+from operator import sub
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -284,18 +284,17 @@ def _parse(block: bytes, names: Names) -> Columns:
         if times[0] >= 1000 * _MILLISECONDS or any(time % 1000 for time in times):
             raise ValueError("times must be unix seconds, or milliseconds that are whole seconds")
         times = [time // 1000 for time in times]
-    opens, highs, lows, closes, volumes = (list(map(float, column)) for column in texts)
-    inside = (lows, opens), (opens, highs), (lows, closes), (closes, highs)
-    in_order = all(all(map(le, low, high)) for low, high in inside)
-    if not in_order or min(lows) <= 0 or max(highs) >= 1e15:
-        raise ValueError("prices must be above 0, open and close between low and high")
-    if min(volumes) < 0 or not sum(volumes) < inf:  # The sum is NaN if one of them is.
-        raise ValueError("a volume must be a number from 0")
+    numbers = [list(map(float, column)) for column in texts]
+    for opened, high, low, close, volume in zip(*numbers, strict=True):
+        if not (0.0 < low <= opened <= high < 1e15 and low <= close <= high):
+            raise ValueError("prices must be above 0, open and close between low and high")
+        if not 0.0 <= volume < inf:
+            raise ValueError("a volume must be a number from 0")
     if max(max(map(len, column)) for column in texts[:4]) > DIGITS + 1:
         prices = (Decimal(text.decode()).normalize() for text in chain(*texts[:4]))
         if any(len(price.as_tuple().digits) > DIGITS for price in prices):
             raise ValueError(f"more than {DIGITS} digits")
-    return Columns(0, times, opens, highs, lows, closes, volumes)
+    return Columns(0, times, *numbers)
 
 
 def _moment(text: bytes) -> int:

@@ -1,10 +1,10 @@
 """The results of a replay: fills, round trips, equity and drawdown."""
 
 from collections import deque
-from collections.abc import Sequence
 from decimal import Decimal
 from typing import NamedTuple
 
+from krakenbot.backtest.files import Columns
 from krakenbot.model import ZERO
 from krakenbot.pairs import PairRules
 from krakenbot.simulated.books import Trade
@@ -93,9 +93,6 @@ class Record:
         self.drawdown = self.drawdown_share = 0.0
         self._peak, self._peak_at, self._is_below, self.under_water_s = float(balance), 0, False, 0
 
-    def start(self, begin: int) -> None:
-        self.begin = self._peak_at = begin
-
     def end(self, why: str, now: int) -> None:
         """Note why trading ended; the first reason stays."""
         if self.ended is None:
@@ -143,18 +140,23 @@ class Record:
 
     def longest_below(self, now: int) -> int:
         """Return the longest time below an earlier high up to now, in seconds."""
-        return max(self.under_water_s, (now - self._peak_at) * self._is_below)
+        peak_at = self._peak_at or self.begin
+        return max(self.under_water_s, (now - peak_at) * self._is_below)
 
-    def follow(self, fixed: float, held: float, closes: Sequence[float], first: int) -> None:
-        """Update with the equity `fixed + held * close` at closes from the time `first` on."""
-        last = first + self.interval_s * (len(closes) - 1)
-        self.candles_held += len(closes) if held else 0
-        best, worst = (max(closes), min(closes)) if held > 0 else (min(closes), max(closes))
-        if fixed + held * best < self._peak:
-            self.value(fixed + held * worst, last)
+    def follow(self, fixed: float, held: float, part: Columns, begin: int, end: int) -> None:
+        """Update with the equity `fixed + held * close` after candles `begin` up to `end`."""
+        closes = part.closes[begin:end]
+        if not closes:
             return
-        for now, close in enumerate(closes):
-            self.value(fixed + held * close, first + self.interval_s * now)
+        best, worst = max(closes), min(closes)
+        if held < 0:
+            best, worst = worst, best
+        self.candles_held += (end - begin) * (held != 0)
+        if fixed + held * best < self._peak:
+            self.value(fixed + held * worst, 0)  # The time counts at a new high only.
+        else:
+            for time, close in zip(part.times[begin:end], closes, strict=True):
+                self.value(fixed + held * close, time + part.interval_s)
 
     def result(
         self, end: int, net: Decimal, paid: Decimal, rollover: Decimal, hold: Decimal

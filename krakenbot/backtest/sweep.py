@@ -1,5 +1,6 @@
 """Sweeps: one series with many settings, and how the best of one span did in the next."""
 
+import os
 import signal
 from array import array
 from bisect import bisect_left
@@ -7,7 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from decimal import Decimal
 from itertools import pairwise, product
-from multiprocessing import active_children, get_context
+from multiprocessing import active_children, get_context, parent_process
+from threading import Thread
 from typing import NamedTuple
 
 from krakenbot.backtest.engine import Costs, Replay
@@ -80,7 +82,7 @@ def cells_of(
             raise BadDataError(f"the data hold no whole candle of {minutes} min")
         series[minutes] = made
     _shared[:] = [(setting, series, spans)]
-    with ProcessPoolExecutor(mp_context=get_context("fork"), initializer=_leave_signals) as pool:
+    with ProcessPoolExecutor(mp_context=get_context("fork"), initializer=_follow_parent) as pool:
         on_term = signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # Until the workers are forked.
@@ -142,11 +144,18 @@ def whole_of(parts: Iterable[Columns]) -> Columns:
     return Columns(interval_s, times, *columns)
 
 
-def _leave_signals() -> None:
-    """Leave Ctrl-C to the parent, which ends its workers."""
+def _follow_parent() -> None:
+    """Leave Ctrl-C to the parent, which ends its workers, and end when it is killed."""
+    Thread(target=_end_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+
+
+def _end_with_parent() -> None:
+    if parent := parent_process():
+        parent.join()
+        os._exit(1)
 
 
 def _cell(keys: Keys) -> Cell:

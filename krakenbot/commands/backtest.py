@@ -6,7 +6,8 @@ import re
 import sys
 import textwrap
 from argparse import ArgumentParser, Namespace
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from decimal import Decimal
 from itertools import chain
 from pathlib import Path
@@ -208,32 +209,32 @@ def _of_pair(inside: Sequence[Source], config: Config, path: Path) -> list[Sourc
 
 def _watched(parts: Parts) -> Iterator[Columns]:
     """Yield the parts; on a terminal, show the progress."""
-    count, shown = 0, sys.stderr.isatty()
-    for part in parts:
-        yield part
-        count += len(part.times)
-        if shown:
-            words = f"\r{count:,} candles, {moment(part.times[0], MINUTE)}"
-            print(words, end="", file=sys.stderr, flush=True)
-    if shown:
-        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+    count, out = 0, sys.stderr
+    if not out.isatty():
+        yield from parts
+        return
+    try:
+        for part in parts:
+            yield part
+            count += len(part.times)
+            print(end=f"\r{count:,} candles, {moment(part.times[0], MINUTE)}", file=out, flush=True)
+    finally:
+        print(end="\r\x1b[K", file=out, flush=True)
 
 
 def _parse_sweep(words: list[str], strategy: str) -> dict[str, list[Value]]:
     """Return the values by key: interval, length of sma-slope, or a rule's parameter."""
-    allowed: dict[str, Container[Value]] = {"interval": configuration.INTERVALS}
-    if strategy == "sma-slope":
-        allowed["length"] = range(2, 701)
     found: dict[str, list[Value]] = {}
     for word in words:
-        key, _, after = word.partition("=")
-        try:
+        (key, _, after), values = word.partition("="), list[Value]()
+        with suppress(ValueError, ArithmeticError):
             values = [number for piece in after.split(",") for number in _range(piece)]
-        except (ValueError, ArithmeticError):
-            values = []
-        is_allowed = strategy == "file" and key.isidentifier()
-        if key in allowed:
-            is_allowed = all(value in allowed[key] for value in values)
+        if key == "interval":
+            is_allowed = all(value in configuration.INTERVALS for value in values)
+        elif strategy == "sma-slope":
+            is_allowed = key == "length" and all(value in range(2, 701) for value in values)
+        else:
+            is_allowed = strategy == "file" and key.isidentifier()
         if not values or not is_allowed or key in found:
             raise BadDataError(
                 f"--sweep {word}: must be interval (one that the bot offers), length (2 to 700, of "

@@ -236,6 +236,12 @@ class TestAgainstTheLiveTick(unittest.TestCase):
         result = self.compare(columns, XBTUSD, wish)
         self.assertIn("max_loss is 60", str(result.ended))
 
+    def test_max_loss_needs_more_than_the_middle_of_a_wide_spread(self) -> None:
+        for max_loss in ("160", "165"):
+            wish = plan(size="20", length=2, entry_now=True, max_loss=max_loss)
+            result = self.compare(flat(24, 24, 25, 25, 17, 17, 17), XBTUSD, wish)
+            self.assertIn(f"max_loss is {max_loss}", str(result.ended))
+
     def test_max_loss_is_noticed_where_the_next_order_cannot_be_paid(self) -> None:
         columns = flat(10000, 10000, 10001, 9999, 9999, 9999, 9999, interval_s=86400)
         wish = plan(86400, size="1", length=2, entry_now=True, max_loss="10", level_min=0)

@@ -1,6 +1,7 @@
 """`backtest` as people call it: files as they have them, what is disclosed, sweeps, reports."""
 
 import contextlib
+import io
 import json
 import os
 import random
@@ -10,12 +11,12 @@ import subprocess
 import sys
 import unittest
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from decimal import Decimal as D
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from krakenbot.backtest.files import BadDataError
 from krakenbot.commands import backtest
 from krakenbot.simulated.listing import PAIRS
 from tests.commands.called import Done, call
@@ -119,17 +120,16 @@ class TestRun(CommandTest):
         none, little, much = (D(told["net"]) for told in slipped)
         self.assertTrue(none > little > much)
 
-    def test_rollovers_of_the_last_candle_are_paid(self) -> None:
-        path = self.write(candles((100, 100, 101, 101), 1296000), "ETHUSD_21600.csv")
-        words = ("--length", "2", "--size", "1", "--fee", "0")
-        told = self.told(path, *words, KRAKENBOT_ENTRY="now")
-        self.assertEqual(D(told["rollover"]), 89 * D("0.02525"))
-
-    def test_a_position_of_exactly_four_hours_pays_no_rollover(self) -> None:
-        path = self.write(candles((100, 100, 101, 99, 99), 14400), "ETHUSD_240.csv")
-        words = ("--length", "2", "--size", "1", "--fee", "0")
-        told = self.told(path, *words, KRAKENBOT_ENTRY="now")
-        self.assertEqual((told["turns"], D(told["rollover"])), (2, 0))
+    def test_rollovers_of_the_last_candle_are_paid_and_none_after_just_four_hours(self) -> None:
+        for minutes, prices, turns, rollovers in (
+            (21600, (100, 100, 101, 101), 1, 89),
+            (240, (100, 100, 101, 99, 99), 2, 0),
+        ):
+            path = self.write(candles(prices, minutes * 60), f"ETHUSD_{minutes}.csv")
+            words = (path, "--length", "2", "--size", "1", "--fee", "0")
+            told = self.told(*words, KRAKENBOT_ENTRY="now")
+            expected = (turns, rollovers * D("0.02525"))
+            self.assertEqual((told["turns"], D(told["rollover"])), expected)
 
     def test_openings_in_candles_without_trades_are_counted_or_wait(self) -> None:
         prices = [*range(100, 130), *range(130, 100, -1), *range(100, 130)]
@@ -147,20 +147,20 @@ class TestRun(CommandTest):
     def test_a_turn_while_an_order_would_wait_for_a_trade_is_a_turn(self) -> None:
         rows = candles([100, 102, 101, 101, 101, 101])
         words = (self.write(rows[:3] + rows[4:]), "--length", "2", "--size", "1")
-        self.assertEqual(self.told(*words)["turns"], 1)
-        self.assertEqual(self.told(*words, "--no-trade-no-fill")["turns"], 1)
+        for more in ((), ("--no-trade-no-fill",)):
+            self.assertEqual(self.told(*words, *more)["turns"], 1)
+
+    def test_an_order_that_waits_for_a_trade_at_the_end_has_not_been_refused(self) -> None:
+        rows = candles([120, 120, 121, 122, 90, 80, 80, 81, 81])
+        words = self.write([*rows[:-1], rows[-1][:-3] + "0,0"]), "--length", "2", "--size", "1"
+        words += "--leverage", "0", "--balance", "85", "--no-trade-no-fill"
+        told = self.told(*words, KRAKENBOT_ENTRY="now")
+        self.assertEqual((told["refused"], told["ended"]), (2, None))
 
     def test_no_order_is_refused_while_it_would_wait_for_a_trade(self) -> None:
         rows = candles([*range(100, 140)])
-        words = (
-            self.write(rows[:20] + rows[25:]),
-            "--length",
-            "2",
-            "--size",
-            "1",
-            "--balance",
-            "9",
-        )
+        path = self.write(rows[:20] + rows[25:])
+        words = (path, "--length", "2", "--size", "1", "--balance", "9")
         told = self.told(*words, KRAKENBOT_ENTRY="now")
         waits = self.told(*words, "--no-trade-no-fill", KRAKENBOT_ENTRY="now")
         self.assertEqual((told["refused"], waits["refused"]), (37, 32))
@@ -185,10 +185,8 @@ class TestRun(CommandTest):
         euro = self.jumpy("XBTEUR_1.csv")
         self.assertIn("no pair XBT/EUR", self.refused(euro, "--pair-rules", rules))
         self.assertIn("AssetPairs", self.refused(path, "--pair-rules", path))
-
-    def test_whole_prices_have_a_tick_of_one(self) -> None:
-        path = self.write(candles([*range(100, 140)]), "FOOBAR_1.csv")
-        self.assertIn("a tick of 1,", self.notes(path))
+        whole = self.write(candles([*range(100, 140)]), "FOOBAR_1.csv")
+        self.assertIn("a tick of 1,", self.notes(whole))
 
     def test_a_run_that_ended_early_makes_no_promise_for_a_year(self) -> None:
         rows = [f"{86400 * at},{row},1,1" for at, row in enumerate(self.ENDING)]
@@ -198,6 +196,17 @@ class TestRun(CommandTest):
         output = command(*words, "--leverage", "10", KRAKENBOT_ENTRY="now")[1]
         self.assertIn("ENDED EARLY", output)
         self.assertNotIn("per year", output)
+
+    def test_a_mistake_in_a_file_does_not_follow_the_progress_on_its_line(self) -> None:
+        def parts() -> Iterator[Any]:
+            yield mock.Mock(times=[0])
+            raise BadDataError("a mistake")
+
+        shown = mock.Mock(wraps=io.StringIO())
+        shown.isatty.return_value = True
+        with contextlib.redirect_stderr(shown), self.assertRaises(BadDataError):
+            list(backtest._watched(parts()))
+        self.assertEqual(shown.getvalue(), "\r1 candles, 1970-01-01 00:00\r\x1b[K")
 
     def test_max_loss_and_intervals_that_the_bot_does_not_have_are_remarked(self) -> None:
         notes = self.notes(self.jumpy(), KRAKENBOT_RISK_MAX_LOSS="9")
@@ -218,9 +227,11 @@ class TestRun(CommandTest):
     def test_a_report_tells_of_all_round_trips_and_not_of_those_it_draws(self) -> None:
         path, report = self.jumpy(), self.folder / "report.html"
         count = len(self.told(path, "--length", "5")["round_trips"])
-        with mock.patch.object(backtest, "_TRIPS_DRAWN", 5):
-            command(path, "--length", "5", "--report", str(report))
-        self.assertGreater(count, 5)
+        lines = command(path, "--length", "5")[1].splitlines()
+        with mock.patch.object(backtest, "_TRIPS_DRAWN", 15):
+            more = command(path, "--length", "5", "--report", str(report))[1].splitlines()
+        self.assertEqual([*lines, f"report: {report}"], more)
+        self.assertGreater(count, 15)
         self.assertIn(f"<dt>Round trips</dt><dd>{count}</dd>", report.read_text())
 
 
@@ -306,14 +317,18 @@ class TestSweep(CommandTest):
         self.assertIn("sma-slope 20, size", shown)
 
     def test_a_signal_ends_a_sweep_and_its_workers_at_once(self) -> None:
-        for number, send in ((signal.SIGTERM, os.kill), (signal.SIGINT, os.killpg)):
+        for number, send, code in (
+            (signal.SIGTERM, os.kill, 130),
+            (signal.SIGINT, os.killpg, 130),
+            (signal.SIGKILL, os.kill, -signal.SIGKILL),
+        ):
             with self.subTest(number=number):
                 program = self.slow_sweep()
                 for _ in range(9):  # Then the sweep is well under way.
                     program.stdout.readline()
                 send(program.pid, number)
                 errors = program.communicate(timeout=10)[1]  # Workers hold the pipes open.
-                self.assertEqual((program.returncode, errors), (130, ""))
+                self.assertEqual((program.returncode, errors), (code, ""))
 
     def slow_sweep(self) -> Any:
         """Return a sweep in a process group of its own, which ends with the test."""
@@ -337,12 +352,6 @@ class TestSweep(CommandTest):
 
         self.addCleanup(end)
         return program
-
-    def test_a_report_does_not_lengthen_the_list_of_round_trips(self) -> None:
-        path = self.jumpy()
-        words = "--report", str(Path(path).with_name("page.html"))
-        count = len(command(path, "--length", "3")[1].splitlines())
-        self.assertEqual(count + 1, len(command(path, "--length", "3", *words)[1].splitlines()))
 
     def test_the_table_marks_the_best_of_the_cells_that_traded_to_the_end(self) -> None:
         path = self.jumpy()

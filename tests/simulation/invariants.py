@@ -312,6 +312,8 @@ class Truth:
         account = world.account()
         if not self.clean or not world.leverage or books is None or account is None:
             return
+        if any(entry.type == "trade" for entry in world.api.account.ledger):
+            return  # Someone has spent quote currency on another pair.
         world.api.private_api.mark_to_market()
         equity = world.api.account.summary(QUOTE).equity
         difference = abs(equity - world.setting.balance - account.pnl(books.price))

@@ -75,9 +75,8 @@ def certificate(folder: Path) -> tuple[Path, ssl.SSLContext]:
 
 def sandbox(context: ssl.SSLContext, speed: float) -> tuple[server.Sandbox, str]:
     exchange = server.Sandbox("random:1", speed)
-    front = exchange.server
-    front.socket = context.wrap_socket(
-        front.socket, server_side=True, do_handshake_on_connect=False
+    exchange.socket = context.wrap_socket(
+        exchange.socket, server_side=True, do_handshake_on_connect=False
     )
     return exchange, exchange.url.replace("http://127.0.0.1", "https://localhost")
 

@@ -4,11 +4,9 @@
 every mistake at once. `sources` of its result says where each value came from.
 """
 
-import difflib
 import json
 import os
 import re
-import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from decimal import Decimal
@@ -330,6 +328,8 @@ def _read_toml(
             raw = opened.read(_FILE_BYTES_MAX + 1)
         if len(raw) > _FILE_BYTES_MAX:
             raise ValueError("larger than a megabyte")
+        import tomllib  # Often there is no file.
+
         return tomllib.loads(raw.decode("utf-8-sig"), parse_float=Decimal)
     except OSError as error:
         if isinstance(error, FileNotFoundError) and not must_exist:
@@ -354,6 +354,8 @@ def _typed(raw: object, default: object) -> object:
 
 def _unknown(name: str, valid: list[str]) -> str:
     """Return the message about an unknown name; its value is never shown."""
+    import difflib
+
     hide_keys(name)
     said = repr(redact(name))[:80]
     table, dot, last = name.rpartition(".")

@@ -20,7 +20,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from krakenbot import config, log
-from krakenbot.backtest.files import BadDataError, read
+from krakenbot.backtest.columns import BadDataError
+from krakenbot.backtest.files import read
 from krakenbot.candles import fill
 from krakenbot.commands import json_values
 from krakenbot.commands.history import ROWS

@@ -5,8 +5,8 @@ from decimal import Decimal
 from typing import NamedTuple
 
 from krakenbot import format
+from krakenbot.backtest.columns import columns_of
 from krakenbot.backtest.engine import Costs, Replay
-from krakenbot.backtest.files import columns_of
 from krakenbot.backtest.result import DAY_S
 from krakenbot.candles import fill
 from krakenbot.config import INTERVALS, Config

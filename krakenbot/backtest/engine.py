@@ -14,7 +14,7 @@ from math import inf
 from typing import NamedTuple
 
 from krakenbot import format
-from krakenbot.backtest.files import BadDataError, Columns, candles_of, exact
+from krakenbot.backtest.columns import BadDataError, Columns, candles_of, exact
 from krakenbot.backtest.result import DAY_S, Fill, Record, Result
 from krakenbot.decision import Blocked, Plan, Snapshot, decide
 from krakenbot.errors import RefusedError

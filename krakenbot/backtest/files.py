@@ -4,8 +4,7 @@ They may be Kraken's OHLCVT files (CSV, .csv.gz, or the zip from support.kraken.
 CSV with a header line, or saved OHLC answers. Files are read in blocks, so memory does not grow
 with their length. Missing intervals are filled flat, as in the live API.
 
-Prices are floats. With at most 15 digits floats compare as the decimals in the file do, and `exact`
-restores those; a file with longer prices is refused, a longer volume is rounded.
+A file with prices of more than 15 digits is refused, a longer volume is rounded.
 """
 
 import gzip
@@ -21,8 +20,9 @@ from itertools import chain, pairwise
 from math import gcd, inf
 from operator import sub
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from krakenbot.backtest.columns import BadDataError, Columns, candles_of
 from krakenbot.model import Candle
 from krakenbot.pairs import plain
 
@@ -46,65 +46,10 @@ _NAME = re.compile(
 )
 
 
-class BadDataError(ValueError):
-    """Data that must not be used. The message names the file and, if there is one, the line."""
-
-
-class Columns(NamedTuple):
-    """Candles by column; `times` are their starts. `read` and `aggregate` leave no gaps.
-
-    The volume of a candle without trades is 0.
-    """
-
-    interval_s: int
-    times: Sequence[int]
-    opens: Sequence[float]
-    highs: Sequence[float]
-    lows: Sequence[float]
-    closes: Sequence[float]
-    volumes: Sequence[float]
-
-    @property
-    def end(self) -> int:
-        return self.times[-1] + self.interval_s
-
-    @property
-    def numbers(self) -> tuple[Sequence[float], ...]:
-        return self.opens, self.highs, self.lows, self.closes, self.volumes
-
-    def cut(self, begin: int, end: int | None = None) -> "Columns":
-        """Return the candles from number `begin` up to `end`."""
-        numbers = (column[begin:end] for column in self.numbers)
-        return Columns(self.interval_s, self.times[begin:end], *numbers)
-
-    def joined(self, after: "Columns") -> "Columns":
-        """Return these candles and those after them; there must be no gap between."""
-        times = range(self.times[0], after.end, self.interval_s)
-        both = zip(self.numbers, after.numbers, strict=True)
-        return Columns(self.interval_s, times, *([*a, *b] for a, b in both))
-
-
 Names = Sequence[str]
 _COLUMNS: Names = ("time", "open", "high", "low", "close", "volume")
 _KRAKEN: Names = (*_COLUMNS, "trades")
 _ANSWER: Names = (*_COLUMNS[:5], "average", "volume", "trades")
-
-
-def exact(number: float) -> Decimal:
-    """Return the number as in the file."""
-    return Decimal(repr(number))
-
-
-def columns_of(candles: Sequence[Candle], interval_s: int) -> Columns:
-    """Return candles without gaps as columns."""
-    times, *numbers = zip(*candles, strict=True)
-    return Columns(interval_s, times, *(list(map(float, column)) for column in numbers))
-
-
-def candles_of(part: Columns) -> Iterator[Candle]:
-    """Yield the candles with the exact numbers of the file."""
-    for time, *numbers in zip(part.times, *part.numbers, strict=True):
-        yield Candle(time, *map(exact, numbers))
 
 
 def sources_of(path: Path) -> Sequence[Source]:

@@ -6,7 +6,7 @@ from itertools import chain
 from pathlib import Path
 
 from krakenbot import format
-from krakenbot.backtest.files import BadDataError, Columns, exact
+from krakenbot.backtest.columns import BadDataError, Columns, exact
 from krakenbot.model import MARGIN_RATE_ASSUMED
 from krakenbot.pairs import PairRules, parse_rules
 from krakenbot.simulated.listing import MARGIN_RATES, PAIRS, assets_of, unlisted

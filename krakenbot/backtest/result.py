@@ -4,7 +4,7 @@ from collections import deque
 from decimal import Decimal
 from typing import NamedTuple
 
-from krakenbot.backtest.files import Columns
+from krakenbot.backtest.columns import Columns
 from krakenbot.model import ZERO
 from krakenbot.pairs import PairRules
 from krakenbot.simulated.books import Trade

@@ -12,8 +12,9 @@ from multiprocessing import active_children, get_context, parent_process
 from threading import Thread
 from typing import NamedTuple
 
+from krakenbot.backtest.columns import BadDataError, Columns
 from krakenbot.backtest.engine import Costs, Replay
-from krakenbot.backtest.files import BadDataError, Columns, aggregate
+from krakenbot.backtest.files import aggregate
 from krakenbot.backtest.result import Result
 from krakenbot.config import Config
 from krakenbot.kraken.shape import OHLC_ROWS_MAX

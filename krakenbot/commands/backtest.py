@@ -15,8 +15,9 @@ from typing import Any
 
 from krakenbot import config as configuration
 from krakenbot.backtest import files, sweep
+from krakenbot.backtest.columns import BadDataError, Columns
 from krakenbot.backtest.engine import Costs, Replay
-from krakenbot.backtest.files import BadDataError, Columns, Source, interval_of, pair_of
+from krakenbot.backtest.files import Source, interval_of, pair_of
 from krakenbot.backtest.pair import rates_of, rules_of
 from krakenbot.backtest.result import DAY_S
 from krakenbot.backtest.sweep import Setting, Value

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from krakenbot import format
+from krakenbot.backtest.columns import Columns, exact
 from krakenbot.backtest.engine import Replay
-from krakenbot.backtest.files import Columns, exact
 from krakenbot.backtest.result import YEAR_S, Fill, Result, Trip
 from krakenbot.backtest.sweep import Cell, Setting, Step, best_of, is_sound
 from krakenbot.commands import report as pages

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from krakenbot import format
-from krakenbot.backtest.files import candles_of, exact, interval_of, pair_of, read
+from krakenbot.backtest.columns import candles_of, exact
+from krakenbot.backtest.files import interval_of, pair_of, read
 from krakenbot.config import INTERVALS
 from krakenbot.errors import RefusedError
 from krakenbot.model import ZERO, Candle, Quote

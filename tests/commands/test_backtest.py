@@ -13,8 +13,9 @@ from krakenbot import bot
 from krakenbot import orders as orders_module
 from krakenbot.accounting import Ledger
 from krakenbot.backtest import engine as backtest
+from krakenbot.backtest.columns import Columns, candles_of
 from krakenbot.backtest.engine import Costs, Replay
-from krakenbot.backtest.files import Columns, candles_of, read
+from krakenbot.backtest.files import read
 from krakenbot.backtest.result import Fill, Result
 from krakenbot.bot import WAKE_DELAY_S, Bot
 from krakenbot.decision import Plan

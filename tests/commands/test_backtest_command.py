@@ -16,7 +16,7 @@ from decimal import Decimal as D
 from typing import Any
 from unittest import mock
 
-from krakenbot.backtest.files import BadDataError
+from krakenbot.backtest.columns import BadDataError
 from krakenbot.commands import backtest
 from krakenbot.simulated.listing import PAIRS
 from tests.commands.called import Done, call

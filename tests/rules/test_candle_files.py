@@ -12,7 +12,8 @@ from functools import reduce
 from pathlib import Path
 
 from krakenbot.backtest import files
-from krakenbot.backtest.files import BadDataError, Columns, Source, aggregate, exact, read
+from krakenbot.backtest.columns import BadDataError, Columns, exact
+from krakenbot.backtest.files import Source, aggregate, read
 from krakenbot.simulated.listing import assets_of
 from tests.folders import own_folder
 

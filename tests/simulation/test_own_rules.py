@@ -7,8 +7,8 @@ import re
 import unittest
 from decimal import Decimal
 
+from krakenbot.backtest.columns import columns_of
 from krakenbot.backtest.engine import Costs, Replay
-from krakenbot.backtest.files import columns_of
 from krakenbot.backtest.result import Fill
 from krakenbot.commands.help import page
 from krakenbot.config import Config, StrategyTable

@@ -213,7 +213,10 @@ def _ask_the_bot(config: Config, path: Path, arguments: argparse.Namespace) -> i
         print("it is closed, and the bot is halted: `krakenbot resume` lets it trade again")
         return 0
     ended = f"the bot ended with: {halted or 'no halt'}; its journal shows {volume(left)} held"
+    if halted and not (arguments.all and config.leverage):
+        raise StopError(f"{ended}. Look into that, then run `krakenbot flatten` again")
     print(clean(ended))
+    arguments.yes = arguments.yes or not arguments.all  # What was agreed to.
     return None
 
 

@@ -90,6 +90,20 @@ class TestAdopt(HandoverTest):
 
 
 class TestFlatten(HandoverTest):
+    def test_a_bot_that_halts_meanwhile_is_looked_into_before_anything_is_sold(self) -> None:
+        gate = self.gate(15.0)
+        self.assert_ends(self.run_it(gate, "run", "--live", "--once", **SPOT), 0)
+        journal, balances = self.journal(), gate.sandbox.api.account.balances
+        backup, balances["XXBT"] = journal.read_bytes(), balances["XXBT"] + 1  # Not the bot's.
+        self.assert_ends(self.run_it(gate, "flatten", "--live", "--yes", **SPOT), 0)
+        for path in self.state.glob(f"{journal.name}*"):
+            path.unlink()
+        journal.write_bytes(backup)
+        self.start(gate, "run", "--live", **SPOT).wait_for("waiting")
+        done = self.run_it(gate, "flatten", "--live", "--yes", **SPOT)
+        self.assert_ends(done, 76, "does not know", "Look into that")
+        self.assertEqual((D(1), 2), (balances["XXBT"], len(gate.orders)))
+
     def test_it_says_what_it_trades_closes_it_and_leaves_the_bot_halted(self) -> None:
         for settings in (UPWARD, self.elsewhere(SPOT)):
             gate = self.held(settings)

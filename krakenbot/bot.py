@@ -179,8 +179,9 @@ class Bot:
             result = self.tick()
             if not result.decided:
                 raise LaterError("the exchange has not finished the newest candle yet")
-            pause_s = result.next_due - self.clock.now()
-            if result.is_done or self.clock.monotonic() - began + pause_s > VISIBLE_S:
+            pause_s = max(0.0, result.next_due - self.clock.now())
+            # At 0, a newer candle has finished meanwhile.
+            if (result.is_done and pause_s) or self.clock.monotonic() - began + pause_s > VISIBLE_S:
                 return
             self.clock.wait(pause_s)
 

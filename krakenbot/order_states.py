@@ -203,6 +203,9 @@ def next_attempt(
     if not (newest.reduce_only or ended_early or newest.outcome in PASSING):
         return Blocked("already ordered once for this candle", None) if is_of_candle else None
     at = (newest.settled or newest.created) + _pause_s(newest_first, is_of_candle, ordermin)
+    is_sale = newest.purpose is Purpose.CLOSE and newest.outcome is Outcome.REFUSED
+    if not newest.reduce_only and (is_sale or newest.outcome is Outcome.REFUSED_FOR_NOW):
+        at = max(at, newest.deadline + VISIBLE_S)  # Up to 0.3.5 it was recorded at once.
     reason = f"{newest.ending} ({newest.note})" if newest.note else newest.ending
     if is_of_candle and max(at, now) > candle + 2 * newest.interval_s - newest.interval_s / 10:
         return Blocked(f"{reason}, no retry for this candle", None)

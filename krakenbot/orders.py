@@ -335,7 +335,9 @@ class Orders:
         since, until = intent.created - 5, intent.deadline + VISIBLE_S
         traded = self._exchange.traded_orders(since, until)
         unknown = sorted({order for order in traded if not self._journal.knows_order(order)})
-        if unknown:
+        # Without margin, a refusal is not contradicted by what a person trades meanwhile.
+        is_refused = self._refusal[0] == intent.id and not self._plan.leverage
+        if unknown and not is_refused:
             recorded = self._journal.account().held
             held = self._held(recorded)
             raise self._journal.halt(

@@ -10,6 +10,7 @@ from krakenbot.order_states import (
     LOST,
     STILL_OPEN,
     TABLE,
+    VISIBLE_S,
     Answer,
     Do,
     Search,
@@ -184,6 +185,9 @@ class TestNextAttempt(unittest.TestCase):
             with self.subTest(outcome):
                 close = intent(outcome, purpose=Purpose.CLOSE, reduce_only=True)
                 self.assertEqual(15, pause(close))
+
+    def test_a_doubt_of_0_3_5_recorded_at_once_is_waited_out(self) -> None:
+        self.assertEqual(14 + VISIBLE_S, pause(intent(UNSURE)))
 
     def test_what_never_happened_may_be_tried_again_for_the_same_candle(self) -> None:
         self.assertEqual(60, pause(*[intent(Outcome.ABSENT)] * 4))

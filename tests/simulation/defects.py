@@ -135,7 +135,7 @@ shown by two-step:AddOrder=late-fill
 orders: next_attempt(*question): pass
 
 refusals go on for ever
-shown by 9
+shown by 39
 orders: next_attempt(newest_first, *more):
     ended = newest_first[0].outcome if newest_first else None
     is_refused = ended in (Outcome.REFUSED, Outcome.REFUSED_FOR_NOW_NO_ORDER)
@@ -175,7 +175,7 @@ orders: Orders._look_up(self, intent):
     return Answer.FOUND_FINAL
 
 a new process believes its first empty answer
-shown by 27
+shown by 1
 orders: Orders.reconcile(self):
     if not vars(self).get("is_old"):
         for intent in self._journal.open_intents():

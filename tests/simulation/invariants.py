@@ -249,14 +249,17 @@ class Truth:
                 self._change_hands(row["id"], real, -1 if row["outcome"] == GIVEN_UP else 1)
             if row["outcome"] == GIVEN_UP:
                 continue
-            if row["outcome"] == ABSENT and real and world.blind and not self.doubles:
+            is_absent = row["outcome"] in (ABSENT, "put off")
+            if is_absent and real and world.blind and not self.doubles:
                 self.doubles += 1  # It lagged for longer than it was looked for.
                 self.doubled_at = world.time
                 self.foreign_at = world.time
                 self._change_hands(row["id"], real, -1)
                 continue
-            if row["outcome"] in PASSING and real and world.seen("yes-after-no"):
-                self.foreign_at = world.time  # Refused, not seen then, and yet executed.
+            is_close = row["reduce_only"] and row["outcome"] in PASSING
+            if is_close and real and world.seen("yes-after-no"):
+                # Refused, not seen then, and yet executed: a second one can only do nothing.
+                self.foreign_at = world.time
                 self._change_hands(row["id"], real, -1)
                 self.taken.add(row["id"])
                 continue

@@ -120,6 +120,14 @@ class TestRefusalsThatPass(BotTest):
         self.assertEqual(Outcome.REFUSED_FOR_NOW, first.outcome)
         self.assertIn("EAPI:Rate limit exceeded", first.note)
 
+    def test_without_margin_a_refusal_is_not_contradicted_by_what_a_person_trades(self) -> None:
+        self.plan = self.plan._replace(leverage=0)
+        self.exchange.script = ["wait"]
+        self.exchange.traded_orders = mock.Mock(return_value=["OTHER"])
+        self.run_for(1000)
+        self.assertEqual(SIZE, self.journal.account().held)
+        self.assertFalse(self.journal.get("halted"))
+
     @contextmanager
     def taken_after_refusal(self, lag_s: float = 60.0) -> Iterator[None]:
         """Let orders be refused and executed all the same, and be found only `lag_s` later."""

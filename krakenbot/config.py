@@ -266,13 +266,17 @@ def is_key_itself(path: str) -> bool:
     return is_key
 
 
-def hide_keys(text: str) -> None:
-    """Let no output show what may be a key in a text, except for the part that is a real path."""
-    is_key_itself(text)
+def hide_keys(text: str) -> bool:
+    """Let no output show what may be a key in a text, except for the part that is a real path.
+
+    Returns whether there is one.
+    """
     there = next(filter(os.path.lexists, (text, *map(str, Path(text).parents))), "")
-    for found in re.findall(_KEY, text.removeprefix(there)):
+    keys = re.findall(_KEY, text.removeprefix(there))
+    for found in keys:
         for key in (found, re.sub("/+", "/", found)):  # A Path has no empty parts.
             register(key.strip("/"))
+    return bool(keys)
 
 
 def journals_in(folder: Path) -> list[Path]:
@@ -382,6 +386,7 @@ def shown(key: str, raw: object) -> str:
     if isinstance(raw, int) and raw.bit_length() > 256:
         return "a huge number"  # Python refuses to write out some of these.
     if isinstance(raw, str):
+        is_key_itself(raw)
         hide_keys(raw)  # Before an @ in an address there may be a password.
         return repr(redact(re.sub("(?s).*@", "***@", raw)))[:80]
     return str(raw).lower() if isinstance(raw, bool) else redact(str(raw))[:80]
@@ -439,6 +444,8 @@ def _expanded(path: Path, environ: Mapping[str, str]) -> Path:
     if not str(path).startswith("~"):
         return path
     home = environ.get("HOME", "")
-    if path.parts[0] != "~" or not home.startswith("/"):
-        raise ValueError(f"'{path}': only ~/ is known, and it needs $HOME")
+    if path.parts[0] != "~":
+        raise ValueError(f"'{path}': only ~/ is known")
+    if not home.startswith("/"):
+        raise ValueError(f"'{path}': $HOME is not set")
     return Path(home, *path.parts[1:])

@@ -190,7 +190,8 @@ def _futures(config: Config, arguments: argparse.Namespace, values: list[tuple[s
     except ValueError:
         what = f"HTTP {status} with {kind_of(answer)} instead of a JSON answer"
         raise UnansweredError(f"{path}: {what}") from None
-    if status != 200 or (isinstance(result, dict) and result.get("result") == "error"):
+    is_error = isinstance(result, dict) and (result.get("result") == "error" or result.get("error"))
+    if status != 200 or is_error:  # A sandbox of the Spot API answers with a list of errors.
         kind = UnansweredError if status >= 500 else RefusedError
         raise kind(f"{path}: HTTP {status} {json.dumps(result, default=str):.500}")
     return result

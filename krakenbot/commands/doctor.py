@@ -132,7 +132,9 @@ class Checks:
 
     def _secrets(self) -> Answer:
         mode = self.config.mode
-        sizes = [os.path.getsize(file) for file in self.config.keys if file and file.exists()]
+        sizes = [
+            os.path.getsize(file) for file in self.config.keys if file and os.path.exists(file)
+        ]
         if mode != "paper" or any(sizes) or not sizes:  # An installation's are empty at first.
             self.credentials = load_credentials(self.config)
         if self.credentials is None and mode == "paper":

@@ -29,7 +29,7 @@ from krakenbot.errors import ConfigError
 from krakenbot.format import in_columns, volume
 from krakenbot.journal_file import open_read_only
 from krakenbot.lock import holder
-from krakenbot.log import clean, redact
+from krakenbot.log import clean
 
 EXAMPLE = (
     "sudo python3 krakenbot.pyz install --systemd --dry-run; sudo krakenbot uninstall --dry-run; "
@@ -297,7 +297,7 @@ def unit(config: Config, file: str, template: bool) -> str:
             # NAME.toml, NAME.kraken_api_key, NAME.kraken_api_secret.
             escaped = f"{FOLDER}/%i.{name.removeprefix('config.')}"
         credentials += f"LoadCredential={name}:{escaped}\n"
-    if redact(credentials) != credentials:  # Everybody may read a unit.
+    if any(map(configuration.hide_keys, sources.values())):  # Everybody may read a unit.
         raise ConfigError("a key seems to stand where the path of a file belongs")
     return page("krakenbot.service").format(
         name="krakenbot@" if template else "krakenbot",

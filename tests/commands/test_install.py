@@ -76,6 +76,12 @@ class TestUnit(unittest.TestCase):
                     done = call(*argv, "unit", HOME=home, **environ)
                 self.assertEqual([f"config.toml:{want}"], settings(done.out)["LoadCredential"])
 
+    def test_a_path_with_the_topic_of_the_notices_in_it_is_no_key(self) -> None:
+        topic = {"KRAKENBOT_NOTIFY_URL": "https://ntfy.sh/xbt-bot-1"}
+        names = ("api_key", "api_secret")
+        keys = {f"KRAKENBOT_KEYS_{n.upper()}_FILE": f"/etc/krakenbot/xbt-bot-1.{n}" for n in names}
+        self.assertIn("xbt-bot-1.api_key", command.unit(config(**topic, **keys), "/c", False))
+
     def test_a_rule_whose_name_a_service_does_not_take_must_be_renamed(self) -> None:
         for name in ("règle.py", "r:1.py", "r%n.py", "my rule.py", "config.toml", *command.KEYS):
             rule = {"KRAKENBOT_STRATEGY_NAME": "file", "KRAKENBOT_STRATEGY_FILE": f"/r/{name}"}

@@ -320,6 +320,11 @@ class TestStateDirectory(Folder):
 
 
 class TestPaths(Folder):
+    def test_a_long_path_that_is_not_there_yet_is_no_key(self) -> None:
+        path = "/usr/share/krakenbotsomewhere/bitcoin/state"
+        self.load(f"[state]\ndirectory = '{path}'")
+        self.assertEqual(path, log.redact_registered(path))
+
     TOML = (
         "state.directory = 'here'\n[keys]\napi_key_file = '~/key'\napi_secret_file = 'secret'\n"
         "[strategy]\nname = 'file'\nfile = 'rule.py'"

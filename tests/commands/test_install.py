@@ -78,9 +78,8 @@ class TestUnit(unittest.TestCase):
 
     def test_a_path_with_the_topic_of_the_notices_in_it_is_no_key(self) -> None:
         topic = {"KRAKENBOT_NOTIFY_URL": "https://ntfy.sh/xbt-bot-1"}
-        names = ("api_key", "api_secret")
-        keys = {f"KRAKENBOT_KEYS_{n.upper()}_FILE": f"/etc/krakenbot/xbt-bot-1.{n}" for n in names}
-        self.assertIn("xbt-bot-1.api_key", command.unit(config(**topic, **keys), "/c", False))
+        file = "/etc/krakenbot/xbt-bot-1.toml"
+        self.assertIn(f"config.toml:{file}", command.unit(config(**topic), file, False))
 
     def test_a_rule_whose_name_a_service_does_not_take_must_be_renamed(self) -> None:
         for name in ("règle.py", "r:1.py", "r%n.py", "my rule.py", "config.toml", *command.KEYS):

@@ -34,6 +34,7 @@ CHECK_MAX_S = 300.0  # Position and loss are checked at least this often, by the
 PASSING_PAUSE_S = 60.0  # Before the next try when the obstacle is temporary.
 FUNDS_PAUSE_S = 5.0  # TradeBalance shows a close a few seconds late.
 LATE_PAUSE_S, LOSS_PAUSE_S = 30.0, 10.0
+LATE_MAX_S = 300.0  # Later than this, as after a sleep of the machine, nothing is opened.
 BLOCKED_CANDLES, BLOCKED_MAX_S = 3, 3600.0  # Blocked for so long, whichever is less: an alert.
 CHECKS_S = 3600.0  # Before a check of the start that allows only closing is asked again.
 PAGES_MAX, PAGE_S = 10, 6.0  # Ledger pages per check; the REST limit allows a page in 6 s.
@@ -179,8 +180,7 @@ class Bot:
             result = self.tick()
             if not result.decided:
                 raise LaterError("the exchange has not finished the newest candle yet")
-            pause_s = max(0.0, result.next_due - self.clock.now())
-            # At 0, a newer candle has finished meanwhile.
+            pause_s = max(0.0, result.next_due - self.clock.now())  # 0: a newer one has finished.
             if (result.is_done and pause_s) or self.clock.monotonic() - began + pause_s > VISIBLE_S:
                 return
             self.clock.wait(pause_s)
@@ -302,8 +302,8 @@ class Bot:
             if step is None:
                 break
             against = self._objection(step, held)
-            is_late = self.clock.now() >= self._next_due(candle)
-            if is_late and step.purpose is not Purpose.CLOSE:  # A newer candle has finished.
+            late_s = self.clock.now() - self._next_due(candle)  # After a newer candle has finished.
+            if late_s >= (0 if sent else LATE_MAX_S) and step.purpose is not Purpose.CLOSE:
                 against = Blocked("left to the next candle", None)
             elif sent == ROUNDS_MAX:
                 until = self.clock.now() + PASSING_PAUSE_S

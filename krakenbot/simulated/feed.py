@@ -98,7 +98,16 @@ class Series:
         here = self.number(now)
         start = min(max(self.number(time), 0), here)
         stop = min(max(self.number(time + interval_s), start + 1), here + 1)
-        rows = [self.candle(number, now) for number in range(start, stop)]
+        # What nobody has touched is summed in the feed's own units, some ten times as fast.
+        set_at = self.by_hand[1][0] if len(self.by_hand) > 1 else math.inf
+        same = max(start, min(stop - 1, self.number(min(set_at, now))))
+        self.row(stop - 1)
+        rows = [self.candle(number, now) for number in range(same, stop)]
+        if untouched := self._made[start:same]:
+            opens, highs, lows, closes, volumes = zip(*untouched, strict=True)
+            prices = (opens[0], max(highs), min(lows), closes[-1])
+            opened, high, low, close = (price * self._unit for price in prices)
+            rows.insert(0, Candle(time, opened, high, low, close, sum(volumes, ZERO)))
         high, low = max(row.high for row in rows), min(row.low for row in rows)
         volume = sum((row.volume for row in rows), ZERO)
         return Candle(time, rows[0].open, high, low, rows[-1].close, volume)
@@ -263,7 +272,7 @@ def _average(bar: Candle) -> Decimal:
 
 
 def _trades(bar: Candle) -> int:
-    return math.ceil(bar.volume / MINUTE_VOLUME)
+    return min(math.ceil(bar.volume / MINUTE_VOLUME), 10**6)
 
 
 def walk(seed: str, price: int) -> Iterator[Numbers]:

@@ -45,7 +45,8 @@ def headline(result: Result) -> list[str]:
     """Return lines with what a reader must not miss: an early end, the result in words."""
     seconds, costs = result.end - result.begin, cost_breakdown(result.net, result)
     words = in_words(seconds, costs, result.hold, result.balance, result.quote)
-    ended = f"ENDED EARLY: {end_of(result)}." if result.ended else ""
+    traded = format.duration((result.ended_at or result.end) - result.begin)
+    ended = f"ENDED EARLY after {traded}, {end_of(result)}." if result.ended else ""
     return textwrap.wrap(ended, 80) + textwrap.wrap(words, 80)
 
 
@@ -82,9 +83,9 @@ def figures(result: Result) -> list[tuple[str, str]]:
     why = f": {result.refused_reason}" if result.refused_reason else ""
     fall = money(result.max_drawdown, result.quote)
     better = "" if factor is None else f", profit factor {factor:.2f}"
-    costs = cost_breakdown(result.net, result)
+    costs, until = cost_breakdown(result.net, result), " while it traded" if result.ended else ""
     return [
-        ("turns", f"{result.turns:,}, {result.turns_per_day:,.1f} per day"),
+        ("turns", f"{result.turns:,}, {result.turns_per_day:,.1f} per day{until}"),
         ("empty candles", f"{result.openings_untraded:,} of {result.turns:,} openings"),
         ("orders", f"{result.orders:,}, {result.refused:,} refused{why}"),
         ("win rate", "-" if won is None else f"{percent(100 * won, 1)} after costs{better}"),

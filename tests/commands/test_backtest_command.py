@@ -68,7 +68,7 @@ class TestRun(CommandTest):
             self.assertEqual((told["orders"], told["win_rate"]), (2, 0))
             self.assertEqual(D(trip["net"]), D(told["net"]))
             lines = command(path, *words, KRAKENBOT_ENTRY="now")[1].splitlines()
-            self.assertIn("ENDED EARLY: 2020-09-13 17:00 UTC: ", lines[1])
+            self.assertIn("ENDED EARLY after 4 h, 2020-09-13 17:00 UTC: ", lines[1])
             self.assertIn("liquidated", lines[1])
 
     def test_a_liquidation_does_not_wait_for_the_next_trade(self) -> None:

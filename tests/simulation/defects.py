@@ -125,10 +125,9 @@ orders: Orders._place(self, intent):
     return answer
 
 a refusal in doubt is believed
-shown by 25
+shown by no margin:AddOrder=yes-after-no,OpenOrders=lag,ClosedOrders=lag
 orders: Orders._in_doubt(self, intent, error):
-    answer = original(self, intent, error)
-    return Answer.REJECTED if self._refusal[0] == intent.id else answer
+    return Answer.REJECTED if self._refusal[0] == intent.id else original(self, intent, error)
 
 what was ordered for this candle is ordered again
 shown by two-step:AddOrder=late-fill

@@ -267,10 +267,7 @@ def is_key_itself(path: str) -> bool:
 
 
 def hide_keys(text: str) -> bool:
-    """Let no output show what may be a key in a text, except for the part that is a real path.
-
-    Returns whether there is one.
-    """
+    """Hide from all output what may be a key, outside of a real path; return if there is one."""
     there = next(filter(os.path.lexists, (text, *map(str, Path(text).parents))), "")
     keys = re.findall(_KEY, text.removeprefix(there))
     for found in keys:

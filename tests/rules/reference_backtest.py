@@ -31,6 +31,7 @@ class Settings(NamedTuple):
     tick: Fraction
     step: Fraction
     entry_now: bool = False
+    orders_max: int = 500
     stop: Fraction = Fraction(40, 100)
 
 
@@ -76,6 +77,7 @@ class Account:
         self.fees = self.margin_fees = self.rollover = self.turnover = Fraction(0)
         self.won = self.lost = Fraction(0)
         self.flat = settings.balance
+        self.sent: list[int] = []
         self.peak, self.peak_at, self.under = settings.balance, 0, 0
         self.is_below = False
         self.fall = self.fall_share = Fraction(0)
@@ -201,10 +203,14 @@ def backtest(rows: list[Row], s: Settings) -> dict[str, Fraction | int | None]:
             entered = signal != first
         if not signal or not entered or account.sign == signal:
             continue
-        price = opened + signal * s.tick
+        account.sent = [sent for sent in account.sent if sent > now - DAY_S]
         if account.sign:
-            account.close(price)
-        if account.open(signal, price, now, traded):
+            account.close(opened + signal * s.tick)
+            account.sent.append(now)
+        if len(account.sent) < s.orders_max and account.open(
+            signal, opened + signal * s.tick, now, traded
+        ):
+            account.sent.append(now)
             refused_since = None
         else:
             refused += 1

@@ -20,7 +20,7 @@ class Outcome(StrEnum):
     REFUSED = "refused"
     ABSENT = "absent"
     ADOPTED = "adopted"
-    REFUSED_FOR_NOW = "put off"  # Temporary, such as a rate limit; an order may exist.
+    REFUSED_FOR_NOW = "put off"  # Temporary, such as a rate limit; proven absent, or only closes.
     REFUSED_FOR_NOW_NO_ORDER = "put off, no order left"  # The same, documented to leave no order.
     ABANDONED = "given up"
 

@@ -70,6 +70,7 @@ class TestRun(CommandTest):
             lines = command(path, *words, KRAKENBOT_ENTRY="now")[1].splitlines()
             self.assertIn("ENDED EARLY after 4 h, 2020-09-13 17:00 UTC: ", lines[1])
             self.assertIn("liquidated", lines[1])
+            self.assertRegex("\n".join(lines), r"turns +\d+, [\d.]+ per day while it traded")
 
     def test_a_liquidation_does_not_wait_for_the_next_trade(self) -> None:
         rows = (*self.ENDING[:3], "101,101,50,101", "", "70,130,70,130", "130,130,130,130")

@@ -341,6 +341,12 @@ class TestFutures(Called):
         self.assertEqual(0, self.futures("orders/status", "cliOrdIds=a", "cliOrdIds=b")[0])
         self.assertEqual(("POST", "cliOrdIds=a&cliOrdIds=b"), (self.seen[0][0], self.seen[0][3]))
 
+    def test_an_answer_with_errors_of_the_spot_api_is_a_refusal(self) -> None:
+        self.answer = (200, b'{"error":["EGeneral:Unknown method"]}')
+        done = self.futures("tickers")
+        self.assertEqual(1, done.code)
+        self.assertIn("EGeneral:Unknown method", done.err)
+
     def test_public_methods_carry_no_key(self) -> None:
         names = "tickers/PF_XBTUSD instruments instruments/PF_XBTUSD/status"
         for method in f"{names} /api/charts/v1/trade/PF_XBTUSD/1h".split():

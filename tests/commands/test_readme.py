@@ -21,14 +21,25 @@ import time
 import unittest
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
+from krakenbot.bot import Bot
 from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
 from tests import IS_LONG, slow
 from tests.commands.called import call
 from tests.markets import sandbox_for, short_histories
 from tests.rules import test_floors
+from tests.simulation.test_contract import Direct
+from tests.simulation.test_identity import FrontDoor
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+PACKAGE = ROOT / "krakenbot"
+# They hold values, times and texts, wherever an order is.
+VALUES = {
+    *("assemble.py", "clock.py", "format.py", "kraken/shape.py", "log.py"),
+    *("model.py", "pairs.py", "records.py"),
+}
 COLUMNS = 80
 SPEED = 60.0
 LIMIT_S = 20.0
@@ -277,6 +288,52 @@ class TestRehearsal(Reader):
         self.assertRegex(" ".join(bot.text.split()), "exchange holds 0 .*journal records -?0.01")
 
 
+class TestWay(FrontDoor):
+    """The README names and counts the files that an order passes, as they run."""
+
+    def test_the_first_thirteen_files_are_the_way_from_a_candle_to_the_wire(self) -> None:
+        layout = _readme().partition("## How the code is laid out")[2]
+        files = re.findall(r"`([a-z_/]+\.py)`", layout.partition("|---|")[2])[:13]
+        found = re.search(r"first thirteen files, ([\d,]+) lines", layout)
+        assert found is not None
+        counted = [len((PACKAGE / file).read_text(encoding="utf-8").splitlines()) for file in files]
+        self.assertEqual(sum(counted), int(found[1].replace(",", "")))
+        self.assertEqual({*files} - {"kraken/transport.py"}, self.passed() - VALUES)
+
+    def passed(self) -> set[str]:
+        """Return the files that run from a candle's first look to AddOrder, but the transport."""
+        ran, passed = set[str](), set[str]()
+        work, send = Bot._work, Direct.send
+
+        def note(frame: Any, *_: object) -> None:
+            path = Path(frame.f_code.co_filename)
+            if path.is_relative_to(PACKAGE):
+                ran.add(str(path.relative_to(PACKAGE)))
+
+        def noted(bot: Bot, *candle: Any) -> float | None:
+            sys.setprofile(note)
+            try:
+                return work(bot, *candle)
+            finally:
+                sys.setprofile(None)
+
+        def sending(wire: Direct, method: str, url: str, *rest: Any) -> Any:
+            noting = sys.getprofile()
+            passed.update(ran if url.endswith("/AddOrder") else ())
+            sys.setprofile(None)  # The exchange is not on the way.
+            answer = send(wire, method, url, *rest)
+            sys.setprofile(noting)
+            return answer
+
+        replaced = (
+            mock.patch.object(Bot, "_work", noted),
+            mock.patch.object(Direct, "send", sending),
+        )
+        with replaced[0], replaced[1]:
+            self.run_once()
+        return passed
+
+
 class TestClaims(unittest.TestCase):
     """What the README and the manual count is counted again."""
 
@@ -293,15 +350,6 @@ class TestClaims(unittest.TestCase):
         layout = _readme().partition("## How the code is laid out")[2]
         for file in path:
             self.assertIn(f"`{file.relative_to(ROOT / 'krakenbot')}`", layout)
-
-    def test_it_counts_the_files_that_an_order_passes(self) -> None:
-        layout = _readme().partition("## How the code is laid out")[2]
-        found = re.search(r"nine\s+files, ([\d,]+)\s+lines", layout)
-        assert found is not None
-        files = re.findall(r"`([a-z_/]+\.py)`", layout.partition("|---|")[2])[:9]
-        self.assertEqual("kraken/transport.py", files[-1])
-        counted = [len((ROOT / "krakenbot" / file).read_text().splitlines()) for file in files]
-        self.assertEqual(sum(counted), int(found[1].replace(",", "")))
 
     def test_links_lead_to_files_that_are_there(self) -> None:
         for link in re.findall(r"\]\((krakenbot/[^)]+)\)", _readme()):

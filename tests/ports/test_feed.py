@@ -138,6 +138,16 @@ class FileTest(unittest.TestCase):
         rules = old.pair("LTCCAD")
         self.assertEqual(("XLTC", "ZCAD"), (rules.base, rules.quote))
 
+    def test_a_long_candle_is_its_minutes_also_where_a_price_was_set(self) -> None:
+        series, now = walk(), NOW + 7200
+        series.by_hand += [(NOW + 600.0, D(1)), (NOW + 900.0, None)]
+        for time in range(int(NOW) // 3600 * 3600 - 3600, int(now), 3600):
+            whole, minutes = series.bar(time, 3600, now), range(time, time + 3600, 60)
+            parts = [series.candle(series.number(at), now) for at in minutes if at <= now]
+            self.assertEqual(min(part.low for part in parts), whole.low)
+            self.assertEqual(max(part.high for part in parts), whole.high)
+            self.assertEqual(sum(part.volume for part in parts), whole.volume)
+
     def test_volumes_and_prices_may_be_as_large_as_a_file_has_them(self) -> None:
         text = "".join(f"{60 * n},5e9,5e9,5e9,5e9,{10**14},3\n" for n in range(1, 60))
         feed = Feed(self.write(text), NOW)

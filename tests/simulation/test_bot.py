@@ -794,16 +794,17 @@ class TestPositionTruth(BotTest):
         self.assertEqual(-SIZE, self.exchange.held)
         self.assertFalse(self.journal.get("halted"))
 
-    def test_once_goes_on_to_a_candle_that_has_finished_meanwhile(self) -> None:
-        status, slow = self.exchange.market_status, iter((70.0,))
-
-        def late() -> SystemStatus:
-            self.clock.time += next(slow, 0.0)
-            return status()
-
-        self.exchange.market_status = late
+    def test_once_opens_at_the_next_candle_what_came_too_late_after_its_close(self) -> None:
         self.once()
-        self.assertEqual([SIZE], [order.volume for order in self.exchange.placed])
+        place = self.exchange.place
+
+        def slow(order: Order, deadline: int) -> None:
+            place(order, deadline)
+            self.clock.time += 70.0 * order.reduce_only
+
+        self.exchange.place = slow
+        self.once(DOWN)
+        self.assertEqual(-SIZE, self.exchange.held)
 
     def test_nothing_is_opened_for_a_candle_that_ended_while_the_machine_slept(self) -> None:
         quote = self.exchange.quote

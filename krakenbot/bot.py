@@ -80,7 +80,7 @@ class Bot:
         """`checks` run before the first decision, once the exchange's time is known.
 
         If a check returns a text, the bot only closes what is held; the text says why. It runs the
-        check again hourly. Once nothing is held, the check raises ConfigError in place of that.
+        check again hourly. Once nothing is held, the check raises ConfigError instead.
         """
         self.plan, self.exchange, self.journal, self.clock = plan, exchange, journal, clock
         self._on_event, self._checks, self._checked_start = on_event, [*checks], 0.0

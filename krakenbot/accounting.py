@@ -92,7 +92,8 @@ class Ledger:
                 return False
             self._until = 0
             read_until = self._book(charges, since - OVERLAP_S, until)
-            self._journal.put(charges_read=read_until)
+            if read_until != since:
+                self._journal.put(charges_read=read_until)
             if read_until == since or until >= self._now - OVERLAP_S:
                 return True
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from krakenbot import config as configuration
 from krakenbot import identity, log, startup
-from krakenbot.bot import Bot, Check, Event
+from krakenbot.bot import Bot, Event
 from krakenbot.clock import Clock
 from krakenbot.config import Config
 from krakenbot.credentials import require_credentials
@@ -42,7 +42,7 @@ class Parts(NamedTuple):
     path: Path  # The journal's.
     is_new: bool  # Whether the journal was created just now.
     # Run before an order that only closes; before trading, the bot runs its own longer list.
-    checks: tuple[Check, ...]
+    checks: tuple[Callable[[], str | None], ...]
 
     def close(self) -> None:
         self.journal.close()
@@ -131,11 +131,11 @@ def assemble(
         journal.on_write = nonces.set_mark
     if not is_live:
         spot.client = _paper(config, client, spot, clock, journal)
-    parts = (config, spot, journal, clock, locks[-1], owner, clock.monotonic())
-    start = startup.Start(*parts, nonces if is_live else None, info, accept_costs, adopts)
-    plan, (checks, closing) = plan_of(config), startup.checks_of(start)
-    bot = Bot(plan, spot, journal, clock, key_name, on_event, checks)
-    return Parts(config, clock, spot, journal, bot, locks, path, is_new, closing)
+    parts = (config, locks[-1], owner, clock.monotonic(), nonces if is_live else None)
+    checks, closing = startup.checks_of(startup.Start(*parts, info, accept_costs, adopts))
+    bot = Bot(plan_of(config), spot, journal, clock, key_name, on_event, checks)
+    before = tuple(partial(check, bot) for check in closing)
+    return Parts(config, clock, spot, journal, bot, locks, path, is_new, before)
 
 
 def _take_key(

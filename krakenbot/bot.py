@@ -41,7 +41,7 @@ PAGES_MAX, PAGE_S = 10, 6.0  # Ledger pages per check; the REST limit allows a p
 PAGES_BEFORE_S = 20.0  # The ledger is not read this close to the next candle.
 DAY_S = 86400
 
-Check = Callable[[], str | None]
+Check = Callable[["Bot"], str | None]
 
 
 class Event(NamedTuple):
@@ -129,15 +129,15 @@ class Bot:
             raise StopError(f"halted: {reason}. {cleared}")
 
     def _start(self, patience_s: float = 300.0) -> None:
-        self.retry(self.market.learn, patience_s)
+        for action in (self.market.learn, self.market.read_rates):
+            self.retry(action, patience_s)
         self._run_checks(partial(self.retry, patience_s=patience_s))
-        self.retry(self.market.read_rates, patience_s)
         self.retry(self._keep_books, patience_s)
         self.retry.has_started = True
 
-    def _run_checks(self, run: Callable[[Check], str | None]) -> None:
+    def _run_checks(self, run: Callable[[Callable[[], str | None]], str | None]) -> None:
         """Run the checks; those that let the bot only close are run again later."""
-        reasons = {check: why for check in self._checks if (why := run(check))}
+        reasons = {check: why for check in self._checks if (why := run(partial(check, self)))}
         self._checks, only = [*reasons], next(iter(reasons.values()), "")
         self.plan = self.plan._replace(limits=self.plan.limits._replace(close_only=only))
         self._alerts.update("closing", f"closing only, nothing is opened: {only}" if only else "")
@@ -202,9 +202,7 @@ class Bot:
             self._check_between_candles()
         if self.journal.get("flatten"):
             return self._flatten_on()
-        # The newest finished candle started no earlier: it ended less than an interval ago.
-        expected = int(self.clock.now()) - 2 * interval_s + 1
-        candles = self._finished(expected)
+        candles = self._finished()
         if candles is None:
             return TickResult(self.clock.now() + LATE_PAUSE_S, decided=False)
         newest, next_due = candles[-1], self._next_due(candles[-1])
@@ -258,10 +256,10 @@ class Bot:
         due = again_at or self.clock.now() + PASSING_PAUSE_S
         return TickResult(due, decided=True, is_done=False)
 
-    def _finished(self, expected: int) -> Sequence[Candle] | None:
-        """Return finished candles, the newest from `expected` or later; None if it is late."""
+    def _finished(self) -> Sequence[Candle] | None:
+        """Return the finished candles; None if the newest is late."""
         try:
-            candles = self.window.up_to(expected)
+            candles = self.window.up_to_date()
         except UnansweredError as error:
             if not error.wait_s:
                 self.market.invalidate()  # Either the exchange's clock or ours is wrong.

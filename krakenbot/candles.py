@@ -28,20 +28,37 @@ class CandleWindow:
         self._interval_s, self._needed = interval_s, needed
         self._candles: dict[int, Candle] = {}  # As received, by time, oldest first.
 
-    def up_to(self, expected: int) -> Sequence[Candle] | None:
-        """Return finished candles, the newest starting at `expected` (unix seconds) or later.
+    def up_to_date(self) -> Sequence[Candle] | None:
+        """Return the finished candles; None if the newest is late, even after some retries.
 
-        Retries while that one is late, then returns None. Besides errors of the request, raises
-        UnansweredError for candles in the future: then the exchange's clock or ours is wrong.
+        Besides errors of the request, raises UnansweredError for candles in the future: then the
+        exchange's clock or ours is wrong.
         """
+        expected = self._newest_start()
         for attempt in range(LATE_TRIES):
             if attempt:
                 self._clock.wait(LATE_WAIT_S)
-            if max(self._candles, default=0) < expected:
-                self._fetch(expected)
-            if max(self._candles, default=0) >= expected:
-                return fill([*self._candles.values()], self._interval_s)[-OHLC_ROWS_MAX:]
+            candles = self.read()
+            if candles and candles[-1].time >= expected:
+                return candles
         return None
+
+    def read(self) -> Sequence[Candle]:
+        """Return the finished candles known, after one request if the newest is not among them."""
+        if max(self._candles, default=0) < self._newest_start():
+            self._fetch(self._newest_start())
+        return self.known()
+
+    def _newest_start(self) -> int:
+        """Return when the newest finished candle began at the earliest, in unix seconds.
+
+        It ended less than an interval ago.
+        """
+        return int(self._clock.now()) - 2 * self._interval_s + 1
+
+    def known(self) -> Sequence[Candle]:
+        """Return the finished candles known, without a request."""
+        return fill([*self._candles.values()], self._interval_s)[-OHLC_ROWS_MAX:]
 
     def _fetch(self, expected: int) -> None:
         """Request candles from the first recent gap on, else those after the newest known."""

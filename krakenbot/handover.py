@@ -111,8 +111,7 @@ def _price(bot: Bot, position: Position) -> Decimal:
 
 def _next_trades(bot: Bot, held: Decimal) -> Iterator[str]:
     plan, last = bot.plan, bot.journal.get("direction")
-    candles = bot.window.up_to(int(bot.clock.now()) - 2 * plan.interval_s + 1)
-    signal = plan.strategy(candles or ())
+    signal = plan.strategy(bot.window.read())
     if signal.direction is None and last:
         signal = signal._replace(direction=Direction(int(last)))
     for _ in range(2):  # A reversal takes two.

@@ -151,6 +151,10 @@ class Journal:
             self._account = account
         return self._account
 
+    def is_exposed(self) -> bool:
+        """Return whether something is held, or may be by an order whose outcome is unknown."""
+        return bool(self.account().held or self.open_intents())
+
     def adopt(self, held: Decimal, price: Decimal, now: int, on_margin: bool) -> None:
         """Adopt what is held as if the difference had been traded at `price`; clear a halt.
 

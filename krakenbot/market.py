@@ -59,8 +59,7 @@ class MarketState:
             self._keep_rules(self._exchange.known_rules() if is_first else self._exchange.rules())
         except ExchangeError as error:
             text = self._journal.get("rules")
-            is_needed = self._journal.account().held or self._journal.open_intents()
-            if not text or (is_first and not is_needed):
+            if not text or (is_first and not self._journal.is_exposed()):
                 if not isinstance(error, RefusedError):
                     raise
                 raise ConfigError(f"pair = {self._plan.pair!r}: {error}") from error

@@ -36,7 +36,7 @@ class Retry:
         locked_s = self._locked_until - self._clock.monotonic()
         if locked_s > 0:  # A request to flatten has ended the wait for the end of a lockout.
             self._clock.wait(locked_s)
-        is_needed = self.has_started or self._journal.account().held or self._journal.open_intents()
+        is_needed = self.has_started or self._journal.is_exposed()
         pauses_s, probe = (KEY_PAUSES_S if is_needed else ()), self._exchange.balances
         result = retry(action, self._clock, patience_s, self._on_failure, pauses_s, probe)
         self._alerts.update("waiting", "")

@@ -7,9 +7,7 @@ from functools import partial
 from typing import NamedTuple
 
 from krakenbot import format, identity, log, rulefile
-from krakenbot.bot import Check
-from krakenbot.candles import fill
-from krakenbot.clock import Clock
+from krakenbot.bot import Bot, Check
 from krakenbot.config import Config
 from krakenbot.errors import (
     ConfigError,
@@ -22,10 +20,17 @@ from krakenbot.errors import (
 )
 from krakenbot.format import volume
 from krakenbot.identity import Identity, account_name
-from krakenbot.journal import Journal
 from krakenbot.kraken.spot import FORBIDDEN_PERMISSIONS, NEEDED_PERMISSIONS, Spot
 from krakenbot.lock import Lock, Nonces
-from krakenbot.model import ZERO, KeyInfo, MarginRates, MarginSummary, Purpose, Quote, Side, Step
+from krakenbot.model import (
+    ZERO,
+    KeyInfo,
+    MarginSummary,
+    Purpose,
+    Quote,
+    Side,
+    Step,
+)
 from krakenbot.order_states import VISIBLE_S
 from krakenbot.orders import DEADLINE_S
 from krakenbot.pairs import PairRules, earn_balances, plain
@@ -39,12 +44,9 @@ RICH = MarginSummary(Decimal(10**15), ZERO, ZERO)  # So that money is no objecti
 
 
 class Start(NamedTuple):
-    """What the checks need. `began` is by the monotonic clock."""
+    """What the checks need besides the bot. `began` is by the monotonic clock."""
 
     config: Config
-    exchange: Spot
-    journal: Journal
-    clock: Clock
     lock: Lock
     identity: Identity
     began: float
@@ -61,7 +63,7 @@ def checks_of(start: Start) -> tuple[tuple[Check, ...], tuple[Check, ...]]:
     On margin a close does not wait for a check of the trades: it is `reduce_only`, and only sent
     when exchange and journal agree. Without margin it could sell the user's own coins.
     """
-    settings = (partial(try_strategy, start), partial(check_settings, start))
+    settings = (read_candles, partial(try_strategy, start), partial(check_settings, start))
     account = partial(check_account, start)
     if start.nonces is None:
         return ((account, *settings) if start.config.mode == "validate" else settings), ()
@@ -100,13 +102,13 @@ def learn(config: Config, exchange: Spot, key: str) -> tuple[Identity, KeyInfo |
     return Identity(pair, account), info
 
 
-def check_account(start: Start, *, opens: bool = True) -> None:
+def check_account(start: Start, bot: Bot, *, opens: bool = True) -> None:
     """Raise StopError when key and journal belong to different accounts.
 
     With `opens`, also when the key has too many or too few permissions (exit code 77).
     """
-    is_needed = not opens or start.journal.account().held or start.journal.open_intents()
-    info = _key_info(start, is_known=bool(is_needed and start.identity.account))
+    is_needed = not opens or bot.journal.is_exposed()
+    info = _key_info(start, bot, is_known=is_needed and start.identity.account != "")
     if info is None:
         return
     account = account_name(info.account)
@@ -121,14 +123,14 @@ def check_account(start: Start, *, opens: bool = True) -> None:
         refuse_permissions(info)
 
 
-def _key_info(start: Start, *, is_known: bool) -> KeyInfo | None:
+def _key_info(start: Start, bot: Bot, *, is_known: bool) -> KeyInfo | None:
     """Return the key's information; None when Kraken refuses the method.
 
     For a key that is known from earlier and needed now, None also when it cannot be read for a
     minute: what is held must be looked after.
     """
     try:
-        return start.info or start.exchange.key_info()
+        return start.info or bot.exchange.key_info()
     except RefusedError as error:
         problem: Exception = error
     except KeyRefusedError as error:
@@ -139,7 +141,7 @@ def _key_info(start: Start, *, is_known: bool) -> KeyInfo | None:
         if not is_known:
             raise
         try:
-            return retry(start.exchange.key_info, start.clock, KEY_INFO_PATIENCE_S)
+            return retry(bot.exchange.key_info, bot.clock, KEY_INFO_PATIENCE_S)
         except LaterError as error:
             problem = error
     log.warning("the key's permissions cannot be read reason=%s", problem)
@@ -160,7 +162,7 @@ def refuse_permissions(info: KeyInfo) -> None:
         raise StopError(f"the API key lacks permissions: {', '.join(missing)}", 77)
 
 
-def check_trades(start: Start) -> None:
+def check_trades(start: Start, bot: Bot) -> None:
     """Halt when the exchange shows trades of the pair that the journal does not know.
 
     A journal can be an old copy: a snapshot, a backup, lost writes. So before anything is sent,
@@ -169,7 +171,7 @@ def check_trades(start: Start) -> None:
     wait is needed when the exchange has seen no nonce of this key after the last one stored here,
     and the journal's newest intent is the one stored with that nonce.
     """
-    journal, clock, nonces = start.journal, start.clock, start.nonces
+    journal, clock, nonces = bot.journal, bot.clock, start.nonces
     assert nonces is not None
     newest = journal.newest_intent()
     mark = newest.id if newest else ""
@@ -184,21 +186,21 @@ def check_trades(start: Start) -> None:
         log.warning("waiting %.0f s until any earlier order is visible: %s", wait_s, why)
         clock.wait(wait_s)
     if was_live or not is_new:
-        _compare_trades(start, since)
+        _compare_trades(start, bot, since)
     if is_new:
         journal.put(created=int(clock.now()))
     nonces.set_mark(mark)
 
 
-def _compare_trades(start: Start, since: int) -> None:
-    journal, exchange = start.journal, start.exchange
+def _compare_trades(start: Start, bot: Bot, since: int) -> None:
+    journal, exchange = bot.journal, bot.exchange
     own, unseen_until = set(journal.get("foreign_orders").split()), 0
     for intent in journal.open_intents():
         found = exchange.find(intent.id, intent.created)
         own |= {found.exchange_order_id} if found else set()
         if found is None:
             unseen_until = max(unseen_until, intent.deadline + VISIBLE_S)
-    now = int(start.clock.now())
+    now = int(bot.clock.now())
     traded = exchange.traded_orders(since - OVERLAP_S, now)
     unknown = [name for name in dict.fromkeys(traded) if not journal.knows_order(name)]
     unknown = [name for name in unknown if name not in own]
@@ -232,15 +234,15 @@ def _compare_trades(start: Start, since: int) -> None:
     raise halt
 
 
-def check_untracked_balance(start: Start) -> None:
+def check_untracked_balance(start: Start, bot: Bot) -> None:
     """Without margin, halt when the journal was lost: only it knew which coins are the bot's.
 
     The state in the lock file shows that there was a journal.
     """
-    journal, lock = start.journal, start.lock
+    journal, lock = bot.journal, start.lock
     is_lost = lock.read() == "live" and not journal.get("minded") and not start.config.leverage
     if is_lost and not start.adopts:
-        rules, balances = start.exchange.known_rules(), start.exchange.balances()
+        rules, balances = bot.market.rules, bot.exchange.balances()
         owned, earning = balances.get(rules.base, ZERO), earn_balances(balances, rules.base)
         if owned + sum(earning.values()) >= rules.ordermin:
             more = "".join(f" and {plain(amount)} {code}" for code, amount in earning.items())
@@ -255,56 +257,63 @@ def check_untracked_balance(start: Start) -> None:
     lock.write("live")
 
 
-def try_strategy(start: Start) -> None:
+def read_candles(bot: Bot) -> None:
+    """Read the candles for the next checks; do without while something is held.
+
+    A refusal is left to `check_settings`.
+    """
+    try:
+        bot.window.read()
+    except ExchangeError as error:
+        if not (bot.journal.is_exposed() or isinstance(error, RefusedError)):
+            raise
+
+
+def try_strategy(start: Start, bot: Bot) -> None:
     """Log and record which strategy runs; RuleError when a rule file fails its trial."""
     chosen, name = start.config.strategy, start.config.strategy.title
     if chosen.file is not None:
         rule = rulefile.load(chosen.file)
-        try:
-            finished = fill(start.exchange.candles(None)[:-1], start.config.interval * 60)
-        except ExchangeError:
-            if not (start.journal.account().held or start.journal.open_intents()):
-                raise
-            finished = []  # What is held must be looked after all the same.
+        finished = bot.window.known()
         if len(finished) < rule.candles:
             log.warning("strategy not tried: it needs %s candles", rule.candles)
         rule.try_on(finished, chosen.parameters)
         name += f" {rule.sha256}"
     log.info("strategy %s", name)
     settings = f"{name} {chosen} {start.config.interval} min"
-    if start.journal.get("direction_by") == f"{name} {chosen}":  # As up to 0.3.2.
-        start.journal.put(direction_by=settings)
-    if start.journal.get("direction_by") != settings:
+    if bot.journal.get("direction_by") == f"{name} {chosen}":  # As up to 0.3.2.
+        bot.journal.put(direction_by=settings)
+    if bot.journal.get("direction_by") != settings:
         # The last direction of another strategy must not be traded on, and the difference to its
         # first direction is no turn.
         changed = {"direction": None, "first_direction": None}
-        start.journal.put(strategy=name, direction_by=settings, **changed)
+        bot.journal.put(strategy=name, direction_by=settings, **changed)
 
 
-def check_settings(start: Start) -> str | None:
+def check_settings(start: Start, bot: Bot) -> str | None:
     """Refuse settings that cannot trade or cost too much; with a position, allow closing only.
 
     Raises StopError when the pair's name now means another market than the journal's.
     """
+    rules, former, candles = bot.market.rules, start.identity.pair, bot.window.known()
+    if rules.pair != former:
+        raise StopError(
+            f"pair = {start.config.pair!r} meant {former} and now means {rules.pair}; the "
+            f"journal belongs to {former}. Nothing was sent. Use another state.directory for "
+            f"{rules.pair}"
+        )
+    if bot.journal.get("flatten"):
+        return None  # It only closes, whatever that costs.
     try:
-        rules, former = start.exchange.known_rules(), start.identity.pair
-        if rules.pair != former:
-            raise StopError(
-                f"pair = {start.config.pair!r} meant {former} and now means {rules.pair}; the "
-                f"journal belongs to {former}. Nothing was sent. Use another state.directory for "
-                f"{rules.pair}"
-            )
-        if start.journal.get("flatten"):
-            return None  # It only closes, whatever that costs.
-        quote = start.exchange.quote()
-        # The pair's state and spread now do not matter: can either side ever be opened?
-        online, calm = rules._replace(status="online"), Quote(quote.mid, quote.mid)
-        reasons = [*objections(start.config, online, calm, RICH, FEE_RATE_ASSUMED).values()]
-        if None not in reasons:
-            return _refuse(start, f"these settings can never trade: {reasons[0]}")
-        return _check_costs(start) if start.nonces is not None else None
+        price = candles[-1].close if candles else bot.exchange.quote().mid
     except RefusedError as error:
-        return _refuse(start, f"the pair cannot be traded: {error}")
+        return _refuse(bot, f"the pair cannot be traded: {error}")
+    # The pair's state and spread now do not matter: can either side ever be opened?
+    online, calm = rules._replace(status="online"), Quote(price, price)
+    reasons = [*objections(start.config, online, calm, RICH, FEE_RATE_ASSUMED).values()]
+    if None not in reasons:
+        return _refuse(bot, f"these settings can never trade: {reasons[0]}")
+    return _check_costs(start, bot) if start.nonces is not None else None
 
 
 def objections(
@@ -320,9 +329,11 @@ def objections(
     return reasons
 
 
-def _check_costs(start: Start) -> str | None:
+def _check_costs(start: Start, bot: Bot) -> str | None:
     """Refuse settings whose daily costs exceed the limit, unless passed or accepted before."""
-    config, journal, exchange = start.config, start.journal, start.exchange
+    from krakenbot.backtest.costs import fee_guard
+
+    config, journal, market = start.config, bot.journal, bot.market
     # All that affects costs in percent; size does not.
     kept = (start.identity.pair, config.interval, config.leverage, config.reversal, config.strategy)
     text = f"{kept} {journal.get('strategy')} {config.risk.max_fee_percent_per_day}"
@@ -330,41 +341,20 @@ def _check_costs(start: Start) -> str | None:
     if journal.get(key):
         log.warning("costs: these settings were checked before: %s", journal.get(key))
         return None
-    fee_rate = FEE_RATE_ASSUMED
-    try:
-        fee_rate = exchange.fee_rate()
-    except (ExchangeError, StopError) as error:
-        if getattr(error, "lockout", False):
-            raise  # No private request may follow.
-    too_much, lines = count_costs(config, exchange, fee_rate)
-    for line in lines:
+    rates = market.fee_rate, market.margin_rates
+    costs = fee_guard(config, bot.window.known(), market.rules, *rates)
+    for line in costs.lines:
         log.warning("costs: %s", line)
-    if not too_much or start.accept_costs:
-        journal.put(**{key: lines[0]})
+    if not costs.is_too_much or start.accept_costs:
+        journal.put(**{key: costs.lines[0]})
         return None
-    words = "\n".join(["it costs too much", *lines, "`run --accept-costs` starts it anyway"])
-    return _refuse(start, words)
+    words = "\n".join(["it costs too much", *costs.lines, "`run --accept-costs` starts it anyway"])
+    return _refuse(bot, words)
 
 
-def count_costs(config: Config, exchange: Spot, fee_rate: Decimal) -> tuple[bool, list[str]]:
-    """Return whether daily costs exceed the limit or are unknown, and lines that show them."""
-    from krakenbot.backtest.costs import fee_guard
-
-    rules, candles = exchange.known_rules(), exchange.candles(None)[:-1]
-    rates = MarginRates()
-    try:
-        rates = exchange.margin_rates()
-    except ExchangeError as error:
-        log.warning("margin rates are assumed reason=%s", error)
-    guard = fee_guard(config, candles, rules, fee_rate, rates)
-    too_much = guard.percent_per_day > config.risk.max_fee_percent_per_day
-    return too_much or guard.refused_reason is not None, guard.lines
-
-
-def _refuse(start: Start, reason: str) -> str:
+def _refuse(bot: Bot, reason: str) -> str:
     """Raise ConfigError; while something is held or unknown, return the reason to only close."""
-    journal = start.journal
-    if not journal.account().held and not journal.open_intents():
+    if not bot.journal.is_exposed():
         raise ConfigError(f"not trading: {reason}\nNothing is held, and nothing is opened")
     log.warning("closing only, nothing is opened: %s", reason)
     return reason

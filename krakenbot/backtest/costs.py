@@ -23,13 +23,14 @@ _BALANCE_FACTOR = 1000  # Of the position, so that no order is refused for lack 
 class CostEstimate(NamedTuple):
     """What trading costs per day in percent of the position, over the last candles.
 
-    A `refused_reason` says why that is unknown; the figures then mean nothing. `lines` are for
-    people.
+    A `refused_reason` says why that is unknown; the figures then mean nothing. `is_too_much`: it is
+    unknown or above the configured limit. `lines` are for people.
     """
 
     percent_per_day: Decimal
     turns_per_day: float
     refused_reason: str | None
+    is_too_much: bool
     lines: list[str]
 
 
@@ -79,9 +80,10 @@ def fee_guard(
     if result.turns:
         gain = f"{200 * fee_rate + margin / result.turns:.2f} % of the position"
         lines.append(f"each round trip must gain {gain} to break even")
-    if total > config.risk.max_fee_percent_per_day:
+    is_too_much = total > config.risk.max_fee_percent_per_day
+    if is_too_much:
         lines.append(_longer_interval(config, total, max(lent.values())))
-    return CostEstimate(total, result.turns_per_day, None, lines)
+    return CostEstimate(total, result.turns_per_day, None, is_too_much, lines)
 
 
 def _longer_interval(config: Config, total: Decimal, rate: Decimal) -> str:
@@ -97,4 +99,5 @@ def _longer_interval(config: Config, total: Decimal, rate: Decimal) -> str:
 
 
 def _unknown(reason: str) -> CostEstimate:
-    return CostEstimate(ZERO, 0.0, reason, [f"the cost of these settings is unknown: {reason}"])
+    lines = [f"the cost of these settings is unknown: {reason}"]
+    return CostEstimate(ZERO, 0.0, reason, True, lines)

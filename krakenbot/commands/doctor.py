@@ -12,7 +12,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,21 +20,22 @@ from krakenbot import config as configuration
 from krakenbot import identity
 from krakenbot import log as logs
 from krakenbot.assemble import assumed_fee_rate, client_of, spot_of
+from krakenbot.backtest.costs import fee_guard
 from krakenbot.clock import Clock
 from krakenbot.commands.call import signed_client
 from krakenbot.credentials import CUSTOM_CODE, load_credentials
-from krakenbot.errors import ConfigError, HeldError
+from krakenbot.errors import ConfigError, ExchangeError, HeldError
 from krakenbot.format import asset, money, percent, price, shows_color, volume
 from krakenbot.handover import compared
 from krakenbot.journal_file import open_read_only
 from krakenbot.lock import Lock
-from krakenbot.model import ZERO, Credentials, MarginSummary, Order, Side
+from krakenbot.model import ZERO, Credentials, MarginRates, MarginSummary, Order, Side
 from krakenbot.pairs import plain
 from krakenbot.plan import plan_of
 from krakenbot.presence import read_life
 from krakenbot.risk import CLOCK_OFFSET_MAX_S, clock_error
 from krakenbot.rulefile import load
-from krakenbot.startup import RICH, count_costs, objections, refuse_permissions
+from krakenbot.startup import RICH, objections, refuse_permissions
 
 EXAMPLE = "krakenbot doctor --json"
 FREE_BYTES_MIN = 50 << 20
@@ -255,10 +256,14 @@ class Checks:
         return "ok", f"{file}: SHA-256 {load(file).sha256}" if file else self.config.strategy.name
 
     def _costs(self) -> Answer:
-        too_much, lines = count_costs(self.config, self.market, self.fee_rate)
-        if too_much:
-            return "fail" if self.config.mode == "live" else "warn", lines[0], lines[-1]
-        return "ok", lines[0]
+        candles, rates = self.market.candles(None)[:-1], MarginRates()
+        with suppress(ExchangeError):  # Then the bot assumes them, too.
+            rates = self.market.margin_rates()
+        costs = fee_guard(self.config, candles, self.rules, self.fee_rate, rates)
+        if costs.is_too_much:
+            verdict = "fail" if self.config.mode == "live" else "warn"
+            return verdict, costs.lines[0], costs.lines[-1]
+        return "ok", costs.lines[0]
 
     def _order(self) -> Answer:
         bought, leverage = self.rules.round_volume(self.config.size), self.config.leverage

@@ -5,19 +5,18 @@ import sys
 from decimal import Decimal
 
 from krakenbot import identity, log
-from krakenbot.assemble import Parts, assemble, assumed_fee_rate, load_config, require_live
+from krakenbot.assemble import Parts, assemble, load_config, require_live
 from krakenbot.bot import Event
 from krakenbot.commands import UsageError, exit_code
 from krakenbot.commands.handover import BY_HAND, adopt
 from krakenbot.commands.screen import Screen
 from krakenbot.config import Config, is_loopback
-from krakenbot.errors import ExchangeError, FlattenRequestedError, StopError
+from krakenbot.errors import FlattenRequestedError, StopError
 from krakenbot.format import moment, money, volume
 from krakenbot.handover import compared, flatten
 from krakenbot.lock import is_locked
 from krakenbot.notify import Notifier
 from krakenbot.presence import Presence
-from krakenbot.startup import count_costs
 
 EXAMPLE = "krakenbot --config my.toml run --live"
 
@@ -109,9 +108,9 @@ def _say(lines: list[str]) -> None:
 def _banner(config: Config, parts: Parts) -> list[str]:
     """Return what the bot will trade, where and how much, and the path of its journal."""
     journal = parts.journal
-    base, quote, worth = journal.get("base"), parts.exchange.newest_quote, ""
-    if quote:  # Read by the checks of the start.
-        worth = f", worth {money(config.size * quote.mid, journal.get('quote'))} now"
+    base, candles, worth = journal.get("base"), parts.bot.window.known(), ""
+    if candles:
+        worth = f", worth {money(config.size * candles[-1].close, journal.get('quote'))} now"
     margin = f"leverage {config.leverage}" if config.leverage else "no margin: long or flat"
     now, interval_s = int(parts.clock.now()), config.interval * 60
     is_real = config.mode == "live" and not is_loopback(config.exchange.url)
@@ -146,9 +145,9 @@ def _goodbye(config: Config, parts: Parts) -> str:
 
 def _say_costs(parts: Parts) -> None:
     """Log what these settings cost with real money."""
-    try:
-        _, lines = count_costs(parts.config, parts.exchange, assumed_fee_rate(parts.config))
-    except ExchangeError as error:
-        lines = [str(error)]
-    for line in lines:
+    from krakenbot.backtest.costs import fee_guard
+
+    market, candles = parts.bot.market, parts.bot.window.known()
+    rates = market.fee_rate, market.margin_rates
+    for line in fee_guard(parts.config, candles, market.rules, *rates).lines:
         log.warning("costs: %s", line)

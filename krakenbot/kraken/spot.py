@@ -73,7 +73,6 @@ class Spot:
         self._rules: PairRules | None = None
         # The span that `charges` is reading, over several calls, and its two histories.
         self._reading: dict[tuple[int, int], tuple[History, History]] = {}
-        self.newest_quote: Quote | None = None  # As last read.
         self._placed = ("", "")  # The newest order's client order id and exchange order id.
 
     def server_time(self) -> int:
@@ -128,8 +127,7 @@ class Spot:
             quote = Quote(bid=decimal(row["b"][0]), ask=decimal(row["a"][0]))
             if not ZERO < quote.bid <= quote.ask:
                 raise ValueError(f"bid {quote.bid}, ask {quote.ask}")
-        self.newest_quote = quote
-        return quote
+            return quote
 
     def _of_pair(self, method: str, params: Mapping[str, object]) -> Any:
         """Return an answer about the pair; UnansweredError if it is about another."""

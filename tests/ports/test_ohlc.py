@@ -33,16 +33,11 @@ def row(time: int, close: str = "100.0") -> list[Any]:
     return [time, "100.0", "110.0", "90.0", close, "100.0", "1.5", 7]
 
 
-class FakeClock(StandingClock):
-    def now(self) -> float:
-        return 2 * T0 + self.time  # After all candles.
-
-
 class FakeMarket:
     """A market of numbered candles; number `running` is being made, those in `gone` are lost."""
 
     def __init__(self, running: int, *, inclusive: bool = False) -> None:
-        self.running = running
+        self.running, self.clock = running, StandingClock()
         self.inclusive = inclusive
         self.gone: set[int] = set()
         self.rows_told: list[int] = []
@@ -63,20 +58,26 @@ class FakeMarket:
         return rows
 
 
-def window(market: FakeMarket, clock: FakeClock | None = None) -> CandleWindow:
-    return CandleWindow(market, clock or FakeClock(), 60)
+def window(market: FakeMarket, needed: int = 0) -> CandleWindow:
+    return CandleWindow(market, market.clock, 60, needed)
 
 
 def begun() -> tuple[FakeMarket, CandleWindow]:
     """Return a market and a window that knows its first 800 candles."""
     market = FakeMarket(800)
     kept = window(market)
-    up_to(kept, 799)
+    up_to(market, kept, 799)
     return market, kept
 
 
-def up_to(kept: CandleWindow, number: int) -> list[Candle]:
-    found = kept.up_to(candle(number).time)
+def asked(market: FakeMarket, kept: CandleWindow, number: int) -> Sequence[Candle] | None:
+    """Return what the window has when candle `number` has just finished."""
+    market.clock.time = candle(number + 1).time
+    return kept.up_to_date()
+
+
+def up_to(market: FakeMarket, kept: CandleWindow, number: int) -> list[Candle]:
+    found = asked(market, kept, number)
     assert found is not None
     return list(found)
 
@@ -89,40 +90,40 @@ def numbered(first: int, end: int) -> list[Candle]:
 class TestWindow(unittest.TestCase):
     def test_the_first_answer_is_asked_for_by_time_lest_it_span_more_than_it_can(self) -> None:
         market = FakeMarket(5)
-        with mock.patch.object(market, "candles", wraps=market.candles) as asked:
-            window(market).up_to(candle(4).time)
-        self.assertLessEqual(candle(4).time - 720 * 60, asked.call_args.args[0])
+        with mock.patch.object(market, "candles", wraps=market.candles) as request:
+            up_to(market, window(market), 4)
+        self.assertLessEqual(candle(4).time - 720 * 60, request.call_args.args[0])
 
     def test_a_late_candle_is_asked_for_again(self) -> None:
-        market, clock = FakeMarket(5), FakeClock()
+        market = FakeMarket(5)
         market.finishes_after = 3
-        got = up_to(window(market, clock), 5)
+        got = up_to(market, window(market), 5)
         self.assertEqual(candle(5).time, got[-1].time)
         self.assertEqual(3, len(market.rows_told))
-        self.assertGreater(clock.time, 0)
+        self.assertGreater(market.clock.time, candle(6).time)
 
     def test_a_candle_that_never_comes_is_given_up_within_a_minute(self) -> None:
-        clock, empty = FakeClock(), mock.Mock(**{"candles.return_value": []})
+        empty = mock.Mock(**{"candles.return_value": [], "clock": StandingClock()})
         for market in (FakeMarket(5), empty):
-            self.assertIsNone(window(market, clock).up_to(candle(5).time))
-        self.assertLess(clock.time, 120)
+            self.assertIsNone(asked(market, window(market), 5))
+            self.assertLess(market.clock.time, candle(7).time)
 
     def test_a_given_up_candle_is_there_at_the_next_one(self) -> None:
         market = FakeMarket(5)
         kept = window(market)
-        self.assertIsNone(kept.up_to(candle(5).time))
+        self.assertIsNone(asked(market, kept, 5))
         market.running = 7
-        got = up_to(kept, 6)
+        got = up_to(market, kept, 6)
         self.assertEqual(numbered(4, 7), got[-3:])
 
     def test_new_candles_join_those_known_whether_since_is_inclusive_or_not(self) -> None:
         for inclusive in (False, True):
             market = FakeMarket(800, inclusive=inclusive)
             kept = window(market)
-            kept.up_to(candle(799).time)
+            up_to(market, kept, 799)
             for running in (801, 802, 805, 1105):
                 market.running = running
-                got = up_to(kept, running - 1)
+                got = up_to(market, kept, running - 1)
                 with self.subTest(inclusive=inclusive, running=running):
                     self.assertEqual(numbered(running - len(got), running), got)
                     self.assertGreaterEqual(len(got), NEEDED)
@@ -132,10 +133,10 @@ class TestWindow(unittest.TestCase):
     def test_after_a_first_answer_that_was_short_all_candles_are_asked_for_again(self) -> None:
         market = FakeMarket(800)
         whole, market.candles = market.candles, lambda since: whole(since)[-4:]
-        kept = CandleWindow(market, FakeClock(), 60, NEEDED)
-        self.assertEqual(3, len(kept.up_to(candle(799).time) or ()))
+        kept = window(market, NEEDED)
+        self.assertEqual(3, len(up_to(market, kept, 799)))
         market.candles, market.running = whole, 801
-        self.assertGreaterEqual(len(kept.up_to(candle(800).time) or ()), NEEDED)
+        self.assertGreaterEqual(len(up_to(market, kept, 800)), NEEDED)
 
     def test_it_shows_all_that_is_finished_and_goes_on_from_there_even_after_an_outage(
         self,
@@ -144,15 +145,15 @@ class TestWindow(unittest.TestCase):
         kept = window(market)
         for running, first in ((800, 81), (801, 81), (5000, 4281)):
             market.running = running
-            self.assertEqual(numbered(first, running), up_to(kept, running - 1))
+            self.assertEqual(numbered(first, running), up_to(market, kept, running - 1))
 
     def test_a_missing_interval_is_filled_at_the_close_before_in_all_fetches(self) -> None:
         market = FakeMarket(800)
         market.gone = {790, 802, 803}
         kept = window(market)
-        up_to(kept, 799)
+        up_to(market, kept, 799)
         market.running = 805
-        got = up_to(kept, 804)
+        got = up_to(market, kept, 804)
         for number, known in ((790, 789), (802, 801), (803, 801)):
             self.assertIn(candle(number, 1000 + known % 17), got)
         self.assertTrue(all(b.time - a.time == 60 for a, b in pairwise(got)))
@@ -160,14 +161,14 @@ class TestWindow(unittest.TestCase):
     def test_a_hole_is_asked_about_once_more_and_what_comes_then_is_taken(self) -> None:
         market, kept = begun()
         market.running, market.gone = 804, {801}
-        got = up_to(kept, 803)
+        got = up_to(market, kept, 803)
         self.assertEqual(candle(801, 1000 + 800 % 17), got[-3])
         market.running, market.gone = 805, set()
-        got = up_to(kept, 804)
+        got = up_to(market, kept, 804)
         self.assertEqual(numbered(801, 805), got[-4:])
         for running in (806, 807):
             market.running = running
-            kept.up_to(candle(running - 1).time)
+            up_to(market, kept, running - 1)
         self.assertLessEqual(market.rows_told[-1], 4, "only the rows needed travel")
 
     def test_of_two_answers_about_a_candle_the_newer_one_counts(self) -> None:
@@ -177,12 +178,12 @@ class TestWindow(unittest.TestCase):
         market.candles = lambda since: [
             revised if c.time == revised.time else c for c in told(since)
         ]
-        self.assertEqual(revised, up_to(kept, 800)[-2])
+        self.assertEqual(revised, up_to(market, kept, 800)[-2])
 
     def test_a_candle_once_known_is_not_lost_to_an_answer_that_lacks_it(self) -> None:
         market, kept = begun()
         market.running, market.gone = 801, {799}
-        self.assertEqual(numbered(799, 801), up_to(kept, 800)[-2:])
+        self.assertEqual(numbered(799, 801), up_to(market, kept, 800)[-2:])
 
 
 class TestRows(unittest.TestCase):

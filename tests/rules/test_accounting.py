@@ -15,9 +15,9 @@ from krakenbot.model import Candle, Charge, ChargeKind, MarginRates, Side
 from krakenbot.pairs import parse_rules
 from krakenbot.records import Booked, Outcome
 from krakenbot.simulated.listing import PAIRS
+from tests.clocks import StandingClock
 from tests.logs import silence
 from tests.ports.test_journal import CANDLE, execution, intent
-from tests.ports.test_ohlc import FakeClock
 
 RULES = parse_rules("XXBTZUSD", PAIRS["XXBTZUSD"])
 RATES = MarginRates(Decimal("0.00025"), Decimal("0.0001"))
@@ -85,8 +85,7 @@ class AccountingTest(unittest.TestCase):
         self.ledger.rows.append(row)
 
     def book(self, now: int = CANDLE + 600, pages: int = 20) -> str:
-        clock = FakeClock()
-        clock.time = now - clock.now()
+        clock = StandingClock(now)
         return Ledger(cast(Spot, self.ledger), self.journal, clock).read(RULES, pages)
 
     def costs(self) -> tuple[Decimal, Decimal]:
@@ -188,7 +187,7 @@ class TestLedger(AccountingTest):
         self.check("16", "0.4", CANDLE + 3600)
 
     def test_a_key_that_may_not_read_the_ledger_is_said_until_it_may(self) -> None:
-        ledger = Ledger(cast(Spot, self.ledger), self.journal, FakeClock())
+        ledger = Ledger(cast(Spot, self.ledger), self.journal, StandingClock(CANDLE + 600))
         self.ledger.error = KeyRefusedError("Ledgers: EGeneral:Permission denied")
         self.assertEqual("", ledger.read(RULES))
         self.assertIn("Permission denied", ledger.refused)

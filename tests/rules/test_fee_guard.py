@@ -5,18 +5,13 @@ import unittest
 from collections.abc import Sequence
 from decimal import Decimal as D
 from pathlib import Path
-from unittest import mock
 
 from krakenbot import config
 from krakenbot.backtest.costs import CostEstimate, fee_guard
 from krakenbot.candles import fill
-from krakenbot.errors import KeyRefusedError
-from krakenbot.identity import Identity
-from krakenbot.journal_file import open_journal
-from krakenbot.model import Candle, MarginRates, Quote
+from krakenbot.model import Candle, MarginRates
 from krakenbot.pairs import PairRules, parse_rules
 from krakenbot.simulated.listing import PAIRS
-from krakenbot.startup import Start, check_settings
 
 XBTUSD = parse_rules("XXBTZUSD", PAIRS["XXBTZUSD"])
 RATES = MarginRates(D("0.00025"), D("0.0001"))
@@ -29,20 +24,6 @@ def walk(count: int) -> list[Candle]:
         price += D(dice.randrange(-200, 201)) / 10
         candles.append(Candle(60 * at, price, price, price, price, D(1)))
     return candles
-
-
-class TestCheckAtTheStart(unittest.TestCase):
-    def test_a_lockout_is_not_passed_over(self) -> None:
-        exchange, journal = mock.Mock(), open_journal(None)
-        self.addCleanup(journal.close)
-        exchange.known_rules.return_value = XBTUSD
-        exchange.quote.return_value = Quote(D(20000), D(20001))
-        exchange.fee_rate.side_effect = KeyRefusedError("Temporary lockout", lockout=True)
-        settings = config.load(None, {"HOME": "/"}, Path("/nonexistent"))
-        clock, lock, nonces = mock.Mock(), mock.Mock(), mock.Mock()
-        whose = Identity("XXBTZUSD")
-        start = Start(settings, exchange, journal, clock, lock, whose, 0.0, nonces)
-        self.assertRaises(KeyRefusedError, check_settings, start)
 
 
 class TestFeeGuard(unittest.TestCase):

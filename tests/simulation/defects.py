@@ -32,11 +32,11 @@ orders: Orders._place(self, intent):
         self._journal.write(intent)
 
 the remembered position is believed
-shown by one-order:OHLC#3=hands
+shown by one-order:OHLC#2=hands
 orders: Orders._held(self, explained): return explained
 
 position and journal need not agree
-shown by two-step:OHLC#3=hands
+shown by no margin:OHLC#1=hands
 orders: Orders.position(self): return self._held(ZERO)
 
 a partial fill counts as a whole one
@@ -96,7 +96,7 @@ shown by two-step:AddOrder=death-after
 orders: Orders.reconcile(self): pass
 
 a refused order counts as filled
-shown by 1
+shown by 5
 journal: Journal.conclude(self, intent, outcome, now, found=None, note="", opening_fee=ZERO):
     if outcome is Outcome.REFUSED:
         from krakenbot.model import OrderStatus
@@ -134,7 +134,7 @@ shown by two-step:AddOrder=late-fill
 orders: next_attempt(*question): pass
 
 refusals go on for ever
-shown by 39
+shown by 51
 orders: next_attempt(newest_first, *more):
     ended = newest_first[0].outcome if newest_first else None
     is_refused = ended in (Outcome.REFUSED, Outcome.REFUSED_FOR_NOW_NO_ORDER)
@@ -174,7 +174,7 @@ orders: Orders._look_up(self, intent):
     return Answer.FOUND_FINAL
 
 a new process believes its first empty answer
-shown by 1
+shown by 2
 orders: Orders.reconcile(self):
     if not vars(self).get("is_old"):
         for intent in self._journal.open_intents():
@@ -223,7 +223,7 @@ lock: Nonces.__init__(self, lock):
     self._last, self._is_marked = 0, True
 
 nonces are written without being synced
-shown by two-step:AddOrder#1=death-clock
+shown by no margin:AddOrder#1=death-clock
 lock: Lock._put(self, state):
     holder = "pid"
     text = f"{state:{STATE_BYTES_MAX - 1}}\\n{holder:<60}\\n"
@@ -318,7 +318,7 @@ kraken.transport: CONNECT_MAX_S = 1e9
 kraken.transport: _look_up(host, deadline, stopping): return original(host, deadline, stopping)[:1]
 
 an answer may drip for as long as it likes
-shown by two-step:OHLC#2=drip
+shown by two-step:OHLC#1=drip
 kraken.transport: _left(deadline): return 1e6
 
 # time, waiting, deciding
@@ -339,7 +339,7 @@ decision: next_step(*args):
     return step._replace(reduce_only=False) if step else step
 
 candles of the future are believed
-shown by two-step:OHLC#2=future
+shown by two-step:OHLC#1=future
 candles: AHEAD_MAX_S = 10**9
 bot: CHECK_MAX_S = 1e9
 
@@ -367,11 +367,11 @@ market: MarketState._keep_rules(self, rules):
 
 a journal that went back in time is believed
 shown by no margin:AddOrder=death-backup
-startup: check_trades(start): start.journal.put(created=1)
+startup: check_trades(start, bot): bot.journal.put(created=1)
 
 the coins of a lost journal are nobody's
-shown by no margin:write#21=death-deleted
-startup: check_untracked_balance(start): start.lock.write('live')
+shown by no margin:write#19=death-deleted
+startup: check_untracked_balance(start, bot): start.lock.write('live')
 
 the journal is named by the pair's spelling
 shown by 1

@@ -493,6 +493,10 @@ class TestLockout(BotTest):
         self.run_for(2000, bot)
         self.assertGreaterEqual(min(at for at in private if at > locked[0]) - locked[0], 900)
 
+    def test_one_that_answers_the_question_for_the_fee_is_not_passed_over(self) -> None:
+        self.fails("fee_rate", error=LOCKOUT)
+        self.stopped(self.bot().run, 77)
+
     def test_a_flatten_that_is_asked_for_meanwhile_waits_for_its_end(self) -> None:
         bot, began = self.once(105), self.clock.time
         with mock.patch.object(self.clock, "wait", side_effect=FlattenRequestedError):

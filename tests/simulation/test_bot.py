@@ -242,7 +242,7 @@ class BotTest(unittest.TestCase):
         """Make it that many seconds after candle `number` was finished."""
         self.clock.time = T0 + self.interval_s * (number + 1) + seconds
 
-    def bot(self, *checks: Callable[[], object], **changes: Any) -> Bot:
+    def bot(self, *checks: Callable[[Bot], Any], **changes: Any) -> Bot:
         plan, tell = self.plan._replace(**changes), self.events.append
         return Bot(plan, self.exchange, self.journal, self.clock, "abc", tell, checks=checks)
 
@@ -427,7 +427,7 @@ class TestOrdinaryTicks(BotTest):
         self.assertEqual([], self.events)
 
     def test_patience_at_the_start_is_for_each_part_that_is_asked_for(self) -> None:
-        def check(until: list[float]) -> None:
+        def check(until: list[float], bot: Bot) -> None:
             if not until:
                 until.append(self.clock.time + 200)
             if self.clock.time < until[0]:
@@ -910,7 +910,7 @@ class TestCloseOnly(BotTest):
 
     def test_one_that_has_passed_when_it_is_flat_does_not_end_it(self) -> None:
         self.once(100)
-        bot = self.bot(lambda: "no margin" if self.journal.account().held else None)
+        bot = self.bot(lambda bot: "no margin" if bot.journal.account().held else None)
         self.until(DOWN + 3, bot)
         self.assertEqual(-SIZE, self.exchange.held)
 

@@ -524,12 +524,10 @@ class TestKeyInformation(unittest.TestCase):
     def check(self, held: str, error: object, account: str = "a1b2", *, opens: bool) -> None:
         journal = self.enterContext(closing(open_journal(None)))
         journal.adopt(Decimal(held), Decimal(70000), 1, True)
-        exchange = mock.Mock()
-        exchange.key_info.side_effect = error
-        whose, unused, clock = identity.Identity("XXBTZUSD", account), mock.Mock(), StandingClock(0)
-        settings = load("/dev/null", {"HOME": "/"}, Path("/"))
-        start = Start(settings, exchange, journal, clock, unused, whose, 0.0, unused)
-        check_account(start, opens=opens)
+        bot, unused, whose = mock.Mock(), mock.Mock(), identity.Identity("XXBTZUSD", account)
+        bot.exchange.key_info.side_effect, bot.clock, bot.journal = error, StandingClock(0), journal
+        start = Start(load("/dev/null", {"HOME": "/"}, Path("/")), unused, whose, 0.0, unused)
+        check_account(start, bot, opens=opens)
 
     def test_a_known_key_is_asked_for_a_minute_before_that(self) -> None:
         silent = UnansweredError("GetApiKeyInfo: EService:Unavailable")

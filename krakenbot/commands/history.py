@@ -20,6 +20,7 @@ from krakenbot.journal import Journal
 from krakenbot.journal_file import open_read_only
 from krakenbot.log import clean
 from krakenbot.model import ZERO
+from krakenbot.records import Outcome
 
 EXAMPLE = "krakenbot history orders --since 7d --format csv"
 
@@ -145,6 +146,8 @@ def _cell(name: str, value: Any, quote: str, decimals: int | None) -> str:
         return price(value, decimals)
     if name == "margin_level":
         return percent(value, 0)
+    if isinstance(value, Outcome):
+        return value.words.partition(",")[0]  # "refused for now, no order left" is too long.
     if isinstance(value, Decimal):
         return amount(value, quote) if name in _MONEY else volume(value)
     return clean(str(value))

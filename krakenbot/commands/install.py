@@ -23,7 +23,7 @@ from pathlib import Path
 
 from krakenbot import config as configuration
 from krakenbot.commands import UsageError, write_atomically, write_output
-from krakenbot.commands.help import page
+from krakenbot.commands.help import manual_file
 from krakenbot.config import Config
 from krakenbot.errors import ConfigError
 from krakenbot.format import in_columns, volume
@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"{hashlib.sha256(archive).hexdigest()}  {arguments.output}")
         return 0
     if arguments.command == "config" and arguments.example:
-        print(page(EXAMPLE_FILE), end="")
+        print(manual_file(EXAMPLE_FILE), end="")
         return 0
     if arguments.command in ("config", "unit"):
         config = configuration.load_here(arguments.config)
@@ -154,7 +154,7 @@ def _service_settings(given: str | None) -> tuple[Config, list[Step]]:
     variables["HOME"] = os.environ.get("HOME", "")
     name = "/dev/null" if given is None else given
     config = configuration.load(name, variables, configuration.current_folder())
-    text = Path(given).read_text("utf-8-sig") if given else page(EXAMPLE_FILE)
+    text = Path(given).read_text("utf-8-sig") if given else manual_file(EXAMPLE_FILE)
     text = _with_places(text, name, config.strategy.file)
     what = f"mode {config.mode}, {config.pair}"
     steps = [_write(f"{FOLDER}/config.toml", text.encode(), 0o600, what)]
@@ -299,7 +299,7 @@ def unit(config: Config, file: str, template: bool) -> str:
         credentials += f"LoadCredential={name}:{escaped}\n"
     if any(map(configuration.hide_keys, sources.values())):  # Everybody may read a unit.
         raise ConfigError("a key seems to stand where the path of a file belongs")
-    return page("krakenbot.service").format(
+    return manual_file("krakenbot.service").format(
         name="krakenbot@" if template else "krakenbot",
         what="%i" if template else f"{config.mode} {config.pair}",
         program=f"{_quoted(_python())} -I -S {PROGRAM}",

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from krakenbot.commands import write_output
-from krakenbot.commands.help import page as file
+from krakenbot.commands.help import manual_file
 from krakenbot.format import MINUTE, UTC_FORM, moment, price, volume
 from krakenbot.log import clean
 
@@ -46,12 +46,12 @@ style-src 'unsafe-inline'; script-src 'unsafe-inline'">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <title>{escape(title)}</title><style>
-{file("report.css")}</style></head><body><main>
+{manual_file("report.css")}</style></head><body><main>
 <header><h1>{escape(title)}</h1><p>{escape(subtitle)}</p></header>
 <p class="hero {_tone(tone)}">{escape(headline)}</p><dl>{shown}</dl>{lines}
 {"".join(sections)}
 </main><script>
-{file("report.js")}</script></body></html>
+{manual_file("report.js")}</script></body></html>
 """
 
 

@@ -1,4 +1,4 @@
-"""`run`: the bot itself, and what it shows to whoever started it."""
+"""`run`: the bot itself, and what it shows to the person who started it."""
 
 import argparse
 import sys
@@ -24,7 +24,7 @@ EXAMPLE = "krakenbot --config my.toml run --live"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--live", action="store_true", help='real orders; needs mode = "live"')
-    text = "decide on the newest finished candle and end"
+    text = "decide once, on the newest finished candle, and end"
     parser.add_argument("--once", action="store_true", help=text)
     text = "take over your position at Kraken, after showing what that will trade; needs --yes"
     parser.add_argument("--adopt", action="store_true", help=text)
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     if arguments.yes and not arguments.adopt:
-        raise UsageError("--yes goes with --adopt: run without it asks nothing")
+        raise UsageError("--yes is only for --adopt: without it, run asks nothing")
     config = load_config(arguments.config)
     is_watched = sys.stdout.isatty() and sys.stderr.isatty()
     if is_watched and config.sources["log.level"] == "default":
@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
             _say(_banner(config, parts))
             for text in identity.unmanaged(config, parts.path):
                 log.warning("%s", text)
-            if config.mode != "live" and not arguments.once:  # Live, startup has shown them.
+            if config.mode != "live" and not arguments.once:  # In live mode the start shows them.
                 _say_costs(parts)
         screen(event)
 
@@ -79,11 +79,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _trade(config: Config, parts: Parts, notifier: Notifier, once: bool) -> None:
-    """Run the bot until it ends. Raises StopError once it has flattened on request."""
+    """Run the bot until it ends; `once` ends it after one decision.
+
+    When `krakenbot flatten` asks, the bot flattens, and StopError is raised.
+    """
 
     def progress() -> None:
         notifier.alive()
-        # `krakenbot flatten` holds this lock while it asks; unless that is sure, nobody asks.
+        # `krakenbot flatten` holds this lock while it asks. If that cannot be known, nobody asks.
         if is_locked(parts.path.with_suffix(".flatten"), if_unknown=False):
             raise FlattenRequestedError
 
@@ -99,7 +102,7 @@ def _trade(config: Config, parts: Parts, notifier: Notifier, once: bool) -> None
 
 
 def _say(lines: list[str]) -> None:
-    """Print lines on a terminal or, if there is none, log them as one line."""
+    """Print lines on a terminal; without one, log them as one line."""
     if sys.stdout.isatty():
         log.put(sys.stdout, "\n  ".join(map(log.clean, lines)) + "\n")
     else:
@@ -110,7 +113,7 @@ def _banner(config: Config, parts: Parts) -> list[str]:
     """Return what the bot will trade, where and how much, and the path of its journal."""
     journal = parts.journal
     base, quote, worth = journal.get("base"), parts.exchange.newest_quote, ""
-    if quote:  # Read by the checks of the start.
+    if quote:  # The checks of the start have read it.
         worth = f", worth {money(config.size * quote.mid, journal.get('quote'))} now"
     margin = f"leverage {config.leverage}" if config.leverage else "no margin: long or flat"
     now, interval_s = int(parts.clock.now()), config.interval * 60
@@ -127,7 +130,7 @@ def _banner(config: Config, parts: Parts) -> list[str]:
 
 
 def _goodbye(config: Config, parts: Parts) -> str:
-    """Return what is still held, and how to close it."""
+    """Return the last line: what is still held, and how to go on or close it."""
     held, base = parts.journal.account().held, parts.journal.get("base")
     if ids := ", ".join(intent.id for intent in parts.journal.open_intents()):
         return f"ended; what became of order {ids} is not known yet, so something may be held"

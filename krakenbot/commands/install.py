@@ -1,7 +1,7 @@
-"""Setting the bot up: `config`, `build` (one file), and a systemd service with little access.
+"""Setting the bot up: `config`, `build` (a single file), and a systemd service with few rights.
 
-The service runs as a dynamic user, which needs no setup; systemd gives it the state folder at each
-start. Commands that root runs leave every file there to the folder's owner.
+The service runs as a user that systemd creates at each start (DynamicUser), and gives the state
+folder to. Files that root's commands make there belong to the folder's owner.
 """
 
 import argparse
@@ -55,7 +55,7 @@ OPTIONS = {
     "install": {"--systemd": "as a systemd service", "--dry-run": DRY},
     "uninstall": {"--purge": "remove journal, configuration and keys too", "--dry-run": DRY},
 }
-SLOW_START_S = 1500  # On top of `exchange.patience`: open orders, or a lockout of the key.
+SLOW_START_S = 1500  # How much longer than `exchange.patience` open orders or a lockout may take.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -94,7 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-Step = tuple[str, Callable[[], object]]  # What it does, in words, and how.
+Step = tuple[str, Callable[[], object]]  # What it does, in words, and the function that does it.
 PLACES = {
     "keys.api_key_file": f"{FOLDER}/{KEYS[0]}",
     "keys.api_secret_file": f"{FOLDER}/{KEYS[1]}",
@@ -112,7 +112,10 @@ Nothing was started. Next steps:
 
 
 def _install(given: str | None) -> Iterator[Step]:
-    """Make this program a service. Raises ConfigError before the first step."""
+    """Yield the steps that make this program a service.
+
+    Raises ConfigError, before the first step, if the configuration is wrong.
+    """
     archive, folder, file = packed(), Path(PROGRAM).parent, Path(FOLDER, "config.toml")
     given = _named(given)
     if given is None and os.path.exists("config.toml"):
@@ -141,13 +144,16 @@ def _install(given: str | None) -> Iterator[Step]:
 
 
 def _named(given: str | None) -> str | None:
-    """Return the configuration that the command line or the environment names."""
+    """Return the path of the configuration that the command line or the environment names."""
     named = os.environ.get("KRAKENBOT_CONFIG") or None if given is None else given
     return named and os.path.expanduser(named)
 
 
 def _service_settings(given: str | None) -> tuple[Config, list[Step]]:
-    """Return the service's configuration, made from the one given, and the steps that write it."""
+    """Return the service's configuration, made from the one given, and the steps that write it.
+
+    Raises ConfigError if the given one is wrong or cannot be changed for the service.
+    """
     if given and os.path.exists(given) and not os.path.isfile(given):
         raise ConfigError(f"{given}: is not a regular file")  # It is read twice.
     variables = {f"KRAKENBOT_{key.replace('.', '_').upper()}": at for key, at in PLACES.items()}
@@ -172,7 +178,8 @@ def _service_settings(given: str | None) -> tuple[Config, list[Step]]:
 def _with_places(text: str, name: str, rule: Path | None) -> str:
     """Return the text of a configuration with the service's paths for journal, keys and rule.
 
-    Raises ConfigError when only a person can put them there.
+    `name` is that of its file. Raises ConfigError if the text is such that only a person can put
+    them there.
     """
     fields = "|".join(key.partition(".")[2] for key in PLACES)
     heads = r"\[[ \t]*(keys|state)[ \t]*\]"
@@ -195,14 +202,14 @@ def _with_places(text: str, name: str, rule: Path | None) -> str:
 
 
 def _uninstall(purge: bool) -> Iterator[Step]:
-    """Remove the service. ConfigError while a bot runs, holds something or has unresolved orders.
+    """Yield the steps that remove the service; each must be done before the next is asked for.
 
-    A step is carried out before the next is made.
+    Raises ConfigError while a bot runs, holds something or has unresolved orders.
     """
     _refuse_while_held()
     yield _systemctl("disable", "--now", "krakenbot")
     yield "check that no other unit's bot runs", _refuse_while_running
-    _refuse_while_held()  # It may have traded until the moment it ended.
+    _refuse_while_held()  # The bot may have traded until it ended.
     for path in (UNIT_FILE, WRAPPER, str(Path(PROGRAM).parent)):
         yield _remove(path)
     yield _systemctl("daemon-reload")
@@ -264,7 +271,10 @@ def _systemctl(*words: str) -> Step:
 
 
 def _python() -> str:
-    """Return a Python outside the folders that are hidden from the service."""
+    """Return the path of a Python that the service can run: outside the folders hidden from it.
+
+    Raises UsageError if there is none of version 3.11 or newer.
+    """
     hidden = [os.path.realpath(folder) for folder in HIDDEN]
     places = os.path.dirname(sys.executable), sys.executable, sys.base_prefix
     real = [Path(os.path.realpath(place)) for place in places]
@@ -277,9 +287,12 @@ def _python() -> str:
 
 
 def unit(config: Config, file: str, template: bool) -> str:
-    """Return the unit's text; `file` is the configuration, which only root needs to read.
+    """Return the text of a systemd unit. `file` is the path of the configuration.
 
-    Raises ConfigError when the rule's name cannot be that of a credential.
+    With `template` it is the unit krakenbot@, which serves several pairs. Systemd reads
+    configuration, keys and rule as root and hands them over as credentials. Raises ConfigError when
+    the rule's name cannot be that of a credential, or a path seems to be a key. Source: man pages
+    systemd.exec(5), "LoadCredential", and systemd.service(5).
     """
     rule, sources = config.strategy.file, {"config.toml": file}
     if rule is not None:
@@ -310,18 +323,18 @@ def unit(config: Config, file: str, template: bool) -> str:
 
 
 def _quoted(path: str) -> str:
-    """Return a path as systemd reads it: a percent sign begins a specifier, a dollar a variable."""
+    """Return a path as systemd needs it in a unit: quoted, with %, $ and backslashes escaped."""
     path = path.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
     return f'"{path}"' if set(path) & set(" '\"\\;") else path
 
 
 def packed() -> bytes:
-    """Return the program as one archive, the same bytes each time.
+    """Return the program as one zip archive: the same bytes whenever and wherever it is made.
 
-    Its sources are sorted, without times and compression, which would vary.
+    Its files are sorted and have neither times nor compression, which would vary.
     """
     root, memory = Path(__file__).parents[2], io.BytesIO()
-    if root.is_file():  # It runs from an archive.
+    if root.is_file():  # The program runs from its archive.
         with zipfile.ZipFile(root) as archive:
             found = {name: archive.read(name) for name in archive.namelist()}
     else:
@@ -338,7 +351,7 @@ def packed() -> bytes:
 
 
 def _settings(config: Config) -> str:
-    """Return a line for every setting: its value, and where that came from."""
+    """Return a line for each setting: its name, its value, and where that came from."""
     rows = [(key, value(config, key), by) for key, by in config.sources.items()]
     return "".join(f"{clean(line)}\n" for line in in_columns(("", "", ""), rows)[1:])
 

@@ -1,10 +1,10 @@
 """The books of a simulated account: spot balances and margin lots. Arithmetic only, no I/O.
 
 Each quote currency is a margin account of its own: its balance is the collateral for the pairs
-quoted in it, and no other asset counts. The opening fee and each rollover are charged at the rate
-of the currency borrowed (quote for a long, base for a short), which is fixed when a lot is opened.
-Costs, fees, opening fees, rollovers and the opening cost of a closed part are each rounded once,
-half to even, to the pair's cost decimals. Everything else is a sum of these, so
+quoted in it, and no other asset counts (a simplification). The opening fee and each rollover are
+charged at the rate of the currency borrowed (quote for a long, base for a short), which is fixed
+when a lot is opened. Costs, fees, opening fees, rollovers and the opening cost of a closed part are
+each rounded once, half to even, to the pair's cost decimals. Everything else is a sum of these, so
 equity = start - fees - rollover + realized + unrealized holds to the last digit.
 
 Sources: support.kraken.com 206161568 (margin fees), articles on margin levels and liquidation.
@@ -52,9 +52,10 @@ class Entry(NamedTuple):
 
 
 class Lot(NamedTuple):
-    """What one fill opened. `cost` is its opening cost, `cost_left` that of the part still open.
+    """What one fill opened. `cost` is its cost, `cost_left` that of the part still open.
 
-    `rate` is the fraction charged at each rollover, `due` the time of the next one.
+    `sign` is 1 for a long; `rate` is the fraction charged at each rollover, `due` the time of the
+    next one; `fee` includes the opening fee.
     """
 
     serial: int
@@ -71,17 +72,19 @@ class Lot(NamedTuple):
 
     @property
     def open_volume(self) -> Decimal:
+        """Return the volume that is not closed yet, above 0 for a short too."""
         return self.volume - self.closed
 
     def loan(self, price: Decimal) -> Decimal:
-        """Return the loan in quote currency: a long's cost, a short's coins at `price`."""
+        """Return the loan in quote currency: a long's cost, a short's coins valued at `price`."""
         return self.cost_left if self.sign > 0 else self.open_volume * price
 
 
 class MarginPosition:
     """The open lots of one pair, oldest first, all on one side. `price` is the latest mark.
 
-    `held` and `cost_left` are the sums of the lots: a backtest asks for them at every turn.
+    `held`, above 0 for a short too, and `cost_left` are the sums over the lots: a backtest needs
+    them at every turn.
     """
 
     def __init__(self, rules: PairRules) -> None:
@@ -91,10 +94,12 @@ class MarginPosition:
 
     @property
     def sign(self) -> int:
+        """Return 1 for a long, -1 for a short, 0 if flat."""
         return self.lots[0].sign if self.lots else 0
 
     @property
     def closing_order(self) -> Order:
+        """Return the market order that closes all lots, of which there must be one."""
         side = Side.SELL if self.sign > 0 else Side.BUY
         return Order("", side, self.held, self.lots[0].leverage, False)
 
@@ -104,16 +109,18 @@ class MarginPosition:
         return self.held * self.sign
 
     def unrealized(self) -> Decimal:
+        """Return the profit of the lots at the latest mark, in quote currency."""
         return (self.held * self.price - self.cost_left) * self.sign
 
     def used_margin(self) -> Decimal:
+        """Return each lot's loan over its leverage, summed, in quote currency."""
         return sum((lot.loan(self.price) / lot.leverage for lot in self.lots), ZERO)
 
 
 class Account:
     """Balances, positions and ledger of one account. `serial` rises with every change.
 
-    `history` is the number of ledger entries kept; a long backtest keeps none.
+    `fees` (trades and openings), `rollovers` and `realized` profits before costs are sums by asset.
     """
 
     def __init__(
@@ -125,7 +132,10 @@ class Account:
         serial: int = 0,
         history: int = 0,
     ) -> None:
-        """`margin_rates` are fractions by the asset borrowed, by default MARGIN_RATE_ASSUMED."""
+        """Rates are fractions, those of margin by the asset borrowed, else MARGIN_RATE_ASSUMED.
+
+        The newest `history` ledger entries are kept.
+        """
         self.balances = defaultdict(Decimal, balances)
         self.fee_rate = fee_rate
         self.margin_rates = dict(margin_rates or {})
@@ -137,7 +147,7 @@ class Account:
         self.ledger = deque[Entry](maxlen=history)
 
     def position(self, rules: PairRules) -> MarginPosition:
-        """Return the pair's position, created if needed, with the pair's current rules."""
+        """Return the pair's position, a new one if there is none, with these rules from now on."""
         position = self.positions.setdefault(rules.pair, MarginPosition(rules))
         position.rules = rules
         return position
@@ -147,10 +157,10 @@ class Account:
     ) -> list[Trade]:
         """Execute a market order; return its trades, two if it reverses a position.
 
-        Call `advance` with `now` first, so that free margin is current. Opposite lots are closed
-        first, oldest first. The rest of the volume opens the other side or, with `reduce_only`, is
-        dropped. An order without leverage is a spot trade and leaves lots as they are. Raises
-        RefusedError with Kraken's error and nothing changed.
+        Call `advance` with `now` first, so that free margin is current. Opposite lots are closed,
+        the oldest first. The rest of the volume opens the other side or, with `reduce_only`, is
+        cancelled. An order without leverage is a spot trade and leaves lots as they are. Raises
+        RefusedError with Kraken's error, and then changes nothing.
         """
         if not order.leverage:
             return [self._fill_spot(position, now, order, price)]
@@ -183,7 +193,7 @@ class Account:
         return Trade(serial, order.volume, price, cost, fee)
 
     def close(self, position: MarginPosition, now: float, volume: Decimal, price: Decimal) -> Trade:
-        """Close `volume` of the lots, oldest first, without any check."""
+        """Close `volume` of the lots, the oldest first, without any check."""
         quote, sign = position.rules.quote, position.lots[0].sign
         cost, fee = self._costs(position.rules, volume, price)
         realized = (cost - _close_lots(position, volume)) * sign
@@ -199,7 +209,7 @@ class Account:
         return [closed, self._open(position, now, order, price)]
 
     def advance(self, position: MarginPosition, now: float, price: Decimal) -> Trade | None:
-        """Mark the pair at `price`, charge rollovers due before `now`; return any liquidation.
+        """Mark the pair at `price`, charge the rollovers due before `now`; return any liquidation.
 
         A rollover due exactly at `now` is not charged: a bot closes at the start of a tick and
         opens at its end, so a position held for n times 4 hours ends just before the rollover.
@@ -228,7 +238,7 @@ class Account:
     def liquidation_price(self, position: MarginPosition) -> Decimal | None:
         """Return the price at which equity falls to the margin stop if no other pair moves.
 
-        Rounded to the pair's decimals, against the account. None if flat or if no price does.
+        It is rounded to the pair's decimals, against the account; None if there is no such price.
         """
         if not position.lots:
             return None
@@ -255,6 +265,7 @@ class Account:
         return [book for book in positions if book.lots and quote in ("", book.rules.quote)]
 
     def summary(self, quote: str) -> MarginSummary:
+        """Return the margin account of a quote currency, at the latest marks."""
         positions = self.held_positions(quote)
         unrealized = sum((position.unrealized() for position in positions), ZERO)
         used = sum((position.used_margin() for position in positions), ZERO)
@@ -267,7 +278,7 @@ class Account:
         self._book(now, kind, self.serial, asset, amount, ZERO)
 
     def _check_opening(self, position: MarginPosition, order: Order, price: Decimal) -> None:
-        """Raise RefusedError if Kraken would not open this once opposite lots are closed."""
+        """Raise RefusedError if Kraken would refuse to open this after closing opposite lots."""
         rules, sign, held = position.rules, order.side.sign, order.volume + position.held
         free = self.summary(rules.quote).free_margin
         if position.sign == -sign:
@@ -315,7 +326,10 @@ class Account:
 
 
 def refusal(rules: PairRules, order: Order, price: Decimal) -> str | None:
-    """Return Kraken's error (support.kraken.com 360001491786) for a market order, or None."""
+    """Return the error with which Kraken refuses a market order by the pair's rules, or None.
+
+    Source: support.kraken.com 360001491786.
+    """
     volume, invalid = order.volume, "EGeneral:Invalid arguments"
     is_tradable = rules.status == "online" or (rules.status == "reduce_only" and order.reduce_only)
     checks = (
@@ -330,13 +344,13 @@ def refusal(rules: PairRules, order: Order, price: Decimal) -> str | None:
 
 
 def identifier(letter: str, serial: int) -> str:
-    """Return an id in Kraken's form for a serial; O is for orders, T trades, L ledger."""
+    """Return an id in Kraken's form; `letter` is O for an order, T a trade, L a ledger entry."""
     text = b32encode(blake2b(b"%d" % serial, digest_size=10).digest()).decode()
     return f"{letter}{text[:5]}-{text[5:10]}-{text[10:]}"
 
 
 def _close_lots(position: MarginPosition, volume: Decimal) -> Decimal:
-    """Close `volume` of the lots, oldest first, and return what that part cost to open."""
+    """Close `volume` of the lots, the oldest first; return what that part had cost at opening."""
     cost, left = ZERO, volume
     while left:
         lot = position.lots.pop(0)

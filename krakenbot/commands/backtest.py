@@ -170,10 +170,7 @@ def _path(text: str) -> Path:
 
 
 def _sources(named: list[Path], given: str | None, config: Config) -> tuple[list[Source], str, int]:
-    """Return the files to read, and the pair and interval in seconds that they have in common.
-
-    Raises BadDataError when they have more than one pair or interval, or no pair is known.
-    """
+    """Return the files to read, and the pair and interval in seconds that all of them have."""
     chosen: list[Source] = []
     for path in named:
         if not path.exists():
@@ -197,8 +194,7 @@ def _sources(named: list[Path], given: str | None, config: Config) -> tuple[list
 def _of_pair(inside: Sequence[Source], config: Config, path: Path) -> list[Source]:
     """Return those files of the configured pair whose interval suits the configured one best.
 
-    That is the longest interval that divides it or, if none does, the shortest. Raises BadDataError
-    when there is no file of the pair.
+    That is the longest interval that divides it or, if none does, the shortest.
     """
     names = {source: pair_of(source) or "" for source in inside}
     wanted = assets_of(config.pair)
@@ -229,10 +225,7 @@ def _watched(parts: Parts) -> Iterator[Columns]:
 
 
 def _parse_sweep(words: list[str], strategy: str) -> dict[str, list[Value]]:
-    """Return the values by key: interval, length of sma-slope, or a rule's parameter.
-
-    Raises BadDataError for anything else.
-    """
+    """Return the values by key: interval, length of sma-slope, or a rule's parameter."""
     found: dict[str, list[Value]] = {}
     for word in words:
         (key, _, after), values = word.partition("="), list[Value]()
@@ -254,10 +247,7 @@ def _parse_sweep(words: list[str], strategy: str) -> dict[str, list[Value]]:
 
 
 def _range(piece: str) -> list[Value]:
-    """Return the numbers that 10:60:2, 10:60 or 10 stands for, whole ones as int.
-
-    Raises ValueError for any other text.
-    """
+    """Return the numbers that 10:60:2, 10:60 or 10 stands for, whole ones as int."""
     begin, *rest = map(decimal, piece.split(":"))
     end, step = rest[0] if rest else begin, rest[1] if len(rest) > 1 else Decimal(1)
     count = int((end - begin) // step) + 1

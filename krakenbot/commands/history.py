@@ -58,10 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def since(text: str) -> int:
-    """Return the unix time that is meant by a date, by unix seconds, or by a span before now.
-
-    Raises ArgumentTypeError for any other text.
-    """
+    """Return a unix time, given as a date, as unix seconds, or as a span before now."""
     if span := re.fullmatch(r"(\d{1,6})([mhdw])", text):
         return int(time.time()) - int(span[1]) * SPANS_S[span[2]]
     if re.fullmatch(r"\d{1,11}", text) and len(text) != 8:  # Eight digits are a date.
@@ -125,9 +122,7 @@ def _print_table(rows: Iterable[Row], fields: str, quote: str, decimals: int | N
     names, cells = shown(rows, fields, quote, decimals)
     lines = in_columns(names, cells)
     if not names[-1].startswith("|"):
-        lines = [
-            line if len(line) <= WIDTH_MAX else f"{line[: WIDTH_MAX - 3]}..." for line in lines
-        ]
+        lines = [f"{line[: WIDTH_MAX - 3]}..." if len(line) > WIDTH_MAX else line for line in lines]
     print("\n".join(lines) if cells else "nothing yet")
 
 

@@ -112,10 +112,7 @@ Nothing was started. Next steps:
 
 
 def _install(given: str | None) -> Iterator[Step]:
-    """Yield the steps that make this program a service.
-
-    Raises ConfigError, before the first step, if the configuration is wrong.
-    """
+    """Yield the steps that make this program a service. Raises ConfigError before the first."""
     archive, folder, file = packed(), Path(PROGRAM).parent, Path(FOLDER, "config.toml")
     given = _named(given)
     if given is None and os.path.exists("config.toml"):
@@ -150,10 +147,7 @@ def _named(given: str | None) -> str | None:
 
 
 def _service_settings(given: str | None) -> tuple[Config, list[Step]]:
-    """Return the service's configuration, made from the one given, and the steps that write it.
-
-    Raises ConfigError if the given one is wrong or cannot be changed for the service.
-    """
+    """Return the service's configuration, made from the one given, and the steps that write it."""
     if given and os.path.exists(given) and not os.path.isfile(given):
         raise ConfigError(f"{given}: is not a regular file")  # It is read twice.
     variables = {f"KRAKENBOT_{key.replace('.', '_').upper()}": at for key, at in PLACES.items()}
@@ -271,10 +265,7 @@ def _systemctl(*words: str) -> Step:
 
 
 def _python() -> str:
-    """Return the path of a Python that the service can run: outside the folders hidden from it.
-
-    Raises UsageError if there is none of version 3.11 or newer.
-    """
+    """Return the path of a Python outside the folders that are hidden from the service."""
     hidden = [os.path.realpath(folder) for folder in HIDDEN]
     places = os.path.dirname(sys.executable), sys.executable, sys.base_prefix
     real = [Path(os.path.realpath(place)) for place in places]

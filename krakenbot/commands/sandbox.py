@@ -14,7 +14,6 @@ from krakenbot.simulated.http import Sandbox
 from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
 
 EXAMPLE = "krakenbot sandbox --port 8080 --speed 60 --feed random:7"
-PORT = 8080
 SPEED_MAX = 100000
 
 
@@ -27,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f"{SANDBOX_KEY}\n{SANDBOX_SECRET}\nexample: {EXAMPLE}"
     )
     add = parser.add_argument
-    add("--port", type=int, default=PORT, help="0 for any (default %(default)s)")
+    add("--port", type=int, default=8080, help="0 for any (default %(default)s)")
     speed = "simulated seconds per real second (default %(default)s)"
     add("--speed", type=float, default=1.0, metavar="S", help=speed)
     add("--feed", default="random:1", help="random:SEED, or csv:FILE with Kraken's candles")

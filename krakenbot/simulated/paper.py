@@ -21,7 +21,6 @@ from krakenbot.pairs import PairRules
 from krakenbot.simulated.books import Account, Entry, Lot
 from krakenbot.simulated.private import PrivateApi, Span
 
-START_BALANCE = Decimal(10000)
 ROWS_KEPT, LEDGER_KEPT = 60, 2500  # Orders and trades; ledger entries, a year of rollovers.
 OPENING_S = 60  # An order comes at most so long after the start of a candle.
 QUOTE_S = 5  # For reads of the account a quote is used again until it is so old.
@@ -47,7 +46,7 @@ class PaperClient:
         journal: Journal,
         *,
         fee_rate: Decimal,
-        balance: Decimal = START_BALANCE,
+        balance: Decimal,
         validates: bool = False,
     ) -> None:
         self._real, self._market, self._clock, self._journal = real, market, clock, journal

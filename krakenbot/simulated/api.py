@@ -191,15 +191,15 @@ class SandboxApi:
     def truth(self) -> Row:
         """Return the full state: orders, trades, balances, positions, results, request counts."""
         account = self.account
-        books = {position.rules.pair: position for position in account.held_positions()}
+        positions = {position.rules.pair: position for position in account.held_positions()}
         quotes = {rules.quote for rules in self.markets.rules.values()}
         money = sorted(quotes & account.balances.keys())
         return (
             {"time": self.now(), "status": self.markets.status, "balances": account.balances}
             | {"orders": [{"txid": txid, **row} for txid, row in self.orders.items()]}
             | {"executions": [{"id": name, **row} for name, row in self.trades.items()]}
-            | {"position": {name: plain(position.volume) for name, position in books.items()}}
-            | {"liquidation": {name: account.liquidation_price(b) for name, b in books.items()}}
+            | {"position": {name: plain(held.volume) for name, held in positions.items()}}
+            | {"liquidation": {n: account.liquidation_price(p) for n, p in positions.items()}}
             | {"equity": {asset: account.summary(asset).equity for asset in money}}
             | {"unrealized": {asset: account.summary(asset).unrealized_pnl for asset in money}}
             | {"realized": account.realized, "fees": account.fees, "rollover": account.rollovers}

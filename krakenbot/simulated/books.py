@@ -261,8 +261,8 @@ class Account:
 
     def held_positions(self, quote: str = "") -> list[MarginPosition]:
         """Return the open positions, all or those of one quote currency."""
-        positions = self.positions.values()
-        return [book for book in positions if book.lots and quote in ("", book.rules.quote)]
+        held = [position for position in self.positions.values() if position.lots]
+        return [position for position in held if quote in ("", position.rules.quote)]
 
     def summary(self, quote: str) -> MarginSummary:
         """Return the margin account of a quote currency, at the latest marks."""

@@ -135,11 +135,11 @@ class PrivateApi:
         pairs = [rules for rules in self.markets.rules.values() if rules.quote == quote]
         if not pairs:
             raise RefusedError("EQuery:Unknown asset")
-        books, margin = self.account.held_positions(quote), account.summary(quote)
+        held, margin = account.held_positions(quote), account.summary(quote)
         owned = [rules for rules in pairs if account.balances.get(rules.base)]
         worth = sum((account.balances[r.base] * self.markets.quote(r).mid for r in owned), ZERO)
-        value = sum((position.held * position.price for position in books), ZERO)
-        cost = sum((position.cost_left for position in books), ZERO)
+        value = sum((position.held * position.price for position in held), ZERO)
+        cost = sum((position.cost_left for position in held), ZERO)
         amounts = (
             {"eb": worth + margin.trade_balance, "tb": margin.trade_balance, "uv": ZERO}
             | {"m": margin.used_margin, "n": margin.unrealized_pnl, "c": cost, "v": value}

@@ -163,7 +163,9 @@ class TestCommandLine(unittest.TestCase):
         self.assertIn("sandbox", topics)
         for topic in topics:
             with self.subTest(topic):
-                self.assertEqual(help.manual_file(f"{topic}.md"), call("help", topic).out)
+                text = help.manual_file(f"{topic}.md")
+                self.assertTrue(text.endswith("\n"))
+                self.assertEqual(text, call("help", topic).out)
         done = call("help", "cots")
         self.assertEqual((2, True), (done.code, " costs," in done.err))
 

@@ -51,8 +51,10 @@ FUTURES_POST = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("method", metavar="METHOD", help="e.g. Balance; with --futures accounts")
-    parser.add_argument("values", nargs="*", metavar="name=value")
+    parser.add_argument(
+        "method", metavar="METHOD", help="such as Balance; with --futures, accounts"
+    )
+    parser.add_argument("values", nargs="*", metavar="name=value", help="its parameters")
     parser.add_argument("--json", action="store_true", help="print one line; decimals come as text")
     most = f"at most {ANSWER_BYTES_MAX >> 20} MiB"
     output = f"write the answer, such as the archive of RetrieveExport, to a new file; {most}"

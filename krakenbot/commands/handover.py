@@ -184,7 +184,7 @@ def _tell_without_journal(parts: Parts) -> int:
     if margin or (not config.leverage and owned >= parts.bot.market.rules.ordermin):
         raise StopError(
             f"nothing was closed: {found}, and no journal in {config.state_directory} shows which "
-            "part of that a bot has opened. Use that bot's configuration, or `flatten --all` for the whole "
+            "part a bot has opened. Use that bot's configuration, or `flatten --all` for the whole "
             f"margin position{left}"
         )
     print(f"{found}: there is nothing to close{left}")

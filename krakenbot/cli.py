@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     `argv` are the words after the program's name, by default those of this process.
     """
-    _open_missing_streams()
+    _prepare_streams()
     command, lost = "run", None
     try:
         common = argparse.ArgumentParser(prog="krakenbot", add_help=False, allow_abbrev=False)
@@ -53,8 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code or 2
 
 
-def _open_missing_streams() -> None:
-    """Open the standard streams that are closed, so that no other file gets their numbers."""
+def _prepare_streams() -> None:
+    """Open standard streams that are closed, or other files would get their numbers."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))

@@ -2,8 +2,8 @@
 
 An order decided on candle n fills one second into candle n + 1, at its open plus or minus one tick.
 Comparisons of floats find the next candle in which anything can happen. Money is only counted in
-the books of the simulated exchange, exactly. All but plain reversals goes through the same pure
-functions as a tick of the bot.
+the exact books of the simulated exchange. Everything except plain reversals goes through the same
+pure functions as a tick of the bot.
 """
 
 from collections import deque
@@ -76,7 +76,7 @@ class Replay:
         self._set_bounds(0.0, inf)
 
     def feed(self, part: Columns) -> None:
-        """Process the next candles. The newest one is decided on when the one after it is known."""
+        """Process the next candles. The newest one is decided on once the next one is known."""
         if self._part is None:
             new, first = self._warm_up, max(self._warm_up - 1, 0)
             self._first_open = exact(part.opens[new])
@@ -276,7 +276,7 @@ class Replay:
             and self._volume == plan.size >= rules.ordermin
             and all(size is None or 2 * self._volume <= size for size in sizes)
         )
-        self._size = float(self._volume) if is_ordinary else inf  # Nobody holds so much.
+        self._size = float(self._volume) if is_ordinary else inf  # Never held: all is checked.
 
     def _set_bounds(self, held: float, due: float) -> None:
         """Set prices between which, and a time until which, nothing happens to the position.

@@ -29,11 +29,11 @@ from krakenbot.pairs import plain
 _JSON = ".json"  # Saved answers, also as .json.gz.
 BLOCK_BYTES = 1 << 16
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-ANSWER_BYTES = 1 << 24  # At most so much of a saved answer is read.
+ANSWER_BYTES = 1 << 24  # The most that is read of a saved answer.
 GAP_MAX_S = 31 * 86400  # A longer gap must not be filled with flat prices.
 DIGITS = 15
 INTERVALS = (1, 5, 15, 30, 60, 240, 720, 1440, 10080, 21600)
-_MIXED_ROWS = 16  # After so many equal steps a file counts as one of a longer interval.
+_MIXED_ROWS = 16  # More equal steps than this show that a file is of a longer interval.
 _MILLISECONDS = 10**11  # As seconds this is the year 5138.
 _TIME_NAMES = ("time", "timestamp", "unix", "date", "datetime")
 _UNIT_MINUTES = {"": 1, "m": 1, "min": 1, "h": 60, "d": 1440, "w": 10080}
@@ -77,7 +77,7 @@ def pair_of(source: Source) -> str | None:
 def interval_of(source: Source) -> int:
     """Return a file's interval in seconds, from its name or else from its first rows.
 
-    Raises BadDataError when their times fit no interval of Kraken's.
+    Raises BadDataError when its times fit no interval of Kraken's.
     """
     if named := _named(source)[1]:
         return named

@@ -115,7 +115,7 @@ class Record:
         self.margin_fees += fill.trade.opening_fee
 
     def close(self, fill: Fill, equity: Decimal, paid: Decimal) -> None:
-        """Count a round trip; `equity` and `paid` (all costs so far) are as it leaves them."""
+        """Count a round trip; `equity` and `paid` (all costs so far) are the values after it."""
         net, costs = equity - self.flat_equity, paid - self._paid
         self.flat_equity, self._paid = equity, paid
         self.closed += 1

@@ -72,8 +72,8 @@ def write_output(path: Path, data: bytes, mode: int | None = None) -> None:
             sys.stdout.buffer.write(data)
             return
         if os.path.islink(path) or (os.path.exists(path) and not os.path.isfile(path)):
-            # To append nothing changes no file. But here Linux refuses another user's link in /tmp,
-            # which `realpath` would follow.
+            # Appending nothing changes no file. But Linux refuses it through a link in /tmp that is
+            # another user's, and `realpath` would follow that.
             with open(path, "ab") as file:
                 if not os.path.isfile(path):
                     file.write(data)

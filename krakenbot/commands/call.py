@@ -51,9 +51,7 @@ FUTURES_POST = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "method", metavar="METHOD", help="such as Balance; with --futures, accounts"
-    )
+    parser.add_argument("method", metavar="METHOD", help="such as Balance, or accounts of Futures")
     parser.add_argument("values", nargs="*", metavar="name=value", help="its parameters")
     parser.add_argument("--json", action="store_true", help="print one line; decimals come as text")
     most = f"at most {ANSWER_BYTES_MAX >> 20} MiB"

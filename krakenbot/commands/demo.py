@@ -98,7 +98,7 @@ def _report_and_strategy(path: str | None) -> tuple[Path, StrategyTable]:
 
 
 def _summarise(parts: Parts, seconds: float, path: Path) -> None:
-    """Print the result after a run of so many seconds, and write the report."""
+    """Print the result after a run that took `seconds`, and write the report."""
     Ledger(parts.exchange, parts.journal, parts.clock).read(parts.exchange.rules())
     journal, report = parts.journal, report_of(parts.config, parts.journal)
     unresolved = len(journal.open_intents())

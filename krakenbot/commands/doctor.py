@@ -1,6 +1,6 @@
 """`doctor`: checks whatever could keep the bot from working.
 
-It changes nothing: orders are only validated, and a key that a running bot uses is not touched.
+It changes nothing: orders are only validated, and a key that a running bot uses is left alone.
 """
 
 import argparse

@@ -36,7 +36,7 @@ BY_HAND = "flattened by hand"
 # While a bot flattens, the journal is read every 2 s and a line printed every 10 s.
 POLL_S, LOOK_TURNS, PROGRESS_TURNS = 0.2, 10, 50
 ANSWER_S = 60.0  # The bot must begin to flatten within it, and a person must say yes.
-GRACE_S = LOCKOUT_S + 600.0  # For the bot to flatten. In a lockout it first waits for the end.
+GRACE_S = LOCKOUT_S + 600.0  # On top of `exchange.patience`: a lockout, and then the closing.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

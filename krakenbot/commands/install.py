@@ -1,7 +1,7 @@
 """Setting the bot up: `config`, `build` (a single file), and a systemd service with few rights.
 
-The service runs as a user that systemd creates at each start (DynamicUser), and gives the state
-folder to. Files that root's commands make there belong to the folder's owner.
+The service runs as a user that systemd creates at each start (DynamicUser), and who then owns the
+state folder. What root's commands write there belongs to that owner, too.
 """
 
 import argparse

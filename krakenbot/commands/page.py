@@ -19,7 +19,7 @@ from krakenbot.format import MINUTE, UTC_FORM, moment, price, volume
 from krakenbot.log import clean
 
 ROWS_MAX = 500
-COLUMNS = 1000  # A chart's width in units of its SVG; in each of them few points are drawn.
+COLUMNS = 1000  # A chart's width in units of its SVG; each shows at most three points.
 
 
 def write_page(path: Path, text: str) -> None:
@@ -107,8 +107,8 @@ def _tone(amount: Decimal | float) -> str:
 class Chart:
     """A chart of lines over time. `lines` has their values by name, `times` are in unix seconds.
 
-    Points more than `gap_s` seconds apart are not joined: nothing is known of the time between.
-    Labels have so many `decimals`.
+    Points more than `gap_s` seconds apart are not joined, as nothing is known of the time between.
+    `decimals` are those of the labels.
     """
 
     def __init__(

@@ -53,9 +53,9 @@ class Point(NamedTuple):
 
 
 class RoundTrip(NamedTuple):
-    """What was opened and closed again, by a reversal too. `gross` is the profit before `costs`.
+    """A position from its opening to its closing or reversal. `gross` is the profit before `costs`.
 
-    Those are trade fees, opening fees and rollovers. The names are fields of `backtest --json`: do
+    These are trade fees, opening fees and rollovers. The names are fields of `backtest --json`: do
     not change them.
     """
 

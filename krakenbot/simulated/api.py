@@ -1,6 +1,6 @@
 """The simulated exchange: one HTTP request in, one answer out. http.py puts it on a socket.
 
-Here are authentication, nonces, rate limits and the controls under /sandbox/; Kraken's methods are
+Authentication, nonces, rate limits and the controls under /sandbox/ are here; Kraken's methods are
 in feed.py (public) and private.py.
 """
 

@@ -72,7 +72,7 @@ class Lot(NamedTuple):
 
     @property
     def open_volume(self) -> Decimal:
-        """Return the volume that is not closed yet, above 0 for a short too."""
+        """Return the volume that is not closed yet, never negative."""
         return self.volume - self.closed
 
     def loan(self, price: Decimal) -> Decimal:
@@ -83,8 +83,8 @@ class Lot(NamedTuple):
 class MarginPosition:
     """The open lots of one pair, oldest first, all on one side. `price` is the latest mark.
 
-    `held`, above 0 for a short too, and `cost_left` are the sums over the lots: a backtest needs
-    them at every turn.
+    `held` (never negative) and `cost_left` are the sums over the lots: a backtest needs them at
+    every turn.
     """
 
     def __init__(self, rules: PairRules) -> None:
@@ -132,9 +132,9 @@ class Account:
         serial: int = 0,
         history: int = 0,
     ) -> None:
-        """Rates are fractions, those of margin by the asset borrowed, else MARGIN_RATE_ASSUMED.
+        """`margin_rates` are fractions by the asset borrowed, else MARGIN_RATE_ASSUMED.
 
-        The newest `history` ledger entries are kept.
+        The newest `history` ledger entries are kept, by default none.
         """
         self.balances = defaultdict(Decimal, balances)
         self.fee_rate = fee_rate

@@ -1,8 +1,7 @@
 """Fault injection around the sandbox: what networks, gateways and exchanges do to requests.
 
-A spec such as `lost-after=0.02,lag=30,seed=7` gives each fault its probability per request, `all`
-the same one to every fault. With `lag`, reads are up to so many seconds out of date. `seed` makes a
-run repeatable.
+A spec such as `lost-after=0.02,lag=30,seed=7` gives each fault its probability per request; `all`
+gives one to every fault. Reads are up to `lag` seconds out of date. `seed` makes a run repeatable.
 """
 
 import json
@@ -115,7 +114,7 @@ class Faults:
         self.set(spec)
 
     def set(self, spec: str) -> None:
-        """Replace the faults. What the earlier ones still had in store happens now.
+        """Replace the faults. What earlier ones have delayed happens now.
 
         Raises ValueError for a wrong spec.
         """

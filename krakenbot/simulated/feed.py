@@ -41,8 +41,8 @@ from krakenbot.simulated.wire import Params, bad, number
 ROWS_MAX = 721  # With the unfinished one; docs.kraken.com, "Get OHLC Data", promises 720.
 HISTORY = 60 * 1440  # Minutes of a random market before the sandbox starts.
 MINUTE_VOLUME = Decimal("0.05")  # Traded in each minute in which a random market moves.
-# Open, high, low, close and volume. Prices are ticks or the floats of a file: of Decimals a candle
-# would take 610 bytes instead of 290.
+# Open, high, low, close and volume. Prices are ticks, or floats as read from a file: with
+# Decimals a candle would take 610 bytes instead of 290.
 Numbers = tuple[float, float, float, float, Decimal]
 
 

@@ -75,7 +75,7 @@ class Sandbox(Server):
             fee_rate=fee_rate,
             tier=tier,
         )
-        # For half a real second a request may be on its way.
+        # A request may take half a real second to arrive.
         self.api.private_api.slack_s = max(speed - 1, 0.0) / 2
         injector = Faults(self.api, faults, lambda seconds: time.sleep(seconds / speed))
         # {spec}: replaces the faults, written as for --faults.

@@ -22,8 +22,8 @@ from krakenbot.simulated.books import Account, Entry, Lot
 from krakenbot.simulated.private import PrivateApi, Span
 
 ROWS_KEPT, LEDGER_KEPT = 60, 2500  # Orders and trades; ledger entries, a year of rollovers.
-OPENING_S = 60  # An order comes at most so long after the start of a candle.
-QUOTE_S = 5  # For reads of the account a quote is used again until it is so old.
+OPENING_S = 60  # An order comes within this time after the start of a candle.
+QUOTE_S = 5  # Reads of the account use a quote again until it is this old.
 _NO_KEY = {"permissions": [], "nonce": "0", "iban": ""}
 _NOT_VALIDATED = ("cl_ord_id", "deadline", "reduce_only")  # Left out when Kraken validates.
 

@@ -1,6 +1,6 @@
 """Kraken's private methods, answered from the books of a simulated account.
 
-Assumed, because it is not known for sure of Kraken: an opposite order larger than the position
+Assumed, since Kraken's behaviour is not known for sure: an opposite order larger than the position
 reverses it (as support.kraken.com 202966956 once said), a deadline applies to `validate` too, and a
 `cl_ord_id` may be used again once its order is closed.
 """
@@ -197,9 +197,9 @@ class PrivateApi:
             yield identifier("L", entry.serial), wire.ledger_row(entry)
 
     def _page(self, newest: Iterable[tuple[str, Row]], p: Params, name: str, *times: str) -> Row:
-        """Return the page at `ofs` of the rows one of whose `times` is after `start`, up to `end`.
+        """Return the page, from number `ofs` on, of rows after `start` and not after `end`.
 
-        `newest` has ids and rows, the newest first.
+        `newest` has ids and rows, the newest first; one of the fields `times` must be in that time.
         """
         start, end = self._moment(p, "start", 0), self._moment(p, "end", math.inf)
         offset = max(int(number(p, "ofs", 0, fraction="")), 0)

@@ -1,7 +1,7 @@
 """Kraken's wire format: how parameters are parsed, and the rows of answers.
 
-Assumed, because it is not known for sure of Kraken: an order's `fee` is the trade fee alone, and
-the volume by which a `reduce_only` order exceeds the position is cancelled.
+Assumed, since Kraken's behaviour is not known for sure: an order's `fee` is the trade fee alone,
+and the volume by which a `reduce_only` order exceeds the position is cancelled.
 """
 
 import json

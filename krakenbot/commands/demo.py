@@ -28,9 +28,10 @@ SIZE = Decimal("0.05")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--candles", type=int, default=120, help="how many candles to trade")
-    parser.add_argument("--speed", type=float, default=600.0, help="simulated seconds per real one")
-    parser.add_argument("--seed", type=int, default=1, help="seed of the random market")
+    add, default = parser.add_argument, "(default %(default)s)"
+    add("--candles", type=int, default=120, help=f"how many candles to trade {default}")
+    add("--speed", type=float, default=600.0, help=f"simulated seconds per real one {default}")
+    add("--seed", type=int, default=1, help=f"seed of the random market {default}")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -63,7 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         needed = option == "--systemd"
         parser.add_argument(option, action="store_true", required=needed, help=text)
     if parser.get_default("command") == "build":
-        parser.add_argument("--output", type=Path, default=Path("krakenbot.pyz"), metavar="FILE")
+        name, text = Path("krakenbot.pyz"), "default: %(default)s"
+        parser.add_argument("--output", type=Path, default=name, metavar="FILE", help=text)
 
 
 def run(arguments: argparse.Namespace) -> int:

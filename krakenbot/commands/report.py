@@ -98,7 +98,8 @@ class Report(NamedTuple):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--output", metavar="FILE", default="krakenbot-report.html", type=Path)
+    name, text = "krakenbot-report.html", "default: %(default)s"
+    parser.add_argument("--output", metavar="FILE", default=name, type=Path, help=text)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -31,8 +31,8 @@ from krakenbot.simulated.wire import PARAMETERS, Answer, Params, bad
 START_BALANCES = {"ZUSD": Decimal(10000), "ZEUR": Decimal(5000), "USDT": Decimal(1000)}
 # Kraken's limits by tier: the maximum of the REST counter and its decay per second, the same of the
 # matching engine's, and how many failed authentications in a row lead to a lockout.
-# Source: support.kraken.com 206548367; docs.kraken.com, guides on REST and trading rate limits. The
-# last column is assumed, and "sandbox" is no tier of Kraken's.
+# Documented: support.kraken.com 206548367; docs.kraken.com, guides on REST and trading rate limits.
+# The last column is assumed, and "sandbox" is no tier of Kraken's.
 TIERS = {
     "sandbox": ((50000, 10000.0), (50000, 10000.0), 1000),
     "starter": ((15, 0.33), (60, 1.0), 20),

@@ -1,13 +1,15 @@
 """The books of a simulated account: spot balances and margin lots. Arithmetic only, no I/O.
 
 Each quote currency is a margin account of its own: its balance is the collateral for the pairs
-quoted in it, and no other asset counts (a simplification). The opening fee and each rollover are
-charged at the rate of the currency borrowed (quote for a long, base for a short), which is fixed
-when a lot is opened. Costs, fees, opening fees, rollovers and the opening cost of a closed part are
-each rounded once, half to even, to the pair's cost decimals. Everything else is a sum of these, so
+quoted in it, and no other asset counts. The opening fee and each rollover are charged at the rate
+of the currency borrowed (quote for a long, base for a short), which is fixed when a lot is opened.
+Costs, fees, opening fees, rollovers and the opening cost of a closed part are each rounded once,
+half to even, to the pair's cost decimals. Everything else is a sum of these, so
 equity = start - fees - rollover + realized + unrealized holds to the last digit.
 
-Sources: support.kraken.com 206161568 (margin fees), articles on margin levels and liquidation.
+Documented: margin fees (support.kraken.com 206161568), closing the oldest lots first, liquidation
+at the margin stop (articles on closing and on margin levels). Simplified: the collateral. Assumed:
+the rounding.
 """
 
 from base64 import b32encode
@@ -328,7 +330,7 @@ class Account:
 def refusal(rules: PairRules, order: Order, price: Decimal) -> str | None:
     """Return the error with which Kraken refuses a market order by the pair's rules, or None.
 
-    Source: support.kraken.com 360001491786.
+    Source: support.kraken.com 360001491786; what follows a second colon is observed or assumed.
     """
     volume, invalid = order.volume, "EGeneral:Invalid arguments"
     is_tradable = rules.status == "online" or (rules.status == "reduce_only" and order.reduce_only)

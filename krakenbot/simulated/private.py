@@ -23,8 +23,8 @@ from krakenbot.simulated.listing import ASSETS, Row
 from krakenbot.simulated.wire import OrderRequest, Params, bad, flag, number
 
 HISTORY_MAX = 10000
-PAGE = 50  # Source: docs.kraken.com, "Get Closed Orders", `ofs`.
-DEADLINE_MIN_S, DEADLINE_MAX_S = 2, 60  # Source: docs.kraken.com, "Add Order", `deadline`.
+PAGE = 50  # Documented: docs.kraken.com, "Get Closed Orders", `ofs`.
+DEADLINE_MIN_S, DEADLINE_MAX_S = 2, 60  # Documented: docs.kraken.com, "Add Order", `deadline`.
 _TRADE_TYPES: dict[str, Callable[[Row], bool]] = {
     "all": lambda row: True,
     "any position": lambda row: row["leverage"] != "0",

@@ -50,7 +50,7 @@ _NOT_SIMULATED = {
 }
 _OTHER_TYPES = "limit|iceberg|(stop-loss|take-profit|trailing-stop)(-limit)?|settle-position"
 # Patterns for the parameters of a market order; one that is not given counts as "".
-# Source: docs.kraken.com, "Add Order" and the guide on client order identifiers.
+# Documented: docs.kraken.com, "Add Order" and the guide on client order identifiers.
 _FORMS = {
     **dict.fromkeys(("timeinforce", "trigger", "displayvol"), ""),
     "type": "buy|sell",
@@ -162,7 +162,7 @@ def position_row(position: MarginPosition, lot: Lot, docalcs: bool) -> Row:
 
 
 def market_row(rows: Sequence[Row]) -> Row:
-    """Return the lots of a pair as one row, for `consolidation`, in the shape that ccxt expects."""
+    """Return the lots of a pair as one row, for `consolidation`, in the shape that ccxt reads."""
     names = rows[0].keys() & {"cost", "fee", "vol", "vol_closed", "margin", "value", "net"}
     sums = {name: sum((Decimal(row[name]) for row in rows), ZERO) for name in names}
     leverage = sums["cost"] / (sums["margin"] or 1)  # The margin of a few coins may round to 0.

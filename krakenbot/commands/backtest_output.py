@@ -88,7 +88,7 @@ def figures(result: Result) -> list[tuple[str, str]]:
     costs, until = cost_breakdown(result.net, result), " while it traded" if result.ended else ""
     return [
         ("turns", f"{result.turns:,}, {result.turns_per_day:,.1f} per day{until}"),
-        ("empty candles", f"{result.openings_untraded:,} of {result.turns:,} openings"),
+        ("no-trade fills", f"{result.openings_untraded:,} of {result.turns:,} openings"),
         ("orders", f"{result.orders:,}, {result.refused:,} refused{why}"),
         ("win rate", "-" if won is None else f"{percent(100 * won, 1)} after costs{better}"),
         *((name, signed(money(cost, result.quote))) for name, cost in costs.items()),

@@ -39,7 +39,6 @@ from krakenbot.startup import RICH, count_costs, objections, refuse_permissions
 EXAMPLE = "krakenbot doctor --json"
 FREE_BYTES_MIN = 50 << 20
 LEDGER_PERMISSION = "query-ledger"
-DAY_S = 86400
 COLORS = {"ok": "32", "warn": "33", "fail": "31", "skip": "2"}
 # The verdict (ok, warn, fail or skip), what was found and, unless CHECKS says it, how to repair it.
 Answer = tuple[str, str] | tuple[str, str, str]
@@ -230,7 +229,7 @@ class Checks:
         ends = float(row.get("validuntil") or 0)
         if (info.nonce or 0) > time.time_ns() + 60 * 10**9:
             return "fail", "another program has used this key with larger nonces"
-        if 0 < ends < time.time() + 7 * DAY_S:
+        if 0 < ends < time.time() + 7 * 86400:
             return "warn", "the key expires within a week", "make a new one in time"
         if str(row.get("noncewindow") or 0) != "0":
             return "warn", "the key has a nonce window", "set it to 0 at Kraken"

@@ -15,10 +15,7 @@ from krakenbot.commands import COMMANDS, CONFIG_HELP, PAGES, UsageError, exit_co
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return the exit code of the process.
-
-    `argv` are the words after the program's name, by default those of this process.
-    """
+    """Run one command, by default that of this process, and return the exit code."""
     _prepare_streams()
     command, lost = "run", None
     try:

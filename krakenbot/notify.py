@@ -106,10 +106,7 @@ class Notifier:
 
 
 def sd_notify(text: str) -> None:
-    """Send the bot's state to systemd if that started the bot; a failure is only logged.
-
-    Source: man page sd_notify(3).
-    """
+    """Send the bot's state to systemd if it listens, see sd_notify(3); a failure is only logged."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if address[:1] not in ("/", "@"):
         return

@@ -93,10 +93,7 @@ class Replay:
         self._run(part, turns(part) if self.record.ended is None else (), first)
 
     def result(self) -> Result:
-        """Return the final result, valued at the last close.
-
-        Raises BadDataError if there were fewer than two candles.
-        """
+        """Return the final result, at the last close. BadDataError for fewer than two candles."""
         part, record, account = self._part, self.record, self.account
         if part is None or record.candles < 2:
             raise BadDataError("fewer than two candles of this interval")

@@ -200,10 +200,7 @@ def _header(line: bytes, source: Source) -> Names:
 
 
 def _parse_or_refuse(block: bytes, names: Names, source: Source, number: int) -> Columns:
-    """Return whole lines as columns; `number` is that of the first line.
-
-    Raises BadDataError, which names the first line that is not a candle.
-    """
+    """Return whole lines, the first of which has this number. BadDataError names a wrong one."""
     try:
         return _parse(block, names)
     except (ValueError, ArithmeticError) as odd:

@@ -43,10 +43,7 @@ def rules_of(name: str, path: Path | None, part: Columns, notes: list[str]) -> P
 
 
 def rates_of(rules: PairRules, notes: list[str]) -> dict[str, Decimal]:
-    """Return the margin rates of the pair's two assets by code, as fractions.
-
-    One that is not known is assumed, as `notes` then say.
-    """
+    """Return the margin rates of the pair's assets by code, as fractions; note what is assumed."""
     known = {format.asset(code): rate for code, rate in MARGIN_RATES.items()}
     names = {code: format.asset(code) for code in (rules.quote, rules.base)}
     if missing := [name for name in names.values() if name not in known]:

@@ -261,10 +261,7 @@ def write_run(
 
 
 def _points(replay: Replay, parts: Iterable[Columns]) -> Iterator[Point]:
-    """Feed the parts to the replay and yield points.
-
-    The longer the run, the further apart they are, so that a million candles give some thousand.
-    """
+    """Feed the parts to the replay and yield points, the further apart the longer the run is."""
     count = 0
     for part in parts:
         at = 0

@@ -70,10 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def examine(file: str | None) -> Iterator[Finding]:
-    """Yield the finding of each check, always in the same order.
-
-    `file` is the configuration; None means the usual place.
-    """
+    """Yield the finding of each check, always in the same order; `file` is the configuration."""
     visit = Checks(file)
     missing: dict[str, str] = {}
     for name, check, need, usual_repair in CHECKS:
@@ -271,10 +268,7 @@ class Checks:
         return "ok", f"Kraken would accept a buy of {volume(bought, self.rules.base)} (validated)"
 
     def _unless_refused(self, summary: MarginSummary, text: str) -> Answer:
-        """Return ok and the text, or fail and why the bot would not send an order of `size`.
-
-        An objection that an earlier check has returned is left out.
-        """
+        """Return ok and the text, or fail and a new reason why the bot would not order `size`."""
         found = objections(self.config, self.rules, self.quote, summary, self.fee_rate)
         against = [f"{side.value}: {why}" for side, why in found.items() if why]
         against = [one for one in against if one not in self.objections]

@@ -39,10 +39,7 @@ def page(
     notes: Iterable[str],
     sections: Iterable[str],
 ) -> str:
-    """Return a whole page.
-
-    `sections` are HTML already; the sign of `tone` gives the headline its color.
-    """
+    """Return a whole page. `sections` are HTML already; the sign of `tone` colors the headline."""
     pairs = ((escape(name.capitalize()), escape(fact)) for name, fact in facts.items())
     shown = "".join(f"<div><dt>{name}</dt><dd>{fact}</dd></div>" for name, fact in pairs)
     lines = "".join(f'<p class="note">{escape(note)}</p>' for note in notes)

@@ -1,7 +1,4 @@
-"""`report`: one HTML file about what the bot did, from its journal alone.
-
-`demo` and `backtest` write theirs in the same form.
-"""
+"""`report`: one HTML file about what the bot did, from its journal alone; also for `backtest`."""
 
 import argparse
 import math

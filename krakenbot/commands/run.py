@@ -79,10 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _trade(config: Config, parts: Parts, notifier: Notifier, once: bool) -> None:
-    """Run the bot until it ends; `once` ends it after one decision.
-
-    When `krakenbot flatten` asks, the bot flattens, and StopError is raised.
-    """
+    """Run the bot until it ends. When `krakenbot flatten` asks, flatten and raise StopError."""
 
     def progress() -> None:
         notifier.alive()

@@ -114,7 +114,7 @@ class Faults:
         self.set(spec)
 
     def set(self, spec: str) -> None:
-        """Replace the faults. What earlier ones have delayed happens now.
+        """Replace the faults; what earlier ones have delayed happens now.
 
         Raises ValueError for a wrong spec.
         """

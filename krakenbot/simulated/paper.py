@@ -135,9 +135,9 @@ class PaperClient:
 
     @cached_property
     def private_api(self) -> PrivateApi:
-        """Return the account, as the journal has it at first use.
+        """Return the account, read from the journal at first use.
 
-        Raises StopError if it cannot be read from the journal.
+        Raises StopError if it cannot be read.
         """
         rules, text = self.pair(""), self._journal.get("paper")
         serial, money = int(self._clock.now()) * 1000, {rules.quote: self._balance}

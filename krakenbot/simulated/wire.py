@@ -240,7 +240,7 @@ def decimals(asset: str) -> int:
 def parameters(headers: Mapping[str, str], body: bytes) -> Params:
     """Return the parameters of a query, a form or a JSON body, all as text.
 
-    Raises RefusedError for a body that is none of these.
+    Raises RefusedError for any other body.
     """
     try:
         if "json" not in headers.get("content-type", ""):
@@ -256,10 +256,7 @@ def parameters(headers: Mapping[str, str], body: bytes) -> Params:
 
 
 def asset_codes(names: str) -> list[str]:
-    """Return the codes of assets that are named by code or altname, with commas between them.
-
-    Raises RefusedError for one that is not listed.
-    """
+    """Return the codes of assets named by code or altname, with commas. RefusedError if unknown."""
     codes = {name: code for code, row in ASSETS.items() for name in (code, row["altname"])}
     if not codes.keys() >= set(names.split(",")):
         raise RefusedError("EQuery:Unknown asset")

@@ -1,6 +1,7 @@
-"""The command line. A command's module is imported only when that command is asked for."""
+"""The command line: parses it and runs one command, whose module is imported only then."""
 
 import argparse
+import difflib
 import importlib
 import io
 import os
@@ -14,14 +15,14 @@ from krakenbot.commands import COMMANDS, CONFIG_HELP, PAGES, UsageError, exit_co
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return the exit code of the process."""
-    _ready_streams()
+    """Run one command, by default that of this process, and return the exit code."""
+    _prepare_streams()
     command, lost = "run", None
     try:
-        front = argparse.ArgumentParser(prog="krakenbot", add_help=False, allow_abbrev=False)
-        front.add_argument("--config", metavar="FILE", help=CONFIG_HELP)
-        front.add_argument("--version", action="version", version=f"krakenbot {__version__}")
-        early, words = front.parse_known_args(argv)
+        common = argparse.ArgumentParser(prog="krakenbot", add_help=False, allow_abbrev=False)
+        common.add_argument("--config", metavar="FILE", help=CONFIG_HELP)
+        common.add_argument("--version", action="version", version=f"krakenbot {__version__}")
+        options, words = common.parse_known_args(argv)
         if words and words[0] in ("-h", "--help"):
             words = ["help"]
         if words and not words[0].startswith("-"):
@@ -29,13 +30,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if command == "help" and words and words[0] in COMMANDS and words[0] not in PAGES:
             command, words = words[0], ["--help"]
         if command not in COMMANDS:
-            import difflib
-
             nearest = difflib.get_close_matches(command[:80], COMMANDS, 1, 0.0)[0]
             raise UsageError(f"unknown command {command[:80]!r}; did you mean {nearest!r}?")
         module = importlib.import_module(f"krakenbot.commands.{COMMANDS[command][0]}")
         arguments = _arguments(module, command, words)
-        arguments.config = early.config
+        arguments.config = options.config
         code: int = module.run(arguments)
     except SystemExit as ending:
         # After --help and --version 0, after wrong usage 2.
@@ -43,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BaseException as error:
         # With unbuffered output (python -u) the command itself fails when output is lost.
         lost = _lost_output("\n") if isinstance(error, OSError) else None
-        code = 0 if lost else _explained(command, error)
+        code = 0 if lost else _report_error(command, error)
     lost = lost or _lost_output()
     if lost is None or isinstance(lost, BrokenPipeError):  # The reader has closed the pipe.
         return code
@@ -51,19 +50,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code or 2
 
 
-def _ready_streams() -> None:
-    """Open standard streams that are missing, so that no other file takes their numbers."""
+def _prepare_streams() -> None:
+    """Open standard streams that are closed, or other files would get their numbers."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # Not every terminal shows UTF-8.
+        sys.stdout.reconfigure(errors="backslashreplace")  # Not every terminal takes UTF-8.
 
 
 def _arguments(module: ModuleType, command: str, words: list[str]) -> argparse.Namespace:
-    """Return a command's arguments, the words after its name."""
+    """Return the arguments of a command, parsed from the words after its name."""
     examples = module.EXAMPLE.split("; ")
-    example = next((one for one in examples if f" {command}" in one), examples[0])
+    example = next((text for text in examples if f" {command}" in text), examples[0])
     parser = argparse.ArgumentParser(
         prog=f"krakenbot {command}",
         description=COMMANDS[command][1],
@@ -76,10 +75,10 @@ def _arguments(module: ModuleType, command: str, words: list[str]) -> argparse.N
     return parser.parse_intermixed_args(words)
 
 
-def _explained(command: str, error: BaseException) -> int:
+def _report_error(command: str, error: BaseException) -> int:
     """Print why the command ended and return its exit code."""
     code = exit_code(error, command)
-    if code == 70:  # Indented, so that no text from outside can pass for a line of ours.
+    if code == 70:  # Indented, so that no text from outside looks like a line of the log.
         lines = ["krakenbot: unexpected error", *log.describe(error).splitlines()]
         log.say("\n    ".join(lines), "critical")
     elif not isinstance(error, KeyboardInterrupt | StopRequestedError):
@@ -88,9 +87,10 @@ def _explained(command: str, error: BaseException) -> int:
 
 
 def _lost_output(text: str = "") -> OSError | None:
-    """Write text to standard output and flush it; return why that failed, if it did.
+    """Write text to standard output and flush it. Return the error if that fails, else None.
 
-    In the interpreter's own flush, a failure would print a complaint and change the exit code.
+    Left to the interpreter's flush at exit, a failure would print a message and change the exit
+    code.
     """
     try:
         if not sys.stdout.closed:

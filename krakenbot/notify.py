@@ -1,7 +1,7 @@
-"""Outgoing messages: notices to a person, a heartbeat, and the state for systemd.
+"""Outgoing messages: notices to a person, a heartbeat, and the bot's state for systemd.
 
-Nothing here can delay or end a tick: a separate thread sends from a short queue. A message that
-does not fit or does not arrive is dropped, which is logged.
+Nothing here can delay or end a tick: a separate thread sends from a short queue. A message is
+dropped when the queue is full or sending fails; the log says so.
 """
 
 import json
@@ -24,7 +24,7 @@ from krakenbot.model import Secret
 NOTICED = ("start", "fill", "refusal", "warning", "halt", "recovery", "difference", "stop")
 LIMIT_S = 5.0  # For one whole request.
 WAITING_MAX = 20
-LAST_WORDS_S = 6.0
+END_S = 6.0  # How long the end of the program waits for the last notices.
 
 
 class Notifier:
@@ -39,7 +39,7 @@ class Notifier:
         self._sender = threading.Thread(target=self._send_all, name="notify", daemon=True)
 
     def __call__(self, event: Event) -> None:
-        """Send what an event calls for; returns at once."""
+        """Queue the notice or heartbeat that an event calls for, and tell systemd; never waits."""
         if event.kind == "start":
             sd_notify("READY=1")
         elif event.kind == "decision":
@@ -54,9 +54,9 @@ class Notifier:
         self.alive()
 
     def alive(self) -> None:
-        """Feed systemd's watchdog; called whenever a tick or a bounded wait has ended.
+        """Tell systemd's watchdog that the bot is alive, after each tick and each bounded wait.
 
-        The watchdog catches a call that never returns. Waiting for the exchange counts as alive.
+        The watchdog is for a call that never returns. Waiting for the exchange counts as alive.
         """
         sd_notify("WATCHDOG=1")
 
@@ -64,16 +64,16 @@ class Notifier:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        asked = error is None or isinstance(error, StopRequestedError | KeyboardInterrupt)
-        if not asked and str(error) != self._last_text:
+        is_asked_for = error is None or isinstance(error, StopRequestedError | KeyboardInterrupt)
+        if not is_asked_for and str(error) != self._last_text:
             is_ours = hasattr(error, "exit_code")  # Else it is a defect.
             words = str(error) if is_ours else f"{type(error).__name__}: {error}"
             self._put(self._notify.url, f"{self._name}: ended: {clean(words)}")
         sd_notify("STOPPING=1")
         if self._sender.is_alive():
             with suppress(queue.Full):
-                self._waiting.put(None, timeout=LAST_WORDS_S)
-            self._sender.join(LAST_WORDS_S)
+                self._waiting.put(None, timeout=END_S)
+            self._sender.join(END_S)
 
     def _put(self, url: Secret | None, text: str = "") -> None:
         if url is None:
@@ -82,7 +82,7 @@ class Notifier:
             if self._sender.ident is None:
                 self._sender.start()
             self._waiting.put_nowait((url, text))
-        except (queue.Full, RuntimeError) as error:  # Or no thread can be started.
+        except (queue.Full, RuntimeError) as error:  # RuntimeError: no thread can be started.
             log.warning("notice dropped reason=%r text=%s", error, text or "heartbeat")
 
     def _send_all(self) -> None:
@@ -93,7 +93,7 @@ class Notifier:
                 log.warning("notice dropped reason=%s text=%s", error, item[1] or "heartbeat")
 
     def _send(self, url: Secret, text: str) -> None:
-        """Send a notice or, without a text, the heartbeat."""
+        """Send a notice or, if the text is empty, the heartbeat."""
         kind, body = "text/plain; charset=utf-8", text
         if self._notify.body is not None:
             body = self._notify.body.reveal().replace("$text", json.dumps(text)[1:-1])
@@ -106,7 +106,7 @@ class Notifier:
 
 
 def sd_notify(text: str) -> None:
-    """Send our state to systemd, if it listens; a failure is only logged."""
+    """Send the bot's state to systemd if it listens, see sd_notify(3); a failure is only logged."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if address[:1] not in ("/", "@"):
         return

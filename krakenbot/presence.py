@@ -1,6 +1,6 @@
 """Whether the bot runs, and since when: `run` records it in the journal, `status` reads it.
 
-Times of the process are the host's, those of the market the exchange's.
+Times of the process are by the host's clock, times of the market by the exchange's.
 """
 
 import os
@@ -21,15 +21,18 @@ UNITS = ("base", "quote", "pair_decimals")
 
 
 class State(StrEnum):
+    """Whether a bot runs. The texts are the values of `status --json`."""
+
     RUNNING = "running"
     STOPPED = "stopped"
     STALE = "stale"  # Running, but its next decision is long overdue.
 
 
 class Life(NamedTuple):
-    """`since` in the host's unix seconds; `now` and `next_decision` in the exchange's.
+    """What is known of the bot's process, in unix seconds.
 
-    The names are fields of `status --json`: do not change them.
+    `since` is by the host's clock, `now` and `next_decision` by the exchange's. The names are
+    fields of `status --json`: do not change them.
     """
 
     state: State
@@ -42,7 +45,7 @@ class Life(NamedTuple):
 
 
 class Presence:
-    """Receives the bot's events and records that it runs and when it decides next."""
+    """Receives the bot's events, and records that the bot runs and when it decides next."""
 
     def __init__(self, journal: Journal, clock: Clock, interval_s: int) -> None:
         self._journal, self._clock, self._interval_s = journal, clock, interval_s
@@ -58,8 +61,8 @@ class Presence:
             self._note(next_decision=int(event.values["candle"]) + 2 * self._interval_s + 1)
 
     def end(self, exit_code: int, reason: str) -> None:
-        """Record how the process ends; a failure to write has been reported before."""
-        with suppress(StopError):
+        """Record how the process ends."""
+        with suppress(StopError):  # A journal that cannot be written has been reported before.
             self._note(ended=int(time.time()), exit_code=exit_code, end_reason=reason)
 
     def _note(self, **values: object) -> None:
@@ -67,7 +70,10 @@ class Presence:
 
 
 def read_life(journal: Journal, lock_file: Path, clock_speed: float) -> Life:
-    """Return what the journal and its lock say about the process that trades on it."""
+    """Return what a journal and its lock file say about the process that trades with it.
+
+    `clock_speed` is in simulated seconds per real second.
+    """
     keys = ("started", "pid", "ended", "exit_code", "seen", "seen_wall", "next_decision")
     values = {key: int(text) for key in keys if (text := journal.get(key))}
     now = wall = int(time.time())

@@ -21,13 +21,14 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from functools import partial
+from operator import mul
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from krakenbot.errors import RefusedError
 from krakenbot.model import ZERO
 from krakenbot.pairs import PairRules
-from krakenbot.simulated.feed import Numbers, Series
+from krakenbot.simulated.feed import Numbers, Series, tick
 from krakenbot.simulated.wire import Answer
 from tests.simulation import market
 from tests.simulation.episode import each, scratch, simulated
@@ -105,7 +106,8 @@ class HillFeed(market.TurningFeed):
     def series(self, rules: PairRules) -> Series:
         if rules.pair not in self._series:
             first = (int(self.start) // INTERVAL_S - RISING) * INTERVAL_S
-            self._series[rules.pair] = Series(INTERVAL_S, first, 1, self._rows(816840))
+            price_of = partial(mul, tick(rules))
+            self._series[rules.pair] = Series(INTERVAL_S, first, price_of, self._rows(816840))
         return self._series[rules.pair]
 
     def _rows(self, start: int) -> Iterator[Numbers]:

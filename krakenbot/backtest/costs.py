@@ -1,4 +1,4 @@
-"""What a configuration costs per day, estimated before the first order."""
+"""An estimate, before the first order, of what a configuration costs per day."""
 
 from collections.abc import Sequence
 from decimal import Decimal
@@ -16,15 +16,15 @@ from krakenbot.pairs import PairRules, plain
 from krakenbot.plan import plan_of
 from krakenbot.risk import Limits
 
-NEEDED_MAX = 620  # For a strategy that needs more, turns in the rest are a matter of chance.
-_BALANCE_FACTOR = 1000  # Of the position, so that no order is refused for lack of money.
+NEEDED_MAX = 620  # Of 720 candles: in fewer than 100, the number of turns is mostly chance.
+_BALANCE_FACTOR = 1000  # Times the position, so that no order is refused for lack of money.
 
 
 class CostEstimate(NamedTuple):
-    """What trading costs per day in percent of the position, over the last candles.
+    """What trading over the last candles would have cost, in percent of the position per day.
 
-    A `refused_reason` says why that is unknown; the figures then mean nothing. `is_too_much`: it is
-    unknown or above the configured limit. `lines` are for people.
+    `refused_reason` says why that is unknown, and then the figures mean nothing; else it is None.
+    `is_too_much`: it is unknown, or above the configured limit. `lines` are for people.
     """
 
     percent_per_day: Decimal
@@ -43,8 +43,8 @@ def fee_guard(
 ) -> CostEstimate:
     """Return what the strategy would have cost over finished candles, with gaps filled flat.
 
-    `fee_rate` and `rates` are fractions. Refused orders or too few candles for the strategy give
-    a `refused_reason`, never a low cost.
+    `fee_rate` and `rates` are fractions. If orders were refused or the candles are too few for the
+    strategy, the cost counts as unknown, never as low.
     """
     interval_s, needed = config.interval * 60, plan_of(config).candles_min
     filled = fill(sorted(candles), interval_s)
@@ -55,10 +55,10 @@ def fee_guard(
         left = f"the strategy needs {needed} candles, Kraken gives {OHLC_ROWS_MAX}"
         return _unknown(f"{left}: the rest are too few to count turns in")
     price = sum((candle.close for candle in traded), ZERO) / len(traded)
-    # In percent costs do not depend on the size, so take one above the pair's minimum.
+    # Costs in percent do not depend on the size, so take one far above the pair's minimum.
     size = rules.round_volume(max(config.size, 10 * rules.ordermin, 10 * rules.costmin / price))
     lent = {rules.quote: rates.of(Side.BUY), rules.base: rates.of(Side.SELL)}
-    # The pair's status and minima now say nothing about past candles.
+    # What the pair's status and minima are now says nothing about past candles.
     open_rules = rules._replace(status="online", ordermin=ZERO, costmin=ZERO)
     costs = Costs(fee_rate, _BALANCE_FACTOR * size * price, margin_rates=lent)
     limits = Limits(None, ZERO, Decimal(100), 10**6)
@@ -87,11 +87,11 @@ def fee_guard(
 
 
 def _longer_interval(config: Config, total: Decimal, rate: Decimal) -> str:
-    """Return a hint at the shortest interval that would cost less than the limit."""
+    """Return a line that names the shortest interval whose cost would be within the limit."""
     limit = config.risk.max_fee_percent_per_day
     daily = 600 * rate if config.leverage else ZERO  # Six rollovers a day, at any interval.
     costs = {minutes: total * config.interval / minutes + daily for minutes in INTERVALS}
-    longer = (one for one in INTERVALS if one > config.interval and costs[one] <= limit)
+    longer = (n for n in INTERVALS if n > config.interval and costs[n] <= limit)
     hint = "no interval would be cheap enough at this fee"
     if minutes := next(longer, None):
         hint = f"interval = {minutes} would cost about {costs[minutes]:.1f} % (an estimate)"

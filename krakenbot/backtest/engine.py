@@ -1,9 +1,9 @@
 """The bot's decisions replayed over columns of candles, with the same orders, fees and margin.
 
-An order decided on candle n fills one second into candle n + 1, at its open, at the ask or bid one
-tick away. The loop goes on to the next candle in which something can happen, as comparisons of
-floats show. Money is counted in the exact books of the simulated exchange only, and everything but
-plain reversals goes through the same pure functions as a tick of the bot.
+An order decided on candle n fills one second into candle n + 1, at its open plus or minus one tick.
+Comparisons of floats find the next candle in which anything can happen. Money is only counted in
+the exact books of the simulated exchange. Everything except plain reversals goes through the same
+pure functions as a tick of the bot.
 """
 
 from collections import deque
@@ -25,16 +25,16 @@ from krakenbot.risk import RiskInputs, objection
 from krakenbot.simulated.books import ROLLOVER_S, Account, Trade, refusal
 from krakenbot.strategy import sma_slope
 
+# As in bot.py and orders.py.
 WAKE_DELAY_S = 1
 LOSS_PAUSE_S = 10
 ROUNDS_MAX = 3
 UNFILLED_MAX = 5
 Turns = Sequence[tuple[int, Direction]]  # Candle numbers, each with the direction from then on.
-_NAMES = {way.value: way.name.lower() for way in Direction}
 
 
 class Costs(NamedTuple):
-    """Trading costs as fractions, and the starting balance in quote currency.
+    """Trading costs as fractions, and the balance at the start, in quote currency.
 
     With `needs_trades` an order waits for the next candle that has trades.
     """
@@ -47,9 +47,10 @@ class Costs(NamedTuple):
 
 
 class Replay:
-    """Replays one plan over one series, fed in parts. `record` keeps the newest `keep` trips.
+    """Replays one plan over one series of candles, which `feed` takes in parts.
 
-    The first `warm_up` candles are only shown to the strategy.
+    `record` keeps the newest `keep` round trips, all if None. The first `warm_up` candles are only
+    shown to the strategy.
     """
 
     def __init__(
@@ -75,13 +76,13 @@ class Replay:
         self._set_bounds(0.0, inf)
 
     def feed(self, part: Columns) -> None:
-        """Process the next candles, and decide on all but the newest of them."""
+        """Process the next candles. The newest one is decided on once the next one is known."""
         if self._part is None:
             new, first = self._warm_up, max(self._warm_up - 1, 0)
             self._first_open = exact(part.opens[new])
             self.record.begin = part.times[new]
         else:
-            # The newest candle so far is still undecided, and the strategy looks back from it.
+            # The newest candle so far is not decided on yet, and the strategy looks back from it.
             first = min(len(self._part.times) - 1, self._length)
             new = first + 1
             part = self._part.cut(-new).joined(part)
@@ -113,12 +114,12 @@ class Replay:
 
     @property
     def held(self) -> Decimal:
-        """Return the signed position or, without leverage, the coins owned."""
+        """Return the signed position or, without leverage, the coins owned, in base currency."""
         return self.position.volume + self.account.balances.get(self.rules.base, ZERO)
 
     @property
     def paid(self) -> Decimal:
-        """Return all fees and rollovers so far, in quote currency."""
+        """Return all trade fees, opening fees and rollovers so far, in quote currency."""
         return self.account.fees.get(self.rules.quote, ZERO) + self.rollovers
 
     @property
@@ -133,7 +134,7 @@ class Replay:
         return self.account.summary(self.rules.quote).equity + coins * price
 
     def _run(self, part: Columns, turns: Turns, first: int) -> None:
-        """Decide on the candles from number `first` on; the last one is left undecided."""
+        """Decide on the candles from number `first` on, except the last one."""
         self._followed = begin = first
         for turn, direction in turns:
             if turn >= first and self.record.ended is None:
@@ -147,24 +148,24 @@ class Replay:
         self._follow(part, len(part.times) - 1)
 
     def _walk(self, part: Columns, begin: int, end: int) -> None:
-        """Process those of candles `begin` up to `end` at which something can happen."""
+        """Process those candles from `begin` up to `end` at which anything can happen."""
         if begin < end and not self._is_quiet(part, begin, end):
             for at in range(begin, end):
                 if not self._is_quiet(part, at, at + 1):
                     self._process(part, at, False)
 
     def _is_quiet(self, part: Columns, begin: int, end: int) -> bool:
-        """Return whether a tick after each of these candles does nothing if none is a turn."""
+        """Return whether a tick after any of these candles does nothing, if none is a turn."""
         is_done = not self._off_target or self.record.ended is not None
         return is_done and part.times[end] < self._due and self._is_safe(part, begin, end)
 
     def _is_safe(self, part: Columns, begin: int, end: int) -> bool:
-        """Return whether no price of these candles, or of the open after them, nears a bound."""
+        """Return whether all prices of these candles and the next open are within the bounds."""
         worst = min(part.lows[begin:end]) if self._held > 0 else max(part.highs[begin:end])
         return self._bottom < worst < self._top and self._bottom < part.opens[end] < self._top
 
     def _reverse(self, part: Columns, at: int, direction: Direction) -> bool:
-        """Reverse the position after candle `at` if no check can refuse that; else return False."""
+        """Reverse the position after candle `at`, or return False if a check might refuse that."""
         held, price, now = self._held, part.opens[at + 1], part.times[at + 1] + WAKE_DELAY_S
         is_traded = part.volumes[at + 1] > 0
         if not (
@@ -190,12 +191,12 @@ class Replay:
         return True
 
     def _process(self, part: Columns, at: int, is_turn: bool) -> None:
-        """Do what a tick after candle `at` does."""
+        """Do what a tick of the bot does after candle `at`."""
         account, position, record = self.account, self.position, self.record
         now, price = part.times[at + 1] + WAKE_DELAY_S, part.opens[at + 1]
         self._is_traded = part.volumes[at + 1] > 0
         waits = self.costs.needs_trades and not self._is_traded
-        # What the account cannot afford at one price it cannot afford at a higher one.
+        # What the account cannot pay for at one price it cannot pay for at a higher one.
         if (not is_turn and price >= self._unaffordable) or now < self._allowed_at:
             way = self._direction or 0
             record.refused += not waits and (way > 0 or (way < 0 and self.plan.leverage > 0))
@@ -222,7 +223,7 @@ class Replay:
         self._set_bounds(float(self.held), due)
 
     def _follow(self, part: Columns, end: int) -> None:
-        """Record the equity after the candles up to `end` that are not recorded yet."""
+        """Record the equity after the candles up to `end` for which that is not done yet."""
         self.record.follow(self._fixed, self._held, part, self._followed, end)
         self._followed = end
 
@@ -240,7 +241,7 @@ class Replay:
         return turns
 
     def _strategy_turns(self, part: Columns) -> Turns:
-        """Return the candles at which any strategy changes direction, by calling it at each."""
+        """Return the candles at which a strategy changes direction, by calling it at every one."""
         seen, turns = self._direction, []
         for at, candle in enumerate(candles_of(part.cut(0, -1))):
             self._window.append(candle)
@@ -251,7 +252,7 @@ class Replay:
         return turns
 
     def _set_limits(self) -> None:
-        """Set the constants, among them the limits within which no reversal is refused."""
+        """Compute once the limits within which no check refuses a reversal, with room to spare."""
         plan, rules, costs = self.plan, self.rules, self.costs
         limits, leverage = plan.limits, plan.leverage or 1
         self._room = limits.max_orders_per_day - (1 if plan.one_order else 2)
@@ -272,13 +273,13 @@ class Replay:
             and self._volume == plan.size >= rules.ordermin
             and all(size is None or 2 * self._volume <= size for size in sizes)
         )
-        self._size = float(self._volume) if is_ordinary else inf  # Nobody holds so much.
+        self._size = float(self._volume) if is_ordinary else inf  # Never held: all is checked.
 
     def _set_bounds(self, held: float, due: float) -> None:
-        """Set the prices between which, and the time until which, nothing happens to the position.
+        """Set prices between which, and a time until which, nothing happens to the position.
 
-        Equity at a price is `_fixed + _held * price`. The prices stop 0.1 % of the position short
-        of liquidation and `max_loss`; beyond them the exact books decide.
+        Equity at a price is `_fixed + _held * price`. The bounds lie 0.1 % of the position before
+        liquidation and `max_loss`; beyond them the exact books decide.
         """
         balance, cost = self.account.balances[self.rules.quote], float(self.position.cost_left)
         self._held, self._due = held, due
@@ -290,13 +291,13 @@ class Replay:
             self._top = min(fixed / (1.001 + self._stop), (fixed - self._floor) / 1.001) / -held
 
     def _sent(self, now: int) -> int:
-        """Return how many orders were sent in the last 24 hours; forget older ones."""
+        """Return how many orders were sent in the 24 hours before `now`; older ones are dropped."""
         while self._recent and self._recent[0] <= now - DAY_S:
             self._recent.popleft()
         return len(self._recent)
 
     def _trade(self, opened: Decimal, closed: Decimal, charged: Decimal, now: int) -> None:
-        """Decide and send orders, up to as many as the bot does in one tick."""
+        """Decide and send orders, in as many rounds as one tick of the bot has at most."""
         direction = self._direction
         signal, sent = Signal(direction, ZERO, 0), dict[Purpose, Blocked]()
         waits = None if self.plan.entry_now or len(self._seen) > 1 else direction
@@ -320,9 +321,9 @@ class Replay:
     def _check_loss(
         self, held: Decimal, opened: Decimal, closed: Decimal, charged: Decimal, now: int
     ) -> int:
-        """Latch max_loss as the bot does. Return the time, later if it checks again to be sure.
+        """Latch `max_loss` as the bot does. Return the time, later if the bot checks it twice.
 
-        In a wide spread the newest close or the better price must show the loss too. Rollovers
+        In a wide spread the newest close or the better price must show the loss, too. Rollovers
         `charged` just now do not count yet: the bot books them after this check.
         """
 
@@ -345,7 +346,7 @@ class Replay:
         return now
 
     def _place(self, step: Step, held: Decimal, price: Decimal, now: int) -> bool:
-        """Send an order as the bot would; return whether another one may follow."""
+        """Send an order as the bot would. Return whether another one may follow in this tick."""
         plan, rules, account = self.plan, self.rules, self.account
         quote, today = Quote(price - self._tick, price + self._tick), self._sent(now)
         summary, rate = account.summary(rules.quote), account.rate_of_loan(rules, step.side.sign)
@@ -357,7 +358,7 @@ class Replay:
         if against is not None:
             self._off_target = True
             self.record.refuse(against.reason, now)
-            # Rollovers charged just now may have reached max_loss, which the next check notices.
+            # Rollovers charged just now may have reached max_loss: the next check sees that.
             is_lost = self.costs.balance - self.equity(price) >= self._loss_max
             if not (held or against.passing or is_lost):
                 if today >= limits.max_orders_per_day:
@@ -377,7 +378,7 @@ class Replay:
             self.record.refuse(str(error), now)
             is_small = step.volume < rules.ordermin or step.volume * price < rules.costmin
             if is_small and step.purpose is Purpose.CLOSE:
-                self._recent.pop()  # The bot does not count it, and tries it again.
+                self._recent.pop()  # The bot does not count this order, and tries it again.
                 return False
             self._unfilled += 1
             if self._unfilled >= UNFILLED_MAX:
@@ -388,7 +389,7 @@ class Replay:
         return True
 
     def _price(self, opened: Decimal, direction: int) -> Decimal:
-        """Return the price of a fill in whole ticks: the open, slippage and half spread."""
+        """Return the price of a fill in whole ticks: the open, the slippage and half a spread."""
         if self.costs.slippage:
             away = ROUND_CEILING if direction > 0 else ROUND_FLOOR
             opened = (opened * (1 + direction * self.costs.slippage)).quantize(self._tick, away)
@@ -399,7 +400,7 @@ class Replay:
     ) -> None:
         """Record what one order, or the two of a reversal, closed and opened."""
         record, balance = self.record, self.account.balances[self.rules.quote]
-        number, why = record.orders + 1, reason or _NAMES[self._direction or 0]
+        number, why = record.orders + 1, reason or (self._direction or Direction.FLAT).name.lower()
         record.orders += orders
         closed = trades[0].closing or (not self.plan.leverage and sign < 0)
         opened = trades[-1] if len(trades) > closed else None

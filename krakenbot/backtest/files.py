@@ -1,10 +1,10 @@
 """Files of candles, read as columns of numbers.
 
-They may be Kraken's OHLCVT files (CSV, .csv.gz, or the zip from support.kraken.com 360047124832),
-CSV with a header line, or saved OHLC answers. Files are read in blocks, so memory does not grow
-with their length. Missing intervals are filled flat, as in the live API.
+These are Kraken's OHLCVT files (CSV, .csv.gz, or the zip from support.kraken.com 360047124832), CSV
+with a header line, or saved OHLC answers. Files are read in blocks, so the memory needed does not
+grow with their length. Missing candles are filled flat, as the bot does.
 
-A file with prices of more than 15 digits is refused, a longer volume is rounded.
+A price of more than 15 digits is refused; a volume of more digits is rounded.
 """
 
 import gzip
@@ -29,18 +29,18 @@ from krakenbot.pairs import plain
 _JSON = ".json"  # Saved answers, also as .json.gz.
 BLOCK_BYTES = 1 << 16
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-ANSWER_BYTES = 1 << 24
+ANSWER_BYTES = 1 << 24  # The most that is read of a saved answer.
 GAP_MAX_S = 31 * 86400  # A longer gap must not be filled with flat prices.
 DIGITS = 15
 INTERVALS = (1, 5, 15, 30, 60, 240, 720, 1440, 10080, 21600)
-_MIXED_ROWS = 16
+_MIXED_ROWS = 16  # More equal steps than this show that a file is of a longer interval.
 _MILLISECONDS = 10**11  # As seconds this is the year 5138.
 _TIME_NAMES = ("time", "timestamp", "unix", "date", "datetime")
 _UNIT_MINUTES = {"": 1, "m": 1, "min": 1, "h": 60, "d": 1440, "w": 10080}
 Source = Path | zipfile.Path  # A file, or one in a zip.
 _DAMAGED = OSError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError
 _ODD = ValueError, LookupError, AttributeError, TypeError, StopIteration, ArithmeticError
-# PAIR_MINUTES, and variants from browsers and people: `XBTEUR_60 (1)`, `BTC_USD_1h`.
+# PAIR_MINUTES, and variants by browsers and people: `XBTEUR_60 (1)`, `BTC_USD_1h`.
 _NAME = re.compile(
     r"([a-z0-9.]+?(?:[-_][a-z]{3,5})?)[-_](\d+)(m|min|h|d|w|)(?![a-z0-9]).*", re.IGNORECASE
 )
@@ -53,7 +53,7 @@ _ANSWER: Names = (*_COLUMNS[:5], "average", "volume", "trades")
 
 
 def sources_of(path: Path) -> Sequence[Source]:
-    """Return the candle files at a path: itself, or those inside a folder or zip."""
+    """Return the files of candles at a path: the file itself, or those in the folder or zip."""
     inside: Sequence[Source]
     if path.is_dir():
         inside = sorted(path.rglob("*"))
@@ -70,28 +70,31 @@ def sources_of(path: Path) -> Sequence[Source]:
 
 
 def pair_of(source: Source) -> str | None:
-    """Return the pair in a name like PAIR_MINUTES.csv or in a saved answer, or None."""
+    """Return the pair as a name like PAIR_MINUTES.csv or a saved answer spells it, or None."""
     return _named(source)[0]
 
 
 def interval_of(source: Source) -> int:
-    """Return a file's interval in seconds, from its name or else from its first rows."""
+    """Return a file's interval in seconds, from its name or else from its first rows.
+
+    Raises BadDataError when its times fit no interval of Kraken's.
+    """
     if named := _named(source)[1]:
         return named
     step = gcd(*(b - a for a, b in pairwise(next(_blocks(source))[1].times)))
     if step // 60 not in INTERVALS or step % 60:
-        raise BadDataError(f"{source}: its times fit no interval that Kraken has")
+        raise BadDataError(f"{source}: the times fit no interval that Kraken has")
     return step
 
 
 def read(sources: Sequence[Source], interval_s: int, notes: list[str]) -> Iterator[Columns]:
-    """Yield the candles of files of one interval, in parts and in order of time.
+    """Yield the candles of files of one interval, in parts, in order of time and without gaps.
 
-    Rows already in an earlier file are left out, with a line in `notes`. Raises BadDataError where
-    files disagree.
+    Rows that an earlier file has too are left out, and `notes` gets a line about them. Raises
+    BadDataError where a file cannot be used or two files disagree.
     """
     last: tuple[int, float] | None = None
-    begins = sorted((next(_blocks(one))[1].times[0], at, one) for at, one in enumerate(sources))
+    begins = sorted((next(_blocks(file))[1].times[0], at, file) for at, file in enumerate(sources))
     known: dict[int, tuple[str, Candle]] = {}  # Rows that a later file may have too.
     for (*_, source), (later, *_) in pairwise([*begins, (inf, 0, Path())]):
         skipped, ended = 0, last[0] if last else -1
@@ -113,9 +116,10 @@ def read(sources: Sequence[Source], interval_s: int, notes: list[str]) -> Iterat
 
 
 def aggregate(parts: Iterable[Columns], interval_s: int) -> Iterator[Columns]:
-    """Yield candles of a longer interval; incomplete ones at both ends are left out.
+    """Yield the candles of a longer interval; incomplete ones at both ends are left out.
 
-    As in Kraken's own candles, the open is the first price traded, not the previous close.
+    As in Kraken's own candles, the open is the first price traded, not the previous close. Raises
+    BadDataError when the longer interval is not a multiple of the shorter.
     """
     rest: Columns | None = None
     for part in parts:
@@ -152,7 +156,7 @@ def _open(source: Source) -> Any:
 
 
 def _named(source: Source) -> tuple[str | None, int]:
-    """Return pair and interval in seconds from a file's name; None and 0 if it has none."""
+    """Return the pair and the interval in seconds that a file's name has, else None and 0."""
     if _JSON in source.name:
         return _answer(source)[0], 0
     found = _NAME.fullmatch(source.name.removesuffix(".gz").removesuffix(".csv"))
@@ -161,7 +165,7 @@ def _named(source: Source) -> tuple[str | None, int]:
 
 
 def _blocks(source: Source) -> Iterator[tuple[int, Columns]]:
-    """Yield at least one block of rows: the number of its first line, and its columns."""
+    """Yield the rows in blocks, at least one: the number of its first line, and its columns."""
     if _JSON in source.name:
         yield 1, _answer(source)[1]
         return
@@ -186,7 +190,7 @@ def _blocks(source: Source) -> Iterator[tuple[int, Columns]]:
 
 
 def _header(line: bytes, source: Source) -> Names:
-    """Return the names of the columns, that of the time as `time`."""
+    """Return the names of the columns in a header line, that of the times as `time`."""
     names = [name.strip(' "\r').lower() for name in line.decode("utf-8", "replace").split(",")]
     time = next((name for name in _TIME_NAMES if name in names), "")
     names = ["time" if name == time else name for name in names]
@@ -196,7 +200,7 @@ def _header(line: bytes, source: Source) -> Names:
 
 
 def _parse_or_refuse(block: bytes, names: Names, source: Source, number: int) -> Columns:
-    """Parse whole lines, the first of which has this number. BadDataError names a wrong one."""
+    """Return whole lines, the first of which has this number. BadDataError names a wrong one."""
     try:
         return _parse(block, names)
     except (ValueError, ArithmeticError) as odd:
@@ -213,7 +217,7 @@ def _parse_or_refuse(block: bytes, names: Names, source: Source, number: int) ->
 
 
 def _parse(block: bytes, names: Names) -> Columns:
-    """Parse whole lines. Raises ValueError when one of them is not a candle."""
+    """Return whole lines as columns. Raises ValueError when one of them is not a candle."""
     if b"\r" in block or b'"' in block:
         block = block.replace(b"\r\n", b"\n").replace(b'"', b"")
     fields = block.replace(b"\n", b",").split(b",")
@@ -249,7 +253,7 @@ def _moment(text: bytes) -> int:
 
 
 def _answer(source: Source) -> tuple[str, Columns]:
-    """Return the key of a saved OHLC answer, and its finished candles."""
+    """Return the pair's key in a saved OHLC answer, and the finished candles."""
     try:
         with _open(source) as file:
             answer = json.loads(file.read(ANSWER_BYTES), parse_float=str)
@@ -282,8 +286,8 @@ def _filled(
 ) -> Columns:
     """Return the rows, with candles missing before and between them filled flat.
 
-    `last` are the time and close before them. Raises BadDataError unless times are starts of
-    candles, in order and without a long gap.
+    `last` has the time and the close before them; `number` is that of the first line. Raises
+    BadDataError unless the times are starts of candles, in order and without a long gap.
     """
     times = rows.times
     before, flat = last or (times[0] - interval_s, rows.opens[0])

@@ -1,4 +1,4 @@
-"""The rules and margin rates of the pair that a file is of, known or assumed."""
+"""The rules and margin rates of a file's pair, known or assumed."""
 
 import json
 from decimal import Decimal
@@ -13,9 +13,11 @@ from krakenbot.simulated.listing import MARGIN_RATES, PAIRS, assets_of, unlisted
 
 
 def rules_of(name: str, path: Path | None, part: Columns, notes: list[str]) -> PairRules:
-    """Return the rules of a pair: from a saved AssetPairs answer, the built-in list, or assumed.
+    """Return the rules of the pair called `name`, and add to `notes` what is assumed.
 
-    Assumptions are added to `notes`. Raises BadDataError when the answer has no such pair.
+    They come from the saved AssetPairs answer at `path` or, if that is None, from the built-in
+    list; of a pair that is not in it they are assumed, the tick from the prices of `part`. Raises
+    BadDataError when the answer cannot be used.
     """
     base, quote = assets_of(name)
     try:
@@ -41,7 +43,7 @@ def rules_of(name: str, path: Path | None, part: Columns, notes: list[str]) -> P
 
 
 def rates_of(rules: PairRules, notes: list[str]) -> dict[str, Decimal]:
-    """Return the margin rates of the pair's two assets by code, as fractions."""
+    """Return the margin rates of the pair's assets by code, as fractions; note what is assumed."""
     known = {format.asset(code): rate for code, rate in MARGIN_RATES.items()}
     names = {code: format.asset(code) for code in (rules.quote, rules.base)}
     if missing := [name for name in names.values() if name not in known]:

@@ -1,4 +1,4 @@
-"""The results of a replay: fills, round trips, equity and drawdown."""
+"""The result of a replay: fills, round trips, equity and drawdown."""
 
 from collections import deque
 from decimal import Decimal
@@ -14,7 +14,7 @@ YEAR_S = 365.25 * DAY_S
 
 
 class Fill(NamedTuple):
-    """What one order closed or opened. `order` counts from 1."""
+    """What one order closed or opened. `direction` is 1 for a buy; `order` counts from 1."""
 
     time: int
     order: int
@@ -24,7 +24,7 @@ class Fill(NamedTuple):
 
 
 class Trip(NamedTuple):
-    """A position from opening to closing; `costs` are fees, opening fee and rollovers."""
+    """A position from its opening to its closing; `costs` are fees, opening fee and rollovers."""
 
     entry: Fill
     exit: Fill
@@ -33,10 +33,12 @@ class Trip(NamedTuple):
 
 
 class Result(NamedTuple):
-    """The figures of a run. Money in quote currency; percent of the balance at the start.
+    """The figures of a run, in quote currency, unix seconds or percent of the balance at the start.
 
-    `gross` is the profit before costs, `margin_fees` are opening fees. `ended` and `ended_at` say
-    why and when a run ended early; turns per day count the days until then.
+    `gross` is the profit before costs, `net` after them; `margin_fees` are opening fees; `hold` is
+    the profit from holding `size` all the time. `ended` and `ended_at` say why and when a run ended
+    early; turns per day count the days until then. The names are fields of `backtest --json`: do
+    not change them.
     """
 
     pair: str
@@ -63,18 +65,18 @@ class Result(NamedTuple):
     hold: Decimal
     hold_percent: float
     max_drawdown: Decimal
-    max_drawdown_percent: float  # The largest fall in percent of the high before it.
+    max_drawdown_percent: float  # Of the equity at the high before the fall.
     under_water_days: float  # The longest time below an earlier high.
     win_rate: float | None
     profit_factor: float | None
-    exposure: float
-    break_even_fee: Decimal | None  # The taker fee at which net is 0; below 0 if there is none.
+    exposure: float  # The fraction of the candles in which something was held.
+    break_even_fee: Decimal | None  # The taker fee at which `net` is 0; below 0 if there is none.
     ended: str | None
     ended_at: int | None
 
 
 class Record:
-    """Counts while a replay runs. Keeps the newest `keep` round trips, all if None."""
+    """Counts while a replay runs, and keeps the newest `keep` round trips, all if None."""
 
     def __init__(
         self, rules: PairRules, interval_s: int, balance: Decimal, keep: int | None
@@ -99,13 +101,13 @@ class Record:
             self.ended, self.ended_at = why, now
 
     def refuse(self, reason: str, now: int) -> None:
-        """Count an order that was refused or not sent; the first of a row gives the reason."""
+        """Count an order that was refused or not sent; the first one in a row gives the reason."""
         self.refused += 1
         if not self.refused_since:
             self.refused_since, self.refused_reason = now, reason
 
     def open(self, fill: Fill, is_traded: bool) -> None:
-        """Count an opening; `is_traded` if its candle has trades."""
+        """Count an opening; `is_traded` says whether its candle has trades."""
         self.entry = fill
         self.turns += 1
         self.openings_untraded += not is_traded
@@ -113,7 +115,7 @@ class Record:
         self.margin_fees += fill.trade.opening_fee
 
     def close(self, fill: Fill, equity: Decimal, paid: Decimal) -> None:
-        """Count a round trip; `equity` and `paid` (all costs so far) are those after it."""
+        """Count a round trip; `equity` and `paid` (all costs so far) are the values after it."""
         net, costs = equity - self.flat_equity, paid - self._paid
         self.flat_equity, self._paid = equity, paid
         self.closed += 1
@@ -128,7 +130,7 @@ class Record:
         self.entry = None
 
     def value(self, equity: float, now: int) -> None:
-        """Update peak and drawdown with the equity at `now`."""
+        """Update peak and drawdown with the equity at the time `now`."""
         fall = self._peak - equity
         if fall <= 0:
             self.under_water_s = self.longest_below(now)
@@ -139,12 +141,12 @@ class Record:
         self.drawdown_share = max(self.drawdown_share, fall / self._peak)
 
     def longest_below(self, now: int) -> int:
-        """Return the longest time below an earlier high up to now, in seconds."""
+        """Return the longest time below an earlier high until `now`, in seconds."""
         peak_at = self._peak_at or self.begin
         return max(self.under_water_s, (now - peak_at) * self._is_below)
 
     def follow(self, fixed: float, held: float, part: Columns, begin: int, end: int) -> None:
-        """Update with the equity `fixed + held * close` after candles `begin` up to `end`."""
+        """Update with the equity `fixed + held * close` after each candle from `begin` to `end`."""
         closes = part.closes[begin:end]
         if not closes:
             return
@@ -153,7 +155,7 @@ class Record:
             best, worst = worst, best
         self.candles_held += (end - begin) * (held != 0)
         if fixed + held * best < self._peak:
-            self.value(fixed + held * worst, 0)  # The time counts at a new high only.
+            self.value(fixed + held * worst, 0)  # The time only matters at a new high.
         else:
             for time, close in zip(part.times[begin:end], closes, strict=True):
                 self.value(fixed + held * close, time + part.interval_s)
@@ -161,11 +163,11 @@ class Record:
     def result(
         self, end: int, net: Decimal, paid: Decimal, rollover: Decimal, hold: Decimal
     ) -> Result:
-        """Return the figures at the end; `net` is the profit, `paid` all costs."""
+        """Return the figures at the end: `net` is the profit, `paid` all costs."""
         traded_s, fees = (self.ended_at or end) - self.begin, paid - self.margin_fees - rollover
         percent = float(100 * net / self.balance)
         cent = Decimal(1).scaleb(-self.rules.cost_decimals)
-        # These attributes of the record are fields of Result, under the same names.
+        # These attributes have the names of fields of Result.
         counted = {name: value for name, value in vars(self).items() if name in Result._fields}
         return Result(
             **counted,

@@ -1,4 +1,4 @@
-"""Sweeps: one series with many settings, and how the best of one span did in the next."""
+"""Sweeps: many settings over one series, and how the best of one span did in the next."""
 
 import os
 import signal
@@ -26,11 +26,11 @@ RUNS_MAX = 10_000
 _SIGNALS = signal.SIGINT, signal.SIGTERM
 Value = int | Decimal
 Keys = Mapping[str, Value]
-Spans = Sequence[tuple[int, int]]  # Times in unix seconds, from and to.
+Spans = Sequence[tuple[int, int]]  # From and to, in unix seconds.
 
 
 class Cell(NamedTuple):
-    """One combination of settings, with its results over the whole series and each span."""
+    """One combination of settings, with its result over the whole series and over each span."""
 
     keys: Keys
     whole: Result
@@ -38,9 +38,10 @@ class Cell(NamedTuple):
 
 
 class Step(NamedTuple):
-    """A span, the cell that was best in the span before, and the net it made in this one.
+    """A span, the settings that were best in the span before, and their net profit in this one.
 
-    `rank` 1 is the best of all cells in this span, `average` the mean of their nets.
+    `rank` 1 is the best of all cells in this span, `average` the mean of their net profits. The
+    names are fields of `backtest --json`: do not change them.
     """
 
     begin: int
@@ -55,14 +56,14 @@ class Step(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """What all runs share."""
+    """What all runs of a sweep have in common."""
 
     config: Config
     rules: PairRules
     costs: Costs
 
 
-# What `_cell` needs. Forked processes see it without a copy, so every file is read once.
+# What `_cell` needs. Forked processes share it, so every file is read once.
 _shared: list[tuple[Setting, Mapping[int, Columns], Spans]] = []
 
 
@@ -71,7 +72,8 @@ def cells_of(
 ) -> list[Cell]:
     """Return the cell of each combination of values, computed on all processors.
 
-    `spans` are times from and to which each cell runs once more.
+    Each cell runs over the whole series, then over each of the spans. Raises BadDataError when the
+    runs are too many or the data too few.
     """
     runs = [dict(zip(values, row, strict=True)) for row in product(*values.values())]
     if len(runs) > RUNS_MAX:
@@ -99,18 +101,18 @@ def cells_of(
 
 
 def is_sound(result: Result) -> bool:
-    """Return whether a run reached the end and traded. Only such a run may be the best."""
+    """Return whether a run traded and reached its end. Only such a run may be the best."""
     return result.ended is None and result.turns > 0
 
 
 def best_of(results: Sequence[Result]) -> int | None:
-    """Return the index of the sound result with the highest net, None if none is sound."""
+    """Return the index of the sound result with the highest net profit, None if none is sound."""
     sound = [at for at, result in enumerate(results) if is_sound(result)]
     return max(sound, key=lambda at: results[at].net, default=None)
 
 
 def walk_forward(cells: Sequence[Cell]) -> list[Step]:
-    """Return for each span but the first what the best cell of the previous one made in it."""
+    """Return for each span but the first what the best cell of the span before made in it."""
     steps = []
     for before, now in pairwise(zip(*(cell.spans for cell in cells), strict=True)):
         chosen = best_of(before)
@@ -134,7 +136,7 @@ def walk_forward(cells: Sequence[Cell]) -> list[Step]:
 
 
 def whole_of(parts: Iterable[Columns]) -> Columns:
-    """Return all parts as one, in arrays."""
+    """Return all parts as one, in arrays, which take 40 bytes for each candle."""
     columns = [array("d") for _ in range(5)]
     begin = interval_s = 0
     for part in parts:
@@ -146,7 +148,7 @@ def whole_of(parts: Iterable[Columns]) -> Columns:
 
 
 def _follow_parent() -> None:
-    """Leave Ctrl-C to the parent, which ends its workers, and end when it is killed."""
+    """Set up a worker: it leaves Ctrl-C to the parent, and ends when the parent does."""
     Thread(target=_end_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

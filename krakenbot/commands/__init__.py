@@ -13,7 +13,7 @@ from krakenbot.clock import StopRequestedError
 from krakenbot.log import clean
 from krakenbot.pairs import plain
 
-# By command: its module, and its line in the overview.
+# By command: its module, and its line in `help`.
 COMMANDS = {
     "run": ("run", "run the bot: one decision per finished candle (the default command)"),
     "demo": ("demo", "try the whole bot on the built-in exchange: no keys, no network"),
@@ -24,7 +24,7 @@ COMMANDS = {
     "backtest": ("backtest", "replay decisions, orders, fees and margin over past candles"),
     "sandbox": ("sandbox", "start a local exchange that answers like Kraken's Spot REST API"),
     "flatten": ("handover", "close the bot's position, verify, and leave the bot halted"),
-    "adopt": ("handover", "take over your position at Kraken, after showing what it trades"),
+    "adopt": ("handover", "take over your position at Kraken; shows first what that will trade"),
     "resume": ("handover", "clear a halt after showing its reason; max_loss starts again from 0"),
     "call": ("call", "call any method of Kraken's REST API; all but reads need --live"),
     "config": ("install", "show every setting with its value and where it came from"),
@@ -34,11 +34,9 @@ COMMANDS = {
     "build": ("install", "write the program as a single file and print its SHA-256"),
     "help": ("help", "this list, or a page of the manual: help TOPIC"),
 }
-PAGES = ("backtest", "sandbox")  # Commands with a page of the manual, which `help` prints.
+PAGES = ("backtest", "sandbox")  # Commands with a page of the manual: `help` prints that.
 CONFIG_HELP = "TOML file (default: $KRAKENBOT_CONFIG, else ./config.toml)"
-
-
-_ENDED_BY_SIGNAL = ("run", "demo", "sandbox", "status")
+_ENDED_BY_SIGNAL = ("run", "demo", "sandbox", "status")  # A signal is their usual end.
 
 
 class UsageError(Exception):
@@ -48,7 +46,7 @@ class UsageError(Exception):
 
 
 def exit_code(error: BaseException, command: str) -> int:
-    """Return the exit code for the error that ended a command; 70 is a defect."""
+    """Return the exit code for the error that ended a command; 70 stands for a defect."""
     if isinstance(error, KeyboardInterrupt | StopRequestedError):
         return 0 if command in _ENDED_BY_SIGNAL else 130
     code: int = getattr(error, "exit_code", 70)
@@ -56,17 +54,17 @@ def exit_code(error: BaseException, command: str) -> int:
 
 
 def json_values(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return values for JSON or CSV: Decimals as text, control characters escaped."""
+    """Return values for JSON or CSV: Decimals as text, control characters of texts escaped."""
     texts = {name: plain(value) for name, value in values.items() if isinstance(value, Decimal)}
     texts |= {name: clean(value) for name, value in values.items() if isinstance(value, str)}
     return {**values, **texts}
 
 
 def write_output(path: Path, data: bytes, mode: int | None = None) -> None:
-    """Write to the path that the user named: a device or pipe directly, a file in one step.
+    """Write to a path that the user named: to a device or pipe directly, to a file in one step.
 
-    A link stays, and what it names is written. `mode` gives a file's permissions. Raises UsageError
-    when it cannot be written.
+    A link is followed. `mode` gives a file's permissions. Raises UsageError when nothing can be
+    written there.
     """
     try:
         if os.path.exists(path) and os.path.samestat(os.stat(path), os.fstat(1)):  # /dev/stdout
@@ -74,8 +72,8 @@ def write_output(path: Path, data: bytes, mode: int | None = None) -> None:
             sys.stdout.buffer.write(data)
             return
         if os.path.islink(path) or (os.path.exists(path) and not os.path.isfile(path)):
-            # Appending nothing changes no file, but Linux refuses here a link of another user's in
-            # /tmp, which `realpath` would follow.
+            # Appending nothing changes no file. But Linux refuses it through a link in /tmp that is
+            # another user's, and `realpath` would follow that.
             with open(path, "ab") as file:
                 if not os.path.isfile(path):
                     file.write(data)
@@ -87,9 +85,9 @@ def write_output(path: Path, data: bytes, mode: int | None = None) -> None:
 
 
 def write_atomically(path: Path, data: bytes, mode: int | None = None) -> None:
-    """Replace a file in one step. Raises UsageError when it cannot be written.
+    """Replace a file in one step, also that of the running program; `mode` gives its permissions.
 
-    The file may be the running program. `mode` gives its permissions.
+    Raises UsageError when it cannot be written.
     """
     part = path.parent / f".krakenbot.{time.time_ns()}.part"
     try:

@@ -1,4 +1,4 @@
-"""`backtest`: the bot's own decisions, orders, fees and margin over files of candles."""
+"""`backtest`: replays the bot's own decisions, orders, fees and margin over files of candles."""
 
 import json
 import os
@@ -33,6 +33,7 @@ from krakenbot.simulated.listing import assets_of
 
 EXAMPLE = "krakenbot backtest XBTUSD_60.csv --sweep length=10:90:10 --forward 365d"
 
+# Options, and the settings that they override, as in their environment variables.
 _KEYS = {
     "pair": "PAIR",
     "interval": "INTERVAL",
@@ -43,8 +44,8 @@ _KEYS = {
     "fee": "EXCHANGE_FEE_PERCENT",
 }
 Parts = Iterable[Columns]
-_SWEPT_MAX = 50_000
-_TRIPS_SHOWN, _TRIPS_DRAWN = 10, 1000
+_SWEPT_MAX = 50_000  # Values of one range of a sweep.
+_TRIPS_SHOWN, _TRIPS_DRAWN = 10, 1000  # The newest round trips in the output and in a report.
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -54,7 +55,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     for name, key in _KEYS.items():
         unit = {"interval": " (minutes)", "fee": " (percent)"}.get(name, "")
         add(f"--{name}", help=f"overrides {key.lower().replace('_', '.', 1)}{unit}")
-    slippage = "percent of the price, added to the half spread of one tick"
+    slippage = "percent by which each fill is worse, besides the half spread of one tick"
     add("--slippage", metavar="PERCENT", type=decimal, default=0, help=slippage)
     wait = "let an order wait for the next candle that has trades"
     add("--no-trade-no-fill", action="store_true", help=wait)
@@ -65,7 +66,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     forward = "with --sweep: how the best of each span did in the next (365d, 26w, 1y)"
     add("--forward", metavar="SPAN", help=forward)
     add("--report", metavar="FILE", type=_path, help="write an HTML report as well")
-    form = "print one object; with --sweep a list, with --forward cells and spans"
+    form = "print one object; with --sweep a list of them, with --forward cells and spans"
     add("--json", action="store_true", help=form)
 
 
@@ -75,11 +76,11 @@ def run(arguments: Namespace) -> int:
     if empty := [f"--{name} is empty" for name, word in given.items() if not word]:
         raise UsageError(", ".join(empty))
     options = {f"KRAKENBOT_{_KEYS[name]}": word for name, word in given.items()}
-    environ = os.environ | {"KRAKENBOT_STATE_DIRECTORY": "/"}  # It is not used.
+    environ = os.environ | {"KRAKENBOT_STATE_DIRECTORY": "/"}  # A backtest does not use it.
     try:
         config = configuration.load(arguments.config, environ | options, Path.cwd())
     except ConfigError as error:
-        # Mistakes in the file are not usage errors.
+        # A mistake in the file itself is no usage error: this raises ConfigError.
         configuration.load(arguments.config, environ, Path.cwd())
         text = str(error)
         for name, key in _KEYS.items():
@@ -104,7 +105,7 @@ def _backtest(config: Config, arguments: Namespace) -> list[str]:
     notes: list[str] = []
     parts = files.read(sources, file_s, notes)
     first = next(parts)
-    # A configured interval may be shorter than the file's; one asked for here must fit.
+    # A configured interval may be shorter than the file's; one that was asked for must fit.
     is_given = config.sources["interval"].startswith("KRAKENBOT_")
     if not is_given and config.interval * 60 < file_s:
         config = config._replace(interval=file_s // 60)
@@ -148,8 +149,8 @@ def _once(setting: Setting, parts: Parts, arguments: Namespace, notes: list[str]
         result = replay.result()
     if arguments.json:
         trips = [output.trip_values(trip, result.interval_s) for trip in replay.record.trips]
-        told = {**result._asdict(), "notes": notes, "round_trips": trips}
-        return [json.dumps(told, indent=2, default=plain)]
+        shown = {**result._asdict(), "notes": notes, "round_trips": trips}
+        return [json.dumps(shown, indent=2, default=plain)]
     return [
         output.title(result),
         *output.headline(result),
@@ -163,26 +164,26 @@ def _once(setting: Setting, parts: Parts, arguments: Namespace, notes: list[str]
 
 
 def _path(text: str) -> Path:
-    if not text:  # It would be the current folder.
+    if not text:  # Path("") would be the current folder.
         raise UsageError("the name of a file is empty")
     return Path(text)
 
 
 def _sources(named: list[Path], given: str | None, config: Config) -> tuple[list[Source], str, int]:
-    """Return the files to read, with the pair and the interval (seconds) of all of them."""
+    """Return the files to read, and the pair and interval in seconds that all of them have."""
     chosen: list[Source] = []
     for path in named:
         if not path.exists():
             raise BadDataError(f"{path}: no such file")
         inside = files.sources_of(path)
         chosen += inside if inside == [path] else _of_pair(inside, config, path)
-    names, where = [pair_of(one) for one in chosen], ", ".join(map(str, named))
+    names, where = [pair_of(source) for source in chosen], ", ".join(map(str, named))
     if not given and None in names:
         raise BadDataError(
-            f"{where}: the file name does not give the pair; add --pair XBTEUR or so"
+            f"{where}: the file name does not give the pair; add --pair, as in --pair XBTEUR"
         )
     pairs = {assets_of(name): name for name in (given, *names) if name}
-    steps = {interval_of(one) for one in chosen}
+    steps = {interval_of(source) for source in chosen}
     if len(pairs) > 1 or len(steps) > 1:
         found = ", ".join([*pairs.values(), *(f"{step // 60} min" for step in sorted(steps))])
         also = " and --pair" if given else ""
@@ -191,25 +192,25 @@ def _sources(named: list[Path], given: str | None, config: Config) -> tuple[list
 
 
 def _of_pair(inside: Sequence[Source], config: Config, path: Path) -> list[Source]:
-    """Return the files of the configured pair with the longest interval that divides its own.
+    """Return those files of the configured pair whose interval suits the configured one best.
 
-    If none divides it, return those with the shortest interval.
+    That is the longest interval that divides it or, if none does, the shortest.
     """
-    names = {one: pair_of(one) or "" for one in inside}
+    names = {source: pair_of(source) or "" for source in inside}
     wanted = assets_of(config.pair)
-    steps = {one: interval_of(one) for one, name in names.items() if assets_of(name) == wanted}
+    steps = {file: interval_of(file) for file, name in names.items() if assets_of(name) == wanted}
     if not steps:
-        others = sorted({name or one.name for one, name in names.items()})
+        others = sorted({name or file.name for file, name in names.items()})
         has = f"{', '.join(others[:8]) or 'none'}{' ...' if others[8:] else ''}"
         like = f"{''.join(wanted)}_1.csv"
         raise BadDataError(f"{path}: no files of {config.pair}, like {like}; it has {has}")
     fitting = (step for step in steps.values() if config.interval * 60 % step == 0)
     best = max(fitting, default=min(steps.values()))
-    return [one for one, step in steps.items() if step == best]
+    return [file for file, step in steps.items() if step == best]
 
 
 def _watched(parts: Parts) -> Iterator[Columns]:
-    """Yield the parts; on a terminal, show the progress."""
+    """Yield the parts and, on a terminal, show the progress."""
     count, out = 0, sys.stderr
     if not out.isatty():
         yield from parts
@@ -246,7 +247,7 @@ def _parse_sweep(words: list[str], strategy: str) -> dict[str, list[Value]]:
 
 
 def _range(piece: str) -> list[Value]:
-    """Return the numbers of 10:60:2, 10:60 or 10, whole ones as int; else ValueError."""
+    """Return the numbers that 10:60:2, 10:60 or 10 stands for, whole ones as int."""
     begin, *rest = map(decimal, piece.split(":"))
     end, step = rest[0] if rest else begin, rest[1] if len(rest) > 1 else Decimal(1)
     count = int((end - begin) // step) + 1
@@ -257,7 +258,7 @@ def _range(piece: str) -> list[Value]:
 
 
 def _parse_span(word: str) -> int:
-    """Return the seconds of a span like 365d, 26w or 1y."""
+    """Return the seconds of a span like 365d, 26w or 1y; BadDataError for any other text."""
     found = re.fullmatch(r"(\d{1,5})([dwy])", word)
     if found is None or not int(found[1]):
         raise BadDataError(f"--forward {word}: must be a span like 365d, 26w or 1y")
@@ -268,7 +269,7 @@ def _sweep(setting: Setting, parts: Parts, arguments: Namespace, notes: list[str
     values = _parse_sweep(arguments.sweep, setting.config.strategy.name)
     span_s = 0 if arguments.forward is None else _parse_span(arguments.forward)
     whole = sweep.whole_of(parts)
-    midnight = -(-whole.times[0] // DAY_S) * DAY_S  # The first one (UTC).
+    midnight = -(-whole.times[0] // DAY_S) * DAY_S  # The first one in the data (UTC).
     begins = range(midnight, whole.end - span_s + 1, span_s) if span_s else ()
     spans = [(begin, begin + span_s) for begin in begins]
     if span_s and len(spans) < 2:
@@ -284,10 +285,10 @@ def _sweep(setting: Setting, parts: Parts, arguments: Namespace, notes: list[str
         output.write_sweep(arguments.report, head, cells, forward, notes)
         notes.append(f"report: {arguments.report}")
     if arguments.json:
-        told: Any = [{**one.keys, **one.whole._asdict(), "cell": one.keys} for one in cells]
+        shown: Any = [{**cell.keys, **cell.whole._asdict(), "cell": cell.keys} for cell in cells]
         if spans:
-            told = {"cells": told, "forward": [step._asdict() for step in steps]}
-        return [json.dumps(told, default=plain)]
+            shown = {"cells": shown, "forward": [step._asdict() for step in steps]}
+        return [json.dumps(shown, default=plain)]
     return [
         *(row for line in head for row in textwrap.wrap(line, 80)),
         "",

@@ -1,6 +1,7 @@
-"""What `backtest` tells on the terminal and in HTML reports, about one run or a sweep.
+"""What `backtest` shows of a run or a sweep, on the terminal and in an HTML report.
 
-A table is a title, the names of columns (a leading | marks numbers), rows, and values to shade by.
+A table is a title, the names of its columns (| marks one of numbers), its rows, and the values by
+which their cells are shaded.
 """
 
 import textwrap
@@ -32,6 +33,7 @@ Table = tuple[str, Sequence[str], Sequence[Sequence[str]], Sequence[Sequence[flo
 
 
 def title(result: Result, with_interval: bool = True) -> str:
+    """Return which candles were replayed, in one line."""
     interval = f" {result.interval_s // 60} min," if with_interval else ""
     untraded = result.candles_untraded
     return (
@@ -42,7 +44,7 @@ def title(result: Result, with_interval: bool = True) -> str:
 
 
 def headline(result: Result) -> list[str]:
-    """Return lines with what a reader must not miss: an early end, the result in words."""
+    """Return lines with what nobody must miss: an early end, and the result in words."""
     seconds, costs = result.end - result.begin, cost_breakdown(result.net, result)
     words = in_words(seconds, costs, result.hold, result.balance, result.quote)
     traded = format.duration((result.ended_at or result.end) - result.begin)
@@ -51,14 +53,14 @@ def headline(result: Result) -> list[str]:
 
 
 def end_of(result: Result) -> str:
-    """Return when and why a run ended before its data, "" if it did not."""
+    """Return when and why a run ended before its data did, "" if it did not."""
     if result.ended is None or result.ended_at is None:
         return ""
     return f"{moment(result.ended_at, MINUTE)} UTC: {result.ended}"
 
 
 def setup(setting: Setting, swept: Container[str] = ()) -> str:
-    """Return strategy, size, fees and rates in one sentence, without what is swept."""
+    """Return strategy, size, fees and rates in one line, without the keys of a sweep."""
     config, rules, costs = setting.config, setting.rules, setting.costs
     chosen, name = config.strategy, config.strategy.name
     if chosen.file is not None:
@@ -76,7 +78,7 @@ def setup(setting: Setting, swept: Container[str] = ()) -> str:
 
 
 def figures(result: Result) -> list[tuple[str, str]]:
-    """Return names and values of the result, as shown."""
+    """Return the names and values of a result as people read them."""
     fee, won, factor = result.break_even_fee, result.win_rate, result.profit_factor
     is_long = result.end - result.begin > YEAR_S / 10 and not result.ended
     a_year = f", {percent(result.net_percent_per_year)} per year, not compounded" if is_long else ""
@@ -86,7 +88,7 @@ def figures(result: Result) -> list[tuple[str, str]]:
     costs, until = cost_breakdown(result.net, result), " while it traded" if result.ended else ""
     return [
         ("turns", f"{result.turns:,}, {result.turns_per_day:,.1f} per day{until}"),
-        ("empty candles", f"{result.openings_untraded:,} of {result.turns:,} openings"),
+        ("no-trade fills", f"{result.openings_untraded:,} of {result.turns:,} openings"),
         ("orders", f"{result.orders:,}, {result.refused:,} refused{why}"),
         ("win rate", "-" if won is None else f"{percent(100 * won, 1)} after costs{better}"),
         *((name, signed(money(cost, result.quote))) for name, cost in costs.items()),
@@ -100,6 +102,7 @@ def figures(result: Result) -> list[tuple[str, str]]:
 
 
 def round_of(trip: Trip) -> RoundTrip:
+    """Return a round trip of a replay in the form of `report`."""
     entry, end = trip.entry, trip.exit
     side = "long" if entry.direction > 0 else "short"
     traded = entry.trade.volume, entry.trade.price, end.trade.price
@@ -109,13 +112,13 @@ def round_of(trip: Trip) -> RoundTrip:
 
 
 def trip_values(trip: Trip, interval_s: int) -> dict[str, Any]:
-    """Return a round trip as named values for JSON."""
-    one = round_of(trip)
+    """Return a round trip as values for JSON; `bars` is its length in candles."""
     bars = (trip.exit.time - trip.entry.time) // interval_s
-    return {**one._asdict(), "bars": bars, "why": trip.exit.reason}
+    return {**round_of(trip)._asdict(), "bars": bars, "why": trip.exit.reason}
 
 
 def trips(newest: Sequence[Trip], rules: PairRules) -> list[str]:
+    """Return the lines of a table of round trips, none if there are none."""
     rows = (round_of(trip)._asdict() for trip in newest)
     names, cells = shown(rows, _TRIP, rules.quote, rules.pair_decimals)
     title = f"the newest {len(cells)} round trips"
@@ -123,7 +126,7 @@ def trips(newest: Sequence[Trip], rules: PairRules) -> list[str]:
 
 
 def _order(fill: Fill, purpose: str) -> dict[str, Any]:
-    """Return what an order traded, as `history orders` shows one."""
+    """Return what an order traded, as a row of `history orders`."""
     return {
         **fill.trade._asdict(),
         "time": fill.time,
@@ -138,18 +141,19 @@ def _order(fill: Fill, purpose: str) -> dict[str, Any]:
 
 
 def lines_of(table: Table) -> list[str]:
+    """Return a table as lines for a terminal."""
     title, names, rows, _ = table
     return [title, *in_columns(names, rows)]
 
 
 def cell_table(every: Sequence[Cell], best: int | None) -> Table:
-    """Return a table of all cells, the best one marked."""
+    """Return a table of all cells; `best` is the number of the best one, which is marked."""
     quote = every[0].whole.quote
     rows = [
         (
             f"{name_of(cell.keys)}{' *' if at == best else ''}",
             f"{cell.whole.turns_per_day:,.1f}",
-            *(format.amount(one, quote) for one in (cell.whole.gross, cell.whole.net)),
+            *(format.amount(profit, quote) for profit in (cell.whole.gross, cell.whole.net)),
             percent(cell.whole.net_percent),
             format.amount(cell.whole.max_drawdown, quote),
             "" if is_sound(cell.whole) else f"! {end_of(cell.whole) or 'no turn'}",
@@ -160,9 +164,9 @@ def cell_table(every: Sequence[Cell], best: int | None) -> Table:
 
 
 def winner(every: Sequence[Cell], best: int | None) -> str:
-    """Return which cell is the best, and what that is worth."""
+    """Return in words which cell is the best, and how far to trust that."""
     out = sum(not is_sound(cell.whole) for cell in every)
-    left = f"! {out} of {len(every)} ended early or did not trade: not compared. " if out else ""
+    left = f"! {out} of {len(every)} ended early or did not trade: left out. " if out else ""
     if best is None:
         return f"{left}So none is the best."
     name, net = name_of(every[best].keys), money(every[best].whole.net, every[best].whole.quote)
@@ -174,6 +178,7 @@ def winner(every: Sequence[Cell], best: int | None) -> str:
 
 
 def name_of(keys: Mapping[str, Any]) -> str:
+    """Return settings in one line: length=20 interval=60."""
     return " ".join(f"{key}={_text(value)}" for key, value in keys.items())
 
 
@@ -182,7 +187,7 @@ def _text(value: Any) -> str:
 
 
 def overview(every: Sequence[Cell], best: int | None) -> list[str]:
-    """Return the cells of a sweep by two keys as a grid, if it has room; else as a table."""
+    """Return a sweep over two keys as a grid if that is not too wide; else a table of its cells."""
     if len(every[0].keys) == 2:
         lines = lines_of(net_table(every, best))
         if max(map(len, lines[1:])) <= _GRID_WIDTH:
@@ -191,7 +196,7 @@ def overview(every: Sequence[Cell], best: int | None) -> list[str]:
 
 
 def net_table(every: Sequence[Cell], best: int | None) -> Table:
-    """Return a table of nets by two keys, shaded by size."""
+    """Return a table of the net profits by two keys."""
     keys, quote = every[0].keys, every[0].whole.quote
     across, down = sorted(keys, key=lambda key: len({cell.keys[key] for cell in every}))
     rows: dict[str, list[str]] = {}
@@ -207,7 +212,7 @@ def net_table(every: Sequence[Cell], best: int | None) -> Table:
 
 
 def forward_table(steps: Sequence[Step], cells: Sequence[Cell]) -> Table:
-    """Return a table of the walk forward, in its last row the sums and the mean rank."""
+    """Return a table of the walk forward; its last row has the sums and the mean rank."""
     quote, count = cells[0].whole.quote, len(cells)
     nets = [[step.net, step.best_net, step.average, step.hold] for step in steps]
     heads = [
@@ -230,7 +235,7 @@ def forward_table(steps: Sequence[Step], cells: Sequence[Cell]) -> Table:
 def write_run(
     path: Path, setting: Setting, replay: Replay, parts: Iterable[Columns], notes: Sequence[str]
 ) -> Result:
-    """Feed the replay, write the page about it, and return the result."""
+    """Feed the parts to the replay, write the page about it, and return the result."""
     points = [*_points(replay, parts)]
     result, trips, still_open = replay.result(), replay.record.trips, replay.record.entry
     orders = [*chain(*(((trip.entry, "open"), (trip.exit, "close")) for trip in trips))]
@@ -256,7 +261,7 @@ def write_run(
 
 
 def _points(replay: Replay, parts: Iterable[Columns]) -> Iterator[Point]:
-    """Feed the parts and yield points; the longer the run, the more candles each covers."""
+    """Feed the parts to the replay and yield points, the further apart the longer the run is."""
     count = 0
     for part in parts:
         at = 0
@@ -277,7 +282,7 @@ def write_sweep(
     forward: Table | None,
     notes: Sequence[str],
 ) -> None:
-    """Write the page about a sweep: the walk forward, the nets by two keys, and its cells."""
+    """Write the page about a sweep: the walk forward, the net profits by two keys, the cells."""
     best = best_of([cell.whole for cell in cells])
     tables = [forward] if forward else []
     tables += [net_table(cells, best)] if len(cells[0].keys) == 2 else []

@@ -1,4 +1,4 @@
-"""`call`: any method of Kraken's REST API, Spot or Futures, signed when private."""
+"""`call`: any method of Kraken's REST API, Spot or Futures, signed if it is private."""
 
 import argparse
 import binascii
@@ -39,6 +39,7 @@ _CHANGES = """AddOrder AddOrderBatch AmendOrder EditOrder CancelOrder CancelOrde
 PUBLIC = _PUBLIC.split()
 KNOWN = (*PUBLIC, *READS, *_CHANGES.split())
 FUTURES = "https://futures.kraken.com"
+# Paths that need no key, and those that are sent by POST unless --verb says otherwise.
 FUTURES_PUBLIC = (
     r"/api/charts/.+|/derivatives/api/v\d/(instruments|tickers|orderbook|history|"
     r"feeschedules|historicalfundingrates)(/(?!volumes).*)?"
@@ -50,13 +51,13 @@ FUTURES_POST = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("method", metavar="METHOD", help="e.g. Balance; with --futures accounts")
-    parser.add_argument("values", nargs="*", metavar="name=value")
+    parser.add_argument("method", metavar="METHOD", help="such as Balance, or accounts of Futures")
+    parser.add_argument("values", nargs="*", metavar="name=value", help="its parameters")
     parser.add_argument("--json", action="store_true", help="print one line; decimals come as text")
     most = f"at most {ANSWER_BYTES_MAX >> 20} MiB"
-    output = f"write the answer, such as RetrieveExport's archive, to a new file; {most}"
+    output = f"write the answer, such as the archive of RetrieveExport, to a new file; {most}"
     parser.add_argument("--output", metavar="FILE", type=Path, help=output)
-    live = 'required for all but reads; needs mode = "live" too'
+    live = 'required for all but reads; needs mode = "live" as well'
     parser.add_argument("--live", action="store_true", help=live)
     parser.add_argument("--futures", action="store_true", help="Kraken Futures, with its own keys")
     parser.add_argument("--verb", choices=("GET", "POST", "PUT"), help="HTTP method for Futures")
@@ -74,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
             + ("" if is_known else f". Did you mean {' or '.join(near)}?")
         )
     if output is not None:
-        write_output(output, b"", 0o600)  # What cannot be written must not be sent.
+        write_output(output, b"", 0o600)  # Nothing is sent if the answer could not be written.
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_DFL:  # `nohup` has SIGHUP ignored.
             signal.signal(number, signal.default_int_handler)
@@ -109,9 +110,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _values(arguments: argparse.Namespace) -> list[tuple[str, str]]:
-    """Return the parameters in order; UsageError for what no request can be made of."""
+    """Return the parameters in the order given. Raises UsageError if they make no request."""
     method, output = arguments.method, arguments.output
-    # Bytes that are not UTF-8 come as surrogates, which no URL can carry.
+    # Bytes that are not UTF-8 arrive as surrogates, which no URL can carry.
     shape = "(?s)[^=\ud800-\udfff]+=[^\ud800-\udfff]*"
     is_named = all(re.fullmatch(shape, value) for value in arguments.values)
     if not re.fullmatch(r"(?a:[\w/-]+)", method) or not is_named:
@@ -141,10 +142,11 @@ def _changes(arguments: argparse.Namespace, values: list[tuple[str, str]]) -> bo
 
 
 def signed_client(config: Config, credentials: Credentials, changes: bool) -> tuple[Client, Lock]:
-    """Return a client and the lock of its key; hold the lock while the key's nonces are used.
+    """Return a client and the lock of its key; keep the lock until the last request.
 
-    Only with `changes` can it do more than read and validate. That leaves a mark: a bot must not
-    assume any more that it knows all orders of the key.
+    With `changes` the client can do more than read and validate. Then the key is marked: a bot must
+    no longer assume that it knows all orders of the key. Raises HeldError, a ConfigError, when
+    another process uses the key.
     """
     lock = identity.key_lock(config, fingerprint(credentials.key))
     clock, nonces = Clock(config.exchange.clock_speed), Nonces(lock)
@@ -198,7 +200,7 @@ def _futures(config: Config, arguments: argparse.Namespace, values: list[tuple[s
 
 
 def sign_futures(secret: Secret, path: str, nonce: str, data: str) -> str:
-    """Return the Authent header. `data` is the encoded query or body, exactly as it is sent.
+    """Return the Authent header. `data` is the encoded query or body exactly as it is sent.
 
     Source: docs.kraken.com, Futures REST guide, "Authentication".
     """

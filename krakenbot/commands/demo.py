@@ -1,4 +1,4 @@
-"""`demo`: the bot in live mode, with real signed requests, against the built-in exchange."""
+"""`demo`: the bot in live mode, with signed HTTP requests, against the built-in exchange."""
 
 import argparse
 import os
@@ -28,14 +28,15 @@ SIZE = Decimal("0.05")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--candles", type=int, default=120, help="how many candles to trade")
-    parser.add_argument("--speed", type=float, default=600.0, help="simulated seconds per second")
-    parser.add_argument("--seed", type=int, default=1, help="seed of the random market")
+    add, default = parser.add_argument, "(default %(default)s)"
+    add("--candles", type=int, default=120, help=f"how many candles to trade {default}")
+    add("--speed", type=float, default=600.0, help=f"simulated seconds per real one {default}")
+    add("--seed", type=int, default=1, help=f"seed of the random market {default}")
 
 
 def run(arguments: argparse.Namespace) -> int:
     if arguments.candles < 1 or not 1 <= arguments.speed <= 5000 or arguments.seed < 0:
-        raise UsageError("--candles is at least 1, --speed from 1 to 5000, --seed not below 0")
+        raise UsageError("--candles must be at least 1, --speed from 1 to 5000, --seed 0 or more")
     logs.setup("error", "text")
     report, strategy = _report_and_strategy(arguments.config)
     for name in ("CREDENTIALS_DIRECTORY", "KRAKEN_API_KEY_FILE", "KRAKEN_API_SECRET_FILE"):
@@ -78,10 +79,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _report_and_strategy(path: str | None) -> tuple[Path, StrategyTable]:
-    """Return the path of the report, the same each time, and the strategy to trade.
+    """Return the path of the report, the same at each run, and the strategy to trade.
 
-    The report is in the current folder where the home folder cannot be written. Of the user's
-    settings only the strategy is used, and only from a file given with --config.
+    The report goes to the state folder or, if that cannot be written, to the current one. Of the
+    user's settings only the strategy is used, and only from a file given with --config. Raises
+    UsageError when neither folder can be written.
     """
     here = current_folder()
     given = {name: os.environ.get(name, "") for name in ("HOME", "XDG_STATE_HOME")}
@@ -97,6 +99,7 @@ def _report_and_strategy(path: str | None) -> tuple[Path, StrategyTable]:
 
 
 def _summarise(parts: Parts, seconds: float, path: Path) -> None:
+    """Print the result after a run that took `seconds`, and write the report."""
     Ledger(parts.exchange, parts.journal, parts.clock).read(parts.exchange.rules())
     journal, report = parts.journal, report_of(parts.config, parts.journal)
     unresolved = len(journal.open_intents())
@@ -106,7 +109,7 @@ def _summarise(parts: Parts, seconds: float, path: Path) -> None:
         "position now": volume(journal.account().held, "XBT"),
     }
     figures |= {name: signed(money(amount, "USD")) for name, amount in report.costs.items()}
-    print(f"\n{'Interrupted. ' if parts.clock.signalled else ''}The result:")
+    print(f"\n{'Interrupted. ' if parts.clock.signalled else ''}Result:")
     for name, text in figures.items():
         print(f"  {name:22}{text}")
     if report.points:

@@ -1,6 +1,6 @@
-"""`doctor`: checks everything that could keep the bot from working.
+"""`doctor`: checks whatever could keep the bot from working.
 
-It disturbs nothing: orders are only validated, and a key that a running bot uses is left alone.
+It changes nothing: orders are only validated, and a key that a running bot uses is left alone.
 """
 
 import argparse
@@ -40,13 +40,14 @@ from krakenbot.startup import RICH, objections, refuse_permissions
 EXAMPLE = "krakenbot doctor --json"
 FREE_BYTES_MIN = 50 << 20
 LEDGER_PERMISSION = "query-ledger"
-DAY_S = 86400
 COLORS = {"ok": "32", "warn": "33", "fail": "31", "skip": "2"}
-# Verdict (ok, warn, fail, skip), what was found and, unless CHECKS says it, how to repair it.
+# The verdict (ok, warn, fail or skip), what was found and, unless CHECKS says it, how to repair it.
 Answer = tuple[str, str] | tuple[str, str, str]
 
 
 class Finding(NamedTuple):
+    """What one check found. The names are fields of `doctor --json`: do not change them."""
+
     check: str
     verdict: str
     text: str
@@ -54,7 +55,7 @@ class Finding(NamedTuple):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="a list of objects")
+    parser.add_argument("--json", action="store_true", help="print a JSON list of objects")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -70,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def examine(file: str | None) -> Iterator[Finding]:
-    """Yield one finding for each check, always in the same order."""
+    """Yield the finding of each check, always in the same order; `file` is the configuration."""
     visit = Checks(file)
     missing: dict[str, str] = {}
     for name, check, need, usual_repair in CHECKS:
@@ -90,7 +91,7 @@ def examine(file: str | None) -> Iterator[Finding]:
 
 
 def shown(finding: Finding, colored: bool) -> str:
-    """Return a finding in at most 80 columns, its repair on lines of its own."""
+    """Return a finding as lines of at most 80 columns, with the repair on lines of its own."""
     start, indent = f"{finding.verdict:<5}{finding.check:<9} ", " " * 15
     arrow = f"{indent}-> "
     lines = textwrap.wrap(finding.text, 80, initial_indent=start, subsequent_indent=indent)
@@ -102,7 +103,7 @@ def shown(finding: Finding, colored: bool) -> str:
 
 
 class Checks:
-    """The checks. What one finds out is stored for those that need it, see CHECKS."""
+    """The checks. What one finds out is stored here for those that need it, see CHECKS."""
 
     def __init__(self, file: str | None) -> None:
         self.file, self.recorded = file, ZERO
@@ -136,7 +137,8 @@ class Checks:
         sizes = [
             os.path.getsize(file) for file in self.config.keys if file and os.path.exists(file)
         ]
-        if mode != "paper" or any(sizes) or not sizes:  # An installation's are empty at first.
+        # `install` makes empty files of keys, which paper mode does not need.
+        if mode != "paper" or any(sizes) or not sizes:
             self.credentials = load_credentials(self.config)
         if self.credentials is None and mode == "paper":
             return "skip", "paper mode needs no API key"
@@ -151,11 +153,11 @@ class Checks:
         existing = next(filter(os.path.exists, (folder, *folder.parents)))
         free = shutil.disk_usage(existing).free
         if not os.access(existing, os.W_OK | os.X_OK) or free < FREE_BYTES_MIN:
-            return "fail", f"{existing} cannot be written or is full, {free >> 20} MB free"
+            return "fail", f"{existing} cannot be written or is full: {free >> 20} MB free"
         if existing == folder and folder.stat().st_mode & 0o077:
             return "warn", f"{folder} is open to other users", f"chmod 700 {folder}"
-        made = "" if existing == folder else " (will be created)"
-        return "ok", f"{folder}{made}, {free >> 20} MB free"
+        new = "" if existing == folder else " (will be created)"
+        return "ok", f"{folder}{new}, {free >> 20} MB free"
 
     def _journal(self) -> Answer:
         path = identity.find(self.config)
@@ -219,13 +221,13 @@ class Checks:
         self.account = spot_of(self.config, client)
         info = self.account.key_info()
         refuse_permissions(info)
-        # Kraken's documentation spells these both with underscores and in camel case.
+        # Kraken's documentation spells these names both with underscores and in camel case.
         answer = client.private("GetApiKeyInfo")
         row = {name.replace("_", "").lower(): value for name, value in answer.items()}
         ends = float(row.get("validuntil") or 0)
         if (info.nonce or 0) > time.time_ns() + 60 * 10**9:
             return "fail", "another program has used this key with larger nonces"
-        if 0 < ends < time.time() + 7 * DAY_S:
+        if 0 < ends < time.time() + 7 * 86400:
             return "warn", "the key expires within a week", "make a new one in time"
         if str(row.get("noncewindow") or 0) != "0":
             return "warn", "the key has a nonce window", "set it to 0 at Kraken"
@@ -271,7 +273,7 @@ class Checks:
         return "ok", f"Kraken would accept a buy of {volume(bought, self.rules.base)} (validated)"
 
     def _unless_refused(self, summary: MarginSummary, text: str) -> Answer:
-        """Return the text, or an objection of the bot to an order of `size` not told before."""
+        """Return ok and the text, or fail and a new reason why the bot would not order `size`."""
         found = objections(self.config, self.rules, self.quote, summary, self.fee_rate)
         against = [f"{side.value}: {why}" for side, why in found.items() if why]
         against = [one for one in against if one not in self.objections]
@@ -279,7 +281,7 @@ class Checks:
         return ("fail", against[0]) if against else ("ok", text)
 
 
-# Name, check, the check that it needs, and the repair unless the check itself names one.
+# A name, the check, the check whose result it needs, and the repair unless the check names one.
 CHECKS = (
     ("python", Checks._python, "", ""),
     ("config", Checks._config, "", "repair the file; see `krakenbot config --example`"),

@@ -1,4 +1,4 @@
-"""`flatten`, `adopt`, `resume`: what a person does about a position or a halt."""
+"""`flatten`, `adopt` and `resume`: a person takes over a position or ends a halt."""
 
 import argparse
 import select
@@ -33,9 +33,10 @@ from krakenbot.retry import LOCKOUT_S
 
 EXAMPLE = "krakenbot flatten --live; krakenbot adopt; krakenbot resume"
 BY_HAND = "flattened by hand"
-POLL_S, LOOK_TURNS, PROGRESS_TURNS = 0.2, 10, 50  # A look every 2 s, a line every 10 s.
-ANSWER_S = 60.0  # For the bot to begin to flatten, and for a person to say yes.
-GRACE_S = LOCKOUT_S + 600.0  # A bot in a lockout first waits for its end.
+# While a bot flattens, the journal is read every 2 s and a line printed every 10 s.
+POLL_S, LOOK_TURNS, PROGRESS_TURNS = 0.2, 10, 50
+ANSWER_S = 60.0  # The bot must begin to flatten within it, and a person must say yes.
+GRACE_S = LOCKOUT_S + 600.0  # On top of `exchange.patience`: a lockout, and then the closing.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--yes", action="store_true", help=asks)
     if command == "flatten":
         parser.add_argument("--live", action="store_true", help='real orders; needs mode = "live"')
-        everything = "close the pair's whole margin position, whoever opened it"
+        everything = "close the whole margin position of the pair, whoever opened it"
         parser.add_argument("--all", action="store_true", help=everything)
 
 
@@ -66,7 +67,7 @@ def _resume(config: Config) -> int:
         reason = journal.get("halted")
         print(f"was halted: {clean(reason)}" if reason else "was not halted: nothing to clear")
         if not reason and (request := journal.get("flatten")):
-            print(f"the request to flatten is dropped: {clean(request)}")
+            print(f"the request to flatten is withdrawn: {clean(request)}")
         if holds := journal.get("exchange_position"):
             text = compared(Decimal(holds), journal.account().held, journal.get("base"))
             print(f"at that time: {text}")
@@ -79,7 +80,7 @@ def _resume(config: Config) -> int:
 
 
 def adopt(config: Config, *, yes: bool) -> int:
-    """Show what adopting does and, with `yes`, do it. Return the exit code, 2 without `yes`."""
+    """Show what adopting changes and, with `yes`, adopt. Return the exit code: 2 without `yes`."""
     with closing(assemble(config, live=False, adopts=True, makes_journal=yes)) as parts:
         bot, ask = parts.bot, partial(parts.bot.retry, patience_s=config.exchange.patience)
         for action in (bot.market.learn, *(parts.checks if yes else ())):
@@ -147,22 +148,22 @@ def _is_running(config: Config, path: Path) -> bool:
 
 
 def _agreed(arguments: argparse.Namespace, clock: Clock) -> bool:
-    """Ask for confirmation if a terminal can answer. Else the command is the confirmation."""
+    """Return whether the person at the terminal confirms; True with --yes or without a terminal."""
     if arguments.yes or not (sys.stdin.isatty() and sys.stderr.isatty()):
         return True
-    sys.stdout.flush()  # What is asked about comes first, also through a pipe.
+    sys.stdout.flush()  # So that the question comes after what it is about, also through a pipe.
     print("Type yes to do this: ", end="", file=sys.stderr, flush=True)
     answer = ""
-    clock.read(True)  # So that a signal can interrupt it.
+    clock.read(True)  # So that a signal can interrupt the wait for an answer.
     try:
-        with suppress(UnicodeDecodeError):  # What cannot be read is not a yes.
+        with suppress(UnicodeDecodeError):  # An answer that is no text is not a yes.
             if select.select([sys.stdin], [], [], ANSWER_S)[0]:
                 answer = sys.stdin.readline()
     finally:
         clock.read(False)
     if answer.strip().lower() == "yes":
         return True
-    # No answer and Ctrl-D leave the cursor in the line.
+    # After no answer or Ctrl-D the cursor is still in the line of the question.
     print(end="" if answer else "\n", file=sys.stderr)
     print("Not confirmed: nothing is sent")
     return False
@@ -177,13 +178,13 @@ def _holdings(parts: Parts) -> tuple[Decimal, Decimal, str]:
 
 
 def _tell_without_journal(parts: Parts) -> int:
-    """Show what the exchange holds when there is no journal. StopError if it holds anything."""
+    """Print what the exchange holds, and return 0. Raises StopError if it holds anything."""
     config, (margin, owned, found) = parts.config, _holdings(parts)
     left = "".join(f"\n{clean(text)}" for text in identity.unmanaged(config, parts.path))
     if margin or (not config.leverage and owned >= parts.bot.market.rules.ordermin):
         raise StopError(
-            f"nothing was closed: {found}, and no journal in {config.state_directory} says what of "
-            "that a bot opened. Use that bot's configuration, or `flatten --all` for the whole "
+            f"nothing was closed: {found}, and no journal in {config.state_directory} shows which "
+            "part a bot has opened. Use that bot's configuration, or `flatten --all` for the whole "
             f"margin position{left}"
         )
     print(f"{found}: there is nothing to close{left}")
@@ -193,7 +194,9 @@ def _tell_without_journal(parts: Parts) -> int:
 def _ask_the_bot(config: Config, path: Path, arguments: argparse.Namespace) -> int | None:
     """Ask the running bot to flatten, and show its progress.
 
-    Return the exit code, None when the bot has ended and there may be more to close.
+    Return the exit code, or None if the bot has ended and there may be more to close. Raises
+    StopError if it has halted for another reason, LaterError if it does not answer or takes too
+    long.
     """
     with closing(open_read_only(path)) as journal:
         held, base = journal.account().held, journal.get("base")
@@ -216,15 +219,15 @@ def _ask_the_bot(config: Config, path: Path, arguments: argparse.Namespace) -> i
     if halted and not (arguments.all and config.leverage):
         raise StopError(f"{ended}. Look into that, then run `krakenbot flatten` again")
     print(clean(ended))
-    arguments.yes = arguments.yes or not arguments.all  # What was agreed to.
+    arguments.yes = arguments.yes or not arguments.all  # It was asked already, but not about --all.
     return None
 
 
 def _wait_for_the_bot(path: Path, patience_s: float) -> None:
-    """Ask the bot to flatten and wait until it has ended.
+    """Ask the bot to flatten, and wait until it has ended.
 
-    The request is a lock beside the journal, so it ends with this process, whatever ends that, and
-    otherwise when the bot has begun.
+    The request is a lock beside the journal. It is withdrawn when the bot has begun, or when this
+    process ends, in whatever way.
     """
     request, is_asking, has_begun = path.with_suffix(".flatten"), False, False
     with ExitStack() as asking:

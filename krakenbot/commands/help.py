@@ -30,12 +30,12 @@ def run(arguments: argparse.Namespace) -> int:
             f"{textwrap.fill(pages, 80)}"
         )
     elif arguments.topic in topics:
-        print(page(f"{arguments.topic}.md"), end="")
+        print(manual_file(f"{arguments.topic}.md"), end="")
     else:
         raise UsageError(f"no page {arguments.topic[:80]!r}. The pages: {', '.join(topics)}")
     return 0
 
 
-def page(name: str) -> str:
-    """Return the text of a file that comes with the program."""
+def manual_file(name: str) -> str:
+    """Return the text of a file in the folder `manual`, which comes with the program."""
     return resources.files("krakenbot").joinpath("manual", name).read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""`history`: what the journal holds, for people, spreadsheets and programs."""
+"""`history`: decisions, orders or equity from the journal, for people and for programs."""
 
 import argparse
 import csv
@@ -20,6 +20,7 @@ from krakenbot.journal import Journal
 from krakenbot.journal_file import open_read_only
 from krakenbot.log import clean
 from krakenbot.model import ZERO
+from krakenbot.records import Outcome
 
 EXAMPLE = "krakenbot history orders --since 7d --format csv"
 
@@ -57,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def since(text: str) -> int:
-    """Return the unix time of a date, of unix seconds, or of a span before now."""
+    """Return a unix time, given as a date, as unix seconds, or as a span before now."""
     if span := re.fullmatch(r"(\d{1,6})([mhdw])", text):
         return int(time.time()) - int(span[1]) * SPANS_S[span[2]]
     if re.fullmatch(r"\d{1,11}", text) and len(text) != 8:  # Eight digits are a date.
@@ -99,7 +100,7 @@ def _equity(journal: Journal, since: int) -> Iterator[Row]:
 
 
 ROWS = {"decisions": _decisions, "orders": _orders, "equity": _equity}
-# For csv and json. A table has those marked with * or, aligned right, with |: 80 characters.
+# CSV and JSON have all fields; a table of 80 columns those marked with * or, aligned right, with |.
 _FIELDS = {
     "decisions": "*time interval |price |average slope |target |held *reason",
     "orders": "*time *purpose *side |volume |price cost |fee margin_fee *outcome asked leverage "
@@ -117,22 +118,25 @@ _MONEY = ("fee", "margin_fee", "gross", "costs", "net", "equity")
 
 
 def _print_table(rows: Iterable[Row], fields: str, quote: str, decimals: int | None) -> None:
-    """Print aligned columns; of a line with more than 80 characters only words are cut off."""
+    """Print aligned columns. A line of more than 80 characters is cut if it ends with words."""
     names, cells = shown(rows, fields, quote, decimals)
     lines = in_columns(names, cells)
     if not names[-1].startswith("|"):
-        lines = [one if len(one) <= WIDTH_MAX else f"{one[: WIDTH_MAX - 3]}..." for one in lines]
+        lines = [f"{line[: WIDTH_MAX - 3]}..." if len(line) > WIDTH_MAX else line for line in lines]
     print("\n".join(lines) if cells else "nothing yet")
 
 
 def shown(
     rows: Iterable[Row], fields: str, quote: str, decimals: int | None
 ) -> tuple[list[str], list[list[str]]]:
-    """Return names and cells of a table of the fields that are marked with * or |."""
+    """Return the names and the cells, as people read them, of the fields marked with * or |.
+
+    `decimals` are those of the pair's prices, None if unknown.
+    """
     marked = [field for field in fields.split() if field[0] in "*|"]
     names = [_HEADS.get(field, field.strip("*").replace("_", " ")) for field in marked]
     return names, [
-        [_cell(one[1:], row[one[1:]], quote, decimals) for one in marked] for row in rows
+        [_cell(field[1:], row[field[1:]], quote, decimals) for field in marked] for row in rows
     ]
 
 
@@ -145,6 +149,8 @@ def _cell(name: str, value: Any, quote: str, decimals: int | None) -> str:
         return price(value, decimals)
     if name == "margin_level":
         return percent(value, 0)
+    if isinstance(value, Outcome):
+        return value.words.partition(",")[0]  # "refused for now, no order left" is too long.
     if isinstance(value, Decimal):
         return amount(value, quote) if name in _MONEY else volume(value)
     return clean(str(value))

@@ -1,7 +1,7 @@
-"""Setting the bot up: `config`, `build` (one file), and a systemd service with little access.
+"""Setting the bot up: `config`, `build` (a single file), and a systemd service with few rights.
 
-The service runs as a dynamic user, which needs no setup; systemd gives it the state folder at each
-start. Commands that root runs leave every file there to the folder's owner.
+The service runs as a user that systemd creates at each start (DynamicUser), and who then owns the
+state folder. What root's commands write there belongs to that owner, too.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from pathlib import Path
 
 from krakenbot import config as configuration
 from krakenbot.commands import UsageError, write_atomically, write_output
-from krakenbot.commands.help import page
+from krakenbot.commands.help import manual_file
 from krakenbot.config import Config
 from krakenbot.errors import ConfigError
 from krakenbot.format import in_columns, volume
@@ -55,7 +55,7 @@ OPTIONS = {
     "install": {"--systemd": "as a systemd service", "--dry-run": DRY},
     "uninstall": {"--purge": "remove journal, configuration and keys too", "--dry-run": DRY},
 }
-SLOW_START_S = 1500  # On top of `exchange.patience`: open orders, or a lockout of the key.
+SLOW_START_S = 1500  # How much longer than `exchange.patience` open orders or a lockout may take.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,7 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         needed = option == "--systemd"
         parser.add_argument(option, action="store_true", required=needed, help=text)
     if parser.get_default("command") == "build":
-        parser.add_argument("--output", type=Path, default=Path("krakenbot.pyz"), metavar="FILE")
+        name, text = Path("krakenbot.pyz"), "default: %(default)s"
+        parser.add_argument("--output", type=Path, default=name, metavar="FILE", help=text)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -73,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"{hashlib.sha256(archive).hexdigest()}  {arguments.output}")
         return 0
     if arguments.command == "config" and arguments.example:
-        print(page(EXAMPLE_FILE), end="")
+        print(manual_file(EXAMPLE_FILE), end="")
         return 0
     if arguments.command in ("config", "unit"):
         config = configuration.load_here(arguments.config)
@@ -94,7 +95,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-Step = tuple[str, Callable[[], object]]  # What it does, in words, and how.
+Step = tuple[str, Callable[[], object]]  # What it does, in words, and the function that does it.
 PLACES = {
     "keys.api_key_file": f"{FOLDER}/{KEYS[0]}",
     "keys.api_secret_file": f"{FOLDER}/{KEYS[1]}",
@@ -112,7 +113,7 @@ Nothing was started. Next steps:
 
 
 def _install(given: str | None) -> Iterator[Step]:
-    """Make this program a service. Raises ConfigError before the first step."""
+    """Yield the steps that make this program a service. Raises ConfigError before the first."""
     archive, folder, file = packed(), Path(PROGRAM).parent, Path(FOLDER, "config.toml")
     given = _named(given)
     if given is None and os.path.exists("config.toml"):
@@ -141,7 +142,7 @@ def _install(given: str | None) -> Iterator[Step]:
 
 
 def _named(given: str | None) -> str | None:
-    """Return the configuration that the command line or the environment names."""
+    """Return the path of the configuration that the command line or the environment names."""
     named = os.environ.get("KRAKENBOT_CONFIG") or None if given is None else given
     return named and os.path.expanduser(named)
 
@@ -154,7 +155,7 @@ def _service_settings(given: str | None) -> tuple[Config, list[Step]]:
     variables["HOME"] = os.environ.get("HOME", "")
     name = "/dev/null" if given is None else given
     config = configuration.load(name, variables, configuration.current_folder())
-    text = Path(given).read_text("utf-8-sig") if given else page(EXAMPLE_FILE)
+    text = Path(given).read_text("utf-8-sig") if given else manual_file(EXAMPLE_FILE)
     text = _with_places(text, name, config.strategy.file)
     what = f"mode {config.mode}, {config.pair}"
     steps = [_write(f"{FOLDER}/config.toml", text.encode(), 0o600, what)]
@@ -172,7 +173,8 @@ def _service_settings(given: str | None) -> tuple[Config, list[Step]]:
 def _with_places(text: str, name: str, rule: Path | None) -> str:
     """Return the text of a configuration with the service's paths for journal, keys and rule.
 
-    Raises ConfigError when only a person can put them there.
+    `name` is that of its file. Raises ConfigError if the text is such that only a person can put
+    them there.
     """
     fields = "|".join(key.partition(".")[2] for key in PLACES)
     heads = r"\[[ \t]*(keys|state)[ \t]*\]"
@@ -195,14 +197,14 @@ def _with_places(text: str, name: str, rule: Path | None) -> str:
 
 
 def _uninstall(purge: bool) -> Iterator[Step]:
-    """Remove the service. ConfigError while a bot runs, holds something or has unresolved orders.
+    """Yield the steps that remove the service; each must be done before the next is asked for.
 
-    A step is carried out before the next is made.
+    Raises ConfigError while a bot runs, holds something or has unresolved orders.
     """
     _refuse_while_held()
     yield _systemctl("disable", "--now", "krakenbot")
     yield "check that no other unit's bot runs", _refuse_while_running
-    _refuse_while_held()  # It may have traded until the moment it ended.
+    _refuse_while_held()  # The bot may have traded until it ended.
     for path in (UNIT_FILE, WRAPPER, str(Path(PROGRAM).parent)):
         yield _remove(path)
     yield _systemctl("daemon-reload")
@@ -264,7 +266,7 @@ def _systemctl(*words: str) -> Step:
 
 
 def _python() -> str:
-    """Return a Python outside the folders that are hidden from the service."""
+    """Return the path of a Python outside the folders that are hidden from the service."""
     hidden = [os.path.realpath(folder) for folder in HIDDEN]
     places = os.path.dirname(sys.executable), sys.executable, sys.base_prefix
     real = [Path(os.path.realpath(place)) for place in places]
@@ -277,9 +279,12 @@ def _python() -> str:
 
 
 def unit(config: Config, file: str, template: bool) -> str:
-    """Return the unit's text; `file` is the configuration, which only root needs to read.
+    """Return the text of a systemd unit. `file` is the path of the configuration.
 
-    Raises ConfigError when the rule's name cannot be that of a credential.
+    With `template` it is the unit krakenbot@, which serves several pairs. Systemd reads
+    configuration, keys and rule as root and hands them over as credentials. Raises ConfigError when
+    the rule's name cannot be that of a credential, or a path seems to be a key. Source: man pages
+    systemd.exec(5), "LoadCredential", and systemd.service(5).
     """
     rule, sources = config.strategy.file, {"config.toml": file}
     if rule is not None:
@@ -299,7 +304,7 @@ def unit(config: Config, file: str, template: bool) -> str:
         credentials += f"LoadCredential={name}:{escaped}\n"
     if any(map(configuration.hide_keys, sources.values())):  # Everybody may read a unit.
         raise ConfigError("a key seems to stand where the path of a file belongs")
-    return page("krakenbot.service").format(
+    return manual_file("krakenbot.service").format(
         name="krakenbot@" if template else "krakenbot",
         what="%i" if template else f"{config.mode} {config.pair}",
         program=f"{_quoted(_python())} -I -S {PROGRAM}",
@@ -310,18 +315,18 @@ def unit(config: Config, file: str, template: bool) -> str:
 
 
 def _quoted(path: str) -> str:
-    """Return a path as systemd reads it: a percent sign begins a specifier, a dollar a variable."""
+    """Return a path as systemd needs it in a unit: quoted, with %, $ and backslashes escaped."""
     path = path.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
     return f'"{path}"' if set(path) & set(" '\"\\;") else path
 
 
 def packed() -> bytes:
-    """Return the program as one archive, the same bytes each time.
+    """Return the program as one zip archive: the same bytes whenever and wherever it is made.
 
-    Its sources are sorted, without times and compression, which would vary.
+    Its files are sorted and have neither times nor compression, which would vary.
     """
     root, memory = Path(__file__).parents[2], io.BytesIO()
-    if root.is_file():  # It runs from an archive.
+    if root.is_file():  # The program runs from its archive.
         with zipfile.ZipFile(root) as archive:
             found = {name: archive.read(name) for name in archive.namelist()}
     else:
@@ -338,7 +343,7 @@ def packed() -> bytes:
 
 
 def _settings(config: Config) -> str:
-    """Return a line for every setting: its value, and where that came from."""
+    """Return a line for each setting: its name, its value, and where that came from."""
     rows = [(key, value(config, key), by) for key, by in config.sources.items()]
     return "".join(f"{clean(line)}\n" for line in in_columns(("", "", ""), rows)[1:])
 

@@ -1,7 +1,7 @@
-"""Pieces of a self-contained HTML page: no network, no library, no fonts.
+"""The parts of a self-contained HTML page: it needs no network, no library and no fonts.
 
-Charts are stretched SVG under HTML labels, so that text keeps its size on a phone. All text from
-outside passes through `escape`.
+A chart is an SVG that is stretched to the page, under labels in HTML, which keep their size on a
+phone. All text from outside is escaped.
 """
 
 import json
@@ -14,16 +14,19 @@ from pathlib import Path
 from typing import Any
 
 from krakenbot.commands import write_output
-from krakenbot.commands.help import page as file
+from krakenbot.commands.help import manual_file
 from krakenbot.format import MINUTE, UTC_FORM, moment, price, volume
 from krakenbot.log import clean
 
 ROWS_MAX = 500
-COLUMNS = 1000  # Of a chart.
+COLUMNS = 1000  # A chart's width in units of its SVG; each shows at most three points.
 
 
 def write_page(path: Path, text: str) -> None:
-    """Write the page. What is no text, as in a file's name that is not UTF-8, is escaped."""
+    """Write the page; bytes that are not UTF-8, as in a file's name, are escaped.
+
+    Raises UsageError when it cannot be written.
+    """
     write_output(path, text.encode(errors="backslashreplace"))
 
 
@@ -46,12 +49,12 @@ style-src 'unsafe-inline'; script-src 'unsafe-inline'">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <title>{escape(title)}</title><style>
-{file("report.css")}</style></head><body><main>
+{manual_file("report.css")}</style></head><body><main>
 <header><h1>{escape(title)}</h1><p>{escape(subtitle)}</p></header>
 <p class="hero {_tone(tone)}">{escape(headline)}</p><dl>{shown}</dl>{lines}
 {"".join(sections)}
 </main><script>
-{file("report.js")}</script></body></html>
+{manual_file("report.js")}</script></body></html>
 """
 
 
@@ -67,9 +70,10 @@ def table(
     values: Sequence[Sequence[float]] = (),
     note: str = "",
 ) -> str:
-    """Return a scrollable table. Columns whose names begin with | are aligned right.
+    """Return a table that can be scrolled, with at most 500 of the rows.
 
-    With `values` of the cells, gains and losses are shaded by their size.
+    Columns whose names begin with | are aligned right. With `values`, one for each cell, gains and
+    losses are shaded by their size.
     """
     shown = rows[:ROWS_MAX]
     more = f"{len(shown)} of {len(rows):,}" if len(shown) < len(rows) else ""
@@ -98,9 +102,10 @@ def _tone(amount: Decimal | float) -> str:
 
 
 class Chart:
-    """A time axis, a value axis, and lines by name.
+    """A chart of lines over time. `lines` has their values by name, `times` are in unix seconds.
 
-    Nothing is known between points more than `gap_s` seconds apart, so no line joins them.
+    Points more than `gap_s` seconds apart are not joined, as nothing is known of the time between.
+    `decimals` are those of the labels.
     """
 
     def __init__(
@@ -121,7 +126,7 @@ class Chart:
         margin = (top - bottom) * 0.06 or abs(top) * 0.001 or 1.0
         self.bottom, self.top = bottom - margin, top + margin
         self.xs = [self._x(time) for time in self.times]
-        # Neighbours in a thinned series are up to a column further apart: that is no gap.
+        # The points that are left are up to a column further apart, which makes no gap.
         gap_s += self.span / COLUMNS
         steps = enumerate(pairwise(self.times), 1)
         self.starts = {0, *(at for at, (before, now) in steps if now - before > gap_s)}
@@ -131,14 +136,14 @@ class Chart:
             self._draw(name, "".join(path))
 
     def _thinned(self, times: Sequence[float], values: Sequence[float]) -> Iterator[int]:
-        """Yield which points to draw: in each column the lowest, the highest, and the last."""
+        """Yield the numbers of the points to draw: each column's lowest, highest and last one."""
         for _, group in groupby(range(len(times)), lambda at: int(self._x(times[at]))):
             column = [*group]
             ends = (most(column, key=values.__getitem__) for most in (min, max))
             yield from sorted({*ends, column[-1]})
 
     def dots(self, orders: Iterable[Mapping[str, Any]]) -> None:
-        """Mark orders; one outside of the chart is shown at its edge."""
+        """Mark orders, rows of `history`, with dots; one outside of the chart at its edge."""
         self.keys += "buy", "sell"
         for order in orders:
             x = min(max(self._x(order["time"]), 0), COLUMNS)
@@ -148,7 +153,7 @@ class Chart:
             self._draw(side, f"M{x} {y}h0", f"{when} {side} {paid}: {clean(order['reason'])}")
 
     def band(self, held: Sequence[float]) -> None:
-        """Show along the bottom what was held until each time, where that is known."""
+        """Show along the bottom what was held, in base currency, until each of the times."""
         self.keys += "long", "short"
         known = [(at, held[kept]) for at, kept in enumerate(self.kept) if at not in self.starts]
         for kind, sign in (("long", 1), ("short", -1)):
@@ -156,6 +161,7 @@ class Chart:
             self._draw(kind, "".join(f"M{a} 1000H{b}" for a, b in ends))
 
     def html(self, note: str = "") -> str:
+        """Return the chart as a section of a page."""
         labels, grid = "", ""
         for value, text in _ticks(self.bottom, self.top):
             y = self._y(value)
@@ -191,7 +197,7 @@ class Chart:
 
 
 def _ticks(low: float, high: float) -> list[tuple[float, str]]:
-    """Return three to six round values between low and high, with their labels."""
+    """Return three to six round values from low to high, with their labels."""
     rough = (high - low) / 5.5
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * f for f in (1, 2, 2.5, 5, 10) if power * f >= rough * 0.999)

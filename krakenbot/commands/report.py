@@ -26,9 +26,9 @@ from krakenbot.model import ZERO, Purpose, Side
 from krakenbot.records import Account, Booked, Equity, Intent
 
 EXAMPLE = "krakenbot report --output report.html"
-NEWEST = 360
-GAP_CANDLES = 3  # A longer gap between decisions means that the bot was down.
-MARKS_MAX = 400
+NEWEST = 360  # Candles in the second chart.
+GAP_CANDLES = 3  # After a longer gap between decisions the bot counts as having been down.
+MARKS_MAX = 400  # Orders that are marked in a chart.
 ORDER = (
     "*time *purpose *side |volume |price |fee |margin_fee *outcome *reason *note *client_order_id"
 )
@@ -36,7 +36,11 @@ ROUND = "*entry *exit *side |volume |entry_price |exit_price |gross |costs |net"
 
 
 class Point(NamedTuple):
-    """What was `held` until this time; `net` and `gross` are the profit since the start."""
+    """A point of the charts, in unix seconds.
+
+    `held` is the volume until then, `net` and `gross` are the profit since the start, after and
+    before costs.
+    """
 
     time: float
     close: float
@@ -46,9 +50,10 @@ class Point(NamedTuple):
 
 
 class RoundTrip(NamedTuple):
-    """From flat to flat or to a reversal. `costs` are trade fees and costs of holding.
+    """A position from its opening to its closing or reversal. `gross` is the profit before `costs`.
 
-    The names are fields of `backtest --json`: do not change them.
+    These are trade fees, opening fees and rollovers. The names are fields of `backtest --json`: do
+    not change them.
     """
 
     entry: float
@@ -63,12 +68,12 @@ class RoundTrip(NamedTuple):
 
 
 class Report(NamedTuple):
-    """The contents of the page, all in order of time.
+    """The contents of a page; every sequence is in order of time, money in quote currency.
 
     `costs` is a `cost_breakdown`, `orders` are rows of `history`, `newest` are times, closes and
-    averages. The account began with `balance`; holding `size` all the time would have made `hold`.
-    `facts` override those that are computed. Where no point follows within `gap_s` seconds, the
-    bot was down.
+    averages. The account began with `balance`, 0 if that is not known; `hold` is the profit from
+    holding `size` all the time. `facts` take the place of computed ones of the same name. Where no
+    point follows within `gap_s` seconds, the bot was down.
     """
 
     title: str
@@ -90,7 +95,8 @@ class Report(NamedTuple):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--output", metavar="FILE", default="krakenbot-report.html", type=Path)
+    name, text = "krakenbot-report.html", "default: %(default)s"
+    parser.add_argument("--output", metavar="FILE", default=name, type=Path, help=text)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -106,16 +112,17 @@ def report_of(config: Config, journal: Journal) -> Report:
     equity, intents, account = [*journal.equity()], journal.intents(), journal.account()
     base, quote, decimals = units(journal, config.pair)
     size = next((abs(row.held) for row in equity if row.held), config.size)
-    costs = cost_breakdown(ZERO, account)  # Before the first candle the net is 0.
+    costs = cost_breakdown(ZERO, account)  # Before the first candle the profit is 0.
     balance, hold, when, words = ZERO, ZERO, "no candle yet", "Nothing was decided yet."
     if equity:
         first, last = equity[0], equity[-1]
-        adopted = [one for one in journal.newest_of(Purpose.ADOPT, 1) if one.created > last.time]
+        newest = journal.newest_of(Purpose.ADOPT, 1)
+        adopted = [order for order in newest if order.created > last.time]
         price = adopted[0].cost / adopted[0].executed if adopted else last.price
         costs = cost_breakdown(account.pnl(price), account)
         balance = first.equity - first.pnl if first.equity else ZERO
-        # Holding, too, pays for a purchase and a sale.
-        turnover = sum(one.cost for one in intents if one.purpose is not Purpose.ADOPT)
+        # Holding pays a fee, too, for a purchase and a sale.
+        turnover = sum(order.cost for order in intents if order.purpose is not Purpose.ADOPT)
         fee_rate = account.fees / (turnover or 1)
         hold = size * (last.price - first.price - fee_rate * (first.price + last.price))
         when = f"{moment(first.time)} to {moment(last.time)}"
@@ -137,14 +144,14 @@ def report_of(config: Config, journal: Journal) -> Report:
         hold=hold,
         facts={"orders": f"{journal.orders_since(0):,}", "held now": volume(account.held, base)},
         costs=costs,
-        # A row has what was held after its decision: that is what was held until the next one.
+        # A row says what was held after its decision, and so until the next one.
         points=[_point(row, before.held) for before, row in pairwise(equity[:1] + equity)],
         orders=[*history.ROWS["orders"](journal, 0)],
         rounds=round_trips(intents, journal.charges()),
         newest=sorted(
             (row.candle + row.interval_s, float(row.price), float(row.average)) for row in decided
         ),
-        # The interval may have been a longer one: then candles of that one are no gap.
+        # After a change of the interval, candles of the longest one are no gap.
         gap_s=GAP_CANDLES * max((row.interval_s for row in journal.decisions()), default=0),
     )
 
@@ -155,7 +162,7 @@ def _point(row: Equity, held: Decimal) -> Point:
 
 
 def cost_breakdown(net: Decimal, paid: Account | Result) -> dict[str, Decimal]:
-    """Return signed amounts by name: the result before costs, each cost, the net result."""
+    """Return signed amounts by name: the profit before costs, each cost, the net profit."""
     costs = {"trade fees": -paid.fees, "margin fees": -paid.margin_fees, "rollover": -paid.rollover}
     return {"before costs": net - sum(costs.values()), **costs, "net": net}
 
@@ -163,7 +170,7 @@ def cost_breakdown(net: Decimal, paid: Account | Result) -> dict[str, Decimal]:
 def in_words(
     seconds: float, costs: Mapping[str, Decimal], hold: Decimal, balance: Decimal, quote: str
 ) -> str:
-    """Return the result in sentences; a `balance` of 0 is not known."""
+    """Return the result in sentences; a `balance` of 0 means that it is not known."""
     gross, net = costs["before costs"], costs["net"]
     share = f", {percent(abs(net) / balance * 100)} of the account" if balance else ""
     return (
@@ -179,9 +186,9 @@ def _won(amount: Decimal, quote: str) -> str:
 
 
 def render(report: Report) -> str:
-    """Return the page."""
+    """Return the page as HTML."""
     decimals, quote = report.pair_decimals, report.quote
-    ended = shown((one._asdict() for one in reversed(report.rounds)), ROUND, quote, decimals)
+    ended = shown((trip._asdict() for trip in reversed(report.rounds)), ROUND, quote, decimals)
     sent = shown(reversed(report.orders), ORDER, quote, decimals)
     falls = drawdowns(report.balance, report.points)
     facts = {name: signed(money(cost, quote)) for name, cost in report.costs.items()}
@@ -189,7 +196,7 @@ def render(report: Report) -> str:
         facts["return"] = signed(percent(report.costs["net"] / report.balance * 100))
         facts["holding"] = signed(percent(report.hold / report.balance * 100))
         facts["max drawdown"] = percent(max(falls))
-    won = sum(one.net > 0 for one in report.rounds)
+    won = sum(trip.net > 0 for trip in report.rounds)
     facts["round trips"] = f"{len(report.rounds):,}, {won:,} won"
     sections = [
         *_charts(report, falls, [order for order in report.orders if order["price"]]),
@@ -203,47 +210,49 @@ def render(report: Report) -> str:
 def round_trips(intents: Sequence[Intent], charges: Iterable[Booked]) -> list[RoundTrip]:
     """Return the round trips that ended, in order. A reversal ends one and begins the next.
 
-    A charge belongs to the round trip it falls in. An opening fee is never before its order.
+    A charge belongs to the round trip in whose time it falls. An opening fee counts from its order
+    on, even if it has an earlier time by Kraken's clock.
     """
-    times = {one.id: one.created for one in intents}
+    times = {order.id: order.created for order in intents}
     paid = sorted(
-        (max(one.time, times.get(one.id.partition(" ")[0], 0)), one.amount) for one in charges
+        (max(charge.time, times.get(charge.id.partition(" ")[0], 0)), charge.amount)
+        for charge in charges
     )
     moments, sums = [time for time, _ in paid], [ZERO, *accumulate(amount for _, amount in paid)]
     rounds: list[RoundTrip] = []
-    inside: list[Intent] = []  # Orders of the open round trip, the last of a reversal in part.
+    inside: list[Intent] = []  # The orders of the open round trip, a reversal's only in part.
     held = ZERO
     for intent in intents:
         closing, parts = -held * intent.side.sign, [intent.executed]
         if 0 < closing < intent.executed:
             parts = [closing, intent.executed - closing]
         for part in filter(None, parts):
-            cost, fee = (one * part / intent.executed for one in (intent.cost, intent.fee))
+            cost, fee = (x * part / intent.executed for x in (intent.cost, intent.fee))
             inside.append(intent._replace(executed=part, cost=cost, fee=fee))
             held += intent.side.sign * part
             if not held:
-                begin, end = (bisect_left(moments, one.created) for one in (inside[0], intent))
+                begin, end = (bisect_left(moments, x.created) for x in (inside[0], intent))
                 rounds.append(_round(inside, sums[end] - sums[begin]))
                 inside = []
     return rounds
 
 
 def _round(orders: Sequence[Intent], charges: Decimal) -> RoundTrip:
-    """Return the round trip of orders, the first of which opened it."""
+    """Return the round trip that these orders made; the first one opened it."""
     first, last = orders[0], orders[-1]
-    volume = sum((one.executed for one in orders if one.side is first.side), ZERO)
+    volume = sum((order.executed for order in orders if order.side is first.side), ZERO)
     paid, got = (
-        sum((one.cost for one in orders if one.side is side), ZERO)
+        sum((order.cost for order in orders if order.side is side), ZERO)
         for side in (first.side, last.side)
     )
-    gross, costs = first.side.sign * (got - paid), sum((one.fee for one in orders), charges)
+    gross, costs = first.side.sign * (got - paid), sum((order.fee for order in orders), charges)
     traded = volume, paid / volume, got / volume, gross, costs, gross - costs
     side = "long" if first.side is Side.BUY else "short"
     return RoundTrip(first.created, last.created, side, *traded)
 
 
 def drawdowns(balance: Decimal, points: Iterable[Point]) -> list[float]:
-    """Return the drawdown from the highest equity so far, in percent, at each point."""
+    """Return for each point the fall from the highest equity until then, in percent of that."""
     equity = [float(balance), *(float(balance) + point.net for point in points)]
     pairs = zip(accumulate(equity, max), equity, strict=True)
     return [(peak - now) / peak * 100 if peak > 0 else 0.0 for peak, now in pairs][1:]

@@ -1,4 +1,4 @@
-"""`run`: the bot itself, and what it shows to whoever started it."""
+"""`run`: the bot itself, and what it shows to the person who started it."""
 
 import argparse
 import sys
@@ -23,7 +23,7 @@ EXAMPLE = "krakenbot --config my.toml run --live"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--live", action="store_true", help='real orders; needs mode = "live"')
-    text = "decide on the newest finished candle and end"
+    text = "decide once, on the newest finished candle, and end"
     parser.add_argument("--once", action="store_true", help=text)
     text = "take over your position at Kraken, after showing what that will trade; needs --yes"
     parser.add_argument("--adopt", action="store_true", help=text)
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     if arguments.yes and not arguments.adopt:
-        raise UsageError("--yes goes with --adopt: run without it asks nothing")
+        raise UsageError("--yes is only for --adopt: without it, run asks nothing")
     config = load_config(arguments.config)
     is_watched = sys.stdout.isatty() and sys.stderr.isatty()
     if is_watched and config.sources["log.level"] == "default":
@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
             _say(_banner(config, parts))
             for text in identity.unmanaged(config, parts.path):
                 log.warning("%s", text)
-            if config.mode != "live" and not arguments.once:  # Live, startup has shown them.
+            if config.mode != "live" and not arguments.once:  # In live mode the start shows them.
                 _say_costs(parts)
         screen(event)
 
@@ -78,11 +78,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _trade(config: Config, parts: Parts, notifier: Notifier, once: bool) -> None:
-    """Run the bot until it ends. Raises StopError once it has flattened on request."""
+    """Run the bot until it ends. When `krakenbot flatten` asks, flatten and raise StopError."""
 
     def progress() -> None:
         notifier.alive()
-        # `krakenbot flatten` holds this lock while it asks; unless that is sure, nobody asks.
+        # `krakenbot flatten` holds this lock while it asks. If that cannot be known, nobody asks.
         if is_locked(parts.path.with_suffix(".flatten"), if_unknown=False):
             raise FlattenRequestedError
 
@@ -98,7 +98,7 @@ def _trade(config: Config, parts: Parts, notifier: Notifier, once: bool) -> None
 
 
 def _say(lines: list[str]) -> None:
-    """Print lines on a terminal or, if there is none, log them as one line."""
+    """Print lines on a terminal; without one, log them as one line."""
     if sys.stdout.isatty():
         log.put(sys.stdout, "\n  ".join(map(log.clean, lines)) + "\n")
     else:
@@ -126,7 +126,7 @@ def _banner(config: Config, parts: Parts) -> list[str]:
 
 
 def _goodbye(config: Config, parts: Parts) -> str:
-    """Return what is still held, and how to close it."""
+    """Return the last line: what is still held, and how to go on or close it."""
     held, base = parts.journal.account().held, parts.journal.get("base")
     if ids := ", ".join(intent.id for intent in parts.journal.open_intents()):
         return f"ended; what became of order {ids} is not known yet, so something may be held"

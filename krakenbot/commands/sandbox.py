@@ -1,4 +1,4 @@
-"""`sandbox`: a local exchange with Kraken's REST API."""
+"""`sandbox`: a local exchange that answers like Kraken's Spot REST API."""
 
 import argparse
 import os
@@ -14,7 +14,6 @@ from krakenbot.simulated.http import Sandbox
 from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
 
 EXAMPLE = "krakenbot sandbox --port 8080 --speed 60 --feed random:7"
-PORT = 8080
 SPEED_MAX = 100000
 
 
@@ -23,12 +22,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "`krakenbot help sandbox` says how to control it while it runs.\n\n"
         f"faults, such as lost-after=0.02,lag=30,seed=7; all=0.01 for all of them:\n{words}\n"
-        f"KRAKEN_API_KEY and KRAKEN_API_SECRET, if set, are the key and secret; else\n"
+        "Key and secret are those in KRAKEN_API_KEY and KRAKEN_API_SECRET, if set; else\n"
         f"{SANDBOX_KEY}\n{SANDBOX_SECRET}\nexample: {EXAMPLE}"
     )
     add = parser.add_argument
-    add("--port", type=int, default=PORT, help="0 for any (default %(default)s)")
-    add("--speed", type=float, default=1.0, metavar="S", help="simulated seconds per second")
+    add("--port", type=int, default=8080, help="0 for any (default %(default)s)")
+    speed = "simulated seconds per real second (default %(default)s)"
+    add("--speed", type=float, default=1.0, metavar="S", help=speed)
     add("--feed", default="random:1", help="random:SEED, or csv:FILE with Kraken's candles")
     add("--fee", default="0.8", metavar="PERCENT", help="taker fee (default %(default)s)")
     tiers = "rate limits of an account tier, or generous ones (default %(default)s)"
@@ -37,8 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Serve until SIGTERM or SIGINT; return the exit code."""
-    # Blocked before any thread starts, so that only the main thread receives them.
+    """Serve until SIGTERM or SIGINT, then return 0."""
+    # Blocked before any thread starts, so that only the main thread receives these signals.
     ends = {signal.SIGTERM, signal.SIGINT}
     signal.pthread_sigmask(signal.SIG_BLOCK, ends)
     key = os.environ.get("KRAKEN_API_KEY") or SANDBOX_KEY
@@ -64,8 +64,8 @@ def run(arguments: argparse.Namespace) -> int:
         )
     except ValueError as error:
         raise UsageError(str(error)) from error
-    except OSError as error:  # With a file name it is about the feed, else about the port.
-        hint = "" if error.filename else "; --port 0 takes any that is free"
+    except OSError as error:  # Of the feed if it names a file, else of the port.
+        hint = "" if error.filename else "; --port 0 takes any free one"
         where = error.filename or f"port {arguments.port}"
         raise UsageError(f"{where}: {error.strerror}{hint}") from error
     print(f"sandbox listening on {sandbox.url}", flush=True)

@@ -1,4 +1,4 @@
-"""What a terminal shows while the bot runs: a line per candle, a line per order."""
+"""What a terminal shows while the bot runs: a line for each candle and each order."""
 
 import sys
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ _COLORS = {"fill": "32", "halt": "31", "warning": "33", "refusal": "33", "object
 
 
 class Screen:
-    """Shows the bot's events; in a pipe only halts, warnings and refusals."""
+    """Receives the bot's events and shows them; in a pipe only halts, warnings and refusals."""
 
     def __init__(self) -> None:
         self._is_terminal = sys.stdout.isatty()
@@ -33,7 +33,7 @@ class Screen:
             self._print(f"  {words}", _COLORS[event.kind])
 
     def _row(self, text: str, values: Mapping[str, str]) -> str:
-        """Return a line in which only the words are shortened."""
+        """Return the line of a decision: 80 columns, for which only the words are cut."""
         at, held = moment(int(values["candle"]), "%m-%d %H:%M"), volume(Decimal(values["held"]))
         figures = [price(Decimal(values[key]), self._decimals) for key in ("price", "average")]
         left = f"{at} {figures[0]:>10} {figures[1]:>10}  "
@@ -42,7 +42,7 @@ class Screen:
         return f"{left}{text[:room]:{room}}{right}"
 
     def _print(self, text: str, color: str = "") -> None:
-        """Print one line of a terminal. A failing write must not stop the bot."""
+        """Print one line of 80 columns. A write that fails does not stop the bot."""
         shown = log.clean(text)[:80]
         if color and shows_color(sys.stdout):
             shown = f"\x1b[{color}m{shown}\x1b[0m"

@@ -29,7 +29,7 @@ WATCH_S = 2.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="one JSON object")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--watch", action="store_true", help="repeat every 2 s until Ctrl-C")
 
 
@@ -61,22 +61,26 @@ def _status(config: Config) -> dict[str, Any]:
 
 
 def units(journal: Journal, pair: str) -> tuple[str, str, int | None]:
-    """Return base and quote currency and the decimals of prices, None if unknown.
+    """Return base currency, quote currency and the decimals of prices, None if these are unknown.
 
-    A journal of 0.2.0 lacks them: then the currencies come from the pair's name.
+    A journal of version 0.2.0 has none of them: then the currencies come from the pair's name.
     """
     base, quote, decimals = (journal.get(key) for key in UNITS)
     return (base, quote, int(decimals)) if base and decimals else (*assets_of(pair), None)
 
 
 def read_status(journal: Journal) -> dict[str, Any]:
-    """Return the fields of the status that are in the journal's tables."""
+    """Return those fields of `status --json` that come from the journal's tables.
+
+    Amounts are Decimals in quote currency, `gross` and `pnl` None if no price is known. Times are
+    unix seconds by the exchange's clock. The names must not change.
+    """
     account, equity = journal.account(), journal.newest_equity()
     decided = next(iter(journal.newest_decisions(1)), None)
     price, halted = equity.price if equity else None, journal.get("halted")
     flatten = "" if halted else journal.get("flatten")
     if equity and int(journal.get("adopted") or 0) > equity.time:
-        price = None  # The last decision's may be far from what the position was taken over at.
+        price = None  # That of the last decision may be far from the one at the adoption.
     net = None if price is None and account.held else account.pnl(price or ZERO)
     names = ("candle", "slope", "target", "reason")
     return {
@@ -105,13 +109,13 @@ def read_status(journal: Journal) -> dict[str, Any]:
 
 
 def realized(journal: Journal) -> Decimal:
-    """Return the profit of closed volume before all costs, first in, first out."""
+    """Return the profit of the volume closed so far, before all costs, first in, first out."""
     account = journal.account()
     return account.cash + opening_cost(reversed(journal.intents()), account.held)
 
 
 def _text(status: Mapping[str, Any]) -> str:
-    """Return the status in aligned lines of at most 80 columns, the most important first."""
+    """Return the status as lines of at most 80 columns, the most important first."""
 
     def amount(key: str) -> str:
         return money(status[key], status["quote"])
@@ -150,7 +154,7 @@ def _text(status: Mapping[str, Any]) -> str:
 
 def _process(status: Mapping[str, Any]) -> str:
     if status["since"] is None:
-        return "it has not run yet with this version"
+        return "the bot has not run yet with this version"
     since = f"since {moment(status['since'])} ({duration(time.time() - status['since'])})"
     if status["state"] is not State.STOPPED:
         return f"pid {status['pid']}, {since}"

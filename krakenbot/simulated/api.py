@@ -1,6 +1,7 @@
 """The simulated exchange: one HTTP request in, one answer out. http.py puts it on a socket.
 
-Authentication, nonces and rate limits are here; the methods are in feed.py and private.py.
+Authentication, nonces, rate limits and the controls under /sandbox/ are here; Kraken's methods are
+in feed.py (public) and private.py.
 """
 
 import json
@@ -28,9 +29,10 @@ from krakenbot.simulated.private import HISTORY_MAX, PrivateApi, closing
 from krakenbot.simulated.wire import PARAMETERS, Answer, Params, bad
 
 START_BALANCES = {"ZUSD": Decimal(10000), "ZEUR": Decimal(5000), "USDT": Decimal(1000)}
-# Kraken's limits by tier: REST counter and its decay per second, the same for the matching engine,
-# and failed authentications in a row until the lockout. The last column and "sandbox" are ours.
-# Source: support.kraken.com 206548367; docs.kraken.com, guides on REST and trading rate limits.
+# Kraken's limits by tier: the maximum of the REST counter and its decay per second, the same of the
+# matching engine's, and how many failed authentications in a row lead to a lockout.
+# Documented: support.kraken.com 206548367; docs.kraken.com, guides on REST and trading rate limits.
+# The last column is assumed, and "sandbox" is no tier of Kraken's.
 TIERS = {
     "sandbox": ((50000, 10000.0), (50000, 10000.0), 1000),
     "starter": ((15, 0.33), (60, 1.0), 20),
@@ -40,8 +42,8 @@ TIERS = {
 POINTS = dict.fromkeys(("Ledgers", "QueryLedgers", "TradesHistory", "QueryTrades"), 2)
 POINTS |= {"AddOrder": 0, "CancelOrder": 0}  # Counted by the matching engine instead.
 _PERMISSIONS = [*NEEDED_PERMISSIONS, "close-trades", "query-ledger"]
-LOCKOUT_S = 900  # Kraken says minutes, an older article about 15.
-MS_NONCES = (10**12, 10**14)  # Nonces in this range count milliseconds.
+LOCKOUT_S = 900  # Kraken's documentation says "minutes", an older article "about 15".
+MS_NONCES = (10**12, 10**14)  # A nonce in this range is taken for milliseconds.
 CLOCK_STEP_MAX_S = 31 * 86400
 
 
@@ -63,7 +65,7 @@ class SandboxApi:
         self.markets = FeedMarkets(feed, self.now)
         if feed.pair and feed.pair not in PAIRS:
             balances = {self.markets.rules[feed.pair].quote: Decimal(10000), **balances}
-        serial = int(self.now()) * 1000  # So that ids differ from those of an earlier sandbox.
+        serial = int(self.now()) * 1000  # So that ids are not those of an earlier sandbox.
         self.account = Account(
             balances, fee_rate, margin_rates=MARGIN_RATES, serial=serial, history=HISTORY_MAX
         )
@@ -87,6 +89,7 @@ class SandboxApi:
         self.lock = threading.RLock()
 
     def respond(self, method: str, target: str, headers: Mapping[str, str], body: bytes) -> Answer:
+        """Return the answer to a request; errors are in its envelope, as Kraken's are."""
         path, _, query = target.partition("?")
         with self.lock:
             try:
@@ -119,7 +122,7 @@ class SandboxApi:
         if name not in known:
             raise wire.not_simulated(name)
         if p.get("aclass_base", p.get("asset_class", "currency")) != "currency":
-            raise RefusedError("EQuery:Unknown asset pair")  # All that is listed is of this class.
+            raise RefusedError("EQuery:Unknown asset pair")  # All listed assets are currencies.
         for parameter in {name.partition("[")[0] for name in p} - {*PARAMETERS.split()}:
             label = f"{name}:{parameter:.40}"
             if label not in self.ignored:
@@ -155,7 +158,7 @@ class SandboxApi:
         raise RefusedError(refusal)
 
     def _count(self, name: str, points: int, most: float, decay: float, refusal: str) -> None:
-        """Add points to a rate counter; RefusedError with `refusal` when it exceeds `most`."""
+        """Add points to a rate counter. Raises RefusedError, `refusal`, when it exceeds `most`."""
         now = self.now()
         used, then = self._counters.get(name, (0.0, now))
         used = max(0.0, used - decay * (now - then)) + points
@@ -173,7 +176,7 @@ class SandboxApi:
         )
 
     def _control(self, method: str, name: str, body: bytes) -> Any:
-        """Return the sandbox's full state, after carrying out a POST to /sandbox/NAME."""
+        """Carry out a POST to /sandbox/NAME, and return the sandbox's full state."""
         self.private_api.mark_to_market()
         if name != "ledger" and name not in self.controls:
             raise RefusedError("EGeneral:Unknown method")
@@ -186,17 +189,17 @@ class SandboxApi:
         return self.truth()
 
     def truth(self) -> Row:
-        """Return the full state: orders, trades, balances, positions and request counts."""
+        """Return the full state: orders, trades, balances, positions, results, request counts."""
         account = self.account
-        books = {position.rules.pair: position for position in account.held_positions()}
+        positions = {position.rules.pair: position for position in account.held_positions()}
         quotes = {rules.quote for rules in self.markets.rules.values()}
         money = sorted(quotes & account.balances.keys())
         return (
             {"time": self.now(), "status": self.markets.status, "balances": account.balances}
             | {"orders": [{"txid": txid, **row} for txid, row in self.orders.items()]}
             | {"executions": [{"id": name, **row} for name, row in self.trades.items()]}
-            | {"position": {name: plain(position.volume) for name, position in books.items()}}
-            | {"liquidation": {name: account.liquidation_price(b) for name, b in books.items()}}
+            | {"position": {name: plain(held.volume) for name, held in positions.items()}}
+            | {"liquidation": {n: account.liquidation_price(p) for n, p in positions.items()}}
             | {"equity": {asset: account.summary(asset).equity for asset in money}}
             | {"unrealized": {asset: account.summary(asset).unrealized_pnl for asset in money}}
             | {"realized": account.realized, "fees": account.fees, "rollover": account.rollovers}
@@ -204,7 +207,7 @@ class SandboxApi:
         )
 
     def _set_position(self, params: Row) -> None:
-        """Trade by hand: {pair, close | liquidate} or {pair, side, volume, leverage}."""
+        """Trade by hand: {pair, close or liquidate} or {pair, side, volume, leverage}."""
         rules = self.markets.pair(params["pair"])
         position, mid = self.account.position(rules), self.markets.quote(rules).mid
         if "side" in params:

@@ -7,7 +7,9 @@ Costs, fees, opening fees, rollovers and the opening cost of a closed part are e
 half to even, to the pair's cost decimals. Everything else is a sum of these, so
 equity = start - fees - rollover + realized + unrealized holds to the last digit.
 
-Sources: support.kraken.com 206161568 (margin fees), articles on margin levels and liquidation.
+Documented: margin fees (support.kraken.com 206161568), closing the oldest lots first, liquidation
+at the margin stop (articles on closing and on margin levels). Simplified: the collateral. Assumed:
+the rounding.
 """
 
 from base64 import b32encode
@@ -52,9 +54,10 @@ class Entry(NamedTuple):
 
 
 class Lot(NamedTuple):
-    """What one fill opened. `cost` is its opening cost, `cost_left` that of the part still open.
+    """What one fill opened. `cost` is its cost, `cost_left` that of the part still open.
 
-    `rate` is the fraction charged at each rollover, `due` the time of the next one.
+    `sign` is 1 for a long; `rate` is the fraction charged at each rollover, `due` the time of the
+    next one; `fee` includes the opening fee.
     """
 
     serial: int
@@ -71,17 +74,19 @@ class Lot(NamedTuple):
 
     @property
     def open_volume(self) -> Decimal:
+        """Return the volume that is not closed yet, never negative."""
         return self.volume - self.closed
 
     def loan(self, price: Decimal) -> Decimal:
-        """Return the loan in quote currency: a long's cost, a short's coins at `price`."""
+        """Return the loan in quote currency: a long's cost, a short's coins valued at `price`."""
         return self.cost_left if self.sign > 0 else self.open_volume * price
 
 
 class MarginPosition:
     """The open lots of one pair, oldest first, all on one side. `price` is the latest mark.
 
-    `held` and `cost_left` are the sums of the lots: a backtest asks for them at every turn.
+    `held` (never negative) and `cost_left` are the sums over the lots: a backtest needs them at
+    every turn.
     """
 
     def __init__(self, rules: PairRules) -> None:
@@ -91,10 +96,12 @@ class MarginPosition:
 
     @property
     def sign(self) -> int:
+        """Return 1 for a long, -1 for a short, 0 if flat."""
         return self.lots[0].sign if self.lots else 0
 
     @property
     def closing_order(self) -> Order:
+        """Return the market order that closes all lots, of which there must be one."""
         side = Side.SELL if self.sign > 0 else Side.BUY
         return Order("", side, self.held, self.lots[0].leverage, False)
 
@@ -104,16 +111,18 @@ class MarginPosition:
         return self.held * self.sign
 
     def unrealized(self) -> Decimal:
+        """Return the profit of the lots at the latest mark, in quote currency."""
         return (self.held * self.price - self.cost_left) * self.sign
 
     def used_margin(self) -> Decimal:
+        """Return each lot's loan over its leverage, summed, in quote currency."""
         return sum((lot.loan(self.price) / lot.leverage for lot in self.lots), ZERO)
 
 
 class Account:
     """Balances, positions and ledger of one account. `serial` rises with every change.
 
-    `history` is the number of ledger entries kept; a long backtest keeps none.
+    `fees` (trades and openings), `rollovers` and `realized` profits before costs are sums by asset.
     """
 
     def __init__(
@@ -125,7 +134,10 @@ class Account:
         serial: int = 0,
         history: int = 0,
     ) -> None:
-        """`margin_rates` are fractions by the asset borrowed, by default MARGIN_RATE_ASSUMED."""
+        """`margin_rates` are fractions by the asset borrowed, else MARGIN_RATE_ASSUMED.
+
+        The newest `history` ledger entries are kept, by default none.
+        """
         self.balances = defaultdict(Decimal, balances)
         self.fee_rate = fee_rate
         self.margin_rates = dict(margin_rates or {})
@@ -137,7 +149,7 @@ class Account:
         self.ledger = deque[Entry](maxlen=history)
 
     def position(self, rules: PairRules) -> MarginPosition:
-        """Return the pair's position, created if needed, with the pair's current rules."""
+        """Return the pair's position, a new one if there is none, with these rules from now on."""
         position = self.positions.setdefault(rules.pair, MarginPosition(rules))
         position.rules = rules
         return position
@@ -147,10 +159,10 @@ class Account:
     ) -> list[Trade]:
         """Execute a market order; return its trades, two if it reverses a position.
 
-        Call `advance` with `now` first, so that free margin is current. Opposite lots are closed
-        first, oldest first. The rest of the volume opens the other side or, with `reduce_only`, is
-        dropped. An order without leverage is a spot trade and leaves lots as they are. Raises
-        RefusedError with Kraken's error and nothing changed.
+        Call `advance` with `now` first, so that free margin is current. Opposite lots are closed,
+        the oldest first. The rest of the volume opens the other side or, with `reduce_only`, is
+        cancelled. An order without leverage is a spot trade and leaves lots as they are. Raises
+        RefusedError with Kraken's error, and then changes nothing.
         """
         if not order.leverage:
             return [self._fill_spot(position, now, order, price)]
@@ -183,7 +195,7 @@ class Account:
         return Trade(serial, order.volume, price, cost, fee)
 
     def close(self, position: MarginPosition, now: float, volume: Decimal, price: Decimal) -> Trade:
-        """Close `volume` of the lots, oldest first, without any check."""
+        """Close `volume` of the lots, the oldest first, without any check."""
         quote, sign = position.rules.quote, position.lots[0].sign
         cost, fee = self._costs(position.rules, volume, price)
         realized = (cost - _close_lots(position, volume)) * sign
@@ -193,30 +205,13 @@ class Account:
         return Trade(serial, volume, price, cost, fee, closing=True)
 
     def reverse(self, position: MarginPosition, now: float, price: Decimal) -> list[Trade]:
-        """Close the position and open the same volume on the other side, without any check.
-
-        The same as `close` and `_open`, but cost and fee, which are equal, are computed once: a
-        backtest spends a quarter of its time here.
-        """
-        rules, volume, lot = position.rules, position.held, position.lots[0]
-        quote, sign, due = rules.quote, -lot.sign, now + ROLLOVER_S
-        cost, fee = self._costs(rules, volume, price)
-        rate = self.rate_of_loan(rules, sign)
-        opening_fee = round(cost * rate, rules.cost_decimals)
-        realized, paid = (position.cost_left - cost) * sign, fee + opening_fee
-        self.realized[quote] += realized
-        self.serial = serial = self.serial + 1
-        self._book(now, "margin", serial, quote, realized, fee)
-        closed = Trade(serial, volume, price, cost, fee, ZERO, True)
-        self.serial = serial = self.serial + 1
-        self._book(now, "margin", serial, quote, ZERO, paid)
-        opened = Trade(serial, volume, price, cost, fee, opening_fee)
-        lot = Lot(serial, now, sign, volume, ZERO, cost, cost, lot.leverage, paid, rate, due)
-        position.lots, position.cost_left = [lot], cost
-        return [closed, opened]
+        """Close the position and open the same volume on the other side, without any check."""
+        order = position.closing_order
+        closed = self.close(position, now, order.volume, price)
+        return [closed, self._open(position, now, order, price)]
 
     def advance(self, position: MarginPosition, now: float, price: Decimal) -> Trade | None:
-        """Mark the pair at `price`, charge rollovers due before `now`; return any liquidation.
+        """Mark the pair at `price`, charge the rollovers due before `now`; return any liquidation.
 
         A rollover due exactly at `now` is not charged: a bot closes at the start of a tick and
         opens at its end, so a position held for n times 4 hours ends just before the rollover.
@@ -245,7 +240,7 @@ class Account:
     def liquidation_price(self, position: MarginPosition) -> Decimal | None:
         """Return the price at which equity falls to the margin stop if no other pair moves.
 
-        Rounded to the pair's decimals, against the account. None if flat or if no price does.
+        It is rounded to the pair's decimals, against the account; None if there is no such price.
         """
         if not position.lots:
             return None
@@ -268,10 +263,11 @@ class Account:
 
     def held_positions(self, quote: str = "") -> list[MarginPosition]:
         """Return the open positions, all or those of one quote currency."""
-        positions = self.positions.values()
-        return [book for book in positions if book.lots and quote in ("", book.rules.quote)]
+        held = [position for position in self.positions.values() if position.lots]
+        return [position for position in held if quote in ("", position.rules.quote)]
 
     def summary(self, quote: str) -> MarginSummary:
+        """Return the margin account of a quote currency, at the latest marks."""
         positions = self.held_positions(quote)
         unrealized = sum((position.unrealized() for position in positions), ZERO)
         used = sum((position.used_margin() for position in positions), ZERO)
@@ -284,7 +280,7 @@ class Account:
         self._book(now, kind, self.serial, asset, amount, ZERO)
 
     def _check_opening(self, position: MarginPosition, order: Order, price: Decimal) -> None:
-        """Raise RefusedError if Kraken would not open this once opposite lots are closed."""
+        """Raise RefusedError if Kraken would refuse to open this after closing opposite lots."""
         rules, sign, held = position.rules, order.side.sign, order.volume + position.held
         free = self.summary(rules.quote).free_margin
         if position.sign == -sign:
@@ -332,7 +328,10 @@ class Account:
 
 
 def refusal(rules: PairRules, order: Order, price: Decimal) -> str | None:
-    """Return Kraken's error (support.kraken.com 360001491786) for a market order, or None."""
+    """Return the error with which Kraken refuses a market order by the pair's rules, or None.
+
+    Source: support.kraken.com 360001491786; what follows a second colon is observed or assumed.
+    """
     volume, invalid = order.volume, "EGeneral:Invalid arguments"
     is_tradable = rules.status == "online" or (rules.status == "reduce_only" and order.reduce_only)
     checks = (
@@ -347,13 +346,13 @@ def refusal(rules: PairRules, order: Order, price: Decimal) -> str | None:
 
 
 def identifier(letter: str, serial: int) -> str:
-    """Return an id in Kraken's form for a serial; O is for orders, T trades, L ledger."""
+    """Return an id in Kraken's form; `letter` is O for an order, T a trade, L a ledger entry."""
     text = b32encode(blake2b(b"%d" % serial, digest_size=10).digest()).decode()
     return f"{letter}{text[:5]}-{text[5:10]}-{text[10:]}"
 
 
 def _close_lots(position: MarginPosition, volume: Decimal) -> Decimal:
-    """Close `volume` of the lots, oldest first, and return what that part cost to open."""
+    """Close `volume` of the lots, the oldest first; return what that part had cost at opening."""
     cost, left = ZERO, volume
     while left:
         lot = position.lots.pop(0)

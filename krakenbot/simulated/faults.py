@@ -54,7 +54,7 @@ FAULTS = {
 _CANDLES = frozenset(word for word in FAULTS if word.startswith("candle"))
 _UNREAD = {"refused": ConnectionRefusedError, "lost-before": ConnectionResetError}
 _UNANSWERED = {"lost-after": ConnectionResetError, "timeout": TimeoutError}
-# In place of the answer comes a page with one of these statuses, or one of these errors.
+# Instead of the answer comes a page with one of these statuses, or one of these errors.
 _PAGES = {"gateway": (502, 504, 520), "html": (200,)}
 _ERRORS = {
     "nonce": "EAPI:Invalid nonce",
@@ -79,7 +79,7 @@ _Request = tuple[str, str, Mapping[str, str], bytes]
 
 
 def parse(spec: str) -> dict[str, float]:
-    """Return the number for each word of a spec. Raises ValueError naming the wrong part."""
+    """Return the number of each word in a spec. Raises ValueError, which names the wrong part."""
     chances: dict[str, float] = {}
     for part in filter(None, (part.strip() for part in spec.split(","))):
         word, _, text = part.partition("=")
@@ -98,7 +98,7 @@ def parse(spec: str) -> dict[str, float]:
 
 
 class Faults:
-    """A sandbox's `respond` with faults added. `wait` sleeps for simulated seconds."""
+    """Adds faults to a sandbox's `respond`. `wait` sleeps for simulated seconds."""
 
     def __init__(self, api: SandboxApi, spec: str, wait: Callable[[float], None]) -> None:
         self.api = api
@@ -114,16 +114,19 @@ class Faults:
         self.set(spec)
 
     def set(self, spec: str) -> None:
-        """Replace the faults from now on; what earlier ones have left to come comes now."""
+        """Replace the faults; what earlier ones have delayed happens now.
+
+        Raises ValueError for a wrong spec.
+        """
         chances = parse(spec)
         self._catch_up(math.inf)
         self.random.seed(int(chances.pop("seed", 1)))
         self.lag_s, self.chances = chances.pop("lag", 0.0), chances
 
     def respond(self, method: str, target: str, headers: Mapping[str, str], body: bytes) -> Answer:
-        """Return the answer to a request.
+        """Return the answer to a request, after faults.
 
-        Raises ConnectionRefusedError if it was never sent, ConnectionResetError if the connection
+        Raises ConnectionRefusedError if it is never sent, ConnectionResetError if the connection
         breaks, TimeoutError if no answer will ever come.
         """
         request = method, target, headers, body
@@ -146,7 +149,7 @@ class Faults:
         return ""
 
     def fits(self, word: str, name: str, method: str) -> bool:
-        """Return whether a fault can happen to a request for Kraken method `name`."""
+        """Return whether a fault can happen to a request for Kraken's method `name`."""
         if word in _CANDLES:
             return name == "OHLC"
         if word in ("margin", "partial"):
@@ -200,17 +203,17 @@ class Faults:
             return answer
         moment = self.api.now() - self.lag_s * self.random.choice((0, 1, 1, self.random.random()))
         if name in _LAGGING:
-            with suppress(RefusedError):  # It may not know the id that the list shall start at.
+            with suppress(RefusedError):  # The id at which the list shall start may be unknown yet.
                 result = self._read(name, parameters(request[2], request[3]), moment)
                 return Answer.of({"error": [], "result": result})
         return answer
 
     def _look(self) -> None:
-        """Keep what the account is now, if it or one of its prices has changed."""
+        """Keep a copy of the account if it, or the price of a position, has changed."""
         account, now = self.api.account, self.api.now()
         seen = account.serial, [position.price for position in account.held_positions()]
         if seen != self._seen:
-            # Nobody knows when since the last look a price has changed.
+            # A price may have changed at any time since the last look.
             since = now if seen[0] != self._seen[0] else self._looked_at
             then = copy(account)
             then.balances, then.positions = deepcopy((account.balances, account.positions))
@@ -263,11 +266,11 @@ class Faults:
             self.api.markets.relist(pair, **row)
 
     def _reopen(self, word: str) -> None:
-        if self.api.markets.status == word:  # Else somebody has set another.
+        if self.api.markets.status == word:  # Else somebody has set another status.
             self.api.markets.status = "online"
 
     def _arrive(self, name: str, request: _Request) -> None:
-        # Its nonce was used when it was sent; only its delivery was slow.
+        # The nonce was good when the request was sent; only the delivery was slow.
         newest, self.api.nonce = self.api.nonce, 0
         self._pass(name, request)
         self.api.nonce = max(newest, self.api.nonce)
@@ -282,7 +285,7 @@ class Faults:
 
 
 def _as_of(order: Row, moment: float) -> Row | None:
-    """Return an order as it was, open for its first 0 to 6 s; None before it was there."""
+    """Return an order as of `moment`: open for its first 0 to 6 s; None before it was sent."""
     age = moment - order["opentm"]
     if not 0 <= age < int(order["opentm"] * 1000) % 7:
         return order if age >= 0 else None

@@ -1,7 +1,7 @@
 """The sandbox's market: candles of a seeded random walk or a file, and Kraken's public methods.
 
-During an interval the price stays at its open, with bid and ask one tick away. At the end of the
-interval its high and low count as reached. So every order in an interval gets the same price, and
+During an interval the price stays at its open, with bid and ask one tick away. When the interval
+ends, its high and low count as reached. So every order in an interval gets the same price, and
 sandbox, paper mode and backtest agree.
 """
 
@@ -12,13 +12,13 @@ from bisect import bisect, bisect_left
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 from functools import partial
-from itertools import chain, islice
-from operator import itemgetter
+from itertools import islice
+from operator import itemgetter, mul
 from pathlib import Path
 from typing import Any
 
 from krakenbot import format
-from krakenbot.backtest.columns import candles_of, exact
+from krakenbot.backtest.columns import exact
 from krakenbot.backtest.files import interval_of, pair_of, read
 from krakenbot.config import INTERVALS
 from krakenbot.errors import RefusedError
@@ -41,35 +41,42 @@ from krakenbot.simulated.wire import Params, bad, number
 ROWS_MAX = 721  # With the unfinished one; docs.kraken.com, "Get OHLC Data", promises 720.
 HISTORY = 60 * 1440  # Minutes of a random market before the sandbox starts.
 MINUTE_VOLUME = Decimal("0.05")  # Traded in each minute in which a random market moves.
-Price = Decimal | int
-Numbers = tuple[Price, Price, Price, Price, Decimal]  # Open, high, low, close and volume.
+# Open, high, low, close and volume. Prices are ticks, or floats as read from a file: with
+# Decimals a candle would take 610 bytes instead of 290.
+Numbers = tuple[float, float, float, float, Decimal]
 
 
 class Series:
     """The candles of one pair without gaps, the first starting at `first`, made when needed.
 
-    `rows` gives their prices in units of the last of `digits` decimals. `by_hand` are the times at
-    which somebody has set the price, with None for back to the feed, in order of time.
+    `price_of` turns a price in `rows` into a Decimal. `by_hand` are the times at which somebody has
+    set the price, in order, each with that price or None for back to the feed.
     """
 
-    def __init__(self, interval_s: int, first: int, digits: int, rows: Iterator[Numbers]) -> None:
-        self.interval_s, self.first, self._unit = interval_s, first, Decimal(1).scaleb(-digits)
+    def __init__(
+        self,
+        interval_s: int,
+        first: int,
+        price_of: Callable[[float], Decimal],
+        rows: Iterator[Numbers],
+    ) -> None:
+        self.interval_s, self.first, self._price_of = interval_s, first, price_of
         self._source, self._made = rows, list[Numbers]()
         self.by_hand: list[tuple[float, Decimal | None]] = [(-math.inf, None)]
 
     def number(self, time: float) -> int:
-        """Return the number of the candle that contains `time`."""
+        """Return the number of the candle in which `time` falls; the first one has number 0."""
         return int((time - self.first) // self.interval_s)
 
     def row(self, number: int) -> Candle:
-        """Return a candle of the feed, whatever is set by hand."""
+        """Return a candle of the feed, whatever was set by hand."""
         self._made += islice(self._source, max(number + 1 - len(self._made), 0))
         *prices, volume = self._made[number]
-        opened, high, low, close = (price * self._unit for price in prices)
+        opened, high, low, close = map(self._price_of, prices)
         return Candle(self.first + number * self.interval_s, opened, high, low, close, volume)
 
     def candle(self, number: int, now: float) -> Candle:
-        """Return a candle as far as it has come; the feed stays at its open until it ends."""
+        """Return a candle as it is at `now`; until its end the feed stays at the open."""
         row = self.row(number)
         end = row.time + self.interval_s
         if end <= now and len(self.by_hand) == 1:
@@ -84,29 +91,30 @@ class Series:
         return Candle(row.time, path[0], max(path), min(path), path[-1], row.volume)
 
     def price(self, now: float) -> Decimal:
+        """Return the price at `now`."""
         return self.candle(self.number(now), now).close
 
     def bars(self, interval_s: int, since: int, now: float) -> list[Candle]:
-        """Return up to 721 candles that start after `since`; the last one is unfinished."""
+        """Return at most 721 candles that start after `since`; the last one is unfinished."""
         running = int(now // interval_s)
         begin = max(since // interval_s + 1, running - ROWS_MAX + 1, -(-self.first // interval_s))
         times = range(min(begin, running) * interval_s, (running + 1) * interval_s, interval_s)
         return [self.bar(time, interval_s, now) for time in times]
 
     def bar(self, time: int, interval_s: int, now: float) -> Candle:
-        """Return the candle of a longer interval as far as it has come."""
+        """Return the candle of a longer interval as it is at `now`."""
         here = self.number(now)
         start = min(max(self.number(time), 0), here)
         stop = min(max(self.number(time + interval_s), start + 1), here + 1)
-        # What nobody has touched is summed in the feed's own units, some ten times as fast.
+        # Where nobody has set a price, the feed's own numbers are summed up: ten times as fast.
         set_at = self.by_hand[1][0] if len(self.by_hand) > 1 else math.inf
         same = max(start, min(stop - 1, self.number(min(set_at, now))))
         self.row(stop - 1)
         rows = [self.candle(number, now) for number in range(same, stop)]
         if untouched := self._made[start:same]:
             opens, highs, lows, closes, volumes = zip(*untouched, strict=True)
-            prices = (opens[0], max(highs), min(lows), closes[-1])
-            opened, high, low, close = (price * self._unit for price in prices)
+            prices = opens[0], max(highs), min(lows), closes[-1]
+            opened, high, low, close = map(self._price_of, prices)
             rows.insert(0, Candle(time, opened, high, low, close, sum(volumes, ZERO)))
         high, low = max(row.high for row in rows), min(row.low for row in rows)
         volume = sum((row.volume for row in rows), ZERO)
@@ -114,9 +122,10 @@ class Series:
 
 
 class Feed:
-    """All series of one sandbox. `start` is the simulated time at which it starts.
+    """All series of one sandbox, which starts at the simulated time `start`.
 
-    `pair` is the key of the pair in a file of candles, `digits` the decimals of its prices.
+    A file's `pair` is the key of its pair, `digits` the decimals of its prices. Raises ValueError
+    for a wrong spec or file.
     """
 
     def __init__(self, spec: str, now: float) -> None:
@@ -129,14 +138,15 @@ class Feed:
             raise ValueError(f"feed {spec!r} is neither random:SEED nor csv:FILE")
 
     def series(self, rules: PairRules) -> Series:
+        """Return the series of a pair: the file's, or a random one."""
         if rules.pair not in self._series:
             rows = walk(f"{self.seed}/{rules.pair}", FIRST_TICKS.get(rules.pair, 100000))
             first = int(self.start // 60 - HISTORY) * 60
-            self._series[rules.pair] = Series(60, first, rules.pair_decimals, rows)
+            self._series[rules.pair] = Series(60, first, partial(mul, tick(rules)), rows)
         return self._series[rules.pair]
 
     def _open(self, path: Path) -> None:
-        """Read a file once to find its errors now; its candles are read when needed."""
+        """Read a file once, to find its errors now; later its candles are read when needed."""
         name, interval_s = pair_of(path), interval_of(path)
         first = next(read([path], interval_s, []))
         count = sum(len(part.times) for part in read([path], interval_s, []))
@@ -147,18 +157,18 @@ class Feed:
         self.pair = next((key for key, row in PAIRS.items() if row["altname"] == name), name)
         self.digits = max(-int(exact(close).as_tuple().exponent) for close in first.closes)
         rows = _rows_of(path, interval_s)
-        self._series[self.pair] = Series(interval_s, first.times[0], 0, rows)
+        self._series[self.pair] = Series(interval_s, first.times[0], exact, rows)
 
 
 class FeedMarkets:
-    """The pairs of a sandbox. `now` returns unix seconds.
+    """The pairs of a sandbox, and Kraken's public `methods` by name. `now` returns unix seconds.
 
-    `methods` has Kraken's methods by name; each returns its result or raises RefusedError.
+    A method returns its result or raises RefusedError. Source: docs.kraken.com, "Market Data".
     """
 
     def __init__(self, feed: Feed, now: Callable[[], float]) -> None:
         self.feed, self.now = feed, now
-        self.status, self.clock_off_s = "online", 0  # The offset of the time it tells.
+        self.status, self.clock_off_s = "online", 0  # By how much `Time` is wrong.
         self.notices: dict[str, list[Any]] = {}
         self.listing = {name: dict(row) for name, row in PAIRS.items()}
         if feed.pair and feed.pair not in PAIRS:
@@ -177,14 +187,14 @@ class FeedMarkets:
         }
 
     def pair(self, name: str) -> PairRules:
-        """Return the rules of a pair, given by any of its names."""
+        """Return the rules of a pair by any of its names. Raises RefusedError if none has it."""
         for key, row in self.listing.items():
             if name in aliases(key, row):
                 return self.rules[key]
         raise RefusedError("EQuery:Unknown asset pair")
 
     def relist(self, pair: str, **changes: Any) -> None:
-        """Change a pair's AssetPairs row and with it the rules."""
+        """Change the row of a pair in AssetPairs, and with it the rules."""
         self.listing[pair].update(changes)
         self.rules[pair] = parse_rules(pair, self.listing[pair])
 
@@ -198,7 +208,7 @@ class FeedMarkets:
         return Quote(price - step, price + step)
 
     def ended(self, rules: PairRules, since: float, until: float) -> Iterator[Span]:
-        """Yield the intervals that ended; none at a set price."""
+        """Yield the intervals that ended from `since` to `until`; none while a price is set."""
         series = self.feed.series(rules)
         if series.by_hand[-1][1] is None:
             for row in map(series.row, range(series.number(since), series.number(until))):
@@ -231,13 +241,13 @@ class FeedMarkets:
         series, now, quote = self.feed.series(rules), int(self.now()), self.quote(rules)
         begins = now // 86400 * 86400, now - 86400 + series.interval_s
         days = [series.bar(begin, 86400, now) for begin in begins]
-        told = partial(wire.price, rules=rules)
-        sides = {"a": [told(quote.ask), "1", "1.000"], "b": [told(quote.bid), "1", "1.000"]}
+        text = partial(wire.price, rules=rules)
+        sides = {"a": [text(quote.ask), "1", "1.000"], "b": [text(quote.bid), "1", "1.000"]}
         prices = {"p": map(_average, days), "l": [x.low for x in days], "h": [x.high for x in days]}
         return (
-            {**sides, "c": [told(quote.mid), "0.01000000"], "o": told(days[0].open)}
+            {**sides, "c": [text(quote.mid), "0.01000000"], "o": text(days[0].open)}
             | {"v": [f"{day.volume:.8f}" for day in days], "t": [*map(_trades, days)]}
-            | {name: [*map(told, pair)] for name, pair in prices.items()}
+            | {name: [*map(text, pair)] for name, pair in prices.items()}
         )
 
     def _depth(self, p: Params) -> Any:
@@ -259,7 +269,7 @@ def tick(rules: PairRules) -> Decimal:
 
 
 def _bar_row(bar: Candle, rules: PairRules) -> list[Any]:
-    """Return a row of OHLC; prices from a file may have more decimals than the pair."""
+    """Return a row of OHLC. Prices of a file may have more decimals than the pair."""
     exponents = [int(price.normalize().as_tuple().exponent) for price in bar[1:5]]
     digits = max(rules.pair_decimals, -min(exponents))
     average = f"{_average(bar):.{digits}f}" if bar.volume else "0.0"
@@ -276,7 +286,7 @@ def _trades(bar: Candle) -> int:
 
 
 def walk(seed: str, price: int) -> Iterator[Numbers]:
-    """Yield the candles of a random walk from `price`, in units of the last decimal."""
+    """Yield the candles of a random walk that starts at `price`, in ticks."""
     bits = random.Random(seed).getrandbits
     unit, floor = max(price // 8000, 1), price // 4
     while True:
@@ -295,9 +305,9 @@ def walk(seed: str, price: int) -> Iterator[Numbers]:
 
 def _rows_of(path: Path, interval_s: int) -> Iterator[Numbers]:
     """Yield the candles of a file; after its end the price stands still."""
-    close = ZERO
-    for candle in chain.from_iterable(map(candles_of, read([path], interval_s, []))):
-        close = candle.close
-        yield candle[1:]
+    close = 0.0
+    for part in read([path], interval_s, []):
+        close = part.closes[-1]
+        yield from zip(*part.numbers[:4], map(exact, part.volumes), strict=True)
     while True:
         yield close, close, close, close, ZERO

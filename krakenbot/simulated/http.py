@@ -1,6 +1,6 @@
-"""The sandbox and its HTTP server: loopback only, one thread per connection.
+"""The sandbox and its HTTP server: only on loopback, with a thread for each connection.
 
-Requests with a foreign Host or any Origin header are refused, so no web page can reach a sandbox.
+Requests with a foreign Host or with an Origin are refused, so no web page can use a sandbox.
 """
 
 import contextlib
@@ -21,15 +21,15 @@ from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
 from krakenbot.simulated.wire import Answer
 
 IDLE_S = 30.0
-HANG_S = 600.0  # How long a connection stays open when no answer will ever come.
+HANG_S = 600.0  # How long a connection stays open if no answer will ever come.
 BODY_MAX = 1 << 20
 _LOCAL = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:[0-9]+)?", re.IGNORECASE)
 
 
 class Server(ThreadingTCPServer):
-    """Passes requests to `respond`.
+    """Passes requests to `respond`, and listens at `url` as soon as it is made.
 
-    It may raise ConnectionError to hang up unanswered, and TimeoutError never to answer.
+    `respond` raises ConnectionError to hang up without an answer, TimeoutError to never answer.
     """
 
     daemon_threads = allow_reuse_address = True
@@ -45,6 +45,7 @@ class Server(ThreadingTCPServer):
         threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
 
     def close(self) -> None:
+        """Stop listening."""
         self.shutdown()
         self.server_close()
 
@@ -74,7 +75,7 @@ class Sandbox(Server):
             fee_rate=fee_rate,
             tier=tier,
         )
-        # A request may travel for half a real second.
+        # A request may take half a real second to arrive.
         self.api.private_api.slack_s = max(speed - 1, 0.0) / 2
         injector = Faults(self.api, faults, lambda seconds: time.sleep(seconds / speed))
         # {spec}: replaces the faults, written as for --faults.
@@ -100,7 +101,7 @@ class _Connection(BaseHTTPRequestHandler):
             or "origin" in headers
             or headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
         )
-        # Programs differ in which copy of a repeated header they believe.
+        # Programs differ in which copy of a repeated header they take.
         is_odd = len(headers) != len(self.headers) or "transfer-encoding" in headers
         if is_odd or not re.fullmatch("[0-9]{1,9}", length):
             return self.send_error(400)

@@ -1,4 +1,4 @@
-"""The sandbox's pairs and assets, in the form of Kraken's AssetPairs and Assets."""
+"""The sandbox's pairs and assets, as rows of Kraken's AssetPairs and Assets."""
 
 import re
 from decimal import Decimal
@@ -7,7 +7,7 @@ from typing import Any
 from krakenbot import format
 
 SANDBOX_KEY = "SANDBOX-KEY"
-# Public on purpose: only a sandbox accepts it.
+# It is public on purpose: only a sandbox accepts it.
 SANDBOX_SECRET = (
     "a3Jha2VuYm90IHNhbmRib3ggc2VjcmV0OiBwdWJsaWMsIGdvb2QgZm9yIG5vdGhpbmcgYnV0IGEgc2FuZGJveA=="
 )
@@ -45,8 +45,8 @@ _QUOTES = {
     *("USDG", "USDQ", "USDR", "DAI", "PYUSD", "RLUSD", "EURC", "EURQ", "EURR", "EURT", "DOGE"),
 }
 
-# As listed in autumn 2026. The position limits of XBTEUR, ETHUSD and USDTUSD are guesses, and so is
-# all of BONKUSD.
+# As Kraken listed them in autumn 2026, but the position limits of XBTEUR, ETHUSD and USDTUSD are
+# assumed, and so is all of BONKUSD.
 PAIRS: dict[str, Row] = {
     "XXBTZUSD": _pair("XBT", "USD", 1, "0.00005", 10, 350, 250),
     "XXBTZEUR": _pair("XBT", "EUR", 1, "0.00005", 10, 250, 200),
@@ -56,18 +56,18 @@ PAIRS: dict[str, Row] = {
     "BONKUSD": _pair("BONK", "USD", 8, "200000", 0),
 }
 
-# The first price of a random market, in units of the last decimal.
+# The first price of a random market, in ticks.
 FIRST_TICKS = dict(zip(PAIRS, (816840, 705120, 312045, 18233, 99990, 1450), strict=True))
 
 
 def asset_row(altname: str, decimals: int, shown: int, **optional: float) -> Row:
+    """Return a row of Assets; `shown` is its `display_decimals`."""
     digits = {"decimals": decimals, "display_decimals": shown}
     return {"aclass": "currency", "altname": altname, **digits, **optional, "status": "enabled"}
 
 
-# A market's file of candles adds the assets of its pair.
-# `margin_rate` is charged on loans at opening and every 4 h, in percent. BONK cannot be borrowed.
-# Source: support.kraken.com 206161568.
+# A sandbox over a file adds its pair's assets. A loan costs `margin_rate` percent at opening and
+# every 4 h; BONK cannot be borrowed. Source: support.kraken.com 206161568.
 ASSETS: dict[str, Row] = {
     "ZUSD": asset_row("USD", 4, 2, collateral_value=1, margin_rate=0.025),
     "ZEUR": asset_row("EUR", 4, 2, collateral_value=1, margin_rate=0.02),
@@ -82,19 +82,19 @@ MARGIN_RATES = {code: Decimal(str(percent)) / 100 for code, percent in _PERCENT.
 
 
 def aliases(key: str, row: Row) -> set[str]:
-    """Return the names of a pair that Kraken's REST methods know: not XBT/USD, but BTC/USD."""
+    """Return the names by which Kraken's methods know a pair: not XBT/USD, but BTC/USD."""
     modern = row["wsname"].replace("XBT/", "BTC/")
     return {key, row["altname"], modern, modern.replace("/", "")}
 
 
 def unlisted(base: str, quote: str, decimals: int) -> Row:
-    """Return a row for a pair outside the table, without minimum and position limit."""
+    """Return a row of AssetPairs, without minimum and position limit, for a pair not in PAIRS."""
     row = _pair(base, quote, decimals, "0.00000001", 10) | {"costmin": "0"}
     return row | {"cost_decimals": 10} if quote in ("XBT", "ETH", "XDG") else row
 
 
 def assets_of(name: str) -> tuple[str, str]:
-    """Return base and quote of a pair as altnames: XBT, USD for XXBTZUSD and for BTC/USD."""
+    """Return base and quote of a pair as altnames: XBT and USD for XXBTZUSD and for BTC/USD."""
     base, _, quote = re.sub("[-_]", "/", name.upper()).partition("/")
     if not quote:
         ends = (end for end in sorted(_QUOTES, key=len, reverse=True) if base.endswith(end))

@@ -1,7 +1,7 @@
-"""Paper mode: Kraken's real public methods, and private ones on a simulated account.
+"""Paper mode: Kraken's real public methods, and private ones of a simulated account.
 
-The bot's `Spot` uses this client as it uses the real one. In validate mode two private requests
-leave the process: GetApiKeyInfo, and AddOrder with `validate`.
+The bot's `Spot` uses this client in place of the real one. In validate mode two private methods do
+go to Kraken: GetApiKeyInfo, and AddOrder with `validate`.
 """
 
 import json
@@ -21,10 +21,9 @@ from krakenbot.pairs import PairRules
 from krakenbot.simulated.books import Account, Entry, Lot
 from krakenbot.simulated.private import PrivateApi, Span
 
-START_BALANCE = Decimal(10000)
 ROWS_KEPT, LEDGER_KEPT = 60, 2500  # Orders and trades; ledger entries, a year of rollovers.
-OPENING_S = 60  # An order follows the start of a candle this soon.
-QUOTE_S = 5  # Reading the account reuses a quote until it is this old.
+OPENING_S = 60  # An order comes within this time after the start of a candle.
+QUOTE_S = 5  # Reads of the account use a quote again until it is this old.
 _NO_KEY = {"permissions": [], "nonce": "0", "iban": ""}
 _NOT_VALIDATED = ("cl_ord_id", "deadline", "reduce_only")  # Left out when Kraken validates.
 
@@ -33,8 +32,8 @@ class PaperClient:
     """Kraken's methods by name, on the real market and a simulated account.
 
     A fill is in the journal before its order is answered. With `validates` Kraken checks each order
-    first and may refuse it. It is also the account's `Markets`, always `online`: the bot itself
-    asks Kraken for the status.
+    first, and may refuse it. This class is the account's `Markets`, too. Its status is always
+    `online`, because the bot itself asks Kraken for the real one.
     """
 
     status = "online"
@@ -47,7 +46,7 @@ class PaperClient:
         journal: Journal,
         *,
         fee_rate: Decimal,
-        balance: Decimal = START_BALANCE,
+        balance: Decimal,
         validates: bool = False,
     ) -> None:
         self._real, self._market, self._clock, self._journal = real, market, clock, journal
@@ -57,7 +56,7 @@ class PaperClient:
         self._swept, self._saved = 0, -1
 
     def public(self, method: str, params: Mapping[str, object] | None = None) -> Any:
-        """Return the result of a public method; candles may liquidate the position."""
+        """Return the result of a public method. Candles may liquidate the position."""
         result = self._real.public(method, params)
         if method == "OHLC" and params:
             self._sweep(result, int(str(params["interval"])) * 60)
@@ -66,7 +65,7 @@ class PaperClient:
     def private(self, method: str, params: Mapping[str, object] | None = None) -> Any:
         """Return the result of a private method of the simulated account.
 
-        Raises as `Client` does, and LaterError if market or validation do not answer.
+        Raises as `Client` does, and LaterError if Kraken gives no quote or does not validate.
         """
         if method == "GetApiKeyInfo":
             return self._real.private(method) if self._validates else _NO_KEY
@@ -86,23 +85,25 @@ class PaperClient:
     # The account's `Markets`
 
     def pair(self, name: str, again: bool = False) -> PairRules:
-        """Return the rules of the one pair; `again` takes those that the bot has read last."""
+        """Return the rules of the one pair; with `again` those that the bot has read last."""
         if again or not self.rules:
             rules = self._market.known_rules()
             self.rules = {rules.pair: rules}
         return next(iter(self.rules.values()))
 
     def quote(self, rules: PairRules) -> Quote:
+        """Return the real quote, at most five seconds old."""
         now, quoted = self._clock.now(), self._quoted
         if quoted is None or not 0 <= now - quoted[0] < QUOTE_S:
             self._quoted = quoted = now, self._market.quote()
         return quoted[1]
 
     def ended(self, rules: PairRules, since: float, until: float) -> Iterable[Span]:
-        return ()  # The candles that the bot reads show them.
+        """Return no intervals: the candles that the bot reads show them."""
+        return ()
 
     def _prepare(self, form: Mapping[str, str]) -> None:
-        """Fetch rules, quote and margin rates, and have Kraken validate the order if wanted."""
+        """Read quote and margin rates for an order and, in validate mode, let Kraken check it."""
         self._quoted = None
         try:
             rules = self.pair("", again=True)
@@ -118,15 +119,15 @@ class PaperClient:
             raise LaterError(f"nothing was filled: {error}") from error
 
     def _sweep(self, result: Any, interval_s: int) -> None:
-        """Liquidate if the high or low of a newly finished candle reached the price for it."""
+        """Liquidate if a candle that is newly finished has reached the liquidation price."""
         api, now = self.private_api, int(self._clock.now())
         if not api.account.held_positions():
-            self._swept = now - now % interval_s  # What is opened later saw no earlier candle.
+            self._swept = now - now % interval_s  # What is opened later has seen no earlier candle.
             return
         candles = parse_candles(result, interval_s)
         for candle in candles[:-1]:
             if self._swept and candle.time >= self._swept:
-                # What was opened later in it may never have seen its low.
+                # What was opened later in the candle may never have seen its low.
                 api.liquidate_between(candle.low, candle.high, candle.time + OPENING_S)
         if candles:
             self._swept = max(self._swept, candles[-1].time)
@@ -134,7 +135,10 @@ class PaperClient:
 
     @cached_property
     def private_api(self) -> PrivateApi:
-        """The account, read from the journal on first use."""
+        """Return the account, read from the journal at first use.
+
+        Raises StopError if it cannot be read.
+        """
         rules, text = self.pair(""), self._journal.get("paper")
         serial, money = int(self._clock.now()) * 1000, {rules.quote: self._balance}
         account = Account(money, self._fee_rate, serial=serial, history=LEDGER_KEPT)
@@ -154,7 +158,7 @@ class PaperClient:
         return api
 
     def _save(self) -> None:
-        """Save what changed; on failure drop it, so that memory is never ahead of the disk."""
+        """Save a change. If that fails, forget it, so that memory is never ahead of the disk."""
         api = self.private_api
         if api.account.serial == self._saved:
             return
@@ -169,7 +173,7 @@ class PaperClient:
 
 
 def state_of(account: Account) -> dict[str, Any]:
-    """Return an account as values for JSON, which `restore` reads back exactly."""
+    """Return an account as values for JSON, from which `restore` makes exactly the same one."""
     return {
         "numbers": [account.serial],
         "sums": [account.balances, account.fees, account.rollovers, account.realized],
@@ -181,7 +185,7 @@ def state_of(account: Account) -> dict[str, Any]:
 
 
 def restore(account: Account, state: dict[str, Any], rules: Mapping[str, PairRules]) -> None:
-    """Load saved state into a new account; `rules` are those of each pair in it."""
+    """Load saved state into a new account; `rules` has those of each pair in it by its key."""
     account.serial = state["numbers"][0]
     sums = account.balances, account.fees, account.rollovers, account.realized
     for amounts, texts in zip(sums, state["sums"], strict=True):
@@ -193,7 +197,7 @@ def restore(account: Account, state: dict[str, Any], rules: Mapping[str, PairRul
         position = account.position(rules[pair])
         position.price = Decimal(price)
         position.lots = [
-            # Before version 0.3.5 the number of the order came second.
+            # Before version 0.3.5 a lot had the number of its order in second place.
             Lot._make(Decimal(x) if isinstance(x, str) else x for x in (lot[0], *lot[-10:]))
             for lot in lots
         ]
@@ -202,7 +206,7 @@ def restore(account: Account, state: dict[str, Any], rules: Mapping[str, PairRul
 
 
 def _rows_of(state: dict[str, Any], rules: PairRules) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return orders and trades by id; rows of version 0.2.0 are converted."""
+    """Return saved orders and trades by id; those of version 0.2.0 are converted."""
     if isinstance(state["orders"], dict):
         return state["orders"], state["trades"]
     orders = {

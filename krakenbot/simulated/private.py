@@ -1,8 +1,8 @@
 """Kraken's private methods, answered from the books of a simulated account.
 
-Assumed where Kraken's behaviour is not known for sure: an opposite order larger than the position
+Assumed, since Kraken's behaviour is not known for sure: an opposite order larger than the position
 reverses it (as support.kraken.com 202966956 once said), a deadline applies to `validate` too, and a
-`cl_ord_id` may be reused once its order is closed.
+`cl_ord_id` may be used again once its order is closed.
 """
 
 import math
@@ -23,16 +23,14 @@ from krakenbot.simulated.listing import ASSETS, Row
 from krakenbot.simulated.wire import OrderRequest, Params, bad, flag, number
 
 HISTORY_MAX = 10000
-PAGE = 50  # Source: docs.kraken.com, "Get Closed Orders", `ofs`.
-DEADLINE_MIN_S, DEADLINE_MAX_S = 2, 60  # Source: docs.kraken.com, "Add Order", `deadline`.
+PAGE = 50  # Documented: docs.kraken.com, "Get Closed Orders", `ofs`.
+DEADLINE_MIN_S, DEADLINE_MAX_S = 2, 60  # Documented: docs.kraken.com, "Add Order", `deadline`.
 _TRADE_TYPES: dict[str, Callable[[Row], bool]] = {
     "all": lambda row: True,
     "any position": lambda row: row["leverage"] != "0",
     "closing position": lambda row: "closing" in row["misc"],
     "no position": lambda row: row["leverage"] == "0",
 }
-
-
 Span = tuple[float, Decimal, Decimal, Decimal]  # The end of an interval, its open, low and high.
 
 
@@ -47,15 +45,15 @@ class Markets(Protocol):
     def quote(self, rules: PairRules) -> Quote: ...
 
     def ended(self, rules: PairRules, since: float, until: float) -> Iterable[Span]:
-        """Return the intervals that ended in between."""
+        """Return the intervals that ended from `since` to `until`."""
 
 
 class PrivateApi:
     """One account with its orders, trades and ledger. `now` returns unix seconds.
 
     `methods` has Kraken's methods by name; each returns its result or raises RefusedError. The
-    newest `history` orders and trades are kept. `slack_s` widens deadlines: a scaled clock runs on
-    while a request travels.
+    newest `history` orders and trades are kept. `slack_s` widens deadlines, because a scaled clock
+    runs on while a request is on its way. Source: docs.kraken.com, "Account Data" and "Trading".
     """
 
     def __init__(
@@ -76,7 +74,7 @@ class PrivateApi:
             "TradeBalance": self._trade_balance,
             "OpenPositions": self._open_positions,
             "OpenOrders": lambda p: {"open": _shown(self._orders(p, is_open=True), p)},
-            # Market orders never rest, so there is nothing to cancel.
+            # Market orders never rest in the order book, so there is nothing to cancel.
             "CancelAll": lambda _: {"count": 0},
             "CancelOrder": self._cancel_order,
             "ClosedOrders": self._closed_orders,
@@ -90,7 +88,7 @@ class PrivateApi:
         }
 
     def mark_to_market(self) -> None:
-        """Bring the books up to now: for each interval its rollovers, then its high and low."""
+        """Bring the books up to now: for each interval charge rollovers, then try high and low."""
         now, marks = self.now(), list[tuple[float, MarginPosition, Decimal, Decimal, Decimal]]()
         for position in self.account.held_positions():
             for end, price, low, high in self.markets.ended(position.rules, self._marked, now):
@@ -104,7 +102,7 @@ class PrivateApi:
     def _mark(
         self, now: float, position: MarginPosition, price: Decimal, low: Decimal, high: Decimal
     ) -> None:
-        """Mark a position at a price, then at the low and the high."""
+        """Mark a position at `price`; liquidate it there, or if low or high reach the limit."""
         if position.lots:
             request = closing(position, "liquidated")
             trade = self.account.advance(position, now, price)
@@ -113,7 +111,7 @@ class PrivateApi:
                 self.record(request, [trade], now)
 
     def liquidate_between(self, low: Decimal, high: Decimal, since: int) -> None:
-        """Liquidate each position held since then whose limit is between `low` and `high`."""
+        """Liquidate each position held since then whose limit lies from `low` to `high`."""
         for position in self.account.held_positions():
             if position.lots[-1].time <= since:
                 self._mark(self.now(), position, position.price, low, high)
@@ -137,11 +135,11 @@ class PrivateApi:
         pairs = [rules for rules in self.markets.rules.values() if rules.quote == quote]
         if not pairs:
             raise RefusedError("EQuery:Unknown asset")
-        books, margin = self.account.held_positions(quote), account.summary(quote)
+        held, margin = account.held_positions(quote), account.summary(quote)
         owned = [rules for rules in pairs if account.balances.get(rules.base)]
         worth = sum((account.balances[r.base] * self.markets.quote(r).mid for r in owned), ZERO)
-        value = sum((position.held * position.price for position in books), ZERO)
-        cost = sum((position.cost_left for position in books), ZERO)
+        value = sum((position.held * position.price for position in held), ZERO)
+        cost = sum((position.cost_left for position in held), ZERO)
         amounts = (
             {"eb": worth + margin.trade_balance, "tb": margin.trade_balance, "uv": ZERO}
             | {"m": margin.used_margin, "n": margin.unrealized_pnl, "c": cost, "v": value}
@@ -164,7 +162,7 @@ class PrivateApi:
         return _by_id(rows, p) if p.get("txid") else rows
 
     def _orders(self, p: Params, *, is_open: bool) -> dict[str, Row]:
-        """Return the open orders or the others. A sandbox has open ones only while reads lag."""
+        """Return the open orders or the closed ones. Orders only seem open while reads lag."""
         rows = {key: x for key, x in self.orders.items() if (x["status"] == "open") is is_open}
         return wire.identified(rows, p)
 
@@ -194,14 +192,14 @@ class PrivateApi:
         return self._page(newest, p, "ledger", "time")
 
     def _ledger(self, since: float = 0) -> Iterator[tuple[str, Row]]:
-        """Yield the rows of the ledger after `since` with their ids, the newest first."""
+        """Yield ids and rows of the ledger entries after `since`, the newest first."""
         for entry in (entry for entry in reversed(self.account.ledger) if entry.time > since):
             yield identifier("L", entry.serial), wire.ledger_row(entry)
 
     def _page(self, newest: Iterable[tuple[str, Row]], p: Params, name: str, *times: str) -> Row:
-        """Return 50 of the rows of which one of the `times` is after `start` and up to `end`.
+        """Return the page, from number `ofs` on, of rows after `start` and not after `end`.
 
-        `newest` are rows by id, the newest first.
+        `newest` has ids and rows, the newest first; one of the fields `times` must be in that time.
         """
         start, end = self._moment(p, "start", 0), self._moment(p, "end", math.inf)
         offset = max(int(number(p, "ofs", 0, fraction="")), 0)
@@ -210,7 +208,7 @@ class PrivateApi:
         return page if flag(p, "without_count") else {**page, "count": len(found)}
 
     def _moment(self, p: Params, name: str, default: float) -> float:
-        """Return unix seconds, given as a number or as the id of a row with that time."""
+        """Return unix seconds, given as a number or as the id of a row of that time."""
         text = p.get(name, "")
         ledger = dict(self._ledger()) if text.startswith("L") else {}
         row = ChainMap(self.orders, self.trades, ledger).get(text)
@@ -252,7 +250,7 @@ class PrivateApi:
         return reply if flag(p, "validate") else {"txid": [self.fill(request)], **reply}
 
     def fill(self, request: OrderRequest) -> str:
-        """Fill the order and return its id. Raises RefusedError as `Account.fill` does."""
+        """Fill the order, and return its id. Raises RefusedError as `Account.fill` does."""
         rules, order, *_ = request
         account, quote, now = self.account, self.markets.quote(rules), self.now()
         position, part = account.position(rules), rules.round_volume(order.volume * self.fill_share)
@@ -277,9 +275,9 @@ class PrivateApi:
             raise bad("deadline")
 
     def record(self, request: OrderRequest, trades: Sequence[Trade], now: float) -> str:
-        """Store the order and its trades as Kraken shows them; return the order's id.
+        """Store an order and its trades as Kraken shows them; return the order's id.
 
-        It has the number of its last trade, which is also that of the lot opened.
+        The id is made from the serial of the last trade, which is also that of the lot opened.
         """
         self.account.serial += 1
         txid = identifier("O", trades[-1].serial if trades else self.account.serial)
@@ -309,6 +307,6 @@ def _by_id(rows: dict[str, Row], p: Params, name: str = "txid", most: int = 50) 
 
 
 def _shown(orders: Mapping[str, Row], p: Params) -> dict[str, Row]:
-    """Return orders, with their trade ids only if `trades` asks for them."""
+    """Return the orders, with the ids of their trades only if `trades` asks for them."""
     left_out = "" if flag(p, "trades") else "trades"
     return {txid: {k: v for k, v in row.items() if k != left_out} for txid, row in orders.items()}

@@ -1,7 +1,7 @@
-"""Kraken's wire format: the parameters of each method, how they are parsed, the rows of answers.
+"""Kraken's wire format: how parameters are parsed, and the rows of answers.
 
-Assumed where Kraken's behaviour is not known for sure: an order's `fee` is the trade fee alone, and
-what a `reduce_only` order exceeds the position by is cancelled.
+Assumed, since Kraken's behaviour is not known for sure: an order's `fee` is the trade fee alone,
+and the volume by which a `reduce_only` order exceeds the position is cancelled.
 """
 
 import json
@@ -27,13 +27,14 @@ class Answer(NamedTuple):
 
     @classmethod
     def of(cls, envelope: Row) -> "Answer":
+        """Return an envelope (`error`, `result`) as JSON; Decimals become text."""
         text = json.dumps(envelope, separators=(",", ":"), default="{:f}".format)
         return cls(200, "application/json; charset=utf-8", text.encode())
 
 
 Params = dict[str, str]
 
-# The parameters that some method knows; Kraken ignores all others.
+# The parameters that any method knows; Kraken ignores all others.
 PARAMETERS = (
     "nonce otp asset aclass aclass_base asset_class pair interval since count txid docalcs "
     "consolidation rebase_multiplier trades userref cl_ord_id start end ofs without_count "
@@ -48,8 +49,8 @@ _NOT_SIMULATED = {
     "|GetWebSocketsToken",
 }
 _OTHER_TYPES = "limit|iceberg|(stop-loss|take-profit|trailing-stop)(-limit)?|settle-position"
-# Patterns for the parameters of a market order; an absent one counts as "".
-# Source: docs.kraken.com, "Add Order" and the guide on client order identifiers.
+# Patterns for the parameters of a market order; one that is not given counts as "".
+# Documented: docs.kraken.com, "Add Order" and the guide on client order identifiers.
 _FORMS = {
     **dict.fromkeys(("timeinforce", "trigger", "displayvol"), ""),
     "type": "buy|sell",
@@ -63,7 +64,7 @@ _FORMS = {
 
 
 class OrderRequest(NamedTuple):
-    """A parsed order, with the parameters of its request. `misc` is Kraken's remark on it."""
+    """An order, and the parameters that it was made from. `misc` is a word such as liquidated."""
 
     rules: PairRules
     order: Order
@@ -71,6 +72,7 @@ class OrderRequest(NamedTuple):
     misc: str = ""
 
     def text(self, volume: str) -> str:
+        """Return the order in Kraken's words: buy 0.05 XBTUSD @ market with 2:1 leverage."""
         leverage = f" with {self.order.leverage}:1 leverage" if self.order.leverage else ""
         return f"{self.order.side.value} {volume} {self.rules.altname} @ market{leverage}"
 
@@ -97,7 +99,7 @@ def order_request(rules: PairRules, p: Params) -> OrderRequest:
 
 
 def order_row(request: OrderRequest, trades: Sequence[Trade], now: float, is_flat: bool) -> Row:
-    """Return an ended order; `is_flat` tells whether it has left no position."""
+    """Return an order that has ended; `is_flat` says whether it has left no position."""
     rules, order, p, misc = request
     coins, money = _forms(rules)
     executed, cost, fee = (
@@ -129,6 +131,7 @@ def order_row(request: OrderRequest, trades: Sequence[Trade], now: float, is_fla
 
 
 def trade_row(request: OrderRequest, trade: Trade, txid: str, now: float) -> Row:
+    """Return a trade of the order with the id `txid`, as TradesHistory shows it."""
     rules, order, _, misc = request
     coins, money = _forms(rules)
     misc = f"closing,{misc}".strip(",") if trade.closing else misc
@@ -143,6 +146,7 @@ def trade_row(request: OrderRequest, trade: Trade, txid: str, now: float) -> Row
 
 
 def position_row(position: MarginPosition, lot: Lot, docalcs: bool) -> Row:
+    """Return a lot as OpenPositions shows it, with value and profit if `docalcs`."""
     rules, value = position.rules, lot.open_volume * position.price
     coins, money = _forms(rules)
     net = f"{(value - lot.cost_left) * lot.sign:+.4f}"
@@ -158,7 +162,7 @@ def position_row(position: MarginPosition, lot: Lot, docalcs: bool) -> Row:
 
 
 def market_row(rows: Sequence[Row]) -> Row:
-    """Return the positions of a pair as one row, in the shape that ccxt expects."""
+    """Return the lots of a pair as one row, for `consolidation`, in the shape that ccxt reads."""
     names = rows[0].keys() & {"cost", "fee", "vol", "vol_closed", "margin", "value", "net"}
     sums = {name: sum((Decimal(row[name]) for row in rows), ZERO) for name in names}
     leverage = sums["cost"] / (sums["margin"] or 1)  # The margin of a few coins may round to 0.
@@ -168,6 +172,7 @@ def market_row(rows: Sequence[Row]) -> Row:
 
 
 def ledger_row(entry: Entry) -> Row:
+    """Return an entry as Ledgers shows it."""
     form = f".{max(decimals(entry.asset), 5)}f"
     return (
         {"aclass": "currency", "asset": entry.asset, "amount": f"{entry.amount:{form}}"}
@@ -178,7 +183,7 @@ def ledger_row(entry: Entry) -> Row:
 
 
 def identified(orders: Mapping[str, Row], p: Params) -> dict[str, Row]:
-    """Return the orders with the `cl_ord_id` and `userref` asked for."""
+    """Return the orders that have the `cl_ord_id` and the `userref` asked for."""
     wanted, userref = _client_id(p.get("cl_ord_id", "")), p.get("userref", "")
     return {
         txid: row
@@ -195,15 +200,17 @@ def not_simulated(method: str) -> RefusedError:
 
 
 def bad(name: str) -> RefusedError:
+    """Return Kraken's error for a wrong parameter."""
     return RefusedError(f"EGeneral:Invalid arguments:{name}")
 
 
 def flag(p: Params, name: str) -> bool:
+    """Return whether a parameter is set to true."""
     return p.get(name, "").lower() in ("true", "1")
 
 
 def number(p: Params, name: str, default: float, fraction: str = r"(\.[0-9]*)?") -> float:
-    """Return a numeric parameter, `default` if absent; RefusedError if it is no number."""
+    """Return a parameter as a number, `default` if it is not given. RefusedError if it is none."""
     text = p.get(name)
     if text and not re.fullmatch("-?[0-9]{1,20}" + fraction, text):
         raise bad(name)
@@ -211,25 +218,30 @@ def number(p: Params, name: str, default: float, fraction: str = r"(\.[0-9]*)?")
 
 
 def price(price: Decimal, rules: PairRules) -> str:
+    """Return a price with the pair's decimals, at least five."""
     return f"{price:.{max(5, rules.pair_decimals)}f}"
 
 
 def _forms(rules: PairRules) -> tuple[Callable[..., str], Callable[..., str]]:
-    """Return how volumes and amounts of money are written."""
+    """Return the functions that write volumes and amounts of money."""
     return f"{{:.{rules.lot_decimals}f}}".format, f"{{:.{rules.cost_decimals}f}}".format
 
 
 def _client_id(text: str) -> str:
-    """Return an id in the form for comparing: a UUID may lack dashes or use capitals."""
+    """Return an id in the form for comparing: a UUID may lack dashes or have capitals."""
     return text.replace("-", "").lower() if len(text) >= 32 else text
 
 
 def decimals(asset: str) -> int:
+    """Return the decimals of an asset's balances."""
     return int(ASSETS[asset]["decimals"]) if asset in ASSETS else 8
 
 
 def parameters(headers: Mapping[str, str], body: bytes) -> Params:
-    """Return the parameters of a query, a form or a JSON body, all as text."""
+    """Return the parameters of a query, a form or a JSON body, all as text.
+
+    Raises RefusedError for any other body.
+    """
     try:
         if "json" not in headers.get("content-type", ""):
             return dict(parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=100))
@@ -244,7 +256,7 @@ def parameters(headers: Mapping[str, str], body: bytes) -> Params:
 
 
 def asset_codes(names: str) -> list[str]:
-    """Return the codes of assets named by code or altname, with commas between them."""
+    """Return the codes of assets named by code or altname, with commas. RefusedError if unknown."""
     codes = {name: code for code, row in ASSETS.items() for name in (code, row["altname"])}
     if not codes.keys() >= set(names.split(",")):
         raise RefusedError("EQuery:Unknown asset")

@@ -98,7 +98,7 @@ class TestCommandLine(unittest.TestCase):
     def test_yes_without_a_question_is_wrong_usage(self) -> None:
         code, _, err = call("--config", "/dev/null", "run", "--yes")
         self.assertEqual(2, code)
-        self.assertIn("--yes goes with --adopt", err)
+        self.assertIn("--yes is only for --adopt", err)
 
     def test_errors_end_with_the_agreed_exit_codes(self) -> None:
         for name, error, want in (
@@ -163,7 +163,9 @@ class TestCommandLine(unittest.TestCase):
         self.assertIn("sandbox", topics)
         for topic in topics:
             with self.subTest(topic):
-                self.assertEqual(help.page(f"{topic}.md"), call("help", topic).out)
+                text = help.manual_file(f"{topic}.md")
+                self.assertTrue(text.endswith("\n"))
+                self.assertEqual(text, call("help", topic).out)
         done = call("help", "cots")
         self.assertEqual((2, True), (done.code, " costs," in done.err))
 

@@ -39,6 +39,18 @@ class TestHistory(Folder):
         self.assertEqual(["open", "buy", "0", "-", "0.00", "unresolved"], second.split()[2:8])
         self.assertLessEqual(max(map(len, (header, first, second))), 80)
 
+    def test_people_read_how_an_order_ended_and_programs_the_stored_word(self) -> None:
+        outcomes = Outcome.REFUSED_FOR_NOW_NO_ORDER, Outcome.ABANDONED
+        for number, outcome in enumerate(outcomes):
+            refused = intent(1_700_000_200 + 100 * number)
+            self.journal.write(refused)
+            self.journal.conclude(refused, outcome, 1_700_000_500)
+        ends = [line.split()[7:10] for line in self.shown("orders").splitlines()[-2:]]
+        self.assertEqual(["refused", "for", "now"], ends[0])
+        self.assertEqual("abandoned", ends[1][0])
+        rows = map(json.loads, self.shown("orders", "--format", "json").splitlines()[-2:])
+        self.assertEqual(["put off, no order left", "given up"], [row["outcome"] for row in rows])
+
     def test_numbers_stand_to_the_right(self) -> None:
         header, first, second = self.shown("orders").splitlines()
         for name in ("volume", "price", "fee"):

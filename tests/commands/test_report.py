@@ -238,6 +238,16 @@ class ReportTest(unittest.TestCase):
             (only,) = report_of(SETTINGS, journal).rounds
             self.assertEqual(D("56.7"), only.costs)
 
+    def test_an_order_s_end_is_told_in_the_bot_s_words(self) -> None:
+        journal = open_journal(None)
+        for number, outcome in enumerate((Outcome.REFUSED_FOR_NOW, Outcome.ABANDONED)):
+            order = intent(CANDLE + 60 * number)
+            journal.write(order)
+            journal.conclude(order, outcome, order.created)
+        text = render(report_of(SETTINGS, journal))
+        self.assertIn("<td>refused for now</td>", text)
+        self.assertIn("<td>abandoned</td>", text)
+
     def test_a_journal_without_anything_makes_a_page_too(self) -> None:
         self.assertIn("no candle yet", page(0, 0))
 

@@ -617,7 +617,7 @@ class CommandTest(unittest.TestCase):
             port = taken.getsockname()[1]
             with contextlib.redirect_stderr(io.StringIO()) as said:
                 self.assertEqual(2, cli.main(["sandbox", "--port", str(port)]))
-        want = f"krakenbot: port {port}: Address already in use; --port 0 takes any that is free\n"
+        want = f"krakenbot: port {port}: Address already in use; --port 0 takes any free one\n"
         self.assertEqual(want, said.getvalue())
 
     def test_wrong_options_end_with_two(self) -> None:

@@ -295,8 +295,8 @@ class TestTerminal(Safe):
     def test_errors_and_commands_show_them_tamed(self) -> None:
         err = io.StringIO()
         with contextlib.redirect_stderr(err):
-            cli._explained("run", LaterError(f"Kraken says {self.EVIL.replace(chr(10), ' ')}"))
-            cli._explained("run", ValueError(self.EVIL))
+            cli._report_error("run", LaterError(f"Kraken says {self.EVIL.replace(chr(10), ' ')}"))
+            cli._report_error("run", ValueError(self.EVIL))
         self.assert_tame(err.getvalue())
         state = self.folder / "state"
         path = state / "paper-api.kraken.com-XBTUSD.db"

@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from decimal import Decimal
+from functools import partial
+from operator import mul
 from random import Random
 from typing import Any
 
 from krakenbot.model import Quote, Secret
 from krakenbot.pairs import PairRules
 from krakenbot.simulated.api import SandboxApi
-from krakenbot.simulated.feed import Feed, Numbers, Series
+from krakenbot.simulated.feed import Feed, Numbers, Series, tick
 from krakenbot.simulated.listing import FIRST_TICKS, SANDBOX_KEY, SANDBOX_SECRET
 
 VOLUME = Decimal("0.05")  # Of each candle.
@@ -27,7 +29,8 @@ class TurningFeed(Feed):
         if rules.pair not in self._series:
             first = (int(self.start) // self.interval_s - KEPT_CANDLES) * self.interval_s
             rows = self._rows(FIRST_TICKS.get(rules.pair, 100000))
-            self._series[rules.pair] = Series(self.interval_s, first, rules.pair_decimals, rows)
+            price_of = partial(mul, tick(rules))
+            self._series[rules.pair] = Series(self.interval_s, first, price_of, rows)
         return self._series[rules.pair]
 
     def _rows(self, start: int) -> Iterator[Numbers]:

@@ -93,7 +93,8 @@ class World(StandingClock):
         spot = Spot(client, "XBTUSD", 60)
         if paper:
             journal = open_journal(None)
-            account = PaperClient(client, spot, self, journal, fee_rate=FEE_RATE_ASSUMED)
+            options = {"fee_rate": FEE_RATE_ASSUMED, "balance": D(10000)}
+            account = PaperClient(client, spot, self, journal, **options)
             spot = Spot(account, "XBTUSD", 60)
         self.account = spot
 

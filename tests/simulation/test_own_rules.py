@@ -10,7 +10,7 @@ from decimal import Decimal
 from krakenbot.backtest.columns import columns_of
 from krakenbot.backtest.engine import Costs, Replay
 from krakenbot.backtest.result import Fill
-from krakenbot.commands.help import page
+from krakenbot.commands.help import manual_file
 from krakenbot.config import Config, StrategyTable
 from krakenbot.model import Candle
 from krakenbot.plan import plan_of
@@ -163,7 +163,7 @@ class TestManual(OwnRuleTest):
     """The rules that the manual shows, as they stand there."""
 
     def test_each_trades_both_ways_and_passes_its_trial(self) -> None:
-        text = page("strategies.md")
+        text = manual_file("strategies.md")
         rules = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
         (table,) = re.findall(r"```csv\n(.*?)```", text, re.DOTALL)
         (self.folder / "weights.csv").write_text(table)
@@ -180,7 +180,7 @@ class TestManual(OwnRuleTest):
     def test_the_band_is_also_flat(self) -> None:
         band = next(
             rule
-            for rule in re.findall(r"```python\n(.*?)```", page("strategies.md"), re.DOTALL)
+            for rule in re.findall(r"```python\n(.*?)```", manual_file("strategies.md"), re.DOTALL)
             if "stdev" in rule
         )
         replay = self.replay(self.file(band, width=Decimal("1.5")), walk(900, 3))

@@ -74,9 +74,8 @@ class World(StandingClock):
 
     def exchange(self, interval_s: int = 60, *, validates: bool = False) -> Spot:
         journal: Any = self
-        client = PaperClient(
-            self.answers, self, self, journal, fee_rate=FEE_RATE_ASSUMED, validates=validates
-        )
+        options = {"fee_rate": FEE_RATE_ASSUMED, "balance": D(10000), "validates": validates}
+        client = PaperClient(self.answers, self, self, journal, **options)
         return Spot(client, "XBTUSD", interval_s)
 
 

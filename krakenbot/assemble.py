@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from krakenbot import config as configuration
 from krakenbot import identity, log, startup
 from krakenbot.bot import Bot, Event
 from krakenbot.clock import Clock
@@ -48,13 +47,6 @@ class Parts(NamedTuple):
         self.journal.close()
         for lock in self.locks:
             lock.close()
-
-
-def load_config(path: str | None) -> Config:
-    """Return the configuration and set up logging as it says."""
-    config = configuration.load_here(path)
-    log.setup(config.log.level, config.log.format)
-    return config
 
 
 def client_of(

@@ -1,7 +1,6 @@
 """The command line: parses it and runs one command, whose module is imported only then."""
 
 import argparse
-import difflib
 import importlib
 import io
 import os
@@ -30,6 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if command == "help" and words and words[0] in COMMANDS and words[0] not in PAGES:
             command, words = words[0], ["--help"]
         if command not in COMMANDS:
+            import difflib
+
             nearest = difflib.get_close_matches(command[:80], COMMANDS, 1, 0.0)[0]
             raise UsageError(f"unknown command {command[:80]!r}; did you mean {nearest!r}?")
         module = importlib.import_module(f"krakenbot.commands.{COMMANDS[command][0]}")

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 
 from krakenbot import log
-from krakenbot.config import Config, hide_keys, is_key_itself
+from krakenbot.config import Config
 from krakenbot.errors import ConfigError
 from krakenbot.kraken.signing import decode_secret
-from krakenbot.log import register
+from krakenbot.log import hide_keys, is_key_itself, register
 from krakenbot.model import Credentials
 
 CUSTOM_CODE = ("sitecustomize", "usercustomize")  # Modules that run before any program.

@@ -13,7 +13,8 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from krakenbot.config import Config, journals_in
+from krakenbot.config import Config
+from krakenbot.config_reader import journals_in
 from krakenbot.credentials import load_credentials
 from krakenbot.errors import ConfigError, StopError
 from krakenbot.journal import Journal

@@ -16,6 +16,7 @@ import time
 import traceback
 from contextlib import suppress
 from functools import cache
+from pathlib import Path
 from typing import TextIO
 from urllib.parse import quote, quote_plus
 
@@ -25,6 +26,7 @@ from krakenbot.model import Secret
 LEVELS = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
 LINES_MAX = 1000  # How many may wait to be read.
 FLUSH_S = 1.0  # How long the program waits for a reader at its exit.
+_KEY = r"[A-Za-z0-9+/]{40,}={0,2}"
 _CHARACTERS_MIN = 4  # Of what is hidden.
 _PATH_CHARACTERS_MIN = 8
 _hidden: set[str] = set()
@@ -99,6 +101,29 @@ def register(text: str) -> Secret:
         url_safe = encoded.translate({ord("+"): "-", ord("/"): "_"})
         _hidden.update(form for form in (*forms, url_safe) if len(form) >= _CHARACTERS_MIN)
     return Secret(text)
+
+
+def is_key_itself(path: str) -> bool:
+    """Return whether this is a key in place of a path; if so, no output will show it.
+
+    A pasted key may have quotes around it, and white space anywhere.
+    """
+    bare = re.sub(r"[\s\"'`]", "", path)
+    is_key = bool(re.fullmatch(_KEY, bare)) and not os.path.lexists(path)
+    if is_key:
+        register(path)
+        register(bare)
+    return is_key
+
+
+def hide_keys(text: str) -> bool:
+    """Hide from all output what may be a key, outside of a real path; return if there is one."""
+    there = next(filter(os.path.lexists, (text, *map(str, Path(text).parents))), "")
+    keys = re.findall(_KEY, text.removeprefix(there))
+    for found in keys:
+        for key in (found, re.sub("/+", "/", found)):  # A Path has no empty parts.
+            register(key.strip("/"))
+    return bool(keys)
 
 
 def redact(text: str) -> str:

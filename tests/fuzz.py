@@ -19,7 +19,7 @@ from typing import Any
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from krakenbot import config, log
+from krakenbot import config, config_reader, log
 from krakenbot.backtest.columns import BadDataError
 from krakenbot.backtest.files import read
 from krakenbot.candles import fill
@@ -310,7 +310,7 @@ class TestFiles(FuzzTest):
 
     def check_config(self, path: str | None, environ: Mapping[str, str]) -> None:
         try:
-            found = config.load(path, environ, self.folder)
+            found = config_reader.load(path, environ, self.folder)
         except ConfigError as error:
             self.assertTrue(str(error))
             return

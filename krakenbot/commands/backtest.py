@@ -13,7 +13,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from krakenbot import config as configuration
+from krakenbot import config_reader
 from krakenbot.backtest import files, sweep
 from krakenbot.backtest.columns import BadDataError, Columns
 from krakenbot.backtest.engine import Costs, Replay
@@ -23,7 +23,7 @@ from krakenbot.backtest.result import DAY_S
 from krakenbot.backtest.sweep import Setting, Value
 from krakenbot.commands import UsageError
 from krakenbot.commands import backtest_output as output
-from krakenbot.config import Config
+from krakenbot.config import INTERVALS, Config
 from krakenbot.errors import ConfigError
 from krakenbot.format import MINUTE, moment
 from krakenbot.pairs import decimal, plain
@@ -78,10 +78,10 @@ def run(arguments: Namespace) -> int:
     options = {f"KRAKENBOT_{_KEYS[name]}": word for name, word in given.items()}
     environ = os.environ | {"KRAKENBOT_STATE_DIRECTORY": "/"}  # A backtest does not use it.
     try:
-        config = configuration.load(arguments.config, environ | options, Path.cwd())
+        config = config_reader.load(arguments.config, environ | options, Path.cwd())
     except ConfigError as error:
         # A mistake in the file itself is no usage error: this raises ConfigError.
-        configuration.load(arguments.config, environ, Path.cwd())
+        config_reader.load(arguments.config, environ, Path.cwd())
         text = str(error)
         for name, key in _KEYS.items():
             text = text.replace(f"KRAKENBOT_{key} =", f"--{name}")
@@ -110,7 +110,7 @@ def _backtest(config: Config, arguments: Namespace) -> list[str]:
     if not is_given and config.interval * 60 < file_s:
         config = config._replace(interval=file_s // 60)
         notes.append(f"candles of {config.interval} min, as in the file")
-    if config.interval not in configuration.INTERVALS:
+    if config.interval not in INTERVALS:
         notes.append(
             f"the bot cannot run at {config.interval} min: Kraken's API has no such candles"
         )
@@ -232,7 +232,7 @@ def _parse_sweep(words: list[str], strategy: str) -> dict[str, list[Value]]:
         with suppress(ValueError, ArithmeticError):
             values = [number for piece in after.split(",") for number in _range(piece)]
         if key == "interval":
-            is_allowed = all(value in configuration.INTERVALS for value in values)
+            is_allowed = all(value in INTERVALS for value in values)
         elif strategy == "sma-slope":
             is_allowed = key == "length" and all(value in range(2, 701) for value in values)
         else:

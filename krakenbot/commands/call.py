@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from krakenbot import config as configuration
 from krakenbot import identity
-from krakenbot.assemble import client_of, load_config
+from krakenbot.assemble import client_of
 from krakenbot.clock import Clock
 from krakenbot.commands import UsageError, write_output
-from krakenbot.config import Config
+from krakenbot.config import Config, is_loopback
+from krakenbot.config_reader import load_config
 from krakenbot.credentials import require_credentials
 from krakenbot.errors import ConfigError, RefusedError, UnansweredError
 from krakenbot.kraken.client import READS, USER_AGENT, Client, kind_of, parse_json
@@ -170,7 +170,7 @@ def _spot(config: Config, arguments: argparse.Namespace, values: list[tuple[str,
 def _futures(config: Config, arguments: argparse.Namespace, values: list[tuple[str, str]]) -> Any:
     say("note: Kraken switches the Futures REST API off on 1 March 2027", "warning")
     path, url = arguments.method, config.exchange.url
-    host = url if configuration.is_loopback(url) else FUTURES
+    host = url if is_loopback(url) else FUTURES
     verb = arguments.verb or ("POST" if re.fullmatch(FUTURES_POST, path) else "GET")
     data, headers = urlencode(values), {"User-Agent": USER_AGENT}
     target, body = f"{host}{path}?{data}".rstrip("?"), None

@@ -17,7 +17,8 @@ from krakenbot.commands import UsageError
 from krakenbot.commands.page import write_page
 from krakenbot.commands.report import render, report_of
 from krakenbot.commands.screen import Screen
-from krakenbot.config import Config, ExchangeTable, RiskTable, StrategyTable, current_folder, load
+from krakenbot.config import Config, ExchangeTable, RiskTable, StrategyTable
+from krakenbot.config_reader import current_folder, load
 from krakenbot.format import money, percent, signed, volume
 from krakenbot.presence import Presence
 from krakenbot.simulated.http import Sandbox

@@ -16,13 +16,13 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from krakenbot import config as configuration
-from krakenbot import identity
+from krakenbot import config_reader, identity
 from krakenbot import log as logs
 from krakenbot.assemble import assumed_fee_rate, client_of, spot_of
 from krakenbot.backtest.costs import fee_guard
 from krakenbot.clock import Clock
 from krakenbot.commands.call import signed_client
+from krakenbot.config import is_loopback
 from krakenbot.credentials import CUSTOM_CODE, load_credentials
 from krakenbot.errors import ConfigError, ExchangeError, HeldError
 from krakenbot.format import asset, money, percent, price, shows_color, volume
@@ -126,8 +126,8 @@ class Checks:
         return "ok", f"Python {version}, {ssl.OPENSSL_VERSION}, nothing foreign loaded"
 
     def _config(self) -> Answer:
-        config = self.config = configuration.load_here(self.file)
-        self.is_rehearsal = configuration.is_loopback(config.exchange.url)
+        config = self.config = config_reader.load_here(self.file)
+        self.is_rehearsal = is_loopback(config.exchange.url)
         chosen = [f"{key} ({by})" for key, by in config.sources.items() if by != "default"]
         text = f"{config.mode} {config.pair}, {config.interval} min, size {plain(config.size)}, "
         return "ok", f"{text}leverage {config.leverage}; set: {', '.join(chosen) or 'nothing'}"

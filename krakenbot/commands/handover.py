@@ -15,12 +15,12 @@ from krakenbot.assemble import (
     assemble,
     assumed_fee_rate,
     client_of,
-    load_config,
     require_live,
     spot_of,
 )
 from krakenbot.clock import Clock
 from krakenbot.config import Config, StrategyTable
+from krakenbot.config_reader import load_config
 from krakenbot.errors import ExchangeError, LaterError, StopError
 from krakenbot.format import asset, volume
 from krakenbot.handover import compared

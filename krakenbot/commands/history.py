@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
-from krakenbot import config as configuration
+from krakenbot import config_reader
 from krakenbot.commands import json_values
 from krakenbot.commands.status import units
 from krakenbot.format import MINUTE, amount, in_columns, moment, percent, price, volume
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    config = configuration.load_here(arguments.config)
+    config = config_reader.load_here(arguments.config)
     journal = open_read_only(journal_path(config))
     rows = ROWS[arguments.what](journal, arguments.since)
     fields = _FIELDS[arguments.what]

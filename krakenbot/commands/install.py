@@ -21,7 +21,7 @@ from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 
-from krakenbot import config as configuration
+from krakenbot import config_reader
 from krakenbot.commands import UsageError, write_atomically, write_output
 from krakenbot.commands.help import manual_file
 from krakenbot.config import Config
@@ -29,7 +29,7 @@ from krakenbot.errors import ConfigError
 from krakenbot.format import in_columns, volume
 from krakenbot.journal_file import open_read_only
 from krakenbot.lock import holder
-from krakenbot.log import clean
+from krakenbot.log import clean, hide_keys
 
 EXAMPLE = (
     "sudo python3 krakenbot.pyz install --systemd --dry-run; sudo krakenbot uninstall --dry-run; "
@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(manual_file(EXAMPLE_FILE), end="")
         return 0
     if arguments.command in ("config", "unit"):
-        config = configuration.load_here(arguments.config)
+        config = config_reader.load_here(arguments.config)
         file = os.path.abspath(_named(arguments.config) or f"{FOLDER}/config.toml")
         is_unit = arguments.command == "unit"
         print(unit(config, file, arguments.template) if is_unit else _settings(config), end="")
@@ -119,7 +119,7 @@ def _install(given: str | None) -> Iterator[Step]:
     if given is None and os.path.exists("config.toml"):
         given = "config.toml"
     if os.path.exists(file):
-        config = configuration.load(str(file), {"STATE_DIRECTORY": STATE}, Path("/"))
+        config = config_reader.load(str(file), {"STATE_DIRECTORY": STATE}, Path("/"))
         is_other = given and os.path.realpath(given) != os.path.realpath(file)
         settings = [_note(f"keeps {file}; {given} was not read")] if is_other else []
     else:
@@ -154,7 +154,7 @@ def _service_settings(given: str | None) -> tuple[Config, list[Step]]:
     variables = {f"KRAKENBOT_{key.replace('.', '_').upper()}": at for key, at in PLACES.items()}
     variables["HOME"] = os.environ.get("HOME", "")
     name = "/dev/null" if given is None else given
-    config = configuration.load(name, variables, configuration.current_folder())
+    config = config_reader.load(name, variables, config_reader.current_folder())
     text = Path(given).read_text("utf-8-sig") if given else manual_file(EXAMPLE_FILE)
     text = _with_places(text, name, config.strategy.file)
     what = f"mode {config.mode}, {config.pair}"
@@ -302,7 +302,7 @@ def unit(config: Config, file: str, template: bool) -> str:
             # NAME.toml, NAME.kraken_api_key, NAME.kraken_api_secret.
             escaped = f"{FOLDER}/%i.{name.removeprefix('config.')}"
         credentials += f"LoadCredential={name}:{escaped}\n"
-    if any(map(configuration.hide_keys, sources.values())):  # Everybody may read a unit.
+    if any(map(hide_keys, sources.values())):  # Everybody may read a unit.
         raise ConfigError("a key seems to stand where the path of a file belongs")
     return manual_file("krakenbot.service").format(
         name="krakenbot@" if template else "krakenbot",
@@ -356,4 +356,4 @@ def value(config: Config, key: str) -> str:
     found = getattr(getattr(config, table) if table else config, field)
     if isinstance(found, float | Path):
         return f"{found:g}" if isinstance(found, float) else str(found)
-    return "none" if found is None else configuration.shown(key, found).strip("'")
+    return "none" if found is None else config_reader.shown(key, found).strip("'")

@@ -9,8 +9,7 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from krakenbot import config as configuration
-from krakenbot import format
+from krakenbot import config_reader, format
 from krakenbot.backtest.result import Result
 from krakenbot.commands import history
 from krakenbot.commands.history import Row, shown
@@ -100,7 +99,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    config = configuration.load_here(arguments.config)
+    config = config_reader.load_here(arguments.config)
     journal = open_read_only(journal_path(config))
     write_page(arguments.output, render(report_of(config, journal)))
     print(f"report: {arguments.output}")

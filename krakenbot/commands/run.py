@@ -5,12 +5,13 @@ import sys
 from decimal import Decimal
 
 from krakenbot import identity, log
-from krakenbot.assemble import Parts, assemble, load_config, require_live
+from krakenbot.assemble import Parts, assemble, require_live
 from krakenbot.bot import Event
 from krakenbot.commands import UsageError, exit_code
 from krakenbot.commands.handover import BY_HAND, adopt
 from krakenbot.commands.screen import Screen
 from krakenbot.config import Config, is_loopback
+from krakenbot.config_reader import load_config
 from krakenbot.errors import FlattenRequestedError, StopError
 from krakenbot.format import moment, money, volume
 from krakenbot.handover import compared, flatten

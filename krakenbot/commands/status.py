@@ -10,8 +10,7 @@ from contextlib import closing
 from decimal import Decimal
 from typing import Any
 
-from krakenbot import config as configuration
-from krakenbot import identity
+from krakenbot import config_reader, identity
 from krakenbot.alerts import active_alerts
 from krakenbot.commands import json_values
 from krakenbot.config import Config
@@ -34,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    config = configuration.load_here(arguments.config)
+    config = config_reader.load_here(arguments.config)
     is_screen = arguments.watch and not arguments.json and shows_color(sys.stdout)
     while True:
         status = _status(config)

@@ -8,10 +8,10 @@ from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
-from krakenbot import config as configuration
 from krakenbot.assemble import assemble
 from krakenbot.bot import Event
 from krakenbot.clock import StopRequestedError
+from krakenbot.config_reader import load
 from krakenbot.kraken.transport import UrllibTransport
 
 
@@ -36,7 +36,7 @@ def main() -> None:
                 parts.clock.request_stop()
 
     UrllibTransport.send = counted  # type: ignore[method-assign]
-    config = configuration.load(None, os.environ, Path.cwd())
+    config = load(None, os.environ, Path.cwd())
     parts = assemble(config, live=True, on_event=watch)
     with suppress(StopRequestedError):
         parts.bot.run()

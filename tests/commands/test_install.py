@@ -9,7 +9,8 @@ from unittest import mock
 
 from krakenbot.commands import UsageError
 from krakenbot.commands import install as command
-from krakenbot.config import Config, load
+from krakenbot.config import Config
+from krakenbot.config_reader import load
 from krakenbot.errors import ConfigError
 from krakenbot.journal import Journal
 from krakenbot.journal_file import open_journal

@@ -12,7 +12,7 @@ from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 
-from krakenbot import config
+from krakenbot import config_reader
 from krakenbot.commands import UsageError, report, write_output
 from krakenbot.commands.page import COLUMNS, Chart, table, write_page
 from krakenbot.commands.report import NEWEST, Point, render, report_of, round_trips
@@ -25,7 +25,7 @@ from tests.ports.test_journal import CANDLE, ROW, execution, intent
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=y>\x1b[31m"
 START = 1_700_000_000
-SETTINGS = config.load(None, {"HOME": "/"}, Path("/nonexistent"))
+SETTINGS = config_reader.load(None, {"HOME": "/"}, Path("/nonexistent"))
 
 
 class Tags(HTMLParser):

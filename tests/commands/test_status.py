@@ -13,7 +13,7 @@ from krakenbot import identity
 from krakenbot.bot import Event
 from krakenbot.clock import Clock
 from krakenbot.commands.status import units
-from krakenbot.config import load
+from krakenbot.config_reader import load
 from krakenbot.journal import Journal
 from krakenbot.journal_file import open_journal
 from krakenbot.lock import Lock

@@ -13,7 +13,8 @@ from unittest import mock
 from krakenbot import log
 from krakenbot.bot import Event
 from krakenbot.clock import StopRequestedError
-from krakenbot.config import Config, load
+from krakenbot.config import Config
+from krakenbot.config_reader import load
 from krakenbot.errors import StopError, UnansweredError
 from krakenbot.notify import WAITING_MAX, Notifier, sd_notify
 from tests.folders import own_folder

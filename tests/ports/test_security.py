@@ -22,7 +22,8 @@ from unittest import mock
 
 from krakenbot import cli, log
 from krakenbot.clock import Clock
-from krakenbot.config import Config, load
+from krakenbot.config import Config
+from krakenbot.config_reader import load
 from krakenbot.credentials import load_credentials
 from krakenbot.errors import Cause, ConfigError, LaterError, UnansweredError
 from krakenbot.journal_file import open_journal

@@ -6,7 +6,7 @@ from threading import Thread
 from unittest import mock
 
 from krakenbot import config, log
-from krakenbot.config import load, load_here
+from krakenbot.config_reader import load, load_here
 from krakenbot.errors import ConfigError
 from tests.folders import own_folder
 
@@ -57,13 +57,13 @@ class TestDefaults(Folder):
             if len(words) > 2 and words[1] == "=":
                 (mentioned if line.startswith("#") else set_keys).add(table + words[0])
         self.assertEqual(set(example.sources), set_keys | mentioned)
-        for key, (default, _) in config._KEYS.items():
+        for key, (default, _) in config.KEYS.items():
             with self.subTest(key):
                 self.assertIn(key, mentioned if default is None else set_keys)
 
     def test_the_commented_lines_of_the_example_are_valid_settings(self) -> None:
         text = EXAMPLE.read_text()
-        for key, (default, _) in config._KEYS.items():
+        for key, (default, _) in config.KEYS.items():
             if default is None:
                 name = key.partition(".")[2]
                 text = text.replace(f"\n# {name} = ", f"\n{name} = ")
@@ -121,7 +121,7 @@ class TestOrder(Folder):
         self.assertEqual((True, 2.5), (got.exchange.trading_agreement, got.exchange.timeout))
 
     def test_an_empty_variable_counts_as_not_set_whatever_its_key(self) -> None:
-        empty = {"KRAKENBOT_" + key.replace(".", "_").upper(): "" for key in config._KEYS}
+        empty = {"KRAKENBOT_" + key.replace(".", "_").upper(): "" for key in config.KEYS}
         toml = (
             "leverage = 3\nstate.directory = '/bot'\n[risk]\nmax_loss = 50\n"
             "[exchange]\nproxy = 'http://proxy:1'\n"

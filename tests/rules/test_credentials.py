@@ -7,7 +7,8 @@ from pathlib import Path
 from unittest import mock
 
 from krakenbot import log
-from krakenbot.config import Config, KeysTable, load
+from krakenbot.config import Config, KeysTable
+from krakenbot.config_reader import load
 from krakenbot.credentials import load_credentials
 from krakenbot.errors import ConfigError
 from tests.commands.called import call

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from decimal import Decimal as D
 from pathlib import Path
 
-from krakenbot import config
+from krakenbot import config, config_reader
 from krakenbot.backtest.costs import CostEstimate, fee_guard
 from krakenbot.candles import fill
 from krakenbot.model import Candle, MarginRates
@@ -28,7 +28,7 @@ def walk(count: int) -> list[Candle]:
 
 class TestFeeGuard(unittest.TestCase):
     def setUp(self) -> None:
-        self.settings = config.load(None, {"HOME": "/"}, Path("/nonexistent"))
+        self.settings = config_reader.load(None, {"HOME": "/"}, Path("/nonexistent"))
         self.candles = walk(700)
 
     def guard(

@@ -20,6 +20,7 @@ ROOMS = tuple(f"krakenbot.{room}" for room in ("kraken", "simulated", "backtest"
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names.split()}
 ON_TOP = {
     "kraken": 0,
+    "config_reader": 4,
     "simulated": 4,
     "backtest": 4,
     "commands": 5,

@@ -25,7 +25,8 @@ from krakenbot import identity
 from krakenbot.assemble import Parts, assemble
 from krakenbot.clock import Clock
 from krakenbot.commands import call as calling
-from krakenbot.config import Config, ExchangeTable, RiskTable, StrategyTable, load
+from krakenbot.config import Config, ExchangeTable, RiskTable, StrategyTable
+from krakenbot.config_reader import load
 from krakenbot.credentials import load_credentials
 from krakenbot.errors import (
     Cause,

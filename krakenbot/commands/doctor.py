@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from krakenbot import config as configuration
-from krakenbot import identity
 from krakenbot import log as logs
 from krakenbot.assemble import assumed_fee_rate, client_of, spot_of
 from krakenbot.clock import Clock
+from krakenbot.commands import journals
 from krakenbot.commands.call import signed_client
 from krakenbot.credentials import CUSTOM_CODE, load_credentials
 from krakenbot.errors import ConfigError, HeldError
@@ -157,7 +157,7 @@ class Checks:
         return "ok", f"{folder}{made}, {free >> 20} MB free"
 
     def _journal(self) -> Answer:
-        path = identity.find(self.config)
+        path = journals.find(self.config)
         if path is None:
             return "skip", "none yet: this bot has not run"
         with closing(open_read_only(path)) as journal:
@@ -170,8 +170,8 @@ class Checks:
         return "ok", f"{path.name} is sound, unresolved orders: {unresolved}; the bot is {runs}"
 
     def _others(self) -> Answer:
-        own = identity.find(self.config) or Path()
-        if others := identity.unmanaged(self.config, own):
+        own = journals.find(self.config) or Path()
+        if others := journals.unmanaged(self.config, own):
             return "warn", "; ".join(others)
         return "ok", "no other journal here shows a position or an open order"
 

@@ -9,7 +9,7 @@ from decimal import Decimal
 from functools import partial
 from pathlib import Path
 
-from krakenbot import handover, identity
+from krakenbot import handover
 from krakenbot.assemble import (
     Parts,
     assemble,
@@ -20,6 +20,7 @@ from krakenbot.assemble import (
     spot_of,
 )
 from krakenbot.clock import Clock
+from krakenbot.commands import journals
 from krakenbot.config import Config, StrategyTable
 from krakenbot.errors import ExchangeError, LaterError, StopError
 from krakenbot.format import asset, volume
@@ -60,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _resume(config: Config) -> int:
-    path = identity.journal_path(config)
+    path = journals.journal_path(config)
     lock = Lock(path.with_suffix(".lock"), f"the {config.mode} journal of {config.pair}")
     with closing(lock), closing(open_journal(path)) as journal:
         reason = journal.get("halted")
@@ -96,7 +97,7 @@ def adopt(config: Config, *, yes: bool) -> int:
 def _flatten(config: Config, arguments: argparse.Namespace) -> int:
     require_live(config, arguments.live)
     # Without a journal only a live account can hold something.
-    path = identity.find(config) if config.mode == "live" else identity.journal_path(config)
+    path = journals.find(config) if config.mode == "live" else journals.journal_path(config)
     if path is not None and _is_running(config, path):
         code = _ask_the_bot(config, path, arguments)
         if code is not None:
@@ -179,7 +180,7 @@ def _holdings(parts: Parts) -> tuple[Decimal, Decimal, str]:
 def _tell_without_journal(parts: Parts) -> int:
     """Show what the exchange holds when there is no journal. StopError if it holds anything."""
     config, (margin, owned, found) = parts.config, _holdings(parts)
-    left = "".join(f"\n{clean(text)}" for text in identity.unmanaged(config, parts.path))
+    left = "".join(f"\n{clean(text)}" for text in journals.unmanaged(config, parts.path))
     if margin or (not config.leverage and owned >= parts.bot.market.rules.ordermin):
         raise StopError(
             f"nothing was closed: {found}, and no journal in {config.state_directory} says what of "

@@ -13,9 +13,9 @@ from typing import Any
 
 from krakenbot import config as configuration
 from krakenbot.commands import json_values
+from krakenbot.commands.journals import journal_path
 from krakenbot.commands.status import units
 from krakenbot.format import MINUTE, amount, in_columns, moment, percent, price, volume
-from krakenbot.identity import journal_path
 from krakenbot.journal import Journal
 from krakenbot.journal_file import open_read_only
 from krakenbot.log import clean

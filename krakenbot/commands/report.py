@@ -14,11 +14,11 @@ from krakenbot import format
 from krakenbot.backtest.result import Result
 from krakenbot.commands import history
 from krakenbot.commands.history import Row, shown
+from krakenbot.commands.journals import journal_path
 from krakenbot.commands.page import Chart, page, table, write_page
 from krakenbot.commands.status import units
 from krakenbot.config import Config, is_loopback
 from krakenbot.format import duration, moment, money, percent, signed, volume
-from krakenbot.identity import journal_path
 from krakenbot.journal import Journal
 from krakenbot.journal_file import open_read_only
 from krakenbot.log import clean

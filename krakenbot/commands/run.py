@@ -4,10 +4,10 @@ import argparse
 import sys
 from decimal import Decimal
 
-from krakenbot import identity, log
+from krakenbot import log
 from krakenbot.assemble import Parts, assemble, assumed_fee_rate, load_config, require_live
 from krakenbot.bot import Event
-from krakenbot.commands import UsageError, exit_code
+from krakenbot.commands import UsageError, exit_code, journals
 from krakenbot.commands.handover import BY_HAND, adopt
 from krakenbot.commands.screen import Screen
 from krakenbot.config import Config, is_loopback
@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
         presence(event)
         if event.kind == "start":
             _say(_banner(config, parts))
-            for text in identity.unmanaged(config, parts.path):
+            for text in journals.unmanaged(config, parts.path):
                 log.warning("%s", text)
             if config.mode != "live" and not arguments.once:  # Live, startup has shown them.
                 _say_costs(parts)

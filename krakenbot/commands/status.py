@@ -11,9 +11,8 @@ from decimal import Decimal
 from typing import Any
 
 from krakenbot import config as configuration
-from krakenbot import identity
 from krakenbot.alerts import active_alerts
-from krakenbot.commands import json_values
+from krakenbot.commands import journals, json_values
 from krakenbot.config import Config
 from krakenbot.format import duration, moment, money, percent, shows_color, signed, volume
 from krakenbot.journal import Journal
@@ -46,14 +45,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _status(config: Config) -> dict[str, Any]:
-    path = identity.journal_path(config)
+    path = journals.journal_path(config)
     with closing(open_read_only(path)) as journal:
         life = read_life(journal, path.with_suffix(".lock"), config.exchange.clock_speed)
         status = read_status(journal) | life._asdict() | {"mode": config.mode, "pair": config.pair}
         status["interval"] = int(journal.get("interval") or config.interval)
         status["strategy"] = journal.get("strategy") or config.strategy.title
         status["base"], status["quote"], _ = units(journal, config.pair)
-    status["warnings"] += identity.unmanaged(config, path)
+    status["warnings"] += journals.unmanaged(config, path)
     if status["interval"] != config.interval:
         text = f"config now says interval = {config.interval}: restart the bot to use it"
         status["warnings"].append(text)

@@ -22,10 +22,10 @@ from krakenbot.assemble import assumed_fee_rate, client_of, spot_of
 from krakenbot.clock import Clock
 from krakenbot.commands import journals
 from krakenbot.commands.call import signed_client
+from krakenbot.commands.preview import compared
 from krakenbot.credentials import CUSTOM_CODE, load_credentials
 from krakenbot.errors import ConfigError, HeldError
 from krakenbot.format import asset, money, percent, price, shows_color, volume
-from krakenbot.handover import compared
 from krakenbot.journal_file import open_read_only
 from krakenbot.lock import Lock
 from krakenbot.model import ZERO, Credentials, MarginSummary, Order, Side

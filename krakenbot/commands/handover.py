@@ -20,11 +20,11 @@ from krakenbot.assemble import (
     spot_of,
 )
 from krakenbot.clock import Clock
-from krakenbot.commands import journals
+from krakenbot.commands import journals, preview
+from krakenbot.commands.preview import compared
 from krakenbot.config import Config, StrategyTable
 from krakenbot.errors import ExchangeError, LaterError, StopError
 from krakenbot.format import asset, volume
-from krakenbot.handover import compared
 from krakenbot.journal_file import open_journal, open_read_only
 from krakenbot.lock import Lock, is_locked
 from krakenbot.log import clean
@@ -85,7 +85,7 @@ def adopt(config: Config, *, yes: bool) -> int:
         bot, ask = parts.bot, partial(parts.bot.retry, patience_s=config.exchange.patience)
         for action in (bot.market.learn, *(parts.checks if yes else ())):
             ask(action)
-        print("\n".join(ask(partial(handover.adoption, bot))))
+        print("\n".join(ask(partial(preview.adoption, bot))))
         if not yes:
             print("Nothing was changed: add --yes to do this")
             return 2
@@ -125,7 +125,7 @@ def _flatten(config: Config, arguments: argparse.Namespace) -> int:
         if takes_all and held != recorded:
             print(f"{compared(held, recorded, base)}: all of it is closed")
         if closes := held if takes_all else recorded:
-            print(f"flatten: {ask(partial(handover.next_trade, bot, -closes))}")
+            print(f"flatten: {ask(partial(preview.next_trade, bot, -closes))}")
         if not _agreed(arguments, parts.clock):
             return 2
         if takes_all:
@@ -204,7 +204,7 @@ def _ask_the_bot(config: Config, path: Path, arguments: argparse.Namespace) -> i
     if held:
         spot = spot_of(config, client_of(config, clock))
         fee_rate = paid[-1] if paid else assumed_fee_rate(config)
-        print(f"  {handover.describe_trade(spot, base, fee_rate, -held)}")
+        print(f"  {preview.describe_trade(spot, base, fee_rate, -held)}")
     if not _agreed(arguments, clock):
         return 2
     _wait_for_the_bot(path, config.exchange.patience + GRACE_S)

@@ -9,11 +9,12 @@ from krakenbot.assemble import Parts, assemble, assumed_fee_rate, load_config, r
 from krakenbot.bot import Event
 from krakenbot.commands import UsageError, exit_code, journals
 from krakenbot.commands.handover import BY_HAND, adopt
+from krakenbot.commands.preview import compared
 from krakenbot.commands.screen import Screen
 from krakenbot.config import Config, is_loopback
 from krakenbot.errors import ExchangeError, FlattenRequestedError, StopError
 from krakenbot.format import moment, money, volume
-from krakenbot.handover import compared, flatten
+from krakenbot.handover import flatten
 from krakenbot.lock import is_locked
 from krakenbot.notify import Notifier
 from krakenbot.presence import Presence

@@ -12,6 +12,7 @@ from unittest import mock
 from krakenbot.alerts import active_alerts
 from krakenbot.bot import Bot, Event
 from krakenbot.clock import StopRequestedError
+from krakenbot.commands.preview import adoption
 from krakenbot.errors import (
     Cause,
     ConfigError,
@@ -21,7 +22,7 @@ from krakenbot.errors import (
     StopError,
     UnansweredError,
 )
-from krakenbot.handover import adopt, adoption, flatten
+from krakenbot.handover import adopt, flatten
 from krakenbot.journal import Journal
 from krakenbot.journal_file import prepare
 from krakenbot.kraken.spot import Spot

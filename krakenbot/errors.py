@@ -64,10 +64,6 @@ class UnansweredError(ExchangeError):
     """Outcome unknown: no answer, or none that can be understood. It may have happened."""
 
 
-class FlattenRequestedError(Exception):
-    """A person asks the running bot to flatten. Raised while waiting, like a request to stop."""
-
-
 class StopError(Exception):
     """A person must look. The process ends with `exit_code`: 76 safety stop, 77 key refused."""
 

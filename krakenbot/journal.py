@@ -246,16 +246,6 @@ class Journal:
         """Yield all charges besides trade fees, oldest first, without the original amounts."""
         return self._read(Booked, "SELECT id, time, kind, amount FROM charges ORDER BY time")
 
-    def opening_fees(self) -> dict[str, Decimal]:
-        """Return the margin opening fees by intent id, in quote currency."""
-        fees: dict[str, Decimal] = {}
-        for booked in self.charges():
-            # An intent's id with or without a prefix or suffix: see assumed_id and accounting.py.
-            intent_id = booked.id.removeprefix(assumed_id("")).partition(" ")[0]
-            if booked.kind == "opening":
-                fees[intent_id] = fees.get(intent_id, ZERO) + booked.amount
-        return fees
-
     def is_charged(self, charge_id: str) -> bool:
         return self._number("SELECT count(*) FROM charges WHERE id = ?", _stored(charge_id)) > 0
 

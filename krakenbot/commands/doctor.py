@@ -20,12 +20,12 @@ from krakenbot import config as configuration
 from krakenbot import log as logs
 from krakenbot.assemble import assumed_fee_rate, client_of, spot_of
 from krakenbot.clock import Clock
-from krakenbot.commands import journals
+from krakenbot.commands import journals, shows_color
 from krakenbot.commands.call import signed_client
 from krakenbot.commands.preview import compared
 from krakenbot.credentials import CUSTOM_CODE, load_credentials
 from krakenbot.errors import ConfigError, HeldError
-from krakenbot.format import asset, money, percent, price, shows_color, volume
+from krakenbot.format import asset, money, percent, price, volume
 from krakenbot.journal_file import open_read_only
 from krakenbot.lock import Lock
 from krakenbot.model import ZERO, Credentials, MarginSummary, Order, Side

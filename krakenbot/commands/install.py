@@ -22,11 +22,11 @@ from functools import partial
 from pathlib import Path
 
 from krakenbot import config as configuration
-from krakenbot.commands import UsageError, write_atomically, write_output
+from krakenbot.commands import UsageError, in_columns, write_atomically, write_output
 from krakenbot.commands.help import page
 from krakenbot.config import Config
 from krakenbot.errors import ConfigError
-from krakenbot.format import in_columns, volume
+from krakenbot.format import volume
 from krakenbot.journal_file import open_read_only
 from krakenbot.lock import holder
 from krakenbot.log import clean

@@ -12,7 +12,7 @@ from krakenbot.commands.handover import BY_HAND, adopt
 from krakenbot.commands.preview import compared
 from krakenbot.commands.screen import Screen
 from krakenbot.config import Config, is_loopback
-from krakenbot.errors import ExchangeError, FlattenRequestedError, StopError
+from krakenbot.errors import ExchangeError, StopError
 from krakenbot.format import moment, money, volume
 from krakenbot.handover import flatten
 from krakenbot.lock import is_locked
@@ -21,6 +21,10 @@ from krakenbot.presence import Presence
 from krakenbot.startup import count_costs
 
 EXAMPLE = "krakenbot --config my.toml run --live"
+
+
+class FlattenRequestedError(Exception):
+    """A person asks the running bot to flatten. Raised while waiting, like a request to stop."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -12,9 +12,9 @@ from typing import Any
 
 from krakenbot import config as configuration
 from krakenbot.alerts import active_alerts
-from krakenbot.commands import journals, json_values
+from krakenbot.commands import journals, json_values, shows_color
 from krakenbot.config import Config
-from krakenbot.format import duration, moment, money, percent, shows_color, signed, volume
+from krakenbot.format import duration, moment, money, percent, signed, volume
 from krakenbot.journal import Journal
 from krakenbot.journal_file import open_read_only
 from krakenbot.log import clean

@@ -11,8 +11,8 @@ from unittest import mock
 from krakenbot.alerts import active_alerts
 from krakenbot.bot import Bot
 from krakenbot.clock import StopRequestedError
+from krakenbot.commands.run import FlattenRequestedError
 from krakenbot.errors import (
-    FlattenRequestedError,
     KeyRefusedError,
     LaterError,
     RefusedError,

@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
+from decimal import Decimal
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +21,6 @@ from krakenbot.journal_file import open_read_only
 from krakenbot.kraken.signing import fingerprint
 from krakenbot.lock import Lock, no_access, open_private
 from krakenbot.model import Secret
-from krakenbot.pairs import plain
 
 INDEX, INDEX_TRIES = "index.json", 250  # Five seconds.
 
@@ -132,14 +132,13 @@ def key_lock(config: Config, key: str, by_bot: bool = False) -> Lock:
     return Lock(path, "this API key", f"{_host(config)} {key}", by_bot=by_bot)
 
 
-def holding(config: Config) -> Iterator[tuple[Path, str, str]]:
-    """Yield path, pair and what is held or unresolved of each journal that says so."""
+def holding(config: Config) -> Iterator[tuple[Path, str, Decimal]]:
+    """Yield path, pair and what is held of each journal with a position, or an unresolved order."""
     for path, (pair, _) in _known(config):
         with suppress(ConfigError, StopError), closing(open_read_only(path)) as journal:
-            if held := journal.account().held:
-                yield path, pair, f"{plain(held)} {pair} is still held"
-            elif journal.open_intents():
-                yield path, pair, f"an order on {pair} is unresolved"
+            held = journal.account().held
+            if held or journal.open_intents():
+                yield path, pair, held
 
 
 def _known(

@@ -26,10 +26,10 @@ from krakenbot.config import Config, StrategyTable
 from krakenbot.errors import ExchangeError, LaterError, StopError
 from krakenbot.format import asset, volume
 from krakenbot.journal_file import open_journal, open_read_only
-from krakenbot.lock import Lock, is_locked
+from krakenbot.lock import Lock
 from krakenbot.log import clean
 from krakenbot.model import ZERO
-from krakenbot.presence import State, read_life
+from krakenbot.presence import State, is_locked, read_life
 from krakenbot.retry import LOCKOUT_S
 
 EXAMPLE = "krakenbot flatten --live; krakenbot adopt; krakenbot resume"

@@ -28,8 +28,8 @@ from krakenbot.config import Config
 from krakenbot.errors import ConfigError
 from krakenbot.format import volume
 from krakenbot.journal_file import open_read_only
-from krakenbot.lock import holder
 from krakenbot.log import clean
+from krakenbot.presence import holder
 
 EXAMPLE = (
     "sudo python3 krakenbot.pyz install --systemd --dry-run; sudo krakenbot uninstall --dry-run; "

@@ -9,7 +9,8 @@ from krakenbot.credentials import load_credentials
 from krakenbot.errors import ConfigError
 from krakenbot.identity import Identity, bare, holding, place_of, recall, spelled
 from krakenbot.kraken.signing import fingerprint
-from krakenbot.lock import is_locked
+from krakenbot.pairs import plain
+from krakenbot.presence import is_locked
 
 HOME_STATE = ".local/state/krakenbot"
 SERVICE_STATE = Path("/var/lib/krakenbot")
@@ -57,9 +58,16 @@ def unmanaged(config: Config, own: Path) -> list[str]:
 
     This happens after a change of `pair`, `mode` or the key's account.
     """
-    return [
-        f"{what}, and no bot manages it: with pair = {pair} and mode = live, `krakenbot flatten "
-        f"--live` closes it; if it is closed already, `krakenbot adopt` records that ({path.name})"
-        for path, pair, what in holding(config._replace(mode="live"))
-        if path != own and not is_locked(path.with_suffix(".lock"))
-    ]
+    texts = []
+    for path, pair, held in holding(config._replace(mode="live")):
+        if path == own or is_locked(path.with_suffix(".lock")):
+            continue
+        what = f"an order on {pair} is unresolved"
+        if held:
+            what = f"{plain(held)} {pair} is still held"
+        texts.append(
+            f"{what}, and no bot manages it: with pair = {pair} and mode = live, `krakenbot "
+            "flatten --live` closes it; if it is closed already, `krakenbot adopt` records that "
+            f"({path.name})"
+        )
+    return texts

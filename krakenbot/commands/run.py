@@ -15,9 +15,8 @@ from krakenbot.config import Config, is_loopback
 from krakenbot.errors import ExchangeError, StopError
 from krakenbot.format import moment, money, volume
 from krakenbot.handover import flatten
-from krakenbot.lock import is_locked
 from krakenbot.notify import Notifier
-from krakenbot.presence import Presence
+from krakenbot.presence import Presence, is_locked
 from krakenbot.startup import count_costs
 
 EXAMPLE = "krakenbot --config my.toml run --live"

@@ -20,9 +20,9 @@ from krakenbot.commands import handover
 from krakenbot.commands.preview import describe_trade
 from krakenbot.errors import LaterError
 from krakenbot.journal_file import open_journal
-from krakenbot.lock import Lock, is_locked
+from krakenbot.lock import Lock
 from krakenbot.model import Quote
-from krakenbot.presence import Presence
+from krakenbot.presence import Presence, is_locked
 from tests import slow
 from tests.commands.program import LIVE, Gate, ProgramTest
 from tests.markets import short_histories

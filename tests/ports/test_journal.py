@@ -20,8 +20,9 @@ from uuid import UUID
 from krakenbot.errors import ConfigError, StopError
 from krakenbot.journal import Journal
 from krakenbot.journal_file import MIGRATIONS, open_journal, open_read_only, prepare
-from krakenbot.lock import Lock, Nonces, is_locked
+from krakenbot.lock import Lock, Nonces
 from krakenbot.model import Execution, MarginSummary, OrderStatus, Purpose, Side
+from krakenbot.presence import is_locked
 from krakenbot.records import PASSING, Booked, Intent, Outcome, client_order_id
 from tests.folders import own_folder
 from tests.logs import logged

@@ -213,7 +213,8 @@ class Orders:
         except KeyRefusedError as error:
             if not error.rate_limited:
                 self._key_refusals += 1
-                error.lasting = self._key_refusals > KEY_REFUSALS_MAX
+                if self._key_refusals > KEY_REFUSALS_MAX:
+                    raise StopError(str(error), error.exit_code) from error
             raise  # No private request may follow now.
         except (LaterError, RefusedError) as error:
             outcome = self._outcome(intent, error)

@@ -121,6 +121,6 @@ def _key_pause_s(
         return LOCKOUT_S
     pause_s = next(pauses_s, None)
     is_second = error.lockout and before and before.lockout and not before.rate_limited
-    if pause_s is None or error.lasting or is_second:
+    if pause_s is None or is_second:
         raise error
     return LOCKOUT_S if error.lockout else pause_s

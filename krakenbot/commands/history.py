@@ -12,7 +12,7 @@ from decimal import Decimal
 from typing import Any
 
 from krakenbot import config as configuration
-from krakenbot.commands import in_columns, json_values
+from krakenbot.commands import in_columns, json_values, views
 from krakenbot.commands.journals import journal_path
 from krakenbot.commands.status import units
 from krakenbot.format import MINUTE, amount, moment, percent, price, volume
@@ -71,7 +71,7 @@ def since(text: str) -> int:
 
 
 def _decisions(journal: Journal, since: int) -> Iterator[Row]:
-    for row in journal.decisions(since):
+    for row in views.decisions(journal, since):
         yield row._asdict() | {"time": row.candle, "interval": row.interval_s // 60}
 
 
@@ -96,7 +96,7 @@ def _orders(journal: Journal, since: int) -> Iterator[Row]:
 def opening_fees(journal: Journal) -> dict[str, Decimal]:
     """Return the margin opening fees by intent id, in quote currency."""
     fees: dict[str, Decimal] = {}
-    for booked in journal.charges():
+    for booked in views.charges(journal):
         # An intent's id with or without a prefix or suffix: see assumed_id and accounting.py.
         intent_id = booked.id.removeprefix(assumed_id("")).partition(" ")[0]
         if booked.kind == "opening":
@@ -105,7 +105,7 @@ def opening_fees(journal: Journal) -> dict[str, Decimal]:
 
 
 def _equity(journal: Journal, since: int) -> Iterator[Row]:
-    for row in journal.equity(since):
+    for row in views.equity(journal, since):
         gross = row.pnl + row.fees + row.margin_fees + row.rollover
         yield row._asdict() | {"gross": gross, "net": row.pnl}
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from krakenbot import config as configuration
 from krakenbot.alerts import active_alerts
-from krakenbot.commands import journals, json_values, shows_color
+from krakenbot.commands import journals, json_values, shows_color, views
 from krakenbot.config import Config
 from krakenbot.format import duration, moment, money, percent, signed, volume
 from krakenbot.journal import Journal
@@ -71,7 +71,7 @@ def units(journal: Journal, pair: str) -> tuple[str, str, int | None]:
 def read_status(journal: Journal) -> dict[str, Any]:
     """Return the fields of the status that are in the journal's tables."""
     account, equity = journal.account(), journal.newest_equity()
-    decided = next(iter(journal.newest_decisions(1)), None)
+    decided = next(iter(views.newest_decisions(journal, 1)), None)
     price, halted = equity.price if equity else None, journal.get("halted")
     flatten = "" if halted else journal.get("flatten")
     if equity and int(journal.get("adopted") or 0) > equity.time:

@@ -64,10 +64,6 @@ class UnansweredError(ExchangeError):
     """Outcome unknown: no answer, or none that can be understood. It may have happened."""
 
 
-class FlattenRequestedError(Exception):
-    """A person asks the running bot to flatten. Raised while waiting, like a request to stop."""
-
-
 class StopError(Exception):
     """A person must look. The process ends with `exit_code`: 76 safety stop, 77 key refused."""
 
@@ -81,9 +77,8 @@ class KeyRefusedError(StopError):
 
     An order refused so is looked up all the same. `lockout`: each further private request prolongs
     it. `rate_limited`: a limit of requests, perhaps of other programs, that is not about this key.
-    `lasting`: a later retry is pointless.
     """
 
     def __init__(self, message: str, *, lockout: bool = False, rate_limited: bool = False) -> None:
         super().__init__(message, 77)
-        self.lockout, self.rate_limited, self.lasting = lockout, rate_limited, False
+        self.lockout, self.rate_limited = lockout, rate_limited

@@ -4,12 +4,9 @@ What is sent or stored is written by `pairs.plain`. Numbers may be Decimals, who
 floats of a chart.
 """
 
-import os
 import re
 import time
-from collections.abc import Sequence
 from decimal import Context, Decimal
-from typing import TextIO
 
 from krakenbot.pairs import PairRules, plain
 
@@ -90,17 +87,3 @@ def _fixed(number: Number, decimals: int) -> str:
 def _decimal(number: Number) -> Decimal:
     """Return the number exactly; a float rounded to its fifteen reliable digits."""
     return Decimal(f"{number:.15g}") if isinstance(number, float) else Decimal(number)
-
-
-def in_columns(names: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return lines with aligned columns; those whose name begins with | are right-aligned."""
-    heads = [name.removeprefix("|") for name in names]
-    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
-    sides = [">" if name.startswith("|") else "<" for name in names]
-    return ["  ".join(map("{:{}{}}".format, row, sides, widths)).rstrip() for row in (heads, *rows)]
-
-
-def shows_color(stream: TextIO) -> bool:
-    """Return whether the stream is a terminal that shows colors."""
-    terminal, no_color = os.environ.get("TERM"), os.environ.get("NO_COLOR")
-    return stream.isatty() and terminal != "dumb" and not no_color

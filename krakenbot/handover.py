@@ -1,23 +1,20 @@
-"""Adopting and flattening a position on a person's request, and showing what that will trade.
+"""Adopting and flattening a position on a person's request.
 
-Functions that take a bot need one whose loop is not running; all of these but `flatten` need
-`bot.market.learn` to have run.
+The bot's loop must not be running; all but `flatten` need `bot.market.learn` to have run.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from decimal import Decimal
 from functools import partial
 
 from krakenbot import format, log
 from krakenbot.accounting import own_trades
 from krakenbot.bot import Bot
-from krakenbot.decision import Snapshot, decide
-from krakenbot.errors import ExchangeError, KeyRefusedError, LaterError, RefusedError, StopError
-from krakenbot.kraken.spot import Spot
-from krakenbot.model import ZERO, Direction, Position, Purpose, Side, Step
+from krakenbot.errors import KeyRefusedError, LaterError, RefusedError, StopError
+from krakenbot.model import ZERO, Position, Purpose, Side, Step
 from krakenbot.order_states import VISIBLE_S
 from krakenbot.orders import UNFILLED_MAX
-from krakenbot.pairs import earn_balances, plain
+from krakenbot.pairs import plain
 from krakenbot.records import Intent, opening_cost
 
 PAUSE_MAX_S = 15.0  # The longest wait between two closing orders.
@@ -43,60 +40,7 @@ def held_of(bot: Bot) -> Position:
     return Position(min(bot.journal.account().held or bot.plan.size, owned), ZERO)
 
 
-def compared(holds: Decimal, records: Decimal, base: str) -> str:
-    """Return what exchange and journal say is held, both in the base currency."""
-    held, recorded = format.volume(holds, base), format.volume(records, base)
-    return f"the exchange holds {held}, the journal records {recorded}"
-
-
-def describe_trade(exchange: Spot, base: str, fee_rate: Decimal, change: Decimal) -> str:
-    """Return in words what trading `change` now means: volume, price, value and fee.
-
-    `change` is in the base currency, below 0 a sale; the fee rate is a fraction. `base` is given,
-    because the rules may not be readable.
-    """
-    text = f"{'buy' if change > 0 else 'sell'} {format.volume(abs(change), base)} at market"
-    try:
-        rules, quote = exchange.known_rules(), exchange.quote()
-    except ExchangeError as error:
-        return f"{text}; its value is not known now: {log.clean(str(error))}"
-    price = quote.ask if change > 0 else quote.bid
-    worth = abs(change) * price
-    fee = format.money(worth * fee_rate, rules.quote)
-    about = f"about {format.price(price, rules)} = {format.money(worth, rules.quote)}"
-    return f"{text}, {about}, fee about {fee} at {format.percent(100 * fee_rate)}"
-
-
-def next_trade(bot: Bot, change: Decimal) -> str:
-    """Return in words what this bot would trade now, with the fee of its account."""
-    bot.market.read_rates()
-    return describe_trade(bot.exchange, bot.market.rules.base, bot.market.fee_rate, change)
-
-
-def adoption(bot: Bot) -> list[str]:
-    """Return lines on what adopting changes and what the next decision will then trade."""
-    position, rules, recorded = held_of(bot), bot.market.rules, bot.journal.account().held
-    difference = format.signed(format.volume(position.volume - recorded, rules.base))
-    at = format.price(_price(bot, position), rules)
-    text = f"adopting: {difference} counts as traded at about {at}"
-    if position.volume == recorded:
-        text = "nothing to adopt"
-    if bot.journal.get("halted"):
-        text += "; the halt is cleared"
-    if bot.journal.get("flatten"):
-        text += "; the request to flatten is dropped"
-    lines = [compared(position.volume, recorded, rules.base), text]
-    if not bot.plan.leverage:
-        lines += [
-            f"{plain(amount)} {code} is in Earn or staked and does not count: move it "
-            "back first, or the bot will buy again"
-            for code, amount in earn_balances(bot.exchange.balances(), rules.base).items()
-        ]
-    trades = [f"  {trade}" for trade in _next_trades(bot, position.volume)]
-    return [*lines, "the next decision then trades" + ("" if trades else " nothing"), *trades]
-
-
-def _price(bot: Bot, position: Position) -> Decimal:
+def price_of(bot: Bot, position: Position) -> Decimal:
     """Return the price at which more than the journal records was opened; else the price now."""
     journal, held = bot.journal, bot.journal.account().held
     more = abs(position.volume) - abs(held)
@@ -107,20 +51,6 @@ def _price(bot: Bot, position: Position) -> Decimal:
         return average  # What the journal records is not part of it any more.
     price = (position.cost - abs(opening_cost(reversed(journal.intents()), held))) / more
     return price if average / 2 < price < average * 2 else average
-
-
-def _next_trades(bot: Bot, held: Decimal) -> Iterator[str]:
-    plan, last = bot.plan, bot.journal.get("direction")
-    signal = plan.strategy(bot.window.read())
-    if signal.direction is None and last:
-        signal = signal._replace(direction=Direction(int(last)))
-    for _ in range(2):  # A reversal takes two.
-        decision = decide(Snapshot(signal, held, bot.market.rules, None, "", {}), plan)
-        if decision.step is None:
-            return
-        change = decision.step.side.sign * decision.step.volume
-        yield f"{next_trade(bot, change)} ({decision.reason})"
-        held += change
 
 
 def adopt(bot: Bot, shown: Decimal) -> None:
@@ -148,7 +78,7 @@ def adopt(bot: Bot, shown: Decimal) -> None:
     before, position = journal.account().held, held_of(bot)
     if shown and not before and not bot.plan.leverage:
         position = Position()  # Its coins were sold, as is known only now; others are not its own.
-    price, now = _price(bot, position), int(clock.now())
+    price, now = price_of(bot, position), int(clock.now())
     own_trades(journal, position.trades, now)  # First: a crash between must not hide rollovers.
     journal.adopt(position.volume, price, now, bot.plan.leverage > 0)
     figures = plain(position.volume), plain(before), format.price(price, bot.market.rules)

@@ -10,23 +10,19 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
+from decimal import Decimal
 from pathlib import Path
 from typing import NamedTuple
 
 from krakenbot.config import Config
-from krakenbot.config_reader import journals_in
-from krakenbot.credentials import load_credentials
 from krakenbot.errors import ConfigError, StopError
 from krakenbot.journal import Journal
 from krakenbot.journal_file import open_read_only
 from krakenbot.kraken.signing import fingerprint
-from krakenbot.lock import Lock, is_locked, no_access, open_private
+from krakenbot.lock import Lock, no_access, open_private
 from krakenbot.model import Secret
-from krakenbot.pairs import plain
 
 INDEX, INDEX_TRIES = "index.json", 250  # Five seconds.
-HOME_STATE = ".local/state/krakenbot"
-SERVICE_STATE = Path("/var/lib/krakenbot")
 
 
 class Identity(NamedTuple):
@@ -71,10 +67,10 @@ def remember(config: Config, kind: str, name: str, value: str) -> None:
 
 
 def _entry(config: Config, kind: str, name: str) -> str:
-    return f"{kind} {_host(config)} {_spelled(name) if kind == 'pair' else name}"
+    return f"{kind} {_host(config)} {spelled(name) if kind == 'pair' else name}"
 
 
-def _spelled(pair: str) -> str:
+def spelled(pair: str) -> str:
     """Return one spelling for BTC/USD, xbtusd and XBTUSD. 0.2.0 named its journals by it."""
     return pair.upper().replace("/", "").replace("BTC", "XBT")
 
@@ -110,7 +106,7 @@ def place_of(
     if there or ours:  # A lost journal leaves its lock file behind.
         return (there or ours)[0]
     account = f"-{identity.account}" if identity.account else ""
-    return config.state_directory / f"{_prefix(config)}{_bare(identity.pair)}{account}.db"
+    return config.state_directory / f"{_prefix(config)}{bare(identity.pair)}{account}.db"
 
 
 def claim(config: Config, journal: Journal, path: Path, identity: Identity) -> None:
@@ -136,64 +132,13 @@ def key_lock(config: Config, key: str, by_bot: bool = False) -> Lock:
     return Lock(path, "this API key", f"{_host(config)} {key}", by_bot=by_bot)
 
 
-def unmanaged(config: Config, own: Path) -> list[str]:
-    """Return a sentence on each live journal but `own` that holds something without a bot on it.
-
-    This happens after a change of `pair`, `mode` or the key's account.
-    """
-    return [
-        f"{what}, and no bot manages it: with pair = {pair} and mode = live, `krakenbot flatten "
-        f"--live` closes it; if it is closed already, `krakenbot adopt` records that ({path.name})"
-        for path, pair, what in holding(config._replace(mode="live"))
-        if path != own and not is_locked(path.with_suffix(".lock"))
-    ]
-
-
-def holding(config: Config) -> Iterator[tuple[Path, str, str]]:
-    """Yield path, pair and what is held or unresolved of each journal that says so."""
+def holding(config: Config) -> Iterator[tuple[Path, str, Decimal]]:
+    """Yield path, pair and what is held of each journal with a position, or an unresolved order."""
     for path, (pair, _) in _known(config):
         with suppress(ConfigError, StopError), closing(open_read_only(path)) as journal:
-            if held := journal.account().held:
-                yield path, pair, f"{plain(held)} {pair} is still held"
-            elif journal.open_intents():
-                yield path, pair, f"an order on {pair} is unresolved"
-
-
-def find(config: Config) -> Path | None:
-    """Return the path of this configuration's journal without asking the exchange, or None.
-
-    Raises StopError when several match, ConfigError when the folder cannot be read.
-    """
-    account = ""
-    with suppress(ConfigError):  # Commands that only read may lack access to the keys.
-        credentials = load_credentials(config) if config.mode != "paper" else None
-        if credentials is not None:
-            account = recall(config, "account", fingerprint(credentials.key))
-    pair = recall(config, "pair", config.pair) or _bare(_spelled(config.pair))
-    path = place_of(config, Identity(pair, account))
-    return path if os.path.lexists(path) else None
-
-
-def journal_path(config: Config) -> Path:
-    """Return the path of the existing journal.
-
-    Without one, the ConfigError says what other settings have left held, and names their journals.
-    """
-    path = find(config)
-    if path is not None:
-        return path
-    home = Path(os.environ.get("HOME") or "/")
-    folders = dict.fromkeys((config.state_directory, home / HOME_STATE, SERVICE_STATE))
-    others = [f"\n  {file}" for folder in folders for file in journals_in(folder)]
-    hint = "".join(f"\n{text}" for text in unmanaged(config, Path()))
-    if others:
-        hint += f"\nJournals of other settings (--config FILE):{''.join(others[:10])}"
-    elif os.geteuid() != 0 and os.path.lexists(SERVICE_STATE):
-        hint = f". A service's are in {SERVICE_STATE}: try sudo, and --config with its file"
-    raise ConfigError(
-        f"there is no {config.mode} journal of {config.pair} in {config.state_directory} yet: "
-        f"this bot has not run here{hint}"
-    )
+            held = journal.account().held
+            if held or journal.open_intents():
+                yield path, pair, held
 
 
 def _known(
@@ -226,7 +171,7 @@ def _held(path: Path) -> str:
 
 
 def _prefix(config: Config) -> str:
-    return _bare(f"{config.mode}-{_host(config)}") + "-"
+    return bare(f"{config.mode}-{_host(config)}") + "-"
 
 
 def _host(config: Config) -> str:
@@ -234,6 +179,6 @@ def _host(config: Config) -> str:
     return host.removesuffix(":443").removesuffix(".")
 
 
-def _bare(text: str) -> str:
+def bare(text: str) -> str:
     """Return the text in a form that suits a file's name."""
     return re.sub(r"[^A-Za-z0-9.]+", "-", text)

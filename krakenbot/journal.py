@@ -2,7 +2,7 @@
 
 One SQLite file per mode, exchange, account and market. What is held is asked of the exchange, and
 the journal must agree with the answer; without margin, it says which coins are the bot's. SQL is
-only here and in journal_file.
+only here, in journal_file and, for commands that only read, in commands/views.py.
 """
 
 import sqlite3
@@ -20,7 +20,7 @@ from krakenbot.errors import StopError
 from krakenbot.log import redact
 from krakenbot.model import ZERO, Execution, MarginSummary, Purpose, Side
 from krakenbot.pairs import decimal
-from krakenbot.records import PASSING, Account, Booked, Decided, Equity, Intent, Outcome, assumed_id
+from krakenbot.records import PASSING, Account, Booked, Equity, Intent, Outcome, assumed_id
 
 BUSY_S = 20.0  # How long to wait for another program's lock on the file.
 
@@ -108,7 +108,7 @@ class Journal:
         return self._intents("WHERE created BETWEEN ? AND ? ORDER BY number", first, last)
 
     def _intents(self, rest: str, *values: object) -> list[Intent]:
-        return list(self._read(Intent, f"SELECT * FROM intents {rest}", *values))
+        return list(self.read(Intent, f"SELECT * FROM intents {rest}", *values))
 
     def orders_since(self, time: int) -> int:
         """Return how many orders since then were accepted, refused for good, or are open."""
@@ -246,20 +246,6 @@ class Journal:
                     self._insert("charges", charge._asdict())
             self._account = None
 
-    def charges(self) -> Iterator[Booked]:
-        """Yield all charges besides trade fees, oldest first, without the original amounts."""
-        return self._read(Booked, "SELECT id, time, kind, amount FROM charges ORDER BY time")
-
-    def opening_fees(self) -> dict[str, Decimal]:
-        """Return the margin opening fees by intent id, in quote currency."""
-        fees: dict[str, Decimal] = {}
-        for booked in self.charges():
-            # An intent's id with or without a prefix or suffix: see assumed_id and accounting.py.
-            intent_id = booked.id.removeprefix(assumed_id("")).partition(" ")[0]
-            if booked.kind == "opening":
-                fees[intent_id] = fees.get(intent_id, ZERO) + booked.amount
-        return fees
-
     def is_charged(self, charge_id: str) -> bool:
         return self._number("SELECT count(*) FROM charges WHERE id = ?", _stored(charge_id)) > 0
 
@@ -294,22 +280,8 @@ class Journal:
         query = "SELECT count(*) FROM decisions WHERE done AND interval_s = ? AND candle = ?"
         return self._number(query, interval_s, candle) > 0
 
-    def decisions(self, since: int = 0) -> Iterator[Decided]:
-        """Yield the decisions since then, oldest first."""
-        query = "SELECT * FROM decisions WHERE decided >= ? ORDER BY decided"
-        return self._read(Decided, query, since)
-
-    def newest_decisions(self, count: int) -> list[Decided]:
-        """Return at most that many decisions, newest first."""
-        query = "SELECT * FROM decisions ORDER BY decided DESC LIMIT ?"
-        return list(self._read(Decided, query, count))
-
-    def equity(self, since: int = 0) -> Iterator[Equity]:
-        """Yield the equity records since then, oldest first."""
-        return self._read(Equity, "SELECT * FROM equity WHERE time >= ? ORDER BY time", since)
-
     def newest_equity(self) -> Equity | None:
-        rows = self._read(Equity, "SELECT * FROM equity ORDER BY time DESC LIMIT 1")
+        rows = self.read(Equity, "SELECT * FROM equity ORDER BY time DESC LIMIT 1")
         return next(rows, None)
 
     def get(self, key: str, default: str = "") -> str:
@@ -341,16 +313,12 @@ class Journal:
     def _number(self, query: str, *values: object) -> int:
         return int(next(self._rows(query, *values))[0])
 
-    def _read(self, kind: Any, query: str, *parameters: object) -> Iterator[Any]:
-        """Yield rows as the named tuple `kind`, whose fields are named as the columns are.
-
-        A field whose column is not selected has its default.
-        """
-        fields, names = _fields(kind), list[str]()
+    def read(self, kind: Any, query: str, *parameters: object) -> Iterator[Any]:
+        """Yield rows as the named tuple `kind`, whose fields are named as the columns are."""
+        fields = _fields(kind)
         for row in self._rows(query, *parameters):
-            names = names or [name for name in fields if name in set(row.keys())]
             try:
-                values = {name: _typed(fields[name], row[name]) for name in names}
+                values = {name: _typed(of, row[name]) for name, of in fields.items()}
             except (ValueError, TypeError, ArithmeticError) as error:
                 what = f"{kind.__name__} {tuple(row)}: {error!r}"
                 raise damaged(self._path, what) from sqlite3.DatabaseError(what)

@@ -3,7 +3,6 @@
 import errno
 import fcntl
 import os
-import re
 import socket
 import sys
 import time
@@ -162,31 +161,6 @@ def open_private(path: Path, flags: int) -> int:
         folder = path.parent.stat()
         os.fchown(file, folder.st_uid, folder.st_gid)
     return file
-
-
-def is_locked(path: Path, *, if_unknown: bool = True) -> bool:
-    """Return whether a process holds this lock; False when there is no such file.
-
-    Some file systems cannot tell: then the answer is `if_unknown`.
-    """
-    try:
-        file = path.open("rb")
-    except OSError:
-        return False
-    with file:
-        try:
-            fcntl.flock(file.fileno(), fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError as error:
-            return if_unknown or isinstance(error, BlockingIOError)
-    return False
-
-
-def holder(path: Path) -> int | None:
-    """Return the id of the process that holds this lock, 0 if it does not say; None if free."""
-    if not is_locked(path):
-        return None
-    found = re.search(r"\npid (\d+)", path.read_text(encoding="ascii", errors="replace"))
-    return int(found[1]) if found else 0
 
 
 def no_access(path: Path, what: str, error: Exception, advice: str = "") -> ConfigError:

@@ -76,16 +76,6 @@ class Cell(NamedTuple):
     write: Write = Write.NOTHING
 
 
-class Action(NamedTuple):
-    """What is due now by a cell of the table: `write`, wait `pause_s`, `do`."""
-
-    write: Write
-    state: State
-    pause_s: float
-    do: Do
-    reason: str
-
-
 PREPARED, SENT, ACCEPTED, UNCONFIRMED, FINAL = State
 LOST = "was accepted by the exchange, which now does not know it"
 STILL_OPEN = "is a market order and still open long after its deadline"
@@ -153,23 +143,23 @@ class Search(NamedTuple):
         return self._replace(refused=since, is_refused=is_refused)
 
 
-def next_action(state: State, answer: Answer, search: Search, now: float) -> Action:
-    """Return what the table's cell says for now.
+def next_action(cell: Cell, answer: Answer, search: Search, now: float) -> tuple[Do, float]:
+    """Return what the answer's cell says to do now, and the pause before that in seconds.
 
     Answered lookups time out once deadline and read lag are over, this process has looked for
     WATCH_MIN_S, and two lookups answered since then were LOOKUP_PAUSE_S apart. Refused ones time
     out after LOOKUP_REFUSED_S; ones without any answer are repeated without limit.
     """
-    cell, has_timed_out = TABLE[state, answer], False
+    has_timed_out = False
     if answer is Answer.LOOKUP_FAILED:
         if search.is_refused and search.refused is not None:
             has_timed_out = now - search.refused >= LOOKUP_REFUSED_S
     elif search.first is not None and search.after is not None:
         has_timed_out = now - search.first >= WATCH_MIN_S and now - search.after >= LOOKUP_PAUSE_S
     if cell.on_timeout is not None and has_timed_out:
-        return Action(cell.write, cell.state, 0.0, cell.on_timeout, cell.reason)
+        return cell.on_timeout, 0.0
     at = min(max(search.lookups - 1, 0), len(cell.pauses_s) - 1)
-    return Action(cell.write, cell.state, cell.pauses_s[at], cell.do, cell.reason)
+    return cell.do, cell.pauses_s[at]
 
 
 REFUSED_AFTER_S = (15.0, 60.0, 300.0, 900.0)  # Pauses before a retry; the last one repeats.

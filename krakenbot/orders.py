@@ -32,6 +32,7 @@ from krakenbot.model import ZERO, Execution, Purpose, Step
 from krakenbot.order_states import (
     LOOKUP_PAUSE_S,
     NOT_SENT_AFTER_S,
+    TABLE,
     VISIBLE_S,
     Answer,
     Do,
@@ -139,16 +140,16 @@ class Orders:
     def _follow(self, intent: Intent, state: State, answer: Answer) -> None:
         """Carry out the table until the order is final; raise when the loop must wait or halt."""
         while True:
-            search = self._searches.get(intent.id, Search())
-            action = next_action(state, answer, search, self._clock.monotonic())
-            self._write(action.write, intent)
-            state = action.state
-            match action.do:
+            cell, search = TABLE[state, answer], self._searches.get(intent.id, Search())
+            do, pause_s = next_action(cell, answer, search, self._clock.monotonic())
+            self._write(cell.write, intent)
+            state = cell.state
+            match do:
                 case Do.SEND:
                     answer = self._place(intent)
                 case Do.LOOK_UP:
-                    if action.pause_s:
-                        self._clock.wait(action.pause_s)
+                    if pause_s:
+                        self._clock.wait(pause_s)
                     answer = self._look_up(intent)
                 case Do.PROVE:
                     return self._prove_absent(intent)
@@ -159,7 +160,7 @@ class Orders:
                     assert self._failure is not None
                     raise self._failure
                 case Do.HALT:
-                    raise self._halt(intent, action.reason, answer)
+                    raise self._halt(intent, cell.reason, answer)
 
     def _halt(self, intent: Intent, reason: str, answer: Answer) -> StopError:
         """Halt because of an order, and record what is held if that differs from the journal."""
@@ -213,7 +214,8 @@ class Orders:
         except KeyRefusedError as error:
             if not error.rate_limited:
                 self._key_refusals += 1
-                error.lasting = self._key_refusals > KEY_REFUSALS_MAX
+                if self._key_refusals > KEY_REFUSALS_MAX:
+                    raise StopError(str(error), error.exit_code) from error
             raise  # No private request may follow now.
         except (LaterError, RefusedError) as error:
             outcome = self._outcome(intent, error)

@@ -3,7 +3,9 @@
 Times of the process are by the host's clock, times of the market by the exchange's.
 """
 
+import fcntl
 import os
+import re
 import time
 from contextlib import suppress
 from enum import StrEnum
@@ -14,7 +16,6 @@ from krakenbot.bot import Event
 from krakenbot.clock import Clock
 from krakenbot.errors import StopError
 from krakenbot.journal import Journal
-from krakenbot.lock import holder
 
 OVERDUE_S = 300.0
 UNITS = ("base", "quote", "pair_decimals")
@@ -87,3 +88,28 @@ def read_life(journal: Journal, lock_file: Path, clock_speed: float) -> Life:
     is_overdue = due is not None and (now - due) / clock_speed > OVERDUE_S
     state = State.STALE if is_overdue else State.RUNNING
     return Life(state, pid, values["started"], due, None, None, now)
+
+
+def is_locked(path: Path, *, if_unknown: bool = True) -> bool:
+    """Return whether a process holds this lock; False when there is no such file.
+
+    Some file systems cannot tell: then the answer is `if_unknown`.
+    """
+    try:
+        file = path.open("rb")
+    except OSError:
+        return False
+    with file:
+        try:
+            fcntl.flock(file.fileno(), fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError as error:
+            return if_unknown or isinstance(error, BlockingIOError)
+    return False
+
+
+def holder(path: Path) -> int | None:
+    """Return the id of the process that holds this lock, 0 if it does not say; None if free."""
+    if not is_locked(path):
+        return None
+    found = re.search(r"\npid (\d+)", path.read_text(encoding="ascii", errors="replace"))
+    return int(found[1]) if found else 0

@@ -73,21 +73,6 @@ class Intent(NamedTuple):
         return Order(self.id, self.side, self.volume, self.leverage, self.reduce_only)
 
 
-class Decided(NamedTuple):
-    """What was decided on a candle; `done` when nothing is left to do for it."""
-
-    interval_s: int
-    candle: int
-    price: Decimal
-    average: Decimal
-    slope: int
-    target: int
-    held: Decimal
-    reason: str
-    decided: int
-    done: bool
-
-
 class Equity(NamedTuple):
     """The account after a decision: `held` in base currency, amounts in quote currency."""
 

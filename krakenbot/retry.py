@@ -1,6 +1,6 @@
 """Retrying while the exchange cannot be reached or refuses the key, and alerts about that."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 from krakenbot import log
@@ -68,20 +68,29 @@ def retry(
     sent, because that prolongs a lockout.
     """
     began, logged, backoff_s = float("inf"), float("-inf"), 1.0
-    refusals = _KeyRefusals(key_pauses_s, patience_s)
+    refusal: KeyRefusedError | None = None  # The newest one, until the key has worked again.
+    refused_at, pauses_s = float("-inf"), iter(key_pauses_s or ())
     while True:
         try:
-            if refusals.newest and probe:
+            if refusal and probe:
                 probe()
-                refusals.newest = None
+                refusal = None
             return action()
         except KeyRefusedError as error:
-            pause_s, began = refusals.pause_s(error, clock.monotonic()), float("inf")
+            if key_pauses_s is None:
+                raise
+            now = clock.monotonic()
+            # A key may pass the probe and still lack what the action needs. A refusal long after
+            # the last one, as in an outage or after a lockout, is a new one.
+            if refusal is None and now - refused_at >= LOCKOUT_S:
+                pauses_s = iter(key_pauses_s)
+            pause_s = _key_pause_s(error, refusal, pauses_s, patience_s)
+            refusal, refused_at, began = error, now, float("inf")
             log.warning("key refused, trying it again in a few minutes reason=%s", error)
             on_failure(error)
             clock.wait(pause_s)
         except ExchangeError as error:
-            refusals.newest, now = None, clock.monotonic()
+            refusal, now = None, clock.monotonic()
             began = min(began, now)
             if now - began > patience_s:
                 raise LaterError(f"gave up after {patience_s:.0f} s: {error}") from error
@@ -94,39 +103,24 @@ def retry(
             backoff_s = min(backoff_s * 2, BACKOFF_MAX_S)
 
 
-class _KeyRefusals:
-    """How often a refused key is tried again. `newest` is None once the key has worked again.
+def _key_pause_s(
+    error: KeyRefusedError,
+    before: KeyRefusedError | None,
+    pauses_s: Iterator[float],
+    patience_s: float,
+) -> float:
+    """Return the seconds until a refused key is tried again; raise when it is not.
 
+    `before` is the refusal before this one, None if the key has worked since. A second lockout in a
+    row is raised; a limit of requests only with a finite patience.
     Source: support.kraken.com 360001491786, "API error messages".
     """
-
-    def __init__(self, pauses_s: Sequence[float] | None, patience_s: float) -> None:
-        self._pauses_s, self._patience_s = pauses_s, patience_s
-        self._left, self._refused_at = iter(pauses_s or ()), float("-inf")
-        self.newest: KeyRefusedError | None = None
-
-    def pause_s(self, error: KeyRefusedError, now: float) -> float:
-        """Return the seconds to wait after a refusal at `now`; raise when it is not tried again.
-
-        A second lockout in a row is raised; a limit of requests only with a finite patience.
-        """
-        before = self.newest
-        # A key may pass the probe and still lack what the action needs. A refusal long after the
-        # last one, as in an outage or after a lockout, is a new one.
-        if before is None and now - self._refused_at >= LOCKOUT_S:
-            self._left = iter(self._pauses_s or ())
-        if (
-            error.rate_limited
-            and before
-            and before.rate_limited
-            and self._patience_s < float("inf")
-        ):
+    if error.rate_limited:
+        if before and before.rate_limited and patience_s < float("inf"):
             raise LaterError(f"gave up: {error}") from error
-        is_waited_out = error.rate_limited and self._pauses_s is not None
-        pause_s = LOCKOUT_S if is_waited_out else next(self._left, None)
-        is_locked = error.lockout and not error.rate_limited
-        is_again = is_locked and before is not None and before.lockout and not before.rate_limited
-        if pause_s is None or error.lasting or is_again:
-            raise error
-        self.newest, self._refused_at = error, now
-        return LOCKOUT_S if error.lockout else pause_s
+        return LOCKOUT_S
+    pause_s = next(pauses_s, None)
+    is_second = error.lockout and before and before.lockout and not before.rate_limited
+    if pause_s is None or is_second:
+        raise error
+    return LOCKOUT_S if error.lockout else pause_s

@@ -3,11 +3,11 @@
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from krakenbot.clock import StopRequestedError
 from krakenbot.log import clean
@@ -58,6 +58,20 @@ def json_values(values: Mapping[str, Any]) -> dict[str, Any]:
     texts = {name: plain(value) for name, value in values.items() if isinstance(value, Decimal)}
     texts |= {name: clean(value) for name, value in values.items() if isinstance(value, str)}
     return {**values, **texts}
+
+
+def in_columns(names: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return lines with aligned columns; those whose name begins with | are right-aligned."""
+    heads = [name.removeprefix("|") for name in names]
+    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
+    sides = [">" if name.startswith("|") else "<" for name in names]
+    return ["  ".join(map("{:{}{}}".format, row, sides, widths)).rstrip() for row in (heads, *rows)]
+
+
+def shows_color(stream: TextIO) -> bool:
+    """Return whether the stream is a terminal that shows colors."""
+    terminal, no_color = os.environ.get("TERM"), os.environ.get("NO_COLOR")
+    return stream.isatty() and terminal != "dumb" and not no_color
 
 
 def write_output(path: Path, data: bytes, mode: int | None = None) -> None:

@@ -16,11 +16,12 @@ from krakenbot.backtest.columns import Columns, exact
 from krakenbot.backtest.engine import Replay
 from krakenbot.backtest.result import YEAR_S, Fill, Result, Trip
 from krakenbot.backtest.sweep import Cell, Setting, Step, best_of, is_sound
+from krakenbot.commands import in_columns
 from krakenbot.commands import report as pages
 from krakenbot.commands.history import shown
 from krakenbot.commands.page import COLUMNS, page, table, write_page
 from krakenbot.commands.report import Point, Report, RoundTrip, cost_breakdown, in_words
-from krakenbot.format import MINUTE, in_columns, moment, money, percent, signed
+from krakenbot.format import MINUTE, moment, money, percent, signed
 from krakenbot.model import ZERO
 from krakenbot.pairs import PairRules, plain
 from krakenbot.rulefile import load

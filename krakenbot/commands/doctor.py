@@ -16,17 +16,18 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from krakenbot import config_reader, identity
+from krakenbot import config_reader
 from krakenbot import log as logs
 from krakenbot.assemble import assumed_fee_rate, client_of, spot_of
 from krakenbot.backtest.costs import fee_guard
 from krakenbot.clock import Clock
+from krakenbot.commands import journals, shows_color
 from krakenbot.commands.call import signed_client
+from krakenbot.commands.preview import compared
 from krakenbot.config import is_loopback
 from krakenbot.credentials import CUSTOM_CODE, load_credentials
 from krakenbot.errors import ConfigError, ExchangeError, HeldError
-from krakenbot.format import asset, money, percent, price, shows_color, volume
-from krakenbot.handover import compared
+from krakenbot.format import asset, money, percent, price, volume
 from krakenbot.journal_file import open_read_only
 from krakenbot.lock import Lock
 from krakenbot.model import ZERO, Credentials, MarginRates, MarginSummary, Order, Side
@@ -160,7 +161,7 @@ class Checks:
         return "ok", f"{folder}{new}, {free >> 20} MB free"
 
     def _journal(self) -> Answer:
-        path = identity.find(self.config)
+        path = journals.find(self.config)
         if path is None:
             return "skip", "none yet: this bot has not run"
         with closing(open_read_only(path)) as journal:
@@ -173,8 +174,8 @@ class Checks:
         return "ok", f"{path.name} is sound, unresolved orders: {unresolved}; the bot is {runs}"
 
     def _others(self) -> Answer:
-        own = identity.find(self.config) or Path()
-        if others := identity.unmanaged(self.config, own):
+        own = journals.find(self.config) or Path()
+        if others := journals.unmanaged(self.config, own):
             return "warn", "; ".join(others)
         return "ok", "no other journal here shows a position or an open order"
 

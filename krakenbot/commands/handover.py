@@ -9,7 +9,7 @@ from decimal import Decimal
 from functools import partial
 from pathlib import Path
 
-from krakenbot import handover, identity
+from krakenbot import handover
 from krakenbot.assemble import (
     Parts,
     assemble,
@@ -19,16 +19,17 @@ from krakenbot.assemble import (
     spot_of,
 )
 from krakenbot.clock import Clock
+from krakenbot.commands import journals, preview
+from krakenbot.commands.preview import compared
 from krakenbot.config import Config, StrategyTable
 from krakenbot.config_reader import load_config
 from krakenbot.errors import ExchangeError, LaterError, StopError
 from krakenbot.format import asset, volume
-from krakenbot.handover import compared
 from krakenbot.journal_file import open_journal, open_read_only
-from krakenbot.lock import Lock, is_locked
+from krakenbot.lock import Lock
 from krakenbot.log import clean
 from krakenbot.model import ZERO
-from krakenbot.presence import State, read_life
+from krakenbot.presence import State, is_locked, read_life
 from krakenbot.retry import LOCKOUT_S
 
 EXAMPLE = "krakenbot flatten --live; krakenbot adopt; krakenbot resume"
@@ -61,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _resume(config: Config) -> int:
-    path = identity.journal_path(config)
+    path = journals.journal_path(config)
     lock = Lock(path.with_suffix(".lock"), f"the {config.mode} journal of {config.pair}")
     with closing(lock), closing(open_journal(path)) as journal:
         reason = journal.get("halted")
@@ -85,7 +86,7 @@ def adopt(config: Config, *, yes: bool) -> int:
         bot, ask = parts.bot, partial(parts.bot.retry, patience_s=config.exchange.patience)
         for action in (bot.market.learn, *(parts.checks if yes else ())):
             ask(action)
-        print("\n".join(ask(partial(handover.adoption, bot))))
+        print("\n".join(ask(partial(preview.adoption, bot))))
         if not yes:
             print("Nothing was changed: add --yes to do this")
             return 2
@@ -97,7 +98,7 @@ def adopt(config: Config, *, yes: bool) -> int:
 def _flatten(config: Config, arguments: argparse.Namespace) -> int:
     require_live(config, arguments.live)
     # Without a journal only a live account can hold something.
-    path = identity.find(config) if config.mode == "live" else identity.journal_path(config)
+    path = journals.find(config) if config.mode == "live" else journals.journal_path(config)
     if path is not None and _is_running(config, path):
         code = _ask_the_bot(config, path, arguments)
         if code is not None:
@@ -125,7 +126,7 @@ def _flatten(config: Config, arguments: argparse.Namespace) -> int:
         if takes_all and held != recorded:
             print(f"{compared(held, recorded, base)}: all of it is closed")
         if closes := held if takes_all else recorded:
-            print(f"flatten: {ask(partial(handover.next_trade, bot, -closes))}")
+            print(f"flatten: {ask(partial(preview.next_trade, bot, -closes))}")
         if not _agreed(arguments, parts.clock):
             return 2
         if takes_all:
@@ -180,7 +181,7 @@ def _holdings(parts: Parts) -> tuple[Decimal, Decimal, str]:
 def _tell_without_journal(parts: Parts) -> int:
     """Print what the exchange holds, and return 0. Raises StopError if it holds anything."""
     config, (margin, owned, found) = parts.config, _holdings(parts)
-    left = "".join(f"\n{clean(text)}" for text in identity.unmanaged(config, parts.path))
+    left = "".join(f"\n{clean(text)}" for text in journals.unmanaged(config, parts.path))
     if margin or (not config.leverage and owned >= parts.bot.market.rules.ordermin):
         raise StopError(
             f"nothing was closed: {found}, and no journal in {config.state_directory} shows which "
@@ -206,7 +207,7 @@ def _ask_the_bot(config: Config, path: Path, arguments: argparse.Namespace) -> i
     if held:
         spot = spot_of(config, client_of(config, clock))
         fee_rate = paid[-1] if paid else assumed_fee_rate(config)
-        print(f"  {handover.describe_trade(spot, base, fee_rate, -held)}")
+        print(f"  {preview.describe_trade(spot, base, fee_rate, -held)}")
     if not _agreed(arguments, clock):
         return 2
     _wait_for_the_bot(path, config.exchange.patience + GRACE_S)

@@ -12,15 +12,15 @@ from decimal import Decimal
 from typing import Any
 
 from krakenbot import config_reader
-from krakenbot.commands import json_values
+from krakenbot.commands import in_columns, json_values, views
+from krakenbot.commands.journals import journal_path
 from krakenbot.commands.status import units
-from krakenbot.format import MINUTE, amount, in_columns, moment, percent, price, volume
-from krakenbot.identity import journal_path
+from krakenbot.format import MINUTE, amount, moment, percent, price, volume
 from krakenbot.journal import Journal
 from krakenbot.journal_file import open_read_only
 from krakenbot.log import clean
 from krakenbot.model import ZERO
-from krakenbot.records import Outcome
+from krakenbot.records import Outcome, assumed_id
 
 EXAMPLE = "krakenbot history orders --since 7d --format csv"
 
@@ -71,12 +71,12 @@ def since(text: str) -> int:
 
 
 def _decisions(journal: Journal, since: int) -> Iterator[Row]:
-    for row in journal.decisions(since):
+    for row in views.decisions(journal, since):
         yield row._asdict() | {"time": row.candle, "interval": row.interval_s // 60}
 
 
 def _orders(journal: Journal, since: int) -> Iterator[Row]:
-    opening_fees, decimals = journal.opening_fees(), int(journal.get("pair_decimals") or 10)
+    fees, decimals = opening_fees(journal), int(journal.get("pair_decimals") or 10)
     for intent in journal.intents():
         paid = round(intent.cost / intent.executed, decimals) if intent.executed else None
         if intent.created >= since:
@@ -86,15 +86,26 @@ def _orders(journal: Journal, since: int) -> Iterator[Row]:
                 "side": intent.side.value,
                 "volume": intent.executed,
                 "price": paid,
-                "margin_fee": opening_fees.get(intent.id, ZERO),
+                "margin_fee": fees.get(intent.id, ZERO),
                 "outcome": intent.outcome or "unresolved",
                 "asked": intent.volume,
                 "client_order_id": intent.id,
             }
 
 
+def opening_fees(journal: Journal) -> dict[str, Decimal]:
+    """Return the margin opening fees by intent id, in quote currency."""
+    fees: dict[str, Decimal] = {}
+    for booked in views.charges(journal):
+        # An intent's id with or without a prefix or suffix: see assumed_id and accounting.py.
+        intent_id = booked.id.removeprefix(assumed_id("")).partition(" ")[0]
+        if booked.kind == "opening":
+            fees[intent_id] = fees.get(intent_id, ZERO) + booked.amount
+    return fees
+
+
 def _equity(journal: Journal, since: int) -> Iterator[Row]:
-    for row in journal.equity(since):
+    for row in views.equity(journal, since):
         gross = row.pnl + row.fees + row.margin_fees + row.rollover
         yield row._asdict() | {"gross": gross, "net": row.pnl}
 

@@ -22,14 +22,14 @@ from functools import partial
 from pathlib import Path
 
 from krakenbot import config_reader
-from krakenbot.commands import UsageError, write_atomically, write_output
+from krakenbot.commands import UsageError, in_columns, write_atomically, write_output
 from krakenbot.commands.help import manual_file
 from krakenbot.config import Config
 from krakenbot.errors import ConfigError
-from krakenbot.format import in_columns, volume
+from krakenbot.format import volume
 from krakenbot.journal_file import open_read_only
-from krakenbot.lock import holder
 from krakenbot.log import clean, hide_keys
+from krakenbot.presence import holder
 
 EXAMPLE = (
     "sudo python3 krakenbot.pyz install --systemd --dry-run; sudo krakenbot uninstall --dry-run; "

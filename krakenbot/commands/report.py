@@ -11,13 +11,13 @@ from typing import NamedTuple
 
 from krakenbot import config_reader, format
 from krakenbot.backtest.result import Result
-from krakenbot.commands import history
+from krakenbot.commands import history, views
 from krakenbot.commands.history import Row, shown
+from krakenbot.commands.journals import journal_path
 from krakenbot.commands.page import Chart, page, table, write_page
 from krakenbot.commands.status import units
 from krakenbot.config import Config, is_loopback
 from krakenbot.format import duration, moment, money, percent, signed, volume
-from krakenbot.identity import journal_path
 from krakenbot.journal import Journal
 from krakenbot.journal_file import open_read_only
 from krakenbot.log import clean
@@ -108,7 +108,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def report_of(config: Config, journal: Journal) -> Report:
     """Return the report on everything in the journal."""
-    equity, intents, account = [*journal.equity()], journal.intents(), journal.account()
+    equity, intents, account = [*views.equity(journal)], journal.intents(), journal.account()
     base, quote, decimals = units(journal, config.pair)
     size = next((abs(row.held) for row in equity if row.held), config.size)
     costs = cost_breakdown(ZERO, account)  # Before the first candle the profit is 0.
@@ -130,7 +130,7 @@ def report_of(config: Config, journal: Journal) -> Report:
         words = f"The bot is halted: {clean(halted)}. {words}"
     place = " on a sandbox, no real money" if is_loopback(config.exchange.url) else ""
     strategy = journal.get("strategy") or config.strategy.title
-    decided = [row for row in journal.newest_decisions(NEWEST) if row.done]
+    decided = [row for row in views.newest_decisions(journal, NEWEST) if row.done]
     return Report(
         title=f"{config.pair} · {config.mode}{place}",
         subtitle=f"{when}, {journal.get('interval') or config.interval} min candles, {strategy}, "
@@ -146,12 +146,12 @@ def report_of(config: Config, journal: Journal) -> Report:
         # A row says what was held after its decision, and so until the next one.
         points=[_point(row, before.held) for before, row in pairwise(equity[:1] + equity)],
         orders=[*history.ROWS["orders"](journal, 0)],
-        rounds=round_trips(intents, journal.charges()),
+        rounds=round_trips(intents, views.charges(journal)),
         newest=sorted(
             (row.candle + row.interval_s, float(row.price), float(row.average)) for row in decided
         ),
         # After a change of the interval, candles of the longest one are no gap.
-        gap_s=GAP_CANDLES * max((row.interval_s for row in journal.decisions()), default=0),
+        gap_s=GAP_CANDLES * max((row.interval_s for row in views.decisions(journal)), default=0),
     )
 
 

@@ -4,22 +4,26 @@ import argparse
 import sys
 from decimal import Decimal
 
-from krakenbot import identity, log
+from krakenbot import log
 from krakenbot.assemble import Parts, assemble, require_live
 from krakenbot.bot import Event
-from krakenbot.commands import UsageError, exit_code
+from krakenbot.commands import UsageError, exit_code, journals
 from krakenbot.commands.handover import BY_HAND, adopt
+from krakenbot.commands.preview import compared
 from krakenbot.commands.screen import Screen
 from krakenbot.config import Config, is_loopback
 from krakenbot.config_reader import load_config
-from krakenbot.errors import FlattenRequestedError, StopError
+from krakenbot.errors import StopError
 from krakenbot.format import moment, money, volume
-from krakenbot.handover import compared, flatten
-from krakenbot.lock import is_locked
+from krakenbot.handover import flatten
 from krakenbot.notify import Notifier
-from krakenbot.presence import Presence
+from krakenbot.presence import Presence, is_locked
 
 EXAMPLE = "krakenbot --config my.toml run --live"
+
+
+class FlattenRequestedError(Exception):
+    """A person asks the running bot to flatten. Raised while waiting, like a request to stop."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
         presence(event)
         if event.kind == "start":
             _say(_banner(config, parts))
-            for text in identity.unmanaged(config, parts.path):
+            for text in journals.unmanaged(config, parts.path):
                 log.warning("%s", text)
             if config.mode != "live" and not arguments.once:  # In live mode the start shows them.
                 _say_costs(parts)

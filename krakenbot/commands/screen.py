@@ -6,7 +6,8 @@ from decimal import Decimal
 
 from krakenbot import log
 from krakenbot.bot import Event
-from krakenbot.format import amount, moment, price, shows_color, volume
+from krakenbot.commands import shows_color
+from krakenbot.format import amount, moment, price, volume
 
 HEADER = "time (UTC)       price    average  decision                      held     equity"
 _COLORS = {"fill": "32", "halt": "31", "warning": "33", "refusal": "33", "objection": "33"}

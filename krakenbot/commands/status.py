@@ -10,11 +10,11 @@ from contextlib import closing
 from decimal import Decimal
 from typing import Any
 
-from krakenbot import config_reader, identity
+from krakenbot import config_reader
 from krakenbot.alerts import active_alerts
-from krakenbot.commands import json_values
+from krakenbot.commands import journals, json_values, shows_color, views
 from krakenbot.config import Config
-from krakenbot.format import duration, moment, money, percent, shows_color, signed, volume
+from krakenbot.format import duration, moment, money, percent, signed, volume
 from krakenbot.journal import Journal
 from krakenbot.journal_file import open_read_only
 from krakenbot.log import clean
@@ -45,14 +45,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _status(config: Config) -> dict[str, Any]:
-    path = identity.journal_path(config)
+    path = journals.journal_path(config)
     with closing(open_read_only(path)) as journal:
         life = read_life(journal, path.with_suffix(".lock"), config.exchange.clock_speed)
         status = read_status(journal) | life._asdict() | {"mode": config.mode, "pair": config.pair}
         status["interval"] = int(journal.get("interval") or config.interval)
         status["strategy"] = journal.get("strategy") or config.strategy.title
         status["base"], status["quote"], _ = units(journal, config.pair)
-    status["warnings"] += identity.unmanaged(config, path)
+    status["warnings"] += journals.unmanaged(config, path)
     if status["interval"] != config.interval:
         text = f"config now says interval = {config.interval}: restart the bot to use it"
         status["warnings"].append(text)
@@ -75,7 +75,7 @@ def read_status(journal: Journal) -> dict[str, Any]:
     unix seconds by the exchange's clock. The names must not change.
     """
     account, equity = journal.account(), journal.newest_equity()
-    decided = next(iter(journal.newest_decisions(1)), None)
+    decided = next(iter(views.newest_decisions(journal, 1)), None)
     price, halted = equity.price if equity else None, journal.get("halted")
     flatten = "" if halted else journal.get("flatten")
     if equity and int(journal.get("adopted") or 0) > equity.time:

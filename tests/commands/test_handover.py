@@ -17,12 +17,12 @@ from unittest import mock
 from krakenbot import retry
 from krakenbot.clock import Clock, StopRequestedError
 from krakenbot.commands import handover
+from krakenbot.commands.preview import describe_trade
 from krakenbot.errors import LaterError
-from krakenbot.handover import describe_trade
 from krakenbot.journal_file import open_journal
-from krakenbot.lock import Lock, is_locked
+from krakenbot.lock import Lock
 from krakenbot.model import Quote
-from krakenbot.presence import Presence
+from krakenbot.presence import Presence, is_locked
 from tests import slow
 from tests.commands.program import LIVE, Gate, ProgramTest
 from tests.markets import short_histories
@@ -314,7 +314,7 @@ class TestFlatten(HandoverTest):
         parts.bot.journal.account().held = D("0.01")
         with (
             mock.patch.object(handover, "assemble", return_value=parts),
-            mock.patch.object(handover.handover, "adoption", return_value=[]),
+            mock.patch.object(handover.preview, "adoption", return_value=[]),
             mock.patch.object(handover.handover, "adopt") as adopt,
             contextlib.redirect_stdout(io.StringIO()),
         ):

@@ -12,6 +12,7 @@ from unittest import mock
 from krakenbot import identity
 from krakenbot.bot import Event
 from krakenbot.clock import Clock
+from krakenbot.commands import journals
 from krakenbot.commands.status import units
 from krakenbot.config_reader import load
 from krakenbot.journal import Journal
@@ -265,7 +266,7 @@ class TestFigures(Folder):
 
     def test_where_a_service_s_journals_cannot_be_seen_sudo_is_advised(self) -> None:
         with (
-            mock.patch.object(identity, "SERVICE_STATE", self.path.parent.parent),
+            mock.patch.object(journals, "SERVICE_STATE", self.path.parent.parent),
             mock.patch.object(Path, "glob", side_effect=PermissionError),
             mock.patch("os.geteuid", return_value=1),
         ):

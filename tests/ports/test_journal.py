@@ -17,11 +17,13 @@ from unittest import mock
 from unittest.mock import patch
 from uuid import UUID
 
+from krakenbot.commands.views import decisions, equity, newest_decisions
 from krakenbot.errors import ConfigError, StopError
 from krakenbot.journal import Journal
 from krakenbot.journal_file import MIGRATIONS, open_journal, open_read_only, prepare
-from krakenbot.lock import Lock, Nonces, is_locked
+from krakenbot.lock import Lock, Nonces
 from krakenbot.model import Execution, MarginSummary, OrderStatus, Purpose, Side
+from krakenbot.presence import is_locked
 from krakenbot.records import PASSING, Booked, Intent, Outcome, client_order_id
 from tests.folders import own_folder
 from tests.logs import logged
@@ -320,9 +322,9 @@ class TestFile(Folder):
             for table in ("decisions", "equity"):
                 self.sql(f"UPDATE {table} SET {change}")
             for reading in (
-                lambda: list(journal.decisions()),
-                lambda: journal.newest_decisions(1),
-                lambda: list(journal.equity()),
+                lambda: list(decisions(journal)),
+                lambda: newest_decisions(journal, 1),
+                lambda: list(equity(journal)),
                 journal.newest_equity,
             ):
                 with self.subTest(change), self.assertRaisesRegex(StopError, "damaged.*left as it"):
@@ -338,7 +340,7 @@ class TestFile(Folder):
                 failing.intents,
                 failing.newest_record,
                 partial(failing.get, "halted"),
-                lambda failing=failing: list(failing.decisions()),
+                lambda failing=failing: list(decisions(failing)),
             ):
                 said = f"the journal {re.escape(str(self.path))} .*disk I/O error"
                 with self.subTest(kind), self.assertRaisesRegex(StopError, said) as caught:

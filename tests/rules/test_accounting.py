@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import cast
 
 from krakenbot.accounting import LATE_S, Ledger, opening_fee
+from krakenbot.commands.history import opening_fees
 from krakenbot.commands.status import read_status, realized
 from krakenbot.errors import KeyRefusedError, StopError, UnansweredError
 from krakenbot.journal import Journal
@@ -295,7 +296,7 @@ class TestOtherCurrencies(AccountingTest):
         rows = self.database.execute("SELECT charged FROM charges WHERE asset = 'XXBT'")
         self.assertEqual([("0.00001",)], [tuple(row) for row in rows])
         (intent_id,) = (x.id for x in self.journal.intents())
-        self.assertEqual(Decimal("0.6"), self.journal.opening_fees()[intent_id])
+        self.assertEqual(Decimal("0.6"), opening_fees(self.journal)[intent_id])
 
     def test_a_row_in_coins_that_comes_late_is_booked_too(self) -> None:
         order = self.bought(told="16")

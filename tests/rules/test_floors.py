@@ -132,7 +132,7 @@ class TestFloors(unittest.TestCase):
                 with self.subTest(name):
                     taken = {target.split(".")[0] for target in imports(tree, lazy=True)}
                     # format writes a time that it is given.
-                    allowed = {"os", "time"} if name == "format" else set()
+                    allowed = {"time"} if name == "format" else set()
                     self.assertLessEqual(taken, PURE | {"krakenbot"} | allowed)
 
     def test_only_the_clock_and_the_transport_read_the_system_s_time(self) -> None:

@@ -3,6 +3,7 @@ import unittest
 from decimal import Decimal as D
 from unittest import mock
 
+from krakenbot.commands import shows_color
 from krakenbot.format import (
     amount,
     asset,
@@ -11,7 +12,6 @@ from krakenbot.format import (
     money,
     percent,
     price,
-    shows_color,
     signed,
     volume,
 )

@@ -67,6 +67,10 @@ CELLS: dict[tuple[State, Answer], tuple[Any, ...]] = {
 }
 
 
+def due(state: State, answer: Answer, search: Search, now: float = NOW) -> tuple[Do, float]:
+    return next_action(TABLE[state, answer], answer, search, now)
+
+
 class TestTable(unittest.TestCase):
     def test_every_state_has_a_cell_for_every_answer(self) -> None:
         self.assertEqual(set(product(State, Answer)), set(TABLE))
@@ -74,10 +78,8 @@ class TestTable(unittest.TestCase):
     def test_each_cell_does_what_is_written_here(self) -> None:
         for (state, answer), (write, do, pause_s, after, *_) in CELLS.items():
             with self.subTest(state=state.name, answer=answer.name):
-                got = next_action(state, answer, NEW, NOW)
-                self.assertEqual(
-                    (write, do, pause_s, after), (got.write, got.do, got.pause_s, got.state)
-                )
+                cell, got = TABLE[state, answer], due(state, answer, NEW)
+                self.assertEqual((write, (do, pause_s), after), (cell.write, got, cell.state))
 
     def test_each_cell_does_something_else_once_waiting_is_over_only_where_written(self) -> None:
         for (state, answer), (write, do, _, after, *late) in CELLS.items():
@@ -85,20 +87,20 @@ class TestTable(unittest.TestCase):
                 LONG._replace(refused=0.0, is_refused=True) if answer is A.LOOKUP_FAILED else LONG
             )
             with self.subTest(state=state.name, answer=answer.name):
-                got = next_action(state, answer, over, 4000.0)
-                self.assertEqual((late or [do])[0], got.do)
-                self.assertEqual((write, after), (got.write, got.state))
-                self.assertEqual(late[1:] or [""], [got.reason])
+                got, cell = due(state, answer, over, 4000.0)[0], TABLE[state, answer]
+                self.assertEqual((late or [do])[0], got)
+                self.assertEqual((write, after), (cell.write, cell.state))
+                self.assertEqual(late[1:] or [""], [cell.reason])
 
     def test_every_other_cell_cannot_be_and_stops_for_a_person_with_nothing_written(self) -> None:
         others = TABLE.keys() - CELLS.keys()
         self.assertEqual(20, len(others))
         for state, answer in others:
             with self.subTest(state=state.name, answer=answer.name):
-                got = next_action(state, answer, NEW, NOW)
-                self.assertEqual((W.NOTHING, Do.HALT), (got.write, got.do))
-                self.assertIn(answer.name, got.reason)
-                self.assertIn(state.name, got.reason)
+                cell, got = TABLE[state, answer], due(state, answer, NEW)[0]
+                self.assertEqual((W.NOTHING, Do.HALT), (cell.write, got))
+                self.assertIn(answer.name, cell.reason)
+                self.assertIn(state.name, cell.reason)
 
     def test_an_order_is_sent_from_one_cell_alone_right_after_its_intent_is_written(self) -> None:
         sending = [(key, cell.write) for key, cell in TABLE.items() if cell.do is Do.SEND]
@@ -107,7 +109,7 @@ class TestTable(unittest.TestCase):
 
 class TestWaiting(unittest.TestCase):
     def absent(self, search: Search, now: float = NOW) -> bool:
-        return next_action(S.UNCONFIRMED, A.NOT_FOUND, search, now).do is Do.PROVE
+        return due(S.UNCONFIRMED, A.NOT_FOUND, search, now)[0] is Do.PROVE
 
     def test_absent_needs_a_long_watch_and_two_answered_looks_ten_seconds_apart(self) -> None:
         self.assertTrue(self.absent(LONG))
@@ -120,24 +122,20 @@ class TestWaiting(unittest.TestCase):
         self.assertEqual(Search(4, 5, 25), search)
 
     def test_an_accepted_order_is_looked_at_after_1_2_4_8_and_then_every_10_seconds(self) -> None:
-        pauses = [
-            next_action(S.ACCEPTED, A.FOUND_OPEN, NEW._replace(lookups=n), NOW).pause_s
-            for n in range(1, 8)
-        ]
+        pauses = [due(S.ACCEPTED, A.FOUND_OPEN, NEW._replace(lookups=n))[1] for n in range(1, 8)]
         self.assertEqual([1, 2, 4, 8, 10, 10, 10], pauses)
 
     def test_a_look_that_is_refused_for_an_hour_needs_a_person(self) -> None:
         search = NEW.failed(100, True).failed(2000, False).failed(3000, True)
-        early = next_action(S.UNCONFIRMED, A.LOOKUP_FAILED, search, 3699)
-        late = next_action(S.UNCONFIRMED, A.LOOKUP_FAILED, search, 3700)
-        self.assertEqual((Do.LEAVE_OPEN, Do.HALT), (early.do, late.do))
-        outage = next_action(S.UNCONFIRMED, A.LOOKUP_FAILED, search.failed(9000, False), 9000)
-        self.assertIs(Do.LEAVE_OPEN, outage.do)
+        early, late = (due(S.UNCONFIRMED, A.LOOKUP_FAILED, search, at)[0] for at in (3699, 3700))
+        self.assertEqual((Do.LEAVE_OPEN, Do.HALT), (early, late))
+        outage = due(S.UNCONFIRMED, A.LOOKUP_FAILED, search.failed(9000, False), 9000)
+        self.assertIs(Do.LEAVE_OPEN, outage[0])
 
     def test_an_exchange_that_cannot_be_reached_is_waited_for_without_end(self) -> None:
         search = NEW.failed(100, False)
-        action = next_action(S.ACCEPTED, A.LOOKUP_FAILED, search, 100 + 30 * DAY)
-        self.assertIs(Do.LEAVE_OPEN, action.do)
+        action, _ = due(S.ACCEPTED, A.LOOKUP_FAILED, search, 100 + 30 * DAY)
+        self.assertIs(Do.LEAVE_OPEN, action)
 
     def test_a_look_that_is_answered_again_forgets_the_refusals(self) -> None:
         self.assertIsNone(NEW.failed(100, True).answered(200, False).refused)

@@ -11,8 +11,9 @@ from unittest import mock
 from krakenbot.alerts import active_alerts
 from krakenbot.bot import Bot
 from krakenbot.clock import StopRequestedError
+from krakenbot.commands.run import FlattenRequestedError
+from krakenbot.commands.views import decisions
 from krakenbot.errors import (
-    FlattenRequestedError,
     KeyRefusedError,
     LaterError,
     RefusedError,
@@ -696,7 +697,7 @@ class TestClocks(BotTest):
     def assert_it_goes_on(self, seconds: float, bot: Bot | None = None) -> None:
         self.run_for(seconds, bot)
         self.assertLess(abs(self.clock.now() - self.clock.time), 2)
-        newest = max(decided.candle for decided in self.journal.decisions())
+        newest = max(decided.candle for decided in decisions(self.journal))
         self.assertTrue(self.clock.time - 180 < newest < self.clock.time)
 
     def test_one_answer_hours_off_at_the_start_or_later_does_not_move_the_clock(self) -> None:
@@ -769,6 +770,6 @@ class TestWords(BotTest):
     def test_a_decision_that_ended_without_its_order_says_why(self) -> None:
         self.exchange.script = ["refuse"]
         self.once()
-        (decided,) = self.journal.decisions()
+        (decided,) = decisions(self.journal)
         self.assertIn("0.01 off target", decided.reason)
         self.assertIn("already ordered once for this candle", decided.reason)

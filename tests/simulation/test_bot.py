@@ -12,6 +12,8 @@ from unittest import mock
 from krakenbot.alerts import active_alerts
 from krakenbot.bot import Bot, Event
 from krakenbot.clock import StopRequestedError
+from krakenbot.commands.preview import adoption
+from krakenbot.commands.views import decisions
 from krakenbot.errors import (
     Cause,
     ConfigError,
@@ -21,7 +23,7 @@ from krakenbot.errors import (
     StopError,
     UnansweredError,
 )
-from krakenbot.handover import adopt, adoption, flatten
+from krakenbot.handover import adopt, flatten
 from krakenbot.journal import Journal
 from krakenbot.journal_file import prepare
 from krakenbot.kraken.spot import Spot
@@ -646,7 +648,7 @@ class TestUnanswered(BotTest):
         self.exchange.script, find = ["lost"], self.exchange.find
         self.fails("find")
         bot = self.run_for(1000)
-        self.assertEqual([], [row for row in self.journal.decisions() if row.done])
+        self.assertEqual([], [row for row in decisions(self.journal) if row.done])
         self.exchange.find = find
         self.until(120, bot)
         self.assertEqual((Purpose.OPEN, "closed"), self.outcomes()[0])

@@ -15,6 +15,7 @@ from random import Random
 
 from krakenbot.bot import Bot
 from krakenbot.clock import StopRequestedError
+from krakenbot.commands import views
 from krakenbot.decision import Plan
 from krakenbot.errors import LaterError, RefusedError, UnansweredError
 from krakenbot.journal_file import open_journal
@@ -362,7 +363,7 @@ def traded(path: Path, plan: Plan, *, paper: bool) -> tuple[list[object], object
     ]
     decisions: list[object] = [
         (row.candle, row.price, row.average, row.slope, row.target, row.held, row.reason, row.done)
-        for row in journal.decisions()
+        for row in views.decisions(journal)
     ]
     account = journal.account()
     journal.close()

@@ -25,6 +25,7 @@ from krakenbot import identity
 from krakenbot.assemble import Parts, assemble
 from krakenbot.clock import Clock
 from krakenbot.commands import call as calling
+from krakenbot.commands import journals
 from krakenbot.config import Config, ExchangeTable, RiskTable, StrategyTable
 from krakenbot.config_reader import load
 from krakenbot.credentials import load_credentials
@@ -197,7 +198,7 @@ class TestSpelling(FrontDoor):
             mock.patch("pwd.getpwuid", side_effect=KeyError),
             self.assertRaisesRegex(ConfigError, "no live journal"),
         ):
-            identity.journal_path(self.config._replace(pair="ETHUSD"))
+            journals.journal_path(self.config._replace(pair="ETHUSD"))
 
     def test_commands_without_network_know_spellings_that_were_never_used(self) -> None:
         for used in ("XBTUSD", "XXBTZUSD"):
@@ -205,7 +206,7 @@ class TestSpelling(FrontDoor):
             self.run_once(pair=used, entry="next-turn")
             for pair in ("BTCUSD", "BTC/USD", "XBT/USD", "xbtusd", "XBTUSD", "XXBTZUSD"):
                 with self.subTest(used=used, pair=pair):
-                    path = identity.journal_path(self.config._replace(pair=pair))
+                    path = journals.journal_path(self.config._replace(pair=pair))
                     self.assertEqual(self.journals(), [path.name])
             self.doCleanups()
 
@@ -241,17 +242,17 @@ class TestUnmanaged(FrontDoor):
     def test_what_a_bot_left_held_on_another_pair_is_said_until_it_is_closed(self) -> None:
         self.hold()
         own = self.state / self.journals()[0]
-        (text,) = identity.unmanaged(self.config._replace(mode="paper"), Path())
+        (text,) = journals.unmanaged(self.config._replace(mode="paper"), Path())
         self.assertIn("0.01 XXBTZUSD is still held, and no bot manages it", text)
-        self.assertEqual([], identity.unmanaged(self.config, own))
+        self.assertEqual([], journals.unmanaged(self.config, own))
         self.written(Journal.adopt, ZERO, Decimal(1), 1, on_margin=False)
-        self.assertEqual([], identity.unmanaged(self.config, Path()))
+        self.assertEqual([], journals.unmanaged(self.config, Path()))
 
     def test_it_is_said_by_commands_of_a_bot_that_has_not_run_yet(self) -> None:
         self.hold()
         for changed in ({"pair": "ETHUSD"}, {"mode": "paper"}):
             with self.subTest(changed), self.assertRaises(ConfigError) as caught:
-                identity.journal_path(self.config._replace(**changed))
+                journals.journal_path(self.config._replace(**changed))
             lines = str(caught.exception).splitlines()
             self.assertIn("this bot has not run here", lines[0])
             self.assertIn("0.01 XXBTZUSD is still held, and no bot manages it", lines[1])
@@ -260,7 +261,7 @@ class TestUnmanaged(FrontDoor):
     def test_what_a_running_bot_holds_is_managed(self) -> None:
         self.hold()
         self.made()
-        self.assertEqual([], identity.unmanaged(self.config, Path()))
+        self.assertEqual([], journals.unmanaged(self.config, Path()))
 
 
 class TestRefusedKey(FrontDoor):

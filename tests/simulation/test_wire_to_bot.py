@@ -13,6 +13,7 @@ from urllib.parse import parse_qs
 
 from krakenbot.bot import Bot
 from krakenbot.clock import StopRequestedError
+from krakenbot.commands.views import decisions
 from krakenbot.decision import Plan
 from krakenbot.journal import Journal
 from krakenbot.journal_file import open_journal
@@ -120,7 +121,7 @@ class TestRoughWire(unittest.TestCase):
             world.end = world.time + ends
             with self.assertRaises(StopRequestedError):
                 self.bot(world, journal, nonces).run()
-        return world, {row.candle: row for row in journal.decisions()}
+        return world, {row.candle: row for row in decisions(journal)}
 
     def test_the_bot_goes_on_and_is_on_target_soon_after_the_last_fault(self) -> None:
         for kinds, seed in product((KINDS, *((kind,) for kind in KINDS)), range(SEEDS)):

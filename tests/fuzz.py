@@ -19,7 +19,7 @@ from typing import Any
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from krakenbot import config, log
+from krakenbot import config
 from krakenbot.backtest.columns import BadDataError
 from krakenbot.backtest.files import read
 from krakenbot.candles import fill
@@ -38,7 +38,7 @@ from krakenbot.pairs import decimal, parse_rules, plain
 from krakenbot.records import Booked, Outcome
 from krakenbot.simulated.feed import Feed
 from tests.folders import own_folder
-from tests.logs import silence
+from tests.logs import forget_secrets, silence
 from tests.ports.test_journal import ROW, SUMMARY, execution, intent
 from tests.ports.test_spot import ANSWERS, CALLS, OPEN_ORDER, ORDER, TXID, Kraken, paths, spot
 
@@ -133,10 +133,11 @@ CANDLES = (
     .map(lambda rows: "\n".join(",".join([time, *rest]) for time, rest in rows))
     .map(lambda text: text.encode("utf-8", "replace"))
 )
-SETTINGS = st.dictionaries(st.sampled_from([*config._KEYS, "risk", "size ", "a.b"]), JUNK).map(
+NAMED = config.load(None, {"HOME": "/"}, Path("/nonexistent")).sources
+SETTINGS = st.dictionaries(st.sampled_from([*NAMED, "risk", "size ", "a.b"]), JUNK).map(
     lambda pairs: "\n".join(f"{key} = {value}" for key, value in pairs.items()).encode()
 )
-VARIABLES = ["KRAKENBOT_" + key.replace(".", "_").upper() for key in config._KEYS]
+VARIABLES = ["KRAKENBOT_" + key.replace(".", "_").upper() for key in NAMED]
 PLACES = ("HOME", "STATE_DIRECTORY", "XDG_STATE_HOME", "KRAKENBOT_CONFIG")
 NAMES = st.sampled_from((*VARIABLES, *PLACES)) | st.text(
     st.characters(exclude_characters="=\0"), min_size=1, max_size=9
@@ -156,7 +157,7 @@ class FuzzTest(unittest.TestCase):
 
     @classmethod
     def tearDownClass(cls) -> None:
-        log._hidden.clear()
+        forget_secrets()
 
     def assert_exact(self, value: object) -> None:
         """Fail where a float hides in what was parsed, or a number that is none."""

@@ -44,7 +44,7 @@ _KEYS = {
 }
 Parts = Iterable[Columns]
 _SWEPT_MAX = 50_000
-_TRIPS_SHOWN, _TRIPS_DRAWN = 10, 1000
+_TRIPS_SHOWN, TRIPS_DRAWN = 10, 1000
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -136,7 +136,7 @@ def _backtest(config: Config, arguments: Namespace) -> list[str]:
 
 def _once(setting: Setting, parts: Parts, arguments: Namespace, notes: list[str]) -> list[str]:
     config, rules = setting.config, setting.rules
-    keep = None if arguments.json else _TRIPS_DRAWN if arguments.report else _TRIPS_SHOWN
+    keep = None if arguments.json else TRIPS_DRAWN if arguments.report else _TRIPS_SHOWN
     replay = Replay(plan_of(config), rules, setting.costs, keep)
     parts = files.aggregate(parts, config.interval * 60)
     if arguments.report:

@@ -126,7 +126,8 @@ class TestAgainstTheLiveTick(unittest.TestCase):
         client = PaperClient(answers, world, world, journal, fee_rate=D(fee), balance=D(balance))
         exchange = Spot(client, rules.altname, columns.interval_s)
         live_bot = Bot(wish, exchange, journal, world, "test")
-        live_bot._start()
+        live_bot.market.learn()
+        live_bot.market.read_rates()
         halted, ledger = None, Ledger(exchange, journal, world)
         for number in range(len(columns.times) - 1):
             world.time = columns.times[number + 1] + WAKE_DELAY_S

@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Mapping
 from unittest import mock
 
-from krakenbot import log
 from krakenbot.commands import UsageError
 from krakenbot.commands.call import sign_futures
 from krakenbot.kraken.transport import UrllibTransport
@@ -16,8 +15,9 @@ from krakenbot.model import Secret
 from krakenbot.simulated import http as server
 from krakenbot.simulated.http import Server
 from krakenbot.simulated.wire import Answer
-from tests.commands.called import Done, call
+from tests.commands.called import Done, Terminal, call
 from tests.folders import own_folder
+from tests.logs import forget_secrets
 from tests.markets import close_after, sandbox_for, short_histories
 
 # Published with the API's documentation and by the maintainers of a public client.
@@ -60,11 +60,6 @@ def setUpModule() -> None:
     short_histories()
 
 
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
 class Full(io.StringIO):
     def write(self, text: str) -> int:
         if text:
@@ -77,7 +72,7 @@ class Called(unittest.TestCase):
 
     def setUp(self) -> None:
         warnings.simplefilter("ignore", ResourceWarning)
-        self.addCleanup(log._hidden.clear)
+        self.addCleanup(forget_secrets)
         self.state = own_folder(self)
         self.environ = {"KRAKENBOT_EXCHANGE_TIMEOUT": "5"}
         self.environ["KRAKENBOT_STATE_DIRECTORY"] = str(self.state)

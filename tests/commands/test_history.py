@@ -1,4 +1,3 @@
-import contextlib
 import csv
 import io
 import json
@@ -6,10 +5,11 @@ from decimal import Decimal as D
 from unittest import mock
 
 from krakenbot.commands import history
+from krakenbot.model import MarginSummary
 from krakenbot.presence import UNITS
 from krakenbot.records import Outcome
 from tests.commands.test_status import Folder
-from tests.ports.test_journal import execution, intent
+from tests.ports.test_journal import ROW, execution, intent
 
 EVIL = "\x1b[2J=cmd"
 
@@ -71,19 +71,15 @@ class TestHistory(Folder):
         self.assertTrue(self.shown("equity", "--format", "csv").startswith("time,price,held,"))
 
     def test_a_zero_is_shown_as_one_and_only_nothing_as_a_dash(self) -> None:
-        out = io.StringIO()
-        with contextlib.redirect_stdout(out):
-            row = {"time": 0, "target": 0, "reason": "", "held": D(0)}
-            history._print_table([row], "*time |target *reason |held", "ZUSD", None)
-        self.assertEqual(["0", "-", "0"], out.getvalue().splitlines()[1].split()[2:])
+        row = {"target": 0, "reason": "", "held": D(0)}
+        _, (cells,) = history.shown([row], "|target *reason |held", "ZUSD", None)
+        self.assertEqual(["0", "-", "0"], cells)
 
     def test_a_line_that_ends_with_figures_keeps_all_of_them(self) -> None:
-        row = dict.fromkeys(("price", "held", "gross", "net", "equity"), D("123456789.12345678"))
-        out = io.StringIO()
-        with contextlib.redirect_stdout(out):
-            shown = history._FIELDS["equity"]
-            history._print_table([row | {"time": 0, "margin_level": D(1643)}], shown, "ZUSD", None)
-        header, line = out.getvalue().splitlines()
+        long = "123456789.12345678"
+        summary = MarginSummary(D(long), D(0), D(long) / D("16.43"))
+        self.journal.decide(ROW | {"price": long, "held": long}, summary)
+        header, line = self.shown("equity").splitlines()
         self.assertGreater(len(line), 80)
         self.assertEqual(("level", True), (header.split()[-1], line.endswith(" 1,643 %")))
 

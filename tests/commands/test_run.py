@@ -22,7 +22,7 @@ from typing import Any, cast
 
 from krakenbot.assemble import Parts
 from krakenbot.bot import Event
-from krakenbot.commands.run import _goodbye
+from krakenbot.commands.run import goodbye
 from krakenbot.commands.screen import HEADER, Screen
 from krakenbot.config import Config
 from krakenbot.journal_file import open_journal
@@ -31,6 +31,7 @@ from krakenbot.model import Purpose, Side
 from krakenbot.records import Intent
 from krakenbot.simulated.listing import SANDBOX_SECRET
 from tests import slow
+from tests.commands.called import Terminal
 from tests.commands.program import KEYS, LIVE, PAPER, Gate, ProgramTest
 from tests.markets import short_histories
 
@@ -397,7 +398,7 @@ class TestWords(unittest.TestCase):
             for intent in intents:
                 journal.write(intent)
             with self.subTest(words):
-                line = _goodbye(Config(), cast(Parts, SimpleNamespace(journal=journal)))
+                line = goodbye(Config(), cast(Parts, SimpleNamespace(journal=journal)))
                 self.assertIn(words, line)
 
     def test_no_text_from_outside_commands_the_terminal(self) -> None:
@@ -413,9 +414,8 @@ class TestScreen(unittest.TestCase):
     def row(self, quote: str = "ZUSD", **changes: str) -> str:
         values = {"pair_decimals": "1", "quote": quote, "candle": "0", "price": "71780"}
         values |= {"average": "71790.04", "held": "0.05", "equity": "9999.76786"} | changes
-        with redirect_stdout(io.StringIO()) as out:
+        with redirect_stdout(Terminal()) as out:
             screen = Screen()
-            screen._is_terminal = True
             screen(Event("start", "", values))
             screen(Event("decision", "long: blocked, but the spread is wide", values))
         return out.getvalue().splitlines()[-1]

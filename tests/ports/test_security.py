@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import io
 import json
 import os
 import pickle
@@ -20,16 +19,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
-from krakenbot import cli, log
 from krakenbot.clock import Clock
+from krakenbot.commands import status
 from krakenbot.config import Config, load
 from krakenbot.credentials import load_credentials
 from krakenbot.errors import Cause, ConfigError, LaterError, UnansweredError
 from krakenbot.journal_file import open_journal
-from krakenbot.kraken import transport
 from krakenbot.kraken.client import Client, parse_json
 from krakenbot.kraken.signing import decode_secret
-from krakenbot.kraken.transport import ANSWER_BYTES_MAX, UrllibTransport, tls_context
+from krakenbot.kraken.transport import (
+    ANSWER_BYTES_MAX,
+    UrllibTransport,
+    tls_context,
+    warn_of_unused_proxies,
+)
 from krakenbot.lock import Lock
 from krakenbot.model import Secret
 from krakenbot.pairs import decimal
@@ -37,7 +40,7 @@ from krakenbot.simulated import http as sandboxes
 from tests.clients import signing
 from tests.commands.called import call
 from tests.folders import own_folder
-from tests.logs import logged
+from tests.logs import forget_secrets, logged
 from tests.markets import sandbox_for, short_histories
 from tests.ports.test_transport import Serve, Server, answer, says
 
@@ -53,7 +56,7 @@ class Safe(unittest.TestCase):
     def setUp(self) -> None:
         warnings.simplefilter("ignore", ResourceWarning)
         self.folder = own_folder(self)
-        self.addCleanup(log._hidden.clear)
+        self.addCleanup(forget_secrets)
 
     def serve(self, serve: Serve, context: ssl.SSLContext | None = None) -> Server:
         server = Server(serve, context)
@@ -68,23 +71,23 @@ class TestWire(Safe):
     def test_no_redirect_carries_the_key_to_another_host(self) -> None:
         other = self.serve(says(answer()))
         place = f"Location: http://127.0.0.1:{other.port}/0/x".encode()
-        for status in (301, 302, 303, 307, 308):
-            moved = self.serve(says(answer(b"", place, status=b"%d Moved" % status)))
+        for code in (301, 302, 303, 307, 308):
+            moved = self.serve(says(answer(b"", place, status=b"%d Moved" % code)))
             calls = self.signed(f"http://127.0.0.1:{moved.port}")
             for ask, method in (
                 (calls.private, "Balance"),
                 (calls.private, "AddOrder"),
                 (calls.public, "Time"),
             ):
-                with self.subTest(status), self.assertRaises(UnansweredError):
+                with self.subTest(code), self.assertRaises(UnansweredError):
                     ask(method)
             self.assertEqual(([], 3), (other.requests, len(moved.requests)))
 
     def test_proxies_of_the_environment_are_not_used_and_that_is_said_once(self) -> None:
         proxy, server = self.serve(says(answer())), self.serve(says(answer()))
         names = ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "ALL_PROXY")
-        transport._warn_of_unused_proxies.cache_clear()
-        self.addCleanup(transport._warn_of_unused_proxies.cache_clear)
+        warn_of_unused_proxies.cache_clear()
+        self.addCleanup(warn_of_unused_proxies.cache_clear)
         with (
             mock.patch.dict(os.environ, dict.fromkeys(names, f"http://127.0.0.1:{proxy.port}")),
             logged() as out,
@@ -293,11 +296,9 @@ class TestTerminal(Safe):
         self.assertNotIn("\nkrakenbot: all is well", text)
 
     def test_errors_and_commands_show_them_tamed(self) -> None:
-        err = io.StringIO()
-        with contextlib.redirect_stderr(err):
-            cli._explained("run", LaterError(f"Kraken says {self.EVIL.replace(chr(10), ' ')}"))
-            cli._explained("run", ValueError(self.EVIL))
-        self.assert_tame(err.getvalue())
+        for error in (LaterError(self.EVIL.replace("\n", " ")), ValueError(self.EVIL)):
+            with mock.patch.object(status, "run", side_effect=error):
+                self.assert_tame(call("status").err)
         state = self.folder / "state"
         path = state / "paper-api.kraken.com-XBTUSD.db"
         journal = open_journal(path)

@@ -6,9 +6,11 @@ from threading import Thread
 from unittest import mock
 
 from krakenbot import config, log
+from krakenbot.commands.install import value
 from krakenbot.config import load, load_here
 from krakenbot.errors import ConfigError
 from tests.folders import own_folder
+from tests.logs import forget_secrets
 
 EXAMPLE = Path(__file__).parent.parent.parent / "config.example.toml"  # A link into the manual.
 HOME = {"HOME": "/home/someone"}
@@ -17,7 +19,7 @@ HOME = {"HOME": "/home/someone"}
 class Folder(unittest.TestCase):
     def setUp(self) -> None:
         self.folder = own_folder(self)
-        self.addCleanup(log._hidden.clear)
+        self.addCleanup(forget_secrets)
 
     def load(self, toml: str | bytes = "", **environ: str) -> config.Config:
         data = toml.encode() if isinstance(toml, str) else toml
@@ -31,6 +33,13 @@ class Folder(unittest.TestCase):
 
 
 class TestDefaults(Folder):
+    def unset(self) -> set[str]:
+        """Return the settings without a value, and the one whose default is another everywhere."""
+        default = load(None, HOME, self.folder)
+        return {key for key in default.sources if value(default, key) == "none"} | {
+            "state.directory"
+        }
+
     def test_without_file_and_variables_every_value_is_the_default(self) -> None:
         got = load(None, HOME, self.folder)
         self.assertEqual(
@@ -56,17 +65,14 @@ class TestDefaults(Folder):
             words = line.removeprefix("# ").split()
             if len(words) > 2 and words[1] == "=":
                 (mentioned if line.startswith("#") else set_keys).add(table + words[0])
-        self.assertEqual(set(example.sources), set_keys | mentioned)
-        for key, (default, _) in config._KEYS.items():
-            with self.subTest(key):
-                self.assertIn(key, mentioned if default is None else set_keys)
+        self.assertEqual({*example.sources} - self.unset(), set_keys)
+        self.assertEqual(self.unset(), mentioned)
 
     def test_the_commented_lines_of_the_example_are_valid_settings(self) -> None:
         text = EXAMPLE.read_text()
-        for key, (default, _) in config._KEYS.items():
-            if default is None:
-                name = key.partition(".")[2]
-                text = text.replace(f"\n# {name} = ", f"\n{name} = ")
+        for key in self.unset():
+            name = key.partition(".")[2]
+            text = text.replace(f"\n# {name} = ", f"\n{name} = ")
         got = self.load(text.replace('name = "sma-slope"', 'name = "file"'))
         self.assertNotIn(None, (*got.exchange, *got.notify, got.risk.max_loss))
 
@@ -121,7 +127,7 @@ class TestOrder(Folder):
         self.assertEqual((True, 2.5), (got.exchange.trading_agreement, got.exchange.timeout))
 
     def test_an_empty_variable_counts_as_not_set_whatever_its_key(self) -> None:
-        empty = {"KRAKENBOT_" + key.replace(".", "_").upper(): "" for key in config._KEYS}
+        empty = {"KRAKENBOT_" + key.replace(".", "_").upper(): "" for key in self.load().sources}
         toml = (
             "leverage = 3\nstate.directory = '/bot'\n[risk]\nmax_loss = 50\n"
             "[exchange]\nproxy = 'http://proxy:1'\n"
@@ -430,9 +436,9 @@ class TestNothingSecretIsShown(Folder):
             )
 
     def test_a_key_in_the_place_of_any_other_setting_is_not_shown(self) -> None:
-        for key, value in (("pair", "HUSH" * 22), ("exchange.url", " " + "HUSH" * 14)):
+        for key, pasted in (("pair", "HUSH" * 22), ("exchange.url", " " + "HUSH" * 14)):
             with self.subTest(key):
-                self.assertNotIn("HUSH", log.clean(self.complaint(f"{key} = '{value}'")))
+                self.assertNotIn("HUSH", log.clean(self.complaint(f"{key} = '{pasted}'")))
         self.assertNotIn("HUSH", log.clean(self.complaint(f"mode = 'x:{'HUSH' * 22};'")))
 
     def test_a_notify_address_is_a_secret_everywhere(self) -> None:

@@ -311,13 +311,13 @@ class TestSweep(CommandTest):
         self.assertIn("sma-slope 20, size", shown)
 
     def test_a_signal_ends_a_sweep_and_its_workers_at_once(self) -> None:
-        for number, send, code in (
+        signals = (
             (signal.SIGTERM, os.kill, 130),
             (signal.SIGINT, os.killpg, 130),
             (signal.SIGKILL, os.kill, -signal.SIGKILL),
-        ):
+        )
+        for (number, send, code), program in [(row, self.slow_sweep()) for row in signals]:
             with self.subTest(number=number):
-                program = self.slow_sweep()
                 for _ in range(9):  # Then the sweep is well under way.
                     program.stdout.readline()
                 send(program.pid, number)

@@ -141,7 +141,7 @@ class TestRefusals(ProgramTest):
         self.assertIsNone(first.process.exitcode)
 
     def test_it_waits_while_another_command_holds_the_key_or_the_journal(self) -> None:
-        gate = self.gate(20.0)
+        gate = self.gate(40.0)
         self.assert_ends(self.run_it(gate, "run", "--live", "--once", **LIVE), 0)
         (key,) = self.state.glob("key-*.lock")
         name = f"{gate.url.removeprefix('http://')} {key.stem.removeprefix('key-')}"

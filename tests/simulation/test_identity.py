@@ -87,11 +87,8 @@ class LeapingClock(Clock):
 class FrontDoor(unittest.TestCase):
     def setUp(self) -> None:
         silence(self)
-        for number in (
-            signal.SIGINT,
-            signal.SIGTERM,
-            signal.SIGHUP,
-        ):  # Each bot's clock takes them.
+        # Each bot's clock takes them.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             self.addCleanup(signal.signal, number, signal.getsignal(number))
         self.folder = own_folder(self)
         self.state = self.folder / "state"

@@ -100,7 +100,7 @@ class Gate:
 
 
 class Running:
-    """A program at work and what it has written so far: less than its pipes hold.
+    """A running program, and what it has written so far, which must fit into its pipes.
 
     It is forked from a server that has imported the program already, which saves most of a start.
     """

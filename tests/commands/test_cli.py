@@ -280,7 +280,7 @@ class TestProcess(unittest.TestCase):
 
 class TestOldPython(unittest.TestCase):
     def test_a_python_that_is_too_old_is_told_in_one_sentence(self) -> None:
-        """The door alone is run as an old Python would run it; the rest it could not read."""
+        """Only `__main__.py` is run as an old Python would; it could not even parse the rest."""
         door = Path(cli.__file__).with_name("__main__.py")
         ast.parse(door.read_text(), feature_version=(3, 7))
         code = (

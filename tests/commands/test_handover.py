@@ -69,6 +69,13 @@ class TestAdopt(HandoverTest):
             self.assertIn("Nothing was changed", done.out)
         self.assertEqual([], gate.added)
 
+    def test_adopted_at_its_start_the_position_is_what_the_bot_trades_on_from(self) -> None:
+        gate = self.gate()
+        gate.control("position", pair="XBTUSD", side="buy", volume="0.02", leverage=2)
+        words = ("run", "--live", "--once", "--adopt", "--yes")
+        self.assert_ends(self.run_it(gate, *words, **UPWARD), 0)
+        self.assertEqual((D("0.01"), 1), (gate.position, len(gate.added)))
+
     def test_with_yes_the_position_is_the_bot_s_own_and_the_command_ends(self) -> None:
         gate = self.gate()
         gate.control("position", pair="XBTUSD", side="buy", volume="0.01", leverage=2)
@@ -331,7 +338,7 @@ class TestFlatten(HandoverTest):
 
 
 class TestAsking(Folder):
-    """The command asks a bot that runs, holds nothing, and takes the test's time for sleeping."""
+    """The command asks a running bot that holds nothing. The test acts as that bot in each pause."""
 
     def setUp(self) -> None:
         super().setUp()

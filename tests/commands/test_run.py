@@ -2,21 +2,18 @@
 
 import csv
 import ctypes
-import hashlib
 import io
 import json
 import re
 import resource
 import signal
 import socket
-import sqlite3
 import time
 import unittest
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from decimal import Decimal as D
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -95,13 +92,6 @@ class TestRefusals(ProgramTest):
                 self.assert_ends(running.done(), 78, say)
         self.assertEqual(gate.sent, [])
 
-    def test_costs_above_the_limit_are_said_before_anything_is_sent(self) -> None:
-        gate = self.gate()
-        settings = LIVE | {"KRAKENBOT_RISK_MAX_FEE_PERCENT_PER_DAY": "0.1"}
-        done = self.run_it(gate, "run", "--live", "--once", **settings)
-        self.assert_ends(done, 78, "max_fee_percent_per_day")
-        self.assertEqual(gate.added, [])
-
     def test_costs_within_the_limit_are_told_before_an_order_also_at_a_terminal(self) -> None:
         gate = self.gate()
         settings = LIVE | {"KRAKENBOT_LOG_LEVEL": "warning"}  # As a terminal's.
@@ -116,12 +106,6 @@ class TestRefusals(ProgramTest):
                 self.run_it(gate, "run", "--once", *words, **(settings | state))
                 asked = [path for path, _ in gate.sent if "/AssetPairs" in path]
                 self.assertEqual(1, len(asked), asked)
-
-    def test_every_mistake_of_the_configuration_is_said_at_once(self) -> None:
-        gate = self.gate()
-        done = self.run_it(gate, "run", KRAKENBOT_INTERVAL="7", KRAKENBOT_SIZ="1")
-        self.assert_ends(done, 78, "KRAKENBOT_INTERVAL = 7", "'KRAKENBOT_SIZE'")
-        self.assertEqual(gate.sent, [])
 
     def test_a_second_instance_is_refused_and_the_first_goes_on(self) -> None:
         gate = self.gate()
@@ -246,25 +230,6 @@ class TestDisk(ProgramTest):
         self.assert_ends(self.run_it(gate, "run", "--live", "--once", **LIVE), 0)
         self.assertEqual(len(gate.orders), 1)
 
-    def test_a_damaged_journal_stops_with_76_and_is_left_as_it_is(self) -> None:
-        gate = self.gate()
-        self.assert_ends(self.run_it(gate, "run", "--live", "--once", **LIVE), 0)
-        path, sound = self.journal(), _settled(self.journal())
-        gate.pass_candle()
-        sent = len(gate.added)
-        for name, broken in (
-            ("other file", b"this is no journal\n" * 500),
-            ("cut short", sound[: len(sound) // 2]),
-            ("zeros in the middle", sound[:5000] + bytes(9000) + sound[14000:]),
-            ("no tables", _empty_database()),
-        ):
-            with self.subTest(name):
-                path.write_bytes(broken)
-                done = self.run_it(gate, "run", "--live", "--once", **LIVE)
-                self.assert_ends(done, 76, "damaged", "left as it is", "krakenbot adopt")
-                self.assertEqual(_digest(path.read_bytes()), _digest(broken))
-        self.assertEqual(len(gate.added), sent)
-
 
 class TestTrading(ProgramTest):
     def test_one_candle_is_decided_on_once(self) -> None:
@@ -277,24 +242,6 @@ class TestTrading(ProgramTest):
         self.assertEqual(order["ordertype"], "market")
         self.assertNotIn("validate", order)
         self.assertEqual(abs(gate.position), D("0.01"))
-
-    @slow
-    def test_a_position_nobody_explained_stops_until_it_is_adopted(self) -> None:
-        gate = self.gate()
-        gate.control("position", pair="XBTUSD", side="buy", volume="0.02", leverage=2)
-        settings = LIVE | {"KRAKENBOT_EXCHANGE_TIMEOUT": "10"}
-        done = self.run_it(gate, "run", "--live", "--once", **settings)
-        self.assert_ends(done, 76, "holds 0.02 XBTUSD", "records 0", "krakenbot adopt")
-        again = self.run_it(gate, "run", "--live", "--once", **settings)
-        self.assert_ends(again, 76, "halted", "0.02")
-        self.assertEqual(gate.added, [])
-        done = self.run_it(gate, "run", "--live", "--once", "--adopt", "--yes", **settings)
-        self.assert_ends(done, 0)
-        # Long at 0.02 with a size of 0.01: what the candles say is reached from there.
-        self.assertEqual(abs(gate.position), D("0.01"))
-        status = json.loads(self.run_it(gate, "status", "--json", **settings).out)
-        self.assertEqual(D(status["position"]), gate.position)
-        self.assertIsNone(status["halted"])
 
     def test_a_position_left_by_a_change_of_the_pair_is_said_before_and_at_the_start(self) -> None:
         gate = self.gate()
@@ -321,30 +268,6 @@ class TestTrading(ProgramTest):
             began = time.monotonic()
             self.assert_ends(running.done(), 0)
             self.assertLess(time.monotonic() - began, ENDS_MAX_S)
-
-    @slow
-    def test_max_loss_closes_and_stays_latched_over_restarts(self) -> None:
-        gate = self.gate()
-        settings = LIVE | {"KRAKENBOT_RISK_MAX_LOSS": "1"}
-        wide = LIVE | {"KRAKENBOT_RISK_MAX_LOSS": "1000"}
-        self.assert_ends(self.run_it(gate, "run", "--live", "--once", **wide), 0)
-        self.assertEqual(abs(gate.position), D("0.01"))
-        gate.pass_candle()
-        # Its fee alone is over a dollar, and the price goes against it.
-        gate.control("price", pair="XBTUSD", price="90000" if gate.position < 0 else "50000")
-        done = self.run_it(gate, "run", "--live", "--once", **settings)
-        self.assert_ends(done, 76, "max_loss is 1")
-        self.assertEqual(gate.position, 0)
-        count = len(gate.added)
-        gate.pass_candle()
-        done = self.run_it(gate, "run", "--live", "--once", **wide)
-        self.assert_ends(done, 76, "halted", "max_loss is 1", "resume")
-        self.assertEqual(len(gate.added), count)
-        resumed = self.run_it(gate, "resume", **settings)
-        self.assert_ends(resumed, 0)
-        self.assertIn("max_loss is 1", resumed.out)
-        self.assert_ends(self.run_it(gate, "run", "--live", "--once", **wide), 0)
-        self.assertEqual(abs(gate.position), D("0.01"))
 
 
 class TestWithoutRisk(ProgramTest):
@@ -498,25 +421,6 @@ class TestLooking(ProgramTest):
                 self.assertEqual(rows[0]["time"], moment)
                 self.assertTrue(table[1].startswith(moment[:10] + " " + moment[11:16]))
                 self.assertTrue(all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d", t) for t in table[1:]))
-
-
-def _settled(path: Path) -> bytes:
-    """Return all of a journal, after what is still beside its file was put into it."""
-    connection = sqlite3.connect(path)
-    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    connection.close()
-    return path.read_bytes()
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-def _empty_database() -> bytes:
-    db = sqlite3.connect(":memory:")
-    db.execute("PRAGMA user_version = 1")
-    db.execute("CREATE TABLE other (x)")
-    return bytes(db.serialize())
 
 
 def _full(limit: int) -> Callable[[], None]:

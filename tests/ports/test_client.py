@@ -434,7 +434,7 @@ class TestCounter(unittest.TestCase):
 
 
 class TestAnswersThatAreNoJson(unittest.TestCase):
-    def test_they_are_named_for_what_they_are(self) -> None:
+    def test_an_answer_that_is_no_json_is_named_for_what_it_is(self) -> None:
         for body, words in (
             (gzip.compress(OK), "a gzip answer"),
             (b"<!DOCTYPE html><html>502</html>", "an HTML page"),

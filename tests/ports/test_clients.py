@@ -83,7 +83,7 @@ class KrakenexTest(WithSandbox):
         self.addCleanup(client.close)
         return client
 
-    def test_market_and_account(self) -> None:
+    def test_it_reads_the_market_and_uses_the_account(self) -> None:
         client = self.client()
 
         def call(method: str, **parameters: str) -> Any:
@@ -131,7 +131,7 @@ class SdkTest(WithSandbox):
             part(key=key, secret=secret, url=self.sandbox.url) for part in (Market, User, Trade)
         )
 
-    def test_the_market(self) -> None:
+    def test_it_reads_the_market(self) -> None:
         market, _, _ = self.clients()
         self.assertIn("XBT", str(market.get_assets()))
         self.assertIn("XXBTZUSD", market.get_asset_pairs(pair="XBTUSD"))
@@ -140,7 +140,7 @@ class SdkTest(WithSandbox):
         self.assertEqual(3, len(market.get_order_book(pair="XBTUSD", count=3)["XXBTZUSD"]["asks"]))
         self.assertEqual("online", market.get_system_status()["status"])
 
-    def test_the_account_through_its_methods(self) -> None:
+    def test_its_own_methods_trade_and_read_the_account(self) -> None:
         _, user, trade = self.clients()
         order = partial(trade.create_order, ordertype="market", pair="XBTUSD", volume="0.01")
         opened = order(side="buy", leverage=2, cl_ord_id=ID, oflags="fciq")["txid"][0]
@@ -156,7 +156,7 @@ class SdkTest(WithSandbox):
         order(side="sell", leverage=2, reduce_only=True)
         self.assertEqual([], user.get_open_positions())
 
-    def test_every_private_call_sync_and_async(self) -> None:
+    def test_every_private_call_works_sync_and_async(self) -> None:
         from kraken.spot import SpotAsyncClient, SpotClient
 
         client = SpotClient(key=SANDBOX_KEY, secret=SANDBOX_SECRET, url=self.sandbox.url)
@@ -172,7 +172,7 @@ class SdkTest(WithSandbox):
 
         self.check_account(lambda method, **p: asyncio.run(ask(method, p)))
 
-    def test_errors_become_its_exceptions(self) -> None:
+    def test_errors_become_the_exceptions_of_the_client(self) -> None:
         from kraken import exceptions as e
 
         _, user, trade = self.clients()
@@ -213,7 +213,7 @@ class CcxtTest(WithSandbox):
         client.urls["api"].update(public=self.sandbox.url, private=self.sandbox.url)
         return client
 
-    def test_the_market(self) -> None:
+    def test_it_reads_the_market(self) -> None:
         client = self.client()
         markets = client.load_markets()
         self.assertEqual(6, len(markets))
@@ -226,7 +226,7 @@ class CcxtTest(WithSandbox):
         self.assertLess(ticker["bid"], ticker["ask"])
         self.assertEqual(3, len(client.fetch_order_book("BTC/USD", 3)["bids"]))
 
-    def test_the_account(self) -> None:
+    def test_it_trades_and_reads_the_account(self) -> None:
         client = self.client()
         buy = partial(client.create_order, "BTC/USD", "market", "buy", 0.01)
         opened = buy(params={"leverage": 2, "clientOrderId": ID})
@@ -251,7 +251,7 @@ class CcxtTest(WithSandbox):
         client.create_order("BTC/USD", "market", "sell", 0.01, params=close)
         self.assertEqual([], client.fetch_positions())
 
-    def test_errors_become_its_exceptions(self) -> None:
+    def test_errors_become_the_exceptions_of_the_client(self) -> None:
         import ccxt
 
         client, add = self.client(), "private_post_addorder"

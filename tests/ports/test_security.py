@@ -295,7 +295,7 @@ class TestTerminal(Safe):
         self.assertEqual([], [c for c in text if c != "\n" and not c.isprintable()])
         self.assertNotIn("\nkrakenbot: all is well", text)
 
-    def test_errors_and_commands_show_them_tamed(self) -> None:
+    def test_errors_and_commands_escape_what_could_drive_a_terminal(self) -> None:
         for error in (LaterError(self.EVIL.replace("\n", " ")), ValueError(self.EVIL)):
             with mock.patch.object(status, "run", side_effect=error):
                 self.assert_tame(call("status").err)

@@ -34,7 +34,7 @@ class Folder(unittest.TestCase):
 
 class TestDefaults(Folder):
     def unset(self) -> set[str]:
-        """Return the settings without a value, and the one whose default is another everywhere."""
+        """Return the settings that have no default, or one that depends on the machine."""
         default = load(None, HOME, self.folder)
         return {key for key in default.sources if value(default, key) == "none"} | {
             "state.directory"

@@ -14,7 +14,6 @@ from unittest import mock
 
 from krakenbot import cli
 from krakenbot.commands.install import packed
-from tests import slow
 from tests.folders import own_folder
 from tests.markets import sandbox_for, short_histories
 
@@ -151,27 +150,24 @@ class TestBuild(unittest.TestCase):
         done = self.run_python(str(self.file), "config", "--example")
         self.assertIn("interval = 1", done.stdout)
 
-    @slow
-    def test_the_demo_runs_from_it(self) -> None:
-        words = ("--candles", "25", "--speed", "1000", "--seed", "1")
-        done = self.run_python(str(self.file), "demo", *words)
-        self.assertEqual(0, done.returncode, done.stderr)
-        self.assertIn("candles decided on    25", done.stdout)
-        self.assertRegex(done.stdout, r"margin fees +-\d+\.\d*[1-9]")
-
     def test_the_doctor_finds_nothing_foreign_in_it(self) -> None:
         environ = {"HOME": str(self.folder), "KRAKENBOT_EXCHANGE_URL": "http://127.0.0.1:1"}
         done = self.run_python(str(self.file), "doctor", **environ)
         self.assertIn("nothing foreign loaded", done.stdout)
 
-    def test_it_runs_for_a_stranger_with_nothing_but_a_state_directory(self) -> None:
+    def test_it_runs_for_a_stranger_with_nothing_but_a_state_directory_and_a_rule(self) -> None:
         """Empty environment, no home, a folder that cannot be written, a user without rights."""
         sandbox = sandbox_for(self)
         state, shut, file = self.folder / "state", self.folder / "shut", self.folder / "c.toml"
         state.mkdir(0o700)
         shut.mkdir(0o755)
-        file.write_text(f'exchange.url = "{sandbox.url}"\nstate.directory = "{state}"\n')
-        for path in (self.folder, shut, self.file):
+        file.write_text(
+            f'entry = "now"\nexchange.url = "{sandbox.url}"\nstate.directory = "{state}"\n'
+            '[strategy]\nname = "file"\nfile = "my_rule.py"\n'
+        )
+        rule = self.folder / "my_rule.py"
+        rule.write_text("CANDLES = 2\ndef direction(candles):\n    return 1\n")
+        for path in (self.folder, shut, self.file, rule):
             path.chmod(0o555)
         self.addCleanup(self.folder.chmod, 0o700)
         python = python_for_others() if os.geteuid() == 0 else None
@@ -189,7 +185,7 @@ class TestBuild(unittest.TestCase):
             **(OF_NOBODY if python is not None else {}),
         )
         self.assertEqual(0, done.returncode, done.stderr)
-        self.assertIn("decided", done.stderr)
+        self.assertIn("long: ", done.stderr)
         self.assertEqual([], list(shut.iterdir()))
         made = list(state.iterdir())
         self.assertEqual({0o600}, {path.stat().st_mode & 0o777 for path in made})

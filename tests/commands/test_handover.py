@@ -338,7 +338,7 @@ class TestFlatten(HandoverTest):
 
 
 class TestAsking(Folder):
-    """The command asks a running bot that holds nothing. The test acts as that bot in each pause."""
+    """The command asks a running bot that holds nothing; the test acts as that bot."""
 
     def setUp(self) -> None:
         super().setUp()

@@ -2,13 +2,10 @@
 
 import hashlib
 import json
-import subprocess
-import sys
 from decimal import Decimal as D
 
-from krakenbot.commands.install import packed
 from tests import slow
-from tests.commands.program import LIVE, PAPER, Gate, ProgramTest
+from tests.commands.program import LIVE, PAPER, ProgramTest
 from tests.markets import short_histories
 
 RULE = """
@@ -86,29 +83,3 @@ class TestRun(RuleTest):
             status = json.loads(self.run_it(gate, "status", "--json", **FILE).out)
             with self.subTest(body):
                 self.assertEqual(position, status["position"])
-
-
-class TestSingleFile(RuleTest):
-    @slow
-    def test_a_rule_runs_beside_the_single_file_without_any_package(self) -> None:
-        gate: Gate = self.gate()
-        program = self.folder / "krakenbot.pyz"
-        program.write_bytes(packed())
-        config = self.folder / "config.toml"
-        config.write_text(
-            f'entry = "now"\nexchange.url = "{gate.url}"\nexchange.clock_speed = {gate.speed}\n'
-            f'state.directory = "{self.state}"\n'
-            '[strategy]\nname = "file"\nfile = "my_rule.py"\n'
-        )
-        command = [sys.executable, "-I", "-S", str(program), "--config", str(config)]
-        done = subprocess.run(
-            [*command, "run", "--once"],
-            cwd="/",
-            env={},
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        self.assertEqual(0, done.returncode, done.stderr)
-        self.assertIn("long: ", done.stderr)

@@ -160,14 +160,6 @@ class TestNoNetwork(ProgramTest):
             self.assert_ends(done, 75, "cannot be reached", "gave up after")
             self.assertIn(done.err.count("waiting for the exchange"), lines, done.err)
 
-    def test_a_signal_ends_the_wait_at_once(self) -> None:
-        running = self.start(None, "run", KRAKENBOT_EXCHANGE_URL=self.closed_url())
-        running.wait_for("waiting for the exchange")
-        running.send_signal(signal.SIGTERM)
-        began = time.monotonic()
-        self.assert_ends(running.done(), 0)
-        self.assertLess(time.monotonic() - began, ENDS_MAX_S)
-
     def test_a_signal_ends_a_read_that_gets_no_answer_at_once(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as silent:
             url = f"http://127.0.0.1:{silent.getsockname()[1]}"

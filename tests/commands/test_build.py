@@ -1,5 +1,4 @@
 import hashlib
-import io
 import os
 import stat
 import subprocess
@@ -7,13 +6,12 @@ import sys
 import threading
 import unittest
 import zipfile
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from krakenbot import cli
 from krakenbot.commands.install import packed
+from tests.commands.called import call
 from tests.folders import own_folder
 from tests.markets import sandbox_for, short_histories
 
@@ -96,16 +94,15 @@ class TestBuild(unittest.TestCase):
                 mock.patch.object(Path, "replace", side_effect=KeyboardInterrupt),
                 mock.patch.object(Path, "unlink", unlink),
             ):
-                self.assertEqual(130, cli.main(argv))
-            with redirect_stdout(io.StringIO()):
-                self.assertEqual(0, cli.main(argv))
+                self.assertEqual(130, call(*argv).code)
+            self.assertEqual(0, call(*argv).code)
         self.assertEqual(2, len(list(self.folder.iterdir())))
 
     def test_a_place_that_cannot_be_written_is_wrong_usage(self) -> None:
         for place in ("/proc/none.pyz", "/etc/passwd/x.pyz", "/", ""):
-            with self.subTest(place), redirect_stderr(io.StringIO()) as said:
-                self.assertEqual(2, cli.main(["build", "--output", place]))
-                self.assertIn("cannot write", said.getvalue())
+            with self.subTest(place):
+                done = call("build", "--output", place)
+                self.assertEqual((2, True), (done.code, "cannot write" in done.err))
 
     def test_a_pipe_is_written_to_and_stays_a_pipe(self) -> None:
         pipe, link = self.folder / "pipe", self.folder / "link"
@@ -115,8 +112,8 @@ class TestBuild(unittest.TestCase):
         for place in (pipe, link):
             reader = threading.Thread(target=lambda: read.append(pipe.read_bytes()), daemon=True)
             reader.start()
-            with self.subTest(place.name), redirect_stdout(io.StringIO()):
-                self.assertEqual(0, cli.main(["build", "--output", str(place)]))
+            with self.subTest(place.name):
+                self.assertEqual(0, call("build", "--output", str(place)).code)
                 reader.join(10)
                 self.assertEqual(self.file.read_bytes(), read.pop())
                 self.assertTrue(pipe.is_fifo() and link.is_symlink())
@@ -125,9 +122,8 @@ class TestBuild(unittest.TestCase):
         before, link, new = self.file.stat().st_ino, self.folder / "link", self.folder / "new"
         link.symlink_to(self.file.name)
         (self.folder / "dangling").symlink_to(new)
-        with redirect_stdout(io.StringIO()):
-            self.assertEqual(0, cli.main(["build", "--output", str(link)]))
-            self.assertEqual(0, cli.main(["build", "--output", str(self.folder / "dangling")]))
+        for place in (link, self.folder / "dangling"):
+            self.assertEqual(0, call("build", "--output", str(place)).code)
         self.assertTrue(link.is_symlink())
         self.assertNotEqual(before, self.file.stat().st_ino)
         self.assertEqual(packed(), new.read_bytes())
@@ -139,9 +135,8 @@ class TestBuild(unittest.TestCase):
             os.mknod(full, stat.S_IFCHR | 0o600, os.makedev(1, 7))
         except PermissionError:
             self.skipTest("no devices can be made here")
-        with redirect_stderr(io.StringIO()) as said:
-            self.assertEqual(2, cli.main(["build", "--output", str(full)]))
-        self.assertIn(f"cannot write {full}", said.getvalue())
+        done = call("build", "--output", str(full))
+        self.assertEqual((2, True), (done.code, f"cannot write {full}" in done.err))
         self.assertTrue(full.is_char_device())
 
     def test_it_brings_its_manual_and_its_example_along(self) -> None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import json
 import os
 import signal
 import sqlite3
@@ -51,7 +50,7 @@ class HandoverTest(ProgramTest):
     def held(self, settings: dict[str, str]) -> Gate:
         """Return an exchange at which the bot has opened its position and does not run."""
         gate = self.gate()
-        self.assert_ends(self.run_it(gate, "run", "--live", "--once", **settings), 0)
+        self.decide(gate, **settings)
         self.assertEqual(1, len(gate.orders))
         return gate
 
@@ -82,7 +81,7 @@ class TestAdopt(HandoverTest):
         done = self.run_it(gate, "adopt", "--yes", **UPWARD)
         self.assert_ends(done, 0)
         self.assertEqual([], gate.added)
-        status = json.loads(self.run_it(gate, "status", "--json", **UPWARD).out)
+        status = self.status(gate, **UPWARD)
         self.assertEqual(D("0.01"), D(status["position"]))
 
     @slow
@@ -91,7 +90,7 @@ class TestAdopt(HandoverTest):
         account = gate.sandbox.api.account
         account.balances["XBT.F"] = account.balances.pop("XXBT")
         gate.pass_candle()
-        done = self.run_it(gate, "run", "--live", "--once", **SPOT)
+        done = self.once(gate, **SPOT)
         self.assert_ends(done, 76, "0.01 XBT.F", "do not adopt")
         done = self.run_it(gate, "adopt", **SPOT)
         self.assertIn("XBT.F is in Earn", done.out)
@@ -101,7 +100,7 @@ class TestAdopt(HandoverTest):
 class TestFlatten(HandoverTest):
     def test_a_bot_asked_at_its_start_first_finds_out_what_its_journal_does_not_know(self) -> None:
         gate = self.gate()
-        self.assert_ends(self.run_it(gate, "run", "--live", "--once", **SPOT), 0)
+        self.decide(gate, **SPOT)
         journal, balances = self.journal(), gate.sandbox.api.account.balances
         backup, balances["XXBT"] = journal.read_bytes(), balances["XXBT"] + 1  # Not the bot's.
         self.assert_ends(self.run_it(gate, "flatten", "--live", "--yes", **SPOT), 0)
@@ -121,7 +120,7 @@ class TestFlatten(HandoverTest):
             self.assertNotIn("any earlier order", done.err, "nothing was sent, and that is proven")
             self.assertRegex(done.out, r"(sell|buy) 0\.01 XBT at market, about [\d,.]+ = ")
             self.assertEqual(2, len(gate.orders))
-            done = self.run_it(gate, "run", "--live", "--once", **settings)
+            done = self.once(gate, **settings)
             self.assert_ends(done, 76, "flattened by hand")
             self.assertIn("flattened by hand", self.run_it(gate, "resume", **settings).out)
 
@@ -139,7 +138,7 @@ class TestFlatten(HandoverTest):
     def test_a_key_that_may_do_too_much_does_not_keep_it_from_closing(self) -> None:
         gate, both = self.held(UPWARD), b'"modify-trades","withdraw-funds"'
         gate.edit = lambda path, answer: answer.replace(b'"modify-trades"', both)
-        self.assert_ends(self.run_it(gate, "run", "--live", "--once", **UPWARD), 77, "withdraw")
+        self.assert_ends(self.once(gate, **UPWARD), 77, "withdraw")
         self.assert_ends(self.run_it(gate, "flatten", "--live", **UPWARD), 0)
         self.assertEqual(0, gate.position)
 
@@ -268,7 +267,7 @@ class TestFlatten(HandoverTest):
         self.assertEqual(0, gate.position)
         self.assert_ends(bot.done(), 76, "flattened by hand")
         self.assertLess(time.monotonic() - began, 30)
-        status = json.loads(self.run_it(gate, "status", "--json", **UPWARD).out)
+        status = self.status(gate, **UPWARD)
         self.assertEqual(("0", "flattened by hand"), (status["position"], status["halted"]))
 
     @slow
@@ -326,13 +325,13 @@ class TestFlatten(HandoverTest):
     def test_a_request_that_nobody_waits_for_any_more_is_none(self) -> None:
         gate = self.held(UPWARD)
         Lock(self.journal().with_suffix(".flatten"), "it").close()
-        self.assert_ends(self.run_it(gate, "run", "--live", "--once", **UPWARD), 0)
+        self.decide(gate, **UPWARD)
         self.assertEqual(1, len(gate.orders))
 
     def test_a_request_that_somebody_waits_for_outlives_a_restart_of_the_bot(self) -> None:
         gate = self.held(UPWARD)
         self.addCleanup(Lock(self.journal().with_suffix(".flatten"), "it").close)
-        done = self.run_it(gate, "run", "--live", "--once", **UPWARD)
+        done = self.once(gate, **UPWARD)
         self.assert_ends(done, 76, "flattened by hand")
         self.assertEqual((2, 0), (len(gate.orders), gate.position))
 

@@ -1,7 +1,6 @@
 """A rule file as its users have it: a process, its exit code, and what it sent."""
 
 import hashlib
-import json
 from decimal import Decimal as D
 
 from tests import slow
@@ -35,11 +34,11 @@ class RuleTest(ProgramTest):
 class TestRun(RuleTest):
     def test_it_trades_live_and_status_names_its_bytes(self) -> None:
         gate = self.gate()
-        done = self.run_it(gate, "run", "--live", "--once", **LIVE, **FILE)
+        done = self.once(gate, **LIVE, **FILE)
         digest = hashlib.sha256(RULE.encode()).hexdigest()
         self.assert_ends(done, 0, digest)
         self.assertEqual(D("0.01"), gate.position)
-        status = json.loads(self.run_it(gate, "status", "--json", **LIVE, **FILE).out)
+        status = self.status(gate, **LIVE, **FILE)
         self.assertEqual((f"my_rule.py {digest}", 1), (status["strategy"], status["target"]))
 
     @slow
@@ -80,6 +79,6 @@ class TestRun(RuleTest):
             self.rule.write_text(f"CANDLES = 21\ndef direction(candles): return {body}\n")
             gate.pass_candle()
             self.assert_ends(self.run_it(gate, "run", "--once", **PAPER, **FILE), 0)
-            status = json.loads(self.run_it(gate, "status", "--json", **FILE).out)
+            status = self.status(gate, **FILE)
             with self.subTest(body):
                 self.assertEqual(position, status["position"])

@@ -95,7 +95,7 @@ class TestRefusals(ProgramTest):
     def test_costs_within_the_limit_are_told_before_an_order_also_at_a_terminal(self) -> None:
         gate = self.gate()
         settings = LIVE | {"KRAKENBOT_LOG_LEVEL": "warning"}  # As a terminal's.
-        done = self.run_it(gate, "run", "--live", "--once", **settings)
+        done = self.once(gate, **settings)
         self.assertRegex(done.err, r"costs: over the last .*\n.*costs: each round trip must gain")
 
     def test_the_rules_of_the_pair_are_asked_for_once_at_the_start(self) -> None:
@@ -126,7 +126,7 @@ class TestRefusals(ProgramTest):
 
     def test_it_waits_while_another_command_holds_the_key_or_the_journal(self) -> None:
         gate = self.gate(40.0)
-        self.assert_ends(self.run_it(gate, "run", "--live", "--once", **LIVE), 0)
+        self.decide(gate, **LIVE)
         (key,) = self.state.glob("key-*.lock")
         name = f"{gate.url.removeprefix('http://')} {key.stem.removeprefix('key-')}"
         for path, held in (
@@ -180,7 +180,7 @@ class TestDisk(ProgramTest):
 
     def test_a_state_directory_that_cannot_be_written_is_said_first(self) -> None:
         gate = self.gate()
-        self.run_it(gate, "run", "--live", "--once", **(LIVE | {"KRAKENBOT_ENTRY": "next-turn"}))
+        self.once(gate, **(LIVE | {"KRAKENBOT_ENTRY": "next-turn"}))
         gate.pass_candle()
         self.addCleanup(self.state.chmod, 0o700)
         fresh = self.folder / "fresh"
@@ -190,9 +190,7 @@ class TestDisk(ProgramTest):
             directory.chmod(0o500)
             settings = LIVE | {"KRAKENBOT_STATE_DIRECTORY": str(directory)}
             with self.subTest(number):
-                done = self.run_it(
-                    gate, "run", "--live", "--once", before=_without_override, **settings
-                )
+                done = self.once(gate, before=_without_override, **settings)
                 self.assert_ends(done, 78, "cannot be", str(directory))
         file = self.folder / "file"
         file.touch()
@@ -207,19 +205,17 @@ class TestDisk(ProgramTest):
     def test_a_full_disk_is_said_before_any_order(self) -> None:
         gate = self.gate()
         waiting = LIVE | {"KRAKENBOT_ENTRY": "next-turn"}
-        self.assert_ends(self.run_it(gate, "run", "--live", "--once", **waiting), 0)
+        self.decide(gate, **waiting)
         gate.pass_candle()
         fresh = {"KRAKENBOT_STATE_DIRECTORY": str(self.folder / "fresh")}
         for limit, settings in ((0, fresh), (30, fresh), (20000, fresh), (30, {}), (9000, {})):
             with self.subTest(limit, **settings):
                 before = _full(limit)
-                done = self.run_it(
-                    gate, "run", "--live", "--once", before=before, **(LIVE | settings)
-                )
+                done = self.once(gate, before=before, **(LIVE | settings))
                 self.assertIn(done.code, (76, 78), done.err)
                 self.assert_ends(done, done.code, "cannot be")
         self.assertEqual(gate.added, [])
-        self.assert_ends(self.run_it(gate, "run", "--live", "--once", **LIVE), 0)
+        self.decide(gate, **LIVE)
         self.assertEqual(len(gate.orders), 1)
 
 
@@ -227,7 +223,7 @@ class TestTrading(ProgramTest):
     def test_one_candle_is_decided_on_once(self) -> None:
         gate, settings = self.gate(), LIVE
         for _ in range(2):
-            self.assert_ends(self.run_it(gate, "run", "--live", "--once", **settings), 0)
+            self.decide(gate, **settings)
         self.assertEqual(len(gate.orders), 1)
         (order,) = gate.added
         self.assertEqual(D(order["volume"]), D("0.01"))
@@ -237,14 +233,14 @@ class TestTrading(ProgramTest):
 
     def test_a_position_left_by_a_change_of_the_pair_is_said_before_and_at_the_start(self) -> None:
         gate = self.gate()
-        self.assert_ends(self.run_it(gate, "run", "--live", "--once", **LIVE), 0)
+        self.decide(gate, **LIVE)
         for changed in ({"KRAKENBOT_PAIR": "ETHUSD"}, {"KRAKENBOT_MODE": "paper"}):
             with self.subTest(changed):
                 done = self.run_it(gate, "status", **(LIVE | changed))
                 self.assert_ends(done, 78, "0.01 XXBTZUSD is still held, and no bot manages it")
-                done = self.run_it(gate, "run", "--live", "--once", **(LIVE | changed))
+                done = self.once(gate, **(LIVE | changed))
                 self.assert_ends(done, 0, "0.01 XXBTZUSD is still held, and no bot manages it")
-                status = json.loads(self.run_it(gate, "status", "--json", **(LIVE | changed)).out)
+                status = self.status(gate, **(LIVE | changed))
                 self.assertIn("no bot manages it", " ".join(status["warnings"]))
         self.assertEqual(2, len(gate.orders), "the second pair's bot has traded as well")
 
@@ -277,7 +273,7 @@ class TestWithoutRisk(ProgramTest):
             with self.subTest(words):
                 self.assert_ends(self.run_it(gate, *words, **(PAPER | keys)), 0)
                 gate.pass_candle()
-        status = json.loads(self.run_it(gate, "status", "--json", **PAPER).out)
+        status = self.status(gate, **PAPER)
         self.assertEqual(status["orders"], 3)
         self.assertEqual(gate.private, [])
         self.assertEqual(gate.orders, [])
@@ -290,7 +286,7 @@ class TestWithoutRisk(ProgramTest):
         self.assertEqual(len(gate.added), 2)
         self.assertEqual({order.get("validate") for order in gate.added}, {"true"})
         self.assertEqual(gate.orders, [])
-        status = json.loads(self.run_it(gate, "status", "--json", **settings).out)
+        status = self.status(gate, **settings)
         self.assertEqual(status["orders"], len(gate.added))
         self.assertEqual(status["position"], "0")
 

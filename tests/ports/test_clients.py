@@ -14,23 +14,12 @@ from typing import Any
 
 from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
 from tests.markets import sandbox_for, short_histories
+from tests.ports.test_sandbox import ID, MARKET, REFUSALS
 
-ID = "6d1b345e-2821-40e2-ad83-4ecb18a06876"
 WRONG_SECRET = "d3Jvbmc="
 ORDER = {"ordertype": "market", "type": "buy", "pair": "XBTUSD", "volume": "0.01"}
 MARGIN = {**ORDER, "leverage": "2"}
 CLOSE = {**MARGIN, "type": "sell", "reduce_only": "true"}
-BAD = "EGeneral:Invalid arguments"
-# What is wrong with an order: Kraken's words for it.
-REFUSALS: tuple[tuple[dict[str, str], str], ...] = (
-    ({"pair": "NOPE"}, "EQuery:Unknown asset pair"),
-    ({"volume": "0.00001"}, f"{BAD}:volume minimum not met"),
-    ({"leverage": "50"}, f"{BAD}:leverage"),
-    ({"volume": "5", "leverage": "2"}, "EOrder:Insufficient initial margin"),
-    ({"volume": "5"}, "EOrder:Insufficient funds"),
-    ({"leverage": "2", "reduce_only": "true"}, "EOrder:Reduce only:No position exists"),
-    ({"volume": "400", "leverage": "2"}, "EOrder:Margin position size exceeded"),
-)
 
 
 def setUpModule() -> None:
@@ -110,7 +99,7 @@ class KrakenexTest(WithSandbox):
         client = self.client()
         for change, words in REFUSALS:
             with self.subTest(words=words):
-                answer = client.query_private("AddOrder", {**ORDER, **change})
+                answer = client.query_private("AddOrder", {**MARKET, **change})
                 self.assertEqual({"error": [words]}, answer)
         for other, words in (
             (self.client(key="x"), "EAPI:Invalid key"),

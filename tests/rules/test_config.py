@@ -16,6 +16,50 @@ EXAMPLE = Path(__file__).parent.parent.parent / "config.example.toml"  # A link 
 HOME = {"HOME": "/home/someone"}
 
 
+# A wrong value in a file, and what the message names.
+WRONG: tuple[tuple[str, str], ...] = (
+    ("mode = 'Live'", "mode = 'Live'"),
+    ("pair = 'X/../../Y Z'", "pair = "),
+    ("pair = 5", "pair = 5"),
+    ("interval = true", "interval = true"),
+    ("interval = '60'", "interval = '60'"),
+    ("interval = 60.0", "interval = 60.0"),
+    ("size = 0", "size = 0"),
+    ("size = -1", "size = -1"),
+    ("size = nan", "size = NaN"),
+    ("size = inf", "size = Infinity"),
+    ("size = '1e-4'", "size = '1e-4'"),
+    ("size = '1_0'", "size = '1_0'"),
+    ("size = true", "size = true"),
+    ("size = 1e-19", "size = 1E-19"),
+    ("size = 1e99", "size = 1E+99"),
+    ("size = [1]", "size = a list"),
+    ("size = 0x" + "f" * 5000, "size = a huge number"),
+    ("interval = 0x" + "f" * 5000, "interval = a huge number"),
+    ("leverage = 21", "leverage = 21"),
+    ("leverage = false", "leverage = false"),
+    ("[pair]\nname = 'x'", "pair = a table"),
+    ("[riks]", "'riks' is not known; the nearest valid name is"),
+    ("[strategy]\nlength = 1", "strategy.length = 1"),
+    ("[strategy]\nlength = 701", "strategy.length = 701"),
+    ("[strategy]\nname = 'macd'", '"sma-slope", "sma-cross"'),
+    ("[strategy]\nshort = 20", "strategy.short = 20"),
+    ("[strategy]\nlong = 5", "strategy.long = 5"),
+    ("[risk]\nmax_orders_per_day = 0", "risk.max_orders_per_day = 0"),
+    ("[risk]\nmin_margin_level = -1", "risk.min_margin_level = -1"),
+    ("[exchange]\nfee_percent = 5.1", "exchange.fee_percent = 5.1"),
+    ("[exchange]\ntimeout = 0", "exchange.timeout = 0"),
+    ("[exchange]\npatience = 90000", "exchange.patience = 90000"),
+    ("[exchange]\nclock_speed = 60", "exchange.clock_speed = 60"),
+    ("[exchange]\ntrading_agreement = 1", "exchange.trading_agreement = 1"),
+    ("[exchange]\nproxy = 'http://host'", "http://host:port"),
+    ("[state]\ndirectory = 'a\\nb'\nx = 1", "state.x"),
+    ("[state]\ndirectory = ''", "state.directory = '': must be a path"),
+    ("[keys]\napi_key_file = 'k'", "api_key_file is set, the other file"),
+    ("[log]\nformat = 'xml'", "log.format = 'xml'"),
+)
+
+
 class Folder(unittest.TestCase):
     def setUp(self) -> None:
         self.folder = own_folder(self)
@@ -160,47 +204,7 @@ class TestMistakes(Folder):
             self.assertIn(part, text)
 
     def test_wrong_values_are_refused_with_key_and_value(self) -> None:
-        for toml, part in (
-            ("mode = 'Live'", "mode = 'Live'"),
-            ("pair = 'X/../../Y Z'", "pair = "),
-            ("pair = 5", "pair = 5"),
-            ("interval = true", "interval = true"),
-            ("interval = '60'", "interval = '60'"),
-            ("interval = 60.0", "interval = 60.0"),
-            ("size = 0", "size = 0"),
-            ("size = -1", "size = -1"),
-            ("size = nan", "size = NaN"),
-            ("size = inf", "size = Infinity"),
-            ("size = '1e-4'", "size = '1e-4'"),
-            ("size = '1_0'", "size = '1_0'"),
-            ("size = true", "size = true"),
-            ("size = 1e-19", "size = 1E-19"),
-            ("size = 1e99", "size = 1E+99"),
-            ("size = [1]", "size = a list"),
-            ("size = 0x" + "f" * 5000, "size = a huge number"),
-            ("interval = 0x" + "f" * 5000, "interval = a huge number"),
-            ("leverage = 21", "leverage = 21"),
-            ("leverage = false", "leverage = false"),
-            ("[pair]\nname = 'x'", "pair = a table"),
-            ("[riks]", "'riks' is not known; the nearest valid name is"),
-            ("[strategy]\nlength = 1", "strategy.length = 1"),
-            ("[strategy]\nlength = 701", "strategy.length = 701"),
-            ("[strategy]\nname = 'macd'", '"sma-slope", "sma-cross"'),
-            ("[strategy]\nshort = 20", "strategy.short = 20"),
-            ("[strategy]\nlong = 5", "strategy.long = 5"),
-            ("[risk]\nmax_orders_per_day = 0", "risk.max_orders_per_day = 0"),
-            ("[risk]\nmin_margin_level = -1", "risk.min_margin_level = -1"),
-            ("[exchange]\nfee_percent = 5.1", "exchange.fee_percent = 5.1"),
-            ("[exchange]\ntimeout = 0", "exchange.timeout = 0"),
-            ("[exchange]\npatience = 90000", "exchange.patience = 90000"),
-            ("[exchange]\nclock_speed = 60", "exchange.clock_speed = 60"),
-            ("[exchange]\ntrading_agreement = 1", "exchange.trading_agreement = 1"),
-            ("[exchange]\nproxy = 'http://host'", "http://host:port"),
-            ("[state]\ndirectory = 'a\\nb'\nx = 1", "state.x"),
-            ("[state]\ndirectory = ''", "state.directory = '': must be a path"),
-            ("[keys]\napi_key_file = 'k'", "api_key_file is set, the other file"),
-            ("[log]\nformat = 'xml'", "log.format = 'xml'"),
-        ):
+        for toml, part in WRONG:
             with self.subTest(toml):
                 self.assertIn(part, self.complaint(toml))
 

@@ -18,6 +18,7 @@ from krakenbot.model import KeyInfo, Position
 from krakenbot.presence import Presence
 from krakenbot.simulated import http as server
 from tests import slow
+from tests.clients import key_files
 from tests.commands.called import call
 from tests.folders import own_folder
 from tests.logs import forget_secrets
@@ -45,11 +46,7 @@ class Patient(unittest.TestCase):
         return sandbox_for(self)
 
     def keys(self) -> None:
-        for name, text in (("KEY", server.SANDBOX_KEY), ("SECRET", server.SANDBOX_SECRET)):
-            path = self.folder / name
-            path.write_text(text)
-            path.chmod(0o600)
-            self.environ[f"KRAKEN_API_{name}_FILE"] = str(path)
+        self.environ |= key_files(self.folder)
 
     def examine(self, url: str, toml: str = "", **environ: str) -> dict[str, doctor.Finding]:
         file = self.folder / "my.toml"

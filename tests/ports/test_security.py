@@ -36,7 +36,7 @@ from krakenbot.kraken.transport import (
 from krakenbot.lock import Lock
 from krakenbot.model import Secret
 from krakenbot.simulated import http as sandboxes
-from tests.clients import signing
+from tests.clients import key_files, signing
 from tests.commands.called import call
 from tests.folders import own_folder
 from tests.logs import forget_secrets, logged
@@ -238,11 +238,7 @@ class TestSecrets(Safe):
             "KRAKENBOT_MODE": "live",
             "KRAKENBOT_RISK_MAX_FEE_PERCENT_PER_DAY": "1000",
         }
-        for name, text in (("KEY", sandboxes.SANDBOX_KEY), ("SECRET", sandboxes.SANDBOX_SECRET)):
-            path = self.folder / name
-            path.write_text(text)
-            path.chmod(0o600)
-            environ[f"KRAKEN_API_{name}_FILE"] = str(path)
+        environ |= key_files(self.folder)
         bot = subprocess.Popen(
             [sys.executable, "-m", "krakenbot", "run", "--live"],
             cwd=ROOT,

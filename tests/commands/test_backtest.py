@@ -177,7 +177,7 @@ class TestAgainstTheLiveTick(unittest.TestCase):
         self.assertGreater(result.turns, 32 * DAYS)
 
     def test_years_of_hours_with_rollovers_are_equal(self) -> None:
-        columns = real("2023Q1/XBTUSD_60.csv", 3600, 10_000 if IS_LONG else 10)
+        columns = real("2023Q1/XBTUSD_60.csv", 3600, 10_000 if IS_LONG else 5)
         for leverage in (0, 2, 5) if IS_LONG else (2,):
             with self.subTest(leverage=leverage):
                 wish = plan(3600, leverage=leverage, entry_now=True)

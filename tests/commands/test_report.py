@@ -286,7 +286,7 @@ class ReportTest(unittest.TestCase):
         self.assertGreater(len(chart.times), 0.9 * COLUMNS)
 
     def test_the_page_stays_small(self) -> None:
-        self.assertLess(len(page(20_000, 2_000)), 3_000_000)
+        self.assertLess(len(page(10_000, 1_000)), 1_000_000)
 
 
 class OtherQuoteTest(unittest.TestCase):

@@ -125,7 +125,7 @@ class TestRefusals(ProgramTest):
         self.assertIsNone(first.process.exitcode)
 
     def test_it_waits_while_another_command_holds_the_key_or_the_journal(self) -> None:
-        gate = self.gate(40.0)
+        gate = self.gate(60.0)
         self.decide(gate, **LIVE)
         (key,) = self.state.glob("key-*.lock")
         name = f"{gate.url.removeprefix('http://')} {key.stem.removeprefix('key-')}"
@@ -150,7 +150,7 @@ class TestNoNetwork(ProgramTest):
 
     def test_it_waits_as_long_as_patience_and_says_so_once_a_minute(self) -> None:
         started = []
-        for patience, speed, lines in (("2", "4", (1,)), ("150", "200", (2, 3))):
+        for patience, speed, lines in (("2", "8", (1,)), ("150", "400", (2, 3))):
             settings = {"URL": self.closed_url(), "CLOCK_SPEED": speed, "PATIENCE": patience}
             environ = {f"KRAKENBOT_EXCHANGE_{name}": value for name, value in settings.items()}
             environ["KRAKENBOT_STATE_DIRECTORY"] = str(self.folder / patience)
@@ -194,12 +194,14 @@ class TestDisk(ProgramTest):
                 self.assert_ends(done, 78, "cannot be", str(directory))
         file = self.folder / "file"
         file.touch()
+        started = []
         for words, settings in (("run", PAPER), ("adopt", PAPER), ("run --live", LIVE)):
             for path in (str(file), str(file / "below"), "/proc/none"):
-                with self.subTest(words, path=path):
-                    here = settings | {"KRAKENBOT_STATE_DIRECTORY": path}
-                    done = self.run_it(gate, *words.split(), **here)
-                    self.assert_ends(done, 78, "cannot be", path)
+                here = settings | {"KRAKENBOT_STATE_DIRECTORY": path}
+                started.append((words, path, self.start(gate, *words.split(), **here)))
+        for words, path, running in started:
+            with self.subTest(words, path=path):
+                self.assert_ends(running.done(), 78, "cannot be", path)
         self.assertEqual(gate.added, [])
 
     def test_a_full_disk_is_said_before_any_order(self) -> None:

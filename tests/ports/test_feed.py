@@ -1,5 +1,6 @@
 """The simulated market: what the walk looks like, and what a file of candles becomes."""
 
+import functools
 import gzip
 import os
 import unittest
@@ -19,6 +20,7 @@ NOW = 1_791_417_605
 DATA = os.environ.get("TEST_DATA_KRAKEN")
 
 
+@functools.cache
 def walk(seed: str = "1", pair: str = "XXBTZUSD", now: float = NOW) -> Series:
     return Feed(f"random:{seed}", now).series(RULES[pair])
 
@@ -128,7 +130,7 @@ class FileTest(unittest.TestCase):
         self.assertEqual(("XLTC", "ZCAD"), (rules.base, rules.quote))
 
     def test_a_long_candle_is_its_minutes_also_where_a_price_was_set(self) -> None:
-        series, now = walk(), NOW + 7200
+        series, now = Feed("random:1", NOW).series(XBT), NOW + 7200
         series.by_hand += [(NOW + 600.0, D(1)), (NOW + 900.0, None)]
         for time in range(int(NOW) // 3600 * 3600 - 3600, int(now), 3600):
             whole, minutes = series.bar(time, 3600, now), range(time, time + 3600, 60)

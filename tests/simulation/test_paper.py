@@ -14,7 +14,6 @@ from krakenbot.pairs import PairRules, parse_rules
 from krakenbot.risk import FEE_RATE_ASSUMED
 from krakenbot.simulated.listing import PAIRS
 from krakenbot.simulated.paper import ROWS_KEPT, PaperClient
-from tests import IS_LONG
 from tests.clocks import StandingClock
 from tests.logs import silence
 from tests.markets import Answers
@@ -113,10 +112,9 @@ class PaperTest(unittest.TestCase):
 
     def test_no_rollover_of_a_long_downtime_is_lost(self) -> None:
         self.place(order())
-        days = 300 if IS_LONG else 60
-        self.world.time += days * 86400 + 1
+        self.world.time += 300 * 86400 + 1
         charges = self.exchange.charges(START - 1, int(self.world.time), repeat(0)) or ()
-        self.assertEqual(1 + days * 6, len(charges))
+        self.assertEqual(1 + 300 * 6, len(charges))
 
     def test_an_account_in_bitcoin_shows_all_its_digits(self) -> None:
         world: Any = self.world

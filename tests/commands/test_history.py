@@ -5,11 +5,12 @@ from decimal import Decimal as D
 from unittest import mock
 
 from krakenbot.commands import history
+from krakenbot.format import moment
 from krakenbot.model import MarginSummary
 from krakenbot.presence import UNITS
-from krakenbot.records import Outcome
+from krakenbot.records import Booked, Outcome
 from tests.commands.test_status import Folder
-from tests.ports.test_journal import ROW, execution, intent
+from tests.ports.test_journal import ROW, SUMMARY, execution, intent
 
 EVIL = "\x1b[2J=cmd"
 
@@ -52,6 +53,29 @@ class TestHistory(Folder):
         self.assertEqual(("71310.4", "28.52416"), (first["price"], first["fee"]))
         rows = list(csv.DictReader(io.StringIO(self.shown("orders", "--format", "csv"))))
         self.assertEqual(set(first), set(rows[0]))
+
+    def test_all_formats_tell_the_same_of_each_kind(self) -> None:
+        self.journal.decide(ROW, SUMMARY)
+        for what in ("decisions", "orders", "equity"):
+            with self.subTest(what):
+                lines = self.shown(what, "--format", "json").splitlines()
+                rows = csv.DictReader(io.StringIO(self.shown(what, "--format", "csv")))
+                table = self.shown(what).splitlines()[1:]
+                for told, row, line in zip(map(json.loads, lines), rows, table, strict=True):
+                    self.assertNotIn(float, map(type, told.values()))
+                    at = moment(told["time"], "%Y-%m-%dT%H:%M:%SZ")
+                    texts = {k: "" if v is None else str(v) for k, v in told.items()}
+                    self.assertEqual(list((texts | {"time": at}).items()), list(row.items()))
+                    self.assertTrue(line.startswith(f"{at[:10]} {at[11:16]} "), line)
+                    self.assertLessEqual(len(line), 80)
+
+    def test_gross_is_what_is_left_and_all_that_was_paid(self) -> None:
+        fees = (Booked("1", 1, "opening", D("0.7")), Booked("2", 1, "rollover", D("0.2")))
+        self.journal.book(fees)
+        self.journal.decide(ROW, SUMMARY)
+        told = json.loads(self.shown("equity", "--format", "json"))
+        paid = sum(D(told[name]) for name in ("net", "fees", "margin_fees", "rollover"))
+        self.assertEqual(D(told["gross"]), paid)
 
     def test_a_price_for_programs_has_the_pair_s_decimals(self) -> None:
         bought = intent(1_700_000_200, volume=D("0.03"))

@@ -1,10 +1,8 @@
 """The program as its users have it: a process, its exit code, its words, and what it sent."""
 
-import csv
 import ctypes
 import io
 import json
-import re
 import resource
 import signal
 import socket
@@ -29,7 +27,7 @@ from krakenbot.records import Intent
 from krakenbot.simulated.listing import SANDBOX_SECRET
 from tests import slow
 from tests.commands.called import Terminal
-from tests.commands.program import KEYS, LIVE, PAPER, Gate, ProgramTest
+from tests.commands.program import KEYS, LIVE, PAPER, ProgramTest
 from tests.markets import short_histories
 
 ENDS_MAX_S = 1.0
@@ -350,7 +348,7 @@ class TestScreen(unittest.TestCase):
 class TestLooking(ProgramTest):
     """The commands that only look, while the bot runs."""
 
-    def test_status_and_history_can_be_read_by_programs(self) -> None:
+    def test_status_can_be_read_by_programs_while_the_bot_runs(self) -> None:
         gate = self.gate()
         bot = self.start(gate, "run", **PAPER)
         bot.wait_for("order ended")
@@ -358,7 +356,6 @@ class TestLooking(ProgramTest):
         status = self.run_it(gate, "status", "--json", **PAPER)
         self.assert_ends(status, 0)
         self.check_status(json.loads(status.out))
-        self.check_history(gate)
         plain = self.run_it(gate, "status", **PAPER)
         self.assert_ends(plain, 0)
         self.assertLessEqual(max(map(len, plain.out.splitlines())), 80)
@@ -381,36 +378,6 @@ class TestLooking(ProgramTest):
         self.assertEqual(status["last_candle"], decision["candle"])
         self.assertEqual(status["last_candle"] % 14400, 0)
         self.assertTrue(all(type(name) is str for name in status["unresolved"]))
-
-    def check_history(self, gate: Gate) -> None:
-        for what in ("decisions", "orders", "equity"):
-            started = {
-                form: self.start(gate, "history", what, "--format", form, **PAPER)
-                for form in ("json", "csv", "table")
-            }
-            done = {form: running.done() for form, running in started.items()}
-            with self.subTest(what):
-                for one in done.values():
-                    self.assert_ends(one, 0)
-                objects = [json.loads(line) for line in done["json"].out.splitlines()]
-                rows = list(csv.DictReader(io.StringIO(done["csv"].out)))
-                table = done["table"].out.splitlines()
-                self.assertGreaterEqual(len(objects), 1)
-                # Started one after the other while the bot trades on: the same row comes first.
-                self.assertEqual(list(rows[0]), list(objects[0]))
-                self.assertLessEqual(max(map(len, table)), 80)
-                for name, value in objects[0].items():
-                    self.assertNotIsInstance(value, float, name)
-                    if name != "time":
-                        self.assertEqual(rows[0][name], "" if value is None else str(value))
-                if what == "equity":
-                    names = ("gross", "net", "fees", "margin_fees", "rollover")
-                    gross, *rest = (D(objects[0][name]) for name in names)
-                    self.assertEqual(gross, sum(rest))
-                moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(objects[0]["time"]))
-                self.assertEqual(rows[0]["time"], moment)
-                self.assertTrue(table[1].startswith(moment[:10] + " " + moment[11:16]))
-                self.assertTrue(all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d", t) for t in table[1:]))
 
 
 def _full(limit: int) -> Callable[[], None]:

@@ -19,7 +19,7 @@ from typing import Any
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from krakenbot import config, config_reader, log
+from krakenbot import config, config_reader
 from krakenbot.backtest.columns import BadDataError
 from krakenbot.backtest.files import read
 from krakenbot.candles import fill
@@ -38,7 +38,7 @@ from krakenbot.pairs import decimal, parse_rules, plain
 from krakenbot.records import Booked, Outcome
 from krakenbot.simulated.feed import Feed
 from tests.folders import own_folder
-from tests.logs import silence
+from tests.logs import forget_secrets, silence
 from tests.ports.test_journal import ROW, SUMMARY, execution, intent
 from tests.ports.test_spot import ANSWERS, CALLS, OPEN_ORDER, ORDER, TXID, Kraken, paths, spot
 
@@ -133,10 +133,11 @@ CANDLES = (
     .map(lambda rows: "\n".join(",".join([time, *rest]) for time, rest in rows))
     .map(lambda text: text.encode("utf-8", "replace"))
 )
-SETTINGS = st.dictionaries(st.sampled_from([*config._KEYS, "risk", "size ", "a.b"]), JUNK).map(
+NAMED = config.load(None, {"HOME": "/"}, Path("/nonexistent")).sources
+SETTINGS = st.dictionaries(st.sampled_from([*NAMED, "risk", "size ", "a.b"]), JUNK).map(
     lambda pairs: "\n".join(f"{key} = {value}" for key, value in pairs.items()).encode()
 )
-VARIABLES = ["KRAKENBOT_" + key.replace(".", "_").upper() for key in config._KEYS]
+VARIABLES = ["KRAKENBOT_" + key.replace(".", "_").upper() for key in NAMED]
 PLACES = ("HOME", "STATE_DIRECTORY", "XDG_STATE_HOME", "KRAKENBOT_CONFIG")
 NAMES = st.sampled_from((*VARIABLES, *PLACES)) | st.text(
     st.characters(exclude_characters="=\0"), min_size=1, max_size=9
@@ -156,7 +157,7 @@ class FuzzTest(unittest.TestCase):
 
     @classmethod
     def tearDownClass(cls) -> None:
-        log._hidden.clear()
+        forget_secrets()
 
     def assert_exact(self, value: object) -> None:
         """Fail where a float hides in what was parsed, or a number that is none."""
@@ -185,7 +186,7 @@ class TestAnswers(FuzzTest):
         self.assert_exact(value)
         self.assertNotIn("AddOrder", asked(kraken))
 
-    def test_odd_answers_of_every_method(self) -> None:
+    def test_an_odd_answer_of_any_method_is_exact_or_refused(self) -> None:
         for method in READERS:
             with self.subTest(method):
                 self.tries(method)()
@@ -197,7 +198,7 @@ class TestAnswers(FuzzTest):
 
         return tried
 
-    def test_numbers_of_any_size_in_every_place(self) -> None:
+    def test_a_number_of_any_size_in_any_place_is_exact_or_refused(self) -> None:
         for method in READERS:
             for path in places(GOOD[method]):
                 for piece in AWKWARD:
@@ -209,12 +210,14 @@ class TestAnswers(FuzzTest):
     @given(st.binary(max_size=200) | JUNK.map(str.encode), st.sampled_from((200, 403, 502, 520)))
     @example(b"[" * 100_000, 200)
     @example(b'{"error":[],"result":' + b"9" * 100_000 + b"}", 200)
-    def test_bytes_that_are_no_envelope(self, body: bytes, status: int) -> None:
+    def test_bytes_that_are_no_envelope_are_no_answer(self, body: bytes, status: int) -> None:
         with contextlib.suppress(PLANNED):
             self.assert_exact(result_of("Balance", status, body))
 
     @given(st.lists(ERRORS, min_size=1, max_size=4))
-    def test_lists_of_errors(self, errors: list[str]) -> None:
+    def test_a_list_of_errors_hides_a_result_unless_all_are_warnings(
+        self, errors: list[str]
+    ) -> None:
         body = json.dumps({"error": errors, "result": {}}).encode()
         for method, ask in (("Balance", Spot.balances), ("OpenPositions", Spot.position)):
             kraken = Kraken(**{method: body})
@@ -226,8 +229,9 @@ class TestAnswers(FuzzTest):
             self.assertNotIn("AddOrder", asked(kraken))
 
     @given(JUNK | answers("QueryOrders").map(bytes.decode), st.sampled_from((200, 500)))
-    def test_answers_to_an_order(self, text: str, status: int) -> None:
-        """An order goes out once, whatever the answer; only an answer with one id is a yes."""
+    def test_an_order_goes_out_once_and_only_an_answer_with_one_id_is_a_yes(
+        self, text: str, status: int
+    ) -> None:
         kraken = Kraken(AddOrder=b'{"error":[],"result":' + text.encode() + b"}")
         with self.assertRaises((UnansweredError, StopError)):
             spot(kraken).place(ORDER, T0 + 15)
@@ -248,7 +252,7 @@ class TestValues(FuzzTest):
         self.assertLess(len(text), 100)
 
     @given(JUNK)
-    def test_rules_and_rows_of_any_form(self, text: str) -> None:
+    def test_rules_and_rows_of_any_form_are_exact_or_refused(self, text: str) -> None:
         try:
             value = parse_json(text.encode())
         except ValueError:
@@ -280,7 +284,7 @@ class TestFiles(FuzzTest):
         st.binary(max_size=300) | CANDLES,
         st.sampled_from(("XBTUSD_1.csv", "XBTUSD_1.csv.gz", "XBTUSD_1.json")),
     )
-    def test_files_of_candles(self, content: bytes, name: str) -> None:
+    def test_a_file_of_candles_is_read_or_refused(self, content: bytes, name: str) -> None:
         path = self.folder / name
         path.write_bytes(content)
         try:
@@ -300,12 +304,12 @@ class TestFiles(FuzzTest):
             st.sampled_from(AWKWARD).map(lambda piece: f"size = {piece}".encode()),
         )
     )
-    def test_configuration_files(self, content: bytes) -> None:
+    def test_a_configuration_file_is_read_or_refused(self, content: bytes) -> None:
         (self.folder / "c.toml").write_bytes(content)
         self.check_config("c.toml", {"HOME": "/"})
 
     @given(st.dictionaries(NAMES, VALUES, max_size=5))
-    def test_environments(self, environ: dict[str, str]) -> None:
+    def test_an_environment_is_read_or_refused(self, environ: dict[str, str]) -> None:
         self.check_config(None, environ)
 
     def check_config(self, path: str | None, environ: Mapping[str, str]) -> None:
@@ -320,7 +324,7 @@ class TestFiles(FuzzTest):
         self.assertTrue(url.startswith("https://") or config.is_loopback(url))
 
     @given(st.dictionaries(st.sampled_from([*KEYS.split(), "CREDENTIALS_DIRECTORY"]), SECRETS))
-    def test_secrets(self, environ: dict[str, str]) -> None:
+    def test_a_key_is_read_or_refused_and_never_shown(self, environ: dict[str, str]) -> None:
         try:
             found = load_credentials(config.Config(), environ=environ)
         except ConfigError:
@@ -342,18 +346,22 @@ class TestJournals(FuzzTest):
         cls.sound = path.read_bytes()
 
     @given(st.binary(max_size=600) | st.binary(max_size=50).map(b"SQLite format 3\0".__add__))
-    def test_bytes_that_are_no_journal(self, content: bytes) -> None:
+    def test_bytes_that_are_no_journal_are_refused_unchanged(self, content: bytes) -> None:
         self.check(content)
 
     @given(st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=8))
-    def test_some_bytes_changed(self, changes: list[tuple[int, int]]) -> None:
+    def test_a_journal_with_changed_bytes_is_read_or_refused_unchanged(
+        self, changes: list[tuple[int, int]]
+    ) -> None:
         content = bytearray(self.sound)
         for at, byte in changes:
             content[at % len(content)] = byte
         self.check(bytes(content))
 
     @given(st.integers(0, 10**6), st.integers(1, 5000))
-    def test_a_part_lost_or_zeroed(self, at: int, length: int) -> None:
+    def test_a_journal_that_lost_a_part_is_read_or_refused_unchanged(
+        self, at: int, length: int
+    ) -> None:
         at %= len(self.sound)
         self.check(self.sound[:at])
         self.check(self.sound[:at] + bytes(length) + self.sound[at + length :])
@@ -362,7 +370,9 @@ class TestJournals(FuzzTest):
         st.sampled_from(META.split()),
         st.text(max_size=9) | AMOUNT | st.sampled_from(("nan", "inf", "1e400")),
     )
-    def test_odd_values_in_sound_tables(self, key: str, value: str) -> None:
+    def test_odd_values_in_sound_tables_are_read_or_refused_unchanged(
+        self, key: str, value: str
+    ) -> None:
         path = self.folder / "odd.db"
         path.write_bytes(self.sound)
         db = sqlite3.connect(path, isolation_level=None)

@@ -8,15 +8,19 @@ from contextlib import contextmanager
 from krakenbot import log
 
 
+def forget_secrets() -> None:
+    """Let the log hide nothing any more."""
+    log._hidden.clear()  # A program never forgets a secret, so there is no public way.
+
+
 def restoring() -> Callable[[], None]:
-    """Return what brings back the log and the secrets that it hides as they are now."""
-    handlers, level, hidden = log.logger.handlers, log.logger.level, {*log._hidden}
+    """Return what brings back the log as it is now, hiding nothing."""
+    handlers, level = log.logger.handlers, log.logger.level
 
     def restore() -> None:
         log.logger.handlers = handlers
         log.logger.setLevel(level)
-        log._hidden.clear()
-        log._hidden.update(hidden)
+        forget_secrets()
 
     return restore
 

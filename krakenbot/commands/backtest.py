@@ -45,7 +45,7 @@ _KEYS = {
 }
 Parts = Iterable[Columns]
 _SWEPT_MAX = 50_000  # Values of one range of a sweep.
-_TRIPS_SHOWN, _TRIPS_DRAWN = 10, 1000  # The newest round trips in the output and in a report.
+_TRIPS_SHOWN, TRIPS_DRAWN = 10, 1000  # The newest round trips in the output and in a report.
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -137,7 +137,7 @@ def _backtest(config: Config, arguments: Namespace) -> list[str]:
 
 def _once(setting: Setting, parts: Parts, arguments: Namespace, notes: list[str]) -> list[str]:
     config, rules = setting.config, setting.rules
-    keep = None if arguments.json else _TRIPS_DRAWN if arguments.report else _TRIPS_SHOWN
+    keep = None if arguments.json else TRIPS_DRAWN if arguments.report else _TRIPS_SHOWN
     replay = Replay(plan_of(config), rules, setting.costs, keep)
     parts = files.aggregate(parts, config.interval * 60)
     if arguments.report:

@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
             raise
         finally:
             presence.end(code, why)
-            _say([_goodbye(config, parts)])
+            _say([goodbye(config, parts)])
             parts.journal.close()  # So that one file holds the whole journal.
     return 0
 
@@ -130,7 +130,7 @@ def _banner(config: Config, parts: Parts) -> list[str]:
     ]
 
 
-def _goodbye(config: Config, parts: Parts) -> str:
+def goodbye(config: Config, parts: Parts) -> str:
     """Return the last line: what is still held, and how to go on or close it."""
     held, base = parts.journal.account().held, parts.journal.get("base")
     if ids := ", ".join(intent.id for intent in parts.journal.open_intents()):

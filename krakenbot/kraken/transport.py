@@ -40,8 +40,8 @@ class UrllibTransport(urllib.request.AbstractHTTPHandler):
     ) -> None:
         super().__init__()
         if proxy is None:
-            _warn_of_unused_proxies()
-        self._timeout_s, self._proxy, self._is_stopping = timeout_s, proxy, is_stopping
+            warn_of_unused_proxies()
+        self.timeout_s, self._proxy, self._is_stopping = timeout_s, proxy, is_stopping
         self._opener = urllib.request.OpenerDirector()
         self._opener.add_handler(self)
 
@@ -55,7 +55,7 @@ class UrllibTransport(urllib.request.AbstractHTTPHandler):
         request = urllib.request.Request(url, body, dict(headers), method=method)
         host = request.host
         try:
-            with self._opener.open(request, timeout=self._timeout_s) as response:
+            with self._opener.open(request, timeout=self.timeout_s) as response:
                 answer = response.read(ANSWER_BYTES_MAX + 1)
         except _BROKEN as error:
             problem = _name(error)
@@ -217,7 +217,7 @@ def tls_context() -> ssl.SSLContext:
 
 
 @cache
-def _warn_of_unused_proxies() -> None:
+def warn_of_unused_proxies() -> None:
     names = {name for name in os.environ if name.lower() in ("https_proxy", "all_proxy")}
     if names:
         log.warning("proxy not used: %s; to use one, set exchange.proxy", ", ".join(sorted(names)))

@@ -82,7 +82,7 @@ class SandboxApi:
             "balance": self._set_balance,
             "status": self._set_status,
         }
-        self._key, self._secret, self.nonce = key, secret, 0
+        self.key, self.secret, self.nonce = key, secret, 0
         self._rest_limit, self._engine_limit, self._failures_max = TIERS[tier]
         self._failures, self._locked_until = 0, 0.0
         self._counters: dict[str, tuple[float, float]] = {}
@@ -142,8 +142,8 @@ class SandboxApi:
             self._locked_until = now + LOCKOUT_S
             raise RefusedError("EGeneral:Temporary lockout")
         is_number = re.fullmatch("[0-9]{1,20}", nonce) is not None
-        wanted, given = sign(self._secret, path, nonce, body), headers.get("api-sign", "")
-        if headers.get("api-key") != self._key:
+        wanted, given = sign(self.secret, path, nonce, body), headers.get("api-sign", "")
+        if headers.get("api-key") != self.key:
             refusal = "EAPI:Invalid key"
         elif is_number and not compare_digest(wanted.encode(), given.encode("utf-8", "replace")):
             refusal = "EAPI:Invalid signature"
@@ -170,7 +170,7 @@ class SandboxApi:
         unset = dict.fromkeys(("nonce_window", "valid_until", "query_from", "query_to"), "0")
         began = dict.fromkeys(("created_time", "modified_time"), str(int(self.markets.feed.start)))
         return (
-            {"api_key_name": "sandbox", "api_key": self._key, "nonce": str(self.nonce)}
+            {"api_key_name": "sandbox", "api_key": self.key, "nonce": str(self.nonce)}
             | {"permissions": _PERMISSIONS, "iban": "AA00 N000 0000 0000", "ip_allowlist": [""]}
             | {"last_used": str(int(self.now())), **began, **unset}
         )

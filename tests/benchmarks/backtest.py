@@ -29,26 +29,6 @@ with open(sys.argv[1]) as file:
         closes.append(close)
 print(turns)
 """
-BLOCKS = """
-import sys
-past, direction, turns, rest = [], 0, 0, ""
-with open(sys.argv[1]) as file:
-    while block := file.read(32768):
-        block = rest + block
-        cut = block.rfind(chr(10)) + 1
-        rest = block[cut:]
-        closes = past + list(map(float, block[:cut].replace(chr(10), ",").split(",")[4::7]))
-        for before, close in zip(closes, closes[20:]):
-            if close > before:
-                if direction != 1:
-                    direction = 1
-                    turns += 1
-            elif close < before and direction != -1:
-                direction = -1
-                turns += 1
-        past = closes[-20:]
-print(turns)
-"""
 OTHER = """
 import sys
 import pandas
@@ -79,8 +59,7 @@ def main() -> None:
         path = str(Path(folder) / "XBTUSD_1.csv")
         build(data, path)
         own = [sys.executable, "-m", "krakenbot", "backtest", path, "--balance", "1000000"]
-        bare = measure("bare loop, by line", [sys.executable, "-c", BARE, path])
-        measure("bare loop, by block", [sys.executable, "-c", BLOCKS, path], bare)
+        bare = measure("bare loop", [sys.executable, "-c", BARE, path])
         measure("krakenbot backtest", own, bare)
         measure("krakenbot backtest --report", [*own, "--report", path + ".html"], bare)
         if subprocess.run([python, "-c", "import backtesting"], capture_output=True).returncode:

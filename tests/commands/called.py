@@ -16,9 +16,18 @@ class Done(NamedTuple):
     err: str
 
 
-def call(*words: str, to: io.StringIO | None = None, **environ: str) -> Done:
+class Terminal(io.StringIO):
+    """A stream that a person sees."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def call(
+    *words: str, to: io.StringIO | None = None, err: io.StringIO | None = None, **environ: str
+) -> Done:
     """Run the program with these words, and with no variables but these."""
-    out, err = to or io.StringIO(), io.StringIO()
+    out, err = to or io.StringIO(), err or io.StringIO()
     with (
         mock.patch.dict(os.environ, environ, clear=True),
         contextlib.redirect_stdout(out),

@@ -100,7 +100,7 @@ class Gate:
 
 
 class Running:
-    """A program at work and what it has written so far: less than its pipes hold.
+    """A running program, and what it has written so far, which must fit into its pipes.
 
     It is forked from a server that has imported the program already, which saves most of a start.
     """
@@ -218,6 +218,20 @@ class ProgramTest(unittest.TestCase):
 
     def run_it(self, gate: Gate | None, *argv: str, **settings: Any) -> Done:
         return self.start(gate, *argv, **settings).done()
+
+    def once(self, gate: Gate, **settings: Any) -> Done:
+        """Let a live bot decide on one candle."""
+        return self.run_it(gate, "run", "--live", "--once", **settings)
+
+    def decide(self, gate: Gate, **settings: Any) -> None:
+        """Let a live bot decide on one candle, with success."""
+        self.assert_ends(self.once(gate, **settings), 0)
+
+    def status(self, gate: Gate, **settings: Any) -> dict[str, Any]:
+        done = self.run_it(gate, "status", "--json", **settings)
+        self.assert_ends(done, 0)
+        status: dict[str, Any] = json.loads(done.out)
+        return status
 
     def journal(self) -> Path:
         (path,) = self.state.glob("*.db")

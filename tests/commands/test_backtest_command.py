@@ -1,7 +1,6 @@
 """`backtest` as people call it: files as they have them, what is disclosed, sweeps, reports."""
 
 import contextlib
-import io
 import json
 import os
 import random
@@ -11,15 +10,14 @@ import subprocess
 import sys
 import unittest
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from decimal import Decimal as D
 from typing import Any
 from unittest import mock
 
-from krakenbot.backtest.columns import BadDataError
 from krakenbot.commands import backtest
 from krakenbot.simulated.listing import PAIRS
-from tests.commands.called import Done, call
+from tests.commands.called import Done, Terminal, call
 from tests.folders import own_folder
 
 
@@ -199,15 +197,10 @@ class TestRun(CommandTest):
         self.assertNotIn("per year", output)
 
     def test_a_mistake_in_a_file_does_not_follow_the_progress_on_its_line(self) -> None:
-        def parts() -> Iterator[Any]:
-            yield mock.Mock(times=[0])
-            raise BadDataError("a mistake")
-
-        shown = mock.Mock(wraps=io.StringIO())
-        shown.isatty.return_value = True
-        with contextlib.redirect_stderr(shown), self.assertRaises(BadDataError):
-            list(backtest._watched(parts()))
-        self.assertEqual(shown.getvalue(), "\r1 candles, 1970-01-01 00:00\r\x1b[K")
+        path, shown = self.write([*candles(walk(3000)), "no candle"]), Terminal()
+        self.assertEqual(2, command(path, err=shown).code)
+        progress = r"(\r[0-9,]+ candles, 1970-01-0. ..:..)+\r\x1b\[K"
+        self.assertRegex(shown.getvalue(), f"^{progress}krakenbot: .*'no candle'")
 
     def test_max_loss_and_intervals_that_the_bot_does_not_have_are_remarked(self) -> None:
         notes = self.notes(self.jumpy(), KRAKENBOT_RISK_MAX_LOSS="9")
@@ -229,7 +222,7 @@ class TestRun(CommandTest):
         path, report = self.jumpy(), self.folder / "report.html"
         count = len(self.told(path, "--length", "5")["round_trips"])
         lines = command(path, "--length", "5")[1].splitlines()
-        with mock.patch.object(backtest, "_TRIPS_DRAWN", 15):
+        with mock.patch.object(backtest, "TRIPS_DRAWN", 15):
             more = command(path, "--length", "5", "--report", str(report))[1].splitlines()
         self.assertEqual([*lines, f"report: {report}"], more)
         self.assertGreater(count, 15)
@@ -318,13 +311,13 @@ class TestSweep(CommandTest):
         self.assertIn("sma-slope 20, size", shown)
 
     def test_a_signal_ends_a_sweep_and_its_workers_at_once(self) -> None:
-        for number, send, code in (
+        signals = (
             (signal.SIGTERM, os.kill, 130),
             (signal.SIGINT, os.killpg, 130),
             (signal.SIGKILL, os.kill, -signal.SIGKILL),
-        ):
+        )
+        for (number, send, code), program in [(row, self.slow_sweep()) for row in signals]:
             with self.subTest(number=number):
-                program = self.slow_sweep()
                 for _ in range(9):  # Then the sweep is well under way.
                     program.stdout.readline()
                 send(program.pid, number)
@@ -432,7 +425,7 @@ class TestSweep(CommandTest):
         self.assertEqual(command(path, KRAKENBOT_SIZE="bad")[0], 78)
 
 
-def command(*words: str, **environment: str) -> Done:
+def command(*words: str, **environment: Any) -> Done:
     """Run `backtest` far from any configuration."""
     place = ("--config", os.devnull, "backtest")
     return call(*place, *words, HOME="/x", **environment)

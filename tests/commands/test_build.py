@@ -1,5 +1,4 @@
 import hashlib
-import io
 import os
 import stat
 import subprocess
@@ -7,14 +6,12 @@ import sys
 import threading
 import unittest
 import zipfile
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from krakenbot import cli
 from krakenbot.commands.install import packed
-from tests import slow
+from tests.commands.called import call
 from tests.folders import own_folder
 from tests.markets import sandbox_for, short_histories
 
@@ -97,16 +94,15 @@ class TestBuild(unittest.TestCase):
                 mock.patch.object(Path, "replace", side_effect=KeyboardInterrupt),
                 mock.patch.object(Path, "unlink", unlink),
             ):
-                self.assertEqual(130, cli.main(argv))
-            with redirect_stdout(io.StringIO()):
-                self.assertEqual(0, cli.main(argv))
+                self.assertEqual(130, call(*argv).code)
+            self.assertEqual(0, call(*argv).code)
         self.assertEqual(2, len(list(self.folder.iterdir())))
 
     def test_a_place_that_cannot_be_written_is_wrong_usage(self) -> None:
         for place in ("/proc/none.pyz", "/etc/passwd/x.pyz", "/", ""):
-            with self.subTest(place), redirect_stderr(io.StringIO()) as said:
-                self.assertEqual(2, cli.main(["build", "--output", place]))
-                self.assertIn("cannot write", said.getvalue())
+            with self.subTest(place):
+                done = call("build", "--output", place)
+                self.assertEqual((2, True), (done.code, "cannot write" in done.err))
 
     def test_a_pipe_is_written_to_and_stays_a_pipe(self) -> None:
         pipe, link = self.folder / "pipe", self.folder / "link"
@@ -116,8 +112,8 @@ class TestBuild(unittest.TestCase):
         for place in (pipe, link):
             reader = threading.Thread(target=lambda: read.append(pipe.read_bytes()), daemon=True)
             reader.start()
-            with self.subTest(place.name), redirect_stdout(io.StringIO()):
-                self.assertEqual(0, cli.main(["build", "--output", str(place)]))
+            with self.subTest(place.name):
+                self.assertEqual(0, call("build", "--output", str(place)).code)
                 reader.join(10)
                 self.assertEqual(self.file.read_bytes(), read.pop())
                 self.assertTrue(pipe.is_fifo() and link.is_symlink())
@@ -126,9 +122,8 @@ class TestBuild(unittest.TestCase):
         before, link, new = self.file.stat().st_ino, self.folder / "link", self.folder / "new"
         link.symlink_to(self.file.name)
         (self.folder / "dangling").symlink_to(new)
-        with redirect_stdout(io.StringIO()):
-            self.assertEqual(0, cli.main(["build", "--output", str(link)]))
-            self.assertEqual(0, cli.main(["build", "--output", str(self.folder / "dangling")]))
+        for place in (link, self.folder / "dangling"):
+            self.assertEqual(0, call("build", "--output", str(place)).code)
         self.assertTrue(link.is_symlink())
         self.assertNotEqual(before, self.file.stat().st_ino)
         self.assertEqual(packed(), new.read_bytes())
@@ -140,9 +135,8 @@ class TestBuild(unittest.TestCase):
             os.mknod(full, stat.S_IFCHR | 0o600, os.makedev(1, 7))
         except PermissionError:
             self.skipTest("no devices can be made here")
-        with redirect_stderr(io.StringIO()) as said:
-            self.assertEqual(2, cli.main(["build", "--output", str(full)]))
-        self.assertIn(f"cannot write {full}", said.getvalue())
+        done = call("build", "--output", str(full))
+        self.assertEqual((2, True), (done.code, f"cannot write {full}" in done.err))
         self.assertTrue(full.is_char_device())
 
     def test_it_brings_its_manual_and_its_example_along(self) -> None:
@@ -151,27 +145,24 @@ class TestBuild(unittest.TestCase):
         done = self.run_python(str(self.file), "config", "--example")
         self.assertIn("interval = 1", done.stdout)
 
-    @slow
-    def test_the_demo_runs_from_it(self) -> None:
-        words = ("--candles", "25", "--speed", "1000", "--seed", "1")
-        done = self.run_python(str(self.file), "demo", *words)
-        self.assertEqual(0, done.returncode, done.stderr)
-        self.assertIn("candles decided on    25", done.stdout)
-        self.assertRegex(done.stdout, r"margin fees +-\d+\.\d*[1-9]")
-
     def test_the_doctor_finds_nothing_foreign_in_it(self) -> None:
         environ = {"HOME": str(self.folder), "KRAKENBOT_EXCHANGE_URL": "http://127.0.0.1:1"}
         done = self.run_python(str(self.file), "doctor", **environ)
         self.assertIn("nothing foreign loaded", done.stdout)
 
-    def test_it_runs_for_a_stranger_with_nothing_but_a_state_directory(self) -> None:
+    def test_it_runs_for_a_stranger_with_nothing_but_a_state_directory_and_a_rule(self) -> None:
         """Empty environment, no home, a folder that cannot be written, a user without rights."""
         sandbox = sandbox_for(self)
         state, shut, file = self.folder / "state", self.folder / "shut", self.folder / "c.toml"
         state.mkdir(0o700)
         shut.mkdir(0o755)
-        file.write_text(f'exchange.url = "{sandbox.url}"\nstate.directory = "{state}"\n')
-        for path in (self.folder, shut, self.file):
+        file.write_text(
+            f'entry = "now"\nexchange.url = "{sandbox.url}"\nstate.directory = "{state}"\n'
+            '[strategy]\nname = "file"\nfile = "my_rule.py"\n'
+        )
+        rule = self.folder / "my_rule.py"
+        rule.write_text("CANDLES = 2\ndef direction(candles):\n    return 1\n")
+        for path in (self.folder, shut, self.file, rule):
             path.chmod(0o555)
         self.addCleanup(self.folder.chmod, 0o700)
         python = python_for_others() if os.geteuid() == 0 else None
@@ -189,7 +180,7 @@ class TestBuild(unittest.TestCase):
             **(OF_NOBODY if python is not None else {}),
         )
         self.assertEqual(0, done.returncode, done.stderr)
-        self.assertIn("decided", done.stderr)
+        self.assertIn("long: ", done.stderr)
         self.assertEqual([], list(shut.iterdir()))
         made = list(state.iterdir())
         self.assertEqual({0o600}, {path.stat().st_mode & 0o777 for path in made})

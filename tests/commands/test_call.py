@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Mapping
 from unittest import mock
 
-from krakenbot import log
 from krakenbot.commands import UsageError
 from krakenbot.commands.call import sign_futures
 from krakenbot.kraken.transport import UrllibTransport
@@ -16,8 +15,9 @@ from krakenbot.model import Secret
 from krakenbot.simulated import http as server
 from krakenbot.simulated.http import Server
 from krakenbot.simulated.wire import Answer
-from tests.commands.called import Done, call
+from tests.commands.called import Done, Terminal, call
 from tests.folders import own_folder
+from tests.logs import forget_secrets
 from tests.markets import close_after, sandbox_for, short_histories
 
 # Published with the API's documentation and by the maintainers of a public client.
@@ -60,11 +60,6 @@ def setUpModule() -> None:
     short_histories()
 
 
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
 class Full(io.StringIO):
     def write(self, text: str) -> int:
         if text:
@@ -77,7 +72,7 @@ class Called(unittest.TestCase):
 
     def setUp(self) -> None:
         warnings.simplefilter("ignore", ResourceWarning)
-        self.addCleanup(log._hidden.clear)
+        self.addCleanup(forget_secrets)
         self.state = own_folder(self)
         self.environ = {"KRAKENBOT_EXCHANGE_TIMEOUT": "5"}
         self.environ["KRAKENBOT_STATE_DIRECTORY"] = str(self.state)
@@ -92,7 +87,8 @@ class TestSpot(Called):
         self.sandbox = sandbox_for(self)
         self.environ["KRAKENBOT_EXCHANGE_URL"] = self.sandbox.url
 
-    def with_keys(self) -> None:
+    def with_keys(self, mode: str = "paper") -> None:
+        self.environ["KRAKENBOT_MODE"] = mode
         self.environ["KRAKEN_API_KEY"] = server.SANDBOX_KEY
         self.environ["KRAKEN_API_SECRET"] = server.SANDBOX_SECRET
 
@@ -113,8 +109,7 @@ class TestSpot(Called):
         self.assertEqual(int(lock.read_text().split()[0]), self.sandbox.api.nonce)
 
     def test_what_changes_the_account_leaves_no_proof_that_a_journal_is_current(self) -> None:
-        self.with_keys()
-        self.environ["KRAKENBOT_MODE"] = "live"
+        self.with_keys("live")
         marks = []
         for words in (("Balance",), ("CancelAll", "--live"), ("Balance",)):
             self.assertEqual(0, self.call(*words)[0])
@@ -123,8 +118,7 @@ class TestSpot(Called):
         self.assertEqual(["", "called", "called"], marks)
 
     def test_a_change_is_taken_although_another_program_used_a_larger_nonce(self) -> None:
-        self.with_keys()
-        self.environ["KRAKENBOT_MODE"] = "live"
+        self.with_keys("live")
         self.assertEqual(0, self.call("Balance")[0])
         self.sandbox.api.nonce = time.time_ns()
         code, _, err = self.call("CancelAll", "--live")
@@ -167,8 +161,7 @@ class TestSpot(Called):
             self.assertNotEqual(78, code)
 
     def test_a_long_address_is_shown_whole(self) -> None:
-        self.with_keys()
-        self.environ["KRAKENBOT_MODE"] = "live"
+        self.with_keys("live")
         address, answer = "addr1" + "q9" * 49, b'{"error":[],"result":[{"address":"%s"}]}'
         with mock.patch.object(
             UrllibTransport, "send", return_value=(200, answer % address.encode())
@@ -192,8 +185,7 @@ class TestSpot(Called):
             send.assert_not_called()
 
     def test_nothing_is_sent_when_its_answer_could_not_be_written(self) -> None:
-        self.with_keys()
-        self.environ["KRAKENBOT_MODE"] = "live"
+        self.with_keys("live")
         for path in ("/nonexistent/answer", str(self.state)):
             self.assertEqual(2, self.call("CancelAll", "--live", "--output", path)[0])
         self.assertEqual(0, self.sandbox.api.requests["CancelAll"])
@@ -202,8 +194,7 @@ class TestSpot(Called):
         self.assertFalse(answer.exists())
 
     def test_an_answer_to_a_change_that_cannot_be_written_is_said(self) -> None:
-        self.with_keys()
-        self.environ["KRAKENBOT_MODE"] = "live"
+        self.with_keys("live")
         self.stdout, full = Full, UsageError("cannot write answer: No space left on device")
         written = ("--output", f"{self.state}/answer")
         for words, error, code, why in (
@@ -217,8 +208,7 @@ class TestSpot(Called):
             self.assertRegex(done.err, rf'(?s)carried out, but .*{why}.*"count": 0')
 
     def test_a_change_that_is_interrupted_may_have_happened_and_a_read_has_not(self) -> None:
-        self.with_keys()
-        self.environ["KRAKENBOT_MODE"] = "live"
+        self.with_keys("live")
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             self.addCleanup(signal.signal, number, signal.getsignal(number))
             signal.signal(signal.SIGHUP, signal.SIG_DFL)  # As in a terminal.
@@ -238,8 +228,7 @@ class TestSpot(Called):
         self.assertEqual({}, self.sandbox.api.orders)
 
     def test_the_client_can_trade_only_for_what_needs_live(self) -> None:
-        self.with_keys()
-        self.environ["KRAKENBOT_MODE"] = "live"
+        self.with_keys("live")
         checked, traded = ("AddOrder", "validate=true", "--live"), ("CancelAll", "--live")
         for words, live in ((("Balance", "--live"), False), (checked, False), (traded, True)):
             with mock.patch("krakenbot.commands.call.client_of") as made:

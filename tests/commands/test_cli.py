@@ -16,6 +16,7 @@ from krakenbot.commands import COMMANDS, UsageError, help
 from krakenbot.errors import ConfigError, LaterError, StopError, UnansweredError
 from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
 from tests.commands.called import Done, call
+from tests.logs import forget_secrets
 
 # Installs a command made up for the test in a process of its own, then runs it.
 FAKE = """
@@ -136,7 +137,7 @@ class TestCommandLine(unittest.TestCase):
         self.assertEqual("krakenbot: one\nkrakenbot: two \\x1b[2J\n", err)
 
     def test_a_traceback_shows_no_secret(self) -> None:
-        self.addCleanup(log._hidden.clear)
+        self.addCleanup(forget_secrets)
         log.register("HUSHHUSH")
 
         def run(_: Namespace) -> int:
@@ -172,7 +173,7 @@ class TestCommandLine(unittest.TestCase):
     def test_config_shows_every_setting_with_its_source_and_no_secret(self) -> None:
         environ = {"HOME": "/x", "KRAKENBOT_PAIR": "ETHUSD"}
         environ["KRAKENBOT_NOTIFY_URL"] = "https://example.org/HUSHHUSH"
-        self.addCleanup(log._hidden.clear)
+        self.addCleanup(forget_secrets)
         with mock.patch.dict(os.environ, environ, clear=True):
             code, out, _ = self.run_with("other", lambda _: 1, "config")
         self.assertEqual(0, code)
@@ -281,7 +282,7 @@ class TestProcess(unittest.TestCase):
 
 class TestOldPython(unittest.TestCase):
     def test_a_python_that_is_too_old_is_told_in_one_sentence(self) -> None:
-        """The door alone is run as an old Python would run it; the rest it could not read."""
+        """Only `__main__.py` is run as an old Python would; it could not even parse the rest."""
         door = Path(cli.__file__).with_name("__main__.py")
         ast.parse(door.read_text(), feature_version=(3, 7))
         code = (

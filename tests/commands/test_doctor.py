@@ -9,7 +9,6 @@ from pathlib import Path
 from types import ModuleType
 from unittest import mock
 
-from krakenbot import log
 from krakenbot.clock import Clock
 from krakenbot.commands import doctor
 from krakenbot.journal_file import open_journal
@@ -19,8 +18,10 @@ from krakenbot.model import KeyInfo, Position
 from krakenbot.presence import Presence
 from krakenbot.simulated import http as server
 from tests import slow
+from tests.clients import key_files
 from tests.commands.called import call
 from tests.folders import own_folder
+from tests.logs import forget_secrets
 from tests.markets import sandbox_for, short_histories
 
 NAMES = [name for name, *_ in doctor.CHECKS]
@@ -36,7 +37,7 @@ class Patient(unittest.TestCase):
     def setUp(self) -> None:
         # Connections that are kept open end with the process, as the command does.
         warnings.simplefilter("ignore", ResourceWarning)
-        self.addCleanup(log._hidden.clear)
+        self.addCleanup(forget_secrets)
         self.folder = own_folder(self)
         self.state = self.folder / "state"
         self.environ: dict[str, str] = {"HOME": str(self.folder)}
@@ -45,11 +46,7 @@ class Patient(unittest.TestCase):
         return sandbox_for(self)
 
     def keys(self) -> None:
-        for name, text in (("KEY", server.SANDBOX_KEY), ("SECRET", server.SANDBOX_SECRET)):
-            path = self.folder / name
-            path.write_text(text)
-            path.chmod(0o600)
-            self.environ[f"KRAKEN_API_{name}_FILE"] = str(path)
+        self.environ |= key_files(self.folder)
 
     def examine(self, url: str, toml: str = "", **environ: str) -> dict[str, doctor.Finding]:
         file = self.folder / "my.toml"
@@ -263,8 +260,8 @@ class TestPython(unittest.TestCase):
             module = ModuleType(name)
             module.__file__ = f"{folder}/{name}.py"
             with self.subTest(name), mock.patch.dict(sys.modules, {name: module}):
-                _, text, *_ = doctor.Checks(None)._python()
-                self.assertEqual(is_foreign, name in text)
+                finding = next(doctor.examine("/dev/null"))
+                self.assertEqual(("python", is_foreign), (finding.check, name in finding.text))
 
 
 class TestOutput(Patient):

@@ -2,29 +2,30 @@
 
 import contextlib
 import io
-import json
 import os
 import signal
 import sqlite3
 import sys
 import time
 import unittest
-from argparse import Namespace
 from collections.abc import Callable
 from decimal import Decimal as D
+from functools import partial
+from types import SimpleNamespace
 from unittest import mock
 
 from krakenbot import retry
-from krakenbot.clock import Clock, StopRequestedError
+from krakenbot.clock import Clock
 from krakenbot.commands import handover
 from krakenbot.commands.preview import describe_trade
-from krakenbot.errors import LaterError
 from krakenbot.journal_file import open_journal
 from krakenbot.lock import Lock
 from krakenbot.model import Quote
-from krakenbot.presence import Presence, is_locked
+from krakenbot.presence import Presence, State, is_locked
 from tests import slow
+from tests.commands.called import Done, Terminal, call
 from tests.commands.program import LIVE, Gate, ProgramTest
+from tests.commands.test_status import Folder
 from tests.markets import short_histories
 from tests.rules.test_pairs import rules
 
@@ -49,7 +50,7 @@ class HandoverTest(ProgramTest):
     def held(self, settings: dict[str, str]) -> Gate:
         """Return an exchange at which the bot has opened its position and does not run."""
         gate = self.gate()
-        self.assert_ends(self.run_it(gate, "run", "--live", "--once", **settings), 0)
+        self.decide(gate, **settings)
         self.assertEqual(1, len(gate.orders))
         return gate
 
@@ -67,13 +68,21 @@ class TestAdopt(HandoverTest):
             self.assertIn("Nothing was changed", done.out)
         self.assertEqual([], gate.added)
 
+    def test_adopted_at_its_start_the_position_is_what_the_bot_trades_on_from(self) -> None:
+        gate = self.gate()
+        gate.control("position", pair="XBTUSD", side="buy", volume="0.02", leverage=2)
+        gate.pass_candle()  # So that no trade is too new to be looked for.
+        words = ("run", "--live", "--once", "--adopt", "--yes")
+        self.assert_ends(self.run_it(gate, *words, **UPWARD), 0)
+        self.assertEqual((D("0.01"), 1), (gate.position, len(gate.added)))
+
     def test_with_yes_the_position_is_the_bot_s_own_and_the_command_ends(self) -> None:
         gate = self.gate()
         gate.control("position", pair="XBTUSD", side="buy", volume="0.01", leverage=2)
         done = self.run_it(gate, "adopt", "--yes", **UPWARD)
         self.assert_ends(done, 0)
         self.assertEqual([], gate.added)
-        status = json.loads(self.run_it(gate, "status", "--json", **UPWARD).out)
+        status = self.status(gate, **UPWARD)
         self.assertEqual(D("0.01"), D(status["position"]))
 
     @slow
@@ -82,7 +91,7 @@ class TestAdopt(HandoverTest):
         account = gate.sandbox.api.account
         account.balances["XBT.F"] = account.balances.pop("XXBT")
         gate.pass_candle()
-        done = self.run_it(gate, "run", "--live", "--once", **SPOT)
+        done = self.once(gate, **SPOT)
         self.assert_ends(done, 76, "0.01 XBT.F", "do not adopt")
         done = self.run_it(gate, "adopt", **SPOT)
         self.assertIn("XBT.F is in Earn", done.out)
@@ -90,18 +99,19 @@ class TestAdopt(HandoverTest):
 
 
 class TestFlatten(HandoverTest):
-    def test_a_bot_that_halts_meanwhile_is_looked_into_before_anything_is_sold(self) -> None:
-        gate = self.gate(15.0)
-        self.assert_ends(self.run_it(gate, "run", "--live", "--once", **SPOT), 0)
+    def test_a_bot_asked_at_its_start_first_finds_out_what_its_journal_does_not_know(self) -> None:
+        gate = self.gate()
+        self.decide(gate, **SPOT)
         journal, balances = self.journal(), gate.sandbox.api.account.balances
         backup, balances["XXBT"] = journal.read_bytes(), balances["XXBT"] + 1  # Not the bot's.
         self.assert_ends(self.run_it(gate, "flatten", "--live", "--yes", **SPOT), 0)
         for path in self.state.glob(f"{journal.name}*"):
             path.unlink()
         journal.write_bytes(backup)
-        self.start(gate, "run", "--live", **SPOT).wait_for("waiting")
-        done = self.run_it(gate, "flatten", "--live", "--yes", **SPOT)
-        self.assert_ends(done, 76, "does not know", "Look into that")
+        gate.pass_candle()  # So that no trade is too new to be looked for.
+        self.addCleanup(Lock(journal.with_suffix(".flatten"), "it").close)
+        done = self.run_it(gate, "run", "--live", **SPOT)
+        self.assert_ends(done, 76, "flattening, as", "does not know")
         self.assertEqual((D(1), 2), (balances["XXBT"], len(gate.orders)))
 
     def test_it_says_what_it_trades_closes_it_and_leaves_the_bot_halted(self) -> None:
@@ -112,7 +122,7 @@ class TestFlatten(HandoverTest):
             self.assertNotIn("any earlier order", done.err, "nothing was sent, and that is proven")
             self.assertRegex(done.out, r"(sell|buy) 0\.01 XBT at market, about [\d,.]+ = ")
             self.assertEqual(2, len(gate.orders))
-            done = self.run_it(gate, "run", "--live", "--once", **settings)
+            done = self.once(gate, **settings)
             self.assert_ends(done, 76, "flattened by hand")
             self.assertIn("flattened by hand", self.run_it(gate, "resume", **settings).out)
 
@@ -130,7 +140,7 @@ class TestFlatten(HandoverTest):
     def test_a_key_that_may_do_too_much_does_not_keep_it_from_closing(self) -> None:
         gate, both = self.held(UPWARD), b'"modify-trades","withdraw-funds"'
         gate.edit = lambda path, answer: answer.replace(b'"modify-trades"', both)
-        self.assert_ends(self.run_it(gate, "run", "--live", "--once", **UPWARD), 77, "withdraw")
+        self.assert_ends(self.once(gate, **UPWARD), 77, "withdraw")
         self.assert_ends(self.run_it(gate, "flatten", "--live", **UPWARD), 0)
         self.assertEqual(0, gate.position)
 
@@ -259,7 +269,7 @@ class TestFlatten(HandoverTest):
         self.assertEqual(0, gate.position)
         self.assert_ends(bot.done(), 76, "flattened by hand")
         self.assertLess(time.monotonic() - began, 30)
-        status = json.loads(self.run_it(gate, "status", "--json", **UPWARD).out)
+        status = self.status(gate, **UPWARD)
         self.assertEqual(("0", "flattened by hand"), (status["position"], status["halted"]))
 
     @slow
@@ -293,21 +303,6 @@ class TestFlatten(HandoverTest):
         self.assertIn("the bot ended with: no halt; its journal shows 0.01 held", done.out)
         self.assertEqual(0, gate.position)
 
-    def test_a_request_that_nobody_takes_is_withdrawn_and_said(self) -> None:
-        gate = self.held(UPWARD)
-        lock = Lock(self.journal().with_suffix(".lock"), "it")  # As a bot that hangs holds it.
-        self.addCleanup(lock.close)
-        with contextlib.closing(open_journal(self.journal())) as journal:
-            Presence(journal, Clock(), 60)
-        with (
-            mock.patch.multiple(handover, ANSWER_S=0.5, LOOK_TURNS=1),
-            mock.patch.dict(os.environ, self.environ(gate) | UPWARD, clear=True),
-            contextlib.redirect_stdout(io.StringIO()),
-            self.assertRaisesRegex(LaterError, "did not answer within"),
-        ):
-            handover.run(Namespace(config=None, command="flatten", live=True, all=False, yes=True))
-        self.assertFalse(is_locked(self.journal().with_suffix(".flatten")))
-
     def test_what_is_adopted_is_compared_with_what_was_shown(self) -> None:
         parts = mock.MagicMock()
         parts.bot.retry = lambda action, patience_s: action()
@@ -321,71 +316,99 @@ class TestFlatten(HandoverTest):
             handover.adopt(mock.MagicMock(), yes=True)
         adopt.assert_called_once_with(parts.bot, D("0.01"))
 
-    def test_at_a_terminal_nothing_happens_without_a_yes(self) -> None:
-        asked, clock, fileno = io.StringIO(), Clock(), self.always_readable()
-        for said, agreed in (("", False), ("y\n", False), ("\n", False), ("yes\n", True)):
-            terminal = mock.Mock(isatty=lambda: True, readline=lambda said=said: said)
-            terminal.fileno = fileno
-            with (
-                mock.patch.object(sys, "stdin", terminal),
-                contextlib.redirect_stdout(io.StringIO()),  # Piped into a file, for example.
-                contextlib.redirect_stderr(asked),
-            ):
-                self.assertTrue(
-                    handover._agreed(Namespace(yes=False), clock)
-                )  # None can see a question.
-            with (
-                mock.patch.object(sys, "stdin", terminal),
-                mock.patch.object(sys, "stdout", mock.Mock(flush=lambda: asked.write("shown. "))),
-                mock.patch.object(sys, "stderr", mock.Mock(isatty=lambda: True, write=asked.write)),
-            ):
-                self.assertEqual(agreed, handover._agreed(Namespace(yes=False), clock), said)
-                self.assertTrue(handover._agreed(Namespace(yes=True), clock))
-        self.assertEqual(4, asked.getvalue().count("shown. Type yes"))
-
-    def test_a_command_that_waits_with_another_asks_itself_once_that_has_gone(self) -> None:
-        self.state.mkdir()
-        path = self.state / "live.db"
-        open_journal(path).close()
-        bot, other = (Lock(path.with_suffix(end), "it") for end in (".lock", ".flatten"))
-        asked: list[bool] = []
-
-        def sleep(_: float) -> None:
-            (bot if asked else other).close()
-            asked.append(is_locked(path.with_suffix(".flatten")))
-
-        with mock.patch("time.sleep", sleep):
-            handover._wait_for_the_bot(path, 10.0)
-        self.assertEqual([False, True], asked)
-
-    def test_a_request_ends_once_the_bot_has_begun(self) -> None:
-        self.state.mkdir()
-        path = self.state / "live.db"
-        journal = open_journal(path)
-        self.addCleanup(journal.close)
-        bot, asked = Lock(path.with_suffix(".lock"), "it"), list[bool]()
-
-        def sleep(_: float) -> None:
-            asked.append(is_locked(path.with_suffix(".flatten")))
-            journal.put(flatten=handover.BY_HAND)
-            if len(asked) == 3:
-                bot.close()
-
-        with (
-            mock.patch("time.sleep", sleep),
-            mock.patch.object(handover, "LOOK_TURNS", 1),
-            contextlib.redirect_stdout(io.StringIO()) as out,
-        ):
-            handover._wait_for_the_bot(path, 10.0)
-        self.assertEqual([True, False, False], asked)
-        self.assertEqual("the bot has begun to flatten\n", out.getvalue())
-
     def test_what_waits_for_a_lock_held_by_another_command_says_so(self) -> None:
         gate = self.held(UPWARD)
         lock = Lock(self.journal().with_suffix(".lock"), "it")  # As `adopt` holds it.
         self.addCleanup(lock.close)
         done = self.run_it(gate, "flatten", "--live", **UPWARD)
         self.assert_ends(done, 78, "another krakenbot holds")
+
+    @slow
+    def test_a_request_that_nobody_waits_for_any_more_is_none(self) -> None:
+        gate = self.held(UPWARD)
+        Lock(self.journal().with_suffix(".flatten"), "it").close()
+        self.decide(gate, **UPWARD)
+        self.assertEqual(1, len(gate.orders))
+
+    def test_a_request_that_somebody_waits_for_outlives_a_restart_of_the_bot(self) -> None:
+        gate = self.held(UPWARD)
+        self.addCleanup(Lock(self.journal().with_suffix(".flatten"), "it").close)
+        done = self.once(gate, **UPWARD)
+        self.assert_ends(done, 76, "flattened by hand")
+        self.assertEqual((2, 0), (len(gate.orders), gate.position))
+
+
+class TestAsking(Folder):
+    """The command asks a running bot that holds nothing; the test acts as that bot."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        Presence(self.journal, Clock(), 60)
+        self.bot = Lock(self.lock, "the bot")
+        self.addCleanup(self.bot.close)
+        self.request = self.path.with_suffix(".flatten")
+        self.asked: list[bool] = []
+        self.terminal = Terminal()
+
+    def end(self, reason: str = handover.BY_HAND) -> None:
+        self.journal.halt(reason)
+        self.bot.close()
+
+    def flatten(
+        self,
+        *words: str,
+        sleep: Callable[[], object] | None = None,
+        to: io.StringIO | None = None,
+        err: io.StringIO | None = None,
+    ) -> Done:
+        """Run the command; at each of its pauses note whether it asks, and do `sleep`."""
+
+        def pause(_: float) -> None:
+            self.asked.append(is_locked(self.request))
+            (sleep or self.end)()
+
+        command = ("--config", "/dev/null", "flatten", *words)
+        with mock.patch("time.sleep", pause):
+            return call(*command, to=to, err=err, **self.environ)
+
+    def answered(self, answer: Callable[[], str], *words: str, **streams: io.StringIO) -> Done:
+        """Run the command at a terminal whose person gives this answer."""
+        terminal = mock.Mock(isatty=lambda: True, readline=answer)
+        terminal.fileno = self.enterContext(open(os.devnull)).fileno  # It can always be read.
+        with mock.patch.object(sys, "stdin", terminal):
+            return self.flatten(*words, **{"err": self.terminal} | streams)
+
+    def test_a_bot_that_halts_for_another_reason_is_looked_into_first(self) -> None:
+        done = self.flatten(sleep=partial(self.end, "the exchange holds 1"))
+        self.assertEqual(76, done.code)
+        self.assertIn("the bot ended with: the exchange holds 1", done.err)
+        self.assertIn("Look into that", done.err)
+
+    def test_a_request_that_nobody_takes_is_withdrawn_and_said(self) -> None:
+        with mock.patch.object(handover, "ANSWER_S", 0.5):
+            done = self.flatten(sleep=lambda: None)
+        self.assertEqual((75, True), (done.code, "did not answer within" in done.err))
+        self.assertEqual((True, False), (self.asked[-1], is_locked(self.request)))
+
+    def test_at_a_terminal_nothing_happens_without_a_yes(self) -> None:
+        for said in ("", "y\n", "\n"):
+            done = self.answered(lambda said=said: said)
+            self.assertEqual((2, True), (done.code, "Not confirmed" in done.out), said)
+        self.assertEqual([], self.asked)
+        self.assertEqual(0, self.answered(lambda: "yes\n").code)
+        self.assertEqual([True], self.asked)
+
+    def test_what_is_asked_about_is_shown_before_the_question_also_through_a_pipe(self) -> None:
+        pipe = io.StringIO()
+        pipe.flush = lambda: self.terminal.write("shown. ")  # type: ignore[method-assign]
+        self.answered(lambda: "", to=pipe)
+        self.assertIn("shown. Type yes", self.terminal.getvalue())
+
+    def test_where_nobody_sees_a_question_or_yes_is_given_the_command_is_the_answer(self) -> None:
+        for words, err in (((), io.StringIO()), (("--yes",), self.terminal)):
+            self.assertEqual(0, self.answered(lambda: "", *words, err=err).code)
+            self.bot = Lock(self.lock, "the bot")
+        self.assertNotIn("Type yes", self.terminal.getvalue())
 
     def test_a_signal_ends_the_question_at_once(self) -> None:
         clock = Clock()
@@ -397,55 +420,46 @@ class TestFlatten(HandoverTest):
 
         for number in (signal.SIGINT, signal.SIGTERM):
             self.addCleanup(signal.signal, number, signal.getsignal(number))
-        terminal = mock.Mock(isatty=lambda: True, readline=interrupted)
-        terminal.fileno = self.always_readable()
-        with (
-            mock.patch.multiple(sys, stdin=terminal, stderr=terminal),
-            self.assertRaises(StopRequestedError),
-        ):
-            handover._agreed(Namespace(yes=False), clock)
+        with mock.patch.object(handover, "Clock", return_value=clock):
+            self.assertEqual(130, self.answered(interrupted).code)
+        self.assertEqual([], self.asked)
 
     def test_a_question_that_nobody_answers_is_not_agreed_to(self) -> None:
         reader, writer = os.pipe()
-        with open(reader) as silent, open(writer, "w"):
-            terminal = mock.Mock(isatty=lambda: True, fileno=silent.fileno)
-            with (
-                mock.patch.multiple(sys, stdin=terminal, stderr=terminal),
-                mock.patch.object(handover, "ANSWER_S", 0.0),
-                contextlib.redirect_stdout(io.StringIO()) as out,
-            ):
-                self.assertFalse(handover._agreed(Namespace(yes=False), Clock()))
-        self.assertIn("Not confirmed", out.getvalue())
+        with (
+            open(reader) as silent,
+            open(writer, "w"),
+            mock.patch.object(sys, "stdin", mock.Mock(isatty=lambda: True, fileno=silent.fileno)),
+            mock.patch.object(handover, "ANSWER_S", 0.0),
+        ):
+            done = self.flatten(err=self.terminal)
+        self.assertEqual((2, True), (done.code, "Not confirmed" in done.out))
 
-    def always_readable(self) -> Callable[[], int]:
-        return self.enterContext(open(os.devnull)).fileno
+    def test_a_command_that_waits_with_another_asks_itself_once_that_has_gone(self) -> None:
+        other, asks = Lock(self.request, "it"), list[bool]()
 
-    @slow
-    def test_a_request_that_nobody_waits_for_any_more_is_none(self) -> None:
-        gate = self.held(UPWARD)
-        Lock(self.journal().with_suffix(".flatten"), "it").close()
-        self.assert_ends(self.run_it(gate, "run", "--live", "--once", **UPWARD), 0)
-        self.assertEqual(1, len(gate.orders))
+        def sleep() -> None:
+            (self.end if asks else other.close)()
+            asks.append(is_locked(self.request))
 
-    def test_a_request_that_somebody_waits_for_outlives_a_restart_of_the_bot(self) -> None:
-        gate = self.held(UPWARD)
-        self.addCleanup(Lock(self.journal().with_suffix(".flatten"), "it").close)
-        done = self.run_it(gate, "run", "--live", "--once", **UPWARD)
-        self.assert_ends(done, 76, "flattened by hand")
-        self.assertEqual((2, 0), (len(gate.orders), gate.position))
+        self.assertEqual(0, self.flatten(sleep=sleep).code)
+        self.assertEqual([False, True], asks)
+
+    def test_a_request_ends_once_the_bot_has_begun(self) -> None:
+        def sleep() -> None:
+            self.journal.put(flatten=handover.BY_HAND)
+            if len(self.asked) == 3:
+                self.end()
+
+        with mock.patch.object(handover, "LOOK_TURNS", 1):
+            done = self.flatten(sleep=sleep)
+        self.assertEqual([True, False, False], self.asked)
+        self.assertEqual(1, done.out.count("the bot has begun to flatten\n"))
 
     def test_who_stops_waiting_takes_the_request_back(self) -> None:
-        self.state.mkdir()
-        path = self.state / "live.db"
-        open_journal(path).close()
-        lock = Lock(path.with_suffix(".lock"), "it")
-        self.addCleanup(lock.close)
-        with (
-            mock.patch("time.sleep", side_effect=KeyboardInterrupt),
-            self.assertRaises(KeyboardInterrupt),
-        ):
-            handover._wait_for_the_bot(path, 1.0)
-        self.assertFalse(is_locked(path.with_suffix(".flatten")))
+        done = self.flatten(sleep=mock.Mock(side_effect=KeyboardInterrupt))
+        self.assertEqual((130, [True]), (done.code, self.asked))
+        self.assertFalse(is_locked(self.request))
 
 
 class TestWords(unittest.TestCase):
@@ -461,8 +475,8 @@ class TestWords(unittest.TestCase):
 
 
 def _shorten_lockout() -> None:
-    retry.LOCKOUT_S = 60.0
+    retry.LOCKOUT_S = 12.0
 
 
 def _pretend_that_it_runs() -> None:
-    handover._is_running = lambda config, path: True  # As it did until just now.
+    handover.read_life = lambda *_: SimpleNamespace(state=State.RUNNING)  # As until just now.

@@ -1,4 +1,3 @@
-import contextlib
 import csv
 import io
 import json
@@ -6,10 +5,12 @@ from decimal import Decimal as D
 from unittest import mock
 
 from krakenbot.commands import history
+from krakenbot.format import moment
+from krakenbot.model import MarginSummary
 from krakenbot.presence import UNITS
-from krakenbot.records import Outcome
+from krakenbot.records import Booked, Outcome
 from tests.commands.test_status import Folder
-from tests.ports.test_journal import execution, intent
+from tests.ports.test_journal import ROW, SUMMARY, execution, intent
 
 EVIL = "\x1b[2J=cmd"
 
@@ -65,6 +66,29 @@ class TestHistory(Folder):
         rows = list(csv.DictReader(io.StringIO(self.shown("orders", "--format", "csv"))))
         self.assertEqual(set(first), set(rows[0]))
 
+    def test_all_formats_tell_the_same_of_each_kind(self) -> None:
+        self.journal.decide(ROW, SUMMARY)
+        for what in ("decisions", "orders", "equity"):
+            with self.subTest(what):
+                lines = self.shown(what, "--format", "json").splitlines()
+                rows = csv.DictReader(io.StringIO(self.shown(what, "--format", "csv")))
+                table = self.shown(what).splitlines()[1:]
+                for told, row, line in zip(map(json.loads, lines), rows, table, strict=True):
+                    self.assertNotIn(float, map(type, told.values()))
+                    at = moment(told["time"], "%Y-%m-%dT%H:%M:%SZ")
+                    texts = {k: "" if v is None else str(v) for k, v in told.items()}
+                    self.assertEqual(list((texts | {"time": at}).items()), list(row.items()))
+                    self.assertTrue(line.startswith(f"{at[:10]} {at[11:16]} "), line)
+                    self.assertLessEqual(len(line), 80)
+
+    def test_gross_is_what_is_left_and_all_that_was_paid(self) -> None:
+        fees = (Booked("1", 1, "opening", D("0.7")), Booked("2", 1, "rollover", D("0.2")))
+        self.journal.book(fees)
+        self.journal.decide(ROW, SUMMARY)
+        told = json.loads(self.shown("equity", "--format", "json"))
+        paid = sum(D(told[name]) for name in ("net", "fees", "margin_fees", "rollover"))
+        self.assertEqual(D(told["gross"]), paid)
+
     def test_a_price_for_programs_has_the_pair_s_decimals(self) -> None:
         bought = intent(1_700_000_200, volume=D("0.03"))
         self.journal.write(bought)
@@ -83,19 +107,15 @@ class TestHistory(Folder):
         self.assertTrue(self.shown("equity", "--format", "csv").startswith("time,price,held,"))
 
     def test_a_zero_is_shown_as_one_and_only_nothing_as_a_dash(self) -> None:
-        out = io.StringIO()
-        with contextlib.redirect_stdout(out):
-            row = {"time": 0, "target": 0, "reason": "", "held": D(0)}
-            history._print_table([row], "*time |target *reason |held", "ZUSD", None)
-        self.assertEqual(["0", "-", "0"], out.getvalue().splitlines()[1].split()[2:])
+        row = {"target": 0, "reason": "", "held": D(0)}
+        _, (cells,) = history.shown([row], "|target *reason |held", "ZUSD", None)
+        self.assertEqual(["0", "-", "0"], cells)
 
     def test_a_line_that_ends_with_figures_keeps_all_of_them(self) -> None:
-        row = dict.fromkeys(("price", "held", "gross", "net", "equity"), D("123456789.12345678"))
-        out = io.StringIO()
-        with contextlib.redirect_stdout(out):
-            shown = history._FIELDS["equity"]
-            history._print_table([row | {"time": 0, "margin_level": D(1643)}], shown, "ZUSD", None)
-        header, line = out.getvalue().splitlines()
+        long = "123456789.12345678"
+        summary = MarginSummary(D(long), D(0), D(long) / D("16.43"))
+        self.journal.decide(ROW | {"price": long, "held": long}, summary)
+        header, line = self.shown("equity").splitlines()
         self.assertGreater(len(line), 80)
         self.assertEqual(("level", True), (header.split()[-1], line.endswith(" 1,643 %")))
 

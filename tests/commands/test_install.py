@@ -89,10 +89,15 @@ class TestUnit(unittest.TestCase):
                 command.unit(config(**rule), "/c", False)
 
     def test_odd_paths_survive_systemd_s_quoting(self) -> None:
-        self.assertEqual("/opt/k", command._quoted("/opt/k"))
-        self.assertEqual('"/opt/a b"', command._quoted("/opt/a b"))
-        self.assertEqual("/opt/100%%/$$x", command._quoted("/opt/100%/$x"))
-        self.assertEqual(r'"/opt/\"\\"', command._quoted('/opt/"\\'))
+        for path, quoted in (
+            ("/opt/k", "/opt/k"),
+            ("/opt/a b", '"/opt/a b"'),
+            ("/opt/100%/$x", "/opt/100%%/$$x"),
+            ('/opt/"\\', r'"/opt/\"\\"'),
+        ):
+            with self.subTest(path), mock.patch.multiple(sys, executable=path, base_prefix="/opt"):
+                (start,) = settings(command.unit(config(), "/c", False))["ExecStart"]
+                self.assertTrue(start.startswith(f"{quoted} -I -S "), start)
 
     def test_it_runs_the_single_file_with_a_python_that_the_service_can_see(self) -> None:
         with (
@@ -114,14 +119,18 @@ class TestUnit(unittest.TestCase):
             mock.patch("shutil.which", lambda name: name),
             mock.patch("subprocess.call", return_value=0),
         ):
-            self.assertEqual(sys.executable, command._python())
+            self.assertEqual(sys.executable, self.python())
             for name, path in (
                 ("executable", "python"),
                 ("executable", "var/me/python"),
                 ("base_prefix", "home/me"),
             ):
                 with self.subTest(path), mock.patch.object(sys, name, f"{self.folder}/{path}"):
-                    self.assertEqual(command.SYSTEM_PYTHON, command._python())
+                    self.assertEqual(command.SYSTEM_PYTHON, self.python())
+
+    def python(self) -> str:
+        """Return the interpreter that the unit starts."""
+        return settings(command.unit(config(), "/c", False))["ExecStart"][0].split()[0]
 
     @unittest.skipIf(shutil.which("systemd-analyze") is None, "no systemd here")
     def test_systemd_accepts_it_and_finds_it_hardly_exposed(self) -> None:
@@ -162,15 +171,12 @@ class TestInstall(unittest.TestCase):
         self.systemctl = mock.Mock()
         for change in (
             mock.patch.multiple(command, **places, PLACES=wanted),
-            mock.patch.object(command, "_systemctl", self.noted),
-            mock.patch.object(command, "_python", lambda: sys.executable),
+            mock.patch.object(command, "subprocess", mock.Mock(run=self.systemctl)),
+            mock.patch.object(command, "HIDDEN", ()),  # Wherever the Python of these tests is.
             mock.patch("os.geteuid", lambda: 0),
         ):
             change.start()
             self.addCleanup(change.stop)
-
-    def noted(self, *words: str) -> command.Step:
-        return " ".join(words), lambda: self.systemctl(*words)
 
     def do(self, *argv: str, code: int = 0, **environ: str) -> str:
         with contextlib.chdir(self.here):
@@ -201,7 +207,7 @@ class TestInstall(unittest.TestCase):
             },
             self.files(),
         )
-        self.assertEqual([mock.call("daemon-reload")], self.systemctl.mock_calls)
+        self.systemctl.assert_called_once_with(["systemctl", "daemon-reload"], check=True)
 
     def test_the_service_can_read_the_program_whatever_the_umask_of_root(self) -> None:
         folders = [Path(command.PROGRAM).parent, Path(command.PROGRAM).parents[1]]
@@ -215,7 +221,7 @@ class TestInstall(unittest.TestCase):
     def test_the_wrapper_runs_the_single_file(self) -> None:
         python = self.root / "my $python"
         python.symlink_to(sys.executable)
-        with mock.patch.object(command, "_python", lambda: str(python)):
+        with mock.patch.object(sys, "executable", str(python)):
             self.do("install", "--systemd")
         wrapper = [f"{self.root}/usr/local/bin/krakenbot", "--version"]
         done = subprocess.run(wrapper, capture_output=True, text=True, check=True, env={})

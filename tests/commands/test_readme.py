@@ -303,7 +303,7 @@ class TestWay(FrontDoor):
     def passed(self) -> set[str]:
         """Return the files that run from a candle's first look to AddOrder, but the transport."""
         ran, passed = set[str](), set[str]()
-        work, send = Bot._work, Direct.send
+        work, send = Bot._work, Direct.send  # `tick` also reads the candles and books charges.
 
         def note(frame: Any, *_: object) -> None:
             path = Path(frame.f_code.co_filename)

@@ -1,14 +1,10 @@
 """A rule file as its users have it: a process, its exit code, and what it sent."""
 
 import hashlib
-import json
-import subprocess
-import sys
 from decimal import Decimal as D
 
-from krakenbot.commands.install import packed
 from tests import slow
-from tests.commands.program import LIVE, PAPER, Gate, ProgramTest
+from tests.commands.program import LIVE, PAPER, ProgramTest
 from tests.markets import short_histories
 
 RULE = """
@@ -38,11 +34,11 @@ class RuleTest(ProgramTest):
 class TestRun(RuleTest):
     def test_it_trades_live_and_status_names_its_bytes(self) -> None:
         gate = self.gate()
-        done = self.run_it(gate, "run", "--live", "--once", **LIVE, **FILE)
+        done = self.once(gate, **LIVE, **FILE)
         digest = hashlib.sha256(RULE.encode()).hexdigest()
         self.assert_ends(done, 0, digest)
         self.assertEqual(D("0.01"), gate.position)
-        status = json.loads(self.run_it(gate, "status", "--json", **LIVE, **FILE).out)
+        status = self.status(gate, **LIVE, **FILE)
         self.assertEqual((f"my_rule.py {digest}", 1), (status["strategy"], status["target"]))
 
     @slow
@@ -83,32 +79,6 @@ class TestRun(RuleTest):
             self.rule.write_text(f"CANDLES = 21\ndef direction(candles): return {body}\n")
             gate.pass_candle()
             self.assert_ends(self.run_it(gate, "run", "--once", **PAPER, **FILE), 0)
-            status = json.loads(self.run_it(gate, "status", "--json", **FILE).out)
+            status = self.status(gate, **FILE)
             with self.subTest(body):
                 self.assertEqual(position, status["position"])
-
-
-class TestSingleFile(RuleTest):
-    @slow
-    def test_a_rule_runs_beside_the_single_file_without_any_package(self) -> None:
-        gate: Gate = self.gate()
-        program = self.folder / "krakenbot.pyz"
-        program.write_bytes(packed())
-        config = self.folder / "config.toml"
-        config.write_text(
-            f'entry = "now"\nexchange.url = "{gate.url}"\nexchange.clock_speed = {gate.speed}\n'
-            f'state.directory = "{self.state}"\n'
-            '[strategy]\nname = "file"\nfile = "my_rule.py"\n'
-        )
-        command = [sys.executable, "-I", "-S", str(program), "--config", str(config)]
-        done = subprocess.run(
-            [*command, "run", "--once"],
-            cwd="/",
-            env={},
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        self.assertEqual(0, done.returncode, done.stderr)
-        self.assertIn("long: ", done.stderr)

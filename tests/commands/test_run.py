@@ -1,28 +1,23 @@
 """The program as its users have it: a process, its exit code, its words, and what it sent."""
 
-import csv
 import ctypes
-import hashlib
 import io
 import json
-import re
 import resource
 import signal
 import socket
-import sqlite3
 import time
 import unittest
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from decimal import Decimal as D
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 from krakenbot.assemble import Parts
 from krakenbot.bot import Event
-from krakenbot.commands.run import _goodbye
+from krakenbot.commands.run import goodbye
 from krakenbot.commands.screen import HEADER, Screen
 from krakenbot.config import Config
 from krakenbot.journal_file import open_journal
@@ -31,7 +26,8 @@ from krakenbot.model import Purpose, Side
 from krakenbot.records import Intent
 from krakenbot.simulated.listing import SANDBOX_SECRET
 from tests import slow
-from tests.commands.program import KEYS, LIVE, PAPER, Gate, ProgramTest
+from tests.commands.called import Terminal
+from tests.commands.program import KEYS, LIVE, PAPER, ProgramTest
 from tests.markets import short_histories
 
 ENDS_MAX_S = 1.0
@@ -94,17 +90,10 @@ class TestRefusals(ProgramTest):
                 self.assert_ends(running.done(), 78, say)
         self.assertEqual(gate.sent, [])
 
-    def test_costs_above_the_limit_are_said_before_anything_is_sent(self) -> None:
-        gate = self.gate()
-        settings = LIVE | {"KRAKENBOT_RISK_MAX_FEE_PERCENT_PER_DAY": "0.1"}
-        done = self.run_it(gate, "run", "--live", "--once", **settings)
-        self.assert_ends(done, 78, "max_fee_percent_per_day")
-        self.assertEqual(gate.added, [])
-
     def test_costs_within_the_limit_are_told_before_an_order_also_at_a_terminal(self) -> None:
         gate = self.gate()
         settings = LIVE | {"KRAKENBOT_LOG_LEVEL": "warning"}  # As a terminal's.
-        done = self.run_it(gate, "run", "--live", "--once", **settings)
+        done = self.once(gate, **settings)
         self.assertRegex(done.err, r"costs: over the last .*\n.*costs: each round trip must gain")
 
     def test_the_rules_of_the_pair_are_asked_for_once_at_the_start(self) -> None:
@@ -115,12 +104,6 @@ class TestRefusals(ProgramTest):
                 self.run_it(gate, "run", "--once", *words, **(settings | state))
                 asked = [path for path, _ in gate.sent if "/AssetPairs" in path]
                 self.assertEqual(1, len(asked), asked)
-
-    def test_every_mistake_of_the_configuration_is_said_at_once(self) -> None:
-        gate = self.gate()
-        done = self.run_it(gate, "run", KRAKENBOT_INTERVAL="7", KRAKENBOT_SIZ="1")
-        self.assert_ends(done, 78, "KRAKENBOT_INTERVAL = 7", "'KRAKENBOT_SIZE'")
-        self.assertEqual(gate.sent, [])
 
     def test_a_second_instance_is_refused_and_the_first_goes_on(self) -> None:
         gate = self.gate()
@@ -140,8 +123,8 @@ class TestRefusals(ProgramTest):
         self.assertIsNone(first.process.exitcode)
 
     def test_it_waits_while_another_command_holds_the_key_or_the_journal(self) -> None:
-        gate = self.gate(20.0)
-        self.assert_ends(self.run_it(gate, "run", "--live", "--once", **LIVE), 0)
+        gate = self.gate(60.0)
+        self.decide(gate, **LIVE)
         (key,) = self.state.glob("key-*.lock")
         name = f"{gate.url.removeprefix('http://')} {key.stem.removeprefix('key-')}"
         for path, held in (
@@ -165,7 +148,7 @@ class TestNoNetwork(ProgramTest):
 
     def test_it_waits_as_long_as_patience_and_says_so_once_a_minute(self) -> None:
         started = []
-        for patience, speed, lines in (("2", "4", (1,)), ("150", "200", (2, 3))):
+        for patience, speed, lines in (("2", "8", (1,)), ("150", "400", (2, 3))):
             settings = {"URL": self.closed_url(), "CLOCK_SPEED": speed, "PATIENCE": patience}
             environ = {f"KRAKENBOT_EXCHANGE_{name}": value for name, value in settings.items()}
             environ["KRAKENBOT_STATE_DIRECTORY"] = str(self.folder / patience)
@@ -174,14 +157,6 @@ class TestNoNetwork(ProgramTest):
             done = running.done()
             self.assert_ends(done, 75, "cannot be reached", "gave up after")
             self.assertIn(done.err.count("waiting for the exchange"), lines, done.err)
-
-    def test_a_signal_ends_the_wait_at_once(self) -> None:
-        running = self.start(None, "run", KRAKENBOT_EXCHANGE_URL=self.closed_url())
-        running.wait_for("waiting for the exchange")
-        running.send_signal(signal.SIGTERM)
-        began = time.monotonic()
-        self.assert_ends(running.done(), 0)
-        self.assertLess(time.monotonic() - began, ENDS_MAX_S)
 
     def test_a_signal_ends_a_read_that_gets_no_answer_at_once(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -203,7 +178,7 @@ class TestDisk(ProgramTest):
 
     def test_a_state_directory_that_cannot_be_written_is_said_first(self) -> None:
         gate = self.gate()
-        self.run_it(gate, "run", "--live", "--once", **(LIVE | {"KRAKENBOT_ENTRY": "next-turn"}))
+        self.once(gate, **(LIVE | {"KRAKENBOT_ENTRY": "next-turn"}))
         gate.pass_candle()
         self.addCleanup(self.state.chmod, 0o700)
         fresh = self.folder / "fresh"
@@ -213,63 +188,42 @@ class TestDisk(ProgramTest):
             directory.chmod(0o500)
             settings = LIVE | {"KRAKENBOT_STATE_DIRECTORY": str(directory)}
             with self.subTest(number):
-                done = self.run_it(
-                    gate, "run", "--live", "--once", before=_without_override, **settings
-                )
+                done = self.once(gate, before=_without_override, **settings)
                 self.assert_ends(done, 78, "cannot be", str(directory))
         file = self.folder / "file"
         file.touch()
+        started = []
         for words, settings in (("run", PAPER), ("adopt", PAPER), ("run --live", LIVE)):
             for path in (str(file), str(file / "below"), "/proc/none"):
-                with self.subTest(words, path=path):
-                    here = settings | {"KRAKENBOT_STATE_DIRECTORY": path}
-                    done = self.run_it(gate, *words.split(), **here)
-                    self.assert_ends(done, 78, "cannot be", path)
+                here = settings | {"KRAKENBOT_STATE_DIRECTORY": path}
+                started.append((words, path, self.start(gate, *words.split(), **here)))
+        for words, path, running in started:
+            with self.subTest(words, path=path):
+                self.assert_ends(running.done(), 78, "cannot be", path)
         self.assertEqual(gate.added, [])
 
     def test_a_full_disk_is_said_before_any_order(self) -> None:
         gate = self.gate()
         waiting = LIVE | {"KRAKENBOT_ENTRY": "next-turn"}
-        self.assert_ends(self.run_it(gate, "run", "--live", "--once", **waiting), 0)
+        self.decide(gate, **waiting)
         gate.pass_candle()
         fresh = {"KRAKENBOT_STATE_DIRECTORY": str(self.folder / "fresh")}
         for limit, settings in ((0, fresh), (30, fresh), (20000, fresh), (30, {}), (9000, {})):
             with self.subTest(limit, **settings):
                 before = _full(limit)
-                done = self.run_it(
-                    gate, "run", "--live", "--once", before=before, **(LIVE | settings)
-                )
+                done = self.once(gate, before=before, **(LIVE | settings))
                 self.assertIn(done.code, (76, 78), done.err)
                 self.assert_ends(done, done.code, "cannot be")
         self.assertEqual(gate.added, [])
-        self.assert_ends(self.run_it(gate, "run", "--live", "--once", **LIVE), 0)
+        self.decide(gate, **LIVE)
         self.assertEqual(len(gate.orders), 1)
-
-    def test_a_damaged_journal_stops_with_76_and_is_left_as_it_is(self) -> None:
-        gate = self.gate()
-        self.assert_ends(self.run_it(gate, "run", "--live", "--once", **LIVE), 0)
-        path, sound = self.journal(), _settled(self.journal())
-        gate.pass_candle()
-        sent = len(gate.added)
-        for name, broken in (
-            ("other file", b"this is no journal\n" * 500),
-            ("cut short", sound[: len(sound) // 2]),
-            ("zeros in the middle", sound[:5000] + bytes(9000) + sound[14000:]),
-            ("no tables", _empty_database()),
-        ):
-            with self.subTest(name):
-                path.write_bytes(broken)
-                done = self.run_it(gate, "run", "--live", "--once", **LIVE)
-                self.assert_ends(done, 76, "damaged", "left as it is", "krakenbot adopt")
-                self.assertEqual(_digest(path.read_bytes()), _digest(broken))
-        self.assertEqual(len(gate.added), sent)
 
 
 class TestTrading(ProgramTest):
     def test_one_candle_is_decided_on_once(self) -> None:
         gate, settings = self.gate(), LIVE
         for _ in range(2):
-            self.assert_ends(self.run_it(gate, "run", "--live", "--once", **settings), 0)
+            self.decide(gate, **settings)
         self.assertEqual(len(gate.orders), 1)
         (order,) = gate.added
         self.assertEqual(D(order["volume"]), D("0.01"))
@@ -277,34 +231,16 @@ class TestTrading(ProgramTest):
         self.assertNotIn("validate", order)
         self.assertEqual(abs(gate.position), D("0.01"))
 
-    @slow
-    def test_a_position_nobody_explained_stops_until_it_is_adopted(self) -> None:
-        gate = self.gate()
-        gate.control("position", pair="XBTUSD", side="buy", volume="0.02", leverage=2)
-        settings = LIVE | {"KRAKENBOT_EXCHANGE_TIMEOUT": "10"}
-        done = self.run_it(gate, "run", "--live", "--once", **settings)
-        self.assert_ends(done, 76, "holds 0.02 XBTUSD", "records 0", "krakenbot adopt")
-        again = self.run_it(gate, "run", "--live", "--once", **settings)
-        self.assert_ends(again, 76, "halted", "0.02")
-        self.assertEqual(gate.added, [])
-        done = self.run_it(gate, "run", "--live", "--once", "--adopt", "--yes", **settings)
-        self.assert_ends(done, 0)
-        # Long at 0.02 with a size of 0.01: what the candles say is reached from there.
-        self.assertEqual(abs(gate.position), D("0.01"))
-        status = json.loads(self.run_it(gate, "status", "--json", **settings).out)
-        self.assertEqual(D(status["position"]), gate.position)
-        self.assertIsNone(status["halted"])
-
     def test_a_position_left_by_a_change_of_the_pair_is_said_before_and_at_the_start(self) -> None:
         gate = self.gate()
-        self.assert_ends(self.run_it(gate, "run", "--live", "--once", **LIVE), 0)
+        self.decide(gate, **LIVE)
         for changed in ({"KRAKENBOT_PAIR": "ETHUSD"}, {"KRAKENBOT_MODE": "paper"}):
             with self.subTest(changed):
                 done = self.run_it(gate, "status", **(LIVE | changed))
                 self.assert_ends(done, 78, "0.01 XXBTZUSD is still held, and no bot manages it")
-                done = self.run_it(gate, "run", "--live", "--once", **(LIVE | changed))
+                done = self.once(gate, **(LIVE | changed))
                 self.assert_ends(done, 0, "0.01 XXBTZUSD is still held, and no bot manages it")
-                status = json.loads(self.run_it(gate, "status", "--json", **(LIVE | changed)).out)
+                status = self.status(gate, **(LIVE | changed))
                 self.assertIn("no bot manages it", " ".join(status["warnings"]))
         self.assertEqual(2, len(gate.orders), "the second pair's bot has traded as well")
 
@@ -320,30 +256,6 @@ class TestTrading(ProgramTest):
             began = time.monotonic()
             self.assert_ends(running.done(), 0)
             self.assertLess(time.monotonic() - began, ENDS_MAX_S)
-
-    @slow
-    def test_max_loss_closes_and_stays_latched_over_restarts(self) -> None:
-        gate = self.gate()
-        settings = LIVE | {"KRAKENBOT_RISK_MAX_LOSS": "1"}
-        wide = LIVE | {"KRAKENBOT_RISK_MAX_LOSS": "1000"}
-        self.assert_ends(self.run_it(gate, "run", "--live", "--once", **wide), 0)
-        self.assertEqual(abs(gate.position), D("0.01"))
-        gate.pass_candle()
-        # Its fee alone is over a dollar, and the price goes against it.
-        gate.control("price", pair="XBTUSD", price="90000" if gate.position < 0 else "50000")
-        done = self.run_it(gate, "run", "--live", "--once", **settings)
-        self.assert_ends(done, 76, "max_loss is 1")
-        self.assertEqual(gate.position, 0)
-        count = len(gate.added)
-        gate.pass_candle()
-        done = self.run_it(gate, "run", "--live", "--once", **wide)
-        self.assert_ends(done, 76, "halted", "max_loss is 1", "resume")
-        self.assertEqual(len(gate.added), count)
-        resumed = self.run_it(gate, "resume", **settings)
-        self.assert_ends(resumed, 0)
-        self.assertIn("max_loss is 1", resumed.out)
-        self.assert_ends(self.run_it(gate, "run", "--live", "--once", **wide), 0)
-        self.assertEqual(abs(gate.position), D("0.01"))
 
 
 class TestWithoutRisk(ProgramTest):
@@ -361,7 +273,7 @@ class TestWithoutRisk(ProgramTest):
             with self.subTest(words):
                 self.assert_ends(self.run_it(gate, *words, **(PAPER | keys)), 0)
                 gate.pass_candle()
-        status = json.loads(self.run_it(gate, "status", "--json", **PAPER).out)
+        status = self.status(gate, **PAPER)
         self.assertEqual(status["orders"], 3)
         self.assertEqual(gate.private, [])
         self.assertEqual(gate.orders, [])
@@ -374,7 +286,7 @@ class TestWithoutRisk(ProgramTest):
         self.assertEqual(len(gate.added), 2)
         self.assertEqual({order.get("validate") for order in gate.added}, {"true"})
         self.assertEqual(gate.orders, [])
-        status = json.loads(self.run_it(gate, "status", "--json", **settings).out)
+        status = self.status(gate, **settings)
         self.assertEqual(status["orders"], len(gate.added))
         self.assertEqual(status["position"], "0")
 
@@ -397,7 +309,7 @@ class TestWords(unittest.TestCase):
             for intent in intents:
                 journal.write(intent)
             with self.subTest(words):
-                line = _goodbye(Config(), cast(Parts, SimpleNamespace(journal=journal)))
+                line = goodbye(Config(), cast(Parts, SimpleNamespace(journal=journal)))
                 self.assertIn(words, line)
 
     def test_no_text_from_outside_commands_the_terminal(self) -> None:
@@ -413,9 +325,8 @@ class TestScreen(unittest.TestCase):
     def row(self, quote: str = "ZUSD", **changes: str) -> str:
         values = {"pair_decimals": "1", "quote": quote, "candle": "0", "price": "71780"}
         values |= {"average": "71790.04", "held": "0.05", "equity": "9999.76786"} | changes
-        with redirect_stdout(io.StringIO()) as out:
+        with redirect_stdout(Terminal()) as out:
             screen = Screen()
-            screen._is_terminal = True
             screen(Event("start", "", values))
             screen(Event("decision", "long: blocked, but the spread is wide", values))
         return out.getvalue().splitlines()[-1]
@@ -437,7 +348,7 @@ class TestScreen(unittest.TestCase):
 class TestLooking(ProgramTest):
     """The commands that only look, while the bot runs."""
 
-    def test_status_and_history_can_be_read_by_programs(self) -> None:
+    def test_status_can_be_read_by_programs_while_the_bot_runs(self) -> None:
         gate = self.gate()
         bot = self.start(gate, "run", **PAPER)
         bot.wait_for("order ended")
@@ -445,7 +356,6 @@ class TestLooking(ProgramTest):
         status = self.run_it(gate, "status", "--json", **PAPER)
         self.assert_ends(status, 0)
         self.check_status(json.loads(status.out))
-        self.check_history(gate)
         plain = self.run_it(gate, "status", **PAPER)
         self.assert_ends(plain, 0)
         self.assertLessEqual(max(map(len, plain.out.splitlines())), 80)
@@ -468,55 +378,6 @@ class TestLooking(ProgramTest):
         self.assertEqual(status["last_candle"], decision["candle"])
         self.assertEqual(status["last_candle"] % 14400, 0)
         self.assertTrue(all(type(name) is str for name in status["unresolved"]))
-
-    def check_history(self, gate: Gate) -> None:
-        for what in ("decisions", "orders", "equity"):
-            started = {
-                form: self.start(gate, "history", what, "--format", form, **PAPER)
-                for form in ("json", "csv", "table")
-            }
-            done = {form: running.done() for form, running in started.items()}
-            with self.subTest(what):
-                for one in done.values():
-                    self.assert_ends(one, 0)
-                objects = [json.loads(line) for line in done["json"].out.splitlines()]
-                rows = list(csv.DictReader(io.StringIO(done["csv"].out)))
-                table = done["table"].out.splitlines()
-                self.assertGreaterEqual(len(objects), 1)
-                # Started one after the other while the bot trades on: the same row comes first.
-                self.assertEqual(list(rows[0]), list(objects[0]))
-                self.assertLessEqual(max(map(len, table)), 80)
-                for name, value in objects[0].items():
-                    self.assertNotIsInstance(value, float, name)
-                    if name != "time":
-                        self.assertEqual(rows[0][name], "" if value is None else str(value))
-                if what == "equity":
-                    names = ("gross", "net", "fees", "margin_fees", "rollover")
-                    gross, *rest = (D(objects[0][name]) for name in names)
-                    self.assertEqual(gross, sum(rest))
-                moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(objects[0]["time"]))
-                self.assertEqual(rows[0]["time"], moment)
-                self.assertTrue(table[1].startswith(moment[:10] + " " + moment[11:16]))
-                self.assertTrue(all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d", t) for t in table[1:]))
-
-
-def _settled(path: Path) -> bytes:
-    """Return all of a journal, after what is still beside its file was put into it."""
-    connection = sqlite3.connect(path)
-    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    connection.close()
-    return path.read_bytes()
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-def _empty_database() -> bytes:
-    db = sqlite3.connect(":memory:")
-    db.execute("PRAGMA user_version = 1")
-    db.execute("CREATE TABLE other (x)")
-    return bytes(db.serialize())
 
 
 def _full(limit: int) -> Callable[[], None]:

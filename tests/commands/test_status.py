@@ -184,10 +184,7 @@ class TestFigures(Folder):
         self.journal.decide(row, MarginSummary(D("9999.7678600000000"), D(0), D(1750)))
 
     def test_before_the_first_start_the_currencies_come_from_the_pair_s_name(self) -> None:
-        for pair, want in (
-            ("XXBTZUSD", ("XBT", "USD", None)),
-            ("SOL/USDC", ("SOL", "USDC", None)),
-        ):
+        for pair, want in (("XXBTZUSD", ("XBT", "USD", None)), ("SOL/USDC", ("SOL", "USDC", None))):
             with self.subTest(pair):
                 self.assertEqual(want, units(open_journal(None), pair))
 

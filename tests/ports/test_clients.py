@@ -14,23 +14,12 @@ from typing import Any
 
 from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
 from tests.markets import sandbox_for, short_histories
+from tests.ports.test_sandbox import ID, MARKET, REFUSALS
 
-ID = "6d1b345e-2821-40e2-ad83-4ecb18a06876"
 WRONG_SECRET = "d3Jvbmc="
 ORDER = {"ordertype": "market", "type": "buy", "pair": "XBTUSD", "volume": "0.01"}
 MARGIN = {**ORDER, "leverage": "2"}
 CLOSE = {**MARGIN, "type": "sell", "reduce_only": "true"}
-BAD = "EGeneral:Invalid arguments"
-# What is wrong with an order: Kraken's words for it.
-REFUSALS: tuple[tuple[dict[str, str], str], ...] = (
-    ({"pair": "NOPE"}, "EQuery:Unknown asset pair"),
-    ({"volume": "0.00001"}, f"{BAD}:volume minimum not met"),
-    ({"leverage": "50"}, f"{BAD}:leverage"),
-    ({"volume": "5", "leverage": "2"}, "EOrder:Insufficient initial margin"),
-    ({"volume": "5"}, "EOrder:Insufficient funds"),
-    ({"leverage": "2", "reduce_only": "true"}, "EOrder:Reduce only:No position exists"),
-    ({"volume": "400", "leverage": "2"}, "EOrder:Margin position size exceeded"),
-)
 
 
 def setUpModule() -> None:
@@ -83,7 +72,7 @@ class KrakenexTest(WithSandbox):
         self.addCleanup(client.close)
         return client
 
-    def test_market_and_account(self) -> None:
+    def test_it_reads_the_market_and_uses_the_account(self) -> None:
         client = self.client()
 
         def call(method: str, **parameters: str) -> Any:
@@ -110,7 +99,7 @@ class KrakenexTest(WithSandbox):
         client = self.client()
         for change, words in REFUSALS:
             with self.subTest(words=words):
-                answer = client.query_private("AddOrder", {**ORDER, **change})
+                answer = client.query_private("AddOrder", {**MARKET, **change})
                 self.assertEqual({"error": [words]}, answer)
         for other, words in (
             (self.client(key="x"), "EAPI:Invalid key"),
@@ -131,7 +120,7 @@ class SdkTest(WithSandbox):
             part(key=key, secret=secret, url=self.sandbox.url) for part in (Market, User, Trade)
         )
 
-    def test_the_market(self) -> None:
+    def test_it_reads_the_market(self) -> None:
         market, _, _ = self.clients()
         self.assertIn("XBT", str(market.get_assets()))
         self.assertIn("XXBTZUSD", market.get_asset_pairs(pair="XBTUSD"))
@@ -140,7 +129,7 @@ class SdkTest(WithSandbox):
         self.assertEqual(3, len(market.get_order_book(pair="XBTUSD", count=3)["XXBTZUSD"]["asks"]))
         self.assertEqual("online", market.get_system_status()["status"])
 
-    def test_the_account_through_its_methods(self) -> None:
+    def test_its_own_methods_trade_and_read_the_account(self) -> None:
         _, user, trade = self.clients()
         order = partial(trade.create_order, ordertype="market", pair="XBTUSD", volume="0.01")
         opened = order(side="buy", leverage=2, cl_ord_id=ID, oflags="fciq")["txid"][0]
@@ -156,7 +145,7 @@ class SdkTest(WithSandbox):
         order(side="sell", leverage=2, reduce_only=True)
         self.assertEqual([], user.get_open_positions())
 
-    def test_every_private_call_sync_and_async(self) -> None:
+    def test_every_private_call_works_sync_and_async(self) -> None:
         from kraken.spot import SpotAsyncClient, SpotClient
 
         client = SpotClient(key=SANDBOX_KEY, secret=SANDBOX_SECRET, url=self.sandbox.url)
@@ -172,7 +161,7 @@ class SdkTest(WithSandbox):
 
         self.check_account(lambda method, **p: asyncio.run(ask(method, p)))
 
-    def test_errors_become_its_exceptions(self) -> None:
+    def test_errors_become_the_exceptions_of_the_client(self) -> None:
         from kraken import exceptions as e
 
         _, user, trade = self.clients()
@@ -213,7 +202,7 @@ class CcxtTest(WithSandbox):
         client.urls["api"].update(public=self.sandbox.url, private=self.sandbox.url)
         return client
 
-    def test_the_market(self) -> None:
+    def test_it_reads_the_market(self) -> None:
         client = self.client()
         markets = client.load_markets()
         self.assertEqual(6, len(markets))
@@ -226,7 +215,7 @@ class CcxtTest(WithSandbox):
         self.assertLess(ticker["bid"], ticker["ask"])
         self.assertEqual(3, len(client.fetch_order_book("BTC/USD", 3)["bids"]))
 
-    def test_the_account(self) -> None:
+    def test_it_trades_and_reads_the_account(self) -> None:
         client = self.client()
         buy = partial(client.create_order, "BTC/USD", "market", "buy", 0.01)
         opened = buy(params={"leverage": 2, "clientOrderId": ID})
@@ -251,7 +240,7 @@ class CcxtTest(WithSandbox):
         client.create_order("BTC/USD", "market", "sell", 0.01, params=close)
         self.assertEqual([], client.fetch_positions())
 
-    def test_errors_become_its_exceptions(self) -> None:
+    def test_errors_become_the_exceptions_of_the_client(self) -> None:
         import ccxt
 
         client, add = self.client(), "private_post_addorder"

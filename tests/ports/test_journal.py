@@ -214,7 +214,7 @@ class TestAccount(Folder):
         self.traded(journal, 2, Side.SELL, "0.03", "1530", "12.24")
         account = journal.account()
         self.assertEqual((Decimal("-0.03"), Decimal(1570), Decimal("44.56")), tuple(account)[:3])
-        # 40 won, and the short stands at 51 000: 30 more at 50 000.
+        # 40 won, and the short stands at 51,000: 30 more at 50,000.
         self.assertEqual(Decimal(70) - Decimal("44.56"), account.pnl(Decimal(50000)))
 
     def test_an_adopted_position_counts_as_traded_at_its_price(self) -> None:
@@ -356,15 +356,19 @@ class TestFile(Folder):
         journal.close()
         whole = self.path.read_bytes()
         middle = len(whole) // 2
+        other = self.enterContext(contextlib.closing(sqlite3.connect(":memory:")))
+        other.executescript(f"CREATE TABLE t (x); PRAGMA user_version = {len(MIGRATIONS)};")
         for name, text in {
             "zeroed": whole[:middle] + b"\0" * 4096 + whole[middle + 4096 :],
             "cut": whole[: middle - 100],
             "header": b"x" * 100 + whole[100:],
             "first page": whole[:100] + b"\xff" * 3996 + whole[4096:],
             "text": b"this is no database\n" * 100,
+            "of another program": other.serialize(),
         }.items():
             self.path.write_bytes(text)
-            with self.subTest(name), self.assertRaises(StopError) as caught:
+            said = "(?s)damaged.*left as it is.*krakenbot adopt"
+            with self.subTest(name), self.assertRaisesRegex(StopError, said) as caught:
                 open_journal(self.path)
             self.assertEqual((76, text), (caught.exception.exit_code, self.path.read_bytes()))
             self.assertRaises((StopError, ConfigError), open_read_only, self.path)
@@ -450,14 +454,6 @@ class TestFile(Folder):
         journal.put(a=1)
         release.join()
         self.assertEqual("1", journal.get("a"))
-
-    def test_a_database_of_another_program_stops_the_bot_and_is_no_defect(self) -> None:
-        self.path.parent.mkdir()
-        other = sqlite3.connect(self.path)
-        other.executescript(f"CREATE TABLE t (x); PRAGMA user_version = {len(MIGRATIONS)};")
-        other.close()
-        with self.assertRaises((StopError, ConfigError)):
-            open_journal(self.path).open_intents()
 
     def test_a_link_a_folder_or_a_file_in_the_way_is_a_configuration_error(self) -> None:
         elsewhere = self.folder / "elsewhere"

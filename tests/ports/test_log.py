@@ -21,7 +21,6 @@ def run(code: str, **streams: object) -> "subprocess.CompletedProcess[str]":
 
 class TestLog(unittest.TestCase):
     def setUp(self) -> None:
-        self.addCleanup(log._hidden.clear)
         self.addCleanup(restoring())
         self.stream = io.StringIO()
         self.setup()

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from unittest import mock
 
-from krakenbot import log
 from krakenbot.bot import Event
 from krakenbot.clock import StopRequestedError
 from krakenbot.config import Config
@@ -18,7 +17,7 @@ from krakenbot.config_reader import load
 from krakenbot.errors import StopError, UnansweredError
 from krakenbot.notify import WAITING_MAX, Notifier, sd_notify
 from tests.folders import own_folder
-from tests.logs import logged, silence
+from tests.logs import forget_secrets, logged, silence
 from tests.markets import sandbox_for, short_histories
 from tests.ports.test_transport import Server, answer, says
 
@@ -55,7 +54,7 @@ class Wire:
 
 class Quiet(unittest.TestCase):
     def setUp(self) -> None:
-        self.addCleanup(log._hidden.clear)
+        self.addCleanup(forget_secrets)
         silence(self)
 
 

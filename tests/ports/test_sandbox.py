@@ -2,7 +2,6 @@
 
 import contextlib
 import http.client
-import io
 import json
 import signal
 import socket
@@ -15,13 +14,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from krakenbot import cli
 from krakenbot.kraken.signing import sign
 from krakenbot.model import Secret
 from krakenbot.simulated import api as server
 from krakenbot.simulated.feed import Feed
 from krakenbot.simulated.http import Sandbox
 from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
+from tests.commands.called import call
 from tests.logs import logged, silence_module
 from tests.markets import short_histories
 
@@ -29,6 +28,36 @@ START = 1_791_500_000.25
 SECRET = Secret(SANDBOX_SECRET)
 ID = "6d1b345e-2821-40e2-ad83-4ecb18a06876"
 MARKET = {"pair": "XBTUSD", "ordertype": "market", "type": "buy", "volume": "0.04"}
+
+
+BAD = "EGeneral:Invalid arguments"
+# What is changed in an order: how Kraken refuses it.
+REFUSALS: tuple[tuple[dict[str, str], str], ...] = (
+    ({"pair": "NOPE"}, "EQuery:Unknown asset pair"),
+    ({"type": "hold"}, f"{BAD}:type"),
+    ({"ordertype": "bet"}, f"{BAD}:ordertype"),
+    ({"ordertype": "limit"}, "EAPI:Feature disabled"),
+    ({"oflags": "fciq,viqc"}, "EAPI:Feature disabled"),
+    ({"close[ordertype]": "limit"}, "EAPI:Feature disabled"),
+    ({"starttm": "+3600"}, "EAPI:Feature disabled"),
+    ({"oflags": "post"}, f"{BAD}:oflags"),
+    ({"volume": "1e-2"}, f"{BAD}:volume"),
+    ({"volume": "0.000123456789"}, f"{BAD}:volume"),
+    ({"volume": "0.00004"}, f"{BAD}:volume minimum not met"),
+    ({"pair": "BONKUSD", "volume": "1"}, f"{BAD}:volume minimum not met"),
+    ({"leverage": "11"}, f"{BAD}:leverage"),
+    ({"leverage": "1.5"}, f"{BAD}:leverage"),
+    ({"pair": "BONKUSD", "volume": "300000", "leverage": "2"}, f"{BAD}:leverage"),
+    ({"timeinforce": "GTC"}, f"{BAD}:timeinforce"),
+    ({"trigger": "last"}, f"{BAD}:trigger"),
+    ({"price": ""}, f"{BAD}:price"),
+    ({"cl_ord_id": "x" * 19}, f"{BAD}:cl_ord_id"),
+    ({"cl_ord_id": "x", "userref": "1"}, f"{BAD}:userref"),
+    ({"volume": "1"}, "EOrder:Insufficient funds"),
+    ({"volume": "1", "leverage": "2"}, "EOrder:Insufficient initial margin"),
+    ({"volume": "351", "leverage": "2"}, "EOrder:Margin position size exceeded"),
+    ({"leverage": "2", "reduce_only": "true"}, "EOrder:Reduce only:No position exists"),
+)
 
 
 def setUpModule() -> None:
@@ -97,8 +126,8 @@ class PublicTest(unittest.TestCase):
         self.assertEqual(client.get("Nope"), {"error": ["EGeneral:Unknown method"]})
 
     def test_a_pair_is_not_of_another_class_of_assets(self) -> None:
-        for call in ("AssetPairs?pair=XBTUSD&aclass_base", "OHLC?pair=XBTUSD&asset_class"):
-            answer = Client().get(f"{call}=tokenized_asset")
+        for asked in ("AssetPairs?pair=XBTUSD&aclass_base", "OHLC?pair=XBTUSD&asset_class"):
+            answer = Client().get(f"{asked}=tokenized_asset")
             self.assertEqual(answer["error"], ["EQuery:Unknown asset pair"])
 
     def test_the_last_row_is_running_and_last_names_the_one_before(self) -> None:
@@ -218,33 +247,7 @@ class OrderTest(unittest.TestCase):
 
     def test_what_kraken_refuses_is_refused_in_its_words(self) -> None:
         client = Client()
-        bad = "EGeneral:Invalid arguments"
-        for change, words in (
-            ({"pair": "NOPE"}, "EQuery:Unknown asset pair"),
-            ({"type": "hold"}, f"{bad}:type"),
-            ({"ordertype": "bet"}, f"{bad}:ordertype"),
-            ({"ordertype": "limit"}, "EAPI:Feature disabled"),
-            ({"oflags": "fciq,viqc"}, "EAPI:Feature disabled"),
-            ({"close[ordertype]": "limit"}, "EAPI:Feature disabled"),
-            ({"starttm": "+3600"}, "EAPI:Feature disabled"),
-            ({"oflags": "post"}, f"{bad}:oflags"),
-            ({"volume": "1e-2"}, f"{bad}:volume"),
-            ({"volume": "0.000123456789"}, f"{bad}:volume"),
-            ({"volume": "0.00004"}, f"{bad}:volume minimum not met"),
-            ({"pair": "BONKUSD", "volume": "1"}, f"{bad}:volume minimum not met"),
-            ({"leverage": "11"}, f"{bad}:leverage"),
-            ({"leverage": "1.5"}, f"{bad}:leverage"),
-            ({"pair": "BONKUSD", "volume": "300000", "leverage": "2"}, f"{bad}:leverage"),
-            ({"timeinforce": "GTC"}, f"{bad}:timeinforce"),
-            ({"trigger": "last"}, f"{bad}:trigger"),
-            ({"price": ""}, f"{bad}:price"),
-            ({"cl_ord_id": "x" * 19}, f"{bad}:cl_ord_id"),
-            ({"cl_ord_id": "x", "userref": "1"}, f"{bad}:userref"),
-            ({"volume": "1"}, "EOrder:Insufficient funds"),
-            ({"volume": "1", "leverage": "2"}, "EOrder:Insufficient initial margin"),
-            ({"volume": "351", "leverage": "2"}, "EOrder:Margin position size exceeded"),
-            ({"leverage": "2", "reduce_only": "true"}, "EOrder:Reduce only:No position exists"),
-        ):
+        for change, words in REFUSALS:
             with self.subTest(change=change):
                 self.assertEqual(client.error("AddOrder", **{**MARKET, **change}), words)
         self.assertEqual(client.control("ledger")["orders"], [])
@@ -615,13 +618,12 @@ class CommandTest(unittest.TestCase):
     def test_a_port_that_is_taken_is_named_and_so_is_the_way_out(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = taken.getsockname()[1]
-            with contextlib.redirect_stderr(io.StringIO()) as said:
-                self.assertEqual(2, cli.main(["sandbox", "--port", str(port)]))
+            done = call("sandbox", "--port", str(port))
         want = f"krakenbot: port {port}: Address already in use; --port 0 takes any free one\n"
-        self.assertEqual(want, said.getvalue())
+        self.assertEqual((2, want), (done.code, done.err))
 
     def test_wrong_options_end_with_two(self) -> None:
         for options in ("--feed csv:/nowhere_1.csv", "--speed 0", "--fee x", "--port 70000"):
-            with self.subTest(options=options), contextlib.redirect_stderr(io.StringIO()) as said:
-                self.assertEqual(2, cli.main(["sandbox", "--port", "0", *options.split()]))
-                self.assertEqual(1, len(said.getvalue().splitlines()))
+            with self.subTest(options=options):
+                done = call("sandbox", "--port", "0", *options.split())
+                self.assertEqual((2, 1), (done.code, len(done.err.splitlines())))

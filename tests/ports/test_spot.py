@@ -529,7 +529,9 @@ class TestRecorded(unittest.TestCase):
             " GetOpenPositions=OpenPositions",
             "payloads/spot/constructed": "trade_balance_flat=TradeBalance"
             " trade_balance_long_2x=TradeBalance add_order_margin_market=AddOrder"
-            " get_api_key_info_camel_case=GetApiKeyInfo",
+            " get_api_key_info_camel_case=GetApiKeyInfo open_positions_none_object=OpenPositions"
+            " open_positions_none_array=OpenPositions"
+            " open_positions_one_order_two_fills=OpenPositions",
             "payloads/spot/nautilus_trader": "http_server_time=Time http_spot_balance=Balance"
             " http_system_status=SystemStatus http_spot_trade_balance=TradeBalance"
             " http_spot_open_positions=OpenPositions http_trades_history=TradesHistory"
@@ -540,14 +542,6 @@ class TestRecorded(unittest.TestCase):
                 with self.subTest(name, folder=folder):
                     answer = self.load(f"{folder}/{name}.json")
                     CALLS[method or name](spot(Kraken(**{method or name: answer})))
-
-    def test_both_recorded_ways_of_no_position_are_flat_and_two_fills_one_position(self) -> None:
-        def held(form: str) -> Decimal:
-            answer = self.load(f"payloads/spot/constructed/open_positions_{form}.json")
-            return spot(Kraken(OpenPositions=answer)).position().volume
-
-        self.assertEqual((0, 0), (held("none_object"), held("none_array")))
-        self.assertEqual(Decimal("0.025"), held("one_order_two_fills"))
 
     def test_recorded_orders_are_found_by_their_id(self) -> None:
         folder = "payloads/spot/constructed"

@@ -113,9 +113,7 @@ SHOWN = {
 
 
 class TestLedger(AccountingTest):
-    def test_what_the_ledger_shows_is_booked_once_however_often_it_is_read(
-        self,
-    ) -> None:
+    def test_what_the_ledger_shows_is_booked_once_however_often_it_is_read(self) -> None:
         for story, (cost, fee, rows, opening) in SHOWN.items():
             with self.subTest(story):
                 self.setUp()

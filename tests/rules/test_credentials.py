@@ -13,6 +13,7 @@ from krakenbot.credentials import load_credentials
 from krakenbot.errors import ConfigError
 from tests.commands.called import call
 from tests.folders import own_folder
+from tests.logs import forget_secrets
 
 NO_FILES = KeysTable()
 ROOT = Path(__file__).parent.parent.parent
@@ -33,7 +34,7 @@ ODD = {
 class TestCredentials(unittest.TestCase):
     def setUp(self) -> None:
         self.folder = own_folder(self)
-        self.addCleanup(log._hidden.clear)
+        self.addCleanup(forget_secrets)
 
     def file(self, name: str, text: str, mode: int = 0o600) -> str:
         path = self.folder / name
@@ -106,7 +107,7 @@ class TestCredentials(unittest.TestCase):
                     self.assert_hidden(variable, pasted)
 
     def assert_hidden(self, variable: str, pasted: str) -> None:
-        log._hidden.clear()
+        forget_secrets()
         environ = {variable: pasted, "HOME": "/root"}
         with self.subTest(f"{variable}={pasted!r}"):
             with self.assertRaisesRegex(ConfigError, "not the key|the key itself") as caught:
@@ -140,7 +141,7 @@ class TestCredentials(unittest.TestCase):
                     self.assert_silent(f"[keys]\napi_key_file = {quoted}", command)
 
     def assert_silent(self, toml: str, *argv: str, **environ: str) -> None:
-        log._hidden.clear()
+        forget_secrets()
         file = self.folder / "c.toml"
         file.write_text(toml)
         named = () if "KRAKENBOT_CONFIG" in environ else ("--config", str(file))

@@ -38,9 +38,7 @@ class TestFigures(unittest.TestCase):
         for number in (D("1E+30"), D("1E-30"), 1e15, 3):
             self.assertNotIn("E", volume(number).upper())
 
-    def test_money_has_its_currency_s_decimals_and_more_where_cents_show_nothing(
-        self,
-    ) -> None:
+    def test_money_has_its_currency_s_decimals_and_more_where_cents_show_nothing(self) -> None:
         for number, currency, want in (
             (D("9999.7678600000000"), "ZUSD", "9,999.77 USD"),
             (D("-1234.5"), "", "-1,234.50"),

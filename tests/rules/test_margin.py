@@ -56,7 +56,7 @@ def account_from(text: str, fee_rate: D = FEE) -> Account:
 
 
 class WorkedExampleTest(unittest.TestCase):
-    """The reference's example: 2 000 USD, 0.8 % taker, 0.02 % per 4 h, 0.04 XBT at 50 000, 2x."""
+    """The reference's example: 2,000 USD, 0.8 % taker, 0.02 % per 4 h, 0.04 XBT at 50,000, 2x."""
 
     def test_opening_costs_trade_fee_and_opening_fee(self) -> None:
         account, book = opened()
@@ -64,7 +64,7 @@ class WorkedExampleTest(unittest.TestCase):
         self.assertEqual(book.lots[0].fee, D("16.40000"))
         self.assertEqual(account.balances["ZUSD"], D("1983.60000"))
 
-    def test_two_rollovers_in_ten_hours(self) -> None:
+    def test_ten_hours_cost_two_rollovers(self) -> None:
         account, book = opened()
         account.advance(book, START + 36000, D(51000))
         self.assertEqual(account.balances["ZUSD"], D("1982.80000"))

@@ -202,7 +202,7 @@ def _signed_again(api: Any, request: _Request, text: str) -> Mapping[str, str]:
     from krakenbot.kraken.signing import sign
 
     fields = dict(pair.split("=", 1) for pair in text.split("&"))
-    signature = sign(api._secret, request[1], fields["nonce"], text.encode())
+    signature = sign(api.secret, request[1], fields["nonce"], text.encode())
     return {**request[2], "api-sign": signature}
 
 

@@ -141,6 +141,7 @@ class Machine:
 
     def end_process(self) -> None:
         """Take back what the process held, as the kernel does; forget what was in its memory."""
+        # Nothing but its end makes a process forget these.
         for module, name in (("log", "_hidden"), ("kraken.transport", "_answering")):
             memory = getattr(sys.modules.get(f"krakenbot.{module}"), name, None)
             if memory:

@@ -175,7 +175,7 @@ class Network:
         target = f"{parts.path}?{parts.query}" if parts.query else parts.path
         lowered = {name.lower(): value for name, value in headers.items()}
         world.expect(parts.hostname == HOST, "no foreign host", url)
-        deadline = time.monotonic() + transport._timeout_s
+        deadline = time.monotonic() + transport.timeout_s
         world.pass_time(world.way_s())
         way_s = world.way_s()
         try:

@@ -265,7 +265,7 @@ class People:
         if name == "KEY":  # Another key of the same account, with nonces of its own.
             world.note("change", f"the key is {value}")
             world.counts["changed KEY"] += world.key != value
-            world.key = world.api._key = value
+            world.key = world.api.key = value
             world.api.nonce = world.truth.nonces.get(value, 0)
             return
         world.counts[f"changed {name}"] += world.settings[name] != value

@@ -425,7 +425,7 @@ class TestRefusedKey(unittest.TestCase):
         self.assertEqual(end, found)
         self.assertEqual(pauses, [later - sooner for sooner, later in pairwise(asked)])
 
-    def test_it_is_tried_again_after_pauses_and_then_given_up(self) -> None:
+    def test_a_refused_key_is_tried_again_after_pauses_and_then_given_up(self) -> None:
         self.check([REFUSED] * 4, [*KEY_PAUSES_S], KeyRefusedError)
 
     def test_a_lockout_is_waited_out_once_in_a_row(self) -> None:
@@ -438,7 +438,7 @@ class TestRefusedKey(unittest.TestCase):
             self.check([*[LIMIT] * 3, "done"], [900] * 3, "done", **without_end)
         self.check([LIMIT] * 3, [900], LaterError, key_pauses_s=())
 
-    def test_it_is_not_waited_out_where_nobody_is_told(self) -> None:
+    def test_no_limit_is_waited_out_where_nobody_is_told(self) -> None:
         self.check([LIMIT], [], KeyRefusedError, key_pauses_s=None)
 
 
@@ -617,7 +617,7 @@ class TestTold(BotTest):
                 self.run_for(2 * 3600, bot)
                 self.assertRegex(self.told(), f"^[^|]*{words}[^|]*$")
 
-    def test_so_is_a_time_that_is_not_answered_any_more(self) -> None:
+    def test_a_time_that_is_not_answered_any_more_is_told(self) -> None:
         bot = self.once(105)
         answers = chain([int(self.clock.time)], repeat(UnansweredError("Time: HTTP 503")))
         self.exchange.server_time = mock.Mock(side_effect=answers)

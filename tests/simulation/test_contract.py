@@ -78,7 +78,7 @@ class Direct:
 
 
 class World(StandingClock):
-    """A sandbox over one file of candles, and the clock of all who use it: it only stands.
+    """A sandbox over one file of candles, and the clock of all who use it; only waiting moves it.
 
     `account` is the sandbox's own, over HTTP; with `paper` it is simulated on the same market.
     """

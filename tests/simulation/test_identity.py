@@ -89,11 +89,8 @@ class LeapingClock(Clock):
 class FrontDoor(unittest.TestCase):
     def setUp(self) -> None:
         silence(self)
-        for number in (
-            signal.SIGINT,
-            signal.SIGTERM,
-            signal.SIGHUP,
-        ):  # Each bot's clock takes them.
+        # Each bot's clock takes them.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             self.addCleanup(signal.signal, number, signal.getsignal(number))
         self.folder = own_folder(self)
         self.state = self.folder / "state"
@@ -431,7 +428,7 @@ class TestCurrent(FrontDoor):
             parts.checks[1]()
         self.assertEqual(waits, longest > 60, longest)
 
-    def test_so_does_one_with_which_another_command_of_ours_has_met_that(self) -> None:
+    def test_a_key_whose_refused_nonce_another_command_has_met_makes_it_wait(self) -> None:
         self.hold()
         self.api.nonce += 5
         credentials = load_credentials(self.config)
@@ -444,7 +441,7 @@ class TestCurrent(FrontDoor):
             parts.checks[0]()
             self.assert_waits_for_earlier_orders(parts)
 
-    def test_so_does_one_whose_first_request_was_lost_in_a_process_that_died_waiting(self) -> None:
+    def test_a_key_whose_first_request_was_lost_before_a_death_makes_it_wait(self) -> None:
         self.hold()
         self.api.nonce += 5
         with closing(self.made()) as parts:
@@ -531,7 +528,7 @@ class TestKeyInformation(unittest.TestCase):
         start = Start(load("/dev/null", {"HOME": "/"}, Path("/")), unused, whose, 0.0, unused)
         check_account(start, bot, opens=opens)
 
-    def test_a_known_key_is_asked_for_a_minute_before_that(self) -> None:
+    def test_a_known_key_is_asked_about_for_a_minute(self) -> None:
         silent = UnansweredError("GetApiKeyInfo: EService:Unavailable")
         withdraws = KeyInfo(("withdraw-funds",), account="")
         with self.assertRaisesRegex(StopError, "may withdraw"):

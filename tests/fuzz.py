@@ -133,7 +133,7 @@ CANDLES = (
     .map(lambda rows: "\n".join(",".join([time, *rest]) for time, rest in rows))
     .map(lambda text: text.encode("utf-8", "replace"))
 )
-NAMED = config.load(None, {"HOME": "/"}, Path("/nonexistent")).sources
+NAMED = config_reader.load(None, {"HOME": "/"}, Path("/nonexistent")).sources
 SETTINGS = st.dictionaries(st.sampled_from([*NAMED, "risk", "size ", "a.b"]), JUNK).map(
     lambda pairs: "\n".join(f"{key} = {value}" for key, value in pairs.items()).encode()
 )

@@ -301,10 +301,25 @@ def check_settings(start: Start) -> str | None:
         online, calm = rules._replace(status="online"), Quote(quote.mid, quote.mid)
         reasons = [*objections(start.config, online, calm, RICH, FEE_RATE_ASSUMED).values()]
         if None not in reasons:
+            _wait_for_margin(start, rules)
             return _refuse(start, f"these settings can never trade: {reasons[0]}")
         return _check_costs(start) if start.nonces is not None else None
     except RefusedError as error:
         return _refuse(start, f"the pair cannot be traded: {error}")
+
+
+def _wait_for_margin(start: Start, rules: PairRules) -> None:
+    """Raise LaterError when nothing is held and the pair seems to have no margin just now only.
+
+    That is so while it is not online, and when the bot's newest order had this leverage.
+    """
+    journal, leverage = start.journal, start.config.leverage
+    if not leverage or rules.leverage_buy or rules.leverage_sell or journal.account().held:
+        return
+    newest = journal.newest_intent()
+    if rules.status != "online" or (newest is not None and newest.leverage == leverage):
+        start.exchange.rules()  # The next try looks at them.
+        raise LaterError(f"not trading yet: {rules.altname} ({rules.status}) has no margin now")
 
 
 def objections(

@@ -36,6 +36,7 @@ from krakenbot.errors import (
     StopError,
     UnansweredError,
 )
+from krakenbot.handover import flatten
 from krakenbot.journal import Journal
 from krakenbot.journal_file import open_journal
 from krakenbot.kraken.spot import Spot
@@ -470,6 +471,21 @@ class TestSettings(FrontDoor):
             with self.subTest(words), self.assertRaisesRegex(ConfigError, words):
                 self.run_once(**changes)
         self.assertEqual([], self.bought())
+
+    def test_margin_that_is_missing_for_some_minutes_is_waited_for(self) -> None:
+        row = self.api.markets.listing["XXBTZUSD"]
+        without = {"leverage_buy": [], "leverage_sell": []}
+        self.config = self.config._replace(leverage=2)
+        for changes in (without | {"status": "reduce_only"}, without):  # The second has traded.
+            with self.subTest(changes):
+                with mock.patch.dict(row, changes), self.assertRaisesRegex(LaterError, "now"):
+                    self.run_once()
+                self.run_once()
+                with closing(self.made()) as parts:
+                    self.assertEqual(SIZE, parts.exchange.position().volume)
+                    flatten(parts.bot, "by a person")
+                    parts.journal.resume()
+                self.time += self.config.interval * 60
 
     def test_while_something_is_held_it_starts_to_close_only_and_ends_once_flat(self) -> None:
         self.config = self.config._replace(leverage=2)

@@ -23,6 +23,7 @@ from krakenbot.pairs import decimal
 from krakenbot.records import PASSING, Account, Booked, Decided, Equity, Intent, Outcome, assumed_id
 
 BUSY_S = 20.0  # How long to wait for another program's lock on the file.
+CLEARED = "a safety stop, cleared since then"  # In place of why the process ended.
 
 
 class Journal:
@@ -224,7 +225,7 @@ class Journal:
 
     def _forget_halt(self) -> None:
         if self.get("halted") and self.get("exit_code") == "76":
-            self._set("end_reason", "a safety stop, cleared since then")
+            self._set("end_reason", CLEARED)
         for key in ("halted", "flatten", "difference", "exchange_position"):
             self._set(key, None)
         newest = self._number("SELECT coalesce(max(number), 0) FROM intents")

@@ -225,6 +225,22 @@ class TestBooks(unittest.TestCase):
         world.run(3900)
         self.assertEqual([], read_status(world.journal)["warnings"])
 
+    def test_rates_that_were_not_answered_are_assumed_for_minutes_only(self) -> None:
+        world = self.world()
+        methods = world.api.private_api.methods
+        answer, lost = methods["TradeVolume"], list[float]()
+
+        def lost_at_first(p: dict[str, str]) -> object:
+            if world.time > START + 60:
+                return answer(p)
+            lost.append(world.time)
+            return None
+
+        with mock.patch.dict(methods, TradeVolume=lost_at_first):
+            world.run(400)
+        self.assertTrue(lost)
+        self.assertEqual([], read_status(world.journal)["warnings"])
+
     def test_what_keeping_an_adopted_position_costs_is_booked(self) -> None:
         world = self.world()
         world.hands("buy", "0.05")

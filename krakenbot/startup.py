@@ -311,10 +311,12 @@ def check_settings(start: Start) -> str | None:
 def _wait_for_margin(start: Start, rules: PairRules) -> None:
     """Raise LaterError when nothing is held and the pair seems to have no margin just now only.
 
-    That is so while it is not online, and when the bot's newest order had this leverage.
+    That is so while it is not online, and when the bot's newest order had this leverage. An order
+    whose outcome is not known must be looked up all the same.
     """
     journal, leverage = start.journal, start.config.leverage
-    if not leverage or rules.leverage_buy or rules.leverage_sell or journal.account().held:
+    has_margin = rules.leverage_buy or rules.leverage_sell
+    if not leverage or has_margin or journal.account().held or journal.open_intents():
         return
     newest = journal.newest_intent()
     if rules.status != "online" or (newest is not None and newest.leverage == leverage):

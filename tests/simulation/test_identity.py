@@ -487,6 +487,21 @@ class TestSettings(FrontDoor):
                     parts.journal.resume()
                 self.time += self.config.interval * 60
 
+    def test_an_order_is_looked_up_though_margin_is_missing(self) -> None:
+        self.config = self.config._replace(leverage=2)
+        self.hold()
+        with closing(self.made()) as parts:
+            flatten(parts.bot, "by a person")
+            parts.journal.resume()
+        now = int(self.time)
+        lost = Intent("lost", 1, 1, Purpose.OPEN, Side.BUY, SIZE, 2, False, "", ZERO, now, now)
+        self.written(Journal.write, lost)
+        row = self.api.markets.listing["XXBTZUSD"]
+        with mock.patch.dict(row, leverage_buy=[], leverage_sell=[]), suppress(LaterError):
+            self.run_once()
+        with self.journal() as journal:
+            self.assertEqual([], journal.open_intents())
+
     def test_while_something_is_held_it_starts_to_close_only_and_ends_once_flat(self) -> None:
         self.config = self.config._replace(leverage=2)
         self.hold()

@@ -134,7 +134,7 @@ shown by two-step:AddOrder=late-fill
 orders: next_attempt(*question): pass
 
 refusals go on for ever
-shown by 39
+shown by 40
 orders: next_attempt(newest_first, *more):
     ended = newest_first[0].outcome if newest_first else None
     is_refused = ended in (Outcome.REFUSED, Outcome.REFUSED_FOR_NOW_NO_ORDER)

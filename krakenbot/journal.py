@@ -23,6 +23,7 @@ from krakenbot.pairs import decimal
 from krakenbot.records import PASSING, Account, Booked, Equity, Intent, Outcome, assumed_id
 
 BUSY_S = 20.0  # How long to wait for another program's lock on the file.
+CLEARED = "a safety stop, cleared since then"  # In place of why the process ended.
 
 
 class Journal:
@@ -32,7 +33,7 @@ class Journal:
     """
 
     def __init__(self, connection: sqlite3.Connection, path: Path = Path(":memory:")) -> None:
-        self._db, self._path = connection, path
+        self._db, self._path, self._file = connection, path, _file_at(path)
         self._account: Account | None = None
         self._summed_at = -1
         self.on_write: Callable[[str], None] = lambda intent_id: None
@@ -47,7 +48,16 @@ class Journal:
         """
         with self._transaction():
             self._insert("intents", intent._asdict())
+            self._check_file()
         self.on_write(intent.id)
+
+    def _check_file(self) -> None:
+        """Raise StopError when nobody would find again what is written now."""
+        if _file_at(self._path) != self._file:
+            raise StopError(
+                f"the journal {self._path} was removed or replaced while the bot ran. Nothing is "
+                "sent without it. Put it back, or let `krakenbot adopt` take over what is held"
+            )
 
     def accept(self, intent_id: str) -> None:
         """Record that the exchange has accepted the order."""
@@ -228,7 +238,7 @@ class Journal:
 
     def _forget_halt(self) -> None:
         if self.get("halted") and self.get("exit_code") == "76":
-            self._set("end_reason", "a safety stop, cleared since then")
+            self._set("end_reason", CLEARED)
         for key in ("halted", "flatten", "difference", "exchange_position"):
             self._set(key, None)
         newest = self._number("SELECT coalesce(max(number), 0) FROM intents")
@@ -252,6 +262,7 @@ class Journal:
     def decide(self, row: Mapping[str, Any], summary: MarginSummary | None = None) -> None:
         """Record a decision on a candle; with `summary` it is final, and equity is recorded too."""
         account = self.account()
+        self._check_file()
         with self._transaction():
             self._db.execute(
                 "INSERT INTO decisions VALUES (:interval_s, :candle, :price, :average, :slope,"
@@ -351,6 +362,14 @@ class Journal:
         except sqlite3.Error as error:
             words = f"the journal cannot be written ({error}); nothing is sent without it. "
             raise StopError(words + advice(error)) from error
+
+
+def _file_at(path: Path) -> tuple[int, int] | None:
+    """Return what tells the file at this path from any other; None if there is none."""
+    with suppress(OSError):
+        status = path.stat()
+        return status.st_dev, status.st_ino
+    return None
 
 
 def advice(error: sqlite3.Error) -> str:

@@ -24,6 +24,7 @@ CLOCK_WARN_S = 5.0  # Harmless so far, but the host's clock is not synchronized.
 CLOCK_JUMP_S = 5.0  # A larger jump is believed only when more answers agree.
 CLOCK_LOOKS = 3
 CLOCK_PAUSE_S = 5.0
+RATES_S, RATES_AGAIN_S = 3600.0, 300.0  # The latter after an answer that did not come.
 NEVER = float("-inf")
 
 
@@ -44,7 +45,7 @@ class MarketState:
             "clock": (self.measure_clock, 300.0),
             "status": (self._read_status, 240.0),
             "rules": (lambda: self._keep_rules(exchange.rules()), 3600.0),
-            "rates": (self.read_rates, 3600.0),
+            "rates": (self.read_rates, RATES_S),
         }
         self._read_at = dict.fromkeys(self._parts, NEVER)  # By the monotonic clock.
 
@@ -96,7 +97,7 @@ class MarketState:
         errors = list[ExchangeError]()
         for part, (read, age_max_s) in self._parts.items():
             if len(errors) == 2 or (errors and part == "rates"):
-                break  # Nothing is answered. Rates that cannot be read are assumed for an hour.
+                break  # Nothing is answered. Rates that cannot be read are assumed meanwhile.
             try:
                 if self._clock.monotonic() - self._read_at[part] >= age_max_s:
                     read()
@@ -153,6 +154,7 @@ class MarketState:
         except (ExchangeError, StopError) as error:
             if isinstance(error, KeyRefusedError) and error.lockout:
                 raise  # No private request may follow.
+            self._read_at["rates"] -= RATES_S - RATES_AGAIN_S
             assumed += [f"fees are assumed ({plain(100 * self.fee_rate)} % a trade): {error}"]
         if self._plan.leverage and None in self.margin_rates:
             assumed += [f"a margin rate of {plain(100 * MARGIN_RATE_ASSUMED)} % is assumed"]

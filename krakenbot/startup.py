@@ -312,8 +312,22 @@ def check_settings(start: Start, bot: Bot) -> str | None:
     online, calm = rules._replace(status="online"), Quote(price, price)
     reasons = [*objections(start.config, online, calm, RICH, FEE_RATE_ASSUMED).values()]
     if None not in reasons:
+        _wait_for_margin(bot)
         return _refuse(bot, f"these settings can never trade: {reasons[0]}")
     return _check_costs(start, bot) if start.nonces is not None else None
+
+
+def _wait_for_margin(bot: Bot) -> None:
+    """Raise LaterError when nothing is held and the pair has no margin just now only, it seems.
+
+    That is so while the pair is not online, or if the bot's newest order had this leverage.
+    """
+    rules, leverage, newest = bot.market.rules, bot.plan.leverage, bot.journal.newest_intent()
+    has_margin = rules.leverage_buy or rules.leverage_sell
+    had_margin = rules.status != "online" or (newest is not None and newest.leverage == leverage)
+    if leverage and had_margin and not has_margin and not bot.journal.is_exposed():
+        bot.market.learn()  # The next try looks at the rules as they are then.
+        raise LaterError(f"not trading yet: {rules.altname} ({rules.status}) has no margin now")
 
 
 def objections(

@@ -262,7 +262,9 @@ def _answer(source: Source) -> tuple[str, Columns]:
         lines = "".join(",".join(map(str, row)) + "\n" for row in rows[:-1])
         return key, _parse(lines.encode(), _ANSWER)
     except (*_DAMAGED, *_ODD) as error:
-        raise BadDataError(f"{source}: not a saved OHLC answer: {error}") from error
+        why = f": {error}" if isinstance(error, (*_DAMAGED, ValueError)) else ""
+        words = f"{source}: not a saved OHLC answer with finished candles{why}"
+        raise BadDataError(words) from error
 
 
 def _check_same(candle: Candle, where: str, known: dict[int, tuple[str, Candle]]) -> None:

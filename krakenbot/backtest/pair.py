@@ -26,7 +26,8 @@ def rules_of(name: str, path: Path | None, part: Columns, notes: list[str]) -> P
             if (base, quote) == assets_of(str(row.get("wsname") or row["altname"])):
                 return parse_rules(key, row)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise BadDataError(f"{path}: not a saved AssetPairs answer: {error}") from error
+        why = f": {error}" if isinstance(error, OSError | ValueError) else ""
+        raise BadDataError(f"{path}: not a saved AssetPairs answer{why}") from error
     if path is not None:
         raise BadDataError(f"{path}: has no pair {base}/{quote}")
     prices = map(exact, chain(part.opens, part.highs, part.lows, part.closes))

@@ -15,7 +15,7 @@ from krakenbot.alerts import active_alerts
 from krakenbot.commands import journals, json_values, shows_color, views
 from krakenbot.config import Config
 from krakenbot.format import duration, moment, money, percent, signed, volume
-from krakenbot.journal import Journal
+from krakenbot.journal import CLEARED, Journal
 from krakenbot.journal_file import open_read_only
 from krakenbot.log import clean
 from krakenbot.model import ZERO
@@ -161,7 +161,7 @@ def _process(status: Mapping[str, Any]) -> str:
         ways = "killed, out of disk space, or the machine went down"
         return f"{since}, without a clean end: {ways}; see its log"
     reason = status["end_reason"] or "no reason was recorded"
-    if status["halted"] and status["halted"] in reason:
+    if status["halted"] and (status["halted"] in reason or reason == CLEARED):
         reason = "halted, see below"
     return f"{since}, exit code {status['exit_code']}: {reason}"
 

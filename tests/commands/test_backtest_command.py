@@ -184,6 +184,8 @@ class TestRun(CommandTest):
         euro = self.jumpy("XBTEUR_1.csv")
         self.assertIn("no pair XBT/EUR", self.refused(euro, "--pair-rules", rules))
         self.assertIn("AssetPairs", self.refused(path, "--pair-rules", path))
+        told = self.refused(path, "--pair-rules", self.write(["[]"], "empty.json"))
+        self.assertRegex(told, "not a saved AssetPairs answer$")
         whole = self.write(candles([*range(100, 140)]), "FOOBAR_1.csv")
         self.assertIn("a tick of 1,", self.notes(whole))
 

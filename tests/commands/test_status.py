@@ -92,6 +92,8 @@ class TestLife(Folder):
         self.presence().end(76, "flattened by hand")
         self.journal.resume()
         self.assertIn("cleared since then", self.status())
+        self.journal.halt("flattened by hand")  # By a command, while no bot runs.
+        self.assertIn("exit code 76: halted, see below", " ".join(self.status().split()))
 
     def test_a_stop_as_asked_stays_one_when_a_later_halt_is_cleared(self) -> None:
         self.presence().end(0, "stopped as asked")

@@ -482,6 +482,19 @@ class TestFile(Folder):
         self.assertEqual([intent()], looking.intents())
         self.assertRaises(StopError, looking.put, a=1)
 
+    def test_no_order_is_recorded_in_a_file_that_was_removed_or_replaced(self) -> None:
+        journal, away = self.journal(), self.path.with_suffix(".away")
+        self.path.rename(away)
+        for replaced in (False, True):
+            if replaced:
+                shutil.copy(away, self.path)
+            for write in (partial(journal.write, intent()), partial(journal.decide, ROW)):
+                with self.subTest(replaced=replaced), self.assertRaisesRegex(StopError, "replaced"):
+                    write()
+        away.replace(self.path)
+        self.assertEqual([], journal.intents())
+        journal.write(intent())
+
 
 class FullDisk:
     """A connection on which the disk fails at each statement of a kind."""

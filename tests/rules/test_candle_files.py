@@ -149,6 +149,11 @@ class TestAnswers(FilesTest):
         for price in ("1e30", "1e999999999", "NaN", "0", "-1"):
             self.assertIn("not a saved OHLC answer", self.refused(self.answer(1, price)))
 
+    def test_what_python_says_about_an_answer_without_candles_is_not_shown(self) -> None:
+        for text in ("[]", '{"error": ["EX:y"]}', '{"result": {"XXBTZUSD": [], "last": 0}}'):
+            told = self.refused(self.write(text, "a.json"))
+            self.assertRegex(told, "a.json: not a saved OHLC answer with finished candles$")
+
 
 class TestSeveral(FilesTest):
     def test_rows_that_two_files_share_are_left_out_once(self) -> None:

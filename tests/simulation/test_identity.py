@@ -38,6 +38,7 @@ from krakenbot.errors import (
     StopError,
     UnansweredError,
 )
+from krakenbot.handover import flatten
 from krakenbot.journal import Journal
 from krakenbot.journal_file import open_journal
 from krakenbot.kraken.spot import Spot
@@ -469,6 +470,36 @@ class TestSettings(FrontDoor):
             with self.subTest(words), self.assertRaisesRegex(ConfigError, words):
                 self.run_once(**changes)
         self.assertEqual([], self.bought())
+
+    def test_margin_that_is_missing_for_some_minutes_is_waited_for(self) -> None:
+        row = self.api.markets.listing["XXBTZUSD"]
+        without = {"leverage_buy": [], "leverage_sell": []}
+        self.config = self.config._replace(leverage=2)
+        for changes in (without | {"status": "reduce_only"}, without):  # The second has traded.
+            with self.subTest(changes):
+                with mock.patch.dict(row, changes), self.assertRaisesRegex(LaterError, "now"):
+                    self.run_once()
+                self.run_once()
+                with closing(self.made()) as parts:
+                    self.assertEqual(SIZE, parts.exchange.position().volume)
+                    flatten(parts.bot, "by a person")
+                    parts.journal.resume()
+                self.time += self.config.interval * 60
+
+    def test_an_order_is_looked_up_though_margin_is_missing(self) -> None:
+        self.config = self.config._replace(leverage=2)
+        self.hold()
+        with closing(self.made()) as parts:
+            flatten(parts.bot, "by a person")
+            parts.journal.resume()
+        now = int(self.time)
+        lost = Intent("lost", 1, 1, Purpose.OPEN, Side.BUY, SIZE, 2, False, "", ZERO, now, now)
+        self.written(Journal.write, lost)
+        row = self.api.markets.listing["XXBTZUSD"]
+        with mock.patch.dict(row, leverage_buy=[], leverage_sell=[]), suppress(LaterError):
+            self.run_once()
+        with self.journal() as journal:
+            self.assertEqual([], journal.open_intents())
 
     def test_while_something_is_held_it_starts_to_close_only_and_ends_once_flat(self) -> None:
         self.config = self.config._replace(leverage=2)

@@ -90,9 +90,14 @@ class World(StandingClock):
         self.journal = Journal(self.database)
         strategy, needed = partial(sma_slope, length=5), 6
         limits = Limits(None, D(150), D(1), 500)
-        plan = Plan("XBTUSD", interval_s, D("0.05"), 2, False, True, strategy, needed, limits)
+        self.plan = Plan("XBTUSD", interval_s, D("0.05"), 2, False, True, strategy, needed, limits)
         self.on_event: Callable[[Event], object] = lambda event: None
-        self.bot = Bot(plan, self.spot, self.journal, self, "money", lambda e: self.on_event(e))
+        self.start()
+
+    def start(self) -> None:
+        """Begin a new process, in which nothing has been read yet."""
+        parts = (self.plan, self.spot, self.journal, self, "money")
+        self.bot = Bot(*parts, lambda event: self.on_event(event))
 
     def set(self, exchange_time: float) -> None:
         self.time = max(self.time, exchange_time)
@@ -220,6 +225,22 @@ class TestBooks(unittest.TestCase):
         world.run(3900)
         self.assertEqual([], read_status(world.journal)["warnings"])
 
+    def test_rates_that_were_not_answered_are_assumed_for_minutes_only(self) -> None:
+        world = self.world()
+        methods = world.api.private_api.methods
+        answer, lost = methods["TradeVolume"], list[float]()
+
+        def lost_at_first(p: dict[str, str]) -> object:
+            if world.time > START + 60:
+                return answer(p)
+            lost.append(world.time)
+            return None
+
+        with mock.patch.dict(methods, TradeVolume=lost_at_first):
+            world.run(400)
+        self.assertTrue(lost)
+        self.assertEqual([], read_status(world.journal)["warnings"])
+
     def test_what_keeping_an_adopted_position_costs_is_booked(self) -> None:
         world = self.world()
         world.hands("buy", "0.05")
@@ -258,8 +279,16 @@ class TestBooks(unittest.TestCase):
         self.assertEqual(price * D("0.02"), world.journal.intents()[-1].cost)
 
     def test_what_someone_else_has_added_counts_at_the_price_of_that_part(self) -> None:
+        for seconds in (60, 600):
+            with self.subTest(seconds=seconds):
+                self.check_addition(seconds)
+
+    def check_addition(self, seconds: int) -> None:
+        """Let the bot run so long, somebody add to its position, and a new process adopt that."""
         world = self.world()
-        world.run(600)
+        world.run(seconds)
+        world.start()
+        world.bot.market.learn()
         held = world.journal.account().held
         quote = world.spot.quote()
         world.price(quote.mid + 5000)

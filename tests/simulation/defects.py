@@ -86,7 +86,7 @@ orders: Orders._prove_absent(self, intent):
     self._journal.conclude(intent, Outcome.ABSENT, int(self._clock.now()))
 
 reading is thought to lag for five seconds at most
-shown by 2
+shown by 3
 orders: VISIBLE_S = 5
 order_states: VISIBLE_S = 5
 order_states: WATCH_MIN_S = 5.0

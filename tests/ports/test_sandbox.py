@@ -310,6 +310,16 @@ class OrderTest(unittest.TestCase):
             order = client.result("QueryOrders", txid=txid)[txid]
             self.assertEqual((order["status"], order["reason"]), ("canceled", reason))
 
+    def test_an_order_that_only_reduces_is_refused_on_the_side_of_the_position(self) -> None:
+        client = Client()
+        for side in ("buy", "sell"):
+            client.result("AddOrder", **{**MARKET, "type": side}, leverage="2")
+            add = {**MARKET, "type": side, "leverage": "2", "reduce_only": "true"}
+            refused = "EOrder:Reduce only:Cannot increase position"
+            self.assertEqual(client.error("AddOrder", **add), refused)
+            client.control("position", pair="XBTUSD", close=True)
+            client.time += 1
+
     def test_an_opposite_order_without_leverage_leaves_the_position(self) -> None:
         client = Client()
         client.result("AddOrder", **MARKET, leverage="2")

@@ -205,8 +205,11 @@ def bad(name: str) -> RefusedError:
 
 
 def flag(p: Params, name: str) -> bool:
-    """Return whether a parameter is set to true."""
-    return p.get(name, "").lower() in ("true", "1")
+    """Return whether a parameter is set to true. RefusedError if it is neither true nor false."""
+    text = p.get(name, "").lower()
+    if text not in ("", "true", "1", "false", "0"):
+        raise bad(name)
+    return text in ("true", "1")
 
 
 def number(p: Params, name: str, default: float, fraction: str = r"(\.[0-9]*)?") -> float:

@@ -57,6 +57,8 @@ REFUSALS: tuple[tuple[dict[str, str], str], ...] = (
     ({"volume": "1", "leverage": "2"}, "EOrder:Insufficient initial margin"),
     ({"volume": "351", "leverage": "2"}, "EOrder:Margin position size exceeded"),
     ({"leverage": "2", "reduce_only": "true"}, "EOrder:Reduce only:No position exists"),
+    ({"leverage": "2", "reduce_only": "yes"}, f"{BAD}:reduce_only"),
+    ({"validate": "yes"}, f"{BAD}:validate"),
 )
 
 

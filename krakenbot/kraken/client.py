@@ -190,7 +190,8 @@ VERDICTS = {
     "|EOrder:Reduce only:Position is closed",
     (KEY, Cause.OTHER): "EAPI:|EAuth:|ESession:|EAccount:|EGeneral:Permission denied"
     "|ETrade:Locked|ETrade:User Locked|EOrder:Trading agreement required",
-    (REFUSED, Cause.FUNDS): "EOrder:(Insufficient initial margin|Insufficient funds|Margin level)",
+    (REFUSED, Cause.FUNDS): "EOrder:(Insufficient initial margin|Insufficient funds|Positions limit"
+    "|Margin (level|allowance|position size)|Cannot open opposing position)",
     (REFUSED, Cause.TOO_SMALL): "(EOrder:(Cost|Order)|EGeneral:Invalid arguments:volume) minimum",
     (REFUSED, Cause.OTHER): "EGeneral:Invalid arguments|EGeneral:Unknown [mM]ethod|EQuery:|EOrder:"
     "|ETrade:Invalid request|EBM:limit exceeded",

@@ -9,7 +9,7 @@ import math
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from decimal import Decimal
+from decimal import ROUND_FLOOR, Decimal
 from itertools import groupby, takewhile
 from operator import itemgetter
 from typing import Any, Protocol
@@ -117,8 +117,10 @@ class PrivateApi:
                 self._mark(self.now(), position, position.price, low, high)
 
     def _balance(self, _: Params) -> Any:
+        """Return the balances rounded down, so that what is shown can be spent."""
+        steps = {name: Decimal(1).scaleb(-wire.decimals(name)) for name in self.account.balances}
         return {
-            asset: f"{amount:.{wire.decimals(asset)}f}"
+            asset: f"{amount.quantize(steps[asset], rounding=ROUND_FLOOR):f}"
             for asset, amount in self.account.balances.items()
             if amount
         }

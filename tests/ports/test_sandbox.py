@@ -254,6 +254,17 @@ class OrderTest(unittest.TestCase):
                 self.assertEqual(client.error("AddOrder", **{**MARKET, **change}), words)
         self.assertEqual(client.control("ledger")["orders"], [])
 
+    def test_a_balance_as_shown_can_be_sold_or_spent_in_full(self) -> None:
+        client = Client(fee_rate=D(0))
+        coins = {**MARKET, "pair": "BONKUSD", "volume": "200000.12345678"}
+        client.result("AddOrder", **coins)
+        shown = client.result("Balance")["BONK"]
+        client.result("AddOrder", **{**coins, "type": "sell", "volume": shown})
+        money = D(client.result("Balance")["ZUSD"])
+        self.assertLessEqual(money, client.api.account.balances["ZUSD"])
+        client.control("balance", asset="ZUSD", amount="-0.00001")
+        self.assertEqual(client.result("Balance")["ZUSD"], "-0.0001")
+
     def test_a_client_order_id_is_unique_among_open_orders_and_free_again_after(self) -> None:
         client = Client()
         client.result("AddOrder", **MARKET, cl_ord_id=ID)

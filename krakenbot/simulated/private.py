@@ -153,8 +153,9 @@ class PrivateApi:
         return shown if level is None else {**shown, "ml": f"{level:.2f}"}
 
     def _open_positions(self, p: Params) -> Any:
+        docalcs = flag(p, "docalcs")
         rows = {
-            identifier("T", lot.serial): wire.position_row(position, lot, flag(p, "docalcs"))
+            identifier("T", lot.serial): wire.position_row(position, lot, docalcs)
             for position in self.account.held_positions()
             for lot in position.lots
         }
@@ -169,16 +170,21 @@ class PrivateApi:
         return wire.identified(rows, p)
 
     def _closed_orders(self, p: Params) -> Any:
-        columns = {"open": ("opentm",), "close": ("closetm",)}
-        times = columns.get(p.get("closetime", ""), ("opentm", "closetm"))
+        columns = {"open": ["opentm"], "close": ["closetm"], "both": ["opentm", "closetm"]}
+        times = columns.get(p.get("closetime") or "both")
+        if times is None:
+            raise bad("closetime")
         newest = reversed(self._orders(p, is_open=False).items())
         page = self._page(newest, p, "closed", *times)
         return page | {"closed": _shown(page["closed"], p)}
 
     def _trades_history(self, p: Params) -> Any:
-        is_kind = _TRADE_TYPES.get(p.get("type", "all"))
-        if is_kind is None:
+        kind = p.get("type") or "all"
+        if kind == "closed position":
             raise RefusedError("EAPI:Feature disabled")
+        is_kind = _TRADE_TYPES.get(kind)
+        if is_kind is None:
+            raise bad("type")
         newest = (x for x in reversed(self.trades.items()) if is_kind(x[1]))
         return self._page(newest, p, "trades", "time")
 

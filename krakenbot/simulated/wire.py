@@ -56,6 +56,7 @@ _FORMS = {
     "type": "buy|sell",
     "ordertype": "market",
     "oflags": "((fciq|fcib|nompp),?)*",
+    "stptype": "(cancel-(newest|oldest|both))?",
     "cl_ord_id": "[ -~]{0,18}|[0-9A-Fa-f]{32}|[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}",
     "userref": "(-?[0-9]{1,10})?",
     "leverage": r"(none|[1-9][0-9]{0,2}(:1|\.0)?)?",

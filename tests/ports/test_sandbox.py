@@ -50,6 +50,7 @@ REFUSALS: tuple[tuple[dict[str, str], str], ...] = (
     ({"pair": "BONKUSD", "volume": "300000", "leverage": "2"}, f"{BAD}:leverage"),
     ({"timeinforce": "GTC"}, f"{BAD}:timeinforce"),
     ({"trigger": "last"}, f"{BAD}:trigger"),
+    ({"stptype": "cancel-all"}, f"{BAD}:stptype"),
     ({"price": ""}, f"{BAD}:price"),
     ({"cl_ord_id": "x" * 19}, f"{BAD}:cl_ord_id"),
     ({"cl_ord_id": "x", "userref": "1"}, f"{BAD}:userref"),
@@ -391,6 +392,15 @@ class HistoryTest(unittest.TestCase):
                     self.assertEqual(found["count"], int(text in asked))
             for text in asked:
                 self.assertIn("not unique", client.error("AddOrder", **MARKET, cl_ord_id=text))
+
+    def test_a_word_that_kraken_does_not_know_is_refused(self) -> None:
+        client = Client()
+        for method, name in (
+            ("ClosedOrders", "closetime"),
+            ("TradesHistory", "type"),
+            ("OpenPositions", "docalcs"),
+        ):
+            self.assertEqual(client.error(method, **{name: "bogus"}), f"{BAD}:{name}")
 
     def test_trades_are_told_by_what_they_did_to_positions(self) -> None:
         client = Client()

@@ -183,7 +183,7 @@ VERDICTS = {
     (LATER, Cause.RATE_LIMIT): "EAPI:Rate limit exceeded"
     "|EOrder:(Rate|Domain rate|Orders|Scheduled orders) limit exceeded",
     (LATER, Cause.LENDING_POOL): "EOrder:Insufficient margin",
-    (LATER, Cause.MARKET_STATE): "EService:Market in",
+    (LATER, Cause.MARKET_STATE): "EService:Market in|EOrder:Post only order",
     (LOCKOUT, Cause.RATE_LIMIT): "EAuth:Rate limit|(EAuth|EGeneral):Too many requests",
     (LOCKOUT, Cause.OTHER): "EGeneral:Temporary lockout",
     (UNKNOWN, Cause.OTHER): "EGeneral:Invalid arguments:cl_ord_id not unique"

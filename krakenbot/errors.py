@@ -11,7 +11,7 @@ class Cause(Enum):
     MARKET_STATE = "the market does not take such orders now"
     LENDING_POOL = "the exchange has nothing left to lend"
     TOO_SMALL = "the order is below the smallest volume or cost"
-    FUNDS = "the account's free margin or balance is too small"
+    FUNDS = "too little free margin or balance, or too much is held already"
     NONCE = "the nonce was not above the last one"
     OTHER = "other"
 

@@ -41,6 +41,7 @@ from krakenbot.startup import RICH, objections, refuse_permissions
 EXAMPLE = "krakenbot doctor --json"
 FREE_BYTES_MIN = 50 << 20
 LEDGER_PERMISSION = "query-ledger"
+UNNEEDED_PERMISSIONS = ("add-funds", "earn-funds", "export-data")
 COLORS = {"ok": "32", "warn": "33", "fail": "31", "skip": "2"}
 # The verdict (ok, warn, fail or skip), what was found and, unless CHECKS says it, how to repair it.
 Answer = tuple[str, str] | tuple[str, str, str]
@@ -232,6 +233,10 @@ class Checks:
             return "warn", "the key expires within a week", "make a new one in time"
         if str(row.get("noncewindow") or 0) != "0":
             return "warn", "the key has a nonce window", "set it to 0 at Kraken"
+        unneeded = ", ".join(code for code in info.permissions if code in UNNEEDED_PERMISSIONS)
+        if unneeded:
+            may = f"the key has permissions that the bot does not need: {unneeded}"
+            return "warn", may, "take them off the key at Kraken"
         if not any(row.get("ipallowlist") or ()) and not self.is_rehearsal:
             return "warn", "the key works from any address", "limit it to this server's address"
         if LEDGER_PERMISSION not in info.permissions:

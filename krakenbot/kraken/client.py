@@ -183,14 +183,15 @@ VERDICTS = {
     (LATER, Cause.RATE_LIMIT): "EAPI:Rate limit exceeded"
     "|EOrder:(Rate|Domain rate|Orders|Scheduled orders) limit exceeded",
     (LATER, Cause.LENDING_POOL): "EOrder:Insufficient margin",
-    (LATER, Cause.MARKET_STATE): "EService:Market in",
+    (LATER, Cause.MARKET_STATE): "EService:Market in|EOrder:Post only order",
     (LOCKOUT, Cause.RATE_LIMIT): "EAuth:Rate limit|(EAuth|EGeneral):Too many requests",
     (LOCKOUT, Cause.OTHER): "EGeneral:Temporary lockout",
     (UNKNOWN, Cause.OTHER): "EGeneral:Invalid arguments:cl_ord_id not unique"
     "|EOrder:Reduce only:Position is closed",
     (KEY, Cause.OTHER): "EAPI:|EAuth:|ESession:|EAccount:|EGeneral:Permission denied"
     "|ETrade:Locked|ETrade:User Locked|EOrder:Trading agreement required",
-    (REFUSED, Cause.FUNDS): "EOrder:(Insufficient initial margin|Insufficient funds|Margin level)",
+    (REFUSED, Cause.FUNDS): "EOrder:(Insufficient initial margin|Insufficient funds|Positions limit"
+    "|Margin (level|allowance|position size)|Cannot open opposing position)",
     (REFUSED, Cause.TOO_SMALL): "(EOrder:(Cost|Order)|EGeneral:Invalid arguments:volume) minimum",
     (REFUSED, Cause.OTHER): "EGeneral:Invalid arguments|EGeneral:Unknown [mM]ethod|EQuery:|EOrder:"
     "|ETrade:Invalid request|EBM:limit exceeded",

@@ -168,11 +168,12 @@ class Spot:
             return MarginSummary(self.balances().get(quote, ZERO), ZERO, ZERO)
         result = self.client.private("TradeBalance", {"asset": quote})
         with shape("TradeBalance"):
+            for_orders = result.get("mfo")  # Newer than the others.
             return MarginSummary(
                 trade_balance=decimal(result["tb"]),
                 unrealized_pnl=decimal(result["n"]),
                 used_margin=decimal(result["m"]),
-                free_for_orders=decimal(result["mfo"]) if result.get("mfo") else None,
+                free_for_orders=None if for_orders in (None, "") else decimal(for_orders),
             )
 
     def balances(self) -> Mapping[str, Decimal]:

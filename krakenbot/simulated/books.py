@@ -169,7 +169,8 @@ class Account:
         is_opposite = position.sign == -order.side.sign
         closing = min(order.volume, position.held) if is_opposite else ZERO
         if order.reduce_only and not closing:
-            raise RefusedError("EOrder:Reduce only:No position exists")
+            why = "Cannot increase position" if position.lots else "No position exists"
+            raise RefusedError(f"EOrder:Reduce only:{why}")
         rest = order._replace(volume=ZERO if order.reduce_only else order.volume - closing)
         if rest.volume:
             self._check_opening(position, rest, price)

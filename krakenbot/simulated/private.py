@@ -9,7 +9,7 @@ import math
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from decimal import Decimal
+from decimal import ROUND_FLOOR, Decimal
 from itertools import groupby, takewhile
 from operator import itemgetter
 from typing import Any, Protocol
@@ -117,8 +117,10 @@ class PrivateApi:
                 self._mark(self.now(), position, position.price, low, high)
 
     def _balance(self, _: Params) -> Any:
+        """Return the balances rounded down, so that what is shown can be spent."""
+        steps = {name: Decimal(1).scaleb(-wire.decimals(name)) for name in self.account.balances}
         return {
-            asset: f"{amount:.{wire.decimals(asset)}f}"
+            asset: f"{amount.quantize(steps[asset], rounding=ROUND_FLOOR):f}"
             for asset, amount in self.account.balances.items()
             if amount
         }
@@ -151,8 +153,9 @@ class PrivateApi:
         return shown if level is None else {**shown, "ml": f"{level:.2f}"}
 
     def _open_positions(self, p: Params) -> Any:
+        docalcs = flag(p, "docalcs")
         rows = {
-            identifier("T", lot.serial): wire.position_row(position, lot, flag(p, "docalcs"))
+            identifier("T", lot.serial): wire.position_row(position, lot, docalcs)
             for position in self.account.held_positions()
             for lot in position.lots
         }
@@ -167,16 +170,21 @@ class PrivateApi:
         return wire.identified(rows, p)
 
     def _closed_orders(self, p: Params) -> Any:
-        columns = {"open": ("opentm",), "close": ("closetm",)}
-        times = columns.get(p.get("closetime", ""), ("opentm", "closetm"))
+        columns = {"open": ["opentm"], "close": ["closetm"], "both": ["opentm", "closetm"]}
+        times = columns.get(p.get("closetime") or "both")
+        if times is None:
+            raise bad("closetime")
         newest = reversed(self._orders(p, is_open=False).items())
         page = self._page(newest, p, "closed", *times)
         return page | {"closed": _shown(page["closed"], p)}
 
     def _trades_history(self, p: Params) -> Any:
-        is_kind = _TRADE_TYPES.get(p.get("type", "all"))
-        if is_kind is None:
+        kind = p.get("type") or "all"
+        if kind == "closed position":
             raise RefusedError("EAPI:Feature disabled")
+        is_kind = _TRADE_TYPES.get(kind)
+        if is_kind is None:
+            raise bad("type")
         newest = (x for x in reversed(self.trades.items()) if is_kind(x[1]))
         return self._page(newest, p, "trades", "time")
 

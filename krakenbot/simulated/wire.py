@@ -56,6 +56,7 @@ _FORMS = {
     "type": "buy|sell",
     "ordertype": "market",
     "oflags": "((fciq|fcib|nompp),?)*",
+    "stptype": "(cancel-(newest|oldest|both))?",
     "cl_ord_id": "[ -~]{0,18}|[0-9A-Fa-f]{32}|[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}",
     "userref": "(-?[0-9]{1,10})?",
     "leverage": r"(none|[1-9][0-9]{0,2}(:1|\.0)?)?",
@@ -205,8 +206,11 @@ def bad(name: str) -> RefusedError:
 
 
 def flag(p: Params, name: str) -> bool:
-    """Return whether a parameter is set to true."""
-    return p.get(name, "").lower() in ("true", "1")
+    """Return whether a parameter is set to true. RefusedError if it is neither true nor false."""
+    text = p.get(name, "").lower()
+    if text not in ("", "true", "1", "false", "0"):
+        raise bad(name)
+    return text in ("true", "1")
 
 
 def number(p: Params, name: str, default: float, fraction: str = r"(\.[0-9]*)?") -> float:

@@ -177,6 +177,14 @@ class TestFindings(Patient):
         self.expect(found["key"], "fail", "withdraw")
         self.assertEqual("see key", found["account"].text)
 
+    def test_a_key_that_may_do_what_no_bot_needs_is_warned_of(self) -> None:
+        self.keys()
+        codes = (*NEEDED_PERMISSIONS, "query-ledger", "earn-funds", "add-funds")
+        with mock.patch.object(Spot, "key_info", return_value=KeyInfo(codes)):
+            found = self.examine(self.sandbox().url)
+        self.expect(found["key"], "warn", "earn-funds, add-funds")
+        self.expect(found["account"], "ok")
+
     def test_a_key_that_may_not_read_the_ledger_is_warned_of(self) -> None:
         self.keys()
         with mock.patch.object(Spot, "key_info", return_value=KeyInfo(NEEDED_PERMISSIONS)):

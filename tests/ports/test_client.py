@@ -47,7 +47,7 @@ EGeneral:Invalid arguments:price; Invalid arguments:timeinforce; Invalid argumen
 EGeneral:Invalid arguments:Index unavailable; Unknown method; Unknown Method
 EQuery:Unknown asset pair; Unknown asset; Invalid asset pair
 EOrder:Invalid order; Invalid price; Tick size check failed; Order minimum not met
-EOrder:Cost minimum not met; Post only order; Unknown order; Unknown position
+EOrder:Cost minimum not met; Unknown order; Unknown position
 EOrder:Order not editable; Not enough leaves qty; Cancel pending; Insufficient funds
 EOrder:Insufficient initial margin; Margin allowance exceeded; Margin level too low
 EOrder:Margin position size exceeded; Positions limit exceeded; Cannot open position
@@ -60,7 +60,7 @@ EBM:limit exceeded:CAL
 LATER = errors("""
 EAPI:Rate limit exceeded
 EOrder:Rate limit exceeded; Domain rate limit exceeded; Orders limit exceeded
-EOrder:Scheduled orders limit exceeded; Insufficient margin
+EOrder:Scheduled orders limit exceeded; Insufficient margin; Post only order
 EService:Market in cancel_only mode; Market in post_only mode; Market in limit_only mode
 """)
 STOP = errors("""
@@ -152,9 +152,17 @@ class TestErrors(unittest.TestCase):
             ("EAPI:Rate limit exceeded", Cause.RATE_LIMIT, False),
             ("EOrder:Rate limit exceeded", Cause.RATE_LIMIT, True),
             ("EService:Market in cancel_only mode", Cause.MARKET_STATE, False),
+            ("EOrder:Post only order", Cause.MARKET_STATE, True),
             ("EOrder:Insufficient margin", Cause.LENDING_POOL, True),
             ("EOrder:Insufficient initial margin", Cause.FUNDS, None),
             ("EOrder:Insufficient funds", Cause.FUNDS, None),
+            ("EOrder:Margin level too low", Cause.FUNDS, None),
+            ("EOrder:Margin allowance exceeded", Cause.FUNDS, None),
+            ("EOrder:Margin position size exceeded", Cause.FUNDS, None),
+            ("EOrder:Positions limit exceeded", Cause.FUNDS, None),
+            ("EOrder:Cannot open opposing position", Cause.FUNDS, None),
+            ("EOrder:Cannot open position", Cause.OTHER, None),
+            ("EBM:limit exceeded:CAL", Cause.OTHER, None),
             ("EOrder:Cost minimum not met", Cause.TOO_SMALL, None),
             ("EOrder:Order minimum not met", Cause.TOO_SMALL, None),
             ("EGeneral:Invalid arguments:volume minimum not met", Cause.TOO_SMALL, None),

@@ -50,6 +50,7 @@ REFUSALS: tuple[tuple[dict[str, str], str], ...] = (
     ({"pair": "BONKUSD", "volume": "300000", "leverage": "2"}, f"{BAD}:leverage"),
     ({"timeinforce": "GTC"}, f"{BAD}:timeinforce"),
     ({"trigger": "last"}, f"{BAD}:trigger"),
+    ({"stptype": "cancel-all"}, f"{BAD}:stptype"),
     ({"price": ""}, f"{BAD}:price"),
     ({"cl_ord_id": "x" * 19}, f"{BAD}:cl_ord_id"),
     ({"cl_ord_id": "x", "userref": "1"}, f"{BAD}:userref"),
@@ -57,6 +58,8 @@ REFUSALS: tuple[tuple[dict[str, str], str], ...] = (
     ({"volume": "1", "leverage": "2"}, "EOrder:Insufficient initial margin"),
     ({"volume": "351", "leverage": "2"}, "EOrder:Margin position size exceeded"),
     ({"leverage": "2", "reduce_only": "true"}, "EOrder:Reduce only:No position exists"),
+    ({"leverage": "2", "reduce_only": "yes"}, f"{BAD}:reduce_only"),
+    ({"validate": "yes"}, f"{BAD}:validate"),
 )
 
 
@@ -252,6 +255,17 @@ class OrderTest(unittest.TestCase):
                 self.assertEqual(client.error("AddOrder", **{**MARKET, **change}), words)
         self.assertEqual(client.control("ledger")["orders"], [])
 
+    def test_a_balance_as_shown_can_be_sold_or_spent_in_full(self) -> None:
+        client = Client(fee_rate=D(0))
+        coins = {**MARKET, "pair": "BONKUSD", "volume": "200000.12345678"}
+        client.result("AddOrder", **coins)
+        shown = client.result("Balance")["BONK"]
+        client.result("AddOrder", **{**coins, "type": "sell", "volume": shown})
+        money = D(client.result("Balance")["ZUSD"])
+        self.assertLessEqual(money, client.api.account.balances["ZUSD"])
+        client.control("balance", asset="ZUSD", amount="-0.00001")
+        self.assertEqual(client.result("Balance")["ZUSD"], "-0.0001")
+
     def test_a_client_order_id_is_unique_among_open_orders_and_free_again_after(self) -> None:
         client = Client()
         client.result("AddOrder", **MARKET, cl_ord_id=ID)
@@ -309,6 +323,16 @@ class OrderTest(unittest.TestCase):
             txid = client.result("AddOrder", **close)["txid"][0]
             order = client.result("QueryOrders", txid=txid)[txid]
             self.assertEqual((order["status"], order["reason"]), ("canceled", reason))
+
+    def test_an_order_that_only_reduces_is_refused_on_the_side_of_the_position(self) -> None:
+        client = Client()
+        for side in ("buy", "sell"):
+            client.result("AddOrder", **{**MARKET, "type": side}, leverage="2")
+            add = {**MARKET, "type": side, "leverage": "2", "reduce_only": "true"}
+            refused = "EOrder:Reduce only:Cannot increase position"
+            self.assertEqual(client.error("AddOrder", **add), refused)
+            client.control("position", pair="XBTUSD", close=True)
+            client.time += 1
 
     def test_an_opposite_order_without_leverage_leaves_the_position(self) -> None:
         client = Client()
@@ -368,6 +392,15 @@ class HistoryTest(unittest.TestCase):
                     self.assertEqual(found["count"], int(text in asked))
             for text in asked:
                 self.assertIn("not unique", client.error("AddOrder", **MARKET, cl_ord_id=text))
+
+    def test_a_word_that_kraken_does_not_know_is_refused(self) -> None:
+        client = Client()
+        for method, name in (
+            ("ClosedOrders", "closetime"),
+            ("TradesHistory", "type"),
+            ("OpenPositions", "docalcs"),
+        ):
+            self.assertEqual(client.error(method, **{name: "bogus"}), f"{BAD}:{name}")
 
     def test_trades_are_told_by_what_they_did_to_positions(self) -> None:
         client = Client()

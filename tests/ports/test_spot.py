@@ -204,6 +204,10 @@ class TestAccount(unittest.TestCase):
         flat = {"tb": "20000.0", "n": "0.0", "m": "0.0", "mf": "20000.0", "mfo": "50.0"}
         got = spot(Kraken(TradeBalance=flat)).summary()
         self.assertEqual((None, 50), (got.margin_level, got.free_margin))
+        for mfo, free in ((0, 0), ("0.0000", 0), (None, 20000), ("", 20000)):
+            with self.subTest(mfo):
+                margin = spot(Kraken(TradeBalance=flat | {"mfo": mfo})).summary()
+                self.assertEqual(free, margin.free_margin)
 
     def test_a_position_is_the_sum_of_what_is_left_of_its_fills(self) -> None:
         got = spot(Kraken()).position()

@@ -54,11 +54,12 @@ def price_of(bot: Bot, position: Position) -> Decimal:
     return price if average / 2 < price < average * 2 else average
 
 
-def adopt(bot: Bot, shown: Decimal) -> None:
+def adopt(bot: Bot, recorded: Decimal, held: Decimal) -> None:
     """Record what is held as the bot's own, and clear a halt.
 
-    `shown` is what the journal recorded when a person agreed. Raises StopError while an earlier
-    order may still be executed.
+    `recorded` by the journal and `held` at the exchange is what a person has seen. LaterError when
+    something else is held now: an answer may lag. Raises StopError while an earlier order may still
+    be executed.
     """
     journal, clock = bot.journal, bot.clock
     try:
@@ -77,8 +78,11 @@ def adopt(bot: Bot, shown: Decimal) -> None:
         visible_s = (newest.settled or newest.created) + VISIBLE_S - clock.now()
         clock.wait(min(max(visible_s, 0.0), VISIBLE_S))
     before, position = journal.account().held, held_of(bot)
-    if shown and not before and not bot.plan.leverage:
+    if recorded and not before and not bot.plan.leverage:
         position = Position()  # Its coins were sold, as is known only now; others are not its own.
+    elif position.volume != held and (bot.plan.leverage or before == recorded):
+        now_held = f"{plain(position.volume)} is held now, {plain(held)} when this was shown"
+        raise LaterError(f"nothing was adopted: {now_held}. Look again")
     price, now = price_of(bot, position), int(clock.now())
     own_trades(journal, position.trades, now)  # First: a crash between must not hide rollovers.
     journal.adopt(position.volume, price, now, bot.plan.leverage > 0)

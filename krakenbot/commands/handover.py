@@ -86,11 +86,12 @@ def adopt(config: Config, *, yes: bool) -> int:
         bot, ask = parts.bot, partial(parts.bot.retry, patience_s=config.exchange.patience)
         for action in (bot.market.learn, *(parts.checks if yes else ())):
             ask(action)
-        print("\n".join(ask(partial(preview.adoption, bot))))
+        held, lines = ask(partial(preview.adoption, bot))
+        print("\n".join(lines))
         if not yes:
             print("Nothing was changed: add --yes to do this")
             return 2
-        ask(partial(handover.adopt, bot, bot.journal.account().held))
+        ask(partial(handover.adopt, bot, bot.journal.account().held, held))
         print("done; max_loss counts from zero")
     return 0
 
@@ -130,7 +131,7 @@ def _flatten(config: Config, arguments: argparse.Namespace) -> int:
         if not _agreed(arguments, parts.clock):
             return 2
         if takes_all:
-            ask(partial(handover.adopt, bot, closes))
+            ask(partial(handover.adopt, bot, recorded, held))
         handover.flatten(bot, BY_HAND, config.exchange.patience)
         left = f"the exchange shows no open position on {config.pair} any more"
         if not config.leverage:

@@ -16,8 +16,8 @@ from krakenbot.model import Direction
 from krakenbot.pairs import earn_balances, plain
 
 
-def adoption(bot: Bot) -> list[str]:
-    """Return lines on what adopting changes and what the next decision will then trade."""
+def adoption(bot: Bot) -> tuple[Decimal, list[str]]:
+    """Return what is held, and lines on what adopting changes and the next decision then trades."""
     position, rules, recorded = held_of(bot), bot.market.rules, bot.journal.account().held
     difference = format.signed(format.volume(position.volume - recorded, rules.base))
     at = format.price(price_of(bot, position), rules)
@@ -36,7 +36,8 @@ def adoption(bot: Bot) -> list[str]:
             for code, amount in earn_balances(bot.exchange.balances(), rules.base).items()
         ]
     trades = [f"  {trade}" for trade in _next_trades(bot, position.volume)]
-    return [*lines, "the next decision then trades" + ("" if trades else " nothing"), *trades]
+    lines += ["the next decision then trades" + ("" if trades else " nothing"), *trades]
+    return position.volume, lines
 
 
 def _next_trades(bot: Bot, held: Decimal) -> Iterator[str]:

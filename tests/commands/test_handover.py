@@ -309,12 +309,12 @@ class TestFlatten(HandoverTest):
         parts.bot.journal.account().held = D("0.01")
         with (
             mock.patch.object(handover, "assemble", return_value=parts),
-            mock.patch.object(handover.preview, "adoption", return_value=[]),
+            mock.patch.object(handover.preview, "adoption", return_value=(D("0.02"), [])),
             mock.patch.object(handover.handover, "adopt") as adopt,
             contextlib.redirect_stdout(io.StringIO()),
         ):
             handover.adopt(mock.MagicMock(), yes=True)
-        adopt.assert_called_once_with(parts.bot, D("0.01"))
+        adopt.assert_called_once_with(parts.bot, D("0.01"), D("0.02"))
 
     def test_what_waits_for_a_lock_held_by_another_command_says_so(self) -> None:
         gate = self.held(UPWARD)

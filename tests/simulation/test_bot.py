@@ -23,7 +23,7 @@ from krakenbot.errors import (
     StopError,
     UnansweredError,
 )
-from krakenbot.handover import adopt, flatten
+from krakenbot.handover import adopt, flatten, held_of
 from krakenbot.journal import Journal
 from krakenbot.journal_file import prepare
 from krakenbot.kraken.spot import Spot
@@ -251,7 +251,8 @@ class BotTest(unittest.TestCase):
     def adopt(self, bot: Bot | None = None) -> None:
         bot = bot or self.bot()
         bot.retry(bot.market.learn)
-        bot.retry(partial(adopt, bot, self.journal.account().held))
+        held = bot.retry(partial(held_of, bot)).volume
+        bot.retry(partial(adopt, bot, self.journal.account().held, held))
 
     def flatten(self, bot: Bot | None = None, patience_s: float = 300.0) -> None:
         flatten(bot or self.bot(), "asked to", patience_s)
@@ -1019,6 +1020,14 @@ class TestAdoption(BotTest):
             self.adopt()
         self.assertEqual([], self.journal.open_intents())
 
+    def test_what_is_adopted_is_what_a_person_has_seen(self) -> None:
+        self.once(105)
+        bot = self.bot()
+        bot.market.learn()
+        with mock.patch.object(self.exchange, "position", return_value=Position()):
+            self.assertRaises(LaterError, adopt, bot, SIZE, SIZE)
+        self.assertEqual(SIZE, self.journal.account().held)
+
     def test_max_loss_counts_from_the_adoption(self) -> None:
         limits = PLAN.limits._replace(max_loss=Decimal(50))
         self.once(105, self.bot(limits=limits))
@@ -1032,7 +1041,7 @@ class TestAdoption(BotTest):
         self.at(200)
         bot = self.bot()
         bot.market.learn()
-        self.assertIn("buy 0.01 XBT at market", " ".join(adoption(bot)))
+        self.assertIn("buy 0.01 XBT at market", " ".join(adoption(bot)[1]))
         self.once()
         self.assertEqual(SIZE, self.exchange.held)
 

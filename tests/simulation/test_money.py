@@ -22,7 +22,7 @@ from krakenbot.commands.report import report_of
 from krakenbot.commands.status import read_status
 from krakenbot.config import Config
 from krakenbot.decision import Plan
-from krakenbot.handover import adopt
+from krakenbot.handover import adopt, held_of
 from krakenbot.journal import Journal
 from krakenbot.journal_file import prepare
 from krakenbot.kraken.spot import Spot
@@ -245,7 +245,7 @@ class TestBooks(unittest.TestCase):
         world = self.world()
         world.hands("buy", "0.05")
         world.bot.market.learn()
-        adopt(world.bot, D(0))
+        self.adopt(world, D(0))
         self.read(world)
         world.time += 5 * 14400 + 30
         self.read(world)
@@ -257,14 +257,14 @@ class TestBooks(unittest.TestCase):
         world.hands("buy", "0.05")
         world.bot.market.learn()
         with mock.patch.object(handover, "own_trades", side_effect=Died):
-            self.assertRaises(Died, adopt, world.bot, D(0))
+            self.assertRaises(Died, self.adopt, world, D(0))
         self.assertEqual(0, world.journal.account().held)
 
     def test_an_order_that_was_adopted_costs_what_the_ledger_shows_all_the_same(self) -> None:
         world = self.world()
         world.api.markets.methods["Assets"] = lambda p: {p["asset"]: {}}  # Rates are assumed.
         world.run(20)
-        adopt(world.bot, world.journal.account().held)
+        self.adopt(world, world.journal.account().held)
         world.run(900)
         self.assertEqual(self.books(world), world.api.account.fees["ZUSD"])
 
@@ -275,7 +275,7 @@ class TestBooks(unittest.TestCase):
         world.price(price)
         side = "sell" if held > 0 else "buy"
         world.hands(side, "0.02")
-        adopt(world.bot, held)
+        self.adopt(world, held)
         self.assertEqual(price * D("0.02"), world.journal.intents()[-1].cost)
 
     def test_what_someone_else_has_added_counts_at_the_price_of_that_part(self) -> None:
@@ -294,7 +294,7 @@ class TestBooks(unittest.TestCase):
         world.price(quote.mid + 5000)
         side, quote = "buy" if held > 0 else "sell", world.spot.quote()
         world.hands(side, "0.02")
-        adopt(world.bot, held)
+        self.adopt(world, held)
         price = quote.ask if held > 0 else quote.bid
         cost = world.journal.intents()[-1].cost
         self.assertAlmostEqual(float(price), float(cost / D("0.02")), delta=0.1)
@@ -308,8 +308,11 @@ class TestBooks(unittest.TestCase):
         world.journal.write(order)
         world.journal.conclude(order, Outcome.CLOSED, 2, bought)
         world.bot.market.learn()
-        adopt(world.bot, D("0.01"))
+        self.adopt(world, D("0.01"))
         self.assertEqual(D("600.001"), world.journal.intents()[-1].cost)
+
+    def adopt(self, world: World, recorded: D) -> None:
+        adopt(world.bot, recorded, held_of(world.bot).volume)
 
     def books(self, world: World) -> D:
         account = world.journal.account()

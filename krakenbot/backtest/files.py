@@ -9,7 +9,9 @@ A price of more than 15 digits is refused; a volume of more digits is rounded.
 
 import gzip
 import json
+import os
 import re
+import stat
 import zipfile
 import zlib
 from bisect import bisect_right
@@ -53,20 +55,34 @@ _ANSWER: Names = (*_COLUMNS[:5], "average", "volume", "trades")
 
 
 def sources_of(path: Path) -> Sequence[Source]:
-    """Return the files of candles at a path: the file itself, or those in the folder or zip."""
+    """Return the files of candles at a path: the file itself, or those in the folder or zip.
+
+    Raises BadDataError when any of them might be missing, as in a folder that cannot be read.
+    """
     inside: Sequence[Source]
-    if path.is_dir():
-        inside = sorted(path.rglob("*"))
-    elif path.suffix == ".zip":
-        try:
+    try:
+        if stat.S_ISDIR(path.stat().st_mode):
+            inside = sorted(_inside(path))
+        elif path.suffix == ".zip":
             archive = zipfile.ZipFile(path)
-        except _DAMAGED as error:
-            raise BadDataError(f"{path}: {error}") from error
-        inside = [zipfile.Path(archive, name) for name in sorted(archive.namelist())]
-    else:
-        return [path]
+            inside = [zipfile.Path(archive, name) for name in sorted(archive.namelist())]
+        else:
+            return [path]
+    except _DAMAGED as error:
+        where, why = (getattr(error, name, None) for name in ("filename", "strerror"))
+        raise BadDataError(f"{where or path}: {why or error}") from error
     found = (one for one in inside if one.name.endswith((".csv", ".csv.gz")) and one.is_file())
     return [one for one in found if not one.name.startswith(".")]
+
+
+def _inside(folder: Path) -> Iterator[Path]:
+    """Yield all that is in the folder and below; OSError when a part of it cannot be read."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for place, _, names in os.walk(folder, onerror=refuse):
+        yield from (Path(place, name) for name in names)
 
 
 def pair_of(source: Source) -> str | None:

@@ -173,8 +173,6 @@ def _sources(named: list[Path], given: str | None, config: Config) -> tuple[list
     """Return the files to read, and the pair and interval in seconds that all of them have."""
     chosen: list[Source] = []
     for path in named:
-        if not path.exists():
-            raise BadDataError(f"{path}: no such file")
         inside = files.sources_of(path)
         chosen += inside if inside == [path] else _of_pair(inside, config, path)
     names, where = [pair_of(source) for source in chosen], ", ".join(map(str, named))

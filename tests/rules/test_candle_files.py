@@ -1,5 +1,6 @@
 """Files of candles: each kind is read, or refused with one message that names file and line."""
 
+import errno
 import gzip
 import json
 import os
@@ -10,6 +11,8 @@ from datetime import UTC, datetime
 from decimal import Decimal as D
 from functools import reduce
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 from krakenbot.backtest import files
 from krakenbot.backtest.columns import BadDataError, Columns, exact
@@ -187,6 +190,26 @@ class TestSeveral(FilesTest):
         path.write_bytes(b"PK no zip")
         with self.assertRaisesRegex(BadDataError, "OHLCVT.zip"):
             files.sources_of(path)
+
+    def test_a_part_of_a_folder_that_cannot_be_read_is_not_left_out(self) -> None:
+        self.write("\n".join(rows(20)), "all/XBTUSD_1.csv")
+        self.write("\n".join(rows(40)[20:]), "all/later/XBTUSD_1.csv")
+        listed = os.scandir
+
+        def denied(path: str) -> Any:
+            if Path(path).name == "later":
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return listed(path)
+
+        with mock.patch("os.scandir", denied):
+            for name in ("all", "all/later"):
+                with self.assertRaisesRegex(BadDataError, "all/later: Permission denied$"):
+                    files.sources_of(self.folder / name)
+        with (
+            mock.patch.object(Path, "stat", side_effect=PermissionError(13, "Permission denied")),
+            self.assertRaisesRegex(BadDataError, "all/XBTUSD_1.csv: Permission denied$"),
+        ):
+            files.sources_of(self.folder / "all/XBTUSD_1.csv")
 
 
 class TestNames(unittest.TestCase):

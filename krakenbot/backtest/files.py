@@ -166,8 +166,8 @@ def _larger(part: Columns) -> tuple[float, ...]:
 
 
 def _open(source: Source) -> Any:
-    if isinstance(source, Path) and source.suffix == ".gz":
-        return gzip.open(source)
+    if source.name.endswith(".gz"):
+        return gzip.open(source if isinstance(source, Path) else source.open("rb"))
     return source.open("rb")
 
 

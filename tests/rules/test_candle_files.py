@@ -184,9 +184,11 @@ class TestSeveral(FilesTest):
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("Kraken_OHLCVT/XBTUSD_1.csv", "\n".join(rows()))
             archive.writestr("__MACOSX/._XBTUSD_1.csv", b"\x00")
+            archive.writestr("a/XBTEUR_1.csv.gz", gzip.compress("\n".join(rows()).encode()))
         sources = files.sources_of(path)
-        self.assertEqual([files.pair_of(one) for one in sources], ["XBTUSD"])
-        self.assertEqual(self.read(*sources), expected)
+        self.assertEqual([files.pair_of(one) for one in sources], ["XBTUSD", "XBTEUR"])
+        for source in sources:
+            self.assertEqual(self.read(source), expected)
         path.write_bytes(b"PK no zip")
         with self.assertRaisesRegex(BadDataError, "OHLCVT.zip"):
             files.sources_of(path)

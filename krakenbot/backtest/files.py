@@ -61,8 +61,11 @@ def sources_of(path: Path) -> Sequence[Source]:
     """
     inside: Sequence[Source]
     try:
-        if stat.S_ISDIR(path.stat().st_mode):
+        kind = path.stat().st_mode
+        if stat.S_ISDIR(kind):
             inside = sorted(_inside(path))
+        elif not stat.S_ISREG(kind):
+            raise BadDataError(f"{path}: not a regular file; candles are read more than once")
         elif path.suffix == ".zip":
             archive = zipfile.ZipFile(path)
             inside = [zipfile.Path(archive, name) for name in sorted(archive.namelist())]

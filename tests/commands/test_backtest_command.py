@@ -266,6 +266,13 @@ class TestWhichFile(CommandTest):
         words = "--config", os.devnull, "backtest", self.jumpy()
         self.assertEqual([call(*words).code, call(*words, "--size", "x").code], [0, 2])
 
+    def test_a_pipe_is_refused_because_a_file_is_read_more_than_once(self) -> None:
+        pipe = self.folder / "XBTUSD_1.csv"
+        os.mkfifo(pipe)
+        for path in (str(pipe), os.devnull):
+            told = self.refused(path, "--pair", "XBTUSD")
+            self.assertIn(f"{path}: not a regular file; candles are read more than once", told)
+
     def test_an_empty_name_does_not_mean_the_current_folder(self) -> None:
         for words in ([""], ["--report", ""], ["--pair-rules", ""]):
             with self.subTest(words=words):

@@ -41,7 +41,6 @@ _TIME_NAMES = ("time", "timestamp", "unix", "date", "datetime")
 _UNIT_MINUTES = {"": 1, "m": 1, "min": 1, "h": 60, "d": 1440, "w": 10080}
 Source = Path | zipfile.Path  # A file, or one in a zip.
 _DAMAGED = OSError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError
-_ODD = ValueError, LookupError, AttributeError, TypeError, StopIteration, ArithmeticError
 # PAIR_MINUTES, and variants by browsers and people: `XBTEUR_60 (1)`, `BTC_USD_1h`.
 _NAME = re.compile(
     r"([a-z0-9.]+?(?:[-_][a-z]{3,5})?)[-_](\d+)(m|min|h|d|w|)(?![a-z0-9]).*", re.IGNORECASE
@@ -241,9 +240,11 @@ def _parse(block: bytes, names: Names) -> Columns:
         block = block.replace(b"\r\n", b"\n").replace(b'"', b"")
     fields = block.replace(b"\n", b",").split(b",")
     width = len(names)
-    if len(fields) != width * block.count(b"\n") + 1 or b"_" in block:
+    if len(fields) != width * block.count(b"\n") + 1:
         raise ValueError(f"not {width} columns")
     moments, *texts = (fields[names.index(name) : -1 : width] for name in _COLUMNS)
+    if b"_" in block and any(b"_" in text for text in chain(moments, *texts)):
+        raise ValueError("an underscore in a number")
     try:
         times = list(map(int, moments))
     except ValueError:
@@ -276,11 +277,18 @@ def _answer(source: Source) -> tuple[str, Columns]:
     try:
         with _open(source) as file:
             answer = json.loads(file.read(ANSWER_BYTES), parse_float=str)
+        if errors := answer.get("error"):
+            raise ValueError(f"Kraken answered {', '.join(errors)}")
         result = answer.get("result", answer)
         key, rows = next((key, rows) for key, rows in result.items() if key != "last")
+        if len(rows) < 2:
+            raise ValueError("no finished candle")
         lines = "".join(",".join(map(str, row)) + "\n" for row in rows[:-1])
         return key, _parse(lines.encode(), _ANSWER)
-    except (*_DAMAGED, *_ODD) as error:
+    except (LookupError, AttributeError, TypeError, StopIteration) as error:
+        none = "it has no candles of a pair"
+        raise BadDataError(f"{source}: not a saved OHLC answer: {none}") from error
+    except (*_DAMAGED, ValueError, ArithmeticError) as error:
         raise BadDataError(f"{source}: not a saved OHLC answer: {error}") from error
 
 

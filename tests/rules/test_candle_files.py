@@ -68,6 +68,14 @@ class TestRows(FilesTest):
                 text = "\n".join([*rows()[:30], bad, *rows()[31:]]) + "\n"
                 self.assertIn("XBTUSD_1.csv:31:", self.refused(self.write(text)))
 
+    def test_an_underscore_is_no_part_of_a_number_but_may_be_in_another_column(self) -> None:
+        expected = self.read(self.write("\n".join(rows())))
+        named = "\n".join(["time,open,high,low,close,volume,symbol", *rows()]).replace(",3", ",A_B")
+        self.assertEqual(self.read(self.write(named)), expected)
+        for text in (rows()[3].replace("113", "1_13"), rows()[3].replace("1600000", "1600_000")):
+            told = self.refused(self.write("\n".join([*rows()[:3], text])))
+            self.assertRegex(told, r"XBTUSD_1.csv:4: .* not a candle: an underscore in a number")
+
     def test_what_is_no_series_is_refused(self) -> None:
         text = "\n".join(rows())
         hours = "\n".join(f"{1_600_002_000 + at * 3600},9,9,9,9,1,1" for at in range(30))
@@ -151,6 +159,18 @@ class TestAnswers(FilesTest):
     def test_an_answer_with_impossible_prices_is_refused(self) -> None:
         for price in ("1e30", "1e999999999", "NaN", "0", "-1"):
             self.assertIn("not a saved OHLC answer", self.refused(self.answer(1, price)))
+
+    def test_what_is_wrong_with_an_answer_is_said_in_words(self) -> None:
+        for answer, words in {
+            '{"error": ["EQuery:Unknown asset pair"]}': "Kraken answered EQuery:Unknown asset pair",
+            '{"error": [], "result": {"XXBTZUSD": [[60, "1"]], "last": 0}}': "no finished candle",
+            '{"result": {"last": 0}}': "it has no candles of a pair",
+            '{"result": {"XXBTZUSD": 5}}': "it has no candles of a pair",
+            "[1]": "it has no candles of a pair",
+        }.items():
+            with self.subTest(answer=answer):
+                told = self.refused(self.write(answer, "a.json"))
+                self.assertEqual(told.partition("a.json: ")[2], f"not a saved OHLC answer: {words}")
 
 
 class TestSeveral(FilesTest):

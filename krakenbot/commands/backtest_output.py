@@ -256,6 +256,7 @@ def write_run(
         orders=[_order(*order) for order in orders],
         rounds=[*map(round_of, trips)],
         notes=notes,
+        earlier=replay.record.closed - len(trips),
     )
     write_page(path, pages.render(report))
     return result

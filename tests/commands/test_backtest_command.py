@@ -226,7 +226,12 @@ class TestRun(CommandTest):
             more = command(path, "--length", "5", "--report", str(report))[1].splitlines()
         self.assertEqual([*lines, f"report: {report}"], more)
         self.assertGreater(count, 15)
-        self.assertIn(f"<dt>Round trips</dt><dd>{count}</dd>", report.read_text())
+        page = report.read_text()
+        self.assertIn(f"<dt>Round trips</dt><dd>{count}</dd>", page)
+        self.assertIn(f"<h2>Round trips <small>newest first, 15 of {count}</small></h2>", page)
+        still_open = page.count("<td>open</td>") - page.count("<td>close</td>")
+        shown, orders = 30 + still_open, 2 * count + still_open
+        self.assertIn(f"<h2>Orders <small>newest first, {shown} of {orders}</small></h2>", page)
 
 
 class TestWhichFile(CommandTest):

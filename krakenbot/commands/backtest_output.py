@@ -8,12 +8,13 @@ import textwrap
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from itertools import chain
+from math import inf
 from pathlib import Path
 from typing import Any
 
 from krakenbot import format
 from krakenbot.backtest.columns import Columns, exact
-from krakenbot.backtest.engine import Replay
+from krakenbot.backtest.engine import WAKE_DELAY_S, Replay
 from krakenbot.backtest.result import YEAR_S, Fill, Result, Trip
 from krakenbot.backtest.sweep import Cell, Setting, Step, best_of, is_sound
 from krakenbot.commands import in_columns
@@ -239,6 +240,11 @@ def write_run(
     """Feed the parts to the replay, write the page about it, and return the result."""
     points = [*_points(replay, parts)]
     result, trips, still_open = replay.result(), replay.record.trips, replay.record.entry
+    lost_at = trips[-1].exit.time if trips and trips[-1].exit.reason == "liquidated" else inf
+    # The end of the candles charges rollovers, too. One that liquidated has no value at its close.
+    final = {"net": float(result.net), "gross": float(result.gross)}
+    since = min(result.end, lost_at - WAKE_DELAY_S)
+    points = [point._replace(**final) if point.time >= since else point for point in points]
     orders = [*chain(*(((trip.entry, "open"), (trip.exit, "close")) for trip in trips))]
     orders += [(still_open, "open")] if still_open else []
     report = Report(

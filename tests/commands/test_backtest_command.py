@@ -12,6 +12,7 @@ import unittest
 import zipfile
 from collections.abc import Iterable, Sequence
 from decimal import Decimal as D
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -217,6 +218,25 @@ class TestRun(CommandTest):
         self.assertGreater(page.count("UTC"), 0)
         shown = re.findall(r'"t":\["([^"]*)".*?"([^"]*)"\],"x"', page)[0]
         self.assertEqual((shown[0][:10], shown[1][:10]), ("1970-01-01", "1970-01-10"))
+
+    def profits_drawn(self, *words: str, **environment: str) -> tuple[Any, list[list[D]]]:
+        report = str(self.folder / "report.html")
+        told = self.told(*words, "--report", report, **environment)
+        lines = re.findall(r'\["(?:before|after) costs",(\[[^]]*\])\]', Path(report).read_text())
+        return told, [[D(text.replace(",", "")) for text in json.loads(line)] for line in lines]
+
+    def test_the_lines_of_a_report_end_at_the_result_and_never_below_a_liquidation(self) -> None:
+        flat = "100,100,100,100"
+        candles = flat, flat, "100,101,100,101", "101,101,101,101"
+        rows = [f"{21600 * 60 * at},{row},1,1" for at, row in enumerate(candles, 1000)]
+        held = self.write(rows, "ETHUSD_21600.csv")
+        words = "--length", "2", "--size", "900", "--leverage", "10", "--fee", "0"
+        for path in (held, self.liquidated(), self.liquidated(*["60,60,60,60"] * 3)):
+            told, drawn = self.profits_drawn(path, *words, KRAKENBOT_ENTRY="now")
+            self.assertNotEqual(told["rollover"] == "0", path == held)
+            for profits, name in zip(drawn, ("gross", "net"), strict=True):
+                self.assertEqual(profits[-1], round(D(told[name]), 2))
+            self.assertEqual(min(drawn[1]), round(-D(told["max_drawdown"]), 2))
 
     def test_a_report_tells_of_all_round_trips_and_not_of_those_it_draws(self) -> None:
         path, report = self.jumpy(), self.folder / "report.html"

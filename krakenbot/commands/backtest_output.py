@@ -172,10 +172,11 @@ def winner(every: Sequence[Cell], best: int | None) -> str:
     if best is None:
         return f"{left}So none is the best."
     name, net = name_of(every[best].keys), money(every[best].whole.net, every[best].whole.quote)
+    how = ", and use --forward 365d to see how the best of one year did in the next"
     return (
         f"{left}Best of {len(every)}: {name}, net {signed(net)}. The best of many is mostly the "
-        "luckiest: it was chosen on these candles. Prefer settings whose neighbours do well, and "
-        "use --forward 365d to see how the best of one year did in the next."
+        "luckiest: it was chosen on these candles. Prefer settings whose neighbours do well"
+        f"{'' if every[best].spans else how}."
     )
 
 
@@ -230,7 +231,9 @@ def forward_table(steps: Sequence[Step], cells: Sequence[Cell]) -> Table:
         [*head, *(signed(format.amount(net, quote)) for net in row)]
         for head, row in zip(heads, nets, strict=True)
     ]
-    none = "" if steps else ": no cell traded to the end of a span"
+    left = len(cells[0].spans) - 1 - len(steps)
+    out = f" ({left} left out: no best before)" if left else ""
+    none = out if steps else ": no cell traded to the end of a span"
     return f"How the best cell of each span did in the next{none}", _FORWARD, rows, ()
 
 

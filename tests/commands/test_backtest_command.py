@@ -424,6 +424,17 @@ class TestSweep(CommandTest):
         self.assertEqual(command(*both, "--report", str(report))[0], 0)
         self.assertIn("How the best cell", report.read_text())
 
+    def test_spans_after_one_without_a_best_cell_are_counted(self) -> None:
+        prices = [2] * 24 * 12 + walk(24 * 8)
+        path = self.write(candles(prices, 3600, 86400), "XBTUSD_60.csv")
+        words = path, "--sweep", "length=5,10", "--size", "0.01", "--forward", "4d"
+        self.assertEqual(len(self.told(*words)["forward"]), 1)
+        text = command(*words)[1]
+        self.assertIn("did in the next (3 left out: no best before)\n", text)
+        self.assertIn("How the best cell", text)
+        self.assertNotIn("use --forward", text)
+        self.assertIn("use --forward", " ".join(command(*words[:-2])[1].split()))
+
     def test_spans_are_walked_through_in_candles_that_do_not_begin_with_them(self) -> None:
         path = self.write(candles(walk(300 * 6), 14400, 86400), "XBTUSD_240.csv")
         weeks = self.told(path, "--sweep", "length=2,3", "interval=10080", "--forward", "60d")

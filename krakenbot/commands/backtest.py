@@ -152,15 +152,23 @@ def _once(setting: Setting, parts: Parts, arguments: Namespace, notes: list[str]
         shown = {**result._asdict(), "notes": notes, "round_trips": trips}
         return [json.dumps(shown, indent=2, default=plain)]
     return [
-        output.title(result),
+        *_wrapped([output.title(result)]),
         *output.headline(result),
-        *textwrap.wrap(output.setup(setting), 80),
+        *_wrapped([output.setup(setting)]),
         "",
-        *(f"{name:16}{words}" for name, words in output.figures(result)),
+        *_wrapped((f"{name:16}{words}" for name, words in output.figures(result)), 16),
         *output.trips([*replay.record.trips][-_TRIPS_SHOWN:], rules),
         "",
-        *notes,
+        *_wrapped(notes),
     ]
+
+
+def _wrapped(lines: Iterable[str], indent: int = 0) -> list[str]:
+    """Return lines of at most 80 columns, if no word is longer."""
+    wrap = textwrap.TextWrapper(
+        80, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False
+    )
+    return [row for line in lines for row in wrap.wrap(line)]
 
 
 def _path(text: str) -> Path:
@@ -288,12 +296,12 @@ def _sweep(setting: Setting, parts: Parts, arguments: Namespace, notes: list[str
             shown = {"cells": shown, "forward": [step._asdict() for step in steps]}
         return [json.dumps(shown, default=plain)]
     return [
-        *(row for line in head for row in textwrap.wrap(line, 80)),
+        *_wrapped(head),
         "",
         *output.overview(cells, best),
         "",
-        *textwrap.wrap(output.winner(cells, best), 80),
+        *_wrapped([output.winner(cells, best)]),
         *(["", *output.lines_of(forward)] if forward else []),
         "",
-        *notes,
+        *_wrapped(notes),
     ]

@@ -238,6 +238,15 @@ class TestRun(CommandTest):
                 self.assertEqual(profits[-1], round(D(told[name]), 2))
             self.assertEqual(min(drawn[1]), round(-D(told["max_drawdown"]), 2))
 
+    def test_all_but_tables_fits_into_eighty_columns(self) -> None:
+        path = self.write(candles(walk(900), 3600, 86400), "ABCJPY_60.csv")
+        for words in ([], ["--sweep", "length=5,10"]):
+            lines = command(path, "--size", "500", *words)[1].splitlines()
+            tables = ("entry (UTC)", "1970-", "length=")
+            long = [line for line in lines if len(line) > 80 and not line.startswith(tables)]
+            self.assertEqual(long, [])
+        self.assertIn("saved AssetPairs answer with", " ".join(lines))
+
     def test_a_report_tells_of_all_round_trips_and_not_of_those_it_draws(self) -> None:
         path, report = self.jumpy(), self.folder / "report.html"
         count = len(self.told(path, "--length", "5")["round_trips"])

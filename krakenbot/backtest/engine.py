@@ -101,6 +101,7 @@ class Replay:
         lost = account.liquidate_between(self.position, part.end, low, high)
         lost = lost or account.advance(self.position, part.end, close)
         if lost:
+            record.candles_held += 1
             self._liquidated(lost, part.end)
         self._set_bounds(float(self.held), inf)
         self._follow(part, len(part.times))
@@ -206,6 +207,7 @@ class Replay:
         rollovers = self.rollovers
         lost = account.liquidate_between(position, now, low, high)
         self._follow(part, at if lost else at + 1)  # Not valued at the close if liquidated in it.
+        record.candles_held += lost is not None
         self._followed = at + 1
         lost = lost or account.advance(position, now, opened)
         if lost:

@@ -71,6 +71,16 @@ class TestRun(CommandTest):
             self.assertIn("liquidated", lines[1])
             self.assertRegex("\n".join(lines), r"turns +\d+, [\d.]+ per day while it traded")
 
+    def test_the_candle_of_a_liquidation_counts_as_one_with_a_position(self) -> None:
+        words = "--length", "2", "--size", "900", "--leverage", "10", "--fee", "0"
+        gap = self.ENDING[0], self.ENDING[1], self.ENDING[2], "101,101,100,101", "50,50,50,50"
+        for after, held in (((), 1), (("60,60,60,60",), 1), (("60,60,60,60",) * 2, 1)):
+            told = self.told(self.liquidated(*after), *words, KRAKENBOT_ENTRY="now")
+            self.assertEqual(told["exposure"] * told["candles"], held)
+        with mock.patch.object(type(self), "ENDING", gap):
+            told = self.told(self.liquidated(gap[-1]), *words, KRAKENBOT_ENTRY="now")
+        self.assertEqual(told["exposure"] * told["candles"], 1)
+
     def test_a_liquidation_does_not_wait_for_the_next_trade(self) -> None:
         rows = (*self.ENDING[:3], "101,101,50,101", "", "70,130,70,130", "130,130,130,130")
         path = self.write(

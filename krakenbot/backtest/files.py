@@ -4,7 +4,7 @@ These are Kraken's OHLCVT files (CSV, .csv.gz, or the zip from support.kraken.co
 with a header line, or saved OHLC answers. Files are read in blocks, so the memory needed does not
 grow with their length. Missing candles are filled flat, as the bot does.
 
-A price of more than 15 digits is refused; a volume of more digits is rounded.
+A price of more than 15 digits or 18 decimals is refused; a volume of more digits is rounded.
 """
 
 import gzip
@@ -34,6 +34,7 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 ANSWER_BYTES = 1 << 24  # The most that is read of a saved answer.
 GAP_MAX_S = 31 * 86400  # A longer gap must not be filled with flat prices.
 DIGITS = 15
+DECIMALS_MAX = 18  # Of a pair, see `parse_rules`.
 INTERVALS = (1, 5, 15, 30, 60, 240, 720, 1440, 10080, 21600)
 _MIXED_ROWS = 16  # More equal steps than this show that a file is of a longer interval.
 _MILLISECONDS = 10**11  # As seconds this is the year 5138.
@@ -259,10 +260,12 @@ def _parse(block: bytes, names: Names) -> Columns:
             raise ValueError("prices must be above 0, open and close between low and high")
         if not 0.0 <= volume < inf:
             raise ValueError("a volume must be a number from 0")
-    if max(max(map(len, column)) for column in texts[:4]) > DIGITS + 1:
-        prices = (Decimal(text.decode()).normalize() for text in chain(*texts[:4]))
-        if any(len(price.as_tuple().digits) > DIGITS for price in prices):
-            raise ValueError(f"more than {DIGITS} digits")
+    longest = max(max(map(len, column)) for column in texts[:4])
+    if longest > DIGITS + 1 or b"e" in block or b"E" in block:
+        for text in chain(*texts[:4]):
+            _, digits, exponent = Decimal(text.decode()).normalize().as_tuple()
+            if len(digits) > DIGITS or int(exponent) < -DECIMALS_MAX:
+                raise ValueError(f"more than {DIGITS} digits or {DECIMALS_MAX} decimals")
     return Columns(0, times, *numbers)
 
 

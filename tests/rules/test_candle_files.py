@@ -76,6 +76,22 @@ class TestRows(FilesTest):
             told = self.refused(self.write("\n".join([*rows()[:3], text])))
             self.assertRegex(told, r"XBTUSD_1.csv:4: .* not a candle: an underscore in a number")
 
+    def test_a_price_of_more_decimals_than_a_pair_can_have_is_refused(self) -> None:
+        for price, is_read in (
+            ("0.000000000000000001", True),
+            ("1.5e-17", True),
+            ("0.0000000000000000001", False),
+            ("1.5E-18", False),
+            ("1e-300", False),
+        ):
+            source = self.write(f"{T0},{price},1,{price},1,1,1\n")
+            with self.subTest(price=price):
+                if is_read:
+                    self.assertEqual(next(read([source], 60, [])).lows, [float(price)])
+                else:
+                    with self.assertRaisesRegex(BadDataError, "XBTUSD_1.csv:1: .* 18 decimals"):
+                        next(read([source], 60, []))
+
     def test_what_is_no_series_is_refused(self) -> None:
         text = "\n".join(rows())
         hours = "\n".join(f"{1_600_002_000 + at * 3600},9,9,9,9,1,1" for at in range(30))

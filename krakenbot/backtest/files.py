@@ -66,7 +66,7 @@ def sources_of(path: Path) -> Sequence[Source]:
             inside = sorted(_inside(path))
         elif not stat.S_ISREG(kind):
             raise BadDataError(f"{path}: not a regular file; candles are read more than once")
-        elif path.suffix == ".zip":
+        elif path.suffix.lower() == ".zip":
             archive = zipfile.ZipFile(path)
             inside = [zipfile.Path(archive, name) for name in sorted(archive.namelist())]
         else:
@@ -74,8 +74,8 @@ def sources_of(path: Path) -> Sequence[Source]:
     except _DAMAGED as error:
         where, why = (getattr(error, name, None) for name in ("filename", "strerror"))
         raise BadDataError(f"{where or path}: {why or error}") from error
-    found = (one for one in inside if one.name.endswith((".csv", ".csv.gz")) and one.is_file())
-    return [one for one in found if not one.name.startswith(".")]
+    found = (one for one in inside if one.name.lower().endswith((".csv", ".csv.gz")))
+    return [one for one in found if one.is_file() and not one.name.startswith(".")]
 
 
 def _inside(folder: Path) -> Iterator[Path]:
@@ -169,23 +169,23 @@ def _larger(part: Columns) -> tuple[float, ...]:
 
 
 def _open(source: Source) -> Any:
-    if source.name.endswith(".gz"):
+    if source.name.lower().endswith(".gz"):
         return gzip.open(source if isinstance(source, Path) else source.open("rb"))
     return source.open("rb")
 
 
 def _named(source: Source) -> tuple[str | None, int]:
     """Return the pair and the interval in seconds that a file's name has, else None and 0."""
-    if _JSON in source.name:
+    if _JSON in source.name.lower():
         return _answer(source)[0], 0
-    found = _NAME.fullmatch(source.name.removesuffix(".gz").removesuffix(".csv"))
+    found = _NAME.fullmatch(source.name)
     minutes = int(found[2]) * _UNIT_MINUTES[found[3].lower()] if found else 0
     return (found[1], minutes * 60) if found and minutes in INTERVALS else (None, 0)
 
 
 def _blocks(source: Source) -> Iterator[tuple[int, Columns]]:
     """Yield the rows in blocks, at least one: the number of its first line, and its columns."""
-    if _JSON in source.name:
+    if _JSON in source.name.lower():
         yield 1, _answer(source)[1]
         return
     number, names, rows = 1, _KRAKEN, None

@@ -1,6 +1,7 @@
 """`backtest` as people call it: files as they have them, what is disclosed, sweeps, reports."""
 
 import contextlib
+import gzip
 import json
 import os
 import random
@@ -298,6 +299,18 @@ class TestWhichFile(CommandTest):
                 self.assertEqual(told["net"], expected["net"])
         error = self.refused(str(self.folder / "all.zip"), "--pair", "FOO/USD")
         self.assertIn("no files of FOO/USD, like FOOUSD_1.csv; it has ETHUSD, XBTUSD", error)
+
+    def test_the_case_of_a_file_s_ending_does_not_matter(self) -> None:
+        rows = candles(walk(700))
+        path = Path(self.write(rows))
+        expected = self.told(str(path))
+        self.write(rows[:300], "parts/a/XBTUSD_1.CSV")
+        packed = self.folder / "parts/XBTUSD_1.CSV.GZ"
+        packed.write_bytes(gzip.compress("\n".join(rows[300:]).encode()))
+        with zipfile.ZipFile(self.folder / "ALL.ZIP", "w") as archive:
+            archive.write(path, "XBTUSD_1.Csv")
+        for place in ("parts", "ALL.ZIP"):
+            self.assertEqual(self.told(str(self.folder / place)), expected)
 
     def test_a_folder_is_stitched_in_order_of_time(self) -> None:
         rows = candles(walk(700))

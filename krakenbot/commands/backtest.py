@@ -274,6 +274,10 @@ def _parse_span(word: str) -> int:
 def _sweep(setting: Setting, parts: Parts, arguments: Namespace, notes: list[str]) -> list[str]:
     values = _parse_sweep(arguments.sweep, setting.config.strategy.name)
     span_s = 0 if arguments.forward is None else _parse_span(arguments.forward)
+    longest = int(max(values.get("interval", [setting.config.interval])))
+    if 0 < span_s < 2 * longest * 60:
+        few = f"a span holds fewer than two candles of {longest} min"
+        raise BadDataError(f"--forward {arguments.forward}: {few}")
     whole = sweep.whole_of(parts)
     midnight = -(-whole.times[0] // DAY_S) * DAY_S  # The first one in the data (UTC).
     begins = range(midnight, whole.end - span_s + 1, span_s) if span_s else ()

@@ -474,6 +474,12 @@ class TestSweep(CommandTest):
         self.assertEqual([begin % 604800 for begin in begins], [0] * len(begins))
         self.assertEqual(len(begins), 4)
 
+    def test_a_span_too_short_for_two_candles_is_named(self) -> None:
+        path = self.write(candles(walk(24 * 20), 3600, 86400), "XBTUSD_60.csv")
+        for words in (["interval=60,1440"], ["length=2,3", "interval=1440"]):
+            told = self.refused(path, "--sweep", *words, "--forward", "1d")
+            self.assertIn("--forward 1d: a span holds fewer than two candles of 1440 min", told)
+
     def test_options_that_mean_nothing_are_refused(self) -> None:
         path = self.jumpy()
         cross = {"KRAKENBOT_STRATEGY_NAME": "sma-cross"}

@@ -101,6 +101,7 @@ class Replay:
         lost = account.liquidate_between(self.position, part.end, low, high)
         lost = lost or account.advance(self.position, part.end, close)
         if lost:
+            record.candles_held += 1
             self._liquidated(lost, part.end)
         self._set_bounds(float(self.held), inf)
         self._follow(part, len(part.times))
@@ -177,7 +178,7 @@ class Replay:
             and self._bottom < price < self._top
             and part.highs[at] < self._top
             and price >= self._price_min
-            and self._fixed + held * price > self._need * price + self._floor
+            and self._fixed + held * price > self._need * max(price, self._entry) + self._floor
             and (is_traded or not self.costs.needs_trades)
             and self._sent(now) <= self._room
         ):
@@ -206,6 +207,7 @@ class Replay:
         rollovers = self.rollovers
         lost = account.liquidate_between(position, now, low, high)
         self._follow(part, at if lost else at + 1)  # Not valued at the close if liquidated in it.
+        record.candles_held += lost is not None
         self._followed = at + 1
         lost = lost or account.advance(position, now, opened)
         if lost:
@@ -278,12 +280,14 @@ class Replay:
     def _set_bounds(self, held: float, due: float) -> None:
         """Set prices between which, and a time until which, nothing happens to the position.
 
-        Equity at a price is `_fixed + _held * price`. The bounds lie 0.1 % of the position before
+        Equity at a price is `_fixed + _held * price`. A long borrows its cost, whatever it is worth
+        now: `_entry` is its price, else 0. The bounds lie 0.1 % of the position before
         liquidation and `max_loss`; beyond them the exact books decide.
         """
         balance, cost = self.account.balances[self.rules.quote], float(self.position.cost_left)
         self._held, self._due = held, due
         self._fixed = fixed = float(balance) - (cost if held > 0 else -cost)
+        self._entry = cost / held if held > 0 else 0.0
         self._bottom, self._top = -inf, inf
         if held > 0:
             self._bottom = (max(self._stop * cost, self._floor) - fixed) / held / 0.999

@@ -4,12 +4,14 @@ These are Kraken's OHLCVT files (CSV, .csv.gz, or the zip from support.kraken.co
 with a header line, or saved OHLC answers. Files are read in blocks, so the memory needed does not
 grow with their length. Missing candles are filled flat, as the bot does.
 
-A price of more than 15 digits is refused; a volume of more digits is rounded.
+A price of more than 15 digits or 18 decimals is refused; a volume of more digits is rounded.
 """
 
 import gzip
 import json
+import os
 import re
+import stat
 import zipfile
 import zlib
 from bisect import bisect_right
@@ -32,6 +34,7 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 ANSWER_BYTES = 1 << 24  # The most that is read of a saved answer.
 GAP_MAX_S = 31 * 86400  # A longer gap must not be filled with flat prices.
 DIGITS = 15
+DECIMALS_MAX = 18  # Of a pair, see `parse_rules`.
 INTERVALS = (1, 5, 15, 30, 60, 240, 720, 1440, 10080, 21600)
 _MIXED_ROWS = 16  # More equal steps than this show that a file is of a longer interval.
 _MILLISECONDS = 10**11  # As seconds this is the year 5138.
@@ -39,7 +42,6 @@ _TIME_NAMES = ("time", "timestamp", "unix", "date", "datetime")
 _UNIT_MINUTES = {"": 1, "m": 1, "min": 1, "h": 60, "d": 1440, "w": 10080}
 Source = Path | zipfile.Path  # A file, or one in a zip.
 _DAMAGED = OSError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError
-_ODD = ValueError, LookupError, AttributeError, TypeError, StopIteration, ArithmeticError
 # PAIR_MINUTES, and variants by browsers and people: `XBTEUR_60 (1)`, `BTC_USD_1h`.
 _NAME = re.compile(
     r"([a-z0-9.]+?(?:[-_][a-z]{3,5})?)[-_](\d+)(m|min|h|d|w|)(?![a-z0-9]).*", re.IGNORECASE
@@ -53,20 +55,37 @@ _ANSWER: Names = (*_COLUMNS[:5], "average", "volume", "trades")
 
 
 def sources_of(path: Path) -> Sequence[Source]:
-    """Return the files of candles at a path: the file itself, or those in the folder or zip."""
+    """Return the files of candles at a path: the file itself, or those in the folder or zip.
+
+    Raises BadDataError when any of them might be missing, as in a folder that cannot be read.
+    """
     inside: Sequence[Source]
-    if path.is_dir():
-        inside = sorted(path.rglob("*"))
-    elif path.suffix == ".zip":
-        try:
+    try:
+        kind = path.stat().st_mode
+        if stat.S_ISDIR(kind):
+            inside = sorted(_inside(path))
+        elif not stat.S_ISREG(kind):
+            raise BadDataError(f"{path}: not a regular file; candles are read more than once")
+        elif path.suffix.lower() == ".zip":
             archive = zipfile.ZipFile(path)
-        except _DAMAGED as error:
-            raise BadDataError(f"{path}: {error}") from error
-        inside = [zipfile.Path(archive, name) for name in sorted(archive.namelist())]
-    else:
-        return [path]
-    found = (one for one in inside if one.name.endswith((".csv", ".csv.gz")) and one.is_file())
-    return [one for one in found if not one.name.startswith(".")]
+            inside = [zipfile.Path(archive, name) for name in sorted(archive.namelist())]
+        else:
+            return [path]
+    except _DAMAGED as error:
+        where, why = (getattr(error, name, None) for name in ("filename", "strerror"))
+        raise BadDataError(f"{where or path}: {why or error}") from error
+    found = (one for one in inside if one.name.lower().endswith((".csv", ".csv.gz")))
+    return [one for one in found if one.is_file() and not one.name.startswith(".")]
+
+
+def _inside(folder: Path) -> Iterator[Path]:
+    """Yield all that is in the folder and below; OSError when a part of it cannot be read."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for place, _, names in os.walk(folder, onerror=refuse):
+        yield from (Path(place, name) for name in names)
 
 
 def pair_of(source: Source) -> str | None:
@@ -150,23 +169,23 @@ def _larger(part: Columns) -> tuple[float, ...]:
 
 
 def _open(source: Source) -> Any:
-    if isinstance(source, Path) and source.suffix == ".gz":
-        return gzip.open(source)
+    if source.name.lower().endswith(".gz"):
+        return gzip.open(source if isinstance(source, Path) else source.open("rb"))
     return source.open("rb")
 
 
 def _named(source: Source) -> tuple[str | None, int]:
     """Return the pair and the interval in seconds that a file's name has, else None and 0."""
-    if _JSON in source.name:
+    if _JSON in source.name.lower():
         return _answer(source)[0], 0
-    found = _NAME.fullmatch(source.name.removesuffix(".gz").removesuffix(".csv"))
+    found = _NAME.fullmatch(source.name)
     minutes = int(found[2]) * _UNIT_MINUTES[found[3].lower()] if found else 0
     return (found[1], minutes * 60) if found and minutes in INTERVALS else (None, 0)
 
 
 def _blocks(source: Source) -> Iterator[tuple[int, Columns]]:
     """Yield the rows in blocks, at least one: the number of its first line, and its columns."""
-    if _JSON in source.name:
+    if _JSON in source.name.lower():
         yield 1, _answer(source)[1]
         return
     number, names, rows = 1, _KRAKEN, None
@@ -222,9 +241,11 @@ def _parse(block: bytes, names: Names) -> Columns:
         block = block.replace(b"\r\n", b"\n").replace(b'"', b"")
     fields = block.replace(b"\n", b",").split(b",")
     width = len(names)
-    if len(fields) != width * block.count(b"\n") + 1 or b"_" in block:
+    if len(fields) != width * block.count(b"\n") + 1:
         raise ValueError(f"not {width} columns")
     moments, *texts = (fields[names.index(name) : -1 : width] for name in _COLUMNS)
+    if b"_" in block and any(b"_" in text for text in chain(moments, *texts)):
+        raise ValueError("an underscore in a number")
     try:
         times = list(map(int, moments))
     except ValueError:
@@ -239,10 +260,12 @@ def _parse(block: bytes, names: Names) -> Columns:
             raise ValueError("prices must be above 0, open and close between low and high")
         if not 0.0 <= volume < inf:
             raise ValueError("a volume must be a number from 0")
-    if max(max(map(len, column)) for column in texts[:4]) > DIGITS + 1:
-        prices = (Decimal(text.decode()).normalize() for text in chain(*texts[:4]))
-        if any(len(price.as_tuple().digits) > DIGITS for price in prices):
-            raise ValueError(f"more than {DIGITS} digits")
+    longest = max(max(map(len, column)) for column in texts[:4])
+    if longest > DIGITS + 1 or b"e" in block or b"E" in block:
+        for text in chain(*texts[:4]):
+            _, digits, exponent = Decimal(text.decode()).normalize().as_tuple()
+            if len(digits) > DIGITS or int(exponent) < -DECIMALS_MAX:
+                raise ValueError(f"more than {DIGITS} digits or {DECIMALS_MAX} decimals")
     return Columns(0, times, *numbers)
 
 
@@ -257,14 +280,19 @@ def _answer(source: Source) -> tuple[str, Columns]:
     try:
         with _open(source) as file:
             answer = json.loads(file.read(ANSWER_BYTES), parse_float=str)
+        if errors := answer.get("error"):
+            raise ValueError(f"Kraken answered {', '.join(errors)}")
         result = answer.get("result", answer)
         key, rows = next((key, rows) for key, rows in result.items() if key != "last")
+        if len(rows) < 2:
+            raise ValueError("no finished candle")
         lines = "".join(",".join(map(str, row)) + "\n" for row in rows[:-1])
         return key, _parse(lines.encode(), _ANSWER)
-    except (*_DAMAGED, *_ODD) as error:
-        why = f": {error}" if isinstance(error, (*_DAMAGED, ValueError)) else ""
-        words = f"{source}: not a saved OHLC answer with finished candles{why}"
-        raise BadDataError(words) from error
+    except (LookupError, AttributeError, TypeError, StopIteration) as error:
+        none = "it has no candles of a pair"
+        raise BadDataError(f"{source}: not a saved OHLC answer: {none}") from error
+    except (*_DAMAGED, ValueError, ArithmeticError) as error:
+        raise BadDataError(f"{source}: not a saved OHLC answer: {error}") from error
 
 
 def _check_same(candle: Candle, where: str, known: dict[int, tuple[str, Candle]]) -> None:

@@ -152,15 +152,23 @@ def _once(setting: Setting, parts: Parts, arguments: Namespace, notes: list[str]
         shown = {**result._asdict(), "notes": notes, "round_trips": trips}
         return [json.dumps(shown, indent=2, default=plain)]
     return [
-        output.title(result),
+        *_wrapped([output.title(result)]),
         *output.headline(result),
-        *textwrap.wrap(output.setup(setting), 80),
+        *_wrapped([output.setup(setting)]),
         "",
-        *(f"{name:16}{words}" for name, words in output.figures(result)),
+        *_wrapped((f"{name:16}{words}" for name, words in output.figures(result)), 16),
         *output.trips([*replay.record.trips][-_TRIPS_SHOWN:], rules),
         "",
-        *notes,
+        *_wrapped(notes),
     ]
+
+
+def _wrapped(lines: Iterable[str], indent: int = 0) -> list[str]:
+    """Return lines of at most 80 columns, if no word is longer."""
+    wrap = textwrap.TextWrapper(
+        80, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False
+    )
+    return [row for line in lines for row in wrap.wrap(line)]
 
 
 def _path(text: str) -> Path:
@@ -173,8 +181,6 @@ def _sources(named: list[Path], given: str | None, config: Config) -> tuple[list
     """Return the files to read, and the pair and interval in seconds that all of them have."""
     chosen: list[Source] = []
     for path in named:
-        if not path.exists():
-            raise BadDataError(f"{path}: no such file")
         inside = files.sources_of(path)
         chosen += inside if inside == [path] else _of_pair(inside, config, path)
     names, where = [pair_of(source) for source in chosen], ", ".join(map(str, named))
@@ -268,6 +274,10 @@ def _parse_span(word: str) -> int:
 def _sweep(setting: Setting, parts: Parts, arguments: Namespace, notes: list[str]) -> list[str]:
     values = _parse_sweep(arguments.sweep, setting.config.strategy.name)
     span_s = 0 if arguments.forward is None else _parse_span(arguments.forward)
+    longest = int(max(values.get("interval", [setting.config.interval])))
+    if 0 < span_s < 2 * longest * 60:
+        few = f"a span holds fewer than two candles of {longest} min"
+        raise BadDataError(f"--forward {arguments.forward}: {few}")
     whole = sweep.whole_of(parts)
     midnight = -(-whole.times[0] // DAY_S) * DAY_S  # The first one in the data (UTC).
     begins = range(midnight, whole.end - span_s + 1, span_s) if span_s else ()
@@ -290,12 +300,12 @@ def _sweep(setting: Setting, parts: Parts, arguments: Namespace, notes: list[str
             shown = {"cells": shown, "forward": [step._asdict() for step in steps]}
         return [json.dumps(shown, default=plain)]
     return [
-        *(row for line in head for row in textwrap.wrap(line, 80)),
+        *_wrapped(head),
         "",
         *output.overview(cells, best),
         "",
-        *textwrap.wrap(output.winner(cells, best), 80),
+        *_wrapped([output.winner(cells, best)]),
         *(["", *output.lines_of(forward)] if forward else []),
         "",
-        *notes,
+        *_wrapped(notes),
     ]

@@ -8,12 +8,13 @@ import textwrap
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from itertools import chain
+from math import inf
 from pathlib import Path
 from typing import Any
 
 from krakenbot import format
 from krakenbot.backtest.columns import Columns, exact
-from krakenbot.backtest.engine import Replay
+from krakenbot.backtest.engine import WAKE_DELAY_S, Replay
 from krakenbot.backtest.result import YEAR_S, Fill, Result, Trip
 from krakenbot.backtest.sweep import Cell, Setting, Step, best_of, is_sound
 from krakenbot.commands import in_columns
@@ -171,10 +172,11 @@ def winner(every: Sequence[Cell], best: int | None) -> str:
     if best is None:
         return f"{left}So none is the best."
     name, net = name_of(every[best].keys), money(every[best].whole.net, every[best].whole.quote)
+    how = ", and use --forward 365d to see how the best of one year did in the next"
     return (
         f"{left}Best of {len(every)}: {name}, net {signed(net)}. The best of many is mostly the "
-        "luckiest: it was chosen on these candles. Prefer settings whose neighbours do well, and "
-        "use --forward 365d to see how the best of one year did in the next."
+        "luckiest: it was chosen on these candles. Prefer settings whose neighbours do well"
+        f"{'' if every[best].spans else how}."
     )
 
 
@@ -229,7 +231,9 @@ def forward_table(steps: Sequence[Step], cells: Sequence[Cell]) -> Table:
         [*head, *(signed(format.amount(net, quote)) for net in row)]
         for head, row in zip(heads, nets, strict=True)
     ]
-    none = "" if steps else ": no cell traded to the end of a span"
+    left = len(cells[0].spans) - 1 - len(steps)
+    out = f" ({left} left out: no best before)" if left else ""
+    none = out if steps else ": no cell traded to the end of a span"
     return f"How the best cell of each span did in the next{none}", _FORWARD, rows, ()
 
 
@@ -239,6 +243,11 @@ def write_run(
     """Feed the parts to the replay, write the page about it, and return the result."""
     points = [*_points(replay, parts)]
     result, trips, still_open = replay.result(), replay.record.trips, replay.record.entry
+    lost_at = trips[-1].exit.time if trips and trips[-1].exit.reason == "liquidated" else inf
+    # The end of the candles charges rollovers, too. One that liquidated has no value at its close.
+    final = {"net": float(result.net), "gross": float(result.gross)}
+    since = min(result.end, lost_at - WAKE_DELAY_S)
+    points = [point._replace(**final) if point.time >= since else point for point in points]
     orders = [*chain(*(((trip.entry, "open"), (trip.exit, "close")) for trip in trips))]
     orders += [(still_open, "open")] if still_open else []
     report = Report(
@@ -256,6 +265,7 @@ def write_run(
         orders=[_order(*order) for order in orders],
         rounds=[*map(round_of, trips)],
         notes=notes,
+        earlier=replay.record.closed - len(trips),
     )
     write_page(path, pages.render(report))
     return result

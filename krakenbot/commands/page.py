@@ -69,14 +69,17 @@ def table(
     rows: Sequence[Sequence[str]],
     values: Sequence[Sequence[float]] = (),
     note: str = "",
+    left_out: int = 0,
 ) -> str:
     """Return a table that can be scrolled, with at most 500 of the rows.
 
-    Columns whose names begin with | are aligned right. With `values`, one for each cell, gains and
-    losses are shaded by their size.
+    It says how many there are in all, with those that the caller `left_out`. Columns whose names
+    begin with | are aligned right. With `values`, one for each cell, gains and losses are shaded by
+    their size.
     """
     shown = rows[:ROWS_MAX]
-    more = f"{len(shown)} of {len(rows):,}" if len(shown) < len(rows) else ""
+    count = len(rows) + left_out
+    more = f"{len(shown)} of {count:,}" if len(shown) < count else ""
     kinds = [' class="n"' if name.startswith("|") else "" for name in names]
     body = _row("th", kinds, [name.removeprefix("|") for name in names])
     best, worst = (most([*chain(*values)], default=0.0) for most in (max, min))

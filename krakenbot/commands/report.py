@@ -71,8 +71,9 @@ class Report(NamedTuple):
 
     `costs` is a `cost_breakdown`, `orders` are rows of `history`, `newest` are times, closes and
     averages. The account began with `balance`, 0 if that is not known; `hold` is the profit from
-    holding `size` all the time. `facts` take the place of computed ones of the same name. Where no
-    point follows within `gap_s` seconds, the bot was down.
+    holding `size` all the time. `facts` take the place of computed ones of the same name. `earlier`
+    round trips and their orders are left out. Where no point follows within `gap_s` seconds, the
+    bot was down.
     """
 
     title: str
@@ -90,6 +91,7 @@ class Report(NamedTuple):
     rounds: Sequence[RoundTrip]
     newest: Sequence[tuple[float, float, float]] = ()
     notes: Sequence[str] = ()
+    earlier: int = 0
     gap_s: float = math.inf
 
 
@@ -199,8 +201,8 @@ def render(report: Report) -> str:
     facts["round trips"] = f"{len(report.rounds):,}, {won:,} won"
     sections = [
         *_charts(report, falls, [order for order in report.orders if order["price"]]),
-        table("Round trips", *ended, note="newest first"),
-        table("Orders", *sent, note="newest first"),
+        table("Round trips", *ended, note="newest first", left_out=report.earlier),
+        table("Orders", *sent, note="newest first", left_out=2 * report.earlier),
     ]
     head = (report.title, report.subtitle, report.headline, report.costs["net"])
     return page(*head, {**facts, **report.facts}, report.notes, sections)

@@ -229,6 +229,13 @@ class TestAgainstTheLiveTick(unittest.TestCase):
         self.assertEqual((result.ended, result.orders), (None, 5))
         self.assertEqual(result.refused_reason, "EOrder:Cost minimum not met")
 
+    def test_a_long_that_fell_far_is_closed_first_when_its_margin_is_too_low(self) -> None:
+        columns = flat(10000, 10000, 10001, 10001, 2000, 2000, 2000)
+        for size, refused in (("0.95", 1), ("0.85", 0)):
+            wish = plan(size=size, length=2, entry_now=True, leverage=5, one_order=True)
+            result = self.compare(columns, XBTUSD, wish, fee="0")
+            self.assertEqual((result.orders, result.refused), (2 + refused, refused))
+
     def test_max_loss_closes_whatever_the_spread(self) -> None:
         columns = flat(21, 22, 23, 24, 25, 25, 15, 15, 15)
         opens, closes = columns.opens, [*columns.opens[1:], 15.0]

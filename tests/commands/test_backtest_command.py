@@ -1,6 +1,7 @@
 """`backtest` as people call it: files as they have them, what is disclosed, sweeps, reports."""
 
 import contextlib
+import gzip
 import json
 import os
 import random
@@ -12,6 +13,7 @@ import unittest
 import zipfile
 from collections.abc import Iterable, Sequence
 from decimal import Decimal as D
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -69,6 +71,16 @@ class TestRun(CommandTest):
             self.assertIn("ENDED EARLY after 4 h, 2020-09-13 17:00 UTC: ", lines[1])
             self.assertIn("liquidated", lines[1])
             self.assertRegex("\n".join(lines), r"turns +\d+, [\d.]+ per day while it traded")
+
+    def test_the_candle_of_a_liquidation_counts_as_one_with_a_position(self) -> None:
+        words = "--length", "2", "--size", "900", "--leverage", "10", "--fee", "0"
+        gap = self.ENDING[0], self.ENDING[1], self.ENDING[2], "101,101,100,101", "50,50,50,50"
+        for after, held in (((), 1), (("60,60,60,60",), 1), (("60,60,60,60",) * 2, 1)):
+            told = self.told(self.liquidated(*after), *words, KRAKENBOT_ENTRY="now")
+            self.assertEqual(told["exposure"] * told["candles"], held)
+        with mock.patch.object(type(self), "ENDING", gap):
+            told = self.told(self.liquidated(gap[-1]), *words, KRAKENBOT_ENTRY="now")
+        self.assertEqual(told["exposure"] * told["candles"], 1)
 
     def test_a_liquidation_does_not_wait_for_the_next_trade(self) -> None:
         rows = (*self.ENDING[:3], "101,101,50,101", "", "70,130,70,130", "130,130,130,130")
@@ -220,6 +232,34 @@ class TestRun(CommandTest):
         shown = re.findall(r'"t":\["([^"]*)".*?"([^"]*)"\],"x"', page)[0]
         self.assertEqual((shown[0][:10], shown[1][:10]), ("1970-01-01", "1970-01-10"))
 
+    def profits_drawn(self, *words: str, **environment: str) -> tuple[Any, list[list[D]]]:
+        report = str(self.folder / "report.html")
+        told = self.told(*words, "--report", report, **environment)
+        lines = re.findall(r'\["(?:before|after) costs",(\[[^]]*\])\]', Path(report).read_text())
+        return told, [[D(text.replace(",", "")) for text in json.loads(line)] for line in lines]
+
+    def test_the_lines_of_a_report_end_at_the_result_and_never_below_a_liquidation(self) -> None:
+        flat = "100,100,100,100"
+        candles = flat, flat, "100,101,100,101", "101,101,101,101"
+        rows = [f"{21600 * 60 * at},{row},1,1" for at, row in enumerate(candles, 1000)]
+        held = self.write(rows, "ETHUSD_21600.csv")
+        words = "--length", "2", "--size", "900", "--leverage", "10", "--fee", "0"
+        for path in (held, self.liquidated(), self.liquidated(*["60,60,60,60"] * 3)):
+            told, drawn = self.profits_drawn(path, *words, KRAKENBOT_ENTRY="now")
+            self.assertNotEqual(told["rollover"] == "0", path == held)
+            for profits, name in zip(drawn, ("gross", "net"), strict=True):
+                self.assertEqual(profits[-1], round(D(told[name]), 2))
+            self.assertEqual(min(drawn[1]), round(-D(told["max_drawdown"]), 2))
+
+    def test_all_but_tables_fits_into_eighty_columns(self) -> None:
+        path = self.write(candles(walk(900), 3600, 86400), "ABCJPY_60.csv")
+        for words in ([], ["--sweep", "length=5,10"]):
+            lines = command(path, "--size", "500", *words)[1].splitlines()
+            tables = ("entry (UTC)", "1970-", "length=")
+            long = [line for line in lines if len(line) > 80 and not line.startswith(tables)]
+            self.assertEqual(long, [])
+        self.assertIn("saved AssetPairs answer with", " ".join(lines))
+
     def test_a_report_tells_of_all_round_trips_and_not_of_those_it_draws(self) -> None:
         path, report = self.jumpy(), self.folder / "report.html"
         count = len(self.told(path, "--length", "5")["round_trips"])
@@ -228,7 +268,12 @@ class TestRun(CommandTest):
             more = command(path, "--length", "5", "--report", str(report))[1].splitlines()
         self.assertEqual([*lines, f"report: {report}"], more)
         self.assertGreater(count, 15)
-        self.assertIn(f"<dt>Round trips</dt><dd>{count}</dd>", report.read_text())
+        page = report.read_text()
+        self.assertIn(f"<dt>Round trips</dt><dd>{count}</dd>", page)
+        self.assertIn(f"<h2>Round trips <small>newest first, 15 of {count}</small></h2>", page)
+        still_open = page.count("<td>open</td>") - page.count("<td>close</td>")
+        shown, orders = 30 + still_open, 2 * count + still_open
+        self.assertIn(f"<h2>Orders <small>newest first, {shown} of {orders}</small></h2>", page)
 
 
 class TestWhichFile(CommandTest):
@@ -257,6 +302,18 @@ class TestWhichFile(CommandTest):
         error = self.refused(str(self.folder / "all.zip"), "--pair", "FOO/USD")
         self.assertIn("no files of FOO/USD, like FOOUSD_1.csv; it has ETHUSD, XBTUSD", error)
 
+    def test_the_case_of_a_file_s_ending_does_not_matter(self) -> None:
+        rows = candles(walk(700))
+        path = Path(self.write(rows))
+        expected = self.told(str(path))
+        self.write(rows[:300], "parts/a/XBTUSD_1.CSV")
+        packed = self.folder / "parts/XBTUSD_1.CSV.GZ"
+        packed.write_bytes(gzip.compress("\n".join(rows[300:]).encode()))
+        with zipfile.ZipFile(self.folder / "ALL.ZIP", "w") as archive:
+            archive.write(path, "XBTUSD_1.Csv")
+        for place in ("parts", "ALL.ZIP"):
+            self.assertEqual(self.told(str(self.folder / place)), expected)
+
     def test_a_folder_is_stitched_in_order_of_time(self) -> None:
         rows = candles(walk(700))
         expected = self.told(self.write(rows, "whole/XBTUSD_1.csv"))
@@ -267,6 +324,13 @@ class TestWhichFile(CommandTest):
     def test_no_home_is_needed(self) -> None:
         words = "--config", os.devnull, "backtest", self.jumpy()
         self.assertEqual([call(*words).code, call(*words, "--size", "x").code], [0, 2])
+
+    def test_a_pipe_is_refused_because_a_file_is_read_more_than_once(self) -> None:
+        pipe = self.folder / "XBTUSD_1.csv"
+        os.mkfifo(pipe)
+        for path in (str(pipe), os.devnull):
+            told = self.refused(path, "--pair", "XBTUSD")
+            self.assertIn(f"{path}: not a regular file; candles are read more than once", told)
 
     def test_an_empty_name_does_not_mean_the_current_folder(self) -> None:
         for words in ([""], ["--report", ""], ["--pair-rules", ""]):
@@ -394,12 +458,29 @@ class TestSweep(CommandTest):
         self.assertEqual(command(*both, "--report", str(report))[0], 0)
         self.assertIn("How the best cell", report.read_text())
 
+    def test_spans_after_one_without_a_best_cell_are_counted(self) -> None:
+        prices = [2] * 24 * 12 + walk(24 * 8)
+        path = self.write(candles(prices, 3600, 86400), "XBTUSD_60.csv")
+        words = path, "--sweep", "length=5,10", "--size", "0.01", "--forward", "4d"
+        self.assertEqual(len(self.told(*words)["forward"]), 1)
+        text = command(*words)[1]
+        self.assertIn("did in the next (3 left out: no best before)\n", text)
+        self.assertIn("How the best cell", text)
+        self.assertNotIn("use --forward", text)
+        self.assertIn("use --forward", " ".join(command(*words[:-2])[1].split()))
+
     def test_spans_are_walked_through_in_candles_that_do_not_begin_with_them(self) -> None:
         path = self.write(candles(walk(300 * 6), 14400, 86400), "XBTUSD_240.csv")
         weeks = self.told(path, "--sweep", "length=2,3", "interval=10080", "--forward", "60d")
         begins = [step["begin"] for step in weeks["forward"]]
         self.assertEqual([begin % 604800 for begin in begins], [0] * len(begins))
         self.assertEqual(len(begins), 4)
+
+    def test_a_span_too_short_for_two_candles_is_named(self) -> None:
+        path = self.write(candles(walk(24 * 20), 3600, 86400), "XBTUSD_60.csv")
+        for words in (["interval=60,1440"], ["length=2,3", "interval=1440"]):
+            told = self.refused(path, "--sweep", *words, "--forward", "1d")
+            self.assertIn("--forward 1d: a span holds fewer than two candles of 1440 min", told)
 
     def test_options_that_mean_nothing_are_refused(self) -> None:
         path = self.jumpy()

@@ -183,13 +183,13 @@ def backtest(rows: list[Row], s: Settings) -> dict[str, Fraction | int | None]:
             break
         end = time + s.interval_s
         now, opened, traded = end + 1, rows[at + 1][1], rows[at + 1][5]
+        held += account.sign != 0
         price = account.is_swept(low, high)
         if price is not None:
             account.close(price)
             account.mark(price, now)
             ended_at = now
             break
-        held += account.sign != 0
         account.mark(close, end)
         account.charge(now, opened)
         if account.is_ended(opened):
@@ -224,7 +224,6 @@ def backtest(rows: list[Row], s: Settings) -> dict[str, Fraction | int | None]:
             price = close if account.is_ended(close) else None
         held += account.sign != 0
         if price is not None:
-            held -= 1
             account.close(price)
             ended_at = end
             account.mark(price, end)

@@ -1,5 +1,6 @@
 """Files of candles: each kind is read, or refused with one message that names file and line."""
 
+import errno
 import gzip
 import json
 import os
@@ -10,6 +11,8 @@ from datetime import UTC, datetime
 from decimal import Decimal as D
 from functools import reduce
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 from krakenbot.backtest import files
 from krakenbot.backtest.columns import BadDataError, Columns, exact
@@ -64,6 +67,30 @@ class TestRows(FilesTest):
             with self.subTest(bad=bad):
                 text = "\n".join([*rows()[:30], bad, *rows()[31:]]) + "\n"
                 self.assertIn("XBTUSD_1.csv:31:", self.refused(self.write(text)))
+
+    def test_an_underscore_is_no_part_of_a_number_but_may_be_in_another_column(self) -> None:
+        expected = self.read(self.write("\n".join(rows())))
+        named = "\n".join(["time,open,high,low,close,volume,symbol", *rows()]).replace(",3", ",A_B")
+        self.assertEqual(self.read(self.write(named)), expected)
+        for text in (rows()[3].replace("113", "1_13"), rows()[3].replace("1600000", "1600_000")):
+            told = self.refused(self.write("\n".join([*rows()[:3], text])))
+            self.assertRegex(told, r"XBTUSD_1.csv:4: .* not a candle: an underscore in a number")
+
+    def test_a_price_of_more_decimals_than_a_pair_can_have_is_refused(self) -> None:
+        for price, is_read in (
+            ("0.000000000000000001", True),
+            ("1.5e-17", True),
+            ("0.0000000000000000001", False),
+            ("1.5E-18", False),
+            ("1e-300", False),
+        ):
+            source = self.write(f"{T0},{price},1,{price},1,1,1\n")
+            with self.subTest(price=price):
+                if is_read:
+                    self.assertEqual(next(read([source], 60, [])).lows, [float(price)])
+                else:
+                    with self.assertRaisesRegex(BadDataError, "XBTUSD_1.csv:1: .* 18 decimals"):
+                        next(read([source], 60, []))
 
     def test_what_is_no_series_is_refused(self) -> None:
         text = "\n".join(rows())
@@ -149,10 +176,17 @@ class TestAnswers(FilesTest):
         for price in ("1e30", "1e999999999", "NaN", "0", "-1"):
             self.assertIn("not a saved OHLC answer", self.refused(self.answer(1, price)))
 
-    def test_what_python_says_about_an_answer_without_candles_is_not_shown(self) -> None:
-        for text in ("[]", '{"error": ["EX:y"]}', '{"result": {"XXBTZUSD": [], "last": 0}}'):
-            told = self.refused(self.write(text, "a.json"))
-            self.assertRegex(told, "a.json: not a saved OHLC answer with finished candles$")
+    def test_what_is_wrong_with_an_answer_is_said_in_words(self) -> None:
+        for answer, words in {
+            '{"error": ["EQuery:Unknown asset pair"]}': "Kraken answered EQuery:Unknown asset pair",
+            '{"error": [], "result": {"XXBTZUSD": [[60, "1"]], "last": 0}}': "no finished candle",
+            '{"result": {"last": 0}}': "it has no candles of a pair",
+            '{"result": {"XXBTZUSD": 5}}': "it has no candles of a pair",
+            "[1]": "it has no candles of a pair",
+        }.items():
+            with self.subTest(answer=answer):
+                told = self.refused(self.write(answer, "a.json"))
+                self.assertEqual(told.partition("a.json: ")[2], f"not a saved OHLC answer: {words}")
 
 
 class TestSeveral(FilesTest):
@@ -186,12 +220,34 @@ class TestSeveral(FilesTest):
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("Kraken_OHLCVT/XBTUSD_1.csv", "\n".join(rows()))
             archive.writestr("__MACOSX/._XBTUSD_1.csv", b"\x00")
+            archive.writestr("a/XBTEUR_1.csv.gz", gzip.compress("\n".join(rows()).encode()))
         sources = files.sources_of(path)
-        self.assertEqual([files.pair_of(one) for one in sources], ["XBTUSD"])
-        self.assertEqual(self.read(*sources), expected)
+        self.assertEqual([files.pair_of(one) for one in sources], ["XBTUSD", "XBTEUR"])
+        for source in sources:
+            self.assertEqual(self.read(source), expected)
         path.write_bytes(b"PK no zip")
         with self.assertRaisesRegex(BadDataError, "OHLCVT.zip"):
             files.sources_of(path)
+
+    def test_a_part_of_a_folder_that_cannot_be_read_is_not_left_out(self) -> None:
+        self.write("\n".join(rows(20)), "all/XBTUSD_1.csv")
+        self.write("\n".join(rows(40)[20:]), "all/later/XBTUSD_1.csv")
+        listed = os.scandir
+
+        def denied(path: str) -> Any:
+            if Path(path).name == "later":
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return listed(path)
+
+        with mock.patch("os.scandir", denied):
+            for name in ("all", "all/later"):
+                with self.assertRaisesRegex(BadDataError, "all/later: Permission denied$"):
+                    files.sources_of(self.folder / name)
+        with (
+            mock.patch.object(Path, "stat", side_effect=PermissionError(13, "Permission denied")),
+            self.assertRaisesRegex(BadDataError, "all/XBTUSD_1.csv: Permission denied$"),
+        ):
+            files.sources_of(self.folder / "all/XBTUSD_1.csv")
 
 
 class TestNames(unittest.TestCase):

@@ -79,7 +79,7 @@ def examine(file: str | None) -> Iterator[Finding]:
         try:
             answer = ("skip", missing[need]) if need in missing else check(visit)
         except Exception as error:  # The other checks must run all the same.
-            text = str(error).replace("\n", "; ") or type(error).__name__
+            text = logs.joined(str(error)) or type(error).__name__
             is_denied = isinstance(error.__cause__ or error, PermissionError)
             answer = "fail", text, "use sudo" if is_denied else usual_repair
         verdict, text, *repair = answer

@@ -21,9 +21,8 @@ from krakenbot import log as logs
 from krakenbot.assemble import assumed_fee_rate, client_of, spot_of
 from krakenbot.backtest.costs import fee_guard
 from krakenbot.clock import Clock
-from krakenbot.commands import journals, shows_color
+from krakenbot.commands import journals, preview, shows_color
 from krakenbot.commands.call import signed_client
-from krakenbot.commands.preview import compared
 from krakenbot.config import is_loopback
 from krakenbot.credentials import CUSTOM_CODE, load_credentials
 from krakenbot.errors import ConfigError, ExchangeError, HeldError
@@ -107,7 +106,7 @@ class Checks:
     """The checks. What one finds out is stored here for those that need it, see CHECKS."""
 
     def __init__(self, file: str | None) -> None:
-        self.file, self.recorded = file, ZERO
+        self.file, self.recorded, self.unresolved = file, ZERO, ""
         self.objections: list[str] = []
         self.credentials: Credentials | None = None
         self.lock: Lock | None = None
@@ -168,6 +167,7 @@ class Checks:
             halted, unresolved = journal.get("halted"), len(journal.open_intents())
             self.recorded, speed = journal.account().held, self.config.exchange.clock_speed
             life = read_life(journal, path.with_suffix(".lock"), speed)
+            self.unresolved = "" if halted else preview.unresolved(journal)
         if halted:
             return "warn", f"halted: {halted}"
         runs = f"{life.state.value} with pid {life.pid}" if life.pid else life.state.value
@@ -250,8 +250,10 @@ class Checks:
         if self.config.mode != "live" or not self.config.leverage:
             return "skip", "only live margin trading has a position"
         held = self.account.position().volume
-        verdict = "ok" if held == self.recorded else "fail"
-        return verdict, compared(held, self.recorded, self.rules.base)
+        text = preview.compared(held, self.recorded, self.rules.base)
+        if held != self.recorded and self.unresolved:
+            return "warn", f"{text}; {self.unresolved}", "start the bot: it looks the order up"
+        return "ok" if held == self.recorded else "fail", text
 
     def _strategy(self) -> Answer:
         plan_of(self.config)

@@ -156,6 +156,12 @@ class Checks:
             return "fail", f"{existing} cannot be written or is full: {free >> 20} MB free"
         if existing == folder and folder.stat().st_mode & 0o077:
             return "warn", f"{folder} is open to other users", f"chmod 700 {folder}"
+        owner, files = existing.stat().st_uid, (*folder.glob("*.db"), *folder.glob("*.lock"))
+        if others := [file.name for file in files if file.stat().st_uid != owner]:
+            text = (
+                f"{', '.join(sorted(others))} in {folder}: belong to another user than the folder"
+            )
+            return "warn", text, f"chown --reference={folder} {folder}/*"
         new = "" if existing == folder else " (will be created)"
         return "ok", f"{folder}{new}, {free >> 20} MB free"
 

@@ -13,7 +13,7 @@ from krakenbot.clock import Clock
 from krakenbot.commands import doctor
 from krakenbot.journal_file import open_journal
 from krakenbot.kraken.spot import NEEDED_PERMISSIONS, Spot
-from krakenbot.lock import Lock
+from krakenbot.lock import Lock, no_access
 from krakenbot.model import KeyInfo, Position
 from krakenbot.presence import Presence
 from krakenbot.simulated import http as server
@@ -237,6 +237,18 @@ class TestFindings(Patient):
         self.state.mkdir(0o755)
         self.state.chmod(0o755)
         self.expect(self.examine("http://127.0.0.1:1")["state"], "warn")
+
+    @unittest.skipIf(os.geteuid() != 0, "needs root")
+    def test_a_restored_file_that_the_service_cannot_use_is_named(self) -> None:
+        self.state.mkdir(0o700)
+        path = self.state / "paper-127.0.0.1-1-XBTUSD.db"
+        open_journal(path).close()
+        self.expect(self.examine("http://127.0.0.1:1")["state"], "ok")
+        os.chown(self.state, 65534, 65534)
+        self.expect(self.examine("http://127.0.0.1:1")["state"], "warn", path.name, "belong")
+        with mock.patch("os.geteuid", return_value=65534):
+            text = str(no_access(path, "it cannot be used", PermissionError(13, "denied")))
+        self.assertIn(f"chown --reference={self.state} {path}", text)
 
     def test_what_this_user_may_not_look_at_is_advised_to_be_looked_at_with_sudo(self) -> None:
         denied = {"side_effect": PermissionError(13, "Permission denied")}

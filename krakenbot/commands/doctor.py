@@ -23,7 +23,7 @@ from krakenbot.backtest.costs import fee_guard
 from krakenbot.clock import Clock
 from krakenbot.commands import journals, preview, shows_color
 from krakenbot.commands.call import signed_client
-from krakenbot.config import is_loopback
+from krakenbot.config import StrategyTable, is_loopback
 from krakenbot.credentials import CUSTOM_CODE, load_credentials
 from krakenbot.errors import ConfigError, ExchangeError, HeldError
 from krakenbot.format import asset, money, percent, price, volume
@@ -76,7 +76,8 @@ def examine(file: str | None) -> Iterator[Finding]:
     missing: dict[str, str] = {}
     for name, check, need, usual_repair in CHECKS:
         try:
-            answer = ("skip", missing[need]) if need in missing else check(visit)
+            lacking = [missing[one] for one in need.split() if one in missing]
+            answer = ("skip", lacking[0]) if lacking else check(visit)
         except Exception as error:  # The other checks must run all the same.
             text = logs.joined(str(error)) or type(error).__name__
             is_denied = isinstance(error.__cause__ or error, PermissionError)
@@ -283,14 +284,16 @@ class Checks:
 
     def _unless_refused(self, summary: MarginSummary, text: str) -> Answer:
         """Return ok and the text, or fail and a new reason why the bot would not order `size`."""
-        found = objections(self.config, self.rules, self.quote, summary, self.fee_rate)
+        # The strategy does not matter here, and a rule file may be broken.
+        config = self.config._replace(strategy=StrategyTable())
+        found = objections(config, self.rules, self.quote, summary, self.fee_rate)
         against = [f"{side.value}: {why}" for side, why in found.items() if why]
         against = [one for one in against if one not in self.objections]
         self.objections += against
         return ("fail", against[0]) if against else ("ok", text)
 
 
-# A name, the check, the check whose result it needs, and the repair unless the check names one.
+# A name, the check, the checks whose results it needs, and the repair unless the check names one.
 CHECKS = (
     ("python", Checks._python, "", ""),
     ("config", Checks._config, "", "repair the file; see `krakenbot config --example`"),
@@ -306,6 +309,6 @@ CHECKS = (
     ("key", Checks._key, "pair", "make a new key with the permissions that the README names"),
     ("account", Checks._account, "key", "deposit money, or lower `size`"),
     ("position", Checks._position, "key", "close it at Kraken, or `krakenbot adopt`"),
-    ("costs", Checks._costs, "pair", "use a longer `interval`"),
+    ("costs", Checks._costs, "pair strategy", "use a longer `interval`"),
     ("order", Checks._order, "key", "change what Kraken's answer names"),
 )

@@ -238,6 +238,17 @@ class TestFindings(Patient):
         self.state.chmod(0o755)
         self.expect(self.examine("http://127.0.0.1:1")["state"], "warn")
 
+    def test_a_broken_rule_is_no_reason_to_change_anything_else(self) -> None:
+        self.keys()
+        rule = self.folder / "rule.py"
+        rule.write_text("boom")
+        rule.chmod(0o600)
+        toml = 'mode = "live"\nstrategy.name = "file"\nstrategy.file = "rule.py"'
+        found = self.examine(self.sandbox().url, toml)
+        failed = [name for name, finding in found.items() if finding.verdict == "fail"]
+        self.assertEqual(["strategy"], failed)
+        self.expect(found["costs"], "skip", "see strategy")
+
     @unittest.skipIf(os.geteuid() != 0, "needs root")
     def test_a_restored_file_that_the_service_cannot_use_is_named(self) -> None:
         self.state.mkdir(0o700)

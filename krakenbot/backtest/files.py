@@ -9,6 +9,7 @@ A price of more than 15 digits is refused; a volume of more digits is rounded.
 
 import gzip
 import json
+import os
 import re
 import zipfile
 import zlib
@@ -53,10 +54,14 @@ _ANSWER: Names = (*_COLUMNS[:5], "average", "volume", "trades")
 
 
 def sources_of(path: Path) -> Sequence[Source]:
-    """Return the files of candles at a path: the file itself, or those in the folder or zip."""
+    """Return the files of candles at a path: the file itself, or those in the folder or zip.
+
+    Raises BadDataError when one of the folders, or the zip, cannot be read.
+    """
     inside: Sequence[Source]
     if path.is_dir():
-        inside = sorted(path.rglob("*"))
+        walk = os.walk(path, onerror=_refuse)
+        inside = sorted(Path(folder, name) for folder, _, names in walk for name in names)
     elif path.suffix == ".zip":
         try:
             archive = zipfile.ZipFile(path)
@@ -67,6 +72,10 @@ def sources_of(path: Path) -> Sequence[Source]:
         return [path]
     found = (one for one in inside if one.name.endswith((".csv", ".csv.gz")) and one.is_file())
     return [one for one in found if not one.name.startswith(".")]
+
+
+def _refuse(error: OSError) -> None:
+    raise BadDataError(f"{error.filename}: {error.strerror}") from error
 
 
 def pair_of(source: Source) -> str | None:

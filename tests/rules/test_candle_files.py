@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 from decimal import Decimal as D
 from functools import reduce
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 from krakenbot.backtest import files
 from krakenbot.backtest.columns import BadDataError, Columns, exact
@@ -187,6 +189,23 @@ class TestSeveral(FilesTest):
         path.write_bytes(b"PK no zip")
         with self.assertRaisesRegex(BadDataError, "OHLCVT.zip"):
             files.sources_of(path)
+
+    def test_a_folder_that_cannot_be_read_is_not_called_empty(self) -> None:
+        (self.folder / "inner").mkdir()
+        (self.folder / "XBTUSD_1.csv").touch()
+        self.assertEqual([self.folder / "XBTUSD_1.csv"], files.sources_of(self.folder))
+        list_folder = os.scandir
+
+        def refused(path: str) -> Any:
+            if str(path).endswith("inner"):
+                raise PermissionError(13, "Permission denied", path)
+            return list_folder(path)
+
+        with (
+            mock.patch("os.scandir", refused),
+            self.assertRaisesRegex(BadDataError, "inner: Permission denied"),
+        ):
+            files.sources_of(self.folder)
 
 
 class TestNames(unittest.TestCase):

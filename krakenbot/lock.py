@@ -168,4 +168,7 @@ def no_access(path: Path, what: str, error: Exception, advice: str = "") -> Conf
     there = next(filter(os.path.exists, (path, *path.parents)), "/")
     if os.geteuid() not in (0, os.stat(there).st_uid):
         advice = "It belongs to another user: use sudo"
+        folder = os.path.dirname(there)
+        if os.stat(folder).st_uid == os.geteuid():
+            advice = f"Its folder's owner must own it, too: chown --reference={folder} {there}"
     return ConfigError(f"{what}: {getattr(error, 'strerror', None) or error}. {advice}".rstrip())

@@ -145,6 +145,11 @@ def clean(text: str) -> str:
     return "".join(shown)
 
 
+def joined(text: str) -> str:
+    """Return a message of several lines as one line."""
+    return "; ".join(text.splitlines())
+
+
 def describe(error: BaseException) -> str:
     """Return the traceback of an error, cleaned line by line and without local values."""
     return "\n".join(map(clean, "".join(traceback.format_exception(error)).splitlines()))

@@ -18,7 +18,7 @@ from krakenbot.config import Config
 from krakenbot.errors import UnansweredError
 from krakenbot.kraken.client import USER_AGENT
 from krakenbot.kraken.transport import UrllibTransport
-from krakenbot.log import clean
+from krakenbot.log import clean, joined
 from krakenbot.model import Secret
 
 NOTICED = ("start", "fill", "refusal", "warning", "halt", "recovery", "difference", "stop")
@@ -68,7 +68,7 @@ class Notifier:
         if not is_asked_for and str(error) != self._last_text:
             is_ours = hasattr(error, "exit_code")  # Else it is a defect.
             words = str(error) if is_ours else f"{type(error).__name__}: {error}"
-            self._put(self._notify.url, f"{self._name}: ended: {clean(words)}")
+            self._put(self._notify.url, f"{self._name}: ended: {clean(joined(words))}")
         sd_notify("STOPPING=1")
         if self._sender.is_alive():
             with suppress(queue.Full):

@@ -367,8 +367,9 @@ def _check_costs(start: Start, bot: Bot) -> str | None:
 
 
 def _refuse(bot: Bot, reason: str) -> str:
-    """Raise ConfigError; while something is held or unknown, return the reason to only close."""
+    """Raise ConfigError; while something is held or unknown, return the reason on one line."""
     if not bot.journal.is_exposed():
         raise ConfigError(f"not trading: {reason}\nNothing is held, and nothing is opened")
-    log.warning("closing only, nothing is opened: %s", reason)
-    return reason
+    only = log.joined(reason)
+    log.warning("closing only, nothing is opened: %s", only)
+    return only

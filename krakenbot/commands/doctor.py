@@ -21,10 +21,9 @@ from krakenbot import log as logs
 from krakenbot.assemble import assumed_fee_rate, client_of, spot_of
 from krakenbot.backtest.costs import fee_guard
 from krakenbot.clock import Clock
-from krakenbot.commands import journals, shows_color
+from krakenbot.commands import journals, preview, shows_color
 from krakenbot.commands.call import signed_client
-from krakenbot.commands.preview import compared
-from krakenbot.config import is_loopback
+from krakenbot.config import StrategyTable, is_loopback
 from krakenbot.credentials import CUSTOM_CODE, load_credentials
 from krakenbot.errors import ConfigError, ExchangeError, HeldError
 from krakenbot.format import asset, money, percent, price, volume
@@ -78,9 +77,10 @@ def examine(file: str | None) -> Iterator[Finding]:
     missing: dict[str, str] = {}
     for name, check, need, usual_repair in CHECKS:
         try:
-            answer = ("skip", missing[need]) if need in missing else check(visit)
+            lacking = [missing[one] for one in need.split() if one in missing]
+            answer = ("skip", lacking[0]) if lacking else check(visit)
         except Exception as error:  # The other checks must run all the same.
-            text = str(error).replace("\n", "; ") or type(error).__name__
+            text = logs.joined(str(error)) or type(error).__name__
             is_denied = isinstance(error.__cause__ or error, PermissionError)
             answer = "fail", text, "use sudo" if is_denied else usual_repair
         verdict, text, *repair = answer
@@ -108,7 +108,7 @@ class Checks:
     """The checks. What one finds out is stored here for those that need it, see CHECKS."""
 
     def __init__(self, file: str | None) -> None:
-        self.file, self.recorded = file, ZERO
+        self.file, self.recorded, self.unresolved = file, ZERO, ""
         self.objections: list[str] = []
         self.credentials: Credentials | None = None
         self.lock: Lock | None = None
@@ -158,6 +158,12 @@ class Checks:
             return "fail", f"{existing} cannot be written or is full: {free >> 20} MB free"
         if existing == folder and folder.stat().st_mode & 0o077:
             return "warn", f"{folder} is open to other users", f"chmod 700 {folder}"
+        owner, files = existing.stat().st_uid, (*folder.glob("*.db"), *folder.glob("*.lock"))
+        if others := [file.name for file in files if file.stat().st_uid != owner]:
+            text = (
+                f"{', '.join(sorted(others))} in {folder}: belong to another user than the folder"
+            )
+            return "warn", text, f"chown --reference={folder} {folder}/*"
         new = "" if existing == folder else " (will be created)"
         return "ok", f"{folder}{new}, {free >> 20} MB free"
 
@@ -169,6 +175,7 @@ class Checks:
             halted, unresolved = journal.get("halted"), len(journal.open_intents())
             self.recorded, speed = journal.account().held, self.config.exchange.clock_speed
             life = read_life(journal, path.with_suffix(".lock"), speed)
+            self.unresolved = "" if halted else preview.unresolved(journal)
         if halted:
             return "warn", f"halted: {halted}"
         runs = f"{life.state.value} with pid {life.pid}" if life.pid else life.state.value
@@ -255,8 +262,10 @@ class Checks:
         if self.config.mode != "live" or not self.config.leverage:
             return "skip", "only live margin trading has a position"
         held = self.account.position().volume
-        verdict = "ok" if held == self.recorded else "fail"
-        return verdict, compared(held, self.recorded, self.rules.base)
+        text = preview.compared(held, self.recorded, self.rules.base)
+        if held != self.recorded and self.unresolved:
+            return "warn", f"{text}; {self.unresolved}", "start the bot: it looks the order up"
+        return "ok" if held == self.recorded else "fail", text
 
     def _strategy(self) -> Answer:
         plan_of(self.config)
@@ -280,14 +289,16 @@ class Checks:
 
     def _unless_refused(self, summary: MarginSummary, text: str) -> Answer:
         """Return ok and the text, or fail and a new reason why the bot would not order `size`."""
-        found = objections(self.config, self.rules, self.quote, summary, self.fee_rate)
+        # The strategy does not matter here, and a rule file may be broken.
+        config = self.config._replace(strategy=StrategyTable())
+        found = objections(config, self.rules, self.quote, summary, self.fee_rate)
         against = [f"{side.value}: {why}" for side, why in found.items() if why]
         against = [one for one in against if one not in self.objections]
         self.objections += against
         return ("fail", against[0]) if against else ("ok", text)
 
 
-# A name, the check, the check whose result it needs, and the repair unless the check names one.
+# A name, the check, the checks whose results it needs, and the repair unless the check names one.
 CHECKS = (
     ("python", Checks._python, "", ""),
     ("config", Checks._config, "", "repair the file; see `krakenbot config --example`"),
@@ -303,6 +314,6 @@ CHECKS = (
     ("key", Checks._key, "pair", "make a new key with the permissions that the README names"),
     ("account", Checks._account, "key", "deposit money, or lower `size`"),
     ("position", Checks._position, "key", "close it at Kraken, or `krakenbot adopt`"),
-    ("costs", Checks._costs, "pair", "use a longer `interval`"),
+    ("costs", Checks._costs, "pair strategy", "use a longer `interval`"),
     ("order", Checks._order, "key", "change what Kraken's answer names"),
 )

@@ -11,6 +11,7 @@ from krakenbot.bot import Bot
 from krakenbot.decision import Snapshot, decide
 from krakenbot.errors import ExchangeError
 from krakenbot.handover import held_of, price_of
+from krakenbot.journal import Journal
 from krakenbot.kraken.spot import Spot
 from krakenbot.model import Direction
 from krakenbot.pairs import earn_balances, plain
@@ -29,6 +30,8 @@ def adoption(bot: Bot) -> tuple[Decimal, list[str]]:
     if bot.journal.get("flatten"):
         text += "; the request to flatten is dropped"
     lines = [compared(position.volume, recorded, rules.base), text]
+    if unknown := unresolved(bot.journal):
+        lines.insert(0, f"{unknown}: it is looked up first")
     if not bot.plan.leverage:
         lines += [
             f"{plain(amount)} {code} is in Earn or staked and does not count: move it "
@@ -58,6 +61,12 @@ def compared(holds: Decimal, records: Decimal, base: str) -> str:
     """Return what exchange and journal say is held, both in the base currency."""
     held, recorded = format.volume(holds, base), format.volume(records, base)
     return f"the exchange holds {held}, the journal records {recorded}"
+
+
+def unresolved(journal: Journal) -> str:
+    """Return in words which orders have no known outcome yet; "" if there are none."""
+    ids = ", ".join(intent.id for intent in journal.open_intents())
+    return f"what became of order {ids} is not known yet" if ids else ""
 
 
 def describe_trade(exchange: Spot, base: str, fee_rate: Decimal, change: Decimal) -> str:

@@ -9,7 +9,7 @@ from krakenbot.assemble import Parts, assemble, require_live
 from krakenbot.bot import Event
 from krakenbot.commands import UsageError, exit_code, journals
 from krakenbot.commands.handover import BY_HAND, adopt
-from krakenbot.commands.preview import compared
+from krakenbot.commands.preview import compared, unresolved
 from krakenbot.commands.screen import Screen
 from krakenbot.config import Config, is_loopback
 from krakenbot.config_reader import load_config
@@ -133,8 +133,8 @@ def _banner(config: Config, parts: Parts) -> list[str]:
 def goodbye(config: Config, parts: Parts) -> str:
     """Return the last line: what is still held, and how to go on or close it."""
     held, base = parts.journal.account().held, parts.journal.get("base")
-    if ids := ", ".join(intent.id for intent in parts.journal.open_intents()):
-        return f"ended; what became of order {ids} is not known yet, so something may be held"
+    if unknown := unresolved(parts.journal):
+        return f"ended; {unknown}, so something may be held"
     if holds := parts.journal.get("exchange_position"):
         return f"ended; {compared(Decimal(holds), held, base)}"
     if not held:

@@ -17,7 +17,7 @@ from krakenbot.config import Config
 from krakenbot.format import duration, moment, money, percent, signed, volume
 from krakenbot.journal import CLEARED, Journal
 from krakenbot.journal_file import open_read_only
-from krakenbot.log import clean
+from krakenbot.log import clean, joined
 from krakenbot.model import ZERO
 from krakenbot.presence import UNITS, State, read_life
 from krakenbot.records import opening_cost
@@ -148,7 +148,7 @@ def _text(status: Mapping[str, Any]) -> str:
         ("as of", updated and f"{moment(updated)}, {duration(status['now'] - updated)} ago"),
     ]
     wrap = textwrap.TextWrapper(80, subsequent_indent=" " * 10, break_on_hyphens=False)
-    return "\n".join(wrap.fill(f"{name:<10}{clean(text)}") for name, text in rows if text)
+    return "\n".join(wrap.fill(f"{name:<10}{clean(joined(text))}") for name, text in rows if text)
 
 
 def _process(status: Mapping[str, Any]) -> str:

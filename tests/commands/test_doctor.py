@@ -13,7 +13,7 @@ from krakenbot.clock import Clock
 from krakenbot.commands import doctor
 from krakenbot.journal_file import open_journal
 from krakenbot.kraken.spot import NEEDED_PERMISSIONS, Spot
-from krakenbot.lock import Lock
+from krakenbot.lock import Lock, no_access
 from krakenbot.model import KeyInfo, Position
 from krakenbot.presence import Presence
 from krakenbot.simulated import http as server
@@ -245,6 +245,29 @@ class TestFindings(Patient):
         self.state.mkdir(0o755)
         self.state.chmod(0o755)
         self.expect(self.examine("http://127.0.0.1:1")["state"], "warn")
+
+    def test_a_broken_rule_is_no_reason_to_change_anything_else(self) -> None:
+        self.keys()
+        rule = self.folder / "rule.py"
+        rule.write_text("boom")
+        rule.chmod(0o600)
+        toml = 'mode = "live"\nstrategy.name = "file"\nstrategy.file = "rule.py"'
+        found = self.examine(self.sandbox().url, toml)
+        failed = [name for name, finding in found.items() if finding.verdict == "fail"]
+        self.assertEqual(["strategy"], failed)
+        self.expect(found["costs"], "skip", "see strategy")
+
+    @unittest.skipIf(os.geteuid() != 0, "needs root")
+    def test_a_restored_file_that_the_service_cannot_use_is_named(self) -> None:
+        self.state.mkdir(0o700)
+        path = self.state / "paper-127.0.0.1-1-XBTUSD.db"
+        open_journal(path).close()
+        self.expect(self.examine("http://127.0.0.1:1")["state"], "ok")
+        os.chown(self.state, 65534, 65534)
+        self.expect(self.examine("http://127.0.0.1:1")["state"], "warn", path.name, "belong")
+        with mock.patch("os.geteuid", return_value=65534):
+            text = str(no_access(path, "it cannot be used", PermissionError(13, "denied")))
+        self.assertIn(f"chown --reference={self.state} {path}", text)
 
     def test_what_this_user_may_not_look_at_is_advised_to_be_looked_at_with_sudo(self) -> None:
         denied = {"side_effect": PermissionError(13, "Permission denied")}

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import os
 import signal
 import sqlite3
@@ -54,6 +55,14 @@ class HandoverTest(ProgramTest):
         self.assertEqual(1, len(gate.orders))
         return gate
 
+    def unresolved(self) -> Gate:
+        """Return an exchange that executed an order, of which the bot got to know nothing."""
+        gate = self.held(UPWARD)
+        with contextlib.closing(sqlite3.connect(self.journal())) as journal, journal:
+            journal.execute("UPDATE intents SET outcome = NULL, executed = '0'")
+            journal.execute("DELETE FROM charges")
+        return gate
+
 
 class TestAdopt(HandoverTest):
     def test_adopting_says_what_it_will_trade_and_changes_nothing_without_yes(self) -> None:
@@ -84,6 +93,18 @@ class TestAdopt(HandoverTest):
         self.assertEqual([], gate.added)
         status = self.status(gate, **UPWARD)
         self.assertEqual(D("0.01"), D(status["position"]))
+
+    def test_an_order_whose_end_is_not_known_explains_what_is_held(self) -> None:
+        gate = self.unresolved()
+        (order_id,) = self.status(gate, **UPWARD)["unresolved"]
+        told = f"what became of order {order_id} is not known yet"
+        done = self.run_it(gate, "adopt", **UPWARD)
+        self.assert_ends(done, 2)
+        self.assertIn(f"{told}: it is looked up first", done.out)
+        done = self.run_it(gate, "doctor", "--json", **UPWARD)
+        (found,) = (row for row in json.loads(done.out) if row["check"] == "position")
+        self.assertEqual(("warn", told), (found["verdict"], found["text"].rpartition("; ")[2]))
+        self.assertNotIn("close", found["repair"])
 
     @slow
     def test_coins_that_earn_are_named_and_not_bought_again_unsaid(self) -> None:
@@ -239,10 +260,7 @@ class TestFlatten(HandoverTest):
 
     @slow
     def test_an_order_whose_end_is_not_known_is_asked_about_before_anything_is_said(self) -> None:
-        gate = self.held(UPWARD)
-        with contextlib.closing(sqlite3.connect(self.journal())) as journal, journal:
-            journal.execute("UPDATE intents SET outcome = NULL, executed = '0'")
-            journal.execute("DELETE FROM charges")
+        gate = self.unresolved()
         done = self.run_it(gate, "flatten", "--live", **UPWARD)
         self.assert_ends(done, 0)
         self.assertIn("sell 0.01 XBT at market", done.out)

@@ -83,6 +83,12 @@ class TestLife(Folder):
         self.assertIn("exit code 76: the exchange holds 1, explained is 0", first)
         self.assertTrue(first.startswith("STOPPED since 20"), first)
 
+    def test_the_lines_of_a_reason_are_told_one_after_the_other(self) -> None:
+        Presence(self.journal, Clock(), 60).end(78, "not trading: too small\nNothing is held")
+        self.assertIn(
+            "78: not trading: too small; Nothing is held", " ".join(self.status().split())
+        )
+
     def test_an_end_without_a_reason_is_no_halt(self) -> None:
         Presence(self.journal, Clock(), 60).end(0, "")
         self.assertIn("exit code 0: no reason was recorded", " ".join(self.status().split()))

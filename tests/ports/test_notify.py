@@ -14,7 +14,7 @@ from krakenbot.bot import Event
 from krakenbot.clock import StopRequestedError
 from krakenbot.config import Config
 from krakenbot.config_reader import load
-from krakenbot.errors import StopError, UnansweredError
+from krakenbot.errors import ConfigError, StopError, UnansweredError
 from krakenbot.notify import WAITING_MAX, Notifier, sd_notify
 from tests.folders import own_folder
 from tests.logs import forget_secrets, logged, silence
@@ -139,6 +139,13 @@ class TestNotices(Quiet):
                 self.assertEqual(want, len(wire.sent))
                 if isinstance(error, StopError):
                     self.assertNotIn("StopError", wire.sent[0][3])
+
+    def test_the_lines_of_an_error_are_told_one_after_the_other(self) -> None:
+        wire = Wire()
+        with self.assertRaises(ConfigError), Notifier(config(url=URL), wire):
+            raise ConfigError("not trading: too small\nNothing is held")
+        told = "krakenbot paper XBTUSD: ended: not trading: too small; Nothing is held"
+        self.assertEqual(told, wire.sent[0][3])
 
     def test_over_a_real_connection_no_redirect_is_followed(self) -> None:
         web = Server(says(answer(b"", b"Location: /elsewhere", status=b"307 Moved")))

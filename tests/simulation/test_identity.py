@@ -22,6 +22,7 @@ from unittest import mock
 
 from krakenbot import assemble as assembling
 from krakenbot import identity
+from krakenbot.alerts import active_alerts
 from krakenbot.assemble import Parts, assemble
 from krakenbot.clock import Clock
 from krakenbot.commands import call as calling
@@ -521,6 +522,9 @@ class TestSettings(FrontDoor):
         self.assertEqual([SIZE], self.bought())
         self.run_once(strategy=StrategyTable(length=2))  # It holds, so it starts to close only.
         self.assertLessEqual(len(self.bought()), 2)
+        with self.journal() as journal:
+            (alert,) = (text for text in active_alerts(journal) if text.startswith("closing only"))
+        self.assertRegex(alert, "it costs too much; over the .*; `run --accept-costs` starts")
 
 
 class TestTogether(unittest.TestCase):

@@ -129,8 +129,7 @@ class Bot:
             raise StopError(f"halted: {reason}. {cleared}")
 
     def _start(self, patience_s: float = 300.0) -> None:
-        for action in (self.market.learn, self.market.read_rates):
-            self.retry(action, patience_s)
+        self.retry(self.market.learn, patience_s)
         self._run_checks(partial(self.retry, patience_s=patience_s))
         self.retry(self.keep_books, patience_s)
         self.retry.has_started = True

@@ -63,7 +63,8 @@ def checks_of(start: Start) -> tuple[tuple[Check, ...], tuple[Check, ...]]:
     On margin a close does not wait for a check of the trades: it is `reduce_only`, and only sent
     when exchange and journal agree. Without margin it could sell the user's own coins.
     """
-    settings = (read_candles, partial(try_strategy, start), partial(check_settings, start))
+    parts = (partial(try_strategy, start), partial(check_settings, start))
+    settings = (read_rates, read_candles, *parts)
     account = partial(check_account, start)
     if start.nonces is None:
         return ((account, *settings) if start.config.mode == "validate" else settings), ()
@@ -255,6 +256,11 @@ def check_untracked_balance(start: Start, bot: Bot) -> None:
             raise halt
     journal.put(minded=1)
     lock.write("live")
+
+
+def read_rates(bot: Bot) -> None:
+    """Read fee and margin rates for the next checks, once the key is known to be the right one."""
+    bot.market.read_rates()
 
 
 def read_candles(bot: Bot) -> None:

@@ -284,6 +284,21 @@ class TestRefusedKey(FrontDoor):
             self.run_once()
         self.assertEqual(1, asked.call_count)
 
+    def test_it_is_used_once_at_a_start_with_nothing_held(self) -> None:
+        self.run_once(entry="next-turn")
+        answers, respond = list[str](), self.api.respond
+
+        def refuse(method: str, target: str, *more: Any) -> Answer:
+            if "/private/" not in target:
+                return respond(method, target, *more)
+            answers.append(target)
+            return Answer(200, "", b'{"error":["EAPI:Invalid key"]}')
+
+        self.api.respond = refuse
+        with self.assertRaises(KeyRefusedError):
+            self.run_once(entry="next-turn")
+        self.assertEqual(["/0/private/GetApiKeyInfo"], answers)
+
 
 class TestStrategy(FrontDoor):
     def test_nothing_that_cannot_be_read_keeps_it_from_closing(self) -> None:

@@ -38,7 +38,7 @@ from krakenbot.plan import plan_of
 from krakenbot.retry import retry
 from krakenbot.risk import FEE_RATE_ASSUMED, RiskInputs, objection
 
-KEY_INFO_PATIENCE_S = 60.0
+NEEDED_PATIENCE_S = 60.0  # For an answer at the start, while something is held.
 OVERLAP_S = 5  # For the error of our clock.
 RICH = MarginSummary(Decimal(10**15), ZERO, ZERO)  # So that money is no objection.
 
@@ -142,7 +142,7 @@ def _key_info(start: Start, bot: Bot, *, is_known: bool) -> KeyInfo | None:
         if not is_known:
             raise
         try:
-            return retry(bot.exchange.key_info, bot.clock, KEY_INFO_PATIENCE_S)
+            return retry(bot.exchange.key_info, bot.clock, NEEDED_PATIENCE_S)
         except LaterError as error:
             problem = error
     log.warning("the key's permissions cannot be read reason=%s", problem)
@@ -264,15 +264,21 @@ def read_rates(bot: Bot) -> None:
 
 
 def read_candles(bot: Bot) -> None:
-    """Read the candles for the next checks; do without while something is held.
+    """Read the candles for the next checks; while something is held, for a minute at most.
 
     A refusal is left to `check_settings`.
     """
+    if bot.journal.get("flatten"):
+        return  # It only closes, which needs no candles.
     try:
         bot.window.read()
-    except ExchangeError as error:
-        if not (bot.journal.is_exposed() or isinstance(error, RefusedError)):
+    except RefusedError:
+        return
+    except ExchangeError:
+        if not bot.journal.is_exposed():
             raise
+        with suppress(LaterError):
+            retry(bot.window.read, bot.clock, NEEDED_PATIENCE_S)
 
 
 def try_strategy(start: Start, bot: Bot) -> None:

@@ -524,6 +524,23 @@ class TestSettings(FrontDoor):
         self.assertEqual([SIZE], self.bought())
         self.assertEqual(SIZE, abs(parts.exchange.position().volume))
 
+    def test_candles_that_do_not_come_at_once_are_no_reason_to_only_close(self) -> None:
+        self.hold()
+        parts, candles = (
+            self.made(risk=RiskTable(max_fee_percent_per_day=Decimal(999))),
+            Spot.candles,
+        )
+        answers = chain([UnansweredError("timed out")], repeat(None))
+
+        def late(*question: Any) -> Any:
+            if error := next(answers):
+                raise error
+            return candles(*question)
+
+        with mock.patch.object(Spot, "candles", late):
+            parts.bot.run(once=True)
+        self.assertEqual("", parts.bot.plan.limits.close_only)
+
     def test_costs_that_were_accepted_once_are_not_asked_about_again(self) -> None:
         self.config = self.config._replace(
             interval=1, risk=RiskTable(max_fee_percent_per_day=Decimal("0.001"))

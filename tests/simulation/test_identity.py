@@ -166,6 +166,13 @@ class FrontDoor(unittest.TestCase):
         self.run_once()
         self.assertEqual([SIZE], self.bought())
 
+    def let_go(self) -> None:
+        """Let a person close the margin position and resume."""
+        with closing(self.made()) as parts:
+            self.assertEqual(SIZE, parts.exchange.position().volume)
+            flatten(parts.bot, "by a person")
+            parts.journal.resume()
+
 
 class TestSpelling(FrontDoor):
     def test_another_spelling_of_the_pair_finds_the_same_journal(self) -> None:
@@ -495,18 +502,41 @@ class TestSettings(FrontDoor):
                 with mock.patch.dict(row, changes), self.assertRaisesRegex(LaterError, "now"):
                     self.run_once()
                 self.run_once()
-                with closing(self.made()) as parts:
-                    self.assertEqual(SIZE, parts.exchange.position().volume)
-                    flatten(parts.bot, "by a person")
-                    parts.journal.resume()
+                self.let_go()
                 self.time += self.config.interval * 60
+
+    def test_it_trades_as_soon_as_margin_is_back(self) -> None:
+        row, respond = self.api.markets.listing["XXBTZUSD"], self.api.respond
+        usual = dict(row)
+        row |= {"leverage_buy": [], "leverage_sell": [], "status": "reduce_only"}
+
+        def respond_later(*request: Any) -> Answer:
+            if self.time > START + 60:
+                row.update(usual)
+            return respond(*request)
+
+        self.api.respond = respond_later
+        self.run_once(leverage=2)
+        self.assertEqual([SIZE], self.bought())
+
+    def test_what_other_settings_have_traded_is_no_reason_to_wait_for_margin(self) -> None:
+        self.config = self.config._replace(leverage=2)
+        self.hold()
+        self.let_go()
+        without: dict[str, Any] = {"leverage_buy": [], "leverage_sell": []}
+        for changes, listed in (
+            ({"size": Decimal(10**6)}, {}),
+            ({"leverage": 3}, without),
+            ({"leverage": 0, "size": Decimal("0.00001")}, without | {"status": "reduce_only"}),
+        ):
+            row = mock.patch.dict(self.api.markets.listing["XXBTZUSD"], listed)
+            with self.subTest(changes), row, self.assertRaisesRegex(ConfigError, "never trade"):
+                self.run_once(**changes)
 
     def test_an_order_is_looked_up_though_margin_is_missing(self) -> None:
         self.config = self.config._replace(leverage=2)
         self.hold()
-        with closing(self.made()) as parts:
-            flatten(parts.bot, "by a person")
-            parts.journal.resume()
+        self.let_go()
         now = int(self.time)
         lost = Intent("lost", 1, 1, Purpose.OPEN, Side.BUY, SIZE, 2, False, "", ZERO, now, now)
         self.written(Journal.write, lost)

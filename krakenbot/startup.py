@@ -263,22 +263,20 @@ def read_rates(bot: Bot) -> None:
     bot.market.read_rates()
 
 
-def read_candles(bot: Bot) -> None:
-    """Read the candles for the next checks; while something is held, for a minute at most.
-
-    A refusal is left to `check_settings`.
-    """
+def read_candles(bot: Bot) -> str | None:
+    """Read the candles for the next checks; while something is held, for a minute at most."""
     if bot.journal.get("flatten"):
-        return  # It only closes, which needs no candles.
+        return None  # It only closes, which needs no candles.
     try:
         bot.window.read()
-    except RefusedError:
-        return
+    except RefusedError as error:
+        return _refuse(bot, f"the pair cannot be traded: {error}")
     except ExchangeError:
         if not bot.journal.is_exposed():
             raise
         with suppress(LaterError):
             retry(bot.window.read, bot.clock, NEEDED_PATIENCE_S)
+    return None
 
 
 def try_strategy(start: Start, bot: Bot) -> None:

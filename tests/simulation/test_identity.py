@@ -329,7 +329,7 @@ class TestStrategy(FrontDoor):
         lost = Intent("lost", 1, 1, Purpose.OPEN, Side.BUY, SIZE, 0, False, "", ZERO, now, now)
         self.written(Journal.write, lost)
         delisted = mock.patch.object(Spot, "candles", side_effect=RefusedError("no such pair"))
-        with delisted, suppress(LaterError, RefusedError, StopError):
+        with delisted, suppress(ConfigError):
             self.run_once()
         with self.journal() as journal:
             self.assertEqual([], journal.open_intents())
@@ -554,22 +554,27 @@ class TestSettings(FrontDoor):
         self.assertEqual([SIZE], self.bought())
         self.assertEqual(SIZE, abs(parts.exchange.position().volume))
 
-    def test_candles_that_do_not_come_at_once_are_no_reason_to_only_close(self) -> None:
-        self.hold()
-        parts, candles = (
-            self.made(risk=RiskTable(max_fee_percent_per_day=Decimal(999))),
-            Spot.candles,
-        )
-        answers = chain([UnansweredError("timed out")], repeat(None))
+    def test_a_pair_whose_candles_are_refused_ends_it_and_that_is_said(self) -> None:
+        delisted = mock.patch.object(Spot, "candles", side_effect=RefusedError("no such pair"))
+        with delisted, self.assertRaisesRegex(ConfigError, "cannot be traded: no such pair"):
+            self.run_once(accept_costs=True)
 
-        def late(*question: Any) -> Any:
-            if error := next(answers):
-                raise error
-            return candles(*question)
+    def test_candles_that_do_not_come_at_once_are_waited_for(self) -> None:
+        candles = Spot.candles
+        for silent_s, limit in ((200, 1000), (10, 999)):  # The second holds what the first bought.
+            parts = self.made(risk=RiskTable(max_fee_percent_per_day=Decimal(limit)))
+            begin = self.time + silent_s
 
-        with mock.patch.object(Spot, "candles", late):
-            parts.bot.run(once=True)
-        self.assertEqual("", parts.bot.plan.limits.close_only)
+            def late(*question: Any, begin: float = begin) -> Any:
+                if self.time < begin:
+                    raise UnansweredError("timed out")
+                return candles(*question)
+
+            with mock.patch.object(Spot, "candles", late), self.subTest(silent_s):
+                parts.bot.run(once=True)
+            self.assertEqual("", parts.bot.plan.limits.close_only)
+            self.assertEqual([SIZE], self.bought())
+            parts.close()
 
     def test_costs_that_were_accepted_once_are_not_asked_about_again(self) -> None:
         self.config = self.config._replace(

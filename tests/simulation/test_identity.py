@@ -10,6 +10,7 @@ import signal
 import socket
 import sqlite3
 import unittest
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, suppress
@@ -307,6 +308,20 @@ class TestRefusedKey(FrontDoor):
         self.assertEqual(["/0/private/GetApiKeyInfo"], answers)
 
 
+class TestStart(FrontDoor):
+    def test_fee_rates_and_candles_are_read_once(self) -> None:
+        asked, respond = Counter[str](), self.api.respond
+
+        def count(method: str, target: str, *more: Any) -> Answer:
+            asked[target.partition("?")[0].rpartition("/")[2]] += 1
+            return respond(method, target, *more)
+
+        self.api.respond = count
+        self.run_once(entry="next-turn", leverage=2)
+        names = ("TradeVolume", "Assets", "OHLC", "AssetPairs", "Ticker")
+        self.assertEqual([1, 1, 1, 1, 0], [asked[name] for name in names])
+
+
 class TestStrategy(FrontDoor):
     def test_nothing_that_cannot_be_read_keeps_it_from_closing(self) -> None:
         for method, changes in (
@@ -319,20 +334,34 @@ class TestStrategy(FrontDoor):
                 self.hold()
                 self.written(Journal.put, flatten="max_loss was reached")
                 silent = mock.patch.object(Spot, method, side_effect=UnansweredError("timed out"))
+                began = self.time
                 with silent, self.assertRaisesRegex(StopError, "max_loss was reached"):
                     self.run_once(**changes)
                 self.assertEqual([SIZE, SIZE], self.bought())
+                self.assertLess(self.time - began, 60)
 
-    def test_a_rule_s_candles_are_not_needed_to_look_up_an_open_order(self) -> None:
+    def test_a_flatten_that_is_done_halts_it_whatever_the_settings_cost(self) -> None:
+        self.run_once(entry="next-turn")
+        self.written(Journal.put, flatten="max_loss was reached")
+        too_much = RiskTable(max_fee_percent_per_day=Decimal("0.0001"))
+        self.assert_stops("max_loss was reached", risk=too_much)
+
+    def test_candles_are_not_needed_to_look_up_an_open_order(self) -> None:
         self.run_once(entry="next-turn")
         now = int(self.time)
-        lost = Intent("lost", 1, 1, Purpose.OPEN, Side.BUY, SIZE, 0, False, "", ZERO, now, now)
-        self.written(Journal.write, lost)
-        delisted = mock.patch.object(Spot, "candles", side_effect=RefusedError("no such pair"))
-        with delisted, suppress(ConfigError):
-            self.run_once()
-        with self.journal() as journal:
-            self.assertEqual([], journal.open_intents())
+        for error in (RefusedError("no such pair"), UnansweredError("timed out")):
+            name = type(error).__name__
+            lost = Intent(name, 1, 1, Purpose.OPEN, Side.BUY, SIZE, 0, False, "", ZERO, now, now)
+            self.written(Journal.write, lost)
+            delisted, without = RefusedError("no such pair"), partial(mock.patch.object, Spot)
+            with (
+                without("candles", side_effect=error),
+                without("quote", side_effect=delisted),
+                suppress(ConfigError, LaterError),
+            ):
+                self.run_once(risk=RiskTable(max_fee_percent_per_day=Decimal(999)))
+            with self.journal() as journal, self.subTest(name):
+                self.assertEqual([], journal.open_intents())
 
     def test_an_upgrade_is_no_change_of_the_strategy(self) -> None:
         self.run_once(entry="next-turn")
@@ -575,6 +604,11 @@ class TestSettings(FrontDoor):
             self.assertEqual("", parts.bot.plan.limits.close_only)
             self.assertEqual([SIZE], self.bought())
             parts.close()
+
+    def test_costs_are_counted_at_the_account_s_own_fee(self) -> None:
+        self.api.account.fee_rate = Decimal("0.0001")
+        self.run_once(interval=1, risk=RiskTable(max_fee_percent_per_day=Decimal("0.5")))
+        self.assertEqual([SIZE], self.bought())
 
     def test_costs_that_were_accepted_once_are_not_asked_about_again(self) -> None:
         self.config = self.config._replace(

@@ -111,7 +111,7 @@ class Bot:
                 return self.retry(self._tick_once, patience_s)
             while True:
                 due = self.retry(self.tick).next_due
-                self.retry(partial(self.keep_books, due - self.clock.now()))
+                self.retry(partial(self._keep_books, due - self.clock.now()))
                 pause_s = max(0.0, due - self.clock.now())
                 longest_s = CHECK_MAX_S if self._ledger.is_read else PASSING_PAUSE_S
                 self.clock.wait(min(pause_s, longest_s, self.plan.interval_s))
@@ -129,10 +129,9 @@ class Bot:
             raise StopError(f"halted: {reason}. {cleared}")
 
     def _start(self, patience_s: float = 300.0) -> None:
-        for action in (self.market.learn, self.market.read_rates):
-            self.retry(action, patience_s)
+        self.retry(self.market.learn, patience_s)
         self._run_checks(partial(self.retry, patience_s=patience_s))
-        self.retry(self.keep_books, patience_s)
+        self.retry(self._keep_books, patience_s)
         self.retry.has_started = True
 
     def _run_checks(self, run: Callable[[Callable[[], str | None]], str | None]) -> None:
@@ -156,16 +155,19 @@ class Bot:
             self._checked_start = now  # What is held must be looked after meanwhile.
             log.warning("still closing only: not checked again reason=%s", error)
 
-    def keep_books(self, left_s: float = CHECK_MAX_S) -> None:
-        """Book the charges in the exchange's ledger, if that is due and `left_s` is long enough.
+    def _keep_books(self, left_s: float = CHECK_MAX_S) -> None:
+        """Read the exchange's ledger, if that is due and `left_s` is long enough.
 
         A busy account's ledger is read over several checks, so that no candle is decided late.
         """
-        now = self.clock.monotonic()
+        is_due = self.clock.monotonic() - self._books_kept >= CHECK_MAX_S
         pages = min(PAGES_MAX, int((left_s - PAGES_BEFORE_S) / PAGE_S))
-        if pages < 1 or (self._ledger.is_read and now - self._books_kept < CHECK_MAX_S):
-            return
-        self._books_kept = now
+        if pages > 0 and (is_due or not self._ledger.is_read):
+            self.read_ledger(pages)
+
+    def read_ledger(self, pages: int = PAGES_MAX) -> None:
+        """Book the charges in the exchange's ledger, with at most `pages` requests."""
+        self._books_kept = self.clock.monotonic()
         difference = self._ledger.read(self.market.rules, pages)
         self._alerts.update("ledger", self._ledger.refused)
         if difference:

@@ -47,7 +47,7 @@ def price_of(bot: Bot, position: Position) -> Decimal:
     if more <= 0 or not position.cost or held * position.volume < 0:
         return bot.exchange.quote().mid
     average = position.cost / abs(position.volume)
-    bot.keep_books()  # The ledger tells which part the bot itself has opened.
+    bot.read_ledger()  # The ledger tells which part the bot itself has opened.
     if not any(journal.is_charged(f"open {trade}") for trade in position.trades):
         return average  # What the journal records is not part of it any more.
     price = (position.cost - abs(opening_cost(reversed(journal.intents()), held))) / more

@@ -38,7 +38,7 @@ from krakenbot.plan import plan_of
 from krakenbot.retry import retry
 from krakenbot.risk import FEE_RATE_ASSUMED, RiskInputs, objection
 
-KEY_INFO_PATIENCE_S = 60.0
+NEEDED_PATIENCE_S = 60.0  # For an answer at the start, while something is held.
 OVERLAP_S = 5  # For the error of our clock.
 RICH = MarginSummary(Decimal(10**15), ZERO, ZERO)  # So that money is no objection.
 
@@ -63,7 +63,8 @@ def checks_of(start: Start) -> tuple[tuple[Check, ...], tuple[Check, ...]]:
     On margin a close does not wait for a check of the trades: it is `reduce_only`, and only sent
     when exchange and journal agree. Without margin it could sell the user's own coins.
     """
-    settings = (read_candles, partial(try_strategy, start), partial(check_settings, start))
+    parts = (partial(try_strategy, start), partial(check_settings, start))
+    settings = (read_rates, read_candles, *parts)
     account = partial(check_account, start)
     if start.nonces is None:
         return ((account, *settings) if start.config.mode == "validate" else settings), ()
@@ -141,7 +142,7 @@ def _key_info(start: Start, bot: Bot, *, is_known: bool) -> KeyInfo | None:
         if not is_known:
             raise
         try:
-            return retry(bot.exchange.key_info, bot.clock, KEY_INFO_PATIENCE_S)
+            return retry(bot.exchange.key_info, bot.clock, NEEDED_PATIENCE_S)
         except LaterError as error:
             problem = error
     log.warning("the key's permissions cannot be read reason=%s", problem)
@@ -257,16 +258,25 @@ def check_untracked_balance(start: Start, bot: Bot) -> None:
     lock.write("live")
 
 
-def read_candles(bot: Bot) -> None:
-    """Read the candles for the next checks; do without while something is held.
+def read_rates(bot: Bot) -> None:
+    """Read fee and margin rates for the next checks, once the key is known to be the right one."""
+    bot.market.read_rates()
 
-    A refusal is left to `check_settings`.
-    """
+
+def read_candles(bot: Bot) -> str | None:
+    """Read the candles for the next checks; while something is held, for a minute at most."""
+    if bot.journal.get("flatten"):
+        return None  # It only closes, which needs no candles.
     try:
         bot.window.read()
-    except ExchangeError as error:
-        if not (bot.journal.is_exposed() or isinstance(error, RefusedError)):
+    except RefusedError as error:
+        return _refuse(bot, f"the pair cannot be traded: {error}")
+    except ExchangeError:
+        if not bot.journal.is_exposed():
             raise
+        with suppress(LaterError):
+            retry(bot.window.read, bot.clock, NEEDED_PATIENCE_S)
+    return None
 
 
 def try_strategy(start: Start, bot: Bot) -> None:

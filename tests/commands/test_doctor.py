@@ -11,6 +11,7 @@ from unittest import mock
 
 from krakenbot.clock import Clock
 from krakenbot.commands import doctor
+from krakenbot.errors import RefusedError
 from krakenbot.journal_file import open_journal
 from krakenbot.kraken.spot import NEEDED_PERMISSIONS, Spot
 from krakenbot.lock import Lock, no_access
@@ -84,6 +85,12 @@ class TestFindings(Patient):
         self.assertIn("free margin", found["account"].text)
         self.assertEqual({}, sandbox.api.orders)
         self.assertNotIn("any address", found["key"].text)
+
+    def test_costs_are_counted_though_margin_rates_cannot_be_read(self) -> None:
+        sandbox = self.sandbox()
+        refused = RefusedError("EGeneral:Invalid arguments")
+        sandbox.api.markets.methods["Assets"] = mock.Mock(side_effect=refused)
+        self.expect(self.examine(sandbox.url)["costs"], "warn", "over the last")
 
     def test_announcements_of_the_exchange_are_passed_on(self) -> None:
         sandbox = self.sandbox()

@@ -278,6 +278,10 @@ class TestWithoutRisk(ProgramTest):
         self.assertEqual(gate.private, [])
         self.assertEqual(gate.orders, [])
 
+    def test_paper_says_what_its_settings_would_cost(self) -> None:
+        running = self.start(self.gate(), "run", **PAPER)
+        running.wait_for("costs: over the last")
+
     def test_validate_lets_every_order_be_checked_and_none_be_made(self) -> None:
         gate = self.gate()
         settings = LIVE | {"KRAKENBOT_MODE": "validate"}

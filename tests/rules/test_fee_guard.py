@@ -48,6 +48,14 @@ class TestFeeGuard(unittest.TestCase):
         self.assertAlmostEqual(per_turn, 1.62, delta=0.1)
         self.assertIn("interval", found.lines[-1])
 
+    def test_what_is_above_the_limit_or_unknown_is_too_much(self) -> None:
+        total, risk = self.guard(self.candles).percent_per_day, self.settings.risk
+        for limit, is_too_much in ((total, False), (total - D("0.01"), True)):
+            changed = risk._replace(max_fee_percent_per_day=limit)
+            self.settings = self.settings._replace(risk=changed)
+            self.assertEqual(is_too_much, self.guard(self.candles).is_too_much)
+            self.assertTrue(self.guard(self.candles[:20]).is_too_much)
+
     def test_without_a_fee_the_rates_of_what_is_lent_are_what_it_costs(self) -> None:
         free = self.guard(self.candles, fee="0", rates=MarginRates(D(0), D(0)))
         self.assertEqual(free.percent_per_day, 0)

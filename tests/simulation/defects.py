@@ -96,7 +96,7 @@ shown by two-step:AddOrder=death-after
 orders: Orders.reconcile(self): pass
 
 a refused order counts as filled
-shown by 5
+shown by 1
 journal: Journal.conclude(self, intent, outcome, now, found=None, note="", opening_fee=ZERO):
     if outcome is Outcome.REFUSED:
         from krakenbot.model import OrderStatus

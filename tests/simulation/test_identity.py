@@ -10,6 +10,7 @@ import signal
 import socket
 import sqlite3
 import unittest
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, suppress
@@ -167,6 +168,13 @@ class FrontDoor(unittest.TestCase):
         self.run_once()
         self.assertEqual([SIZE], self.bought())
 
+    def let_go(self) -> None:
+        """Let a person close the margin position and resume."""
+        with closing(self.made()) as parts:
+            self.assertEqual(SIZE, parts.exchange.position().volume)
+            flatten(parts.bot, "by a person")
+            parts.journal.resume()
+
 
 class TestSpelling(FrontDoor):
     def test_another_spelling_of_the_pair_finds_the_same_journal(self) -> None:
@@ -285,6 +293,35 @@ class TestRefusedKey(FrontDoor):
             self.run_once()
         self.assertEqual(1, asked.call_count)
 
+    def test_it_is_used_once_at_a_start_with_nothing_held(self) -> None:
+        self.run_once(entry="next-turn")
+        answers, respond = list[str](), self.api.respond
+
+        def refuse(method: str, target: str, *more: Any) -> Answer:
+            if "/private/" not in target:
+                return respond(method, target, *more)
+            answers.append(target)
+            return Answer(200, "", b'{"error":["EAPI:Invalid key"]}')
+
+        self.api.respond = refuse
+        with self.assertRaises(KeyRefusedError):
+            self.run_once(entry="next-turn")
+        self.assertEqual(["/0/private/GetApiKeyInfo"], answers)
+
+
+class TestStart(FrontDoor):
+    def test_fee_rates_and_candles_are_read_once(self) -> None:
+        asked, respond = Counter[str](), self.api.respond
+
+        def count(method: str, target: str, *more: Any) -> Answer:
+            asked[target.partition("?")[0].rpartition("/")[2]] += 1
+            return respond(method, target, *more)
+
+        self.api.respond = count
+        self.run_once(entry="next-turn", leverage=2)
+        names = ("TradeVolume", "Assets", "OHLC", "AssetPairs", "Ticker")
+        self.assertEqual([1, 1, 1, 1, 0], [asked[name] for name in names])
+
 
 class TestStrategy(FrontDoor):
     def test_nothing_that_cannot_be_read_keeps_it_from_closing(self) -> None:
@@ -298,20 +335,34 @@ class TestStrategy(FrontDoor):
                 self.hold()
                 self.written(Journal.put, flatten="max_loss was reached")
                 silent = mock.patch.object(Spot, method, side_effect=UnansweredError("timed out"))
+                began = self.time
                 with silent, self.assertRaisesRegex(StopError, "max_loss was reached"):
                     self.run_once(**changes)
                 self.assertEqual([SIZE, SIZE], self.bought())
+                self.assertLess(self.time - began, 60)
 
-    def test_a_rule_s_candles_are_not_needed_to_look_up_an_open_order(self) -> None:
+    def test_a_flatten_that_is_done_halts_it_whatever_the_settings_cost(self) -> None:
+        self.run_once(entry="next-turn")
+        self.written(Journal.put, flatten="max_loss was reached")
+        too_much = RiskTable(max_fee_percent_per_day=Decimal("0.0001"))
+        self.assert_stops("max_loss was reached", risk=too_much)
+
+    def test_candles_are_not_needed_to_look_up_an_open_order(self) -> None:
         self.run_once(entry="next-turn")
         now = int(self.time)
-        lost = Intent("lost", 1, 1, Purpose.OPEN, Side.BUY, SIZE, 0, False, "", ZERO, now, now)
-        self.written(Journal.write, lost)
-        delisted = mock.patch.object(Spot, "candles", side_effect=RefusedError("no such pair"))
-        with delisted, suppress(LaterError, RefusedError, StopError):
-            self.run_once()
-        with self.journal() as journal:
-            self.assertEqual([], journal.open_intents())
+        for error in (RefusedError("no such pair"), UnansweredError("timed out")):
+            name = type(error).__name__
+            lost = Intent(name, 1, 1, Purpose.OPEN, Side.BUY, SIZE, 0, False, "", ZERO, now, now)
+            self.written(Journal.write, lost)
+            delisted, without = RefusedError("no such pair"), partial(mock.patch.object, Spot)
+            with (
+                without("candles", side_effect=error),
+                without("quote", side_effect=delisted),
+                suppress(ConfigError, LaterError),
+            ):
+                self.run_once(risk=RiskTable(max_fee_percent_per_day=Decimal(999)))
+            with self.journal() as journal, self.subTest(name):
+                self.assertEqual([], journal.open_intents())
 
     def test_an_upgrade_is_no_change_of_the_strategy(self) -> None:
         self.run_once(entry="next-turn")
@@ -481,18 +532,41 @@ class TestSettings(FrontDoor):
                 with mock.patch.dict(row, changes), self.assertRaisesRegex(LaterError, "now"):
                     self.run_once()
                 self.run_once()
-                with closing(self.made()) as parts:
-                    self.assertEqual(SIZE, parts.exchange.position().volume)
-                    flatten(parts.bot, "by a person")
-                    parts.journal.resume()
+                self.let_go()
                 self.time += self.config.interval * 60
+
+    def test_it_trades_as_soon_as_margin_is_back(self) -> None:
+        row, respond = self.api.markets.listing["XXBTZUSD"], self.api.respond
+        usual = dict(row)
+        row |= {"leverage_buy": [], "leverage_sell": [], "status": "reduce_only"}
+
+        def respond_later(*request: Any) -> Answer:
+            if self.time > START + 60:
+                row.update(usual)
+            return respond(*request)
+
+        self.api.respond = respond_later
+        self.run_once(leverage=2)
+        self.assertEqual([SIZE], self.bought())
+
+    def test_what_other_settings_have_traded_is_no_reason_to_wait_for_margin(self) -> None:
+        self.config = self.config._replace(leverage=2)
+        self.hold()
+        self.let_go()
+        without: dict[str, Any] = {"leverage_buy": [], "leverage_sell": []}
+        for changes, listed in (
+            ({"size": Decimal(10**6)}, {}),
+            ({"leverage": 3}, without),
+            ({"leverage": 0, "size": Decimal("0.00001")}, without | {"status": "reduce_only"}),
+        ):
+            row = mock.patch.dict(self.api.markets.listing["XXBTZUSD"], listed)
+            with self.subTest(changes), row, self.assertRaisesRegex(ConfigError, "never trade"):
+                self.run_once(**changes)
 
     def test_an_order_is_looked_up_though_margin_is_missing(self) -> None:
         self.config = self.config._replace(leverage=2)
         self.hold()
-        with closing(self.made()) as parts:
-            flatten(parts.bot, "by a person")
-            parts.journal.resume()
+        self.let_go()
         now = int(self.time)
         lost = Intent("lost", 1, 1, Purpose.OPEN, Side.BUY, SIZE, 2, False, "", ZERO, now, now)
         self.written(Journal.write, lost)
@@ -509,6 +583,33 @@ class TestSettings(FrontDoor):
         parts.bot.run(once=True)
         self.assertEqual([SIZE], self.bought())
         self.assertEqual(SIZE, abs(parts.exchange.position().volume))
+
+    def test_a_pair_whose_candles_are_refused_ends_it_and_that_is_said(self) -> None:
+        delisted = mock.patch.object(Spot, "candles", side_effect=RefusedError("no such pair"))
+        with delisted, self.assertRaisesRegex(ConfigError, "cannot be traded: no such pair"):
+            self.run_once(accept_costs=True)
+
+    def test_candles_that_do_not_come_at_once_are_waited_for(self) -> None:
+        candles = Spot.candles
+        for silent_s, limit in ((200, 1000), (10, 999)):  # The second holds what the first bought.
+            parts = self.made(risk=RiskTable(max_fee_percent_per_day=Decimal(limit)))
+            begin = self.time + silent_s
+
+            def late(*question: Any, begin: float = begin) -> Any:
+                if self.time < begin:
+                    raise UnansweredError("timed out")
+                return candles(*question)
+
+            with mock.patch.object(Spot, "candles", late), self.subTest(silent_s):
+                parts.bot.run(once=True)
+            self.assertEqual("", parts.bot.plan.limits.close_only)
+            self.assertEqual([SIZE], self.bought())
+            parts.close()
+
+    def test_costs_are_counted_at_the_account_s_own_fee(self) -> None:
+        self.api.account.fee_rate = Decimal("0.0001")
+        self.run_once(interval=1, risk=RiskTable(max_fee_percent_per_day=Decimal("0.5")))
+        self.assertEqual([SIZE], self.bought())
 
     def test_costs_that_were_accepted_once_are_not_asked_about_again(self) -> None:
         self.config = self.config._replace(

@@ -18,6 +18,7 @@ from krakenbot.accounting import Ledger
 from krakenbot.bot import Bot, Event
 from krakenbot.clock import StopRequestedError
 from krakenbot.commands.history import ROWS
+from krakenbot.commands.preview import adoption
 from krakenbot.commands.report import report_of
 from krakenbot.commands.status import read_status
 from krakenbot.config import Config
@@ -294,6 +295,8 @@ class TestBooks(unittest.TestCase):
         world.price(quote.mid + 5000)
         side, quote = "buy" if held > 0 else "sell", world.spot.quote()
         world.hands(side, "0.02")
+        with mock.patch.object(Spot, "charges", return_value=[]):  # The ledger is late.
+            adoption(world.bot)
         self.adopt(world, held)
         price = quote.ask if held > 0 else quote.bid
         cost = world.journal.intents()[-1].cost

@@ -31,6 +31,7 @@ LOSS_PAUSE_S = 10
 ROUNDS_MAX = 3
 UNFILLED_MAX = 5
 Turns = Sequence[tuple[int, Direction]]  # Candle numbers, each with the direction from then on.
+_NAMES = {way.value: way.name.lower() for way in Direction}
 
 
 class Costs(NamedTuple):
@@ -404,7 +405,7 @@ class Replay:
     ) -> None:
         """Record what one order, or the two of a reversal, closed and opened."""
         record, balance = self.record, self.account.balances[self.rules.quote]
-        number, why = record.orders + 1, reason or (self._direction or Direction.FLAT).name.lower()
+        number, why = record.orders + 1, reason or _NAMES[self._direction or 0]
         record.orders += orders
         closed = trades[0].closing or (not self.plan.leverage and sign < 0)
         opened = trades[-1] if len(trades) > closed else None

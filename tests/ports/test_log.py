@@ -143,8 +143,9 @@ class TestLog(unittest.TestCase):
 
     def test_lines_that_nobody_read_are_counted_when_somebody_reads_again(self) -> None:
         code = (
-            "import sys; from krakenbot import log; log.setup('info', 'text');"
-            "[log.info('line ' * 20) for _ in range(5000)]; print(flush=True); sys.stdin.read(1);"
+            "import sys, time; from krakenbot import log; log.setup('info', 'text');"
+            "[log.info('line ' * 20) for _ in range(2500)]; time.sleep(0.2);"  # The pipe is full.
+            "[log.info('line ' * 20) for _ in range(2500)]; print(flush=True); sys.stdin.read(1);"
             "log.flush(); log.info('again')"
         )
         command = [sys.executable, "-c", code]

@@ -155,7 +155,7 @@ class MarketState:
             if isinstance(error, KeyRefusedError) and error.lockout:
                 raise  # No private request may follow.
             self._read_at["rates"] -= RATES_S - RATES_AGAIN_S
-            assumed += [f"fees are assumed ({plain(100 * self.fee_rate)} % a trade): {error}"]
+            assumed += [f"rates not read, a fee of {plain(100 * self.fee_rate)} % is used: {error}"]
         if self._plan.leverage and None in self.margin_rates:
             assumed += [f"a margin rate of {plain(100 * MARGIN_RATE_ASSUMED)} % is assumed"]
         self.assumed = "; ".join(assumed)

@@ -221,7 +221,7 @@ class TestBooks(unittest.TestCase):
         ):
             world.run(60)
         warnings = " ".join(read_status(world.journal)["warnings"])
-        self.assertIn("0.8 % a trade", warnings)
+        self.assertIn("a fee of 0.8 % is used", warnings)
         self.assertIn("0.02 %", warnings)
         world.run(3900)
         self.assertEqual([], read_status(world.journal)["warnings"])

@@ -110,7 +110,7 @@ def _summarise(parts: Parts, seconds: float, path: Path) -> None:
         "position now": volume(journal.account().held, "XBT"),
     }
     figures |= {name: signed(money(amount, "USD")) for name, amount in report.costs.items()}
-    print(f"\n{'Interrupted. ' if parts.clock.signalled else ''}Result:")
+    print(f"\n{'Interrupted. ' if parts.clock.signalled else ''}The result:")
     for name, text in figures.items():
         print(f"  {name:22}{text}")
     if report.points:

@@ -57,9 +57,9 @@ def price_of(bot: Bot, position: Position) -> Decimal:
 def adopt(bot: Bot, recorded: Decimal, held: Decimal) -> None:
     """Record what is held as the bot's own, and clear a halt.
 
-    `recorded` by the journal and `held` at the exchange is what a person has seen. LaterError when
-    something else is held now: an answer may lag. Raises StopError while an earlier order may still
-    be executed.
+    `recorded` (in the journal) and `held` (at the exchange) are what a person was shown. Raises
+    LaterError when something else is held now, perhaps because an answer lags, and StopError while
+    an earlier order may still be executed.
     """
     journal, clock = bot.journal, bot.clock
     try:
@@ -80,7 +80,7 @@ def adopt(bot: Bot, recorded: Decimal, held: Decimal) -> None:
     before, position = journal.account().held, held_of(bot)
     if recorded and not before and not bot.plan.leverage:
         position = Position()  # Its coins were sold, as is known only now; others are not its own.
-    elif position.volume != held and (bot.plan.leverage or before == recorded):
+    elif position.volume != held:
         now_held = f"{plain(position.volume)} is held now, {plain(held)} when this was shown"
         raise LaterError(f"nothing was adopted: {now_held}. Look again")
     price, now = price_of(bot, position), int(clock.now())

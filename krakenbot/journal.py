@@ -52,7 +52,7 @@ class Journal:
         self.on_write(intent.id)
 
     def _check_file(self) -> None:
-        """Raise StopError when nobody would find again what is written now."""
+        """Raise StopError when no later process would find what is written now."""
         if _file_at(self._path) != self._file:
             raise StopError(
                 f"the journal {self._path} was removed or replaced while the bot ran. Nothing is "

@@ -155,7 +155,8 @@ class MarketState:
             if isinstance(error, KeyRefusedError) and error.lockout:
                 raise  # No private request may follow.
             self._read_at["rates"] -= RATES_S - RATES_AGAIN_S
-            assumed += [f"rates not read, a fee of {plain(100 * self.fee_rate)} % is used: {error}"]
+            used = f"a fee of {plain(100 * self.fee_rate)} % is used"
+            assumed += [f"the fee or the margin rates cannot be read, {used}: {error}"]
         if self._plan.leverage and None in self.margin_rates:
             assumed += [f"a margin rate of {plain(100 * MARGIN_RATE_ASSUMED)} % is assumed"]
         self.assumed = "; ".join(assumed)

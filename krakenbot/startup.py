@@ -22,15 +22,7 @@ from krakenbot.format import volume
 from krakenbot.identity import Identity, account_name
 from krakenbot.kraken.spot import FORBIDDEN_PERMISSIONS, NEEDED_PERMISSIONS, Spot
 from krakenbot.lock import Lock, Nonces
-from krakenbot.model import (
-    ZERO,
-    KeyInfo,
-    MarginSummary,
-    Purpose,
-    Quote,
-    Side,
-    Step,
-)
+from krakenbot.model import ZERO, KeyInfo, MarginSummary, Purpose, Quote, Side, Step
 from krakenbot.order_states import VISIBLE_S
 from krakenbot.orders import DEADLINE_S
 from krakenbot.pairs import PairRules, earn_balances, plain
@@ -328,9 +320,9 @@ def check_settings(start: Start, bot: Bot) -> str | None:
 
 
 def _wait_for_margin(bot: Bot) -> None:
-    """Raise LaterError when nothing is held and the pair has no margin just now only, it seems.
+    """Raise LaterError when nothing is held and the pair lacks margin, perhaps for minutes only.
 
-    That is so while the pair is not online, or if the bot's newest order had this leverage.
+    That is likely while the pair is not online, or if the bot's newest order had this leverage.
     """
     rules, leverage, newest = bot.market.rules, bot.plan.leverage, bot.journal.newest_intent()
     has_margin = rules.leverage_buy or rules.leverage_sell

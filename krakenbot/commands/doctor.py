@@ -160,9 +160,7 @@ class Checks:
             return "warn", f"{folder} is open to other users", f"chmod 700 {folder}"
         owner, files = existing.stat().st_uid, (*folder.glob("*.db"), *folder.glob("*.lock"))
         if others := [file.name for file in files if file.stat().st_uid != owner]:
-            text = (
-                f"{', '.join(sorted(others))} in {folder}: belong to another user than the folder"
-            )
+            text = f"{folder} has files of another user than its own: {', '.join(sorted(others))}"
             return "warn", text, f"chown --reference={folder} {folder}/*"
         new = "" if existing == folder else " (will be created)"
         return "ok", f"{folder}{new}, {free >> 20} MB free"

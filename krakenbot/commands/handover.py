@@ -10,14 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from krakenbot import handover
-from krakenbot.assemble import (
-    Parts,
-    assemble,
-    assumed_fee_rate,
-    client_of,
-    require_live,
-    spot_of,
-)
+from krakenbot.assemble import Parts, assemble, assumed_fee_rate, client_of, require_live, spot_of
 from krakenbot.clock import Clock
 from krakenbot.commands import journals, preview
 from krakenbot.commands.preview import compared

@@ -12,15 +12,7 @@ from typing import Any
 
 from krakenbot import log
 from krakenbot.errors import RefusedError, StopError, UnansweredError
-from krakenbot.kraken.shape import (
-    BROKEN,
-    History,
-    Methods,
-    moment,
-    parse_candles,
-    rows,
-    shape,
-)
+from krakenbot.kraken.shape import BROKEN, History, Methods, moment, parse_candles, rows, shape
 from krakenbot.model import (
     ZERO,
     Candle,

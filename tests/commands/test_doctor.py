@@ -271,7 +271,7 @@ class TestFindings(Patient):
         open_journal(path).close()
         self.expect(self.examine("http://127.0.0.1:1")["state"], "ok")
         os.chown(self.state, 65534, 65534)
-        self.expect(self.examine("http://127.0.0.1:1")["state"], "warn", path.name, "belong")
+        self.expect(self.examine("http://127.0.0.1:1")["state"], "warn", path.name, "another user")
         with mock.patch("os.geteuid", return_value=65534):
             text = str(no_access(path, "it cannot be used", PermissionError(13, "denied")))
         self.assertIn(f"chown --reference={self.state} {path}", text)

@@ -1022,12 +1022,14 @@ class TestAdoption(BotTest):
         self.assertEqual([], self.journal.open_intents())
 
     def test_what_is_adopted_is_what_a_person_has_seen(self) -> None:
-        self.once(105)
-        bot = self.bot()
-        bot.market.learn()
-        with mock.patch.object(self.exchange, "position", return_value=Position()):
-            self.assertRaises(LaterError, adopt, bot, SIZE, SIZE)
-        self.assertEqual(SIZE, self.journal.account().held)
+        for leverage, view, nothing in ((2, "position", Position()), (0, "balances", {})):
+            with self.subTest(leverage):
+                self.setUp()
+                self.plan = self.plan._replace(leverage=leverage)
+                bot = self.once(105)
+                with mock.patch.object(self.exchange, view, return_value=nothing):
+                    self.assertRaises(LaterError, adopt, bot, SIZE, SIZE)
+                self.assertEqual(SIZE, self.journal.account().held)
 
     def test_max_loss_counts_from_the_adoption(self) -> None:
         limits = PLAN.limits._replace(max_loss=Decimal(50))

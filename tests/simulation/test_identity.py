@@ -13,7 +13,7 @@ import unittest
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, closing, suppress
+from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from decimal import Decimal
 from functools import partial
 from itertools import chain, repeat
@@ -522,6 +522,17 @@ class TestSettings(FrontDoor):
             with self.subTest(words), self.assertRaisesRegex(ConfigError, words):
                 self.run_once(**changes)
         self.assertEqual([], self.bought())
+
+    def test_a_size_worth_less_than_the_smallest_order_at_the_newest_close_ends_it_too(
+        self,
+    ) -> None:
+        row = self.api.markets.listing["XXBTZUSD"]
+        price = self.api.markets.quote(self.api.markets.rules["XXBTZUSD"]).mid
+        for share, ends in (("1.01", True), ("0.99", False)):
+            least = str(Decimal(share) * price * self.config.size)
+            refused = self.assertRaisesRegex(ConfigError, "worth") if ends else nullcontext()
+            with self.subTest(share), mock.patch.dict(row, costmin=least), refused:
+                self.run_once()
 
     def test_margin_that_is_missing_for_some_minutes_is_waited_for(self) -> None:
         row = self.api.markets.listing["XXBTZUSD"]

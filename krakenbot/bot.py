@@ -36,7 +36,7 @@ FUNDS_PAUSE_S = 5.0  # TradeBalance shows a close a few seconds late.
 LATE_PAUSE_S, LOSS_PAUSE_S = 30.0, 10.0
 LATE_MAX_S = 300.0  # Later than this, as after a sleep of the machine, nothing is opened.
 BLOCKED_CANDLES, BLOCKED_MAX_S = 3, 3600.0  # Blocked for so long, whichever is less: an alert.
-CHECKS_S = 3600.0  # Before a check of the start that allows only closing is asked again.
+CHECKS_S = 3600.0  # Between two runs of a start check that so far allows only closing.
 PAGES_MAX, PAGE_S = 10, 6.0  # Ledger pages per check; the REST limit allows a page in 6 s.
 PAGES_BEFORE_S = 20.0  # The ledger is not read this close to the next candle.
 DAY_S = 86400
@@ -55,7 +55,7 @@ class Event(NamedTuple):
 class TickResult(NamedTuple):
     """When the next tick is due (unix seconds).
 
-    `decided` is False only if the newest finished candle was not there to decide on. `is_done` is
+    `decided` is False only if the newest finished candle was late. `is_done` is
     False while another order may follow for the same candle.
     """
 
@@ -153,7 +153,7 @@ class Bot:
             if not held:
                 raise
             self._checked_start = now  # What is held must be looked after meanwhile.
-            log.warning("still closing only: not checked again reason=%s", error)
+            log.warning("still closing only: the check failed reason=%s", error)
 
     def _keep_books(self, left_s: float = CHECK_MAX_S) -> None:
         """Read the exchange's ledger, if that is due and `left_s` is long enough.

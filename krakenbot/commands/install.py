@@ -19,10 +19,11 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 
 from krakenbot import config_reader
-from krakenbot.commands import UsageError, in_columns, write_atomically, write_output
+from krakenbot.commands import UsageError, in_columns, write_output
 from krakenbot.commands.help import manual_file
 from krakenbot.config import Config
 from krakenbot.errors import ConfigError
@@ -202,8 +203,9 @@ def _uninstall(purge: bool) -> Iterator[Step]:
     Raises ConfigError while a bot runs, holds something or has unresolved orders.
     """
     _refuse_while_held()
+    yield "check that no other unit's bot runs", partial(_refuse_while_running, 1)
     yield _systemctl("disable", "--now", "krakenbot")
-    yield "check that no other unit's bot runs", _refuse_while_running
+    yield "check that no bot runs any more", partial(_refuse_while_running, 0)
     _refuse_while_held()  # The bot may have traded until it ended.
     for path in (UNIT_FILE, WRAPPER, str(Path(PROGRAM).parent)):
         yield _remove(path)
@@ -216,13 +218,15 @@ def _uninstall(purge: bool) -> Iterator[Step]:
         yield _note(f"{FOLDER} and {STATE} stay: configuration, keys, journal")
 
 
-def _refuse_while_running() -> None:
-    for file in sorted(Path(STATE).glob("*.lock")):
-        if (pid := holder(file)) is not None:
-            raise ConfigError(
-                f"{file} is held (pid {pid}): a bot or a command still runs. Stop it first: "
-                "systemctl stop its service, or kill that process"
-            )
+def _refuse_while_running(most: int) -> None:
+    """Raise ConfigError while more than `most` processes hold a lock."""
+    files = {holder(file): file for file in sorted(Path(STATE).glob("*.lock"))}
+    held = [f"{file} is held (pid {pid})" for pid, file in files.items() if pid is not None]
+    if len(held) > most:
+        raise ConfigError(
+            f"{'; '.join(held)}: a bot or a command still runs. Stop it first: systemctl stop its "
+            "service, or kill that process"
+        )
 
 
 def _refuse_while_held() -> None:
@@ -244,7 +248,9 @@ def _note(text: str) -> Step:
 def _write(path: str, data: bytes, mode: int, what: str) -> Step:
     def do() -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(Path(path), data, mode)
+        if os.path.islink(path):
+            os.unlink(path)  # What it leads to is somebody else's.
+        write_output(Path(path), data, mode)
 
     return f"write {path} (mode {mode:03o}): {what}", do
 
@@ -327,18 +333,15 @@ def packed() -> bytes:
     """
     root, memory = Path(__file__).parents[2], io.BytesIO()
     if root.is_file():  # The program runs from its archive.
-        with zipfile.ZipFile(root) as archive:
-            found = {name: archive.read(name) for name in archive.namelist()}
-    else:
-        paths = filter(Path.is_file, (root / "krakenbot").rglob("*"))
-        found = {path.relative_to(root).as_posix(): path.read_bytes() for path in paths}
-    names = [name for name in found if name.startswith("krakenbot/") and name.endswith(PACKED)]
-    found["__main__.py"] = found["krakenbot/__main__.py"]
+        return root.read_bytes()
+    found = [path for path in (root / "krakenbot").rglob("*.*") if path.suffix in PACKED]
+    files = {path.relative_to(root).as_posix(): path.read_bytes() for path in found}
+    files["__main__.py"] = files["krakenbot/__main__.py"]
     with zipfile.ZipFile(memory, "w") as archive:
-        for name in sorted([*names, "__main__.py"]):
+        for name in sorted(files):
             entry = zipfile.ZipInfo(name, NEVER)
             entry.create_system, entry.external_attr = 3, 0o100644 << 16
-            archive.writestr(entry, found[name])
+            archive.writestr(entry, files[name])
     return memory.getvalue()
 
 
@@ -350,10 +353,7 @@ def _settings(config: Config) -> str:
 
 def value(config: Config, key: str) -> str:
     """Return a setting's value as text, with secrets hidden."""
-    table, _, field = key.rpartition(".")
-    if table == "state":
-        return str(config.state_directory)
-    found = getattr(getattr(config, table) if table else config, field)
+    found = attrgetter(key.replace("state.", "state_"))(config)
     if isinstance(found, float | Path):
         return f"{found:g}" if isinstance(found, float) else str(found)
     return "none" if found is None else config_reader.shown(key, found).strip("'")

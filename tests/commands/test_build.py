@@ -89,7 +89,10 @@ class TestBuild(unittest.TestCase):
         self,
     ) -> None:
         argv = ["build", "--output", str(self.file)]
-        for unlink in (Path.unlink, lambda path: None):  # As if it was killed in between.
+        for unlink in (
+            Path.unlink,
+            lambda path, missing_ok: None,
+        ):  # As if it was killed in between.
             with (
                 mock.patch.object(Path, "replace", side_effect=KeyboardInterrupt),
                 mock.patch.object(Path, "unlink", unlink),

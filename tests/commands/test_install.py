@@ -398,5 +398,16 @@ class TestInstall(unittest.TestCase):
         self.assertIn(f"(pid {os.getpid()})", self.do("uninstall", "--purge", code=78))
         self.assertIn("opt/krakenbot/krakenbot.pyz", self.files())
 
+    def test_uninstall_stops_nothing_while_another_unit_s_bot_runs(self) -> None:
+        self.do("install", "--systemd")
+        self.systemctl.reset_mock()
+        for pid, name in ((7, "live-api.kraken.com-XBTUSD"), (8, "live-api.kraken.com-ETHUSD")):
+            path = Path(command.STATE, f"{name}.lock")
+            self.addCleanup(Lock(path, "it").close)
+            path.write_text(path.read_text().replace(f"pid {os.getpid()},", f"pid {pid},"))
+        out = self.do("uninstall", code=78)
+        self.assertIn("ETHUSD.lock is held (pid 8)", out)
+        self.systemctl.assert_not_called()
+
     def journal(self) -> Journal:
         return open_journal(Path(command.STATE, "live-api.kraken.com-XBTUSD.db"))

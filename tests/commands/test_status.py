@@ -69,6 +69,10 @@ class TestLife(Folder):
         )
         self.assertRegex(second, r"^next +decision at 20.* UTC, in (29|30|31) s$")
 
+    def test_one_that_has_just_started_says_that_it_may_wait(self) -> None:
+        self.presence()
+        self.assertIn("next starting: it may wait 135 s", " ".join(self.status().split()))
+
     def test_a_decision_that_is_long_overdue_is_stale(self) -> None:
         self.decided(600)
         self.assertEqual(State.STALE, read_life(self.journal, self.lock, 1.0).state)

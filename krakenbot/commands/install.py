@@ -221,7 +221,7 @@ def _uninstall(purge: bool) -> Iterator[Step]:
 def _refuse_while_running(most: int) -> None:
     """Raise ConfigError while more than `most` processes hold a lock."""
     files = {holder(file): file for file in sorted(Path(STATE).glob("*.lock"))}
-    held = [f"{file} is held (pid {pid})" for pid, file in files.items() if pid is not None]
+    held = [f"{file} is held ({process})" for process, file in files.items() if process]
     if len(held) > most:
         raise ConfigError(
             f"{'; '.join(held)}: a bot or a command still runs. Stop it first: systemctl stop its "

@@ -170,7 +170,7 @@ class TestFindings(Patient):
             path = self.state / f"paper-{url.partition('://')[2].replace(':', '-')}-XBTUSD.db"
             journal = open_journal(path)
             self.addCleanup(journal.close)
-            held = Lock(path.with_suffix(".lock"), "the journal")
+            held = Lock(path.with_suffix(".lock"), "the journal", by_bot=True)
             self.addCleanup(held.close)
             Presence(journal, Clock(), 60)
             text = self.examine(url)["journal"].text

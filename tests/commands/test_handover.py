@@ -12,7 +12,6 @@ import unittest
 from collections.abc import Callable
 from decimal import Decimal as D
 from functools import partial
-from types import SimpleNamespace
 from unittest import mock
 
 from krakenbot import retry
@@ -20,9 +19,9 @@ from krakenbot.clock import Clock
 from krakenbot.commands import handover
 from krakenbot.commands.preview import describe_trade
 from krakenbot.journal_file import open_journal
-from krakenbot.lock import Lock
+from krakenbot.lock import BY_BOT, Lock
 from krakenbot.model import Quote
-from krakenbot.presence import Presence, State, is_locked
+from krakenbot.presence import is_locked
 from tests import slow
 from tests.commands.called import Done, Terminal, call
 from tests.commands.program import LIVE, Gate, ProgramTest
@@ -361,8 +360,8 @@ class TestAsking(Folder):
 
     def setUp(self) -> None:
         super().setUp()
-        Presence(self.journal, Clock(), 60)
-        self.bot = Lock(self.lock, "the bot")
+        self.journal.put()
+        self.bot = Lock(self.lock, "the bot", by_bot=True)
         self.addCleanup(self.bot.close)
         self.request = self.path.with_suffix(".flatten")
         self.asked: list[bool] = []
@@ -437,7 +436,7 @@ class TestAsking(Folder):
     def test_where_nobody_sees_a_question_or_yes_is_given_the_command_is_the_answer(self) -> None:
         for words, err in (((), io.StringIO()), (("--yes",), self.terminal)):
             self.assertEqual(0, self.answered(lambda: "", *words, err=err).code)
-            self.bot = Lock(self.lock, "the bot")
+            self.bot = Lock(self.lock, "the bot", by_bot=True)
         self.assertNotIn("Type yes", self.terminal.getvalue())
 
     def test_a_signal_ends_the_question_at_once(self) -> None:
@@ -509,4 +508,4 @@ def _shorten_lockout() -> None:
 
 
 def _pretend_that_it_runs() -> None:
-    handover.read_life = lambda *_: SimpleNamespace(state=State.RUNNING)  # As until just now.
+    handover.holder = lambda _: f"pid 7{BY_BOT}"  # As until just now.

@@ -395,7 +395,7 @@ class TestInstall(unittest.TestCase):
         lock = Lock(Path(command.STATE, "live-api.kraken.com-ETHUSD.lock"), "it")
         self.addCleanup(lock.close)
         self.assertIn("None of this was done", self.do("uninstall", "--dry-run"))
-        self.assertIn(f"(pid {os.getpid()})", self.do("uninstall", "--purge", code=78))
+        self.assertIn(f"(pid {os.getpid()}, since ", self.do("uninstall", "--purge", code=78))
         self.assertIn("opt/krakenbot/krakenbot.pyz", self.files())
 
     def test_uninstall_stops_nothing_while_another_unit_s_bot_runs(self) -> None:
@@ -406,7 +406,7 @@ class TestInstall(unittest.TestCase):
             self.addCleanup(Lock(path, "it").close)
             path.write_text(path.read_text().replace(f"pid {os.getpid()},", f"pid {pid},"))
         out = self.do("uninstall", code=78)
-        self.assertIn("ETHUSD.lock is held (pid 8)", out)
+        self.assertIn("ETHUSD.lock is held (pid 8, since ", out)
         self.systemctl.assert_not_called()
 
     def journal(self) -> Journal:

@@ -220,7 +220,8 @@ def _uninstall(purge: bool) -> Iterator[Step]:
 
 def _refuse_while_running(most: int) -> None:
     """Raise ConfigError while more than `most` processes hold a lock."""
-    files = {holder(file): file for file in sorted(Path(STATE).glob("*.lock"))}
+    # A bot holds its journal and its key. So by process: "pid 7, since ..." is the whole text.
+    files = {holder(file).partition(",")[0]: file for file in sorted(Path(STATE).glob("*.lock"))}
     held = [f"{file} is held ({process})" for process, file in files.items() if process]
     if len(held) > most:
         raise ConfigError(

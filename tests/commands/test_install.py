@@ -395,19 +395,19 @@ class TestInstall(unittest.TestCase):
         lock = Lock(Path(command.STATE, "live-api.kraken.com-ETHUSD.lock"), "it")
         self.addCleanup(lock.close)
         self.assertIn("None of this was done", self.do("uninstall", "--dry-run"))
-        self.assertIn(f"(pid {os.getpid()}, since ", self.do("uninstall", "--purge", code=78))
+        self.assertIn(f"(pid {os.getpid()})", self.do("uninstall", "--purge", code=78))
         self.assertIn("opt/krakenbot/krakenbot.pyz", self.files())
 
-    def test_uninstall_stops_nothing_while_another_unit_s_bot_runs(self) -> None:
+    def test_uninstall_stops_a_service_only_while_no_other_unit_s_bot_runs(self) -> None:
         self.do("install", "--systemd")
-        self.systemctl.reset_mock()
-        for pid, name in ((7, "live-api.kraken.com-XBTUSD"), (8, "live-api.kraken.com-ETHUSD")):
+        for pid, name, stops in ((7, "key-1", 1), (7, "live-XBTUSD", 1), (8, "live-ETHUSD", 0)):
             path = Path(command.STATE, f"{name}.lock")
             self.addCleanup(Lock(path, "it").close)
             path.write_text(path.read_text().replace(f"pid {os.getpid()},", f"pid {pid},"))
-        out = self.do("uninstall", code=78)
-        self.assertIn("ETHUSD.lock is held (pid 8, since ", out)
-        self.systemctl.assert_not_called()
+            self.systemctl.reset_mock()
+            with self.subTest(name):
+                self.assertIn(f"{name}.lock is held (pid {pid})", self.do("uninstall", code=78))
+                self.assertEqual(stops, self.systemctl.call_count)
 
     def journal(self) -> Journal:
         return open_journal(Path(command.STATE, "live-api.kraken.com-XBTUSD.db"))

@@ -119,22 +119,24 @@ def _install(given: str | None) -> Iterator[Step]:
     given = _named(given)
     if given is None and os.path.exists("config.toml"):
         given = "config.toml"
-    if os.path.exists(file):
+    keeps, files = os.path.exists(file), dict[str, bytes]()
+    if keeps:
         config = config_reader.load(str(file), {"STATE_DIRECTORY": STATE}, Path("/"))
-        is_other = given and os.path.realpath(given) != os.path.realpath(file)
-        settings = [_note(f"keeps {file}; {given} was not read")] if is_other else []
     else:
-        config, settings = _service_settings(given)
+        config, files = _service_files(given)
     text = unit(config, str(file), False)
     digest = hashlib.sha256(archive).hexdigest()
     yield _write(PROGRAM, archive, 0o644, f"the program as one file, SHA-256 {digest}")
     yield f"set mode 755 of {folder}, for the service", partial(folder.chmod, 0o755)
     wrapper = f'#!/bin/sh\nexec {shlex.quote(_python())} -I -S {PROGRAM} "$@"\n'
     yield _write(WRAPPER, wrapper.encode(), 0o755, "a command that runs it")
-    yield from settings
-    for name in KEYS:
-        if not os.path.lexists(f"{FOLDER}/{name}"):
-            yield _write(f"{FOLDER}/{name}", b"", 0o600, "empty, for you to fill in")
+    if keeps and given and os.path.realpath(given) != os.path.realpath(file):
+        yield _note(f"keeps {file}; {given} was not read")
+    files |= {name: b"" for name in KEYS if not os.path.lexists(f"{FOLDER}/{name}")}
+    kinds = {"config.toml": f"mode {config.mode}, {config.pair}"}
+    kinds |= dict.fromkeys(KEYS, "empty, for you to fill in")
+    for name, data in files.items():
+        yield _write(f"{FOLDER}/{name}", data, 0o600, kinds.get(name, "your rule"))
     yield _write(UNIT_FILE, text.encode(), 0o644, "the unit")
     yield _systemctl("daemon-reload")
     for key, want in PLACES.items():
@@ -148,8 +150,8 @@ def _named(given: str | None) -> str | None:
     return named and os.path.expanduser(named)
 
 
-def _service_settings(given: str | None) -> tuple[Config, list[Step]]:
-    """Return the service's configuration, made from the one given, and the steps that write it."""
+def _service_files(given: str | None) -> tuple[Config, dict[str, bytes]]:
+    """Return the service's configuration, made from the one given, and its files by name."""
     if given and os.path.exists(given) and not os.path.isfile(given):
         raise ConfigError(f"{given}: is not a regular file")  # It is read twice.
     variables = {f"KRAKENBOT_{key.replace('.', '_').upper()}": at for key, at in PLACES.items()}
@@ -157,18 +159,15 @@ def _service_settings(given: str | None) -> tuple[Config, list[Step]]:
     name = "/dev/null" if given is None else given
     config = config_reader.load(name, variables, config_reader.current_folder())
     text = Path(given).read_text("utf-8-sig") if given else manual_file(EXAMPLE_FILE)
-    text = _with_places(text, name, config.strategy.file)
-    what = f"mode {config.mode}, {config.pair}"
-    steps = [_write(f"{FOLDER}/config.toml", text.encode(), 0o600, what)]
-    if config.strategy.file is not None:
+    rule = config.strategy.file
+    files = {"config.toml": _with_places(text, name, rule).encode()}
+    if rule is not None:
         try:
-            source = config.strategy.file.read_bytes()
+            files[rule.name] = rule.read_bytes()
         except OSError as error:
             raise ConfigError(f"strategy.file: {error.filename}: {error.strerror}") from error
-        copy = Path(FOLDER, config.strategy.file.name)
-        steps.append(_write(str(copy), source, 0o600, "your rule"))
-        config = config._replace(strategy=config.strategy._replace(file=copy))
-    return config, steps
+        config = config._replace(strategy=config.strategy._replace(file=Path(FOLDER, rule.name)))
+    return config, files
 
 
 def _with_places(text: str, name: str, rule: Path | None) -> str:
@@ -220,7 +219,7 @@ def _uninstall(purge: bool) -> Iterator[Step]:
 
 def _refuse_while_running(most: int) -> None:
     """Raise ConfigError while more than `most` processes hold a lock."""
-    # A bot holds its journal and its key. So by process: "pid 7, since ..." is the whole text.
+    # One for each process ("pid 7, since ..."): a bot holds the locks of its journal and its key.
     files = {holder(file).partition(",")[0]: file for file in sorted(Path(STATE).glob("*.lock"))}
     held = [f"{file} is held ({process})" for process, file in files.items() if process]
     if len(held) > most:

@@ -173,7 +173,7 @@ def _next(status: Mapping[str, Any]) -> str:
     due = status["next_decision"]
     if due is None:
         wait_s = DEADLINE_S + VISIBLE_S
-        starts = f"starting: it may wait {wait_s} s, until any earlier order is visible"
+        starts = f"starting: it may wait up to {wait_s} s, until any earlier order is visible"
         return "" if status["state"] is State.STOPPED else starts
     left = due - status["now"]
     when = f", in {duration(left)}" if left > 0 else ", now"

@@ -69,7 +69,7 @@ class TestLife(Folder):
 
     def test_one_that_has_just_started_says_that_it_may_wait(self) -> None:
         self.presence()
-        self.assertIn("next starting: it may wait 135 s", " ".join(self.status().split()))
+        self.assertIn("next starting: it may wait up to 135 s", " ".join(self.status().split()))
 
     def test_a_decision_that_is_long_overdue_is_stale(self) -> None:
         self.decided(600)

@@ -1,4 +1,4 @@
-"""Whether the bot runs, and since when: `run` records it in the journal, `status` reads it.
+"""Whether the bot runs, and since when: its lock says so, and what `run` records in the journal.
 
 Times of the process are by the host's clock, times of the market by the exchange's.
 """

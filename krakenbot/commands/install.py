@@ -79,9 +79,12 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.command in ("config", "unit"):
         config = config_reader.load_here(arguments.config)
-        file = os.path.abspath(_named(arguments.config) or f"{FOLDER}/config.toml")
-        is_unit = arguments.command == "unit"
-        print(unit(config, file, arguments.template) if is_unit else _settings(config), end="")
+        if arguments.command == "unit":
+            file = os.path.abspath(_named(arguments.config) or f"{FOLDER}/config.toml")
+            print(unit(config, file, arguments.template), end="")
+        else:
+            rows = [(key, value(config, key), by) for key, by in config.sources.items()]
+            print("\n".join(map(clean, in_columns(("", "", ""), rows)[1:])))
         return 0
     installs, is_dry = arguments.command == "install", arguments.dry_run
     if os.geteuid() != 0 and not is_dry:
@@ -343,12 +346,6 @@ def packed() -> bytes:
             entry.create_system, entry.external_attr = 3, 0o100644 << 16
             archive.writestr(entry, files[name])
     return memory.getvalue()
-
-
-def _settings(config: Config) -> str:
-    """Return a line for each setting: its name, its value, and where that came from."""
-    rows = [(key, value(config, key), by) for key, by in config.sources.items()]
-    return "".join(f"{clean(line)}\n" for line in in_columns(("", "", ""), rows)[1:])
 
 
 def value(config: Config, key: str) -> str:

@@ -90,20 +90,13 @@ def read_life(journal: Journal, lock_file: Path, clock_speed: float) -> Life:
     return Life(state, pid, values["started"], due, None, None, now)
 
 
-def is_locked(path: Path, *, if_unknown: bool = True) -> bool:
-    """Return whether a process holds this lock; False when there is no such file.
-
-    Some file systems cannot tell: then the answer is `if_unknown`.
-    """
+def is_locked(path: Path) -> bool:
+    """Return whether a process holds this lock; False when there is no such file."""
     try:
-        file = path.open("rb")
-    except OSError:
-        return False
-    with file:
-        try:
+        with path.open("rb") as file:
             fcntl.flock(file.fileno(), fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError as error:
-            return if_unknown or isinstance(error, BlockingIOError)
+    except OSError as error:
+        return isinstance(error, BlockingIOError)  # Without locks no bot can run at all.
     return False
 
 

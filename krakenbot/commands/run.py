@@ -85,8 +85,7 @@ def _trade(config: Config, parts: Parts, notifier: Notifier, once: bool) -> None
 
     def progress() -> None:
         notifier.alive()
-        # `krakenbot flatten` holds this lock while it asks. If that cannot be known, nobody asks.
-        if is_locked(parts.path.with_suffix(".flatten"), if_unknown=False):
+        if is_locked(parts.path.with_suffix(".flatten")):  # `krakenbot flatten` asks.
             raise FlattenRequestedError
 
     parts.clock.progress = progress

@@ -78,7 +78,7 @@ def read_status(journal: Journal) -> dict[str, Any]:
     unix seconds by the exchange's clock. The names must not change.
     """
     account, equity = journal.account(), journal.newest_equity()
-    decided = next(iter(views.newest_decisions(journal, 1)), None)
+    decided = next(views.decisions(journal, newest=1), None)
     price, halted = equity.price if equity else None, journal.get("halted")
     flatten = "" if halted else journal.get("flatten")
     if equity and int(journal.get("adopted") or 0) > equity.time:

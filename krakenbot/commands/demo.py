@@ -87,8 +87,8 @@ def _report_and_strategy(path: str | None) -> tuple[Path, StrategyTable]:
     UsageError when neither folder can be written.
     """
     here = current_folder()
-    names = "HOME", "XDG_STATE_HOME"
-    places = {name: os.environ[name] for name in names if os.path.isabs(os.environ.get(name, ""))}
+    given = {name: os.environ.get(name, "") for name in ("HOME", "XDG_STATE_HOME")}
+    places = {name: path for name, path in given.items() if path.startswith("/")}
     home = load("/dev/null", places, here).state_directory if places else here
     strategy = load(path, places, here).strategy if path else StrategyTable()
     for folder in (home, here):

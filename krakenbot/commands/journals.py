@@ -63,8 +63,9 @@ def unmanaged(config: Config, own: Path) -> list[str]:
     for path, pair, held in holding(config._replace(mode="live")):
         if path == own or is_locked(path.with_suffix(".lock")):
             continue
-        is_held = f"{plain(held)} {pair} is still held"
-        what = is_held if held else f"an order on {pair} is unresolved"
+        what = f"an order on {pair} is unresolved"
+        if held:
+            what = f"{plain(held)} {pair} is still held"
         texts.append(
             f"{what}, and no bot manages it: with pair = {pair} and mode = live, `krakenbot "
             "flatten --live` closes it; if it is closed already, `krakenbot adopt` records that "

@@ -4,7 +4,6 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, TextIO
@@ -77,8 +76,8 @@ def shows_color(stream: TextIO) -> bool:
 def write_output(path: Path, data: bytes, mode: int | None = None) -> None:
     """Write to a path that the user named: to a device or pipe directly, to a file in one step.
 
-    A link is followed. `mode` gives a file's permissions. Raises UsageError when nothing can be
-    written there.
+    A link is followed. Even the file of the running program can be replaced. `mode` gives a file's
+    permissions. Raises UsageError when nothing can be written there.
     """
     try:
         if os.path.exists(path) and os.path.samestat(os.stat(path), os.fstat(1)):  # /dev/stdout
@@ -93,26 +92,15 @@ def write_output(path: Path, data: bytes, mode: int | None = None) -> None:
                     file.write(data)
                     return
         real = Path(os.path.realpath(path))  # Fails when the current folder was removed.
+        part = real.parent / f".krakenbot.{time.time_ns()}.part"
+        try:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+            with open(os.open(part, flags, mode or 0o666), "wb") as file:
+                if mode is not None:
+                    os.fchmod(file.fileno(), mode)
+                file.write(data)
+            part.replace(real)
+        finally:
+            part.unlink(missing_ok=True)
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror}") from error
-    write_atomically(real, data, mode)
-
-
-def write_atomically(path: Path, data: bytes, mode: int | None = None) -> None:
-    """Replace a file in one step, also that of the running program; `mode` gives its permissions.
-
-    Raises UsageError when it cannot be written.
-    """
-    part = path.parent / f".krakenbot.{time.time_ns()}.part"
-    try:
-        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode or 0o666)
-        with open(descriptor, "wb") as file:
-            if mode is not None:
-                os.fchmod(descriptor, mode)
-            file.write(data)
-        part.replace(path)
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}") from error
-    finally:
-        with suppress(OSError):
-            part.unlink()

@@ -67,12 +67,12 @@ def run(arguments: argparse.Namespace) -> int:
     config, values, output = load_config(arguments.config), _values(arguments), arguments.output
     changes = _changes(arguments, values)
     if changes and not (arguments.live and config.mode == "live"):
-        near = difflib.get_close_matches(arguments.method, KNOWN)
-        is_known = arguments.method in KNOWN or not near
+        method = arguments.method
+        near = [] if method in KNOWN else difflib.get_close_matches(method, KNOWN)
+        hint = f". Did you mean {' or '.join(near)}?" if near else ""
         raise ConfigError(
-            f"{arguments.method} may trade, move money or change the account: it needs both --live "
-            'and mode = "live". Nothing was sent'
-            + ("" if is_known else f". Did you mean {' or '.join(near)}?")
+            f"{method} may trade, move money or change the account: it needs both --live "
+            f'and mode = "live". Nothing was sent{hint}'
         )
     if output is not None:
         write_output(output, b"", 0o600)  # Nothing is sent if the answer could not be written.

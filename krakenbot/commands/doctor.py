@@ -136,11 +136,9 @@ class Checks:
 
     def _secrets(self) -> Answer:
         mode = self.config.mode
-        sizes = [
-            os.path.getsize(file) for file in self.config.keys if file and os.path.exists(file)
-        ]
+        files = [file for file in self.config.keys if file and os.path.exists(file)]
         # `install` makes empty files of keys, which paper mode does not need.
-        if mode != "paper" or any(sizes) or not sizes:
+        if mode != "paper" or not files or any(map(os.path.getsize, files)):
             self.credentials = load_credentials(self.config)
         if self.credentials is None and mode == "paper":
             return "skip", "paper mode needs no API key"

@@ -19,10 +19,10 @@ from krakenbot.config_reader import load_config
 from krakenbot.errors import ExchangeError, LaterError, StopError
 from krakenbot.format import asset, volume
 from krakenbot.journal_file import open_journal, open_read_only
-from krakenbot.lock import Lock
+from krakenbot.lock import BY_BOT, Lock
 from krakenbot.log import clean
 from krakenbot.model import ZERO
-from krakenbot.presence import State, is_locked, read_life
+from krakenbot.presence import holder, is_locked
 from krakenbot.retry import LOCKOUT_S
 
 EXAMPLE = "krakenbot flatten --live; krakenbot adopt; krakenbot resume"
@@ -93,7 +93,7 @@ def _flatten(config: Config, arguments: argparse.Namespace) -> int:
     require_live(config, arguments.live)
     # Without a journal only a live account can hold something.
     path = journals.find(config) if config.mode == "live" else journals.journal_path(config)
-    if path is not None and _is_running(config, path):
+    if path is not None and holder(path.with_suffix(".lock")).endswith(BY_BOT):
         code = _ask_the_bot(config, path, arguments)
         if code is not None:
             return code
@@ -134,12 +134,6 @@ def _flatten(config: Config, arguments: argparse.Namespace) -> int:
                 left += f"; {_holdings(parts)[2]}"
         print(f"{left}. The bot is halted: `krakenbot resume` lets it trade again")
     return 0
-
-
-def _is_running(config: Config, path: Path) -> bool:
-    with closing(open_read_only(path)) as journal:
-        life = read_life(journal, path.with_suffix(".lock"), config.exchange.clock_speed)
-    return life.state is not State.STOPPED
 
 
 def _agreed(arguments: argparse.Namespace, clock: Clock) -> bool:
@@ -198,7 +192,7 @@ def _ask_the_bot(config: Config, path: Path, arguments: argparse.Namespace) -> i
         paid = [intent.fee / intent.cost for intent in journal.intents() if intent.fee]
     print(f"a running bot holds {volume(held, base)} and will be asked to close it")
     clock = Clock(config.exchange.clock_speed)
-    if held:
+    if held and not arguments.yes:  # Without a question nothing delays the request.
         spot = spot_of(config, client_of(config, clock))
         fee_rate = paid[-1] if paid else assumed_fee_rate(config)
         print(f"  {preview.describe_trade(spot, base, fee_rate, -held)}")
@@ -224,25 +218,23 @@ def _wait_for_the_bot(path: Path, patience_s: float) -> None:
     The request is a lock beside the journal. It is withdrawn when the bot has begun, or when this
     process ends, in whatever way.
     """
-    request, is_asking, has_begun = path.with_suffix(".flatten"), False, False
+    request, has_begun = path.with_suffix(".flatten"), False
     with ExitStack() as asking:
         for turn in range(1, int(patience_s / POLL_S)):
             if not is_locked(path.with_suffix(".lock")):
                 return
-            if not (is_asking or is_locked(request)):  # No other command asks.
+            if not (has_begun or is_locked(request)):  # Nobody asks: neither we nor another.
                 lock = Lock(request, "the request to flatten", advice="Try again")
                 asking.enter_context(closing(lock))
-                is_asking = True
-            if turn % LOOK_TURNS == 0:
+            if turn % LOOK_TURNS == 0 and not has_begun:
                 with closing(open_read_only(path)) as journal:
-                    begins = journal.get("flatten") == BY_HAND or bool(journal.get("halted"))
-                if begins and not has_begun:
+                    has_begun = journal.get("flatten") == BY_HAND or bool(journal.get("halted"))
+                if has_begun:
                     print("the bot has begun to flatten", flush=True)
                     asking.close()
-                    has_begun = is_asking = True
-                if not has_begun and turn * POLL_S > ANSWER_S:
+                elif turn * POLL_S > ANSWER_S:
                     raise LaterError(f"the bot did not answer within {ANSWER_S:.0f} s")
-                if turn % PROGRESS_TURNS == 0:
-                    print("  waiting for it; `krakenbot status` shows more", flush=True)
+            if turn % PROGRESS_TURNS == 0:
+                print("  waiting for it; `krakenbot status` shows more", flush=True)
             time.sleep(POLL_S)
     raise LaterError("the bot is not done yet. See `krakenbot status`")

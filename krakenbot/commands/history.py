@@ -25,7 +25,6 @@ from krakenbot.records import Outcome, assumed_id
 EXAMPLE = "krakenbot history orders --since 7d --format csv"
 
 Row = Mapping[str, Any]
-WIDTH_MAX = 80
 ISO_FORM = "%Y-%m-%dT%H:%M:%SZ"
 SPANS_S = {"m": 60, "h": 3600, "d": 86400, "w": 604800}
 _TIMES = "a date (2026-11-21 or 2026-11-21T12:00, UTC), unix seconds, or a span: 90m 24h 7d 2w"
@@ -53,7 +52,11 @@ def run(arguments: argparse.Namespace) -> int:
         writer.writerows(row | {"time": moment(row["time"], ISO_FORM)} for row in plain)
     else:
         _, quote, decimals = units(journal, config.pair)
-        _print_table(rows, fields, quote, decimals)
+        heads, cells = shown(rows, fields, quote, decimals)
+        lines = in_columns(heads, cells)
+        if not heads[-1].startswith("|"):  # It ends with words, which may be cut.
+            lines = [line if len(line) <= 80 else f"{line[:77]}..." for line in lines]
+        print("\n".join(lines) if cells else "nothing yet")
     return 0
 
 
@@ -126,15 +129,6 @@ _HEADS = {
     "|margin_level": "|level",
 }
 _MONEY = ("fee", "margin_fee", "gross", "costs", "net", "equity")
-
-
-def _print_table(rows: Iterable[Row], fields: str, quote: str, decimals: int | None) -> None:
-    """Print aligned columns. A line of more than 80 characters is cut if it ends with words."""
-    names, cells = shown(rows, fields, quote, decimals)
-    lines = in_columns(names, cells)
-    if not names[-1].startswith("|"):
-        lines = [f"{line[: WIDTH_MAX - 3]}..." if len(line) > WIDTH_MAX else line for line in lines]
-    print("\n".join(lines) if cells else "nothing yet")
 
 
 def shown(

@@ -19,10 +19,11 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 
 from krakenbot import config_reader
-from krakenbot.commands import UsageError, in_columns, write_atomically, write_output
+from krakenbot.commands import UsageError, in_columns, write_output
 from krakenbot.commands.help import manual_file
 from krakenbot.config import Config
 from krakenbot.errors import ConfigError
@@ -78,9 +79,12 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.command in ("config", "unit"):
         config = config_reader.load_here(arguments.config)
-        file = os.path.abspath(_named(arguments.config) or f"{FOLDER}/config.toml")
-        is_unit = arguments.command == "unit"
-        print(unit(config, file, arguments.template) if is_unit else _settings(config), end="")
+        if arguments.command == "unit":
+            file = os.path.abspath(_named(arguments.config) or f"{FOLDER}/config.toml")
+            print(unit(config, file, arguments.template), end="")
+        else:
+            rows = [(key, value(config, key), by) for key, by in config.sources.items()]
+            print("\n".join(map(clean, in_columns(("", "", ""), rows)[1:])))
         return 0
     installs, is_dry = arguments.command == "install", arguments.dry_run
     if os.geteuid() != 0 and not is_dry:
@@ -118,22 +122,24 @@ def _install(given: str | None) -> Iterator[Step]:
     given = _named(given)
     if given is None and os.path.exists("config.toml"):
         given = "config.toml"
-    if os.path.exists(file):
+    keeps, files = os.path.exists(file), dict[str, bytes]()
+    if keeps:
         config = config_reader.load(str(file), {"STATE_DIRECTORY": STATE}, Path("/"))
-        is_other = given and os.path.realpath(given) != os.path.realpath(file)
-        settings = [_note(f"keeps {file}; {given} was not read")] if is_other else []
     else:
-        config, settings = _service_settings(given)
+        config, files = _service_files(given)
     text = unit(config, str(file), False)
     digest = hashlib.sha256(archive).hexdigest()
     yield _write(PROGRAM, archive, 0o644, f"the program as one file, SHA-256 {digest}")
     yield f"set mode 755 of {folder}, for the service", partial(folder.chmod, 0o755)
     wrapper = f'#!/bin/sh\nexec {shlex.quote(_python())} -I -S {PROGRAM} "$@"\n'
     yield _write(WRAPPER, wrapper.encode(), 0o755, "a command that runs it")
-    yield from settings
-    for name in KEYS:
-        if not os.path.lexists(f"{FOLDER}/{name}"):
-            yield _write(f"{FOLDER}/{name}", b"", 0o600, "empty, for you to fill in")
+    if keeps and given and os.path.realpath(given) != os.path.realpath(file):
+        yield _note(f"keeps {file}; {given} was not read")
+    files |= {name: b"" for name in KEYS if not os.path.lexists(f"{FOLDER}/{name}")}
+    kinds = {"config.toml": f"mode {config.mode}, {config.pair}"}
+    kinds |= dict.fromkeys(KEYS, "empty, for you to fill in")
+    for name, data in files.items():
+        yield _write(f"{FOLDER}/{name}", data, 0o600, kinds.get(name, "your rule"))
     yield _write(UNIT_FILE, text.encode(), 0o644, "the unit")
     yield _systemctl("daemon-reload")
     for key, want in PLACES.items():
@@ -147,8 +153,8 @@ def _named(given: str | None) -> str | None:
     return named and os.path.expanduser(named)
 
 
-def _service_settings(given: str | None) -> tuple[Config, list[Step]]:
-    """Return the service's configuration, made from the one given, and the steps that write it."""
+def _service_files(given: str | None) -> tuple[Config, dict[str, bytes]]:
+    """Return the service's configuration, made from the one given, and its files by name."""
     if given and os.path.exists(given) and not os.path.isfile(given):
         raise ConfigError(f"{given}: is not a regular file")  # It is read twice.
     variables = {f"KRAKENBOT_{key.replace('.', '_').upper()}": at for key, at in PLACES.items()}
@@ -156,18 +162,15 @@ def _service_settings(given: str | None) -> tuple[Config, list[Step]]:
     name = "/dev/null" if given is None else given
     config = config_reader.load(name, variables, config_reader.current_folder())
     text = Path(given).read_text("utf-8-sig") if given else manual_file(EXAMPLE_FILE)
-    text = _with_places(text, name, config.strategy.file)
-    what = f"mode {config.mode}, {config.pair}"
-    steps = [_write(f"{FOLDER}/config.toml", text.encode(), 0o600, what)]
-    if config.strategy.file is not None:
+    rule = config.strategy.file
+    files = {"config.toml": _with_places(text, name, rule).encode()}
+    if rule is not None:
         try:
-            source = config.strategy.file.read_bytes()
+            files[rule.name] = rule.read_bytes()
         except OSError as error:
             raise ConfigError(f"strategy.file: {error.filename}: {error.strerror}") from error
-        copy = Path(FOLDER, config.strategy.file.name)
-        steps.append(_write(str(copy), source, 0o600, "your rule"))
-        config = config._replace(strategy=config.strategy._replace(file=copy))
-    return config, steps
+        config = config._replace(strategy=config.strategy._replace(file=Path(FOLDER, rule.name)))
+    return config, files
 
 
 def _with_places(text: str, name: str, rule: Path | None) -> str:
@@ -202,8 +205,9 @@ def _uninstall(purge: bool) -> Iterator[Step]:
     Raises ConfigError while a bot runs, holds something or has unresolved orders.
     """
     _refuse_while_held()
+    yield "check that no other unit's bot runs", partial(_refuse_while_running, 1)
     yield _systemctl("disable", "--now", "krakenbot")
-    yield "check that no other unit's bot runs", _refuse_while_running
+    yield "check that no bot runs any more", partial(_refuse_while_running, 0)
     _refuse_while_held()  # The bot may have traded until it ended.
     for path in (UNIT_FILE, WRAPPER, str(Path(PROGRAM).parent)):
         yield _remove(path)
@@ -216,13 +220,16 @@ def _uninstall(purge: bool) -> Iterator[Step]:
         yield _note(f"{FOLDER} and {STATE} stay: configuration, keys, journal")
 
 
-def _refuse_while_running() -> None:
-    for file in sorted(Path(STATE).glob("*.lock")):
-        if (pid := holder(file)) is not None:
-            raise ConfigError(
-                f"{file} is held (pid {pid}): a bot or a command still runs. Stop it first: "
-                "systemctl stop its service, or kill that process"
-            )
+def _refuse_while_running(most: int) -> None:
+    """Raise ConfigError while more than `most` processes hold a lock."""
+    # One for each process ("pid 7, since ..."): a bot holds the locks of its journal and its key.
+    files = {holder(file).partition(",")[0]: file for file in sorted(Path(STATE).glob("*.lock"))}
+    held = [f"{file} is held ({process})" for process, file in files.items() if process]
+    if len(held) > most:
+        raise ConfigError(
+            f"{'; '.join(held)}: a bot or a command still runs. Stop it first: systemctl stop its "
+            "service, or kill that process"
+        )
 
 
 def _refuse_while_held() -> None:
@@ -244,7 +251,9 @@ def _note(text: str) -> Step:
 def _write(path: str, data: bytes, mode: int, what: str) -> Step:
     def do() -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(Path(path), data, mode)
+        if os.path.islink(path):
+            os.unlink(path)  # What it leads to is somebody else's.
+        write_output(Path(path), data, mode)
 
     return f"write {path} (mode {mode:03o}): {what}", do
 
@@ -327,33 +336,21 @@ def packed() -> bytes:
     """
     root, memory = Path(__file__).parents[2], io.BytesIO()
     if root.is_file():  # The program runs from its archive.
-        with zipfile.ZipFile(root) as archive:
-            found = {name: archive.read(name) for name in archive.namelist()}
-    else:
-        paths = filter(Path.is_file, (root / "krakenbot").rglob("*"))
-        found = {path.relative_to(root).as_posix(): path.read_bytes() for path in paths}
-    names = [name for name in found if name.startswith("krakenbot/") and name.endswith(PACKED)]
-    found["__main__.py"] = found["krakenbot/__main__.py"]
+        return root.read_bytes()
+    found = [path for path in (root / "krakenbot").rglob("*.*") if path.suffix in PACKED]
+    files = {path.relative_to(root).as_posix(): path.read_bytes() for path in found}
+    files["__main__.py"] = files["krakenbot/__main__.py"]
     with zipfile.ZipFile(memory, "w") as archive:
-        for name in sorted([*names, "__main__.py"]):
+        for name in sorted(files):
             entry = zipfile.ZipInfo(name, NEVER)
             entry.create_system, entry.external_attr = 3, 0o100644 << 16
-            archive.writestr(entry, found[name])
+            archive.writestr(entry, files[name])
     return memory.getvalue()
-
-
-def _settings(config: Config) -> str:
-    """Return a line for each setting: its name, its value, and where that came from."""
-    rows = [(key, value(config, key), by) for key, by in config.sources.items()]
-    return "".join(f"{clean(line)}\n" for line in in_columns(("", "", ""), rows)[1:])
 
 
 def value(config: Config, key: str) -> str:
     """Return a setting's value as text, with secrets hidden."""
-    table, _, field = key.rpartition(".")
-    if table == "state":
-        return str(config.state_directory)
-    found = getattr(getattr(config, table) if table else config, field)
+    found = attrgetter(key.replace("state.", "state_"))(config)
     if isinstance(found, float | Path):
         return f"{found:g}" if isinstance(found, float) else str(found)
     return "none" if found is None else config_reader.shown(key, found).strip("'")

@@ -132,7 +132,7 @@ def report_of(config: Config, journal: Journal) -> Report:
         words = f"The bot is halted: {clean(halted)}. {words}"
     place = " on a sandbox, no real money" if is_loopback(config.exchange.url) else ""
     strategy = journal.get("strategy") or config.strategy.title
-    decided = [row for row in views.newest_decisions(journal, NEWEST) if row.done]
+    decided = [row for row in views.decisions(journal, newest=NEWEST) if row.done]
     return Report(
         title=f"{config.pair} · {config.mode}{place}",
         subtitle=f"{when}, {journal.get('interval') or config.interval} min candles, {strategy}, "

@@ -13,12 +13,15 @@ from typing import Any
 from krakenbot import config_reader
 from krakenbot.alerts import active_alerts
 from krakenbot.commands import journals, json_values, shows_color, views
+from krakenbot.commands.preview import compared
 from krakenbot.config import Config
 from krakenbot.format import duration, moment, money, percent, signed, volume
 from krakenbot.journal import CLEARED, Journal
 from krakenbot.journal_file import open_read_only
 from krakenbot.log import clean, joined
 from krakenbot.model import ZERO
+from krakenbot.order_states import VISIBLE_S
+from krakenbot.orders import DEADLINE_S
 from krakenbot.presence import UNITS, State, read_life
 from krakenbot.records import opening_cost
 from krakenbot.simulated.listing import assets_of
@@ -75,7 +78,7 @@ def read_status(journal: Journal) -> dict[str, Any]:
     unix seconds by the exchange's clock. The names must not change.
     """
     account, equity = journal.account(), journal.newest_equity()
-    decided = next(iter(views.newest_decisions(journal, 1)), None)
+    decided = next(views.decisions(journal, newest=1), None)
     price, halted = equity.price if equity else None, journal.get("halted")
     flatten = "" if halted else journal.get("flatten")
     if equity and int(journal.get("adopted") or 0) > equity.time:
@@ -169,7 +172,9 @@ def _process(status: Mapping[str, Any]) -> str:
 def _next(status: Mapping[str, Any]) -> str:
     due = status["next_decision"]
     if due is None:
-        return ""
+        wait_s = DEADLINE_S + VISIBLE_S
+        starts = f"starting: it may wait up to {wait_s} s, until any earlier order is visible"
+        return "" if status["state"] is State.STOPPED else starts
     left = due - status["now"]
     when = f", in {duration(left)}" if left > 0 else ", now"
     if status["state"] is State.STALE:
@@ -181,7 +186,7 @@ def _position(status: Mapping[str, Any]) -> str:
     held, recorded, price = (status[key] for key in ("exchange_position", "position", "price"))
     text = volume(held, status["base"])
     if held != recorded:
-        return f"the exchange holds {text}, the journal records {volume(recorded, status['base'])}"
+        return compared(held, recorded, status["base"])
     if held and price is not None:
         text += f", worth {money(abs(held) * price, status['quote'])} at the last close"
     return text if held else "nothing is held"

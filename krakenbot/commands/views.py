@@ -23,17 +23,10 @@ class Decided(NamedTuple):
     done: bool
 
 
-def decisions(journal: Journal, since: int = 0) -> Iterator[Decided]:
-    """Yield the decisions since then."""
-    return journal.read(
-        Decided, "SELECT * FROM decisions WHERE decided >= ? ORDER BY decided", since
-    )
-
-
-def newest_decisions(journal: Journal, count: int) -> list[Decided]:
-    """Return at most that many decisions, newest first."""
-    query = "SELECT * FROM decisions ORDER BY decided DESC LIMIT ?"
-    return list(journal.read(Decided, query, count))
+def decisions(journal: Journal, since: int = 0, newest: int = -1) -> Iterator[Decided]:
+    """Yield the decisions since then; with `newest` at most so many of the newest."""
+    query = "SELECT * FROM decisions WHERE decided >= ? ORDER BY decided DESC LIMIT ?"
+    return journal.read(Decided, f"SELECT * FROM ({query}) ORDER BY decided", since, newest)
 
 
 def equity(journal: Journal, since: int = 0) -> Iterator[Equity]:

@@ -44,16 +44,12 @@ class TestBuild(unittest.TestCase):
         self.file = self.folder / "krakenbot.pyz"
         self.file.write_bytes(packed())
 
-    def run_python(self, *argv: str, **environ: str) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
-            [sys.executable, "-I", "-S", *argv],
-            cwd=self.folder,
-            env=environ,
-            text=True,
-            capture_output=True,
-            timeout=60,
-            check=False,
-        )
+    def run_python(
+        self, *argv: str, python: str = sys.executable, **more: Any
+    ) -> "subprocess.CompletedProcess[str]":
+        """Run an isolated Python, by default with no variables and in the test's folder."""
+        options = {"cwd": self.folder, "env": {}, "capture_output": True, "timeout": 60} | more
+        return subprocess.run([python, "-I", "-S", *argv], text=True, check=False, **options)
 
     def test_it_holds_the_sources_in_order_with_one_time_and_nothing_else(self) -> None:
         with zipfile.ZipFile(self.file) as archive:
@@ -89,7 +85,10 @@ class TestBuild(unittest.TestCase):
         self,
     ) -> None:
         argv = ["build", "--output", str(self.file)]
-        for unlink in (Path.unlink, lambda path: None):  # As if it was killed in between.
+        for unlink in (
+            Path.unlink,
+            lambda path, missing_ok: None,
+        ):  # As if it was killed in between.
             with (
                 mock.patch.object(Path, "replace", side_effect=KeyboardInterrupt),
                 mock.patch.object(Path, "unlink", unlink),
@@ -147,7 +146,7 @@ class TestBuild(unittest.TestCase):
 
     def test_the_doctor_finds_nothing_foreign_in_it(self) -> None:
         environ = {"HOME": str(self.folder), "KRAKENBOT_EXCHANGE_URL": "http://127.0.0.1:1"}
-        done = self.run_python(str(self.file), "doctor", **environ)
+        done = self.run_python(str(self.file), "doctor", env=environ)
         self.assertIn("nothing foreign loaded", done.stdout)
 
     def test_it_runs_for_a_stranger_with_nothing_but_a_state_directory_and_a_rule(self) -> None:
@@ -168,17 +167,9 @@ class TestBuild(unittest.TestCase):
         python = python_for_others() if os.geteuid() == 0 else None
         if python is not None:
             os.chown(state, NOBODY, NOBODY)
-        command = [python or sys.executable, "-I", "-S", str(self.file), "--config", str(file)]
-        done = subprocess.run(
-            [*command, "run", "--once"],
-            cwd=shut,
-            env={},
-            text=True,
-            capture_output=True,
-            timeout=60,
-            check=False,
-            **(OF_NOBODY if python is not None else {}),
-        )
+        stranger = {"python": python, **OF_NOBODY} if python is not None else {}
+        words = (str(self.file), "--config", str(file), "run", "--once")
+        done = self.run_python(*words, cwd=shut, **stranger)
         self.assertEqual(0, done.returncode, done.stderr)
         self.assertIn("long: ", done.stderr)
         self.assertEqual([], list(shut.iterdir()))

@@ -170,33 +170,30 @@ class TestFindings(Patient):
             path = self.state / f"paper-{url.partition('://')[2].replace(':', '-')}-XBTUSD.db"
             journal = open_journal(path)
             self.addCleanup(journal.close)
-            held = Lock(path.with_suffix(".lock"), "the journal")
+            held = Lock(path.with_suffix(".lock"), "the journal", by_bot=True)
             self.addCleanup(held.close)
             Presence(journal, Clock(), 60)
             text = self.examine(url)["journal"].text
             self.assertIn(f"the bot is running with pid {os.getpid()}", text)
 
-    def test_a_key_that_may_withdraw_fails(self) -> None:
-        sandbox = self.sandbox()
+    def permitted(self, *codes: str) -> dict[str, doctor.Finding]:
+        """Return what is found with a key that has these permissions."""
         self.keys()
-        with mock.patch.object(Spot, "key_info", return_value=KeyInfo(("withdraw-funds",))):
-            found = self.examine(sandbox.url)
+        with mock.patch.object(Spot, "key_info", return_value=KeyInfo(codes)):
+            return self.examine(self.sandbox().url)
+
+    def test_a_key_that_may_withdraw_fails(self) -> None:
+        found = self.permitted("withdraw-funds")
         self.expect(found["key"], "fail", "withdraw")
         self.assertEqual("see key", found["account"].text)
 
     def test_a_key_that_may_do_what_no_bot_needs_is_warned_of(self) -> None:
-        self.keys()
-        codes = (*NEEDED_PERMISSIONS, "query-ledger", "earn-funds", "add-funds")
-        with mock.patch.object(Spot, "key_info", return_value=KeyInfo(codes)):
-            found = self.examine(self.sandbox().url)
+        found = self.permitted(*NEEDED_PERMISSIONS, "query-ledger", "earn-funds", "add-funds")
         self.expect(found["key"], "warn", "earn-funds, add-funds")
         self.expect(found["account"], "ok")
 
     def test_a_key_that_may_not_read_the_ledger_is_warned_of(self) -> None:
-        self.keys()
-        with mock.patch.object(Spot, "key_info", return_value=KeyInfo(NEEDED_PERMISSIONS)):
-            found = self.examine(self.sandbox().url)["key"]
-        self.assertEqual(("warn", True), (found.verdict, "query-ledger" in found.text))
+        self.expect(self.permitted(*NEEDED_PERMISSIONS)["key"], "warn", "query-ledger")
 
     @slow
     def test_larger_nonces_of_another_program_are_told(self) -> None:

@@ -12,7 +12,6 @@ import unittest
 from collections.abc import Callable
 from decimal import Decimal as D
 from functools import partial
-from types import SimpleNamespace
 from unittest import mock
 
 from krakenbot import retry
@@ -20,9 +19,9 @@ from krakenbot.clock import Clock
 from krakenbot.commands import handover
 from krakenbot.commands.preview import describe_trade
 from krakenbot.journal_file import open_journal
-from krakenbot.lock import Lock
+from krakenbot.lock import BY_BOT, Lock
 from krakenbot.model import Quote
-from krakenbot.presence import Presence, State, is_locked
+from krakenbot.presence import is_locked
 from tests import slow
 from tests.commands.called import Done, Terminal, call
 from tests.commands.program import LIVE, Gate, ProgramTest
@@ -54,6 +53,13 @@ class HandoverTest(ProgramTest):
         self.decide(gate, **settings)
         self.assertEqual(1, len(gate.orders))
         return gate
+
+    def flatten(
+        self, gate: Gate, settings: dict[str, str], *words: str, ends: int = 0, says: str = ""
+    ) -> Done:
+        done = self.run_it(gate, "flatten", "--live", *words, **settings)
+        self.assert_ends(done, ends, says)
+        return done
 
     def unresolved(self) -> Gate:
         """Return an exchange that executed an order, of which the bot got to know nothing."""
@@ -125,7 +131,7 @@ class TestFlatten(HandoverTest):
         self.decide(gate, **SPOT)
         journal, balances = self.journal(), gate.sandbox.api.account.balances
         backup, balances["XXBT"] = journal.read_bytes(), balances["XXBT"] + 1  # Not the bot's.
-        self.assert_ends(self.run_it(gate, "flatten", "--live", "--yes", **SPOT), 0)
+        self.flatten(gate, SPOT, "--yes")
         for path in self.state.glob(f"{journal.name}*"):
             path.unlink()
         journal.write_bytes(backup)
@@ -138,8 +144,7 @@ class TestFlatten(HandoverTest):
     def test_it_says_what_it_trades_closes_it_and_leaves_the_bot_halted(self) -> None:
         for settings in (UPWARD, self.elsewhere(SPOT)):
             gate = self.held(settings)
-            done = self.run_it(gate, "flatten", "--live", **settings)
-            self.assert_ends(done, 0)
+            done = self.flatten(gate, settings)
             self.assertNotIn("any earlier order", done.err, "nothing was sent, and that is proven")
             self.assertRegex(done.out, r"(sell|buy) 0\.01 XBT at market, about [\d,.]+ = ")
             self.assertEqual(2, len(gate.orders))
@@ -152,8 +157,7 @@ class TestFlatten(HandoverTest):
         gate = self.held(UPWARD)
         for path in self.state.glob("key-*.lock"):
             path.unlink()  # Now nothing proves that the journal is current.
-        done = self.run_it(gate, "flatten", "--live", **UPWARD)
-        self.assert_ends(done, 0)
+        done = self.flatten(gate, UPWARD)
         self.assertNotIn("waiting", done.err)
         self.assertEqual(0, gate.position)
 
@@ -162,7 +166,7 @@ class TestFlatten(HandoverTest):
         gate, both = self.held(UPWARD), b'"modify-trades","withdraw-funds"'
         gate.edit = lambda path, answer: answer.replace(b'"modify-trades"', both)
         self.assert_ends(self.once(gate, **UPWARD), 77, "withdraw")
-        self.assert_ends(self.run_it(gate, "flatten", "--live", **UPWARD), 0)
+        self.flatten(gate, UPWARD)
         self.assertEqual(0, gate.position)
 
     @slow
@@ -172,8 +176,7 @@ class TestFlatten(HandoverTest):
                 self.state = self.folder / leverage
                 gate = self.held(settings)
                 gate.edit = lambda path, answer: b"<p>" if "/Ticker" in path else answer
-                done = self.run_it(gate, "flatten", "--live", **settings)
-                self.assert_ends(done, 0)
+                done = self.flatten(gate, settings)
                 self.assertRegex(done.out, r"(sell|buy) 0\.01 XBT at market; its value is ")
                 self.assertEqual(2, len(gate.orders))
 
@@ -181,8 +184,7 @@ class TestFlatten(HandoverTest):
     def test_what_cannot_be_read_after_closing_does_not_deny_it(self) -> None:
         gate = self.held(SPOT)
         gate.edit = lambda path, answer: b"" if path.endswith("/OpenPositions") else answer
-        done = self.run_it(gate, "flatten", "--live", **SPOT)
-        self.assert_ends(done, 0)
+        done = self.flatten(gate, SPOT)
         self.assertIn("the bot holds no XBT of its own", done.out)
 
     @slow
@@ -199,8 +201,7 @@ class TestFlatten(HandoverTest):
     def test_all_closes_the_position_whoever_opened_it(self) -> None:
         gate = self.gate()
         gate.control("position", pair="XBTUSD", side="buy", volume="0.02", leverage=2)
-        done = self.run_it(gate, "flatten", "--live", "--all", **UPWARD)
-        self.assert_ends(done, 0)
+        done = self.flatten(gate, UPWARD, "--all")
         self.assertIn("the exchange holds 0.02 XBT, the journal records 0 XBT", done.out)
         self.assertIn("flatten: sell 0.02 XBT at market", done.out)
         self.assertEqual(0, gate.position)
@@ -208,8 +209,7 @@ class TestFlatten(HandoverTest):
 
     def test_all_on_margin_refuses_what_was_bought_without_it(self) -> None:
         gate = self.held(SPOT)
-        done = self.run_it(gate, "flatten", "--live", "--all", **UPWARD)
-        self.assert_ends(done, 76, "0.01 XBT was bought without margin")
+        self.flatten(gate, UPWARD, "--all", ends=76, says="0.01 XBT was bought without margin")
         self.assertEqual(1, len(gate.orders))
 
     def test_a_lockout_while_the_trade_is_described_is_waited_out(self) -> None:
@@ -230,8 +230,7 @@ class TestFlatten(HandoverTest):
     def test_all_never_touches_coins_that_the_bot_did_not_buy(self) -> None:
         gate = self.held(SPOT)
         gate.sandbox.api.account.balances["XXBT"] += 1
-        done = self.run_it(gate, "flatten", "--live", "--all", **SPOT)
-        self.assert_ends(done, 0)
+        done = self.flatten(gate, SPOT, "--all")
         self.assertIn("no more than what the bot itself bought", done.out)
         self.assertEqual(1, gate.sandbox.api.account.balances["XXBT"])
 
@@ -239,11 +238,10 @@ class TestFlatten(HandoverTest):
     def test_a_journal_that_went_back_in_time_sells_no_coins_of_somebody_else_s(self) -> None:
         gate = self.held(SPOT)
         before = self.journal().read_bytes()
-        self.assert_ends(self.run_it(gate, "flatten", "--live", **SPOT), 0)
+        self.flatten(gate, SPOT)
         gate.sandbox.api.account.balances["XXBT"] += 1
         self.journal().write_bytes(before)
-        done = self.run_it(gate, "flatten", "--live", **SPOT)
-        self.assert_ends(done, 76, "trades of XBTUSD that the journal does not know")
+        self.flatten(gate, SPOT, ends=76, says="trades of XBTUSD that the journal does not know")
         self.assertEqual(2, len(gate.orders))
 
     @slow
@@ -252,8 +250,7 @@ class TestFlatten(HandoverTest):
         path = self.journal()
         path.unlink()
         open_journal(path).close()  # As a start makes it that ended before it could look.
-        done = self.run_it(gate, "flatten", "--live", **SPOT)
-        self.assert_ends(done, 76, "the journal does not know")
+        done = self.flatten(gate, SPOT, ends=76, says="the journal does not know")
         done = self.run_it(gate, "flatten", "--live", **SPOT)
         self.assertIn("was halted: the exchange shows trades", done.out)
         self.assertIn("owns 0.01 XBT", done.out)
@@ -261,8 +258,7 @@ class TestFlatten(HandoverTest):
     @slow
     def test_an_order_whose_end_is_not_known_is_asked_about_before_anything_is_said(self) -> None:
         gate = self.unresolved()
-        done = self.run_it(gate, "flatten", "--live", **UPWARD)
-        self.assert_ends(done, 0)
+        done = self.flatten(gate, UPWARD)
         self.assertIn("sell 0.01 XBT at market", done.out)
 
     def test_nothing_to_close_here_does_not_hide_what_other_settings_left_held(self) -> None:
@@ -281,8 +277,7 @@ class TestFlatten(HandoverTest):
         bot.wait_for("decided")
         self.assertNotEqual(0, gate.position)
         began = time.monotonic()
-        done = self.run_it(gate, "flatten", "--live", **UPWARD)
-        self.assert_ends(done, 0)
+        done = self.flatten(gate, UPWARD)
         self.assertIn("a running bot holds", done.out)
         self.assertEqual(0, gate.position)
         self.assert_ends(bot.done(), 76, "flattened by hand")
@@ -296,8 +291,7 @@ class TestFlatten(HandoverTest):
         bot = self.start(gate, "run", "--live", **UPWARD)
         bot.wait_for("decided")
         gate.control("position", pair="XBTUSD", side="buy", volume="0.02", leverage=2)
-        done = self.run_it(gate, "flatten", "--live", "--all", **UPWARD)
-        self.assert_ends(done, 0)
+        done = self.flatten(gate, UPWARD, "--all")
         self.assertIn("the bot ended with: the exchange holds 0.03", done.out)
         self.assertEqual(0, gate.position)
         bot.done()
@@ -310,7 +304,7 @@ class TestFlatten(HandoverTest):
         bot.wait_for("decided")
         less = {"leverage_buy": [2, 3], "leverage_sell": [2, 3]}
         gate.sandbox.api.markets.relist("XXBTZUSD", **less)
-        self.assert_ends(self.run_it(gate, "flatten", "--live", **settings), 0)
+        self.flatten(gate, settings)
         self.assertEqual(0, gate.position)
         bot.done()
 
@@ -338,8 +332,7 @@ class TestFlatten(HandoverTest):
         gate = self.held(UPWARD)
         lock = Lock(self.journal().with_suffix(".lock"), "it")  # As `adopt` holds it.
         self.addCleanup(lock.close)
-        done = self.run_it(gate, "flatten", "--live", **UPWARD)
-        self.assert_ends(done, 78, "another krakenbot holds")
+        self.flatten(gate, UPWARD, ends=78, says="another krakenbot holds")
 
     @slow
     def test_a_request_that_nobody_waits_for_any_more_is_none(self) -> None:
@@ -361,8 +354,8 @@ class TestAsking(Folder):
 
     def setUp(self) -> None:
         super().setUp()
-        Presence(self.journal, Clock(), 60)
-        self.bot = Lock(self.lock, "the bot")
+        self.journal.put()
+        self.bot = Lock(self.lock, "the bot", by_bot=True)
         self.addCleanup(self.bot.close)
         self.request = self.path.with_suffix(".flatten")
         self.asked: list[bool] = []
@@ -402,6 +395,18 @@ class TestAsking(Folder):
         self.assertIn("the bot ended with: the exchange holds 1", done.err)
         self.assertIn("Look into that", done.err)
 
+    def test_with_yes_a_bot_that_holds_something_is_asked_before_the_exchange(self) -> None:
+        self.journal.adopt(D("0.01"), D(70000), 1, True)
+        with mock.patch.object(handover, "client_of") as client:
+            done = self.flatten("--yes", sleep=self.end_flat)
+        client.assert_not_called()
+        self.assertEqual((0, [True]), (done.code, self.asked), done.err)
+        self.assertIn("a running bot holds 0.01", done.out)
+
+    def end_flat(self) -> None:
+        self.journal.adopt(D(0), D(70000), 2, True)
+        self.end()
+
     def test_a_request_that_nobody_takes_is_withdrawn_and_said(self) -> None:
         with mock.patch.object(handover, "ANSWER_S", 0.5):
             done = self.flatten(sleep=lambda: None)
@@ -425,7 +430,7 @@ class TestAsking(Folder):
     def test_where_nobody_sees_a_question_or_yes_is_given_the_command_is_the_answer(self) -> None:
         for words, err in (((), io.StringIO()), (("--yes",), self.terminal)):
             self.assertEqual(0, self.answered(lambda: "", *words, err=err).code)
-            self.bot = Lock(self.lock, "the bot")
+            self.bot = Lock(self.lock, "the bot", by_bot=True)
         self.assertNotIn("Type yes", self.terminal.getvalue())
 
     def test_a_signal_ends_the_question_at_once(self) -> None:
@@ -497,4 +502,4 @@ def _shorten_lockout() -> None:
 
 
 def _pretend_that_it_runs() -> None:
-    handover.read_life = lambda *_: SimpleNamespace(state=State.RUNNING)  # As until just now.
+    handover.holder = lambda _: f"pid 7{BY_BOT}"  # As until just now.

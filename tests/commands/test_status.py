@@ -1,8 +1,6 @@
 import functools
 import json
 import os
-import subprocess
-import sys
 import time
 import unittest
 from decimal import Decimal as D
@@ -45,7 +43,7 @@ class Folder(unittest.TestCase):
 
     def presence(self) -> Presence:
         """Return what a running bot notes itself with; its lock is held until the test ends."""
-        held = Lock(self.lock, "it")
+        held = Lock(self.lock, "it", by_bot=True)
         self.addCleanup(held.close)
         return Presence(self.journal, Clock(), 60)
 
@@ -68,6 +66,10 @@ class TestLife(Folder):
             first, rf"^RUNNING +pid {os.getpid()}, since 20..-..-.. .* UTC \([0-9] s\)"
         )
         self.assertRegex(second, r"^next +decision at 20.* UTC, in (29|30|31) s$")
+
+    def test_one_that_has_just_started_says_that_it_may_wait(self) -> None:
+        self.presence()
+        self.assertIn("next starting: it may wait up to 135 s", " ".join(self.status().split()))
 
     def test_a_decision_that_is_long_overdue_is_stale(self) -> None:
         self.decided(600)
@@ -115,14 +117,13 @@ class TestLife(Folder):
 
     def test_one_in_a_container_runs_though_its_process_cannot_be_seen_from_here(self) -> None:
         self.presence()(START)
-        self.journal.put(pid=9)
         text = self.lock.read_text().replace(f"pid {os.getpid()},", "pid 9,")
         self.lock.write_text(text)
-        self.assertTrue(self.status().startswith("RUNNING"))
+        self.assertRegex(self.status(), "^RUNNING +pid 9,")
 
     def test_a_lock_held_by_another_command_is_no_running_bot(self) -> None:
-        self.presence()(START)
-        self.journal.put(pid=9)
+        Presence(self.journal, Clock(), 60)(START)
+        self.addCleanup(Lock(self.lock, "it").close)
         self.assertTrue(self.status().startswith("STOPPED"))
 
     def test_without_a_price_no_result_is_invented_for_what_is_held(self) -> None:
@@ -138,16 +139,9 @@ class TestLife(Folder):
         self.assertRegex(self.status(), r"(?m)^position +0.01[ A-Z]*$")
 
     def test_one_without_a_clean_end_is_told_all_that_may_have_ended_it(self) -> None:
-        command = [sys.executable, "-c", "import os; print(os.getpid())"]
-        gone = subprocess.check_output(command, text=True)
-        self.presence()(START)
-        self.journal.put(pid=int(gone))
+        Presence(self.journal, Clock(), 60)(START)
         want = "killed, out of disk space, or the machine went down; see its log"
         self.assertRegex(" ".join(self.status().split()), f"^STOPPED since .*: {want}")
-
-    def test_a_process_that_only_has_the_same_number_is_not_the_bot(self) -> None:
-        Presence(self.journal, Clock(), 60)(START)
-        self.assertEqual(State.STOPPED, read_life(self.journal, self.lock, 1.0).state)
 
     def test_a_journal_that_never_ran_with_this_version_is_stopped(self) -> None:
         self.journal.put()

@@ -42,7 +42,7 @@ class Start(NamedTuple):
     lock: Lock
     identity: Identity
     began: float
-    # In paper and validate mode `nonces` is None: trades are not checked, costs only logged.
+    # In paper and validate mode `nonces` is None: trades and costs are not checked.
     nonces: Nonces | None = None  # The live key's.
     info: KeyInfo | None = None  # The key's, if `learn` had to read it.
     accept_costs: bool = False
@@ -316,7 +316,7 @@ def check_settings(start: Start, bot: Bot) -> str | None:
     if None not in reasons:
         _wait_for_margin(bot)
         return _refuse(bot, f"these settings can never trade: {reasons[0]}")
-    return _check_costs(start, bot)
+    return _check_costs(start, bot) if start.nonces is not None else None
 
 
 def _wait_for_margin(bot: Bot) -> None:
@@ -361,7 +361,7 @@ def _check_costs(start: Start, bot: Bot) -> str | None:
     costs = fee_guard(config, bot.window.known(), market.rules, *rates)
     for line in costs.lines:
         log.warning("costs: %s", line)
-    if not costs.is_too_much or start.accept_costs or start.nonces is None:
+    if not costs.is_too_much or start.accept_costs:
         journal.put(**{key: costs.lines[0]})
         return None
     words = "\n".join(["it costs too much", *costs.lines, "`run --accept-costs` starts it anyway"])

@@ -55,6 +55,8 @@ def run(arguments: argparse.Namespace) -> int:
             _say(_banner(config, parts))
             for text in journals.unmanaged(config, parts.path):
                 log.warning("%s", text)
+            if config.mode != "live" and not arguments.once:  # In live mode the start shows them.
+                _say_costs(parts)
         screen(event)
 
     with Notifier(config) as notifier:
@@ -143,3 +145,13 @@ def goodbye(config: Config, parts: Parts) -> str:
         f"ended; {volume(held, base)} is still held, and no bot manages it now: "
         f"`krakenbot run{live}` goes on, `krakenbot flatten{live}` closes it"
     )
+
+
+def _say_costs(parts: Parts) -> None:
+    """Log what these settings cost with real money."""
+    from krakenbot.backtest.costs import fee_guard
+
+    market, candles = parts.bot.market, parts.bot.window.known()
+    rates = market.fee_rate, market.margin_rates
+    for line in fee_guard(parts.config, candles, market.rules, *rates).lines:
+        log.warning("costs: %s", line)

@@ -192,7 +192,7 @@ def _ask_the_bot(config: Config, path: Path, arguments: argparse.Namespace) -> i
         paid = [intent.fee / intent.cost for intent in journal.intents() if intent.fee]
     print(f"a running bot holds {volume(held, base)} and will be asked to close it")
     clock = Clock(config.exchange.clock_speed)
-    if held and not arguments.yes:  # Without a question nothing delays the request.
+    if held:
         spot = spot_of(config, client_of(config, clock))
         fee_rate = paid[-1] if paid else assumed_fee_rate(config)
         print(f"  {preview.describe_trade(spot, base, fee_rate, -held)}")

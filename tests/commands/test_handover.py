@@ -395,18 +395,6 @@ class TestAsking(Folder):
         self.assertIn("the bot ended with: the exchange holds 1", done.err)
         self.assertIn("Look into that", done.err)
 
-    def test_with_yes_a_bot_that_holds_something_is_asked_before_the_exchange(self) -> None:
-        self.journal.adopt(D("0.01"), D(70000), 1, True)
-        with mock.patch.object(handover, "client_of") as client:
-            done = self.flatten("--yes", sleep=self.end_flat)
-        client.assert_not_called()
-        self.assertEqual((0, [True]), (done.code, self.asked), done.err)
-        self.assertIn("a running bot holds 0.01", done.out)
-
-    def end_flat(self) -> None:
-        self.journal.adopt(D(0), D(70000), 2, True)
-        self.end()
-
     def test_a_request_that_nobody_takes_is_withdrawn_and_said(self) -> None:
         with mock.patch.object(handover, "ANSWER_S", 0.5):
             done = self.flatten(sleep=lambda: None)

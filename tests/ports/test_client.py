@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from decimal import Decimal
 from itertools import count, product
 from typing import Any
-from unittest import mock
 from urllib.parse import parse_qs, urlsplit
 
 from krakenbot.errors import (
@@ -287,9 +286,9 @@ class TestRequests(unittest.TestCase):
 
     def test_the_clock_is_told_of_reads_and_of_nothing_that_changes_something(self) -> None:
         for method, want in (("AddOrder", [False] * 2), ("Balance", [True, False])):
-            calls, told = client(FakeTransport(OK), live=True), list[bool]()
-            calls.on_read = told.append
-            calls.private(method)
+            clock, told = StandingClock(1000.0), list[bool]()
+            clock.read = told.append
+            client(FakeTransport(OK), clock, live=True).private(method)
             self.assertEqual(want, told)
 
     def test_what_the_caller_says_is_sent_but_for_the_nonce_and_left_as_it_was(self) -> None:
@@ -336,15 +335,14 @@ class TestNonce(unittest.TestCase):
 
     def test_an_order_whose_nonce_was_refused_is_not_sent_again_here_and_it_is_told(self) -> None:
         for method, sent in (("AddOrder", 1), ("Balance", 2)):
-            transport, told = FakeTransport(envelope("EAPI:Invalid nonce"), OK), mock.Mock()
+            transport = FakeTransport(envelope("EAPI:Invalid nonce"), OK)
             calls = client(transport, live=True)
-            calls.on_nonce_refused = told
             try:
                 calls.private(method)
             except LaterError as error:
                 self.assertEqual(("AddOrder", Cause.NONCE), (method, error.cause))
             self.assertEqual(sent, len(transport.requests))
-            told.assert_called_once_with()
+            calls._nonces.set_mark.assert_called_once_with("refused")
 
     def test_the_second_asking_of_a_read_is_an_answer_like_any_other(self) -> None:
         transport = FakeTransport(envelope("EAPI:Invalid nonce"), envelope("EService:Busy"))

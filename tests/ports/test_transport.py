@@ -493,12 +493,10 @@ class TestNames(Wire):
 
     def test_a_signal_ends_a_read_in_the_middle_of_a_slow_lookup(self) -> None:
         self.slow()
-        clock = Clock()
         for number in (signal.SIGTERM, signal.SIGINT):
             self.addCleanup(signal.signal, number, signal.getsignal(number))
-        clock.stop_on_signals()
+        self.clock.stop_on_signals()
         client = self.client(next(UNASKED), 60)
-        client.on_read = clock.read
         sender = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM))
         sender.start()
         self.addCleanup(sender.join)

@@ -66,7 +66,7 @@ class Client:
         """Return the result of a public method."""
         query = f"?{urlencode(params)}" if params else ""
         answer = self._send(True, "GET", f"/0/public/{method}{query}", {}, None)
-        return result_of(method, *answer, is_public=True)
+        return result_of(method, *answer, now=self._clock.now(), is_public=True)
 
     def private(self, method: str, params: Mapping[str, object] | None = None) -> Any:
         """Return the result of a private method; for RetrieveExport, the bytes of its file.
@@ -84,7 +84,8 @@ class Client:
         pauses = iter(self.nonce_pauses_s)
         while True:
             try:
-                return result_of(method, *self._ask(method, params, is_read))
+                answer = self._ask(method, params, is_read)
+                return result_of(method, *answer, now=self._clock.now())
             except LaterError as error:
                 if error.cause is not Cause.NONCE:
                     raise
@@ -126,7 +127,9 @@ class Client:
             self._clock.read(False)
 
 
-def result_of(method: str, status: int, body: bytes, *, is_public: bool = False) -> Any:
+def result_of(
+    method: str, status: int, body: bytes, *, now: float = float("inf"), is_public: bool = False
+) -> Any:
     """Return the result in Kraken's envelope, or raise the error that it reports.
 
     Anything but such an envelope raises UnansweredError, whatever the HTTP status is. Only
@@ -144,7 +147,7 @@ def result_of(method: str, status: int, body: bytes, *, is_public: bool = False)
     if envelope and isinstance(errors, list) and all(isinstance(e, str) for e in errors):
         failures = [":".join(map(str.strip, e.split(":"))) for e in errors if not e.startswith("W")]
         if failures:
-            raise_verdict(method, failures, is_public=is_public)
+            raise_verdict(method, failures, now, is_public=is_public)
         for warning in errors:
             log.warning("exchange warns method=%s warning=%s", method, warning)
         if status == 200 and envelope.get("result") is not None and not is_file:
@@ -193,6 +196,7 @@ VERDICTS = {
     "|ETrade:Invalid request|EBM:limit exceeded",
 }
 TOO_MANY_S = 60.0  # After HTTP 429, which Kraken does not document for Spot.
+THROTTLED_MAX_S = 300.0
 WAITS_S = {Cause.RATE_LIMIT: 15.0, Cause.MARKET_STATE: 60.0, Cause.LENDING_POOL: 60.0}
 ADVICE = {
     "EOrder:Reduce only:Non-": "Kraken lets this account only reduce margin positions on this "
@@ -203,15 +207,20 @@ ADVICE = {
 }
 
 
-def raise_verdict(method: str, failures: Sequence[str], *, is_public: bool = False) -> NoReturn:
+def raise_verdict(
+    method: str, failures: Sequence[str], now: float, *, is_public: bool = False
+) -> NoReturn:
     """Raise the error for a list of Kraken's error strings.
 
     A public request has neither key nor nonce: what sounds like it is the limit of an address
-    (github.com/ccxt/ccxt/issues/20648), or answers another request.
+    (github.com/ccxt/ccxt/issues/20648), or answers another request. A throttled one may be told
+    from which unix time on it is accepted again.
     """
     verdict, cause = min(map(_verdict, failures), key=lambda found: found[0])
     advice = {text for start, text in ADVICE.items() if any(f.startswith(start) for f in failures)}
     text, wait_s = f"{method}: {'; '.join([*failures, *sorted(advice)])}", WAITS_S.get(cause, 0.0)
+    if named := re.search(r"EService:Throttled:(\d{1,12})\b", text):
+        wait_s = min(max(wait_s, int(named[1]) - now), THROTTLED_MAX_S)
     if is_public and verdict in (KEY, LOCKOUT):
         raise LaterError(text, cause=Cause.RATE_LIMIT, wait_s=TOO_MANY_S)
     if verdict == UNKNOWN or (is_public and cause is Cause.NONCE):

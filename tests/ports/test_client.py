@@ -199,6 +199,13 @@ class TestErrors(unittest.TestCase):
                 result_of("Balance", status, body)
             self.assertEqual(wait_s, caught.exception.wait_s)
 
+    def test_a_pause_lasts_until_the_time_that_the_exchange_names_within_reason(self) -> None:
+        for until, wait_s in ((1040, 40), (1001, 15), (99_000, 300)):
+            calls = client(FakeTransport(envelope(f"EService:Throttled: {until}")))
+            with self.subTest(until), self.assertRaises(UnansweredError) as caught:
+                calls.private("Balance")
+            self.assertEqual(wait_s, caught.exception.wait_s)
+
     def test_a_warning_is_logged_hides_no_result_and_is_none(self) -> None:
         with logged() as out:
             body = b'{"error":["WDatabase:No change"],"result":{"ok":1}}'

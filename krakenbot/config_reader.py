@@ -14,7 +14,7 @@ from typing import Any
 from krakenbot import log
 from krakenbot.config import KEYS, PROXY, TABLES, Config, is_loopback
 from krakenbot.errors import ConfigError
-from krakenbot.log import hide_keys, is_key_itself, redact
+from krakenbot.log import hide_keys, redact
 
 _FILE_BYTES_MAX = 1 << 20
 
@@ -182,7 +182,6 @@ def shown(key: str, raw: object) -> str:
     if isinstance(raw, int) and raw.bit_length() > 256:
         return "a huge number"  # Python refuses to write out some of these.
     if isinstance(raw, str):
-        is_key_itself(raw)
         hide_keys(raw)  # Before an @ in an address there may be a password.
         return repr(redact(re.sub("(?s).*@", "***@", raw)))[:80]
     return str(raw).lower() if isinstance(raw, bool) else redact(str(raw))[:80]

@@ -296,8 +296,8 @@ class TestWhatElseIsTold(unittest.TestCase):
         event = {"title": "Upgrade", "expected_start_utc": "2026-05-11T09:00:00Z", "phase": "x"}
         odd = {"upcoming_maintenance": [event], "emergency": ["fire", 5, None, {}]}
         status = spot(Kraken(SystemStatus={"status": "online", **odd})).market_status()
-        self.assertEqual(("Upgrade, 2026-05-11T09:00:00Z",), status.upcoming)
-        self.assertEqual(("online", "fire"), (status.status, status.emergency[0]))
+        self.assertEqual(("online", "fire"), (status.status, status.notices[0]))
+        self.assertEqual("Upgrade, 2026-05-11T09:00:00Z", status.notices[-1])
         for absent in ({}, {"upcoming_maintenance": None, "emergency": []}):
             status = spot(Kraken(SystemStatus={"status": "online", **absent})).market_status()
             self.assertEqual(SystemStatus("online"), status)

@@ -98,8 +98,8 @@ def retry(
                 logged = now
                 log.warning("waiting for the exchange reason=%s", error)
             on_failure(error)
-            wait_s = min(max(backoff_s, error.wait_s), WAIT_MAX_S)
-            clock.wait(min(wait_s, max(0.1, patience_s - (now - began) + 0.1)))
+            left_s = patience_s - (now - began) + 0.1
+            clock.wait(min(max(backoff_s, error.wait_s), WAIT_MAX_S, left_s))
             backoff_s = min(backoff_s * 2, BACKOFF_MAX_S)
 
 

@@ -18,7 +18,7 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import TextIO
-from urllib.parse import quote, quote_plus
+from urllib.parse import quote
 
 from krakenbot.model import Secret
 
@@ -94,11 +94,11 @@ def register(text: str) -> Secret:
     rest = re.split("[/?]", text.partition("://")[2], maxsplit=1)[-1]
     is_word = len(rest) < _PATH_CHARACTERS_MIN or re.fullmatch("[A-Za-z_-]{,15}", rest)
     for part in (text,) if is_word else (text, rest):
-        encoded, quoted = base64.b64encode(part.encode()).decode().rstrip("="), quote(part, "")
-        lower = re.sub("%..", lambda found: found[0].lower(), quoted)
-        forms = (part, encoded, quoted, lower, quote(part), quote_plus(part))
-        url_safe = encoded.translate({ord("+"): "-", ord("/"): "_"})
-        _hidden.update(form for form in (*forms, url_safe) if len(form) >= _CHARACTERS_MIN)
+        quoted = quote(part, "")
+        forms = {part, quote(part), quoted, re.sub("%..", lambda code: code[0].lower(), quoted)}
+        for encode in (base64.b64encode, base64.urlsafe_b64encode):
+            forms.add(encode(part.encode()).decode().rstrip("="))
+        _hidden.update(form for form in forms if len(form) >= _CHARACTERS_MIN)
     return Secret(text)
 
 

@@ -1,6 +1,5 @@
 import gzip
 import json
-import os
 import time
 import unittest
 from collections.abc import Mapping
@@ -26,7 +25,6 @@ from tests.clocks import StandingClock
 from tests.folders import own_folder
 from tests.logs import logged, silence
 
-RECORDED = os.environ.get("TEST_DATA_KRAKEN")
 SECRET = Secret(
     "kQH5HW/8p1uGOVjbgWA7FunAmGO8lsSUXNsu3eow76sz84Q18fWxnyRzBHCd3pd5nE9qa99HAZtuZuj6F1huXg=="
 )

@@ -156,17 +156,15 @@ def _unknown(name: str, valid: list[str]) -> str:
     """Return the message about an unknown name; its value is never shown."""
     hide_keys(name)
     said = repr(redact(name))[:80]
-    table, dot, last = name.rpartition(".")
+    last = name.rpartition(".")[2]
     word = "(secret|passw|token|credential|private_?key|api_?key|(^|_)key)$"
     if re.search(word, last.lower().replace("-", "_")):
         return (
             f"{said}: secrets do not belong in the configuration; put them into two files "
             "of mode 0600 and name these as api_key_file and api_secret_file in the table [keys]"
         )
-    same = [key for key in valid if key.rpartition(".")[2] == last]
-    inside = [key for key in valid if table and key.startswith(table + dot)] or valid
-    longer = [key for key in inside if key.startswith(name)]
-    nearest = same or longer or difflib.get_close_matches(name[:80], inside, 1, 0.0)
+    alike = [key for key in valid if key.rpartition(".")[2] == last or key.startswith(name)]
+    nearest = alike or difflib.get_close_matches(name[:80], valid, 1, 0.0)
     return f"{said} is not known; the nearest valid name is {nearest[0]!r}"
 
 

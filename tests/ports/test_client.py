@@ -435,8 +435,9 @@ class TestAnswersThatAreNoJson(unittest.TestCase):
             (OK[:-3], "cut"),
             (b"upstream timed out", "another text"),
         ):
-            with self.subTest(body), self.assertRaisesRegex(UnansweredError, words):
-                client(FakeTransport((502, body))).private("Balance")
+            for answer in (body, (502, body)):
+                with self.subTest(answer), self.assertRaisesRegex(UnansweredError, words):
+                    client(FakeTransport(answer)).private("Balance")
 
     def test_a_file_is_given_as_it_is_and_an_error_in_its_place_means_what_it_says(self) -> None:
         zipped = b"PK\x03\x04 and more"
@@ -445,6 +446,7 @@ class TestAnswersThatAreNoJson(unittest.TestCase):
             (envelope("EGeneral:Permission denied"), KeyRefusedError),
             (envelope("EExport:Unknown"), UnansweredError),
             (OK, UnansweredError),
+            ((502, zipped), UnansweredError),
             (b"<html>", UnansweredError),
             (b"", UnansweredError),
             (OK[:-4], UnansweredError),

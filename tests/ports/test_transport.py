@@ -94,9 +94,6 @@ class Server:
                 self._serve(self, connection)
 
 
-# -- fates -------------------------------------------------------------------------------------
-
-
 def says(*parts: bytes) -> Serve:
     def serve(server: Server, connection: socket.socket) -> None:
         server.request(connection)
@@ -381,9 +378,6 @@ def _copy(source: socket.socket, target: socket.socket) -> None:
         while chunk := source.recv(65536):
             target.sendall(chunk)
         target.shutdown(socket.SHUT_WR)
-
-
-# -- names and addresses -----------------------------------------------------------------------
 
 
 class TestAddresses(Wire):

@@ -13,7 +13,7 @@ from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-from krakenbot.log import hide_keys, register
+from krakenbot.log import is_key_itself, register
 from krakenbot.model import Secret
 from krakenbot.pairs import decimal, plain
 
@@ -86,7 +86,7 @@ _NOTIFY_URL = _text(rf"{_ORIGIN}([/?][!-~]*)?", _PRIVATELY, register)
 _BODY = _text(r"(?s:.{1,10000})", "text of at most 10000 characters", Secret)
 _PATH = Rule("a path, in characters of this system's locale", _is_path, Path)
 _IS_NO_KEY = "the path of a file, and not the key itself"
-_KEY_FILE = Rule(_IS_NO_KEY, lambda raw: _is_path(raw) and not hide_keys(raw), Path)
+_KEY_FILE = Rule(_IS_NO_KEY, lambda raw: _is_path(raw) and not is_key_itself(raw), Path)
 _PARAMETERS = Rule(
     "a table of names with one number, text, true or false each",
     lambda raw: (

@@ -27,6 +27,7 @@ LEVELS = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
 LINES_MAX = 1000  # How many may wait to be read.
 FLUSH_S = 1.0  # How long the program waits for a reader at its exit.
 _KEY = r"[A-Za-z0-9+/]{40,}={0,2}"
+_AROUND = r"[\s\"'`]"  # A pasted key may have quotes around it, and white space anywhere.
 _CHARACTERS_MIN, _PATH_CHARACTERS_MIN = 4, 8  # Of what is hidden.
 _hidden: set[str] = set()
 _waiting: queue.Queue[tuple[int, str]] = queue.Queue(LINES_MAX)
@@ -103,18 +104,20 @@ def register(text: str) -> Secret:
 
 
 def hide_keys(text: str) -> bool:
-    """Hide from all output what may be a key, outside of a real path; return if there is one.
-
-    A pasted key may have quotes around it, and white space anywhere.
-    """
+    """Hide from all output what may be a key, outside of a real path; return if there is one."""
     there = next(filter(os.path.lexists, (text, *map(str, Path(text).parents))), "")
     rest = text.removeprefix(there)
-    bare = re.sub(r"[\s\"'`]", "", rest)
+    bare = re.sub(_AROUND, "", rest)
     keys = [rest, bare] if re.fullmatch(_KEY, bare) else re.findall(_KEY, rest)
     for found in keys:
         for key in (found, re.sub("/+", "/", found)):  # A Path has no empty parts.
             register(key.strip("/"))
     return bool(keys)
+
+
+def is_key_itself(path: str) -> bool:
+    """Return whether this is a key in place of a path; if so, no output will show it."""
+    return hide_keys(path) and bool(re.fullmatch(_KEY, re.sub(_AROUND, "", path)))
 
 
 def redact(text: str) -> str:

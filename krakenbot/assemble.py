@@ -64,18 +64,15 @@ def client_of(
     if credentials is None or nonces is None:
         return Client(transport, config.exchange.url, clock)
     counter = config.state_directory / f"key-{fingerprint(credentials.key)}.counter"
-    client = Client(
+    return Client(
         transport,
         config.exchange.url,
         clock,
         credentials=credentials,
-        next_nonce=nonces.next,
+        nonces=nonces,
         live=live,
         counter=RestCounter(clock, counter),
     )
-    # Something was sent with a nonce that is not stored here: the journal may be an old copy.
-    client.on_nonce_refused = partial(nonces.set_mark, "refused")
-    return client
 
 
 def assemble(
@@ -104,7 +101,6 @@ def assemble(
     credentials, key_name, locks = _take_key(config, clock, by_bot)
     nonces, is_live = Nonces(locks[0]) if locks else None, config.mode == "live"
     client = client_of(config, clock, credentials, nonces, live=is_live and live)
-    client.on_read = clock.read
     spot = spot_of(config, client)
 
     def find_journal() -> tuple[identity.Identity, KeyInfo | None, Path]:

@@ -29,8 +29,13 @@ class Rule(NamedTuple):
     """What a setting may be: in words, as a check of TOML's value, and how that becomes ours."""
 
     allowed: str
-    accepts: Callable[[Any], bool]
+    check: Callable[[Any], object]  # False or a ValueError refuses the value.
     convert: Callable[[Any], object] = lambda raw: raw
+
+    def accepts(self, raw: object) -> bool:
+        with suppress(ValueError):
+            return bool(self.check(raw))
+        return False
 
 
 def _one_of(*values: object) -> Rule:
@@ -47,34 +52,28 @@ def _whole(low: int, high: int) -> Rule:
 def _number(high: int, kind: type[Decimal | float] = Decimal, *, zero: bool = False) -> Rule:
     """Accept numbers and texts that are exact decimals above (`zero`: from) 0 and up to `high`."""
 
-    def accepts(raw: object) -> bool:
-        with suppress(ValueError):
-            text = raw if isinstance(raw, str) else plain(decimal(raw))
-            is_plain = re.fullmatch(r"[0-9]+(\.[0-9]{1,18})?", text)
-            return bool(is_plain and Decimal(text) <= high and (zero or Decimal(text)))
-        return False
+    def check(raw: object) -> object:
+        text = raw if isinstance(raw, str) else plain(decimal(raw))
+        is_plain = re.fullmatch(r"[0-9]+(\.[0-9]{1,18})?", text)
+        return is_plain and Decimal(text) <= high and (zero or Decimal(text))
 
     allowed = (
         f"a number {'from' if zero else 'above'} 0, at most {high}, written plainly like 0.0001, "
         "with at most 18 decimals"
     )
-    return Rule(allowed, accepts, lambda raw: kind(plain(decimal(raw))))
+    return Rule(allowed, check, lambda raw: kind(plain(decimal(raw))))
 
 
 def _text(shape: str, allowed: str, kind: Callable[[str], object] = str) -> Rule:
-    def accepts(raw: object) -> bool:
-        with suppress(ValueError):
-            if isinstance(raw, str) and re.fullmatch(shape, raw):
-                return all(map(IPv6Address, re.findall(r"^\w+://\[(.*?)\]", raw)))
-        return False
+    def check(raw: object) -> object:
+        is_shaped = isinstance(raw, str) and re.fullmatch(shape, raw)
+        return is_shaped and all(map(IPv6Address, re.findall(r"^\w+://\[(.*?)\]", str(raw))))
 
-    return Rule(allowed, accepts, kind)
+    return Rule(allowed, check, kind)
 
 
-def _is_path(raw: object) -> bool:
-    with suppress(ValueError):
-        return isinstance(raw, str) and bool(re.fullmatch(rb"[^\x00-\x1f\x7f]+", os.fsencode(raw)))
-    return False
+def _is_path(raw: object) -> object:
+    return isinstance(raw, str) and re.fullmatch(rb"[^\x00-\x1f\x7f]+", os.fsencode(raw))
 
 
 _PAIR = _text(r"[A-Za-z0-9./:_-]{3,20}", "a pair's name at Kraken, like XBTUSD")
@@ -85,11 +84,8 @@ _PRIVATELY = "https without user and password, or http on loopback"
 _NOTIFY_URL = _text(rf"{_ORIGIN}([/?][!-~]*)?", _PRIVATELY, register)
 _BODY = _text(r"(?s:.{1,10000})", "text of at most 10000 characters", Secret)
 _PATH = Rule("a path, in characters of this system's locale", _is_path, Path)
-_KEY_FILE = Rule(
-    "the path of a file, and not the key itself",
-    lambda raw: _is_path(raw) and not is_key_itself(raw),
-    Path,
-)
+_IS_NO_KEY = "the path of a file, and not the key itself"
+_KEY_FILE = Rule(_IS_NO_KEY, lambda raw: _is_path(raw) and not is_key_itself(raw), Path)
 _PARAMETERS = Rule(
     "a table of names with one number, text, true or false each",
     lambda raw: (

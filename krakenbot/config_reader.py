@@ -3,8 +3,10 @@
 `load` reports every mistake at once. `sources` of its result says where each value came from.
 """
 
+import difflib
 import os
 import re
+import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from decimal import Decimal
@@ -14,7 +16,7 @@ from typing import Any
 from krakenbot import log
 from krakenbot.config import KEYS, PROXY, TABLES, Config, is_loopback
 from krakenbot.errors import ConfigError
-from krakenbot.log import hide_keys, is_key_itself, redact
+from krakenbot.log import hide_keys, redact
 
 _FILE_BYTES_MAX = 1 << 20
 
@@ -128,8 +130,6 @@ def _read_toml(
             raw = opened.read(_FILE_BYTES_MAX + 1)
         if len(raw) > _FILE_BYTES_MAX:
             raise ValueError("larger than a megabyte")
-        import tomllib  # Often there is no file.
-
         return tomllib.loads(raw.decode("utf-8-sig"), parse_float=Decimal)
     except OSError as error:
         if isinstance(error, FileNotFoundError) and not must_exist:
@@ -154,21 +154,17 @@ def _typed(raw: object, default: object) -> object:
 
 def _unknown(name: str, valid: list[str]) -> str:
     """Return the message about an unknown name; its value is never shown."""
-    import difflib
-
     hide_keys(name)
     said = repr(redact(name))[:80]
-    table, dot, last = name.rpartition(".")
+    last = name.rpartition(".")[2]
     word = "(secret|passw|token|credential|private_?key|api_?key|(^|_)key)$"
     if re.search(word, last.lower().replace("-", "_")):
         return (
             f"{said}: secrets do not belong in the configuration; put them into two files "
             "of mode 0600 and name these as api_key_file and api_secret_file in the table [keys]"
         )
-    same = [key for key in valid if key.rpartition(".")[2] == last]
-    inside = [key for key in valid if table and key.startswith(table + dot)] or valid
-    longer = [key for key in inside if key.startswith(name)]
-    nearest = same or longer or difflib.get_close_matches(name[:80], inside, 1, 0.0)
+    alike = [key for key in valid if key.rpartition(".")[2] == last or key.startswith(name)]
+    nearest = alike or difflib.get_close_matches(name[:80], valid, 1, 0.0)
     return f"{said} is not known; the nearest valid name is {nearest[0]!r}"
 
 
@@ -182,7 +178,6 @@ def shown(key: str, raw: object) -> str:
     if isinstance(raw, int) and raw.bit_length() > 256:
         return "a huge number"  # Python refuses to write out some of these.
     if isinstance(raw, str):
-        is_key_itself(raw)
         hide_keys(raw)  # Before an @ in an address there may be a password.
         return repr(redact(re.sub("(?s).*@", "***@", raw)))[:80]
     return str(raw).lower() if isinstance(raw, bool) else redact(str(raw))[:80]
@@ -240,8 +235,6 @@ def _expanded(path: Path, environ: Mapping[str, str]) -> Path:
     if not str(path).startswith("~"):
         return path
     home = environ.get("HOME", "")
-    if path.parts[0] != "~":
-        raise ValueError(f"'{path}': only ~/ is known")
-    if not home.startswith("/"):
-        raise ValueError(f"'{path}': $HOME is not set")
+    if path.parts[0] != "~" or not home.startswith("/"):
+        raise ValueError(f"'{path}': of ~ only ~/ is known, and $HOME must be set")
     return Path(home, *path.parts[1:])

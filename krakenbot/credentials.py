@@ -11,7 +11,7 @@ from krakenbot import log
 from krakenbot.config import Config
 from krakenbot.errors import ConfigError
 from krakenbot.kraken.signing import decode_secret
-from krakenbot.log import hide_keys, is_key_itself, register
+from krakenbot.log import is_key_itself, register
 from krakenbot.model import Credentials
 
 CUSTOM_CODE = ("sitecustomize", "usercustomize")  # Modules that run before any program.
@@ -85,7 +85,6 @@ def _read(path: str, *, strict: bool = True) -> str:
     """Return the secret in a file that, with `strict`, only its owner may read."""
     if is_key_itself(path):
         raise ConfigError("the path of a file is needed, but this looks like the key itself")
-    hide_keys(path)
     try:
         # Without O_NONBLOCK, opening a named pipe would block forever.
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:

@@ -18,7 +18,7 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import TextIO
-from urllib.parse import quote, quote_plus
+from urllib.parse import quote
 
 from krakenbot.model import Secret
 
@@ -27,8 +27,8 @@ LEVELS = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
 LINES_MAX = 1000  # How many may wait to be read.
 FLUSH_S = 1.0  # How long the program waits for a reader at its exit.
 _KEY = r"[A-Za-z0-9+/]{40,}={0,2}"
-_CHARACTERS_MIN = 4  # Of what is hidden.
-_PATH_CHARACTERS_MIN = 8
+_AROUND = r"[\s\"'`]"  # A pasted key may have quotes around it, and white space anywhere.
+_CHARACTERS_MIN, _PATH_CHARACTERS_MIN = 4, 8  # Of what is hidden.
 _hidden: set[str] = set()
 _waiting: queue.Queue[tuple[int, str]] = queue.Queue(LINES_MAX)
 _lost = 0
@@ -95,35 +95,29 @@ def register(text: str) -> Secret:
     rest = re.split("[/?]", text.partition("://")[2], maxsplit=1)[-1]
     is_word = len(rest) < _PATH_CHARACTERS_MIN or re.fullmatch("[A-Za-z_-]{,15}", rest)
     for part in (text,) if is_word else (text, rest):
-        encoded, quoted = base64.b64encode(part.encode()).decode().rstrip("="), quote(part, "")
-        lower = re.sub("%..", lambda found: found[0].lower(), quoted)
-        forms = (part, encoded, quoted, lower, quote(part), quote_plus(part))
-        url_safe = encoded.translate({ord("+"): "-", ord("/"): "_"})
-        _hidden.update(form for form in (*forms, url_safe) if len(form) >= _CHARACTERS_MIN)
+        quoted = quote(part, "")
+        forms = {part, quote(part), quoted, re.sub("%..", lambda code: code[0].lower(), quoted)}
+        for encode in (base64.b64encode, base64.urlsafe_b64encode):
+            forms.add(encode(part.encode()).decode().rstrip("="))
+        _hidden.update(form for form in forms if len(form) >= _CHARACTERS_MIN)
     return Secret(text)
-
-
-def is_key_itself(path: str) -> bool:
-    """Return whether this is a key in place of a path; if so, no output will show it.
-
-    A pasted key may have quotes around it, and white space anywhere.
-    """
-    bare = re.sub(r"[\s\"'`]", "", path)
-    is_key = bool(re.fullmatch(_KEY, bare)) and not os.path.lexists(path)
-    if is_key:
-        register(path)
-        register(bare)
-    return is_key
 
 
 def hide_keys(text: str) -> bool:
     """Hide from all output what may be a key, outside of a real path; return if there is one."""
     there = next(filter(os.path.lexists, (text, *map(str, Path(text).parents))), "")
-    keys = re.findall(_KEY, text.removeprefix(there))
+    rest = text.removeprefix(there)
+    bare = re.sub(_AROUND, "", rest)
+    keys = [rest, bare] if re.fullmatch(_KEY, bare) else re.findall(_KEY, rest)
     for found in keys:
         for key in (found, re.sub("/+", "/", found)):  # A Path has no empty parts.
             register(key.strip("/"))
     return bool(keys)
+
+
+def is_key_itself(path: str) -> bool:
+    """Return whether this is a key in place of a path; if so, no output will show it."""
+    return hide_keys(path) and bool(re.fullmatch(_KEY, re.sub(_AROUND, "", path)))
 
 
 def redact(text: str) -> str:

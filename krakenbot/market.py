@@ -106,9 +106,6 @@ class MarketState:
         if errors:
             raise errors[0]
 
-    def _mark_read(self, part: str) -> None:
-        self._read_at[part] = self._clock.monotonic()
-
     def measure_clock(self) -> None:
         """Set the clock to the exchange's time, to within half a second and half the round trip.
 
@@ -126,7 +123,7 @@ class MarketState:
                 if abs(again_s - offset_s) > doubt_s + again_doubt_s:
                     raise UnansweredError(f"the exchange's clock jumps {again_s - offset_s:+.0f} s")
                 offset_s, doubt_s = again_s, again_doubt_s
-        self._mark_read("clock")
+        self._read_at["clock"] = self._clock.monotonic()
         if abs(offset_s - known_s) > doubt_s:
             self._clock.set(self._clock.monotonic() + offset_s)
         self.clock_offset_s = self._clock.now() - self._clock.wall()
@@ -145,8 +142,7 @@ class MarketState:
 
     def read_rates(self) -> None:
         """Read the account's fee and the margin rates; what cannot be read is assumed."""
-        assumed = list[str]()
-        self._mark_read("rates")
+        assumed, self._read_at["rates"] = list[str](), self._clock.monotonic()
         try:
             self.fee_rate = self._exchange.fee_rate()
             if self._plan.leverage:
@@ -177,9 +173,8 @@ class MarketState:
         return sorted((quote.bid, equity.price if equity else quote.mid, quote.ask))[1]
 
     def _read_status(self) -> None:
-        found = self._exchange.market_status()
-        self._mark_read("status")
-        self.notices, self.status = (*found.emergency, *found.upcoming), found.status
+        self.status, self.notices = self._exchange.market_status()
+        self._read_at["status"] = self._clock.monotonic()
         if self.rules.status not in ("online", "not listed"):
             self._read_at["rules"] = NEVER  # While the pair takes no orders, they are read often.
 
@@ -204,8 +199,7 @@ class MarketState:
         )
 
     def _keep_rules(self, rules: PairRules) -> None:
-        self.rules = rules
-        self._mark_read("rules")
+        self.rules, self._read_at["rules"] = rules, self._clock.monotonic()
         text = json.dumps(rules._asdict(), default=str)
         if text != self._journal.get("rules"):
             self._journal.put(rules=text)

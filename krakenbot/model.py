@@ -157,8 +157,7 @@ class SystemStatus(NamedTuple):
     """The state of the whole exchange, `online` or another, and the announcements in words."""
 
     status: str
-    upcoming: tuple[str, ...] = ()
-    emergency: tuple[str, ...] = ()
+    notices: tuple[str, ...] = ()
 
 
 class KeyInfo(NamedTuple):

@@ -10,7 +10,7 @@ from krakenbot.errors import ExchangeError, KeyRefusedError, LaterError
 from krakenbot.journal import Journal
 from krakenbot.kraken.spot import Spot
 
-BACKOFF_MAX_S, WAIT_MAX_S = 60.0, 300.0
+BACKOFF_MAX_S = 60.0
 LOGGED_S = 60.0  # At most one log line in this time.
 SILENCE_MAX_S = 300.0  # A longer wait is an alert.
 KEY_PAUSES_S = (60.0, 180.0, 300.0)
@@ -98,8 +98,8 @@ def retry(
                 logged = now
                 log.warning("waiting for the exchange reason=%s", error)
             on_failure(error)
-            wait_s = min(max(backoff_s, error.wait_s), WAIT_MAX_S)
-            clock.wait(min(wait_s, max(0.1, patience_s - (now - began) + 0.1)))
+            left_s = patience_s - (now - began) + 0.1
+            clock.wait(min(max(backoff_s, error.wait_s), left_s))
             backoff_s = min(backoff_s * 2, BACKOFF_MAX_S)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from krakenbot.kraken.client import Client
 from krakenbot.model import Credentials, Secret
@@ -33,13 +34,6 @@ def signing(
     **more: Any,
 ) -> Client:
     """Return a client that signs, and may trade unless `live` is false."""
-    rising = nonces or count(1)
-    return Client(
-        transport,
-        url,
-        clock,
-        credentials=Credentials(Secret(key), Secret(secret), "the test"),
-        next_nonce=lambda _: next(rising),
-        live=live,
-        **more,
-    )
+    rising = mock.Mock(**{"next.side_effect": nonces or count(1)})
+    credentials = Credentials(Secret(key), Secret(secret), "the test")
+    return Client(transport, url, clock, credentials=credentials, nonces=rising, live=live, **more)

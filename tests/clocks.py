@@ -20,6 +20,9 @@ class StandingClock:
     def set(self, exchange_time: float) -> None:
         raise AssertionError(f"the clock is right: {self.time}, not {exchange_time}")
 
+    def read(self, is_reading: bool) -> None:
+        """No signal interrupts anything."""
+
     def wait(self, seconds: float) -> None:
         self.time += max(seconds, 0.0)
         if self.time >= self.end:

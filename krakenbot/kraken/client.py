@@ -5,7 +5,7 @@ No order is ever resent here. A read whose nonce was refused is retried with a n
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any, NoReturn
 from urllib.parse import urlencode
@@ -16,10 +16,10 @@ from krakenbot.errors import Cause, KeyRefusedError, LaterError, RefusedError, U
 from krakenbot.kraken.counter import RestCounter
 from krakenbot.kraken.signing import sign
 from krakenbot.kraken.transport import UrllibTransport
+from krakenbot.lock import Nonces
 from krakenbot.model import Credentials
 
 USER_AGENT = f"krakenbot/{__version__}"
-NONCE_PAUSES_S = (1, 2, 4, 8, 15, 30)  # A minute in all.
 
 # Private methods that change nothing; all others count as changes. Without `live`, AddOrder is only
 # sent with `validate`, and the other changes are not sent at all.
@@ -39,12 +39,13 @@ KINDS = {
 
 
 class Client:
-    """Calls Kraken's methods by name. Without credentials only the public ones work.
+    """Calls Kraken's methods by name. Only the public ones work without credentials and nonces.
 
-    `on_read` is called with True when a read begins, with False when a change begins or a request
-    is over; `on_nonce_refused` when Kraken has refused a nonce. `nonce_pauses_s` are the pauses
-    before a read is retried with a new nonce.
+    The clock is told when a read begins and ends, so that a signal may interrupt it.
     """
+
+    # The pauses before a read is retried with a new nonce; a minute in all.
+    nonce_pauses_s: Sequence[float] = (1, 2, 4, 8, 15, 30)
 
     def __init__(
         self,
@@ -53,26 +54,19 @@ class Client:
         clock: Clock,
         *,
         credentials: Credentials | None = None,
-        next_nonce: Callable[[int], int] | None = None,
+        nonces: Nonces | None = None,
         live: bool = False,
         counter: RestCounter | None = None,
     ) -> None:
-        self._transport = transport
-        self._base_url = base_url
-        self._clock = clock
-        self._credentials = credentials
-        self._next_nonce = next_nonce
-        self._live = live
+        self._transport, self._base_url, self._clock = transport, base_url, clock
+        self._credentials, self._nonces, self._live = credentials, nonces, live
         self._counter = counter or RestCounter(clock)
-        self.on_read: Callable[[bool], None] = lambda is_reading: None
-        self.on_nonce_refused: Callable[[], None] = lambda: None
-        self.nonce_pauses_s: Sequence[float] = NONCE_PAUSES_S
 
     def public(self, method: str, params: Mapping[str, object] | None = None) -> Any:
         """Return the result of a public method."""
         query = f"?{urlencode(params)}" if params else ""
         answer = self._send(True, "GET", f"/0/public/{method}{query}", {}, None)
-        return result_of(method, *answer, is_public=True)
+        return result_of(method, *answer, now=self._clock.now(), is_public=True)
 
     def private(self, method: str, params: Mapping[str, object] | None = None) -> Any:
         """Return the result of a private method; for RetrieveExport, the bytes of its file.
@@ -85,14 +79,18 @@ class Client:
             if method != "AddOrder":
                 raise RefusedError(f"{method} changes the account and needs live mode and --live")
             params["validate"] = "true"
+        if self._credentials is None or self._nonces is None:
+            raise KeyRefusedError(f"{method} needs an API key, but there is none")
         pauses = iter(self.nonce_pauses_s)
         while True:
             try:
-                return result_of(method, *self._ask(method, params, is_read))
+                answer = self._ask(method, params, is_read)
+                return result_of(method, *answer, now=self._clock.now())
             except LaterError as error:
                 if error.cause is not Cause.NONCE:
                     raise
-                self.on_nonce_refused()
+                # One that is not stored here was used: the journal may be an old copy.
+                self._nonces.set_mark("refused")
                 if not is_read:
                     raise
                 pause_s = next(pauses, None)
@@ -106,10 +104,9 @@ class Client:
 
     def _ask(self, method: str, params: Mapping[str, object], is_read: bool) -> tuple[int, bytes]:
         """Send one signed request, once, and return status and body of the answer."""
-        if self._credentials is None or self._next_nonce is None:
-            raise KeyRefusedError(f"{method} needs an API key, but there is none")
+        assert self._credentials is not None and self._nonces is not None
         self._counter.spend(method)
-        nonce = str(self._next_nonce(self._clock.nonce()))
+        nonce = str(self._nonces.next(self._clock.nonce()))
         path = f"/0/private/{method}"
         body = urlencode({**params, "nonce": nonce}).encode()
         headers = {
@@ -124,13 +121,15 @@ class Client:
     ) -> tuple[int, bytes]:
         url, headers = self._base_url + path, headers | {"User-Agent": USER_AGENT}
         try:
-            self.on_read(is_read)
+            self._clock.read(is_read)
             return self._transport.send(method, url, headers, body)
         finally:
-            self.on_read(False)
+            self._clock.read(False)
 
 
-def result_of(method: str, status: int, body: bytes, *, is_public: bool = False) -> Any:
+def result_of(
+    method: str, status: int, body: bytes, *, now: float = float("inf"), is_public: bool = False
+) -> Any:
     """Return the result in Kraken's envelope, or raise the error that it reports.
 
     Anything but such an envelope raises UnansweredError, whatever the HTTP status is. Only
@@ -148,7 +147,7 @@ def result_of(method: str, status: int, body: bytes, *, is_public: bool = False)
     if envelope and isinstance(errors, list) and all(isinstance(e, str) for e in errors):
         failures = [":".join(map(str.strip, e.split(":"))) for e in errors if not e.startswith("W")]
         if failures:
-            raise_verdict(method, failures, is_public=is_public)
+            raise_verdict(method, failures, now, is_public=is_public)
         for warning in errors:
             log.warning("exchange warns method=%s warning=%s", method, warning)
         if status == 200 and envelope.get("result") is not None and not is_file:
@@ -197,6 +196,7 @@ VERDICTS = {
     "|ETrade:Invalid request|EBM:limit exceeded",
 }
 TOO_MANY_S = 60.0  # After HTTP 429, which Kraken does not document for Spot.
+THROTTLED_MAX_S = 300.0
 WAITS_S = {Cause.RATE_LIMIT: 15.0, Cause.MARKET_STATE: 60.0, Cause.LENDING_POOL: 60.0}
 ADVICE = {
     "EOrder:Reduce only:Non-": "Kraken lets this account only reduce margin positions on this "
@@ -207,15 +207,20 @@ ADVICE = {
 }
 
 
-def raise_verdict(method: str, failures: Sequence[str], *, is_public: bool = False) -> NoReturn:
+def raise_verdict(
+    method: str, failures: Sequence[str], now: float, *, is_public: bool = False
+) -> NoReturn:
     """Raise the error for a list of Kraken's error strings.
 
     A public request has neither key nor nonce: what sounds like it is the limit of an address
-    (github.com/ccxt/ccxt/issues/20648), or answers another request.
+    (github.com/ccxt/ccxt/issues/20648), or answers another request. A throttled one may be told
+    from which unix time on it is accepted again.
     """
     verdict, cause = min(map(_verdict, failures), key=lambda found: found[0])
     advice = {text for start, text in ADVICE.items() if any(f.startswith(start) for f in failures)}
     text, wait_s = f"{method}: {'; '.join([*failures, *sorted(advice)])}", WAITS_S.get(cause, 0.0)
+    if named := re.search(r"EService:Throttled:(\d{1,12})\b", text):
+        wait_s = min(max(wait_s, int(named[1]) - now), THROTTLED_MAX_S)
     if is_public and verdict in (KEY, LOCKOUT):
         raise LaterError(text, cause=Cause.RATE_LIMIT, wait_s=TOO_MANY_S)
     if verdict == UNKNOWN or (is_public and cause is Cause.NONCE):

@@ -6,6 +6,7 @@ Source: docs.kraken.com, guide "Spot REST authentication".
 import binascii
 import hashlib
 import hmac
+from contextlib import suppress
 
 from krakenbot.errors import ConfigError
 from krakenbot.model import Secret
@@ -24,13 +25,11 @@ def sign(secret: Secret, path: str, nonce: str, body: bytes) -> str:
 
 def decode_secret(secret: Secret) -> bytes:
     """Return the secret's bytes; ConfigError when it is not base64."""
-    try:
+    key = b""
+    with suppress(ValueError):  # Its message could quote a part of the secret.
         key = binascii.a2b_base64("".join(secret.reveal().split()), strict_mode=True)
-    except (ValueError, binascii.Error):
-        # `from None`: the original message could quote a part of the secret.
-        raise ConfigError("the API secret is not base64; copy it again, whole") from None
     if not key:
-        raise ConfigError("the API secret is empty")
+        raise ConfigError("the API secret is not base64; copy it again, whole")
     return key
 
 

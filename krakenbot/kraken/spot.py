@@ -56,16 +56,14 @@ class Spot:
         trading_agreement: bool = False,
         fee_rate: Decimal | None = None,
     ) -> None:
-        self.client = client
-        self._pair = pair
-        self._interval_s = interval_s
+        self.client, self._pair, self._interval_s = client, pair, interval_s
         self._class = {"asset_class": asset_class} if asset_class else {}
         self._agreement = {"trading_agreement": "agree"} if trading_agreement else {}
         self._fee_rate = fee_rate
         self._rules: PairRules | None = None
         # The span that `charges` is reading, over several calls, and its two histories.
         self._reading: dict[tuple[int, int], tuple[History, History]] = {}
-        self._placed = ("", "")  # The newest order's client order id and exchange order id.
+        self._placed = dict[str, str]()  # The newest order's exchange order id, by its own id.
 
     def server_time(self) -> int:
         """Return Kraken's time in whole unix seconds."""
@@ -77,9 +75,9 @@ class Spot:
         """Return the state of the whole exchange, `online` or another, and its announcements."""
         result = self.client.public("SystemStatus")
         with shape("SystemStatus"):
-            upcoming = map(_words, result.get("upcoming_maintenance") or ())
-            emergency = map(_words, result.get("emergency") or ())
-            return SystemStatus(str(result["status"]), tuple(upcoming), tuple(emergency))
+            lists = result.get("emergency"), result.get("upcoming_maintenance")
+            notices = [_words(event) for events in lists for event in events or ()]
+            return SystemStatus(str(result["status"]), tuple(notices))
 
     def rules(self) -> PairRules:
         """Return the pair's rules as they are now."""
@@ -266,7 +264,7 @@ class Spot:
             ids = result["txid"]
             if not (isinstance(ids, list) and len(ids) == 1 and isinstance(ids[0], str) and ids[0]):
                 raise ValueError(f"order ids {ids!r:.80}")
-        self._placed = (order.client_order_id, ids[0])
+        self._placed = {order.client_order_id: ids[0]}
 
     def validate(self, order: Order) -> None:
         """Let Kraken check the order without placing it; RefusedError if it would refuse it."""
@@ -293,12 +291,10 @@ class Spot:
         None only when Kraken has answered that it knows no such order. Raises StopError when
         several orders have that id.
         """
-        client_id, known = self._placed
-        if client_id == client_order_id:
-            orders = rows(self.client, "QueryOrders", {"txid": known})
-            if orders and known not in orders:
-                raise UnansweredError("QueryOrders: an answer about other orders")
-            orders = {known: orders[known]} if orders else {}
+        if placed := self._placed.get(client_order_id):
+            orders = rows(self.client, "QueryOrders", {"txid": placed})
+            with shape("QueryOrders"):
+                orders = {placed: orders[placed]} if orders else {}
         else:
             orders = self._search(client_order_id, since)
         found = [_execution(client_order_id, key, row) for key, row in orders.items()]
@@ -307,7 +303,7 @@ class Spot:
             raise StopError(f"the exchange shows several orders for {client_order_id}: {ids}")
         if not found:
             return None
-        self._placed = (client_order_id, found[0].exchange_order_id)
+        self._placed = {client_order_id: found[0].exchange_order_id}
         return found[0]
 
     def _search(self, client_order_id: str, since: int) -> dict[str, Any]:

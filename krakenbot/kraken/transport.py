@@ -22,7 +22,7 @@ CONNECT_MAX_S = 4.0  # For one address while there are others to try.
 LOOK_S = 0.25  # How often a slow name lookup checks for a request to stop.
 _BROKEN = (OSError, ValueError, RuntimeError, http.client.HTTPException)
 _lookups: dict[tuple[str, int], futures.Future[list[Any]]] = {}
-_answering: dict[tuple[str, int], Any] = {}  # The address of each host that answered last.
+_answering: dict[tuple[str, int], Any] = {}  # By host, the address that answered last.
 
 
 class UrllibTransport(urllib.request.AbstractHTTPHandler):
@@ -65,8 +65,8 @@ class UrllibTransport(urllib.request.AbstractHTTPHandler):
             elif response.length:
                 problem = f"{response.length} bytes of it are missing"
             else:
-                _answering.update(response.reached)
                 return response.status, answer
+        _answering.clear()  # Another address may answer.
         # Raised outside of `except`, because a library error can quote a header.
         raise UnansweredError(f"no complete answer from {host}: {problem}")
 
@@ -101,12 +101,10 @@ class _Response(http.client.HTTPResponse):
         # `sock` is the TLS one, if there is one.
         self.fp.raw.readinto = read_in_time
 
-    def begin(self) -> None:
-        """Read status and headers; interim answers (1xx) before them are skipped."""
-        super().begin()
-        while self.status < 200:
-            self.headers = self.msg = None  # type: ignore[assignment]
-            super().begin()
+    def _read_status(self) -> tuple[str, int, str]:
+        """Read a status line; http.client skips an answer of status 100, so all interim ones."""
+        version, status, reason = super()._read_status()  # type: ignore[misc]
+        return version, 100 if status < 200 else status, reason
 
 
 class _Connection(http.client.HTTPConnection):
@@ -127,8 +125,7 @@ class _Connection(http.client.HTTPConnection):
         host = self.host, self.port
         try:
             addresses = _look_up(host, self._deadline, self._is_stopping)
-            last = _answering.pop(host, None)
-            addresses.sort(key=lambda address: address != last)
+            addresses.sort(key=lambda address: address != _answering.get(host))
             while True:
                 address = addresses.pop(0)
                 try:
@@ -142,14 +139,8 @@ class _Connection(http.client.HTTPConnection):
         except _BROKEN as error:
             problem = f"{self.host} cannot be reached: {_name(error)}"
             raise LaterError(problem, cause=Cause.UNREACHABLE) from None
-        self._reached = {host: address}
+        _answering[host] = address
         self.response_class = partial(_Response, self._deadline)
-
-    def getresponse(self) -> Any:
-        """Return the response, with the address that it came from by host as `reached`."""
-        response: Any = super().getresponse()
-        response.reached = self._reached
-        return response
 
     def _connect_to(self, address: Any, others: int) -> None:
         """Connect to one address, leaving each of the others its share of the time."""

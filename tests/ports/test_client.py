@@ -1,13 +1,11 @@
 import gzip
 import json
-import os
 import time
 import unittest
 from collections.abc import Mapping
 from decimal import Decimal
 from itertools import count, product
 from typing import Any
-from unittest import mock
 from urllib.parse import parse_qs, urlsplit
 
 from krakenbot.errors import (
@@ -27,7 +25,6 @@ from tests.clocks import StandingClock
 from tests.folders import own_folder
 from tests.logs import logged, silence
 
-RECORDED = os.environ.get("TEST_DATA_KRAKEN")
 SECRET = Secret(
     "kQH5HW/8p1uGOVjbgWA7FunAmGO8lsSUXNsu3eow76sz84Q18fWxnyRzBHCd3pd5nE9qa99HAZtuZuj6F1huXg=="
 )
@@ -200,6 +197,13 @@ class TestErrors(unittest.TestCase):
                 result_of("Balance", status, body)
             self.assertEqual(wait_s, caught.exception.wait_s)
 
+    def test_a_pause_lasts_until_the_time_that_the_exchange_names_within_reason(self) -> None:
+        for until, wait_s in ((1040, 40), (1001, 15), (99_000, 300)):
+            calls = client(FakeTransport(envelope(f"EService:Throttled: {until}")))
+            with self.subTest(until), self.assertRaises(UnansweredError) as caught:
+                calls.private("Balance")
+            self.assertEqual(wait_s, caught.exception.wait_s)
+
     def test_a_warning_is_logged_hides_no_result_and_is_none(self) -> None:
         with logged() as out:
             body = b'{"error":["WDatabase:No change"],"result":{"ok":1}}'
@@ -287,9 +291,9 @@ class TestRequests(unittest.TestCase):
 
     def test_the_clock_is_told_of_reads_and_of_nothing_that_changes_something(self) -> None:
         for method, want in (("AddOrder", [False] * 2), ("Balance", [True, False])):
-            calls, told = client(FakeTransport(OK), live=True), list[bool]()
-            calls.on_read = told.append
-            calls.private(method)
+            clock, told = StandingClock(1000.0), list[bool]()
+            clock.read = told.append
+            client(FakeTransport(OK), clock, live=True).private(method)
             self.assertEqual(want, told)
 
     def test_what_the_caller_says_is_sent_but_for_the_nonce_and_left_as_it_was(self) -> None:
@@ -336,15 +340,14 @@ class TestNonce(unittest.TestCase):
 
     def test_an_order_whose_nonce_was_refused_is_not_sent_again_here_and_it_is_told(self) -> None:
         for method, sent in (("AddOrder", 1), ("Balance", 2)):
-            transport, told = FakeTransport(envelope("EAPI:Invalid nonce"), OK), mock.Mock()
+            transport = FakeTransport(envelope("EAPI:Invalid nonce"), OK)
             calls = client(transport, live=True)
-            calls.on_nonce_refused = told
             try:
                 calls.private(method)
             except LaterError as error:
                 self.assertEqual(("AddOrder", Cause.NONCE), (method, error.cause))
             self.assertEqual(sent, len(transport.requests))
-            told.assert_called_once_with()
+            calls._nonces.set_mark.assert_called_once_with("refused")
 
     def test_the_second_asking_of_a_read_is_an_answer_like_any_other(self) -> None:
         transport = FakeTransport(envelope("EAPI:Invalid nonce"), envelope("EService:Busy"))
@@ -432,8 +435,9 @@ class TestAnswersThatAreNoJson(unittest.TestCase):
             (OK[:-3], "cut"),
             (b"upstream timed out", "another text"),
         ):
-            with self.subTest(body), self.assertRaisesRegex(UnansweredError, words):
-                client(FakeTransport((502, body))).private("Balance")
+            for answer in (body, (502, body)):
+                with self.subTest(answer), self.assertRaisesRegex(UnansweredError, words):
+                    client(FakeTransport(answer)).private("Balance")
 
     def test_a_file_is_given_as_it_is_and_an_error_in_its_place_means_what_it_says(self) -> None:
         zipped = b"PK\x03\x04 and more"
@@ -442,6 +446,7 @@ class TestAnswersThatAreNoJson(unittest.TestCase):
             (envelope("EGeneral:Permission denied"), KeyRefusedError),
             (envelope("EExport:Unknown"), UnansweredError),
             (OK, UnansweredError),
+            ((502, zipped), UnansweredError),
             (b"<html>", UnansweredError),
             (b"", UnansweredError),
             (OK[:-4], UnansweredError),

@@ -107,24 +107,20 @@ class TestLog(unittest.TestCase):
         self.stream.close()
         log.critical("x")
 
-    def test_journald_gets_priorities_only_when_it_is_the_reader(self) -> None:
-        code = (
-            "from krakenbot import log; log.setup('debug', 'text');"
-            "[write('x') for write in (log.critical, log.warning, log.info, log.debug)]"
-        )
+    def journald(self, code: str, *, reads: bool = True) -> list[str]:
+        """Return the lines on standard error, which journald reads or only another program."""
         with tempfile.TemporaryFile() as file:
             at = os.fstat(file.fileno())
-            for name, want in (
-                (f"{at.st_dev}:{at.st_ino}", ["<2>x", "<4>x", "<6>x", "<7>x"]),
-                ("1:1", ["20"] * 4),
-            ):
-                with self.subTest(name):
-                    file.seek(0)
-                    file.truncate()
-                    run(code, stderr=file, env=os.environ | {"JOURNAL_STREAM": name})
-                    file.seek(0)
-                    got = [line[:4] for line in file.read().decode().splitlines()]
-                    self.assertEqual(want, [line[: len(want[0])] for line in got])
+            name = f"{at.st_dev}:{at.st_ino}" if reads else "1:1"
+            run(f"from krakenbot import log; {code}", stderr=file, env={"JOURNAL_STREAM": name})
+            file.seek(0)
+            return file.read().decode().splitlines()
+
+    def test_journald_gets_priorities_only_when_it_is_the_reader(self) -> None:
+        code = "log.setup('debug', 'text');"
+        code += "[write('x') for write in (log.critical, log.warning, log.info, log.debug)]"
+        self.assertEqual(["<2>x", "<4>x", "<6>x", "<7>x"], self.journald(code))
+        self.assertEqual(["20"] * 4, [line[:2] for line in self.journald(code, reads=False)])
 
     def test_a_reader_that_stands_still_holds_neither_the_program_nor_its_end(self) -> None:
         code = (
@@ -158,12 +154,7 @@ class TestLog(unittest.TestCase):
         self.assertEqual((5001, True), (lost + text.count(" INFO "), lost > 1000))
 
     def test_why_a_command_ended_carries_its_priority_for_journald(self) -> None:
-        code = "from krakenbot import log; log.say('why\\nand how')"
-        with tempfile.TemporaryFile() as file:
-            at = os.fstat(file.fileno())
-            run(code, stderr=file, env=os.environ | {"JOURNAL_STREAM": f"{at.st_dev}:{at.st_ino}"})
-            file.seek(0)
-            self.assertEqual(b"<3>why\n<3>and how\n", file.read())
+        self.assertEqual(["<3>why", "<3>and how"], self.journald("log.say('why\\nand how')"))
 
     def test_a_full_disk_or_closed_standard_error_does_not_change_the_exit_code(self) -> None:
         code = (

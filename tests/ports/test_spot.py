@@ -217,6 +217,9 @@ class TestAccount(unittest.TestCase):
         for odd in (0, "", False, Decimal(0)):
             with self.subTest(repr(odd)), self.assertRaises(UnansweredError):
                 spot(Kraken(OpenPositions=odd)).position()
+        for change in ({"vol_closed": "0.05"}, {"vol": "0", "vol_closed": "-0.01"}):
+            with self.subTest(change), self.assertRaises(UnansweredError):
+                spot(Kraken(OpenPositions={"T1": POSITION | change})).position()
 
     def test_a_short_position_is_negative_and_those_of_other_pairs_are_not_counted(self) -> None:
         other = POSITION | {"pair": "XETHZUSD"}
@@ -296,8 +299,8 @@ class TestWhatElseIsTold(unittest.TestCase):
         event = {"title": "Upgrade", "expected_start_utc": "2026-05-11T09:00:00Z", "phase": "x"}
         odd = {"upcoming_maintenance": [event], "emergency": ["fire", 5, None, {}]}
         status = spot(Kraken(SystemStatus={"status": "online", **odd})).market_status()
-        self.assertEqual(("Upgrade, 2026-05-11T09:00:00Z",), status.upcoming)
-        self.assertEqual(("online", "fire"), (status.status, status.emergency[0]))
+        self.assertEqual(("online", "fire"), (status.status, status.notices[0]))
+        self.assertEqual("Upgrade, 2026-05-11T09:00:00Z", status.notices[-1])
         for absent in ({}, {"upcoming_maintenance": None, "emergency": []}):
             status = spot(Kraken(SystemStatus={"status": "online", **absent})).market_status()
             self.assertEqual(SystemStatus("online"), status)
@@ -330,9 +333,11 @@ class TestPlacing(unittest.TestCase):
         self.assertEqual(expected | {"nonce": asked["nonce"]}, asked)
         spot(kraken).place(ORDER._replace(leverage=0, reduce_only=False), SINCE)
         self.assertFalse({"leverage", "reduce_only"} & set(kraken.params("AddOrder")))
+        spot(kraken, trading_agreement=True).place(ORDER, SINCE)
+        self.assertEqual("agree", kraken.params("AddOrder")["trading_agreement"])
 
     def test_an_answer_without_exactly_one_order_id_is_no_answer(self) -> None:
-        for ids in (None, [], [TXID, TXID + "X"], TXID, [None], [5], [""], {}, True):
+        for ids in (None, [], [TXID, TXID + "X"], TXID, "O", [None], [5], [""], {}, True):
             for answer in ({"descr": {}, "txid": ids}, {"descr": {}}, [], "text", {}):
                 with self.subTest(answer), self.assertRaises(UnansweredError):
                     spot(Kraken(AddOrder=answer)).place(ORDER, SINCE)
@@ -417,7 +422,8 @@ class TestFinding(unittest.TestCase):
                     spot(kraken).find(ID, SINCE)
 
     def test_a_row_that_is_no_order_is_not_taken_for_no_order(self) -> None:
-        other, odd = "OAAAAA-AAAAA-AAAAAA", ({"vol_exec": "-1"}, {"cost": "-1"}, {"status": "?"})
+        other, odd = "OAAAAA-AAAAA-AAAAAA", [{"vol_exec": "-1"}, {"cost": "-1"}, {"status": "?"}]
+        odd.append({"vol_exec": "0"})  # It has a cost all the same.
         for rows in (
             *({TXID: None}, {TXID: []}, {TXID: "closed"}, "", 0, False),
             *({TXID: CLOSED_ORDER | change} for change in odd),

@@ -94,9 +94,6 @@ class Server:
                 self._serve(self, connection)
 
 
-# -- fates -------------------------------------------------------------------------------------
-
-
 def says(*parts: bytes) -> Serve:
     def serve(server: Server, connection: socket.socket) -> None:
         server.request(connection)
@@ -383,9 +380,6 @@ def _copy(source: socket.socket, target: socket.socket) -> None:
         target.shutdown(socket.SHUT_WR)
 
 
-# -- names and addresses -----------------------------------------------------------------------
-
-
 class TestAddresses(Wire):
     def setUp(self) -> None:
         super().setUp()
@@ -493,12 +487,10 @@ class TestNames(Wire):
 
     def test_a_signal_ends_a_read_in_the_middle_of_a_slow_lookup(self) -> None:
         self.slow()
-        clock = Clock()
         for number in (signal.SIGTERM, signal.SIGINT):
             self.addCleanup(signal.signal, number, signal.getsignal(number))
-        clock.stop_on_signals()
+        self.clock.stop_on_signals()
         client = self.client(next(UNASKED), 60)
-        client.on_read = clock.read
         sender = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM))
         sender.start()
         self.addCleanup(sender.join)

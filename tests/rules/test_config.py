@@ -335,6 +335,13 @@ class TestPaths(Folder):
         self.load(f"[state]\ndirectory = '{path}'")
         self.assertEqual(path, log.redact_registered(path))
 
+    def test_a_long_path_of_a_key_file_is_no_key_either(self) -> None:
+        (self.folder / "my-bots").mkdir()
+        for folder in ("~", str(self.folder / "my-bots")):
+            path = f"{folder}/secrets/of/production/krakenbot/exchange/apikey"
+            with self.subTest(path):
+                self.load(f"[keys]\napi_key_file = '{path}'\napi_secret_file = '{path}'")
+
     TOML = (
         "state.directory = 'here'\n[keys]\napi_key_file = '~/key'\napi_secret_file = 'secret'\n"
         "[strategy]\nname = 'file'\nfile = 'rule.py'"

@@ -42,6 +42,10 @@ class TestCredentials(unittest.TestCase):
         path.chmod(mode)
         return str(path)
 
+    def files(self, key: str) -> dict[str, str]:
+        """Return the variables that name a key's file and a good secret's."""
+        return {"KRAKEN_API_KEY_FILE": key, "KRAKEN_API_SECRET_FILE": self.file("s", BASE64)}
+
     def pair(
         self, environ: dict[str, str], prefix: str = "KRAKEN", keys: KeysTable = NO_FILES
     ) -> tuple[str, str, str]:
@@ -55,13 +59,10 @@ class TestCredentials(unittest.TestCase):
         return str(caught.exception)
 
     def test_none_given_is_none(self) -> None:
-        self.assertIsNone(load_credentials(Config(), environ={}))
-        self.assertIsNone(
-            load_credentials(Config(), environ={"KRAKEN_API_KEY": "", "KRAKEN_API_SECRET": " "})
-        )
-        self.assertIsNone(
-            load_credentials(Config(), environ={"CREDENTIALS_DIRECTORY": str(self.folder)})
-        )
+        blank = {"KRAKEN_API_KEY": "", "KRAKEN_API_SECRET": " "}
+        for environ in ({}, blank, {"CREDENTIALS_DIRECTORY": str(self.folder)}):
+            with self.subTest(environ):
+                self.assertIsNone(load_credentials(Config(), environ=environ))
 
     def test_the_credentials_folder_comes_first_then_files_then_variables(self) -> None:
         environ = {"KRAKEN_API_KEY": " varkey\n", "KRAKEN_API_SECRET": BASE64}
@@ -91,12 +92,10 @@ class TestCredentials(unittest.TestCase):
         self.refused(both | {"CREDENTIALS_DIRECTORY": str(self.folder)}, "kraken_api_secret is not")
 
     def test_a_file_that_others_may_read_is_refused_with_the_command_that_repairs_it(self) -> None:
-        secret = self.file("s", BASE64)
         for mode in (0o640, 0o604, 0o644, 0o620):
             with self.subTest(oct(mode)):
                 key = self.file("k", "HUSHHUSH", mode)
-                environ = {"KRAKEN_API_KEY_FILE": key, "KRAKEN_API_SECRET_FILE": secret}
-                text = self.refused(environ, f"mode {mode:04o} .*chmod 600 {key}")
+                text = self.refused(self.files(key), f"mode {mode:04o} .*chmod 600 {key}")
                 self.assertNotIn("HUSH", text)
 
     def test_a_key_in_the_place_of_its_file_s_name_is_not_shown_however_it_was_pasted(self) -> None:
@@ -159,23 +158,18 @@ class TestCredentials(unittest.TestCase):
 
     def test_a_key_file_whose_name_could_be_a_key_is_read(self) -> None:
         path = self.file("k" * 60, "filekey")
-        environ = {"KRAKEN_API_KEY_FILE": path, "KRAKEN_API_SECRET_FILE": self.file("s", BASE64)}
-        self.assertEqual("filekey", self.pair(environ)[0])
+        self.assertEqual("filekey", self.pair(self.files(path))[0])
 
     def test_what_is_no_key_file_is_refused_without_showing_or_waiting(self) -> None:
         os.mkfifo(self.folder / "fifo", 0o600)
-        for path, part in (
+        odd = {self.file(f"odd-{n}", text): part for n, (text, part) in enumerate(ODD.items())}
+        for path, part in odd.items() | {
             (str(self.folder / "fifo"), "not a regular file"),
             (str(self.folder), "directory|not a regular file"),
             (str(self.folder / "none"), "No such file"),
-            *(
-                (self.file(f"odd-{number}", text), part)
-                for number, (text, part) in enumerate(ODD.items())
-            ),
-        ):
+        }:
             with self.subTest(path):
-                environ = {"KRAKEN_API_KEY_FILE": path, "KRAKEN_API_SECRET_FILE": path}
-                self.assertNotIn("HUSH", self.refused(environ, part))
+                self.assertNotIn("HUSH", self.refused(self.files(path), part))
 
     def test_what_was_loaded_is_redacted_from_then_on_and_cannot_be_pickled(self) -> None:
         got = load_credentials(

@@ -3,10 +3,8 @@
 `load` reports every mistake at once. `sources` of its result says where each value came from.
 """
 
-import difflib
 import os
 import re
-import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from decimal import Decimal
@@ -130,6 +128,8 @@ def _read_toml(
             raw = opened.read(_FILE_BYTES_MAX + 1)
         if len(raw) > _FILE_BYTES_MAX:
             raise ValueError("larger than a megabyte")
+        import tomllib  # Often there is no file.
+
         return tomllib.loads(raw.decode("utf-8-sig"), parse_float=Decimal)
     except OSError as error:
         if isinstance(error, FileNotFoundError) and not must_exist:
@@ -154,6 +154,8 @@ def _typed(raw: object, default: object) -> object:
 
 def _unknown(name: str, valid: list[str]) -> str:
     """Return the message about an unknown name; its value is never shown."""
+    import difflib
+
     hide_keys(name)
     said = repr(redact(name))[:80]
     last = name.rpartition(".")[2]

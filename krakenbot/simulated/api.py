@@ -238,7 +238,7 @@ class SandboxApi:
             price = round(_amount(price), rules.pair_decimals)
             if price <= tick(rules):
                 raise ValueError(f"{price} must be above one tick, {tick(rules)}")
-        self.markets.feed.series(rules).by_hand.append((self.now(), price))
+        self.markets.feed.series(rules).by_hand.append((self.now(), price and float(price)))
 
     def _set_balance(self, params: Row) -> None:
         """{asset, amount}: set a balance by a deposit or withdrawal."""

@@ -131,10 +131,10 @@ class FileTest(unittest.TestCase):
 
     def test_a_long_candle_is_its_minutes_also_where_a_price_was_set(self) -> None:
         series, now = Feed("random:1", NOW).series(XBT), NOW + 7200
-        series.by_hand += [(NOW + 600.0, D(1)), (NOW + 900.0, None)]
+        series.by_hand += [(NOW + 600.0, 1.0), (NOW + 900.0, None)]
         for time in range(int(NOW) // 3600 * 3600 - 3600, int(now), 3600):
             whole, minutes = series.bar(time, 3600, now), range(time, time + 3600, 60)
-            parts = [series.candle(series.number(at), now) for at in minutes if at <= now]
+            parts = [series.bar(at, 60, now) for at in minutes if at <= now]
             self.assertEqual((parts[0].open, parts[-1].close), (whole.open, whole.close))
             self.assertEqual(min(part.low for part in parts), whole.low)
             self.assertEqual(max(part.high for part in parts), whole.high)

@@ -21,7 +21,7 @@ from operator import attrgetter
 from typing import NamedTuple
 
 from krakenbot.errors import RefusedError
-from krakenbot.model import MARGIN_RATE_ASSUMED, ZERO, MarginSummary, Order, Side
+from krakenbot.model import MARGIN_RATE_ASSUMED, ZERO, MarginSummary, Order
 from krakenbot.pairs import PairRules
 
 ROLLOVER_S = 14400  # Source: support.kraken.com 206161568.
@@ -98,12 +98,6 @@ class MarginPosition:
     def sign(self) -> int:
         """Return 1 for a long, -1 for a short, 0 if flat."""
         return self.lots[0].sign if self.lots else 0
-
-    @property
-    def closing_order(self) -> Order:
-        """Return the market order that closes all lots, of which there must be one."""
-        side = Side.SELL if self.sign > 0 else Side.BUY
-        return Order("", side, self.held, self.lots[0].leverage, False)
 
     @property
     def volume(self) -> Decimal:

@@ -196,7 +196,8 @@ class FeedMarkets:
         series = self.feed.series(rules)
         if series.by_hand[-1][1] is None:
             for row in map(series.row, range(series.number(since), series.number(until))):
-                yield row.time + series.interval_s, row.open, row.low, row.high
+                last_moment = math.nextafter(row.time + series.interval_s, 0)
+                yield last_moment, row.open, row.low, row.high
 
     def _time(self, _: Params) -> Any:
         now = int(self.now()) + self.clock_off_s

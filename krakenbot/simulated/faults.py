@@ -52,6 +52,7 @@ FAULTS = {
     "clock": "the exchange's clock is up to 90 s off for some minutes",
 }
 _CANDLES = frozenset(word for word in FAULTS if word.startswith("candle"))
+_LATE_S = {"late": (0, 12), "overdue": (16, 19)}
 _UNREAD = {"refused": ConnectionRefusedError, "lost-before": ConnectionResetError}
 _UNANSWERED = {"lost-after": ConnectionResetError, "timeout": TimeoutError}
 # Instead of the answer comes a page with one of these statuses, or one of these errors.
@@ -69,10 +70,6 @@ _ERRORS = {
 _SHAPES = b"""[] "x" {"error":[]} {"result":{}} {"error":"EGeneral:x","result":{}}
     {"error":[],"result":null} {"error":[],"result":"x"} {"error":[],"result":[null]}
     {"error":[],"result":{"x":null}} {"error":[7],"result":{}} {"error":[],"result":5}""".split()
-_LAGGING = (
-    *("OpenPositions", "Balance", "BalanceEx", "TradeBalance", "Ledgers", "QueryLedgers"),
-    *("OpenOrders", "ClosedOrders", "QueryOrders", "TradesHistory", "QueryTrades"),
-)
 _LEVERAGES: tuple[list[int], ...] = ([], [3, 4, 5], [2], [5, 10])
 
 _Request = tuple[str, str, Mapping[str, str], bytes]
@@ -137,8 +134,8 @@ class Faults:
             self._catch_up(self.api.now())
             word = self._draw(name, method) if self.chances else ""
             self.seen[word] += 1
-        if word in ("late", "overdue"):
-            self._wait(self.random.uniform(*((0, 12) if word == "late" else (16, 19))))
+        if word in _LATE_S:
+            self._wait(self.random.uniform(*_LATE_S[word]))
         with self.api.lock:
             return self._with(word, name, request) if word else self._pass(name, request)
 
@@ -202,7 +199,7 @@ class Faults:
         if not self.lag_s or b'"result"' not in answer.body:
             return answer
         moment = self.api.now() - self.lag_s * self.random.choice((0, 1, 1, self.random.random()))
-        if name in _LAGGING:
+        if name in self.api.private_api.methods and name != "AddOrder":
             with suppress(RefusedError):  # The id at which the list shall start may be unknown yet.
                 result = self._read(name, parameters(request[2], request[3]), moment)
                 return Answer.of({"error": [], "result": result})
@@ -235,30 +232,30 @@ class Faults:
 
     def _candles(self, word: str, answer: Answer) -> Answer:
         envelope = json.loads(answer.body)
-        for pair, rows in (envelope.get("result") or {}).items():
-            if pair == "last" or len(rows) < 2:
-                continue
-            if word == "candle-stale":
-                key = pair, rows[1][0] - rows[0][0]
-                before, self._stale[key] = self._stale.get(key, answer), answer
-                return before
-            place = self.random.randrange(len(rows) - 1)
-            if word == "candle-late":
-                del rows[-self.random.choice((1, 1, 2)) :]
-            elif word == "candle-missing":
-                del rows[place]
-            else:
-                rows.insert(place, rows[place])
+        pair, rows = next(iter(envelope.get("result", {}).items()), ("", []))
+        if len(rows) < 2:
+            return answer
+        if word == "candle-stale":
+            key = pair, rows[1][0] - rows[0][0]
+            before, self._stale[key] = self._stale.get(key, answer), answer
+            return before
+        place = self.random.randrange(len(rows) - 1)
+        if word == "candle-late":
+            del rows[-self.random.choice((1, 1, 2)) :]
+        elif word == "candle-missing":
+            del rows[place]
+        else:
+            rows.insert(place, rows[place])
         return Answer.of(envelope)
 
     def _change_rules(self) -> None:
+        choice = self.random.choice
         for pair, row in self._listing.items():
-            if self.random.choice((True, False)):
-                least = Decimal(row["ordermin"]) * self.random.choice((40, 4000))
-                self.api.markets.relist(pair, ordermin=str(least))
+            if choice((True, False)):
+                changes: Row = {"ordermin": str(Decimal(row["ordermin"]) * choice((40, 4000)))}
             else:
-                leverages = self.random.choice(_LEVERAGES)
-                self.api.markets.relist(pair, leverage_buy=leverages, leverage_sell=leverages)
+                changes = dict.fromkeys(("leverage_buy", "leverage_sell"), choice(_LEVERAGES))
+            self.api.markets.relist(pair, **changes)
         self._later(60, 900, self._restore_rules)
 
     def _restore_rules(self) -> None:

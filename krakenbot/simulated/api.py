@@ -23,7 +23,7 @@ from krakenbot.risk import FEE_RATE_ASSUMED
 from krakenbot.simulated import wire
 from krakenbot.simulated.books import AMOUNT_MAX, Account
 from krakenbot.simulated.feed import Feed, FeedMarkets, tick
-from krakenbot.simulated.listing import MARGIN_RATES, PAIRS, Row
+from krakenbot.simulated.listing import MARGIN_RATES, Row
 from krakenbot.simulated.private import HISTORY_MAX, PrivateApi, closing
 from krakenbot.simulated.wire import PARAMETERS, Answer, Params, bad
 
@@ -62,8 +62,7 @@ class SandboxApi:
     ) -> None:
         self._now, self._offset, self._frozen = now, 0.0, False
         self.markets = FeedMarkets(feed, self.now)
-        if feed.pair and feed.pair not in PAIRS:
-            balances = {self.markets.rules[feed.pair].quote: Decimal(10000), **balances}
+        balances = {row["quote"]: Decimal(10000) for row in feed.listing.values()} | {**balances}
         serial = int(self.now()) * 1000  # So that ids are not those of an earlier sandbox.
         self.account = Account(
             balances, fee_rate, margin_rates=MARGIN_RATES, serial=serial, history=HISTORY_MAX

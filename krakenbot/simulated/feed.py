@@ -108,13 +108,13 @@ class Series:
 class Feed:
     """All series of one sandbox, which starts at the simulated time `start`.
 
-    A file's `pair` is the key of its pair, `digits` the decimals of its prices. Raises ValueError
-    for a wrong spec or file.
+    A file's `pair` is the key of its pair; `listing` has its row if it is not in PAIRS. Raises
+    ValueError for a wrong spec or file.
     """
 
     def __init__(self, spec: str, now: float) -> None:
         kind, _, self.seed = spec.partition(":")
-        self.start, self.pair, self.digits = now, "", 0
+        self.start, self.pair, self.listing = now, "", dict[str, Row]()
         self._series: dict[str, Series] = {}
         if kind == "csv" and self.seed:
             self._open(Path(self.seed))
@@ -136,10 +136,13 @@ class Feed:
         count = sum(len(part.times) for part in read([path], interval_s, []))
         if name is None or count <= 40:
             raise ValueError(f"{path}: not PAIR_MINUTES.csv, or fewer than 41 candles")
-        name = "".join(assets_of(name))  # XBTUSD, however the file is named.
+        base, quote = assets_of(name)
         self.seed, self.start = "1", first.times[0] + max(40, min(720, count // 3)) * interval_s
-        self.pair = next((key for key, row in PAIRS.items() if row["altname"] == name), name)
-        self.digits = max(-int(exact(close).as_tuple().exponent) for close in first.closes)
+        names = {row["altname"]: key for key, row in PAIRS.items()}
+        self.pair = names.get(base + quote, base + quote)
+        if self.pair not in PAIRS:
+            digits = max(-int(exact(close).as_tuple().exponent) for close in first.closes)
+            self.listing[self.pair] = unlisted(base, quote, digits)
         rows = _rows_of(path, interval_s)
         self._series[self.pair] = Series(interval_s, first.times[0], rows)
 
@@ -154,11 +157,9 @@ class FeedMarkets:
         self.feed, self.now = feed, now
         self.status, self.clock_off_s = "online", 0  # By how much `Time` is wrong.
         self.notices: dict[str, list[Any]] = {}
-        self.listing = {name: dict(row) for name, row in PAIRS.items()}
-        if feed.pair and feed.pair not in PAIRS:
-            row = self.listing[feed.pair] = unlisted(*assets_of(feed.pair), feed.digits)
-            for code in (row["base"], row["quote"]):
-                ASSETS.setdefault(code, asset_row(format.asset(code), 8, 5))
+        self.listing = {name: dict(row) for name, row in (PAIRS | feed.listing).items()}
+        for code in (row[side] for row in feed.listing.values() for side in ("base", "quote")):
+            ASSETS.setdefault(code, asset_row(format.asset(code), 8, 5))
         self.rules = {name: parse_rules(name, row) for name, row in self.listing.items()}
         self.methods: dict[str, Callable[[Params], Any]] = {
             "Time": self._time,

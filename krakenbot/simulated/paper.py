@@ -171,14 +171,10 @@ class PaperClient:
 
 def state_of(account: Account) -> dict[str, Any]:
     """Return an account as values for JSON, from which `restore` makes exactly the same one."""
-    return {
-        "numbers": [account.serial],
-        "sums": [account.balances, account.fees, account.rollovers, account.realized],
-        "ledger": list(account.ledger),
-        "books": {
-            pair: [position.price, position.lots] for pair, position in account.positions.items()
-        },
-    }
+    sums = [account.balances, account.fees, account.rollovers, account.realized]
+    books = {pair: [position.price, position.lots] for pair, position in account.positions.items()}
+    state = {"numbers": [account.serial], "sums": sums}
+    return state | {"ledger": list(account.ledger), "books": books}
 
 
 def restore(account: Account, state: dict[str, Any], rules: Mapping[str, PairRules]) -> None:

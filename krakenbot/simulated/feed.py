@@ -62,17 +62,10 @@ class Series:
         """Return the number of the candle in which `time` falls; the first one has number 0."""
         return int((time - self.first) // self.interval_s)
 
-    def row(self, number: int) -> Candle:
-        """Return a candle of the feed, whatever was set by hand."""
-        return _candle(self.first + number * self.interval_s, self._row(number))
-
-    def _row(self, number: int) -> Numbers:
-        self._made += islice(self._source, max(number + 1 - len(self._made), 0))
-        return self._made[number]
-
     def _seen(self, number: int, now: float) -> Numbers:
         """Return a candle as it is at `now`; until its end the feed stays at the open."""
-        row, begin = self._row(number), self.first + number * self.interval_s
+        self._made += islice(self._source, max(number + 1 - len(self._made), 0))
+        row, begin = self._made[number], self.first + number * self.interval_s
         end = begin + self.interval_s
         if end <= now and len(self.by_hand) == 1:
             return row
@@ -101,8 +94,9 @@ class Series:
         stop = min(max(self.number(time + interval_s), start + 1), here + 1)
         rows = (self._seen(number, now) for number in range(start, stop))
         opens, highs, lows, closes, volumes = zip(*rows, strict=True)
-        whole = opens[0], max(highs), min(lows), closes[-1], sum(volumes, ZERO)
-        return _candle(time, whole)
+        prices = opens[0], max(highs), min(lows), closes[-1]
+        opened, high, low, close = map(exact, prices)
+        return Candle(time, opened, high, low, close, sum(volumes, ZERO))
 
 
 class Feed:
@@ -193,12 +187,13 @@ class FeedMarkets:
         return Quote(price - step, price + step)
 
     def ended(self, rules: PairRules, since: float, until: float) -> Iterator[Span]:
-        """Yield the intervals that ended from `since` to `until`; none while a price is set."""
+        """Yield the intervals that ended from `since` to `until`."""
         series = self.feed.series(rules)
-        if series.by_hand[-1][1] is None:
-            for row in map(series.row, range(series.number(since), series.number(until))):
-                last_moment = math.nextafter(row.time + series.interval_s, 0)
-                yield last_moment, row.open, row.low, row.high
+        begin, step_s = series.first, series.interval_s
+        first, stop = (begin + series.number(time) * step_s for time in (since, until))
+        for start in range(first, stop, step_s):
+            bar = series.bar(start, step_s, until)
+            yield math.nextafter(start + step_s, 0), bar.open, bar.low, bar.high
 
     def _time(self, _: Params) -> Any:
         now = int(self.now()) + self.clock_off_s
@@ -269,11 +264,6 @@ def _average(bar: Candle) -> Decimal:
 
 def _trades(bar: Candle) -> int:
     return min(math.ceil(bar.volume / MINUTE_VOLUME), 10**6)
-
-
-def _candle(time: int, numbers: Numbers) -> Candle:
-    opened, high, low, close = map(exact, numbers[:4])
-    return Candle(time, opened, high, low, close, numbers[4])
 
 
 def walk(seed: str, price: int, scale: int) -> Iterator[Numbers]:

@@ -26,7 +26,8 @@ def walk(seed: str = "1", pair: str = "XXBTZUSD", now: float = NOW) -> Series:
 
 
 def closes(series: Series, count: int) -> list[D]:
-    return [series.row(number).close for number in range(count)]
+    times = range(series.first, series.first + 60 * count, 60)
+    return [series.bar(time, 60, times.stop).close for time in times]
 
 
 class RandomTest(unittest.TestCase):
@@ -110,7 +111,7 @@ class FileTest(unittest.TestCase):
             self.assertEqual((feed.pair, feed.start), ("XXBTZUSD", 60 + 50 * 60))
             series = feed.series(XBT)
             self.assertEqual(len(series.bars(60, 0, feed.start)), 51)
-            self.assertEqual(series.row(0)[1:5], (D("10.5"), D(11), D(10), D(11)))
+            self.assertEqual(series.bar(60, 60, feed.start)[1:5], (D("10.5"), D(11), D(10), D(11)))
             over = series.bars(60, 0, 60 * 1000)
             self.assertEqual({bar[1:] for bar in over[-300:]}, {(D(10),) * 4 + (0,)})
             traded = [bar.volume for bar in series.bars(300, 0, 60 * 61)][-3:]

@@ -10,6 +10,7 @@ import sys
 import time
 import unittest
 from decimal import Decimal as D
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -432,7 +433,7 @@ class HistoryTest(unittest.TestCase):
 
 
 class TimePassesTest(unittest.TestCase):
-    def test_after_a_long_step_the_ledger_holds_every_rollover_and_its_balance(self) -> None:
+    def test_after_a_long_step_the_ledger_holds_every_rollover_in_order_of_time(self) -> None:
         client = Client()
         for pair in ("XBTUSD", "ETHUSD", "XBTUSD", "SOLUSD", "ETHUSD"):
             client.result("AddOrder", **{**MARKET, "pair": pair, "volume": "0.1"}, leverage="2")
@@ -444,6 +445,7 @@ class TimePassesTest(unittest.TestCase):
         first, rest = (client.result("Ledgers", ofs=ofs)["ledger"] for ofs in (0, 50))
         rows = list((first | rest).values())[::-1]
         self.assertEqual(len(rows), 5 + 5 * 18)
+        self.assertEqual(rows, sorted(rows, key=itemgetter("time")))
         balance = D(10000)
         for row in rows:
             balance += D(row["amount"]) - D(row["fee"])

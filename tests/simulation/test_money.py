@@ -177,7 +177,7 @@ class TestBooks(unittest.TestCase):
             self.assertAlmostEqual(float(told[kinds[kind]]), amount, 10)
         series = world.api.markets.feed.series(world.spot.rules())
         worth = sum(
-            entry.fee * series.row(series.number(entry.time)).open
+            entry.fee * series.bar(int(entry.time) // 60 * 60, 60, world.time).open
             for entry in world.api.account.ledger
             if entry.asset == "XXBT"
         )

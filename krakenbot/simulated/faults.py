@@ -52,6 +52,7 @@ FAULTS = {
     "clock": "the exchange's clock is up to 90 s off for some minutes",
 }
 _CANDLES = frozenset(word for word in FAULTS if word.startswith("candle"))
+_ONLY = dict.fromkeys(_CANDLES, "OHLC") | dict.fromkeys(("margin", "partial"), "AddOrder")
 _LATE_S = {"late": (0, 12), "overdue": (16, 19)}
 _UNREAD = {"refused": ConnectionRefusedError, "lost-before": ConnectionResetError}
 _UNANSWERED = {"lost-after": ConnectionResetError, "timeout": TimeoutError}
@@ -147,11 +148,8 @@ class Faults:
 
     def fits(self, word: str, name: str, method: str) -> bool:
         """Return whether a fault can happen to a request for Kraken's method `name`."""
-        if word in _CANDLES:
-            return name == "OHLC"
-        if word in ("margin", "partial"):
-            return name == "AddOrder"
-        return method == "POST" or word not in ("nonce", "lockout")
+        is_private = method == "POST" or word not in ("nonce", "lockout")
+        return is_private and name == _ONLY.get(word, name)
 
     def _with(self, word: str, name: str, request: _Request) -> Answer:
         choice = self.random.choice

@@ -234,7 +234,8 @@ class PrivateApi:
     def _add_order(self, p: Params) -> Any:
         rules = self.markets.pair(p.get("pair", ""))
         request = wire.order_request(rules, p)
-        self._check_deadline(p.get("deadline"))
+        if "deadline" in p:
+            self._check_deadline(p["deadline"])
         quote, now, position = self.markets.quote(rules), self.now(), self.account.position(rules)
         still_open = takewhile(lambda x: x[1]["closetm"] > now, reversed(self.orders.items()))
         if "cl_ord_id" in p and wire.identified(dict(still_open), p):
@@ -256,9 +257,7 @@ class PrivateApi:
         trades = self.account.fill(position, now, part, price) if part.volume else []
         return {"txid": [self.record(request._replace(order=order), trades, now)], **reply}
 
-    def _check_deadline(self, text: str | None) -> None:
-        if text is None:
-            return
+    def _check_deadline(self, text: str) -> None:
         try:
             moment = datetime.fromisoformat(text)
             ahead = moment.timestamp() - self.now()

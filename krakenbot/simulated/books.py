@@ -278,8 +278,7 @@ class Account:
 
     def held_positions(self, quote: str = "") -> list[MarginPosition]:
         """Return the open positions, all or those of one quote currency."""
-        held = [position for position in self.positions.values() if position.lots]
-        return [position for position in held if quote in ("", position.rules.quote)]
+        return [x for x in self.positions.values() if x.lots and quote in ("", x.rules.quote)]
 
     def summary(self, quote: str) -> MarginSummary:
         """Return the margin account of a quote currency, at the latest marks."""

@@ -88,7 +88,7 @@ class Series:
         return [self.bar(time, interval_s, now) for time in times]
 
     def bar(self, time: int, interval_s: int, now: float) -> Candle:
-        """Return the candle of this or a longer interval as it is at `now`."""
+        """Return the candle that starts at `time`, as it is at `now`."""
         here = self.number(now)
         start = min(max(self.number(time), 0), here)
         stop = min(max(self.number(time + interval_s), start + 1), here + 1)

@@ -139,7 +139,8 @@ class PaperClient:
         rules, text = self.pair(""), self._journal.get("paper")
         serial, money = int(self._clock.now()) * 1000, {rules.quote: self._balance}
         account = Account(money, self._fee_rate, serial=serial, history=LEDGER_KEPT)
-        api = PrivateApi(self, account, self._clock.now, history=ROWS_KEPT)
+        api = PrivateApi(self, account, self._clock.now)
+        api.history = ROWS_KEPT
         if not text:
             return api
         try:

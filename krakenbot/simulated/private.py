@@ -31,7 +31,7 @@ _TRADE_TYPES: dict[str, Callable[[Row], bool]] = {
     "closing position": lambda row: "closing" in row["misc"],
     "no position": lambda row: row["leverage"] == "0",
 }
-Span = tuple[float, Decimal, Decimal, Decimal]  # Its last moment, its open, low and high.
+Span = tuple[float, Decimal, Decimal, Decimal]  # An interval's last moment, open, low, high.
 
 
 class Markets(Protocol):
@@ -56,18 +56,11 @@ class PrivateApi:
     runs on while a request is on its way. Source: docs.kraken.com, "Account Data" and "Trading".
     """
 
-    def __init__(
-        self,
-        markets: Markets,
-        account: Account,
-        now: Callable[[], float],
-        *,
-        history: int = HISTORY_MAX,
-    ) -> None:
+    def __init__(self, markets: Markets, account: Account, now: Callable[[], float]) -> None:
         self.markets, self.account, self.now = markets, account, now
         self.orders, self.trades = dict[str, Row](), dict[str, Row]()
-        self.fill_share, self.slack_s = Decimal(1), 0.0
-        self._history, self._marked = history, now()
+        self.fill_share, self.slack_s, self.history = Decimal(1), 0.0, HISTORY_MAX
+        self._marked = now()
         self.methods: dict[str, Callable[[Params], Any]] = {
             "Balance": self._balance,
             "BalanceEx": self._balance_ex,
@@ -280,7 +273,7 @@ class PrivateApi:
         is_flat = not self.account.position(request.rules).lots
         self.orders[txid] = wire.order_row(request, trades, now, is_flat)
         for rows in (self.orders, self.trades):
-            while len(rows) > self._history:
+            while len(rows) > self.history:
                 del rows[next(iter(rows))]
         return txid
 

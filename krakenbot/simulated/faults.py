@@ -20,6 +20,7 @@ from krakenbot.errors import RefusedError
 from krakenbot.simulated.api import SandboxApi
 from krakenbot.simulated.books import Account
 from krakenbot.simulated.listing import Row
+from krakenbot.simulated.private import PrivateApi
 from krakenbot.simulated.wire import Answer, Params, parameters
 
 FAULTS = {
@@ -197,7 +198,7 @@ class Faults:
         if not self.lag_s or b'"result"' not in answer.body:
             return answer
         moment = self.api.now() - self.lag_s * self.random.choice((0, 1, 1, self.random.random()))
-        if name in self.api.private_api.methods and name != "AddOrder":
+        if request[0] == "POST" and name not in ("AddOrder", "GetApiKeyInfo"):
             with suppress(RefusedError):  # The id at which the list shall start may be unknown yet.
                 result = self._read(name, parameters(request[2], request[3]), moment)
                 return Answer.of({"error": [], "result": result})
@@ -217,16 +218,14 @@ class Faults:
 
     def _read(self, name: str, params: Params, moment: float) -> Any:
         """Return the result of a private method as of `moment`."""
-        api, known = self.api.private_api, [account for at, account in self._past if at <= moment]
-        orders, trades = api.orders, api.trades
-        api.account = known[-1] if known else self._past[0][1]
-        api.account.ledger = deque(x for x in self.api.account.ledger if x.time <= moment)
-        api.orders = {key: seen for key, row in orders.items() if (seen := _as_of(row, moment))}
-        api.trades = {key: row for key, row in trades.items() if row["time"] <= moment}
-        try:
-            return api.methods[name](params)
-        finally:
-            api.account, api.orders, api.trades = self.api.account, orders, trades
+        now, known = self.api.private_api, [account for at, account in self._past if at <= moment]
+        account = known[-1] if known else self._past[0][1]
+        account.ledger = deque(x for x in now.account.ledger if x.time <= moment)
+        then = PrivateApi(self.api.markets, account, self.api.now)
+        orders = ((key, _as_of(row, moment)) for key, row in now.orders.items())
+        then.orders = {key: row for key, row in orders if row}
+        then.trades = {key: row for key, row in now.trades.items() if row["time"] <= moment}
+        return then.methods[name](params)
 
     def _candles(self, word: str, answer: Answer) -> Answer:
         envelope = json.loads(answer.body)

@@ -237,23 +237,24 @@ class LoginTest(unittest.TestCase):
 
 
 class OrderTest(unittest.TestCase):
-    def test_a_margin_order_is_told_the_same_everywhere(self) -> None:
+    def test_a_margin_order_is_told_the_same_by_id_and_by_client_id(self) -> None:
         client = Client()
-        answer = client.order(leverage="2:1", cl_ord_id=ID)
-        txid = answer["txid"][0]
+        txid = client.order(leverage="2:1", cl_ord_id=ID)["txid"][0]
         order = client.result("QueryOrders", txid=txid, trades="true")[txid]
         closed = client.result("ClosedOrders", cl_ord_id=ID, trades="true")["closed"]
         self.assertEqual(closed, {txid: order})
-        self.assertEqual(order["descr"]["leverage"], "2:1")
-        self.assertEqual(order["status"], "closed")
-        trade = client.result("QueryTrades", txid=order["trades"][0])[order["trades"][0]]
-        positions = client.result("OpenPositions", docalcs="true")
-        position = positions[order["trades"][0]]
-        self.assertEqual(position["ordertxid"], txid)
-        self.assertEqual(position["cost"], trade["cost"])
+        self.assertEqual((order["status"], order["descr"]["leverage"]), ("closed", "2:1"))
+
+    def test_a_trade_and_what_it_opened_are_told_the_same(self) -> None:
+        client = Client()
+        txid = client.order(leverage="2")["txid"][0]
+        (trade_id,) = client.result("QueryOrders", txid=txid, trades="true")[txid]["trades"]
+        trade = client.result("QueryTrades", txid=trade_id)[trade_id]
+        position, cost = client.result("OpenPositions")[trade_id], D(trade["cost"])
+        self.assertEqual((position["ordertxid"], position["cost"]), (txid, trade["cost"]))
         self.assertEqual(position["rollovertm"], str(int(START) + 14400))
-        self.assertEqual(D(position["fee"]), (D(trade["cost"]) * D("0.00825")).quantize(D("1e-5")))
-        self.assertEqual(D(position["margin"]) * 2, D(position["cost"]))
+        self.assertEqual(D(position["fee"]), (cost * D("0.00825")).quantize(D("1e-5")))
+        self.assertEqual(D(position["margin"]) * 2, cost)
         ask = client.get("Ticker?pair=XBTUSD")["result"]["XXBTZUSD"]["a"][0]
         self.assertEqual(trade["price"], ask)
 
@@ -420,7 +421,7 @@ class HistoryTest(unittest.TestCase):
         wrong = client.error("TradesHistory", type="closed position")
         self.assertEqual(wrong, "EAPI:Feature disabled")
 
-    def test_ledger_and_volume_are_told_as_they_grow(self) -> None:
+    def test_an_entry_of_the_ledger_is_found_by_its_id(self) -> None:
         client = Client()
         for count in (2, 4):
             client.order()
@@ -428,13 +429,22 @@ class HistoryTest(unittest.TestCase):
             self.assertEqual(len(ledger), count)
             name = next(iter(ledger))
             self.assertEqual(client.result("QueryLedgers", id=name), {name: ledger[name]})
+
+    def test_the_volume_traded_is_that_of_thirty_days(self) -> None:
+        client = Client()
+        client.order(), client.order(type="sell")
         trades = client.result("TradesHistory")["trades"].values()
         volume = sum(D(row["cost"]) for row in trades).quantize(D("0.0001"))
         self.assertEqual(D(client.result("TradeVolume")["volume"]), volume)
         client.time += 31 * 86400
         self.assertEqual(D(client.result("TradeVolume")["volume"]), 0)
-        self.assertEqual(client.result("Ledgers", asset="XXBT,ZEUR", type="trade")["count"], 2)
-        self.assertEqual(client.result("Ledgers", asset="XBT,EUR", type="trade")["count"], 2)
+
+    def test_the_ledger_is_asked_for_by_asset_and_type(self) -> None:
+        client = Client()
+        client.order()
+        for assets in ("XXBT,ZEUR", "XBT,EUR"):
+            self.assertEqual(client.result("Ledgers", asset=assets, type="trade")["count"], 1)
+        self.assertEqual(client.result("Ledgers", type="rollover")["count"], 0)
         self.assertEqual(client.error("Ledgers", asset="FOO"), "EQuery:Unknown asset")
 
 
@@ -496,9 +506,7 @@ class TimePassesTest(unittest.TestCase):
         order = next(iter(client.result("ClosedOrders")["closed"].values()))
         self.assertEqual((order["misc"], order["descr"]["type"]), ("liquidated", "sell"))
 
-    def test_amounts_beyond_all_markets_are_refused_and_stop_nobody(self) -> None:
-        client = Client()
-        client.control("position", pair="XBTUSD", side="sell", volume="0.0001")
+    def test_amounts_beyond_all_markets_are_refused(self) -> None:
         for name, wish in (
             ("balance", {"asset": "ZUSD", "amount": "1e24"}),
             ("balance", {"asset": "ZUSD", "amount": "-1e15"}),
@@ -506,7 +514,11 @@ class TimePassesTest(unittest.TestCase):
             ("balance", {"asset": 1.5, "amount": "1"}),
             ("price", {"pair": "XBTUSD", "price": "1e15"}),
         ):
-            self.assertIn("error", client.control(name, **wish))
+            self.assertIn("error", Client().control(name, **wish))
+
+    def test_amounts_too_large_to_be_rounded_stop_nobody(self) -> None:
+        client = Client()
+        client.control("position", pair="XBTUSD", side="sell", volume="0.0001")
         client.control("balance", asset="ZUSD", amount="999999999999999")
         self.assertNotIn("error", client.control("price", pair="XBTUSD", price="99999999999999"))
         self.assertNotIn("error", client.control("clock", advance=120))

@@ -275,28 +275,23 @@ class Contract:
             self.assertEqual(self.exchange.find(found.client_order_id, self.began), found)
         self.assertCountEqual(self.traded(), (first.exchange_order_id, second.exchange_order_id))
 
-    def test_rollover_is_charged_every_four_hours_on_what_is_owed(self) -> None:
-        for side, sign in ((Side.BUY, 1), (Side.SELL, -1)):
-            with self.subTest(side):
-                order_id = self.place(side, "0.04").exchange_order_id
-                before = self.summary().trade_balance
-                opened = self.world.time
-                told = self.charges(int(opened) - 1)
-                (trade_id,) = (charge.trade_id for charge in told if charge.order_id == order_id)
-                self.world.wait(2 * 14400 + 1)
-                self.assertEqual(self.held()[0], sign * D("0.04"))
-                told = self.charges(int(opened) - 1)
-                told = [charge for charge in told if charge.trade_id == trade_id]
-                charges = [charge for charge in told if not charge.order_id]
-                self.assertEqual(len(told), 3)
-                owed, rate = (D("2000.004"), "0.00025") if sign > 0 else (D(2000), "0.0001")
-                fee = (owed * D(rate)).quantize(D("0.00001"))
-                self.assertEqual([charge.fee for charge in charges], [fee, fee])
-                times = [int(opened + 14400), int(opened + 28800)]
-                self.assertEqual(sorted(charge.time for charge in charges), times)
-                self.assertEqual(self.summary().trade_balance, (before - 2 * fee).quantize(CENTS))
-                closing = Side.SELL if side is Side.BUY else Side.BUY
-                self.place(closing, "0.04", reduce_only=True)
+    def test_rollover_is_charged_every_four_hours_on_what_a_long_owes(self) -> None:
+        self.check_rollovers(Side.BUY, D("2000.004") * D("0.00025"))
+
+    def test_rollover_is_charged_every_four_hours_on_what_a_short_owes(self) -> None:
+        self.check_rollovers(Side.SELL, D(2000) * D("0.0001"))
+
+    def check_rollovers(self, side: Side, fee: D) -> None:
+        self.place(side, "0.04")
+        opened, before = int(self.world.time), self.summary().trade_balance
+        self.world.wait(2 * 14400 + 1)
+        self.assertEqual(self.held()[0], side.sign * D("0.04"))
+        told = self.charges(opened - 1)
+        rollovers = [(charge.time, charge.fee) for charge in told if not charge.order_id]
+        fee = fee.quantize(D("0.00001"))
+        self.assertCountEqual(rollovers, [(opened + 14400, fee), (opened + 28800, fee)])
+        self.assertEqual(1, len({charge.trade_id for charge in told}))
+        self.assertEqual(self.summary().trade_balance, (before - 2 * fee).quantize(CENTS))
 
     def test_a_position_that_lost_its_margin_is_liquidated(self) -> None:
         self.place(Side.BUY, "0.8", 5)

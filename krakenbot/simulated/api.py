@@ -22,7 +22,7 @@ from krakenbot.pairs import decimal, plain
 from krakenbot.risk import FEE_RATE_ASSUMED
 from krakenbot.simulated import wire
 from krakenbot.simulated.books import AMOUNT_MAX, Account
-from krakenbot.simulated.feed import Feed, FeedMarkets, tick
+from krakenbot.simulated.feed import Feed, tick
 from krakenbot.simulated.listing import MARGIN_RATES, Row
 from krakenbot.simulated.private import HISTORY_MAX, PrivateApi, closing
 from krakenbot.simulated.wire import PARAMETERS, Answer, Params, bad
@@ -61,8 +61,9 @@ class SandboxApi:
         tier: str = "sandbox",
     ) -> None:
         self._now, self._offset, self._frozen = now, 0.0, False
-        self.markets = FeedMarkets(feed, self.now)
-        balances = {row["quote"]: Decimal(10000) for row in feed.listing.values()} | {**balances}
+        self.markets, feed.now = feed, self.now
+        if feed.own_pair:
+            balances = {feed.rules[feed.own_pair].quote: Decimal(10000), **balances}
         serial = int(self.now()) * 1000  # So that ids are not those of an earlier sandbox.
         self.account = Account(
             balances, fee_rate, margin_rates=MARGIN_RATES, serial=serial, history=HISTORY_MAX
@@ -166,7 +167,7 @@ class SandboxApi:
 
     def _key_info(self, _: Params) -> Any:
         unset = dict.fromkeys(("nonce_window", "valid_until", "query_from", "query_to"), "0")
-        began = dict.fromkeys(("created_time", "modified_time"), str(int(self.markets.feed.start)))
+        began = dict.fromkeys(("created_time", "modified_time"), str(int(self.markets.start)))
         return (
             {"api_key_name": "sandbox", "api_key": self.key, "nonce": str(self.nonce)}
             | {"permissions": _PERMISSIONS, "iban": "AA00 N000 0000 0000", "ip_allowlist": [""]}
@@ -237,7 +238,7 @@ class SandboxApi:
             price = round(_amount(price), rules.pair_decimals)
             if price <= tick(rules):
                 raise ValueError(f"{price} must be above one tick, {tick(rules)}")
-        self.markets.feed.series(rules).by_hand.append((self.now(), price and float(price)))
+        self.markets.series(rules).by_hand.append((self.now(), price and float(price)))
 
     def _set_balance(self, params: Row) -> None:
         """{asset, amount}: set a balance by a deposit or withdrawal."""

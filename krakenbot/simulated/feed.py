@@ -100,28 +100,35 @@ class Series:
 
 
 class Feed:
-    """All series of one sandbox, which starts at the simulated time `start`.
+    """The markets of one sandbox, and Kraken's public `methods` by name.
 
-    A file's `pair` is the key of its pair; `listing` has its row if it is not in PAIRS. Raises
-    ValueError for a wrong spec or file.
+    A method returns its result or raises RefusedError. The sandbox's time begins at `start`; `now`,
+    which the sandbox sets, returns it. `own_pair` is the key of a file's pair. Raises ValueError
+    for a wrong spec or file. Source: docs.kraken.com, "Market Data".
     """
 
-    def __init__(self, spec: str, now: float) -> None:
+    def __init__(self, spec: str, start: float) -> None:
         kind, _, self.seed = spec.partition(":")
-        self.start, self.pair, self.listing = now, "", dict[str, Row]()
+        self.start, self.own_pair = start, ""
+        self.now: Callable[[], float] = lambda: self.start
+        self.status, self.clock_off_s = "online", 0  # By how much `Time` is wrong.
+        self.notices: dict[str, list[Any]] = {}
+        self.listing = {name: dict(row) for name, row in PAIRS.items()}
         self._series: dict[str, Series] = {}
         if kind == "csv" and self.seed:
             self._open(Path(self.seed))
         elif kind != "random" or not (self.seed.isascii() and self.seed.isalnum()):
             raise ValueError(f"feed {spec!r} is neither random:SEED nor csv:FILE")
-
-    def series(self, rules: PairRules) -> Series:
-        """Return the series of a pair: the file's, or a random one."""
-        if rules.pair not in self._series:
-            first, ticks = int(self.start // 60 - HISTORY) * 60, FIRST_TICKS.get(rules.pair, 100000)
-            rows = walk(f"{self.seed}/{rules.pair}", ticks, 10**rules.pair_decimals)
-            self._series[rules.pair] = Series(60, first, rows)
-        return self._series[rules.pair]
+        self.rules = {name: parse_rules(name, row) for name, row in self.listing.items()}
+        self.methods: dict[str, Callable[[Params], Any]] = {
+            "Time": self._time,
+            "SystemStatus": self._system_status,
+            "Assets": self._assets,
+            "AssetPairs": lambda p: {x.pair: self.listing[x.pair] for x in self._pairs(p)},
+            "OHLC": self._ohlc,
+            "Ticker": lambda p: {rules.pair: self._ticker(rules) for rules in self._pairs(p)},
+            "Depth": self._depth,
+        }
 
     def _open(self, path: Path) -> None:
         """Read a file once, to find its errors now; later its candles are read when needed."""
@@ -133,37 +140,21 @@ class Feed:
         base, quote = assets_of(name)
         self.seed, self.start = "1", first.times[0] + max(40, min(720, count // 3)) * interval_s
         names = {row["altname"]: key for key, row in PAIRS.items()}
-        self.pair = names.get(base + quote, base + quote)
-        if self.pair not in PAIRS:
+        pair = self.own_pair = names.get(base + quote, base + quote)
+        if pair not in PAIRS:
             digits = max(-int(exact(close).as_tuple().exponent) for close in first.closes)
-            self.listing[self.pair] = unlisted(base, quote, digits)
-        rows = _rows_of(path, interval_s)
-        self._series[self.pair] = Series(interval_s, first.times[0], rows)
+            row = self.listing[pair] = unlisted(base, quote, digits)
+            for code in (row["base"], row["quote"]):
+                ASSETS.setdefault(code, asset_row(format.asset(code), 8, 5))
+        self._series[pair] = Series(interval_s, first.times[0], _rows_of(path, interval_s))
 
-
-class FeedMarkets:
-    """The pairs of a sandbox, and Kraken's public `methods` by name. `now` returns unix seconds.
-
-    A method returns its result or raises RefusedError. Source: docs.kraken.com, "Market Data".
-    """
-
-    def __init__(self, feed: Feed, now: Callable[[], float]) -> None:
-        self.feed, self.now = feed, now
-        self.status, self.clock_off_s = "online", 0  # By how much `Time` is wrong.
-        self.notices: dict[str, list[Any]] = {}
-        self.listing = {name: dict(row) for name, row in (PAIRS | feed.listing).items()}
-        for code in (row[side] for row in feed.listing.values() for side in ("base", "quote")):
-            ASSETS.setdefault(code, asset_row(format.asset(code), 8, 5))
-        self.rules = {name: parse_rules(name, row) for name, row in self.listing.items()}
-        self.methods: dict[str, Callable[[Params], Any]] = {
-            "Time": self._time,
-            "SystemStatus": self._system_status,
-            "Assets": self._assets,
-            "AssetPairs": lambda p: {x.pair: self.listing[x.pair] for x in self._pairs(p)},
-            "OHLC": self._ohlc,
-            "Ticker": lambda p: {rules.pair: self._ticker(rules) for rules in self._pairs(p)},
-            "Depth": self._depth,
-        }
+    def series(self, rules: PairRules) -> Series:
+        """Return the series of a pair: the file's, or a random one."""
+        if rules.pair not in self._series:
+            first, ticks = int(self.start // 60 - HISTORY) * 60, FIRST_TICKS.get(rules.pair, 100000)
+            rows = walk(f"{self.seed}/{rules.pair}", ticks, 10**rules.pair_decimals)
+            self._series[rules.pair] = Series(60, first, rows)
+        return self._series[rules.pair]
 
     def pair(self, name: str) -> PairRules:
         """Return the rules of a pair by any of its names. Raises RefusedError if none has it."""
@@ -183,12 +174,12 @@ class FeedMarkets:
 
     def quote(self, rules: PairRules) -> Quote:
         """Return bid and ask, one tick to either side of the price."""
-        price, step = self.feed.series(rules).price(self.now()), tick(rules)
+        price, step = self.series(rules).price(self.now()), tick(rules)
         return Quote(price - step, price + step)
 
     def ended(self, rules: PairRules, since: float, until: float) -> Iterator[Span]:
         """Yield the intervals that ended from `since` to `until`."""
-        series = self.feed.series(rules)
+        series = self.series(rules)
         begin, step_s = series.first, series.interval_s
         first, stop = (begin + series.number(time) * step_s for time in (since, until))
         for start in range(first, stop, step_s):
@@ -211,7 +202,7 @@ class FeedMarkets:
 
     def _ohlc(self, p: Params) -> Any:
         rules, step_s = self.pair(p.get("pair", "")), int(number(p, "interval", 1) * 60)
-        series = self.feed.series(rules)
+        series = self.series(rules)
         if step_s / 60 not in INTERVALS or step_s % series.interval_s:
             raise bad("interval")
         bars = series.bars(step_s, int(number(p, "since", 0)), self.now())
@@ -219,7 +210,7 @@ class FeedMarkets:
         return {rules.pair: rows, "last": bars[-1].time - step_s}
 
     def _ticker(self, rules: PairRules) -> Row:
-        series, now, quote = self.feed.series(rules), int(self.now()), self.quote(rules)
+        series, now, quote = self.series(rules), int(self.now()), self.quote(rules)
         begins = now // 86400 * 86400, now - 86400 + series.interval_s
         days = [series.bar(begin, 86400, now) for begin in begins]
         text = partial(wire.price, rules=rules)

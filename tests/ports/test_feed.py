@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from krakenbot.pairs import parse_rules
-from krakenbot.simulated.feed import Feed, FeedMarkets, Series
+from krakenbot.simulated.feed import Feed, Series
 from krakenbot.simulated.listing import PAIRS
 from tests import IS_LONG
 from tests.folders import own_folder
@@ -108,7 +108,7 @@ class FileTest(unittest.TestCase):
     def test_time_starts_after_a_third_and_the_market_stands_still_at_the_end(self) -> None:
         for name in ("XBTUSD_1.csv", "XBTUSD_1.csv.gz"):
             feed = Feed(self.write(self.rows(150), name), NOW)
-            self.assertEqual((feed.pair, feed.start), ("XXBTZUSD", 60 + 50 * 60))
+            self.assertEqual((feed.own_pair, feed.start), ("XXBTZUSD", 60 + 50 * 60))
             series = feed.series(XBT)
             self.assertEqual(len(series.bars(60, 0, feed.start)), 51)
             self.assertEqual(series.bar(60, 60, feed.start)[1:5], (D("10.5"), D(11), D(10), D(11)))
@@ -119,15 +119,15 @@ class FileTest(unittest.TestCase):
 
     def test_the_pair_of_a_file_is_known_however_it_is_spelled(self) -> None:
         for name in ("BTC_USD_1m", "xbtusd_1", "BTC-USD_1", "XBT_USD_1", "XXBTZUSD_1"):
-            self.assertEqual("XXBTZUSD", Feed(self.write(self.rows(50), f"{name}.csv"), NOW).pair)
+            self.assertEqual(
+                "XXBTZUSD", Feed(self.write(self.rows(50), f"{name}.csv"), NOW).own_pair
+            )
 
     def test_the_assets_of_any_pair_are_listed(self) -> None:
-        feed = Feed(self.write(self.rows(50), "DOT_USDC_1.csv"), NOW)
-        markets = FeedMarkets(feed, lambda: NOW)
+        markets = Feed(self.write(self.rows(50), "DOT_USDC_1.csv"), NOW)
         self.assertEqual({"DOT", "USDC"}, {*markets.methods["Assets"]({"asset": "DOT,USDC"})})
         self.assertEqual("DOTUSDC", markets.pair("DOTUSDC").altname)
-        old = FeedMarkets(Feed(self.write(self.rows(50), "LTCCAD_1.csv"), NOW), lambda: NOW)
-        rules = old.pair("LTCCAD")
+        rules = Feed(self.write(self.rows(50), "LTCCAD_1.csv"), NOW).pair("LTCCAD")
         self.assertEqual(("XLTC", "ZCAD"), (rules.base, rules.quote))
 
     def test_a_long_candle_is_its_minutes_also_where_a_price_was_set(self) -> None:
@@ -174,5 +174,5 @@ class FileTest(unittest.TestCase):
         for path in files:
             with self.subTest(path=path.name):
                 feed = Feed(f"csv:{path}", NOW)
-                self.assertTrue(feed.pair)
+                self.assertTrue(feed.own_pair)
                 self.assertLess(feed.start, NOW)

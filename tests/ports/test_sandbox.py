@@ -524,7 +524,7 @@ class TimePassesTest(unittest.TestCase):
         self.assertNotIn("error", client.control("clock", advance=120))
         self.assertEqual(client.get("Time")["error"], [])
         rules = client.api.markets.pair("XBTUSD")
-        client.api.markets.feed.series(rules).by_hand.append((START, 1e30))
+        client.api.markets.series(rules).by_hand.append((START, 1e30))
         failed = client.control("clock", advance=14400)
         self.assertEqual(failed, {"error": ["EGeneral:Internal error"]})
 

@@ -175,7 +175,7 @@ class TestBooks(unittest.TestCase):
         kinds = {"opening": "margin XXBT", "rollover": "rollover XXBT"}
         for kind, amount in taken:
             self.assertAlmostEqual(float(told[kinds[kind]]), amount, 10)
-        series = world.api.markets.feed.series(world.spot.rules())
+        series = world.api.markets.series(world.spot.rules())
         worth = sum(
             entry.fee * series.bar(int(entry.time) // 60 * 60, 60, world.time).open
             for entry in world.api.account.ledger

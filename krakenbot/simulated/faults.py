@@ -97,7 +97,7 @@ def parse(spec: str) -> dict[str, float]:
 
 
 class Faults:
-    """Adds faults to a sandbox's `respond`. `wait` sleeps for simulated seconds."""
+    """Adds faults and their control to a sandbox. `wait` sleeps for simulated seconds."""
 
     def __init__(self, api: SandboxApi, spec: str, wait: Callable[[float], None]) -> None:
         self.api = api
@@ -111,6 +111,7 @@ class Faults:
         self._looked_at, self._seen = 0.0, (-1, list[Decimal]())
         self._stale: dict[tuple[str, int], Answer] = {}  # By pair and interval.
         self.set(spec)
+        api.controls["faults"] = lambda params: self.set(str(params["spec"]))
 
     def set(self, spec: str) -> None:
         """Replace the faults; what earlier ones have delayed happens now.

@@ -151,7 +151,7 @@ class Feed:
     def series(self, rules: PairRules) -> Series:
         """Return the series of a pair: the file's, or a random one."""
         if rules.pair not in self._series:
-            first, ticks = int(self.start // 60 - HISTORY) * 60, FIRST_TICKS.get(rules.pair, 100000)
+            first, ticks = int(self.start // 60 - HISTORY) * 60, FIRST_TICKS[rules.pair]
             rows = walk(f"{self.seed}/{rules.pair}", ticks, 10**rules.pair_decimals)
             self._series[rules.pair] = Series(60, first, rows)
         return self._series[rules.pair]

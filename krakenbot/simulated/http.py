@@ -78,8 +78,6 @@ class Sandbox(Server):
         # A request may take half a real second to arrive.
         self.api.private_api.slack_s = max(speed - 1, 0.0) / 2
         injector = Faults(self.api, faults, lambda seconds: time.sleep(seconds / speed))
-        # {spec}: replaces the faults, written as for --faults.
-        self.api.controls["faults"] = lambda params: injector.set(str(params["spec"]))
         super().__init__(injector.respond, port)
 
 

@@ -26,7 +26,6 @@ class FaultyClient(Client):
     def __init__(self, spec: str = "") -> None:
         super().__init__()
         self.faults = Faults(self.api, spec, self.wait)
-        self.api.controls["faults"] = lambda params: self.faults.set(params["spec"])
 
     def wait(self, seconds: float) -> None:
         self.time += seconds

@@ -127,10 +127,10 @@ class EndTest(unittest.TestCase):
 
     def test_a_clock_that_is_off_is_so_in_both_forms_of_the_time(self) -> None:
         self.client.faults.set("clock=1")
-        told = self.client.get("Time")["result"]
-        self.assertNotEqual(int(START), told["unixtime"])
-        said = parsedate_to_datetime(told["rfc1123"]).timestamp()
-        self.assertEqual(told["unixtime"], said)
+        answer = self.client.get("Time")["result"]
+        self.assertNotEqual(int(START), answer["unixtime"])
+        written = parsedate_to_datetime(answer["rfc1123"]).timestamp()
+        self.assertEqual(answer["unixtime"], written)
 
     def test_a_stale_answer_is_one_about_the_same_pair(self) -> None:
         self.client.faults.set("candle-stale=1")

@@ -122,8 +122,8 @@ class Client:
         """Place MARKET with these changes, which must be refused, and return the error."""
         return self.error("AddOrder", **{**MARKET, **changes})
 
-    def control(self, name: str, **wish: Any) -> Any:
-        method, body = ("POST", json.dumps(wish).encode()) if wish else ("GET", b"")
+    def control(self, name: str, **params: Any) -> Any:
+        method, body = ("POST", json.dumps(params).encode()) if params else ("GET", b"")
         return json.loads(self.api.respond(method, f"/sandbox/{name}", {}, body).body)
 
 
@@ -164,18 +164,18 @@ class PublicTest(unittest.TestCase):
         self.assertEqual(list(client.get("Assets?asset=XBT,XXBT,USD")["result"]), ["XXBT", "ZUSD"])
         self.assertEqual(client.get("Assets?asset=XBT,X")["error"], ["EQuery:Unknown asset"])
 
-    def test_assets_tell_what_lending_them_costs_where_they_are_lent(self) -> None:
+    def test_assets_show_what_borrowing_them_costs_where_they_are_lent(self) -> None:
         rows = Client().get("Assets")["result"]
         self.assertEqual((rows["ZUSD"]["margin_rate"], rows["XXBT"]["margin_rate"]), (0.025, 0.01))
         self.assertNotIn("margin_rate", rows["BONK"])
         self.assertEqual(rows["USDT"]["collateral_value"], 0.9)
 
-    def test_maintenance_ahead_and_emergencies_are_told_beside_the_status(self) -> None:
+    def test_maintenance_ahead_and_emergencies_are_shown_beside_the_status(self) -> None:
         client = Client()
         self.assertEqual(client.get("SystemStatus")["result"].keys(), {"status", "timestamp"})
         client.control("status", upcoming_maintenance=["at noon"], emergency=["no margin"])
-        told = client.get("SystemStatus")["result"]
-        self.assertEqual((told["status"], told["emergency"]), ("online", ["no margin"]))
+        status = client.get("SystemStatus")["result"]
+        self.assertEqual((status["status"], status["emergency"]), ("online", ["no margin"]))
         client.control("status", upcoming_maintenance=[])
         self.assertNotIn("upcoming_maintenance", client.get("SystemStatus")["result"])
 
@@ -237,7 +237,7 @@ class LoginTest(unittest.TestCase):
 
 
 class OrderTest(unittest.TestCase):
-    def test_a_margin_order_is_told_the_same_by_id_and_by_client_id(self) -> None:
+    def test_a_margin_order_is_shown_the_same_by_id_and_by_client_id(self) -> None:
         client = Client()
         txid = client.order(leverage="2:1", cl_ord_id=ID)["txid"][0]
         order = client.result("QueryOrders", txid=txid, trades="true")[txid]
@@ -245,7 +245,7 @@ class OrderTest(unittest.TestCase):
         self.assertEqual(closed, {txid: order})
         self.assertEqual((order["status"], order["descr"]["leverage"]), ("closed", "2:1"))
 
-    def test_a_trade_and_what_it_opened_are_told_the_same(self) -> None:
+    def test_a_trade_and_what_it_opened_are_shown_the_same(self) -> None:
         client = Client()
         txid = client.order(leverage="2")["txid"][0]
         (trade_id,) = client.result("QueryOrders", txid=txid, trades="true")[txid]["trades"]
@@ -323,7 +323,7 @@ class OrderTest(unittest.TestCase):
         client.order(type="sell", leverage="2", volume="0")
         self.assertEqual(client.result("OpenPositions"), {})
 
-    def test_why_a_close_was_not_filled_is_said(self) -> None:
+    def test_why_a_close_was_not_filled_is_shown(self) -> None:
         client = Client()
         client.order(leverage="2")
         close = {"type": "sell", "leverage": "2", "reduce_only": "true", "volume": "0.05"}
@@ -387,15 +387,15 @@ class HistoryTest(unittest.TestCase):
                 self.assertEqual(wrong, "EGeneral:Invalid arguments:start")
 
     def test_a_client_order_id_is_found_by_its_very_words_or_its_128_bits(self) -> None:
-        for said, asked, others in (
+        for sent, asked, others in (
             ("a,b", ("a,b",), ("a", "all")),
             (ID, (ID, ID.upper(), ID.replace("-", "")), (ID[:-1] + "0",)),
             (ID.replace("-", "").upper(), (ID,), ("all",)),
         ):
             client = Client()
-            client.order(cl_ord_id=said)
+            client.order(cl_ord_id=sent)
             for text in (*asked, *others):
-                with self.subTest(said=said, text=text):
+                with self.subTest(sent=sent, text=text):
                     found = client.result("ClosedOrders", cl_ord_id=text)
                     self.assertEqual(found["count"], int(text in asked))
             for text in asked:
@@ -410,7 +410,7 @@ class HistoryTest(unittest.TestCase):
         ):
             self.assertEqual(client.error(method, **{name: "bogus"}), f"{BAD}:{name}")
 
-    def test_trades_are_told_by_what_they_did_to_positions(self) -> None:
+    def test_trades_are_listed_by_what_they_did_to_positions(self) -> None:
         client = Client()
         client.order()
         client.order(leverage="2")
@@ -507,14 +507,14 @@ class TimePassesTest(unittest.TestCase):
         self.assertEqual((order["misc"], order["descr"]["type"]), ("liquidated", "sell"))
 
     def test_amounts_beyond_all_markets_are_refused(self) -> None:
-        for name, wish in (
+        for name, params in (
             ("balance", {"asset": "ZUSD", "amount": "1e24"}),
             ("balance", {"asset": "ZUSD", "amount": "-1e15"}),
             ("balance", {"asset": "NOPE", "amount": "1"}),
             ("balance", {"asset": 1.5, "amount": "1"}),
             ("price", {"pair": "XBTUSD", "price": "1e15"}),
         ):
-            self.assertIn("error", Client().control(name, **wish))
+            self.assertIn("error", Client().control(name, **params))
 
     def test_amounts_too_large_to_be_rounded_stop_nobody(self) -> None:
         client = Client()
@@ -635,8 +635,8 @@ class HttpTest(unittest.TestCase):
         self.assertTrue(answer.endswith(b"\r\n\r\n"), answer)
 
     def test_faults_are_set_and_taken_back_on_a_running_sandbox(self) -> None:
-        def control(name: str, wish: dict[str, str]) -> Any:
-            body = json.dumps(wish).encode()
+        def control(name: str, params: dict[str, str]) -> Any:
+            body = json.dumps(params).encode()
             head = f"POST /sandbox/{name} HTTP/1.1\r\nContent-Length: {len(body)}\r\n\r\n"
             return json.loads(self.raw(head.encode() + body).partition(b"\r\n\r\n")[2])
 

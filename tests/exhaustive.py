@@ -21,14 +21,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from functools import partial
-from operator import mul
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from krakenbot.errors import RefusedError
 from krakenbot.model import ZERO
 from krakenbot.pairs import PairRules
-from krakenbot.simulated.feed import Numbers, Series, tick
+from krakenbot.simulated.feed import Numbers, Series
 from krakenbot.simulated.wire import Answer
 from tests.simulation import market
 from tests.simulation.episode import each, scratch, simulated
@@ -106,15 +105,16 @@ class HillFeed(market.TurningFeed):
     def series(self, rules: PairRules) -> Series:
         if rules.pair not in self._series:
             first = (int(self.start) // INTERVAL_S - RISING) * INTERVAL_S
-            price_of = partial(mul, tick(rules))
-            self._series[rules.pair] = Series(INTERVAL_S, first, price_of, self._rows(816840))
+            rows = self._rows(816840, 10**rules.pair_decimals)
+            self._series[rules.pair] = Series(INTERVAL_S, first, rows)
         return self._series[rules.pair]
 
-    def _rows(self, start: int) -> Iterator[Numbers]:
+    def _rows(self, start: int, scale: int) -> Iterator[Numbers]:
         for number in range(10**6):
             price = start + 20 * number - 80 * max(0, number - RISING + 1)
             close = price + (20 if number < RISING else -60)
-            yield price, price + 80, price - 80, close, market.VOLUME
+            high, low = (price + 80) / scale, (price - 80) / scale
+            yield price / scale, high, low, close / scale, market.VOLUME
 
 
 class Scripted(Trouble):

@@ -11,7 +11,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from decimal import Decimal
-from hmac import compare_digest
 from typing import Any
 
 from krakenbot import log
@@ -23,8 +22,8 @@ from krakenbot.pairs import decimal, plain
 from krakenbot.risk import FEE_RATE_ASSUMED
 from krakenbot.simulated import wire
 from krakenbot.simulated.books import AMOUNT_MAX, Account
-from krakenbot.simulated.feed import Feed, FeedMarkets, tick
-from krakenbot.simulated.listing import MARGIN_RATES, PAIRS, Row
+from krakenbot.simulated.feed import Feed, tick
+from krakenbot.simulated.listing import MARGIN_RATES, Row
 from krakenbot.simulated.private import HISTORY_MAX, PrivateApi, closing
 from krakenbot.simulated.wire import PARAMETERS, Answer, Params, bad
 
@@ -62,9 +61,9 @@ class SandboxApi:
         tier: str = "sandbox",
     ) -> None:
         self._now, self._offset, self._frozen = now, 0.0, False
-        self.markets = FeedMarkets(feed, self.now)
-        if feed.pair and feed.pair not in PAIRS:
-            balances = {self.markets.rules[feed.pair].quote: Decimal(10000), **balances}
+        self.markets, feed.now = feed, self.now
+        if feed.own_pair:
+            balances = {feed.rules[feed.own_pair].quote: Decimal(10000), **balances}
         serial = int(self.now()) * 1000  # So that ids are not those of an earlier sandbox.
         self.account = Account(
             balances, fee_rate, margin_rates=MARGIN_RATES, serial=serial, history=HISTORY_MAX
@@ -76,6 +75,7 @@ class SandboxApi:
         self.orders, self.trades = self.private_api.orders, self.private_api.trades
         self.requests, self.ignored = Counter[str](), Counter[str]()
         self.controls: dict[str, Callable[[Row], None]] = {
+            "ledger": lambda _: None,
             "position": self._set_position,
             "clock": self._set_clock,
             "price": self._set_price,
@@ -142,10 +142,9 @@ class SandboxApi:
             self._locked_until = now + LOCKOUT_S
             raise RefusedError("EGeneral:Temporary lockout")
         is_number = re.fullmatch("[0-9]{1,20}", nonce) is not None
-        wanted, given = sign(self.secret, path, nonce, body), headers.get("api-sign", "")
         if headers.get("api-key") != self.key:
             refusal = "EAPI:Invalid key"
-        elif is_number and not compare_digest(wanted.encode(), given.encode("utf-8", "replace")):
+        elif is_number and headers.get("api-sign") != sign(self.secret, path, nonce, body):
             refusal = "EAPI:Invalid signature"
         elif not is_number or not self.nonce < int(nonce) < 2**64:
             refusal = "EAPI:Invalid nonce"
@@ -168,7 +167,7 @@ class SandboxApi:
 
     def _key_info(self, _: Params) -> Any:
         unset = dict.fromkeys(("nonce_window", "valid_until", "query_from", "query_to"), "0")
-        began = dict.fromkeys(("created_time", "modified_time"), str(int(self.markets.feed.start)))
+        began = dict.fromkeys(("created_time", "modified_time"), str(int(self.markets.start)))
         return (
             {"api_key_name": "sandbox", "api_key": self.key, "nonce": str(self.nonce)}
             | {"permissions": _PERMISSIONS, "iban": "AA00 N000 0000 0000", "ip_allowlist": [""]}
@@ -178,9 +177,9 @@ class SandboxApi:
     def _control(self, method: str, name: str, body: bytes) -> Any:
         """Carry out a POST to /sandbox/NAME, and return the sandbox's full state."""
         self.private_api.mark_to_market()
-        if name != "ledger" and name not in self.controls:
+        if name not in self.controls:
             raise RefusedError("EGeneral:Unknown method")
-        if method == "POST" and name in self.controls:
+        if method == "POST":
             try:
                 self.controls[name](json.loads(body or b"{}", parse_float=Decimal))
             except (LookupError, ValueError, TypeError, AttributeError, RecursionError) as error:
@@ -209,18 +208,19 @@ class SandboxApi:
     def _set_position(self, params: Row) -> None:
         """Trade by hand: {pair, close or liquidate} or {pair, side, volume, leverage}."""
         rules = self.markets.pair(params["pair"])
-        position, mid = self.account.position(rules), self.markets.quote(rules).mid
+        position, quote, now = self.account.position(rules), self.markets.quote(rules), self.now()
         if "side" in params:
             leverage, volume = int(params.get("leverage", 2)), plain(decimal(params["volume"]))
             form = {"pair": rules.pair, "ordertype": "market", "type": str(params["side"])}
             form |= {"volume": volume, "leverage": str(leverage or "none")}
             self.private_api.methods["AddOrder"](form)
-        elif position.lots and params.get("liquidate"):
-            order, now = closing(position, "liquidated"), self.now()
-            trade = self.account.close(position, now, position.held, mid)
+        elif position.lots and (params.get("liquidate") or params["close"]):
+            price, misc = quote.bid if position.sign > 0 else quote.ask, ""
+            if params.get("liquidate"):
+                price, misc = quote.mid, "liquidated"
+            order = closing(position, misc)
+            trade = self.account.close(position, now, position.held, price)
             self.private_api.record(order, [trade], now)
-        elif position.lots and params["close"]:
-            self.private_api.fill(closing(position))
 
     def _set_clock(self, params: Row) -> None:
         """{freeze: bool}, {now: unix seconds} or {advance: seconds}; never backwards."""
@@ -238,7 +238,7 @@ class SandboxApi:
             price = round(_amount(price), rules.pair_decimals)
             if price <= tick(rules):
                 raise ValueError(f"{price} must be above one tick, {tick(rules)}")
-        self.markets.feed.series(rules).by_hand.append((self.now(), price))
+        self.markets.series(rules).by_hand.append((self.now(), price and float(price)))
 
     def _set_balance(self, params: Row) -> None:
         """{asset, amount}: set a balance by a deposit or withdrawal."""

@@ -20,6 +20,7 @@ from krakenbot.errors import RefusedError
 from krakenbot.simulated.api import SandboxApi
 from krakenbot.simulated.books import Account
 from krakenbot.simulated.listing import Row
+from krakenbot.simulated.private import PrivateApi
 from krakenbot.simulated.wire import Answer, Params, parameters
 
 FAULTS = {
@@ -52,6 +53,8 @@ FAULTS = {
     "clock": "the exchange's clock is up to 90 s off for some minutes",
 }
 _CANDLES = frozenset(word for word in FAULTS if word.startswith("candle"))
+_ONLY = dict.fromkeys(_CANDLES, "OHLC") | dict.fromkeys(("margin", "partial"), "AddOrder")
+_LATE_S = {"late": (0, 12), "overdue": (16, 19)}
 _UNREAD = {"refused": ConnectionRefusedError, "lost-before": ConnectionResetError}
 _UNANSWERED = {"lost-after": ConnectionResetError, "timeout": TimeoutError}
 # Instead of the answer comes a page with one of these statuses, or one of these errors.
@@ -69,10 +72,6 @@ _ERRORS = {
 _SHAPES = b"""[] "x" {"error":[]} {"result":{}} {"error":"EGeneral:x","result":{}}
     {"error":[],"result":null} {"error":[],"result":"x"} {"error":[],"result":[null]}
     {"error":[],"result":{"x":null}} {"error":[7],"result":{}} {"error":[],"result":5}""".split()
-_LAGGING = (
-    *("OpenPositions", "Balance", "BalanceEx", "TradeBalance", "Ledgers", "QueryLedgers"),
-    *("OpenOrders", "ClosedOrders", "QueryOrders", "TradesHistory", "QueryTrades"),
-)
 _LEVERAGES: tuple[list[int], ...] = ([], [3, 4, 5], [2], [5, 10])
 
 _Request = tuple[str, str, Mapping[str, str], bytes]
@@ -98,7 +97,7 @@ def parse(spec: str) -> dict[str, float]:
 
 
 class Faults:
-    """Adds faults to a sandbox's `respond`. `wait` sleeps for simulated seconds."""
+    """Adds faults and their control to a sandbox. `wait` sleeps for simulated seconds."""
 
     def __init__(self, api: SandboxApi, spec: str, wait: Callable[[float], None]) -> None:
         self.api = api
@@ -112,6 +111,7 @@ class Faults:
         self._looked_at, self._seen = 0.0, (-1, list[Decimal]())
         self._stale: dict[tuple[str, int], Answer] = {}  # By pair and interval.
         self.set(spec)
+        api.controls["faults"] = lambda params: self.set(str(params["spec"]))
 
     def set(self, spec: str) -> None:
         """Replace the faults; what earlier ones have delayed happens now.
@@ -137,8 +137,8 @@ class Faults:
             self._catch_up(self.api.now())
             word = self._draw(name, method) if self.chances else ""
             self.seen[word] += 1
-        if word in ("late", "overdue"):
-            self._wait(self.random.uniform(*((0, 12) if word == "late" else (16, 19))))
+        if word in _LATE_S:
+            self._wait(self.random.uniform(*_LATE_S[word]))
         with self.api.lock:
             return self._with(word, name, request) if word else self._pass(name, request)
 
@@ -150,11 +150,8 @@ class Faults:
 
     def fits(self, word: str, name: str, method: str) -> bool:
         """Return whether a fault can happen to a request for Kraken's method `name`."""
-        if word in _CANDLES:
-            return name == "OHLC"
-        if word in ("margin", "partial"):
-            return name == "AddOrder"
-        return method == "POST" or word not in ("nonce", "lockout")
+        is_private = method == "POST" or word not in ("nonce", "lockout")
+        return is_private and name == _ONLY.get(word, name)
 
     def _with(self, word: str, name: str, request: _Request) -> Answer:
         choice = self.random.choice
@@ -202,7 +199,7 @@ class Faults:
         if not self.lag_s or b'"result"' not in answer.body:
             return answer
         moment = self.api.now() - self.lag_s * self.random.choice((0, 1, 1, self.random.random()))
-        if name in _LAGGING:
+        if request[0] == "POST" and name not in ("AddOrder", "GetApiKeyInfo"):
             with suppress(RefusedError):  # The id at which the list shall start may be unknown yet.
                 result = self._read(name, parameters(request[2], request[3]), moment)
                 return Answer.of({"error": [], "result": result})
@@ -222,43 +219,41 @@ class Faults:
 
     def _read(self, name: str, params: Params, moment: float) -> Any:
         """Return the result of a private method as of `moment`."""
-        api, known = self.api.private_api, [account for at, account in self._past if at <= moment]
-        orders, trades = api.orders, api.trades
-        api.account = known[-1] if known else self._past[0][1]
-        api.account.ledger = deque(x for x in self.api.account.ledger if x.time <= moment)
-        api.orders = {key: seen for key, row in orders.items() if (seen := _as_of(row, moment))}
-        api.trades = {key: row for key, row in trades.items() if row["time"] <= moment}
-        try:
-            return api.methods[name](params)
-        finally:
-            api.account, api.orders, api.trades = self.api.account, orders, trades
+        now, known = self.api.private_api, [account for at, account in self._past if at <= moment]
+        account = known[-1] if known else self._past[0][1]
+        account.ledger = deque(x for x in now.account.ledger if x.time <= moment)
+        then = PrivateApi(self.api.markets, account, self.api.now)
+        orders = ((key, _as_of(row, moment)) for key, row in now.orders.items())
+        then.orders = {key: row for key, row in orders if row}
+        then.trades = {key: row for key, row in now.trades.items() if row["time"] <= moment}
+        return then.methods[name](params)
 
     def _candles(self, word: str, answer: Answer) -> Answer:
         envelope = json.loads(answer.body)
-        for pair, rows in (envelope.get("result") or {}).items():
-            if pair == "last" or len(rows) < 2:
-                continue
-            if word == "candle-stale":
-                key = pair, rows[1][0] - rows[0][0]
-                before, self._stale[key] = self._stale.get(key, answer), answer
-                return before
-            place = self.random.randrange(len(rows) - 1)
-            if word == "candle-late":
-                del rows[-self.random.choice((1, 1, 2)) :]
-            elif word == "candle-missing":
-                del rows[place]
-            else:
-                rows.insert(place, rows[place])
+        pair, rows = next(iter(envelope.get("result", {}).items()), ("", []))
+        if len(rows) < 2:
+            return answer
+        if word == "candle-stale":
+            key = pair, rows[1][0] - rows[0][0]
+            before, self._stale[key] = self._stale.get(key, answer), answer
+            return before
+        place = self.random.randrange(len(rows) - 1)
+        if word == "candle-late":
+            del rows[-self.random.choice((1, 1, 2)) :]
+        elif word == "candle-missing":
+            del rows[place]
+        else:
+            rows.insert(place, rows[place])
         return Answer.of(envelope)
 
     def _change_rules(self) -> None:
+        choice = self.random.choice
         for pair, row in self._listing.items():
-            if self.random.choice((True, False)):
-                least = Decimal(row["ordermin"]) * self.random.choice((40, 4000))
-                self.api.markets.relist(pair, ordermin=str(least))
+            if choice((True, False)):
+                changes: Row = {"ordermin": str(Decimal(row["ordermin"]) * choice((40, 4000)))}
             else:
-                leverages = self.random.choice(_LEVERAGES)
-                self.api.markets.relist(pair, leverage_buy=leverages, leverage_sell=leverages)
+                changes = dict.fromkeys(("leverage_buy", "leverage_sell"), choice(_LEVERAGES))
+            self.api.markets.relist(pair, **changes)
         self._later(60, 900, self._restore_rules)
 
     def _restore_rules(self) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from decimal import Decimal
 from functools import partial
 from itertools import islice
-from operator import itemgetter, mul
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -41,58 +41,44 @@ from krakenbot.simulated.wire import Params, bad, number
 ROWS_MAX = 721  # With the unfinished one; docs.kraken.com, "Get OHLC Data", promises 720.
 HISTORY = 60 * 1440  # Minutes of a random market before the sandbox starts.
 MINUTE_VOLUME = Decimal("0.05")  # Traded in each minute in which a random market moves.
-# Open, high, low, close and volume. Prices are ticks, or floats as read from a file: with
-# Decimals a candle would take 610 bytes instead of 290.
+# Open, high, low, close and volume of a candle. Decimals for the prices would take twice the
+# memory; `exact` makes them from the floats when needed.
 Numbers = tuple[float, float, float, float, Decimal]
 
 
 class Series:
     """The candles of one pair without gaps, the first starting at `first`, made when needed.
 
-    `price_of` turns a price in `rows` into a Decimal. `by_hand` are the times at which somebody has
-    set the price, in order, each with that price or None for back to the feed.
+    `by_hand` are the times at which somebody has set the price, in order, each with that price or
+    None for back to the feed.
     """
 
-    def __init__(
-        self,
-        interval_s: int,
-        first: int,
-        price_of: Callable[[float], Decimal],
-        rows: Iterator[Numbers],
-    ) -> None:
-        self.interval_s, self.first, self._price_of = interval_s, first, price_of
+    def __init__(self, interval_s: int, first: int, rows: Iterator[Numbers]) -> None:
+        self.interval_s, self.first = interval_s, first
         self._source, self._made = rows, list[Numbers]()
-        self.by_hand: list[tuple[float, Decimal | None]] = [(-math.inf, None)]
+        self.by_hand: list[tuple[float, float | None]] = [(-math.inf, None)]
 
     def number(self, time: float) -> int:
         """Return the number of the candle in which `time` falls; the first one has number 0."""
         return int((time - self.first) // self.interval_s)
 
-    def row(self, number: int) -> Candle:
-        """Return a candle of the feed, whatever was set by hand."""
-        self._made += islice(self._source, max(number + 1 - len(self._made), 0))
-        *prices, volume = self._made[number]
-        opened, high, low, close = map(self._price_of, prices)
-        return Candle(self.first + number * self.interval_s, opened, high, low, close, volume)
-
-    def candle(self, number: int, now: float) -> Candle:
+    def _seen(self, number: int, now: float) -> Numbers:
         """Return a candle as it is at `now`; until its end the feed stays at the open."""
-        row = self.row(number)
-        end = row.time + self.interval_s
+        self._made += islice(self._source, max(number + 1 - len(self._made), 0))
+        row, begin = self._made[number], self.first + number * self.interval_s
+        end = begin + self.interval_s
         if end <= now and len(self.by_hand) == 1:
             return row
-        begin = bisect(self.by_hand, row.time, key=itemgetter(0)) - 1
+        first = bisect(self.by_hand, begin, key=itemgetter(0)) - 1
         stop = bisect_left(self.by_hand, end, key=itemgetter(0))
-        path = [row.open if price is None else price for _, price in self.by_hand[begin:stop]]
-        if end > now:
-            return Candle(row.time, path[0], max(path), min(path), path[-1])
-        if self.by_hand[stop - 1][1] is None:
-            path += row.high, row.low, row.close
-        return Candle(row.time, path[0], max(path), min(path), path[-1], row.volume)
+        path = [row[0] if price is None else price for _, price in self.by_hand[first:stop]]
+        if end <= now and self.by_hand[stop - 1][1] is None:
+            path += row[1:4]
+        return path[0], max(path), min(path), path[-1], row[4] if end <= now else ZERO
 
     def price(self, now: float) -> Decimal:
         """Return the price at `now`."""
-        return self.candle(self.number(now), now).close
+        return exact(self._seen(self.number(now), now)[3])
 
     def bars(self, interval_s: int, since: int, now: float) -> list[Candle]:
         """Return at most 721 candles that start after `since`; the last one is unfinished."""
@@ -102,79 +88,37 @@ class Series:
         return [self.bar(time, interval_s, now) for time in times]
 
     def bar(self, time: int, interval_s: int, now: float) -> Candle:
-        """Return the candle of a longer interval as it is at `now`."""
+        """Return the candle that starts at `time`, as it is at `now`."""
         here = self.number(now)
         start = min(max(self.number(time), 0), here)
         stop = min(max(self.number(time + interval_s), start + 1), here + 1)
-        # Where nobody has set a price, the feed's own numbers are summed up: ten times as fast.
-        set_at = self.by_hand[1][0] if len(self.by_hand) > 1 else math.inf
-        same = max(start, min(stop - 1, self.number(min(set_at, now))))
-        self.row(stop - 1)
-        rows = [self.candle(number, now) for number in range(same, stop)]
-        if untouched := self._made[start:same]:
-            opens, highs, lows, closes, volumes = zip(*untouched, strict=True)
-            prices = opens[0], max(highs), min(lows), closes[-1]
-            opened, high, low, close = map(self._price_of, prices)
-            rows.insert(0, Candle(time, opened, high, low, close, sum(volumes, ZERO)))
-        high, low = max(row.high for row in rows), min(row.low for row in rows)
-        volume = sum((row.volume for row in rows), ZERO)
-        return Candle(time, rows[0].open, high, low, rows[-1].close, volume)
+        rows = (self._seen(number, now) for number in range(start, stop))
+        opens, highs, lows, closes, volumes = zip(*rows, strict=True)
+        prices = opens[0], max(highs), min(lows), closes[-1]
+        opened, high, low, close = map(exact, prices)
+        return Candle(time, opened, high, low, close, sum(volumes, ZERO))
 
 
 class Feed:
-    """All series of one sandbox, which starts at the simulated time `start`.
+    """The markets of one sandbox, and Kraken's public `methods` by name.
 
-    A file's `pair` is the key of its pair, `digits` the decimals of its prices. Raises ValueError
-    for a wrong spec or file.
+    A method returns its result or raises RefusedError. The sandbox's time begins at `start`; `now`,
+    which the sandbox sets, returns it. `own_pair` is the key of a file's pair. Raises ValueError
+    for a wrong spec or file. Source: docs.kraken.com, "Market Data".
     """
 
-    def __init__(self, spec: str, now: float) -> None:
+    def __init__(self, spec: str, start: float) -> None:
         kind, _, self.seed = spec.partition(":")
-        self.start, self.pair, self.digits = now, "", 0
+        self.start, self.own_pair = start, ""
+        self.now: Callable[[], float] = lambda: self.start
+        self.status, self.clock_off_s = "online", 0  # By how much `Time` is wrong.
+        self.notices: dict[str, list[Any]] = {}
+        self.listing = {name: dict(row) for name, row in PAIRS.items()}
         self._series: dict[str, Series] = {}
         if kind == "csv" and self.seed:
             self._open(Path(self.seed))
         elif kind != "random" or not (self.seed.isascii() and self.seed.isalnum()):
             raise ValueError(f"feed {spec!r} is neither random:SEED nor csv:FILE")
-
-    def series(self, rules: PairRules) -> Series:
-        """Return the series of a pair: the file's, or a random one."""
-        if rules.pair not in self._series:
-            rows = walk(f"{self.seed}/{rules.pair}", FIRST_TICKS.get(rules.pair, 100000))
-            first = int(self.start // 60 - HISTORY) * 60
-            self._series[rules.pair] = Series(60, first, partial(mul, tick(rules)), rows)
-        return self._series[rules.pair]
-
-    def _open(self, path: Path) -> None:
-        """Read a file once, to find its errors now; later its candles are read when needed."""
-        name, interval_s = pair_of(path), interval_of(path)
-        first = next(read([path], interval_s, []))
-        count = sum(len(part.times) for part in read([path], interval_s, []))
-        if name is None or count <= 40:
-            raise ValueError(f"{path}: not PAIR_MINUTES.csv, or fewer than 41 candles")
-        name = "".join(assets_of(name))  # XBTUSD, however the file is named.
-        self.seed, self.start = "1", first.times[0] + max(40, min(720, count // 3)) * interval_s
-        self.pair = next((key for key, row in PAIRS.items() if row["altname"] == name), name)
-        self.digits = max(-int(exact(close).as_tuple().exponent) for close in first.closes)
-        rows = _rows_of(path, interval_s)
-        self._series[self.pair] = Series(interval_s, first.times[0], exact, rows)
-
-
-class FeedMarkets:
-    """The pairs of a sandbox, and Kraken's public `methods` by name. `now` returns unix seconds.
-
-    A method returns its result or raises RefusedError. Source: docs.kraken.com, "Market Data".
-    """
-
-    def __init__(self, feed: Feed, now: Callable[[], float]) -> None:
-        self.feed, self.now = feed, now
-        self.status, self.clock_off_s = "online", 0  # By how much `Time` is wrong.
-        self.notices: dict[str, list[Any]] = {}
-        self.listing = {name: dict(row) for name, row in PAIRS.items()}
-        if feed.pair and feed.pair not in PAIRS:
-            row = self.listing[feed.pair] = unlisted(*assets_of(feed.pair), feed.digits)
-            for code in (row["base"], row["quote"]):
-                ASSETS.setdefault(code, asset_row(format.asset(code), 8, 5))
         self.rules = {name: parse_rules(name, row) for name, row in self.listing.items()}
         self.methods: dict[str, Callable[[Params], Any]] = {
             "Time": self._time,
@@ -185,6 +129,32 @@ class FeedMarkets:
             "Ticker": lambda p: {rules.pair: self._ticker(rules) for rules in self._pairs(p)},
             "Depth": self._depth,
         }
+
+    def _open(self, path: Path) -> None:
+        """Read a file once, to find its errors now; later its candles are read when needed."""
+        name, interval_s = pair_of(path), interval_of(path)
+        first = next(read([path], interval_s, []))
+        count = sum(len(part.times) for part in read([path], interval_s, []))
+        if name is None or count <= 40:
+            raise ValueError(f"{path}: not PAIR_MINUTES.csv, or fewer than 41 candles")
+        base, quote = assets_of(name)
+        self.seed, self.start = "1", first.times[0] + max(40, min(720, count // 3)) * interval_s
+        names = {row["altname"]: key for key, row in PAIRS.items()}
+        pair = self.own_pair = names.get(base + quote, base + quote)
+        if pair not in PAIRS:
+            digits = max(-int(exact(close).as_tuple().exponent) for close in first.closes)
+            row = self.listing[pair] = unlisted(base, quote, digits)
+            for code in (row["base"], row["quote"]):
+                ASSETS.setdefault(code, asset_row(format.asset(code), 8, 5))
+        self._series[pair] = Series(interval_s, first.times[0], _rows_of(path, interval_s))
+
+    def series(self, rules: PairRules) -> Series:
+        """Return the series of a pair: the file's, or a random one."""
+        if rules.pair not in self._series:
+            first, ticks = int(self.start // 60 - HISTORY) * 60, FIRST_TICKS[rules.pair]
+            rows = walk(f"{self.seed}/{rules.pair}", ticks, 10**rules.pair_decimals)
+            self._series[rules.pair] = Series(60, first, rows)
+        return self._series[rules.pair]
 
     def pair(self, name: str) -> PairRules:
         """Return the rules of a pair by any of its names. Raises RefusedError if none has it."""
@@ -204,15 +174,17 @@ class FeedMarkets:
 
     def quote(self, rules: PairRules) -> Quote:
         """Return bid and ask, one tick to either side of the price."""
-        price, step = self.feed.series(rules).price(self.now()), tick(rules)
+        price, step = self.series(rules).price(self.now()), tick(rules)
         return Quote(price - step, price + step)
 
     def ended(self, rules: PairRules, since: float, until: float) -> Iterator[Span]:
-        """Yield the intervals that ended from `since` to `until`; none while a price is set."""
-        series = self.feed.series(rules)
-        if series.by_hand[-1][1] is None:
-            for row in map(series.row, range(series.number(since), series.number(until))):
-                yield row.time + series.interval_s, row.open, row.low, row.high
+        """Yield the intervals that ended from `since` to `until`."""
+        series = self.series(rules)
+        begin, step_s = series.first, series.interval_s
+        first, stop = (begin + series.number(time) * step_s for time in (since, until))
+        for start in range(first, stop, step_s):
+            bar = series.bar(start, step_s, until)
+            yield math.nextafter(start + step_s, 0), bar.open, bar.low, bar.high
 
     def _time(self, _: Params) -> Any:
         now = int(self.now()) + self.clock_off_s
@@ -230,7 +202,7 @@ class FeedMarkets:
 
     def _ohlc(self, p: Params) -> Any:
         rules, step_s = self.pair(p.get("pair", "")), int(number(p, "interval", 1) * 60)
-        series = self.feed.series(rules)
+        series = self.series(rules)
         if step_s / 60 not in INTERVALS or step_s % series.interval_s:
             raise bad("interval")
         bars = series.bars(step_s, int(number(p, "since", 0)), self.now())
@@ -238,7 +210,7 @@ class FeedMarkets:
         return {rules.pair: rows, "last": bars[-1].time - step_s}
 
     def _ticker(self, rules: PairRules) -> Row:
-        series, now, quote = self.feed.series(rules), int(self.now()), self.quote(rules)
+        series, now, quote = self.series(rules), int(self.now()), self.quote(rules)
         begins = now // 86400 * 86400, now - 86400 + series.interval_s
         days = [series.bar(begin, 86400, now) for begin in begins]
         text = partial(wire.price, rules=rules)
@@ -255,12 +227,12 @@ class FeedMarkets:
         if not 1 <= count <= 500:
             raise bad("count")
         quote, step, now = self.quote(rules), tick(rules), int(self.now())
-        levels = [step * n for n in range(min(count, int(quote.bid / step) - 1))]
-        asks, bids = (
-            [[wire.price(first + away * sign, rules), "1.000", now] for away in levels]
-            for first, sign in ((quote.ask, 1), (quote.bid, -1))
-        )
-        return {rules.pair: {"asks": asks, "bids": bids}}
+        steps = range(min(count, int(quote.bid / step) - 1))
+
+        def levels(best: Decimal, away: Decimal) -> list[Any]:
+            return [[wire.price(best + away * n, rules), "1.000", now] for n in steps]
+
+        return {rules.pair: {"asks": levels(quote.ask, step), "bids": levels(quote.bid, -step)}}
 
 
 def tick(rules: PairRules) -> Decimal:
@@ -285,29 +257,28 @@ def _trades(bar: Candle) -> int:
     return min(math.ceil(bar.volume / MINUTE_VOLUME), 10**6)
 
 
-def walk(seed: str, price: int) -> Iterator[Numbers]:
-    """Yield the candles of a random walk that starts at `price`, in ticks."""
+def walk(seed: str, price: int, scale: int) -> Iterator[Numbers]:
+    """Yield the candles of a random walk that starts at `price`, in ticks of 1 / `scale`."""
     bits = random.Random(seed).getrandbits
     unit, floor = max(price // 8000, 1), price // 4
     while True:
         noise = bits(38)
-        if noise & 15 == 0:
-            yield price, price, price, price, ZERO
-            continue
-        opened = price + (noise >> 4 & 1) - (noise >> 5 & 1)
-        # The sum of 64 coin flips is nearly normal; its coarse steps make exact ties possible.
-        change = (bits(64).bit_count() - 32) * unit
-        price += change if price + change > floor else abs(change)
-        high = max(opened, price) + (noise >> 6 & 7) * unit // 2
-        low = min(opened, price) - (noise >> 9 & 7) * unit // 2
-        yield opened, high, low, price, MINUTE_VOLUME if high > low else ZERO
+        opened = high = low = price
+        if noise & 15:
+            opened += (noise >> 4 & 1) - (noise >> 5 & 1)
+            # The sum of 64 coin flips is nearly normal; its coarse steps make exact ties possible.
+            change = (bits(64).bit_count() - 32) * unit
+            price += change if price + change > floor else abs(change)
+            high = max(opened, price) + (noise >> 6 & 7) * unit // 2
+            low = min(opened, price) - (noise >> 9 & 7) * unit // 2
+        volume = MINUTE_VOLUME if high > low else ZERO
+        yield opened / scale, high / scale, low / scale, price / scale, volume
 
 
 def _rows_of(path: Path, interval_s: int) -> Iterator[Numbers]:
     """Yield the candles of a file; after its end the price stands still."""
-    close = 0.0
     for part in read([path], interval_s, []):
-        close = part.closes[-1]
         yield from zip(*part.numbers[:4], map(exact, part.volumes), strict=True)
+    close = part.closes[-1]
     while True:
         yield close, close, close, close, ZERO

@@ -104,9 +104,5 @@ def assets_of(name: str) -> tuple[str, str]:
         older = base[:-1]
         if base[-1:] in ("Z", "X") and (format.asset(older) != older or older == "USDT"):
             base = older
-    return _altname(base), _altname(quote)
-
-
-def _altname(code: str) -> str:
-    plain = format.asset(code)
-    return _ALTNAMES.get(plain, plain)
+    base, quote = format.asset(base), format.asset(quote)
+    return _ALTNAMES.get(base, base), _ALTNAMES.get(quote, quote)

@@ -20,6 +20,7 @@ from krakenbot.model import ZERO, Quote, Side
 from krakenbot.pairs import PairRules
 from krakenbot.simulated.books import Account, Entry, Lot
 from krakenbot.simulated.private import PrivateApi, Span
+from krakenbot.simulated.wire import Answer
 
 ROWS_KEPT, LEDGER_KEPT = 60, 2500  # Orders and trades; ledger entries, a year of rollovers.
 OPENING_S = 60  # An order comes within this time after the start of a candle.
@@ -71,16 +72,15 @@ class PaperClient:
             return self._real.private(method) if self._validates else _NO_KEY
         form = {name: str(value) for name, value in (params or {}).items()}
         api = self.private_api
-        reply: dict[str, Any]
         if method == "AddOrder":
             self._prepare(form)
         try:
             api.mark_to_market()
-            reply = {"error": [], "result": api.methods[method](form)}
+            reply = Answer.of({"error": [], "result": api.methods[method](form)})
         except RefusedError as error:
-            reply = {"error": [str(error)]}
+            reply = Answer.of({"error": [str(error)]})
         self._save()
-        return result_of(method, 200, json.dumps(reply, default="{:f}".format).encode())
+        return result_of(method, 200, reply.body)
 
     # The account's `Markets`
 
@@ -120,17 +120,14 @@ class PaperClient:
 
     def _sweep(self, result: Any, interval_s: int) -> None:
         """Liquidate if a candle that is newly finished has reached the liquidation price."""
-        api, now = self.private_api, int(self._clock.now())
-        if not api.account.held_positions():
-            self._swept = now - now % interval_s  # What is opened later has seen no earlier candle.
-            return
-        candles = parse_candles(result, interval_s)
+        api, candles = self.private_api, parse_candles(result, interval_s)
+        position = api.account.position(self.pair(""))
         for candle in candles[:-1]:
-            if self._swept and candle.time >= self._swept:
-                # What was opened later in the candle may never have seen its low.
-                api.liquidate_between(candle.low, candle.high, candle.time + OPENING_S)
-        if candles:
-            self._swept = max(self._swept, candles[-1].time)
+            # What was opened later in the candle may never have seen its low.
+            is_seen = position.lots and position.lots[-1].time <= candle.time + OPENING_S
+            if is_seen and candle.time >= self._swept:
+                api.mark(self._clock.now(), position, position.price, candle.low, candle.high)
+        self._swept = max([self._swept, *(candle.time for candle in candles)])
         self._save()
 
     @cached_property
@@ -142,7 +139,8 @@ class PaperClient:
         rules, text = self.pair(""), self._journal.get("paper")
         serial, money = int(self._clock.now()) * 1000, {rules.quote: self._balance}
         account = Account(money, self._fee_rate, serial=serial, history=LEDGER_KEPT)
-        api = PrivateApi(self, account, self._clock.now, history=ROWS_KEPT)
+        api = PrivateApi(self, account, self._clock.now)
+        api.history = ROWS_KEPT
         if not text:
             return api
         try:
@@ -174,14 +172,10 @@ class PaperClient:
 
 def state_of(account: Account) -> dict[str, Any]:
     """Return an account as values for JSON, from which `restore` makes exactly the same one."""
-    return {
-        "numbers": [account.serial],
-        "sums": [account.balances, account.fees, account.rollovers, account.realized],
-        "ledger": list(account.ledger),
-        "books": {
-            pair: [position.price, position.lots] for pair, position in account.positions.items()
-        },
-    }
+    sums = [account.balances, account.fees, account.rollovers, account.realized]
+    books = {pair: [position.price, position.lots] for pair, position in account.positions.items()}
+    state = {"numbers": [account.serial], "sums": sums}
+    return state | {"ledger": list(account.ledger), "books": books}
 
 
 def restore(account: Account, state: dict[str, Any], rules: Mapping[str, PairRules]) -> None:

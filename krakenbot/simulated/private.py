@@ -15,7 +15,7 @@ from operator import itemgetter
 from typing import Any, Protocol
 
 from krakenbot.errors import RefusedError
-from krakenbot.model import ZERO, Quote, Side
+from krakenbot.model import ZERO, Order, Quote, Side
 from krakenbot.pairs import PairRules
 from krakenbot.simulated import wire
 from krakenbot.simulated.books import Account, MarginPosition, Trade, identifier, refusal
@@ -31,7 +31,7 @@ _TRADE_TYPES: dict[str, Callable[[Row], bool]] = {
     "closing position": lambda row: "closing" in row["misc"],
     "no position": lambda row: row["leverage"] == "0",
 }
-Span = tuple[float, Decimal, Decimal, Decimal]  # The end of an interval, its open, low and high.
+Span = tuple[float, Decimal, Decimal, Decimal]  # An interval's last moment, open, low, high.
 
 
 class Markets(Protocol):
@@ -56,18 +56,11 @@ class PrivateApi:
     runs on while a request is on its way. Source: docs.kraken.com, "Account Data" and "Trading".
     """
 
-    def __init__(
-        self,
-        markets: Markets,
-        account: Account,
-        now: Callable[[], float],
-        *,
-        history: int = HISTORY_MAX,
-    ) -> None:
+    def __init__(self, markets: Markets, account: Account, now: Callable[[], float]) -> None:
         self.markets, self.account, self.now = markets, account, now
         self.orders, self.trades = dict[str, Row](), dict[str, Row]()
-        self.fill_share, self.slack_s = Decimal(1), 0.0
-        self._history, self._marked = history, now()
+        self.fill_share, self.slack_s, self.history = Decimal(1), 0.0, HISTORY_MAX
+        self._marked = now()
         self.methods: dict[str, Callable[[Params], Any]] = {
             "Balance": self._balance,
             "BalanceEx": self._balance_ex,
@@ -91,15 +84,15 @@ class PrivateApi:
         """Bring the books up to now: for each interval charge rollovers, then try high and low."""
         now, marks = self.now(), list[tuple[float, MarginPosition, Decimal, Decimal, Decimal]]()
         for position in self.account.held_positions():
-            for end, price, low, high in self.markets.ended(position.rules, self._marked, now):
-                marks.append((math.nextafter(end, 0), position, price, low, high))
+            for moment, price, low, high in self.markets.ended(position.rules, self._marked, now):
+                marks.append((moment, position, price, low, high))
             mid = self.markets.quote(position.rules).mid
             marks.append((now, position, mid, mid, mid))
         for mark in sorted(marks, key=itemgetter(0)):
-            self._mark(*mark)
+            self.mark(*mark)
         self._marked = now
 
-    def _mark(
+    def mark(
         self, now: float, position: MarginPosition, price: Decimal, low: Decimal, high: Decimal
     ) -> None:
         """Mark a position at `price`; liquidate it there, or if low or high reach the limit."""
@@ -109,12 +102,6 @@ class PrivateApi:
             trade = trade or self.account.liquidate_between(position, now, low, high)
             if trade:
                 self.record(request, [trade], now)
-
-    def liquidate_between(self, low: Decimal, high: Decimal, since: int) -> None:
-        """Liquidate each position held since then whose limit lies from `low` to `high`."""
-        for position in self.account.held_positions():
-            if position.lots[-1].time <= since:
-                self._mark(self.now(), position, position.price, low, high)
 
     def _balance(self, _: Params) -> Any:
         """Return the balances rounded down, so that what is shown can be spent."""
@@ -240,38 +227,30 @@ class PrivateApi:
     def _add_order(self, p: Params) -> Any:
         rules = self.markets.pair(p.get("pair", ""))
         request = wire.order_request(rules, p)
-        self._check_deadline(p.get("deadline"))
+        if "deadline" in p:
+            self._check_deadline(p["deadline"])
         quote, now, position = self.markets.quote(rules), self.now(), self.account.position(rules)
         still_open = takewhile(lambda x: x[1]["closetm"] > now, reversed(self.orders.items()))
         if "cl_ord_id" in p and wire.identified(dict(still_open), p):
             raise bad("cl_ord_id not unique")
         order = request.order
         if not order.volume and order.leverage and position.sign == -order.side.sign:
-            request = request._replace(order=order._replace(volume=position.held))
+            order = order._replace(volume=position.held)
         price = quote.ask if order.side is Side.BUY else quote.bid
-        error = refusal(rules, request.order, price)
+        error = refusal(rules, order, price)
         if self.markets.status != "online":
             error = error or f"EService:Market in {self.markets.status} mode"
         if error is not None:
             raise RefusedError(error.replace("Market in maintenance mode", "Unavailable"))
-        reply = {"descr": {"order": request.text(p["volume"])}}
-        return reply if flag(p, "validate") else {"txid": [self.fill(request)], **reply}
-
-    def fill(self, request: OrderRequest) -> str:
-        """Fill the order, and return its id. Raises RefusedError as `Account.fill` does."""
-        rules, order, *_ = request
-        account, quote, now = self.account, self.markets.quote(rules), self.now()
-        position, part = account.position(rules), rules.round_volume(order.volume * self.fill_share)
+        reply: Row = {"descr": {"order": request.text(p["volume"])}}
+        if flag(p, "validate"):
+            return reply
+        part = order._replace(volume=rules.round_volume(order.volume * self.fill_share))
         position.price = quote.mid
-        price = quote.ask if order.side is Side.BUY else quote.bid
-        trades: list[Trade] = []
-        if part:
-            trades = account.fill(position, now, order._replace(volume=part), price)
-        return self.record(request, trades, now)
+        trades = self.account.fill(position, now, part, price) if part.volume else []
+        return {"txid": [self.record(request._replace(order=order), trades, now)], **reply}
 
-    def _check_deadline(self, text: str | None) -> None:
-        if text is None:
-            return
+    def _check_deadline(self, text: str) -> None:
         try:
             moment = datetime.fromisoformat(text)
             ahead = moment.timestamp() - self.now()
@@ -294,7 +273,7 @@ class PrivateApi:
         is_flat = not self.account.position(request.rules).lots
         self.orders[txid] = wire.order_row(request, trades, now, is_flat)
         for rows in (self.orders, self.trades):
-            while len(rows) > self._history:
+            while len(rows) > self.history:
                 del rows[next(iter(rows))]
         return txid
 
@@ -304,8 +283,10 @@ class PrivateApi:
 
 
 def closing(position: MarginPosition, misc: str = "") -> OrderRequest:
-    """Return the order that closes the whole position."""
-    return OrderRequest(position.rules, position.closing_order, {}, misc)
+    """Return the market order that closes the position, which must have a lot."""
+    side = Side.SELL if position.sign > 0 else Side.BUY
+    order = Order("", side, position.held, position.lots[0].leverage, False)
+    return OrderRequest(position.rules, order, {}, misc)
 
 
 def _by_id(rows: dict[str, Row], p: Params, name: str = "txid", most: int = 50) -> dict[str, Row]:

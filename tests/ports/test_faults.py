@@ -26,7 +26,6 @@ class FaultyClient(Client):
     def __init__(self, spec: str = "") -> None:
         super().__init__()
         self.faults = Faults(self.api, spec, self.wait)
-        self.api.controls["faults"] = lambda params: self.faults.set(params["spec"])
 
     def wait(self, seconds: float) -> None:
         self.time += seconds
@@ -46,7 +45,7 @@ class LagTest(unittest.TestCase):
     def setUp(self) -> None:
         self.client = client = FaultyClient()
         client.set_price(50000)
-        client.result("AddOrder", **MARKET, leverage=2)
+        client.order(leverage=2)
         client.wait(60)
         client.result("TradeBalance")
         client.faults.set("lag=1")
@@ -66,25 +65,25 @@ class LagTest(unittest.TestCase):
         self.assertIn("net", row)
 
     def test_a_fill_shows_late_in_a_read_that_was_never_made_before(self) -> None:
-        self.client.result("AddOrder", **MARKET, leverage=2)
+        self.client.order(leverage=2)
         counts = {len(result) for result in self.seen("OpenPositions")}
         self.assertEqual({1, 2}, counts)
 
     def test_a_charge_shows_late_in_the_ledger(self) -> None:
-        self.client.result("AddOrder", **MARKET, leverage=2)
+        self.client.order(leverage=2)
         self.assertEqual({1, 2}, {page["count"] for page in self.seen("Ledgers")})
 
     def test_what_is_not_seen_yet_is_not_counted_and_what_is_on_later_pages_is(self) -> None:
         for _ in range(60):
-            self.client.result("AddOrder", **{**MARKET, "volume": "0.0001"})
+            self.client.order(volume="0.0001")
         self.client.wait(60)
-        self.client.result("AddOrder", **MARKET, leverage=2)
+        self.client.order(leverage=2)
         for name, key in (("TradesHistory", "trades"), ("ClosedOrders", "closed")):
             self.assertLessEqual({page["count"] for page in self.seen(name)}, {61, 62})
             self.assertEqual({50}, {len(page[key]) for page in self.seen(name)})
 
     def test_an_order_that_shows_as_open_has_no_end_and_no_trades(self) -> None:
-        name = self.client.result("AddOrder", **MARKET, leverage=2)["txid"][0]
+        name = self.client.order(leverage=2)["txid"][0]
         shown = [found[name] for found in self.seen("QueryOrders", txid=name) if found]
         for row in (row for row in shown if row["status"] == "open"):
             self.assertFalse(row.keys() & {"closetm", "trades", "reason"})
@@ -128,10 +127,10 @@ class EndTest(unittest.TestCase):
 
     def test_a_clock_that_is_off_is_so_in_both_forms_of_the_time(self) -> None:
         self.client.faults.set("clock=1")
-        told = self.client.get("Time")["result"]
-        self.assertNotEqual(int(START), told["unixtime"])
-        said = parsedate_to_datetime(told["rfc1123"]).timestamp()
-        self.assertEqual(told["unixtime"], said)
+        answer = self.client.get("Time")["result"]
+        self.assertNotEqual(int(START), answer["unixtime"])
+        written = parsedate_to_datetime(answer["rfc1123"]).timestamp()
+        self.assertEqual(answer["unixtime"], written)
 
     def test_a_stale_answer_is_one_about_the_same_pair(self) -> None:
         self.client.faults.set("candle-stale=1")

@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from krakenbot.pairs import parse_rules
-from krakenbot.simulated.feed import Feed, FeedMarkets, Series
+from krakenbot.simulated.feed import Feed, Series
 from krakenbot.simulated.listing import PAIRS
 from tests import IS_LONG
 from tests.folders import own_folder
@@ -26,7 +26,8 @@ def walk(seed: str = "1", pair: str = "XXBTZUSD", now: float = NOW) -> Series:
 
 
 def closes(series: Series, count: int) -> list[D]:
-    return [series.row(number).close for number in range(count)]
+    times = range(series.first, series.first + 60 * count, 60)
+    return [series.bar(time, 60, times.stop).close for time in times]
 
 
 class RandomTest(unittest.TestCase):
@@ -107,10 +108,10 @@ class FileTest(unittest.TestCase):
     def test_time_starts_after_a_third_and_the_market_stands_still_at_the_end(self) -> None:
         for name in ("XBTUSD_1.csv", "XBTUSD_1.csv.gz"):
             feed = Feed(self.write(self.rows(150), name), NOW)
-            self.assertEqual((feed.pair, feed.start), ("XXBTZUSD", 60 + 50 * 60))
+            self.assertEqual((feed.own_pair, feed.start), ("XXBTZUSD", 60 + 50 * 60))
             series = feed.series(XBT)
             self.assertEqual(len(series.bars(60, 0, feed.start)), 51)
-            self.assertEqual(series.row(0)[1:5], (D("10.5"), D(11), D(10), D(11)))
+            self.assertEqual(series.bar(60, 60, feed.start)[1:5], (D("10.5"), D(11), D(10), D(11)))
             over = series.bars(60, 0, 60 * 1000)
             self.assertEqual({bar[1:] for bar in over[-300:]}, {(D(10),) * 4 + (0,)})
             traded = [bar.volume for bar in series.bars(300, 0, 60 * 61)][-3:]
@@ -118,23 +119,23 @@ class FileTest(unittest.TestCase):
 
     def test_the_pair_of_a_file_is_known_however_it_is_spelled(self) -> None:
         for name in ("BTC_USD_1m", "xbtusd_1", "BTC-USD_1", "XBT_USD_1", "XXBTZUSD_1"):
-            self.assertEqual("XXBTZUSD", Feed(self.write(self.rows(50), f"{name}.csv"), NOW).pair)
+            self.assertEqual(
+                "XXBTZUSD", Feed(self.write(self.rows(50), f"{name}.csv"), NOW).own_pair
+            )
 
     def test_the_assets_of_any_pair_are_listed(self) -> None:
-        feed = Feed(self.write(self.rows(50), "DOT_USDC_1.csv"), NOW)
-        markets = FeedMarkets(feed, lambda: NOW)
+        markets = Feed(self.write(self.rows(50), "DOT_USDC_1.csv"), NOW)
         self.assertEqual({"DOT", "USDC"}, {*markets.methods["Assets"]({"asset": "DOT,USDC"})})
         self.assertEqual("DOTUSDC", markets.pair("DOTUSDC").altname)
-        old = FeedMarkets(Feed(self.write(self.rows(50), "LTCCAD_1.csv"), NOW), lambda: NOW)
-        rules = old.pair("LTCCAD")
+        rules = Feed(self.write(self.rows(50), "LTCCAD_1.csv"), NOW).pair("LTCCAD")
         self.assertEqual(("XLTC", "ZCAD"), (rules.base, rules.quote))
 
     def test_a_long_candle_is_its_minutes_also_where_a_price_was_set(self) -> None:
         series, now = Feed("random:1", NOW).series(XBT), NOW + 7200
-        series.by_hand += [(NOW + 600.0, D(1)), (NOW + 900.0, None)]
+        series.by_hand += [(NOW + 600.0, 1.0), (NOW + 900.0, None)]
         for time in range(int(NOW) // 3600 * 3600 - 3600, int(now), 3600):
             whole, minutes = series.bar(time, 3600, now), range(time, time + 3600, 60)
-            parts = [series.candle(series.number(at), now) for at in minutes if at <= now]
+            parts = [series.bar(at, 60, now) for at in minutes if at <= now]
             self.assertEqual((parts[0].open, parts[-1].close), (whole.open, whole.close))
             self.assertEqual(min(part.low for part in parts), whole.low)
             self.assertEqual(max(part.high for part in parts), whole.high)
@@ -173,5 +174,5 @@ class FileTest(unittest.TestCase):
         for path in files:
             with self.subTest(path=path.name):
                 feed = Feed(f"csv:{path}", NOW)
-                self.assertTrue(feed.pair)
+                self.assertTrue(feed.own_pair)
                 self.assertLess(feed.start, NOW)

@@ -10,6 +10,7 @@ import sys
 import time
 import unittest
 from decimal import Decimal as D
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -113,8 +114,16 @@ class Client:
             raise AssertionError(answer)
         return str(answer["error"][0])
 
-    def control(self, name: str, **wish: Any) -> Any:
-        method, body = ("POST", json.dumps(wish).encode()) if wish else ("GET", b"")
+    def order(self, **changes: Any) -> Any:
+        """Place MARKET with these changes, and return the result."""
+        return self.result("AddOrder", **{**MARKET, **changes})
+
+    def refusal(self, **changes: Any) -> str:
+        """Place MARKET with these changes, which must be refused, and return the error."""
+        return self.error("AddOrder", **{**MARKET, **changes})
+
+    def control(self, name: str, **params: Any) -> Any:
+        method, body = ("POST", json.dumps(params).encode()) if params else ("GET", b"")
         return json.loads(self.api.respond(method, f"/sandbox/{name}", {}, body).body)
 
 
@@ -155,18 +164,18 @@ class PublicTest(unittest.TestCase):
         self.assertEqual(list(client.get("Assets?asset=XBT,XXBT,USD")["result"]), ["XXBT", "ZUSD"])
         self.assertEqual(client.get("Assets?asset=XBT,X")["error"], ["EQuery:Unknown asset"])
 
-    def test_assets_tell_what_lending_them_costs_where_they_are_lent(self) -> None:
+    def test_assets_show_what_borrowing_them_costs_where_they_are_lent(self) -> None:
         rows = Client().get("Assets")["result"]
         self.assertEqual((rows["ZUSD"]["margin_rate"], rows["XXBT"]["margin_rate"]), (0.025, 0.01))
         self.assertNotIn("margin_rate", rows["BONK"])
         self.assertEqual(rows["USDT"]["collateral_value"], 0.9)
 
-    def test_maintenance_ahead_and_emergencies_are_told_beside_the_status(self) -> None:
+    def test_maintenance_ahead_and_emergencies_are_shown_beside_the_status(self) -> None:
         client = Client()
         self.assertEqual(client.get("SystemStatus")["result"].keys(), {"status", "timestamp"})
         client.control("status", upcoming_maintenance=["at noon"], emergency=["no margin"])
-        told = client.get("SystemStatus")["result"]
-        self.assertEqual((told["status"], told["emergency"]), ("online", ["no margin"]))
+        status = client.get("SystemStatus")["result"]
+        self.assertEqual((status["status"], status["emergency"]), ("online", ["no margin"]))
         client.control("status", upcoming_maintenance=[])
         self.assertNotIn("upcoming_maintenance", client.get("SystemStatus")["result"])
 
@@ -228,23 +237,24 @@ class LoginTest(unittest.TestCase):
 
 
 class OrderTest(unittest.TestCase):
-    def test_a_margin_order_is_told_the_same_everywhere(self) -> None:
+    def test_a_margin_order_is_shown_the_same_by_id_and_by_client_id(self) -> None:
         client = Client()
-        answer = client.result("AddOrder", **MARKET, leverage="2:1", cl_ord_id=ID)
-        txid = answer["txid"][0]
+        txid = client.order(leverage="2:1", cl_ord_id=ID)["txid"][0]
         order = client.result("QueryOrders", txid=txid, trades="true")[txid]
         closed = client.result("ClosedOrders", cl_ord_id=ID, trades="true")["closed"]
         self.assertEqual(closed, {txid: order})
-        self.assertEqual(order["descr"]["leverage"], "2:1")
-        self.assertEqual(order["status"], "closed")
-        trade = client.result("QueryTrades", txid=order["trades"][0])[order["trades"][0]]
-        positions = client.result("OpenPositions", docalcs="true")
-        position = positions[order["trades"][0]]
-        self.assertEqual(position["ordertxid"], txid)
-        self.assertEqual(position["cost"], trade["cost"])
+        self.assertEqual((order["status"], order["descr"]["leverage"]), ("closed", "2:1"))
+
+    def test_a_trade_and_what_it_opened_are_shown_the_same(self) -> None:
+        client = Client()
+        txid = client.order(leverage="2")["txid"][0]
+        (trade_id,) = client.result("QueryOrders", txid=txid, trades="true")[txid]["trades"]
+        trade = client.result("QueryTrades", txid=trade_id)[trade_id]
+        position, cost = client.result("OpenPositions")[trade_id], D(trade["cost"])
+        self.assertEqual((position["ordertxid"], position["cost"]), (txid, trade["cost"]))
         self.assertEqual(position["rollovertm"], str(int(START) + 14400))
-        self.assertEqual(D(position["fee"]), (D(trade["cost"]) * D("0.00825")).quantize(D("1e-5")))
-        self.assertEqual(D(position["margin"]) * 2, D(position["cost"]))
+        self.assertEqual(D(position["fee"]), (cost * D("0.00825")).quantize(D("1e-5")))
+        self.assertEqual(D(position["margin"]) * 2, cost)
         ask = client.get("Ticker?pair=XBTUSD")["result"]["XXBTZUSD"]["a"][0]
         self.assertEqual(trade["price"], ask)
 
@@ -252,15 +262,14 @@ class OrderTest(unittest.TestCase):
         client = Client()
         for change, words in REFUSALS:
             with self.subTest(change=change):
-                self.assertEqual(client.error("AddOrder", **{**MARKET, **change}), words)
+                self.assertEqual(client.refusal(**change), words)
         self.assertEqual(client.control("ledger")["orders"], [])
 
     def test_a_balance_as_shown_can_be_sold_or_spent_in_full(self) -> None:
         client = Client(fee_rate=D(0))
-        coins = {**MARKET, "pair": "BONKUSD", "volume": "200000.12345678"}
-        client.result("AddOrder", **coins)
+        client.order(pair="BONKUSD", volume="200000.12345678")
         shown = client.result("Balance")["BONK"]
-        client.result("AddOrder", **{**coins, "type": "sell", "volume": shown})
+        client.order(pair="BONKUSD", type="sell", volume=shown)
         money = D(client.result("Balance")["ZUSD"])
         self.assertLessEqual(money, client.api.account.balances["ZUSD"])
         client.control("balance", asset="ZUSD", amount="-0.00001")
@@ -268,10 +277,10 @@ class OrderTest(unittest.TestCase):
 
     def test_a_client_order_id_is_unique_among_open_orders_and_free_again_after(self) -> None:
         client = Client()
-        client.result("AddOrder", **MARKET, cl_ord_id=ID)
-        self.assertIn("cl_ord_id not unique", client.error("AddOrder", **MARKET, cl_ord_id=ID))
+        client.order(cl_ord_id=ID)
+        self.assertIn("cl_ord_id not unique", client.refusal(cl_ord_id=ID))
         client.time += 1
-        client.result("AddOrder", **MARKET, cl_ord_id=ID)
+        client.order(cl_ord_id=ID)
         self.assertEqual(len(client.result("ClosedOrders", cl_ord_id=ID)["closed"]), 2)
 
     def test_what_is_not_simulated_is_refused_in_krakens_words(self) -> None:
@@ -287,11 +296,11 @@ class OrderTest(unittest.TestCase):
     def test_the_engines_counter_is_kept_for_each_pair(self) -> None:
         client = Client(tier="starter")
         for _ in range(60):
-            client.error("AddOrder", **{**MARKET, "volume": "0"})
-        self.assertEqual(client.error("AddOrder", **MARKET), "EOrder:Rate limit exceeded")
-        client.result("AddOrder", **{**MARKET, "pair": "ETHUSD"})
+            client.refusal(volume="0")
+        self.assertEqual(client.refusal(), "EOrder:Rate limit exceeded")
+        client.order(pair="ETHUSD")
         client.time += 2
-        client.result("AddOrder", **MARKET)
+        client.order()
 
     def test_a_deadline_must_lie_two_to_sixty_seconds_ahead(self) -> None:
         client = Client()
@@ -310,35 +319,34 @@ class OrderTest(unittest.TestCase):
 
     def test_the_volume_zero_asks_kraken_to_count_what_closes(self) -> None:
         client = Client()
-        client.result("AddOrder", **MARKET, leverage="2")
-        client.result("AddOrder", **{**MARKET, "type": "sell", "leverage": "2", "volume": "0"})
+        client.order(leverage="2")
+        client.order(type="sell", leverage="2", volume="0")
         self.assertEqual(client.result("OpenPositions"), {})
 
-    def test_why_a_close_was_not_filled_is_said(self) -> None:
+    def test_why_a_close_was_not_filled_is_shown(self) -> None:
         client = Client()
-        client.result("AddOrder", **MARKET, leverage="2")
-        close = {**MARKET, "type": "sell", "leverage": "2", "reduce_only": "true", "volume": "0.05"}
+        client.order(leverage="2")
+        close = {"type": "sell", "leverage": "2", "reduce_only": "true", "volume": "0.05"}
         for share, reason in ((0.5, "Market price protection"), (1, "Position is closed")):
             client.control("status", fill_share=share)
-            txid = client.result("AddOrder", **close)["txid"][0]
+            txid = client.order(**close)["txid"][0]
             order = client.result("QueryOrders", txid=txid)[txid]
             self.assertEqual((order["status"], order["reason"]), ("canceled", reason))
 
     def test_an_order_that_only_reduces_is_refused_on_the_side_of_the_position(self) -> None:
         client = Client()
         for side in ("buy", "sell"):
-            client.result("AddOrder", **{**MARKET, "type": side}, leverage="2")
-            add = {**MARKET, "type": side, "leverage": "2", "reduce_only": "true"}
-            refused = "EOrder:Reduce only:Cannot increase position"
-            self.assertEqual(client.error("AddOrder", **add), refused)
+            client.order(type=side, leverage="2")
+            refused = client.refusal(type=side, leverage="2", reduce_only="true")
+            self.assertEqual(refused, "EOrder:Reduce only:Cannot increase position")
             client.control("position", pair="XBTUSD", close=True)
             client.time += 1
 
     def test_an_opposite_order_without_leverage_leaves_the_position(self) -> None:
         client = Client()
-        client.result("AddOrder", **MARKET, leverage="2")
-        client.result("AddOrder", **MARKET)
-        client.result("AddOrder", **{**MARKET, "type": "sell"})
+        client.order(leverage="2")
+        client.order()
+        client.order(type="sell")
         self.assertEqual(len(client.result("OpenPositions")), 1)
 
     def test_an_unknown_id_is_no_error_and_no_id_is_one(self) -> None:
@@ -350,7 +358,7 @@ class OrderTest(unittest.TestCase):
     def test_closed_orders_come_fifty_a_page_newest_first(self) -> None:
         client = Client()
         for _ in range(60):
-            client.result("AddOrder", **{**MARKET, "volume": "0.0001"})
+            client.order(volume="0.0001")
             client.time += 1
         page = client.result("ClosedOrders")
         self.assertEqual((len(page["closed"]), page["count"]), (50, 60))
@@ -366,7 +374,7 @@ class HistoryTest(unittest.TestCase):
     def test_an_id_as_start_or_end_stands_for_its_time(self) -> None:
         client = Client()
         for _ in range(4):
-            client.result("AddOrder", **MARKET, leverage="2")
+            client.order(leverage="2")
             client.time += 1
         views = {"ClosedOrders": "closed", "TradesHistory": "trades", "Ledgers": "ledger"}
         for name, key in views.items():
@@ -379,19 +387,19 @@ class HistoryTest(unittest.TestCase):
                 self.assertEqual(wrong, "EGeneral:Invalid arguments:start")
 
     def test_a_client_order_id_is_found_by_its_very_words_or_its_128_bits(self) -> None:
-        for said, asked, others in (
+        for sent, asked, others in (
             ("a,b", ("a,b",), ("a", "all")),
             (ID, (ID, ID.upper(), ID.replace("-", "")), (ID[:-1] + "0",)),
             (ID.replace("-", "").upper(), (ID,), ("all",)),
         ):
             client = Client()
-            client.result("AddOrder", **MARKET, cl_ord_id=said)
+            client.order(cl_ord_id=sent)
             for text in (*asked, *others):
-                with self.subTest(said=said, text=text):
+                with self.subTest(sent=sent, text=text):
                     found = client.result("ClosedOrders", cl_ord_id=text)
                     self.assertEqual(found["count"], int(text in asked))
             for text in asked:
-                self.assertIn("not unique", client.error("AddOrder", **MARKET, cl_ord_id=text))
+                self.assertIn("not unique", client.refusal(cl_ord_id=text))
 
     def test_a_word_that_kraken_does_not_know_is_refused(self) -> None:
         client = Client()
@@ -402,40 +410,49 @@ class HistoryTest(unittest.TestCase):
         ):
             self.assertEqual(client.error(method, **{name: "bogus"}), f"{BAD}:{name}")
 
-    def test_trades_are_told_by_what_they_did_to_positions(self) -> None:
+    def test_trades_are_listed_by_what_they_did_to_positions(self) -> None:
         client = Client()
-        client.result("AddOrder", **MARKET)
-        client.result("AddOrder", **MARKET, leverage="2")
-        client.result("AddOrder", **{**MARKET, "type": "sell"}, leverage="2")
+        client.order()
+        client.order(leverage="2")
+        client.order(type="sell", leverage="2")
         counts = {"all": 3, "any position": 2, "closing position": 1, "no position": 1}
         for kind, count in counts.items():
             self.assertEqual(client.result("TradesHistory", type=kind)["count"], count, kind)
         wrong = client.error("TradesHistory", type="closed position")
         self.assertEqual(wrong, "EAPI:Feature disabled")
 
-    def test_ledger_and_volume_are_told_as_they_grow(self) -> None:
+    def test_an_entry_of_the_ledger_is_found_by_its_id(self) -> None:
         client = Client()
         for count in (2, 4):
-            client.result("AddOrder", **MARKET)
+            client.order()
             ledger = client.result("Ledgers")["ledger"]
             self.assertEqual(len(ledger), count)
             name = next(iter(ledger))
             self.assertEqual(client.result("QueryLedgers", id=name), {name: ledger[name]})
+
+    def test_the_volume_traded_is_that_of_thirty_days(self) -> None:
+        client = Client()
+        client.order(), client.order(type="sell")
         trades = client.result("TradesHistory")["trades"].values()
         volume = sum(D(row["cost"]) for row in trades).quantize(D("0.0001"))
         self.assertEqual(D(client.result("TradeVolume")["volume"]), volume)
         client.time += 31 * 86400
         self.assertEqual(D(client.result("TradeVolume")["volume"]), 0)
-        self.assertEqual(client.result("Ledgers", asset="XXBT,ZEUR", type="trade")["count"], 2)
-        self.assertEqual(client.result("Ledgers", asset="XBT,EUR", type="trade")["count"], 2)
+
+    def test_the_ledger_is_asked_for_by_asset_and_type(self) -> None:
+        client = Client()
+        client.order()
+        for assets in ("XXBT,ZEUR", "XBT,EUR"):
+            self.assertEqual(client.result("Ledgers", asset=assets, type="trade")["count"], 1)
+        self.assertEqual(client.result("Ledgers", type="rollover")["count"], 0)
         self.assertEqual(client.error("Ledgers", asset="FOO"), "EQuery:Unknown asset")
 
 
 class TimePassesTest(unittest.TestCase):
-    def test_after_a_long_step_the_ledger_holds_every_rollover_and_its_balance(self) -> None:
+    def test_after_a_long_step_the_ledger_holds_every_rollover_in_order_of_time(self) -> None:
         client = Client()
         for pair in ("XBTUSD", "ETHUSD", "XBTUSD", "SOLUSD", "ETHUSD"):
-            client.result("AddOrder", **{**MARKET, "pair": pair, "volume": "0.1"}, leverage="2")
+            client.order(pair=pair, volume="0.1", leverage="2")
             client.time += 700
         client.control("price", pair="ETHUSD", price="3000")
         client.control("clock", advance=2 * 86400)
@@ -444,6 +461,7 @@ class TimePassesTest(unittest.TestCase):
         first, rest = (client.result("Ledgers", ofs=ofs)["ledger"] for ofs in (0, 50))
         rows = list((first | rest).values())[::-1]
         self.assertEqual(len(rows), 5 + 5 * 18)
+        self.assertEqual(rows, sorted(rows, key=itemgetter("time")))
         balance = D(10000)
         for row in rows:
             balance += D(row["amount"]) - D(row["fee"])
@@ -451,7 +469,7 @@ class TimePassesTest(unittest.TestCase):
 
     def test_a_month_passes_quickly_and_not_more_of_it_at_once(self) -> None:
         client = Client()
-        client.result("AddOrder", **MARKET, leverage="2")
+        client.order(leverage="2")
         began = time.process_time()
         self.assertNotIn("error", client.control("clock", advance=31 * 86400))
         self.assertLess(time.process_time() - began, 5)
@@ -477,34 +495,36 @@ class TimePassesTest(unittest.TestCase):
         self.assertEqual((D(50), None), (D(balances["ZUSD"]), balances.get("USD")))
 
     def test_an_empty_close_is_no_second_order(self) -> None:
-        self.assertIn("txid", Client().result("AddOrder", **MARKET, close="{}"))
+        self.assertIn("txid", Client().order(close="{}"))
 
     def test_a_position_is_liquidated_by_hand(self) -> None:
         client = Client()
-        client.result("AddOrder", **{**MARKET, "pair": "ETHUSD"}, leverage="2")
+        client.order(pair="ETHUSD", leverage="2")
         self.assertIn("ml", client.result("TradeBalance"))
         self.assertEqual(client.control("position", pair="ETHUSD", liquidate=True)["position"], {})
         self.assertNotIn("ml", client.result("TradeBalance"))
         order = next(iter(client.result("ClosedOrders")["closed"].values()))
         self.assertEqual((order["misc"], order["descr"]["type"]), ("liquidated", "sell"))
 
-    def test_amounts_beyond_all_markets_are_refused_and_stop_nobody(self) -> None:
-        client = Client()
-        client.control("position", pair="XBTUSD", side="sell", volume="0.0001")
-        for name, wish in (
+    def test_amounts_beyond_all_markets_are_refused(self) -> None:
+        for name, params in (
             ("balance", {"asset": "ZUSD", "amount": "1e24"}),
             ("balance", {"asset": "ZUSD", "amount": "-1e15"}),
             ("balance", {"asset": "NOPE", "amount": "1"}),
             ("balance", {"asset": 1.5, "amount": "1"}),
             ("price", {"pair": "XBTUSD", "price": "1e15"}),
         ):
-            self.assertIn("error", client.control(name, **wish))
+            self.assertIn("error", Client().control(name, **params))
+
+    def test_amounts_too_large_to_be_rounded_stop_nobody(self) -> None:
+        client = Client()
+        client.control("position", pair="XBTUSD", side="sell", volume="0.0001")
         client.control("balance", asset="ZUSD", amount="999999999999999")
         self.assertNotIn("error", client.control("price", pair="XBTUSD", price="99999999999999"))
         self.assertNotIn("error", client.control("clock", advance=120))
         self.assertEqual(client.get("Time")["error"], [])
         rules = client.api.markets.pair("XBTUSD")
-        client.api.markets.feed.series(rules).by_hand.append((START, D("1e30")))
+        client.api.markets.series(rules).by_hand.append((START, 1e30))
         failed = client.control("clock", advance=14400)
         self.assertEqual(failed, {"error": ["EGeneral:Internal error"]})
 
@@ -512,33 +532,38 @@ class TimePassesTest(unittest.TestCase):
         client = Client()
         client.control("price", pair="XBTUSD", price="0.2")
         client.control("status", fill_share="0.000000001")
-        client.result("AddOrder", **{**MARKET, "volume": "10"}, leverage="2")
+        client.order(volume="10", leverage="2")
         (market,) = client.result("OpenPositions", consolidation="market")
         self.assertEqual((market["margin"], market["vol"]), ("0.00000", "0.00000001"))
 
-    def test_a_human_hand_moves_clock_position_money_and_status(self) -> None:
+    def test_a_person_opens_and_closes_a_position(self) -> None:
         client = Client()
         truth = client.control("position", pair="XBTUSD", side="sell", volume="0.01")
         self.assertEqual(truth["position"], {"XXBTZUSD": "-0.01"})
+        client.control("status", fill_share="0.5")
         self.assertEqual(client.control("position", pair="XBTUSD", close=True)["position"], {})
+
+    def test_a_clock_goes_forward_or_stands_still(self) -> None:
+        client = Client()
         self.assertEqual(client.control("clock", advance=3600)["time"], START + 3600)
         client.control("clock", freeze=True)
         client.time += 100
         self.assertEqual(client.control("clock", freeze=False)["time"], START + 3600)
         client.time += 100
         self.assertEqual(client.api.now(), START + 3700)
-        balances = client.control("balance", asset="ZUSD", amount="5")["balances"]
-        self.assertEqual(balances["ZUSD"], "5.00000")
-        client.control("status", pair="XBTUSD", status="cancel_only")
-        self.assertEqual(client.error("AddOrder", **MARKET), "EService:Market in cancel_only mode")
         self.assertIn("error", client.control("clock", now=1))
+
+    def test_a_pair_s_status_is_set_and_an_unknown_control_refused(self) -> None:
+        client = Client()
+        client.control("status", pair="XBTUSD", status="cancel_only")
+        self.assertEqual(client.refusal(), "EService:Market in cancel_only mode")
         self.assertIn("error", client.control("nothing", x=1))
 
     def test_the_books_do_not_depend_on_how_often_they_are_looked_at(self) -> None:
         seen = []
         for step in (97, 5000):
             client = Client()
-            client.result("AddOrder", **{**MARKET, "volume": "0.3"}, leverage="5")
+            client.order(volume="0.3", leverage="5")
             while client.time < START + 50000:
                 client.time = min(client.time + step, START + 50000)
                 client.result("OpenPositions")
@@ -610,8 +635,8 @@ class HttpTest(unittest.TestCase):
         self.assertTrue(answer.endswith(b"\r\n\r\n"), answer)
 
     def test_faults_are_set_and_taken_back_on_a_running_sandbox(self) -> None:
-        def control(name: str, wish: dict[str, str]) -> Any:
-            body = json.dumps(wish).encode()
+        def control(name: str, params: dict[str, str]) -> Any:
+            body = json.dumps(params).encode()
             head = f"POST /sandbox/{name} HTTP/1.1\r\nContent-Length: {len(body)}\r\n\r\n"
             return json.loads(self.raw(head.encode() + body).partition(b"\r\n\r\n")[2])
 

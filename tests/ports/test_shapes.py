@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.markets import short_histories
-from tests.ports.test_sandbox import ID, MARKET, Client
+from tests.ports.test_sandbox import ID, Client
 
 DATA = os.environ.get("TEST_DATA_KRAKEN")
 NAME = re.compile(r"[A-Z0-9][A-Za-z0-9./]+(-[A-Z0-9]+)*")
@@ -129,14 +129,12 @@ def answers() -> dict[str, Any]:
         "OpenPositions flat": client.result("OpenPositions"),
         "ClosedOrders none": client.result("ClosedOrders"),
         "QueryOrders unknown": client.result("QueryOrders", txid="OAAAAA-BBBBB-CCCCCC"),
-        "AddOrder validate": client.result("AddOrder", **MARKET, leverage="2", validate="true"),
-        "AddOrder": client.result("AddOrder", **MARKET, leverage="2", cl_ord_id=ID),
+        "AddOrder validate": client.order(leverage="2", validate="true"),
+        "AddOrder": client.order(leverage="2", cl_ord_id=ID),
     }
-    client.result("AddOrder", **MARKET)
+    client.order()
     client.control("status", fill_share="0.5")
-    part = client.result(
-        "AddOrder", **{**MARKET, "type": "sell"}, leverage="2", reduce_only="true", cl_ord_id="half"
-    )["txid"][0]
+    part = client.order(type="sell", leverage="2", reduce_only="true", cl_ord_id="half")["txid"][0]
     txid = found["AddOrder"]["txid"][0]
     client.time += 14400
     names = "Balance BalanceEx TradeBalance OpenPositions OpenOrders ClosedOrders TradesHistory"

@@ -155,19 +155,19 @@ class Duty:
 
         A rule is flat instead in every candle of certain times.
         """
-        world = self.world
+        world, step_s = self.world, self.world.interval_s
         series = world.feed.series(world.rules)
-        step = world.interval_s // series.interval_s
-        has_rule, step_s = world.settings.get("STRATEGY_NAME") == "file", world.interval_s
+        has_rule = world.settings.get("STRATEGY_NAME") == "file"
         length = world.setting.length if has_rule else int(world.settings["STRATEGY_LENGTH"])
-        length *= step
-        here = (candle - series.first) // series.interval_s + step - 1
-        while here >= length:
+
+        def close(start: int) -> Decimal:
+            return series.bar(start, step_s, start + step_s).close
+
+        while candle - length * step_s >= series.first:
             if has_rule and (candle // step_s) % FLAT_EVERY == 0:
                 return 0
-            candle -= step_s
-            difference = series.row(here).close - series.row(here - length).close
+            difference = close(candle) - close(candle - length * step_s)
             if difference:
                 return 1 if difference > 0 else -1
-            here -= step
+            candle -= step_s
         return 0

@@ -2,15 +2,13 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from decimal import Decimal
-from functools import partial
-from operator import mul
 from random import Random
 from typing import Any
 
 from krakenbot.model import Quote, Secret
 from krakenbot.pairs import PairRules
 from krakenbot.simulated.api import SandboxApi
-from krakenbot.simulated.feed import Feed, Numbers, Series, tick
+from krakenbot.simulated.feed import Feed, Numbers, Series
 from krakenbot.simulated.listing import FIRST_TICKS, SANDBOX_KEY, SANDBOX_SECRET
 
 VOLUME = Decimal("0.05")  # Of each candle.
@@ -28,12 +26,11 @@ class TurningFeed(Feed):
     def series(self, rules: PairRules) -> Series:
         if rules.pair not in self._series:
             first = (int(self.start) // self.interval_s - KEPT_CANDLES) * self.interval_s
-            rows = self._rows(FIRST_TICKS.get(rules.pair, 100000))
-            price_of = partial(mul, tick(rules))
-            self._series[rules.pair] = Series(self.interval_s, first, price_of, rows)
+            rows = self._rows(FIRST_TICKS.get(rules.pair, 100000), 10**rules.pair_decimals)
+            self._series[rules.pair] = Series(self.interval_s, first, rows)
         return self._series[rules.pair]
 
-    def _rows(self, start: int) -> Iterator[Numbers]:
+    def _rows(self, start: int, scale: int) -> Iterator[Numbers]:
         random = Random(f"{self.number} market")
         unit, sign, opened = max(start // 8000, 1), 1, start
         closes = [start] * self.length
@@ -47,7 +44,7 @@ class TurningFeed(Feed):
                 closes = [close] * self.length
             closes = [*closes[1:], close]
             high, low = max(opened, close) + unit, min(opened, close) - unit
-            yield opened, high, low, close, VOLUME
+            yield opened / scale, high / scale, low / scale, close / scale, VOLUME
             opened = close + random.choice((-1, 0, 0, 1))
 
 

@@ -40,7 +40,7 @@ HISTORY = ROWS // 3  # The sandbox opens when this many candles are over.
 CANDLES, ORDERS_MIN = (200, 15) if IS_LONG else (90, 4)
 BASE, QUOTE = "XXBT", "ZUSD"
 BALANCE = D(10000)
-CENTS = D("0.0001")  # TradeBalance and Balance are told to four digits of a dollar.
+CENTS = D("0.0001")  # TradeBalance and Balance show four digits of a dollar.
 
 
 def setUpModule() -> None:
@@ -112,8 +112,8 @@ class World(StandingClock):
     def market_status(self, status: str) -> None:
         self._control("status", pair="XBTUSD", status=status)
 
-    def _control(self, name: str, **wish: object) -> None:
-        body = json.dumps(wish).encode()
+    def _control(self, name: str, **params: object) -> None:
+        body = json.dumps(params).encode()
         answer = json.loads(self.sandbox.api.respond("POST", f"/sandbox/{name}", {}, body).body)
         assert "error" not in answer, answer
 
@@ -141,7 +141,7 @@ class Contract:
     def place(
         self, side: Side, volume: str, leverage: int = 2, *, reduce_only: bool = False
     ) -> Execution:
-        """Place an order and return what `find` says of it."""
+        """Place an order and return what `find` returns of it."""
         self.serial += 1
         name = f"00000000-0000-4000-8000-{self.serial:012}"
         order = Order(name, side, D(volume), leverage, reduce_only)
@@ -275,28 +275,23 @@ class Contract:
             self.assertEqual(self.exchange.find(found.client_order_id, self.began), found)
         self.assertCountEqual(self.traded(), (first.exchange_order_id, second.exchange_order_id))
 
-    def test_rollover_is_charged_every_four_hours_on_what_is_owed(self) -> None:
-        for side, sign in ((Side.BUY, 1), (Side.SELL, -1)):
-            with self.subTest(side):
-                order_id = self.place(side, "0.04").exchange_order_id
-                before = self.summary().trade_balance
-                opened = self.world.time
-                told = self.charges(int(opened) - 1)
-                (trade_id,) = (charge.trade_id for charge in told if charge.order_id == order_id)
-                self.world.wait(2 * 14400 + 1)
-                self.assertEqual(self.held()[0], sign * D("0.04"))
-                told = self.charges(int(opened) - 1)
-                told = [charge for charge in told if charge.trade_id == trade_id]
-                charges = [charge for charge in told if not charge.order_id]
-                self.assertEqual(len(told), 3)
-                owed, rate = (D("2000.004"), "0.00025") if sign > 0 else (D(2000), "0.0001")
-                fee = (owed * D(rate)).quantize(D("0.00001"))
-                self.assertEqual([charge.fee for charge in charges], [fee, fee])
-                times = [int(opened + 14400), int(opened + 28800)]
-                self.assertEqual(sorted(charge.time for charge in charges), times)
-                self.assertEqual(self.summary().trade_balance, (before - 2 * fee).quantize(CENTS))
-                closing = Side.SELL if side is Side.BUY else Side.BUY
-                self.place(closing, "0.04", reduce_only=True)
+    def test_rollover_is_charged_every_four_hours_on_what_a_long_owes(self) -> None:
+        self.check_rollovers(Side.BUY, D("2000.004") * D("0.00025"))
+
+    def test_rollover_is_charged_every_four_hours_on_what_a_short_owes(self) -> None:
+        self.check_rollovers(Side.SELL, D(2000) * D("0.0001"))
+
+    def check_rollovers(self, side: Side, fee: D) -> None:
+        self.place(side, "0.04")
+        opened, before = int(self.world.time), self.summary().trade_balance
+        self.world.wait(2 * 14400 + 1)
+        self.assertEqual(self.held()[0], side.sign * D("0.04"))
+        charges = self.charges(opened - 1)
+        rollovers = [(charge.time, charge.fee) for charge in charges if not charge.order_id]
+        fee = fee.quantize(D("0.00001"))
+        self.assertCountEqual(rollovers, [(opened + 14400, fee), (opened + 28800, fee)])
+        self.assertEqual(1, len({charge.trade_id for charge in charges}))
+        self.assertEqual(self.summary().trade_balance, (before - 2 * fee).quantize(CENTS))
 
     def test_a_position_that_lost_its_margin_is_liquidated(self) -> None:
         self.place(Side.BUY, "0.8", 5)
@@ -306,7 +301,7 @@ class Contract:
         # 10000 - 320.00064 - 10.00002 - 8000.08 - 256: sold at the middle of bid and ask.
         self.assertEqual(self.summary(), MarginSummary(D("1413.9193"), D(0), D(0), D("1413.9193")))
 
-    def test_time_rules_candles_quote_and_fee_are_told(self) -> None:
+    def test_time_rules_candles_quote_and_fee_are_read(self) -> None:
         self.assertEqual(self.exchange.server_time(), self.began)
         self.assertEqual(self.exchange.market_status().status, "online")
         self.assertEqual(self.exchange.rules().altname, "XBTUSD")

@@ -111,8 +111,8 @@ class World(StandingClock):
 
     def hands(self, side: str, volume: str) -> None:
         """Somebody else trades on margin."""
-        wish = {"pair": "XBTUSD", "side": side, "volume": volume, "leverage": 2}
-        self.api.controls["position"](wish)
+        params = {"pair": "XBTUSD", "side": side, "volume": volume, "leverage": 2}
+        self.api.controls["position"](params)
 
     def price(self, price: D) -> None:
         self.api.controls["price"]({"pair": "XBTUSD", "price": price})
@@ -142,7 +142,7 @@ class TestBooks(unittest.TestCase):
         self.assertGreater(world.journal.account().fees, 20)
         return world
 
-    def check_all_tell_the_same(self, world: World) -> None:
+    def check_all_show_the_same(self, world: World) -> None:
         """Hold status, history and report against each other."""
         account, status = world.journal.account(), read_status(world.journal)
         self.assertAlmostEqual(status["ledger_read"], world.time, delta=300)
@@ -157,27 +157,27 @@ class TestBooks(unittest.TestCase):
             self.assertEqual(costs[shown], -getattr(account, name))
 
     def check_ledger_in_quote(self, world: World) -> None:
-        account, told = world.journal.account(), world.ledger()
+        account, charged = world.journal.account(), world.ledger()
         trade_fees = sum(D(row["fee"]) for row in world.api.trades.values())
         self.assertEqual(account.fees, trade_fees)
-        self.assertEqual(account.margin_fees, told["margin ZUSD"] - trade_fees)
-        self.assertEqual(account.rollover, told.get("rollover ZUSD", 0))
+        self.assertEqual(account.margin_fees, charged["margin ZUSD"] - trade_fees)
+        self.assertEqual(account.rollover, charged.get("rollover ZUSD", 0))
         price = world.spot.quote().mid
         equity = world.api.account.summary("ZUSD").equity
         self.assertLess(abs(10000 + account.pnl(price) - equity), CENT)
 
     def check_ledger_in_coins(self, world: World) -> None:
-        account, told = world.journal.account(), world.ledger()
-        self.assertEqual(account.fees, told["margin ZUSD"])
+        account, charged = world.journal.account(), world.ledger()
+        self.assertEqual(account.fees, charged["margin ZUSD"])
         taken = world.database.execute(
             "SELECT kind, sum(charged) FROM charges WHERE asset = 'XXBT' GROUP BY kind"
         )
         kinds = {"opening": "margin XXBT", "rollover": "rollover XXBT"}
         for kind, amount in taken:
-            self.assertAlmostEqual(float(told[kinds[kind]]), amount, 10)
-        series = world.api.markets.feed.series(world.spot.rules())
+            self.assertAlmostEqual(float(charged[kinds[kind]]), amount, 10)
+        series = world.api.markets.series(world.spot.rules())
         worth = sum(
-            entry.fee * series.row(series.number(entry.time)).open
+            entry.fee * series.bar(int(entry.time) // 60 * 60, 60, world.time).open
             for entry in world.api.account.ledger
             if entry.asset == "XXBT"
         )
@@ -193,7 +193,7 @@ class TestBooks(unittest.TestCase):
             with self.subTest(minutes=minutes, coin_fees=coin_fees):
                 world = self.life(minutes, candles, coin_fees=coin_fees)
                 self.read(world)
-                self.check_all_tell_the_same(world)
+                self.check_all_show_the_same(world)
                 if coin_fees:
                     self.check_ledger_in_coins(world)
                 else:
@@ -203,11 +203,11 @@ class TestBooks(unittest.TestCase):
         world = self.world(86400)
         world.api.markets.methods["Assets"] = lambda p: {p["asset"]: {}}
         world.run(60)
-        wrong, told = world.journal.account().margin_fees, world.ledger()["margin ZUSD"]
+        wrong, charged = world.journal.account().margin_fees, world.ledger()["margin ZUSD"]
         world.run(600)
         account = world.journal.account()
         self.assertNotEqual(wrong, account.margin_fees)
-        self.assertEqual(told, account.fees + account.margin_fees)
+        self.assertEqual(charged, account.fees + account.margin_fees)
 
     def test_what_is_assumed_is_a_warning_for_as_long_as_it_holds(self) -> None:
         world = self.world()
@@ -321,7 +321,7 @@ class TestBooks(unittest.TestCase):
         account = world.journal.account()
         return account.fees + account.margin_fees
 
-    def test_what_an_order_cost_is_told_the_moment_it_is_done(self) -> None:
+    def test_what_an_order_cost_is_known_the_moment_it_is_done(self) -> None:
         world = self.world()
         seen: list[tuple[D, D]] = []
 

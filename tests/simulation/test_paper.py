@@ -95,8 +95,8 @@ class PaperTest(unittest.TestCase):
         self.world = World()
         self.exchange = self.world.exchange()
 
-    def place(self, wish: Order) -> None:
-        self.exchange.place(wish, int(self.world.time) + 15)
+    def place(self, order: Order) -> None:
+        self.exchange.place(order, int(self.world.time) + 15)
 
     def charged(self) -> D:
         """Return the sum of all charges there are."""
@@ -104,7 +104,7 @@ class PaperTest(unittest.TestCase):
             (x.fee for x in self.exchange.charges(START - 1, START + 10**6, repeat(0)) or ()), D(0)
         )
 
-    def test_where_the_market_tells_no_rate_two_hundredths_of_a_percent_are_assumed(self) -> None:
+    def test_where_the_market_gives_no_rate_two_hundredths_of_a_percent_are_assumed(self) -> None:
         self.world.rates = MarginRates()
         self.place(order())
         self.assertEqual(self.charged(), D("16.00003") + D("0.40000"))
@@ -135,7 +135,7 @@ class PaperTest(unittest.TestCase):
         self.assertEqual(again.charges(*span, repeat(0)), self.exchange.charges(*span, repeat(0)))
         self.assertEqual(len(again.charges(*span, repeat(0))), 2)
 
-    def test_a_saved_account_of_another_kind_is_said_and_left_alone(self) -> None:
+    def test_a_saved_account_of_another_kind_is_reported_and_left_alone(self) -> None:
         for text in ('{"swept": 0}', "[]", '{"account": {"rates": ["x", "y"]}}'):
             self.world.state = text
             with self.assertRaises(StopError):
@@ -203,7 +203,7 @@ class PaperTest(unittest.TestCase):
         (charge,) = exchange.charges(START - 60, START + 3600, repeat(0)) or ()
         self.assertEqual((charge.order_id, charge.fee), (known.exchange_order_id, D("16.40003")))
 
-    def test_what_is_held_is_still_told_when_the_pair_is_listed_no_more(self) -> None:
+    def test_what_is_held_is_still_shown_when_the_pair_is_listed_no_more(self) -> None:
         self.place(order())
         self.world.status = "delisted"
         with self.assertRaises(RefusedError):

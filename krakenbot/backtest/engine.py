@@ -19,7 +19,7 @@ from krakenbot.backtest.result import DAY_S, Fill, Record, Result
 from krakenbot.decision import Blocked, Plan, Snapshot, decide
 from krakenbot.errors import RefusedError
 from krakenbot.kraken.shape import OHLC_ROWS_MAX
-from krakenbot.model import ZERO, Candle, Direction, Order, Purpose, Quote, Side, Signal, Step
+from krakenbot.model import ZERO, Candle, Direction, Order, Purpose, Quote, Signal, Step
 from krakenbot.pairs import PairRules
 from krakenbot.risk import RiskInputs, objection
 from krakenbot.simulated.books import ROLLOVER_S, Account, Trade, refusal
@@ -187,12 +187,8 @@ class Replay:
         self._follow(part, at + 1)
         orders, self._is_traded = 1 if self.plan.one_order else 2, is_traded
         self._recent.extend((now,) * orders)
-        fill_price, volume = self._price(exact(price), direction), self.position.held
-        side = Side.BUY if direction > 0 else Side.SELL
-        order = Order("", side, volume, self.plan.leverage, False)
-        closed = self.account.close(self.position, now, volume, fill_price)
-        opened = self.account.open(self.position, now, order, fill_price)
-        self._record(now, direction, "", (closed, opened), orders)
+        trades = self.account.reverse(self.position, now, self._price(exact(price), direction))
+        self._record(now, direction, "", trades, orders)
         self._set_bounds(-held, now + ROLLOVER_S)
         return True
 

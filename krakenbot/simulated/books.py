@@ -170,7 +170,7 @@ class Account:
             self._check_opening(position, rest, price)
         trades = [self.close(position, now, closing, price)] if closing else []
         if rest.volume:
-            trades.append(self.open(position, now, rest, price))
+            trades.append(self._open(position, now, rest, price))
         return trades
 
     def _fill_spot(
@@ -191,39 +191,36 @@ class Account:
 
     def close(self, position: MarginPosition, now: float, volume: Decimal, price: Decimal) -> Trade:
         """Close `volume` of the lots, the oldest first, without any check."""
-        rules, sign, left, opening_cost = position.rules, position.sign, volume, ZERO
-        cost, fee = self._costs(rules, volume, price)
-        while left:
-            lot = position.lots.pop(0)
-            part, paid = lot.open_volume, lot.cost_left
-            if left < part:
-                paid = round(paid * left / part, rules.cost_decimals)
-                rest = lot._replace(closed=lot.closed + left, cost_left=lot.cost_left - paid)
-                position.lots.insert(0, rest)
-                part = left
-            opening_cost, left = opening_cost + paid, left - part
-        position.held -= volume
-        position.cost_left -= opening_cost
-        realized = (cost - opening_cost) * sign
-        self.realized[rules.quote] += realized
+        quote, sign = position.rules.quote, position.lots[0].sign
+        cost, fee = self._costs(position.rules, volume, price)
+        realized = (cost - _close_lots(position, volume)) * sign
         self.serial = serial = self.serial + 1
-        self._book(now, "margin", serial, rules.quote, realized, fee)
+        self.realized[quote] += realized
+        self._book(now, "margin", serial, quote, realized, fee)
         return Trade(serial, volume, price, cost, fee, closing=True)
 
-    def open(self, position: MarginPosition, now: float, order: Order, price: Decimal) -> Trade:
-        """Open a lot, without any check."""
-        rules, sign, volume = position.rules, order.side.sign, order.volume
+    def reverse(self, position: MarginPosition, now: float, price: Decimal) -> list[Trade]:
+        """Close the position and open the same volume on the other side, without any check.
+
+        The same as `close` and `_open`, but cost and fee, which are equal, are computed once: a
+        backtest spends a quarter of its time here.
+        """
+        rules, volume, lot = position.rules, position.held, position.lots[0]
+        quote, sign, due = rules.quote, -lot.sign, now + ROLLOVER_S
         cost, fee = self._costs(rules, volume, price)
         rate = self.rate_of_loan(rules, sign)
         opening_fee = round(cost * rate, rules.cost_decimals)
+        realized, paid = (position.cost_left - cost) * sign, fee + opening_fee
+        self.realized[quote] += realized
         self.serial = serial = self.serial + 1
-        paid, due, leverage = fee + opening_fee, now + ROLLOVER_S, order.leverage
-        lot = Lot(serial, now, sign, volume, ZERO, cost, cost, leverage, paid, rate, due)
-        position.lots.append(lot)
-        position.held += volume
-        position.cost_left += cost
-        self._book(now, "margin", serial, rules.quote, ZERO, paid)
-        return Trade(serial, volume, price, cost, fee, opening_fee)
+        self._book(now, "margin", serial, quote, realized, fee)
+        closed = Trade(serial, volume, price, cost, fee, ZERO, True)
+        self.serial = serial = self.serial + 1
+        self._book(now, "margin", serial, quote, ZERO, paid)
+        opened = Trade(serial, volume, price, cost, fee, opening_fee)
+        lot = Lot(serial, now, sign, volume, ZERO, cost, cost, lot.leverage, paid, rate, due)
+        position.lots, position.cost_left = [lot], cost
+        return [closed, opened]
 
     def advance(self, position: MarginPosition, now: float, price: Decimal) -> Trade | None:
         """Mark the pair at `price`, charge the rollovers due before `now`; return any liquidation.
@@ -310,6 +307,20 @@ class Account:
         if cost / order.leverage + fee + opening_fee > free:
             raise RefusedError("EOrder:Insufficient initial margin")
 
+    def _open(self, position: MarginPosition, now: float, order: Order, price: Decimal) -> Trade:
+        rules, sign, volume = position.rules, order.side.sign, order.volume
+        cost, fee = self._costs(rules, volume, price)
+        rate = self.rate_of_loan(rules, sign)
+        opening_fee = round(cost * rate, rules.cost_decimals)
+        self.serial = serial = self.serial + 1
+        paid, due, leverage = fee + opening_fee, now + ROLLOVER_S, order.leverage
+        lot = Lot(serial, now, sign, volume, ZERO, cost, cost, leverage, paid, rate, due)
+        position.lots.append(lot)
+        position.held += volume
+        position.cost_left += cost
+        self._book(now, "margin", serial, rules.quote, ZERO, paid)
+        return Trade(serial, volume, price, cost, fee, opening_fee)
+
     def _costs(self, rules: PairRules, volume: Decimal, price: Decimal) -> tuple[Decimal, Decimal]:
         """Return the cost and the trade fee."""
         cost = round(price * volume, rules.cost_decimals)
@@ -349,3 +360,19 @@ def identifier(letter: str, serial: int) -> str:
     """Return an id in Kraken's form; `letter` is O for an order, T a trade, L a ledger entry."""
     text = b32encode(blake2b(b"%d" % serial, digest_size=10).digest()).decode()
     return f"{letter}{text[:5]}-{text[5:10]}-{text[10:]}"
+
+
+def _close_lots(position: MarginPosition, volume: Decimal) -> Decimal:
+    """Close `volume` of the lots, the oldest first; return what that part had cost at opening."""
+    cost, left = ZERO, volume
+    while left:
+        lot = position.lots.pop(0)
+        part, paid = min(left, lot.open_volume), lot.cost_left
+        if part < lot.open_volume:
+            paid = round(lot.cost_left * part / lot.open_volume, position.rules.cost_decimals)
+            rest = lot._replace(closed=lot.closed + part, cost_left=lot.cost_left - paid)
+            position.lots.insert(0, rest)
+        cost, left = cost + paid, left - part
+    position.held -= volume
+    position.cost_left -= cost
+    return cost

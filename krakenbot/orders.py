@@ -198,7 +198,7 @@ class Orders:
         """Record that an order was not executed: its refusal or, without one, its absence."""
         name, outcome, note = self._refusal
         if name != intent.id:
-            outcome, note = Outcome.ABSENT, "it never reached the exchange"
+            outcome, note = Outcome.ABSENT, "the exchange knows no such order"
         log.warning("order %s id=%s reason=%s", outcome.words, intent.id, note)
         self._journal.conclude(intent, outcome, int(self._clock.now()), note=note)
         text = f"the order to {intent.purpose.verb} was {outcome.words}: {note}"
@@ -216,6 +216,7 @@ class Orders:
                 self._key_refusals += 1
                 if self._key_refusals > KEY_REFUSALS_MAX:
                     raise StopError(str(error), error.exit_code) from error
+            self._refusal = intent.id, Outcome.ABSENT, str(error)
             raise  # No private request may follow now.
         except (LaterError, RefusedError) as error:
             outcome = self._outcome(intent, error)
@@ -337,8 +338,9 @@ class Orders:
         since, until = intent.created - 5, intent.deadline + VISIBLE_S
         traded = self._exchange.traded_orders(since, until)
         unknown = sorted({order for order in traded if not self._journal.knows_order(order)})
+        name, outcome, _ = self._refusal
         # Without margin, a refusal is not contradicted by what a person trades meanwhile.
-        is_refused = self._refusal[0] == intent.id and not self._plan.leverage
+        is_refused = name == intent.id and outcome is not Outcome.ABSENT and not self._plan.leverage
         if unknown and not is_refused:
             recorded = self._journal.account().held
             held = self._held(recorded)

@@ -47,7 +47,9 @@ class Retry:
         if not isinstance(error, KeyRefusedError):
             self._alerts.update("waiting", f"waiting for the exchange: {error}", SILENCE_MAX_S)
             return
-        self._alerts.update("key", f"{error}; trying it again in a few minutes")
+        self._alerts.update(
+            "key", f"{error}; while the bot runs, the key is tried again every few minutes"
+        )
         if error.lockout:
             self._locked_until = self._clock.monotonic() + LOCKOUT_S
 

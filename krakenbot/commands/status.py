@@ -187,6 +187,8 @@ def _position(status: Mapping[str, Any]) -> str:
     text = volume(held, status["base"])
     if held != recorded:
         return compared(held, recorded, status["base"])
+    if status["unresolved"]:
+        return f"not known while an order is unresolved; recorded is {text}"
     if held and price is not None:
         text += f", worth {money(abs(held) * price, status['quote'])} at the last close"
     return text if held else "nothing is held"

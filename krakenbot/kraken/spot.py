@@ -76,7 +76,8 @@ class Spot:
         result = self.client.public("SystemStatus")
         with shape("SystemStatus"):
             lists = result.get("emergency"), result.get("upcoming_maintenance")
-            notices = [_words(event) for events in lists for event in events or ()]
+            told = [events for events in lists if isinstance(events, list)]
+            notices = [_words(event) for events in told for event in events]
             return SystemStatus(str(result["status"]), tuple(notices))
 
     def rules(self) -> PairRules:

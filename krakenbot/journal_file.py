@@ -160,8 +160,7 @@ def _check(connection: sqlite3.Connection, path: Path) -> None:
     if not expected:
         return
     journal = Journal(connection, path)
-    if not all(value.is_finite() for value in journal.account()):
-        raise damaged(path, "its account has a value that is not a number")
+    journal.account()
     if version == 1:
         _compare_with_copy(journal, path)
     journal.open_intents()

@@ -17,7 +17,6 @@ from krakenbot.model import (
     ZERO,
     Candle,
     Charge,
-    ChargeKind,
     Execution,
     KeyInfo,
     MarginRates,
@@ -36,7 +35,8 @@ FORBIDDEN_PERMISSIONS = ("withdraw-funds", "add-withdraw-address", "update-withd
 SEARCH_BEFORE_S = 60  # Closed orders are searched from this long before the order.
 PAGES_MAX = 10_000  # Of a history: 16 hours at Kraken's rate limit.
 MARGIN_RATE_MAX = Decimal("0.05")
-_CHARGES = tuple(kind.value for kind in ChargeKind)
+# Types of ledger rows. The opening fee of a margin trade may be in a "trade" or a "margin" row.
+_CHARGES = ("trade", "margin", "rollover")
 
 
 class Spot:
@@ -211,13 +211,13 @@ class Spot:
         found = []
         with shape("Ledgers"):
             for key, row in ledger.rows.items():
-                kind, trade_id = ChargeKind(row["type"]), str(row["refid"])
-                order_id = "" if kind is ChargeKind.ROLLOVER else orders.get(trade_id)
+                trade_id = str(row["refid"])
+                order_id = "" if row["type"] == "rollover" else orders.get(trade_id)
                 if order_id is None:
                     continue
                 cost = costs.pop(trade_id, ZERO) if order_id else ZERO
                 at, fee, asset = moment(row["time"]), decimal(row["fee"]), str(row["asset"])
-                found.append(Charge(key, trade_id, order_id, at, cost, fee, asset, kind))
+                found.append(Charge(key, trade_id, order_id, at, cost, fee, asset))
         return found
 
     def traded_orders(self, since: int, until: int) -> Sequence[str]:

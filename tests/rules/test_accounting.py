@@ -12,7 +12,7 @@ from krakenbot.errors import KeyRefusedError, StopError, UnansweredError
 from krakenbot.journal import Journal
 from krakenbot.journal_file import open_journal, prepare
 from krakenbot.kraken.spot import Spot
-from krakenbot.model import Candle, Charge, ChargeKind, MarginRates, Side
+from krakenbot.model import Candle, Charge, MarginRates, Side
 from krakenbot.pairs import parse_rules
 from krakenbot.records import Booked, Outcome
 from krakenbot.simulated.listing import PAIRS
@@ -80,9 +80,8 @@ class AccountingTest(unittest.TestCase):
         self, trade: str, order_id: str, cost: str, fee: str, at: int = CANDLE, asset: str = "ZUSD"
     ) -> None:
         """Have the ledger show a row of a trade, or with no order id a rollover."""
-        kind = ChargeKind.MARGIN if order_id else ChargeKind.ROLLOVER
         name = f"L{len(self.ledger.rows)}"
-        row = Charge(name, trade, order_id, at, Decimal(cost), Decimal(fee), asset, kind)
+        row = Charge(name, trade, order_id, at, Decimal(cost), Decimal(fee), asset)
         self.ledger.rows.append(row)
 
     def book(self, now: int = CANDLE + 600, pages: int = 20) -> str:

@@ -8,7 +8,7 @@ each journal. Journals of 0.2.0 have only a spelling in their names.
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, suppress
 from decimal import Decimal
 from pathlib import Path
@@ -71,8 +71,8 @@ def _entry(config: Config, kind: str, name: str) -> str:
 
 
 def spelled(pair: str) -> str:
-    """Return one spelling for BTC/USD, xbtusd and XBTUSD. 0.2.0 named its journals by it."""
-    return pair.upper().replace("/", "").replace("BTC", "XBT")
+    """Return one spelling for BTC/USD, xbtusd and XBTUSD. Kraken calls DOGE XDG."""
+    return pair.upper().replace("/", "").replace("BTC", "XBT").replace("DOGE", "XDG")
 
 
 def _index(config: Config) -> dict[str, str]:
@@ -83,16 +83,14 @@ def _index(config: Config) -> dict[str, str]:
         return {}
 
 
-def place_of(
-    config: Config, identity: Identity, pair_of: Callable[[str], str] = lambda spelling: ""
-) -> Path:
+def place_of(config: Config, identity: Identity) -> Path:
     """Return the path of the identity's journal, whether it exists already or not.
 
-    `pair_of` asks the exchange which pair a spelling means. Raises StopError when several match.
+    Raises StopError when several match.
     """
     ours = [
         path
-        for path, (pair, account) in _known(config, pair_of)
+        for path, (pair, account) in _known(config)
         if pair == identity.pair and (not account or identity.account in ("", account))
     ]
     there = [path for path in ours if os.path.lexists(path)]
@@ -141,9 +139,7 @@ def holding(config: Config) -> Iterator[tuple[Path, str, Decimal]]:
                 yield path, pair, held
 
 
-def _known(
-    config: Config, pair_of: Callable[[str], str] = lambda spelling: ""
-) -> Iterator[tuple[Path, Identity]]:
+def _known(config: Config) -> Iterator[tuple[Path, Identity]]:
     """Yield path and identity of each journal of this mode and exchange, also of lost ones."""
     folder, prefix = config.state_directory, _prefix(config)
     try:
@@ -156,9 +152,9 @@ def _known(
     stems = {name.stem for name in names if name.suffix in (".db", ".lock")}
     for stem in sorted(stem for stem in stems if stem.startswith(prefix)):
         pair, _, account = recall(config, "journal", stem).partition(" ")
-        if not pair:  # Only its name is known.
+        if not pair:  # Only its name is known. 0.2.0 named it by the spelling in the settings.
             spelling, _, account = stem.removeprefix(prefix).partition("-")
-            pair = recall(config, "pair", spelling) or pair_of(spelling) or spelling
+            pair = recall(config, "pair", spelling) or spelling
         yield folder / f"{stem}.db", Identity(pair, account)
 
 

@@ -56,7 +56,8 @@ def checks_of(start: Start) -> tuple[tuple[Check, ...], tuple[Check, ...]]:
     when exchange and journal agree. Without margin it could sell the user's own coins.
     """
     parts = (partial(try_strategy, start), partial(check_settings, start))
-    settings = (read_rates, read_candles, *parts)
+    # The rates are read once the key is known to be the right one.
+    settings = (lambda bot: bot.market.read_rates(), read_candles, *parts)
     account = partial(check_account, start)
     if start.nonces is None:
         return ((account, *settings) if start.config.mode == "validate" else settings), ()
@@ -248,11 +249,6 @@ def check_untracked_balance(start: Start, bot: Bot) -> None:
             raise halt
     journal.put(minded=1)
     lock.write("live")
-
-
-def read_rates(bot: Bot) -> None:
-    """Read fee and margin rates for the next checks, once the key is known to be the right one."""
-    bot.market.read_rates()
 
 
 def read_candles(bot: Bot) -> str | None:

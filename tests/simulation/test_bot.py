@@ -45,7 +45,6 @@ from krakenbot.model import (
 )
 from krakenbot.pairs import PairRules
 from krakenbot.records import Intent, Outcome
-from krakenbot.startup import read_rates
 from tests import IS_LONG, slow
 from tests.clocks import StandingClock
 from tests.logs import silence
@@ -1090,7 +1089,7 @@ class TestDeath(BotTest):
         dead = self.bot()
         with mock.patch.object(self.exchange, "find", side_effect=(None, Killed)):
             self.assertRaises(Killed, self.once, 105, dead)
-        self.once(106, self.bot(read_rates))
+        self.once(106, self.bot(lambda bot: bot.market.read_rates()))
         bought = self.intents()[0]
         self.assertEqual(1, len(self.exchange.placed))
         fee = (bought.cost * Decimal("0.00025")).quantize(Decimal("0.00001"))

@@ -228,6 +228,13 @@ class TestSpelling(FrontDoor):
         self.run_once(pair="XXBTZUSD")
         self.assertEqual(([SIZE], [old]), (self.bought(), self.journals()))
 
+    def test_a_journal_that_0_2_0_named_after_doge_is_the_one_of_xdg(self) -> None:
+        identity.remember(self.config, "pair", "XDGUSD", "XDGUSD")
+        named = identity.place_of(self.config, identity.Identity("XDGUSD"))
+        old = named.with_name(named.name.replace("XDG", "DOGE"))
+        old.touch()
+        self.assertEqual(old, identity.place_of(self.config, identity.Identity("XDGUSD")))
+
     def test_two_journals_of_one_market_stop_with_both_names(self) -> None:
         self.hold()
         (name,) = self.journals()

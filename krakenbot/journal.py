@@ -202,12 +202,12 @@ class Journal:
         if difference:
             self.on_write(row.id)
 
-    def halt(self, reason: str, held: Decimal | None = None) -> StopError:
-        """Record why the bot halts, and return the error to raise.
+    def halt(self, reason: str, held: Decimal | None = None, **more: object) -> StopError:
+        """Record why the bot halts and `more` values, and return the error to raise.
 
         `held` is what the exchange holds, where that differs from what the journal records.
         """
-        self.put(halted=reason, exchange_position=held)
+        self.put(halted=reason, exchange_position=held, **more)
         log.critical("halted reason=%s", reason)
         return StopError(reason)
 

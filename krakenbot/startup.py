@@ -196,8 +196,8 @@ def _compare_trades(start: Start, bot: Bot, since: int) -> None:
             unseen_until = max(unseen_until, intent.deadline + VISIBLE_S)
     now = int(bot.clock.now())
     traded = exchange.traded_orders(since - OVERLAP_S, now)
-    unknown = [name for name in dict.fromkeys(traded) if not journal.knows_order(name)]
-    unknown = [name for name in unknown if name not in own]
+    others = [name for name in dict.fromkeys(traded) if name not in own]
+    unknown = [name for name in others if not journal.knows_order(name)]
     if not unknown:
         return
     if now < unseen_until:  # TradesHistory may show a trade before its order can be found.
@@ -215,7 +215,7 @@ def _compare_trades(start: Start, bot: Bot, since: int) -> None:
         with suppress(ExchangeError):
             held = exchange.position().volume
     holds = "" if held is None else f"; the exchange holds {plain(held)}"
-    halt = journal.halt(
+    raise journal.halt(
         f"the exchange shows trades of {start.config.pair} that the journal does not know: "
         f"{', '.join(unknown)}. It has no entry after {format.moment(since)} and records "
         f"{plain(journal.account().held)}{holds}. Either it is an old copy (a snapshot, a backup, "
@@ -223,9 +223,8 @@ def _compare_trades(start: Start, bot: Bot, since: int) -> None:
         "continues with what is held (if the bot trades without margin: at most `size`), and "
         "`krakenbot resume` with what the journal records",
         held,
+        **seen,
     )
-    journal.put(**seen)  # Only now: a crash between the two must not hide them.
-    raise halt
 
 
 def check_untracked_balance(start: Start, bot: Bot) -> None:
@@ -240,13 +239,12 @@ def check_untracked_balance(start: Start, bot: Bot) -> None:
         owned, earning = balances.get(rules.base, ZERO), earn_balances(balances, rules.base)
         if owned + sum(earning.values()) >= rules.ordermin:
             more = "".join(f" and {plain(amount)} {code}" for code, amount in earning.items())
-            halt = journal.halt(
+            raise journal.halt(
                 f"the account owns {volume(owned, rules.base)}{more}, the journal is new and "
                 "records 0, but the bot has traded here before. `krakenbot adopt` takes up to "
-                "`size` as the bot's own, `krakenbot resume` nothing"
+                "`size` as the bot's own, `krakenbot resume` nothing",
+                minded=1,
             )
-            journal.put(minded=1)  # Only now: a crash between the two must not hide the coins.
-            raise halt
     journal.put(minded=1)
     lock.write("live")
 

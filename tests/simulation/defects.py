@@ -239,7 +239,7 @@ bot: Bot._refuse_when_halted(self): pass
 
 a halt is not written down
 shown by two-step:AddOrder=untold
-journal: Journal.halt(self, reason, held=None): return StopError(reason)
+journal: Journal.halt(self, reason, held=None, **more): return StopError(reason)
 journal: Journal.keep_stop(self, error): pass
 
 a charge is booked each time it is read

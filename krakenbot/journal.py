@@ -147,13 +147,17 @@ class Journal:
     def account(self) -> Account:
         """Return the sum of all fills and charges."""
         if self._account is None:
-            account = Account()
+            held = cash = fees = ZERO
             query = "SELECT side, executed, cost, fee FROM intents WHERE executed != '0'"
             for side, *amounts in self._rows(f"{query} ORDER BY number"):
-                account = account.traded(Side(side), *map(decimal, amounts))
+                volume, cost, fee = map(decimal, amounts)
+                held += Side(side).sign * volume
+                cash -= Side(side).sign * cost
+                fees += fee
+            charged = {"opening": ZERO, "rollover": ZERO}
             for kind, amount in self._rows("SELECT kind, amount FROM charges"):
-                account = account.charged(kind, decimal(amount))
-            self._account = account
+                charged[kind] += decimal(amount)
+            self._account = Account(held, cash, fees, charged["rollover"], charged["opening"])
         return self._account
 
     def is_exposed(self) -> bool:

@@ -179,7 +179,7 @@ class MarketState:
     def _read_status(self) -> None:
         found = self._exchange.market_status()
         self._mark_read("status")
-        self.notices, self.status = (*found.emergency, *found.upcoming), found.status
+        self.notices, self.status = found.notices, found.status
         if self.rules.status not in ("online", "not listed"):
             self._read_at["rules"] = NEVER  # While the pair takes no orders, they are read often.
 

@@ -111,7 +111,6 @@ class Order(NamedTuple):
 class Execution(NamedTuple):
     """An order's state and fill so far, at the exchange. `cost` and `fee` in quote currency."""
 
-    client_order_id: str
     exchange_order_id: str
     status: OrderStatus
     volume: Decimal
@@ -145,11 +144,10 @@ class Charge(NamedTuple):
 
 
 class SystemStatus(NamedTuple):
-    """The state of the whole exchange, `online` or another, and the announcements in words."""
+    """The state of the whole exchange, `online` or another, and what it announces, in words."""
 
     status: str
-    upcoming: tuple[str, ...] = ()
-    emergency: tuple[str, ...] = ()
+    notices: tuple[str, ...] = ()
 
 
 class KeyInfo(NamedTuple):

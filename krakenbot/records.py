@@ -121,18 +121,6 @@ class Account(NamedTuple):
         """Return profit or loss since the beginning, after all costs, valuing `held` at `price`."""
         return self.cash + self.held * price - self.costs
 
-    def traded(self, side: Side, volume: Decimal, cost: Decimal, fee: Decimal) -> "Account":
-        return self._replace(
-            held=self.held + side.sign * volume,
-            cash=self.cash - side.sign * cost,
-            fees=self.fees + fee,
-        )
-
-    def charged(self, kind: str, amount: Decimal) -> "Account":
-        if kind == "opening":
-            return self._replace(margin_fees=self.margin_fees + amount)
-        return self._replace(rollover=self.rollover + amount)
-
 
 def opening_cost(newest_first: Iterable[Intent], held: Decimal) -> Decimal:
     """Return what opening `held` has cost, first in, first out: below 0 for a short."""

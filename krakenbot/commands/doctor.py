@@ -206,8 +206,8 @@ class Checks:
         self.rules, self.fee_rate = rules, assumed_fee_rate(self.config)
         bid = f"{price(self.quote.bid, rules)} {asset(rules.quote)}"
         text = f"exchange {status.status}, {rules.altname} {rules.status}, bid {bid}"
-        if notices := (*status.emergency, *status.upcoming):
-            text += f"; Kraken announces: {'; '.join(notices)}"
+        if status.notices:
+            text += f"; Kraken announces: {'; '.join(status.notices)}"
             return "warn", text, "see status.kraken.com"
         return "ok" if status.status == rules.status == "online" else "warn", text
 

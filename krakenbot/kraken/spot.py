@@ -77,9 +77,8 @@ class Spot:
         """Return the state of the whole exchange, `online` or another, and its announcements."""
         result = self.client.public("SystemStatus")
         with shape("SystemStatus"):
-            upcoming = map(_words, result.get("upcoming_maintenance") or ())
-            emergency = map(_words, result.get("emergency") or ())
-            return SystemStatus(str(result["status"]), tuple(upcoming), tuple(emergency))
+            events = *(result.get("emergency") or ()), *(result.get("upcoming_maintenance") or ())
+            return SystemStatus(str(result["status"]), tuple(map(_words, events)))
 
     def rules(self) -> PairRules:
         """Return the pair's rules as they are now."""
@@ -301,7 +300,7 @@ class Spot:
             orders = {known: orders[known]} if orders else {}
         else:
             orders = self._search(client_order_id, since)
-        found = [_execution(client_order_id, key, row) for key, row in orders.items()]
+        found = [_execution(key, row) for key, row in orders.items()]
         if len(found) > 1:
             ids = ", ".join(orders)
             raise StopError(f"the exchange shows several orders for {client_order_id}: {ids}")
@@ -323,13 +322,13 @@ class Spot:
         return found
 
 
-def _execution(client_order_id: str, exchange_id: str, row: Any) -> Execution:
+def _execution(exchange_id: str, row: Any) -> Execution:
     with shape("order"):
         status, reason = OrderStatus(row["status"]), str(row.get("reason") or "")
         volume, cost, fee = (decimal(row[key]) for key in ("vol_exec", "cost", "fee"))
         if min(volume, cost) < 0 or (volume == 0 and cost):
             raise ValueError(f"volume {volume}, cost {cost}")
-    return Execution(client_order_id, exchange_id, status, volume, cost, fee, reason)
+    return Execution(exchange_id, status, volume, cost, fee, reason)
 
 
 def _words(event: Any) -> str:

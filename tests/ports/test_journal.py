@@ -66,7 +66,7 @@ def intent(
 
 def execution(wanted: Intent, volume: str, cost: str, fee: str = "0") -> Execution:
     numbers = Decimal(volume), Decimal(cost), Decimal(fee)
-    return Execution(wanted.id, f"O{wanted.id[:5]}", OrderStatus.CLOSED, *numbers)
+    return Execution(f"O{wanted.id[:5]}", OrderStatus.CLOSED, *numbers)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

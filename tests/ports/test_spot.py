@@ -296,8 +296,8 @@ class TestWhatElseIsTold(unittest.TestCase):
         event = {"title": "Upgrade", "expected_start_utc": "2026-05-11T09:00:00Z", "phase": "x"}
         odd = {"upcoming_maintenance": [event], "emergency": ["fire", 5, None, {}]}
         status = spot(Kraken(SystemStatus={"status": "online", **odd})).market_status()
-        self.assertEqual(("Upgrade, 2026-05-11T09:00:00Z",), status.upcoming)
-        self.assertEqual(("online", "fire"), (status.status, status.emergency[0]))
+        self.assertEqual(("online", "fire"), (status.status, status.notices[0]))
+        self.assertEqual("Upgrade, 2026-05-11T09:00:00Z", status.notices[-1])
         for absent in ({}, {"upcoming_maintenance": None, "emergency": []}):
             status = spot(Kraken(SystemStatus={"status": "online", **absent})).market_status()
             self.assertEqual(SystemStatus("online"), status)
@@ -357,7 +357,7 @@ class TestFinding(unittest.TestCase):
     def test_a_closed_order_is_found_by_its_own_id_with_what_it_traded(self) -> None:
         kraken = Kraken()
         amounts = Decimal("0.04"), Decimal(2000), Decimal(16)
-        self.assertEqual((ID, TXID, OrderStatus.CLOSED, *amounts), found(spot(kraken))[:6])
+        self.assertEqual((TXID, OrderStatus.CLOSED, *amounts), found(spot(kraken))[:5])
         for method in ("OpenOrders", "ClosedOrders"):
             self.assertEqual(ID, kraken.params(method)["cl_ord_id"])
         self.assertLessEqual(int(kraken.params("ClosedOrders")["start"]), SINCE - 60)

@@ -100,9 +100,7 @@ shown by 1
 journal: Journal.conclude(self, intent, outcome, now, found=None, note="", opening_fee=ZERO):
     if outcome is Outcome.REFUSED:
         from krakenbot.model import OrderStatus
-        found = Execution(
-            intent.id, "", OrderStatus.CLOSED, intent.volume, intent.volume, ZERO
-        )
+        found = Execution("", OrderStatus.CLOSED, intent.volume, intent.volume, ZERO)
     original(self, intent, outcome, now, found, note, opening_fee)
 
 an accepted order counts as filled
@@ -110,9 +108,7 @@ shown by two-step:
 journal: Journal.accept(self, intent_id):
     from krakenbot.model import OrderStatus
     intent = self.open_intents()[-1]
-    found = Execution(
-        intent.id, "O", OrderStatus.CLOSED, intent.volume, intent.volume, ZERO
-    )
+    found = Execution("O", OrderStatus.CLOSED, intent.volume, intent.volume, ZERO)
     self.conclude(intent, Outcome.CLOSED, intent.created, found)
 
 a refused order is thought never to have left
@@ -170,7 +166,7 @@ orders: Orders._look_up(self, intent):
     if answer is not Answer.LOOKUP_FAILED or intent.accepted:
         return answer
     volume = intent.volume
-    self._found = Execution(intent.id, "O", OrderStatus.CLOSED, volume, volume, ZERO)
+    self._found = Execution("O", OrderStatus.CLOSED, volume, volume, ZERO)
     return Answer.FOUND_FINAL
 
 a new process believes its first empty answer

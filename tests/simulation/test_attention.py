@@ -180,7 +180,7 @@ class TestRefusalsThatPass(BotTest):
             id="sale", purpose=Purpose.CLOSE, side=Side.SELL, accepted=False, outcome=None
         )
         self.journal.write(sale._replace(executed=ZERO, cost=ZERO, fee=ZERO, settled=None))
-        sold = Execution("sale", "O9", OrderStatus.CLOSED, SIZE, Decimal(500), ZERO)
+        sold = Execution("O9", OrderStatus.CLOSED, SIZE, Decimal(500), ZERO)
         self.exchange.executions["sale"], self.exchange.base = sold, ZERO
         self.adopt()
         self.assertEqual(ZERO, self.journal.account().held)

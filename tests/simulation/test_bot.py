@@ -197,7 +197,7 @@ class FakeExchange:
         price = self.close(self.number)
         cost = volume * price
         name, fee = f"O{len(self.executions)}", cost * self.fee_rate()
-        done = Execution(order.client_order_id, name, status, volume, cost, fee)
+        done = Execution(name, status, volume, cost, fee)
         self.executions[order.client_order_id] = done
         if order.leverage:
             self.held += order.side.sign * volume
@@ -981,10 +981,10 @@ class TestFlatten(BotTest):
 class TestAdoption(BotTest):
     def test_an_order_that_is_still_open_is_not_given_up(self) -> None:
         self.once(105)
-        bought = self.exchange.placed[0].client_order_id
+        (bought,) = self.exchange.executions.values()
 
         def stays_open(found: Execution) -> Execution:
-            is_new = found.client_order_id != bought
+            is_new = found.exchange_order_id != bought.exchange_order_id
             return found._replace(status=OrderStatus.OPEN, volume=ZERO) if is_new else found
 
         self.shows(stays_open)

@@ -306,7 +306,7 @@ class TestBooks(unittest.TestCase):
         world = self.world()
         world.price(D(60000))
         world.hands("buy", "0.02")
-        bought = Execution("x", "O1", OrderStatus.CLOSED, D("0.01"), D(500), D(0))
+        bought = Execution("O1", OrderStatus.CLOSED, D("0.01"), D(500), D(0))
         order = Intent("x", 60, 1, Purpose.OPEN, Side.BUY, D("0.01"), 2, False, "", D(0), 1, 16)
         world.journal.write(order)
         world.journal.conclude(order, Outcome.CLOSED, 2, bought)

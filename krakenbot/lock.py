@@ -48,7 +48,7 @@ class Lock:
                 self._put(self.read())
             except OSError as error:
                 raise no_access(path, f"the lock {path} cannot be used", error) from error
-            # At this name a second bot fails, and so knows that a bot holds the key, no command.
+            # At this name a second bot learns that a bot holds the key, not a short command.
             if name and by_bot:
                 hold_name(f"{name}{BY_BOT}", what, opened)
             if name:
@@ -99,9 +99,7 @@ def hold_name(name: str, what: str, opened: ExitStack) -> None:
     if sys.platform != "linux":
         return
     try:
-        with socket.socket(socket.AF_UNIX) as claim:
-            claim.bind(f"\0krakenbot {name}")
-            opened.callback(os.close, claim.detach())
+        opened.enter_context(socket.socket(socket.AF_UNIX)).bind(f"\0krakenbot {name}")
     except OSError as error:
         if error.errno != errno.EADDRINUSE:
             log.warning("not checked whether another bot uses %s: %s", what, error)
@@ -120,9 +118,9 @@ class Nonces:
 
     Until a `mark` is set, each nonce is one more than the last one stored: if the exchange accepts
     them and reports none above them, nothing was sent since with this key. From then on nonces are
-    the clock's, so that another program's larger ones refuse no change. `mark` is the id of the
-    newest intent on disk. If the journal's newest is another one, the journal is an old copy. Two
-    words stand for no intent: "refused" after a refused nonce, and "called" by the command `call`.
+    the clock's, so that no order is refused because another program used larger ones. `mark` is the
+    id of the newest intent on disk. If the journal's newest is another one, the journal is an old
+    copy. Two marks are no ids: "refused" after a refused nonce, and "called" by the command `call`.
     """
 
     def __init__(self, lock: Lock) -> None:

@@ -100,7 +100,7 @@ class Folder(unittest.TestCase):
     def connection(self) -> sqlite3.Connection:
         """Return a connection as a journal has it."""
         self.path.parent.mkdir(exist_ok=True)
-        connection = prepare(sqlite3.connect(self.path, isolation_level=None), self.path)
+        connection = prepare(sqlite3.connect(self.path, isolation_level=None))
         self.addCleanup(connection.close)
         return connection
 
@@ -518,7 +518,7 @@ class FullDisk:
 class TestFullDisk(Folder):
     def test_whatever_statement_fails_the_bot_stops_and_nothing_is_half_written(self) -> None:
         for word in ("BEGIN", "INSERT", "UPDATE", "COMMIT"):
-            connection = prepare(sqlite3.connect(":memory:", isolation_level=None), self.path)
+            connection = prepare(sqlite3.connect(":memory:", isolation_level=None))
             self.addCleanup(connection.close)
             whole, full = Journal(connection), Journal(FullDisk(connection, word))
             whole.write(intent())
@@ -544,10 +544,8 @@ class TestFullDisk(Folder):
                 whole.put(still="works")
 
     def test_a_disk_that_is_full_at_the_start_is_a_configuration_error(self) -> None:
-        connection = sqlite3.connect(":memory:", isolation_level=None)
-        self.addCleanup(connection.close)
-        connection.execute("PRAGMA max_page_count = 2")
-        self.assertRaises(ConfigError, prepare, connection, self.path)
+        with full_disk():
+            self.assertRaises(ConfigError, open_journal, self.path)
 
 
 class TestLock(Folder):

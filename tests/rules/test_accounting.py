@@ -2,7 +2,6 @@ import sqlite3
 import unittest
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
-from pathlib import Path
 from typing import cast
 
 from krakenbot.accounting import LATE_S, Ledger, opening_fee
@@ -53,7 +52,7 @@ class Rows:
 class AccountingTest(unittest.TestCase):
     def setUp(self) -> None:
         silence(self)
-        self.database = prepare(sqlite3.connect(":memory:", isolation_level=None), Path("-"))
+        self.database = prepare(sqlite3.connect(":memory:", isolation_level=None))
         self.addCleanup(self.database.close)
         self.journal, self.ledger = Journal(self.database), Rows()
         self.journal.put(charges_read=CANDLE)

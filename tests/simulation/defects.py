@@ -201,8 +201,8 @@ orders: Orders._look_up(self, intent):
 
 what is committed may not be on disk
 shown by two-step:
-journal_file: prepare(connection, path):
-    connection = original(connection, path)
+journal_file: prepare(connection):
+    connection = original(connection)
     connection.execute("PRAGMA synchronous = NORMAL")
     return connection
 

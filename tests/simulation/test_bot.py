@@ -5,7 +5,6 @@ from contextlib import suppress
 from decimal import Decimal
 from functools import partial
 from itertools import chain, count, pairwise, repeat
-from pathlib import Path
 from typing import Any, NoReturn
 from unittest import mock
 
@@ -236,7 +235,7 @@ class BotTest(unittest.TestCase):
         self.at(100)
 
     def begin_journal(self) -> None:
-        self.connection = prepare(sqlite3.connect(":memory:", isolation_level=None), Path("memory"))
+        self.connection = prepare(sqlite3.connect(":memory:", isolation_level=None))
         self.addCleanup(self.connection.close)
         self.journal = Journal(self.connection)
 

@@ -9,7 +9,6 @@ import unittest
 from collections.abc import Callable
 from decimal import Decimal as D
 from functools import partial
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -87,7 +86,7 @@ class World(StandingClock):
         self.spot = Spot(
             signing(Direct(self.api), "http://127.0.0.1:1", self), "XBTUSD", interval_s
         )
-        self.database = prepare(sqlite3.connect(":memory:", isolation_level=None), Path("-"))
+        self.database = prepare(sqlite3.connect(":memory:", isolation_level=None))
         self.journal = Journal(self.database)
         strategy, needed = partial(sma_slope, length=5), 6
         limits = Limits(None, D(150), D(1), 500)

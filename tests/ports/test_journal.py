@@ -349,6 +349,11 @@ class TestFile(Folder):
                 whole.keep_stop(caught.exception)
                 self.assertEqual("", whole.get("halted"), "a disk may come back")
 
+    def test_damage_that_shows_while_writing_is_called_damage(self) -> None:
+        error = sqlite3.DatabaseError("database disk image is malformed")
+        failing = Journal(FullDisk(self.connection(), "BEGIN", error), self.path)
+        self.assertRaisesRegex(StopError, "damaged.*malformed", failing.put, a=1)
+
     def test_a_damaged_file_is_refused_and_byte_identical_afterwards(self) -> None:
         journal = open_journal(self.path)
         for number in range(200):

@@ -99,7 +99,9 @@ def hold_name(name: str, what: str, opened: ExitStack) -> None:
     if sys.platform != "linux":
         return
     try:
-        opened.enter_context(socket.socket(socket.AF_UNIX)).bind(f"\0krakenbot {name}")
+        with socket.socket(socket.AF_UNIX) as claim:
+            claim.bind(f"\0krakenbot {name}")
+            opened.callback(os.close, claim.detach())
     except OSError as error:
         if error.errno != errno.EADDRINUSE:
             log.warning("not checked whether another bot uses %s: %s", what, error)

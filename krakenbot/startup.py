@@ -61,11 +61,9 @@ def checks_of(start: Start) -> tuple[tuple[Check, ...], tuple[Check, ...]]:
     account = partial(check_account, start)
     if start.nonces is None:
         return ((account, *settings) if start.config.mode == "validate" else settings), ()
-    trades = (partial(check_trades, start), partial(check_untracked_balance, start))
-    closing: tuple[Check, ...] = (partial(check_account, start, opens=False),)
-    if not start.config.leverage or start.adopts:
-        closing += trades
-    return (account, *trades, *settings), closing
+    trades, closing = partial(check_trades, start), partial(check_account, start, opens=False)
+    needs_trades = not start.config.leverage or start.adopts
+    return (account, trades, *settings), ((closing, trades) if needs_trades else (closing,))
 
 
 def learn(config: Config, exchange: Spot, key: str) -> tuple[Identity, KeyInfo | None]:
@@ -161,9 +159,9 @@ def check_trades(start: Start, bot: Bot) -> None:
 
     A journal can be an old copy: a snapshot, a backup, lost writes. So before anything is sent,
     all trades since its newest record must be its own. They are read once the newest of them is
-    sure to be visible. With a new journal in place of a lost one, the last minutes are checked. No
-    wait is needed when the exchange has seen no nonce of this key after the last one stored here,
-    and the journal's newest intent is the one stored with that nonce.
+    sure to be visible. No wait is needed when the exchange has seen no nonce of this key after the
+    last one stored here, and the journal's newest intent is the one stored with that nonce. If the
+    journal is new, its lock file says whether one was lost; then the last minutes are checked.
     """
     journal, clock, nonces = bot.journal, bot.clock, start.nonces
     assert nonces is not None
@@ -181,9 +179,12 @@ def check_trades(start: Start, bot: Bot) -> None:
         clock.wait(wait_s)
     if was_live or not is_new:
         _compare_trades(start, bot, since)
-    if is_new:
-        journal.put(created=int(clock.now()))
     nonces.set_mark(mark)
+    if is_new:
+        if was_live and not (start.config.leverage or start.adopts):
+            check_untracked_balance(bot)
+        journal.put(created=int(clock.now()))
+    start.lock.write("live")
 
 
 def _compare_trades(start: Start, bot: Bot, since: int) -> None:
@@ -203,9 +204,8 @@ def _compare_trades(start: Start, bot: Bot, since: int) -> None:
     if now < unseen_until:  # TradesHistory may show a trade before its order can be found.
         raise UnansweredError("an open order is not visible everywhere yet")
     # A person who resumes or adopts after this halt has seen these orders. With `created` set to
-    # now, the next order is looked up before it is sent: a lost journal may have sent it. `minded`:
-    # the question of a lost journal's coins is settled.
-    seen = {"foreign_orders": " ".join([*sorted(own), *unknown]), "created": now, "minded": 1}
+    # now, the next order is looked up before it is sent: a lost journal may have sent it.
+    seen = {"foreign_orders": " ".join([*sorted(own), *unknown]), "created": now}
     if start.adopts:
         journal.put(**seen)
         log.warning("adopting, with orders that the journal does not know: %s", unknown)
@@ -227,26 +227,18 @@ def _compare_trades(start: Start, bot: Bot, since: int) -> None:
     )
 
 
-def check_untracked_balance(start: Start, bot: Bot) -> None:
-    """Without margin, halt when the journal was lost: only it knew which coins are the bot's.
-
-    The state in the lock file shows that there was a journal.
-    """
-    journal, lock = bot.journal, start.lock
-    is_lost = lock.read() == "live" and not journal.get("minded") and not start.config.leverage
-    if is_lost and not start.adopts:
-        rules, balances = bot.market.rules, bot.exchange.balances()
-        owned, earning = balances.get(rules.base, ZERO), earn_balances(balances, rules.base)
-        if owned + sum(earning.values()) >= rules.ordermin:
-            more = "".join(f" and {plain(amount)} {code}" for code, amount in earning.items())
-            raise journal.halt(
-                f"the account owns {volume(owned, rules.base)}{more}, the journal is new and "
-                "records 0, but the bot has traded here before. `krakenbot adopt` takes up to "
-                "`size` as the bot's own, `krakenbot resume` nothing",
-                minded=1,
-            )
-    journal.put(minded=1)
-    lock.write("live")
+def check_untracked_balance(bot: Bot) -> None:
+    """Without margin, halt when coins are owned: only the lost journal knew which are the bot's."""
+    rules, balances = bot.market.rules, bot.exchange.balances()
+    owned, earning = balances.get(rules.base, ZERO), earn_balances(balances, rules.base)
+    if owned + sum(earning.values()) >= rules.ordermin:
+        more = "".join(f" and {plain(amount)} {code}" for code, amount in earning.items())
+        raise bot.journal.halt(
+            f"the account owns {volume(owned, rules.base)}{more}, the journal is new and records "
+            "0, but the bot has traded here before. `krakenbot adopt` takes up to `size` as the "
+            "bot's own, `krakenbot resume` nothing",
+            created=int(bot.clock.now()),
+        )
 
 
 def read_candles(bot: Bot) -> str | None:

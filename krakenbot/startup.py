@@ -167,22 +167,23 @@ def check_trades(start: Start, bot: Bot) -> None:
     assert nonces is not None
     newest = journal.newest_intent()
     mark = newest.id if newest else ""
-    is_new, was_live = not journal.get("created"), start.lock.read() == "live"
-    visible_s = DEADLINE_S + VISIBLE_S
-    # An adoption takes over whatever was traded before.
-    is_recent_only = is_new or start.adopts
-    since = int(clock.now() - visible_s) if is_recent_only else journal.newest_record()
-    wait_s = start.began + visible_s - clock.monotonic()
-    if wait_s > 0 and not nonces.prove(mark) and (was_live or not is_new):
-        why = "a bot has run here before" if is_new else "the journal may be an old copy"
-        log.warning("waiting %.0f s until any earlier order is visible: %s", wait_s, why)
-        clock.wait(wait_s)
-    if was_live or not is_new:
+    is_new = not journal.get("created")
+    is_lost = is_new and start.lock.read() == "live"
+    if is_lost or not is_new:
+        visible_s = DEADLINE_S + VISIBLE_S
+        since = journal.newest_record()
+        if is_lost or start.adopts:  # An adoption takes over whatever was traded before.
+            since = int(clock.now() - visible_s)
+        wait_s = start.began + visible_s - clock.monotonic()
+        if wait_s > 0 and not nonces.prove(mark):
+            why = "a bot has run here before" if is_lost else "the journal may be an old copy"
+            log.warning("waiting %.0f s until any earlier order is visible: %s", wait_s, why)
+            clock.wait(wait_s)
         _compare_trades(start, bot, since)
     nonces.set_mark(mark)
+    if is_lost and not (start.config.leverage or start.adopts):
+        check_untracked_balance(bot)
     if is_new:
-        if was_live and not (start.config.leverage or start.adopts):
-            check_untracked_balance(bot)
         journal.put(created=int(clock.now()))
     start.lock.write("live")
 
@@ -191,9 +192,9 @@ def _compare_trades(start: Start, bot: Bot, since: int) -> None:
     journal, exchange = bot.journal, bot.exchange
     own, unseen_until = set(journal.get("foreign_orders").split()), 0
     for intent in journal.open_intents():
-        found = exchange.find(intent.id, intent.created)
-        own |= {found.exchange_order_id} if found else set()
-        if found is None:
+        if found := exchange.find(intent.id, intent.created):
+            own.add(found.exchange_order_id)
+        else:
             unseen_until = max(unseen_until, intent.deadline + VISIBLE_S)
     now = int(bot.clock.now())
     traded = exchange.traded_orders(since - OVERLAP_S, now)

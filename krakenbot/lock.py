@@ -34,7 +34,6 @@ class Lock:
         what: str,
         name: str = "",
         *,
-        tries: int = TRIES,
         advice: str = _STOP_IT,
         by_bot: bool = False,
     ) -> None:
@@ -44,7 +43,7 @@ class Lock:
             try:
                 self._file = open_private(path, os.O_RDWR)
                 opened.callback(os.close, self._file)
-                self._take(what, tries, advice)
+                self._take(what, advice)
                 self._put(self.read())
             except OSError as error:
                 raise no_access(path, f"the lock {path} cannot be used", error) from error
@@ -59,8 +58,8 @@ class Lock:
         """Release the lock and the name."""
         self._opened.close()
 
-    def _take(self, what: str, tries: int, advice: str) -> None:
-        for _ in range(tries):
+    def _take(self, what: str, advice: str) -> None:
+        for _ in range(TRIES):
             with suppress(BlockingIOError):
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return

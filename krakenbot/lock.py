@@ -28,22 +28,14 @@ class Lock:
     only by processes that use the same folder.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        what: str,
-        name: str = "",
-        *,
-        advice: str = _STOP_IT,
-        by_bot: bool = False,
-    ) -> None:
+    def __init__(self, path: Path, what: str, name: str = "", *, by_bot: bool = False) -> None:
         self._path, self._holder = path, f"pid {os.getpid()}, since {moment(time.time())}"
         self._holder += BY_BOT * by_bot
         with ExitStack() as opened:
             try:
                 self._file = open_private(path, os.O_RDWR)
                 opened.callback(os.close, self._file)
-                self._take(what, advice)
+                self._take(what)
                 self._put(self.read())
             except OSError as error:
                 raise no_access(path, f"the lock {path} cannot be used", error) from error
@@ -58,7 +50,7 @@ class Lock:
         """Release the lock and the name."""
         self._opened.close()
 
-    def _take(self, what: str, advice: str) -> None:
+    def _take(self, what: str) -> None:
         for _ in range(TRIES):
             with suppress(BlockingIOError):
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -66,7 +58,7 @@ class Lock:
             time.sleep(LOOK_S)  # The holder may only be checking, as `is_locked` does.
         unknown = "it does not say which process"
         holder = self.read(1) or unknown
-        words = f"another krakenbot holds {what} ({holder}; lock {self._path}). {advice}"
+        words = f"another krakenbot holds {what} ({holder}; lock {self._path}). {_STOP_IT}"
         is_bot = holder.endswith(BY_BOT) or holder == unknown
         raise HeldError(words, holder.removesuffix(BY_BOT) if is_bot else "")
 

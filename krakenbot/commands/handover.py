@@ -16,7 +16,7 @@ from krakenbot.commands import journals, preview
 from krakenbot.commands.preview import compared
 from krakenbot.config import Config, StrategyTable
 from krakenbot.config_reader import load_config
-from krakenbot.errors import ExchangeError, LaterError, StopError
+from krakenbot.errors import ExchangeError, HeldError, LaterError, StopError
 from krakenbot.format import asset, volume
 from krakenbot.journal_file import open_journal, open_read_only
 from krakenbot.lock import Lock
@@ -229,10 +229,10 @@ def _wait_for_the_bot(path: Path, patience_s: float) -> None:
         for turn in range(1, int(patience_s / POLL_S)):
             if not is_locked(path.with_suffix(".lock")):
                 return
-            if not (is_asking or is_locked(request)):  # No other command asks.
-                lock = Lock(request, "the request to flatten", advice="Try again")
-                asking.enter_context(closing(lock))
-                is_asking = True
+            if not is_asking:
+                with suppress(HeldError):  # Another command asks.
+                    asking.enter_context(closing(Lock(request, "the request to flatten")))
+                    is_asking = True
             if turn % LOOK_TURNS == 0:
                 with closing(open_read_only(path)) as journal:
                     begins = journal.get("flatten") == BY_HAND or bool(journal.get("halted"))

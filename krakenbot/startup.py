@@ -121,23 +121,17 @@ def _key_info(start: Start, bot: Bot, *, is_known: bool) -> KeyInfo | None:
     For a key that is known from earlier and needed now, None also when it cannot be read for a
     minute: what is held must be looked after.
     """
+    read = bot.exchange.key_info
     try:
-        return start.info or bot.exchange.key_info()
-    except RefusedError as error:
-        problem: Exception = error
-    except KeyRefusedError as error:
-        if error.lockout or not is_known:
+        if is_known and start.info is None:
+            return retry(read, bot.clock, NEEDED_PATIENCE_S)
+        return start.info or read()
+    except (ExchangeError, KeyRefusedError) as error:
+        is_lockout = isinstance(error, KeyRefusedError) and error.lockout
+        if not isinstance(error, RefusedError) and (is_lockout or not is_known):
             raise
-        problem = error
-    except ExchangeError:
-        if not is_known:
-            raise
-        try:
-            return retry(bot.exchange.key_info, bot.clock, NEEDED_PATIENCE_S)
-        except LaterError as error:
-            problem = error
-    log.warning("the key's permissions cannot be read reason=%s", problem)
-    return None
+        log.warning("the key's permissions cannot be read reason=%s", error)
+        return None
 
 
 def refuse_permissions(info: KeyInfo) -> None:

@@ -96,7 +96,7 @@ shown by two-step:AddOrder=death-after
 orders: Orders.reconcile(self): pass
 
 a refused order counts as filled
-shown by 1
+shown by 3
 journal: Journal.conclude(self, intent, outcome, now, found=None, note="", opening_fee=ZERO):
     if outcome is Outcome.REFUSED:
         from krakenbot.model import OrderStatus
@@ -121,7 +121,7 @@ orders: Orders._place(self, intent):
     return answer
 
 a refusal in doubt is believed
-shown by no margin:AddOrder=yes-after-no,OpenOrders=lag,ClosedOrders=lag
+shown by two-step:AddOrder#1=yes-after-no,OpenOrders=lag,ClosedOrders=lag
 orders: Orders._in_doubt(self, intent, error):
     return Answer.REJECTED if self._refusal[0] == intent.id else original(self, intent, error)
 
@@ -170,7 +170,7 @@ orders: Orders._look_up(self, intent):
     return Answer.FOUND_FINAL
 
 a new process believes its first empty answer
-shown by 2
+shown by 42
 orders: Orders.reconcile(self):
     if not vars(self).get("is_old"):
         for intent in self._journal.open_intents():
@@ -219,7 +219,7 @@ lock: Nonces.__init__(self, lock):
     self._last, self._is_marked = 0, True
 
 nonces are written without being synced
-shown by no margin:AddOrder#1=death-clock
+shown by two-step:AddOrder#1=death-clock
 lock: Lock._put(self, state):
     holder = "pid"
     text = f"{state:{STATE_BYTES_MAX - 1}}\\n{holder:<60}\\n"
@@ -245,13 +245,13 @@ journal: Journal.is_charged(self, charge_id): return False
 # the wire
 
 an error of unknown text is a refusal
-shown by two-step:AddOrder#2=unknown,OpenOrders=lag,ClosedOrders=lag
+shown by no margin:AddOrder#1=unknown,OpenOrders=lag,ClosedOrders=lag
 kraken.client: _verdict(failure):
     verdict = original(failure)
     return (REFUSED, Cause.OTHER) if verdict[0] == UNKNOWN else verdict
 
 a page in place of JSON is a refusal
-shown by one-order:AddOrder#2=html,OpenOrders=lag,ClosedOrders=lag
+shown by two-step:AddOrder#2=html,OpenOrders=lag,ClosedOrders=lag
 kraken.client: result_of(method, status, body, **more):
     if method == "AddOrder" and not body.startswith(b"{"):
         raise RefusedError("a page")

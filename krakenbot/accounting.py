@@ -13,7 +13,7 @@ from krakenbot.format import asset as shown
 from krakenbot.format import volume
 from krakenbot.journal import Journal
 from krakenbot.kraken.spot import Spot
-from krakenbot.model import ZERO, Candle, Charge, ChargeKind, Execution, MarginRates, Purpose
+from krakenbot.model import ZERO, Candle, Charge, Execution, MarginRates, Purpose
 from krakenbot.pairs import PairRules
 from krakenbot.records import Booked, Intent, assumed_id
 
@@ -35,15 +35,15 @@ def opening_fee(intent: Intent, found: Execution, rates: MarginRates, rules: Pai
 
 def own_trades(journal: Journal, trades: Sequence[str], now: int) -> None:
     """From now on, book the rollovers of the positions that these trades opened."""
-    journal.book([Booked(f"open {trade_id}", now, "opening", ZERO) for trade_id in trades])
+    journal.book([Booked(mark(trade_id), now, "opening", ZERO) for trade_id in trades])
 
 
 class Ledger:
     """Books from the exchange's ledger what the journal's orders and positions cost.
 
     An account may have many unrelated rows, so one call reads a few pages and the next continues.
-    Each trade of the journal's orders is marked by a charge of 0, because a rollover names only
-    the trade.
+    Each trade of the journal's orders has a mark, a charge of 0, because a rollover names only the
+    trade.
     """
 
     def __init__(self, exchange: Spot, journal: Journal, clock: Clock) -> None:
@@ -115,7 +115,7 @@ class Ledger:
                 order_id = intent.exchange_order_id
                 self._differences.append(f"order {order_id} is not in the ledger in full")
         for charge in charges:
-            is_rollover = charge.kind is ChargeKind.ROLLOVER and journal.is_charged(_mark(charge))
+            is_rollover = not charge.order_id and journal.is_charged(mark(charge.trade_id))
             if is_rollover and not journal.is_charged(charge.id):
                 journal.book([self._row(charge.id, charge)])
         return read_until
@@ -145,7 +145,7 @@ class Ledger:
             )
         extra = max(extra, ZERO)
         rows.append(Booked(intent.id, own[0].time, "opening", extra, quote, extra))
-        rows += [Booked(_mark(charge), charge.time, "opening", ZERO) for charge in own]
+        rows += [Booked(mark(one.trade_id), one.time, "opening", ZERO) for one in own]
         return journal.book(rows, replaces=assumed_id(intent.id))
 
     def _row(self, name: str, charge: Charge) -> Booked:
@@ -156,10 +156,10 @@ class Ledger:
         elif asset != self._rules.quote:
             worth = ZERO
             self._differences.append(
-                f"{volume(charge.fee, asset)} ({charge.kind.value}, {charge.id}) is not in the "
-                f"result: its value in {shown(self._rules.quote)} is not known"
+                f"{volume(charge.fee, asset)} (ledger row {charge.id}) is not in the result: its "
+                f"value in {shown(self._rules.quote)} is not known"
             )
-        kind = "rollover" if charge.kind is ChargeKind.ROLLOVER else "opening"
+        kind = "opening" if charge.order_id else "rollover"
         return Booked(name, charge.time, kind, worth, asset, charge.fee)
 
     def _price_at(self, time: int) -> Decimal:
@@ -170,5 +170,6 @@ class Ledger:
         return next((c.close for c in reversed(candles) if c.time <= time), candles[0].open)
 
 
-def _mark(charge: Charge) -> str:
-    return f"open {charge.trade_id}"
+def mark(trade_id: str) -> str:
+    """Return the id of the charge of 0 that marks a trade whose rollovers are booked."""
+    return f"open {trade_id}"

@@ -11,7 +11,7 @@ from krakenbot.bot import Bot, Event
 from krakenbot.clock import Clock
 from krakenbot.config import Config
 from krakenbot.credentials import require_credentials
-from krakenbot.errors import ConfigError, HeldError, LaterError, RefusedError
+from krakenbot.errors import ConfigError, HeldError, LaterError
 from krakenbot.journal import Journal
 from krakenbot.journal_file import open_journal
 from krakenbot.kraken.client import Client
@@ -21,7 +21,7 @@ from krakenbot.kraken.signing import fingerprint
 from krakenbot.kraken.spot import Spot
 from krakenbot.kraken.transport import UrllibTransport
 from krakenbot.lock import Lock, Nonces
-from krakenbot.model import Credentials, KeyInfo
+from krakenbot.model import Credentials
 from krakenbot.plan import plan_of
 from krakenbot.retry import KEY_PAUSES_S, retry
 from krakenbot.risk import FEE_RATE_ASSUMED
@@ -102,13 +102,10 @@ def assemble(
     nonces, is_live = Nonces(locks[0]) if locks else None, config.mode == "live"
     client = client_of(config, clock, credentials, nonces, live=is_live and live)
     spot = spot_of(config, client)
-
-    def find_journal() -> tuple[identity.Identity, KeyInfo | None, Path]:
-        owner, info = startup.learn(config, spot, key_name if credentials else "")
-        return owner, info, identity.place_of(config, owner, partial(_pair_of, config, client))
-
+    learn = partial(startup.learn, config, spot, key_name if credentials else "")
     pauses_s = KEY_PAUSES_S if any(identity.holding(config)) else ()
-    owner, info, path = retry(find_journal, clock, config.exchange.patience, key_pauses_s=pauses_s)
+    owner, info = retry(learn, clock, config.exchange.patience, key_pauses_s=pauses_s)
+    path = identity.place_of(config, owner)
     what = f"the {config.mode} journal of {config.pair}"
     locks.append(_lock(partial(Lock, path.with_suffix(".lock"), what), clock, by_bot))
     is_new = not path.exists()
@@ -162,16 +159,6 @@ def require_live(config: Config, live: bool) -> None:
             'mode = "live" trades real money: add --live to the command line as well '
             "(a service: install again), or set mode to paper. Nothing was sent"
         )
-
-
-def _pair_of(config: Config, client: Client, spelling: str) -> str:
-    """Return the exchange's id of the pair and store it; an empty text if there is no such pair."""
-    try:
-        pair = spot_of(config._replace(pair=spelling), client).rules().pair
-    except RefusedError:
-        return ""
-    identity.remember(config, "pair", spelling, pair)
-    return pair
 
 
 def _paper(config: Config, client: Client, spot: Spot, clock: Clock, journal: Journal) -> Methods:

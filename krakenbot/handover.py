@@ -8,7 +8,7 @@ from decimal import Decimal
 from functools import partial
 
 from krakenbot import format, log
-from krakenbot.accounting import own_trades
+from krakenbot.accounting import mark, own_trades
 from krakenbot.bot import Bot
 from krakenbot.errors import KeyRefusedError, LaterError, RefusedError, StopError
 from krakenbot.model import ZERO, Position, Purpose, Side, Step
@@ -48,7 +48,7 @@ def price_of(bot: Bot, position: Position) -> Decimal:
         return bot.exchange.quote().mid
     average = position.cost / abs(position.volume)
     bot.read_ledger()  # The ledger tells which part the bot itself has opened.
-    if not any(journal.is_charged(f"open {trade}") for trade in position.trades):
+    if not any(journal.is_charged(mark(trade)) for trade in position.trades):
         return average  # What the journal records is not part of it any more.
     price = (position.cost - abs(opening_cost(reversed(journal.intents()), held))) / more
     return price if average / 2 < price < average * 2 else average

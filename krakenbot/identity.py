@@ -8,7 +8,7 @@ each journal. Journals of 0.2.0 have only a spelling in their names.
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, suppress
 from decimal import Decimal
 from pathlib import Path
@@ -22,7 +22,7 @@ from krakenbot.kraken.signing import fingerprint
 from krakenbot.lock import Lock, no_access, open_private
 from krakenbot.model import Secret
 
-INDEX, INDEX_TRIES = "index.json", 250  # Five seconds.
+INDEX = "index.json"  # JSON objects, each from the start of a line; a later one counts.
 
 
 class Identity(NamedTuple):
@@ -40,30 +40,29 @@ def account_name(text: str) -> str:
 
 def recall(config: Config, kind: str, name: str) -> str:
     """Return what is stored under `kind` ("pair", "account" or "journal") and name, or ""."""
-    return _index(config).get(_entry(config, kind, name), "")
+    index = dict[str, object]()
+    with suppress(OSError):
+        text = (config.state_directory / INDEX).read_text(encoding="utf-8", errors="replace")
+        for entries in re.split(r"\n(?={)", text):
+            with suppress(ValueError, TypeError):  # Half of one, after a power failure.
+                index |= json.loads(entries)
+    return str(index.get(_entry(config, kind, name), ""))
 
 
 def remember(config: Config, kind: str, name: str, value: str) -> None:
     """Store a value for `recall`; ConfigError when that fails.
 
-    A power failure may lose it, but never leaves half of it: then the exchange is asked again.
+    It is appended, so bots that start at the same time lose nothing. A power failure may lose it:
+    then the exchange is asked again.
     """
     if recall(config, kind, name) == value:
         return
-    path = config.state_directory / INDEX
-    part = path.with_suffix(".part")
-    # Bots that start at the same time change it one after the other.
-    lock = Lock(path.with_suffix(".lock"), f"{path}", tries=INDEX_TRIES, advice="Try again")
-    with closing(lock):
-        index = _index(config) | {_entry(config, kind, name): value}
-        try:
-            with open(open_private(part, os.O_WRONLY | os.O_TRUNC), "w") as file:
-                json.dump(index, file, indent=1, sort_keys=True)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
-        except OSError as error:
-            raise no_access(path, f"{path} cannot be written", error) from error
+    path, entry = config.state_directory / INDEX, {_entry(config, kind, name): value}
+    try:
+        with open(open_private(path, os.O_WRONLY | os.O_APPEND), "a", encoding="utf-8") as file:
+            file.write(f"\n{json.dumps(entry)}")
+    except OSError as error:
+        raise no_access(path, f"{path} cannot be written", error) from error
 
 
 def _entry(config: Config, kind: str, name: str) -> str:
@@ -71,28 +70,18 @@ def _entry(config: Config, kind: str, name: str) -> str:
 
 
 def spelled(pair: str) -> str:
-    """Return one spelling for BTC/USD, xbtusd and XBTUSD. 0.2.0 named its journals by it."""
-    return pair.upper().replace("/", "").replace("BTC", "XBT")
+    """Return one spelling for BTC/USD, xbtusd and XBTUSD. Kraken calls DOGE XDG."""
+    return pair.upper().replace("/", "").replace("BTC", "XBT").replace("DOGE", "XDG")
 
 
-def _index(config: Config) -> dict[str, str]:
-    try:
-        index = json.loads((config.state_directory / INDEX).read_text(encoding="utf-8"))
-        return {str(key): str(value) for key, value in index.items()}
-    except (OSError, ValueError, AttributeError):
-        return {}
-
-
-def place_of(
-    config: Config, identity: Identity, pair_of: Callable[[str], str] = lambda spelling: ""
-) -> Path:
+def place_of(config: Config, identity: Identity) -> Path:
     """Return the path of the identity's journal, whether it exists already or not.
 
-    `pair_of` asks the exchange which pair a spelling means. Raises StopError when several match.
+    Raises StopError when several match.
     """
     ours = [
         path
-        for path, (pair, account) in _known(config, pair_of)
+        for path, (pair, account) in _known(config)
         if pair == identity.pair and (not account or identity.account in ("", account))
     ]
     there = [path for path in ours if os.path.lexists(path)]
@@ -141,9 +130,7 @@ def holding(config: Config) -> Iterator[tuple[Path, str, Decimal]]:
                 yield path, pair, held
 
 
-def _known(
-    config: Config, pair_of: Callable[[str], str] = lambda spelling: ""
-) -> Iterator[tuple[Path, Identity]]:
+def _known(config: Config) -> Iterator[tuple[Path, Identity]]:
     """Yield path and identity of each journal of this mode and exchange, also of lost ones."""
     folder, prefix = config.state_directory, _prefix(config)
     try:
@@ -156,9 +143,9 @@ def _known(
     stems = {name.stem for name in names if name.suffix in (".db", ".lock")}
     for stem in sorted(stem for stem in stems if stem.startswith(prefix)):
         pair, _, account = recall(config, "journal", stem).partition(" ")
-        if not pair:  # Only its name is known.
+        if not pair:  # Only its name is known. 0.2.0 named it by the spelling in the settings.
             spelling, _, account = stem.removeprefix(prefix).partition("-")
-            pair = recall(config, "pair", spelling) or pair_of(spelling) or spelling
+            pair = recall(config, "pair", spelling) or spelling
         yield folder / f"{stem}.db", Identity(pair, account)
 
 

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from decimal import Decimal
 from enum import Enum
-from functools import cache
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, get_args
@@ -24,6 +23,8 @@ from krakenbot.records import PASSING, Account, Booked, Equity, Intent, Outcome,
 
 BUSY_S = 20.0  # How long to wait for another program's lock on the file.
 CLEARED = "a safety stop, cleared since then"  # In place of why the process ended.
+# In SQL: an order that did not fail for the moment only. An open one counts, too.
+_COUNTED = "coalesce(outcome, '') NOT IN ('{}')".format("', '".join(PASSING))
 
 
 class Journal:
@@ -34,8 +35,7 @@ class Journal:
 
     def __init__(self, connection: sqlite3.Connection, path: Path = Path(":memory:")) -> None:
         self._db, self._path, self._file = connection, path, _file_at(path)
-        self._account: Account | None = None
-        self._summed_at = -1
+        self._account: Account | None = None  # None: to be summed anew.
         self.on_write: Callable[[str], None] = lambda intent_id: None
 
     def close(self) -> None:
@@ -89,7 +89,7 @@ class Journal:
             if changed != 1:
                 raise StopError(f"intent {intent.id} is final already; its outcome cannot change")
             if volume:
-                self._set("on_margin", int(intent.leverage > 0))
+                self._set(on_margin=int(intent.leverage > 0))
             if opening_fee:
                 assumed = Booked(assumed_id(intent.id), now, "opening", opening_fee)
                 self._insert("charges", assumed._asdict())
@@ -122,26 +122,23 @@ class Journal:
 
     def orders_since(self, time: int) -> int:
         """Return how many orders since then were accepted, refused for good, or are open."""
-        aside = (*PASSING, Outcome.ADOPTED)
-        query = f"SELECT count(*) FROM intents WHERE created > ? AND {_is_none_of(aside)}"
-        return self._number(query, time, *aside)
+        where = f"created > ? AND {_COUNTED} AND outcome IS NOT ?"
+        return self._number(f"SELECT count(*) FROM intents WHERE {where}", time, Outcome.ADOPTED)
 
     def consecutive_unfilled(self) -> tuple[int, str]:
         """Return how many of the newest orders were not filled, and the last one's note."""
-        newest = self._intents(
-            f"WHERE {_is_none_of(PASSING)} AND number > ? ORDER BY number DESC LIMIT 10",
-            *PASSING,
-            int(self.get("unfilled_from") or 0),
-        )
+        where = f"WHERE {_COUNTED} AND number > ? ORDER BY number DESC LIMIT 10"
+        newest = self._intents(where, int(self.get("unfilled_from") or 0))
         failed = list(takewhile(lambda intent: intent.outcome and not intent.executed, newest))
         return len(failed), f"{failed[0].ending}: {failed[0].note}" if failed else ""
 
     def newest_record(self) -> int:
         """Return the time of the newest record, 0 in a new journal."""
-        return self._number(
-            "SELECT max(coalesce((SELECT max(max(created), max(coalesce(settled, 0))) FROM intents)"
-            ", 0), coalesce((SELECT max(decided) FROM decisions), 0), ?)",
+        return max(
             int(self.get("created") or 0),
+            self._number("SELECT max(created) FROM intents"),
+            self._number("SELECT max(settled) FROM intents"),
+            self._number("SELECT max(decided) FROM decisions"),
         )
 
     def knows_order(self, exchange_order_id: str) -> bool:
@@ -149,16 +146,19 @@ class Journal:
         return self._number(query, exchange_order_id) > 0
 
     def account(self) -> Account:
-        """Return the sum of all fills and charges, summed anew when one of them has changed."""
-        version = self._number("PRAGMA data_version")
-        if self._account is None or version != self._summed_at:
-            account, self._summed_at = Account(), version
+        """Return the sum of all fills and charges."""
+        if self._account is None:
+            held = cash = fees = ZERO
             query = "SELECT side, executed, cost, fee FROM intents WHERE executed != '0'"
             for side, *amounts in self._rows(f"{query} ORDER BY number"):
-                account = account.traded(Side(side), *map(Decimal, amounts))
+                volume, cost, fee = map(decimal, amounts)
+                held += Side(side).sign * volume
+                cash -= Side(side).sign * cost
+                fees += fee
+            charged = {"opening": ZERO, "rollover": ZERO}
             for kind, amount in self._rows("SELECT kind, amount FROM charges"):
-                account = account.charged(kind, Decimal(amount))
-            self._account = account
+                charged[kind] += decimal(amount)
+            self._account = Account(held, cash, fees, charged["rollover"], charged["opening"])
         return self._account
 
     def is_exposed(self) -> bool:
@@ -174,9 +174,8 @@ class Journal:
         recorded = self.account().held
         difference = held - recorded
         side, volume = Side.BUY if difference > 0 else Side.SELL, abs(difference)
-        newest = self._number("SELECT coalesce(max(number), 0) FROM intents")
         row = Intent(
-            id=f"adopted {now} {newest}",
+            id=f"adopted {now} {self._newest_number()}",
             interval_s=0,
             candle=now,
             purpose=Purpose.ADOPT,
@@ -201,22 +200,19 @@ class Journal:
             )
             if difference:
                 self._insert("intents", row._asdict())
-            self._set("entered", 1)
-            self._set("on_margin", int(on_margin))
-            self._set("adopted", now)
-            self._set("created", now)  # All that was traded before is taken over.
-            self._set("pnl_at_resume", None)
+            # `created`: all that was traded before is taken over.
+            self._set(entered=1, on_margin=int(on_margin), adopted=now, created=now)
             self._forget_halt()
             self._account = None
         if difference:
             self.on_write(row.id)
 
-    def halt(self, reason: str, held: Decimal | None = None) -> StopError:
-        """Record why the bot halts, and return the error to raise.
+    def halt(self, reason: str, held: Decimal | None = None, **more: object) -> StopError:
+        """Record why the bot halts and `more` values, and return the error to raise.
 
         `held` is what the exchange holds, where that differs from what the journal records.
         """
-        self.put(halted=reason, exchange_position=held)
+        self.put(halted=reason, exchange_position=held, **more)
         log.critical("halted reason=%s", reason)
         return StopError(reason)
 
@@ -233,16 +229,13 @@ class Journal:
         """Clear a halt, or replace it by a reason to flatten; `max_loss` counts from here again."""
         with self._transaction():
             self._forget_halt()
-            self._set("flatten", flatten)
-            self._set("pnl_at_resume", None)
+            self._set(flatten=flatten)
 
     def _forget_halt(self) -> None:
         if self.get("halted") and self.get("exit_code") == "76":
-            self._set("end_reason", CLEARED)
-        for key in ("halted", "flatten", "difference", "exchange_position"):
-            self._set(key, None)
-        newest = self._number("SELECT coalesce(max(number), 0) FROM intents")
-        self._set("unfilled_from", newest)
+            self._set(end_reason=CLEARED)
+        self._set(halted=None, flatten=None, difference=None, exchange_position=None)
+        self._set(unfilled_from=self._newest_number(), pnl_at_resume=None)
 
     def book(self, charges: Sequence[Booked], replaces: str = "") -> None:
         """Book charges in one transaction, skipping those that are booked already.
@@ -303,15 +296,15 @@ class Journal:
     def put(self, **values: object) -> None:
         """Set values in one transaction; None removes a value."""
         with self._transaction():
-            for key, value in values.items():
-                self._set(key, value)
+            self._set(**values)
 
-    def _set(self, key: str, value: object) -> None:
-        if value is None:
-            self._db.execute("DELETE FROM meta WHERE key = ?", (key,))
-        else:
-            text = _stored(str(value))
-            self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, text))
+    def _set(self, **values: object) -> None:
+        for key, value in values.items():
+            if value is None:
+                self._db.execute("DELETE FROM meta WHERE key = ?", (key,))
+            else:
+                text = _stored(str(value))
+                self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, text))
 
     def _insert(self, table: str, row: Mapping[str, object]) -> None:
         """Insert a row; only an equity row replaces one of the same second."""
@@ -321,34 +314,30 @@ class Journal:
             f"{verb} INTO {table} ({names}) VALUES ({marks})", list(map(_stored, row.values()))
         )
 
+    def _newest_number(self) -> int:
+        return self._number("SELECT max(number) FROM intents")
+
     def _number(self, query: str, *values: object) -> int:
-        return int(next(self._rows(query, *values))[0])
+        return int(next(self._rows(query, *values))[0] or 0)
 
     def read(self, kind: Any, query: str, *parameters: object) -> Iterator[Any]:
         """Yield rows as the named tuple `kind`, whose fields are named as the columns are."""
-        fields = _fields(kind)
+        fields = kind.__annotations__.items()
         for row in self._rows(query, *parameters):
             try:
-                values = {name: _typed(of, row[name]) for name, of in fields.items()}
+                values = {name: _typed(of, row[name]) for name, of in fields}
             except (ValueError, TypeError, ArithmeticError) as error:
                 what = f"{kind.__name__} {tuple(row)}: {error!r}"
                 raise damaged(self._path, what) from sqlite3.DatabaseError(what)
             yield kind(**values)
 
     def _rows(self, query: str, *values: object) -> Iterator[sqlite3.Row]:
-        try:
+        with self._explained("read"):
             yield from self._db.execute(query, values)
-        except sqlite3.OperationalError as error:
-            words = f"the journal {self._path} cannot be read ({error}). {advice(error)}"
-            raise StopError(words) from error
-        except sqlite3.ProgrammingError:
-            raise  # A defect of this program, not of the disk.
-        except sqlite3.Error as error:
-            raise damaged(self._path, error) from error
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        try:
+        with self._explained("written"):
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -357,11 +346,20 @@ class Journal:
                 with suppress(sqlite3.Error):
                     self._db.execute("ROLLBACK")
                 raise
+
+    @contextmanager
+    def _explained(self, done: str) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.ProgrammingError:
+            raise  # A defect of this program, not of the disk.
         except sqlite3.IntegrityError as error:
             raise StopError(f"the journal already holds this step: {error}") from error
+        except sqlite3.OperationalError as error:
+            words = f"the journal {self._path} cannot be {done} ({error}); nothing is sent without"
+            raise StopError(f"{words} it. {advice(error)}") from error
         except sqlite3.Error as error:
-            words = f"the journal cannot be written ({error}); nothing is sent without it. "
-            raise StopError(words + advice(error)) from error
+            raise damaged(self._path, error) from error
 
 
 def _file_at(path: Path) -> tuple[int, int] | None:
@@ -383,10 +381,6 @@ def advice(error: sqlite3.Error) -> str:
     return "Check free space and permissions of the state directory"
 
 
-def _is_none_of(outcomes: Sequence[Outcome]) -> str:
-    return " AND ".join(["outcome IS NOT ?"] * len(outcomes))
-
-
 def _stored(value: object) -> object:
     if isinstance(value, Enum):
         return value.value
@@ -395,16 +389,12 @@ def _stored(value: object) -> object:
     return str(value) if isinstance(value, Decimal) else value
 
 
-@cache
-def _fields(kind: Any) -> dict[str, Callable[[Any], Any]]:
-    """Return a named tuple's fields and their types, those of `Decimal | None` without None."""
-    return {name: (get_args(of) or (of,))[0] for name, of in kind.__annotations__.items()}
-
-
-def _typed(of: Callable[[Any], Any], stored: object) -> object:
+def _typed(of: Any, stored: object) -> object:
+    """Return a stored value as the type `of` or, if that is `Decimal | None`, as its first part."""
     if stored is None:
         return None
-    return decimal(stored) if of is Decimal else of(stored)
+    (kind, *_) = get_args(of) or (of,)
+    return decimal(stored) if kind is Decimal else kind(stored)
 
 
 def damaged(path: Path, error: object) -> StopError:

@@ -28,27 +28,18 @@ class Lock:
     only by processes that use the same folder.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        what: str,
-        name: str = "",
-        *,
-        tries: int = TRIES,
-        advice: str = _STOP_IT,
-        by_bot: bool = False,
-    ) -> None:
+    def __init__(self, path: Path, what: str, name: str = "", *, by_bot: bool = False) -> None:
         self._path, self._holder = path, f"pid {os.getpid()}, since {moment(time.time())}"
         self._holder += BY_BOT * by_bot
         with ExitStack() as opened:
             try:
                 self._file = open_private(path, os.O_RDWR)
                 opened.callback(os.close, self._file)
-                self._take(what, tries, advice)
+                self._take(what)
                 self._put(self.read())
             except OSError as error:
                 raise no_access(path, f"the lock {path} cannot be used", error) from error
-            # At this name a second bot fails, and so knows that a bot holds the key, no command.
+            # At this name a second bot learns that a bot holds the key, not a short command.
             if name and by_bot:
                 hold_name(f"{name}{BY_BOT}", what, opened)
             if name:
@@ -59,15 +50,15 @@ class Lock:
         """Release the lock and the name."""
         self._opened.close()
 
-    def _take(self, what: str, tries: int, advice: str) -> None:
-        for _ in range(tries):
+    def _take(self, what: str) -> None:
+        for _ in range(TRIES):
             with suppress(BlockingIOError):
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return
             time.sleep(LOOK_S)  # The holder may only be checking, as `is_locked` does.
         unknown = "it does not say which process"
         holder = self.read(1) or unknown
-        words = f"another krakenbot holds {what} ({holder}; lock {self._path}). {advice}"
+        words = f"another krakenbot holds {what} ({holder}; lock {self._path}). {_STOP_IT}"
         is_bot = holder.endswith(BY_BOT) or holder == unknown
         raise HeldError(words, holder.removesuffix(BY_BOT) if is_bot else "")
 
@@ -120,9 +111,9 @@ class Nonces:
 
     Until a `mark` is set, each nonce is one more than the last one stored: if the exchange accepts
     them and reports none above them, nothing was sent since with this key. From then on nonces are
-    the clock's, so that another program's larger ones refuse no change. `mark` is the id of the
-    newest intent on disk. If the journal's newest is another one, the journal is an old copy. Two
-    words stand for no intent: "refused" after a refused nonce, and "called" by the command `call`.
+    the clock's, so that no order is refused because another program used larger ones. `mark` is the
+    id of the newest intent on disk. If the journal's newest is another one, the journal is an old
+    copy. Two marks are no ids: "refused" after a refused nonce, and "called" by the command `call`.
     """
 
     def __init__(self, lock: Lock) -> None:

@@ -111,7 +111,6 @@ class Order(NamedTuple):
 class Execution(NamedTuple):
     """An order's state and fill so far, at the exchange. `cost` and `fee` in quote currency."""
 
-    client_order_id: str
     exchange_order_id: str
     status: OrderStatus
     volume: Decimal
@@ -128,19 +127,11 @@ class Position(NamedTuple):
     trades: tuple[str, ...] = ()
 
 
-class ChargeKind(Enum):
-    """Kraken's types of ledger rows. The margin opening fee may be in a TRADE or MARGIN row."""
-
-    TRADE = "trade"
-    MARGIN = "margin"
-    ROLLOVER = "rollover"
-
-
 class Charge(NamedTuple):
     """One row of the exchange's ledger: the fee of a trade, or a rollover of what it opened.
 
     `cost` is the trade's cost in quote currency, given in only one of its rows; `order_id` is its
-    order. A rollover has neither. `fee` is in `asset`.
+    order. A rollover has no order: its id is empty. `fee` is in `asset`.
     """
 
     id: str
@@ -150,11 +141,10 @@ class Charge(NamedTuple):
     cost: Decimal
     fee: Decimal
     asset: str
-    kind: ChargeKind = ChargeKind.TRADE
 
 
 class SystemStatus(NamedTuple):
-    """The state of the whole exchange, `online` or another, and the announcements in words."""
+    """The state of the whole exchange, `online` or another, and what it announces, in words."""
 
     status: str
     notices: tuple[str, ...] = ()

@@ -20,7 +20,8 @@ class Outcome(StrEnum):
     REFUSED = "refused"
     ABSENT = "absent"
     ADOPTED = "adopted"
-    REFUSED_FOR_NOW = "put off"  # Temporary, such as a rate limit; proven absent, or only closes.
+    # Temporary, such as a rate limit. A lookup found no order, or the order could only close.
+    REFUSED_FOR_NOW = "put off"
     REFUSED_FOR_NOW_NO_ORDER = "put off, no order left"  # The same, documented to leave no order.
     ABANDONED = "given up"
 
@@ -120,18 +121,6 @@ class Account(NamedTuple):
     def pnl(self, price: Decimal) -> Decimal:
         """Return profit or loss since the beginning, after all costs, valuing `held` at `price`."""
         return self.cash + self.held * price - self.costs
-
-    def traded(self, side: Side, volume: Decimal, cost: Decimal, fee: Decimal) -> "Account":
-        return self._replace(
-            held=self.held + side.sign * volume,
-            cash=self.cash - side.sign * cost,
-            fees=self.fees + fee,
-        )
-
-    def charged(self, kind: str, amount: Decimal) -> "Account":
-        if kind == "opening":
-            return self._replace(margin_fees=self.margin_fees + amount)
-        return self._replace(rollover=self.rollover + amount)
 
 
 def opening_cost(newest_first: Iterable[Intent], held: Decimal) -> Decimal:

@@ -56,15 +56,14 @@ def checks_of(start: Start) -> tuple[tuple[Check, ...], tuple[Check, ...]]:
     when exchange and journal agree. Without margin it could sell the user's own coins.
     """
     parts = (partial(try_strategy, start), partial(check_settings, start))
-    settings = (read_rates, read_candles, *parts)
+    # The rates are read once the key is known to be the right one.
+    settings = (lambda bot: bot.market.read_rates(), read_candles, *parts)
     account = partial(check_account, start)
     if start.nonces is None:
         return ((account, *settings) if start.config.mode == "validate" else settings), ()
-    trades = (partial(check_trades, start), partial(check_untracked_balance, start))
-    closing: tuple[Check, ...] = (partial(check_account, start, opens=False),)
-    if not start.config.leverage or start.adopts:
-        closing += trades
-    return (account, *trades, *settings), closing
+    trades, closing = partial(check_trades, start), partial(check_account, start, opens=False)
+    needs_trades = not start.config.leverage or start.adopts
+    return (account, trades, *settings), ((closing, trades) if needs_trades else (closing,))
 
 
 def learn(config: Config, exchange: Spot, key: str) -> tuple[Identity, KeyInfo | None]:
@@ -122,23 +121,17 @@ def _key_info(start: Start, bot: Bot, *, is_known: bool) -> KeyInfo | None:
     For a key that is known from earlier and needed now, None also when it cannot be read for a
     minute: what is held must be looked after.
     """
+    read = bot.exchange.key_info
     try:
-        return start.info or bot.exchange.key_info()
-    except RefusedError as error:
-        problem: Exception = error
-    except KeyRefusedError as error:
-        if error.lockout or not is_known:
+        if is_known and start.info is None:
+            return retry(read, bot.clock, NEEDED_PATIENCE_S)
+        return start.info or read()
+    except (ExchangeError, KeyRefusedError) as error:
+        is_lockout = isinstance(error, KeyRefusedError) and error.lockout
+        if not isinstance(error, RefusedError) and (is_lockout or not is_known):
             raise
-        problem = error
-    except ExchangeError:
-        if not is_known:
-            raise
-        try:
-            return retry(bot.exchange.key_info, bot.clock, NEEDED_PATIENCE_S)
-        except LaterError as error:
-            problem = error
-    log.warning("the key's permissions cannot be read reason=%s", problem)
-    return None
+        log.warning("the key's permissions cannot be read reason=%s", error)
+        return None
 
 
 def refuse_permissions(info: KeyInfo) -> None:
@@ -160,51 +153,54 @@ def check_trades(start: Start, bot: Bot) -> None:
 
     A journal can be an old copy: a snapshot, a backup, lost writes. So before anything is sent,
     all trades since its newest record must be its own. They are read once the newest of them is
-    sure to be visible. With a new journal in place of a lost one, the last minutes are checked. No
-    wait is needed when the exchange has seen no nonce of this key after the last one stored here,
-    and the journal's newest intent is the one stored with that nonce.
+    sure to be visible. No wait is needed when the exchange has seen no nonce of this key after the
+    last one stored here, and the journal's newest intent is the one stored with that nonce. If the
+    journal is new, its lock file says whether one was lost; then the last minutes are checked.
     """
     journal, clock, nonces = bot.journal, bot.clock, start.nonces
     assert nonces is not None
     newest = journal.newest_intent()
     mark = newest.id if newest else ""
-    is_new, was_live = not journal.get("created"), start.lock.read() == "live"
-    visible_s = DEADLINE_S + VISIBLE_S
-    # An adoption takes over whatever was traded before.
-    is_recent_only = is_new or start.adopts
-    since = int(clock.now() - visible_s) if is_recent_only else journal.newest_record()
-    wait_s = start.began + visible_s - clock.monotonic()
-    if wait_s > 0 and not nonces.prove(mark) and (was_live or not is_new):
-        why = "a bot has run here before" if is_new else "the journal may be an old copy"
-        log.warning("waiting %.0f s until any earlier order is visible: %s", wait_s, why)
-        clock.wait(wait_s)
-    if was_live or not is_new:
+    is_new = not journal.get("created")
+    is_lost = is_new and start.lock.read() == "live"
+    if is_lost or not is_new:
+        visible_s = DEADLINE_S + VISIBLE_S
+        since = journal.newest_record()
+        if is_lost or start.adopts:  # An adoption takes over whatever was traded before.
+            since = int(clock.now() - visible_s)
+        wait_s = start.began + visible_s - clock.monotonic()
+        if wait_s > 0 and not nonces.prove(mark):
+            why = "a bot has run here before" if is_lost else "the journal may be an old copy"
+            log.warning("waiting %.0f s until any earlier order is visible: %s", wait_s, why)
+            clock.wait(wait_s)
         _compare_trades(start, bot, since)
+    nonces.set_mark(mark)
+    if is_lost and not (start.config.leverage or start.adopts):
+        check_untracked_balance(bot)
     if is_new:
         journal.put(created=int(clock.now()))
-    nonces.set_mark(mark)
+    start.lock.write("live")
 
 
 def _compare_trades(start: Start, bot: Bot, since: int) -> None:
     journal, exchange = bot.journal, bot.exchange
     own, unseen_until = set(journal.get("foreign_orders").split()), 0
     for intent in journal.open_intents():
-        found = exchange.find(intent.id, intent.created)
-        own |= {found.exchange_order_id} if found else set()
-        if found is None:
+        if found := exchange.find(intent.id, intent.created):
+            own.add(found.exchange_order_id)
+        else:
             unseen_until = max(unseen_until, intent.deadline + VISIBLE_S)
     now = int(bot.clock.now())
     traded = exchange.traded_orders(since - OVERLAP_S, now)
-    unknown = [name for name in dict.fromkeys(traded) if not journal.knows_order(name)]
-    unknown = [name for name in unknown if name not in own]
+    others = [name for name in dict.fromkeys(traded) if name not in own]
+    unknown = [name for name in others if not journal.knows_order(name)]
     if not unknown:
         return
     if now < unseen_until:  # TradesHistory may show a trade before its order can be found.
         raise UnansweredError("an open order is not visible everywhere yet")
     # A person who resumes or adopts after this halt has seen these orders. With `created` set to
-    # now, the next order is looked up before it is sent: a lost journal may have sent it. `minded`:
-    # the question of a lost journal's coins is settled.
-    seen = {"foreign_orders": " ".join([*sorted(own), *unknown]), "created": now, "minded": 1}
+    # now, the next order is looked up before it is sent: a lost journal may have sent it.
+    seen = {"foreign_orders": " ".join([*sorted(own), *unknown]), "created": now}
     if start.adopts:
         journal.put(**seen)
         log.warning("adopting, with orders that the journal does not know: %s", unknown)
@@ -214,7 +210,7 @@ def _compare_trades(start: Start, bot: Bot, since: int) -> None:
         with suppress(ExchangeError):
             held = exchange.position().volume
     holds = "" if held is None else f"; the exchange holds {plain(held)}"
-    halt = journal.halt(
+    raise journal.halt(
         f"the exchange shows trades of {start.config.pair} that the journal does not know: "
         f"{', '.join(unknown)}. It has no entry after {format.moment(since)} and records "
         f"{plain(journal.account().held)}{holds}. Either it is an old copy (a snapshot, a backup, "
@@ -222,37 +218,22 @@ def _compare_trades(start: Start, bot: Bot, since: int) -> None:
         "continues with what is held (if the bot trades without margin: at most `size`), and "
         "`krakenbot resume` with what the journal records",
         held,
+        **seen,
     )
-    journal.put(**seen)  # Only now: a crash between the two must not hide them.
-    raise halt
 
 
-def check_untracked_balance(start: Start, bot: Bot) -> None:
-    """Without margin, halt when the journal was lost: only it knew which coins are the bot's.
-
-    The state in the lock file shows that there was a journal.
-    """
-    journal, lock = bot.journal, start.lock
-    is_lost = lock.read() == "live" and not journal.get("minded") and not start.config.leverage
-    if is_lost and not start.adopts:
-        rules, balances = bot.market.rules, bot.exchange.balances()
-        owned, earning = balances.get(rules.base, ZERO), earn_balances(balances, rules.base)
-        if owned + sum(earning.values()) >= rules.ordermin:
-            more = "".join(f" and {plain(amount)} {code}" for code, amount in earning.items())
-            halt = journal.halt(
-                f"the account owns {volume(owned, rules.base)}{more}, the journal is new and "
-                "records 0, but the bot has traded here before. `krakenbot adopt` takes up to "
-                "`size` as the bot's own, `krakenbot resume` nothing"
-            )
-            journal.put(minded=1)  # Only now: a crash between the two must not hide the coins.
-            raise halt
-    journal.put(minded=1)
-    lock.write("live")
-
-
-def read_rates(bot: Bot) -> None:
-    """Read fee and margin rates for the next checks, once the key is known to be the right one."""
-    bot.market.read_rates()
+def check_untracked_balance(bot: Bot) -> None:
+    """Without margin, halt when coins are owned: only the lost journal knew which are the bot's."""
+    rules, balances = bot.market.rules, bot.exchange.balances()
+    owned, earning = balances.get(rules.base, ZERO), earn_balances(balances, rules.base)
+    if owned + sum(earning.values()) >= rules.ordermin:
+        more = "".join(f" and {plain(amount)} {code}" for code, amount in earning.items())
+        raise bot.journal.halt(
+            f"the account owns {volume(owned, rules.base)}{more}, the journal is new and records "
+            "0, but the bot has traded here before. `krakenbot adopt` takes up to `size` as the "
+            "bot's own, `krakenbot resume` nothing",
+            created=int(bot.clock.now()),
+        )
 
 
 def read_candles(bot: Bot) -> str | None:

@@ -16,7 +16,7 @@ from krakenbot.commands import journals, preview
 from krakenbot.commands.preview import compared
 from krakenbot.config import Config, StrategyTable
 from krakenbot.config_reader import load_config
-from krakenbot.errors import ExchangeError, LaterError, StopError
+from krakenbot.errors import ExchangeError, HeldError, LaterError, StopError
 from krakenbot.format import asset, volume
 from krakenbot.journal_file import open_journal, open_read_only
 from krakenbot.lock import BY_BOT, Lock
@@ -224,8 +224,8 @@ def _wait_for_the_bot(path: Path, patience_s: float) -> None:
             if not is_locked(path.with_suffix(".lock")):
                 return
             if not (has_begun or is_locked(request)):  # Nobody asks: neither we nor another.
-                lock = Lock(request, "the request to flatten", advice="Try again")
-                asking.enter_context(closing(lock))
+                with suppress(HeldError):  # Another command was faster.
+                    asking.enter_context(closing(Lock(request, "the request to flatten")))
             if turn % LOOK_TURNS == 0 and not has_begun:
                 with closing(open_read_only(path)) as journal:
                     has_begun = journal.get("flatten") == BY_HAND or bool(journal.get("halted"))

@@ -17,7 +17,6 @@ from krakenbot.model import (
     ZERO,
     Candle,
     Charge,
-    ChargeKind,
     Execution,
     KeyInfo,
     MarginRates,
@@ -36,7 +35,8 @@ FORBIDDEN_PERMISSIONS = ("withdraw-funds", "add-withdraw-address", "update-withd
 SEARCH_BEFORE_S = 60  # Closed orders are searched from this long before the order.
 PAGES_MAX = 10_000  # Of a history: 16 hours at Kraken's rate limit.
 MARGIN_RATE_MAX = Decimal("0.05")
-_CHARGES = tuple(kind.value for kind in ChargeKind)
+# Types of ledger rows. The opening fee of a margin trade may be in a "trade" or a "margin" row.
+_CHARGES = ("trade", "margin", "rollover")
 
 
 class Spot:
@@ -210,13 +210,13 @@ class Spot:
         found = []
         with shape("Ledgers"):
             for key, row in ledger.rows.items():
-                kind, trade_id = ChargeKind(row["type"]), str(row["refid"])
-                order_id = "" if kind is ChargeKind.ROLLOVER else orders.get(trade_id)
+                trade_id = str(row["refid"])
+                order_id = "" if row["type"] == "rollover" else orders.get(trade_id)
                 if order_id is None:
                     continue
                 cost = costs.pop(trade_id, ZERO) if order_id else ZERO
                 at, fee, asset = moment(row["time"]), decimal(row["fee"]), str(row["asset"])
-                found.append(Charge(key, trade_id, order_id, at, cost, fee, asset, kind))
+                found.append(Charge(key, trade_id, order_id, at, cost, fee, asset))
         return found
 
     def traded_orders(self, since: int, until: int) -> Sequence[str]:
@@ -298,7 +298,7 @@ class Spot:
                 orders = {placed: orders[placed]} if orders else {}
         else:
             orders = self._search(client_order_id, since)
-        found = [_execution(client_order_id, key, row) for key, row in orders.items()]
+        found = [_execution(key, row) for key, row in orders.items()]
         if len(found) > 1:
             ids = ", ".join(orders)
             raise StopError(f"the exchange shows several orders for {client_order_id}: {ids}")
@@ -320,13 +320,13 @@ class Spot:
         return found
 
 
-def _execution(client_order_id: str, exchange_id: str, row: Any) -> Execution:
+def _execution(exchange_id: str, row: Any) -> Execution:
     with shape("order"):
         status, reason = OrderStatus(row["status"]), str(row.get("reason") or "")
         volume, cost, fee = (decimal(row[key]) for key in ("vol_exec", "cost", "fee"))
         if min(volume, cost) < 0 or (volume == 0 and cost):
             raise ValueError(f"volume {volume}, cost {cost}")
-    return Execution(client_order_id, exchange_id, status, volume, cost, fee, reason)
+    return Execution(exchange_id, status, volume, cost, fee, reason)
 
 
 def _words(event: Any) -> str:

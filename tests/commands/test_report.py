@@ -53,7 +53,7 @@ def _path(text: str, kind: str) -> str:
 
 def empty() -> sqlite3.Connection:
     """Return the database of a new journal."""
-    return prepare(sqlite3.connect(":memory:", isolation_level=None), Path(":memory:"))
+    return prepare(sqlite3.connect(":memory:", isolation_level=None))
 
 
 @functools.cache

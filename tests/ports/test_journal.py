@@ -66,7 +66,7 @@ def intent(
 
 def execution(wanted: Intent, volume: str, cost: str, fee: str = "0") -> Execution:
     numbers = Decimal(volume), Decimal(cost), Decimal(fee)
-    return Execution(wanted.id, f"O{wanted.id[:5]}", OrderStatus.CLOSED, *numbers)
+    return Execution(f"O{wanted.id[:5]}", OrderStatus.CLOSED, *numbers)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -100,7 +100,7 @@ class Folder(unittest.TestCase):
     def connection(self) -> sqlite3.Connection:
         """Return a connection as a journal has it."""
         self.path.parent.mkdir(exist_ok=True)
-        connection = prepare(sqlite3.connect(self.path, isolation_level=None), self.path)
+        connection = prepare(sqlite3.connect(self.path, isolation_level=None))
         self.addCleanup(connection.close)
         return connection
 
@@ -348,6 +348,11 @@ class TestFile(Folder):
                 whole.keep_stop(caught.exception)
                 self.assertEqual("", whole.get("halted"), "a disk may come back")
 
+    def test_damage_that_shows_while_writing_is_called_damage(self) -> None:
+        error = sqlite3.DatabaseError("database disk image is malformed")
+        failing = Journal(FullDisk(self.connection(), "BEGIN", error), self.path)
+        self.assertRaisesRegex(StopError, "damaged.*malformed", failing.put, a=1)
+
     def test_a_damaged_file_is_refused_and_byte_identical_afterwards(self) -> None:
         journal = open_journal(self.path)
         for number in range(200):
@@ -517,7 +522,7 @@ class FullDisk:
 class TestFullDisk(Folder):
     def test_whatever_statement_fails_the_bot_stops_and_nothing_is_half_written(self) -> None:
         for word in ("BEGIN", "INSERT", "UPDATE", "COMMIT"):
-            connection = prepare(sqlite3.connect(":memory:", isolation_level=None), self.path)
+            connection = prepare(sqlite3.connect(":memory:", isolation_level=None))
             self.addCleanup(connection.close)
             whole, full = Journal(connection), Journal(FullDisk(connection, word))
             whole.write(intent())
@@ -543,10 +548,8 @@ class TestFullDisk(Folder):
                 whole.put(still="works")
 
     def test_a_disk_that_is_full_at_the_start_is_a_configuration_error(self) -> None:
-        connection = sqlite3.connect(":memory:", isolation_level=None)
-        self.addCleanup(connection.close)
-        connection.execute("PRAGMA max_page_count = 2")
-        self.assertRaises(ConfigError, prepare, connection, self.path)
+        with full_disk():
+            self.assertRaises(ConfigError, open_journal, self.path)
 
 
 class TestLock(Folder):

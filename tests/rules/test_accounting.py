@@ -2,7 +2,6 @@ import sqlite3
 import unittest
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
-from pathlib import Path
 from typing import cast
 
 from krakenbot.accounting import LATE_S, Ledger, opening_fee
@@ -12,7 +11,7 @@ from krakenbot.errors import KeyRefusedError, StopError, UnansweredError
 from krakenbot.journal import Journal
 from krakenbot.journal_file import open_journal, prepare
 from krakenbot.kraken.spot import Spot
-from krakenbot.model import Candle, Charge, ChargeKind, MarginRates, Side
+from krakenbot.model import Candle, Charge, MarginRates, Side
 from krakenbot.pairs import parse_rules
 from krakenbot.records import Booked, Outcome
 from krakenbot.simulated.listing import PAIRS
@@ -53,7 +52,7 @@ class Rows:
 class AccountingTest(unittest.TestCase):
     def setUp(self) -> None:
         silence(self)
-        self.database = prepare(sqlite3.connect(":memory:", isolation_level=None), Path("-"))
+        self.database = prepare(sqlite3.connect(":memory:", isolation_level=None))
         self.addCleanup(self.database.close)
         self.journal, self.ledger = Journal(self.database), Rows()
         self.journal.put(charges_read=CANDLE)
@@ -80,9 +79,8 @@ class AccountingTest(unittest.TestCase):
         self, trade: str, order_id: str, cost: str, fee: str, at: int = CANDLE, asset: str = "ZUSD"
     ) -> None:
         """Have the ledger show a row of a trade, or with no order id a rollover."""
-        kind = ChargeKind.MARGIN if order_id else ChargeKind.ROLLOVER
         name = f"L{len(self.ledger.rows)}"
-        row = Charge(name, trade, order_id, at, Decimal(cost), Decimal(fee), asset, kind)
+        row = Charge(name, trade, order_id, at, Decimal(cost), Decimal(fee), asset)
         self.ledger.rows.append(row)
 
     def book(self, now: int = CANDLE + 600, pages: int = 20) -> str:

@@ -96,13 +96,11 @@ shown by two-step:AddOrder=death-after
 orders: Orders.reconcile(self): pass
 
 a refused order counts as filled
-shown by 1
+shown by 3
 journal: Journal.conclude(self, intent, outcome, now, found=None, note="", opening_fee=ZERO):
     if outcome is Outcome.REFUSED:
         from krakenbot.model import OrderStatus
-        found = Execution(
-            intent.id, "", OrderStatus.CLOSED, intent.volume, intent.volume, ZERO
-        )
+        found = Execution("", OrderStatus.CLOSED, intent.volume, intent.volume, ZERO)
     original(self, intent, outcome, now, found, note, opening_fee)
 
 an accepted order counts as filled
@@ -110,9 +108,7 @@ shown by two-step:
 journal: Journal.accept(self, intent_id):
     from krakenbot.model import OrderStatus
     intent = self.open_intents()[-1]
-    found = Execution(
-        intent.id, "O", OrderStatus.CLOSED, intent.volume, intent.volume, ZERO
-    )
+    found = Execution("O", OrderStatus.CLOSED, intent.volume, intent.volume, ZERO)
     self.conclude(intent, Outcome.CLOSED, intent.created, found)
 
 a refused order is thought never to have left
@@ -125,7 +121,7 @@ orders: Orders._place(self, intent):
     return answer
 
 a refusal in doubt is believed
-shown by no margin:AddOrder=yes-after-no,OpenOrders=lag,ClosedOrders=lag
+shown by two-step:AddOrder#1=yes-after-no,OpenOrders=lag,ClosedOrders=lag
 orders: Orders._in_doubt(self, intent, error):
     return Answer.REJECTED if self._refusal[0] == intent.id else original(self, intent, error)
 
@@ -170,11 +166,11 @@ orders: Orders._look_up(self, intent):
     if answer is not Answer.LOOKUP_FAILED or intent.accepted:
         return answer
     volume = intent.volume
-    self._found = Execution(intent.id, "O", OrderStatus.CLOSED, volume, volume, ZERO)
+    self._found = Execution("O", OrderStatus.CLOSED, volume, volume, ZERO)
     return Answer.FOUND_FINAL
 
 a new process believes its first empty answer
-shown by 2
+shown by 42
 orders: Orders.reconcile(self):
     if not vars(self).get("is_old"):
         for intent in self._journal.open_intents():
@@ -205,8 +201,8 @@ orders: Orders._look_up(self, intent):
 
 what is committed may not be on disk
 shown by two-step:
-journal_file: prepare(connection, path):
-    connection = original(connection, path)
+journal_file: prepare(connection):
+    connection = original(connection)
     connection.execute("PRAGMA synchronous = NORMAL")
     return connection
 
@@ -223,7 +219,7 @@ lock: Nonces.__init__(self, lock):
     self._last, self._is_marked = 0, True
 
 nonces are written without being synced
-shown by no margin:AddOrder#1=death-clock
+shown by two-step:AddOrder#1=death-clock
 lock: Lock._put(self, state):
     holder = "pid"
     text = f"{state:{STATE_BYTES_MAX - 1}}\\n{holder:<60}\\n"
@@ -239,7 +235,7 @@ bot: Bot._refuse_when_halted(self): pass
 
 a halt is not written down
 shown by two-step:AddOrder=untold
-journal: Journal.halt(self, reason, held=None): return StopError(reason)
+journal: Journal.halt(self, reason, held=None, **more): return StopError(reason)
 journal: Journal.keep_stop(self, error): pass
 
 a charge is booked each time it is read
@@ -249,13 +245,13 @@ journal: Journal.is_charged(self, charge_id): return False
 # the wire
 
 an error of unknown text is a refusal
-shown by two-step:AddOrder#2=unknown,OpenOrders=lag,ClosedOrders=lag
+shown by no margin:AddOrder#1=unknown,OpenOrders=lag,ClosedOrders=lag
 kraken.client: _verdict(failure):
     verdict = original(failure)
     return (REFUSED, Cause.OTHER) if verdict[0] == UNKNOWN else verdict
 
 a page in place of JSON is a refusal
-shown by one-order:AddOrder#2=html,OpenOrders=lag,ClosedOrders=lag
+shown by two-step:AddOrder#2=html,OpenOrders=lag,ClosedOrders=lag
 kraken.client: result_of(method, status, body, **more):
     if method == "AddOrder" and not body.startswith(b"{"):
         raise RefusedError("a page")
@@ -371,7 +367,7 @@ startup: check_trades(start, bot): bot.journal.put(created=1)
 
 the coins of a lost journal are nobody's
 shown by no margin:write#19=death-deleted
-startup: check_untracked_balance(start, bot): start.lock.write('live')
+startup: check_untracked_balance(bot): pass
 
 the journal is named by the pair's spelling
 shown by 1

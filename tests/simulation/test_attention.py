@@ -33,7 +33,6 @@ from krakenbot.model import (
     SystemStatus,
 )
 from krakenbot.retry import KEY_PAUSES_S, retry
-from krakenbot.startup import read_rates
 from tests.logs import silence
 from tests.rules.test_pairs import rules
 from tests.simulation.test_bot import DAY_S, DOWN, LIMITS, SIZE, BotTest, FakeClock
@@ -181,7 +180,7 @@ class TestRefusalsThatPass(BotTest):
             id="sale", purpose=Purpose.CLOSE, side=Side.SELL, accepted=False, outcome=None
         )
         self.journal.write(sale._replace(executed=ZERO, cost=ZERO, fee=ZERO, settled=None))
-        sold = Execution("sale", "O9", OrderStatus.CLOSED, SIZE, Decimal(500), ZERO)
+        sold = Execution("O9", OrderStatus.CLOSED, SIZE, Decimal(500), ZERO)
         self.exchange.executions["sale"], self.exchange.base = sold, ZERO
         self.adopt()
         self.assertEqual(ZERO, self.journal.account().held)
@@ -497,7 +496,7 @@ class TestLockout(BotTest):
 
     def test_one_that_answers_the_question_for_the_fee_is_not_passed_over(self) -> None:
         self.fails("fee_rate", error=LOCKOUT)
-        self.stopped(self.bot(read_rates).run, 77)
+        self.stopped(self.bot(lambda bot: bot.market.read_rates()).run, 77)
         self.assertEqual([], self.exchange.placed)
 
     def test_a_flatten_that_is_asked_for_meanwhile_waits_for_its_end(self) -> None:

@@ -5,7 +5,6 @@ from contextlib import suppress
 from decimal import Decimal
 from functools import partial
 from itertools import chain, count, pairwise, repeat
-from pathlib import Path
 from typing import Any, NoReturn
 from unittest import mock
 
@@ -45,7 +44,6 @@ from krakenbot.model import (
 )
 from krakenbot.pairs import PairRules
 from krakenbot.records import Intent, Outcome
-from krakenbot.startup import read_rates
 from tests import IS_LONG, slow
 from tests.clocks import StandingClock
 from tests.logs import silence
@@ -198,7 +196,7 @@ class FakeExchange:
         price = self.close(self.number)
         cost = volume * price
         name, fee = f"O{len(self.executions)}", cost * self.fee_rate()
-        done = Execution(order.client_order_id, name, status, volume, cost, fee)
+        done = Execution(name, status, volume, cost, fee)
         self.executions[order.client_order_id] = done
         if order.leverage:
             self.held += order.side.sign * volume
@@ -237,7 +235,7 @@ class BotTest(unittest.TestCase):
         self.at(100)
 
     def begin_journal(self) -> None:
-        self.connection = prepare(sqlite3.connect(":memory:", isolation_level=None), Path("memory"))
+        self.connection = prepare(sqlite3.connect(":memory:", isolation_level=None))
         self.addCleanup(self.connection.close)
         self.journal = Journal(self.connection)
 
@@ -982,10 +980,10 @@ class TestFlatten(BotTest):
 class TestAdoption(BotTest):
     def test_an_order_that_is_still_open_is_not_given_up(self) -> None:
         self.once(105)
-        bought = self.exchange.placed[0].client_order_id
+        (bought,) = self.exchange.executions.values()
 
         def stays_open(found: Execution) -> Execution:
-            is_new = found.client_order_id != bought
+            is_new = found.exchange_order_id != bought.exchange_order_id
             return found._replace(status=OrderStatus.OPEN, volume=ZERO) if is_new else found
 
         self.shows(stays_open)
@@ -1090,7 +1088,7 @@ class TestDeath(BotTest):
         dead = self.bot()
         with mock.patch.object(self.exchange, "find", side_effect=(None, Killed)):
             self.assertRaises(Killed, self.once, 105, dead)
-        self.once(106, self.bot(read_rates))
+        self.once(106, self.bot(lambda bot: bot.market.read_rates()))
         bought = self.intents()[0]
         self.assertEqual(1, len(self.exchange.placed))
         fee = (bought.cost * Decimal("0.00025")).quantize(Decimal("0.00001"))

@@ -143,12 +143,15 @@ class Contract:
     ) -> Execution:
         """Place an order and return what `find` returns of it."""
         self.serial += 1
-        name = f"00000000-0000-4000-8000-{self.serial:012}"
+        name = self.name(self.serial)
         order = Order(name, side, D(volume), leverage, reduce_only)
         self.exchange.place(order, int(self.world.time) + 15)
         found = self.exchange.find(name, int(self.world.time))
         assert found is not None
         return found
+
+    def name(self, serial: int) -> str:
+        return f"00000000-0000-4000-8000-{serial:012}"
 
     def held(self) -> tuple[D, D]:
         position = self.exchange.position()
@@ -271,8 +274,8 @@ class Contract:
         self.assertIsNone(self.exchange.find("00000000-0000-4000-8000-0000000000ff", self.began))
         first = self.place(Side.BUY, "0.01")
         second = self.place(Side.BUY, "0.02")
-        for found in (first, second):
-            self.assertEqual(self.exchange.find(found.client_order_id, self.began), found)
+        for serial, found in ((1, first), (2, second)):
+            self.assertEqual(found, self.exchange.find(self.name(serial), self.began))
         self.assertCountEqual(self.traded(), (first.exchange_order_id, second.exchange_order_id))
 
     def test_rollover_is_charged_every_four_hours_on_what_a_long_owes(self) -> None:

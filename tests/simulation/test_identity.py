@@ -228,6 +228,13 @@ class TestSpelling(FrontDoor):
         self.run_once(pair="XXBTZUSD")
         self.assertEqual(([SIZE], [old]), (self.bought(), self.journals()))
 
+    def test_a_journal_that_0_2_0_named_after_doge_is_the_one_of_xdg(self) -> None:
+        identity.remember(self.config, "pair", "XDGUSD", "XDGUSD")
+        named = identity.place_of(self.config, identity.Identity("XDGUSD"))
+        old = named.with_name(named.name.replace("XDG", "DOGE"))
+        old.touch()
+        self.assertEqual(old, identity.place_of(self.config, identity.Identity("XDGUSD")))
+
     def test_two_journals_of_one_market_stop_with_both_names(self) -> None:
         self.hold()
         (name,) = self.journals()
@@ -651,16 +658,23 @@ class TestTogether(unittest.TestCase):
             list(pool.map(partial(identity.remember, config, "pair"), names, names))
         self.assertEqual(names, [identity.recall(config, "pair", name) for name in names])
 
-    def test_what_is_known_already_needs_no_lock(self) -> None:
-        config = self.config
-        identity.remember(config, "pair", "XBTUSD", "XXBTZUSD")
-        other = Lock((config.state_directory / identity.INDEX).with_suffix(".lock"), "it")
-        self.addCleanup(other.close)
-        with mock.patch.object(identity, "INDEX_TRIES", 1):
-            identity.remember(config, "pair", "XBTUSD", "XXBTZUSD")
+    def test_half_an_entry_after_a_power_failure_hides_none_but_itself(self) -> None:
+        index = self.config.state_directory / identity.INDEX
+        index.parent.mkdir(exist_ok=True)
+        index.write_text('{\n "pair api.kraken.com A": "PAIR1",\n "x": "y"\n}\n{"pair api.kra')
+        identity.remember(self.config, "pair", "B", "PAIR2")
+        identity.remember(self.config, "pair", "A", "PAIR3")
+        self.assertEqual(
+            ["PAIR3", "PAIR2"], [identity.recall(self.config, "pair", x) for x in "AB"]
+        )
+
+    def test_what_is_known_already_is_not_written_again(self) -> None:
+        identity.remember(self.config, "pair", "XBTUSD", "XXBTZUSD")
+        with mock.patch.object(identity, "open_private", side_effect=OSError("full")):
+            identity.remember(self.config, "pair", "XBT/USD", "XXBTZUSD")
             with self.assertRaises(ConfigError):
-                identity.remember(config, "pair", "XBTUSD", "XETHZUSD")
-        self.assertEqual("XXBTZUSD", identity.recall(config, "pair", "XBTUSD"))
+                identity.remember(self.config, "pair", "XBTUSD", "XETHZUSD")
+        self.assertEqual("XXBTZUSD", identity.recall(self.config, "pair", "XBTUSD"))
 
 
 class TestKeyInformation(unittest.TestCase):

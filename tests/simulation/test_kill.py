@@ -141,7 +141,7 @@ class TestKill(ProgramTest):
 
     def test_a_full_disk_ends_it_with_76_and_the_ledger_stays_exact(self) -> None:
         done = self.bot(disk=160 * 1024).done()
-        self.assert_ends(done, 76, "the journal cannot be written")
+        self.assert_ends(done, 76, "cannot be written")
         self.run_until_settled()
         self.assertGreater(self.check_ledger(), 0)
         self.assertGreater(self.decisions(), 10)

@@ -9,7 +9,6 @@ import unittest
 from collections.abc import Callable
 from decimal import Decimal as D
 from functools import partial
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -87,7 +86,7 @@ class World(StandingClock):
         self.spot = Spot(
             signing(Direct(self.api), "http://127.0.0.1:1", self), "XBTUSD", interval_s
         )
-        self.database = prepare(sqlite3.connect(":memory:", isolation_level=None), Path("-"))
+        self.database = prepare(sqlite3.connect(":memory:", isolation_level=None))
         self.journal = Journal(self.database)
         strategy, needed = partial(sma_slope, length=5), 6
         limits = Limits(None, D(150), D(1), 500)
@@ -306,7 +305,7 @@ class TestBooks(unittest.TestCase):
         world = self.world()
         world.price(D(60000))
         world.hands("buy", "0.02")
-        bought = Execution("x", "O1", OrderStatus.CLOSED, D("0.01"), D(500), D(0))
+        bought = Execution("O1", OrderStatus.CLOSED, D("0.01"), D(500), D(0))
         order = Intent("x", 60, 1, Purpose.OPEN, Side.BUY, D("0.01"), 2, False, "", D(0), 1, 16)
         world.journal.write(order)
         world.journal.conclude(order, Outcome.CLOSED, 2, bought)

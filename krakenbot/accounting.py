@@ -51,6 +51,7 @@ class Ledger:
         self._until = 0  # The end of the span being read; 0 when there is none.
         self.is_read = False  # False only while the next call must continue this reading.
         self.refused = ""  # Why the key may not read the ledger, if the last call was refused.
+        self.unread = ""  # Why the last call could not read it, if it failed otherwise.
         self._differences: list[str] = []
         self._candles: Sequence[Candle] = ()  # For the prices of one reading.
 
@@ -58,16 +59,17 @@ class Ledger:
         """Book what the ledger shows, with at most `pages` requests.
 
         Returns how the ledger differs from the orders, or an empty text: a sentence for each order
-        and for each fee that cannot be valued. If the key may not read the ledger, `refused` says
-        so.
+        and for each fee that cannot be valued. If the ledger cannot be read, `refused` or `unread`
+        says so.
         """
         self._rules, self._now = rules, int(self._clock.now())
         self._differences, self._candles = [], ()
         self.is_read = True  # Also after a failure: the next check tries again.
         try:
             self.is_read = self._read_spans(iter(range(pages)))
-            self.refused = ""
+            self.refused = self.unread = ""
         except ExchangeError as error:
+            self.unread = f"margin fees are not in the books, the ledger cannot be read: {error}"
             log.warning("ledger not read reason=%s", error)
         except KeyRefusedError as error:
             if error.lockout:

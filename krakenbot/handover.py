@@ -124,9 +124,11 @@ def flatten(
     except StopError as error:
         bot.journal.keep_stop(error)
         raise
+    held = f"{plain(bot.journal.account().held)} {bot.plan.pair} may still be held"
+    if ids := ", ".join(intent.id for intent in bot.journal.open_intents()):
+        held += f", besides what order {ids} may have traded"
     raise bot.journal.halt(
-        f"could not close the position ({reason}); {plain(bot.journal.account().held)} "
-        f"{bot.plan.pair} may still be held ({why}): check at Kraken"
+        f"could not close the position ({reason}); {held} ({why}): check at Kraken"
     )
 
 

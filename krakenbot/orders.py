@@ -163,15 +163,19 @@ class Orders:
                     raise self._halt(intent, cell.reason, answer)
 
     def _halt(self, intent: Intent, reason: str, answer: Answer) -> StopError:
-        """Halt because of an order, and record what is held if that differs from the journal."""
         order = f"order {intent.id} ({intent.side.value} {plain(intent.volume)}) {reason}"
-        shown = f"the exchange shows {self._shown(answer)}"
-        # On disk before anything else is asked.
-        halt = self._journal.halt(f"{order}; {shown}. Check it there")
+        return self._halted(f"{order}; the exchange shows {self._shown(answer)}. Check it there")
+
+    def _halted(self, reason: str) -> StopError:
+        """Halt because of an order, and say what is held if that differs from the journal."""
+        halt = self._journal.halt(reason)  # On disk before anything else is asked.
         recorded = self._journal.account().held
         with suppress(ExchangeError, StopError):
             held = self._held(recorded)
-            self._journal.put(exchange_position=None if held == recorded else held)
+            if held != recorded:
+                self._journal.put(exchange_position=held)
+                both = f"the exchange holds {plain(held)}, the journal records {plain(recorded)}"
+                return StopError(f"{reason}; {both}")
         return halt
 
     def _shown(self, answer: Answer) -> str:
@@ -259,7 +263,7 @@ class Orders:
         return any(one.executed and (one.settled or 0) > visible_from for one in closes)
 
     def _look_up(self, intent: Intent) -> Answer:
-        """Look up what became of the order. KeyRefusedError and safety stops are not caught."""
+        """Look up what became of the order. Halts when several orders have its id."""
         search, now = self._searches.get(intent.id, Search()), self._clock.monotonic()
         before, self._found = self._found, None
         is_over = self._clock.now() > intent.deadline + VISIBLE_S
@@ -275,6 +279,10 @@ class Orders:
             self._searches[intent.id] = search.failed(now, isinstance(error, RefusedError))
             log.warning("order lookup failed id=%s reason=%s", intent.id, error)
             return Answer.LOOKUP_FAILED
+        except KeyRefusedError:
+            raise
+        except StopError as error:
+            raise self._halted(str(error)) from error
         self._searches[intent.id] = search.answered(now, is_over)
         self._found = found
         if found is None:
@@ -321,7 +329,7 @@ class Orders:
         volume, asked = plain(found.volume), plain(intent.volume)
         if not 0 <= found.volume <= intent.volume:
             order_id = found.exchange_order_id
-            raise self._journal.halt(f"order {order_id} filled {volume}, but {asked} was ordered")
+            raise self._halted(f"order {order_id} filled {volume}, but {asked} was ordered")
         outcome = Outcome(found.status.value)
         fee = opening_fee(intent, found, self._market.margin_rates, self._market.rules)
         now = int(self._clock.now())

@@ -185,7 +185,8 @@ def check_trades(start: Start, bot: Bot) -> None:
 def _compare_trades(start: Start, bot: Bot, since: int) -> None:
     journal, exchange = bot.journal, bot.exchange
     own, unseen_until = set(journal.get("foreign_orders").split()), 0
-    for intent in journal.open_intents():
+    # An adoption needs no answer about them: there may be several orders of one id.
+    for intent in () if start.adopts else journal.open_intents():
         if found := exchange.find(intent.id, intent.created):
             own.add(found.exchange_order_id)
         else:
@@ -297,7 +298,8 @@ def check_settings(start: Start, bot: Bot) -> str | None:
     if None not in reasons:
         _wait_for_margin(bot)
         return _refuse(bot, f"these settings can never trade: {reasons[0]}")
-    return _check_costs(start, bot) if start.nonces is not None else None
+    against = next(filter(None, reasons), "")
+    return _check_costs(start, bot, against) if start.nonces is not None else None
 
 
 def _wait_for_margin(bot: Bot) -> None:
@@ -326,8 +328,11 @@ def objections(
     return reasons
 
 
-def _check_costs(start: Start, bot: Bot) -> str | None:
-    """Refuse settings whose daily costs exceed the limit, unless passed or accepted before."""
+def _check_costs(start: Start, bot: Bot, against: str) -> str | None:
+    """Refuse settings whose daily costs exceed the limit, unless passed or accepted before.
+
+    `against` says why one side can never be opened; it is empty when both can.
+    """
     from krakenbot.backtest.costs import fee_guard
 
     config, journal, market = start.config, bot.journal, bot.market
@@ -345,7 +350,8 @@ def _check_costs(start: Start, bot: Bot) -> str | None:
     if not costs.is_too_much or start.accept_costs:
         journal.put(**{key: costs.lines[0]})
         return None
-    words = "\n".join(["it costs too much", *costs.lines, "`run --accept-costs` starts it anyway"])
+    lines = ["it costs too much", *costs.lines, "`run --accept-costs` starts it anyway"]
+    words = "\n".join(filter(None, (against, *lines)))
     return _refuse(bot, words)
 
 

@@ -190,7 +190,10 @@ def _ask_the_bot(config: Config, path: Path, arguments: argparse.Namespace) -> i
     with closing(open_read_only(path)) as journal:
         held, base = journal.account().held, journal.get("base")
         paid = [intent.fee / intent.cost for intent in journal.intents() if intent.fee]
+        pending = preview.unresolved(journal)
     print(f"a running bot holds {volume(held, base)} and will be asked to close it")
+    if pending:
+        print(f"  {pending}: more or less may be held")
     clock = Clock(config.exchange.clock_speed)
     if held:
         spot = spot_of(config, client_of(config, clock))

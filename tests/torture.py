@@ -28,7 +28,6 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--days", type=float, default=100.0)
     parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--dense", action="store_true", help="only seeds of many orders")
     parser.add_argument("--replay", type=int, metavar="SEED")
     parser.add_argument("--faults", metavar="NUMBERS", help="replay with these faults alone: 3,17")
     parser.add_argument("--shrink", type=int, metavar="SEED", help="find the fewest faults")
@@ -44,7 +43,7 @@ def main(arguments: list[str]) -> int:
     total: Counter[str] = Counter()
     stopped: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, frame: stopped.append(number))
-    for result in episodes(first, days, jobs, chosen.dense):
+    for result in episodes(first, days, jobs):
         done += result.days
         total += result.counts
         if result.failure:

@@ -125,7 +125,7 @@ orders: Orders._place(self, intent):
     return answer
 
 a refusal in doubt is believed
-shown by no margin:AddOrder=yes-after-no,OpenOrders=lag,ClosedOrders=lag
+shown by one-order:AddOrder#2=yes-after-no,OpenOrders=lag,ClosedOrders=lag
 orders: Orders._in_doubt(self, intent, error):
     return Answer.REJECTED if self._refusal[0] == intent.id else original(self, intent, error)
 
@@ -134,7 +134,7 @@ shown by two-step:AddOrder=late-fill
 orders: next_attempt(*question): pass
 
 refusals go on for ever
-shown by 51
+shown by 7
 orders: next_attempt(newest_first, *more):
     ended = newest_first[0].outcome if newest_first else None
     is_refused = ended in (Outcome.REFUSED, Outcome.REFUSED_FOR_NOW_NO_ORDER)

@@ -23,6 +23,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from krakenbot.model import OrderStatus
 from tests import exhaustive
 from tests.simulation.defects import DEFECTS, SETTINGS
 from tests.simulation.episode import episode, scratch
@@ -41,7 +42,7 @@ def plant(defect: str) -> None:
         module = importlib.import_module(f"krakenbot.{module_name}")
         *path, last = name.split(".")
         place: Any = attrgetter(".".join(path))(module) if path else module
-        names = {**vars(module), "original": getattr(place, last)}
+        names = {**vars(module), "OrderStatus": OrderStatus, "original": getattr(place, last)}
         if source.startswith("def "):
             exec(source, names)
             setattr(place, last, names["defect"])

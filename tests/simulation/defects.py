@@ -8,7 +8,8 @@ from tests.simulation.world import Setting
 
 # What goes wrong; the seed of an episode, or faults as tests.exhaustive has them, that show it;
 # and what stands in place of what then, by module and name: a function, or = and a value.
-# `original` is what was there. It happens in a process of its own; an unknown name fails loudly.
+# `original` is what was there; `OrderStatus` is known everywhere. It happens in a process of its
+# own; an unknown name fails loudly.
 TEXT = """
 # the order's life
 
@@ -99,20 +100,16 @@ a refused order counts as filled
 shown by 1
 journal: Journal.conclude(self, intent, outcome, now, found=None, note="", opening_fee=ZERO):
     if outcome is Outcome.REFUSED:
-        from krakenbot.model import OrderStatus
-        found = Execution(
-            intent.id, "", OrderStatus.CLOSED, intent.volume, intent.volume, ZERO
-        )
+        volume = intent.volume
+        found = Execution(intent.id, "", OrderStatus.CLOSED, volume, volume, ZERO)
     original(self, intent, outcome, now, found, note, opening_fee)
 
 an accepted order counts as filled
 shown by two-step:
 journal: Journal.accept(self, intent_id):
-    from krakenbot.model import OrderStatus
     intent = self.open_intents()[-1]
-    found = Execution(
-        intent.id, "O", OrderStatus.CLOSED, intent.volume, intent.volume, ZERO
-    )
+    volume = intent.volume
+    found = Execution(intent.id, "O", OrderStatus.CLOSED, volume, volume, ZERO)
     self.conclude(intent, Outcome.CLOSED, intent.created, found)
 
 a refused order is thought never to have left
@@ -147,7 +144,6 @@ orders: Orders._look_up(self, intent):
     answer = original(self, intent)
     return Answer.FOUND_FINAL if answer is Answer.FOUND_OPEN else answer
 orders: Orders._book(self, intent):
-    from krakenbot.model import OrderStatus
     self._found = self._found._replace(status=OrderStatus.CANCELED)
     original(self, intent)
 
@@ -165,7 +161,6 @@ orders: Orders._look_up(self, intent):
 an unanswered order that cannot be looked up counts as filled
 shown by two-step:AddOrder=lost-before,OpenOrders=lost-before
 orders: Orders._look_up(self, intent):
-    from krakenbot.model import OrderStatus
     answer = original(self, intent)
     if answer is not Answer.LOOKUP_FAILED or intent.accepted:
         return answer
@@ -174,7 +169,7 @@ orders: Orders._look_up(self, intent):
     return Answer.FOUND_FINAL
 
 a new process believes its first empty answer
-shown by 2
+shown by 4
 orders: Orders.reconcile(self):
     if not vars(self).get("is_old"):
         for intent in self._journal.open_intents():

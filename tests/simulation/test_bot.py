@@ -270,6 +270,12 @@ class BotTest(unittest.TestCase):
             self.plan = self.plan._replace(**changes)
             yield
 
+    def change(self, **unusual: Any) -> None:
+        """Change what is of the plan there, and else the exchange."""
+        plan = {name: value for name, value in unusual.items() if name in PLAN._fields}
+        self.plan = self.plan._replace(**plan)
+        vars(self.exchange).update(unusual)
+
     def begin_journal(self) -> None:
         self.connection = prepare(sqlite3.connect(":memory:", isolation_level=None), Path("memory"))
         self.addCleanup(self.connection.close)
@@ -445,9 +451,8 @@ STORIES: dict[str, tuple[str, int, list[float], int, dict[str, Any]]] = {
 class TestStories(BotTest):
     def test_each_ends_as_it_says(self) -> None:
         for story, (script, number, sizes, held, unusual) in STORIES.items():
-            plan = {name: value for name, value in unusual.items() if name in PLAN._fields}
-            with self.anew(story, **plan):
-                vars(self.exchange).update(unusual, script=script.split())
+            with self.anew(story):
+                self.change(**unusual, script=script.split())
                 self.until(number)
                 placed = self.exchange.placed
                 self.assertEqual(sizes, [float(o.side.sign * o.volume / SIZE) for o in placed])
@@ -460,11 +465,6 @@ class TestStories(BotTest):
 
 
 class TestOrdinaryTicks(BotTest):
-    def test_on_target_no_order_is_sent_also_by_a_restarted_bot(self) -> None:
-        for number in range(100, 106):
-            self.once(number)
-        self.assert_held(SIZE, sent=1)
-
     def test_a_candle_is_decided_on_once_however_often_the_bot_ticks(self) -> None:
         bot = self.once()
         self.exchange.by_hand(ZERO)  # Were it decided again, this would be seen.
@@ -547,34 +547,47 @@ class TestOrdinaryTicks(BotTest):
         self.assertEqual([], active_alerts(self.journal))
 
 
-class TestEntry(BotTest):
-    def test_the_turn_is_also_noticed_when_it_came_while_the_bot_was_not_running(self) -> None:
-        self.once(entry_now=False)
-        self.once(DOWN + 20, entry_now=False)
-        self.assert_held(-SIZE)
+# The candles on which a bot decides that is started anew for each; what is unusual with plan or
+# exchange from then on; and what is held after it.
+STARTS: dict[str, list[tuple[int, dict[str, Any], int]]] = {
+    "a restarted bot on target orders nothing": [(number, {}, 1) for number in range(100, 106)],
+    "a turn is also noticed that came while it was not running": [
+        (100, {"entry_now": False}, 0),
+        (DOWN + 20, {}, -1),
+    ],
+    "once in the market a restart does not wait again": [
+        (100, {"entry_now": False}, 0),
+        (DOWN, {}, -1),
+        (DOWN + 200, {"rise": 10_000}, 1),
+    ],
+    "who never entered waits after a change to next-turn": [
+        (103, {"equity": ZERO}, 0),
+        (105, {"equity": Decimal(100_000), "entry_now": False}, 0),
+    ],
+    "who is in the market does not wait because entry has changed": [
+        (105, {}, 1),
+        (DOWN + 3, {"entry_now": False}, -1),
+    ],
+    "a turn that is objected to is followed by its close, so risk goes down": [
+        (105, {"one_order": True}, 1),
+        (DOWN, {"equity": Decimal(300), "used_margin": Decimal(250)}, 0),  # A level of 120 %.
+    ],
+}
+
+
+class TestStarts(BotTest):
+    def test_each_is_gone_on_with_as_its_story_says(self) -> None:
+        for story, starts in STARTS.items():
+            with self.anew(story):
+                for number, unusual, held in starts:
+                    self.change(**unusual)
+                    self.once(number)
+                    self.assert_settled(held * SIZE)
 
     def test_a_first_start_that_trades_nothing_asks_for_no_quote(self) -> None:
         quotes = self.moments("quote")
         self.once(entry_now=False)
         self.assertEqual(([], []), (self.exchange.placed, quotes))
-
-    def test_once_in_the_market_a_restart_does_not_wait_again(self) -> None:
-        self.until(DOWN, entry_now=False)
-        self.exchange.rise = 10_000
-        self.once(DOWN + 200, entry_now=False)
-        self.assert_held(SIZE)
-
-    def test_who_never_entered_waits_after_a_change_to_next_turn(self) -> None:
-        self.exchange.equity = ZERO
-        self.once(103)
-        self.exchange.equity = Decimal(100_000)
-        self.once(105, entry_now=False)
-        self.assert_held(ZERO, sent=0)
-
-    def test_who_is_in_the_market_does_not_wait_because_entry_has_changed(self) -> None:
-        self.once(105)
-        self.once(DOWN + 3, entry_now=False)
-        self.assert_held(-SIZE)
 
 
 class TestWithoutMargin(BotTest):
@@ -758,13 +771,6 @@ class TestRefused(BotTest):
             self.assertIn("5", self.stopped(self.bot().run))
             self.assert_held(SIZE, sent=9)
         self.flatten()
-        self.assert_held(ZERO)
-
-    def test_a_turn_that_is_objected_to_is_followed_by_its_close_so_risk_goes_down(self) -> None:
-        self.at_the_turn(one_order=True)
-        self.exchange.equity = Decimal(300)  # A level of 120 %: no new exposure.
-        self.exchange.used_margin = Decimal(250)
-        self.once(one_order=True)
         self.assert_held(ZERO)
 
     def test_a_key_that_stays_refused_ends_it_after_three_pauses_or_a_lockout(self) -> None:

@@ -375,6 +375,16 @@ class BotTest(unittest.TestCase):
         setattr(self.exchange, method, stand_in)
         return stand_in
 
+    def slow(self, method: str, seconds: float) -> None:
+        """Let each answer to this take so long."""
+        usual = getattr(self.exchange, method)
+
+        def slowly(*words: Any) -> Any:
+            self.clock.time += seconds
+            return usual(*words)
+
+        setattr(self.exchange, method, slowly)
+
     def moments(self, method: str) -> list[float]:
         """Return what grows by the moment of each time that the exchange is asked this."""
         found, ask = list[float](), getattr(self.exchange, method)
@@ -705,13 +715,8 @@ class TestUnanswered(BotTest):
         self.assertIn("does not know it", self.journal.get("halted"))
 
     def test_a_deadline_begins_when_the_order_is_sent_and_not_with_a_lookup_before_it(self) -> None:
-        find, deadlines = self.exchange.find, list[float]()
-
-        def slow(order_id: str, since: int) -> Execution | None:
-            self.clock.time += 6
-            return find(order_id, since)
-
-        self.exchange.find = slow
+        deadlines = list[float]()
+        self.slow("find", 6)
         self.exchange.on_place = lambda _, at: deadlines.append(at - self.clock.time)
         self.once()
         self.assertGreater(deadlines[0], 14)
@@ -841,25 +846,13 @@ class TestPositionTruth(BotTest):
 
     def test_once_opens_at_the_next_candle_what_came_too_late_after_its_close(self) -> None:
         self.at_the_turn()
-        place = self.exchange.place
-
-        def slow(order: Order, deadline: int) -> None:
-            place(order, deadline)
-            self.clock.time += 70.0 * order.reduce_only
-
-        self.exchange.place = slow
+        self.slow("place", 70)
         self.once()
         self.assert_held(-SIZE)
 
     def test_nothing_is_opened_for_a_candle_that_ended_while_the_machine_slept(self) -> None:
         quote = self.exchange.quote
-
-        def asleep() -> Quote:
-            shown = quote()
-            self.clock.time += 6 * 3600
-            return shown
-
-        self.exchange.quote = asleep  # type: ignore[method-assign]
+        self.slow("quote", 6 * 3600)
         self.once()
         self.assert_held(ZERO, sent=0)
         self.exchange.quote = quote  # type: ignore[method-assign]

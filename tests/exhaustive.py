@@ -13,7 +13,6 @@ import contextlib
 import os
 import random
 import re
-import shutil
 import sqlite3
 import sys
 import time
@@ -434,10 +433,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--replay", metavar="PLAN", help="two-step:AddOrder#2=html,60=lag")
     chosen = parser.parse_args(arguments)
-    root, began = scratch(), time.monotonic()
-    total: Counter[str] = Counter()
-    wrong: list[str] = []
-    try:
+    began, total, wrong = time.monotonic(), Counter[str](), list[str]()
+    with scratch() as root:
         if chosen.replay:
             print(*replay(chosen.replay, Path(root) / "replay", show=True)[1:])
             return 0
@@ -447,8 +444,6 @@ def main(arguments: list[str]) -> int:
             wrong += found
             for line in found:
                 print(line, flush=True)
-    finally:
-        shutil.rmtree(root, ignore_errors=True)
     print(
         f"runs={total['runs']} on_target={total['on target']} halted={total['halted 76']} "
         f"key_refused={total['halted 77']} orders={total['orders']} violations={len(wrong)} "

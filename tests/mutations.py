@@ -11,7 +11,6 @@ import importlib
 import multiprocessing
 import os
 import re
-import shutil
 import sys
 import time
 import unittest
@@ -59,16 +58,13 @@ def verdict(where: Where, defect: str = "") -> str:
     time.tzset()
     if defect:
         plant(defect)
-    folder = scratch()
-    try:
+    with scratch() as folder:
         if isinstance(where, int):
             result = episode(where, Path(folder) / "run")
             name, text = result.name, result.text
         else:
             outcome = exhaustive.replay(where, Path(folder) / "run")
             name, text = "" if outcome.end in KEPT else outcome.end, outcome.text
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     return f"{name}: {text}" if name and not (defect and name in OWN) else ""
 
 

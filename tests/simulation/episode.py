@@ -5,7 +5,6 @@ import gc
 import math
 import multiprocessing
 import os
-import shutil
 import signal
 import socket
 import tempfile
@@ -162,23 +161,14 @@ def shrink(seed: int, folder: Path, tell: Callable[[str], None]) -> Result:
     return best
 
 
-_folder: Path
-
-
-def _begin(root: str) -> None:
-    global _folder
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    _folder = Path(tempfile.mkdtemp(dir=root)) / "run"
-
-
-def _run(function: Callable[[Any, Path], Any], piece: Any) -> Any:
+def _run(function: Callable[[Any, Path], Any], root: str, piece: Any) -> Any:
     gc.collect()
-    return function(piece, _folder)
+    return function(piece, Path(root) / f"{os.getpid()}")
 
 
-def scratch() -> str:
-    """Return a new folder in memory, where there is such a thing."""
-    return tempfile.mkdtemp(dir=MEMORY)
+def scratch() -> tempfile.TemporaryDirectory[str]:
+    """Return a new folder as a context, in memory where there is such a thing."""
+    return tempfile.TemporaryDirectory(dir=MEMORY, ignore_cleanup_errors=True)
 
 
 def each(
@@ -188,12 +178,12 @@ def each(
 
     A process ends after `runs_max` runs, since each leaves some memory in pieces.
     """
-    root = scratch()
-    try:
-        with multiprocessing.Pool(jobs, _begin, (root,), maxtasksperchild=runs_max) as pool:
-            yield from pool.imap_unordered(partial(_run, function), work)
-    finally:
-        shutil.rmtree(root, ignore_errors=True)
+    as_usual = signal.signal, (signal.SIGTERM, signal.SIG_DFL)
+    with (
+        scratch() as root,
+        multiprocessing.Pool(jobs, *as_usual, maxtasksperchild=runs_max) as pool,
+    ):
+        yield from pool.imap_unordered(partial(_run, function, root), work)
 
 
 def episodes(first: int, days: float, jobs: int) -> Iterator[Result]:

@@ -134,6 +134,7 @@ class TestRefusalsThatPass(BotTest):
         self.assertGreaterEqual(second.created, first.deadline + 120)
         self.assertEqual(Outcome.REFUSED_FOR_NOW, first.outcome)
         self.assertIn("EAPI:Rate limit exceeded", first.note)
+        self.assertIn("refused for now: EAPI:Rate limit exceeded", self.told("delay"))
 
     def test_without_margin_a_refusal_is_not_contradicted_by_what_a_person_trades(self) -> None:
         self.plan = self.plan._replace(leverage=0)
@@ -206,7 +207,8 @@ class TestLookups(BotTest):
         self.fails("find", error=RefusedError("QueryOrders: EOrder:Invalid order"))
         self.stopped(bot.run)
         self.assertTrue(3600 <= self.clock.time - began < 4200, self.clock.time - began)
-        self.assertIn("looked up", self.journal.get("halted"))
+        halted = self.journal.get("halted")
+        self.assertRegex(halted, "cannot be looked up: .*; the exchange shows nothing")
         self.assertTrue(self.told(), "an hour of waiting told nobody")
 
     def test_an_unknown_trade_or_a_strange_position_alone_is_no_proof_of_absence(self) -> None:

@@ -1,3 +1,5 @@
+"""The bot on an exchange made of values: what becomes of its orders, position and halts."""
+
 import sqlite3
 import unittest
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
@@ -705,6 +707,7 @@ class TestUnanswered(BotTest):
         self.shows(lambda found: None)
         message = self.stopped(self.once)
         self.assertIn(self.exchange.placed[0].client_order_id, message)
+        self.assertIn("the exchange shows no such order", message)
         self.assert_held(SIZE, sent=1)
         self.assertEqual(SIZE, Decimal(self.journal.get("exchange_position")))
 
@@ -755,6 +758,7 @@ class TestRefused(BotTest):
         self.exchange.script, looks = ["refuse"], self.moments("find")
         bot = self.once()
         self.assertEqual([(Purpose.OPEN, Outcome.REFUSED)], self.outcomes())
+        self.assertIn("was refused: EOrder:Insufficient", self.told("refusal"))
         # One look before a journal's first order, one after the refusal.
         self.assertEqual(2, len(looks))
         bot.tick()

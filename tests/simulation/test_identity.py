@@ -55,6 +55,7 @@ from tests.clocks import StandingClock
 from tests.folders import own_folder
 from tests.logs import silence
 from tests.markets import short_histories
+from tests.simulation.test_bot import Killed
 from tests.simulation.test_contract import Direct
 
 SIZE = Decimal("0.01")
@@ -67,10 +68,6 @@ NO_MARGIN_YET = NO_MARGIN | {"status": "reduce_only"}
 
 def setUpModule() -> None:
     short_histories(2)
-
-
-class Killed(BaseException):
-    """The process dies here."""
 
 
 class LeapingClock(Clock):

@@ -36,6 +36,7 @@ from tests.clients import signing
 from tests.clocks import StandingClock
 from tests.logs import silence_module
 from tests.markets import short_histories
+from tests.simulation.test_bot import Killed
 from tests.simulation.test_contract import Direct, plan_of_length
 
 START = 1_791_504_000.0
@@ -126,10 +127,6 @@ class World(StandingClock):
             key = f"{entry.type} {entry.asset}"
             total[key] = total.get(key, D(0)) + entry.fee
         return total
-
-
-class Died(BaseException):
-    """The process dies here."""
 
 
 class TestBooks(unittest.TestCase):
@@ -251,8 +248,8 @@ class TestBooks(unittest.TestCase):
 
     def test_nothing_is_adopted_before_its_rollovers_are_known_to_be_its_own(self) -> None:
         world = self.world_with_foreign_position()
-        with mock.patch.object(handover, "own_trades", side_effect=Died):
-            self.assertRaises(Died, self.adopt, world, D(0))
+        with mock.patch.object(handover, "own_trades", side_effect=Killed):
+            self.assertRaises(Killed, self.adopt, world, D(0))
         self.assertEqual(0, world.journal.account().held)
 
     def test_an_order_that_was_adopted_costs_what_the_ledger_shows_all_the_same(self) -> None:

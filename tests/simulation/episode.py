@@ -9,7 +9,7 @@ import signal
 import socket
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial, partialmethod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +24,6 @@ from tests.simulation.report import START, Violation
 from tests.simulation.world import DAY_S, Over, World
 
 LIVENESS_CANDLES = 6
-TRIES_MAX = 150  # Runs that shrinking may take.
 
 
 class Result(NamedTuple):
@@ -141,23 +140,18 @@ def _last_look(world: World) -> None:
 def shrink(seed: int, folder: Path, tell: Callable[[str], None]) -> Result:
     """Return the result of this seed with as few faults as still break the same invariant."""
     best = episode(seed, folder)
-    kept: Sequence[int] = best.struck
-    parts, tries = 2, 0
-    while best.failure and len(kept) > 1 and tries < TRIES_MAX:
-        size = max(1, len(kept) // parts)
-        for begin in range(0, len(kept), size):
-            fewer = [*kept[:begin], *kept[begin + size :]]
-            tries += 1
-            result = episode(seed, folder, frozenset(fewer))
+    size = len(best.struck) // 2 if best.failure else 0
+    while size:
+        begin = 0
+        while begin < len(best.struck):  # Leave out so many at a time.
+            fewer = frozenset(best.struck[:begin] + best.struck[begin + size :])
+            result = episode(seed, folder, fewer)
             if result.name == best.name:
-                best, kept = result, [n for n in fewer if n in result.struck]
-                tell(f"{len(kept)} faults still break it")
-                parts = max(2, parts - 1)
-                break
-        else:
-            if size == 1:
-                break
-            parts = min(len(kept), 2 * parts)
+                best = result
+                tell(f"{len(best.struck)} faults still break it")
+            else:
+                begin += size
+        size //= 2
     return best
 
 

@@ -646,7 +646,7 @@ class TestClocks(BotTest):
 
     def test_an_answer_about_the_time_that_took_long_moves_no_clock_that_it_allows(self) -> None:
         bot = self.run_for(100)
-        self.slow("server_time", 28)  # The first addresses are dead.
+        self.delay("server_time", 28)  # The first addresses are dead.
         bot.market.invalidate()
         bot.market.refresh()
         self.assertLess(abs(self.clock.now() - self.clock.time), 2)

@@ -89,11 +89,10 @@ class FakeClock(StandingClock):
 class FakeExchange:
     """An exchange with one account on one pair, whose answers to orders can be told before.
 
-    An order that goes out twice fails the test.
     `script` holds one word for each coming order: fill (also when it is empty), lost (executed,
     the answer lost), never (lost on the way), refuse, funds, later, pool, wait, unsent, stop,
     half, zero (cancelled without a trade), hang and taken (unanswered or refused, and yet executed
-    and shown `hang_s` later).
+    and shown `hang_s` later). An order that goes out twice fails the test.
     """
 
     def __init__(self, clock: FakeClock) -> None:
@@ -377,7 +376,7 @@ class BotTest(unittest.TestCase):
         setattr(self.exchange, method, stand_in)
         return stand_in
 
-    def slow(self, method: str, seconds: float) -> None:
+    def delay(self, method: str, seconds: float) -> None:
         """Let each answer to this take so long."""
         usual = getattr(self.exchange, method)
 
@@ -719,7 +718,7 @@ class TestUnanswered(BotTest):
 
     def test_a_deadline_begins_when_the_order_is_sent_and_not_with_a_lookup_before_it(self) -> None:
         deadlines = list[float]()
-        self.slow("find", 6)
+        self.delay("find", 6)
         self.exchange.on_place = lambda _, at: deadlines.append(at - self.clock.time)
         self.once()
         self.assertGreater(deadlines[0], 14)
@@ -850,13 +849,13 @@ class TestPositionTruth(BotTest):
 
     def test_once_opens_at_the_next_candle_what_came_too_late_after_its_close(self) -> None:
         self.at_the_turn()
-        self.slow("place", 70)
+        self.delay("place", 70)
         self.once()
         self.assert_held(-SIZE)
 
     def test_nothing_is_opened_for_a_candle_that_ended_while_the_machine_slept(self) -> None:
         quote = self.exchange.quote
-        self.slow("quote", 6 * 3600)
+        self.delay("quote", 6 * 3600)
         self.once()
         self.assert_held(ZERO, sent=0)
         self.exchange.quote = quote  # type: ignore[method-assign]

@@ -20,14 +20,12 @@ from collections import Counter
 from collections.abc import Container, Iterator
 from decimal import Decimal
 from functools import partial
-from operator import mul
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from krakenbot.errors import RefusedError
 from krakenbot.model import ZERO
-from krakenbot.pairs import PairRules
-from krakenbot.simulated.feed import Numbers, Series, tick
+from krakenbot.simulated.feed import Numbers
 from krakenbot.simulated.wire import Answer
 from tests.simulation import market
 from tests.simulation.episode import each, scratch, simulated
@@ -38,6 +36,7 @@ from tests.simulation.report import START, Violation
 from tests.simulation.world import Over, Setting, World
 
 INTERVAL_S = 300
+FIRST_TICK = 816840
 RISING = 40  # Candles that rise; those after them fall.
 ON_TARGET_S = 1500.0  # So long after the reversal is due, it must have been made.
 STARTS_MAX = 40
@@ -101,16 +100,11 @@ Plan = tuple[tuple[int, str], ...]
 class HillFeed(market.TurningFeed):
     """Prices that rise until one candle, and fall from then on."""
 
-    def series(self, rules: PairRules) -> Series:
-        if rules.pair not in self._series:
-            first = (int(self.start) // INTERVAL_S - RISING) * INTERVAL_S
-            price_of = partial(mul, tick(rules))
-            self._series[rules.pair] = Series(INTERVAL_S, first, price_of, self._rows(816840))
-        return self._series[rules.pair]
+    kept = RISING
 
     def _rows(self, start: int) -> Iterator[Numbers]:
         for number in range(10**6):
-            price = start + 20 * number - 80 * max(0, number - RISING + 1)
+            price = FIRST_TICK + 20 * number - 80 * max(0, number - RISING + 1)
             close = price + (20 if number < RISING else -60)
             yield price, price + 80, price - 80, close, market.VOLUME
 

@@ -45,6 +45,7 @@ SLEEP_S = 200.0
 SPREAD_S, SPREAD_TICKS = 30.0, 20000
 BACK_S = 20.0  # So far the host's clock goes back; nothing is opened when it is 30 s off.
 RULES_S = 2400.0  # How long the smallest order is larger than the bot's.
+SHOWN_EVERY = 200  # First faults.
 EACH_MAX = 2  # Of requests that repeat themselves, the first ones and the last are tried.
 VARIANTS: dict[str, dict[str, str]] = {
     "two-step": {"LEVERAGE": "2", "REVERSAL": "two-step"},
@@ -433,11 +434,13 @@ def main(arguments: list[str]) -> int:
             print(*replay(chosen.replay, Path(root) / "replay", show=True)[1:])
             return 0
         work = shares(root, 0 if chosen.singles else 5 if chosen.sample else 1)
-        for counts, found in each(explore, work, chosen.jobs, 200):
+        for number, (counts, found) in enumerate(each(explore, work, chosen.jobs, 200), 1):
             total += counts
             wrong += found
             for line in found:
                 print(line, flush=True)
+            if number % SHOWN_EVERY == 0:
+                print(f"{number} of {len(work)} first faults: {total['runs']} runs", flush=True)
     print(
         f"runs={total['runs']} on_target={total['on target']} halted={total['halted 76']} "
         f"key_refused={total['halted 77']} orders={total['orders']} violations={len(wrong)} "

@@ -45,7 +45,7 @@ SLEEP_S = 200.0
 SPREAD_S, SPREAD_TICKS = 30.0, 20000
 BACK_S = 20.0  # So far the host's clock goes back; nothing is opened when it is 30 s off.
 RULES_S = 2400.0  # How long the smallest order is larger than the bot's.
-SHOWN_EVERY = 200  # First faults.
+SHOWN_EVERY = 50  # First faults.
 EACH_MAX = 2  # Of requests that repeat themselves, the first ones and the last are tried.
 VARIANTS: dict[str, dict[str, str]] = {
     "two-step": {"LEVERAGE": "2", "REVERSAL": "two-step"},

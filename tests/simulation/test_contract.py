@@ -120,10 +120,6 @@ class World(StandingClock):
         assert "error" not in answer, answer
 
 
-def name_of(serial: int) -> str:
-    return f"00000000-0000-4000-8000-{serial:012}"
-
-
 class Contract:
     """What every exchange behind the port does. The price stands at 50000, a tick is 0.1."""
 
@@ -145,24 +141,16 @@ class Contract:
         self.serial = 0
 
     def place(
-        self, volume: str, leverage: int = 2, *, reduce_only: bool = False, lasts_s: int = 15
+        self, side: Side, volume: str, leverage: int = 2, *, reduce_only: bool = False
     ) -> Execution:
-        """Place an order of a signed volume and return what `find` says of it."""
+        """Place an order and return what `find` says of it."""
         self.serial += 1
-        side = Side.SELL if volume.startswith("-") else Side.BUY
-        order = Order(name_of(self.serial), side, abs(D(volume)), leverage, reduce_only)
-        self.exchange.place(order, int(self.world.time) + lasts_s)
-        found = self.exchange.find(name_of(self.serial), int(self.world.time))
+        name = f"00000000-0000-4000-8000-{self.serial:012}"
+        order = Order(name, side, D(volume), leverage, reduce_only)
+        self.exchange.place(order, int(self.world.time) + 15)
+        found = self.exchange.find(name, int(self.world.time))
         assert found is not None
         return found
-
-    def reduce(self, volume: str) -> Execution:
-        return self.place(volume, reduce_only=True)
-
-    def pass_on(self, price: str) -> None:
-        """Let ten seconds pass and the price be another one."""
-        self.world.wait(10)
-        self.world.price(price)
 
     def held(self) -> tuple[D, D]:
         position = self.exchange.position()
@@ -181,31 +169,36 @@ class Contract:
         return self.exchange.balances()[QUOTE].quantize(CENTS)
 
     def test_a_long_opens_at_the_ask_and_binds_its_margin(self) -> None:
-        found = self.place("0.04")
+        found = self.place(Side.BUY, "0.04")
         self.assertEqual(found.status, OrderStatus.CLOSED)
-        done = found.volume, found.cost, found.fee
-        self.assertEqual(done, (D("0.04"), D("2000.004"), D("16.00003")))
+        self.assertEqual((found.volume, found.cost), (D("0.04"), D("2000.004")))
+        self.assertEqual(found.fee, D("16.00003"))
         self.assertEqual(self.held(), (D("0.04"), D("2000.004")))
         (charge,) = self.charges(self.began - 5)
         self.assertEqual(charge.order_id, found.exchange_order_id)
         self.assertEqual((charge.cost, charge.fee), (D("2000.004"), D("16.50003")))
-        told = D("9983.5000"), D("-0.0040"), D("1000.0020"), D("8983.4940")
-        self.assertEqual(self.summary(), MarginSummary(*told))
+        summary = self.summary()
+        self.assertEqual(summary.trade_balance, D("9983.5000"))
+        self.assertEqual(summary.unrealized_pnl, D("-0.0040"))
+        self.assertEqual(summary.used_margin, D("1000.0020"))
 
     def test_a_short_opens_at_the_bid_and_its_margin_grows_with_the_price(self) -> None:
-        found = self.place("-0.04", 4)
+        found = self.place(Side.SELL, "0.04", 4)
         self.assertEqual((found.cost, found.fee), (D("1999.996"), D("15.99997")))
         self.assertEqual(self.held(), (D("-0.04"), D("1999.996")))
         self.assertEqual(self.summary().used_margin, D(500))
-        self.pass_on("55000")
+        self.world.wait(10)
+        self.world.price("55000")
         summary = self.summary()
-        self.assertEqual((summary.unrealized_pnl, summary.used_margin), (D("-200.0040"), D(550)))
+        self.assertEqual(summary.used_margin, D(550))
+        self.assertEqual(summary.unrealized_pnl, D("-200.0040"))
         self.assertEqual(summary.equity, summary.trade_balance + summary.unrealized_pnl)
 
     def test_a_close_realizes_and_leaves_nothing(self) -> None:
-        self.place("0.04")
-        self.pass_on("51000")
-        found = self.reduce("-0.04")
+        self.place(Side.BUY, "0.04")
+        self.world.wait(10)
+        self.world.price("51000")
+        found = self.place(Side.SELL, "0.04", reduce_only=True)
         self.assertEqual((found.cost, found.fee), (D("2039.996"), D("16.31997")))
         self.assertEqual(self.held(), (0, 0))
         # 10000 - 16.00003 - 0.50000 + 39.992 - 16.31997
@@ -213,90 +206,104 @@ class Contract:
         self.assertEqual(self.summary(), MarginSummary(left, D(0), D(0), left))
 
     def test_a_close_of_more_than_is_held_stops_at_nothing(self) -> None:
-        self.place("0.04")
-        found = self.reduce("-0.06")
+        self.place(Side.BUY, "0.04")
+        found = self.place(Side.SELL, "0.06", reduce_only=True)
         self.assertEqual((found.status, found.volume), (OrderStatus.CANCELED, D("0.04")))
         self.assertEqual(self.held(), (0, 0))
 
     def test_a_part_is_closed_at_its_share_of_the_cost(self) -> None:
-        self.place("0.04")
-        self.place("0.02")
-        found = self.reduce("-0.05")
+        self.place(Side.BUY, "0.04")
+        self.place(Side.BUY, "0.02")
+        found = self.place(Side.SELL, "0.05", reduce_only=True)
         self.assertEqual((found.status, found.volume), (OrderStatus.CLOSED, D("0.05")))
         self.assertEqual(self.held(), (D("0.01"), D("500.001")))
 
     def test_one_order_turns_a_long_into_a_short(self) -> None:
-        self.place("0.04")
-        self.pass_on("49000")
-        found = self.place("-0.08")
-        done = found.volume, found.cost, found.fee
-        self.assertEqual(done, (D("0.08"), D("3919.992"), D("31.35994")))
+        self.place(Side.BUY, "0.04")
+        self.world.wait(10)
+        self.world.price("49000")
+        found = self.place(Side.SELL, "0.08")
+        self.assertEqual((found.volume, found.cost), (D("0.08"), D("3919.992")))
+        self.assertEqual(found.fee, D("31.35994"))
         self.assertEqual(self.held(), (D("-0.04"), D("1959.996")))
         # 10000 - 16.00003 - 0.50000 - 40.008 - 31.35994 - 0.19600
         self.assertEqual(self.summary().trade_balance, D("9911.9360"))
 
     def test_coins_are_bought_and_sold_without_leverage(self) -> None:
-        found = self.place("0.04", 0)
+        found = self.place(Side.BUY, "0.04", 0)
         self.assertEqual((found.cost, found.fee), (D("2000.004"), D("16.00003")))
+        self.assertEqual(self.exchange.balances()[BASE], D("0.04"))
         self.assertEqual(self.money(), D("7983.9959"))  # 7983.99597, rounded down.
         self.assertEqual(self.held(), (0, 0))
-        self.assertEqual(self.exchange.balances()[BASE], D("0.04"))
-        self.place("-0.01", 0)
+        self.place(Side.SELL, "0.01", 0)
         self.assertEqual(self.exchange.balances()[BASE], D("0.03"))
         with self.assertRaisesRegex(RefusedError, "EOrder:Insufficient funds"):
-            self.place("-0.04", 0)
+            self.place(Side.SELL, "0.04", 0)
 
     def test_what_is_refused_changes_nothing(self) -> None:
-        for words, volume, leverage, reduce_only in (
-            ("volume minimum not met", "0.00004", 2, False),
-            ("EOrder:Insufficient initial margin", "1", 2, False),
-            ("EOrder:Insufficient funds", "-0.01", 0, False),
-            ("EOrder:Reduce only:No position exists", "-0.04", 2, True),
+        for words, side, volume, leverage, reduce_only in (
+            ("volume minimum not met", Side.BUY, "0.00004", 2, False),
+            ("EOrder:Insufficient initial margin", Side.BUY, "1", 2, False),
+            ("EOrder:Insufficient funds", Side.SELL, "0.01", 0, False),
+            ("EOrder:Reduce only:No position exists", Side.SELL, "0.04", 2, True),
         ):
-            with self.subTest(words), self.assertRaisesRegex(RefusedError, words):
-                self.place(volume, leverage, reduce_only=reduce_only)
-            self.assertIsNone(self.exchange.find(name_of(self.serial), self.began))
-        self.assertEqual((self.held(), self.money()), ((0, 0), BALANCE))
+            with self.subTest(words, side=side), self.assertRaisesRegex(RefusedError, words):
+                self.place(side, volume, leverage, reduce_only=reduce_only)
+        self.assertEqual(self.held(), (0, 0))
+        self.assertEqual(self.money(), BALANCE)
         self.assertEqual(list(self.traded()), [])
+        for serial in range(1, self.serial + 1):
+            name = f"00000000-0000-4000-8000-{serial:012}"
+            self.assertIsNone(self.exchange.find(name, self.began))
 
     def test_an_order_whose_deadline_has_passed_is_never_executed(self) -> None:
+        late = Order("00000000-0000-4000-8000-00000000000f", Side.BUY, D("0.04"), 2, False)
         with self.assertRaisesRegex(UnansweredError, "Deadline elapsed"):
-            self.place("0.04", lasts_s=-5)
-        self.assertIsNone(self.exchange.find(name_of(self.serial), self.began))
+            self.exchange.place(late, int(self.world.time) - 5)
+        self.assertIsNone(self.exchange.find(late.client_order_id, self.began))
         self.assertEqual(self.held(), (0, 0))
 
     def test_a_closed_market_takes_orders_later(self) -> None:
         self.world.market_status("cancel_only")
         self.exchange.rules()
-        self.assertRaises(LaterError, self.place, "0.04")
+        self.assertRaises(LaterError, self.place, Side.BUY, "0.04")
         self.assertEqual(self.held(), (0, 0))
 
     def test_an_unknown_order_is_none_and_a_known_one_stays_known(self) -> None:
-        self.assertIsNone(self.exchange.find(name_of(99), self.began))
-        placed = self.place("0.01"), self.place("0.02")
-        for serial, found in enumerate(placed, 1):
-            self.assertEqual(self.exchange.find(name_of(serial), self.began), found)
-        self.assertCountEqual(self.traded(), [found.exchange_order_id for found in placed])
+        self.assertIsNone(self.exchange.find("00000000-0000-4000-8000-0000000000ff", self.began))
+        first = self.place(Side.BUY, "0.01")
+        second = self.place(Side.BUY, "0.02")
+        for found in (first, second):
+            self.assertEqual(self.exchange.find(found.client_order_id, self.began), found)
+        self.assertCountEqual(self.traded(), (first.exchange_order_id, second.exchange_order_id))
 
     def test_rollover_is_charged_every_four_hours_on_what_is_owed(self) -> None:
-        # A long owes dollars, a short coins, which are worth 2,000.
-        for volume, fee in (("0.04", D("0.50000")), ("-0.04", D("0.20000"))):
-            with self.subTest(volume):
-                order_id, opened = self.place(volume).exchange_order_id, self.world.time
-                before, since = self.summary().trade_balance, int(opened) - 1
-                (trade_id,) = (x.trade_id for x in self.charges(since) if x.order_id == order_id)
+        for side, sign in ((Side.BUY, 1), (Side.SELL, -1)):
+            with self.subTest(side):
+                order_id = self.place(side, "0.04").exchange_order_id
+                before = self.summary().trade_balance
+                opened = self.world.time
+                told = self.charges(int(opened) - 1)
+                (trade_id,) = (charge.trade_id for charge in told if charge.order_id == order_id)
                 self.world.wait(2 * 14400 + 1)
-                self.assertEqual(self.held()[0], D(volume))
-                told = [x for x in self.charges(since) if x.trade_id == trade_id]
-                charged = sorted((x.time, x.fee) for x in told if x.order_id != order_id)
+                self.assertEqual(self.held()[0], sign * D("0.04"))
+                told = self.charges(int(opened) - 1)
+                told = [charge for charge in told if charge.trade_id == trade_id]
+                charges = [charge for charge in told if not charge.order_id]
+                self.assertEqual(len(told), 3)
+                owed, rate = (D("2000.004"), "0.00025") if sign > 0 else (D(2000), "0.0001")
+                fee = (owed * D(rate)).quantize(D("0.00001"))
+                self.assertEqual([charge.fee for charge in charges], [fee, fee])
                 times = [int(opened + 14400), int(opened + 28800)]
-                self.assertEqual(charged, [(time, fee) for time in times])
+                self.assertEqual(sorted(charge.time for charge in charges), times)
                 self.assertEqual(self.summary().trade_balance, (before - 2 * fee).quantize(CENTS))
-                self.reduce(f"{-D(volume)}")
+                closing = Side.SELL if side is Side.BUY else Side.BUY
+                self.place(closing, "0.04", reduce_only=True)
 
     def test_a_position_that_lost_its_margin_is_liquidated(self) -> None:
-        self.place("0.8", 5)
-        self.pass_on("40000")
+        self.place(Side.BUY, "0.8", 5)
+        self.world.wait(10)
+        self.world.price("40000")
         self.assertEqual(self.held(), (0, 0))
         # 10000 - 320.00064 - 10.00002 - 8000.08 - 256: sold at the middle of bid and ask.
         self.assertEqual(self.summary(), MarginSummary(D("1413.9193"), D(0), D(0), D("1413.9193")))

@@ -138,13 +138,15 @@ class PaperTest(unittest.TestCase):
     def test_a_saved_account_of_another_kind_is_said_and_left_alone(self) -> None:
         for text in ('{"swept": 0}', "[]", '{"account": {"rates": ["x", "y"]}}'):
             self.world.state = text
-            self.assertRaises(StopError, self.world.exchange().summary)
+            with self.assertRaises(StopError):
+                self.world.exchange().summary()
             self.assertEqual(self.world.state, text)
 
     def test_a_fill_that_could_not_be_saved_did_not_happen(self) -> None:
         self.place(order())
         self.world.breaks = True
-        self.assertRaises(OSError, self.place, order("b"))
+        with self.assertRaises(OSError):
+            self.place(order("b"))
         self.world.breaks = False
         self.assertIsNone(self.exchange.find("b", START))
         self.assertEqual(self.exchange.position().volume, D("0.04"))
@@ -163,14 +165,16 @@ class PaperTest(unittest.TestCase):
             (UnansweredError("?"), LaterError),
         ):
             self.world.answers.refusal = refusal
-            self.assertRaises(error, exchange.place, order(), START + 15)
+            with self.assertRaises(error):
+                exchange.place(order(), START + 15)
         self.assertEqual(exchange.position().volume, 0)
 
     def test_validate_mode_shows_each_order_to_kraken_and_has_none_executed(self) -> None:
         self.world.exchange(validates=True).place(order(), START + 15)
         ((method, params),) = self.world.answers.sent
-        shown = method, params["validate"], params["volume"]
-        self.assertEqual(shown, ("AddOrder", "true", "0.04"))
+        self.assertEqual(
+            (method, params["validate"], params["volume"]), ("AddOrder", "true", "0.04")
+        )
 
     def test_validate_mode_asks_kraken_about_the_key_and_paper_mode_knows_none(self) -> None:
         self.assertEqual((), self.exchange.key_info().permissions)
@@ -185,7 +189,8 @@ class PaperTest(unittest.TestCase):
 
     def test_without_a_price_nothing_is_filled_and_it_is_tried_later(self) -> None:
         self.world.mute = True
-        self.assertRaises(LaterError, self.place, order())
+        with self.assertRaises(LaterError):
+            self.place(order())
 
     def test_an_account_saved_by_version_0_2_0_goes_on(self) -> None:
         self.world.state = SAVED_BY_0_2_0
@@ -201,7 +206,8 @@ class PaperTest(unittest.TestCase):
     def test_what_is_held_is_still_told_when_the_pair_is_listed_no_more(self) -> None:
         self.place(order())
         self.world.status = "delisted"
-        self.assertRaises(RefusedError, self.place, order("b", Side.SELL, reduce_only=True))
+        with self.assertRaises(RefusedError):
+            self.place(order("b", Side.SELL, reduce_only=True))
         self.assertEqual(self.exchange.position().volume, D("0.04"))
         self.assertGreater(self.exchange.summary().used_margin, 0)
 

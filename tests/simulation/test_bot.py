@@ -430,9 +430,10 @@ class BotTest(unittest.TestCase):
         self.assertFalse(self.journal.get("halted"))
 
 
+ONE_ORDER = {"one_order": True}
+WITHOUT_MARGIN = {"leverage": 0, "foreign_base": Decimal(3)}  # The holder's own coins.
 # What becomes of the orders of a rise, and of the fall that is seen at DOWN; until when it is
 # looked at; what was sent, in sizes, and what is held then; what is unusual with plan or exchange.
-WITHOUT_MARGIN = {"leverage": 0, "foreign_base": Decimal(3)}  # The holder's own coins.
 STORIES: dict[str, tuple[str, int, list[float], int, dict[str, Any]]] = {
     "a rise is bought once and then held": ("", 108, [1], 1, {}),
     "a turn closes exactly what is held, then opens": ("", DOWN, [1, -1, -1], -1, {}),
@@ -444,13 +445,9 @@ STORIES: dict[str, tuple[str, int, list[float], int, dict[str, Any]]] = {
     "the rest of an opening comes with the next candle": ("half", 101, [1, 0.5], 1, {}),
     "the rest of a close goes first": ("fill half", DOWN, [1, -1, -0.5, -1], -1, {}),
     "funds refused after a close only delay": ("fill fill funds", DOWN, [1, -1, -1, -1], -1, {}),
-    "with one order a turn is twice the size": ("", DOWN, [1, -2], -1, {"one_order": True}),
-    "a turn refused is closed alone": (
-        *("fill refuse fill refuse", DOWN, [1, -2, -1, -1], 0, {"one_order": True}),
-    ),
-    "nothing is ordered before a late position shows": (
-        *("", DOWN + 2, [1, -1, -1], -1, {"position_lag_s": 50}),
-    ),
+    "with one order a turn is twice the size": ("", DOWN, [1, -2], -1, ONE_ORDER),
+    "a turn refused is closed": ("fill refuse fill refuse", DOWN, [1, -2, -1, -1], 0, ONE_ORDER),
+    "a late position is waited for": ("", DOWN + 2, [1, -1, -1], -1, {"position_lag_s": 50}),
     "a first start waits for a turn": ("", DOWN - 1, [], 0, {"entry_now": False}),
     "at which it opens": ("", DOWN, [-1], -1, {"entry_now": False}),
     "without margin a fall sells what the bot bought": ("", DOWN + 5, [1, -1], 0, WITHOUT_MARGIN),

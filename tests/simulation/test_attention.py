@@ -268,11 +268,14 @@ class TestLongCandles(BotTest):
         self.assertLess(max(later - sooner for sooner, later in pairwise(asked)), 310)
 
 
+RAISED, ABOVE_SIZE = rules(ordermin="0.05"), "smallest order is now 0.05, above size"
+
+
 class TestRaisedMinimum(BotTest):
     def raise_minimum(self) -> Bot:
         """Hold a long in a market that falls, whose smallest order is now five times that."""
         bot = self.at_the_turn()
-        self.exchange.pair_rules = rules(ordermin="0.05")
+        self.exchange.pair_rules = RAISED
 
         def refuse(order: Any, deadline: int) -> None:
             if order.volume < self.exchange.pair_rules.ordermin:
@@ -288,7 +291,7 @@ class TestRaisedMinimum(BotTest):
         self.assertTrue(2 <= len(self.exchange.placed) - 1 <= 4, len(self.exchange.placed))
         self.assertEqual(1, self.journal.orders_since(0))
         self.assertFalse(self.journal.get("halted"))
-        self.assertIn("smallest order is now 0.05, above size", self.told())
+        self.assertIn(ABOVE_SIZE, self.told())
 
     def test_when_the_minimum_falls_again_the_position_is_closed_within_minutes(self) -> None:
         bot = self.raise_minimum()
@@ -299,10 +302,10 @@ class TestRaisedMinimum(BotTest):
         self.assertTrue(self.told("recovery"))
 
     def test_a_flat_bot_tells_of_it_and_opens_at_the_next_candle_after_it_falls(self) -> None:
-        self.exchange.pair_rules = rules(ordermin="0.05")
+        self.exchange.pair_rules = RAISED
         bot = self.run_for(300)
         self.assert_held(ZERO, sent=0)
-        self.assertIn("smallest order is now 0.05, above size", self.told())
+        self.assertIn(ABOVE_SIZE, self.told())
         self.exchange.pair_rules = rules()
         self.run_for(130, bot)
         self.assert_held(SIZE)
@@ -403,7 +406,7 @@ class TestMissingPermission(BotTest):
 
         self.exchange.position = outage
         self.run_for(7 * 3600, bot)
-        self.assertGreater(hours[-1], 5)
+        self.assertLessEqual({*range(7)}, {*hours}, "it was not asked in every hour")
 
     def test_the_wait_for_the_end_of_a_lockout_takes_no_patience(self) -> None:
         bot, silence = self.once(105), UnansweredError("HTTP 502")
@@ -512,28 +515,16 @@ class TestOneMethodThatFails(BotTest):
 
 
 UNKNOWN_PAIR = RefusedError("EQuery:Unknown asset pair")
-
-
+NOT_LISTED = dict.fromkeys(("rules", "candles", "quote"), UNKNOWN_PAIR)
+LOW_LEVEL = {"equity": Decimal(300), "used_margin": Decimal(250)}
 # Seconds of a candle; what becomes of the exchange of a bot that holds something, and of its
 # methods: the error that they raise, None for no answer; and what is told.
 TOLD: dict[str, tuple[int, dict[str, Any], str]] = {
-    "a low margin level": (
-        LONG_S,
-        {"equity": Decimal(300), "used_margin": Decimal(250)},
-        "margin level is 120.0 %",
-    ),
+    "a low margin level": (LONG_S, LOW_LEVEL, "margin level is 120.0 %"),
     "a margin level unknown": (LONG_S, {"summary": None}, "margin level cannot be read"),
-    "a smallest order above the size": (
-        DAY_S,
-        {"pair_rules": rules(ordermin="0.05")},
-        "smallest order is now 0.05, above size",
-    ),
+    "a smallest order above the size": (DAY_S, {"pair_rules": RAISED}, ABOVE_SIZE),
     "a market that takes no orders": (DAY_S, {"status": "cancel_only"}, "in state cancel_only"),
-    "a pair that is listed no more": (
-        DAY_S,
-        dict.fromkeys(("rules", "candles", "quote"), UNKNOWN_PAIR),
-        "in state not listed",
-    ),
+    "a pair that is listed no more": (DAY_S, NOT_LISTED, "in state not listed"),
     "a market that makes no candles": (60, {"newest": 120}, "no finished candles"),
 }
 

@@ -13,21 +13,19 @@ import contextlib
 import os
 import random
 import re
-import shutil
 import sqlite3
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from krakenbot.errors import RefusedError
 from krakenbot.model import ZERO
-from krakenbot.pairs import PairRules
-from krakenbot.simulated.feed import Numbers, Series
+from krakenbot.simulated.feed import Numbers
 from krakenbot.simulated.wire import Answer
 from tests.simulation import market
 from tests.simulation.episode import each, scratch, simulated
@@ -38,6 +36,7 @@ from tests.simulation.report import START, Violation
 from tests.simulation.world import Over, Setting, World
 
 INTERVAL_S = 300
+FIRST_TICK = 816840
 RISING = 40  # Candles that rise; those after them fall.
 ON_TARGET_S = 1500.0  # So long after the reversal is due, it must have been made.
 STARTS_MAX = 40
@@ -46,7 +45,7 @@ SLEEP_S = 200.0
 SPREAD_S, SPREAD_TICKS = 30.0, 20000
 BACK_S = 20.0  # So far the host's clock goes back; nothing is opened when it is 30 s off.
 RULES_S = 2400.0  # How long the smallest order is larger than the bot's.
-PROGRESS_S = 30.0
+SHOWN_EVERY = 50  # First faults.
 EACH_MAX = 2  # Of requests that repeat themselves, the first ones and the last are tried.
 VARIANTS: dict[str, dict[str, str]] = {
     "two-step": {"LEVERAGE": "2", "REVERSAL": "two-step"},
@@ -102,16 +101,11 @@ Plan = tuple[tuple[int, str], ...]
 class HillFeed(market.TurningFeed):
     """Prices that rise until one candle, and fall from then on."""
 
-    def series(self, rules: PairRules) -> Series:
-        if rules.pair not in self._series:
-            first = (int(self.start) // INTERVAL_S - RISING) * INTERVAL_S
-            rows = self._rows(816840, 10**rules.pair_decimals)
-            self._series[rules.pair] = Series(INTERVAL_S, first, rows)
-        return self._series[rules.pair]
+    kept = RISING
 
     def _rows(self, start: int, scale: int) -> Iterator[Numbers]:
         for number in range(10**6):
-            price = start + 20 * number - 80 * max(0, number - RISING + 1)
+            price = FIRST_TICK + 20 * number - 80 * max(0, number - RISING + 1)
             close = price + (20 if number < RISING else -60)
             high, low = (price + 80) / scale, (price - 80) / scale
             yield price / scale, high, low, close / scale, market.VOLUME
@@ -126,53 +120,55 @@ class Scripted(Trouble):
         return self.lab.arrive(name)
 
     def _with(self, word: str, name: str, request: Any) -> Answer:
-        if word == "lag":
-            self.lag_s = 60.0
-            try:
-                return self._pass(name, request)
-            finally:
-                self.lag_s = 0.0
-        if word in ("unseen", "untold"):  # By any view of orders; and by that of trades as well.
-            self.dark = ORDER_VIEWS if word == "unseen" else ALL_VIEWS
-            # A little earlier, since the times of orders are rounded.
-            self.dark_from, self.lab.storms.dark = self.api.now() - 0.001, True
-            self._pass(name, request)
-            raise ConnectionResetError("reset")
-        if word == "dead-view":
-            self._dead[name] = self.api.now() + DEAD_S
-            self.lab.end += DEAD_S
+        lab, now = self.lab, self.api.now()
+        match word:
+            case "unseen" | "untold":  # By any view of orders; and by that of trades as well.
+                self.dark = ORDER_VIEWS if word == "unseen" else ALL_VIEWS
+                # A little earlier, since the times of orders are rounded.
+                self.dark_from, lab.storms.dark = now - 0.001, True
+                self._pass(name, request)
+                raise ConnectionResetError("reset")
+            case "dead-view":
+                self._dead[name] = now + DEAD_S
+                lab.end += DEAD_S
+            case "rules":
+                self.api.markets.relist(lab.setting.pair, ordermin="1")
+                self._later(RULES_S, RULES_S, self._restore_rules)
+                lab.end += RULES_S + 3600  # The pause after a close below the minimum.
+            case "hands":  # Somebody else closes the position.
+                with contextlib.suppress(RefusedError):
+                    self.api.controls["position"]({"pair": lab.rules.altname, "close": True})
+                lab.truth.look()
+            case "sleep":
+                lab.storms.sleep(SLEEP_S)
+                lab.end += SLEEP_S
+            case "spread":  # It is too wide for so short that the same candle is traded on.
+                self.api.spread = SPREAD_TICKS
+                self._later(SPREAD_S, SPREAD_S, partial(setattr, self.api, "spread", 0))
+                lab.end = min(lab.end, max(now, lab.turns_at) + 0.8 * INTERVAL_S)
+            case "lag":
+                self.lag_s = 60.0
+            case _:
+                return (
+                    self._die(word, name, request)
+                    if word.startswith("death")
+                    else (super()._with(word, name, request))
+                )
+        try:
             return self._pass(name, request)
-        if word == "rules":
-            self.api.markets.relist(self.lab.setting.pair, ordermin="1")
-            self._later(RULES_S, RULES_S, self._restore_rules)
-            self.lab.end += RULES_S + 3600  # The pause after a close below the minimum.
-            return self._pass(name, request)
-        if word == "hands":  # Somebody else closes the position.
-            with contextlib.suppress(RefusedError):
-                self.api.controls["position"]({"pair": self.lab.rules.altname, "close": True})
-            self.lab.truth.look()
-            return self._pass(name, request)
-        if word == "sleep":
-            self.lab.storms.sleep(SLEEP_S)
-            self.lab.end += SLEEP_S
-            return self._pass(name, request)
-        if word == "spread":  # It is too wide for so short that the same candle is traded on.
-            self.api.spread = SPREAD_TICKS
-            self._later(SPREAD_S, SPREAD_S, partial(setattr, self.api, "spread", 0))
-            since = max(self.api.now(), self.lab.turns_at)
-            self.lab.end = min(self.lab.end, since + 0.8 * INTERVAL_S)
-            return self._pass(name, request)
-        if word.startswith("death"):
-            answer = None
-            if "stuck" in word:
-                with contextlib.suppress(TimeoutError):
-                    super()._with("stuck", name, request)
-            elif word != "death-before":
-                answer = self._pass(name, request)
-            self.lab.is_dead, self.lab.loses = True, word.rpartition("-")[2]
-            self.lab.truth.look()
-            raise Death(answer)
-        return super()._with(word, name, request)
+        finally:
+            self.lag_s = 0.0
+
+    def _die(self, word: str, name: str, request: Any) -> NoReturn:
+        answer = None
+        if "stuck" in word:
+            with contextlib.suppress(TimeoutError):
+                super()._with("stuck", name, request)
+        elif word != "death-before":
+            answer = self._pass(name, request)
+        self.lab.die(word)
+        self.lab.truth.look()
+        raise Death(answer)
 
 
 class Lab(World):
@@ -198,9 +194,6 @@ class Lab(World):
     def first_moment(self) -> float:
         return START // INTERVAL_S * INTERVAL_S + 5.0
 
-    def strikes(self, what: str) -> bool:
-        return True
-
     def touch(self, what: str) -> BaseException | None:
         if self.is_dead:
             raise Death
@@ -210,29 +203,27 @@ class Lab(World):
         if not word.startswith(("death", "disk")):
             return None
         self.note("fault", f"{word} at {what}")
+        error: BaseException = Death()
         if word.startswith("death"):
-            self.is_dead, self.loses = True, word.rpartition("-")[2]
-            if word == "death-before":
-                raise Death
-            return Death()
-        self.disk_failed_at = self.time
-        if what == "write":
-            raise ENOSPC
-        error = sqlite3.OperationalError("disk I/O error")
-        if word == "disk-done":
-            return error
-        raise error
+            self.die(word)
+        else:
+            self.disk_failed_at = self.time
+            error = ENOSPC if what == "write" else sqlite3.OperationalError("disk I/O error")
+        if word in ("death-before", "disk"):
+            raise error
+        return error
 
-    def trouble(self, words: Mapping[str, str]) -> str:
+    def die(self, word: str) -> None:
+        """Let the process be dead, and its journal be lost afterwards if the word says so."""
+        self.is_dead, self.loses = True, word.rpartition("-")[2]
+
+    def trouble(self, words: Container[str]) -> str:
         word = self.plan.get(self.count - ("half" in words), "")
         if word not in words:
             return ""
         if word == "refused":
             self._next(word)
         return word
-
-    def wire_is_good(self) -> bool:
-        return bool(self.plan) and self.count not in self.plan
 
     def arrive(self, name: str) -> str:
         """Return what happens to a request that has reached the exchange."""
@@ -269,8 +260,6 @@ class Lab(World):
 
 def run(variant: str, folder: Path, plan: Plan, show: bool = False) -> Outcome:
     """Let the program live with these faults until it is on target, or has halted."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
     lab = Lab(variant, folder, plan, show)
     end, text = "on target", ""
     try:
@@ -439,30 +428,20 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--singles", action="store_true", help="no pairs")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--replay", metavar="PLAN", help="two-step:AddOrder#2=html,60=lag")
-    parser.add_argument("--first", action="store_true", help="end with the first violation")
     chosen = parser.parse_args(arguments)
-    root, began = scratch(), time.monotonic()
-    said, done = began, 0
-    total: Counter[str] = Counter()
-    wrong: list[str] = []
-    try:
+    began, total, wrong = time.monotonic(), Counter[str](), list[str]()
+    with scratch() as root:
         if chosen.replay:
             print(*replay(chosen.replay, Path(root) / "replay", show=True)[1:])
             return 0
         work = shares(root, 0 if chosen.singles else 5 if chosen.sample else 1)
-        for counts, found in each(explore, work, chosen.jobs, 200):
+        for number, (counts, found) in enumerate(each(explore, work, chosen.jobs, 200), 1):
             total += counts
             wrong += found
             for line in found:
                 print(line, flush=True)
-            if wrong and chosen.first:
-                break
-            done, now = done + 1, time.monotonic()
-            if now - said >= PROGRESS_S:
-                said, share = now, f"{done} of {len(work)} first faults"
-                print(f"{now - began:.0f} s: {share}, {total['runs']} runs", flush=True)
-    finally:
-        shutil.rmtree(root, ignore_errors=True)
+            if number % SHOWN_EVERY == 0:
+                print(f"{number} of {len(work)} first faults: {total['runs']} runs", flush=True)
     print(
         f"runs={total['runs']} on_target={total['on target']} halted={total['halted 76']} "
         f"key_refused={total['halted 77']} orders={total['orders']} violations={len(wrong)} "

@@ -11,7 +11,6 @@ import importlib
 import multiprocessing
 import os
 import re
-import shutil
 import sys
 import time
 import unittest
@@ -23,6 +22,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from krakenbot.model import OrderStatus
 from tests import exhaustive
 from tests.simulation.defects import DEFECTS, SETTINGS
 from tests.simulation.episode import episode, scratch
@@ -41,7 +41,7 @@ def plant(defect: str) -> None:
         module = importlib.import_module(f"krakenbot.{module_name}")
         *path, last = name.split(".")
         place: Any = attrgetter(".".join(path))(module) if path else module
-        names = {**vars(module), "original": getattr(place, last)}
+        names = {**vars(module), "OrderStatus": OrderStatus, "original": getattr(place, last)}
         if source.startswith("def "):
             exec(source, names)
             setattr(place, last, names["defect"])
@@ -58,16 +58,13 @@ def verdict(where: Where, defect: str = "") -> str:
     time.tzset()
     if defect:
         plant(defect)
-    folder = scratch()
-    try:
+    with scratch() as folder:
         if isinstance(where, int):
             result = episode(where, Path(folder) / "run")
             name, text = result.name, result.text
         else:
             outcome = exhaustive.replay(where, Path(folder) / "run")
             name, text = "" if outcome.end in KEPT else outcome.end, outcome.text
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     return f"{name}: {text}" if name and not (defect and name in OWN) else ""
 
 

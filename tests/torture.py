@@ -12,7 +12,6 @@ does not hold. The rooms are in tests/simulation.
 
 import argparse
 import os
-import shutil
 import signal
 import sys
 import time
@@ -20,7 +19,7 @@ from collections import Counter
 from pathlib import Path
 
 from tests.simulation.episode import episode, episodes, scratch, shrink
-from tests.simulation.report import counts, summary
+from tests.simulation.report import summary
 
 
 def main(arguments: list[str]) -> int:
@@ -28,7 +27,6 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--days", type=float, default=100.0)
     parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--dense", action="store_true", help="only seeds of many orders")
     parser.add_argument("--replay", type=int, metavar="SEED")
     parser.add_argument("--faults", metavar="NUMBERS", help="replay with these faults alone: 3,17")
     parser.add_argument("--shrink", type=int, metavar="SEED", help="find the fewest faults")
@@ -44,7 +42,7 @@ def main(arguments: list[str]) -> int:
     total: Counter[str] = Counter()
     stopped: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, frame: stopped.append(number))
-    for result in episodes(first, days, jobs, chosen.dense):
+    for result in episodes(first, days, jobs):
         done += result.days
         total += result.counts
         if result.failure:
@@ -58,30 +56,24 @@ def main(arguments: list[str]) -> int:
         if done >= days or stopped:
             break
     print(summary(done, total, failures, time.monotonic() - began))
-    print(counts(total))
+    print("\n".join(f"  {name}: {count}" for name, count in sorted(total.items())))
     return 1 if failures else 0
 
 
 def _replay(chosen: argparse.Namespace) -> int:
-    folder = scratch()
     keep = frozenset(map(int, chosen.faults.split(","))) if chosen.faults else None
-    try:
+    with scratch() as folder:
         seed = chosen.replay
         if chosen.shrink is not None:
             seed = chosen.shrink
             least = shrink(seed, Path(folder) / "run", lambda text: print(text, flush=True))
             keep = frozenset(least.struck) if least.failure else None
         result = episode(seed, Path(folder) / "run", keep, show=True)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     if keep is not None:
-        print(f"again: python -m tests.torture --replay {seed} --faults {_list(keep)}")
+        numbers = ",".join(map(str, sorted(keep)))
+        print(f"again: python -m tests.torture --replay {seed} --faults {numbers}")
     print(f"VIOLATION {result.name}: {result.text}" if result.failure else "no violation")
     return 1 if result.failure else 0
-
-
-def _list(numbers: frozenset[int]) -> str:
-    return ",".join(map(str, sorted(numbers)))
 
 
 if __name__ == "__main__":

@@ -68,11 +68,10 @@ class Gate:
         self.http.close()
         self.sandbox.close()
 
-    def control(self, name: str, **wish: object) -> dict[str, Any]:
-        body = json.dumps(wish).encode() if wish else b""
-        method = "POST" if wish else "GET"
+    def control(self, name: str, **wish: object) -> Any:
+        method, body = ("POST", json.dumps(wish).encode()) if wish else ("GET", b"")
         answer = self.sandbox.api.respond(method, f"/sandbox/{name}", {}, body)
-        truth: dict[str, Any] = json.loads(answer.body)
+        truth = json.loads(answer.body)
         assert "error" not in truth, truth
         return truth
 
@@ -80,10 +79,9 @@ class Gate:
         self.control("clock", advance=240 * 60)
 
     @property
-    def orders(self) -> list[dict[str, Any]]:
+    def orders(self) -> Any:
         """Return the orders that the exchange has executed."""
-        orders: list[dict[str, Any]] = self.control("ledger")["orders"]
-        return orders
+        return self.control("ledger")["orders"]
 
     @property
     def position(self) -> D:
@@ -105,15 +103,10 @@ class Running:
     It is forked from a server that has imported the program already, which saves most of a start.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        environ: dict[str, str],
-        argv: tuple[str, ...],
-        before: Callable[[], None] | None,
-    ) -> None:
+    def __init__(self, *what: Any) -> None:
+        """`what` are the arguments of `_be` but its output."""
         (self._out, out), (self._err, err) = FORKS.Pipe(False), FORKS.Pipe(False)
-        self.process = FORKS.Process(target=_be, args=(folder, environ, argv, before, out, err))
+        self.process = FORKS.Process(target=_be, args=(*what, out, err))
         self.process.start()
         out.close()
         err.close()
@@ -206,13 +199,9 @@ class ProgramTest(unittest.TestCase):
         return environ
 
     def start(
-        self,
-        gate: Gate | None,
-        *argv: str,
-        before: Callable[[], None] | None = None,
-        **settings: str,
+        self, gate: Gate | None, *argv: str, before: Callable[[], None] | None = None, **more: str
     ) -> Running:
-        running = Running(self.folder, self.environ(gate) | settings, argv, before)
+        running = Running(self.folder, self.environ(gate) | more, argv, before)
         self.addCleanup(running.close)
         return running
 
@@ -227,11 +216,10 @@ class ProgramTest(unittest.TestCase):
         """Let a live bot decide on one candle, with success."""
         self.assert_ends(self.once(gate, **settings), 0)
 
-    def status(self, gate: Gate, **settings: Any) -> dict[str, Any]:
+    def status(self, gate: Gate, **settings: Any) -> Any:
         done = self.run_it(gate, "status", "--json", **settings)
         self.assert_ends(done, 0)
-        status: dict[str, Any] = json.loads(done.out)
-        return status
+        return json.loads(done.out)
 
     def journal(self) -> Path:
         (path,) = self.state.glob("*.db")

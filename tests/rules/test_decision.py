@@ -157,34 +157,34 @@ class TestNextStep(unittest.TestCase):
     def test_each_is_what_its_story_says(self) -> None:
         for story, cases in STEPS.items():
             for held, target, changes, expected in cases:
-                plan, blocked = {**changes}, changes.get("blocked", set())
-                pair = rules(ordermin=plan.pop("ordermin", "0.00005"))
-                plan.pop("blocked", None)
+                plan = {name: changes[name] for name in changes if name in Plan._fields}
+                pair = rules(ordermin=changes.get("ordermin", "0.00005"))
+                more = PLAN._replace(**plan), pair, changes.get("blocked", set())
                 with self.subTest(story, held=held):
-                    found = next_step(
-                        Decimal(held), Decimal(target), PLAN._replace(**plan), pair, blocked
-                    )
+                    found = next_step(Decimal(held), Decimal(target), *more)
                     self.assertEqual(expected, found)
 
     def test_from_anywhere_filled_steps_end_within_a_smallest_order_of_the_target(self) -> None:
         draw = random.Random(SEED)
         for number in range(400):
             held = Decimal(draw.randint(-3_000_000, 3_000_000)).scaleb(-8)
-            target = SIZE * draw.choice((-1, 0, 1))
-            one_order = draw.random() < 0.5
-            before, sent, bound = held, set[Purpose](), max(abs(held), abs(target))
-            for _ in range(3):
-                order = next_step(held, target, PLAN._replace(one_order=one_order), rules(), sent)
-                if order is None:
-                    break
-                self.assertEqual(0, order.volume % Decimal(1).scaleb(-rules().lot_decimals))
-                self.assertGreaterEqual(order.volume, rules().ordermin)
-                after = held + order.side.sign * order.volume
-                if order.reduce_only:
-                    self.assertLessEqual(abs(after), abs(held))
-                    self.assertGreaterEqual(after * held, 0, "reduce-only crossed flat")
-                held = after
-                sent.add(order.purpose)
-                self.assertLessEqual(abs(held), bound)
-            with self.subTest(number=number, before=before, target=target, one_order=one_order):
+            target, one_order = SIZE * draw.choice((-1, 0, 1)), draw.random() < 0.5
+            plan, sent = PLAN._replace(one_order=one_order), set[Purpose]()
+            with self.subTest(number, held=held, target=target, one_order=one_order):
+                bound = max(abs(held), abs(target))
+                for _ in range(3):
+                    if step := next_step(held, target, plan, rules(), sent):
+                        held = self.filled(step, held)
+                        sent.add(step.purpose)
+                    self.assertLessEqual(abs(held), bound)
                 self.assertLess(abs(target - held), rules().ordermin)
+
+    def filled(self, step: Step, held: Decimal) -> Decimal:
+        """Return what is held after the step, which must be one that can be sent."""
+        self.assertEqual(0, step.volume % Decimal(1).scaleb(-rules().lot_decimals))
+        self.assertGreaterEqual(step.volume, rules().ordermin)
+        after = held + step.side.sign * step.volume
+        if step.reduce_only:
+            self.assertLessEqual(abs(after), abs(held))
+            self.assertGreaterEqual(after * held, 0, "reduce-only crossed flat")
+        return after

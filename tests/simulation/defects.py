@@ -8,7 +8,8 @@ from tests.simulation.world import Setting
 
 # What goes wrong; the seed of an episode, or faults as tests.exhaustive has them, that show it;
 # and what stands in place of what then, by module and name: a function, or = and a value.
-# `original` is what was there. It happens in a process of its own; an unknown name fails loudly.
+# `original` is what was there; `OrderStatus` is known everywhere. It happens in a process of its
+# own; an unknown name fails loudly.
 TEXT = """
 # the order's life
 
@@ -96,17 +97,15 @@ shown by two-step:AddOrder=death-after
 orders: Orders.reconcile(self): pass
 
 a refused order counts as filled
-shown by 3
+shown by 4
 journal: Journal.conclude(self, intent, outcome, now, found=None, note="", opening_fee=ZERO):
     if outcome is Outcome.REFUSED:
-        from krakenbot.model import OrderStatus
         found = Execution("", OrderStatus.CLOSED, intent.volume, intent.volume, ZERO)
     original(self, intent, outcome, now, found, note, opening_fee)
 
 an accepted order counts as filled
 shown by two-step:
 journal: Journal.accept(self, intent_id):
-    from krakenbot.model import OrderStatus
     intent = self.open_intents()[-1]
     found = Execution("O", OrderStatus.CLOSED, intent.volume, intent.volume, ZERO)
     self.conclude(intent, Outcome.CLOSED, intent.created, found)
@@ -121,7 +120,7 @@ orders: Orders._place(self, intent):
     return answer
 
 a refusal in doubt is believed
-shown by two-step:AddOrder#1=yes-after-no,OpenOrders=lag,ClosedOrders=lag
+shown by one-order:AddOrder#2=yes-after-no,OpenOrders=lag,ClosedOrders=lag
 orders: Orders._in_doubt(self, intent, error):
     return Answer.REJECTED if self._refusal[0] == intent.id else original(self, intent, error)
 
@@ -130,7 +129,7 @@ shown by two-step:AddOrder=late-fill
 orders: next_attempt(*question): pass
 
 refusals go on for ever
-shown by 51
+shown by 7
 orders: next_attempt(newest_first, *more):
     ended = newest_first[0].outcome if newest_first else None
     is_refused = ended in (Outcome.REFUSED, Outcome.REFUSED_FOR_NOW_NO_ORDER)
@@ -143,7 +142,6 @@ orders: Orders._look_up(self, intent):
     answer = original(self, intent)
     return Answer.FOUND_FINAL if answer is Answer.FOUND_OPEN else answer
 orders: Orders._book(self, intent):
-    from krakenbot.model import OrderStatus
     self._found = self._found._replace(status=OrderStatus.CANCELED)
     original(self, intent)
 
@@ -161,7 +159,6 @@ orders: Orders._look_up(self, intent):
 an unanswered order that cannot be looked up counts as filled
 shown by two-step:AddOrder=lost-before,OpenOrders=lost-before
 orders: Orders._look_up(self, intent):
-    from krakenbot.model import OrderStatus
     answer = original(self, intent)
     if answer is not Answer.LOOKUP_FAILED or intent.accepted:
         return answer
@@ -170,7 +167,7 @@ orders: Orders._look_up(self, intent):
     return Answer.FOUND_FINAL
 
 a new process believes its first empty answer
-shown by 42
+shown by 4
 orders: Orders.reconcile(self):
     if not vars(self).get("is_old"):
         for intent in self._journal.open_intents():

@@ -16,15 +16,8 @@ AWAKE_S = 300.0  # After a sleep of the machine: an order may have been on its w
 FLAT_EVERY = 5  # Of the rule's candles.
 # Reasons for which it may be off target in calm.
 HELD_BACK = (
-    "are needed",
-    "margin level",
-    "max_orders_per_day",
-    "left alone below",
-    "max_loss",
-    "waiting for a turn",
+    "are needed|margin level|max_orders_per_day|left alone below|max_loss|waiting for a turn"
 )
-
-
 STALE = "in state|has no margin|is not offered|smallest order"
 
 
@@ -113,8 +106,7 @@ class Duty:
     def _check_direction(self, candle: int) -> None:
         """The target is where the market's own candles say, unless something else is said."""
         world = self.world
-        said_otherwise = ("waiting for a turn", "loss since", "no view yet", "by hand")
-        if any(word in self.reason for word in said_otherwise):
+        if re.search("waiting for a turn|loss since|no view yet|by hand", self.reason):
             return
         wanted = self.true_direction(candle)
         target = max(wanted, 0) if not world.leverage else wanted
@@ -124,7 +116,7 @@ class Duty:
 
     def _check_target(self, candle: int) -> None:
         world = self.world
-        if any(word in self.reason for word in ("waiting for a turn", "loss since")):
+        if re.search("waiting for a turn|loss since", self.reason):
             return
         self._check_direction(candle)
         text = f"candle {candle}: target {self.target}: {self.reason}"
@@ -135,7 +127,7 @@ class Duty:
         if not before and re.search(STALE, self.reason):
             self.was_stale = True  # It read the pair's rules in the storm; soon it knows better.
             return
-        excuse: object = re.search("|".join(HELD_BACK), self.reason)
+        excuse: object = re.search(HELD_BACK, self.reason)
         if "ordered once for this candle" in self.reason:
             # What it opened was closed by a halt, or it was filled in part only.
             partly = world.raw(

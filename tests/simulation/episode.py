@@ -2,33 +2,28 @@
 
 import contextlib
 import gc
-import http.client
 import math
 import multiprocessing
 import os
-import shutil
 import signal
 import socket
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial, partialmethod
-from itertools import count, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
 from krakenbot import clock, lock
-from krakenbot.kraken.transport import UrllibTransport
 from tests.folders import MEMORY
 from tests.simulation import world as worlds
-from tests.simulation.network import Network, parse_headers
+from tests.simulation.network import Network
 from tests.simulation.people import Ended, attached
 from tests.simulation.report import START, Violation
 from tests.simulation.world import DAY_S, Over, World
 
 LIVENESS_CANDLES = 6
-TRIES_MAX = 150  # Runs that shrinking may take.
 
 
 class Result(NamedTuple):
@@ -51,8 +46,6 @@ def episode(
     days_max: float = math.inf,
 ) -> Result:
     """Live through one seed; with `keep` only the faults of these numbers happen."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
     world = World(seed, 0, folder, keep=keep, show=show)
     days = min(worlds.episode_days(world.setting), days_max)
     world.end = START + days * DAY_S
@@ -62,15 +55,14 @@ def episode(
             live(world)
     except Violation as violation:
         name, text = violation.name, violation.text
-        failure = "\n".join(
-            (
-                f"VIOLATION seed={seed} step={world.steps} day={(world.time - START) / DAY_S:.3f}",
-                f"{world.setting} {world.settings}",
-                *world.trace.lines(),
-                str(violation),
-                f"again: python -m tests.torture --replay {seed}",
-            )
+        lines = (
+            f"VIOLATION seed={seed} step={world.steps} day={(world.time - START) / DAY_S:.3f}",
+            f"{world.setting} {world.settings}",
+            *world.trace.lines(),
+            str(violation),
+            f"again: python -m tests.torture --replay {seed}",
         )
+        failure = "\n".join(lines)
     finally:
         world.close_reader()
     counts = world.counts
@@ -86,8 +78,6 @@ def simulated(world: World) -> Iterator[None]:
     for name, method in network.methods().items():
         world.machine.replace(socket.socket, name, partialmethod(_called, method))
     world.machine.replace(socket, "getaddrinfo", network.getaddrinfo)
-    world.machine.replace(http.client, "parse_headers", parse_headers)
-    world.machine.replace(UrllibTransport, "send", partialmethod(_called, network.send))
     world.machine.replace(lock, "hold_name", lambda *_: None)  # One bot a machine.
     world.machine.replace(clock, "SLICE_S", 30.0)  # Nobody counts how often it shows that it waits.
     with attached(world), mock.patch.dict(os.environ):
@@ -150,43 +140,29 @@ def _last_look(world: World) -> None:
 def shrink(seed: int, folder: Path, tell: Callable[[str], None]) -> Result:
     """Return the result of this seed with as few faults as still break the same invariant."""
     best = episode(seed, folder)
-    kept: Sequence[int] = best.struck
-    parts, tries = 2, 0
-    while best.failure and len(kept) > 1 and tries < TRIES_MAX:
-        size = max(1, len(kept) // parts)
-        for begin in range(0, len(kept), size):
-            fewer = [*kept[:begin], *kept[begin + size :]]
-            tries += 1
-            result = episode(seed, folder, frozenset(fewer))
+    size = len(best.struck) // 2 if best.failure else 0
+    while size:
+        begin = 0
+        while begin < len(best.struck):  # Leave out so many at a time.
+            fewer = frozenset(best.struck[:begin] + best.struck[begin + size :])
+            result = episode(seed, folder, fewer)
             if result.name == best.name:
-                best, kept = result, [n for n in fewer if n in result.struck]
-                tell(f"{len(kept)} faults still break it")
-                parts = max(2, parts - 1)
-                break
-        else:
-            if size == 1:
-                break
-            parts = min(len(kept), 2 * parts)
+                best = result
+                tell(f"{len(best.struck)} faults still break it")
+            else:
+                begin += size
+        size //= 2
     return best
 
 
-_folder: Path
-
-
-def _begin(root: str) -> None:
-    global _folder
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    _folder = Path(tempfile.mkdtemp(dir=root)) / "run"
-
-
-def _run(function: Callable[[Any, Path], Any], piece: Any) -> Any:
+def _run(function: Callable[[Any, Path], Any], root: str, piece: Any) -> Any:
     gc.collect()
-    return function(piece, _folder)
+    return function(piece, Path(root) / f"{os.getpid()}")
 
 
-def scratch() -> str:
-    """Return a new folder in memory, where there is such a thing."""
-    return tempfile.mkdtemp(dir=MEMORY)
+def scratch() -> tempfile.TemporaryDirectory[str]:
+    """Return a new folder as a context, in memory where there is such a thing."""
+    return tempfile.TemporaryDirectory(dir=MEMORY, ignore_cleanup_errors=True)
 
 
 def each(
@@ -196,15 +172,14 @@ def each(
 
     A process ends after `runs_max` runs, since each leaves some memory in pieces.
     """
-    root = scratch()
-    try:
-        with multiprocessing.Pool(jobs, _begin, (root,), maxtasksperchild=runs_max) as pool:
-            yield from pool.imap_unordered(partial(_run, function), work)
-    finally:
-        shutil.rmtree(root, ignore_errors=True)
+    as_usual = signal.signal, (signal.SIGTERM, signal.SIG_DFL)
+    with (
+        scratch() as root,
+        multiprocessing.Pool(jobs, *as_usual, maxtasksperchild=runs_max) as pool,
+    ):
+        yield from pool.imap_unordered(partial(_run, function, root), work)
 
 
-def episodes(first: int, days: float, jobs: int, is_dense: bool = False) -> Iterator[Result]:
-    """Yield one episode after the other; with `is_dense` only those of many orders."""
-    wanted = (seed for seed in count(first) if not is_dense or worlds.is_dense(seed))
-    return each(episode, islice(wanted, int(days * 4) + 1), jobs)
+def episodes(first: int, days: float, jobs: int) -> Iterator[Result]:
+    """Yield one episode after the other, of at least so many days."""
+    return each(episode, range(first, first + int(days * 4) + 1), jobs)

@@ -7,7 +7,9 @@ journal says. Nothing here reads the bot's own variables but its account.
 import re
 import sqlite3
 from collections.abc import Mapping
+from datetime import datetime
 from decimal import Decimal
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
@@ -48,8 +50,6 @@ class Truth:
         self.doubles = 0  # Orders sent although one before them happened, unseen for too long.
         self.doubled_at = float("inf")  # When the newest of them did, until a person has looked.
 
-    # -- at the wire ---------------------------------------------------------------------------
-
     def check_request(self, target: str, key: str, body: bytes) -> None:
         """What must hold whenever a signed request reaches the exchange."""
         expect = self.world.expect
@@ -71,7 +71,7 @@ class Truth:
         expect(not world.is_halted, "halted means halted", f"{name} is sent")
         self._verify_ends()
         expect("deadline" in fields, "an order has a deadline", str(fields))
-        ahead = _unix(fields["deadline"]) - world.time
+        ahead = datetime.fromisoformat(fields["deadline"]).timestamp() - world.time
         # The exchange's clock is asked about every five minutes.
         off = 100 if world.storms.is_on or world.time < world.storms.calm_from + 360 else 5
         slept = world.time < world.duty.woke_at + 30  # While the order was on its way.
@@ -116,21 +116,12 @@ class Truth:
         self.idle += 1
         self.world.expect(self.idle < 3 * IDLE_MAX, "no hammering", "nothing has traded for long")
 
-    # -- what the exchange did -----------------------------------------------------------------
-
     def look(self) -> None:
         """Take note of every order that was executed since the last look."""
         orders = self.world.api.orders
-        newest = next(reversed(orders), None)
-        if newest == self.newest:
-            return
-        fresh = []
-        for txid in reversed(orders):
-            if txid == self.newest:
-                break
-            fresh.append(orders[txid])
-        self.newest = newest
-        for row in reversed(fresh):
+        fresh = [*takewhile(lambda txid: txid != self.newest, reversed(orders))]
+        self.newest = next(iter(fresh), self.newest)
+        for row in (orders[txid] for txid in reversed(fresh)):
             if row["descr"]["pair"] == self.world.rules.altname:
                 self._executed(row)
 
@@ -144,7 +135,7 @@ class Truth:
             expect(name not in self.executed, "one execution an order", name)
             self.executed[name] = row
             world.counts["orders executed"] += 1
-            world.counts["orders executed in a storm"] += world.storming
+            world.counts["orders executed in a storm"] += world.storms.is_on
             intent = next(iter(world.raw("SELECT * FROM intents WHERE id = ?", name)), None)
         if intent is None:
             world.counts["foreign orders"] += 1
@@ -214,8 +205,6 @@ class Truth:
         self.doubled_at = float("inf")
         self._looked |= self.executed.keys()
         self.unlooked = set()
-
-    # -- what the journal says -------------------------------------------------------------------
 
     def verify(self) -> None:
         """Compare what the journal says has ended with what the exchange has done."""
@@ -329,8 +318,6 @@ class Truth:
             text = str([tuple(row) for row in self.world.raw(f"SELECT * FROM {table}")])
             self.world.expect(SANDBOX_SECRET not in text, "no secret", f"table {table}")
 
-    # -- why it stopped --------------------------------------------------------------------------
-
     def check_reason(self, text: str, code: int) -> None:
         """A stop says why, what it says is true, and a halt is on disk."""
         world, expect = self.world, self.world.expect
@@ -344,54 +331,47 @@ class Truth:
                 lasted_s = refused[-1] - refused[0]
                 expect(lasted_s >= 60, "77 only with its cause", f"after {lasted_s:.0f} s: {text}")
             return
-        disk = "cannot be written" in text or "damaged" in text or "already holds" in text
-        if disk:
+        if re.search("cannot be written|damaged|already holds", text):
             expect(world.disk_failed_at > recent, name, text)
             return
-        halted = world.meta("halted")
-        expect(halted, "every halt is on disk", text)
-        if found := re.search(r"holds (\S+) \S+ the journal records (\S+?):", text):
-            unseen = world.blind or world.storms.dark
-            expect(self.foreign != 0 or self.foreign_at > recent or unseen, name, text)
-            expect(found[1] != found[2], name, text)
-        elif "is not found, yet" in text or "unknown trades" in text or "does not know:" in text:
-            unseen = self.strangers or world.blind or world.storms.dark
-            # A start compares from the newest record on, which may be of the candle before, or of
-            # hours ago when no start could read the trades since then.
-            newest = world.raw("SELECT max(decided) FROM decisions")[0][0] or recent
-            since = min(recent, newest) - 2 * world.interval_s
-            expect(self.foreign_at > since or unseen, name, text)
-        elif "in a row were not filled" in text:
-            rows = world.raw(
-                "SELECT executed FROM intents WHERE outcome != 'not sent' ORDER BY number DESC"
-                " LIMIT 5"
-            )
-            expect(len(rows) == 5 and not any(Decimal(row[0]) for row in rows), name, text)
-        elif "loss since" in text:
-            flat = abs(self.own) < world.size or ("too small" in text and world.seen("rules"))
-            text += f"; {self.own} is held"
-            expect(world.setting.max_loss is not None and flat, name, text)
-        elif "does not know it" in text or "several orders" in text or "still open" in text:
-            expect(world.blind or world.storms.dark or world.seen("other-order"), name, text)
-        elif "was refused, and yet" in text:
-            expect(world.storms.lied or world.blind, name, text)
-        elif "margin, leverage is now" in text:
-            expect(world.changed("leverage"), name, text)
-        elif "the journal is new" in text or "by hand" in text or "could not close" in text:
-            pass
-        elif "has refused lookups for an hour" in text:
-            expect(world.seen("dead-view"), name, text)
-        else:
-            world.expect(False, name, f"not expected at all: {text}")
+        expect(world.meta("halted"), "every halt is on disk", text)
+        for words, is_true in self._reasons(text, recent).items():
+            if re.search(words, text):
+                expect(is_true, name, f"{text}; {self.own} is held")
+                return
+        expect(False, name, f"not expected at all: {text}")
+
+    def _reasons(self, text: str, recent: float) -> dict[str, object]:
+        """Return the words of every reason to halt, and what makes it true."""
+        world = self.world
+        is_hidden = world.blind or world.storms.dark
+        # A start compares from the newest record on, which may be of the candle before, or of
+        # hours ago when no start could read the trades since then.
+        newest = world.raw("SELECT max(decided) FROM decisions")[0][0] or recent
+        since = min(recent, newest) - 2 * world.interval_s
+        unfilled = world.raw(
+            "SELECT executed FROM intents WHERE outcome != 'not sent' ORDER BY number DESC LIMIT 5"
+        )
+        is_flat = abs(self.own) < world.size or ("too small" in text and world.seen("rules"))
+        return {
+            r"holds (\S+) \S+ the journal records (?!\1:)\S+:": self.foreign
+            or self.foreign_at > recent
+            or is_hidden,
+            "is not found, yet|unknown trades|does not know:": self.foreign_at > since
+            or self.strangers
+            or is_hidden,
+            "in a row were not filled": len(unfilled) == 5
+            and not any(Decimal(row[0]) for row in unfilled),
+            "loss since": world.setting.max_loss is not None and is_flat,
+            "does not know it|several orders|still open": is_hidden or world.seen("other-order"),
+            "was refused, and yet": world.storms.lied or world.blind,
+            "margin, leverage is now": world.changed("leverage"),
+            "the journal is new|by hand|could not close": True,
+            "has refused lookups for an hour": world.seen("dead-view"),
+        }
 
 
 def signed(row: Mapping[str, Any]) -> tuple[Decimal, Decimal, Decimal]:
     """Return what an order did: signed volume, signed cost, fee."""
     sign = 1 if row["descr"]["type"] == "buy" else -1
     return sign * Decimal(row["vol_exec"]), sign * Decimal(row["cost"]), Decimal(row["fee"])
-
-
-def _unix(text: str) -> float:
-    from datetime import datetime
-
-    return datetime.fromisoformat(text).timestamp()

@@ -16,8 +16,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tests.simulation.world import World
 
 real_open, real_close, real_connect = os.open, os.close, sqlite3.connect
 ENOSPC = OSError(28, "No space left on device")
@@ -27,57 +31,31 @@ class Death(BaseException):
     """The process dies at this very step."""
 
 
-class Host(Protocol):
-    """What the machine needs of the world around it."""
-
-    time: float
-    wall_off: float
-    slept: float
-
-    def touch(self, what: str) -> BaseException | None: ...
-    def wait(self, seconds: float) -> None: ...
-    def log(self, line: str) -> None: ...
-    def close_reader(self) -> None: ...
-
-
 class Disk(sqlite3.Connection):
     """A database on which any statement may fail or be the process's last."""
 
     machine: "Machine"
     path: Path
 
-    def execute(self, sql: str, parameters: Any = ()) -> sqlite3.Cursor:
-        after = self.machine.statement(self, sql)
-        cursor = super().execute(sql, parameters)
+    def execute(self, sql: str, *parameters: Any) -> sqlite3.Cursor:
+        return self._carry_out(super().execute, sql, *parameters)
+
+    def executescript(self, sql: str) -> sqlite3.Cursor:
+        return self._carry_out(super().executescript, sql)
+
+    def _carry_out(self, act: Callable[..., sqlite3.Cursor], *statement: Any) -> sqlite3.Cursor:
+        after = self.machine.statement(self, statement[0])
+        cursor = act(*statement)
         if after is not None:
             cursor.close()
             raise after
         return cursor
 
-    def executescript(self, sql: str) -> sqlite3.Cursor:
-        after = self.machine.statement(self, sql)
-        cursor = super().executescript(sql)
-        if after is not None:
-            raise after
-        return cursor
-
-
-class Log(io.StringIO):
-    """Standard output and error of the process."""
-
-    def __init__(self, host: Host) -> None:
-        super().__init__()
-        self._host = host
-
-    def write(self, line: str) -> int:
-        self._host.log(line)
-        return len(line)
-
 
 class Machine:
     """As a context it stands in place of the operating system; one process at a time runs."""
 
-    def __init__(self, host: Host, folder: Path) -> None:
+    def __init__(self, host: "World", folder: Path) -> None:
         self.host, self.folder = host, folder
         self.database: Path | None = None  # The journal that was opened last.
         self._files: dict[int, str] = {}
@@ -89,8 +67,8 @@ class Machine:
         self.looking = False
 
     def __enter__(self) -> "Machine":
-        host = self.host
-        log = Log(host)
+        host, log = self.host, io.StringIO()
+        log.write = lambda line: host.log(line) or len(line)  # type: ignore[method-assign]
         for place, name, new in (
             (time, "time", lambda: host.time + host.wall_off),
             (time, "time_ns", lambda: int((host.time + host.wall_off) * 1e9)),
@@ -104,8 +82,8 @@ class Machine:
             (_thread, "start_new_thread", lambda run, arguments: run(*arguments)),
             (threading.Thread, "join", lambda *_: None),
             (threading.Thread, "is_alive", lambda _: False),
-            (os, "write", self._write),
-            (os, "pwrite", self._pwrite),
+            (os, "write", partial(self._write, os.write)),
+            (os, "pwrite", partial(self._write, os.pwrite)),
             (os, "fsync", self._fsync),
             (sqlite3, "connect", self._connect),
             (gc, "collect", lambda *_: 0),  # The heap is the simulation's, not the bot's.
@@ -113,8 +91,7 @@ class Machine:
             (sys, "stdout", log),
             (sys, "stderr", log),
         ):
-            self._saved.append((place, name, getattr(place, name)))
-            setattr(place, name, new)
+            self.replace(place, name, new)
         return self
 
     def replace(self, place: Any, name: str, new: Any) -> None:
@@ -132,12 +109,10 @@ class Machine:
         """Return whether a process runs that a signal can end."""
         return self._handler is not None
 
-    # -- processes -----------------------------------------------------------------------------
-
     def terminate(self) -> None:
-        """Send SIGTERM to the process that runs."""
-        if self._handler is not None:
-            self._handler(signal.SIGTERM, None)
+        """Send SIGTERM to the process that runs and hears it."""
+        assert self._handler is not None
+        self._handler(signal.SIGTERM, None)
 
     def end_process(self) -> None:
         """Take back what the process held, as the kernel does; forget what was in its memory."""
@@ -203,8 +178,6 @@ class Machine:
         connection.row_factory = sqlite3.Row
         return connection
 
-    # -- what the operating system gives ---------------------------------------------------------
-
     def _clock_gettime(self, clock: int) -> float:
         if clock == time.CLOCK_REALTIME:
             return self.host.time + self.host.wall_off
@@ -229,15 +202,9 @@ class Machine:
             self._durable.setdefault(str(path), Path(path).read_bytes() if flags & 3 else b"")
         return descriptor
 
-    def _write(self, descriptor: int, data: Any) -> int:
-        return self._put(descriptor, lambda: _REAL_WRITE(descriptor, data))
-
-    def _pwrite(self, descriptor: int, data: Any, offset: int) -> int:
-        return self._put(descriptor, lambda: _REAL_PWRITE(descriptor, data, offset))
-
-    def _put(self, descriptor: int, action: Callable[[], int]) -> int:
+    def _write(self, really: Callable[..., int], descriptor: int, *what: Any) -> int:
         after = self.host.touch("write") if self._files.get(descriptor) else None
-        count = action()
+        count = really(descriptor, *what)
         if after is not None:
             raise ENOSPC if isinstance(after, sqlite3.Error) else after
         return count
@@ -274,6 +241,3 @@ class Machine:
                 self._unsynced[disk.path] = before.serialize()
                 before.close()
         return self.host.touch(sql)
-
-
-_REAL_WRITE, _REAL_PWRITE = os.write, os.pwrite

@@ -12,11 +12,12 @@ from krakenbot.simulated.feed import Feed, Numbers, Series
 from krakenbot.simulated.listing import FIRST_TICKS, SANDBOX_KEY, SANDBOX_SECRET
 
 VOLUME = Decimal("0.05")  # Of each candle.
-KEPT_CANDLES = 800  # Before the episode: more than the exchange gives at once.
 
 
 class TurningFeed(Feed):
     """Candles of one length; the slope of an average of `length` changes with `turning`."""
+
+    kept = 800  # Candles before the episode: more than the exchange gives at once.
 
     def __init__(self, seed: int, now: float, interval_s: int, length: int, turning: float) -> None:
         super().__init__(f"random:{seed}", now)
@@ -25,7 +26,7 @@ class TurningFeed(Feed):
 
     def series(self, rules: PairRules) -> Series:
         if rules.pair not in self._series:
-            first = (int(self.start) // self.interval_s - KEPT_CANDLES) * self.interval_s
+            first = (int(self.start) // self.interval_s - self.kept) * self.interval_s
             rows = self._rows(FIRST_TICKS.get(rules.pair, 100000), 10**rules.pair_decimals)
             self._series[rules.pair] = Series(self.interval_s, first, rows)
         return self._series[rules.pair]

@@ -3,18 +3,16 @@
 The shipped transport runs on it, with urllib and http.client above these sockets.
 """
 
-import http.client
 import socket
-import time
 from collections import deque
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
-from urllib.parse import urlsplit
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from krakenbot.errors import UnansweredError
-from krakenbot.kraken.transport import UrllibTransport
 from krakenbot.simulated.wire import Answer
+
+if TYPE_CHECKING:
+    from tests.simulation.world import World
 
 DEAD = ("192.0.2.1", "192.0.2.2")  # They swallow every packet.
 ALIVE, HOST = "127.0.0.1", "localhost"
@@ -48,28 +46,11 @@ Event = tuple[float, bytes | OSError]  # What a socket reads: seconds after the 
 _ON_TIME = b"HTTP/1.1 200 OK\r\n"
 
 
-class Server(Protocol):
-    """What the network needs of the world."""
-
-    time: float
-    setting: Any
-    trouble: Callable[[Mapping[str, str]], str]
-
-    def pass_time(self, seconds: float) -> None: ...
-    def touch(self, what: str) -> BaseException | None: ...
-    def way_s(self) -> float: ...
-    def respond(self, method: str, target: str, headers: dict[str, str], body: bytes) -> Answer: ...
-    def expect(self, holds: object, name: str, text: str) -> None: ...
-    def spoil(self, most: int) -> int: ...
-    def wire_is_good(self) -> bool: ...
-
-
 class Network:
     """All names, addresses and sockets of the machine."""
 
-    def __init__(self, world: Server) -> None:
+    def __init__(self, world: "World") -> None:
         self.world = world
-        self._shipped_send = UrllibTransport.send
         self._lines: WeakKeyDictionary[socket.socket, _Line] = WeakKeyDictionary()
 
     def methods(self) -> dict[str, Callable[..., Any]]:
@@ -88,8 +69,7 @@ class Network:
         name = host.decode() if isinstance(host, bytes) else host
         world = self.world
         world.expect(name.lower() == HOST, "no foreign host", f"{name} is looked up")
-        words = ("no-name", "slow-name", "dead-addresses")
-        word = world.trouble({w: CONNECTING[w] for w in words})
+        word = world.trouble(("no-name", "slow-name", "dead-addresses"))
         if word == "slow-name":
             world.pass_time(1.0 + world.spoil(20))
         if word == "no-name":
@@ -102,8 +82,7 @@ class Network:
         world, timeout = self.world, sock.gettimeout()
         self._lines[sock] = _Line()
         world.expect(address[0] in (*DEAD, ALIVE), "no foreign host", f"connecting to {address}")
-        names = ("refused", "unreachable", "silent")
-        word = world.trouble({w: CONNECTING[w] for w in names})
+        word = world.trouble(("refused", "unreachable", "silent"))
         if word == "silent" or address[0] in DEAD:
             world.pass_time(timeout if timeout is not None else 7200.0)
             raise TimeoutError("timed out")
@@ -160,44 +139,6 @@ class Network:
     def _recv(self, sock: socket.socket, most: int, _: int = 0) -> bytes:
         buffer = bytearray(most)
         return bytes(buffer[: self._recv_into(sock, buffer)])
-
-    def send(
-        self, transport: Any, method: str, url: str, headers: Mapping[str, str], body: bytes | None
-    ) -> tuple[int, bytes]:
-        """Do as the shipped transport does; without it while the wire does no harm.
-
-        That takes less time to run, and nothing else is different.
-        """
-        world = self.world
-        if not world.wire_is_good():
-            return self._shipped_send(transport, method, url, headers, body)
-        parts = urlsplit(url)
-        target = f"{parts.path}?{parts.query}" if parts.query else parts.path
-        lowered = {name.lower(): value for name, value in headers.items()}
-        world.expect(parts.hostname == HOST, "no foreign host", url)
-        deadline = time.monotonic() + transport.timeout_s
-        world.pass_time(world.way_s())
-        way_s = world.way_s()
-        try:
-            answer = world.respond(method, target, lowered, body or b"")
-            if way_s > deadline - time.monotonic():
-                raise TimeoutError("timed out")
-        except OSError as error:
-            if isinstance(error, TimeoutError):
-                world.pass_time(deadline - time.monotonic())
-            raise UnansweredError(f"no complete answer from {parts.netloc}: {error}") from None
-        world.touch("answer")
-        world.pass_time(way_s)
-        return answer.status, answer.body
-
-
-def parse_headers(file: Any, *_: Any, **_limits: Any) -> http.client.HTTPMessage:
-    """Do as http.client's own, in a tenth of the time."""
-    message = http.client.HTTPMessage()
-    while (line := file.readline(65537)) not in (b"\r\n", b"\n", b""):
-        name, _, value = line.decode("latin-1").partition(":")
-        message[name] = value.strip()
-    return message
 
 
 class _Line:

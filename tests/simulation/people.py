@@ -6,13 +6,13 @@ import importlib
 import os
 import shutil
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from krakenbot.bot import Event
 from krakenbot.commands import COMMANDS, exit_code
 from krakenbot.errors import RefusedError
 from krakenbot.model import Side
@@ -51,23 +51,6 @@ class Ended(Exception):
         self.code = code
 
 
-class Notifier:
-    """Stands in for the program's own: what it is told goes to the world."""
-
-    def __init__(self, tell: Callable[[Event], None]) -> None:
-        self._tell = tell
-
-    def __call__(self, event: Event) -> None:
-        self._tell(event)
-
-    def alive(self) -> None: ...
-
-    def __enter__(self) -> "Notifier":
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
-
-
 class People:
     """The supervisor and everybody else around one bot."""
 
@@ -75,8 +58,6 @@ class People:
         self.world, self.folder = world, folder
         self.random = Random(f"{world.seed} people")
         self.next_loss = ""  # What happens to the journal before the next start.
-
-    # -- processes -----------------------------------------------------------------------------
 
     def command(self, name: str, *wanted: str) -> None:
         """Run a command of the program on the machine. Raises Ended with its exit code, or Death.
@@ -112,8 +93,6 @@ class People:
             world.parts = None
             world.close_reader()
             world.machine.end_process()
-
-    # -- the supervisor ------------------------------------------------------------------------
 
     def live(self) -> None:
         """Start the program and do what a supervisor and its person do when it ends."""
@@ -220,8 +199,6 @@ class People:
         """Take over what is held, whatever it was that halted the bot."""
         with contextlib.suppress(Ended):
             self.command("run", "--live", "--accept-costs", "--adopt", "--yes", "--once")
-
-    # -- what happens around it ----------------------------------------------------------------
 
     def hands(self) -> None:
         """Trade beside the bot: close, open, reverse, liquidate, or trade something else."""
@@ -355,5 +332,12 @@ def attached(world: "World") -> Iterator[None]:
             return world.parts
 
         world.machine.replace(module, "assemble", noted)
-    world.machine.replace(run, "Notifier", lambda config: Notifier(world.on_event))
+
+    @contextlib.contextmanager
+    def notifier(config: object) -> Iterator[Any]:
+        tell: Any = partial(world.on_event)
+        tell.alive = lambda: None
+        yield tell
+
+    world.machine.replace(run, "Notifier", notifier)
     yield

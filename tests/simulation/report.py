@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Mapping
 
 START = 1_790_000_000.0
@@ -46,7 +46,3 @@ def summary(days: float, total: Mapping[str, int], failures: int, seconds: float
         f"in_storms={total['orders executed in a storm']} faults={faults} "
         f"deaths={total['deaths']} violations={failures} seconds={seconds:.0f}"
     )
-
-
-def counts(total: Counter[str]) -> str:
-    return "\n".join(f"  {name}: {count}" for name, count in sorted(total.items()))

@@ -6,7 +6,7 @@ the same story with fewer faults, which is how a failing seed is shrunk.
 
 import random
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Container
 from typing import TYPE_CHECKING
 
 from krakenbot.simulated.faults import FAULTS
@@ -53,7 +53,7 @@ class Storms:
         self.world.note("fault", f"#{self.drawn} {what}")
         return True
 
-    def wire(self, words: Mapping[str, str]) -> str:
+    def wire(self, words: Container[str]) -> str:
         """Draw what happens to a connection, out of these words."""
         for word, chance in self.chances.items():
             if word in words and self.random.random() < chance and self.strikes(word):

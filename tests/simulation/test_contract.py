@@ -12,6 +12,7 @@ from functools import partial
 from itertools import repeat
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from krakenbot.bot import Bot
 from krakenbot.clock import StopRequestedError
@@ -23,7 +24,7 @@ from krakenbot.kraken.client import Client
 from krakenbot.kraken.spot import Spot
 from krakenbot.kraken.transport import UrllibTransport
 from krakenbot.model import Charge, Execution, MarginSummary, Order, OrderStatus, Side
-from krakenbot.risk import FEE_RATE_ASSUMED, Limits
+from krakenbot.risk import FEE_RATE_ASSUMED
 from krakenbot.simulated import http as server
 from krakenbot.simulated.paper import PaperClient
 from krakenbot.strategy import sma_slope
@@ -33,6 +34,7 @@ from tests.clocks import StandingClock
 from tests.folders import own_folder
 from tests.logs import silence_module
 from tests.markets import close_after, short_histories
+from tests.rules import test_decision
 
 T0 = 1_600_000_020 // 60 * 60
 ROWS = 750
@@ -332,16 +334,17 @@ class TestTheBotOnBoth(unittest.TestCase):
         for seed, leverage, one_order in ((1, 2, False), (2, 3, True), (3, 0, False)):
             with self.subTest(seed=seed, leverage=leverage, one_order=one_order):
                 path = write_candles(own_folder(self), seed)
-                plan = _plan(leverage, one_order)
+                plan = plan_of_length(10, leverage=leverage, one_order=one_order)
                 paper, spot = (traded(path, plan, paper=on) for on in (True, False))
                 self.assertGreater(len(paper[0]), ORDERS_MIN)
                 self.assertEqual(paper, spot)
 
 
-def _plan(leverage: int, one_order: bool) -> Plan:
-    strategy, needed = partial(sma_slope, length=10), 11
-    limits = Limits(None, D(150), D(1), 500)
-    return Plan("XBTUSD", 60, D("0.02"), leverage, one_order, True, strategy, needed, limits)
+def plan_of_length(length: int, **more: Any) -> Plan:
+    """Return the plan of a bot that looks so many candles back, and enters at once."""
+    strategy = partial(sma_slope, length=length)
+    more = {"size": D("0.02"), "entry_now": True} | more
+    return test_decision.PLAN._replace(strategy=strategy, candles_min=length + 1, **more)
 
 
 def traded(path: Path, plan: Plan, *, paper: bool) -> tuple[list[object], object, list[object]]:

@@ -10,10 +10,9 @@ import signal
 import socket
 import sqlite3
 import unittest
-from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, closing, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext, suppress
 from decimal import Decimal
 from functools import partial
 from itertools import chain, repeat
@@ -56,19 +55,19 @@ from tests.clocks import StandingClock
 from tests.folders import own_folder
 from tests.logs import silence
 from tests.markets import short_histories
+from tests.simulation.test_bot import Killed
 from tests.simulation.test_contract import Direct
 
 SIZE = Decimal("0.01")
 START = 1_791_504_000.0  # Where a candle of any length begins.
 KEYS = {"KRAKEN_API_KEY": SANDBOX_KEY, "KRAKEN_API_SECRET": SANDBOX_SECRET}
+REFUSED, BUSY = b'{"error":["EAPI:Invalid key"]}', b'{"error":["EService:Busy"]}'
+NO_MARGIN: dict[str, Any] = {"leverage_buy": [], "leverage_sell": []}
+NO_MARGIN_YET = NO_MARGIN | {"status": "reduce_only"}
 
 
 def setUpModule() -> None:
     short_histories(2)
-
-
-class Killed(BaseException):
-    """The process dies here."""
 
 
 class LeapingClock(Clock):
@@ -149,9 +148,33 @@ class FrontDoor(unittest.TestCase):
             self.run_once(**changes)
         self.assertEqual(76, caught.exception.exit_code)
 
-    def forget_decisions(self) -> None:
-        with closing(sqlite3.connect(self.state / self.journals()[0])) as database, database:
-            database.execute("UPDATE decisions SET done = 0")
+    def write_lost_order(self, name: str = "lost", leverage: int = 0) -> None:
+        """Write an order that never reached the exchange."""
+        now = int(self.time)
+        lost = Intent(name, 1, 1, Purpose.OPEN, Side.BUY, SIZE, leverage, False, "", ZERO, now, now)
+        self.written(Journal.write, lost)
+
+    def assert_no_order_is_open(self) -> None:
+        with self.journal() as journal:
+            self.assertEqual([], journal.open_intents())
+
+    def failing(self, method: str, error: Exception) -> Any:
+        """Let the exchange answer this with the error."""
+        return mock.patch.object(Spot, method, side_effect=error)
+
+    def listed(self, **changes: Any) -> Any:
+        """Let the exchange list the pair with these changes."""
+        return mock.patch.dict(self.api.markets.listing["XXBTZUSD"], changes)
+
+    def answer_with(self, answer: Callable[[str], bytes | None]) -> None:
+        """Let the exchange answer what this makes of a request's target, or else as usual."""
+        respond = self.api.respond
+
+        def answered(method: str, target: str, *more: Any) -> Answer:
+            body = answer(target)
+            return respond(method, target, *more) if body is None else Answer(200, "", body)
+
+        self.api.respond = answered
 
     def lose_journal(self) -> None:
         for path in self.state.glob("*.db*"):
@@ -240,9 +263,7 @@ class TestSpelling(FrontDoor):
         (name,) = self.journals()
         other = f"{name.rsplit('-', 2)[0]}-XBTUSD.db"
         shutil.copy(self.state / name, self.state / other)
-        with self.assertRaisesRegex(StopError, f"(?s){name}.*{other}|{other}.*{name}") as caught:
-            self.run_once()
-        self.assertEqual(76, caught.exception.exit_code)
+        self.assert_stops(f"(?s){name}.*{other}|{other}.*{name}")
 
     def test_a_spelling_that_now_means_another_market_stops(self) -> None:
         self.hold()
@@ -282,52 +303,35 @@ class TestRefusedKey(FrontDoor):
     def test_where_a_bot_has_run_a_key_that_is_refused_once_is_tried_again(self) -> None:
         self.hold()
         (self.state / "index.json").unlink()  # So that the key's account must be asked for.
-        respond = self.api.respond
-        refused = Answer(200, "", b'{"error":["EAPI:Invalid key"]}')
-        answers = chain([refused], repeat(None))
-
-        def refuse_once(method: str, target: str, *more: Any) -> Answer:
-            answer = next(answers) if target.endswith("GetApiKeyInfo") else None
-            return answer or respond(method, target, *more)
-
-        self.api.respond = refuse_once
+        answers = chain([REFUSED], repeat(None))
+        self.answer_with(lambda path: next(answers) if path.endswith("GetApiKeyInfo") else None)
         self.run_once()
         self.assertEqual([SIZE], self.bought())
 
     def test_where_none_has_run_a_refused_key_ends_it_at_once(self) -> None:
-        refused = mock.patch.object(Spot, "key_info", side_effect=KeyRefusedError("no"))
+        refused = self.failing("key_info", KeyRefusedError("no"))
         with refused as asked, self.assertRaises(KeyRefusedError):
             self.run_once()
         self.assertEqual(1, asked.call_count)
 
     def test_it_is_used_once_at_a_start_with_nothing_held(self) -> None:
         self.run_once(entry="next-turn")
-        answers, respond = list[str](), self.api.respond
-
-        def refuse(method: str, target: str, *more: Any) -> Answer:
-            if "/private/" not in target:
-                return respond(method, target, *more)
-            answers.append(target)
-            return Answer(200, "", b'{"error":["EAPI:Invalid key"]}')
-
-        self.api.respond = refuse
+        asked = list[str]()
+        self.answer_with(lambda path: REFUSED if asked.append(path) or "private" in path else None)
         with self.assertRaises(KeyRefusedError):
             self.run_once(entry="next-turn")
-        self.assertEqual(["/0/private/GetApiKeyInfo"], answers)
+        private = [path for path in asked if "private" in path]
+        self.assertEqual(["/0/private/GetApiKeyInfo"], private)
 
 
 class TestStart(FrontDoor):
     def test_fee_rates_and_candles_are_read_once(self) -> None:
-        asked, respond = Counter[str](), self.api.respond
-
-        def count(method: str, target: str, *more: Any) -> Answer:
-            asked[target.partition("?")[0].rpartition("/")[2]] += 1
-            return respond(method, target, *more)
-
-        self.api.respond = count
+        asked = list[str]()
+        self.answer_with(asked.append)
         self.run_once(entry="next-turn", leverage=2)
         names = ("TradeVolume", "Assets", "OHLC", "AssetPairs", "Ticker")
-        self.assertEqual([1, 1, 1, 1, 0], [asked[name] for name in names])
+        counts = [sum(f"/{name}?" in f"{path}?" for path in asked) for name in names]
+        self.assertEqual([1, 1, 1, 1, 0], counts)
 
 
 class TestStrategy(FrontDoor):
@@ -341,10 +345,9 @@ class TestStrategy(FrontDoor):
                 self.setUp()
                 self.hold()
                 self.written(Journal.put, flatten="max_loss was reached")
-                silent = mock.patch.object(Spot, method, side_effect=UnansweredError("timed out"))
                 began = self.time
-                with silent, self.assertRaisesRegex(StopError, "max_loss was reached"):
-                    self.run_once(**changes)
+                with self.failing(method, UnansweredError("timed out")):
+                    self.assert_stops("max_loss was reached", **changes)
                 self.assertEqual([SIZE, SIZE], self.bought())
                 self.assertLess(self.time - began, 60)
 
@@ -356,20 +359,13 @@ class TestStrategy(FrontDoor):
 
     def test_candles_are_not_needed_to_look_up_an_open_order(self) -> None:
         self.run_once(entry="next-turn")
-        now = int(self.time)
-        for error in (RefusedError("no such pair"), UnansweredError("timed out")):
-            name = type(error).__name__
-            lost = Intent(name, 1, 1, Purpose.OPEN, Side.BUY, SIZE, 0, False, "", ZERO, now, now)
-            self.written(Journal.write, lost)
-            delisted, without = RefusedError("no such pair"), partial(mock.patch.object, Spot)
-            with (
-                without("candles", side_effect=error),
-                without("quote", side_effect=delisted),
-                suppress(ConfigError, LaterError),
-            ):
+        delisted = RefusedError("no such pair")
+        for error in (delisted, UnansweredError("timed out")):
+            self.write_lost_order(str(error))
+            without = self.failing("candles", error), self.failing("quote", delisted)
+            with without[0], without[1], suppress(ConfigError, LaterError):
                 self.run_once(risk=RiskTable(max_fee_percent_per_day=Decimal(999)))
-            with self.journal() as journal, self.subTest(name):
-                self.assertEqual([], journal.open_intents())
+            self.assert_no_order_is_open()
 
     def test_an_upgrade_is_no_change_of_the_strategy(self) -> None:
         self.run_once(entry="next-turn")
@@ -391,10 +387,8 @@ class TestStrategy(FrontDoor):
 class TestOneProcess(FrontDoor):
     def test_another_state_directory_does_not_let_a_second_bot_use_the_key(self) -> None:
         other = {"state_directory": self.folder / "other"}
-        with (
-            closing(assemble(self.config, live=True)),
-            self.assertRaisesRegex(ConfigError, "another krakenbot on this machine holds"),
-        ):
+        held = self.assertRaisesRegex(ConfigError, "another krakenbot on this machine holds")
+        with closing(self.made()), held:
             self.made(**other)
         self.made(**other)
 
@@ -413,9 +407,8 @@ class TestLostJournal(FrontDoor):
         for wish in (traded, {"pair": "XBTUSD", "close": True}):
             self.api.controls["position"](wish)
         self.lose_journal()
-        no_view = mock.patch.object(Spot, "position", side_effect=RefusedError("no"))
-        with no_view, self.assertRaisesRegex(StopError, "does not know"):
-            self.run_once(leverage=2)
+        with self.failing("position", RefusedError("no")):
+            self.assert_stops("does not know", leverage=2)
         self.assertEqual(2, len(self.bought()))
         self.assert_stops("halted", leverage=2)
 
@@ -434,24 +427,25 @@ class TestLostJournal(FrontDoor):
 class TestCurrent(FrontDoor):
     """Before anything is sent, all trades since the newest record are known."""
 
-    def go_back(self, backup: Path, gone: str, back: str) -> None:
-        for path in self.state.glob(gone):
-            path.unlink()
-        for path in backup.glob(back):
-            shutil.copy(path, self.state)
+    def back_up_before_the_first_order(self) -> Path:
+        self.run_once(entry="next-turn")  # It has run and bought nothing yet.
+        old = Intent("old", 1, 1, Purpose.OPEN, Side.BUY, SIZE, 0, False, "", ZERO, 1, 16)
+        self.written(Journal.write, old)
+        self.written(Journal.conclude, old, Outcome.REFUSED, 2)
+        with closing(sqlite3.connect(self.state / self.journals()[0])) as database, database:
+            database.execute("UPDATE decisions SET done = 0")
+        return shutil.copytree(self.state, self.folder / "backup")
 
     def test_a_journal_that_went_back_doubles_nothing_whatever_else_is_there(self) -> None:
         for gone, back in (("live*", "live*"), ("*", "*"), ("*", "*.db")):
             with self.subTest(gone=gone, back=back):
                 self.setUp()
-                self.run_once(entry="next-turn")  # It has run and bought nothing yet.
-                self.forget_decisions()
-                old = Intent("old", 1, 1, Purpose.OPEN, Side.BUY, SIZE, 0, False, "", ZERO, 1, 16)
-                self.written(Journal.write, old)
-                self.written(Journal.conclude, old, Outcome.REFUSED, 2)
-                backup = shutil.copytree(self.state, self.folder / "backup", dirs_exist_ok=True)
+                backup = self.back_up_before_the_first_order()
                 self.run_once()
-                self.go_back(backup, gone, back)
+                for path in self.state.glob(gone):
+                    path.unlink()
+                for path in backup.glob(back):
+                    shutil.copy(path, self.state)
                 self.assert_stops("does not know: O")
                 self.assert_stops("halted")
                 self.written(Journal.resume)
@@ -461,11 +455,9 @@ class TestCurrent(FrontDoor):
     def test_a_journal_that_is_current_is_not_waited_for(self) -> None:
         self.hold()
         for _ in range(2):
-            with closing(assemble(self.config, live=True)) as parts:
-                waited = mock.patch.object(parts.clock, "wait", wraps=parts.clock.wait)
-                with waited as wait:
-                    parts.bot.run(once=True)
-            self.assertLess(sum(call.args[0] for call in wait.call_args_list), 60)
+            began = self.time
+            self.run_once()
+            self.assertLess(self.time - began, 60)
 
     def test_a_key_that_was_used_elsewhere_meanwhile_makes_it_wait(self) -> None:
         self.hold()
@@ -478,15 +470,9 @@ class TestCurrent(FrontDoor):
         self.assertGreater(max(call.args[0] for call in wait.call_args_list), 10)
 
     def assert_waits_for_earlier_orders(self, parts: Parts, waits: bool = True) -> None:
-        longest = 0.0
-
-        def wait(seconds: float) -> None:
-            nonlocal longest
-            longest = max(longest, seconds)
-
-        with mock.patch.object(parts.clock, "wait", wait):
+        with mock.patch.object(parts.clock, "wait") as wait:
             parts.checks[1]()
-        self.assertEqual(waits, longest > 60, longest)
+        self.assertEqual(waits, max((call.args[0] for call in wait.call_args_list), default=0) > 60)
 
     def test_a_key_whose_refused_nonce_another_command_has_met_makes_it_wait(self) -> None:
         self.hold()
@@ -533,37 +519,27 @@ class TestSettings(FrontDoor):
     def test_a_size_worth_less_than_the_smallest_order_at_the_newest_close_ends_it_too(
         self,
     ) -> None:
-        row = self.api.markets.listing["XXBTZUSD"]
         price = self.api.markets.quote(self.api.markets.rules["XXBTZUSD"]).mid
         for share, ends in (("1.01", True), ("0.99", False)):
             least = str(Decimal(share) * price * self.config.size)
             refused = self.assertRaisesRegex(ConfigError, "worth") if ends else nullcontext()
-            with self.subTest(share), mock.patch.dict(row, costmin=least), refused:
+            with self.subTest(share), self.listed(costmin=least), refused:
                 self.run_once()
 
     def test_margin_that_is_missing_for_some_minutes_is_waited_for(self) -> None:
-        row = self.api.markets.listing["XXBTZUSD"]
-        without = {"leverage_buy": [], "leverage_sell": []}
         self.config = self.config._replace(leverage=2)
-        for changes in (without | {"status": "reduce_only"}, without):  # The second has traded.
+        for changes in (NO_MARGIN_YET, NO_MARGIN):  # The second has traded.
             with self.subTest(changes):
-                with mock.patch.dict(row, changes), self.assertRaisesRegex(LaterError, "now"):
+                with self.listed(**changes), self.assertRaisesRegex(LaterError, "now"):
                     self.run_once()
                 self.run_once()
                 self.let_go()
                 self.time += self.config.interval * 60
 
     def test_it_trades_as_soon_as_margin_is_back(self) -> None:
-        row, respond = self.api.markets.listing["XXBTZUSD"], self.api.respond
-        usual = dict(row)
-        row |= {"leverage_buy": [], "leverage_sell": [], "status": "reduce_only"}
-
-        def respond_later(*request: Any) -> Answer:
-            if self.time > START + 60:
-                row.update(usual)
-            return respond(*request)
-
-        self.api.respond = respond_later
+        without = self.enterContext(ExitStack())
+        without.enter_context(self.listed(**NO_MARGIN_YET))
+        self.answer_with(lambda path: without.close() if self.time > START + 60 else None)
         self.run_once(leverage=2)
         self.assertEqual([SIZE], self.bought())
 
@@ -571,28 +547,23 @@ class TestSettings(FrontDoor):
         self.config = self.config._replace(leverage=2)
         self.hold()
         self.let_go()
-        without: dict[str, Any] = {"leverage_buy": [], "leverage_sell": []}
-        for changes, listed in (
-            ({"size": Decimal(10**6)}, {}),
-            ({"leverage": 3}, without),
-            ({"leverage": 0, "size": Decimal("0.00001")}, without | {"status": "reduce_only"}),
+        for listed, changes in (
+            ({}, {"size": Decimal(10**6)}),
+            (NO_MARGIN, {"leverage": 3}),
+            (NO_MARGIN_YET, {"leverage": 0, "size": Decimal("0.00001")}),
         ):
-            row = mock.patch.dict(self.api.markets.listing["XXBTZUSD"], listed)
-            with self.subTest(changes), row, self.assertRaisesRegex(ConfigError, "never trade"):
+            never = self.assertRaisesRegex(ConfigError, "never trade")
+            with self.subTest(changes), self.listed(**listed), never:
                 self.run_once(**changes)
 
     def test_an_order_is_looked_up_though_margin_is_missing(self) -> None:
         self.config = self.config._replace(leverage=2)
         self.hold()
         self.let_go()
-        now = int(self.time)
-        lost = Intent("lost", 1, 1, Purpose.OPEN, Side.BUY, SIZE, 2, False, "", ZERO, now, now)
-        self.written(Journal.write, lost)
-        row = self.api.markets.listing["XXBTZUSD"]
-        with mock.patch.dict(row, leverage_buy=[], leverage_sell=[]), suppress(LaterError):
+        self.write_lost_order(leverage=2)
+        with self.listed(**NO_MARGIN), suppress(LaterError):
             self.run_once()
-        with self.journal() as journal:
-            self.assertEqual([], journal.open_intents())
+        self.assert_no_order_is_open()
 
     def test_while_something_is_held_it_starts_to_close_only_and_ends_once_flat(self) -> None:
         self.config = self.config._replace(leverage=2)
@@ -603,26 +574,20 @@ class TestSettings(FrontDoor):
         self.assertEqual(SIZE, abs(parts.exchange.position().volume))
 
     def test_a_pair_whose_candles_are_refused_ends_it_and_that_is_said(self) -> None:
-        delisted = mock.patch.object(Spot, "candles", side_effect=RefusedError("no such pair"))
+        delisted = self.failing("candles", RefusedError("no such pair"))
         with delisted, self.assertRaisesRegex(ConfigError, "cannot be traded: no such pair"):
             self.run_once(accept_costs=True)
 
     def test_candles_that_do_not_come_at_once_are_waited_for(self) -> None:
-        candles = Spot.candles
+        begin = 0.0
+        self.answer_with(lambda path: BUSY if "OHLC" in path and self.time < begin else None)
         for silent_s, limit in ((200, 1000), (10, 999)):  # The second holds what the first bought.
             parts = self.made(risk=RiskTable(max_fee_percent_per_day=Decimal(limit)))
             begin = self.time + silent_s
-
-            def late(*question: Any, begin: float = begin) -> Any:
-                if self.time < begin:
-                    raise UnansweredError("timed out")
-                return candles(*question)
-
-            with mock.patch.object(Spot, "candles", late), self.subTest(silent_s):
+            with self.subTest(silent_s), closing(parts):
                 parts.bot.run(once=True)
-            self.assertEqual("", parts.bot.plan.limits.close_only)
-            self.assertEqual([SIZE], self.bought())
-            parts.close()
+                self.assertEqual("", parts.bot.plan.limits.close_only)
+                self.assertEqual([SIZE], self.bought())
 
     def test_costs_are_counted_at_the_account_s_own_fee(self) -> None:
         self.api.account.fee_rate = Decimal("0.0001")

@@ -1,10 +1,9 @@
 """`max_loss`: noticed between long candles, and nothing holds up the closing then."""
 
 from decimal import Decimal
-from unittest import mock
 
 from krakenbot.bot import Bot
-from krakenbot.model import ZERO, MarginSummary
+from krakenbot.model import ZERO
 from tests.simulation.test_bot import DAY_S, LIMITS, SIZE, T0, BotTest, Killed
 
 CRASH = Decimal(30_000)
@@ -18,10 +17,9 @@ class TestMaxLoss(BotTest):
         super().setUp()
         self.plan = self.plan._replace(limits=LIMITS)
 
-    def hold(self, leverage: int = 2) -> Bot:
-        self.plan = self.plan._replace(leverage=leverage)
+    def hold(self) -> Bot:
         bot = self.run_for(600)
-        self.assertEqual(SIZE, self.exchange.held + self.exchange.base)
+        self.assert_held(SIZE)
         return bot
 
     def crash(self, price: Decimal = CRASH) -> None:
@@ -32,11 +30,10 @@ class TestMaxLoss(BotTest):
         self.clock.end = began + DAY_S
         self.assertIn("max_loss", self.stopped((bot or self.bot()).run))
         self.assertLess(self.clock.time - began, seconds)
-        self.assertEqual(ZERO, self.exchange.held + self.exchange.base)
         sent = self.exchange.placed[:]
         self.assertEqual(bool(self.plan.leverage), sent[-1].reduce_only)
-        self.assertIn("max_loss", self.stopped(lambda: self.bot().run(once=True)))
-        self.assertEqual(sent, self.exchange.placed, "it is halted, and stays so")
+        self.assertIn("max_loss", self.stopped(self.once))  # It is halted, and stays so.
+        self.assert_held(ZERO, sent=len(sent))
 
     def halt_and_resume(self) -> None:
         self.exchange.by_hand(2 * SIZE)
@@ -54,7 +51,7 @@ class TestMaxLoss(BotTest):
         self.crash()
         self.exchange.script = ["later"] * 9
         self.run_for(600, bot)
-        self.assertEqual(SIZE, self.exchange.held)
+        self.assert_held(SIZE)
         self.exchange.script.clear()
         self.crash(Decimal(60_000))
         self.assert_closed_within(600)
@@ -64,7 +61,7 @@ class TestMaxLoss(BotTest):
         self.crash()
         self.exchange.execute = lambda order, volume: execute(order, volume - rest)
         self.stopped(bot.run)
-        self.assertEqual(rest, self.exchange.held)
+        self.assert_held(rest)
 
     def test_after_a_resume_it_counts_at_once_not_from_the_next_candle_on(self) -> None:
         self.hold()
@@ -75,12 +72,10 @@ class TestMaxLoss(BotTest):
 
     def test_a_resume_before_the_first_decision_values_the_position_at_its_price(self) -> None:
         for rise in (10_000, 0):  # A long and a short one.
-            with self.subTest(rise):
-                self.setUp()
+            with self.anew(rise):
                 self.exchange.rise = rise
-                enough = MarginSummary(Decimal(100_000), ZERO, ZERO)
-                with mock.patch.object(self.exchange, "summary", side_effect=(enough, Killed)):
-                    self.assertRaises(Killed, self.once)
+                self.answers("summary", None, Killed())
+                self.assertRaises(Killed, self.once)
                 self.journal.put(halted="by hand")
                 self.journal.resume()
                 bot = self.run_for(600)
@@ -93,7 +88,7 @@ class TestMaxLoss(BotTest):
         self.halt_and_resume()
         self.crash(Decimal(44_000))
         self.run_for(3600)
-        self.assertEqual(SIZE, self.exchange.held)
+        self.assert_held(SIZE)
 
     def test_the_loss_is_told_with_the_decimals_of_the_quote_currency(self) -> None:
         self.exchange.pair_rules = self.exchange.pair_rules._replace(quote="XXBT")
@@ -105,9 +100,8 @@ class TestMaxLoss(BotTest):
     def test_a_close_that_fails_is_tried_again_however_late_in_the_candle(self) -> None:
         for leverage in (2, 0):
             for word in ("later", "wait", "unsent", "zero", "never"):
-                with self.subTest(leverage=leverage, word=word):
-                    self.setUp()
-                    self.hold(leverage)
+                with self.anew(word, leverage=leverage):
+                    self.hold()
                     self.clock.time = T0 + DAY_S * 101 + LATE_S
                     self.crash()
                     self.exchange.script = [word]
@@ -124,44 +118,43 @@ class TestMaxLoss(BotTest):
 
     def test_a_wide_spread_does_not_hide_a_loss_that_both_prices_show(self) -> None:
         for is_same in (True, False):  # Which knows a candle's close from before, or none.
-            self.setUp()
-            bot = self.hold()
-            self.crash()
-            self.exchange.spread = Decimal(400)
-            self.assert_closed_within(600, bot if is_same else None)
+            with self.anew(is_same):
+                bot = self.hold()
+                self.crash()
+                self.exchange.spread = Decimal(400)
+                self.assert_closed_within(600, bot if is_same else None)
 
     def test_after_a_resume_no_absurd_quote_is_counted_from(self) -> None:
         for spread in (30_000, 600):
-            self.setUp()
-            self.hold()
-            self.journal.resume()
-            self.exchange.spread = Decimal(spread)
-            bot = self.run_for(60)
-            self.exchange.spread = Decimal(1)
-            self.run_for(600, bot)
-            self.assertEqual(SIZE, self.exchange.held)
-            self.crash()
-            self.assert_closed_within(600, bot)
+            with self.anew(spread):
+                self.hold()
+                self.journal.resume()
+                self.exchange.spread = Decimal(spread)
+                bot = self.run_for(60)
+                self.exchange.spread = Decimal(1)
+                self.run_for(600, bot)
+                self.assert_held(SIZE)
+                self.crash()
+                self.assert_closed_within(600, bot)
 
     def test_a_loss_that_only_the_worse_price_of_a_wide_spread_shows_is_none(self) -> None:
         for price, spread in ((50_000, 90_000), (45_000, 12_000)):
-            with self.subTest(spread):
-                self.setUp()
+            with self.anew(spread):
                 bot = self.hold()
                 self.exchange.spread = Decimal(spread)
                 self.crash(Decimal(price))
                 self.run_for(3600, bot)
-                self.assertEqual(SIZE, self.exchange.held)
+                self.assert_held(SIZE)
 
     def test_one_wild_quote_is_no_loss(self) -> None:
         bot, steady, quotes = self.hold(), self.exchange.close, iter((40_000, 50_100))
         self.exchange.close = lambda number: Decimal(next(quotes, 0)) or steady(number)
         self.run_for(1000, bot)
-        self.assertEqual(SIZE, self.exchange.held)
+        self.assert_held(SIZE)
 
     def test_a_run_of_one_candle_tries_a_pending_close_again(self) -> None:
         self.hold()
         self.journal.put(flatten="max_loss was reached")
         self.exchange.script = ["later"]
-        self.stopped(lambda: self.bot().run(once=True))
-        self.assertEqual(ZERO, self.exchange.held)
+        self.stopped(self.once)
+        self.assert_held(ZERO)

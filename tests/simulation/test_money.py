@@ -8,7 +8,6 @@ import sqlite3
 import unittest
 from collections.abc import Callable
 from decimal import Decimal as D
-from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -21,25 +20,22 @@ from krakenbot.commands.preview import adoption
 from krakenbot.commands.report import report_of
 from krakenbot.commands.status import read_status
 from krakenbot.config import Config
-from krakenbot.decision import Plan
 from krakenbot.handover import adopt, held_of
 from krakenbot.journal import Journal
 from krakenbot.journal_file import prepare
 from krakenbot.kraken.spot import Spot
 from krakenbot.model import Execution, OrderStatus, Purpose, Secret, Side
 from krakenbot.records import Intent, Outcome
-from krakenbot.risk import Limits
 from krakenbot.simulated.api import SandboxApi
 from krakenbot.simulated.books import Account
 from krakenbot.simulated.feed import Feed
 from krakenbot.simulated.listing import SANDBOX_KEY, SANDBOX_SECRET
-from krakenbot.strategy import sma_slope
 from tests import IS_LONG
 from tests.clients import signing
 from tests.clocks import StandingClock
 from tests.logs import silence_module
 from tests.markets import short_histories
-from tests.simulation.test_contract import Direct
+from tests.simulation.test_contract import Direct, plan_of_length
 
 START = 1_791_504_000.0
 CENT = D("0.01")
@@ -72,27 +68,28 @@ class CoinAccount(Account):
 class World(StandingClock):
     """A sandbox with a bot in live mode, on one simulated clock."""
 
-    def __init__(self, interval_s: int, *, coin_fees: bool, seed: str = "3") -> None:
+    def __init__(
+        self, interval_s: int, *, size: D = D("0.05"), length: int = 5, **account: Any
+    ) -> None:
         super().__init__(START)
         self.api = SandboxApi(
-            Feed(f"random:{seed}", START),
+            Feed("random:3", START),
             lambda: self.time,
             SANDBOX_KEY,
             Secret(SANDBOX_SECRET),
-            balances={"ZUSD": D(10000), "XXBT": D(1)},
+            **{"balances": {"ZUSD": D(10000), "XXBT": D(1)}} | account,
         )
-        if coin_fees:
-            self.api.account.__class__ = CoinAccount
-        self.spot = Spot(
-            signing(Direct(self.api), "http://127.0.0.1:1", self), "XBTUSD", interval_s
-        )
+        client = signing(Direct(self.reached_by(self.api)), "http://127.0.0.1:1", self)
+        self.spot = Spot(client, "XBTUSD", interval_s)
         self.database = prepare(sqlite3.connect(":memory:", isolation_level=None))
         self.journal = Journal(self.database)
-        strategy, needed = partial(sma_slope, length=5), 6
-        limits = Limits(None, D(150), D(1), 500)
-        self.plan = Plan("XBTUSD", interval_s, D("0.05"), 2, False, True, strategy, needed, limits)
+        self.plan = plan_of_length(length, interval_s=interval_s, size=size)
         self.on_event: Callable[[Event], object] = lambda event: None
         self.start()
+
+    def reached_by(self, api: SandboxApi) -> Any:
+        """Return what stands between the bot and the exchange."""
+        return api
 
     def start(self) -> None:
         """Begin a new process, in which nothing has been read yet."""
@@ -107,6 +104,11 @@ class World(StandingClock):
         with contextlib.suppress(StopRequestedError):
             self.bot.run()
         self.end = float("inf")
+
+    def held(self) -> D:
+        """Return the position at the exchange."""
+        position = self.api.account.positions.get("XXBTZUSD")
+        return position.volume if position else D(0)
 
     def hands(self, side: str, volume: str) -> None:
         """Somebody else trades on margin."""
@@ -131,7 +133,9 @@ class Died(BaseException):
 
 class TestBooks(unittest.TestCase):
     def world(self, interval_s: int = 60, *, coin_fees: bool = False) -> World:
-        world = World(interval_s, coin_fees=coin_fees)
+        world = World(interval_s)
+        if coin_fees:
+            world.api.account.__class__ = CoinAccount
         self.addCleanup(world.database.close)
         return world
 

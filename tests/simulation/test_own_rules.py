@@ -150,11 +150,8 @@ class TestTheBot(OwnRuleTest):
     def test_sma_slope_as_a_file_decides_and_orders_as_the_built_in_one(self) -> None:
         path = write_candles(self.folder, 2)
         config = Config(size=Decimal("0.02"), entry="now")
-        plans = [
-            plan_of(config._replace(strategy=table))
-            for table in (StrategyTable(), self.file(SLOPE))
-        ]
-        built_in, file = (traded(path, plan, paper=False) for plan in plans)
+        configs = [config._replace(strategy=x) for x in (StrategyTable(), self.file(SLOPE))]
+        built_in, file = (traded(path, plan_of(config), paper=False) for config in configs)
         self.assertEqual(repr(built_in), repr(file))
         self.assertGreater(len(built_in[0]), ORDERS_MIN)
 
@@ -162,26 +159,18 @@ class TestTheBot(OwnRuleTest):
 class TestManual(OwnRuleTest):
     """The rules that the manual shows, as they stand there."""
 
-    def test_each_trades_both_ways_and_passes_its_trial(self) -> None:
-        text = manual_file("strategies.md")
-        rules = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    def test_each_passes_its_trial_and_trades_both_ways_and_the_band_is_also_flat(self) -> None:
+        text, candles = manual_file("strategies.md"), walk(900, 3)
         (table,) = re.findall(r"```csv\n(.*?)```", text, re.DOTALL)
         (self.folder / "weights.csv").write_text(table)
+        rules = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
         self.assertEqual(3, len(rules))
-        candles = walk(900, 3)
         for rule in rules:
             with self.subTest(rule[:40]):
                 chosen = self.file(rule)
-                assert chosen.file is not None
                 load(chosen.file).try_on(candles, {})
                 trips = self.replay(chosen, candles).record.trips
                 self.assertEqual({1, -1}, {trip.entry.direction for trip in trips})
-
-    def test_the_band_is_also_flat(self) -> None:
-        band = next(
-            rule
-            for rule in re.findall(r"```python\n(.*?)```", manual_file("strategies.md"), re.DOTALL)
-            if "stdev" in rule
-        )
-        replay = self.replay(self.file(band, width=Decimal("1.5")), walk(900, 3))
+        (band,) = (rule for rule in rules if "stdev" in rule)
+        replay = self.replay(self.file(band, width=Decimal("1.5")), candles)
         self.assertLess(replay.result().exposure, 0.9)

@@ -3,15 +3,14 @@
 import contextlib
 import functools
 import math
-import tempfile
 import unittest
 from collections.abc import Iterator
 from pathlib import Path
 
 from krakenbot.simulated.faults import parse
 from tests import IS_LONG, exhaustive, slow
-from tests.folders import MEMORY, own_folder
-from tests.simulation.episode import Result, episode, simulated
+from tests.folders import own_folder
+from tests.simulation.episode import Result, episode, scratch, simulated
 from tests.simulation.people import Ended
 from tests.simulation.world import World
 
@@ -21,7 +20,7 @@ SEEDS, DAYS_MAX = ((2, 5), math.inf) if IS_LONG else ((2,), 0.05)
 @contextlib.contextmanager
 def quiet_world(seed: int, **settings: str) -> Iterator[World]:
     """A world in which nothing goes wrong by itself."""
-    with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
+    with scratch() as folder:
         world = World(seed, 1000, Path(folder))
         world.storms.due = float("inf")
         world.settings |= {"LEVERAGE": "2", "ENTRY": "now", **settings}
@@ -31,7 +30,7 @@ def quiet_world(seed: int, **settings: str) -> Iterator[World]:
 
 
 def lived(seed: int, keep: frozenset[int] | None = None) -> Result:
-    with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
+    with scratch() as folder:
         return episode(seed, Path(folder) / "run", keep, days_max=DAYS_MAX)
 
 

@@ -27,28 +27,26 @@ class TestViews(BotTest):
 
     def held_after(self, number: int, **changes: object) -> Decimal:
         """Return what is held after a new bot's decision on that candle."""
-        self.once(number, self.bot(**changes))
+        self.once(number, **changes)
         return self.exchange.held
 
     def test_flat_closes_without_opening_and_stays_out(self) -> None:
         self.views = {100: Direction.LONG, 101: Direction.FLAT, 103: Direction.SHORT}
         held = [self.held_after(number) for number in range(100, 104)]
         self.assertEqual([SIZE, ZERO, ZERO, -SIZE], held)
-        self.assertEqual(
-            [False, True, False], [order.reduce_only for order in self.exchange.placed]
-        )
+        reducing = [order.reduce_only for order in self.exchange.placed]
+        self.assertEqual([False, True, False], reducing)
 
     def test_without_a_view_what_was_wanted_before_a_restart_is_still_wanted(self) -> None:
         self.views = {100: Direction.LONG}
         self.exchange.script = ["unsent"] * 9
         self.assertEqual(ZERO, self.held_after(100))
         self.exchange.script = []
-        self.assertEqual(SIZE, self.held_after(101))
-        self.assertEqual(SIZE, self.held_after(102))
+        self.assertEqual([SIZE, SIZE], [self.held_after(101), self.held_after(102)])
 
     def test_a_bot_that_never_had_a_view_touches_nothing_that_it_holds(self) -> None:
         self.exchange.by_hand(Decimal("0.02"))
-        self.once(101, self.bot(), adopt=True)
+        self.once(101, adopt=True)
         self.assertEqual([Decimal("0.02")] * 2, [self.held_after(n) for n in (102, 103)])
 
     def test_waiting_for_a_turn_no_view_is_no_turn_and_flat_is_one(self) -> None:
@@ -63,10 +61,7 @@ class TestViews(BotTest):
         self.assertEqual([ZERO, ZERO, -SIZE], held)
 
     def test_without_a_view_the_candles_are_asked_for_once_a_tick(self) -> None:
-        bot = self.once(100)
-        asked = []
-        ask = self.exchange.candles
-        self.exchange.candles = lambda since: asked.append(since) or ask(since)  # type: ignore
+        bot, asked = self.once(100), self.moments("candles")
         self.once(101, bot)
         self.assertEqual(1, len(asked))
 
@@ -90,9 +85,7 @@ class TestOwnRule(BotTest):
 
     def test_a_rule_that_fails_halts_the_bot_with_its_line_and_leaves_what_is_held(self) -> None:
         for then in ("return 1 / 0", "return 7", "while True: pass"):
-            with self.subTest(then):
-                self.setUp()
+            with self.anew(then):
                 reason = self.run_rule(then)
-                self.assertRegex(reason, "rule.py:[24]: ")
-                self.assertIn(f"{SIZE} XBTUSD stays held", reason)
-                self.assertEqual((SIZE, 1), (self.exchange.held, len(self.exchange.placed)))
+                self.assertRegex(reason, f"rule.py:[24]: .*{SIZE} XBTUSD stays held")
+                self.assert_held(SIZE, sent=1)

@@ -5,35 +5,30 @@ import random
 import socket
 import unittest
 from decimal import Decimal
-from functools import partial
 from itertools import count, pairwise, product
 from pathlib import Path
-from typing import Any
 from urllib.parse import parse_qs
 
 from krakenbot.bot import Bot
 from krakenbot.clock import StopRequestedError
 from krakenbot.commands.views import decisions
-from krakenbot.decision import Plan
 from krakenbot.journal import Journal
 from krakenbot.journal_file import open_journal
 from krakenbot.kraken.counter import DECAY, POINTS, RestCounter
 from krakenbot.kraken.spot import Spot
 from krakenbot.kraken.transport import UrllibTransport
-from krakenbot.risk import Limits
-from krakenbot.strategy import sma_slope
 from tests import slow
 from tests.clients import signing
 from tests.folders import own_folder
 from tests.logs import silence
 from tests.ports.test_transport import RESET, Server, answer
-from tests.simulation.test_contract import World, write_candles
+from tests.simulation.test_contract import World, plan_of_length, write_candles
 
 SEEDS = int(os.environ.get("TEST_SEEDS", "1"))
 KINDS = ("reset", "page", "cut", "empty", "service")
 SHARE = 0.1  # Of all requests.
 FAULTY, GRACE, CALM = 20, 8, 5  # Candles.
-SIZE = Decimal("0.02")
+SIZE = plan_of_length(3).size
 
 
 class Rough(World):
@@ -106,13 +101,13 @@ class TestRoughWire(unittest.TestCase):
         url = f"http://127.0.0.1:{world.server.port}"
         counter = RestCounter(world, self.folder / f"counter{id(world)}")
         client = signing(UrllibTransport(10), url, world, nonces=nonces, counter=counter)
-        strategy, needed = partial(sma_slope, length=3), 4
-        limits = Limits(None, Decimal(150), Decimal(1), 500)
-        plan = Plan("XBTUSD", 60, SIZE, 2, False, True, strategy, needed, limits)
-        return Bot(plan, Spot(client, "XBTUSD", 60), journal, world, "rough")
+        return Bot(plan_of_length(3), Spot(client, "XBTUSD", 60), journal, world, "rough")
 
-    def run_through(self, kinds: tuple[str, ...], seed: int) -> tuple[Rough, dict[int, Any]]:
-        """Let a bot, started twice in a row, trade through the faults and some calm candles."""
+    def run_through(self, kinds: tuple[str, ...], seed: int) -> tuple[Rough, dict[int, int]]:
+        """Let a bot, started twice in a row, trade through the faults and some calm candles.
+
+        Return the targets of its decisions, too.
+        """
         world = Rough(self.candles, kinds, seed)
         self.addCleanup(world.close)
         journal, nonces = open_journal(None), count(1)
@@ -121,23 +116,25 @@ class TestRoughWire(unittest.TestCase):
             world.end = world.time + ends
             with self.assertRaises(StopRequestedError):
                 self.bot(world, journal, nonces).run()
-        return world, {row.candle: row for row in decisions(journal)}
+        targets = sorted((row.candle, int(row.target)) for row in decisions(journal))
+        return world, dict(targets)
 
     def test_the_bot_goes_on_and_is_on_target_soon_after_the_last_fault(self) -> None:
         for kinds, seed in product((KINDS, *((kind,) for kind in KINDS)), range(SEEDS)):
             with self.subTest(kinds, seed=seed):
-                world, decided = self.run_through(kinds, seed)
+                world, targets = self.run_through(kinds, seed)
                 self.assertGreater(world.failed, 5)
-                self.assertEqual(sorted(set(world.nonces)), world.nonces)
-                self.assertLessEqual(world.highest, 14.001)
-                orders = [row["cl_ord_id"] for row in world.sandbox.api.orders.values()]
-                self.assertEqual(len(set(orders)), len(orders))
-                targets = [row.target for _, row in sorted(decided.items())]
-                turns = sum(a != b for a, b in pairwise(targets))
+                self.check_requests(world)
+                turns = sum(a != b for a, b in pairwise(targets.values()))
                 self.assertGreater(turns, 3)  # Six in the market; faults hide one or two.
-                self.assertGreaterEqual(len(orders), turns)
+                self.assertGreaterEqual(len(world.sandbox.api.orders), turns)
                 calm = [end for end in world.held if end >= world.calm_from + 60 * GRACE]
                 self.assertGreaterEqual(len(calm), CALM - 1)
                 for end in calm:
-                    target = int(decided[end - 120].target)
-                    self.assertEqual(target * SIZE, world.held[end])
+                    self.assertEqual(targets[end - 120] * SIZE, world.held[end])
+
+    def check_requests(self, world: Rough) -> None:
+        self.assertEqual(sorted(set(world.nonces)), world.nonces)
+        self.assertLessEqual(world.highest, 14.001)
+        orders = [row["cl_ord_id"] for row in world.sandbox.api.orders.values()]
+        self.assertEqual(len(set(orders)), len(orders))

@@ -7,9 +7,10 @@ exchange, `storms` what goes wrong and when, `people` who starts the program and
 
 import contextlib
 import random
+import shutil
 import sqlite3
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Container
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -86,6 +87,8 @@ class World:
         show: bool = False,
         setting: Setting | None = None,
     ) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
         self.seed = seed
         self.random = random.Random(f"{seed} world")
         self.setting = s = setting or choose(self.random, seed)
@@ -106,8 +109,8 @@ class World:
         )
         self.trouble_maker = self.trouble_type(self.api, self.pass_time)
         self.trouble_maker.random = random.Random(f"{seed} trouble")
-        self.trouble_maker.strikes = self.strikes
         self.storms = Storms(self, keep)
+        self.trouble_maker.strikes = self.storms.strikes
         self.machine = Machine(self, folder)
         # The process under test.
         self.settings: dict[str, str] = self._first_settings(folder)
@@ -126,15 +129,15 @@ class World:
 
     def _first_settings(self, folder: Path) -> dict[str, str]:
         s = self.setting
-        leverage, reversal = first_way(self.random)
+        choice = self.random.choice
         settings = {
             "MODE": "live",
             "PAIR": self.rules.altname,
             "INTERVAL": str(s.interval),
             "SIZE": str(SIZES[s.pair][0]),
-            "LEVERAGE": str(leverage),
-            "REVERSAL": reversal,
-            "ENTRY": self.random.choice(("now", "now", "next-turn")),
+            "LEVERAGE": str(choice((0, 2, 2, 2, 3, 3))),
+            "REVERSAL": choice(("two-step", "two-step", "one-order")),
+            "ENTRY": choice(("now", "now", "next-turn")),
             "STRATEGY_LENGTH": str(s.length),
             "RISK_MAX_FEE_PERCENT_PER_DAY": "1000",
             "RISK_MAX_ORDERS_PER_DAY": str(s.orders_max),
@@ -160,8 +163,6 @@ class World:
             **{f"KRAKENBOT_{key}": value for key, value in self.settings.items()},
         }
 
-    # -- what the configuration says -------------------------------------------------------------
-
     @property
     def leverage(self) -> int:
         return int(self.settings["LEVERAGE"])
@@ -173,8 +174,6 @@ class World:
     @property
     def size(self) -> Decimal:
         return Decimal(self.settings["SIZE"])
-
-    # -- time and steps --------------------------------------------------------------------------
 
     def pass_time(self, seconds: float) -> None:
         target = self.time + max(seconds, 0.0)
@@ -203,22 +202,13 @@ class World:
         self.expect(self.steps < STEPS_MAX, "progress", f"{STEPS_MAX} steps are not enough")
         return self.storms.strike(what)
 
-    def strikes(self, what: str) -> bool:
-        return self.storms.strikes(what)
-
-    # -- the network -----------------------------------------------------------------------------
-
     def way_s(self) -> float:
         return 0.01 + self.trouble_maker.random.random() * 0.1
-
-    def wire_is_good(self) -> bool:
-        """Return whether nothing can happen on the wire now; in some episodes it is used always."""
-        return not (self.storms.chances or self.setting.dead_first or self.seed % 4 == 0)
 
     def spoil(self, most: int) -> int:
         return self.trouble_maker.random.randrange(max(most, 1))
 
-    def trouble(self, words: Mapping[str, str]) -> str:
+    def trouble(self, words: Container[str]) -> str:
         return self.storms.wire(words)
 
     def respond(self, method: str, target: str, headers: dict[str, str], body: bytes) -> Answer:
@@ -244,8 +234,6 @@ class World:
             self.truth.look()
         self.note("got", str(answer.status), answer.body)
         return answer
-
-    # -- looking from outside --------------------------------------------------------------------
 
     def expect(self, holds: object, name: str, text: str) -> None:
         if not holds:
@@ -317,10 +305,6 @@ class World:
         return bool(self.counts[f"changed {key.upper()}"])
 
     @property
-    def storming(self) -> bool:
-        return self.storms.is_on
-
-    @property
     def blind(self) -> bool:
         """Return whether views may have lagged for longer than the bot can wait."""
         return self.storms.blind
@@ -329,27 +313,6 @@ class World:
     def sizes(self) -> Decimal:
         """Return the largest size that was configured in this episode."""
         return max(Decimal(x) for x in (self.settings["SIZE"], *self.storms.sizes))
-
-
-def is_dense(seed: int) -> bool:
-    """Return whether the seed is one of most orders in a time.
-
-    Minutes that turn nearly always, reversals in two orders, and nothing that holds the bot back.
-    """
-    chance = random.Random(f"{seed} world")
-    s = choose(chance, seed)
-    chance.uniform(0, 7200)  # As a world draws its first moment.
-    leverage, reversal = first_way(chance)
-    turns = s.interval == 1 and s.length == 2 and s.turning > 0.8 and not s.rule
-    is_free = s.max_loss is None and s.orders_max > 30 and s.balance > 1000
-    is_quick = not s.dead_first and seed % 4
-    return bool(turns and is_free and is_quick and leverage and reversal == "two-step")
-
-
-def first_way(random: random.Random) -> tuple[int, str]:
-    """Draw the leverage and the kind of reversal that an episode begins with."""
-    leverage = random.choice((0, 2, 2, 2, 3, 3))
-    return leverage, random.choice(("two-step", "two-step", "one-order"))
 
 
 def choose(random: random.Random, seed: int) -> Setting:

@@ -125,8 +125,9 @@ class Bot:
 
     def _refuse_when_halted(self) -> None:
         if reason := self.journal.get("halted"):
-            cleared = "`krakenbot resume` clears this once you have checked"
-            raise StopError(f"halted: {reason}. {cleared}")
+            raise StopError(
+                f"halted: {reason}. `krakenbot resume` clears this once you have checked"
+            )
 
     def _start(self, patience_s: float = 300.0) -> None:
         self.retry(self.market.learn, patience_s)

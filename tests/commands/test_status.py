@@ -71,6 +71,11 @@ class TestLife(Folder):
         self.presence()
         self.assertIn("next starting: it may wait up to 135 s", " ".join(self.status().split()))
 
+    def test_what_is_held_is_not_known_while_an_order_is_unresolved(self) -> None:
+        self.journal.write(intent())
+        text = " ".join(self.status().split())
+        self.assertIn("position not known while an order is unresolved; recorded is 0 XBT", text)
+
     def test_a_decision_that_is_long_overdue_is_stale(self) -> None:
         self.decided(600)
         self.assertEqual(State.STALE, read_life(self.journal, self.lock, 1.0).state)

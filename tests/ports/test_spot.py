@@ -301,7 +301,7 @@ class TestWhatElseIsTold(unittest.TestCase):
         status = spot(Kraken(SystemStatus={"status": "online", **odd})).market_status()
         self.assertEqual(("online", "fire"), (status.status, status.notices[0]))
         self.assertEqual("Upgrade, 2026-05-11T09:00:00Z", status.notices[-1])
-        for absent in ({}, {"upcoming_maintenance": None, "emergency": []}):
+        for absent in ({}, {"upcoming_maintenance": True, "emergency": "burns"}):
             status = spot(Kraken(SystemStatus={"status": "online", **absent})).market_status()
             self.assertEqual(SystemStatus("online"), status)
 

@@ -413,6 +413,10 @@ class TestMissingPermission(BotTest):
         action = mock.Mock(side_effect=[silence, LOCKOUT, "done"])
         self.assertEqual("done", bot.retry(action, 300.0))
 
+    def test_an_order_refused_with_the_key_is_recorded_with_that_reason(self) -> None:
+        self.run_for(900, self.at_the_turn("stop"))
+        self.assertEqual("EAPI:Invalid key", self.intents()[1].note)
+
     def test_orders_refused_by_a_limit_of_requests_do_not_end_it(self) -> None:
         bot = self.at_the_turn()
         self.fails("place", error=LIMIT)
@@ -506,6 +510,19 @@ class TestOneMethodThatFails(BotTest):
         self.run_for(600)
         self.assert_held(ZERO)
 
+    def test_a_turn_is_closed_although_no_quote_is_answered(self) -> None:
+        self.at(DOWN)
+        self.fails("quote")
+        self.run_for(600)
+        self.assert_held(ZERO)
+
+    def test_without_a_quote_the_newest_close_shows_the_loss(self) -> None:
+        self.exchange.close = lambda number: Decimal(40_000)
+        self.fails("quote")
+        self.at(106)
+        self.assertIn("max_loss is 50", self.stopped(self.bot().run))
+        self.assert_held(ZERO)
+
     def test_a_flatten_goes_on_after_a_restart_although_no_quote_is_answered(self) -> None:
         self.journal.put(flatten="max_loss reached")
         self.fails("quote")
@@ -524,6 +541,7 @@ TOLD: dict[str, tuple[int, dict[str, Any], str]] = {
     "a smallest order above the size": (DAY_S, {"pair_rules": RAISED}, ABOVE_SIZE),
     "a market that takes no orders": (DAY_S, {"status": "cancel_only"}, "in state cancel_only"),
     "a pair that is listed no more": (DAY_S, NOT_LISTED, "in state not listed"),
+    "a ledger that cannot be read": (LONG_S, {"charges": None}, "ledger cannot be read"),
     "a market that makes no candles": (60, {"newest": 120}, "no finished candles"),
 }
 

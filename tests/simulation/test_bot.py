@@ -837,8 +837,10 @@ class TestPositionTruth(BotTest):
     def test_every_safety_stop_is_on_disk_and_holds_after_a_restart(self) -> None:
         self.exchange.script, shown = ["lost"], self.exchange.find
         self.answers("find", None, then=StopError("the exchange shows several orders for one id"))
-        self.stopped(self.once, 100)
+        both = "the exchange holds 0.01, the journal records 0"
+        self.assertIn(both, self.stopped(self.once, 100))
         self.assertIn("several orders", self.journal.get("halted"))
+        self.assertEqual(SIZE, Decimal(self.journal.get("exchange_position")))
         self.exchange.find = shown
         self.assertIn("several orders", self.stopped(self.once, 101))
 
@@ -971,6 +973,13 @@ class TestFlatten(BotTest):
                 said = self.stopped(partial(self.flatten, patience_s=30.0))
                 self.assertRegex(said, f"{SIZE} .*may still be held")
                 self.assertIn("asked to", self.journal.get("halted"))
+
+    def test_one_that_ends_with_an_unresolved_order_names_it(self) -> None:
+        self.at_the_turn("never")
+        self.fails("find")
+        self.run_for(60)
+        (intent,) = self.journal.open_intents()
+        self.assertRegex(self.stopped(self.flatten), f"besides what order {intent.id}")
 
     def test_a_contradiction_met_while_flattening_is_on_disk(self) -> None:
         self.fails("find", error=StopError("several orders"))

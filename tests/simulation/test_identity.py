@@ -4,6 +4,7 @@ The bot as the front door makes it, with the built-in exchange in the same proce
 while the bot waits.
 """
 
+import io
 import os
 import shutil
 import signal
@@ -12,7 +13,14 @@ import sqlite3
 import unittest
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, closing, nullcontext, suppress
+from contextlib import (
+    AbstractContextManager,
+    ExitStack,
+    closing,
+    nullcontext,
+    redirect_stdout,
+    suppress,
+)
 from decimal import Decimal
 from functools import partial
 from itertools import chain, repeat
@@ -27,6 +35,7 @@ from krakenbot.assemble import Parts, assemble
 from krakenbot.clock import Clock
 from krakenbot.commands import call as calling
 from krakenbot.commands import journals
+from krakenbot.commands.handover import adopt as adopting
 from krakenbot.config import Config, ExchangeTable, RiskTable, StrategyTable
 from krakenbot.config_reader import load
 from krakenbot.credentials import load_credentials
@@ -424,6 +433,19 @@ class TestLostJournal(FrontDoor):
         self.run_once()  # It is not asked about again.
 
 
+class TestSeveralOrders(FrontDoor):
+    def test_an_adoption_needs_no_answer_about_an_order_id_that_several_have(self) -> None:
+        self.config = self.config._replace(leverage=2)
+        self.hold()
+        self.write_lost_order(leverage=2)
+        with self.failing("find", StopError("several orders")):
+            self.assert_stops("several orders")
+            self.time += 1000
+            with redirect_stdout(io.StringIO()):
+                self.assertEqual(0, adopting(self.config, yes=True))
+        self.assert_no_order_is_open()
+
+
 class TestCurrent(FrontDoor):
     """Before anything is sent, all trades since the newest record are known."""
 
@@ -515,6 +537,11 @@ class TestSettings(FrontDoor):
             with self.subTest(words), self.assertRaisesRegex(ConfigError, words):
                 self.run_once(**changes)
         self.assertEqual([], self.bought())
+
+    def test_a_side_that_the_pair_does_not_offer_is_named_with_the_costs(self) -> None:
+        one_sided = self.listed(leverage_sell=[])
+        with one_sided, self.assertRaisesRegex(ConfigError, "no margin for a sell"):
+            self.run_once(leverage=2, strategy=StrategyTable(length=2))
 
     def test_a_size_worth_less_than_the_smallest_order_at_the_newest_close_ends_it_too(
         self,

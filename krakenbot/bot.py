@@ -38,7 +38,6 @@ LATE_MAX_S = 300.0  # Later than this, as after a sleep of the machine, nothing 
 BLOCKED_CANDLES, BLOCKED_MAX_S = 3, 3600.0  # Blocked for so long, whichever is less: an alert.
 CHECKS_S = 3600.0  # Between two runs of a start check that so far allows only closing.
 PAGES_MAX, PAGE_S = 10, 6.0  # Ledger pages per check; the REST limit allows a page in 6 s.
-UNREAD_MAX_S = 900.0  # A ledger that cannot be read for longer is an alert.
 PAGES_BEFORE_S = 20.0  # The ledger is not read this close to the next candle.
 DAY_S = 86400
 
@@ -125,9 +124,8 @@ class Bot:
 
     def _refuse_when_halted(self) -> None:
         if reason := self.journal.get("halted"):
-            raise StopError(
-                f"halted: {reason}. `krakenbot resume` clears this once you have checked"
-            )
+            cleared = "`krakenbot resume` clears this once you have checked"
+            raise StopError(f"halted: {reason}. {cleared}")
 
     def _start(self, patience_s: float = 300.0) -> None:
         self.retry(self.market.learn, patience_s)
@@ -171,7 +169,7 @@ class Bot:
         self._books_kept = self.clock.monotonic()
         difference = self._ledger.read(self.market.rules, pages)
         self._alerts.update("ledger", self._ledger.refused)
-        self._alerts.update("unread", self._ledger.unread, UNREAD_MAX_S)
+        self._alerts.update("unread", self._ledger.unread, SILENCE_MAX_S)
         if difference:
             self._emit("difference", difference)
 

@@ -394,18 +394,17 @@ class Orders:
 
     def _contradiction(self, held: Decimal, recorded: Decimal) -> StopError:
         """Halt with both numbers, and return the error that ends the bot."""
-        why = (
-            ": closed, opened or liquidated by someone else? Check, then `krakenbot adopt` to "
-            "continue with what is held"
-        )
+        cause, earning = "closed, opened or liquidated by someone else", dict[str, Decimal]()
         if not self._plan.leverage:
+            cause = "sold or moved by someone else, or has Kraken taken a fee in coins"
             earning = earn_balances(self._exchange.balances(), self._market.rules.base)
-            if earning:
-                places = " and ".join(f"{plain(amount)} {code}" for code, amount in earning.items())
-                why = (
-                    f"; {places} is in Kraken's Earn or staked: switch auto-earn off, move it "
-                    "back to the spot wallet, then `krakenbot resume`. Until it is back do not "
-                    "adopt: the bot would buy again"
-                )
+        why = f": {cause}? Check, then `krakenbot adopt` to continue with what is held"
+        if earning:
+            places = " and ".join(f"{plain(amount)} {code}" for code, amount in earning.items())
+            why = (
+                f"; {places} is in Kraken's Earn or staked: switch auto-earn off, move it back to "
+                "the spot wallet, then `krakenbot resume`. Until it is back do not adopt: the bot "
+                "would buy again"
+            )
         numbers = f"the exchange holds {plain(held)} {self._plan.pair}, the journal records "
         return self._journal.halt(f"{numbers}{plain(recorded)}{why}", held)
